@@ -1,0 +1,69 @@
+# Everything a developer or a newcomer runs. `make up` and `make test` need only Python ≥ 3.11 with venv.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+UP_ARGS ?= --simulate 20
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help up setup test down check lint types layers format lock env schema openapi wheel
+
+help:            ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+up: $(VENV)/.up  ## run the whole system on embedded servers; Ctrl-C stops it
+	$(BIN)/scoreboard up $(UP_ARGS)
+
+test: $(VENV)/.dev  ## run every test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: lint types layers test  ## what CI runs
+
+lint: $(VENV)/.dev  ## style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev  ## static types
+	$(BIN)/basedpyright --warnings
+
+layers: $(VENV)/.dev  ## who imports whom
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev  ## rewrite in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+setup: $(VENV)/.dev  ## the virtual environment with everything for development
+
+COMPILE := $(BIN)/uv pip compile -q --generate-hashes --universal --no-emit-index-url --no-header \
+	--python-version 3.11 pyproject.toml
+
+lock: $(VENV)/.dev  ## resolve requirements/*.txt anew, with hashes and no index address
+	$(COMPILE) --extra embedded --group dev -o requirements/dev.txt
+	$(COMPILE) -c requirements/dev.txt -o requirements/base.txt
+	$(COMPILE) --extra embedded --group build -c requirements/dev.txt -o requirements/up.txt
+
+wheel: $(VENV)/.dev  ## build the wheel into dist/
+	$(BIN)/python -m hatchling build -t wheel
+
+# The stamps make the second run quick: pip is asked only when the pins have changed.
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo 'scoreboard needs Python 3.11 or later: make PYTHON=/path/to/python3.11 …' >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) \
+	  || { echo 'python3 cannot make a virtual environment (Debian: apt install python3-venv)' >&2; exit 1; }
+
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+$(VENV)/.up: requirements/up.txt pyproject.toml | $(VENV)/bin/python
+	@echo 'Setting up $(VENV) (once, about a minute) …'
+	$(PIP) --require-hashes -r requirements/up.txt
+	$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt pyproject.toml | $(VENV)/bin/python
+	@echo 'Setting up $(VENV) for development (once, about two minutes) …'
+	$(PIP) --require-hashes -r requirements/dev.txt
+	$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@ $(VENV)/.up

@@ -1,0 +1,1 @@
+"""HTTP: authentication, validation, error shapes; one script call per request."""

@@ -1,0 +1,1 @@
+"""Stream to PostgreSQL, exactly once."""

@@ -1,0 +1,28 @@
+-- leaderboard: a window of the ranking with total, epoch and seq, all of one moment.
+-- WHY       rows and position must belong together, or a viewer could take old rows for new
+-- KEYS      1 board zset · 2 meta hash
+-- ARGV      1 offset int · 2 limit int, 0 for none
+-- RETURNS   epoch, seq, total, rows: user and packed score in turn, best first
+-- OUTCOMES  none
+-- REFUSES   UNINIT no epoch · BADARG arguments
+-- WRITES    nothing
+-- EMITS     nothing
+-- COST      O(log N + limit)
+
+local board, meta = KEYS[1], KEYS[2]
+local offset, limit = tonumber(ARGV[1]), tonumber(ARGV[2])
+if not offset or not limit or offset < 0 or limit < 0 then
+  return redis.error_reply('BADARG offset and limit are whole numbers from 0')
+end
+local facts = redis.call('HMGET', meta, 'epoch', 'seq')
+local epoch, seq = tonumber(facts[1]), tonumber(facts[2])
+if not epoch or not seq then
+  return redis.error_reply('UNINIT the partition is empty: reseed it')
+end
+local total = redis.call('ZCARD', board)
+local rows = {}
+if limit > 0 then
+  rows = redis.call('ZRANGE', board, string.format('%.0f', offset),
+    string.format('%.0f', offset + limit - 1), 'REV', 'WITHSCORES')
+end
+return { epoch, seq, total, rows }

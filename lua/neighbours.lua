@@ -1,0 +1,32 @@
+-- neighbours: how many stand above a packed score that is not of this partition, and who is nearest.
+-- WHY       a user's place on a board of several partitions is the sum of such counts
+-- KEYS      1 board zset · 2 meta hash
+-- ARGV      1 packed score int · 2 wins 0 or 1: an equal packed score here stands above · 3 around int
+-- RETURNS   epoch, seq, total, count above, rows above nearest first, rows below nearest first: user and packed score in turn
+-- OUTCOMES  none
+-- REFUSES   UNINIT no epoch · BADARG arguments
+-- WRITES    nothing
+-- EMITS     nothing
+-- COST      O(log N + around)
+
+local board, meta = KEYS[1], KEYS[2]
+local packed, wins, around = tonumber(ARGV[1]), ARGV[2] == '1', tonumber(ARGV[3])
+if not packed or not around or around < 0 then
+  return redis.error_reply('BADARG packed and around are whole numbers')
+end
+local facts = redis.call('HMGET', meta, 'epoch', 'seq')
+local epoch, seq = tonumber(facts[1]), tonumber(facts[2])
+if not epoch or not seq then
+  return redis.error_reply('UNINIT the partition is empty: reseed it')
+end
+local bound = string.format('%.0f', packed)
+local above = wins and bound or ('(' .. bound)
+local below = wins and ('(' .. bound) or bound
+local total = redis.call('ZCARD', board)
+local higher = redis.call('ZCOUNT', board, above, '+inf')
+local nearest_above, nearest_below = {}, {}
+if around > 0 then
+  nearest_above = redis.call('ZRANGE', board, above, '+inf', 'BYSCORE', 'LIMIT', 0, around, 'WITHSCORES')
+  nearest_below = redis.call('ZRANGE', board, below, '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, around, 'WITHSCORES')
+end
+return { epoch, seq, total, higher, nearest_above, nearest_below }

@@ -1,0 +1,29 @@
+-- remember: put actions of the ledger back into one hash of the seen window.
+-- WHY       after a reseed a repeat must still get its first answer (I5)
+-- KEYS      1 meta hash · 2 seen hash
+-- ARGV      1 token of the fence · 2 first 0 or 1: drop what the hash held before · 3 expiry int, seconds since 1970 · 4+ digest, remembered delta:score:seq
+-- RETURNS   actions the hash remembers
+-- OUTCOMES  none
+-- REFUSES   FENCE another token holds the fence · BADARG arguments
+-- WRITES    seen
+-- EMITS     nothing
+-- COST      O(n), n actions of the page ≤ 1000
+
+local meta, seen = KEYS[1], KEYS[2]
+local token, first, expiry = ARGV[1], ARGV[2] == '1', tonumber(ARGV[3])
+local values = #ARGV - 3
+if not expiry or values % 2 ~= 0 or values > 2000 then
+  return redis.error_reply('BADARG digests and memories come in pairs, at most 1000')
+end
+if redis.call('HGET', meta, 'fence') ~= token then
+  return redis.error_reply('FENCE another operator holds the fence')
+end
+redis.call('HLEN', seen)
+if first then
+  redis.call('UNLINK', seen)
+end
+if values > 0 then
+  redis.call('HSET', seen, unpack(ARGV, 4))
+  redis.call('EXPIREAT', seen, string.format('%.0f', expiry))
+end
+return redis.call('HLEN', seen)

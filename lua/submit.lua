@@ -1,0 +1,135 @@
+-- submit: apply up to 64 actions of one partition, each of them once, ever.
+-- WHY       score, stream record and memory of the action change together or not at all (I4)
+-- KEYS      1 board zset · 2 events stream · 3 meta hash · 4 changes channel · 5+ seen hash
+-- ARGV      1 generation int, the one the caller built its seen keys from · 2 layout · 3 cap int · 4+ user, action, digest, delta int, stated 0 or 1, request id, pair int: which pair of seen keys
+-- RETURNS   per action, in order: outcome, delta, score, seq
+-- OUTCOMES  applied replayed conflict busy range
+-- REFUSES   UNINIT no epoch · FENCED not accepting · LAYOUT other layout, the second word is the right one · BUCKET other generation, the second word is Redis's time in s · BADARG arguments
+-- WRITES    board events meta seen
+-- EMITS     to changes, once, if the watched top can differ
+-- COST      O(n log N), n actions ≤ 64, N members
+
+local WATCHED_TOP = 10
+local SCORE_MAX = 2147483647
+local SLOT_COUNT = 2097152
+local FIELDS_PER_ACTION = 7
+
+-- unpack
+local board, events, meta, changes = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local generation, layout, cap = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
+local count = (#ARGV - 3) / FIELDS_PER_ACTION
+local pairs_count = (#KEYS - 4) / 2
+
+-- validate
+if not generation or not cap or count < 1 or count > 64 or count % 1 ~= 0 or pairs_count % 1 ~= 0 then
+  return redis.error_reply('BADARG counts of keys and arguments do not fit')
+end
+local actions = {}
+for i = 1, count do
+  local at = 3 + (i - 1) * FIELDS_PER_ACTION
+  local action = {
+    user = ARGV[at + 1],
+    id = ARGV[at + 2],
+    digest = ARGV[at + 3],
+    delta = tonumber(ARGV[at + 4]),
+    stated = ARGV[at + 5] == '1',
+    request = ARGV[at + 6],
+    pair = tonumber(ARGV[at + 7]),
+  }
+  if not action.delta or action.delta % 1 ~= 0 or action.delta == 0
+      or math.abs(action.delta) > SCORE_MAX or #action.digest ~= 16
+      or not action.pair or action.pair < 1 or action.pair > pairs_count then
+    return redis.error_reply('BADARG action ' .. i)
+  end
+  actions[i] = action
+end
+
+-- read
+local facts = redis.call('HMGET', meta, 'epoch', 'state', 'seq', 'layout')
+local epoch, state, seq = tonumber(facts[1]), facts[2], tonumber(facts[3])
+if not epoch or not seq then
+  return redis.error_reply('UNINIT the partition is empty: reseed it')
+end
+if state ~= 'open' then
+  return redis.error_reply('FENCED the partition accepts nothing for now')
+end
+if facts[4] ~= layout then
+  return redis.error_reply('LAYOUT ' .. tostring(facts[4]) .. ' is the layout of this board')
+end
+local seen_seconds = tonumber(string.match(layout, '^%d+:(%d+):%d+$'))
+local now = tonumber(redis.call('TIME')[1])
+if math.floor(now / seen_seconds) ~= generation then
+  return redis.error_reply(string.format('BUCKET %.0f is the time, in s', now))
+end
+-- Every seen key is read here, so that one of a wrong type shows before the first write.
+for i = 5, #KEYS do
+  redis.call('HLEN', KEYS[i])
+end
+local room = cap - redis.call('XLEN', events)
+-- Packed score of the last watched row; nobody is below it while rows are free.
+local last_watched = redis.call('ZRANGE', board, WATCHED_TOP - 1, WATCHED_TOP - 1, 'REV', 'WITHSCORES')
+local threshold = tonumber(last_watched[2]) or -1
+
+-- decide and write, action by action: each sees what those before it did
+local replies, touched = {}, {}
+local visible, wrote = false, false
+for i = 1, count do
+  local action = actions[i]
+  local current, previous = KEYS[3 + 2 * action.pair], KEYS[4 + 2 * action.pair]
+  local memory = redis.call('HGET', current, action.digest) or redis.call('HGET', previous, action.digest)
+  if memory then
+    local delta, score, at = string.match(memory, '^(-?%d+):(%d+):(%d+)$')
+    local outcome = 'replayed'
+    if action.stated and tonumber(delta) ~= action.delta then
+      outcome = 'conflict'
+    end
+    replies[i] = { outcome, tonumber(delta), tonumber(score), tonumber(at) }
+  else
+    local before = tonumber(redis.call('ZSCORE', board, action.user))
+    local held = before and math.floor(before / SLOT_COUNT) or 0
+    local score = held + action.delta
+    if room < 1 then
+      replies[i] = { 'busy', action.delta, held, 0 }
+    elseif score < 0 or score > SCORE_MAX then
+      replies[i] = { 'range', action.delta, held, 0 }
+    else
+      -- First to reach a score stays ahead: take the slot below the lowest one in use there.
+      local floor = score * SLOT_COUNT
+      local lowest = redis.call('ZRANGE', board, string.format('%.0f', floor),
+        string.format('%.0f', floor + SLOT_COUNT - 1), 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
+      local slot = SLOT_COUNT - 1
+      if lowest[2] then
+        slot = math.max(tonumber(lowest[2]) - floor - 1, 0)
+      end
+      local packed = floor + slot
+      seq = seq + 1
+      room = room - 1
+      wrote = true
+      local remembered = string.format('%.0f:%.0f:%.0f', action.delta, score, seq)
+      redis.call('ZADD', board, string.format('%.0f', packed), action.user)
+      local record = { 'q', seq, 'u', action.user, 'a', action.id, 'd', action.delta, 's', score, 'e', epoch }
+      if action.request ~= '' then
+        record[13], record[14] = 't', action.request
+      end
+      redis.call('XADD', events, '*', unpack(record))
+      redis.call('HSET', current, action.digest, remembered)
+      touched[current] = true
+      if packed >= threshold or (before and before >= threshold) then
+        visible = true
+      end
+      replies[i] = { 'applied', action.delta, score, seq }
+    end
+  end
+end
+if wrote then
+  redis.call('HSET', meta, 'seq', string.format('%.0f', seq))
+  for key in pairs(touched) do
+    redis.call('EXPIRE', key, 2 * seen_seconds + 60, 'NX')
+  end
+end
+
+-- emit
+if visible then
+  redis.call('PUBLISH', changes, string.format('%.0f:%.0f', epoch, seq))
+end
+return replies

@@ -1,0 +1,1 @@
+"""What the services share, from errors and keys up to live (Redis) and archive (PostgreSQL)."""

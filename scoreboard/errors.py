@@ -1,0 +1,242 @@
+"""The tree of errors. Services map it to their own edge: HTTP status, close code, exit code.
+
+ScoreboardError
+├── Refused                 the caller's; never alerts
+│   ├── Malformed             the request cannot be read
+│   ├── Invalid               it can be read, but a value breaks a rule
+│   │   ├── UnknownKind         the kind of action earns no points
+│   │   └── ScoreOutOfRange     the score would leave 0…2³¹−1
+│   ├── Unauthenticated       no token, or one that does not verify
+│   ├── Forbidden             a good token that may not do this
+│   ├── NotFound
+│   │   ├── UnknownUser         the user has no score on the board
+│   │   └── UnknownBoard
+│   ├── ActionConflict        the action counted before with other points
+│   ├── BodyTooLarge
+│   ├── UnsupportedMedia
+│   ├── RateLimited           too many calls by this caller
+│   └── OperatorMistake       a command that would do harm, or cannot apply
+├── Unavailable             a dependency's; the same request may succeed later
+│   ├── Uninitialised         Redis is empty: reseed it
+│   ├── Fenced                an operator's repair is under way
+│   ├── Busy                  the stream is at its cap: PostgreSQL is behind
+│   ├── Overloaded            this process has all the work it may hold
+│   ├── RedisUnavailable      nothing was sent, or it was only a read
+│   ├── OutcomeUnknown        sent, no answer: repeat with the same actionId
+│   ├── DatabaseUnavailable
+│   └── KeysUnavailable       the issuer's key set could not be read
+└── Broken                  ours; alerts
+    ├── ScriptFailed          a script answered what its header does not list
+    ├── SettingInvalid        a setting is wrong: the process does not start
+    ├── SchemaMismatch        the database is behind or ahead of the code
+    ├── UnsafeRedis           Redis is configured to lose or evict data
+    └── EmbeddedFailed        an embedded server did not start
+"""
+
+from typing import ClassVar
+
+
+class ScoreboardError(Exception):
+    """Base of every error this project raises on purpose.
+
+    ``code`` is stable and machine-readable (it names the problem type, the frame's error and the
+    metric label); ``title`` is the sentence people read first; ``str(error)`` says what to change.
+    """
+
+    code: ClassVar[str] = "error"
+    title: ClassVar[str] = "Something went wrong"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, detail: str = "") -> None:
+        super().__init__(detail or self.title)
+
+    @property
+    def detail(self) -> str:
+        """The sentence for the caller. It never holds a token, a statement or a key."""
+        return str(self.args[0])
+
+
+class Refused(ScoreboardError):  # noqa: N818 (says what happened)
+    """The caller's mistake or missing right; repeating the same request changes nothing."""
+
+
+class Malformed(Refused):
+    code = "malformed"
+    title = "The request cannot be read"
+
+
+class Invalid(Refused):
+    code = "invalid"
+    title = "A value breaks a rule"
+
+
+class UnknownKind(Invalid):
+    code = "unknown-kind"
+    title = "This kind of action earns no points"
+
+
+class ScoreOutOfRange(Invalid):
+    code = "score-out-of-range"
+    title = "The score would leave 0…2147483647"
+
+
+class Unauthenticated(Refused):
+    code = "unauthenticated"
+    title = "A valid bearer token is needed"
+
+    def __init__(self, detail: str = "", *, reason: str = "missing") -> None:
+        """``reason`` is a word of a closed set, for the metric and the WWW-Authenticate header."""
+        super().__init__(detail)
+        self.reason = reason
+
+
+class Forbidden(Refused):
+    code = "forbidden"
+    title = "The token does not allow this"
+
+    def __init__(self, detail: str = "", *, scope: str | None = None) -> None:
+        """``scope`` names the missing scope where one would have been enough."""
+        super().__init__(detail)
+        self.scope = scope
+
+
+class NotFound(Refused):
+    code = "not-found"
+    title = "There is nothing here"
+
+
+class UnknownUser(NotFound):
+    code = "unknown-user"
+    title = "This user has no score"
+
+
+class UnknownBoard(NotFound):
+    code = "unknown-board"
+    title = "There is no such board"
+
+
+class ActionConflict(Refused):
+    code = "action-conflict"
+    title = "This action counted before with other points"
+
+
+class BodyTooLarge(Refused):
+    code = "body-too-large"
+    title = "The request body is too large"
+
+
+class UnsupportedMedia(Refused):
+    code = "unsupported-media"
+    title = "The body must be application/json"
+
+
+class RateLimited(Refused):
+    code = "rate-limited"
+    title = "Too many updates"
+    retryable = True
+
+    def __init__(self, detail: str = "", *, retry_after_s: int = 60) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+
+class OperatorMistake(Refused):
+    code = "operator-mistake"
+    title = "The command was not carried out"
+
+
+class Unavailable(ScoreboardError):  # noqa: N818 (says what happened)
+    """A dependency is away or busy; ``retry_after_s`` is a fair wait in whole seconds."""
+
+    code = "unavailable"
+    title = "The service cannot answer now"
+    retryable = True
+    retry_after_s: ClassVar[int] = 1
+
+
+class Uninitialised(Unavailable):
+    code = "uninitialised"
+    title = "The board is not loaded"
+    retry_after_s = 5
+
+
+class Fenced(Unavailable):
+    code = "fenced"
+    title = "The board is being repaired"
+    retry_after_s = 2
+
+
+class Busy(Unavailable):
+    code = "busy"
+    title = "The board accepts no new actions for the moment"
+    retry_after_s = 5
+
+
+class Overloaded(Unavailable):
+    code = "overloaded"
+    title = "This process is at its limit"
+
+
+class RedisUnavailable(Unavailable):
+    code = "redis-unavailable"
+    title = "The live store cannot be reached"
+
+
+class OutcomeUnknown(Unavailable):
+    code = "outcome-unknown"
+    title = "It is not known whether the action counted"
+
+
+class DatabaseUnavailable(Unavailable):
+    code = "database-unavailable"
+    title = "The database cannot be reached"
+
+
+class KeysUnavailable(Unavailable):
+    code = "keys-unavailable"
+    title = "Tokens cannot be verified now"
+    retry_after_s = 5
+
+
+class Broken(ScoreboardError):  # noqa: N818 (says what happened)
+    """Our own fault or the installation's; someone must look."""
+
+    code = "internal"
+    title = "The service failed"
+
+
+class ScriptFailed(Broken):
+    code = "script-failed"
+    title = "A script answered what its contract does not list"
+
+
+class SettingInvalid(Broken):
+    code = "setting-invalid"
+    title = "A setting is wrong"
+
+
+class SchemaMismatch(Broken):
+    code = "schema-mismatch"
+    title = "The database schema does not fit this version"
+
+
+class UnsafeRedis(Broken):
+    code = "unsafe-redis"
+    title = "Redis is configured to lose data"
+
+
+class EmbeddedFailed(Broken):
+    code = "embedded-failed"
+    title = "An embedded server did not start"
+
+
+REFUSALS: dict[str, type[ScoreboardError] | None] = {
+    "UNINIT": Uninitialised,
+    "FENCED": Fenced,
+    # The next three concern caller and script alone: live.py mends or translates them itself.
+    "BUCKET": None,
+    "LAYOUT": None,
+    "FENCE": OperatorMistake,
+    "BADARG": ScriptFailed,
+}
+"""First words of script refusals, the closed list (lua/README.md); None: never leaves live.py."""

@@ -1,0 +1,97 @@
+"""Stream records: what each one-letter field means, encoder and decoder.
+
+``q`` seq · ``u`` user · ``a`` action · ``d`` delta · ``s`` score after · ``e`` epoch ·
+``k`` kind of event (absent: an action; ``c``: a correction) · ``t`` request id (absent: none).
+
+lua/submit.lua writes them, the flusher reads them. Decoding trusts nothing: a record that breaks
+a rule becomes a ``BadRecord`` with its reason, never an exception that could stop the stream.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from msgspec import Struct
+
+from scoreboard.model import SCORE_MAX, is_identifier
+
+FIELDS: Final = {
+    "q": "seq",
+    "u": "user",
+    "a": "action",
+    "d": "delta",
+    "s": "score after",
+    "e": "epoch",
+    "k": "kind of event",
+    "t": "request id",
+}
+CORRECTION: Final = "c"
+
+
+class Event(Struct, frozen=True):
+    """One applied change, as the stream carries it. ``stream_id`` is Redis's ``ms-n``."""
+
+    stream_id: str
+    seq: int
+    user_id: str
+    action_id: str
+    delta: int
+    score_after: int
+    epoch: int
+    kind: str = ""
+    request_id: str = ""
+
+    @property
+    def occurred_at_ms(self) -> int:
+        """When Redis applied it, ms UTC: the time part of the stream id, which never goes back."""
+        return int(self.stream_id.partition("-")[0])
+
+
+class BadRecord(Struct, frozen=True):
+    """A stream record that cannot be read, with why, and its fields as received."""
+
+    stream_id: str
+    reason: str
+    fields: dict[bytes, bytes]
+
+
+def decode(  # noqa: C901, PLR0911 (a list of rules, each with its reason)
+    stream_id: bytes, fields: Mapping[bytes, bytes]
+) -> Event | BadRecord:
+    """Read one stream record."""
+    position = stream_id.decode("ascii", "replace")
+
+    def bad(reason: str) -> BadRecord:
+        return BadRecord(position, reason, dict(fields))
+
+    try:
+        event = Event(
+            stream_id=position,
+            seq=int(fields[b"q"]),
+            user_id=fields[b"u"].decode("ascii"),
+            action_id=fields[b"a"].decode("ascii"),
+            delta=int(fields[b"d"]),
+            score_after=int(fields[b"s"]),
+            epoch=int(fields[b"e"]),
+            kind=fields.get(b"k", b"").decode("ascii"),
+            request_id=fields.get(b"t", b"").decode("ascii"),
+        )
+    except KeyError as error:
+        name = error.args[0].decode()
+        return bad(f"field {name} ({FIELDS[name]}) is missing")
+    except ValueError as error:
+        return bad(f"a field cannot be read: {error}")
+    if not is_identifier(event.user_id):
+        return bad("the user is no identifier")
+    if not is_identifier(event.action_id):
+        return bad("the action is no identifier")
+    if event.kind not in {"", CORRECTION}:
+        return bad("unknown kind of event")
+    if event.delta == 0 or abs(event.delta) > SCORE_MAX:
+        return bad("the delta is zero or beyond an INT")
+    if not 0 <= event.score_after <= SCORE_MAX:
+        return bad("the score is beyond an INT")
+    if event.seq < 1 or event.epoch < 1:
+        return bad("seq and epoch start at 1")
+    if len(event.request_id) > 128 or not event.request_id.isprintable():
+        return bad("the request id is too long or unprintable")
+    return event

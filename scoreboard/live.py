@@ -1,0 +1,312 @@
+"""What Redis knows, now: one typed method per script. Nothing else runs scripts.
+
+Reads may be repeated by the caller at will. Updates go through scoreboard.dispatcher.
+A board of several partitions is merged here: by packed score, then partition number.
+"""
+
+from collections.abc import Mapping, Sequence
+from heapq import merge
+from itertools import islice
+from typing import Any, Final, TypeVar
+
+import msgspec
+import redis.asyncio as aioredis
+from msgspec import Struct
+from redis.exceptions import RedisError
+
+from scoreboard.dispatcher import Dispatcher
+from scoreboard.errors import RedisUnavailable, ScriptFailed, Uninitialised, UnknownUser
+from scoreboard.keys import GROUP, PartitionKeys
+from scoreboard.model import (
+    Board,
+    Layout,
+    Partition,
+    Row,
+    Standing,
+    Window,
+    partition_of,
+    unpack_score,
+)
+from scoreboard.redis_client import LOST
+from scoreboard.scripts import Script, call
+
+__all__ = ["Dispatcher", "Live", "PartitionState"]
+
+PAGE: Final = 1000
+"""Most scores or memories of one restore or remember call."""
+
+_Reply = TypeVar("_Reply")
+
+_LEADERBOARD: Final = Script.load("leaderboard")
+_STANDING: Final = Script.load("standing")
+_NEIGHBOURS: Final = Script.load("neighbours")
+_TRIM: Final = Script.load("trim")
+_FENCE: Final = Script.load("fence")
+_RESTORE: Final = Script.load("restore")
+_REMEMBER: Final = Script.load("remember")
+_OPEN: Final = Script.load("open")
+
+
+class _Page(Struct, frozen=True, array_like=True):
+    epoch: int
+    seq: int
+    total: int
+    rows: list[str]
+
+
+class _Place(Struct, frozen=True, array_like=True):
+    epoch: int
+    seq: int
+    total: int
+    index: int
+    packed: int
+    first: int
+    rows: list[str]
+
+
+class _Near(Struct, frozen=True, array_like=True):
+    epoch: int
+    seq: int
+    total: int
+    count_above: int
+    above: list[str]
+    below: list[str]
+
+
+class PartitionState(Struct, frozen=True):
+    """What a partition's meta hash says. ``epoch`` 0: emptied, nothing is accepted."""
+
+    epoch: int = 0
+    seq: int = 0
+    is_open: bool = False
+    layout: Layout = Layout()
+    is_public: bool = False
+    fence: str = ""
+
+
+class _Placed(Struct, frozen=True, order=True):
+    """A member in the order of a whole board: best first."""
+
+    sort_packed: int
+    partition: int
+    user_id: str
+
+    @property
+    def packed(self) -> int:
+        return -self.sort_packed
+
+
+def _pairs(flat: Sequence[str], partition: int) -> list[_Placed]:
+    return [
+        _Placed(-int(packed), partition, user)
+        for user, packed in zip(flat[::2], flat[1::2], strict=True)
+    ]
+
+
+def _rows(placed: Sequence[_Placed], first_index: int) -> tuple[Row, ...]:
+    return tuple(
+        Row(rank, one.user_id, unpack_score(one.packed))
+        for rank, one in enumerate(placed, first_index + 1)
+    )
+
+
+class Live:
+    """Typed access to the scripts over one client, which the caller owns and closes."""
+
+    def __init__(self, client: aioredis.Redis) -> None:
+        """Take a client that decodes replies (redis_client.make_client does)."""
+        self._client = client
+        self._layouts: dict[str, Layout] = {}
+
+    async def state(self, partition: Partition) -> PartitionState:
+        """Read where a partition stands.
+
+        Raises RedisUnavailable.
+        """
+        try:
+            reply: Any = await self._client.hgetall(PartitionKeys(partition).meta)
+        except (*LOST, RedisError) as error:
+            raise RedisUnavailable from error
+        facts: Mapping[str, str] = reply
+        return PartitionState(
+            epoch=int(facts.get("epoch", 0)),
+            seq=int(facts.get("seq", 0)),
+            is_open=facts.get("state") == "open" and "epoch" in facts,
+            layout=Layout.parse(facts["layout"]) if "layout" in facts else Layout(),
+            is_public=facts.get("public") == "1",
+            fence=facts.get("fence", ""),
+        )
+
+    async def board(self, name: str) -> Board:
+        """Read what was fixed when a board was made, as partition 0 carries it.
+
+        Raises Uninitialised on an emptied Redis, RedisUnavailable.
+        """
+        state = await self.state(Partition(name))
+        if not state.epoch:
+            raise Uninitialised
+        self._layouts[name] = state.layout
+        return Board(name, state.layout, state.is_public)
+
+    async def leaderboard(self, board: str, *, offset: int = 0, limit: int = 10) -> Window:
+        """Read rows offset…offset+limit of a board, with total, epoch and seq of the same moment.
+
+        Raises Uninitialised, RedisUnavailable, ScriptFailed.
+        """
+        layout = await self._layout(board)
+        if layout.partitions == 1:
+            page = await self._page(Partition(board), offset, limit)
+            return Window(page.epoch, page.seq, page.total, _rows(_pairs(page.rows, 0), offset))
+        pages = [
+            await self._page(Partition(board, number), 0, offset + limit if limit else 0)
+            for number in range(layout.partitions)
+        ]
+        best = merge(*(_pairs(page.rows, number) for number, page in enumerate(pages)))
+        return Window(
+            epoch=sum(page.epoch for page in pages),
+            seq=sum(page.seq for page in pages),
+            total=sum(page.total for page in pages),
+            rows=_rows(list(islice(best, offset, offset + limit)), offset),
+        )
+
+    async def standing(self, board: str, user_id: str, *, around: int = 0) -> Standing:
+        """Read a user's place, and ``around`` rows to each side (more on one where the other ends).
+
+        Raises UnknownUser, Uninitialised, RedisUnavailable, ScriptFailed.
+        """
+        layout = await self._layout(board)
+        home = partition_of(user_id, layout.partitions)
+        # Neighbours of other partitions may fill a whole window on either side.
+        width = around if layout.partitions == 1 else 2 * around
+        place = await self._read(_STANDING, Partition(board, home), [user_id, width], _Place)
+        if place.index < 0:
+            raise UnknownUser(f"The user has no score on board {board}")
+        epoch, seq, total, index = place.epoch, place.seq, place.total, place.index
+        near = _pairs(place.rows, home)
+        first = place.first
+        if layout.partitions > 1:
+            for number in range(layout.partitions):
+                if number == home:
+                    continue
+                other = await self._read(
+                    _NEIGHBOURS,
+                    Partition(board, number),
+                    [place.packed, int(number < home), width],
+                    _Near,
+                )
+                epoch, seq, total = epoch + other.epoch, seq + other.seq, total + other.total
+                index += other.count_above
+                near += _pairs(other.above, number) + _pairs(other.below, number)
+            near.sort()
+            at = near.index(_Placed(-place.packed, home, user_id))
+            first = max(0, min(index - around, total - 1 - 2 * around))
+            start = at - (index - first)
+            near = near[start : start + 2 * around + 1]
+        return Standing(
+            user_id=user_id,
+            rank=index + 1,
+            score=unpack_score(place.packed),
+            total=total,
+            epoch=epoch,
+            seq=seq,
+            neighbours=_rows(near, first) if around else (),
+        )
+
+    async def trim(self, partition: Partition, committed: str) -> int:
+        """Cut the stream behind a committed stream id; give how many entries went.
+
+        Raises RedisUnavailable, ScriptFailed.
+        """
+        keys = PartitionKeys(partition)
+        return int(await call(self._client, _TRIM, [keys.events], [GROUP, committed]))
+
+    async def fence(self, partition: Partition, token: str) -> tuple[int, int]:
+        """Stop accepting, in the name of ``token``; give epoch and seq (0, 0 on an emptied Redis).
+
+        Raises RedisUnavailable, ScriptFailed.
+        """
+        keys = PartitionKeys(partition)
+        epoch, seq = await call(self._client, _FENCE, [keys.meta], [token])
+        return int(epoch), int(seq)
+
+    async def restore(
+        self, partition: Partition, token: str, page: Sequence[tuple[int, str]], *, first: bool
+    ) -> int:
+        """Put a page of (packed, user) into the shadow board; give its size.
+
+        Raises OperatorMistake if another operator holds the fence, RedisUnavailable, ScriptFailed.
+        """
+        keys = PartitionKeys(partition)
+        flat = [value for pair in page for value in pair]
+        args = [token, int(first), *flat]
+        return int(await call(self._client, _RESTORE, [keys.meta, keys.shadow], args))
+
+    async def remember(
+        self,
+        partition: Partition,
+        token: str,
+        seen: tuple[int, int],
+        page: Sequence[tuple[bytes, str]],
+        *,
+        expires_at_s: int,
+        first: bool,
+    ) -> int:
+        """Put (digest, ``delta:score:seq``) into the seen hash (generation, shard); give its size.
+
+        Raises OperatorMistake if another operator holds the fence, RedisUnavailable, ScriptFailed.
+        """
+        keys = PartitionKeys(partition)
+        flat = [value for pair in page for value in pair]
+        args = [token, int(first), expires_at_s, *flat]
+        return int(await call(self._client, _REMEMBER, [keys.meta, keys.seen(*seen)], args))
+
+    async def open(
+        self,
+        partition: Partition,
+        token: str,
+        board: Board,
+        *,
+        epoch: int,
+        seq: int,
+        stream_id: str,
+        members: int,
+    ) -> int:
+        """Make the shadow the board, under a new epoch, and accept again; give its members.
+
+        Raises OperatorMistake if the fence was lost or the shadow is incomplete, RedisUnavailable
+        (it may have happened: read ``state``), ScriptFailed.
+        """
+        keys = PartitionKeys(partition)
+        return int(
+            await call(
+                self._client,
+                _OPEN,
+                [keys.board, keys.shadow, keys.events, keys.meta, keys.changes],
+                [
+                    token,
+                    epoch,
+                    seq,
+                    stream_id,
+                    GROUP,
+                    str(board.layout),
+                    int(board.is_public),
+                    members,
+                ],
+            )
+        )
+
+    async def _layout(self, board: str) -> Layout:
+        return self._layouts.get(board) or (await self.board(board)).layout
+
+    async def _page(self, partition: Partition, offset: int, limit: int) -> _Page:
+        return await self._read(_LEADERBOARD, partition, [offset, limit], _Page)
+
+    async def _read(
+        self, script: Script, partition: Partition, args: list[object], shape: type[_Reply]
+    ) -> _Reply:
+        keys = PartitionKeys(partition)
+        reply = await call(self._client, script, [keys.board, keys.meta], args, reads=True)
+        try:
+            return msgspec.convert(reply, shape)
+        except msgspec.ValidationError as error:
+            raise ScriptFailed(f"{script.name} answered another shape: {error}") from error

@@ -1,0 +1,222 @@
+"""Words of the domain as types: boards, users, actions, packed scores. No I/O.
+
+Standard library and msgspec only. What must hold: packing round-trips, and packed scores order by
+score, then by arrival.
+"""
+
+import hashlib
+import re
+import uuid
+import zlib
+from typing import Annotated, Final
+
+from msgspec import Meta, Struct
+
+SCORE_MAX: Final = 2**31 - 1
+"""Scores are PostgreSQL INTs: 0…SCORE_MAX."""
+
+SLOT_COUNT: Final = 2**21
+"""Places in arrival order on one score; score × SLOT_COUNT + slot < 2⁵² is exact in a double."""
+
+WATCHED_TOP: Final = 10
+"""Rows every viewer sees; lua/submit.lua announces only changes among these (a test compares)."""
+
+PAGE_MAX: Final = 100
+"""Most rows of one leaderboard read."""
+
+AROUND_MAX: Final = 25
+"""Most neighbours to each side of a user's standing."""
+
+BATCH_MAX: Final = 64
+"""Most actions of one submit call; bounds how long a script holds Redis."""
+
+POINTS_MAX: Final = 1_000_000
+"""Most points one action may state."""
+
+ID_PATTERN: Final = r"^[A-Za-z0-9._|:@-]{1,128}$"
+BOARD_PATTERN: Final = r"^[a-z0-9_.-]{1,32}$"
+
+UserId = Annotated[
+    str,
+    Meta(
+        pattern=ID_PATTERN,
+        min_length=1,
+        max_length=128,
+        description="A user, as the issuer of tokens names it (`sub`).",
+        examples=["018f6d0e-5f2c-7c3a-9f57-3a1f6f0f9f11", "auth0|64f1"],
+    ),
+]
+ActionId = Annotated[
+    str,
+    Meta(
+        pattern=ID_PATTERN,
+        min_length=1,
+        max_length=128,
+        description="One thing the user did; counts once, ever. `kind:unique` chooses the points.",
+        examples=["win:01J9ZQ4T8B6W3M"],
+    ),
+]
+BoardName = Annotated[
+    str,
+    Meta(pattern=BOARD_PATTERN, description="A named ranking.", examples=["main"]),
+]
+Points = Annotated[int, Meta(ge=1, le=POINTS_MAX, description="Points of one action.")]
+
+DEFAULT_BOARD: Final = "main"
+
+_ID = re.compile(ID_PATTERN[:-1] + r"\Z")
+_BOARD = re.compile(BOARD_PATTERN[:-1] + r"\Z")
+
+
+def is_identifier(text: str) -> bool:
+    """Tell whether ``text`` may be a ``userId`` or an ``actionId``."""
+    return _ID.match(text) is not None
+
+
+def is_board_name(text: str) -> bool:
+    """Tell whether ``text`` may name a board."""
+    return _BOARD.match(text) is not None
+
+
+class Layout(Struct, frozen=True):
+    """What is fixed when a board is made; changing it would hide remembered actions.
+
+    ``seen_seconds`` is the length of one generation of the seen window (an action is remembered
+    for one to two of them), ``seen_shards`` the number of hashes a generation is spread over.
+    """
+
+    partitions: int = 1
+    seen_seconds: int = 43_200
+    seen_shards: int = 64
+
+    def __str__(self) -> str:
+        """Give the form in which scripts compare layouts: ``partitions:seconds:shards``."""
+        return f"{self.partitions}:{self.seen_seconds}:{self.seen_shards}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Layout":
+        """Read the form of ``__str__``. Raises ValueError on anything else."""
+        partitions, seconds, shards = (int(part) for part in text.split(":"))
+        if min(partitions, seconds, shards) < 1:
+            raise ValueError(text)
+        return cls(partitions, seconds, shards)
+
+
+class Board(Struct, frozen=True):
+    """A named ranking with what was fixed when it was made."""
+
+    name: str = DEFAULT_BOARD
+    layout: Layout = Layout()
+    is_public: bool = True
+
+
+class Partition(Struct, frozen=True):
+    """A slice of a board's users: the unit of atomicity, of the stream and of flushing."""
+
+    board: str
+    number: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.board}:{self.number}"
+
+
+class Action(Struct, frozen=True):
+    """One thing a user did, ready to be applied.
+
+    ``stated`` is true when the caller gave the points: then the same action with other points is
+    a conflict. Points from the catalogue may change between two tries of one action, so a replay
+    of those always gets its first answer (docs/decisions/0004).
+    """
+
+    user_id: str
+    action_id: str
+    delta: int
+    stated: bool = False
+    request_id: str = ""
+
+
+class Receipt(Struct, frozen=True):
+    """The lasting answer to an action: the user's score after it, and its place in the stream."""
+
+    score: int
+    seq: int
+    replayed: bool
+
+
+class Row(Struct, frozen=True, rename="camel"):
+    """One row of a ranking, as clients see it."""
+
+    rank: int
+    user_id: str
+    score: int
+
+
+class Window(Struct, frozen=True):
+    """A consistent read of part of a ranking.
+
+    With several partitions ``epoch`` and ``seq`` are sums, which rise whenever a part does.
+    """
+
+    epoch: int
+    seq: int
+    total: int
+    rows: tuple[Row, ...]
+
+
+class Standing(Struct, frozen=True):
+    """One user's place, with the rows around it (the user's own among them) when asked for."""
+
+    user_id: str
+    rank: int
+    score: int
+    total: int
+    epoch: int
+    seq: int
+    neighbours: tuple[Row, ...] = ()
+
+
+def pack(score: int, slot: int) -> int:
+    """Join score and arrival slot into the number Redis sorts by."""
+    return score * SLOT_COUNT + slot
+
+
+def unpack_score(packed: int) -> int:
+    """Give the score of a packed number."""
+    return packed // SLOT_COUNT
+
+
+def partition_of(user_id: str, partitions: int) -> int:
+    """Give the partition a user lives in: crc32 of the id, the same in every process."""
+    return zlib.crc32(user_id.encode()) % partitions if partitions > 1 else 0
+
+
+def kind_of(action_id: str) -> str:
+    """Give the kind of an action: what stands before the first colon, else the empty string."""
+    kind, colon, _ = action_id.partition(":")
+    return kind if colon else ""
+
+
+def digest_of(board: str, user_id: str, action_id: str) -> bytes:
+    """Give the 16 bytes by which an action is remembered in Redis."""
+    named = f"{board}\0{user_id}\0{action_id}".encode()
+    return hashlib.blake2b(named, digest_size=16).digest()
+
+
+def shard_of(digest: bytes, shards: int) -> int:
+    """Give the shard of the seen window that remembers a digest."""
+    return int.from_bytes(digest[:4], "big") % shards
+
+
+def user_uuid(external_id: str) -> uuid.UUID:
+    """Give ``users.id``: the id itself where it is a canonical UUID, else a UUIDv5 of it.
+
+    Only the canonical spelling is taken as it is: upper case or ``urn:uuid:`` would give two
+    members of the board one row.
+    """
+    try:
+        parsed = uuid.UUID(external_id)
+    except ValueError:
+        parsed = None
+    if parsed is not None and str(parsed) == external_id:
+        return parsed
+    return uuid.uuid5(uuid.NAMESPACE_URL, f"urn:scoreboard:user:{external_id}")

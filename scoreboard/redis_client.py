@@ -1,0 +1,130 @@
+"""Makes Redis clients: every time-out said, no hidden retries, a name; and checks durability.
+
+redis-py's own defaults differ between ``Redis(…)`` (ten retries, time-outs included) and
+``from_url`` (none), so everything is explicit here. Retries are none: the callers of this project
+repeat knowingly or not at all.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import redis.asyncio as aioredis
+from msgspec import Struct
+from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from scoreboard.errors import RedisUnavailable, UnsafeRedis
+from scoreboard.settings import Settings
+
+LOST: Final = (RedisConnectionError, RedisTimeoutError, OSError)
+"""What redis-py raises when the connection failed: nothing is known of what was sent."""
+
+REQUIRED: Final = {
+    "appendonly": "yes",
+    "appendfsync": "always",
+    "no-appendfsync-on-rewrite": "no",
+    "maxmemory-policy": "noeviction",
+}
+"""Settings without which an acknowledged action may be lost, or counted twice after an eviction."""
+
+
+def make_pool(
+    settings: Settings, *, name: str, decode: bool = True, connections: int = 16
+) -> aioredis.BlockingConnectionPool:
+    """Make a bounded pool; waiting for a free connection is limited like any call.
+
+    Raises ValueError if the URL is no Redis URL.
+    """
+    return aioredis.BlockingConnectionPool.from_url(
+        settings.redis_url.reveal(),
+        max_connections=connections,
+        timeout=settings.redis_timeout_s,
+        socket_timeout=settings.redis_timeout_s,
+        socket_connect_timeout=settings.redis_connect_timeout_s,
+        socket_keepalive=True,
+        retry=Retry(NoBackoff(), 0),
+        retry_on_error=[],
+        health_check_interval=0,
+        decode_responses=decode,
+        protocol=2,
+        client_name=f"scoreboard-{name}",
+    )
+
+
+def make_client(
+    settings: Settings, *, name: str, decode: bool = True, connections: int = 16
+) -> aioredis.Redis:
+    """Make a client with a pool of its own; close it with ``aclose``."""
+    return aioredis.Redis.from_pool(
+        make_pool(settings, name=name, decode=decode, connections=connections)
+    )
+
+
+def make_connection(settings: Settings, *, name: str) -> AbstractConnection:
+    """Make one unconnected connection, for the dispatcher, which owns its sockets."""
+    pool = make_pool(settings, name=name, connections=1)
+    return pool.make_connection()
+
+
+class Durability(Struct, frozen=True):
+    """What a Redis promises: ``problems`` is empty when nothing acknowledged can be lost."""
+
+    problems: tuple[str, ...]
+    run_id: str = ""
+
+    @property
+    def is_safe(self) -> bool:
+        """Tell whether nothing acknowledged can be lost."""
+        return not self.problems
+
+
+async def check_durability(client: aioredis.Redis) -> Durability:
+    """Compare the server's settings with what the promise needs.
+
+    Raises RedisUnavailable if the server cannot be asked. A server that hides CONFIG (managed
+    ones do) has that as its problem: SCOREBOARD_UNSAFE_REDIS vouches for it.
+    """
+    problems: list[str] = []
+    try:
+        server: Mapping[str, Any] = await client.info("server")
+        replication: Mapping[str, Any] = await client.info("replication")
+        persistence: Mapping[str, Any] = await client.info("persistence")
+        try:
+            config: Mapping[Any, Any] | None = await client.config_get(*REQUIRED)
+        except ResponseError:
+            config = None
+    except (*LOST, RedisError) as error:
+        raise RedisUnavailable from error
+    if config is None:
+        problems.append("CONFIG GET is refused, so durability cannot be checked")
+    else:
+        problems += [
+            f"{name} is {config.get(name, 'unknown')}, must be {wanted}"
+            for name, wanted in REQUIRED.items()
+            if config.get(name) != wanted
+        ]
+    if replication.get("role") != "master":
+        problems.append(f"role is {replication.get('role')}, must be master")
+    if int(persistence.get("loading", 0)):
+        problems.append("the data set is still loading")
+    if persistence.get("aof_last_write_status", "ok") != "ok":
+        problems.append("the last write to the append-only file failed")
+    return Durability(tuple(problems), str(server.get("run_id", "")))
+
+
+async def require_durability(client: aioredis.Redis, settings: Settings) -> Durability:
+    """Refuse a Redis that may lose acknowledged actions, unless the settings allow it.
+
+    Raises UnsafeRedis with every problem named, RedisUnavailable if it cannot be asked.
+    """
+    found = await check_durability(client)
+    if found.problems and not settings.unsafe_redis:
+        raise UnsafeRedis(
+            f"Redis may lose acknowledged actions: {'; '.join(found.problems)}. "
+            "Mend its configuration, or vouch for it with SCOREBOARD_UNSAFE_REDIS=true"
+        )
+    return found

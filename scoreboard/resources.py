@@ -1,0 +1,29 @@
+"""Reads the scripts of lua/ and the statements of sql/ out of the installed packages."""
+
+from functools import cache
+from importlib.resources import as_file, files
+from pathlib import Path
+
+
+@cache
+def script(name: str) -> bytes:
+    """Give the text of ``lua/<name>.lua``."""
+    return files("lua").joinpath(f"{name}.lua").read_bytes()
+
+
+@cache
+def query(name: str) -> bytes:
+    """Give the text of ``sql/queries/<name>.sql``."""
+    return files("sql").joinpath("queries", f"{name}.sql").read_bytes()
+
+
+def migrations_path() -> Path:
+    """Give the folder of migrations on disk."""
+    with as_file(files("sql").joinpath("migrations")) as path:
+        return path
+
+
+def web_path() -> Path:
+    """Give the folder of the live page: beside the packages in a checkout, inside in a wheel."""
+    packaged = Path(__file__).parent / "_web"
+    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "web"

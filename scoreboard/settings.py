@@ -1,0 +1,229 @@
+"""Typed settings from a mapping of environment variables. Nothing is read at import.
+
+``load`` gives the frozen ``Settings``; every variable is ``SCOREBOARD_<NAME>`` of a field below,
+and an unknown ``SCOREBOARD_*`` stops the process by name: a typing error must not become a default.
+``REDIS_URL`` and ``DATABASE_URL`` are the two names everybody knows. ``.env.example`` is made from
+the descriptions here (``make env``).
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta, Struct
+
+from scoreboard.errors import SettingInvalid
+from scoreboard.model import DEFAULT_BOARD, BoardName
+
+PREFIX = "SCOREBOARD_"
+UNPREFIXED = {"redis_url": "REDIS_URL", "database_url": "DATABASE_URL"}
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+PositiveInt = Annotated[int, Meta(ge=1)]
+WholeInt = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+class Secret:
+    """Text whose repr is stars; ``reveal`` gives it to the one call that needs it."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """Give the text itself; never log it, never put it in an argument of a process."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret('***')" if self._text else "Secret('')"
+
+    __str__ = __repr__
+
+    def __bool__(self) -> bool:
+        return bool(self._text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._text == self._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+
+def _about(text: str) -> Meta:
+    return Meta(description=text)
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """Everything that can be set. Times are seconds, sizes bytes, unless a name says so."""
+
+    redis_url: Annotated[
+        Secret, _about("Redis or Valkey, redis:// or rediss://; may hold a password")
+    ]
+    database_url: Annotated[Secret, _about("PostgreSQL, postgresql://; may hold a password")] = (
+        Secret("")
+    )
+
+    # Addresses
+    api_host: Annotated[str, _about("Address the api listens on")] = "127.0.0.1"
+    api_port: Annotated[Port, _about("Port of the api")] = 8000
+    api_workers: Annotated[PositiveInt, _about("Worker processes of the api")] = 1
+    api_metrics_port: Annotated[Port, _about("Metrics of the api; 0 for none")] = 9100
+    ws_host: Annotated[str, _about("Address the streamer listens on")] = "127.0.0.1"
+    ws_port: Annotated[Port, _about("Port of the streamer")] = 8001
+    ws_workers: Annotated[PositiveInt, _about("Streamer processes, sharing the port")] = 1
+    ws_metrics_port: Annotated[Port, _about("Metrics and health of the streamer; 0 for none")] = (
+        9101
+    )
+    flusher_metrics_port: Annotated[
+        Port, _about("Metrics and health of the flusher; 0 for none")
+    ] = 9102
+    metrics_host: Annotated[str, _about("Address the metrics ports listen on")] = "127.0.0.1"
+
+    # The board
+    boards: Annotated[
+        tuple[BoardName, ...],
+        Meta(min_length=1),
+        _about("Boards served here, by comma; the first is meant where a request names none"),
+    ] = (DEFAULT_BOARD,)
+    stream_cap: Annotated[
+        PositiveInt, _about("Actions waiting for PostgreSQL before updates answer busy")
+    ] = 1_000_000
+    unknown_kinds: Annotated[
+        Literal["default", "refuse"],
+        _about("An action of a kind that is not in the catalogue: count default_points, or refuse"),
+    ] = "default"
+    default_points: Annotated[
+        PositiveInt, _about("Points of an action without a kind in the catalogue")
+    ] = 10
+
+    # Tokens
+    jwks_url: Annotated[str, _about("Key set of the issuer of tokens, by URL")] = ""
+    jwks_file: Annotated[str, _about("Key set of the issuer of tokens, by file")] = ""
+    issuer: Annotated[str, _about("Required `iss` of tokens")] = ""
+    audience: Annotated[str, _about("Required `aud` of tokens")] = "scoreboard"
+    token_leeway_s: Annotated[WholeInt, _about("Clock skew forgiven on exp and nbf")] = 30
+
+    # Limits
+    rate_limit: Annotated[
+        Literal["app", "gateway"],
+        _about("Who limits updates: the api itself (app) or the gateway before it (gateway)"),
+    ] = "app"
+    updates_per_minute: Annotated[PositiveInt, _about("Updates a user may send, sliding")] = 10
+    trusted_updates_per_minute: Annotated[
+        WholeInt, _about("Updates a token with update:score:any may send; 0 for no limit")
+    ] = 0
+    requests_in_flight: Annotated[PositiveInt, _about("Requests one api process holds")] = 512
+    body_bytes: Annotated[PositiveInt, _about("Largest request body")] = 16_384
+    body_timeout_s: Annotated[Seconds, _about("Time to send a whole request body")] = 5.0
+    request_timeout_s: Annotated[Seconds, _about("Time for a whole request")] = 10.0
+
+    # Viewers
+    frame_interval_ms: Annotated[PositiveInt, _about("Least time between two boards")] = 100
+    heartbeat_s: Annotated[Seconds, _about("Silence after which viewers get a heartbeat")] = 15.0
+    ping_s: Annotated[Seconds, _about("Time between pings to a viewer")] = 25.0
+    pong_timeout_s: Annotated[Seconds, _about("Time a viewer has to answer a ping")] = 10.0
+    viewers: Annotated[PositiveInt, _about("Viewers of one streamer process")] = 20_000
+    viewers_per_address: Annotated[PositiveInt, _about("Viewers from one IP address")] = 100
+    viewers_per_subject: Annotated[PositiveInt, _about("Viewers with one token subject")] = 10
+    new_viewers_per_second: Annotated[PositiveInt, _about("New viewers of one process")] = 300
+    origins: Annotated[
+        tuple[str, ...], _about("Origins whose pages may connect, by comma; empty: the same host")
+    ] = ()
+    trusted_hops: Annotated[
+        tuple[str, ...],
+        _about("Addresses or networks whose X-Forwarded-For is believed, by comma"),
+    ] = ()
+
+    # Redis and PostgreSQL
+    dispatch_connections: Annotated[
+        Annotated[int, Meta(ge=1, le=4)], _about("Connections of one api process for updates")
+    ] = 2
+    dispatch_waiting: Annotated[
+        PositiveInt, _about("Updates one api process holds before it answers 503")
+    ] = 4096
+    redis_connect_timeout_s: Annotated[Seconds, _about("Time to connect to Redis")] = 1.0
+    redis_timeout_s: Annotated[Seconds, _about("Time for one call to Redis")] = 3.0
+    database_pool: Annotated[PositiveInt, _about("Most connections to PostgreSQL per process")] = 4
+    database_timeout_s: Annotated[Seconds, _about("Time to get a connection or an answer")] = 5.0
+    unsafe_redis: Annotated[
+        bool,
+        _about("Run on a Redis that may lose acknowledged actions (or that hides its settings)"),
+    ] = False
+    flush_batch: Annotated[PositiveInt, _about("Most events of one transaction")] = 2000
+    flush_linger_ms: Annotated[WholeInt, _about("Wait for more events after a short read")] = 20
+
+    # Process
+    drain_s: Annotated[Seconds, _about("Time to finish after SIGTERM")] = 10.0
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], _about("Least severe log line written")
+    ] = "info"
+    log_format: Annotated[Literal["json", "console"], _about("Form of log lines")] = "json"
+    environment: Annotated[str, _about("Name of this deployment, for logs")] = "development"
+    secrets: Annotated[
+        Literal["env", "file", "aws"],
+        _about("Where credentials come from: these variables, files, or AWS Secrets Manager"),
+    ] = "env"
+    redis_secret: Annotated[
+        str, _about("Name (aws) or path (file) of the Redis credentials, JSON username, password")
+    ] = ""
+    database_secret: Annotated[
+        str, _about("Name or path of the PostgreSQL credentials, JSON username, password")
+    ] = ""
+
+
+def variable_of(field: str) -> str:
+    """Name the environment variable of a field."""
+    return UNPREFIXED.get(field, PREFIX + field.upper())
+
+
+def describe() -> Iterator[tuple[str, str, object]]:
+    """Give variable, description and default of every setting, in the order of their groups."""
+    hints = get_type_hints(Settings, include_extras=True)
+    for field in msgspec.structs.fields(Settings):
+        metas = [meta for meta in hints[field.name].__metadata__ if isinstance(meta, Meta)]
+        text = next(meta.description for meta in metas if meta.description)
+        yield variable_of(field.name), text, field.default
+
+
+def load(environ: Mapping[str, str]) -> Settings:
+    """Read settings from environment variables.
+
+    Raises SettingInvalid, naming the variable: one that is unknown, missing or out of its range.
+    """
+    fields = {variable_of(field.name): field for field in msgspec.structs.fields(Settings)}
+    unknown = sorted(name for name in environ if name.startswith(PREFIX) and name not in fields)
+    if unknown:
+        raise SettingInvalid(f"{unknown[0]} is no setting of scoreboard; see .env.example")
+    hints = get_type_hints(Settings, include_extras=True)
+    values: dict[str, Any] = {}
+    for variable, field in fields.items():
+        text = environ.get(variable)
+        kind = _bare(hints[field.name])
+        if text is None or text == "":
+            if field.required:
+                raise SettingInvalid(f"{variable} is not set; see .env.example")
+            continue
+        try:
+            values[field.name] = msgspec.convert(
+                text.split(",") if get_origin(kind) is tuple else text,
+                hints[field.name],
+                strict=False,
+                dec_hook=_decode_secret,
+            )
+        except msgspec.ValidationError as error:
+            shown = "the value" if kind is Secret else repr(text)
+            raise SettingInvalid(f"{variable}: {shown} does not fit: {error}") from None
+    return Settings(**values)
+
+
+def _bare(hint: object) -> object:
+    """Give the type below its annotations."""
+    return _bare(get_args(hint)[0]) if get_origin(hint) is Annotated else hint
+
+
+def _decode_secret(kind: type, value: object) -> object:
+    if kind is Secret and isinstance(value, str):
+        return Secret(value)
+    raise TypeError(kind)

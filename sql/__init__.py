@@ -1,0 +1,1 @@
+"""Everything PostgreSQL executes: migrations and queries; data only, read through scoreboard.resources."""

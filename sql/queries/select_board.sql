@@ -1,0 +1,3 @@
+-- Read what was fixed when a board was made.
+-- Index: boards_pk
+SELECT board, partitions, seen_seconds, seen_shards, is_public FROM boards WHERE board = %(board)s

@@ -1,0 +1,1 @@
+"""WebSockets: one Redis subscription per process, the same bytes to every viewer."""
