@@ -1,0 +1,1 @@
+"""All tests; a package, so that no dependency's stray `tests` folder can take the name."""

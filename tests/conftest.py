@@ -1,0 +1,39 @@
+"""Loads the fixtures and marks each test by the folder it stands in.
+
+A server that is missing fails the test that needs it; nothing here skips.
+"""
+
+from pathlib import Path
+
+import pytest
+
+pytest.register_assert_rewrite("tests.support")
+
+pytest_plugins = ["tests.support.servers", "tests.support.tokens", "tests.support.proxy"]
+
+FOLDERS = frozenset(
+    {
+        "unit",
+        "contract",
+        "lua",
+        "model",
+        "integration",
+        "faults",
+        "migrations",
+        "e2e",
+        "browser",
+        "kong",
+        "deploy",
+    },
+)
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not item.path.is_relative_to(HERE):
+            continue
+        folder = item.path.relative_to(HERE).parts[0]
+        if folder not in FOLDERS:
+            raise pytest.UsageError(f"{item.path}: tests/{folder} has no marker (see conftest.py)")
+        item.add_marker(folder)

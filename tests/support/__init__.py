@@ -1,0 +1,1 @@
+"""What tests share: one module per concern, each a pytest plugin where it has fixtures."""

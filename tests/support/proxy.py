@@ -1,0 +1,236 @@
+"""A TCP proxy that misbehaves on command, between a client of ours and a real server.
+
+    async with Proxy(postgres.port) as proxy:
+        connect(proxy.through(postgres.url))
+        proxy.freeze()                                  # accepts, stays deaf
+        seen = proxy.cut_when(TO_SERVER, b"COMMIT")     # delivered, and the answer never comes
+
+It runs on the loop of the test: whoever blocks that loop stops the traffic too.
+"""
+
+import asyncio
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Self
+from urllib.parse import urlsplit, urlunsplit
+
+import pytest
+
+HOST = "127.0.0.1"
+_CHUNK_BYTES = 65536
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+class Direction(Enum):
+    """Which way bytes go."""
+
+    TO_SERVER = "to server"
+    TO_CLIENT = "to client"
+
+
+TO_SERVER, TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
+
+
+@dataclass(eq=False)
+class _Trigger:
+    direction: Direction
+    pattern: bytes = b""
+    bytes_left: int = 0
+    deliver: bool = True
+    fired: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Proxy:
+    """Carries bytes to a port of 127.0.0.1, from a port of its own; an async context manager."""
+
+    def __init__(self, target_port: int) -> None:
+        self.port = 0
+        self.connections_seen = 0
+        self._target_port = target_port
+        self._delay_s = 0.0
+        self._listener: asyncio.Server | None = None
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._handlers: set[asyncio.Task[None]] = set()
+        self._triggers: list[_Trigger] = []
+
+    async def __aenter__(self) -> Self:
+        await self._listen()
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        self.refuse()
+        self._flowing.set()
+        for task in self._handlers:
+            task.cancel()
+        await asyncio.gather(*self._handlers, return_exceptions=True)
+
+    def through(self, url: str) -> str:
+        """Give ``url`` with this proxy's port in place of the server's."""
+        parts = urlsplit(url)
+        credentials = parts.netloc.rpartition("@")[0]
+        address = f"{HOST}:{self.port}"
+        netloc = f"{credentials}@{address}" if credentials else address
+        return urlunsplit(parts._replace(netloc=netloc))
+
+    @property
+    def open_connections(self) -> int:
+        """How many clients are being served."""
+        return len(self._handlers)
+
+    def cut(self) -> None:
+        """Reset every connection; new ones are accepted."""
+        for writer in tuple(self._writers):
+            _reset(writer)
+
+    def refuse(self) -> None:
+        """Reset every connection and let no new one in, as if the server had gone."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        self.cut()
+
+    def freeze(self) -> None:
+        """Carry nothing more in either direction; go on accepting, and stay deaf."""
+        self._flowing.clear()
+
+    def delay(self, delay_s: float) -> None:
+        """Hold every chunk back for ``delay_s`` from now on."""
+        self._delay_s = delay_s
+
+    async def restore(self) -> None:
+        """End refusing, freezing and delaying, and forget what has not been triggered."""
+        self._delay_s = 0.0
+        self._triggers.clear()
+        self._flowing.set()
+        await self._listen()
+
+    def cut_after(self, direction: Direction, byte_count: int) -> asyncio.Event:
+        """Carry ``byte_count`` more bytes that way, then reset the connection they went over.
+
+        The event is set when it has happened; it happens once.
+        """
+        return self._arm(_Trigger(direction, bytes_left=byte_count))
+
+    def cut_when(
+        self,
+        direction: Direction,
+        pattern: bytes,
+        *,
+        deliver: bool = True,
+    ) -> asyncio.Event:
+        """Reset the connection on which ``pattern`` is seen, once it was delivered, or instead.
+
+        Delivered to the server, it is acted on: only the answer is lost. The event is set when it
+        has happened; it happens once.
+        """
+        return self._arm(_Trigger(direction, pattern=pattern, deliver=deliver))
+
+    def _arm(self, trigger: _Trigger) -> asyncio.Event:
+        self._triggers.append(trigger)
+        return trigger.fired
+
+    async def _listen(self) -> None:
+        if self._listener is None:
+            self._listener = await asyncio.start_server(self._serve, HOST, self.port)
+            self.port = self._listener.sockets[0].getsockname()[1]
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._handlers.add(task)
+        self.connections_seen += 1
+        async with AsyncExitStack() as stack:
+            stack.callback(self._handlers.discard, task)
+            self._keep(stack, writer)
+            with suppress(OSError):
+                await self._flowing.wait()
+                answers, server = await asyncio.open_connection(HOST, self._target_port)
+                self._keep(stack, server)
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._pump(TO_SERVER, reader, server, writer))
+                    group.create_task(self._pump(TO_CLIENT, answers, writer, server))
+
+    def _keep(self, stack: AsyncExitStack, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        stack.callback(writer.close)
+        stack.callback(self._writers.discard, writer)
+
+    async def _pump(
+        self,
+        direction: Direction,
+        source: asyncio.StreamReader,
+        sink: asyncio.StreamWriter,
+        back: asyncio.StreamWriter,
+    ) -> None:
+        overlap = b""
+        with suppress(OSError):
+            while data := await source.read(_CHUNK_BYTES):
+                if self._delay_s:
+                    await asyncio.sleep(self._delay_s)
+                await self._flowing.wait()
+                allowed, trigger = self._judge(direction, data, overlap)
+                overlap = (overlap + data)[-256:]
+                sink.write(data[:allowed])
+                await sink.drain()
+                if trigger is not None:
+                    # The far side is closed in order, so that it still reads what was delivered.
+                    sink.close()
+                    _reset(back)
+                    trigger.fired.set()
+                    return
+            await self._flowing.wait()
+            if sink.can_write_eof():
+                sink.write_eof()
+
+    def _judge(
+        self,
+        direction: Direction,
+        data: bytes,
+        overlap: bytes,
+    ) -> tuple[int, _Trigger | None]:
+        for trigger in self._triggers:
+            if trigger.direction is not direction:
+                continue
+            if trigger.pattern:
+                tail = overlap[max(0, len(overlap) - len(trigger.pattern) + 1) :]
+                found = (tail + data).find(trigger.pattern)
+                if found < 0:
+                    continue
+                end = found + len(trigger.pattern) - len(tail)
+                allowed = end if trigger.deliver else max(0, found - len(tail))
+            elif len(data) < trigger.bytes_left:
+                trigger.bytes_left -= len(data)
+                continue
+            else:
+                allowed = trigger.bytes_left
+            self._triggers.remove(trigger)
+            return allowed, trigger
+        return len(data), None
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    connection = writer.get_extra_info("socket")
+    if connection is not None:
+        with suppress(OSError):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    writer.transport.abort()
+
+
+MakeProxy = Callable[[int], Awaitable[Proxy]]
+
+
+@pytest.fixture
+async def make_proxy() -> AsyncIterator[MakeProxy]:
+    """Give a maker of proxies to a port; all are closed after the test."""
+    async with AsyncExitStack() as stack:
+
+        async def make(target_port: int) -> Proxy:
+            return await stack.enter_async_context(Proxy(target_port))
+
+        yield make
