@@ -58,7 +58,7 @@ class DataFolder:
         return self._password_file.read_text("ascii")
 
     def log_tail(self) -> str:
-        """Give the last lines of the server's log as one line."""
+        """Give the last lines of the server's log as one line, without the password."""
         try:
             with self.log.open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
@@ -66,6 +66,7 @@ class DataFolder:
                 text = file.read().decode("utf-8", "replace")
         except OSError:
             return ""
+        text = text.replace(self.password, "***")
         lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
         return " | ".join(lines[-_LOG_TAIL_LINES:])
 

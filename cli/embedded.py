@@ -292,7 +292,7 @@ class EmbeddedPostgres(EmbeddedServer):
         } | self.settings
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         return child.spawn(
-            [programs.path("postgres"), "-D", str(self._cluster), *options],
+            [programs.path("postgres"), "-D", str(self._cluster.resolve()), *options],
             on_parent_death=self.stop_signal,
             output=self.folder.log,
             environment=_plain_environment(),
@@ -385,7 +385,10 @@ class EmbeddedPostgres(EmbeddedServer):
             pid_file.unlink()
 
     def _answers(self) -> bool:
-        return self._psql("SELECT 1", "postgres").returncode == 0
+        asked = self._psql("SELECT 1", "postgres")
+        if "password authentication failed" in asked.stderr:
+            raise self._failure("its password is not the one in our folder")
+        return asked.returncode == 0
 
     def _prepare(self) -> None:
         exists = self._psql(
@@ -407,14 +410,17 @@ class EmbeddedPostgres(EmbeddedServer):
             *("-h", HOST, "-p", str(self.port), "-U", self.user, "-d", database),
             *("-X", "-w", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-c", statement),
         ]
-        return subprocess.run(  # noqa: S603 - a fixed program, no shell
-            command,
-            env=_plain_environment() | access,
-            capture_output=True,
-            check=False,
-            text=True,
-            timeout=self._start_timeout_s,
-        )
+        try:
+            return subprocess.run(  # noqa: S603 - a fixed program, no shell
+                command,
+                env=_plain_environment() | access,
+                capture_output=True,
+                check=False,
+                text=True,
+                timeout=self._start_timeout_s,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise self._failure("it took a connection and gave no answer") from error
 
 
 def free_port() -> int:

@@ -32,7 +32,10 @@ def main(arguments: list[str]) -> None:
     # The parent may have died before the kernel knew what to do about it.
     if os.getppid() != parent:
         sys.exit(1)
-    os.execv(program[0], program)  # noqa: S606 - a fixed program, no shell
+    try:
+        os.execv(program[0], program)  # noqa: S606 - the caller's program, no shell
+    except OSError as error:
+        sys.exit(f"{program[0]}: {error.strerror}")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import pytest
 
 HOST = "127.0.0.1"
 _CHUNK_BYTES = 65536
+_CLOSE_TIMEOUT_S = 10.0
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -52,6 +53,7 @@ class Proxy:
         self.connections_seen = 0
         self._target_port = target_port
         self._delay_s = 0.0
+        self._is_closing = False
         self._listener: asyncio.Server | None = None
         self._flowing = asyncio.Event()
         self._flowing.set()
@@ -64,11 +66,11 @@ class Proxy:
         return self
 
     async def __aexit__(self, *exception: object) -> None:
+        self._is_closing = True
         self.refuse()
         self._flowing.set()
-        for task in self._handlers:
-            task.cancel()
-        await asyncio.gather(*self._handlers, return_exceptions=True)
+        async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+            await asyncio.gather(*self._handlers)
 
     def through(self, url: str) -> str:
         """Give ``url`` with this proxy's port in place of the server's."""
@@ -150,10 +152,12 @@ class Proxy:
             self._keep(stack, writer)
             with suppress(OSError):
                 await self._flowing.wait()
+                if self._is_closing:
+                    return
                 answers, server = await asyncio.open_connection(HOST, self._target_port)
                 self._keep(stack, server)
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(self._pump(TO_SERVER, reader, server, writer))
+                    group.create_task(self._pump(TO_SERVER, reader, writer, server))
                     group.create_task(self._pump(TO_CLIENT, answers, writer, server))
 
     def _keep(self, stack: AsyncExitStack, writer: asyncio.StreamWriter) -> None:
@@ -165,11 +169,12 @@ class Proxy:
         self,
         direction: Direction,
         source: asyncio.StreamReader,
-        sink: asyncio.StreamWriter,
-        back: asyncio.StreamWriter,
+        client: asyncio.StreamWriter,
+        server: asyncio.StreamWriter,
     ) -> None:
+        sink = server if direction is TO_SERVER else client
         overlap = b""
-        with suppress(OSError):
+        try:
             while data := await source.read(_CHUNK_BYTES):
                 if self._delay_s:
                     await asyncio.sleep(self._delay_s)
@@ -179,14 +184,16 @@ class Proxy:
                 sink.write(data[:allowed])
                 await sink.drain()
                 if trigger is not None:
-                    # The far side is closed in order, so that it still reads what was delivered.
-                    sink.close()
-                    _reset(back)
+                    # Closed in order, so that the server still reads what was delivered to it.
+                    server.close()
+                    _reset(client)
                     trigger.fired.set()
                     return
             await self._flowing.wait()
-            if sink.can_write_eof():
+            if not sink.is_closing():
                 sink.write_eof()
+        except OSError:
+            _reset(sink)
 
     def _judge(
         self,
