@@ -63,8 +63,8 @@ class Scripts:
             if shard not in pairs:
                 pairs[shard] = len(pairs) + 1
                 keys += [KEYS.seen(generation, shard), KEYS.seen(generation - 1, shard)]
-            stated, request = (*more, 0, "")[:2] if more else (0, "")
-            args += [user, action, digest, delta, stated, request, pairs[shard]]
+            stated, request = (*more, "")[:2] if more else (0, "")
+            args += [user, action, digest, delta, int(stated), request, pairs[shard]]
         return keys, args
 
     def submit(self, *actions: tuple[Any, ...], **options: Any) -> list[list[Any]]:

@@ -1,0 +1,106 @@
+"""leaderboard.lua, standing.lua and neighbours.lua: one order, one rank, everywhere."""
+
+import pytest
+
+from scoreboard.model import SLOT_COUNT, pack
+from tests.support.scripts import KEYS, Scripts, text
+
+READ = [KEYS.board, KEYS.meta]
+
+
+def fill(scripts: Scripts, count: int) -> list[str]:
+    """Give ``count`` users falling scores, every second one a tie; the order is the list's."""
+    users = [f"user{n}" for n in range(count)]
+    scores = [100 - n // 2 for n in range(count)]
+    for n in range(0, count, 64):
+        batch = list(zip(users, scores, strict=True))[n : n + 64]
+        scripts.submit(*((user, "1", score) for user, score in batch))
+    return users
+
+
+def names(flat: list[object]) -> list[str]:
+    return [text(value) for value in flat[::2]]
+
+
+def test_a_window_comes_with_total_epoch_and_seq(opened: Scripts) -> None:
+    users = fill(opened, 12)
+
+    epoch, seq, total, rows = opened.run("leaderboard", READ, 0, 10)
+
+    assert (epoch, seq, total) == (1, 12, 12)
+    assert names(rows) == users[:10]
+    assert int(rows[1]) == pack(100, SLOT_COUNT - 1)
+
+
+def test_pages_meet_without_overlap_also_inside_a_tie(opened: Scripts) -> None:
+    users = fill(opened, 11)
+
+    pages = [opened.run("leaderboard", READ, offset, 3)[3] for offset in (0, 3, 6, 9, 12)]
+
+    assert [names(page) for page in pages] == [users[n : n + 3] for n in (0, 3, 6, 9, 12)]
+
+
+def test_an_empty_board_is_a_board(opened: Scripts) -> None:
+    assert opened.run("leaderboard", READ, 0, 10) == [1, 0, 0, []]
+    assert opened.run("leaderboard", READ, 0, 0) == [1, 0, 0, []]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("around", [0, 1, 3])
+def test_neighbours_keep_their_width_at_the_edges(opened: Scripts, count: int, around: int) -> None:
+    users = fill(opened, count)
+
+    for place, user in enumerate(users):
+        _, _, total, index, packed, first, rows = opened.run("standing", READ, user, around)
+
+        width = min(2 * around + 1, count)
+        assert (total, index) == (count, place)
+        assert first <= place < first + width
+        assert names(rows) == users[first : first + width]
+        assert packed == dict(opened.board())[user]
+    middle = opened.run("standing", READ, users[count // 2], 1)
+    if count >= 3:
+        assert names(middle[6]) == users[count // 2 - 1 : count // 2 + 2]
+
+
+def test_a_user_without_a_score_has_no_place(opened: Scripts) -> None:
+    fill(opened, 3)
+
+    assert opened.run("standing", READ, "nobody", 2) == [1, 3, 3, -1, -1, 0, []]
+
+
+@pytest.mark.parametrize(
+    ("script", "args"),
+    [("leaderboard", (0, 10)), ("standing", ("u", 0)), ("neighbours", (1, 0, 1))],
+)
+def test_reads_of_an_emptied_redis_are_refused(
+    scripts: Scripts, script: str, args: tuple[object, ...]
+) -> None:
+    assert scripts.refuses(script, READ, *args).startswith("UNINIT ")
+
+
+@pytest.mark.parametrize(
+    ("script", "args"),
+    [
+        ("leaderboard", (-1, 10)),
+        ("leaderboard", ("x", 10)),
+        ("standing", ("u", -1)),
+        ("neighbours", ("x", 0, 1)),
+    ],
+)
+def test_reads_with_wrong_arguments_are_refused(
+    opened: Scripts, script: str, args: tuple[object, ...]
+) -> None:
+    assert opened.refuses(script, READ, *args).startswith("BADARG ")
+
+
+def test_neighbours_of_a_foreign_score_are_counted_and_nearest_first(opened: Scripts) -> None:
+    users = fill(opened, 6)
+    packed = dict(opened.board())
+    between = packed[users[2]]
+
+    loses = opened.run("neighbours", READ, between, 0, 2)
+    wins = opened.run("neighbours", READ, between, 1, 2)
+
+    assert (loses[3], names(loses[4]), names(loses[5])) == (2, [users[1], users[0]], users[2:4])
+    assert (wins[3], names(wins[4]), names(wins[5])) == (3, [users[2], users[1]], users[3:5])

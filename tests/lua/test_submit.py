@@ -1,0 +1,212 @@
+"""submit.lua: a case per outcome and refusal, the order of equals, numbers to the last digit."""
+
+import pytest
+
+from scoreboard.model import SCORE_MAX, SLOT_COUNT, pack
+from tests.support.scripts import KEYS, LAYOUT, Scripts, text
+
+
+def test_a_first_action_is_applied(opened: Scripts) -> None:
+    rows = opened.submit(("alice", "win:1", 10, 0, "req-1"))
+
+    assert rows == [["applied", 10, 10, 1]]
+    assert opened.board() == [("alice", pack(10, SLOT_COUNT - 1))]
+    assert opened.events() == [
+        {"q": "1", "u": "alice", "a": "win:1", "d": "10", "s": "10", "e": "1", "t": "req-1"}
+    ]
+    assert text(opened.client.hget(KEYS.meta, "seq")) == "1"
+
+
+def test_a_replay_answers_with_the_first_score_and_changes_nothing(opened: Scripts) -> None:
+    opened.submit(("alice", "win:1", 10), ("alice", "win:2", 10))
+    before = opened.snapshot()
+
+    assert opened.submit(("alice", "win:1", 10)) == [["replayed", 10, 10, 1]]
+    assert opened.snapshot() == before
+
+
+def test_a_repeat_within_one_call_counts_once(opened: Scripts) -> None:
+    rows = opened.submit(("alice", "win:1", 10), ("alice", "win:1", 10), ("bob", "win:1", 10))
+
+    assert rows == [["applied", 10, 10, 1], ["replayed", 10, 10, 1], ["applied", 10, 10, 2]]
+
+
+def test_other_stated_points_are_a_conflict(opened: Scripts) -> None:
+    opened.submit(("alice", "win:1", 10, 1))
+    before = opened.snapshot()
+
+    assert opened.submit(("alice", "win:1", 20, 1)) == [["conflict", 10, 10, 1]]
+    assert opened.snapshot() == before
+
+
+def test_points_of_the_catalogue_may_change_between_tries(opened: Scripts) -> None:
+    opened.submit(("alice", "win:1", 10))
+
+    assert opened.submit(("alice", "win:1", 20)) == [["replayed", 10, 10, 1]]
+
+
+def test_an_action_of_the_generation_before_is_still_known(opened: Scripts) -> None:
+    generation = opened.generation
+    keys, args = opened.submit_call(("alice", "win:1", 10))
+    opened.run("submit", keys, *args)
+    opened.client.rename(keys[4], keys[5])  # what a generation's end does to the pair of names
+
+    assert opened.generation == generation, "the clock crossed a generation during the test"
+    assert opened.submit(("alice", "win:1", 10)) == [["replayed", 10, 10, 1]]
+
+
+def test_busy_at_the_cap_still_answers_replays(opened: Scripts) -> None:
+    opened.cap = 2
+    rows = opened.submit(("a", "1", 1), ("b", "1", 1), ("c", "1", 1), ("a", "1", 1))
+
+    assert [row[0] for row in rows] == ["applied", "applied", "busy", "replayed"]
+    assert opened.client.xlen(KEYS.events) == 2
+    assert opened.submit(("c", "1", 1)) == [["busy", 1, 0, 0]]
+    opened.cap = 3
+    assert opened.submit(("c", "1", 1)) == [["applied", 1, 1, 3]]
+
+
+@pytest.mark.parametrize(
+    ("held", "delta"), [(0, -1), (SCORE_MAX, 1), (SCORE_MAX - 5, 6), (5, -6), (1, SCORE_MAX)]
+)
+def test_a_score_beyond_its_range_is_refused_and_not_remembered(
+    opened: Scripts, held: int, delta: int
+) -> None:
+    if held:
+        opened.submit(("alice", "first", held))
+    before = opened.snapshot()
+
+    assert opened.submit(("alice", "next", delta)) == [["range", delta, held, 0]]
+    assert opened.snapshot() == before
+
+
+@pytest.mark.parametrize("score", [1, 1_000_000, SCORE_MAX])
+def test_the_first_to_reach_a_score_stays_ahead(opened: Scripts, score: int) -> None:
+    for user in ("zoe", "adam", "mia"):
+        opened.submit((user, "1", score))
+
+    assert opened.board() == [
+        ("zoe", pack(score, SLOT_COUNT - 1)),
+        ("adam", pack(score, SLOT_COUNT - 2)),
+        ("mia", pack(score, SLOT_COUNT - 3)),
+    ]
+
+
+def test_who_comes_to_zero_again_is_kept_on_the_board(opened: Scripts) -> None:
+    opened.submit(("alice", "up", 5))
+
+    assert opened.submit(("alice", "down", -5)) == [["applied", -5, 0, 2]]
+    assert opened.board() == [("alice", pack(0, SLOT_COUNT - 1))]
+
+
+def test_the_last_slot_of_a_score_is_shared(opened: Scripts) -> None:
+    opened.client.zadd(KEYS.board, {"last": pack(7, 0)})
+
+    opened.submit(("late", "1", 7))
+
+    assert dict(opened.board())["late"] == pack(7, 0)
+
+
+def test_every_seen_key_has_a_time_to_live_that_is_not_prolonged(opened: Scripts) -> None:
+    keys, args = opened.submit_call(("alice", "win:1", 10))
+    opened.run("submit", keys, *args)
+    opened.client.expire(keys[4], 100)
+
+    opened.run("submit", *_second(opened))
+
+    seen = opened.client.keys("*:seen:*")
+    assert seen
+    assert all(0 < opened.client.ttl(key) <= 2 * LAYOUT.seen_seconds + 60 for key in seen)
+    assert opened.client.ttl(keys[4]) <= 100
+
+
+def _second(opened: Scripts) -> tuple[object, ...]:
+    keys, args = opened.submit_call(("alice", "win:2", 10), ("alice", "win:3", 10))
+    return (keys, *args)
+
+
+def test_an_emptied_redis_accepts_nothing(scripts: Scripts) -> None:
+    keys, args = scripts.submit_call(("alice", "win:1", 10))
+
+    assert scripts.refuses("submit", keys, *args).startswith("UNINIT ")
+    assert scripts.snapshot() == {}
+
+
+def test_a_fenced_partition_accepts_nothing_not_even_replays(opened: Scripts) -> None:
+    opened.submit(("alice", "win:1", 10))
+    opened.run("fence", [KEYS.meta], "T")
+    before = opened.snapshot()
+    keys, args = opened.submit_call(("alice", "win:1", 10))
+
+    assert opened.refuses("submit", keys, *args).startswith("FENCED ")
+    assert opened.snapshot() == before
+
+
+def test_a_caller_with_another_generation_is_told_the_time(opened: Scripts) -> None:
+    keys, args = opened.submit_call(("alice", "win:1", 10), generation=7)
+
+    refusal = opened.refuses("submit", keys, *args)
+
+    code, time_s, *_ = refusal.split()
+    assert code == "BUCKET"
+    assert abs(int(time_s) - opened.now()) <= 2
+    assert opened.board() == []
+
+
+def test_a_caller_with_another_layout_is_told_the_right_one(opened: Scripts) -> None:
+    keys, args = opened.submit_call(("alice", "win:1", 10), layout="2:1000:4")
+
+    assert opened.refuses("submit", keys, *args).split()[:2] == ["LAYOUT", str(LAYOUT)]
+    assert opened.board() == []
+
+
+@pytest.mark.parametrize("delta", ["0", "1.5", "ten", str(SCORE_MAX + 1), "nan", ""])
+def test_a_delta_that_is_no_whole_number_is_refused_before_any_write(
+    opened: Scripts, delta: str
+) -> None:
+    before = opened.snapshot()
+    keys, args = opened.submit_call(("bob", "1", 1), ("alice", "win:1", delta))
+
+    assert opened.refuses("submit", keys, *args).startswith("BADARG ")
+    assert opened.snapshot() == before
+
+
+def test_more_than_64_actions_are_refused(opened: Scripts) -> None:
+    keys, args = opened.submit_call(*((f"user{n}", "1", 1) for n in range(65)))
+
+    assert opened.refuses("submit", keys, *args).startswith("BADARG ")
+    assert len(opened.submit(*((f"user{n}", "1", 1) for n in range(64)))) == 64
+
+
+def test_a_key_of_a_wrong_type_shows_before_the_first_write(opened: Scripts) -> None:
+    keys, args = opened.submit_call(("bob", "1", 1), ("alice", "win:1", 1))
+    opened.client.set(keys[-2], "no hash")
+    before = opened.snapshot()
+
+    assert "WRONGTYPE" in opened.refuses("submit", keys, *args)
+    assert opened.snapshot() == before
+
+
+def test_changes_are_announced_once_and_only_when_the_top_can_differ(opened: Scripts) -> None:
+    with opened.client.pubsub() as subscription:
+        subscription.subscribe(KEYS.changes)
+        subscription.get_message(timeout=1)
+
+        opened.submit(*((f"user{n}", "1", 100 + n) for n in range(10)))
+        opened.submit(("low", "1", 1))  # eleventh: not seen
+        opened.submit(("user0", "1", 100))  # a replay: not seen
+        opened.submit(("low", "2", 200))  # now first
+        opened.submit(("user9", "down", -109))  # leaves the top
+        opened.submit(("user9", "up", 1))  # still below it
+
+        messages = [subscription.get_message(timeout=0.2) for _ in range(4)]
+    announced = [text(message["data"]) for message in messages if message]
+    assert announced == ["1:10", "1:12", "1:13"]
+
+
+def test_packed_scores_are_exact_to_the_last_digit(opened: Scripts) -> None:
+    opened.submit(("first", "1", SCORE_MAX), ("second", "1", SCORE_MAX))
+
+    assert opened.board() == [("first", 2**52 - 1), ("second", 2**52 - 2)]
+    assert opened.submit(("first", "down", -1)) == [["applied", -1, SCORE_MAX - 1, 3]]
+    assert dict(opened.board())["first"] == pack(SCORE_MAX - 1, SLOT_COUNT - 1)
