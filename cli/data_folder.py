@@ -52,6 +52,11 @@ class DataFolder:
             raise EmbeddedFailed(f"{self.path} cannot hold data: {error.strerror}") from error
         return lock
 
+    def note_holder(self, lock: int, pid: int) -> None:
+        """Leave the process id of the server in the locked file, for whoever finds it locked."""
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(pid).encode("ascii"), 0)
+
     @property
     def password(self) -> str:
         """The server's password; there is one as soon as the folder was claimed once."""
@@ -99,8 +104,11 @@ class DataFolder:
     def _lock(self) -> int:
         lock = os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o600)
         if not _lock_within(lock, LOCK_WAIT_S):
+            holder = os.pread(lock, 20, 0).decode("ascii", "replace")
             os.close(lock)
-            raise EmbeddedFailed(f"a running {self._kind} server already uses {self.path}")
+            raise EmbeddedFailed(
+                f"a running {self._kind} server already uses {self.path} (process {holder or '?'})",
+            )
         return lock
 
     def _write_password(self, password: str) -> None:

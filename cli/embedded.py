@@ -66,8 +66,9 @@ class EmbeddedServer(ABC):
         lock = self.folder.claim(self._given_password)
         try:
             self._process = self._launch(lock)
+            self.folder.note_holder(lock, self._process.pid)
         except OSError as error:
-            raise self._failure(f"its program cannot be run: {error.strerror}") from error
+            raise self._failure(f"{error.filename or 'system'}: {error.strerror}") from error
         finally:
             os.close(lock)
         try:

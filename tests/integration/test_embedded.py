@@ -1,6 +1,7 @@
 """The embedded servers: what they promise to `scoreboard up` and to every other test."""
 
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -224,7 +225,7 @@ def test_a_second_server_on_the_same_folder_is_refused(kind, tmp_path: Path, mon
         line = failure_of(kind(tmp_path / "data"))
 
         assert first.is_running
-    assert f"already uses {tmp_path / 'data'}" in line
+        assert f"already uses {tmp_path / 'data'} (process {first.pid})" in line
 
 
 def test_a_path_that_is_no_folder_is_named(tmp_path: Path):
@@ -277,6 +278,16 @@ def test_without_any_programs_the_line_names_what_to_install(tmp_path: Path, mon
         assert variable in line
 
 
+def test_a_redis_of_the_system_will_do(tmp_path: Path, own_valkey: OwnValkey, monkeypatch):
+    (tmp_path / "redis-server").symlink_to(binaries.find_valkey())
+    monkeypatch.setattr(binaries, "_package_folders", lambda _name: [])
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    server = own_valkey()
+
+    assert b"redis-server" in Path(f"/proc/{server.pid}/cmdline").read_bytes()
+
+
 # --- PostgreSQL's particulars ---------------------------------------------------------------------
 
 
@@ -285,11 +296,15 @@ def test_a_process_id_that_another_process_got_since_does_not_hinder(own_postgre
     pid_file = server.folder.path / "cluster" / "postmaster.pid"
     text = pid_file.read_text()
     server.kill()
-    pid_file.write_text(text.replace(text.split("\n")[0], str(os.getpid()), 1))
+    stranger = child.spawn(["/bin/sleep", "60"], on_parent_death=signal.SIGKILL)
+    try:
+        pid_file.write_text(text.replace(text.split("\n")[0], str(stranger.pid), 1))
 
-    server.start()
+        server.start()
 
-    assert query(server.url, "SELECT 1") == [(1,)]
+        assert query(server.url, "SELECT 1") == [(1,)]
+    finally:
+        child.kill(stranger)
 
 
 def test_an_interrupted_initdb_leaves_nothing_in_the_way(tmp_path: Path):
@@ -317,7 +332,11 @@ def test_a_postgres_of_the_system_will_do(own_postgres: OwnPostgres, monkeypatch
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_root_without_user_namespaces_becomes_another_user(tmp_path: Path, monkeypatch):
+def test_root_without_user_namespaces_becomes_another_user(
+    tmp_path: Path,
+    monkeypatch,
+    request: pytest.FixtureRequest,
+):
     reached = Path(binaries.find_postgres().path("postgres")).resolve()
     if not all(folder.stat().st_mode & stat.S_IXOTH for folder in reached.parents):
         pytest.skip(f"only root can reach {reached}")
@@ -326,6 +345,7 @@ def test_root_without_user_namespaces_becomes_another_user(tmp_path: Path, monke
 
     with EmbeddedPostgres(tmp_path / "data", fsync=False) as server:
         workshop = (tmp_path / "data" / "cluster").resolve().parent
+        request.addfinalizer(lambda: shutil.rmtree(workshop))
         query(server.url, "CREATE TABLE kept ()")
         assert Path(f"/proc/{server.pid}").stat().st_uid != 0
         server.kill()
@@ -342,7 +362,6 @@ def test_root_without_user_namespaces_becomes_another_user(tmp_path: Path, monke
             before.st_mode,
         )
     assert workshop.parent == Path("/var/tmp")
-    subprocess.run(["rm", "-r", str(workshop)], check=True)
 
 
 def test_a_user_without_a_name_is_told_what_to_do(tmp_path: Path, monkeypatch):
@@ -402,8 +421,9 @@ def test_a_child_outlives_the_thread_that_asked_for_it():
     started: list[child.Process] = []
 
     def start() -> None:
-        command = ["/bin/sleep", "60"]
-        started.append(child.spawn(command, on_parent_death=signal.SIGKILL))
+        process = child.spawn(["/bin/sleep", "60"], on_parent_death=signal.SIGKILL)
+        started.append(process)
+        eventually(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n")
 
     thread = threading.Thread(target=start)
     thread.start()
