@@ -49,7 +49,7 @@ def as_error(error: Exception, script: Script) -> ScoreboardError:
 
     BUCKET and LAYOUT are the caller's to handle before it comes here.
     """
-    if isinstance(error, LOST | BusyLoadingError):
+    if isinstance(error, (*LOST, BusyLoadingError)):
         return RedisUnavailable()
     if isinstance(
         error, ReadOnlyError | OutOfMemoryError | AuthenticationError | NoPermissionError

@@ -1,0 +1,88 @@
+"""What the repository promises about itself: pins, wheel, words."""
+
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+REQUIREMENTS = sorted((ROOT / "requirements").glob("*.txt"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+TRACKED = subprocess.run(
+    ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+).stdout.split()
+
+
+@pytest.mark.parametrize("path", REQUIREMENTS, ids=lambda path: path.name)
+def test_requirements_are_pinned_by_hash_and_name_no_address(path: Path) -> None:
+    text = path.read_text()
+
+    assert "://" not in text
+    blocks = re.split(r"\n(?=\S)", text.strip())
+    assert blocks
+    for block in blocks:
+        if not block.startswith("#"):
+            assert re.match(r"[\w.-]+(\[[\w,-]+\])?==\S+", block), block.splitlines()[0]
+            assert "--hash=sha256:" in block
+
+
+def test_every_direct_dependency_says_what_needs_it() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    names = PROJECT["project"]["dependencies"]
+    names += PROJECT["project"]["optional-dependencies"]["embedded"]
+    names += [name for name in PROJECT["dependency-groups"]["dev"] if isinstance(name, str)]
+
+    for name in names:
+        assert re.search(rf'"{re.escape(name)}",\s+# \S', text), name
+
+
+def test_no_lock_file_with_addresses_is_tracked() -> None:
+    assert "uv.lock" not in TRACKED
+
+
+def test_the_wheel_holds_the_packages_and_their_data(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+
+    held = set(zipfile.ZipFile(wheel).namelist())
+
+    top = {name.split("/")[0] for name in held if ".dist-info" not in name}
+    assert top == {"api", "cli", "flusher", "lua", "scoreboard", "sql", "streamer"}
+    for folder in ("lua", "sql/queries", "sql/migrations"):
+        data = [path for path in (ROOT / folder).iterdir() if path.suffix in {".lua", ".sql"}]
+        assert {f"{folder}/{path.name}" for path in data} <= held
+    assert "scoreboard/_web/index.html" in held
+
+
+def test_every_link_between_documents_leads_somewhere() -> None:
+    for name in TRACKED:
+        if not name.endswith(".md"):
+            continue
+        path = ROOT / name
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text()):
+            if "://" not in target and not target.startswith("mailto:"):
+                assert (path.parent / target).exists(), f"{name} links to {target}"
+
+
+def test_no_test_sleeps_to_synchronise() -> None:
+    """A sleep as synchronisation is slow and still fails; wait for an event or poll a condition."""
+    sleeping = re.compile(r"\btime\.sleep\(|\basyncio\.sleep\((?!0\))")
+    offenders = [
+        name
+        for name in TRACKED
+        if re.search(r"tests/(.*/)?test_\w+\.py$", name)
+        and not name.startswith("tests/bench/")
+        and "# pace:" not in (text := (ROOT / name).read_text())
+        and sleeping.search(text)
+    ]
+
+    assert offenders == []

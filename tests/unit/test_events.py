@@ -1,0 +1,59 @@
+"""Stream records: what is read, and what becomes a BadRecord with its reason."""
+
+import pytest
+
+from scoreboard.events import BadRecord, Event, decode
+
+GOOD = {
+    b"q": b"7",
+    b"u": b"alice",
+    b"a": b"win:1",
+    b"d": b"10",
+    b"s": b"30",
+    b"e": b"2",
+    b"t": b"req-1",
+}
+
+
+def test_a_record_is_read() -> None:
+    event = decode(b"1700000000123-4", GOOD)
+
+    assert event == Event("1700000000123-4", 7, "alice", "win:1", 10, 30, 2, "", "req-1")
+    assert event.occurred_at_ms == 1_700_000_000_123
+
+
+@pytest.mark.parametrize("name", [b"q", b"u", b"a", b"d", b"s", b"e"])
+def test_a_missing_field_is_named(name: bytes) -> None:
+    record = decode(b"1-0", {key: value for key, value in GOOD.items() if key != name})
+
+    assert isinstance(record, BadRecord)
+    assert f"field {name.decode()} " in record.reason
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {b"q": b"x"},
+        {b"q": b"0"},
+        {b"e": b"0"},
+        {b"d": b"0"},
+        {b"d": b"1.5"},
+        {b"d": b"99999999999"},
+        {b"s": b"-1"},
+        {b"s": b"2147483648"},
+        {b"u": b""},
+        {b"u": b"a b"},
+        {b"u": b"\xff\xfe"},
+        {b"a": b"nul\x00"},
+        {b"a": b"x" * 129},
+        {b"k": b"zzz"},
+        {b"t": b"x" * 129},
+        {b"t": b"line\nbreak"},
+    ],
+)
+def test_a_record_that_breaks_a_rule_is_kept_with_its_reason(changed: dict[bytes, bytes]) -> None:
+    record = decode(b"1-0", GOOD | changed)
+
+    assert isinstance(record, BadRecord)
+    assert record.reason
+    assert record.fields == GOOD | changed

@@ -1,0 +1,88 @@
+"""Packing, identifiers, partitions: properties that everything else leans on."""
+
+import uuid
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scoreboard import model
+from scoreboard.model import SCORE_MAX, SLOT_COUNT, Layout, pack, unpack_score
+
+SCORES = st.integers(0, SCORE_MAX)
+SLOTS = st.integers(0, SLOT_COUNT - 1)
+
+
+@given(SCORES, SLOTS)
+def test_packing_round_trips_and_is_exact_in_a_double(score: int, slot: int) -> None:
+    packed = pack(score, slot)
+
+    assert unpack_score(packed) == score
+    assert int(float(packed)) == packed
+
+
+@given(SCORES, SLOTS, SCORES, SLOTS)
+def test_packed_scores_order_by_score_then_by_arrival(a: int, p: int, b: int, q: int) -> None:
+    assert (pack(a, p) < pack(b, q)) == ((a, p) < (b, q))
+
+
+@pytest.mark.parametrize("text", ["a", "auth0|64f1", "x" * 128, "A.b_c-d:e@f|g", "0"])
+def test_identifiers(text: str) -> None:
+    assert model.is_identifier(text)
+
+
+@pytest.mark.parametrize("text", ["", "x" * 129, "a b", "a\n", "é", "a/b", "a,b", "a\0", "<b>"])
+def test_what_is_no_identifier(text: str) -> None:
+    assert not model.is_identifier(text)
+
+
+@pytest.mark.parametrize("text", ["main", "a", "weekly-2026.w1", "x" * 32])
+def test_board_names(text: str) -> None:
+    assert model.is_board_name(text)
+
+
+@pytest.mark.parametrize("text", ["", "Main", "x" * 33, "a{b", "a:b", "main\n"])
+def test_what_is_no_board_name(text: str) -> None:
+    assert not model.is_board_name(text)
+
+
+def test_only_canonical_uuids_are_their_own_row() -> None:
+    canonical = "018f6d0e-5f2c-7c3a-9f57-3a1f6f0f9f11"
+    others = [canonical.upper(), f"urn:uuid:{canonical}", canonical.replace("-", ""), "auth0|1"]
+
+    rows = [model.user_uuid(text) for text in [canonical, *others]]
+
+    assert rows[0] == uuid.UUID(canonical)
+    assert len(set(rows)) == len(rows)
+    assert all(row.version == 5 for row in rows[1:])
+
+
+def test_digests_tell_apart_what_concatenation_would_confuse() -> None:
+    assert model.digest_of("main", "ab", "c") != model.digest_of("main", "a", "bc")
+    assert model.digest_of("main", "a", "b") != model.digest_of("mai", "na", "b")
+    assert len(model.digest_of("main", "a", "b")) == 16
+
+
+@given(st.text(alphabet="abc019|:", min_size=1), st.integers(1, 16))
+def test_a_user_stays_in_its_partition(user: str, partitions: int) -> None:
+    assert 0 <= model.partition_of(user, partitions) < partitions
+    assert model.partition_of(user, partitions) == model.partition_of(user, partitions)
+
+
+def test_layouts_round_trip() -> None:
+    layout = Layout(partitions=4, seen_seconds=60, seen_shards=8)
+
+    assert Layout.parse(str(layout)) == layout
+
+
+@pytest.mark.parametrize("text", ["", "1:2", "1:2:3:4", "0:1:1", "a:b:c"])
+def test_what_is_no_layout(text: str) -> None:
+    with pytest.raises(ValueError):
+        Layout.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("action", "kind"), [("win:1", "win"), ("win:a:b", "win"), ("plain", ""), (":x", "")]
+)
+def test_the_kind_of_an_action(action: str, kind: str) -> None:
+    assert model.kind_of(action) == kind
