@@ -1,0 +1,143 @@
+"""Live on a real server: one order and one rank over all partitions; durability is checked."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+
+import pytest
+import redis
+
+from scoreboard.dispatcher import Dispatcher
+from scoreboard.errors import (
+    OperatorMistake,
+    RedisUnavailable,
+    Uninitialised,
+    UnknownUser,
+    UnsafeRedis,
+)
+from scoreboard.live import Live, PartitionState
+from scoreboard.model import Action, Board, Layout, Partition
+from scoreboard.redis_client import check_durability, make_client, require_durability
+from scoreboard.settings import Secret, Settings
+from tests.support.boards import open_board
+from tests.support.servers import OwnValkey
+
+
+@pytest.fixture
+def settings(redis_url: str) -> Settings:
+    return Settings(redis_url=Secret(redis_url))
+
+
+@pytest.fixture
+async def live(settings: Settings) -> AsyncIterator[Live]:
+    client = make_client(settings, name="test")
+    yield Live(client)
+    await client.aclose()
+
+
+async def submit_all(settings: Settings, actions: list[Action]) -> None:
+    dispatcher = Dispatcher(settings)
+    task = asyncio.create_task(dispatcher.run())
+    for action in actions:
+        await dispatcher.submit("main", action)
+    dispatcher.close()
+    await task
+
+
+@pytest.mark.parametrize("partitions", [1, 3])
+async def test_list_rank_and_neighbours_tell_one_order(
+    live: Live, settings: Settings, partitions: int
+) -> None:
+    layout = Layout(partitions=partitions, seen_seconds=600, seen_shards=4)
+    await open_board(live, Board("main", layout))
+    chance = random.Random(7)
+    users = [f"user{n}" for n in range(23)]
+    await submit_all(settings, [Action(u, "1", chance.randint(1, 6)) for u in users])
+
+    whole = await live.leaderboard("main", limit=100)
+    pages = [await live.leaderboard("main", offset=at, limit=5) for at in range(0, 25, 5)]
+
+    assert [row.rank for row in whole.rows] == list(range(1, 24))
+    assert [row.score for row in whole.rows] == sorted(
+        (row.score for row in whole.rows), reverse=True
+    )
+    assert tuple(row for page in pages for row in page.rows) == whole.rows
+    assert {page.total for page in pages} == {23}
+    for place, row in enumerate(whole.rows):
+        for around in (0, 2):
+            standing = await live.standing("main", row.user_id, around=around)
+            assert (standing.rank, standing.score, standing.total) == (row.rank, row.score, 23)
+            first = max(0, min(place - around, 23 - 1 - 2 * around))
+            expected = whole.rows[first : first + 2 * around + 1] if around else ()
+            assert standing.neighbours == expected
+
+
+async def test_who_has_no_score_has_no_standing(live: Live) -> None:
+    await open_board(live)
+
+    with pytest.raises(UnknownUser):
+        await live.standing("main", "nobody")
+
+
+async def test_an_emptied_redis_says_so(live: Live) -> None:
+    assert await live.state(Partition("main")) == PartitionState()
+    with pytest.raises(Uninitialised):
+        await live.board("main")
+    with pytest.raises(Uninitialised):
+        await live.leaderboard("main")
+
+
+async def test_what_was_fixed_when_a_board_was_made_is_read_back(live: Live) -> None:
+    board = Board("main", Layout(2, 60, 8), is_public=False)
+    await open_board(live, board)
+
+    assert await live.board("main") == board
+    state = await live.state(Partition("main", 1))
+    assert (state.epoch, state.is_open, state.fence) == (1, True, "")
+
+
+async def test_only_the_holder_of_the_fence_restores(live: Live) -> None:
+    await open_board(live)
+    await live.fence(Partition("main"), "mine")
+
+    with pytest.raises(OperatorMistake, match="another operator"):
+        await live.restore(Partition("main"), "yours", [(1, "eve")], first=True)
+
+
+async def test_a_server_that_is_away_is_one_error() -> None:
+    client = make_client(Settings(redis_url=Secret("redis://127.0.0.1:1")), name="test")
+
+    with pytest.raises(RedisUnavailable):
+        await Live(client).leaderboard("main")
+    with pytest.raises(RedisUnavailable):
+        await check_durability(client)
+    await client.aclose()
+
+
+async def test_a_server_that_may_lose_data_is_refused_and_every_reason_named(
+    own_valkey: OwnValkey,
+) -> None:
+    server = own_valkey(settings={"appendfsync": "everysec", "maxmemory-policy": "allkeys-lru"})
+    settings = Settings(redis_url=Secret(server.url))
+    client = make_client(settings, name="test")
+
+    with pytest.raises(UnsafeRedis, match=r"appendfsync is everysec.*maxmemory-policy is allkeys"):
+        await require_durability(client, settings)
+    vouched = Settings(redis_url=Secret(server.url), unsafe_redis=True)
+    assert len((await require_durability(client, vouched)).problems) == 2
+    await client.aclose()
+
+
+async def test_a_server_that_hides_its_settings_must_be_vouched_for(own_valkey: OwnValkey) -> None:
+    server = own_valkey()
+    with redis.Redis.from_url(server.url) as admin:
+        admin.acl_setuser(
+            "plain", enabled=True, passwords=["+pw"], categories=["+@all"], commands=["-config"]
+        )
+    address = server.url.partition("@")[2]
+    settings = Settings(redis_url=Secret(f"redis://plain:pw@{address}"))
+    client = make_client(settings, name="test")
+
+    with pytest.raises(UnsafeRedis, match="CONFIG GET is refused"):
+        await require_durability(client, settings)
+    await client.aclose()
