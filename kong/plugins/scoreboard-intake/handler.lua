@@ -1,0 +1,280 @@
+-- scoreboard-intake: the first word on every request, and the last on every error of the gateway.
+-- WHY       jwt reads tokens loosely and answers some malformed ones with 500; browsers can carry a
+--           token to a WebSocket only as a subprotocol; Kong has four shapes of error, we have one
+-- CONFIG    algorithms · max_token_bytes · subprotocol (WebSocket route) · allowed_origins
+-- ACCESS    400 header tricks, two tokens · 401 a token jwt could not read · 403 a foreign origin
+--           else Authorization is absent or exactly `Bearer <token>` for what comes next
+-- FILTERS   every error that no service wrote becomes problem+json with a status of the contract
+-- LOG       request headers and tokens stay out of what the log plugins write
+-- SHARED    reads kong.ctx.shared.scoreboard_detail, a sentence that a refusing plugin left
+-- COST      O(bytes of the headers); nothing here waits
+
+local base64 = require 'ngx.base64'
+local json = require 'cjson.safe'
+
+local kong = kong
+local ngx = ngx
+local ipairs, pairs, type = ipairs, pairs, type
+
+local Intake = { PRIORITY = 1460, VERSION = '1.0.0' }
+
+local REALM = 'Bearer realm="scoreboard"'
+local INVALID_TOKEN = REALM .. ', error="invalid_token"'
+local PROBLEM = 'application/problem+json'
+local PROBLEM_TYPE_PREFIX = '/docs/problems/'
+local KID_MAX_BYTES = 128
+
+-- What a hop-by-hop list may name. Kong deletes every other header named there *after* its plugins
+-- ran, so `Connection: authorization` would take the checked token away from the service.
+local CONNECTION_OPTIONS = {
+  ['close'] = true, ['keep-alive'] = true, ['upgrade'] = true, ['te'] = true,
+  ['http2-settings'] = true,
+}
+
+-- Characters of the signature where jwt raises, and so answers 500, on any other length.
+local SIGNATURE_LENGTHS = {
+  ES256 = 86, ES384 = 128, ES512 = 176, PS256 = 342, PS384 = 342, PS512 = 342,
+}
+
+-- Headers by which a gateway names a user. No service of ours reads them; a client's stay outside.
+local IDENTITY_PREFIXES = { 'x-consumer-', 'x-credential-', 'x-authenticated-', 'x-anonymous-' }
+
+-- The statuses callers may see, with the code and the title of the service's own error.
+local PROBLEMS = {
+  [400] = { 'malformed', 'The request cannot be read' },
+  [401] = { 'unauthenticated', 'A valid bearer token is needed' },
+  [403] = { 'forbidden', 'The token does not allow this' },
+  [404] = { 'not-found', 'There is nothing here' },
+  [409] = { 'action-conflict', 'This action counted before with other points' },
+  [413] = { 'body-too-large', 'The request body is too large' },
+  [415] = { 'unsupported-media', 'The body must be application/json' },
+  [422] = { 'invalid', 'A value breaks a rule' },
+  [429] = { 'rate-limited', 'Too many updates' },
+  [503] = { 'unavailable', 'The service cannot answer now' },
+}
+
+local DETAILS = {
+  [404] = 'No route of this gateway has this method and path.',
+  [429] = 'Wait as many seconds as Retry-After says.',
+  [503] = 'Repeat the same request after Retry-After; an update repeated with its actionId counts once.',
+}
+
+-- Give the items of a comma-separated header: absent, one line, or several.
+local function items_of(header)
+  local items = {}
+  local lines = type(header) == 'table' and header or { header }
+  for _, line in ipairs(lines) do
+    for item in line:gmatch('[^,]+') do
+      items[#items + 1] = item:match('^%s*(.-)%s*$')
+    end
+  end
+  return items
+end
+
+local function contains(list, wanted)
+  for _, item in ipairs(list) do
+    if item == wanted then
+      return true
+    end
+  end
+  return false
+end
+
+-- Stop here. The sentence travels to header_filter, where every error gets its shape.
+local function refuse(status, detail)
+  kong.ctx.shared.scoreboard_detail = detail
+  return kong.response.exit(status, { message = detail })
+end
+
+-- Drop what only looks like a header of ours: nginx joins `X_Foo` with `X-Foo` for services.
+local function drop_lookalikes(headers)
+  for name in pairs(headers) do
+    local drop = name:find('_', 1, true)
+    for _, prefix in ipairs(IDENTITY_PREFIXES) do
+      drop = drop or name:sub(1, #prefix):lower() == prefix
+    end
+    if drop then
+      kong.service.request.clear_header(name)
+    end
+  end
+end
+
+-- Take `bearer.<jwt>` out of the offered subprotocols. The header is clean before any refusal,
+-- because log plugins read the live one. Gives token, or nil and what is wrong.
+local function take_subprotocol_token(offered, subprotocol)
+  local tokens, is_spoken, is_misspelt = {}, false, false
+  for _, item in ipairs(items_of(offered)) do
+    if item:sub(1, 7):lower() == 'bearer.' then
+      tokens[#tokens + 1] = item:sub(8)
+      is_misspelt = is_misspelt or item:sub(1, 7) ~= 'bearer.'
+    elseif item == subprotocol then
+      is_spoken = true
+    end
+  end
+  if #tokens == 0 then
+    return nil
+  end
+  kong.service.request.set_header('Sec-WebSocket-Protocol', subprotocol)
+  if #tokens > 1 then
+    return nil, 'Sec-WebSocket-Protocol carries more than one token.'
+  elseif is_misspelt then
+    return nil, 'The subprotocol of a token begins with bearer. in lower case.'
+  elseif not is_spoken then
+    return nil, 'Beside the token the subprotocol ' .. subprotocol .. ' must be offered.'
+  end
+  return tokens[1]
+end
+
+local function decode_object(part)
+  local text = base64.decode_base64url(part)
+  -- cjson gives a table for an array too, and jwt indexes whatever it gets.
+  if not text or not text:find('^%s*{') then
+    return nil
+  end
+  return json.decode(text)
+end
+
+-- Say what is wrong with a token's form, or nil. Its signature and claims are judged later.
+local function fault_of(token, conf)
+  if #token > conf.max_token_bytes then
+    return 'The token is too long.'
+  end
+  local head, body, signature = token:match('^([%w_-]+)%.([%w_-]+)%.([%w_-]+)$')
+  if not head then
+    return 'The token is not three base64url parts.'
+  end
+  local header, claims = decode_object(head), decode_object(body)
+  if not header or not claims or not base64.decode_base64url(signature) then
+    return 'The token cannot be decoded.'
+  end
+  if type(header.alg) ~= 'string' or not contains(conf.algorithms, header.alg) then
+    return 'The algorithm of the token is not accepted.'
+  end
+  local kid = header.kid
+  if type(kid) ~= 'string' or #kid > KID_MAX_BYTES or not kid:find('^[\33-\126]+$') then
+    return 'The token names no key.'
+  end
+  -- jwt looks for the key's name in the claims first.
+  if claims.kid ~= nil and claims.kid ~= kid then
+    return 'The token names two keys.'
+  end
+  if header.crit ~= nil then
+    return 'The token demands an extension that is not known here.'
+  end
+  local length = SIGNATURE_LENGTHS[header.alg]
+  if length and #signature ~= length then
+    return 'The signature of the token has a wrong length.'
+  end
+  return nil
+end
+
+function Intake:access(conf)
+  local headers, truncated = kong.request.get_headers()
+  local token, fault
+  if conf.subprotocol then
+    token, fault = take_subprotocol_token(headers['sec-websocket-protocol'], conf.subprotocol)
+  end
+  drop_lookalikes(headers)
+
+  if truncated then
+    return refuse(400, 'The request has too many headers.')
+  end
+  for _, option in ipairs(items_of(headers['connection'])) do
+    if option ~= '' and not CONNECTION_OPTIONS[option:lower()] then
+      return refuse(400, 'Connection names a header that is not hop-by-hop.')
+    end
+  end
+  if fault then
+    return refuse(400, fault)
+  end
+
+  local authorization = headers['authorization']
+  if authorization ~= nil then
+    if token then
+      return refuse(400, 'The request carries two tokens.')
+    end
+    kong.ctx.plugin.has_token = true
+    token = type(authorization) == 'string' and authorization:match('^[Bb]earer +(%S+)$')
+    if not token then
+      return refuse(401, 'Authorization must be one Bearer token.')
+    end
+  end
+  if token then
+    kong.ctx.plugin.has_token = true
+    fault = fault_of(token, conf)
+    if fault then
+      return refuse(401, fault)
+    end
+    -- Set anew, so that jwt and the service see exactly what was checked.
+    kong.service.request.set_header('Authorization', 'Bearer ' .. token)
+  end
+
+  -- CORS does not cover WebSocket handshakes, and Kong's cors plugin never refuses. A client
+  -- without Origin is no browser: its token decides.
+  local origin = headers['origin']
+  if conf.allowed_origins and origin ~= nil and not contains(conf.allowed_origins, origin) then
+    return refuse(403, 'Pages of this origin may not open the stream.')
+  end
+end
+
+-- Give the contract's status for one of the gateway's own.
+local function contract_status(status)
+  if status >= 500 then
+    return 503
+  elseif status == 417 then
+    return 413 -- what request-size-limiting answers to Expect: 100-continue
+  elseif not PROBLEMS[status] then
+    return 400
+  end
+  return status
+end
+
+function Intake:header_filter()
+  local response = kong.response
+  local status = response.get_status()
+  if status < 400 or response.get_source() == 'service' then
+    return
+  end
+  status = contract_status(status)
+  response.set_status(status)
+  response.set_header('Content-Type', PROBLEM)
+  response.clear_header('Content-Length')
+  if status == 503 and not response.get_header('Retry-After') then
+    response.set_header('Retry-After', '1')
+  end
+  if status == 401 then
+    -- jwt's own challenge lacks a comma, and names an error where no token was sent.
+    response.set_header('WWW-Authenticate', kong.ctx.plugin.has_token and INVALID_TOKEN or REALM)
+  end
+  local code, title = PROBLEMS[status][1], PROBLEMS[status][2]
+  kong.ctx.plugin.problem = json.encode({
+    type = PROBLEM_TYPE_PREFIX .. code,
+    title = title,
+    status = status,
+    detail = kong.ctx.shared.scoreboard_detail or DETAILS[status] or title .. '.',
+    request_id = ngx.var.kong_request_id,
+  })
+end
+
+function Intake:body_filter()
+  local problem = kong.ctx.plugin.problem
+  if problem then
+    kong.response.set_raw_body(problem)
+  end
+end
+
+function Intake:log()
+  local route = kong.router.get_route()
+  kong.log.set_serialize_value('route', route and route.name or nil)
+  kong.log.set_serialize_value('service', nil)
+  kong.log.set_serialize_value('tries', nil)
+  kong.log.set_serialize_value('request.headers', nil)
+  -- No token is ever read from a query, but someone will put one there.
+  if kong.request.get_raw_query():find('eyJ', 1, true) then
+    kong.log.set_serialize_value('request.querystring', nil)
+    kong.log.set_serialize_value('request.uri', kong.request.get_path())
+    kong.log.set_serialize_value('request.url', nil)
+  end
+end
+
+return Intake

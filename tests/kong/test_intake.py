@@ -1,0 +1,445 @@
+"""What scoreboard-intake lets through, refuses and rewrites, branch by branch."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from api.problems import TYPE_PREFIX
+from scoreboard import errors
+from tests.kong.runtime import SIGNATURE, Entry, Gateway, Headers, Outcome, bearer, token
+
+ORIGIN = "https://play.example"
+REST = {"algorithms": ["RS256", "ES256"]}
+WS = {**REST, "subprotocol": "scoreboard.v1", "allowed_origins": [ORIGIN, "https://other.example"]}
+
+type_of = "/docs/problems/{}".format
+
+
+def send(gateway: Gateway, headers: Headers, config: dict[str, object] = REST) -> Outcome:
+    """Send through intake alone; on the WebSocket route with ``config=WS``."""
+    checked = gateway.config("scoreboard-intake", config)
+    return gateway.send([Entry("scoreboard-intake", [(None, checked)])], headers)
+
+
+def offer(*protocols: str) -> list[tuple[str, str]]:
+    """Give one Sec-WebSocket-Protocol header per argument."""
+    return [("Sec-WebSocket-Protocol", line) for line in protocols]
+
+
+def assert_refused(outcome: Outcome, status: int, code: str) -> None:
+    assert (outcome.status, outcome.is_forwarded) == (status, False)
+    assert outcome.headers["content-type"] == "application/problem+json"
+    assert outcome.problem["type"] == type_of(code)
+    assert outcome.problem["status"] == status
+    assert outcome.problem["request_id"] == "0123456789abcdef0123456789abcdef"
+    assert not outcome.errors
+
+
+# Authorization ----------------------------------------------------------------------------------
+
+
+def test_a_request_without_a_token_passes_untouched(gateway: Gateway) -> None:
+    outcome = send(gateway, [("Accept", "application/json")])
+    assert outcome.is_forwarded
+    assert outcome.sent == [("Accept", "application/json")]
+
+
+@pytest.mark.parametrize("form", ["Bearer {}", "bearer {}", "Bearer    {}"])
+def test_a_good_token_goes_on_in_one_spelling(gateway: Gateway, form: str) -> None:
+    jwt = token()
+    outcome = send(gateway, [("authorization", form.format(jwt))])
+    assert outcome.is_forwarded
+    assert outcome.sent == [("Authorization", f"Bearer {jwt}")]
+
+
+GOOD = {"alg": "RS256", "kid": "k1"}
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        "",
+        "Bearer",
+        "Bearer ",
+        "Basic dXNlcjpwYXNz",
+        token(),
+        f"Bearer {token()} {token()}",
+        f"Bearer {token()}, Bearer {token()}",
+        f"Token x Bearer {token()}",
+        "Bearer a.b",
+        "Bearer a.b.c.d",
+        "Bearer ..",
+        f"Bearer {token()}=",
+        f"Bearer {token(signature='')}",
+        f"Bearer {token(signature='not+base64url')}",
+        f"Bearer {token(signature='AAAAA')}",  # no text has five characters in base64
+        f"Bearer {token(header='[]')}",
+        f"Bearer {token(header='5')}",
+        f"Bearer {token(header='null')}",
+        f"Bearer {token(header='{')}",
+        f"Bearer {token(claims='[]')}",
+        f"Bearer {token(claims='null')}",
+        f"Bearer {token(claims=chr(0xFF))}",
+        f"Bearer {token(header={'kid': 'k1'})}",
+        f"Bearer {token(header={**GOOD, 'alg': 'none'})}",
+        f"Bearer {token(header={**GOOD, 'alg': 'HS256'})}",
+        f"Bearer {token(header={**GOOD, 'alg': 'rs256'})}",
+        f"Bearer {token(header={**GOOD, 'alg': ['RS256']})}",
+        f"Bearer {token(header={**GOOD, 'alg': None})}",
+        f"Bearer {token(header={'alg': 'RS256'})}",
+        f"Bearer {token(header={**GOOD, 'kid': 7})}",
+        f"Bearer {token(header={**GOOD, 'kid': ['k1']})}",
+        f"Bearer {token(header={**GOOD, 'kid': {'a': 1}})}",
+        f"Bearer {token(header={**GOOD, 'kid': None})}",
+        f"Bearer {token(header={**GOOD, 'kid': ''})}",
+        f"Bearer {token(header={**GOOD, 'kid': 'k 1'})}",
+        f"Bearer {token(header={**GOOD, 'kid': 'k' * 129})}",
+        f"Bearer {token(header={**GOOD, 'crit': ['b64'], 'b64': False})}",
+        f"Bearer {token(kid='k2')}",
+        f"Bearer {token(kid=None)}",
+        f"Bearer {token(kid=7)}",
+        f"Bearer {token(header={'alg': 'ES256', 'kid': 'e1'}, signature='c2ln' + 'A' * 81)}",
+        f"Bearer {token(header={'alg': 'ES256', 'kid': 'e1'}, signature='c2ln' + 'A' * 84)}",
+        f"Bearer {token(sub='a' * 4096)}",
+    ],
+)
+def test_a_token_that_jwt_could_stumble_over_is_a_401(gateway: Gateway, authorization: str) -> None:
+    outcome = send(gateway, [("Authorization", authorization)])
+    assert_refused(outcome, 401, "unauthenticated")
+    challenge = outcome.headers["www-authenticate"]
+    assert challenge == 'Bearer realm="scoreboard", error="invalid_token"'
+
+
+def test_two_authorization_headers_are_a_401(gateway: Gateway) -> None:
+    assert_refused(send(gateway, [bearer(token()), bearer(token())]), 401, "unauthenticated")
+
+
+def test_hostile_bytes_are_a_401_and_no_lua_error(gateway: Gateway) -> None:
+    for raw in ("\xff\xfe\x00", "Bearer \x00.\x00.\x00", "Bearer \xe9.\xe9.\xe9"):
+        assert_refused(send(gateway, [("Authorization", raw)]), 401, "unauthenticated")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "length"),
+    [("ES256", 86), ("ES384", 128), ("ES512", 176), ("PS256", 342), ("PS384", 342), ("PS512", 342)],
+)
+def test_signatures_of_fixed_length_pass_at_that_length_only(
+    gateway: Gateway, algorithm: str, length: int
+) -> None:
+    for size, is_good in ((length - 1, False), (length, True), (length + 1, False)):
+        jwt = token(header={"alg": algorithm, "kid": "k"}, signature="A" * size)
+        outcome = send(gateway, [bearer(jwt)], {"algorithms": [algorithm]})
+        assert outcome.is_forwarded is is_good, size
+
+
+def test_the_longest_token_and_the_longest_kid_pass(gateway: Gateway) -> None:
+    jwt = token(header={"alg": "RS256", "kid": "k" * 128})
+    assert send(gateway, [bearer(jwt)], {**REST, "max_token_bytes": len(jwt)}).is_forwarded
+    shorter = {**REST, "max_token_bytes": len(jwt) - 1}
+    assert_refused(send(gateway, [bearer(jwt)], shorter), 401, "unauthenticated")
+
+
+def test_a_refusal_says_what_is_wrong_with_the_token(gateway: Gateway) -> None:
+    outcome = send(gateway, [bearer("a.b")])
+    assert outcome.problem["detail"] == "The token is not three base64url parts."
+    assert fail(gateway, "kong.response.exit(429)").problem["detail"].startswith("Wait as many")
+    assert fail(gateway, "kong.response.exit(413)").problem["detail"].startswith("The request body")
+
+
+def test_a_claim_that_repeats_the_kid_passes(gateway: Gateway) -> None:
+    assert send(gateway, [bearer(token(kid="k1"))]).is_forwarded
+
+
+# Headers ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["close, Authorization"],
+        ["authorization"],
+        ["keep-alive", "X-Kong-Request-Id"],
+        ["Upgrade, Sec-WebSocket-Protocol"],
+        ["close,,content-length"],
+        ["keep-alive authorization"],
+    ],
+)
+def test_connection_may_not_name_end_to_end_headers(gateway: Gateway, lines: Sequence[str]) -> None:
+    outcome = send(gateway, [bearer(token()), *[("Connection", line) for line in lines]])
+    assert_refused(outcome, 400, "malformed")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["close"],
+        ["Keep-Alive, Upgrade"],
+        ["UPGRADE", "TE"],
+        ["Upgrade, HTTP2-Settings"],
+        ["close, "],
+    ],
+)
+def test_hop_by_hop_options_pass_in_any_case(gateway: Gateway, lines: Sequence[str]) -> None:
+    assert send(gateway, [("Connection", line) for line in lines]).is_forwarded
+
+
+def test_more_headers_than_can_be_read_are_a_400(gateway: Gateway) -> None:
+    headers = [(f"X-Header-{i}", "1") for i in range(100)]
+    assert send(gateway, headers).is_forwarded
+    assert_refused(send(gateway, [*headers, ("Connection", "Authorization")]), 400, "malformed")
+
+
+def test_underscore_twins_and_identity_headers_do_not_reach_services(gateway: Gateway) -> None:
+    outcome = send(
+        gateway,
+        [
+            ("X_Kong_Request_Id", "forged"),
+            ("Sec_WebSocket_Protocol", "bearer.x"),
+            ("content_type", "text/plain"),
+            ("X-Consumer-Id", "1"),
+            ("x-consumer-username", "game-servers"),
+            ("X-Credential-Identifier", "admin"),
+            ("X-Authenticated-Userid", "admin"),
+            ("X-Anonymous-Consumer", "true"),
+            ("Content-Type", "application/json"),
+            ("If-None-Match", '"1-2"'),
+        ],
+    )
+    assert outcome.is_forwarded
+    assert outcome.sent == [("Content-Type", "application/json"), ("If-None-Match", '"1-2"')]
+
+
+# The WebSocket route ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "offers",
+    [
+        ["scoreboard.v1, bearer.{}"],
+        ["bearer.{},scoreboard.v1"],
+        ["scoreboard.v1", "bearer.{}"],
+        ["scoreboard.v2 ,  scoreboard.v1 ,  bearer.{}  "],
+    ],
+)
+def test_a_subprotocol_token_becomes_authorization(gateway: Gateway, offers: list[str]) -> None:
+    jwt = token()
+    outcome = send(gateway, [*offer(*[line.format(jwt) for line in offers])], WS)
+    assert outcome.is_forwarded
+    assert outcome.sent_values("Sec-WebSocket-Protocol") == ["scoreboard.v1"]
+    assert outcome.sent_values("Authorization") == [f"Bearer {jwt}"]
+
+
+def test_an_offer_without_a_token_stays_as_it_is(gateway: Gateway) -> None:
+    outcome = send(gateway, [*offer("scoreboard.v1, chat"), bearer(token())], WS)
+    assert outcome.is_forwarded
+    assert outcome.sent_values("Sec-WebSocket-Protocol") == ["scoreboard.v1, chat"]
+
+
+@pytest.mark.parametrize(
+    ("offers", "status"),
+    [
+        (["scoreboard.v1, bearer.{0}, bearer.{0}"], 400),
+        (["scoreboard.v1, bearer.{0}", "bearer.{0}"], 400),
+        (["bearer.{0}"], 400),
+        (["SCOREBOARD.V1, bearer.{0}"], 400),
+        (["scoreboard.v2, bearer.{0}"], 400),
+        (["scoreboard.v1, Bearer.{0}"], 400),
+        (["scoreboard.v1, bearer."], 401),
+        (["scoreboard.v1, bearer.eyJub3Q.a"], 401),
+    ],
+)
+def test_a_refused_offer_leaves_no_token_in_the_live_header(
+    gateway: Gateway, offers: list[str], status: int
+) -> None:
+    jwt = token()
+    outcome = send(gateway, offer(*[line.format(jwt) for line in offers]), WS)
+    assert_refused(outcome, status, "malformed" if status == 400 else "unauthenticated")
+    assert outcome.sent_values("Sec-WebSocket-Protocol") == ["scoreboard.v1"]
+    assert jwt not in str(outcome.sent)
+
+
+@pytest.mark.parametrize(
+    "spoiler",
+    [
+        [("Connection", "Authorization")],
+        [("Origin", "https://evil.example")],
+        [(f"X-{i}", "1") for i in range(100)],
+    ],
+)
+def test_the_offer_is_clean_however_the_request_ends(gateway: Gateway, spoiler: Headers) -> None:
+    jwt = token()
+    outcome = send(gateway, [*offer(f"scoreboard.v1, bearer.{jwt}"), *spoiler], WS)
+    assert not outcome.is_forwarded
+    assert outcome.sent_values("Sec-WebSocket-Protocol") == ["scoreboard.v1"]
+
+
+def test_a_token_in_both_places_is_a_400(gateway: Gateway) -> None:
+    headers = [*offer(f"scoreboard.v1, bearer.{token()}"), bearer(token())]
+    assert_refused(send(gateway, headers, WS), 400, "malformed")
+
+
+def test_elsewhere_a_subprotocol_is_no_token(gateway: Gateway) -> None:
+    outcome = send(gateway, offer(f"scoreboard.v1, bearer.{token()}"), REST)
+    assert outcome.sent_values("Authorization") == []
+
+
+@pytest.mark.parametrize(
+    "origins",
+    [
+        ["https://evil.example"],
+        ["null"],
+        [""],
+        [ORIGIN + "/"],
+        [ORIGIN.upper()],
+        ["http://play.example"],
+        [ORIGIN + ":8443"],
+        [ORIGIN + ".evil.example"],
+        [ORIGIN, ORIGIN],
+    ],
+)
+def test_a_page_of_another_origin_may_not_open_the_stream(
+    gateway: Gateway, origins: list[str]
+) -> None:
+    headers = [*offer(f"scoreboard.v1, bearer.{token()}"), *[("Origin", o) for o in origins]]
+    assert_refused(send(gateway, headers, WS), 403, "forbidden")
+
+
+@pytest.mark.parametrize("origin", [ORIGIN, "https://other.example", None])
+def test_a_listed_origin_or_none_passes(gateway: Gateway, origin: str | None) -> None:
+    headers = [*offer(f"scoreboard.v1, bearer.{token()}")]
+    headers += [("Origin", origin)] if origin else []
+    assert send(gateway, headers, WS).is_forwarded
+
+
+def test_origins_are_not_judged_where_none_are_listed(gateway: Gateway) -> None:
+    assert send(gateway, [("Origin", "https://evil.example")], REST).is_forwarded
+
+
+# The last word on errors ------------------------------------------------------------------------
+
+
+class _Failing:
+    """A bundled plugin that answers by itself, as Kong's own do."""
+
+    @staticmethod
+    def entry(gateway: Gateway, lua: str, priority: int = 900) -> Entry:
+        source = f"bundled.failing = {{ PRIORITY = {priority}, access = function() {lua} end }}"
+        gateway.lua.execute(source)
+        return Entry("failing", [(None, {})])
+
+
+def fail(gateway: Gateway, lua: str) -> Outcome:
+    config = gateway.config("scoreboard-intake", REST)
+    return gateway.send(
+        [Entry("scoreboard-intake", [(None, config)]), _Failing.entry(gateway, lua)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("own", "answered", "code"),
+    [
+        (400, 400, "malformed"),
+        (401, 401, "unauthenticated"),
+        (403, 403, "forbidden"),
+        (404, 404, "not-found"),
+        (405, 400, "malformed"),
+        (408, 400, "malformed"),
+        (411, 400, "malformed"),
+        (413, 413, "body-too-large"),
+        (414, 400, "malformed"),
+        (415, 415, "unsupported-media"),
+        (417, 413, "body-too-large"),
+        (426, 400, "malformed"),
+        (429, 429, "rate-limited"),
+        (431, 400, "malformed"),
+        (494, 400, "malformed"),
+        (500, 503, "unavailable"),
+        (502, 503, "unavailable"),
+        (503, 503, "unavailable"),
+        (504, 503, "unavailable"),
+    ],
+)
+def test_the_gateways_own_errors_take_the_contracts_shape(
+    gateway: Gateway, own: int, answered: int, code: str
+) -> None:
+    outcome = fail(gateway, f"kong.response.exit({own}, {{ message = 'own' }})")
+    assert_refused(outcome, answered, code)
+    assert "content-length" not in outcome.headers
+    assert outcome.headers.get("retry-after") == ("1" if answered == 503 else None)
+
+
+def test_a_lua_error_is_a_503_with_retry_after(gateway: Gateway) -> None:
+    outcome = fail(gateway, "error('failed to get usage')")
+    assert (outcome.status, outcome.headers["retry-after"]) == (503, "1")
+    assert "failed to get usage" not in outcome.body
+
+
+def test_retry_after_of_the_limiter_stays(gateway: Gateway) -> None:
+    lua = "kong.response.exit(429, { message = 'x' }, { ['Retry-After'] = '17' })"
+    assert fail(gateway, lua).headers["retry-after"] == "17"
+
+
+def test_the_challenge_of_jwt_is_mended(gateway: Gateway) -> None:
+    challenge = 'Bearer realm="scoreboard"error="invalid_token"'
+    lua = f"kong.response.exit(401, {{}}, {{ ['WWW-Authenticate'] = '{challenge}' }})"
+    assert fail(gateway, lua).headers["www-authenticate"] == 'Bearer realm="scoreboard"'
+
+
+@pytest.mark.parametrize("status", [200, 204, 304, 400, 401, 404, 409, 422, 429, 500, 502, 503])
+def test_what_a_service_answers_is_left_alone(gateway: Gateway, status: int) -> None:
+    config = gateway.config("scoreboard-intake", REST)
+    service = (status, {"Content-Type": "application/json", "ETag": '"1"'}, "as it was")
+    outcome = gateway.send([Entry("scoreboard-intake", [(None, config)])], service=service)
+    assert (outcome.status, outcome.body) == (status, "as it was")
+    assert outcome.headers == {"content-type": "application/json", "etag": '"1"'}
+
+
+def test_a_preflight_answered_by_the_gateway_is_left_alone(gateway: Gateway) -> None:
+    config = gateway.config("scoreboard-intake", REST)
+    preflight = _Failing.entry(gateway, "kong.response.exit(200)", priority=2000)
+    outcome = gateway.send([Entry("scoreboard-intake", [(None, config)]), preflight])
+    assert (outcome.status, outcome.body) == (200, "")
+    assert outcome.ran == ["failing"]
+
+
+def test_codes_and_titles_are_those_of_the_services(gateway: Gateway) -> None:
+    kinds = {
+        400: errors.Malformed,
+        401: errors.Unauthenticated,
+        403: errors.Forbidden,
+        404: errors.NotFound,
+        409: errors.ActionConflict,
+        413: errors.BodyTooLarge,
+        415: errors.UnsupportedMedia,
+        422: errors.Invalid,
+        429: errors.RateLimited,
+        503: errors.Unavailable,
+    }
+    assert type_of("") == TYPE_PREFIX
+    for status, kind in kinds.items():
+        problem = fail(gateway, f"kong.response.exit({status}, {{}})").problem
+        assert (problem["type"], problem["title"]) == (type_of(kind.code), kind.title)
+
+
+# Logs -------------------------------------------------------------------------------------------
+
+
+def test_request_headers_never_reach_the_log(gateway: Gateway) -> None:
+    outcome = send(gateway, [bearer(token())])
+    removed = {key for key, value in outcome.serialised.items() if value == "REMOVED"}
+    assert removed == {"request.headers", "service", "tries"}
+    assert outcome.serialised["route"] == "scores-update"
+
+
+@pytest.mark.parametrize("query", ["jwt={}", "a=1&access_token={}", "{}"])
+def test_a_token_in_the_query_never_reaches_the_log(gateway: Gateway, query: str) -> None:
+    config = gateway.config("scoreboard-intake", REST)
+    chain = [Entry("scoreboard-intake", [(None, config)])]
+    outcome = gateway.send(chain, query=query.format(token()), path="/ws/scoreboard")
+    assert outcome.serialised["request.uri"] == "/ws/scoreboard"
+    assert outcome.serialised["request.url"] == "REMOVED"
+    assert outcome.serialised["request.querystring"] == "REMOVED"
+
+
+def test_the_signature_used_by_these_tests_has_the_length_of_es256() -> None:
+    assert len(SIGNATURE) == 86
