@@ -9,7 +9,12 @@ import pytest
 
 pytest.register_assert_rewrite("tests.support")
 
-pytest_plugins = ["tests.support.servers", "tests.support.tokens", "tests.support.proxy"]
+pytest_plugins = [
+    "tests.support.servers",
+    "tests.support.tokens",
+    "tests.support.proxy",
+    "tests.support.browser",
+]
 
 FOLDERS = frozenset(
     {

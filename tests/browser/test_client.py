@@ -1,0 +1,591 @@
+"""web/scoreboard-client.js over a real WebSocket in Chromium, against a streamer on command."""
+
+import base64
+import json
+import re
+import time
+from http import HTTPStatus
+
+import pytest
+from playwright.async_api import Page
+
+from tests.support.browser import Guard, OpenPage
+from tests.support.eventually import eventually_async
+from tests.support.stage import Stage
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+# Connects, and keeps what the client said; `random` of 0 makes every wait its shortest.
+CONNECT = """
+async ({ url, board, token, tokens, random = 0 }) => {
+  const { connect } = await import("/scoreboard-client.js");
+  Object.assign(window, { boards: [], statuses: [], errors: [], asked: [], waits: [] });
+  const tokenProvider = ({ reason }) => {
+    asked.push(reason);
+    const next = tokens.shift() ?? null;
+    if (next === "fail") throw new Error("the issuer is away");
+    return next;
+  };
+  window.connection = connect({
+    url, board, token,
+    ...(tokens && { tokenProvider }),
+    random: () => random,
+    onBoard: (board, { isSnapshot }) => boards.push([board.epoch, board.seq, isSnapshot]),
+    onStatus: ({ state, reason, retryAtMs }) => {
+      statuses.push(reason === null ? state : `${state}: ${reason}`);
+      if (retryAtMs !== null) waits.push(retryAtMs - Date.now());
+    },
+    onError: ({ code }) => errors.push(code),
+  });
+}
+"""
+
+
+class Client:
+    """The client in a blank page, and what it said so far."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+
+    async def heard(self, name: str):
+        return await self.page.evaluate(f"window.{name}")
+
+    async def positions(self) -> list[list[int]]:
+        """The epoch and seq of each board handed over."""
+        return [board[:2] for board in await self.heard("boards")]
+
+    async def status(self) -> str:
+        return (await self.heard("statuses"))[-1:][0]
+
+    async def becomes(self, status: str) -> None:
+        async def check():
+            said = await self.heard("statuses")
+            assert said[-1:] == [status], said
+            return True
+
+        await eventually_async(check)
+
+    async def shows(self, epoch: int, seq: int) -> None:
+        async def check():
+            positions = await self.positions()
+            assert positions[-1:] == [[epoch, seq]], positions
+            return True
+
+        await eventually_async(check)
+
+    async def passes(self, seconds: float) -> None:
+        await self.page.clock.fast_forward(int(seconds * 1000))
+
+
+@pytest.fixture
+def connect(open_page: OpenPage, stage: Stage):
+    """Give a connecter of clients in pages whose clock the test moves."""
+
+    async def connect_(**options) -> Client:
+        page = await open_page(f"{stage.url}blank.html", clock=True)
+        await page.evaluate(CONNECT, {"url": stage.ws_url} | options)
+        return Client(page)
+
+    return connect_
+
+
+def token_until(expires_at_s: float) -> str:
+    """A JWT as far as a client reads one."""
+    body = base64.urlsafe_b64encode(json.dumps({"exp": int(expires_at_s)}).encode())
+    return f"e30.{body.decode().rstrip('=')}.c2lnbmF0dXJl"
+
+
+async def seen(stage: Stage, count: int) -> None:
+    """Wait until that many handshakes were asked for, and no more."""
+
+    def check():
+        assert len(stage.handshakes) == count, stage.handshakes
+        return True
+
+    await eventually_async(check)
+
+
+# --- the handshake --------------------------------------------------------------------------------
+
+
+async def test_a_viewer_without_a_token_offers_the_plain_subprotocol(connect, stage: Stage):
+    stage.board = "weekly"
+    client = await connect(board="weekly")
+    await client.becomes("live")
+
+    (handshake,) = stage.handshakes
+    assert handshake.subprotocols == ["scoreboard.v1"]
+    assert handshake.board == "weekly"
+
+
+async def test_a_token_travels_as_a_second_subprotocol_and_not_in_the_address(
+    connect,
+    stage: Stage,
+):
+    token = token_until(time.time() + 600)
+
+    client = await connect(token=token)
+    await client.becomes("live")
+
+    (handshake,) = stage.handshakes
+    assert handshake.subprotocols == ["scoreboard.v1", f"bearer.{token}"]
+    assert token not in handshake.path
+
+
+async def test_a_token_that_is_none_stops_with_a_reason(connect, stage: Stage):
+    client = await connect(token="no token")
+
+    await client.becomes("stopped: refused-by-browser")
+    assert stage.handshakes == []
+
+
+# --- which boards are taken -----------------------------------------------------------------------
+
+
+async def test_the_first_board_of_a_connection_is_marked_as_a_snapshot(connect, stage: Stage):
+    stage.seq = 4
+    client = await connect()
+    await client.shows(1, 4)
+
+    await stage.show(("alice", 10))
+
+    await client.shows(1, 5)
+    assert await client.heard("boards") == [[1, 4, True], [1, 5, False]]
+
+
+async def test_only_newer_boards_and_other_epochs_are_taken(connect, stage: Stage):
+    client = await connect()
+    await client.shows(1, 0)
+
+    for epoch, seq in [(1, 5), (1, 5), (1, 4), (1, 9), (2, 3), (2, 2), (2, 4)]:
+        await stage.send(**stage.frame(epoch=epoch, seq=seq))
+
+    await client.shows(2, 4)
+    assert await client.positions() == [[1, 0], [1, 5], [1, 9], [2, 3], [2, 4]]
+
+
+async def test_a_board_of_another_name_is_reported_and_not_taken(connect, stage: Stage):
+    client = await connect(board="main")
+    await client.shows(1, 0)
+
+    await stage.send(**stage.frame(board="weekly", seq=5))
+    await stage.send(**stage.frame(seq=6))
+
+    await client.shows(1, 6)
+    assert await client.positions() == [[1, 0], [1, 6]]
+    assert await client.heard("errors") == ["other-board"]
+
+
+async def test_a_heartbeat_ahead_of_the_viewer_makes_it_ask(connect, stage: Stage):
+    client = await connect()
+    await client.shows(1, 0)
+    await stage.send(type="heartbeat", board="main", epoch=1, seq=0, at=0)
+    stage.seq = 7
+
+    await stage.send(type="heartbeat", board="main", epoch=1, seq=7, at=0)
+
+    await client.shows(1, 7)
+    assert stage.received == [{"type": "sync"}]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "null",
+        "[]",
+        '{"type":"leaderboard","board":"main","epoch":1,"seq":5}',
+        '{"type":"leaderboard","board":"main","epoch":1,"seq":"5","leaderboard":[]}',
+        '{"type":"leaderboard","board":"main","epoch":1,"seq":5,"leaderboard":[{"rank":1}]}',
+        '{"type":"leaderboard","board":"main","epoch":1,"seq":5,"leaderboard":[null]}',
+        '{"type":"heartbeat"}',
+    ],
+)
+async def test_what_is_no_message_is_reported_and_ends_nothing(connect, stage: Stage, text: str):
+    client = await connect()
+    await client.shows(1, 0)
+
+    await stage.send_text(text)
+    await stage.send(type="from-the-future", wisdom=42)
+    await stage.send(**stage.frame(seq=6))
+
+    await client.shows(1, 6)
+    assert await client.heard("errors") == ["bad-frame"]
+
+
+async def test_an_error_of_the_server_is_handed_on(connect, stage: Stage):
+    client = await connect()
+    await client.becomes("live")
+
+    await stage.send(type="error", code="unknown_type", detail="say auth or sync")
+
+    await eventually_async(lambda: client.heard("errors.length"))
+    assert await client.heard("errors") == ["unknown_type"]
+    assert await client.status() == "live"
+
+
+async def test_a_callback_that_throws_does_not_end_the_connection(
+    connect,
+    stage: Stage,
+    guard: Guard,
+):
+    guard.expect("the page is broken")
+    client = await connect()
+    await client.shows(1, 0)
+    await client.page.evaluate("""
+        boards.push = () => { delete boards.push; throw new Error("the page is broken"); }; 0
+    """)
+
+    await stage.show(("alice", 1))
+    await stage.show(("alice", 2))
+
+    await client.shows(1, 2)
+
+
+# --- stale and live -------------------------------------------------------------------------------
+
+
+async def test_stale_and_live_are_told_as_the_server_says(connect, stage: Stage):
+    client = await connect()
+    await client.becomes("live")
+
+    await stage.send(type="status", state="stale", reason="redis")
+    await client.becomes("stale")
+    await stage.send(type="heartbeat", board="main", epoch=1, seq=0, at=0)
+    await stage.send(type="status", state="live")
+    await client.becomes("live")
+
+    assert await client.heard("statuses") == ["connecting", "live", "stale", "live"]
+
+
+# --- losing the line ------------------------------------------------------------------------------
+
+
+async def test_a_restart_of_the_server_takes_nobody_back(
+    connect,
+    stage: Stage,
+    guard: Guard,
+):
+    guard.expect_lost_server()
+    await stage.show(("alice", 1), seq=50)
+    client = await connect()
+    await client.shows(1, 50)
+
+    await stage.stop_streamer()
+    await client.becomes("reconnecting: lost")
+    stage.seq = 49
+    await stage.start_streamer()
+    await client.passes(31)
+    await client.becomes("live")
+    await stage.show(("alice", 2), seq=50)
+    await stage.show(("alice", 3), seq=51)
+
+    await client.shows(1, 51)
+    assert await client.positions() == [[1, 50], [1, 51]]
+
+
+async def test_silence_longer_than_two_heartbeats_and_a_half_reconnects(connect, stage: Stage):
+    client = await connect()
+    await client.becomes("live")
+
+    await client.passes(36)
+    assert await client.status() == "live"
+    await client.passes(2)
+    assert await client.status() == "reconnecting: silent"
+    await client.passes(31)
+
+    await client.becomes("live")
+    await seen(stage, 2)
+
+
+async def test_heartbeats_keep_a_quiet_connection(connect, stage: Stage):
+    client = await connect()
+    await client.becomes("live")
+
+    for seq in (3, 4, 5):
+        await client.passes(30)
+        await stage.show(("alice", seq), seq=seq)
+        await client.shows(1, seq)
+
+    await seen(stage, 1)
+    assert await client.heard("statuses") == ["connecting", "live"]
+
+
+async def test_a_handshake_that_brings_no_board_is_given_up(connect, stage: Stage):
+    stage.greet = False
+    client = await connect()
+    await seen(stage, 1)
+
+    await client.passes(11)
+
+    assert await client.status() == "reconnecting: silent"
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 1011, 1012, 3999, 4408, 4450, 4999])
+async def test_the_line_is_taken_up_again_after_codes_known_and_unknown(
+    connect,
+    stage: Stage,
+    code: int,
+):
+    client = await connect()
+    await client.becomes("live")
+
+    await stage.close_viewers(code)
+    await eventually_async(lambda: client.heard("waits.length"))
+    await client.passes(1)
+
+    await client.becomes("live")
+    await seen(stage, 2)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (1002, "protocol-error"),
+        (1003, "protocol-error"),
+        (1007, "protocol-error"),
+        (1009, "protocol-error"),
+        (4400, "malformed"),
+        (4403, "forbidden"),
+    ],
+)
+async def test_codes_that_no_retry_would_mend_stop(connect, stage: Stage, code: int, reason: str):
+    client = await connect()
+    await client.becomes("live")
+
+    await stage.close_viewers(code)
+
+    await client.becomes(f"stopped: {reason}")
+    await client.passes(120)
+    await seen(stage, 1)
+
+
+@pytest.mark.parametrize(("code", "least_s"), [(1013, 5), (4429, 30)])
+async def test_a_server_that_wants_to_be_left_alone_is(
+    connect,
+    stage: Stage,
+    code: int,
+    least_s: int,
+):
+    client = await connect()
+    await client.becomes("live")
+
+    await stage.close_viewers(code)
+    await eventually_async(lambda: client.heard("waits.length"))
+
+    (wait_ms,) = await client.heard("waits")
+    assert least_s * 1000 - 100 <= wait_ms <= least_s * 2000
+    assert await client.page.evaluate("connection.retry()") is False
+    await client.page.evaluate("dispatchEvent(new Event('online'))")
+    await seen(stage, 1)
+    await client.passes(least_s)
+    await seen(stage, 2)
+
+
+@pytest.mark.parametrize(("random", "wait_ms"), [(0, 2_000), (0.5, 3_000)])
+async def test_the_delay_of_a_goodbye_comes_before_our_own(
+    connect,
+    stage: Stage,
+    random: float,
+    wait_ms: int,
+):
+    client = await connect(random=random)
+    await client.becomes("live")
+
+    await stage.send(type="bye", code=1012, reason="drain", reconnect=True, delay_ms=[2000, 4000])
+    await stage.close_viewers(1012)
+    await eventually_async(lambda: client.heard("waits.length"))
+
+    (heard_ms,) = await client.heard("waits")
+    assert abs(heard_ms - wait_ms) < 100
+
+
+async def test_a_goodbye_for_good_is_believed(connect, stage: Stage):
+    client = await connect()
+    await client.becomes("live")
+
+    await stage.send(type="bye", code=1001, reason="gone", reconnect=False, delay_ms=[0, 0])
+    await stage.close_viewers(1001)
+
+    await client.becomes("stopped: goodbye")
+
+
+async def test_waits_grow_while_the_server_stays_away_and_shrink_after_a_good_connection(
+    connect,
+    stage: Stage,
+    guard: Guard,
+):
+    guard.expect_lost_server()
+    client = await connect(random=1)
+    await client.becomes("live")
+    await stage.stop_streamer()
+
+    async def waits(count: int):
+        got = await client.heard("waits")
+        assert len(got) == count, got
+        return got
+
+    for count in range(1, 8):
+        await eventually_async(lambda count=count: waits(count))
+        await client.passes(30)
+
+    rounded = [round(wait_ms / 1000) for wait_ms in await client.heard("waits")]
+    assert rounded[:7] == [2, 4, 8, 16, 30, 30, 30]
+
+    await stage.start_streamer()
+    await client.passes(30)
+    await client.becomes("live")
+    await client.passes(11)
+    await stage.close_viewers(1011)
+    await client.becomes("reconnecting: lost")
+    assert round((await client.heard("waits"))[-1] / 1000) == 2
+
+
+async def test_coming_back_online_cuts_a_wait_short(connect, stage: Stage, guard: Guard):
+    guard.expect_lost_server()
+    client = await connect(random=0)
+    await client.becomes("live")
+    await stage.stop_streamer()
+    await eventually_async(lambda: client.heard("waits.length"))
+    await stage.start_streamer()
+
+    await client.page.evaluate("dispatchEvent(new Event('online'))")
+
+    await client.becomes("live")
+
+
+async def test_after_close_nothing_more_happens(connect, stage: Stage):
+    client = await connect()
+    await client.becomes("live")
+
+    await client.page.evaluate("connection.close()")
+
+    assert await client.status() == "stopped: closed"
+    await eventually_async(lambda: not stage.viewers)
+    assert await client.page.evaluate("connection.retry()") is False
+    assert await client.page.evaluate("connection.sync()") is False
+    await client.passes(120)
+    await seen(stage, 1)
+
+
+# --- tokens ---------------------------------------------------------------------------------------
+
+
+async def test_a_refused_token_is_replaced_once(connect, stage: Stage):
+    old, new = token_until(time.time() + 600), token_until(time.time() + 1200)
+    client = await connect(tokens=[old, new])
+    await client.becomes("live")
+
+    await stage.close_viewers(4401)
+
+    await seen(stage, 2)
+    await client.becomes("live")
+    assert [handshake.token for handshake in stage.handshakes] == [old, new]
+    assert await client.heard("asked") == ["first", "rejected"]
+
+
+async def test_a_token_refused_twice_means_sign_in(connect, stage: Stage):
+    stage.close_at_once = 4401
+    fresh = token_until(time.time() + 600)
+
+    client = await connect(tokens=[fresh, fresh, fresh, fresh])
+
+    await client.becomes("stopped: signed-out")
+    await client.passes(120)
+    await seen(stage, 2)
+
+
+async def test_a_stopped_viewer_starts_again_when_it_is_told_to(connect, stage: Stage):
+    stage.close_at_once = 4401
+    fresh = token_until(time.time() + 600)
+    client = await connect(tokens=[fresh, fresh, fresh])
+    await client.becomes("stopped: signed-out")
+    stage.close_at_once = None
+
+    assert await client.page.evaluate("connection.retry()") is True
+
+    await client.becomes("live")
+
+
+@pytest.mark.parametrize("options", [{"token": "e30.e30.c2ln"}, {"tokens": ["e30.e30.c2ln"]}, {}])
+async def test_a_refused_token_without_another_means_sign_in(connect, stage: Stage, options):
+    client = await connect(**options)
+    await client.becomes("live")
+
+    await stage.close_viewers(4401)
+
+    await client.becomes("stopped: signed-out")
+    await seen(stage, 1)
+
+
+async def test_an_expired_token_is_replaced_before_it_is_offered(connect, stage: Stage):
+    old, new = token_until(time.time() - 1), token_until(time.time() + 600)
+
+    client = await connect(token=old, tokens=[new])
+
+    await client.becomes("live")
+    assert [handshake.token for handshake in stage.handshakes] == [new]
+
+
+async def test_a_token_that_cannot_be_renewed_is_tried_once_in_case_our_clock_is_wrong(
+    connect,
+    stage: Stage,
+    guard: Guard,
+):
+    guard.expect_lost_server()
+    stage.refuse = HTTPStatus.UNAUTHORIZED
+
+    client = await connect(token=token_until(time.time() - 3600))
+    await client.becomes("reconnecting: lost")
+    await client.passes(31)
+
+    await client.becomes("stopped: signed-out")
+    await seen(stage, 1)
+
+
+async def test_a_provider_that_fails_is_asked_again_later(connect, stage: Stage):
+    fresh = token_until(time.time() + 600)
+    client = await connect(tokens=["fail", fresh])
+    await client.becomes("reconnecting: token-provider")
+    assert stage.handshakes == []
+
+    await client.passes(31)
+
+    await client.becomes("live")
+    assert stage.handshakes[0].token == fresh
+
+
+async def test_a_token_is_renewed_in_place_when_it_is_about_to_expire(connect, stage: Stage):
+    old, new = token_until(time.time() + 30), token_until(time.time() + 900)
+    client = await connect(tokens=[old, new])
+    await client.becomes("live")
+
+    await stage.send(type="auth_expiring", exp=int(time.time()) + 30, grace_ms=25_000)
+
+    await eventually_async(lambda: stage.received == [{"type": "auth", "token": new}])
+    await seen(stage, 1)
+    assert await client.heard("asked") == ["first", "expiring"]
+
+
+async def test_a_renewal_that_fails_is_tried_again_on_the_same_connection(connect, stage: Stage):
+    old, new = token_until(time.time() + 30), token_until(time.time() + 900)
+    client = await connect(tokens=[old, "fail", new])
+    await client.becomes("live")
+
+    await stage.send(type="auth_expiring", exp=int(time.time()) + 30, grace_ms=25_000)
+    await eventually_async(lambda: client.heard("errors.length"))
+    await client.passes(11)
+
+    await eventually_async(lambda: stage.received == [{"type": "auth", "token": new}])
+    await seen(stage, 1)
+
+
+async def test_no_token_is_left_where_others_read(connect, stage: Stage):
+    secret = token_until(time.time() + 600)
+    client = await connect(tokens=[secret, secret])
+    await client.becomes("live")
+    await stage.close_viewers(4403)
+    await client.becomes("stopped: forbidden")
+
+    spoken = await client.page.evaluate("JSON.stringify([statuses, errors, connection.status])")
+    assert not re.search(re.escape(secret), spoken)

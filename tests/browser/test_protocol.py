@@ -1,0 +1,142 @@
+"""web/scoreboard-protocol.js: the viewer's rules, one by one, in Chromium."""
+
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, Error
+
+from tests.support.stage import Stage
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+Call = Callable[..., Awaitable[Any]]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def call(browser: Browser) -> AsyncIterator[Call]:
+    """Give a caller of the module's functions; they keep no state, so one page does for all."""
+    async with Stage() as stage:
+        page = await browser.new_page()
+        await page.goto(f"{stage.url}blank.html")
+
+        async def call_(name: str, *arguments: Any) -> Any:
+            script = """async ([name, values]) => {
+              const rules = await import("/scoreboard-protocol.js");
+              return rules[name](...values);
+            }"""
+            return await page.evaluate(script, [name, list(arguments)])
+
+        yield call_
+        await page.close()
+
+
+@pytest.mark.parametrize(
+    ("kept", "frame", "is_news"),
+    [
+        (None, (1, 0), True),
+        ((1, 5), (1, 6), True),
+        ((1, 5), (1, 900), True),
+        ((1, 5), (1, 5), False),
+        ((1, 5), (1, 4), False),
+        ((1, 5), (2, 0), True),
+        ((2, 5), (1, 900), True),
+    ],
+)
+async def test_a_frame_is_news_of_another_epoch_or_a_greater_seq(call, kept, frame, is_news):
+    def position(pair):
+        return None if pair is None else {"epoch": pair[0], "seq": pair[1]}
+
+    assert await call("isNews", position(kept), position(frame)) is is_news
+
+
+@pytest.mark.parametrize("attempt", [1, 2, 5, 6, 40, 2000])
+async def test_waits_lie_between_half_a_second_and_half_a_minute(call, attempt: int):
+    shortest = await call("backoffMs", attempt, 0)
+    longest = await call("backoffMs", attempt, 1)
+
+    assert shortest == 500
+    assert longest == min(30_000, 1000 * 2**attempt)
+
+
+async def test_a_higher_floor_moves_the_whole_range(call):
+    assert await call("backoffMs", 1, 0, 30_000) == 30_000
+    assert await call("backoffMs", 1, 1, 30_000) == 60_000
+
+
+@pytest.mark.parametrize(
+    ("code", "action", "floor_ms"),
+    [
+        (1000, "retry", None),
+        (1001, "retry", None),
+        (1002, "stop", None),
+        (1003, "stop", None),
+        (1005, "retry", None),
+        (1006, "retry", None),
+        (1007, "stop", None),
+        (1009, "stop", None),
+        (1011, "retry", None),
+        (1012, "retry", None),
+        (1013, "retry", 5_000),
+        (4400, "stop", None),
+        (4401, "renew", None),
+        (4403, "stop", None),
+        (4408, "retry", None),
+        (4429, "retry", 30_000),
+        (4450, "retry", None),
+        (4999, "retry", None),
+    ],
+)
+async def test_every_close_code_says_what_to_do(call, code: int, action: str, floor_ms: int | None):
+    said = await call("afterClose", code)
+
+    assert said["action"] == action
+    assert said.get("floorMs") == floor_ms
+    assert said["reason"]
+
+
+@pytest.mark.parametrize(
+    ("token", "expiry_ms"),
+    [
+        ("e30.eyJleHAiOjE3MDB9.x", 1_700_000),
+        ("e30.e30.x", None),
+        ("e30.eyJleHAiOiJzb29uIn0.x", None),
+        ("not a token", None),
+        ("", None),
+    ],
+)
+async def test_the_end_of_a_token_is_read_where_it_says_one(call, token: str, expiry_ms):
+    assert await call("tokenExpiryMs", token) == expiry_ms
+
+
+@pytest.mark.parametrize(
+    ("url", "board", "address"),
+    [
+        ("ws://a.test/ws", None, "ws://a.test/ws"),
+        ("https://a.test/ws?x=1#y", "weekly", "wss://a.test/ws?x=1&board=weekly"),
+        ("/ws/scoreboard", "a&b", "ws://page.test:8/ws/scoreboard?board=a%26b"),
+    ],
+)
+async def test_the_address_is_a_websocket_with_the_board(call, url, board, address):
+    assert await call("addressOf", url, board, "http://page.test:8/index.html?board=no") == address
+
+
+async def test_an_address_of_another_kind_is_refused(call):
+    with pytest.raises(Error, match="no WebSocket address"):
+        await call("addressOf", "javascript:alert(1)", None, "http://page.test/")
+
+
+async def test_a_board_is_read_with_fields_it_does_not_know(call):
+    frame = {
+        "type": "leaderboard",
+        "board": "main",
+        "epoch": 1,
+        "seq": 2,
+        "at": int(time.time() * 1000),
+        "leaderboard": [{"rank": 1, "userId": "alice", "score": 3, "medal": "gold"}],
+        "mood": "good",
+    }
+    assert await call("readMessage", json.dumps(frame)) == frame

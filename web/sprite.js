@@ -1,0 +1,47 @@
+/**
+ * A small face for every player, drawn from nothing but the id: the same id, the same sprite.
+ *
+ * Five by five cells, mirrored, in one hue; it lets the eye follow a row as it moves.
+ */
+
+const SVG = "http://www.w3.org/2000/svg";
+const SIDE = 5;
+
+/** Spread a text over 32 bits (FNV-1a with a final mix). */
+export function hash(text) {
+  let bits = 0x811c9dc5;
+  for (let index = 0; index < text.length; index += 1) {
+    bits = Math.imul(bits ^ text.charCodeAt(index), 0x01000193);
+  }
+  bits = Math.imul(bits ^ (bits >>> 15), 0x2c1b3c6d);
+  bits = Math.imul(bits ^ (bits >>> 12), 0x297a2d39);
+  return (bits ^ (bits >>> 15)) >>> 0;
+}
+
+/** Draw the sprite of `id` as an SVG element that assistive technology passes over. */
+export function drawSprite(id) {
+  const bits = hash(id);
+  const path = document.createElementNS(SVG, "path");
+  path.setAttribute("d", cells(bits).map(([x, y]) => `M${x} ${y}h1v1h-1z`).join(""));
+  const sprite = document.createElementNS(SVG, "svg");
+  sprite.setAttribute("viewBox", "-1.5 -1.5 8 8");
+  sprite.setAttribute("aria-hidden", "true");
+  sprite.setAttribute("class", "sprite");
+  sprite.style.setProperty("--hue", String(((bits >>> 15) * 137) % 360));
+  sprite.append(path);
+  return sprite;
+}
+
+function cells(bits) {
+  const filled = [];
+  for (let y = 0; y < SIDE; y += 1) {
+    for (let x = 0; x < 3; x += 1) {
+      const isFilled = (bits >>> (y * 3 + x)) & 1;
+      // The middle is always there, so that no id is left without a face.
+      if (!isFilled && !(x === 2 && y === 2)) continue;
+      filled.push([x, y]);
+      if (x < 2) filled.push([SIDE - 1 - x, y]);
+    }
+  }
+  return filled;
+}
