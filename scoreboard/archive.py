@@ -4,6 +4,7 @@ Callers bring a connection and own its transaction. A query's file name is its c
 test compares the two sets.
 """
 
+import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -16,7 +17,7 @@ from psycopg.types.json import Jsonb
 
 from scoreboard import resources
 from scoreboard.errors import DatabaseUnavailable, UnknownBoard
-from scoreboard.model import Board, Layout
+from scoreboard.model import Board, Layout, Partition
 from scoreboard.postgres import Connection
 
 _INSERT_BOARD: Final = resources.query("insert_board")
@@ -24,6 +25,18 @@ _SELECT_BOARD: Final = resources.query("select_board")
 _SELECT_BOARDS: Final = resources.query("select_boards")
 _SELECT_TOP: Final = resources.query("select_top")
 _INSERT_AUDIT: Final = resources.query("insert_audit")
+
+_SELECT_RANKING: Final = resources.query("select_ranking")
+_SELECT_TOTALS: Final = resources.query("select_totals")
+_SELECT_MEMORIES: Final = resources.query("select_memories")
+_COUNT_MEMORIES: Final = resources.query("count_memories")
+_SELECT_POSITION: Final = resources.query("select_position")
+_MOVE_POSITION: Final = resources.query("move_position")
+_LOCK_OPERATOR: Final = resources.query("lock_operator")
+_SELECT_POINTS: Final = resources.query("select_points")
+
+OPERATOR_LOCK: Final = 0x5B0A
+"""Class of the advisory locks that let one operator at a time mend a partition."""
 
 
 class ScoreRow(Struct, frozen=True):
@@ -33,6 +46,25 @@ class ScoreRow(Struct, frozen=True):
     score: int
     actions: int
     reached_at: datetime
+
+
+class Memory(Struct, frozen=True):
+    """A counted action, as the seen window remembers it."""
+
+    user_id: str
+    action_id: str
+    delta: int
+    score_after: int
+    seq: int
+    occurred_at_ms: int
+
+
+class Position(Struct, frozen=True):
+    """How far a partition's stream is committed; all zero before the first event."""
+
+    epoch: int = 0
+    seq: int = 0
+    stream_id: str = "0-0"
 
 
 @asynccontextmanager
@@ -111,3 +143,111 @@ async def insert_audit(
             _INSERT_AUDIT,
             {"actor": actor, "action": action, "board": board, "detail": Jsonb(detail)},
         )
+
+
+# What a reseed reads and writes. The readers of pages need a transaction around them: a server-side
+# cursor keeps one snapshot and never more than a page in memory.
+
+
+async def select_ranking(
+    connection: Connection, board: str, *, page: int
+) -> AsyncIterator[list[tuple[str, int]]]:
+    """Read (user, score) of a whole board in ranking order, ``page`` rows at a time.
+
+    Raises DatabaseUnavailable.
+    """
+    async for rows in _pages(connection, _SELECT_RANKING, {"board": board}, page):
+        yield rows
+
+
+async def select_totals(connection: Connection, board: str) -> tuple[int, int]:
+    """Count the users of a board and sum their scores.
+
+    Raises DatabaseUnavailable.
+    """
+    async with reaching():
+        row = await (await connection.execute(_SELECT_TOTALS, {"board": board})).fetchone()
+    return (int(row[0]), int(row[1])) if row else (0, 0)
+
+
+async def select_memories(
+    connection: Connection, board: str, *, since_s: float, page: int
+) -> AsyncIterator[list[Memory]]:
+    """Read the actions of a board since a moment (seconds since 1970), a page at a time.
+
+    Raises DatabaseUnavailable.
+    """
+    parameters = {"board": board, "since_s": since_s}
+    async for rows in _pages(connection, _SELECT_MEMORIES, parameters, page):
+        yield [Memory(*row) for row in rows]
+
+
+async def count_memories(connection: Connection, board: str, *, since_s: float) -> int:
+    """Count the actions of a board since a moment (seconds since 1970).
+
+    Raises DatabaseUnavailable.
+    """
+    async with reaching():
+        parameters = {"board": board, "since_s": since_s}
+        row = await (await connection.execute(_COUNT_MEMORIES, parameters)).fetchone()
+    return int(row[0]) if row else 0
+
+
+async def select_position(connection: Connection, partition: Partition) -> Position:
+    """Read how far a partition's stream is committed.
+
+    Raises DatabaseUnavailable.
+    """
+    async with reaching():
+        parameters = {"board": partition.board, "part": partition.number}
+        row = await (await connection.execute(_SELECT_POSITION, parameters)).fetchone()
+    return Position(*row) if row else Position()
+
+
+async def move_position(connection: Connection, partition: Partition, position: Position) -> bool:
+    """Begin a new epoch of a partition; tell whether it was newer than the one on record.
+
+    Raises DatabaseUnavailable.
+    """
+    async with reaching():
+        done = await connection.execute(
+            _MOVE_POSITION,
+            {
+                "board": partition.board,
+                "part": partition.number,
+                **msgspec.structs.asdict(position),
+            },
+        )
+    return done.rowcount == 1
+
+
+async def lock_operator(connection: Connection, partition: Partition) -> bool:
+    """Take the operators' lock on a partition until the connection ends; tell whether it was free.
+
+    Raises DatabaseUnavailable.
+    """
+    # Advisory locks take two signed 32-bit numbers.
+    key = zlib.crc32(str(partition).encode()) - 2**31
+    async with reaching():
+        parameters = {"class": OPERATOR_LOCK, "key": key}
+        row = await (await connection.execute(_LOCK_OPERATOR, parameters)).fetchone()
+    return bool(row and row[0])
+
+
+async def select_points(connection: Connection) -> dict[str, int]:
+    """Read the catalogue as Redis mirrors it: points per kind, 0 where the kind is disabled.
+
+    Raises DatabaseUnavailable.
+    """
+    async with reaching():
+        rows = await (await connection.execute(_SELECT_POINTS)).fetchall()
+    return {str(kind): int(points) for kind, points in rows}
+
+
+async def _pages(
+    connection: Connection, query: bytes, parameters: dict[str, Any], page: int
+) -> AsyncIterator[list[Any]]:
+    async with reaching(), connection.cursor(name="pages") as cursor:
+        await cursor.execute(query, parameters)
+        while rows := await cursor.fetchmany(page):
+            yield rows

@@ -24,7 +24,9 @@ ScoreboardError
 │   ├── RedisUnavailable      nothing was sent, or it was only a read
 │   ├── OutcomeUnknown        sent, no answer: repeat with the same actionId
 │   ├── DatabaseUnavailable
-│   └── KeysUnavailable       the issuer's key set could not be read
+│   ├── KeysUnavailable       the issuer's key set could not be read
+│   ├── SecretsUnavailable    a secret could not be read, nor was it before
+│   └── NotInTime             a command waited for something that did not come
 └── Broken                  ours; alerts
     ├── ScriptFailed          a script answered what its header does not list
     ├── SettingInvalid        a setting is wrong: the process does not start
@@ -196,6 +198,17 @@ class KeysUnavailable(Unavailable):
     code = "keys-unavailable"
     title = "Tokens cannot be verified now"
     retry_after_s = 5
+
+
+class SecretsUnavailable(Unavailable):
+    code = "secrets-unavailable"
+    title = "The credentials cannot be read"
+    retry_after_s = 5
+
+
+class NotInTime(Unavailable):
+    code = "not-in-time"
+    title = "It did not happen in time"
 
 
 class Broken(ScoreboardError):  # noqa: N818 (says what happened)

@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 from scoreboard.dispatcher import Dispatcher
 from scoreboard.errors import RedisUnavailable, ScriptFailed, Uninitialised, UnknownUser
-from scoreboard.keys import GROUP, PartitionKeys
+from scoreboard.keys import ACTIONS, ACTIONS_CHANGED, GROUP, PartitionKeys
 from scoreboard.model import (
     Board,
     Layout,
@@ -30,7 +30,7 @@ from scoreboard.model import (
 from scoreboard.redis_client import LOST
 from scoreboard.scripts import Script, call
 
-__all__ = ["Dispatcher", "Live", "PartitionState"]
+__all__ = ["Backlog", "Dispatcher", "Live", "PartitionState"]
 
 PAGE: Final = 1000
 """Most scores or memories of one restore or remember call."""
@@ -82,6 +82,20 @@ class PartitionState(Struct, frozen=True):
     layout: Layout = Layout()
     is_public: bool = False
     fence: str = ""
+
+
+class Backlog(Struct, frozen=True):
+    """What a partition's stream still holds for the flusher."""
+
+    entries: int = 0
+    pending: int = 0
+    last_id: str = "0-0"
+    delivered_id: str = ""
+
+    @property
+    def is_drained(self) -> bool:
+        """Tell whether everything was delivered and acknowledged, which follows its COMMIT."""
+        return not self.entries or (not self.pending and self.delivered_id == self.last_id)
 
 
 class _Placed(Struct, frozen=True, order=True):
@@ -294,6 +308,68 @@ class Live:
                 ],
             )
         )
+
+    async def now_s(self) -> float:
+        """Read Redis's clock, which names the generations of the seen window (seconds since 1970).
+
+        Raises RedisUnavailable.
+        """
+        try:
+            reply: Any = await self._client.time()
+        except (*LOST, RedisError) as error:
+            raise RedisUnavailable from error
+        seconds, microseconds = reply
+        return int(seconds) + int(microseconds) / 1_000_000
+
+    async def backlog(self, partition: Partition) -> Backlog:
+        """Read what the stream of a partition still holds for the flusher.
+
+        Raises RedisUnavailable.
+        """
+        events = PartitionKeys(partition).events
+        try:
+            if not await self._client.exists(events):
+                return Backlog()
+            stream: Any = await self._client.xinfo_stream(events)
+            groups: Any = await self._client.xinfo_groups(events)
+        except (*LOST, RedisError) as error:
+            raise RedisUnavailable from error
+        group: Mapping[str, Any] = next((one for one in groups if one["name"] == GROUP), {})
+        return Backlog(
+            entries=int(stream["length"]),
+            pending=int(group.get("pending", 0)),
+            last_id=str(stream["last-generated-id"]),
+            delivered_id=str(group.get("last-delivered-id", "")),
+        )
+
+    async def points(self) -> dict[str, int]:
+        """Read the mirrored catalogue: points per kind, 0 where a kind is disabled.
+
+        Raises RedisUnavailable, ScriptFailed where it holds no numbers.
+        """
+        try:
+            reply: Any = await self._client.hgetall(ACTIONS)
+        except (*LOST, RedisError) as error:
+            raise RedisUnavailable from error
+        try:
+            return msgspec.convert(reply, dict[str, int], strict=False)
+        except msgspec.ValidationError as error:
+            raise ScriptFailed(f"{ACTIONS} holds another shape: {error}") from error
+
+    async def mirror_actions(self, points: Mapping[str, int], *, version: str) -> None:
+        """Replace the catalogue that the api reads, and announce it under ``version``.
+
+        Raises RedisUnavailable (it may have happened: repeat it).
+        """
+        try:
+            async with self._client.pipeline(transaction=True) as pipe:
+                pipe.delete(ACTIONS)
+                if points:
+                    pipe.hset(ACTIONS, mapping={kind: str(value) for kind, value in points.items()})
+                pipe.publish(ACTIONS_CHANGED, version)
+                await pipe.execute()
+        except (*LOST, RedisError) as error:
+            raise RedisUnavailable from error
 
     async def _layout(self, board: str) -> Layout:
         return self._layouts.get(board) or (await self.board(board)).layout

@@ -8,6 +8,7 @@ repeat knowingly or not at all.
 from collections.abc import Mapping
 from typing import Any, Final
 
+import hiredis
 import redis.asyncio as aioredis
 from msgspec import Struct
 from redis.asyncio.connection import AbstractConnection
@@ -32,6 +33,20 @@ REQUIRED: Final = {
 """Settings without which an acknowledged action may be lost, or counted twice after an eviction."""
 
 
+class _PackedInC:
+    """Packs commands by hiredis, some ten times faster than the loop that redis-py's async has.
+
+    What saves most is batches and pages: commands of hundreds of arguments.
+    """
+
+    def pack_command(self, *args: Any) -> list[bytes]:  # noqa: ANN401 (as redis-py declares it)
+        """Give the bytes of one command; its name may be two words, such as SCRIPT LOAD."""
+        name, *arguments = args
+        words = name.encode().split() if isinstance(name, str) else name.split()
+        command: Any = (*words, *arguments)  # its stub allows a tuple of one
+        return [hiredis.pack_command(command)]
+
+
 def make_pool(
     settings: Settings, *, name: str, decode: bool = True, connections: int = 16
 ) -> aioredis.BlockingConnectionPool:
@@ -39,7 +54,7 @@ def make_pool(
 
     Raises ValueError if the URL is no Redis URL.
     """
-    return aioredis.BlockingConnectionPool.from_url(
+    pool = aioredis.BlockingConnectionPool.from_url(
         settings.redis_url.reveal(),
         max_connections=connections,
         timeout=settings.redis_timeout_s,
@@ -53,6 +68,10 @@ def make_pool(
         protocol=2,
         client_name=f"scoreboard-{name}",
     )
+    # The kind of connection follows from the URL's scheme, so it is known only now.
+    kind: type[AbstractConnection] = pool.connection_class
+    pool.connection_class = type(kind.__name__, (_PackedInC, kind), {})
+    return pool
 
 
 def make_client(

@@ -1,0 +1,375 @@
+"""Puts a board back into Redis from PostgreSQL and lets it accept again, under a new epoch.
+
+Called by `scoreboard reseed` and `scoreboard up` on an emptied Redis, and by the flusher when Redis
+came back older than the ledger. What stays true: nothing is accepted between the fence and the
+opening; a killed run leaves the board fenced and is simply run again; two runs never mix, because
+each write names the token of its fence.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final
+
+from msgspec import Struct
+from psycopg import IsolationLevel
+
+from scoreboard import archive
+from scoreboard.archive import Position
+from scoreboard.errors import NotInTime, OperatorMistake, ScoreboardError, ScriptFailed
+from scoreboard.live import PAGE, Live
+from scoreboard.model import (
+    SLOT_COUNT,
+    Board,
+    Partition,
+    digest_of,
+    pack,
+    partition_of,
+    shard_of,
+)
+from scoreboard.postgres import Connection
+
+SESSION: Final = {
+    "statement_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "work_mem": "64MB",
+}
+"""Session settings of the connection a reseed needs: one long snapshot, sorted in memory."""
+
+FETCH: Final = 10 * PAGE
+"""Rows of one read from PostgreSQL."""
+
+LANES: Final = 4
+"""Calls to Redis under way at once: enough to share one fsync, few enough to bound the memory."""
+
+STALL_S: Final = 30.0
+"""How long the flusher may make no progress before waiting for it is given up."""
+
+SEEN_GRACE_S: Final = 60
+"""How much longer than its window a seen hash lives; lua/submit.lua says the same."""
+
+_POLL_S: Final = 0.05
+
+Report = Callable[[str, int, int], None]
+"""Told a step's name, how much of it is done, and how much there is; 0 of 0 where nobody knows."""
+
+Call = Callable[[], Awaitable[None]]
+Drain = Callable[[Live, Sequence[Partition], Report], Awaitable[None]]
+
+
+class Reseeded(Struct, frozen=True):
+    """What a reseed did. ``epochs`` belong to ``partitions``, in their order."""
+
+    board: str
+    partitions: tuple[int, ...]
+    epochs: tuple[int, ...]
+    users: int
+    actions: int
+    duration_s: float
+
+
+def silent(_step: str, _done: int, _total: int) -> None:
+    """Report to nobody."""
+
+
+async def find_due(live: Live, board: Board, *, force: bool = False) -> list[int]:
+    """Choose the partitions to reseed: all when forced, else those that accept nothing.
+
+    Raises OperatorMistake where that is none and the board has scores; RedisUnavailable.
+    """
+    numbers = range(board.layout.partitions)
+    if force:
+        return list(numbers)
+    states = [await live.state(Partition(board.name, number)) for number in numbers]
+    closed = [number for number, state in zip(numbers, states, strict=True) if not state.is_open]
+    if closed:
+        return closed
+    if (await live.leaderboard(board.name, limit=0)).total:
+        raise OperatorMistake(
+            f"Board {board.name} is open and has scores; --force reseeds it all the same"
+        )
+    return list(numbers)
+
+
+async def wait_until_drained(live: Live, partitions: Sequence[Partition], report: Report) -> None:
+    """Wait until the flusher has committed everything the streams hold.
+
+    Raises NotInTime when it makes no progress for ``STALL_S``; RedisUnavailable.
+    """
+    backlogs = [await live.backlog(partition) for partition in partitions]
+    total = sum(backlog.entries for backlog in backlogs)
+    progress_at = time.monotonic()
+    while not all(backlog.is_drained for backlog in backlogs):
+        report("drain", total - sum(backlog.entries for backlog in backlogs), total)
+        await asyncio.sleep(_POLL_S)
+        before, backlogs = backlogs, [await live.backlog(partition) for partition in partitions]
+        if backlogs != before:
+            progress_at = time.monotonic()
+        elif time.monotonic() - progress_at > STALL_S:
+            raise NotInTime(
+                f"The flusher commits nothing; {total} actions wait and the board stays fenced: "
+                "start the flusher, then reseed again"
+            )
+    report("drain", total, total)
+
+
+async def reseed(
+    live: Live,
+    connection: Connection,
+    board: Board,
+    numbers: Sequence[int],
+    *,
+    actor: str,
+    drain: Drain = wait_until_drained,
+    report: Report = silent,
+) -> Reseeded:
+    """Rebuild partitions of a board from PostgreSQL and open them under a new epoch.
+
+    ``connection`` is in autocommit, made with ``SESSION``, and carries the operators' lock until it
+    is closed; ``actor`` is written into the audit log; ``drain`` is the flusher's own where it
+    calls this itself.
+
+    Raises OperatorMistake (another operator is at work), NotInTime (not drained),
+    RedisUnavailable, DatabaseUnavailable: the board stays fenced until a later run succeeds.
+    """
+    started_at = time.monotonic()
+    token = secrets.token_hex(8)
+    partitions = [Partition(board.name, number) for number in numbers]
+    for partition in partitions:
+        if not await archive.lock_operator(connection, partition):
+            raise OperatorMistake(f"Another operator is mending {partition}")
+    fenced = [await live.fence(partition, token) for partition in partitions]
+    await drain(live, partitions, report)
+    rebuilding = _Rebuilding(live, connection, board, numbers=numbers, token=token, report=report)
+    await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
+    try:
+        async with archive.reaching(), connection.transaction():
+            members = await rebuilding.load_scores()
+            actions = await rebuilding.load_memories()
+    finally:
+        if not connection.closed:
+            await connection.set_isolation_level(None)
+    positions = [
+        await _next_position(live, connection, partition, stood)
+        for partition, stood in zip(partitions, fenced, strict=True)
+    ]
+    await live.mirror_actions(await archive.select_points(connection), version=token)
+    async with archive.reaching(), connection.transaction():
+        for partition, position in zip(partitions, positions, strict=True):
+            if not await archive.move_position(connection, partition, position):
+                raise OperatorMistake(f"Another operator has opened {partition}")
+        await archive.insert_audit(
+            connection,
+            actor=actor,
+            action="reseed",
+            board=board.name,
+            detail={
+                "partitions": list(numbers),
+                "before": [list(stood) for stood in fenced],
+                "after": [[position.epoch, position.seq] for position in positions],
+                "users": sum(members.values()),
+                "actions": actions,
+            },
+        )
+    for partition, position in zip(partitions, positions, strict=True):
+        await live.open(
+            partition,
+            token,
+            board,
+            epoch=position.epoch,
+            seq=position.seq,
+            stream_id=position.stream_id,
+            members=members[partition.number],
+        )
+    return Reseeded(
+        board=board.name,
+        partitions=tuple(numbers),
+        epochs=tuple(position.epoch for position in positions),
+        users=sum(members.values()),
+        actions=actions,
+        duration_s=time.monotonic() - started_at,
+    )
+
+
+class _Rebuilding:
+    """The loading steps of one run, all of one snapshot and under one fence."""
+
+    def __init__(
+        self,
+        live: Live,
+        connection: Connection,
+        board: Board,
+        *,
+        numbers: Sequence[int],
+        token: str,
+        report: Report,
+    ) -> None:
+        self._live = live
+        self._connection = connection
+        self._board = board
+        self._layout = board.layout
+        self._numbers = frozenset(numbers)
+        self._token = token
+        self._report = report
+
+    async def load_scores(self) -> dict[int, int]:
+        """Fill the shadow boards in ranking order; give the members of each partition.
+
+        The first user at a score gets the highest slot there, each next one the one below.
+        """
+        total, _ = await archive.select_totals(self._connection, self._board.name)
+        for number in self._numbers:
+            await self._restore(number, [], first=True)
+        members = dict.fromkeys(self._numbers, 0)
+        reached: dict[int, tuple[int, int]] = dict.fromkeys(self._numbers, (-1, 0))
+        pages: dict[int, list[tuple[int, str]]] = {number: [] for number in self._numbers}
+        done = 0
+        async with _lanes() as send:
+            async for rows in archive.select_ranking(
+                self._connection, self._board.name, page=FETCH
+            ):
+                for user_id, score in rows:
+                    number = partition_of(user_id, self._layout.partitions)
+                    if number not in self._numbers:
+                        continue
+                    last_score, slot = reached[number]
+                    slot = max(slot - 1, 0) if score == last_score else SLOT_COUNT - 1
+                    reached[number] = (score, slot)
+                    page = pages[number]
+                    page.append((pack(score, slot), user_id))
+                    members[number] += 1
+                    if len(page) == PAGE:
+                        pages[number] = []
+                        await send(partial(self._restore, number, page))
+                done += len(rows)
+                self._report("scores", done, total)
+            for number, page in pages.items():
+                if page:
+                    await send(partial(self._restore, number, page))
+        return members
+
+    async def load_memories(self) -> int:
+        """Fill the seen window from the ledger; give how many actions it remembers.
+
+        What the window held before goes: the event of a remembered action may be lost, and its
+        repeat would be answered for what never counted.
+        """
+        window_s = self._layout.seen_seconds
+        current = int(await self._live.now_s() // window_s)
+        since_s = float((current - 1) * window_s)
+        total = await archive.count_memories(self._connection, self._board.name, since_s=since_s)
+        pages: dict[tuple[int, int, int], list[tuple[bytes, str]]] = {}
+        counts: dict[tuple[int, int, int], int] = {}
+        done = 0
+        async with _lanes() as send:
+            for number in self._numbers:
+                for generation in (current - 1, current):
+                    for shard in range(self._layout.seen_shards):
+                        place = (number, generation, shard)
+                        await send(partial(self._remember, place, [], 0, first=True))
+        async with _lanes() as send:
+            async for memories in archive.select_memories(
+                self._connection, self._board.name, since_s=since_s, page=FETCH
+            ):
+                for memory in memories:
+                    number = partition_of(memory.user_id, self._layout.partitions)
+                    if number not in self._numbers:
+                        continue
+                    digest = digest_of(self._board.name, memory.user_id, memory.action_id)
+                    # An emptied server may run behind the clock that the ledger was written by.
+                    generation = min(memory.occurred_at_ms // (window_s * 1000), current)
+                    place = (number, generation, shard_of(digest, self._layout.seen_shards))
+                    page = pages.setdefault(place, [])
+                    page.append((digest, f"{memory.delta}:{memory.score_after}:{memory.seq}"))
+                    counts[place] = counts.get(place, 0) + 1
+                    if len(page) == PAGE:
+                        del pages[place]
+                        await send(partial(self._remember, place, page, 0))
+                done += len(memories)
+                self._report("actions", done, total)
+            full, pages = pages, {}
+            for place, page in full.items():
+                await send(partial(self._remember, place, page, 0))
+        async with _lanes() as send:
+            for place, count in counts.items():
+                await send(partial(self._remember, place, [], count))
+        return sum(counts.values())
+
+    async def _restore(
+        self, number: int, page: Sequence[tuple[int, str]], *, first: bool = False
+    ) -> None:
+        await self._live.restore(
+            Partition(self._board.name, number), self._token, page, first=first
+        )
+
+    async def _remember(
+        self,
+        place: tuple[int, int, int],
+        page: Sequence[tuple[bytes, str]],
+        expected: int,
+        *,
+        first: bool = False,
+    ) -> None:
+        number, generation, shard = place
+        remembered = await self._live.remember(
+            Partition(self._board.name, number),
+            self._token,
+            (generation, shard),
+            page,
+            # Looked into until the end of the generation after its own.
+            expires_at_s=(generation + 2) * self._layout.seen_seconds + SEEN_GRACE_S,
+            first=first,
+        )
+        if expected and remembered != expected:
+            raise ScriptFailed(f"A seen hash holds {remembered} actions, not {expected}")
+
+
+async def _next_position(
+    live: Live, connection: Connection, partition: Partition, stood: tuple[int, int]
+) -> Position:
+    """Go on from the higher of both sides, so that neither epoch, seq nor stream id goes back."""
+    epoch, seq = stood
+    on_record = await archive.select_position(connection, partition)
+    last_id = (await live.backlog(partition)).last_id
+    return Position(
+        epoch=max(epoch, on_record.epoch) + 1,
+        seq=max(seq, on_record.seq),
+        stream_id=max(last_id, on_record.stream_id, key=_as_numbers),
+    )
+
+
+def _as_numbers(stream_id: str) -> tuple[int, int]:
+    milliseconds, _, number = stream_id.partition("-")
+    return int(milliseconds), int(number or 0)
+
+
+@asynccontextmanager
+async def _lanes() -> AsyncIterator[Callable[[Call], Awaitable[None]]]:
+    """Give a function that starts a call as soon as one of the ``LANES`` is free.
+
+    All calls have ended when the context ends; the first error is raised as itself.
+    """
+    free = asyncio.Semaphore(LANES)
+
+    async def drive(call: Call) -> None:
+        try:
+            await call()
+        finally:
+            free.release()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+
+            async def send(call: Call) -> None:
+                await free.acquire()
+                group.create_task(drive(call))
+
+            yield send
+    except BaseExceptionGroup as failures:
+        for failure in failures.exceptions:
+            if isinstance(failure, ScoreboardError):
+                raise failure from None
+        raise

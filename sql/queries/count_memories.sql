@@ -1,0 +1,4 @@
+-- Count the actions of a board since a moment.
+-- Index: score_events_occurred_at
+SELECT count(*) FROM score_events
+WHERE board = %(board)s AND occurred_at >= to_timestamp(%(since_s)s)

@@ -1,0 +1,7 @@
+-- Begin a new epoch of a partition: what a flusher of the old one still holds is refused from here.
+-- Index: flush_state_pk
+INSERT INTO flush_state AS f (board, part, epoch, seq, stream_id)
+VALUES (%(board)s, %(part)s, %(epoch)s, %(seq)s, %(stream_id)s)
+ON CONFLICT (board, part) DO UPDATE
+SET epoch = excluded.epoch, seq = excluded.seq, stream_id = excluded.stream_id
+WHERE f.epoch < excluded.epoch

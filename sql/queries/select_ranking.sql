@@ -1,0 +1,6 @@
+-- Read every score of a board in ranking order: score, then first to reach it. For a reseed.
+-- Index: scores_pk for the board, then a sort; no index on score, which would cost every update HOT
+SELECT u.external_id, s.score
+FROM scores s JOIN users u ON u.id = s.user_id
+WHERE s.board = %(board)s
+ORDER BY s.score DESC, s.reached_at, s.last_seq

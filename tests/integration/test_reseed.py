@@ -1,0 +1,333 @@
+"""A board comes back from PostgreSQL: order, seen window, epoch, and every way it can stop."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+import pytest
+import redis
+
+from scoreboard import archive
+from scoreboard.dispatcher import Dispatcher
+from scoreboard.errors import DatabaseUnavailable, Fenced, NotInTime, OperatorMistake
+from scoreboard.keys import ACTIONS, GROUP, PartitionKeys
+from scoreboard.live import Live
+from scoreboard.model import Action, Board, Layout, Partition, Receipt
+from scoreboard.postgres import Connection, connect
+from scoreboard.redis_client import make_client
+from scoreboard.reseed import SESSION, Reseeded, find_due, reseed
+from scoreboard.settings import Secret, Settings
+from tests.support.ledger import Counted, write_history
+
+NOW_S = time.time()
+MAIN = Partition("main")
+KEYS = PartitionKeys(MAIN)
+
+
+@pytest.fixture
+def settings(redis_url: str, database_url: str) -> Settings:
+    return Settings(redis_url=Secret(redis_url), database_url=Secret(database_url))
+
+
+@pytest.fixture
+async def live(settings: Settings) -> AsyncIterator[Live]:
+    client = make_client(settings, name="test")
+    yield Live(client)
+    await client.aclose()
+
+
+@asynccontextmanager
+async def operator(settings: Settings) -> AsyncIterator[Connection]:
+    connection = await connect(settings, name="reseed", **SESSION)
+    async with connection:
+        yield connection
+
+
+@asynccontextmanager
+async def dispatching(settings: Settings) -> AsyncIterator[Dispatcher]:
+    dispatcher = Dispatcher(settings)
+    task = asyncio.create_task(dispatcher.run())
+    try:
+        yield dispatcher
+    finally:
+        dispatcher.close()
+        await asyncio.wait_for(task, 5)
+
+
+async def run(
+    settings: Settings, live: Live, board: Board | None = None, *, force: bool = False, **how: Any
+) -> Reseeded:
+    board = board or Board()
+    async with operator(settings) as connection:
+        numbers = await find_due(live, board, force=force)
+        return await reseed(live, connection, board, numbers, actor="test", **how)
+
+
+async def test_scores_come_back_in_the_order_in_which_they_were_reached(
+    settings: Settings, live: Live, database_url: str
+) -> None:
+    history = [
+        Counted("carol", "a", 20, NOW_S - 9),
+        Counted("alice", "a", 30, NOW_S - 8),
+        Counted("bob", "a", 10, NOW_S - 7),
+        Counted("bob", "b", 20, NOW_S - 6),
+        Counted("zoe", "a", 30, NOW_S - 5),
+    ]
+    write_history(database_url, history)
+
+    done = await run(settings, live)
+
+    window = await live.leaderboard("main")
+    assert [(row.user_id, row.score) for row in window.rows] == [
+        ("alice", 30),
+        ("bob", 30),
+        ("zoe", 30),
+        ("carol", 20),
+    ]
+    assert (window.epoch, window.seq) == (2, 5)
+    assert (done.users, done.actions, done.epochs) == (4, 5, (2,))
+
+
+async def test_an_action_of_the_seen_window_replays_and_a_new_one_goes_on(
+    settings: Settings, live: Live, database_url: str
+) -> None:
+    write_history(
+        database_url,
+        [Counted("alice", "win:1", 30, NOW_S - 9), Counted("alice", "win:2", 5, NOW_S - 8)],
+    )
+    await run(settings, live)
+
+    async with dispatching(settings) as dispatcher:
+        replay = await dispatcher.submit("main", Action("alice", "win:1", 30))
+        fresh = await dispatcher.submit("main", Action("alice", "win:3", 7))
+
+    assert replay == Receipt(30, 1, replayed=True)
+    assert fresh == Receipt(42, 3, replayed=False)
+
+
+async def test_an_action_of_the_generation_before_replays_and_an_older_one_is_forgotten(
+    settings: Settings, live: Live, database_url: str
+) -> None:
+    board = Board(layout=Layout(seen_seconds=1000, seen_shards=4))
+    current = int(time.time() // 1000)
+    write_history(
+        database_url,
+        [
+            Counted("alice", "older", 1, (current - 2) * 1000 + 999.5),
+            Counted("alice", "before", 2, (current - 1) * 1000),
+        ],
+        board,
+    )
+
+    done = await run(settings, live, board)
+
+    assert done.actions == 1
+    with redis.Redis.from_url(settings.redis_url.reveal()) as client:
+        seen = list(client.scan_iter(f"{KEYS.tag}:seen:*"))
+        assert len(seen) == 1
+        assert client.expiretime(seen[0]) == (current + 1) * 1000 + 60
+
+
+async def test_what_the_seen_window_held_before_is_forgotten(
+    settings: Settings, live: Live, database_url: str
+) -> None:
+    write_history(database_url, [])
+    await run(settings, live)
+    async with dispatching(settings) as dispatcher:
+        await dispatcher.submit("main", Action("alice", "lost", 30))
+    with redis.Redis.from_url(settings.redis_url.reveal()) as client:
+        client.xtrim(KEYS.events, maxlen=0)  # its event never reached PostgreSQL
+
+    await run(settings, live, force=True)
+
+    async with dispatching(settings) as dispatcher:
+        again = await dispatcher.submit("main", Action("alice", "lost", 30))
+    assert again == Receipt(30, 2, replayed=False)
+
+
+async def test_the_audit_log_and_the_catalogue_are_written(
+    settings: Settings, live: Live, database_url: str
+) -> None:
+    write_history(database_url, [Counted("alice", "a", 1, NOW_S)])
+    with psycopg.connect(database_url) as connection:
+        connection.execute("INSERT INTO actions VALUES ('win', 50, TRUE), ('old', 5, FALSE)")
+
+    await run(settings, live)
+
+    with psycopg.connect(database_url) as connection:
+        row = connection.execute("SELECT actor, action, board, detail FROM audit_log").fetchone()
+    assert row is not None
+    assert row[:3] == ("test", "reseed", "main")
+    assert row[3]["after"] == [[2, 1]]
+    with redis.Redis.from_url(settings.redis_url.reveal(), decode_responses=True) as client:
+        assert client.hgetall(ACTIONS) == {"win": "50", "old": "0"}
+
+
+async def test_an_open_board_with_scores_is_left_alone_unless_forced(
+    settings: Settings, live: Live, database_url: str
+) -> None:
+    write_history(database_url, [Counted("alice", "a", 1, NOW_S)])
+    await run(settings, live)
+
+    with pytest.raises(OperatorMistake, match="--force"):
+        await find_due(live, Board())
+
+    assert (await live.state(MAIN)).is_open
+    assert (await run(settings, live, force=True)).epochs == (3,)
+
+
+async def test_every_partition_of_a_board_comes_back(
+    settings: Settings, live: Live, database_url: str
+) -> None:
+    board = Board(layout=Layout(partitions=3))
+    history = [Counted(f"user-{number}", "a", 1 + number % 7, NOW_S) for number in range(200)]
+    write_history(database_url, history, board)
+
+    await run(settings, live, board)
+
+    window = await live.leaderboard("main", limit=100)
+    assert window.total == 200
+    assert [row.score for row in window.rows] == sorted(row.score for row in window.rows)[::-1]
+    assert window.epoch == 6
+
+
+async def test_only_the_partitions_that_accept_nothing_are_done_again(
+    settings: Settings, live: Live, database_url: str
+) -> None:
+    board = Board(layout=Layout(partitions=3))
+    write_history(database_url, [Counted("alice", "a", 1, NOW_S)], board)
+    await run(settings, live, board)
+    await live.fence(Partition("main", 1), "somebody")
+
+    done = await run(settings, live, board)
+
+    assert done.partitions == (1,)
+    assert done.epochs == (3,)
+
+
+async def test_a_second_operator_is_refused_while_one_is_at_work(
+    settings: Settings, live: Live, database_url: str
+) -> None:
+    write_history(database_url, [])
+    async with operator(settings) as first, operator(settings) as second:
+        assert await archive.lock_operator(first, MAIN)
+
+        with pytest.raises(OperatorMistake, match="Another operator"):
+            await reseed(live, second, Board(), [0], actor="test")
+
+    assert not (await live.state(MAIN)).epoch
+
+
+async def test_nothing_is_read_before_the_flusher_has_committed_the_stream(
+    settings: Settings, live: Live, database_url: str
+) -> None:
+    write_history(database_url, [])
+    await run(settings, live)
+    async with dispatching(settings) as dispatcher:
+        await dispatcher.submit("main", Action("alice", "a", 5))
+        waiting = asyncio.Event()
+
+        def report(step: str, _done: int, _total: int) -> None:
+            if step == "drain":
+                waiting.set()
+
+        task = asyncio.create_task(
+            run(
+                settings,
+                live,
+                force=True,
+                report=report,
+            )
+        )
+        await waiting.wait()
+        with pytest.raises(Fenced):
+            await dispatcher.submit("main", Action("alice", "b", 5))
+
+    # The flusher comes to it: commits, acknowledges, trims.
+    write_history(database_url, [Counted("alice", "a", 5, NOW_S)], Board(name="other"))
+    with psycopg.connect(database_url) as connection:
+        for table in ("scores", "score_events"):
+            connection.execute(f"UPDATE {table} SET board = 'main' WHERE board = 'other'")
+    with redis.Redis.from_url(settings.redis_url.reveal()) as client:
+        client.xreadgroup(GROUP, "one", {KEYS.events: ">"})
+        assert not task.done()
+        client.xack(KEYS.events, GROUP, client.xrange(KEYS.events)[0][0])
+    await asyncio.wait_for(task, 5)
+
+    assert (await live.leaderboard("main")).rows[0].score == 5
+
+
+async def test_a_flusher_that_commits_nothing_is_not_waited_for_without_end(
+    settings: Settings, live: Live, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scoreboard.reseed.STALL_S", 0.1)
+    write_history(database_url, [])
+    await run(settings, live)
+    async with dispatching(settings) as dispatcher:
+        await dispatcher.submit("main", Action("alice", "a", 5))
+
+    with pytest.raises(NotInTime, match="start the flusher"):
+        await run(settings, live, force=True)
+
+    assert not (await live.state(MAIN)).is_open
+
+
+STEPS: dict[str, tuple[type, str]] = {
+    "before the scores": (archive, "select_totals"),
+    "amid the scores": (Live, "restore"),
+    "amid the memories": (Live, "remember"),
+    "before the position": (archive, "move_position"),
+    "before the opening": (Live, "open"),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_run_that_dies_at_any_step_leaves_a_fenced_board_that_the_next_one_opens(
+    step: str,
+    settings: Settings,
+    live: Live,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    history = [Counted(f"user-{number}", "a", 1 + number, NOW_S) for number in range(50)]
+    write_history(database_url, history)
+    owner, name = STEPS[step]
+    calls = 0
+    real: Callable[..., Any] = getattr(owner, name)
+
+    async def dies(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2 or name not in {"restore", "remember"}:
+            raise DatabaseUnavailable("the process died here")
+        return await real(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, dies)
+        with pytest.raises(DatabaseUnavailable):
+            await run(settings, live)
+    assert not (await live.state(MAIN)).is_open
+
+    done = await run(settings, live)
+
+    window = await live.leaderboard("main", limit=100)
+    assert [row.user_id for row in window.rows] == [f"user-{49 - number}" for number in range(50)]
+    assert done.actions == 50
+
+
+async def test_an_operator_whose_fence_was_taken_over_opens_nothing(
+    settings: Settings, live: Live, database_url: str
+) -> None:
+    write_history(database_url, [Counted("alice", "a", 1, NOW_S)])
+
+    async def usurped(live: Live, *_: object) -> None:
+        await live.fence(MAIN, "another")
+
+    with pytest.raises(OperatorMistake, match="another operator holds the fence"):
+        await run(settings, live, drain=usurped)
+
+    state = await live.state(MAIN)
+    assert (state.is_open, state.fence) == (False, "another")
