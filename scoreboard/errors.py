@@ -32,6 +32,8 @@ ScoreboardError
     ├── SettingInvalid        a setting is wrong: the process does not start
     ├── SchemaMismatch        the database is behind or ahead of the code
     ├── UnsafeRedis           Redis is configured to lose or evict data
+    ├── UnsafeDatabase        PostgreSQL is configured to lose what it has committed
+    ├── PoisonFlood           too many rows of one batch fit no table: not the rows' fault
     └── EmbeddedFailed        an embedded server did not start
 """
 
@@ -236,6 +238,16 @@ class SchemaMismatch(Broken):
 class UnsafeRedis(Broken):
     code = "unsafe-redis"
     title = "Redis is configured to lose data"
+
+
+class UnsafeDatabase(Broken):
+    code = "unsafe-database"
+    title = "PostgreSQL is configured to lose data"
+
+
+class PoisonFlood(Broken):
+    code = "poison-flood"
+    title = "Too many events cannot be stored"
 
 
 class EmbeddedFailed(Broken):

@@ -1,0 +1,53 @@
+"""What an error of PostgreSQL means to a flusher. Used by the writer alone.
+
+The distinction that matters: a row that can never be stored is parked, everything else is tried
+again. A wrong schema looks like a bad row at first sight (a missing ledger partition is a check
+violation), and taken for one it would empty the stream into dead_events.
+"""
+
+from enum import Enum
+from typing import Final
+
+import psycopg
+
+AWAY_CLASSES: Final = ("08", "53", "57P")
+AWAY: Final = frozenset({"25006", "25P03"})
+"""Read only (a standby), and a session ended for idling in its transaction."""
+CONTENTION: Final = frozenset({"40001", "40P01", "55P03", "57014"})
+SCHEMA_CLASSES: Final = ("42", "3F")
+POISON_CLASSES: Final = ("22", "23")
+CHECK_VIOLATION: Final = "23514"
+
+
+class Meaning(Enum):
+    """What to do about an error."""
+
+    AWAY = "connect anew, for ever"
+    CONTENTION = "the same batch again"
+    POISON = "find the row and park it"
+    SCHEMA = "stop and alert"
+
+
+def meaning_of(error: psycopg.Error) -> Meaning:  # noqa: PLR0911 (a table, row by row)
+    """Classify an error by its SQLSTATE."""
+    state = error.sqlstate
+    if state is None:
+        # The driver's own: a value it cannot write, or a connection that is gone.
+        return Meaning.POISON if isinstance(error, psycopg.DataError) else Meaning.AWAY
+    if state in CONTENTION:
+        return Meaning.CONTENTION
+    if state in AWAY or state.startswith(AWAY_CLASSES):
+        return Meaning.AWAY
+    if state == CHECK_VIOLATION and not error.diag.constraint_name:
+        return Meaning.SCHEMA  # "no partition of relation found for row"
+    if state.startswith(SCHEMA_CLASSES):
+        return Meaning.SCHEMA
+    if state.startswith(POISON_CLASSES):
+        return Meaning.POISON
+    return Meaning.AWAY
+
+
+def describe(error: psycopg.Error) -> str:
+    """Give SQLSTATE, constraint and message of an error; never its detail, which quotes rows."""
+    said = error.diag.message_primary or type(error).__name__
+    return " ".join(filter(None, [error.sqlstate, error.diag.constraint_name, said]))

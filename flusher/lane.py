@@ -1,0 +1,296 @@
+"""Flushes one partition: takes its lease, reads, commits, acknowledges, until asked to stop.
+
+Started by the service, one lane for each partition. What stays true: nothing is acknowledged before
+its COMMIT; every error leads back to reading what was left unacknowledged; a partition in trouble
+is tried again for ever, and never holds up another one.
+"""
+
+import time
+from collections.abc import Sequence
+from enum import Enum
+from typing import Final
+
+from msgspec import Struct
+
+from flusher import metrics
+from flusher.batch import Entry, Gap, build
+from flusher.consumer import Consumer, GroupMissing
+from flusher.writer import Flushed, GapFound, Superseded, Writer
+from scoreboard.archive import Position
+from scoreboard.errors import Broken, DatabaseUnavailable, RedisUnavailable, ScoreboardError
+from scoreboard.lifecycle import Stop, backoff_s
+from scoreboard.live import Live
+from scoreboard.model import Partition
+from scoreboard.settings import Settings
+from scoreboard.telemetry import get_logger
+
+CATCH_UP_FACTOR: Final = 2.5
+"""How much larger batches get while the stream is longer than one."""
+
+LOOK_EVERY_S: Final = 1.0
+"""How often the partition's state is compared with what is committed, and the lease kept alive."""
+
+FENCE_TOKEN: Final = "flusher"  # noqa: S105 (a name, no secret)
+"""In whose name a lane stops a partition that lost entries."""
+
+_log = get_logger(__name__)
+
+
+class Condition(Enum):
+    """How a lane fares, for the health check."""
+
+    STARTING = "starting"
+    STANDBY = "standby"
+    FLUSHING = "flushing"
+    UNINITIALISED = "uninitialised"
+    REDIS_AWAY = "redis_away"
+    DATABASE_AWAY = "database_away"
+    BROKEN = "broken"
+    STOPPED = "stopped"
+
+    @property
+    def is_ready(self) -> bool:
+        """Tell whether the lane does, or could at once do, its work."""
+        return self in {Condition.STANDBY, Condition.FLUSHING, Condition.UNINITIALISED}
+
+
+class LaneStatus(Struct):
+    """What a lane lets others see. ``position`` is known to the leader alone."""
+
+    partition: Partition
+    condition: Condition = Condition.STARTING
+    position: Position | None = None
+    reason: str = ""
+    last_success_s: float = 0.0
+
+
+class _Reorient(Exception):  # noqa: N818 (says what to do)
+    """Something began anew: look again where the partition stands."""
+
+
+class Lane:
+    """One partition's loop; ``status`` may be read at any time."""
+
+    def __init__(
+        self, partition: Partition, settings: Settings, consumer: Consumer, live: Live
+    ) -> None:
+        self.partition = partition
+        self.status = LaneStatus(partition)
+        self.consumer = consumer
+        self._settings = settings
+        self._live = live
+        self._attempt = 0
+        self._must_claim = True
+        self._position = Position()
+        self._looked_at_s = 0.0
+        labels = (partition.board, str(partition.number))
+        self._leading = metrics.LEADING.labels(*labels)
+        self._last_success = metrics.LAST_SUCCESS.labels(*labels)
+
+    async def run(self, stop: Stop) -> None:
+        """Flush the partition whenever its lease is ours, until ``stop``."""
+        while not stop.is_set:
+            try:
+                await self._serve(stop)
+            except DatabaseUnavailable as error:
+                self._note(Condition.DATABASE_AWAY, error)
+            except Broken as error:
+                self._note(Condition.BROKEN, error)
+            await self._pause(stop)
+        self._become(Condition.STOPPED)
+
+    async def _serve(self, stop: Stop) -> None:
+        writer = await Writer.open(self._settings, self.partition)
+        try:
+            self._become(Condition.STANDBY)
+            if not await writer.take_lease(stop):
+                return
+            self._leading.set(1)
+            _log.info("lease_taken", partition=str(self.partition))
+            await self._lead(writer, stop)
+        finally:
+            self._leading.set(0)
+            self.status.position = None
+            await writer.aclose()
+
+    async def _lead(self, writer: Writer, stop: Stop) -> None:
+        self._must_claim = True
+        while not stop.is_set:
+            try:
+                if not await self._orient(writer):
+                    await writer.ping()
+                    await stop.sleep(LOOK_EVERY_S)
+                    continue
+                if self._must_claim:
+                    await self._take_over(writer, stop)
+                self._must_claim = True
+                await self._follow(writer, stop)
+            except _Reorient:
+                continue
+            except (RedisUnavailable, GroupMissing) as error:
+                self._note(Condition.REDIS_AWAY, error)
+                await self._pause(stop)
+                await writer.ping()
+
+    async def _orient(self, writer: Writer) -> bool:
+        """Learn where PostgreSQL and Redis stand; tell whether there is anything to follow.
+
+        PostgreSQL first: what is committed may not pass what Redis accepted.
+        """
+        position = await writer.position()
+        state = await self._live.state(self.partition)
+        if not state.epoch:
+            self._become(Condition.UNINITIALISED)
+            return False
+        if position is None:
+            await writer.begin(state.epoch)
+            raise _Reorient
+        if await self.consumer.ensure_group():
+            _log.warning("group_made", partition=str(self.partition))
+        self._position = position
+        self.status.position = position
+        self._become(Condition.FLUSHING)
+        return True
+
+    async def _take_over(self, writer: Writer, stop: Stop) -> None:
+        """Flush what was delivered to this or an earlier leader and never acknowledged."""
+        cursor, is_last = "0-0", False
+        while not is_last and not stop.is_set:
+            page = await self.consumer.claim(cursor)
+            if page.vanished:
+                metrics.FAULTS.labels("vanished").inc(len(page.vanished))
+                _log.error(
+                    "pending_entries_vanished",
+                    partition=str(self.partition),
+                    count=len(page.vanished),
+                    first=page.vanished[0],
+                    committed=self._position.stream_id,
+                )
+            if page.entries:
+                _log.info(
+                    "entries_taken_over", partition=str(self.partition), count=len(page.entries)
+                )
+                await self._flush(writer, page.entries)
+            cursor, is_last = page.cursor, page.is_last
+        # A leader may have died between acknowledging and cutting.
+        await self._live.trim(self.partition, self._position.stream_id)
+
+    async def _follow(self, writer: Writer, stop: Stop) -> None:
+        usual = self._settings.flush_batch
+        count = usual
+        linger_s = self._settings.flush_linger_ms / 1000
+        while not stop.is_set:
+            entries = await self.consumer.read(count)
+            if linger_s and 0 < len(entries) < usual:
+                await stop.sleep(linger_s)
+                entries += await self.consumer.read(count - len(entries), block=False)
+            is_behind = len(entries) >= usual
+            if entries:
+                await self._flush(writer, entries)
+            self._succeed()
+            count = int(usual * CATCH_UP_FACTOR) if is_behind else usual
+            if time.monotonic() - self._looked_at_s >= LOOK_EVERY_S:
+                await self._look(writer)
+
+    async def _look(self, writer: Writer) -> None:
+        """See whether Redis began anew, and keep the lease's session alive."""
+        self._looked_at_s = time.monotonic()
+        await writer.ping()
+        state = await self._live.state(self.partition)
+        if not state.epoch:
+            raise _Reorient
+
+    async def _flush(
+        self, writer: Writer, entries: Sequence[Entry], *, skip_gaps: bool = False
+    ) -> None:
+        batch = build(entries)
+        metrics.BATCH_ROWS.observe(len(entries))
+        with metrics.FLUSH_DURATION.time():
+            result = await writer.flush(batch, epoch=self._position.epoch, skip_gaps=skip_gaps)
+        match result:
+            case Superseded():
+                metrics.BATCHES.labels("superseded").inc()
+                _log.warning("batch_superseded", partition=str(self.partition))
+                raise _Reorient
+            case GapFound(gap):
+                metrics.BATCHES.labels("gap").inc()
+                await self._close_gap(writer, gap)
+                await self._flush(writer, entries, skip_gaps=True)
+                return
+            case Flushed():
+                self._account(result, oldest_s=batch.oldest_ms / 1000)
+        await self.consumer.acknowledge(batch.ids, batch.last_id)
+
+    async def _close_gap(self, writer: Writer, gap: Gap) -> None:
+        """Find out why seqs are missing: hidden entries are read again, lost ones fence.
+
+        Returns where they are lost: here Redis knows more than any ledger, so nothing is repaired.
+        """
+        entries = await self.consumer.before(gap.stream_id)
+        if any(seq >= gap.expected for _, seq in build(entries).steps):
+            _log.warning("entries_hidden", partition=str(self.partition), expected=gap.expected)
+            metrics.FAULTS.labels("hidden").inc()
+            await self.consumer.start_over()
+            self._must_claim = False
+            raise _Reorient
+        if await writer.position() != self._position:
+            raise _Reorient  # another flusher committed and cut them
+        metrics.FAULTS.labels("gap").inc()
+        _log.error(
+            "entries_lost",
+            partition=str(self.partition),
+            expected=gap.expected,
+            found=gap.found,
+            runbook="docs/operations.md",
+        )
+        if (await self._live.state(self.partition)).is_open:
+            await self._live.fence(self.partition, FENCE_TOKEN)
+
+    def _account(self, result: Flushed, *, oldest_s: float) -> None:
+        self._position = result.position
+        self.status.position = result.position
+        metrics.BATCHES.labels("committed").inc()
+        metrics.ROWS.labels("counted").inc(result.counted)
+        metrics.ROWS.labels("redelivered").inc(result.redelivered)
+        metrics.ROWS.labels("late").inc(result.late)
+        metrics.ROWS.labels("correction").inc(result.corrections)
+        metrics.ROWS.labels("dead").inc(result.dead)
+        metrics.DEAD_LETTERS.inc(result.dead)
+        metrics.FLUSH_DELAY.observe(max(0.0, time.time() - oldest_s))
+        if result.drifted:
+            metrics.DRIFTED.inc(result.drifted)
+            _log.error("scores_drifted", partition=str(self.partition), users=result.drifted)
+        _log.debug(
+            "batch_flushed",
+            partition=str(self.partition),
+            counted=result.counted,
+            redelivered=result.redelivered,
+            late=result.late,
+            dead=result.dead,
+            seq=result.position.seq,
+        )
+        self._succeed()
+
+    def _succeed(self) -> None:
+        self._attempt = 0
+        self.status.last_success_s = time.time()
+        self._last_success.set(self.status.last_success_s)
+
+    async def _pause(self, stop: Stop) -> None:
+        if not stop.is_set:
+            await stop.sleep(backoff_s(self._attempt))
+            self._attempt += 1
+
+    def _note(self, condition: Condition, error: ScoreboardError) -> None:
+        self._become(condition, f"{error.code}: {error.detail}")
+
+    def _become(self, condition: Condition, reason: str = "") -> None:
+        if (condition, reason) == (self.status.condition, self.status.reason):
+            return
+        self.status.condition, self.status.reason = condition, reason
+        fields = {"partition": str(self.partition), "condition": condition.value}
+        if reason:
+            level = _log.error if condition is Condition.BROKEN else _log.warning
+            level("lane_troubled", **fields, reason=reason)
+        else:
+            _log.info("lane_changed", **fields)

@@ -1,0 +1,41 @@
+"""The flusher's metrics, each with its sentence."""
+
+from scoreboard.telemetry import FLUSH_BUCKETS, counter, gauge, histogram
+
+PARTITION = ("board", "part")
+
+STREAM_LENGTH = gauge("stream_length", "Entries a stream holds", *PARTITION)
+STREAM_PENDING = gauge(
+    "stream_pending_entries", "Entries delivered and not yet acknowledged", *PARTITION
+)
+STREAM_LAG = gauge(
+    "stream_lag_entries", "Actions accepted by Redis and not committed to PostgreSQL", *PARTITION
+)
+STREAM_AGE = gauge(
+    "stream_oldest_unacked_age_seconds", "Age of the oldest entry not committed", *PARTITION
+)
+LEADING = gauge("flusher_leading", "1 where this process holds the partition's lease", *PARTITION)
+ACCEPTING = gauge("partition_open", "1 where the partition accepts actions", *PARTITION)
+LAST_SUCCESS = gauge(
+    "flusher_last_success_timestamp_seconds",
+    "When a turn last went well, a turn without work included",
+    *PARTITION,
+)
+BATCHES = counter("flusher_batches_total", "Batches by how they ended", "result")
+ROWS = counter("flusher_rows_total", "Stream entries committed, by what became of them", "result")
+DEAD_LETTERS = counter("flusher_dead_letter_total", "Entries parked in dead_events")
+DRIFTED = counter(
+    "flusher_drifted_total", "Users whose score in PostgreSQL was not what Redis had said"
+)
+FAULTS = counter("flusher_faults_total", "Signs that Redis lost or hid entries", "kind")
+FLUSH_DURATION = histogram(
+    "flusher_flush_duration_seconds", "Time of one batch's transaction", FLUSH_BUCKETS
+)
+BATCH_ROWS = histogram(
+    "flusher_batch_rows", "Entries of one batch", (1, 10, 50, 100, 250, 500, 1000, 2000, 5000)
+)
+FLUSH_DELAY = histogram(
+    "flush_delay_seconds",
+    "Time from Redis's acceptance of a batch's oldest action to its COMMIT",
+    FLUSH_BUCKETS,
+)

@@ -1,0 +1,33 @@
+-- Count a staged batch: the ledger decides what is new, scores move by the sum of that and no more.
+-- Index: users_pk, score_events_pk, scores_pk
+-- Rows are taken in one order everywhere (users by id, ledger by its key, scores by user), so that
+-- flushers never deadlock. Answers: rows counted; of these, rows whose seq was committed before
+-- (impossible but after Redis lost acknowledged data); users whose score is not what Redis said.
+WITH people AS (
+    INSERT INTO users (id, external_id)
+    SELECT user_id, external_id FROM flush_batch WHERE is_last ORDER BY user_id
+    ON CONFLICT DO NOTHING
+), counted AS (
+    INSERT INTO score_events (
+        board, part, user_id, action_id, epoch, seq, delta, score_after, kind, request_id, occurred_at
+    )
+    SELECT %(board)s::TEXT, %(part)s::INT,
+           user_id, action_id, epoch, seq, delta, score_after, kind, request_id, occurred_at
+    FROM flush_batch ORDER BY user_id, action_id, seq
+    ON CONFLICT DO NOTHING
+    RETURNING user_id, seq, delta, occurred_at
+), moved AS (
+    INSERT INTO scores AS s (board, user_id, score, actions, reached_at, last_seq)
+    SELECT %(board)s::TEXT, user_id, sum(delta), count(*), max(occurred_at), max(seq)
+    FROM counted GROUP BY user_id ORDER BY user_id
+    ON CONFLICT (board, user_id) DO UPDATE
+    SET score = s.score + excluded.score,
+        actions = s.actions + excluded.actions,
+        reached_at = greatest(s.reached_at, excluded.reached_at),
+        last_seq = greatest(s.last_seq, excluded.last_seq)
+    RETURNING user_id, score
+)
+SELECT (SELECT count(*) FROM counted),
+       (SELECT count(*) FROM counted WHERE seq <= %(seq)s::BIGINT),
+       (SELECT count(*) FROM moved m JOIN flush_batch b USING (user_id)
+        WHERE b.is_last AND b.score_after <> m.score)

@@ -1,0 +1,5 @@
+-- Begin the record of a partition that has none; an existing one stays as it is.
+-- Index: flush_state_pk
+INSERT INTO flush_state (board, part, epoch, seq, stream_id)
+VALUES (%(board)s, %(part)s, %(epoch)s, 0, '0-0')
+ON CONFLICT DO NOTHING

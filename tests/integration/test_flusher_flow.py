@@ -1,0 +1,252 @@
+"""A score's way into PostgreSQL: sums, redelivery, kills, two at once, servers that go and come."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from scoreboard.keys import GROUP
+from scoreboard.model import Action, Board, Layout, Partition, Receipt, partition_of
+from scoreboard.settings import Secret, Settings
+from tests.support.eventually import eventually, eventually_async
+from tests.support.flushing import (
+    KEYS,
+    FlusherProcess,
+    act,
+    check_books,
+    flushing,
+    is_drained,
+    live_of,
+    make_board,
+    positions,
+    query,
+)
+
+USERS = 20
+
+
+@pytest.fixture
+def settings(redis_url: str, database_url: str) -> Settings:
+    return Settings(
+        redis_url=Secret(redis_url),
+        database_url=Secret(database_url),
+        flusher_metrics_port=0,
+        flush_linger_ms=0,
+    )
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator["redis.Redis[str]"]:
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        yield client
+
+
+def some(count: int, *, start: int = 0) -> list[Action]:
+    return [
+        Action(f"user{number % USERS}", f"win:{number}", 1 + number % 7)
+        for number in range(start, start + count)
+    ]
+
+
+def told(actions: list[Action]) -> list[tuple[str, str, int]]:
+    return [(one.user_id, one.action_id, one.delta) for one in actions]
+
+
+async def drained(settings: Settings, **how: int) -> None:
+    await eventually_async(lambda: is_drained(settings, **how), within_s=15)
+
+
+async def test_what_redis_accepted_is_in_postgres_once_with_the_right_sums(
+    settings: Settings,
+) -> None:
+    await make_board(settings)
+    actions = some(300)
+
+    async with flushing(settings):
+        receipts = await act(settings, *actions, *actions[:50])
+        await drained(settings)
+
+    assert all(isinstance(receipt, Receipt) for receipt in receipts)
+    check_books(settings, told(actions))
+
+
+async def test_the_ledger_row_says_all_that_is_known(settings: Settings) -> None:
+    await make_board(settings)
+    user = "018f6d0e-5f2c-7c3a-9f57-3a1f6f0f9f11"
+
+    async with flushing(settings):
+        await act(settings, Action(user, "win:1", 5, request_id="req-1"))
+        await act(settings, Action(user, "plain", 7))
+        await drained(settings)
+
+    rows = query(
+        settings,
+        "SELECT user_id::TEXT, action_id, part, epoch, seq, delta, score_after, kind, request_id,"
+        " now() - occurred_at < interval '1 minute' FROM score_events ORDER BY seq",
+    )
+    assert rows == [
+        (user, "win:1", 0, 1, 1, 5, 5, "win", "req-1", True),
+        (user, "plain", 0, 1, 2, 7, 12, "", None, True),
+    ]
+    (score,) = query(settings, "SELECT score, actions, last_seq FROM scores")
+    assert score == (12, 2, 2)
+
+
+async def test_every_partition_has_its_own_lane(settings: Settings) -> None:
+    await make_board(settings, Board(layout=Layout(partitions=3)))
+    actions = some(120)
+
+    async with flushing(settings):
+        await act(settings, *actions)
+        await drained(settings, partitions=3)
+
+    check_books(settings, told(actions), partitions=3)
+    assert len({partition_of(one.user_id, 3) for one in actions}) == 3
+
+
+async def test_a_redelivered_batch_inserts_nothing(
+    settings: Settings, client: "redis.Redis[str]"
+) -> None:
+    await make_board(settings)
+    actions = some(100)
+    await act(settings, *actions)
+    entries = client.xrange(KEYS.events)
+    async with flushing(settings):
+        await drained(settings)
+
+    # The group is set back to before all, and the entries are there again, as after a failover.
+    client.xgroup_setid(KEYS.events, GROUP, "0")
+    client.delete(KEYS.events)
+    for stream_id, fields in entries:
+        client.xadd(KEYS.events, fields, id=stream_id)
+    async with flushing(settings):
+        await drained(settings)
+
+    check_books(settings, told(actions))
+    assert positions(settings) == {0: 100}
+
+
+async def test_a_flusher_waits_for_its_board_and_for_redis_to_be_loaded(
+    settings: Settings, client: "redis.Redis[str]"
+) -> None:
+    actions = some(10)
+
+    async with flushing(settings) as flusher:
+        await asyncio.sleep(0)
+        await make_board(settings)
+        await act(settings, *actions)
+        await drained(settings)
+        client.flushall()
+        await eventually_async(
+            lambda: flusher.lanes[0].status.condition.value == "uninitialised", within_s=5
+        )
+        assert client.keys() == []
+
+    check = query(settings, "SELECT count(*) FROM score_events")
+    assert check == [(10,)]
+
+
+async def test_a_stop_commits_and_acknowledges_what_was_read(settings: Settings) -> None:
+    await make_board(settings)
+    actions = some(500)
+    await act(settings, *actions)
+
+    async with flushing(settings):
+        await eventually_async(lambda: positions(settings).get(0, 0) > 0)
+
+    async with live_of(settings) as live:
+        backlog = await live.backlog(Partition("main"))
+    assert backlog.pending == 0
+    assert positions(settings) == {0: 500 - (backlog.entries)}
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+async def test_kill_9_around_the_commit_loses_and_doubles_nothing(
+    settings: Settings, tmp_path: Path, moment: str, client: "redis.Redis[str]"
+) -> None:
+    await make_board(settings)
+    actions = some(200)
+    await act(settings, *actions)
+    with FlusherProcess(settings, tmp_path / "log") as process:
+        if moment == "before":
+            # Its transaction waits for a row lock of ours: it has read, and cannot commit.
+            blocker = "BEGIN; LOCK TABLE score_events IN ACCESS EXCLUSIVE MODE; SELECT 1"
+            import psycopg
+
+            with psycopg.connect(settings.database_url.reveal()) as connection:
+                connection.execute(blocker.encode())
+                process.wait_for("lease_taken")
+                eventually(lambda: client.xpending(KEYS.events, GROUP)["pending"] == 200)
+                process.kill()
+        else:
+            process.wait_for("batch_flushed")
+            process.kill()
+        process.start()
+        await drained(settings)
+
+    check_books(settings, told(actions))
+
+
+async def test_two_flushers_at_once_never_count_twice(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the lease, which only saves work: ledger and row lock decide."""
+    from flusher.writer import Writer
+
+    async def nobody_waits(self: Writer, stop: object) -> bool:
+        return True
+
+    monkeypatch.setattr(Writer, "take_lease", nobody_waits)
+    await make_board(settings)
+    few = Settings(
+        redis_url=settings.redis_url,
+        database_url=settings.database_url,
+        flusher_metrics_port=0,
+        flush_linger_ms=0,
+        flush_batch=20,
+    )
+    actions = some(600)
+
+    async with flushing(few), flushing(few), flushing(few):
+        for start in range(0, 600, 100):
+            await act(settings, *actions[start : start + 100])
+        await drained(settings)
+
+    check_books(settings, told(actions))
+    async with live_of(settings) as live:
+        assert (await live.state(Partition("main"))).is_open
+
+
+async def test_a_standby_takes_over_at_once_when_the_leader_is_killed(
+    settings: Settings, tmp_path: Path
+) -> None:
+    await make_board(settings)
+    with FlusherProcess(settings, tmp_path / "one") as leader:
+        leader.wait_for("lease_taken")
+        with FlusherProcess(settings, tmp_path / "two") as standby:
+            standby.wait_for("lane_changed")
+            leader.kill()
+            standby.wait_for("lease_taken", within_s=2)
+            await act(settings, *some(10))
+            await drained(settings)
+            assert standby.stop() == 0
+
+    check_books(settings, told(some(10)))
+
+
+async def test_a_lost_group_is_made_again_at_the_start_of_the_stream(
+    settings: Settings, client: "redis.Redis[str]"
+) -> None:
+    await make_board(settings)
+    actions = some(90)
+
+    async with flushing(settings):
+        for start in range(0, 90, 30):
+            await act(settings, *actions[start : start + 30])
+            client.xgroup_destroy(KEYS.events, GROUP)
+            client.script_flush()
+        await drained(settings)
+
+    check_books(settings, told(actions))

@@ -1,0 +1,166 @@
+"""The one transaction: however a stream is cut and repeated, the tables come out the same."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flusher.batch import Entry, build
+from flusher.writer import Flushed, GapFound, Superseded, Writer
+from scoreboard.archive import Position
+from scoreboard.model import Partition
+from scoreboard.settings import Secret, Settings
+from tests.support.flushing import query
+
+_boards = itertools.count(1)
+Cut = tuple[int, int]
+
+
+@pytest.fixture
+def configured(database_url: str) -> Settings:
+    return Settings(redis_url=Secret("redis://none"), database_url=Secret(database_url))
+
+
+def fresh_board(configured: Settings, *, epoch: int = 1) -> Partition:
+    board = f"b{next(_boards)}"
+    query(configured, "INSERT INTO boards VALUES (%s, 1, 60, 1, true)", board)
+    query(configured, "INSERT INTO flush_state VALUES (%s, 0, %s, 0, '0-0')", board, epoch)
+    return Partition(board)
+
+
+@pytest.fixture
+async def writer(configured: Settings) -> AsyncIterator[Writer]:
+    writer = await Writer.open(configured, fresh_board(configured))
+    yield writer
+    await writer.aclose()
+
+
+def entries_of(deltas: list[tuple[int, int]], *, epoch: int = 1) -> list[Entry]:
+    """Give the stream of (user number, delta), one action each."""
+    held: dict[int, int] = {}
+    entries: list[Entry] = []
+    for place, (user, delta) in enumerate(deltas, 1):
+        held[user] = held.get(user, 0) + delta
+        fields = {
+            "q": place,
+            "u": f"user{user}",
+            "a": f"win:{place}",
+            "d": delta,
+            "s": held[user],
+            "e": epoch,
+        }
+        entries.append(
+            (
+                f"{1000 + place}-0".encode(),
+                {name.encode(): str(value).encode() for name, value in fields.items()},
+            )
+        )
+    return entries
+
+
+def books(configured: Settings, board: str) -> dict[str, list[tuple[object, ...]]]:
+    return {
+        "ledger": query(
+            configured,
+            "SELECT user_id, action_id, epoch, seq, delta, score_after, kind, occurred_at"
+            " FROM score_events WHERE board = %s ORDER BY seq",
+            board,
+        ),
+        "scores": query(
+            configured,
+            "SELECT user_id, score, actions, reached_at, last_seq FROM scores"
+            " WHERE board = %s ORDER BY user_id",
+            board,
+        ),
+        "position": query(
+            configured, "SELECT epoch, seq, stream_id FROM flush_state WHERE board = %s", board
+        ),
+        "rejected": query(configured, "SELECT 1 FROM rejected_events WHERE board = %s", board),
+        "dead": query(configured, "SELECT 1 FROM dead_events WHERE board = %s", board),
+    }
+
+
+@st.composite
+def cut_streams(draw: st.DrawFn) -> tuple[list[tuple[int, int]], list[Cut]]:
+    """A stream and slices of it that cover it in order, each reaching back as far as it likes."""
+    stream = draw(
+        st.lists(st.tuples(st.integers(0, 4), st.integers(1, 9)), min_size=1, max_size=30)
+    )
+    slices: list[Cut] = []
+    reached = 0
+    while reached < len(stream):
+        start = draw(st.integers(0, reached))
+        stop = draw(st.integers(start + 1, len(stream)))
+        slices.append((start, stop))
+        reached = max(reached, stop)
+    return stream, slices
+
+
+def test_any_cut_of_a_stream_with_any_repeats_gives_the_same_tables(configured: Settings) -> None:
+    with asyncio.Runner() as runner:
+        opened = runner.run(Writer.open(configured, fresh_board(configured)))
+
+        async def write(partition: Partition, entries: list[Entry], cuts: list[Cut]) -> None:
+            writer = Writer(opened._connection, partition)
+            for start, stop in cuts:
+                result = await writer.flush(build(entries[start:stop]), epoch=1)
+                assert isinstance(result, Flushed)
+                assert (result.drifted, result.rewound, result.late) == (0, 0, 0)
+
+        @given(cut_streams())
+        @settings(max_examples=40, deadline=None, database=None)
+        def check(case: tuple[list[tuple[int, int]], list[Cut]]) -> None:
+            stream, cuts = case
+            entries = entries_of(stream)
+            whole, cut = fresh_board(configured), fresh_board(configured)
+
+            runner.run(write(whole, entries, [(0, len(entries))]))
+            runner.run(write(cut, entries, cuts))
+
+            assert books(configured, cut.board) == books(configured, whole.board)
+
+        try:
+            check()
+        finally:
+            runner.run(opened.aclose())
+
+
+async def test_a_batch_of_another_epoch_is_refused_and_writes_nothing(
+    configured: Settings, writer: Writer
+) -> None:
+    board = f"b{next(_boards) - 1}"
+    query(configured, "UPDATE flush_state SET epoch = 2 WHERE board = %s", board)
+
+    result = await writer.flush(build(entries_of([(1, 5)])), epoch=1)
+
+    assert isinstance(result, Superseded)
+    assert books(configured, board)["ledger"] == []
+
+
+async def test_a_gap_is_refused_unless_it_is_to_be_skipped(
+    configured: Settings, writer: Writer
+) -> None:
+    batch = build(entries_of([(1, 5), (2, 5), (1, 5)])[1:])
+
+    refused = await writer.flush(batch, epoch=1)
+    skipped = await writer.flush(batch, epoch=1, skip_gaps=True)
+
+    assert isinstance(refused, GapFound)
+    assert refused.gap.expected == 1
+    assert isinstance(skipped, Flushed)
+    assert skipped.position == Position(1, 3, "1003-0")
+    assert skipped.drifted == 1, "the user's score is not what Redis said: its first action is lost"
+
+
+async def test_the_position_never_goes_back(configured: Settings, writer: Writer) -> None:
+    entries = entries_of([(1, 5), (2, 5), (1, 5)])
+    await writer.flush(build(entries), epoch=1)
+
+    again = await writer.flush(build(entries[:1]), epoch=1)
+
+    assert isinstance(again, Flushed)
+    assert (again.counted, again.redelivered) == (0, 1)
+    assert await writer.position() == Position(1, 3, "1003-0")

@@ -1,0 +1,114 @@
+"""Entries become rows, each in exactly one place, and missing seqs are noticed."""
+
+from uuid import UUID
+
+import pytest
+
+from flusher import batch as batches
+from flusher.batch import COLUMNS, Entry, Gap, Progress, build, follow, rows
+from flusher.quarantine import park, restore
+from flusher.writer import TYPES
+from scoreboard import resources
+from scoreboard.events import BadRecord
+
+
+def entry(seq: int, *, at: str = "", **fields: str) -> Entry:
+    known = {"q": str(seq), "u": "alice", "a": f"win:{seq}", "d": "5", "s": "5", "e": "1"} | fields
+    return (at or f"1000-{seq}").encode(), {k.encode(): v.encode() for k, v in known.items() if v}
+
+
+def test_every_entry_ends_up_in_exactly_one_list() -> None:
+    entries = [entry(1), entry(2, k="c"), entry(3, d=""), entry(4, u="no spaces"), entry(5)]
+
+    batch = build(entries)
+
+    assert [event.seq for event in batch.actions] == [1, 5]
+    assert [event.seq for event in batch.corrections] == [2]
+    assert [record.stream_id for record in batch.bad] == ["1000-3", "1000-4"]
+    assert batch.ids == [stream_id for stream_id, _ in entries]
+    assert batch.last_id == "1000-5"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"q": str(2**63)}, "beyond a BIGINT"),
+        ({"e": str(2**63)}, "beyond a BIGINT"),
+        ({"at": "253402300800000-0"}, "beyond the calendar"),
+    ],
+)
+def test_what_fits_no_column_is_bad_before_it_reaches_the_database(
+    change: dict[str, str], reason: str
+) -> None:
+    (record,) = build([entry(1, **change)]).bad
+
+    assert reason in record.reason
+
+
+def test_a_row_has_a_value_for_each_column_and_each_column_a_type() -> None:
+    (row,) = rows(build([entry(7, t="req-1")]).actions)
+
+    assert len(row) == len(COLUMNS) == len(TYPES)
+    named = dict(zip(COLUMNS, row, strict=True))
+    assert named["kind"] == "win"
+    assert named["request_id"] == "req-1"
+    assert named["occurred_at"].isoformat() == "1970-01-01T00:00:01+00:00"
+    assert isinstance(named["user_id"], UUID)
+
+
+def test_the_staging_statement_names_the_columns_in_the_order_of_a_row() -> None:
+    statement = " ".join(resources.query("copy_flush_batch").decode().split())
+
+    assert f"COPY flush_batch ( {', '.join(COLUMNS)} )" in statement
+
+
+def test_the_last_row_of_each_user_is_marked() -> None:
+    batch = build([entry(1), entry(2, u="bob"), entry(3), entry(4, u="bob")])
+
+    assert [row[-1] for row in rows(batch.actions)] == [False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("seqs", "committed", "progress"),
+    [
+        ([1, 2, 3], 0, Progress(3)),
+        ([4, 5], 3, Progress(5)),
+        ([2, 3, 4], 3, Progress(4)),
+        ([1, 2], 9, Progress(9)),
+        ([5, 6], 3, Progress(6, Gap(4, 5, "1000-5"))),
+        ([4, 7, 9], 3, Progress(9, Gap(5, 7, "1000-7"))),
+    ],
+)
+def test_a_batch_is_followed_from_where_the_partition_stands(
+    seqs: list[int], committed: int, progress: Progress
+) -> None:
+    assert follow(build([entry(seq) for seq in seqs]), committed) == progress
+
+
+def test_a_record_that_cannot_be_read_stands_for_the_seq_missing_in_its_place() -> None:
+    assert follow(build([entry(1), entry(2, q="?"), entry(3)]), 0) == Progress(3)
+    assert follow(build([entry(1), entry(2, q="?"), entry(4)]), 0).gap == Gap(2, 4, "1000-4")
+
+
+def test_a_parked_entry_comes_back_byte_by_byte() -> None:
+    fields = {b"q": b"12", b"u": bytes(range(256)), b"\xff\x00": b"\0"}
+
+    dead = park("5-1", fields, "why\0" + "x" * 1000)
+
+    assert restore(dead.raw) == fields
+    assert dead.seq == 12
+    assert len(dead.reason) == 500
+    assert "\0" not in dead.reason
+
+
+@pytest.mark.parametrize("seq", [b"", b"-1", b"0", b"x", b"9" * 30])
+def test_a_seq_that_is_none_is_stored_as_none(seq: bytes) -> None:
+    assert park("5-1", {b"q": seq}, "why").seq is None
+
+
+def test_the_reason_of_a_bad_record_is_kept() -> None:
+    (record,) = build([entry(1, s="")]).bad
+
+    assert isinstance(record, BadRecord)
+    assert "score after" in record.reason
+    assert batches.uuid_of("alice") == batches.uuid_of("alice")
