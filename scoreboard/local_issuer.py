@@ -25,26 +25,31 @@ from scoreboard.errors import OperatorMistake
 from scoreboard.model import is_identifier
 
 LOCAL_ISSUER: Final = "urn:scoreboard:local"
-"""The ``iss`` of its tokens: set SCOREBOARD_ISSUER to it."""
+"""The ``iss`` of its tokens until it is given an address: set SCOREBOARD_ISSUER to it."""
 
 KEY_FILE: Final = "issuer-key.pem"
 JWKS_FILE: Final = "jwks.json"
+NAME_FILE: Final = "issuer-name"
+"""Holds the ``iss`` where it is not LOCAL_ISSUER, for all who issue from this folder."""
 
 
 class LocalIssuer:
     """An issuer with its key in a folder; make it with ``create`` or ``load``."""
 
-    issuer: Final = LOCAL_ISSUER
-
     def __init__(self, folder: Path, key: ec.EllipticCurvePrivateKey) -> None:
+        self.issuer: Final = _name(folder)
+        """The ``iss`` of its tokens: set SCOREBOARD_ISSUER to it."""
         self.jwks_file: Final = folder / JWKS_FILE
         """The key set to point SCOREBOARD_JWKS_FILE at."""
         self._key = key
         self._jwk = _jwk(key)
 
     @classmethod
-    def create(cls, folder: Path) -> "LocalIssuer":
+    def create(cls, folder: Path, *, issuer: str | None = None) -> "LocalIssuer":
         """Make the issuer of a folder, or load the one that is there; writes its key set.
+
+        ``issuer`` is its name from now on: the address where it is found, if it has one. Without
+        it, the folder's name stays.
 
         Raises OperatorMistake as ``load`` does.
         """
@@ -60,6 +65,8 @@ class LocalIssuer:
             with contextlib.suppress(FileExistsError):
                 os.link(made, folder / KEY_FILE)
             made.unlink()
+        if issuer is not None and issuer != _name(folder):
+            _write_aside(folder, issuer.encode()).replace(folder / NAME_FILE)
         found = cls.load(folder)
         found.publish()
         return found
@@ -113,7 +120,7 @@ class LocalIssuer:
             raise OperatorMistake("A token lives at least one second")
         now_s = int(time.time())
         claims: dict[str, Any] = {
-            "iss": LOCAL_ISSUER,
+            "iss": self.issuer,
             "aud": audience,
             "sub": sub,
             "scope": " ".join(scopes),
@@ -124,6 +131,13 @@ class LocalIssuer:
         return jwt.encode(
             claims, self._key, algorithm="ES256", headers={"kid": str(self._jwk["kid"])}
         )
+
+
+def _name(folder: Path) -> str:
+    try:
+        return (folder / NAME_FILE).read_text()
+    except FileNotFoundError:
+        return LOCAL_ISSUER
 
 
 def _jwk(key: ec.EllipticCurvePrivateKey) -> dict[str, str]:

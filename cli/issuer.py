@@ -1,0 +1,166 @@
+"""Runs the development issuer: `python -m cli.issuer`, a child of `scoreboard up`.
+
+It signs players in by name alone and game servers by a generated secret, so that everything works
+on a machine without an identity provider. Never for production: it refuses to start there, and to
+listen where another machine could reach it.
+"""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+import click
+import uvicorn
+
+from cli.data_folder import write_private
+from cli.issuer_app import IssuerSite
+from cli.issuer_form import Seal
+from cli.issuer_grants import Grants
+from scoreboard import lifecycle
+from scoreboard.auth import LocalIssuer
+from scoreboard.errors import OperatorMistake, ScoreboardError
+from scoreboard.telemetry import get_logger, setup_logging
+
+HOST: Final = "127.0.0.1"
+SECRET_FILE: Final = "game-server-secret"  # noqa: S105 (a file name)
+SECRET_LENGTH_MIN: Final = 32
+GRACE_S: Final = 5.0
+CONNECTIONS_MAX: Final = 100
+
+_log = get_logger(__name__)
+
+
+def address_of(host: str, port: int) -> str:
+    """Give the issuer's address on a loopback IP, which is also its name in tokens.
+
+    Raises OperatorMistake where others could reach it.
+    """
+    try:
+        address = ip_address(host)
+    except ValueError:
+        address = None
+    if address is None or not address.is_loopback:
+        raise OperatorMistake(
+            f"The development issuer asks for no password: it listens on 127.0.0.1 or ::1, "
+            f"not on {host!r}"
+        )
+    return f"http://[{address}]:{port}" if address.version == 6 else f"http://{address}:{port}"
+
+
+def check_redirect_uri(uri: str) -> None:
+    """Raise OperatorMistake where ``uri`` is no plain address of a page on this machine."""
+    parts = urlsplit(uri)
+    host = parts.hostname or ""
+    try:
+        is_here = host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        is_here = False
+    if not is_here or parts.scheme != "http" or parts.query or parts.fragment or "@" in uri:
+        raise OperatorMistake(
+            f"The development issuer sends players back to pages on this machine only, not {uri!r}"
+        )
+
+
+def client_secret(folder: Path) -> str:
+    """Give the game servers' client secret of a folder, made at the first call.
+
+    Raises OperatorMistake where others may read it, or it was shortened.
+    """
+    path = folder / SECRET_FILE
+    if not path.exists():
+        write_private(path, secrets.token_urlsafe(SECRET_LENGTH_MIN))
+    if path.stat().st_mode & 0o077:
+        raise OperatorMistake(f"{path} may be read by others: chmod 600 {path}")
+    secret = path.read_text().strip()
+    if len(secret) < SECRET_LENGTH_MIN:
+        raise OperatorMistake(f"{path} holds no secret; remove it, and a new one is made")
+    return secret
+
+
+@click.command()
+@click.option("--folder", type=click.Path(path_type=Path), required=True, help="Key and secret.")
+@click.option("--host", default=HOST, show_default=True, help="127.0.0.1 or ::1.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8002, show_default=True)
+@click.option("--redirect-uri", "redirect_uris", multiple=True, required=True, help="The page's.")
+@click.option("--audience", default="scoreboard", show_default=True, help="The tokens' aud.")
+def main(folder: Path, host: str, port: int, redirect_uris: Sequence[str], audience: str) -> None:
+    """Sign players in without a password. For development only."""
+    try:
+        environment = os.environ.get("SCOREBOARD_ENVIRONMENT") or "development"
+        if environment != "development":
+            raise OperatorMistake(
+                f"The development issuer does not run in the environment {environment!r}"
+            )
+        url = address_of(host, port)
+        for uri in redirect_uris:
+            check_redirect_uri(uri)
+        listener = _listen(host, port)
+        issuer = LocalIssuer.create(folder, issuer=url)
+        grants = Grants(issuer, audience, client_secret(folder))
+    except ScoreboardError as error:
+        sys.exit(lifecycle.fail_start(error))
+    setup_logging(
+        "issuer",
+        level=os.environ.get("SCOREBOARD_LOG_LEVEL") or "info",
+        form=os.environ.get("SCOREBOARD_LOG_FORMAT") or "json",
+        environment=environment,
+    )
+    app = IssuerSite(issuer, grants, Seal(), redirect_uris).app()
+    server = _Server(
+        uvicorn.Config(
+            app,
+            access_log=False,  # it would write codes, which stand in queries
+            log_config=None,
+            lifespan="off",
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=CONNECTIONS_MAX,
+            timeout_graceful_shutdown=2,
+        )
+    )
+
+    async def serve(stop: lifecycle.Stop) -> None:
+        _log.warning("development_issuer_started", url=url, never_for="production")
+        async with asyncio.TaskGroup() as tasks:
+            serving = tasks.create_task(server.serve([listener]))
+            stopping = tasks.create_task(stop.wait())
+            await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            server.should_exit = True
+            stopping.cancel()
+
+    sys.exit(lifecycle.run(serve, grace_s=GRACE_S))
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, leaving the signals to `scoreboard.lifecycle`."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise OperatorMistake(
+            f"The issuer cannot listen on {host}:{port}: {error.strerror}"
+        ) from error
+    listener.setblocking(False)
+    return listener
+
+
+if __name__ == "__main__":
+    main()

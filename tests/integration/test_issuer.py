@@ -1,0 +1,386 @@
+"""The development issuer over HTTP: in this process for each rule, as a process for its life."""
+
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from cli.embedded_server import free_port
+from cli.issuer_app import IssuerSite
+from cli.issuer_form import FORM_LIFE_S, Seal
+from cli.issuer_grants import CODE_LIFE_S, Grants
+from scoreboard.auth import READ, UPDATE, UPDATE_ANY, LocalIssuer, Verifier
+from scoreboard.settings import load
+from tests.support.eventually import eventually
+from tests.support.issuer import Player, answer_in, sealed_in
+
+URL = "http://127.0.0.1:8002"
+PAGE_URI = "http://127.0.0.1:8000/"
+PAGE_ORIGIN = "http://127.0.0.1:8000"
+SECRET = "s" * 43
+START_S = 15.0
+
+
+class Clock:
+    now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def issuer(tmp_path: Path) -> LocalIssuer:
+    return LocalIssuer.create(tmp_path, issuer=URL)
+
+
+@pytest.fixture
+async def http(issuer: LocalIssuer, clock: Clock) -> AsyncIterator[httpx.AsyncClient]:
+    grants = Grants(issuer, "scoreboard", SECRET, clock=clock)
+    uris = [PAGE_URI, "http://localhost:8000/"]
+    app = IssuerSite(issuer, grants, Seal(clock=clock), uris).app()
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app)) as client:
+        yield client
+
+
+@pytest.fixture
+def player(http: httpx.AsyncClient) -> Player:
+    return Player(http, URL, PAGE_URI)
+
+
+def verifier_of(issuer: LocalIssuer) -> Verifier:
+    return Verifier(
+        load(
+            {
+                "REDIS_URL": "redis://nowhere",
+                "SCOREBOARD_JWKS_FILE": str(issuer.jwks_file),
+                "SCOREBOARD_ISSUER": issuer.issuer,
+            }
+        )
+    )
+
+
+# --- the whole way ---
+
+
+async def test_a_player_signs_in_and_gets_a_token_that_verifies(
+    player: Player, issuer: LocalIssuer
+) -> None:
+    answer = answer_in(await player.agree((await player.ask()).text, "auth0|42"))
+    assert answer.keys() == {"code", "state", "iss"}
+    assert (answer["state"], answer["iss"]) == (player.state, URL)
+
+    response = await player.redeem(answer["code"])
+
+    assert response.status_code == 200
+    assert response.headers["cache-control"] == "no-store"
+    issued = response.json()
+    assert (issued["token_type"], issued["expires_in"]) == ("Bearer", 3600)
+    caller = await verifier_of(issuer).verify(issued["access_token"])
+    assert (caller.subject, caller.issuer) == ("auth0|42", URL)
+    assert caller.scopes == {UPDATE, READ}
+
+
+async def test_a_game_server_gets_a_token_that_verifies(
+    http: httpx.AsyncClient, issuer: LocalIssuer
+) -> None:
+    response = await http.post(
+        f"{URL}/token", data={"grant_type": "client_credentials"}, auth=("game-server", SECRET)
+    )
+    assert response.headers["cache-control"] == "no-store"
+    caller = await verifier_of(issuer).verify(response.json()["access_token"])
+    assert (caller.subject, caller.scopes) == ("game-server", {UPDATE_ANY, READ})
+
+
+@pytest.mark.parametrize("name", ["openid-configuration", "oauth-authorization-server"])
+async def test_discovery_names_the_issuer_it_was_asked_at(
+    http: httpx.AsyncClient, issuer: LocalIssuer, name: str
+) -> None:
+    found = (await http.get(f"{URL}/.well-known/{name}")).json()
+    assert found["issuer"] == URL
+    assert found["code_challenge_methods_supported"] == ["S256"]
+    assert set(found["grant_types_supported"]) == {"authorization_code", "client_credentials"}
+    assert (await http.get(found["jwks_uri"])).content == issuer.jwks_file.read_bytes()
+    assert (await http.get(found["authorization_endpoint"])).status_code == 400
+    assert (await http.post(found["token_endpoint"], data={"a": "b"})).status_code == 400
+
+
+# --- what is refused at the token endpoint ---
+
+
+async def test_a_wrong_verifier_gets_nothing_and_spends_the_code(player: Player) -> None:
+    code = await player.code()
+    refused = await player.redeem(code, code_verifier="w" * 43)
+    assert (refused.status_code, refused.json()["error"]) == (400, "invalid_grant")
+    assert (await player.redeem(code)).json()["error"] == "invalid_grant"
+
+
+async def test_a_code_is_redeemed_once(player: Player) -> None:
+    code = await player.code()
+    assert (await player.redeem(code)).status_code == 200
+    again = await player.redeem(code)
+    assert (again.status_code, again.json()["error"]) == (400, "invalid_grant")
+
+
+async def test_an_expired_code_gets_nothing(player: Player, clock: Clock) -> None:
+    code = await player.code()
+    clock.now_s += CODE_LIFE_S
+    refused = await player.redeem(code)
+    assert (refused.status_code, refused.json()["error"]) == (400, "invalid_grant")
+
+
+async def test_a_wrong_secret_gets_401_and_how_to_authenticate(http: httpx.AsyncClient) -> None:
+    asked = {"grant_type": "client_credentials"}
+    refused = await http.post(f"{URL}/token", data=asked, auth=("game-server", "wrong"))
+    assert (refused.status_code, refused.json()["error"]) == (401, "invalid_client")
+    assert refused.headers["www-authenticate"].startswith("Basic ")
+    assert refused.headers["cache-control"] == "no-store"
+
+
+async def test_a_game_server_does_not_get_a_player_s_scope(http: httpx.AsyncClient) -> None:
+    asked = {"grant_type": "client_credentials", "scope": UPDATE}
+    refused = await http.post(f"{URL}/token", data=asked, auth=("game-server", SECRET))
+    assert (refused.status_code, refused.json()["error"]) == (400, "invalid_scope")
+
+
+@pytest.mark.parametrize(
+    ("content", "content_type", "status"),
+    [
+        (b'{"grant_type": "client_credentials"}', "application/json", 415),
+        (b"grant_type=client_credentials", "", 415),
+        (b"a=" + b"x" * 20_000, "application/x-www-form-urlencoded", 413),
+        (b"&".join(b"a%d=1" % n for n in range(40)), "application/x-www-form-urlencoded", 400),
+        (b"grant_type=%ff", "application/x-www-form-urlencoded", 400),
+        (b"\xff=1", "application/x-www-form-urlencoded", 400),
+        (b"", "application/x-www-form-urlencoded", 400),
+    ],
+)
+async def test_a_body_that_is_no_small_form_is_refused(
+    http: httpx.AsyncClient, content: bytes, content_type: str, status: int
+) -> None:
+    headers = {"Content-Type": content_type} if content_type else {}
+    refused = await http.post(f"{URL}/token", content=content, headers=headers)
+    assert (refused.status_code, refused.json()["error"]) == (status, "invalid_request")
+    assert refused.headers["cache-control"] == "no-store"
+
+
+# --- what is refused at the authorization endpoint ---
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"code_challenge": None, "code_challenge_method": None}, "invalid_request"),
+        ({"code_challenge_method": "plain"}, "invalid_request"),
+        ({"scope": f"{UPDATE} {UPDATE_ANY}"}, "invalid_scope"),
+        ({"response_type": "token"}, "unsupported_response_type"),
+    ],
+)
+async def test_a_wrong_request_goes_back_to_the_page_with_its_state(
+    player: Player, changes: dict[str, str | None], error: str
+) -> None:
+    answer = answer_in(await player.ask(**changes))
+    assert (answer["error"], answer["state"], answer["iss"]) == (error, player.state, URL)
+
+
+@pytest.mark.parametrize(
+    "uri", ["https://evil.test/", "http://127.0.0.1:8000/elsewhere", "http://127.0.0.1:9999/"]
+)
+async def test_nobody_is_sent_to_a_foreign_address(player: Player, uri: str) -> None:
+    answer = await player.ask(redirect_uri=uri)
+    assert answer.status_code == 400
+    assert "location" not in answer.headers
+    assert "redirect_uri" in answer.text
+
+
+async def test_cancelling_tells_the_page_so(player: Player) -> None:
+    answer = answer_in(await player.agree((await player.ask()).text, "", answer="cancel"))
+    assert answer == {"error": "access_denied", "state": player.state, "iss": URL}
+
+
+@pytest.mark.parametrize("name", ["", "   ", "a b", "ü", "x" * 129, '"><script>'])
+async def test_a_name_that_is_no_identifier_is_asked_again(player: Player, name: str) -> None:
+    again = await player.agree((await player.ask()).text, name)
+    assert again.status_code == 422
+    assert 'aria-invalid="true"' in again.text
+    assert "<script" not in again.text
+    assert answer_in(await player.agree(again.text, "alice"))["code"]
+
+
+@pytest.mark.parametrize("origin", [PAGE_ORIGIN, "http://localhost:8002", "null", None])
+async def test_a_form_sent_from_another_page_is_refused(player: Player, origin: str | None) -> None:
+    form = {"form": sealed_in((await player.ask()).text), "name": "mallory"}
+    headers = {} if origin is None else {"Origin": origin}
+    refused = await player.http.post(f"{URL}/authorize", data=form, headers=headers)
+    assert refused.status_code == 403
+    assert "location" not in refused.headers
+
+
+async def test_a_form_with_other_contents_is_refused(player: Player) -> None:
+    form, other = (await player.ask()).text, (await player.ask(scope=READ)).text
+    # The signature of one form before the contents of another.
+    mixed = sealed_in(form)[:40] + sealed_in(other)[40:]
+    refused = await player.agree(form, "alice", form=mixed)
+    assert refused.status_code == 400
+
+
+async def test_a_form_that_lay_too_long_is_refused(player: Player, clock: Clock) -> None:
+    form = (await player.ask()).text
+    clock.now_s += FORM_LIFE_S
+    assert (await player.agree(form, "alice")).status_code == 400
+
+
+# --- browsers ---
+
+
+async def test_the_form_can_neither_be_framed_nor_run_nor_kept(player: Player) -> None:
+    headers = (await player.ask()).headers
+    policy = headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "script-src" not in policy
+    assert f"form-action 'self' {PAGE_ORIGIN} http://localhost:8000" in policy
+    assert headers["x-frame-options"] == "DENY"
+    assert headers["cache-control"] == "no-store"
+    assert headers["referrer-policy"] == "same-origin"
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed"),
+    [(PAGE_ORIGIN, PAGE_ORIGIN), ("http://127.0.0.1:9999", None), ("null", None), (None, None)],
+)
+async def test_only_the_page_s_script_may_read_answers(
+    http: httpx.AsyncClient, origin: str | None, allowed: str | None
+) -> None:
+    headers = {} if origin is None else {"Origin": origin}
+    answers = [
+        await http.post(f"{URL}/token", data={"grant_type": "x"}, headers=headers),
+        await http.get(f"{URL}/.well-known/openid-configuration", headers=headers),
+    ]
+    for answer in answers:
+        assert answer.headers.get("access-control-allow-origin") == allowed
+        assert answer.headers["vary"] == "Origin"
+
+
+async def test_no_script_of_any_page_may_read_the_form(player: Player) -> None:
+    headers = {"Origin": PAGE_ORIGIN}
+    form = await player.http.get(f"{URL}/authorize", params=player.question(), headers=headers)
+    assert form.status_code == 200
+    assert "access-control-allow-origin" not in form.headers
+
+
+@pytest.mark.parametrize("host", ["evil.test", "evil.test:8002", "localhost:8002", "127.0.0.1"])
+@pytest.mark.parametrize("path", ["/authorize", "/jwks.json"])
+async def test_the_issuer_answers_to_its_own_address_only(
+    http: httpx.AsyncClient, host: str, path: str
+) -> None:
+    assert (await http.get(f"{URL}{path}", headers={"Host": host})).status_code == 421
+
+
+# --- as a process ---
+
+
+class Process:
+    """`python -m cli.issuer`, stopped when a test ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = folder.parent / "issuer.log"
+        self._running: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.log.open("wb") as log:
+            self._running = subprocess.Popen(command(self.folder, self.port), stderr=log)
+        eventually(self.is_up, within_s=START_S)
+
+    def is_up(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/jwks.json", trust_env=False).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def stop(self) -> int:
+        assert self._running is not None
+        self._running.terminate()
+        return self._running.wait(10)
+
+    def kill(self) -> None:
+        if self._running is not None:
+            self._running.kill()
+            self._running.wait()
+
+
+def command(folder: Path, port: int, *more: str) -> list[str]:
+    named = ["--folder", str(folder), "--port", str(port), "--redirect-uri", PAGE_URI]
+    return [sys.executable, "-m", "cli.issuer", *named, *more]
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[Process]:
+    process = Process(tmp_path / "identity")
+    try:
+        yield process
+    finally:
+        process.kill()
+
+
+async def test_a_process_signs_in_logs_no_secret_and_stops_when_asked(process: Process) -> None:
+    process.start()
+    async with httpx.AsyncClient(trust_env=False) as http:
+        player = Player(http, process.url, PAGE_URI)
+        code = await player.code("alice")
+        issued = (await player.redeem(code)).json()
+        await player.redeem(code)
+    secret = (process.folder / "game-server-secret").read_text()
+
+    issuer = LocalIssuer.load(process.folder)
+    assert (issuer.issuer, process.stop()) == (process.url, 0)
+    caller = await verifier_of(issuer).verify(issued["access_token"])
+    assert (caller.subject, caller.issuer) == ("alice", process.url)
+    log = process.log.read_text()
+    assert "player_signed_in" in log
+    assert "grant_refused" in log
+    hidden = [code, issued["access_token"], secret, player.verifier, player.state]
+    assert [value for value in hidden if value in log] == []
+
+
+@pytest.mark.parametrize(
+    ("more", "environment", "reason"),
+    [
+        (["--host", "0.0.0.0"], {}, "asks for no password"),
+        (["--redirect-uri", "https://scores.test/"], {}, "this machine only"),
+        ([], {"SCOREBOARD_ENVIRONMENT": "production"}, "'production'"),
+    ],
+)
+def test_a_process_that_others_could_use_does_not_start(
+    tmp_path: Path, more: list[str], environment: dict[str, str], reason: str
+) -> None:
+    refused = run(command(tmp_path / "identity", free_port(), *more), environment)
+    assert refused.returncode == 1
+    assert reason in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    assert not (tmp_path / "identity").exists()
+
+
+def test_a_taken_port_is_named_and_changes_nothing(process: Process) -> None:
+    process.start()
+    refused = run(command(process.folder.parent / "other", process.port))
+    assert refused.returncode == 1
+    assert f"127.0.0.1:{process.port}" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def run(words: list[str], environment: dict[str, str] | None = None) -> Any:
+    return subprocess.run(
+        words, env=environment or {}, capture_output=True, text=True, timeout=30, check=False
+    )

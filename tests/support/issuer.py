@@ -1,0 +1,83 @@
+"""A client of the development issuer: PKCE, the form as a browser sends it, the way back."""
+
+import base64
+import hashlib
+import re
+import secrets
+from dataclasses import dataclass, field
+from html import unescape
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+
+PAGE_CLIENT = "scoreboard-page"
+
+
+@dataclass
+class Player:
+    """One sign-in at an issuer, step by step, with every value open to a test's changes."""
+
+    http: httpx.AsyncClient
+    issuer: str
+    redirect_uri: str
+    verifier: str = field(default_factory=lambda: secrets.token_urlsafe(48))
+    state: str = field(default_factory=lambda: secrets.token_urlsafe(16))
+
+    def question(self, **changes: str | None) -> dict[str, str]:
+        """Give the authorization request; a parameter changed to None is left out."""
+        fields = {
+            "response_type": "code",
+            "client_id": PAGE_CLIENT,
+            "redirect_uri": self.redirect_uri,
+            "scope": "update:score read:leaderboard",
+            "state": self.state,
+            "code_challenge": challenge_of(self.verifier),
+            "code_challenge_method": "S256",
+        } | changes
+        return {name: value for name, value in fields.items() if value is not None}
+
+    async def ask(self, **changes: str | None) -> httpx.Response:
+        """Open the form."""
+        return await self.http.get(f"{self.issuer}/authorize", params=self.question(**changes))
+
+    async def agree(self, shown: str, name: str, **changes: Any) -> httpx.Response:
+        """Send the form that was shown, as a browser would."""
+        headers = {"Origin": self.issuer} | changes.pop("headers", {})
+        fields = {"form": sealed_in(shown), "name": name, "answer": "agree"} | changes
+        return await self.http.post(f"{self.issuer}/authorize", data=fields, headers=headers)
+
+    async def code(self, name: str = "alice", **changes: str | None) -> str:
+        """Go through the form to the code."""
+        answer = await self.agree((await self.ask(**changes)).text, name)
+        return answer_in(answer)["code"]
+
+    async def redeem(self, code: str, **changes: str | None) -> httpx.Response:
+        """Exchange a code at the token endpoint."""
+        fields = {
+            "grant_type": "authorization_code",
+            "client_id": PAGE_CLIENT,
+            "code": code,
+            "redirect_uri": self.redirect_uri,
+            "code_verifier": self.verifier,
+        } | changes
+        sent = {name: value for name, value in fields.items() if value is not None}
+        return await self.http.post(f"{self.issuer}/token", data=sent)
+
+
+def challenge_of(verifier: str) -> str:
+    digest = hashlib.sha256(verifier.encode()).digest()
+    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+
+def sealed_in(form: str) -> str:
+    found = re.search(r'name="form" value="([^"]+)"', form)
+    assert found is not None, form
+    return unescape(found[1])
+
+
+def answer_in(response: httpx.Response) -> dict[str, str]:
+    """Give what a redirect carries back to the page."""
+    assert response.status_code == 303, response.text
+    query = parse_qs(urlsplit(response.headers["location"]).query, strict_parsing=True)
+    return {name: value for name, [value] in query.items()}

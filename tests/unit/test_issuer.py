@@ -1,0 +1,377 @@
+"""What the development issuer grants and what it refuses, without HTTP."""
+
+import base64
+from pathlib import Path
+
+import jwt
+import pytest
+
+from cli.issuer import address_of, check_redirect_uri, client_secret
+from cli.issuer_form import FORM_LIFE_S, Seal, render_form, render_refusal
+from cli.issuer_grants import (
+    CODE_LIFE_S,
+    CODES_MAX,
+    GAME_SERVER,
+    PAGE,
+    Grants,
+    RefusedAtPage,
+    RequestRefused,
+    SignInRequest,
+    read_sign_in,
+)
+from scoreboard.auth import LOCAL_ISSUER, READ, UPDATE, UPDATE_ANY, LocalIssuer
+from scoreboard.errors import OperatorMistake
+from tests.support.issuer import challenge_of
+
+PAGE_URI = "http://127.0.0.1:8000/"
+SECRET = "s" * 43
+VERIFIER = "v" * 43
+URL = "http://127.0.0.1:8002"
+
+
+class Clock:
+    now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def grants(tmp_path: Path, clock: Clock) -> Grants:
+    issuer = LocalIssuer.create(tmp_path, issuer=URL)
+    return Grants(issuer, "scoreboard", SECRET, clock=clock)
+
+
+def question(**changes: str | None) -> list[tuple[str, str]]:
+    fields = {
+        "response_type": "code",
+        "client_id": "scoreboard-page",
+        "redirect_uri": PAGE_URI,
+        "state": "xyz",
+        "code_challenge": challenge_of(VERIFIER),
+        "code_challenge_method": "S256",
+    } | changes
+    return [(name, value) for name, value in fields.items() if value is not None]
+
+
+def request(**changes: object) -> SignInRequest:
+    values = {
+        "client_id": PAGE.id,
+        "redirect_uri": PAGE_URI,
+        "state": "xyz",
+        "challenge": challenge_of(VERIFIER),
+        "scopes": (UPDATE, READ),
+    } | changes
+    return SignInRequest(**values)
+
+
+def redemption(made: str, **changes: str | None) -> list[tuple[str, str]]:
+    fields = {
+        "grant_type": "authorization_code",
+        "client_id": "scoreboard-page",
+        "code": made,
+        "redirect_uri": PAGE_URI,
+        "code_verifier": VERIFIER,
+    } | changes
+    return [(name, value) for name, value in fields.items() if value is not None]
+
+
+def basic(client_id: str, secret: str) -> str:
+    return "Basic " + base64.b64encode(f"{client_id}:{secret}".encode()).decode()
+
+
+def claims_of(token: str) -> dict:
+    return jwt.decode(token, options={"verify_signature": False})
+
+
+def error_of(grants: Grants, fields: list[tuple[str, str]], authorization: str = "") -> str:
+    with pytest.raises(RequestRefused) as caught:
+        grants.issue(fields, authorization)
+    return caught.value.error
+
+
+# --- the authorization request ---
+
+
+def test_a_request_without_scopes_asks_for_all_of_the_page_s() -> None:
+    assert read_sign_in(question(), [PAGE_URI]) == request()
+
+
+def test_a_request_may_ask_for_less() -> None:
+    assert read_sign_in(question(scope=READ), [PAGE_URI]).scopes == (READ,)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"client_id": None},
+        {"client_id": "someone"},
+        {"redirect_uri": None},
+        {"redirect_uri": "https://evil.test/"},
+        {"redirect_uri": PAGE_URI + "x"},
+        {"redirect_uri": PAGE_URI.rstrip("/")},
+        {"redirect_uri": PAGE_URI + "?next=1"},
+        {"redirect_uri": "http://127.0.0.1:8000@evil.test/"},
+    ],
+)
+def test_a_browser_is_sent_nowhere_by_a_request_of_unknown_origin(
+    changes: dict[str, str | None],
+) -> None:
+    with pytest.raises(RequestRefused) as caught:
+        read_sign_in(question(**changes), [PAGE_URI])
+    assert not isinstance(caught.value, RefusedAtPage)
+
+
+def test_a_parameter_sent_twice_is_refused() -> None:
+    with pytest.raises(RequestRefused, match="twice"):
+        read_sign_in([*question(), ("redirect_uri", PAGE_URI)], [PAGE_URI])
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"response_type": None}, "invalid_request"),
+        ({"response_type": "token"}, "unsupported_response_type"),
+        ({"client_id": "game-server"}, "unauthorized_client"),
+        ({"code_challenge": None}, "invalid_request"),
+        ({"code_challenge": "short"}, "invalid_request"),
+        ({"code_challenge": challenge_of(VERIFIER) + "="}, "invalid_request"),
+        ({"code_challenge_method": None}, "invalid_request"),
+        ({"code_challenge_method": "plain"}, "invalid_request"),
+        ({"scope": UPDATE_ANY}, "invalid_scope"),
+        ({"scope": f"{UPDATE} {UPDATE_ANY}"}, "invalid_scope"),
+        ({"scope": "openid"}, "invalid_scope"),
+        ({"state": "x" * 513}, "invalid_request"),
+    ],
+)
+def test_other_mistakes_are_told_to_the_page(changes: dict[str, str | None], error: str) -> None:
+    with pytest.raises(RefusedAtPage) as caught:
+        read_sign_in(question(**changes), [PAGE_URI])
+    assert (caught.value.error, caught.value.redirect_uri) == (error, PAGE_URI)
+
+
+# --- codes ---
+
+
+def test_a_code_becomes_a_token_of_the_player_who_agreed(grants: Grants) -> None:
+    issued = grants.issue(redemption(grants.make_code(request(), "auth0|42")))
+    claims = claims_of(issued.access_token)
+    assert (claims["iss"], claims["aud"], claims["sub"]) == (URL, "scoreboard", "auth0|42")
+    assert claims["scope"] == issued.scope == f"{UPDATE} {READ}"
+    assert claims["exp"] - claims["iat"] == issued.expires_in == PAGE.token_life_s
+
+
+def test_a_code_works_once(grants: Grants) -> None:
+    code = grants.make_code(request(), "alice")
+    grants.issue(redemption(code))
+    assert error_of(grants, redemption(code)) == "invalid_grant"
+
+
+@pytest.mark.parametrize("late_s", [0.0, 3600.0])
+def test_a_code_ends_after_its_minute(grants: Grants, clock: Clock, late_s: float) -> None:
+    code = grants.make_code(request(), "alice")
+    clock.now_s += CODE_LIFE_S + late_s
+    assert error_of(grants, redemption(code)) == "invalid_grant"
+
+
+def test_a_code_lives_until_its_minute_is_over(grants: Grants, clock: Clock) -> None:
+    code = grants.make_code(request(), "alice")
+    clock.now_s += CODE_LIFE_S - 0.01
+    assert grants.issue(redemption(code)).access_token
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"code": "another"}, "invalid_grant"),
+        ({"code_verifier": "w" * 43}, "invalid_grant"),
+        ({"code_verifier": challenge_of(VERIFIER)}, "invalid_grant"),
+        ({"code_verifier": "v" * 42}, "invalid_grant"),
+        ({"redirect_uri": "http://localhost:8000/"}, "invalid_grant"),
+        ({"code": None}, "invalid_request"),
+        ({"code_verifier": None}, "invalid_request"),
+        ({"redirect_uri": None}, "invalid_request"),
+        ({"client_id": None}, "invalid_client"),
+        ({"client_id": "someone"}, "invalid_client"),
+        ({"client_id": "game-server", "client_secret": SECRET}, "unauthorized_client"),
+        ({"client_secret": SECRET}, "invalid_client"),
+        ({"grant_type": None}, "invalid_request"),
+        ({"grant_type": "password"}, "unsupported_grant_type"),
+        ({"grant_type": "refresh_token"}, "unsupported_grant_type"),
+    ],
+)
+def test_a_code_is_worth_nothing_with_anything_else_wrong(
+    grants: Grants, changes: dict[str, str | None], error: str
+) -> None:
+    code = grants.make_code(request(), "alice")
+    assert error_of(grants, redemption(code, **changes)) == error
+
+
+def test_a_code_that_came_with_a_wrong_verifier_is_spent(grants: Grants) -> None:
+    code = grants.make_code(request(), "alice")
+    error_of(grants, redemption(code, code_verifier="w" * 43))
+    assert error_of(grants, redemption(code)) == "invalid_grant"
+
+
+def test_codes_beyond_the_bound_push_out_the_oldest(grants: Grants) -> None:
+    codes = [grants.make_code(request(), "alice") for _ in range(CODES_MAX + 1)]
+    assert error_of(grants, redemption(codes[0])) == "invalid_grant"
+    assert grants.issue(redemption(codes[1])).access_token
+    assert len(grants._codes) == CODES_MAX - 1
+
+
+def test_codes_nobody_redeemed_are_forgotten(grants: Grants, clock: Clock) -> None:
+    for _ in range(5):
+        grants.make_code(request(), "alice")
+    clock.now_s += CODE_LIFE_S
+    grants.make_code(request(), "alice")
+    assert len(grants._codes) == 1
+
+
+# --- client credentials ---
+
+
+@pytest.mark.parametrize("is_header", [True, False])
+def test_a_game_server_gets_a_token_by_its_secret(grants: Grants, is_header: bool) -> None:
+    fields = [("grant_type", "client_credentials")]
+    if is_header:
+        issued = grants.issue(fields, basic("game-server", SECRET))
+    else:
+        sent = [("client_id", "game-server"), ("client_secret", SECRET)]
+        issued = grants.issue([*fields, *sent])
+    claims = claims_of(issued.access_token)
+    assert (claims["sub"], claims["scope"]) == ("game-server", f"{UPDATE_ANY} {READ}")
+    assert issued.expires_in == GAME_SERVER.token_life_s
+
+
+@pytest.mark.parametrize(
+    ("more", "authorization", "error"),
+    [
+        ([], basic("game-server", "wrong"), "invalid_client"),
+        ([], basic("game-server", ""), "invalid_client"),
+        ([], basic("nobody", SECRET), "invalid_client"),
+        ([], "Basic !!!", "invalid_client"),
+        ([], f"Bearer {SECRET}", "invalid_client"),
+        ([], "", "invalid_client"),
+        ([("client_id", "game-server")], "", "invalid_client"),
+        ([("client_id", "scoreboard-page")], "", "unauthorized_client"),
+        ([("client_id", "other")], basic("game-server", SECRET), "invalid_request"),
+        ([("client_secret", SECRET)], basic("game-server", SECRET), "invalid_request"),
+        ([("scope", UPDATE)], basic("game-server", SECRET), "invalid_scope"),
+        ([("scope", f"{READ} admin")], basic("game-server", SECRET), "invalid_scope"),
+        ([("scope", READ), ("scope", READ)], basic("game-server", SECRET), "invalid_request"),
+    ],
+)
+def test_a_game_server_is_refused(
+    grants: Grants, more: list[tuple[str, str]], authorization: str, error: str
+) -> None:
+    fields = [("grant_type", "client_credentials"), *more]
+    assert error_of(grants, fields, authorization) == error
+
+
+# --- the form ---
+
+
+def test_a_seal_gives_back_what_it_closed() -> None:
+    seal = Seal()
+    assert seal.open(seal.close(request())) == request()
+
+
+@pytest.mark.parametrize("spoil", [lambda text: "", lambda text: text[4:], lambda text: "ü"])
+def test_a_form_that_was_not_given_out_is_refused(spoil) -> None:
+    seal = Seal()
+    with pytest.raises(RequestRefused, match="not given out"):
+        seal.open(spoil(seal.close(request())))
+
+
+def test_a_form_of_another_process_is_refused() -> None:
+    with pytest.raises(RequestRefused, match="not given out"):
+        Seal().open(Seal().close(request()))
+
+
+def test_a_form_that_lay_too_long_is_refused(clock: Clock) -> None:
+    seal = Seal(clock=clock)
+    sealed = seal.close(request())
+    clock.now_s += FORM_LIFE_S
+    with pytest.raises(RequestRefused, match="too long"):
+        seal.open(sealed)
+
+
+def test_what_came_from_outside_is_escaped() -> None:
+    nasty = "\"'><script>alert(1)</script>"
+    drawn = render_form(request(redirect_uri=nasty), nasty, name=nasty, wrong=nasty)
+    drawn += render_refusal(RequestRefused(nasty, nasty))
+    assert "<script" not in drawn
+    assert "\"'>" not in drawn
+
+
+# --- where it may run ---
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1"])
+def test_a_loopback_address_is_accepted(host: str) -> None:
+    assert host in address_of(host, 8002)
+
+
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "::", "", "localhost", "192.168.1.5", "::ffff:10.0.0.1", "example.test"]
+)
+def test_an_address_that_others_could_reach_is_refused(host: str) -> None:
+    with pytest.raises(OperatorMistake, match="no password"):
+        address_of(host, 8002)
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:8000/", "http://localhost:8000/"])
+def test_a_page_on_this_machine_may_have_players_sent_back(uri: str) -> None:
+    check_redirect_uri(uri)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://scores.test/",
+        "http://127.0.0.1.evil.test/",
+        "http://127.0.0.1:8000/?next=1",
+        "http://127.0.0.1:8000/#there",
+        "http://me@127.0.0.1:8000/",
+        "javascript://localhost/",
+        "",
+    ],
+)
+def test_no_other_page_may(uri: str) -> None:
+    with pytest.raises(OperatorMistake, match="this machine only"):
+        check_redirect_uri(uri)
+
+
+def test_the_client_secret_is_made_once_and_kept_to_its_owner(tmp_path: Path) -> None:
+    secret = client_secret(tmp_path)
+    path = tmp_path / "game-server-secret"
+    assert len(secret) >= 32
+    assert client_secret(tmp_path) == secret
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o640)
+    with pytest.raises(OperatorMistake, match="chmod 600"):
+        client_secret(tmp_path)
+
+
+def test_an_empty_client_secret_is_no_secret(tmp_path: Path) -> None:
+    client_secret(tmp_path)
+    (tmp_path / "game-server-secret").write_text("\n")
+    with pytest.raises(OperatorMistake, match="no secret"):
+        client_secret(tmp_path)
+
+
+# --- the name in tokens ---
+
+
+def test_an_issuer_keeps_the_name_of_its_address(tmp_path: Path) -> None:
+    assert LocalIssuer.create(tmp_path).issuer == LOCAL_ISSUER
+    assert LocalIssuer.create(tmp_path, issuer=URL).issuer == URL
+    assert LocalIssuer.create(tmp_path).issuer == URL
+    token = LocalIssuer.load(tmp_path).issue("alice", [READ])
+    assert claims_of(token)["iss"] == URL
