@@ -1,17 +1,21 @@
 """Makes PostgreSQL connections and pools: session settings, application name, time limits.
 
 Direct connections only, no transaction pooler: the flusher keeps a temporary table and session
-locks. ``synchronous_commit`` is forced on, as the stream is trimmed right behind a COMMIT.
+locks. ``synchronous_commit`` is forced on, as the stream is trimmed right behind a COMMIT. Where
+credentials come from a secret store, every connection asks it as it logs in.
 """
 
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import psycopg
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
-from scoreboard.errors import DatabaseUnavailable, SettingInvalid
+from scoreboard.credentials import SecretStore, store_of
+from scoreboard.errors import DatabaseUnavailable, SecretsUnavailable, SettingInvalid
+from scoreboard.secret_backends import Credentials
 from scoreboard.settings import Settings
+from scoreboard.telemetry import get_logger
 
 SESSION: Final = {
     "lock_timeout": "5s",
@@ -21,6 +25,44 @@ SESSION: Final = {
     "timezone": "UTC",
 }
 Connection = psycopg.AsyncConnection[TupleRow]
+_log = get_logger(__name__)
+
+
+class _StoredLogin(Connection):
+    """A connection whose credentials come from a store and win over the address's."""
+
+    @classmethod
+    async def connect(  # pyright: ignore[reportIncompatibleMethodOverride] (asked only by us)
+        cls,
+        conninfo: str = "",
+        *,
+        store: SecretStore,
+        **kwargs: Any,  # noqa: ANN401 (psycopg's own)
+    ) -> Self:
+        """Connect; refused, do it once more if the store turns out to have other credentials.
+
+        Raises psycopg.OperationalError, as connecting alone would.
+        """
+        try:
+            used = await store.get()
+        except SecretsUnavailable as error:
+            raise psycopg.OperationalError(error.detail) from error
+        try:
+            return await super().connect(conninfo, **kwargs, **_login(used))
+        except psycopg.OperationalError as error:
+            # A failed login has no SQLSTATE here, and its text follows lc_messages. That a password
+            # was asked for and sent is known; a full or missing database is asked about in vain.
+            if error.pgconn is None or not error.pgconn.used_password:
+                raise
+            newer = await store.renew(used)
+            if newer is None:
+                raise
+        return await super().connect(conninfo, **kwargs, **_login(newer))
+
+
+def _login(credentials: Credentials) -> dict[str, Any]:
+    user = {"user": credentials.username} if credentials.username else {}
+    return user | {"password": credentials.password.reveal()}
 
 
 def arguments(settings: Settings, *, name: str, **session: str) -> dict[str, Any]:
@@ -51,20 +93,27 @@ async def connect(
     Raises DatabaseUnavailable, without the address or the password.
     """
     kwargs = arguments(settings, name=name, **session)
-    conninfo = kwargs.pop("conninfo")
+    store = store_of(settings, "database")
     try:
-        return await psycopg.AsyncConnection.connect(conninfo, autocommit=autocommit, **kwargs)
+        if store is not None:
+            return await _StoredLogin.connect(store=store, autocommit=autocommit, **kwargs)
+        return await psycopg.AsyncConnection.connect(autocommit=autocommit, **kwargs)
     except psycopg.OperationalError as error:
         raise DatabaseUnavailable from error
 
 
 def make_pool(settings: Settings, *, name: str) -> AsyncConnectionPool[Connection]:
-    """Make a pool, not yet opened; waiting for a connection is limited by the settings."""
+    """Make a pool, not yet opened; waiting for a connection is limited by the settings.
+
+    Raises SettingInvalid if no database is set, or its secret is not named.
+    """
     kwargs = arguments(settings, name=name)
     conninfo = kwargs.pop("conninfo")
-    return AsyncConnectionPool(
+    store = store_of(settings, "database")
+    pool = AsyncConnectionPool(
         conninfo,
-        kwargs={"autocommit": True, **kwargs},
+        connection_class=Connection if store is None else _StoredLogin,
+        kwargs={"autocommit": True, **kwargs, **({} if store is None else {"store": store})},
         min_size=1,
         max_size=settings.database_pool,
         timeout=settings.database_timeout_s,
@@ -72,4 +121,13 @@ def make_pool(settings: Settings, *, name: str) -> AsyncConnectionPool[Connectio
         open=False,
         name=name,
         check=AsyncConnectionPool.check_connection,
+        reconnect_failed=_note_reconnect_failed,
     )
+    if store is not None:
+        store.on_change(pool.drain)
+    return pool
+
+
+def _note_reconnect_failed(pool: AsyncConnectionPool[Connection]) -> None:
+    # The pool has given up on one connection; it tries anew for whoever asks for one next.
+    _log.error("database_reconnect_failed", pool=pool.name)

@@ -2,7 +2,8 @@
 
 redis-py's own defaults differ between ``Redis(…)`` (ten retries, time-outs included) and
 ``from_url`` (none), so everything is explicit here. Retries are none: the callers of this project
-repeat knowingly or not at all.
+repeat knowingly or not at all. Where credentials come from a secret store, every connection asks it
+as it logs in: a new connection has the newest ones.
 """
 
 from collections.abc import Mapping
@@ -14,11 +15,14 @@ from msgspec import Struct
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.credentials import UsernamePasswordCredentialProvider
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from scoreboard.errors import RedisUnavailable, UnsafeRedis
+from scoreboard.credentials import SecretStore, store_of
+from scoreboard.errors import RedisUnavailable, SecretsUnavailable, UnsafeRedis
+from scoreboard.secret_backends import Credentials
 from scoreboard.settings import Settings
 
 LOST: Final = (RedisConnectionError, RedisTimeoutError, OSError)
@@ -47,14 +51,53 @@ class _PackedInC:
         return [hiredis.pack_command(command)]
 
 
+class _Login:
+    """Logs new connections in with the credentials of a store, which win over the URL's."""
+
+    def __init__(self, store: SecretStore) -> None:
+        self._store = store
+
+    async def connect(self, connection: AbstractConnection) -> None:
+        """Shake hands; refused, do it once more if the store turns out to have other credentials.
+
+        Raises RedisError, as the handshake alone would.
+        """
+        try:
+            used = await self._store.get()
+        except SecretsUnavailable as error:
+            raise RedisConnectionError(error.detail) from error
+        try:
+            await self._shake_hands(connection, used)
+        except AuthenticationError:
+            newer = await self._store.renew(used)
+            if newer is None:
+                raise
+            await self._shake_hands(connection, newer)
+
+    async def _shake_hands(self, connection: AbstractConnection, login: Credentials) -> None:
+        connection.credential_provider = UsernamePasswordCredentialProvider(
+            login.username, login.password.reveal()
+        )
+        await connection.on_connect()
+
+
+class _Pool(aioredis.BlockingConnectionPool):
+    async def log_in_anew(self) -> None:
+        """Let go of the idle connections, which have older credentials than the next will."""
+        for connection in tuple(self._available_connections):
+            # Without a wait: in one, somebody could be given the connection that is closing.
+            await connection.disconnect(nowait=True)
+
+
 def make_pool(
     settings: Settings, *, name: str, decode: bool = True, connections: int = 16
 ) -> aioredis.BlockingConnectionPool:
     """Make a bounded pool; waiting for a free connection is limited like any call.
 
-    Raises ValueError if the URL is no Redis URL.
+    Raises ValueError if the URL is no Redis URL, SettingInvalid if a secret is not named.
     """
-    pool = aioredis.BlockingConnectionPool.from_url(
+    store = store_of(settings, "redis")
+    pool = _Pool.from_url(
         settings.redis_url.reveal(),
         max_connections=connections,
         timeout=settings.redis_timeout_s,
@@ -67,7 +110,10 @@ def make_pool(
         decode_responses=decode,
         protocol=2,
         client_name=f"scoreboard-{name}",
+        redis_connect_func=_Login(store).connect if store else None,
     )
+    if store is not None:
+        store.on_change(pool.log_in_anew)
     # The kind of connection follows from the URL's scheme, so it is known only now.
     kind: type[AbstractConnection] = pool.connection_class
     pool.connection_class = type(kind.__name__, (_PackedInC, kind), {})

@@ -11,6 +11,7 @@ pytest.register_assert_rewrite("tests.support")
 
 pytest_plugins = [
     "tests.support.servers",
+    "tests.support.aws",
     "tests.support.tokens",
     "tests.support.proxy",
     "tests.support.browser",
