@@ -5,7 +5,7 @@ test compares the two sets.
 """
 
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, Final
@@ -25,6 +25,7 @@ _SELECT_BOARD: Final = resources.query("select_board")
 _SELECT_BOARDS: Final = resources.query("select_boards")
 _SELECT_TOP: Final = resources.query("select_top")
 _INSERT_AUDIT: Final = resources.query("insert_audit")
+_SELECT_NAMES: Final = resources.query("select_names")
 
 _SELECT_RANKING: Final = resources.query("select_ranking")
 _SELECT_TOTALS: Final = resources.query("select_totals")
@@ -33,6 +34,7 @@ _COUNT_MEMORIES: Final = resources.query("count_memories")
 _SELECT_POSITION: Final = resources.query("select_position")
 _MOVE_POSITION: Final = resources.query("move_position")
 _LOCK_OPERATOR: Final = resources.query("lock_operator")
+_PUBLISH_BOARD: Final = resources.query("publish_board")
 _SELECT_POINTS: Final = resources.query("select_points")
 
 OPERATOR_LOCK: Final = 0x5B0A
@@ -129,6 +131,17 @@ async def select_top(connection: Connection, board: str, limit: int) -> list[Sco
         parameters = {"board": board, "limit": limit}
         rows = await (await connection.execute(_SELECT_TOP, parameters)).fetchall()
     return [ScoreRow(*row) for row in rows]
+
+
+async def select_names(connection: Connection, user_ids: Sequence[str]) -> dict[str, str]:
+    """Read the names of those users who have one.
+
+    Raises DatabaseUnavailable.
+    """
+    async with reaching():
+        parameters = {"user_ids": list(user_ids)}
+        rows = await (await connection.execute(_SELECT_NAMES, parameters)).fetchall()
+    return dict(rows)
 
 
 async def insert_audit(
@@ -232,6 +245,15 @@ async def lock_operator(connection: Connection, partition: Partition) -> bool:
         parameters = {"class": OPERATOR_LOCK, "key": key}
         row = await (await connection.execute(_LOCK_OPERATOR, parameters)).fetchone()
     return bool(row and row[0])
+
+
+async def publish_board(connection: Connection, name: str, *, is_public: bool) -> None:
+    """Say whether everybody may read a board; Redis learns it at the next reseed.
+
+    Raises DatabaseUnavailable.
+    """
+    async with reaching():
+        await connection.execute(_PUBLISH_BOARD, {"board": name, "is_public": is_public})
 
 
 async def select_points(connection: Connection) -> dict[str, int]:

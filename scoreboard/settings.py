@@ -80,6 +80,9 @@ class Settings(Struct, frozen=True, kw_only=True):
         Port, _about("Metrics and health of the flusher; 0 for none")
     ] = 9102
     metrics_host: Annotated[str, _about("Address the metrics ports listen on")] = "127.0.0.1"
+    ws_public_url: Annotated[
+        str, _about("Address of the live updates for the page (ws:// or wss://); empty: same host")
+    ] = ""
 
     # The board
     boards: Annotated[
@@ -116,7 +119,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = 0
     requests_in_flight: Annotated[PositiveInt, _about("Requests one api process holds")] = 512
     body_bytes: Annotated[PositiveInt, _about("Largest request body")] = 16_384
-    body_timeout_s: Annotated[Seconds, _about("Time to send a whole request body")] = 5.0
+    body_timeout_s: Annotated[
+        Seconds, _about("Time to send a request's head, and again its whole body")
+    ] = 5.0
     request_timeout_s: Annotated[Seconds, _about("Time for a whole request")] = 10.0
 
     # Viewers
@@ -128,6 +133,33 @@ class Settings(Struct, frozen=True, kw_only=True):
     viewers_per_address: Annotated[PositiveInt, _about("Viewers from one IP address")] = 100
     viewers_per_subject: Annotated[PositiveInt, _about("Viewers with one token subject")] = 10
     new_viewers_per_second: Annotated[PositiveInt, _about("New viewers of one process")] = 300
+    new_viewers_burst: Annotated[PositiveInt, _about("New viewers of one process at once")] = 600
+    viewer_age_s: Annotated[
+        Seconds, _about("Age at which a viewer is asked to reconnect, give or take a quarter")
+    ] = 14_400.0
+    slow_viewer_s: Annotated[
+        Seconds, _about("Time a viewer may take no data before it is closed as too slow")
+    ] = 10.0
+    token_warning_s: Annotated[Seconds, _about("Warning before a viewer's token ends")] = 30.0
+    token_grace_s: Annotated[Seconds, _about("Time to renew a token after its end")] = 25.0
+    expired_per_minute: Annotated[
+        PositiveInt, _about("Expired tokens of one address told so by close code, not by 401")
+    ] = 20
+    handshake_timeout_s: Annotated[Seconds, _about("Time for a viewer's whole handshake")] = 5.0
+    handshake_bytes: Annotated[PositiveInt, _about("Largest head of a handshake")] = 8192
+    handshake_headers: Annotated[PositiveInt, _about("Most headers of a handshake")] = 64
+    request_line_bytes: Annotated[PositiveInt, _about("Longest request line of a handshake")] = 4096
+    message_bytes: Annotated[PositiveInt, _about("Largest message from a viewer")] = 4608
+    message_fragments: Annotated[PositiveInt, _about("Most fragments of such a message")] = 8
+    viewer_frames_per_second: Annotated[
+        Seconds, _about("WebSocket frames a viewer may send, of any kind")
+    ] = 5.0
+    viewer_frames_burst: Annotated[PositiveInt, _about("Such frames at once")] = 20
+    sync_interval_s: Annotated[Seconds, _about("Least time between two `sync` of a viewer")] = 1.0
+    auth_interval_s: Annotated[Seconds, _about("Least time between two `auth` of a viewer")] = 10.0
+    viewer_mistakes: Annotated[
+        PositiveInt, _about("Unreadable messages after which a viewer is closed")
+    ] = 3
     origins: Annotated[
         tuple[str, ...], _about("Origins whose pages may connect, by comma; empty: the same host")
     ] = ()
@@ -156,6 +188,9 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     # Process
     drain_s: Annotated[Seconds, _about("Time to finish after SIGTERM")] = 10.0
+    drain_notice_s: Annotated[
+        Seconds, _about("Part of it in which readiness is red and the api still takes requests")
+    ] = 0.5
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], _about("Least severe log line written")
     ] = "info"
@@ -166,10 +201,14 @@ class Settings(Struct, frozen=True, kw_only=True):
         _about("Where credentials come from: these variables, files, or AWS Secrets Manager"),
     ] = "env"
     redis_secret: Annotated[
-        str, _about("Name (aws) or path (file) of the Redis credentials, JSON username, password")
+        str,
+        _about(
+            "Redis credentials, JSON with username and password: their name in AWS, path of the "
+            "file, or environment variable; empty: those of REDIS_URL"
+        ),
     ] = ""
     database_secret: Annotated[
-        str, _about("Name or path of the PostgreSQL credentials, JSON username, password")
+        str, _about("PostgreSQL credentials, likewise; empty: those of DATABASE_URL (env only)")
     ] = ""
 
 

@@ -14,6 +14,7 @@ pytest_plugins = [
     "tests.support.aws",
     "tests.support.tokens",
     "tests.support.proxy",
+    "tests.support.api",
     "tests.support.browser",
 ]
 

@@ -1,0 +1,137 @@
+"""Puts the api together: the only file that knows every part.
+
+``create_app`` does no I/O; ``Api.running`` opens what must be open while requests are served. Order
+at the end: the server has finished its requests, then the dispatcher sends what waits, then
+connections close.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from litestar import Litestar
+from litestar.datastructures import State
+
+from api import page, problems
+from api.direct import DirectUpdate
+from api.health import Health, make_handlers
+from api.middleware import DirectHandler, Edge, Receive, Scope, Send
+from api.names import Names
+from api.rate_limit import Limiter
+from api.reads import Reads
+from api.scores import Scores, Services
+from api.updates import Updates
+from scoreboard import migrations, postgres
+from scoreboard.auth import Verifier
+from scoreboard.catalogue import Catalogue
+from scoreboard.errors import DatabaseUnavailable, RedisUnavailable
+from scoreboard.live import Dispatcher, Live
+from scoreboard.redis_client import make_client, require_durability
+from scoreboard.resources import web_path
+from scoreboard.settings import Settings
+from scoreboard.telemetry import get_logger
+
+_log = get_logger(__name__)
+
+
+class Api:
+    """The ASGI application with everything behind it."""
+
+    def __init__(self, settings: Settings, *, direct: bool = True) -> None:
+        """``direct`` false leaves the update to the framework's handler, to compare the two.
+
+        Raises SettingInvalid.
+        """
+        self._settings = settings
+        self._client = make_client(settings, name="api")
+        self._live = Live(self._client)
+        self._pool = postgres.make_pool(settings, name="api") if settings.database_url else None
+        self._verifier = Verifier(settings)
+        self._catalogue = Catalogue(settings, self._live)
+        self._dispatcher = Dispatcher(settings, name="api-dispatcher")
+        self._limiter = Limiter(settings) if settings.rate_limit == "app" else None
+        self.health = Health(
+            settings,
+            client=self._client,
+            live=self._live,
+            verifier=self._verifier,
+            catalogue=self._catalogue,
+            pool=self._pool,
+        )
+        updates = Updates(settings, self._catalogue, self._dispatcher, self._limiter)
+        reads = Reads(settings, self._live, Names(self._pool))
+        self.litestar = Litestar(
+            route_handlers=[
+                Scores,
+                *make_handlers(self.health),
+                *page.make_handlers(settings, web_path()),
+            ],
+            exception_handlers={Exception: problems.respond},
+            openapi_config=None,
+            logging_config=None,
+            request_max_body_size=settings.body_bytes,
+            state=State({"services": Services(settings, self._verifier, updates, reads)}),
+        )
+        handlers: dict[tuple[str, str], DirectHandler] = {}
+        if direct:
+            update = DirectUpdate(settings, self._verifier, updates)
+            handlers["POST", "/api/scores/update"] = update
+        self._edge = Edge(settings, self.litestar, handlers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request (ASGI)."""
+        await self._edge(scope, receive, send)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Hold open what requests need; a side task that dies ends the block with its error.
+
+        Raises UnsafeRedis or SchemaMismatch where a reachable server cannot be used. One that is
+        not reachable is waited for, with ready red.
+        """
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._client.aclose)
+            if self._limiter is not None:
+                stack.push_async_callback(self._limiter.close)
+            await self._check_redis()
+            await self._open_database(stack)
+            async with asyncio.TaskGroup() as tasks:
+                dispatcher = tasks.create_task(self._dispatcher.run())
+                side = [
+                    tasks.create_task(self._verifier.run()),
+                    tasks.create_task(self._catalogue.run()),
+                ]
+                try:
+                    yield
+                    self._dispatcher.close()
+                    await dispatcher
+                finally:
+                    for task in side:
+                        task.cancel()
+
+    async def _check_redis(self) -> None:
+        try:
+            await require_durability(self._client, self._settings)
+            await self._catalogue.load()
+        except RedisUnavailable:
+            _log.warning("redis_not_reachable_at_start")
+
+    async def _open_database(self, stack: AsyncExitStack) -> None:
+        if self._pool is None:
+            return
+        try:
+            connection = await postgres.connect(self._settings, name="api-start")
+            async with connection:
+                await migrations.require_current(connection)
+        except DatabaseUnavailable:
+            _log.warning("database_not_reachable_at_start")
+        await self._pool.open(wait=False)
+        stack.push_async_callback(self._pool.close)
+
+
+def create_app(settings: Settings, *, direct: bool = True) -> Api:
+    """Make the application. It does no I/O; serve it within ``running``.
+
+    Raises SettingInvalid.
+    """
+    return Api(settings, direct=direct)

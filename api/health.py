@@ -1,0 +1,145 @@
+"""Live and ready. Live asks nothing; ready is Redis and its durability, and says how the rest is.
+
+PostgreSQL is reported where it is configured, but its absence does not take the api out of service:
+updates and reads do without it. While the process drains, ready is red so that no new work comes.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import redis.asyncio as aioredis
+from litestar import Response, get
+from litestar.handlers import HTTPRouteHandler
+from psycopg_pool import AsyncConnectionPool
+
+from api.schemas import Alive, Check, Readiness
+from scoreboard import archive
+from scoreboard.auth import Verifier
+from scoreboard.catalogue import Catalogue
+from scoreboard.errors import ScoreboardError
+from scoreboard.live import Live
+from scoreboard.postgres import Connection
+from scoreboard.redis_client import check_durability
+from scoreboard.settings import Settings
+from scoreboard.telemetry import REDIS_DURABLE, get_logger
+
+PING_KEPT_S: Final = 1.0
+DURABILITY_KEPT_S: Final = 10.0
+DATABASE_KEPT_S: Final = 5.0
+TIMEOUT_S: Final = 1.0
+
+UP: Final = Check("up")
+_log = get_logger(__name__)
+
+
+class _Kept:
+    """One check, asked at most once in ``kept_s``, by one caller at a time."""
+
+    def __init__(self, ask: Callable[[], Awaitable[Check]], kept_s: float) -> None:
+        self._ask = ask
+        self._kept_s = kept_s
+        self._lock = asyncio.Lock()
+        self._until_s = 0.0
+        self._last = Check("unknown")
+
+    async def get(self) -> Check:
+        async with self._lock:
+            if time.monotonic() >= self._until_s:
+                try:
+                    async with asyncio.timeout(TIMEOUT_S):
+                        self._last = await self._ask()
+                except TimeoutError:
+                    self._last = Check("down", "no answer in time")
+                except ScoreboardError as error:
+                    self._last = Check("down", error.title)
+                self._until_s = time.monotonic() + self._kept_s
+            return self._last
+
+
+class Health:
+    """Knows how this process and its dependencies stand."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        client: aioredis.Redis,
+        live: Live,
+        verifier: Verifier,
+        catalogue: Catalogue,
+        pool: AsyncConnectionPool[Connection] | None,
+    ) -> None:
+        self._client = client
+        self._live = live
+        self._is_vouched = settings.unsafe_redis
+        self._verifier = verifier
+        self._catalogue = catalogue
+        self._pool = pool
+        self._ping = _Kept(self._ask_redis, PING_KEPT_S)
+        self._durability = _Kept(self._ask_durability, DURABILITY_KEPT_S)
+        self._database = _Kept(self._ask_database, DATABASE_KEPT_S)
+        self._is_draining = False
+
+    def drain(self) -> None:
+        """Turn ready red for good: the process is about to stop."""
+        self._is_draining = True
+
+    async def ready(self) -> Readiness:
+        """Tell how each dependency stands, and whether requests should come here."""
+        redis, database = await asyncio.gather(self._ping.get(), self._database.get())
+        durability = await self._durability.get() if redis.state == "up" else Check("unknown")
+        checks = {
+            "redis": redis,
+            "durability": durability,
+            "keys": UP if self._verifier.is_ready else Check("down", "no key set was read yet"),
+            "catalogue": UP if self._catalogue.is_loaded else Check("down", "not read yet"),
+            "database": database,
+        }
+        is_able = (
+            redis.state == "up"
+            and durability.state in {"safe", "vouched"}
+            and self._catalogue.is_loaded
+        )
+        able = "ready" if is_able else "not ready"
+        return Readiness("draining" if self._is_draining else able, checks)
+
+    async def _ask_redis(self) -> Check:
+        await self._live.now_s()
+        return UP
+
+    async def _ask_durability(self) -> Check:
+        found = await check_durability(self._client)
+        REDIS_DURABLE.set(1 if found.is_safe else 0)
+        if found.is_safe:
+            return Check("safe")
+        if self._is_vouched:
+            return Check("vouched", "; ".join(found.problems))
+        _log.error("redis_not_durable", problems=found.problems)
+        return Check("unsafe", "; ".join(found.problems))
+
+    async def _ask_database(self) -> Check:
+        if self._pool is None:
+            return Check("not configured")
+        async with archive.reaching(), self._pool.connection(timeout=TIMEOUT_S) as connection:
+            await connection.execute("SELECT 1")
+        return UP
+
+
+def make_handlers(health: Health) -> list[HTTPRouteHandler]:
+    """Make the two probes."""
+
+    @get("/health/live", tags=["health"], sync_to_thread=False)
+    def live() -> Alive:
+        """Tell that the process answers; asks nothing of others."""
+        return Alive()
+
+    @get("/health/ready", tags=["health"])
+    async def ready() -> Response[Readiness]:
+        """Tell whether requests should come here, and how each dependency stands."""
+        found = await health.ready()
+        status = 200 if found.status == "ready" else 503
+        return Response(found, status_code=status, headers={"Cache-Control": "no-store"})
+
+    return [live, ready]

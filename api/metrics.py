@@ -1,0 +1,43 @@
+"""The api's own metrics; what it shares with others stands in scoreboard.telemetry."""
+
+from typing import Final
+
+from prometheus_client import Counter, Histogram
+
+from scoreboard.telemetry import HTTP_BUCKETS, counter, gauge, histogram
+
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""Methods that are labels; a caller may send any word, and labels come from closed sets."""
+
+UNMATCHED: Final = "unmatched"
+"""The route label of addresses that do not exist."""
+
+_REQUESTS = counter("http_requests_total", "Requests answered", "method", "route", "status")
+_SECONDS = histogram(
+    "http_request_duration_seconds",
+    "Time from the request's head to the end of its answer",
+    HTTP_BUCKETS,
+    "method",
+    "route",
+    "status",
+)
+IN_PROGRESS = gauge("http_requests_in_progress", "Requests being answered")
+UPDATES = counter("score_updates_total", "Updates by what became of them", "outcome")
+
+_children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+
+
+def observe(method: str, route: str, status: int, seconds: float) -> None:
+    """Count one answered request. Children are kept: finding one costs more than counting."""
+    key = (method, route, status)
+    found = _children.get(key)
+    if found is None:
+        label = method if method in METHODS else "OTHER"
+        found = _children[key] = (
+            _REQUESTS.labels(label, route, str(status)),
+            _SECONDS.labels(label, route, str(status)),
+        )
+        if label == "OTHER":
+            del _children[key]
+    found[0].inc()
+    found[1].observe(seconds)

@@ -1,0 +1,102 @@
+"""What an update is: who may send it, what it is worth, and the one call that applies it.
+
+Two handlers stand before it: the plain one of api.scores, which the documents are made from, and
+the direct one of api.direct, which serves. Both call ``apply``.
+"""
+
+from msgspec import UNSET
+
+from api.authentication import require_self
+from api.metrics import UPDATES
+from api.rate_limit import Limiter, Quota
+from api.schemas import UpdateRequest
+from scoreboard.auth import UPDATE_ANY, Caller
+from scoreboard.catalogue import Catalogue
+from scoreboard.errors import (
+    ActionConflict,
+    Busy,
+    Forbidden,
+    OutcomeUnknown,
+    RateLimited,
+    ScoreboardError,
+    ScoreOutOfRange,
+    UnknownBoard,
+)
+from scoreboard.live import Dispatcher
+from scoreboard.model import Action, Receipt
+from scoreboard.settings import Settings
+
+_APPLIED = UPDATES.labels("applied")
+_REPLAYED = UPDATES.labels("replayed")
+_OUTCOMES = {
+    ActionConflict: UPDATES.labels("conflict"),
+    Busy: UPDATES.labels("busy"),
+    ScoreOutOfRange: UPDATES.labels("range"),
+    OutcomeUnknown: UPDATES.labels("unknown"),
+}
+_RATE_LIMITED = UPDATES.labels("rate_limited")
+
+
+class Updates:
+    """Applies updates for callers whose token was verified."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        catalogue: Catalogue,
+        dispatcher: Dispatcher,
+        limiter: Limiter | None,
+    ) -> None:
+        """``limiter`` is None where a gateway limits."""
+        self._boards = frozenset(settings.boards)
+        self._default_board = settings.boards[0]
+        self._catalogue = catalogue
+        self._dispatcher = dispatcher
+        self._limiter = limiter
+
+    async def apply(
+        self,
+        caller: Caller,
+        request: UpdateRequest,
+        board: str | None,
+        request_id: str,
+        *,
+        trusted: bool,
+    ) -> tuple[Receipt, Quota | None]:
+        """Apply one action; give its lasting answer and what is left of the caller's quota.
+
+        ``trusted`` callers act for anyone and may state the points. Raises Forbidden,
+        UnknownBoard, UnknownKind, RateLimited, and what Dispatcher.submit raises.
+        """
+        stated = request.points is not UNSET
+        if not trusted:
+            require_self(caller, request.user_id)
+            if stated:
+                raise Forbidden(
+                    f"Leave out points: stating them needs the scope {UPDATE_ANY}", scope=UPDATE_ANY
+                )
+        board = board or self._default_board
+        if board not in self._boards:
+            raise UnknownBoard(f"There is no board of that name; {self._default_board} is one")
+        points = (
+            request.points
+            if request.points is not UNSET
+            else self._catalogue.points_of(request.action_id)
+        )
+        quota = None
+        if self._limiter is not None:
+            try:
+                quota = await self._limiter.take(caller, trusted=trusted)
+            except RateLimited:
+                _RATE_LIMITED.inc()
+                raise
+        action = Action(request.user_id, request.action_id, points, stated, request_id)
+        try:
+            receipt = await self._dispatcher.submit(board, action)
+        except ScoreboardError as error:
+            outcome = _OUTCOMES.get(type(error))
+            if outcome is not None:
+                outcome.inc()
+            raise
+        (_REPLAYED if receipt.replayed else _APPLIED).inc()
+        return receipt, quota

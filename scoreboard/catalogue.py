@@ -1,0 +1,91 @@
+"""What each kind of action is worth, kept in memory and fresh without a restart.
+
+The api asks it on every update. PostgreSQL holds the catalogue, ``sb:actions`` mirrors it, and a
+message says that it changed; it is read again every half minute as well, so that a lost message
+costs 30 s. What stays true: before the first good read nothing has a value, and updates wait (503)
+rather than count with points that nobody set; while Redis is away the last good read holds.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Final
+
+from scoreboard.errors import RedisUnavailable, ScriptFailed, UnknownKind
+from scoreboard.lifecycle import backoff_s
+from scoreboard.live import Live
+from scoreboard.model import kind_of
+from scoreboard.settings import Settings
+from scoreboard.telemetry import get_logger
+
+RELOAD_S: Final = 30.0
+_log = get_logger(__name__)
+
+
+class Catalogue:
+    """Points per kind. Run ``run`` in a task group; ``wake`` when the catalogue changed."""
+
+    def __init__(self, settings: Settings, live: Live) -> None:
+        self._live = live
+        self._fallback = settings.default_points if settings.unknown_kinds == "default" else None
+        self._points: Mapping[str, int] | None = None
+        self._changed = asyncio.Event()
+
+    @property
+    def is_loaded(self) -> bool:
+        """Tell whether the catalogue was read at least once."""
+        return self._points is not None
+
+    def points_of(self, action_id: str) -> int:
+        """Give what an action is worth.
+
+        Raises UnknownKind where its kind is disabled, or unknown and the settings refuse such;
+        RedisUnavailable before the first read.
+        """
+        points = self._points
+        if points is None:
+            raise RedisUnavailable("The catalogue of actions is not loaded yet")
+        kind = kind_of(action_id)
+        value = points.get(kind)
+        if value is None:
+            value = self._fallback
+        if not value:
+            raise UnknownKind(
+                f"Actions of kind {kind!r} earn no points"
+                if kind
+                else "Name the kind of the action: actionId is kind:unique"
+            )
+        return value
+
+    def wake(self) -> None:
+        """Read the catalogue again, soon."""
+        self._changed.set()
+
+    async def load(self) -> None:
+        """Read the catalogue now.
+
+        Raises RedisUnavailable, ScriptFailed where the mirror holds no numbers.
+        """
+        points = await self._live.points()
+        if points != self._points:
+            _log.info("catalogue_changed", kinds=len(points))
+        self._points = points
+
+    async def run(self) -> None:
+        """Keep the catalogue fresh until cancelled."""
+        attempt = 0
+        while True:
+            self._changed.clear()
+            try:
+                await self.load()
+            except (RedisUnavailable, ScriptFailed) as error:
+                attempt += 1
+                if attempt == 1:
+                    _log.warning("catalogue_kept", is_loaded=self.is_loaded, reason=error.detail)
+                wait_s = backoff_s(attempt)
+            else:
+                attempt, wait_s = 0, RELOAD_S
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass

@@ -1,0 +1,361 @@
+"""The score endpoints on a real Redis: what they answer, and that a retry counts once."""
+
+import asyncio
+from typing import Any
+
+import pytest
+import redis
+
+from scoreboard.keys import ACTIONS, PartitionKeys
+from scoreboard.model import Board, Layout, Partition
+from tests.support.api import LEADERBOARD_PATH, UPDATE_PATH, ApiClient, StartApi, open_boards
+from tests.support.eventually import eventually_async
+
+PROBLEM = "application/problem+json"
+
+
+def problem(answer: Any, status: int, code: str) -> dict[str, Any]:
+    """Check that an answer is a whole problem, and give it."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == PROBLEM
+    body: dict[str, Any] = answer.json()
+    assert body["type"] == f"/docs/problems/{code}"
+    assert body["status"] == status
+    assert body["title"]
+    assert body["detail"]
+    assert body["request_id"] == answer.headers["x-request-id"]
+    return body
+
+
+def mirror(redis_url: str, points: dict[str, int]) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        client.hset(ACTIONS, mapping=points)
+
+
+async def ranking(client: ApiClient, **params: Any) -> list[tuple[int, str, int]]:
+    answer = await client.get(LEADERBOARD_PATH, params=params)
+    assert answer.status_code == 200, answer.text
+    return [(row["rank"], row["userId"], row["score"]) for row in answer.json()["leaderboard"]]
+
+
+async def test_an_update_raises_the_score_and_a_repeat_does_not(start_api: StartApi) -> None:
+    client = await start_api()
+    first = await client.update("alice", "win:1")
+    assert first.status_code == 200
+    assert first.json() == {"success": True, "newScore": 10, "replayed": False}
+    await client.update("alice", "win:2")
+    again = await client.update("alice", "win:1")
+    assert again.json() == {"success": True, "newScore": 10, "replayed": True}
+    assert await ranking(client) == [(1, "alice", 20)]
+
+
+async def test_the_request_id_travels_into_the_stream_event(
+    start_api: StartApi, redis_url: str
+) -> None:
+    client = await start_api()
+    answer = await client.update(headers=client.bearer() | {"X-Request-Id": "from-the-client-1"})
+    assert answer.headers["x-request-id"] == "from-the-client-1"
+    with redis.Redis.from_url(redis_url, decode_responses=True) as server:
+        [(_, event)] = server.xrange(PartitionKeys(Partition("main")).events)
+    assert event["t"] == "from-the-client-1"
+
+
+@pytest.mark.parametrize(
+    "given", ["short", "with space in it", "x" * 129, "semi;colon-id", "é" * 9]
+)
+async def test_an_unsafe_request_id_is_replaced(start_api: StartApi, given: str) -> None:
+    client = await start_api(open=())
+    answer = await client.get("/health/live", headers=[(b"x-request-id", given.encode())])
+    assert answer.headers["x-request-id"] != given
+    assert 8 <= len(answer.headers["x-request-id"]) <= 128
+
+
+async def test_points_come_from_the_catalogue(start_api: StartApi, redis_url: str) -> None:
+    mirror(redis_url, {"win": 50, "loss": 0})
+    client = await start_api()
+    assert (await client.update(action="win:1")).json()["newScore"] == 50
+    assert (await client.update(action="other:1")).json()["newScore"] == 60
+    assert (await client.update(action="plain")).json()["newScore"] == 70
+    problem(await client.update(action="loss:1"), 422, "unknown-kind")
+
+
+async def test_unknown_kinds_are_refused_where_the_settings_say_so(
+    start_api: StartApi, redis_url: str
+) -> None:
+    mirror(redis_url, {"win": 50})
+    client = await start_api(unknown_kinds="refuse")
+    assert (await client.update(action="win:1")).status_code == 200
+    for action in ("other:1", "plain"):
+        assert "kind" in problem(await client.update(action=action), 422, "unknown-kind")["detail"]
+
+
+async def test_a_game_server_acts_for_anyone_and_states_points(start_api: StartApi) -> None:
+    client = await start_api()
+    server = client.bearer("server-1", "update:score:any")
+    assert (await client.update("bob", "x:1", headers=server, points=7)).json()["newScore"] == 7
+    again = await client.update("bob", "x:1", headers=server, points=7)
+    assert again.json() == {"success": True, "newScore": 7, "replayed": True}
+    assert (
+        "7 points"
+        in problem(
+            await client.update("bob", "x:1", headers=server, points=8), 409, "action-conflict"
+        )["detail"]
+    )
+
+
+@pytest.mark.parametrize("points", [0, -1, 1_000_001, 1.5, "7", True, None])
+async def test_points_outside_their_range_are_refused(start_api: StartApi, points: Any) -> None:
+    client = await start_api()
+    server = client.bearer("server-1", "update:score:any")
+    answer = await client.update("bob", "x:1", headers=server, points=points)
+    assert "points" in problem(answer, 422, "invalid")["detail"]
+
+
+async def test_a_player_may_not_state_points_or_act_for_another(start_api: StartApi) -> None:
+    client = await start_api()
+    mine = client.bearer("alice", "update:score")
+    body = problem(await client.update("alice", headers=mine, points=5), 403, "forbidden")
+    assert "update:score:any" in body["detail"]
+    answer = await client.update("bob", headers=mine)
+    problem(answer, 403, "forbidden")
+    assert 'scope="update:score:any"' in answer.headers["www-authenticate"]
+    assert await ranking(client) == []
+
+
+async def test_a_score_never_leaves_its_range(start_api: StartApi, redis_url: str) -> None:
+    client = await start_api(open=())
+    await open_boards(redis_url, scores=[("bob", 2**31 - 5)])
+    answer = await client.update("bob", "x:1")
+    problem(answer, 422, "score-out-of-range")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"", 400, "malformed"),
+        (b"{", 400, "malformed"),
+        (b"\xff\xfe", 400, "malformed"),
+        (b"[" * 16_000, 422, "invalid"),
+        (b"[]", 422, "invalid"),
+        (b"{}", 422, "invalid"),
+        (b'{"userId":"alice"}', 422, "invalid"),
+        (b'{"userId":7,"actionId":"a"}', 422, "invalid"),
+        (b'{"userId":"alice","actionId":""}', 422, "invalid"),
+        (b'{"userId":"alice","actionId":"a b"}', 422, "invalid"),
+        (b'{"userId":"alice","actionId":"a\\n"}', 422, "invalid"),
+        (b'{"userId":"alice","actionId":"' + b"a" * 129 + b'"}', 422, "invalid"),
+        (b'{"userId":"alice","actionId":"a","extra":1}', 422, "invalid"),
+        (b'{"userId":"alice","actionId":"' + b"a" * 17_000 + b'"}', 413, "body-too-large"),
+    ],
+)
+async def test_a_body_that_is_no_update_is_refused(
+    start_api: StartApi, body: bytes, status: int, code: str
+) -> None:
+    client = await start_api()
+    headers = client.bearer("alice") | {"Content-Type": "application/json"}
+    problem(await client.post(UPDATE_PATH, content=body, headers=headers), status, code)
+
+
+async def test_the_direct_handler_answers_as_the_framework_s(
+    start_api: StartApi, redis_url: str
+) -> None:
+    direct, plain = await start_api(), await start_api(direct=False, open=())
+    calls: list[dict[str, Any]] = [
+        {"json": {"userId": "alice", "actionId": "a:1"}},
+        {"json": {"userId": "bob", "actionId": "a:1"}},
+        {"json": {"userId": "alice", "actionId": "a:1", "points": 3}},
+        {"json": {"userId": "alice", "actionId": "a:1"}, "headers": {}},
+        {"json": {"userId": "alice", "actionId": "a:1"}, "headers": {"Authorization": "Bearer x"}},
+        {"json": {"userId": "alice", "actionId": "a:1"}, "headers": direct.bearer("alice", "x")},
+        {"json": {"userId": "alice", "actionId": "a:1"}, "params": {"board": "other"}},
+        {"json": {"userId": "alice", "actionId": "a:1"}, "params": {"board": "main"}},
+        {"content": b"userId=alice"},
+        {"content": b"{", "headers": direct.bearer("alice") | {"Content-Type": "text/plain"}},
+    ]
+    for call in calls:
+        answers = []
+        for client in (direct, plain):
+            with redis.Redis.from_url(redis_url) as server:
+                server.delete(PartitionKeys(Partition("main")).board)
+                for key in server.scan_iter("*:seen:*"):
+                    server.delete(key)
+            headers = {"headers": client.bearer("alice")} | call
+            answers.append(await client.post(UPDATE_PATH, **headers))
+        first, second = answers
+        assert first.status_code == second.status_code, (call, first.text, second.text)
+        ignored = {"x-request-id", "content-length", "date"}
+        assert {n: v for n, v in first.headers.items() if n not in ignored} == {
+            n: v for n, v in second.headers.items() if n not in ignored
+        }, call
+        if first.status_code == 200:
+            assert first.content == second.content
+        else:
+            assert first.json()["type"] == second.json()["type"]
+
+
+async def test_other_media_types_are_refused(start_api: StartApi) -> None:
+    client = await start_api()
+    body = b'{"userId":"alice","actionId":"a:1"}'
+    for media in ("text/plain", "application/x-www-form-urlencoded", ""):
+        headers = client.bearer("alice") | {"Content-Type": media}
+        problem(
+            await client.post(UPDATE_PATH, content=body, headers=headers), 415, "unsupported-media"
+        )
+    for media in ("application/json; charset=utf-8", "Application/JSON"):
+        headers = client.bearer("alice") | {"Content-Type": media}
+        assert (await client.post(UPDATE_PATH, content=body, headers=headers)).status_code == 200
+
+
+async def test_reads_page_through_the_ranking(start_api: StartApi) -> None:
+    client = await start_api()
+    server = client.bearer("server", "update:score:any")
+    for number in range(5):
+        await client.update(f"user{number}", "x:1", headers=server, points=10 + number)
+    assert await ranking(client, limit=2, offset=1) == [(2, "user3", 13), (3, "user2", 12)]
+    answer = await client.get(LEADERBOARD_PATH, params={"limit": 100, "offset": 5})
+    assert answer.json() == {"leaderboard": [], "total": 5, "epoch": 1, "seq": 5}
+
+
+@pytest.mark.parametrize(
+    "query", ["limit=0", "limit=101", "limit=x", "offset=-1", "offset=99999999999", "names=maybe"]
+)
+async def test_a_window_outside_its_bounds_is_refused(start_api: StartApi, query: str) -> None:
+    client = await start_api()
+    body = problem(await client.get(f"{LEADERBOARD_PATH}?{query}"), 422, "invalid")
+    assert query.split("=", maxsplit=1)[0] in body["detail"]
+
+
+async def test_a_merged_board_is_not_read_to_any_depth(start_api: StartApi) -> None:
+    client = await start_api(open=(Board(layout=Layout(partitions=2)),))
+    assert await ranking(client, offset=9_000) == []
+    problem(await client.get(LEADERBOARD_PATH, params={"offset": 10_000}), 422, "invalid")
+
+
+async def test_an_unchanged_board_is_not_sent_again(start_api: StartApi) -> None:
+    client = await start_api()
+    await client.update("alice", "win:1")
+    first = await client.get(LEADERBOARD_PATH)
+    tag = first.headers["etag"]
+    assert tag == 'W/"1-1"'
+    assert first.headers["cache-control"] == "public, max-age=1, stale-while-revalidate=2"
+    for known in (tag, f'"other", {tag}', "*", '"1-1"'):
+        again = await client.get(LEADERBOARD_PATH, headers={"If-None-Match": known})
+        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+    await client.update("alice", "win:2")
+    changed = await client.get(LEADERBOARD_PATH, headers={"If-None-Match": tag})
+    assert changed.status_code == 200
+    assert changed.headers["etag"] == 'W/"1-2"'
+
+
+async def test_a_standing_shows_neighbours_and_fills_up_at_the_edges(start_api: StartApi) -> None:
+    client = await start_api()
+    server = client.bearer("server", "update:score:any")
+    for number in range(7):
+        await client.update(f"user{number}", "x:1", headers=server, points=10 + number)
+    answer = await client.get("/api/scores/users/user6", params={"around": 2})
+    body = answer.json()
+    assert (body["rank"], body["score"], body["total"]) == (1, 16, 7)
+    assert [row["rank"] for row in body["neighbours"]] == [1, 2, 3, 4, 5]
+    alone = (await client.get("/api/scores/users/user6")).json()
+    assert alone["neighbours"] == []
+    known = await client.get(
+        "/api/scores/users/user6", headers={"If-None-Match": answer.headers["etag"]}
+    )
+    assert known.status_code == 304
+
+
+async def test_a_user_without_a_score_is_not_found(start_api: StartApi) -> None:
+    client = await start_api()
+    problem(await client.get("/api/scores/users/nobody"), 404, "unknown-user")
+    problem(await client.get("/api/scores/users/a%20b"), 422, "invalid")
+    problem(await client.get("/api/scores/users/nobody?around=26"), 422, "invalid")
+
+
+async def test_boards_are_apart_and_unlisted_ones_unknown(start_api: StartApi) -> None:
+    client = await start_api(
+        open=(Board("main"), Board("weekly"), Board("hidden")), boards="main,weekly"
+    )
+    await client.update("alice", "win:1")
+    assert await ranking(client, board="weekly") == []
+    await client.update("alice", "win:1", board="weekly")
+    await client.update("alice", "win:2", board="weekly")
+    assert await ranking(client, board="weekly") == [(1, "alice", 20)]
+    assert await ranking(client) == [(1, "alice", 10)]
+    problem(await client.update("alice", "win:1", board="hidden"), 404, "unknown-board")
+    problem(await client.get(LEADERBOARD_PATH, params={"board": "hidden"}), 404, "unknown-board")
+    problem(await client.get(f"{LEADERBOARD_PATH}?board=main&board=main"), 422, "invalid")
+
+
+async def test_a_private_board_needs_the_scope_to_read(start_api: StartApi) -> None:
+    client = await start_api(open=(Board(is_public=False),))
+    await client.update("alice", "win:1")
+    for path in (LEADERBOARD_PATH, "/api/scores/users/alice"):
+        answer = await client.get(path)
+        problem(answer, 401, "unauthenticated")
+        assert answer.headers["www-authenticate"] == 'Bearer realm="scoreboard"'
+        answer = await client.get(path, headers=client.bearer("bob", "update:score"))
+        problem(answer, 403, "forbidden")
+        assert 'scope="read:leaderboard"' in answer.headers["www-authenticate"]
+        answer = await client.get(path, headers=client.bearer("bob", "read:leaderboard"))
+        assert answer.status_code == 200
+        assert answer.headers["cache-control"] == "private, no-store"
+
+
+async def test_an_update_without_its_scope_is_refused_by_name(start_api: StartApi) -> None:
+    client = await start_api()
+    answer = await client.update(headers=client.bearer("alice", "read:leaderboard"))
+    assert "update:score" in problem(answer, 403, "forbidden")["detail"]
+    assert 'scope="update:score"' in answer.headers["www-authenticate"]
+
+
+async def test_an_emptied_redis_is_unavailable_and_not_zero(
+    start_api: StartApi, redis_url: str
+) -> None:
+    client = await start_api()
+    await client.update("alice", "win:1")
+    with redis.Redis.from_url(redis_url) as server:
+        server.flushall()
+    answer = await client.update("alice", "win:2")
+    problem(answer, 503, "uninitialised")
+    assert int(answer.headers["retry-after"]) > 0
+    problem(await client.get(LEADERBOARD_PATH), 503, "uninitialised")
+
+
+async def test_a_fenced_board_asks_to_retry(start_api: StartApi, redis_url: str) -> None:
+    client = await start_api()
+    with redis.Redis.from_url(redis_url) as server:
+        server.hset(PartitionKeys(Partition("main")).meta, "state", "fenced")
+    problem(await client.update(), 503, "fenced")
+
+
+async def test_equal_reads_of_one_turn_share_one_read_of_redis(
+    start_api: StartApi, redis_url: str
+) -> None:
+    client = await start_api()
+    await client.get(LEADERBOARD_PATH)
+    with redis.Redis.from_url(redis_url, decode_responses=True) as server:
+
+        def calls() -> int:
+            return int(server.info("commandstats")["cmdstat_evalsha_ro"]["calls"])
+
+        before = calls()
+        answers = await asyncio.gather(*(client.get(LEADERBOARD_PATH) for _ in range(20)))
+        assert {answer.status_code for answer in answers} == {200}
+        assert calls() - before <= 3
+        before = calls()
+        await client.get(LEADERBOARD_PATH)
+        assert calls() == before + 1
+
+
+async def test_a_change_of_the_catalogue_is_taken_up_without_a_restart(
+    start_api: StartApi, redis_url: str
+) -> None:
+    client = await start_api()
+    mirror(redis_url, {"win": 33})
+    client.api._catalogue.wake()
+
+    async def is_known() -> bool:
+        return client.api._catalogue.points_of("win:x") == 33
+
+    await eventually_async(is_known)
+    assert (await client.update()).json()["newScore"] == 33
