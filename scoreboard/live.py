@@ -170,7 +170,8 @@ class Live:
         layout = await self._layout(board)
         if layout.partitions == 1:
             page = await self._page(Partition(board), offset, limit)
-            return Window(page.epoch, page.seq, page.total, _rows(_pairs(page.rows, 0), offset))
+            rows = _rows(_pairs(page.rows, 0), offset)
+            return Window(page.epoch, page.seq, page.total, rows, ((page.epoch, page.seq),))
         pages = [
             await self._page(Partition(board, number), 0, offset + limit if limit else 0)
             for number in range(layout.partitions)
@@ -205,6 +206,7 @@ class Live:
                 other = await self._read(
                     _NEIGHBOURS,
                     Partition(board, number),
+            positions=tuple((page.epoch, page.seq) for page in pages),
                     [place.packed, int(number < home), width],
                     _Near,
                 )

@@ -154,13 +154,15 @@ class Row(Struct, frozen=True, rename="camel"):
 class Window(Struct, frozen=True):
     """A consistent read of part of a ranking.
 
-    With several partitions ``epoch`` and ``seq`` are sums, which rise whenever a part does.
+    With several partitions ``epoch`` and ``seq`` are sums, which rise whenever a part does;
+    ``positions`` holds (epoch, seq) of each, because a sum can hide that one went back.
     """
 
     epoch: int
     seq: int
     total: int
     rows: tuple[Row, ...]
+    positions: tuple[tuple[int, int], ...] = ()
 
 
 class Standing(Struct, frozen=True):

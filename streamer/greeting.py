@@ -1,0 +1,260 @@
+"""A connection before its 101: reads the head, judges it, and becomes a viewer or is refused.
+
+Made by streamer.server for each accepted connection. What stays true: nothing behind the blank line
+is parsed before the 101; a refusal ends the connection, so that no second request slips through
+behind a proxy's rules; the token's check never holds up anyone else.
+"""
+
+import asyncio
+import logging
+from enum import Enum
+from typing import Final, cast
+
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
+
+from scoreboard.auth import READ, Caller
+from scoreboard.errors import (
+    Forbidden,
+    Malformed,
+    Overloaded,
+    ScoreboardError,
+    Unauthenticated,
+    Uninitialised,
+)
+from streamer import metrics
+from streamer.connection import Viewer
+from streamer.handshake import Wish, answer_of, head_size, judge
+from streamer.hub import Room
+from streamer.protocol import SUBPROTOCOL, CloseCode, Refusal, refusal_of
+from streamer.venue import Venue
+
+LINGER_S: Final = 2.0
+"""A refused peer has this long to read the answer and close."""
+
+DISCARD_BYTES: Final = 65_536
+"""Unread request bytes swallowed meanwhile; closing before them would reset the answer away."""
+
+_LOGGER: Final = logging.getLogger("websockets.streamer")
+# The library logs every header at DEBUG, tokens too, and two lines per viewer at INFO.
+_LOGGER.setLevel(logging.WARNING)
+
+
+class _Phase(Enum):
+    HEAD = "head"
+    CHECKING = "checking"
+    REFUSED = "refused"
+    DONE = "done"
+
+
+class Greeting(asyncio.Protocol):
+    """One connection up to its 101."""
+
+    __slots__ = (
+        "_address",
+        "_deadline_s",
+        "_discarded",
+        "_head",
+        "_peer",
+        "_phase",
+        "_protocol",
+        "_request",
+        "_rest",
+        "_transport",
+        "_venue",
+        "_wish",
+        "slot",
+    )
+
+    def __init__(self, venue: Venue) -> None:
+        self._venue = venue
+        self._transport: asyncio.Transport
+        self._phase = _Phase.HEAD
+        self._head = bytearray()
+        self._rest = b""
+        self._discarded = 0
+        self._deadline_s = 0.0
+        self._peer = ""
+        self._address = ""
+        self._request: Request
+        self._wish: Wish
+        self._protocol: ServerProtocol
+        self.slot = 0
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin: the whole handshake has a deadline."""
+        venue = self._venue
+        self._transport = cast("asyncio.Transport", transport)
+        if venue.admission.is_flooded:
+            self._phase = _Phase.DONE
+            metrics.HANDSHAKES.labels("dropped").inc()
+            self._transport.abort()
+            return
+        self._transport.set_write_buffer_limits(high=0)
+        peer = transport.get_extra_info("peername")
+        self._peer = peer[0] if peer else ""
+        venue.arrive(self)
+        self._deadline_s = venue.clock() + venue.settings.handshake_timeout_s
+        venue.wheel.put(self, self._deadline_s)
+
+    def data_received(self, data: bytes) -> None:
+        """Take a piece of the head, or keep what came too early."""
+        if self._phase is _Phase.HEAD:
+            self._read_head(data)
+            return
+        self._discarded += len(data)
+        if self._phase is _Phase.CHECKING:
+            self._rest += data
+        if self._discarded > DISCARD_BYTES:
+            self._transport.abort()
+
+    def eof_received(self) -> bool:
+        """Close; a viewer that cannot be answered is none."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (asyncio's name)
+        """Give everything back; only a connection that never became a viewer ends here."""
+        venue = self._venue
+        if self not in venue.present:
+            return
+        venue.depart(self)
+        if self._address:
+            venue.admission.give_address(self._address)
+        if self._phase in {_Phase.HEAD, _Phase.CHECKING}:
+            metrics.HANDSHAKES.labels("abandoned").inc()
+        self._phase = _Phase.DONE
+
+    # venue.Guest
+
+    @property
+    def is_watched(self) -> bool:
+        """Tell that no boards are sent yet."""
+        return False
+
+    def due(self, now_s: float) -> None:
+        """Drop a handshake, or a refused peer, that took too long."""
+        if self._phase is _Phase.DONE:
+            return
+        if now_s < self._deadline_s:
+            self._venue.wheel.put(self, self._deadline_s)
+            return
+        if self._phase is not _Phase.REFUSED:
+            metrics.HANDSHAKES.labels("timeout").inc()
+            self._phase = _Phase.REFUSED
+        self._transport.abort()
+
+    def checked(self, outcome: Caller | ScoreboardError) -> None:
+        """Go on with the outcome of the token's check."""
+        if self._phase is not _Phase.CHECKING:
+            return
+        room = self._venue.room(self._wish.board)
+        if isinstance(outcome, Caller):
+            if not room.is_public and not outcome.has(READ):
+                detail = f"This board needs the scope {READ}"
+                self._refuse(refusal_of(Forbidden(detail, scope=READ)))
+            else:
+                self._welcome(room, outcome)
+        elif (
+            isinstance(outcome, Unauthenticated)
+            and outcome.reason == "expired"
+            and self._venue.admission.may_expire(self._address, self._venue.clock())
+        ):
+            # A browser sees no status, only that it failed: the close code says what to do.
+            self._welcome(room, None, end=CloseCode.TOKEN_EXPIRED)
+        else:
+            self._refuse(refusal_of(outcome))
+
+    def access_lost(self, room: Room) -> None:
+        """Nothing yet: access is judged when the token is."""
+
+    def leave(self, code: CloseCode, delay_ms: tuple[int, int]) -> None:  # noqa: ARG002
+        """Refuse: the process goes away."""
+        if self._phase in {_Phase.HEAD, _Phase.CHECKING}:
+            self._refuse(refusal_of(Overloaded("This server is stopping; connect again")))
+
+    def abort(self) -> None:
+        """End at once."""
+        self._transport.abort()
+
+    # The handshake, step by step
+
+    def _read_head(self, data: bytes) -> None:
+        head, searched = self._head, len(self._head)
+        head += data
+        try:
+            size = head_size(head, searched, self._venue.rules)
+            if size:
+                self._rest = bytes(head[size:])
+                self._judge(bytes(head[:size]))
+        except Refusal as refusal:
+            self._refuse(refusal)
+
+    def _judge(self, head: bytes) -> None:
+        venue = self._venue
+        self._head = bytearray()
+        self._protocol = ServerProtocol(max_size=venue.settings.message_bytes, logger=_LOGGER)
+        self._protocol.receive_data(head)
+        events = self._protocol.events_received()
+        if not events:
+            raise refusal_of(Malformed("The request is no HTTP/1.1 GET without a body"))
+        self._request = request = cast("Request", events[0])
+        self._wish = wish = judge(request, self._peer, venue.rules)
+        venue.admission.take_address(wish.address, venue.clock())
+        self._address = wish.address
+        room = venue.room(wish.board)
+        if not room.frame:
+            raise refusal_of(Uninitialised())
+        if wish.token:
+            self._phase = _Phase.CHECKING
+            self._transport.pause_reading()
+            venue.check(self, wish.token)
+        elif room.is_public:
+            self._welcome(room, None)
+        else:
+            raise refusal_of(Unauthenticated("This board is not public: connect with a token"))
+
+    def _welcome(self, room: Room, caller: Caller | None, *, end: CloseCode | None = None) -> None:
+        venue, protocol = self._venue, self._protocol
+        if self._wish.offers_subprotocol:
+            protocol.available_subprotocols = [Subprotocol(SUBPROTOCOL)]
+        response = protocol.accept(self._request)
+        if response.status_code != 101:
+            # The library is stricter than streamer.handshake about the form of lists.
+            self._refuse(refusal_of(Malformed("A header of the handshake cannot be read")))
+            return
+        if caller is not None:
+            try:
+                venue.admission.take_subject(caller.subject)
+            except Refusal as refusal:
+                self._refuse(refusal)
+                return
+        protocol.send_response(response)
+        metrics.HANDSHAKES.labels("accepted" if end is None else "expired").inc()
+        viewer = Viewer(
+            venue, self._transport, protocol, room, address=self._address, caller=caller
+        )
+        was_checking, self._phase = self._phase is _Phase.CHECKING, _Phase.DONE
+        venue.replace(self, viewer)
+        self._transport.set_protocol(viewer)
+        viewer.begin(b"".join(protocol.data_to_send()), self._rest, end)
+        if was_checking and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answer, half-close, and read no further than politeness asks."""
+        if self._phase is _Phase.CHECKING:
+            self._transport.resume_reading()
+        metrics.HANDSHAKES.labels(str(refusal.status)).inc()
+        self._phase = _Phase.REFUSED
+        self._head = bytearray()
+        self._rest = b""
+        if self._transport.is_closing():
+            return
+        self._transport.write(answer_of(refusal))
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        self._deadline_s = self._venue.clock() + LINGER_S
+        self._venue.wheel.put(self, self._deadline_s)

@@ -1,0 +1,86 @@
+"""The listening socket: where viewers connect, and what every accepted connection inherits.
+
+Options are set before ``listen``: the kernel copies them to each accepted socket, which spares a
+call and a socket object per viewer.
+"""
+
+import resource
+import socket
+import sys
+from typing import Final
+
+from scoreboard.errors import SettingInvalid
+from scoreboard.settings import Settings
+from scoreboard.telemetry import get_logger
+
+SEND_BYTES: Final = 16_384
+"""A peer that never reads swallows 68 KiB of boards so; by default nearly 4 MB."""
+
+RECEIVE_BYTES: Final = 16_384
+"""Bounds what one read can bring, and with it the work of one turn of the loop."""
+
+NOTSENT_BYTES: Final = 8192
+"""Boards the kernel holds back for a slow peer are boards too old; the newest should be next."""
+
+USER_TIMEOUT_MS: Final = 20_000
+"""A peer that vanished with data in flight is given up after this."""
+
+BACKLOG: Final = 4096
+"""A restart brings everyone back at once; the kernel cuts it to net.core.somaxconn."""
+
+RESERVED_FILES: Final = 500
+"""Descriptors kept for Redis, metrics, logs and connections not yet viewers."""
+
+_TCP_NOTSENT_LOWAT: Final = 25
+_log = get_logger(__name__)
+
+
+def make_listener(settings: Settings, *, shared: bool) -> socket.socket:
+    """Bind the viewers' port; ``shared`` lets other processes of this service bind it too.
+
+    Raises SettingInvalid, naming the variables, when the address cannot be had.
+    """
+    host, port = settings.ws_host, settings.ws_port
+    try:
+        family, kind, number, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, number)
+    except OSError as error:
+        raise _unavailable(host, port, error) from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
+        if sys.platform == "linux":
+            listener.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, NOTSENT_BYTES)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+        listener.bind(address)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise _unavailable(host, port, error) from error
+    return listener
+
+
+def capacity_of(settings: Settings) -> int:
+    """Give how many viewers this process may hold: the setting, or what open files allow."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = settings.viewers + 2 * RESERVED_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY:
+        return settings.viewers
+    allowed = soft - RESERVED_FILES if soft >= 2 * RESERVED_FILES else soft // 2
+    if allowed < settings.viewers:
+        _log.warning("viewers_limited_by_open_files", viewers=allowed, open_files=soft)
+    return min(settings.viewers, allowed)
+
+
+def _unavailable(host: str, port: int, error: OSError) -> SettingInvalid:
+    return SettingInvalid(
+        f"SCOREBOARD_WS_HOST, SCOREBOARD_WS_PORT: cannot listen on {host}:{port}: {error.strerror}"
+    )

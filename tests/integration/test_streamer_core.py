@@ -1,0 +1,80 @@
+"""A change in Redis reaches every viewer: the snapshot first, then the newest, then silence."""
+
+import asyncio
+
+from scoreboard.dispatcher import Dispatcher
+from scoreboard.model import Action
+from tests.support.eventually import eventually_async
+from tests.support.viewer import Connect, StartStreamer
+
+
+async def test_the_current_board_is_the_first_message(
+    start_streamer: StartStreamer, connect: Connect
+) -> None:
+    running = await start_streamer(scores=[("ada", 30), ("bob", 20)])
+    viewer = await connect(running.port)
+
+    board = await viewer.next()
+
+    assert board["type"] == "leaderboard"
+    assert board["board"] == "main"
+    assert board["epoch"] == 1
+    assert board["leaderboard"] == [
+        {"rank": 1, "userId": "ada", "score": 30},
+        {"rank": 2, "userId": "bob", "score": 20},
+    ]
+
+
+async def test_a_change_reaches_every_viewer_within_a_tenth_of_a_second(
+    start_streamer: StartStreamer, connect: Connect
+) -> None:
+    running = await start_streamer()
+    viewers = [await connect(running.port) for _ in range(20)]
+    for viewer in viewers:
+        await viewer.next("leaderboard")
+    dispatcher = Dispatcher(running.settings)
+    loop = asyncio.get_running_loop()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(dispatcher.run())
+        room = running.streamer.venue.room("main")
+        await eventually_async(lambda: loop.time() - room.frame_at_s > 0.1)
+
+        receipt = await dispatcher.submit("main", Action("carol", "win:1", 500))
+        accepted_at_s = loop.time()
+        boards = [await viewer.next("leaderboard") for viewer in viewers]
+        elapsed_s = loop.time() - accepted_at_s
+        dispatcher.close()
+
+    assert elapsed_s < 0.1
+    for board in boards:
+        assert board["leaderboard"][0] == {"rank": 1, "userId": "carol", "score": 500}
+        assert board["seq"] == receipt.seq
+
+
+async def test_silence_is_filled_with_heartbeats_and_pings(
+    start_streamer: StartStreamer, connect: Connect
+) -> None:
+    running = await start_streamer(heartbeat_s=0.3, ping_s=0.3)
+    viewer = await connect(running.port)
+    board = await viewer.next("leaderboard")
+
+    heartbeat = await viewer.next("heartbeat")
+
+    assert (heartbeat["epoch"], heartbeat["seq"]) == (board["epoch"], board["seq"])
+    while not viewer.pings:
+        await viewer.frame()
+    await viewer.next("heartbeat")
+    assert running.viewers == 1
+
+
+async def test_who_does_not_answer_a_ping_is_closed_with_4408(
+    start_streamer: StartStreamer, connect: Connect
+) -> None:
+    running = await start_streamer(ping_s=0.2, pong_timeout_s=0.3)
+    viewer = await connect(running.port)
+    viewer.answers_pings = False
+
+    assert await viewer.closed() == 4408
+
+    viewer.close()
+    await running.is_empty()
