@@ -27,3 +27,9 @@ def web_path() -> Path:
     """Give the folder of the live page: beside the packages in a checkout, inside in a wheel."""
     packaged = Path(__file__).parent / "_web"
     return packaged if packaged.is_dir() else Path(__file__).parent.parent / "web"
+
+
+def kong_path() -> Path:
+    """Give the folder of the gateway: beside the packages in a checkout, inside in a wheel."""
+    packaged = Path(__file__).parent / "_kong"
+    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "kong"

@@ -1,7 +1,13 @@
-"""One fresh Lua runtime per test."""
+"""One fresh Lua runtime per test; a server that answers kong-sync."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.kong.admin import FakeAdmin, fake_admin
 from tests.kong.runtime import Gateway
 
 
@@ -9,3 +15,15 @@ from tests.kong.runtime import Gateway
 def gateway() -> Gateway:
     """Give a runtime with both plugins loaded from their files."""
     return Gateway()
+
+
+@pytest.fixture
+def admin(jwks: dict[str, Any]) -> Iterator[FakeAdmin]:
+    with fake_admin() as server:
+        server.jwks = json.dumps(jwks).encode()
+        yield server
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "kong.yml"

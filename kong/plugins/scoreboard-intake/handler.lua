@@ -22,7 +22,7 @@ local REALM = 'Bearer realm="scoreboard"'
 local INVALID_TOKEN = REALM .. ', error="invalid_token"'
 local PROBLEM = 'application/problem+json'
 local PROBLEM_TYPE_PREFIX = '/docs/problems/'
-local KID_MAX_BYTES = 128
+local KID_MAX_BYTES = 256
 
 -- What a hop-by-hop list may name. Kong deletes every other header named there *after* its plugins
 -- ran, so `Connection: authorization` would take the checked token away from the service.

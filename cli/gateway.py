@@ -1,0 +1,206 @@
+"""``scoreboard kong``: the gateway's configuration, made once (render) or kept current (sync)."""
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from cli.kong_config import GatewayOptions, render, write_atomically
+from cli.kong_keys import KeyRow, merge_rows, rows_in, rows_of
+from cli.kong_probe import serve_probe
+from cli.kong_sync import ADMIN_URL, INTERVAL_S, KongSync, SyncOptions
+from scoreboard import settings as settings_module
+from scoreboard.errors import KeysUnavailable
+from scoreboard.key_set import Source, parse_keys, source_of
+from scoreboard.lifecycle import Stop, run
+from scoreboard.resources import kong_path
+from scoreboard.telemetry import setup_logging
+
+PROBE_PORT: Final = 9103
+
+Command = Callable[..., None]
+
+
+@click.group()
+def kong() -> None:
+    """Configure the gateway.
+
+    Issuer, audience, key set, origins and limits are the services' own settings (SCOREBOARD_*);
+    REDIS_URL is where Kong keeps its counters, with the name of its user and no password: Kong
+    reads REDIS_PASSWORD by itself.
+    """
+
+
+def _gateway_options(command: Command) -> Command:
+    """Add the options that render and sync have in common."""
+    for option in reversed(
+        (
+            click.option(
+                "--template",
+                type=click.Path(exists=True, dir_okay=False, path_type=Path),
+                help="Configuration without keys; default: the one of this version.",
+            ),
+            click.option(
+                "--api", "api_targets", multiple=True, default=["api:8000"], show_default=True,
+                metavar="HOST:PORT", help="Where Kong finds the api; may be given more than once.",
+            ),
+            click.option(
+                "--streamer", "streamer_targets", multiple=True, default=["streamer:8001"],
+                show_default=True, metavar="HOST:PORT", help="Where Kong finds the streamer.",
+            ),
+            click.option(
+                "--public/--private", "is_public", default=False, show_default=True,
+                help="Whether the leaderboard needs no token.",
+            ),
+            click.option(
+                "--cors-origin", "cors_origins", multiple=True, metavar="ORIGIN",
+                help="Another origin whose pages may call the REST interface.",
+            ),
+            click.option(
+                "--token-life", "token_life_s", type=click.IntRange(1, 31_536_000),
+                default=86_400, show_default=True, metavar="SECONDS",
+                help="Longest life of a token; so long a vanished key stays, too.",
+            ),
+            click.option(
+                "--revoke", "revoked", multiple=True, metavar="KID",
+                help="A key that must not be trusted from now on, whoever names it.",
+            ),
+        )
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@kong.command("render")
+@_gateway_options
+@click.option(
+    "--output", type=click.Path(dir_okay=False, path_type=Path),
+    help="File to replace, in one step; default: standard output.",
+)  # fmt: skip
+@click.option(
+    "--keep-on-failure", is_flag=True,
+    help="Where the key set cannot be read and OUTPUT exists: keep it, and succeed.",
+)  # fmt: skip
+def render_command(
+    template: Path | None,
+    output: Path | None,
+    revoked: tuple[str, ...],
+    *,
+    keep_on_failure: bool,
+    **given: Any,  # noqa: ANN401 (GatewayOptions' fields)
+) -> None:
+    """Write the configuration for Kong, once.
+
+    \b
+    scoreboard kong render --output kong.rendered.yml
+    scoreboard kong render --public --api api-1:8000 --api api-2:8000 > kong.rendered.yml
+    """  # noqa: D301 (click's own mark)
+    settings = settings_module.load(os.environ)
+    options = GatewayOptions.of(settings, **given)
+    before = output.read_text() if output is not None and output.exists() else None
+    try:
+        rows = _merged(before, asyncio.run(_read_keys(source_of(settings))), options, revoked)
+        text = render(_template(template), rows, options)
+    except (KeysUnavailable, ValueError) as error:
+        if keep_on_failure and before is not None:
+            click.echo(f"scoreboard: the configuration stays as it is: {error}", err=True)
+            return
+        raise KeysUnavailable(str(error)) from error
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    changed = write_atomically(output, text)
+    click.echo(f"{output}: {len(rows)} keys, {'written' if changed else 'unchanged'}", err=True)
+
+
+@kong.command("sync")
+@_gateway_options
+@click.option(
+    "--output", type=click.Path(dir_okay=False, path_type=Path), required=True,
+    help="The file that Kong starts with.",
+)  # fmt: skip
+@click.option(
+    "--admin", "admin_urls", multiple=True, default=[ADMIN_URL], show_default=True, metavar="URL",
+    help="Admin API of a Kong; may be given more than once.",
+)  # fmt: skip
+@click.option(
+    "--interval", "interval_s", type=click.FloatRange(1, 86_400), default=INTERVAL_S,
+    show_default=True, metavar="SECONDS", help="Time between two looks at the key set, ±10 %.",
+)  # fmt: skip
+@click.option("--probe-host", default="127.0.0.1", show_default=True, help="Of health and metrics.")
+@click.option(
+    "--probe-port", type=click.IntRange(0, 65_535), default=PROBE_PORT, show_default=True,
+    help="Of health and metrics; 0 for a free one.",
+)  # fmt: skip
+def sync_command(
+    template: Path | None,
+    output: Path,
+    revoked: tuple[str, ...],
+    admin_urls: tuple[str, ...],
+    *,
+    interval_s: float,
+    probe_host: str,
+    probe_port: int,
+    **given: Any,  # noqa: ANN401 (GatewayOptions' fields)
+) -> None:
+    """Keep the gateway's keys those of the issuer, beside a running Kong.
+
+    A new key is there an interval after the issuer publishes it; a vanished one stays for one
+    token's life. Whatever fails, Kong goes on with what it has.
+    """
+    settings = settings_module.load(os.environ)
+    setup_logging(
+        "kong-sync",
+        level=settings.log_level,
+        form=settings.log_format,
+        environment=settings.environment,
+    )
+    options = SyncOptions(
+        output=output,
+        template=_template(template),
+        gateway=GatewayOptions.of(settings, **given),
+        admin_urls=admin_urls,
+        interval_s=interval_s,
+        revoked=frozenset(revoked),
+    )
+    sync = KongSync(options, source_of(settings))
+    with serve_probe(probe_host, probe_port, sync.health):
+        sys.exit(run(partial(_serve, sync), grace_s=settings.drain_s))
+
+
+async def _serve(sync: KongSync, stop: Stop) -> None:
+    """End a turn that is under way at once: the file is replaced whole, and Kong loads whole."""
+    async with asyncio.TaskGroup() as tasks:
+        loop = tasks.create_task(sync.serve(stop))
+        await stop.wait()
+        loop.cancel()
+
+
+def _template(path: Path | None) -> str:
+    return (path or kong_path() / "kong.yml").read_text()
+
+
+async def _read_keys(source: Source) -> tuple[KeyRow, ...]:
+    try:
+        return rows_of(parse_keys(await source.read()))
+    except (OSError, ValueError) as error:
+        raise KeysUnavailable(f"The key set cannot be used: {error}") from error
+
+
+def _merged(
+    before: str | None, rows: tuple[KeyRow, ...], options: GatewayOptions, revoked: tuple[str, ...]
+) -> tuple[KeyRow, ...]:
+    """Keep what vanished of late, as sync does: a restart must not cut off living tokens."""
+    return merge_rows(
+        rows_in(before) if before is not None else (),
+        rows,
+        now_s=int(time.time()),
+        grace_s=options.token_life_s,
+        revoked=frozenset(revoked),
+    )

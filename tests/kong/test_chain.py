@@ -1,0 +1,228 @@
+"""The rendered plugins together, in the order of their PRIORITY, on the stand-in of fake_pdk.lua.
+
+Routes come from the rendered configuration; jwt, size limit and rate limit are stand-ins, so these
+tests hold what the chain does with them, not what Kong's own do.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+
+from cli.kong_config import GatewayOptions, render
+from cli.kong_keys import KeyRow
+from scoreboard.resources import kong_path
+from tests.kong.runtime import (
+    ISSUER,
+    NOW,
+    Entry,
+    Gateway,
+    Headers,
+    Outcome,
+    bearer,
+    our_plugins,
+    token,
+)
+
+OPTIONS = GatewayOptions(
+    issuer=ISSUER,
+    audiences=("scoreboard",),
+    redis_url="redis://kong@valkey:6379/1",
+    origins=("https://play.example",),
+    trusted_updates_per_minute=25,
+)
+STANDINS = {"jwt", "rate-limiting", "request-size-limiting"}
+READER = "read:leaderboard"
+
+Send = Callable[..., Outcome]
+
+
+def chain_of(gateway: Gateway, document: Mapping[str, Any], route: str) -> list[Entry]:
+    """Give a route's plugins with their configurations as Kong chooses: the most specific first."""
+    nested = next(r for s in document["services"] for r in s["routes"] if r["name"] == route)
+    found: dict[str, list[tuple[int, str | None, dict[str, Any]]]] = {}
+    for plugin in nested["plugins"]:
+        found.setdefault(plugin["name"], []).append((1, None, plugin["config"]))
+    for plugin in document["plugins"]:
+        if plugin.get("route", route) == route:
+            consumer = plugin.get("consumer")
+            place = (2 if "route" in plugin else 3) - (2 if consumer else 0)
+            found.setdefault(plugin["name"], []).append((place, consumer, plugin["config"]))
+    entries = []
+    for name, candidates in found.items():
+        is_ours = name in our_plugins()
+        if is_ours or name in STANDINS:
+            ordered = sorted(candidates, key=lambda candidate: candidate[0])
+            entries.append(
+                Entry(
+                    name,
+                    [(who, gateway.config(name, c) if is_ours else c) for _, who, c in ordered],
+                )
+            )
+    return entries
+
+
+def sender(gateway: Gateway, **changes: Any) -> Send:
+    rows = (KeyRow("k1", "RS256", "PEM"), KeyRow("e1", "ES256", "PEM"))
+    options = msgspec.structs.replace(OPTIONS, **changes)
+    document = yaml.safe_load(render((kong_path() / "kong.yml").read_text(), rows, options))
+
+    def send(headers: Headers, route: str = "scores-update", **given: Any) -> Outcome:
+        return gateway.send(chain_of(gateway, document, route), headers, route=route, **given)
+
+    return send
+
+
+@pytest.fixture
+def send(gateway: Gateway) -> Send:
+    return sender(gateway)
+
+
+def test_the_plugins_run_in_the_order_that_the_design_needs(send: Send) -> None:
+    outcome = send([bearer(token())])
+    assert outcome.ran == [
+        "scoreboard-intake",
+        "jwt",
+        "scoreboard-authz",
+        "request-size-limiting",
+        "rate-limiting",
+    ]
+    assert outcome.is_forwarded
+
+
+def test_ten_updates_a_minute_pass_and_the_next_is_a_429(send: Send) -> None:
+    assert all(send([bearer(token())]).is_forwarded for _ in range(10))
+    outcome = send([bearer(token())])
+    assert (outcome.status, outcome.headers["retry-after"]) == (429, "42")
+    assert outcome.problem["type"] == "/docs/problems/rate-limited"
+
+
+def test_two_users_of_one_issuer_have_two_limits(send: Send) -> None:
+    for _ in range(10):
+        send([bearer(token(sub="alice"))])
+    assert send([bearer(token(sub="alice"))]).status == 429
+    assert send([bearer(token(sub="bob"))]).is_forwarded
+
+
+def test_a_new_token_or_another_key_is_the_same_user(send: Send) -> None:
+    for number in range(10):
+        send([bearer(token(exp=NOW + 100 + number))])
+    other = token(header={"alg": "ES256", "kid": "e1"}, exp=NOW + 50)
+    assert send([bearer(other)]).status == 429
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ([], 401),
+        ([bearer("not.a.token")], 401),
+        ([bearer(token(signature="Zm9yZ2Vk"))], 401),
+        ([bearer(token(exp=NOW))], 401),
+        ([bearer(token(header={"alg": "RS256", "kid": "unknown"}))], 401),
+        ([bearer(token(header={"alg": "ES256", "kid": "k1"}))], 401),
+        ([bearer(token(iss="https://other.example/"))], 401),
+        ([bearer(token(aud="other"))], 401),
+        ([bearer(token(scope=READER))], 403),
+        ([bearer(token()), ("Connection", "Authorization")], 400),
+    ],
+)
+def test_what_is_refused_before_the_limit_consumes_nothing(
+    send: Send, headers: Headers, status: int
+) -> None:
+    for _ in range(11):
+        outcome = send(headers)
+        assert (outcome.status, outcome.is_forwarded) == (status, False)
+        assert outcome.headers["content-type"] == "application/problem+json"
+        assert "rate-limiting" not in outcome.ran
+    assert send([bearer(token())]).is_forwarded
+
+
+def test_a_body_that_is_too_large_consumes_nothing(send: Send) -> None:
+    for extra, _ in ((("Accept", "*/*"), 413), (("Expect", "100-continue"), 417)):
+        outcome = send([bearer(token()), extra], body="x" * 5000)
+        assert outcome.status == 413
+        assert outcome.problem["type"] == "/docs/problems/body-too-large"
+        assert "rate-limiting" not in outcome.ran
+
+
+def test_what_a_service_refuses_does_consume(send: Send) -> None:
+    for _ in range(10):
+        assert send([bearer(token())], service=(403, {}, "{}")).status == 403
+    assert send([bearer(token())]).status == 429
+
+
+def test_game_servers_have_their_own_limit_each(send: Send) -> None:
+    def update(server: str) -> Outcome:
+        return send([bearer(token(sub=server, scope="update:score:any"))])
+
+    assert all(update("server-1").is_forwarded for _ in range(25))
+    assert update("server-1").status == 429
+    assert update("server-2").is_forwarded
+
+
+def test_a_player_cannot_reach_the_limit_of_game_servers_by_a_header(send: Send) -> None:
+    spoofed = [
+        bearer(token()),
+        ("X-Consumer-Username", "game-servers"),
+        ("X-Credential-Identifier", "bob"),
+        ("X_Consumer_Username", "game-servers"),
+    ]
+    for _ in range(10):
+        assert send(spoofed).is_forwarded
+    outcome = send(spoofed)
+    assert outcome.status == 429
+    assert [name for name, _ in outcome.sent] == ["Authorization"]
+
+
+def test_a_failing_limiter_closes_the_update_route(send: Send, gateway: Gateway) -> None:
+    gateway.lua.execute(
+        "bundled['rate-limiting'].access = function() error('failed to get usage') end"
+    )
+    outcome = send([bearer(token())])
+    assert (outcome.status, outcome.is_forwarded) == (503, False)
+    assert outcome.headers["retry-after"] == "1"
+
+
+def test_a_viewer_signs_in_by_subprotocol(send: Send) -> None:
+    headers = [
+        ("Sec-WebSocket-Protocol", f"scoreboard.v1, bearer.{token(scope=READER)}"),
+        ("Connection", "keep-alive, Upgrade"),
+        ("Origin", "https://play.example"),
+    ]
+    outcome = send(headers, "ws-scoreboard")
+    assert outcome.is_forwarded
+    assert outcome.sent_values("Sec-WebSocket-Protocol") == ["scoreboard.v1"]
+    assert outcome.sent_values("Authorization") == [f"Bearer {token(scope=READER)}"]
+    refused = send([*headers[:2], ("Origin", "https://evil.example")], "ws-scoreboard")
+    assert refused.status == 403
+
+
+def test_server_sent_events_judge_the_origin_too(send: Send) -> None:
+    headers = [bearer(token(scope=READER))]
+    assert send([*headers, ("Origin", "https://play.example")], "scores-stream").is_forwarded
+    assert send([*headers, ("Origin", "null")], "scores-stream").status == 403
+
+
+def test_a_private_board_needs_a_token_everywhere(send: Send) -> None:
+    for route in ("scores-leaderboard", "scores-users", "scores-stream", "ws-scoreboard"):
+        assert send([], route).status == 401, route
+        assert send([bearer(token(scope="update:score"))], route).status == 403, route
+        assert send([bearer(token(scope=READER))], route).is_forwarded, route
+
+
+def test_a_public_board_needs_none_but_still_refuses_tricks(gateway: Gateway) -> None:
+    send = sender(gateway, is_public=True)
+    for route in ("scores-leaderboard", "scores-stream", "ws-scoreboard"):
+        assert send([], route).is_forwarded, route
+        assert send([bearer("x")], route).status == 401, route
+        assert send([("Connection", "Host")], route).status == 400, route
+    assert send([], "scores-users").status == 401
+    assert send([], "scores-update").status == 401
+
+
+def test_the_page_needs_no_token(send: Send) -> None:
+    outcome = send([], "page")
+    assert outcome.is_forwarded
+    assert outcome.ran == ["scoreboard-intake", "rate-limiting"]

@@ -1,0 +1,505 @@
+"""What the rendered configuration must never lose, and what rendering refuses."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+from cli import kong_config, kong_keys
+from cli.kong_config import GatewayOptions, render
+from cli.kong_keys import KeyRow, rows_of
+from scoreboard.errors import SettingInvalid
+from scoreboard.key_set import ALGORITHMS, KID_LENGTH_MAX, parse_keys
+from scoreboard.resources import kong_path, web_path
+from scoreboard.settings import Settings
+from scoreboard.settings import load as load_settings
+from tests.kong.runtime import Gateway, our_plugins
+
+TEMPLATE = (kong_path() / "kong.yml").read_text()
+OPTIONS = GatewayOptions(
+    issuer="https://issuer.example/",
+    audiences=("scoreboard",),
+    redis_url="redis://kong@valkey:6379/1",
+    origins=("https://play.example",),
+    updates_per_minute=10,
+    trusted_updates_per_minute=6000,
+)
+UPDATE, BOARD, USERS = "scores-update", "scores-leaderboard", "scores-users"
+EVENTS, SOCKET, PAGE = "scores-stream", "ws-scoreboard", "page"
+
+Entity = dict[str, Any]
+
+
+@pytest.fixture
+def rows(jwks: Entity) -> tuple[KeyRow, ...]:
+    return rows_of(parse_keys(msgspec.json.encode(jwks)))
+
+
+@pytest.fixture
+def rendered(rows: tuple[KeyRow, ...]) -> Entity:
+    return yaml.safe_load(render(TEMPLATE, rows, OPTIONS))
+
+
+@pytest.fixture
+def public(rows: tuple[KeyRow, ...]) -> Entity:
+    return yaml.safe_load(render(TEMPLATE, rows, msgspec.structs.replace(OPTIONS, is_public=True)))
+
+
+def routes(document: Entity) -> dict[str, Entity]:
+    return {route["name"]: route for service in document["services"] for route in service["routes"]}
+
+
+def service_of(document: Entity, route: str) -> Entity:
+    return next(s for s in document["services"] if route in {r["name"] for r in s["routes"]})
+
+
+def configs(document: Entity, route: str) -> dict[str, Entity]:
+    """Give the plugins of a route, by name."""
+    return {p["name"]: p["config"] for p in routes(document)[route]["plugins"]}
+
+
+def every_plugin(document: Entity) -> Iterator[Entity]:
+    for route in routes(document).values():
+        yield from route["plugins"]
+    yield from document["plugins"]
+
+
+# Who checks what --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("route", [UPDATE, BOARD, USERS, EVENTS, SOCKET])
+def test_a_route_that_needs_a_token_has_all_three_gates(rendered: Entity, route: str) -> None:
+    plugins = configs(rendered, route)
+    assert {"jwt", "scoreboard-authz", "rate-limiting"} <= set(plugins)
+    assert plugins["rate-limiting"]["limit_by"] == "credential"
+    scopes = plugins["scoreboard-authz"]["scopes"]
+    expected = ["update:score", "update:score:any"] if route == UPDATE else ["read:leaderboard"]
+    assert scopes == expected
+    assert plugins["scoreboard-authz"]["issuer"] == "https://issuer.example/"
+    assert plugins["scoreboard-authz"]["audiences"] == ["scoreboard"]
+
+
+def test_updates_are_limited_exactly_and_closed(rendered: Entity) -> None:
+    limit = configs(rendered, UPDATE)["rate-limiting"]
+    assert limit["minute"] == 10
+    assert (limit["limit_by"], limit["policy"]) == ("credential", "redis")
+    assert limit["sync_rate"] == -1
+    assert limit["fault_tolerant"] is False
+    assert limit["hide_client_headers"] is False
+    assert set(limit) & {"second", "hour", "day"} == set()
+
+
+def test_game_servers_have_a_limit_of_their_own_on_the_same_route(rendered: Entity) -> None:
+    (entry,) = [p for p in rendered["plugins"] if p["name"] == "rate-limiting"]
+    assert (entry["route"], entry["consumer"]) == (UPDATE, "game-servers")
+    player = configs(rendered, UPDATE)["rate-limiting"]
+    assert entry["config"] == {**player, "minute": 6000}
+    authz = configs(rendered, UPDATE)["scoreboard-authz"]
+    assert authz["trusted_consumer"] in {c["username"] for c in rendered["consumers"]}
+    assert authz["trusted_scope"] == "update:score:any"
+
+
+def test_no_limit_for_game_servers_still_is_an_entry(rows: tuple[KeyRow, ...]) -> None:
+    options = msgspec.structs.replace(OPTIONS, trusted_updates_per_minute=0)
+    document = yaml.safe_load(render(TEMPLATE, rows, options))
+    (entry,) = [p for p in document["plugins"] if p["name"] == "rate-limiting"]
+    assert entry["config"]["minute"] == kong_config.AS_GOOD_AS_NONE
+
+
+def test_readers_are_not_refused_because_the_counters_are_away(rendered: Entity) -> None:
+    for route in (BOARD, USERS, EVENTS, SOCKET, PAGE):
+        assert configs(rendered, route)["rate-limiting"]["fault_tolerant"] is True, route
+
+
+def test_a_public_board_needs_no_token_and_is_limited_by_address(public: Entity) -> None:
+    for route in (BOARD, EVENTS, SOCKET):
+        plugins = configs(public, route)
+        assert set(plugins) & {"jwt", "scoreboard-authz"} == set()
+        assert plugins["rate-limiting"]["limit_by"] == "ip"
+    for route in (UPDATE, USERS):
+        assert {"jwt", "scoreboard-authz"} <= set(configs(public, route))
+        assert configs(public, route)["rate-limiting"]["limit_by"] == "credential"
+
+
+def test_an_address_is_the_identifier_only_where_no_token_is(
+    rendered: Entity, public: Entity
+) -> None:
+    # A missing identifier silently becomes the client's address: one bucket for a whole office.
+    for document in (rendered, public):
+        for name in routes(document):
+            plugins = configs(document, name)
+            by_address = plugins["rate-limiting"]["limit_by"] == "ip"
+            assert by_address is ("scoreboard-authz" not in plugins), name
+
+
+def test_jwt_takes_tokens_from_authorization_only(rendered: Entity) -> None:
+    found = [p["config"] for p in every_plugin(rendered) if p["name"] == "jwt"]
+    assert len(found) == 5
+    for config in found:
+        assert config["header_names"] == ["authorization"]
+        assert (config["uri_param_names"], config["cookie_names"]) == ([], [])
+        assert config["key_claim_name"] == "kid"
+        assert config["claims_to_verify"] == ["exp"]
+        assert config["maximum_expiration"] == OPTIONS.token_life_s
+        assert config["run_on_preflight"] is True
+        assert "anonymous" not in config
+
+
+def test_sockets_have_their_own_intake_and_the_rest_the_global_one(rendered: Entity) -> None:
+    (everywhere,) = [p for p in rendered["plugins"] if p["name"] == "scoreboard-intake"]
+    assert set(everywhere) == {"name", "config"}
+    socket = configs(rendered, SOCKET)["scoreboard-intake"]
+    assert socket["subprotocol"] == "scoreboard.v1"
+    for config in (socket, configs(rendered, EVENTS)["scoreboard-intake"]):
+        assert config["allowed_origins"] == ["https://play.example"]
+        assert config["algorithms"] == everywhere["config"]["algorithms"] == list(ALGORITHMS)
+
+
+def test_without_origins_the_services_judge_by_the_same_host(rows: tuple[KeyRow, ...]) -> None:
+    document = yaml.safe_load(render(TEMPLATE, rows, msgspec.structs.replace(OPTIONS, origins=())))
+    assert "allowed_origins" not in configs(document, SOCKET)["scoreboard-intake"]
+    assert "scoreboard-intake" not in configs(document, EVENTS)
+
+
+def test_only_updates_are_measured_and_to_four_kilobytes(rendered: Entity) -> None:
+    for route in routes(rendered):
+        config = configs(rendered, route).get("request-size-limiting")
+        assert (config is not None) is (route == UPDATE)
+    assert configs(rendered, UPDATE)["request-size-limiting"] == {
+        "allowed_payload_size": 4,
+        "size_unit": "kilobytes",
+        "require_content_length": False,
+    }
+
+
+def test_our_plugins_are_configured_as_their_schemas_allow(
+    gateway: Gateway, rendered: Entity, public: Entity
+) -> None:
+    seen = set()
+    for document in (rendered, public, _template()):
+        for plugin in every_plugin(document):
+            if plugin["name"] in our_plugins():
+                gateway.config(plugin["name"], plugin["config"])
+                seen.add(plugin["name"])
+    assert seen == set(our_plugins())
+
+
+# Routes and services ----------------------------------------------------------------------------
+
+TABLE = [
+    ("POST", "/api/scores/update", UPDATE),
+    ("GET", "/api/scores/leaderboard", BOARD),
+    ("GET", "/api/scores/users/alice", USERS),
+    ("GET", "/api/scores/users/auth0|64f1", USERS),
+    ("GET", "/api/scores/stream", EVENTS),
+    ("GET", "/ws/scoreboard", SOCKET),
+    ("GET", "/", PAGE),
+    ("GET", "/docs", PAGE),
+    ("GET", "/docs/", PAGE),
+    ("GET", "/docs/problems/busy", PAGE),
+    ("GET", "/openapi.json", PAGE),
+    ("GET", "/config.json", PAGE),
+]
+
+
+def matches(document: Entity, method: str, path: str) -> list[str]:
+    """Give the routes Kong could choose: a `~` path is a regex anchored in front only."""
+    found = []
+    for name, route in routes(document).items():
+        for pattern in route["paths"]:
+            is_match = (
+                re.match(pattern[1:], path) if pattern[0] == "~" else path.startswith(pattern)
+            )
+            if is_match and method in route["methods"]:
+                found.append(name)
+                break
+    return found
+
+
+@pytest.mark.parametrize(("method", "path", "route"), TABLE)
+def test_every_public_address_has_exactly_its_route(
+    rendered: Entity, method: str, path: str, route: str
+) -> None:
+    assert matches(rendered, method, path) == [route]
+
+
+@pytest.mark.parametrize("file", sorted(f.name for f in web_path().iterdir() if f.suffix))
+def test_every_file_of_the_page_is_reachable(rendered: Entity, file: str) -> None:
+    assert matches(rendered, "GET", f"/{file}") == [PAGE]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/health/live"),
+        ("GET", "/health/ready"),
+        ("GET", "/metrics"),
+        ("POST", "/config"),
+        ("GET", "/status"),
+        ("GET", "/api/scores/update"),
+        ("DELETE", "/api/scores/update"),
+        ("OPTIONS", "/api/scores/update"),
+        ("POST", "/api/scores/updates"),
+        ("POST", "/api/scores/update/"),
+        ("POST", "/x/api/scores/update"),
+        ("GET", "/api/scores/leaderboard/metrics"),
+        ("GET", "/api/scores/users"),
+        ("GET", "/ws/scoreboard/health"),
+        ("GET", "/anything"),
+        ("GET", "/docsx"),
+        ("GET", "/.env"),
+        ("GET", "/page.js.map"),
+    ],
+)
+def test_nothing_else_has_a_route(rendered: Entity, method: str, path: str) -> None:
+    assert matches(rendered, method, path) == []
+
+
+def test_everything_is_named_and_names_are_unique(rendered: Entity) -> None:
+    names = [s["name"] for s in rendered["services"]] + list(routes(rendered))
+    assert len(names) == len(set(names))
+    assert sum(len(s["routes"]) for s in rendered["services"]) == len(routes(rendered)) == 6
+
+
+def test_routes_pass_paths_and_hosts_on_untouched(rendered: Entity) -> None:
+    for name, route in routes(rendered).items():
+        assert route["strip_path"] is False, name
+        assert route["preserve_host"] is True, name
+        assert route["protocols"] == ["http", "https"], name
+        for path in route["paths"]:
+            assert path.endswith("$") or (path[0] == "/" and path == "/api/scores/users/"), path
+
+
+def test_long_lived_connections_outlive_heartbeats_and_are_never_repeated(
+    rendered: Entity,
+) -> None:
+    heartbeat_ms = Settings.__struct_defaults__[_position("heartbeat_s")] * 1000
+    for route in (SOCKET, EVENTS):
+        service = service_of(rendered, route)
+        assert service["read_timeout"] > 3 * heartbeat_ms
+        assert service["retries"] == 0
+    api = service_of(rendered, UPDATE)
+    assert (api["connect_timeout"], api["read_timeout"], api["retries"]) == (1000, 5000, 1)
+    assert routes(rendered)[EVENTS]["response_buffering"] is False
+
+
+def _position(field: str) -> int:
+    required = 1
+    return Settings.__struct_fields__.index(field) - required
+
+
+def test_targets_are_probed_and_a_503_does_not_empty_the_ring(rendered: Entity) -> None:
+    hosts = {service["host"] for service in rendered["services"]}
+    upstreams = {upstream["name"]: upstream for upstream in rendered["upstreams"]}
+    assert hosts == set(upstreams)
+    for name, upstream in upstreams.items():
+        checks = upstream["healthchecks"]
+        assert checks["active"]["healthy"]["interval"] > 0, name  # passive alone never recovers
+        assert checks["active"].get("http_path", "/health/live") == "/health/live"
+        assert checks["passive"]["unhealthy"].get("http_failures", 0) == 0
+    assert upstreams["scoreboard-api.upstream"]["targets"] == [{"target": "api:8000"}]
+
+
+def test_several_targets_are_one_ring(rows: tuple[KeyRow, ...]) -> None:
+    options = msgspec.structs.replace(OPTIONS, api_targets=("b:1", "a:1", "b:1"))
+    document = yaml.safe_load(render(TEMPLATE, rows, options))
+    assert document["upstreams"][0]["targets"] == [{"target": "a:1"}, {"target": "b:1"}]
+    assert document["upstreams"][1]["targets"] == [{"target": "streamer:8001"}]
+
+
+def test_other_origins_get_cors_and_with_it_options(rows: tuple[KeyRow, ...]) -> None:
+    options = msgspec.structs.replace(OPTIONS, cors_origins=("https://shop.example",))
+    document = yaml.safe_load(render(TEMPLATE, rows, options))
+    for name, route in routes(document).items():
+        plugins = configs(document, name)
+        assert ("OPTIONS" in route["methods"]) is ("cors" in plugins), name
+        assert ("cors" in plugins) is (name in kong_config.CORS_ROUTES)
+    cors = configs(document, UPDATE)["cors"]
+    assert cors["origins"] == ["https://shop.example"]
+    assert cors["credentials"] is False
+    assert {"Retry-After", "ETag", "X-Kong-Request-Id"} <= set(cors["exposed_headers"])
+
+
+def test_without_other_origins_nobody_answers_options(rendered: Entity) -> None:
+    for name, route in routes(rendered).items():
+        assert "OPTIONS" not in route["methods"], name
+        assert "cors" not in configs(rendered, name)
+
+
+def test_metrics_know_no_consumers(rendered: Entity) -> None:
+    (config,) = [p["config"] for p in rendered["plugins"] if p["name"] == "prometheus"]
+    assert config["per_consumer"] is False
+    assert config["status_code_metrics"] is True
+    assert config["latency_metrics"] is True
+
+
+# Counters and secrets ---------------------------------------------------------------------------
+
+
+def test_counters_live_in_one_place_without_the_boards_keys(rendered: Entity) -> None:
+    found = [p["config"]["redis"] for p in every_plugin(rendered) if p["name"] == "rate-limiting"]
+    assert len(found) == 7
+    assert all(redis == found[0] for redis in found)  # pools ignore the user: have one
+    assert found[0] == {
+        "host": "valkey",
+        "port": 6379,
+        "database": 1,
+        "username": "kong",
+        "password": "{vault://env/redis-password}",
+        "timeout": 250,
+    }
+
+
+def test_a_password_in_the_address_never_reaches_the_file(rows: tuple[KeyRow, ...]) -> None:
+    for url in ("redis://kong:hunter2@valkey/1", "rediss://:hunter2@valkey:6380"):
+        text = render(TEMPLATE, rows, msgspec.structs.replace(OPTIONS, redis_url=url))
+        assert "hunter2" not in text
+        assert "{vault://env/redis-password}" in text
+
+
+def test_a_redis_without_users_gets_no_reference(rows: tuple[KeyRow, ...]) -> None:
+    options = msgspec.structs.replace(OPTIONS, redis_url="redis://valkey:6379")
+    assert "vault" not in render(TEMPLATE, rows, options)
+
+
+def test_tls_to_the_counters_is_verified(rows: tuple[KeyRow, ...]) -> None:
+    options = msgspec.structs.replace(OPTIONS, redis_url="rediss://kong@cache.example:6380/2")
+    document = yaml.safe_load(render(TEMPLATE, rows, options))
+    redis = configs(document, UPDATE)["rate-limiting"]["redis"]
+    assert (redis["ssl"], redis["ssl_verify"]) == (True, True)
+    assert (redis["server_name"], redis["port"]) == ("cache.example", 6380)
+
+
+def test_no_secret_stands_in_clear(rendered: Entity) -> None:
+    def walk(value: object, key: str = "") -> Iterator[tuple[str, object]]:
+        if isinstance(value, dict):
+            for name, item in value.items():
+                yield from walk(item, name)
+        elif isinstance(value, list):
+            for item in value:
+                yield from walk(item, key)
+        else:
+            yield key, value
+
+    for key, value in walk(rendered):
+        if re.search(r"password|secret|private|token$", key):
+            assert str(value).startswith("{vault://env/"), key
+        assert "PRIVATE KEY" not in str(value)
+
+
+# Keys -------------------------------------------------------------------------------------------
+
+
+def test_every_key_row_states_its_algorithm_and_loads(rendered: Entity, jwks: Entity) -> None:
+    players = next(c for c in rendered["consumers"] if c["username"] == "players")
+    secrets = players["jwt_secrets"]
+    assert [s["key"] for s in secrets] == sorted(jwk["kid"] for jwk in jwks["keys"])
+    for secret in secrets:
+        assert secret["algorithm"] in ALGORITHMS
+        key = load_pem_public_key(secret["rsa_public_key"].encode())
+        assert (
+            type(key).__name__
+            == {"RS256": "RSAPublicKey", "ES256": "ECPublicKey"}[secret["algorithm"]]
+        )
+
+
+def test_only_one_consumer_owns_keys(rendered: Entity) -> None:
+    assert [c["username"] for c in rendered["consumers"]] == ["players", "game-servers"]
+    assert "jwt_secrets" not in rendered["consumers"][1]
+
+
+def test_a_gateway_without_keys_is_not_rendered() -> None:
+    with pytest.raises(ValueError, match="keys"):
+        render(TEMPLATE, (), OPTIONS)
+
+
+def test_an_algorithm_that_no_service_verifies_is_not_rendered() -> None:
+    with pytest.raises(ValueError, match="HS256"):
+        render(TEMPLATE, (KeyRow("k", "HS256", "x"),), OPTIONS)
+
+
+def test_the_gateway_takes_every_kid_that_the_services_take(gateway: Gateway) -> None:
+    source = (kong_path() / "plugins/scoreboard-intake/handler.lua").read_text()
+    assert f"KID_MAX_BYTES = {KID_LENGTH_MAX}\n" in source
+    assert kong_keys.PLAYERS == "players"
+
+
+# The text ---------------------------------------------------------------------------------------
+
+
+def test_the_same_input_gives_the_same_bytes(rows: tuple[KeyRow, ...]) -> None:
+    first = render(TEMPLATE, rows, OPTIONS)
+    assert render(TEMPLATE, tuple(reversed(rows)), OPTIONS) == first
+    assert first.startswith("# Written by `scoreboard kong render`")
+    lines = first.splitlines()[1:]
+    assert not [line for line in lines if re.search(r"[:-] [&*]|^#", line)]  # no anchors
+    assert "BEGIN PUBLIC KEY-----\n" in first
+
+
+def test_what_is_rendered_can_be_read_back(rows: tuple[KeyRow, ...]) -> None:
+    retired = msgspec.structs.replace(rows[0], retired_at_s=1_700_000_000)
+    text = render(TEMPLATE, (retired, *rows[1:]), OPTIONS)
+    assert set(kong_keys.rows_in(text)) == {retired, *rows[1:]}
+
+
+def _template() -> Entity:
+    return yaml.safe_load(TEMPLATE)
+
+
+def test_the_template_holds_no_key_and_no_issuer() -> None:
+    assert _template()["consumers"][0]["jwt_secrets"] == []
+    issuers = {
+        p["config"]["issuer"] for p in every_plugin(_template()) if p["name"] == "scoreboard-authz"
+    }
+    assert issuers == {"https://issuer.invalid/"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"issuer": ""},
+        {"audiences": ("",)},
+        {"redis_url": "unix:///tmp/redis.sock"},
+        {"redis_url": "redis://"},
+        {"redis_url": "redis://valkey/board"},
+        {"redis_url": "redis://valkey:port"},
+        {"origins": ("*",)},
+        {"origins": ("https://play.example/",)},
+        {"origins": ("HTTPS://play.example",)},
+        {"cors_origins": ("https://.*\\.example",)},
+        {"api_targets": ()},
+        {"api_targets": ("http://api:8000",)},
+        {"streamer_targets": ("streamer",)},
+        {"updates_per_minute": 0},
+        {"trusted_updates_per_minute": -1},
+        {"token_life_s": 0},
+        {"token_life_s": 31_536_001},
+    ],
+)
+def test_options_that_would_open_the_gate_are_refused(
+    rows: tuple[KeyRow, ...], change: dict[str, Any]
+) -> None:
+    with pytest.raises(SettingInvalid):
+        render(TEMPLATE, rows, msgspec.structs.replace(OPTIONS, **change))
+
+
+def test_what_gateway_and_services_share_comes_from_one_setting() -> None:
+    settings = load_settings(
+        {
+            "REDIS_URL": "redis://kong@valkey:6379/1",
+            "SCOREBOARD_ISSUER": "https://issuer.example/",
+            "SCOREBOARD_AUDIENCE": "game",
+            "SCOREBOARD_ORIGINS": "https://a.example,https://b.example",
+            "SCOREBOARD_UPDATES_PER_MINUTE": "7",
+            "SCOREBOARD_TRUSTED_UPDATES_PER_MINUTE": "70",
+        }
+    )
+    options = GatewayOptions.of(settings, is_public=True)
+    assert (options.issuer, options.audiences) == ("https://issuer.example/", ("game",))
+    assert options.origins == ("https://a.example", "https://b.example")
+    assert (options.updates_per_minute, options.trusted_updates_per_minute) == (7, 70)
+    assert (options.redis_url, options.is_public) == ("redis://kong@valkey:6379/1", True)

@@ -1,0 +1,175 @@
+"""From an issuer's key set to the gateway's rows, and what becomes of keys that vanish."""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+from cli.kong_config import write_atomically
+from cli.kong_keys import KeyRow, merge_rows, rows_in, rows_of
+from scoreboard.errors import OperatorMistake
+from scoreboard.key_set import parse_keys
+from tests.support.tokens import KeyPair
+
+GRACE_S = 1000
+
+
+def rows(*jwks: dict[str, Any]) -> tuple[KeyRow, ...]:
+    return rows_of(parse_keys(json.dumps({"keys": jwks}).encode()))
+
+
+def test_rsa_and_ec_keys_become_pems_of_the_same_key(rsa_key: KeyPair, ec_key: KeyPair) -> None:
+    found = rows(rsa_key.jwk, ec_key.jwk)
+    assert [(row.kid, row.algorithm) for row in found] == [
+        ("test-ec", "ES256"),
+        ("test-rsa", "RS256"),
+    ]
+    for row, pair in zip(found, (ec_key, rsa_key), strict=True):
+        assert load_pem_public_key(row.pem.encode()) == pair.private.public_key()
+
+
+def test_a_public_vector_gives_the_known_pem() -> None:
+    # RFC 7517, appendix A.1: the EC key, as OpenSSL writes it.
+    vector = {
+        "kty": "EC",
+        "crv": "P-256",
+        "x": "MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4",
+        "y": "4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM",
+        "kid": "1",
+    }
+    (row,) = rows(vector)
+    body = base64.b64decode("".join(row.pem.splitlines()[1:-1]))
+    point = bytes([4]) + b"".join(
+        base64.urlsafe_b64decode(vector[name] + "=") for name in ("x", "y")
+    )
+    assert body.endswith(point)
+    assert body[:2] == b"\x30\x59"  # SubjectPublicKeyInfo of an uncompressed P-256 point
+
+
+def test_an_absent_alg_or_use_is_the_usual_one(rsa_key: KeyPair) -> None:
+    bare = {k: v for k, v in rsa_key.jwk.items() if k not in {"alg", "use"}}
+    (row,) = rows(bare)
+    assert row.algorithm == "RS256"
+
+
+def _weak() -> dict[str, Any]:
+    private = rsa.generate_private_key(public_exponent=65537, key_size=1024)
+    return KeyPair(kid="weak", algorithm="RS256", private=private).jwk
+
+
+def _p384() -> dict[str, Any]:
+    private = ec.generate_private_key(ec.SECP384R1())
+    return KeyPair(kid="p384", algorithm="ES384", private=private).jwk
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        _weak(),
+        _p384(),
+        {"kty": "oct", "kid": "shared", "k": "c2VjcmV0", "alg": "HS256"},
+        {"kty": "OKP", "crv": "Ed25519", "kid": "ed", "x": "A" * 43},
+    ],
+)  # fmt: skip
+def test_weak_and_foreign_keys_never_become_rows(ec_key: KeyPair, odd: dict[str, Any]) -> None:
+    assert [row.kid for row in rows(odd, ec_key.jwk)] == ["test-ec"]
+    with pytest.raises(ValueError, match="no RS256 or ES256"):
+        rows(odd)
+
+
+def test_keys_for_encryption_or_other_algorithms_never_become_rows(
+    rsa_key: KeyPair, ec_key: KeyPair
+) -> None:
+    for change in ({"use": "enc"}, {"alg": "RSA-OAEP"}, {"alg": "PS256"}, {"key_ops": ["encrypt"]}):
+        assert [row.kid for row in rows({**rsa_key.jwk, **change}, ec_key.jwk)] == ["test-ec"]
+
+
+def test_an_empty_set_and_a_kid_twice_are_refused(rsa_key: KeyPair, ec_key: KeyPair) -> None:
+    with pytest.raises(ValueError, match="no RS256"):
+        rows()
+    with pytest.raises(ValueError, match="twice"):
+        rows(rsa_key.jwk, {**ec_key.jwk, "kid": rsa_key.kid})
+
+
+@pytest.mark.parametrize("kid", ["a b", "schlüssel", "a\n", "\x7f"])
+def test_a_kid_that_no_token_can_name_here_is_refused(ec_key: KeyPair, kid: str) -> None:
+    with pytest.raises(ValueError, match="kid"):
+        rows({**ec_key.jwk, "kid": kid})
+
+
+# Rotation ---------------------------------------------------------------------------------------
+
+
+def row(kid: str, retired_at_s: int | None = None) -> KeyRow:
+    return KeyRow(kid, "RS256", f"PEM of {kid}", retired_at_s)
+
+
+def merge(before: list[KeyRow], now: list[KeyRow], now_s: int, *revoked: str) -> list[KeyRow]:
+    return list(merge_rows(before, now, now_s=now_s, grace_s=GRACE_S, revoked=frozenset(revoked)))
+
+
+def test_a_vanished_key_stays_for_one_tokens_life() -> None:
+    first = merge([row("old")], [row("new")], 5000)
+    assert first == [row("new"), row("old", 5000)]
+    assert merge(first, [row("new")], 5000 + GRACE_S - 1) == first
+    assert merge(first, [row("new")], 5000 + GRACE_S) == [row("new")]
+
+
+def test_a_key_that_comes_back_is_current_again() -> None:
+    assert merge([row("a", 5000), row("b")], [row("a"), row("b")], 5001) == [row("a"), row("b")]
+
+
+def test_a_kid_that_now_means_another_key_is_replaced_at_once() -> None:
+    other = KeyRow("a", "ES256", "another")
+    assert merge([row("a")], [other], 5000) == [other]
+
+
+def test_a_revoked_key_goes_at_once_whoever_names_it() -> None:
+    assert merge([row("a"), row("b")], [row("b")], 5000, "a") == [row("b")]
+    assert merge([], [row("a"), row("b")], 5000, "a") == [row("b")]
+
+
+def test_the_last_key_is_not_revoked_into_a_closed_gate() -> None:
+    with pytest.raises(ValueError, match="no key"):
+        merge([row("a")], [row("a")], 5000, "a")
+
+
+def test_another_file_is_not_taken_for_a_rendered_one() -> None:
+    for text in ("", "a: b", "- 1", "consumers: []", "%", "consumers:\n- username: players\n"):
+        with pytest.raises(OperatorMistake):
+            rows_in(text)
+
+
+# The file ---------------------------------------------------------------------------------------
+
+
+def test_the_file_is_replaced_in_one_step_and_only_when_it_differs(tmp_path: Path) -> None:
+    path = tmp_path / "kong.yml"
+    assert write_atomically(path, "one") is True
+    inode = path.stat().st_ino
+    assert write_atomically(path, "one") is False
+    assert path.stat().st_ino == inode
+    assert write_atomically(path, "two") is True
+    assert (path.read_text(), path.stat().st_ino != inode) == ("two", True)
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "kong.yml"
+    path.write_text("old")
+
+    def fail(_descriptor: int) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

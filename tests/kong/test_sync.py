@@ -1,0 +1,313 @@
+"""The loop that keeps the gateway's keys current, against a server that answers as it is told."""
+
+import asyncio
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+import yaml
+from prometheus_client import generate_latest
+
+from cli.kong_config import GatewayOptions
+from cli.kong_keys import rows_in
+from cli.kong_probe import serve_probe
+from cli.kong_sync import Answer, KongSync, SyncOptions
+from scoreboard.key_set import UrlSource
+from scoreboard.lifecycle import Stop
+from scoreboard.resources import kong_path
+from scoreboard.telemetry import REGISTRY
+from tests.kong.admin import FakeAdmin, fake_admin
+from tests.support.eventually import eventually_async
+from tests.support.tokens import KeyPair
+
+LIFE_S = 3600
+OPTIONS = GatewayOptions(
+    issuer="https://issuer.example/",
+    audiences=("scoreboard",),
+    redis_url="redis://kong@valkey:6379/1",
+    token_life_s=LIFE_S,
+)
+
+
+class Clock:
+    """A clock that stands until it is moved."""
+
+    def __init__(self) -> None:
+        self.now_s = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def sync(admin: FakeAdmin, clock: Clock, output: Path) -> KongSync:
+    return make(admin, clock, output)
+
+
+def make(admin: FakeAdmin, clock: Clock, output: Path, **changes: Any) -> KongSync:
+    options = SyncOptions(
+        output=output,
+        template=(kong_path() / "kong.yml").read_text(),
+        gateway=OPTIONS,
+        admin_urls=(admin.url,),
+    )
+    options = msgspec.structs.replace(options, **changes)
+    return KongSync(options, UrlSource(admin.jwks_url), clock)
+
+
+async def turn(sync: KongSync) -> Answer:
+    async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
+        return await sync.turn(client)
+
+
+def publish(admin: FakeAdmin, *keys: KeyPair) -> None:
+    admin.jwks = json.dumps({"keys": [key.jwk for key in keys]}).encode()
+
+
+def text_of(output: Path) -> str | None:
+    return output.read_text() if output.exists() else None
+
+
+def kids(text: str | None) -> list[str]:
+    return [row.kid for row in rows_in(text or "")]
+
+
+async def test_kong_gets_yaml_text_with_the_hash_check_and_the_file_is_the_same(
+    sync: KongSync, admin: FakeAdmin, output: Path
+) -> None:
+    assert await turn(sync) is Answer.LOADED
+    ((path, text),) = admin.posted
+    assert path == "/config?check_hash=1"
+    assert text == text_of(output)
+    assert yaml.safe_load(text)["_format_version"] == "3.0"
+    assert kids(text) == ["test-ec", "test-rsa"]
+
+
+async def test_a_second_turn_changes_nothing(sync: KongSync, admin: FakeAdmin) -> None:
+    await turn(sync)
+    assert await turn(sync) is Answer.UNCHANGED
+    assert admin.posted[0] == admin.posted[1]
+
+
+@pytest.mark.parametrize(("status", "answer"), [(400, Answer.REFUSED), (413, Answer.FULL)])
+async def test_what_kong_refuses_never_becomes_the_file_it_starts_with(
+    *,
+    sync: KongSync,
+    admin: FakeAdmin,
+    output: Path,
+    rsa_key: KeyPair,
+    status: int,
+    answer: Answer,
+) -> None:
+    await turn(sync)
+    good = text_of(output)
+    publish(admin, rsa_key)
+    admin.answers.append(status)
+    assert await turn(sync) is answer
+    assert text_of(output) == good
+    assert await turn(sync) is Answer.LOADED
+    assert text_of(output) != good
+
+
+@pytest.mark.parametrize(
+    ("status", "answer"),
+    [(429, Answer.BUSY), (503, Answer.AWAY), (504, Answer.AWAY), (500, Answer.AWAY)],
+)
+async def test_while_kong_cannot_load_the_file_is_ready_for_it(
+    sync: KongSync, admin: FakeAdmin, output: Path, status: int, answer: Answer
+) -> None:
+    admin.answers.append(status)
+    assert await turn(sync) is answer
+    assert kids(text_of(output)) == ["test-ec", "test-rsa"]
+    assert await turn(sync) is Answer.LOADED
+
+
+async def test_a_kong_that_does_not_answer_is_waited_for(
+    admin: FakeAdmin, clock: Clock, output: Path
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        sync = make(admin, clock, output, admin_urls=(nobody,))
+        assert await turn(sync) is Answer.AWAY
+    assert text_of(output)
+
+
+async def test_every_node_is_given_the_configuration(
+    admin: FakeAdmin, clock: Clock, output: Path
+) -> None:
+    with fake_admin() as second:
+        sync = make(admin, clock, output, admin_urls=(admin.url, second.url))
+        second.answers.append(503)
+        assert await turn(sync) is Answer.AWAY
+        assert await turn(sync) is Answer.LOADED
+        assert admin.held == second.held == text_of(output)
+
+
+@pytest.mark.parametrize(
+    ("status", "document"),
+    [
+        (200, b'{"keys":[]}'),
+        (200, b"<html>"),
+        (200, b""),
+        (200, b'{"keys":[{"kty":"oct","kid":"k","k":"c2VjcmV0"}]}'),
+        (200, b'{"keys":[]}' + b" " * 70_000),
+        (500, b'{"keys":[]}'),
+        (302, b""),
+    ],
+)
+async def test_a_bad_key_set_leaves_everything_as_it_was(
+    sync: KongSync, admin: FakeAdmin, output: Path, status: int, document: bytes
+) -> None:
+    await turn(sync)
+    good = text_of(output)
+    admin.jwks, admin.jwks_status = document, status
+    assert await turn(sync) is Answer.NO_KEYS
+    assert text_of(output) == good
+    # A Kong that was restarted meanwhile still gets the last good one.
+    assert admin.posted[-1][1] == good
+
+
+async def test_without_any_key_set_nothing_is_written_or_sent(
+    sync: KongSync, admin: FakeAdmin, output: Path
+) -> None:
+    admin.jwks = b'{"keys":[]}'
+    assert await turn(sync) is Answer.NO_KEYS
+    assert text_of(output) is None
+    assert admin.posted == []
+
+
+async def test_a_rotated_key_stays_for_one_tokens_life(
+    sync: KongSync, admin: FakeAdmin, clock: Clock, rsa_key: KeyPair, ec_key: KeyPair
+) -> None:
+    publish(admin, rsa_key)
+    await turn(sync)
+    publish(admin, ec_key)
+    await turn(sync)
+    assert kids(admin.held) == ["test-ec", "test-rsa"]
+    clock.now_s += LIFE_S - 1
+    assert await turn(sync) is Answer.UNCHANGED
+    clock.now_s += 1
+    assert await turn(sync) is Answer.LOADED
+    assert kids(admin.held) == ["test-ec"]
+
+
+async def test_the_grace_outlives_a_restart(
+    *,
+    sync: KongSync,
+    admin: FakeAdmin,
+    clock: Clock,
+    output: Path,
+    rsa_key: KeyPair,
+    ec_key: KeyPair,
+) -> None:
+    publish(admin, rsa_key)
+    await turn(sync)
+    publish(admin, ec_key)
+    await turn(sync)
+    clock.now_s += LIFE_S - 1
+    after_restart = make(admin, clock, output)
+    assert await turn(after_restart) is Answer.UNCHANGED
+    clock.now_s += 1
+    await turn(after_restart)
+    assert kids(admin.held) == ["test-ec"]
+
+
+async def test_a_vanished_key_ends_also_while_the_issuer_is_away(
+    sync: KongSync, admin: FakeAdmin, clock: Clock, rsa_key: KeyPair, ec_key: KeyPair
+) -> None:
+    publish(admin, rsa_key)
+    await turn(sync)
+    publish(admin, ec_key)
+    await turn(sync)
+    admin.jwks_status = 503
+    clock.now_s += LIFE_S
+    assert await turn(sync) is Answer.NO_KEYS
+    assert kids(admin.held) == ["test-ec"]
+
+
+async def test_a_revoked_key_goes_at_once(
+    sync: KongSync, admin: FakeAdmin, clock: Clock, output: Path
+) -> None:
+    await turn(sync)
+    await turn(make(admin, clock, output, revoked=frozenset({"test-rsa"})))
+    assert kids(admin.held) == ["test-ec"]
+
+
+async def test_revoking_the_last_key_is_withheld(
+    admin: FakeAdmin, clock: Clock, output: Path, rsa_key: KeyPair
+) -> None:
+    publish(admin, rsa_key)
+    sync = make(admin, clock, output, revoked=frozenset({"test-rsa"}))
+    assert await turn(sync) is Answer.NO_KEYS
+    assert admin.posted == []
+
+
+async def test_the_loop_comes_back_and_ends_when_asked(
+    admin: FakeAdmin, clock: Clock, output: Path
+) -> None:
+    sync = make(admin, clock, output, interval_s=0.05)
+    admin.answers.append(429)
+    stop = Stop(5)
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        tasks.create_task(sync.serve(stop))
+        await eventually_async(lambda: len(admin.posted) >= 3)
+        stop.set()
+    assert admin.held == text_of(output)
+
+
+# Health and metrics -----------------------------------------------------------------------------
+
+
+async def test_ready_means_that_kong_holds_the_issuers_keys_of_late(
+    sync: KongSync, admin: FakeAdmin, clock: Clock
+) -> None:
+    assert sync.health()[1] is False
+    admin.answers.append(503)
+    await turn(sync)
+    assert sync.health()[:2] == (True, False)
+    await turn(sync)
+    assert sync.health()[:2] == (True, True)
+    clock.now_s += 3 * 300
+    assert sync.health()[:2] == (False, False)
+
+
+async def test_probes_and_metrics_are_served_on_one_port(sync: KongSync) -> None:
+    with serve_probe("127.0.0.1", 0, sync.health) as port:
+        async with httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}", trust_env=False
+        ) as client:
+            assert (await client.get("/health/ready")).status_code == 503
+            await turn(sync)
+            ready = await client.get("/health/ready")
+            assert (ready.status_code, ready.json()["status"]) == (200, "ready")
+            assert (await client.get("/health/live?x=1")).status_code == 200
+            assert (await client.get("/other")).status_code == 404
+            metrics = (await client.get("/metrics")).text
+    assert 'scoreboard_kong_sync_turns_total{result="loaded"}' in metrics
+
+
+async def test_metrics_tell_turns_keys_and_the_last_success(
+    sync: KongSync, admin: FakeAdmin, clock: Clock, rsa_key: KeyPair
+) -> None:
+    before = REGISTRY.get_sample_value("scoreboard_kong_sync_turns_total", {"result": "busy"}) or 0
+    admin.answers.append(429)
+    await turn(sync)
+    publish(admin, rsa_key)
+    await turn(sync)
+    text = generate_latest(REGISTRY).decode()
+    assert f'kong_sync_turns_total{{result="busy"}} {before + 1}' in text
+    assert 'kong_sync_keys{state="current"} 1.0' in text
+    assert 'kong_sync_keys{state="retired"} 1.0' in text
+    assert f"last_success_timestamp_seconds {clock.now_s}" in text.replace(
+        "1.8e+09", "1800000000.0"
+    )
