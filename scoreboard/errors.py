@@ -34,7 +34,8 @@ ScoreboardError
     ├── UnsafeRedis           Redis is configured to lose or evict data
     ├── UnsafeDatabase        PostgreSQL is configured to lose what it has committed
     ├── PoisonFlood           too many rows of one batch fit no table: not the rows' fault
-    └── EmbeddedFailed        an embedded server did not start
+    ├── EmbeddedFailed        an embedded server did not start
+    └── ServiceEnded          a part of `scoreboard up` ended by itself
 """
 
 from typing import ClassVar
@@ -265,3 +266,8 @@ REFUSALS: dict[str, type[ScoreboardError] | None] = {
     "BADARG": ScriptFailed,
 }
 """First words of script refusals, the closed list (lua/README.md); None: never leaves live.py."""
+
+
+class ServiceEnded(Broken):
+    code = "service-ended"
+    title = "A part of the system ended"

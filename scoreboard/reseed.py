@@ -75,23 +75,29 @@ def silent(_step: str, _done: int, _total: int) -> None:
     """Report to nobody."""
 
 
+async def find_closed(live: Live, board: Board) -> list[int]:
+    """List the partitions of a board that accept nothing: emptied, or fenced.
+
+    Raises RedisUnavailable.
+    """
+    numbers = range(board.layout.partitions)
+    return [n for n in numbers if not (await live.state(Partition(board.name, n))).is_open]
+
+
 async def find_due(live: Live, board: Board, *, force: bool = False) -> list[int]:
     """Choose the partitions to reseed: all when forced, else those that accept nothing.
 
     Raises OperatorMistake where that is none and the board has scores; RedisUnavailable.
     """
-    numbers = range(board.layout.partitions)
+    everything = list(range(board.layout.partitions))
     if force:
-        return list(numbers)
-    states = [await live.state(Partition(board.name, number)) for number in numbers]
-    closed = [number for number, state in zip(numbers, states, strict=True) if not state.is_open]
-    if closed:
-        return closed
-    if (await live.leaderboard(board.name, limit=0)).total:
+        return everything
+    closed = await find_closed(live, board)
+    if not closed and (await live.leaderboard(board.name, limit=0)).total:
         raise OperatorMistake(
             f"Board {board.name} is open and has scores; --force reseeds it all the same"
         )
-    return list(numbers)
+    return closed or everything
 
 
 async def wait_until_drained(live: Live, partitions: Sequence[Partition], report: Report) -> None:
@@ -129,14 +135,14 @@ async def reseed(
     """Rebuild partitions of a board from PostgreSQL and open them under a new epoch.
 
     ``connection`` is in autocommit, made with ``SESSION``, and carries the operators' lock until it
-    is closed; ``actor`` is written into the audit log; ``drain`` is the flusher's own where it
-    calls this itself.
+    is closed; ``actor`` is written into the audit log and begins the fence's token; ``drain`` is
+    the flusher's own where it calls this itself.
 
     Raises OperatorMistake (another operator is at work), NotInTime (not drained),
     RedisUnavailable, DatabaseUnavailable: the board stays fenced until a later run succeeds.
     """
     started_at = time.monotonic()
-    token = secrets.token_hex(8)
+    token = f"{actor}:{secrets.token_hex(8)}"
     partitions = [Partition(board.name, number) for number in numbers]
     for partition in partitions:
         if not await archive.lock_operator(connection, partition):

@@ -1,0 +1,76 @@
+"""What `scoreboard up` holds before it starts anything: its folder, its ports, the signals."""
+
+import fcntl
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from cli.embedded_server import HOST
+from cli.target import drop_note, read_note
+from scoreboard.errors import EmbeddedFailed, OperatorMistake
+
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def catching_signals() -> Iterator[threading.Event]:
+    """Give an event that the first signal sets; the second interrupts whatever is going on."""
+    stop = threading.Event()
+
+    def on_signal(_number: int, _frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, on_signal) for number in SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def claiming(data_dir: Path) -> Iterator[None]:
+    """Hold the data folder for this process alone; the kernel lets go of it when we die.
+
+    Raises OperatorMistake where another `up` has it, EmbeddedFailed where it cannot be used.
+    """
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(data_dir / "up.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise EmbeddedFailed(f"{data_dir} cannot hold data: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            note = read_note(data_dir)
+            where = f" at {note.api}" if note else ""
+            raise OperatorMistake(f"Another `scoreboard up` runs on {data_dir}{where}") from None
+        drop_note(data_dir)
+        yield
+    finally:
+        os.close(lock)
+
+
+def refuse_taken(port: int, name: str) -> None:
+    """Make sure that a port is free; 0 is no port.
+
+    Raises EmbeddedFailed, naming the setting.
+    """
+    if not port:
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise EmbeddedFailed(
+                f"Port {port} ({name}) cannot be used: {error.strerror}"
+            ) from error

@@ -1,0 +1,92 @@
+"""`scoreboard reseed`: what mends a board whose Redis and PostgreSQL do not agree."""
+
+import asyncio
+from pathlib import Path
+
+import click
+
+from cli.render import print_json, progress, say
+from cli.target import (
+    board_option,
+    data_dir_option,
+    open_archive,
+    open_live,
+    operator,
+    settings_of,
+)
+from scoreboard import archive
+from scoreboard.migrations import require_current
+from scoreboard.reseed import SESSION, Report, Reseeded, find_closed, find_due
+from scoreboard.reseed import reseed as rebuild
+from scoreboard.settings import Settings
+
+
+@click.command()
+@board_option
+@click.option("--force", is_flag=True, help="Also a board that is open and has scores.")
+@click.option("--if-uninitialised", is_flag=True, help="Leave an open board alone, without error.")
+@click.option("--yes", is_flag=True, help="Do not ask before a board that is open is closed.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
+@data_dir_option
+def reseed(
+    *, board: str, force: bool, if_uninitialised: bool, yes: bool, as_json: bool, data_dir: Path
+) -> None:
+    """Fill an emptied Redis from PostgreSQL and let the board accept again.
+
+    Updates answer 503 meanwhile. A run that was killed is simply run again.
+
+    \b
+    Examples:
+      scoreboard reseed
+      scoreboard reseed --board weekly --force --yes
+    """  # noqa: D301
+    if force and not yes:
+        click.confirm(
+            f"Board {board} answers 503 to updates meanwhile. Go on?", abort=True, err=True
+        )
+    with progress() as report:
+        done = asyncio.run(
+            reseed_board(
+                settings_of(data_dir),
+                board,
+                force=force,
+                only_closed=if_uninitialised,
+                actor=operator(),
+                report=report,
+            )
+        )
+    if done is None:
+        say(f"Board {board} is open; nothing was done")
+    elif as_json:
+        print_json(done)
+    else:
+        say(
+            f"Board {board} is open: {done.users} users, {done.actions} remembered actions, "
+            f"epoch {max(done.epochs)}, {done.duration_s:.1f} s"
+        )
+
+
+async def reseed_board(
+    settings: Settings,
+    name: str,
+    *,
+    force: bool,
+    only_closed: bool,
+    actor: str,
+    report: Report,
+) -> Reseeded | None:
+    """Reseed a board by its name; give what was done, None where ``only_closed`` left it alone.
+
+    Raises UnknownBoard, OperatorMistake, NotInTime, SchemaMismatch, RedisUnavailable,
+    DatabaseUnavailable.
+    """
+    async with open_live(settings) as live, open_archive(settings, **SESSION) as connection:
+        await require_current(connection)
+        found = await archive.select_board(connection, name)
+        if only_closed and not force:
+            numbers = await find_closed(live, found)
+            if not numbers:
+                return None
+        else:
+            numbers = await find_due(live, found, force=force)
+        return await rebuild(live, connection, found, numbers, actor=actor, report=report)
