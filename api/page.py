@@ -1,7 +1,8 @@
 """Serves the live page and the documents: files of the web folder, and nothing beside them.
 
 Only what stands in the folder when the app is made has an address, so no request can name another
-file. A strict policy lets the page load from here alone and talk to the streamer alone.
+file. A strict policy lets the page load from here alone, and talk to the streamer and to the issuer
+that signs players in alone.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ from litestar import Request, Response, get
 from litestar.handlers import HTTPRouteHandler
 
 from api.reads import is_known_to_client
-from api.schemas import PageConfig
+from api.schemas import PageConfig, SignInConfig
 from scoreboard.errors import NotFound
 from scoreboard.settings import Settings
 
@@ -24,7 +25,7 @@ INDEX: Final = "index.html"
 _TYPES: Final = {".js": "text/javascript", ".mjs": "text/javascript", ".md": "text/markdown"}
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'{inline}; img-src 'self' data:; "
-    "font-src 'self'; manifest-src 'self'; connect-src 'self'{streamer}; base-uri 'none'; "
+    "font-src 'self'; manifest-src 'self'; connect-src 'self'{others}; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
 )
 _COMMON: Final = {
@@ -83,11 +84,23 @@ def find_files(folder: Path) -> dict[str, _File]:
 
 def policy(settings: Settings, address: str) -> str:
     """Give the Content-Security-Policy of an address."""
-    parts = urlsplit(settings.ws_public_url)
-    streamer = f" {parts.scheme}://{parts.netloc}" if parts.netloc else ""
+    others = _origin(settings.ws_public_url) + _origin(settings.sign_in_issuer)
     # The documents' viewer sets style attributes as it draws.
     is_document = address == "/docs" or address.startswith("/docs/")
-    return _POLICY.format(inline=" 'unsafe-inline'" if is_document else "", streamer=streamer)
+    return _POLICY.format(inline=" 'unsafe-inline'" if is_document else "", others=others)
+
+
+def sign_in(settings: Settings) -> SignInConfig | None:
+    """Give how the page signs players in; None where it does not."""
+    if not settings.sign_in_issuer or not settings.sign_in_client_id:
+        return None
+    return SignInConfig(settings.sign_in_issuer, settings.sign_in_client_id, settings.audience)
+
+
+def _origin(url: str) -> str:
+    """Give the origin of an address as one more source of a policy."""
+    parts = urlsplit(url)
+    return f" {parts.scheme}://{parts.netloc}" if parts.netloc else ""
 
 
 def make_handlers(settings: Settings, folder: Path) -> list[HTTPRouteHandler]:
@@ -110,7 +123,7 @@ def make_handlers(settings: Settings, folder: Path) -> list[HTTPRouteHandler]:
 
     @get("/config.json", include_in_schema=False, sync_to_thread=False)
     def config() -> Response[PageConfig]:
-        known = PageConfig(settings.ws_public_url, settings.boards)
+        known = PageConfig(settings.ws_public_url, settings.boards, sign_in(settings))
         return Response(known, headers=_COMMON)
 
     return [page, config] if files else [config]

@@ -95,8 +95,17 @@ class Readiness(Struct, frozen=True):
     checks: dict[str, Check]
 
 
+class SignInConfig(Struct, frozen=True, rename="camel"):
+    """How the live page signs players in (web/sign-in.js)."""
+
+    issuer: str
+    client_id: str
+    audience: str
+
+
 class PageConfig(Struct, frozen=True):
     """What the live page must know."""
 
     ws: Annotated[str, Meta(description="Address of the live updates; empty: this host.")]
     boards: tuple[str, ...]
+    oauth: SignInConfig | None = None

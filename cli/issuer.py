@@ -8,87 +8,35 @@ listen where another machine could reach it.
 import asyncio
 import contextlib
 import os
-import secrets
 import socket
 import sys
 from collections.abc import Iterator, Sequence
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 import click
 import uvicorn
 
-from cli.data_folder import write_private
+from cli.embedded_server import HOST
 from cli.issuer_app import IssuerSite
 from cli.issuer_form import Seal
 from cli.issuer_grants import Grants
+from cli.issuer_place import PORT, address_of, check_redirect_uri, client_secret
 from scoreboard import lifecycle
 from scoreboard.auth import LocalIssuer
 from scoreboard.errors import OperatorMistake, ScoreboardError
 from scoreboard.telemetry import get_logger, setup_logging
 
-HOST: Final = "127.0.0.1"
-SECRET_FILE: Final = "game-server-secret"  # noqa: S105 (a file name)
-SECRET_LENGTH_MIN: Final = 32
 GRACE_S: Final = 5.0
 CONNECTIONS_MAX: Final = 100
 
 _log = get_logger(__name__)
 
 
-def address_of(host: str, port: int) -> str:
-    """Give the issuer's address on a loopback IP, which is also its name in tokens.
-
-    Raises OperatorMistake where others could reach it.
-    """
-    try:
-        address = ip_address(host)
-    except ValueError:
-        address = None
-    if address is None or not address.is_loopback:
-        raise OperatorMistake(
-            f"The development issuer asks for no password: it listens on 127.0.0.1 or ::1, "
-            f"not on {host!r}"
-        )
-    return f"http://[{address}]:{port}" if address.version == 6 else f"http://{address}:{port}"
-
-
-def check_redirect_uri(uri: str) -> None:
-    """Raise OperatorMistake where ``uri`` is no plain address of a page on this machine."""
-    parts = urlsplit(uri)
-    host = parts.hostname or ""
-    try:
-        is_here = host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        is_here = False
-    if not is_here or parts.scheme != "http" or parts.query or parts.fragment or "@" in uri:
-        raise OperatorMistake(
-            f"The development issuer sends players back to pages on this machine only, not {uri!r}"
-        )
-
-
-def client_secret(folder: Path) -> str:
-    """Give the game servers' client secret of a folder, made at the first call.
-
-    Raises OperatorMistake where others may read it, or it was shortened.
-    """
-    path = folder / SECRET_FILE
-    if not path.exists():
-        write_private(path, secrets.token_urlsafe(SECRET_LENGTH_MIN))
-    if path.stat().st_mode & 0o077:
-        raise OperatorMistake(f"{path} may be read by others: chmod 600 {path}")
-    secret = path.read_text().strip()
-    if len(secret) < SECRET_LENGTH_MIN:
-        raise OperatorMistake(f"{path} holds no secret; remove it, and a new one is made")
-    return secret
-
-
 @click.command()
 @click.option("--folder", type=click.Path(path_type=Path), required=True, help="Key and secret.")
 @click.option("--host", default=HOST, show_default=True, help="127.0.0.1 or ::1.")
-@click.option("--port", type=click.IntRange(1, 65535), default=8002, show_default=True)
+@click.option("--port", type=click.IntRange(1, 65535), default=PORT, show_default=True)
 @click.option("--redirect-uri", "redirect_uris", multiple=True, required=True, help="The page's.")
 @click.option("--audience", default="scoreboard", show_default=True, help="The tokens' aud.")
 def main(folder: Path, host: str, port: int, redirect_uris: Sequence[str], audience: str) -> None:

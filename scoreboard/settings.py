@@ -84,6 +84,10 @@ class Settings(Struct, frozen=True, kw_only=True):
         str, _about("Address of the live updates for the page (ws:// or wss://); empty: same host")
     ] = ""
 
+    page_client_id: Annotated[
+        str, _about("OAuth client of the page, for players to sign in there; empty: no sign-in")
+    ] = ""
+
     # The board
     boards: Annotated[
         tuple[BoardName, ...],
@@ -107,6 +111,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     issuer: Annotated[str, _about("Required `iss` of tokens")] = ""
     audience: Annotated[str, _about("Required `aud` of tokens")] = "scoreboard"
     token_leeway_s: Annotated[WholeInt, _about("Clock skew forgiven on exp and nbf")] = 30
+    sign_in_issuer: Annotated[
+        str, _about("Issuer by which the page signs players in; empty: the page signs nobody in")
+    ] = ""
+    sign_in_client_id: Annotated[str, _about("Client id of the page at that issuer")] = ""
 
     # Limits
     rate_limit: Annotated[

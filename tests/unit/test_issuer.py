@@ -6,7 +6,6 @@ from pathlib import Path
 import jwt
 import pytest
 
-from cli.issuer import address_of, check_redirect_uri, client_secret
 from cli.issuer_form import FORM_LIFE_S, Seal, render_form, render_refusal
 from cli.issuer_grants import (
     CODE_LIFE_S,
@@ -19,6 +18,7 @@ from cli.issuer_grants import (
     SignInRequest,
     read_sign_in,
 )
+from cli.issuer_place import address_of, check_redirect_uri, client_secret
 from scoreboard.auth import LOCAL_ISSUER, READ, UPDATE, UPDATE_ANY, LocalIssuer
 from scoreboard.errors import OperatorMistake
 from tests.support.issuer import challenge_of

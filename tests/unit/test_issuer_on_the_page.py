@@ -1,0 +1,41 @@
+"""What the api tells the page of the issuer, and lets it talk to."""
+
+from api.page import policy, sign_in
+from api.schemas import PageConfig, SignInConfig
+from scoreboard.settings import Settings, load
+
+ISSUER = {
+    "SCOREBOARD_SIGN_IN_ISSUER": "https://id.example.com/realms/games",
+    "SCOREBOARD_SIGN_IN_CLIENT_ID": "scoreboard-page",
+}
+
+
+def settings(**more: str) -> Settings:
+    return load({"REDIS_URL": "redis://nowhere"} | more)
+
+
+def sources(settings: Settings, directive: str) -> list[str]:
+    parts = (part.split() for part in policy(settings, "/").split(";"))
+    return next(words for name, *words in parts if name == directive)
+
+
+def test_without_an_issuer_the_page_signs_nobody_in() -> None:
+    for given in ({}, {"SCOREBOARD_SIGN_IN_ISSUER": "https://id.example.com/"}):
+        assert sign_in(settings(**given)) is None
+    assert sources(settings(), "connect-src") == ["'self'"]
+
+
+def test_the_page_learns_issuer_client_and_audience() -> None:
+    found = sign_in(settings(**ISSUER, SCOREBOARD_AUDIENCE="scores"))
+    assert found == SignInConfig("https://id.example.com/realms/games", "scoreboard-page", "scores")
+    assert PageConfig("", ("main",), found).oauth is found
+
+
+def test_the_page_may_talk_to_the_issuer_and_no_further() -> None:
+    both = settings(**ISSUER, SCOREBOARD_WS_PUBLIC_URL="wss://live.example.com/ws/scoreboard")
+    assert sources(both, "connect-src") == [
+        "'self'",
+        "wss://live.example.com",
+        "https://id.example.com",
+    ]
+    assert sources(both, "script-src") == ["'self'"]
