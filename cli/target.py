@@ -40,6 +40,7 @@ class Running(Struct, frozen=True):
     redis: str
     database: str
     pids: dict[str, int | None]
+    issuer: str = ""
 
 
 def data_dir_option(command: _Command) -> _Command:

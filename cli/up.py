@@ -3,7 +3,7 @@
 What stays true: one `up` uses a data folder at a time; a board that is open is left as it is, and
 one whose Redis was emptied comes back from PostgreSQL before anyone is served; whatever ends this
 process, no child stays behind. They are stopped in the order in which work flows: players, api,
-streamer, flusher, and then the servers.
+issuer, streamer, flusher, and then the servers.
 """
 
 import asyncio
@@ -21,6 +21,9 @@ from cli.boards import make_board
 from cli.embedded import EmbeddedPostgres, EmbeddedServer, EmbeddedValkey
 from cli.embedded_server import HOST, free_port
 from cli.guards import catching_signals, claiming, refuse_taken
+from cli.issuer_grants import PAGE
+from cli.issuer_place import PORT as ISSUER_PORT
+from cli.issuer_place import address_of
 from cli.processes import Service, wait_until_ready
 from cli.recovery import reseed_board
 from cli.render import print_json, progress, say
@@ -35,7 +38,7 @@ from cli.target import (
 )
 from scoreboard import archive, migrations
 from scoreboard import settings as settings_module
-from scoreboard.auth import LOCAL_ISSUER, LocalIssuer
+from scoreboard.auth import LocalIssuer
 from scoreboard.errors import ServiceEnded
 from scoreboard.model import Board
 from scoreboard.settings import Settings
@@ -50,6 +53,7 @@ class Options(Struct, frozen=True, kw_only=True):
     data_dir: Path
     api_port: int | None = None
     ws_port: int | None = None
+    issuer_port: int | None = None
     redis_port: int = 0
     postgres_port: int = 0
     api_metrics_port: int = 0
@@ -72,6 +76,11 @@ PORT: Final = click.IntRange(0, 65535)
     "--api-port", type=PORT, help="Port of the api and the page; 0: any.  [default: 8000]"
 )
 @click.option("--ws-port", type=PORT, help="Port of the streamer; 0: any.  [default: 8001]")
+@click.option(
+    "--issuer-port",
+    type=PORT,
+    help="Port of the sign-in; 0: any.  [default: 8002; any where --api-port is 0]",
+)
 @click.option("--redis-port", type=PORT, default=0, help="Port of Valkey; 0: any.")
 @click.option("--postgres-port", type=PORT, default=0, help="Port of PostgreSQL; 0: any.")
 @click.option("--api-metrics-port", type=PORT, default=0, help="Metrics of the api; 0: none.")
@@ -112,6 +121,8 @@ class System:
         self._servers: list[EmbeddedServer] = []
         self._services: dict[str, Service] = {}
         self._environment = dict(os.environ)
+        self._issuer_port = 0
+        """The port of our own issuer; 0 where none runs."""
 
     def run(self) -> None:
         """Start everything, wait until asked to stop or a part ends, stop everything.
@@ -136,6 +147,8 @@ class System:
         self._start_service("flusher", settings, settings.flusher_metrics_port)
         self._open_boards(settings, changed)
         self._start_service("streamer", settings, settings.ws_metrics_port)
+        if self._issuer_port:
+            self._start_issuer(settings)
         self._start_service("api", settings, settings.api_port)
         wait_until_ready(list(self._services.values()), self._check)
         running = self._announce(settings)
@@ -169,9 +182,7 @@ class System:
         environment.setdefault("REDIS_URL", "redis://unset")
         given = settings_module.load(environment)
         if not given.jwks_url and not given.jwks_file:
-            issuer = LocalIssuer.create(self._options.data_dir / ISSUER)
-            environment["SCOREBOARD_JWKS_FILE"] = str(issuer.jwks_file.absolute())
-            environment["SCOREBOARD_ISSUER"] = LOCAL_ISSUER
+            self._choose_issuer(given)
         options = self._options
         api_port = given.api_port if options.api_port is None else options.api_port
         ws_port = given.ws_port if options.ws_port is None else options.ws_port
@@ -193,6 +204,25 @@ class System:
         environment.setdefault("SCOREBOARD_ORIGINS", ",".join(pages))
         return settings_module.load(environment)
 
+    def _choose_issuer(self, given: Settings) -> None:
+        """Name the local issuer, by its address where it will sign players in.
+
+        Raises EmbeddedFailed where its port is taken.
+        """
+        environment, options = self._environment, self._options
+        name = None
+        if given.environment == "development":
+            default = 0 if options.api_port == 0 else ISSUER_PORT
+            port = default if options.issuer_port is None else options.issuer_port
+            self._issuer_port = port or free_port()
+            refuse_taken(self._issuer_port, "--issuer-port")
+            name = address_of(HOST, self._issuer_port)
+            environment["SCOREBOARD_SIGN_IN_ISSUER"] = name
+            environment["SCOREBOARD_SIGN_IN_CLIENT_ID"] = PAGE.id
+        issuer = LocalIssuer.create(options.data_dir / ISSUER, issuer=name)
+        environment["SCOREBOARD_JWKS_FILE"] = str(issuer.jwks_file.absolute())
+        environment["SCOREBOARD_ISSUER"] = issuer.issuer
+
     def _start_servers(self, settings: Settings) -> Settings:
         environment, options = self._environment, self._options
         if settings.redis_url.reveal() == "redis://unset":
@@ -211,6 +241,26 @@ class System:
         self._stack.callback(server.stop)
         server.start()
         self._servers.append(server)
+
+    def _start_issuer(self, settings: Settings) -> None:
+        self._check()
+        pages = [f"http://{host}:{settings.api_port}/" for host in (HOST, "localhost")]
+        issuer = Service(
+            "issuer",
+            [
+                *("-m", "cli.issuer", "--port", str(self._issuer_port)),
+                *("--folder", str((self._options.data_dir / ISSUER).absolute())),
+                *("--audience", settings.audience),
+                *(word for page in pages for word in ("--redirect-uri", page)),
+            ],
+            # It asks nobody anything, so it gets no password of a server.
+            {n: v for n, v in self._environment.items() if n not in {"REDIS_URL", "DATABASE_URL"}},
+            self._logs / "issuer.log",
+            ready_url=f"{address_of(HOST, self._issuer_port)}/jwks.json",
+        )
+        self._stack.callback(issuer.stop)
+        issuer.start()
+        self._services[issuer.name] = issuer
 
     def _start_service(self, name: str, settings: Settings, health_port: int) -> None:
         self._check()
@@ -296,10 +346,12 @@ class System:
             ws=f"ws://{settings.ws_host}:{settings.ws_port}{WS_PATH}",
             redis=settings.redis_url.reveal(),
             database=settings.database_url.reveal(),
+            issuer=self._environment["SCOREBOARD_ISSUER"] if self._issuer_port else "",
             pids={
                 "redis": servers.get("valkey"),
                 "postgres": servers.get("postgres"),
                 **{name: self._services[name].pid for name in ("api", "streamer", "flusher")},
+                **({"issuer": self._services["issuer"].pid} if self._issuer_port else {}),
             },
         )
         self._stack.callback(drop_note, self._options.data_dir)
@@ -309,7 +361,8 @@ class System:
         command = os.path.relpath(sys.argv[0]) if os.sep in sys.argv[0] else "scoreboard"
         say(
             f"The scoreboard runs. Its page: {running.api}/   its API: {running.api}/docs\n"
-            "Raise a score from another terminal:\n"
+            f"Raise a score {'there by signing in, or ' if running.issuer else ''}from another "
+            "terminal:\n"
             f'  curl {running.api}/api/scores/update -H "Authorization: Bearer '
             f'$({command} token --sub alice{where})" \\\n'
             "    -H 'Content-Type: application/json' "
