@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, Playwright, async_playwright
+from playwright.async_api import Browser, Page, Playwright, WebSocket, async_playwright
 
 from tests.support.stage import Stage
 
@@ -49,6 +49,7 @@ class Guard:
     complaints: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
     pages: list[Page] = field(default_factory=list)
+    sockets: list[WebSocket] = field(default_factory=list)
     expected: re.Pattern[str] | None = None
 
     def expect(self, pattern: str) -> None:
@@ -63,13 +64,17 @@ class Guard:
         page.on("console", lambda message: self._hear(message.type, message.text))
         page.on("pageerror", lambda error: self._hear("error", str(error)))
         page.on("request", lambda request: self._see(request.url))
-        page.on("websocket", lambda socket: self._see(socket.url))
+        page.on("websocket", self._join)
         self.pages.append(page)
 
     def _hear(self, kind: str, text: str) -> None:
         is_expected = self.expected is not None and self.expected.search(text)
         if kind in {"error", "warning"} and not is_expected:
             self.complaints.append(text)
+
+    def _join(self, socket: WebSocket) -> None:
+        self._see(socket.url)
+        self.sockets.append(socket)
 
     def _see(self, url: str) -> None:
         parts = urlsplit(url)
@@ -123,12 +128,14 @@ async def guard() -> Guard:
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def open_page(browser: Browser, guard: Guard) -> AsyncIterator[OpenPage]:
+async def open_page(browser: Browser, guard: Guard, stage: Stage) -> AsyncIterator[OpenPage]:
     """Give an opener of pages, each in a profile of its own, with a context's options.
 
     With `clock=True` the page's time stands under `page.clock`. When the test ends, no page may
-    have complained on its console, offended its policy, or asked anything of another machine.
+    have complained on its console, offended its policy, or asked anything of another machine; the
+    stage stands until then, as a page that sees it go complains.
     """
+    del stage
     contexts = []
 
     async def open_(url: str, *, clock: bool = False, **options: Any) -> Page:

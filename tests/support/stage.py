@@ -6,7 +6,7 @@
         await stage.close_viewers(4401)
 
 It speaks `scoreboard.v1` as far as a viewer can see it, on a port of its own, and serves `web/` on
-another. Tests of the page against the real system are in tests/browser/test_real_system.py.
+another, under the policy the api sends. tests/browser/test_real_system.py has the real ones.
 """
 
 import json
@@ -22,7 +22,9 @@ from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
+from api.page import policy as page_policy
 from scoreboard.resources import web_path
+from scoreboard.settings import load
 
 HOST = "127.0.0.1"
 # For tests of the client alone; the icon keeps the browser from asking for one.
@@ -34,15 +36,6 @@ CONTENT_TYPES = {
     ".svg": "image/svg+xml",
     ".json": "application/json",
 }
-
-
-def content_security_policy(ws_origin: str) -> str:
-    """Give the policy under which the page must work."""
-    return (
-        "default-src 'none'; script-src 'self'; style-src 'self'; "
-        f"connect-src 'self' {ws_origin}; img-src 'self' data:; "
-        "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-    )
 
 
 @dataclass
@@ -202,8 +195,8 @@ class Stage:
             return _answer(HTTPStatus.OK, json.dumps(config).encode(), ".json")
         if path.startswith("/api/"):
             return _answer(self.api_status, b"{}", ".json")
-        ws_origin = self.ws_url.removesuffix("/ws/scoreboard")
-        policy = ("Content-Security-Policy", content_security_policy(ws_origin))
+        settings = load({"REDIS_URL": "redis://none", "SCOREBOARD_WS_PUBLIC_URL": self.ws_url})
+        policy = ("Content-Security-Policy", page_policy(settings, "/"))
         if path == "/blank.html":
             return _answer(HTTPStatus.OK, BLANK, ".html", policy)
         file = (web_path() / (path.lstrip("/") or "index.html")).resolve()

@@ -1,0 +1,196 @@
+"""The rows of the live page: who stands where, what moves, what flashes."""
+
+import pytest
+from playwright.async_api import Page, expect
+
+from tests.support.browser import OpenPage
+from tests.support.eventually import eventually_async
+from tests.support.stage import Stage
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+# Keeps which rows ever carried which class, and how they glided.
+RECORD = """
+  window.seen = [];
+  new MutationObserver((changes) => {
+    for (const { target } of changes) {
+      if (!target.classList?.contains("row")) continue;
+      for (const name of target.classList) {
+        if (name !== "row") seen.push(`${target.dataset.user} ${name}`);
+      }
+    }
+  }).observe(document.querySelector("#rows"), { subtree: true, attributeFilter: ["class"] });
+"""
+
+
+async def rows_of(page: Page) -> list[list[str]]:
+    """Rank, player and score of each row, top first."""
+    return await page.evaluate("""
+      [...document.querySelectorAll("#rows > .row")].map((row) =>
+        [".rank", ".name", ".score"].map((part) => row.querySelector(part).textContent))
+    """)
+
+
+async def shows(page: Page, *rows: list[str]) -> None:
+    async def check():
+        got = await rows_of(page)
+        assert got == list(rows)
+        return True
+
+    await eventually_async(check)
+
+
+async def recorded(page: Page) -> set[str]:
+    return set(await page.evaluate("seen"))
+
+
+async def test_the_page_shows_the_board_it_finds(open_page: OpenPage, stage: Stage):
+    await stage.show(("alice", 1234567), ("bob", 20), ("carol", 0))
+
+    page = await open_page(stage.url)
+
+    await shows(page, ["1", "alice", "1,234,567"], ["2", "bob", "20"], ["3", "carol", "0"])
+    await expect(page.locator("#connection")).to_have_text("Live")
+    await expect(page.locator("#board-name")).to_have_text("main")
+    await expect(page.locator("#rows")).to_have_attribute("data-seq", "1")
+
+
+async def test_the_page_follows_scores_ranks_comers_and_goers(open_page: OpenPage, stage: Stage):
+    await stage.show(("alice", 30), ("bob", 20), ("carol", 10))
+    page = await open_page(stage.url)
+    await shows(page, ["1", "alice", "30"], ["2", "bob", "20"], ["3", "carol", "10"])
+
+    await stage.show(("carol", 45), ("alice", 30), ("dave", 25))
+
+    await shows(page, ["1", "carol", "45"], ["2", "alice", "30"], ["3", "dave", "25"])
+
+
+async def test_a_burst_ends_in_its_last_board(open_page: OpenPage, stage: Stage):
+    page = await open_page(stage.url)
+    await expect(page.locator("#connection")).to_have_text("Live")
+
+    names = ["alice", "bob", "carol", "dave"]
+    for turn in range(60):
+        shifted = names[turn % 4 :] + names[: turn % 4]
+        await stage.show(*((name, 100 + turn - place) for place, name in enumerate(shifted)))
+
+    await shows(
+        page,
+        ["1", "dave", "159"],
+        ["2", "alice", "158"],
+        ["3", "bob", "157"],
+        ["4", "carol", "156"],
+    )
+    await expect(page.locator(".is-gliding")).to_have_count(0)
+
+
+async def test_an_older_board_changes_nothing(open_page: OpenPage, stage: Stage):
+    await stage.show(("alice", 30), seq=10)
+    page = await open_page(stage.url)
+    await shows(page, ["1", "alice", "30"])
+
+    await stage.show(("alice", 20), seq=9)
+    await stage.show(("alice", 25), seq=10)
+    await stage.show(("bob", 40), seq=11)
+
+    await shows(page, ["1", "bob", "40"])
+    assert await page.evaluate("document.querySelector('#rows').dataset.seq") == "11"
+
+
+async def test_rows_keep_their_element_while_they_move(open_page: OpenPage, stage: Stage):
+    await stage.show(("alice", 30), ("bob", 20))
+    page = await open_page(stage.url)
+    await shows(page, ["1", "alice", "30"], ["2", "bob", "20"])
+    await page.evaluate("document.querySelector('[data-user=bob]').mark = 'the same'")
+
+    await stage.show(("bob", 40), ("alice", 30))
+
+    await shows(page, ["1", "bob", "40"], ["2", "alice", "30"])
+    assert await page.evaluate("document.querySelector('[data-user=bob]').mark") == "the same"
+
+
+async def test_moved_rows_glide_from_their_old_places_and_changed_scores_flash(
+    open_page: OpenPage,
+    stage: Stage,
+):
+    await stage.show(("alice", 30), ("bob", 20), ("carol", 10))
+    page = await open_page(stage.url)
+    await shows(page, ["1", "alice", "30"], ["2", "bob", "20"], ["3", "carol", "10"])
+    await page.evaluate(RECORD)
+    await page.evaluate("""
+      window.glides = {};
+      const animate = Element.prototype.animate;
+      Element.prototype.animate = function (frames, options) {
+        if (options.id === "glide") glides[this.dataset.user] = frames[0].transform;
+        return animate.call(this, frames, options);
+      }; 0
+    """)
+
+    await stage.show(("bob", 35), ("alice", 30), ("carol", 10))
+    await shows(page, ["1", "bob", "35"], ["2", "alice", "30"], ["3", "carol", "10"])
+
+    assert await recorded(page) == {
+        "bob is-flashing",
+        "bob is-gliding",
+        "bob is-rising",
+        "alice is-gliding",
+    }
+    row_px = await page.evaluate("document.querySelector('.row').offsetHeight")
+    assert await page.evaluate("glides") == {
+        "bob": f"translateY({row_px}px)",
+        "alice": f"translateY(-{row_px}px)",
+    }
+    await expect(page.locator("[data-user=bob] .gain")).to_have_text("+15")
+    await expect(page.locator("[data-user=bob] .move")).to_have_text("▲ 1")
+    await expect(page.locator("[data-user=alice] .move")).to_have_text("▼ 1")
+    await expect(page.locator(".is-gliding, .is-rising, .is-flashing")).to_have_count(0)
+
+
+async def test_the_first_board_neither_glides_nor_flashes(open_page: OpenPage, stage: Stage):
+    stage.greet = False
+    page = await open_page(stage.url)
+    await page.evaluate(RECORD)
+    await eventually_async(lambda: stage.viewers)
+
+    await stage.show(("alice", 30), ("bob", 20))
+
+    await shows(page, ["1", "alice", "30"], ["2", "bob", "20"])
+    assert await recorded(page) == set()
+
+
+async def test_who_wishes_for_less_motion_sees_no_row_travel(open_page: OpenPage, stage: Stage):
+    await stage.show(("alice", 30), ("bob", 20))
+    page = await open_page(stage.url, reduced_motion="reduce")
+    await shows(page, ["1", "alice", "30"], ["2", "bob", "20"])
+    await page.evaluate(RECORD)
+
+    await stage.show(("bob", 40), ("alice", 30), ("carol", 5))
+    await shows(page, ["1", "bob", "40"], ["2", "alice", "30"], ["3", "carol", "5"])
+
+    assert await recorded(page) == {"bob is-flashing"}
+    moving = await page.evaluate("""
+      document.getAnimations().flatMap((animation) => animation.effect.getKeyframes())
+        .filter((frame) => frame.transform && frame.transform !== "none").length
+    """)
+    assert moving == 0
+
+
+async def test_more_than_ten_rows_are_not_shown(open_page: OpenPage, stage: Stage):
+    await stage.show(*((f"player-{number}", 100 - number) for number in range(12)))
+
+    page = await open_page(stage.url)
+
+    await expect(page.locator(".row")).to_have_count(10)
+
+
+async def test_the_same_player_has_the_same_sprite_everywhere(open_page: OpenPage, stage: Stage):
+    await stage.show(("alice", 3), ("bob", 2))
+    drawn = []
+    for _ in range(2):
+        page = await open_page(stage.url)
+        await expect(page.locator(".row")).to_have_count(2)
+        script = "[...document.querySelectorAll('.sprite')].map((sprite) => sprite.outerHTML)"
+        drawn.append(await page.evaluate(script))
+
+    assert drawn[0] == drawn[1]
+    assert drawn[0][0] != drawn[0][1]

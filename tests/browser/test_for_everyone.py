@@ -1,0 +1,286 @@
+"""The live page for people who listen, tab, squint, hold a phone, or try to break it."""
+
+import pytest
+from playwright.async_api import Page, expect
+
+from tests.support.browser import Guard, OpenPage, keep_screenshot
+from tests.support.eventually import eventually_async
+from tests.support.stage import Stage
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+PHONE = {"width": 320, "height": 640}
+PLAYERS = [
+    ("nova", 12_480),
+    ("9f1c2d34-5b6a-4c7d-8e9f-0a1b2c3d4e5f", 11_930),
+    ("kestrel", 11_925),
+    ("ada.lovelace", 9_410),
+    ("mikado", 8_720),
+    ("auth0|64ab31", 8_015),
+    ("juno_77", 7_640),
+    ("orbit", 6_990),
+    ("tern", 6_120),
+    ("wren@example.com", 5_875),
+]
+HOSTILE = [
+    "</script><script>window.hacked = 1</script>",
+    '<img src=x onerror="window.hacked = 1">',
+    '"><svg onload=window.hacked=1>',
+    "\u202egnirts desrever",
+    "مرحبا بالعالم",
+    "👩‍👩‍👧‍👦🏴‍☠️🦄",
+    "Z̷̪̈́a̶̙͝l̸̰͛g̴͔̈́o̷̜͠" * 4,
+    "x" * 128,
+    "a b\tc\u00a0d\u200b",
+    "{{constructor.constructor('window.hacked=1')()}}",
+]
+
+# WCAG's contrast of the colours an element really has, over the first opaque ground behind it.
+CONTRAST = """
+(selector) => {
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const rgb = (colour) => {
+    canvas.clearRect(0, 0, 1, 1);
+    canvas.fillStyle = colour;
+    canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const light = ([r, g, b]) => {
+    const [red, green, blue] = [r, g, b].map((value) => value / 255)
+      .map((value) => (value <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+  };
+  const element = document.querySelector(selector);
+  let ground = element;
+  while (rgb(getComputedStyle(ground).backgroundColor)[3] < 255) ground = ground.parentElement;
+  const lights = [getComputedStyle(element).color, getComputedStyle(ground).backgroundColor]
+    .map((colour) => light(rgb(colour))).sort((a, b) => b - a);
+  return (lights[0] + 0.05) / (lights[1] + 0.05);
+}
+"""
+
+
+async def is_live(page: Page) -> None:
+    await expect(page.locator("html")).to_have_attribute("data-state", "live")
+
+
+# --- people who listen ----------------------------------------------------------------------------
+
+
+async def test_the_board_reads_as_a_list_with_rank_name_and_points(
+    open_page: OpenPage,
+    stage: Stage,
+):
+    await stage.show(("alice", 1_200), ("bob", 20))
+
+    page = await open_page(stage.url)
+
+    await is_live(page)
+    await expect(page.get_by_role("main")).to_match_aria_snapshot("""
+      - heading "Top 10" [level=1]
+      - region "Top 10":
+        - list "Top 10":
+          - listitem: Rank 1 alice 1,200 points
+          - listitem: Rank 2 bob 20 points
+    """)
+    await expect(page.get_by_role("banner").get_by_role("status")).to_have_text("Live")
+
+
+async def test_changes_are_told_in_sentences_at_a_calm_pace(open_page: OpenPage, stage: Stage):
+    await stage.show(("alice", 30), ("bob", 20))
+    page = await open_page(stage.url, clock=True)
+    news = page.locator("#news")
+    await expect(news).to_have_attribute("aria-live", "polite")
+    await expect(news).to_have_text("alice leads with 30 points.")
+    await page.evaluate("""
+      window.told = [];
+      new MutationObserver(() => told.push(document.querySelector("#news").textContent))
+        .observe(document.querySelector("#news"), { childList: true }); 0
+    """)
+
+    await stage.show(("bob", 35), ("alice", 30))
+    await stage.show(("bob", 35), ("alice", 30), ("carol", 5))
+    await stage.show(("bob", 36), ("carol", 33), ("alice", 30))
+    await expect(page.locator(".row")).to_have_count(3)
+    assert await page.evaluate("told") == []
+    await page.clock.fast_forward(10_000)
+
+    await expect(news).to_have_text("bob takes the lead with 36 points. carol enters at 2.")
+    assert len(await page.evaluate("told")) == 1
+
+
+async def test_scores_that_move_nobody_are_not_told(open_page: OpenPage, stage: Stage):
+    await stage.show(("alice", 30), ("bob", 20))
+    page = await open_page(stage.url, clock=True)
+    news = page.locator("#news")
+    await expect(news).to_have_text("alice leads with 30 points.")
+
+    await stage.show(("alice", 31), ("bob", 21))
+    await expect(page.locator(".row .score").first).to_have_text("31")
+    await page.clock.fast_forward(10_000)
+    await expect(news).to_have_text("alice leads with 30 points.")
+    await stage.show(("bob", 40), ("alice", 31))
+
+    await expect(news).to_have_text("bob takes the lead with 40 points.")
+
+
+# --- people who tab and squint --------------------------------------------------------------------
+
+
+async def test_the_theme_follows_the_system_until_somebody_chooses(
+    open_page: OpenPage,
+    stage: Stage,
+):
+    page = await open_page(stage.url, color_scheme="dark")
+    root, button = page.locator("html"), page.get_by_role("button", name="Dark theme")
+    await expect(root).to_have_attribute("data-theme", "dark")
+    await expect(button).to_have_attribute("aria-pressed", "true")
+
+    await page.emulate_media(color_scheme="light")
+    await expect(root).to_have_attribute("data-theme", "light")
+
+    await button.click()
+    await expect(root).to_have_attribute("data-theme", "dark")
+    await page.reload()
+    await expect(root).to_have_attribute("data-theme", "dark")
+    await expect(button).to_have_attribute("aria-pressed", "true")
+
+    await button.click()
+    await page.emulate_media(color_scheme="dark")
+    await expect(root).to_have_attribute("data-theme", "dark")
+
+
+async def test_the_theme_is_there_before_anything_is_painted(open_page: OpenPage, stage: Stage):
+    page = await open_page(stage.url, color_scheme="light")
+    await page.evaluate("localStorage.setItem('scoreboard.theme', 'dark')")
+    await page.add_init_script("""
+      new MutationObserver(() => {
+        if (document.body) window.themeAtBody ??= document.documentElement.dataset.theme;
+      }).observe(document, { childList: true, subtree: true });
+    """)
+
+    await page.reload()
+
+    assert await page.evaluate("themeAtBody") == "dark"
+
+
+async def test_everything_can_be_done_with_the_keyboard_and_seen(
+    open_page: OpenPage,
+    stage: Stage,
+):
+    await stage.show(("alice", 10))
+    page = await open_page(stage.url)
+    await is_live(page)
+
+    await page.keyboard.press("Tab")
+    button = page.get_by_role("button", name="Dark theme")
+    await expect(button).to_be_focused()
+    await expect(button).to_have_css("outline-style", "solid")
+    before = await page.locator("html").get_attribute("data-theme")
+    await page.keyboard.press("Enter")
+
+    await expect(page.locator("html")).not_to_have_attribute("data-theme", before)
+    await page.keyboard.press("Tab")
+    await expect(page.get_by_role("link", name="API")).to_be_focused()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_words_stand_out_from_their_ground(
+    open_page: OpenPage,
+    stage: Stage,
+    guard: Guard,
+    scheme: str,
+):
+    await stage.show(*PLAYERS[:5])
+    page = await open_page(stage.url, color_scheme=scheme)
+    await is_live(page)
+    await page.evaluate("""
+      for (const move of document.querySelectorAll(".move")) move.dataset.direction = "down";
+      document.querySelector("[data-rank='2'] .move").dataset.direction = "up"; 0
+    """)
+
+    words = [
+        *("h1", ".brand", "#connection", "#board-name", "#detail", ".columns span", "footer a"),
+        *(".name", ".score", ".gain", "[data-rank='2'] .move", "[data-rank='3'] .move"),
+        "[data-rank='4'] .rank",
+    ]
+    contrasts = {word: await page.evaluate(CONTRAST, word) for word in words}
+    await stage.send(type="status", state="stale")
+    await expect(page.locator("html")).to_have_attribute("data-state", "stale")
+    contrasts["#detail when stale"] = await page.evaluate(CONTRAST, "#detail")
+
+    assert {word: ratio for word, ratio in contrasts.items() if ratio < 4.5} == {}
+
+
+# --- people with a phone, or with a name ----------------------------------------------------------
+
+
+async def test_nothing_sticks_out_of_a_narrow_screen(open_page: OpenPage, stage: Stage):
+    await stage.show(*((name, 2**31 - 1 - place) for place, name in enumerate(HOSTILE)))
+    page = await open_page(stage.url, viewport=PHONE)
+    await expect(page.locator(".row")).to_have_count(10)
+
+    await stage.send(type="status", state="stale")
+    await expect(page.locator("#connection")).to_have_text("Paused")
+
+    widths = "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+    scroll_px, client_px = await page.evaluate(widths)
+    assert scroll_px <= client_px
+    overlapping = await page.evaluate("""
+      [...document.querySelectorAll(".row")].filter((row) => {
+        const name = row.querySelector(".name").getBoundingClientRect();
+        const score = row.querySelector(".score").getBoundingClientRect();
+        return name.width < 40 || name.right > score.left || score.right > innerWidth;
+      }).map((row) => row.dataset.user)
+    """)
+    assert overlapping == []
+
+
+async def test_ids_are_text_whatever_they_hold(open_page: OpenPage, stage: Stage):
+    await stage.show(*((name, 100 - place) for place, name in enumerate(HOSTILE)))
+
+    page = await open_page(stage.url)
+    await expect(page.locator(".row")).to_have_count(10)
+
+    names = await page.evaluate("""
+      [...document.querySelectorAll(".name")]
+        .map((name) => [name.textContent, name.title, name.dir])
+    """)
+    assert names == [[name, name, "auto"] for name in HOSTILE]
+    assert await page.evaluate("window.hacked") is None
+    assert (
+        await page.evaluate("document.querySelectorAll('.name *, main script, main img').length")
+        == 0
+    )
+    heights = await page.evaluate("""
+      [...document.querySelectorAll(".row")].map((row) => Math.round(row.offsetHeight))
+    """)
+    assert len(set(heights)) == 1
+    long = page.locator(".name", has_text="xxx")
+    clipped = await long.evaluate("(name) => name.scrollWidth > name.clientWidth")
+    assert clipped
+    await expect(long).to_have_css("text-overflow", "ellipsis")
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("light", {"color_scheme": "light"}),
+        ("dark", {"color_scheme": "dark"}),
+        ("phone", {"color_scheme": "light", "viewport": {"width": 390, "height": 844}}),
+    ],
+)
+async def test_pictures_are_kept(open_page: OpenPage, stage: Stage, name: str, options: dict):
+    await stage.show(*PLAYERS)
+    page = await open_page(stage.url, device_scale_factor=2, **options)
+    await expect(page.locator(".row")).to_have_count(10)
+    await stage.show(*PLAYERS[:2], ("ada.lovelace", 11_926), *PLAYERS[2:3], *PLAYERS[4:])
+    await expect(page.locator("[data-user='ada.lovelace']")).to_have_attribute("data-rank", "3")
+    await expect(page.locator(".is-gliding")).to_have_count(0)
+
+    path = await keep_screenshot(page, name)
+
+    await eventually_async(lambda: path.stat().st_size > 10_000)

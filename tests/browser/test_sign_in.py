@@ -1,0 +1,289 @@
+"""Signing in on the live page and scoring by a press, on the whole system as `scoreboard up` runs it.
+
+Where the server must fail, the browser's requests are intercepted; all else is real.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.async_api import Page, Route, expect
+
+from tests.support.browser import Guard, OpenPage, keep_screenshot
+
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(90)]
+
+UPDATE = "**/api/scores/update"
+Up = dict[str, Any]
+
+
+def run_up(folder: Path, *more: str) -> Iterator[Up]:
+    environment = {
+        name: text
+        for name, text in os.environ.items()
+        if "SCOREBOARD" not in name and name not in {"REDIS_URL", "DATABASE_URL"}
+    }
+    ports = ["--api-port", "0", "--ws-port", "0"]
+    words = ["up", "--data-dir", str(folder), *ports, "--json", *more]
+    with (folder.parent / f"{folder.name}.log").open("w+") as log:
+        running = subprocess.Popen(
+            [sys.executable, "-m", "cli", *words],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=environment,
+        )
+        try:
+            assert running.stdout is not None
+            line = running.stdout.readline()
+            log.seek(0)
+            assert line, log.read()
+            yield json.loads(line)
+        finally:
+            running.terminate()
+            running.communicate(timeout=40)
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    yield from run_up(tmp_path_factory.mktemp("up") / "data")
+
+
+async def sign_in(page: Page, name: str) -> None:
+    await page.get_by_role("button", name="Sign in to play").click()
+    await page.get_by_label("Player name").fill(name)
+    await page.get_by_role("button", name="Sign in", exact=True).click()
+    await expect(page.locator(".player-name")).to_have_text(name)
+
+
+async def press(page: Page) -> None:
+    await page.locator(".player-score").click()
+
+
+async def says(page: Page, text: str) -> None:
+    await expect(page.locator(".player-news")).to_contain_text(text)
+
+
+def row_of(page: Page, name: str) -> Any:
+    return page.locator(".row").filter(has=page.get_by_text(name, exact=True))
+
+
+async def test_a_player_signs_in_and_raises_their_score_by_pressing(open_page: OpenPage, up: Up):
+    page = await open_page(up["api"])
+    await sign_in(page, "alice")
+    assert page.url == up["api"] + "/"
+
+    await press(page)
+    await says(page, "Your score is 10.")
+    await press(page)
+    await says(page, "Your score is 20.")
+
+    await expect(row_of(page, "alice").locator(".score")).to_have_text("20")
+    await keep_screenshot(page, "signed-in")
+    await page.reload()
+    await expect(page.locator(".player-name")).to_have_text("alice")
+    await page.get_by_role("button", name="Sign out").click()
+    await expect(page.get_by_role("button", name="Sign in to play")).to_be_focused()
+    await page.reload()
+    await expect(page.get_by_role("button", name="Sign in to play")).to_be_visible()
+    assert await page.evaluate("JSON.stringify([{...sessionStorage}, {...localStorage}])") == (
+        "[{},{}]"
+    )
+
+
+async def test_the_page_comes_back_as_it_was_left(open_page: OpenPage, up: Up):
+    address = up["api"] + "/?board=main#rows"
+    page = await open_page(address)
+    await sign_in(page, "bob")
+    assert page.url == address
+
+
+async def test_a_minute_s_actions_end_kindly_and_go_on_later(
+    open_page: OpenPage, up: Up, guard: Guard
+):
+    guard.expect("429")
+    page = await open_page(up["api"], clock=True)
+    await sign_in(page, "carol")
+    for score in range(10, 101, 10):
+        await press(page)
+        await says(page, f"Your score is {score}.")
+
+    await press(page)
+
+    await says(page, "all that counts in one minute")
+    button = page.locator(".player-score")
+    await expect(button).to_have_text("Score again in 60 s", use_inner_text=True)
+    await expect(button).to_have_attribute("aria-disabled", "true")
+    await keep_screenshot(page, "limit-reached")
+    await page.clock.run_for(30_000)
+    await expect(button).to_contain_text("s")
+    await expect(row_of(page, "carol").locator(".score")).to_have_text("100")
+    await page.clock.run_for(31_000)
+    await says(page, "You can go on.")
+    await expect(button).to_have_text("Score!")
+
+
+async def test_an_action_without_an_answer_is_sent_again_and_counts_once(
+    open_page: OpenPage, up: Up, guard: Guard
+):
+    guard.expect("Failed to load resource")
+    page = await open_page(up["api"])
+    await sign_in(page, "dave")
+    sent: list[str] = []
+
+    async def lose(route: Route) -> None:
+        sent.append(json.loads(route.request.post_data or "{}")["actionId"])
+        if len(sent) == 1:
+            await route.abort()
+        elif len(sent) == 2:
+            # It counted, but the answer is lost on its way.
+            await route.fetch()
+            await route.abort()
+        elif len(sent) == 3:
+            await route.fulfill(status=503, headers={"Retry-After": "1"}, body="{}")
+        else:
+            await route.continue_()
+
+    await page.route(UPDATE, lose)
+    await press(page)
+
+    await says(page, "Trying again; it counts once.")
+    await says(page, "Your score is 10.")
+    assert len(sent) == 4
+    assert len(set(sent)) == 1
+    await press(page)
+    await says(page, "Your score is 20.")
+    assert len(set(sent)) == 2
+
+
+async def test_a_press_after_giving_up_is_the_same_action(
+    open_page: OpenPage, up: Up, guard: Guard
+):
+    guard.expect("Failed to load resource")
+    page = await open_page(up["api"], clock=True)
+    await sign_in(page, "erin")
+    sent: list[str] = []
+
+    async def lose(route: Route) -> None:
+        sent.append(json.loads(route.request.post_data or "{}")["actionId"])
+        await route.abort()
+
+    await page.route(UPDATE, lose)
+    await press(page)
+    for _ in range(4):
+        await says(page, "Trying again")
+        await page.clock.run_for(10_000)
+    await says(page, "Press again: it counts once.")
+    await page.unroute(UPDATE)
+    async with page.expect_request(UPDATE) as asked:
+        await press(page)
+    await says(page, "Your score is 10.")
+    assert json.loads((await asked.value).post_data or "{}")["actionId"] == sent[0]
+
+
+async def test_a_token_the_server_no_longer_takes_ends_the_sign_in(
+    open_page: OpenPage, up: Up, guard: Guard
+):
+    guard.expect("401")
+    page = await open_page(up["api"])
+    await sign_in(page, "frank")
+
+    async def refuse(route: Route) -> None:
+        await route.fulfill(status=401, body="{}")
+
+    await page.route(UPDATE, refuse)
+    await press(page)
+    await says(page, "Your sign-in has ended.")
+    await expect(page.get_by_role("button", name="Sign in to play")).to_be_focused()
+
+
+async def test_the_sign_in_ends_with_its_token(open_page: OpenPage, up: Up):
+    page = await open_page(up["api"], clock=True)
+    await sign_in(page, "grace")
+    await page.clock.fast_forward("59:50")
+    await expect(page.locator(".player-name")).to_have_text("grace")
+    await page.clock.fast_forward("00:10")
+    await says(page, "Your sign-in has ended.")
+
+
+async def test_a_wrong_name_is_asked_again_and_cancelling_leads_back(
+    open_page: OpenPage, up: Up, guard: Guard
+):
+    guard.expect("422")
+    page = await open_page(up["api"])
+    await page.get_by_role("button", name="Sign in to play").click()
+    field = page.get_by_label("Player name")
+    await expect(field).to_be_focused()
+    await field.fill("no spaces")
+    await field.press("Enter")
+    await expect(page.get_by_role("alert")).to_contain_text("Use 1 to 128")
+    await expect(page.get_by_label("Player name")).to_have_attribute("aria-invalid", "true")
+    await keep_screenshot(page, "sign-in")
+    await page.get_by_role("button", name="Cancel").click()
+    await says(page, "You did not sign in.")
+    assert page.url == up["api"] + "/"
+
+
+@pytest.mark.parametrize("answer", ["code=stolen&state=guessed", "error=server_error&state=x"])
+async def test_an_answer_to_a_question_not_asked_here_is_refused(
+    open_page: OpenPage, up: Up, answer: str
+):
+    page = await open_page(f"{up['api']}/?board=main&{answer}")
+    await says(page, "This sign-in was not started here.")
+    assert page.url == up["api"] + "/?board=main"
+    await expect(page.get_by_role("button", name="Sign in to play")).to_be_visible()
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"state": "another"}, "not started here"),
+        ({"iss": "http://127.0.0.1:1"}, "another issuer"),
+        ({"iss": None}, "another issuer"),
+        ({"code": "another"}, "gave no token"),
+    ],
+)
+async def test_an_answer_that_was_changed_under_way_is_refused(
+    open_page: OpenPage, up: Up, guard: Guard, changed: dict[str, str | None], sentence: str
+):
+    guard.expect("400")
+    page = await open_page(up["api"])
+    await page.add_init_script(
+        f"""const changed = {json.dumps(changed)};
+        const address = new URL(location.href);
+        if (address.searchParams.has("code")) {{
+          for (const [name, value] of Object.entries(changed)) {{
+            if (value === null) address.searchParams.delete(name);
+            else address.searchParams.set(name, value);
+          }}
+          history.replaceState(null, "", address);
+        }}"""
+    )
+    await page.get_by_role("button", name="Sign in to play").click()
+    await page.get_by_label("Player name").fill("mallory")
+    await page.get_by_role("button", name="Sign in", exact=True).click()
+    await says(page, sentence)
+    await expect(page.get_by_role("button", name="Sign in to play")).to_be_visible()
+    assert page.url == up["api"] + "/"
+
+
+async def test_a_private_board_appears_to_who_signs_in_and_goes_with_them(
+    open_page: OpenPage, guard: Guard, tmp_path: Path
+):
+    guard.expect("WebSocket connection to|401")
+    for up in run_up(tmp_path / "private", "--private"):
+        page = await open_page(up["api"])
+        await expect(page.locator("#panel-text")).to_contain_text("not public")
+        await sign_in(page, "alice")
+        await expect(page.locator("html")).to_have_attribute("data-state", "live")
+        await press(page)
+        await expect(row_of(page, "alice").locator(".score")).to_have_text("10")
+        await page.get_by_role("button", name="Sign out").click()
+        await expect(page.locator("#panel-text")).to_contain_text("not public")
+        await expect(page.locator(".row")).to_be_hidden()
+        await page.close()
