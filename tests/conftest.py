@@ -17,6 +17,7 @@ pytest_plugins = [
     "tests.support.api",
     "tests.support.viewer",
     "tests.support.browser",
+    "tests.support.system",
 ]
 
 FOLDERS = frozenset(

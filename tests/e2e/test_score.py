@@ -1,0 +1,252 @@
+"""A score on its whole way: over HTTP into Redis, to a viewer, and into PostgreSQL, once each."""
+
+import asyncio
+import random
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import msgspec
+import psycopg
+import pytest
+import redis
+from msgspec import Struct
+from websockets.asyncio.client import connect
+from websockets.typing import Subprotocol
+
+from tests.support.eventually import eventually, eventually_async
+from tests.support.system import System
+
+TOP = """
+    SELECT u.external_id, s.score FROM scores s JOIN users u ON u.id = s.user_id
+    WHERE s.board = 'main' ORDER BY s.score DESC, s.reached_at, s.last_seq
+"""
+
+
+class Update(Struct, frozen=True):
+    user_id: str
+    action_id: str
+    points: int
+
+
+class Answer(Struct, frozen=True, rename="camel"):
+    success: bool
+    new_score: int
+    replayed: bool
+
+
+Answers = dict[Update, list[Answer]]
+
+
+def make_updates(*, count: int, users: int, repeats: float, seed: int = 7) -> list[Update]:
+    """Make updates of which a share are repeats, close behind the first or much later."""
+    dice = random.Random(seed)
+    distinct = [
+        Update(f"user-{dice.randrange(users):03}", f"win:{number}", dice.randint(1, 50))
+        for number in range(round(count * (1 - repeats)))
+    ]
+    sent = list(distinct)
+    while len(sent) < count:
+        place = dice.randrange(len(sent))
+        after = place + 1 if dice.random() < 0.5 else dice.randrange(place, len(sent)) + 1
+        sent.insert(after, sent[place])
+    return sent
+
+
+async def play(
+    system: System,
+    updates: Sequence[Update],
+    *,
+    at_once: int = 32,
+    halfway: Callable[[], Awaitable[None]] | None = None,
+) -> Answers:
+    """Send updates in their order, many at once, each until its outcome is known."""
+    answers: Answers = defaultdict(list)
+    waiting = iter(enumerate(updates))
+
+    async with httpx.AsyncClient(base_url=system.api, headers=system.game_server()) as client:
+
+        async def one_client() -> None:
+            for number, update in waiting:
+                if halfway is not None and number == len(updates) // 2:
+                    await halfway()
+                body = {
+                    "userId": update.user_id,
+                    "actionId": update.action_id,
+                    "points": update.points,
+                }
+                while (reply := await client.post("/api/scores/update", json=body)).is_error:
+                    assert reply.status_code == 503, reply.text
+                answers[update].append(msgspec.json.decode(reply.content, type=Answer))
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(at_once):
+                group.create_task(one_client())
+    return answers
+
+
+class Viewer:
+    """Keeps the newest board that the streamer sent, and whether it ever went back."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, int]] = []
+        self.position = (0, 0)
+        self.went_back = False
+
+    def take(self, frame: str | bytes) -> None:
+        message: Any = msgspec.json.decode(frame)
+        if message["type"] != "leaderboard":
+            return
+        position = (message["epoch"], message["seq"])
+        self.went_back |= position < self.position
+        self.position = position
+        self.rows = [(row["userId"], row["score"]) for row in message["leaderboard"]]
+
+
+@asynccontextmanager
+async def watching(system: System) -> AsyncIterator[Viewer]:
+    viewer = Viewer()
+    async with connect(
+        system.ws, subprotocols=[Subprotocol("scoreboard.v1")], compression=None
+    ) as socket:
+
+        async def read() -> None:
+            async for frame in socket:
+                viewer.take(frame)
+
+        task = asyncio.create_task(read())
+        try:
+            yield viewer
+        finally:
+            await socket.close()
+            await task
+
+
+def select(system: System, statement: str) -> list[tuple[Any, ...]]:
+    with psycopg.connect(system.postgres.url) as connection:
+        return connection.execute(statement).fetchall()
+
+
+def top(system: System, limit: int = 100) -> list[tuple[str, int]]:
+    """Give the best as `scoreboard board top` prints them."""
+    done = system.run("board", "top", "--limit", str(limit))
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [int(rank) for rank, _, _ in rows] == list(range(1, len(rows) + 1))
+    return [(user, int(score)) for _, user, score in rows]
+
+
+def expected(updates: Sequence[Update]) -> Counter[str]:
+    scores: Counter[str] = Counter()
+    for update in set(updates):
+        scores[update.user_id] += update.points
+    return scores
+
+
+def await_ledger(system: System, updates: Sequence[Update]) -> None:
+    """Wait until PostgreSQL has each distinct action, and let nothing be there twice."""
+    wanted = len(set(updates))
+
+    def is_complete() -> bool:
+        ((count,),) = select(system, "SELECT count(*) FROM score_events")
+        assert count <= wanted
+        return count == wanted
+
+    eventually(is_complete, within_s=15)
+
+
+def check_answers(answers: Answers, updates: Sequence[Update]) -> None:
+    """Every answer for an action carries the same score, and at most one says it is new."""
+    assert {update: len(given) for update, given in answers.items()} == Counter(updates)
+    for update, given in answers.items():
+        assert len({answer.new_score for answer in given}) == 1, update
+        assert sum(not answer.replayed for answer in given) <= 1, update
+
+
+def check_stores(system: System, updates: Sequence[Update]) -> None:
+    """Ledger, scores and Redis hold the same, in the same order."""
+    scores = expected(updates)
+    await_ledger(system, updates)
+    ledger = select(
+        system,
+        "SELECT u.external_id, sum(e.delta) FROM score_events e JOIN users u ON u.id = e.user_id"
+        " GROUP BY 1",
+    )
+    assert {user: int(total) for user, total in ledger} == scores
+    ranked = select(system, TOP)
+    assert dict(ranked) == scores
+    assert top(system) == ranked[:100]
+
+
+@pytest.mark.timeout(120)
+async def test_two_thousand_updates_agree_everywhere(system: System) -> None:
+    updates = make_updates(count=2000, users=100, repeats=0.3)
+
+    async with watching(system) as viewer:
+        answers = await play(system, updates)
+
+        check_answers(answers, updates)
+        check_stores(system, updates)
+        best = top(system, 10)
+        await eventually_async(lambda: viewer.rows == best, within_s=2)
+        assert not viewer.went_back
+    assert sum(not answer.replayed for given in answers.values() for answer in given) == 1400
+
+
+@pytest.mark.timeout(120)
+async def test_a_flusher_killed_amid_the_work_loses_and_doubles_nothing(system: System) -> None:
+    updates = make_updates(count=800, users=40, repeats=0.3)
+    flusher = system.services["flusher"]
+
+    async def kill() -> None:
+        await asyncio.to_thread(flusher.kill)
+
+    answers = await play(system, updates, halfway=kill)
+    check_answers(answers, updates)
+    ((committed,),) = select(system, "SELECT count(*) FROM score_events")
+    assert committed < len(set(updates))
+
+    flusher.start()
+
+    check_stores(system, updates)
+
+
+@pytest.mark.timeout(120)
+async def test_an_emptied_redis_refuses_until_it_is_reseeded_and_then_remembers(
+    system: System,
+) -> None:
+    updates = make_updates(count=300, users=30, repeats=0.2)
+    answers = await play(system, updates)
+    await_ledger(system, updates)
+    before = top(system)
+    with redis.Redis.from_url(system.valkey.url) as client:
+        client.flushall()
+
+    old = updates[0]
+    body = {"userId": old.user_id, "actionId": old.action_id, "points": old.points}
+    async with httpx.AsyncClient(base_url=system.api, headers=system.game_server()) as client:
+        refused = await client.post("/api/scores/update", json=body)
+        assert refused.status_code == 503
+        assert refused.headers["content-type"].startswith("application/problem+json")
+        assert refused.json()["type"].endswith("uninitialised")
+        assert "Retry-After" in refused.headers
+
+        done = system.run("reseed")
+
+        assert done.returncode == 0, done.stderr
+        assert top(system) == before
+        replayed = await client.post("/api/scores/update", json=body)
+        assert replayed.json() == {
+            "success": True,
+            "newScore": answers[old][0].new_score,
+            "replayed": True,
+        }
+        fresh = Update(old.user_id, "win:fresh", 5)
+        reply = await client.post(
+            "/api/scores/update",
+            json={"userId": old.user_id, "actionId": "win:fresh", "points": 5},
+        )
+        assert reply.json()["newScore"] == expected(updates)[old.user_id] + 5
+    check_stores(system, [*updates, fresh])

@@ -1,0 +1,172 @@
+"""`scoreboard up`: one command starts everything, and nothing of it stays behind."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+
+from tests.support.eventually import eventually
+from tests.support.system import processes_of, run_command
+
+SLOW_S = 60
+
+
+class Up:
+    """One `scoreboard up` with what it printed."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.folder = folder
+        self.errors = folder.with_suffix(".err")
+        with self.errors.open("w") as errors:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "cli", "up", "--json", "--data-dir", str(folder)),
+                    *("--api-port", "0", "--ws-port", "0", *arguments),
+                ],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env={name: text for name, text in os.environ.items() if "SCOREBOARD" not in name},
+            )
+
+    def await_running(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, self.errors.read_text()
+        return json.loads(line)
+
+    def await_end(self, sent: signal.Signals | None = None) -> int:
+        if sent is not None:
+            self.process.send_signal(sent)
+        return self.process.wait(SLOW_S)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        eventually(lambda: not processes_of(self.folder), within_s=SLOW_S)
+
+
+StartUp = Callable[..., Up]
+
+
+@pytest.fixture
+def start_up(tmp_path: Path) -> Iterator[StartUp]:
+    started: list[Up] = []
+
+    def start(*arguments: str) -> Up:
+        started.append(Up(tmp_path / "data", *arguments))
+        return started[-1]
+
+    yield start
+    for up in started:
+        up.close()
+
+
+def raise_score(api: str, folder: Path, action: str) -> dict[str, Any]:
+    token = run_command("token", "--sub", "alice", "--data-dir", str(folder)).stdout.strip()
+    reply = httpx.post(
+        f"{api}/api/scores/update",
+        json={"userId": "alice", "actionId": action},
+        headers={"Authorization": f"Bearer {token}"},
+        timeout=10,
+    )
+    assert reply.status_code == 200, reply.text
+    return reply.json()
+
+
+@pytest.mark.timeout(180)
+def test_one_command_runs_everything_and_scores_outlive_it(start_up: StartUp) -> None:
+    up = start_up("--simulate", "3")
+    running = up.await_running()
+    assert set(running) >= {"api", "ws", "redis", "database", "pids"}
+    assert set(running["pids"]) >= {"redis", "postgres", "api", "streamer", "flusher"}
+    assert all(Path(f"/proc/{pid}").exists() for pid in running["pids"].values())
+
+    page = httpx.get(f"{running['api']}/", timeout=10)
+    assert page.status_code == 200
+    assert raise_score(running["api"], up.folder, "win:1")["newScore"] == 10
+    watched = run_command("board", "watch", "--count", "1", "--json", "--data-dir", str(up.folder))
+    assert json.loads(watched.stdout)["board"] == "main"
+
+    second = run_command("up", "--data-dir", str(up.folder), "--api-port", "0", "--ws-port", "0")
+    assert second.returncode == 5
+    assert len(second.stderr.splitlines()) == 1
+    assert "Another `scoreboard up` runs" in second.stderr
+
+    assert up.await_end(signal.SIGINT) == 0
+    assert processes_of(up.folder) == []
+    assert not (up.folder / "running.json").exists()
+
+    # Redis's own files are lost: everything comes back from PostgreSQL.
+    shutil.rmtree(up.folder / "valkey")
+    again = start_up()
+    running = again.await_running()
+    assert raise_score(running["api"], up.folder, "win:1") == {
+        "success": True,
+        "newScore": 10,
+        "replayed": True,
+    }
+    assert raise_score(running["api"], up.folder, "win:2")["newScore"] == 20
+
+    os.kill(running["pids"]["flusher"], signal.SIGKILL)
+    assert again.await_end() == 1
+    assert "The flusher ended with code -9" in again.errors.read_text().splitlines()[-1]
+    assert processes_of(up.folder) == []
+
+
+@pytest.mark.timeout(120)
+def test_nothing_survives_a_killed_up(start_up: StartUp) -> None:
+    up = start_up("--private")
+    running = up.await_running()
+    board = httpx.get(f"{running['api']}/api/scores/leaderboard", timeout=10)
+    assert board.status_code == 401
+    with psycopg.connect(running["database"]) as connection:
+        assert connection.execute("SELECT is_public FROM boards").fetchone() == (False,)
+
+    up.await_end(signal.SIGKILL)
+
+    eventually(lambda: not processes_of(up.folder), within_s=20)
+
+
+def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        done = run_command("up", "--data-dir", str(tmp_path / "data"), "--api-port", str(port))
+
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert f"Port {port} (SCOREBOARD_API_PORT) cannot be used" in done.stderr
+
+
+def test_a_data_folder_that_is_none_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("not a folder")
+
+    done = run_command("up", "--data-dir", str(tmp_path / "data"))
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[0].startswith("scoreboard: An embedded server did not start")
+
+
+def test_a_wrong_setting_is_one_line_that_names_it(tmp_path: Path) -> None:
+    done = run_command(
+        *("up", "--data-dir", str(tmp_path / "data"), "--api-port", "0", "--ws-port", "0"),
+        SCOREBOARD_STREAM_CAP="none",
+    )
+
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "SCOREBOARD_STREAM_CAP" in done.stderr
