@@ -15,11 +15,19 @@ from msgspec import Struct
 from flusher import metrics
 from flusher.batch import Entry, Gap, build
 from flusher.consumer import Consumer, GroupMissing
+from flusher.corrector import correct
+from flusher.recovery import GAP_FENCE, REWIND_FENCE, Finding, diagnose, reseed_partition
 from flusher.writer import Flushed, GapFound, Superseded, Writer
 from scoreboard.archive import Position
-from scoreboard.errors import Broken, DatabaseUnavailable, RedisUnavailable, ScoreboardError
+from scoreboard.errors import (
+    DatabaseUnavailable,
+    RedisUnavailable,
+    Refused,
+    ScoreboardError,
+    Unavailable,
+)
 from scoreboard.lifecycle import Stop, backoff_s
-from scoreboard.live import Live
+from scoreboard.live import Live, PartitionState
 from scoreboard.model import Partition
 from scoreboard.settings import Settings
 from scoreboard.telemetry import get_logger
@@ -27,11 +35,11 @@ from scoreboard.telemetry import get_logger
 CATCH_UP_FACTOR: Final = 2.5
 """How much larger batches get while the stream is longer than one."""
 
+CORRECTIONS: Final = 16
+"""Pages of corrections in a row; then new actions are flushed first."""
+
 LOOK_EVERY_S: Final = 1.0
 """How often the partition's state is compared with what is committed, and the lease kept alive."""
-
-FENCE_TOKEN: Final = "flusher"  # noqa: S105 (a name, no secret)
-"""In whose name a lane stops a partition that lost entries."""
 
 _log = get_logger(__name__)
 
@@ -43,6 +51,8 @@ class Condition(Enum):
     STANDBY = "standby"
     FLUSHING = "flushing"
     UNINITIALISED = "uninitialised"
+    FENCED = "fenced"
+    RECOVERING = "recovering"
     REDIS_AWAY = "redis_away"
     DATABASE_AWAY = "database_away"
     BROKEN = "broken"
@@ -51,7 +61,12 @@ class Condition(Enum):
     @property
     def is_ready(self) -> bool:
         """Tell whether the lane does, or could at once do, its work."""
-        return self in {Condition.STANDBY, Condition.FLUSHING, Condition.UNINITIALISED}
+        return self in {
+            Condition.STANDBY,
+            Condition.FLUSHING,
+            Condition.UNINITIALISED,
+            Condition.FENCED,
+        }
 
 
 class LaneStatus(Struct):
@@ -81,6 +96,9 @@ class Lane:
         self._live = live
         self._attempt = 0
         self._must_claim = True
+        self._may_be_late = True
+        self._may_drift = False
+        self._has_passed = False
         self._position = Position()
         self._looked_at_s = 0.0
         labels = (partition.board, str(partition.number))
@@ -94,7 +112,7 @@ class Lane:
                 await self._serve(stop)
             except DatabaseUnavailable as error:
                 self._note(Condition.DATABASE_AWAY, error)
-            except Broken as error:
+            except ScoreboardError as error:
                 self._note(Condition.BROKEN, error)
             await self._pause(stop)
         self._become(Condition.STOPPED)
@@ -117,7 +135,7 @@ class Lane:
         self._must_claim = True
         while not stop.is_set:
             try:
-                if not await self._orient(writer):
+                if not await self._orient(writer, stop):
                     await writer.ping()
                     await stop.sleep(LOOK_EVERY_S)
                     continue
@@ -132,7 +150,7 @@ class Lane:
                 await self._pause(stop)
                 await writer.ping()
 
-    async def _orient(self, writer: Writer) -> bool:
+    async def _orient(self, writer: Writer, stop: Stop) -> bool:
         """Learn where PostgreSQL and Redis stand; tell whether there is anything to follow.
 
         PostgreSQL first: what is committed may not pass what Redis accepted.
@@ -145,14 +163,22 @@ class Lane:
         if position is None:
             await writer.begin(state.epoch)
             raise _Reorient
-        if await self.consumer.ensure_group():
-            _log.warning("group_made", partition=str(self.partition))
         self._position = position
         self.status.position = position
+        finding = diagnose(position, state)
+        if finding is Finding.WAIT:
+            self._become(Condition.FENCED)
+            return False
+        if await self.consumer.ensure_group():
+            _log.warning("group_made", partition=str(self.partition))
+        if finding.is_rewind or (self._has_passed and state.is_open):
+            # "passed": an action new to the ledger had a seq that was committed before.
+            sign = finding.value if finding.is_rewind else "passed"
+            await self._recover(writer, stop, sign, state)
         self._become(Condition.FLUSHING)
         return True
 
-    async def _take_over(self, writer: Writer, stop: Stop) -> None:
+    async def _take_over(self, writer: Writer, stop: Stop, *, is_draining: bool = False) -> None:
         """Flush what was delivered to this or an earlier leader and never acknowledged."""
         cursor, is_last = "0-0", False
         while not is_last and not stop.is_set:
@@ -170,7 +196,7 @@ class Lane:
                 _log.info(
                     "entries_taken_over", partition=str(self.partition), count=len(page.entries)
                 )
-                await self._flush(writer, page.entries)
+                await self._flush(writer, page.entries, is_draining=is_draining)
             cursor, is_last = page.cursor, page.is_last
         # A leader may have died between acknowledging and cutting.
         await self._live.trim(self.partition, self._position.stream_id)
@@ -193,20 +219,77 @@ class Lane:
                 await self._look(writer)
 
     async def _look(self, writer: Writer) -> None:
-        """See whether Redis began anew, and keep the lease's session alive."""
+        """See whether Redis is still where it was, and keep the lease's session alive."""
         self._looked_at_s = time.monotonic()
         await writer.ping()
         state = await self._live.state(self.partition)
-        if not state.epoch:
+        is_fine = diagnose(self._position, state) is Finding.FINE
+        if not is_fine or state.epoch != self._position.epoch:
             raise _Reorient
+        if self._may_be_late and state.is_open:
+            await self._correct(writer)
+
+    async def _correct(self, writer: Writer) -> None:
+        """Set Redis right after late duplicates; what cannot be done now is tried again."""
+        epoch = self._position.epoch
+        try:
+            for _ in range(CORRECTIONS):
+                self._may_be_late = await correct(writer, self._live, self.partition, epoch)
+                if not self._may_be_late:
+                    return
+        except (DatabaseUnavailable, RedisUnavailable):
+            raise
+        except (Unavailable, Refused) as error:
+            _log.warning("correction_postponed", partition=str(self.partition), reason=error.detail)
+
+    async def _recover(self, writer: Writer, stop: Stop, sign: str, state: PartitionState) -> None:
+        """Come back from a Redis that lost what it acknowledged: fence, drain, reseed.
+
+        What survived anywhere counts once. What only the lost Redis held is gone, and not even
+        its number is known: both positions are logged.
+        """
+        if sign != Finding.RESUME.value:
+            metrics.FAULTS.labels("rewind").inc()
+            _log.error(
+                "redis_rewound",
+                partition=str(self.partition),
+                sign=sign,
+                redis=[state.epoch, state.seq],
+                committed=[self._position.epoch, self._position.seq],
+            )
+            await self._live.fence(self.partition, REWIND_FENCE)
+            self._has_passed = False  # the fence remembers it from here
+        self._become(Condition.RECOVERING)
+        await self._drain(writer, stop)
+        if not stop.is_set:
+            done = await reseed_partition(self._settings, self._live, self.partition, writer)
+            _log.warning(
+                "partition_reseeded",
+                partition=str(self.partition),
+                epoch=done.epochs[0],
+                users=done.users,
+                duration_s=round(done.duration_s, 3),
+            )
+        raise _Reorient
+
+    async def _drain(self, writer: Writer, stop: Stop) -> None:
+        """Flush all that the stream holds, whatever its positions say."""
+        await self._take_over(writer, stop, is_draining=True)
+        await self.consumer.start_over()
+        while not stop.is_set:
+            entries = await self.consumer.read(self._settings.flush_batch, block=False)
+            if not entries:
+                return
+            await self._flush(writer, entries, is_draining=True)
 
     async def _flush(
-        self, writer: Writer, entries: Sequence[Entry], *, skip_gaps: bool = False
+        self, writer: Writer, entries: Sequence[Entry], *, is_draining: bool = False
     ) -> None:
+        """Commit and acknowledge entries. While draining, gaps and repeats are no news."""
         batch = build(entries)
         metrics.BATCH_ROWS.observe(len(entries))
         with metrics.FLUSH_DURATION.time():
-            result = await writer.flush(batch, epoch=self._position.epoch, skip_gaps=skip_gaps)
+            result = await writer.flush(batch, epoch=self._position.epoch, skip_gaps=is_draining)
         match result:
             case Superseded():
                 metrics.BATCHES.labels("superseded").inc()
@@ -215,11 +298,16 @@ class Lane:
             case GapFound(gap):
                 metrics.BATCHES.labels("gap").inc()
                 await self._close_gap(writer, gap)
-                await self._flush(writer, entries, skip_gaps=True)
+                await self._flush(writer, entries, is_draining=True)
                 return
             case Flushed():
-                self._account(result, oldest_s=batch.oldest_ms / 1000)
+                self._account(result, oldest_s=batch.oldest_ms / 1000, is_draining=is_draining)
         await self.consumer.acknowledge(batch.ids, batch.last_id)
+        if result.rewound and not is_draining:
+            self._has_passed = True
+            raise _Reorient
+        if result.late and not is_draining:
+            await self._correct(writer)
 
     async def _close_gap(self, writer: Writer, gap: Gap) -> None:
         """Find out why seqs are missing: hidden entries are read again, lost ones fence.
@@ -244,9 +332,9 @@ class Lane:
             runbook="docs/operations.md",
         )
         if (await self._live.state(self.partition)).is_open:
-            await self._live.fence(self.partition, FENCE_TOKEN)
+            await self._live.fence(self.partition, GAP_FENCE)
 
-    def _account(self, result: Flushed, *, oldest_s: float) -> None:
+    def _account(self, result: Flushed, *, oldest_s: float, is_draining: bool) -> None:
         self._position = result.position
         self.status.position = result.position
         metrics.BATCHES.labels("committed").inc()
@@ -257,7 +345,14 @@ class Lane:
         metrics.ROWS.labels("dead").inc(result.dead)
         metrics.DEAD_LETTERS.inc(result.dead)
         metrics.FLUSH_DELAY.observe(max(0.0, time.time() - oldest_s))
-        if result.drifted:
+        if result.late:
+            self._may_be_late = True
+            _log.warning("late_duplicates_found", partition=str(self.partition), count=result.late)
+        if result.dead:
+            self._may_drift = True
+            _log.error("entries_parked", partition=str(self.partition), count=result.dead)
+        # What is parked, or late and not corrected yet, explains a difference.
+        if result.drifted and not (is_draining or self._may_be_late or self._may_drift):
             metrics.DRIFTED.inc(result.drifted)
             _log.error("scores_drifted", partition=str(self.partition), users=result.drifted)
         _log.debug(

@@ -15,13 +15,13 @@ from typing import Any, Final, Self
 import psycopg
 from msgspec import Struct
 
-from flusher.batch import COLUMNS, Batch, Gap, follow, occurred_at, rows, uuid_of
+from flusher.batch import BIGINT_MAX, COLUMNS, Batch, Gap, follow, occurred_at, rows, uuid_of
 from flusher.failures import Meaning, describe, meaning_of
-from flusher.quarantine import DeadEvent, park, park_bad
+from flusher.quarantine import DeadEvent, park, park_bad, restore
 from scoreboard import archive, resources
 from scoreboard.archive import Position
 from scoreboard.errors import DatabaseUnavailable, PoisonFlood, SchemaMismatch, UnsafeDatabase
-from scoreboard.events import Event
+from scoreboard.events import CORRECTION, Event, decode
 from scoreboard.lifecycle import Stop, backoff_s
 from scoreboard.migrations import require_current
 from scoreboard.model import Partition
@@ -40,6 +40,9 @@ _INSERT_DEAD: Final = resources.query("insert_dead_event")
 _LOCK_STATE: Final = resources.query("lock_flush_state")
 _SELECT_STATE: Final = resources.query("select_position")
 _INSERT_STATE: Final = resources.query("insert_flush_state")
+_SELECT_OPEN: Final = resources.query("select_open_duplicates")
+_SELECT_ARRIVALS: Final = resources.query("select_arrivals")
+_SELECT_DEAD: Final = resources.query("select_dead_events")
 _ADVANCE_STATE: Final = resources.query("advance_flush_state")
 _LOCK_LEASE: Final = resources.query("lock_flusher")
 _SELECT_SESSION: Final = resources.query("select_session")
@@ -69,6 +72,12 @@ CONTENTION_TRIES: Final = 20
 
 POISON_MAX: Final = 10
 """More unstorable rows in one batch than these are no accident of rows: stop, park none."""
+
+OPEN_PAGE: Final = 64
+"""Users corrected in one go; also the most that lua/repair.lua takes."""
+
+OWED_MAX: Final = 10_000
+"""Most parked entries read; with more of them nobody should correct anything by itself."""
 
 _log = get_logger(__name__)
 
@@ -218,6 +227,53 @@ class Writer:
                     case _:
                         raise DatabaseUnavailable(describe(error)) from error
 
+    @asynccontextmanager
+    async def holding(self, epoch: int) -> AsyncIterator[Position | None]:
+        """Let nobody commit while the block runs; gives None where another epoch began.
+
+        Raises DatabaseUnavailable.
+        """
+        async with self._reaching(TRANSACTION_LIMIT_S), self._connection.transaction():
+            row = await (await self._connection.execute(_LOCK_STATE, self._where)).fetchone()
+            yield Position(*row) if row and row[0] == epoch else None
+
+    # The next four belong inside of ``holding``, which limits them and translates their errors.
+
+    async def open_duplicates(self) -> list[tuple[str, int]]:
+        """List (user, score due) for users with open late duplicates, a page of them."""
+        parameters = {**self._where, "limit": OPEN_PAGE}
+        return await (await self._connection.execute(_SELECT_OPEN, parameters)).fetchall()
+
+    async def arrivals(self, users: Sequence[str], score: int) -> list[str]:
+        """Give those of ``users`` who have a score, in the order in which they reached it."""
+        ids = [uuid_of(user) for user in users]
+        parameters = {"board": self._partition.board, "users": ids, "score": score}
+        rows = await (await self._connection.execute(_SELECT_ARRIVALS, parameters)).fetchall()
+        return [str(row[0]) for row in rows]
+
+    async def owed(self) -> dict[str, int]:
+        """Sum up, by user, the parked actions that Redis counted and PostgreSQL still owes."""
+        parameters = {**self._where, "limit": OWED_MAX}
+        rows = await (await self._connection.execute(_SELECT_DEAD, parameters)).fetchall()
+        sums: dict[str, int] = {}
+        for stream_id, raw in rows:
+            record = decode(stream_id.encode(), restore(raw))
+            if isinstance(record, Event) and record.kind != CORRECTION:
+                sums[record.user_id] = sums.get(record.user_id, 0) + record.delta
+        return sums
+
+    async def close_duplicates(self, user_id: str, position: Position) -> None:
+        """Mark a user's late duplicates up to a position as corrected."""
+        await self._connection.execute(
+            _MARK_CORRECTED,
+            {
+                **self._where,
+                "user_id": uuid_of(user_id),
+                "epoch": position.epoch,
+                "seq": position.seq,
+            },
+        )
+
     async def _commit(
         self, batch: Batch, epoch: int, *, skip_gaps: bool, isolate: bool
     ) -> Flushed | Superseded | GapFound:
@@ -326,10 +382,10 @@ class Writer:
             "occurred_at": occurred_at(event),
         }
         await self._connection.execute(_INSERT_CORRECTION, row)
-        await self._connection.execute(
-            _MARK_CORRECTED,
-            {**self._where, "user_id": row["user_id"], "epoch": event.epoch, "seq": event.seq},
-        )
+        basis = event.action_id.removeprefix("correction:")
+        if basis.isdigit():  # the committed seq that lua/repair.lua was told
+            position = Position(event.epoch, min(int(basis), BIGINT_MAX))
+            await self.close_duplicates(event.user_id, position)
 
     async def _execute(self, statement: str) -> None:
         async with self._reaching(TRANSACTION_LIMIT_S):

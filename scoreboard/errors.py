@@ -263,6 +263,9 @@ REFUSALS: dict[str, type[ScoreboardError] | None] = {
     "BUCKET": None,
     "LAYOUT": None,
     "FENCE": OperatorMistake,
+    "EPOCH": OperatorMistake,
+    "LAG": Busy,
+    "RANGE": ScoreOutOfRange,
     "BADARG": ScriptFailed,
 }
 """First words of script refusals, the closed list (lua/README.md); None: never leaves live.py."""

@@ -18,19 +18,21 @@ from scoreboard.dispatcher import Dispatcher
 from scoreboard.errors import RedisUnavailable, ScriptFailed, Uninitialised, UnknownUser
 from scoreboard.keys import ACTIONS, ACTIONS_CHANGED, GROUP, PartitionKeys
 from scoreboard.model import (
+    SLOT_COUNT,
     Board,
     Layout,
     Partition,
     Row,
     Standing,
     Window,
+    pack,
     partition_of,
     unpack_score,
 )
 from scoreboard.redis_client import LOST
 from scoreboard.scripts import Script, call
 
-__all__ = ["Backlog", "Dispatcher", "Live", "PartitionState"]
+__all__ = ["Backlog", "Dispatcher", "Live", "PartitionState", "Repaired", "Truth"]
 
 PAGE: Final = 1000
 """Most scores or memories of one restore or remember call."""
@@ -41,6 +43,7 @@ _LEADERBOARD: Final = Script.load("leaderboard")
 _STANDING: Final = Script.load("standing")
 _NEIGHBOURS: Final = Script.load("neighbours")
 _TRIM: Final = Script.load("trim")
+_REPAIR: Final = Script.load("repair")
 _FENCE: Final = Script.load("fence")
 _RESTORE: Final = Script.load("restore")
 _REMEMBER: Final = Script.load("remember")
@@ -96,6 +99,27 @@ class Backlog(Struct, frozen=True):
     def is_drained(self) -> bool:
         """Tell whether everything was delivered and acknowledged, which follows its COMMIT."""
         return not self.entries or (not self.pending and self.delivered_id == self.last_id)
+
+
+class Truth(Struct, frozen=True):
+    """What PostgreSQL says of a user; ``score`` None where it has no score of theirs.
+
+    ``equals`` are the users whom it knows at the score to be set, in order of arrival: with them
+    the user gets the place that is due, else the last one.
+    """
+
+    user_id: str
+    score: int | None
+    equals: tuple[str, ...] = ()
+
+
+class Repaired(Struct, frozen=True, array_like=True):
+    """What was, or in a dry run would be, done about a user: ``score`` is the right one."""
+
+    outcome: str
+    change: int
+    score: int
+    seq: int
 
 
 class _Placed(Struct, frozen=True, order=True):
@@ -182,6 +206,7 @@ class Live:
             seq=sum(page.seq for page in pages),
             total=sum(page.total for page in pages),
             rows=_rows(list(islice(best, offset, offset + limit)), offset),
+            positions=tuple((page.epoch, page.seq) for page in pages),
         )
 
     async def standing(self, board: str, user_id: str, *, around: int = 0) -> Standing:
@@ -206,7 +231,6 @@ class Live:
                 other = await self._read(
                     _NEIGHBOURS,
                     Partition(board, number),
-            positions=tuple((page.epoch, page.seq) for page in pages),
                     [place.packed, int(number < home), width],
                     _Near,
                 )
@@ -235,6 +259,56 @@ class Live:
         """
         keys = PartitionKeys(partition)
         return int(await call(self._client, _TRIM, [keys.events], [GROUP, committed]))
+
+    async def repair(
+        self,
+        partition: Partition,
+        truths: Sequence[Truth],
+        *,
+        epoch: int,
+        seq: int,
+        stream_id: str,
+        is_dry: bool = False,
+    ) -> list[Repaired]:
+        """Set up to 64 users' scores to what PostgreSQL has plus what the stream still adds.
+
+        ``seq`` and ``stream_id`` are the committed position, which may not move meanwhile: hold
+        the partition's row of flush_state. A second run changes nothing.
+
+        Raises Busy (more than 1000 actions are not committed), OperatorMistake (another epoch),
+        ScoreOutOfRange, Fenced, Uninitialised, RedisUnavailable (repeat it), ScriptFailed.
+        """
+        keys = PartitionKeys(partition)
+        args: list[object] = [epoch, stream_id, seq, int(is_dry)]
+        for truth in truths:
+            score = -1 if truth.score is None else truth.score
+            args += [truth.user_id, score, len(truth.equals), *truth.equals]
+        names = [keys.board, keys.events, keys.meta, keys.changes]
+        reply = await call(self._client, _REPAIR, names, args)
+        try:
+            return msgspec.convert(reply, list[Repaired])
+        except msgspec.ValidationError as error:
+            raise ScriptFailed(f"{_REPAIR.name} answered another shape: {error}") from error
+
+    async def standing_at(self, partition: Partition, score: int, *, most: int) -> list[str]:
+        """Give up to ``most`` users of a partition who stand at a score, best first.
+
+        Raises RedisUnavailable.
+        """
+        low, high = pack(score, 0), pack(score, SLOT_COUNT - 1)
+        try:
+            reply: Any = await self._client.zrange(
+                PartitionKeys(partition).board,
+                high,
+                low,
+                desc=True,
+                byscore=True,
+                offset=0,
+                num=most,
+            )
+        except (*LOST, RedisError) as error:
+            raise RedisUnavailable from error
+        return list(reply)
 
     async def fence(self, partition: Partition, token: str) -> tuple[int, int]:
         """Stop accepting, in the name of ``token``; give epoch and seq (0, 0 on an emptied Redis).

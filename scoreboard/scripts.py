@@ -62,7 +62,7 @@ def as_error(error: Exception, script: Script) -> ScoreboardError:
     CALLS_REFUSED.labels(code.lower()).inc()
     if issubclass(kind, ScriptFailed):
         return ScriptFailed(f"{script.name}: {error}")
-    if code == "FENCE":
+    if code in {"FENCE", "EPOCH"}:
         return kind(str(error).partition(" ")[2])
     return kind()
 

@@ -1,0 +1,551 @@
+"""What goes wrong around the flusher, and that nothing is lost, doubled or parked for nothing."""
+
+import asyncio
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from flusher.lane import Condition
+from flusher.quarantine import restore
+from flusher.recovery import GAP_FENCE, REWIND_FENCE
+from flusher.service import Flusher
+from scoreboard.errors import Busy, Fenced
+from scoreboard.keys import GROUP
+from scoreboard.migrations import migrate
+from scoreboard.model import SCORE_MAX, Action, Partition, Receipt
+from scoreboard.settings import Secret, Settings
+from tests.support.eventually import eventually, eventually_async
+from tests.support.flushing import (
+    KEYS,
+    MAIN,
+    FlusherProcess,
+    act,
+    check_books,
+    flushing,
+    is_drained,
+    live_of,
+    make_board,
+    positions,
+    query,
+)
+from tests.support.proxy import TO_SERVER, MakeProxy
+from tests.support.servers import OwnPostgres, OwnValkey
+
+Client = redis.Redis
+
+
+def settings_for(redis_url: str, database_url: str, **more: object) -> Settings:
+    return Settings(
+        redis_url=Secret(redis_url),
+        database_url=Secret(database_url),
+        flusher_metrics_port=0,
+        flush_linger_ms=0,
+        **more,
+    )
+
+
+@pytest.fixture
+def settings(redis_url: str, database_url: str) -> Settings:
+    return settings_for(redis_url, database_url)
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[Client]:
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        yield client
+
+
+def some(count: int, *, start: int = 0) -> list[Action]:
+    return [
+        Action(f"user{number % 20}", f"win:{number}", 1 + number % 7)
+        for number in range(start, start + count)
+    ]
+
+
+def told(actions: list[Action]) -> list[tuple[str, str, int]]:
+    return [(one.user_id, one.action_id, one.delta) for one in actions]
+
+
+async def drained(settings: Settings, within_s: float = 15) -> None:
+    await eventually_async(lambda: is_drained(settings), within_s)
+
+
+async def becomes(flusher: Flusher, condition: Condition, within_s: float = 10) -> None:
+    await eventually_async(
+        lambda: bool(flusher.lanes) and flusher.lanes[0].status.condition is condition, within_s
+    )
+
+
+def add_poison(client: Client, count: int, *, first: int = 1) -> None:
+    """Put events into the stream that can be read, and whose sum fits no INT."""
+    for number in range(first, first + count):
+        seq = client.hincrby(KEYS.meta, "seq", 1)
+        for action in ("huge", "more"):
+            fields = {"u": f"rich{number}", "a": f"{action}:{number}", "d": SCORE_MAX, "e": 1}
+            client.xadd(KEYS.events, {"q": seq, "s": SCORE_MAX, **fields})
+            seq = client.hincrby(KEYS.meta, "seq", 1) if action == "huge" else seq
+
+
+# Entries that cannot be read or stored
+
+
+async def test_poison_is_parked_and_the_rest_of_its_batch_counts(
+    settings: Settings, client: Client
+) -> None:
+    await make_board(settings)
+    before, after = some(40), some(40, start=40)
+    await act(settings, *before)
+    add_poison(client, 3)
+    await act(settings, *after)
+
+    async with flushing(settings):
+        await drained(settings)
+
+    ledger = query(settings, "SELECT count(*) FROM score_events WHERE kind = 'win'")
+    assert ledger == [(80,)]
+    dead = query(settings, "SELECT raw, reason, seq FROM dead_events ORDER BY seq")
+    assert [restore(raw)[b"a"] for raw, _, _ in dead] == [b"more:1", b"more:2", b"more:3"]
+    assert all("22003" in reason for _, reason, _ in dead)
+    assert [seq for _, _, seq in dead] == [42, 44, 46]
+    assert positions(settings) == {0: 86}
+
+
+async def test_rubbish_is_parked_in_the_transaction_that_passes_it(
+    settings: Settings, client: Client
+) -> None:
+    await make_board(settings)
+    actions = some(30)
+    await act(settings, *actions[:15])
+    client.xadd(KEYS.events, {"q": "x", "u": "\xff\x00"})
+    client.xadd(KEYS.events, {"hello": "world"})
+    await act(settings, *actions[15:])
+
+    async with flushing(settings):
+        await drained(settings)
+
+    check_books(settings, told(actions))
+    assert len(query(settings, "SELECT 1 FROM dead_events")) == 2
+
+
+async def test_too_much_poison_stops_the_lane_and_parks_nothing(
+    settings: Settings, client: Client
+) -> None:
+    await make_board(settings)
+    add_poison(client, 20)
+
+    async with flushing(settings) as flusher:
+        await becomes(flusher, Condition.BROKEN)
+        assert "poison-flood" in flusher.lanes[0].status.reason
+
+    assert query(settings, "SELECT 1 FROM dead_events") == []
+    assert client.xlen(KEYS.events) == 40
+
+
+async def test_a_missing_ledger_partition_stops_the_lane_and_parks_nothing(
+    settings: Settings,
+) -> None:
+    """It comes as a check violation, which looks like a bad row."""
+    await make_board(settings)
+    actions = some(60)
+    query(settings, "ALTER TABLE score_events DETACH PARTITION score_events_2")
+
+    async with flushing(settings) as flusher:
+        await act(settings, *actions)
+        await becomes(flusher, Condition.BROKEN)
+        assert query(settings, "SELECT 1 FROM dead_events") == []
+        query(
+            settings,
+            "ALTER TABLE score_events ATTACH PARTITION score_events_2"
+            " FOR VALUES WITH (MODULUS 4, REMAINDER 2)",
+        )
+        await drained(settings)
+
+    check_books(settings, told(actions))
+
+
+# PostgreSQL goes, comes, and contends
+
+
+async def test_terminated_sessions_and_lock_waits_are_waited_out(settings: Settings) -> None:
+    await make_board(settings)
+    actions = some(120)
+
+    async with flushing(settings):
+        for start in range(0, 120, 40):
+            await act(settings, *actions[start : start + 40])
+            query(
+                settings,
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE application_name = 'scoreboard-flusher' AND datname = current_database()",
+            )
+        await drained(settings)
+
+    check_books(settings, told(actions))
+
+
+async def test_a_commit_whose_answer_is_lost_counts_once(
+    settings: Settings, make_proxy: MakeProxy, postgres_server: object
+) -> None:
+    proxy = await make_proxy(postgres_server.port)
+    through = settings_for(
+        settings.redis_url.reveal(), proxy.through(settings.database_url.reveal())
+    )
+    await make_board(settings)
+    actions = some(50)
+
+    async with flushing(through) as flusher:
+        await becomes(flusher, Condition.FLUSHING)
+        cut = proxy.cut_when(TO_SERVER, b"COMMIT")
+        await act(settings, *actions)
+        await asyncio.wait_for(cut.wait(), 10)
+        await drained(settings)
+
+    check_books(settings, told(actions))
+
+
+async def test_while_postgres_is_down_updates_go_on_to_the_cap_and_then_are_busy(
+    redis_url: str, own_postgres: OwnPostgres
+) -> None:
+    postgres = own_postgres()
+    migrate(postgres.url)
+    settings = settings_for(redis_url, postgres.url, stream_cap=100)
+    await make_board(settings)
+    actions = some(150)
+
+    async with flushing(settings) as flusher:
+        await becomes(flusher, Condition.FLUSHING)
+        postgres.kill()
+        early = await act(settings, *actions[:100])
+        await becomes(flusher, Condition.DATABASE_AWAY)
+        late = await act(settings, *actions[100:])
+        replays = await act(settings, *actions[:10])
+        await asyncio.to_thread(postgres.start)
+        await drained(settings)
+        again = await act(settings, *actions[100:])
+        await drained(settings)
+
+    assert all(isinstance(receipt, Receipt) for receipt in early)
+    assert [type(receipt) for receipt in late] == [Busy] * 50
+    assert [receipt.replayed for receipt in replays if isinstance(receipt, Receipt)] == [True] * 10
+    assert all(isinstance(receipt, Receipt) for receipt in again)
+    check_books(settings, told(actions))
+
+
+async def test_a_redis_that_restarts_is_followed_on(
+    database_url: str, own_valkey: OwnValkey
+) -> None:
+    valkey = own_valkey()
+    settings = settings_for(valkey.url, database_url)
+    await make_board(settings)
+    actions = some(60)
+
+    async with flushing(settings):
+        for start in range(0, 60, 20):
+            await act(settings, *actions[start : start + 20])
+            valkey.kill()
+            await asyncio.to_thread(valkey.start)
+        await drained(settings)
+
+    check_books(settings, told(actions))
+
+
+async def test_a_zombie_that_wakes_up_does_no_harm(settings: Settings, tmp_path: Path) -> None:
+    await make_board(settings)
+    actions = some(60)
+    with FlusherProcess(settings, tmp_path / "one") as zombie:
+        zombie.wait_for("lease_taken")
+        await act(settings, *actions[:20])
+        await drained(settings)
+        zombie.pause()
+        with FlusherProcess(settings, tmp_path / "two") as successor:
+            await eventually_async(lambda: bool(successor.lines("lane_changed")), within_s=10)
+            await act(settings, *actions[20:40])
+            # What idle_session_timeout does to a session that has been silent for too long.
+            query(
+                settings,
+                "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
+                " AND granted AND classid = %s"
+                " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+                0x5B0F,
+            )
+            successor.wait_for("lease_taken")
+            await drained(settings)
+            zombie.resume()
+            zombie.wait_for("lane_troubled")
+            await act(settings, *actions[40:])
+            await drained(settings)
+
+    check_books(settings, told(actions))
+
+
+# Late duplicates
+
+
+def forget(client: Client) -> None:
+    """Let the seen window pass."""
+    for key in client.keys("sb:*:seen:*"):
+        client.delete(key)
+
+
+async def corrected(settings: Settings, count: int) -> None:
+    def all_closed() -> bool:
+        rows = query(
+            settings,
+            "SELECT corrected_at IS NOT NULL FROM rejected_events WHERE reason = 'late_duplicate'",
+        )
+        return len(rows) == count and all(closed for (closed,) in rows)
+
+    await eventually_async(all_closed, within_s=10)
+
+
+async def test_a_late_duplicate_is_refused_by_the_ledger_and_redis_is_corrected_once(
+    settings: Settings, client: Client
+) -> None:
+    await make_board(settings)
+    actions = [
+        Action("alice", "win:1", 30),
+        Action("bob", "win:1", 20),
+        Action("carol", "win:1", 20),
+    ]
+    listener = client.pubsub()
+    listener.subscribe(KEYS.changes)
+    async with flushing(settings):
+        await act(settings, actions[0])
+        await act(settings, actions[1])
+        await act(settings, actions[2])
+        await drained(settings)
+        forget(client)
+        await act(settings, actions[1], Action("alice", "win:2", 5))
+        await corrected(settings, 1)
+        await drained(settings)
+
+    check_books(settings, [*told(actions), ("alice", "win:2", 5)])
+    rejected = query(settings, "SELECT reason, delta FROM rejected_events ORDER BY seq")
+    assert rejected == [("late_duplicate", 20), ("correction", -20)]
+    seqs = [message["data"] for message in iter(lambda: listener.get_message(timeout=0.2), None)]
+    assert seqs[-1] == "1:6", "viewers are told"
+    listener.close()
+
+
+async def test_many_late_duplicates_at_once_with_traffic_are_all_corrected(
+    settings: Settings, client: Client
+) -> None:
+    await make_board(settings)
+    actions = some(200)
+    async with flushing(settings):
+        await act(settings, *actions)
+        await drained(settings)
+        forget(client)
+        fresh = some(100, start=200)
+        await act(settings, *actions[:90], *fresh)
+        await corrected(settings, 90)
+        await drained(settings)
+
+    check_books(settings, told(actions + fresh))
+
+
+async def test_what_a_crash_left_uncorrected_is_corrected_at_the_next_start(
+    settings: Settings, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await make_board(settings)
+    actions = some(20)
+    with monkeypatch.context() as patch:
+
+        async def dies_before_correcting(*_: object) -> bool:
+            return True
+
+        patch.setattr("flusher.lane.correct", dies_before_correcting)
+        async with flushing(settings):
+            await act(settings, *actions)
+            await drained(settings)
+            forget(client)
+            await act(settings, *actions[:5])
+            await drained(settings)
+    assert len(query(settings, "SELECT 1 FROM rejected_events WHERE corrected_at IS NULL")) == 5
+
+    async with flushing(settings):
+        await corrected(settings, 5)
+        await drained(settings)
+
+    check_books(settings, told(actions))
+
+
+# Redis lost or hid something
+
+
+async def test_hidden_entries_are_read_again_before_anything_is_cut(
+    settings: Settings, client: Client
+) -> None:
+    await make_board(settings)
+    actions = some(90)
+    await act(settings, *actions[:30])
+    client.xgroup_setid(KEYS.events, GROUP, "$")
+    await act(settings, *actions[30:60])
+
+    async with flushing(settings):
+        await drained(settings)
+        await act(settings, *actions[60:])
+        await drained(settings)
+
+    check_books(settings, told(actions))
+    assert client.hget(KEYS.meta, "state") == "open"
+
+
+async def test_entries_that_vanished_fence_the_partition_and_the_rest_counts(
+    settings: Settings, client: Client
+) -> None:
+    await make_board(settings)
+    actions = some(30)
+    await act(settings, *actions)
+    (victim, _), *_ = client.xrange(KEYS.events)[10:]
+    client.xdel(KEYS.events, victim)
+
+    async with flushing(settings):
+        await drained(settings)
+        (refusal,) = await act(settings, Action("alice", "late", 1))
+
+    assert isinstance(refusal, Fenced)
+    assert client.hget(KEYS.meta, "fence") == GAP_FENCE
+    assert query(settings, "SELECT count(*) FROM score_events") == [(29,)]
+    assert positions(settings) == {0: 30}
+
+
+async def rewound(valkey: object, settings: Settings, actions: list[Action], copy: Path) -> None:
+    """Flush 60 actions of 90, and bring Redis back as it was after 30 of them."""
+    await make_board(settings)
+    async with flushing(settings):
+        await act(settings, *actions[:30])
+        await drained(settings)
+        valkey.stop()
+        shutil.copytree(valkey.folder.path / "appendonlydir", copy)
+        await asyncio.to_thread(valkey.start)
+        await act(settings, *actions[30:60])
+        await drained(settings)
+    valkey.kill()
+    shutil.rmtree(valkey.folder.path / "appendonlydir")
+    shutil.copytree(copy, valkey.folder.path / "appendonlydir")
+    await asyncio.to_thread(valkey.start)
+
+
+@pytest.mark.parametrize("fresh", [0, 5, 30])
+async def test_a_redis_that_came_back_older_is_fenced_drained_and_reseeded(
+    database_url: str, own_valkey: OwnValkey, tmp_path: Path, fresh: int
+) -> None:
+    """With 30 fresh actions its seq has reached the committed one: only the ledger sees it."""
+    valkey = own_valkey()
+    settings = settings_for(valkey.url, database_url)
+    actions = some(90)
+    await rewound(valkey, settings, actions, tmp_path / "older")
+    receipts = await act(settings, *actions[60 : 60 + fresh])
+
+    async with flushing(settings), live_of(settings) as live:
+        await eventually_async(lambda: epoch_is(live, 2), within_s=15)
+        replays = await act(settings, *actions[:60])
+        await act(settings, *actions[60:])
+        await drained(settings)
+
+    assert all(isinstance(receipt, Receipt) for receipt in receipts)
+    assert all(isinstance(one, Receipt) and one.replayed for one in replays)
+    ledger = query(
+        settings,
+        "SELECT u.external_id, action_id, delta FROM score_events JOIN users u ON u.id = user_id",
+    )
+    assert sorted(ledger) == sorted(told(actions))
+    check_scores(settings)
+    (audit,) = query(settings, "SELECT actor, action FROM audit_log")
+    assert audit == (REWIND_FENCE, "reseed")
+
+
+async def epoch_is(live: object, epoch: int) -> bool:
+    state = await live.state(MAIN)
+    return state.epoch == epoch and state.is_open
+
+
+def check_scores(settings: Settings) -> None:
+    """I2 and I3 where seq is not unique any more."""
+    from scoreboard.model import unpack_score
+
+    scores = dict(
+        query(settings, "SELECT u.external_id, score FROM scores JOIN users u ON u.id = user_id")
+    )
+    sums = dict(
+        query(
+            settings,
+            "SELECT u.external_id, sum(delta) FROM score_events JOIN users u ON u.id = user_id"
+            " GROUP BY 1",
+        )
+    )
+    with redis.Redis.from_url(settings.redis_url.reveal(), decode_responses=True) as client:
+        rows = client.zrange(KEYS.board, 0, -1, withscores=True)
+    assert scores == sums
+    assert {user: unpack_score(int(packed)) for user, packed in rows} == scores
+
+
+async def test_a_way_back_that_was_interrupted_is_gone_on_with(
+    settings: Settings, client: Client
+) -> None:
+    await make_board(settings)
+    actions = some(30)
+    async with flushing(settings):
+        await act(settings, *actions[:20])
+        await drained(settings)
+    await act(settings, *actions[20:])
+    client.hset(KEYS.meta, mapping={"state": "fenced", "fence": f"{REWIND_FENCE}:0123456789abcdef"})
+
+    async with flushing(settings), live_of(settings) as live:
+        await eventually_async(lambda: epoch_is(live, 2), within_s=10)
+        await drained(settings)
+
+    check_scores(settings)
+    assert query(settings, "SELECT count(*) FROM score_events") == [(30,)]
+
+
+async def test_a_redis_of_before_the_last_reseed_is_brought_to_a_new_epoch(
+    settings: Settings, client: Client
+) -> None:
+    await make_board(settings)
+    query(settings, "INSERT INTO flush_state VALUES ('main', 0, 7, 0, '0-0')")
+    actions = some(20)
+    await act(settings, *actions)
+
+    async with flushing(settings), live_of(settings) as live:
+        await eventually_async(lambda: epoch_is(live, 8), within_s=10)
+
+    check_scores(settings)
+    assert query(settings, "SELECT count(*) FROM score_events") == [(20,)]
+
+
+async def test_another_operators_fence_is_respected_and_the_stream_is_drained(
+    settings: Settings, client: Client
+) -> None:
+    await make_board(settings)
+    actions = some(20)
+    await act(settings, *actions)
+    async with live_of(settings) as live:
+        await live.fence(Partition("main"), "an operator")
+
+    async with flushing(settings):
+        await drained(settings)
+
+    check_books(settings, told(actions))
+    assert client.hget(KEYS.meta, "fence") == "an operator"
+
+
+@pytest.mark.parametrize("signal", ["stop", "kill"])
+def test_a_flusher_process_leaves_no_lease_behind(
+    settings: Settings, tmp_path: Path, signal: str
+) -> None:
+    asyncio.run(make_board(settings))
+    with FlusherProcess(settings, tmp_path / "log") as process:
+        process.wait_for("lease_taken")
+
+        if signal == "stop":
+            assert process.stop(within_s=5) == 0
+        else:
+            process.kill()
+
+    leases = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND classid = %s"
+    eventually(lambda: query(settings, leases, 0x5B0F) == [])

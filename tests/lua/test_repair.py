@@ -1,0 +1,183 @@
+"""repair.lua: scores come back to the ledger, once, and everyone keeps the place that is due."""
+
+import pytest
+
+from scoreboard.model import SCORE_MAX, unpack_score
+from tests.support.scripts import KEYS, Scripts, text
+
+ALL = [KEYS.board, KEYS.events, KEYS.meta, KEYS.changes]
+Truth = tuple[str, int, list[str]]
+
+
+def repair(
+    scripts: Scripts, *truths: Truth, committed: str = "0-0", seq: int = 0, dry: int = 0
+) -> list[list[object]]:
+    rows = scripts.run("repair", ALL, 1, committed, seq, dry, *flat(truths))
+    return [[text(row[0]), *row[1:]] for row in rows]
+
+
+def flat(truths: tuple[Truth, ...]) -> list[object]:
+    return [value for user, score, order in truths for value in (user, score, len(order), *order)]
+
+
+def scores(scripts: Scripts) -> list[tuple[str, int]]:
+    return [(user, unpack_score(packed)) for user, packed in scripts.board()]
+
+
+def last_id(scripts: Scripts) -> str:
+    return text(scripts.client.xrange(KEYS.events)[-1][0])
+
+
+@pytest.fixture
+def played(opened: Scripts) -> Scripts:
+    """Alice 30, bob 20 and carol 20, everything committed."""
+    opened.submit(("alice", "1", 30), ("bob", "1", 20), ("carol", "1", 20))
+    return opened
+
+
+def test_a_score_that_is_too_high_is_set_back_and_announced(played: Scripts) -> None:
+    listener = played.client.pubsub()
+    listener.subscribe(KEYS.changes)
+    listener.get_message(timeout=1)
+
+    done = repair(played, ("alice", 25, []), committed=last_id(played), seq=3)
+
+    assert done == [["corrected", -5, 25, 4]]
+    assert scores(played) == [("alice", 25), ("bob", 20), ("carol", 20)]
+    assert played.events()[-1] == {
+        "q": "4",
+        "u": "alice",
+        "a": "correction:3",
+        "d": "-5",
+        "s": "25",
+        "e": "1",
+        "k": "c",
+    }
+    message = listener.get_message(timeout=1)
+    assert message is not None
+    assert text(message["data"]) == "1:4"
+    listener.close()
+
+
+def test_a_second_run_changes_nothing(played: Scripts) -> None:
+    committed = last_id(played)
+    repair(played, ("alice", 25, []), committed=committed)
+    before = played.snapshot()
+
+    assert repair(played, ("alice", 25, []), committed=committed) == [["unchanged", 0, 25, 0]]
+    assert played.snapshot() == before
+
+
+def test_actions_not_yet_committed_are_added_and_corrections_are_not(played: Scripts) -> None:
+    committed = last_id(played)
+    played.submit(("alice", "2", 7), ("bob", "2", 1))
+    repair(played, ("alice", 25, []), committed=committed)
+
+    again = repair(played, ("alice", 25, []), ("bob", 20, []), committed=committed)
+
+    assert again == [["unchanged", 0, 32, 0], ["unchanged", 0, 21, 0]]
+    assert ("alice", 32) in scores(played)
+
+
+def test_a_dry_run_says_what_differs_and_writes_nothing(played: Scripts) -> None:
+    before = played.snapshot()
+
+    found = repair(played, ("alice", 25, []), ("bob", 20, []), committed=last_id(played), dry=1)
+
+    assert found == [["differs", -5, 25, 0], ["unchanged", 0, 20, 0]]
+    assert played.snapshot() == before
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        ([], ["bob", "carol", "alice"]),
+        (["alice", "bob", "carol"], ["alice", "bob", "carol"]),
+        (["bob", "alice", "carol"], ["bob", "alice", "carol"]),
+        (["bob", "someone who left", "carol", "alice"], ["bob", "carol", "alice"]),
+        (["alice"], ["alice", "bob", "carol"]),
+    ],
+)
+def test_among_equals_the_place_is_the_one_that_postgres_says(
+    played: Scripts, order: list[str], expected: list[str]
+) -> None:
+    repair(played, ("alice", 20, order), committed=last_id(played))
+
+    assert scores(played) == [(user, 20) for user in expected]
+    played.submit(("dave", "1", 20))
+    assert scores(played)[-1] == ("dave", 20), "who comes later stands behind them all"
+
+
+def test_who_acted_since_stands_behind_those_who_did_not_in_the_order_of_the_stream(
+    played: Scripts,
+) -> None:
+    committed = last_id(played)
+    played.submit(("dave", "1", 20), ("alice", "2", 1), ("erin", "1", 20))
+
+    repair(played, ("alice", 19, ["bob", "carol"]), committed=committed)
+
+    assert [user for user, _ in scores(played)] == ["bob", "carol", "dave", "alice", "erin"]
+
+
+def test_among_very_many_equals_the_place_is_the_last(opened: Scripts) -> None:
+    opened.cap = 5000
+    opened.submit(("alice", "1", 30))
+    for start in range(0, 576, 64):
+        opened.submit(*((f"user{number}", "1", 20) for number in range(start, start + 64)))
+    committed = last_id(opened)
+
+    repair(opened, ("alice", 20, ["alice"]), committed=committed)
+
+    assert scores(opened)[-1] == ("alice", 20)
+    assert len(opened.board()) == 577
+
+
+def test_a_user_whom_postgres_does_not_know_leaves(played: Scripts) -> None:
+    done = repair(played, ("alice", -1, []), committed=last_id(played))
+
+    assert done == [["corrected", -30, 0, 4]]
+    assert scores(played) == [("bob", 20), ("carol", 20)]
+
+
+def test_a_user_whom_redis_lost_comes_back(played: Scripts) -> None:
+    done = repair(played, ("zoe", 22, []), committed=last_id(played))
+
+    assert done == [["corrected", 22, 22, 4]]
+    assert scores(played)[1] == ("zoe", 22)
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        ((1, "soon", 0, 0, "alice", 1, 0), "BADARG"),
+        ((1, "0-0", 0, 0, "alice", 1), "BADARG"),
+        ((1, "0-0", 0, 0, "alice", 1, 2, "bob"), "BADARG"),
+        ((1, "0-0", 0, 0, "alice", "x", 0), "BADARG"),
+        ((1, "0-0", 0, 0, *(("alice", 1, 0) * 65)), "BADARG"),
+        ((2, "0-0", 0, 0, "alice", 1, 0), "EPOCH"),
+        ((1, "0-0", 0, 0, "bob", 20, 0, "alice", SCORE_MAX, 0), "RANGE"),
+    ],
+)
+def test_refusals_leave_everything_as_it_was(
+    played: Scripts, args: tuple[object, ...], code: str
+) -> None:
+    before = played.snapshot()
+
+    assert played.refuses("repair", ALL, *args).startswith(f"{code} ")
+    assert played.snapshot() == before
+
+
+def test_too_long_a_stream_is_refused(played: Scripts) -> None:
+    played.cap = 5000
+    for start in range(0, 1024, 64):
+        played.submit(*((f"user{number}", "1", 1) for number in range(start, start + 64)))
+
+    assert played.refuses("repair", ALL, 1, "0-0", 0, 0, "alice", 1, 0).startswith("LAG ")
+
+
+def test_an_empty_or_fenced_partition_is_refused(scripts: Scripts) -> None:
+    assert scripts.refuses("repair", ALL, 1, "0-0", 0, 0, "a", 1, 0).startswith("UNINIT ")
+    scripts.open()
+    scripts.run("fence", [KEYS.meta], "T")
+
+    assert scripts.refuses("repair", ALL, 1, "0-0", 0, 0, "a", 1, 0).startswith("FENCED ")
