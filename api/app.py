@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from litestar import Litestar
 from litestar.datastructures import State
 
-from api import page, problems
+from api import documents, page, problems
 from api.direct import DirectUpdate
 from api.health import Health, make_handlers
 from api.middleware import DirectHandler, Edge, Receive, Scope, Send
@@ -65,6 +65,7 @@ class Api:
                 Scores,
                 *make_handlers(self.health),
                 *page.make_handlers(settings, web_path()),
+                *documents.make_handlers(settings),
             ],
             exception_handlers={Exception: problems.respond},
             openapi_config=None,

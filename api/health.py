@@ -12,13 +12,14 @@ from typing import Final
 import redis.asyncio as aioredis
 from litestar import Response, get
 from litestar.handlers import HTTPRouteHandler
+from litestar.openapi.datastructures import ResponseSpec
 from psycopg_pool import AsyncConnectionPool
 
 from api.schemas import Alive, Check, Readiness
 from scoreboard import archive
 from scoreboard.auth import Verifier
 from scoreboard.catalogue import Catalogue
-from scoreboard.errors import ScoreboardError
+from scoreboard.errors import NotFound, ScoreboardError
 from scoreboard.live import Live
 from scoreboard.postgres import Connection
 from scoreboard.redis_client import check_durability
@@ -127,17 +128,33 @@ class Health:
         return UP
 
 
-def make_handlers(health: Health) -> list[HTTPRouteHandler]:
-    """Make the two probes."""
+def make_handlers(health: Health | None) -> list[HTTPRouteHandler]:
+    """Make the two probes; without ``health``, only to be described."""
 
-    @get("/health/live", tags=["health"], sync_to_thread=False)
+    @get(
+        "/health/live",
+        tags=["health"],
+        operation_id="isAlive",
+        summary="Is the process alive",
+        description="Answers as long as the process does; asks nothing of others.",
+        sync_to_thread=False,
+    )
     def live() -> Alive:
         """Tell that the process answers; asks nothing of others."""
         return Alive()
 
-    @get("/health/ready", tags=["health"])
+    @get(
+        "/health/ready",
+        tags=["health"],
+        operation_id="isReady",
+        summary="Should requests come here",
+        description="Red while Redis is away or could lose data, and while the process stops.",
+        responses={503: ResponseSpec(Readiness, False, "Send requests elsewhere.")},
+    )
     async def ready() -> Response[Readiness]:
         """Tell whether requests should come here, and how each dependency stands."""
+        if health is None:
+            raise NotFound
         found = await health.ready()
         status = 200 if found.status == "ready" else 503
         return Response(found, status_code=status, headers={"Cache-Control": "no-store"})

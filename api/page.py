@@ -28,7 +28,7 @@ _POLICY: Final = (
     "font-src 'self'; manifest-src 'self'; connect-src 'self'{others}; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
 )
-_COMMON: Final = {
+COMMON: Final = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -113,7 +113,7 @@ def make_handlers(settings: Settings, folder: Path) -> list[HTTPRouteHandler]:
         file = files[address]
         await asyncio.to_thread(file.refresh)
         headers = {
-            **_COMMON,
+            **COMMON,
             "Content-Security-Policy": policy(settings, address),
             "ETag": file.etag,
         }
@@ -124,6 +124,6 @@ def make_handlers(settings: Settings, folder: Path) -> list[HTTPRouteHandler]:
     @get("/config.json", include_in_schema=False, sync_to_thread=False)
     def config() -> Response[PageConfig]:
         known = PageConfig(settings.ws_public_url, settings.boards, sign_in(settings))
-        return Response(known, headers=_COMMON)
+        return Response(known, headers=COMMON)
 
     return [page, config] if files else [config]

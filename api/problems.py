@@ -17,21 +17,33 @@ from litestar.exceptions import (
     SerializationException,
     ValidationException,
 )
+from msgspec import Struct
 
 from api.schemas import Problem
 from scoreboard.errors import (
     ActionConflict,
     BodyTooLarge,
     Broken,
+    Busy,
+    Fenced,
     Forbidden,
     Invalid,
+    KeysUnavailable,
     Malformed,
     NotFound,
+    OutcomeUnknown,
+    Overloaded,
     RateLimited,
+    RedisUnavailable,
     Refused,
     ScoreboardError,
+    ScoreOutOfRange,
     Unauthenticated,
     Unavailable,
+    Uninitialised,
+    UnknownBoard,
+    UnknownKind,
+    UnknownUser,
     UnsupportedMedia,
 )
 from scoreboard.telemetry import get_logger
@@ -69,34 +81,83 @@ class QuotaSpent(RateLimited):
         self.window_s = window_s
 
 
-STATUSES: Final[Mapping[type[ScoreboardError], int]] = {
-    Malformed: 400,
-    Unauthenticated: 401,
-    Forbidden: 403,
-    NotFound: 404,
-    MethodNotAllowed: 405,
-    ActionConflict: 409,
-    BodyTooLarge: 413,
-    UnsupportedMedia: 415,
-    Invalid: 422,
-    RateLimited: 429,
-    Refused: 400,
-    Unavailable: 503,
-    ScoreboardError: 500,
+class Kind(Struct, frozen=True):
+    """What all errors of a class have in common at this edge."""
+
+    status: int
+    advice: str
+
+
+KINDS: Final[Mapping[type[ScoreboardError], Kind]] = {
+    Malformed: Kind(400, "Mend the request: what was sent cannot be read at all."),
+    Unauthenticated: Kind(
+        401,
+        "Send `Authorization: Bearer <token>` with a token of the issuer that is still valid. "
+        "`WWW-Authenticate` and `detail` say what is wrong with the one that was sent.",
+    ),
+    Forbidden: Kind(
+        403,
+        "The token is good, but not for this: it lacks the scope that `WWW-Authenticate` names, or "
+        "`userId` is somebody else's.",
+    ),
+    NotFound: Kind(404, "Compare the address with those of this documentation."),
+    UnknownUser: Kind(404, "The user has not scored on this board yet; not an error for a page."),
+    UnknownBoard: Kind(404, "Leave `board` out, or name a board that is served here."),
+    MethodNotAllowed: Kind(405, "Use a method of the header `Allow`."),
+    ActionConflict: Kind(
+        409,
+        "This `actionId` counted before with other points. Nothing was changed. Two different "
+        "actions need two ids; a repeat must state the points of the first try.",
+    ),
+    BodyTooLarge: Kind(413, "Send one action, which takes a few hundred bytes."),
+    UnsupportedMedia: Kind(415, "Send JSON, and say so: `Content-Type: application/json`."),
+    Invalid: Kind(422, "Change the value that `detail` names."),
+    UnknownKind: Kind(
+        422,
+        "The part of `actionId` before the first colon names the kind of action, and this kind "
+        "earns no points here. Ask the operator for the catalogue of actions.",
+    ),
+    ScoreOutOfRange: Kind(422, "The score would leave 0…2147483647. Nothing was changed."),
+    RateLimited: Kind(429, "Wait as many seconds as `Retry-After` says; then send it again."),
+    Unavailable: Kind(503, "Wait as many seconds as `Retry-After` says; then send it again."),
+    Uninitialised: Kind(
+        503, "The board is not loaded. An operator must load it; go on trying at a slow pace."
+    ),
+    Fenced: Kind(503, "The board is being mended, which takes seconds; send the action again."),
+    Busy: Kind(
+        503,
+        "The action did not count: too many wait to be stored. Send it again after `Retry-After`.",
+    ),
+    Overloaded: Kind(503, "This process has all the work it may hold. Send the request again."),
+    RedisUnavailable: Kind(503, "The action did not count. Send it again after `Retry-After`."),
+    OutcomeUnknown: Kind(
+        503,
+        "The answer was lost, so the action may have counted. Send it again **with the same "
+        "`actionId`**: it counts once, and the answer tells the score.",
+    ),
+    KeysUnavailable: Kind(503, "The issuer's keys cannot be read now. Send the request again."),
+    Broken: Kind(500, "Our fault. Tell the operator the `request_id`."),
 }
-"""The status of a class and of those below it that have none of their own."""
+"""Every kind of problem there is; a class that is not listed is what its nearest base is."""
 
 
-def status_of(kind: type[ScoreboardError]) -> int:
+def kind_of(error: type[ScoreboardError]) -> type[ScoreboardError]:
+    """Give the documented class that an error's class belongs to."""
+    return next((base for base in error.__mro__ if base in KINDS), Broken)
+
+
+def status_of(error: type[ScoreboardError]) -> int:
     """Give the HTTP status of a class of errors."""
-    return next(STATUSES[base] for base in kind.__mro__ if base in STATUSES)
+    return KINDS[kind_of(error)].status
 
 
 def problem_of(error: ScoreboardError, request_id: str) -> Problem:
     """Describe an error to the caller. What is ours to mend is not explained to strangers."""
-    kind = Broken if isinstance(error, Broken) else type(error)
-    detail = "Look for the request id in the logs" if kind is Broken else error.detail
-    return Problem(TYPE_PREFIX + kind.code, kind.title, status_of(kind), detail, request_id)
+    kind = kind_of(type(error))
+    status, advice = KINDS[kind].status, KINDS[kind].advice.replace("`", "").replace("**", "")
+    says_more = kind is not Broken and error.detail != type(error).title
+    detail = error.detail if says_more else advice
+    return Problem(TYPE_PREFIX + kind.code, kind.title, status, detail, request_id)
 
 
 def headers_of(error: ScoreboardError) -> Headers:

@@ -4,7 +4,7 @@
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Final, cast
 
 from litestar import Controller, Request, Response, get, post
 from litestar.connection import ASGIConnection
@@ -14,11 +14,12 @@ from litestar.params import JSONBody, PathParameter, QueryParameter
 from api.authentication import authenticate, require_reader, require_updater
 from api.direct import board_of, check_media
 from api.reads import Page, Reads, is_known_to_client
+from api.responses import problems, problems_of_a_read
 from api.schemas import LeaderboardReply, StandingReply, UpdateReply, UpdateRequest
 from api.updates import Updates
-from scoreboard.auth import Caller, Verifier
+from scoreboard.auth import READ, UPDATE, UPDATE_ANY, Caller, Verifier
 from scoreboard.errors import Invalid
-from scoreboard.model import AROUND_MAX, PAGE_MAX, SCORE_MAX, is_identifier
+from scoreboard.model import AROUND_MAX, ID_PATTERN, PAGE_MAX, SCORE_MAX, is_identifier
 from scoreboard.settings import Settings
 
 AnyRequest = Request[Any, Any, Any]
@@ -28,8 +29,26 @@ Board = Annotated[
     str | None,
     QueryParameter(name="board", description="Which board; the default one where left out."),
 ]
-UserPath = Annotated[str, PathParameter(description="A user, as the token's `sub` names it.")]
+UserPath = Annotated[
+    str, PathParameter(pattern=ID_PATTERN, description="A user, as the token's `sub` names it.")
+]
 
+BEARER: Final = "bearer"
+"""The security scheme of the documents."""
+
+_UPDATE: Final = (
+    "The same `actionId` counts once, ever: repeat a request whose answer got lost, and the answer "
+    "is the same, with `replayed: true`. Points come from the catalogue of actions by the kind in "
+    "`kind:unique`; only callers with `update:score:any` may state them, and act for other users."
+)
+_LEADERBOARD: Final = (
+    "Rows `offset + 1` to `offset + limit` with the total, all of one moment. Whoever reached a "
+    "score first stays ahead. A board that is public needs no token."
+)
+_STANDING: Final = (
+    "Rank, score and, with `around`, the neighbours: as many to each side, and more on one side "
+    "where the other ends. A board that is public needs no token."
+)
 _VARY = "Accept-Encoding, Authorization"
 _PUBLIC = "public, max-age=1, stale-while-revalidate=2"
 _PRIVATE = "private, no-store"
@@ -75,7 +94,16 @@ class Scores(Controller):
     path = "/api/scores"
     tags = ("scores",)
 
-    @post("/update", status_code=200, guards=[updaters_only])
+    @post(
+        "/update",
+        status_code=200,
+        guards=[updaters_only],
+        operation_id="updateScore",
+        summary="Count one action of a user",
+        description=_UPDATE,
+        security=[{BEARER: [UPDATE]}, {BEARER: [UPDATE_ANY]}],
+        responses=problems(400, 401, 403, 404, 409, 413, 415, 422, 429, 503),
+    )
     async def update(
         self, request: AnyRequest, data: JSONBody[UpdateRequest], board: Board = None
     ) -> Response[UpdateReply]:
@@ -93,7 +121,15 @@ class Scores(Controller):
             headers |= {name.decode(): value.decode() for name, value in quota.headers()}
         return Response(UpdateReply(True, receipt.score, receipt.replayed), headers=headers)
 
-    @get("/leaderboard", guards=[readers_only])
+    @get(
+        "/leaderboard",
+        guards=[readers_only],
+        operation_id="readLeaderboard",
+        summary="Read a window of the ranking",
+        description=_LEADERBOARD,
+        security=[{}, {BEARER: [READ]}],
+        responses=problems_of_a_read(400, 401, 403, 404, 422, 503),
+    )
     async def leaderboard(
         self,
         request: AnyRequest,
@@ -111,7 +147,15 @@ class Scores(Controller):
         page = await reads.leaderboard(reads.choose(board), limit=limit, offset=offset, names=names)
         return cast("Response[LeaderboardReply]", _answer(request, page))
 
-    @get("/users/{user_id:str}", guards=[readers_only])
+    @get(
+        "/users/{user_id:str}",
+        guards=[readers_only],
+        operation_id="readStanding",
+        summary="Read one user's place",
+        description=_STANDING,
+        security=[{}, {BEARER: [READ]}],
+        responses=problems_of_a_read(400, 401, 403, 404, 422, 503),
+    )
     async def standing(
         self,
         request: AnyRequest,

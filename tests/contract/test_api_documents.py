@@ -1,0 +1,85 @@
+"""The committed documents of the API are what the code says, and hold together."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from api import documents
+from api.problems import KINDS
+from scoreboard.resources import web_path
+
+ROOT = Path(__file__).parents[2]
+DOCUMENT: dict[str, Any] = msgspec.json.decode((ROOT / "docs" / "openapi.json").read_bytes())
+
+
+def test_openapi_json_is_what_the_handlers_say() -> None:
+    committed = (ROOT / "docs" / "openapi.json").read_bytes()
+    assert committed == documents.encoded(), "run `make openapi` and look at the difference"
+
+
+def test_problems_md_is_what_the_problems_are() -> None:
+    committed = (ROOT / "docs" / "problems.md").read_text(encoding="utf-8")
+    assert committed == documents.problems_text(), "run `make openapi`"
+
+
+def test_the_document_is_valid_openapi_3_1() -> None:
+    OpenAPIV31SpecValidator(DOCUMENT).validate()
+
+
+def operations() -> list[tuple[str, str, dict[str, Any]]]:
+    return [
+        (method, path, operation)
+        for path, item in DOCUMENT["paths"].items()
+        for method, operation in item.items()
+    ]
+
+
+def test_every_endpoint_is_documented() -> None:
+    assert {(method, path) for method, path, _ in operations()} == {
+        ("post", "/api/scores/update"),
+        ("get", "/api/scores/leaderboard"),
+        ("get", "/api/scores/users/{user_id}"),
+        ("get", "/health/live"),
+        ("get", "/health/ready"),
+    }
+
+
+def test_every_error_is_a_problem_with_an_example_per_kind() -> None:
+    shown: set[str] = set()
+    for _, path, operation in operations():
+        for status, answer in operation["responses"].items():
+            if path.startswith("/health/") or int(status) < 400:
+                continue
+            content = answer["content"]["application/problem+json"]
+            assert content["schema"] == {"$ref": "#/components/schemas/Problem"}
+            for code, example in content["examples"].items():
+                shown.add(code)
+                assert example["value"]["status"] == int(status)
+                assert example["value"]["type"].endswith(f"/{code}")
+    # A wrong method and our own fault belong to no operation.
+    assert shown == {kind.code for kind in KINDS} - {"method-not-allowed", "internal"}
+
+
+@pytest.mark.parametrize("operation_id", ["updateScore", "readLeaderboard", "readStanding"])
+def test_what_needs_a_token_says_so(operation_id: str) -> None:
+    [operation] = [one for _, _, one in operations() if one["operationId"] == operation_id]
+    assert any("bearer" in way for way in operation["security"])
+    assert {"401", "403"} <= operation["responses"].keys()
+    assert "WWW-Authenticate" in operation["responses"]["401"]["headers"]
+
+
+def test_the_documentation_asks_nobody_else() -> None:
+    for name in ("index.html", "start.js"):
+        text = (web_path() / "docs" / name).read_text(encoding="utf-8")
+        assert re.findall(r"(?:https?:)?//[a-z]", text) == [], name
+    assert "validatorUrl: null" in (web_path() / "docs" / "start.js").read_text(encoding="utf-8")
+
+
+def test_the_vendored_viewer_brings_its_licence() -> None:
+    folder = web_path() / "docs" / "swagger-ui"
+    assert "Apache License" in (folder / "LICENSE").read_text(encoding="utf-8")
+    assert (folder / "NOTICE").read_text(encoding="utf-8").startswith("swagger-ui")

@@ -1,0 +1,131 @@
+"""Every error has a problem, and no problem tells what strangers should not know."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from litestar.exceptions import (
+    ClientException,
+    MethodNotAllowedException,
+    NotFoundException,
+    SerializationException,
+    ValidationException,
+)
+
+import api.app  # noqa: F401 (so that every class of errors is there to be walked)
+from api import problems
+from api.problems import KINDS, QuotaSpent, headers_of, problem_of, status_of
+from scoreboard.errors import (
+    Broken,
+    Forbidden,
+    OperatorMistake,
+    OutcomeUnknown,
+    RateLimited,
+    Refused,
+    ScoreboardError,
+    ScriptFailed,
+    SettingInvalid,
+    Unauthenticated,
+    Unavailable,
+)
+
+
+def tree(kind: type[ScoreboardError] = ScoreboardError) -> Iterator[type[ScoreboardError]]:
+    yield kind
+    for below in kind.__subclasses__():
+        yield from tree(below)
+
+
+def make(kind: type[ScoreboardError]) -> ScoreboardError:
+    if kind is QuotaSpent:
+        return QuotaSpent(limit=10, window_s=60, retry_after_s=5)
+    return kind()
+
+
+@pytest.mark.parametrize("kind", sorted(set(tree()), key=lambda one: one.__name__))
+def test_every_error_has_a_problem(kind: type[ScoreboardError]) -> None:
+    error = make(kind)
+    status = status_of(kind)
+    if issubclass(kind, Unavailable):
+        assert status == 503
+    elif (
+        issubclass(kind, Refused) and not issubclass(kind, OperatorMistake) and kind is not Refused
+    ):
+        assert status in {400, 401, 403, 404, 405, 409, 413, 415, 422, 429}
+    else:
+        assert status == 500  # what no request should meet is our fault
+    problem = problem_of(error, "request-1")
+    assert problem.status == status
+    assert problem.type.removeprefix("/docs/problems/") in {one.code for one in KINDS}
+    assert problem.title
+    assert problem.detail
+    assert problem.request_id == "request-1"
+    names = {name for name, _ in headers_of(error)}
+    assert (b"retry-after" in names) == (status in {429, 503})
+    if status == 401:
+        assert b"www-authenticate" in names
+
+
+def test_codes_are_not_shared() -> None:
+    codes = [kind.code for kind in KINDS]
+    assert len(set(codes)) == len(codes)
+
+
+@pytest.mark.parametrize(
+    "error", [ScriptFailed("submit: ERR at /srv"), SettingInvalid("REDIS_URL: x"), Broken("sql")]
+)
+def test_our_faults_are_not_explained_to_strangers(error: ScoreboardError) -> None:
+    problem = problem_of(error, "r")
+    assert problem.type == "/docs/problems/internal"
+    assert error.detail not in problem.detail
+
+
+def test_an_error_without_words_of_its_own_gives_the_advice() -> None:
+    assert "same actionId" in problem_of(OutcomeUnknown(), "r").detail
+    assert problem_of(OutcomeUnknown("these words"), "r").detail == "these words"
+
+
+def test_challenges_follow_rfc_6750() -> None:
+    def challenge(error: ScoreboardError) -> bytes:
+        return dict(headers_of(error))[b"www-authenticate"]
+
+    assert challenge(Unauthenticated()) == b'Bearer realm="scoreboard"'
+    refused = challenge(Unauthenticated('has "quotes" \\ and é', reason="expired"))
+    assert refused == (
+        b'Bearer realm="scoreboard", error="invalid_token", '
+        b"error_description=\"has 'quotes'  and ?\""
+    )
+    forbidden = challenge(Forbidden("no", scope="update:score"))
+    assert b'error="insufficient_scope", scope="update:score"' in forbidden
+    assert b"www-authenticate" not in dict(headers_of(Forbidden("no")))
+
+
+def test_a_spent_quota_says_when_to_come_back() -> None:
+    headers = dict(headers_of(QuotaSpent(limit=10, window_s=60, retry_after_s=7)))
+    assert headers[b"retry-after"] == b"7"
+    assert headers[b"ratelimit-policy"] == b'"default";q=10;w=60'
+    assert headers[b"ratelimit"] == b'"default";r=0;t=7'
+    assert issubclass(QuotaSpent, RateLimited)
+
+
+@pytest.mark.parametrize(
+    ("raised", "status"),
+    [
+        (NotFoundException(), 404),
+        (MethodNotAllowedException(headers={"allow": "GET"}), 405),
+        (ValidationException(extra=[{"key": "limit", "message": "too large"}]), 422),
+        (ValidationException(extra={"a": 1}), 422),
+        (SerializationException(), 400),
+        (ClientException(), 400),
+        (ClientException(status_code=413), 413),
+        (ClientException(status_code=415), 415),
+        (RuntimeError("secret"), 500),
+        (Forbidden(), 403),
+    ],
+)
+def test_what_the_framework_raises_is_translated(raised: Any, status: int) -> None:
+    error = problems.as_scoreboard_error(raised)
+    assert status_of(type(error)) == status
+    assert "secret" not in problem_of(error, "r").detail
+    if status == 405:
+        assert dict(headers_of(error))[b"allow"] == b"GET"
