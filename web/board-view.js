@@ -22,9 +22,11 @@ export class BoardView {
 
   constructor(list) {
     this.#list = list;
-    list.addEventListener("animationend", ({ target, animationName }) => {
-      if (animationName === "flash") target.classList.remove("is-flashing");
-      if (animationName === "moved") target.removeAttribute("data-direction");
+    list.addEventListener("animationend", ({ target }) => {
+      // What has faded away gives its room back.
+      if (target.matches(".row")) target.classList.remove("is-flashing");
+      else target.textContent = "";
+      target.removeAttribute("data-direction");
     });
   }
 
@@ -131,7 +133,7 @@ class Row {
     };
     const { bar, rank, move, gain, score } = this.#parts;
     const trend = hidden(part("span", "trend"));
-    trend.append(move, gain);
+    trend.append(gain, move);
     this.element.append(
       bar,
       part("span", "visually-hidden", "Rank "),
