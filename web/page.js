@@ -1,14 +1,16 @@
 /**
  * The live page: asks where the streamer is, follows the board, and says how things stand.
  *
- * `/config.json` gives `{"ws"}`, the streamer's address, empty where it is on this page's own
- * origin. `?board=` of the page chooses the board. A player who signs in will bring a
- * `tokenProvider`; until then the page watches as anybody may.
+ * `/config.json` gives `{"ws", "oauth"}`: the streamer's address, empty where it is on this page's
+ * own origin, and where players sign in, null where they do not. `?board=` of the page chooses the
+ * board. The page watches as anybody may, and as the signed-in player only a board that asks for it.
  */
 
 import { Announcer } from "./announcer.js";
 import { BoardView } from "./board-view.js";
+import { showPlayer } from "./player.js";
 import { connect } from "./scoreboard-client.js";
+import { SignIn } from "./sign-in.js";
 import { ago, sentenceFor, whyStopped, WORDS } from "./words.js";
 
 const SAME_ORIGIN = "/ws/scoreboard";
@@ -32,6 +34,8 @@ let changedAtMs = null;
 let lostAtMs = null;
 let steady = "live"; // the state before the last loss
 let verdict = null; // what is wrong beyond the connection, once it is known
+let signIn = null; // where the deployment lets players sign in
+let isPrivate = false; // the board is shown to a token only
 
 function write(id, text) {
   const element = find(id);
@@ -106,7 +110,17 @@ async function diagnose() {
   }
   if (board !== null) return;
   if (answer.status === 404) giveUp("no-such-board");
-  if (answer.status === 401 || answer.status === 403) giveUp("private");
+  if (answer.status === 401 || answer.status === 403) {
+    giveUp("private");
+    watchAsPlayer();
+  }
+}
+
+/** Watch a board that is not public with the player's token, where that has not been tried. */
+function watchAsPlayer() {
+  if (verdict !== "private" || isPrivate || !signIn?.token) return;
+  isPrivate = true;
+  start();
 }
 
 function giveUp(why) {
@@ -116,14 +130,26 @@ function giveUp(why) {
   show();
 }
 
-async function streamerAddress() {
+async function configuration() {
   try {
     const answer = await fetch("/config.json", { signal: AbortSignal.timeout(FETCH_MS) });
-    if (answer.ok) return (await answer.json()).ws || SAME_ORIGIN;
+    if (answer.ok) return await answer.json();
   } catch {
     // a page that was served can as well find its streamer beside itself
   }
-  return SAME_ORIGIN;
+  return {};
+}
+
+function offerSignIn(oauth) {
+  if (!oauth || signIn !== null) return;
+  let player = null;
+  const onChange = () => {
+    player?.refresh();
+    if (signIn?.token) watchAsPlayer();
+    else if (isPrivate) location.reload(); // what only the player might see leaves with them
+  };
+  signIn = new SignIn({ ...oauth, onChange });
+  player = showPlayer(find("player"), { signIn, board: wishedBoard || undefined });
 }
 
 async function start() {
@@ -134,8 +160,11 @@ async function start() {
     giveUp("bad-name");
     return;
   }
-  const url = await streamerAddress();
-  connection = connect({ url, board: wishedBoard || undefined, onBoard, onStatus });
+  const { ws, oauth } = await configuration();
+  offerSignIn(oauth);
+  const tokenProvider = isPrivate ? () => signIn.token : undefined;
+  const url = ws || SAME_ORIGIN;
+  connection = connect({ url, board: wishedBoard || undefined, tokenProvider, onBoard, onStatus });
 }
 
 const wishedBoard = new URL(location.href).searchParams.get("board");
