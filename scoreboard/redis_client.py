@@ -83,7 +83,11 @@ class _Login:
 
 class _Pool(aioredis.BlockingConnectionPool):
     async def log_in_anew(self) -> None:
-        """Let go of the idle connections, which have older credentials than the next will."""
+        """Let go of connections, which have older credentials than the next will: busy ones later.
+
+        A subscription stays as it is: the server does not ask again who is logged in.
+        """
+        await self.update_active_connections_for_reconnect()
         for connection in tuple(self._available_connections):
             # Without a wait: in one, somebody could be given the connection that is closing.
             await connection.disconnect(nowait=True)

@@ -23,7 +23,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from scoreboard import postgres, redis_client
-from scoreboard.credentials import keep_fresh, store_of
+from scoreboard.credentials import INVALIDATE_EVERY_S, keep_fresh, store_of
 from scoreboard.dispatcher import Dispatcher
 from scoreboard.errors import DatabaseUnavailable, RedisUnavailable, SecretsUnavailable
 from scoreboard.live import Live
@@ -225,6 +225,26 @@ async def test_a_redis_password_changed_without_notice_is_taken_up_as_the_next_l
     await client.aclose()
 
 
+async def test_a_redis_connection_in_use_logs_in_anew_when_it_comes_back(
+    secrets_manager: SecretsManager, redis_user: RedisUser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis_user.change(">first", ">second")
+    secret = secrets_manager.create("app", "first")
+    pool = redis_client.make_pool(redis_settings(redis_user.address, secret), name="test")
+    async with kept_fresh(monkeypatch):
+        idle, busy = await pool.get_connection(), await pool.get_connection()
+        await pool.release(idle)
+
+        await asyncio.to_thread(secrets_manager.put, secret, "app", "second")
+        await eventually_async(lambda: not idle.is_connected)
+        was_left_alone = busy.is_connected
+        await pool.release(busy)
+
+    assert was_left_alone
+    assert not busy.is_connected
+    await pool.aclose()
+
+
 async def test_the_stored_login_wins_over_the_address(
     secrets_manager: SecretsManager, redis_user: RedisUser
 ) -> None:
@@ -245,7 +265,7 @@ async def test_a_wrong_secret_is_an_unreachable_redis_and_is_not_asked_for_all_t
     settings = redis_settings(redis_user.address, secret)
     client = redis_client.make_client(settings, name="test")
     dispatcher = Dispatcher(settings)
-    before = reads_of("redis")
+    before, began_s = reads_of("redis"), time.monotonic()
 
     async with asyncio.TaskGroup() as group:
         group.create_task(dispatcher.run())
@@ -257,7 +277,9 @@ async def test_a_wrong_secret_is_an_unreachable_redis_and_is_not_asked_for_all_t
         dispatcher.close()
     await client.aclose()
 
-    assert reads_of("redis") - before == 2  # one to begin with, one after the first refusal
+    # One to begin with, one after the first refusal, and one for each interval of refusals.
+    intervals = int((time.monotonic() - began_s) / INVALIDATE_EVERY_S)
+    assert 2 <= reads_of("redis") - before <= 2 + intervals
 
 
 async def test_postgres_stays_in_use_over_rotations_between_two_logins(
