@@ -1,0 +1,152 @@
+"""The invariants, read off both stores after everything has come to rest.
+
+Each function gives sentences, one for each thing that is wrong; none: the promise held.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import psycopg
+import redis.asyncio as aioredis
+
+from scoreboard.keys import PartitionKeys
+from scoreboard.model import Partition, unpack_score
+from tests.faults.clients import History
+from tests.faults.stack import Stack
+from tests.faults.viewer import Viewer
+from tests.support.eventually import eventually_async
+
+KEYS = PartitionKeys(Partition("main"))
+
+
+async def drain(stack: Stack, within_s: float = 60) -> None:
+    """Wait until PostgreSQL has everything Redis accepted."""
+    async with stack.redis() as client:
+
+        async def is_drained() -> bool:
+            seq = int(await client.hget(KEYS.meta, "seq") or 0)
+            with stack.sql() as connection:
+                row = connection.execute("SELECT seq FROM flush_state").fetchone()
+            return row is not None and row[0] == seq and await client.xlen(KEYS.events) == 0
+
+        await eventually_async(is_drained, within_s=within_s, every_s=0.1)
+
+
+async def check(stack: Stack, history: History, viewer: Viewer | None = None) -> list[str]:
+    """Compare what was told with what is kept, and the two stores with each other."""
+    found = list(history.violations)
+    with stack.sql() as connection:
+        found += ledger_has_every_acknowledged_action(connection, history)
+        found += scores_are_sums(connection)
+        found += seqs_are_dense(connection, stack.rewound_epochs)
+        ranking = ranked(connection)
+    async with stack.redis() as client:
+        found += await redis_agrees(client, ranking)
+        found += await memory_is_bounded(client)
+    if viewer is not None:
+        found += viewer.violations
+        found += await viewer_shows(viewer, ranking)
+    return found
+
+
+def ledger_has_every_acknowledged_action(
+    connection: psycopg.Connection, history: History
+) -> Iterable[str]:
+    """I1: every acknowledged action has its ledger row, with its points; nothing else has one."""
+    rows = connection.execute(
+        "SELECT u.external_id, e.action_id, e.delta FROM score_events e "
+        "JOIN users u ON u.id = e.user_id"
+    ).fetchall()
+    ledger = {(user, action): delta for user, action, delta in rows}
+    lost = {
+        key for key, told in history.actions.items() if told.new_score is not None
+    } - ledger.keys()
+    if lost:
+        yield f"I1: {len(lost)} acknowledged actions are lost, such as {min(lost)}"
+    strangers = ledger.keys() - history.actions.keys()
+    if strangers:
+        yield f"I1: {len(strangers)} ledger rows nobody sent, such as {min(strangers)}"
+    wrong = [
+        key
+        for key in ledger.keys() & history.actions.keys()
+        if ledger[key] != history.actions[key].points
+    ]
+    if wrong:
+        yield f"I1: {len(wrong)} ledger rows with other points, such as {min(wrong)}"
+
+
+def scores_are_sums(connection: psycopg.Connection) -> Iterable[str]:
+    """I2: scores.score and scores.actions are sum and count of the ledger."""
+    rows = connection.execute(
+        "SELECT s.user_id, s.score, s.actions, e.total, e.n FROM scores s FULL JOIN "
+        "(SELECT board, user_id, sum(delta) AS total, count(*) AS n FROM score_events "
+        "GROUP BY board, user_id) e USING (board, user_id) "
+        "WHERE (s.score, s.actions) IS DISTINCT FROM (e.total, e.n)"
+    ).fetchall()
+    if rows:
+        yield f"I2: {len(rows)} scores are not the sum of their ledger, such as {rows[0]}"
+
+
+def seqs_are_dense(connection: psycopg.Connection, rewound: set[int]) -> Iterable[str]:
+    """I6: ledger and rejected events together have every seq once, per epoch.
+
+    A rewind ends an epoch in which seqs were given out twice: of those every seq is there.
+    """
+    rows = connection.execute(
+        "WITH known AS (SELECT epoch, seq FROM score_events UNION ALL "
+        "SELECT epoch, seq FROM rejected_events) "
+        "SELECT epoch, min(seq), max(seq), count(*), count(DISTINCT seq) FROM known GROUP BY epoch"
+    ).fetchall()
+    for epoch, first, last, count, distinct in rows:
+        if count != distinct and epoch not in rewound:
+            yield f"I6: epoch {epoch} uses {count - distinct} seqs twice"
+        if last - first + 1 != distinct:
+            yield f"I6: epoch {epoch} lacks {last - first + 1 - distinct} seqs"
+
+
+def ranked(connection: psycopg.Connection) -> list[tuple[str, int]]:
+    """Give the board as PostgreSQL ranks it."""
+    return connection.execute(
+        "SELECT u.external_id, s.score FROM scores s JOIN users u ON u.id = s.user_id "
+        "ORDER BY s.score DESC, s.reached_at, s.last_seq"
+    ).fetchall()
+
+
+async def redis_agrees(client: "aioredis.Redis", ranking: list[tuple[str, int]]) -> list[str]:
+    """I3: with nothing unflushed both stores hold the same scores in the same order."""
+    rows: list[tuple[bytes, float]] = await client.zrange(
+        KEYS.board, 0, -1, desc=True, withscores=True
+    )
+    held = [(user.decode(), unpack_score(int(packed))) for user, packed in rows]
+    if held == ranking:
+        return []
+    if dict(held) == dict(ranking):
+        return ["I3: equals stand in another order"]
+    differing = dict(held).items() ^ dict(ranking).items()
+    return [f"I3: {len(differing)} scores differ, such as {min(differing)}"]
+
+
+async def memory_is_bounded(client: "aioredis.Redis") -> list[str]:
+    """I7: every seen key expires."""
+    return [
+        f"I7: {key!r} never expires"
+        async for key in client.scan_iter("*:seen:*")
+        if await client.ttl(key) < 0
+    ]
+
+
+async def viewer_shows(viewer: Viewer, ranking: list[tuple[str, int]]) -> list[str]:
+    """I8: a viewer shows the top 10 soon after the last change."""
+    expected = [
+        {"rank": rank, "userId": user, "score": score}
+        for rank, (user, score) in enumerate(ranking[:10], 1)
+    ]
+
+    def shows() -> Any:
+        return viewer.rows == expected
+
+    try:
+        await eventually_async(shows, within_s=8)
+    except AssertionError:
+        return [f"I8: the viewer shows {viewer.rows[:2]} …, not {expected[:2]} …"]
+    return []

@@ -1,0 +1,306 @@
+"""The faults: each breaks one thing, waits until that has had its effect, and mends it.
+
+A fault is an async function of the stack and a seeded random. It returns when the system can serve
+again; what it costs meanwhile is the clients' to bear.
+"""
+
+import asyncio
+import random
+import signal
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from psycopg import errors
+
+from scoreboard.keys import GROUP, PartitionKeys
+from scoreboard.model import Partition
+from tests.faults.checks import drain
+from tests.faults.stack import SERVICES, Stack
+from tests.support.proxy import TO_SERVER
+
+KEYS = PartitionKeys(Partition("main"))
+Inflict = Callable[[Stack, random.Random], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One kind of fault. ``needs_rest``: what Redis alone holds would be lost, so drain first."""
+
+    name: str
+    inflict: Inflict
+    needs_rest: bool = False
+
+
+FAULTS: dict[str, Fault] = {}
+
+
+def fault(*, needs_rest: bool = False) -> Callable[[Inflict], Inflict]:
+    """Put a function on the list under its own name."""
+
+    def register(inflict: Inflict) -> Inflict:
+        FAULTS[inflict.__name__] = Fault(inflict.__name__, inflict, needs_rest)
+        return inflict
+
+    return register
+
+
+async def _kill_and_start(stack: Stack, name: str) -> None:
+    await asyncio.to_thread(stack.services[name].kill)
+    await stack.start(name)
+
+
+async def _stand_still(stack: Stack, name: str, seconds: float) -> None:
+    stack.signal(name, signal.SIGSTOP)
+    try:
+        await asyncio.sleep(seconds)
+    finally:
+        stack.signal(name, signal.SIGCONT)
+
+
+@fault()
+async def api_killed(stack: Stack, _: random.Random) -> None:
+    """SIGKILL the api amid requests."""
+    await _kill_and_start(stack, "api")
+
+
+@fault()
+async def flusher_killed(stack: Stack, _: random.Random) -> None:
+    """SIGKILL the flusher at any moment of its transaction."""
+    await _kill_and_start(stack, "flusher")
+
+
+@fault()
+async def streamer_killed(stack: Stack, _: random.Random) -> None:
+    """SIGKILL the streamer; viewers come back by themselves."""
+    await _kill_and_start(stack, "streamer")
+
+
+@fault()
+async def redis_killed(stack: Stack, _: random.Random) -> None:
+    """SIGKILL Redis under load and start it on what it had written."""
+    await asyncio.to_thread(stack.valkey.kill)
+    await asyncio.to_thread(stack.valkey.start)
+
+
+@fault()
+async def append_only_file_torn(stack: Stack, chance: random.Random) -> None:
+    """Kill Redis and leave half a transaction behind the last fsync, as a power cut would."""
+    await asyncio.to_thread(stack.valkey.kill)
+    file = stack.append_only_file
+    command = b"*1\r\n$5\r\nMULTI\r\n*4\r\n$4\r\nZADD\r\n$17\r\nsb:{main:0}:board\r\n$3\r\n999\r\n"
+    with file.open("ab") as tail:
+        tail.write(command[: chance.randint(1, len(command) - 1)])
+    await asyncio.to_thread(stack.valkey.start)
+
+
+@fault()
+async def redis_stands_still(stack: Stack, chance: random.Random) -> None:
+    """SIGSTOP Redis for longer than any time-out of the api."""
+    await _stand_still(stack, "valkey", chance.uniform(1.2, 2.5))
+
+
+@fault()
+async def flusher_stands_still(stack: Stack, chance: random.Random) -> None:
+    """A zombie: stopped, woken when the world has moved on."""
+    await _stand_still(stack, "flusher", chance.uniform(0.5, 2.5))
+
+
+@fault()
+async def scripts_forgotten(stack: Stack, _: random.Random) -> None:
+    """SCRIPT FLUSH, ten times."""
+    async with stack.redis() as client:
+        for _ in range(10):
+            await client.script_flush()
+            await asyncio.sleep(0.05)
+
+
+@fault()
+async def group_destroyed(stack: Stack, _: random.Random) -> None:
+    """XGROUP DESTROY: all positions and pending entries of the group are gone."""
+    async with stack.redis() as client:
+        await client.xgroup_destroy(KEYS.events, GROUP)
+
+
+@fault()
+async def consumers_deleted(stack: Stack, _: random.Random) -> None:
+    """XGROUP DELCONSUMER drops the pending list, the entries stay delivered."""
+    async with stack.redis() as client:
+        for consumer in await client.xinfo_consumers(KEYS.events, GROUP):
+            await client.xgroup_delconsumer(KEYS.events, GROUP, consumer["name"])
+
+
+@fault()
+async def clients_killed(stack: Stack, _: random.Random) -> None:
+    """CLIENT KILL everybody, every tenth of a second."""
+    async with stack.redis() as client:
+        for _ in range(8):
+            await client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            await client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+            await asyncio.sleep(0.1)
+
+
+@fault()
+async def redis_cut(stack: Stack, _: random.Random) -> None:
+    """Reset every connection to Redis, thrice."""
+    for _ in range(3):
+        stack.redis_proxy.cut()
+        await asyncio.sleep(0.2)
+
+
+@fault()
+async def redis_answers_lost(stack: Stack, _: random.Random) -> None:
+    """An update reaches Redis, its answer never comes."""
+    lost = stack.redis_proxy.cut_when(TO_SERVER, b"win:", deliver=True)
+    await _within(lost, 3)
+    await stack.redis_proxy.restore()
+
+
+@fault()
+async def redis_deaf(stack: Stack, chance: random.Random) -> None:
+    """The network to Redis carries nothing for a while; connections stay open."""
+    stack.redis_proxy.freeze()
+    await asyncio.sleep(chance.uniform(1.2, 2.5))
+    await stack.redis_proxy.restore()
+
+
+@fault()
+async def redis_far_away(stack: Stack, _: random.Random) -> None:
+    """Every chunk to and from Redis takes 150 ms more."""
+    stack.redis_proxy.delay(0.15)
+    await asyncio.sleep(2)
+    await stack.redis_proxy.restore()
+
+
+@fault()
+async def database_stopped_at_once(stack: Stack, chance: random.Random) -> None:
+    """SIGQUIT PostgreSQL: it recovers from its log. SIGKILL would leave its children."""
+    stack.signal("postgres", signal.SIGQUIT)
+    await asyncio.to_thread(stack.postgres.stop)
+    await asyncio.sleep(chance.uniform(0, 1))
+    await asyncio.to_thread(stack.postgres.start)
+
+
+@fault()
+async def commit_answers_lost(stack: Stack, _: random.Random) -> None:
+    """COMMIT reaches PostgreSQL, its answer never comes."""
+    lost = stack.database_proxy.cut_when(TO_SERVER, b"COMMIT", deliver=True)
+    await _within(lost, 3)
+    await stack.database_proxy.restore()
+
+
+@fault()
+async def commits_lost(stack: Stack, _: random.Random) -> None:
+    """The connection ends before COMMIT arrives."""
+    lost = stack.database_proxy.cut_when(TO_SERVER, b"COMMIT", deliver=False)
+    await _within(lost, 3)
+    await stack.database_proxy.restore()
+
+
+@fault()
+async def backends_terminated(stack: Stack, _: random.Random) -> None:
+    """pg_terminate_backend for every connection of ours."""
+    with stack.sql() as connection:
+        for _ in range(5):
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE application_name LIKE 'scoreboard%'"
+            )
+            await asyncio.sleep(0.1)
+
+
+@fault()
+async def ledger_locked(stack: Stack, _: random.Random) -> None:
+    """Somebody holds the ledger locked for longer than lock_timeout allows to wait."""
+    with stack.sql() as connection, connection.transaction():
+        connection.execute("LOCK TABLE score_events IN EXCLUSIVE MODE")
+        await asyncio.sleep(2)
+
+
+@fault()
+async def deadlocks(stack: Stack, _: random.Random) -> None:
+    """Another session locks rows of scores in an unlucky order."""
+
+    def collide() -> None:
+        with stack.sql() as connection:
+            for _ in range(5):
+                try:
+                    with connection.transaction():
+                        connection.execute("SELECT 1 FROM scores ORDER BY user_id DESC FOR UPDATE")
+                        connection.execute("SELECT 1 FROM flush_state FOR UPDATE")
+                except (errors.DeadlockDetected, errors.LockNotAvailable):
+                    continue
+
+    await asyncio.to_thread(collide)
+
+
+@fault()
+async def poison(stack: Stack, chance: random.Random) -> None:
+    """Records that nobody can read lie between the good ones."""
+    records: list[dict[str, bytes]] = [
+        {"x": b"rubbish"},
+        {"q": b"NaN", "u": b"a", "a": b"b", "d": b"1", "s": b"1", "e": b"1"},
+        {"u": b"nul\0", "a": b"b", "d": b"1", "s": b"1", "e": b"1"},
+    ]
+    async with stack.redis() as client:
+        await client.xadd(KEYS.events, chance.choice(records))  # pyright: ignore[reportArgumentType]
+
+
+@fault()
+async def rewritten_under_load(stack: Stack, chance: random.Random) -> None:
+    """BGREWRITEAOF, and a kill while it works."""
+    async with stack.redis() as client:
+        await client.bgrewriteaof()
+    await asyncio.sleep(chance.uniform(0, 0.3))
+    await redis_killed(stack, chance)
+
+
+@fault()
+async def reseeded_under_load(stack: Stack, _: random.Random) -> None:
+    """An operator reseeds a board that is in full use."""
+    await stack.reseed()
+
+
+@fault(needs_rest=True)
+async def redis_emptied(stack: Stack, _: random.Random) -> None:
+    """FLUSHALL: everything is refused until an operator reseeds."""
+    async with stack.redis() as client:
+        await client.flushall()
+    await asyncio.sleep(0.5)
+    await stack.reseed()
+
+
+@fault(needs_rest=True)
+async def redis_rewound(stack: Stack, chance: random.Random) -> None:
+    """Redis comes back older than PostgreSQL, as after a lossy failover, and is used at once.
+
+    What it lost is committed, so nothing acknowledged may be missing when it has been mended.
+    """
+    older = await asyncio.to_thread(stack.copy_redis_files)
+    stack.load.resume()
+    await asyncio.sleep(chance.uniform(0.5, 1.0))
+    stack.load.pause()
+    await stack.load.at_rest()
+    await drain(stack)
+    async with stack.live() as live:
+        stack.rewound_epochs.add((await live.state(Partition("main"))).epoch)
+    await asyncio.to_thread(stack.valkey.kill)
+    await asyncio.to_thread(stack.restore_redis_files, older)
+    await asyncio.to_thread(stack.valkey.start)
+
+
+@fault()
+async def everything_killed(stack: Stack, _: random.Random) -> None:
+    """All services at once, and Redis."""
+    for name in SERVICES:
+        await asyncio.to_thread(stack.services[name].kill)
+    await asyncio.to_thread(stack.valkey.kill)
+    await asyncio.to_thread(stack.valkey.start)
+    await stack.start()
+
+
+async def _within(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        pass  # nothing passed that way meanwhile: the fault found nothing to break

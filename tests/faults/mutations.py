@@ -1,0 +1,91 @@
+"""Breaks the code on purpose, in a copy: each change must turn the named invariant red.
+
+A suite that stays green over one of these could not have seen the fault it stands for.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("api", "cli", "flusher", "lua", "scoreboard", "sql", "streamer", "web")
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One change of one file: ``old`` stands in it exactly once."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    faults: tuple[str, ...]
+    breaks: tuple[str, ...]
+    """Beginnings of sentences; one of them must be among the violations."""
+
+
+MUTATIONS = [
+    Mutation(
+        "repeats are not recognised",
+        "lua/submit.lua",
+        "  if memory then\n",
+        "  if false then\n",
+        ("redis_cut",),
+        ("I5",),
+    ),
+    Mutation(
+        "the stream is trimmed by its length",
+        "lua/submit.lua",
+        "redis.call('XADD', events, '*', unpack(record))",
+        "redis.call('XADD', events, 'MAXLEN', 5, '*', unpack(record))",
+        ("flusher_stands_still", "flusher_stands_still"),
+        ("I1", "at rest"),
+    ),
+    Mutation(
+        "entries are acknowledged before COMMIT",
+        "flusher/lane.py",
+        "        with metrics.FLUSH_DURATION.time():\n            result = await writer.flush(",
+        "        await self.consumer.acknowledge(batch.ids, batch.last_id)\n"
+        "        with metrics.FLUSH_DURATION.time():\n            result = await writer.flush(",
+        ("commits_lost", "backends_terminated", "commits_lost", "database_stopped_at_once"),
+        ("I1", "at rest"),
+    ),
+    Mutation(
+        "scores are overwritten by what Redis says",
+        "sql/queries/count_flush_batch.sql",
+        "SET score = s.score + excluded.score,",
+        "SET score = (SELECT max(b.score_after) FROM flush_batch b"
+        " WHERE b.user_id = excluded.user_id),",
+        ("redis_rewound",),
+        ("I2", "at rest"),
+    ),
+    Mutation(
+        "memories never expire",
+        "lua/submit.lua",
+        "    redis.call('EXPIRE', key, 2 * seen_seconds + 60, 'NX')\n",
+        "",
+        ("scripts_forgotten",),
+        ("I7",),
+    ),
+    Mutation(
+        "packed scores lose their last digits",
+        "lua/submit.lua",
+        "redis.call('ZADD', board, string.format('%.0f', packed), action.user)",
+        "redis.call('ZADD', board, string.format('%.6g', packed), action.user)",
+        ("scripts_forgotten",),
+        ("I3",),
+    ),
+]
+
+
+def mutated_copy(mutation: Mutation, folder: Path) -> Path:
+    """Copy the packages and change one; give the folder to import them from."""
+    for package in PACKAGES:
+        shutil.copytree(
+            ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    path = folder / mutation.file
+    text = path.read_text()
+    assert text.count(mutation.old) == 1, f"{mutation.name}: adapt it to {mutation.file}"
+    path.write_text(text.replace(mutation.old, mutation.new))
+    return folder

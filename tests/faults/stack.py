@@ -1,0 +1,198 @@
+"""The system under fault: real servers, our services as processes, proxies in between.
+
+Services reach Redis and PostgreSQL through proxies, so that connections can be cut, frozen and
+delayed; every process can be killed, stopped and started again. ``source`` runs the services from a
+changed copy of the code: the mutation checks do.
+"""
+
+import asyncio
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+
+import psycopg
+import redis.asyncio as aioredis
+
+from cli.embedded import EmbeddedPostgres, EmbeddedValkey
+from cli.embedded_server import free_port
+from cli.processes import Service
+from scoreboard import archive, migrations, postgres
+from scoreboard.auth import LOCAL_ISSUER, READ, UPDATE_ANY, LocalIssuer
+from scoreboard.live import Live
+from scoreboard.model import Board, Layout
+from scoreboard.redis_client import make_client
+from scoreboard.reseed import SESSION, find_closed, reseed
+from scoreboard.settings import Secret, Settings
+from tests.faults.clients import Load
+from tests.support.eventually import eventually_async
+from tests.support.proxy import Proxy
+
+LAYOUT = Layout(partitions=1, seen_seconds=3600, seen_shards=16)
+SERVICES = ("flusher", "api", "streamer")
+
+
+class Stack:
+    """Everything that runs, and what is needed to break it. Made by ``running_stack``."""
+
+    def __init__(self, folder: Path, *, source: Path | None, stream_cap: int) -> None:
+        self.valkey = EmbeddedValkey(folder / "valkey")
+        self.postgres = EmbeddedPostgres(
+            folder / "postgres", settings={"max_connections": "60", "deadlock_timeout": "200ms"}
+        )
+        self.redis_proxy = Proxy(self.valkey.port)
+        self.database_proxy = Proxy(self.postgres.port)
+        self.issuer = LocalIssuer.create(folder / "issuer")
+        self.token = self.issuer.issue("game-server", [UPDATE_ANY, READ], 86_400)
+        self.api_port, self.ws_port, self.flusher_port = free_port(), free_port(), free_port()
+        self.services: dict[str, Service] = {}
+        self.load: Load
+        self.rewound_epochs: set[int] = set()
+        self.board = Board("main", LAYOUT, is_public=True)
+        self._folder = folder
+        self._source = source
+        self._stream_cap = stream_cap
+
+    @property
+    def settings(self) -> Settings:
+        """Settings that go straight to the servers, past the proxies: for checks and operators."""
+        return Settings(redis_url=Secret(self.valkey.url), database_url=Secret(self.postgres.url))
+
+    @property
+    def append_only_file(self) -> Path:
+        """The file that Redis appends to now."""
+        (file,) = (self._folder / "valkey").rglob("*.incr.aof")
+        return file
+
+    def copy_redis_files(self) -> Path:
+        """Keep what Redis has on disk now; nothing may be written meanwhile."""
+        copy = self._folder / "older"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(self.append_only_file.parent, copy)
+        return copy
+
+    def restore_redis_files(self, copy: Path) -> None:
+        """Put kept files back in place of those a stopped Redis left."""
+        place = self.append_only_file.parent
+        shutil.rmtree(place)
+        shutil.copytree(copy, place)
+
+    @asynccontextmanager
+    async def live(self) -> AsyncIterator[Live]:
+        """Open the scripts over a connection of their own."""
+        client = make_client(self.settings, name="faults")
+        try:
+            yield Live(client)
+        finally:
+            await client.aclose()
+
+    @asynccontextmanager
+    async def redis(self) -> AsyncIterator["aioredis.Redis"]:
+        """Open a plain client, for breaking things."""
+        client = make_client(self.settings, name="faults", decode=False)
+        try:
+            yield client
+        finally:
+            await client.aclose()
+
+    @contextmanager
+    def sql(self) -> Iterator[psycopg.Connection]:
+        """Open a plain connection to the database."""
+        with psycopg.connect(self.postgres.url, autocommit=True) as connection:
+            yield connection
+
+    async def prepare(self) -> None:
+        """Start the servers and open the board."""
+        await asyncio.to_thread(self.valkey.start)
+        await asyncio.to_thread(self.postgres.start)
+        await asyncio.to_thread(migrations.migrate, self.postgres.url)
+        connection = await postgres.connect(self.settings, name="faults")
+        async with connection:
+            await archive.insert_board(connection, self.board)
+        await self.reseed()
+        for name in SERVICES:
+            self.services[name] = self._service(name)
+
+    async def reseed(self) -> None:
+        """Put the board back from PostgreSQL, as ``scoreboard reseed`` does."""
+        connection = await postgres.connect(self.settings, name="faults", **SESSION)
+        async with self.live() as live, connection:
+            closed = await find_closed(live, self.board)
+            await reseed(live, connection, self.board, closed or [0], actor="faults")
+
+    async def start(self, *names: str) -> None:
+        """Start services and wait until they answer; all of them by default."""
+        for name in names or SERVICES:
+            await asyncio.to_thread(self.services[name].start)
+        for name in names or SERVICES:
+            service = self.services[name]
+            await eventually_async(partial(asyncio.to_thread, _is_ready, service), within_s=30)
+
+    async def stop(self) -> None:
+        """Stop everything, services first."""
+        for service in reversed(list(self.services.values())):
+            if service.pid is not None:
+                os.kill(service.pid, signal.SIGCONT)
+            await asyncio.to_thread(service.stop)
+        await asyncio.to_thread(self.valkey.stop)
+        await asyncio.to_thread(self.postgres.stop)
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        """Send a signal to a service or server."""
+        servers = {"valkey": self.valkey, "postgres": self.postgres}
+        pid = servers[name].pid if name in servers else self.services[name].pid
+        if pid is not None:
+            os.kill(pid, number)
+
+    def _service(self, name: str) -> Service:
+        environment = {
+            **{key: value for key, value in os.environ.items() if "SCOREBOARD" not in key},
+            "REDIS_URL": self.redis_proxy.through(self.valkey.url),
+            "DATABASE_URL": self.database_proxy.through(self.postgres.url),
+            "SCOREBOARD_JWKS_FILE": str(self.issuer.jwks_file),
+            "SCOREBOARD_ISSUER": LOCAL_ISSUER,
+            "SCOREBOARD_RATE_LIMIT": "gateway",
+            "SCOREBOARD_API_PORT": str(self.api_port),
+            "SCOREBOARD_API_METRICS_PORT": "0",
+            "SCOREBOARD_WS_PORT": str(self.ws_port),
+            "SCOREBOARD_WS_METRICS_PORT": str(free_port()),
+            "SCOREBOARD_FLUSHER_METRICS_PORT": str(self.flusher_port),
+            "SCOREBOARD_STREAM_CAP": str(self._stream_cap),
+            "SCOREBOARD_REDIS_TIMEOUT_S": "1",
+            "SCOREBOARD_DRAIN_S": "5",
+        }
+        ready = {
+            "api": f"http://127.0.0.1:{self.api_port}/health/ready",
+            "streamer": f"http://127.0.0.1:{environment['SCOREBOARD_WS_METRICS_PORT']}/health/ready",
+            "flusher": f"http://127.0.0.1:{self.flusher_port}/health/ready",
+        }
+        arguments = ["-m", name]
+        if self._source is not None:
+            environment["PYTHONPATH"] = str(self._source)
+            arguments = ["-P", "-m", name]  # not the working directory first
+        log = self._folder / "logs" / f"{name}.log"
+        return Service(name, arguments, environment, log, ready_url=ready[name])
+
+
+def _is_ready(service: Service) -> bool:
+    # Asked in a thread: the proxies that the answer needs run on the loop.
+    service.check()
+    return not service.ask_ready()
+
+
+@asynccontextmanager
+async def running_stack(
+    folder: Path, *, source: Path | None = None, stream_cap: int = 200_000
+) -> AsyncIterator[Stack]:
+    """Run the whole system in a folder, with its board open; stop it whatever happens."""
+    stack = Stack(folder, source=source, stream_cap=stream_cap)
+    async with stack.redis_proxy, stack.database_proxy:
+        try:
+            await stack.prepare()
+            await stack.start()
+            yield stack
+        finally:
+            await stack.stop()

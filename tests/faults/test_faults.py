@@ -1,0 +1,40 @@
+"""Every kind of fault once under load, and a suite that has been seen red.
+
+Longer campaigns: ``make faults`` (tests/faults/campaign.py).
+"""
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.campaign import endless, run_campaign
+from tests.faults.faults import FAULTS
+from tests.faults.mutations import MUTATIONS, Mutation, mutated_copy
+
+
+@pytest.mark.timeout(240)
+async def test_nothing_acknowledged_is_lost_or_doubled_under_any_fault(tmp_path: Path) -> None:
+    """I1, I2, I3, I5, I6, I7, I8, I9, I10."""
+    report = await run_campaign(tmp_path, endless(11)[: len(FAULTS)], seed=11, clients=8)
+
+    assert report.violations == []
+    assert sorted(report.faults) == sorted(FAULTS)
+    assert report.acknowledged > 1000
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+async def test_broken_code_is_seen(tmp_path: Path, mutation: Mutation) -> None:
+    source = mutated_copy(mutation, tmp_path / "source")
+
+    report = await run_campaign(
+        tmp_path,
+        [FAULTS[name] for name in mutation.faults],
+        clients=6,
+        source=source,
+        settle_s=8,
+    )
+
+    assert any(sentence.startswith(mutation.breaks) for sentence in report.violations), (
+        report.violations
+    )

@@ -1,0 +1,44 @@
+"""A viewer that never goes away, and notes every time it is shown something older (I8)."""
+
+import asyncio
+import json
+from typing import Any
+
+import websockets
+from websockets.asyncio.client import connect
+
+
+class Viewer:
+    """Reconnects for ever; ``rows`` is what it shows now."""
+
+    def __init__(self, port: int) -> None:
+        self._url = f"ws://127.0.0.1:{port}/ws/scoreboard"
+        self.position: tuple[int, int] = (0, 0)
+        self.rows: list[dict[str, Any]] = []
+        self.frames = 0
+        self.violations: list[str] = []
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        while True:
+            try:
+                async with connect(
+                    self._url,
+                    subprotocols=[websockets.Subprotocol("scoreboard.v1")],
+                    open_timeout=2,
+                    close_timeout=0.2,
+                ) as socket:
+                    async for message in socket:
+                        self._take(json.loads(message))
+            except (OSError, TimeoutError, websockets.WebSocketException):
+                pass
+            await asyncio.sleep(0.05)
+
+    def _take(self, frame: dict[str, Any]) -> None:
+        if frame["type"] != "leaderboard":
+            return
+        self.frames += 1
+        position = (frame["epoch"], frame["seq"])
+        if position < self.position:
+            self.violations.append(f"I8: shown {position} after {self.position}")
+        self.position, self.rows = position, frame["leaderboard"]
