@@ -111,6 +111,17 @@ async def test_a_player_signs_in_and_raises_their_score_by_pressing(open_page: O
     )
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_the_longest_name_fits_a_phone(open_page: OpenPage, up: Up, scheme: str):
+    page = await open_page(up["api"], viewport={"width": 320, "height": 640}, color_scheme=scheme)
+    await sign_in(page, "w" * 128)
+    await press(page)
+    await says(page, "Your score is")
+    width = await page.evaluate("document.documentElement.scrollWidth")
+    await keep_screenshot(page, f"signed-in-phone-{scheme}")
+    assert width <= 320
+
+
 async def test_the_page_comes_back_as_it_was_left(open_page: OpenPage, up: Up):
     address = up["api"] + "/?board=main#rows"
     page = await open_page(address)
