@@ -10,12 +10,15 @@ from typing import Final
 
 import click
 
+from cli.actions import action
 from cli.boards import board
 from cli.database import db
+from cli.gateway import kong
 from cli.recovery import reseed
 from cli.simulate import simulate
 from cli.token import token
 from cli.up import up
+from cli.users import user
 from scoreboard.errors import (
     Forbidden,
     NotFound,
@@ -54,7 +57,7 @@ def scoreboard(*, quiet: bool) -> None:
     """  # noqa: D301 (\b keeps click from joining the lines)
 
 
-for command in (up, token, simulate, board, db, reseed):
+for command in (up, token, simulate, board, user, action, db, reseed, kong):
     scoreboard.add_command(command)
 
 

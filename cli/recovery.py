@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from cli.render import print_json, progress, say
+from cli.render import confirm, print_json, progress, say
 from cli.target import (
     board_option,
     data_dir_option,
@@ -41,9 +41,7 @@ def reseed(
       scoreboard reseed --board weekly --force --yes
     """  # noqa: D301
     if force and not yes:
-        click.confirm(
-            f"Board {board} answers 503 to updates meanwhile. Go on?", abort=True, err=True
-        )
+        confirm(f"Board {board} answers 503 to updates meanwhile. Go on?")
     with progress() as report:
         done = asyncio.run(
             reseed_board(

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from scoreboard.errors import OperatorMistake
 from scoreboard.reseed import Report
 
 LINE_EVERY_S: Final = 5.0
@@ -26,6 +27,16 @@ def say(message: str) -> None:
     """Tell the operator something, on stderr; silent with --quiet."""
     if not _is_quiet():
         click.echo(message, err=True)
+
+
+def confirm(question: str) -> None:
+    """Go on only if the operator at the terminal says so.
+
+    Raises OperatorMistake where there is nobody to ask, click.Abort at a no.
+    """
+    if not sys.stdin.isatty():
+        raise OperatorMistake("This asks before it goes on: give --yes where there is no terminal")
+    click.confirm(question, abort=True, err=True)
 
 
 def print_json(data: object) -> None:

@@ -5,10 +5,11 @@ test compares the two sets.
 """
 
 import zlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, Final
+from uuid import UUID
 
 import msgspec
 import psycopg
@@ -16,8 +17,8 @@ from msgspec import Struct
 from psycopg.types.json import Jsonb
 
 from scoreboard import resources
-from scoreboard.errors import DatabaseUnavailable, UnknownBoard
-from scoreboard.model import Board, Layout, Partition
+from scoreboard.errors import DatabaseUnavailable, UnknownBoard, UnknownUser
+from scoreboard.model import Board, Layout, Partition, user_uuid
 from scoreboard.postgres import Connection
 
 _INSERT_BOARD: Final = resources.query("insert_board")
@@ -36,6 +37,19 @@ _MOVE_POSITION: Final = resources.query("move_position")
 _LOCK_OPERATOR: Final = resources.query("lock_operator")
 _PUBLISH_BOARD: Final = resources.query("publish_board")
 _SELECT_POINTS: Final = resources.query("select_points")
+
+_SELECT_ACTIONS: Final = resources.query("select_actions")
+_UPSERT_ACTION: Final = resources.query("upsert_action")
+_DISABLE_ACTION: Final = resources.query("disable_action")
+_LOCK_CATALOGUE: Final = resources.query("lock_catalogue")
+_SELECT_USER: Final = resources.query("select_user")
+_UPSERT_USER: Final = resources.query("upsert_user")
+_CREATE_USER_IMPORT: Final = resources.query("create_user_import")
+_COPY_USER_IMPORT: Final = resources.query("copy_user_import")
+_MERGE_USER_IMPORT: Final = resources.query("merge_user_import")
+
+CATALOGUE_LOCK: Final = 0x5B0C
+"""Class of the advisory lock that orders copies of the catalogue."""
 
 OPERATOR_LOCK: Final = 0x5B0A
 """Class of the advisory locks that let one operator at a time mend a partition."""
@@ -67,6 +81,35 @@ class Position(Struct, frozen=True):
     epoch: int = 0
     seq: int = 0
     stream_id: str = "0-0"
+
+
+class Kind(Struct, frozen=True):
+    """A kind of action in the catalogue."""
+
+    kind: str
+    points: int
+    enabled: bool
+    updated_at: datetime
+
+
+class User(Struct, frozen=True, kw_only=True):
+    """Who a user is, and what PostgreSQL has of it on a board (None: nothing)."""
+
+    id: UUID
+    name: str | None
+    email: str | None
+    created_at: datetime
+    score: int | None
+    actions: int | None
+    reached_at: datetime | None
+
+
+class Profile(Struct, frozen=True):
+    """What an operator says of a user; None leaves a field as it is."""
+
+    user_id: str
+    name: str | None = None
+    email: str | None = None
 
 
 @asynccontextmanager
@@ -273,3 +316,85 @@ async def _pages(
         await cursor.execute(query, parameters)
         while rows := await cursor.fetchmany(page):
             yield rows
+
+
+# The catalogue and the users, as operators keep them.
+
+
+async def select_actions(connection: Connection) -> list[Kind]:
+    """List the catalogue with what is disabled.
+
+    Raises DatabaseUnavailable.
+    """
+    async with reaching():
+        rows = await (await connection.execute(_SELECT_ACTIONS)).fetchall()
+    return [Kind(*row) for row in rows]
+
+
+async def upsert_action(connection: Connection, kind: str, points: int) -> None:
+    """Set what a kind of action is worth; a disabled kind counts again.
+
+    Raises DatabaseUnavailable.
+    """
+    async with reaching():
+        await connection.execute(_UPSERT_ACTION, {"kind": kind, "points": points})
+
+
+async def disable_action(connection: Connection, kind: str) -> bool:
+    """Let a kind of action earn nothing any more; tell whether there is such a kind.
+
+    Raises DatabaseUnavailable.
+    """
+    async with reaching():
+        done = await connection.execute(_DISABLE_ACTION, {"kind": kind})
+    return done.rowcount == 1
+
+
+async def lock_catalogue(connection: Connection) -> None:
+    """Wait until nobody else copies the catalogue; held until the transaction ends.
+
+    Raises DatabaseUnavailable.
+    """
+    async with reaching():
+        await connection.execute(_LOCK_CATALOGUE, {"class": CATALOGUE_LOCK})
+
+
+async def select_user(connection: Connection, user_id: str, *, board: str) -> User:
+    """Read who a user is, and what PostgreSQL has of it on a board.
+
+    Raises UnknownUser, DatabaseUnavailable.
+    """
+    async with reaching():
+        parameters = {"user_id": user_id, "board": board}
+        row = await (await connection.execute(_SELECT_USER, parameters)).fetchone()
+    if row is None:
+        raise UnknownUser(f"PostgreSQL knows no user {user_id}")
+    names = User.__struct_fields__
+    return User(**dict(zip(names, row, strict=True)))
+
+
+async def upsert_user(connection: Connection, profile: Profile) -> None:
+    """Say who a user is; what is None stays as it is.
+
+    Raises DatabaseUnavailable.
+    """
+    async with reaching():
+        await connection.execute(
+            _UPSERT_USER,
+            {"id": user_uuid(profile.user_id), **msgspec.structs.asdict(profile)},
+        )
+
+
+async def import_users(connection: Connection, profiles: Iterable[Profile]) -> int:
+    """Say who many users are, all or none: run it in a transaction. Give how many.
+
+    Raises DatabaseUnavailable.
+    """
+    async with reaching():
+        await connection.execute(_CREATE_USER_IMPORT)
+        async with connection.cursor() as cursor:
+            async with cursor.copy(_COPY_USER_IMPORT) as copy:
+                for one in profiles:
+                    await copy.write_row((user_uuid(one.user_id), one.user_id, one.name, one.email))
+            await cursor.execute(_MERGE_USER_IMPORT)
+            return cursor.rowcount

@@ -21,6 +21,7 @@ from scoreboard import archive
 from scoreboard.archive import Position
 from scoreboard.errors import NotInTime, OperatorMistake, ScoreboardError, ScriptFailed
 from scoreboard.live import PAGE, Live
+from scoreboard.mirror import mirror_catalogue
 from scoreboard.model import (
     SLOT_COUNT,
     Board,
@@ -162,7 +163,7 @@ async def reseed(
         await _next_position(live, connection, partition, stood)
         for partition, stood in zip(partitions, fenced, strict=True)
     ]
-    await live.mirror_actions(await archive.select_points(connection), version=token)
+    await mirror_catalogue(live, connection)
     async with archive.reaching(), connection.transaction():
         for partition, position in zip(partitions, positions, strict=True):
             if not await archive.move_position(connection, partition, position):

@@ -18,6 +18,7 @@ pytest_plugins = [
     "tests.support.viewer",
     "tests.support.browser",
     "tests.support.system",
+    "tests.support.commands",
 ]
 
 FOLDERS = frozenset(

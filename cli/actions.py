@@ -1,0 +1,114 @@
+"""`scoreboard action`: the catalogue, which says what each kind of action is worth.
+
+Changes are made in PostgreSQL with a note in the audit log, then copied to Redis and announced;
+every api follows without a restart.
+"""
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Final
+
+import click
+
+from cli.render import print_json, print_table, say
+from cli.target import data_dir_option, open_archive, open_live, operator, settings_of
+from scoreboard import archive
+from scoreboard.archive import Kind
+from scoreboard.errors import NotFound, RedisUnavailable
+from scoreboard.mirror import mirror_catalogue
+from scoreboard.model import POINTS_MAX
+from scoreboard.settings import Settings
+
+KIND: Final = re.compile(r"[A-Za-z0-9._|@-]{1,64}")
+"""What may stand before the colon of an actionId; the table checks the same."""
+
+
+@click.group()
+def action() -> None:
+    """List kinds of actions, and set what they are worth."""
+
+
+@action.command(name="list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@data_dir_option
+def list_actions(*, as_json: bool, data_dir: Path) -> None:
+    """List the kinds of actions with their points."""
+    found = asyncio.run(_list(settings_of(data_dir)))
+    if as_json:
+        print_json(found)
+    else:
+        rows = [(one.kind, one.points, "yes" if one.enabled else "no") for one in found]
+        print_table(("kind", "points", "counts"), rows)
+
+
+@action.command(name="set")
+@click.argument("kind")
+@click.argument("points", type=click.IntRange(1, POINTS_MAX))
+@data_dir_option
+def set_action(*, kind: str, points: int, data_dir: Path) -> None:
+    """Let actions of KIND count POINTS from now on.
+
+    What has counted stays as it is, and so do repeats of it.
+
+    \b
+    Example:
+      scoreboard action set win 50
+    """  # noqa: D301
+    if not KIND.fullmatch(kind):
+        raise click.BadParameter("a kind is 1 to 64 characters of A-Z a-z 0-9 . _ | @ -")
+    asyncio.run(_set(settings_of(data_dir), kind, points))
+    say(f"Actions of kind {kind} count {points}")
+
+
+@action.command()
+@click.argument("kind")
+@data_dir_option
+def disable(*, kind: str, data_dir: Path) -> None:
+    """Refuse actions of KIND from now on; `action set` lets them count again."""
+    asyncio.run(_disable(settings_of(data_dir), kind))
+    say(f"Actions of kind {kind} are refused")
+
+
+async def _list(settings: Settings) -> list[Kind]:
+    async with open_archive(settings) as connection:
+        return await archive.select_actions(connection)
+
+
+async def _set(settings: Settings, kind: str, points: int) -> None:
+    async with open_archive(settings) as connection:
+        async with archive.reaching(), connection.transaction():
+            await archive.upsert_action(connection, kind, points)
+            await archive.insert_audit(
+                connection,
+                actor=operator(),
+                action="action set",
+                board=None,
+                detail={"kind": kind, "points": points},
+            )
+        await _announce(settings, connection)
+
+
+async def _disable(settings: Settings, kind: str) -> None:
+    async with open_archive(settings) as connection:
+        async with archive.reaching(), connection.transaction():
+            if not await archive.disable_action(connection, kind):
+                raise NotFound(f"The catalogue has no kind {kind}: scoreboard action list")
+            await archive.insert_audit(
+                connection,
+                actor=operator(),
+                action="action disable",
+                board=None,
+                detail={"kind": kind},
+            )
+        await _announce(settings, connection)
+
+
+async def _announce(settings: Settings, connection: archive.Connection) -> None:
+    try:
+        async with open_live(settings) as live:
+            await mirror_catalogue(live, connection)
+    except RedisUnavailable as error:
+        raise RedisUnavailable(
+            "PostgreSQL has the change, but Redis could not be told: run the command again"
+        ) from error

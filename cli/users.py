@@ -1,0 +1,137 @@
+"""`scoreboard user`: who users are, besides their ids. Scores are changed by actions only."""
+
+import asyncio
+from contextlib import suppress
+from pathlib import Path
+
+import click
+
+from cli.render import print_json, print_table, progress, say
+from cli.target import (
+    board_option,
+    data_dir_option,
+    open_archive,
+    open_live,
+    operator,
+    settings_of,
+)
+from cli.user_file import check_email, check_name, count_users, read_users
+from scoreboard import archive
+from scoreboard.archive import Profile, User
+from scoreboard.errors import Invalid, UnknownUser
+from scoreboard.model import Standing, is_identifier
+from scoreboard.reseed import Report
+from scoreboard.settings import Settings
+
+
+@click.group()
+def user() -> None:
+    """Show users, and say who they are."""
+
+
+@user.command()
+@click.argument("user_id")
+@board_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@data_dir_option
+def show(*, user_id: str, board: str, as_json: bool, data_dir: Path) -> None:
+    """Show what Redis and PostgreSQL know of USER_ID."""
+    standing, known = asyncio.run(_show(settings_of(data_dir), user_id, board))
+    facts: dict[str, object] = {
+        "userId": user_id,
+        "name": known.name if known else None,
+        "email": known.email if known else None,
+        "board": board,
+        "rank": standing.rank if standing else None,
+        "score": standing.score if standing else None,
+        "committedScore": known.score if known else None,
+        "actions": known.actions if known else None,
+        "reachedAt": known.reached_at if known else None,
+    }
+    if as_json:
+        print_json(facts)
+    else:
+        print_table(("field", "value"), list(facts.items()))
+
+
+async def _show(
+    settings: Settings, user_id: str, board: str
+) -> tuple[Standing | None, User | None]:
+    standing = known = None
+    async with open_live(settings) as live, open_archive(settings) as connection:
+        with suppress(UnknownUser):
+            standing = await live.standing(board, user_id)
+        try:
+            known = await archive.select_user(connection, user_id, board=board)
+        except UnknownUser:
+            if standing is None:
+                raise
+    return standing, known
+
+
+@user.command(name="set")
+@click.argument("user_id")
+@click.option("--name", help="What people call the user.")
+@click.option("--email", help="Where the user can be reached.")
+@data_dir_option
+def set_user(*, user_id: str, name: str | None, email: str | None, data_dir: Path) -> None:
+    """Say who USER_ID is; what is not given stays as it is."""
+    problem = (
+        None if is_identifier(user_id) else "the id is not 1 to 128 of A-Z a-z 0-9 . _ | : @ -"
+    )
+    problem = problem or check_name(name) or check_email(email)
+    if problem:
+        raise Invalid(problem)
+    asyncio.run(_set(settings_of(data_dir), Profile(user_id, name, email)))
+
+
+async def _set(settings: Settings, profile: Profile) -> None:
+    fields = [name for name in ("name", "email") if getattr(profile, name) is not None]
+    async with (
+        open_archive(settings) as connection,
+        archive.reaching(),
+        connection.transaction(),
+    ):
+        await archive.upsert_user(connection, profile)
+        await archive.insert_audit(
+            connection,
+            actor=operator(),
+            action="user set",
+            board=None,
+            # Which fields, not what they say: nobody can be forgotten in an append-only table.
+            detail={"user": profile.user_id, "fields": fields},
+        )
+
+
+@user.command(name="import")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@data_dir_option
+def import_users(*, file: Path, data_dir: Path) -> None:
+    """Say who users are, by a CSV FILE with the columns userId, name, email.
+
+    Every line is checked before anything is written, and all is written in one transaction.
+    Empty fields change nothing.
+
+    \b
+    Example:
+      printf 'userId,name,email\\nalice,Alice,alice@example.org\\n' > users.csv
+      scoreboard user import users.csv
+    """  # noqa: D301
+    settings = settings_of(data_dir)
+    with progress() as report:
+        total = count_users(file, report)
+        done = asyncio.run(_import(settings, file, total, report))
+    say(f"{done} users imported")
+
+
+async def _import(settings: Settings, file: Path, total: int, report: Report) -> int:
+    async with (
+        open_archive(settings, statement_timeout="0") as connection,
+        archive.reaching(),
+        connection.transaction(),
+    ):
+        done = await archive.import_users(connection, read_users(file, total, report))
+        await archive.insert_audit(
+            connection, actor=operator(), action="user import", board=None, detail={"users": done}
+        )
+    return done

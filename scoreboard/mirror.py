@@ -1,0 +1,25 @@
+"""Copies the catalogue of actions from PostgreSQL, which keeps it, to Redis, which the api reads.
+
+Called after every change and by a reseed. What stays true: copies are made one after the other,
+each of what is committed then, so the last one is the newest.
+"""
+
+import secrets
+
+from scoreboard import archive
+from scoreboard.live import Live
+from scoreboard.postgres import Connection
+
+
+async def mirror_catalogue(live: Live, connection: Connection) -> int:
+    """Copy the catalogue and tell the api; give how many kinds it has.
+
+    ``connection`` is in autocommit and in no transaction.
+
+    Raises RedisUnavailable, DatabaseUnavailable: run it again.
+    """
+    async with archive.reaching(), connection.transaction():
+        await archive.lock_catalogue(connection)
+        points = await archive.select_points(connection)
+        await live.mirror_actions(points, version=secrets.token_hex(8))
+    return len(points)

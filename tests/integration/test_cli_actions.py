@@ -1,0 +1,59 @@
+"""`scoreboard action`: the catalogue in PostgreSQL, its copy in Redis, and who is told."""
+
+import json
+
+import psycopg
+import redis
+
+from scoreboard.keys import ACTIONS, ACTIONS_CHANGED
+from tests.support.commands import Run
+
+
+def test_a_change_is_kept_noted_copied_and_announced(
+    command: Run, redis_url: str, database_url: str
+) -> None:
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client, client.pubsub() as heard:
+        heard.subscribe(ACTIONS_CHANGED)
+        assert heard.get_message(timeout=5)["type"] == "subscribe"
+
+        assert command("action", "set", "win", "50").code == 0
+
+        assert heard.get_message(timeout=5)["type"] == "message"
+        assert client.hgetall(ACTIONS) == {"win": "50"}
+    with psycopg.connect(database_url) as connection:
+        noted = connection.execute("SELECT action, detail FROM audit_log").fetchall()
+    assert noted == [("action set", {"kind": "win", "points": 50})]
+
+
+def test_a_disabled_kind_is_worth_nothing_until_it_is_set_again(
+    command: Run, redis_url: str
+) -> None:
+    command("action", "set", "win", "50")
+
+    assert command("action", "disable", "win").code == 0
+
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        assert client.hgetall(ACTIONS) == {"win": "0"}
+        assert command("action", "list").out == "win\t50\tno\n"
+        command("action", "set", "win", "5")
+        assert client.hgetall(ACTIONS) == {"win": "5"}
+    (listed,) = json.loads(command("action", "list", "--json").out)
+    assert (listed["kind"], listed["points"], listed["enabled"]) == ("win", 5, True)
+
+
+def test_what_is_no_kind_or_no_points_is_refused(command: Run) -> None:
+    assert command("action", "set", "a:b", "5").code == 2
+    assert command("action", "set", "win", "0").code == 2
+    assert command("action", "set", "win", "1000001").code == 2
+    assert command("action", "disable", "unknown").code == 3
+    assert command("action", "list").out == ""
+
+
+def test_a_redis_that_is_away_says_that_the_change_is_kept(command: Run, monkeypatch) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
+
+    done = command("action", "set", "win", "50")
+
+    assert done.code == 69
+    assert "run the command again" in done.err
+    assert command("action", "list").out == "win\t50\tyes\n"

@@ -1,0 +1,129 @@
+"""`scoreboard board`, `db` and `reseed` on real servers."""
+
+import io
+import json
+import sys
+import time
+
+import psycopg
+import redis
+
+from scoreboard.settings import Settings
+from tests.support.commands import Run, with_archive
+from tests.support.ledger import Counted, write_history
+
+NOW_S = time.time()
+
+
+def test_a_board_is_made_once_listed_and_opened(command: Run, database_url: str) -> None:
+    made = command("board", "create", "weekly", "--partitions", "3", "--private")
+    assert (made.code, made.out) == (0, "")
+    assert "scoreboard reseed --board weekly" in made.err
+
+    assert command("board", "create", "weekly").code == 5
+    assert command("board", "create", "weekly", "--if-missing").code == 0
+    assert command("board", "list").out == "weekly\t3\t43200\t64\tno\n"
+    (listed,) = json.loads(command("board", "list", "--json").out)
+    assert listed["layout"] == {"partitions": 3, "seen_seconds": 43200, "seen_shards": 64}
+    assert command("reseed", "--board", "weekly").code == 0
+    assert command("board", "top", "--board", "weekly").out == ""
+    with psycopg.connect(database_url) as connection:
+        noted = connection.execute("SELECT action FROM audit_log ORDER BY id").fetchall()
+    assert [action for (action,) in noted] == ["board create", "reseed"]
+
+
+def test_the_top_is_what_postgresql_ranks(
+    command: Run, database_url: str, settings: Settings
+) -> None:
+    from scoreboard import archive
+
+    history = [Counted(f"user-{n}", "a", 1 + n % 7, NOW_S + n / 1000) for n in range(40)]
+    write_history(database_url, history)
+    assert command("reseed").code == 0
+
+    shown = command("board", "top", "--limit", "25").out
+
+    ranked = with_archive(settings, lambda connection: archive.select_top(connection, "main", 25))
+    assert shown.splitlines() == [
+        f"{rank}\t{row.user_id}\t{row.score}" for rank, row in enumerate(ranked, 1)
+    ]
+    page = json.loads(command("board", "top", "--limit", "5", "--offset", "20", "--json").out)
+    assert page["total"] == 40
+    assert [row["rank"] for row in page["leaderboard"]] == [21, 22, 23, 24, 25]
+
+
+def test_an_open_board_is_reseeded_only_when_told_to(command: Run, database_url: str) -> None:
+    write_history(database_url, [Counted("alice", "a", 1, NOW_S)])
+    assert command("reseed").code == 0
+
+    refused = command("reseed")
+    assert refused.code == 5
+    assert "--force" in refused.err
+    assert "nothing was done" in command("reseed", "--if-uninitialised").err
+    done = command("reseed", "--force", "--yes", "--json")
+    assert json.loads(done.out)["epochs"] == [3]
+
+
+def test_a_forced_reseed_goes_on_only_if_told_so(
+    command: Run, database_url: str, monkeypatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    write_history(database_url, [])
+    assert command("reseed").code == 0
+
+    refused = command("reseed", "--force")
+
+    assert refused.code == 5
+    assert "--yes" in refused.err
+
+
+def test_a_board_that_is_not_there_is_3_and_an_emptied_redis_69(
+    command: Run, database_url: str
+) -> None:
+    assert command("reseed", "--board", "nowhere").code == 3
+    write_history(database_url, [])
+    assert command("board", "top").code == 69
+
+
+def test_a_database_behind_is_refused_and_migrated(
+    command: Run, empty_database_url: str, monkeypatch, redis_url: str
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", empty_database_url)
+
+    assert command("db", "status").code == 1
+    behind = command("reseed")
+    assert behind.code == 1
+    assert "scoreboard db migrate" in behind.err
+    assert "0001_create_boards" in command("db", "migrate").out
+    assert command("db", "migrate").out == ""
+    status = command("db", "status", "--json")
+    assert status.code == 0
+    assert all(one["applied"] for one in json.loads(status.out))
+
+
+def test_commands_without_a_system_say_what_to_do(command: Run, monkeypatch) -> None:
+    monkeypatch.delenv("REDIS_URL")
+    monkeypatch.delenv("DATABASE_URL")
+
+    for line in (("board", "top"), ("reseed",), ("db", "status"), ("board", "watch")):
+        done = command(*line)
+        assert done.code == 5
+        assert len(done.err.splitlines()) == 1
+        assert "No scoreboard runs on .data" in done.err
+    assert "There is no local issuer" in command("token", "--sub", "alice").err
+
+
+def test_a_redis_that_is_away_is_one_line_and_69(command: Run, monkeypatch) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://:secret@127.0.0.1:1/0")
+
+    done = command("board", "top")
+
+    assert done.code == 69
+    assert len(done.err.splitlines()) == 1
+    assert "secret" not in done.err
+
+
+def test_quiet_says_nothing(command: Run, redis_url: str) -> None:
+    assert command("-q", "board", "create", "weekly").err == ""
+    with redis.Redis.from_url(redis_url) as client:
+        assert not client.exists("sb:{weekly:0}:meta")

@@ -1,0 +1,79 @@
+"""`scoreboard user`: shown from both stores, set, and imported all or none."""
+
+import json
+import time
+from pathlib import Path
+
+import psycopg
+
+from scoreboard.model import user_uuid
+from tests.support.commands import Run
+from tests.support.ledger import Counted, write_history
+
+
+def test_a_user_is_shown_from_redis_and_postgresql(command: Run, database_url: str) -> None:
+    history = [
+        Counted("alice", "a", 5, time.time()),
+        Counted("bob", "a", 9, time.time()),
+    ]
+    write_history(database_url, history)
+    assert command("reseed").code == 0
+    assert command("user", "set", "alice", "--name", "Alice", "--email", "a@b.org").code == 0
+
+    shown = json.loads(command("user", "show", "alice", "--json").out)
+
+    assert shown["rank"] == 2
+    assert (shown["score"], shown["committedScore"], shown["actions"]) == (5, 5, 1)
+    assert (shown["name"], shown["email"]) == ("Alice", "a@b.org")
+    assert "name\tAlice" in command("user", "show", "alice").out
+    assert command("user", "show", "nobody").code == 3
+
+
+def test_what_is_not_given_stays(command: Run, database_url: str) -> None:
+    command("user", "set", "alice", "--name", "Alice")
+
+    assert command("user", "set", "alice", "--email", "a@b.org").code == 0
+
+    with psycopg.connect(database_url) as connection:
+        row = connection.execute("SELECT id, external_id, name, email FROM users").fetchone()
+        notes = connection.execute("SELECT detail::text FROM audit_log").fetchall()
+    assert row == (user_uuid("alice"), "alice", "Alice", "a@b.org")
+    assert len(notes) == 2
+    assert not any("a@b.org" in note or "Alice" in note for (note,) in notes)
+
+
+def test_a_bad_id_or_email_is_refused(command: Run) -> None:
+    assert command("user", "set", "a b", "--name", "x").code == 5
+    assert command("user", "set", "alice", "--email", "nobody").code == 5
+
+
+def test_an_import_fills_many_and_keeps_what_is_empty(
+    command: Run, database_url: str, tmp_path: Path
+) -> None:
+    command("user", "set", "user-1", "--name", "Before")
+    file = tmp_path / "users.csv"
+    rows = [f"user-{number},,u{number}@b.org" for number in range(3000)]
+    file.write_text("\n".join(["userId,name,email", *rows]))
+
+    done = command("user", "import", str(file))
+
+    assert (done.code, done.err) == (0, "3000 users imported\n")
+    with psycopg.connect(database_url) as connection:
+        count = connection.execute("SELECT count(*) FROM users").fetchone()
+        one = connection.execute(
+            "SELECT name, email FROM users WHERE external_id = 'user-1'"
+        ).fetchone()
+    assert count == (3000,)
+    assert one == ("Before", "u1@b.org")
+
+
+def test_one_bad_line_imports_nothing(command: Run, database_url: str, tmp_path: Path) -> None:
+    file = tmp_path / "users.csv"
+    file.write_text("userId,name\nalice,Alice\nb b,Bob\n")
+
+    done = command("user", "import", str(file))
+
+    assert done.code == 5
+    assert "line 3" in done.err
+    with psycopg.connect(database_url) as connection:
+        assert connection.execute("SELECT count(*) FROM users").fetchone() == (0,)

@@ -1,0 +1,93 @@
+"""Exit codes are stable, and whatever goes wrong is one line."""
+
+from collections.abc import Iterator
+
+import click
+import pytest
+
+from cli import main
+from scoreboard.errors import (
+    Broken,
+    Forbidden,
+    NotInTime,
+    OperatorMistake,
+    RedisUnavailable,
+    ScoreboardError,
+    Unauthenticated,
+    UnknownBoard,
+)
+
+
+def every_error(kind: type[ScoreboardError] = ScoreboardError) -> Iterator[type[ScoreboardError]]:
+    yield kind
+    for inner in kind.__subclasses__():
+        yield from every_error(inner)
+
+
+@pytest.mark.parametrize("kind", list(every_error()))
+def test_every_error_has_an_exit_code(kind: type[ScoreboardError]) -> None:
+    assert main.exit_code_of(kind.__new__(kind)) in {1, 3, 4, 5, 69, 75}
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        (Broken, 1),
+        (UnknownBoard, 3),
+        (Unauthenticated, 4),
+        (Forbidden, 4),
+        (OperatorMistake, 5),
+        (RedisUnavailable, 69),
+        (NotInTime, 75),
+    ],
+)
+def test_exit_codes_stay_as_they_are(kind: type[ScoreboardError], code: int) -> None:
+    assert main.exit_code_of(kind("x")) == code
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
+    """A command `fail` that raises what the test puts into the list."""
+    errors: list[BaseException] = []
+
+    @click.command()
+    def fail() -> int:
+        if errors:
+            raise errors[0]
+        return 7
+
+    monkeypatch.setitem(main.scoreboard.commands, "fail", fail)
+    return errors
+
+
+def test_an_error_is_one_line_on_stderr(
+    failing: list[BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing.append(UnknownBoard("There is no board x"))
+
+    assert main.run(["fail"]) == 3
+
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "scoreboard: There is no such board: There is no board x\n"
+
+
+def test_an_interrupt_is_130(failing: list[BaseException]) -> None:
+    failing.append(KeyboardInterrupt())
+
+    assert main.run(["fail"]) == 130
+
+
+def test_a_wrong_command_line_is_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["no-such-verb"]) == 2
+    assert "No such command" in capsys.readouterr().err
+
+
+def test_a_command_says_its_own_exit_code(failing: list[BaseException]) -> None:
+    assert main.run(["fail"]) == 7
+
+
+@pytest.mark.parametrize("name", sorted(main.scoreboard.commands))
+def test_every_verb_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run([name, "--help"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) > 3
