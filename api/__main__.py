@@ -1,46 +1,82 @@
 """Starts the api: ``python -m api``.
 
-Settings, logs, metrics, then the server under the lifecycle. Phases of a stop stand in api.server.
+Settings, logs, metrics, then the server under the lifecycle; with several workers, their keeper.
+The phases of a stop stand in api.server.
 """
 
+import asyncio
 import os
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 
 from api.app import create_app
 from api.server import bind, serve
+from api.workers import LONGER_THAN_WORKERS_S, WORKER_FLAG, Line, Supervisor
 from scoreboard import lifecycle, settings
 from scoreboard.errors import ScoreboardError, SettingInvalid
 from scoreboard.lifecycle import Stop
-from scoreboard.telemetry import serve_metrics, setup_logging
+from scoreboard.settings import Settings
+from scoreboard.telemetry import BUILD_INFO, serve_metrics, setup_logging
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     """Run the service; give the exit code."""
     try:
         chosen = settings.load(os.environ)
         setup_logging(
             "api", level=chosen.log_level, form=chosen.log_format, environment=chosen.environment
         )
-        app = create_app(chosen)
-        listener = bind(chosen.api_host, chosen.api_port)
+        if arguments[:1] == [WORKER_FLAG]:
+            return _serve(chosen, Line(int(arguments[1])))
+        return _keep(chosen) if chosen.api_workers > 1 else _serve(chosen, None)
+    except ScoreboardError as error:
+        return lifecycle.fail_start(error)
+
+
+def _serve(chosen: Settings, line: Line | None) -> int:
+    app = create_app(chosen)
+    listener = bind(chosen.api_host, chosen.api_port, shared=line is not None)
+    if line is None:
         try:
             serve_metrics(
                 chosen.metrics_host, chosen.api_metrics_port, "api", version("scoreboard")
             )
         except OSError as error:
-            raise SettingInvalid(
-                f"SCOREBOARD_API_METRICS_PORT: port {chosen.api_metrics_port}: {error.strerror}"
-            ) from error
-    except ScoreboardError as error:
-        return lifecycle.fail_start(error)
+            raise _taken(chosen, error) from error
+    else:
+        BUILD_INFO.labels(version("scoreboard"), "api").set(1)
 
     async def run(stop: Stop) -> None:
-        async with app.running():
-            await serve(app, chosen, listener, stop)
+        async with app.running(), asyncio.TaskGroup() as tasks:
+            ending = tasks.create_task(_stop_with_keeper(line, stop)) if line else None
+            started = line.tell_started if line else None
+            await serve(app, chosen, listener, stop, started=started)
+            if ending is not None:
+                ending.cancel()
 
     return lifecycle.run(run, grace_s=chosen.drain_s)
 
 
+def _keep(chosen: Settings) -> int:
+    supervisor = Supervisor(chosen)
+    try:
+        supervisor.serve_metrics()
+    except OSError as error:
+        raise _taken(chosen, error) from error
+    return lifecycle.run(supervisor.run, grace_s=chosen.drain_s + LONGER_THAN_WORKERS_S)
+
+
+async def _stop_with_keeper(line: Line, stop: Stop) -> None:
+    await line.wait_for_end()
+    stop.set()
+
+
+def _taken(chosen: Settings, error: OSError) -> SettingInvalid:
+    return SettingInvalid(
+        f"SCOREBOARD_API_METRICS_PORT: port {chosen.api_metrics_port}: {error.strerror}"
+    )
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

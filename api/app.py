@@ -24,6 +24,7 @@ from api.updates import Updates
 from scoreboard import migrations, postgres
 from scoreboard.auth import Verifier
 from scoreboard.catalogue import Catalogue
+from scoreboard.credentials import keep_fresh
 from scoreboard.errors import DatabaseUnavailable, RedisUnavailable
 from scoreboard.live import Dispatcher, Live
 from scoreboard.redis_client import make_client, require_durability
@@ -101,6 +102,7 @@ class Api:
                 side = [
                     tasks.create_task(self._verifier.run()),
                     tasks.create_task(self._catalogue.run()),
+                    tasks.create_task(keep_fresh()),
                 ]
                 try:
                     yield

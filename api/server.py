@@ -10,7 +10,7 @@ import contextlib
 import errno
 import math
 import socket
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any, Final, cast
 
 import uvicorn
@@ -18,7 +18,6 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from api.app import Api
-from api.middleware import AsgiApp
 from api.problems import MEDIA_TYPE, body_of
 from scoreboard.errors import Malformed, SettingInvalid
 from scoreboard.lifecycle import Stop
@@ -67,6 +66,18 @@ class Protocol(HttpToolsProtocol):
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None] | None) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or ():
+            host, port = listener.getsockname()[:2]
+            _log.info("api_listening", host=host, port=port)
+        if self._on_started is not None:
+            self._on_started()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield  # signals are the lifecycle's
@@ -95,8 +106,18 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     return taken
 
 
-async def serve(app: Api, settings: Settings, listener: socket.socket, stop: Stop) -> None:
-    """Serve until ``stop``, then finish what is under way."""
+async def serve(
+    app: Api,
+    settings: Settings,
+    listener: socket.socket,
+    stop: Stop,
+    *,
+    started: Callable[[], None] | None = None,
+) -> None:
+    """Serve until ``stop``, then finish what is under way.
+
+    ``started`` is called once requests are taken.
+    """
     config = uvicorn.Config(
         cast("Any", app),
         http=Protocol,
@@ -111,13 +132,11 @@ async def serve(app: Api, settings: Settings, listener: socket.socket, stop: Sto
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=math.ceil(settings.drain_s),
     )
-    server = _Server(config)
+    server = _Server(config, started)
     async with asyncio.TaskGroup() as tasks:
         serving = tasks.create_task(server.serve(sockets=[listener]))
         sweeping = tasks.create_task(_sweep(server.server_state, settings.body_timeout_s))
         stopping = tasks.create_task(_stop(app, settings, server, stop))
-        host, port = listener.getsockname()[:2]
-        _log.info("api_listening", host=host, port=port)
         await serving
         sweeping.cancel()
         stopping.cancel()
@@ -144,6 +163,3 @@ async def _sweep(state: ServerState, body_timeout_s: float) -> None:
             since_s = getattr(connection, "sending_since_s", None)
             if since_s is not None and since_s < oldest_s:
                 connection.transport.abort()
-
-
-__all__ = ["AsgiApp", "Protocol", "bind", "serve"]

@@ -1,16 +1,20 @@
 """What each kind of action is worth, kept in memory and fresh without a restart.
 
 The api asks it on every update. PostgreSQL holds the catalogue, ``sb:actions`` mirrors it, and a
-message says that it changed; it is read again every half minute as well, so that a lost message
-costs 30 s. What stays true: before the first good read nothing has a value, and updates wait (503)
-rather than count with points that nobody set; while Redis is away the last good read holds.
+message says that it changed; it is read again every half minute and after each reconnection as
+well, so that a lost message costs little. What stays true: before the first good read nothing has a
+value, and updates wait (503) rather than count with points that nobody set; while Redis is away the
+last good read holds.
 """
 
 import asyncio
+import re
 from collections.abc import Mapping
 from typing import Final
 
+from scoreboard.changes import Changes
 from scoreboard.errors import RedisUnavailable, ScriptFailed, UnknownKind
+from scoreboard.keys import ACTIONS_CHANGED
 from scoreboard.lifecycle import backoff_s
 from scoreboard.live import Live
 from scoreboard.model import kind_of
@@ -18,17 +22,27 @@ from scoreboard.settings import Settings
 from scoreboard.telemetry import get_logger
 
 RELOAD_S: Final = 30.0
+_VERSION: Final = re.compile(rb"[!-~]{1,64}")
 _log = get_logger(__name__)
 
 
 class Catalogue:
-    """Points per kind. Run ``run`` in a task group; ``wake`` when the catalogue changed."""
+    """Points per kind. Run ``run`` in a task group."""
 
     def __init__(self, settings: Settings, live: Live) -> None:
         self._live = live
         self._fallback = settings.default_points if settings.unknown_kinds == "default" else None
         self._points: Mapping[str, int] | None = None
         self._changed = asyncio.Event()
+        self._changes = Changes(
+            settings,
+            [ACTIONS_CHANGED],
+            name="api-catalogue",
+            on_change=lambda _channel: self._changed.set(),
+            on_up=self._changed.set,
+            on_down=lambda: None,
+            message=_VERSION,
+        )
 
     @property
     def is_loaded(self) -> bool:
@@ -56,10 +70,6 @@ class Catalogue:
             )
         return value
 
-    def wake(self) -> None:
-        """Read the catalogue again, soon."""
-        self._changed.set()
-
     async def load(self) -> None:
         """Read the catalogue now.
 
@@ -72,6 +82,11 @@ class Catalogue:
 
     async def run(self) -> None:
         """Keep the catalogue fresh until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._changes.run())
+            tasks.create_task(self._reload())
+
+    async def _reload(self) -> None:
         attempt = 0
         while True:
             self._changed.clear()

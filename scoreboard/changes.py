@@ -52,7 +52,10 @@ class Changes:
         on_change: Callable[[str], None],
         on_up: Callable[[], None],
         on_down: Callable[[], None],
+        message: re.Pattern[bytes] = _MESSAGE,
     ) -> None:
+        """``message`` is what a whole message must look like; others are counted and dropped."""
+        self._message = message
         self._pool = make_pool(settings, name=name, decode=False, connections=1)
         self._confirm_timeout_s = settings.redis_timeout_s
         self._connect_timeout_s = 2 * settings.redis_connect_timeout_s
@@ -135,7 +138,7 @@ class Changes:
     def _take(self, reply: Any) -> None:  # noqa: ANN401 (whatever the server pushes)
         match reply:
             case [b"message", bytes(channel), bytes(data)]:
-                if len(data) > MESSAGE_BYTES_MAX or _MESSAGE.fullmatch(data) is None:
+                if len(data) > MESSAGE_BYTES_MAX or self._message.fullmatch(data) is None:
                     _MALFORMED.inc()
                     return
                 self._on_change(channel.decode(errors="replace"))

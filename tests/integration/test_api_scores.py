@@ -1,13 +1,18 @@
 """The score endpoints on a real Redis: what they answer, and that a retry counts once."""
 
 import asyncio
+import functools
+import itertools
 from typing import Any
 
 import pytest
 import redis
 
 from scoreboard.keys import ACTIONS, PartitionKeys
+from scoreboard.live import Live
 from scoreboard.model import Board, Layout, Partition
+from scoreboard.redis_client import make_client
+from scoreboard.settings import load
 from tests.support.api import LEADERBOARD_PATH, UPDATE_PATH, ApiClient, StartApi, open_boards
 from tests.support.eventually import eventually_async
 
@@ -351,11 +356,18 @@ async def test_a_change_of_the_catalogue_is_taken_up_without_a_restart(
     start_api: StartApi, redis_url: str
 ) -> None:
     client = await start_api()
-    mirror(redis_url, {"win": 33})
-    client.api._catalogue.wake()
+    assert (await client.update(action="win:1")).json()["newScore"] == 10
+    writer = make_client(load({"REDIS_URL": redis_url}), name="test")
+    numbers = itertools.count(2)
 
-    async def is_known() -> bool:
-        return client.api._catalogue.points_of("win:x") == 33
+    async def is_worth(points: int) -> bool:
+        before = (await client.update("bob", f"win:{next(numbers)}")).json()["newScore"]
+        after = (await client.update("bob", f"win:{next(numbers)}")).json()["newScore"]
+        return after - before == points
 
-    await eventually_async(is_known)
-    assert (await client.update()).json()["newScore"] == 33
+    try:
+        for points in (33, 44):
+            await Live(writer).mirror_actions({"win": points}, version=f"v{points}")
+            await eventually_async(functools.partial(is_worth, points))
+    finally:
+        await writer.aclose()
