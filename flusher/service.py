@@ -15,6 +15,7 @@ from flusher.lane import Lane
 from flusher.probe import Probe
 from flusher.writer import require_ready
 from scoreboard import archive
+from scoreboard.credentials import keep_fresh
 from scoreboard.errors import Unavailable, UnknownBoard
 from scoreboard.lifecycle import Stop, backoff_s
 from scoreboard.live import Live
@@ -53,6 +54,7 @@ class Flusher:
                     )
                 )
                 group.create_task(probe.observe(stop))
+                group.create_task(keep_fresh(stop))
                 for name in self._settings.boards:
                     group.create_task(self._flush_board(name, live, stop))
         _log.info("flusher_stopped")

@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Final, Literal
 
 from scoreboard.errors import SecretsUnavailable, SettingInvalid
-from scoreboard.lifecycle import backoff_s
+from scoreboard.lifecycle import Stop, backoff_s
 from scoreboard.secret_backends import Backend, Credentials, backend_of
 from scoreboard.settings import Settings, variable_of
 from scoreboard.telemetry import counter, gauge, get_logger
@@ -189,12 +189,15 @@ def store_of(settings: Settings, owner: Owner) -> SecretStore | None:
     return store
 
 
-async def keep_fresh() -> None:
-    """Keep the secrets of this process fresh and its pools on them, until cancelled."""
+async def keep_fresh(stop: Stop | None = None) -> None:
+    """Keep this process's secrets fresh and its pools on them, until ``stop`` or cancelled."""
     while True:
         for store in list(_stores.values()):
             await store.check()
-        await asyncio.sleep(CHECK_S)
+        if stop is None:
+            await asyncio.sleep(CHECK_S)
+        elif await stop.sleep(CHECK_S):
+            return
 
 
 def _read_into(

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from typing import Final
 
 from scoreboard.auth import Verifier
+from scoreboard.credentials import keep_fresh
 from scoreboard.lifecycle import Stop
 from scoreboard.relay import Relay
 from scoreboard.settings import Settings
@@ -91,6 +92,7 @@ class Streamer:
             self.venue.use(tasks)
             tasks.create_task(self.verifier.run())
             tasks.create_task(self.relay.run())
+            tasks.create_task(keep_fresh())
             tasks.create_task(self._sweep())
             tasks.create_task(self._keep_time())
 
