@@ -18,7 +18,7 @@ from cli.kong_sync import ADMIN_URL, INTERVAL_S, KongSync, SyncOptions
 from scoreboard import settings as settings_module
 from scoreboard.errors import KeysUnavailable
 from scoreboard.key_set import Source, parse_keys, source_of
-from scoreboard.lifecycle import Stop, run
+from scoreboard.lifecycle import Stop, backoff_s, run
 from scoreboard.resources import kong_path
 from scoreboard.telemetry import setup_logging
 
@@ -87,12 +87,17 @@ def _gateway_options(command: Command) -> Command:
     "--keep-on-failure", is_flag=True,
     help="Where the key set cannot be read and OUTPUT exists: keep it, and succeed.",
 )  # fmt: skip
+@click.option(
+    "--wait", "wait_s", type=click.FloatRange(0, 3600), default=0, show_default=True,
+    metavar="SECONDS", help="How long to try again while the key set cannot be read.",
+)  # fmt: skip
 def render_command(
     template: Path | None,
     output: Path | None,
     revoked: tuple[str, ...],
     *,
     keep_on_failure: bool,
+    wait_s: float,
     **given: Any,  # noqa: ANN401 (GatewayOptions' fields)
 ) -> None:
     """Write the configuration for Kong, once.
@@ -105,7 +110,9 @@ def render_command(
     options = GatewayOptions.of(settings, **given)
     before = output.read_text() if output is not None and output.exists() else None
     try:
-        rows = _merged(before, asyncio.run(_read_keys(source_of(settings))), options, revoked)
+        rows = _merged(
+            before, asyncio.run(_read_keys(source_of(settings), wait_s)), options, revoked
+        )
         text = render(_template(template), rows, options)
     except (KeysUnavailable, ValueError) as error:
         if keep_on_failure and before is not None:
@@ -186,11 +193,17 @@ def _template(path: Path | None) -> str:
     return (path or kong_path() / "kong.yml").read_text()
 
 
-async def _read_keys(source: Source) -> tuple[KeyRow, ...]:
-    try:
-        return rows_of(parse_keys(await source.read()))
-    except (OSError, ValueError) as error:
-        raise KeysUnavailable(f"The key set cannot be used: {error}") from error
+async def _read_keys(source: Source, wait_s: float) -> tuple[KeyRow, ...]:
+    deadline_s = time.monotonic() + wait_s
+    attempt = 0
+    while True:
+        try:
+            return rows_of(parse_keys(await source.read()))
+        except (OSError, ValueError) as error:
+            if time.monotonic() >= deadline_s:
+                raise KeysUnavailable(f"The key set cannot be used: {error}") from error
+        await asyncio.sleep(backoff_s(attempt, most_s=2.0))
+        attempt += 1
 
 
 def _merged(

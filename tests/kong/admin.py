@@ -22,6 +22,7 @@ class FakeAdmin:
     url: str = ""
     jwks: bytes = b""
     jwks_status: int = 200
+    asked: int = 0
     answers: deque[int] = field(default_factory=deque)
     posted: list[tuple[str, str]] = field(default_factory=list)
     held: str = ""
@@ -53,6 +54,7 @@ def fake_admin() -> Iterator[FakeAdmin]:
 
         def do_GET(self) -> None:
             is_jwks = self.path == "/jwks.json"
+            state.asked += is_jwks
             self.reply(state.jwks_status if is_jwks else 200, state.jwks)
 
         def do_POST(self) -> None:

@@ -62,6 +62,24 @@ def test_render_keeps_a_vanished_key_and_what_it_has_when_the_issuer_is_away(
     assert output.read_text() == good
 
 
+def test_render_waits_for_an_issuer_that_starts_later(
+    environ: dict[str, str], admin: FakeAdmin
+) -> None:
+    admin.jwks_status = 503
+    process = subprocess.Popen(
+        [*KONG, "render", "--wait", "20"], env=environ, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        eventually(lambda: admin.asked >= 2, within_s=20)
+        admin.jwks_status = 200
+        text, _ = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0
+    assert [row.kid for row in rows_in(text)] == ["test-ec", "test-rsa"]
+
+
 def test_render_without_an_issuer_fails(environ: dict[str, str]) -> None:
     del environ["SCOREBOARD_ISSUER"]
     failed = run(environ, "render", "--keep-on-failure")

@@ -1,0 +1,36 @@
+# Kong with our two plugins. 3.9 is the last open-source line (docs/gateway.md, «The version»); pin
+# the digest too, once you have pulled it: kong:3.9.3@sha256:…
+FROM kong:3.9.3
+COPY kong/plugins/scoreboard-intake/ /usr/local/share/lua/5.1/kong/plugins/scoreboard-intake/
+COPY kong/plugins/scoreboard-authz/ /usr/local/share/lua/5.1/kong/plugins/scoreboard-authz/
+COPY deploy/docker/kong-entrypoint.sh deploy/docker/kong-ready.lua /usr/local/share/scoreboard/
+# What is the same wherever it runs. The Admin API and the Manager stay inside; Status is for probes.
+ENV KONG_DATABASE=off \
+    KONG_PLUGINS=cors,jwt,rate-limiting,request-size-limiting,prometheus,file-log,scoreboard-intake,scoreboard-authz \
+    KONG_PREFIX=/var/lib/kong \
+    KONG_PROXY_LISTEN=0.0.0.0:8000 \
+    KONG_ADMIN_LISTEN=127.0.0.1:8001 \
+    KONG_ADMIN_GUI_LISTEN=off \
+    KONG_STATUS_LISTEN=0.0.0.0:8100 \
+    KONG_PROXY_ACCESS_LOG=off \
+    KONG_ADMIN_ACCESS_LOG=off \
+    KONG_PROXY_ERROR_LOG=/dev/stderr \
+    KONG_ADMIN_ERROR_LOG=/dev/stderr \
+    KONG_ANONYMOUS_REPORTS=off \
+    KONG_REQUEST_DEBUG=off \
+    KONG_HEADERS=X-Kong-Request-Id \
+    KONG_UNTRUSTED_LUA=off \
+    KONG_ERROR_DEFAULT_TYPE=application/json \
+    KONG_NGINX_HTTP_CLIENT_MAX_BODY_SIZE=64k \
+    KONG_NGINX_MAIN_WORKER_SHUTDOWN_TIMEOUT=60s \
+    KONG_DNS_VALID_TTL=5
+# By name: which number it has is the base image's business.
+# hadolint ignore=DL3066
+USER kong
+ENTRYPOINT ["sh", "/usr/local/share/scoreboard/kong-entrypoint.sh"]
+CMD ["kong", "docker-start"]
+STOPSIGNAL SIGQUIT
+# `kong health` sees only that nginx runs; this asks whether a configuration is loaded. The image has
+# no curl, but always resty, in which kong itself is written.
+HEALTHCHECK --interval=5s --timeout=4s --start-period=20s --retries=6 \
+    CMD ["/usr/local/openresty/bin/resty", "/usr/local/share/scoreboard/kong-ready.lua"]

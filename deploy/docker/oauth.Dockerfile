@@ -1,0 +1,10 @@
+# An OAuth 2.0 provider for development, never for production: it signs in whoever asks, as whomever
+# they say. Its image holds nothing that could ask it for its health, so busybox is put beside it.
+FROM busybox:1.37.0-musl AS tools
+FROM ghcr.io/navikt/mock-oauth2-server:2.1.10
+COPY --from=tools /bin/busybox /usr/local/bin/busybox
+COPY deploy/docker/oauth.json /etc/scoreboard/oauth.json
+ENV JSON_CONFIG_PATH=/etc/scoreboard/oauth.json
+USER 10001:10001
+HEALTHCHECK --interval=5s --timeout=3s --start-period=20s --retries=6 \
+    CMD ["/usr/local/bin/busybox", "wget", "-q", "-O", "/dev/null", "http://127.0.0.1:8090/isalive"]

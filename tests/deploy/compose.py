@@ -1,0 +1,41 @@
+"""docker-compose.yml as the tests beside this read it: merged, with every ${VARIABLE} resolved."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docker-compose.yml").read_text()
+VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)(?::-([^}]*))?\}")
+
+Entity = dict[str, Any]
+
+
+def load(environ: dict[str, str] | None = None) -> Entity:
+    """Give the document with variables taken from ``environ``, else from their defaults."""
+    known = environ or {}
+    return yaml.safe_load(VARIABLE.sub(lambda m: known.get(m[1]) or m[2] or "", TEXT))
+
+
+COMPOSE = load()
+SERVICES: dict[str, Entity] = COMPOSE["services"]
+ONE_SHOTS = {name for name, service in SERVICES.items() if service.get("restart") == "no"}
+OURS = {name for name, s in SERVICES.items() if s.get("image") == "scoreboard:local"}
+
+
+def environment(service: str) -> dict[str, str]:
+    """Give a service's own environment."""
+    return {name: str(value) for name, value in SERVICES[service].get("environment", {}).items()}
+
+
+def option(service: str, name: str) -> str:
+    """Give the value of an option of a service's command."""
+    command = SERVICES[service]["command"]
+    return command[command.index(name) + 1]
+
+
+def dockerfile(name: str) -> str:
+    """Give a Dockerfile's text with continued lines joined."""
+    return (ROOT / name).read_text().replace("\\\n", " ")

@@ -1,0 +1,382 @@
+"""docker-compose.yml: valid, closed, agreed with settings, plugins and commands.
+
+No container is run here. tests/deploy/test_first_start.py runs what its first start does, with the
+same scripts, on servers from wheels.
+"""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+
+from cli import kong_config
+from cli.gateway import kong
+from cli.main import scoreboard
+from scoreboard.resources import kong_path
+from scoreboard.settings import Settings, describe
+from scoreboard.settings import load as load_settings
+from tests.deploy.compose import (
+    COMPOSE,
+    ONE_SHOTS,
+    OURS,
+    ROOT,
+    SERVICES,
+    TEXT,
+    VARIABLE,
+    Entity,
+    dockerfile,
+    environment,
+    load,
+    option,
+)
+
+TEMPLATE: Entity = yaml.safe_load((kong_path() / "kong.yml").read_text())
+every_service = pytest.mark.parametrize("service", sorted(SERVICES))
+
+
+def test_it_fits_the_compose_specification() -> None:
+    checker = Path(sys.executable).with_name("check-jsonschema")
+    schema = ["--builtin-schema", "vendor.compose-spec"]
+    subprocess.run([checker, *schema, "docker-compose.yml"], cwd=ROOT, check=True)
+
+
+def test_every_part_of_the_production_shape_is_there() -> None:
+    assert set(SERVICES) == {
+        "secrets", "seed", "migrate", "open", "kong-render", "kong", "kong-sync",
+        "api", "streamer", "flusher", "valkey", "postgres", "moto", "oauth",
+    }  # fmt: skip
+
+
+# Files, volumes, variables ----------------------------------------------------------------------
+
+
+def mounts(service: str) -> list[list[str]]:
+    return [volume.split(":") for volume in SERVICES[service].get("volumes", [])]
+
+
+@every_service
+def test_every_mounted_file_exists_and_is_read_only(service: str) -> None:
+    for source, _, *mode in mounts(service):
+        if source.startswith("."):
+            assert (ROOT / source).is_file(), source
+            assert mode == ["ro"], source
+        else:
+            assert source in COMPOSE["volumes"], source
+
+
+def test_every_volume_is_used_and_written_by_one_kind_of_service() -> None:
+    used = {source for name in SERVICES for source, *_ in mounts(name) if source[0] != "."}
+    assert used == set(COMPOSE["volumes"])
+    writers = {
+        volume: {
+            name for name in SERVICES for source, _, *mode in mounts(name)
+            if source == volume and mode != ["ro"]
+        }
+        for volume in used
+    }  # fmt: skip
+    assert writers["kong-config"] == {"kong-render", "kong-sync"}
+    for volume in used - {"kong-config", "valkey-data", "postgres-data"}:
+        assert writers[volume] == {"secrets"}
+
+
+def test_a_new_volume_belongs_to_the_user_that_writes_it() -> None:
+    # Docker gives a new volume the owner of the folder below it in the first image that mounts it.
+    made = set(re.findall(r"(?:config|secrets/\w+)(?=[ ;])", dockerfile("Dockerfile")))
+    targets = {
+        target.removeprefix("/var/lib/scoreboard/")
+        for name in OURS for source, target, *_ in mounts(name) if source[0] != "."
+    }  # fmt: skip
+    assert targets == made
+
+
+def test_every_variable_is_a_setting_with_a_default() -> None:
+    names = {name for name, _, _ in describe()}
+    found = VARIABLE.findall(TEXT)
+    assert found
+    assert TEXT.count("${") == len(found)
+    for name, default in found:
+        assert name in names, name
+        assert default, name
+
+
+def test_every_variable_is_in_the_example_environment() -> None:
+    example = ROOT / ".env.example"
+    if not example.exists():
+        pytest.skip("there is no .env.example yet (make env)")
+    listed = set(re.findall(r"^#?\s*([A-Z][A-Z0-9_]+)=", example.read_text(), re.MULTILINE))
+    assert {name for name, _ in VARIABLE.findall(TEXT)} <= listed
+
+
+def test_a_variable_of_the_caller_wins() -> None:
+    services = load({"SCOREBOARD_ISSUER": "https://issuer.example/"})["services"]
+    for name in ("api", "streamer", "kong-render", "kong-sync"):
+        assert services[name]["environment"]["SCOREBOARD_ISSUER"] == "https://issuer.example/"
+
+
+@pytest.mark.parametrize(
+    "service", ["api", "streamer", "flusher", "open", "kong-render", "kong-sync"]
+)
+def test_every_service_starts_with_its_environment(service: str) -> None:
+    settings = load_settings(environment(service))
+    assert settings.redis_url
+    if not service.startswith("kong"):
+        assert settings.database_url
+        assert settings.secrets == "aws"
+        assert settings.redis_secret
+        assert settings.database_secret
+    if service != "flusher":
+        assert settings.issuer
+        assert settings.jwks_url
+
+
+def test_gateway_and_services_agree() -> None:
+    render, sync = environment("kong-render"), environment("kong-sync")
+    assert render == sync
+    api, streamer = environment("api"), environment("streamer")
+    for name in render:
+        if name != "REDIS_URL":
+            assert render[name] == api[name], name
+    for name in ("ISSUER", "JWKS_URL", "AUDIENCE", "ORIGINS"):
+        assert api[f"SCOREBOARD_{name}"] == streamer[f"SCOREBOARD_{name}"]
+    # Nothing but the gateway counts, so nothing but the gateway may reach the api.
+    assert api["SCOREBOARD_RATE_LIMIT"] == "gateway"
+    assert not SERVICES["api"].get("ports")
+    assert not SERVICES["streamer"].get("ports")
+
+
+# Commands ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("service", ["api", "streamer", "flusher"])
+def test_services_start_as_modules_that_exist(service: str) -> None:
+    assert SERVICES[service]["command"] == ["python", "-m", service]
+    assert importlib.util.find_spec(f"{service}.__main__")
+
+
+def command_lines() -> list[list[str]]:
+    lines = []
+    for service in SERVICES.values():
+        words = service.get("command", [])
+        if words[:1] == ["sh"]:
+            lines += [part.split() for part in words[2].split("&&")]
+        else:
+            lines.append(words)
+    return [line[1:] for line in lines if line[:1] == ["scoreboard"]]
+
+
+@pytest.mark.parametrize("words", command_lines(), ids=" ".join)
+def test_every_command_of_ours_exists_with_its_options(words: list[str]) -> None:
+    group: click.Group = scoreboard
+    names = list(words)
+    if names[0] == "kong":
+        group, names = kong, names[1:]
+    command: click.Command = group
+    context = click.Context(group)
+    while isinstance(command, click.Group):
+        found = command.get_command(context, names.pop(0))
+        assert found is not None, words
+        command = found
+    command.make_context("test", names, resilient_parsing=True)
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(command_lines()) == 5
+
+
+# Addresses --------------------------------------------------------------------------------------
+
+
+def test_ports_are_on_loopback_alone() -> None:
+    published = {name: s["ports"] for name, s in SERVICES.items() if s.get("ports")}
+    assert published == {"kong": ["127.0.0.1:8080:8000"], "oauth": ["127.0.0.1:8090:8090"]}
+
+
+def default(field: str) -> Any:
+    fields = Settings.__struct_fields__
+    defaults = Settings.__struct_defaults__
+    return defaults[fields.index(field) - (len(fields) - len(defaults))]
+
+
+def test_ports_of_health_checks_are_those_of_the_settings() -> None:
+    expected = {
+        "api": default("api_port"),
+        "streamer": default("ws_metrics_port"),
+        "flusher": default("flusher_metrics_port"),
+        "kong-sync": 9103,
+    }
+    for service, port in expected.items():
+        test = " ".join(SERVICES[service]["healthcheck"]["test"])
+        assert f"127.0.0.1:{port}/health/" in test
+        assert "urllib" in test
+        assert str(port) in dockerfile("Dockerfile").partition("EXPOSE")[2].partition("\n")[0]
+
+
+def test_the_gateway_finds_the_services_where_they_listen() -> None:
+    targets = {u["name"]: [t["target"] for t in u["targets"]] for u in TEMPLATE["upstreams"]}
+    assert targets == {
+        "scoreboard-api.upstream": [f"api:{default('api_port')}"],
+        "scoreboard-streamer.upstream": [f"streamer:{default('ws_port')}"],
+    }
+    for service in ("kong-render", "kong-sync"):
+        command = SERVICES[service]["command"]
+        assert "--api" not in command
+        assert "--streamer" not in command
+
+
+def test_hosts_in_addresses_are_services() -> None:
+    aliases = set(SERVICES["oauth"]["networks"]["inside"]["aliases"])
+    for name in SERVICES:
+        for key, value in environment(name).items():
+            for host in re.findall(r"(?:://)(?:[^/@]*@)?([a-z.-]+)", str(value)):
+                if key != "SCOREBOARD_ORIGINS":
+                    assert host in SERVICES or host in aliases, (name, key, host)
+
+
+def test_counters_and_board_share_a_server_but_no_database_and_no_user() -> None:
+    board, counters = environment("api")["REDIS_URL"], environment("kong-sync")["REDIS_URL"]
+    assert board.endswith("valkey:6379/0")
+    assert counters == "redis://kong@valkey:6379/1"
+
+
+# Health and order -------------------------------------------------------------------------------
+
+
+def has_health_check(service: str) -> bool:
+    entity = SERVICES[service]
+    build = entity.get("build", {})
+    in_image = "dockerfile" in build and "HEALTHCHECK" in dockerfile(build["dockerfile"])
+    return "healthcheck" in entity or in_image
+
+
+@every_service
+def test_what_runs_on_has_a_health_check(service: str) -> None:
+    assert has_health_check(service) is (service not in ONE_SHOTS)
+    assert "curl" not in str(SERVICES[service].get("healthcheck", ""))
+
+
+@every_service
+def test_dependencies_exist_and_can_come_true(service: str) -> None:
+    for other, rule in SERVICES[service].get("depends_on", {}).items():
+        expected = "service_completed_successfully" if other in ONE_SHOTS else "service_healthy"
+        assert rule == {"condition": expected}, other
+
+
+def test_nothing_waits_for_itself() -> None:
+    def below(service: str, seen: tuple[str, ...] = ()) -> set[str]:
+        assert service not in seen, (*seen, service)
+        direct = set(SERVICES[service].get("depends_on", {}))
+        return direct.union(*(below(other, (*seen, service)) for other in direct))
+
+    for service in ("api", "streamer", "flusher"):
+        needed = {"secrets", "seed", "moto", "valkey", "postgres", "migrate", "open"}
+        assert needed <= below(service), service
+    assert {"kong-render", "oauth", "valkey", "api", "streamer"} <= below("kong")
+    assert "kong" in below("kong-sync")
+
+
+# Containers -------------------------------------------------------------------------------------
+
+
+@every_service
+def test_containers_have_no_rights_to_spare(service: str) -> None:
+    entity = SERVICES[service]
+    assert entity["read_only"] is True
+    assert entity["cap_drop"] == ["ALL"]
+    assert entity["security_opt"] == ["no-new-privileges:true"]
+    assert "privileged" not in entity
+    assert "cap_add" not in entity
+    user = entity.get("user") or re.findall(r"^USER (\S+)", _image_text(service), re.MULTILINE)[-1]
+    assert user.split(":")[0] not in {"root", "0"}
+    limits = entity["deploy"]["resources"]["limits"]
+    assert set(limits) == {"cpus", "memory", "pids"}
+
+
+def _image_text(service: str) -> str:
+    return dockerfile(SERVICES[service]["build"]["dockerfile"])
+
+
+@every_service
+def test_logs_are_bounded(service: str) -> None:
+    assert SERVICES[service]["logging"]["options"] == {"max-size": "10m", "max-file": "3"}
+
+
+def test_postgres_keeps_its_data_where_the_image_does() -> None:
+    # The image of 18 fails to start with a volume on …/data.
+    targets = {source: target for source, target, *_ in mounts("postgres")}
+    assert targets["postgres-data"] == "/var/lib/postgresql"
+
+
+def test_valkey_is_as_the_services_demand() -> None:
+    from scoreboard.redis_client import REQUIRED
+
+    lines = dict(
+        line.split(" ", 1)
+        for line in (ROOT / "deploy/docker/valkey.conf").read_text().splitlines()
+        if line and not line.startswith("#")
+    )
+    assert {name: lines[name] for name in REQUIRED} == REQUIRED
+    assert int(lines["maxmemory"].removesuffix("mb")) > 0
+    assert lines["aclfile"].startswith({s: t for s, t, *_ in mounts("valkey")}["secrets-valkey"])
+    assert SERVICES["valkey"]["command"][1] in {target for _, target, *_ in mounts("valkey")}
+
+
+# The gateway ------------------------------------------------------------------------------------
+
+
+def kong_image() -> dict[str, str]:
+    block = dockerfile("deploy/docker/kong.Dockerfile").partition("\nENV ")[2].partition("\n")[0]
+    return dict(pair.split("=", 1) for pair in block.split())
+
+
+def test_kong_loads_the_plugins_that_the_configuration_uses() -> None:
+    used = {plugin["name"] for plugin in TEMPLATE["plugins"]}
+    for service in TEMPLATE["services"]:
+        for route in service["routes"]:
+            used |= {plugin["name"] for plugin in route["plugins"]}
+    assert set(kong_image()["KONG_PLUGINS"].split(",")) == used | {"cors"}
+
+
+def test_kong_starts_with_the_file_that_render_and_sync_write() -> None:
+    path = environment("kong")["KONG_DECLARATIVE_CONFIG"]
+    assert path == option("kong-render", "--output") == option("kong-sync", "--output")
+    for service in ("kong", "kong-render", "kong-sync"):
+        targets = {source: target for source, target, *_ in mounts(service)}
+        assert path.startswith(targets["kong-config"] + "/")
+
+
+def test_render_and_sync_are_told_the_same() -> None:
+    different = {"--wait", "60", "--keep-on-failure", "--probe-host", "0.0.0.0", "render", "sync"}
+    render, sync = (SERVICES[name]["command"] for name in ("kong-render", "kong-sync"))
+    assert [w for w in render if w not in different] == [w for w in sync if w not in different]
+    assert "--public" in render
+    board = next(words for words in command_lines() if words[:2] == ["board", "create"])
+    assert "--private" not in board
+
+
+def test_kongs_doors_are_where_they_should_be() -> None:
+    image = kong_image()
+    assert image["KONG_PROXY_LISTEN"] == "0.0.0.0:8000"
+    assert image["KONG_ADMIN_LISTEN"] == "127.0.0.1:8001"
+    assert image["KONG_ADMIN_GUI_LISTEN"] == "off"
+    assert image["KONG_DATABASE"] == "off"
+    assert image["KONG_ANONYMOUS_REPORTS"] == image["KONG_REQUEST_DEBUG"] == "off"
+    assert image["KONG_UNTRUSTED_LUA"] == "off"
+    assert image["KONG_HEADERS"] == "X-Kong-Request-Id"
+    assert SERVICES["kong-sync"]["network_mode"] == "service:kong"
+    assert "networks" not in SERVICES["kong-sync"]
+
+
+def test_the_reference_to_the_password_names_the_variable_that_is_set() -> None:
+    variable = kong_config.PASSWORD_REFERENCE.removeprefix("{vault://env/").removesuffix("}")
+    name = variable.upper().replace("-", "_")
+    assert f"{name}_FILE" in environment("kong")
+    script = (ROOT / "deploy/docker/kong-entrypoint.sh").read_text()
+    assert f"export {name}\n" in script
+    targets = {source: target for source, target, *_ in mounts("kong")}
+    assert environment("kong")[f"{name}_FILE"].startswith(targets["secrets-kong"])

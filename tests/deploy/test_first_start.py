@@ -1,0 +1,338 @@
+"""What the first `docker compose up` does, step by step, without containers.
+
+The same scripts, the same valkey.conf, ACL, roles, secrets and commands, on Valkey, PostgreSQL and
+moto from wheels: an update through the api reaches PostgreSQL with no more rights than compose
+gives. Only addresses differ.
+"""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+import redis
+from moto.server import ThreadedMotoServer
+from psycopg import sql
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from cli import binaries
+from cli.embedded import EmbeddedPostgres, free_port
+from tests.deploy.compose import ROOT, SERVICES, environment
+from tests.kong.admin import fake_admin
+from tests.support.eventually import eventually
+from tests.support.tokens import ISSUER, MakeToken
+
+DOCKER = ROOT / "deploy/docker"
+KEY = "ratelimit:route:service:alice:60000:minute"
+
+
+@dataclass
+class Installation:
+    """Where the servers of a first start are, and what its scripts have written."""
+
+    secrets: Path
+    redis_port: int
+    database_url: str
+    environ: dict[str, str]
+
+    def redis(self, user: str, database: int = 0) -> redis.Redis:
+        """Connect as a user of the ACL file."""
+        password = "health"
+        if user == "kong":
+            password = (self.secrets / "kong/redis-password").read_text()
+        elif user == "scoreboard":
+            password = self.document("redis")["password"]
+        return connect(self.redis_port, db=database, username=user, password=password)
+
+    def document(self, name: str) -> dict[str, str]:
+        """Give a secret as it is seeded."""
+        documents = json.loads((self.secrets / "seed/secrets.json").read_text())
+        return documents[f"scoreboard/development/{name}"]
+
+    def environment(self, service: str, **changes: str) -> dict[str, str]:
+        """Give a service's environment of the compose file, with this machine's addresses."""
+        return {**self.environ, **environment(service), **self.addresses(), **changes}
+
+    def addresses(self) -> dict[str, str]:
+        """Give what differs from the compose file."""
+        return {name: self.environ[name] for name in _ADDRESSES if name in self.environ}
+
+
+_ADDRESSES = (
+    "REDIS_URL",
+    "DATABASE_URL",
+    "AWS_ENDPOINT_URL_SECRETS_MANAGER",
+    "SCOREBOARD_JWKS_URL",
+    "SCOREBOARD_ISSUER",
+    "SCOREBOARD_METRICS_HOST",
+)
+
+
+def connect(port: int, **options: Any) -> redis.Redis:
+    """Connect without redis-py's ten retries."""
+    return redis.Redis(port=port, retry=Retry(NoBackoff(), 0), **options)
+
+
+def run(words: list[str], environ: dict[str, str]) -> str:
+    """Run a command to its end."""
+    done = subprocess.run(
+        words, env=environ, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def bootstrap(root: Path, environ: dict[str, str]) -> str:
+    """Run the service `secrets`."""
+    for name in ("valkey", "postgres", "owner", "kong", "seed"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    script = [sys.executable, str(DOCKER / "bootstrap.py")]
+    return run(script, {**environ, "SECRETS_ROOT": str(root)})
+
+
+@pytest.fixture(scope="module")
+def installation(
+    tmp_path_factory: pytest.TempPathFactory, jwks: dict[str, Any]
+) -> Iterator[Installation]:
+    folder = tmp_path_factory.mktemp("first-start")
+    secrets, data = folder / "secrets", folder / "valkey"
+    data.mkdir()
+    here = Path(sys.executable).parent
+    plain = {
+        "PATH": f"{here}:{os.environ['PATH']}",
+        "HOME": str(folder),
+        "SECRETS_ROOT": str(secrets),
+    }
+    with ExitStack() as stack:
+        assert bootstrap(secrets, plain) == "passwords made\n"
+
+        port = free_port()
+        valkey = subprocess.Popen(
+            [
+                str(binaries.find_valkey()), str(DOCKER / "valkey.conf"), "--port", str(port),
+                "--bind", "127.0.0.1", "--dir", str(data),
+                "--aclfile", str(secrets / "valkey/users.acl"), "--logfile", str(data / "log"),
+            ]
+        )  # fmt: skip
+        stack.callback(valkey.wait)
+        stack.callback(valkey.terminate)
+
+        postgres = stack.enter_context(EmbeddedPostgres(folder / "postgres", fsync=False))
+        owner = (secrets / "postgres/owner").read_text()
+        with psycopg.connect(postgres.url_of("postgres"), autocommit=True) as connection:
+            role = "CREATE ROLE scoreboard_owner SUPERUSER LOGIN PASSWORD {}"
+            connection.execute(sql.SQL(role).format(owner))
+            connection.execute("DROP DATABASE IF EXISTS scoreboard")
+            connection.execute("CREATE DATABASE scoreboard OWNER scoreboard_owner")
+        address = f"127.0.0.1:{postgres.port}/scoreboard"
+        login = {
+            "DATABASE_URL": f"postgresql://scoreboard_owner@{address}",
+            "PGPASSFILE": str(secrets / "owner/pgpass"),
+        }
+        service = (secrets / "postgres/scoreboard_a").read_text()
+        psql = [binaries.find_postgres().path("psql"), "-v", "ON_ERROR_STOP=1", "-d"]
+        roles = ["-v", f"password={service}", "-f", str(DOCKER / "postgres-roles.sql")]
+        run([*psql, login["DATABASE_URL"], *roles], {**plain, **login})
+
+        moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        moto.start()
+        stack.callback(moto.stop)
+        host, moto_port = moto.get_host_and_port()
+
+        issuer = stack.enter_context(fake_admin())
+        issuer.jwks = json.dumps(jwks).encode()
+        found = Installation(
+            secrets=secrets,
+            redis_port=port,
+            database_url=f"postgresql://scoreboard_owner:{owner}@{address}",
+            environ={
+                **plain,
+                "REDIS_URL": f"redis://127.0.0.1:{port}/0",
+                "DATABASE_URL": f"postgresql://{address}",
+                "AWS_ENDPOINT_URL_SECRETS_MANAGER": f"http://{host}:{moto_port}",
+                "SCOREBOARD_JWKS_URL": issuer.jwks_url,
+                "SCOREBOARD_ISSUER": ISSUER,
+                "SCOREBOARD_METRICS_HOST": "127.0.0.1",
+            },
+        )
+        aws = {**plain, **environment("seed"), **found.addresses()}
+        assert "3 of 3" in run([sys.executable, str(DOCKER / "seed_secrets.py")], aws)
+        eventually(lambda: found.redis("health").execute_command("PING"), within_s=10)
+        migrate = {**plain, **environment("migrate"), **login}
+        run(SERVICES["migrate"]["command"], migrate)
+        run(SERVICES["open"]["command"], found.environment("open"))
+        yield found
+
+
+# Secrets ----------------------------------------------------------------------------------------
+
+
+def test_a_second_start_keeps_every_password(installation: Installation) -> None:
+    before = {path: path.read_bytes() for path in installation.secrets.rglob("*") if path.is_file()}
+    assert bootstrap(installation.secrets, installation.environ) == "passwords kept\n"
+    assert before == {
+        path: path.read_bytes() for path in installation.secrets.rglob("*") if path.is_file()
+    }
+
+
+def test_seeding_again_writes_nothing(installation: Installation) -> None:
+    environ = installation.environment("seed")
+    assert "0 of 3" in run([sys.executable, str(DOCKER / "seed_secrets.py")], environ)
+
+
+def test_two_installations_share_no_password(installation: Installation, tmp_path: Path) -> None:
+    bootstrap(tmp_path, installation.environ)
+    other = json.loads((tmp_path / "seed/secrets.json").read_text())
+    for name, document in other.items():
+        ours = installation.document(name.rpartition("/")[2])
+        assert document["password"] != ours["password"]
+
+
+def test_what_only_the_owner_reads_is_closed_to_others(installation: Installation) -> None:
+    for name in ("owner/pgpass", "seed/secrets.json"):
+        mode = stat.S_IMODE((installation.secrets / name).stat().st_mode)
+        assert mode & 0o077 == 0, name
+
+
+# Rights -----------------------------------------------------------------------------------------
+
+
+def test_kong_can_count_in_its_database(installation: Installation) -> None:
+    kong = installation.redis("kong", database=1)
+    count = """
+        local value = redis.call('INCR', KEYS[1])
+        if value == 1 then redis.call('EXPIRE', KEYS[1], ARGV[1]) end
+        return value - 1
+    """
+    assert [kong.eval(count, 1, KEY, 60) for _ in range(3)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("GET", KEY),
+        ("DEL", KEY),
+        ("KEYS", "*"),
+        ("FLUSHALL",),
+        ("INCR", "sb:{main:0}:meta"),
+        ("EVAL", "return redis.call('INCR', KEYS[1])", "1", "sb:{main:0}:meta"),
+        ("EVAL", "return redis.call('GET', KEYS[1])", "1", KEY),
+        ("PUBLISH", "sb:{main:0}:changes", "9:9"),
+        ("CONFIG", "GET", "*"),
+        ("ACL", "LIST"),
+    ],
+    ids=" ".join,
+)
+def test_kong_can_do_nothing_else(installation: Installation, words: tuple[str, ...]) -> None:
+    with pytest.raises(redis.exceptions.ResponseError, match=r"NOPERM|permission|ACL"):
+        installation.redis("kong").execute_command(*words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("SET", KEY, "0"),
+        ("FLUSHALL",),
+        ("CONFIG", "SET", "appendfsync", "no"),
+        ("ACL", "LIST"),
+        ("SHUTDOWN",),
+        ("PUBLISH", "other", "x"),
+    ],
+    ids=" ".join,
+)
+def test_services_can_neither_lift_limits_nor_weaken_the_store(
+    installation: Installation, words: tuple[str, ...]
+) -> None:
+    with pytest.raises(redis.exceptions.ResponseError, match=r"NOPERM|permission"):
+        installation.redis("scoreboard").execute_command(*words)
+
+
+def test_nobody_else_gets_in(installation: Installation) -> None:
+    with pytest.raises(redis.exceptions.AuthenticationError):
+        connect(installation.redis_port).ping()
+    with pytest.raises(redis.exceptions.ResponseError):
+        installation.redis("health").get("sb:{main:0}:meta")
+
+
+def service_database(installation: Installation) -> psycopg.Connection[Any]:
+    login = installation.document("database")
+    address = installation.environ["DATABASE_URL"]
+    return psycopg.connect(address, user=login["username"], password=login["password"])
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE mine (x int)",
+        "DROP TABLE scores",
+        "ALTER TABLE scores ADD COLUMN x int",
+        "TRUNCATE scores",
+        "CREATE ROLE other",
+    ],
+)
+def test_services_can_change_rows_and_no_tables(installation: Installation, statement: str) -> None:
+    with (
+        service_database(installation) as connection,
+        pytest.raises(psycopg.errors.InsufficientPrivilege),
+    ):
+        connection.execute(statement.encode())
+
+
+# The whole --------------------------------------------------------------------------------------
+
+
+def test_an_update_reaches_postgresql_with_the_rights_of_compose(
+    installation: Installation, make_token: MakeToken
+) -> None:
+    port, viewers, metrics = free_port(), free_port(), [free_port(), free_port()]
+    ours = {"SCOREBOARD_API_HOST": "127.0.0.1", "SCOREBOARD_API_PORT": str(port)}
+    api = installation.environment("api", SCOREBOARD_API_METRICS_PORT="0", **ours)
+    flusher = installation.environment("flusher", SCOREBOARD_FLUSHER_METRICS_PORT=str(metrics[0]))
+    streamer = installation.environment(
+        "streamer",
+        SCOREBOARD_WS_HOST="127.0.0.1",
+        SCOREBOARD_WS_PORT=str(viewers),
+        SCOREBOARD_WS_METRICS_PORT=str(metrics[1]),
+    )
+    with ExitStack() as stack:
+        for service, environ in (("api", api), ("flusher", flusher), ("streamer", streamer)):
+            words = [sys.executable, *SERVICES[service]["command"][1:]]
+            process = subprocess.Popen(words, env=environ, cwd=ROOT, stderr=subprocess.DEVNULL)
+            stack.callback(process.wait, 30)
+            stack.callback(process.terminate)
+        client = stack.enter_context(
+            httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False)
+        )
+
+        def is_ready(address: str) -> bool:
+            try:
+                return client.get(address).status_code == 200
+            except httpx.HTTPError:
+                return False
+
+        for address in ("", *(f"http://127.0.0.1:{number}" for number in metrics)):
+            eventually(lambda address=address: is_ready(f"{address}/health/ready"), within_s=20)
+
+        answer = client.post(
+            "/api/scores/update",
+            json={"userId": "alice", "actionId": "first-start"},
+            headers={"Authorization": f"Bearer {make_token('alice')}"},
+        )
+
+        assert answer.status_code == 200, answer.text
+        score = answer.json()["newScore"]
+        with psycopg.connect(installation.database_url, autocommit=True) as connection:
+            eventually(
+                lambda: connection.execute("SELECT score FROM scores").fetchall() == [(score,)],
+                within_s=10,
+            )

@@ -1,0 +1,166 @@
+"""The Dockerfiles: lint, pins, and that everything they copy exists. No image is built here."""
+
+import fnmatch
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from cli import binaries
+from tests.deploy.compose import ROOT, SERVICES, dockerfile
+from tests.kong.runtime import luajit21, our_plugins
+
+DOCKERFILES = [
+    "Dockerfile",
+    *sorted(f"deploy/docker/{path.name}" for path in (ROOT / "deploy/docker").glob("*.Dockerfile")),
+]
+every_dockerfile = pytest.mark.parametrize("name", DOCKERFILES)
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+@every_dockerfile
+def test_dockerfiles_pass_hadolint(name: str) -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([hadolint, name], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def images() -> list[str]:
+    found = [
+        image
+        for name in DOCKERFILES
+        for image in re.findall(r"^FROM (\S+)", dockerfile(name), re.MULTILINE)
+    ]
+    return found + [s["image"] for s in SERVICES.values() if "build" not in s]
+
+
+@pytest.mark.parametrize("image", sorted(set(images())))
+def test_images_are_pinned_to_a_version(image: str) -> None:
+    name, _, tag = image.partition(":")
+    assert re.match(r"\d+\.\d+(\.\d+)?(-[a-z0-9-]+)?(@sha256:[0-9a-f]{64})?$", tag), image
+    assert "latest" not in tag
+    assert name
+
+
+def tag_of(image: str) -> str:
+    return next(i for i in images() if i.startswith(f"{image}:")).partition(":")[2]
+
+
+def test_images_have_the_versions_that_the_tests_run() -> None:
+    def version(program: Path) -> str:
+        done = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    valkey = version(binaries.find_valkey())
+    assert f"v={tag_of('valkey/valkey').partition('-')[0]} " in valkey
+    assert version(Path(binaries.find_postgres().path("postgres"))).endswith(tag_of("postgres"))
+    moto = re.search(r"^moto\S*==(\S+)", (ROOT / "requirements/dev.txt").read_text(), re.MULTILINE)
+    assert moto is not None
+    assert tag_of("motoserver/moto") == moto[1]
+    python = tag_of("python")
+    assert python.startswith(f"{sys.version_info.major}.{sys.version_info.minor}.")
+    assert images().count(f"python:{python}") == 2  # the same path to the interpreter in both
+
+
+def sources(name: str) -> list[str]:
+    found: list[str] = []
+    for line in re.findall(r"^COPY (?!--from)(.+)$", dockerfile(name), re.MULTILINE):
+        *given, _target = line.split()
+        found += given
+    return found
+
+
+@every_dockerfile
+def test_what_is_copied_exists_and_is_let_through(name: str) -> None:
+    # .dockerignore is a list of exceptions: all is left out, then some is let in again.
+    lines = (ROOT / ".dockerignore").read_text().split()
+    allowed = [line[1:] for line in lines if line.startswith("!")]
+    assert "*" in lines
+    for source in sources(name):
+        assert (ROOT / source).exists(), source
+        path = source.rstrip("/") + ("/" if (ROOT / source).is_dir() else "")
+        assert any(path.startswith(a) or fnmatch.fnmatch(path, a) for a in allowed), source
+
+
+def test_secrets_and_history_never_enter_a_build() -> None:
+    text = (ROOT / ".dockerignore").read_text()
+    for name in (".git", ".env", ".data", "tests", "docs"):
+        assert f"!{name}" not in text
+
+
+def test_the_image_holds_every_package_of_the_wheel_and_its_data() -> None:
+    wheel = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    expected = {*wheel["packages"], *wheel["force-include"], "pyproject.toml"}
+    assert expected <= set(sources("Dockerfile"))
+
+
+def test_the_image_installs_by_hash_and_wheels_only_before_any_source() -> None:
+    text = dockerfile("Dockerfile")
+    for install in [line for line in text.split("&&") if "pip install" in line]:
+        by_hash = "--require-hashes --only-binary :all:" in install
+        assert by_hash or "--no-index --no-deps" in install
+    assert text.index("requirements/base.txt requirements/") < text.index("COPY api")
+
+
+def test_the_image_runs_as_nobody_in_particular() -> None:
+    text = dockerfile("Dockerfile")
+    assert re.findall(r"^USER (.*)$", text, re.MULTILINE) == ["10001:10001"]
+    assert text.rstrip().endswith('CMD ["python", "-m", "api"]')
+    assert "curl" not in text
+
+
+def test_kongs_image_holds_our_plugins_where_kong_looks() -> None:
+    text = dockerfile("deploy/docker/kong.Dockerfile")
+    for plugin in our_plugins():
+        target = f"/usr/local/share/lua/5.1/kong/plugins/{plugin}/"
+        assert f"COPY kong/plugins/{plugin}/ {target}\n" in text
+
+
+# Scripts inside the images ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answer", ["HTTP/1.1 200 OK", "HTTP/1.0 200 OK"])
+def test_kong_is_ready_when_status_says_so(answer: str) -> None:
+    assert run_ready(f"return '{answer}'") == 0
+
+
+@pytest.mark.parametrize(
+    "receive", ["return 'HTTP/1.1 503 Service Unavailable'", "return nil", "return 'x 200'"]
+)
+def test_kong_is_not_ready_otherwise(receive: str) -> None:
+    assert run_ready(receive) == 1
+
+
+def test_kong_is_not_ready_while_nobody_listens() -> None:
+    assert run_ready("return 'HTTP/1.1 200 OK'", connect="return nil, 'refused'") == 1
+
+
+def run_ready(receive: str, connect: str = "return 1") -> int:
+    lua = luajit21.LuaRuntime()
+    lua.execute(f"""
+        local socket = {{ settimeout = function() end, connect = function() {connect} end,
+          send = function(_, text) sent = text return #text end,
+          receive = function() {receive} end }}
+        ngx = {{ socket = {{ tcp = function() return socket end }} }}
+        os = {{ exit = function(code) ended = code end }}
+    """)
+    lua.execute((ROOT / "deploy/docker/kong-ready.lua").read_text())
+    return lua.globals().ended
+
+
+def test_kongs_entrypoint_takes_the_password_out_of_its_file(tmp_path: Path) -> None:
+    real = tmp_path / "docker-entrypoint.sh"
+    real.write_text('#!/bin/sh\necho "$REDIS_PASSWORD $*"\n')
+    real.chmod(0o755)
+    (tmp_path / "password").write_text("a secret")
+    script = (ROOT / "deploy/docker/kong-entrypoint.sh").read_text()
+    script = script.replace(" /docker-entrypoint.sh", f" {real}")
+    environ = {"REDIS_PASSWORD_FILE": str(tmp_path / "password"), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        ["sh", "-c", script, "sh", "kong", "docker-start"],
+        env=environ, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == "a secret kong docker-start\n"
