@@ -51,6 +51,23 @@ class _PackedInC:
         return [hiredis.pack_command(command)]
 
 
+class _Closed:
+    """Says of a write to a connection that the peer has reset what it is: a lost connection.
+
+    uvloop raises RuntimeError for it, which redis-py lets through; found by cutting connections.
+    """
+
+    async def send_packed_command(self, *args: Any, **options: Any) -> None:  # noqa: ANN401
+        """Send bytes.
+
+        Raises RedisConnectionError.
+        """
+        try:
+            await super().send_packed_command(*args, **options)  # pyright: ignore[reportAttributeAccessIssue]
+        except RuntimeError as error:
+            raise RedisConnectionError("the connection was closed") from error
+
+
 class _Login:
     """Logs new connections in with the credentials of a store, which win over the URL's."""
 
@@ -120,7 +137,7 @@ def make_pool(
         store.on_change(pool.log_in_anew)
     # The kind of connection follows from the URL's scheme, so it is known only now.
     kind: type[AbstractConnection] = pool.connection_class
-    pool.connection_class = type(kind.__name__, (_PackedInC, kind), {})
+    pool.connection_class = type(kind.__name__, (_PackedInC, _Closed, kind), {})
     return pool
 
 
