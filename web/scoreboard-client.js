@@ -35,6 +35,8 @@ const SETTLED_MS = 10_000;
 const SYNC_EVERY_MS = 2_000;
 const RENEW_EVERY_MS = 10_000;
 const RENEW_TRIES = 4;
+/** A proxy that refuses a token looks like a lost network; after so many a new token is tried. */
+const UNHEARD_TRIES = 2;
 /** A token within this of its end is not worth a handshake. */
 const EXPIRY_MARGIN_MS = 5_000;
 /** No server may send a page away for longer than this. */
@@ -50,8 +52,9 @@ const CALM = { reason: null, code: null, attempt: 0, retryAtMs: null, isMandated
  * @param {string|URL} options.url        where the streamer listens; may be relative to the page
  * @param {string} [options.board]        which board; the server's default where absent
  * @param {string} [options.token]        a JWT that will not be renewed
- * @param {(why: {reason: "first"|"expired"|"rejected"|"expiring"}) => Promise<string|null>|string|null}
- *   [options.tokenProvider]              gives a current JWT, or null for none
+ * @param {(why: {reason: string}) => Promise<string|null>|string|null} [options.tokenProvider]
+ *   gives a current JWT, or null for none; the reason is `first`, `expired`, `expiring`, `rejected`
+ *   or `refused`
  * @param {(board: object, how: {isSnapshot: boolean}) => void} [options.onBoard]
  *   called with each newer board; `isSnapshot` marks the first of a connection
  * @param {(status: object) => void} [options.onStatus]
@@ -79,6 +82,8 @@ class Connection {
   #timer = null; // the next attempt, or the watchdog: never both
   #failures = 0;
   #rejections = 0;
+  #unheard = 0; // connections in a row that ended without a word from the server
+  #renewal = 0; // which try of a renewal is on its way; 0 for none
   #openedAtMs = 0;
   #syncedAtMs = -Infinity;
   #bye = null;
@@ -128,8 +133,9 @@ class Connection {
   retry() {
     const { state, retryAtMs, isMandated, reason } = this.#status;
     if (state === "stopped" && reason !== "closed") {
-      this.#failures = this.#rejections = 0;
+      this.#failures = this.#rejections = this.#unheard = 0;
       globalThis.addEventListener?.("online", this.#onOnline);
+      this.#tell({ state: "reconnecting", ...CALM });
       this.#open("first");
       return true;
     }
@@ -167,6 +173,7 @@ class Connection {
     this.#token = token;
     this.#hasTried = true;
     this.#hasHeard = this.#isStale = false;
+    this.#renewal = 0;
     this.#bye = null;
     this.#openedAtMs = performance.now();
     try {
@@ -192,10 +199,13 @@ class Connection {
       // Tried once all the same: it may be this clock that is wrong.
       return isOver && this.#hasTried ? undefined : this.#token;
     }
-    if (why !== "rejected" && this.#token !== null && !isOver) return this.#token;
-    const isFirst = this.#token === null && why !== "rejected";
-    const token = await this.#ask(isFirst ? "first" : why);
-    return token === null && why === "rejected" ? undefined : token;
+    const isRejected = why === "rejected";
+    const isRefused = this.#token !== null && this.#unheard >= UNHEARD_TRIES;
+    if (!isRejected && !isRefused && this.#token !== null && !isOver) return this.#token;
+    this.#unheard = 0;
+    const reason = isRefused && !isOver ? "refused" : this.#token === null ? "first" : "expired";
+    const token = await this.#ask(isRejected ? why : reason);
+    return token === null && isRejected ? undefined : token;
   }
 
   async #ask(reason) {
@@ -224,6 +234,7 @@ class Connection {
         this.#take(message);
         break;
       case "heartbeat":
+        if (message.exp) this.#renewal = 0;
         this.#becomeLive();
         if (isNews(this.#board, message)) this.sync();
         break;
@@ -236,6 +247,7 @@ class Connection {
         break;
       case "error":
         this.#report({ code: String(message.code), detail: message.detail });
+        if (this.#renewal > 0) this.#renewLater(this.#turn, this.#renewal);
         break;
       case "bye":
         this.#bye = message;
@@ -260,6 +272,7 @@ class Connection {
 
   #becomeLive() {
     this.#hasHeard = true;
+    this.#unheard = 0;
     this.#tell({ state: this.#isStale ? "stale" : "live", ...CALM });
   }
 
@@ -274,10 +287,17 @@ class Connection {
     if (turn !== this.#turn) return;
     if (token !== null && this.#socket?.readyState === 1) {
       this.#token = token;
+      this.#renewal = attempt;
       this.#socket.send(JSON.stringify({ type: "auth", token }));
-    } else if (attempt < RENEW_TRIES) {
-      setTimeout(() => turn === this.#turn && this.#renew(turn, attempt + 1), RENEW_EVERY_MS);
+    } else {
+      this.#renewLater(turn, attempt);
     }
+  }
+
+  #renewLater(turn, attempt) {
+    this.#renewal = 0;
+    if (attempt >= RENEW_TRIES) return;
+    setTimeout(() => turn === this.#turn && this.#renew(turn, attempt + 1), RENEW_EVERY_MS);
   }
 
   // --- losing the line ---
@@ -307,6 +327,7 @@ class Connection {
   #wait(reason, code, delay, floorMs) {
     const turn = this.#abandon();
     this.#failures += 1;
+    if (!this.#hasHeard) this.#unheard += 1;
     const ranged = Array.isArray(delay) && delay.length === 2 && delay.every((ms) => ms >= 0);
     const waitMs = ranged
       ? Math.min(LONGEST_WAIT_MS, delay[0] + this.#random() * Math.max(0, delay[1] - delay[0]))

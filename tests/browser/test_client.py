@@ -73,6 +73,16 @@ class Client:
 
         await eventually_async(check)
 
+    async def waits_for(self, count: int) -> None:
+        """Wait until that many times a connection was lost and the next one put off."""
+
+        async def check():
+            waits = await self.heard("waits")
+            assert len(waits) == count, waits
+            return True
+
+        await eventually_async(check)
+
     async def passes(self, seconds: float) -> None:
         await self.page.clock.fast_forward(int(seconds * 1000))
 
@@ -331,7 +341,7 @@ async def test_the_line_is_taken_up_again_after_codes_known_and_unknown(
     await client.becomes("live")
 
     await stage.close_viewers(code)
-    await eventually_async(lambda: client.heard("waits.length"))
+    await client.waits_for(1)
     await client.passes(1)
 
     await client.becomes("live")
@@ -371,7 +381,7 @@ async def test_a_server_that_wants_to_be_left_alone_is(
     await client.becomes("live")
 
     await stage.close_viewers(code)
-    await eventually_async(lambda: client.heard("waits.length"))
+    await client.waits_for(1)
 
     (wait_ms,) = await client.heard("waits")
     assert least_s * 1000 - 100 <= wait_ms <= least_s * 2000
@@ -394,7 +404,7 @@ async def test_the_delay_of_a_goodbye_comes_before_our_own(
 
     await stage.send(type="bye", code=1012, reason="drain", reconnect=True, delay_ms=[2000, 4000])
     await stage.close_viewers(1012)
-    await eventually_async(lambda: client.heard("waits.length"))
+    await client.waits_for(1)
 
     (heard_ms,) = await client.heard("waits")
     assert abs(heard_ms - wait_ms) < 100
@@ -420,13 +430,8 @@ async def test_waits_grow_while_the_server_stays_away_and_shrink_after_a_good_co
     await client.becomes("live")
     await stage.stop_streamer()
 
-    async def waits(count: int):
-        got = await client.heard("waits")
-        assert len(got) == count, got
-        return got
-
     for count in range(1, 8):
-        await eventually_async(lambda count=count: waits(count))
+        await client.waits_for(count)
         await client.passes(30)
 
     rounded = [round(wait_ms / 1000) for wait_ms in await client.heard("waits")]
@@ -446,7 +451,7 @@ async def test_coming_back_online_cuts_a_wait_short(connect, stage: Stage, guard
     client = await connect(random=0)
     await client.becomes("live")
     await stage.stop_streamer()
-    await eventually_async(lambda: client.heard("waits.length"))
+    await client.waits_for(1)
     await stage.start_streamer()
 
     await client.page.evaluate("dispatchEvent(new Event('online'))")
@@ -578,6 +583,46 @@ async def test_a_renewal_that_fails_is_tried_again_on_the_same_connection(connec
 
     await eventually_async(lambda: stage.received == [{"type": "auth", "token": new}])
     await seen(stage, 1)
+
+
+async def test_a_renewal_the_server_could_not_check_is_tried_again(connect, stage: Stage):
+    old, new = token_until(time.time() + 30), token_until(time.time() + 900)
+    client = await connect(tokens=[old, new, new])
+    await client.becomes("live")
+    await stage.send(type="auth_expiring", exp=int(time.time()) + 30, grace_ms=25_000)
+    await eventually_async(lambda: stage.received == [{"type": "auth", "token": new}])
+
+    await stage.send(type="error", code="keys-unavailable", detail="try again in 10 seconds")
+    await eventually_async(lambda: client.heard("errors.length"))
+    await client.passes(11)
+    await eventually_async(lambda: stage.received == [{"type": "auth", "token": new}] * 2)
+
+    await stage.send(type="heartbeat", board="main", epoch=1, seq=0, at=0, exp=int(time.time()))
+    await stage.send(type="error", code="malformed", detail="about something else")
+    await eventually_async(lambda: client.heard("errors.length === 2"))
+    await client.passes(11)
+    assert len(stage.received) == 2
+
+
+async def test_a_token_that_opens_no_connection_is_replaced_after_a_while(
+    connect,
+    stage: Stage,
+    guard: Guard,
+):
+    guard.expect_lost_server()
+    stage.refuse = HTTPStatus.UNAUTHORIZED
+    old, new = token_until(time.time() + 600), token_until(time.time() + 900)
+    client = await connect(tokens=[old, new])
+
+    for count in (1, 2):
+        await seen(stage, count)
+        await client.waits_for(count)
+        stage.refuse = None if count == 2 else stage.refuse
+        await client.passes(31)
+
+    await client.becomes("live")
+    assert [handshake.token for handshake in stage.handshakes] == [old, old, new]
+    assert await client.heard("asked") == ["first", "refused"]
 
 
 async def test_no_token_is_left_where_others_read(connect, stage: Stage):

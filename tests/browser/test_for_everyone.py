@@ -4,12 +4,10 @@ import pytest
 from playwright.async_api import Page, expect
 
 from tests.support.browser import Guard, OpenPage, keep_screenshot
-from tests.support.eventually import eventually_async
 from tests.support.stage import Stage
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-PHONE = {"width": 320, "height": 640}
 PLAYERS = [
     ("nova", 12_480),
     ("9f1c2d34-5b6a-4c7d-8e9f-0a1b2c3d4e5f", 11_930),
@@ -215,9 +213,14 @@ async def test_words_stand_out_from_their_ground(
 # --- people with a phone, or with a name ----------------------------------------------------------
 
 
-async def test_nothing_sticks_out_of_a_narrow_screen(open_page: OpenPage, stage: Stage):
+@pytest.mark.parametrize("width_px", [320, 390, 560])
+async def test_nothing_sticks_out_of_a_narrow_screen(
+    open_page: OpenPage,
+    stage: Stage,
+    width_px: int,
+):
     await stage.show(*((name, 2**31 - 1 - place) for place, name in enumerate(HOSTILE)))
-    page = await open_page(stage.url, viewport=PHONE)
+    page = await open_page(stage.url, viewport={"width": width_px, "height": 640})
     await expect(page.locator(".row")).to_have_count(10)
 
     await stage.send(type="status", state="stale")
@@ -283,4 +286,30 @@ async def test_pictures_are_kept(open_page: OpenPage, stage: Stage, name: str, o
 
     path = await keep_screenshot(page, name)
 
-    await eventually_async(lambda: path.stat().st_size > 10_000)
+    assert path.stat().st_size > 10_000
+
+
+async def test_the_picture_of_the_readme_is_kept(open_page: OpenPage, stage: Stage):
+    """docs/images/live-page.png is a copy of .artifacts/live-page.png."""
+    await stage.show(*PLAYERS)
+    page = await open_page(
+        stage.url,
+        color_scheme="light",
+        device_scale_factor=1.5,
+        viewport={"width": 800, "height": 860},
+    )
+    await expect(page.locator(".row")).to_have_count(10)
+    risen = [PLAYERS[0], ("kestrel", 11_985), PLAYERS[1], *PLAYERS[3:6], ("orbit", 7_690)]
+    await stage.show(*risen, PLAYERS[6], *PLAYERS[8:])
+    await expect(page.locator("[data-user=kestrel]")).to_have_attribute("data-rank", "2")
+    # The rows have arrived, and what flashes is still to be seen.
+    await page.evaluate("""
+      for (const animation of document.getAnimations()) {
+        if (animation.id === "glide" || animation.transitionProperty) animation.finish();
+        else { animation.pause(); animation.currentTime = 420; }
+      }
+    """)
+
+    path = await keep_screenshot(page, "live-page", animations="allow")
+
+    assert path.stat().st_size > 10_000

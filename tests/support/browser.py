@@ -10,7 +10,7 @@ import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import pytest
@@ -159,9 +159,13 @@ async def open_page(browser: Browser, guard: Guard, stage: Stage) -> AsyncIterat
             await context.close()
 
 
-async def keep_screenshot(page: Page, name: str) -> Path:
+async def keep_screenshot(
+    page: Page,
+    name: str,
+    animations: Literal["allow", "disabled"] = "disabled",
+) -> Path:
     """Write a picture of the page into the git-ignored `.artifacts/`."""
     ARTIFACTS.mkdir(exist_ok=True)
     path = ARTIFACTS / f"{name}.png"
-    await page.screenshot(path=path, animations="disabled")
+    await page.screenshot(path=path, animations=animations)
     return path
