@@ -14,6 +14,7 @@ from msgspec import Struct
 from redis.exceptions import RedisError, ResponseError
 
 from flusher.batch import Entry
+from scoreboard.archive import Position
 from scoreboard.errors import RedisUnavailable, Unavailable
 from scoreboard.keys import GROUP, PartitionKeys
 from scoreboard.live import Live
@@ -29,6 +30,8 @@ CONSUMER: Final = "leader"
 
 BLOCK_MS: Final = 500
 """Longest wait for new entries: a stop is noticed within it."""
+
+NOWHERE: Final = Position()
 
 CLAIM_PAGE: Final = 1000
 """Entries taken over per call."""
@@ -121,14 +124,14 @@ class Consumer:
             )
         return list(reply[0][1]) if reply else []
 
-    async def acknowledge(self, ids: Sequence[bytes], last_id: str) -> None:
-        """Give up entries whose batch is committed, and cut the stream behind them.
+    async def acknowledge(
+        self, ids: Sequence[bytes], last_id: str, position: Position = NOWHERE
+    ) -> None:
+        """Give up entries whose batch is committed, cut the stream, announce the position.
 
         Raises RedisUnavailable, ScriptFailed: the entries come again and are dropped by the ledger.
         """
-        async with _reaching():
-            await self._client.xack(self._events, GROUP, *ids)
-        await self._live.trim(self._partition, last_id)
+        await self._live.trim(self._partition, last_id, ids, epoch=position.epoch, seq=position.seq)
 
     async def start_over(self) -> None:
         """Have everything in the stream delivered again.

@@ -199,7 +199,7 @@ class Lane:
                 await self._flush(writer, page.entries, is_draining=is_draining)
             cursor, is_last = page.cursor, page.is_last
         # A leader may have died between acknowledging and cutting.
-        await self._live.trim(self.partition, self._position.stream_id)
+        await self.consumer.acknowledge([], self._position.stream_id, self._position)
 
     async def _follow(self, writer: Writer, stop: Stop) -> None:
         usual = self._settings.flush_batch
@@ -207,14 +207,14 @@ class Lane:
         linger_s = self._settings.flush_linger_ms / 1000
         while not stop.is_set:
             entries = await self.consumer.read(count)
-            if linger_s and 0 < len(entries) < usual:
-                await stop.sleep(linger_s)
-                entries += await self.consumer.read(count - len(entries), block=False)
-            is_behind = len(entries) >= usual
             if entries:
                 await self._flush(writer, entries)
             self._succeed()
+            is_behind = len(entries) >= usual
             count = int(usual * CATCH_UP_FACTOR) if is_behind else usual
+            if entries and not is_behind:
+                # What comes meanwhile shares the next batch; after a silence nobody waits.
+                await stop.sleep(linger_s)
             if time.monotonic() - self._looked_at_s >= LOOK_EVERY_S:
                 await self._look(writer)
 
@@ -302,7 +302,7 @@ class Lane:
                 return
             case Flushed():
                 self._account(result, oldest_s=batch.oldest_ms / 1000, is_draining=is_draining)
-        await self.consumer.acknowledge(batch.ids, batch.last_id)
+        await self.consumer.acknowledge(batch.ids, batch.last_id, result.position)
         if result.rewound and not is_draining:
             self._has_passed = True
             raise _Reorient

@@ -1,16 +1,17 @@
--- trim: cut the stream behind what PostgreSQL has committed, and never further.
--- WHY       the stream is the only copy of what was acknowledged and not yet committed (I1)
--- KEYS      1 events stream
--- ARGV      1 group · 2 committed stream id, the last one of the batch just committed
+-- trim: acknowledge a committed batch, cut the stream behind it, and say how far PostgreSQL is.
+-- WHY       the stream is the only copy of what was acknowledged and not yet committed (I1); in one call, as each call waits for the disk
+-- KEYS      1 events stream · 2 meta hash · 3 committed channel
+-- ARGV      1 group · 2 committed stream id, the last one of the batch just committed · 3 epoch int · 4 committed seq int, 0 to say nothing of it · 5+ stream id to acknowledge
 -- RETURNS   entries cut
 -- OUTCOMES  none
 -- REFUSES   BADARG arguments
--- WRITES    events
--- EMITS     nothing
--- COST      O(n), n entries cut
+-- WRITES    events meta
+-- EMITS     to committed, once, if the committed seq rose
+-- COST      O(n), n entries acknowledged or cut
 
-local events = KEYS[1]
-local group, committed = ARGV[1], ARGV[2]
+local ACKNOWLEDGED_AT_ONCE = 1000
+local events, meta, channel = KEYS[1], KEYS[2], KEYS[3]
+local group, committed, epoch, seq = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 
 -- Ids are compared as two numbers; as text '9-0' would stand behind '10-0'.
 local function parse(id)
@@ -27,14 +28,21 @@ local function after(id)
   return string.format('%.0f-%.0f', ms, n + 1)
 end
 
-if not parse(committed) then
-  return redis.error_reply('BADARG the committed id is no stream id')
+if not committed or not parse(committed) or not epoch or not seq then
+  return redis.error_reply('BADARG a stream id, an epoch or a seq is none')
 end
-if redis.call('EXISTS', events) == 0 then
-  return 0
+for i = 5, #ARGV do
+  if not parse(ARGV[i]) then
+    return redis.error_reply('BADARG an id to acknowledge is no stream id')
+  end
 end
+
+-- read
+local facts = redis.call('HMGET', meta, 'epoch', 'committed')
+local known_epoch, known_seq = string.match(facts[2] or '', '^(%d+):(%d+)$')
+local has_stream = redis.call('EXISTS', events) == 1
 local delivered
-for _, fields in ipairs(redis.call('XINFO', 'GROUPS', events)) do
+for _, fields in ipairs(has_stream and redis.call('XINFO', 'GROUPS', events) or {}) do
   local facts = {}
   for i = 1, #fields, 2 do
     facts[fields[i]] = fields[i + 1]
@@ -43,16 +51,33 @@ for _, fields in ipairs(redis.call('XINFO', 'GROUPS', events)) do
     delivered = facts['last-delivered-id']
   end
 end
-if not delivered then
-  return 0 -- without its group nobody knows what was delivered: cut nothing
+
+-- write
+local cut = 0
+if delivered then -- without its group nobody knows what was delivered: cut nothing
+  for first = 5, #ARGV, ACKNOWLEDGED_AT_ONCE do
+    local last = math.min(first + ACKNOWLEDGED_AT_ONCE - 1, #ARGV)
+    redis.call('XACK', events, group, unpack(ARGV, first, last))
+  end
+  local keep_from = after(committed)
+  -- On a Redis that came back older, new events may have ids below the committed one.
+  if earlier(after(delivered), keep_from) then
+    keep_from = after(delivered)
+  end
+  local pending = redis.call('XPENDING', events, group)
+  if pending[1] > 0 and earlier(pending[2], keep_from) then
+    keep_from = pending[2]
+  end
+  cut = redis.call('XTRIM', events, 'MINID', '=', keep_from)
 end
-local keep_from = after(committed)
--- On a Redis that came back older, new events may have ids below the committed one.
-if earlier(after(delivered), keep_from) then
-  keep_from = after(delivered)
+local is_news = seq > 0 and tonumber(facts[1]) == epoch
+  and (tonumber(known_epoch) ~= epoch or tonumber(known_seq) < seq)
+if is_news then
+  redis.call('HSET', meta, 'committed', string.format('%.0f:%.0f', epoch, seq))
 end
-local pending = redis.call('XPENDING', events, group)
-if pending[1] > 0 and earlier(pending[2], keep_from) then
-  keep_from = pending[2]
+
+-- emit
+if is_news then
+  redis.call('PUBLISH', channel, string.format('%.0f:%.0f', epoch, seq))
 end
-return redis.call('XTRIM', events, 'MINID', '=', keep_from)
+return cut

@@ -85,6 +85,8 @@ class PartitionState(Struct, frozen=True):
     layout: Layout = Layout()
     is_public: bool = False
     fence: str = ""
+    committed_seq: int = 0
+    """What PostgreSQL is known to have committed of this epoch."""
 
 
 class Backlog(Struct, frozen=True):
@@ -134,6 +136,11 @@ class _Placed(Struct, frozen=True, order=True):
         return -self.sort_packed
 
 
+def _committed_seq(facts: Mapping[str, str]) -> int:
+    epoch, _, seq = facts.get("committed", "").partition(":")
+    return int(seq) if seq and epoch == facts.get("epoch") else 0
+
+
 def _pairs(flat: Sequence[str], partition: int) -> list[_Placed]:
     return [
         _Placed(-int(packed), partition, user)
@@ -173,6 +180,7 @@ class Live:
             layout=Layout.parse(facts["layout"]) if "layout" in facts else Layout(),
             is_public=facts.get("public") == "1",
             fence=facts.get("fence", ""),
+            committed_seq=_committed_seq(facts),
         )
 
     async def board(self, name: str) -> Board:
@@ -252,13 +260,25 @@ class Live:
             neighbours=_rows(near, first) if around else (),
         )
 
-    async def trim(self, partition: Partition, committed: str) -> int:
-        """Cut the stream behind a committed stream id; give how many entries went.
+    async def trim(
+        self,
+        partition: Partition,
+        committed: str,
+        acknowledged: Sequence[bytes] = (),
+        *,
+        epoch: int = 0,
+        seq: int = 0,
+    ) -> int:
+        """Acknowledge entries and cut the stream behind a committed stream id; give how many went.
+
+        ``epoch`` and ``seq`` are the committed position, told to whoever waits for it.
 
         Raises RedisUnavailable, ScriptFailed.
         """
         keys = PartitionKeys(partition)
-        return int(await call(self._client, _TRIM, [keys.events], [GROUP, committed]))
+        names = [keys.events, keys.meta, keys.committed]
+        args: list[object] = [GROUP, committed, epoch, seq, *acknowledged]
+        return int(await call(self._client, _TRIM, names, args))
 
     async def repair(
         self,

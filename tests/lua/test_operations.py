@@ -8,6 +8,7 @@ from tests.support.scripts import KEYS, LAYOUT, Scripts, text
 
 from .conftest import on_the_real_server
 
+TRIM = [KEYS.events, KEYS.meta, KEYS.committed]
 SWAP = [KEYS.board, KEYS.shadow, KEYS.events, KEYS.meta, KEYS.changes]
 
 
@@ -31,7 +32,7 @@ def test_trimming_cuts_what_is_committed_and_acknowledged(streamed: Scripts) -> 
     got = deliver(streamed, 6)
     streamed.client.xack(KEYS.events, GROUP, *got)
 
-    assert streamed.run("trim", [KEYS.events], GROUP, got[-1]) == 6
+    assert streamed.run("trim", TRIM, GROUP, got[-1], 1, 0) == 6
     assert len(ids(streamed)) == 4
 
 
@@ -39,7 +40,7 @@ def test_trimming_stops_before_the_oldest_pending_entry(streamed: Scripts) -> No
     got = deliver(streamed, 6)
     streamed.client.xack(KEYS.events, GROUP, *got[:2], *got[3:])
 
-    assert streamed.run("trim", [KEYS.events], GROUP, got[-1]) == 2
+    assert streamed.run("trim", TRIM, GROUP, got[-1], 1, 0) == 2
     assert ids(streamed)[0] == got[2]
 
 
@@ -49,20 +50,47 @@ def test_trimming_never_cuts_what_was_not_delivered(streamed: Scripts) -> None:
     streamed.client.xack(KEYS.events, GROUP, *got)
 
     # A Redis that came back older: PostgreSQL has committed ids this stream gave out anew.
-    assert streamed.run("trim", [KEYS.events], GROUP, everything[-1]) == 3
+    assert streamed.run("trim", TRIM, GROUP, everything[-1], 1, 0) == 3
     assert ids(streamed) == everything[3:]
 
 
 def test_trimming_without_a_group_or_a_stream_cuts_nothing(scripts: Scripts) -> None:
-    assert scripts.run("trim", [KEYS.events], GROUP, "5-0") == 0
+    assert scripts.run("trim", TRIM, GROUP, "5-0", 1, 7) == 0
     scripts.client.xadd(KEYS.events, {"q": "1"})
 
-    assert scripts.run("trim", [KEYS.events], GROUP, "99999999999999-0") == 0
+    assert scripts.run("trim", TRIM, GROUP, "99999999999999-0", 1, 7) == 0
     assert scripts.client.xlen(KEYS.events) == 1
 
 
 def test_trimming_wants_a_stream_id(opened: Scripts) -> None:
-    assert opened.refuses("trim", [KEYS.events], GROUP, "soon").startswith("BADARG ")
+    for args in [("soon", 1, 1), ("5-0", "x", 1), ("5-0", 1, "x"), ("5-0", 1, 1, "soon")]:
+        assert opened.refuses("trim", TRIM, GROUP, *args).startswith("BADARG ")
+
+
+def test_trimming_acknowledges_and_says_how_far_postgres_is(streamed: Scripts) -> None:
+    listener = streamed.client.pubsub()
+    listener.subscribe(KEYS.committed)
+    listener.get_message(timeout=1)
+    got = deliver(streamed, 6)
+
+    assert streamed.run("trim", TRIM, GROUP, got[-1], 1, 6, *got) == 6
+    assert streamed.run("trim", TRIM, GROUP, got[-1], 1, 4) == 0, "it never goes back"
+    assert streamed.run("trim", TRIM, GROUP, got[-1], 2, 9) == 0, "of another epoch it is silent"
+
+    assert streamed.client.xpending(KEYS.events, GROUP)["pending"] == 0
+    assert text(streamed.client.hget(KEYS.meta, "committed")) == "1:6"
+    told = [text(one["data"]) for one in iter(lambda: listener.get_message(timeout=0.1), None)]
+    assert told == ["1:6"]
+    listener.close()
+
+
+def test_thousands_of_entries_are_acknowledged_in_one_call(opened: Scripts) -> None:
+    opened.cap = 10_000
+    for start in range(0, 5120, 64):
+        opened.submit(*((f"user{number}", "1", 1) for number in range(start, start + 64)))
+    got = deliver(opened, 5120)
+
+    assert opened.run("trim", TRIM, GROUP, got[-1], 1, 5120, *got) == 5120
 
 
 def test_a_fence_says_where_the_partition_stood(scripts: Scripts) -> None:

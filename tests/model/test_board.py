@@ -16,6 +16,7 @@ from scoreboard.keys import GROUP
 from scoreboard.model import SCORE_MAX, SLOT_COUNT, unpack_score
 from tests.support.scripts import KEYS, LAYOUT, Scripts
 
+TRIM = [KEYS.events, KEYS.meta, KEYS.committed]
 USERS = st.sampled_from(["ann", "bob", "cem", "auth0|d", "e" * 128])
 ACTIONS = st.sampled_from([f"win:{n}" for n in range(8)] + ["lose:1", "plain"])
 DELTAS = st.sampled_from([1, 1, 1, 2, 5, 10, -1, -7, 1_000_000, SCORE_MAX, -SCORE_MAX])
@@ -82,8 +83,8 @@ class BoardMachine(RuleBasedStateMachine):
         got = self.client.xreadgroup(GROUP, "one", {KEYS.events: ">"}, count=count)
         if got:
             ids = [position for position, _ in got[0][1]]
-            self.client.xack(KEYS.events, GROUP, *ids)
-            assert self.scripts.run("trim", [KEYS.events], GROUP, ids[-1]) == len(ids)
+            args = (GROUP, ids[-1], self.epoch, self.seq, *ids)
+            assert self.scripts.run("trim", TRIM, *args) == len(ids)
             del self.stream[: len(ids)]
 
     @rule()

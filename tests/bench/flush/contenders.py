@@ -1,0 +1,59 @@
+"""The ways of writing a batch that are compared: the flusher's own, and one statement a row.
+
+Both run inside the flusher's own lane and transaction, with the same checks and the same promise:
+only how rows reach the tables differs.
+"""
+
+from collections.abc import Sequence
+
+from flusher.batch import rows
+from flusher.writer import Writer, _Tally
+from scoreboard.events import Event
+
+INSERT_USER = b"INSERT INTO users (id, external_id) VALUES (%s, %s) ON CONFLICT DO NOTHING"
+INSERT_EVENT = b"""
+    INSERT INTO score_events (
+        board, part, user_id, action_id, epoch, seq, delta, score_after, kind, request_id,
+        occurred_at
+    )
+    VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+    ON CONFLICT DO NOTHING
+    RETURNING user_id, seq, delta, occurred_at
+"""
+ADD_SCORE = b"""
+    INSERT INTO scores AS s (board, user_id, score, actions, reached_at, last_seq)
+    VALUES (%s, %s, %s, 1, %s, %s)
+    ON CONFLICT (board, user_id) DO UPDATE
+    SET score = s.score + excluded.score,
+        actions = s.actions + 1,
+        reached_at = greatest(s.reached_at, excluded.reached_at),
+        last_seq = greatest(s.last_seq, excluded.last_seq)
+"""
+
+
+class ExecutemanyWriter(Writer):
+    """One statement a row, by psycopg's ``executemany``, which pipelines them."""
+
+    async def _count(self, actions: Sequence[Event], committed: int) -> _Tally:
+        if not actions:
+            return _Tally()
+        board, part = self._partition.board, self._partition.number
+        staged = rows(actions)
+        async with self._connection.cursor() as cursor:
+            await cursor.executemany(INSERT_USER, sorted({row[:2] for row in staged}))
+            await cursor.executemany(
+                INSERT_EVENT,
+                [(board, part, row[0], *row[2:10]) for row in staged],
+                returning=True,
+            )
+            counted = []
+            async for result in cursor.results():
+                counted += await result.fetchall()
+            counted.sort()
+            await cursor.executemany(
+                ADD_SCORE, [(board, user, delta, at, seq) for user, seq, delta, at in counted]
+            )
+        return _Tally(len(counted))
+
+
+CONTENDERS: dict[str, type[Writer]] = {"copy": Writer, "executemany": ExecutemanyWriter}
