@@ -1,0 +1,420 @@
+"""Our two handlers on a real nginx, with real tokens. It is not Kong: see nginx_gateway.py.
+
+What only a real server can show: how headers arrive and leave, what a proxy does with hop-by-hop
+ones, that an upgrade passes and lives as long as its heartbeats, that nginx's own failures get the
+contract's shape.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+import yaml
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.typing import Subprotocol
+
+from cli.kong_config import GatewayOptions, render
+from cli.kong_keys import rows_of
+from scoreboard.key_set import parse_keys
+from scoreboard.resources import kong_path
+from tests.kong.backends import Recorder, http_recorder, ws_recorder
+from tests.kong.nginx_gateway import NginxGateway, nginx_gateway, raw_request, require_nginx
+from tests.kong.runtime import Gateway, encode_part
+from tests.support.tokens import AUDIENCE, ISSUER, KeyPair, MakeToken
+
+READ_TIMEOUT_MS = 1500
+UPDATE = "/api/scores/update"
+READER = "read:leaderboard"
+
+
+@dataclass
+class Stage:
+    """A gateway with a recording service of each kind behind it."""
+
+    gateway: NginxGateway
+    api: Recorder
+    streamer: Recorder
+    client: httpx.AsyncClient
+
+    async def update(self, token: str | None, **options: Any) -> httpx.Response:
+        """Post an update."""
+        headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
+        headers |= options.pop("headers", {})
+        return await self.client.post(UPDATE, json={"userId": "alice"}, headers=headers, **options)
+
+    async def raw(self, *lines: str, body: bytes = b"") -> tuple[int, dict[str, str], bytes]:
+        """Send a request byte for byte."""
+        return await asyncio.to_thread(raw_request, self.gateway.port, lines, body)
+
+    @property
+    def ws_url(self) -> str:
+        """Where viewers connect."""
+        return f"ws://127.0.0.1:{self.gateway.port}/ws/scoreboard"
+
+    @property
+    def logged(self) -> list[dict[str, Any]]:
+        """What a log plugin would have written."""
+        text = self.gateway.log.read_text() if self.gateway.log.exists() else ""
+        return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture
+async def stage(tmp_path: Path, jwks: dict[str, Any]) -> AsyncIterator[Stage]:
+    require_nginx()
+    rows = rows_of(parse_keys(msgspec.json.encode(jwks)))
+    options = GatewayOptions(
+        issuer=ISSUER,
+        audiences=(AUDIENCE,),
+        redis_url="redis://kong@valkey:6379/1",
+        origins=("https://play.example",),
+        trusted_updates_per_minute=20,
+    )
+    document = yaml.safe_load(render((kong_path() / "kong.yml").read_text(), rows, options))
+    async with AsyncExitStack() as stack:
+        api = await stack.enter_async_context(http_recorder())
+        streamer = await stack.enter_async_context(ws_recorder())
+        targets = {
+            "scoreboard-api": api.target,
+            "scoreboard-events": api.target,
+            "scoreboard-streamer": streamer.target,
+        }
+        running = nginx_gateway(
+            tmp_path, document, targets, Gateway().schemas, read_timeout_ms=READ_TIMEOUT_MS
+        )
+        gateway = stack.enter_context(running)
+        client = await stack.enter_async_context(
+            httpx.AsyncClient(base_url=gateway.url, trust_env=False, timeout=10)
+        )
+        yield Stage(gateway, api, streamer, client)
+
+
+def assert_problem(answer: httpx.Response, status: int, code: str) -> None:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert (problem["type"], problem["status"]) == (f"/docs/problems/{code}", status)
+    assert len(problem["request_id"]) == 32
+
+
+# Tokens -----------------------------------------------------------------------------------------
+
+
+async def test_a_good_token_reaches_the_service_as_it_was_sent(
+    stage: Stage, make_token: MakeToken
+) -> None:
+    token = make_token("alice")
+    answer = await stage.update(token)
+    assert answer.status_code == 200
+    assert stage.api.requests[-1][0] == f"POST {UPDATE} HTTP/1.1"
+    assert stage.api.values("Authorization") == [f"Bearer {token}"]
+    assert stage.api.requests[-1][2] == b'{"userId":"alice"}'
+
+
+async def test_an_ec_key_works_like_an_rsa_key(
+    stage: Stage, make_token: MakeToken, ec_key: KeyPair
+) -> None:
+    assert (await stage.update(make_token("alice", key=ec_key))).status_code == 200
+
+
+async def test_no_bad_token_reaches_a_service_or_makes_an_error(
+    stage: Stage, make_token: MakeToken, rsa_key: KeyPair, ec_key: KeyPair
+) -> None:
+    good = make_token("alice")
+    head, body, signature = good.split(".")
+    now_s = int(time.time())
+    none = encode_part({"alg": "none", "kid": rsa_key.kid})
+    bad = {
+        "tampered": f"{head}.{encode_part({'sub': 'bob', 'exp': now_s + 60})}.{signature}",
+        "cut": f"{head}.{body}.{signature[:-4]}",
+        "unsigned": f"{none}.{body}.",
+        "unsigned with something": f"{none}.{body}.AAAA",
+        "expired": make_token("alice", exp=now_s - 1),
+        "foreign key": make_token("alice", headers={"kid": "other"}),
+        "swapped algorithm": make_token("alice", key=ec_key, headers={"kid": rsa_key.kid}),
+        "numeric kid": make_token("alice", headers={}).replace(
+            head, encode_part({"alg": "RS256", "kid": 7})
+        ),
+        "foreign issuer": make_token("alice", iss="https://other.example/"),
+        "foreign audience": make_token("alice", aud="other"),
+        "not yet": make_token("alice", nbf=now_s + 600),
+        "no expiry": make_token("alice", exp=None),
+        "useless sub": make_token("al ice"),
+        "not a token": "x",
+    }
+    for name, token in bad.items():
+        answer = await stage.update(token)
+        assert answer.status_code == 401, (name, answer.text)
+        assert_problem(answer, 401, "unauthenticated")
+        assert answer.headers["www-authenticate"].endswith('error="invalid_token"'), name
+    missing = await stage.update(None)
+    assert missing.headers["www-authenticate"] == 'Bearer realm="scoreboard"'
+    assert_problem(missing, 401, "unauthenticated")
+    assert stage.api.requests == []
+
+
+async def test_a_token_without_the_scope_is_a_403(stage: Stage, make_token: MakeToken) -> None:
+    answer = await stage.update(make_token("alice", READER))
+    assert_problem(answer, 403, "forbidden")
+    assert 'scope="update:score"' in answer.headers["www-authenticate"]
+    assert stage.api.requests == []
+
+
+async def test_ten_updates_of_a_user_pass_and_others_are_not_touched(
+    stage: Stage, make_token: MakeToken
+) -> None:
+    for _ in range(10):
+        assert (await stage.update(make_token("alice"))).status_code == 200
+    answer = await stage.update(make_token("alice"))
+    assert_problem(answer, 429, "rate-limited")
+    assert answer.headers["retry-after"] == "42"
+    assert (await stage.update(make_token("bob"))).status_code == 200
+
+
+async def test_a_game_server_has_another_limit(stage: Stage, make_token: MakeToken) -> None:
+    for _ in range(20):
+        assert (await stage.update(make_token("server", "update:score:any"))).status_code == 200
+    assert (await stage.update(make_token("server", "update:score:any"))).status_code == 429
+
+
+# Headers ----------------------------------------------------------------------------------------
+
+
+def lines_of(
+    token: str, *more: str, method: str = "GET", path: str = "/api/scores/leaderboard"
+) -> Sequence[str]:
+    return [
+        f"{method} {path} HTTP/1.1",
+        "Host: play.example",
+        f"Authorization: Bearer {token}",
+        *more,
+    ]
+
+
+async def test_twins_and_identities_stay_outside(stage: Stage, make_token: MakeToken) -> None:
+    status, _, _ = await stage.raw(
+        *lines_of(
+            make_token("alice"),
+            "X_Kong_Request_Id: forged",
+            "x-kong-request-id: forged",
+            "X-Consumer-Username: game-servers",
+            "X_Consumer_Username: game-servers",
+            "X-Credential-Identifier: bob",
+            'If_None_Match: "9"',
+            'If-None-Match: "1"',
+        )
+    )
+    assert status == 200
+    names = stage.api.names
+    assert not [name for name in names if "_" in name]
+    assert "x-credential-identifier" not in names
+    assert stage.api.values("X-Consumer-Username") == ["players"]  # jwt's own, which nobody reads
+    assert stage.api.values("If-None-Match") == ['"1"']
+    (request_id,) = stage.api.values("X-Kong-Request-Id")
+    assert request_id != "forged"
+    assert stage.api.values("Host") == ["play.example"]
+
+
+@pytest.mark.parametrize("value", ["close, Authorization", "Authorization", "close, X-Other"])
+async def test_connection_cannot_take_the_token_away(
+    stage: Stage, make_token: MakeToken, value: str
+) -> None:
+    status, headers, body = await stage.raw(*lines_of(make_token("alice"), f"Connection: {value}"))
+    assert status == 400
+    assert headers["content-type"] == "application/problem+json"
+    assert json.loads(body)["type"] == "/docs/problems/malformed"
+    assert stage.api.requests == []
+
+
+async def test_hop_by_hop_options_pass_and_stop_here(stage: Stage, make_token: MakeToken) -> None:
+    status, _, _ = await stage.raw(*lines_of(make_token("alice"), "Connection: close, TE", "TE: x"))
+    assert status == 200
+    assert "te" not in stage.api.names
+    assert stage.api.values("Authorization")
+
+
+async def test_two_tokens_are_refused(stage: Stage, make_token: MakeToken) -> None:
+    token = make_token("alice")
+    status, _, _ = await stage.raw(*lines_of(token, f"Authorization: Bearer {token}"))
+    assert status in {400, 401}  # which nginx answers itself depends on its version
+    assert stage.api.requests == []
+
+
+async def test_a_hundred_and_one_headers_are_refused(stage: Stage, make_token: MakeToken) -> None:
+    status, headers, _ = await stage.raw(
+        *lines_of(make_token("alice"), *[f"X-{number}: 1" for number in range(100)])
+    )
+    assert (status, headers["content-type"]) == (400, "application/problem+json")
+
+
+# WebSockets -------------------------------------------------------------------------------------
+
+
+def offer(token: str) -> list[Subprotocol]:
+    return [Subprotocol("scoreboard.v1"), Subprotocol(f"bearer.{token}")]
+
+
+async def test_a_browsers_token_comes_by_subprotocol_and_leaves_as_authorization(
+    stage: Stage, make_token: MakeToken
+) -> None:
+    token = make_token("alice", READER)
+    async with connect(
+        stage.ws_url,
+        subprotocols=offer(token),
+        origin="https://play.example",
+        proxy=None,  # type: ignore[arg-type]
+    ) as viewer:
+        assert viewer.subprotocol == "scoreboard.v1"
+        await viewer.send("hello")
+        assert await viewer.recv() == "hello"
+    assert stage.streamer.values("Sec-WebSocket-Protocol") == ["scoreboard.v1"]
+    assert stage.streamer.values("Authorization") == [f"Bearer {token}"]
+    assert stage.streamer.values("Connection") == ["keep-alive, Upgrade"]
+
+
+async def test_other_clients_use_authorization(stage: Stage, make_token: MakeToken) -> None:
+    token = make_token("alice", READER)
+    async with connect(
+        stage.ws_url,
+        subprotocols=[Subprotocol("scoreboard.v1")],
+        additional_headers={"Authorization": f"Bearer {token}", "Connection": "keep-alive"},
+        proxy=None,
+    ) as viewer:
+        await viewer.send("hello")
+        assert await viewer.recv() == "hello"
+
+
+@pytest.mark.parametrize(
+    ("origin", "offered", "status"),
+    [
+        ("https://evil.example", "{}", 403),
+        ("null", "{}", 403),
+        ("https://play.example", "x", 401),
+        ("https://play.example", None, 401),
+    ],
+)
+async def test_a_refused_handshake_never_reaches_the_streamer(
+    stage: Stage, make_token: MakeToken, origin: str, offered: str | None, status: int
+) -> None:
+    token = offered and offered.format(make_token("alice", READER))
+    protocols = offer(token) if token else [Subprotocol("scoreboard.v1")]
+    with pytest.raises(InvalidStatus) as refusal:
+        await connect(stage.ws_url, subprotocols=protocols, origin=origin, proxy=None)  # type: ignore[arg-type]
+    assert refusal.value.response.status_code == status
+    assert refusal.value.response.headers["content-type"] == "application/problem+json"
+    assert stage.streamer.requests == []
+
+
+async def test_heartbeats_keep_a_silent_viewer_beyond_the_proxys_patience(
+    stage: Stage, make_token: MakeToken
+) -> None:
+    stage.streamer.heartbeat_s = READ_TIMEOUT_MS / 1000 / 3
+    async with connect(
+        stage.ws_url, subprotocols=offer(make_token("alice", READER)), proxy=None
+    ) as viewer:
+        started = time.monotonic()
+        while time.monotonic() - started < 2 * READ_TIMEOUT_MS / 1000:
+            assert await viewer.recv() == "heartbeat"
+
+
+async def test_without_heartbeats_the_proxy_gives_up(stage: Stage, make_token: MakeToken) -> None:
+    async with connect(
+        stage.ws_url, subprotocols=offer(make_token("alice", READER)), proxy=None
+    ) as viewer:
+        with pytest.raises(ConnectionClosed):
+            async with asyncio.timeout(3 * READ_TIMEOUT_MS / 1000):
+                await viewer.recv()
+
+
+# Errors -----------------------------------------------------------------------------------------
+
+
+async def test_what_has_no_route_is_a_404_in_shape(stage: Stage) -> None:
+    for method, path in (("GET", "/health/ready"), ("GET", UPDATE), ("POST", "/metrics")):
+        assert_problem(await stage.client.request(method, path), 404, "not-found")
+    assert stage.api.requests == []
+
+
+async def test_a_service_that_is_away_is_a_503(stage: Stage, make_token: MakeToken) -> None:
+    stage.api.answer = None
+    answer = await stage.update(make_token("alice"))
+    assert_problem(answer, 503, "unavailable")
+    assert answer.headers["retry-after"] == "1"
+
+
+async def test_a_service_that_hangs_is_a_503(stage: Stage, make_token: MakeToken) -> None:
+    stage.api.answer = b""
+    assert_problem(await stage.update(make_token("alice")), 503, "unavailable")
+
+
+async def test_what_a_service_says_is_passed_on_untouched(
+    stage: Stage, make_token: MakeToken
+) -> None:
+    for status in (409, 429, 503):
+        stage.api.answer = (
+            f"HTTP/1.1 {status} X\r\nContent-Type: application/problem+json\r\n"
+            "Retry-After: 5\r\nContent-Length: 8\r\n\r\nits own!"
+        ).encode()
+        answer = await stage.update(make_token(f"user-{status}"))
+        assert (answer.status_code, answer.text) == (status, "its own!")
+        assert answer.headers["retry-after"] == "5"
+
+
+async def test_a_large_body_is_a_413(stage: Stage, make_token: MakeToken) -> None:
+    for size in (5_000, 70_000):  # the plugin's limit, and nginx's own
+        answer = await stage.client.post(
+            UPDATE,
+            content=b"x" * size,
+            headers={"Authorization": f"Bearer {make_token('alice')}"},
+        )
+        assert_problem(answer, 413, "body-too-large")
+    assert stage.api.requests == []
+
+
+async def test_what_nginx_cannot_parse_is_a_400_in_shape(stage: Stage) -> None:
+    for lines in (
+        ["GET / HTTP/1.1"],  # no Host
+        ["GET / HTTP/1.1", "Host: a", "Host: b"],
+        ["GET / HTTP/1.1", "Host: a", "X: " + "x" * 40_000],
+    ):
+        status, headers, body = await stage.raw(*lines)
+        assert status == 400, lines[0]
+        assert headers["content-type"] == "application/problem+json"
+        assert json.loads(body)["title"] == "The request cannot be read"
+
+
+# Logs -------------------------------------------------------------------------------------------
+
+
+async def test_no_token_stands_in_any_log(stage: Stage, make_token: MakeToken) -> None:
+    token = make_token("alice")
+    reader = make_token("alice", READER)
+    await stage.update(token)
+    await stage.client.get(f"/api/scores/leaderboard?access_token={token}&limit=10")
+    await stage.raw(*lines_of(token, f"Sec_WebSocket_Protocol: bearer.{token}"))
+    await stage.raw(*lines_of(reader, "Connection: Authorization"))
+    async with connect(stage.ws_url, subprotocols=offer(reader), proxy=None):
+        pass
+    with pytest.raises(InvalidStatus):
+        await connect(stage.ws_url, subprotocols=offer(f"{reader}.x"), proxy=None)
+    await stage.client.get("/")
+
+    assert len(stage.logged) >= 5
+    text = stage.gateway.log.read_text() + stage.gateway.error_log.read_text()
+    for part in (*token.split("."), *reader.split(".")):
+        assert part not in text
+    assert {"scores-update", "scores-leaderboard", "ws-scoreboard"} <= {
+        line.get("route") for line in stage.logged
+    }
+    assert all("request.headers" not in line for line in stage.logged)
+    (update,) = [line for line in stage.logged if line.get("route") == "scores-update"]
+    assert update["authenticated_entity.id"] == "alice"
+    assert len(update["request.id"]) == 32
