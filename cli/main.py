@@ -19,6 +19,7 @@ from cli.simulate import simulate
 from cli.token import token
 from cli.up import up
 from cli.users import user
+from cli.verification import repair, verify
 from scoreboard.errors import (
     Forbidden,
     NotFound,
@@ -57,7 +58,19 @@ def scoreboard(*, quiet: bool) -> None:
     """  # noqa: D301 (\b keeps click from joining the lines)
 
 
-for command in (up, token, simulate, board, user, action, db, reseed, kong):
+for command in (
+    up,
+    token,
+    simulate,
+    board,
+    user,
+    action,
+    db,
+    reseed,
+    verify,
+    repair,
+    kong,
+):
     scoreboard.add_command(command)
 
 

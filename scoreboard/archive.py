@@ -14,6 +14,7 @@ from uuid import UUID
 import msgspec
 import psycopg
 from msgspec import Struct
+from psycopg import IsolationLevel
 from psycopg.types.json import Jsonb
 
 from scoreboard import resources
@@ -119,6 +120,21 @@ async def reaching() -> AsyncIterator[None]:
         yield
     except (psycopg.OperationalError, psycopg.InterfaceError) as error:
         raise DatabaseUnavailable from error
+
+
+@asynccontextmanager
+async def snapshot(connection: Connection) -> AsyncIterator[None]:
+    """Let everything read inside be of one moment, without holding anybody up.
+
+    ``connection`` is in autocommit. Raises DatabaseUnavailable.
+    """
+    await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
+    try:
+        async with reaching(), connection.transaction():
+            yield
+    finally:
+        if not connection.closed:
+            await connection.set_isolation_level(None)
 
 
 def _board(row: tuple[Any, ...]) -> Board:

@@ -15,7 +15,6 @@ from functools import partial
 from typing import Final
 
 from msgspec import Struct
-from psycopg import IsolationLevel
 
 from scoreboard import archive
 from scoreboard.archive import Position
@@ -151,14 +150,9 @@ async def reseed(
     fenced = [await live.fence(partition, token) for partition in partitions]
     await drain(live, partitions, report)
     rebuilding = _Rebuilding(live, connection, board, numbers=numbers, token=token, report=report)
-    await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
-    try:
-        async with archive.reaching(), connection.transaction():
-            members = await rebuilding.load_scores()
-            actions = await rebuilding.load_memories()
-    finally:
-        if not connection.closed:
-            await connection.set_isolation_level(None)
+    async with archive.snapshot(connection):
+        members = await rebuilding.load_scores()
+        actions = await rebuilding.load_memories()
     positions = [
         await _next_position(live, connection, partition, stood)
         for partition, stood in zip(partitions, fenced, strict=True)

@@ -178,6 +178,8 @@ def check_stores(system: System, updates: Sequence[Update]) -> None:
     ranked = select(system, TOP)
     assert dict(ranked) == scores
     assert top(system) == ranked[:100]
+    verified = system.run("verify", "--full")
+    assert verified.returncode == 0, verified.stdout
 
 
 @pytest.mark.timeout(120)

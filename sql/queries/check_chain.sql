@@ -1,0 +1,17 @@
+-- List actions whose score is not the one before plus their points, in the newest epoch of a partition.
+-- Users with rejected actions are left out: there Redis went another way, and was corrected.
+-- Index: none, one pass over the ledger
+SELECT u.external_id, c.seq, c.before, c.delta, c.score_after
+FROM (
+    SELECT user_id, seq, delta, score_after,
+           lag(score_after) OVER (PARTITION BY user_id ORDER BY seq) AS before
+    FROM score_events
+    WHERE board = %(board)s AND part = %(part)s AND epoch = %(epoch)s
+) c
+JOIN users u ON u.id = c.user_id
+WHERE c.before + c.delta <> c.score_after
+  AND NOT EXISTS (
+      SELECT FROM rejected_events r WHERE r.board = %(board)s AND r.user_id = c.user_id
+  )
+ORDER BY c.seq
+LIMIT %(limit)s

@@ -1,0 +1,17 @@
+-- Count the changes of the newest epoch of a partition that are on record, and the seqs they span.
+-- Index: none, one pass over the ledger
+WITH known AS (
+    SELECT seq FROM score_events
+    WHERE board = %(board)s AND part = %(part)s AND epoch = %(epoch)s
+    UNION
+    SELECT seq FROM rejected_events
+    WHERE board = %(board)s AND part = %(part)s AND epoch = %(epoch)s
+),
+bounds AS (SELECT min(seq) AS first FROM known),
+every AS (
+    SELECT seq FROM known
+    UNION
+    SELECT d.seq FROM dead_events d, bounds
+    WHERE d.board = %(board)s AND d.part = %(part)s AND d.seq BETWEEN bounds.first AND %(seq)s
+)
+SELECT count(*), coalesce(min(seq), 0), coalesce(max(seq), 0) FROM every

@@ -1,0 +1,16 @@
+-- List users whose score is not the sum of their ledger, or whose actions are not its rows.
+-- Index: none where all users are asked for: one pass over ledger and scores; else the primary keys
+SELECT u.external_id, s.score, l.total, s.actions, l.rows
+FROM (
+    SELECT user_id, sum(delta) AS total, count(*) AS rows FROM score_events
+    WHERE board = %(board)s AND (%(users)s::UUID[] IS NULL OR user_id = ANY(%(users)s))
+    GROUP BY user_id
+) l
+FULL JOIN (
+    SELECT user_id, score, actions FROM scores
+    WHERE board = %(board)s AND (%(users)s::UUID[] IS NULL OR user_id = ANY(%(users)s))
+) s ON s.user_id = l.user_id
+JOIN users u ON u.id = coalesce(s.user_id, l.user_id)
+WHERE (s.score, s.actions) IS DISTINCT FROM (l.total, l.rows)
+ORDER BY u.external_id
+LIMIT %(limit)s

@@ -1,0 +1,7 @@
+-- Read some scores from a place in the order of ids, which is as good as random. For a sample.
+-- Index: scores_pk, then users_pk
+SELECT u.external_id, s.score
+FROM scores s JOIN users u ON u.id = s.user_id
+WHERE s.board = %(board)s AND s.user_id >= %(start)s
+ORDER BY s.user_id
+LIMIT %(limit)s

@@ -1,0 +1,365 @@
+"""Verify finds every kind of difference and calls timing none; repair sets right what it found."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import psycopg
+import pytest
+import redis
+
+from scoreboard.dispatcher import Dispatcher
+from scoreboard.keys import PartitionKeys
+from scoreboard.live import Live
+from scoreboard.model import SLOT_COUNT, Action, Board, Layout, Partition, pack
+from scoreboard.postgres import connect
+from scoreboard.redis_client import make_client
+from scoreboard.repair import repair
+from scoreboard.reseed import SESSION, find_due, reseed, silent
+from scoreboard.settings import Settings
+from scoreboard.verify import Drift, Verdict, verify
+from tests.support.commands import Run
+from tests.support.ledger import Counted, write_history
+
+NOW_S = time.time()
+KEYS = PartitionKeys(Partition("main"))
+HISTORY = [Counted(f"user-{n:02}", f"a{n}", 10 + n % 3, NOW_S + n / 1000) for n in range(60)]
+
+
+@pytest.fixture
+async def live(settings: Settings) -> AsyncIterator[Live]:
+    client = make_client(settings, name="test")
+    yield Live(client)
+    await client.aclose()
+
+
+async def opened(
+    settings: Settings,
+    live: Live,
+    history: list[Counted] | None = None,
+    board: Board | None = None,
+) -> Board:
+    board = board or Board()
+    write_history(settings.database_url.reveal(), HISTORY if history is None else history, board)
+    async with await connect(settings, name="test", **SESSION) as connection:
+        numbers = await find_due(live, board)
+        await reseed(live, connection, board, numbers, actor="test")
+    return board
+
+
+async def verified(
+    settings: Settings, board: Board | None = None, *, sample: int | None = None
+) -> Verdict:
+    client = make_client(settings, name="test")
+    try:
+        async with await connect(settings, name="test", **SESSION) as connection:
+            return await verify(client, connection, board or Board(), sample=sample, report=silent)
+    finally:
+        await client.aclose()
+
+
+@asynccontextmanager
+async def dispatching(settings: Settings) -> AsyncIterator[Dispatcher]:
+    dispatcher = Dispatcher(settings)
+    task = asyncio.create_task(dispatcher.run())
+    try:
+        yield dispatcher
+    finally:
+        dispatcher.close()
+        await asyncio.wait_for(task, 5)
+
+
+def direct(settings: Settings) -> "redis.Redis[str]":
+    return redis.Redis.from_url(settings.redis_url.reveal(), decode_responses=True)
+
+
+def execute(settings: Settings, statement: str) -> None:
+    with psycopg.connect(settings.database_url.reveal()) as connection:
+        connection.execute(statement)
+
+
+@pytest.mark.parametrize("sample", [None, 40])
+async def test_equal_stores_are_sound(sample: int | None, settings: Settings, live: Live) -> None:
+    await opened(settings, live)
+
+    verdict = await verified(settings, sample=sample)
+
+    assert verdict.is_sound, verdict
+    assert verdict.suspects == 0
+    assert verdict.users == 60 if sample is None else verdict.users >= 20
+
+
+async def test_what_the_flusher_has_not_committed_yet_is_no_drift(
+    settings: Settings, live: Live
+) -> None:
+    await opened(settings, live)
+    async with dispatching(settings) as dispatcher:
+        for n in range(5):
+            await dispatcher.submit("main", Action(f"user-{n:02}", "late", 7))
+        await dispatcher.submit("main", Action("stranger", "first", 7))
+
+    verdict = await verified(settings)
+
+    assert verdict.is_sound, verdict
+    assert verdict.suspects == 6
+
+
+@pytest.mark.parametrize("sample", [None, 200])
+async def test_a_score_that_drifted_is_found_whichever_way(
+    sample: int | None, settings: Settings, live: Live
+) -> None:
+    await opened(settings, live)
+    with direct(settings) as client:
+        client.zadd(KEYS.board, {"user-07": pack(99, 0)})
+        client.zadd(KEYS.board, {"ghost": pack(5, 0)})
+        client.zrem(KEYS.board, "user-09")
+
+    verdict = await verified(settings, sample=sample)
+
+    assert set(verdict.drifted) == {
+        Drift("user-07", 0, 99, 11),
+        Drift("ghost", 0, 5, 0),
+        Drift("user-09", 0, 0, 10),
+    }
+    assert not verdict.is_sound
+
+
+async def test_a_late_duplicate_on_its_way_to_correction_is_known_and_no_drift(
+    settings: Settings, live: Live
+) -> None:
+    await opened(settings, live)
+    with direct(settings) as client:
+        client.zadd(KEYS.board, {"user-07": pack(11 + 4, 0)})
+    execute(
+        settings,
+        "INSERT INTO rejected_events (board, part, user_id, action_id, epoch, seq, delta,"
+        " score_after, reason, occurred_at) SELECT 'main', 0, id, 'old', 1, 61, 4, 15,"
+        " 'late_duplicate', now() FROM users WHERE external_id = 'user-07'",
+    )
+
+    verdict = await verified(settings)
+
+    assert verdict.known == (Drift("user-07", 0, 15, 11),)
+    assert verdict.drifted == ()
+
+
+async def test_parked_actions_are_owed_and_no_drift(settings: Settings, live: Live) -> None:
+    from flusher.quarantine import park
+
+    await opened(settings, live)
+    fields = {"q": 61, "u": "user-07", "a": "parked", "d": 4, "s": 15, "e": 2}
+    parked = park("9-1", {k.encode(): str(v).encode() for k, v in fields.items()}, "poison")
+    with direct(settings) as client:
+        client.zadd(KEYS.board, {"user-07": pack(15, 0)})
+    with psycopg.connect(settings.database_url.reveal()) as connection:
+        connection.execute(
+            "INSERT INTO dead_events (board, part, stream_id, raw_hash, raw, reason, seq)"
+            " VALUES ('main', 0, %s, %s, %s, %s, NULL)",
+            (parked.stream_id, parked.raw_hash, parked.raw, parked.reason),
+        )
+
+    verdict = await verified(settings)
+
+    assert verdict.is_sound, verdict
+    assert verdict.suspects == 1
+
+
+BROKEN = {
+    "ledger sum": "UPDATE scores SET score = score + 1 WHERE last_seq = 5",
+    "density": "UPDATE score_events SET seq = 1000 WHERE seq = 5",
+    "chain": (
+        "UPDATE score_events SET score_after = 99 WHERE seq = 1;"
+        "UPDATE score_events SET user_id = (SELECT user_id FROM score_events WHERE seq = 1),"
+        " action_id = 'moved' WHERE seq = 2"
+    ),
+    "rewind": "UPDATE flush_state SET seq = 1000",
+    "epoch": "UPDATE flush_state SET epoch = 1000",
+}
+
+
+@pytest.mark.parametrize("check", BROKEN)
+async def test_each_check_of_the_books_can_fail(check: str, settings: Settings, live: Live) -> None:
+    await opened(settings, live)
+    # The history was written under epoch 1; the checks look at the newest.
+    execute(settings, "UPDATE score_events SET epoch = 2")
+    assert (await verified(settings)).is_sound
+
+    execute(settings, BROKEN[check])
+
+    assert check in {one.check for one in (await verified(settings)).findings}
+
+
+async def test_equals_in_the_wrong_order_are_found(settings: Settings, live: Live) -> None:
+    await opened(settings, live)
+    with direct(settings) as client:
+        first = client.zscore(KEYS.board, "user-00")
+        third = client.zscore(KEYS.board, "user-06")
+        client.zadd(KEYS.board, {"user-00": third, "user-06": first})
+
+    findings = (await verified(settings)).findings
+
+    assert {one.check for one in findings} == {"order"}
+
+
+async def test_a_seen_hash_that_never_goes_is_found(settings: Settings, live: Live) -> None:
+    await opened(settings, live)
+    with direct(settings) as client:
+        key = next(client.scan_iter(f"{KEYS.tag}:seen:*"))
+        client.persist(key)
+
+    (finding,) = (await verified(settings)).findings
+
+    assert finding.check == "seen window"
+    assert key in finding.detail
+
+
+async def test_unsafe_settings_of_redis_are_found(settings: Settings, live: Live) -> None:
+    await opened(settings, live)
+    with direct(settings) as client:
+        client.config_set("appendfsync", "everysec")
+        try:
+            findings = (await verified(settings, sample=10)).findings
+        finally:
+            client.config_set("appendfsync", "always")
+
+    assert [one.check for one in findings] == ["redis settings"]
+
+
+async def test_a_board_of_several_partitions_is_compared_whole(
+    settings: Settings, live: Live
+) -> None:
+    board = await opened(settings, live, board=Board(layout=Layout(partitions=3)))
+    assert (await verified(settings, board)).is_sound
+    keys = PartitionKeys(Partition("main", 1))
+    with direct(settings) as client:
+        user = client.zrange(keys.board, 0, 0)[0]
+        client.zincrby(keys.board, SLOT_COUNT, user)
+
+    (drift,) = (await verified(settings, board)).drifted
+
+    assert (drift.user_id, drift.partition) == (user, 1)
+    assert drift.redis == drift.wanted + 1
+
+
+async def test_a_verification_amid_writes_calls_nobody_drifted(
+    settings: Settings, live: Live
+) -> None:
+    await opened(settings, live)
+    is_over = asyncio.Event()
+
+    async def play(dispatcher: Dispatcher, player: int) -> None:
+        number = 0
+        while not is_over.is_set():
+            number += 1
+            await dispatcher.submit("main", Action(f"user-{player:02}", f"x{number}", 1))
+            if number == 150:  # nobody flushes here: stay below what can be judged
+                return
+
+    async with dispatching(settings) as dispatcher, asyncio.TaskGroup() as group:
+        for player in range(4):
+            group.create_task(play(dispatcher, player))
+        verdicts = [await verified(settings) for _ in range(3)]
+        is_over.set()
+
+    assert all(verdict.is_sound for verdict in verdicts), verdicts
+
+
+async def test_repair_sets_right_what_drifted_and_a_second_run_changes_nothing(
+    settings: Settings, live: Live
+) -> None:
+    await opened(settings, live)
+    before = await live.leaderboard("main", limit=100)
+    with direct(settings) as client:
+        client.zadd(KEYS.board, {"user-07": pack(99, 0), "ghost": pack(5, 0)})
+        client.zrem(KEYS.board, "user-09")
+    drifted = (await verified(settings)).drifted
+
+    async with await connect(settings, name="test") as connection:
+        first = await repair(live, connection, Board(), drifted, actor="me", report=silent)
+        second = await repair(live, connection, Board(), drifted, actor="me", report=silent)
+
+    assert {(one.user_id, one.change) for one in first} == {
+        ("user-07", -88),
+        ("ghost", -5),
+        ("user-09", 10),
+    }
+    assert second == []
+    assert (await verified(settings)).is_sound
+    after = await live.leaderboard("main", limit=100)
+    assert after.rows == before.rows
+    with psycopg.connect(settings.database_url.reveal()) as connection:
+        rows = connection.execute("SELECT actor, detail FROM audit_log WHERE action = 'repair'")
+        ((actor, detail),) = rows.fetchall()
+    assert actor == "me"
+    assert detail["changes"] == msgspec.to_builtins(first)
+
+
+def drift_by_hand(settings: Settings) -> None:
+    with direct(settings) as client:
+        client.zadd(KEYS.board, {"user-07": pack(99, 0)})
+
+
+def board_of(settings: Settings) -> list[Any]:
+    with direct(settings) as client:
+        return client.zrange(KEYS.board, 0, -1, withscores=True)
+
+
+def test_the_commands_show_ask_and_repair(
+    command: Run, settings: Settings, database_url: str
+) -> None:
+    write_history(database_url, HISTORY)
+    assert command("reseed").code == 0
+    assert command("verify", "--full").code == 0
+    sound = board_of(settings)
+    drift_by_hand(settings)
+
+    found = command("verify", "--full")
+    assert (found.code, found.out) == (1, "differs\tuser-07\t99\t11\n")
+    dry = command("repair", "--dry-run", "--json")
+    assert dry.code == 0
+    assert json.loads(dry.out)["changes"][0]["user_id"] == "user-07"
+    assert board_of(settings) != sound
+
+    done = command("repair", "--yes", "--json")
+
+    assert done.code == 0
+    assert json.loads(done.out)["changes"] == [
+        {"user_id": "user-07", "partition": 0, "change": -88, "score": 11, "seq": 61}
+    ]
+    assert command("verify", "--full", "--json").code == 0
+    assert board_of(settings) == sound
+    assert "nothing to repair" in command("repair", "--yes").err
+
+
+def test_a_redis_that_came_back_older_is_reseeded(
+    command: Run, settings: Settings, database_url: str
+) -> None:
+    write_history(database_url, HISTORY)
+    assert command("reseed").code == 0
+    with direct(settings) as client:
+        client.hset(KEYS.meta, "seq", 7)
+        client.zadd(KEYS.board, {"user-07": pack(1, 0)})
+
+    assert command("verify").code == 1
+    done = command("repair", "--yes", "--json")
+
+    assert done.code == 0
+    assert json.loads(done.out)["reseeded"] == [0]
+    assert command("verify", "--full").code == 0
+
+
+def test_books_that_disagree_are_left_and_said(
+    command: Run, settings: Settings, database_url: str
+) -> None:
+    write_history(database_url, HISTORY)
+    assert command("reseed").code == 0
+    execute(settings, "UPDATE scores SET actions = 5 WHERE last_seq = 5")
+
+    done = command("repair", "--yes", "--json")
+
+    assert done.code == 1
+    assert [one["check"] for one in json.loads(done.out)["left"]] == ["ledger sum"]
