@@ -7,7 +7,7 @@ UP_ARGS ?= --simulate 20
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: bench-flush help up setup test down check lint types layers format lock openapi checksums wheel
+.PHONY: bench-flush help up setup test down check lint types layers format lock env openapi checksums wheel
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -51,6 +51,9 @@ bench-flush: $(VENV)/.dev  ## events a second from the stream to COMMIT, against
 
 openapi: $(VENV)/.dev  ## write docs/openapi.json and docs/problems.md
 	$(BIN)/python -m api.documents
+
+env: $(VENV)/.dev  ## write .env.example from the settings
+	$(BIN)/scoreboard config example > .env.example
 
 checksums:       ## note a new migration in sql/migrations/CHECKSUMS
 	cd sql/migrations && sha256sum 0*.sql > CHECKSUMS

@@ -12,6 +12,7 @@ import click
 
 from cli.actions import action
 from cli.boards import board
+from cli.configuration import config
 from cli.database import db
 from cli.gateway import kong
 from cli.recovery import reseed
@@ -44,7 +45,11 @@ EXIT_CODES: Final[tuple[tuple[type[ScoreboardError], int], ...]] = (
 INTERRUPTED: Final = 130
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Completion in bash (zsh and fish alike): "
+    'eval "$(_SCOREBOARD_COMPLETE=bash_source scoreboard)"',
+)
 @click.version_option(package_name="scoreboard")
 @click.option("-q", "--quiet", is_flag=True, help="Print no messages and no progress.")
 def scoreboard(*, quiet: bool) -> None:
@@ -69,6 +74,7 @@ for command in (
     reseed,
     verify,
     repair,
+    config,
     kong,
 ):
     scoreboard.add_command(command)

@@ -1,0 +1,68 @@
+"""`scoreboard config`: what is set, and whether it works."""
+
+import json
+from pathlib import Path
+
+import redis
+
+from tests.support.commands import Run
+
+
+def test_secrets_are_stars_and_sources_are_named(command: Run, monkeypatch) -> None:
+    monkeypatch.setenv("SCOREBOARD_API_PORT", "8123")
+
+    shown = command("config", "show")
+
+    lines = shown.out.splitlines()
+    assert "REDIS_URL\t***\tenvironment" in lines
+    assert "SCOREBOARD_API_PORT\t8123\tenvironment" in lines
+    assert "SCOREBOARD_WS_PORT\t8001\tdefault" in lines
+    changed = json.loads(command("config", "show", "--changed", "--json").out)
+    assert [one["variable"] for one in changed] == [
+        "REDIS_URL",
+        "DATABASE_URL",
+        "SCOREBOARD_API_PORT",
+    ]
+
+
+def test_an_unknown_setting_is_named(command: Run, monkeypatch) -> None:
+    monkeypatch.setenv("SCOREBOARD_APIPORT", "8123")
+
+    done = command("config", "show")
+
+    assert done.code == 1
+    assert "SCOREBOARD_APIPORT" in done.err
+
+
+def test_what_works_is_ok_and_what_does_not_is_said(
+    command: Run, redis_url: str, jwks_file: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("SCOREBOARD_JWKS_FILE", str(jwks_file))
+    assert command("board", "create", "main").code == 0
+    closed = command("config", "check")
+    assert closed.code == 1
+    assert "board main\tnot loaded: scoreboard reseed --board main" in closed.out
+    assert command("reseed").code == 0
+
+    with redis.Redis.from_url(redis_url) as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        try:
+            unsafe = command("config", "check")
+        finally:
+            client.config_set("maxmemory-policy", "noeviction")
+    lines = command("config", "check").out.splitlines()
+
+    assert "redis\tmaxmemory-policy is allkeys-lru, must be noeviction" in unsafe.out
+    assert {"redis\tok", "board main\tok", "issuer's keys\tok"} <= set(lines)
+
+
+def test_what_is_away_is_said_without_its_password(command: Run, monkeypatch) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://:secret@127.0.0.1:1/0")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://u:secret@127.0.0.1:1/x")
+    monkeypatch.setenv("SCOREBOARD_JWKS_URL", "http://127.0.0.1:1/jwks.json")
+
+    done = command("config", "check", "--json")
+
+    assert done.code == 1
+    assert "secret" not in done.out + done.err
+    assert all(one["problem"] for one in json.loads(done.out))
