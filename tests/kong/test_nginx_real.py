@@ -1,0 +1,183 @@
+"""The real api and streamer behind our two handlers on a real nginx. It is not Kong.
+
+One system for all tests here: Valkey, PostgreSQL, api, streamer and flusher as processes, started
+as behind a gateway, on a board that needs a token.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+
+import httpx
+import msgspec
+import pytest
+import yaml
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+from websockets.typing import Origin, Subprotocol
+
+from cli.kong_config import GatewayOptions, render
+from cli.kong_keys import rows_of
+from scoreboard.auth import LOCAL_ISSUER, READ, UPDATE
+from scoreboard.key_set import parse_keys
+from scoreboard.resources import kong_path
+from tests.kong.nginx_gateway import NginxGateway, nginx_gateway, require_nginx
+from tests.kong.runtime import Gateway
+from tests.support.system import System
+
+ORIGIN = "https://play.example"
+HEARTBEAT_S = 0.5
+READ_TIMEOUT_MS = 1500
+
+
+@dataclass
+class Front:
+    """The gateway with everything behind it."""
+
+    system: System
+    gateway: NginxGateway
+    client: httpx.AsyncClient
+
+    async def update(self, user: str, action: str, token: str) -> httpx.Response:
+        """Post an update through the gateway."""
+        return await self.client.post(
+            "/api/scores/update",
+            json={"userId": user, "actionId": action},
+            headers={"Authorization": f"Bearer {token}"},
+        )
+
+    def viewer(self, token: str, origin: str = ORIGIN) -> connect:
+        """Open the stream as a browser does: the token as a second subprotocol."""
+        protocols = [Subprotocol("scoreboard.v1"), Subprotocol(f"bearer.{token}")]
+        url = f"ws://127.0.0.1:{self.gateway.port}/ws/scoreboard"
+        return connect(url, subprotocols=protocols, origin=Origin(origin), proxy=None)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[System, NginxGateway]]:
+    require_nginx()
+    folder = tmp_path_factory.mktemp("front")
+    system = System(
+        folder / "system", rate_limit="gateway", heartbeat_s=HEARTBEAT_S, origins=ORIGIN
+    )
+    try:
+        system.start()
+        rows = rows_of(parse_keys(system.issuer.jwks_file.read_bytes()))
+        options = GatewayOptions(
+            issuer=LOCAL_ISSUER,
+            audiences=("scoreboard",),
+            redis_url="redis://kong@valkey:6379/1",
+            origins=(ORIGIN,),
+        )
+        document = yaml.safe_load(render((kong_path() / "kong.yml").read_text(), rows, options))
+        api, streamer = (
+            httpx.URL(url).netloc.decode()
+            for url in (system.api, system.ws.replace("ws", "http", 1))
+        )
+        targets = {
+            "scoreboard-api": api, "scoreboard-events": api, "scoreboard-streamer": streamer,
+        }  # fmt: skip
+        nginx = folder / "nginx"
+        nginx.mkdir()
+        schemas = Gateway().schemas
+        with nginx_gateway(
+            nginx, document, targets, schemas, read_timeout_ms=READ_TIMEOUT_MS
+        ) as gateway:
+            yield system, gateway
+    finally:
+        system.stop()
+
+
+@pytest.fixture
+async def front(running: tuple[System, NginxGateway]) -> AsyncIterator[Front]:
+    system, gateway = running
+    async with httpx.AsyncClient(base_url=gateway.url, trust_env=False, timeout=10) as client:
+        yield Front(system, gateway, client)
+
+
+async def test_a_players_update_reaches_every_viewer_through_the_gateway(front: Front) -> None:
+    async with front.viewer(front.system.token("viewer", READ)) as viewer:
+        first = msgspec.json.decode(await viewer.recv())
+        assert first["type"] == "leaderboard"
+
+        answer = await front.update("alice", "win:1", front.system.token("alice", UPDATE))
+
+        assert answer.status_code == 200, answer.text
+        score = answer.json()["newScore"]
+        async with asyncio.timeout(5):
+            while True:
+                frame = msgspec.json.decode(await viewer.recv())
+                rows = {row["userId"]: row["score"] for row in frame.get("leaderboard", [])}
+                if rows.get("alice") == score:
+                    break
+
+
+async def test_a_replay_through_the_gateway_counts_once(front: Front) -> None:
+    token = front.system.token("bob", UPDATE)
+    first = (await front.update("bob", "win:1", token)).json()
+    again = (await front.update("bob", "win:1", token)).json()
+    assert again == {**first, "replayed": True}
+
+
+async def test_the_services_still_judge_what_the_gateway_cannot(front: Front) -> None:
+    answer = await front.update("carol", "win:1", front.system.token("mallory", UPDATE))
+    assert answer.status_code == 403
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert (await front.update("bad id", "x", front.system.token("dave"))).status_code == 422
+
+
+async def test_the_eleventh_update_of_a_user_stops_at_the_gateway(front: Front) -> None:
+    token = front.system.token("erin", UPDATE)
+    statuses = [(await front.update("erin", f"win:{n}", token)).status_code for n in range(11)]
+    assert statuses == [200] * 10 + [429]
+
+
+async def test_both_sides_shape_refusals_alike(front: Front) -> None:
+    at_gateway = await front.update("alice", "x", "not.a.token")
+    direct = await front.client.post(
+        f"{front.system.api}/api/scores/update",
+        json={"userId": "alice", "actionId": "x"},
+        headers={"Authorization": "Bearer not.a.token"},
+    )
+    assert at_gateway.status_code == direct.status_code == 401
+    for name in ("type", "title", "status"):
+        assert at_gateway.json()[name] == direct.json()[name], name
+    assert set(at_gateway.json()) == set(direct.json())
+    assert at_gateway.headers["content-type"] == direct.headers["content-type"]
+
+
+async def test_a_silent_viewer_outlives_the_proxys_patience(front: Front) -> None:
+    async with front.viewer(front.system.token("silent", READ)) as viewer:
+        started, seen = time.monotonic(), set()
+        while time.monotonic() - started < 2 * READ_TIMEOUT_MS / 1000:
+            async with asyncio.timeout(READ_TIMEOUT_MS / 1000):
+                seen.add(msgspec.json.decode(await viewer.recv())["type"])
+    assert "heartbeat" in seen
+
+
+async def test_a_viewer_of_another_page_is_refused_at_the_gateway(front: Front) -> None:
+    with pytest.raises(InvalidStatus) as refusal:
+        await front.viewer(front.system.token("viewer", READ), "https://evil.example")
+    assert refusal.value.response.status_code == 403
+
+
+async def test_the_page_and_its_documents_come_through_and_nothing_internal(front: Front) -> None:
+    for path in ("/", "/page.js", "/docs", "/openapi.json", "/config.json"):
+        answer = await front.client.get(path, follow_redirects=True)
+        assert answer.status_code == 200, path
+    for path in ("/health/live", "/health/ready", "/metrics"):
+        assert (await front.client.get(path)).status_code == 404, path
+
+
+async def test_rankings_are_read_with_a_readers_token(front: Front) -> None:
+    headers = {"Authorization": f"Bearer {front.system.token('reader', READ)}"}
+    board = await front.client.get("/api/scores/leaderboard", headers=headers)
+    assert (board.status_code, "leaderboard" in board.json()) == (200, True)
+    etag = {"If-None-Match": board.headers["etag"]}
+    assert (
+        await front.client.get("/api/scores/leaderboard", headers={**headers, **etag})
+    ).status_code == 304
+    await front.update("auth0|7", "win:1", front.system.token("auth0|7", UPDATE))
+    one = await front.client.get("/api/scores/users/auth0%7C7", headers=headers)
+    assert (one.status_code, one.json()["userId"]) == (200, "auth0|7")
