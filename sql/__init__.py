@@ -1,1 +1,1 @@
-"""Everything PostgreSQL executes: migrations and queries; data only, read through scoreboard.resources."""
+"""Everything PostgreSQL executes: migrations and queries; data only, read by scoreboard.resources."""
