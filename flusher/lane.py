@@ -7,16 +7,14 @@ is tried again for ever, and never holds up another one.
 
 import time
 from collections.abc import Sequence
-from enum import Enum
 from typing import Final
-
-from msgspec import Struct
 
 from flusher import metrics
 from flusher.batch import Entry, Gap, build
 from flusher.consumer import Consumer, GroupMissing
 from flusher.corrector import correct
 from flusher.recovery import GAP_FENCE, REWIND_FENCE, Finding, diagnose, reseed_partition
+from flusher.status import Condition, LaneStatus
 from flusher.writer import Flushed, GapFound, Superseded, Writer
 from scoreboard.archive import Position
 from scoreboard.errors import (
@@ -42,41 +40,6 @@ LOOK_EVERY_S: Final = 1.0
 """How often the partition's state is compared with what is committed, and the lease kept alive."""
 
 _log = get_logger(__name__)
-
-
-class Condition(Enum):
-    """How a lane fares, for the health check."""
-
-    STARTING = "starting"
-    STANDBY = "standby"
-    FLUSHING = "flushing"
-    UNINITIALISED = "uninitialised"
-    FENCED = "fenced"
-    RECOVERING = "recovering"
-    REDIS_AWAY = "redis_away"
-    DATABASE_AWAY = "database_away"
-    BROKEN = "broken"
-    STOPPED = "stopped"
-
-    @property
-    def is_ready(self) -> bool:
-        """Tell whether the lane does, or could at once do, its work."""
-        return self in {
-            Condition.STANDBY,
-            Condition.FLUSHING,
-            Condition.UNINITIALISED,
-            Condition.FENCED,
-        }
-
-
-class LaneStatus(Struct):
-    """What a lane lets others see. ``position`` is known to the leader alone."""
-
-    partition: Partition
-    condition: Condition = Condition.STARTING
-    position: Position | None = None
-    reason: str = ""
-    last_success_s: float = 0.0
 
 
 class _Reorient(Exception):  # noqa: N818 (says what to do)
@@ -121,6 +84,7 @@ class Lane:
         writer = await Writer.open(self._settings, self.partition)
         try:
             self._become(Condition.STANDBY)
+            self.status.position = None  # whoever leads moves it now
             if not await writer.take_lease(stop):
                 return
             self._leading.set(1)
@@ -128,7 +92,6 @@ class Lane:
             await self._lead(writer, stop)
         finally:
             self._leading.set(0)
-            self.status.position = None
             await writer.aclose()
 
     async def _lead(self, writer: Writer, stop: Stop) -> None:

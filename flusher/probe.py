@@ -74,6 +74,9 @@ class Probe:
         metrics.STREAM_AGE.labels(*labels).set(age_s)
         if committed is not None:
             metrics.STREAM_LAG.labels(*labels).set(max(0, state.seq - committed.seq))
+        else:
+            with suppress(KeyError):
+                metrics.STREAM_LAG.remove(*labels)
 
     def health(self) -> tuple[bool, dict[str, Any]]:
         """Tell whether every lane does its work, and how each fares."""

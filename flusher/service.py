@@ -13,7 +13,7 @@ from importlib.metadata import version
 from flusher.consumer import Consumer, RedisClient
 from flusher.lane import Lane
 from flusher.probe import Probe
-from flusher.writer import require_ready
+from flusher.session import require_ready
 from scoreboard import archive
 from scoreboard.credentials import keep_fresh
 from scoreboard.errors import Unavailable, UnknownBoard

@@ -104,7 +104,7 @@ def test_any_cut_of_a_stream_with_any_repeats_gives_the_same_tables(configured: 
         opened = runner.run(Writer.open(configured, fresh_board(configured)))
 
         async def write(partition: Partition, entries: list[Entry], cuts: list[Cut]) -> None:
-            writer = Writer(opened._connection, partition)
+            writer = Writer(opened.connection, partition)
             for start, stop in cuts:
                 result = await writer.flush(build(entries[start:stop]), epoch=1)
                 assert isinstance(result, Flushed)

@@ -37,9 +37,9 @@ class ExecutemanyWriter(Writer):
     async def _count(self, actions: Sequence[Event], committed: int) -> _Tally:
         if not actions:
             return _Tally()
-        board, part = self._partition.board, self._partition.number
+        board, part = self.partition.board, self.partition.number
         staged = rows(actions)
-        async with self._connection.cursor() as cursor:
+        async with self.connection.cursor() as cursor:
             await cursor.executemany(INSERT_USER, sorted({row[:2] for row in staged}))
             await cursor.executemany(
                 INSERT_EVENT,

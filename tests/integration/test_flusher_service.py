@@ -1,0 +1,210 @@
+"""The flusher as a service: what it refuses, what it waits for, what it says of itself."""
+
+import asyncio
+import json
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from cli.embedded import free_port
+from scoreboard.model import Action
+from scoreboard.settings import Secret, Settings
+from tests.support.eventually import eventually, eventually_async
+from tests.support.flushing import (
+    FlusherProcess,
+    act,
+    check_books,
+    flushing,
+    is_drained,
+    make_board,
+)
+from tests.support.servers import OwnPostgres, OwnValkey
+
+
+@pytest.fixture
+def settings(redis_url: str, database_url: str) -> Settings:
+    return Settings(
+        redis_url=Secret(redis_url),
+        database_url=Secret(database_url),
+        flusher_metrics_port=free_port(),
+    )
+
+
+def get(settings: Settings, path: str, method: str = "GET") -> tuple[int, str]:
+    url = f"http://127.0.0.1:{settings.flusher_metrics_port}{path}"
+    request = urllib.request.Request(url, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+async def ask(settings: Settings, path: str, method: str = "GET") -> tuple[int, str]:
+    return await asyncio.to_thread(get, settings, path, method)
+
+
+def metric(text: str, name: str) -> float:
+    lines = [one for one in text.splitlines() if one.startswith(f"scoreboard_{name}")]
+    assert len(lines) == 1, f"{name} is not measured yet"
+    return float(lines[0].split()[-1])
+
+
+async def test_the_probe_says_how_the_flusher_fares(settings: Settings) -> None:
+    async with flushing(settings):
+        await eventually_async(lambda: asyncio.to_thread(listens, settings))
+        assert (await ask(settings, "/health/live"))[0] == 200
+        assert (await ask(settings, "/health/ready"))[0] == 503, "it has no board yet"
+
+        await make_board(settings)
+        await act(settings, Action("alice", "win:1", 5))
+        await eventually_async(lambda: is_drained(settings))
+        status, body = await ask(settings, "/health/ready")
+
+        assert status == 200
+        (lane,) = json.loads(body)["partitions"]
+        assert (lane["board"], lane["part"], lane["condition"]) == ("main", 0, "flushing")
+        assert lane["committed"]["seq"] == 1
+        assert (await ask(settings, "/health/ready", "HEAD")) == (200, "")
+        assert (await ask(settings, "/elsewhere"))[0] == 404
+        assert (await ask(settings, "/metrics", "POST"))[0] == 405
+
+
+def listens(settings: Settings) -> bool:
+    try:
+        get(settings, "/health/live")
+    except OSError:
+        return False
+    return True
+
+
+async def test_lag_and_age_are_measured_while_postgres_is_away(
+    redis_url: str, own_postgres: OwnPostgres
+) -> None:
+    from scoreboard.migrations import migrate
+
+    postgres = own_postgres()
+    migrate(postgres.url)
+    settings = Settings(
+        redis_url=Secret(redis_url),
+        database_url=Secret(postgres.url),
+        flusher_metrics_port=free_port(),
+    )
+    await make_board(settings)
+    async with flushing(settings):
+        await act(settings, Action("alice", "win:1", 5))
+        await eventually_async(lambda: is_drained(settings))
+        postgres.kill()
+        await act(settings, *(Action("bob", f"win:{number}", 1) for number in range(7)))
+
+        async def is_seen() -> bool:
+            text = (await ask(settings, "/metrics"))[1]
+            return (
+                metric(text, 'stream_length{board="main"') == 7
+                and metric(text, 'stream_lag_entries{board="main"') == 7
+                and metric(text, 'stream_oldest_unacked_age_seconds{board="main"') > 1
+            )
+
+        await eventually_async(is_seen, within_s=10)
+        assert (await ask(settings, "/health/ready"))[0] == 503
+        await asyncio.to_thread(postgres.start)
+        await eventually_async(lambda: is_drained(settings), within_s=15)
+
+    check_books(settings)
+
+
+async def test_the_committed_position_is_told_in_redis(settings: Settings) -> None:
+    from tests.support.flushing import MAIN, live_of
+
+    await make_board(settings)
+    async with flushing(settings), live_of(settings) as live:
+        await act(settings, *(Action("bob", f"win:{number}", 1) for number in range(7)))
+        await eventually_async(lambda: is_drained(settings))
+
+        assert (await live.state(MAIN)).committed_seq == 7
+
+
+def run_to_its_end(settings: Settings, tmp_path: Path, **environment: str) -> tuple[int, str]:
+    process = FlusherProcess(settings, tmp_path / "log", **environment)
+    process.start()
+    try:
+        return process.process.wait(20), process.log.read_text()
+    finally:
+        process.kill()
+
+
+def test_a_redis_that_may_lose_data_is_refused(
+    database_url: str, own_valkey: OwnValkey, tmp_path: Path
+) -> None:
+    valkey = own_valkey(settings={"appendfsync": "everysec"})
+    settings = Settings(redis_url=Secret(valkey.url), database_url=Secret(database_url))
+
+    code, log = run_to_its_end(settings, tmp_path)
+
+    assert code == 1
+    assert "appendfsync is everysec, must be always" in log
+
+
+def test_a_database_that_is_behind_is_refused(
+    redis_url: str, empty_database_url: str, tmp_path: Path
+) -> None:
+    settings = Settings(redis_url=Secret(redis_url), database_url=Secret(empty_database_url))
+
+    code, log = run_to_its_end(settings, tmp_path)
+
+    assert code == 1
+    assert "run scoreboard db migrate" in log
+
+
+@pytest.mark.parametrize(
+    ("environment", "named"),
+    [
+        ({"SCOREBOARD_FLUSH_BATCH": "many"}, "SCOREBOARD_FLUSH_BATCH"),
+        ({"SCOREBOARD_FLUSH_BACH": "10"}, "SCOREBOARD_FLUSH_BACH"),
+        ({"DATABASE_URL": ""}, "DATABASE_URL"),
+    ],
+)
+def test_a_wrong_setting_is_named_in_one_line(environment: dict[str, str], named: str) -> None:
+    base = {"REDIS_URL": "redis://127.0.0.1:1", "DATABASE_URL": "postgresql://127.0.0.1:1/x"}
+    done = subprocess.run(
+        [sys.executable, "-m", "flusher"],
+        env=base | environment,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert named in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+async def test_servers_that_come_later_are_waited_for(
+    own_valkey: OwnValkey, own_postgres: OwnPostgres, tmp_path: Path
+) -> None:
+    from scoreboard.migrations import migrate
+
+    valkey, postgres = own_valkey(), own_postgres()
+    migrate(postgres.url)
+    settings = Settings(redis_url=Secret(valkey.url), database_url=Secret(postgres.url))
+    await make_board(settings)
+    await act(settings, Action("alice", "win:1", 5))
+    postgres.stop()
+    valkey.stop()
+
+    with FlusherProcess(settings, tmp_path / "log") as process:
+        process.wait_for("server_awaited")
+        await asyncio.to_thread(valkey.start)
+        process.wait_for("server_awaited", count=2)
+        await asyncio.to_thread(postgres.start)
+        await eventually_async(lambda: is_drained(settings), within_s=15)
+        assert process.stop() == 0
+        assert eventually(lambda: process.lines("flusher_stopped"))
+
+    check_books(settings, [("alice", "win:1", 5)])

@@ -1,0 +1,42 @@
+"""What the two positions mean together, and whose fence is respected."""
+
+import pytest
+
+from flusher.recovery import GAP_FENCE, REWIND_FENCE, Finding, diagnose
+from scoreboard.archive import Position
+from scoreboard.live import PartitionState
+
+COMMITTED = Position(epoch=3, seq=50, stream_id="9-0")
+
+
+def state(epoch: int = 3, seq: int = 50, *, fence: str = "") -> PartitionState:
+    return PartitionState(epoch=epoch, seq=seq, is_open=not fence, fence=fence)
+
+
+@pytest.mark.parametrize(
+    ("found", "finding"),
+    [
+        (state(0, 0), Finding.EMPTY),
+        (state(), Finding.FINE),
+        (state(seq=70), Finding.FINE),
+        (state(epoch=4), Finding.FINE),
+        (state(seq=49), Finding.REWOUND),
+        (state(epoch=2, seq=70), Finding.OLD_EPOCH),
+        (state(epoch=2, fence="operator:1"), Finding.WAIT),
+        (state(seq=49, fence="operator:1"), Finding.FINE),
+        (state(fence="operator:1"), Finding.FINE),
+        (state(seq=49, fence=GAP_FENCE), Finding.FINE),
+        (state(fence=REWIND_FENCE), Finding.RESUME),
+        (state(epoch=2, fence=f"{REWIND_FENCE}:0a1b"), Finding.RESUME),
+    ],
+)
+def test_where_both_stand_says_what_to_do(found: PartitionState, finding: Finding) -> None:
+    assert diagnose(COMMITTED, found) is finding
+
+
+def test_only_what_redis_lost_begins_a_way_back() -> None:
+    assert {one for one in Finding if one.is_rewind} == {
+        Finding.REWOUND,
+        Finding.OLD_EPOCH,
+        Finding.RESUME,
+    }
