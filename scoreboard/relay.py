@@ -87,6 +87,8 @@ class Relay:
         self._name = name
         self._interval_s = settings.frame_interval_ms / 1000
         self._watches = {board: _Watch(board) for board in settings.boards}
+        self._unread = set(settings.boards)
+        self._settled = asyncio.Event()
         self._by_channel: dict[str, _Watch] = {}
         for board in settings.boards:
             self._channels(Board(board))
@@ -103,6 +105,10 @@ class Relay:
     def feeds(self) -> dict[str, Feed]:
         """Give the feed of each board served, by name."""
         return {board: watch.feed for board, watch in self._watches.items()}
+
+    async def settle(self) -> None:
+        """Wait until every board has been read, or could not be, once."""
+        await self._settled.wait()
 
     @property
     def is_ready(self) -> bool:
@@ -183,6 +189,9 @@ class Relay:
                 await self._read(live, watch, was_told=was_told, with_board=True)
             else:
                 await self._read(live, watch, was_told=was_told, with_board=False)
+            self._unread.discard(watch.feed.board)
+            if not self._unread:
+                self._settled.set()
 
     async def _read(self, live: Live, watch: _Watch, *, was_told: bool, with_board: bool) -> None:
         feed = watch.feed

@@ -391,7 +391,7 @@ class Viewer(asyncio.Protocol):
         connection = self._transport.get_extra_info("socket")
         if connection is None or sys.platform != "linux":
             return
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             found = fcntl.ioctl(connection.fileno(), _SIOCOUTQNSD, bytes(4))
             metrics.UNSENT.observe(struct.unpack("i", found)[0])
 

@@ -240,6 +240,8 @@ class Greeting(asyncio.Protocol):
         venue.replace(self, viewer)
         self._transport.set_protocol(viewer)
         viewer.begin(b"".join(protocol.data_to_send()), self._rest, end)
+        # The wheel may hold this greeting for a while; the viewer's parser must not live as long.
+        del self._protocol, self._request
         if was_checking and not self._transport.is_closing():
             self._transport.resume_reading()
 

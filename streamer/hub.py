@@ -110,6 +110,9 @@ class Room:
         """Let a viewer in; it has been shown the current frame already."""
         viewer.index = len(self.viewers)
         self.viewers.append(viewer)
+        if self._lap:
+            # The lap will come by here, and must not end one short of where it began.
+            self._lap += 1
 
     def remove(self, viewer: Watcher) -> None:
         """Let a viewer go; the last in the list takes its place."""

@@ -42,6 +42,9 @@ ACCEPT_S: Final = 0.05
 """Time to take what the kernel has queued before the listener closes, or it would be reset."""
 
 HANG_UP_S: Final = 2.5
+FIRST_READ_S: Final = 2.0
+"""Without Redis the process listens all the same, and says 503."""
+
 RETURN_PER_S: Final = 300
 """How many returning viewers the remaining processes can greet a second."""
 
@@ -235,6 +238,10 @@ async def serve(settings: Settings, stop: Stop, *, worker: int = 0, shared: bool
         Health(settings.metrics_host, metrics_port, streamer.state),
         running(streamer),
     ):
+        # A port shared with other processes brings viewers at once: know the boards first.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_READ_S):
+                await streamer.relay.settle()
         await streamer.listen(listener)
         _calm_garbage_collector()
         host, port = listener.getsockname()[:2]

@@ -192,7 +192,8 @@ class Proxy:
             await self._flowing.wait()
             if not sink.is_closing():
                 sink.write_eof()
-        except OSError:
+        except (OSError, RuntimeError):
+            # RuntimeError is uvloop's for a write to a connection that is gone.
             _reset(sink)
 
     def _judge(
@@ -223,7 +224,7 @@ class Proxy:
 
 def _reset(writer: asyncio.StreamWriter) -> None:
     connection = writer.get_extra_info("socket")
-    if connection is not None:
+    if connection is not None and connection.fileno() >= 0:
         with suppress(OSError):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     writer.transport.abort()

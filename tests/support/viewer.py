@@ -10,12 +10,13 @@ notice a server that breaks it, and every message it reads is held against docs/
 
 import asyncio
 import base64
+import itertools
 import json
 import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -23,9 +24,9 @@ from typing import Any, Self
 import pytest
 import uvloop
 
-from scoreboard.lifecycle import Stop
+from scoreboard.dispatcher import Dispatcher
 from scoreboard.live import Live
-from scoreboard.model import Board
+from scoreboard.model import Action, Board
 from scoreboard.redis_client import make_client
 from scoreboard.settings import PREFIX, Settings, load
 from streamer.listener import make_listener
@@ -153,8 +154,10 @@ class RawViewer:
     connection: socket.socket
     buffer: bytearray = field(default_factory=bytearray)
     answers_pings: bool = True
+    checks_messages: bool = True
     messages: list[dict[str, Any]] = field(default_factory=list)
     pings: list[bytes] = field(default_factory=list)
+    frames_read: int = 0
 
     @classmethod
     async def open(cls, port: int, *, receive_bytes: int | None = None) -> Self:
@@ -164,7 +167,11 @@ class RawViewer:
         if receive_bytes is not None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        await asyncio.get_running_loop().sock_connect(connection, (HOST, port))
+        try:
+            await asyncio.get_running_loop().sock_connect(connection, (HOST, port))
+        except BaseException:
+            connection.close()
+            raise
         return cls(connection)
 
     async def send(self, data: bytes) -> None:
@@ -200,6 +207,7 @@ class RawViewer:
                 if found is None:
                     await self._fill()
                     continue
+                self.frames_read += 1
                 if found.opcode == PING:
                     self.pings.append(found.payload)
                     if self.answers_pings:
@@ -208,7 +216,8 @@ class RawViewer:
                     raise Closed(found.code)
                 if found.opcode == TEXT:
                     message = found.message
-                    check_message(message)
+                    if self.checks_messages:
+                        check_message(message)
                     self.messages.append(message)
                 return found
 
@@ -284,12 +293,16 @@ class RunningStreamer:
     streamer: Streamer
     settings: Settings
     port: int
-    stop: Stop
     live: Live
 
     @property
     def viewers(self) -> int:
         return self.streamer.venue.admission.viewers
+
+    async def is_quiet(self, board: str = "main") -> None:
+        """Wait until the reads that follow a start or a board are over."""
+        room, clock = self.streamer.venue.room(board), self.streamer.venue.clock
+        await eventually_async(lambda: clock() - room.frame_at_s > 0.3)
 
     async def is_empty(self, within_s: float = 5.0) -> None:
         """Wait until nothing is left of anybody."""
@@ -303,11 +316,10 @@ class RunningStreamer:
 StartStreamer = Callable[..., Awaitable[RunningStreamer]]
 
 
-def streamer_settings(redis_url: str, jwks_file: Path | str, **more: object) -> Settings:
+def streamer_settings(redis_url: str, **more: object) -> Settings:
     """Settings of a streamer; ``more`` are fields, such as ``viewers_per_address=5``."""
     environ = {
         "REDIS_URL": redis_url,
-        "SCOREBOARD_JWKS_FILE": str(jwks_file),
         "SCOREBOARD_ISSUER": ISSUER,
         "SCOREBOARD_AUDIENCE": AUDIENCE,
         "SCOREBOARD_WS_PORT": "0",
@@ -335,8 +347,9 @@ async def start_streamer(redis_url: str, jwks_file: Path) -> AsyncIterator[Start
             tick_s: float = 0.1,
             **settings: object,
         ) -> RunningStreamer:
-            chosen = streamer_settings(url or redis_url, jwks_file, **settings)
-            direct = streamer_settings(redis_url, jwks_file, **settings)
+            settings.setdefault("jwks_file", jwks_file)
+            chosen = streamer_settings(url or redis_url, **settings)
+            direct = streamer_settings(redis_url, **settings)
             client = make_client(direct, name="test")
             stack.push_async_callback(client.aclose)
             live = Live(client)
@@ -348,9 +361,30 @@ async def start_streamer(redis_url: str, jwks_file: Path) -> AsyncIterator[Start
             await streamer.listen(listener)
             if opened:
                 await eventually_async(lambda: streamer.relay.is_ready)
-            return RunningStreamer(streamer, chosen, listener.getsockname()[1], Stop(5.0), live)
+            return RunningStreamer(streamer, chosen, listener.getsockname()[1], live)
 
         yield start
+
+
+Submit = Callable[..., Awaitable[int]]
+
+
+@asynccontextmanager
+async def playing(settings: Settings) -> AsyncIterator[Submit]:
+    """Give a submitter of actions, ``await submit("ada", 10)``, which answers their seq."""
+    dispatcher = Dispatcher(settings)
+    numbers = itertools.count(1)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(dispatcher.run())
+
+        async def submit(user: str, points: int, board: str = "main") -> int:
+            action = Action(user, f"win:{next(numbers)}", points)
+            return (await dispatcher.submit(board, action)).seq
+
+        try:
+            yield submit
+        finally:
+            dispatcher.close()
 
 
 Connect = Callable[..., Awaitable[RawViewer]]
@@ -377,14 +411,17 @@ async def connect() -> AsyncIterator[Connect]:
 
 @pytest.fixture
 async def handshake() -> AsyncIterator[Callable[..., Awaitable[Answer]]]:
-    """Give a sender of one handshake that reads the answer, and what ended the connection."""
+    """Give a sender of one handshake that reads the answer; a granted one stays open."""
     viewers: list[RawViewer] = []
 
     async def send(port: int, path: str = PATH, raw: bytes | None = None, **request: Any) -> Answer:
         viewer = await RawViewer.open(port)
         viewers.append(viewer)
         await viewer.send(request_bytes(path, **request) if raw is None else raw)
-        return await viewer.answer()
+        answer = await viewer.answer()
+        if answer.status != 101:
+            viewer.close()
+        return answer
 
     yield send
     for viewer in viewers:

@@ -1,0 +1,85 @@
+"""docs/asyncapi.yaml and docs/protocol.md say what the code says."""
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from scoreboard import frames
+from scoreboard.settings import describe
+from streamer import protocol
+from streamer.protocol import ENDINGS, CloseCode
+from tests.support.asyncapi import check_message, document, payload_names
+
+GUIDE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
+SENT = (
+    frames.Leaderboard,
+    frames.Heartbeat,
+    frames.Status,
+    frames.AuthExpiring,
+    frames.Problem,
+    frames.Bye,
+)
+TAKEN = (protocol.Auth, protocol.Sync)
+
+
+def tags(types: tuple[type, ...]) -> set[str]:
+    return {str(kind.__struct_config__.tag) for kind in types}  # type: ignore[attr-defined]
+
+
+def test_every_schema_is_that_of_the_struct_which_encodes() -> None:
+    _, schemas = msgspec.json.schema_components(
+        [*SENT, *TAKEN], ref_template="#/components/schemas/{name}"
+    )
+
+    written = document()["components"]["schemas"]
+    assert written == msgspec.to_builtins(schemas)
+
+
+def test_the_operations_name_every_message_and_no_other() -> None:
+    every = set(frames.Message.__subclasses__())
+
+    assert every == set(SENT)
+    assert set(payload_names("send")) == tags(SENT)
+    assert set(payload_names("receive")) == tags(TAKEN)
+
+
+def test_every_example_fits_its_schema() -> None:
+    for name, message in document()["components"]["messages"].items():
+        action = "send" if name in payload_names("send") else "receive"
+        for example in message["examples"]:
+            check_message(example["payload"], action)
+
+
+def test_the_close_codes_are_those_of_the_code() -> None:
+    written = document()["channels"]["scoreboard"]["x-close-codes"]
+
+    assert written == {
+        int(code): {
+            "reason": ending.reason,
+            "reconnect": ending.reconnect,
+            "delay_ms": list(ending.delay_ms),
+        }
+        for code, ending in ENDINGS.items()
+    }
+    assert set(ENDINGS) == set(CloseCode)
+
+
+def test_a_message_with_a_field_nobody_described_is_refused() -> None:
+    with pytest.raises(AssertionError, match="does not describe"):
+        check_message({"type": "status", "state": "live", "colour": "red"})
+
+
+def test_the_guide_has_a_row_for_every_close_code_and_a_section_for_every_message() -> None:
+    codes = {int(code) for code in re.findall(r"^\| (\d{4}) \|", GUIDE, re.MULTILINE)}
+    sections = set(re.findall(r"^### `([a-z_]+)`", GUIDE, re.MULTILINE))
+
+    assert codes == {int(code) for code in CloseCode} | {1006}
+    assert sections == tags(SENT) | tags(TAKEN)
+
+
+def test_the_settings_the_guide_names_exist() -> None:
+    named = set(re.findall(r"SCOREBOARD_[A-Z_]+", GUIDE))
+
+    assert named <= {variable for variable, _, _ in describe()}

@@ -1,0 +1,309 @@
+"""What viewers may not send, and what it ends with; nothing they send costs others anything."""
+
+import asyncio
+import struct
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from streamer.protocol import ENDINGS, CloseCode
+from tests.support.eventually import eventually_async
+from tests.support.viewer import (
+    BINARY,
+    CLOSE,
+    CONTINUATION,
+    PING,
+    PONG,
+    TEXT,
+    Connect,
+    RawViewer,
+    StartStreamer,
+    masked_frame,
+)
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        (masked_frame(TEXT, b"{}", mask=False), 1002),
+        (masked_frame(TEXT, b"{}", rsv=4), 1002),
+        (masked_frame(3, b""), 1002),
+        (masked_frame(11, b""), 1002),
+        (masked_frame(PING, b"", fin=False), 1002),
+        (masked_frame(PING, b"x" * 126), 1002),
+        (masked_frame(CONTINUATION, b"x"), 1002),
+        (masked_frame(TEXT, b"{", fin=False) + masked_frame(TEXT, b"}"), 1002),
+        (masked_frame(TEXT, b"", length=2**63), 1009),
+        (masked_frame(TEXT, b"", length=2**62), 1009),
+        (masked_frame(TEXT, b"x" * 5120), 1009),
+        (
+            masked_frame(TEXT, b"x" * 4000, fin=False) + masked_frame(CONTINUATION, b"x" * 1000),
+            1009,
+        ),
+        (masked_frame(TEXT, b"", fin=False) + masked_frame(CONTINUATION, b"", fin=False) * 8, 1009),
+        (
+            masked_frame(TEXT, b"{", fin=False) + masked_frame(CONTINUATION, b" ", fin=False) * 12,
+            1009,
+        ),
+        (masked_frame(BINARY, b"{}"), 1003),
+        (masked_frame(BINARY, b"", fin=False), 1003),
+        (masked_frame(TEXT, b"\xff\xfe"), 1007),
+        (masked_frame(TEXT, b'{"type":"\xed\xa0\x80"}'), 1007),
+        (masked_frame(TEXT, b"\xe2\x82", fin=False) + masked_frame(CONTINUATION, b"("), 1007),
+        (masked_frame(CLOSE, struct.pack("!H", 999)), 1002),
+        (masked_frame(CLOSE, struct.pack("!H", 1005)), 1002),
+        (masked_frame(CLOSE, struct.pack("!H", 1006)), 1002),
+        (masked_frame(CLOSE, struct.pack("!H", 5000)), 1002),
+        (masked_frame(CLOSE, b"\x03"), 1002),
+        (masked_frame(CLOSE, struct.pack("!H", 1000) + b"\xff"), 1007),
+    ],
+    ids=[
+        "unmasked",
+        "reserved bit",
+        "reserved opcode",
+        "reserved control opcode",
+        "fragmented ping",
+        "long ping",
+        "lone continuation",
+        "text in text",
+        "length 2^63",
+        "length 2^62",
+        "5 KiB",
+        "5 KiB in two",
+        "empty continuations",
+        "many fragments",
+        "binary",
+        "fragmented binary",
+        "not UTF-8",
+        "surrogate",
+        "split character",
+        "close 999",
+        "close 1005",
+        "close 1006",
+        "close 5000",
+        "close too short",
+        "close reason",
+    ],
+)
+async def test_a_frame_that_breaks_the_rules_ends_with_the_right_code(
+    start_streamer: StartStreamer, connect: Connect, sent: bytes, code: int
+) -> None:
+    running = await start_streamer()
+    viewer = await connect(running.port)
+
+    await viewer.send(sent)
+
+    assert await viewer.closed() == code
+    assert await viewer.eof() == b"", "the server closes after its close frame"
+    viewer.close()
+    await running.is_empty()
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 3000, 4999, None])
+async def test_a_viewer_that_closes_is_answered_with_its_own_code(
+    start_streamer: StartStreamer, connect: Connect, code: int | None
+) -> None:
+    running = await start_streamer()
+    viewer = await connect(running.port)
+    await viewer.next()
+
+    await viewer.send(masked_frame(CLOSE, b"" if code is None else struct.pack("!H", code)))
+
+    if code is None:
+        with pytest.raises(struct.error):
+            await viewer.closed()
+    else:
+        assert await viewer.closed() == code
+    viewer.close()
+    await running.is_empty()
+
+
+async def test_a_message_in_fragments_with_a_ping_between_is_one_message(
+    start_streamer: StartStreamer, connect: Connect
+) -> None:
+    running = await start_streamer()
+    viewer = await connect(running.port)
+    await viewer.next("leaderboard")
+
+    await viewer.send(masked_frame(TEXT, b'{"type":', fin=False))
+    await viewer.send(masked_frame(PING, b"mid"))
+    await viewer.send(masked_frame(CONTINUATION, b'"sync"}'))
+
+    frames = [await viewer.frame(), await viewer.frame()]
+
+    assert sorted(frame.opcode for frame in frames) == [TEXT, PONG]
+    assert b"mid" in {frame.payload for frame in frames}
+
+
+async def test_sync_brings_the_current_board_again(
+    start_streamer: StartStreamer, connect: Connect
+) -> None:
+    running = await start_streamer()
+    viewer = await connect(running.port)
+    first = await viewer.next("leaderboard")
+
+    await viewer.send_json({"type": "sync", "unknown": [1]})
+
+    assert await viewer.next("leaderboard") == first
+
+
+@pytest.mark.parametrize(
+    "message",
+    [b"nonsense", b'{"type":"dance"}', b"[" * 1000, b'{"a":1,"a":2}', b"9" * 400, b"NaN"],
+    ids=["text", "type", "depth", "double keys", "huge int", "NaN"],
+)
+async def test_unreadable_messages_are_errors_and_the_fourth_is_the_last(
+    start_streamer: StartStreamer, connect: Connect, message: bytes
+) -> None:
+    running = await start_streamer()
+    viewer = await connect(running.port)
+    for _ in range(3):
+        await viewer.send(masked_frame(TEXT, message))
+        assert (await viewer.next("error"))["code"] == "malformed"
+
+    await viewer.send(masked_frame(TEXT, message))
+
+    assert await viewer.closed() == 4400
+
+
+async def flood(viewer: RawViewer, frame: bytes, count: int) -> None:
+    with suppress(OSError):
+        await viewer.send(frame * count)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        masked_frame(PING, b""),
+        masked_frame(PING, b"x" * 125),
+        masked_frame(PONG, b""),
+        masked_frame(TEXT, b'{"type":"sync"}'),
+        masked_frame(TEXT, b'{"type":"auth","token":"x"}'),
+    ],
+    ids=["ping", "big ping", "pong", "sync", "auth"],
+)
+async def test_a_flood_of_any_frame_ends_with_4429_and_bounded_answers(
+    start_streamer: StartStreamer, connect: Connect, frame: bytes
+) -> None:
+    running = await start_streamer()
+    viewer = await connect(running.port)
+    await viewer.next("leaderboard")
+
+    sending = asyncio.ensure_future(flood(viewer, frame, 50_000))
+    code = await viewer.closed()
+
+    # The server stops reading, so its close frame may be lost to the reset that answers the rest.
+    assert code in {4429, 1006}
+    assert viewer.frames_read <= 40
+    sending.cancel()
+    viewer.close()
+    await running.is_empty()
+
+
+async def test_twenty_frames_at_once_are_no_flood(
+    start_streamer: StartStreamer, connect: Connect
+) -> None:
+    running = await start_streamer()
+    viewer = await connect(running.port)
+    await viewer.next("leaderboard")
+
+    await viewer.send(masked_frame(PING, b"p") * 20)
+
+    for _ in range(20):
+        assert (await viewer.frame()).opcode == PONG
+    assert running.viewers == 1
+
+
+async def test_a_second_sync_within_a_second_is_too_many(
+    start_streamer: StartStreamer, connect: Connect
+) -> None:
+    running = await start_streamer()
+    viewer = await connect(running.port)
+
+    await viewer.send_json({"type": "sync"})
+    await viewer.send_json({"type": "sync"})
+
+    assert await viewer.closed() == 4429
+
+
+async def test_a_second_auth_within_ten_seconds_is_too_many(
+    start_streamer: StartStreamer, connect: Connect, make_token: Any
+) -> None:
+    running = await start_streamer()
+    viewer = await connect(running.port, token=make_token())
+
+    await viewer.send_json({"type": "auth", "token": "a.b.c"})
+    await viewer.next("error")
+    await viewer.send_json({"type": "auth", "token": "a.b.c"})
+
+    assert await viewer.closed() == 4429
+
+
+async def test_floods_do_not_delay_the_others(
+    start_streamer: StartStreamer, connect: Connect
+) -> None:
+    running = await start_streamer()
+    quiet = [await connect(running.port) for _ in range(20)]
+    for viewer in quiet:
+        await viewer.next("leaderboard")
+    noisy = [await connect(running.port) for _ in range(10)]
+    floods = [
+        asyncio.ensure_future(flood(viewer, masked_frame(PING, b""), 20_000)) for viewer in noisy
+    ]
+    loop = asyncio.get_running_loop()
+    room = running.streamer.venue.room("main")
+
+    took_s = []
+    for _ in range(10):
+        began_s = loop.time()
+        room.show(room.state, began_s, began_s)
+        for viewer in quiet:
+            await viewer.next("leaderboard")
+        took_s.append(loop.time() - began_s)
+
+    assert sorted(took_s)[len(took_s) // 2] < 0.1
+    await eventually_async(lambda: running.viewers == len(quiet))
+    for task in floods:
+        task.cancel()
+
+
+@pytest.mark.parametrize("how", ["half-close", "reset", "reset in mid-frame", "silent close"])
+async def test_a_viewer_that_goes_in_any_way_leaves_nothing(
+    start_streamer: StartStreamer, connect: Connect, how: str
+) -> None:
+    running = await start_streamer()
+    viewer = await connect(running.port)
+    await viewer.next("leaderboard")
+
+    match how:
+        case "half-close":
+            viewer.connection.shutdown(1)
+            await viewer.eof()
+        case "reset":
+            viewer.reset()
+        case "reset in mid-frame":
+            await viewer.send(masked_frame(TEXT, b"x" * 100)[:20])
+            viewer.reset()
+        case _:
+            viewer.close()
+
+    await running.is_empty()
+
+
+async def test_a_viewer_that_does_not_answer_a_close_is_hung_up_on(
+    start_streamer: StartStreamer, connect: Connect
+) -> None:
+    running = await start_streamer(viewer_age_s=0.3)
+    viewer = await connect(running.port)
+    loop = asyncio.get_running_loop()
+
+    assert await viewer.closed() == 1012
+    began_s = loop.time()
+    await viewer.eof()
+
+    assert loop.time() - began_s < 3.0
+    assert viewer.messages[-1]["type"] == "bye"
+    assert viewer.messages[-1]["delay_ms"] == list(ENDINGS[CloseCode.RESTART].delay_ms)
+    viewer.close()
+    await running.is_empty()

@@ -1,0 +1,345 @@
+"""Handshakes over real sockets: what is granted, what is refused, and what a refusal leaves open.
+
+Every rule of the request itself stands in tests/unit/test_streamer_handshake.py.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from websockets.asyncio.client import connect as websockets_connect
+from websockets.typing import Subprotocol
+
+from scoreboard.model import Board
+from tests.support.eventually import eventually_async
+from tests.support.tokens import MakeToken
+from tests.support.viewer import (
+    PING,
+    TEXT,
+    Answer,
+    Connect,
+    RawViewer,
+    StartStreamer,
+    masked_frame,
+    request_bytes,
+)
+
+Handshake = Callable[..., Awaitable[Answer]]
+
+PRIVATE = Board(is_public=False)
+
+
+async def test_a_gateways_connection_header_is_granted(
+    start_streamer: StartStreamer, handshake: Handshake
+) -> None:
+    running = await start_streamer()
+
+    answer = await handshake(
+        running.port, drop=("Connection",), headers=[("connection", "keep-alive, Upgrade")]
+    )
+
+    assert answer.status == 101
+    assert answer.headers["sec-websocket-accept"] == "Bz3qJYTGdOe8gUSpLosEdiLKDrk="
+    assert "sec-websocket-protocol" not in answer.headers
+    assert "sec-websocket-extensions" not in answer.headers
+
+
+async def test_a_stock_client_connects_without_compression_and_with_the_plain_subprotocol(
+    start_streamer: StartStreamer, make_token: MakeToken
+) -> None:
+    running = await start_streamer(board=PRIVATE)
+    token = make_token()
+
+    async with websockets_connect(
+        f"ws://127.0.0.1:{running.port}/ws/scoreboard",
+        subprotocols=[Subprotocol(f"bearer.{token}"), Subprotocol("scoreboard.v1")],
+        compression="deflate",
+    ) as client:
+        board = json.loads(await client.recv())
+
+        assert client.subprotocol == "scoreboard.v1"
+        assert not client.protocol.extensions
+        assert board["type"] == "leaderboard"
+        assert client.response is not None
+        assert token not in str(client.response.headers)
+
+
+async def test_a_plain_get_is_told_to_upgrade_and_the_connection_ends(
+    start_streamer: StartStreamer,
+) -> None:
+    running = await start_streamer()
+    viewer = await RawViewer.open(running.port)
+    await viewer.send(b"GET /ws/scoreboard?echo=me HTTP/1.1\r\nHost: a\r\nX-Echo: me\r\n\r\n")
+
+    answer = await viewer.answer()
+
+    assert answer.status == 426
+    assert answer.problem["type"] == "/problems/upgrade-required"
+    assert b"me" not in answer.body.replace(b"scoreboard", b"")
+    assert await viewer.eof() == b""
+    viewer.close()
+    await running.is_empty()
+
+
+async def test_a_second_request_behind_a_refused_one_is_never_answered(
+    start_streamer: StartStreamer,
+) -> None:
+    running = await start_streamer()
+    viewer = await RawViewer.open(running.port)
+    await viewer.send(request_bytes("/nowhere") + request_bytes())
+
+    assert (await viewer.answer()).status == 404
+    await viewer.send(request_bytes())
+
+    assert await viewer.eof() == b""
+    viewer.close()
+    await running.is_empty()
+
+
+async def test_frames_glued_to_the_request_are_answered_after_the_101(
+    start_streamer: StartStreamer,
+) -> None:
+    running = await start_streamer()
+    viewer = await RawViewer.open(running.port)
+    await viewer.send(request_bytes() + masked_frame(PING, b"early"))
+
+    assert (await viewer.answer()).status == 101
+    board = await viewer.frame()
+    pong = await viewer.frame()
+
+    assert board.message["type"] == "leaderboard"
+    assert pong.payload == b"early"
+    viewer.close()
+
+
+async def test_frames_glued_to_a_request_whose_token_is_checked_wait_for_it(
+    start_streamer: StartStreamer, make_token: MakeToken
+) -> None:
+    running = await start_streamer(board=PRIVATE)
+    viewer = await RawViewer.open(running.port)
+    request = request_bytes(token=make_token())
+    await viewer.send(request + masked_frame(PING, b"early"))
+
+    assert (await viewer.answer()).status == 101
+    assert (await viewer.frame()).opcode == TEXT
+    assert (await viewer.frame()).payload == b"early"
+    viewer.close()
+
+
+async def test_a_handshake_that_takes_too_long_is_dropped(start_streamer: StartStreamer) -> None:
+    running = await start_streamer(handshake_timeout_s=0.4)
+    viewer = await RawViewer.open(running.port)
+    began_s = time.monotonic()
+    with suppress(OSError):
+        for byte in request_bytes():
+            await viewer.send(bytes([byte]))
+            await asyncio.sleep(0.05)  # the pace of the attack
+
+    assert await viewer.eof() == b""
+    assert time.monotonic() - began_s < 2.0
+    viewer.close()
+    await running.is_empty()
+
+
+async def test_a_head_that_is_too_big_is_refused_while_it_still_comes(
+    start_streamer: StartStreamer, handshake: Handshake
+) -> None:
+    running = await start_streamer()
+
+    answer = await handshake(running.port, raw=b"GET / HTTP/1.1\r\nX: " + b"y" * 60_000)
+
+    assert answer.status == 431
+    await running.is_empty()
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+        b"GET /ws/scoreboard\r\n\r\n",
+        b"GET /ws/scoreboard HTTP/2.0\r\nHost: a\r\n\r\n",
+        request_bytes(headers=[("Transfer-Encoding", "chunked")]),
+        request_bytes(headers=[("Content-Length", "5")]),
+        request_bytes(headers=[("Sec-WebSocket-Protocol", "scoreboard.v1, b(ad")]),
+        request_bytes().replace(b"Host:", b"Host :"),
+        request_bytes("/ws/scoreboard\xe9"),
+    ],
+    ids=["tls", "no version", "http/2", "chunked", "body", "list", "header", "path"],
+)
+async def test_what_is_no_request_gets_400_and_nothing_of_it_back(
+    start_streamer: StartStreamer, handshake: Handshake, raw: bytes
+) -> None:
+    running = await start_streamer()
+
+    answer = await handshake(running.port, raw=raw)
+
+    assert answer.status == 400
+    assert answer.headers["connection"] == "close"
+    assert answer.problem["type"] == "/problems/malformed"
+    await running.is_empty()
+
+
+async def test_a_private_board_needs_a_token_with_the_scope(
+    start_streamer: StartStreamer, handshake: Handshake, make_token: MakeToken
+) -> None:
+    running = await start_streamer(board=PRIVATE)
+
+    none = await handshake(running.port)
+    scopeless = await handshake(running.port, token=make_token(scope="update:score"))
+    good = await handshake(running.port, token=make_token())
+
+    assert (none.status, scopeless.status, good.status) == (401, 403, 101)
+    assert none.headers["www-authenticate"] == "Bearer"
+    assert 'scope="read:leaderboard"' in scopeless.headers["www-authenticate"]
+
+
+async def test_forged_headers_of_a_gateway_open_nothing(
+    start_streamer: StartStreamer, handshake: Handshake, make_token: MakeToken
+) -> None:
+    running = await start_streamer(board=PRIVATE)
+    forged = [
+        ("X-Consumer-Username", "alice"),
+        ("X-Authenticated-Userid", "alice"),
+        ("X-Forwarded-For", "127.0.0.1"),
+        ("Cookie", f"token={make_token()}"),
+    ]
+
+    by_header = await handshake(running.port, headers=forged)
+    by_url = await handshake(running.port, f"/ws/scoreboard?token={make_token()}")
+
+    assert (by_header.status, by_url.status) == (401, 401)
+
+
+async def test_a_board_that_is_not_loaded_yet_is_503_and_one_not_served_404(
+    start_streamer: StartStreamer, handshake: Handshake
+) -> None:
+    running = await start_streamer(boards="main,weekly")
+
+    weekly = await handshake(running.port, "/ws/scoreboard?board=weekly")
+    other = await handshake(running.port, "/ws/scoreboard?board=other")
+
+    assert weekly.status == 503
+    assert int(weekly.headers["retry-after"]) > 0
+    assert other.status == 404
+
+
+# Each limit, what it answers, and that the counts come back to zero.
+
+
+async def test_a_full_process_refuses_with_503(
+    start_streamer: StartStreamer, connect: Connect, handshake: Handshake
+) -> None:
+    running = await start_streamer(viewers=2)
+    viewers = [await connect(running.port) for _ in range(2)]
+
+    refused = await handshake(running.port)
+
+    assert refused.status == 503
+    assert int(refused.headers["retry-after"]) > 0
+    for viewer in viewers:
+        viewer.close()
+    await running.is_empty()
+    assert (await handshake(running.port)).status == 101
+
+
+async def test_one_address_may_have_its_share_and_no_more(
+    start_streamer: StartStreamer, connect: Connect, handshake: Handshake
+) -> None:
+    running = await start_streamer(viewers_per_address=2, trusted_hops="127.0.0.0/8")
+    there = [("X-Forwarded-For", "203.0.113.9")]
+    viewers = [await connect(running.port, headers=there) for _ in range(2)]
+
+    refused = await handshake(running.port, headers=there)
+    elsewhere = await handshake(running.port, headers=[("X-Forwarded-For", "203.0.113.10")])
+
+    assert (refused.status, elsewhere.status) == (429, 101)
+    viewers[0].close()
+    await eventually_async(lambda: running.viewers == 2)
+    assert (await handshake(running.port, headers=there)).status == 101
+
+
+async def test_one_user_may_have_their_share_and_no_more(
+    start_streamer: StartStreamer, connect: Connect, handshake: Handshake, make_token: MakeToken
+) -> None:
+    running = await start_streamer(viewers_per_subject=2)
+    viewers = [await connect(running.port, token=make_token("alice")) for _ in range(2)]
+
+    alice = await handshake(running.port, token=make_token("alice"))
+    bob = await handshake(running.port, token=make_token("bob"))
+
+    assert (alice.status, bob.status) == (429, 101)
+    for viewer in viewers:
+        viewer.close()
+    await eventually_async(lambda: running.viewers == 1)
+    assert (await handshake(running.port, token=make_token("alice"))).status == 101
+
+
+async def test_new_viewers_come_at_a_bounded_rate(
+    start_streamer: StartStreamer, handshake: Handshake
+) -> None:
+    running = await start_streamer(new_viewers_burst=3, new_viewers_per_second=1)
+
+    answers = [await handshake(running.port) for _ in range(6)]
+
+    assert [one.status for one in answers[:3]] == [101, 101, 101]
+    assert answers[5].status == 503
+    assert 1 <= int(answers[5].headers["retry-after"]) <= 10
+
+
+async def test_a_flood_of_connections_beyond_answering_is_dropped(
+    start_streamer: StartStreamer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamer.admission.HANDSHAKES_EXTRA", 2)
+    running = await start_streamer(viewers=1)
+    waiting = [await RawViewer.open(running.port) for _ in range(3)]
+    await eventually_async(lambda: running.streamer.venue.admission.connections == 3)
+
+    dropped = await RawViewer.open(running.port)
+
+    assert await dropped.eof() == b""
+    for viewer in [*waiting, dropped]:
+        viewer.close()
+    await running.is_empty()
+
+
+async def test_a_connection_that_ends_while_its_token_is_checked_leaves_nothing(
+    start_streamer: StartStreamer, make_token: MakeToken, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = await start_streamer(board=PRIVATE, handshake_timeout_s=0.3)
+    checking, go_on, over = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    verify = running.streamer.verifier.verify
+
+    async def slow(token: str) -> Any:
+        checking.set()
+        await go_on.wait()
+        over.set()
+        return await verify(token)
+
+    monkeypatch.setattr(running.streamer.verifier, "verify", slow)
+    viewer = await RawViewer.open(running.port)
+    await viewer.send(request_bytes(token=make_token()))
+    await checking.wait()
+
+    assert await viewer.eof() == b""
+    await running.is_empty()
+    go_on.set()
+    await over.wait()
+
+    await running.is_empty()
+    viewer.close()
+
+
+async def test_a_check_that_finds_no_keys_is_503(
+    start_streamer: StartStreamer, handshake: Handshake, make_token: MakeToken, tmp_path: Any
+) -> None:
+    running = await start_streamer(jwks_file=tmp_path / "missing.json")
+
+    answer = await handshake(running.port, token=make_token())
+
+    assert answer.status == 503
+    assert answer.problem["type"] == "/problems/keys-unavailable"
+    assert int(answer.headers["retry-after"]) > 0

@@ -1,0 +1,493 @@
+"""A streamer process from its first viewer to its last: stops, kills, storms, churn, limits."""
+
+import asyncio
+import gc
+import json
+import os
+import random
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import websockets.exceptions
+from websockets.server import ServerProtocol
+from websockets.sync.client import connect as sync_connect
+
+from scoreboard.live import Live
+from scoreboard.redis_client import make_client
+from scoreboard.settings import PREFIX
+from scoreboard.telemetry import REGISTRY
+from streamer.server import drain_time_s
+from tests.support.boards import open_board
+from tests.support.eventually import eventually, eventually_async
+from tests.support.tokens import AUDIENCE, ISSUER
+from tests.support.viewer import (
+    Closed,
+    Connect,
+    RawViewer,
+    StartStreamer,
+    playing,
+    request_bytes,
+    streamer_settings,
+)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Program:
+    """The streamer as it is shipped: ``python -m streamer``."""
+
+    def __init__(self, redis_url: str, jwks_file: Path, *, files: int = 0, **more: object) -> None:
+        self.port, self.metrics_port = free_port(), free_port()
+        environ = {name: text for name, text in os.environ.items() if not name.startswith(PREFIX)}
+        environ |= {
+            "REDIS_URL": redis_url,
+            "SCOREBOARD_JWKS_FILE": str(jwks_file),
+            "SCOREBOARD_ISSUER": ISSUER,
+            "SCOREBOARD_AUDIENCE": AUDIENCE,
+            "SCOREBOARD_WS_PORT": str(self.port),
+            "SCOREBOARD_WS_METRICS_PORT": str(self.metrics_port),
+            "SCOREBOARD_VIEWERS_PER_ADDRESS": "10000",
+            "SCOREBOARD_NEW_VIEWERS_BURST": "10000",
+            "SCOREBOARD_DRAIN_S": "1",
+        }
+        environ |= {PREFIX + name.upper(): str(value) for name, value in more.items()}
+
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "streamer"],
+            env=environ,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        if files:
+            # Long before its interpreter has come to look at the limit.
+            resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE, (files, files))
+        self.log = ""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log += line
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(f"http://127.0.0.1:{self.metrics_port}{path}", timeout=5)
+
+    def is_ready(self) -> bool:
+        assert self.process.poll() is None, self.log
+        try:
+            return self.get("/health/ready").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def metric(self, name: str) -> float:
+        for line in self.get("/metrics").text.splitlines():
+            if line.startswith(f"scoreboard_{name} "):
+                return float(line.split()[1])
+        return 0.0
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(5)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait(5)
+        self._reader.join(5)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+
+StartProgram = Callable[..., Program]
+
+
+@pytest.fixture
+def start_program(redis_url: str, jwks_file: Path) -> Iterator[StartProgram]:
+    """Give a maker of streamer processes on an open board; all are stopped after the test."""
+
+    async def open_main() -> None:
+        client = make_client(streamer_settings(redis_url, jwks_file=jwks_file), name="test")
+        await open_board(Live(client), scores=[("ada", 10), ("bob", 5)])
+        await client.aclose()
+
+    with ExitStack() as stack:
+        # In a thread: asyncio.run in the test's own would take its loop away.
+        thread = threading.Thread(target=lambda: asyncio.run(open_main()))
+        thread.start()
+        thread.join()
+
+        def start(**settings: Any) -> Program:
+            program = Program(redis_url, jwks_file, **settings)
+            stack.callback(program.stop)
+            eventually(program.is_ready, within_s=30)
+            return program
+
+        yield start
+
+
+async def join(port: int, count: int) -> list[RawViewer]:
+    viewers = [await RawViewer.open(port) for _ in range(count)]
+    for viewer in viewers:
+        await viewer.send(request_bytes())
+    for viewer in viewers:
+        assert (await viewer.answer()).status == 101
+        await viewer.next("leaderboard")
+    return viewers
+
+
+async def test_sigterm_says_bye_to_everyone_and_ends_in_time(start_program: StartProgram) -> None:
+    program = start_program()
+    viewers = await join(program.port, 60)
+    began_s = time.monotonic()
+
+    program.process.send_signal(signal.SIGTERM)
+    codes = await asyncio.gather(*(viewer.closed(10) for viewer in viewers))
+    ends = [viewer.messages[-1] for viewer in viewers]
+    for viewer in viewers:
+        viewer.close()
+
+    assert set(codes) == {1012}
+    assert {one["type"] for one in ends} == {"bye"}
+    assert all(one["reconnect"] and one["delay_ms"][1] > 0 for one in ends)
+    assert await asyncio.to_thread(program.process.wait, 10) == 0
+    assert time.monotonic() - began_s < 6.0
+
+
+async def test_while_it_drains_it_is_not_ready_and_boards_go_on(
+    start_streamer: StartStreamer, connect: Connect
+) -> None:
+    running = await start_streamer(drain_s=1.5)
+    viewers = [await connect(running.port) for _ in range(30)]
+    draining = asyncio.ensure_future(running.streamer.drain())
+    await eventually_async(lambda: running.viewers < 29)
+
+    assert running.streamer.state()[0] is False
+    with pytest.raises(OSError):
+        await RawViewer.open(running.port)
+    async with playing(running.settings) as submit:
+        await submit("carol", 900)
+    codes = [await viewer.closed(10) for viewer in viewers]
+    await draining
+
+    assert set(codes) == {1012}
+    saw = [
+        viewer
+        for viewer in viewers
+        if any(one.get("leaderboard", [{}])[0].get("score") == 900 for one in viewer.messages)
+    ]
+    assert saw, "who still was there saw the change"
+    for viewer in viewers:
+        assert viewer.messages[-1]["type"] == "bye"
+
+
+async def test_a_second_signal_ends_it_at_once_with_1001(start_program: StartProgram) -> None:
+    program = start_program(drain_s=60)
+    viewers = await join(program.port, 200)
+
+    program.process.send_signal(signal.SIGTERM)
+    await asyncio.to_thread(eventually, lambda: "drain_started" in program.log)
+    program.process.send_signal(signal.SIGTERM)
+    codes = await asyncio.gather(*(viewer.closed(5) for viewer in viewers))
+    for viewer in viewers:
+        viewer.close()
+
+    assert codes.count(1001) > 150
+    assert set(codes) <= {1001, 1012}
+    assert await asyncio.to_thread(program.process.wait, 5) == 75
+
+
+async def test_a_killed_worker_is_replaced_and_its_viewers_come_back(
+    start_program: StartProgram,
+) -> None:
+    program = start_program(ws_workers=2)
+    await asyncio.to_thread(
+        eventually, lambda: program.log.count("streamer_listening") == 2, within_s=30
+    )
+    viewers = await join(program.port, 80)
+    lines = [json.loads(line) for line in program.log.splitlines()]
+    pids = [line["scoreboard.pid"] for line in lines if line["message"] == "worker_started"]
+    began_s = time.monotonic()
+
+    os.kill(pids[0], signal.SIGKILL)
+
+    async def stay(viewer: RawViewer) -> RawViewer | None:
+        """Give the viewer if it is still served, else one that came back."""
+        try:
+            while True:
+                await viewer.frame(0.5)
+        except TimeoutError:
+            return None
+        except Closed:
+            viewer.close()
+        while True:
+            try:
+                return (await join(program.port, 1))[0]
+            except (OSError, Closed, TimeoutError):
+                await asyncio.sleep(0.05)
+
+    async with asyncio.timeout(30):
+        returned = [one for one in await asyncio.gather(*map(stay, viewers)) if one is not None]
+    assert 10 <= len(returned) <= 70, "the kernel had spread them over both"
+    assert time.monotonic() - began_s < 30
+    for viewer in [*viewers, *returned]:
+        viewer.close()
+    await asyncio.to_thread(
+        eventually, lambda: program.log.count("streamer_listening") == 3, within_s=30
+    )
+
+
+async def test_few_open_files_neither_end_it_nor_make_it_spin(start_program: StartProgram) -> None:
+    program = start_program(files=256)
+    viewers = [await RawViewer.open(program.port) for _ in range(300)]
+    for viewer in viewers:
+        try:
+            await viewer.send(request_bytes())
+        except OSError:
+            continue
+
+    def cpu_s() -> float:
+        fields = Path(f"/proc/{program.process.pid}/stat").read_text().split()
+        return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
+
+    before_s = cpu_s()
+    await asyncio.sleep(1.0)  # the time over which it must not spin
+    assert cpu_s() - before_s < 0.5
+    for viewer in viewers:
+        viewer.close()
+    await asyncio.to_thread(
+        eventually, lambda: program.metric('ws_connections{state="open"}') == 0, within_s=10
+    )
+
+    (after,) = await join(program.port, 1)
+    after.close()
+    assert "viewers_limited_by_open_files" in program.log
+
+
+def test_a_port_in_use_is_one_clear_line(redis_url: str, jwks_file: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        program = Program(
+            redis_url, jwks_file, ws_port=other.getsockname()[1], log_format="console"
+        )
+        assert program.process.wait(30) == 1
+        program.stop()
+
+    assert "SCOREBOARD_WS_PORT" in program.log
+    assert "Traceback" not in program.log
+
+
+def test_a_wrong_setting_is_one_clear_line(redis_url: str, jwks_file: Path) -> None:
+    program = Program(redis_url, jwks_file, ping_s="often")
+    assert program.process.wait(30) == 1
+    program.stop()
+
+    assert program.log.startswith("scoreboard: SCOREBOARD_PING_S")
+    assert program.log.count("\n") == 1
+
+
+def test_health_and_metrics_are_on_their_own_port(start_program: StartProgram) -> None:
+    program = start_program()
+
+    assert program.get("/health/live").json() == {"status": "live"}
+    assert program.get("/health/ready").json()["main"] == "live"
+    assert program.get("/elsewhere").status_code == 404
+    metrics = program.get("/metrics").text
+    for name in (
+        "ws_connections", "ws_handshakes_total", "ws_closes_total", "ws_frames_sent_total",
+        "ws_frames_skipped_total", "ws_sweep_seconds", "ws_change_to_write_seconds",
+        "ws_ping_rtt_seconds", "ws_unsent_bytes", "ws_ack_paced", "ws_inbound_total",
+        "ws_auth_renewals_total", "board_seq", "board_epoch", "board_age_seconds",
+        "board_regressions_total", "pubsub_reconnects_total", "pubsub_silence_seconds",
+        "reconcile_mismatches_total", "loop_lag_seconds", "build_info",
+    ):  # fmt: skip
+        assert f"# HELP scoreboard_{name} " in metrics, name
+
+
+async def test_churn_leaves_nothing_behind(start_streamer: StartStreamer) -> None:
+    running = await start_streamer()
+
+    async def churn(rounds: int) -> None:
+        for _ in range(rounds):
+            viewers = await join(running.port, 20)
+            for number, viewer in enumerate(viewers):
+                viewer.reset() if number % 2 else viewer.close()
+        await running.is_empty()
+
+    def counts() -> tuple[int, int, int]:
+        gc.collect()
+        parsers = sum(isinstance(one, ServerProtocol) for one in gc.get_objects())
+        return parsers, len(asyncio.all_tasks()), len(list(Path("/proc/self/fd").iterdir()))
+
+    await churn(5)
+    before = counts()
+    await churn(40)
+
+    assert counts() == before
+    assert before[0] == 0
+    # The wheel forgets who is gone when the slot comes; until then it holds a shell each.
+    assert len(running.streamer.venue.wheel) <= 3 * 45 * 20
+
+
+async def test_a_storm_of_reconnections_is_served_in_time(start_streamer: StartStreamer) -> None:
+    running = await start_streamer(new_viewers_burst=50, new_viewers_per_second=60)
+    refused = 0
+
+    async with AsyncExitStack() as stack:
+
+        async def come_back() -> None:
+            nonlocal refused
+            while True:
+                viewer = await RawViewer.open(running.port)
+                stack.callback(viewer.close)
+                await viewer.send(request_bytes())
+                if (await viewer.answer(15)).status == 101:
+                    await viewer.next("leaderboard", 15)
+                    return
+                refused += 1
+                viewer.close()
+                await asyncio.sleep(random.uniform(0.1, 1.0))  # the back-off of the guide
+
+        async with asyncio.timeout(20):
+            await asyncio.gather(*(come_back() for _ in range(200)))
+
+        assert refused > 0, "the limit was felt"
+        assert running.viewers == 200
+    await running.is_empty()
+
+
+async def test_connections_end_at_different_ages(start_streamer: StartStreamer) -> None:
+    running = await start_streamer(viewer_age_s=1.0)
+    viewers = await join(running.port, 40)
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
+
+    async def age(viewer: RawViewer) -> float:
+        assert await viewer.closed() == 1012
+        viewer.close()
+        return loop.time() - began_s
+
+    ages = await asyncio.gather(*map(age, viewers))
+
+    assert min(ages) > 0.5
+    assert max(ages) < 1.8
+    assert max(ages) - min(ages) > 0.2
+
+
+async def test_a_loop_that_stood_still_closes_nobody_whose_pong_lies_unread(
+    start_streamer: StartStreamer,
+) -> None:
+    running = await start_streamer(ping_s=0.5, pong_timeout_s=1.0)
+    ended: list[str] = []
+    enough = threading.Event()
+
+    def watch() -> None:
+        # A thread of its own answers pings while the server's loop stands still.
+        with sync_connect(f"ws://127.0.0.1:{running.port}/ws/scoreboard") as client:
+            while not enough.is_set():
+                try:
+                    client.recv(timeout=0.1)
+                except TimeoutError:
+                    continue
+                except websockets.exceptions.ConnectionClosed as closed:
+                    ended.append(str(closed))
+                    return
+
+    threads = [threading.Thread(target=watch) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    await eventually_async(lambda: running.viewers == 5)
+
+    def is_pinged() -> bool:
+        present = running.streamer.venue.present
+        return sum(one._pace._pinged_at_s > 0 for one in present) >= 1  # type: ignore[attr-defined]
+
+    for _ in range(2):
+        await eventually_async(is_pinged, every_s=0.001)
+        time.sleep(1.3)  # noqa: ASYNC251 (the loop stands still, longer than a pong may take)
+        began_s = running.streamer.venue.clock()
+        await eventually_async(lambda: running.streamer.venue.clock() > began_s + 0.5)  # noqa: B023
+
+    assert not ended
+    assert running.viewers == 5
+    enough.set()
+    await asyncio.to_thread(lambda: [thread.join(5) for thread in threads])
+
+
+async def test_leaving_amid_a_sweep_the_first_frame_or_a_resume_harms_nobody(
+    start_streamer: StartStreamer, connect: Connect
+) -> None:
+    running = await start_streamer()
+    staying = [await connect(running.port) for _ in range(10)]
+    room, clock = running.streamer.venue.room("main"), running.streamer.venue.clock
+
+    for _ in range(10):
+        leaving = [await RawViewer.open(running.port) for _ in range(10)]
+        for number, viewer in enumerate(leaving):
+            await viewer.send(request_bytes())
+            if number % 2:
+                viewer.reset()
+        room.show(room.state, clock(), clock())
+        await asyncio.sleep(0)
+        for viewer in leaving[::2]:
+            viewer.reset()
+        room.show(room.state, clock(), clock())
+
+    await eventually_async(lambda: running.viewers == len(staying))
+    async with playing(running.settings) as submit:
+        await submit("last", 5000)
+    for viewer in staying:
+        while (await viewer.next("leaderboard"))["leaderboard"][0]["userId"] != "last":
+            pass
+
+
+@pytest.mark.parametrize(
+    ("viewers", "drain_s", "seconds"),
+    [(0, 10, 0), (10, 10, 0.5), (200, 10, 10), (3000, 10, 10), (9000, 10, 30), (60_000, 10, 60)],
+)
+def test_the_time_to_drain_grows_with_the_viewers_and_has_an_end(
+    viewers: int, drain_s: float, seconds: float
+) -> None:
+    assert drain_time_s(viewers, drain_s) == pytest.approx(seconds)
+
+
+async def test_the_counters_tell_what_happened(
+    start_streamer: StartStreamer, connect: Connect
+) -> None:
+    def value(name: str, **labels: str) -> float:
+        return REGISTRY.get_sample_value(f"scoreboard_{name}", labels) or 0.0
+
+    running = await start_streamer()
+    await running.is_quiet()
+    accepted = value("ws_handshakes_total", result="accepted")
+    sent = value("ws_frames_sent_total")
+    normal = value("ws_closes_total", code="1006", by="client")
+    viewers = [await connect(running.port) for _ in range(3)]
+    async with playing(running.settings) as submit:
+        await submit("carol", 900)
+    for viewer in viewers:
+        await viewer.next("leaderboard")
+        await viewer.next("leaderboard")
+
+    await eventually_async(lambda: value("ws_frames_sent_total") == sent + 6)
+    assert value("ws_handshakes_total", result="accepted") == accepted + 3
+    for viewer in viewers:
+        viewer.close()
+    await running.is_empty()
+    assert value("ws_closes_total", code="1006", by="client") == normal + 3

@@ -1,0 +1,407 @@
+"""The relay under everything Redis can do: boards are mended, kept when stale, and never go back.
+
+I8: two seconds after the last change every viewer shows Redis's top 10, and no viewer goes back.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import redis.asyncio as aioredis
+
+from scoreboard.keys import PartitionKeys
+from scoreboard.live import Live
+from scoreboard.model import Board, Layout, Partition
+from scoreboard.redis_client import make_client
+from scoreboard.settings import Secret, Settings
+from scoreboard.telemetry import REGISTRY
+from tests.support.boards import open_board
+from tests.support.eventually import eventually_async
+from tests.support.proxy import MakeProxy
+from tests.support.servers import OwnValkey
+from tests.support.viewer import Connect, RawViewer, RunningStreamer, StartStreamer, playing
+
+KEYS = PartitionKeys(Partition("main"))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let seconds be tenths: the same rules, sooner."""
+    monkeypatch.setattr("scoreboard.relay.RECONCILE_S", 0.5)
+    monkeypatch.setattr("scoreboard.relay.STALE_AFTER_S", 0.2)
+    monkeypatch.setattr("scoreboard.relay.LOST_AFTER_S", 0.1)
+    monkeypatch.setattr("scoreboard.changes.PING_S", 0.2)
+    monkeypatch.setattr("scoreboard.changes.SILENCE_S", 0.6)
+
+
+@pytest.fixture
+async def client(redis_url: str) -> AsyncIterator[aioredis.Redis]:
+    async with aioredis.Redis.from_url(redis_url, decode_responses=True, protocol=2) as client:
+        yield client
+
+
+def value(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(f"scoreboard_{name}", labels) or 0.0
+
+
+async def shown(viewer: RawViewer, user: str, score: int, within_s: float = 3.0) -> dict[str, Any]:
+    """Read on until a board shows the user's score; boards rise strictly meanwhile."""
+    async with asyncio.timeout(within_s):
+        while True:
+            board = await viewer.next("leaderboard")
+            scores = {row["userId"]: row["score"] for row in board["leaderboard"]}
+            if scores.get(user) == score:
+                rises(viewer)
+                return board
+
+
+def rises(viewer: RawViewer) -> None:
+    places = [(one["epoch"], one["seq"]) for one in viewer.messages if one["type"] == "leaderboard"]
+    assert places == sorted(set(places)), "a viewer was shown an older board, or one twice"
+
+
+def statuses(viewer: RawViewer) -> list[str]:
+    return [one["state"] for one in viewer.messages if one["type"] == "status"]
+
+
+async def started(start: StartStreamer, connect: Connect, **more: Any) -> tuple[Any, RawViewer]:
+    running: RunningStreamer = await start(**more)
+    viewer = await connect(running.port)
+    await viewer.next("leaderboard")
+    return running, viewer
+
+
+async def test_writes_during_the_start_are_all_in_the_end_state(
+    start_streamer: StartStreamer, connect: Connect
+) -> None:
+    first = await start_streamer()
+    async with playing(first.settings) as submit:
+
+        async def write() -> None:
+            for _ in range(300):
+                await submit("ada", 1)
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(write())
+            second = await start_streamer(opened=False)
+            await eventually_async(lambda: second.streamer.relay.is_ready)
+            viewer = await connect(second.port)
+    await shown(viewer, "ada", 300)
+
+
+async def test_repeated_and_reordered_messages_change_nothing(
+    start_streamer: StartStreamer, connect: Connect, client: aioredis.Redis
+) -> None:
+    running, viewer = await started(start_streamer, connect, heartbeat_s=0.5)
+    async with playing(running.settings) as submit:
+        await submit("ada", 500)
+    await shown(viewer, "ada", 500)
+
+    for message in ("1:1", "1:1", "9:999", "0:0", "1:1"):
+        await client.publish(KEYS.changes, message)
+    await viewer.next("heartbeat")
+
+    assert [one["type"] for one in viewer.messages].count("leaderboard") == 2
+
+
+async def test_a_lost_message_is_mended_by_reconciling_and_counted(
+    start_streamer: StartStreamer, connect: Connect, client: aioredis.Redis
+) -> None:
+    running, viewer = await started(start_streamer, connect)
+    await running.is_quiet()
+    before = value("reconcile_mismatches_total", board="main")
+
+    async with client.pipeline(transaction=True) as pipe:
+        pipe.zadd(KEYS.board, {"ghost": 900 * 2**21})
+        pipe.hincrby(KEYS.meta, "seq", 1)
+        await pipe.execute()
+
+    await shown(viewer, "ghost", 900)
+    await eventually_async(lambda: value("reconcile_mismatches_total", board="main") == before + 1)
+
+
+async def test_a_higher_seq_with_the_same_rows_sends_nothing(
+    start_streamer: StartStreamer, connect: Connect, client: aioredis.Redis
+) -> None:
+    _, viewer = await started(start_streamer, connect, heartbeat_s=1.2)
+
+    await client.hincrby(KEYS.meta, "seq", 5)
+    await client.publish(KEYS.changes, "1:5")
+    heartbeat = await viewer.next("heartbeat")
+
+    assert [one["type"] for one in viewer.messages].count("leaderboard") == 1
+    assert heartbeat["seq"] == viewer.messages[0]["seq"], "a heartbeat speaks of the held board"
+
+
+async def test_an_emptied_redis_is_stale_and_keeps_the_board_until_it_is_reseeded(
+    start_streamer: StartStreamer, connect: Connect, client: aioredis.Redis
+) -> None:
+    running, viewer = await started(start_streamer, connect)
+
+    await client.flushall()
+    stale = await viewer.next("status")
+    late = await connect(running.port)
+
+    assert stale == {"type": "status", "state": "stale", "reason": "uninitialised"}
+    assert (await late.next())["leaderboard"][0]["userId"] == "first"
+    assert (await late.next())["state"] == "stale"
+
+    await open_board(running.live, scores=[("old", 1)])
+    await open_board(running.live, scores=[("new", 7)])
+    board = await shown(viewer, "new", 7)
+
+    assert board["epoch"] == 2
+    assert (await viewer.next("status"))["state"] == "live"
+    assert (await late.next("status"))["state"] == "live"
+    rises(viewer)
+
+
+@pytest.mark.parametrize("field", ["seq", "epoch"])
+async def test_a_redis_that_came_back_older_is_stale_until_its_epoch_rises(
+    start_streamer: StartStreamer, connect: Connect, client: aioredis.Redis, field: str
+) -> None:
+    running = await start_streamer()
+    await open_board(running.live, scores=[("ada", 10)])
+    async with playing(running.settings) as submit:
+        await submit("ada", 5)
+    viewer = await connect(running.port)
+    await shown(viewer, "ada", 15)
+    regressions = value("board_regressions_total", board="main")
+
+    async with client.pipeline(transaction=True) as pipe:
+        pipe.hincrby(KEYS.meta, field, -1)
+        pipe.zadd(KEYS.board, {"ada": 10 * 2**21})
+        await pipe.execute()
+    await client.publish(KEYS.changes, "2:0")
+
+    assert (await viewer.next("status"))["reason"] == "rewound"
+    assert value("board_regressions_total", board="main") == regressions + 1
+    late = await connect(running.port)
+    assert (await late.next())["leaderboard"][0]["score"] == 15, "the newest board is kept"
+
+    await client.hset(KEYS.meta, "epoch", 3)
+    await client.publish(KEYS.changes, "3:0")
+
+    board = await viewer.next("leaderboard")
+    assert (board["epoch"], board["leaderboard"][0]["score"]) == (3, 10)
+    assert (await viewer.next("status"))["state"] == "live"
+
+
+async def test_a_new_epoch_is_sent_though_its_rows_are_the_same(
+    start_streamer: StartStreamer, connect: Connect
+) -> None:
+    running, viewer = await started(start_streamer, connect, scores=[("ada", 10)])
+
+    await open_board(running.live, scores=[("ada", 10)])
+
+    board = await viewer.next("leaderboard")
+    assert board["epoch"] == 2
+    assert board["leaderboard"] == viewer.messages[0]["leaderboard"]
+
+
+async def test_a_fenced_board_is_still_shown_and_followed(
+    start_streamer: StartStreamer, connect: Connect
+) -> None:
+    running, viewer = await started(start_streamer, connect, heartbeat_s=0.8)
+
+    await running.live.fence(Partition("main"), "operator")
+    await viewer.next("heartbeat")
+
+    assert statuses(viewer) == []
+    late = await connect(running.port)
+    assert (await late.next())["type"] == "leaderboard"
+
+
+async def test_a_redis_that_is_gone_is_one_stale_and_one_live(
+    start_streamer: StartStreamer, connect: Connect, make_proxy: MakeProxy, redis_url: str
+) -> None:
+    proxy = await make_proxy(int(redis_url.rpartition(":")[2].partition("/")[0]))
+    running, viewer = await started(start_streamer, connect, url=proxy.through(redis_url))
+
+    proxy.refuse()
+    assert (await viewer.next("status"))["reason"] == "unreachable"
+    async with playing(Settings(redis_url=Secret(redis_url))) as submit:
+        await submit("ada", 700)
+    late = await connect(running.port)
+    assert [(await late.next())["type"], (await late.next())["type"]] == ["leaderboard", "status"]
+    assert not running.streamer.relay.is_ready
+    await proxy.restore()
+
+    await shown(viewer, "ada", 700)
+    assert (await viewer.next("status"))["state"] == "live"
+    assert statuses(viewer) == ["stale", "live"]
+    await eventually_async(lambda: running.streamer.relay.is_ready)
+
+
+async def test_a_short_reconnection_is_nobodys_business(
+    start_streamer: StartStreamer,
+    connect: Connect,
+    client: aioredis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("scoreboard.relay.STALE_AFTER_S", 2.0)
+    running, viewer = await started(start_streamer, connect, heartbeat_s=0.5)
+    lost = value("pubsub_reconnects_total")
+
+    await client.client_kill_filter(_type="pubsub")
+    await eventually_async(lambda: value("pubsub_reconnects_total") == lost + 1)
+    async with playing(running.settings) as submit:
+        await submit("ada", 900)
+
+    await shown(viewer, "ada", 900)
+    assert statuses(viewer) == []
+
+
+async def test_a_link_that_drops_everything_is_noticed_and_made_anew(
+    start_streamer: StartStreamer, connect: Connect, make_proxy: MakeProxy, redis_url: str
+) -> None:
+    proxy = await make_proxy(int(redis_url.rpartition(":")[2].partition("/")[0]))
+    running, viewer = await started(
+        start_streamer, connect, url=proxy.through(redis_url), redis_timeout_s=0.5
+    )
+
+    proxy.freeze()
+    assert (await viewer.next("status"))["state"] == "stale"
+    seen = proxy.connections_seen
+    await eventually_async(lambda: proxy.connections_seen > seen)
+    await proxy.restore()
+
+    async with playing(running.settings) as submit:
+        await submit("ada", 800)
+    await shown(viewer, "ada", 800)
+    await eventually_async(lambda: running.streamer.relay.is_ready)
+
+
+@pytest.mark.parametrize(
+    "message", ["", "nonsense", "1", "1:", "-1:5", "1:5 ", "x" * 100_000, b"\xff\xfe"], ids=repr
+)
+async def test_a_message_that_is_none_is_counted_and_dropped(
+    start_streamer: StartStreamer,
+    connect: Connect,
+    client: aioredis.Redis,
+    message: str | bytes,
+) -> None:
+    running, viewer = await started(start_streamer, connect)
+    before = value("pubsub_malformed_total")
+
+    await client.publish(KEYS.changes, message)
+    await eventually_async(lambda: value("pubsub_malformed_total") == before + 1)
+
+    async with playing(running.settings) as submit:
+        await submit("ada", 600)
+    await shown(viewer, "ada", 600)
+    assert statuses(viewer) == []
+
+
+async def test_ten_thousand_messages_a_second_are_ten_frames_and_the_last_state(
+    start_streamer: StartStreamer, connect: Connect, client: aioredis.Redis
+) -> None:
+    running, viewer = await started(start_streamer, connect)
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
+    async with playing(running.settings) as submit:
+        for _ in range(10):
+            pipe = client.pipeline(transaction=False)
+            for _ in range(1000):
+                pipe.publish(KEYS.changes, "1:1")
+            await asyncio.gather(pipe.execute(), *(submit("ada", 1) for _ in range(100)))
+
+    board = await shown(viewer, "ada", 1000)
+
+    elapsed_s = loop.time() - began_s
+    boards = [one for one in viewer.messages if one["type"] == "leaderboard"]
+    assert len(boards) <= 3 + elapsed_s * 10
+    built = [one["at"] for one in boards[1:]]
+    assert all(later - earlier >= 95 for earlier, later in pairwise(built))
+    assert board["leaderboard"][0]["userId"] == "ada"
+
+
+async def test_ties_few_users_long_ids_and_the_highest_score_are_shown_as_they_are(
+    start_streamer: StartStreamer, connect: Connect
+) -> None:
+    long = "L" * 128
+    scores = [(long, 2**31 - 1), ("early", 5), ("late", 5)]
+    _, viewer = await started(start_streamer, connect, scores=scores)
+
+    assert viewer.messages[0]["leaderboard"] == [
+        {"rank": 1, "userId": long, "score": 2**31 - 1},
+        {"rank": 2, "userId": "early", "score": 5},
+        {"rank": 3, "userId": "late", "score": 5},
+    ]
+
+
+async def test_an_empty_board_is_a_board(start_streamer: StartStreamer, connect: Connect) -> None:
+    running = await start_streamer(opened=False)
+    await open_board(running.live)
+    await eventually_async(lambda: running.streamer.relay.is_ready)
+    viewer = await connect(running.port)
+
+    assert (await viewer.next())["leaderboard"] == []
+    async with playing(running.settings) as submit:
+        await submit("ada", 1)
+    await shown(viewer, "ada", 1)
+
+
+async def test_only_ten_rows_are_shown(start_streamer: StartStreamer, connect: Connect) -> None:
+    _, viewer = await started(
+        start_streamer, connect, scores=[(f"user{n}", 100 - n) for n in range(15)]
+    )
+
+    rows = viewer.messages[0]["leaderboard"]
+    assert [row["rank"] for row in rows] == list(range(1, 11))
+
+
+async def test_changes_of_every_partition_are_followed(
+    start_streamer: StartStreamer, connect: Connect
+) -> None:
+    board = Board(layout=Layout(partitions=3))
+    running, viewer = await started(start_streamer, connect, board=board, scores=[("low", 1)])
+    users = [f"user{n}" for n in range(9)]
+    async with playing(running.settings) as submit:
+        for number, user in enumerate(users):
+            await submit(user, 100 + number)
+            await shown(viewer, user, 100 + number)
+
+    last = viewer.messages[-1]
+    assert last["epoch"] == 3
+    assert last["seq"] == 9
+    assert [row["userId"] for row in last["leaderboard"]] == [*users[::-1], "low"]
+
+
+async def test_two_boards_do_not_mix(start_streamer: StartStreamer, connect: Connect) -> None:
+    running = await start_streamer(boards="main,weekly")
+    await open_board(running.live, Board("weekly"), scores=[("wanda", 3)])
+    main = await connect(running.port)
+    await eventually_async(lambda: running.streamer.venue.room("weekly").frame != b"")
+    weekly = await connect(running.port, "/ws/scoreboard?board=weekly")
+
+    assert (await weekly.next())["leaderboard"][0]["userId"] == "wanda"
+    async with playing(running.settings) as submit:
+        await submit("willy", 50, board="weekly")
+    await shown(weekly, "willy", 50)
+    await main.send_json({"type": "sync"})
+    assert {one["board"] for one in [await main.next(), await main.next()]} == {"main"}
+
+
+async def test_a_restarted_redis_is_followed_again(
+    start_streamer: StartStreamer, connect: Connect, own_valkey: OwnValkey
+) -> None:
+    server = own_valkey()
+    running = await start_streamer(opened=False, url=server.url)
+    client = make_client(running.settings, name="test")
+    await open_board(Live(client), scores=[("ada", 10)])
+    await client.aclose()
+    await eventually_async(lambda: running.streamer.relay.is_ready)
+    viewer = await connect(running.port)
+    await viewer.next()
+
+    await asyncio.to_thread(server.stop)
+    assert (await viewer.next("status"))["state"] == "stale"
+    await asyncio.to_thread(server.start)
+
+    assert (await viewer.next("status", within_s=15))["state"] == "live"
+    async with playing(running.settings) as submit:
+        await submit("ada", 5)
+    await shown(viewer, "ada", 15)

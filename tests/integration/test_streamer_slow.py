@@ -1,0 +1,299 @@
+"""Slow viewers cost nobody anything: they skip, get the newest, and go when hopeless (I7, I8)."""
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from scoreboard.frames import Leaderboard
+from scoreboard.model import Row
+from scoreboard.telemetry import REGISTRY
+from streamer.connection import Viewer
+from tests.support.eventually import eventually_async
+from tests.support.proxy import MakeProxy
+from tests.support.viewer import Closed, Connect, RawViewer, RunningStreamer, StartStreamer
+
+KERNEL_BYTES = 100_000
+"""What may lie in the kernels' buffers for a viewer that does not read, both ends together."""
+
+
+def closes(code: int) -> float:
+    labels = {"code": str(code), "by": "server"}
+    return REGISTRY.get_sample_value("scoreboard_ws_closes_total", labels) or 0.0
+
+
+class Show:
+    """Puts boards into the room as fast as a test likes, without Redis in between."""
+
+    def __init__(self, running: RunningStreamer) -> None:
+        self.room = running.streamer.venue.room("main")
+        self.clock = running.streamer.venue.clock
+        self.seq = 1000
+        self.shown_at_s: dict[int, float] = {}
+
+    def next(self) -> int:
+        self.seq += 1
+        rows = tuple(Row(n, "u" * 124 + str(n), self.seq) for n in range(1, 11))
+        board = Leaderboard("main", 1, self.seq, time.time_ns() // 1_000_000, rows)
+        self.shown_at_s[self.seq] = self.clock()
+        self.room.show(board, self.clock(), self.clock())
+        return self.seq
+
+    @asynccontextmanager
+    async def at(self, per_s: float) -> AsyncIterator[None]:
+        async def run() -> None:
+            while True:
+                self.next()
+                await asyncio.sleep(1 / per_s)
+
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(run())
+            try:
+                yield
+            finally:
+                task.cancel()
+
+
+def viewers_of(running: RunningStreamer) -> list[Viewer]:
+    return [one for one in running.streamer.venue.present if isinstance(one, Viewer)]
+
+
+def seqs(viewer: RawViewer) -> list[int]:
+    return [one["seq"] for one in viewer.messages if one["type"] == "leaderboard"]
+
+
+async def latencies(viewer: RawViewer, show: Show, count: int) -> list[float]:
+    """Read on; give how late each board was."""
+    viewer.checks_messages = False  # it takes longer than everything that is measured
+    found = []
+    while len(found) < count:
+        board = await viewer.next("leaderboard")
+        if board["seq"] in show.shown_at_s:
+            found.append(show.clock() - show.shown_at_s[board["seq"]])
+    return found
+
+
+def is_undelayed(late: list[float]) -> None:
+    """Tell by what a busy machine leaves standing; `make bench-ws` measures it in earnest."""
+    late.sort()
+    assert late[len(late) // 2] < 0.1
+    assert late[len(late) * 9 // 10] < 0.3
+
+
+async def test_viewers_that_never_read_are_skipped_bounded_and_dropped_with_4450(
+    start_streamer: StartStreamer, connect: Connect
+) -> None:
+    running = await start_streamer(slow_viewer_s=1.5)
+    healthy = [await connect(running.port) for _ in range(20)]
+    stalled = [await connect(running.port, receive_bytes=4096) for _ in range(20)]
+    show = Show(running)
+    before = closes(4450)
+    held: list[int] = []
+
+    async with show.at(100.0):
+        reading = [asyncio.ensure_future(latencies(one, show, 250)) for one in healthy]
+
+        def is_paused() -> bool:
+            sizes = [one._transport.get_write_buffer_size() for one in viewers_of(running)]
+            held.append(max(sizes, default=0))
+            return sum(one._pace.is_held for one in viewers_of(running)) == len(stalled)
+
+        await eventually_async(is_paused, within_s=5)
+        await eventually_async(lambda: running.viewers == len(healthy), within_s=5)
+        late = [value for one in await asyncio.gather(*reading) for value in one]
+
+    assert closes(4450) == before + len(stalled)
+    assert max(held) <= len(show.room.paced), "at most one board waits in the process"
+    is_undelayed(late)
+    for viewer in stalled:
+        got = b"" if not viewer.buffer else bytes(viewer.buffer)
+        assert len(got) < KERNEL_BYTES
+
+
+async def test_a_viewer_that_stalls_and_reads_on_sees_rising_boards_and_the_newest_last(
+    start_streamer: StartStreamer, connect: Connect
+) -> None:
+    running = await start_streamer()
+    viewer = await connect(running.port, receive_bytes=4096)
+    show = Show(running)
+    await viewer.next("leaderboard")
+
+    async with show.at(100.0):
+        await eventually_async(lambda: any(one._pace.is_held for one in viewers_of(running)))
+        first_held = show.seq
+        await eventually_async(lambda: show.seq > first_held + 50)
+    newest = show.seq
+    while not seqs(viewer) or seqs(viewer)[-1] < newest:
+        await viewer.next("leaderboard")
+
+    found = seqs(viewer)
+    assert found == sorted(set(found))
+    assert found[-1] == newest
+    assert newest - found[-2] > 40, "what lay between was skipped, not queued"
+    assert any(one.is_watched for one in viewers_of(running))
+
+
+async def test_half_the_viewers_stalling_does_not_delay_the_other_half(
+    start_streamer: StartStreamer, connect: Connect
+) -> None:
+    running = await start_streamer()
+    healthy = [await connect(running.port) for _ in range(30)]
+    for _ in range(30):
+        await connect(running.port, receive_bytes=4096)
+    show = Show(running)
+
+    async with show.at(50.0):
+        found = await asyncio.gather(*(latencies(one, show, 100) for one in healthy))
+
+    is_undelayed([value for one in found for value in one])
+
+
+async def test_a_long_round_trip_is_noticed_and_boards_then_wait_for_their_pong(
+    start_streamer: StartStreamer, make_proxy: MakeProxy
+) -> None:
+    # A proxy between takes everything at once, so only the pong says what the viewer has seen.
+    running = await start_streamer(ping_s=0.2, pong_timeout_s=20)
+    proxy = await make_proxy(running.port)
+    from tests.support.viewer import request_bytes
+
+    viewer = await RawViewer.open(proxy.port)
+    await viewer.send(request_bytes())
+    await viewer.answer()
+    await viewer.next("leaderboard")
+    proxy.delay(0.6)
+    show = Show(running)
+    reading = asyncio.ensure_future(read_all(viewer))
+    await eventually_async(lambda: any(one.is_watched for one in viewers_of(running)))
+
+    viewer.messages.clear()
+    async with show.at(50.0):
+        first = show.seq
+        await eventually_async(lambda: show.seq > first + 150, within_s=10)
+
+    assert 1 <= len(seqs(viewer)) <= 5, "one board per round trip, whatever the rate"
+    newest = show.seq
+    await eventually_async(lambda: seqs(viewer)[-1] == newest, within_s=5)
+    viewer.close()
+    reading.cancel()
+
+
+async def read_all(viewer: RawViewer) -> None:
+    try:
+        while True:
+            await viewer.frame(60)
+    except Closed:
+        pass
+
+
+async def test_a_thin_line_is_never_dropped_and_never_far_behind(
+    start_streamer: StartStreamer, connect: Connect
+) -> None:
+    running = await start_streamer(slow_viewer_s=2.0, ping_s=0.5)
+    viewer = await connect(running.port, receive_bytes=4096)
+    show = Show(running)
+    loop = asyncio.get_running_loop()
+    ages: list[float] = []
+
+    async with show.at(50.0):
+        until_s = loop.time() + 6.0
+        while loop.time() < until_s:
+            # 56 kbit/s: 700 bytes in a tenth of a second.
+            viewer.buffer += await loop.sock_recv(viewer.connection, 700)
+            while (found := viewer._parse()) is not None:
+                await answer(viewer, found.opcode, found.payload)
+                if found.opcode == 1 and found.message["seq"] in show.shown_at_s:
+                    ages.append(loop.time() - show.shown_at_s[found.message["seq"]])
+            await asyncio.sleep(0.1)
+
+        assert running.viewers == 1
+        assert len(ages) >= 10
+        assert max(ages[-3:]) < 4.0, ages
+
+
+async def answer(viewer: RawViewer, opcode: int, payload: bytes) -> None:
+    from tests.support.viewer import PING, PONG, masked_frame
+
+    if opcode == PING:
+        await viewer.send(masked_frame(PONG, payload))
+
+
+async def test_a_viewer_closed_in_mid_frame_gets_no_mixed_bytes(
+    start_streamer: StartStreamer, connect: Connect
+) -> None:
+    running = await start_streamer()
+    viewer = await connect(running.port, receive_bytes=4096)
+    show = Show(running)
+    async with show.at(200.0):
+        await eventually_async(lambda: any(one._pace.is_held for one in viewers_of(running)))
+
+    for one in viewers_of(running):
+        one.leave(1012, (0, 0))
+
+    # Whole boards, perhaps a part of one, and the end: the reader checks each byte it parses.
+    assert await viewer.closed() == 1006
+    assert seqs(viewer) == sorted(set(seqs(viewer)))
+    viewer.close()
+    await running.is_empty()
+
+
+async def test_the_kernel_keeps_little_for_a_viewer(
+    start_streamer: StartStreamer, connect: Connect
+) -> None:
+    running = await start_streamer()
+    viewer = await connect(running.port)
+    await viewer.next("leaderboard")
+    connection = viewers_of(running)[0]._transport.get_extra_info("socket")
+
+    assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * 16_384
+    assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 2 * 16_384
+    assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+    assert connection.getsockopt(socket.IPPROTO_TCP, 25) == 8192
+    assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 20_000
+
+
+async def test_a_healthy_viewer_on_a_short_line_is_never_watched(
+    start_streamer: StartStreamer, connect: Connect
+) -> None:
+    running = await start_streamer(ping_s=0.2)
+    viewer = await connect(running.port)
+    show = Show(running)
+
+    async with show.at(50.0):
+        await latencies(viewer, show, 60)
+
+    assert viewer.pings
+    assert all(ping == b"k" for ping in viewer.pings)
+    assert not any(one.is_watched for one in viewers_of(running))
+
+
+@pytest.mark.parametrize("kind", ["heartbeat", "status"])
+async def test_a_held_viewer_gets_the_status_it_missed_and_not_the_heartbeats(
+    start_streamer: StartStreamer, connect: Connect, kind: str
+) -> None:
+    from scoreboard.frames import Status
+
+    running = await start_streamer(heartbeat_s=0.2 if kind == "heartbeat" else 60)
+    viewer = await connect(running.port, receive_bytes=4096)
+    show = Show(running)
+    async with show.at(200.0):
+        await eventually_async(lambda: any(one._pace.is_held for one in viewers_of(running)))
+    if kind == "status":
+        show.room.tell(Status("stale", "unreachable"))
+        show.room.tell(Status("live"))
+        show.room.tell(Status("stale", "rewound"))
+    else:
+        began_s = show.room.frame_at_s
+        await eventually_async(lambda: show.room.frame_at_s > began_s + 0.5)
+
+    newest = show.seq
+    while seqs(viewer)[-1:] != [newest]:
+        await viewer.next("leaderboard")
+
+    if kind == "status":
+        assert (await viewer.next("status"))["reason"] == "rewound"
+        assert len([one for one in viewer.messages if one["type"] == "status"]) == 1
+    else:
+        assert not [one for one in viewer.messages if one["type"] == "heartbeat"]

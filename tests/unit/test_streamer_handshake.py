@@ -1,0 +1,323 @@
+"""What a handshake asks for, or how it is refused: request line, headers, origin, token."""
+
+import json
+from ipaddress import ip_network
+from typing import Any, cast
+
+import pytest
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
+
+from scoreboard.errors import SettingInvalid
+from scoreboard.settings import Secret, Settings
+from streamer.admission import Admission, Bucket
+from streamer.handshake import Rules, Wish, answer_of, client_address, head_size, judge
+from streamer.protocol import Refusal
+from tests.support.viewer import Headers, request_bytes
+
+JWT = "eyJhbGciOiJSUzI1NiJ9.e30.c2ln"
+
+
+def settings(**more: Any) -> Settings:
+    return Settings(redis_url=Secret("redis://test"), boards=("main", "weekly"), **more)
+
+
+def judged(peer: str = "192.0.2.7", *, path: str = "/ws/scoreboard", **request: Any) -> Wish:
+    rules = Rules(settings(**request.pop("settings", {})))
+    protocol = ServerProtocol()
+    protocol.receive_data(request_bytes(path, **request))
+    return judge(cast("Request", protocol.events_received()[0]), peer, rules)
+
+
+def refused(**request: Any) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        judged(**request)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("Connection", "keep-alive, Upgrade"), ("Upgrade", "websocket")],
+        [("connection", "UPGRADE,keep-alive"), ("upgrade", "WebSocket")],
+        [("Connection", "keep-alive"), ("Connection", "upgrade"), ("Upgrade", "websocket")],
+    ],
+    ids=["gateway", "mixed case", "two headers"],
+)
+def test_connection_is_a_list_of_words(headers: Headers) -> None:
+    wish = judged(drop=("Connection", "Upgrade"), headers=headers)
+
+    assert wish == Wish("main", "192.0.2.7")
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        ({"method": "POST"}, 405),
+        ({"version": "HTTP/1.0"}, 505),
+        ({"path": "/"}, 404),
+        ({"path": "/ws/scoreboard/"}, 404),
+        ({"path": "/ws/scoreboard?board=nobody"}, 404),
+        ({"path": "/ws/scoreboard?board=main&board=weekly"}, 400),
+        ({"path": "/ws/scoreboard?board=%ff"}, 400),
+        ({"path": "/ws/scoreboard?" + "a=1&" * 40}, 400),
+        ({"drop": ("Host",)}, 400),
+        ({"headers": [("Host", "other.test")]}, 400),
+        ({"drop": ("Host",), "headers": [("Host", " ")]}, 400),
+        ({"drop": ("Connection",)}, 426),
+        ({"drop": ("Upgrade",)}, 426),
+        ({"drop": ("Upgrade",), "headers": [("Upgrade", "h2c")]}, 426),
+        ({"drop": ("Upgrade",), "headers": [("Upgrade", "websocket, h2c")]}, 426),
+        ({"drop": ("Sec-WebSocket-Version",)}, 400),
+        ({"drop": ("Sec-WebSocket-Version",), "headers": [("Sec-WebSocket-Version", "8")]}, 426),
+        ({"drop": ("Sec-WebSocket-Version",), "headers": [("Sec-WebSocket-Version", "99")]}, 426),
+        ({"headers": [("Sec-WebSocket-Version", "13")]}, 400),
+        ({"drop": ("Sec-WebSocket-Key",)}, 400),
+        ({"drop": ("Sec-WebSocket-Key",), "headers": [("Sec-WebSocket-Key", "c2hvcnQ=")]}, 400),
+        ({"drop": ("Sec-WebSocket-Key",), "headers": [("Sec-WebSocket-Key", "$" * 24)]}, 400),
+        ({"headers": [("Sec-WebSocket-Key", "AAECAwQFBgcICQoLDA0ODw==")]}, 400),
+        ({"subprotocols": "chat"}, 400),
+        ({"subprotocols": f"bearer.{JWT}"}, 400),
+        ({"subprotocols": f"scoreboard.v1, bearer.{JWT}, bearer.{JWT}"}, 400),
+        ({"subprotocols": f"scoreboard.v1, bearer.{JWT}", "token": JWT}, 400),
+        ({"token": JWT, "headers": [("Authorization", f"Bearer {JWT}")]}, 400),
+        ({"headers": [("Authorization", "Basic dXNlcjpwYXNz")]}, 400),
+        ({"headers": [("Authorization", "Bearer ")]}, 400),
+    ],
+    ids=str,
+)
+def test_a_handshake_that_is_none_is_refused_without_repeating_it(
+    request_: dict[str, Any], status: int
+) -> None:
+    refusal = refused(**request_)
+
+    assert refusal.status == status
+    answer = answer_of(refusal)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    problem = json.loads(body)
+    assert problem["status"] == status
+    assert problem["type"] == f"/problems/{refusal.code}"
+    assert b"Content-Type: application/problem+json" in head
+    assert b"close" in head.partition(b"Connection: ")[2].split(b"\r\n")[0]
+    for secret in (JWT, "dXNlcjpwYXNz", "nobody", "other.test", "h2c", "chat"):
+        assert secret.encode() not in answer
+
+
+def test_an_upgrade_is_asked_for_by_its_name_and_version() -> None:
+    answer = answer_of(refused(drop=("Connection", "Upgrade")))
+
+    assert answer.startswith(b"HTTP/1.1 426 Upgrade Required\r\n")
+    assert b"\r\nUpgrade: websocket\r\n" in answer
+    assert b"\r\nConnection: upgrade, close\r\n" in answer
+    assert b"\r\nSec-WebSocket-Version: 13\r\n" in answer
+
+
+@pytest.mark.parametrize(
+    ("query", "board"),
+    [("", "main"), ("?board=weekly", "weekly"), ("?x=1&board=main&token=abc", "main")],
+)
+def test_the_board_is_the_first_served_unless_named(query: str, board: str) -> None:
+    wish = judged(path=f"/ws/scoreboard{query}")
+
+    assert wish.board == board
+    assert wish.token == ""
+
+
+@pytest.mark.parametrize(
+    ("request_", "token", "offers"),
+    [
+        ({}, "", False),
+        ({"token": JWT}, JWT, False),
+        ({"token": JWT, "subprotocols": "scoreboard.v1"}, JWT, True),
+        ({"subprotocols": f"scoreboard.v1, bearer.{JWT}"}, JWT, True),
+        ({"subprotocols": f"bearer.{JWT} ,chat,scoreboard.v1"}, JWT, True),
+        ({"headers": [("Authorization", f"bearer  {JWT} ")]}, JWT, False),
+        ({"headers": [("Cookie", f"token={JWT}"), ("X-Consumer-Id", "alice")]}, "", False),
+        ({"path": f"/ws/scoreboard?token={JWT}&access_token={JWT}"}, "", False),
+    ],
+    ids=str,
+)
+def test_a_token_comes_by_header_or_subprotocol_and_no_other_way(
+    request_: dict[str, Any], token: str, offers: bool
+) -> None:
+    wish = judged(**request_)
+
+    assert (wish.token, wish.offers_subprotocol) == (token, offers)
+
+
+LISTED = {"origins": ("https://app.example.com", "http://localhost:3000")}
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://app.example.com",
+        "https://app.example.com:443",
+        "HTTPS://APP.example.com",
+        "http://localhost:3000",
+        None,
+    ],
+)
+def test_a_listed_origin_and_none_at_all_may_connect(origin: str | None) -> None:
+    assert judged(origin=origin, settings=LISTED).board == "main"
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "http://app.example.com",
+        "https://app.example.com:8443",
+        "https://app.example.com.evil",
+        "https://evil.example.com",
+        "https://app.example.com@evil.test",
+        "https://app.example.com/path",
+        "null",
+        "",
+        "file://",
+        "https://[::1",
+        "https://app.example.com:port",
+        "http://scoreboard.test",
+    ],
+)
+def test_an_origin_that_is_not_exactly_listed_may_not(origin: str) -> None:
+    assert refused(origin=origin, settings=LISTED).status == 403
+
+
+def test_two_origins_may_not_connect() -> None:
+    twice = [("Origin", "https://app.example.com")]
+
+    assert refused(origin="https://app.example.com", headers=twice, settings=LISTED).status == 403
+
+
+def test_without_a_list_only_pages_of_the_same_host_may_connect() -> None:
+    assert judged(origin="https://scoreboard.test").board == "main"
+    assert judged(origin="http://scoreboard.test").board == "main"
+    assert refused(origin="http://scoreboard.test:8000").status == 403
+    assert refused(origin="https://other.test").status == 403
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "address"),
+    [
+        ("192.0.2.7", [], "192.0.2.7"),
+        ("192.0.2.7", ["203.0.113.9"], "192.0.2.7"),
+        ("10.0.0.5", [], "10.0.0.5"),
+        ("10.0.0.5", ["203.0.113.9"], "203.0.113.9"),
+        ("10.0.0.5", ["198.51.100.1, 203.0.113.9"], "203.0.113.9"),
+        ("10.0.0.5", ["203.0.113.9, 10.0.0.8"], "203.0.113.9"),
+        ("10.0.0.5", ["203.0.113.9", "10.0.0.8"], "203.0.113.9"),
+        ("10.0.0.5", ["203.0.113.9, nonsense"], "10.0.0.5"),
+        ("10.0.0.5", ["10.0.0.6, 10.0.0.7"], "10.0.0.6"),
+        ("::ffff:192.0.2.7", [], "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", [], "2001:db8:1:2::/64"),
+        ("10.0.0.5", ["2001:db8:1:2::9"], "2001:db8:1:2::/64"),
+    ],
+)
+def test_an_address_is_believed_as_far_as_trusted_hops_wrote_it(
+    peer: str, forwarded: list[str], address: str
+) -> None:
+    assert client_address(peer, forwarded, (ip_network("10.0.0.0/8"),)) == address
+
+
+@pytest.mark.parametrize(
+    ("wrong", "variable"),
+    [
+        ({"origins": ("example.com",)}, "SCOREBOARD_ORIGINS"),
+        ({"origins": ("https://example.com/",)}, "SCOREBOARD_ORIGINS"),
+        ({"trusted_hops": ("kong",)}, "SCOREBOARD_TRUSTED_HOPS"),
+    ],
+)
+def test_a_wrong_list_stops_the_start_and_names_its_variable(
+    wrong: dict[str, Any], variable: str
+) -> None:
+    with pytest.raises(SettingInvalid, match=variable):
+        Rules(settings(**wrong))
+
+
+def size_of(head: bytes, step: int = 10_000) -> int:
+    rules = Rules(settings())
+    buffer = bytearray()
+    for start in range(0, len(head), step):
+        searched = len(buffer)
+        buffer += head[start : start + step]
+        size = head_size(buffer, searched, rules)
+        if size:
+            return size
+    return 0
+
+
+@pytest.mark.parametrize("step", [1, 3, 10_000])
+def test_a_head_ends_at_its_blank_line_in_whatever_pieces_it_comes(step: int) -> None:
+    head = request_bytes()
+
+    assert size_of(head + b"\x81\x00", step) == len(head)
+    assert size_of(head[:-1], step) == 0
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"GET /" + b"a" * 4096, 414),
+        (b"GET /" + b"a" * 4096 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414),
+        (request_bytes(headers=[(f"X-{n}", "1") for n in range(60)]), 431),
+        (request_bytes(headers=[("X-Long", "y" * 8100)]), 431),
+        (b"GET / HTTP/1.1\r\nX: " + b"y" * 9000, 431),
+    ],
+    ids=["unfinished line", "line", "count", "size", "unfinished"],
+)
+@pytest.mark.parametrize("step", [100, 100_000])
+def test_a_head_that_is_too_big_is_refused_before_it_is_read(
+    head: bytes, status: int, step: int
+) -> None:
+    with pytest.raises(Refusal) as caught:
+        size_of(head, step)
+
+    assert caught.value.status == status
+
+
+def test_a_bucket_gives_a_burst_and_then_its_rate() -> None:
+    bucket = Bucket(5.0, 20, 100.0)
+
+    assert sum(bucket.take(100.0) for _ in range(30)) == 20
+    assert sum(bucket.take(101.0) for _ in range(30)) == 5
+    assert sum(bucket.take(1000.0) for _ in range(30)) == 20
+
+
+def test_every_count_taken_is_given_back() -> None:
+    admission = Admission(settings(viewers_per_address=2, viewers_per_subject=1), 10, 0.0)
+    admission.take_address("192.0.2.1", 0.0)
+    admission.take_address("192.0.2.1", 0.0)
+    with pytest.raises(Refusal) as address:
+        admission.take_address("192.0.2.1", 0.0)
+    admission.take_subject("alice")
+    with pytest.raises(Refusal) as subject:
+        admission.take_subject("alice")
+
+    assert (address.value.status, subject.value.status) == (429, 429)
+    assert address.value.retry_after_s > 0
+    assert not admission.is_empty
+    for _ in range(2):
+        admission.give_address("192.0.2.1")
+    admission.give_subject("alice")
+    assert admission.is_empty
+
+
+def test_a_storm_is_told_to_come_back_at_different_times() -> None:
+    admission = Admission(settings(new_viewers_burst=1), 1000, 0.0)
+    admission.take_address("192.0.2.1", 0.0)
+    waits = set()
+    for _ in range(100):
+        with pytest.raises(Refusal) as caught:
+            admission.take_address("192.0.2.1", 0.0)
+        assert caught.value.status == 503
+        waits.add(caught.value.retry_after_s)
+
+    assert len(waits) > 3
+
+
+def test_expired_tokens_of_one_address_are_told_so_a_few_times_a_minute() -> None:
+    admission = Admission(settings(expired_per_minute=2), 1000, 0.0)
+
+    assert [admission.may_expire("192.0.2.1", 1.0) for _ in range(3)] == [True, True, False]
+    assert admission.may_expire("192.0.2.2", 1.0)
+    assert admission.may_expire("192.0.2.1", 61.0)

@@ -1,0 +1,79 @@
+"""Deadlines come up once they have passed, and within one slot after."""
+
+from streamer.wheel import Wheel
+
+
+class Entry:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.slot = 0
+
+
+def names(wheel: Wheel[Entry], now_s: float) -> list[str]:
+    return [entry.name for entry in wheel.advance(now_s)]
+
+
+def test_an_entry_comes_up_after_its_deadline_and_once() -> None:
+    wheel: Wheel[Entry] = Wheel(100.0)
+    wheel.put(Entry("a"), 102.5)
+
+    assert names(wheel, 102.9) == []
+    assert names(wheel, 103.0) == ["a"]
+    assert names(wheel, 200.0) == []
+
+
+def test_a_deadline_that_has_passed_comes_up_in_the_next_slot() -> None:
+    wheel: Wheel[Entry] = Wheel(100.0)
+    wheel.put(Entry("late"), 50.0)
+
+    assert names(wheel, 101.0) == ["late"]
+
+
+def test_an_earlier_deadline_moves_an_entry_and_a_later_one_does_not() -> None:
+    wheel: Wheel[Entry] = Wheel(100.0)
+    entry = Entry("a")
+    wheel.put(entry, 120.0)
+    wheel.put(entry, 105.0)
+    wheel.put(entry, 110.0)
+
+    assert names(wheel, 106.0) == ["a"]
+    assert names(wheel, 200.0) == []
+
+
+def test_moving_to_and_fro_leaves_no_more_places_than_moves_forward() -> None:
+    wheel: Wheel[Entry] = Wheel(100.0)
+    entry = Entry("a")
+    for _ in range(1000):
+        wheel.put(entry, 110.0)
+        wheel.put(entry, 130.0)
+
+    assert len(wheel) == 1
+
+
+def test_slots_that_were_slept_through_all_come_up() -> None:
+    wheel: Wheel[Entry] = Wheel(100.0)
+    for second in range(10):
+        wheel.put(Entry(str(second)), 100.0 + second)
+
+    assert names(wheel, 111.0) == [str(second) for second in range(10)]
+
+
+def test_an_entry_put_while_its_slot_is_served_waits_for_the_next() -> None:
+    wheel: Wheel[Entry] = Wheel(100.0)
+    entry = Entry("again")
+    wheel.put(entry, 100.5)
+    served = 0
+    for due in wheel.advance(102.0):
+        served += 1
+        wheel.put(due, 102.5)
+
+    assert served == 1
+    assert names(wheel, 103.0) == ["again"]
+
+
+def test_slots_may_be_narrow() -> None:
+    wheel: Wheel[Entry] = Wheel(100.0, width_s=0.1)
+    wheel.put(Entry("a"), 100.25)
+
+    assert names(wheel, 100.29) == []
+    assert names(wheel, 100.31) == ["a"]
