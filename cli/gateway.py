@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +14,7 @@ from cli.kong_config import GatewayOptions, render, write_atomically
 from cli.kong_keys import KeyRow, merge_rows, rows_in, rows_of
 from cli.kong_probe import serve_probe
 from cli.kong_sync import ADMIN_URL, INTERVAL_S, KongSync, SyncOptions
+from cli.render import say
 from scoreboard import settings as settings_module
 from scoreboard.errors import KeysUnavailable
 from scoreboard.key_set import Source, parse_keys, source_of
@@ -24,7 +24,7 @@ from scoreboard.telemetry import setup_logging
 
 PROBE_PORT: Final = 9103
 
-Command = Callable[..., None]
+Command = Callable[..., object]
 
 
 @click.group()
@@ -116,14 +116,14 @@ def render_command(
         text = render(_template(template), rows, options)
     except (KeysUnavailable, ValueError) as error:
         if keep_on_failure and before is not None:
-            click.echo(f"scoreboard: the configuration stays as it is: {error}", err=True)
+            say(f"The configuration stays as it is: {error}")
             return
         raise KeysUnavailable(str(error)) from error
     if output is None:
         click.echo(text, nl=False)
         return
     changed = write_atomically(output, text)
-    click.echo(f"{output}: {len(rows)} keys, {'written' if changed else 'unchanged'}", err=True)
+    say(f"{output}: {len(rows)} keys, {'written' if changed else 'unchanged'}")
 
 
 @kong.command("sync")
@@ -155,7 +155,7 @@ def sync_command(
     probe_host: str,
     probe_port: int,
     **given: Any,  # noqa: ANN401 (GatewayOptions' fields)
-) -> None:
+) -> int:
     """Keep the gateway's keys those of the issuer, beside a running Kong.
 
     A new key is there an interval after the issuer publishes it; a vanished one stays for one
@@ -178,7 +178,7 @@ def sync_command(
     )
     sync = KongSync(options, source_of(settings))
     with serve_probe(probe_host, probe_port, sync.health):
-        sys.exit(run(partial(_serve, sync), grace_s=settings.drain_s))
+        return run(partial(_serve, sync), grace_s=settings.drain_s)
 
 
 async def _serve(sync: KongSync, stop: Stop) -> None:

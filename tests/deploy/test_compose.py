@@ -16,7 +16,6 @@ import pytest
 import yaml
 
 from cli import kong_config
-from cli.gateway import kong
 from cli.main import scoreboard
 from scoreboard.resources import kong_path
 from scoreboard.settings import Settings, describe
@@ -172,12 +171,9 @@ def command_lines() -> list[list[str]]:
 
 @pytest.mark.parametrize("words", command_lines(), ids=" ".join)
 def test_every_command_of_ours_exists_with_its_options(words: list[str]) -> None:
-    group: click.Group = scoreboard
     names = list(words)
-    if names[0] == "kong":
-        group, names = kong, names[1:]
-    command: click.Command = group
-    context = click.Context(group)
+    command: click.Command = scoreboard
+    context = click.Context(scoreboard)
     while isinstance(command, click.Group):
         found = command.get_command(context, names.pop(0))
         assert found is not None, words

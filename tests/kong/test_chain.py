@@ -5,6 +5,7 @@ tests hold what the chain does with them, not what Kong's own do.
 """
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -64,10 +65,15 @@ def chain_of(gateway: Gateway, document: Mapping[str, Any], route: str) -> list[
     return entries
 
 
-def sender(gateway: Gateway, **changes: Any) -> Send:
+@cache
+def rendered(*, is_public: bool) -> dict[str, Any]:
     rows = (KeyRow("k1", "RS256", "PEM"), KeyRow("e1", "ES256", "PEM"))
-    options = msgspec.structs.replace(OPTIONS, **changes)
-    document = yaml.safe_load(render((kong_path() / "kong.yml").read_text(), rows, options))
+    options = msgspec.structs.replace(OPTIONS, is_public=is_public)
+    return yaml.safe_load(render((kong_path() / "kong.yml").read_text(), rows, options))
+
+
+def sender(gateway: Gateway, *, is_public: bool = False) -> Send:
+    document = rendered(is_public=is_public)
 
     def send(headers: Headers, route: str = "scores-update", **given: Any) -> Outcome:
         return gateway.send(chain_of(gateway, document, route), headers, route=route, **given)

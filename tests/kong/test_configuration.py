@@ -34,17 +34,17 @@ EVENTS, SOCKET, PAGE = "scores-stream", "ws-scoreboard", "page"
 Entity = dict[str, Any]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def rows(jwks: Entity) -> tuple[KeyRow, ...]:
     return rows_of(parse_keys(msgspec.json.encode(jwks)))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def rendered(rows: tuple[KeyRow, ...]) -> Entity:
     return yaml.safe_load(render(TEMPLATE, rows, OPTIONS))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def public(rows: tuple[KeyRow, ...]) -> Entity:
     return yaml.safe_load(render(TEMPLATE, rows, msgspec.structs.replace(OPTIONS, is_public=True)))
 

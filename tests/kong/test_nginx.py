@@ -67,9 +67,9 @@ class Stage:
         return [json.loads(line) for line in text.splitlines()]
 
 
-@pytest.fixture
-async def stage(tmp_path: Path, jwks: dict[str, Any]) -> AsyncIterator[Stage]:
-    require_nginx()
+@pytest.fixture(scope="module")
+def document(jwks: dict[str, Any]) -> dict[str, Any]:
+    """Render once: YAML is slow in Python."""
     rows = rows_of(parse_keys(msgspec.json.encode(jwks)))
     options = GatewayOptions(
         issuer=ISSUER,
@@ -78,7 +78,12 @@ async def stage(tmp_path: Path, jwks: dict[str, Any]) -> AsyncIterator[Stage]:
         origins=("https://play.example",),
         trusted_updates_per_minute=20,
     )
-    document = yaml.safe_load(render((kong_path() / "kong.yml").read_text(), rows, options))
+    return yaml.safe_load(render((kong_path() / "kong.yml").read_text(), rows, options))
+
+
+@pytest.fixture
+async def stage(tmp_path: Path, document: dict[str, Any]) -> AsyncIterator[Stage]:
+    require_nginx()
     async with AsyncExitStack() as stack:
         api = await stack.enter_async_context(http_recorder())
         streamer = await stack.enter_async_context(ws_recorder())
