@@ -7,7 +7,7 @@ UP_ARGS ?= --simulate 20
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: bench-flush help up setup test down check lint types layers format lock env openapi checksums wheel
+.PHONY: bench-flush faults help up setup test down check lint types layers format lock env openapi checksums wheel
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -45,6 +45,11 @@ lock: $(VENV)/.dev  ## resolve requirements/*.txt anew, with hashes and no index
 	$(COMPILE) --extra embedded --group build -c requirements/dev.txt -o requirements/up.txt
 	$(BIN)/uv pip compile -q --generate-hashes --universal --no-emit-index-url --no-header \
 	  --python-version 3.11 --group build -c requirements/dev.txt -o requirements/build.txt
+
+FAULTS_ARGS ?= --minutes 15
+
+faults: $(VENV)/.dev  ## a long campaign of faults under load: FAULTS_ARGS="--seed 7 --minutes 15"
+	$(BIN)/python -m tests.faults.campaign $(FAULTS_ARGS)
 
 bench-flush: $(VENV)/.dev  ## events a second from the stream to COMMIT, against executemany
 	$(BIN)/python -m tests.bench.flush $(BENCH_ARGS)
