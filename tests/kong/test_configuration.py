@@ -227,7 +227,12 @@ def test_every_public_address_has_exactly_its_route(
     assert matches(rendered, method, path) == [route]
 
 
-@pytest.mark.parametrize("file", sorted(f.name for f in web_path().iterdir() if f.suffix))
+def page_files() -> list[str]:
+    files = [path for path in web_path().rglob("*") if path.is_file() and path.name[0] != "."]
+    return sorted(path.relative_to(web_path()).as_posix() for path in files)
+
+
+@pytest.mark.parametrize("file", page_files())
 def test_every_file_of_the_page_is_reachable(rendered: Entity, file: str) -> None:
     assert matches(rendered, "GET", f"/{file}") == [PAGE]
 
