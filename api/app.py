@@ -24,6 +24,7 @@ from api.updates import Updates
 from scoreboard import migrations, postgres
 from scoreboard.auth import Verifier
 from scoreboard.catalogue import Catalogue
+from scoreboard.commits import Commits
 from scoreboard.credentials import keep_fresh
 from scoreboard.errors import DatabaseUnavailable, RedisUnavailable
 from scoreboard.live import Dispatcher, Live
@@ -59,7 +60,12 @@ class Api:
             catalogue=self._catalogue,
             pool=self._pool,
         )
-        updates = Updates(settings, self._catalogue, self._dispatcher, self._limiter)
+        self._commits = (
+            Commits(self._live, limit_s=settings.commit_timeout_s)
+            if settings.acknowledge == "committed"
+            else None
+        )
+        updates = Updates(settings, self._catalogue, self._dispatcher, self._limiter, self._commits)
         reads = Reads(settings, self._live, Names(self._pool))
         self.litestar = Litestar(
             route_handlers=[
@@ -104,6 +110,8 @@ class Api:
                     tasks.create_task(self._catalogue.run()),
                     tasks.create_task(keep_fresh()),
                 ]
+                if self._commits is not None:
+                    side.append(tasks.create_task(self._commits.run()))
                 try:
                     yield
                     self._dispatcher.close()

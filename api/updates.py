@@ -12,6 +12,7 @@ from api.rate_limit import Limiter, Quota
 from api.schemas import UpdateRequest
 from scoreboard.auth import UPDATE_ANY, Caller
 from scoreboard.catalogue import Catalogue
+from scoreboard.commits import Commits
 from scoreboard.errors import (
     ActionConflict,
     Busy,
@@ -46,13 +47,15 @@ class Updates:
         catalogue: Catalogue,
         dispatcher: Dispatcher,
         limiter: Limiter | None,
+        commits: Commits | None = None,
     ) -> None:
-        """``limiter`` is None where a gateway limits."""
+        """``limiter`` is None where a gateway limits, ``commits`` where Redis's fsync is enough."""
         self._boards = frozenset(settings.boards)
         self._default_board = settings.boards[0]
         self._catalogue = catalogue
         self._dispatcher = dispatcher
         self._limiter = limiter
+        self._commits = commits
 
     async def apply(
         self,
@@ -93,6 +96,8 @@ class Updates:
         action = Action(request.user_id, request.action_id, points, stated, request_id)
         try:
             receipt = await self._dispatcher.submit(board, action)
+            if self._commits is not None:
+                await self._commits.wait(board, action.user_id, receipt.seq)
         except ScoreboardError as error:
             outcome = _OUTCOMES.get(type(error))
             if outcome is not None:

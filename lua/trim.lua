@@ -1,16 +1,16 @@
 -- trim: acknowledge a committed batch, cut the stream behind it, and say how far PostgreSQL is.
 -- WHY       the stream is the only copy of what was acknowledged and not yet committed (I1); in one call, as each call waits for the disk
--- KEYS      1 events stream · 2 meta hash · 3 committed channel
+-- KEYS      1 events stream · 2 meta hash
 -- ARGV      1 group · 2 committed stream id, the last one of the batch just committed · 3 epoch int · 4 committed seq int, 0 to say nothing of it · 5+ stream id to acknowledge
 -- RETURNS   entries cut
 -- OUTCOMES  none
 -- REFUSES   BADARG arguments
 -- WRITES    events meta
--- EMITS     to committed, once, if the committed seq rose
+-- EMITS     nothing
 -- COST      O(n), n entries acknowledged or cut
 
 local ACKNOWLEDGED_AT_ONCE = 1000
-local events, meta, channel = KEYS[1], KEYS[2], KEYS[3]
+local events, meta = KEYS[1], KEYS[2]
 local group, committed, epoch, seq = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 
 -- Ids are compared as two numbers; as text '9-0' would stand behind '10-0'.
@@ -70,14 +70,8 @@ if delivered then -- without its group nobody knows what was delivered: cut noth
   end
   cut = redis.call('XTRIM', events, 'MINID', '=', keep_from)
 end
-local is_news = seq > 0 and tonumber(facts[1]) == epoch
-  and (tonumber(known_epoch) ~= epoch or tonumber(known_seq) < seq)
-if is_news then
+if seq > 0 and tonumber(facts[1]) == epoch
+    and (tonumber(known_epoch) ~= epoch or tonumber(known_seq) < seq) then
   redis.call('HSET', meta, 'committed', string.format('%.0f:%.0f', epoch, seq))
-end
-
--- emit
-if is_news then
-  redis.call('PUBLISH', channel, string.format('%.0f:%.0f', epoch, seq))
 end
 return cut

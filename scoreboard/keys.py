@@ -24,7 +24,7 @@ LIMIT_PREFIX: Final = "sb:limit"
 class PartitionKeys:
     """The keys of one partition."""
 
-    __slots__ = ("board", "changes", "committed", "events", "meta", "shadow", "tag")
+    __slots__ = ("board", "changes", "events", "meta", "shadow", "tag")
 
     def __init__(self, partition: Partition) -> None:
         self.tag = tag = f"sb:{{{partition.board}:{partition.number}}}"
@@ -32,8 +32,6 @@ class PartitionKeys:
         self.events = f"{tag}:events"
         self.meta = f"{tag}:meta"
         self.changes = f"{tag}:changes"
-        self.committed = f"{tag}:committed"
-        """Channel: ``epoch:seq`` that PostgreSQL has committed; also a field of ``meta``."""
         self.shadow = f"{tag}:shadow"
         """The board a reseed is loading; renamed to ``board`` when it is complete."""
 

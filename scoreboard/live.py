@@ -276,7 +276,7 @@ class Live:
         Raises RedisUnavailable, ScriptFailed.
         """
         keys = PartitionKeys(partition)
-        names = [keys.events, keys.meta, keys.committed]
+        names = [keys.events, keys.meta]
         args: list[object] = [GROUP, committed, epoch, seq, *acknowledged]
         return int(await call(self._client, _TRIM, names, args))
 

@@ -84,10 +84,6 @@ class Settings(Struct, frozen=True, kw_only=True):
         str, _about("Address of the live updates for the page (ws:// or wss://); empty: same host")
     ] = ""
 
-    page_client_id: Annotated[
-        str, _about("OAuth client of the page, for players to sign in there; empty: no sign-in")
-    ] = ""
-
     # The board
     boards: Annotated[
         tuple[BoardName, ...],
@@ -191,8 +187,20 @@ class Settings(Struct, frozen=True, kw_only=True):
         bool,
         _about("Run on a Redis that may lose acknowledged actions (or that hides its settings)"),
     ] = False
-    flush_batch: Annotated[PositiveInt, _about("Most events of one transaction")] = 2000
-    flush_linger_ms: Annotated[WholeInt, _about("Wait for more events after a short read")] = 20
+    acknowledge: Annotated[
+        Literal["fsync", "committed"],
+        _about(
+            "When an update is answered: once it is on Redis's disk (fsync), or once PostgreSQL "
+            "has committed it too (committed)"
+        ),
+    ] = "fsync"
+    commit_timeout_s: Annotated[
+        Seconds, _about("Longest wait for that COMMIT; then 503, and a repeat waits again")
+    ] = 3.0
+    flush_batch: Annotated[
+        PositiveInt, _about("Events of one transaction; 2.5 times as many when behind")
+    ] = 2000
+    flush_linger_ms: Annotated[WholeInt, _about("Wait for more events after a short batch")] = 20
 
     # Process
     drain_s: Annotated[Seconds, _about("Time to finish after SIGTERM")] = 10.0

@@ -16,7 +16,7 @@ from scoreboard.keys import GROUP
 from scoreboard.model import SCORE_MAX, SLOT_COUNT, unpack_score
 from tests.support.scripts import KEYS, LAYOUT, Scripts
 
-TRIM = [KEYS.events, KEYS.meta, KEYS.committed]
+TRIM = [KEYS.events, KEYS.meta]
 USERS = st.sampled_from(["ann", "bob", "cem", "auth0|d", "e" * 128])
 ACTIONS = st.sampled_from([f"win:{n}" for n in range(8)] + ["lose:1", "plain"])
 DELTAS = st.sampled_from([1, 1, 1, 2, 5, 10, -1, -7, 1_000_000, SCORE_MAX, -SCORE_MAX])

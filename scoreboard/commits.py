@@ -1,0 +1,108 @@
+"""Lets callers wait until PostgreSQL has committed what Redis accepted.
+
+The api uses it with ``SCOREBOARD_ACKNOWLEDGE=committed``. The flusher says in the partition's meta
+how far it is; one reader per process looks there while anybody waits, however many wait. What
+stays true: nobody is told "committed" who is not, and every wait ends.
+"""
+
+import asyncio
+from contextlib import suppress
+from heapq import heapify, heappop, heappush
+from itertools import count
+from typing import Final
+
+from scoreboard.errors import OutcomeUnknown, RedisUnavailable, Uninitialised
+from scoreboard.live import Live, PartitionState
+from scoreboard.model import Partition, partition_of
+
+LOOK_EVERY_S: Final = 0.01
+"""Between two looks while somebody waits; the flusher commits every few tens of milliseconds."""
+
+
+class _Watch:
+    """One partition: where it stands, and who waits for which seq, lowest first."""
+
+    def __init__(self, partition: Partition) -> None:
+        self.partition = partition
+        self.epoch = 0
+        self.waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._given_up = 0
+
+    def forget(self) -> None:
+        """Note that somebody gave up; drop those when they are the most: outages may be long."""
+        self._given_up += 1
+        if 2 * self._given_up > len(self.waiting):
+            self.waiting = [one for one in self.waiting if not one[2].done()]
+            heapify(self.waiting)
+            self._given_up = 0
+
+    def move(self, state: PartitionState) -> None:
+        """Let go whose seq is committed; in a new epoch, everybody, as their action may be lost."""
+        if self.epoch and state.epoch != self.epoch:
+            for _, _, future in self.waiting:
+                if not future.done():
+                    future.set_exception(OutcomeUnknown())
+            self.waiting.clear()
+        self.epoch = state.epoch
+        while self.waiting and self.waiting[0][0] <= state.committed_seq:
+            future = heappop(self.waiting)[2]
+            if not future.done():
+                future.set_result(None)
+
+
+class Commits:
+    """Waits for commits. Run ``run`` in a task group; ``wait`` from anywhere."""
+
+    def __init__(self, live: Live, *, limit_s: float) -> None:
+        """``limit_s`` is the longest wait of a caller."""
+        self._live = live
+        self._limit_s = limit_s
+        self._partitions: dict[str, int] = {}
+        self._watches: dict[Partition, _Watch] = {}
+        self._order = count()
+        self._is_needed = asyncio.Event()
+
+    async def wait(self, board: str, user_id: str, seq: int) -> None:
+        """Wait until the action that got ``seq`` is in PostgreSQL.
+
+        Raises OutcomeUnknown where it is not within the limit, or the partition began a new epoch:
+        the action counts in Redis, and a repeat of it waits again.
+        """
+        try:
+            async with asyncio.timeout(self._limit_s):
+                partition = Partition(board, partition_of(user_id, await self._count(board)))
+                watch = self._watches.setdefault(partition, _Watch(partition))
+                future = asyncio.get_running_loop().create_future()
+                heappush(watch.waiting, (seq, next(self._order), future))
+                self._is_needed.set()
+                try:
+                    await future
+                finally:
+                    if future.cancelled():
+                        watch.forget()
+        except (TimeoutError, RedisUnavailable, Uninitialised) as error:
+            raise OutcomeUnknown(
+                "The action counts, but is not in the database yet: repeat it to be sure"
+            ) from error
+
+    async def run(self) -> None:
+        """Look for commits while anybody waits, until cancelled."""
+        while True:
+            await self._is_needed.wait()
+            self._is_needed.clear()
+            for watch in list(self._watches.values()):
+                if not watch.waiting:
+                    watch.epoch = 0
+                    continue
+                with suppress(RedisUnavailable):  # the waits have a limit of their own
+                    watch.move(await self._live.state(watch.partition))
+                if watch.waiting:
+                    self._is_needed.set()
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def _count(self, board: str) -> int:
+        known = self._partitions.get(board)
+        if known is None:
+            known = (await self._live.board(board)).layout.partitions
+            self._partitions[board] = known
+        return known
