@@ -80,10 +80,10 @@ class Api:
             request_max_body_size=settings.body_bytes,
             state=State({"services": Services(settings, self._verifier, updates, reads)}),
         )
+        self._direct = DirectUpdate(settings, self._verifier, updates)
         handlers: dict[tuple[str, str], DirectHandler] = {}
         if direct:
-            update = DirectUpdate(settings, self._verifier, updates)
-            handlers["POST", "/api/scores/update"] = update
+            handlers["POST", "/api/scores/update"] = self._direct
         self._edge = Edge(settings, self.litestar, handlers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -108,6 +108,8 @@ class Api:
                 side = [
                     tasks.create_task(self._verifier.run()),
                     tasks.create_task(self._catalogue.run()),
+                    tasks.create_task(self._edge.run()),
+                    tasks.create_task(self._direct.run()),
                     tasks.create_task(keep_fresh()),
                 ]
                 if self._commits is not None:

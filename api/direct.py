@@ -4,13 +4,13 @@ It does what api.scores.update does and answers the same; a test sends both the 
 saves routing, signature models and response objects (docs/benchmarks.md, section API).
 """
 
-import asyncio
 from typing import Final
 from urllib.parse import parse_qsl
 
 import msgspec
 
 from api.authentication import authenticate, require_updater
+from api.deadlines import Deadlines
 from api.middleware import Answer, Receive, Request
 from api.problems import Headers
 from api.schemas import UpdateReply, UpdateRequest
@@ -20,7 +20,6 @@ from scoreboard.errors import (
     BodyTooLarge,
     Invalid,
     Malformed,
-    OutcomeUnknown,
     UnsupportedMedia,
 )
 from scoreboard.settings import Settings
@@ -37,8 +36,7 @@ class DirectUpdate:
 
     def __init__(self, settings: Settings, verifier: Verifier, updates: Updates) -> None:
         self._body_bytes = settings.body_bytes
-        self._body_timeout_s = settings.body_timeout_s
-        self._request_timeout_s = settings.request_timeout_s
+        self._body_deadlines = Deadlines(settings.body_timeout_s)
         self._verifier = verifier
         self._updates = updates
 
@@ -47,25 +45,26 @@ class DirectUpdate:
 
         Raises any ScoreboardError, which the caller turns into a problem.
         """
-        update: UpdateRequest | None = None
+        caller = await authenticate(self._verifier, request.headers)
+        trusted = require_updater(caller)
+        check_media(request.headers.get(b"content-type"))
+        self._check_length(request.headers.get(b"content-length"))
         try:
-            # One timer for both waits: the body's first, then moved to the request's.
-            async with asyncio.timeout(self._body_timeout_s) as limit:
-                caller = await authenticate(self._verifier, request.headers)
-                trusted = require_updater(caller)
-                check_media(request.headers.get(b"content-type"))
-                self._check_length(request.headers.get(b"content-length"))
-                update = parse(await self._read(request.receive))
-                limit.reschedule(asyncio.get_running_loop().time() + self._request_timeout_s)
-                receipt, quota = await self._updates.apply(
-                    caller, update, board_of(request.query), request.id, trusted=trusted
-                )
+            with self._body_deadlines.begin(request.task, request.loop):
+                body = await self._read(request.receive)
         except TimeoutError:
-            if update is not None:
-                raise OutcomeUnknown from None
-            raise Malformed(f"The body did not arrive within {self._body_timeout_s:g} s") from None
+            raise Malformed(
+                f"The body did not arrive within {self._body_deadlines.limit_s:g} s"
+            ) from None
+        receipt, quota = await self._updates.apply(
+            caller, parse(body), board_of(request.query), request.id, trusted=trusted
+        )
         reply = _encode(UpdateReply(True, receipt.score, receipt.replayed))
         return Answer(200, _HEADERS if quota is None else [*_HEADERS, *quota.headers()], reply)
+
+    async def run(self) -> None:
+        """End bodies that do not arrive, until cancelled."""
+        await self._body_deadlines.run()
 
     def _check_length(self, stated: bytes | None) -> None:
         # The server has checked that it is a number.

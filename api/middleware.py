@@ -18,6 +18,7 @@ import structlog
 from msgspec import Struct
 
 from api import metrics
+from api.deadlines import Deadlines
 from api.problems import MEDIA_TYPE, Headers, body_of, headers_of, status_of
 from scoreboard.errors import (
     Broken,
@@ -61,6 +62,8 @@ class Request(Struct, frozen=True):
     query: bytes
     receive: Receive
     id: str
+    task: "asyncio.Task[Any]"
+    loop: asyncio.AbstractEventLoop
 
 
 DirectHandler = Callable[[Request], Awaitable[Answer]]
@@ -83,7 +86,8 @@ class Edge:
         self._inner = inner
         self._direct = direct
         self._most = settings.requests_in_flight
-        self._timeout_s = settings.request_timeout_s
+        self._deadlines = Deadlines(settings.request_timeout_s)
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._under_way = 0
         metrics.IN_PROGRESS.set_function(lambda: self._under_way)
         # Unique over processes and restarts, and cheap: a request must not wait for randomness.
@@ -95,44 +99,49 @@ class Edge:
         """How many requests are being answered."""
         return self._under_way
 
+    async def run(self) -> None:
+        """End requests that take too long, until cancelled."""
+        await self._deadlines.run()
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; anything but HTTP is the framework's."""
         if scope["type"] != "http":
             await self._inner(scope, receive, send)
             return
         started_s = time.perf_counter()
-        headers: dict[bytes, bytes] = dict(scope["headers"])
-        request_id = self._id_of(headers)
         method: str = scope["method"]
         path: str = scope["path"]
-        route, status, code = metrics.UNMATCHED, 500, ""
-        is_probe = path.startswith("/health/")
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        request_id = self._id_of(headers)
+        handler = self._direct.get((method, path))
+        status, route, code = 500, metrics.UNMATCHED if handler is None else path, ""
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
+        assert task is not None  # noqa: S101 (a request is served in a task)
         self._under_way += 1
         try:
-            if self._under_way > self._most and not is_probe:
-                raise Overloaded  # noqa: TRY301 (one place answers all refusals)
-            if len(headers) != len(scope["headers"]):
-                _refuse_twins(scope["headers"])
-            handler = self._direct.get((method, path))
-            if handler is not None:
-                route = path
-                request = Request(headers, scope["query_string"], receive, request_id)
-                async with asyncio.timeout(self._timeout_s):
-                    answer = await handler(request)
-                status = answer.status
-                await _send(send, answer, request_id)
-            else:
-                status, route, code = await self._framed(scope, receive, send, request_id)
+            with self._deadlines.begin(task, loop):
+                if self._under_way > self._most and not path.startswith("/health/"):
+                    raise Overloaded  # noqa: TRY301 (all refusals are answered below)
+                if len(headers) != len(scope["headers"]):
+                    _refuse_twins(scope["headers"])
+                if handler is None:
+                    status, route, code = await self._framed(scope, receive, send, request_id)
+                else:
+                    answer = await handler(
+                        Request(headers, scope["query_string"], receive, request_id, task, loop)
+                    )
+                    status = answer.status
+                    await _send(send, answer, request_id)
         except _CutShort:
             raise  # half an answer is out: the server can only close the connection
-        except TimeoutError:
-            late = OutcomeUnknown() if method == "POST" else Unavailable("It took too long")
-            status, code = await self._refuse(send, late, request_id)
-        except ScoreboardError as error:
-            status, code = await self._refuse(send, error, request_id)
-        except Exception:  # noqa: BLE001 (a request's entry: its caller gets an answer, we a trace)
-            _log.exception("request_failed", request_id=request_id, path=path)
-            status, code = await self._refuse(send, Broken(), request_id)
+        except Exception as error:  # noqa: BLE001 (a request's entry: its caller gets an answer)
+            known = _as_known(error, method, request_id)
+            status, code = status_of(type(known)), known.code
+            head = [(b"content-type", MEDIA_TYPE.encode()), *headers_of(known)]
+            await _send(send, Answer(status, head, body_of(known, request_id)), request_id)
         finally:
             self._under_way -= 1
             seconds = time.perf_counter() - started_s
@@ -176,20 +185,13 @@ class Edge:
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
-                async with asyncio.timeout(self._timeout_s):
-                    await self._inner(inner, receive, send_marked)
-            except TimeoutError:
+                await self._inner(inner, receive, send_marked)
+            except asyncio.CancelledError:
                 if not status:
                     raise
                 raise _CutShort from None
         route = str(inner.get("path_template") or metrics.UNMATCHED)
         return status or 500, route, str(inner["state"].get("code", ""))
-
-    async def _refuse(self, send: Send, error: ScoreboardError, request_id: str) -> tuple[int, str]:
-        status = status_of(type(error))
-        headers = [(b"content-type", MEDIA_TYPE.encode()), *headers_of(error)]
-        await _send(send, Answer(status, headers, body_of(error, request_id)), request_id)
-        return status, error.code
 
     def _log_line(self, scope: Scope, **facts: str | float) -> None:
         client = scope.get("client")
@@ -199,6 +201,16 @@ class Edge:
             client=client[0] if client else "",
             **facts,
         )
+
+
+def _as_known(error: Exception, method: str, request_id: str) -> ScoreboardError:
+    """Give the error to answer with; what nobody expected is logged here."""
+    if isinstance(error, ScoreboardError):
+        return error
+    if isinstance(error, TimeoutError):
+        return OutcomeUnknown() if method == "POST" else Unavailable("It took too long")
+    _log.error("request_failed", request_id=request_id, exc_info=error)
+    return Broken()
 
 
 def _refuse_twins(headers: list[tuple[bytes, bytes]]) -> None:
@@ -221,4 +233,7 @@ async def _send(send: Send, answer: Answer, request_id: str) -> None:
             ],
         }
     )
-    await send({"type": "http.response.body", "body": answer.body})
+    try:
+        await send({"type": "http.response.body", "body": answer.body})
+    except asyncio.CancelledError:
+        raise _CutShort from None

@@ -31,6 +31,7 @@ from scoreboard.errors import (
     ScriptFailed,
 )
 from scoreboard.keys import PartitionKeys
+from scoreboard.lifecycle import raise_if_cancelled
 from scoreboard.model import (
     BATCH_MAX,
     Action,
@@ -152,6 +153,7 @@ class Dispatcher:
         loop = asyncio.get_running_loop()
         try:
             while True:
+                raise_if_cancelled()
                 while not self._queue:
                     if self._is_closing:
                         return
