@@ -20,6 +20,7 @@ from api.names import Names
 from api.rate_limit import Limiter
 from api.reads import Reads
 from api.scores import Scores, Services
+from api.stream import EventStream
 from api.updates import Updates
 from scoreboard import migrations, postgres
 from scoreboard.auth import Verifier
@@ -85,10 +86,11 @@ class Api:
         if direct:
             handlers["POST", "/api/scores/update"] = self._direct
         self._edge = Edge(settings, self.litestar, handlers)
+        self._stream = EventStream(settings, self._verifier, self._edge, self.health.draining)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI)."""
-        await self._edge(scope, receive, send)
+        await self._stream(scope, receive, send)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -109,6 +111,7 @@ class Api:
                     tasks.create_task(self._verifier.run()),
                     tasks.create_task(self._catalogue.run()),
                     tasks.create_task(self._edge.run()),
+                    tasks.create_task(self._stream.run()),
                     tasks.create_task(self._direct.run()),
                     tasks.create_task(keep_fresh()),
                 ]

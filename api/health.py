@@ -81,11 +81,12 @@ class Health:
         self._ping = _Kept(self._ask_redis, PING_KEPT_S)
         self._durability = _Kept(self._ask_durability, DURABILITY_KEPT_S)
         self._database = _Kept(self._ask_database, DATABASE_KEPT_S)
-        self._is_draining = False
+        self.draining = asyncio.Event()
+        """Set when the process is about to stop."""
 
     def drain(self) -> None:
         """Turn ready red for good: the process is about to stop."""
-        self._is_draining = True
+        self.draining.set()
 
     async def ready(self) -> Readiness:
         """Tell how each dependency stands, and whether requests should come here."""
@@ -104,7 +105,7 @@ class Health:
             and self._catalogue.is_loaded
         )
         able = "ready" if is_able else "not ready"
-        return Readiness("draining" if self._is_draining else able, checks)
+        return Readiness("draining" if self.draining.is_set() else able, checks)
 
     async def _ask_redis(self) -> Check:
         await self._live.now_s()

@@ -33,6 +33,46 @@ SWEEP_S: Final = 1.0
 _log = get_logger(__name__)
 
 
+class Joined:
+    """A transport that writes the head of an answer together with its body.
+
+    uvicorn writes them one by one, which is two system calls and often two packets. Only heads
+    that announce a length are held back: their body follows at once.
+    """
+
+    __slots__ = ("_head", "_transport", "abort", "get_extra_info", "is_closing")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head = b""
+        self.abort = transport.abort
+        self.get_extra_info = transport.get_extra_info
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        """Write, or hold a head back until its body comes."""
+        if self._head:
+            data, self._head = self._head + data, b""
+        elif data[:9] == b"HTTP/1.1 " and b"\r\ncontent-length: " in data:
+            self._head = data
+            return
+        self._transport.write(data)
+
+    def flush(self) -> None:
+        """Write a head whose body does not come: of an answer to HEAD."""
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head)
+
+    def close(self) -> None:
+        """Close behind what is held back."""
+        self.flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (whatever the transport has)
+        return getattr(self._transport, name)
+
+
 class Protocol(HttpToolsProtocol):
     """One connection; notes since when it has been sending a request."""
 
@@ -40,8 +80,13 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to count: a connection that sends nothing is as slow as one that sends slowly."""
-        super().connection_made(transport)
+        super().connection_made(cast("asyncio.Transport", Joined(transport)))
         self.sending_since_s = self.loop.time()
+
+    def on_response_complete(self) -> None:
+        """Let go of a head without a body, and of the request."""
+        cast("Joined", self.transport).flush()
+        super().on_response_complete()
 
     def on_message_begin(self) -> None:
         """Begin to count for this request."""

@@ -1,0 +1,1 @@
+"""The api against the obvious way of writing it: `make bench-api`."""

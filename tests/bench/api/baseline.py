@@ -1,0 +1,119 @@
+"""The obvious way: a plain Litestar handler, the token verified each time, one EVALSHA a request.
+
+It runs the same submit.lua on the same Redis, takes the same request and gives the same answer, so
+that only the way differs. Nothing is left undone that the service needs for a correct answer, and
+nothing is done that it does for operation (limits, request ids, metrics): that is ours to carry.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import jwt
+import redis.asyncio as aioredis
+import uvicorn
+from litestar import Litestar, Request, post
+from litestar.exceptions import NotAuthorizedException, PermissionDeniedException
+from litestar.params import JSONBody
+from msgspec import Meta, Struct
+
+from scoreboard import resources
+from scoreboard.keys import PartitionKeys
+from scoreboard.model import Layout, Partition, digest_of, shard_of
+from scoreboard.settings import load
+
+SETTINGS = load(os.environ)
+LAYOUT = Layout()
+KEYS = PartitionKeys(Partition("main"))
+POINTS = 10
+
+Id = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._|:@-]{1,128}$")]
+
+
+class Update(Struct, rename="camel"):
+    user_id: Id
+    action_id: Id
+
+
+class Updated(Struct, rename="camel"):
+    success: bool
+    new_score: int
+    replayed: bool
+
+
+@asynccontextmanager
+async def connected(app: Litestar) -> AsyncIterator[None]:
+    client = aioredis.Redis.from_url(SETTINGS.redis_url.reveal(), decode_responses=True)
+    keys = json.loads(Path(SETTINGS.jwks_file).read_text(encoding="utf-8"))["keys"]
+    app.state["keys"] = {key["kid"]: jwt.PyJWK(key) for key in keys}
+    app.state["redis"] = client
+    app.state["sha"] = await client.script_load(resources.script("submit").decode())
+    yield
+    await client.aclose()
+
+
+def verify(request: Request[Any, Any, Any]) -> dict[str, Any]:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        raise NotAuthorizedException
+    try:
+        key = request.app.state["keys"][jwt.get_unverified_header(token)["kid"]]
+        return jwt.decode(
+            token,
+            key,
+            algorithms=["RS256", "ES256"],
+            audience=SETTINGS.audience,
+            issuer=SETTINGS.issuer,
+            leeway=30,
+        )
+    except (jwt.PyJWTError, KeyError) as error:
+        raise NotAuthorizedException from error
+
+
+@post("/api/scores/update", status_code=200)
+async def update(request: Request[Any, Any, Any], data: JSONBody[Update]) -> Updated:
+    claims = verify(request)
+    if "update:score" not in claims["scope"].split() or claims["sub"] != data.user_id:
+        raise PermissionDeniedException
+    generation = int(time.time() // LAYOUT.seen_seconds)
+    digest = digest_of("main", data.user_id, data.action_id)
+    shard = shard_of(digest, LAYOUT.seen_shards)
+    [[outcome, _, score, _]] = await request.app.state["redis"].evalsha(
+        request.app.state["sha"],
+        6,
+        KEYS.board,
+        KEYS.events,
+        KEYS.meta,
+        KEYS.changes,
+        KEYS.seen(generation, shard),
+        KEYS.seen(generation - 1, shard),
+        generation,
+        str(LAYOUT),
+        SETTINGS.stream_cap,
+        data.user_id,
+        data.action_id,
+        digest,
+        POINTS,
+        0,
+        "",
+        1,
+    )
+    return Updated(True, score, outcome == "replayed")
+
+
+app = Litestar([update], lifespan=[connected], openapi_config=None, logging_config=None)
+
+if __name__ == "__main__":
+    uvicorn.run(
+        app,
+        port=int(sys.argv[1]),
+        loop="uvloop",
+        http="httptools",
+        access_log=False,
+        log_level="warning",
+    )

@@ -1,0 +1,185 @@
+"""Sends updates over keep-alive connections, in a process of its own; prints one line of JSON.
+
+Closed loop: each connection sends the next request when the last was answered (coordinated omission
+applies). Open loop (``rate``): requests are due at fixed times, and latency counts from then.
+Every request is another action of one of many users, so each of them is applied.
+"""
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections import deque
+from typing import Any
+
+import msgspec
+import uvloop
+
+
+class Plan(msgspec.Struct):
+    port: int
+    connections: int
+    warm_s: float
+    seconds: float
+    tokens: list[tuple[str, str]]
+    run: str
+    rate: float = 0.0
+    core: int | None = None
+
+
+class Load:
+    """What all connections share: the next request, and what came of the last ones."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.heads = [
+            (
+                b"POST /api/scores/update HTTP/1.1\r\nHost: bench\r\n"
+                b"Content-Type: application/json\r\nAuthorization: Bearer "
+                + token.encode()
+                + b"\r\n"
+            )
+            for _, token in plan.tokens
+        ]
+        self.users = [user for user, _ in plan.tokens]
+        self.run = plan.run
+        self.sent = 0
+        self.is_measuring = False
+        self.is_over = False
+        self.latencies_s: list[float] = []
+        self.failures: dict[str, int] = {}
+        self.done = 0
+
+    def request(self) -> bytes:
+        number = self.sent
+        self.sent += 1
+        index = number % len(self.users)
+        body = b'{"userId":"%s","actionId":"win:%s-%d"}' % (
+            self.users[index].encode(),
+            self.run.encode(),
+            number,
+        )
+        return b"%sContent-Length: %d\r\n\r\n%s" % (self.heads[index], len(body), body)
+
+    def answered(self, data: bytes, latency_s: float) -> None:
+        if not self.is_measuring:
+            return
+        if data.startswith(b"HTTP/1.1 200") and b'"replayed":false' in data:
+            self.done += 1
+            self.latencies_s.append(latency_s)
+        else:
+            what = data[9:12].decode()
+            self.failures[what] = self.failures.get(what, 0) + 1
+
+
+class Connection(asyncio.Protocol):
+    """One keep-alive connection with at most one request under way."""
+
+    def __init__(self, load: Load, due: "deque[float] | None") -> None:
+        self.load = load
+        self.due = due
+        self.transport: Any = None
+        self.buffer = b""
+        self.since_s = 0.0
+        self.is_idle = True
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+        if self.due is None:
+            self.send(time.perf_counter())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.load.is_over:
+            self.load.failures["lost"] = self.load.failures.get("lost", 0) + 1
+
+    def send(self, since_s: float) -> None:
+        self.since_s = since_s
+        self.is_idle = False
+        self.transport.write(self.load.request())
+
+    def data_received(self, data: bytes) -> None:
+        self.buffer += data
+        head = self.buffer.find(b"\r\n\r\n")
+        if head < 0:
+            return
+        start = self.buffer.lower().find(b"content-length: ")
+        length = int(self.buffer[start + 16 : self.buffer.find(b"\r\n", start)])
+        if len(self.buffer) < head + 4 + length:
+            return
+        now_s = time.perf_counter()
+        self.load.answered(self.buffer, now_s - self.since_s)
+        self.buffer = b""
+        self.is_idle = True
+        if self.load.is_over:
+            return
+        if self.due is None:
+            self.send(now_s)
+        elif self.due:
+            self.send(self.due.popleft())
+
+
+async def pace(plan: Plan, connections: list[Connection], due: "deque[float]") -> None:
+    """Make requests due at a fixed rate; the first idle connection takes each."""
+    start_s, number = time.perf_counter(), 0
+    while True:
+        now_s = time.perf_counter()
+        while start_s + number / plan.rate <= now_s:
+            due.append(start_s + number / plan.rate)
+            number += 1
+        for connection in connections:
+            if not due:
+                break
+            if connection.is_idle:
+                connection.send(due.popleft())
+        await asyncio.sleep(0.0005)
+
+
+async def main() -> None:
+    plan = msgspec.json.decode(sys.stdin.buffer.read(), type=Plan)
+    if plan.core is not None:
+        os.sched_setaffinity(0, {plan.core})
+    load = Load(plan)
+    due: deque[float] | None = deque() if plan.rate else None
+    loop = asyncio.get_running_loop()
+    connections: list[Connection] = []
+    for _ in range(plan.connections):
+        _, connection = await loop.create_connection(
+            lambda: Connection(load, due), "127.0.0.1", plan.port
+        )
+        connections.append(connection)
+    pacing = asyncio.ensure_future(pace(plan, connections, due)) if due is not None else None
+    await asyncio.sleep(plan.warm_s)
+    while load.sent < 2 * len(plan.tokens):  # a service in use has met its users before
+        await asyncio.sleep(0.05)
+    sys.stdout.write("measuring\n")
+    sys.stdout.flush()
+    load.is_measuring = True
+    began_s, cpu_s = time.perf_counter(), time.process_time()
+    await asyncio.sleep(plan.seconds)
+    load.is_measuring, load.is_over = False, True
+    took_s = time.perf_counter() - began_s
+    cpu_s = time.process_time() - cpu_s
+    sys.stdout.write("measured\n")
+    sys.stdout.flush()
+    if pacing is not None:
+        pacing.cancel()
+    for connection in connections:
+        connection.transport.close()
+    ordered = sorted(load.latencies_s)
+
+    def at(share: float) -> float:
+        return ordered[min(len(ordered) - 1, int(len(ordered) * share))] * 1000 if ordered else 0.0
+
+    result = {
+        "done": load.done,
+        "seconds": took_s,
+        "failures": load.failures,
+        "p50_ms": at(0.5),
+        "p99_ms": at(0.99),
+        "client_cpu_share": cpu_s / took_s,
+    }
+    sys.stdout.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    uvloop.run(main())
