@@ -37,10 +37,14 @@ class EmbeddedValkey(EmbeddedServer):
         *,
         password: str | None = None,
         maxmemory_bytes: int = _MAXMEMORY_BYTES,
+        environment: Mapping[str, str] | None = None,
         settings: Mapping[str, str] | None = None,
         start_timeout_s: float = START_TIMEOUT_S,
     ) -> None:
-        """Take ``settings`` as lines of valkey.conf, a value as it would stand there."""
+        """Take ``settings`` as lines of valkey.conf, a value as it would stand there.
+
+        ``environment`` is the server's, in place of ours.
+        """
         super().__init__(
             data_dir,
             port,
@@ -48,6 +52,7 @@ class EmbeddedValkey(EmbeddedServer):
             settings=settings,
             start_timeout_s=start_timeout_s,
         )
+        self.environment = environment
         self._maxmemory_bytes = maxmemory_bytes
 
     @property
@@ -63,6 +68,7 @@ class EmbeddedValkey(EmbeddedServer):
             [str(program), str(config)],
             on_parent_death=self.stop_signal,
             output=self.folder.log,
+            environment=self.environment,
             pass_fds=[lock],
         )
 

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cli.embedded import EmbeddedValkey
 from tests.faults.checks import check, drain
 from tests.faults.clients import Load
 from tests.faults.faults import FAULTS, Fault
@@ -73,11 +74,12 @@ async def run_campaign(
     pace_s: float = 0.02,
     source: Path | None = None,
     settle_s: float = 60,
+    valkey: EmbeddedValkey | None = None,
 ) -> Report:
     """Run faults one after another under load, as many of the schedule as fit in the time."""
     report, chance = Report(), random.Random(seed)
     ends_at = time.monotonic() + seconds
-    async with running_stack(folder, source=source) as stack:
+    async with running_stack(folder, source=source, valkey=valkey) as stack:
         viewer = Viewer(stack.ws_port)
         watching = asyncio.create_task(viewer.run())
         try:

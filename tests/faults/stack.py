@@ -38,8 +38,15 @@ SERVICES = ("flusher", "api", "streamer")
 class Stack:
     """Everything that runs, and what is needed to break it. Made by ``running_stack``."""
 
-    def __init__(self, folder: Path, *, source: Path | None, stream_cap: int) -> None:
-        self.valkey = EmbeddedValkey(folder / "valkey")
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        source: Path | None,
+        stream_cap: int,
+        valkey: EmbeddedValkey | None,
+    ) -> None:
+        self.valkey = valkey or EmbeddedValkey(folder / "valkey")
         self.postgres = EmbeddedPostgres(
             folder / "postgres", settings={"max_connections": "60", "deadlock_timeout": "200ms"}
         )
@@ -64,7 +71,7 @@ class Stack:
     @property
     def append_only_file(self) -> Path:
         """The file that Redis appends to now."""
-        (file,) = (self._folder / "valkey").rglob("*.incr.aof")
+        (file,) = self.valkey.folder.path.rglob("*.incr.aof")
         return file
 
     def copy_redis_files(self) -> Path:
@@ -163,6 +170,8 @@ class Stack:
             "SCOREBOARD_STREAM_CAP": str(self._stream_cap),
             "SCOREBOARD_REDIS_TIMEOUT_S": "1",
             "SCOREBOARD_DRAIN_S": "5",
+            # Only the power cut's second half needs it: a Redis that is set to lose data.
+            "SCOREBOARD_UNSAFE_REDIS": "true",
         }
         ready = {
             "api": f"http://127.0.0.1:{self.api_port}/health/ready",
@@ -185,10 +194,17 @@ def _is_ready(service: Service) -> bool:
 
 @asynccontextmanager
 async def running_stack(
-    folder: Path, *, source: Path | None = None, stream_cap: int = 200_000
+    folder: Path,
+    *,
+    source: Path | None = None,
+    stream_cap: int = 200_000,
+    valkey: EmbeddedValkey | None = None,
 ) -> AsyncIterator[Stack]:
-    """Run the whole system in a folder, with its board open; stop it whatever happens."""
-    stack = Stack(folder, source=source, stream_cap=stream_cap)
+    """Run the whole system in a folder, with its board open; stop it whatever happens.
+
+    ``valkey`` takes the place of the durable default: one that is set otherwise, or watched.
+    """
+    stack = Stack(folder, source=source, stream_cap=stream_cap, valkey=valkey)
     async with stack.redis_proxy, stack.database_proxy:
         try:
             await stack.prepare()
