@@ -4,12 +4,15 @@ import base64
 import json
 import re
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from http import HTTPStatus
+from typing import Any
 
 import pytest
-from playwright.async_api import Page
+import pytest_asyncio
+from playwright.async_api import Browser, Page
 
-from tests.support.browser import Guard, OpenPage
+from tests.support.browser import NOTE_VIOLATIONS, PATIENCE_MS, Guard
 from tests.support.eventually import eventually_async
 from tests.support.stage import Stage
 
@@ -39,6 +42,9 @@ async ({ url, board, token, tokens, random = 0 }) => {
   });
 }
 """
+
+
+Connect = Callable[..., Awaitable["Client"]]
 
 
 class Client:
@@ -83,20 +89,43 @@ class Client:
 
         await eventually_async(check)
 
+    async def freezes(self) -> None:
+        """Let time pass only where the test says so."""
+        await self.page.clock.pause_at(await self.page.evaluate("Date.now() / 1000 + 0.1"))
+
     async def passes(self, seconds: float) -> None:
         await self.page.clock.fast_forward(int(seconds * 1000))
 
 
-@pytest.fixture
-def connect(open_page: OpenPage, stage: Stage):
-    """Give a connecter of clients in pages whose clock the test moves."""
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def tab(browser: Browser) -> AsyncIterator[Page]:
+    """One tab for all: a new process for every client would take most of the time."""
+    context = await browser.new_context()
+    context.set_default_timeout(PATIENCE_MS)
+    await context.add_init_script(NOTE_VIOLATIONS)
+    page = await context.new_page()
+    await page.clock.install()
+    yield page
+    await context.close()
 
-    async def connect_(**options) -> Client:
-        page = await open_page(f"{stage.url}blank.html", clock=True)
-        await page.evaluate(CONNECT, {"url": stage.ws_url} | options)
-        return Client(page)
 
-    return connect_
+@pytest_asyncio.fixture(loop_scope="session")
+async def connect(tab: Page, stage: Stage, guard: Guard) -> AsyncIterator[Connect]:
+    """Give a connecter of clients, each in a fresh document whose clock the test moves."""
+
+    async def connect_(**options: Any) -> Client:
+        guard.watch(tab)
+        # Earlier tests have moved it, or stopped it.
+        await tab.clock.resume()
+        await tab.clock.set_system_time(time.time())
+        await tab.goto(f"{stage.url}blank.html")
+        await tab.evaluate(CONNECT, {"url": stage.ws_url} | options)
+        return Client(tab)
+
+    yield connect_
+    await guard.check()
+    guard.leave()
+    await tab.goto("about:blank")
 
 
 def token_until(expires_at_s: float) -> str:
@@ -298,9 +327,10 @@ async def test_silence_longer_than_two_heartbeats_and_a_half_reconnects(connect,
     client = await connect()
     await client.becomes("live")
 
-    await client.passes(36)
+    await client.freezes()
+    await client.passes(35)
     assert await client.status() == "live"
-    await client.passes(2)
+    await client.passes(3)
     assert await client.status() == "reconnecting: silent"
     await client.passes(31)
 
@@ -433,6 +463,7 @@ async def test_waits_grow_while_the_server_stays_away_and_shrink_after_a_good_co
     for count in range(1, 8):
         await client.waits_for(count)
         await client.passes(30)
+    await client.waits_for(8)
 
     rounded = [round(wait_ms / 1000) for wait_ms in await client.heard("waits")]
     assert rounded[:7] == [2, 4, 8, 16, 30, 30, 30]
@@ -448,15 +479,18 @@ async def test_waits_grow_while_the_server_stays_away_and_shrink_after_a_good_co
 
 async def test_coming_back_online_cuts_a_wait_short(connect, stage: Stage, guard: Guard):
     guard.expect_lost_server()
-    client = await connect(random=0)
+    client = await connect(random=1)
     await client.becomes("live")
+    await client.freezes()
     await stage.stop_streamer()
     await client.waits_for(1)
     await stage.start_streamer()
 
     await client.page.evaluate("dispatchEvent(new Event('online'))")
+    await client.passes(1)
 
     await client.becomes("live")
+    assert await client.heard("waits") == [2_000]
 
 
 async def test_after_close_nothing_more_happens(connect, stage: Stage):

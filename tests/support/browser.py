@@ -33,7 +33,7 @@ ARGUMENTS = [
 ARTIFACTS = Path(__file__).parents[2] / ".artifacts"
 PATIENCE_MS = 5_000
 _LOCAL = frozenset({"127.0.0.1", "localhost"})
-_VIOLATIONS = """
+NOTE_VIOLATIONS = """
   window.policyViolations = [];
   addEventListener("securitypolicyviolation",
     (event) => policyViolations.push(`${event.violatedDirective} ${event.blockedURI}`));
@@ -51,6 +51,7 @@ class Guard:
     pages: list[Page] = field(default_factory=list)
     sockets: list[WebSocket] = field(default_factory=list)
     expected: re.Pattern[str] | None = None
+    _heard: list[tuple[Page, dict[str, Callable[[Any], None]]]] = field(default_factory=list)
 
     def expect(self, pattern: str) -> None:
         """Let console errors pass that match: those of the browser itself, for a lost server."""
@@ -61,11 +62,22 @@ class Guard:
         self.expect(r"WebSocket connection to|Failed to load resource")
 
     def watch(self, page: Page) -> None:
-        page.on("console", lambda message: self._hear(message.type, message.text))
-        page.on("pageerror", lambda error: self._hear("error", str(error)))
-        page.on("request", lambda request: self._see(request.url))
-        page.on("websocket", self._join)
+        heard: dict[str, Callable[[Any], None]] = {
+            "console": lambda message: self._hear(message.type, message.text),
+            "pageerror": lambda error: self._hear("error", str(error)),
+            "request": lambda request: self._see(request.url),
+            "websocket": self._join,
+        }
+        for event, handler in heard.items():
+            page.on(event, handler)
         self.pages.append(page)
+        self._heard.append((page, heard))
+
+    def leave(self) -> None:
+        """Stop watching, for a page that outlives the test."""
+        for page, heard in self._heard:
+            for event, handler in heard.items():
+                page.remove_listener(event, handler)
 
     def _hear(self, kind: str, text: str) -> None:
         is_expected = self.expected is not None and self.expected.search(text)
@@ -131,19 +143,27 @@ async def guard() -> Guard:
 async def open_page(browser: Browser, guard: Guard, stage: Stage) -> AsyncIterator[OpenPage]:
     """Give an opener of pages, each in a profile of its own, with a context's options.
 
-    With `clock=True` the page's time stands under `page.clock`. When the test ends, no page may
-    have complained on its console, offended its policy, or asked anything of another machine; the
-    stage stands until then, as a page that sees it go complains.
+    With `clock=True` the page's time stands under `page.clock`; `random` is what its dice give.
+    When the test ends, no page may have complained on its console, offended its policy, or asked
+    anything of another machine; the stage stands until then, as a page that sees it go complains.
     """
     del stage
     contexts = []
 
-    async def open_(url: str, *, clock: bool = False, **options: Any) -> Page:
+    async def open_(
+        url: str,
+        *,
+        clock: bool = False,
+        random: float | None = None,
+        **options: Any,
+    ) -> Page:
         options = {"viewport": {"width": 1000, "height": 900}, "locale": "en-US"} | options
         context = await browser.new_context(**options)
         contexts.append(context)
         context.set_default_timeout(PATIENCE_MS)
-        await context.add_init_script(_VIOLATIONS)
+        await context.add_init_script(NOTE_VIOLATIONS)
+        if random is not None:
+            await context.add_init_script(f"Math.random = () => {random}")
         page = await context.new_page()
         guard.watch(page)
         if clock:
