@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Error
 
+from streamer.protocol import ENDINGS, CloseCode
 from tests.support.stage import Stage
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -96,6 +97,17 @@ async def test_every_close_code_says_what_to_do(call, code: int, action: str, fl
     assert said["action"] == action
     assert said.get("floorMs") == floor_ms
     assert said["reason"]
+
+
+async def test_the_client_and_the_streamer_mean_the_same_by_every_close_code(call):
+    said = {code: await call("afterClose", int(code)) for code in ENDINGS}
+    # Nobody but the viewer closes with 1000, and it does not ask itself what to do.
+    theirs = {code: ending for code, ending in ENDINGS.items() if code is not CloseCode.NORMAL}
+
+    comes_back = {code: said[code]["action"] != "stop" for code in theirs}
+    assert comes_back == {code: ending.reconnect for code, ending in theirs.items()}
+    floors_ms = {code: said[code]["floorMs"] for code in theirs if "floorMs" in said[code]}
+    assert floors_ms == {code: theirs[code].delay_ms[0] for code in floors_ms}
 
 
 @pytest.mark.parametrize(
