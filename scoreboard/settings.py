@@ -164,6 +164,12 @@ class Settings(Struct, frozen=True, kw_only=True):
     viewer_mistakes: Annotated[
         PositiveInt, _about("Unreadable messages after which a viewer is closed")
     ] = 3
+    event_streams: Annotated[
+        PositiveInt, _about("Event streams (SSE) of one api process, for who cannot WebSocket")
+    ] = 1000
+    event_stream_s: Annotated[
+        Seconds, _about("Age at which an event stream is asked to reconnect, give or take a fifth")
+    ] = 900.0
     origins: Annotated[
         tuple[str, ...], _about("Origins whose pages may connect, by comma; empty: the same host")
     ] = ()

@@ -20,14 +20,15 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 
 from scoreboard.auth import READ, Caller
+from scoreboard.endings import CloseCode, bye_of
 from scoreboard.errors import Forbidden, Malformed, ScoreboardError
-from scoreboard.frames import AuthExpiring, Bye, Heartbeat, Message, Problem, encode
+from scoreboard.frames import AuthExpiring, Heartbeat, Message, Problem, encode
 from streamer import metrics
 from streamer.framing import text_frame
 from streamer.hub import Room
 from streamer.inbound import CHUNK_BYTES, Inbound, Unwelcome
 from streamer.pace import KEEPALIVE_FRAME, Pace, spread
-from streamer.protocol import ENDINGS, Auth, CloseCode, Sync
+from streamer.protocol import Auth, Sync
 from streamer.ticket import Ticket
 from streamer.venue import Venue
 
@@ -291,9 +292,8 @@ class Viewer(asyncio.Protocol):
             # No close frame would get through.
             self._transport.abort()
             return
-        ending = ENDINGS[code]
-        bye = Bye(code, ending.reason, ending.reconnect, delay_ms or ending.delay_ms)
-        self._protocol.send_close(code, ending.reason)
+        bye = bye_of(code, delay_ms)
+        self._protocol.send_close(code, bye.reason)
         farewell = b"".join(self._protocol.data_to_send())
         self._transport.write(text_frame(encode(bye)) + farewell)
 

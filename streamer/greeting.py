@@ -15,6 +15,7 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
 from scoreboard.auth import READ, Caller
+from scoreboard.endings import CloseCode
 from scoreboard.errors import (
     Forbidden,
     Malformed,
@@ -27,7 +28,7 @@ from streamer import metrics
 from streamer.connection import Viewer
 from streamer.handshake import Wish, answer_of, head_size, judge
 from streamer.hub import Room
-from streamer.protocol import SUBPROTOCOL, CloseCode, Refusal, refusal_of
+from streamer.protocol import SUBPROTOCOL, Refusal, refusal_of
 from streamer.venue import Venue
 
 LINGER_S: Final = 2.0

@@ -8,9 +8,7 @@ streamer.admission and the board.
 
 import base64
 import binascii
-from collections.abc import Iterable
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
 from urllib.parse import parse_qsl, urlsplit
 
@@ -19,13 +17,13 @@ from msgspec import Struct
 from websockets.datastructures import Headers
 from websockets.http11 import Request
 
+from scoreboard.addresses import client_address, trusted_networks
 from scoreboard.errors import Malformed, SettingInvalid, UnknownBoard
 from scoreboard.settings import Settings
 from streamer.protocol import BEARER_PREFIX, PATH, SUBPROTOCOL, Refusal, refusal_of
 
 DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
-Network = IPv4Network | IPv6Network
 Origin = tuple[str, str, int]
 """Scheme, host, port: what must agree exactly."""
 
@@ -54,7 +52,7 @@ class Rules:
         self.line_bytes = settings.request_line_bytes
         self.headers = settings.handshake_headers
         self.origins = frozenset(_listed_origin(text) for text in settings.origins)
-        self.hops = tuple(_listed_network(text) for text in settings.trusted_hops)
+        self.hops = trusted_networks(settings.trusted_hops)
 
 
 def head_size(head: bytearray, searched: int, rules: Rules) -> int:
@@ -133,43 +131,6 @@ _PHRASES: Final = {
     503: "Service Unavailable",
     505: "HTTP Version Not Supported",
 }
-
-
-def client_address(peer: str, forwarded: list[str], hops: tuple[Network, ...]) -> str:
-    """Give whose connection it is, in the form that is counted: an IPv4, or an IPv6 network.
-
-    ``X-Forwarded-For`` is read from the right, as far as it was written by trusted hops.
-    """
-    address = _parse_address(peer)
-    if address is None:
-        return peer
-    if hops and _is_trusted(address, hops):
-        for text in reversed([part for value in forwarded for part in value.split(",")]):
-            named = _parse_address(text.strip())
-            if named is None:
-                break
-            address = named
-            if not _is_trusted(named, hops):
-                break
-    if isinstance(address, IPv6Address):
-        # One household or server commands a whole /64.
-        return str(IPv6Network((address, 64), strict=False))
-    return str(address)
-
-
-@lru_cache(maxsize=4096)
-def _parse_address(text: str) -> IPv4Address | IPv6Address | None:
-    try:
-        address = ip_address(text)
-    except ValueError:
-        return None
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    return address
-
-
-def _is_trusted(address: IPv4Address | IPv6Address, hops: Iterable[Network]) -> bool:
-    return any(address in hop for hop in hops)
 
 
 def _board(request: Request, rules: Rules) -> str:
@@ -281,12 +242,3 @@ def _listed_origin(text: str) -> Origin:
     if origin is None:
         raise SettingInvalid(f"SCOREBOARD_ORIGINS: {text!r} is no origin like https://example.com")
     return origin
-
-
-def _listed_network(text: str) -> Network:
-    try:
-        return ip_network(text.strip(), strict=False)
-    except ValueError:
-        raise SettingInvalid(
-            f"SCOREBOARD_TRUSTED_HOPS: {text!r} is no address or network"
-        ) from None

@@ -9,11 +9,12 @@ from typing import Final
 
 from websockets.frames import Frame, Opcode
 
+from scoreboard.endings import CloseCode
 from scoreboard.errors import Malformed
 from scoreboard.settings import Settings
 from streamer import metrics
 from streamer.admission import Bucket
-from streamer.protocol import Auth, CloseCode, Sync, decode
+from streamer.protocol import Auth, Sync, decode
 
 CHUNK_BYTES: Final = 1024
 """Fed to the parser at once: the smallest frames of 1 KiB take it 0.6 ms, 256 KB of them 160 ms."""

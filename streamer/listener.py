@@ -6,24 +6,15 @@ call and a socket object per viewer.
 
 import resource
 import socket
-import sys
 from typing import Final
 
 from scoreboard.errors import SettingInvalid
 from scoreboard.settings import Settings
+from scoreboard.sockets import bound_sending
 from scoreboard.telemetry import get_logger
-
-SEND_BYTES: Final = 16_384
-"""A peer that never reads swallows 68 KiB of boards so; by default nearly 4 MB."""
 
 RECEIVE_BYTES: Final = 16_384
 """Bounds what one read can bring, and with it the work of one turn of the loop."""
-
-NOTSENT_BYTES: Final = 8192
-"""Boards the kernel holds back for a slow peer are boards too old; the newest should be next."""
-
-USER_TIMEOUT_MS: Final = 20_000
-"""A peer that vanished with data in flight is given up after this."""
 
 BACKLOG: Final = 4096
 """A restart brings everyone back at once; the kernel cuts it to net.core.somaxconn."""
@@ -31,7 +22,6 @@ BACKLOG: Final = 4096
 RESERVED_FILES: Final = 500
 """Descriptors kept for Redis, metrics, logs and connections not yet viewers."""
 
-_TCP_NOTSENT_LOWAT: Final = 25
 _log = get_logger(__name__)
 
 
@@ -52,11 +42,8 @@ def make_listener(settings: Settings, *, shared: bool) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if shared:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
+        bound_sending(listener)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
-        if sys.platform == "linux":
-            listener.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, NOTSENT_BYTES)
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
         listener.bind(address)
         listener.setblocking(False)
     except OSError as error:

@@ -1,11 +1,9 @@
-"""The words of subprotocol ``scoreboard.v1``: messages from viewers, close codes, refusals.
+"""The words of subprotocol ``scoreboard.v1`` from viewers, and how a handshake is refused.
 
-Used by the whole streamer; no I/O. Messages to viewers are ``scoreboard.frames``. This is the only
-place that maps the tree of errors to a handshake's status, and that says per close code what a
-viewer should do; docs/protocol.md and docs/asyncapi.yaml repeat it, and tests compare.
+Used by the whole streamer; no I/O. Messages to viewers are ``scoreboard.frames``, close codes
+``scoreboard.endings``. This is the only place that maps the tree of errors to a handshake's status.
 """
 
-from enum import IntEnum
 from typing import Annotated, Final
 
 import msgspec
@@ -32,53 +30,6 @@ from scoreboard.errors import (
 PATH: Final = "/ws/scoreboard"
 SUBPROTOCOL: Final = "scoreboard.v1"
 BEARER_PREFIX: Final = "bearer."
-
-
-class CloseCode(IntEnum):
-    """Why a connection ends. A viewer must survive codes it does not know: back off."""
-
-    NORMAL = 1000
-    GOING_AWAY = 1001
-    PROTOCOL_ERROR = 1002
-    UNSUPPORTED = 1003
-    BAD_TEXT = 1007
-    TOO_BIG = 1009
-    INTERNAL = 1011
-    RESTART = 1012
-    FULL = 1013
-    MALFORMED = 4400
-    TOKEN_EXPIRED = 4401
-    FORBIDDEN = 4403
-    NO_PONG = 4408
-    TOO_CHATTY = 4429
-    TOO_SLOW = 4450
-
-
-class Ending(Struct, frozen=True):
-    """What a viewer is told with a close code, and whether and when it should come back."""
-
-    reason: str
-    reconnect: bool
-    delay_ms: tuple[int, int]
-
-
-ENDINGS: Final[dict[CloseCode, Ending]] = {
-    CloseCode.NORMAL: Ending("closed by the viewer", False, (0, 0)),
-    CloseCode.GOING_AWAY: Ending("the server stops now", True, (500, 5000)),
-    CloseCode.PROTOCOL_ERROR: Ending("a frame breaks RFC 6455", False, (0, 0)),
-    CloseCode.UNSUPPORTED: Ending("messages are text", False, (0, 0)),
-    CloseCode.BAD_TEXT: Ending("a message is not UTF-8", False, (0, 0)),
-    CloseCode.TOO_BIG: Ending("a message is too big", False, (0, 0)),
-    CloseCode.INTERNAL: Ending("the server failed", True, (1000, 10_000)),
-    CloseCode.RESTART: Ending("connect again: a restart or an old connection", True, (100, 3000)),
-    CloseCode.FULL: Ending("the server is full", True, (5000, 15_000)),
-    CloseCode.MALFORMED: Ending("too many messages that cannot be read", False, (0, 0)),
-    CloseCode.TOKEN_EXPIRED: Ending("the token has expired", True, (0, 0)),
-    CloseCode.FORBIDDEN: Ending("the token does not allow this board", False, (0, 0)),
-    CloseCode.NO_PONG: Ending("no pong came", True, (500, 5000)),
-    CloseCode.TOO_CHATTY: Ending("too many messages", True, (30_000, 60_000)),
-    CloseCode.TOO_SLOW: Ending("the connection takes no data", True, (500, 5000)),
-}
 
 
 class Auth(Struct, frozen=True, tag="auth", tag_field="type"):

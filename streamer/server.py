@@ -16,6 +16,7 @@ from typing import Final
 
 from scoreboard.auth import Verifier
 from scoreboard.credentials import keep_fresh
+from scoreboard.endings import CloseCode
 from scoreboard.lifecycle import Stop
 from scoreboard.relay import Relay
 from scoreboard.settings import Settings
@@ -24,7 +25,6 @@ from streamer import metrics
 from streamer.greeting import Greeting
 from streamer.health import Health
 from streamer.listener import BACKLOG, capacity_of, make_listener
-from streamer.protocol import CloseCode
 from streamer.venue import Venue
 
 TURN_VIEWERS: Final = 500

@@ -8,6 +8,7 @@ import time
 from typing import Final, Protocol
 
 from scoreboard.auth import Caller, Verifier
+from scoreboard.endings import CloseCode
 from scoreboard.errors import KeysUnavailable, ScoreboardError, Unauthenticated
 from scoreboard.feed import Feed
 from scoreboard.frames import Status
@@ -15,7 +16,6 @@ from scoreboard.settings import Settings
 from streamer.admission import Admission
 from streamer.handshake import Rules
 from streamer.hub import Hub, Room
-from streamer.protocol import CloseCode
 from streamer.wheel import Wheel
 
 CHECK_TIMEOUT_S: Final = 5.0

@@ -7,9 +7,9 @@ import msgspec
 import pytest
 
 from scoreboard import frames
+from scoreboard.endings import ENDINGS, CloseCode
 from scoreboard.settings import describe
 from streamer import protocol
-from streamer.protocol import ENDINGS, CloseCode
 from tests.support.asyncapi import check_message, document, payload_names
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from streamer.protocol import ENDINGS, CloseCode
+from scoreboard.endings import ENDINGS, CloseCode
 from tests.support.eventually import eventually_async
 from tests.support.viewer import (
     BINARY,

@@ -8,10 +8,11 @@ import pytest
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
+from scoreboard.addresses import client_address
 from scoreboard.errors import SettingInvalid
 from scoreboard.settings import Secret, Settings
 from streamer.admission import Admission, Bucket
-from streamer.handshake import Rules, Wish, answer_of, client_address, head_size, judge
+from streamer.handshake import Rules, Wish, answer_of, head_size, judge
 from streamer.protocol import Refusal
 from tests.support.viewer import Headers, request_bytes
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from scoreboard.endings import ENDINGS, CloseCode
 from scoreboard.errors import (
     Broken,
     Forbidden,
@@ -15,7 +16,7 @@ from scoreboard.errors import (
     Unauthenticated,
     UnknownBoard,
 )
-from streamer.protocol import ENDINGS, Auth, CloseCode, Sync, decode, refusal_of
+from streamer.protocol import Auth, Sync, decode, refusal_of
 
 
 def every_error(kind: type[ScoreboardError] = ScoreboardError) -> Iterator[type[ScoreboardError]]:

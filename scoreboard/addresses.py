@@ -1,0 +1,64 @@
+"""Whose connection it is: the peer's address, or what trusted hops say of it. No I/O."""
+
+from collections.abc import Iterable
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+from scoreboard.errors import SettingInvalid
+
+Network = IPv4Network | IPv6Network
+
+
+def trusted_networks(listed: Iterable[str]) -> tuple[Network, ...]:
+    """Read SCOREBOARD_TRUSTED_HOPS.
+
+    Raises SettingInvalid, naming it, for what is no address or network.
+    """
+    return tuple(_network(text) for text in listed)
+
+
+def client_address(peer: str, forwarded: Iterable[str], hops: tuple[Network, ...]) -> str:
+    """Give whose connection it is, in the form that is counted: an IPv4, or an IPv6 network.
+
+    ``forwarded`` are the values of X-Forwarded-For. They are read from the right, as far as they
+    were written by trusted hops.
+    """
+    address = _parse(peer)
+    if address is None:
+        return peer
+    if hops and _is_trusted(address, hops):
+        for text in reversed([part for value in forwarded for part in value.split(",")]):
+            named = _parse(text.strip())
+            if named is None:
+                break
+            address = named
+            if not _is_trusted(named, hops):
+                break
+    if isinstance(address, IPv6Address):
+        # One household or server commands a whole /64.
+        return str(IPv6Network((address, 64), strict=False))
+    return str(address)
+
+
+@lru_cache(maxsize=4096)
+def _parse(text: str) -> IPv4Address | IPv6Address | None:
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return None
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+def _is_trusted(address: IPv4Address | IPv6Address, hops: Iterable[Network]) -> bool:
+    return any(address in hop for hop in hops)
+
+
+def _network(text: str) -> Network:
+    try:
+        return ip_network(text.strip(), strict=False)
+    except ValueError:
+        raise SettingInvalid(
+            f"SCOREBOARD_TRUSTED_HOPS: {text!r} is no address or network"
+        ) from None

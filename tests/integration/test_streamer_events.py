@@ -1,0 +1,336 @@
+"""The event stream: the viewers' messages over plain HTTP, for who cannot WebSocket."""
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from scoreboard.keys import PartitionKeys
+from scoreboard.model import Board, Partition, Row
+from scoreboard.redis_client import make_client
+from scoreboard.settings import load
+from scoreboard.telemetry import REGISTRY
+from tests.support.api import ApiClient, StartApi
+from tests.support.asyncapi import check_message
+from tests.support.eventually import eventually_async
+from tests.support.tokens import MakeToken
+
+PATH = "/api/scores/stream"
+PRIVATE = Board(is_public=False)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scoreboard.relay.RECONCILE_S", 0.3)
+
+
+class Events:
+    """A reader of server-sent events, as strict as the standard."""
+
+    def __init__(self, answer: httpx.Response) -> None:
+        self.answer = answer
+        self.last_id = ""
+        self._lines = answer.aiter_lines()
+
+    async def next(self, kind: str | None = None, within_s: float = 5.0) -> dict[str, Any]:
+        """Read on to the next event (of a kind)."""
+        async with asyncio.timeout(within_s):
+            name, data = "", ""
+            async for line in self._lines:
+                field, _, value = line.partition(": ")
+                match field:
+                    case "event":
+                        name = value
+                    case "id":
+                        self.last_id = value
+                    case "data":
+                        data = value
+                    case "" if data:
+                        message = json.loads(data)
+                        assert message["type"] == name
+                        check_message(message)
+                        if kind in {None, name}:
+                            return message
+                        name, data = "", ""
+                    case _:
+                        assert line in {"", "retry: 3000"}
+        raise AssertionError("the stream ended")
+
+    async def end(self, within_s: float = 5.0) -> dict[str, Any]:
+        """Read to the end; give the ``bye`` before it."""
+        bye = await self.next("bye", within_s)
+        async with asyncio.timeout(within_s):
+            async for line in self._lines:
+                assert not line
+        return bye
+
+
+Listen = Callable[..., AbstractAsyncContextManager[Events]]
+
+
+@asynccontextmanager
+async def listening(client: ApiClient, **request: Any) -> AsyncIterator[Events]:
+    async with client.stream("GET", request.pop("path", PATH), **request) as answer:
+        if answer.status_code != 200:
+            await answer.aread()
+        assert answer.status_code == 200, answer.text
+        yield Events(answer)
+
+
+def ended(reason: str) -> float:
+    labels = {"reason": reason}
+    return REGISTRY.get_sample_value("scoreboard_event_streams_ended_total", labels) or 0.0
+
+
+async def test_the_board_comes_first_and_every_change_after_it(start_api: StartApi) -> None:
+    client = await start_api(sockets=True)
+    async with listening(client) as events:
+        assert events.answer.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert events.answer.headers["cache-control"] == "no-store"
+        first = await events.next()
+        assert first["type"] == "leaderboard"
+        assert events.last_id == f"{first['epoch']}-{first['seq']}"
+
+        await client.update("alice", "win:1")
+        board = await events.next("leaderboard", within_s=1.0)
+
+    assert board["leaderboard"] == [{"rank": 1, "userId": "alice", "score": 10}]
+    assert events.last_id == f"{board['epoch']}-{board['seq']}"
+
+
+async def test_who_comes_back_with_the_board_it_holds_is_spared_it(start_api: StartApi) -> None:
+    client = await start_api(sockets=True)
+    await client.update("alice", "win:1")
+    async with listening(client) as events:
+        await events.next("leaderboard")
+        held = events.last_id
+
+    async with listening(client, headers={"Last-Event-ID": held}) as again:
+        assert (await again.next())["type"] == "heartbeat"
+        await client.update("bob", "win:1")
+        assert len((await again.next("leaderboard"))["leaderboard"]) == 2
+    async with listening(client, headers={"Last-Event-ID": held}) as behind:
+        assert (await behind.next())["type"] == "leaderboard"
+    async with listening(client, headers={"Last-Event-ID": "nonsense"}) as other:
+        assert (await other.next())["type"] == "leaderboard"
+
+
+async def test_silence_is_filled_with_heartbeats(start_api: StartApi) -> None:
+    client = await start_api(sockets=True, heartbeat_s=0.2)
+    async with listening(client) as events:
+        board = await events.next("leaderboard")
+
+        heartbeat = await events.next("heartbeat")
+
+    assert (heartbeat["epoch"], heartbeat["seq"]) == (board["epoch"], board["seq"])
+
+
+async def test_a_private_board_needs_a_token_with_the_scope(start_api: StartApi) -> None:
+    client = await start_api(sockets=True, open=(PRIVATE,))
+
+    none = await client.get(PATH)
+    scopeless = await client.get(PATH, headers=client.bearer(scope="update:score"))
+    bad = await client.get(PATH, headers=client.bearer(aud="other"))
+    async with listening(client, headers=client.bearer()) as events:
+        assert (await events.next())["type"] == "leaderboard"
+
+    assert (none.status_code, scopeless.status_code, bad.status_code) == (401, 403, 401)
+    for answer in (none, scopeless, bad):
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.json()["request_id"] == answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", PATH, 405),
+        ("GET", f"{PATH}?board=nobody", 404),
+        ("GET", f"{PATH}?board=main&board=weekly", 422),
+        ("GET", f"{PATH}?board=weekly", 503),
+    ],
+)
+async def test_what_cannot_be_streamed_is_a_problem(
+    start_api: StartApi, method: str, path: str, status: int
+) -> None:
+    client = await start_api(sockets=True, boards="main,weekly")
+
+    answer = await client.request(method, path, headers={"X-Request-ID": "abcdefgh-1"})
+
+    assert answer.status_code == status
+    assert answer.json()["status"] == status
+    assert answer.json()["request_id"] == "abcdefgh-1"
+
+
+async def test_a_stream_ends_with_its_token(start_api: StartApi) -> None:
+    client = await start_api(sockets=True, open=(PRIVATE,))
+    exp = int(time.time()) + 2
+    async with listening(client, headers=client.bearer(exp=exp)) as events:
+        bye = await events.end()
+
+    assert bye["code"] == 4401
+    assert exp - 0.2 <= time.time() < exp + 1.5
+
+
+async def test_a_stream_ends_with_its_age_and_may_come_back(start_api: StartApi) -> None:
+    client = await start_api(sockets=True, event_stream_s=0.5)
+    async with listening(client) as events:
+        bye = await events.end()
+
+    assert (bye["code"], bye["reconnect"]) == (1012, True)
+
+
+async def test_a_board_that_becomes_private_ends_the_anonymous_streams(
+    start_api: StartApi, redis_url: str
+) -> None:
+    client = await start_api(sockets=True)
+    async with listening(client) as anonymous, listening(client, headers=client.bearer()) as known:
+        await anonymous.next("leaderboard")
+        await known.next("leaderboard")
+        redis = make_client(load({"REDIS_URL": redis_url}), name="test")
+        await redis.hset(PartitionKeys(Partition("main")).meta, "public", "0")
+        await redis.aclose()
+
+        assert (await anonymous.end())["code"] == 4403
+        await client.update("alice", "win:1")
+        await known.next("leaderboard")
+
+
+async def test_streams_are_bounded_and_their_counts_come_back(start_api: StartApi) -> None:
+    client = await start_api(
+        sockets=True,
+        event_streams=3,
+        viewers_per_address=2,
+        viewers_per_subject=1,
+        trusted_hops="127.0.0.1",
+    )
+
+    def at(address: str) -> dict[str, str]:
+        return {"X-Forwarded-For": address}
+
+    alice = client.bearer("alice")
+    async with listening(client, headers=at("203.0.113.1") | alice):
+        same_user = await client.get(PATH, headers=at("203.0.113.2") | alice)
+        async with listening(client, headers=at("203.0.113.1")):
+            same_address = await client.get(PATH, headers=at("203.0.113.1"))
+            async with listening(client, headers=at("203.0.113.2")):
+                full = await client.get(PATH, headers=at("203.0.113.3"))
+
+    assert (same_user.status_code, same_address.status_code, full.status_code) == (429, 429, 503)
+    assert int(full.headers["retry-after"]) > 0
+    await eventually_async(lambda: client.api._stream.count == 0)
+    async with listening(client, headers=at("203.0.113.1") | alice) as events:
+        await events.next("leaderboard")
+
+
+async def test_streams_take_no_place_among_the_requests(start_api: StartApi) -> None:
+    client = await start_api(sockets=True, requests_in_flight=1, request_timeout_s=0.3)
+    async with listening(client) as events:
+        await events.next("leaderboard")
+        assert (await client.get("/api/scores/leaderboard")).status_code == 200
+        await asyncio.sleep(0.6)  # twice the time a request may take
+        await client.update("alice", "win:1")
+
+        assert (await events.next("leaderboard"))["leaderboard"][0]["userId"] == "alice"
+
+
+async def test_a_client_that_takes_nothing_is_hung_up_on_and_costs_little(
+    start_api: StartApi,
+) -> None:
+    client = await start_api(sockets=True, slow_viewer_s=0.5)
+    before = ended("too-slow")
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect(("127.0.0.1", client.port))
+        deaf.sendall(f"GET {PATH} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+        stream = client.api._stream
+        await eventually_async(lambda: stream.count == 1)
+        async with listening(client) as healthy:
+            feed = stream._relay.feeds["main"]
+            sent = 0
+
+            async def flood() -> None:
+                nonlocal sent
+                while stream.count == 2:
+                    sent += 1
+                    rows = tuple(Row(n, "u" * 120, sent) for n in range(1, 11))
+                    feed.frame = feed.frame.__class__("main", 1, sent, 1, rows)  # type: ignore[union-attr]
+                    stream.board_changed(feed, 0.0)
+                    await asyncio.sleep(0.002)
+
+            async with asyncio.timeout(10):
+                flooding = asyncio.ensure_future(flood())
+                while not flooding.done():
+                    await healthy.next("leaderboard")
+        deaf.settimeout(2)
+        got = 0
+        try:
+            while data := deaf.recv(65_536):
+                got += len(data)
+        except OSError:
+            pass
+
+    assert ended("too-slow") == before + 1
+    assert got < 150_000, "boards were skipped, not queued"
+
+
+async def test_a_stop_ends_streams_with_a_bye_and_is_not_held_up(start_api: StartApi) -> None:
+    client = await start_api(sockets=True, drain_s=4)
+    async with listening(client) as first, listening(client) as second:
+        await first.next("leaderboard")
+        await second.next("leaderboard")
+        began_s = time.monotonic()
+
+        client.stop.set()
+        byes = [await first.end(), await second.end()]
+
+    await asyncio.wait({client.served}, timeout=5)
+    assert client.served.done()
+    assert time.monotonic() - began_s < 3.5
+    assert {one["code"] for one in byes} == {1012}
+
+
+async def test_an_emptied_redis_is_stale_on_a_stream_too(
+    start_api: StartApi, redis_url: str
+) -> None:
+    client = await start_api(sockets=True)
+    async with listening(client) as events:
+        await events.next("leaderboard")
+        redis = make_client(load({"REDIS_URL": redis_url}), name="test")
+        await redis.flushall()
+        await redis.aclose()
+
+        status = await events.next("status")
+        async with listening(client) as late:
+            assert (await late.next())["type"] == "leaderboard"
+            assert (await late.next())["state"] == "stale"
+
+    assert status["reason"] == "uninitialised"
+
+
+async def test_a_process_without_streams_asks_redis_nothing_for_them(
+    start_api: StartApi, redis_url: str
+) -> None:
+    await start_api(sockets=True)
+    redis = make_client(load({"REDIS_URL": redis_url}), name="test")
+    names = {one["name"] for one in await redis.client_list()}
+    await redis.aclose()
+
+    assert not any("stream" in name for name in names)
+
+
+async def test_forged_identity_opens_nothing(start_api: StartApi, make_token: MakeToken) -> None:
+    client = await start_api(sockets=True, open=(PRIVATE,))
+
+    answers = [
+        await client.get(PATH, headers={"X-Consumer-Username": "alice"}),
+        await client.get(f"{PATH}?token={make_token()}"),
+        await client.get(PATH, headers={"Cookie": f"token={make_token()}"}),
+    ]
+
+    assert [one.status_code for one in answers] == [401, 401, 401]
