@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Error
 
-from streamer.protocol import ENDINGS, CloseCode
+from scoreboard.endings import ENDINGS, CloseCode
 from tests.support.stage import Stage
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
