@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from typing import Final, Self
 
-TICK_S: Final = 0.1
+TICK_S: Final = 0.25
 
 
 class Wait:

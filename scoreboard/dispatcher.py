@@ -17,8 +17,7 @@ from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
-from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, RedisError
 
 from scoreboard.errors import (
     ActionConflict,
@@ -42,7 +41,8 @@ from scoreboard.model import (
     partition_of,
     shard_of,
 )
-from scoreboard.redis_client import LOST, make_connection
+from scoreboard.redis_client import LOST
+from scoreboard.redis_link import Command, Link
 from scoreboard.scripts import Script, as_error, first_word
 from scoreboard.settings import Settings
 from scoreboard.telemetry import BATCH_BUCKETS, REDIS_CALLS, gauge, get_logger, histogram
@@ -58,6 +58,7 @@ CORRECTIONS: Final = 4
 
 _SUBMIT: Final = Script.load("submit")
 _BATCH_ACTIONS = histogram("dispatch_batch_actions", "Actions of one submit call", BATCH_BUCKETS)
+_CALL_SECONDS = REDIS_CALLS.labels(_SUBMIT.name)
 _WAITING = gauge("dispatch_waiting", "Updates waiting for a connection to Redis")
 _log = get_logger(__name__)
 
@@ -149,7 +150,7 @@ class Dispatcher:
             self._idle.pop().set_result(None)
 
     async def _lane(self) -> None:
-        connection = make_connection(self._settings, name=self._name)
+        link = Link(self._settings, name=self._name)
         loop = asyncio.get_running_loop()
         try:
             while True:
@@ -167,46 +168,44 @@ class Dispatcher:
                 if self._queue:
                     self._wake_one()
                 try:
-                    await self._settle(connection, entries)
+                    await self._settle(link, entries)
                 finally:
                     _fail(entries, OutcomeUnknown)  # only what an error above left unresolved
         finally:
-            await connection.disconnect(nowait=True)
+            await link.close()
 
-    async def _settle(self, connection: AbstractConnection, entries: list[_Entry]) -> None:
+    async def _settle(self, link: Link, entries: list[_Entry]) -> None:
         """Bring every entry's future to an end, whatever happens."""
         was_sent = False
         for attempt in range(TRIES):
             try:
                 for _ in range(CORRECTIONS):
                     calls = self._plan(entries)
-                    if not connection.is_connected:
-                        await self._connect(connection)
+                    if not link.is_connected:
+                        await self._connect(link)
                     was_sent = True
-                    replies = await self._exchange(connection, calls)
-                    entries = await self._conclude(connection, calls, replies)
+                    replies = await self._exchange(link, calls)
+                    entries = await self._conclude(link, calls, replies)
                     if not entries:
                         return
                 _fail(entries, ScriptFailed)
                 return  # noqa: TRY300 (the loop above has an end of its own)
             except (*LOST, TimeoutError) as error:
-                await connection.disconnect(nowait=True)
+                await link.close()
                 _log.warning("redis_connection_lost", attempt=attempt, error=type(error).__name__)
                 if not was_sent:
                     _fail(entries, RedisUnavailable)
                     return
             except RedisError as error:  # the handshake was refused: wrong password, loading …
-                await connection.disconnect(nowait=True)
+                await link.close()
                 _log.warning("redis_handshake_refused", error=type(error).__name__)
                 _fail(entries, OutcomeUnknown if was_sent else RedisUnavailable)
                 return
         _fail(entries, OutcomeUnknown)
 
-    async def _connect(self, connection: AbstractConnection) -> None:
-        async with asyncio.timeout(self._settings.redis_connect_timeout_s * 2):
-            await connection.connect()
-            await connection.send_command("SCRIPT LOAD", _SUBMIT.text)
-            await connection.read_response()
+    async def _connect(self, link: Link) -> None:
+        await link.connect()
+        await _load(link)
 
     def _plan(self, entries: Sequence[_Entry]) -> list[_Call]:
         """Sort entries into calls of one partition and at most BATCH_MAX actions, in order."""
@@ -223,7 +222,7 @@ class Dispatcher:
             call.entries.append(entry)
         return calls
 
-    def _command(self, call: _Call) -> list[Any]:
+    def _command(self, call: _Call) -> Command:
         keys = PartitionKeys(call.partition)
         layout = call.layout
         generation = int((time.time() + self._clock_offset_s) // layout.seen_seconds)
@@ -248,28 +247,18 @@ class Dispatcher:
                 pair,
             )
         _BATCH_ACTIONS.observe(len(call.entries))
-        return ["EVALSHA", _SUBMIT.sha, len(names), *names, *args]
+        return ("EVALSHA", _SUBMIT.sha, len(names), *names, *args)
 
-    async def _exchange(self, connection: AbstractConnection, calls: Sequence[_Call]) -> list[Any]:
+    async def _exchange(self, link: Link, calls: Sequence[_Call]) -> list[Any]:
         """Send the calls as one write; give each one's reply or the error it answered with."""
-        replies: list[Any] = []
-        with REDIS_CALLS.labels(_SUBMIT.name).time():
-            async with asyncio.timeout(self._settings.redis_timeout_s):
-                await connection.send_packed_command(
-                    connection.pack_commands([self._command(call) for call in calls]),
-                    check_health=False,
-                )
-                for _ in calls:
-                    try:
-                        replies.append(await connection.read_response())
-                    except LOST:
-                        raise
-                    except ResponseError as error:
-                        replies.append(error)
-        return replies
+        began_s = time.perf_counter()
+        try:
+            return await link.exchange([self._command(call) for call in calls])
+        finally:
+            _CALL_SECONDS.observe(time.perf_counter() - began_s)
 
     async def _conclude(
-        self, connection: AbstractConnection, calls: Sequence[_Call], replies: Sequence[Any]
+        self, link: Link, calls: Sequence[_Call], replies: Sequence[Any]
     ) -> list[_Entry]:
         """Resolve futures; give the entries that must be sent again because we were out of date."""
         again: list[_Entry] = []
@@ -277,8 +266,7 @@ class Dispatcher:
             if not isinstance(reply, Exception):
                 _resolve(call.entries, reply)
             elif isinstance(reply, NoScriptError):
-                await connection.send_command("SCRIPT LOAD", _SUBMIT.text)
-                await connection.read_response()
+                await _load(link)
                 again += call.entries
             elif first_word(reply) == "BUCKET":
                 self._clock_offset_s = float(str(reply).split()[1]) - time.time() + 0.5
@@ -292,6 +280,16 @@ class Dispatcher:
                     _log.error("script_failed", script=_SUBMIT.name, reason=error.detail)
                 _fail(call.entries, type(error), error.detail)
         return again
+
+
+async def _load(link: Link) -> None:
+    """Make the script known to the server.
+
+    Raises RedisError where it refuses.
+    """
+    [reply] = await link.exchange([("SCRIPT", "LOAD", _SUBMIT.text)])
+    if isinstance(reply, RedisError):
+        raise reply
 
 
 def _resolve(entries: Sequence[_Entry], reply: Any) -> None:  # noqa: ANN401 (checked right here)

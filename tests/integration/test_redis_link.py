@@ -1,0 +1,105 @@
+"""The dispatcher's own connection: replies in order, and a link that misbehaved is never reused."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from scoreboard.redis_link import Link
+from scoreboard.settings import Settings, load
+from tests.support.eventually import eventually_async
+from tests.support.proxy import MakeProxy, Proxy
+from tests.support.servers import EmbeddedValkey
+
+
+def settings_for(url: str) -> Settings:
+    return load({"REDIS_URL": url, "SCOREBOARD_REDIS_TIMEOUT_S": "0.5"})
+
+
+@pytest.fixture
+async def link(redis_url: str) -> AsyncIterator[Link]:
+    link = Link(settings_for(redis_url), name="test")
+    await link.connect()
+    yield link
+    await link.close()
+
+
+@pytest.fixture
+async def proxy(make_proxy: MakeProxy, valkey_server: EmbeddedValkey) -> Proxy:
+    return await make_proxy(valkey_server.port)
+
+
+@pytest.fixture
+async def far_link(proxy: Proxy, redis_url: str) -> AsyncIterator[Link]:
+    link = Link(settings_for(proxy.through(redis_url)), name="test")
+    await link.connect()
+    yield link
+    await link.close()
+
+
+async def test_replies_come_in_the_order_of_the_commands(link: Link) -> None:
+    replies = await link.exchange(
+        [("SET", "a", b"\x00\xff"), ("STRLEN", "a"), ("GET", "none"), ("ECHO", "é")]
+    )
+    assert replies == ["OK", 2, None, "é"]
+
+
+async def test_a_large_reply_is_put_together(link: Link) -> None:
+    text = "x" * 300_000
+    assert await link.exchange([("ECHO", text)]) == [text]
+
+
+async def test_an_error_reply_is_a_value_of_its_class(link: Link) -> None:
+    unknown, wrong, fine = await link.exchange(
+        [("EVALSHA", "0" * 40, 0), ("EVAL", "return redis.error_reply('MINE 1 2')", 0), ("PING",)]
+    )
+    assert isinstance(unknown, NoScriptError)
+    assert isinstance(wrong, ResponseError)
+    assert str(wrong).startswith("MINE 1 2")
+    assert fine == "PONG"
+
+
+async def test_one_exchange_at_a_time(link: Link) -> None:
+    first = asyncio.ensure_future(link.exchange([("PING",)]))
+    await asyncio.sleep(0)
+    with pytest.raises(RedisConnectionError):
+        await link.exchange([("PING",)])
+    assert await first == ["PONG"]
+
+
+async def test_silence_ends_the_link(proxy: Proxy, far_link: Link) -> None:
+    proxy.freeze()
+    with pytest.raises(RedisTimeoutError):
+        await far_link.exchange([("PING",)])
+    assert not far_link.is_connected
+    await proxy.restore()
+    await far_link.connect()
+    assert await far_link.exchange([("ECHO", "again")]) == ["again"]
+
+
+async def test_a_cut_while_idle_shows_before_anything_is_sent(proxy: Proxy, far_link: Link) -> None:
+    proxy.cut()
+    await eventually_async(lambda: not far_link.is_connected)
+    await far_link.connect()
+    assert await far_link.exchange([("PING",)]) == ["PONG"]
+
+
+async def test_an_exchange_given_up_closes_the_link(proxy: Proxy, far_link: Link) -> None:
+    proxy.freeze()
+    exchange = asyncio.ensure_future(far_link.exchange([("PING",)]))
+    await asyncio.sleep(0)
+    exchange.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await exchange
+    assert not far_link.is_connected
+
+
+async def test_what_was_not_asked_closes_the_link(link: Link, redis_url: str) -> None:
+    with redis.Redis.from_url(redis_url) as other:
+        await link.exchange([("SUBSCRIBE", "chatter")])
+        other.publish("chatter", "hello")
+        await eventually_async(lambda: not link.is_connected)
