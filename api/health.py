@@ -90,6 +90,8 @@ class Health:
 
     async def ready(self) -> Readiness:
         """Tell how each dependency stands, and whether requests should come here."""
+        if self.draining.is_set():
+            return Readiness("draining", {})  # at once: whoever asks should turn away soon
         redis, database = await asyncio.gather(self._ping.get(), self._database.get())
         durability = await self._durability.get() if redis.state == "up" else Check("unknown")
         checks = {
@@ -104,8 +106,7 @@ class Health:
             and durability.state in {"safe", "vouched"}
             and self._catalogue.is_loaded
         )
-        able = "ready" if is_able else "not ready"
-        return Readiness("draining" if self.draining.is_set() else able, checks)
+        return Readiness("ready" if is_able else "not ready", checks)
 
     async def _ask_redis(self) -> Check:
         await self._live.now_s()
