@@ -89,9 +89,12 @@ class Link(asyncio.Protocol):
             self._settings.redis_timeout_s, self._fail, RedisTimeoutError("no reply in time")
         )
         pack: Any = hiredis.pack_command  # its stub allows a tuple of one
-        self._transport.write(b"".join(map(pack, commands)))
         try:
+            self._transport.write(b"".join(map(pack, commands)))
             return await future
+        except RuntimeError as error:  # uvloop's for a socket that is closed and not yet told of
+            self._fail(RedisConnectionError("the connection was closed"))
+            raise RedisConnectionError("the connection was closed") from error
         except asyncio.CancelledError:
             self._fail(RedisConnectionError("the exchange was given up"))
             raise
