@@ -15,6 +15,7 @@ from websockets.asyncio.client import connect as websockets_connect
 from websockets.typing import Subprotocol
 
 from scoreboard.model import Board
+from scoreboard.telemetry import REGISTRY
 from tests.support.eventually import eventually_async
 from tests.support.tokens import MakeToken
 from tests.support.viewer import (
@@ -31,6 +32,11 @@ from tests.support.viewer import (
 Handshake = Callable[..., Awaitable[Answer]]
 
 PRIVATE = Board(is_public=False)
+
+
+def accepted() -> float:
+    labels = {"result": "accepted"}
+    return REGISTRY.get_sample_value("scoreboard_ws_handshakes_total", labels) or 0.0
 
 
 async def test_a_gateways_connection_header_is_granted(
@@ -89,6 +95,7 @@ async def test_a_second_request_behind_a_refused_one_is_never_answered(
     start_streamer: StartStreamer,
 ) -> None:
     running = await start_streamer()
+    before = accepted()
     viewer = await RawViewer.open(running.port)
     await viewer.send(request_bytes("/nowhere") + request_bytes())
 
@@ -96,6 +103,7 @@ async def test_a_second_request_behind_a_refused_one_is_never_answered(
     await viewer.send(request_bytes())
 
     assert await viewer.eof() == b""
+    assert accepted() == before
     viewer.close()
     await running.is_empty()
 
