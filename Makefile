@@ -7,7 +7,7 @@ UP_ARGS ?= --simulate 20
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: bench-flush faults help up setup test down check lint types layers format lock env openapi checksums wheel
+.PHONY: bench-flush bench-reseed faults help up setup test down check lint types layers format lock env openapi checksums wheel
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -50,6 +50,9 @@ FAULTS_ARGS ?= --minutes 15
 
 faults: $(VENV)/.dev  ## a long campaign of faults under load: FAULTS_ARGS="--seed 7 --minutes 15"
 	$(BIN)/python -m tests.faults.campaign $(FAULTS_ARGS)
+
+bench-reseed: $(VENV)/.dev  ## a million users reseeded from PostgreSQL, then verified
+	$(BIN)/python -m tests.bench.reseed $(BENCH_ARGS)
 
 bench-flush: $(VENV)/.dev  ## events a second from the stream to COMMIT, against executemany
 	$(BIN)/python -m tests.bench.flush $(BENCH_ARGS)

@@ -145,7 +145,7 @@ def repair(*, board: str, dry_run: bool, yes: bool, as_json: bool, data_dir: Pat
     if as_json:
         print_json(done)
     if left:
-        say(f"{len(left)} findings are left that a repair does not mend; see docs/operations.md")
+        say(f"{len(left)} findings are left that a repair does not mend; see docs/commands.md")
     return 1 if left else 0
 
 

@@ -35,14 +35,14 @@ from scoreboard.postgres import Connection
 SESSION: Final = {
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
-    "work_mem": "64MB",
+    "work_mem": "128MB",
 }
 """Session settings of the connection a reseed needs: one long snapshot, sorted in memory."""
 
 FETCH: Final = 10 * PAGE
 """Rows of one read from PostgreSQL."""
 
-LANES: Final = 4
+LANES: Final = 8
 """Calls to Redis under way at once: enough to share one fsync, few enough to bound the memory."""
 
 STALL_S: Final = 30.0

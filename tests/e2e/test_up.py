@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -14,7 +15,10 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
+import redis
 
+from scoreboard.keys import PartitionKeys
+from scoreboard.model import Partition
 from tests.support.eventually import eventually
 from tests.support.system import processes_of, run_command
 
@@ -24,7 +28,7 @@ SLOW_S = 60
 class Up:
     """One `scoreboard up` with what it printed."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, **settings: str) -> None:
         self.folder = folder
         self.errors = folder.with_suffix(".err")
         with self.errors.open("w") as errors:
@@ -36,7 +40,8 @@ class Up:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                env={name: text for name, text in os.environ.items() if "SCOREBOARD" not in name},
+                env={name: text for name, text in os.environ.items() if "SCOREBOARD" not in name}
+                | settings,
             )
 
     def await_running(self) -> dict[str, Any]:
@@ -56,7 +61,6 @@ class Up:
             self.process.wait()
         if self.process.stdout is not None:
             self.process.stdout.close()
-        eventually(lambda: not processes_of(self.folder), within_s=SLOW_S)
 
 
 StartUp = Callable[..., Up]
@@ -66,13 +70,14 @@ StartUp = Callable[..., Up]
 def start_up(tmp_path: Path) -> Iterator[StartUp]:
     started: list[Up] = []
 
-    def start(*arguments: str) -> Up:
-        started.append(Up(tmp_path / "data", *arguments))
+    def start(*arguments: str, **settings: str) -> Up:
+        started.append(Up(tmp_path / "data", *arguments, **settings))
         return started[-1]
 
     yield start
     for up in started:
         up.close()
+    eventually(lambda: not processes_of(tmp_path), within_s=SLOW_S)
 
 
 def raise_score(api: str, folder: Path, action: str) -> dict[str, Any]:
@@ -107,6 +112,8 @@ def test_one_command_runs_everything_and_scores_outlive_it(start_up: StartUp) ->
     assert "Another `scoreboard up` runs" in second.stderr
 
     assert up.await_end(signal.SIGINT) == 0
+    played = (up.folder / "logs" / "simulation.log").read_text()
+    assert re.match(r"3 players: \d+ actions counted, \d+ replayed, 0 refused", played)
     assert processes_of(up.folder) == []
     assert not (up.folder / "running.json").exists()
 
@@ -139,6 +146,32 @@ def test_nothing_survives_a_killed_up(start_up: StartUp) -> None:
     up.await_end(signal.SIGKILL)
 
     eventually(lambda: not processes_of(up.folder), within_s=20)
+
+
+@pytest.mark.timeout(180)
+def test_servers_of_ones_own_are_used_and_a_redis_that_came_back_older_is_mended(
+    start_up: StartUp, redis_url: str, database_url: str
+) -> None:
+    up = start_up(REDIS_URL=redis_url, DATABASE_URL=database_url)
+    running = up.await_running()
+    assert (running["redis"], running["database"]) == (redis_url, database_url)
+    assert (running["pids"]["redis"], running["pids"]["postgres"]) == (None, None)
+    for number in range(3):
+        raise_score(running["api"], up.folder, f"win:{number}")
+    assert up.await_end(signal.SIGTERM) == 0
+
+    meta = PartitionKeys(Partition("main")).meta
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.hget(meta, "seq") == b"3"
+        client.hset(meta, "seq", 1)
+    again = start_up("--private", REDIS_URL=redis_url, DATABASE_URL=database_url)
+    running = again.await_running()
+
+    board = httpx.get(f"{running['api']}/api/scores/leaderboard", timeout=10)
+    assert board.status_code == 401
+    assert raise_score(running["api"], up.folder, "win:1")["replayed"]
+    shown = run_command("board", "top", "--json", "--data-dir", str(up.folder))
+    assert json.loads(shown.stdout)["leaderboard"] == [{"rank": 1, "userId": "alice", "score": 30}]
 
 
 def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:

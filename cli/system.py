@@ -1,0 +1,197 @@
+"""The parts of `scoreboard up`: started in order, watched, and stopped in reverse.
+
+What stays true: whatever ends this process, no child stays behind. They are stopped in the order in
+which work flows: players, api, issuer, streamer, flusher, and then the servers.
+"""
+
+import asyncio
+import os
+import sys
+import threading
+from contextlib import ExitStack
+from typing import Final
+
+import click
+
+from cli.embedded import EmbeddedPostgres, EmbeddedServer, EmbeddedValkey
+from cli.embedded_server import HOST
+from cli.issuer_place import address_of
+from cli.opening import make_boards, open_boards
+from cli.plan import Plan
+from cli.processes import Service, wait_until_ready
+from cli.render import print_json, say
+from cli.target import DATA_DIR, ISSUER, Running, drop_note, write_note
+from scoreboard import migrations
+from scoreboard.errors import ServiceEnded
+
+WATCH_EVERY_S: Final = 0.2
+
+
+class _Stopped(BaseException):
+    """A signal asked to stop before the system was up."""
+
+
+class System:
+    """All parts of one plan; ``stop`` is set when a signal asks for the end."""
+
+    def __init__(self, plan: Plan, stop: threading.Event) -> None:
+        self._plan = plan
+        self._stop = stop
+        self._stack = ExitStack()
+        self._servers: list[EmbeddedServer] = []
+        self._services: dict[str, Service] = {}
+
+    def run(self) -> None:
+        """Start everything, wait until asked to stop or a part ends, stop everything.
+
+        Raises ServiceEnded, EmbeddedFailed, SettingInvalid and what opening the boards raises.
+        """
+        with self._stack:
+            try:
+                self._start()
+                self._watch()
+            except _Stopped:
+                raise click.Abort from None
+            say("Stopping …")
+
+    def _start(self) -> None:
+        plan, options = self._plan, self._plan.options
+        self._start_servers()
+        say(f"Logs are in {plan.logs}")
+        settings = plan.settings
+        migrations.migrate(settings.database_url.reveal())
+        self._check()
+        asyncio.run(make_boards(settings, is_public=not options.is_private))
+        self._start_service("flusher", settings.flusher_metrics_port)
+        open_boards(settings, self._check)
+        self._start_service("streamer", settings.ws_metrics_port)
+        if plan.issuer_port:
+            self._start_issuer()
+        self._start_service("api", settings.api_port)
+        wait_until_ready(list(self._services.values()), self._check)
+        running = self._leave_note()
+        self._say_what_next(running)
+        if options.players:
+            self._start_players(running)
+        if options.as_json:
+            print_json(running)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(WATCH_EVERY_S):
+            for server in self._servers:
+                if not server.is_running:
+                    raise ServiceEnded(f"{server.title} ended: {server.folder.log_tail()}")
+            for service in self._services.values():
+                service.check()
+
+    def _check(self) -> None:
+        if self._stop.is_set():
+            raise _Stopped
+
+    def _start_servers(self) -> None:
+        plan, options = self._plan, self._plan.options
+        if plan.needs_redis:
+            valkey = EmbeddedValkey(options.data_dir / "valkey", options.redis_port)
+            self._start_server(valkey)
+            plan.environment["REDIS_URL"] = valkey.url
+        if plan.needs_database:
+            postgres = EmbeddedPostgres(options.data_dir / "postgres", options.postgres_port)
+            self._start_server(postgres)
+            plan.environment["DATABASE_URL"] = postgres.url
+
+    def _start_server(self, server: EmbeddedServer) -> None:
+        self._check()
+        self._stack.callback(server.stop)
+        server.start()
+        self._servers.append(server)
+
+    def _start_service(self, name: str, health_port: int) -> None:
+        self._add(
+            Service(
+                name,
+                ["-m", name],
+                self._plan.environment,
+                self._plan.logs / f"{name}.log",
+                ready_url=f"http://{HOST}:{health_port}/health/ready",
+                drain_s=self._plan.settings.drain_s,
+            )
+        )
+
+    def _start_issuer(self) -> None:
+        plan = self._plan
+        settings = plan.settings
+        pages = [f"http://{host}:{settings.api_port}/" for host in (HOST, "localhost")]
+        servers = {"REDIS_URL", "DATABASE_URL"}
+        self._add(
+            Service(
+                "issuer",
+                [
+                    *("-m", "cli.issuer", "--port", str(plan.issuer_port)),
+                    *("--folder", str((plan.options.data_dir / ISSUER).absolute())),
+                    *("--audience", settings.audience),
+                    *(word for page in pages for word in ("--redirect-uri", page)),
+                ],
+                # It asks nobody anything, so it gets no password of a server.
+                {name: text for name, text in plan.environment.items() if name not in servers},
+                plan.logs / "issuer.log",
+                ready_url=f"{address_of(HOST, plan.issuer_port)}/jwks.json",
+            )
+        )
+
+    def _start_players(self, running: Running) -> None:
+        options = self._plan.options
+        self._add(
+            Service(
+                "simulation",
+                [
+                    *("-m", "cli", "simulate", "--players", str(options.players)),
+                    *("--api", running.api, "--data-dir", str(options.data_dir.absolute())),
+                ],
+                self._plan.environment,
+                self._plan.logs / "simulation.log",
+            )
+        )
+
+    def _add(self, service: Service) -> None:
+        self._check()
+        self._stack.callback(service.stop)
+        service.start()
+        self._services[service.name] = service
+
+    def _leave_note(self) -> Running:
+        """Leave the note by which other commands find this system."""
+        plan = self._plan
+        servers = {server.kind: server.pid for server in self._servers}
+        services = {name: service.pid for name, service in self._services.items()}
+        running = Running(
+            api=plan.api_url,
+            ws=plan.ws_url,
+            redis=plan.environment["REDIS_URL"],
+            database=plan.environment["DATABASE_URL"],
+            issuer=plan.issuer_url,
+            pids={
+                "redis": servers.get("valkey"),
+                "postgres": servers.get("postgres"),
+                **{name: services[name] for name in ("api", "streamer", "flusher")},
+                **{name: pid for name, pid in services.items() if name == "issuer"},
+            },
+        )
+        self._stack.callback(drop_note, plan.options.data_dir)
+        write_note(plan.options.data_dir, running)
+        return running
+
+    def _say_what_next(self, running: Running) -> None:
+        folder = self._plan.options.data_dir
+        where = "" if folder == DATA_DIR else f" --data-dir {folder}"
+        command = os.path.relpath(sys.argv[0]) if os.sep in sys.argv[0] else "scoreboard"
+        say(
+            f"The scoreboard runs. Its page: {running.api}/   its API: {running.api}/docs\n"
+            f"Raise a score {'there by signing in, or ' if running.issuer else ''}from another "
+            "terminal:\n"
+            f'  curl {running.api}/api/scores/update -H "Authorization: Bearer '
+            f'$({command} token --sub alice{where})" \\\n'
+            "    -H 'Content-Type: application/json' "
+            """-d '{"userId": "alice", "actionId": "win:'$(date +%s%N)'"}'\n"""
+            f"Watch the board here: {command} board watch{where}\n"
+            "Ctrl-C stops everything; scores are kept."
+        )

@@ -1,0 +1,103 @@
+"""`make bench-reseed`: a million users and their last actions, reseeded and then verified.
+
+Servers as in production (fsync on); one table of users a second, with the CPU time of this process,
+so that a busy machine shows.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+from cli.embedded import EmbeddedPostgres, EmbeddedValkey
+from scoreboard.live import Live
+from scoreboard.migrations import migrate
+from scoreboard.model import Board
+from scoreboard.postgres import connect
+from scoreboard.redis_client import make_client
+from scoreboard.reseed import SESSION, find_due, reseed, silent
+from scoreboard.settings import Secret, Settings
+from scoreboard.verify import verify
+
+FILL = (
+    "INSERT INTO boards VALUES ('main', 1, 43200, 64, TRUE)",
+    """
+    INSERT INTO users (id, external_id)
+    SELECT gen_random_uuid(), 'auth0|user-' || number FROM generate_series(1, {users}) number
+    """,
+    """
+    INSERT INTO score_events
+    SELECT 'main', id, 'win:' || gen_random_uuid(), 0, 1, row_number() OVER (), score, score,
+           'win', NULL, CASE WHEN row_number() OVER () <= {actions} THEN now()
+                             ELSE now() - interval '30 days' END
+    FROM (SELECT id, 1 + (random() * 100000)::INT AS score FROM users) chosen
+    """,
+    """
+    INSERT INTO scores
+    SELECT 'main', user_id, delta, 1, occurred_at, seq FROM score_events
+    """,
+    "INSERT INTO flush_state VALUES ('main', 0, 1, {users}, '1-0')",
+)
+
+
+def fill(database_url: str, *, users: int, actions: int) -> None:
+    """Make users with a score each, of which some acted within the seen window."""
+    migrate(database_url)
+    sizes = {"users": sql.Literal(users), "actions": sql.Literal(actions)}
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        for statement in FILL:
+            connection.execute(sql.SQL(statement).format(**sizes))
+        connection.execute("VACUUM ANALYZE")
+
+
+async def measure(settings: Settings) -> dict[str, float]:
+    """Reseed the emptied board, then verify all of it; give figures."""
+    board = Board()
+    client = make_client(settings, name="bench")
+    try:
+        async with await connect(settings, name="bench", **SESSION) as connection:
+            live = Live(client)
+            cpu_s = time.process_time()
+            done = await reseed(live, connection, board, await find_due(live, board), actor="bench")
+            reseed_cpu_s = time.process_time() - cpu_s
+        async with await connect(settings, name="bench", **SESSION) as connection:
+            verdict = await verify(client, connection, board, sample=None, report=silent)
+    finally:
+        await client.aclose()
+    assert verdict.is_sound, verdict.findings
+    return {
+        "users": done.users,
+        "actions": done.actions,
+        "reseed_s": round(done.duration_s, 2),
+        "reseed_cpu_s": round(reseed_cpu_s, 2),
+        "users_per_s": round(done.users / done.duration_s),
+        "verify_s": round(verdict.duration_s, 2),
+        "verified_per_s": round(verdict.users / verdict.duration_s),
+    }
+
+
+def main() -> int:
+    """Fill, measure, print one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--users", type=int, default=1_000_000)
+    parser.add_argument("--actions", type=int, default=0, help="of them, within the seen window")
+    chosen = parser.parse_args()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        EmbeddedValkey(Path(folder) / "valkey") as valkey,
+        EmbeddedPostgres(Path(folder) / "postgres") as postgres,
+    ):
+        fill(postgres.url, users=chosen.users, actions=chosen.actions)
+        settings = Settings(redis_url=Secret(valkey.url), database_url=Secret(postgres.url))
+        print(json.dumps(asyncio.run(measure(settings))))  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,26 @@
+"""docs/commands.md lists the verbs there are and the exit codes they have."""
+
+import re
+from pathlib import Path
+
+from cli.main import EXIT_CODES, INTERRUPTED, scoreboard
+
+TEXT = (Path(__file__).parents[2] / "docs/commands.md").read_text()
+
+
+def test_every_verb_is_listed_and_no_other() -> None:
+    table = TEXT[TEXT.index("| verb |") : TEXT.index("| exit code |")]
+    cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+
+    named = {verb for cell in cells for verb in re.findall(r"`([a-z]+)", cell)}
+
+    assert named == set(scoreboard.commands)
+
+
+def test_every_exit_code_is_explained_and_no_other() -> None:
+    table = TEXT[TEXT.index("| exit code |") : TEXT.index("## When Redis was emptied")]
+
+    explained = {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)}
+
+    # 0, 1 and 2 are everybody's.
+    assert explained == {code for _, code in EXIT_CODES} | {0, 1, 2, INTERRUPTED}

@@ -1,0 +1,103 @@
+"""Children of `up`: what their last words are, and how a death is told."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cli.processes import Service, last_words, wait_until_ready
+from scoreboard.errors import NotInTime, ServiceEnded
+from tests.support.eventually import eventually
+
+
+def line(message: str, **fields: str) -> str:
+    return json.dumps({"message": message, **fields})
+
+
+def test_last_words_are_events_with_their_reasons(tmp_path: Path) -> None:
+    log = tmp_path / "api.log"
+    log.write_text(
+        "\n".join(
+            [
+                line("long_ago"),
+                line("api_listening"),
+                line("process_failed", **{"scoreboard.reason": "no room"}),
+                line("process_crashed", **{"error.stack_trace": "Traceback …\nValueError: x"}),
+                "scoreboard: a plain line",
+            ]
+        )
+    )
+
+    assert last_words(log) == (
+        "api_listening | process_failed: no room | process_crashed: ValueError: x | "
+        "scoreboard: a plain line"
+    )
+    assert last_words(tmp_path / "none.log") == ""
+
+
+def test_last_words_hold_no_credentials(tmp_path: Path) -> None:
+    log = tmp_path / "api.log"
+    log.write_text("cannot reach redis://:hunter2@127.0.0.1 with Bearer eyJhbGciOi.eyJzdWIi.c2ln\n")
+
+    words = last_words(log)
+
+    assert "hunter2" not in words
+    assert "eyJ" not in words
+
+
+@pytest.fixture
+def make_service(tmp_path: Path):
+    made: list[Service] = []
+
+    def make(program: str, **options: str) -> Service:
+        service = Service("api", ["-c", program], {}, tmp_path / "logs" / "api.log", **options)
+        made.append(service)
+        service.start()
+        return service
+
+    yield make
+    for service in made:
+        service.kill()
+
+
+def test_a_service_that_ends_says_why(make_service) -> None:
+    service = make_service("import sys; sys.exit('scoreboard: port 8000: in use')")
+    eventually(lambda: not service.is_running)
+
+    with pytest.raises(ServiceEnded, match=r"The api ended with code 1: scoreboard: port 8000"):
+        service.check()
+
+
+def test_a_service_stops_when_asked_and_is_killed_when_deaf(make_service) -> None:
+    deaf = "import signal,time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); "
+    willing = make_service("import time; time.sleep(60)")
+    assert willing.stop()
+    assert willing.pid is None
+
+    stubborn = make_service(deaf + "time.sleep(60)")
+    stubborn._drain_s = -2.5  # half a second in all
+    eventually(lambda: "deaf" in stubborn.log.read_text())
+    assert not stubborn.stop()
+    assert stubborn.exit_code == -9
+
+
+def test_the_log_before_is_kept_once(make_service, tmp_path: Path) -> None:
+    service = make_service("print('first')")
+    eventually(lambda: not service.is_running)
+    service.start()
+    eventually(lambda: not service.is_running)
+
+    assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["api.log", "api.log.1"]
+
+
+def test_waiting_ends_when_a_service_dies_or_never_gets_ready(
+    make_service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = make_service("pass", ready_url="http://127.0.0.1:1/health/ready")
+    with pytest.raises(ServiceEnded):
+        wait_until_ready([dead], lambda: None)
+
+    monkeypatch.setattr("cli.processes.READY_TIMEOUT_S", 0.2)
+    slow = make_service("import time; time.sleep(60)", ready_url="http://127.0.0.1:1/x")
+    with pytest.raises(NotInTime, match="does not answer"):
+        wait_until_ready([slow], lambda: None)
