@@ -19,6 +19,9 @@ from scoreboard.model import kind_of, user_uuid
 Entry = tuple[bytes, Mapping[bytes, bytes]]
 """One stream entry as Redis gives it: its id and its fields."""
 
+Row = tuple[Any, ...]
+"""One action for the staging table, columns as in ``COLUMNS``."""
+
 COLUMNS: Final = (
     "user_id",
     "external_id",
@@ -65,6 +68,8 @@ class Batch(Struct, frozen=True):
     bad: tuple[BadRecord, ...]
     steps: tuple[tuple[str, int], ...]
     """Stream id and seq of each entry, 0 where the seq cannot be read."""
+    rows: list[Row]
+    """The rows of ``actions``: made here, so that the next batch is ready when one is committed."""
 
     @property
     def ids(self) -> list[bytes]:
@@ -100,7 +105,7 @@ def build(entries: Iterable[Entry]) -> Batch:
             record = BadRecord(record.stream_id, reason, dict(fields))
         bad.append(record)
         steps.append((record.stream_id, 0))
-    return Batch(kept, tuple(actions), tuple(corrections), tuple(bad), tuple(steps))
+    return Batch(kept, tuple(actions), tuple(corrections), tuple(bad), tuple(steps), rows(actions))
 
 
 def follow(batch: Batch, committed: int) -> Progress:
@@ -125,8 +130,8 @@ def follow(batch: Batch, committed: int) -> Progress:
     return Progress(reached, gap)
 
 
-def rows(actions: Sequence[Event]) -> list[tuple[Any, ...]]:
-    """Give the rows of actions for the staging table, columns as in ``COLUMNS``."""
+def rows(actions: Sequence[Event]) -> list[Row]:
+    """Give the rows of actions."""
     last = {event.user_id: place for place, event in enumerate(actions)}
     return [
         (
@@ -149,6 +154,12 @@ def rows(actions: Sequence[Event]) -> list[tuple[Any, ...]]:
 def occurred_at(event: Event) -> datetime:
     """Give the moment at which Redis applied an event."""
     return _EPOCH + timedelta(milliseconds=event.occurred_at_ms)
+
+
+def order_of(stream_id: str) -> tuple[int, int]:
+    """Give a stream id as the numbers it sorts by; as text 9-0 would stand behind 10-0."""
+    milliseconds, _, number = stream_id.partition("-")
+    return int(milliseconds), int(number)
 
 
 def uuid_of(user_id: str) -> UUID:

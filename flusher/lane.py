@@ -5,12 +5,12 @@ its COMMIT; every error leads back to reading what was left unacknowledged; a pa
 is tried again for ever, and never holds up another one.
 """
 
+import asyncio
 import time
-from collections.abc import Sequence
 from typing import Final
 
 from flusher import metrics
-from flusher.batch import Entry, Gap, build
+from flusher.batch import Batch, Gap, build, order_of
 from flusher.consumer import Consumer, GroupMissing
 from flusher.corrector import correct
 from flusher.recovery import GAP_FENCE, REWIND_FENCE, Finding, diagnose, reseed_partition
@@ -74,16 +74,16 @@ class Lane:
             try:
                 await self._serve(stop)
             except DatabaseUnavailable as error:
-                self._note(Condition.DATABASE_AWAY, error)
+                self.status.trouble(Condition.DATABASE_AWAY, error)
             except ScoreboardError as error:
-                self._note(Condition.BROKEN, error)
+                self.status.trouble(Condition.BROKEN, error)
             await self._pause(stop)
-        self._become(Condition.STOPPED)
+        self.status.become(Condition.STOPPED)
 
     async def _serve(self, stop: Stop) -> None:
         writer = await Writer.open(self._settings, self.partition)
         try:
-            self._become(Condition.STANDBY)
+            self.status.become(Condition.STANDBY)
             self.status.position = None  # whoever leads moves it now
             if not await writer.take_lease(stop):
                 return
@@ -100,6 +100,7 @@ class Lane:
             try:
                 if not await self._orient(writer, stop):
                     await writer.ping()
+                    self._succeed()  # waiting for an operator is no failure of ours
                     await stop.sleep(LOOK_EVERY_S)
                     continue
                 if self._must_claim:
@@ -109,7 +110,7 @@ class Lane:
             except _Reorient:
                 continue
             except (RedisUnavailable, GroupMissing) as error:
-                self._note(Condition.REDIS_AWAY, error)
+                self.status.trouble(Condition.REDIS_AWAY, error)
                 await self._pause(stop)
                 await writer.ping()
 
@@ -121,7 +122,7 @@ class Lane:
         position = await writer.position()
         state = await self._live.state(self.partition)
         if not state.epoch:
-            self._become(Condition.UNINITIALISED)
+            self.status.become(Condition.UNINITIALISED)
             return False
         if position is None:
             await writer.begin(state.epoch)
@@ -130,7 +131,7 @@ class Lane:
         self.status.position = position
         finding = diagnose(position, state)
         if finding is Finding.WAIT:
-            self._become(Condition.FENCED)
+            self.status.become(Condition.FENCED)
             return False
         if await self.consumer.ensure_group():
             _log.warning("group_made", partition=str(self.partition))
@@ -138,7 +139,7 @@ class Lane:
             # "passed": an action new to the ledger had a seq that was committed before.
             sign = finding.value if finding.is_rewind else "passed"
             await self._recover(writer, stop, sign, state)
-        self._become(Condition.FLUSHING)
+        self.status.become(Condition.FLUSHING)
         return True
 
     async def _take_over(self, writer: Writer, stop: Stop, *, is_draining: bool = False) -> None:
@@ -146,40 +147,63 @@ class Lane:
         cursor, is_last = "0-0", False
         while not is_last and not stop.is_set:
             page = await self.consumer.claim(cursor)
-            if page.vanished:
-                metrics.FAULTS.labels("vanished").inc(len(page.vanished))
+            committed = order_of(self._position.stream_id)
+            lost = [one for one in page.vanished if order_of(one) > committed]
+            if lost:
+                metrics.FAULTS.labels("vanished").inc(len(lost))
                 _log.error(
                     "pending_entries_vanished",
                     partition=str(self.partition),
-                    count=len(page.vanished),
-                    first=page.vanished[0],
+                    count=len(lost),
+                    first=lost[0],
                     committed=self._position.stream_id,
                 )
             if page.entries:
                 _log.info(
                     "entries_taken_over", partition=str(self.partition), count=len(page.entries)
                 )
-                await self._flush(writer, page.entries, is_draining=is_draining)
+                await self._flush(writer, build(page.entries), is_draining=is_draining)
             cursor, is_last = page.cursor, page.is_last
         # A leader may have died between acknowledging and cutting.
         await self.consumer.acknowledge([], self._position.stream_id, self._position)
 
     async def _follow(self, writer: Writer, stop: Stop) -> None:
         usual = self._settings.flush_batch
-        count = usual
         linger_s = self._settings.flush_linger_ms / 1000
-        while not stop.is_set:
-            entries = await self.consumer.read(count)
-            if entries:
-                await self._flush(writer, entries)
-            self._succeed()
-            is_behind = len(entries) >= usual
-            count = int(usual * CATCH_UP_FACTOR) if is_behind else usual
-            if entries and not is_behind:
+        batch: Batch | None = None
+        while batch or not stop.is_set:
+            if batch is None:
+                batch = await self._read(usual)
+            following = None
+            if batch and len(batch.entries) >= usual:
+                following = await self._flush_and_read(writer, batch, stop)
+            elif batch:
+                await self._flush(writer, batch)
                 # What comes meanwhile shares the next batch; after a silence nobody waits.
                 await stop.sleep(linger_s)
+            batch = following
+            self._succeed()
             if time.monotonic() - self._looked_at_s >= LOOK_EVERY_S:
                 await self._look(writer)
+
+    async def _flush_and_read(self, writer: Writer, batch: Batch, stop: Stop) -> Batch | None:
+        """Commit a batch, and make the next one meanwhile: PostgreSQL and we work at once."""
+        if stop.is_set:
+            await self._flush(writer, batch)
+            return None
+        larger = int(self._settings.flush_batch * CATCH_UP_FACTOR)
+        flushed, following = await asyncio.gather(
+            self._flush(writer, batch), self._read(larger, block=False), return_exceptions=True
+        )
+        if isinstance(flushed, BaseException):
+            raise flushed  # what was read meanwhile stays pending, and is claimed again
+        if isinstance(following, BaseException):
+            raise following
+        return following
+
+    async def _read(self, count: int, *, block: bool = True) -> Batch | None:
+        entries = await self.consumer.read(count, block=block)
+        return build(entries) if entries else None
 
     async def _look(self, writer: Writer) -> None:
         """See whether Redis is still where it was, and keep the lease's session alive."""
@@ -222,7 +246,7 @@ class Lane:
             )
             await self._live.fence(self.partition, REWIND_FENCE)
             self._has_passed = False  # the fence remembers it from here
-        self._become(Condition.RECOVERING)
+        self.status.become(Condition.RECOVERING)
         await self._drain(writer, stop)
         if not stop.is_set:
             done = await reseed_partition(self._settings, self._live, self.partition, writer)
@@ -243,14 +267,11 @@ class Lane:
             entries = await self.consumer.read(self._settings.flush_batch, block=False)
             if not entries:
                 return
-            await self._flush(writer, entries, is_draining=True)
+            await self._flush(writer, build(entries), is_draining=True)
 
-    async def _flush(
-        self, writer: Writer, entries: Sequence[Entry], *, is_draining: bool = False
-    ) -> None:
-        """Commit and acknowledge entries. While draining, gaps and repeats are no news."""
-        batch = build(entries)
-        metrics.BATCH_ROWS.observe(len(entries))
+    async def _flush(self, writer: Writer, batch: Batch, *, is_draining: bool = False) -> None:
+        """Commit and acknowledge a batch. While draining, gaps and repeats are no news."""
+        metrics.BATCH_ROWS.observe(len(batch.entries))
         with metrics.FLUSH_DURATION.time():
             result = await writer.flush(batch, epoch=self._position.epoch, skip_gaps=is_draining)
         match result:
@@ -261,7 +282,7 @@ class Lane:
             case GapFound(gap):
                 metrics.BATCHES.labels("gap").inc()
                 await self._close_gap(writer, gap)
-                await self._flush(writer, entries, is_draining=True)
+                await self._flush(writer, batch, is_draining=True)
                 return
             case Flushed():
                 self._account(result, oldest_s=batch.oldest_ms / 1000, is_draining=is_draining)
@@ -300,14 +321,7 @@ class Lane:
     def _account(self, result: Flushed, *, oldest_s: float, is_draining: bool) -> None:
         self._position = result.position
         self.status.position = result.position
-        metrics.BATCHES.labels("committed").inc()
-        metrics.ROWS.labels("counted").inc(result.counted)
-        metrics.ROWS.labels("redelivered").inc(result.redelivered)
-        metrics.ROWS.labels("late").inc(result.late)
-        metrics.ROWS.labels("correction").inc(result.corrections)
-        metrics.ROWS.labels("dead").inc(result.dead)
-        metrics.DEAD_LETTERS.inc(result.dead)
-        metrics.FLUSH_DELAY.observe(max(0.0, time.time() - oldest_s))
+        metrics.count(result, oldest_s=oldest_s)
         if result.late:
             self._may_be_late = True
             _log.warning("late_duplicates_found", partition=str(self.partition), count=result.late)
@@ -338,17 +352,3 @@ class Lane:
         if not stop.is_set:
             await stop.sleep(backoff_s(self._attempt))
             self._attempt += 1
-
-    def _note(self, condition: Condition, error: ScoreboardError) -> None:
-        self._become(condition, f"{error.code}: {error.detail}")
-
-    def _become(self, condition: Condition, reason: str = "") -> None:
-        if (condition, reason) == (self.status.condition, self.status.reason):
-            return
-        self.status.condition, self.status.reason = condition, reason
-        fields = {"partition": str(self.partition), "condition": condition.value}
-        if reason:
-            level = _log.error if condition is Condition.BROKEN else _log.warning
-            level("lane_troubled", **fields, reason=reason)
-        else:
-            _log.info("lane_changed", **fields)

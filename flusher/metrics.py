@@ -1,5 +1,8 @@
 """The flusher's metrics, each with its sentence."""
 
+import time
+
+from flusher.writer import Flushed
 from scoreboard.telemetry import FLUSH_BUCKETS, counter, gauge, histogram
 
 PARTITION = ("board", "part")
@@ -39,3 +42,15 @@ FLUSH_DELAY = histogram(
     "Time from Redis's acceptance of a batch's oldest action to its COMMIT",
     FLUSH_BUCKETS,
 )
+
+
+def count(result: Flushed, *, oldest_s: float) -> None:
+    """Count a committed batch; ``oldest_s`` is when Redis accepted its first entry."""
+    BATCHES.labels("committed").inc()
+    ROWS.labels("counted").inc(result.counted)
+    ROWS.labels("redelivered").inc(result.redelivered)
+    ROWS.labels("late").inc(result.late)
+    ROWS.labels("correction").inc(result.corrections)
+    ROWS.labels("dead").inc(result.dead)
+    DEAD_LETTERS.inc(result.dead)
+    FLUSH_DELAY.observe(max(0.0, time.time() - oldest_s))

@@ -13,7 +13,17 @@ from typing import Any, Final
 import psycopg
 from msgspec import Struct
 
-from flusher.batch import BIGINT_MAX, COLUMNS, Batch, Gap, follow, occurred_at, rows, uuid_of
+from flusher.batch import (
+    BIGINT_MAX,
+    COLUMNS,
+    Batch,
+    Gap,
+    Row,
+    follow,
+    occurred_at,
+    rows,
+    uuid_of,
+)
 from flusher.failures import Meaning, describe, meaning_of
 from flusher.quarantine import DeadEvent, park, park_bad, restore
 from flusher.session import TRANSACTION_LIMIT_S, Session
@@ -175,7 +185,7 @@ class Writer(Session):
             if isolate:
                 tally = await self._isolate(batch, batch.actions, stood.seq, dead)
             else:
-                tally = await self._count(batch.actions, stood.seq)
+                tally = await self._count(batch.rows, stood.seq)
             for event in dead:
                 await self.connection.execute(_INSERT_DEAD, {**self.where, **_as_row(event)})
             for correction in batch.corrections:
@@ -200,19 +210,19 @@ class Writer(Session):
             rewound=tally.rewound,
         )
 
-    async def _count(self, actions: Sequence[Event], committed: int) -> _Tally:
-        """Stage actions and count the new ones."""
-        if not actions:
+    async def _count(self, staged: Sequence[Row], committed: int) -> _Tally:
+        """Stage rows and count the new ones."""
+        if not staged:
             return _Tally()
         async with self.connection.cursor() as cursor:
             async with cursor.copy(_COPY_BATCH) as copy:
                 copy.set_types(TYPES)
-                for row in rows(actions):
+                for row in staged:
                     await copy.write_row(row)
             await cursor.execute(_COUNT_BATCH, {**self.where, "seq": committed})
             counted, rewound, drifted = await cursor.fetchone() or (0, 0, 0)
             tally = _Tally(counted, rewound, drifted)
-            if counted < len(actions):
+            if counted < len(staged):
                 await cursor.execute(_INSERT_LATE, self.where)
                 tally.late = cursor.rowcount
         return tally
@@ -226,7 +236,7 @@ class Writer(Session):
         """
         try:
             async with self.connection.transaction():
-                tally = await self._count(actions, committed)
+                tally = await self._count(rows(actions), committed)
                 await self.connection.execute(_CLEAR_BATCH)
                 return tally
         except psycopg.Error as error:

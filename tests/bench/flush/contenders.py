@@ -6,9 +6,8 @@ only how rows reach the tables differs.
 
 from collections.abc import Sequence
 
-from flusher.batch import rows
+from flusher.batch import Row
 from flusher.writer import Writer, _Tally
-from scoreboard.events import Event
 
 INSERT_USER = b"INSERT INTO users (id, external_id) VALUES (%s, %s) ON CONFLICT DO NOTHING"
 INSERT_EVENT = b"""
@@ -34,11 +33,10 @@ ADD_SCORE = b"""
 class ExecutemanyWriter(Writer):
     """One statement a row, by psycopg's ``executemany``, which pipelines them."""
 
-    async def _count(self, actions: Sequence[Event], committed: int) -> _Tally:
-        if not actions:
+    async def _count(self, staged: Sequence[Row], committed: int) -> _Tally:
+        if not staged:
             return _Tally()
         board, part = self.partition.board, self.partition.number
-        staged = rows(actions)
         async with self.connection.cursor() as cursor:
             await cursor.executemany(INSERT_USER, sorted({row[:2] for row in staged}))
             await cursor.executemany(
