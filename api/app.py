@@ -67,7 +67,8 @@ class Api:
             else None
         )
         updates = Updates(settings, self._catalogue, self._dispatcher, self._limiter, self._commits)
-        reads = Reads(settings, self._live, Names(self._pool))
+        self._names = Names(self._pool)
+        reads = Reads(settings, self._live, self._names)
         self.litestar = Litestar(
             route_handlers=[
                 Scores,

@@ -1,0 +1,126 @@
+"""The live page, the documents beside it, and names on the leaderboard."""
+
+import re
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from api import names
+from api.page import find_files
+from scoreboard.model import user_uuid
+from tests.support.api import LEADERBOARD_PATH, StartApi
+
+FILES = ["/", "/index.html", "/docs", "/docs/start.js", "/docs/swagger-ui/swagger-ui.css"]
+
+
+@pytest.mark.parametrize("address", FILES)
+async def test_the_page_is_served_under_a_strict_policy(start_api: StartApi, address: str) -> None:
+    client = await start_api(open=(), ws_public_url="wss://live.example.com:8001/ws/scoreboard")
+    answer = await client.get(address)
+    assert answer.status_code == 200
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "script-src 'self';" in policy
+    assert "connect-src 'self' wss://live.example.com:8001;" in policy
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    again = await client.get(address, headers={"If-None-Match": answer.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+
+async def test_everything_the_pages_load_is_served_here(start_api: StartApi) -> None:
+    client = await start_api(open=())
+    for page in ("/", "/docs"):
+        html = (await client.get(page)).text
+        found = re.findall(r'(?:src|href)="([^"#]+)"', html)
+        assert found
+        for address in found:
+            answer = await client.get(address if address.startswith("/") else f"/{address}")
+            assert answer.status_code == 200, address
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "/../pyproject.toml",
+        "/%2e%2e/pyproject.toml",
+        "/..%2fpyproject.toml",
+        "/docs/../../pyproject.toml",
+        "/.env",
+        "//etc/passwd",
+        "/index.html%00.js",
+    ],
+)
+async def test_nothing_beside_the_folder_is_served(start_api: StartApi, address: str) -> None:
+    client = await start_api(open=(), sockets=True)
+    answer = await client.get(address)
+    assert answer.status_code in {400, 404}
+
+
+def test_hidden_files_and_links_have_no_address(tmp_path: Path) -> None:
+    (tmp_path / ".hidden").write_text("x")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "config").write_text("x")
+    (tmp_path / "index.html").write_text("x")
+    (tmp_path / "out").symlink_to("/etc/passwd")
+    assert set(find_files(tmp_path)) == {"/", "/index.html"}
+
+
+async def test_the_page_learns_where_the_live_updates_are(start_api: StartApi) -> None:
+    client = await start_api(open=(), boards="main,weekly", ws_public_url="ws://127.0.0.1:1/ws")
+    known = (await client.get("/config.json")).json()
+    assert known["ws"] == "ws://127.0.0.1:1/ws"
+    assert known["boards"] == ["main", "weekly"]
+
+
+async def test_the_document_and_the_problems_are_served(start_api: StartApi) -> None:
+    client = await start_api(open=())
+    document = (await client.get("/openapi.json")).json()
+    assert document["openapi"].startswith("3.1")
+    problem = (await client.get("/nowhere")).json()
+    page = await client.get(problem["type"])
+    assert page.status_code == 200
+    assert "There is nothing here" in page.text
+    assert (await client.get("/docs/problems")).text.count("<h2") > 15
+    assert (await client.get("/docs/problems/none")).status_code == 404
+
+
+async def test_names_are_added_where_they_are_known(
+    start_api: StartApi, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await start_api(database_url=database_url)
+    for user in ("alice", "bob"):
+        await client.update(user, "win:1")
+    plain = await client.get(LEADERBOARD_PATH)
+    assert all("name" not in row for row in plain.json()["leaderboard"])
+
+    def rename(name: str) -> None:
+        with psycopg.connect(database_url) as connection:
+            connection.execute(
+                "INSERT INTO users (id, external_id, name) VALUES (%s, 'alice', %s)"
+                " ON CONFLICT (external_id) DO UPDATE SET name = excluded.name",
+                (user_uuid("alice"), name),
+            )
+
+    rename("Alice")
+    named = await client.get(LEADERBOARD_PATH, params={"names": "true"})
+    assert [row.get("name") for row in named.json()["leaderboard"]] == ["Alice", None]
+    rename("Alice the Great")
+    tag = named.headers["etag"]
+    kept = await client.get(
+        LEADERBOARD_PATH, params={"names": "true"}, headers={"If-None-Match": tag}
+    )
+    assert kept.status_code == 304  # remembered for a minute
+    monkeypatch.setattr(names, "FRESH_S", 0.0)
+    client.api._names._known.clear()
+    fresh = await client.get(
+        LEADERBOARD_PATH, params={"names": "true"}, headers={"If-None-Match": tag}
+    )
+    assert fresh.json()["leaderboard"][0]["name"] == "Alice the Great"
+
+
+async def test_without_a_database_no_name_is_known(start_api: StartApi) -> None:
+    client = await start_api()
+    await client.update()
+    answer = await client.get(LEADERBOARD_PATH, params={"names": "true"})
+    assert answer.json()["leaderboard"] == [{"rank": 1, "userId": "alice", "score": 10}]

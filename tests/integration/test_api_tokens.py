@@ -1,0 +1,238 @@
+"""Who is turned away over HTTP, with which words; and an issuer's keys that come by URL."""
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+
+from scoreboard import key_set
+from scoreboard.auth import Verifier
+from scoreboard.errors import KeysUnavailable, Unauthenticated
+from scoreboard.settings import Settings, load
+from tests.support.api import LEADERBOARD_PATH, ApiClient, StartApi
+from tests.support.eventually import eventually_async
+from tests.support.tokens import ISSUER, KeyPair, MakeToken
+
+Forge = Callable[[MakeToken, KeyPair], str]
+
+
+def part(value: object) -> str:
+    return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
+
+
+def with_alg_none(make_token: MakeToken, _: KeyPair) -> str:
+    return f"{part({'alg': 'none', 'kid': 'test-rsa'})}.{make_token().split('.')[1]}."
+
+
+def with_the_public_key_as_secret(make_token: MakeToken, rsa_key: KeyPair) -> str:
+    import hashlib
+    import hmac
+
+    public = rsa_key.private.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    signed = f"{part({'alg': 'HS256', 'kid': 'test-rsa'})}.{make_token().split('.')[1]}"
+    signature = hmac.new(public, signed.encode(), hashlib.sha256).digest()
+    return f"{signed}.{base64.urlsafe_b64encode(signature).rstrip(b'=').decode()}"
+
+
+FORGED: dict[str, Forge] = {
+    "alg none": with_alg_none,
+    "public key as secret": with_the_public_key_as_secret,
+    "wrong audience": lambda make, _: make(aud="another"),
+    "wrong issuer": lambda make, _: make(iss="https://evil.test/"),
+    "expired": lambda make, _: make(exp=int(time.time()) - 60),
+    "not yet valid": lambda make, _: make(nbf=int(time.time()) + 600),
+    "no subject": lambda make, _: make(sub=None),
+    "unknown key": lambda make, _: make(headers={"kid": "who"}),
+    "20 KB": lambda make, _: make(filler="x" * 15_000),
+    "changed": lambda make, _: make()[:-8] + "AAAAAAAA",
+    "garbage": lambda _make, _: "not.a.token",
+    "empty": lambda _make, _: "",
+}
+
+
+@pytest.mark.parametrize("name", list(FORGED))
+async def test_a_token_that_does_not_verify_is_401(
+    start_api: StartApi, make_token: MakeToken, rsa_key: KeyPair, name: str
+) -> None:
+    client = await start_api()
+    token = FORGED[name](make_token, rsa_key)
+    answer = await client.update(headers={"Authorization": f"Bearer {token}"})
+    assert answer.status_code == 401
+    assert answer.json()["type"] == "/docs/problems/unauthenticated"
+    assert answer.headers["www-authenticate"].startswith('Bearer realm="scoreboard"')
+    assert (token[-20:] not in answer.text) or not token
+    assert (await client.get(LEADERBOARD_PATH)).json()["total"] == 0
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Basic YWxpY2U6c2VjcmV0"},
+        {"X-Consumer-Username": "alice", "X-Credential-Identifier": "alice"},
+        {"X-Authenticated-Userid": "alice", "X-Authenticated-Scope": "update:score"},
+        {"X-User-Id": "alice", "X-Forwarded-User": "alice"},
+    ],
+)
+async def test_what_a_gateway_says_is_no_token(
+    start_api: StartApi, headers: dict[str, str]
+) -> None:
+    client = await start_api()
+    assert (await client.update(headers=headers)).status_code == 401
+
+
+async def test_the_scheme_is_read_in_any_case(start_api: StartApi) -> None:
+    client = await start_api()
+    token = client.bearer("alice")["Authorization"].removeprefix("Bearer ")
+    for scheme in ("bearer", "BEARER"):
+        headers = {"Authorization": f"{scheme} {token}"}
+        assert (await client.update(headers=headers)).status_code == 200
+
+
+class KeyServer:
+    """An issuer's key set on a port of its own; counts what it is asked."""
+
+    def __init__(self, document: Any) -> None:
+        self.body = json.dumps(document).encode()
+        self.status = "200 OK"
+        self.extra = ""
+        self.asked = 0
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/jwks.json"
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        self.asked += 1
+        head = f"HTTP/1.1 {self.status}\r\nContent-Length: {len(self.body)}\r\n{self.extra}\r\n"
+        writer.write(head.encode() + self.body)
+        writer.close()
+
+
+@asynccontextmanager
+async def serving(document: Any) -> AsyncIterator[KeyServer]:
+    keys = KeyServer(document)
+    server = await asyncio.start_server(keys.serve, "127.0.0.1", 0)
+    keys.port = server.sockets[0].getsockname()[1]
+    async with server:
+        yield keys
+
+
+def settings_for(url: str) -> Settings:
+    return load(
+        {
+            "REDIS_URL": "redis://nowhere",
+            "SCOREBOARD_JWKS_URL": url,
+            "SCOREBOARD_ISSUER": ISSUER,
+        }
+    )
+
+
+async def test_keys_come_by_url_and_are_asked_for_once(
+    jwks: dict[str, Any], make_token: MakeToken
+) -> None:
+    async with serving(jwks) as keys:
+        verifier = Verifier(settings_for(keys.url))
+        callers = await asyncio.gather(*(verifier.verify(make_token(f"u{n}")) for n in range(5)))
+        assert [caller.subject for caller in callers] == [f"u{n}" for n in range(5)]
+        assert keys.asked == 1
+
+
+async def test_an_unknown_kid_makes_it_ask_again_but_not_at_strangers_will(
+    jwks: dict[str, Any], make_token: MakeToken, ec_key: KeyPair, rsa_key: KeyPair
+) -> None:
+    async with serving({"keys": [rsa_key.jwk]}) as keys:
+        verifier = Verifier(settings_for(keys.url))
+        running = asyncio.ensure_future(verifier.run())
+        try:
+            await eventually_async(lambda: verifier.is_ready)
+            keys.body = json.dumps(jwks).encode()
+            assert await verifier.verify(make_token(key=ec_key))  # the issuer's new key
+            for _ in range(10):
+                with pytest.raises(Unauthenticated):
+                    await verifier.verify(make_token(headers={"kid": "who"}))
+            assert keys.asked == 2
+        finally:
+            running.cancel()
+
+
+@pytest.mark.parametrize("trouble", ["gone", "500", "redirect", "huge", "empty", "two of a kid"])
+async def test_the_last_good_keys_hold_while_the_issuer_is_in_trouble(
+    monkeypatch: pytest.MonkeyPatch,
+    jwks: dict[str, Any],
+    make_token: MakeToken,
+    rsa_key: KeyPair,
+    trouble: str,
+) -> None:
+    monkeypatch.setattr(key_set.UrlSource, "check_s", 0.05)
+    async with serving(jwks) as keys:
+        verifier = Verifier(settings_for(keys.url))
+        running = asyncio.ensure_future(verifier.run())
+        try:
+            await eventually_async(lambda: verifier.is_ready)
+            match trouble:
+                case "gone":
+                    keys.body, keys.status = b"", ""
+                case "500":
+                    keys.status = "500 Oops"
+                case "redirect":
+                    keys.status, keys.extra = "302 Found", f"Location: {keys.url}\r\n"
+                case "huge":
+                    keys.body += b" " * key_set.DOCUMENT_BYTES_MAX
+                case "empty":
+                    keys.body = b'{"keys": []}'
+                case _:
+                    keys.body = json.dumps({"keys": [rsa_key.jwk, rsa_key.jwk]}).encode()
+            asked = keys.asked
+            await eventually_async(lambda: keys.asked > asked + 1)
+            assert (await verifier.verify(make_token("late"))).subject == "late"
+        finally:
+            running.cancel()
+
+
+async def test_keys_too_old_are_trusted_no_longer(
+    monkeypatch: pytest.MonkeyPatch, jwks: dict[str, Any], make_token: MakeToken
+) -> None:
+    async with serving(jwks) as keys:
+        verifier = Verifier(settings_for(keys.url))
+        token = make_token()
+        await verifier.verify(token)
+        keys.status = "500 Oops"
+        monkeypatch.setattr(key_set, "KEPT_S", -1.0)
+        with pytest.raises(KeysUnavailable):
+            await verifier.verify(make_token("another"))
+        assert verifier.remembered(token) is None
+
+
+def test_only_keys_that_may_verify_are_taken(rsa_key: KeyPair, ec_key: KeyPair) -> None:
+    good = [rsa_key.jwk, ec_key.jwk]
+    odd = [
+        {"kty": "oct", "k": "c2VjcmV0", "kid": "shared", "alg": "HS256"},
+        rsa_key.jwk | {"kid": "enc", "use": "enc"},
+        rsa_key.jwk | {"kid": "ps", "alg": "PS256"},
+        rsa_key.jwk | {"kid": "sign-only", "key_ops": ["sign"]},
+        {name: value for name, value in rsa_key.jwk.items() if name != "kid"},
+        ec_key.jwk | {"kid": "curve", "crv": "P-384"},
+        "no key at all",
+    ]
+    document = json.dumps({"keys": [*good, *odd]}).encode()
+    assert set(key_set.parse_keys(document)) == {"test-rsa", "test-ec"}
+
+
+async def test_a_private_board_is_read_with_a_token_only(start_api: StartApi) -> None:
+    from scoreboard.model import Board
+
+    client: ApiClient = await start_api(open=(Board(is_public=False),))
+    assert (await client.get(LEADERBOARD_PATH)).status_code == 401
+    good = client.bearer("viewer", "read:leaderboard")
+    assert (await client.get(LEADERBOARD_PATH, headers=good)).status_code == 200
