@@ -41,6 +41,9 @@ class History:
     violations: list[str] = field(default_factory=list)
     calls: int = 0
     unknown: int = 0
+    is_rewound: bool = False
+    """Between a Redis that came back older and its repair a repeat may count there as new: I5 is
+    suspended, and the ledger alone decides (docs/reliability.md)."""
 
     @property
     def acknowledged(self) -> int:
@@ -110,6 +113,8 @@ class Client:
     def _acknowledge(self, told: Told, user: str, action: str, answer: Answer) -> None:
         reply = json.loads(answer.body)
         self._note("ok", user, action, reply["newScore"])
+        if self._history.is_rewound and told.new_score is not None:
+            return
         told.fresh += not reply["replayed"]
         if told.fresh > 1:
             self._violate(f"I5: {user} {action} counted as new twice")

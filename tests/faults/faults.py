@@ -16,9 +16,11 @@ from scoreboard.keys import GROUP, PartitionKeys
 from scoreboard.model import Partition
 from tests.faults.checks import drain
 from tests.faults.stack import SERVICES, Stack
+from tests.support.eventually import eventually_async
 from tests.support.proxy import TO_SERVER
 
-KEYS = PartitionKeys(Partition("main"))
+MAIN = Partition("main")
+KEYS = PartitionKeys(MAIN)
 Inflict = Callable[[Stack, random.Random], Awaitable[None]]
 
 
@@ -282,10 +284,25 @@ async def redis_rewound(stack: Stack, chance: random.Random) -> None:
     await stack.load.at_rest()
     await drain(stack)
     async with stack.live() as live:
-        stack.rewound_epochs.add((await live.state(Partition("main"))).epoch)
-    await asyncio.to_thread(stack.valkey.kill)
-    await asyncio.to_thread(stack.restore_redis_files, older)
-    await asyncio.to_thread(stack.valkey.start)
+        epoch = (await live.state(MAIN)).epoch
+        stack.rewound_epochs.add(epoch)
+        stack.signal("flusher", signal.SIGSTOP)  # or it would fence before anyone acted
+        await asyncio.to_thread(stack.valkey.kill)
+        await asyncio.to_thread(stack.restore_redis_files, older)
+        await asyncio.to_thread(stack.valkey.start)
+        stack.load.history.is_rewound = True
+        stack.load.resume()
+        await asyncio.sleep(chance.uniform(0.3, 0.6))
+        stack.signal("flusher", signal.SIGCONT)
+
+        async def is_mended() -> bool:
+            state = await live.state(MAIN)
+            return state.epoch > epoch and state.is_open
+
+        await eventually_async(is_mended, within_s=30)
+    stack.load.pause()
+    await stack.load.at_rest()
+    stack.load.history.is_rewound = False
 
 
 @fault()
