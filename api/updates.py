@@ -78,7 +78,7 @@ class Updates:
                 raise Forbidden(
                     f"Leave out points: stating them needs the scope {UPDATE_ANY}", scope=UPDATE_ANY
                 )
-        board = board or self._default_board
+        board = self._default_board if board is None else board
         if board not in self._boards:
             raise UnknownBoard(f"There is no board of that name; {self._default_board} is one")
         points = (

@@ -15,6 +15,7 @@ pytest_plugins = [
     "tests.support.tokens",
     "tests.support.proxy",
     "tests.support.api",
+    "tests.support.api_process",
     "tests.support.viewer",
     "tests.support.browser",
     "tests.support.system",

@@ -1,0 +1,174 @@
+"""`python -m api` as a program: workers, signals, mistakes in its settings, what it logs."""
+
+import asyncio
+import os
+import signal
+import socket
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.api import UPDATE_PATH, open_boards
+from tests.support.api_process import RunApi, client_of, free_port
+from tests.support.eventually import eventually
+from tests.support.tokens import MakeToken
+
+
+def body(action: str) -> dict[str, str]:
+    return {"userId": "alice", "actionId": action}
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that a process has started, and they in turn."""
+    children: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        children += map(int, (task / "children").read_text(encoding="utf-8").split())
+    return children
+
+
+async def test_one_action_over_four_workers_counts_once(
+    run_api: RunApi, redis_url: str, make_token: MakeToken
+) -> None:
+    await open_boards(redis_url)
+    metrics_port = free_port()
+    api = run_api(api_workers=4, api_metrics_port=metrics_port)
+    headers = {"Authorization": f"Bearer {make_token('alice')}"}
+
+    async def send() -> httpx.Response:
+        # A connection each, so that the kernel spreads them over the workers.
+        async with httpx.AsyncClient(trust_env=False, timeout=20) as client:
+            return await client.post(api.url + UPDATE_PATH, json=body("win:1"), headers=headers)
+
+    answers = await asyncio.gather(*(send() for _ in range(50)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert {answer.json()["newScore"] for answer in answers} == {10}
+    assert [answer.json()["replayed"] for answer in answers].count(False) == 1
+    with client_of(api) as client:
+        assert client.get("/api/scores/users/alice").json()["score"] == 10
+
+    async with httpx.AsyncClient(trust_env=False) as client:
+        metrics = (await client.get(f"http://127.0.0.1:{metrics_port}/metrics")).text
+    counted = [line for line in metrics.splitlines() if "score_updates_total{" in line]
+    assert sum(float(line.rpartition(" ")[2]) for line in counted) == 50
+    busy = {line.split('worker="')[1][0] for line in counted if not line.endswith(" 0.0")}
+    assert len(busy) > 1
+
+    workers = descendants(api.process.pid)
+    assert len(workers) == 4
+    os.kill(workers[0], signal.SIGKILL)
+    eventually(lambda: len(api.lines("worker_started")) == 5, within_s=30)
+    assert api.stop() == 0
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+
+
+async def test_workers_do_not_outlive_a_killed_keeper(run_api: RunApi, redis_url: str) -> None:
+    await open_boards(redis_url)
+    api = run_api(api_workers=2)
+    workers = descendants(api.process.pid)
+    api.stop(signal.SIGKILL)
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), within_s=10)
+
+
+async def test_a_second_signal_ends_it_at_once(
+    run_api: RunApi, redis_url: str, make_token: MakeToken
+) -> None:
+    await open_boards(redis_url)
+    api = run_api(drain_s=30, body_timeout_s=30)
+    with socket.create_connection(("127.0.0.1", api.port)) as held:
+        head = (
+            f"POST {UPDATE_PATH} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+            f"Authorization: Bearer {make_token('alice')}\r\nContent-Length: 50\r\n\r\n"
+        )
+        held.sendall(head.encode())
+        with client_of(api) as client:
+            client.get("/health/live")
+        api.process.send_signal(signal.SIGTERM)
+        eventually(lambda: "Shutting down" in api.output)
+        assert api.process.poll() is None
+        api.process.send_signal(signal.SIGTERM)
+        assert api.process.wait(5) == 75
+
+
+async def test_a_stop_is_clean_and_quick(run_api: RunApi, redis_url: str) -> None:
+    await open_boards(redis_url)
+    api = run_api()
+    with client_of(api) as client:
+        assert client.get("/health/ready").status_code == 200
+        assert api.stop(signal.SIGINT, within_s=6) == 0
+    assert "Traceback" not in api.output
+    assert not api.lines("process_crashed")
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"REDIS_URL": ""}, "REDIS_URL"),
+        ({"SCOREBOARD_API_PORT": "many"}, "SCOREBOARD_API_PORT"),
+        ({"SCOREBOARD_ISSUER": ""}, "SCOREBOARD_ISSUER"),
+        ({"SCOREBOARD_JWKS_FILE": ""}, "SCOREBOARD_JWKS_FILE"),
+        ({"SCOREBOARD_NO_SUCH": "1"}, "SCOREBOARD_NO_SUCH"),
+        ({"SCOREBOARD_API_HOST": "203.0.113.1"}, "SCOREBOARD_API_HOST"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_that_names_it(
+    run_api: RunApi, changes: dict[str, str], named: str
+) -> None:
+    api = run_api(wait=False, environ=changes)
+    assert api.process.wait(20) == 1
+    [line] = api.output.splitlines()
+    assert line.startswith("scoreboard: ")
+    assert named in line
+
+
+@pytest.mark.parametrize("setting", ["api_port", "api_metrics_port"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_port_in_use_is_one_line(run_api: RunApi, setting: str, workers: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        api = run_api(wait=False, api_workers=workers, **{setting: port})
+        assert api.process.wait(20) == 1
+    [line] = api.output.splitlines()
+    assert str(port) in line
+
+
+async def test_no_token_reaches_the_log_and_refusals_do(
+    run_api: RunApi, redis_url: str, make_token: MakeToken
+) -> None:
+    await open_boards(redis_url)
+    api = run_api(log_level="debug")
+    good, bad = make_token("alice"), make_token("alice", aud="another")
+    with client_of(api) as client:
+        for token in (good, bad):
+            headers = {"Authorization": f"Bearer {token}", "X-Request-Id": f"id-{token[-8:]}"}
+            client.post(UPDATE_PATH, json=body("win:1"), headers=headers)
+    eventually(lambda: api.lines("request_served"))
+    api.stop()
+    for token in (good, bad):
+        assert token not in api.output
+        assert token.split(".")[1] not in api.output
+    [line] = [row for row in api.lines("request_served") if row["scoreboard.status"] == 401]
+    assert line["http.request.id"] == f"id-{bad[-8:]}"
+    assert line["scoreboard.route"] == UPDATE_PATH
+    assert line["scoreboard.code"] == "unauthenticated"
+    assert "win:1" not in api.output
+
+
+async def test_an_unsafe_redis_is_refused_by_name(
+    run_api: RunApi, redis_url: str, own_valkey: object
+) -> None:
+    import redis
+
+    from tests.support.servers import EmbeddedValkey
+
+    server: EmbeddedValkey = own_valkey()  # type: ignore[operator]
+    with redis.Redis.from_url(server.url) as admin:
+        admin.config_set("appendfsync", "everysec")
+    api = run_api(wait=False, environ={"REDIS_URL": server.url})
+    assert api.process.wait(20) == 1
+    [line] = api.lines("process_failed")
+    assert "appendfsync is everysec" in line["scoreboard.reason"]
+    vouched = run_api(environ={"REDIS_URL": server.url}, unsafe_redis="true")
+    with client_of(vouched) as client:
+        answer = client.get("/health/ready")
+    assert answer.json()["checks"]["durability"]["state"] == "vouched"
