@@ -313,7 +313,6 @@ class Lane:
             partition=str(self.partition),
             expected=gap.expected,
             found=gap.found,
-            runbook="docs/operations.md",
         )
         if (await self._live.state(self.partition)).is_open:
             await self._live.fence(self.partition, GAP_FENCE)

@@ -5,13 +5,15 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 import redis
 
-from flusher.lane import Condition
+from cli.embedded import EmbeddedPostgres, EmbeddedValkey
 from flusher.quarantine import restore
 from flusher.recovery import GAP_FENCE, REWIND_FENCE
 from flusher.service import Flusher
+from flusher.status import Condition
 from scoreboard.errors import Busy, Fenced
 from scoreboard.keys import GROUP
 from scoreboard.migrations import migrate
@@ -187,7 +189,7 @@ async def test_terminated_sessions_and_lock_waits_are_waited_out(settings: Setti
 
 
 async def test_a_commit_whose_answer_is_lost_counts_once(
-    settings: Settings, make_proxy: MakeProxy, postgres_server: object
+    settings: Settings, make_proxy: MakeProxy, postgres_server: EmbeddedPostgres
 ) -> None:
     proxy = await make_proxy(postgres_server.port)
     through = settings_for(
@@ -250,6 +252,47 @@ async def test_a_redis_that_restarts_is_followed_on(
         await drained(settings)
 
     check_books(settings, told(actions))
+
+
+async def test_servers_that_accept_and_say_nothing_are_given_up_and_found_again(
+    settings: Settings,
+    make_proxy: MakeProxy,
+    postgres_server: EmbeddedPostgres,
+    valkey_server: EmbeddedValkey,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("flusher.session.QUICK_LIMIT_S", 0.5)
+    monkeypatch.setattr("flusher.writer.TRANSACTION_LIMIT_S", 0.5)
+    monkeypatch.setattr("psycopg.AsyncConnection.cancel_safe", gives_up_at_once)
+    database = await make_proxy(postgres_server.port)
+    valkey = await make_proxy(valkey_server.port)
+    through = settings_for(
+        valkey.through(settings.redis_url.reveal()),
+        database.through(settings.database_url.reveal()),
+        redis_timeout_s=0.5,
+    )
+    await make_board(settings)
+    actions = some(60)
+
+    async with flushing(through) as flusher:
+        await becomes(flusher, Condition.FLUSHING)
+        valkey.freeze()
+        await act(settings, *actions[:30])
+        await becomes(flusher, Condition.REDIS_AWAY)
+        await valkey.restore()
+        await drained(settings)
+        database.freeze()
+        await act(settings, *actions[30:])
+        await becomes(flusher, Condition.DATABASE_AWAY, within_s=20)
+        await database.restore()
+        await drained(settings)
+
+    check_books(settings, told(actions))
+
+
+async def gives_up_at_once(*_: object, **__: object) -> None:
+    """The driver's cancelling of a silent server takes its own ten seconds; not here."""
+    raise psycopg.errors.CancellationTimeout
 
 
 async def test_a_zombie_that_wakes_up_does_no_harm(settings: Settings, tmp_path: Path) -> None:
