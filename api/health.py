@@ -22,7 +22,7 @@ from scoreboard.catalogue import Catalogue
 from scoreboard.errors import NotFound, ScoreboardError
 from scoreboard.live import Live
 from scoreboard.postgres import Connection
-from scoreboard.redis_client import check_durability
+from scoreboard.redis_client import check_durability, replicas_needed
 from scoreboard.settings import Settings
 from scoreboard.telemetry import REDIS_DURABLE, get_logger
 
@@ -75,6 +75,7 @@ class Health:
         self._client = client
         self._live = live
         self._is_vouched = settings.unsafe_redis
+        self._replicas = replicas_needed(settings)
         self._verifier = verifier
         self._catalogue = catalogue
         self._pool = pool
@@ -113,7 +114,7 @@ class Health:
         return UP
 
     async def _ask_durability(self) -> Check:
-        found = await check_durability(self._client)
+        found = await check_durability(self._client, replicas=self._replicas)
         REDIS_DURABLE.set(1 if found.is_safe else 0)
         if found.is_safe:
             return Check("safe")

@@ -17,7 +17,7 @@ from scoreboard import settings as settings_module
 from scoreboard.errors import ScoreboardError
 from scoreboard.key_set import parse_keys, source_of
 from scoreboard.model import Partition
-from scoreboard.redis_client import check_durability, make_client
+from scoreboard.redis_client import check_durability, make_client, replicas_needed
 from scoreboard.settings import Secret, Settings, describe
 
 STARS: Final = "***"
@@ -127,7 +127,8 @@ async def _check(settings: Settings) -> list[Check]:
 async def _check_redis(settings: Settings) -> list[Check]:
     client = make_client(settings, name="check")
     try:
-        problems = (await check_durability(client)).problems
+        found = await check_durability(client, replicas=replicas_needed(settings))
+        problems = found.problems
     except ScoreboardError as error:
         return [Check("redis", error.detail)]
     finally:

@@ -18,6 +18,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from scoreboard.errors import (
     ActionConflict,
@@ -29,7 +30,7 @@ from scoreboard.errors import (
     ScoreOutOfRange,
     ScriptFailed,
 )
-from scoreboard.keys import PartitionKeys
+from scoreboard.keys import PULSE, PartitionKeys
 from scoreboard.lifecycle import raise_if_cancelled
 from scoreboard.model import (
     BATCH_MAX,
@@ -110,6 +111,16 @@ class Dispatcher:
         self._is_closing = False
         self._layouts: dict[str, Layout] = {}
         self._clock_offset_s = 0.0
+        # WAIT waits for this connection's last write. A replay writes nothing, and without the
+        # pulse before it WAIT would let pass what no replica has.
+        self._wait: list[Command] = (
+            [
+                ("INCR", PULSE),
+                ("WAIT", settings.replicas, settings.replica_timeout_ms),
+            ]
+            if settings.acknowledge == "replicated"
+            else []
+        )
 
     async def submit(self, board: str, action: Action) -> Receipt:
         """Apply one action, once ever, and give its lasting answer.
@@ -250,12 +261,22 @@ class Dispatcher:
         return ("EVALSHA", _SUBMIT.sha, len(names), *names, *args)
 
     async def _exchange(self, link: Link, calls: Sequence[_Call]) -> list[Any]:
-        """Send the calls as one write; give each one's reply or the error it answered with."""
+        """Send the calls as one write; give each one's reply or the error it answered with.
+
+        Raises RedisTimeoutError where too few replicas have what was written.
+        """
         began_s = time.perf_counter()
         try:
-            return await link.exchange([self._command(call) for call in calls])
+            replies = await link.exchange([self._command(call) for call in calls] + self._wait)
         finally:
             _CALL_SECONDS.observe(time.perf_counter() - began_s)
+        if self._wait:
+            *replies, pulse, copies = replies
+            # An error is no count: whatever it says, nobody vouches for a copy.
+            counts = isinstance(pulse, int) and isinstance(copies, int)
+            if not counts or copies < self._settings.replicas:
+                raise RedisTimeoutError("too few replicas have the batch")
+        return replies
 
     async def _conclude(
         self, link: Link, calls: Sequence[_Call], replies: Sequence[Any]

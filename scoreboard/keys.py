@@ -21,6 +21,10 @@ LIMIT_PREFIX: Final = "sb:limit"
 """Prefix of the api's own rate-limit counters (only with SCOREBOARD_RATE_LIMIT=app)."""
 
 
+PULSE: Final = "sb:pulse"
+"""Counter that the dispatcher raises before it waits for replicas (docs/decisions/0006)."""
+
+
 class PartitionKeys:
     """The keys of one partition."""
 

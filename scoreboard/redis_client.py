@@ -156,6 +156,15 @@ def make_connection(settings: Settings, *, name: str) -> AbstractConnection:
     return pool.make_connection()
 
 
+MIN_REPLICAS: Final = "min-replicas-to-write"
+"""Without it a primary that was cut off would go on accepting what no replica will ever have."""
+
+
+def replicas_needed(settings: Settings) -> int:
+    """Give how many replicas must have an update before it is answered."""
+    return settings.replicas if settings.acknowledge == "replicated" else 0
+
+
 class Durability(Struct, frozen=True):
     """What a Redis promises: ``problems`` is empty when nothing acknowledged can be lost."""
 
@@ -168,8 +177,10 @@ class Durability(Struct, frozen=True):
         return not self.problems
 
 
-async def check_durability(client: aioredis.Redis) -> Durability:
+async def check_durability(client: aioredis.Redis, *, replicas: int = 0) -> Durability:
     """Compare the server's settings with what the promise needs.
+
+    ``replicas`` is how many must have an update before it is answered (settings.acknowledge).
 
     Raises RedisUnavailable if the server cannot be asked. A server that hides CONFIG (managed
     ones do) has that as its problem: SCOREBOARD_UNSAFE_REDIS vouches for it.
@@ -180,7 +191,7 @@ async def check_durability(client: aioredis.Redis) -> Durability:
         replication: Mapping[str, Any] = await client.info("replication")
         persistence: Mapping[str, Any] = await client.info("persistence")
         try:
-            config: Mapping[Any, Any] | None = await client.config_get(*REQUIRED)
+            config: Mapping[Any, Any] | None = await client.config_get(*REQUIRED, MIN_REPLICAS)
         except ResponseError:
             config = None
     except (*LOST, RedisError) as error:
@@ -193,6 +204,10 @@ async def check_durability(client: aioredis.Redis) -> Durability:
             for name, wanted in REQUIRED.items()
             if config.get(name) != wanted
         ]
+        if int(config.get(MIN_REPLICAS) or 0) < replicas:
+            problems.append(f"{MIN_REPLICAS} is {config.get(MIN_REPLICAS)}, must be {replicas}")
+    if int(replication.get("connected_slaves", 0)) < replicas:
+        problems.append(f"{replication.get('connected_slaves')} replicas, must be {replicas}")
     if replication.get("role") != "master":
         problems.append(f"role is {replication.get('role')}, must be master")
     if int(persistence.get("loading", 0)):
@@ -207,7 +222,7 @@ async def require_durability(client: aioredis.Redis, settings: Settings) -> Dura
 
     Raises UnsafeRedis with every problem named, RedisUnavailable if it cannot be asked.
     """
-    found = await check_durability(client)
+    found = await check_durability(client, replicas=replicas_needed(settings))
     if found.problems and not settings.unsafe_redis:
         raise UnsafeRedis(
             f"Redis may lose acknowledged actions: {'; '.join(found.problems)}. "

@@ -194,12 +194,18 @@ class Settings(Struct, frozen=True, kw_only=True):
         _about("Run on a Redis that may lose acknowledged actions (or that hides its settings)"),
     ] = False
     acknowledge: Annotated[
-        Literal["fsync", "committed"],
+        Literal["fsync", "replicated", "committed"],
         _about(
-            "When an update is answered: once it is on Redis's disk (fsync), or once PostgreSQL "
-            "has committed it too (committed)"
+            "When an update is answered: once it is on Redis's disk (fsync), once a replica has it "
+            "too (replicated), or once PostgreSQL has committed it (committed)"
         ),
     ] = "fsync"
+    replicas: Annotated[
+        PositiveInt, _about("Replicas that must have an update before it is answered (replicated)")
+    ] = 1
+    replica_timeout_ms: Annotated[
+        PositiveInt, _about("Longest wait for them; then once more, then 503 and a repeat waits")
+    ] = 200
     commit_timeout_s: Annotated[
         Seconds, _about("Longest wait for that COMMIT; then 503, and a repeat waits again")
     ] = 3.0

@@ -1,0 +1,102 @@
+"""Answering only once a replica has the update (docs/decisions/0006)."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+import redis
+
+from cli.embedded import EmbeddedValkey
+from scoreboard.errors import OutcomeUnknown, UnsafeRedis
+from scoreboard.live import Live
+from scoreboard.model import Action, Receipt, unpack_score
+from scoreboard.redis_client import make_client, require_durability
+from scoreboard.settings import Secret, Settings
+from tests.integration.test_dispatcher import running
+from tests.support.boards import open_board
+from tests.support.eventually import eventually, eventually_async
+from tests.support.servers import OwnValkey
+
+
+@pytest.fixture
+def pair(own_valkey: OwnValkey) -> Iterator[tuple[EmbeddedValkey, EmbeddedValkey]]:
+    """A primary that refuses writes without its replica, and that replica, in step."""
+    primary = own_valkey(settings={"repl-diskless-sync-delay": "0"})
+    replica = own_valkey(
+        settings={"replicaof": f"127.0.0.1 {primary.port}", "masterauth": primary.password}
+    )
+    with redis.Redis.from_url(primary.url) as client:
+        eventually(lambda: client.info("replication")["connected_slaves"] == 1, within_s=20)
+        eventually(lambda: client.wait(1, 100) == 1, within_s=20)
+        client.config_set("min-replicas-to-write", 1)
+    yield primary, replica
+    if replica.pid is not None:
+        os.kill(replica.pid, signal.SIGCONT)
+
+
+def settings_for(server: EmbeddedValkey, *, timeout_ms: int = 2000) -> Settings:
+    return Settings(
+        redis_url=Secret(server.url), acknowledge="replicated", replica_timeout_ms=timeout_ms
+    )
+
+
+async def test_what_was_answered_is_on_the_replica(
+    pair: tuple[EmbeddedValkey, EmbeddedValkey],
+) -> None:
+    primary, replica = pair
+    settings = settings_for(primary)
+    client = make_client(settings, name="test")
+    await require_durability(client, settings)
+    await open_board(Live(client))
+    await client.aclose()
+
+    async with running(settings) as dispatcher:
+        await asyncio.gather(
+            *(dispatcher.submit("main", Action(f"user{n}", "1", n + 1)) for n in range(50))
+        )
+        await asyncio.to_thread(primary.kill)
+
+    with redis.Redis.from_url(replica.url, decode_responses=True) as survivor:
+        rows = survivor.zrange("sb:{main:0}:board", 0, -1, withscores=True)
+    assert {user: unpack_score(int(packed)) for user, packed in rows} == {
+        f"user{n}": n + 1 for n in range(50)
+    }
+
+
+async def test_a_replica_that_stands_still_makes_every_outcome_unknown_also_a_replays(
+    pair: tuple[EmbeddedValkey, EmbeddedValkey],
+) -> None:
+    primary, replica = pair
+    settings = settings_for(primary, timeout_ms=150)
+    client = make_client(settings, name="test")
+    await open_board(Live(client))
+    await client.aclose()
+    assert replica.pid is not None
+
+    async with running(settings) as dispatcher:
+        os.kill(replica.pid, signal.SIGSTOP)
+        for _ in range(2):  # the second time it is a replay, which writes nothing of its own
+            with pytest.raises(OutcomeUnknown):
+                await dispatcher.submit("main", Action("alice", "1", 5))
+        os.kill(replica.pid, signal.SIGCONT)
+
+        async def repeated() -> Receipt | None:
+            with suppress(OutcomeUnknown):
+                return await dispatcher.submit("main", Action("alice", "1", 5))
+            return None
+
+        receipt = await eventually_async(repeated, within_s=10)
+
+    assert (receipt.score, receipt.replayed) == (5, True)
+
+
+async def test_a_primary_that_would_go_on_alone_is_refused(own_valkey: OwnValkey) -> None:
+    settings = settings_for(own_valkey())
+    client = make_client(settings, name="test")
+
+    with pytest.raises(UnsafeRedis, match=r"min-replicas-to-write is 0, must be 1.*0 replicas"):
+        await require_durability(client, settings)
+    await client.aclose()
