@@ -54,6 +54,7 @@ def fill(database_url: str, *, users: int, actions: int) -> None:
         for statement in FILL:
             connection.execute(sql.SQL(statement).format(**sizes))
         connection.execute("VACUUM ANALYZE")
+        connection.execute("CHECKPOINT")  # its writing would go on into what is measured
 
 
 async def measure(settings: Settings) -> dict[str, float]:

@@ -1,0 +1,60 @@
+"""Operators at work while players go on: reseeds that are killed, verifications amid play."""
+
+import asyncio
+import subprocess
+import sys
+
+import pytest
+import redis
+
+from scoreboard.keys import PartitionKeys
+from scoreboard.model import Partition
+from tests.e2e.test_score import check_answers, check_stores, make_updates, play
+from tests.support.eventually import eventually
+from tests.support.system import System
+
+META = PartitionKeys(Partition("main")).meta
+
+
+def kill_a_reseed_that_has_fenced(system: System) -> None:
+    """Start a reseed and kill it as soon as it holds the board."""
+    with redis.Redis.from_url(system.valkey.url, decode_responses=True) as client:
+        before = client.hget(META, "fence")
+        reseed = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "cli", "-q", "reseed", "--force", "--yes"),
+                *("--data-dir", str(system.folder)),
+            ],
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            eventually(
+                lambda: (
+                    client.hget(META, "fence") not in {before, None} or reseed.poll() is not None
+                ),
+                within_s=20,
+                every_s=0.001,
+            )
+        finally:
+            reseed.kill()
+            reseed.wait()
+
+
+@pytest.mark.timeout(150)
+async def test_reseeds_amid_play_lose_and_double_nothing_also_when_they_are_killed(
+    system: System,
+) -> None:
+    updates = make_updates(count=1500, users=60, repeats=0.3)
+
+    async with asyncio.TaskGroup() as group:
+        playing = group.create_task(play(system, updates, at_once=8))
+        for _ in range(3):
+            await asyncio.to_thread(kill_a_reseed_that_has_fenced, system)
+        assert not playing.done()
+        done = await asyncio.to_thread(system.run, "reseed", "--force", "--yes")
+        assert done.returncode == 0, done.stderr
+        verified = await asyncio.to_thread(system.run, "verify", "--full")
+        assert verified.returncode == 0, verified.stdout
+
+    check_answers(playing.result(), updates)
+    check_stores(system, updates)
