@@ -71,8 +71,9 @@ class Stack:
     @property
     def append_only_file(self) -> Path:
         """The file that Redis appends to now."""
-        (file,) = self.valkey.folder.path.rglob("*.incr.aof")
-        return file
+        # appendonly.aof.<number>.incr.aof; a rewrite that was killed leaves the one before.
+        files = self.valkey.folder.path.rglob("*.incr.aof")
+        return max(files, key=lambda file: int(file.name.split(".")[-3]))
 
     def copy_redis_files(self) -> Path:
         """Keep what Redis has on disk now; nothing may be written meanwhile."""
