@@ -13,7 +13,7 @@ from typing import Any
 import boto3
 
 
-def seed(client: Any, documents: dict[str, dict[str, str]]) -> list[str]:
+def seed(client: Any, documents: dict[str, dict[str, str]]) -> list[str]:  # noqa: ANN401 (boto3 has no types)
     """Create each secret, or put a new version where it holds another value; name the changed."""
     changed = []
     for name, document in sorted(documents.items()):

@@ -1,6 +1,6 @@
 -- List actions whose score is not the one before plus their points, in the newest epoch of a partition.
--- Users with rejected actions are left out: there Redis went another way, and was corrected.
 -- Index: none, one pass over the ledger
+-- Users with rejected actions are left out: there Redis went another way, and was corrected.
 SELECT u.external_id, c.seq, c.before, c.delta, c.score_after
 FROM (
     SELECT user_id, seq, delta, score_after,

@@ -233,7 +233,7 @@ async def test_streams_take_no_place_among_the_requests(start_api: StartApi) -> 
     async with listening(client) as events:
         await events.next("leaderboard")
         assert (await client.get("/api/scores/leaderboard")).status_code == 200
-        await asyncio.sleep(0.6)  # twice the time a request may take
+        await asyncio.sleep(0.6)  # pace: twice the time a request may take
         await client.update("alice", "win:1")
 
         assert (await events.next("leaderboard"))["leaderboard"][0]["userId"] == "alice"
@@ -261,7 +261,7 @@ async def test_a_client_that_takes_nothing_is_hung_up_on_and_costs_little(
                     rows = tuple(Row(n, "u" * 120, sent) for n in range(1, 11))
                     feed.frame = feed.frame.__class__("main", 1, sent, 1, rows)  # type: ignore[union-attr]
                     stream.board_changed(feed, 0.0)
-                    await asyncio.sleep(0.002)
+                    await asyncio.sleep(0.002)  # pace: of the writes
 
             async with asyncio.timeout(10):
                 flooding = asyncio.ensure_future(flood())

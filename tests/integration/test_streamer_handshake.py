@@ -145,7 +145,7 @@ async def test_a_handshake_that_takes_too_long_is_dropped(start_streamer: StartS
     with suppress(OSError):
         for byte in request_bytes():
             await viewer.send(bytes([byte]))
-            await asyncio.sleep(0.05)  # the pace of the attack
+            await asyncio.sleep(0.05)  # pace: of the attack
 
     assert await viewer.eof() == b""
     assert time.monotonic() - began_s < 2.0

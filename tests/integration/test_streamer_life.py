@@ -237,7 +237,7 @@ async def test_a_killed_worker_is_replaced_and_its_viewers_come_back(
             try:
                 return (await join(program.port, 1))[0]
             except (OSError, Closed, TimeoutError):
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.05)  # pace: of the changes
 
     async with asyncio.timeout(30):
         returned = [one for one in await asyncio.gather(*map(stay, viewers)) if one is not None]
@@ -264,7 +264,7 @@ async def test_few_open_files_neither_end_it_nor_make_it_spin(start_program: Sta
         return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
 
     before_s = cpu_s()
-    await asyncio.sleep(1.0)  # the time over which it must not spin
+    await asyncio.sleep(1.0)  # pace: the time over which it must not spin
     assert cpu_s() - before_s < 0.5
     for viewer in viewers:
         viewer.close()
@@ -360,7 +360,7 @@ async def test_a_storm_of_reconnections_is_served_in_time(start_streamer: StartS
                     return
                 refused += 1
                 viewer.close()
-                await asyncio.sleep(random.uniform(0.1, 1.0))  # the back-off of the guide
+                await asyncio.sleep(random.uniform(0.1, 1.0))  # pace: the back-off of the guide
 
         async with asyncio.timeout(20):
             await asyncio.gather(*(come_back() for _ in range(200)))
@@ -407,7 +407,7 @@ async def test_a_loop_that_stood_still_judges_nobody_by_it(
     # The pings are out, the viewers on their way to answer, and then nothing moves: longer than a
     # pong may take.
     reading = [asyncio.ensure_future(read(viewer)) for viewer in viewers]
-    time.sleep(1.3)  # noqa: ASYNC251
+    time.sleep(1.3)  # pace: the loop stands still  # noqa: ASYNC251
     await asyncio.gather(*reading)
     answered_s = running.streamer.venue.clock()
     await eventually_async(lambda: running.streamer.venue.clock() > answered_s + 0.3)

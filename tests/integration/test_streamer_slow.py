@@ -47,7 +47,7 @@ class Show:
         async def run() -> None:
             while True:
                 self.next()
-                await asyncio.sleep(1 / per_s)
+                await asyncio.sleep(1 / per_s)  # pace: of the line
 
         async with asyncio.TaskGroup() as tasks:
             task = tasks.create_task(run())
@@ -206,7 +206,7 @@ async def test_a_thin_line_is_never_dropped_and_never_far_behind(
                 await answer(viewer, found.opcode, found.payload)
                 if found.opcode == 1 and found.message["seq"] in show.shown_at_s:
                     ages.append(loop.time() - show.shown_at_s[found.message["seq"]])
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # pace: of the sampling
 
         assert running.viewers == 1
         assert len(ages) >= 10
