@@ -77,7 +77,11 @@ def start_up(tmp_path: Path) -> Iterator[StartUp]:
     yield start
     for up in started:
         up.close()
-    eventually(lambda: not processes_of(tmp_path), within_s=SLOW_S)
+    try:
+        eventually(lambda: not processes_of(tmp_path), within_s=SLOW_S)
+    finally:
+        for left in processes_of(tmp_path):
+            os.kill(int(left.split()[0]), signal.SIGKILL)
 
 
 def raise_score(api: str, folder: Path, action: str) -> dict[str, Any]:

@@ -71,10 +71,10 @@ async def test_scores_come_back_in_the_order_in_which_they_were_reached(
 ) -> None:
     history = [
         Counted("carol", "a", 20, NOW_S - 9),
-        Counted("alice", "a", 30, NOW_S - 8),
+        Counted("zoe", "a", 30, NOW_S - 8),
         Counted("bob", "a", 10, NOW_S - 7),
         Counted("bob", "b", 20, NOW_S - 6),
-        Counted("zoe", "a", 30, NOW_S - 5),
+        Counted("alice", "a", 30, NOW_S - 5),
     ]
     write_history(database_url, history)
 
@@ -82,9 +82,9 @@ async def test_scores_come_back_in_the_order_in_which_they_were_reached(
 
     window = await live.leaderboard("main")
     assert [(row.user_id, row.score) for row in window.rows] == [
-        ("alice", 30),
-        ("bob", 30),
         ("zoe", 30),
+        ("bob", 30),
+        ("alice", 30),
         ("carol", 20),
     ]
     assert (window.epoch, window.seq) == (2, 5)
