@@ -20,6 +20,7 @@ from scoreboard import settings as settings_module
 from scoreboard.auth import LocalIssuer
 from scoreboard.errors import OperatorMistake
 from scoreboard.live import Live
+from scoreboard.local_issuer import JWKS_FILE
 from scoreboard.model import is_board_name
 from scoreboard.postgres import Connection, connect
 from scoreboard.redis_client import make_client
@@ -96,6 +97,9 @@ def settings_of(data_dir: Path) -> Settings:
     if note is not None:
         environ.setdefault("REDIS_URL", note.redis)
         environ.setdefault("DATABASE_URL", note.database)
+        keys = data_dir / ISSUER / JWKS_FILE
+        if keys.exists() and not environ.get("SCOREBOARD_JWKS_URL"):
+            environ.setdefault("SCOREBOARD_JWKS_FILE", str(keys))
     if not environ.get("REDIS_URL"):
         raise OperatorMistake(
             f"No scoreboard runs on {data_dir}: start `scoreboard up`, or set REDIS_URL "

@@ -110,6 +110,9 @@ def test_one_command_runs_everything_and_scores_outlive_it(start_up: StartUp) ->
     watched = run_command("board", "watch", "--count", "1", "--json", "--data-dir", str(up.folder))
     assert json.loads(watched.stdout)["board"] == "main"
 
+    checked = run_command("config", "check", "--data-dir", str(up.folder))
+    assert checked.returncode == 0, checked.stdout
+
     second = run_command("up", "--data-dir", str(up.folder), "--api-port", "0", "--ws-port", "0")
     assert second.returncode == 5
     assert len(second.stderr.splitlines()) == 1
