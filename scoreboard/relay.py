@@ -224,7 +224,6 @@ class Relay:
         _EPOCH.labels(feed.board).set(window.epoch)
         _SEQ.labels(feed.board).set(window.seq)
         if verdict is Verdict.NEWS:
-            watch.next_at_s = accepted_at_s + self._interval_s
             if had_frame and not was_told:
                 loop.call_later(LOST_AFTER_S, self._count_lost, watch, watch.messages)
             self._listener.board_changed(feed, watch.noticed_at_s)

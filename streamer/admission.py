@@ -62,13 +62,20 @@ class Admission:
         """Tell whether there are too many connections even to answer them."""
         return self.connections >= self.capacity + HANDSHAKES_EXTRA
 
+    def check_room(self) -> None:
+        """Let pass while there is room for one more viewer.
+
+        Raises Refusal.
+        """
+        if self.viewers >= self.capacity:
+            raise self._overloaded("This server has all the viewers it may hold")
+
     def take_address(self, address: str, now_s: float) -> None:
         """Count a new connection of an address.
 
         Raises Refusal when the process is full or too busy, or the address has its share.
         """
-        if self.viewers >= self.capacity:
-            raise self._overloaded("This server has all the viewers it may hold")
+        self.check_room()
         if not self._new.take(now_s):
             raise self._overloaded("Too many viewers connect at once")
         if self._addresses[address] >= self._per_address:

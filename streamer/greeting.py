@@ -226,12 +226,14 @@ class Greeting(asyncio.Protocol):
             # The library is stricter than streamer.handshake about the form of lists.
             self._refuse(refusal_of(Malformed("A header of the handshake cannot be read")))
             return
-        if caller is not None:
-            try:
+        try:
+            # Others may have come in while this one's token was checked.
+            venue.admission.check_room()
+            if caller is not None:
                 venue.admission.take_subject(caller.subject)
-            except Refusal as refusal:
-                self._refuse(refusal)
-                return
+        except Refusal as refusal:
+            self._refuse(refusal)
+            return
         protocol.send_response(response)
         metrics.HANDSHAKES.labels("accepted" if end is None else "expired").inc()
         viewer = Viewer(

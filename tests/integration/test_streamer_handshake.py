@@ -254,6 +254,34 @@ async def test_a_full_process_refuses_with_503(
     assert (await handshake(running.port)).status == 101
 
 
+async def test_a_process_that_filled_up_during_a_token_check_refuses_with_503(
+    start_streamer: StartStreamer,
+    connect: Connect,
+    make_token: MakeToken,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    running = await start_streamer(viewers=1)
+    checking, go_on = asyncio.Event(), asyncio.Event()
+    verify = running.streamer.verifier.verify
+
+    async def slow(token: str) -> Any:
+        checking.set()
+        await go_on.wait()
+        return await verify(token)
+
+    monkeypatch.setattr(running.streamer.verifier, "verify", slow)
+    late = await RawViewer.open(running.port)
+    await late.send(request_bytes(token=make_token()))
+    await checking.wait()
+    viewer = await connect(running.port)
+    go_on.set()
+
+    assert (await late.answer()).status == 503
+    for one in (late, viewer):
+        one.close()
+    await running.is_empty()
+
+
 async def test_one_address_may_have_its_share_and_no_more(
     start_streamer: StartStreamer, connect: Connect, handshake: Handshake
 ) -> None:

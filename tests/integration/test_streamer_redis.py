@@ -5,7 +5,6 @@ I8: two seconds after the last change every viewer shows Redis's top 10, and no 
 
 import asyncio
 from collections.abc import AsyncIterator
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -316,9 +315,7 @@ async def test_ten_thousand_messages_a_second_are_ten_frames_and_the_last_state(
 
     elapsed_s = loop.time() - began_s
     boards = [one for one in viewer.messages if one["type"] == "leaderboard"]
-    assert len(boards) <= 3 + elapsed_s * 10
-    built = [one["at"] for one in boards[1:]]
-    assert all(later - earlier >= 95 for earlier, later in pairwise(built))
+    assert len(boards) <= 2 + elapsed_s * 10
     assert board["leaderboard"][0]["userId"] == "ada"
 
 

@@ -368,17 +368,18 @@ async def start_streamer(redis_url: str, jwks_file: Path) -> AsyncIterator[Start
 
 Submit = Callable[..., Awaitable[int]]
 
+_numbers = itertools.count(1)  # no action of one test run repeats another
+
 
 @asynccontextmanager
 async def playing(settings: Settings) -> AsyncIterator[Submit]:
     """Give a submitter of actions, ``await submit("ada", 10)``, which answers their seq."""
     dispatcher = Dispatcher(settings)
-    numbers = itertools.count(1)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(dispatcher.run())
 
         async def submit(user: str, points: int, board: str = "main") -> int:
-            action = Action(user, f"win:{next(numbers)}", points)
+            action = Action(user, f"win:{next(_numbers)}", points)
             return (await dispatcher.submit(board, action)).seq
 
         try:

@@ -1,0 +1,1 @@
+"""What it costs to show a board to thousands: `make bench-ws`."""

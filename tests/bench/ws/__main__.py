@@ -1,0 +1,310 @@
+"""`make bench-ws`: what one board a tenth of a second costs per viewer, and how late it is.
+
+Ours, websockets' broadcast() and Litestar on uvicorn, one after the other in every run, each in a
+process of its own on the same relay and the same Valkey; the viewers are raw sockets in another
+process. Per size and server: processor time of the server per frame that arrived, memory per
+viewer, and milliseconds until a board is at a viewer that reads, from just before its update was
+sent (which includes the pace of ten boards a second) and from when it was built. Medians of the
+runs, with the least and the most. ``--check`` fails where a target is missed.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cli.embedded import EmbeddedValkey
+from scoreboard.live import Live
+from scoreboard.redis_client import make_client
+from scoreboard.settings import PREFIX, load
+from scoreboard.telemetry import setup_logging
+from tests.support.boards import open_board
+from tests.support.viewer import playing
+
+LEAST_S, MOST_S = 0.09, 0.11
+"""Between two changes: ten a second, at no steady beat that could march in step with the pace."""
+WARM_UP_S = 2.0
+SERVERS = ("ours", "broadcast", "litestar")
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+TICKS = os.sysconf("SC_CLK_TCK")
+TARGET_RATIO, TARGET_KB, TARGET_MS = 0.7, 8.0, 150.0
+
+Figures = dict[str, float]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def memory_kb(pid: int) -> float:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES / 1024
+
+
+def environment(redis_url: str, folder: Path, port: int) -> dict[str, str]:
+    kept = {name: text for name, text in os.environ.items() if not name.startswith(PREFIX)}
+    keys = folder / "jwks.json"
+    keys.write_text('{"keys": []}')
+    return kept | {
+        "REDIS_URL": redis_url,
+        "SCOREBOARD_ISSUER": "https://issuer.test/",
+        "SCOREBOARD_JWKS_FILE": str(keys),
+        "SCOREBOARD_WS_PORT": str(port),
+        "SCOREBOARD_WS_METRICS_PORT": "0",
+        "SCOREBOARD_VIEWERS_PER_ADDRESS": "100000",
+        "SCOREBOARD_NEW_VIEWERS_PER_SECOND": "100000",
+        "SCOREBOARD_NEW_VIEWERS_BURST": "100000",
+        "SCOREBOARD_DRAIN_S": "0.2",
+        "SCOREBOARD_LOG_LEVEL": "error",
+        # Stalled viewers stay for the whole of a run.
+        "SCOREBOARD_SLOW_VIEWER_S": "600",
+    }
+
+
+@contextmanager
+def serving(name: str, redis_url: str, folder: Path) -> Iterator[tuple[int, int]]:
+    """Run a server; give its port and pid once it answers."""
+    port = free_port()
+    words = (
+        ["-m", "streamer"]
+        if name == "ours"
+        else ["-m", "tests.bench.ws.contenders", name, str(port)]
+    )
+    server = subprocess.Popen(
+        [sys.executable, *words],
+        env=environment(redis_url, folder, port),
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        until_s = time.monotonic() + 30
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                assert server.poll() is None, f"{name} did not start"
+                assert time.monotonic() < until_s, f"{name} does not listen"
+                time.sleep(0.1)
+        time.sleep(0.5)
+        yield port, server.pid
+    finally:
+        server.kill()
+        server.wait()
+
+
+class CrowdProcess:
+    """Viewers in a process of their own."""
+
+    def __init__(self, port: int, viewers: int, stalled: int) -> None:
+        words = ["-m", "tests.bench.ws.crowd", str(port), str(viewers - stalled), str(stalled)]
+        self._process = subprocess.Popen(
+            [sys.executable, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self._line() == "ready"
+
+    def begin(self) -> None:
+        self._say("begin")
+
+    def end(self) -> list[tuple[int, float, float]]:
+        self._say("end")
+        seen = json.loads(self._line())
+        self._process.wait(30)
+        self.close()
+        return seen
+
+    def close(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None and not pipe.closed:
+                pipe.close()
+
+    def _say(self, word: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(word + "\n")
+        self._process.stdin.flush()
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+
+async def publish(redis_url: str, seconds: float) -> dict[int, float]:
+    """Change the top ten times a second; give when each change was sent, by seq."""
+    sent: dict[int, float] = {}
+    settings = load({"REDIS_URL": redis_url, "SCOREBOARD_ISSUER": "https://issuer.test/"})
+    async with playing(settings) as submit:
+        loop = asyncio.get_running_loop()
+        next_s = began_s = loop.time()
+        number = 0
+        while next_s - began_s < seconds:
+            number += 1
+            before_s = time.monotonic()
+            sent[await submit(f"player-{number % 10:0>28}", 10_000)] = before_s
+            next_s += random.uniform(LEAST_S, MOST_S)
+            await asyncio.sleep(max(0.0, next_s - loop.time()))
+    return sent
+
+
+async def open_main(redis_url: str) -> None:
+    client = make_client(load({"REDIS_URL": redis_url}), name="bench")
+    await client.flushall()
+    scores = [(f"player-{number:0>28}", 1000 - number) for number in range(10)]
+    await open_board(Live(client), scores=scores)
+    await client.aclose()
+
+
+def measure(name: str, redis_url: str, *, viewers: int, stalled: int, seconds: float) -> Figures:
+    """Run one server under one crowd."""
+    asyncio.run(open_main(redis_url))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serving(name, redis_url, Path(folder)) as (port, pid),
+    ):
+        alone_kb = memory_kb(pid)
+        crowd = CrowdProcess(port, viewers, stalled)
+        try:
+            asyncio.run(publish(redis_url, WARM_UP_S))
+            with_crowd_kb = memory_kb(pid)
+            crowd.begin()
+            before_s, began_s = cpu_s(pid), time.monotonic()
+            sent = asyncio.run(publish(redis_url, seconds))
+            time.sleep(0.5)
+            used_s, elapsed_s = cpu_s(pid) - before_s, time.monotonic() - began_s
+            seen = crowd.end()
+        finally:
+            crowd.close()
+    late_ms = sorted((at_s - sent[seq]) * 1000 for seq, at_s, _ in seen if seq in sent)
+    built_ms = sorted(one for _, _, one in seen)
+    assert late_ms, f"{name} delivered nothing"
+    boards = len({seq for seq, _, _ in seen})
+    return {
+        "cpu_us_per_frame": used_s / len(seen) * 1e6,
+        "cpu_share": used_s / elapsed_s,
+        "kb_per_viewer": (with_crowd_kb - alone_kb) / viewers,
+        "p50_ms": late_ms[len(late_ms) // 2],
+        "p99_ms": late_ms[len(late_ms) * 99 // 100],
+        "max_ms": late_ms[-1],
+        "built_p50_ms": built_ms[len(built_ms) // 2],
+        "built_p99_ms": built_ms[len(built_ms) * 99 // 100],
+        "boards_per_s": boards / elapsed_s,
+        "delivered": len(seen) / (boards * (viewers - stalled)),
+    }
+
+
+def middle(runs: list[Figures]) -> dict[str, tuple[float, float, float]]:
+    """Give median, least and most of each figure."""
+    return {
+        key: (
+            statistics.median(one[key] for one in runs),
+            min(one[key] for one in runs),
+            max(one[key] for one in runs),
+        )
+        for key in runs[0]
+    }
+
+
+def table(results: dict[str, dict[str, tuple[float, float, float]]]) -> str:
+    titles = "viewers, stalled|server|CPU µs/frame|KB/viewer|sent p50|sent p99|built p50|built p99"
+    columns = [*titles.split("|"), "boards/s"]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    for label, figures in results.items():
+        size, server = label.split("/")
+
+        def cell(key: str, digits: int, shown: Any = figures) -> str:
+            median, least, most = shown[key]
+            return f"{median:.{digits}f} ({least:.{digits}f}–{most:.{digits}f})"
+
+        lines.append(
+            f"| {size} | {server} | {cell('cpu_us_per_frame', 1)} | {cell('kb_per_viewer', 1)} | "
+            f"{cell('p50_ms', 0)} | {cell('p99_ms', 0)} | "
+            f"{cell('built_p50_ms', 0)} | {cell('built_p99_ms', 0)} | "
+            f"{figures['boards_per_s'][0]:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def misses(results: dict[str, dict[str, tuple[float, float, float]]]) -> list[str]:
+    """Name the targets that were missed."""
+    found = []
+    for label, figures in results.items():
+        size, server = label.split("/")
+        if server != "ours":
+            continue
+        other = results.get(f"{size}/broadcast")
+        if other is not None:
+            ratio = figures["cpu_us_per_frame"][0] / other["cpu_us_per_frame"][0]
+            print(f"{size}: {ratio:.2f} of broadcast's processor time per frame")
+            if ratio > TARGET_RATIO:
+                found.append(f"{size}: {ratio:.2f} of broadcast, more than {TARGET_RATIO}")
+        if figures["kb_per_viewer"][0] > TARGET_KB:
+            found.append(f"{size}: {figures['kb_per_viewer'][0]:.1f} KB per viewer")
+        if size.startswith("2000") and figures["p99_ms"][0] > TARGET_MS:
+            found.append(f"{size}: p99 {figures['p99_ms'][0]:.0f} ms")
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.ws", description=__doc__)
+    parser.add_argument("--viewers", default="1000,2000,5000")
+    parser.add_argument("--stalled", type=float, default=0.01, help="share that never reads")
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--servers", default=",".join(SERVERS))
+    parser.add_argument("--json", action="store_true", help="the figures alone")
+    parser.add_argument("--check", action="store_true", help="fail where a target is missed")
+    options = parser.parse_args()
+    setup_logging("bench", level="error", form="console", environment="bench")
+    sizes = [int(word) for word in options.viewers.split(",")]
+    servers = options.servers.split(",")
+    runs: dict[str, list[Figures]] = {}
+    load_before = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder, EmbeddedValkey(Path(folder)) as valkey:
+        for number in range(options.runs):
+            for size in sizes:
+                stalled = int(size * options.stalled)
+                for name in servers:
+                    variants = [stalled, 0] if name == "ours" and size == 2000 else [stalled]
+                    for count in variants:
+                        figures = measure(
+                            name, valkey.url, viewers=size, stalled=count, seconds=options.seconds
+                        )
+                        runs.setdefault(f"{size}, {count}/{name}", []).append(figures)
+                        print(f"run {number + 1}: {size}, {count} {name}", figures, file=sys.stderr)
+    results = {label: middle(found) for label, found in runs.items()}
+    if options.json:
+        print(json.dumps(results, indent=2))
+        return 0
+    print(
+        f"{platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} cores; "
+        f"{options.runs} runs of {options.seconds:g} s; load average at the start and end: "
+        f"{load_before:.1f}, {os.getloadavg()[0]:.1f}\n"
+    )
+    print(table(results))
+    print()
+    found = misses(results)
+    print("\n".join(found) or "every target is met")
+    return 1 if found and options.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

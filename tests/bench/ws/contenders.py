@@ -1,0 +1,108 @@
+"""The obvious ways to show the same board, fed by the same relay: run as a program each.
+
+`python -m tests.bench.ws.contenders broadcast PORT` · websockets' own server and its broadcast()
+`python -m tests.bench.ws.contenders litestar PORT` · Litestar on uvicorn, one send per viewer
+"""
+
+import asyncio
+import os
+import sys
+from typing import Any
+
+import uvicorn
+import uvloop
+from litestar import Litestar, WebSocket, websocket
+from websockets.asyncio.server import ServerConnection, broadcast, serve
+
+from scoreboard.feed import Feed
+from scoreboard.frames import encode
+from scoreboard.relay import Relay
+from scoreboard.settings import Settings, load
+
+
+class Newest:
+    """The relay's listener: the newest text, and a wake-up."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.changed = asyncio.Event()
+
+    def board_changed(self, feed: Feed, noticed_at_s: float) -> None:
+        assert feed.frame is not None
+        self.text = encode(feed.frame).decode()
+        self.changed.set()
+
+    def status_changed(self, feed: Feed) -> None:
+        pass
+
+    def access_changed(self, feed: Feed) -> None:
+        pass
+
+
+async def by_broadcast(settings: Settings, port: int) -> None:
+    newest = Newest()
+    viewers: set[ServerConnection] = set()
+
+    async def handle(viewer: ServerConnection) -> None:
+        await viewer.send(newest.text)
+        viewers.add(viewer)
+        try:
+            await viewer.wait_closed()
+        finally:
+            viewers.discard(viewer)
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(Relay(settings, newest, name="broadcast").run())
+        await newest.changed.wait()
+        async with serve(handle, "127.0.0.1", port, compression=None, backlog=4096):
+            while True:
+                newest.changed.clear()
+                await newest.changed.wait()
+                broadcast(viewers, newest.text)
+
+
+async def by_litestar(settings: Settings, port: int) -> None:
+    newest = Newest()
+    viewers: set[WebSocket[Any, Any, Any]] = set()
+
+    @websocket("/ws/scoreboard")
+    async def handle(socket: WebSocket[Any, Any, Any]) -> None:
+        await socket.accept()
+        await socket.send_text(newest.text)
+        viewers.add(socket)
+        try:
+            while True:
+                await socket.receive()
+        finally:
+            viewers.discard(socket)
+
+    async def show() -> None:
+        while True:
+            await newest.changed.wait()
+            newest.changed.clear()
+            text = newest.text
+            for viewer in tuple(viewers):
+                try:
+                    await viewer.send_text(text)
+                except Exception:  # noqa: BLE001 (whoever is gone is gone)
+                    viewers.discard(viewer)
+
+    app = Litestar([handle], openapi_config=None, logging_config=None)
+    config = uvicorn.Config(
+        app, host="127.0.0.1", port=port, log_level="error", loop="none", backlog=4096,
+        ws_per_message_deflate=False, lifespan="off",
+    )  # fmt: skip
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(Relay(settings, newest, name="litestar").run())
+        await newest.changed.wait()
+        tasks.create_task(show())
+        await uvicorn.Server(config).serve()
+
+
+CONTENDERS = {"broadcast": by_broadcast, "litestar": by_litestar}
+
+
+if __name__ == "__main__":
+    chosen, at = CONTENDERS[sys.argv[1]], int(sys.argv[2])
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(chosen(load(os.environ), at))
