@@ -96,7 +96,7 @@ def main() -> int:
     ):
         fill(postgres.url, users=chosen.users, actions=chosen.actions)
         settings = Settings(redis_url=Secret(valkey.url), database_url=Secret(postgres.url))
-        print(json.dumps(asyncio.run(measure(settings))))  # noqa: T201
+        print(json.dumps(asyncio.run(measure(settings))))
     return 0
 
 
