@@ -7,7 +7,7 @@ UP_ARGS ?= --simulate 20
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: bench-ws bench-flush bench-reseed faults help up setup test down check lint types layers format lock env openapi checksums wheel
+.PHONY: bench-api bench-ws bench-flush bench-reseed faults help up setup test down check lint types layers format lock env openapi checksums wheel
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -53,6 +53,9 @@ faults: $(VENV)/.dev  ## a long campaign of faults under load: FAULTS_ARGS="--se
 
 bench-reseed: $(VENV)/.dev  ## a million users reseeded from PostgreSQL, then verified
 	$(BIN)/python -m tests.bench.reseed $(BENCH_ARGS)
+
+bench-api: $(VENV)/.dev  ## an update through the api, against the obvious way of writing it
+	$(BIN)/python -m tests.bench.api $(BENCH_ARGS)
 
 bench-ws: $(VENV)/.dev  ## a board to thousands of viewers, against broadcast() and Litestar
 	$(BIN)/python -m tests.bench.ws $(BENCH_ARGS)

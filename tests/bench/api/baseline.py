@@ -48,7 +48,10 @@ class Updated(Struct, rename="camel"):
 
 @asynccontextmanager
 async def connected(app: Litestar) -> AsyncIterator[None]:
-    client = aioredis.Redis.from_url(SETTINGS.redis_url.reveal(), decode_responses=True)
+    # The client's own most, 100, would answer 256 connections with errors.
+    client = aioredis.Redis.from_url(
+        SETTINGS.redis_url.reveal(), decode_responses=True, max_connections=1000
+    )
     keys = json.loads(Path(SETTINGS.jwks_file).read_text(encoding="utf-8"))["keys"]
     app.state["keys"] = {key["kid"]: jwt.PyJWK(key) for key in keys}
     app.state["redis"] = client
