@@ -140,12 +140,20 @@ def start_program(redis_url: str, jwks_file: Path) -> Iterator[StartProgram]:
 
 
 async def join(port: int, count: int) -> list[RawViewer]:
-    viewers = [await RawViewer.open(port) for _ in range(count)]
-    for viewer in viewers:
-        await viewer.send(request_bytes())
-    for viewer in viewers:
-        assert (await viewer.answer()).status == 101
-        await viewer.next("leaderboard")
+    viewers: list[RawViewer] = []
+    try:
+        for _ in range(count):
+            viewers.append(await RawViewer.open(port))
+        for viewer in viewers:
+            await viewer.send(request_bytes())
+        for viewer in viewers:
+            assert (await viewer.answer()).status == 101
+            await viewer.next("leaderboard")
+    except BaseException:
+        # A dying worker may let a connection in and never answer it.
+        for viewer in viewers:
+            viewer.close()
+        raise
     return viewers
 
 
