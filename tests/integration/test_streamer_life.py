@@ -143,7 +143,7 @@ async def join(port: int, count: int) -> list[RawViewer]:
     viewers: list[RawViewer] = []
     try:
         for _ in range(count):
-            viewers.append(await RawViewer.open(port))
+            viewers.append(await RawViewer.open(port))  # noqa: PERF401 (those so far are closed)
         for viewer in viewers:
             await viewer.send(request_bytes())
         for viewer in viewers:
