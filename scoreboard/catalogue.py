@@ -15,7 +15,7 @@ from typing import Final
 from scoreboard.changes import Changes
 from scoreboard.errors import RedisUnavailable, ScriptFailed, UnknownKind
 from scoreboard.keys import ACTIONS_CHANGED
-from scoreboard.lifecycle import backoff_s, raise_if_cancelled
+from scoreboard.lifecycle import backoff_s
 from scoreboard.live import Live
 from scoreboard.model import kind_of
 from scoreboard.settings import Settings
@@ -99,7 +99,6 @@ class Catalogue:
                 wait_s = backoff_s(attempt)
             else:
                 attempt, wait_s = 0, RELOAD_S
-            raise_if_cancelled()
             try:
                 async with asyncio.timeout(wait_s):
                     await self._changed.wait()

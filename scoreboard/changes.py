@@ -14,7 +14,7 @@ from typing import Any, Final
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
-from scoreboard.lifecycle import backoff_s, raise_if_cancelled
+from scoreboard.lifecycle import backoff_s
 from scoreboard.redis_client import LOST, make_pool
 from scoreboard.settings import Settings
 from scoreboard.telemetry import counter, gauge, get_logger
@@ -111,7 +111,6 @@ class Changes:
         ping_at = heard_at + PING_S
         handled = 0
         while True:
-            raise_if_cancelled()
             now = loop.time()
             if not self.is_up and now - heard_at > self._confirm_timeout_s:
                 raise TimeoutError

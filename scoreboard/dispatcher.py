@@ -31,7 +31,6 @@ from scoreboard.errors import (
     ScriptFailed,
 )
 from scoreboard.keys import PULSE, PartitionKeys
-from scoreboard.lifecycle import raise_if_cancelled
 from scoreboard.model import (
     BATCH_MAX,
     Action,
@@ -165,7 +164,6 @@ class Dispatcher:
         loop = asyncio.get_running_loop()
         try:
             while True:
-                raise_if_cancelled()
                 while not self._queue:
                     if self._is_closing:
                         return

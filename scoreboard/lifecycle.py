@@ -98,18 +98,6 @@ async def supervise(serve: Callable[[Stop], Awaitable[None]], *, grace_s: float)
             loop.remove_signal_handler(number)
 
 
-def raise_if_cancelled() -> None:
-    """Raise the cancellation of this task that a library may have dropped.
-
-    In Python 3.11 ``asyncio.wait_for``, which redis-py sends through, drops one that arrives
-    together with the result (python/cpython#86296). Loops that await such calls ask here once a
-    round, or nothing could end them.
-    """
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
-
-
 def run(serve: Callable[[Stop], Awaitable[None]], *, grace_s: float) -> int:
     """Run a service in this process to its end; give the exit code.
 

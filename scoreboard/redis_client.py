@@ -6,6 +6,7 @@ repeat knowingly or not at all. Where credentials come from a secret store, ever
 as it logs in: a new connection has the newest ones.
 """
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -51,21 +52,40 @@ class _PackedInC:
         return [hiredis.pack_command(command)]
 
 
-class _Closed:
-    """Says of a write to a connection that the peer has reset what it is: a lost connection.
+class _Sending:
+    """Sends commands in the task that asks for it, within the connection's time limit.
 
-    uvloop raises RuntimeError for it, which redis-py lets through; found by cutting connections.
+    redis-py sends through ``asyncio.wait_for``, which before Python 3.12 drops a cancellation that
+    arrives together with the result (python/cpython#86296): the loop around the call then goes on,
+    and nothing ends it. uvloop raises RuntimeError for a write to a connection that the peer has
+    reset, which redis-py lets through.
     """
 
-    async def send_packed_command(self, *args: Any, **options: Any) -> None:  # noqa: ANN401
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:  # noqa: ANN401 (as redis-py declares it)
         """Send bytes.
 
-        Raises RedisConnectionError.
+        Raises RedisConnectionError, RedisTimeoutError.
         """
+        connection: Any = self
+        if not connection.is_connected:
+            await connection.connect_check_health(check_health=False)
+        if check_health:
+            await connection.check_health()
+        pieces = [command] if isinstance(command, bytes) else command
         try:
-            await super().send_packed_command(*args, **options)  # pyright: ignore[reportAttributeAccessIssue]
-        except RuntimeError as error:
+            async with asyncio.timeout(connection.socket_timeout):
+                connection._writer.writelines(pieces)  # noqa: SLF001 (there is no public way)
+                await connection._writer.drain()  # noqa: SLF001
+        except TimeoutError as error:
+            await connection.disconnect(nowait=True)
+            raise RedisTimeoutError("the command was not sent in time") from error
+        except (OSError, RuntimeError) as error:
+            await connection.disconnect(nowait=True)
             raise RedisConnectionError("the connection was closed") from error
+        except BaseException:
+            # Half a command may be out: nothing else can be sent behind it.
+            await connection.disconnect(nowait=True)
+            raise
 
 
 class _Login:
@@ -137,7 +157,7 @@ def make_pool(
         store.on_change(pool.log_in_anew)
     # The kind of connection follows from the URL's scheme, so it is known only now.
     kind: type[AbstractConnection] = pool.connection_class
-    pool.connection_class = type(kind.__name__, (_PackedInC, _Closed, kind), {})
+    pool.connection_class = type(kind.__name__, (_PackedInC, _Sending, kind), {})
     return pool
 
 
