@@ -1,7 +1,7 @@
 """The API's documents: openapi.json, and a page for the type of every problem.
 
-Both are made from the handlers and from api.problems. ``make openapi`` writes them to docs/, where
-a change is seen in review; a test compares.
+Both are made from the handlers and from scoreboard.problems. ``make openapi`` writes them to docs/,
+where a change is seen in review; a test compares.
 """
 
 import html
@@ -22,10 +22,10 @@ from litestar.params import FromPath
 from api import schemas
 from api.health import make_handlers as make_probes
 from api.page import COMMON, policy
-from api.problems import KINDS, TYPE_PREFIX
 from api.scores import BEARER, Scores
 from scoreboard.errors import NotFound, ScoreboardError
 from scoreboard.model import BOARD_PATTERN, POINTS_MAX
+from scoreboard.problems import KINDS, TYPE_PREFIX, Problem
 from scoreboard.settings import Settings
 
 MADE_BY: Final = "make openapi"
@@ -191,8 +191,9 @@ def _add_headers_and_examples(document: dict[str, Any]) -> None:
 
 def _add_what_types_say(shapes: dict[str, dict[str, Any]]) -> None:
     """Say of the types what the framework leaves out."""
+    types = {**vars(schemas), Problem.__name__: Problem}
     for name, shape in shapes.items():
-        about = inspect.cleandoc(getattr(schemas, name).__doc__ or "")
+        about = inspect.cleandoc(types[name].__doc__ or "")
         shape["description"] = about.partition("\n\n")[0].replace("\n", " ")
     update = shapes["UpdateRequest"]
     update["additionalProperties"] = False
@@ -207,12 +208,13 @@ def encoded() -> bytes:
 def problems_text() -> str:
     """Write docs/problems.md."""
     lines = [
-        f"<!-- Made by `{MADE_BY}` from api/problems.py. -->",
+        f"<!-- Made by `{MADE_BY}` from scoreboard/problems.py. -->",
         "# Problems",
         "",
-        "Every error of the API is `application/problem+json` (RFC 9457) with `type`, `title`,",
-        "`status`, `detail` and `request_id`. The `type` is an address on the API itself and never",
-        "changes its meaning; `detail` says what to change in this very request.",
+        "Every error of the API, and every refused WebSocket handshake, is",
+        "`application/problem+json` (RFC 9457) with `type`, `title`, `status`, `detail` and",
+        "`request_id`. The `type` is an address on the API itself and never changes its meaning;",
+        "`detail` says what to change in this very request.",
     ]
     for kind, about in KINDS.items():
         lines += [

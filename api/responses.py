@@ -6,8 +6,7 @@ from typing import Final
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
 
-from api.problems import KINDS, MEDIA_TYPE, TYPE_PREFIX
-from api.schemas import Problem
+from scoreboard.problems import KINDS, MEDIA_TYPE, TYPE_PREFIX, Problem
 
 _DESCRIPTIONS: Final[Mapping[int, str]] = {
     400: "The request cannot be read.",
@@ -51,7 +50,7 @@ def _problem(status: int) -> ResponseSpec:
             },
         )
         for kind, about in KINDS.items()
-        if about.status == status
+        if about.status == status and about.is_of_api
     ]
     return ResponseSpec(
         data_container=Problem,

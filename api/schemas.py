@@ -65,16 +65,6 @@ class StandingReply(Struct, frozen=True, rename="camel"):
     ]  # fmt: skip
 
 
-class Problem(Struct, frozen=True):
-    """What went wrong, and what to change (RFC 9457)."""
-
-    type: Annotated[str, Meta(description="Which kind of problem; stable, documented there.")]
-    title: str
-    status: int
-    detail: str
-    request_id: Annotated[str, Meta(description="Names this request in our logs.")]
-
-
 class Alive(Struct, frozen=True):
     """The process answers."""
 

@@ -13,8 +13,15 @@ ScoreboardError
 │   │   └── UnknownBoard
 │   ├── ActionConflict        the action counted before with other points
 │   ├── BodyTooLarge
+│   ├── TargetTooLong         the request line is too long
+│   ├── HeadTooLarge          the head of the request is too large
+│   ├── VersionUnsupported    neither HTTP/1.1 nor HTTP/1.0
+│   ├── ForeignOrigin         a page of an origin that may not connect
 │   ├── UnsupportedMedia
+│   ├── MethodNotAllowed      the address exists, for other methods
+│   ├── UpgradeRequired       the address speaks WebSocket only
 │   ├── RateLimited           too many calls by this caller
+│   │   └── TooManyConnections  the address or the user has its share of viewers
 │   └── OperatorMistake       a command that would do harm, or cannot apply
 ├── Unavailable             a dependency's; the same request may succeed later
 │   ├── Uninitialised         Redis is empty: reseed it
@@ -130,9 +137,44 @@ class BodyTooLarge(Refused):
     title = "The request body is too large"
 
 
+class TargetTooLong(Refused):
+    code = "uri-too-long"
+    title = "The request line is too long"
+
+
+class HeadTooLarge(Refused):
+    code = "head-too-large"
+    title = "The head of the request is too large"
+
+
+class VersionUnsupported(Refused):
+    code = "http-version"
+    title = "This version of HTTP is not supported"
+
+
+class ForeignOrigin(Refused):
+    code = "origin"
+    title = "Pages of this origin may not connect"
+
+
 class UnsupportedMedia(Refused):
     code = "unsupported-media"
     title = "The body must be application/json"
+
+
+class MethodNotAllowed(Refused):
+    code = "method-not-allowed"
+    title = "This address does not take that method"
+
+    def __init__(self, detail: str = "", *, allow: str = "") -> None:
+        """``allow`` lists the methods that are taken, for the header of that name."""
+        super().__init__(detail)
+        self.allow = allow
+
+
+class UpgradeRequired(Refused):
+    code = "upgrade-required"
+    title = "This address speaks WebSocket only"
 
 
 class RateLimited(Refused):
@@ -143,6 +185,11 @@ class RateLimited(Refused):
     def __init__(self, detail: str = "", *, retry_after_s: int = 60) -> None:
         super().__init__(detail)
         self.retry_after_s = retry_after_s
+
+
+class TooManyConnections(RateLimited):
+    code = "too-many-connections"
+    title = "Too many connections"
 
 
 class OperatorMistake(Refused):
@@ -156,7 +203,7 @@ class Unavailable(ScoreboardError):  # noqa: N818 (says what happened)
     code = "unavailable"
     title = "The service cannot answer now"
     retryable = True
-    retry_after_s: ClassVar[int] = 1
+    retry_after_s: int = 1
 
 
 class Uninitialised(Unavailable):
@@ -180,6 +227,10 @@ class Busy(Unavailable):
 class Overloaded(Unavailable):
     code = "overloaded"
     title = "This process is at its limit"
+
+    def __init__(self, detail: str = "", *, retry_after_s: int = 1) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
 
 
 class RedisUnavailable(Unavailable):

@@ -8,9 +8,8 @@ import random
 from collections import Counter
 from typing import Final
 
-from scoreboard.errors import Overloaded, RateLimited
+from scoreboard.errors import Overloaded, TooManyConnections
 from scoreboard.settings import Settings
-from streamer.protocol import Refusal, refusal_of
 
 EXPIRED_WINDOW_S: Final = 60.0
 RETRY_S: Final = 10
@@ -65,19 +64,20 @@ class Admission:
     def check_room(self) -> None:
         """Let pass while there is room for one more viewer.
 
-        Raises Refusal.
+        Raises Overloaded.
         """
         if self.viewers >= self.capacity:
-            raise self._overloaded("This server has all the viewers it may hold")
+            raise _overloaded("This server has all the viewers it may hold")
 
     def take_address(self, address: str, now_s: float) -> None:
         """Count a new connection of an address.
 
-        Raises Refusal when the process is full or too busy, or the address has its share.
+        Raises Overloaded when the process is full or too busy, TooManyConnections when the address
+        has its share.
         """
         self.check_room()
         if not self._new.take(now_s):
-            raise self._overloaded("Too many viewers connect at once")
+            raise _overloaded("Too many viewers connect at once")
         if self._addresses[address] >= self._per_address:
             raise _too_many(f"One address may have {self._per_address} viewers")
         self._addresses[address] += 1
@@ -85,7 +85,7 @@ class Admission:
     def take_subject(self, subject: str) -> None:
         """Count a viewer of a token's subject.
 
-        Raises Refusal when the subject has its share.
+        Raises TooManyConnections when the subject has its share.
         """
         if self._subjects[subject] >= self._per_subject:
             raise _too_many(f"One user may have {self._per_subject} viewers")
@@ -115,10 +115,9 @@ class Admission:
         """Tell whether every count is zero."""
         return not (self.connections or self.viewers or self._addresses or self._subjects)
 
-    def _overloaded(self, detail: str) -> Refusal:
-        refusal = refusal_of(Overloaded(detail))
-        refusal.retry_after_s = random.randint(1, RETRY_S)  # noqa: S311 (jitter)
-        return refusal
+
+def _overloaded(detail: str) -> Overloaded:
+    return Overloaded(detail, retry_after_s=random.randint(1, RETRY_S))  # noqa: S311 (jitter)
 
 
 def _give(counts: Counter[str], name: str) -> None:
@@ -127,5 +126,5 @@ def _give(counts: Counter[str], name: str) -> None:
         del counts[name]
 
 
-def _too_many(detail: str) -> Refusal:
-    return refusal_of(RateLimited(detail, retry_after_s=30))
+def _too_many(detail: str) -> TooManyConnections:
+    return TooManyConnections(detail, retry_after_s=30)

@@ -24,11 +24,13 @@ from scoreboard.errors import (
     Unauthenticated,
     Uninitialised,
 )
+from scoreboard.problems import status_of
+from scoreboard.request_ids import HEADER
 from streamer import metrics
 from streamer.connection import Viewer
-from streamer.handshake import Wish, answer_of, head_size, judge
+from streamer.handshake import Wish, answer_of, head_size, judge, request_id_of
 from streamer.hub import Room
-from streamer.protocol import SUBPROTOCOL, Refusal, refusal_of
+from streamer.protocol import SUBPROTOCOL
 from streamer.venue import Venue
 
 LINGER_S: Final = 2.0
@@ -61,6 +63,7 @@ class Greeting(asyncio.Protocol):
         "_phase",
         "_protocol",
         "_request",
+        "_request_id",
         "_rest",
         "_transport",
         "_venue",
@@ -78,6 +81,7 @@ class Greeting(asyncio.Protocol):
         self._deadline_s = 0.0
         self._peer = ""
         self._address = ""
+        self._request_id = ""
         self._request: Request
         self._wish: Wish
         self._protocol: ServerProtocol
@@ -155,7 +159,7 @@ class Greeting(asyncio.Protocol):
         if isinstance(outcome, Caller):
             if not room.is_public and not outcome.has(READ):
                 detail = f"This board needs the scope {READ}"
-                self._refuse(refusal_of(Forbidden(detail, scope=READ)))
+                self._refuse(Forbidden(detail, scope=READ))
             else:
                 self._welcome(room, outcome)
         elif (
@@ -166,7 +170,7 @@ class Greeting(asyncio.Protocol):
             # A browser sees no status, only that it failed: the close code says what to do.
             self._welcome(room, None, end=CloseCode.TOKEN_EXPIRED)
         else:
-            self._refuse(refusal_of(outcome))
+            self._refuse(outcome)
 
     def access_lost(self, room: Room) -> None:
         """Nothing yet: access is judged when the token is."""
@@ -174,7 +178,7 @@ class Greeting(asyncio.Protocol):
     def leave(self, code: CloseCode, delay_ms: tuple[int, int]) -> None:  # noqa: ARG002
         """Refuse: the process goes away."""
         if self._phase in {_Phase.HEAD, _Phase.CHECKING}:
-            self._refuse(refusal_of(Overloaded("This server is stopping; connect again")))
+            self._refuse(Overloaded("This server is stopping; connect again"))
 
     def abort(self) -> None:
         """End at once."""
@@ -190,8 +194,8 @@ class Greeting(asyncio.Protocol):
             if size:
                 self._rest = bytes(head[size:])
                 self._judge(bytes(head[:size]))
-        except Refusal as refusal:
-            self._refuse(refusal)
+        except ScoreboardError as error:
+            self._refuse(error)
 
     def _judge(self, head: bytes) -> None:
         venue = self._venue
@@ -200,14 +204,15 @@ class Greeting(asyncio.Protocol):
         self._protocol.receive_data(head)
         events = self._protocol.events_received()
         if not events:
-            raise refusal_of(Malformed("The request is no HTTP/1.1 GET without a body"))
+            raise Malformed("The request is no HTTP/1.1 GET without a body")
         self._request = request = cast("Request", events[0])
+        self._request_id = request_id_of(request.headers, venue.request_ids)
         self._wish = wish = judge(request, self._peer, venue.rules)
         venue.admission.take_address(wish.address, venue.clock())
         self._address = wish.address
         room = venue.room(wish.board)
         if not room.frame:
-            raise refusal_of(Uninitialised())
+            raise Uninitialised
         if wish.token:
             self._phase = _Phase.CHECKING
             self._transport.pause_reading()
@@ -215,7 +220,7 @@ class Greeting(asyncio.Protocol):
         elif room.is_public:
             self._welcome(room, None)
         else:
-            raise refusal_of(Unauthenticated("This board is not public: connect with a token"))
+            raise Unauthenticated("This board is not public: connect with a token")
 
     def _welcome(self, room: Room, caller: Caller | None, *, end: CloseCode | None = None) -> None:
         venue, protocol = self._venue, self._protocol
@@ -224,16 +229,17 @@ class Greeting(asyncio.Protocol):
         response = protocol.accept(self._request)
         if response.status_code != 101:
             # The library is stricter than streamer.handshake about the form of lists.
-            self._refuse(refusal_of(Malformed("A header of the handshake cannot be read")))
+            self._refuse(Malformed("A header of the handshake cannot be read"))
             return
         try:
             # Others may have come in while this one's token was checked.
             venue.admission.check_room()
             if caller is not None:
                 venue.admission.take_subject(caller.subject)
-        except Refusal as refusal:
-            self._refuse(refusal)
+        except ScoreboardError as error:
+            self._refuse(error)
             return
+        response.headers[HEADER] = self._request_id
         protocol.send_response(response)
         metrics.HANDSHAKES.labels("accepted" if end is None else "expired").inc()
         viewer = Viewer(
@@ -248,17 +254,18 @@ class Greeting(asyncio.Protocol):
         if was_checking and not self._transport.is_closing():
             self._transport.resume_reading()
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def _refuse(self, error: ScoreboardError) -> None:
         """Answer, half-close, and read no further than politeness asks."""
         if self._phase is _Phase.CHECKING:
             self._transport.resume_reading()
-        metrics.HANDSHAKES.labels(str(refusal.status)).inc()
+        metrics.HANDSHAKES.labels(str(status_of(type(error)))).inc()
         self._phase = _Phase.REFUSED
         self._head = bytearray()
         self._rest = b""
         if self._transport.is_closing():
             return
-        self._transport.write(answer_of(refusal))
+        request_id = self._request_id or self._venue.request_ids.choose()
+        self._transport.write(answer_of(error, request_id))
         if self._transport.can_write_eof():
             self._transport.write_eof()
         self._deadline_s = self._venue.clock() + LINGER_S

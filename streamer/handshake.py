@@ -9,18 +9,32 @@ streamer.admission and the board.
 import base64
 import binascii
 from functools import lru_cache
+from http import HTTPStatus
 from typing import Final
 from urllib.parse import parse_qsl, urlsplit
 
-import msgspec
 from msgspec import Struct
 from websockets.datastructures import Headers
 from websockets.http11 import Request
 
 from scoreboard.addresses import client_address, trusted_networks
-from scoreboard.errors import Malformed, SettingInvalid, UnknownBoard
+from scoreboard.errors import (
+    ForeignOrigin,
+    HeadTooLarge,
+    Malformed,
+    MethodNotAllowed,
+    NotFound,
+    ScoreboardError,
+    SettingInvalid,
+    TargetTooLong,
+    UnknownBoard,
+    UpgradeRequired,
+    VersionUnsupported,
+)
+from scoreboard.problems import MEDIA_TYPE, body_of, headers_of, status_of
+from scoreboard.request_ids import GATEWAY_HEADER, HEADER, RequestIds
 from scoreboard.settings import Settings
-from streamer.protocol import BEARER_PREFIX, PATH, SUBPROTOCOL, Refusal, refusal_of
+from streamer.protocol import BEARER_PREFIX, PATH, SUBPROTOCOL
 
 DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
@@ -58,28 +72,30 @@ class Rules:
 def head_size(head: bytearray, searched: int, rules: Rules) -> int:
     """Give the size of a complete head, its blank line included, or 0 while it is incomplete.
 
-    ``searched`` is how much was looked at before. Raises Refusal when it is too big already.
+    ``searched`` is how much was looked at before. Raises TargetTooLong or HeadTooLarge as soon as
+    it is too big.
     """
     end = head.find(_END, max(0, searched - len(_END) + 1))
     line = head.find(b"\r\n", 0, rules.line_bytes + 2)
     if line < 0 and len(head) > rules.line_bytes:
-        raise Refusal(414, "uri-too-long", f"A request line has at most {rules.line_bytes} bytes")
+        raise TargetTooLong(f"A request line has at most {rules.line_bytes} bytes")
     if (end + len(_END) if end >= 0 else len(head)) > rules.head_bytes:
-        raise Refusal(431, "head-too-large", f"A head has at most {rules.head_bytes} bytes")
+        raise HeadTooLarge(f"A head has at most {rules.head_bytes} bytes")
     if head.count(b"\r\n", 0, end + 2 if end >= 0 else len(head)) > rules.headers + 1:
-        raise Refusal(431, "head-too-large", f"A head has at most {rules.headers} headers")
+        raise HeadTooLarge(f"A head has at most {rules.headers} headers")
     return end + len(_END) if end >= 0 else 0
 
 
 def judge(request: Request, peer: str, rules: Rules) -> Wish:
     """Give what a request asks for.
 
-    Raises Refusal with the answer it gets instead.
+    Raises Malformed, MethodNotAllowed, VersionUnsupported, NotFound, UpgradeRequired or
+    ForeignOrigin, whose problem it gets instead; none of them repeats what the request held.
     """
     board = _board(request, rules)
     headers = request.headers
     if len(headers.get_all("Host")) != 1 or not headers["Host"].strip():
-        raise _malformed("Send exactly one Host header")
+        raise Malformed("Send exactly one Host header")
     _check_upgrade(headers)
     address = client_address(peer, headers.get_all("X-Forwarded-For"), rules.hops)
     _check_origin(headers, rules)
@@ -89,70 +105,52 @@ def judge(request: Request, peer: str, rules: Rules) -> Wish:
         for word in value.split(",")
     ]
     if offered and SUBPROTOCOL not in offered:
-        raise _malformed(f"Offer the subprotocol {SUBPROTOCOL}, or none")
+        raise Malformed(f"Offer the subprotocol {SUBPROTOCOL}, or none")
     return Wish(board, address, _token(headers, offered), bool(offered))
 
 
-def answer_of(refusal: Refusal) -> bytes:
-    """Give the whole HTTP answer of a refusal; the connection ends with it."""
-    body = msgspec.json.encode(
-        {
-            "type": f"/problems/{refusal.code}",
-            "title": refusal.title,
-            "status": refusal.status,
-            "detail": refusal.detail,
-        }
-    )
-    lines = [
-        f"HTTP/1.1 {refusal.status} {_PHRASES.get(refusal.status, 'Refused')}",
-        "Content-Type: application/problem+json",
-        f"Content-Length: {len(body)}",
-        "Cache-Control: no-store",
-        *(f"{name}: {value}" for name, value in refusal.headers),
+def request_id_of(headers: Headers, ids: RequestIds) -> str:
+    """Return the id of a request: the gateway's, the client's where it is safe, or a new one."""
+    given = (headers.get_all(name) for name in (GATEWAY_HEADER, HEADER))
+    return ids.choose(*(values[0] for values in given if len(values) == 1))
+
+
+def answer_of(error: ScoreboardError, request_id: str) -> bytes:
+    """Return the whole HTTP answer to a refused handshake; the connection ends with it."""
+    status = status_of(type(error))
+    body = body_of(error, request_id)
+    upgrade = b"upgrade, " if isinstance(error, UpgradeRequired) else b""
+    fields = [
+        (b"content-type", MEDIA_TYPE.encode()),
+        (b"content-length", b"%d" % len(body)),
+        (b"x-content-type-options", b"nosniff"),
+        (HEADER.lower().encode(), request_id.encode()),
+        *headers_of(error),
+        (b"connection", upgrade + b"close"),
     ]
-    if refusal.retry_after_s:
-        lines.append(f"Retry-After: {refusal.retry_after_s}")
-    if not any(name == "Connection" for name, _ in refusal.headers):
-        lines.append("Connection: close")
-    return "\r\n".join(lines).encode() + _END + body
-
-
-_PHRASES: Final = {
-    400: "Bad Request",
-    401: "Unauthorized",
-    403: "Forbidden",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    414: "URI Too Long",
-    426: "Upgrade Required",
-    429: "Too Many Requests",
-    431: "Request Header Fields Too Large",
-    500: "Internal Server Error",
-    503: "Service Unavailable",
-    505: "HTTP Version Not Supported",
-}
+    lines = [b"HTTP/1.1 %d %s" % (status, HTTPStatus(status).phrase.encode())]
+    lines += [b"%s: %s" % field for field in fields]
+    return b"\r\n".join(lines) + _END + body
 
 
 def _board(request: Request, rules: Rules) -> str:
     if request.method != "GET":
-        raise Refusal(
-            405, "method-not-allowed", "A handshake is a GET", headers=(("Allow", "GET"),)
-        )
+        raise MethodNotAllowed("A handshake is a GET", allow="GET")
     if request.protocol != "HTTP/1.1":
-        raise Refusal(505, "http-version", "A handshake is HTTP/1.1")
+        raise VersionUnsupported("A handshake is HTTP/1.1")
     path, _, query = request.path.partition("?")
     if path != PATH:
-        raise Refusal(404, "not-found", "There is nothing here", f"Viewers connect to {PATH}")
+        raise NotFound(f"Viewers connect to {PATH}")
     try:
         pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=16, errors="strict")
     except ValueError:
-        raise _malformed("The query cannot be read") from None
+        raise Malformed("The query cannot be read") from None
     named = [value for name, value in pairs if name == "board"]
     if len(named) > 1:
-        raise _malformed("Name one board")
+        raise Malformed("Name one board")
     board = named[0] if named else rules.boards[0]
     if board not in rules.boards:
-        raise refusal_of(UnknownBoard())
+        raise UnknownBoard
     return board
 
 
@@ -163,31 +161,19 @@ def _check_upgrade(headers: Headers) -> None:
 
     # A list: browsers and gateways send `keep-alive, Upgrade`.
     if "upgrade" not in words("Connection") or words("Upgrade") != ["websocket"]:
-        raise Refusal(
-            426,
-            "upgrade-required",
-            "This address speaks WebSocket only",
-            headers=_UPGRADE,
-        )
+        raise UpgradeRequired
     versions = headers.get_all("Sec-WebSocket-Version")
     if versions != ["13"]:
         if len(versions) != 1:
-            raise _malformed("Send exactly one Sec-WebSocket-Version header")
-        raise Refusal(426, "websocket-version", "Use WebSocket version 13", headers=_UPGRADE)
+            raise Malformed("Send exactly one Sec-WebSocket-Version header")
+        raise UpgradeRequired("Use WebSocket version 13")
     keys = headers.get_all("Sec-WebSocket-Key")
     try:
         is_key = len(keys) == 1 and len(base64.b64decode(keys[0].strip(), validate=True)) == 16
     except (binascii.Error, ValueError):
         is_key = False
     if not is_key:
-        raise _malformed("Send one Sec-WebSocket-Key of 16 bytes in base64")
-
-
-_UPGRADE: Final = (
-    ("Connection", "upgrade, close"),
-    ("Upgrade", "websocket"),
-    ("Sec-WebSocket-Version", "13"),
-)
+        raise Malformed("Send one Sec-WebSocket-Key of 16 bytes in base64")
 
 
 def _check_origin(headers: Headers, rules: Rules) -> None:
@@ -201,7 +187,7 @@ def _check_origin(headers: Headers, rules: Rules) -> None:
                 return
         elif _parse_origin(f"{origin[0]}://{headers['Host'].strip()}") == origin:
             return
-    raise Refusal(403, "origin", "Pages of this origin may not connect")
+    raise ForeignOrigin
 
 
 @lru_cache(maxsize=1024)
@@ -222,19 +208,15 @@ def _token(headers: Headers, offered: list[str]) -> str:
     in_offers = [word for word in offered if word.lower().startswith(BEARER_PREFIX)]
     authorizations = headers.get_all("Authorization")
     if len(in_offers) + len(authorizations) > 1:
-        raise _malformed("Send one token: in the Authorization header or as a subprotocol")
+        raise Malformed("Send one token: in the Authorization header or as a subprotocol")
     if in_offers:
         return in_offers[0][len(BEARER_PREFIX) :] or "."
     if not authorizations:
         return ""
     scheme, _, token = authorizations[0].strip().partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
-        raise _malformed("The Authorization header is: Bearer <token>")
+        raise Malformed("The Authorization header is: Bearer <token>")
     return token.strip()
-
-
-def _malformed(detail: str) -> Refusal:
-    return refusal_of(Malformed(detail))
 
 
 def _listed_origin(text: str) -> Origin:

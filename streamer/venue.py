@@ -12,6 +12,7 @@ from scoreboard.endings import CloseCode
 from scoreboard.errors import KeysUnavailable, ScoreboardError, Unauthenticated
 from scoreboard.feed import Feed
 from scoreboard.frames import Status
+from scoreboard.request_ids import RequestIds
 from scoreboard.settings import Settings
 from streamer.admission import Admission
 from streamer.handshake import Rules
@@ -70,6 +71,7 @@ class Venue:
         """
         self.settings = settings
         self.rules = Rules(settings)
+        self.request_ids = RequestIds()
         self.clock = asyncio.get_running_loop().time
         self.work = asyncio.Event()
         self.hub = Hub(settings.boards, self.work.set)

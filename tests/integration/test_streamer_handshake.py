@@ -84,7 +84,7 @@ async def test_a_plain_get_is_told_to_upgrade_and_the_connection_ends(
     answer = await viewer.answer()
 
     assert answer.status == 426
-    assert answer.problem["type"] == "/problems/upgrade-required"
+    assert answer.problem["type"] == "/docs/problems/upgrade-required"
     assert b"me" not in answer.body.replace(b"scoreboard", b"")
     assert await viewer.eof() == b""
     viewer.close()
@@ -187,7 +187,7 @@ async def test_what_is_no_request_gets_400_and_nothing_of_it_back(
 
     assert answer.status == 400
     assert answer.headers["connection"] == "close"
-    assert answer.problem["type"] == "/problems/malformed"
+    assert answer.problem["type"] == "/docs/problems/malformed"
     await running.is_empty()
 
 
@@ -201,8 +201,24 @@ async def test_a_private_board_needs_a_token_with_the_scope(
     good = await handshake(running.port, token=make_token())
 
     assert (none.status, scopeless.status, good.status) == (401, 403, 101)
-    assert none.headers["www-authenticate"] == "Bearer"
+    assert none.headers["www-authenticate"] == 'Bearer realm="scoreboard"'
     assert 'scope="read:leaderboard"' in scopeless.headers["www-authenticate"]
+
+
+async def test_a_handshake_answers_with_the_id_of_the_request(
+    start_streamer: StartStreamer, handshake: Handshake
+) -> None:
+    running = await start_streamer()
+    given = [("X-Request-Id", "client-01"), ("X-Kong-Request-Id", "gateway-1")]
+
+    granted = await handshake(running.port, headers=given)
+    refused = await handshake(running.port, "/nowhere", headers=given)
+    unreadable = await handshake(running.port, raw=b"nonsense\r\n\r\n")
+
+    assert granted.headers["x-request-id"] == "gateway-1"
+    assert refused.headers["x-request-id"] == "gateway-1"
+    assert refused.problem["request_id"] == "gateway-1"
+    assert unreadable.headers["x-request-id"] == unreadable.problem["request_id"] != ""
 
 
 async def test_forged_headers_of_a_gateway_open_nothing(
@@ -377,5 +393,5 @@ async def test_a_check_that_finds_no_keys_is_503(
     answer = await handshake(running.port, token=make_token())
 
     assert answer.status == 503
-    assert answer.problem["type"] == "/problems/keys-unavailable"
+    assert answer.problem["type"] == "/docs/problems/keys-unavailable"
     assert int(answer.headers["retry-after"]) > 0

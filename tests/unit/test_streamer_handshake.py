@@ -9,11 +9,12 @@ from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
 from scoreboard.addresses import client_address
-from scoreboard.errors import SettingInvalid
+from scoreboard.errors import Overloaded, ScoreboardError, SettingInvalid, TooManyConnections
+from scoreboard.problems import KINDS, status_of
+from scoreboard.request_ids import RequestIds
 from scoreboard.settings import Secret, Settings
 from streamer.admission import Admission, Bucket
-from streamer.handshake import Rules, Wish, answer_of, head_size, judge
-from streamer.protocol import Refusal
+from streamer.handshake import Rules, Wish, answer_of, head_size, judge, request_id_of
 from tests.support.viewer import Headers, request_bytes
 
 JWT = "eyJhbGciOiJSUzI1NiJ9.e30.c2ln"
@@ -30,10 +31,14 @@ def judged(peer: str = "192.0.2.7", *, path: str = "/ws/scoreboard", **request: 
     return judge(cast("Request", protocol.events_received()[0]), peer, rules)
 
 
-def refused(**request: Any) -> Refusal:
-    with pytest.raises(Refusal) as caught:
+def refused(**request: Any) -> ScoreboardError:
+    with pytest.raises(ScoreboardError) as caught:
         judged(**request)
     return caught.value
+
+
+def status(error: ScoreboardError) -> int:
+    return status_of(type(error))
 
 
 @pytest.mark.parametrize(
@@ -52,7 +57,7 @@ def test_connection_is_a_list_of_words(headers: Headers) -> None:
 
 
 @pytest.mark.parametrize(
-    ("request_", "status"),
+    ("request_", "expected"),
     [
         ({"method": "POST"}, 405),
         ({"version": "HTTP/1.0"}, 505),
@@ -88,29 +93,59 @@ def test_connection_is_a_list_of_words(headers: Headers) -> None:
     ids=str,
 )
 def test_a_handshake_that_is_none_is_refused_without_repeating_it(
-    request_: dict[str, Any], status: int
+    request_: dict[str, Any], expected: int
 ) -> None:
-    refusal = refused(**request_)
+    error = refused(**request_)
 
-    assert refusal.status == status
-    answer = answer_of(refusal)
+    assert status(error) == expected
+    answer = answer_of(error, "request-1")
     head, _, body = answer.partition(b"\r\n\r\n")
     problem = json.loads(body)
-    assert problem["status"] == status
-    assert problem["type"] == f"/problems/{refusal.code}"
-    assert b"Content-Type: application/problem+json" in head
-    assert b"close" in head.partition(b"Connection: ")[2].split(b"\r\n")[0]
+    assert problem["status"] == expected
+    assert problem["type"] == f"/docs/problems/{error.code}"
+    assert type(error) in KINDS, "docs/problems.md describes it"
+    assert problem["request_id"] == "request-1"
+    assert b"\r\nx-request-id: request-1\r\n" in head
+    assert b"\r\ncontent-type: application/problem+json\r\n" in head
+    assert b"close" in head.partition(b"\r\nconnection: ")[2].split(b"\r\n")[0]
     for secret in (JWT, "dXNlcjpwYXNz", "nobody", "other.test", "h2c", "chat"):
         assert secret.encode() not in answer
 
 
 def test_an_upgrade_is_asked_for_by_its_name_and_version() -> None:
-    answer = answer_of(refused(drop=("Connection", "Upgrade")))
+    answer = answer_of(refused(drop=("Connection", "Upgrade")), "request-1")
 
     assert answer.startswith(b"HTTP/1.1 426 Upgrade Required\r\n")
-    assert b"\r\nUpgrade: websocket\r\n" in answer
-    assert b"\r\nConnection: upgrade, close\r\n" in answer
-    assert b"\r\nSec-WebSocket-Version: 13\r\n" in answer
+    assert b"\r\nupgrade: websocket\r\n" in answer
+    assert b"\r\nconnection: upgrade, close\r\n" in answer
+    assert b"\r\nsec-websocket-version: 13\r\n" in answer
+
+
+@pytest.mark.parametrize(
+    ("headers", "request_id"),
+    [
+        ([("X-Request-Id", "client-01")], "client-01"),
+        ([("X-Request-Id", "client-01"), ("X-Kong-Request-Id", "gateway-1")], "gateway-1"),
+        ([("X-Request-Id", "client-01"), ("X-Kong-Request-Id", "bad id")], "client-01"),
+        ([("X-Request-Id", "client-01"), ("X-Request-Id", "client-02")], None),
+        ([("X-Request-Id", "<script>alert(1)</script>")], None),
+        ([], None),
+    ],
+)
+def test_the_gateways_request_id_wins_and_only_a_safe_one_is_taken(
+    headers: Headers, request_id: str | None
+) -> None:
+    protocol = ServerProtocol()
+    protocol.receive_data(request_bytes(headers=headers))
+    request = cast("Request", protocol.events_received()[0])
+
+    chosen = request_id_of(request.headers, RequestIds())
+
+    if request_id is None:
+        assert chosen not in {value for _, value in headers}
+        assert len(chosen) >= 8
+    else:
+        assert chosen == request_id
 
 
 @pytest.mark.parametrize(
@@ -181,20 +216,22 @@ def test_a_listed_origin_and_none_at_all_may_connect(origin: str | None) -> None
     ],
 )
 def test_an_origin_that_is_not_exactly_listed_may_not(origin: str) -> None:
-    assert refused(origin=origin, settings=LISTED).status == 403
+    assert status(refused(origin=origin, settings=LISTED)) == 403
 
 
 def test_two_origins_may_not_connect() -> None:
     twice = [("Origin", "https://app.example.com")]
 
-    assert refused(origin="https://app.example.com", headers=twice, settings=LISTED).status == 403
+    error = refused(origin="https://app.example.com", headers=twice, settings=LISTED)
+
+    assert status(error) == 403
 
 
 def test_without_a_list_only_pages_of_the_same_host_may_connect() -> None:
     assert judged(origin="https://scoreboard.test").board == "main"
     assert judged(origin="http://scoreboard.test").board == "main"
-    assert refused(origin="http://scoreboard.test:8000").status == 403
-    assert refused(origin="https://other.test").status == 403
+    assert status(refused(origin="http://scoreboard.test:8000")) == 403
+    assert status(refused(origin="https://other.test")) == 403
 
 
 @pytest.mark.parametrize(
@@ -256,7 +293,7 @@ def test_a_head_ends_at_its_blank_line_in_whatever_pieces_it_comes(step: int) ->
 
 
 @pytest.mark.parametrize(
-    ("head", "status"),
+    ("head", "expected"),
     [
         (b"GET /" + b"a" * 4096, 414),
         (b"GET /" + b"a" * 4096 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414),
@@ -268,12 +305,12 @@ def test_a_head_ends_at_its_blank_line_in_whatever_pieces_it_comes(step: int) ->
 )
 @pytest.mark.parametrize("step", [100, 100_000])
 def test_a_head_that_is_too_big_is_refused_before_it_is_read(
-    head: bytes, status: int, step: int
+    head: bytes, expected: int, step: int
 ) -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ScoreboardError) as caught:
         size_of(head, step)
 
-    assert caught.value.status == status
+    assert status(caught.value) == expected
 
 
 def test_a_bucket_gives_a_burst_and_then_its_rate() -> None:
@@ -288,13 +325,14 @@ def test_every_count_taken_is_given_back() -> None:
     admission = Admission(settings(viewers_per_address=2, viewers_per_subject=1), 10, 0.0)
     admission.take_address("192.0.2.1", 0.0)
     admission.take_address("192.0.2.1", 0.0)
-    with pytest.raises(Refusal) as address:
+    with pytest.raises(TooManyConnections) as address:
         admission.take_address("192.0.2.1", 0.0)
     admission.take_subject("alice")
-    with pytest.raises(Refusal) as subject:
+    with pytest.raises(TooManyConnections) as subject:
         admission.take_subject("alice")
 
-    assert (address.value.status, subject.value.status) == (429, 429)
+    assert "address" in address.value.detail
+    assert "user" in subject.value.detail
     assert address.value.retry_after_s > 0
     assert not admission.is_empty
     for _ in range(2):
@@ -308,9 +346,8 @@ def test_a_storm_is_told_to_come_back_at_different_times() -> None:
     admission.take_address("192.0.2.1", 0.0)
     waits = set()
     for _ in range(100):
-        with pytest.raises(Refusal) as caught:
+        with pytest.raises(Overloaded) as caught:
             admission.take_address("192.0.2.1", 0.0)
-        assert caught.value.status == 503
         waits.add(caught.value.retry_after_s)
 
     assert len(waits) > 3
