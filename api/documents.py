@@ -22,6 +22,7 @@ from litestar.params import FromPath
 from api import schemas
 from api.health import make_handlers as make_probes
 from api.page import COMMON, policy
+from api.responses import EVERYWHERE
 from api.scores import BEARER, Scores
 from scoreboard.errors import NotFound, ScoreboardError
 from scoreboard.model import BOARD_PATTERN, POINTS_MAX
@@ -57,6 +58,7 @@ _HEADERS: Final[dict[str, dict[str, Any]]] = {
         "description": "What is wrong with the token, or which scope it lacks (RFC 6750).",
         "schema": {"type": "string"},
     },
+    "Allow": {"description": "Methods of this address.", "schema": {"type": "string"}},
     "RetryAfter": {
         "description": "Seconds to wait.",
         "schema": {"type": "integer", "minimum": 1},
@@ -135,6 +137,7 @@ def openapi() -> dict[str, Any]:
     )
     document = _mend(described.openapi_schema.to_schema())
     _add_headers_and_examples(document)
+    _describe_once(document)
     _add_what_types_say(document["components"]["schemas"])
     return {"openapi": document.pop("openapi"), "x-made-by": MADE_BY, **document}
 
@@ -179,6 +182,8 @@ def _add_headers_and_examples(document: dict[str, Any]) -> None:
                         names |= {"RateLimit": "RateLimit", "RateLimit-Policy": "RateLimitPolicy"}
                     else:
                         names["ETag"] = "ETag"
+                if status == "405":
+                    names["Allow"] = "Allow"
                 if status in {"401", "403"}:
                     names["WWW-Authenticate"] = "Challenge"
                 if status in {"429", "503"} and path.startswith("/api/"):
@@ -187,6 +192,17 @@ def _add_headers_and_examples(document: dict[str, Any]) -> None:
                     name: {"$ref": f"#/components/headers/{reference}"}
                     for name, reference in names.items()
                 }
+
+
+def _describe_once(document: dict[str, Any]) -> None:
+    """Move the answers that any operation may give to the components."""
+    shared = document["components"].setdefault("responses", {})
+    for item in document["paths"].values():
+        for operation in item.values():
+            for status in map(str, EVERYWHERE):
+                name = f"Problem{status}"
+                shared[name] = operation["responses"][status]
+                operation["responses"][status] = {"$ref": f"#/components/responses/{name}"}
 
 
 def _add_what_types_say(shapes: dict[str, dict[str, Any]]) -> None:

@@ -15,6 +15,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.datastructures import ResponseSpec
 from psycopg_pool import AsyncConnectionPool
 
+from api.responses import problems
 from api.schemas import Alive, Check, Readiness
 from scoreboard import archive
 from scoreboard.auth import Verifier
@@ -140,6 +141,7 @@ def make_handlers(health: Health | None) -> list[HTTPRouteHandler]:
         operation_id="isAlive",
         summary="Is the process alive",
         description="Answers as long as the process does; asks nothing of others.",
+        responses=problems(400),
         sync_to_thread=False,
     )
     def live() -> Alive:
@@ -152,7 +154,7 @@ def make_handlers(health: Health | None) -> list[HTTPRouteHandler]:
         operation_id="isReady",
         summary="Should requests come here",
         description="Red while Redis is away or could lose data, and while the process stops.",
-        responses={503: ResponseSpec(Readiness, False, "Send requests elsewhere.")},
+        responses=problems(400) | {503: ResponseSpec(Readiness, False, "Send requests elsewhere.")},
     )
     async def ready() -> Response[Readiness]:
         """Tell whether requests should come here, and how each dependency stands."""

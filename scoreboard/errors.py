@@ -16,6 +16,7 @@ ScoreboardError
 │   ├── TargetTooLong         the request line is too long
 │   ├── HeadTooLarge          the head of the request is too large
 │   ├── VersionUnsupported    neither HTTP/1.1 nor HTTP/1.0
+│   ├── ExpectationFailed     another expectation than 100-continue
 │   ├── ForeignOrigin         a page of an origin that may not connect
 │   ├── UnsupportedMedia
 │   ├── MethodNotAllowed      the address exists, for other methods
@@ -150,6 +151,11 @@ class HeadTooLarge(Refused):
 class VersionUnsupported(Refused):
     code = "http-version"
     title = "This version of HTTP is not supported"
+
+
+class ExpectationFailed(Refused):
+    code = "expectation-failed"
+    title = "The expectation cannot be met"
 
 
 class ForeignOrigin(Refused):

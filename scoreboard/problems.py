@@ -16,6 +16,7 @@ from scoreboard.errors import (
     BodyTooLarge,
     Broken,
     Busy,
+    ExpectationFailed,
     Fenced,
     Forbidden,
     ForeignOrigin,
@@ -85,7 +86,7 @@ class Kind(Struct, frozen=True):
 
 
 KINDS: Final[Mapping[type[ScoreboardError], Kind]] = {
-    Malformed: Kind(400, "Mend the request: what was sent cannot be read at all."),
+    Malformed: Kind(400, "Change what `detail` names: the request cannot be read as it is."),
     Unauthenticated: Kind(
         401,
         "Send `Authorization: Bearer <token>` with a token of the issuer that is still valid. "
@@ -99,7 +100,6 @@ KINDS: Final[Mapping[type[ScoreboardError], Kind]] = {
     ForeignOrigin: Kind(
         403,
         "The page comes from an origin that the deployment does not list, and may not connect.",
-        is_of_api=False,
     ),
     NotFound: Kind(404, "Compare the address with those of this documentation."),
     UnknownUser: Kind(404, "The user has not scored on this board yet; not an error for a page."),
@@ -111,8 +111,9 @@ KINDS: Final[Mapping[type[ScoreboardError], Kind]] = {
         "actions need two ids; a repeat must state the points of the first try.",
     ),
     BodyTooLarge: Kind(413, "Send one action, which takes a few hundred bytes."),
-    TargetTooLong: Kind(414, "Send a shorter address.", is_of_api=False),
+    TargetTooLong: Kind(414, "Send a shorter address."),
     UnsupportedMedia: Kind(415, "Send JSON, and say so: `Content-Type: application/json`."),
+    ExpectationFailed: Kind(417, "Send no `Expect`, or `Expect: 100-continue`."),
     Invalid: Kind(422, "Change the value that `detail` names."),
     UnknownKind: Kind(
         422,
@@ -131,9 +132,8 @@ KINDS: Final[Mapping[type[ScoreboardError], Kind]] = {
         429,
         "The address or the user has as many connections as it may have, or opens too many. Close "
         "one, or wait as many seconds as `Retry-After` says.",
-        is_of_api=False,
     ),
-    HeadTooLarge: Kind(431, "Send fewer or shorter headers.", is_of_api=False),
+    HeadTooLarge: Kind(431, "Send fewer or shorter headers."),
     Unavailable: Kind(503, "Wait as many seconds as `Retry-After` says; then send it again."),
     Uninitialised: Kind(
         503, "The board is not loaded. An operator must load it; go on trying at a slow pace."
@@ -152,7 +152,7 @@ KINDS: Final[Mapping[type[ScoreboardError], Kind]] = {
     ),
     KeysUnavailable: Kind(503, "The issuer's keys cannot be read now. Send the request again."),
     Broken: Kind(500, "Our fault. Tell the operator the `request_id`."),
-    VersionUnsupported: Kind(505, "Use HTTP/1.1.", is_of_api=False),
+    VersionUnsupported: Kind(505, "Use HTTP/1.1."),
 }
 """Every kind of problem there is; a class that is not listed is what its nearest base is."""
 

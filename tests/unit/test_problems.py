@@ -51,7 +51,7 @@ def test_every_error_has_a_problem(kind: type[ScoreboardError]) -> None:
     elif (
         issubclass(kind, Refused) and not issubclass(kind, OperatorMistake) and kind is not Refused
     ):
-        assert status in {400, 401, 403, 404, 405, 409, 413, 414, 415, 422, 426, 429, 431, 505}
+        assert status in {400, 401, 403, 404, 405, 409, 413, 414, 415, 417, 422, 426, 429, 431, 505}
     else:
         assert status == 500  # what no request should meet is our fault
     problem = problem_of(error, "request-1")

@@ -1,0 +1,72 @@
+"""Query strings: one value per parameter, decoded strictly, named where they are refused."""
+
+from urllib.parse import parse_qsl, urlencode
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scoreboard.errors import Malformed
+from scoreboard.http1.query import read_query
+
+KNOWN = frozenset({"board", "limit"})
+
+
+@pytest.mark.parametrize(
+    ("query", "values"),
+    [
+        (b"", {}),
+        (b"&", {}),
+        (b"board=main", {"board": "main"}),
+        (b"board=", {"board": ""}),
+        (b"board", {"board": ""}),
+        (b"board=a=b", {"board": "a=b"}),
+        (b"board=a+b%2B%20&&limit=5", {"board": "a b+ ", "limit": "5"}),
+        (b"%62oard=%C3%A9", {"board": "é"}),
+    ],
+)
+def test_a_query_is_read_into_its_parameters(query: bytes, values: dict[str, str]) -> None:
+    assert read_query(query, KNOWN) == values
+
+
+@pytest.mark.parametrize(
+    ("query", "named"),
+    [
+        (b"board=a&board=a", "board once"),
+        (b"board=a&%62oard=b", "board once"),
+        (b"boards=a", "boards"),
+        (b"Board=a", "Board"),
+        (b"token=abc", "token"),
+        (b"=a", "that parameter"),
+        (b"<b>=a", "that parameter"),
+        (b"board=%", "%"),
+        (b"board=%zz", "%"),
+        (b"board=%f", "%"),
+        (b"board=%ff", "UTF-8"),
+        (b"&".join(b"a%d=1" % number for number in range(17)), "16"),
+    ],
+)
+def test_a_query_that_cannot_be_meant_is_refused_by_name(query: bytes, named: str) -> None:
+    with pytest.raises(Malformed, match=named) as caught:
+        read_query(query, KNOWN)
+    assert "abc" not in caught.value.detail
+    assert "<" not in caught.value.detail
+
+
+def test_any_parameter_may_come_once_where_none_is_listed() -> None:
+    assert read_query(b"a=1&b=2") == {"a": "1", "b": "2"}
+    with pytest.raises(Malformed):
+        read_query(b"a=1&a=1")
+
+
+@given(st.dictionaries(st.text(min_size=1), st.text(), max_size=5))
+def test_what_is_accepted_is_what_others_read(values: dict[str, str]) -> None:
+    query = urlencode(values, errors="surrogatepass").encode()
+    try:
+        found = read_query(query)
+    except Malformed:
+        assert any(
+            "\ud800" <= letter <= "\udfff" for pair in values.items() for letter in "".join(pair)
+        )
+        return
+    assert found == values == dict(parse_qsl(query.decode(), keep_blank_values=True))
