@@ -6,6 +6,7 @@ set, our ``iss`` and ``aud``, an ``exp`` to come and a ``sub`` that may be a use
 this module: not into a log, an error or a repr.
 """
 
+import re
 import time
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
@@ -30,6 +31,7 @@ __all__ = [
     "Caller",
     "LocalIssuer",
     "Verifier",
+    "bearer_of",
 ]
 
 UPDATE: Final = "update:score"
@@ -52,6 +54,8 @@ Reason = Literal[
     "expired", "not-yet-valid", "issuer", "audience", "claims", "subject",
 ]  # fmt: skip
 """Why a token is refused: a closed set, the label of ``scoreboard_auth_failures_total``."""
+
+_BEARER: Final = re.compile(rb"(?i:bearer) +([A-Za-z0-9._~+/-]+=*)")
 
 _DETAILS: Final[Mapping[Reason, str]] = {
     "missing": "Send the header Authorization: Bearer <token>",
@@ -217,6 +221,20 @@ class Verifier:
         for tokens in (self._verified, self._older):
             for token in [token for token, found in tokens.items() if found[1] in kids]:
                 del tokens[token]
+
+
+def bearer_of(authorization: bytes | None) -> str:
+    """Return the token of an Authorization header, or "" where there is no such header.
+
+    Raises Unauthenticated where it is not ``Bearer`` (in any case) and one token (RFC 6750, 2.1).
+    """
+    if authorization is None:
+        return ""
+    found = _BEARER.fullmatch(authorization)
+    if found is None:
+        AUTH_FAILURES.labels("missing").inc()
+        raise refusal("missing")
+    return found[1].decode("ascii")
 
 
 def refusal(reason: Reason) -> Unauthenticated:

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from scoreboard.errors import SettingInvalid
+from scoreboard.http1.head import HEAD_BYTES, HEAD_FIELDS, REQUEST_LINE_BYTES, HeadLimits
 from scoreboard.model import DEFAULT_BOARD, BoardName
 
 PREFIX = "SCOREBOARD_"
@@ -122,6 +123,11 @@ class Settings(Struct, frozen=True, kw_only=True):
         WholeInt, _about("Updates a token with update:score:any may send; 0 for no limit")
     ] = 0
     requests_in_flight: Annotated[PositiveInt, _about("Requests one api process holds")] = 512
+    head_bytes: Annotated[
+        PositiveInt, _about("Largest head of a request, to the api or the streamer")
+    ] = HEAD_BYTES
+    head_fields: Annotated[PositiveInt, _about("Most header lines of a request")] = HEAD_FIELDS
+    request_line_bytes: Annotated[PositiveInt, _about("Longest request line")] = REQUEST_LINE_BYTES
     body_bytes: Annotated[PositiveInt, _about("Largest request body")] = 16_384
     body_timeout_s: Annotated[
         Seconds, _about("Time to send a request's head, and again its whole body")
@@ -150,9 +156,6 @@ class Settings(Struct, frozen=True, kw_only=True):
         PositiveInt, _about("Expired tokens of one address told so by close code, not by 401")
     ] = 20
     handshake_timeout_s: Annotated[Seconds, _about("Time for a viewer's whole handshake")] = 5.0
-    handshake_bytes: Annotated[PositiveInt, _about("Largest head of a handshake")] = 8192
-    handshake_headers: Annotated[PositiveInt, _about("Most headers of a handshake")] = 64
-    request_line_bytes: Annotated[PositiveInt, _about("Longest request line of a handshake")] = 4096
     message_bytes: Annotated[PositiveInt, _about("Largest message from a viewer")] = 4608
     message_fragments: Annotated[PositiveInt, _about("Most fragments of such a message")] = 8
     viewer_frames_per_second: Annotated[
@@ -238,6 +241,14 @@ class Settings(Struct, frozen=True, kw_only=True):
     database_secret: Annotated[
         str, _about("PostgreSQL credentials, likewise; empty: those of DATABASE_URL (env only)")
     ] = ""
+
+    def head_limits(self) -> HeadLimits:
+        """Return how large the head of a request may be."""
+        return HeadLimits(
+            head_bytes=self.head_bytes,
+            fields=self.head_fields,
+            line_bytes=self.request_line_bytes,
+        )
 
 
 def variable_of(field: str) -> str:

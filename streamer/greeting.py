@@ -24,11 +24,12 @@ from scoreboard.errors import (
     Unauthenticated,
     Uninitialised,
 )
+from scoreboard.http1.head import head_size, read_head
 from scoreboard.problems import status_of
 from scoreboard.request_ids import HEADER
 from streamer import metrics
 from streamer.connection import Viewer
-from streamer.handshake import Wish, answer_of, head_size, judge, request_id_of
+from streamer.handshake import Wish, answer_of, judge, request_id_of
 from streamer.hub import Room
 from streamer.protocol import SUBPROTOCOL
 from streamer.venue import Venue
@@ -190,24 +191,26 @@ class Greeting(asyncio.Protocol):
         head, searched = self._head, len(self._head)
         head += data
         try:
-            size = head_size(head, searched, self._venue.rules)
+            size = head_size(head, searched, self._venue.rules.limits)
             if size:
                 self._rest = bytes(head[size:])
                 self._judge(bytes(head[:size]))
         except ScoreboardError as error:
             self._refuse(error)
 
-    def _judge(self, head: bytes) -> None:
+    def _judge(self, data: bytes) -> None:
         venue = self._venue
         self._head = bytearray()
+        head = read_head(data, venue.rules.limits)
+        self._request_id = request_id_of(head, venue.request_ids)
+        self._wish = wish = judge(head, self._peer, venue.rules)
         self._protocol = ServerProtocol(max_size=venue.settings.message_bytes, logger=_LOGGER)
-        self._protocol.receive_data(head)
+        self._protocol.receive_data(data)
         events = self._protocol.events_received()
         if not events:
-            raise Malformed("The request is no HTTP/1.1 GET without a body")
-        self._request = request = cast("Request", events[0])
-        self._request_id = request_id_of(request.headers, venue.request_ids)
-        self._wish = wish = judge(request, self._peer, venue.rules)
+            # The library takes lines of 8 KiB at most.
+            raise Malformed("A header of the handshake cannot be read")
+        self._request = cast("Request", events[0])
         venue.admission.take_address(wish.address, venue.clock())
         self._address = wish.address
         room = venue.room(wish.board)

@@ -117,7 +117,7 @@ class Head(Struct):
     expects_continue: bool
 
 
-def head_size(received: bytes, searched: int, limits: HeadLimits) -> int:
+def head_size(received: bytes | bytearray, searched: int, limits: HeadLimits) -> int:
     """Return the size of a complete head, its blank line included, or 0 while it is incomplete.
 
     ``searched`` is how much of ``received`` was looked at before. Raises Malformed, TargetTooLong
@@ -132,7 +132,7 @@ def head_size(received: bytes, searched: int, limits: HeadLimits) -> int:
     _check_line(received, limits)
     if len(received) > limits.head_bytes:
         raise _too_large(limits)
-    if _BROKEN.search(received, max(0, searched - 1)) or received[:1] in {b"\r", b"\n", b" "}:
+    if received.startswith((b"\r", b" ")) or _BROKEN.search(received, max(0, searched - 1)):
         raise _unreadable()
     return 0
 
@@ -191,7 +191,7 @@ def list_of(value: bytes) -> list[bytes]:
     return [member.strip(b" \t") for member in value.lower().split(b",")]
 
 
-def _check_line(received: bytes, limits: HeadLimits) -> None:
+def _check_line(received: bytes | bytearray, limits: HeadLimits) -> None:
     # The line end may have come by half.
     if len(received) > limits.line_bytes + 1 and (
         received.find(b"\r\n", 0, limits.line_bytes + 2) < 0

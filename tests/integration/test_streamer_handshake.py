@@ -17,6 +17,7 @@ from websockets.typing import Subprotocol
 from scoreboard.model import Board
 from scoreboard.telemetry import REGISTRY
 from tests.support.eventually import eventually_async
+from tests.support.smuggling import HEADS
 from tests.support.tokens import MakeToken
 from tests.support.viewer import (
     PING,
@@ -169,7 +170,7 @@ async def test_a_head_that_is_too_big_is_refused_while_it_still_comes(
     [
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
         b"GET /ws/scoreboard\r\n\r\n",
-        b"GET /ws/scoreboard HTTP/2.0\r\nHost: a\r\n\r\n",
+        b"GET /ws/scoreboard HTTP/2\r\nHost: a\r\n\r\n",
         request_bytes(headers=[("Transfer-Encoding", "chunked")]),
         request_bytes(headers=[("Content-Length", "5")]),
         request_bytes(headers=[("Sec-WebSocket-Protocol", "scoreboard.v1, b(ad")]),
@@ -189,6 +190,16 @@ async def test_what_is_no_request_gets_400_and_nothing_of_it_back(
     assert answer.headers["connection"] == "close"
     assert answer.problem["type"] == "/docs/problems/malformed"
     await running.is_empty()
+
+
+async def test_heads_with_two_readings_are_refused(
+    start_streamer: StartStreamer, handshake: Handshake
+) -> None:
+    running = await start_streamer()
+
+    answers = {name: (await handshake(running.port, raw=raw)).status for name, raw in HEADS.items()}
+
+    assert {name: status for name, status in answers.items() if status != 400} == {}
 
 
 async def test_a_private_board_needs_a_token_with_the_scope(
