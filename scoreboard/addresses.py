@@ -40,6 +40,12 @@ def client_address(peer: str, forwarded: Iterable[str], hops: tuple[Network, ...
     return str(address)
 
 
+def is_trusted_hop(peer: str, hops: tuple[Network, ...]) -> bool:
+    """Tell whether a peer is a trusted hop, which brings the requests of many clients."""
+    address = _parse(peer)
+    return address is not None and _is_trusted(address, hops)
+
+
 @lru_cache(maxsize=4096)
 def _parse(text: str) -> IPv4Address | IPv6Address | None:
     try:

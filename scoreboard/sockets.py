@@ -1,5 +1,6 @@
-"""Keeps the kernel from hoarding boards for peers that do not read. No state."""
+"""Keeps the kernel from hoarding what peers do not read or send; counts open files. No state."""
 
+import resource
 import socket
 import sys
 from typing import Final
@@ -9,6 +10,12 @@ SEND_BYTES: Final = 16_384
 
 NOTSENT_BYTES: Final = 8192
 """Boards the kernel holds back for a slow peer are boards too old; the newest should be next."""
+
+RECEIVE_BYTES: Final = 32_768
+"""What one read of requests can bring, and so what a connection can hold; the kernel doubles it."""
+
+ANSWER_BYTES: Final = 65_536
+"""What a client that reads nothing swallows of an answer; the kernel doubles it."""
 
 USER_TIMEOUT_MS: Final = 20_000
 """A peer that vanished with data in flight is given up after this."""
@@ -22,3 +29,38 @@ def bound_sending(connection: socket.socket) -> None:
     if sys.platform == "linux":
         connection.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, NOTSENT_BYTES)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+
+
+def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """Take an address to listen on; ``shared`` with other processes (SO_REUSEPORT).
+
+    Raises OSError where it cannot be had.
+    """
+    taken = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        taken.bind((host, port))
+        taken.setblocking(False)
+    except OSError:
+        taken.close()
+        raise
+    return taken
+
+
+def bound_requests(listener: socket.socket) -> None:
+    """Bound what the kernel keeps for a client of HTTP; accepted connections inherit it."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ANSWER_BYTES)
+    if sys.platform == "linux":
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+
+
+def allow_open_files(wanted: int) -> int:
+    """Raise the limit on open files towards ``wanted``; return what the process may open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return wanted if soft == resource.RLIM_INFINITY else soft

@@ -1,8 +1,8 @@
 """Reads the head of an HTTP/1.1 request. No I/O, no state.
 
 What stays true: whatever two readers could understand differently is refused, not repaired, so that
-a gateway and a service never see two different requests (RFC 9112, 11.2).
-A test compares everything that is accepted with h11's reading.
+a gateway and a service never see two different requests (RFC 9112, 11.2). docs/http.md lists the
+rules; a test compares everything that is accepted with h11's reading.
 """
 
 import re
@@ -64,6 +64,9 @@ _VERSION: Final = re.compile(rb"HTTP/[0-9]\.[0-9]")
 _MINORS: Final = {b"HTTP/1.1": 1, b"HTTP/1.0": 0}
 _BROKEN: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r[^\n]")
 _BAD_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_NEEDLESS: Final = re.compile(rb"%(?:3[0-9]|[46][1-9A-Fa-f]|[57][0-9Aa])")
+"""Letters and digits as escapes: no client writes them so, and not every gateway decodes them."""
+
 _HIDDEN: Final = re.compile(rb"[\x00-\x1f\x7f/\\]")
 """What an escape in a path must not hide."""
 
@@ -261,6 +264,8 @@ def _split(target: bytes, host: bytes) -> tuple[str, bytes]:
 def _decoded(path: bytes) -> str:
     if _BAD_ESCAPE.search(path):
         raise Malformed("A % in a path is followed by two hexadecimal digits")
+    if _NEEDLESS.search(path):
+        raise Malformed("A path has letters and digits as themselves, not as escapes")
     segments = [unquote_to_bytes(segment) for segment in path.split(b"/")[1:]]
     if b"" in segments[:-1]:
         raise Malformed("A path has no empty segment")

@@ -105,7 +105,8 @@ HEADS: Final[dict[str, bytes]] = {
             b"//", b"//api/scores/update", b"/api//scores", b"/a//", b"/.", b"/..", b"/a/./b",
             b"/a/../b", b"/a/..", b"/%2e", b"/%2E%2e/a", b"/.%2e/a", b"/api%2fscores",
             b"/api%2Fscores%2Fupdate", b"/a%5cb", b"/a%00", b"/a%0d%0ab", b"/a%7f", b"/a%",
-            b"/a%2", b"/a%zz", b"/%ff", b"/%c3",
+            b"/a%2", b"/a%zz", b"/%ff", b"/%c3", b"/api/%73cores",
+            b"/%30", b"/%39", b"/%41", b"/%5a", b"/%4F", b"/%61", b"/%7A",
         )
     },
     # Host

@@ -47,8 +47,10 @@ Headers = list[tuple[str, str]]
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], Any]]:
-    """Run the streamer's tests on the loop it runs on; it writes and pauses in its own way."""
-    if item.path.name.startswith("test_streamer"):
+    """Run the services' tests on the loop they run on; it writes and pauses in its own way."""
+    if item.path.name.startswith("test_http1"):
+        return {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
+    if item.path.name.startswith(("test_streamer", "test_api")):
         return {"uvloop": uvloop.new_event_loop}
     return {"asyncio": asyncio.new_event_loop}
 

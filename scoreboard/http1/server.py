@@ -1,0 +1,203 @@
+"""The server: accepts connections, bounds their number and their time, and lets them finish.
+
+Used by the api and by the development issuer. What stays true:
+
+- there are no more connections than the limits allow, in total and from one address; for one more,
+  the connection that has been without a request for longest is closed, so silence keeps nobody out;
+- one sweep enforces all limits of time, to within ``TICK_S``;
+- no connection and no task outlives ``listening``.
+"""
+
+import asyncio
+import socket
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from email.utils import formatdate
+from typing import Final
+
+from msgspec import Struct
+
+from scoreboard.addresses import Network, client_address, is_trusted_hop
+from scoreboard.errors import Overloaded, ScoreboardError, TooManyConnections
+from scoreboard.http1.connection import Connection
+from scoreboard.http1.head import HeadLimits
+from scoreboard.http1.request import Handler
+from scoreboard.sockets import bound_requests
+from scoreboard.telemetry import get_logger
+
+BACKLOG: Final = 1024
+TICK_S: Final = 0.25
+
+LATE_S: Final = 0.5
+"""After a tick this late nobody is judged: what they sent may lie unread."""
+
+RETRY_AFTER_S: Final = 5
+
+_log = get_logger(__name__)
+
+
+class ServerLimits(Struct, frozen=True, kw_only=True):
+    """What peers may take of a server."""
+
+    head: HeadLimits = HeadLimits()
+    body_bytes: int
+    head_s: float
+    """Time to send a head."""
+
+    body_s: float
+    """Time to send a body."""
+
+    keep_alive_s: float
+    """Time between two requests of a connection."""
+
+    send_s: float
+    """Time to take a piece of an answer."""
+
+    connections: int
+    connections_per_address: int
+    trusted_hops: tuple[Network, ...] = ()
+    """Gateways, whose connections are those of many clients: they count in total only."""
+
+
+class Server:
+    """One server. Make it in a running loop."""
+
+    def __init__(self, handler: Handler, limits: ServerLimits) -> None:
+        """Take the application behind it."""
+        self.handler = handler
+        self.limits = limits
+        self.loop = asyncio.get_running_loop()
+        self.now_s = self.loop.time
+        self.is_draining = False
+        """Whether each answer ends its connection."""
+        self.date_line = _date_line()
+        self.count = 0
+        """Connections that are open."""
+        self._addresses: Counter[str] = Counter()
+        self._waiting: dict[Connection, None] = {}
+        """Connections without a request under way, the longest waiting first."""
+        self._serving: set[Connection] = set()
+        """Connections with a task, also of peers that have gone."""
+        self._is_empty = asyncio.Event()
+        self._listener: asyncio.Server | None = None
+
+    @asynccontextmanager
+    async def listening(self, listener: socket.socket) -> AsyncIterator[None]:
+        """Serve while the block runs; then end whatever is left, at once."""
+        bound_requests(listener)
+        self._listener = await self.loop.create_server(
+            lambda: Connection(self), sock=listener, backlog=BACKLOG
+        )
+        sweeping = self.loop.create_task(self._sweep())
+        try:
+            yield
+        finally:
+            self._listener.close()
+            sweeping.cancel()
+            await asyncio.gather(sweeping, *self._cut(), return_exceptions=True)
+
+    async def drain(self, within_s: float) -> None:
+        """Accept no more, let the requests under way finish, and close every connection."""
+        self.is_draining = True
+        if self._listener is not None:
+            self._listener.close()
+        for connection in tuple(self._waiting):
+            connection.retire()
+        self._note_if_empty()
+        try:
+            async with asyncio.timeout(within_s):
+                await self._is_empty.wait()
+        except TimeoutError:
+            _log.warning("requests_cut", requests=len(self._serving), connections=self.count)
+
+    # For connections
+
+    def enter(self, connection: Connection) -> ScoreboardError | None:
+        """Count a new connection; return the error by which it is refused instead."""
+        limits, peer = self.limits, connection.peer[0]
+        address = "" if is_trusted_hop(peer, limits.trusted_hops) else client_address(peer, (), ())
+        most = limits.connections_per_address
+        if address and self._addresses[address] >= most and not self._make_room(address):
+            return TooManyConnections(
+                f"One address may have {most} connections", retry_after_s=RETRY_AFTER_S
+            )
+        if self.count >= limits.connections and not self._make_room():
+            return Overloaded("This process has all the connections it may hold")
+        connection.address = address
+        self.count += 1
+        if address:
+            self._addresses[address] += 1
+        self._waiting[connection] = None
+        return None
+
+    def begin(self, connection: Connection) -> None:
+        """Note that a connection has a request under way."""
+        self._waiting.pop(connection, None)
+        self._serving.add(connection)
+
+    def end(self, connection: Connection) -> None:
+        """Note that the task of a request has ended."""
+        self._serving.discard(connection)
+        if self.is_draining:
+            self._note_if_empty()
+
+    def wait(self, connection: Connection) -> None:
+        """Note that a connection has no request under way."""
+        self._waiting[connection] = None
+
+    def leave(self, connection: Connection) -> None:
+        """Forget a connection."""
+        self._waiting.pop(connection, None)
+        self.count -= 1
+        if connection.address:
+            self._addresses[connection.address] -= 1
+            if not self._addresses[connection.address]:
+                del self._addresses[connection.address]
+        if self.is_draining:
+            self._note_if_empty()
+
+    def _make_room(self, address: str = "") -> bool:
+        """Close the longest waiting connection (of an address); tell whether there was one."""
+        for connection in self._waiting:
+            if not address or connection.address == address:
+                connection.abort()
+                return True
+        return False
+
+    def _note_if_empty(self) -> None:
+        if not self.count and not self._serving:
+            self._is_empty.set()
+
+    def _cut(self) -> "list[asyncio.Task[None]]":
+        """Abort every connection and cancel every task; return the tasks."""
+        tasks = [one.task for one in self._serving if one.task is not None]
+        for connection in (*self._waiting, *self._serving):
+            connection.abort()
+        for task in tasks:
+            task.cancel()
+        return tasks
+
+    async def _sweep(self) -> None:
+        """Enforce the limits of time until cancelled."""
+        was_late = False
+        while True:
+            due_s = self.now_s() + TICK_S
+            await asyncio.sleep(TICK_S)
+            now_s = self.now_s()
+            self.date_line = _date_line()
+            was_late = now_s - due_s > LATE_S and not was_late
+            if not was_late:
+                self._end_overdue(now_s)
+
+    def _end_overdue(self, now_s: float) -> None:
+        for connection in (*self._waiting, *self._serving):
+            if connection.due_s <= now_s:
+                connection.overdue()
+            limit = connection.limit
+            if limit is not None and limit.due_s <= now_s:
+                limit.expire()
+
+
+def _date_line() -> bytes:
+    return b"date: %b\r\n" % formatdate(usegmt=True).encode()

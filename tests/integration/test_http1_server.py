@@ -1,0 +1,677 @@
+"""The HTTP/1.1 server on real sockets: framing, limits, slow and silent peers, and how it ends."""
+
+import asyncio
+import contextlib
+import socket
+import struct
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+
+from scoreboard.addresses import trusted_networks
+from scoreboard.errors import ScoreboardError
+from scoreboard.http1.answer import Answer
+from scoreboard.http1.connection import DISCARD_BYTES, LINGER_S, SLICE_BYTES, Connection
+from scoreboard.http1.request import Request
+from scoreboard.http1.server import Server, ServerLimits
+from scoreboard.problems import status_of
+from scoreboard.sockets import bind
+from tests.support.eventually import eventually_async
+from tests.support.smuggling import CHUNKS, HEADS
+
+LONG = b"0123456789abcdef" * 262_144
+"""An answer of 4 MiB, far more than the kernel holds for a peer."""
+
+
+class Site:
+    """The application behind the server; each path shows one behaviour."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self.bodies: list[bytes] = []
+        self.go_on = asyncio.Event()
+        self.under_way = 0
+        self.outcomes: list[str] = []
+        self.refused: list[str] = []
+
+    async def __call__(self, request: Request) -> Answer | None:
+        head = request.head
+        self.seen.append(f"{head.method} {head.path}")
+        self.under_way += 1
+        try:
+            return await self._answer(request)
+        except ScoreboardError as error:
+            return self.refuse(error, "")
+        finally:
+            self.under_way -= 1
+
+    def refuse(self, error: ScoreboardError, peer: str) -> Answer:
+        self.refused.append(error.code)
+        return Answer(status_of(type(error)), [], error.detail.encode())
+
+    async def _answer(self, request: Request) -> Answer | None:  # noqa: PLR0911 (a table)
+        match request.head.path:
+            case "/echo":
+                body = await request.read_body()
+                self.bodies.append(body)
+                return Answer(200, [(b"content-type", b"text/plain")], body)
+            case "/wait":
+                await self.go_on.wait()
+                return Answer(200, [], b"waited")
+            case "/late":
+                try:
+                    with request.within(0.1):
+                        await asyncio.Event().wait()
+                except TimeoutError:
+                    self.outcomes.append("late")
+                return Answer(503, [], b"late")
+            case "/long":
+                return Answer(200, [], LONG)
+            case "/none":
+                return Answer(204, [])
+            case "/same":
+                return Answer(304, [(b"etag", b'"1"')])
+            case "/broken":
+                raise RuntimeError("broken on purpose")
+            case "/split":
+                return Answer(200, [(b"x-a", b"b\r\nset-cookie: c")])
+            case "/stream":
+                await self._stream(request)
+                return None
+            case _:
+                return Answer(200, [], request.head.path.encode())
+
+    async def _stream(self, request: Request) -> None:
+        stream = request.begin_stream(200, [(b"content-type", b"text/plain")], send_s=0.5)
+        outcome = "ended"
+        leaving = asyncio.ensure_future(request.peer_left())
+        try:
+            await stream.write(b"first")
+            if request.head.query == b"flood":
+                while True:
+                    await stream.write(b"x" * 100_000)
+            waiting = asyncio.ensure_future(self.go_on.wait())
+            await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+            if leaving.done():
+                outcome = "left"
+            await stream.end()
+        except TimeoutError:
+            outcome = "too slow"
+        except ConnectionError:
+            outcome = "gone"
+        finally:
+            leaving.cancel()
+            self.outcomes.append(outcome)
+
+
+class Served:
+    """A running server, and how to reach it."""
+
+    def __init__(self, server: Server, site: Site, port: int) -> None:
+        self.server = server
+        self.site = site
+        self.port = port
+
+    def connection(self) -> Connection:
+        """The only connection."""
+        [found] = (*self.server._waiting, *self.server._serving)
+        return found
+
+
+Serve = Callable[..., Awaitable[Served]]
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    """Give a starter of servers; keywords are limits."""
+    async with AsyncExitStack() as stack:
+
+        async def start(**limits: Any) -> Served:
+            defaults: dict[str, Any] = {
+                "body_bytes": 1000,
+                "head_s": 5.0,
+                "body_s": 5.0,
+                "keep_alive_s": 5.0,
+                "send_s": 5.0,
+                "connections": 100,
+                "connections_per_address": 100,
+            }
+            site = Site()
+            server = Server(site, ServerLimits(**defaults | limits))
+            listener = stack.enter_context(bind("127.0.0.1", 0))
+            await stack.enter_async_context(server.listening(listener))
+            return Served(server, site, listener.getsockname()[1])
+
+        yield start
+
+
+class Client:
+    """A connection that says exactly what it is told."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def send(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def head(self) -> tuple[int, dict[str, str]]:
+        async with asyncio.timeout(5):
+            lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        fields = (line.partition(": ") for line in lines[1:-2])
+        return int(lines[0].split(" ")[1]), {name: value for name, _, value in fields}
+
+    async def answer(self) -> tuple[int, bytes]:
+        status, headers = await self.head()
+        async with asyncio.timeout(5):
+            return status, await self.reader.readexactly(int(headers.get("content-length", "0")))
+
+    async def rest(self, within_s: float = 5) -> bytes:
+        """Read until the server closes."""
+        async with asyncio.timeout(within_s):
+            with contextlib.suppress(ConnectionError):
+                return await self.reader.read()
+        return b""
+
+
+@asynccontextmanager
+async def talking(served: Served, source: str = "127.0.0.1") -> AsyncIterator[Client]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port, local_addr=(source, 0))
+    try:
+        yield Client(reader, writer)
+    finally:
+        writer.transport.abort()
+
+
+def get(path: str = "/", *lines: str, version: str = "HTTP/1.1", method: str = "GET") -> bytes:
+    return "\r\n".join([f"{method} {path} {version}", "Host: a", *lines, "", ""]).encode()
+
+
+def post(body: bytes, *lines: str, path: str = "/echo") -> bytes:
+    length = f"Content-Length: {len(body)}"
+    return get(path, length, *lines, method="POST") + body
+
+
+# --- one request after the other ---
+
+
+async def test_a_connection_serves_one_request_after_the_other(serve: Serve) -> None:
+    served = await serve()
+    async with talking(served) as client:
+        for number in range(3):
+            await client.send(post(b"%d" % number))
+            status, headers = await client.head()
+            assert (status, headers["content-length"]) == (200, "1")
+            assert "connection" not in headers
+            assert "date" in headers
+            assert await client.reader.readexactly(1) == b"%d" % number
+        await client.send(get("/last", "Connection: close"))
+        status, headers = await client.head()
+        assert (status, headers["connection"]) == (200, "close")
+        assert await client.rest() == b"/last"
+    await eventually_async(lambda: served.server.count == 0)
+
+
+@pytest.mark.parametrize(
+    ("lines", "kept"),
+    [((), False), (("Connection: keep-alive",), True), (("Connection: x",), False)],
+)
+async def test_http_1_0_is_kept_alive_where_it_asks_for_it(
+    serve: Serve, lines: tuple[str, ...], kept: bool
+) -> None:
+    served = await serve()
+    async with talking(served) as client:
+        await client.send(get("/", *lines, version="HTTP/1.0"))
+        _, headers = await client.head()
+        assert headers["connection"] == ("keep-alive" if kept else "close")
+        await client.reader.readexactly(1)
+        if kept:
+            await client.send(get("/", version="HTTP/1.0"))
+            assert (await client.answer())[0] == 200
+        assert await client.rest() == b""
+
+
+async def test_pipelined_requests_are_answered_in_order(serve: Serve) -> None:
+    served = await serve()
+    async with talking(served) as client:
+        await client.send(b"".join(post(b"%d" % number) for number in range(2000)))
+        answers = [(await client.answer())[1] for _ in range(2000)]
+    assert answers == [b"%d" % number for number in range(2000)]
+
+
+async def test_what_waits_behind_a_request_is_not_read(serve: Serve) -> None:
+    served = await serve()
+    with socket.create_connection(("127.0.0.1", served.port)) as flooding:
+        flooding.setblocking(False)
+        flooding.send(get("/wait"))
+        await eventually_async(lambda: served.site.under_way == 1)
+        taken, data = 0, get("/flood") * 1000
+        last_s = time.monotonic()
+        while time.monotonic() < last_s + 0.3:  # until the kernels are full
+            with contextlib.suppress(BlockingIOError):
+                taken += flooding.send(data)
+                last_s = time.monotonic()
+            await asyncio.sleep(0.001)  # pace: lets the server read
+        assert len(served.connection()._held) < 200_000
+        assert taken < 16_000_000
+        assert served.site.seen == ["GET /wait"]
+        flooding.setblocking(True)
+        served.site.go_on.set()
+        await asyncio.to_thread(flooding.recv, 100)
+    await eventually_async(lambda: served.server.count == 0)
+
+
+@pytest.mark.parametrize("pieces", [1, 7, 1000])
+@pytest.mark.parametrize("coding", ["length", "chunks"])
+@pytest.mark.parametrize("upgrade", [(), ("Connection: Upgrade", "Upgrade: h2c")])
+async def test_a_body_belongs_to_its_request(
+    serve: Serve, pieces: int, coding: str, upgrade: tuple[str, ...]
+) -> None:
+    served = await serve()
+    body = get("/hidden") + b"end"
+    if coding == "length":
+        data = post(body, *upgrade)
+    else:
+        chunks = b"%x\r\n%b\r\n3;x=y\r\n%b\r\n0\r\n\r\n" % (len(body) - 3, body[:-3], body[-3:])
+        data = get("/echo", "Transfer-Encoding: chunked", *upgrade, method="POST") + chunks
+    data += get("/next")
+    async with talking(served) as client:
+        client.writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start in range(0, len(data), len(data) // pieces or 1):
+            await client.send(data[start : start + (len(data) // pieces or 1)])
+            await asyncio.sleep(0)
+        assert await client.answer() == (200, body)
+        assert await client.answer() == (200, b"/next")
+    assert served.site.seen == ["POST /echo", "GET /next"]
+
+
+@pytest.mark.parametrize("path", ["/long", "/none", "/same"])
+async def test_answers_without_a_body_leave_none_behind(serve: Serve, path: str) -> None:
+    served = await serve()
+    async with talking(served) as client:
+        await client.send(get(path, method="HEAD") + get("/next"))
+        status, headers = await client.head()
+        assert headers.get("content-length") == (str(len(LONG)) if path == "/long" else None)
+        assert status == {"/long": 200, "/none": 204, "/same": 304}[path]
+        assert await client.answer() == (200, b"/next")
+
+
+# --- what cannot be read ---
+
+
+@pytest.mark.parametrize("split", [False, True])
+async def test_nothing_is_served_behind_what_has_two_readings(serve: Serve, split: bool) -> None:
+    served = await serve(body_bytes=16_384)
+    wrong = {}
+    vectors = HEADS | {name: data.replace(b" / ", b" /echo ") for name, data in CHUNKS.items()}
+    for name, data in vectors.items():
+        async with talking(served) as client:
+            if split:
+                await client.send(data[: len(data) // 2])
+                await asyncio.sleep(0.005)  # pace: two packets
+                with contextlib.suppress(ConnectionError):
+                    await client.send(data[len(data) // 2 :])
+            else:
+                await client.send(data)
+            client.writer.write_eof()
+            answers = await client.rest(within_s=LINGER_S + 1)
+        is_refused = answers.startswith(b"HTTP/1.1 400 ") and answers.count(b"HTTP/1.1 ") == 1
+        if not is_refused or b"\r\nconnection: close\r\n" not in answers:
+            wrong[name] = answers
+    assert wrong == {}
+    assert set(served.site.seen) <= {"POST /echo"}
+    assert served.site.bodies == []
+
+
+async def test_a_refusal_reaches_a_peer_that_is_still_sending(serve: Serve) -> None:
+    served = await serve()
+    async with talking(served) as client:
+        await client.send(b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * (DISCARD_BYTES // 2))
+        assert (await client.answer())[0] == 431
+        assert await client.reader.read() == b""  # it has half-closed
+        await client.send(get("/smuggled"))
+    assert served.site.seen == []
+    assert served.site.refused == ["head-too-large"]
+
+
+async def test_who_goes_on_sending_behind_a_refusal_is_cut_off(serve: Serve) -> None:
+    served = await serve()
+    async with talking(served) as client:
+        await client.send(b"\0" * 100)
+        assert (await client.answer())[0] == 400
+        with contextlib.suppress(ConnectionError, RuntimeError):  # uvloop's for a closed transport
+            for _ in range(1000):
+                await client.send(b"\0" * 10_000)
+        assert client.writer.transport.is_closing()
+    await eventually_async(lambda: served.server.count == 0, within_s=LINGER_S / 2)
+
+
+# --- bodies that do not come as they should ---
+
+
+async def test_an_answer_before_the_body_ends_the_connection(serve: Serve) -> None:
+    served = await serve()
+    async with talking(served) as client:
+        await client.send(get("/early", "Content-Length: 500", method="POST") + b"x" * 100)
+        status, headers = await client.head()
+        assert (status, headers["connection"]) == (200, "close")
+        await client.send(b"x" * 400 + get("/smuggled"))
+        assert await client.rest() == b"/early"
+    assert served.site.seen == ["POST /early"]
+
+
+async def test_a_body_too_large_is_refused_before_it_comes(serve: Serve) -> None:
+    served = await serve()
+    for coded in (("Content-Length: 1001", b""), ("Transfer-Encoding: chunked", b"3e9\r\n")):
+        async with talking(served) as client:
+            await client.send(get("/echo", coded[0], method="POST") + coded[1])
+            assert (await client.answer())[0] == 413
+            await client.send(b"x" * 10_000)
+            assert await client.rest(LINGER_S + 1) == b""
+    assert served.site.refused == ["body-too-large"] * 2
+
+
+async def test_a_body_that_stops_is_refused_in_time(serve: Serve) -> None:
+    served = await serve(body_s=0.2)
+    async with talking(served) as client:
+        await client.send(get("/echo", "Content-Length: 5", method="POST") + b"hell")
+        began_s = time.monotonic()
+        status, detail = await client.answer()
+    assert (status, b"0.2 s" in detail) == (400, True)
+    assert 0.2 <= time.monotonic() - began_s < 2
+
+
+async def test_a_client_may_ask_before_it_sends_a_body(serve: Serve) -> None:
+    served = await serve()
+    ask = ("Expect: 100-continue", "Content-Length: 5")
+    async with talking(served) as client:
+        await client.send(get("/echo", *ask, method="POST"))
+        assert (await client.head())[0] == 100
+        await client.send(b"hello")
+        assert await client.answer() == (200, b"hello")
+        await client.send(get("/echo", *ask, method="POST") + b"there")
+        assert await client.answer() == (200, b"there")  # it did not wait: no word needed
+        await client.send(get("/early", *ask, method="POST"))
+        status, headers = await client.head()
+        assert (status, headers["connection"]) == (200, "close")
+    async with talking(served) as client:
+        await client.send(get("/echo", "Expect: something", method="POST"))
+        assert (await client.answer())[0] == 417
+
+
+# --- peers that close their sending half ---
+
+
+async def test_what_was_received_whole_is_answered_after_a_half_close(serve: Serve) -> None:
+    served = await serve()
+    async with talking(served) as client:
+        await client.send(get("/wait") + post(b"hello") + get("/third") + b"GET /fourth HTT")
+        client.writer.write_eof()
+        await eventually_async(lambda: served.site.under_way == 1)
+        served.site.go_on.set()
+        assert [await client.answer() for _ in range(3)] == [
+            (200, b"waited"),
+            (200, b"hello"),
+            (200, b"/third"),
+        ]
+        assert await client.rest() == b""
+    assert served.site.seen == ["GET /wait", "POST /echo", "GET /third"]
+
+
+async def test_a_body_that_a_half_close_cuts_short_is_refused(serve: Serve) -> None:
+    served = await serve()
+    async with talking(served) as client:
+        await client.send(get("/echo", "Content-Length: 5", method="POST") + b"hell")
+        client.writer.write_eof()
+        status, detail = await client.answer()
+        assert (status, b"complete" in detail) == (400, True)
+        assert await client.rest() == b""
+    assert served.site.bodies == []
+
+
+# --- time ---
+
+
+@pytest.mark.parametrize("start", [b"", b"G", get()[:-2]])
+async def test_a_connection_that_does_not_finish_a_head_is_closed(
+    serve: Serve, start: bytes
+) -> None:
+    served = await serve(head_s=0.3)
+    async with talking(served) as client:
+        await client.send(start)
+        assert await client.rest(within_s=2) == b""
+    assert served.site.seen == []
+
+
+async def test_a_head_that_trickles_is_not_given_more_time(serve: Serve) -> None:
+    served = await serve(head_s=0.5)
+    began_s = time.monotonic()
+    async with talking(served) as client:
+        with contextlib.suppress(ConnectionError, RuntimeError):  # uvloop's for a closed transport
+            for byte in get("/" + "a" * 1000):
+                await client.send(bytes([byte]))
+                await asyncio.sleep(0.01)  # pace: of the attack
+        assert await client.rest() == b""
+    assert time.monotonic() - began_s < 3
+
+
+async def test_an_idle_connection_is_closed_and_a_second_request_has_time(serve: Serve) -> None:
+    served = await serve(keep_alive_s=0.3, head_s=2)
+    async with talking(served) as idle, talking(served) as slow:
+        for client in (idle, slow):
+            await client.send(get())
+            await client.answer()
+        await slow.send(b"GET / ")
+        assert await idle.rest(within_s=1.5) == b""
+        await slow.send(get()[6:])
+        assert (await slow.answer())[0] == 200
+
+
+async def test_a_peer_that_does_not_read_is_given_up(serve: Serve) -> None:
+    served = await serve(send_s=0.3)
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect(("127.0.0.1", served.port))
+        deaf.sendall(get("/long") * 100)
+        await eventually_async(lambda: served.site.seen == ["GET /long"])
+        transport = served.connection()._transport
+        assert transport.get_write_buffer_size() <= SLICE_BYTES + 500
+        await eventually_async(lambda: served.server.count == 0, within_s=3)
+    assert served.site.seen == ["GET /long"]
+
+
+async def test_a_long_answer_arrives_whole_at_a_peer_that_reads_slowly(serve: Serve) -> None:
+    served = await serve(send_s=0.5)
+    async with talking(served) as client:
+        await client.send(get("/long"))
+        _, headers = await client.head()
+        assert headers["content-length"] == str(len(LONG))
+        got = b""
+        while len(got) < len(LONG):
+            got += await client.reader.read(200_000)
+            await asyncio.sleep(0.05)  # pace: all of it takes longer than one piece may
+        assert got == LONG
+
+
+async def test_a_handler_is_limited_also_when_its_peer_has_left(serve: Serve) -> None:
+    served = await serve()
+    async with talking(served) as client:
+        await client.send(get("/late"))
+        assert await client.answer() == (503, b"late")
+        await client.send(get("/late"))
+        await eventually_async(lambda: served.site.under_way == 1)
+    await eventually_async(lambda: served.site.outcomes == ["late", "late"])
+    await eventually_async(lambda: not served.server._serving)
+
+
+# --- how many ---
+
+
+async def test_the_longest_idle_connection_makes_room(serve: Serve) -> None:
+    served = await serve(connections=3)
+    async with talking(served) as first, talking(served) as second, talking(served) as third:
+        for client in (third, first, second):
+            await client.send(get())
+            await client.answer()
+        async with talking(served) as fourth:
+            await fourth.send(get())
+            assert (await fourth.answer())[0] == 200
+            assert await third.rest(within_s=1) == b""
+            await first.send(get())
+            assert (await first.answer())[0] == 200
+    await eventually_async(lambda: served.server.count == 0)
+
+
+async def test_where_all_are_busy_one_more_is_refused(serve: Serve) -> None:
+    served = await serve(connections=2)
+    async with talking(served) as one, talking(served) as two:
+        for client in (one, two):
+            await client.send(get("/wait"))
+        await eventually_async(lambda: served.site.under_way == 2)
+        async with talking(served) as third:
+            assert (await third.answer())[0] == 503
+            assert await third.rest() == b""
+        served.site.go_on.set()
+        assert [await one.answer(), await two.answer()] == [(200, b"waited")] * 2
+
+
+async def test_silence_of_one_address_keeps_nobody_out(serve: Serve) -> None:
+    served = await serve(connections=20, connections_per_address=5)
+    async with AsyncExitStack() as stack:
+        silent = [await stack.enter_async_context(talking(served, "127.0.0.2")) for _ in range(12)]
+        await eventually_async(lambda: served.server.count == 5)
+        for source in ("127.0.0.1", "127.0.0.2"):
+            client = await stack.enter_async_context(talking(served, source))
+            await client.send(get())
+            assert (await client.answer())[0] == 200
+        assert [await one.rest(1) for one in silent[:7]] == [b""] * 7
+    await eventually_async(lambda: served.server.count == 0)
+    assert not served.server._addresses
+
+
+async def test_one_address_may_be_busy_with_its_share_only(serve: Serve) -> None:
+    served = await serve(connections_per_address=2, trusted_hops=trusted_networks(["127.0.0.9"]))
+    async with AsyncExitStack() as stack:
+
+        async def busy(source: str) -> Client:
+            client = await stack.enter_async_context(talking(served, source))
+            await client.send(get("/wait"))
+            return client
+
+        held = [await busy("127.0.0.2"), await busy("127.0.0.2")]
+        await eventually_async(lambda: served.site.under_way == 2)
+        assert (await (await busy("127.0.0.2")).answer())[0] == 429
+        held += [await busy("127.0.0.3"), *[await busy("127.0.0.9") for _ in range(5)]]
+        await eventually_async(lambda: served.site.under_way == 8)
+        served.site.go_on.set()
+        assert {await one.answer() for one in held} == {(200, b"waited")}
+
+
+# --- handlers that fail, and streams ---
+
+
+@pytest.mark.parametrize("path", ["/broken", "/split"])
+async def test_a_handler_that_fails_ends_its_connection_alone(serve: Serve, path: str) -> None:
+    served = await serve()
+    async with talking(served) as client, talking(served) as other:
+        await client.send(get(path))
+        assert await client.rest() == b""
+        await other.send(get())
+        assert (await other.answer())[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("version", "written"),
+    [("HTTP/1.1", b"5\r\nfirst\r\n0\r\n\r\n"), ("HTTP/1.0", b"first")],
+)
+async def test_a_stream_ends_with_its_connection(
+    serve: Serve, version: str, written: bytes
+) -> None:
+    served = await serve()
+    async with talking(served) as client:
+        await client.send(get("/stream", version=version))
+        _, headers = await client.head()
+        assert headers["connection"] == "close"
+        assert "content-length" not in headers
+        served.site.go_on.set()
+        assert await client.rest(LINGER_S + 1) == written
+    assert served.site.outcomes == ["ended"]
+
+
+async def test_a_stream_hears_that_its_peer_leaves(serve: Serve) -> None:
+    served = await serve()
+    async with talking(served) as half_closing:
+        await half_closing.send(get("/stream"))
+        await half_closing.head()
+        half_closing.writer.write_eof()
+        await eventually_async(lambda: served.site.outcomes == ["left"])
+    async with talking(served) as resetting:
+        await resetting.send(get("/stream") + get("/more"))
+        await resetting.head()
+        connection = resetting.writer.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    await eventually_async(lambda: served.site.outcomes == ["left", "gone"])
+    await eventually_async(lambda: served.server.count == 0)
+    assert served.site.seen == ["GET /stream"] * 2
+
+
+async def test_a_stream_that_is_not_read_is_given_up(serve: Serve) -> None:
+    served = await serve()
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect(("127.0.0.1", served.port))
+        deaf.sendall(get("/stream?flood"))
+        await eventually_async(lambda: served.site.outcomes == ["too slow"], within_s=3)
+    await eventually_async(lambda: served.server.count == 0)
+
+
+# --- the end ---
+
+
+async def test_a_drain_finishes_requests_and_closes_the_idle(serve: Serve) -> None:
+    served = await serve()
+    async with talking(served) as idle, talking(served) as busy, talking(served) as new:
+        await idle.send(get())
+        await idle.answer()
+        await busy.send(get("/wait"))
+        await eventually_async(lambda: served.site.under_way == 1)
+        draining = asyncio.ensure_future(served.server.drain(5))
+        assert await idle.rest(within_s=1) == b""
+        with pytest.raises(ConnectionError):
+            await asyncio.open_connection("127.0.0.1", served.port)
+        await new.send(get("/new"))  # it was accepted before
+        assert (await new.head())[1]["connection"] == "close"
+        assert not draining.done()
+        served.site.go_on.set()
+        status, headers = await busy.head()
+        assert (status, headers["connection"]) == (200, "close")
+    await asyncio.wait_for(draining, 2)
+
+
+async def test_a_drain_has_an_end_and_nothing_is_left_of_it(serve: Serve) -> None:
+    served = await serve()
+    async with talking(served) as client:
+        await client.send(get("/wait"))
+        await eventually_async(lambda: served.site.under_way == 1)
+        began_s = time.monotonic()
+        await served.server.drain(0.2)
+        assert time.monotonic() - began_s < 1
+        await asyncio.gather(*served.server._cut(), return_exceptions=True)
+        assert await client.rest(1) == b""
+    assert served.site.under_way == 0
+    assert served.server.count == 0
+
+
+async def test_a_late_sweep_judges_nobody(serve: Serve) -> None:
+    served = await serve(head_s=0.3)
+    async with talking(served) as client:
+        await client.send(b"GET / HTTP/1.1\r\n")
+        await eventually_async(lambda: served.server.count == 1)
+        client.writer.write(b"Host: a\r\n\r\n")
+        time.sleep(1.2)  # noqa: ASYNC251  # pace: a loop that is blocked
+        assert (await client.answer())[0] == 200
