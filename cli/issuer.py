@@ -5,30 +5,38 @@ on a machine without an identity provider. Never for production: it refuses to s
 listen where another machine could reach it.
 """
 
-import asyncio
-import contextlib
 import os
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import click
-import uvicorn
 
 from cli.embedded_server import HOST
-from cli.issuer_app import IssuerSite
+from cli.issuer_app import BODY_BYTES_MAX, BODY_TIMEOUT_S, IssuerSite
 from cli.issuer_form import Seal
 from cli.issuer_grants import Grants
 from cli.issuer_place import PORT, address_of, check_redirect_uri, client_secret
 from scoreboard import lifecycle
 from scoreboard.auth import LocalIssuer
 from scoreboard.errors import OperatorMistake, ScoreboardError
+from scoreboard.http1.server import Server, ServerLimits
+from scoreboard.sockets import bind
 from scoreboard.telemetry import get_logger, setup_logging
 
 GRACE_S: Final = 5.0
-CONNECTIONS_MAX: Final = 100
+DRAIN_S: Final = 2.0
+LIMITS: Final = ServerLimits(
+    body_bytes=BODY_BYTES_MAX,
+    head_s=BODY_TIMEOUT_S,
+    body_s=BODY_TIMEOUT_S,
+    keep_alive_s=30.0,
+    send_s=10.0,
+    connections=256,
+    connections_per_address=128,
+)
 
 _log = get_logger(__name__)
 
@@ -61,53 +69,25 @@ def main(folder: Path, host: str, port: int, redirect_uris: Sequence[str], audie
         form=os.environ.get("SCOREBOARD_LOG_FORMAT") or "json",
         environment=environment,
     )
-    app = IssuerSite(issuer, grants, Seal(), redirect_uris).app()
-    server = _Server(
-        uvicorn.Config(
-            app,
-            access_log=False,  # it would write codes, which stand in queries
-            log_config=None,
-            lifespan="off",
-            server_header=False,
-            proxy_headers=False,
-            limit_concurrency=CONNECTIONS_MAX,
-            timeout_graceful_shutdown=2,
-        )
-    )
+    site = IssuerSite(issuer, grants, Seal(), redirect_uris)
 
     async def serve(stop: lifecycle.Stop) -> None:
         _log.warning("development_issuer_started", url=url, never_for="production")
-        async with asyncio.TaskGroup() as tasks:
-            serving = tasks.create_task(server.serve([listener]))
-            stopping = tasks.create_task(stop.wait())
-            await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            server.should_exit = True
-            stopping.cancel()
+        server = Server(site, LIMITS)
+        async with server.listening(listener):
+            await stop.wait()
+            await server.drain(DRAIN_S)
 
     sys.exit(lifecycle.run(serve, grace_s=GRACE_S))
 
 
-class _Server(uvicorn.Server):
-    """uvicorn, leaving the signals to `scoreboard.lifecycle`."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
+        return bind(host, port)
     except OSError as error:
-        listener.close()
         raise OperatorMistake(
             f"The issuer cannot listen on {host}:{port}: {error.strerror}"
         ) from error
-    listener.setblocking(False)
-    return listener
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ under another name; a form is taken from its own page only; browsers of other or
 scoreboard page's can read nothing; nothing it answers is stored or framed.
 """
 
-import asyncio
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, Final
@@ -26,7 +25,12 @@ from cli.issuer_grants import (
     read_sign_in,
 )
 from scoreboard.auth import LocalIssuer
+from scoreboard.errors import ScoreboardError
+from scoreboard.http1.answer import Answer
+from scoreboard.http1.asgi import ask, scope_of
+from scoreboard.http1.request import Request as Http1Request
 from scoreboard.model import is_identifier
+from scoreboard.problems import status_of
 from scoreboard.telemetry import get_logger
 
 BODY_BYTES_MAX: Final = 16_384
@@ -42,7 +46,7 @@ HttpRequest = Request[Any, Any, Any]
 
 
 class IssuerSite:
-    """The routes, with what they need; ``app`` is what a server runs."""
+    """The routes, with what they need: the handler of a server (scoreboard.http1)."""
 
     def __init__(
         self, issuer: LocalIssuer, grants: Grants, seal: Seal, redirect_uris: Sequence[str]
@@ -56,10 +60,8 @@ class IssuerSite:
         self._seal = seal
         self._redirect_uris = frozenset(redirect_uris)
         self._page_origins = frozenset(_origin_of(uri) for uri in redirect_uris)
-
-    def app(self) -> Litestar:
-        """Make the ASGI application."""
-        return Litestar(
+        self._protection = _protection(self._page_origins)
+        self.app: Final = Litestar(
             route_handlers=self._handlers(),
             before_request=self._refuse_other_hosts,
             after_request=self._protect,
@@ -67,6 +69,25 @@ class IssuerSite:
             request_max_body_size=BODY_BYTES_MAX,
             logging_config=None,
             openapi_config=None,
+        )
+        """The ASGI application."""
+
+    async def __call__(self, request: Http1Request) -> Answer:
+        """Answer one request."""
+        try:
+            return await ask(self.app, scope_of(request), request)
+        except ScoreboardError as error:
+            return self.refuse(error, request.peer[0])
+
+    def refuse(self, error: ScoreboardError, peer: str) -> Answer:
+        """Return the answer to what could not be read, or has no place."""
+        _log.info("request_refused", code=error.code, client=peer)
+        answer = {"error": "invalid_request", "error_description": error.detail}
+        fields = [(name.encode(), value.encode()) for name, value in self._protection.items()]
+        return Answer(
+            status_of(type(error)),
+            [(b"Content-Type", _JSON.encode()), *fields],
+            msgspec.json.encode(answer),
         )
 
     def _handlers(self) -> list[Any]:
@@ -168,20 +189,7 @@ class IssuerSite:
         return _html(render_refusal(refused), HTTPStatus.MISDIRECTED_REQUEST)
 
     def _protect(self, response: Response[Any]) -> Response[Any]:
-        # Chromium applies form-action to where the form's answer leads, too: hence the page.
-        allowed = " ".join(("'self'", *sorted(self._page_origins)))
-        response.headers |= {
-            "Cache-Control": "no-store",
-            "Pragma": "no-cache",
-            "Content-Security-Policy": (
-                f"default-src 'none'; style-src 'sha256-{STYLE_HASH}'; form-action {allowed}; "
-                "base-uri 'none'; frame-ancestors 'none'"
-            ),
-            "X-Frame-Options": "DENY",
-            "X-Content-Type-Options": "nosniff",
-            # Not no-referrer: browsers then send the form with the origin "null".
-            "Referrer-Policy": "same-origin",
-        }
+        response.headers |= self._protection
         return response
 
     def _say_status(self, _request: HttpRequest, error: HTTPException) -> Response[bytes]:
@@ -193,6 +201,24 @@ class IssuerSite:
         _log.error("request_failed", exc_info=error)
         body, status = b'{"error":"server_error"}', HTTPStatus.INTERNAL_SERVER_ERROR
         return self._protect(Response(body, status_code=status, media_type=_JSON))
+
+
+def _protection(page_origins: frozenset[str]) -> dict[str, str]:
+    """Return the headers that keep every answer from being stored, framed or read elsewhere."""
+    # Chromium applies form-action to where the form's answer leads, too: hence the page.
+    allowed = " ".join(("'self'", *sorted(page_origins)))
+    return {
+        "Cache-Control": "no-store",
+        "Pragma": "no-cache",
+        "Content-Security-Policy": (
+            f"default-src 'none'; style-src 'sha256-{STYLE_HASH}'; form-action {allowed}; "
+            "base-uri 'none'; frame-ancestors 'none'"
+        ),
+        "X-Frame-Options": "DENY",
+        "X-Content-Type-Options": "nosniff",
+        # Not no-referrer: browsers then send the form with the origin "null".
+        "Referrer-Policy": "same-origin",
+    }
 
 
 def _metadata(url: str) -> dict[str, Any]:
@@ -223,10 +249,9 @@ async def _form(request: HttpRequest) -> Fields:
     if content_type != _FORM:
         raise HTTPException(f"Send {_FORM}", status_code=HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
     try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            return _pairs(await request.body())
-    except TimeoutError:
-        raise HTTPException("Too slow", status_code=HTTPStatus.REQUEST_TIMEOUT) from None
+        return _pairs(await request.body())
+    except ScoreboardError as error:
+        raise HTTPException(error.detail, status_code=status_of(type(error))) from None
 
 
 def _pairs(text: bytes) -> Fields:

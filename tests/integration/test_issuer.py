@@ -1,8 +1,10 @@
 """The development issuer over HTTP: in this process for each rule, as a process for its life."""
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,17 @@ import httpx
 import pytest
 
 from cli.embedded_server import free_port
+from cli.issuer import LIMITS
 from cli.issuer_app import IssuerSite
 from cli.issuer_form import FORM_LIFE_S, Seal
 from cli.issuer_grants import CODE_LIFE_S, Grants
 from scoreboard.auth import READ, UPDATE, UPDATE_ANY, LocalIssuer, Verifier
+from scoreboard.http1.server import Server
 from scoreboard.settings import load
+from scoreboard.sockets import bind
 from tests.support.eventually import eventually
 from tests.support.issuer import Player, answer_in, sealed_in
+from tests.support.smuggling import CHUNKS, HEADS
 
 URL = "http://127.0.0.1:8002"
 PAGE_URI = "http://127.0.0.1:8000/"
@@ -46,7 +52,7 @@ def issuer(tmp_path: Path) -> LocalIssuer:
 async def http(issuer: LocalIssuer, clock: Clock) -> AsyncIterator[httpx.AsyncClient]:
     grants = Grants(issuer, "scoreboard", SECRET, clock=clock)
     uris = [PAGE_URI, "http://localhost:8000/"]
-    app = IssuerSite(issuer, grants, Seal(clock=clock), uris).app()
+    app = IssuerSite(issuer, grants, Seal(clock=clock), uris).app
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app)) as client:
         yield client
 
@@ -283,6 +289,85 @@ async def test_the_issuer_answers_to_its_own_address_only(
     http: httpx.AsyncClient, host: str, path: str
 ) -> None:
     assert (await http.get(f"{URL}{path}", headers={"Host": host})).status_code == 421
+
+
+# --- over sockets ---
+
+
+@asynccontextmanager
+async def serving(issuer: LocalIssuer) -> AsyncIterator[int]:
+    """Serve an issuer as its process does; give the port."""
+    site = IssuerSite(issuer, Grants(issuer, "scoreboard", SECRET), Seal(), [PAGE_URI])
+    with bind("127.0.0.1", 0) as listener:
+        async with Server(site, LIMITS).listening(listener):
+            yield listener.getsockname()[1]
+
+
+async def talk(port: int, data: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(data)
+        writer.write_eof()
+        async with asyncio.timeout(5):
+            return await reader.read()
+    finally:
+        writer.close()
+
+
+TOKEN_FORM = f"grant_type=client_credentials&client_id=game-server&client_secret={SECRET}"
+
+
+def token_request(*lines: str, target: str = "/token") -> bytes:
+    usual = ["Host: 127.0.0.1:8002", "Content-Type: application/x-www-form-urlencoded"]
+    usual.append(f"Content-Length: {len(TOKEN_FORM)}")
+    return "\r\n".join([f"POST {target} HTTP/1.1", *usual, *lines, "", TOKEN_FORM]).encode()
+
+
+async def test_an_offered_upgrade_takes_no_form(issuer: LocalIssuer) -> None:
+    async with serving(issuer) as port:
+        for lines in ((), ("Connection: Upgrade", "Upgrade: h2c")):
+            assert b'"access_token"' in await talk(port, token_request(*lines))
+
+
+async def test_what_has_two_readings_is_refused_as_everything_is(issuer: LocalIssuer) -> None:
+    async with serving(issuer) as port:
+        for name, data in (HEADS | CHUNKS).items():
+            answer = await talk(port, data.replace(b" / ", b" /token "))
+            head, _, body = answer.partition(b"\r\n\r\n")
+            assert answer.count(b"HTTP/1.1 ") == 1, name
+            assert head.split()[1] in {b"400", b"415", b"421"}, name
+            assert b"\r\nconnection: close" in head, name
+            assert b"no-store" in head, name
+            assert b"access_token" not in body, name
+        answer = await talk(port, HEADS["two Hosts"])
+        assert (
+            b'{"error":"invalid_request","error_description":"Send the header host once"}' in answer
+        )
+
+
+@pytest.mark.parametrize("target", ["/token/", "//token", "/%74oken", "/x/../token"])
+async def test_an_address_has_one_spelling(issuer: LocalIssuer, target: str) -> None:
+    async with serving(issuer) as port:
+        answer = await talk(port, token_request(target=target))
+    assert answer.split()[1] in {b"400", b"404"}
+
+
+async def test_a_form_too_large_is_refused_before_it_comes(issuer: LocalIssuer) -> None:
+    head = token_request().partition(b"\r\nContent-Length")[0]
+    async with serving(issuer) as port:
+        answer = await talk(port, head + b"\r\nContent-Length: 999999\r\n\r\n")
+    assert answer.split()[1] == b"413"
+
+
+async def test_silent_connections_keep_nobody_out(issuer: LocalIssuer) -> None:
+    async with serving(issuer) as port:
+        silent = [
+            (await asyncio.open_connection("127.0.0.1", port))[1]
+            for _ in range(LIMITS.connections_per_address + 20)
+        ]
+        assert b'"access_token"' in await talk(port, token_request())
+        for writer in silent:
+            writer.transport.abort()
 
 
 # --- as a process ---
