@@ -14,12 +14,13 @@ from litestar.datastructures import State
 
 from api import documents, page, problems
 from api.direct import DirectUpdate
+from api.edge import DirectHandler, Edge
 from api.health import Health, make_handlers
-from api.middleware import DirectHandler, Edge, Receive, Scope, Send
 from api.names import Names
 from api.rate_limit import Limiter
 from api.reads import Reads
 from api.scores import Scores, Services
+from api.stream import PATH as STREAM_PATH
 from api.stream import EventStream
 from api.updates import Updates
 from scoreboard import migrations, postgres
@@ -38,7 +39,7 @@ _log = get_logger(__name__)
 
 
 class Api:
-    """The ASGI application with everything behind it."""
+    """The application behind the server, with everything that it needs."""
 
     def __init__(self, settings: Settings, *, direct: bool = True) -> None:
         """``direct`` false leaves the update to the framework's handler, to compare the two.
@@ -82,16 +83,12 @@ class Api:
             request_max_body_size=settings.body_bytes,
             state=State({"services": Services(settings, self._verifier, updates, reads)}),
         )
-        self._direct = DirectUpdate(settings, self._verifier, updates)
-        handlers: dict[tuple[str, str], DirectHandler] = {}
+        self._stream = EventStream(settings, self._verifier, self.health.draining)
+        handlers: dict[tuple[str, str], DirectHandler] = {("GET", STREAM_PATH): self._stream}
         if direct:
-            handlers["POST", "/api/scores/update"] = self._direct
-        self._edge = Edge(settings, self.litestar, handlers)
-        self._stream = EventStream(settings, self._verifier, self._edge, self.health.draining)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request (ASGI)."""
-        await self._stream(scope, receive, send)
+            handlers["POST", "/api/scores/update"] = DirectUpdate(self._verifier, updates)
+        self.edge = Edge(settings, self.litestar, handlers)
+        """Answers requests: the server's handler."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -111,9 +108,7 @@ class Api:
                 side = [
                     tasks.create_task(self._verifier.run()),
                     tasks.create_task(self._catalogue.run()),
-                    tasks.create_task(self._edge.run()),
                     tasks.create_task(self._stream.run()),
-                    tasks.create_task(self._direct.run()),
                     tasks.create_task(keep_fresh()),
                 ]
                 if self._commits is not None:

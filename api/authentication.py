@@ -4,20 +4,9 @@ The token alone decides: no header that a gateway sets is read for identity.
 """
 
 from collections.abc import Mapping
-from typing import Final
 
-from scoreboard.auth import READ, UPDATE, UPDATE_ANY, Caller, Verifier, refusal
+from scoreboard.auth import READ, UPDATE, UPDATE_ANY, Caller, Verifier, bearer_of, refusal
 from scoreboard.errors import Forbidden
-
-_NOTHING: Final = ""
-
-
-def bearer_of(authorization: bytes | None) -> str:
-    """Give the token of an Authorization header, empty where there is none of the right scheme."""
-    if authorization is None:
-        return _NOTHING
-    scheme, _, token = authorization.partition(b" ")
-    return token.strip().decode("latin-1") if scheme.lower() == b"bearer" else _NOTHING
 
 
 async def authenticate(verifier: Verifier, headers: Mapping[bytes, bytes]) -> Caller:

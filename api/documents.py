@@ -46,7 +46,7 @@ points) and `read:leaderboard` (boards that are not public).
 """
 _HEADERS: Final[dict[str, dict[str, Any]]] = {
     "RequestId": {
-        "description": "Names the request in our logs; yours, if it was 8 to 128 safe characters.",
+        "description": "Names the request in our logs: the gateway's id, else yours if it is safe.",
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{8,128}$"},
     },
     "ETag": {
@@ -77,6 +77,14 @@ _ROWS: Final = [
     {"rank": 1, "userId": "auth0|64f1", "score": 150},
     {"rank": 2, "userId": "018f6d0e-5f2c-7c3a-9f57-3a1f6f0f9f11", "score": 140},
 ]
+_STREAMED: Final = """\
+retry: 3000
+
+event: leaderboard
+id: 3-1042
+data: {"type":"leaderboard","board":"main","epoch":3,"seq":1042,"at":1767225600000,"leaderboard":[]}
+
+"""
 _EXAMPLES: Final[dict[str, tuple[Any, Any]]] = {
     "updateScore": (
         {
@@ -95,6 +103,10 @@ _EXAMPLES: Final[dict[str, tuple[Any, Any]]] = {
     "readStanding": (
         None,
         {**_ROWS[0], "total": 20417, "epoch": 3, "seq": 1042, "neighbours": _ROWS},
+    ),
+    "streamLeaderboard": (
+        None,
+        _STREAMED,
     ),
     "isAlive": (None, {"status": "alive"}),
     "isReady": (
@@ -171,27 +183,33 @@ def _add_headers_and_examples(document: dict[str, Any]) -> None:
         for operation in item.values():
             operation["responses"] = dict(sorted(operation["responses"].items()))
             asked, answered = _EXAMPLES[operation["operationId"]]
-            operation["responses"]["200"]["content"]["application/json"]["example"] = answered
+            [content] = operation["responses"]["200"]["content"].values()
+            content["example"] = answered
             if asked is not None:
                 operation["requestBody"]["content"]["application/json"]["examples"] = asked
             for status, answer in operation["responses"].items():
-                names = {"X-Request-Id": "RequestId"}
-                if path.startswith("/api/scores/") and status in {"200", "304"}:
-                    names["Cache-Control"] = "CacheControl"
-                    if operation["operationId"] == "updateScore":
-                        names |= {"RateLimit": "RateLimit", "RateLimit-Policy": "RateLimitPolicy"}
-                    else:
-                        names["ETag"] = "ETag"
-                if status == "405":
-                    names["Allow"] = "Allow"
-                if status in {"401", "403"}:
-                    names["WWW-Authenticate"] = "Challenge"
-                if status in {"429", "503"} and path.startswith("/api/"):
-                    names["Retry-After"] = "RetryAfter"
                 answer["headers"] = {
                     name: {"$ref": f"#/components/headers/{reference}"}
-                    for name, reference in names.items()
+                    for name, reference in _headers_of(path, operation, status).items()
                 }
+
+
+def _headers_of(path: str, operation: dict[str, Any], status: str) -> dict[str, str]:
+    """Return the headers of an operation's answer, each with its description's name."""
+    names = {"X-Request-Id": "RequestId"}
+    if path.startswith("/api/scores/") and status in {"200", "304"}:
+        names["Cache-Control"] = "CacheControl"
+        if operation["operationId"] == "updateScore":
+            names |= {"RateLimit": "RateLimit", "RateLimit-Policy": "RateLimitPolicy"}
+        elif "304" in operation["responses"]:
+            names["ETag"] = "ETag"
+    if status == "405":
+        names["Allow"] = "Allow"
+    if status in {"401", "403"}:
+        names["WWW-Authenticate"] = "Challenge"
+    if status in {"429", "503"} and path.startswith("/api/"):
+        names["Retry-After"] = "RetryAfter"
+    return names
 
 
 def _describe_once(document: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ _SECONDS = histogram(
     "route",
     "status",
 )
+CONNECTIONS = gauge("http_connections", "Connections open")
 IN_PROGRESS = gauge("http_requests_in_progress", "Requests being answered")
 UPDATES = counter("score_updates_total", "Updates by what became of them", "outcome")
 

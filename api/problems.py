@@ -1,7 +1,4 @@
-"""Answers with the problem of whatever a handler or the framework raised.
-
-The problems themselves are those of scoreboard.problems, which the api's modules take from here.
-"""
+"""Answers with the problem of whatever a handler or the framework raised (scoreboard.problems)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,35 +23,9 @@ from scoreboard.errors import (
     ScoreboardError,
     UnsupportedMedia,
 )
-from scoreboard.problems import (
-    KINDS,
-    MEDIA_TYPE,
-    TYPE_PREFIX,
-    Headers,
-    QuotaSpent,
-    body_of,
-    headers_of,
-    problem_of,
-    quota_headers,
-    status_of,
-)
+from scoreboard.http1.answer import NOSNIFF, Answer
+from scoreboard.problems import MEDIA_TYPE, body_of, headers_of, status_of
 from scoreboard.telemetry import get_logger
-
-__all__ = [
-    "KINDS",
-    "MEDIA_TYPE",
-    "TYPE_PREFIX",
-    "Headers",
-    "MethodNotAllowed",
-    "QuotaSpent",
-    "as_scoreboard_error",
-    "body_of",
-    "headers_of",
-    "problem_of",
-    "quota_headers",
-    "respond",
-    "status_of",
-]
 
 _log = get_logger(__name__)
 
@@ -91,6 +62,12 @@ def _validation_detail(error: ValidationException) -> str:
         return "A value breaks a rule"
     entries: Sequence[Mapping[str, Any]] = extra
     return "; ".join(f"{entry.get('key', 'request')}: {entry.get('message')}" for entry in entries)
+
+
+def answer_of(error: ScoreboardError, request_id: str) -> Answer:
+    """Return the whole answer of an error."""
+    headers = [(b"content-type", MEDIA_TYPE.encode()), *headers_of(error), NOSNIFF]
+    return Answer(status_of(type(error)), headers, body_of(error, request_id))
 
 
 def respond(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:

@@ -14,10 +14,10 @@ from limits.aio.strategies import MovingWindowRateLimiter
 from limits.errors import StorageError
 from msgspec import Struct
 
-from api.problems import Headers, QuotaSpent, quota_headers
 from scoreboard.auth import Caller
 from scoreboard.errors import RedisUnavailable
 from scoreboard.keys import LIMIT_PREFIX
+from scoreboard.problems import Headers, QuotaSpent, quota_headers
 from scoreboard.redis_client import make_pool
 from scoreboard.settings import Settings
 

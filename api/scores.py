@@ -1,10 +1,13 @@
 """The score endpoints: parse, one call, shape the reply.
 
-``update`` is the plain form of the update; in service api.direct answers in its place.
+``update`` is the plain form of the update; in service api.direct answers in its place, and
+api.stream in that of ``stream``.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Final, cast
+from urllib.parse import urlencode
 
 from litestar import Controller, Request, Response, get, post
 from litestar.connection import ASGIConnection
@@ -12,13 +15,14 @@ from litestar.handlers import BaseRouteHandler
 from litestar.params import JSONBody, PathParameter, QueryParameter
 
 from api.authentication import authenticate, require_reader, require_updater
-from api.direct import board_of, check_media
+from api.direct import check_media
 from api.reads import Page, Reads, is_known_to_client
 from api.responses import problems, problems_of_a_read
 from api.schemas import LeaderboardReply, StandingReply, UpdateReply, UpdateRequest
 from api.updates import Updates
-from scoreboard.auth import READ, UPDATE, UPDATE_ANY, Caller, Verifier
-from scoreboard.errors import Invalid
+from scoreboard.auth import READ, UPDATE, UPDATE_ANY, Caller, Verifier, bearer_of
+from scoreboard.errors import Invalid, NotFound
+from scoreboard.http1.query import read_query
 from scoreboard.model import AROUND_MAX, ID_PATTERN, PAGE_MAX, SCORE_MAX, is_identifier
 from scoreboard.settings import Settings
 
@@ -49,6 +53,13 @@ _STANDING: Final = (
     "Rank, score and, with `around`, the neighbours: as many to each side, and more on one side "
     "where the other ends. A board that is public needs no token."
 )
+_STREAM: Final = (
+    "Server-sent events (`text/event-stream`) with the messages of the WebSocket `/ws/scoreboard`, "
+    "for clients that cannot use one: `event` is a message's type, `data` the message as JSON "
+    "(docs/asyncapi.yaml). The board comes first, then each change of its top 10, heartbeats in "
+    "silence, and a `bye` before the stream ends. `Last-Event-ID` spares a client that comes back "
+    "the board it has. A page of another origin gets 403 unless the operator listed it."
+)
 _VARY = "Accept-Encoding, Authorization"
 _PUBLIC = "public, max-age=1, stale-while-revalidate=2"
 _PRIVATE = "private, no-store"
@@ -69,6 +80,24 @@ def services_of(connection: AnyConnection) -> Services:
     return cast("Services", connection.app.state["services"])
 
 
+async def read_parameters(connection: AnyConnection, handler: BaseRouteHandler) -> None:
+    """Read the query, which may name the handler's parameters, each once (a guard).
+
+    The framework then gets it in the one form that has one reading.
+    """
+    values = read_query(connection.scope["query_string"], _parameters_of(handler))
+    connection.state["board_name"] = values.get("board")
+    connection.scope["query_string"] = urlencode(values).encode()
+
+
+@cache
+def _parameters_of(handler: BaseRouteHandler) -> frozenset[str]:
+    fields = handler.parsed_fn_signature.parameters.items()
+    return frozenset(
+        name for name, field in fields if isinstance(field.kwarg_definition, QueryParameter)
+    )
+
+
 async def updaters_only(connection: AnyConnection, _: BaseRouteHandler) -> None:
     """Let updaters pass, before the body is parsed (a guard)."""
     headers = dict(connection.scope["headers"])
@@ -81,11 +110,13 @@ async def updaters_only(connection: AnyConnection, _: BaseRouteHandler) -> None:
 async def readers_only(connection: AnyConnection, _: BaseRouteHandler) -> None:
     """Let everyone read a public board, and readers the others (a guard)."""
     services = services_of(connection)
-    board = services.reads.choose(board_of(connection.scope["query_string"]))
+    headers = dict(connection.scope["headers"])
+    bearer_of(headers.get(b"authorization"))  # its form is checked on a public board, too
+    board = services.reads.choose(connection.state["board_name"])
     facts = await services.reads.facts(board)
     connection.state["board"] = facts
     if not facts.is_public:
-        require_reader(await authenticate(services.verifier, dict(connection.scope["headers"])))
+        require_reader(await authenticate(services.verifier, headers))
 
 
 class Scores(Controller):
@@ -93,6 +124,7 @@ class Scores(Controller):
 
     path = "/api/scores"
     tags = ("scores",)
+    guards = (read_parameters,)
 
     @post(
         "/update",
@@ -171,6 +203,20 @@ class Scores(Controller):
         reads = services_of(request).reads
         page = await reads.standing(reads.choose(board), user_id, around=around)
         return cast("Response[StandingReply]", _answer(request, page))
+
+    @get(
+        "/stream",
+        operation_id="streamLeaderboard",
+        summary="Follow the top of the ranking",
+        description=_STREAM,
+        security=[{}, {BEARER: [READ]}],
+        media_type="text/event-stream",
+        responses=problems(400, 401, 403, 404, 429, 503),
+        sync_to_thread=False,
+    )
+    def stream(self, board: Board = None) -> str:  # noqa: ARG002 (described)
+        """Follow the top of the ranking. It is only described here: api.stream answers it."""
+        raise NotFound
 
 
 def _answer(request: AnyRequest, page: Page) -> Response[bytes]:

@@ -122,6 +122,13 @@ class Settings(Struct, frozen=True, kw_only=True):
     trusted_updates_per_minute: Annotated[
         WholeInt, _about("Updates a token with update:score:any may send; 0 for no limit")
     ] = 0
+    connections: Annotated[
+        PositiveInt,
+        _about("Connections of one api process; for one more, the longest idle one is closed"),
+    ] = 4096
+    connections_per_address: Annotated[
+        PositiveInt, _about("Connections from one IP address that is no trusted hop, likewise")
+    ] = 512
     requests_in_flight: Annotated[PositiveInt, _about("Requests one api process holds")] = 512
     head_bytes: Annotated[
         PositiveInt, _about("Largest head of a request, to the api or the streamer")

@@ -33,7 +33,7 @@ def scope_of(request: Request) -> Scope:
         "raw_path": head.target.partition(b"?")[0],
         "query_string": head.query,
         "root_path": "",
-        "headers": head.fields,
+        "headers": list(head.headers.items()),
         "client": request.peer,
         "server": request.local,
         "state": {},

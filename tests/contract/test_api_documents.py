@@ -50,6 +50,7 @@ def test_every_endpoint_is_documented() -> None:
     assert {(method, path) for method, path, _ in operations()} == {
         ("post", "/api/scores/update"),
         ("get", "/api/scores/leaderboard"),
+        ("get", "/api/scores/stream"),
         ("get", "/api/scores/users/{user_id}"),
         ("get", "/health/live"),
         ("get", "/health/ready"),

@@ -52,7 +52,7 @@ async def test_everything_the_pages_load_is_served_here(start_api: StartApi) -> 
     ],
 )
 async def test_nothing_beside_the_folder_is_served(start_api: StartApi, address: str) -> None:
-    client = await start_api(open=(), sockets=True)
+    client = await start_api(open=())
     answer = await client.get(address)
     assert answer.status_code in {400, 404}
 

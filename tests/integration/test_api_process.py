@@ -84,7 +84,7 @@ async def test_a_second_signal_ends_it_at_once(
         with client_of(api) as client:
             client.get("/health/live")
         api.process.send_signal(signal.SIGTERM)
-        eventually(lambda: "Shutting down" in api.output)
+        eventually(lambda: api.lines("drain_started"))
         assert api.process.poll() is None
         api.process.send_signal(signal.SIGTERM)
         assert api.process.wait(5) == 75

@@ -11,7 +11,9 @@ from tests.support.api import open_boards
 from tests.support.api_process import ApiProcess, RunApi
 from tests.support.tokens import MakeToken
 
-SCHEMA = schemathesis.openapi.from_dict(documents.openapi())
+SCHEMA = schemathesis.openapi.from_dict(documents.openapi()).exclude(
+    operation_id="streamLeaderboard"  # its good answers do not end
+)
 
 
 @pytest.fixture

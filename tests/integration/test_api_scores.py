@@ -288,7 +288,6 @@ async def test_boards_are_apart_and_unlisted_ones_unknown(start_api: StartApi) -
     assert await ranking(client) == [(1, "alice", 10)]
     problem(await client.update("alice", "win:1", board="hidden"), 404, "unknown-board")
     problem(await client.get(LEADERBOARD_PATH, params={"board": "hidden"}), 404, "unknown-board")
-    problem(await client.get(f"{LEADERBOARD_PATH}?board=main&board=main"), 422, "invalid")
 
 
 async def test_a_private_board_needs_the_scope_to_read(start_api: StartApi) -> None:
@@ -344,9 +343,11 @@ async def test_equal_reads_of_one_turn_share_one_read_of_redis(
             return int(server.info("commandstats")["cmdstat_evalsha_ro"]["calls"])
 
         before = calls()
-        answers = await asyncio.gather(*(client.get(LEADERBOARD_PATH) for _ in range(20)))
-        assert {answer.status_code for answer in answers} == {200}
-        assert calls() - before <= 3
+        reads = client.api.litestar.state["services"].reads
+        window = {"limit": 10, "offset": 0, "names": False}
+        pages = await asyncio.gather(*(reads.leaderboard("main", **window) for _ in range(20)))
+        assert len({page.etag for page in pages}) == 1
+        assert calls() == before + 1
         before = calls()
         await client.get(LEADERBOARD_PATH)
         assert calls() == before + 1

@@ -43,7 +43,7 @@ def status_and_problem(answer: bytes) -> tuple[int, dict[str, Any]]:
 
 
 async def test_two_pipelined_requests_get_two_answers_in_order(start_api: StartApi) -> None:
-    client = await start_api(sockets=True)
+    client = await start_api()
     requests = b""
     for number in (1, 2):
         body = b'{"userId":"alice","actionId":"win:%d"}' % number
@@ -54,7 +54,7 @@ async def test_two_pipelined_requests_get_two_answers_in_order(start_api: StartA
 
 
 async def test_an_answer_to_head_has_no_body(start_api: StartApi) -> None:
-    client = await start_api(sockets=True)
+    client = await start_api()
     answer = await client.head(LEADERBOARD_PATH)
     assert answer.status_code == 200
     assert int(answer.headers["content-length"]) > 0
@@ -62,14 +62,14 @@ async def test_an_answer_to_head_has_no_body(start_api: StartApi) -> None:
 
 
 async def test_a_body_that_is_announced_too_large_is_not_awaited(start_api: StartApi) -> None:
-    client = await start_api(sockets=True)
+    client = await start_api()
     answer = await talk(client, head(client, "Content-Length: 16385", "Connection: close"))
     status, problem = status_and_problem(answer)
     assert (status, problem["type"]) == (413, "/docs/problems/body-too-large")
 
 
 async def test_a_chunked_body_is_capped_as_it_comes(start_api: StartApi) -> None:
-    client = await start_api(sockets=True)
+    client = await start_api()
     chunk = b"1000\r\n" + b" " * 4096 + b"\r\n"
     request = head(client, "Transfer-Encoding: chunked", "Connection: close") + chunk * 5
     status, problem = status_and_problem(await talk(client, request))
@@ -77,7 +77,7 @@ async def test_a_chunked_body_is_capped_as_it_comes(start_api: StartApi) -> None
 
 
 async def test_a_chunked_body_within_the_cap_counts(start_api: StartApi) -> None:
-    client = await start_api(sockets=True)
+    client = await start_api()
     body = b'{"userId":"alice","actionId":"win:1"}'
     halves = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:10], body[10:]))
     request = head(client, "Transfer-Encoding: chunked", "Connection: close")
@@ -86,30 +86,30 @@ async def test_a_chunked_body_within_the_cap_counts(start_api: StartApi) -> None
 
 
 async def test_a_body_that_does_not_come_is_refused_in_time(start_api: StartApi) -> None:
-    client = await start_api(sockets=True, body_timeout_s=0.3)
+    client = await start_api(body_timeout_s=0.3)
     began_s = time.monotonic()
     request = head(client, "Content-Length: 30", "Connection: close") + b'{"userId"'
     status, problem = status_and_problem(await talk(client, request))
     assert (status, problem["type"]) == (400, "/docs/problems/malformed")
     assert "0.3 s" in problem["detail"]
     assert time.monotonic() - began_s < 3
-    assert client.api._edge.under_way == 0
+    assert client.api.edge.under_way == 0
 
 
 async def test_a_head_that_does_not_come_ends_the_connection(start_api: StartApi) -> None:
-    client = await start_api(sockets=True, body_timeout_s=0.3)
+    client = await start_api(body_timeout_s=0.3)
     for start in (b"", b"POST /api/scores/update HTTP/1.1\r\nHost:"):
         assert await talk(client, start) == b""
 
 
 async def test_what_is_not_http_is_a_problem_too(start_api: StartApi) -> None:
-    client = await start_api(sockets=True)
+    client = await start_api()
     status, problem = status_and_problem(await talk(client, b"\x16\x03\x01 nonsense\r\n\r\n"))
     assert (status, problem["type"]) == (400, "/docs/problems/malformed")
 
 
 async def test_a_header_that_stands_twice_is_refused(start_api: StartApi) -> None:
-    client = await start_api(sockets=True)
+    client = await start_api()
     body = b'{"userId":"alice","actionId":"win:1"}'
     twice = client.bearer("bob")["Authorization"]
     lines = (f"Authorization: {twice}", f"Content-Length: {len(body)}", "Connection: close")
@@ -122,7 +122,7 @@ async def test_clients_that_leave_in_the_middle_leak_nothing(
 ) -> None:
     proxy = await make_proxy(valkey_server.port)
     client = await start_api(
-        sockets=True, url=proxy.through(redis_url), redis_timeout_s=1, redis_connect_timeout_s=1
+        url=proxy.through(redis_url), redis_timeout_s=1, redis_connect_timeout_s=1
     )
     await client.update("alice", "first:1")
     proxy.freeze()
@@ -134,13 +134,17 @@ async def test_clients_that_leave_in_the_middle_leak_nothing(
         # A third leaves within the head, a third within the body, a third awaits the answer.
         writer.write(request[: (100, len(request) - 5, len(request))[number % 3]])
         writers.append(writer)
-    await eventually_async(lambda: client.api._edge.under_way >= 20)
+    await eventually_async(lambda: client.api.edge.under_way >= 20)
     for writer in writers:
         writer.transport.abort()
     await proxy.restore()
-    await eventually_async(lambda: client.api._edge.under_way == 0, within_s=10)
+    await eventually_async(lambda: client.api.edge.under_way == 0, within_s=10)
     await eventually_async(
-        lambda: not [task for task in asyncio.all_tasks() if "run_asgi" in repr(task.get_coro())]
+        lambda: (
+            not [
+                task for task in asyncio.all_tasks() if "Connection._serve" in repr(task.get_coro())
+            ]
+        )
     )
     assert not client.api._dispatcher._queue
     assert (await client.update("alice", "after:1")).status_code == 200
@@ -150,13 +154,11 @@ async def test_more_requests_than_it_may_hold_are_sent_away(
     start_api: StartApi, make_proxy: MakeProxy, valkey_server: EmbeddedValkey, redis_url: str
 ) -> None:
     proxy = await make_proxy(valkey_server.port)
-    client = await start_api(
-        sockets=True, url=proxy.through(redis_url), requests_in_flight=3, redis_timeout_s=2
-    )
+    client = await start_api(url=proxy.through(redis_url), requests_in_flight=3, redis_timeout_s=2)
     await client.update("alice", "first:1")
     proxy.freeze()
     held = [asyncio.ensure_future(client.update("alice", f"held:{n}")) for n in range(3)]
-    await eventually_async(lambda: client.api._edge.under_way == 3)
+    await eventually_async(lambda: client.api.edge.under_way == 3)
     answer = await client.update("alice", "beyond:1")
     assert (answer.status_code, answer.json()["type"]) == (503, "/docs/problems/overloaded")
     assert answer.headers["retry-after"] == "1"
@@ -169,7 +171,7 @@ async def test_a_redis_that_is_gone_is_said_quickly_and_found_again(
     start_api: StartApi, make_proxy: MakeProxy, valkey_server: EmbeddedValkey, redis_url: str
 ) -> None:
     proxy = await make_proxy(valkey_server.port)
-    client = await start_api(sockets=True, url=proxy.through(redis_url))
+    client = await start_api(url=proxy.through(redis_url))
     assert (await client.update("alice", "win:1")).status_code == 200
     proxy.refuse()
     for _ in range(3):
@@ -197,7 +199,7 @@ async def test_an_answer_that_got_lost_is_unknown_and_its_repeat_counts_once(
     start_api: StartApi, make_proxy: MakeProxy, valkey_server: EmbeddedValkey, redis_url: str
 ) -> None:
     proxy = await make_proxy(valkey_server.port)
-    client = await start_api(sockets=True, url=proxy.through(redis_url), redis_timeout_s=0.4)
+    client = await start_api(url=proxy.through(redis_url), redis_timeout_s=0.4)
     await client.update("alice", "win:1")
     proxy.freeze()
     began_s = time.monotonic()
@@ -281,13 +283,11 @@ async def test_a_stop_finishes_what_is_under_way(
     start_api: StartApi, make_proxy: MakeProxy, valkey_server: EmbeddedValkey, redis_url: str
 ) -> None:
     proxy = await make_proxy(valkey_server.port)
-    client = await start_api(
-        sockets=True, url=proxy.through(redis_url), drain_notice_s=0.6, redis_timeout_s=4
-    )
+    client = await start_api(url=proxy.through(redis_url), drain_notice_s=0.6, redis_timeout_s=4)
     await client.update("alice", "win:1")
     proxy.freeze()
     under_way = asyncio.ensure_future(client.update("alice", "win:2"))
-    await eventually_async(lambda: client.api._edge.under_way == 1)
+    await eventually_async(lambda: client.api.edge.under_way == 1)
     client.stop.set()
 
     async def is_draining() -> bool:
@@ -315,7 +315,7 @@ async def test_a_stop_finishes_what_is_under_way(
 
 @pytest.mark.parametrize("size", [1, 50])
 async def test_the_same_action_at_once_counts_once(start_api: StartApi, size: int) -> None:
-    client = await start_api(sockets=True)
+    client = await start_api()
     answers = await asyncio.gather(*(client.update("alice", "win:1") for _ in range(size)))
     assert {answer.json()["newScore"] for answer in answers} == {10}
     assert [answer.json()["replayed"] for answer in answers].count(False) == 1

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from api.problems import TYPE_PREFIX
 from scoreboard import errors
+from scoreboard.problems import TYPE_PREFIX
 from tests.kong.runtime import SIGNATURE, Entry, Gateway, Headers, Outcome, bearer, token
 
 ORIGIN = "https://play.example"

@@ -3,10 +3,11 @@
     client = await start_api(rate_limit="app")
     answer = await client.post("/api/scores/update", json=..., headers=client.bearer("alice"))
 
-``start_api`` calls the application directly; with ``sockets=True`` it serves on a free port.
+It serves on a free port, as the shipped program does.
 """
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -90,14 +91,11 @@ async def open_boards(redis_url: str, *boards: Board, **options: Any) -> None:
         await client.aclose()
 
 
-async def _hold(client: ApiClient, settings: Settings, started: asyncio.Event, port: Any) -> None:
+async def _hold(
+    client: ApiClient, settings: Settings, listener: socket.socket, started: asyncio.Event
+) -> None:
     async with client.api.running():
-        if port is None:
-            started.set()
-            await client.stop.wait()
-        else:
-            started.set()
-            await serve(client.api, settings, port, client.stop)
+        await serve(client.api, settings, listener, client.stop, started=started.set)
 
 
 @pytest.fixture
@@ -111,7 +109,6 @@ async def start_api(
             *,
             url: str = redis_url,
             open: tuple[Board, ...] = (Board(),),  # noqa: A002 (reads well where it is called)
-            sockets: bool = False,
             direct: bool = True,
             **more: object,
         ) -> ApiClient:
@@ -119,21 +116,14 @@ async def start_api(
                 await open_boards(url, *open)
             settings = api_settings(url, more.pop("jwks_file", jwks_file), **more)
             api = create_app(settings, direct=direct)
-            listener = bind("127.0.0.1", 0) if sockets else None
-            if listener is not None:
-                stack.callback(listener.close)
-            client = ApiClient(
-                transport=None if sockets else httpx.ASGITransport(api),
-                base_url=f"http://127.0.0.1:{listener.getsockname()[1]}"
-                if listener
-                else "http://a",
-                trust_env=False,
-                timeout=15,
-            )
-            client.port = listener.getsockname()[1] if listener else 0
+            listener = bind("127.0.0.1", 0)
+            stack.callback(listener.close)
+            port = listener.getsockname()[1]
+            client = ApiClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=15)
+            client.port = port
             client.api, client.stop, client.make_token = api, Stop(5), make_token
             started = asyncio.Event()
-            client.served = asyncio.create_task(_hold(client, settings, started, listener))
+            client.served = asyncio.create_task(_hold(client, settings, listener, started))
             stack.push_async_callback(_end, client)
             waiting = asyncio.create_task(started.wait())
             await asyncio.wait({waiting, client.served}, return_when=asyncio.FIRST_COMPLETED)

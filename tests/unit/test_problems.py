@@ -14,7 +14,6 @@ from litestar.exceptions import (
 
 import api.app  # noqa: F401 (so that every class of errors is there to be walked)
 from api import problems
-from api.problems import KINDS, QuotaSpent, headers_of, problem_of, status_of
 from scoreboard.errors import (
     Broken,
     Forbidden,
@@ -28,6 +27,7 @@ from scoreboard.errors import (
     Unauthenticated,
     Unavailable,
 )
+from scoreboard.problems import KINDS, QuotaSpent, headers_of, problem_of, status_of
 
 
 def tree(kind: type[ScoreboardError] = ScoreboardError) -> Iterator[type[ScoreboardError]]:

@@ -168,6 +168,7 @@ def main(
             "SCOREBOARD_RATE_LIMIT": "gateway",
             "SCOREBOARD_API_METRICS_PORT": "0",
             "SCOREBOARD_STREAM_CAP": "10000000",
+            "SCOREBOARD_CONNECTIONS_PER_ADDRESS": "4096",
             "SCOREBOARD_LOG_LEVEL": "warning",
         }
         for count in map(int, connections.split(",")):
