@@ -231,7 +231,9 @@ def _add_what_types_say(shapes: dict[str, dict[str, Any]]) -> None:
         shape["description"] = about.partition("\n\n")[0].replace("\n", " ")
     update = shapes["UpdateRequest"]
     update["additionalProperties"] = False
-    update["properties"]["points"] |= {"minimum": 1, "maximum": POINTS_MAX}
+    points = {"type": "integer", "minimum": 1, "maximum": POINTS_MAX}
+    points["description"] = update["properties"]["points"]["description"]
+    update["properties"]["points"] = points
 
 
 def encoded() -> bytes:

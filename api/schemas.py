@@ -4,7 +4,7 @@ from typing import Annotated
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from scoreboard.model import ActionId, Points, UserId, is_identifier
+from scoreboard.model import POINTS_MAX, ActionId, Points, UserId, is_identifier
 
 
 class UpdateRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
@@ -13,14 +13,26 @@ class UpdateRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     user_id: UserId
     action_id: ActionId
     points: Annotated[
-        Points | UnsetType,
+        Points | float | UnsetType,
         Meta(description="Only with `update:score:any`; else the catalogue of actions decides."),
     ] = UNSET
 
     def __post_init__(self) -> None:
-        """Refuse what the documented pattern lets through: its ``$`` also fits before a newline."""
+        """Refuse what the documented pattern lets through: its ``$`` also fits before a newline.
+
+        And what is no whole number of points; 5.0 is one, to JSON and to its schemas.
+        """
         if not (is_identifier(self.user_id) and is_identifier(self.action_id)):
             raise ValueError("userId and actionId hold no line break")
+        if isinstance(self.points, float) and (
+            not self.points.is_integer() or not 1 <= self.points <= POINTS_MAX
+        ):
+            raise ValueError(f"points is a whole number from 1 to {POINTS_MAX}")
+
+    @property
+    def stated_points(self) -> int | None:
+        """The points as a whole number; None where they were left out."""
+        return None if self.points is UNSET else int(self.points)
 
 
 class UpdateReply(Struct, frozen=True, rename="camel"):

@@ -4,8 +4,6 @@ Two handlers stand before it: the plain one of api.scores, which the documents a
 the direct one of api.direct, which serves. Both call ``apply``.
 """
 
-from msgspec import UNSET
-
 from api.authentication import require_self
 from api.metrics import UPDATES
 from api.rate_limit import Limiter, Quota
@@ -71,10 +69,10 @@ class Updates:
         ``trusted`` callers act for anyone and may state the points. Raises Forbidden,
         UnknownBoard, UnknownKind, RateLimited, and what Dispatcher.submit raises.
         """
-        stated = request.points is not UNSET
+        stated_points = request.stated_points
         if not trusted:
             require_self(caller, request.user_id)
-            if stated:
+            if stated_points is not None:
                 raise Forbidden(
                     f"Leave out points: stating them needs the scope {UPDATE_ANY}", scope=UPDATE_ANY
                 )
@@ -82,8 +80,8 @@ class Updates:
         if board not in self._boards:
             raise UnknownBoard(f"There is no board of that name; {self._default_board} is one")
         points = (
-            request.points
-            if request.points is not UNSET
+            stated_points
+            if stated_points is not None
             else self._catalogue.points_of(request.action_id)
         )
         quota = None
@@ -93,7 +91,9 @@ class Updates:
             except RateLimited:
                 _RATE_LIMITED.inc()
                 raise
-        action = Action(request.user_id, request.action_id, points, stated, request_id)
+        action = Action(
+            request.user_id, request.action_id, points, stated_points is not None, request_id
+        )
         try:
             receipt = await self._dispatcher.submit(board, action)
             if self._commits is not None:

@@ -108,7 +108,21 @@ async def test_a_game_server_acts_for_anyone_and_states_points(start_api: StartA
     )
 
 
-@pytest.mark.parametrize("points", [0, -1, 1_000_001, 1.5, "7", True, None])
+@pytest.mark.parametrize("written", ["5", "5.0", "0.5e1", "50E-1"])
+async def test_points_are_a_whole_number_however_it_is_written(
+    start_api: StartApi, written: str
+) -> None:
+    client = await start_api()
+    headers = client.bearer("server-1", "update:score:any") | {"Content-Type": "application/json"}
+    body = f'{{"userId":"bob","actionId":"x:1","points":{written}}}'
+    for replayed in (False, True):
+        answer = await client.post(UPDATE_PATH, content=body, headers=headers)
+        assert answer.json() == {"success": True, "newScore": 5, "replayed": replayed}
+
+
+@pytest.mark.parametrize(
+    "points", [0, -1, 1_000_001, 1.5, 0.0, -0.0, 1e7, 1e300, "7", True, None, [5]]
+)
 async def test_points_outside_their_range_are_refused(start_api: StartApi, points: Any) -> None:
     client = await start_api()
     server = client.bearer("server-1", "update:score:any")
