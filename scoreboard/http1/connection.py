@@ -9,6 +9,7 @@ Made by scoreboard.http1.server. What stays true:
 """
 
 import asyncio
+from contextlib import suppress
 from math import inf
 from typing import TYPE_CHECKING, Final, cast
 
@@ -21,7 +22,7 @@ from scoreboard.sockets import bound_sending
 from scoreboard.telemetry import get_logger
 
 if TYPE_CHECKING:
-    from scoreboard.http1.server import Server
+    from scoreboard.http1.server import Address, Server
 
 LINGER_S: Final = 2.0
 """A peer that is still sending has this long to read its answer; a close would reset it away."""
@@ -92,8 +93,8 @@ class Connection(asyncio.Protocol):
         self._phase = _WAITING
         self.now_s = server.now_s
         self.peer = ("", 0)
-        self.address = ""
-        """By what the server counts this connection; empty where it counts in total only."""
+        self.address: Address | None = None
+        """By what the server counts this connection; None where it counts in total only."""
         self.due_s = inf
         """When the peer is overdue."""
         self.limit: TimeLimit | None = None
@@ -243,7 +244,8 @@ class Connection(asyncio.Protocol):
         connection = self._transport.get_extra_info("socket")
         if connection is not None:
             # What is not sent stays here, where something newer can take its place.
-            bound_sending(connection)
+            with suppress(OSError):  # the peer has gone, and the loop has not noticed yet
+                bound_sending(connection)
         lines = [self._server.date_line, _CLOSE, *([_CHUNKED] if is_chunked else [])]
         self._transport.write(encode_head(status, headers, *lines))
 
@@ -252,7 +254,7 @@ class Connection(asyncio.Protocol):
 
         Raises TimeoutError where it did not in time, ConnectionError where it is gone.
         """
-        if self._phase == _SERVING:
+        if self._phase == _SERVING and not self._transport.is_closing():
             self._transport.write(data)
             if self._is_stalled:
                 self._drain_waiter = self._server.loop.create_future()
@@ -262,7 +264,7 @@ class Connection(asyncio.Protocol):
                 finally:
                     self._drain_waiter = None
                     self.due_s = inf
-        if self._phase != _SERVING:
+        if self._phase != _SERVING or self._transport.is_closing():
             raise TimeoutError if self._is_overdue else ConnectionResetError
 
     # Requests, one after the other
@@ -338,7 +340,7 @@ class Connection(asyncio.Protocol):
         return b""
 
     def _note_end(self) -> None:
-        """Heed that the peer sends no more."""
+        """Note that the peer sends no more."""
         if self._reader is not None:
             self._fail_body(Malformed("The body ended before it was complete"))
         _wake(self._leave_waiter)
@@ -378,12 +380,11 @@ class Connection(asyncio.Protocol):
         """Answer one request, and turn to the next."""
         try:
             answer = await self._server.handler(request)
-            if answer is not None and self._phase == _SERVING:
+            if answer is not None:
                 await self._answer(request.head, answer)
         except Exception as error:  # noqa: BLE001 (a request's entry)
-            if self._phase == _SERVING:
-                _log.error("request_aborted", exc_info=error)
-                self.abort()
+            _log.error("request_aborted", exc_info=error)
+            self.abort()
         finally:
             self.task = None
             self._server.end(self)
@@ -391,6 +392,7 @@ class Connection(asyncio.Protocol):
             self._next()
 
     async def _answer(self, head: Head, answer: Answer) -> None:
+        """Write an answer; end the connection where the peer does not take it."""
         if self._reader is not None:
             # What is missing of the body must not be taken for the next request.
             self._end_requests()
@@ -398,12 +400,15 @@ class Connection(asyncio.Protocol):
             self._is_last = True
         data = self._encode(answer, head)
         send_s = self._server.limits.send_s
-        if len(data) <= SLICE_BYTES:
-            await self.write(data, send_s=send_s)
-            return
-        view = memoryview(data)
-        for start in range(0, len(data), SLICE_BYTES):
-            await self.write(view[start : start + SLICE_BYTES], send_s=send_s)
+        try:
+            if len(data) <= SLICE_BYTES:
+                await self.write(data, send_s=send_s)
+                return
+            view = memoryview(data)
+            for start in range(0, len(data), SLICE_BYTES):
+                await self.write(view[start : start + SLICE_BYTES], send_s=send_s)
+        except (ConnectionError, TimeoutError):
+            self.abort()
 
     def _encode(self, answer: Answer, head: Head | None = None) -> bytes:
         """Write a whole answer to a request, or to what was none (the connection then ends)."""
@@ -425,6 +430,7 @@ class Connection(asyncio.Protocol):
             return
         self._phase = _WAITING
         self._is_used = True
+        self._body = b""
         self._server.wait(self)
         self.due_s = self.now_s() + self._server.limits.keep_alive_s
         if self._held:
@@ -451,7 +457,10 @@ class Connection(asyncio.Protocol):
         self._server.wait(self)
         self.due_s = self.now_s() + LINGER_S
         self._adjust_reading()
-        self._transport.write_eof()
+        try:
+            self._transport.write_eof()
+        except OSError:  # the peer has gone, and the loop has not noticed yet
+            self.abort()
 
     def _close(self) -> None:
         self._leave()

@@ -10,7 +10,6 @@ Used by the api and by the development issuer. What stays true:
 
 import asyncio
 import socket
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from email.utils import formatdate
@@ -60,6 +59,18 @@ class ServerLimits(Struct, frozen=True, kw_only=True):
     """Gateways, whose connections are those of many clients: they count in total only."""
 
 
+class Address:
+    """The connections of one address."""
+
+    __slots__ = ("count", "name", "waiting")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.count = 0
+        self.waiting: dict[Connection, None] = {}
+        """Those without a request under way, the longest waiting first."""
+
+
 class Server:
     """One server. Make it in a running loop."""
 
@@ -74,7 +85,7 @@ class Server:
         self.date_line = _date_line()
         self.count = 0
         """Connections that are open."""
-        self._addresses: Counter[str] = Counter()
+        self._addresses: dict[str, Address] = {}
         self._waiting: dict[Connection, None] = {}
         """Connections without a request under way, the longest waiting first."""
         self._serving: set[Connection] = set()
@@ -115,25 +126,31 @@ class Server:
 
     def enter(self, connection: Connection) -> ScoreboardError | None:
         """Count a new connection; return the error by which it is refused instead."""
-        limits, peer = self.limits, connection.peer[0]
-        address = "" if is_trusted_hop(peer, limits.trusted_hops) else client_address(peer, (), ())
+        limits, address = self.limits, self._address_of(connection.peer[0])
         most = limits.connections_per_address
-        if address and self._addresses[address] >= most and not self._make_room(address):
+        if address is not None and address.count >= most and not _make_room(address.waiting):
             return TooManyConnections(
                 f"One address may have {most} connections", retry_after_s=RETRY_AFTER_S
             )
-        if self.count >= limits.connections and not self._make_room():
+        if self.count >= limits.connections and not _make_room(self._waiting):
             return Overloaded("This process has all the connections it may hold")
-        connection.address = address
         self.count += 1
-        if address:
-            self._addresses[address] += 1
-        self._waiting[connection] = None
+        if address is not None:
+            connection.address = address
+            address.count += 1
+            self._addresses[address.name] = address
+        self.wait(connection)
         return None
+
+    def wait(self, connection: Connection) -> None:
+        """Note that a connection has no request under way."""
+        self._waiting[connection] = None
+        if connection.address is not None:
+            connection.address.waiting[connection] = None
 
     def begin(self, connection: Connection) -> None:
         """Note that a connection has a request under way."""
-        self._waiting.pop(connection, None)
+        self._forget_waiting(connection)
         self._serving.add(connection)
 
     def end(self, connection: Connection) -> None:
@@ -142,28 +159,29 @@ class Server:
         if self.is_draining:
             self._note_if_empty()
 
-    def wait(self, connection: Connection) -> None:
-        """Note that a connection has no request under way."""
-        self._waiting[connection] = None
-
     def leave(self, connection: Connection) -> None:
         """Forget a connection."""
-        self._waiting.pop(connection, None)
+        self._forget_waiting(connection)
         self.count -= 1
-        if connection.address:
-            self._addresses[connection.address] -= 1
-            if not self._addresses[connection.address]:
-                del self._addresses[connection.address]
+        address = connection.address
+        if address is not None:
+            address.count -= 1
+            if not address.count:
+                del self._addresses[address.name]
         if self.is_draining:
             self._note_if_empty()
 
-    def _make_room(self, address: str = "") -> bool:
-        """Close the longest waiting connection (of an address); tell whether there was one."""
-        for connection in self._waiting:
-            if not address or connection.address == address:
-                connection.abort()
-                return True
-        return False
+    def _address_of(self, peer: str) -> "Address | None":
+        """Return by what a connection is counted; None for a trusted hop's."""
+        if is_trusted_hop(peer, self.limits.trusted_hops):
+            return None
+        name = client_address(peer, (), ())
+        return self._addresses.get(name) or Address(name)
+
+    def _forget_waiting(self, connection: Connection) -> None:
+        self._waiting.pop(connection, None)
+        if connection.address is not None:
+            connection.address.waiting.pop(connection, None)
 
     def _note_if_empty(self) -> None:
         if not self.count and not self._serving:
@@ -197,6 +215,15 @@ class Server:
             limit = connection.limit
             if limit is not None and limit.due_s <= now_s:
                 limit.expire()
+
+
+def _make_room(waiting: dict[Connection, None]) -> bool:
+    """Close the connection that waits longest; tell whether there is one."""
+    longest = next(iter(waiting), None)
+    if longest is None:
+        return False
+    longest.abort()
+    return True
 
 
 def _date_line() -> bytes:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 import socket
 import struct
 import time
@@ -675,3 +676,66 @@ async def test_a_late_sweep_judges_nobody(serve: Serve) -> None:
         client.writer.write(b"Host: a\r\n\r\n")
         time.sleep(1.2)  # noqa: ASYNC251  # pace: a loop that is blocked
         assert (await client.answer())[0] == 200
+
+
+# --- everything at once ---
+
+GOOD = [
+    get("/a"), get("/late"), get("/long"), get("/long", method="HEAD"), get("/stream"),
+    get("/stream?flood"), get("/a", "Connection: close"), get("/a", version="HTTP/1.0"),
+    post(b"hello"), post(b"hello", path="/early"), post(b"hello", "Expect: 100-continue"),
+    get("/echo", "Transfer-Encoding: chunked", method="POST") + b"3\r\nabc\r\n0\r\n\r\n",
+]  # fmt: skip
+BAD = [*HEADS.values(), *CHUNKS.values(), get("/echo", "Content-Length: 9") + b"x", b"A" * 40_000]
+
+
+async def misbehave(served: Served, randomness: random.Random) -> None:
+    """Send a mixture in pieces; leave early, late, by half, or by a reset."""
+    pick = randomness.choice
+    data = b"".join(pick(GOOD if randomness.random() < 0.9 else BAD) for _ in range(6))
+    async with talking(served, pick(["127.0.0.1", "127.0.0.2"])) as client:
+        with contextlib.suppress(OSError, RuntimeError):  # TimeoutError is an OSError
+            while data and randomness.random() < 0.97:
+                size = pick([1, 50, 500, 5000, 50_000])
+                await client.send(data[:size])
+                data = data[size:]
+            if randomness.random() < 0.3:
+                client.writer.write_eof()
+            async with asyncio.timeout(randomness.random() / 2):
+                await client.reader.read()
+        if randomness.random() < 0.3:
+            connection = client.writer.get_extra_info("socket")
+            with contextlib.suppress(OSError):
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_nothing_is_left_of_any_mixture(
+    serve: Serve, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = await serve(
+        head_s=0.3,
+        body_s=0.3,
+        send_s=0.3,
+        keep_alive_s=0.3,
+        connections=30,
+        connections_per_address=20,
+    )
+    failures: list[Any] = []
+    monkeypatch.setattr(
+        "scoreboard.http1.connection._log.error", lambda *event, **more: failures.append(more)
+    )
+    served.server.loop.set_exception_handler(lambda _, context: failures.append(context))
+    randomness = random.Random(seed)
+
+    for _ in range(6):
+        await asyncio.gather(*(misbehave(served, randomness) for _ in range(40)))
+
+    await eventually_async(lambda: not (served.server.count or served.server._serving))
+    assert not served.server._waiting
+    assert not served.server._addresses
+    assert served.site.under_way == 0
+    assert failures == []
+    async with talking(served) as client:
+        await client.send(get("/after"))
+        assert await client.answer() == (200, b"/after")
