@@ -236,6 +236,7 @@ def _add_what_types_say(shapes: dict[str, dict[str, Any]]) -> None:
     update["properties"]["points"] = points
 
 
+@cache
 def encoded() -> bytes:
     """Give openapi.json, as it is committed and served."""
     return msgspec.json.format(msgspec.json.encode(openapi()), indent=2) + b"\n"

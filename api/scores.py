@@ -21,7 +21,7 @@ from api.responses import problems, problems_of_a_read
 from api.schemas import LeaderboardReply, StandingReply, UpdateReply, UpdateRequest
 from api.updates import Updates
 from scoreboard.auth import READ, UPDATE, UPDATE_ANY, Caller, Verifier, bearer_of
-from scoreboard.errors import Invalid, NotFound
+from scoreboard.errors import Invalid, MethodNotAllowed
 from scoreboard.http1.query import read_query
 from scoreboard.model import AROUND_MAX, ID_PATTERN, PAGE_MAX, SCORE_MAX, is_identifier
 from scoreboard.settings import Settings
@@ -215,8 +215,11 @@ class Scores(Controller):
         sync_to_thread=False,
     )
     def stream(self, board: Board = None) -> str:  # noqa: ARG002 (described)
-        """Follow the top of the ranking. It is only described here: api.stream answers it."""
-        raise NotFound
+        """Follow the top of the ranking. It is only described here: api.stream answers it.
+
+        What arrives here is HEAD, which the framework is asked as GET.
+        """
+        raise MethodNotAllowed("Use GET", allow="GET")
 
 
 def _answer(request: AnyRequest, page: Page) -> Response[bytes]:

@@ -136,7 +136,7 @@ class Connection(asyncio.Protocol):
             self.due_s = self.now_s() + self._server.limits.head_s
             return
         self._phase = _GONE
-        self._transport.write(self._encode(self._server.handler.refuse(refusal, self.peer[0])))
+        self._write_refusal(refusal)
         self._transport.close()
 
     def data_received(self, data: bytes) -> None:
@@ -398,30 +398,31 @@ class Connection(asyncio.Protocol):
             self._end_requests()
         if self._server.is_draining:
             self._is_last = True
-        data = self._encode(answer, head)
+        written, body = self._encode(answer, head)
         send_s = self._server.limits.send_s
         try:
-            if len(data) <= SLICE_BYTES:
-                await self.write(data, send_s=send_s)
-                return
-            view = memoryview(data)
-            for start in range(0, len(data), SLICE_BYTES):
-                await self.write(view[start : start + SLICE_BYTES], send_s=send_s)
+            # A long body is not copied: its bytes may be those of many answers.
+            await self.write(written + body[:SLICE_BYTES], send_s=send_s)
+            for start in range(SLICE_BYTES, len(body), SLICE_BYTES):
+                await self.write(memoryview(body)[start : start + SLICE_BYTES], send_s=send_s)
         except (ConnectionError, TimeoutError):
             self.abort()
 
-    def _encode(self, answer: Answer, head: Head | None = None) -> bytes:
-        """Write a whole answer to a request, or to what was none (the connection then ends)."""
+    def _encode(self, answer: Answer, head: Head | None = None) -> tuple[bytes, bytes]:
+        """Return head and body of an answer to a request, or to what was none.
+
+        In the second case the connection ends.
+        """
         lines = [self._server.date_line]
         if head is None or self._is_last:
             lines.append(_CLOSE)
         elif not head.minor:
             lines.append(_KEEP_ALIVE)
         if not has_body(answer.status):
-            return encode_head(answer.status, answer.headers, *lines)
+            return encode_head(answer.status, answer.headers, *lines), b""
         lines.append(b"content-length: %d\r\n" % len(answer.body))
         written = encode_head(answer.status, answer.headers, *lines)
-        return written if head is not None and head.method == "HEAD" else written + answer.body
+        return written, b"" if head is not None and head.method == "HEAD" else answer.body
 
     def _next(self) -> None:
         """Read what came behind the request that was answered, or wait for the next."""
@@ -445,8 +446,12 @@ class Connection(asyncio.Protocol):
     def _refuse(self, error: ScoreboardError) -> None:
         """Answer what could not be read; nothing is read behind it."""
         self._end_requests()
-        self._transport.write(self._encode(self._server.handler.refuse(error, self.peer[0])))
+        self._write_refusal(error)
         self._finish()
+
+    def _write_refusal(self, error: ScoreboardError) -> None:
+        answer = self._server.handler.refuse(error, self.peer[0])
+        self._transport.write(b"".join(self._encode(answer)))
 
     def _finish(self) -> None:
         """End behind the last answer, once the peer has had time to read it."""

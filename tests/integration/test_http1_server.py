@@ -6,6 +6,7 @@ import random
 import socket
 import struct
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -72,9 +73,9 @@ class Site:
             case "/long":
                 return Answer(200, [], LONG)
             case "/none":
-                return Answer(204, [])
+                return Answer(204, [], b"ignored")
             case "/same":
-                return Answer(304, [(b"etag", b'"1"')])
+                return Answer(304, [(b"etag", b'"1"')], b"ignored")
             case "/broken":
                 raise RuntimeError("broken on purpose")
             case "/split":
@@ -295,7 +296,8 @@ async def test_a_body_belongs_to_its_request(
 async def test_answers_without_a_body_leave_none_behind(serve: Serve, path: str) -> None:
     served = await serve()
     async with talking(served) as client:
-        await client.send(get(path, method="HEAD") + get("/next"))
+        method = "HEAD" if path == "/long" else "GET"
+        await client.send(get(path, method=method) + get("/next"))
         status, headers = await client.head()
         assert headers.get("content-length") == (str(len(LONG)) if path == "/long" else None)
         assert status == {"/long": 200, "/none": 204, "/same": 304}[path]
@@ -484,6 +486,26 @@ async def test_a_peer_that_does_not_read_is_given_up(serve: Serve) -> None:
         assert transport.get_write_buffer_size() <= SLICE_BYTES + 500
         await eventually_async(lambda: served.server.count == 0, within_s=3)
     assert served.site.seen == ["GET /long"]
+
+
+async def test_long_answers_that_nobody_reads_are_no_copies(serve: Serve) -> None:
+    served = await serve()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        async with AsyncExitStack() as stack:
+            for _ in range(30):
+                deaf = stack.enter_context(socket.socket())
+                deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                deaf.connect(("127.0.0.1", served.port))
+                deaf.sendall(get("/long"))
+            await eventually_async(
+                lambda: sum(one._is_stalled for one in served.server._serving) == 30
+            )
+            now, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert now - before < 2 * len(LONG)
 
 
 async def test_a_long_answer_arrives_whole_at_a_peer_that_reads_slowly(serve: Serve) -> None:
