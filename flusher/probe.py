@@ -16,7 +16,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from flusher import metrics
 from flusher.lane import Lane
-from scoreboard.errors import Unavailable
+from scoreboard.errors import SettingInvalid, Unavailable
 from scoreboard.lifecycle import Stop
 from scoreboard.live import Live
 from scoreboard.telemetry import REGISTRY
@@ -42,14 +42,20 @@ class Probe:
     async def serve(self, host: str, port: int, stop: Stop) -> None:
         """Answer until ``stop``; port 0 answers nothing.
 
-        Raises OSError if the port cannot be used.
+        Raises SettingInvalid if the address cannot be used.
         """
         if not port:
             await stop.wait()
             return
-        server = await asyncio.start_server(
-            self._answer, host, port, limit=REQUEST_LIMIT_BYTES, reuse_address=True
-        )
+        try:
+            server = await asyncio.start_server(
+                self._answer, host, port, limit=REQUEST_LIMIT_BYTES, reuse_address=True
+            )
+        except OSError as error:
+            raise SettingInvalid(
+                "SCOREBOARD_METRICS_HOST, SCOREBOARD_FLUSHER_METRICS_PORT: cannot listen on "
+                f"{host}:{port}: {error.strerror}"
+            ) from error
         try:
             await stop.wait()
         finally:

@@ -8,6 +8,7 @@ credentials come from a secret store, every connection asks it as it logs in.
 from typing import Any, Final, Self
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
@@ -68,10 +69,16 @@ def _login(credentials: Credentials) -> dict[str, Any]:
 def arguments(settings: Settings, *, name: str, **session: str) -> dict[str, Any]:
     """Give what every connection is made with; ``session`` overrides single session settings.
 
-    Raises SettingInvalid if no database is set.
+    Raises SettingInvalid if no database is set, or its address has a parameter libpq does not know.
     """
     if not settings.database_url:
         raise SettingInvalid("DATABASE_URL is not set; see .env.example")
+    try:
+        conninfo_to_dict(settings.database_url.reveal())
+    except psycopg.ProgrammingError:
+        raise SettingInvalid(
+            "DATABASE_URL is not an address of PostgreSQL: libpq does not know a parameter of it"
+        ) from None
     options = " ".join(f"-c {key}={value}" for key, value in {**SESSION, **session}.items())
     return {
         "conninfo": settings.database_url.reveal(),

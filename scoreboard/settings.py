@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 from scoreboard.errors import SettingInvalid
 from scoreboard.http1.head import HEAD_BYTES, HEAD_FIELDS, REQUEST_LINE_BYTES, HeadLimits
 from scoreboard.model import DEFAULT_BOARD, BoardName
+from scoreboard.stores import check_database_url, check_redis_url
 
 PREFIX = "SCOREBOARD_"
 UNPREFIXED = {"redis_url": "REDIS_URL", "database_url": "DATABASE_URL"}
@@ -300,7 +301,11 @@ def load(environ: Mapping[str, str]) -> Settings:
         except msgspec.ValidationError as error:
             shown = "the value" if kind is Secret else repr(text)
             raise SettingInvalid(f"{variable}: {shown} does not fit: {error}") from None
-    return Settings(**values)
+    found = Settings(**values)
+    check_redis_url(found.redis_url.reveal())
+    if found.database_url:
+        check_database_url(found.database_url.reveal())
+    return found
 
 
 def _bare(hint: object) -> object:

@@ -1,0 +1,120 @@
+"""Addresses of the stores: what is refused, and that no part of a password is ever repeated."""
+
+import pytest
+
+from scoreboard import settings
+from scoreboard.errors import DatabaseUnavailable, RedisUnavailable, SettingInvalid
+from scoreboard.stores import cause_of, check_database_url, check_redis_url, passwords_of, shown
+
+PASSWORD = "s3cretTiger"  # every part of it must stay hidden
+HINT = "s3cret"
+
+GOOD_REDIS = [
+    "redis://127.0.0.1:6379/0",
+    "redis://localhost",
+    "rediss://user:p%2Fw@example.org:7000/3?ssl_cert_reqs=none",
+    "redis://[::1]:6379/0",
+    "unix:///run/valkey.sock?db=1",
+]
+BAD_REDIS = [
+    f"http://:{PASSWORD}@127.0.0.1:1",
+    f"REDIS://:{PASSWORD}@127.0.0.1:1",
+    f"redis:{PASSWORD}",
+    f"redis://:{PASSWORD}@127.0.0.1:99999/0",
+    f"redis://:{PASSWORD}@127.0.0.1:0/0",
+    f"redis://:{PASSWORD}/b@127.0.0.1:1/0",
+    f"redis://:{PASSWORD}#b@127.0.0.1:1/0",
+    f"redis://:{PASSWORD}@b@127.0.0.1:1/0",
+    f"redis://:a:{PASSWORD}@127.0.0.1:1/0",
+    f"redis://:{PASSWORD}%zz@127.0.0.1:1/0",
+    f"redis://:{PASSWORD} @127.0.0.1:1/0",
+    f"redis://:{PASSWORD}@127.0.0.1:port/0",
+    f"redis://:{PASSWORD}@127.0.0.1:1/main",
+    f"redis://:{PASSWORD}@one,two/0",
+    f"redis://:{PASSWORD}@[::1/0",
+    f"redis://:{PASSWORD}\n@127.0.0.1:1/0",
+    f"redis://127.0.0.1:1/0?password={PASSWORD}",
+    f"redis://:{PASSWORD}@127.0.0.1:1/0?socket_timeout=0",
+    f"redis://:{PASSWORD}@127.0.0.1:1/0?ssl_cert_reqs=none",
+    f"rediss://:{PASSWORD}@127.0.0.1:1/0?ssl_cert_reqs=maybe",
+]
+GOOD_DATABASE = [
+    "postgresql://scoreboard@127.0.0.1:5432/scoreboard",
+    "postgres://u:p%40w@example.org/x?sslmode=verify-full",
+    "postgresql://one:5432,two:5433/x?target_session_attrs=primary",
+    "postgresql:///scoreboard",
+    "postgresql://[::1]:5432/x",
+    "postgresql://u@%2Frun%2Fpostgresql/x",
+]
+BAD_DATABASE = [
+    f"postgresql+psycopg://scott:{PASSWORD}@127.0.0.1:1/db",
+    f"mysql://scott:{PASSWORD}@127.0.0.1:1/db",
+    f"host=127.0.0.1 password={PASSWORD}",
+    f"postgresql://scott:{PASSWORD}/b@127.0.0.1:1/db",
+    f"postgresql://scott:{PASSWORD}@ss@127.0.0.1:1/db",
+    f"postgresql://scott:{PASSWORD}#b@127.0.0.1:1/db",
+    f"postgresql://scott:{PASSWORD}%zz@127.0.0.1:1/db",
+    f"postgresql://scott:{PASSWORD}@127.0.0.1:99999/db",
+    f"postgresql://scott:{PASSWORD}@127.0.0.1:x/db",
+    f"postgresql://scott:{PASSWORD}@127.0.0.1/db/more",
+]
+
+
+@pytest.mark.parametrize("url", GOOD_REDIS)
+def test_an_address_of_redis_is_taken(url: str) -> None:
+    check_redis_url(url)
+
+
+@pytest.mark.parametrize("url", GOOD_DATABASE)
+def test_an_address_of_postgresql_is_taken(url: str) -> None:
+    check_database_url(url)
+
+
+@pytest.mark.parametrize("url", BAD_REDIS)
+def test_what_is_not_an_address_of_redis_is_refused_without_the_password(url: str) -> None:
+    with pytest.raises(SettingInvalid) as refused:
+        settings.load({"REDIS_URL": url})
+
+    assert refused.value.detail.startswith("REDIS_URL is not an address of Redis: ")
+    assert HINT not in refused.value.detail
+    assert "\n" not in refused.value.detail
+    assert HINT not in repr(refused.value.__context__)
+
+
+@pytest.mark.parametrize("url", BAD_DATABASE)
+def test_what_is_not_an_address_of_postgresql_is_refused_without_the_password(url: str) -> None:
+    with pytest.raises(SettingInvalid) as refused:
+        settings.load({"REDIS_URL": "redis://localhost", "DATABASE_URL": url})
+
+    assert refused.value.detail.startswith("DATABASE_URL is not an address of PostgreSQL: ")
+    assert HINT not in refused.value.detail
+    assert HINT not in repr(refused.value.__context__)
+
+
+def test_an_address_is_shown_without_password_and_parameters() -> None:
+    assert shown(f"redis://:{PASSWORD}@127.0.0.1:6379/0") == "redis://127.0.0.1:6379/0"
+    assert shown(f"postgresql://scott:{PASSWORD}@h:1,i:2/db?password={PASSWORD}") == (
+        "postgresql://scott@h:1,i:2/db"
+    )
+    assert HINT not in shown(f"redis://:{PASSWORD}@[::1")
+
+
+@pytest.mark.parametrize("url", [*BAD_REDIS, *BAD_DATABASE])
+def test_an_address_that_cannot_be_read_is_not_shown(url: str) -> None:
+    assert HINT not in shown(url)
+
+
+def test_passwords_are_found_in_addresses_that_cannot_be_read() -> None:
+    assert passwords_of("postgresql+psycopg://scott:s3c%23ret@h/db") == ["s3c%23ret", "s3c#ret"]
+    assert passwords_of("redis://:a/b@h", "redis://h/0") == ["a/b"]
+
+
+def test_the_cause_is_the_drivers_words_on_one_line() -> None:
+    error = DatabaseUnavailable()
+    error.__cause__ = OSError("connection failed:\n  Connection refused.\n")
+    outer = RedisUnavailable()
+    outer.__cause__ = error
+
+    assert cause_of(error) == "connection failed: Connection refused"
+    assert cause_of(outer) == cause_of(error)
+    assert cause_of(RedisUnavailable()) == ""
