@@ -6,7 +6,6 @@ The phases of a stop stand in api.server.
 
 import asyncio
 import gc
-import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -15,11 +14,12 @@ from typing import Final
 from api.app import create_app
 from api.server import bind, serve
 from api.workers import LONGER_THAN_WORKERS_S, WORKER_FLAG, Line, Supervisor
-from scoreboard import lifecycle, settings
-from scoreboard.errors import ScoreboardError, SettingInvalid
+from scoreboard import lifecycle
+from scoreboard.errors import SettingInvalid
 from scoreboard.lifecycle import Stop
 from scoreboard.settings import Settings
-from scoreboard.telemetry import BUILD_INFO, serve_metrics, setup_logging
+from scoreboard.startup import start
+from scoreboard.telemetry import BUILD_INFO, serve_metrics
 
 GC_THRESHOLDS: Final = (20_000, 20, 20)
 """Requests leave little that only the collector can free; let it look less often."""
@@ -27,16 +27,13 @@ GC_THRESHOLDS: Final = (20_000, 20, 20)
 
 def main(arguments: Sequence[str]) -> int:
     """Run the service; give the exit code."""
-    try:
-        chosen = settings.load(os.environ)
-        setup_logging(
-            "api", level=chosen.log_level, form=chosen.log_format, environment=chosen.environment
-        )
+
+    def run(chosen: Settings) -> int:
         if arguments[:1] == [WORKER_FLAG]:
             return _serve(chosen, Line(int(arguments[1])))
         return _keep(chosen) if chosen.api_workers > 1 else _serve(chosen, None)
-    except ScoreboardError as error:
-        return lifecycle.fail_start(error)
+
+    return start("api", run)
 
 
 def _serve(chosen: Settings, line: Line | None) -> int:

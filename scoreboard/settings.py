@@ -2,10 +2,13 @@
 
 ``load`` gives the frozen ``Settings``; every variable is ``SCOREBOARD_<NAME>`` of a field below,
 and an unknown ``SCOREBOARD_*`` stops the process by name: a typing error must not become a default.
+The variables that Kubernetes sets for a Service of that name are not settings and are ignored.
 ``REDIS_URL`` and ``DATABASE_URL`` are the two names everybody knows. ``.env.example`` is made from
 the descriptions here (``make env``).
 """
 
+import difflib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -19,6 +22,22 @@ from scoreboard.stores import check_database_url, check_redis_url
 
 PREFIX = "SCOREBOARD_"
 UNPREFIXED = {"redis_url": "REDIS_URL", "database_url": "DATABASE_URL"}
+
+_IP = r"(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9a-fA-F]*:[0-9a-fA-F:.]+)"
+_LINK = re.compile(
+    r"SCOREBOARD(?:_[A-Z0-9_]+?)??_(?:(?P<host>SERVICE_HOST)|(?P<port>SERVICE_PORT(?:_[A-Z0-9_]+)?)"
+    r"|(?P<url>PORT(?:_\d+_(?:TCP|UDP|SCTP))?)|PORT_\d+_(?:TCP|UDP|SCTP)_(?:(?P<addr>ADDR)"
+    r"|(?P<number>PORT)|(?P<proto>PROTO)))"
+)
+_LINK_VALUES = {
+    "host": re.compile(_IP),
+    "port": re.compile(r"\d{1,5}"),
+    "url": re.compile(rf"(?:tcp|udp|sctp)://(?:{_IP}|\[{_IP}\]):\d{{1,5}}"),
+    "addr": re.compile(_IP),
+    "number": re.compile(r"\d{1,5}"),
+    "proto": re.compile(r"tcp|udp|sctp"),
+}
+"""What Kubernetes puts into each of these variables of a Service."""
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 PositiveInt = Annotated[int, Meta(ge=1)]
@@ -279,9 +298,13 @@ def load(environ: Mapping[str, str]) -> Settings:
     Raises SettingInvalid, naming the variable: one that is unknown, missing or out of its range.
     """
     fields = {variable_of(field.name): field for field in msgspec.structs.fields(Settings)}
+    links = service_links(environ)
+    environ = {name: text for name, text in environ.items() if name not in links}
     unknown = sorted(name for name in environ if name.startswith(PREFIX) and name not in fields)
     if unknown:
-        raise SettingInvalid(f"{unknown[0]} is no setting of scoreboard; see .env.example")
+        near = difflib.get_close_matches(unknown[0], fields, n=1, cutoff=0.75)
+        hint = f"did you mean {near[0]}?" if near else "see .env.example"
+        raise SettingInvalid(f"{unknown[0]} is not a setting of scoreboard: {hint}")
     hints = get_type_hints(Settings, include_extras=True)
     values: dict[str, Any] = {}
     for variable, field in fields.items():
@@ -306,6 +329,23 @@ def load(environ: Mapping[str, str]) -> Settings:
     if found.database_url:
         check_database_url(found.database_url.reveal())
     return found
+
+
+def service_links(environ: Mapping[str, str]) -> list[str]:
+    """Name the variables that Kubernetes sets for Services called `scoreboard` or `scoreboard-…`.
+
+    A pod gets them for every Service of its namespace (`enableServiceLinks`). One is recognised by
+    its name and its value together: SCOREBOARD_API_PORT is a setting where it holds a number.
+    """
+    return sorted(
+        name
+        for name, text in environ.items()
+        if (link := _LINK.fullmatch(name)) and _LINK_VALUES[_suffix_of(link)].fullmatch(text)
+    )
+
+
+def _suffix_of(link: re.Match[str]) -> str:
+    return next(name for name, text in link.groupdict().items() if text is not None)
 
 
 def _bare(hint: object) -> object:

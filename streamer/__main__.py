@@ -5,32 +5,23 @@ Phases of a stop: not ready, stop listening, ``bye`` and 1012 spread over the dr
 """
 
 import asyncio
-import os
 import sys
 
 from scoreboard import lifecycle
-from scoreboard import settings as settings_module
-from scoreboard.errors import SettingInvalid
 from scoreboard.lifecycle import Stop
-from scoreboard.telemetry import setup_logging
+from scoreboard.settings import Settings
+from scoreboard.startup import start
 from streamer import server
 from streamer.workers import WORKER_OPTION, supervise_workers, watch_parent
 
 
 def main(arguments: list[str]) -> int:
     """Run the service; give the exit code."""
-    try:
-        settings = settings_module.load(os.environ)
-        setup_logging(
-            "streamer",
-            level=settings.log_level,
-            form=settings.log_format,
-            environment=settings.environment,
-        )
-    except SettingInvalid as error:
-        return lifecycle.fail_start(error)
     worker = int(arguments[1]) if arguments[:1] == [WORKER_OPTION] else None
+    return start("streamer", lambda settings: _run(settings, worker))
 
+
+def _run(settings: Settings, worker: int | None) -> int:
     async def serve(stop: Stop) -> None:
         if worker is not None:
             async with asyncio.TaskGroup() as tasks:

@@ -3,7 +3,7 @@
 import pytest
 
 from scoreboard.errors import SettingInvalid
-from scoreboard.settings import Secret, Settings, describe, load
+from scoreboard.settings import Secret, Settings, describe, load, service_links
 
 LEAST = {"REDIS_URL": "redis://:hidden@localhost"}
 
@@ -43,7 +43,13 @@ def test_lists_booleans_and_numbers_are_read() -> None:
     [
         ({}, "REDIS_URL"),
         (LEAST | {"SCOREBOARD_TYPO": "1"}, "SCOREBOARD_TYPO"),
-        (LEAST | {"SCOREBOARD_API_PORT": "tcp://10.0.0.1:80"}, "SCOREBOARD_API_PORT"),
+        (LEAST | {"SCOREBOARD_API_PORT": "http://10.0.0.1:80"}, "SCOREBOARD_API_PORT"),
+        (LEAST | {"SCOREBOARD_API_PORT": "tcp://api:80"}, "SCOREBOARD_API_PORT"),
+        (LEAST | {"SCOREBOARD_API_HOSTS": "10.0.0.1"}, "SCOREBOARD_API_HOSTS"),
+        (LEAST | {"SCOREBOARD_API_SERVICE_HOST": "api.example"}, "SCOREBOARD_API_SERVICE_HOST"),
+        (LEAST | {"SCOREBOARD_API_SERVICE_HOST_X": "10.0.0.1"}, "SCOREBOARD_API_SERVICE_HOST_X"),
+        (LEAST | {"SCOREBOARD_API_PORT_8000_TCPX": "tcp://10.0.0.1:80"}, "_TCPX"),
+        (LEAST | {"SCOREBOARD_METRICS_PORTS": "9100"}, "SCOREBOARD_METRICS_PORTS"),
         (LEAST | {"SCOREBOARD_API_PORT": "70000"}, "SCOREBOARD_API_PORT"),
         (LEAST | {"SCOREBOARD_DRAIN_S": "0"}, "SCOREBOARD_DRAIN_S"),
         (LEAST | {"SCOREBOARD_RATE_LIMIT": "none"}, "SCOREBOARD_RATE_LIMIT"),
@@ -69,3 +75,39 @@ def test_every_setting_is_described() -> None:
 
     assert len(described) == len(Settings.__struct_fields__)
     assert all(text and name for name, text, _ in described)
+
+
+def test_a_typing_error_is_refused_with_the_setting_that_was_meant() -> None:
+    with pytest.raises(SettingInvalid, match=r"SCOREBOARD_API_PRT .* did you mean .*_API_PORT\?"):
+        load(LEAST | {"SCOREBOARD_API_PRT": "8000"})
+
+
+def test_the_service_links_of_kubernetes_are_not_settings() -> None:
+    # What kubelet sets for Services `scoreboard`, `scoreboard-api` and, by IPv6, `scoreboard-ws`.
+    links = {
+        "SCOREBOARD_SERVICE_HOST": "10.0.0.1",
+        "SCOREBOARD_SERVICE_PORT": "80",
+        "SCOREBOARD_PORT": "tcp://10.0.0.1:80",
+        "SCOREBOARD_PORT_80_TCP": "tcp://10.0.0.1:80",
+        "SCOREBOARD_PORT_80_TCP_PROTO": "tcp",
+        "SCOREBOARD_PORT_80_TCP_PORT": "80",
+        "SCOREBOARD_PORT_80_TCP_ADDR": "10.0.0.1",
+        "SCOREBOARD_API_SERVICE_HOST": "10.96.7.20",
+        "SCOREBOARD_API_SERVICE_PORT": "8000",
+        "SCOREBOARD_API_SERVICE_PORT_HTTP": "8000",
+        "SCOREBOARD_API_SERVICE_PORT_WEB_METRICS": "9100",
+        "SCOREBOARD_API_PORT": "tcp://10.96.7.20:8000",
+        "SCOREBOARD_API_PORT_8000_TCP": "tcp://10.96.7.20:8000",
+        "SCOREBOARD_API_PORT_8000_TCP_PROTO": "tcp",
+        "SCOREBOARD_API_PORT_8000_TCP_PORT": "8000",
+        "SCOREBOARD_API_PORT_8000_TCP_ADDR": "10.96.7.20",
+        "SCOREBOARD_WS_SERVICE_HOST": "fd00::7:1",
+        "SCOREBOARD_WS_PORT": "tcp://[fd00::7:1]:8001",
+        "SCOREBOARD_WS_PORT_8001_TCP": "tcp://[fd00::7:1]:8001",
+        "SCOREBOARD_WS_PORT_8001_TCP_ADDR": "fd00::7:1",
+        "SCOREBOARD_WS_PORT_53_UDP_PROTO": "udp",
+    }
+
+    assert load(LEAST | links) == load(LEAST)
+    assert service_links(LEAST | links) == sorted(links)
+    assert service_links(LEAST | {"SCOREBOARD_API_PORT": "8000", "PORT": "80"}) == []

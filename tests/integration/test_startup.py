@@ -1,0 +1,82 @@
+"""A service that cannot start says why in one line, without a password and without a traceback."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SERVICES = ("api", "streamer", "flusher")
+NOWHERE = "redis://127.0.0.1:1/0"
+
+
+def run(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        cwd=folder,
+        env={"PATH": "/usr/bin:/bin", **settings},
+    )
+
+
+@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("DATABASE_URL", "postgresql+psycopg://scott:s3cretTiger@127.0.0.1:1/db"),
+        ("REDIS_URL", "redis://:s3cretTiger/b@127.0.0.1:1/0"),
+        ("SCOREBOARD_API_PRT", "8000"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_without_its_password(
+    service: str, variable: str, value: str, tmp_path: Path
+) -> None:
+    done = run(tmp_path, "-m", service, **{"REDIS_URL": NOWHERE, variable: value})
+
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"scoreboard: {variable} is not a")
+    assert "s3cret" not in done.stderr
+
+
+STARTED = """
+import sys
+from scoreboard.startup import start
+sys.exit(start("api", lambda settings: 7 if settings.api_port == 8000 else 8))
+"""
+FAILING = """
+import sys
+from scoreboard.startup import start
+def run(settings):
+    raise OSError("cannot use " + settings.redis_url.reveal())
+sys.exit(start("api", run))
+"""
+
+
+def test_service_links_are_ignored_with_one_line(tmp_path: Path) -> None:
+    links = {
+        "SCOREBOARD_API_SERVICE_HOST": "10.0.0.1",
+        "SCOREBOARD_API_PORT": "tcp://10.0.0.1:9999",
+    }
+
+    done = run(tmp_path, "-c", STARTED, REDIS_URL=NOWHERE, **links)
+
+    assert done.returncode == 7, done.stderr
+    (line,) = map(json.loads, done.stderr.splitlines())
+    assert (line["log.level"], line["message"]) == ("info", "service_links_ignored")
+    assert line["scoreboard.variables"] == sorted(links)
+    assert run(tmp_path, "-c", STARTED, REDIS_URL=NOWHERE).stderr == ""
+
+
+def test_an_unforeseen_failure_is_one_line_of_the_log(tmp_path: Path) -> None:
+    done = run(tmp_path, "-c", FAILING, REDIS_URL="redis://:s3cretTiger@127.0.0.1:1/0")
+
+    assert done.returncode == 1
+    (line,) = map(json.loads, done.stderr.splitlines())
+    assert line["message"] == "process_crashed"
+    assert "s3cret" not in done.stderr
