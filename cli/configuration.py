@@ -10,7 +10,7 @@ import click
 import msgspec
 from msgspec import Struct
 
-from cli.render import print_json, print_table
+from cli.render import print_json, print_table, put
 from cli.target import data_dir_option, open_archive, open_live, settings_of
 from scoreboard import archive, ledger, migrations
 from scoreboard import settings as settings_module
@@ -84,7 +84,7 @@ def check(*, as_json: bool, data_dir: Path) -> int:
 @config.command()
 def example() -> None:
     """Print .env.example: every setting with its meaning and default (`make env` keeps it)."""
-    click.echo(render_example(), nl=False)
+    put(render_example())
 
 
 def entries(environ: Mapping[str, str]) -> Iterator[Entry]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from cli.render import print_json, print_table, say
+from cli.render import print_json, print_lines, print_table, say
 from cli.target import data_dir_option, database_url_of
 from scoreboard import migrations
 
@@ -24,8 +24,7 @@ def migrate(data_dir: Path) -> None:
       DATABASE_URL=postgresql://… scoreboard db migrate
     """  # noqa: D301
     done = migrations.migrate(database_url_of(data_dir))
-    for name in done:
-        click.echo(name)
+    print_lines(done)
     say(f"{len(done)} migrations ran" if done else "The database is current")
 
 

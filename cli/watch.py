@@ -4,6 +4,7 @@ A lost connection is made again, later and later; what refuses us for good ends 
 """
 
 import asyncio
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, nullcontext
 from typing import Any, Final
@@ -11,14 +12,13 @@ from urllib.parse import quote
 
 import msgspec
 from msgspec import Struct
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.typing import Subprotocol
 
-from cli.render import say
+from cli.render import is_terminal, plain_console, print_lines, say
 from scoreboard.errors import (
     Forbidden,
     Malformed,
@@ -53,10 +53,10 @@ async def follow(
 
     Raises Malformed (no such address), UnknownBoard, Unauthenticated, Forbidden, Unavailable.
     """
-    console = Console()
+    console = plain_console()
     separator = "&" if "?" in url else "?"
     address = f"{url}{separator}board={quote(board)}"
-    is_drawn = console.is_terminal and not as_json
+    is_drawn = is_terminal(sys.stdout) and not as_json
     with Live(console=console, auto_refresh=False) if is_drawn else nullcontext() as screen:
         async with aclosing(_boards(address, token)) as boards:
             number = 0
@@ -64,7 +64,7 @@ async def follow(
                 if screen is not None:
                     screen.update(_table(shown), refresh=True)
                 else:
-                    print(text if as_json else _line(shown), flush=True)  # noqa: T201 (data)
+                    print_lines([text if as_json else _line(shown)])
                 number += 1
                 if number == count:
                     return

@@ -3,7 +3,9 @@
 import re
 from pathlib import Path
 
-from cli.main import EXIT_CODES, INTERRUPTED, scoreboard
+from cli.failures import DRIVERS, EXIT_CODES, FILE_FAILED
+from cli.main import INTERRUPTED
+from cli.verbs import scoreboard
 
 TEXT = (Path(__file__).parents[2] / "docs/commands.md").read_text()
 
@@ -23,4 +25,5 @@ def test_every_exit_code_is_explained_and_no_other() -> None:
     explained = {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)}
 
     # 0, 1 and 2 are everybody's.
-    assert explained == {code for _, code in EXIT_CODES} | {0, 1, 2, INTERRUPTED}
+    used = {code for _, code in EXIT_CODES} | {code for *_, code in DRIVERS}
+    assert explained == used | {0, 1, 2, FILE_FAILED, INTERRUPTED}

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from cli import kong_config
-from cli.main import scoreboard
+from cli.verbs import scoreboard
 from scoreboard.resources import kong_path
 from scoreboard.settings import Settings, describe
 from scoreboard.settings import load as load_settings

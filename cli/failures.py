@@ -1,0 +1,133 @@
+"""What the operator is told when a command fails: one line on stderr and an exit code.
+
+Called by `cli.main`, the only place where an error becomes text. What stays true: the line holds
+no password; every exit code is in docs/commands.md.
+"""
+
+import os
+import select
+import sys
+import traceback
+from typing import Final
+
+import click
+import psycopg
+import redis.exceptions
+from yoyo.exceptions import BadMigration, LockTimeout, MigrationConflict
+
+from cli.render import OutputFailed, give_up, tell
+from scoreboard.errors import (
+    Forbidden,
+    NotFound,
+    NotInTime,
+    Refused,
+    ScoreboardError,
+    Unauthenticated,
+    Unavailable,
+)
+from scoreboard.lifecycle import DeadlinePassed
+from scoreboard.stores import cause_of, passwords_of
+from scoreboard.telemetry import redact
+
+EXIT_CODES: Final[tuple[tuple[type[ScoreboardError], int], ...]] = (
+    (NotFound, 3),
+    (Unauthenticated, 4),
+    (Forbidden, 4),
+    (Refused, 5),
+    (NotInTime, 75),
+    (Unavailable, 69),
+    (OutputFailed, 74),
+    (ScoreboardError, 1),
+)
+"""The first class that fits names the exit code; 2 is click's own, for a wrong command line."""
+
+DRIVERS: Final[tuple[tuple[type[Exception], str, int], ...]] = (
+    (psycopg.errors.InsufficientPrivilege, "The login of PostgreSQL may not do this", 4),
+    (psycopg.errors.ReadOnlySqlTransaction, "The database is read-only", 5),
+    (psycopg.OperationalError, "The database cannot be reached", 69),
+    (psycopg.Error, "PostgreSQL refused a statement", 1),
+    (redis.exceptions.NoPermissionError, "The login of Redis may not do this", 4),
+    (redis.exceptions.ConnectionError, "The live store cannot be reached", 69),
+    (redis.exceptions.TimeoutError, "The live store cannot be reached", 69),
+    (redis.exceptions.RedisError, "Redis refused a command", 1),
+    (LockTimeout, "Another migration is running", 5),
+    (BadMigration, "A migration cannot be read", 1),
+    (MigrationConflict, "The migrations contradict each other", 1),
+)
+"""Errors of drivers that reach us as they are: the first class that fits."""
+
+FILE_FAILED: Final = 74
+HIDDEN_MIN: Final = 4
+"""A shorter password is not searched for in a line: it would be found in ordinary words."""
+
+
+def report(error: Exception, *, is_debug: bool = False) -> int:
+    """Print the one line that an error deserves and return its exit code."""
+    if isinstance(error, click.ClickException):
+        try:
+            error.show()
+        except OSError:
+            give_up(sys.stderr)
+        return error.exit_code
+    if isinstance(error, OSError | OutputFailed):
+        is_reader_gone = _is_reader_gone()
+        give_up(sys.stdout)
+        if is_reader_gone:
+            return 0  # whoever reads stdout has enough
+    line, code = explain(error)
+    tell(_without_passwords(f"scoreboard: {line}"))
+    if is_debug:
+        for part in traceback.format_exception(error):
+            for text in part.splitlines():
+                tell(_without_passwords(text))
+    return code
+
+
+def explain(error: BaseException) -> tuple[str, int]:
+    """Return the line and the exit code of an error."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, ScoreboardError):
+        details = [error.title]
+        if error.detail != error.title:
+            details.append(error.detail)
+        elif isinstance(error, Unavailable) and (cause := cause_of(error)):
+            details.append(cause)
+        return ": ".join(details), exit_code_of(error)
+    if isinstance(error, DeadlinePassed):
+        return "It did not end in time after it was asked to", exit_code_of(NotInTime())
+    words = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    for kind, title, code in DRIVERS:
+        if isinstance(error, kind):
+            return f"{title}: {words}", code
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
+        return f"Reading or writing failed: {where}{error.strerror}", FILE_FAILED
+    what = f"{type(error).__name__}: {words}"
+    return f"The command failed unexpectedly: {what} (scoreboard --debug … shows where)", 1
+
+
+def exit_code_of(error: ScoreboardError) -> int:
+    """Return the exit code of an error of ours."""
+    return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
+
+
+def _without_passwords(text: str) -> str:
+    for password in passwords_of(*(os.environ.get(name, "") for name in _ADDRESSES)):
+        if len(password) >= HIDDEN_MIN:
+            text = text.replace(password, "***")
+    return redact(text)
+
+
+_ADDRESSES: Final = ("REDIS_URL", "DATABASE_URL")
+
+
+def _is_reader_gone() -> bool:
+    """Tell whether stdout is a pipe or a socket that nobody reads any more."""
+    try:
+        number = sys.stdout.fileno()
+    except (AttributeError, OSError, ValueError):
+        return False
+    poll = select.poll()
+    poll.register(number, select.POLLOUT)
+    return any(happened & (select.POLLERR | select.POLLHUP) for _, happened in poll.poll(0))
