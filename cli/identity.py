@@ -6,10 +6,10 @@ anything this project did not make itself.
 
 import os
 import pwd
-import shutil
 import subprocess
 from dataclasses import dataclass
 
+from cli.binaries import find_program
 from scoreboard.errors import EmbeddedFailed
 
 
@@ -34,15 +34,15 @@ def for_postgres(*, allow_namespace: bool = True) -> Identity:
     if os.geteuid() != 0 and _has_account(os.geteuid()):
         return Identity()
     account = _ordinary_account()
-    unshare = shutil.which("unshare")
-    if unshare and allow_namespace:
+    unshare, probe = find_program("unshare"), find_program("true")
+    if unshare and probe and allow_namespace:
         prefix = (
             unshare,
             "--user",
             f"--map-user={account.pw_uid}",
             f"--map-group={account.pw_gid}",
         )
-        if _runs([*prefix, "true"]):
+        if _runs([*prefix, probe]):
             return Identity(prefix=prefix)
     if os.geteuid() == 0:
         return Identity(user=account.pw_uid, group=account.pw_gid)

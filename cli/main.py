@@ -8,6 +8,7 @@ What stays true: however a verb ends, it is one line on stderr and a documented 
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 INTERRUPTED: Final = 130
@@ -33,6 +34,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def main() -> None:
     """Run the command line of this process and end it."""
     _open_closed_streams()
+    _leave_current_folder()
     try:
         from cli.render import prepare_streams  # noqa: PLC0415
 
@@ -40,6 +42,23 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     sys.exit(run())
+
+
+def _leave_current_folder() -> None:
+    """Import what is installed alone, and nothing that happens to lie in the current folder.
+
+    `python -m cli` puts that folder first, and so does an empty or relative entry of PYTHONPATH.
+    """
+    try:
+        here = Path.cwd()
+    except OSError:
+        return  # it was deleted: nothing can be imported from it
+    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    wanted = {entry for entry in entries if Path(entry).is_absolute()}
+    wanted.add(str(Path(__file__).resolve().parents[1]))
+    strays = {str((here / entry).resolve()) for entry in entries if entry not in wanted}
+    strays |= {"", str(here)}
+    sys.path[:] = [entry for entry in sys.path if entry in wanted or entry not in strays]
 
 
 def _open_closed_streams() -> None:

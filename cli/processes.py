@@ -1,13 +1,15 @@
 """A service of ours as a child process: its environment, its log, whether it is ready, its end.
 
 Called by `cli.up`. What stays true: secrets reach a child in its environment only; a child ends
-with us, however we end (`cli.child`).
+with us, however we end (`cli.child`); it and its workers import what is installed, and nothing
+that lies in the current folder.
 """
 
 import http.client
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -69,7 +71,7 @@ class Service:
                 [sys.executable, *self._arguments],
                 on_parent_death=signal.SIGTERM,
                 output=self.log,
-                environment=self._environment,
+                environment=_with_safe_path(self._environment),
             )
         except OSError as error:
             raise ServiceEnded(f"The {self.name} cannot be started: {error.strerror}") from error
@@ -113,11 +115,19 @@ class Service:
             )
 
     def ask_ready(self) -> str:
-        """Ask the child once; give what still lacks, empty when it is ready."""
+        """Ask the child once; give what still lacks, empty when it is ready.
+
+        A child whose address is `tcp://` is ready when it listens there, one without any when it
+        lives.
+        """
         if not self._ready_url:
             return ""
         parts = urlsplit(self._ready_url)
         try:
+            if parts.scheme == "tcp":
+                address = (parts.hostname or "", parts.port or 0)
+                socket.create_connection(address, _ASK_TIMEOUT_S).close()
+                return ""
             with closing(
                 http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=_ASK_TIMEOUT_S)
             ) as connection:
@@ -145,6 +155,20 @@ def wait_until_ready(services: Sequence[Service], check: Callable[[], None]) -> 
                     f"(see {service.log})"
                 )
             time.sleep(_POLL_S)
+
+
+def _with_safe_path(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment in which Python and its children do not import from the current folder.
+
+    `python -m flusher` would run a `flusher.py` that lies there. PYTHONPATH keeps its absolute
+    entries: an empty or relative one means that folder, too.
+    """
+    entries = environment.get("PYTHONPATH", "").split(os.pathsep)
+    return {
+        **environment,
+        "PYTHONSAFEPATH": "1",
+        "PYTHONPATH": os.pathsep.join(filter(os.path.isabs, entries)),
+    }
 
 
 def last_words(log: Path) -> str:

@@ -55,6 +55,7 @@ async def _keep_worker(number: int, stop: Stop) -> None:
         started_at_s = loop.time()
         worker = await asyncio.create_subprocess_exec(
             sys.executable,
+            "-P",  # what is installed, not a streamer.py of the current folder
             "-m",
             "streamer",
             WORKER_OPTION,

@@ -60,6 +60,23 @@ def make_service(tmp_path: Path):
         service.kill()
 
 
+def test_a_service_imports_nothing_from_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A `flusher.py` in the current folder was run in place of the flusher, with its passwords.
+    (tmp_path / "flusher.py").write_text("print('stray')")
+    (tmp_path / "sitecustomize.py").write_text("print('stray')")
+    monkeypatch.chdir(tmp_path)
+    log = tmp_path / "logs" / "flusher.log"
+    service = Service("flusher", ["-m", "flusher"], {"PYTHONPATH": f":.:{tmp_path}/lib"}, log)
+
+    service.start()
+
+    eventually(lambda: not service.is_running, within_s=20)
+    assert "stray" not in log.read_text()
+    assert "REDIS_URL is not set" in log.read_text()
+
+
 def test_a_service_that_ends_says_why(make_service) -> None:
     service = make_service("import sys; sys.exit('scoreboard: port 8000: in use')")
     eventually(lambda: not service.is_running)
