@@ -12,7 +12,14 @@ from typing import Final
 import click
 
 from cli.render import print_json, print_table, say
-from cli.target import data_dir_option, open_archive, open_live, operator, settings_of
+from cli.target import (
+    data_dir_option,
+    open_archive,
+    open_live,
+    operator,
+    settings_of,
+    settings_to_change,
+)
 from scoreboard import archive
 from scoreboard.archive import Kind
 from scoreboard.errors import NotFound, RedisUnavailable
@@ -57,7 +64,7 @@ def set_action(*, kind: str, points: int, data_dir: Path) -> None:
     """  # noqa: D301
     if not KIND.fullmatch(kind):
         raise click.BadParameter("a kind is 1 to 64 characters of A-Z a-z 0-9 . _ | @ -")
-    asyncio.run(_set(settings_of(data_dir), kind, points))
+    asyncio.run(_set(settings_to_change(data_dir), kind, points))
     say(f"Actions of kind {kind} count {points}")
 
 
@@ -66,7 +73,7 @@ def set_action(*, kind: str, points: int, data_dir: Path) -> None:
 @data_dir_option
 def disable(*, kind: str, data_dir: Path) -> None:
     """Refuse actions of KIND from now on; `action set` lets them count again."""
-    asyncio.run(_disable(settings_of(data_dir), kind))
+    asyncio.run(_disable(settings_to_change(data_dir), kind))
     say(f"Actions of kind {kind} are refused")
 
 

@@ -9,18 +9,22 @@ import click
 from cli import watch as watching
 from cli.render import print_json, print_table, say
 from cli.target import (
+    REDIS,
+    audience_of,
+    board_of,
     board_option,
     data_dir_option,
     issuer_of,
     open_archive,
     open_live,
     operator,
-    read_note,
+    running_on,
     settings_of,
+    settings_to_change,
 )
 from scoreboard import archive
 from scoreboard.auth import READ
-from scoreboard.errors import OperatorMistake
+from scoreboard.errors import OperatorMistake, Uninitialised
 from scoreboard.model import PAGE_MAX, Board, Layout, Window, is_board_name
 from scoreboard.postgres import Connection
 from scoreboard.settings import Settings
@@ -65,7 +69,7 @@ def create(
     if not is_board_name(name):
         raise click.BadParameter("a board is 1 to 32 characters of a-z 0-9 _ . -")
     made = Board(name, Layout(partitions, seen_seconds, seen_shards), not is_private)
-    if asyncio.run(_create(settings_of(data_dir), made)):
+    if asyncio.run(_create(settings_to_change(data_dir), made)):
         say(f"Board {name} is made; scoreboard reseed --board {name} opens it")
     elif not if_missing:
         raise OperatorMistake(f"There is a board {name} already")
@@ -127,9 +131,11 @@ async def _list(settings: Settings) -> list[Board]:
 @click.option("--offset", type=click.IntRange(min=0), default=0, help="Rows to leave out.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @data_dir_option
-def top(*, board: str, limit: int, offset: int, as_json: bool, data_dir: Path) -> None:
+def top(*, board: str | None, limit: int, offset: int, as_json: bool, data_dir: Path) -> None:
     """Print the best of a board, as Redis ranks them now."""
-    window = asyncio.run(_top(settings_of(data_dir), board, offset, limit))
+    settings = settings_of(data_dir, needs=[REDIS])
+    board = board_of(settings, board)
+    window = asyncio.run(_top(settings, board, offset, limit))
     if as_json:
         print_json(
             {
@@ -146,8 +152,15 @@ def top(*, board: str, limit: int, offset: int, as_json: bool, data_dir: Path) -
 
 
 async def _top(settings: Settings, name: str, offset: int, limit: int) -> Window:
-    async with open_live(settings) as live:
-        return await live.leaderboard(name, offset=offset, limit=limit)
+    try:
+        async with open_live(settings) as live:
+            return await live.leaderboard(name, offset=offset, limit=limit)
+    except Uninitialised:
+        # Redis does not tell a board that is not loaded from one that does not exist.
+        if settings.database_url:
+            async with open_archive(settings) as connection:
+                await archive.select_board(connection, name)
+        raise
 
 
 @board.command()
@@ -156,17 +169,17 @@ async def _top(settings: Settings, name: str, offset: int, limit: int) -> Window
 @click.option("--count", type=click.IntRange(min=1), help="End after so many boards.")
 @click.option("--json", "as_json", is_flag=True, help="Print each board as a line of JSON.")
 @data_dir_option
-def watch(*, board: str, url: str | None, count: int | None, as_json: bool, data_dir: Path) -> None:
+def watch(
+    *, board: str | None, url: str | None, count: int | None, as_json: bool, data_dir: Path
+) -> None:
     """Follow a board as viewers see it; Ctrl-C ends.
 
     On a terminal the board is redrawn in place; elsewhere each change is a line.
     """
-    note = read_note(data_dir)
-    address = url or (note.ws if note else None)
-    if address is None:
-        raise OperatorMistake(f"No scoreboard runs on {data_dir}: give --url")
     token = None
     if url is None:
+        url = running_on(data_dir, "--url").ws
+        audience = audience_of(data_dir)
         with suppress(OperatorMistake):  # tokens of another issuer: public boards only
-            token = issuer_of(data_dir).issue("operator", [READ])
-    asyncio.run(watching.follow(address, board, token=token, count=count, as_json=as_json))
+            token = issuer_of(data_dir).issue("operator", [READ], audience=audience)
+    asyncio.run(watching.follow(url, board, token=token, count=count, as_json=as_json))

@@ -11,9 +11,8 @@ import msgspec
 from msgspec import Struct
 
 from cli.render import print_json, print_table, put
-from cli.target import data_dir_option, open_archive, open_live, settings_of
+from cli.target import data_dir_option, open_archive, open_live, read_settings, settings_of
 from scoreboard import archive, ledger, migrations
-from scoreboard import settings as settings_module
 from scoreboard.errors import ScoreboardError
 from scoreboard.key_set import parse_keys, source_of
 from scoreboard.model import Partition
@@ -27,7 +26,6 @@ EXAMPLES: Final = {
     "DATABASE_URL": "postgresql://scoreboard@127.0.0.1:5432/scoreboard",
 }
 """What has no useful default."""
-NOT_SET: Final = "redis://unset"
 
 
 class Entry(Struct, frozen=True):
@@ -92,7 +90,7 @@ def entries(environ: Mapping[str, str]) -> Iterator[Entry]:
 
     Raises SettingInvalid for a wrong or unknown one.
     """
-    chosen = settings_module.load({"REDIS_URL": NOT_SET, **environ})
+    chosen = read_settings(environ)
     values = msgspec.structs.asdict(chosen)
     for (variable, about, _), value in zip(describe(), values.values(), strict=True):
         is_set = bool(environ.get(variable))

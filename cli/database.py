@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from cli.render import print_json, print_lines, print_table, say
-from cli.target import data_dir_option, database_url_of
+from cli.target import DATABASE, data_dir_option, settings_of, settings_to_change
 from scoreboard import migrations
 
 
@@ -23,7 +23,7 @@ def migrate(data_dir: Path) -> None:
     Example:
       DATABASE_URL=postgresql://… scoreboard db migrate
     """  # noqa: D301
-    done = migrations.migrate(database_url_of(data_dir))
+    done = migrations.migrate(settings_to_change(data_dir, needs=[DATABASE]).database_url.reveal())
     print_lines(done)
     say(f"{len(done)} migrations ran" if done else "The database is current")
 
@@ -33,7 +33,7 @@ def migrate(data_dir: Path) -> None:
 @data_dir_option
 def status(*, as_json: bool, data_dir: Path) -> int:
     """List the migrations, and whether each has run; exit 1 if one has not."""
-    found = migrations.status(database_url_of(data_dir))
+    found = migrations.status(settings_of(data_dir, needs=[DATABASE]).database_url.reveal())
     if as_json:
         print_json([{"migration": name, "applied": applied} for name, applied in found])
     else:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from cli import child
+from cli.addresses import HOST
 from cli.data_folder import DataFolder
 from scoreboard.errors import EmbeddedFailed
 
-HOST = "127.0.0.1"
 START_TIMEOUT_S = 60.0
 """Long enough to replay a large append-only file or write-ahead log."""
 STOP_TIMEOUT_S = 15.0

@@ -1,16 +1,14 @@
-"""What `scoreboard up` holds before it starts anything: its folder, its ports, the signals."""
+"""What `scoreboard up` holds before it starts anything: its folder and the signals."""
 
 import fcntl
 import os
 import signal
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from cli.embedded_server import HOST
 from cli.target import drop_note, read_note
 from scoreboard.errors import EmbeddedFailed, OperatorMistake
 
@@ -57,20 +55,3 @@ def claiming(data_dir: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
-
-
-def refuse_taken(port: int, name: str) -> None:
-    """Make sure that a port is free; 0 is no port.
-
-    Raises EmbeddedFailed, naming the setting.
-    """
-    if not port:
-        return
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            raise EmbeddedFailed(
-                f"Port {port} ({name}) cannot be used: {error.strerror}"
-            ) from error

@@ -38,15 +38,19 @@ def address_of(host: str, port: int) -> str:
 def check_redirect_uri(uri: str) -> None:
     """Raise OperatorMistake where ``uri`` is no plain address of a page on this machine."""
     parts = urlsplit(uri)
-    host = parts.hostname or ""
-    try:
-        is_here = host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        is_here = False
-    if not is_here or parts.scheme != "http" or parts.query or parts.fragment or "@" in uri:
+    if not is_here(uri) or parts.scheme != "http" or parts.query or parts.fragment or "@" in uri:
         raise OperatorMistake(
             f"The development issuer sends players back to pages on this machine only, not {uri!r}"
         )
+
+
+def is_here(url: str) -> bool:
+    """Tell whether only this machine can reach an address."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def client_secret(folder: Path) -> str:

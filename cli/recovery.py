@@ -7,12 +7,13 @@ import click
 
 from cli.render import confirm, print_json, progress, say
 from cli.target import (
+    board_of,
     board_option,
     data_dir_option,
     open_archive,
     open_live,
     operator,
-    settings_of,
+    settings_to_change,
 )
 from scoreboard import archive
 from scoreboard.migrations import require_current
@@ -29,7 +30,13 @@ from scoreboard.settings import Settings
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
 @data_dir_option
 def reseed(
-    *, board: str, force: bool, if_uninitialised: bool, yes: bool, as_json: bool, data_dir: Path
+    *,
+    board: str | None,
+    force: bool,
+    if_uninitialised: bool,
+    yes: bool,
+    as_json: bool,
+    data_dir: Path,
 ) -> None:
     """Fill an emptied Redis from PostgreSQL and let the board accept again.
 
@@ -40,12 +47,14 @@ def reseed(
       scoreboard reseed
       scoreboard reseed --board weekly --force --yes
     """  # noqa: D301
+    settings = settings_to_change(data_dir)
+    board = board_of(settings, board)
     if force and not yes:
         confirm(f"Board {board} answers 503 to updates meanwhile. Go on?")
     with progress() as report:
         done = asyncio.run(
             reseed_board(
-                settings_of(data_dir),
+                settings,
                 board,
                 force=force,
                 only_closed=if_uninitialised,

@@ -10,7 +10,7 @@ import random
 import time
 from itertools import count
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 import httpx
@@ -18,10 +18,10 @@ import msgspec
 from msgspec import Struct
 
 from cli.render import say
-from cli.target import data_dir_option, issuer_of
+from cli.target import audience_of, data_dir_option, issuer_of, running_on
 from scoreboard.auth import UPDATE_ANY, LocalIssuer
-from scoreboard.lifecycle import Stop, backoff_s, run
-from scoreboard.telemetry import setup_logging
+from scoreboard.errors import OperatorMistake, Unavailable
+from scoreboard.lifecycle import Stop, backoff_s, supervise
 
 NAMES: Final = tuple(
     """
@@ -39,24 +39,29 @@ REPEAT_SHARE: Final = 0.04
 TOKEN_S: Final = 3600
 RENEW_S: Final = 600
 TIMEOUT_S: Final = 5.0
+RETRY_MAX_S: Final = 60.0
 
 
 class Tally(Struct):
-    """What happened so far."""
+    """What happened so far; ``reason`` is why the last action that did not count did not."""
 
     counted: int = 0
     replayed: int = 0
     refused: int = 0
     repeated: int = 0
+    reason: str = ""
 
 
 class Players:
     """Players of one game server."""
 
-    def __init__(self, api: str, issuer: LocalIssuer, *, players: int, seed: int | None) -> None:
+    def __init__(
+        self, api: str, issuer: LocalIssuer, audience: str, *, players: int, seed: int | None
+    ) -> None:
         self.tally = Tally()
         self._address = f"{api}/api/scores/update"
         self._issuer = issuer
+        self._audience = audience
         self._names = [_name(number) for number in range(players)]
         self._random = random.Random(seed)  # noqa: S311 (a game)
         self._numbers = count(1)
@@ -96,19 +101,21 @@ class Players:
             wait_s = backoff_s(attempt)
             try:
                 answer = await client.post(self._address, content=body, headers=self._headers())
-            except httpx.HTTPError:
-                pass  # the outcome is unknown: the same action again
+            except httpx.HTTPError as error:
+                # The outcome is unknown: the same action again.
+                self.tally.reason = str(error) or type(error).__name__
             else:
-                if answer.status_code == 200:
-                    if answer.json()["replayed"]:
+                if answer.status_code == 200 and (is_replay := _is_replay(answer)) is not None:
+                    if is_replay:
                         self.tally.replayed += 1
                     else:
                         self.tally.counted += 1
                     return
+                self.tally.reason = _reason_of(answer)
                 if answer.status_code not in {429, 503}:
                     self.tally.refused += 1
                     return
-                wait_s = float(answer.headers.get("Retry-After", wait_s))
+                wait_s = _wait_of(answer, wait_s)
             self.tally.repeated += 1
             attempt += 1
             await stop.sleep(wait_s)
@@ -116,7 +123,9 @@ class Players:
     def _headers(self) -> dict[str, str]:
         now_s = time.time()
         if now_s > self._expires_at_s - RENEW_S:
-            self._token = self._issuer.issue("simulation", [UPDATE_ANY], TOKEN_S)
+            self._token = self._issuer.issue(
+                "simulation", [UPDATE_ANY], TOKEN_S, audience=self._audience
+            )
             self._expires_at_s = now_s + TOKEN_S
         return {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
 
@@ -124,28 +133,76 @@ class Players:
 @click.command()
 @click.option("--players", type=click.IntRange(1, 10_000), default=20, show_default=True,
               help="How many play.")  # fmt: skip
-@click.option("--api", default="http://127.0.0.1:8000", show_default=True, help="The api.")
+@click.option("--api", help="The api, http:// or https://; default: that of the running `up`.")
 @click.option("--seconds", type=click.FloatRange(min=0), default=0.0,
               help="End after so long; 0: play on.")  # fmt: skip
 @click.option("--seed", type=int, help="Play the same game again.")
 @data_dir_option
-def simulate(*, players: int, api: str, seconds: float, seed: int | None, data_dir: Path) -> int:
-    """Let players play until Ctrl-C, or for a while."""
-    setup_logging("simulation", level="warning", form="json", environment="development")
-    game = Players(api.rstrip("/"), issuer_of(data_dir), players=players, seed=seed)
+def simulate(
+    *, players: int, api: str | None, seconds: float, seed: int | None, data_dir: Path
+) -> None:
+    """Let players play until Ctrl-C, or for a while.
+
+    Fails where actions were sent and none counted.
+    """
+    if api is None:
+        api = running_on(data_dir, "--api").api
+    elif not _is_address(api):
+        raise click.BadParameter("the api is an http:// or https:// address", param_hint="--api")
+    issuer, audience = issuer_of(data_dir), audience_of(data_dir)
+    game = Players(api.rstrip("/"), issuer, audience, players=players, seed=seed)
 
     async def serve(stop: Stop) -> None:
         if seconds:
             asyncio.get_running_loop().call_later(seconds, stop.set)
         await game.play(stop)
 
-    code = run(serve, grace_s=TIMEOUT_S + 1)
+    asyncio.run(supervise(serve, grace_s=TIMEOUT_S + 1))
     tally = game.tally
     say(
         f"{players} players: {tally.counted} actions counted, {tally.replayed} replayed, "
         f"{tally.refused} refused, {tally.repeated} tries repeated"
     )
-    return code
+    if tally.counted or tally.replayed:
+        return
+    if tally.refused:
+        raise OperatorMistake(f"{api} counted no action: {tally.reason}")
+    if tally.repeated:
+        raise Unavailable(f"{api} counted no action: {tally.reason}")
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = httpx.URL(url)
+    except httpx.InvalidURL:
+        return False
+    return parts.scheme in {"http", "https"} and bool(parts.host)
+
+
+def _is_replay(answer: httpx.Response) -> bool | None:
+    """Tell whether an action had counted before; None where this is not the answer of an api."""
+    try:
+        outcome: Any = answer.json()
+        return bool(outcome["replayed"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _reason_of(answer: httpx.Response) -> str:
+    """Return what an answer that is not a success says."""
+    try:
+        problem: Any = answer.json()
+        words = str(problem["detail"])
+    except (ValueError, KeyError, TypeError):
+        words = answer.reason_phrase
+    return f"{answer.status_code} {words}"
+
+
+def _wait_of(answer: httpx.Response, otherwise_s: float) -> float:
+    try:
+        return min(float(answer.headers["Retry-After"]), RETRY_MAX_S)
+    except (KeyError, ValueError):
+        return otherwise_s
 
 
 def _name(number: int) -> str:

@@ -13,14 +13,24 @@ from typing import Final
 
 import click
 
+from cli.addresses import HOST, netloc, reachable
 from cli.embedded import EmbeddedPostgres, EmbeddedServer, EmbeddedValkey
-from cli.embedded_server import HOST
-from cli.issuer_place import address_of
+from cli.issuer_place import address_of, is_here
 from cli.opening import make_boards, open_boards
 from cli.plan import Plan
 from cli.processes import Service, wait_until_ready
 from cli.render import print_json, say
-from cli.target import DATA_DIR, ISSUER, Running, drop_note, write_note
+from cli.target import (
+    BOTH,
+    DATA_DIR,
+    DATABASE,
+    ISSUER,
+    REDIS,
+    Running,
+    drop_note,
+    stores_of,
+    write_note,
+)
 from scoreboard import migrations
 from scoreboard.errors import ServiceEnded
 
@@ -62,12 +72,14 @@ class System:
         migrations.migrate(settings.database_url.reveal())
         self._check()
         asyncio.run(make_boards(settings, is_public=not options.is_private))
-        self._start_service("flusher", settings.flusher_metrics_port)
+        operators = reachable(settings.metrics_host)
+        self._start_service("flusher", _ready_at(operators, settings.flusher_metrics_port))
         open_boards(settings, self._check)
-        self._start_service("streamer", settings.ws_metrics_port)
+        viewers = f"tcp://{netloc(reachable(settings.ws_host), settings.ws_port)}"
+        self._start_service("streamer", _ready_at(operators, settings.ws_metrics_port) or viewers)
         if plan.issuer_port:
             self._start_issuer()
-        self._start_service("api", settings.api_port)
+        self._start_service("api", _ready_at(reachable(settings.api_host), settings.api_port))
         wait_until_ready(list(self._services.values()), self._check)
         running = self._leave_note()
         self._say_what_next(running)
@@ -90,14 +102,15 @@ class System:
 
     def _start_servers(self) -> None:
         plan, options = self._plan, self._plan.options
-        if plan.needs_redis:
-            valkey = EmbeddedValkey(options.data_dir / "valkey", options.redis_port)
-            self._start_server(valkey)
-            plan.environment["REDIS_URL"] = valkey.url
-        if plan.needs_database:
-            postgres = EmbeddedPostgres(options.data_dir / "postgres", options.postgres_port)
-            self._start_server(postgres)
-            plan.environment["DATABASE_URL"] = postgres.url
+        if not plan.has_own_servers:
+            say(f"Running on {stores_of(plan.environment)}, named by the environment")
+            return
+        valkey = EmbeddedValkey(options.data_dir / "valkey", options.redis_port)
+        self._start_server(valkey)
+        plan.environment[REDIS] = valkey.url
+        postgres = EmbeddedPostgres(options.data_dir / "postgres", options.postgres_port)
+        self._start_server(postgres)
+        plan.environment[DATABASE] = postgres.url
 
     def _start_server(self, server: EmbeddedServer) -> None:
         self._check()
@@ -105,14 +118,14 @@ class System:
         server.start()
         self._servers.append(server)
 
-    def _start_service(self, name: str, health_port: int) -> None:
+    def _start_service(self, name: str, ready_url: str) -> None:
         self._add(
             Service(
                 name,
                 ["-m", name],
                 self._plan.environment,
                 self._plan.logs / f"{name}.log",
-                ready_url=f"http://{HOST}:{health_port}/health/ready",
+                ready_url=ready_url,
                 drain_s=self._plan.settings.drain_s,
             )
         )
@@ -120,8 +133,7 @@ class System:
     def _start_issuer(self) -> None:
         plan = self._plan
         settings = plan.settings
-        pages = [f"http://{host}:{settings.api_port}/" for host in (HOST, "localhost")]
-        servers = {"REDIS_URL", "DATABASE_URL"}
+        pages = [f"{page}/" for page in plan.pages if is_here(page)]
         self._add(
             Service(
                 "issuer",
@@ -132,7 +144,7 @@ class System:
                     *(word for page in pages for word in ("--redirect-uri", page)),
                 ],
                 # It asks nobody anything, so it gets no password of a server.
-                {name: text for name, text in plan.environment.items() if name not in servers},
+                {name: text for name, text in plan.environment.items() if name not in BOTH},
                 plan.logs / "issuer.log",
                 ready_url=f"{address_of(HOST, plan.issuer_port)}/jwks.json",
             )
@@ -166,9 +178,10 @@ class System:
         running = Running(
             api=plan.api_url,
             ws=plan.ws_url,
-            redis=plan.environment["REDIS_URL"],
-            database=plan.environment["DATABASE_URL"],
+            redis=plan.environment[REDIS],
+            database=plan.environment[DATABASE],
             issuer=plan.issuer_url,
+            settings=plan.noted,
             pids={
                 "redis": servers.get("valkey"),
                 "postgres": servers.get("postgres"),
@@ -195,3 +208,8 @@ class System:
             f"Watch the board here: {command} board watch{where}\n"
             "Ctrl-C stops everything; scores are kept."
         )
+
+
+def _ready_at(host: str, port: int) -> str:
+    """Return where a service says that it is ready; empty where it has no such port."""
+    return f"http://{netloc(host, port)}/health/ready" if port else ""

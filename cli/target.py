@@ -1,40 +1,53 @@
-"""Which system a command acts on: the one the environment names, else the `up` of a data folder.
+"""Which system a command acts on: the one the environment names, or the `up` of a data folder.
 
-What stays true: REDIS_URL and DATABASE_URL win over a running `up`; its addresses hold passwords,
-so the note with them is readable by its owner alone.
+What stays true: a target is whole. Both addresses and all settings come from the environment, or
+all of them come from the note that a running `up` left in its data folder; where the two disagree,
+the command is refused. The note holds passwords, so it is readable by its owner alone, and one
+that belongs to somebody else is not used.
 """
 
 import getpass
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
 import msgspec
+from click.core import ParameterSource
 from msgspec import Struct
 
 from cli.data_folder import write_private
+from cli.render import say
 from scoreboard import settings as settings_module
 from scoreboard.auth import LocalIssuer
 from scoreboard.errors import OperatorMistake
 from scoreboard.live import Live
-from scoreboard.local_issuer import JWKS_FILE
 from scoreboard.model import is_board_name
 from scoreboard.postgres import Connection, connect
 from scoreboard.redis_client import make_client
-from scoreboard.settings import Settings
+from scoreboard.settings import UNPREFIXED, Settings
+from scoreboard.stores import shown
 
 DATA_DIR: Final = Path(".data")
 NOTE: Final = "running.json"
 ISSUER: Final = "issuer"
 
+REDIS: Final = UNPREFIXED["redis_url"]
+DATABASE: Final = UNPREFIXED["database_url"]
+BOTH: Final = (REDIS, DATABASE)
+NOT_SET: Final = "redis://unset"
+"""Stands for a Redis where settings are read for another reason than to reach it."""
+
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 class Running(Struct, frozen=True):
-    """Where a running `up` can be reached; ``redis`` and ``database`` hold passwords."""
+    """Where a running `up` can be reached, and the settings of its services by variable.
+
+    ``redis`` and ``database`` hold passwords.
+    """
 
     api: str
     ws: str
@@ -42,6 +55,12 @@ class Running(Struct, frozen=True):
     database: str
     pids: dict[str, int | None]
     issuer: str = ""
+    settings: dict[str, str] = {}
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """Return the addresses of both stores by variable."""
+        return {REDIS: self.redis, DATABASE: self.database}
 
 
 def data_dir_option(command: _Command) -> _Command:
@@ -51,19 +70,29 @@ def data_dir_option(command: _Command) -> _Command:
         type=click.Path(path_type=Path),
         default=DATA_DIR,
         show_default=True,
-        help="Folder of the running `scoreboard up`; REDIS_URL and DATABASE_URL win over it.",
+        help="Folder of the running `scoreboard up` to act on, unless REDIS_URL and DATABASE_URL "
+        "name a system.",
     )(command)
 
 
 def board_option(command: _Command) -> _Command:
-    """Add `--board`."""
+    """Add `--board`; `board_of` gives the default."""
     return click.option(
-        "--board", default="main", show_default=True, callback=_check_board, help="The board."
+        "--board",
+        callback=_check_board,
+        help="The board.  [default: the first that the system serves]",
     )(command)
 
 
-def _check_board(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
-    if not is_board_name(value):
+def board_of(settings: Settings, board: str | None) -> str:
+    """Return the board that is meant: the system's first where the command line names none."""
+    return settings.boards[0] if board is None else board
+
+
+def _check_board(
+    _context: click.Context, _parameter: click.Parameter, value: str | None
+) -> str | None:
+    if value is not None and not is_board_name(value):
         raise click.BadParameter("a board is 1 to 32 characters of a-z 0-9 _ . -")
     return value
 
@@ -74,11 +103,23 @@ def write_note(data_dir: Path, running: Running) -> None:
 
 
 def read_note(data_dir: Path) -> Running | None:
-    """Read the note of a running `up`; None where none runs."""
+    """Read the note of a running `up`; None where none runs.
+
+    Raises OperatorMistake where somebody else may have written it.
+    """
+    path = data_dir / NOTE
     try:
-        return msgspec.json.decode((data_dir / NOTE).read_bytes(), type=Running)
+        facts = path.stat()
+        note = msgspec.json.decode(path.read_bytes(), type=Running)
     except (OSError, msgspec.DecodeError):
         return None
+    trusted = {os.geteuid()} | ({facts.st_uid} if _is_named() and os.geteuid() == 0 else set())
+    if facts.st_uid not in trusted or facts.st_mode & 0o022:
+        raise OperatorMistake(
+            f"{path} was written by another user or may be, so it does not say which system "
+            "to act on"
+        )
+    return note
 
 
 def drop_note(data_dir: Path) -> None:
@@ -87,39 +128,67 @@ def drop_note(data_dir: Path) -> None:
         (data_dir / NOTE).unlink()
 
 
-def settings_of(data_dir: Path) -> Settings:
-    """Give settings with the addresses of the system to act on.
+def settings_of(data_dir: Path, needs: Sequence[str] = BOTH) -> Settings:
+    """Return the settings of the system to act on; ``needs`` are the addresses that must be known.
 
-    Raises OperatorMistake where nothing says which one; SettingInvalid.
+    Raises OperatorMistake where they are not all of one system, SettingInvalid.
     """
-    environ = dict(os.environ)
-    note = read_note(data_dir)
-    if note is not None:
-        environ.setdefault("REDIS_URL", note.redis)
-        environ.setdefault("DATABASE_URL", note.database)
-        keys = data_dir / ISSUER / JWKS_FILE
-        if keys.exists() and not environ.get("SCOREBOARD_JWKS_URL"):
-            environ.setdefault("SCOREBOARD_JWKS_FILE", str(keys))
-    if not environ.get("REDIS_URL"):
-        raise OperatorMistake(
-            f"No scoreboard runs on {data_dir}: start `scoreboard up`, or set REDIS_URL "
-            "and DATABASE_URL"
-        )
-    return settings_module.load(environ)
+    environ, _ = _environment(data_dir, needs)
+    return read_settings(environ)
 
 
-def database_url_of(data_dir: Path) -> str:
-    """Give the address of the database to act on.
+def settings_to_change(data_dir: Path, needs: Sequence[str] = BOTH) -> Settings:
+    """Return the settings of the system to change, and tell the operator which one that is.
 
-    Raises OperatorMistake where nothing says which one.
+    Raises what ``settings_of`` does.
+    """
+    environ, source = _environment(data_dir, needs)
+    found = read_settings(environ)
+    say(f"Acting on {stores_of(environ)}, named by {source}")
+    return found
+
+
+def stores_of(environ: Mapping[str, str]) -> str:
+    """Describe the stores that an environment names, without passwords."""
+    kinds = {REDIS: "Redis", DATABASE: "PostgreSQL"}
+    return " and ".join(
+        f"{kind} {shown(environ[name])}" for name, kind in kinds.items() if environ.get(name)
+    )
+
+
+def running_on(data_dir: Path, option: str) -> Running:
+    """Return the note of the system to act on; ``option`` names the address by hand.
+
+    Raises OperatorMistake where none runs, or the environment names another system.
     """
     note = read_note(data_dir)
-    url = os.environ.get("DATABASE_URL") or (note.database if note else "")
-    if not url:
+    if note is None:
+        raise OperatorMistake(f"No scoreboard runs on {data_dir}: give {option}")
+    given = _given()
+    if _disagrees(given, note):
         raise OperatorMistake(
-            f"No scoreboard runs on {data_dir}: start `scoreboard up`, or set DATABASE_URL"
+            f"{' and '.join(given)} name another system than the one on {data_dir}: "
+            f"give {option}, or unset them"
         )
-    return url
+    return note
+
+
+def audience_of(data_dir: Path) -> str:
+    """Return the audience of the tokens of a data folder.
+
+    Raises SettingInvalid.
+    """
+    note = read_note(data_dir)
+    environ = os.environ if note is None else note.settings
+    return read_settings(environ).audience
+
+
+def read_settings(environ: Mapping[str, str]) -> Settings:
+    """Return the settings of an environment that need not name a Redis.
+
+    Raises SettingInvalid.
+    """
+    return settings_module.load({**environ, REDIS: environ.get(REDIS) or NOT_SET})
 
 
 def issuer_of(data_dir: Path) -> LocalIssuer:
@@ -128,6 +197,57 @@ def issuer_of(data_dir: Path) -> LocalIssuer:
     Raises OperatorMistake where there is none.
     """
     return LocalIssuer.load(data_dir / ISSUER)
+
+
+def _environment(data_dir: Path, needs: Sequence[str]) -> tuple[dict[str, str], str]:
+    """Return the environment of the system to act on, and what named it."""
+    given = _given()
+    if given:
+        missing = [name for name in needs if name not in given]
+        if missing:
+            raise OperatorMistake(
+                f"{' and '.join(given)} is set and {' and '.join(missing)} is not: set both, or "
+                f"neither to act on the scoreboard that runs on {data_dir}"
+            )
+        note = read_note(data_dir) if _is_named() else None
+        if note is not None and _disagrees(given, note):
+            raise OperatorMistake(
+                f"--data-dir names the scoreboard that runs on {data_dir}, and "
+                f"{' and '.join(given)} name another: leave out the one or unset the other"
+            )
+        return dict(os.environ), "the environment"
+    note = read_note(data_dir)
+    if note is None:
+        raise OperatorMistake(
+            f"No scoreboard runs on {data_dir}: start `scoreboard up`, or set {' and '.join(needs)}"
+        )
+    forget_postgres_variables()
+    return {**note.settings, **note.addresses}, f"the scoreboard that runs on {data_dir}"
+
+
+def forget_postgres_variables() -> None:
+    """Take libpq's variables (PGSSLMODE, PGOPTIONS, PGSERVICE …) out of this process.
+
+    They belong to servers that the operator names, and would lead libpq elsewhere or stop it on
+    one that `up` has started.
+    """
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]
+
+
+def _given() -> dict[str, str]:
+    return {name: os.environ[name] for name in BOTH if os.environ.get(name)}
+
+
+def _disagrees(given: dict[str, str], note: Running) -> bool:
+    return any(text != note.addresses[name] for name, text in given.items())
+
+
+def _is_named() -> bool:
+    """Tell whether `--data-dir` was given on the command line."""
+    context = click.get_current_context(silent=True)
+    source = context.get_parameter_source("data_dir") if context else None
+    return source is ParameterSource.COMMANDLINE
 
 
 @asynccontextmanager

@@ -32,11 +32,12 @@ PORT: Final = click.IntRange(0, 65535)
 )
 @click.option("--redis-port", type=PORT, default=0, help="Port of Valkey; 0: any.")
 @click.option("--postgres-port", type=PORT, default=0, help="Port of PostgreSQL; 0: any.")
-@click.option("--api-metrics-port", type=PORT, default=0, help="Metrics of the api; 0: none.")
-@click.option("--ws-metrics-port", type=PORT, default=0,
-              help="Metrics and health of the streamer; 0: any.")  # fmt: skip
-@click.option("--flusher-metrics-port", type=PORT, default=0,
-              help="Metrics and health of the flusher; 0: any.")  # fmt: skip
+@click.option("--api-metrics-port", type=PORT,
+              help="Metrics of the api; 0: none.  [default: none]")  # fmt: skip
+@click.option("--ws-metrics-port", type=PORT,
+              help="Metrics and health of the streamer; 0: none.  [default: any]")  # fmt: skip
+@click.option("--flusher-metrics-port", type=PORT,
+              help="Metrics and health of the flusher; 0: none.  [default: any]")  # fmt: skip
 @click.option("--private", "is_private", is_flag=True, help="Reading the board needs a token.")
 @click.option("--json", "as_json", is_flag=True,
               help="Print addresses, with passwords, and process ids as JSON.")  # fmt: skip
@@ -44,7 +45,8 @@ def up(**options: object) -> None:
     """Run the whole system; Ctrl-C stops it, and scores are kept.
 
     Valkey and PostgreSQL come from wheels and keep their data in the data folder; REDIS_URL and
-    DATABASE_URL name servers of yours instead. SCOREBOARD_* settings reach the services.
+    DATABASE_URL together name servers of yours instead. SCOREBOARD_* settings reach the services;
+    a flag wins over them.
 
     \b
     Examples:

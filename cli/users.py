@@ -1,24 +1,25 @@
 """`scoreboard user`: who users are, besides their ids. Scores are changed by actions only."""
 
 import asyncio
-from contextlib import suppress
 from pathlib import Path
 
 import click
 
 from cli.render import print_json, print_table, progress, say
 from cli.target import (
+    board_of,
     board_option,
     data_dir_option,
     open_archive,
     open_live,
     operator,
     settings_of,
+    settings_to_change,
 )
 from cli.user_file import check_email, check_name, count_users, read_users
 from scoreboard import archive
 from scoreboard.archive import Profile, User
-from scoreboard.errors import Invalid, UnknownUser
+from scoreboard.errors import Invalid, Uninitialised, UnknownUser
 from scoreboard.model import Standing, is_identifier
 from scoreboard.reseed import Report
 from scoreboard.settings import Settings
@@ -34,9 +35,11 @@ def user() -> None:
 @board_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @data_dir_option
-def show(*, user_id: str, board: str, as_json: bool, data_dir: Path) -> None:
+def show(*, user_id: str, board: str | None, as_json: bool, data_dir: Path) -> None:
     """Show what Redis and PostgreSQL know of USER_ID."""
-    standing, known = asyncio.run(_show(settings_of(data_dir), user_id, board))
+    settings = settings_of(data_dir)
+    board = board_of(settings, board)
+    standing, known = asyncio.run(_show(settings, user_id, board))
     facts: dict[str, object] = {
         "userId": user_id,
         "name": known.name if known else None,
@@ -59,8 +62,14 @@ async def _show(
 ) -> tuple[Standing | None, User | None]:
     standing = known = None
     async with open_live(settings) as live, open_archive(settings) as connection:
-        with suppress(UnknownUser):
+        try:
             standing = await live.standing(board, user_id)
+        except UnknownUser:
+            pass
+        except Uninitialised:
+            # Redis does not tell a board that is not loaded from one that does not exist.
+            await archive.select_board(connection, board)
+            raise
         try:
             known = await archive.select_user(connection, user_id, board=board)
         except UnknownUser:
@@ -82,7 +91,7 @@ def set_user(*, user_id: str, name: str | None, email: str | None, data_dir: Pat
     problem = problem or check_name(name) or check_email(email)
     if problem:
         raise Invalid(problem)
-    asyncio.run(_set(settings_of(data_dir), Profile(user_id, name, email)))
+    asyncio.run(_set(settings_to_change(data_dir), Profile(user_id, name, email)))
 
 
 async def _set(settings: Settings, profile: Profile) -> None:
@@ -117,7 +126,7 @@ def import_users(*, file: Path, data_dir: Path) -> None:
       printf 'userId,name,email\\nalice,Alice,alice@example.org\\n' > users.csv
       scoreboard user import users.csv
     """  # noqa: D301
-    settings = settings_of(data_dir)
+    settings = settings_to_change(data_dir)
     with progress() as report:
         total = count_users(file, report)
         done = asyncio.run(_import(settings, file, total, report))

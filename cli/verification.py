@@ -9,7 +9,15 @@ import click
 from msgspec import Struct
 
 from cli.render import confirm, print_json, print_table, progress, say
-from cli.target import board_option, data_dir_option, open_archive, operator, settings_of
+from cli.target import (
+    board_of,
+    board_option,
+    data_dir_option,
+    open_archive,
+    operator,
+    settings_of,
+    settings_to_change,
+)
 from scoreboard import archive
 from scoreboard.errors import OperatorMistake
 from scoreboard.live import Live
@@ -48,7 +56,7 @@ class Repair(Struct, frozen=True):
               help="About so many users by chance, without --full.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @data_dir_option
-def verify(*, board: str, full: bool, sample: int, as_json: bool, data_dir: Path) -> int:
+def verify(*, board: str | None, full: bool, sample: int, as_json: bool, data_dir: Path) -> int:
     """Check that Redis and PostgreSQL agree, while everybody goes on playing.
 
     Exit 1, with the users who differ, if they do not.
@@ -58,10 +66,10 @@ def verify(*, board: str, full: bool, sample: int, as_json: bool, data_dir: Path
       scoreboard verify
       scoreboard verify --full --json > verdict.json
     """  # noqa: D301
+    settings = settings_of(data_dir)
+    board = board_of(settings, board)
     with progress() as report:
-        verdict = asyncio.run(
-            _verify(settings_of(data_dir), board, None if full else sample, report)
-        )
+        verdict = asyncio.run(_verify(settings, board, None if full else sample, report))
     if as_json:
         print_json(verdict)
     else:
@@ -105,7 +113,7 @@ def _print(verdict: Verdict) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @data_dir_option
-def repair(*, board: str, dry_run: bool, yes: bool, as_json: bool, data_dir: Path) -> int:
+def repair(*, board: str | None, dry_run: bool, yes: bool, as_json: bool, data_dir: Path) -> int:
     """Verify all users, show what differs, and set Redis right.
 
     Few users are set right while everybody goes on playing. Where Redis came back older, or very
@@ -117,7 +125,8 @@ def repair(*, board: str, dry_run: bool, yes: bool, as_json: bool, data_dir: Pat
       scoreboard repair --dry-run
       scoreboard repair --yes
     """  # noqa: D301
-    settings = settings_of(data_dir)
+    settings = settings_to_change(data_dir)
+    board = board_of(settings, board)
     with progress() as report:
         verdict = asyncio.run(_verify(settings, board, None, report))
     if not as_json:

@@ -47,7 +47,7 @@ class Shown(Struct, frozen=True):
 
 
 async def follow(
-    url: str, board: str, *, token: str | None, count: int | None, as_json: bool
+    url: str, board: str | None, *, token: str | None, count: int | None, as_json: bool
 ) -> None:
     """Print every board the streamer sends, ``count`` of them or until cancelled.
 
@@ -55,7 +55,7 @@ async def follow(
     """
     console = plain_console()
     separator = "&" if "?" in url else "?"
-    address = f"{url}{separator}board={quote(board)}"
+    address = url if board is None else f"{url}{separator}board={quote(board)}"
     is_drawn = is_terminal(sys.stdout) and not as_json
     with Live(console=console, auto_refresh=False) if is_drawn else nullcontext() as screen:
         async with aclosing(_boards(address, token)) as boards:
@@ -100,6 +100,7 @@ async def _visit(url: str, token: str | None) -> AsyncGenerator[tuple[Shown, str
         open_timeout=CONNECT_TIMEOUT_S,
         max_size=FRAME_BYTES,
         user_agent_header="scoreboard-cli",
+        proxy=None,  # the streamer of the target itself, whatever the environment says
     ) as viewer:
         async for frame in viewer:
             text = frame if isinstance(frame, str) else frame.decode()

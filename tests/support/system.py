@@ -59,7 +59,8 @@ class System:
             "SCOREBOARD_ISSUER": LOCAL_ISSUER,
             **{f"SCOREBOARD_{name.upper()}": str(value) for name, value in self._settings.items()},
         }
-        running = Running(self.api, self.ws, self.valkey.url, self.postgres.url, {})
+        noted = {name: text for name, text in environment.items() if "SCOREBOARD_" in name}
+        running = Running(self.api, self.ws, self.valkey.url, self.postgres.url, {}, settings=noted)
         write_note(self.folder, running)
         assert self.run("board", "create", "main", "--if-missing").returncode == 0
         assert self.run("reseed", "--if-uninitialised").returncode == 0

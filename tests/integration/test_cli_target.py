@@ -1,0 +1,230 @@
+"""A command acts on one whole system: the environment's, or that of a data folder, never on parts.
+
+`REDIS_URL=… scoreboard repair --yes` took the database from the note of another running system, and
+replaced that Redis's board with it.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+
+from cli.target import Running, write_note
+from tests.support.commands import Run
+from tests.support.ledger import Counted, write_history
+
+HERE = ".data"
+VERBS = {
+    "board create": ("weekly",),
+    "board list": (),
+    "board top": (),
+    "user show": ("alice",),
+    "user set": ("alice", "--name", "Alice"),
+    "user import": ("users.csv",),
+    "action list": (),
+    "action set": ("win", "5"),
+    "action disable": ("win",),
+    "db migrate": (),
+    "db status": (),
+    "reseed": ("--force", "--yes"),
+    "verify": (),
+    "repair": ("--yes",),
+    "config check": (),
+}
+CHANGES = {
+    *("board create", "user set", "user import", "action set", "action disable", "db migrate"),
+    *("reseed", "repair"),
+}
+NEEDS_REDIS_ALONE = {"board top"}
+NEEDS_DATABASE_ALONE = {"db migrate", "db status"}
+
+
+def words_of(verb: str) -> tuple[str, ...]:
+    return (*verb.split(), *VERBS[verb])
+
+
+@pytest.fixture
+def noted(command: Run, redis_url: str, database_url: str, tmp_path: Path) -> Running:
+    """A system with a user on its board, which the note in `.data` of the current folder names."""
+    write_history(database_url, [Counted("alice", "a", 5, time.time())])
+    assert command("reseed").code == 0
+    note = Running(
+        "http://127.0.0.1:1", "ws://127.0.0.1:1/ws/scoreboard", redis_url, database_url, {}
+    )
+    (tmp_path / HERE).mkdir()
+    write_note(tmp_path / HERE, note)
+    (tmp_path / "users.csv").write_text("userId,name\nbob,Bob\n")
+    return note
+
+
+@pytest.fixture
+def other_redis(redis_url: str) -> str:
+    """The address of another Redis, which holds the same board with other scores."""
+    return redis_url.removesuffix("/0") + "/1"
+
+
+def picture(note: Running, other_redis: str) -> tuple[object, ...]:
+    """Everything that a command could have changed."""
+    with psycopg.connect(note.database) as connection:
+        rows = connection.execute("SELECT count(*), max(id) FROM audit_log").fetchall()
+        users = connection.execute("SELECT external_id, name FROM users ORDER BY 1").fetchall()
+    found = []
+    for url in (note.redis, other_redis):
+        with redis.Redis.from_url(url) as client:
+            keys = sorted(client.scan_iter())
+            found.append([(key, client.dump(key)) for key in keys])
+    return (rows, users, *found)
+
+
+@pytest.mark.parametrize("verb", sorted(set(VERBS) - NEEDS_REDIS_ALONE))
+def test_one_address_is_not_completed_by_the_note_of_another_system(
+    verb: str, command: Run, noted: Running, other_redis: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_URL", other_redis)
+    monkeypatch.delenv("DATABASE_URL")
+    before = picture(noted, other_redis)
+
+    done = command(*words_of(verb))
+
+    assert done.code == 5, done
+    assert "REDIS_URL is set and DATABASE_URL is not" in done.err
+    assert len(done.err.splitlines()) == 1
+    assert picture(noted, other_redis) == before
+
+
+@pytest.mark.parametrize("verb", sorted(set(VERBS) - NEEDS_DATABASE_ALONE))
+def test_a_database_is_not_completed_by_the_note_of_another_system(
+    verb: str, command: Run, noted: Running, other_redis: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://127.0.0.1:1/other")
+    monkeypatch.delenv("REDIS_URL")
+    before = picture(noted, other_redis)
+
+    done = command(*words_of(verb))
+
+    assert done.code == 5, done
+    assert "DATABASE_URL is set and REDIS_URL is not" in done.err
+    assert picture(noted, other_redis) == before
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_a_named_folder_and_an_environment_that_disagree_are_refused(
+    verb: str, command: Run, noted: Running, other_redis: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_URL", other_redis)
+    before = picture(noted, other_redis)
+
+    done = command(*words_of(verb), "--data-dir", HERE)
+
+    assert done.code == 5, done
+    assert "name another" in done.err
+    assert picture(noted, other_redis) == before
+
+
+def test_what_one_store_is_enough_for_asks_for_no_more(
+    command: Run, noted: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DATABASE_URL")
+    assert command("board", "top").out == "1\talice\t5\n"
+    monkeypatch.delenv("REDIS_URL")
+    monkeypatch.setenv("DATABASE_URL", noted.database)
+    assert command("db", "status").code == 0
+
+
+@pytest.mark.parametrize("verb", sorted(CHANGES))
+def test_what_changes_a_system_first_tells_which(
+    verb: str, command: Run, noted: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = [
+        f"redis://{noted.redis.partition('@')[2]}",
+        f"postgresql://scoreboard@{noted.database.partition('@')[2]}",
+    ]
+
+    given = command(*words_of(verb)).err.splitlines()[0]
+    monkeypatch.delenv("REDIS_URL")
+    monkeypatch.delenv("DATABASE_URL")
+    found = command(*words_of(verb)).err.splitlines()[0]
+
+    for line, source in ((given, "the environment"), (found, f"runs on {HERE}")):
+        assert line.startswith("Acting on ")
+        assert line.endswith(source)
+        assert all(address in line for address in shown)
+
+
+def test_the_settings_come_from_the_same_place_as_the_addresses(
+    command: Run, noted: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import msgspec
+
+    settings = {"SCOREBOARD_BOARDS": "weekly,main", "SCOREBOARD_AUDIENCE": "games"}
+    write_note(tmp_path / HERE, msgspec.structs.replace(noted, settings=settings))
+    assert command("board", "top").out == "1\talice\t5\n"  # the environment's board is main
+    monkeypatch.delenv("REDIS_URL")
+    monkeypatch.delenv("DATABASE_URL")
+    monkeypatch.setenv("SCOREBOARD_BOARDS", "daily")
+
+    assert "no board weekly" in command("board", "top").err
+    assert command("board", "top", "--board", "main").code == 0
+
+
+@pytest.mark.parametrize("words", [("board", "watch"), ("simulate", "--seconds", "1")])
+def test_what_plays_or_watches_does_not_mistake_one_system_for_another(
+    words: Sequence[str],
+    command: Run,
+    noted: Running,
+    other_redis: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("REDIS_URL", other_redis)
+
+    done = command(*words)
+
+    assert done.code == 5
+    assert "name another system" in done.err
+
+
+def test_a_note_that_others_may_write_is_not_used(
+    command: Run, noted: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("REDIS_URL")
+    monkeypatch.delenv("DATABASE_URL")
+    file = tmp_path / HERE / "running.json"
+    assert command("board", "top").code == 0
+
+    file.chmod(0o666)
+    assert command("board", "top").code == 5
+    file.chmod(0o600)
+    if os.geteuid() == 0:
+        # `/tmp/.data` could be anybody's: root uses it where it is named, and not by chance.
+        os.chown(file, 65534, 65534)
+        assert "another user" in command("board", "top").err
+        assert command("board", "top", "--data-dir", HERE).code == 0
+
+
+@pytest.mark.parametrize("given", ["REDIS_URL", "DATABASE_URL"])
+def test_up_takes_both_servers_or_none(
+    given: str, command: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # An up on the Redis of a running system and a database of its own would empty its stream.
+    (other,) = {"REDIS_URL", "DATABASE_URL"} - {given}
+    monkeypatch.delenv(other)
+
+    done = command("up", "--data-dir", str(tmp_path / "up"))
+
+    assert done.code == 5
+    assert f"{given} is set and {other} is not" in done.err
+
+
+def test_a_board_that_does_not_exist_is_told_from_one_that_is_not_loaded(
+    command: Run, noted: Running, redis_url: str
+) -> None:
+    assert command("board", "top", "--board", "nosuch").code == 3
+    assert command("user", "show", "alice", "--board", "nosuch").code == 3
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushdb()
+    assert command("board", "top").code == 69
+    assert command("user", "show", "alice").code == 69
