@@ -1,6 +1,7 @@
 """`scoreboard user`: who users are, besides their ids. Scores are changed by actions only."""
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -16,12 +17,11 @@ from cli.target import (
     settings_of,
     settings_to_change,
 )
-from cli.user_file import check_email, check_name, count_users, read_users
+from cli.user_file import check_email, check_name, open_user_file
 from scoreboard import archive
 from scoreboard.archive import Profile, User
 from scoreboard.errors import Invalid, Uninitialised, UnknownUser
 from scoreboard.model import Standing, is_identifier
-from scoreboard.reseed import Report
 from scoreboard.settings import Settings
 
 
@@ -113,13 +113,15 @@ async def _set(settings: Settings, profile: Profile) -> None:
 
 
 @user.command(name="import")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument(
+    "file", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
+)
 @data_dir_option
 def import_users(*, file: Path, data_dir: Path) -> None:
     """Say who users are, by a CSV FILE with the columns userId, name, email.
 
-    Every line is checked before anything is written, and all is written in one transaction.
-    Empty fields change nothing.
+    FILE is UTF-8 with commas, a pipe, or - for stdin. Every line is checked before anything is
+    written, and all is written in one transaction. Empty fields change nothing.
 
     \b
     Example:
@@ -127,19 +129,19 @@ def import_users(*, file: Path, data_dir: Path) -> None:
       scoreboard user import users.csv
     """  # noqa: D301
     settings = settings_to_change(data_dir)
-    with progress() as report:
-        total = count_users(file, report)
-        done = asyncio.run(_import(settings, file, total, report))
+    with progress() as report, open_user_file(file, report) as users:
+        total = users.count(report)
+        done = asyncio.run(_import(settings, users.users(total, report)))
     say(f"{done} users imported")
 
 
-async def _import(settings: Settings, file: Path, total: int, report: Report) -> int:
+async def _import(settings: Settings, users: Iterator[Profile]) -> int:
     async with (
         open_archive(settings, statement_timeout="0") as connection,
         archive.reaching(),
         connection.transaction(),
     ):
-        done = await archive.import_users(connection, read_users(file, total, report))
+        done = await archive.import_users(connection, users)
         await archive.insert_audit(
             connection, actor=operator(), action="user import", board=None, detail={"users": done}
         )

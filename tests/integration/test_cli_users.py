@@ -1,6 +1,8 @@
 """`scoreboard user`: shown from both stores, set, and imported all or none."""
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -76,5 +78,73 @@ def test_one_bad_line_imports_nothing(command: Run, database_url: str, tmp_path:
 
     assert done.code == 5
     assert "line 3" in done.err
+    with psycopg.connect(database_url) as connection:
+        assert connection.execute("SELECT count(*) FROM users").fetchone() == (0,)
+
+
+MEASURED = """
+import resource, sys
+from pathlib import Path
+from cli.user_file import open_user_file
+from scoreboard.reseed import silent
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with open_user_file(Path(sys.argv[1]), silent) as users:
+    total = users.count(silent)
+    for _ in users.users(total, silent): pass
+print(total, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_a_million_users_take_little_memory(tmp_path: Path) -> None:
+    file = tmp_path / "users.csv"
+    with file.open("w") as lines:
+        lines.write("userId,name,email\n")
+        for number in range(1_000_000):
+            lines.write(f"018f6d0e-5f2c-7c3a-9f57-{number:012},Name of {number},u{number}@b.org\n")
+
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, file], capture_output=True, text=True, check=True
+    )
+
+    total, grown_mb = map(int, done.stdout.split())
+    assert total == 1_000_000
+    assert grown_mb < 120
+
+
+def test_a_pipe_is_imported_as_a_file_is(
+    command: Run, database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    # It was opened a second time, for which nobody wrote any more.
+    text = "userId,name\n" + "".join(f"user-{number},N\n" for number in range(5000))
+    environ = {"PATH": "/usr/bin:/bin", "REDIS_URL": redis_url, "DATABASE_URL": database_url}
+
+    for source in ("-", "/dev/stdin"):
+        done = subprocess.run(
+            [Path(sys.executable).with_name("scoreboard"), "user", "import", source],
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+            env=environ,
+        )
+
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.endswith("5000 users imported\n")
+        assert f"Reading users from {'stdin' if source == '-' else source}" in done.stderr
+    with psycopg.connect(database_url) as connection:
+        assert connection.execute("SELECT count(*) FROM users").fetchone() == (5000,)
+
+
+def test_nothing_is_imported_of_a_file_whose_head_names_a_column_twice(
+    command: Run, database_url: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "users.csv"
+    file.write_text("userId,userId,name\nalice,bob,Alice\n")
+
+    done = command("user", "import", str(file))
+
+    assert done.code == 5
+    assert 'names "userId" twice' in done.err
     with psycopg.connect(database_url) as connection:
         assert connection.execute("SELECT count(*) FROM users").fetchone() == (0,)

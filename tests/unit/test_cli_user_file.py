@@ -4,10 +4,21 @@ from pathlib import Path
 
 import pytest
 
-from cli.user_file import count_users, read_users
+from cli import user_file
+from cli.user_file import open_user_file
 from scoreboard.archive import Profile
 from scoreboard.errors import Invalid, Malformed
 from scoreboard.reseed import silent
+
+
+def count_users(file: Path) -> int:
+    with open_user_file(file, silent) as users:
+        return users.count(silent)
+
+
+def read_users(file: Path) -> list[Profile]:
+    with open_user_file(file, silent) as users:
+        return list(users.users(users.count(silent), silent))
 
 
 @pytest.fixture
@@ -18,9 +29,7 @@ def file(tmp_path: Path) -> Path:
 def test_users_come_out_as_they_stand(file: Path) -> None:
     file.write_text('userId,email,name\nalice,a@b.org,"Alice, A."\nbob,,\n')
 
-    assert count_users(file, silent) == 2
-
-    assert list(read_users(file, 2, silent)) == [
+    assert read_users(file) == [
         Profile("alice", "Alice, A.", "a@b.org"),
         Profile("bob", None, None),
     ]
@@ -29,7 +38,7 @@ def test_users_come_out_as_they_stand(file: Path) -> None:
 def test_a_byte_order_mark_of_a_spreadsheet_is_no_part_of_the_head(file: Path) -> None:
     file.write_bytes(b"\xef\xbb\xbfuserId\r\nalice\r\n")
 
-    assert count_users(file, silent) == 1
+    assert count_users(file) == 1
 
 
 @pytest.mark.parametrize(
@@ -38,8 +47,10 @@ def test_a_byte_order_mark_of_a_spreadsheet_is_no_part_of_the_head(file: Path) -
         ("a b,x,", "the userId is not"),
         (",x,", "the userId is not"),
         (f"alice,{'x' * 201},", "the name is longer"),
-        ("alice,x\x00y,", "unprintable"),
-        ("alice,x,nobody", "the email is no address"),
+        ("alice,x\x00y,", r"a control character \(U\+0000\) at character 2"),
+        ("alice,x\ry,", "out of place"),
+        ("al\x00ice,x,", "the userId is not"),
+        ("alice,x,nobody", "the email is not an address"),
         ("alice,x", "not as many fields"),
         ("alice,x,a@b,more", "not as many fields"),
         ("first,x,", "the user of line 2 again"),
@@ -50,7 +61,7 @@ def test_a_bad_line_is_named_with_its_number(file: Path, line: str, reason: str)
     file.write_text(f"userId,name,email\nfirst,x,\n{line}\n")
 
     with pytest.raises(Invalid, match=reason) as caught:
-        count_users(file, silent)
+        count_users(file)
 
     assert "line 3" in str(caught.value)
     assert str(caught.value).startswith("Nothing was imported")
@@ -60,19 +71,86 @@ def test_many_bad_lines_are_counted(file: Path) -> None:
     file.write_text("userId\n" + "a b\n" * 25)
 
     with pytest.raises(Invalid, match=r"line 21: .*; and 5 more"):
-        count_users(file, silent)
+        count_users(file)
 
 
-@pytest.mark.parametrize("text", ["name,email\n", "userId,score\n", ""])
-def test_a_file_with_another_head_is_refused(file: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("name,email\n", "does not name userId"),
+        ("", "does not name userId"),
+        ("\n", "does not name userId"),
+        ("userId,score\n", 'names "score"'),
+        ("userId,userId,name\nalice,bob,Alice\n", 'names "userId" twice'),
+        ("userId,name,name\nalice,A,B\n", 'names "name" twice'),
+        ("userId;name\nalice;Alice\n", 'names "userId;name".*commas'),
+        ("userId\tname\nalice\tAlice\n", "commas"),
+        ("userId,\nalice,\n", 'names ""'),
+        ("userid\nalice\n", 'names "userid"'),
+        ("userId, name\nalice,A\n", 'names " name"'),
+        ("userId,na\x1b[31mme\n", r'names "na\\x1b\[31mme"'),
+    ],
+)
+def test_a_file_with_another_head_is_refused(file: Path, text: str, reason: str) -> None:
     file.write_text(text)
 
-    with pytest.raises(Malformed, match="must name userId"):
-        count_users(file, silent)
+    with pytest.raises(Malformed, match=reason):
+        count_users(file)
 
 
 def test_a_file_that_is_no_text_is_refused(file: Path) -> None:
     file.write_bytes(b"userId\nalic\xe9\n")
 
-    with pytest.raises(Malformed, match="not UTF-8"):
-        count_users(file, silent)
+    with pytest.raises(Malformed, match="Line 2 is not UTF-8"):
+        count_users(file)
+
+
+def test_a_spreadsheets_utf_16_is_refused(file: Path) -> None:
+    file.write_text("userId\nalice\n", "utf-16")
+
+    with pytest.raises(Malformed, match="Line 1 is not UTF-8"):
+        count_users(file)
+
+
+def test_lines_end_as_they_do_on_any_system_and_blank_ones_are_skipped(file: Path) -> None:
+    file.write_bytes(b'\xef\xbb\xbfuserId,name\r\nalice,"A ""x"""\r\n\r\nbob,B\n\ncarol,C')
+
+    assert [user.name for user in read_users(file)] == ['A "x"', "B", "C"]
+
+
+def test_a_quote_that_is_not_closed_is_named_where_it_stands(file: Path) -> None:
+    lines = ["userId,name", 'alice,"A', *(f"user-{number},N" for number in range(9000))]
+    file.write_text("\n".join(lines))
+
+    with pytest.raises(Invalid, match="line 2: a quote"):
+        count_users(file)
+
+
+def test_repeated_users_are_named_beside_other_mistakes_in_their_order(file: Path) -> None:
+    file.write_text("userId\nalice\nbob\nb b\nalice\nbob\nalice\n")
+
+    with pytest.raises(Invalid) as caught:
+        count_users(file)
+
+    assert caught.value.detail == (
+        "Nothing was imported. "
+        "line 4: the userId is not 1 to 128 characters of A-Z a-z 0-9 . _ | : @ -; "
+        "line 5: the user of line 2 again; line 6: the user of line 3 again; "
+        "line 7: the user of line 2 again"
+    )
+
+
+def test_a_long_line_is_refused_as_soon_as_it_is_too_long(file: Path) -> None:
+    file.write_bytes(b"userId\n" + b"x" * (user_file.LINE_BYTES + 1))
+    with pytest.raises(Malformed, match="longer than 16384 bytes"):
+        count_users(file)
+    with pytest.raises(Malformed, match="longer than 16384 bytes"):
+        count_users(Path("/dev/zero"))
+
+
+def test_a_file_that_is_too_large_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(user_file, "FILE_BYTES", 1 << 20)
+    file.write_bytes(b"userId\n" + b"alice\n" * 200_000)
+
+    with pytest.raises(Malformed, match="larger than 1 MiB"):
+        count_users(file)

@@ -1,0 +1,483 @@
+"""Whatever an operator does wrong ends in one line and a documented exit code.
+
+Most of these were a traceback once: logins without rights, a standby, a full disk, a reader that
+has gone, an interrupt in the middle of an import.
+"""
+
+import os
+import pty
+import re
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import click
+import psycopg
+import pytest
+from psycopg import sql
+
+from cli.verbs import scoreboard
+from tests.support.commands import Run
+from tests.support.eventually import eventually
+
+ROOT = Path(__file__).parents[2]
+COMMAND = Path(sys.executable).with_name("scoreboard")
+PASSWORD = "s3cretTiger"
+NOWHERE = {
+    "REDIS_URL": f"redis://:{PASSWORD}@127.0.0.1:1/0",
+    "DATABASE_URL": f"postgresql://scott:{PASSWORD}@127.0.0.1:1/db",
+    "SCOREBOARD_JWKS_URL": "http://127.0.0.1:1/jwks.json",
+    "SCOREBOARD_ISSUER": "http://127.0.0.1:1",
+}
+DOCUMENTED = {
+    int(code)
+    for code in re.findall(r"^\| (\d+) \|", (ROOT / "docs/commands.md").read_text(), re.MULTILINE)
+}
+WORDS = {
+    "up": ("--api-port", "0", "--ws-port", "0", "--issuer-port", "0"),
+    "token": ("--sub", "alice"),
+    "simulate": ("--api", "http://127.0.0.1:1", "--seconds", "3"),
+    "board create": ("weekly",),
+    "board watch": ("--url", "ws://127.0.0.1:1/ws/scoreboard"),
+    "user show": ("alice",),
+    "user set": ("alice", "--name", "Alice"),
+    "user import": ("users.csv",),
+    "action set": ("win", "5"),
+    "action disable": ("win",),
+    "repair": ("--yes",),
+    "kong sync": ("--output", "kong.yml"),
+}
+"""What a verb needs to get as far as the servers."""
+SERVES = {"kong sync"}
+"""Verbs that go on while their servers are away."""
+NEEDS_NOTHING = {"config show", "config example"}
+
+
+def verbs_of(group: click.Group, prefix: str = "") -> Iterator[str]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from verbs_of(command, f"{prefix}{name} ")
+        else:
+            yield prefix + name
+
+
+VERBS = sorted(set(verbs_of(scoreboard)) - SERVES)
+
+
+def run(
+    folder: Path, *words: str, before: object = None, **settings: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command line as a process in a folder, with these settings and little else."""
+    return subprocess.run(
+        [str(COMMAND), *words],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+        cwd=folder,
+        env={"PATH": "/usr/bin:/bin", **settings},
+        preexec_fn=before,
+    )
+
+
+@pytest.fixture
+def users_file(tmp_path: Path) -> Path:
+    file = tmp_path / "users.csv"
+    file.write_text("userId,name\nalice,Alice\n")
+    return file
+
+
+def check_line(code: int, err: str) -> None:
+    assert code in DOCUMENTED - {0}, err
+    assert "Traceback" not in err
+    assert PASSWORD not in err
+    *others, last = err.splitlines()
+    assert last.startswith("scoreboard: "), err
+    assert len(last) < 400
+    assert all(line.startswith(("Acting on ", "Running on ", "Logs are in ")) for line in others)
+
+
+@pytest.mark.parametrize("verb", sorted(set(VERBS) - NEEDS_NOTHING))
+def test_servers_that_are_away_are_one_line(verb: str, users_file: Path) -> None:
+    words = (*verb.split(), *WORDS.get(verb, ()))
+
+    done = run(users_file.parent, *words, **NOWHERE)
+
+    if verb == "config check":
+        assert done.returncode == 1
+        assert done.stdout.count("\n") >= 4
+        assert PASSWORD not in done.stdout + done.stderr
+    else:
+        check_line(done.returncode, done.stderr)
+
+
+@pytest.mark.parametrize("verb", sorted(set(VERBS) - NEEDS_NOTHING - {"up"}))
+def test_without_a_system_a_verb_says_what_to_do(
+    verb: str, users_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cli import main
+
+    monkeypatch.chdir(users_file.parent)
+    for name in os.environ:
+        if name.startswith("SCOREBOARD_") or name in NOWHERE:
+            monkeypatch.delenv(name)
+    words = [*verb.split(), *WORDS.get(verb, ())]
+    if "--url" in words:
+        words = words[: words.index("--url")]
+
+    code = main.run(words)
+
+    said = capsys.readouterr().err
+    check_line(code, said)
+    if not verb.startswith("kong"):
+        assert code == 5
+        assert "scoreboard up" in said or "--url" in said
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_is_described_however_narrow_the_terminal(verb: str, tmp_path: Path) -> None:
+    done = run(tmp_path, *verb.split(), "--help", COLUMNS="1", TERM="dumb")
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+DATA = (("config", "show"), ("config", "example"), ("board", "list"), ("--help",), ("--version",))
+
+
+@pytest.mark.parametrize("words", DATA, ids=" ".join)
+def test_a_reader_that_has_gone_is_no_error(
+    words: Sequence[str], database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+
+    done = subprocess.run(
+        [COMMAND, *words],
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=30,
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "REDIS_URL": redis_url, "DATABASE_URL": database_url},
+    )
+    os.close(theirs)
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("words", DATA, ids=" ".join)
+def test_a_full_disk_behind_stdout_is_one_line_and_74(words: Sequence[str], tmp_path: Path) -> None:
+    if words[0] == "board":
+        words = ("config", "example")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [COMMAND, *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=30,
+            cwd=tmp_path,
+            env={"PATH": "/usr/bin:/bin"},
+        )
+
+    check_line(done.returncode, done.stderr)
+    assert done.returncode == 74
+    assert "No space left on device" in done.stderr
+
+
+def test_a_closed_stdout_is_one_line_and_74(tmp_path: Path) -> None:
+    done = run(tmp_path, "config", "show", before=lambda: os.close(1))
+
+    check_line(done.returncode, done.stderr)
+    assert done.returncode == 74
+
+
+@pytest.mark.parametrize("closed", [0, 2])
+def test_a_closed_stdin_or_stderr_changes_nothing(closed: int, tmp_path: Path) -> None:
+    done = run(tmp_path, "config", "example", before=lambda: os.close(closed))
+
+    assert done.returncode == 0
+    assert done.stdout.startswith("# Every setting")
+
+
+def test_a_full_disk_behind_stderr_changes_nothing_but_the_message(tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [COMMAND, "board", "list"],
+            stdout=subprocess.PIPE,
+            stderr=full,
+            check=False,
+            timeout=30,
+            cwd=tmp_path,
+            env={"PATH": "/usr/bin:/bin"},
+        )
+
+    assert (done.returncode, done.stdout) == (5, b"")
+
+
+@pytest.fixture
+def login(database_url: str) -> Iterator[str]:
+    """The address of the test's database for a login that may read and nothing else."""
+    parts = urlsplit(database_url)
+    name = f"reader_{parts.path.strip('/')}"
+    role = sql.Identifier(name)
+    with psycopg.connect(database_url, autocommit=True) as admin:
+        admin.execute(
+            sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(role, sql.Literal(PASSWORD))
+        )
+        admin.execute(sql.SQL("GRANT SELECT ON ALL TABLES IN SCHEMA public TO {}").format(role))
+        try:
+            yield f"postgresql://{name}:{PASSWORD}@{parts.hostname}:{parts.port}{parts.path}"
+        finally:
+            admin.execute(sql.SQL("DROP OWNED BY {}").format(role))
+            admin.execute(sql.SQL("DROP ROLE {}").format(role))
+
+
+WRITES = (
+    ("action", "set", "win", "5"),
+    ("user", "set", "alice", "--name", "Alice"),
+    ("user", "import", "users.csv"),
+    ("board", "create", "weekly"),
+)
+
+
+@pytest.mark.parametrize("words", WRITES, ids=" ".join)
+def test_a_login_without_rights_is_one_line_and_4(
+    words: Sequence[str], command: Run, login: str, users_file: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", login)
+
+    done = command(*words)
+
+    check_line(done.code, done.err)
+    assert done.code == 4
+    assert "permission denied" in done.err
+
+
+@pytest.mark.parametrize("words", WRITES, ids=" ".join)
+def test_a_read_only_database_is_one_line_and_5(
+    words: Sequence[str], command: Run, database_url: str, users_file: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    name = sql.Identifier(urlsplit(database_url).path.strip("/"))
+    with psycopg.connect(database_url, autocommit=True) as admin:
+        admin.execute(
+            sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = on").format(name)
+        )
+
+    done = command(*words)
+
+    check_line(done.code, done.err)
+    assert done.code == 5
+    assert "read-only" in done.err
+
+
+def test_a_wrong_password_is_one_line_without_it(
+    command: Run, database_url: str, redis_url: str, monkeypatch
+) -> None:
+    parts = urlsplit(redis_url)
+    monkeypatch.setenv("REDIS_URL", f"redis://:{PASSWORD}@{parts.hostname}:{parts.port}/0")
+    done = command("board", "top")
+    check_line(done.code, done.err)
+    assert done.code == 69
+    assert "invalid username-password pair" in done.err
+
+    parts = urlsplit(database_url)
+    where = f"{parts.hostname}:{parts.port}{parts.path}"
+    monkeypatch.setenv("DATABASE_URL", f"postgresql://{parts.username}:{PASSWORD}@{where}")
+    done = command("board", "list")
+    check_line(done.code, done.err)
+    assert done.code == 69
+    assert "password authentication failed" in done.err
+
+
+def test_the_cause_is_told_once_with_the_address(command: Run, monkeypatch) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
+
+    done = command("board", "top")
+
+    assert done.err == (
+        "scoreboard: The live store cannot be reached: Error 111 connecting to 127.0.0.1:1. "
+        "Connect call failed ('127.0.0.1', 1)\n"
+    )
+
+
+@pytest.mark.parametrize("words", [("db", "migrate"), ("user", "import", "users.csv")])
+def test_an_interrupt_is_130_and_changes_nothing(
+    words: Sequence[str], database_url: str, redis_url: str, users_file: Path
+) -> None:
+    with psycopg.connect(database_url) as blocker:
+        blocker.execute("LOCK TABLE _yoyo_migration, users IN ACCESS EXCLUSIVE MODE")
+        process = subprocess.Popen(
+            [COMMAND, *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=users_file.parent,
+            env={"PATH": "/usr/bin:/bin", "REDIS_URL": redis_url, "DATABASE_URL": database_url},
+        )
+        try:
+            eventually(lambda: is_waiting(database_url), within_s=20)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=20)
+        finally:
+            process.kill()
+            process.wait()
+
+    assert (process.returncode, out) == (130, "")
+    assert [line for line in err.splitlines() if not line.startswith("Acting on ")] == []
+    with psycopg.connect(database_url) as connection:
+        assert connection.execute("SELECT count(*) FROM users").fetchone() == (0,)
+
+
+def is_waiting(database_url: str) -> bool:
+    with psycopg.connect(database_url) as connection:
+        row = connection.execute(
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        ).fetchone()
+    return row is not None and row[0] > 0
+
+
+@contextmanager
+def on_a_terminal(
+    folder: Path, *words: str, columns: int = 80, **settings: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [COMMAND, *words],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        cwd=folder,
+        env={"PATH": "/usr/bin:/bin", "TERM": "xterm", "COLUMNS": str(columns), **settings},
+    )
+    os.close(theirs)
+    process.shown = ours  # type: ignore[attr-defined]
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+def read_all(process: subprocess.Popen[bytes]) -> str:
+    text = b""
+    while True:
+        try:
+            part = os.read(process.shown, 65536)  # type: ignore[attr-defined]
+        except OSError:
+            return text.decode()  # the terminal's other side is closed
+        if not part:
+            return text.decode()
+        text += part
+
+
+@pytest.mark.parametrize("columns", [1, 80])
+def test_names_are_shown_as_they_are_on_a_terminal(
+    columns: int, command: Run, redis_url: str, database_url: str, tmp_path: Path
+) -> None:
+    # `[/b]` ended the command as markup, `:smile:` became a picture.
+    command("board", "create", "main")
+    command("reseed")
+    command("user", "set", "alice", "--name", "[/b][red]:smile:")
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("UPDATE users SET email = E'\\x1b[31m\\u202e' WHERE name <> ''")
+
+    with on_a_terminal(
+        *(tmp_path, "user", "show", "alice"),
+        columns=columns,
+        REDIS_URL=redis_url,
+        DATABASE_URL=database_url,
+    ) as process:
+        shown = read_all(process)
+        assert process.wait(20) == 0
+
+    if columns == 80:
+        assert "[/b][red]:smile:" in shown
+        assert "\\x1b[31m\\u202e" in shown
+    assert "\x1b[31m" not in shown
+    assert "\u202e" not in shown
+
+
+@pytest.mark.parametrize(
+    "locale", [{"LC_ALL": "C"}, {"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"}]
+)
+def test_any_locale_will_do(
+    locale: dict[str, str], command: Run, redis_url: str, database_url: str, tmp_path: Path
+) -> None:
+    command("board", "create", "main")
+    command("reseed")
+    command("user", "set", "alice", "--name", "山田\u3000太郎")
+    servers = {"REDIS_URL": redis_url, "DATABASE_URL": database_url}
+
+    table = run(tmp_path, "user", "show", "alice", **servers, **locale)
+    as_json = run(tmp_path, "user", "show", "alice", "--json", **servers, **locale)
+
+    assert (table.returncode, table.stderr) == (0, "")
+    assert "name\t" in table.stdout
+    assert as_json.returncode == 0
+    assert '"山田\u3000太郎"' in as_json.stdout
+
+
+UNREADABLE = b"caf\xe9"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("up", "--data-dir", UNREADABLE),
+        ("up", "--data-dir", b"a\nb"),
+        ("up", "--data-dir", b"/proc/nowhere"),
+        ("up", "--data-dir", b"users.csv"),
+        ("board", "top", "--data-dir", UNREADABLE),
+        ("token", "--sub", "alice", "--data-dir", UNREADABLE),
+        ("token", "--sub", "alice", "--data-dir", b"users.csv"),
+        ("user", "import", UNREADABLE),
+    ],
+    ids=repr,
+)
+def test_odd_paths_are_one_clear_message(words: Sequence[str | bytes], users_file: Path) -> None:
+    done = subprocess.run(
+        [os.fsencode(COMMAND), *map(os.fsencode, words)],
+        capture_output=True,
+        check=False,
+        timeout=30,
+        cwd=users_file.parent,
+        env={"PATH": "/usr/bin:/bin"},
+    )
+
+    assert done.returncode in DOCUMENTED - {0}
+    assert b"Traceback" not in done.stderr
+    assert done.stdout == b""
+
+
+def test_a_folder_instead_of_a_file_is_refused(command: Run, tmp_path: Path) -> None:
+    assert command("user", "import", str(tmp_path)).code == 2
+    assert command("user", "import", str(tmp_path / "nothing.csv")).code == 2
+
+
+def test_no_more_files_is_one_line(tmp_path: Path) -> None:
+    def few_files() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (8, 8))
+
+    done = run(tmp_path, "board", "list", before=few_files, **NOWHERE)
+
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+
+
+def test_debug_shows_where_an_error_came_from_and_no_password(tmp_path: Path) -> None:
+    done = run(tmp_path, "--debug", "board", "list", **NOWHERE)
+
+    assert done.returncode == 69
+    assert "Traceback" in done.stderr
+    assert PASSWORD not in done.stderr
