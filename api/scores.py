@@ -43,7 +43,8 @@ BEARER: Final = "bearer"
 _UPDATE: Final = (
     "The same `actionId` counts once, ever: repeat a request whose answer got lost, and the answer "
     "is the same, with `replayed: true`. Points come from the catalogue of actions by the kind in "
-    "`kind:unique`; only callers with `update:score:any` may state them, and act for other users."
+    "`kind:unique`, and a kind that it does not have is refused. Only callers with "
+    "`update:score:any` may state them, and act for other users."
 )
 _LEADERBOARD: Final = (
     "Rows `offset + 1` to `offset + limit` with the total, all of one moment. Whoever reached a "

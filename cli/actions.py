@@ -6,6 +6,7 @@ every api follows without a restart.
 
 import asyncio
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -52,8 +53,9 @@ def list_actions(*, as_json: bool, data_dir: Path) -> None:
 @action.command(name="set")
 @click.argument("kind")
 @click.argument("points", type=click.IntRange(1, POINTS_MAX))
+@click.option("--if-missing", is_flag=True, help="Leave a kind that the catalogue has as it is.")
 @data_dir_option
-def set_action(*, kind: str, points: int, data_dir: Path) -> None:
+def set_action(*, kind: str, points: int, if_missing: bool, data_dir: Path) -> None:
     """Let actions of KIND count POINTS from now on.
 
     What has counted stays as it is, and so do repeats of it.
@@ -64,8 +66,11 @@ def set_action(*, kind: str, points: int, data_dir: Path) -> None:
     """  # noqa: D301
     if not KIND.fullmatch(kind):
         raise click.BadParameter("a kind is 1 to 64 characters of A-Z a-z 0-9 . _ | @ -")
-    asyncio.run(_set(settings_to_change(data_dir), kind, points))
-    say(f"Actions of kind {kind} count {points}")
+    settings = settings_to_change(data_dir)
+    if asyncio.run(_set(settings, kind, points, if_missing=if_missing)):
+        say(f"Actions of kind {kind} count {points}")
+    else:
+        say(f"The catalogue has the kind {kind}; it stays as it is")
 
 
 @action.command()
@@ -82,18 +87,41 @@ async def _list(settings: Settings) -> list[Kind]:
         return await archive.select_actions(connection)
 
 
-async def _set(settings: Settings, kind: str, points: int) -> None:
+async def fill_catalogue(settings: Settings, kinds: Mapping[str, int], *, actor: str) -> None:
+    """Put kinds with their points into a catalogue that has none, and let the api know.
+
+    Raises DatabaseUnavailable, RedisUnavailable.
+    """
+    async with open_archive(settings) as connection:
+        if await archive.select_actions(connection):
+            return
+        async with archive.reaching(), connection.transaction():
+            for kind, points in kinds.items():
+                if await archive.insert_action(connection, kind, points):
+                    await _note_set(connection, kind, points, actor=actor)
+        await _announce(settings, connection)
+
+
+async def _set(settings: Settings, kind: str, points: int, *, if_missing: bool) -> bool:
     async with open_archive(settings) as connection:
         async with archive.reaching(), connection.transaction():
-            await archive.upsert_action(connection, kind, points)
-            await archive.insert_audit(
-                connection,
-                actor=operator(),
-                action="action set",
-                board=None,
-                detail={"kind": kind, "points": points},
-            )
+            if not if_missing:
+                await archive.upsert_action(connection, kind, points)
+            elif not await archive.insert_action(connection, kind, points):
+                return False
+            await _note_set(connection, kind, points, actor=operator())
         await _announce(settings, connection)
+    return True
+
+
+async def _note_set(connection: archive.Connection, kind: str, points: int, *, actor: str) -> None:
+    await archive.insert_audit(
+        connection,
+        actor=actor,
+        action="action set",
+        board=None,
+        detail={"kind": kind, "points": points},
+    )
 
 
 async def _disable(settings: Settings, kind: str) -> None:

@@ -17,6 +17,7 @@ import httpx
 import msgspec
 from msgspec import Struct
 
+from cli.kinds import POINTS
 from cli.render import say
 from cli.target import audience_of, data_dir_option, issuer_of, running_on
 from scoreboard.auth import UPDATE_ANY, LocalIssuer
@@ -29,7 +30,6 @@ NAMES: Final = tuple(
     karen katherine ken leslie lynn margaret mary niklaus radia ruth shafi sophie stephen sue tim
     """.split()  # noqa: SIM905 (read as a list of names)
 )
-POINTS: Final = {"kill": 5, "win": 25, "quest": 10, "bonus": 50}
 KINDS: Final = ("kill", "kill", "kill", "quest", "quest", "win", "bonus")
 MEAN_S: Final = 7.0
 """Mean time between two actions of a player; with LEAST_S some eight a minute."""

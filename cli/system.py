@@ -13,9 +13,11 @@ from typing import Final
 
 import click
 
+from cli.actions import fill_catalogue
 from cli.addresses import HOST, netloc, reachable
 from cli.embedded import EmbeddedPostgres, EmbeddedServer, EmbeddedValkey
 from cli.issuer_place import address_of, is_here
+from cli.kinds import POINTS
 from cli.opening import make_boards, open_boards
 from cli.plan import Plan
 from cli.processes import Service, wait_until_ready
@@ -28,6 +30,7 @@ from cli.target import (
     REDIS,
     Running,
     drop_note,
+    operator,
     stores_of,
     write_note,
 )
@@ -72,6 +75,7 @@ class System:
         migrations.migrate(settings.database_url.reveal())
         self._check()
         asyncio.run(make_boards(settings, is_public=not options.is_private))
+        asyncio.run(fill_catalogue(settings, POINTS, actor=operator()))
         operators = reachable(settings.metrics_host)
         self._start_service("flusher", _ready_at(operators, settings.flusher_metrics_port))
         open_boards(settings, self._check)

@@ -41,6 +41,7 @@ _SELECT_POINTS: Final = resources.query("select_points")
 
 _SELECT_ACTIONS: Final = resources.query("select_actions")
 _UPSERT_ACTION: Final = resources.query("upsert_action")
+_INSERT_ACTION: Final = resources.query("insert_action")
 _DISABLE_ACTION: Final = resources.query("disable_action")
 _LOCK_CATALOGUE: Final = resources.query("lock_catalogue")
 _SELECT_USER: Final = resources.query("select_user")
@@ -354,6 +355,16 @@ async def upsert_action(connection: Connection, kind: str, points: int) -> None:
     """
     async with reaching():
         await connection.execute(_UPSERT_ACTION, {"kind": kind, "points": points})
+
+
+async def insert_action(connection: Connection, kind: str, points: int) -> bool:
+    """Set what a kind of action is worth unless the catalogue has it; tell whether it is new.
+
+    Raises DatabaseUnavailable.
+    """
+    async with reaching():
+        done = await connection.execute(_INSERT_ACTION, {"kind": kind, "points": points})
+    return done.rowcount == 1
 
 
 async def disable_action(connection: Connection, kind: str) -> bool:

@@ -31,7 +31,8 @@ class Catalogue:
 
     def __init__(self, settings: Settings, live: Live) -> None:
         self._live = live
-        self._fallback = settings.default_points if settings.unknown_kinds == "default" else None
+        self._default = settings.default_points
+        self._counts_unknown = settings.unknown_kinds == "default"
         self._points: Mapping[str, int] | None = None
         self._changed = asyncio.Event()
         self._changes = Changes(
@@ -52,16 +53,17 @@ class Catalogue:
     def points_of(self, action_id: str) -> int:
         """Give what an action is worth.
 
-        Raises UnknownKind where its kind is disabled, or unknown and the settings refuse such;
-        RedisUnavailable before the first read.
+        One that names no kind is worth the default. Raises UnknownKind where its kind is disabled
+        or, unless the settings count such, not in the catalogue; RedisUnavailable before the first
+        read.
         """
         points = self._points
         if points is None:
             raise RedisUnavailable("The catalogue of actions is not loaded yet")
         kind = kind_of(action_id)
         value = points.get(kind)
-        if value is None:
-            value = self._fallback
+        if value is None and (not kind or self._counts_unknown):
+            value = self._default
         if not value:
             raise UnknownKind(
                 f"Actions of kind {kind!r} earn no points"

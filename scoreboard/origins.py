@@ -36,10 +36,8 @@ class Origins:
             return
         found = _parse(origin.decode("latin-1"))
         if found is not None:
-            if self._listed:
-                if found in self._listed:
-                    return
-            elif _parse(f"{found[0]}://{host.decode('latin-1')}") == found:
+            same_host = _parse(f"{found[0]}://{host.decode('latin-1')}")
+            if found in self._listed or found == same_host:
                 return
         raise ForeignOrigin
 

@@ -118,7 +118,8 @@ KINDS: Final[Mapping[type[ScoreboardError], Kind]] = {
     UnknownKind: Kind(
         422,
         "The part of `actionId` before the first colon names the kind of action, and this kind "
-        "earns no points here. Ask the operator for the catalogue of actions.",
+        "earns no points here: the catalogue of actions does not have it, or it is disabled. Ask "
+        "the operator for the catalogue.",
     ),
     ScoreOutOfRange: Kind(422, "The score would leave 0…2147483647. Nothing was changed."),
     UpgradeRequired: Kind(

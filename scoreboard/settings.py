@@ -115,11 +115,11 @@ class Settings(Struct, frozen=True, kw_only=True):
         PositiveInt, _about("Actions waiting for PostgreSQL before updates answer busy")
     ] = 1_000_000
     unknown_kinds: Annotated[
-        Literal["default", "refuse"],
-        _about("An action of a kind that is not in the catalogue: count default_points, or refuse"),
-    ] = "default"
+        Literal["refuse", "default"],
+        _about("An action whose kind is not in the catalogue: refuse it, or count default_points"),
+    ] = "refuse"
     default_points: Annotated[
-        PositiveInt, _about("Points of an action without a kind in the catalogue")
+        WholeInt, _about("Points of an action whose actionId names no kind; 0 to refuse it")
     ] = 10
 
     # Tokens
@@ -201,7 +201,8 @@ class Settings(Struct, frozen=True, kw_only=True):
         Seconds, _about("Age at which an event stream is asked to reconnect, give or take a fifth")
     ] = 900.0
     origins: Annotated[
-        tuple[str, ...], _about("Origins whose pages may connect, by comma; empty: the same host")
+        tuple[str, ...],
+        _about("Origins whose pages may connect, by comma, besides those of the same host"),
     ] = ()
     trusted_hops: Annotated[
         tuple[str, ...],

@@ -182,7 +182,7 @@ def test_every_command_of_ours_exists_with_its_options(words: list[str]) -> None
 
 
 def test_there_are_commands_to_check() -> None:
-    assert len(command_lines()) == 5
+    assert len(command_lines()) == 6
 
 
 # Addresses --------------------------------------------------------------------------------------

@@ -325,7 +325,7 @@ def test_an_update_reaches_postgresql_with_the_rights_of_compose(
 
         answer = client.post(
             "/api/scores/update",
-            json={"userId": "alice", "actionId": "first-start"},
+            json={"userId": "alice", "actionId": "win:first-start"},
             headers={"Authorization": f"Bearer {make_token('alice')}"},
         )
 

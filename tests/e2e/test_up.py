@@ -107,6 +107,8 @@ def test_one_command_runs_everything_and_scores_outlive_it(start_up: StartUp) ->
     page = httpx.get(f"{running['api']}/", timeout=10)
     assert page.status_code == 200
     assert raise_score(running["api"], up.folder, "win:1")["newScore"] == 10
+    listed = run_command("action", "list", "--data-dir", str(up.folder)).stdout
+    assert listed == "bonus\t50\tyes\nkill\t5\tyes\nquest\t25\tyes\nwin\t10\tyes\n"
     watched = run_command("board", "watch", "--count", "1", "--json", "--data-dir", str(up.folder))
     assert json.loads(watched.stdout)["board"] == "main"
 

@@ -111,6 +111,12 @@ def test_nothing_of_the_current_folder_is_run_and_commands_know_the_settings(
         assert httpx.get(f"{up['api']}/", trust_env=False).status_code == 200
         ready = httpx.get(f"http://[::1]:{metrics}/health/ready", trust_env=False)
         assert ready.status_code == 200
+        assert up["settings"]["SCOREBOARD_ORIGINS"].split(",") == [
+            "https://partner.example",
+            up["api"],
+            up["api"].replace("[::1]", "localhost"),
+            up["api"].replace("[::1]", "127.0.0.1"),
+        ]
         code, token, _ = run(trap, data, "token", "--sub", "alice", **astray)
         assert code == 0
         update = httpx.post(

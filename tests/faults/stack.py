@@ -161,6 +161,7 @@ class Stack:
             "REDIS_URL": self.redis_proxy.through(self.valkey.url),
             "DATABASE_URL": self.database_proxy.through(self.postgres.url),
             "SCOREBOARD_JWKS_FILE": str(self.issuer.jwks_file),
+            "SCOREBOARD_UNKNOWN_KINDS": "default",
             "SCOREBOARD_ISSUER": LOCAL_ISSUER,
             "SCOREBOARD_RATE_LIMIT": "gateway",
             "SCOREBOARD_API_PORT": str(self.api_port),

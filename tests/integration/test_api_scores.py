@@ -77,18 +77,32 @@ async def test_an_unsafe_request_id_is_replaced(start_api: StartApi, given: str)
 
 async def test_points_come_from_the_catalogue(start_api: StartApi, redis_url: str) -> None:
     mirror(redis_url, {"win": 50, "loss": 0})
-    client = await start_api()
+    client = await start_api(unknown_kinds="")
     assert (await client.update(action="win:1")).json()["newScore"] == 50
-    assert (await client.update(action="other:1")).json()["newScore"] == 60
-    assert (await client.update(action="plain")).json()["newScore"] == 70
+    # A kind with a typing error earned the default points, as did any that a player invented.
+    for action in ("other:1", "Win:1", "loss:1"):
+        detail = problem(await client.update(action=action), 422, "unknown-kind")["detail"]
+        assert repr(action.split(":")[0]) in detail
+    assert (await client.update(action="plain")).json()["newScore"] == 60
+    assert (await client.update(action=":plain")).json()["newScore"] == 70
+
+
+async def test_unknown_kinds_count_where_the_settings_say_so(
+    start_api: StartApi, redis_url: str
+) -> None:
+    mirror(redis_url, {"win": 50, "loss": 0})
+    client = await start_api(unknown_kinds="default", default_points=3)
+    assert (await client.update(action="other:1")).json()["newScore"] == 3
+    assert (await client.update(action="plain")).json()["newScore"] == 6
     problem(await client.update(action="loss:1"), 422, "unknown-kind")
 
 
-async def test_unknown_kinds_are_refused_where_the_settings_say_so(
-    start_api: StartApi, redis_url: str
+@pytest.mark.parametrize("unknown_kinds", ["refuse", "default"])
+async def test_actions_without_a_kind_are_refused_where_they_earn_nothing(
+    unknown_kinds: str, start_api: StartApi, redis_url: str
 ) -> None:
     mirror(redis_url, {"win": 50})
-    client = await start_api(unknown_kinds="refuse")
+    client = await start_api(unknown_kinds=unknown_kinds, default_points=0)
     assert (await client.update(action="win:1")).status_code == 200
     for action in ("other:1", "plain"):
         assert "kind" in problem(await client.update(action=action), 422, "unknown-kind")["detail"]

@@ -41,6 +41,19 @@ def test_a_disabled_kind_is_worth_nothing_until_it_is_set_again(
     assert (listed["kind"], listed["points"], listed["enabled"]) == ("win", 5, True)
 
 
+def test_a_kind_that_is_there_already_stays_as_it_is(command: Run, redis_url: str) -> None:
+    assert command("action", "set", "win", "10", "--if-missing").code == 0
+    command("action", "set", "win", "50")
+
+    again = command("action", "set", "win", "10", "--if-missing")
+
+    assert again.code == 0
+    assert "stays as it is" in again.err
+    assert command("action", "list").out == "win\t50\tyes\n"
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        assert client.hgetall(ACTIONS) == {"win": "50"}
+
+
 def test_what_is_no_kind_or_no_points_is_refused(command: Run) -> None:
     assert command("action", "set", "a:b", "5").code == 2
     assert command("action", "set", "win", "0").code == 2

@@ -71,6 +71,8 @@ def api_settings(redis_url: str, jwks_file: Path | str, **more: object) -> Setti
         "SCOREBOARD_ISSUER": ISSUER,
         "SCOREBOARD_AUDIENCE": AUDIENCE,
         "SCOREBOARD_RATE_LIMIT": "gateway",
+        # So that a test need not fill the catalogue; what the default does is tested by itself.
+        "SCOREBOARD_UNKNOWN_KINDS": "default",
         "SCOREBOARD_API_PORT": "0",
         "SCOREBOARD_API_METRICS_PORT": "0",
         "SCOREBOARD_DRAIN_NOTICE_S": "0.05",

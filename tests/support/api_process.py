@@ -75,6 +75,7 @@ def run_api(redis_url: str, jwks_file: Path, tmp_path: Path) -> Iterator[RunApi]
             settings = {
                 "REDIS_URL": redis_url,
                 "SCOREBOARD_JWKS_FILE": str(jwks_file),
+                "SCOREBOARD_UNKNOWN_KINDS": "default",
                 "SCOREBOARD_ISSUER": ISSUER,
                 "SCOREBOARD_AUDIENCE": AUDIENCE,
                 "SCOREBOARD_RATE_LIMIT": "gateway",

@@ -56,6 +56,7 @@ class System:
             "SCOREBOARD_WS_METRICS_PORT": str(ports["ws_health"]),
             "SCOREBOARD_FLUSHER_METRICS_PORT": str(ports["flusher_health"]),
             "SCOREBOARD_JWKS_FILE": str(self.issuer.jwks_file),
+            "SCOREBOARD_UNKNOWN_KINDS": "default",
             "SCOREBOARD_ISSUER": LOCAL_ISSUER,
             **{f"SCOREBOARD_{name.upper()}": str(value) for name, value in self._settings.items()},
         }

@@ -211,10 +211,10 @@ def test_a_listed_origin_and_none_at_all_may_connect(origin: str | None) -> None
         "file://",
         "https://[::1",
         "https://app.example.com:port",
-        "http://scoreboard.test",
+        "http://scoreboard.test:8000",
     ],
 )
-def test_an_origin_that_is_not_exactly_listed_may_not(origin: str) -> None:
+def test_an_origin_that_is_neither_listed_nor_the_same_host_may_not(origin: str) -> None:
     assert status(refused(origin=origin, settings=LISTED)) == 403
 
 
@@ -224,6 +224,11 @@ def test_two_origins_may_not_connect() -> None:
     error = refused(origin="https://app.example.com", headers=twice, settings=LISTED)
 
     assert status(error) == 400
+
+
+def test_a_list_adds_to_the_pages_of_the_same_host() -> None:
+    # A list with a partner's origin kept the service's own page out.
+    assert judged(origin="http://scoreboard.test", settings=LISTED).board == "main"
 
 
 def test_without_a_list_only_pages_of_the_same_host_may_connect() -> None:

@@ -163,6 +163,7 @@ def main(
         environ = {
             "REDIS_URL": valkey.url,
             "SCOREBOARD_JWKS_FILE": str(folder / "jwks.json"),
+            "SCOREBOARD_UNKNOWN_KINDS": "default",
             "SCOREBOARD_ISSUER": ISSUER,
             "SCOREBOARD_AUDIENCE": AUDIENCE,
             "SCOREBOARD_RATE_LIMIT": "gateway",
