@@ -1,7 +1,9 @@
 """Live and ready. Live asks nothing; ready is Redis and its durability, and says how the rest is.
 
 PostgreSQL is reported where it is configured, but its absence does not take the api out of service:
-updates and reads do without it. While the process drains, ready is red so that no new work comes.
+updates and reads do without it. Ready is red where no board is loaded, as neither an update nor a
+read could succeed; a board that is fenced answers reads. While the process drains, ready is red so
+that no new work comes.
 """
 
 import asyncio
@@ -20,19 +22,23 @@ from api.schemas import Alive, Check, Readiness
 from scoreboard import archive
 from scoreboard.auth import Verifier
 from scoreboard.catalogue import Catalogue
-from scoreboard.errors import NotFound, ScoreboardError
+from scoreboard.errors import NotFound, ScoreboardError, Uninitialised
 from scoreboard.live import Live
+from scoreboard.model import Partition
 from scoreboard.postgres import Connection
 from scoreboard.redis_client import check_durability, replicas_needed
 from scoreboard.settings import Settings
 from scoreboard.telemetry import REDIS_DURABLE, get_logger
 
 PING_KEPT_S: Final = 1.0
+BOARDS_KEPT_S: Final = 1.0
 DURABILITY_KEPT_S: Final = 10.0
 DATABASE_KEPT_S: Final = 5.0
 TIMEOUT_S: Final = 1.0
 
 UP: Final = Check("up")
+_OPEN: Final = "open"
+_NOT_LOADED: Final = "not loaded"
 _log = get_logger(__name__)
 
 
@@ -75,12 +81,14 @@ class Health:
     ) -> None:
         self._client = client
         self._live = live
+        self._boards = settings.boards
         self._is_vouched = settings.unsafe_redis
         self._replicas = replicas_needed(settings)
         self._verifier = verifier
         self._catalogue = catalogue
         self._pool = pool
         self._ping = _Kept(self._ask_redis, PING_KEPT_S)
+        self._board_states = _Kept(self._ask_boards, BOARDS_KEPT_S)
         self._durability = _Kept(self._ask_durability, DURABILITY_KEPT_S)
         self._database = _Kept(self._ask_database, DATABASE_KEPT_S)
         self.draining = asyncio.Event()
@@ -95,10 +103,15 @@ class Health:
         if self.draining.is_set():
             return Readiness("draining", {})  # at once: whoever asks should turn away soon
         redis, database = await asyncio.gather(self._ping.get(), self._database.get())
-        durability = await self._durability.get() if redis.state == "up" else Check("unknown")
+        durability = boards = Check("unknown")
+        if redis.state == "up":
+            durability, boards = await asyncio.gather(
+                self._durability.get(), self._board_states.get()
+            )
         checks = {
             "redis": redis,
             "durability": durability,
+            "boards": boards,
             "keys": UP if self._verifier.is_ready else Check("down", "no key set was read yet"),
             "catalogue": UP if self._catalogue.is_loaded else Check("down", "not read yet"),
             "database": database,
@@ -106,6 +119,7 @@ class Health:
         is_able = (
             redis.state == "up"
             and durability.state in {"safe", "vouched"}
+            and boards.state in {"up", "partly"}
             and self._catalogue.is_loaded
         )
         return Readiness("ready" if is_able else "not ready", checks)
@@ -113,6 +127,25 @@ class Health:
     async def _ask_redis(self) -> Check:
         await self._live.now_s()
         return UP
+
+    async def _ask_boards(self) -> Check:
+        states = {name: await self._state_of(name) for name in self._boards}
+        wrong = "; ".join(f"{name}: {state}" for name, state in states.items() if state != _OPEN)
+        if not wrong:
+            return UP
+        is_any_loaded = any(state != _NOT_LOADED for state in states.values())
+        return Check("partly" if is_any_loaded else "down", wrong)
+
+    async def _state_of(self, name: str) -> str:
+        try:
+            board = await self._live.board(name)
+        except Uninitialised:
+            return _NOT_LOADED
+        numbers = range(board.layout.partitions)
+        partitions = [await self._live.state(Partition(name, number)) for number in numbers]
+        if not all(partition.epoch for partition in partitions):
+            return _NOT_LOADED
+        return _OPEN if all(partition.is_open for partition in partitions) else "fenced"
 
     async def _ask_durability(self) -> Check:
         found = await check_durability(self._client, replicas=self._replicas)
@@ -153,7 +186,8 @@ def make_handlers(health: Health | None) -> list[HTTPRouteHandler]:
         tags=["health"],
         operation_id="isReady",
         summary="Should requests come here",
-        description="Red while Redis is away or could lose data, and while the process stops.",
+        description="Red while Redis is away or could lose data, while no board is loaded, and "
+        "while the process stops.",
         responses=problems(400) | {503: ResponseSpec(Readiness, False, "Send requests elsewhere.")},
     )
     async def ready() -> Response[Readiness]:

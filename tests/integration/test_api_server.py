@@ -10,7 +10,9 @@ import httpx
 import pytest
 import redis
 
-from tests.support.api import LEADERBOARD_PATH, UPDATE_PATH, ApiClient, StartApi
+from scoreboard.keys import PartitionKeys
+from scoreboard.model import Board, Layout, Partition
+from tests.support.api import LEADERBOARD_PATH, UPDATE_PATH, ApiClient, StartApi, open_boards
 from tests.support.eventually import eventually_async
 from tests.support.proxy import MakeProxy
 from tests.support.servers import EmbeddedValkey, OwnValkey
@@ -258,6 +260,39 @@ async def test_ready_says_how_each_dependency_stands(
         admin.config_set("appendfsync", "everysec")
     client.api.health._durability._until_s = 0.0
     assert await ready(503, "durability", "unsafe")
+
+
+async def test_ready_is_red_while_no_board_is_loaded(start_api: StartApi, redis_url: str) -> None:
+    # It was green on an emptied Redis, where every update and every read answered 503.
+    client = await start_api(open=(), boards="main,weekly")
+
+    async def ready(status: int, state: str, detail: str = "") -> bool:
+        client.api.health._board_states._until_s = 0.0
+        answer = await client.get("/health/ready")
+        boards = answer.json()["checks"]["boards"]
+        return (answer.status_code, boards["state"], boards.get("detail", "")) == (
+            status,
+            state,
+            detail,
+        )
+
+    assert await ready(503, "down", "main: not loaded; weekly: not loaded")
+    assert (await client.update()).status_code == 503
+    assert (await client.get(LEADERBOARD_PATH)).status_code == 503
+
+    await open_boards(redis_url, Board("weekly", Layout(partitions=2)))
+    assert await ready(200, "partly", "main: not loaded")
+    await open_boards(redis_url, Board("main"))
+    assert await ready(200, "up")
+
+    with redis.Redis.from_url(redis_url) as server:
+        for number in range(2):
+            server.hset(PartitionKeys(Partition("weekly", number)).meta, "state", "fenced")
+        assert await ready(200, "partly", "weekly: fenced")
+        server.delete(PartitionKeys(Partition("weekly", 1)).meta)
+        assert await ready(200, "partly", "weekly: not loaded")
+        server.flushdb()
+        assert await ready(503, "down", "main: not loaded; weekly: not loaded")
 
 
 async def test_a_database_that_is_away_is_reported_and_harms_nothing(

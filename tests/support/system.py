@@ -60,7 +60,12 @@ class System:
             "SCOREBOARD_ISSUER": LOCAL_ISSUER,
             **{f"SCOREBOARD_{name.upper()}": str(value) for name, value in self._settings.items()},
         }
-        noted = {name: text for name, text in environment.items() if "SCOREBOARD_" in name}
+        # Operators have a login of their own: the one of the addresses.
+        noted = {
+            name: text
+            for name, text in environment.items()
+            if name.startswith("SCOREBOARD_") and "SECRET" not in name
+        }
         running = Running(self.api, self.ws, self.valkey.url, self.postgres.url, {}, settings=noted)
         write_note(self.folder, running)
         assert self.run("board", "create", "main", "--if-missing").returncode == 0
