@@ -9,6 +9,7 @@ import fcntl
 import os
 import secrets
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from scoreboard.errors import EmbeddedFailed
@@ -54,8 +55,9 @@ class DataFolder:
 
     def note_holder(self, lock: int, pid: int) -> None:
         """Leave the process id of the server in the locked file, for whoever finds it locked."""
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, str(pid).encode("ascii"), 0)
+        with suppress(OSError):  # a full disk: the lock holds all the same
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, str(pid).encode("ascii"), 0)
 
     @property
     def password(self) -> str:

@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -49,8 +49,10 @@ class EmbeddedServer(ABC):
         self._start_timeout_s = start_timeout_s
         self._process: child.Process | None = None
 
-    def start(self) -> None:
+    def start(self, check: Callable[[], None] = lambda: None) -> None:
         """Start the server and return when it answers a client that has the password.
+
+        ``check`` is called again and again meanwhile; what it raises ends the server.
 
         Raises EmbeddedFailed with the end of the server's log.
         """
@@ -66,7 +68,7 @@ class EmbeddedServer(ABC):
         finally:
             os.close(lock)
         try:
-            self._await_answer()
+            self._await_answer(check)
             self._prepare()
         except BaseException:
             self.kill()
@@ -125,9 +127,10 @@ class EmbeddedServer(ABC):
     def _prepare(self) -> None:  # noqa: B027 - most servers need nothing
         """Make in the running server what must be there."""
 
-    def _await_answer(self) -> None:
+    def _await_answer(self, check: Callable[[], None]) -> None:
         deadline = time.monotonic() + self._start_timeout_s
         while True:
+            check()
             if not self.is_running:
                 raise self._failure("it ended")
             if self._answers():

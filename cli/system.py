@@ -1,14 +1,18 @@
 """The parts of `scoreboard up`: started in order, watched, and stopped in reverse.
 
 What stays true: whatever ends this process, no child stays behind. They are stopped in the order in
-which work flows: players, api, issuer, streamer, flusher, and then the servers.
+which work flows: players, api, issuer, streamer, flusher, and then the servers. A service that ends
+ends the whole; a server of our own is started again.
 """
 
 import asyncio
 import os
+import shlex
 import sys
 import threading
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Final
 
 import click
@@ -17,7 +21,9 @@ from cli.actions import fill_catalogue
 from cli.addresses import HOST, netloc, reachable
 from cli.embedded import EmbeddedPostgres, EmbeddedServer, EmbeddedValkey
 from cli.issuer_place import address_of, is_here
+from cli.keeper import Keeper
 from cli.kinds import POINTS
+from cli.log_files import cap
 from cli.opening import make_boards, open_boards
 from cli.plan import Plan
 from cli.processes import Service, wait_until_ready
@@ -35,7 +41,6 @@ from cli.target import (
     write_note,
 )
 from scoreboard import migrations
-from scoreboard.errors import ServiceEnded
 
 WATCH_EVERY_S: Final = 0.2
 
@@ -93,12 +98,31 @@ class System:
             print_json(running)
 
     def _watch(self) -> None:
+        keepers = [Keeper(server) for server in self._servers]
+        is_noted = True
         while not self._stop.wait(WATCH_EVERY_S):
-            for server in self._servers:
-                if not server.is_running:
-                    raise ServiceEnded(f"{server.title} ended: {server.folder.log_tail()}")
-            for service in self._services.values():
-                service.check()
+            for keeper in keepers:
+                is_noted = not keeper.look(self._look_around) and is_noted
+            self._look_around()
+            if not is_noted:
+                with suppress(OSError):  # the disk is still full: try again
+                    write_note(self._plan.options.data_dir, self._running())
+                    is_noted = True
+
+    def _look_around(self) -> None:
+        """Make sure that nobody asked to stop, that all services live, and that logs are capped.
+
+        Raises ServiceEnded.
+        """
+        self._check()
+        for service in self._services.values():
+            service.check()
+        for log in self._logs():
+            cap(log)
+
+    def _logs(self) -> Iterator[Path]:
+        yield from (server.folder.log for server in self._servers)
+        yield from (service.log for service in self._services.values())
 
     def _check(self) -> None:
         if self._stop.is_set():
@@ -176,10 +200,16 @@ class System:
 
     def _leave_note(self) -> Running:
         """Leave the note by which other commands find this system."""
+        running = self._running()
+        self._stack.callback(drop_note, self._plan.options.data_dir)
+        write_note(self._plan.options.data_dir, running)
+        return running
+
+    def _running(self) -> Running:
         plan = self._plan
         servers = {server.kind: server.pid for server in self._servers}
         services = {name: service.pid for name, service in self._services.items()}
-        running = Running(
+        return Running(
             api=plan.api_url,
             ws=plan.ws_url,
             redis=plan.environment[REDIS],
@@ -193,13 +223,10 @@ class System:
                 **{name: pid for name, pid in services.items() if name == "issuer"},
             },
         )
-        self._stack.callback(drop_note, plan.options.data_dir)
-        write_note(plan.options.data_dir, running)
-        return running
 
     def _say_what_next(self, running: Running) -> None:
         folder = self._plan.options.data_dir
-        where = "" if folder == DATA_DIR else f" --data-dir {folder}"
+        where = "" if folder == DATA_DIR else f" --data-dir {shlex.quote(str(folder))}"
         command = os.path.relpath(sys.argv[0]) if os.sep in sys.argv[0] else "scoreboard"
         say(
             f"The scoreboard runs. Its page: {running.api}/   its API: {running.api}/docs\n"

@@ -98,8 +98,13 @@ def _check_board(
 
 
 def write_note(data_dir: Path, running: Running) -> None:
-    """Leave the note by which other commands find this system."""
-    write_private(data_dir / NOTE, msgspec.json.encode(running).decode())
+    """Leave the note by which other commands find this system, in one step.
+
+    Raises OSError; the note before it then stays.
+    """
+    draft = data_dir / f"{NOTE}.new"
+    write_private(draft, msgspec.json.encode(running).decode())
+    draft.replace(data_dir / NOTE)
 
 
 def read_note(data_dir: Path) -> Running | None:

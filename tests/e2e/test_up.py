@@ -17,6 +17,7 @@ import psycopg
 import pytest
 import redis
 
+from cli.log_files import LOG_BYTES
 from scoreboard.keys import PartitionKeys
 from scoreboard.model import Partition
 from tests.support.eventually import eventually
@@ -151,6 +152,11 @@ def test_nothing_survives_a_killed_up(start_up: StartUp) -> None:
     assert board.status_code == 401
     with psycopg.connect(running["database"]) as connection:
         assert connection.execute("SELECT is_public FROM boards").fetchone() == (False,)
+    log = up.folder / "logs" / "api.log"
+    with log.open("ab") as file:
+        file.write(b"x" * (LOG_BYTES + 1))
+    eventually(lambda: log.stat().st_size < LOG_BYTES)
+    assert log.with_name("api.log.1").stat().st_size > LOG_BYTES
 
     up.await_end(signal.SIGKILL)
 

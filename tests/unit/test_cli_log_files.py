@@ -1,0 +1,42 @@
+"""Log files of `up`'s children are capped."""
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from cli.log_files import cap
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "api.log"
+
+
+def test_a_log_that_is_too_large_is_moved_aside_and_written_on(log: Path) -> None:
+    with log.open("ab", buffering=0) as child:
+        child.write(b"x" * 11)
+        assert cap(log, 10)
+        child.write(b"next")
+
+    assert log.read_bytes() == b"next"
+    before = log.with_name("api.log.1")
+    assert before.read_bytes() == b"x" * 11
+    assert stat.S_IMODE(before.stat().st_mode) == 0o600
+
+
+def test_a_small_log_and_none_are_left_alone(log: Path) -> None:
+    assert not cap(log, 10)
+    log.write_bytes(b"x" * 10)
+    assert not cap(log, 10)
+    assert list(log.parent.iterdir()) == [log]
+
+
+def test_a_log_that_cannot_be_copied_is_emptied_all_the_same(log: Path) -> None:
+    # On a full disk the log itself is what can be given up.
+    log.write_bytes(b"x" * 11)
+    log.with_name("api.log.1").mkdir()
+
+    assert cap(log, 10)
+
+    assert log.read_bytes() == b""
