@@ -9,12 +9,26 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.repository import ROOT, files_of
+
 REQUIREMENTS = sorted((ROOT / "requirements").glob("*.txt"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-TRACKED = subprocess.run(
-    ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
-).stdout.split()
+TRACKED = files_of()
+
+
+def test_the_files_are_found_with_and_without_git(tmp_path: Path) -> None:
+    # Unpacked from an archive, without `.git`, every test of this folder failed.
+    assert {"README.md", "tests/contract/test_repository.py", ".gitignore"} <= set(TRACKED)
+    for name in TRACKED:
+        copy = tmp_path / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.touch()
+    (tmp_path / ".gitignore").write_text((ROOT / ".gitignore").read_text())
+    for ignored in (".venv/bin/python", "cli/__pycache__/x.pyc", "x.egg-info/PKG-INFO", ".data/a"):
+        (tmp_path / ignored).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / ignored).touch()
+
+    assert files_of(tmp_path) == TRACKED
 
 
 @pytest.mark.parametrize("path", REQUIREMENTS, ids=lambda path: path.name)
