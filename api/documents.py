@@ -182,6 +182,7 @@ def _add_headers_and_examples(document: dict[str, Any]) -> None:
     for path, item in document["paths"].items():
         for operation in item.values():
             operation["responses"] = dict(sorted(operation["responses"].items()))
+            operation.setdefault("security", [])  # the probes need no token
             asked, answered = _EXAMPLES[operation["operationId"]]
             [content] = operation["responses"]["200"]["content"].values()
             content["example"] = answered

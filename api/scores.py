@@ -161,7 +161,7 @@ class Scores(Controller):
         summary="Read a window of the ranking",
         description=_LEADERBOARD,
         security=[{}, {BEARER: [READ]}],
-        responses=problems_of_a_read(400, 401, 403, 404, 422, 503),
+        responses=problems_of_a_read(400, 401, 403, 404, 422, 429, 503),
     )
     async def leaderboard(
         self,
@@ -187,7 +187,7 @@ class Scores(Controller):
         summary="Read one user's place",
         description=_STANDING,
         security=[{}, {BEARER: [READ]}],
-        responses=problems_of_a_read(400, 401, 403, 404, 422, 503),
+        responses=problems_of_a_read(400, 401, 403, 404, 422, 429, 503),
     )
     async def standing(
         self,

@@ -35,6 +35,7 @@ FOLDERS = frozenset(
         "browser",
         "kong",
         "deploy",
+        "documents",
     },
 )
 HERE = Path(__file__).parent

@@ -56,7 +56,7 @@ def test_the_close_codes_are_those_of_the_code() -> None:
     written = document()["channels"]["scoreboard"]["x-close-codes"]
 
     assert written == {
-        int(code): {
+        str(int(code)): {
             "reason": ending.reason,
             "reconnect": ending.reconnect,
             "delay_ms": list(ending.delay_ms),
