@@ -30,7 +30,8 @@ def main(arguments: Sequence[str]) -> int:
 
     def run(chosen: Settings) -> int:
         if arguments[:1] == [WORKER_FLAG]:
-            return _serve(chosen, Line(int(arguments[1])))
+            line = Line(int(arguments[1]), has_metrics=bool(chosen.api_metrics_port))
+            return _serve(chosen, line)
         return _keep(chosen) if chosen.api_workers > 1 else _serve(chosen, None)
 
     return start("api", run)

@@ -33,6 +33,9 @@ LONGER_THAN_WORKERS_S: Final = 2.0
 """Grace of this process beyond that of its workers, to see them end."""
 
 SCRAPE_S: Final = 1.0
+_OPENER: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""No proxy stands between a keeper and its workers, whatever the environment says."""
+
 _log = get_logger(__name__)
 
 
@@ -132,7 +135,8 @@ class Supervisor:
                 told = b""
                 child.kill()
             if told:
-                self._metrics_ports[number] = int(told)
+                if int(told):
+                    self._metrics_ports[number] = int(told)
                 self._has_started.add(number)
                 _log.info("worker_started", worker=number, pid=child.pid)
             await child.wait()
@@ -167,7 +171,7 @@ class _Together(Collector):
 
 def _scrape(port: int) -> Iterator[Metric]:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=SCRAPE_S) as answer:
+        with _OPENER.open(f"http://127.0.0.1:{port}/metrics", timeout=SCRAPE_S) as answer:
             text: str = answer.read().decode()
     except OSError:
         return  # it is just ending; the next scrape finds its successor
@@ -177,14 +181,16 @@ def _scrape(port: int) -> Iterator[Metric]:
 class Line:
     """A worker's end of the line to the process that keeps it."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, *, has_metrics: bool) -> None:
         self._socket = socket.socket(fileno=descriptor)
         self._socket.setblocking(False)
-        server, _ = start_http_server(0, "127.0.0.1", REGISTRY)
-        self._metrics_port = int(server.server_port)
+        self._metrics_port = 0
+        if has_metrics:
+            server, _ = start_http_server(0, "127.0.0.1", REGISTRY)
+            self._metrics_port = int(server.server_port)
 
     def tell_started(self) -> None:
-        """Say that requests are taken, and where the metrics are."""
+        """Say that requests are taken, and where the metrics are; 0: nowhere."""
         self._socket.send(str(self._metrics_port).encode())
 
     async def wait_for_end(self) -> None:

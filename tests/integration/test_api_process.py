@@ -1,6 +1,7 @@
 """`python -m api` as a program: workers, signals, mistakes in its settings, what it logs."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -32,7 +33,9 @@ async def test_one_action_over_four_workers_counts_once(
 ) -> None:
     await open_boards(redis_url)
     metrics_port = free_port()
-    api = run_api(api_workers=4, api_metrics_port=metrics_port)
+    # A proxy of the environment was asked for the metrics of the workers.
+    proxies = {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+    api = run_api(api_workers=4, api_metrics_port=metrics_port, environ=proxies)
     headers = {"Authorization": f"Bearer {make_token('alice')}"}
 
     async def send() -> httpx.Response:
@@ -60,6 +63,33 @@ async def test_one_action_over_four_workers_counts_once(
     eventually(lambda: len(api.lines("worker_started")) == 5, within_s=30)
     assert api.stop() == 0
     eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+
+
+def listening(pid: int) -> set[int]:
+    """The TCP ports that a process listens on."""
+    inodes = set()
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            inodes.add(str(file.readlink()).removeprefix("socket:[").removesuffix("]"))
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return {
+        int(words[1].split(":")[1], 16)
+        for words in lines
+        if words[3] == "0A" and words[9] in inodes
+    }
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_port_0_of_metrics_opens_no_port(
+    workers: int, run_api: RunApi, redis_url: str
+) -> None:
+    await open_boards(redis_url)
+    api = run_api(api_workers=workers, api_metrics_port=0)
+    port = int(api.url.rsplit(":", 1)[1])
+
+    opened = set().union(*map(listening, (api.process.pid, *descendants(api.process.pid))))
+
+    assert opened == {port}
 
 
 async def test_workers_do_not_outlive_a_killed_keeper(run_api: RunApi, redis_url: str) -> None:
