@@ -21,7 +21,7 @@ def netloc(host: str, port: int) -> str:
 
 
 def refuse_taken(host: str, port: int, name: str) -> None:
-    """Make sure that a port can be listened on; 0 is no port.
+    """Make sure that a port can be listened on; port 0 is not checked.
 
     Raises EmbeddedFailed, naming the setting.
     """

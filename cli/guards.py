@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from cli.target import drop_note, read_note
+from cli.text import find_harmful
 from scoreboard.errors import EmbeddedFailed, OperatorMistake
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -37,8 +38,14 @@ def catching_signals() -> Iterator[threading.Event]:
 def claiming(data_dir: Path) -> Iterator[None]:
     """Hold the data folder for this process alone; the kernel lets go of it when we die.
 
-    Raises OperatorMistake where another `up` has it, EmbeddedFailed where it cannot be used.
+    Raises OperatorMistake where another `up` has it or its name is not plain text, EmbeddedFailed
+    where it cannot be used.
     """
+    if find_harmful(str(data_dir.absolute())):
+        raise OperatorMistake(
+            "The name of the data folder must be UTF-8 without control characters: it stands in "
+            "the configuration of Valkey"
+        )
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(data_dir / "up.lock", os.O_RDWR | os.O_CREAT, 0o600)

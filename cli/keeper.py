@@ -35,7 +35,7 @@ class Keeper:
         self._due_at_s: float | None = None
         """When to start the server again; None while it runs."""
         self._told_at_s: float | None = None
-        """When the operator was last told that it had ended; None while that is no news."""
+        """When the operator was last told that it had ended; None while it runs as it should."""
 
     def look(self, check: Callable[[], None]) -> bool:
         """Start the server again where it has ended and it is time; tell whether it was started.

@@ -148,7 +148,7 @@ def simulate(
     if api is None:
         api = running_on(data_dir, "--api").api
     elif not _is_address(api):
-        raise click.BadParameter("the api is an http:// or https:// address", param_hint="--api")
+        raise click.BadParameter("the api is an http:// or https:// address", param_hint="'--api'")
     issuer, audience = issuer_of(data_dir), audience_of(data_dir)
     game = Players(api.rstrip("/"), issuer, audience, players=players, seed=seed)
 

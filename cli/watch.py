@@ -19,6 +19,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from websockets.typing import Subprotocol
 
 from cli.render import is_terminal, plain_console, print_lines, say
+from cli.text import visible
 from scoreboard.errors import (
     Forbidden,
     Malformed,
@@ -33,6 +34,10 @@ from scoreboard.model import Row
 SUBPROTOCOL: Final = Subprotocol("scoreboard.v1")
 CONNECT_TIMEOUT_S: Final = 5.0
 FRAME_BYTES: Final = 65_536
+LOST: Final = (OSError, TimeoutError, InvalidHandshake, ConnectionClosed)
+"""How a connection ends or is not made; it may succeed later."""
+SOMETHING_ELSE: Final = (InvalidURI, ValueError, msgspec.MsgspecError)
+"""What comes of an address, or of messages, that are not a streamer's."""
 STATUS_FOR_GOOD: Final = {401: Unauthenticated, 403: Forbidden, 404: UnknownBoard}
 CLOSED_FOR_GOOD: Final = {4401: Unauthenticated, 4403: Forbidden}
 
@@ -79,7 +84,7 @@ async def _boards(url: str, token: str | None) -> AsyncGenerator[tuple[Shown, st
                 async for shown in shown_ones:
                     was_connected, attempt = True, 0
                     yield shown
-        except (OSError, TimeoutError, InvalidHandshake, InvalidURI, ConnectionClosed) as error:
+        except (*LOST, *SOMETHING_ELSE) as error:
             kind = _final(error)
             if kind is not None:
                 raise kind from error
@@ -104,7 +109,7 @@ async def _visit(url: str, token: str | None) -> AsyncGenerator[tuple[Shown, str
     ) as viewer:
         async for frame in viewer:
             text = frame if isinstance(frame, str) else frame.decode()
-            message: Any = msgspec.json.decode(text)
+            message = msgspec.json.decode(text, type=dict[str, Any])
             if message.get("type") == "leaderboard":
                 yield msgspec.convert(message, Shown), text
             elif message.get("type") == "status":
@@ -113,8 +118,8 @@ async def _visit(url: str, token: str | None) -> AsyncGenerator[tuple[Shown, str
 
 def _final(error: Exception) -> ScoreboardError | None:
     """Give what trying again would not change; None where it may help."""
-    if isinstance(error, InvalidURI):
-        return Malformed("The URL is no address of a streamer")
+    if isinstance(error, SOMETHING_ELSE):
+        return Malformed("The URL is not an address of a streamer")
     if isinstance(error, InvalidStatus):
         kind = STATUS_FOR_GOOD.get(error.response.status_code)
     elif isinstance(error, ConnectionClosed):
@@ -125,15 +130,15 @@ def _final(error: Exception) -> ScoreboardError | None:
 
 
 def _line(shown: Shown) -> str:
-    places = [f"{row.rank} {row.user_id} {row.score}" for row in shown.leaderboard]
+    places = [f"{row.rank} {visible(row.user_id)} {row.score}" for row in shown.leaderboard]
     return "\t".join([f"{shown.epoch}:{shown.seq}", *places])
 
 
 def _table(shown: Shown) -> Table:
-    table = Table(box=None, title=f"{shown.board}  {shown.epoch}:{shown.seq}")
+    table = Table(box=None, title=visible(f"{shown.board}  {shown.epoch}:{shown.seq}"))
     table.add_column("rank", justify="right")
     table.add_column("user")
     table.add_column("score", justify="right")
     for row in shown.leaderboard:
-        table.add_row(str(row.rank), row.user_id, str(row.score))
+        table.add_row(str(row.rank), visible(row.user_id), str(row.score))
     return table

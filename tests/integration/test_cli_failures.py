@@ -431,11 +431,33 @@ def test_any_locale_will_do(
 UNREADABLE = b"caf\xe9"
 
 
+@pytest.mark.parametrize("name", [UNREADABLE, b"a\nb", "\u202ea".encode()], ids=repr)
+def test_up_refuses_a_folder_whose_name_is_not_plain_text(name: bytes, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [os.fsencode(COMMAND), b"up", b"--data-dir", name],
+        capture_output=True,
+        check=False,
+        timeout=30,
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin"},
+    )
+
+    assert done.returncode == 5
+    assert done.stderr.count(b"\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["http://x", "ws://[::1", "ws://", "nonsense", "ws://x:port/"])
+def test_what_is_not_an_address_of_a_streamer_is_refused(url: str, tmp_path: Path) -> None:
+    done = run(tmp_path, "board", "watch", "--url", url)
+
+    check_line(done.returncode, done.stderr)
+    assert done.returncode == 5
+
+
 @pytest.mark.parametrize(
     "words",
     [
-        ("up", "--data-dir", UNREADABLE),
-        ("up", "--data-dir", b"a\nb"),
         ("up", "--data-dir", b"/proc/nowhere"),
         ("up", "--data-dir", b"users.csv"),
         ("board", "top", "--data-dir", UNREADABLE),
