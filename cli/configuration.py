@@ -10,10 +10,10 @@ import click
 import msgspec
 from msgspec import Struct
 
+from cli.failures import explain
 from cli.render import print_json, print_table, put
 from cli.target import data_dir_option, open_archive, open_live, read_settings, settings_of
 from scoreboard import archive, ledger, migrations
-from scoreboard.errors import ScoreboardError
 from scoreboard.key_set import parse_keys, source_of
 from scoreboard.model import Partition
 from scoreboard.redis_client import check_durability, make_client, replicas_needed
@@ -127,8 +127,8 @@ async def _check_redis(settings: Settings) -> list[Check]:
     try:
         found = await check_durability(client, replicas=replicas_needed(settings))
         problems = found.problems
-    except ScoreboardError as error:
-        return [Check("redis", error.detail)]
+    except Exception as error:  # noqa: BLE001 (whatever is wrong is what was asked for)
+        return [Check("redis", explain(error)[0])]
     finally:
         await client.aclose()
     vouched = " (SCOREBOARD_UNSAFE_REDIS vouches for it)" if settings.unsafe_redis else ""
@@ -140,8 +140,8 @@ async def _check_database(settings: Settings) -> list[Check]:
         async with open_archive(settings) as connection:
             await migrations.require_current(connection)
             session = await ledger.read_session(connection)
-    except ScoreboardError as error:
-        return [Check("postgresql", error.detail)]
+    except Exception as error:  # noqa: BLE001
+        return [Check("postgresql", explain(error)[0])]
     found = []
     if session.is_standby:
         found.append(Check("postgresql", "the server is a standby"))
@@ -163,8 +163,8 @@ async def _check_board(settings: Settings, name: str) -> Check:
                     return Check(subject, f"fenced by {state.fence}")
                 if state.layout != board.layout:
                     return Check(subject, f"its layout is {state.layout}, not {board.layout}")
-    except ScoreboardError as error:
-        return Check(subject, error.detail)
+    except Exception as error:  # noqa: BLE001
+        return Check(subject, explain(error)[0])
     return Check(subject)
 
 
@@ -174,8 +174,8 @@ async def _check_keys(settings: Settings) -> Check:
         return Check(subject, "neither SCOREBOARD_JWKS_URL nor SCOREBOARD_JWKS_FILE is set")
     try:
         parse_keys(await source_of(settings).read())
-    except (ScoreboardError, OSError, ValueError) as error:
-        return Check(subject, str(error) or type(error).__name__)
+    except Exception as error:  # noqa: BLE001
+        return Check(subject, explain(error)[0])
     return Check(subject)
 
 

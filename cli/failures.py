@@ -26,7 +26,7 @@ from scoreboard.errors import (
     Unavailable,
 )
 from scoreboard.lifecycle import DeadlinePassed
-from scoreboard.stores import cause_of, passwords_of
+from scoreboard.stores import cause_of, passwords_of, words_of
 from scoreboard.telemetry import redact
 
 EXIT_CODES: Final[tuple[tuple[type[ScoreboardError], int], ...]] = (
@@ -44,9 +44,12 @@ EXIT_CODES: Final[tuple[tuple[type[ScoreboardError], int], ...]] = (
 DRIVERS: Final[tuple[tuple[type[Exception], str, int], ...]] = (
     (psycopg.errors.InsufficientPrivilege, "The login of PostgreSQL may not do this", 4),
     (psycopg.errors.ReadOnlySqlTransaction, "The database is read-only", 5),
+    (psycopg.errors.UndefinedTable, "The database needs scoreboard db migrate", 1),
+    (psycopg.errors.UndefinedColumn, "The database needs scoreboard db migrate", 1),
     (psycopg.OperationalError, "The database cannot be reached", 69),
     (psycopg.Error, "PostgreSQL refused a statement", 1),
     (redis.exceptions.NoPermissionError, "The login of Redis may not do this", 4),
+    (redis.exceptions.ReadOnlyError, "This Redis is a replica, which takes no writes", 5),
     (redis.exceptions.ConnectionError, "The live store cannot be reached", 69),
     (redis.exceptions.TimeoutError, "The live store cannot be reached", 69),
     (redis.exceptions.RedisError, "Redis refused a command", 1),
@@ -54,7 +57,7 @@ DRIVERS: Final[tuple[tuple[type[Exception], str, int], ...]] = (
     (BadMigration, "A migration cannot be read", 1),
     (MigrationConflict, "The migrations contradict each other", 1),
 )
-"""Errors of drivers that reach us as they are: the first class that fits."""
+"""Errors of drivers, as they are or as the cause of one of ours: the first class that fits."""
 
 FILE_FAILED: Final = 74
 HIDDEN_MIN: Final = 4
@@ -75,7 +78,7 @@ def report(error: Exception, *, is_debug: bool = False) -> int:
         if is_reader_gone:
             return 0  # whoever reads stdout has enough
     line, code = explain(error)
-    tell(_without_passwords(f"scoreboard: {line}"))
+    tell(f"scoreboard: {line}")
     if is_debug:
         for part in traceback.format_exception(error):
             for text in part.splitlines():
@@ -84,19 +87,19 @@ def report(error: Exception, *, is_debug: bool = False) -> int:
 
 
 def explain(error: BaseException) -> tuple[str, int]:
-    """Return the line and the exit code of an error."""
+    """Return the line, without passwords, and the exit code of an error."""
+    line, code = _explain(error)
+    return _without_passwords(line), code
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     if isinstance(error, ScoreboardError):
-        details = [error.title]
-        if error.detail != error.title:
-            details.append(error.detail)
-        elif isinstance(error, Unavailable) and (cause := cause_of(error)):
-            details.append(cause)
-        return ": ".join(details), exit_code_of(error)
+        return _explain_ours(error)
     if isinstance(error, DeadlinePassed):
         return "It did not end in time after it was asked to", exit_code_of(NotInTime())
-    words = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    words = words_of(error)
     for kind, title, code in DRIVERS:
         if isinstance(error, kind):
             return f"{title}: {words}", code
@@ -105,6 +108,17 @@ def explain(error: BaseException) -> tuple[str, int]:
         return f"Reading or writing failed: {where}{error.strerror}", FILE_FAILED
     what = f"{type(error).__name__}: {words}"
     return f"The command failed unexpectedly: {what} (scoreboard --debug … shows where)", 1
+
+
+def _explain_ours(error: ScoreboardError) -> tuple[str, int]:
+    cause = cause_of(error) if isinstance(error, Unavailable) else None
+    if cause is None:
+        details = [error.title, *([error.detail] if error.detail != error.title else [])]
+        return ": ".join(details), exit_code_of(error)
+    row = next((row for row in DRIVERS if isinstance(cause, row[0])), None)
+    title, code = row[1:] if row else (error.title, exit_code_of(error))
+    detail = f" {error.detail}:" if error.detail not in {error.title, ""} else ""
+    return f"{title}:{detail} {words_of(cause)}", code
 
 
 def exit_code_of(error: ScoreboardError) -> int:

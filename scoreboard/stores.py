@@ -62,17 +62,20 @@ def shown(url: str) -> str:
     return f"{parts.scheme}://{name + '@' if name else ''}{hosts}{parts.path}"
 
 
-def cause_of(error: ScoreboardError) -> str:
-    """Return why a store could not be used, in its driver's words and on one line.
-
-    Empty where no driver's error is behind ``error``.
-    """
+def cause_of(error: ScoreboardError) -> BaseException | None:
+    """Return the driver's error behind one of ours; None without one."""
     cause = error.__cause__
     while cause is not None and isinstance(cause, ScoreboardError):
         cause = cause.__cause__
-    if cause is None:
-        return ""
-    words = " ".join(str(cause).split()).rstrip(".") or type(cause).__name__
+    return cause
+
+
+def words_of(error: BaseException) -> str:
+    """Return what an error says, on one line of bounded length."""
+    # PostgreSQL's own sentence, without the place in the statement, where there is one.
+    diagnosis = getattr(error, "diag", None)
+    text = getattr(diagnosis, "message_primary", None) or str(error)
+    words = " ".join(text.split()).rstrip(".") or type(error).__name__
     return words if len(words) <= _WORDS_MAX else words[: _WORDS_MAX - 1] + "…"
 
 

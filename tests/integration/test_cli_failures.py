@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import click
 import psycopg
 import pytest
+import redis
 from psycopg import sql
 
 from cli.verbs import scoreboard
@@ -296,6 +297,46 @@ def test_a_wrong_password_is_one_line_without_it(
     check_line(done.code, done.err)
     assert done.code == 69
     assert "password authentication failed" in done.err
+
+
+def test_a_login_of_redis_without_rights_is_one_line_and_4(
+    command: Run, redis_url: str, monkeypatch
+) -> None:
+    command("board", "create", "main")
+    parts = urlsplit(redis_url)
+    with redis.Redis.from_url(redis_url) as admin:
+        admin.execute_command("ACL", "SETUSER", "poor", "on", f">{PASSWORD}", "~*", "+select")
+        try:
+            monkeypatch.setenv(
+                "REDIS_URL", f"redis://poor:{PASSWORD}@{parts.netloc.split('@')[1]}/0"
+            )
+            for words in (
+                ("board", "top"),
+                ("reseed",),
+                ("verify",),
+                ("action", "set", "win", "5"),
+            ):
+                done = command(*words)
+                check_line(done.code, done.err)
+                assert done.code == 4
+                assert "has no permissions to run" in done.err
+        finally:
+            admin.execute_command("ACL", "DELUSER", "poor")
+    assert "run the command again" in done.err, "PostgreSQL has the change"
+
+
+def test_a_database_without_tables_says_what_to_run(
+    command: Run, empty_database_url: str, monkeypatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", empty_database_url)
+
+    for words in (("board", "list"), ("user", "set", "alice", "--name", "A")):
+        done = command(*words)
+        check_line(done.code, done.err)
+        assert (done.code, "scoreboard db migrate" in done.err) == (1, True)
+    checked = command("config", "check")
+    assert checked.code == 1
+    assert "board main\tThe database needs scoreboard db migrate" in checked.out
 
 
 def test_the_cause_is_told_once_with_the_address(command: Run, monkeypatch) -> None:

@@ -4,7 +4,14 @@ import pytest
 
 from scoreboard import settings
 from scoreboard.errors import DatabaseUnavailable, RedisUnavailable, SettingInvalid
-from scoreboard.stores import cause_of, check_database_url, check_redis_url, passwords_of, shown
+from scoreboard.stores import (
+    cause_of,
+    check_database_url,
+    check_redis_url,
+    passwords_of,
+    shown,
+    words_of,
+)
 
 PASSWORD = "s3cretTiger"  # every part of it must stay hidden
 HINT = "s3cret"
@@ -110,11 +117,13 @@ def test_passwords_are_found_in_addresses_that_cannot_be_read() -> None:
 
 
 def test_the_cause_is_the_drivers_words_on_one_line() -> None:
-    error = DatabaseUnavailable()
-    error.__cause__ = OSError("connection failed:\n  Connection refused.\n")
+    error, cause = DatabaseUnavailable(), OSError("connection failed:\n  Connection refused.\n")
+    error.__cause__ = cause
     outer = RedisUnavailable()
     outer.__cause__ = error
 
-    assert cause_of(error) == "connection failed: Connection refused"
-    assert cause_of(outer) == cause_of(error)
-    assert cause_of(RedisUnavailable()) == ""
+    assert cause_of(error) is cause_of(outer) is cause
+    assert cause_of(RedisUnavailable()) is None
+    assert words_of(cause) == "connection failed: Connection refused"
+    assert words_of(TimeoutError()) == "TimeoutError"
+    assert len(words_of(OSError("x" * 1000))) == 300
