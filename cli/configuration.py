@@ -17,7 +17,7 @@ from scoreboard import archive, ledger, migrations
 from scoreboard.key_set import parse_keys, source_of
 from scoreboard.model import Partition
 from scoreboard.redis_client import check_durability, make_client, replicas_needed
-from scoreboard.settings import Secret, Settings, describe
+from scoreboard.settings import Secret, Settings, describe, service_links
 
 STARS: Final = "***"
 WIDTH: Final = 98
@@ -91,9 +91,10 @@ def entries(environ: Mapping[str, str]) -> Iterator[Entry]:
     Raises SettingInvalid for a wrong or unknown one.
     """
     chosen = read_settings(environ)
+    links = service_links(environ)
     values = msgspec.structs.asdict(chosen)
     for (variable, about, _), value in zip(describe(), values.values(), strict=True):
-        is_set = bool(environ.get(variable))
+        is_set = variable not in links and bool(environ.get(variable))
         text = _text(value) if is_set or not isinstance(value, Secret) else ""
         yield Entry(variable, text, "environment" if is_set else "default", about)
 

@@ -25,6 +25,12 @@ def test_secrets_are_stars_and_sources_are_named(command: Run, monkeypatch) -> N
     ]
 
 
+def test_a_service_link_is_not_shown_as_a_setting(command: Run, monkeypatch) -> None:
+    monkeypatch.setenv("SCOREBOARD_API_PORT", "tcp://10.0.0.1:8000")
+
+    assert "SCOREBOARD_API_PORT\t8000\tdefault" in command("config", "show").out
+
+
 def test_an_unknown_setting_is_named(command: Run, monkeypatch) -> None:
     monkeypatch.setenv("SCOREBOARD_APIPORT", "8123")
 
