@@ -99,7 +99,7 @@ KINDS: Final[Mapping[type[ScoreboardError], Kind]] = {
     ),
     ForeignOrigin: Kind(
         403,
-        "The page comes from an origin that the deployment does not list, and may not connect.",
+        "The page comes from another host that the deployment does not list, and may not connect.",
     ),
     NotFound: Kind(404, "Compare the address with those of this documentation."),
     UnknownUser: Kind(404, "The user has not scored on this board yet; not an error for a page."),

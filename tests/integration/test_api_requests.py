@@ -279,10 +279,11 @@ async def test_the_gateways_request_id_is_stored_with_the_action(
         ("", "null", 403),
         ("https://app.example.com", "https://app.example.com", 200),
         ("https://app.example.com", "https://app.example.com.evil.test", 403),
-        ("https://app.example.com", "http://127.0.0.1:{port}", 403),
+        ("https://app.example.com", "http://127.0.0.1:{port}", 200),
+        ("https://app.example.com", "http://127.0.0.1", 403),
     ],
 )
-async def test_a_stream_is_for_pages_of_listed_origins(
+async def test_a_stream_is_for_pages_of_the_same_host_and_of_listed_origins(
     start_api: StartApi, origins: str, origin: str | None, status: int
 ) -> None:
     client = await start_api(origins=origins)
