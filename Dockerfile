@@ -34,7 +34,8 @@ RUN groupadd --gid 10001 scoreboard \
 COPY --from=build /opt/scoreboard /opt/scoreboard
 ENV PATH=/opt/scoreboard/bin:$PATH \
     PYTHONUNBUFFERED=1 \
-    PYTHONDONTWRITEBYTECODE=1
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONSAFEPATH=1
 USER 10001:10001
 WORKDIR /var/lib/scoreboard
 # api, streamer, and the metrics and health of api, streamer, flusher, kong-sync

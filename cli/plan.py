@@ -155,6 +155,8 @@ class Plan:
                 port = None if option == 0 and name in hosts else option
             if port is None:
                 port = _free_port({*ports.values(), self.issuer_port})
+            if port and port in {*ports.values(), self.issuer_port}:
+                raise OperatorMistake(f"Port {port} (SCOREBOARD_{name}) is taken by another part")
             refuse_taken(hosts.get(name, given.metrics_host), port, f"SCOREBOARD_{name}")
             ports[name] = port
             environment[f"SCOREBOARD_{name}"] = str(port)

@@ -17,6 +17,7 @@ import psycopg
 import pytest
 import redis
 
+from cli.embedded_server import free_port
 from cli.log_files import LOG_BYTES
 from scoreboard.keys import PartitionKeys
 from scoreboard.model import Partition
@@ -198,6 +199,17 @@ def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert f"Port {port} (SCOREBOARD_API_PORT) cannot be used" in done.stderr
+
+
+def test_a_port_that_is_given_twice_is_one_clear_line(tmp_path: Path) -> None:
+    port = str(free_port())
+
+    done = run_command(
+        *("up", "--data-dir", str(tmp_path / "data"), "--api-port", port, "--ws-port", port)
+    )
+
+    assert done.returncode == 5
+    assert f"Port {port} (SCOREBOARD_WS_PORT) is taken by another part" in done.stderr
 
 
 def test_a_data_folder_that_is_none_is_one_clear_line(tmp_path: Path) -> None:
