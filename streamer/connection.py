@@ -17,16 +17,15 @@ from typing import Final, cast
 
 from websockets.frames import Frame, Opcode
 from websockets.protocol import State
-from websockets.server import ServerProtocol
 
 from scoreboard.auth import READ, Caller
 from scoreboard.endings import CloseCode, bye_of
 from scoreboard.errors import Forbidden, Malformed, ScoreboardError
 from scoreboard.frames import AuthExpiring, Heartbeat, Message, Problem, encode
 from streamer import metrics
-from streamer.framing import text_frame
+from streamer.framing import close_frame, text_frame
 from streamer.hub import Room
-from streamer.inbound import CHUNK_BYTES, Inbound, Unwelcome
+from streamer.inbound import CHUNK_BYTES, Inbound, Parser, Unwelcome
 from streamer.pace import KEEPALIVE_FRAME, Pace, spread
 from streamer.protocol import Auth, Sync
 from streamer.ticket import Ticket
@@ -68,7 +67,7 @@ class Viewer(asyncio.Protocol):
         self,
         venue: Venue,
         transport: asyncio.Transport,
-        protocol: ServerProtocol,
+        protocol: Parser,
         room: Room,
         *,
         address: str,
@@ -303,9 +302,13 @@ class Viewer(asyncio.Protocol):
             self._transport.abort()
             return
         self._end(code, "server")
-        # The pongs of a flood go nowhere.
-        self._protocol.data_to_send()
         self._protocol.fail(code, reason)
+        # Not what the library wants to write: that includes the pongs of a flood, and where the
+        # peer's close came in the same piece, it has answered that one.
+        self._protocol.data_to_send()
+        self._transport.write(close_frame(code, reason))
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
 
     def _ended_by_protocol(self) -> None:
         """Follow the library, which has answered a close frame or a broken one."""

@@ -17,3 +17,9 @@ def text_frame(payload: bytes) -> bytes:
 def ping_frame(payload: bytes) -> bytes:
     """Frame a ping; ``payload`` has at most 125 bytes and comes back in the pong."""
     return b"\x89" + len(payload).to_bytes(1, "big") + payload
+
+
+def close_frame(code: int, reason: str) -> bytes:
+    """Frame a close; ``reason`` has at most 123 bytes."""
+    payload = code.to_bytes(2, "big") + reason.encode()
+    return b"\x88" + len(payload).to_bytes(1, "big") + payload

@@ -6,12 +6,10 @@ behind a proxy's rules; the token's check never holds up anyone else.
 """
 
 import asyncio
-import logging
 from enum import Enum
 from typing import Final, cast
 
 from websockets.http11 import Request
-from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
 from scoreboard.auth import READ, Caller
@@ -31,6 +29,7 @@ from streamer import metrics
 from streamer.connection import Viewer
 from streamer.handshake import Wish, answer_of, judge, request_id_of
 from streamer.hub import Room
+from streamer.inbound import Parser
 from streamer.protocol import SUBPROTOCOL
 from streamer.venue import Venue
 
@@ -39,10 +38,6 @@ LINGER_S: Final = 2.0
 
 DISCARD_BYTES: Final = 65_536
 """Unread request bytes swallowed meanwhile; closing before them would reset the answer away."""
-
-_LOGGER: Final = logging.getLogger("websockets.streamer")
-# The library logs every header at DEBUG, tokens too, and two lines per viewer at INFO.
-_LOGGER.setLevel(logging.WARNING)
 
 
 class _Phase(Enum):
@@ -85,7 +80,7 @@ class Greeting(asyncio.Protocol):
         self._request_id = ""
         self._request: Request
         self._wish: Wish
-        self._protocol: ServerProtocol
+        self._protocol: Parser
         self.slot = 0
 
     # asyncio.Protocol
@@ -204,7 +199,7 @@ class Greeting(asyncio.Protocol):
         head = read_head(data, venue.rules.limits)
         self._request_id = request_id_of(head, venue.request_ids)
         self._wish = wish = judge(head, self._peer, venue.rules)
-        self._protocol = ServerProtocol(max_size=venue.settings.message_bytes, logger=_LOGGER)
+        self._protocol = Parser(venue.settings)
         self._protocol.receive_data(data)
         events = self._protocol.events_received()
         if not events:

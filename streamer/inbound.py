@@ -1,13 +1,15 @@
 """What one viewer sends: how much, how often, and put together into messages. No I/O.
 
 Made by streamer.connection when a viewer first sends anything but an awaited pong. The library
-checks a frame by itself (mask, reserved bits, opcode, size); joining fragments, their number,
-strict UTF-8 and every rate are ours. What stays true: at most one unfinished message is held.
+checks a frame by itself (mask, reserved bits, opcode, size); joining fragments, their number and
+size, strict UTF-8 and every rate are ours. What stays true: at most one unfinished message is held.
 """
 
+import logging
 from typing import Final
 
 from websockets.frames import Frame, Opcode
+from websockets.server import ServerProtocol
 
 from scoreboard.endings import CloseCode
 from scoreboard.errors import Malformed
@@ -29,6 +31,28 @@ _NAMES: Final = {
 }
 
 
+_LOGGER: Final = logging.getLogger("websockets.streamer")
+# The library logs every header at DEBUG, tokens too, and two lines per viewer at INFO.
+_LOGGER.setLevel(logging.WARNING)
+
+
+class Parser(ServerProtocol):
+    """The library's parser of one connection, with control frames amid fragments (RFC 6455, 5.4).
+
+    The library refuses a close frame between fragments, and counts a ping there against the size
+    of the message. Here the limit holds for each frame; Inbound adds up the fragments.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(max_size=(None, settings.message_bytes), logger=_LOGGER)
+
+    def recv_frame(self, frame: Frame) -> None:
+        """Take a frame; a close ends an unfinished message too."""
+        if frame.opcode is Opcode.CLOSE:
+            self.current_size = None
+        super().recv_frame(frame)
+
+
 class Unwelcome(Exception):  # noqa: N818 (says what it is)
     """A frame that ends the connection with ``code``."""
 
@@ -41,13 +65,14 @@ class Unwelcome(Exception):  # noqa: N818 (says what it is)
 class Inbound:
     """The frames of one viewer."""
 
-    __slots__ = ("_bucket", "_mistakes", "_parts", "_settings", "_synced_at_s")
+    __slots__ = ("_bucket", "_mistakes", "_parts", "_settings", "_size", "_synced_at_s")
 
     def __init__(self, settings: Settings, now_s: float) -> None:
         rate, burst = settings.viewer_frames_per_second, settings.viewer_frames_burst
         self._settings = settings
         self._bucket = Bucket(rate, burst, now_s)
         self._parts: list[bytes] = []
+        self._size = 0
         self._mistakes = 0
         self._synced_at_s = float("-inf")
 
@@ -89,14 +114,20 @@ class Inbound:
         return message
 
     def _join(self, frame: Frame) -> str | None:
-        most = self._settings.message_fragments
-        if len(self._parts) >= most:
+        settings = self._settings
+        if len(self._parts) >= settings.message_fragments:
+            most = settings.message_fragments
             raise Unwelcome(CloseCode.TOO_BIG, f"a message has at most {most} fragments")
         self._parts.append(bytes(frame.data))
+        self._size += len(frame.data)
+        if self._size > settings.message_bytes:
+            raise Unwelcome(
+                CloseCode.TOO_BIG, f"a message has at most {settings.message_bytes} bytes"
+            )
         if not frame.fin:
             return None
         whole = b"".join(self._parts)
-        self._parts = []
+        self._parts, self._size = [], 0
         try:
             return whole.decode()
         except UnicodeDecodeError:

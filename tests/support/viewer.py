@@ -138,15 +138,17 @@ class Received:
 
     @property
     def code(self) -> int:
-        return struct.unpack("!H", self.payload[:2])[0]
+        """The code of a close frame; 1005 where it has none."""
+        return struct.unpack("!H", self.payload[:2])[0] if self.payload else 1005
 
 
 class Closed(Exception):  # noqa: N818 (says what happened)
     """The connection ended; ``code`` is that of the close frame, 1006 without one."""
 
-    def __init__(self, code: int) -> None:
+    def __init__(self, code: int, payload: bytes = b"") -> None:
         super().__init__(code)
         self.code = code
+        self.payload = payload
 
 
 @dataclass(eq=False)
@@ -215,7 +217,7 @@ class RawViewer:
                     if self.answers_pings:
                         await self.send(masked_frame(PONG, found.payload))
                 if found.opcode == CLOSE:
-                    raise Closed(found.code)
+                    raise Closed(found.code, found.payload)
                 if found.opcode == TEXT:
                     message = found.message
                     if self.checks_messages:
@@ -239,6 +241,15 @@ class RawViewer:
                     await self.frame(within_s)
             except Closed as closed:
                 return closed.code
+
+    async def close_payload(self, within_s: float = 5.0) -> bytes:
+        """Read on to the close frame; give its payload."""
+        async with asyncio.timeout(within_s):
+            try:
+                while True:
+                    await self.frame(within_s)
+            except Closed as closed:
+                return closed.payload
 
     async def eof(self, within_s: float = 5.0) -> bytes:
         """Read until the server has closed the connection; give what came."""
