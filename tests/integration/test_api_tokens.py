@@ -4,8 +4,7 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from scoreboard.errors import KeysUnavailable, Unauthenticated
 from scoreboard.settings import Settings, load
 from tests.support.api import LEADERBOARD_PATH, ApiClient, StartApi
 from tests.support.eventually import eventually_async
+from tests.support.issuer import serving_keys
 from tests.support.tokens import ISSUER, KeyPair, MakeToken
 
 Forge = Callable[[MakeToken, KeyPair], str]
@@ -97,37 +97,6 @@ async def test_the_scheme_is_read_in_any_case(start_api: StartApi) -> None:
         assert (await client.update(headers=headers)).status_code == 200
 
 
-class KeyServer:
-    """An issuer's key set on a port of its own; counts what it is asked."""
-
-    def __init__(self, document: Any) -> None:
-        self.body = json.dumps(document).encode()
-        self.status = "200 OK"
-        self.extra = ""
-        self.asked = 0
-        self.port = 0
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/jwks.json"
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        self.asked += 1
-        head = f"HTTP/1.1 {self.status}\r\nContent-Length: {len(self.body)}\r\n{self.extra}\r\n"
-        writer.write(head.encode() + self.body)
-        writer.close()
-
-
-@asynccontextmanager
-async def serving(document: Any) -> AsyncIterator[KeyServer]:
-    keys = KeyServer(document)
-    server = await asyncio.start_server(keys.serve, "127.0.0.1", 0)
-    keys.port = server.sockets[0].getsockname()[1]
-    async with server:
-        yield keys
-
-
 def settings_for(url: str) -> Settings:
     return load(
         {
@@ -141,17 +110,42 @@ def settings_for(url: str) -> Settings:
 async def test_keys_come_by_url_and_are_asked_for_once(
     jwks: dict[str, Any], make_token: MakeToken
 ) -> None:
-    async with serving(jwks) as keys:
+    async with serving_keys(jwks) as keys:
         verifier = Verifier(settings_for(keys.url))
         callers = await asyncio.gather(*(verifier.verify(make_token(f"u{n}")) for n in range(5)))
         assert [caller.subject for caller in callers] == [f"u{n}" for n in range(5)]
         assert keys.asked == 1
 
 
+async def test_unknown_kids_keep_no_good_token_out_while_the_issuer_hangs(
+    start_api: StartApi, jwks: dict[str, Any], make_token: MakeToken
+) -> None:
+    """Incident: unknown kids waited for the issuer in every place for requests; others got 503."""
+    async with serving_keys(jwks) as keys:
+        client = await start_api(jwks_file="", jwks_url=keys.url, requests_in_flight=40)
+        await eventually_async(lambda: client.api._verifier.is_ready)
+        keys.answers.clear()
+        headers = [
+            {"Authorization": f"Bearer {make_token(headers={'kid': f'who-{n}'})}"}
+            for n in range(100)
+        ]
+        flood = [asyncio.ensure_future(client.update(headers=one)) for one in headers]
+        await eventually_async(lambda: keys.asked == 2)
+
+        good = [await client.update(action=f"win:{number}") for number in range(5)]
+
+        assert [answer.status_code for answer in good] == [200] * 5
+        keys.answers.set()
+        refused = [answer.status_code for answer in await asyncio.gather(*flood)]
+        assert refused.count(503) == 100 - key_set.WAITING_MAX, "told at once to try again"
+        assert refused.count(401) == key_set.WAITING_MAX
+        assert keys.asked == 2
+
+
 async def test_an_unknown_kid_makes_it_ask_again_but_not_at_strangers_will(
     jwks: dict[str, Any], make_token: MakeToken, ec_key: KeyPair, rsa_key: KeyPair
 ) -> None:
-    async with serving({"keys": [rsa_key.jwk]}) as keys:
+    async with serving_keys({"keys": [rsa_key.jwk]}) as keys:
         verifier = Verifier(settings_for(keys.url))
         running = asyncio.ensure_future(verifier.run())
         try:
@@ -175,7 +169,7 @@ async def test_the_last_good_keys_hold_while_the_issuer_is_in_trouble(
     trouble: str,
 ) -> None:
     monkeypatch.setattr(key_set.UrlSource, "check_s", 0.05)
-    async with serving(jwks) as keys:
+    async with serving_keys(jwks) as keys:
         verifier = Verifier(settings_for(keys.url))
         running = asyncio.ensure_future(verifier.run())
         try:
@@ -203,7 +197,7 @@ async def test_the_last_good_keys_hold_while_the_issuer_is_in_trouble(
 async def test_keys_too_old_are_trusted_no_longer(
     monkeypatch: pytest.MonkeyPatch, jwks: dict[str, Any], make_token: MakeToken
 ) -> None:
-    async with serving(jwks) as keys:
+    async with serving_keys(jwks) as keys:
         verifier = Verifier(settings_for(keys.url))
         token = make_token()
         await verifier.verify(token)

@@ -1,5 +1,6 @@
 """A token's life on a connection: let in, warned, renewed in place, over; and seen nowhere."""
 
+import asyncio
 import logging
 import time
 from typing import Any
@@ -7,11 +8,13 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 
+from scoreboard.key_set import WAITING_MAX
 from scoreboard.keys import PartitionKeys
 from scoreboard.model import Board, Partition
 from scoreboard.redis_client import make_client
 from scoreboard.telemetry import REGISTRY, setup_logging
 from tests.support.eventually import eventually_async
+from tests.support.issuer import serving_keys
 from tests.support.tokens import KeyPair, MakeToken
 from tests.support.viewer import Connect, RawViewer, StartStreamer, request_bytes
 
@@ -46,6 +49,28 @@ async def test_a_token_that_does_not_verify_is_401_on_a_public_board_too(
     running = await start_streamer()
 
     assert await status_of(running.port, token=make_token(**claims)) == 401
+
+
+async def test_unknown_kids_keep_nobody_out_while_the_issuer_hangs(
+    start_streamer: StartStreamer, make_token: MakeToken, jwks: dict[str, Any]
+) -> None:
+    async with serving_keys(jwks) as keys:
+        running = await start_streamer(board=PRIVATE, jwks_file="", jwks_url=keys.url)
+        await eventually_async(lambda: running.streamer.verifier.is_ready)
+        keys.answers.clear()
+        unknown = [
+            asyncio.ensure_future(
+                status_of(running.port, token=make_token(headers={"kid": f"who-{number}"}))
+            )
+            for number in range(60)
+        ]
+        await eventually_async(lambda: sum(one.done() for one in unknown) == 60 - WAITING_MAX)
+
+        assert await status_of(running.port, token=make_token()) == 101
+        assert {one.result() for one in unknown if one.done()} == {503}
+        keys.answers.set()
+        assert (await asyncio.gather(*unknown)).count(401) == WAITING_MAX
+        assert keys.asked == 2
 
 
 async def test_unsigned_and_confused_tokens_are_401(

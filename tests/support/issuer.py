@@ -1,9 +1,16 @@
-"""A client of the development issuer: PKCE, the form as a browser sends it, the way back."""
+"""A client of the development issuer: PKCE, the form as a browser sends it, the way back.
 
+And an issuer of which only the key set is served.
+"""
+
+import asyncio
 import base64
 import hashlib
+import json
 import re
 import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from html import unescape
 from typing import Any
@@ -81,3 +88,41 @@ def answer_in(response: httpx.Response) -> dict[str, str]:
     assert response.status_code == 303, response.text
     query = parse_qs(urlsplit(response.headers["location"]).query, strict_parsing=True)
     return {name: value for name, [value] in query.items()}
+
+
+class KeyServer:
+    """An issuer's key set on a port of its own; counts what it is asked.
+
+    It hangs while ``answers`` is cleared.
+    """
+
+    def __init__(self, document: Any) -> None:
+        self.body = json.dumps(document).encode()
+        self.status = "200 OK"
+        self.extra = ""
+        self.asked = 0
+        self.port = 0
+        self.answers = asyncio.Event()
+        self.answers.set()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/jwks.json"
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        self.asked += 1
+        await self.answers.wait()
+        head = f"HTTP/1.1 {self.status}\r\nContent-Length: {len(self.body)}\r\n{self.extra}\r\n"
+        writer.write(head.encode() + self.body)
+        writer.close()
+
+
+@asynccontextmanager
+async def serving_keys(document: Any) -> AsyncIterator[KeyServer]:
+    keys = KeyServer(document)
+    server = await asyncio.start_server(keys.serve, "127.0.0.1", 0)
+    keys.port = server.sockets[0].getsockname()[1]
+    async with server:
+        yield keys
+        keys.answers.set()
