@@ -5,10 +5,15 @@ locks. ``synchronous_commit`` is forced on, as the stream is trimmed right behin
 credentials come from a secret store, every connection asks it as it logs in.
 """
 
+import asyncio
+from contextlib import suppress
 from typing import Any, Final, Self
 
 import psycopg
+from psycopg import waiting
+from psycopg.abc import RV, PQGen
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
@@ -25,8 +30,36 @@ SESSION: Final = {
     "synchronous_commit": "on",
     "timezone": "UTC",
 }
-Connection = psycopg.AsyncConnection[TupleRow]
+CANCEL_S: Final = 0.5
+"""Time to ask the server to end a statement whose caller has gone."""
+
 _log = get_logger(__name__)
+
+
+class Connection(psycopg.AsyncConnection[TupleRow]):
+    """A connection whose cancelled calls end at once.
+
+    psycopg waits up to ten seconds then for a server that does not answer, so that no time limit
+    around a call would hold. Here the server is told to stop, and the connection is closed.
+    """
+
+    async def wait(
+        self,
+        gen: PQGen[RV],
+        interval: float = 0.1,
+        timeout: float | None = None,  # noqa: ASYNC109 (psycopg's own)
+    ) -> RV:
+        """Run a step of the protocol."""
+        try:
+            return await waiting.wait_async(gen, self.pgconn.socket, interval, timeout)
+        except asyncio.CancelledError:
+            try:
+                if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                    with suppress(psycopg.Error):
+                        await self.cancel_safe(timeout=CANCEL_S)
+            finally:
+                self.pgconn.finish()
+            raise
 
 
 class _StoredLogin(Connection):
@@ -104,7 +137,7 @@ async def connect(
     try:
         if store is not None:
             return await _StoredLogin.connect(store=store, autocommit=autocommit, **kwargs)
-        return await psycopg.AsyncConnection.connect(autocommit=autocommit, **kwargs)
+        return await Connection.connect(autocommit=autocommit, **kwargs)
     except psycopg.OperationalError as error:
         raise DatabaseUnavailable from error
 
