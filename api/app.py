@@ -8,6 +8,7 @@ connections close.
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final
 
 from litestar import Litestar
 from litestar.datastructures import State
@@ -34,6 +35,9 @@ from scoreboard.redis_client import make_client, require_durability
 from scoreboard.resources import web_path
 from scoreboard.settings import Settings
 from scoreboard.telemetry import get_logger
+
+POOL_CLOSE_S: Final = 1.0
+"""Time for the pool's own tasks to end; one may be connecting to a server that does not answer."""
 
 _log = get_logger(__name__)
 
@@ -109,6 +113,7 @@ class Api:
                     tasks.create_task(self._verifier.run()),
                     tasks.create_task(self._catalogue.run()),
                     tasks.create_task(self._stream.run()),
+                    tasks.create_task(self._names.run()),
                     tasks.create_task(keep_fresh()),
                 ]
                 if self._commits is not None:
@@ -138,7 +143,7 @@ class Api:
         except DatabaseUnavailable:
             _log.warning("database_not_reachable_at_start")
         await self._pool.open(wait=False)
-        stack.push_async_callback(self._pool.close)
+        stack.push_async_callback(self._pool.close, POOL_CLOSE_S)
 
 
 def create_app(settings: Settings, *, direct: bool = True) -> Api:

@@ -1,0 +1,158 @@
+"""Names beside the ranking: from PostgreSQL, and never at the price of the ranking."""
+
+import asyncio
+import time
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+
+from api.names import WAIT_S, WAITING_MAX
+from tests.support.api import LEADERBOARD_PATH, ApiClient, StartApi
+from tests.support.eventually import eventually_async
+from tests.support.ledger import Counted, write_history
+from tests.support.proxy import MakeProxy, Proxy
+
+PROMISE_S = WAIT_S + 0.25
+"""The longest wait for names, and what the rest of an answer takes on a busy machine."""
+
+
+def name_users(database_url: str, **names: str) -> None:
+    write_history(database_url, [Counted(user, f"win:{user}", 10, 1.0) for user in names])
+    with psycopg.connect(database_url) as connection:
+        for user, name in names.items():
+            connection.execute("UPDATE users SET name = %s WHERE external_id = %s", (name, user))
+
+
+async def named(client: ApiClient) -> tuple[dict[str, str | None], float]:
+    began_s = time.monotonic()
+    answer = await client.get(LEADERBOARD_PATH, params={"names": "true"})
+    assert answer.status_code == 200
+    rows = answer.json()["leaderboard"]
+    return {row["userId"]: row.get("name") for row in rows}, time.monotonic() - began_s
+
+
+@pytest.fixture
+async def proxy(make_proxy: MakeProxy, postgres_server: Any) -> Proxy:
+    return await make_proxy(postgres_server.port)
+
+
+async def test_names_come_with_the_ranking_where_they_are_asked_for(
+    start_api: StartApi, database_url: str
+) -> None:
+    name_users(database_url, alice="Alice", bob="Bob")
+    client = await start_api(database_url=database_url)
+    for user in ("alice", "bob", "carol"):
+        await client.update(user)
+
+    assert (await named(client))[0] == {"alice": "Alice", "bob": "Bob", "carol": None}
+    plain = (await client.get(LEADERBOARD_PATH)).json()["leaderboard"]
+    assert all("name" not in row for row in plain)
+
+
+async def test_a_silent_database_costs_the_ranking_a_quarter_of_a_second_at_most(
+    start_api: StartApi, database_url: str, proxy: Proxy
+) -> None:
+    """Incident: a database that took the query and did not answer cost 10 s and a 503."""
+    name_users(database_url, alice="Alice", bob="Bob")
+    client = await start_api(
+        database_url=proxy.through(database_url), requests_in_flight=WAITING_MAX + 8
+    )
+    await client.update("alice")
+    assert (await named(client))[0] == {"alice": "Alice"}
+    await client.update("bob")
+    proxy.freeze()
+
+    rows, took_s = await named(client)
+
+    assert rows == {"alice": "Alice", "bob": None}, "the name that is known, and nobody's else"
+    assert took_s < PROMISE_S
+    for _ in range(5):
+        assert (await named(client))[1] < 0.2, "nobody waits for it again"
+    await proxy.restore()
+
+    async def is_named() -> bool:
+        return (await named(client))[0] == {"alice": "Alice", "bob": "Bob"}
+
+    await eventually_async(is_named, within_s=20)
+
+
+async def test_a_silent_database_takes_few_places_of_requests(
+    start_api: StartApi, database_url: str, proxy: Proxy
+) -> None:
+    client = await start_api(
+        database_url=proxy.through(database_url), requests_in_flight=WAITING_MAX + 8
+    )
+    for number in range(60):
+        await client.update(f"user{number}", headers=client.bearer("server", "update:score:any"))
+    proxy.freeze()
+
+    # Windows of their own, so that the reads are not joined.
+    async with asyncio.timeout(10):
+        answers: list[httpx.Response] = []
+        for start in range(0, 60, 4):  # as many at once as there are places beside the waiting
+            answers += await asyncio.gather(
+                *(
+                    client.get(
+                        LEADERBOARD_PATH, params={"names": "true", "limit": 1, "offset": offset}
+                    )
+                    for offset in range(start, start + 4)
+                )
+            )
+
+    assert {answer.status_code for answer in answers} == {200}
+
+
+async def test_few_wait_for_names_at_once(
+    start_api: StartApi, database_url: str, proxy: Proxy
+) -> None:
+    client = await start_api(
+        database_url=proxy.through(database_url), requests_in_flight=WAITING_MAX + 100
+    )
+    for number in range(60):
+        await client.update(f"user{number}", headers=client.bearer("server", "update:score:any"))
+    proxy.freeze()
+
+    reads = [
+        asyncio.ensure_future(
+            client.get(LEADERBOARD_PATH, params={"names": "true", "limit": 1, "offset": offset})
+        )
+        for offset in range(60)
+    ]
+    done, waiting = await asyncio.wait(reads, timeout=WAIT_S * 0.8)
+
+    assert len(waiting) <= WAITING_MAX
+    assert {one.result().status_code for one in done} == {200}
+    assert {answer.status_code for answer in await asyncio.gather(*waiting)} == {200}
+
+
+async def test_readiness_is_told_in_time_while_the_database_is_silent(
+    start_api: StartApi, database_url: str, proxy: Proxy
+) -> None:
+    client = await start_api(database_url=proxy.through(database_url))
+    assert (await client.get("/health/ready")).status_code == 200
+    proxy.freeze()
+    client.api.health._database._until_s = 0.0
+    began_s = time.monotonic()
+
+    answer = await client.get("/health/ready")
+
+    assert answer.json()["checks"]["database"]["state"] == "down"
+    assert time.monotonic() - began_s < 2.5
+
+
+async def test_a_silent_database_does_not_hold_up_the_stop(
+    start_api: StartApi, database_url: str, proxy: Proxy
+) -> None:
+    client = await start_api(database_url=proxy.through(database_url))
+    await client.update("alice")
+    proxy.freeze()
+    await named(client)
+    began_s = time.monotonic()
+
+    client.stop.set()
+    await asyncio.wait({client.served}, timeout=10)
+
+    assert client.served.done()
+    assert time.monotonic() - began_s < 3
