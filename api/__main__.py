@@ -4,22 +4,24 @@ Settings, logs, metrics, then the server under the lifecycle; with several worke
 The phases of a stop stand in api.server.
 """
 
-import asyncio
 import gc
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import Final
 
+from prometheus_client import start_http_server
+
 from api.app import create_app
 from api.server import bind, serve
-from api.workers import LONGER_THAN_WORKERS_S, WORKER_FLAG, Line, Supervisor
 from scoreboard import lifecycle
 from scoreboard.errors import SettingInvalid
 from scoreboard.lifecycle import Stop
-from scoreboard.settings import Settings
+from scoreboard.settings import Settings, variable_of
 from scoreboard.startup import start
-from scoreboard.telemetry import BUILD_INFO, serve_metrics
+from scoreboard.telemetry import BUILD_INFO, REGISTRY, serve_metrics
+from scoreboard.workers import LONGER_THAN_WORKERS_S, Keeper, Worker, worker_of
 
 GC_THRESHOLDS: Final = (20_000, 20, 20)
 """Requests leave little that only the collector can free; let it look less often."""
@@ -29,46 +31,56 @@ def main(arguments: Sequence[str]) -> int:
     """Run the service; give the exit code."""
 
     def run(chosen: Settings) -> int:
-        if arguments[:1] == [WORKER_FLAG]:
-            line = Line(int(arguments[1]), has_metrics=bool(chosen.api_metrics_port))
-            return _serve(chosen, line)
-        return _keep(chosen) if chosen.api_workers > 1 else _serve(chosen, None)
+        worker = worker_of(list(arguments))
+        if worker is None and chosen.api_workers > 1:
+            return _keep(chosen)
+        return _serve(chosen, worker)
 
     return start("api", run)
 
 
-def _serve(chosen: Settings, line: Line | None) -> int:
+def _serve(chosen: Settings, worker: Worker | None) -> int:
     app = create_app(chosen)
-    listener = bind(chosen.api_host, chosen.api_port, shared=line is not None)
-    if line is None:
+    listener = bind(chosen.api_host, chosen.api_port, shared=worker is not None)
+    if worker is None:
         try:
             serve_metrics(
                 chosen.metrics_host, chosen.api_metrics_port, "api", version("scoreboard")
             )
         except OSError as error:
             raise _taken(chosen, error) from error
+
+        async def run(stop: Stop) -> None:
+            async with app.running():
+                _leave_start_to_rest()
+                await serve(app, chosen, listener, stop)
     else:
         BUILD_INFO.labels(version("scoreboard"), "api").set(1)
+        metrics_port = 0
+        if chosen.api_metrics_port:
+            metrics, _ = start_http_server(0, "127.0.0.1", REGISTRY)  # asked by the keeper alone
+            metrics_port = int(metrics.server_port)
 
-    async def run(stop: Stop) -> None:
-        async with app.running(), asyncio.TaskGroup() as tasks:
-            _leave_start_to_rest()
-            ending = tasks.create_task(_stop_with_keeper(line, stop)) if line else None
-            started = line.tell_started if line else None
-            await serve(app, chosen, listener, stop, started=started)
-            if ending is not None:
-                ending.cancel()
+        async def run(stop: Stop) -> None:
+            async with app.running(), worker.kept(stop):
+                _leave_start_to_rest()
+                started = partial(worker.tell_started, metrics_port)
+                await serve(app, chosen, listener, stop, started=started)
 
     return lifecycle.run(run, grace_s=chosen.drain_s)
 
 
 def _keep(chosen: Settings) -> int:
-    supervisor = Supervisor(chosen)
+    # Without SO_REUSEPORT first: with it, a second api would share the port unnoticed.
+    with bind(chosen.api_host, chosen.api_port) as probe:
+        port: int = probe.getsockname()[1]
+    held = bind(chosen.api_host, port, shared=True)
+    keeper = Keeper("api", chosen.api_workers, held, variable_of("api_port"))
     try:
-        supervisor.serve_metrics()
+        keeper.serve_metrics(chosen.metrics_host, chosen.api_metrics_port)
     except OSError as error:
         raise _taken(chosen, error) from error
-    return lifecycle.run(supervisor.run, grace_s=chosen.drain_s + LONGER_THAN_WORKERS_S)
+    return lifecycle.run(keeper.run, grace_s=chosen.drain_s + LONGER_THAN_WORKERS_S)
 
 
 def _leave_start_to_rest() -> None:
@@ -79,11 +91,6 @@ def _leave_start_to_rest() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
-
-
-async def _stop_with_keeper(line: Line, stop: Stop) -> None:
-    await line.wait_for_end()
-    stop.set()
 
 
 def _taken(chosen: Settings, error: OSError) -> SettingInvalid:

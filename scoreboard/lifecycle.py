@@ -27,10 +27,12 @@ class DeadlinePassed(Exception):  # noqa: N818 (says what happened)
 
 
 class Stop:
-    """The stop event of a process, with the deadline that began when it was set."""
+    """The stop event of a process."""
 
-    def __init__(self, grace_s: float) -> None:
+    def __init__(self, grace_s: float, on_set: Callable[[], None] | None = None) -> None:
+        """``on_set`` is called once, by whatever asks first: it starts the deadline."""
         self.grace_s = grace_s
+        self._on_set = on_set
         self._event = asyncio.Event()
 
     @property
@@ -40,7 +42,10 @@ class Stop:
 
     def set(self) -> None:
         """Ask the process to stop; harmless when repeated."""
-        self._event.set()
+        if not self._event.is_set():
+            self._event.set()
+            if self._on_set is not None:
+                self._on_set()
 
     async def wait(self) -> None:
         """Wait until the process is asked to stop."""
@@ -56,44 +61,56 @@ class Stop:
         return self._event.is_set()
 
 
+class _Deadline:
+    """Cancels the task that made it, once its time is over."""
+
+    def __init__(self, grace_s: float) -> None:
+        self.is_over = False
+        self._grace_s = grace_s
+        self._task = asyncio.current_task()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._grace_s, self.expire)
+
+    def expire(self) -> None:
+        self.is_over = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+
 async def supervise(serve: Callable[[Stop], Awaitable[None]], *, grace_s: float) -> None:
-    """Run ``serve`` until it returns, which it must within ``grace_s`` of the first signal.
+    """Run ``serve`` until it returns, which it must within ``grace_s`` once ``stop`` is set.
 
-    Raises DeadlinePassed when it does not, and whatever ``serve`` raises.
+    The first signal sets it. Raises DeadlinePassed when it does not return, and whatever ``serve``
+    raises.
     """
-    stop = Stop(grace_s)
+    deadline = _Deadline(grace_s)
+    stop = Stop(grace_s, deadline.start)
     loop = asyncio.get_running_loop()
-    task = asyncio.current_task()
-    deadline: asyncio.TimerHandle | None = None
-    is_late = False
-
-    def expire() -> None:
-        nonlocal is_late
-        is_late = True
-        if task is not None:
-            task.cancel()
 
     def on_signal(name: str) -> None:
-        nonlocal deadline
         if stop.is_set:
             _log.warning("stop_forced", signal=name)
-            expire()
+            deadline.expire()
             return
         _log.info("stop_requested", signal=name, grace_s=grace_s)
         stop.set()
-        deadline = loop.call_later(grace_s, expire)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number.name)
     try:
         await serve(stop)
     except asyncio.CancelledError:
-        if is_late:
+        if deadline.is_over:
             raise DeadlinePassed from None
         raise
     finally:
-        if deadline is not None:
-            deadline.cancel()
+        deadline.end()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
 

@@ -94,9 +94,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     ws_host: Annotated[str, _about("Address the streamer listens on")] = "127.0.0.1"
     ws_port: Annotated[Port, _about("Port of the streamer")] = 8001
     ws_workers: Annotated[PositiveInt, _about("Streamer processes, sharing the port")] = 1
-    ws_metrics_port: Annotated[Port, _about("Metrics and health of the streamer; 0 for none")] = (
-        9101
-    )
+    ws_metrics_port: Annotated[
+        Port,
+        _about("Metrics and health of the streamer, of worker n on this plus 10 n; 0 for none"),
+    ] = 9101
     flusher_metrics_port: Annotated[
         Port, _about("Metrics and health of the flusher; 0 for none")
     ] = 9102

@@ -1,39 +1,51 @@
 """Starts the streamer: ``python -m streamer``.
 
-Settings, logs, then one process, or a parent of several where SCOREBOARD_WS_WORKERS asks for them.
-Phases of a stop: not ready, stop listening, ``bye`` and 1012 spread over the drain time, hang up.
+Settings, logs, then one process, or the keeper of several where SCOREBOARD_WS_WORKERS asks for
+them. Phases of a stop: not ready, stop listening, ``bye`` and 1012 spread over the drain time, hang
+up.
 """
 
-import asyncio
 import sys
 
 from scoreboard import lifecycle
 from scoreboard.lifecycle import Stop
-from scoreboard.settings import Settings
+from scoreboard.settings import Settings, variable_of
 from scoreboard.startup import start
+from scoreboard.workers import LONGER_THAN_WORKERS_S, Keeper, Worker, worker_of
 from streamer import server
-from streamer.workers import WORKER_OPTION, supervise_workers, watch_parent
+from streamer.listener import make_listener
 
 
 def main(arguments: list[str]) -> int:
     """Run the service; give the exit code."""
-    worker = int(arguments[1]) if arguments[:1] == [WORKER_OPTION] else None
-    return start("streamer", lambda settings: _run(settings, worker))
+
+    def run(settings: Settings) -> int:
+        worker = worker_of(arguments)
+        if worker is None and settings.ws_workers > 1:
+            return _keep(settings)
+        return _serve(settings, worker)
+
+    return start("streamer", run)
 
 
-def _run(settings: Settings, worker: int | None) -> int:
-    async def serve(stop: Stop) -> None:
-        if worker is not None:
-            async with asyncio.TaskGroup() as tasks:
-                watching = tasks.create_task(watch_parent(stop))
-                await server.serve(settings, stop, worker=worker, shared=True)
-                watching.cancel()
-        elif settings.ws_workers > 1:
-            await supervise_workers(settings, stop)
-        else:
+def _serve(settings: Settings, worker: Worker | None) -> int:
+    async def run(stop: Stop) -> None:
+        if worker is None:
             await server.serve(settings, stop)
+            return
+        async with worker.kept(stop):
+            await server.serve(settings, stop, worker=worker)
 
-    return lifecycle.run(serve, grace_s=server.grace_s(settings))
+    return lifecycle.run(run, grace_s=server.grace_s(settings))
+
+
+def _keep(settings: Settings) -> int:
+    # Without SO_REUSEPORT first: with it, a second streamer would share the port unnoticed.
+    with make_listener(settings, shared=False) as probe:
+        port: int = probe.getsockname()[1]
+    held = make_listener(settings, port=port, shared=True)
+    keeper = Keeper("streamer", settings.ws_workers, held, variable_of("ws_port"))
+    return lifecycle.run(keeper.run, grace_s=server.grace_s(settings) + LONGER_THAN_WORKERS_S)
 
 
 if __name__ == "__main__":

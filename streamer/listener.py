@@ -25,12 +25,14 @@ RESERVED_FILES: Final = 500
 _log = get_logger(__name__)
 
 
-def make_listener(settings: Settings, *, shared: bool) -> socket.socket:
+def make_listener(settings: Settings, *, shared: bool, port: int | None = None) -> socket.socket:
     """Bind the viewers' port; ``shared`` lets other processes of this service bind it too.
 
-    Raises SettingInvalid, naming the variables, when the address cannot be had.
+    ``port`` is another one than that of the settings. Raises SettingInvalid, naming the variables,
+    when the address cannot be had.
     """
-    host, port = settings.ws_host, settings.ws_port
+    host = settings.ws_host
+    port = settings.ws_port if port is None else port
     try:
         family, kind, number, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

@@ -21,6 +21,7 @@ from scoreboard.lifecycle import Stop
 from scoreboard.relay import Relay
 from scoreboard.settings import Settings
 from scoreboard.telemetry import BUILD_INFO, get_logger
+from scoreboard.workers import Worker
 from streamer import metrics
 from streamer.greeting import Greeting
 from streamer.health import Health
@@ -224,14 +225,16 @@ async def running(streamer: Streamer) -> AsyncIterator[None]:
             task.cancel()
 
 
-async def serve(settings: Settings, stop: Stop, *, worker: int = 0, shared: bool = False) -> None:
+async def serve(settings: Settings, stop: Stop, *, worker: Worker | None = None) -> None:
     """Serve viewers until asked to stop, then let them go.
 
-    Raises SettingInvalid when an address cannot be had.
+    ``worker`` is this process, where it is one of several. Raises SettingInvalid when an address
+    cannot be had.
     """
     streamer = Streamer(settings)
-    listener = make_listener(settings, shared=shared)
-    metrics_port = settings.ws_metrics_port and settings.ws_metrics_port + worker * WORKER_STEP
+    listener = make_listener(settings, shared=worker is not None)
+    number = 0 if worker is None else worker.number
+    metrics_port = settings.ws_metrics_port and settings.ws_metrics_port + number * WORKER_STEP
     BUILD_INFO.labels(version("scoreboard"), "streamer").set(1)
     watch_counts(streamer.venue)
     async with (
@@ -245,7 +248,9 @@ async def serve(settings: Settings, stop: Stop, *, worker: int = 0, shared: bool
         await streamer.listen(listener)
         _calm_garbage_collector()
         host, port = listener.getsockname()[:2]
-        _log.info("streamer_listening", host=host, port=port, worker=worker)
+        _log.info("streamer_listening", host=host, port=port, worker=number)
+        if worker is not None:
+            worker.tell_started(metrics_port)
         await stop.wait()
         await streamer.drain()
 

@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -92,12 +93,34 @@ async def test_port_0_of_metrics_opens_no_port(
     assert opened == {port}
 
 
-async def test_workers_do_not_outlive_a_killed_keeper(run_api: RunApi, redis_url: str) -> None:
+@pytest.mark.parametrize(
+    ("ask", "code"),
+    [
+        (lambda pid: os.killpg(pid, signal.SIGINT), 0),
+        (lambda pid: os.killpg(pid, signal.SIGTERM), 0),
+        (lambda pid: os.kill(pid, signal.SIGTERM), 0),
+        (lambda pid: os.kill(pid, signal.SIGKILL), -signal.SIGKILL),
+    ],
+    ids=[
+        "Ctrl-C in the terminal",
+        "SIGTERM to the group",
+        "SIGTERM to the keeper",
+        "SIGKILL of the keeper",
+    ],
+)
+async def test_workers_end_once_and_with_their_keeper(
+    run_api: RunApi, redis_url: str, ask: Callable[[int], None], code: int
+) -> None:
     await open_boards(redis_url)
     api = run_api(api_workers=2)
     workers = descendants(api.process.pid)
-    api.stop(signal.SIGKILL)
+
+    ask(api.process.pid)
+
+    assert api.process.wait(15) == code
     eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), within_s=10)
+    assert not api.lines("stop_forced")
+    assert not api.lines("stop_deadline_passed")
 
 
 async def test_a_second_signal_ends_it_at_once(

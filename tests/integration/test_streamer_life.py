@@ -70,6 +70,7 @@ class Program:
             env=environ,
             stderr=subprocess.PIPE,
             text=True,
+            process_group=0,
         )
         if files:
             # Long before its interpreter has come to look at the limit.
@@ -92,6 +93,10 @@ class Program:
             return self.get("/health/ready").status_code == 200
         except httpx.TransportError:
             return False
+
+    def lines(self, message: str) -> list[dict[str, Any]]:
+        rows = [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
+        return [row for row in rows if row["message"] == message]
 
     def metric(self, name: str) -> float:
         for line in self.get("/metrics").text.splitlines():
@@ -226,8 +231,7 @@ async def test_a_killed_worker_is_replaced_and_its_viewers_come_back(
         eventually, lambda: program.log.count("streamer_listening") == 2, within_s=30
     )
     viewers = await join(program.port, 80)
-    lines = [json.loads(line) for line in program.log.splitlines()]
-    pids = [line["scoreboard.pid"] for line in lines if line["message"] == "worker_started"]
+    pids = [line["scoreboard.pid"] for line in program.lines("worker_started")]
     began_s = time.monotonic()
 
     os.kill(pids[0], signal.SIGKILL)
@@ -256,6 +260,82 @@ async def test_a_killed_worker_is_replaced_and_its_viewers_come_back(
     await asyncio.to_thread(
         eventually, lambda: program.log.count("streamer_listening") == 3, within_s=30
     )
+
+
+HowToStop = Callable[[int], None]
+
+STOPS: dict[str, HowToStop] = {
+    "Ctrl-C in the terminal": lambda pid: os.killpg(pid, signal.SIGINT),
+    "SIGTERM to the group": lambda pid: os.killpg(pid, signal.SIGTERM),
+    "SIGTERM to the keeper": lambda pid: os.kill(pid, signal.SIGTERM),
+    "SIGKILL of the keeper": lambda pid: os.kill(pid, signal.SIGKILL),
+}
+
+
+@pytest.mark.parametrize("how", STOPS)
+async def test_workers_drain_once_however_the_stop_is_asked_for(
+    start_program: StartProgram, how: str
+) -> None:
+    """Incident: a signal to the group reached workers twice; viewers got 1001 instead of 1012."""
+    program = start_program(ws_workers=2)
+    await asyncio.to_thread(
+        eventually, lambda: len(program.lines("worker_started")) == 2, within_s=30
+    )
+    pids = [line["scoreboard.pid"] for line in program.lines("worker_started")]
+    viewers = await join(program.port, 40)
+
+    STOPS[how](program.process.pid)
+    codes = await asyncio.gather(*(viewer.closed(10) for viewer in viewers))
+    ends = {viewer.messages[-1]["type"] for viewer in viewers}
+    for viewer in viewers:
+        viewer.close()
+
+    assert set(codes) == {1012}
+    assert ends == {"bye"}
+    ended = await asyncio.to_thread(program.process.wait, 10)
+    assert ended == (-signal.SIGKILL if how == "SIGKILL of the keeper" else 0)
+    await asyncio.to_thread(
+        eventually, lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), within_s=10
+    )
+    assert not program.lines("stop_forced")
+
+
+async def test_a_second_signal_to_the_keeper_ends_the_workers_at_once_with_1001(
+    start_program: StartProgram,
+) -> None:
+    program = start_program(ws_workers=2, drain_s=60)
+    await asyncio.to_thread(
+        eventually, lambda: len(program.lines("worker_started")) == 2, within_s=30
+    )
+    viewers = await join(program.port, 200)
+
+    program.process.send_signal(signal.SIGTERM)
+    await asyncio.to_thread(eventually, lambda: len(program.lines("drain_started")) == 2)
+    program.process.send_signal(signal.SIGTERM)
+    codes = await asyncio.gather(*(viewer.closed(5) for viewer in viewers))
+    for viewer in viewers:
+        viewer.close()
+
+    assert codes.count(1001) > 150
+    assert set(codes) <= {1001, 1012}
+    assert await asyncio.to_thread(program.process.wait, 5) == 75
+
+
+def test_a_worker_that_cannot_start_ends_the_whole_with_its_reason(
+    redis_url: str, jwks_file: Path
+) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        program = Program(
+            redis_url, jwks_file, ws_workers=2, ws_metrics_port=other.getsockname()[1]
+        )
+        assert program.process.wait(30) == 1
+        program.stop()
+
+    assert "SCOREBOARD_WS_METRICS_PORT" in program.log
+    assert "did not start" in program.log
+    assert "Traceback" not in program.log
 
 
 async def test_few_open_files_neither_end_it_nor_make_it_spin(start_program: StartProgram) -> None:

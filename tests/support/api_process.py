@@ -91,6 +91,7 @@ def run_api(redis_url: str, jwks_file: Path, tmp_path: Path) -> Iterator[RunApi]
                     env=clean_environ() | settings | (environ or {}),
                     stdout=sink,
                     stderr=sink,
+                    process_group=0,
                 )
             api = ApiProcess(process, log)
             stack.callback(_end, api)

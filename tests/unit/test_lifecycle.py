@@ -56,6 +56,12 @@ def test_a_process_that_does_not_stop_in_time_is_ended() -> None:
     assert done.returncode == EXIT_DEADLINE
 
 
+def test_the_deadline_holds_for_a_stop_without_a_signal_too() -> None:
+    done = run("stop.set(); await asyncio.Event().wait()")
+
+    assert done.returncode == EXIT_DEADLINE
+
+
 def test_a_second_signal_ends_the_process_at_once() -> None:
     done = run(
         "loop = asyncio.get_running_loop()\n"
