@@ -168,7 +168,14 @@ class Settings(Struct, frozen=True, kw_only=True):
     ping_s: Annotated[Seconds, _about("Time between pings to a viewer")] = 25.0
     pong_timeout_s: Annotated[Seconds, _about("Time a viewer has to answer a ping")] = 10.0
     viewers: Annotated[PositiveInt, _about("Viewers of one streamer process")] = 20_000
-    viewers_per_address: Annotated[PositiveInt, _about("Viewers from one IP address")] = 100
+    handshakes: Annotated[
+        PositiveInt,
+        _about("Connections of one streamer process that are no viewers; beyond, the oldest ends"),
+    ] = 1000
+    viewers_per_address: Annotated[
+        PositiveInt,
+        _about("Viewers from one IP address; it may try to connect six times as often in a minute"),
+    ] = 100
     viewers_per_subject: Annotated[PositiveInt, _about("Viewers with one token subject")] = 10
     new_viewers_per_second: Annotated[PositiveInt, _about("New viewers of one process")] = 300
     new_viewers_burst: Annotated[PositiveInt, _about("New viewers of one process at once")] = 600

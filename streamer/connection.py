@@ -205,8 +205,7 @@ class Viewer(asyncio.Protocol):
         metrics.CLOSES.labels(code, self._by).inc()
         venue.depart(self)
         venue.admission.give_address(self._address)
-        if self._ticket is not None:
-            venue.admission.give_subject(self._ticket.caller.subject)
+        venue.admission.give_place(self._ticket.caller.subject if self._ticket else None)
         # The parser refers to itself; and the wheel may hold this viewer for a while.
         self._protocol.parser.close()
         del self._protocol

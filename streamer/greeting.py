@@ -12,6 +12,7 @@ from typing import Final, cast
 from websockets.http11 import Request
 from websockets.typing import Subprotocol
 
+from scoreboard.addresses import client_address, is_trusted_hop
 from scoreboard.auth import READ, Caller
 from scoreboard.endings import CloseCode
 from scoreboard.errors import (
@@ -19,6 +20,7 @@ from scoreboard.errors import (
     Malformed,
     Overloaded,
     ScoreboardError,
+    TooManyConnections,
     Unauthenticated,
     Uninitialised,
 )
@@ -61,6 +63,7 @@ class Greeting(asyncio.Protocol):
         "_request",
         "_request_id",
         "_rest",
+        "_source",
         "_transport",
         "_venue",
         "_wish",
@@ -76,6 +79,9 @@ class Greeting(asyncio.Protocol):
         self._discarded = 0
         self._deadline_s = 0.0
         self._peer = ""
+        self._source = ""
+        """The address this connection counts for until it is a viewer; none behind a trusted hop,
+        where it is known only from the head."""
         self._address = ""
         self._request_id = ""
         self._request: Request
@@ -86,17 +92,17 @@ class Greeting(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin: the whole handshake has a deadline."""
+        """Begin, unless the address has its share: the whole handshake has a deadline."""
         venue = self._venue
         self._transport = cast("asyncio.Transport", transport)
-        if venue.admission.is_flooded:
+        peer = transport.get_extra_info("peername")
+        self._peer = peer[0] if peer else ""
+        if not self._peer or not self._take_source():  # without a peer it is gone already
             self._phase = _Phase.DONE
             metrics.HANDSHAKES.labels("dropped").inc()
             self._transport.abort()
             return
         self._transport.set_write_buffer_limits(high=0)
-        peer = transport.get_extra_info("peername")
-        self._peer = peer[0] if peer else ""
         venue.arrive(self)
         self._deadline_s = venue.clock() + venue.settings.handshake_timeout_s
         venue.wheel.put(self, self._deadline_s)
@@ -121,9 +127,8 @@ class Greeting(asyncio.Protocol):
         venue = self._venue
         if self not in venue.present:
             return
-        venue.depart(self)
-        if self._address:
-            venue.admission.give_address(self._address)
+        venue.depart_early(self)
+        self._give_back()
         if self._phase in {_Phase.HEAD, _Phase.CHECKING}:
             metrics.HANDSHAKES.labels("abandoned").inc()
         self._phase = _Phase.DONE
@@ -180,7 +185,38 @@ class Greeting(asyncio.Protocol):
         """End at once."""
         self._transport.abort()
 
+    # venue.Handshaking
+
+    def displaced(self) -> None:
+        """End: newer connections need this one's place."""
+        metrics.HANDSHAKES.labels("displaced").inc()
+        self._phase = _Phase.DONE
+        self._transport.abort()
+
     # The handshake, step by step
+
+    def _take_source(self) -> bool:
+        """Count the connection for its address; tell whether that has room for it."""
+        venue = self._venue
+        if is_trusted_hop(self._peer, venue.rules.hops):
+            return True
+        address = client_address(self._peer, (), venue.rules.hops)
+        if not venue.admission.may_try(address, venue.clock()):
+            return False
+        if not venue.admission.take_handshake(address):
+            return False
+        self._source = address
+        return True
+
+    def _give_back(self) -> None:
+        """Give back what this connection counts for as long as it is no viewer."""
+        admission = self._venue.admission
+        if self._source:
+            admission.give_handshake(self._source)
+            self._source = ""
+        if self._address:
+            admission.give_address(self._address)
+            self._address = ""
 
     def _read_head(self, data: bytes) -> None:
         head, searched = self._head, len(self._head)
@@ -199,6 +235,15 @@ class Greeting(asyncio.Protocol):
         head = read_head(data, venue.rules.limits)
         self._request_id = request_id_of(head, venue.request_ids)
         self._wish = wish = judge(head, self._peer, venue.rules)
+        admission = venue.admission
+        if not self._source and not admission.may_try(wish.address, venue.clock()):
+            raise TooManyConnections("This address tries to connect too often", retry_after_s=60)
+        admission.take_address(wish.address)
+        self._address = wish.address
+        admission.check_room()
+        room = venue.room(wish.board)
+        if not room.frame:
+            raise Uninitialised
         self._protocol = Parser(venue.settings)
         self._protocol.receive_data(data)
         events = self._protocol.events_received()
@@ -206,11 +251,6 @@ class Greeting(asyncio.Protocol):
             # The library takes lines of 8 KiB at most.
             raise Malformed("A header of the handshake cannot be read")
         self._request = cast("Request", events[0])
-        venue.admission.take_address(wish.address, venue.clock())
-        self._address = wish.address
-        room = venue.room(wish.board)
-        if not room.frame:
-            raise Uninitialised
         if wish.token:
             self._phase = _Phase.CHECKING
             self._transport.pause_reading()
@@ -230,10 +270,7 @@ class Greeting(asyncio.Protocol):
             self._refuse(Malformed("A header of the handshake cannot be read"))
             return
         try:
-            # Others may have come in while this one's token was checked.
-            venue.admission.check_room()
-            if caller is not None:
-                venue.admission.take_subject(caller.subject)
+            venue.admission.take_place(caller.subject if caller else None, venue.clock())
         except ScoreboardError as error:
             self._refuse(error)
             return
@@ -245,6 +282,8 @@ class Greeting(asyncio.Protocol):
         )
         was_checking, self._phase = self._phase is _Phase.CHECKING, _Phase.DONE
         venue.replace(self, viewer)
+        self._address = ""  # the viewer's from here on
+        self._give_back()
         self._transport.set_protocol(viewer)
         viewer.begin(b"".join(protocol.data_to_send()), self._rest, end)
         # The wheel may hold this greeting for a while; the viewer's parser must not live as long.
@@ -258,6 +297,9 @@ class Greeting(asyncio.Protocol):
             self._transport.resume_reading()
         metrics.HANDSHAKES.labels(str(status_of(type(error)))).inc()
         self._phase = _Phase.REFUSED
+        if self._address:
+            self._venue.admission.give_address(self._address)
+            self._address = ""
         self._head = bytearray()
         self._rest = b""
         if self._transport.is_closing():

@@ -12,6 +12,7 @@ from scoreboard.errors import SettingInvalid
 from scoreboard.settings import Settings
 from scoreboard.sockets import bound_sending
 from scoreboard.telemetry import get_logger
+from streamer.admission import Capacity
 
 RECEIVE_BYTES: Final = 16_384
 """Bounds what one read can bring, and with it the work of one turn of the loop."""
@@ -19,8 +20,11 @@ RECEIVE_BYTES: Final = 16_384
 BACKLOG: Final = 4096
 """A restart brings everyone back at once; the kernel cuts it to net.core.somaxconn."""
 
-RESERVED_FILES: Final = 500
-"""Descriptors kept for Redis, metrics, logs and connections not yet viewers."""
+RESERVED_FILES: Final = 100
+"""Descriptors kept for Redis, probes, the issuer, logs and what Python itself opens."""
+
+HANDSHAKES_SHARE: Final = 4
+"""Where open files are few, one in this many is for connections that are no viewers."""
 
 _log = get_logger(__name__)
 
@@ -54,19 +58,21 @@ def make_listener(settings: Settings, *, shared: bool, port: int | None = None) 
     return listener
 
 
-def capacity_of(settings: Settings) -> int:
-    """Give how many viewers this process may hold: the setting, or what open files allow."""
+def capacity_of(settings: Settings) -> Capacity:
+    """Give how many connections this process may hold: the settings, or what open files allow."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = settings.viewers + 2 * RESERVED_FILES
+    wanted = settings.viewers + settings.handshakes + RESERVED_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    if soft == resource.RLIM_INFINITY:
-        return settings.viewers
-    allowed = soft - RESERVED_FILES if soft >= 2 * RESERVED_FILES else soft // 2
-    if allowed < settings.viewers:
-        _log.warning("viewers_limited_by_open_files", viewers=allowed, open_files=soft)
-    return min(settings.viewers, allowed)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return Capacity(settings.viewers, settings.handshakes)
+    free = soft - min(RESERVED_FILES, soft // 2)
+    handshakes = min(settings.handshakes, free // HANDSHAKES_SHARE)
+    viewers = min(settings.viewers, free - handshakes)
+    if viewers < settings.viewers:
+        _log.warning("viewers_limited_by_open_files", viewers=viewers, open_files=soft)
+    return Capacity(viewers, handshakes)
 
 
 def _unavailable(host: str, port: int, error: OSError) -> SettingInvalid:

@@ -208,7 +208,7 @@ def watch_counts(venue: Venue) -> None:
     """Have the gauges read their counts when they are asked for."""
     metrics.CONNECTIONS.labels("open").set_function(lambda: venue.admission.viewers)
     metrics.CONNECTIONS.labels("other").set_function(
-        lambda: venue.admission.connections - venue.admission.viewers
+        lambda: len(venue.present) - venue.admission.viewers
     )
     metrics.ACK_PACED.set_function(lambda: sum(guest.is_watched for guest in venue.present))
 

@@ -5,6 +5,7 @@ Made by streamer.server, handed to every viewer; also the listener the relay tel
 
 import asyncio
 import time
+from collections import OrderedDict
 from typing import Final, Protocol
 
 from scoreboard.auth import Caller, Verifier
@@ -14,7 +15,7 @@ from scoreboard.feed import Feed
 from scoreboard.frames import Status
 from scoreboard.request_ids import RequestIds
 from scoreboard.settings import Settings
-from streamer.admission import Admission
+from streamer.admission import Admission, Capacity
 from streamer.handshake import Rules
 from streamer.hub import Hub, Room
 from streamer.wheel import Wheel
@@ -54,6 +55,14 @@ class Guest(Protocol):
         ...
 
 
+class Handshaking(Guest, Protocol):
+    """A connection that is no viewer."""
+
+    def displaced(self) -> None:
+        """End: newer connections need its place."""
+        ...
+
+
 class Venue:
     """One per process."""
 
@@ -62,7 +71,7 @@ class Venue:
         settings: Settings,
         verifier: Verifier,
         *,
-        capacity: int,
+        capacity: Capacity,
         tick_s: float = 1.0,
     ) -> None:
         """Take what viewers are judged by.
@@ -81,6 +90,8 @@ class Venue:
         """Every connection that is not gone, in whatever state."""
         self.is_empty = asyncio.Event()
         self.is_empty.set()
+        self._handshakes: OrderedDict[Handshaking, None] = OrderedDict()
+        """Those that are no viewers, oldest first."""
         self._verifier = verifier
         self._checks: asyncio.TaskGroup | None = None
 
@@ -88,23 +99,33 @@ class Venue:
         """Take the group that owns token checks; there is at most one check per viewer."""
         self._checks = tasks
 
-    def arrive(self, guest: Guest) -> None:
-        """Take a connection up."""
-        self.admission.connections += 1
+    def arrive(self, guest: Handshaking) -> None:
+        """Take a connection up; where there are too many that are no viewers, the oldest goes.
+
+        A viewer's handshake takes a round trip, so it is over long before it is the oldest.
+        """
         self.present.add(guest)
         self.is_empty.clear()
+        self._handshakes[guest] = None
+        if len(self._handshakes) > self.admission.capacity.handshakes:
+            self._handshakes.popitem(last=False)[0].displaced()
 
-    def replace(self, guest: Guest, viewer: Guest) -> None:
+    def replace(self, guest: Handshaking, viewer: Guest) -> None:
         """Let a greeted connection go on as a viewer."""
         self.present.remove(guest)
+        self._handshakes.pop(guest, None)
         self.present.add(viewer)
 
     def depart(self, guest: Guest) -> None:
-        """Forget a connection that is gone."""
+        """Forget a viewer that is gone."""
         self.present.remove(guest)
-        self.admission.connections -= 1
         if not self.present:
             self.is_empty.set()
+
+    def depart_early(self, guest: Handshaking) -> None:
+        """Forget a connection that is gone and never became a viewer."""
+        self._handshakes.pop(guest, None)
+        self.depart(guest)
 
     def room(self, board: str) -> Room:
         """Give the room of a board that is served here."""

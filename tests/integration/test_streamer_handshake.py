@@ -6,8 +6,8 @@ Every rule of the request itself stands in tests/unit/test_streamer_handshake.py
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -16,13 +16,16 @@ from websockets.typing import Subprotocol
 
 from scoreboard.model import Board
 from scoreboard.telemetry import REGISTRY
+from streamer.admission import ATTEMPTS_PER_VIEWER
 from tests.support.eventually import eventually_async
 from tests.support.smuggling import HEADS
 from tests.support.tokens import MakeToken
 from tests.support.viewer import (
+    CLOSE,
     PING,
     TEXT,
     Answer,
+    Closed,
     Connect,
     RawViewer,
     StartStreamer,
@@ -353,20 +356,177 @@ async def test_new_viewers_come_at_a_bounded_rate(
     assert 1 <= int(answers[5].headers["retry-after"]) <= 10
 
 
-async def test_a_flood_of_connections_beyond_answering_is_dropped(
-    start_streamer: StartStreamer, monkeypatch: pytest.MonkeyPatch
+@asynccontextmanager
+async def silent(port: int, sources: Iterable[str]) -> AsyncIterator[list[RawViewer]]:
+    """Connections that send nothing, one from each source."""
+    viewers: list[RawViewer] = []
+    try:
+        for source in sources:
+            viewers.append(await RawViewer.open(port, source=source))  # noqa: PERF401
+        yield viewers
+    finally:
+        for viewer in viewers:
+            viewer.close()
+
+
+async def are_gone(viewers: list[RawViewer]) -> int:
+    """Count the connections that the server has ended."""
+    found = await asyncio.gather(*map(is_gone, viewers))
+    return sum(found)
+
+
+async def is_gone(viewer: RawViewer) -> bool:
+    try:
+        return await viewer.eof(0.2) == b""
+    except TimeoutError:
+        return False
+
+
+async def test_silent_connections_of_one_address_are_as_few_as_its_viewers(
+    start_streamer: StartStreamer, connect: Connect
 ) -> None:
-    monkeypatch.setattr("streamer.admission.HANDSHAKES_EXTRA", 2)
-    running = await start_streamer(viewers=1)
-    waiting = [await RawViewer.open(running.port) for _ in range(3)]
-    await eventually_async(lambda: running.streamer.venue.admission.connections == 3)
+    """Incident: one address that connected and said nothing kept all viewers out."""
+    running = await start_streamer(viewers_per_address=3)
 
-    dropped = await RawViewer.open(running.port)
+    async with silent(running.port, ["127.0.0.2"] * 10) as connections:
+        assert await are_gone(connections) == 7
 
-    assert await dropped.eof() == b""
-    for viewer in [*waiting, dropped]:
-        viewer.close()
+        (await connect(running.port)).close()
     await running.is_empty()
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /ws/scoreboard HTTP/1.1\r\nHost: a\r\n"])
+async def test_unfinished_handshakes_of_many_addresses_keep_nobody_out(
+    start_streamer: StartStreamer, connect: Connect, sent: bytes
+) -> None:
+    running = await start_streamer(handshakes=20)
+    sources = [f"127.0.0.{number}" for number in range(2, 62)]
+
+    async with silent(running.port, sources) as connections:
+        for one in connections[-20:]:
+            await one.send(sent)
+        for _ in range(30):
+            (await connect(running.port)).close()
+        assert len(running.streamer.venue.present) <= 21
+        assert await are_gone(connections[:40]) == 40, "the oldest are displaced"
+    await running.is_empty()
+
+
+async def test_refused_peers_that_do_not_hang_up_keep_nobody_out(
+    start_streamer: StartStreamer, connect: Connect
+) -> None:
+    running = await start_streamer(handshakes=20)
+    sources = [f"127.0.0.{number}" for number in range(2, 42)]
+
+    async with silent(running.port, sources) as connections:
+        for one in connections:
+            with suppress(OSError):
+                await one.send(request_bytes("/nowhere"))
+        for _ in range(5):
+            (await connect(running.port)).close()
+        assert len(running.streamer.venue.present) <= 21
+    await running.is_empty()
+
+
+async def test_a_trusted_hop_may_have_any_number_of_unfinished_handshakes(
+    start_streamer: StartStreamer, connect: Connect
+) -> None:
+    running = await start_streamer(viewers_per_address=3, trusted_hops="127.0.0.2")
+
+    async with silent(running.port, ["127.0.0.2"] * 30) as connections:
+        await eventually_async(lambda: len(running.streamer.venue.present) == 30)
+        for number, one in enumerate(connections):
+            forwarded = [("X-Forwarded-For", f"203.0.113.{number}")]
+            await one.send(request_bytes(headers=forwarded))
+        for one in connections:
+            assert (await one.answer()).status == 101
+    await running.is_empty()
+
+
+async def test_an_address_that_tries_too_often_is_dropped_and_harms_nobody_else(
+    start_streamer: StartStreamer, connect: Connect, handshake: Handshake
+) -> None:
+    running = await start_streamer(viewers_per_address=2)
+    answered = 0
+    for _ in range(20):
+        viewer = await RawViewer.open(running.port, source="127.0.0.2")
+        with suppress(OSError, Closed):
+            await viewer.send(request_bytes("/nowhere"))
+            answered += (await viewer.answer()).status == 404
+        viewer.close()
+        await running.is_empty()
+
+    assert answered == 2 * ATTEMPTS_PER_VIEWER
+    (await connect(running.port)).close()
+
+
+async def test_an_address_behind_a_trusted_hop_that_tries_too_often_gets_429(
+    start_streamer: StartStreamer, handshake: Handshake
+) -> None:
+    running = await start_streamer(viewers_per_address=2, trusted_hops="127.0.0.0/8")
+    there = [("X-Forwarded-For", "203.0.113.9")]
+
+    statuses = [
+        (await handshake(running.port, "/ws/scoreboard?board=main", headers=there)).status
+        for _ in range(20)
+    ]
+
+    assert statuses == [101] * 2 + [429] * 18
+    answer = await handshake(running.port, headers=there)
+    assert "too often" in answer.problem["detail"]
+    assert (await handshake(running.port)).status == 101
+
+
+async def test_an_address_at_its_limit_does_not_use_up_the_rate_of_the_process(
+    start_streamer: StartStreamer, connect: Connect, handshake: Handshake
+) -> None:
+    """Incident: the rate was charged first, so refused attempts of one kept all others out."""
+    running = await start_streamer(
+        viewers_per_address=3,
+        new_viewers_burst=5,
+        new_viewers_per_second=1,
+        trusted_hops="127.0.0.0/8",
+    )
+    greedy = [("X-Forwarded-For", "203.0.113.9")]
+    viewers = [await connect(running.port, headers=greedy) for _ in range(3)]
+
+    refused = [(await handshake(running.port, headers=greedy)).status for _ in range(12)]
+
+    assert refused == [429] * 12
+    assert (await handshake(running.port)).status == 101
+    for viewer in viewers:
+        viewer.close()
+
+
+async def test_bad_tokens_do_not_use_up_the_rate_of_the_process_or_places_of_the_address(
+    start_streamer: StartStreamer, handshake: Handshake, make_token: MakeToken
+) -> None:
+    running = await start_streamer(
+        viewers_per_address=8, new_viewers_burst=2, new_viewers_per_second=1
+    )
+    bad = make_token(aud="another")
+
+    refused = [(await handshake(running.port, token=bad)).status for _ in range(6)]
+
+    assert refused == [401] * 6
+    assert (await handshake(running.port)).status == 101
+
+
+async def test_a_viewer_has_its_place_until_its_connection_has_ended(
+    start_streamer: StartStreamer, connect: Connect, handshake: Handshake
+) -> None:
+    """Connections that are about to end hold a descriptor each, so they count."""
+    running = await start_streamer(viewers=1)
+    viewer = await connect(running.port)
+    await viewer.send(masked_frame(CLOSE, b"\x03\xe8"))
+    assert await viewer.closed() == 1000
+    await eventually_async(lambda: running.viewers == 0)
+
+    assert (await handshake(running.port)).status == 503
+
+    viewer.close()
+    await running.is_empty()
+    assert (await handshake(running.port)).status == 101
 
 
 async def test_a_connection_that_ends_while_its_token_is_checked_leaves_nothing(

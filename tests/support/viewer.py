@@ -164,13 +164,20 @@ class RawViewer:
     frames_read: int = 0
 
     @classmethod
-    async def open(cls, port: int, *, receive_bytes: int | None = None) -> Self:
-        """Connect; ``receive_bytes`` makes the kernel take little for it."""
+    async def open(
+        cls, port: int, *, receive_bytes: int | None = None, source: str | None = None
+    ) -> Self:
+        """Connect; ``receive_bytes`` makes the kernel take little for it.
+
+        ``source`` is the address to come from, such as 127.0.0.2.
+        """
         connection = socket.socket()
         connection.setblocking(False)
         if receive_bytes is not None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if source is not None:
+            connection.bind((source, 0))
         try:
             await asyncio.get_running_loop().sock_connect(connection, (HOST, port))
         except BaseException:

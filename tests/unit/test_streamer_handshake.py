@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 
 from scoreboard.addresses import client_address
-from scoreboard.errors import Overloaded, ScoreboardError, SettingInvalid, TooManyConnections
+from scoreboard.errors import ScoreboardError, SettingInvalid
 from scoreboard.http1.head import Head, read_head
 from scoreboard.problems import KINDS, status_of
 from scoreboard.request_ids import RequestIds
 from scoreboard.settings import Secret, Settings
-from streamer.admission import Admission, Bucket
 from streamer.handshake import Rules, Wish, answer_of, judge, request_id_of
 from tests.support.viewer import Headers, request_bytes
 
@@ -274,51 +273,3 @@ def test_a_wrong_list_stops_the_start_and_names_its_variable(
 ) -> None:
     with pytest.raises(SettingInvalid, match=variable):
         Rules(settings(**wrong))
-
-
-def test_a_bucket_gives_a_burst_and_then_its_rate() -> None:
-    bucket = Bucket(5.0, 20, 100.0)
-
-    assert sum(bucket.take(100.0) for _ in range(30)) == 20
-    assert sum(bucket.take(101.0) for _ in range(30)) == 5
-    assert sum(bucket.take(1000.0) for _ in range(30)) == 20
-
-
-def test_every_count_taken_is_given_back() -> None:
-    admission = Admission(settings(viewers_per_address=2, viewers_per_subject=1), 10, 0.0)
-    admission.take_address("192.0.2.1", 0.0)
-    admission.take_address("192.0.2.1", 0.0)
-    with pytest.raises(TooManyConnections) as address:
-        admission.take_address("192.0.2.1", 0.0)
-    admission.take_subject("alice")
-    with pytest.raises(TooManyConnections) as subject:
-        admission.take_subject("alice")
-
-    assert "address" in address.value.detail
-    assert "user" in subject.value.detail
-    assert address.value.retry_after_s > 0
-    assert not admission.is_empty
-    for _ in range(2):
-        admission.give_address("192.0.2.1")
-    admission.give_subject("alice")
-    assert admission.is_empty
-
-
-def test_a_storm_is_told_to_come_back_at_different_times() -> None:
-    admission = Admission(settings(new_viewers_burst=1), 1000, 0.0)
-    admission.take_address("192.0.2.1", 0.0)
-    waits = set()
-    for _ in range(100):
-        with pytest.raises(Overloaded) as caught:
-            admission.take_address("192.0.2.1", 0.0)
-        waits.add(caught.value.retry_after_s)
-
-    assert len(waits) > 3
-
-
-def test_expired_tokens_of_one_address_are_told_so_a_few_times_a_minute() -> None:
-    admission = Admission(settings(expired_per_minute=2), 1000, 0.0)
-
-    assert [admission.may_expire("192.0.2.1", 1.0) for _ in range(3)] == [True, True, False]
-    assert admission.may_expire("192.0.2.2", 1.0)
-    assert admission.may_expire("192.0.2.1", 61.0)
