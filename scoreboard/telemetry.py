@@ -1,17 +1,21 @@
 """Logs, context variables, and every metric with its sentence.
 
 One JSON object a line on stderr (ECS field names), so that any shipper can take it up. What looks
-like a credential never leaves: keys by name, bearer tokens by shape, in tracebacks too.
+like a credential never leaves: keys by name, bearer tokens by shape, in tracebacks too. Of each
+kind of line few are written in a time (scoreboard.log_limits), as strangers can cause some of them.
 """
 
+import atexit
 import logging
 import re
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Hashable, MutableMapping
 from typing import Any, Final
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from scoreboard.log_limits import WINDOW_S, LineLimit, kind_of, shorten
 
 ECS_VERSION: Final = "8.17.0"
 
@@ -51,6 +55,7 @@ CALLS_REFUSED = counter("calls_refused_total", "Script calls refused as a whole"
 REDIS_DURABLE = gauge("redis_durable", "1 when Redis loses nothing it acknowledged")
 AUTH_FAILURES = counter("auth_failures_total", "Tokens refused", "reason")
 BUILD_INFO = gauge("build_info", "Always 1", "version", "service")
+LINES_DROPPED = counter("log_lines_dropped_total", "Log lines not written: too many of one kind")
 
 _SECRET_KEY = re.compile(
     r"authorization|cookie|password|passwd|secret|token|dsn|database_url|redis_url", re.IGNORECASE
@@ -75,8 +80,43 @@ def _redact_event(
         if _SECRET_KEY.search(key) and key != "token_reason":
             event[key] = _REDACTED
         elif isinstance(value, str):
-            event[key] = redact(value)
+            event[key] = redact(shorten(key, value))
     return event
+
+
+class _Limited(logging.Filter):
+    """Drops lines of which there are too many: structlog's early, others' at the handler."""
+
+    REPORT: Final = "log_lines_dropped"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.limit = LineLimit(self._report)
+        self._log = get_logger(__name__)
+
+    def __call__(
+        self, _logger: object, _method: str, event: MutableMapping[str, Any]
+    ) -> MutableMapping[str, Any]:
+        """Let a line of structlog's go on (as a processor)."""
+        if event["event"] != self.REPORT and not self._admits(kind_of(event)):
+            raise structlog.DropEvent
+        return event
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let a record of the standard library's go on; its kind is its text without arguments."""
+        is_ours = isinstance(record.msg, dict)
+        return is_ours or self._admits((record.name, str(record.msg)[:100]))
+
+    def _admits(self, kind: Hashable) -> bool:
+        is_admitted = self.limit.admits(kind)
+        if not is_admitted:
+            LINES_DROPPED.inc()
+        return is_admitted
+
+    def _report(self, kind: Hashable, count: int) -> None:
+        words = kind if isinstance(kind, tuple) else (kind,)
+        of = " ".join(str(word) for word in words if word is not None)
+        self._log.warning(self.REPORT, of=of, count=count, within_s=WINDOW_S)
 
 
 class _Ecs:
@@ -115,6 +155,8 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
 
 def setup_logging(service: str, *, level: str, form: str, environment: str) -> None:
     """Send structlog's and the standard library's records through one chain to stderr."""
+    limited = _Limited()
+    atexit.register(limited.limit.flush)
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -124,7 +166,12 @@ def setup_logging(service: str, *, level: str, form: str, environment: str) -> N
         _redact_event,
     ]
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=[
+            structlog.stdlib.filter_by_level,
+            limited,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
         wrapper_class=structlog.stdlib.BoundLogger,
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
@@ -135,6 +182,7 @@ def setup_logging(service: str, *, level: str, form: str, environment: str) -> N
         else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     )
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(limited)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

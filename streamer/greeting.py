@@ -27,6 +27,7 @@ from scoreboard.errors import (
 from scoreboard.http1.head import head_size, read_head
 from scoreboard.problems import status_of
 from scoreboard.request_ids import HEADER
+from scoreboard.telemetry import get_logger
 from streamer import metrics
 from streamer.connection import Viewer
 from streamer.handshake import Wish, answer_of, judge, request_id_of
@@ -40,6 +41,9 @@ LINGER_S: Final = 2.0
 
 DISCARD_BYTES: Final = 65_536
 """Unread request bytes swallowed meanwhile; closing before them would reset the answer away."""
+
+
+_log = get_logger(__name__)
 
 
 class _Phase(Enum):
@@ -295,7 +299,16 @@ class Greeting(asyncio.Protocol):
         """Answer, half-close, and read no further than politeness asks."""
         if self._phase is _Phase.CHECKING:
             self._transport.resume_reading()
-        metrics.HANDSHAKES.labels(str(status_of(type(error)))).inc()
+        status = status_of(type(error))
+        request_id = self._request_id or self._venue.request_ids.choose()
+        metrics.HANDSHAKES.labels(str(status)).inc()
+        _log.info(
+            "handshake_refused",
+            status=status,
+            code=error.code,
+            client=self._address or self._source or self._peer,
+            request_id=request_id,
+        )
         self._phase = _Phase.REFUSED
         if self._address:
             self._venue.admission.give_address(self._address)
@@ -304,7 +317,6 @@ class Greeting(asyncio.Protocol):
         self._rest = b""
         if self._transport.is_closing():
             return
-        request_id = self._request_id or self._venue.request_ids.choose()
         self._transport.write(answer_of(error, request_id))
         if self._transport.can_write_eof():
             self._transport.write_eof()

@@ -22,6 +22,7 @@ import pytest
 from websockets.server import ServerProtocol
 
 from scoreboard.live import Live
+from scoreboard.log_limits import LINES_MAX
 from scoreboard.redis_client import make_client
 from scoreboard.settings import PREFIX
 from scoreboard.telemetry import REGISTRY
@@ -404,6 +405,26 @@ def test_health_and_metrics_are_on_their_own_port(start_program: StartProgram) -
         "reconcile_mismatches_total", "loop_lag_seconds", "build_info",
     ):  # fmt: skip
         assert f"# HELP scoreboard_{name} " in metrics, name
+
+
+async def test_refusals_that_anybody_can_cause_are_a_few_lines_and_a_count(
+    start_program: StartProgram,
+) -> None:
+    program = start_program()
+    for _ in range(100):
+        viewer = await RawViewer.open(program.port)
+        await viewer.send(request_bytes("/nowhere", headers=[("X-Request-Id", "client-01")]))
+        assert (await viewer.answer()).status == 404
+        viewer.close()
+
+    await asyncio.to_thread(program.stop)
+
+    lines = program.lines("handshake_refused")
+    assert len(lines) == LINES_MAX
+    assert lines[0]["http.request.id"] == "client-01"
+    assert lines[0]["scoreboard.status"] == 404
+    (dropped,) = program.lines("log_lines_dropped")
+    assert dropped["scoreboard.count"] == 100 - LINES_MAX
 
 
 async def test_churn_leaves_nothing_behind(start_streamer: StartStreamer) -> None:

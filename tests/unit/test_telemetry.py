@@ -9,6 +9,7 @@ import pytest
 import structlog
 
 from scoreboard import telemetry
+from scoreboard.log_limits import LineLimit
 
 TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl"
 
@@ -69,3 +70,42 @@ def test_the_standard_library_goes_the_same_way(lines: io.StringIO) -> None:
     logging.getLogger("uvicorn.error").info("password=%s", "x")
 
     assert json.loads(lines.getvalue())["log.logger"] == "uvicorn.error"
+
+
+def test_a_flood_of_one_kind_is_a_few_lines_and_a_count(lines: io.StringIO) -> None:
+    dropped = telemetry.REGISTRY.get_sample_value("scoreboard_log_lines_dropped_total") or 0.0
+    log = telemetry.get_logger("x")
+    for number in range(1000):
+        log.info("request_served", status=401, client=str(number))
+    log.info("request_served", status=503)
+    telemetry.get_logger("y").error("batch_failed")
+    lines_limit().flush()
+
+    written = [json.loads(line) for line in lines.getvalue().splitlines()]
+    events = [line["message"] for line in written]
+    assert events == ["request_served"] * 21 + ["batch_failed", "log_lines_dropped"]
+    assert written[20]["scoreboard.status"] == 503
+    assert written[-1]["scoreboard.of"] == "request_served 401"
+    assert written[-1]["scoreboard.count"] == 980
+    counted = telemetry.REGISTRY.get_sample_value("scoreboard_log_lines_dropped_total")
+    assert counted == dropped + 980
+
+
+def test_a_flood_of_the_standard_library_is_limited_too(lines: io.StringIO) -> None:
+    for number in range(1000):
+        logging.getLogger("uvicorn.error").warning("Invalid request %d", number)
+    lines_limit().flush()
+
+    assert len(lines.getvalue().splitlines()) == 21
+
+
+def test_a_line_is_never_huge(lines: io.StringIO) -> None:
+    telemetry.get_logger("x").info("call_failed", detail="x" * 100_000)
+
+    assert len(lines.getvalue()) < 3000
+
+
+def lines_limit() -> LineLimit:
+    filters = [one for handler in logging.getLogger().handlers for one in handler.filters]
+    (found,) = [one for one in filters if isinstance(one, telemetry._Limited)]
+    return found.limit

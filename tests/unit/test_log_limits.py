@@ -1,0 +1,117 @@
+"""How many lines of one kind are written, and that the others are counted."""
+
+import threading
+from collections.abc import Hashable
+
+import pytest
+
+from scoreboard import log_limits
+from scoreboard.log_limits import (
+    KINDS_MAX,
+    LINES_MAX,
+    OTHERS,
+    STACK_LENGTH_MAX,
+    VALUE_LENGTH_MAX,
+    WINDOW_S,
+    LineLimit,
+    kind_of,
+    shorten,
+)
+from tests.support.eventually import eventually
+
+
+class Clock:
+    now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class Limited:
+    def __init__(self) -> None:
+        self.reports: list[tuple[Hashable, int]] = []
+        self.clock = Clock()
+        self.limit = LineLimit(lambda kind, count: self.reports.append((kind, count)), self.clock)
+
+
+@pytest.fixture
+def limited() -> Limited:
+    return Limited()
+
+
+def test_a_few_lines_of_a_kind_are_admitted_and_the_rest_reported_once(limited: Limited) -> None:
+    admitted = sum(limited.limit.admits("refused") for _ in range(1000))
+    limited.clock.now_s += WINDOW_S
+    assert limited.limit.admits("started")
+
+    assert admitted == LINES_MAX
+    assert limited.reports == [("refused", 1000 - LINES_MAX)]
+    assert limited.limit.admits("refused"), "a new window has begun"
+
+
+def test_kinds_do_not_take_each_others_lines(limited: Limited) -> None:
+    for _ in range(1000):
+        limited.limit.admits("refused")
+
+    assert limited.limit.admits("failed")
+
+
+def test_the_number_of_kinds_is_bounded(limited: Limited) -> None:
+    admitted = sum(limited.limit.admits(str(number)) for number in range(10_000))
+    limited.limit.flush()
+
+    assert admitted == KINDS_MAX + LINES_MAX
+    assert limited.reports == [(OTHERS, 10_000 - KINDS_MAX - LINES_MAX)]
+
+
+def test_what_was_dropped_is_reported_though_no_further_line_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(log_limits, "WINDOW_S", 0.05)
+    reports: list[tuple[Hashable, int]] = []
+    limit = LineLimit(lambda kind, count: reports.append((kind, count)))
+    for _ in range(LINES_MAX + 3):
+        limit.admits("refused")
+
+    eventually(lambda: reports == [("refused", 3)])
+
+
+def test_nothing_is_reported_where_nothing_was_dropped(limited: Limited) -> None:
+    for _ in range(LINES_MAX):
+        assert limited.limit.admits("started")
+    limited.limit.flush()
+
+    assert limited.reports == []
+
+
+def test_threads_share_the_limit(limited: Limited) -> None:
+    admitted: list[bool] = []
+
+    def flood() -> None:
+        admitted.extend([limited.limit.admits("refused") for _ in range(500)])
+
+    threads = [threading.Thread(target=flood) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    limited.limit.flush()
+
+    assert admitted.count(True) == LINES_MAX
+    assert limited.reports == [("refused", 4000 - LINES_MAX)]
+
+
+def test_a_status_and_a_code_tell_kinds_apart() -> None:
+    served = {"event": "request_served", "status": 401, "code": "unauthenticated", "client": "a"}
+
+    assert kind_of(served) == kind_of(served | {"client": "b"})
+    assert kind_of(served) != kind_of(served | {"status": 503})
+    assert kind_of(served) != kind_of(served | {"code": "missing"})
+
+
+def test_long_values_are_cut() -> None:
+    assert shorten("detail", "x" * 5000) == "x" * VALUE_LENGTH_MAX + " …"
+    assert shorten("detail", "short") == "short"
+    stack = shorten("exception", "begin" + "x" * 50_000 + "ValueError: last")
+    assert stack.endswith("ValueError: last")
+    assert len(stack) <= STACK_LENGTH_MAX + 2
