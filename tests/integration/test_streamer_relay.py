@@ -1,0 +1,138 @@
+"""The relay and its subscription by themselves: they end when they are told to, at any moment."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from scoreboard.changes import Changes
+from scoreboard.feed import Feed
+from scoreboard.keys import PartitionKeys
+from scoreboard.live import Live
+from scoreboard.model import Partition
+from scoreboard.redis_client import make_client
+from scoreboard.relay import Relay
+from scoreboard.settings import Settings
+from tests.support.boards import open_board
+from tests.support.eventually import eventually_async
+from tests.support.proxy import MakeProxy
+from tests.support.viewer import streamer_settings
+
+STEPS = 120
+"""More turns of the loop than connecting, subscribing and a first read take."""
+
+CHANGES = PartitionKeys(Partition("main")).changes
+
+
+class Listener:
+    def board_changed(self, feed: Feed, noticed_at_s: float) -> None: ...
+
+    def status_changed(self, feed: Feed) -> None: ...
+
+    def access_changed(self, feed: Feed) -> None: ...
+
+
+@pytest.fixture
+async def settings(redis_url: str, jwks_file: object) -> Settings:
+    settings = streamer_settings(redis_url, jwks_file=jwks_file, frame_interval_ms=1)
+    client = make_client(settings, name="test")
+    await open_board(Live(client), scores=[("ada", 10)])
+    await client.aclose()
+    return settings
+
+
+@pytest.fixture
+async def busy(settings: Settings) -> AsyncIterator[None]:
+    """Publish changes all the time, so that the loops are never at rest."""
+    client = make_client(settings, name="test")
+
+    async def publish() -> None:
+        while True:
+            await client.publish(CHANGES, "1:1")
+
+    publishing = asyncio.create_task(publish())
+    yield
+    publishing.cancel()
+    await asyncio.wait({publishing})
+    await client.aclose()
+
+
+async def ends(task: "asyncio.Task[None]", within_s: float = 1.0) -> bool:
+    task.cancel()
+    await asyncio.wait({task}, timeout=within_s)
+    if not task.done():
+        return False
+    return task.cancelled()
+
+
+@pytest.mark.usefixtures("busy")
+async def test_a_relay_ends_whenever_it_is_cancelled(settings: Settings) -> None:
+    """Incident: a relay survived its task group's cancellation, and the api hung while stopping."""
+    survivors = []
+    for steps in range(STEPS):
+        task = asyncio.create_task(Relay(settings, Listener(), name="test").run())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        if not await ends(task):
+            survivors.append(steps)
+
+    assert survivors == []
+
+
+@pytest.mark.usefixtures("busy")
+async def test_a_relay_that_reads_and_hears_ends_whenever_it_is_cancelled(
+    settings: Settings,
+) -> None:
+    survivors = []
+    for steps in range(0, STEPS, 2):
+        relay = Relay(settings, Listener(), name="test")
+        task = asyncio.create_task(relay.run())
+        await eventually_async(lambda relay=relay: relay.is_ready, every_s=0.001)
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        if not await ends(task):
+            survivors.append(steps)
+
+    assert survivors == []
+
+
+@pytest.mark.usefixtures("busy")
+async def test_a_subscription_ends_whenever_it_is_cancelled(settings: Settings) -> None:
+    survivors = []
+    for steps in range(STEPS):
+        changes = Changes(
+            settings,
+            [CHANGES],
+            name="test",
+            on_change=lambda _: None,
+            on_up=lambda: None,
+            on_down=lambda: None,
+        )
+        task = asyncio.create_task(changes.run())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        if not await ends(task):
+            survivors.append(steps)
+
+    assert survivors == []
+
+
+@pytest.mark.parametrize("trouble", ["refuse", "freeze"])
+async def test_a_relay_without_its_redis_ends_at_once(
+    settings: Settings, make_proxy: MakeProxy, redis_url: str, trouble: str, jwks_file: object
+) -> None:
+    proxy = await make_proxy(int(redis_url.rpartition(":")[2].partition("/")[0]))
+    through = streamer_settings(proxy.through(redis_url), jwks_file=jwks_file)
+    relay = Relay(through, Listener(), name="test")
+    task = asyncio.create_task(relay.run())
+    await eventually_async(lambda: relay.is_ready)
+    getattr(proxy, trouble)()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.7):
+            await task
+    began_s = time.monotonic()
+
+    assert await ends(task)
+    assert time.monotonic() - began_s < 0.5
