@@ -26,6 +26,10 @@ SILENCE_S: Final = 15.0
 MESSAGE_BYTES_MAX: Final = 64
 """``epoch:seq`` is at most 41 bytes; longer ones are not ours."""
 
+RECONNECT_MOST_S: Final = 0.5
+"""Longest wait before a new attempt: viewers are promised the board two seconds after Redis is
+back. One attempt a process costs Redis little."""
+
 BURST: Final = 100
 """Messages handled before the loop gets a turn: a backlog must not hold up the viewers."""
 
@@ -91,7 +95,7 @@ class Changes:
                 _RECONNECTS.inc()
                 _log.warning("subscription_lost", error=reason)
                 self._on_down()
-            await asyncio.sleep(backoff_s(attempt))
+            await asyncio.sleep(backoff_s(attempt, most_s=RECONNECT_MOST_S))
             attempt += 1
 
     async def _drop(self) -> None:

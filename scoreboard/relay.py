@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from scoreboard.changes import Changes
+from scoreboard.changes import RECONNECT_MOST_S, Changes
 from scoreboard.errors import Broken, ScoreboardError, Uninitialised
 from scoreboard.feed import Feed, Verdict
 from scoreboard.frames import StaleReason
@@ -172,7 +172,7 @@ class Relay:
         while True:
             wait_s = reconcile_at_s - loop.time()
             if watch.failures:
-                wait_s = min(wait_s, backoff_s(watch.failures, most_s=RECONCILE_S))
+                wait_s = min(wait_s, backoff_s(watch.failures, most_s=RECONNECT_MOST_S))
             if not watch.dirty.is_set():
                 try:
                     async with asyncio.timeout(max(wait_s, 0.0)):
