@@ -20,6 +20,7 @@ from scoreboard.errors import Unavailable, UnknownBoard
 from scoreboard.lifecycle import Stop, backoff_s
 from scoreboard.live import Live
 from scoreboard.model import Board, Partition
+from scoreboard.operator_port import OperatorPort
 from scoreboard.postgres import Connection, connect
 from scoreboard.redis_client import make_client, require_durability
 from scoreboard.settings import Settings
@@ -47,12 +48,15 @@ class Flusher:
             await _patiently(self._require_redis, stop)
             await _patiently(self._require_database, stop)
             probe = Probe(self.lanes, live)
-            async with asyncio.TaskGroup() as group:
-                group.create_task(
-                    probe.serve(
-                        self._settings.metrics_host, self._settings.flusher_metrics_port, stop
-                    )
+            await stack.enter_async_context(
+                OperatorPort(
+                    self._settings.metrics_host,
+                    self._settings.flusher_metrics_port,
+                    probe.health,
+                    variables="SCOREBOARD_METRICS_HOST, SCOREBOARD_FLUSHER_METRICS_PORT",
                 )
+            )
+            async with asyncio.TaskGroup() as group:
                 group.create_task(probe.observe(stop))
                 group.create_task(keep_fresh(stop))
                 for name in self._settings.boards:

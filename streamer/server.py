@@ -18,13 +18,13 @@ from scoreboard.auth import Verifier
 from scoreboard.credentials import keep_fresh
 from scoreboard.endings import CloseCode
 from scoreboard.lifecycle import Stop
+from scoreboard.operator_port import OperatorPort
 from scoreboard.relay import Relay
 from scoreboard.settings import Settings
 from scoreboard.telemetry import BUILD_INFO, get_logger
 from scoreboard.workers import Worker
 from streamer import metrics
 from streamer.greeting import Greeting
-from streamer.health import Health
 from streamer.listener import BACKLOG, capacity_of, make_listener
 from streamer.venue import Venue
 
@@ -238,7 +238,12 @@ async def serve(settings: Settings, stop: Stop, *, worker: Worker | None = None)
     BUILD_INFO.labels(version("scoreboard"), "streamer").set(1)
     watch_counts(streamer.venue)
     async with (
-        Health(settings.metrics_host, metrics_port, streamer.state),
+        OperatorPort(
+            settings.metrics_host,
+            metrics_port,
+            streamer.state,
+            variables="SCOREBOARD_METRICS_HOST, SCOREBOARD_WS_METRICS_PORT",
+        ),
         running(streamer),
     ):
         # A port shared with other processes brings viewers at once: know the boards first.

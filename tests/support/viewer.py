@@ -50,7 +50,7 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], A
     """Run the services' tests on the loop they run on; it writes and pauses in its own way."""
     if item.path.name.startswith("test_http1"):
         return {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
-    if item.path.name.startswith(("test_streamer", "test_api")):
+    if item.path.name.startswith(("test_streamer", "test_api", "test_operator_port")):
         return {"uvloop": uvloop.new_event_loop}
     return {"asyncio": asyncio.new_event_loop}
 

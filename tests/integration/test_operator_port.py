@@ -1,0 +1,158 @@
+"""The operators' port: what it answers, and that nobody can keep probes out."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from scoreboard import operator_port
+from scoreboard.errors import SettingInvalid
+from scoreboard.operator_port import CONNECTIONS, HEAD_BYTES, OperatorPort
+from tests.support.api_process import free_port
+from tests.support.eventually import eventually_async
+from tests.support.viewer import Answer, Closed, RawViewer
+
+
+class Process:
+    """What the port tells of."""
+
+    is_ready = True
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.served = OperatorPort("127.0.0.1", self.port, self.state, variables="HOST, PORT")
+
+    def state(self) -> tuple[bool, dict[str, str]]:
+        return self.is_ready, {"main": "live"}
+
+    async def ask(self, raw: bytes) -> Answer:
+        caller = await RawViewer.open(self.port)
+        try:
+            await caller.send(raw)
+            return await caller.answer()
+        finally:
+            caller.close()
+
+    async def get(self, path: str, method: str = "GET") -> Answer:
+        return await self.ask(f"{method} {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+
+
+@pytest.fixture
+async def process() -> AsyncIterator[Process]:
+    process = Process()
+    async with process.served:
+        yield process
+
+
+async def test_probes_and_metrics_are_answered(process: Process) -> None:
+    live, ready = await process.get("/health/live"), await process.get("/health/ready?x=1")
+    process.is_ready = False
+    unready = await process.get("/health/ready")
+    metrics = await process.get("/metrics")
+
+    assert (live.status, json.loads(live.body)) == (200, {"status": "live"})
+    assert (ready.status, json.loads(ready.body)) == (200, {"status": "ready", "main": "live"})
+    assert (unready.status, json.loads(unready.body)["status"]) == (503, "not ready")
+    assert b"# HELP scoreboard_" in metrics.body
+    assert metrics.headers["content-type"].startswith("text/plain")
+    for answer in (live, ready, unready, metrics):
+        assert answer.headers["cache-control"] == "no-store"
+        assert answer.headers["connection"] == "close"
+        assert answer.headers["x-request-id"]
+
+
+async def test_head_is_answered_as_get_without_the_body(process: Process) -> None:
+    get = await process.get("/health/live")
+    caller = await RawViewer.open(process.port)
+    await caller.send(b"HEAD /health/live HTTP/1.1\r\nHost: a\r\n\r\n")
+
+    head = await caller.eof()
+    caller.close()
+
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert f"content-length: {len(get.body)}\r\n".encode() in head
+    assert head.endswith(b"\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    ("raw", "status", "code"),
+    [
+        (b"GET /elsewhere HTTP/1.1\r\n\r\n", 404, "not-found"),
+        (b"GET /health/live/ HTTP/1.1\r\n\r\n", 404, "not-found"),
+        (b"GET //health/live HTTP/1.1\r\n\r\n", 404, "not-found"),
+        (b"POST /metrics HTTP/1.1\r\n\r\n", 405, "method-not-allowed"),
+        (b"get /metrics HTTP/1.1\r\n\r\n", 405, "method-not-allowed"),
+        (b"GET /metrics\r\n\r\n", 400, "malformed"),
+        (b"GET /metrics HTTP/2.0\r\n\r\n", 400, "malformed"),
+        (b"\x16\x03\x01\r\n\r\n", 400, "malformed"),
+        (b"GET /metrics HTTP/1.1\r\nX: " + b"y" * 2 * HEAD_BYTES, 431, "head-too-large"),
+    ],
+)
+async def test_anything_else_is_a_problem_with_a_request_id(
+    process: Process, raw: bytes, status: int, code: str
+) -> None:
+    answer = await process.ask(raw)
+
+    assert answer.status == answer.problem["status"] == status
+    assert answer.problem["type"] == f"/docs/problems/{code}"
+    assert answer.problem["request_id"] == answer.headers["x-request-id"]
+    if status == 405:
+        assert answer.headers["allow"] == "GET, HEAD"
+
+
+async def test_silent_connections_keep_no_probe_out(process: Process) -> None:
+    silent = [await RawViewer.open(process.port) for _ in range(3 * CONNECTIONS)]
+    try:
+        for _ in range(5):
+            assert (await process.get("/health/live")).status == 200
+        assert await silent[0].eof() == b"", "the oldest are closed"
+        await eventually_async(lambda: len(process.served._open) <= CONNECTIONS)
+    finally:
+        for one in silent:
+            one.close()
+    await eventually_async(lambda: not process.served._open)
+
+
+async def test_a_caller_that_takes_nothing_is_hung_up_on(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operator_port, "REQUEST_S", 0.2)
+    monkeypatch.setattr(operator_port, "generate_latest", lambda _: b"x" * 20_000_000)
+    caller = await RawViewer.open(process.port, receive_bytes=4096)
+    await caller.send(b"GET /metrics HTTP/1.1\r\n\r\n")
+
+    await eventually_async(lambda: len(process.served._open) == 1)
+    await eventually_async(lambda: not process.served._open)
+
+    with suppress(Closed):
+        assert len(await caller.eof()) < 20_000_000
+    caller.close()
+
+
+async def test_a_caller_that_resets_harms_nobody(process: Process) -> None:
+    errors: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+    for _ in range(50):
+        caller = await RawViewer.open(process.port)
+        await caller.send(b"GET /metrics HTTP/1.1\r\n\r\n")
+        caller.reset()
+
+    assert (await process.get("/health/live")).status == 200
+    await eventually_async(lambda: not process.served._open)
+    assert errors == []
+
+
+async def test_a_port_in_use_is_named(process: Process) -> None:
+    second = OperatorPort("127.0.0.1", process.port, process.state, variables="HOST, PORT")
+
+    with pytest.raises(SettingInvalid, match="HOST, PORT: cannot listen on"):
+        async with second:
+            pass
+
+
+async def test_port_0_listens_nowhere() -> None:
+    async with OperatorPort("127.0.0.1", 0, lambda: (True, {}), variables="") as port:
+        assert port._server is None
