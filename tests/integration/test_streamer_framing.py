@@ -23,6 +23,10 @@ from tests.support.viewer import (
 )
 
 
+def close_frame(code: int | None, reason: bytes = b"") -> bytes:
+    return masked_frame(CLOSE, b"" if code is None else struct.pack("!H", code) + reason)
+
+
 @pytest.mark.parametrize(
     ("sent", "code"),
     [
@@ -51,10 +55,8 @@ from tests.support.viewer import (
         (masked_frame(TEXT, b"\xff\xfe"), 1007),
         (masked_frame(TEXT, b'{"type":"\xed\xa0\x80"}'), 1007),
         (masked_frame(TEXT, b"\xe2\x82", fin=False) + masked_frame(CONTINUATION, b"("), 1007),
-        (masked_frame(CLOSE, struct.pack("!H", 999)), 1002),
-        (masked_frame(CLOSE, struct.pack("!H", 1005)), 1002),
-        (masked_frame(CLOSE, struct.pack("!H", 1006)), 1002),
-        (masked_frame(CLOSE, struct.pack("!H", 5000)), 1002),
+        (masked_frame(CLOSE, b"x" * 126), 1002),
+        (masked_frame(CLOSE, b"", fin=False), 1002),
         (masked_frame(CLOSE, b"\x03"), 1002),
         (masked_frame(CLOSE, struct.pack("!H", 1000) + b"\xff"), 1007),
     ],
@@ -78,10 +80,8 @@ from tests.support.viewer import (
         "not UTF-8",
         "surrogate",
         "split character",
-        "close 999",
-        "close 1005",
-        "close 1006",
-        "close 5000",
+        "long close",
+        "fragmented close",
         "close too short",
         "close reason",
     ],
@@ -100,7 +100,23 @@ async def test_a_frame_that_breaks_the_rules_ends_with_the_right_code(
     await running.is_empty()
 
 
-@pytest.mark.parametrize("code", [1000, 1001, 3000, 4999, None])
+@pytest.mark.parametrize(
+    "code", [0, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65_535]
+)
+async def test_a_close_code_that_nobody_may_send_breaks_the_rules(
+    start_streamer: StartStreamer, connect: Connect, code: int
+) -> None:
+    running = await start_streamer()
+    viewer = await connect(running.port)
+
+    await viewer.send(close_frame(code))
+
+    assert await viewer.closed() == 1002
+
+
+@pytest.mark.parametrize(
+    "code", [1000, 1001, 1002, 1003, *range(1007, 1015), 3000, 3999, 4000, 4999, None]
+)
 async def test_a_viewer_that_closes_is_answered_with_its_own_code(
     start_streamer: StartStreamer, connect: Connect, code: int | None
 ) -> None:
@@ -130,10 +146,6 @@ async def test_a_message_in_fragments_with_a_ping_between_is_one_message(
 
     assert sorted(frame.opcode for frame in frames) == [TEXT, PONG]
     assert b"mid" in {frame.payload for frame in frames}
-
-
-def close_frame(code: int | None, reason: bytes = b"") -> bytes:
-    return masked_frame(CLOSE, b"" if code is None else struct.pack("!H", code) + reason)
 
 
 BEGUN = masked_frame(TEXT, b"{", fin=False)
@@ -264,6 +276,21 @@ async def test_a_ping_behind_our_own_close_is_answered(
     await viewer.send(masked_frame(PING, b"still here"))
 
     assert (await viewer.frame()).payload == b"still here"
+
+
+async def test_a_character_may_be_split_over_fragments(
+    start_streamer: StartStreamer, connect: Connect
+) -> None:
+    running = await start_streamer()
+    viewer = await connect(running.port)
+    await viewer.next("leaderboard")
+    message = '{"type":"sync","name":"€"}'.encode()
+    cut = message.index("€".encode()) + 1
+
+    await viewer.send(masked_frame(TEXT, message[:cut], fin=False))
+    await viewer.send(masked_frame(CONTINUATION, message[cut:]))
+
+    assert (await viewer.next())["type"] == "leaderboard"
 
 
 async def test_sync_brings_the_current_board_again(
