@@ -61,6 +61,7 @@ class Greeting(asyncio.Protocol):
         "_deadline_s",
         "_discarded",
         "_head",
+        "_is_body_wanted",
         "_peer",
         "_phase",
         "_protocol",
@@ -79,6 +80,7 @@ class Greeting(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._phase = _Phase.HEAD
         self._head = bytearray()
+        self._is_body_wanted = True
         self._rest = b""
         self._discarded = 0
         self._deadline_s = 0.0
@@ -237,6 +239,7 @@ class Greeting(asyncio.Protocol):
         venue = self._venue
         self._head = bytearray()
         head = read_head(data, venue.rules.limits)
+        self._is_body_wanted = head.method != "HEAD"
         self._request_id = request_id_of(head, venue.request_ids)
         self._wish = wish = judge(head, self._peer, venue.rules)
         admission = venue.admission
@@ -317,7 +320,7 @@ class Greeting(asyncio.Protocol):
         self._rest = b""
         if self._transport.is_closing():
             return
-        self._transport.write(answer_of(error, request_id))
+        self._transport.write(answer_of(error, request_id, with_body=self._is_body_wanted))
         if self._transport.can_write_eof():
             self._transport.write_eof()
         self._deadline_s = self._venue.clock() + LINGER_S

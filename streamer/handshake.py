@@ -82,8 +82,11 @@ def request_id_of(head: Head, ids: RequestIds) -> str:
     return ids.choose(*(value.decode("latin-1") for value in given))
 
 
-def answer_of(error: ScoreboardError, request_id: str) -> bytes:
-    """Return the whole HTTP answer to a refused handshake; the connection ends with it."""
+def answer_of(error: ScoreboardError, request_id: str, *, with_body: bool = True) -> bytes:
+    """Return the whole HTTP answer to a refused handshake; the connection ends with it.
+
+    The answer to HEAD is one without the body.
+    """
     status = status_of(type(error))
     body = body_of(error, request_id)
     upgrade = b"upgrade, " if isinstance(error, UpgradeRequired) else b""
@@ -97,7 +100,7 @@ def answer_of(error: ScoreboardError, request_id: str) -> bytes:
     ]
     lines = [b"HTTP/1.1 %d %s" % (status, HTTPStatus(status).phrase.encode())]
     lines += [b"%s: %s" % field for field in fields]
-    return b"\r\n".join(lines) + _END + body
+    return b"\r\n".join(lines) + _END + (body if with_body else b"")
 
 
 def _board(head: Head, rules: Rules) -> str:

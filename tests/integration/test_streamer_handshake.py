@@ -95,6 +95,18 @@ async def test_a_plain_get_is_told_to_upgrade_and_the_connection_ends(
     await running.is_empty()
 
 
+async def test_head_is_refused_without_a_body(start_streamer: StartStreamer) -> None:
+    running = await start_streamer()
+    viewer = await RawViewer.open(running.port)
+    await viewer.send(request_bytes(method="HEAD"))
+
+    answer = await viewer.eof()
+    viewer.close()
+
+    assert answer.startswith(b"HTTP/1.1 405 Method Not Allowed\r\n")
+    assert answer.endswith(b"\r\n\r\n")
+
+
 async def test_a_second_request_behind_a_refused_one_is_never_answered(
     start_streamer: StartStreamer,
 ) -> None:
