@@ -7,7 +7,7 @@ line cannot cause many; what is dropped is counted, and the count is logged.
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 LINES_MAX: Final = 20
@@ -31,19 +31,20 @@ class LineLimit:
 
     def __init__(
         self,
-        report: Callable[[Hashable, int], None],
+        report: Callable[[str, int], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._report = report
         self._clock = clock
-        self._lock = threading.Lock()
-        self._counts: Counter[Hashable] = Counter()
+        # Reentrant, as logging's own: collecting garbage may log amid anything.
+        self._lock = threading.RLock()
+        self._counts: Counter[str] = Counter()
         self._ends_at_s = 0.0
         self._timer: threading.Timer | None = None
 
-    def admits(self, kind: Hashable) -> bool:
+    def admits(self, kind: str) -> bool:
         """Count a line; tell whether it may be written."""
-        ended: Counter[Hashable] = Counter()
+        ended: Counter[str] = Counter()
         with self._lock:
             now_s = self._clock()
             if now_s >= self._ends_at_s:
@@ -54,10 +55,7 @@ class LineLimit:
             self._counts[kind] += 1
             is_admitted = self._counts[kind] <= LINES_MAX
             if not is_admitted and self._timer is None:
-                # Where no further line comes, the count must be told all the same.
-                self._timer = threading.Timer(self._ends_at_s - now_s, self.flush)
-                self._timer.daemon = True
-                self._timer.start()
+                self._timer = self._start_timer(self._ends_at_s - now_s)
         self._tell(ended)
         return is_admitted
 
@@ -71,15 +69,25 @@ class LineLimit:
                 self._timer = None
         self._tell(ended)
 
-    def _tell(self, ended: Counter[Hashable]) -> None:
+    def _start_timer(self, wait_s: float) -> threading.Timer | None:
+        """Have the count reported where no further line comes."""
+        timer = threading.Timer(wait_s, self.flush)
+        timer.daemon = True
+        try:
+            timer.start()
+        except RuntimeError:
+            return None  # no thread is to be had: the next line reports it
+        return timer
+
+    def _tell(self, ended: Counter[str]) -> None:
         for kind, count in ended.items():
             if count > LINES_MAX:
                 self._report(kind, count - LINES_MAX)
 
 
-def kind_of(event: Mapping[str, Any]) -> Hashable:
+def kind_of(event: Mapping[str, Any]) -> str:
     """Give the kind of a line: its event, and the status and code that tell its cases apart."""
-    return event.get("event"), event.get("status"), event.get("code")
+    return " ".join(str(event[name]) for name in ("event", "status", "code") if name in event)
 
 
 def shorten(key: str, text: str) -> str:

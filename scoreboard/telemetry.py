@@ -9,7 +9,7 @@ import atexit
 import logging
 import re
 import sys
-from collections.abc import Hashable, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any, Final
 
 import structlog
@@ -105,18 +105,16 @@ class _Limited(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Let a record of the standard library's go on; its kind is its text without arguments."""
         is_ours = isinstance(record.msg, dict)
-        return is_ours or self._admits((record.name, str(record.msg)[:100]))
+        return is_ours or self._admits(f"{record.name} {str(record.msg)[:100]}")
 
-    def _admits(self, kind: Hashable) -> bool:
+    def _admits(self, kind: str) -> bool:
         is_admitted = self.limit.admits(kind)
         if not is_admitted:
             LINES_DROPPED.inc()
         return is_admitted
 
-    def _report(self, kind: Hashable, count: int) -> None:
-        words = kind if isinstance(kind, tuple) else (kind,)
-        of = " ".join(str(word) for word in words if word is not None)
-        self._log.warning(self.REPORT, of=of, count=count, within_s=WINDOW_S)
+    def _report(self, kind: str, count: int) -> None:
+        self._log.warning(self.REPORT, of=kind, count=count, within_s=WINDOW_S)
 
 
 class _Ecs:

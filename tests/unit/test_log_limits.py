@@ -1,7 +1,6 @@
 """How many lines of one kind are written, and that the others are counted."""
 
 import threading
-from collections.abc import Hashable
 
 import pytest
 
@@ -29,7 +28,7 @@ class Clock:
 
 class Limited:
     def __init__(self) -> None:
-        self.reports: list[tuple[Hashable, int]] = []
+        self.reports: list[tuple[str, int]] = []
         self.clock = Clock()
         self.limit = LineLimit(lambda kind, count: self.reports.append((kind, count)), self.clock)
 
@@ -68,7 +67,7 @@ def test_what_was_dropped_is_reported_though_no_further_line_comes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(log_limits, "WINDOW_S", 0.05)
-    reports: list[tuple[Hashable, int]] = []
+    reports: list[tuple[str, int]] = []
     limit = LineLimit(lambda kind, count: reports.append((kind, count)))
     for _ in range(LINES_MAX + 3):
         limit.admits("refused")
