@@ -84,39 +84,6 @@ def _redact_event(
     return event
 
 
-class _Limited(logging.Filter):
-    """Drops lines of which there are too many: structlog's early, others' at the handler."""
-
-    REPORT: Final = "log_lines_dropped"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.limit = LineLimit(self._report)
-        self._log = get_logger(__name__)
-
-    def __call__(
-        self, _logger: object, _method: str, event: MutableMapping[str, Any]
-    ) -> MutableMapping[str, Any]:
-        """Let a line of structlog's go on (as a processor)."""
-        if event["event"] != self.REPORT and not self._admits(kind_of(event)):
-            raise structlog.DropEvent
-        return event
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Let a record of the standard library's go on; its kind is its text without arguments."""
-        is_ours = isinstance(record.msg, dict)
-        return is_ours or self._admits(f"{record.name} {str(record.msg)[:100]}")
-
-    def _admits(self, kind: str) -> bool:
-        is_admitted = self.limit.admits(kind)
-        if not is_admitted:
-            LINES_DROPPED.inc()
-        return is_admitted
-
-    def _report(self, kind: str, count: int) -> None:
-        self._log.warning(self.REPORT, of=kind, count=count, within_s=WINDOW_S)
-
-
 class _Ecs:
     """Gives a line the field names of the Elastic Common Schema."""
 
@@ -151,10 +118,45 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
     return structlog.stdlib.get_logger(name)
 
 
+class _Limited(logging.Filter):
+    """Drops lines of which there are too many: structlog's early, others' at the handler."""
+
+    REPORT: Final = "log_lines_dropped"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.limit = LineLimit(self._report)
+
+    def __call__(
+        self, _logger: object, _method: str, event: MutableMapping[str, Any]
+    ) -> MutableMapping[str, Any]:
+        """Let a line of structlog's go on (as a processor)."""
+        if event["event"] != self.REPORT and not self._admits(kind_of(event)):
+            raise structlog.DropEvent
+        return event
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let a record of the standard library's go on; its kind is its text without arguments."""
+        is_ours = isinstance(record.msg, dict)
+        return is_ours or self._admits(f"{record.name} {str(record.msg)[:100]}")
+
+    def _admits(self, kind: str) -> bool:
+        is_admitted = self.limit.admits(kind)
+        if not is_admitted:
+            LINES_DROPPED.inc()
+        return is_admitted
+
+    def _report(self, kind: str, count: int) -> None:
+        get_logger(__name__).warning(self.REPORT, of=kind, count=count, within_s=WINDOW_S)
+
+
+LIMITED: Final = _Limited()
+"""One for the process, whatever is set up how often."""
+
+
 def setup_logging(service: str, *, level: str, form: str, environment: str) -> None:
     """Send structlog's and the standard library's records through one chain to stderr."""
-    limited = _Limited()
-    atexit.register(limited.limit.flush)
+    atexit.register(LIMITED.limit.flush)
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -166,7 +168,7 @@ def setup_logging(service: str, *, level: str, form: str, environment: str) -> N
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
-            limited,
+            LIMITED,
             *shared,
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],
@@ -180,7 +182,7 @@ def setup_logging(service: str, *, level: str, form: str, environment: str) -> N
         else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     )
     handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(limited)
+    handler.addFilter(LIMITED)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from scoreboard.telemetry import LIMITED
+
 pytest.register_assert_rewrite("tests.support")
 
 pytest_plugins = [
@@ -39,6 +41,12 @@ FOLDERS = frozenset(
     },
 )
 HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def log_limit() -> None:
+    """Let each test write its lines, whatever those before it wrote."""
+    LIMITED.limit.flush()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

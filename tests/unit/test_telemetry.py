@@ -9,7 +9,6 @@ import pytest
 import structlog
 
 from scoreboard import telemetry
-from scoreboard.log_limits import LineLimit
 
 TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl"
 
@@ -79,7 +78,7 @@ def test_a_flood_of_one_kind_is_a_few_lines_and_a_count(lines: io.StringIO) -> N
         log.info("request_served", status=401, client=str(number))
     log.info("request_served", status=503)
     telemetry.get_logger("y").error("batch_failed")
-    lines_limit().flush()
+    telemetry.LIMITED.limit.flush()
 
     written = [json.loads(line) for line in lines.getvalue().splitlines()]
     events = [line["message"] for line in written]
@@ -94,7 +93,7 @@ def test_a_flood_of_one_kind_is_a_few_lines_and_a_count(lines: io.StringIO) -> N
 def test_a_flood_of_the_standard_library_is_limited_too(lines: io.StringIO) -> None:
     for number in range(1000):
         logging.getLogger("uvicorn.error").warning("Invalid request %d", number)
-    lines_limit().flush()
+    telemetry.LIMITED.limit.flush()
 
     assert len(lines.getvalue().splitlines()) == 21
 
@@ -103,9 +102,3 @@ def test_a_line_is_never_huge(lines: io.StringIO) -> None:
     telemetry.get_logger("x").info("call_failed", detail="x" * 100_000)
 
     assert len(lines.getvalue()) < 3000
-
-
-def lines_limit() -> LineLimit:
-    filters = [one for handler in logging.getLogger().handlers for one in handler.filters]
-    (found,) = [one for one in filters if isinstance(one, telemetry._Limited)]
-    return found.limit
