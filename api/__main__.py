@@ -5,22 +5,22 @@ The phases of a stop stand in api.server.
 """
 
 import gc
+import socket
 import sys
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from importlib.metadata import version
 from typing import Final
 
-from prometheus_client import start_http_server
-
 from api.app import create_app
 from api.server import bind, serve
-from scoreboard import lifecycle
-from scoreboard.errors import SettingInvalid
+from scoreboard import lifecycle, sockets
 from scoreboard.lifecycle import Stop
+from scoreboard.operator_port import OperatorPort, bind_operators
 from scoreboard.settings import Settings, variable_of
 from scoreboard.startup import start
-from scoreboard.telemetry import BUILD_INFO, REGISTRY, serve_metrics
+from scoreboard.telemetry import BUILD_INFO
 from scoreboard.workers import LONGER_THAN_WORKERS_S, Keeper, Worker, worker_of
 
 GC_THRESHOLDS: Final = (20_000, 20, 20)
@@ -42,30 +42,23 @@ def main(arguments: Sequence[str]) -> int:
 def _serve(chosen: Settings, worker: Worker | None) -> int:
     app = create_app(chosen)
     listener = bind(chosen.api_host, chosen.api_port, shared=worker is not None)
-    if worker is None:
-        try:
-            serve_metrics(
-                chosen.metrics_host, chosen.api_metrics_port, "api", version("scoreboard")
-            )
-        except OSError as error:
-            raise _taken(chosen, error) from error
-
-        async def run(stop: Stop) -> None:
-            async with app.running():
-                _leave_start_to_rest()
-                await serve(app, chosen, listener, stop)
+    if worker is None or not chosen.api_metrics_port:
+        operators = _bind_metrics(chosen)
     else:
-        BUILD_INFO.labels(version("scoreboard"), "api").set(1)
-        metrics_port = 0
-        if chosen.api_metrics_port:
-            metrics, _ = start_http_server(0, "127.0.0.1", REGISTRY)  # asked by the keeper alone
-            metrics_port = int(metrics.server_port)
+        operators = sockets.bind("127.0.0.1", 0)  # asked by the keeper alone
+    BUILD_INFO.labels(version("scoreboard"), "api").set(1)
 
-        async def run(stop: Stop) -> None:
-            async with app.running(), worker.kept(stop):
-                _leave_start_to_rest()
+    async def run(stop: Stop) -> None:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(OperatorPort(operators))
+            await stack.enter_async_context(app.running())
+            started = None
+            if worker is not None:
+                await stack.enter_async_context(worker.kept(stop))
+                metrics_port = operators.getsockname()[1] if operators is not None else 0
                 started = partial(worker.tell_started, metrics_port)
-                await serve(app, chosen, listener, stop, started=started)
+            _leave_start_to_rest()
+            await serve(app, chosen, listener, stop, started=started)
 
     return lifecycle.run(run, grace_s=chosen.drain_s)
 
@@ -76,11 +69,21 @@ def _keep(chosen: Settings) -> int:
         port: int = probe.getsockname()[1]
     held = bind(chosen.api_host, port, shared=True)
     keeper = Keeper("api", chosen.api_workers, held, variable_of("api_port"))
-    try:
-        keeper.serve_metrics(chosen.metrics_host, chosen.api_metrics_port)
-    except OSError as error:
-        raise _taken(chosen, error) from error
-    return lifecycle.run(keeper.run, grace_s=chosen.drain_s + LONGER_THAN_WORKERS_S)
+    operators = _bind_metrics(chosen)
+
+    async def run(stop: Stop) -> None:
+        async with OperatorPort(operators, registry=keeper.metrics(), is_slow=True):
+            await keeper.run(stop)
+
+    return lifecycle.run(run, grace_s=chosen.drain_s + LONGER_THAN_WORKERS_S)
+
+
+def _bind_metrics(chosen: Settings) -> socket.socket | None:
+    return bind_operators(
+        chosen.metrics_host,
+        chosen.api_metrics_port,
+        variables="SCOREBOARD_METRICS_HOST, SCOREBOARD_API_METRICS_PORT",
+    )
 
 
 def _leave_start_to_rest() -> None:
@@ -91,12 +94,6 @@ def _leave_start_to_rest() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
-
-
-def _taken(chosen: Settings, error: OSError) -> SettingInvalid:
-    return SettingInvalid(
-        f"SCOREBOARD_API_METRICS_PORT: port {chosen.api_metrics_port}: {error.strerror}"
-    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from typing import Final
 import structlog
 
 from api import metrics
-from api.problems import answer_of
 from scoreboard.errors import (
     Broken,
     OutcomeUnknown,
@@ -21,7 +20,7 @@ from scoreboard.errors import (
     ScoreboardError,
     Unavailable,
 )
-from scoreboard.http1.answer import NOSNIFF, Answer
+from scoreboard.http1.answer import NOSNIFF, Answer, answer_of
 from scoreboard.http1.asgi import AsgiApp, ask, scope_of
 from scoreboard.http1.request import Request
 from scoreboard.problems import status_of

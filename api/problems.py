@@ -23,7 +23,6 @@ from scoreboard.errors import (
     ScoreboardError,
     UnsupportedMedia,
 )
-from scoreboard.http1.answer import NOSNIFF, Answer
 from scoreboard.problems import MEDIA_TYPE, body_of, headers_of, status_of
 from scoreboard.telemetry import get_logger
 
@@ -62,12 +61,6 @@ def _validation_detail(error: ValidationException) -> str:
         return "A value breaks a rule"
     entries: Sequence[Mapping[str, Any]] = extra
     return "; ".join(f"{entry.get('key', 'request')}: {entry.get('message')}" for entry in entries)
-
-
-def answer_of(error: ScoreboardError, request_id: str) -> Answer:
-    """Return the whole answer of an error."""
-    headers = [(b"content-type", MEDIA_TYPE.encode()), *headers_of(error), NOSNIFF]
-    return Answer(status_of(type(error)), headers, body_of(error, request_id))
 
 
 def respond(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:

@@ -20,7 +20,7 @@ from scoreboard.errors import Unavailable, UnknownBoard
 from scoreboard.lifecycle import Stop, backoff_s
 from scoreboard.live import Live
 from scoreboard.model import Board, Partition
-from scoreboard.operator_port import OperatorPort
+from scoreboard.operator_port import OperatorPort, bind_operators
 from scoreboard.postgres import Connection, connect
 from scoreboard.redis_client import make_client, require_durability
 from scoreboard.settings import Settings
@@ -48,14 +48,12 @@ class Flusher:
             await _patiently(self._require_redis, stop)
             await _patiently(self._require_database, stop)
             probe = Probe(self.lanes, live)
-            await stack.enter_async_context(
-                OperatorPort(
-                    self._settings.metrics_host,
-                    self._settings.flusher_metrics_port,
-                    probe.health,
-                    variables="SCOREBOARD_METRICS_HOST, SCOREBOARD_FLUSHER_METRICS_PORT",
-                )
+            operators = bind_operators(
+                self._settings.metrics_host,
+                self._settings.flusher_metrics_port,
+                variables="SCOREBOARD_METRICS_HOST, SCOREBOARD_FLUSHER_METRICS_PORT",
             )
+            await stack.enter_async_context(OperatorPort(operators, probe.health))
             async with asyncio.TaskGroup() as group:
                 group.create_task(probe.observe(stop))
                 group.create_task(keep_fresh(stop))

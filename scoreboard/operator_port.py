@@ -1,36 +1,39 @@
 """Health and metrics of one process on the operators' port: /health/live, /health/ready, /metrics.
 
-Used by the streamer and the flusher. Answered on the loop that does the work, so that a live answer
-means a live loop. One request a connection; never through the gateway. What stays true: heads,
-times and connections are bounded, and silent connections keep no probe out.
+Used by every service; never through the gateway. It is served on the loop that does the work, so
+that a live answer means a live loop, and by scoreboard.http1, so that heads, times and connections
+are bounded, and silent connections keep no probe out.
 """
 
 import asyncio
+import socket
 from collections.abc import Callable, Mapping
-from http import HTTPStatus
+from contextlib import AsyncExitStack
 from typing import Any, Final, Self
 
 import msgspec
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from scoreboard.errors import (
-    HeadTooLarge,
-    Malformed,
-    MethodNotAllowed,
-    NotFound,
-    ScoreboardError,
-    SettingInvalid,
-)
-from scoreboard.problems import MEDIA_TYPE, Headers, body_of, headers_of, status_of
+from scoreboard.errors import MethodNotAllowed, NotFound, ScoreboardError, SettingInvalid
+from scoreboard.http1.answer import NOSNIFF, Answer, answer_of
+from scoreboard.http1.head import HeadLimits
+from scoreboard.http1.request import Request
+from scoreboard.http1.server import Server, ServerLimits
 from scoreboard.request_ids import HEADER, RequestIds
+from scoreboard.sockets import bind
 from scoreboard.telemetry import REGISTRY
 
-REQUEST_S: Final = 5.0
-"""Longest a caller may take to ask and to take the answer."""
-
-HEAD_BYTES: Final = 8192
-CONNECTIONS: Final = 32
-"""At once, as probes are few; beyond, the oldest is closed."""
+LIMITS: Final = ServerLimits(
+    head=HeadLimits(head_bytes=8192),
+    body_bytes=0,
+    head_s=5.0,
+    body_s=5.0,
+    keep_alive_s=5.0,
+    send_s=5.0,
+    connections=32,
+    connections_per_address=32,
+)
+"""Probes are few; beyond these connections the longest idle one is closed."""
 
 _JSON: Final = b"application/json"
 
@@ -39,109 +42,91 @@ State = Callable[[], tuple[bool, Mapping[str, Any]]]
 
 
 class OperatorPort:
-    """The operators' port of one process; an async context manager while it listens."""
+    """The operators' port of one process; an async context manager while it is served."""
 
-    def __init__(self, host: str, port: int, state: State, *, variables: str) -> None:
-        """Take where to listen; port 0 listens nowhere. ``variables`` name host and port."""
-        self._host = host
-        self._port = port
+    def __init__(
+        self,
+        listener: socket.socket | None,
+        state: State | None = None,
+        *,
+        registry: CollectorRegistry = REGISTRY,
+        is_slow: bool = False,
+    ) -> None:
+        """Take a bound socket; None serves nothing. Without ``state`` readiness is told elsewhere.
+
+        Metrics of a ``registry`` that is slow to collect are collected in a thread.
+        """
+        self._listener = listener
         self._state = state
-        self._variables = variables
+        self._registry = registry
+        self._is_slow = is_slow
         self._ids = RequestIds()
-        self._server: asyncio.Server | None = None
-        self._open: dict[asyncio.StreamWriter, None] = {}
-        """Oldest first."""
+        self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        """Listen.
-
-        Raises SettingInvalid when the address cannot be had.
-        """
-        if self._port:
-            try:
-                self._server = await asyncio.start_server(
-                    self._serve, self._host, self._port, limit=HEAD_BYTES
-                )
-            except OSError as error:
-                raise SettingInvalid(
-                    f"{self._variables}: cannot listen on {self._host}:{self._port}: "
-                    f"{error.strerror}"
-                ) from error
+        """Serve."""
+        if self._listener is not None:
+            server = Server(self, LIMITS)
+            await self._stack.enter_async_context(server.listening(self._listener))
         return self
 
     async def __aexit__(self, *exception: object) -> None:
-        """Stop listening, and end what is open."""
-        if self._server is not None:
-            self._server.close()
-        for writer in tuple(self._open):
-            writer.transport.abort()
+        """Stop serving, at once."""
+        await self._stack.aclose()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._open[writer] = None
-        if len(self._open) > CONNECTIONS:
-            oldest = next(iter(self._open))
-            del self._open[oldest]
-            oldest.transport.abort()
+    async def __call__(self, request: Request) -> Answer:
+        """Answer one request."""
+        request.id = self._ids.choose()
         try:
-            async with asyncio.timeout(REQUEST_S):
-                writer.write(await self._answer(reader))
-                writer.write_eof()
-                await writer.drain()
-                await reader.read(
-                    HEAD_BYTES
-                )  # the caller closes; or its unread bytes would reset it
-        except (OSError, RuntimeError, TimeoutError, asyncio.IncompleteReadError):
-            writer.transport.abort()  # RuntimeError: uvloop's, for a write to a closed connection
-        finally:
-            self._open.pop(writer, None)
-            writer.close()
-
-    async def _answer(self, reader: asyncio.StreamReader) -> bytes:
-        is_head_only = False
-        try:
-            try:
-                head = await reader.readuntil(b"\r\n\r\n")
-            except asyncio.LimitOverrunError:
-                raise HeadTooLarge(f"A head has at most {HEAD_BYTES} bytes") from None
-            method, path = _request_line(head)
-            is_head_only = method == b"HEAD"
-            if method not in {b"GET", b"HEAD"}:
-                raise MethodNotAllowed("Use GET or HEAD", allow="GET, HEAD")
-            status, kind, body = self._respond(path)
-            headers: Headers = [(b"cache-control", b"no-store")]
-            request_id = self._ids.choose()
+            answer = await self._respond(request)
         except ScoreboardError as error:
-            request_id = self._ids.choose()
-            status, kind = status_of(type(error)), MEDIA_TYPE.encode()
-            headers, body = headers_of(error), body_of(error, request_id)
-        fields = [
-            (b"content-type", kind),
-            (b"content-length", b"%d" % len(body)),
-            (HEADER.lower().encode(), request_id.encode()),
-            *headers,
-            (b"connection", b"close"),
-        ]
-        lines = [b"HTTP/1.1 %d %s" % (status, HTTPStatus(status).phrase.encode())]
-        lines += [b"%s: %s" % field for field in fields]
-        return b"\r\n".join(lines) + b"\r\n\r\n" + (b"" if is_head_only else body)
+            answer = answer_of(error, request.id)
+        answer.headers.append((HEADER.lower().encode(), request.id.encode()))
+        return answer
 
-    def _respond(self, path: bytes) -> tuple[int, bytes, bytes]:
-        match path:
-            case b"/metrics":
-                return 200, CONTENT_TYPE_LATEST.encode(), generate_latest(REGISTRY)
-            case b"/health/live":
-                return 200, _JSON, msgspec.json.encode({"status": "live"})
-            case b"/health/ready":
+    def refuse(self, error: ScoreboardError, peer: str) -> Answer:  # noqa: ARG002 (the server's)
+        """Return the answer to what the server could not read, or has no place for."""
+        request_id = self._ids.choose()
+        answer = answer_of(error, request_id)
+        answer.headers.append((HEADER.lower().encode(), request_id.encode()))
+        return answer
+
+    async def _respond(self, request: Request) -> Answer:
+        if request.head.method not in {"GET", "HEAD"}:
+            raise MethodNotAllowed("Use GET or HEAD", allow="GET, HEAD")
+        match request.head.path:
+            case "/metrics":
+                return _answer(200, CONTENT_TYPE_LATEST.encode(), await self._metrics())
+            case "/health/live":
+                return _answer(200, _JSON, msgspec.json.encode({"status": "live"}))
+            case "/health/ready" if self._state is not None:
                 is_ready, facts = self._state()
                 body = {"status": "ready" if is_ready else "not ready", **facts}
-                return 200 if is_ready else 503, _JSON, msgspec.json.encode(body)
+                return _answer(200 if is_ready else 503, _JSON, msgspec.json.encode(body))
             case _:
                 raise NotFound("There is /health/live, /health/ready and /metrics")
 
+    async def _metrics(self) -> bytes:
+        if self._is_slow:
+            return await asyncio.to_thread(generate_latest, self._registry)
+        return generate_latest(self._registry)
 
-def _request_line(head: bytes) -> tuple[bytes, bytes]:
-    """Give method and path of a request."""
-    words = head.partition(b"\r\n")[0].split(b" ")
-    if len(words) != 3 or words[2] not in {b"HTTP/1.1", b"HTTP/1.0"}:
-        raise Malformed("A request line is a method, a target and HTTP/1.1")
-    return words[0], words[1].partition(b"?")[0]
+
+def bind_operators(host: str, port: int, *, variables: str) -> socket.socket | None:
+    """Take the address of an operators' port; None for port 0.
+
+    Raises SettingInvalid, naming its ``variables``, where it cannot be had.
+    """
+    if not port:
+        return None
+    try:
+        return bind(host, port)
+    except OSError as error:
+        raise SettingInvalid(
+            f"{variables}: cannot listen on {host}:{port}: {error.strerror}"
+        ) from error
+
+
+def _answer(status: int, kind: bytes, body: bytes) -> Answer:
+    headers = [(b"content-type", kind), (b"cache-control", b"no-store"), NOSNIFF]
+    return Answer(status, headers, body)

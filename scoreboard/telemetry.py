@@ -13,7 +13,7 @@ from collections.abc import MutableMapping
 from typing import Any, Final
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from scoreboard.log_limits import WINDOW_S, LineLimit, kind_of, shorten
 
@@ -195,10 +195,3 @@ def setup_logging(service: str, *, level: str, form: str, environment: str) -> N
     for noisy in ("httpx", "httpcore", "websockets", "botocore", "boto3", "urllib3", "asyncio"):
         # Some of these write headers, and with them tokens, at DEBUG.
         logging.getLogger(noisy).setLevel(logging.WARNING)
-
-
-def serve_metrics(host: str, port: int, service: str, version: str) -> None:
-    """Serve this process's metrics from a thread of their own; port 0 serves none."""
-    BUILD_INFO.labels(version, service).set(1)
-    if port:
-        start_http_server(port, host, REGISTRY)

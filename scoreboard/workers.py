@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Metric, start_http_server
+from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
@@ -58,15 +58,11 @@ class Keeper:
         self._metrics_ports: dict[int, int] = {}
         self._has_started: set[int] = set()
 
-    def serve_metrics(self, host: str, port: int) -> None:
-        """Serve the workers' metrics together, told apart by the label ``worker``; 0: not at all.
-
-        Raises OSError where the port is in use.
-        """
-        if port:
-            registry = CollectorRegistry(auto_describe=False)
-            registry.register(_Together(self._metrics_ports))
-            start_http_server(port, host, registry)
+    def metrics(self) -> CollectorRegistry:
+        """Give the metrics of all workers, with the label ``worker``; slow to collect."""
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Together(self._metrics_ports))
+        return registry
 
     async def run(self, stop: Stop) -> None:
         """Keep the workers until ``stop``, then let them finish.

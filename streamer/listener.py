@@ -4,13 +4,12 @@ Options are set before ``listen``: the kernel copies them to each accepted socke
 call and a socket object per viewer.
 """
 
-import resource
 import socket
 from typing import Final
 
 from scoreboard.errors import SettingInvalid
 from scoreboard.settings import Settings
-from scoreboard.sockets import bound_sending
+from scoreboard.sockets import allow_open_files, bind, bound_sending
 from scoreboard.telemetry import get_logger
 from streamer.admission import Capacity
 
@@ -38,44 +37,26 @@ def make_listener(settings: Settings, *, shared: bool, port: int | None = None) 
     host = settings.ws_host
     port = settings.ws_port if port is None else port
     try:
-        family, kind, number, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, number)
+        listener = bind(host, port, shared=shared)
     except OSError as error:
-        raise _unavailable(host, port, error) from error
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if shared:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        bound_sending(listener)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
-        listener.bind(address)
-        listener.setblocking(False)
-    except OSError as error:
-        listener.close()
-        raise _unavailable(host, port, error) from error
+        raise SettingInvalid(
+            f"SCOREBOARD_WS_HOST, SCOREBOARD_WS_PORT: cannot listen on {host}:{port}: "
+            f"{error.strerror}"
+        ) from error
+    bound_sending(listener)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
     return listener
 
 
 def capacity_of(settings: Settings) -> Capacity:
     """Give how many connections this process may hold: the settings, or what open files allow."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = settings.viewers + settings.handshakes + RESERVED_FILES
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
+    files = allow_open_files(wanted)
+    if files >= wanted:
         return Capacity(settings.viewers, settings.handshakes)
-    free = soft - min(RESERVED_FILES, soft // 2)
+    free = files - min(RESERVED_FILES, files // 2)
     handshakes = min(settings.handshakes, free // HANDSHAKES_SHARE)
     viewers = min(settings.viewers, free - handshakes)
     if viewers < settings.viewers:
-        _log.warning("viewers_limited_by_open_files", viewers=viewers, open_files=soft)
+        _log.warning("viewers_limited_by_open_files", viewers=viewers, open_files=files)
     return Capacity(viewers, handshakes)
-
-
-def _unavailable(host: str, port: int, error: OSError) -> SettingInvalid:
-    return SettingInvalid(
-        f"SCOREBOARD_WS_HOST, SCOREBOARD_WS_PORT: cannot listen on {host}:{port}: {error.strerror}"
-    )

@@ -18,7 +18,7 @@ from scoreboard.auth import Verifier
 from scoreboard.credentials import keep_fresh
 from scoreboard.endings import CloseCode
 from scoreboard.lifecycle import Stop
-from scoreboard.operator_port import OperatorPort
+from scoreboard.operator_port import OperatorPort, bind_operators
 from scoreboard.relay import Relay
 from scoreboard.settings import Settings
 from scoreboard.telemetry import BUILD_INFO, get_logger
@@ -235,15 +235,15 @@ async def serve(settings: Settings, stop: Stop, *, worker: Worker | None = None)
     listener = make_listener(settings, shared=worker is not None)
     number = 0 if worker is None else worker.number
     metrics_port = settings.ws_metrics_port and settings.ws_metrics_port + number * WORKER_STEP
+    operators = bind_operators(
+        settings.metrics_host,
+        metrics_port,
+        variables="SCOREBOARD_METRICS_HOST, SCOREBOARD_WS_METRICS_PORT",
+    )
     BUILD_INFO.labels(version("scoreboard"), "streamer").set(1)
     watch_counts(streamer.venue)
     async with (
-        OperatorPort(
-            settings.metrics_host,
-            metrics_port,
-            streamer.state,
-            variables="SCOREBOARD_METRICS_HOST, SCOREBOARD_WS_METRICS_PORT",
-        ),
+        OperatorPort(operators, streamer.state),
         running(streamer),
     ):
         # A port shared with other processes brings viewers at once: know the boards first.

@@ -1,9 +1,12 @@
-"""Answers, and how their heads are written. No I/O."""
+"""Answers, those to errors among them, and how their heads are written. No I/O."""
 
 from http import HTTPStatus
 from typing import Final
 
 from msgspec import Struct
+
+from scoreboard.errors import ScoreboardError
+from scoreboard.problems import MEDIA_TYPE, body_of, headers_of, status_of
 
 Fields = list[tuple[bytes, bytes]]
 
@@ -21,6 +24,12 @@ class Answer(Struct, frozen=True):
     status: int
     headers: Fields
     body: bytes = b""
+
+
+def answer_of(error: ScoreboardError, request_id: str) -> Answer:
+    """Return the whole answer of an error."""
+    headers = [(b"content-type", MEDIA_TYPE.encode()), *headers_of(error), NOSNIFF]
+    return Answer(status_of(type(error)), headers, body_of(error, request_id))
 
 
 def has_body(status: int) -> bool:
