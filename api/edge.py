@@ -24,14 +24,12 @@ from scoreboard.http1.answer import NOSNIFF, Answer, answer_of
 from scoreboard.http1.asgi import AsgiApp, ask, scope_of
 from scoreboard.http1.request import Request
 from scoreboard.problems import status_of
-from scoreboard.request_ids import GATEWAY_HEADER, HEADER, RequestIds
+from scoreboard.request_ids import HEADER, RequestIds
 from scoreboard.settings import Settings
 from scoreboard.telemetry import get_logger
 
 LOGGED_SHARE: Final = 0.01
 """Share of good answers that get a line in the log; all others do."""
-
-_ID_HEADERS: Final = (GATEWAY_HEADER.lower().encode(), HEADER.lower().encode())
 
 Streaming = Callable[[], Awaitable[None]]
 """What a handler returns that was granted a stream: it runs beyond the limits of a request."""
@@ -68,7 +66,7 @@ class Edge:
         """Answer one request; None where a stream answered it."""
         started_s = time.perf_counter()
         head = request.head
-        request.id = self._id_of(head.headers)
+        request.id = self._ids.of(head.headers)
         handler = self._direct.get((head.method, head.path))
         status, route, code = 500, metrics.UNMATCHED if handler is None else head.path, ""
         self._under_way += 1
@@ -103,14 +101,14 @@ class Edge:
         if not isinstance(answer, Answer):
             await answer()
             return None
-        answer.headers.append((b"x-request-id", request.id.encode()))
+        answer.headers.append((HEADER, request.id.encode()))
         return answer
 
     def refuse(self, error: ScoreboardError, peer: str) -> Answer:
         """Return the answer to what the server could not read, or has no place for."""
-        request_id = self._ids.choose()
+        request_id = self._ids.new()
         answer = answer_of(error, request_id)
-        answer.headers.append((b"x-request-id", request_id.encode()))
+        answer.headers.append((HEADER, request_id.encode()))
         metrics.observe("", metrics.UNMATCHED, answer.status, 0.0)
         _log.info(
             "request_refused",
@@ -120,10 +118,6 @@ class Edge:
             code=error.code,
         )
         return answer
-
-    def _id_of(self, headers: Mapping[bytes, bytes]) -> str:
-        given = [headers[name].decode("latin-1") for name in _ID_HEADERS if name in headers]
-        return self._ids.choose(*given)
 
     async def _framed(self, request: Request) -> tuple[Answer, str, str]:
         """Let the framework answer; return its answer, the route and the code of its problem."""

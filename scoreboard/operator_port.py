@@ -76,19 +76,19 @@ class OperatorPort:
 
     async def __call__(self, request: Request) -> Answer:
         """Answer one request."""
-        request.id = self._ids.choose()
+        request.id = self._ids.of(request.head.headers)
         try:
             answer = await self._respond(request)
         except ScoreboardError as error:
             answer = answer_of(error, request.id)
-        answer.headers.append((HEADER.lower().encode(), request.id.encode()))
+        answer.headers.append((HEADER, request.id.encode()))
         return answer
 
     def refuse(self, error: ScoreboardError, peer: str) -> Answer:  # noqa: ARG002 (the server's)
         """Return the answer to what the server could not read, or has no place for."""
-        request_id = self._ids.choose()
+        request_id = self._ids.new()
         answer = answer_of(error, request_id)
-        answer.headers.append((HEADER.lower().encode(), request_id.encode()))
+        answer.headers.append((HEADER, request_id.encode()))
         return answer
 
     async def _respond(self, request: Request) -> Answer:

@@ -7,12 +7,13 @@ and answers; the gateway's wins, because its own log has it too.
 import itertools
 import re
 import secrets
+from collections.abc import Mapping
 from typing import Final
 
-GATEWAY_HEADER: Final = "X-Kong-Request-Id"
-HEADER: Final = "X-Request-Id"
+GATEWAY_HEADER: Final = b"x-kong-request-id"
+HEADER: Final = b"x-request-id"
 
-_SAFE: Final = re.compile(r"[A-Za-z0-9._-]{8,128}")
+_SAFE: Final = re.compile(rb"[A-Za-z0-9._-]{8,128}")
 
 
 class RequestIds:
@@ -23,9 +24,14 @@ class RequestIds:
         self._prefix = secrets.token_hex(6)
         self._numbers = itertools.count(1)
 
-    def choose(self, *given: str | None) -> str:
-        """Return the first id of ``given`` that has a safe form, or a new one."""
-        for text in given:
-            if text is not None and _SAFE.fullmatch(text):
-                return text
+    def of(self, headers: Mapping[bytes, bytes]) -> str:
+        """Return the id of a request; names of ``headers`` are in lower case."""
+        for name in (GATEWAY_HEADER, HEADER):
+            given = headers.get(name)
+            if given is not None and _SAFE.fullmatch(given):
+                return given.decode("ascii")
+        return self.new()
+
+    def new(self) -> str:
+        """Return an id for a request that has none, or could not be read."""
         return f"{self._prefix}-{next(self._numbers):x}"

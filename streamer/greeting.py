@@ -30,7 +30,7 @@ from scoreboard.request_ids import HEADER
 from scoreboard.telemetry import get_logger
 from streamer import metrics
 from streamer.connection import Viewer
-from streamer.handshake import Wish, answer_of, judge, request_id_of
+from streamer.handshake import Wish, answer_of, judge
 from streamer.hub import Room
 from streamer.inbound import Parser
 from streamer.protocol import SUBPROTOCOL
@@ -240,7 +240,7 @@ class Greeting(asyncio.Protocol):
         self._head = bytearray()
         head = read_head(data, venue.rules.limits)
         self._is_body_wanted = head.method != "HEAD"
-        self._request_id = request_id_of(head, venue.request_ids)
+        self._request_id = venue.request_ids.of(head.headers)
         self._wish = wish = judge(head, self._peer, venue.rules)
         admission = venue.admission
         if not self._source and not admission.may_try(wish.address, venue.clock()):
@@ -281,7 +281,7 @@ class Greeting(asyncio.Protocol):
         except ScoreboardError as error:
             self._refuse(error)
             return
-        response.headers[HEADER] = self._request_id
+        response.headers[HEADER.decode()] = self._request_id
         protocol.send_response(response)
         metrics.HANDSHAKES.labels("accepted" if end is None else "expired").inc()
         viewer = Viewer(
@@ -303,7 +303,7 @@ class Greeting(asyncio.Protocol):
         if self._phase is _Phase.CHECKING:
             self._transport.resume_reading()
         status = status_of(type(error))
-        request_id = self._request_id or self._venue.request_ids.choose()
+        request_id = self._request_id or self._venue.request_ids.new()
         metrics.HANDSHAKES.labels(str(status)).inc()
         _log.info(
             "handshake_refused",

@@ -27,7 +27,7 @@ from scoreboard.http1.head import Head, list_of
 from scoreboard.http1.query import read_query
 from scoreboard.origins import Origins
 from scoreboard.problems import MEDIA_TYPE, body_of, headers_of, status_of
-from scoreboard.request_ids import GATEWAY_HEADER, HEADER, RequestIds
+from scoreboard.request_ids import HEADER
 from scoreboard.settings import Settings
 from streamer.protocol import BEARER_PREFIX, PATH, SUBPROTOCOL
 
@@ -76,12 +76,6 @@ def judge(head: Head, peer: str, rules: Rules) -> Wish:
     return Wish(board, address, _token(headers, offered), bool(offered))
 
 
-def request_id_of(head: Head, ids: RequestIds) -> str:
-    """Return the id of a request: the gateway's, the client's where it is safe, or a new one."""
-    given = (head.headers.get(name.lower().encode(), b"") for name in (GATEWAY_HEADER, HEADER))
-    return ids.choose(*(value.decode("latin-1") for value in given))
-
-
 def answer_of(error: ScoreboardError, request_id: str, *, with_body: bool = True) -> bytes:
     """Return the whole HTTP answer to a refused handshake; the connection ends with it.
 
@@ -94,7 +88,7 @@ def answer_of(error: ScoreboardError, request_id: str, *, with_body: bool = True
         (b"content-type", MEDIA_TYPE.encode()),
         (b"content-length", b"%d" % len(body)),
         (b"x-content-type-options", b"nosniff"),
-        (HEADER.lower().encode(), request_id.encode()),
+        (HEADER, request_id.encode()),
         *headers_of(error),
         (b"connection", upgrade + b"close"),
     ]

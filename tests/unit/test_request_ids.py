@@ -2,29 +2,40 @@
 
 import pytest
 
-from scoreboard.request_ids import RequestIds
+from scoreboard.request_ids import GATEWAY_HEADER, HEADER, RequestIds
 
 
-def test_the_first_safe_id_is_taken() -> None:
+def test_the_gateways_id_wins_and_only_a_safe_one_is_taken() -> None:
     ids = RequestIds()
 
-    assert ids.choose("gateway-1", "client-01") == "gateway-1"
-    assert ids.choose(None, "client-01") == "client-01"
-    assert ids.choose("short", "client-01") == "client-01"
+    assert ids.of({HEADER: b"client-01", GATEWAY_HEADER: b"gateway-1"}) == "gateway-1"
+    assert ids.of({HEADER: b"client-01"}) == "client-01"
+    assert ids.of({HEADER: b"client-01", GATEWAY_HEADER: b"bad id"}) == "client-01"
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "short", "x" * 129, "has space", "line\nbreak", "ends-here\n", "ünicode-1", "a;b;c;d;e"],
+    "given",
+    [
+        b"",
+        b"short",
+        b"x" * 129,
+        b"has space",
+        b"line\nbreak",
+        b"ends-here\n",
+        "ünicode-1".encode(),
+        b"<script>alert(1)</script>",
+    ],
 )
-def test_an_unsafe_id_is_replaced(text: str) -> None:
-    chosen = RequestIds().choose(text)
+def test_an_unsafe_id_is_replaced(given: bytes) -> None:
+    ids = RequestIds()
 
-    assert chosen != text
-    assert RequestIds().choose(chosen) == chosen, "a new id has the safe form itself"
+    chosen = ids.of({HEADER: given})
+
+    assert chosen.encode() != given
+    assert ids.of({HEADER: chosen.encode()}) == chosen, "a new id has the safe form itself"
 
 
 def test_new_ids_differ() -> None:
     ids, others = RequestIds(), RequestIds()
 
-    assert len({ids.choose(), ids.choose(), others.choose(), others.choose()}) == 4
+    assert len({ids.new(), ids.of({}), others.new(), others.of({})}) == 4

@@ -10,9 +10,8 @@ from scoreboard.addresses import client_address
 from scoreboard.errors import ScoreboardError, SettingInvalid
 from scoreboard.http1.head import Head, read_head
 from scoreboard.problems import KINDS, status_of
-from scoreboard.request_ids import RequestIds
 from scoreboard.settings import Secret, Settings
-from streamer.handshake import Rules, Wish, answer_of, judge, request_id_of
+from streamer.handshake import Rules, Wish, answer_of, judge
 from tests.support.viewer import Headers, request_bytes
 
 JWT = "eyJhbGciOiJSUzI1NiJ9.e30.c2ln"
@@ -122,28 +121,6 @@ def test_an_upgrade_is_asked_for_by_its_name_and_version() -> None:
     assert b"\r\nupgrade: websocket\r\n" in answer
     assert b"\r\nconnection: upgrade, close\r\n" in answer
     assert b"\r\nsec-websocket-version: 13\r\n" in answer
-
-
-@pytest.mark.parametrize(
-    ("headers", "request_id"),
-    [
-        ([("X-Request-Id", "client-01")], "client-01"),
-        ([("X-Request-Id", "client-01"), ("X-Kong-Request-Id", "gateway-1")], "gateway-1"),
-        ([("X-Request-Id", "client-01"), ("X-Kong-Request-Id", "bad id")], "client-01"),
-        ([("X-Request-Id", "<script>alert(1)</script>")], None),
-        ([], None),
-    ],
-)
-def test_the_gateways_request_id_wins_and_only_a_safe_one_is_taken(
-    headers: Headers, request_id: str | None
-) -> None:
-    chosen = request_id_of(head(headers=headers), RequestIds())
-
-    if request_id is None:
-        assert chosen not in {value for _, value in headers}
-        assert len(chosen) >= 8
-    else:
-        assert chosen == request_id
 
 
 @pytest.mark.parametrize(
