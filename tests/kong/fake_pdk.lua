@@ -1,10 +1,12 @@
 -- A small stand-in for Kong: its plugin chain and the part of its PDK that our two plugins use.
--- It is not Kong. It copies four behaviours on which the plugins rely:
+-- It is not Kong. It copies these behaviours on which the plugins rely:
 --   * `exit` and `error` yield and are never resumed, so no code after them runs;
 --   * after an exit, later `access` handlers are skipped, the filters and `log` of all still run;
 --   * a Lua error in `access` is a 500 of source `error`;
---   * headers differ by underscore, are looked up without case, and are cut at 100.
--- Globals `python_json_decode`, `python_json_encode` and `python_base64url` come from runtime.py.
+--   * headers differ by underscore, are looked up without case, and are cut at 100;
+--   * before the plugins an upgrade is noted in two variables, and after them hop-by-hop headers go.
+-- Phases, arguments and the serialised message are checked by pdk_rules.lua. The globals `pdk_rules`,
+-- `python_json_decode`, `python_json_encode` and `python_base64url` come from runtime.py.
 
 local HEADERS_MAX = 100
 
@@ -12,28 +14,6 @@ local HEADERS_MAX = 100
 null = newproxy(true)
 
 local state
-
-local PHASES = {
-  ['request.get_headers'] = 'access log', ['service.request.set_header'] = 'access',
-  ['service.request.clear_header'] = 'access', ['response.exit'] = 'access',
-  ['response.set_status'] = 'header_filter', ['response.set_header'] = 'header_filter',
-  ['response.clear_header'] = 'header_filter', ['response.get_header'] = 'header_filter',
-  ['response.get_status'] = 'header_filter', ['response.get_source'] = 'header_filter log',
-  ['response.set_raw_body'] = 'body_filter', ['client.authenticate'] = 'access',
-  ['client.get_consumer'] = 'access log', ['client.load_consumer'] = 'access',
-  ['log.set_serialize_value'] = 'log', ['request.get_raw_query'] = 'access log',
-  ['request.get_path'] = 'access log', ['router.get_route'] = 'access log',
-}
-
-local function in_phase(name, fn)
-  local allowed = assert(PHASES[name], name)
-  return function(...)
-    if not allowed:find(state.phase, 1, true) then
-      error(name .. ' is not for phase ' .. state.phase, 2)
-    end
-    return fn(...)
-  end
-end
 
 local function remove_header(list, name)
   for i = #list, 1, -1 do
@@ -43,10 +23,10 @@ local function remove_header(list, name)
   end
 end
 
-local function get_headers()
+local function get_headers(max)
   local headers, truncated = {}, nil
   for i, pair in ipairs(state.request.headers) do
-    if i > HEADERS_MAX then
+    if i > (max or HEADERS_MAX) then
       truncated = 'truncated'
       break
     end
@@ -65,6 +45,11 @@ local function get_headers()
   }), truncated
 end
 
+-- kong.tools.http.get_header: the first of several.
+local function first_of(value)
+  return type(value) == 'table' and value[1] or value
+end
+
 local function exit(status, body, headers)
   state.response = { status = status, source = 'exit', headers = {}, body = body }
   for name, value in pairs(headers or {}) do
@@ -79,82 +64,75 @@ local function exit(status, body, headers)
   error('resumed after an exit')
 end
 
-kong = {
+local raw = {
   request = {
-    get_headers = in_phase('request.get_headers', get_headers),
-    get_raw_query = in_phase('request.get_raw_query', function() return state.request.query end),
-    get_path = in_phase('request.get_path', function() return state.request.path end),
+    get_headers = get_headers,
+    get_method = function() return state.request.method end,
+    get_raw_path = function() return state.request.path end,
   },
   service = { request = {
-    set_header = in_phase('service.request.set_header', function(name, value)
+    set_header = function(name, value)
       remove_header(state.request.headers, name)
-      table.insert(state.request.headers, { name, value })
-    end),
-    clear_header = in_phase('service.request.clear_header', function(name)
-      remove_header(state.request.headers, name)
-    end),
+      table.insert(state.request.headers, { name, tostring(value) })
+    end,
+    clear_header = function(name) remove_header(state.request.headers, name) end,
   } },
   response = {
-    exit = in_phase('response.exit', exit),
-    get_status = in_phase('response.get_status', function() return state.response.status end),
-    get_source = in_phase('response.get_source', function() return state.response.source end),
-    get_header = in_phase('response.get_header', function(name)
-      return state.response.headers[name:lower()]
-    end),
-    set_status = in_phase('response.set_status', function(status)
-      state.response.status = status
-    end),
-    set_header = in_phase('response.set_header', function(name, value)
-      assert(type(value) == 'string', 'a header is a string')
-      state.response.headers[name:lower()] = value
-    end),
-    clear_header = in_phase('response.clear_header', function(name)
-      state.response.headers[name:lower()] = nil
-    end),
-    set_raw_body = in_phase('response.set_raw_body', function(body)
-      assert(type(body) == 'string', 'body must be a string')
-      state.response.body = body
-    end),
+    exit = exit,
+    get_status = function() return state.response.status end,
+    get_source = function() return state.response.source end,
+    get_header = function(name) return state.response.headers[name:lower()] end,
+    set_status = function(status) state.response.status = status end,
+    set_header = function(name, value) state.response.headers[name:lower()] = tostring(value) end,
+    clear_header = function(name) state.response.headers[name:lower()] = nil end,
+    set_raw_body = function(body) state.response.body = body end,
   },
   client = {
-    get_consumer = in_phase('client.get_consumer', function() return state.consumer end),
-    load_consumer = in_phase('client.load_consumer', function(name, by_username)
-      assert(by_username == true, 'consumers are known by name here')
-      return state.consumers[name]
-    end),
-    authenticate = in_phase('client.authenticate', function(consumer, credential)
+    get_consumer = function() return state.consumer end,
+    load_consumer = function(name) return state.consumers[name] end,
+    authenticate = function(consumer, credential)
       state.authenticated = state.authenticated + 1
       state.consumer, state.credential = consumer, credential
-    end),
+    end,
   },
-  db = { consumers = { cache_key = function(_, name) return 'consumers:' .. name end } },
-  cache = { get = function(_, key, options, load, ...)
-    assert(type(key) == 'string' and options == nil)
-    return load(...)
-  end },
-  router = { get_route = in_phase('router.get_route', function()
-    return state.route and { name = state.route }
-  end) },
+  router = {
+    get_route = function() return state.route end,
+    get_service = function() return state.service end,
+  },
   log = {
     err = function(...)
       local text = ''
       for i = 1, select('#', ...) do text = text .. tostring((select(i, ...))) end
       table.insert(state.errors, text)
     end,
-    set_serialize_value = in_phase('log.set_serialize_value', function(key, value)
-      state.serialised[key] = value == nil and 'REMOVED' or value
-    end),
+    set_serialize_value = function(key, value, options)
+      table.insert(state.edits, { key = key, value = value, mode = options and options.mode or 'set' })
+    end,
   },
-  ctx = setmetatable({}, { __index = function(_, key)
-    return key == 'shared' and state.shared or key == 'plugin' and state.plugin_ctx or nil
-  end }),
+  as_is = {
+    db = { consumers = { cache_key = function(_, name) return 'consumers:' .. name end } },
+    cache = { get = function(_, key, options, load, ...)
+      assert(type(key) == 'string' and options == nil)
+      return load(...)
+    end },
+    ctx = setmetatable({}, { __index = function(_, key)
+      return key == 'shared' and state.shared or key == 'plugin' and state.plugin_ctx or nil
+    end }),
+  },
 }
+kong = pdk_rules.guard(raw, function() return state.phase end)
 
 ngx = {
   time = function() return state.now end,
-  var = setmetatable({}, { __index = function(_, key)
-    return key == 'kong_request_id' and '0123456789abcdef0123456789abcdef' or nil
-  end }),
+  var = setmetatable({}, {
+    __index = function(_, key)
+      return key == 'kong_request_id' and '0123456789abcdef0123456789abcdef' or state.variables[key]
+    end,
+    __newindex = function(_, key, value)
+      pdk_rules.check_variable(key)
+      state.variables[key] = value
+    end,
+  }),
 }
 
 local json = { decode = python_json_decode, encode = python_json_encode, null = null }
@@ -222,13 +200,65 @@ counters = {}
 
 -- One request through the chain. -----------------------------------------------------------------
 
+-- What Kong's access phase does before the plugins (kong/runloop/handler.lua, access.before).
+local function note_upgrade()
+  local headers = get_headers()
+  state.client_connection = first_of(headers['connection'])
+  local upgrade = first_of(headers['upgrade'])
+  state.variables.upstream_connection, state.variables.upstream_upgrade = 'keep-alive', ''
+  if upgrade and upgrade:lower() == 'websocket' then
+    state.variables.upstream_connection = 'keep-alive, Upgrade'
+    state.variables.upstream_upgrade = 'websocket'
+  end
+end
+
+-- And after them (access.after): headers that the client's Connection names are not passed on.
+local function drop_hop_by_hop()
+  for name in (state.client_connection or ''):gmatch('[^,%s]+') do
+    if name:lower() ~= 'upgrade' or state.variables.upstream_connection == 'keep-alive' then
+      remove_header(state.request.headers, name)
+    end
+  end
+end
+
+-- The message that log plugins serialise, in the shape of kong/pdk/log.lua.
+local function serialised()
+  local request = state.request
+  local uri = request.path .. (request.query ~= '' and '?' .. request.query or '')
+  return pdk_rules.edit({
+    request = {
+      id = ngx.var.kong_request_id, uri = uri, url = 'http://play.example:8000' .. uri,
+      querystring = { args = request.query }, method = request.method, headers = get_headers(),
+      size = 100,
+    },
+    upstream_uri = uri, upstream_status = '',
+    response = { status = state.response.status, headers = state.response.headers, size = 100 },
+    latencies = { kong = 1, proxy = -1, request = 2, receive = 0 },
+    tries = { { ip = '10.0.0.1', port = 8000 } },
+    route = state.route, service = state.service, consumer = state.consumer,
+    authenticated_entity = state.credential, client_ip = '192.0.2.1', started_at = 0,
+    source = state.response.source,
+  }, state.edits, null)
+end
+
+bundled.prometheus = { PRIORITY = 13, log = function()
+  state.series = pdk_rules.prometheus(serialised())
+end }
+bundled['file-log'] = { PRIORITY = 9, log = function()
+  state.line = python_json_encode(serialised())
+end }
+
 -- `entries`: array of { name, handler, configs = array of { conf, consumer } }, most specific first.
 function run_chain(request, entries, options)
   state = {
-    request = request, shared = {}, errors = {}, serialised = {}, authenticated = 0,
-    now = options.now, keys = options.keys, consumers = options.consumers, route = options.route,
+    request = request, shared = {}, errors = {}, edits = {}, authenticated = 0, variables = {},
+    now = options.now, keys = options.keys, consumers = options.consumers,
     consumer = options.consumer, credential = nil,
   }
+  if options.route then
+    state.route = { id = 'id-of-' .. options.route, name = options.route, paths = { '/' } }
+    state.service = { id = 'id-of-service', name = 'scoreboard-service', host = 'service', port = 80 }
+  end
   state.shared.authenticated_jwt_token = options.verified_token
   table.sort(entries, function(a, b) return a.handler.PRIORITY > b.handler.PRIORITY end)
   local ran, contexts, reached = {}, {}, true
@@ -248,10 +278,11 @@ function run_chain(request, entries, options)
     return entry.handler[phase](entry.handler, conf)
   end
 
+  note_upgrade()
   for _, entry in ipairs(entries) do
     local conf = conf_of(entry)
     entry.chosen = conf
-    if conf and entry.handler.access then
+    if conf and reached and entry.handler.access then
       ran[#ran + 1] = entry.name
       local routine = coroutine.create(function() call(entry, 'access', conf) end)
       local ok, fault = coroutine.resume(routine)
@@ -259,12 +290,10 @@ function run_chain(request, entries, options)
         state.response = { status = 500, source = 'error', headers = {}, body = '' }
         table.insert(state.errors, tostring(fault))
       end
-      if state.response then
-        reached = false
-        break
-      end
+      reached = not state.response
     end
   end
+  if reached then drop_hop_by_hop() end
   state.response = state.response or options.service_response
   for _, phase in ipairs({ 'header_filter', 'body_filter', 'log' }) do
     for _, entry in ipairs(entries) do
@@ -276,7 +305,7 @@ function run_chain(request, entries, options)
   return {
     status = state.response.status, headers = state.response.headers, body = state.response.body,
     ran = ran, reached = reached, sent = state.request.headers, errors = state.errors,
-    credential = state.credential, consumer = state.consumer, serialised = state.serialised,
-    authenticated = state.authenticated,
+    credential = state.credential, consumer = state.consumer, line = state.line,
+    series = state.series, authenticated = state.authenticated, variables = state.variables,
   }
 end

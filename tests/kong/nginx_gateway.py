@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.kong.runtime import PLUGINS, checked_config, our_plugins
+from tests.kong.runtime import LOG_PLUGINS, PLUGINS, checked_config, our_plugins
 from tests.support.eventually import eventually
 
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin")
@@ -26,7 +26,7 @@ MODULES = Path("/usr/lib/nginx/modules")
 NEEDED = [MODULES / "ndk_http_module.so", MODULES / "ngx_http_lua_module.so"]
 CJSON = next(Path("/usr/lib").glob("*/lua/5.1/cjson.so"), None)
 HERE = Path(__file__).parent
-SHIMMED = {*our_plugins(), "jwt", "request-size-limiting", "rate-limiting", "file-log"}
+SHIMMED = {*our_plugins(), *LOG_PLUGINS, "jwt", "request-size-limiting", "rate-limiting"}
 
 Entity = dict[str, Any]
 
@@ -48,6 +48,11 @@ class NginxGateway:
     port: int
     log: Path
     error_log: Path
+
+    @property
+    def series(self) -> Path:
+        """What prometheus would have counted."""
+        return self.log.with_name(f"{self.log.name}.series")
 
     @property
     def url(self) -> str:
@@ -96,13 +101,19 @@ def listens(port: int, process: subprocess.Popen[bytes]) -> bool:
 
 def shim_config(document: Entity, schemas: Mapping[str, Entity]) -> Entity:
     """Give what the stand-in needs of a rendered configuration, most specific entries first."""
-    config: Entity = {"keys": {}, "consumers": {}, "routes": {}, "methods": {}}
+    config: Entity = {"keys": {}, "consumers": {}, "routes": {}, "methods": {}, "entities": {}}
     for consumer in document["consumers"]:
         name = consumer["username"]
         config["consumers"][name] = {"id": f"id-of-{name}", "username": name}
         for row in consumer.get("jwt_secrets", []):
             key = {"algorithm": row["algorithm"], "pem": row["rsa_public_key"]}
             config["keys"][row["key"]] = key
+    for service in document["services"]:
+        for route in service["routes"]:
+            config["entities"][route["name"]] = {
+                kind: {name: value for name, value in entity.items() if not isinstance(value, list)}
+                for kind, entity in (("service", service), ("route", route))
+            }
     routes = [route for service in document["services"] for route in service["routes"]]
     for route in [*routes, {"name": "", "plugins": [], "methods": []}]:
         found: dict[str, list[Entity]] = {}
@@ -154,7 +165,7 @@ error_log {gateway.error_log} notice;
 events {{ worker_connections 256; }}
 http {{
   access_log off; underscores_in_headers on; {temporary}
-  lua_package_path '{HERE}/nginx/?.lua;/usr/share/lua/5.1/?.lua;;';
+  lua_package_path '{HERE}/?.lua;{HERE}/nginx/?.lua;/usr/share/lua/5.1/?.lua;;';
   lua_package_cpath '{CJSON.parent}/?.so;;';
   lua_shared_dict counters 1m;
   client_max_body_size 64k;
@@ -166,7 +177,8 @@ http {{
     listen 127.0.0.1:{gateway.port};
     set $kong_request_id $request_id;
     set $route ''; set $upstream_upgrade ''; set $upstream_connection '';
-    error_page 400 404 405 408 411 413 414 417 494 500 502 503 504 /kong_error_handler;
+    error_page 400 404 405 408 411 412 413 414 417 500 502 503 504 /kong_error_handler;
+    error_page 494 =494 /kong_error_handler;
     access_by_lua_block {{ gateway.access() }}
     header_filter_by_lua_block {{ gateway.header_filter() }}
     body_filter_by_lua_block {{ gateway.body_filter() }}

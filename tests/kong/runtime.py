@@ -17,10 +17,13 @@ from lupa import luajit21
 NOW = 1_800_000_000
 ISSUER = "https://issuer.example/"
 AUDIENCE = "scoreboard"
-ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 PLUGINS = ROOT / "kong" / "plugins"
 SIGNATURE = "c2ln" + "A" * 82  # the stand-in for jwt believes signatures that begin like this
 KEYS = {"k1": "RS256", "e1": "ES256"}
+
+LOG_PLUGINS = ("prometheus", "file-log")
 
 Headers = Sequence[tuple[str, str]]
 
@@ -71,8 +74,10 @@ class Outcome:
     errors: list[str]
     credential: dict[str, Any] | None
     consumer: dict[str, Any] | None
-    serialised: dict[str, Any]
+    logged: dict[str, Any]
+    series: str | None
     authenticated: int
+    variables: dict[str, str]
 
     @property
     def problem(self) -> dict[str, Any]:
@@ -96,12 +101,14 @@ class Gateway:
     """A fresh Lua runtime with our two handlers and schemas loaded from their files."""
 
     def __init__(self) -> None:
+        self.lua_error = luajit21.LuaError
         self.lua = luajit21.LuaRuntime(encoding=None, unpack_returned_tuples=True)
         names = self.lua.globals()
         names[b"python_json_decode"] = self._json_decode
         names[b"python_json_encode"] = self._json_encode
         names[b"python_base64url"] = _decode_base64url
-        self.lua.execute((Path(__file__).parent / "fake_pdk.lua").read_bytes())
+        names[b"pdk_rules"] = self.lua.execute((HERE / "pdk_rules.lua").read_bytes())
+        self.lua.execute((HERE / "fake_pdk.lua").read_bytes())
         self._null = names[b"null"]
         self._bundled = names[b"bundled"]
         self._run_chain: Callable[..., Any] = names[b"run_chain"]
@@ -132,14 +139,18 @@ class Gateway:
         consumer: str | None = None,
         consumers: Sequence[str] = ("players", "game-servers"),
         service: tuple[int, Mapping[str, str], str] = (200, {}, '{"success":true}'),
+        method: str = "POST",
         path: str = "/api/scores/update",
         query: str = "",
         body: str = "",
         route: str | None = "scores-update",
     ) -> Outcome:
-        """Send one request through plugins that stand in the order of their PRIORITY."""
+        """Send one request through plugins that stand in the order of their PRIORITY.
+
+        The log plugins of the configuration are always there, as they read what ours leave.
+        """
         chain = []
-        for entry in entries:
+        for entry in (*entries, *(Entry(name, [(None, {})]) for name in LOG_PLUGINS)):
             handler = self.handlers.get(entry.name) or self._bundled[entry.name.encode()]
             configs = [{"conf": conf, "consumer": who} for who, conf in entry.configs]
             chain.append({"name": entry.name, "handler": handler, "configs": configs})
@@ -161,6 +172,7 @@ class Gateway:
         }
         request = {
             "headers": [list(h) for h in headers],
+            "method": method,
             "path": path,
             "query": query,
             "body": body,
@@ -177,8 +189,10 @@ class Gateway:
             errors=plain.get("errors") or [],
             credential=plain.get("credential"),
             consumer=plain.get("consumer"),
-            serialised=plain.get("serialised") or {},
+            logged=json.loads(plain["line"]),
+            series=plain.get("series"),
             authenticated=plain["authenticated"],
+            variables=plain.get("variables") or {},
         )
 
     def table(self, value: Any) -> Any:

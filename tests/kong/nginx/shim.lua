@@ -1,11 +1,13 @@
 -- A stand-in for Kong on a plain nginx with lua-nginx-module. IT IS NOT KONG: it has Kong's chain and
 -- the part of its PDK that our two handlers use, so that they meet real requests, real headers and a
--- real proxy. jwt verifies signatures with libcrypto; rate-limiting counts in memory.
+-- real proxy. jwt verifies signatures with libcrypto; rate-limiting counts in memory. Phases,
+-- arguments and the serialised message are checked by pdk_rules.lua, as Kong checks them.
 -- Called from the nginx.conf that tests/kong/nginx_gateway.py writes.
 
 local cjson = require 'cjson.safe'
 local base64 = require 'ngx.base64'
 local ffi = require 'ffi'
+local pdk_rules = require 'pdk_rules'
 
 local shim = {}
 local states, config, entries, log_path = {}, nil, {}, nil
@@ -52,16 +54,19 @@ end
 -- The PDK -----------------------------------------------------------------------------------------
 
 local function exit(status, body, headers)
-  running.source = running.source or 'exit'
+  running.is_exited = true
   running.answer = { status = status, body = body, headers = headers or {} }
   coroutine.yield('exit')
 end
 
-kong = {
+local raw = {
   request = {
-    get_headers = function() return ngx.req.get_headers(100) end,
-    get_raw_query = function() return ngx.var.args or '' end,
-    get_path = function() return ngx.var.uri end,
+    get_headers = function(max) return ngx.req.get_headers(max or 100) end,
+    get_method = function()
+      -- The redirect to the error page has made it GET.
+      return running.is_unexpected and (ngx.var.request or ''):match('^%S+') or ngx.req.get_method()
+    end,
+    get_raw_path = function() return (ngx.var.request_uri or ''):match('^.[^?]*') or '' end,
   },
   service = { request = {
     set_header = function(name, value) ngx.req.set_header(name, value) end,
@@ -70,8 +75,11 @@ kong = {
   response = {
     exit = exit,
     get_status = function() return ngx.status end,
-    get_source = function() return running.source or 'service' end,
-    get_header = function(name) return ngx.header[name] end,
+    get_source = function()
+      return running.is_unexpected and 'error' or running.is_exited and 'exit'
+        or running.is_proxied and 'service' or 'error'
+    end,
+    get_header = function(name) return ngx.resp.get_headers()[name] end,
     set_status = function(status) ngx.status = status end,
     set_header = function(name, value) ngx.header[name] = value end,
     clear_header = function(name) ngx.header[name] = nil end,
@@ -87,19 +95,25 @@ kong = {
       running.consumer, running.credential = consumer, credential
     end,
   },
-  db = { consumers = { cache_key = function(_, name) return name end } },
-  cache = { get = function(_, _, _, load, ...) return load(...) end },
-  router = { get_route = function() return running.route and { name = running.route } end },
+  router = {
+    get_route = function() return config.entities[running.route] and config.entities[running.route].route end,
+    get_service = function() return config.entities[running.route] and config.entities[running.route].service end,
+  },
   log = {
     err = function(...) ngx.log(ngx.ERR, ...) end,
-    set_serialize_value = function(key, value)
-      running.serialised[key] = value == nil and ngx.null or value
+    set_serialize_value = function(key, value, options)
+      table.insert(running.edits, { key = key, value = value, mode = options and options.mode or 'set' })
     end,
   },
-  ctx = setmetatable({}, { __index = function(_, key)
-    return key == 'shared' and running.shared or running.contexts[running.plugin]
-  end }),
+  as_is = {
+    db = { consumers = { cache_key = function(_, name) return name end } },
+    cache = { get = function(_, _, _, load, ...) return load(...) end },
+    ctx = setmetatable({}, { __index = function(_, key)
+      return key == 'shared' and running.shared or running.contexts[running.plugin]
+    end }),
+  },
 }
+kong = pdk_rules.guard(raw, function() return running.phase end)
 
 local parser = {}
 function parser.new(_, token)
@@ -156,19 +170,41 @@ bundled['rate-limiting'] = { PRIORITY = 910, access = function(_, conf)
   end
 end }
 
--- Last of all, as file-log: what the log plugins would write about the request.
-bundled['file-log'] = { PRIORITY = 9, log = function()
-  local values = {
-    ['request.uri'] = ngx.var.request_uri, ['request.url'] = ngx.var.request_uri,
-    ['request.querystring'] = ngx.var.args or '', ['request.headers'] = ngx.req.get_headers(),
-    ['request.id'] = ngx.var.kong_request_id, ['response.status'] = ngx.status,
-    consumer = running.consumer, route = running.route, service = 'a service',
-    ['authenticated_entity.id'] = running.credential and running.credential.id,
-  }
-  for key, value in pairs(running.serialised) do values[key] = value ~= ngx.null and value or nil end
-  local file = assert(io.open(log_path, 'a'))
-  file:write(cjson.encode(values), '\n')
+-- The message that log plugins serialise, in the shape of kong/pdk/log.lua.
+local function serialised()
+  local entity = config.entities[running.route] or {}
+  local uri = ngx.var.request_uri or ''
+  return pdk_rules.edit({
+    request = {
+      id = ngx.var.kong_request_id, uri = uri, url = 'http://' .. (ngx.var.host or '') .. uri,
+      querystring = ngx.req.get_uri_args(), method = kong.request.get_method(),
+      headers = ngx.req.get_headers(), size = tonumber(ngx.var.request_length),
+    },
+    upstream_uri = uri, upstream_status = ngx.var.upstream_status or '',
+    response = {
+      status = ngx.status, headers = ngx.resp.get_headers(), size = tonumber(ngx.var.bytes_sent),
+    },
+    latencies = { kong = 0, proxy = -1, request = ngx.var.request_time * 1000, receive = 0 },
+    tries = { { ip = ngx.var.upstream_addr } },
+    route = entity.route, service = entity.service, consumer = running.consumer,
+    authenticated_entity = running.credential, client_ip = ngx.var.remote_addr,
+    started_at = ngx.req.start_time() * 1000, source = kong.response.get_source(),
+  }, running.edits, ngx.null)
+end
+
+local function append(path, line)
+  local file = assert(io.open(path, 'a'))
+  file:write(line, '\n')
   file:close()
+end
+
+bundled.prometheus = { PRIORITY = 13, log = function()
+  local series = pdk_rules.prometheus(serialised())
+  if series then append(log_path .. '.series', series) end
+end }
+
+bundled['file-log'] = { PRIORITY = 9, log = function()
+  append(log_path, assert(cjson.encode(serialised())))
 end }
 
 -- The chain ---------------------------------------------------------------------------------------
@@ -207,14 +243,14 @@ end
 local function state()
   local id = ngx.var.kong_request_id
   states[id] = states[id] or {
-    shared = {}, contexts = {}, serialised = {}, chosen = {}, route = ngx.var.route ~= '' and ngx.var.route or nil,
+    shared = {}, contexts = {}, edits = {}, route = ngx.var.route ~= '' and ngx.var.route or nil,
   }
   running = states[id]
   return running
 end
 
 local function call(entry, phase, conf)
-  running.plugin = entry.name
+  running.plugin, running.phase = entry.name, phase
   running.contexts[entry.name] = running.contexts[entry.name] or {}
   return entry.handler[phase](entry.handler, conf)
 end
@@ -229,15 +265,24 @@ local function answer(found)
   return ngx.exit(found.status)
 end
 
+-- Kong reads the first of several headers, and reads it once: what a plugin changes comes too late.
+local function header_of_client(name)
+  local value = ngx.req.get_headers(100)[name]
+  return type(value) == 'table' and value[1] or value
+end
+
 function shim.access()
   local current = state()
   if not current.route or not config.methods[current.route][ngx.req.get_method()] then
     -- Without a route Kong runs no `access` at all, and the filters of the global entries.
-    current.route, current.source = nil, 'exit'
+    current.route, current.is_exited = nil, true
     return answer({ status = 404, body = { message = 'no Route matched' }, headers = {} })
   end
-  local connection = ngx.req.get_headers()['connection']
-  local is_upgrade = (ngx.var.http_upgrade or ''):lower() == 'websocket'
+  -- kong/runloop/handler.lua, access.before: an upgrade is noted before the plugins run.
+  local connection, upgrade = header_of_client('connection'), header_of_client('upgrade')
+  local is_upgrade = upgrade and upgrade:lower() == 'websocket'
+  ngx.var.upstream_upgrade = is_upgrade and 'websocket' or ''
+  ngx.var.upstream_connection = is_upgrade and 'keep-alive, Upgrade' or 'keep-alive'
   for _, entry in ipairs(entries_of(current.route)) do
     local conf = conf_of(entry)
     if conf and entry.handler.access then
@@ -245,20 +290,18 @@ function shim.access()
       local ok, fault = coroutine.resume(routine)
       if not ok then
         ngx.log(ngx.ERR, fault)
-        current.source = 'error'
+        current.is_exited = true
         current.answer = { status = 500, body = { message = 'An unexpected error' }, headers = {} }
       end
       if current.answer then return answer(current.answer) end
     end
   end
-  -- What Kong does after its plugins: hop-by-hop headers go, an upgrade is passed on.
-  for _, line in ipairs(type(connection) == 'table' and connection or { connection }) do
-    for name in line:gmatch('[^,%s]+') do
-      if name:lower() ~= 'upgrade' then ngx.req.clear_header(name) end
+  -- access.after: hop-by-hop headers go.
+  for name in (connection or ''):gmatch('[^,%s]+') do
+    if name:lower() ~= 'upgrade' or ngx.var.upstream_connection == 'keep-alive' then
+      ngx.req.clear_header(name)
     end
   end
-  ngx.var.upstream_upgrade = is_upgrade and ngx.var.http_upgrade or ''
-  ngx.var.upstream_connection = is_upgrade and 'keep-alive, Upgrade' or 'keep-alive'
   current.is_proxied = true
 end
 
@@ -281,7 +324,7 @@ end
 -- nginx's own failures come here, after the request, in the same request's state.
 function shim.error_page()
   local current = state()
-  current.source = 'error'
+  current.is_unexpected = true
   ngx.header['Content-Type'] = 'application/json; charset=utf-8'
   ngx.print(cjson.encode({ message = 'An unexpected error occurred', request_id = 'x' }))
 end
