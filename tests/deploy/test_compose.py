@@ -364,6 +364,14 @@ def test_kongs_doors_are_where_they_should_be() -> None:
     assert image["KONG_ANONYMOUS_REPORTS"] == image["KONG_REQUEST_DEBUG"] == "off"
     assert image["KONG_UNTRUSTED_LUA"] == "off"
     assert image["KONG_HEADERS"] == "X-Kong-Request-Id"
+
+
+def test_no_access_log_shows_a_query() -> None:
+    assert kong_image()["KONG_PROXY_ACCESS_LOG"] == kong_image()["KONG_ADMIN_ACCESS_LOG"] == "off"
+    assert not [name for name in environment("kong") if name.endswith("ACCESS_LOG")]
+
+
+def test_the_admin_api_is_reached_in_kongs_network_alone() -> None:
     assert SERVICES["kong-sync"]["network_mode"] == "service:kong"
     assert "networks" not in SERVICES["kong-sync"]
 

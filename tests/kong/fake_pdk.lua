@@ -4,8 +4,8 @@
 --   * after an exit, later `access` handlers are skipped, the filters and `log` of all still run;
 --   * a Lua error in `access` is a 500 of source `error`;
 --   * headers differ by underscore, are looked up without case, and are cut at 100;
---   * before the plugins an upgrade is noted in two variables, and after them hop-by-hop headers go.
--- Phases, arguments and the serialised message are checked by pdk_rules.lua. The globals `pdk_rules`,
+--   * an upgrade is noted in two variables before the plugins; hop-by-hop headers go after them.
+-- pdk_rules.lua checks phases, arguments and the serialised message. The globals `pdk_rules`,
 -- `python_json_decode`, `python_json_encode` and `python_base64url` come from runtime.py.
 
 local HEADERS_MAX = 100
@@ -106,7 +106,8 @@ local raw = {
       table.insert(state.errors, text)
     end,
     set_serialize_value = function(key, value, options)
-      table.insert(state.edits, { key = key, value = value, mode = options and options.mode or 'set' })
+      local mode = options and options.mode or 'set'
+      table.insert(state.edits, { key = key, value = value, mode = mode })
     end,
   },
   as_is = {
@@ -257,7 +258,7 @@ function run_chain(request, entries, options)
   }
   if options.route then
     state.route = { id = 'id-of-' .. options.route, name = options.route, paths = { '/' } }
-    state.service = { id = 'id-of-service', name = 'scoreboard-service', host = 'service', port = 80 }
+    state.service = { id = 'id-of-service', name = 'scoreboard-service', host = 'service' }
   end
   state.shared.authenticated_jwt_token = options.verified_token
   table.sort(entries, function(a, b) return a.handler.PRIORITY > b.handler.PRIORITY end)

@@ -1,8 +1,9 @@
--- What Kong 3.9 accepts from a plugin: phases and arguments of each PDK function that ours call, and
--- what its log plugins do with the serialised message. fake_pdk.lua (LuaJIT) and nginx/shim.lua
--- (nginx) both build their `kong` with `guard`, so neither is more lenient than the other.
--- The rules restate Kong's source: kong/pdk/private/{phases,checks}.lua, kong/pdk/{request,response,
--- client,router,log}.lua, kong/pdk/service/request.lua, kong/plugins/{prometheus,file-log}/.
+-- What Kong 3.9 accepts from a plugin: phases and arguments of each PDK function that ours call,
+-- and what its log plugins do with the serialised message. fake_pdk.lua (LuaJIT) and
+-- nginx/shim.lua (nginx) both build their `kong` with `guard`, so neither is more lenient.
+-- The rules restate Kong's source: kong/pdk/private/{phases,checks}.lua, kong/pdk/{request,
+-- response,client,router,log}.lua, kong/pdk/service/request.lua,
+-- kong/plugins/{prometheus,file-log}/.
 
 local rules = {}
 

@@ -184,6 +184,56 @@ def test_hop_by_hop_options_pass_in_any_case(gateway: Gateway, lines: Sequence[s
     assert send(gateway, [("Connection", line) for line in lines]).is_forwarded
 
 
+OFFERS = [
+    [("Upgrade", "websocket"), ("Connection", "Upgrade")],
+    [("upgrade", "WebSocket"), ("connection", "keep-alive, UPGRADE")],
+    [("Connection", "Upgrade, HTTP2-Settings"), ("Upgrade", "h2c"), ("HTTP2-Settings", "AAMA")],
+    [("HTTP2-Settings", "AAMA"), ("Upgrade", "websocket")],
+    [("Upgrade", "websocket"), ("Upgrade", "h2c"), ("Connection", "Upgrade")],
+    [("Connection", "keep-alive"), ("Connection", "Upgrade"), ("Upgrade", "websocket")],
+]
+
+
+@pytest.mark.parametrize("offer_of_upgrade", OFFERS)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_no_upgrade_leaves_for_a_service_that_speaks_http(
+    gateway: Gateway, offer_of_upgrade: Headers, method: str
+) -> None:
+    config = gateway.config("scoreboard-intake", REST)
+    chain = [Entry("scoreboard-intake", [(None, config)])]
+    outcome = gateway.send(chain, [*offer_of_upgrade, ("Accept", "*/*")], method=method)
+    assert outcome.is_forwarded
+    assert outcome.variables["upstream_upgrade"] == ""
+    assert outcome.variables["upstream_connection"] == "keep-alive"
+    assert outcome.sent_values("Upgrade") == outcome.sent_values("HTTP2-Settings") == []
+
+
+def test_a_websocket_route_passes_the_upgrade_on(gateway: Gateway) -> None:
+    outcome = send(gateway, [("Upgrade", "websocket"), ("Connection", "Upgrade")], WS)
+    assert outcome.is_forwarded
+    assert outcome.variables["upstream_upgrade"] == "websocket"
+    assert outcome.variables["upstream_connection"] == "keep-alive, Upgrade"
+
+
+@pytest.mark.parametrize(
+    "framing",
+    [
+        [("Content-Length", "5")],
+        [("Content-Length", "0"), ("Transfer-Encoding", "chunked")],
+        [("Transfer-Encoding", "chunked")],
+        [("Content-Length", "00")],
+    ],
+)
+def test_a_handshake_with_a_body_is_a_400(gateway: Gateway, framing: Headers) -> None:
+    upgrade = [("Upgrade", "websocket"), ("Connection", "Upgrade")]
+    assert_refused(send(gateway, [*upgrade, *framing], WS), 400, "malformed")
+    assert send(gateway, framing, REST).is_forwarded
+
+
+def test_a_handshake_without_a_body_may_say_so(gateway: Gateway) -> None:
+    assert send(gateway, [("Content-Length", "0")], WS).is_forwarded
+
+
 def test_more_headers_than_can_be_read_are_a_400(gateway: Gateway) -> None:
     headers = [(f"X-Header-{i}", "1") for i in range(100)]
     assert send(gateway, headers).is_forwarded

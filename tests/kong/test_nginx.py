@@ -268,6 +268,56 @@ async def test_hop_by_hop_options_pass_and_stop_here(stage: Stage, make_token: M
     assert stage.api.values("Authorization")
 
 
+HIDDEN = b"POST /api/scores/update HTTP/1.1\r\nHost: play.example\r\nContent-Length: 2\r\n\r\n{}"
+
+
+@pytest.mark.parametrize(
+    "offered",
+    [
+        ["Upgrade: websocket", "Connection: Upgrade"],
+        ["Connection: keep-alive, upgrade", "upgrade: WEBSOCKET"],
+        ["Upgrade: h2c", "HTTP2-Settings: AAMA", "Connection: Upgrade, HTTP2-Settings"],
+        ["Upgrade: websocket", "HTTP2-Settings: AAMA"],
+        ["Upgrade: websocket", "Upgrade: websocket", "Connection: Upgrade"],
+    ],
+)
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/api/scores/leaderboard"),
+        ("GET", "/api/scores/users/alice"),
+        ("GET", "/api/scores/stream"),
+        ("GET", "/"),
+        ("POST", UPDATE),
+    ],
+)
+async def test_no_upgrade_reaches_the_api_and_a_body_stays_a_body(
+    stage: Stage, make_token: MakeToken, offered: list[str], method: str, path: str
+) -> None:
+    token = make_token("alice", READER if method == "GET" else "update:score")
+    lines = lines_of(token, *offered, f"Content-Length: {len(HIDDEN)}", method=method, path=path)
+    status, _, _ = await stage.raw(*lines, body=HIDDEN)
+    assert status == 200
+    ((first, _, body),) = stage.api.requests
+    assert first == f"{method} {path} HTTP/1.1"
+    assert body == HIDDEN
+    assert {"upgrade", "http2-settings"}.isdisjoint(stage.api.names)
+    assert "upgrade" not in str(stage.api.values("Connection")).lower()
+
+
+async def test_a_handshake_with_a_body_never_reaches_the_streamer(
+    stage: Stage, make_token: MakeToken
+) -> None:
+    lines = lines_of(
+        make_token("alice", READER), "Upgrade: websocket", "Connection: Upgrade",
+        "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
+        f"Content-Length: {len(HIDDEN)}", path="/ws/scoreboard",
+    )  # fmt: skip
+    status, headers, _ = await stage.raw(*lines, body=HIDDEN)
+    assert (status, headers["content-type"]) == (400, "application/problem+json")
+    assert stage.streamer.requests == []
+
+
 async def test_two_tokens_are_refused(stage: Stage, make_token: MakeToken) -> None:
     token = make_token("alice")
     status, _, _ = await stage.raw(*lines_of(token, f"Authorization: Bearer {token}"))

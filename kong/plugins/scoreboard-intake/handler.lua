@@ -2,8 +2,10 @@
 -- WHY       jwt reads tokens loosely and answers some malformed ones with 500; browsers can carry a
 --           token to a WebSocket only as a subprotocol; Kong has four shapes of error, we have one
 -- CONFIG    algorithms · max_token_bytes · subprotocol (WebSocket route) · allowed_origins
--- ACCESS    400 header tricks, two tokens · 401 a token jwt could not read · 403 a foreign origin
---           else Authorization is absent or exactly `Bearer <token>` for what comes next
+-- ACCESS    400 header tricks, two tokens, a handshake with a body · 401 a token jwt could not read
+--           403 a foreign origin
+--           else Authorization is absent or exactly `Bearer <token>` for what comes next, and an
+--           upgrade is forwarded by the WebSocket route alone
 -- FILTERS   every error that no service wrote becomes problem+json with a status of the contract
 -- LOG       request headers, queries and tokens stay out of what the log plugins write
 -- SHARED    reads kong.ctx.shared.scoreboard_detail, a sentence that a refusing plugin left
@@ -99,6 +101,21 @@ local function drop_lookalikes(headers)
   end
 end
 
+-- Forward no upgrade: only the streamer answers one, and a service that reads the bytes after the
+-- head as another protocol would find requests in a body that nothing has limited. Kong has noted
+-- the upgrade in these two variables before its plugins; nginx makes the headers it sends of them.
+local function drop_upgrade()
+  ngx.var.upstream_upgrade = ''
+  ngx.var.upstream_connection = 'keep-alive'
+  kong.service.request.clear_header('Upgrade')
+  kong.service.request.clear_header('HTTP2-Settings')
+end
+
+local function has_body(headers)
+  local length = headers['content-length']
+  return headers['transfer-encoding'] ~= nil or (length ~= nil and length ~= '0')
+end
+
 -- Take `bearer.<jwt>` out of the offered subprotocols. The header is clean before any refusal,
 -- because log plugins read the live one. Gives token, or nil and what is wrong.
 local function take_subprotocol_token(offered, subprotocol)
@@ -173,6 +190,8 @@ function Intake:access(conf)
   local token, fault
   if conf.subprotocol then
     token, fault = take_subprotocol_token(headers['sec-websocket-protocol'], conf.subprotocol)
+  else
+    drop_upgrade()
   end
   drop_lookalikes(headers)
 
@@ -186,6 +205,9 @@ function Intake:access(conf)
   end
   if fault then
     return refuse(400, fault)
+  end
+  if conf.subprotocol and has_body(headers) then
+    return refuse(400, 'The request for a WebSocket carries a body.')
   end
 
   local authorization = headers['authorization']

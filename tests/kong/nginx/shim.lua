@@ -59,6 +59,11 @@ local function exit(status, body, headers)
   coroutine.yield('exit')
 end
 
+local function entity_of(kind)
+  local found = config.entities[running.route]
+  return found and found[kind]
+end
+
 local raw = {
   request = {
     get_headers = function(max) return ngx.req.get_headers(max or 100) end,
@@ -96,13 +101,14 @@ local raw = {
     end,
   },
   router = {
-    get_route = function() return config.entities[running.route] and config.entities[running.route].route end,
-    get_service = function() return config.entities[running.route] and config.entities[running.route].service end,
+    get_route = function() return entity_of('route') end,
+    get_service = function() return entity_of('service') end,
   },
   log = {
     err = function(...) ngx.log(ngx.ERR, ...) end,
     set_serialize_value = function(key, value, options)
-      table.insert(running.edits, { key = key, value = value, mode = options and options.mode or 'set' })
+      local mode = options and options.mode or 'set'
+      table.insert(running.edits, { key = key, value = value, mode = mode })
     end,
   },
   as_is = {
@@ -172,7 +178,6 @@ end }
 
 -- The message that log plugins serialise, in the shape of kong/pdk/log.lua.
 local function serialised()
-  local entity = config.entities[running.route] or {}
   local uri = ngx.var.request_uri or ''
   return pdk_rules.edit({
     request = {
@@ -186,7 +191,7 @@ local function serialised()
     },
     latencies = { kong = 0, proxy = -1, request = ngx.var.request_time * 1000, receive = 0 },
     tries = { { ip = ngx.var.upstream_addr } },
-    route = entity.route, service = entity.service, consumer = running.consumer,
+    route = entity_of('route'), service = entity_of('service'), consumer = running.consumer,
     authenticated_entity = running.credential, client_ip = ngx.var.remote_addr,
     started_at = ngx.req.start_time() * 1000, source = kong.response.get_source(),
   }, running.edits, ngx.null)
