@@ -23,7 +23,7 @@ _DESCRIPTIONS: Final[Mapping[int, str]] = {
     415: "The body is not declared as JSON.",
     417: "The expectation cannot be met.",
     422: "A value breaks a rule.",
-    429: "Too many updates.",
+    429: "Too many requests.",
     431: "The head of the request is too large.",
     500: "The service failed.",
     503: "Not now; repeat the request after `Retry-After`.",

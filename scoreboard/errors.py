@@ -185,7 +185,7 @@ class UpgradeRequired(Refused):
 
 class RateLimited(Refused):
     code = "rate-limited"
-    title = "Too many updates"
+    title = "Too many requests"
     retryable = True
 
     def __init__(self, detail: str = "", *, retry_after_s: int = 60) -> None:

@@ -22,6 +22,7 @@ ENV KONG_DATABASE=off \
     KONG_UNTRUSTED_LUA=off \
     KONG_ERROR_DEFAULT_TYPE=application/json \
     KONG_NGINX_HTTP_CLIENT_MAX_BODY_SIZE=64k \
+    KONG_NGINX_PROXY_LIMIT_CONN_STATUS=429 \
     KONG_NGINX_MAIN_WORKER_SHUTDOWN_TIMEOUT=60s \
     KONG_DNS_VALID_TTL=5
 # By name: which number it has is the base image's business.

@@ -39,3 +39,9 @@ def option(service: str, name: str) -> str:
 def dockerfile(name: str) -> str:
     """Give a Dockerfile's text with continued lines joined."""
     return (ROOT / name).read_text().replace("\\\n", " ")
+
+
+def kong_image() -> dict[str, str]:
+    """Give the settings that the gateway's image is built with."""
+    block = dockerfile("deploy/docker/kong.Dockerfile").partition("\nENV ")[2].partition("\n")[0]
+    return dict(pair.split("=", 1) for pair in block.split())

@@ -31,6 +31,7 @@ from tests.deploy.compose import (
     Entity,
     dockerfile,
     environment,
+    kong_image,
     load,
     option,
 )
@@ -323,11 +324,6 @@ def test_valkey_is_as_the_services_demand() -> None:
 
 
 # The gateway ------------------------------------------------------------------------------------
-
-
-def kong_image() -> dict[str, str]:
-    block = dockerfile("deploy/docker/kong.Dockerfile").partition("\nENV ")[2].partition("\n")[0]
-    return dict(pair.split("=", 1) for pair in block.split())
 
 
 def test_kong_loads_the_plugins_that_the_configuration_uses() -> None:

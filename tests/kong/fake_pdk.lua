@@ -296,6 +296,7 @@ function run_chain(request, entries, options)
   end
   if reached then drop_hop_by_hop() end
   state.response = state.response or options.service_response
+  state.response.source = options.source or state.response.source
   for _, phase in ipairs({ 'header_filter', 'body_filter', 'log' }) do
     for _, entry in ipairs(entries) do
       if entry.chosen and entry.handler[phase] then

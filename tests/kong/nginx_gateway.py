@@ -7,6 +7,7 @@ and hop-by-hop ones, the proxy, the upgrade of WebSockets, error pages.
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from tests.deploy.compose import kong_image
 from tests.kong.runtime import LOG_PLUGINS, PLUGINS, checked_config, our_plugins
 from tests.support.eventually import eventually
 
@@ -68,14 +70,21 @@ def nginx_gateway(
     schemas: Mapping[str, Entity],
     *,
     read_timeout_ms: int | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> Iterator[NginxGateway]:
-    """Run nginx with a rendered configuration; ``targets`` says where each service is."""
+    """Run nginx with a rendered configuration; ``targets`` says where each service is.
+
+    Directives come from the image's settings (KONG_NGINX_…) and those of ``settings``.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     gateway = NginxGateway(port, folder / "requests.log", folder / "error.log")
     (folder / "gateway.json").write_text(json.dumps(shim_config(document, schemas)))
-    text = nginx_conf(folder, document, targets, gateway, read_timeout_ms)
+    injected = directives({**kong_image(), **(settings or {})})
+    text = nginx_conf(
+        folder, document, targets, gateway, read_timeout_ms=read_timeout_ms, injected=injected
+    )
     (folder / "nginx.conf").write_text(text)
     command = [str(NGINX), "-p", str(folder), "-e", str(gateway.error_log), "-c", "nginx.conf"]
     process = subprocess.Popen(command)
@@ -137,19 +146,33 @@ def shim_config(document: Entity, schemas: Mapping[str, Entity]) -> Entity:
     return config
 
 
+def directives(settings: Mapping[str, str]) -> dict[str, str]:
+    """Give the directives of settings as Kong injects them: by block."""
+    found = dict.fromkeys(("http", "proxy", "location"), "")
+    for name, value in settings.items():
+        match = re.fullmatch(r"KONG_NGINX_(HTTP|PROXY|LOCATION)_(\w+)", name)
+        if match:
+            found[match[1].lower()] += f"{match[2].lower()} {value}; "
+    return found
+
+
 def nginx_conf(
     folder: Path,
     document: Entity,
     targets: Mapping[str, str],
     gateway: NginxGateway,
+    *,
     read_timeout_ms: int | None,
+    injected: Mapping[str, str],
 ) -> str:
     """Give the nginx.conf: a location per path of each route."""
     locations = []
     for service in document["services"]:
         for route in service["routes"]:
             locations += [
-                _location(path, route["name"], targets[service["name"]], service, read_timeout_ms)
+                _location(
+                    path, route["name"], targets[service["name"]], service, read_timeout_ms
+                ).replace("INJECTED", injected["location"])
                 for path in route["paths"]
             ]
     user = "user root;" if os.geteuid() == 0 else ""
@@ -164,18 +187,19 @@ load_module {NEEDED[0]}; load_module {NEEDED[1]};
 error_log {gateway.error_log} notice;
 events {{ worker_connections 256; }}
 http {{
-  access_log off; underscores_in_headers on; {temporary}
+  access_log off; underscores_in_headers on; uninitialized_variable_warn off; {temporary}
+  map $request_id $kong_request_id {{ default $request_id; }}
   lua_package_path '{HERE}/?.lua;{HERE}/nginx/?.lua;/usr/share/lua/5.1/?.lua;;';
   lua_package_cpath '{CJSON.parent}/?.so;;';
   lua_shared_dict counters 1m;
-  client_max_body_size 64k;
+  {injected["http"]}
   init_by_lua_block {{
     gateway = require 'shim'
     gateway.load('{folder}/gateway.json', '{PLUGINS}', '{gateway.log}')
   }}
   server {{
     listen 127.0.0.1:{gateway.port};
-    set $kong_request_id $request_id;
+    {injected["proxy"]}
     set $route ''; set $upstream_upgrade ''; set $upstream_connection '';
     error_page 400 404 405 408 411 412 413 414 417 500 502 503 504 /kong_error_handler;
     error_page 494 =494 /kong_error_handler;
@@ -199,7 +223,7 @@ def _location(
     pattern = f"~ '^{path[1:]}'" if path.startswith("~") else path
     return f"""
     location {pattern} {{
-      set $route '{route}';
+      set $route '{route}'; INJECTED
       proxy_http_version 1.1; proxy_buffering off; proxy_next_upstream off;
       proxy_connect_timeout {service["connect_timeout"]}ms;
       proxy_send_timeout {service["write_timeout"]}ms;

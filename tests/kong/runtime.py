@@ -144,6 +144,7 @@ class Gateway:
         query: str = "",
         body: str = "",
         route: str | None = "scores-update",
+        source: str | None = None,
     ) -> Outcome:
         """Send one request through plugins that stand in the order of their PRIORITY.
 
@@ -163,6 +164,7 @@ class Gateway:
             "consumer": known.get(consumer or ""),
             "route": route,
             "verified_token": verified_token,
+            "source": source,
             "service_response": {
                 "status": status,
                 "source": "service",

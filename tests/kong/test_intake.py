@@ -1,13 +1,24 @@
 """What scoreboard-intake lets through, refuses and rewrites, branch by branch."""
 
 import json
+import re
 from collections.abc import Sequence
 
 import pytest
 
 from scoreboard import errors
-from scoreboard.problems import TYPE_PREFIX
-from tests.kong.runtime import SIGNATURE, Entry, Gateway, Headers, Outcome, bearer, token
+from scoreboard.problems import KINDS, TYPE_PREFIX
+from tests.kong.runtime import (
+    PLUGINS,
+    ROOT,
+    SIGNATURE,
+    Entry,
+    Gateway,
+    Headers,
+    Outcome,
+    bearer,
+    token,
+)
 
 ORIGIN = "https://play.example"
 REST = {"algorithms": ["RS256", "ES256"]}
@@ -45,7 +56,9 @@ def test_a_request_without_a_token_passes_untouched(gateway: Gateway) -> None:
     assert outcome.sent == [("Accept", "application/json")]
 
 
-@pytest.mark.parametrize("form", ["Bearer {}", "bearer {}", "Bearer    {}"])
+@pytest.mark.parametrize(
+    "form", ["Bearer {}", "bearer {}", "BEARER {}", "bEaReR {}", "Bearer   {}"]
+)
 def test_a_good_token_goes_on_in_one_spelling(gateway: Gateway, form: str) -> None:
     jwt = token()
     outcome = send(gateway, [("authorization", form.format(jwt))])
@@ -145,6 +158,8 @@ def test_a_refusal_says_what_is_wrong_with_the_token(gateway: Gateway) -> None:
     assert outcome.problem["detail"] == "The token is not three base64url parts."
     assert fail(gateway, "kong.response.exit(429)").problem["detail"].startswith("Wait as many")
     assert fail(gateway, "kong.response.exit(413)").problem["detail"].startswith("The request body")
+    for own, words in ((411, "Content-Length"), (408, "in time"), (501, "transfer coding")):
+        assert words in fail(gateway, f"kong.response.exit({own})").problem["detail"]
 
 
 def test_a_claim_that_repeats_the_kid_passes(gateway: Gateway) -> None:
@@ -352,7 +367,14 @@ def test_a_page_of_another_origin_may_not_open_the_stream(
     gateway: Gateway, origins: list[str]
 ) -> None:
     headers = [*offer(f"scoreboard.v1, bearer.{token()}"), *[("Origin", o) for o in origins]]
-    assert_refused(send(gateway, headers, WS), 403, "forbidden")
+    assert_refused(send(gateway, headers, WS), 403, "origin")
+
+
+def test_a_foreign_origin_is_named_whether_or_not_there_is_a_token(gateway: Gateway) -> None:
+    for headers in ([], offer(f"scoreboard.v1, bearer.{token()}")):
+        outcome = send(gateway, [*headers, ("Origin", "https://evil.example")], WS)
+        assert outcome.problem["title"] == errors.ForeignOrigin.title
+        assert "www-authenticate" not in outcome.headers
 
 
 @pytest.mark.parametrize("origin", [ORIGIN, "https://other.example", None])
@@ -379,44 +401,81 @@ class _Failing:
         return Entry("failing", [(None, {})])
 
 
-def fail(gateway: Gateway, lua: str) -> Outcome:
+def fail(gateway: Gateway, lua: str, method: str = "GET", source: str | None = None) -> Outcome:
     config = gateway.config("scoreboard-intake", REST)
-    return gateway.send(
-        [Entry("scoreboard-intake", [(None, config)]), _Failing.entry(gateway, lua)]
-    )
+    chain = [Entry("scoreboard-intake", [(None, config)]), _Failing.entry(gateway, lua)]
+    return gateway.send(chain, method=method, source=source)
 
 
-@pytest.mark.parametrize(
-    ("own", "answered", "code"),
-    [
-        (400, 400, "malformed"),
-        (401, 401, "unauthenticated"),
-        (403, 403, "forbidden"),
-        (404, 404, "not-found"),
-        (405, 400, "malformed"),
-        (408, 400, "malformed"),
-        (411, 400, "malformed"),
-        (413, 413, "body-too-large"),
-        (414, 400, "malformed"),
-        (415, 415, "unsupported-media"),
-        (417, 413, "body-too-large"),
-        (426, 400, "malformed"),
-        (429, 429, "rate-limited"),
-        (431, 400, "malformed"),
-        (494, 400, "malformed"),
-        (500, 503, "unavailable"),
-        (502, 503, "unavailable"),
-        (503, 503, "unavailable"),
-        (504, 503, "unavailable"),
-    ],
-)
+STATUSES = [
+    (400, 400, "malformed"),
+    (401, 401, "unauthenticated"),
+    (402, 400, "malformed"),
+    (403, 403, "forbidden"),
+    (404, 404, "not-found"),
+    (405, 405, "method-not-allowed"),
+    (406, 400, "malformed"),
+    (408, 400, "malformed"),
+    (411, 400, "malformed"),
+    (412, 400, "malformed"),
+    (413, 413, "body-too-large"),
+    (414, 414, "uri-too-long"),
+    (415, 415, "unsupported-media"),
+    (416, 400, "malformed"),
+    (417, 413, "body-too-large"),  # what request-size-limiting answers to Expect: 100-continue
+    (421, 400, "malformed"),
+    (426, 400, "malformed"),
+    (429, 429, "rate-limited"),
+    (431, 431, "head-too-large"),
+    (494, 431, "head-too-large"),
+    (495, 400, "malformed"),
+    (496, 400, "malformed"),
+    (497, 400, "malformed"),
+    (499, 400, "malformed"),
+    (500, 503, "unavailable"),
+    (501, 400, "malformed"),
+    (502, 503, "unavailable"),
+    (503, 503, "unavailable"),
+    (504, 503, "unavailable"),
+    (505, 505, "http-version"),
+    (507, 503, "unavailable"),
+]
+
+
+@pytest.mark.parametrize(("own", "answered", "code"), STATUSES)
 def test_the_gateways_own_errors_take_the_contracts_shape(
     gateway: Gateway, own: int, answered: int, code: str
 ) -> None:
     outcome = fail(gateway, f"kong.response.exit({own}, {{ message = 'own' }})")
     assert_refused(outcome, answered, code)
+    assert "own" not in outcome.body
+    assert outcome.headers["cache-control"] == "no-store"
     assert "content-length" not in outcome.headers
-    assert outcome.headers.get("retry-after") == ("1" if answered == 503 else None)
+    assert outcome.headers.get("retry-after") == ("1" if answered in {429, 503} else None)
+    assert outcome.headers.get("allow") == ("GET, HEAD, POST" if answered == 405 else None)
+
+
+def test_what_repeating_cannot_mend_does_not_ask_for_it(gateway: Gateway) -> None:
+    for own, answered, _ in STATUSES:
+        detail = fail(gateway, f"kong.response.exit({own})").problem["detail"]
+        assert ("Repeat" in detail) is (answered == 503), own
+
+
+@pytest.mark.parametrize("own", [502, 504])
+def test_an_update_whose_answer_is_lost_is_of_unknown_outcome(gateway: Gateway, own: int) -> None:
+    outcome = fail(gateway, f"kong.response.exit({own})", method="POST")
+    assert_refused(outcome, 503, "outcome-unknown")
+    assert "same actionId" in outcome.problem["detail"]
+    assert outcome.headers["retry-after"] == "1"
+    limiter = fail(gateway, "kong.response.exit(500)", method="POST")
+    assert_refused(limiter, 503, "unavailable")  # no service has seen it
+
+
+def test_a_429_that_no_plugin_gave_is_about_connections(gateway: Gateway) -> None:
+    # limit_conn of nginx: neither an exit of a plugin nor an answer of a service.
+    outcome = fail(gateway, "kong.response.exit(429)", source="error")
+    assert_refused(outcome, 429, "too-many-connections")
+    assert outcome.headers["retry-after"] == "1"
 
 
 def test_a_lua_error_is_a_503_with_retry_after(gateway: Gateway) -> None:
@@ -453,23 +512,28 @@ def test_a_preflight_answered_by_the_gateway_is_left_alone(gateway: Gateway) -> 
     assert outcome.ran == ["failing"]
 
 
-def test_codes_and_titles_are_those_of_the_services(gateway: Gateway) -> None:
-    kinds = {
-        400: errors.Malformed,
-        401: errors.Unauthenticated,
-        403: errors.Forbidden,
-        404: errors.NotFound,
-        409: errors.ActionConflict,
-        413: errors.BodyTooLarge,
-        415: errors.UnsupportedMedia,
-        422: errors.Invalid,
-        429: errors.RateLimited,
-        503: errors.Unavailable,
-    }
+def test_codes_titles_and_statuses_are_those_of_the_services(gateway: Gateway) -> None:
     assert type_of("") == TYPE_PREFIX
-    for status, kind in kinds.items():
-        problem = fail(gateway, f"kong.response.exit({status}, {{}})").problem
-        assert (problem["type"], problem["title"]) == (type_of(kind.code), kind.title)
+    of_services = {kind.code: (kind.title, about.status) for kind, about in KINDS.items()}
+    seen = [fail(gateway, f"kong.response.exit({own})").problem for own, _, _ in STATUSES]
+    seen += [
+        fail(gateway, "kong.response.exit(502)", method="POST").problem,
+        fail(gateway, "kong.response.exit(429)", source="error").problem,
+        send(gateway, [("Origin", "null")], WS).problem,
+    ]
+    for problem in seen:
+        code = problem["type"].removeprefix(TYPE_PREFIX)
+        assert (problem["title"], problem["status"]) == of_services[code]
+
+
+def test_every_kind_of_problem_that_the_handler_names_is_documented() -> None:
+    source = (PLUGINS / "scoreboard-intake" / "handler.lua").read_text()
+    table = source.partition("local PROBLEMS = {")[2].partition("\n}")[0]
+    named = re.findall(r"([a-z-]+)(?:'\])? = \{", table)
+    documented = (ROOT / "docs/problems.md").read_text()
+    assert len(named) == table.count("= {") > 10
+    for code in named:
+        assert f"\n## {code}\n" in documented
 
 
 # Logs -------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from scoreboard.key_set import parse_keys
 from scoreboard.resources import kong_path
 from tests.kong.backends import Recorder, http_recorder, ws_recorder
 from tests.kong.nginx_gateway import NginxGateway, nginx_gateway, raw_request, require_nginx
-from tests.kong.runtime import Gateway, encode_part
+from tests.kong.runtime import ROOT, Gateway, encode_part
 from tests.support.eventually import eventually_async
 from tests.support.tokens import AUDIENCE, ISSUER, KeyPair, MakeToken
 
@@ -102,7 +102,15 @@ def document(jwks: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture
-async def stage(tmp_path: Path, document: dict[str, Any]) -> AsyncIterator[Stage]:
+def kong_settings() -> dict[str, str]:
+    """Give what a test sets beside the image's settings; tests replace it by ``parametrize``."""
+    return {}
+
+
+@pytest.fixture
+async def stage(
+    tmp_path: Path, document: dict[str, Any], kong_settings: dict[str, str]
+) -> AsyncIterator[Stage]:
     require_nginx()
     async with AsyncExitStack() as stack:
         api = await stack.enter_async_context(http_recorder())
@@ -113,8 +121,9 @@ async def stage(tmp_path: Path, document: dict[str, Any]) -> AsyncIterator[Stage
             "scoreboard-streamer": streamer.target,
         }
         running = nginx_gateway(
-            tmp_path, document, targets, Gateway().schemas, read_timeout_ms=READ_TIMEOUT_MS
-        )
+            tmp_path, document, targets, Gateway().schemas,
+            read_timeout_ms=READ_TIMEOUT_MS, settings=kong_settings,
+        )  # fmt: skip
         gateway = stack.enter_context(running)
         client = await stack.enter_async_context(
             httpx.AsyncClient(base_url=gateway.url, trust_env=False, timeout=10)
@@ -424,14 +433,17 @@ async def test_a_service_that_is_away_is_a_503(stage: Stage, make_token: MakeTok
     stage.api.answer = None
     stage.expected_errors = ["upstream prematurely closed connection"]
     answer = await stage.update(make_token("alice"))
-    assert_problem(answer, 503, "unavailable")
+    assert_problem(answer, 503, "outcome-unknown")
     assert answer.headers["retry-after"] == "1"
+    headers = {"Authorization": f"Bearer {make_token('alice', READER)}"}
+    answer = await stage.client.get("/api/scores/leaderboard", headers=headers)
+    assert_problem(answer, 503, "unavailable")
 
 
 async def test_a_service_that_hangs_is_a_503(stage: Stage, make_token: MakeToken) -> None:
     stage.api.answer = b""
     stage.expected_errors = ["upstream timed out"]
-    assert_problem(await stage.update(make_token("alice")), 503, "unavailable")
+    assert_problem(await stage.update(make_token("alice")), 503, "outcome-unknown")
 
 
 async def test_what_a_service_says_is_passed_on_untouched(
@@ -459,16 +471,81 @@ async def test_a_large_body_is_a_413(stage: Stage, make_token: MakeToken) -> Non
     assert stage.api.requests == []
 
 
-async def test_what_nginx_cannot_parse_is_a_400_in_shape(stage: Stage) -> None:
-    for lines in (
-        ["GET / HTTP/1.1"],  # no Host
-        ["GET / HTTP/1.1", "Host: a", "Host: b"],
-        ["GET / HTTP/1.1", "Host: a", "X: " + "x" * 40_000],
-    ):
-        status, headers, body = await stage.raw(*lines)
-        assert status == 400, lines[0]
-        assert headers["content-type"] == "application/problem+json"
-        assert json.loads(body)["title"] == "The request cannot be read"
+HOST = "Host: play.example"
+OWN_FAILURES = {
+    "no Host": (["GET / HTTP/1.1"], 400, "malformed"),
+    "two Hosts": (["GET / HTTP/1.1", "Host: a", "Host: b"], 400, "malformed"),
+    "two lengths": (
+        ["POST / HTTP/1.1", HOST, "Content-Length: 1", "Content-Length: 2"], 400, "malformed",
+    ),
+    "another coding": (["POST / HTTP/1.1", HOST, "Transfer-Encoding: gzip"], 400, "malformed"),
+    "no path": (["GET  HTTP/1.1", HOST], 400, "malformed"),
+    "bad escape": (["GET /%zz HTTP/1.1", HOST], 400, "malformed"),
+    "method in small letters": (["get / HTTP/1.1", HOST], 400, "malformed"),
+    "TRACE": (["TRACE / HTTP/1.1", HOST], 405, "method-not-allowed"),
+    "TRACE of an update": ([f"TRACE {UPDATE} HTTP/1.1", HOST], 405, "method-not-allowed"),
+    "a long address": ([f"GET /?{'x' * 40_000} HTTP/1.1", HOST], 414, "uri-too-long"),
+    "a long header": (["GET / HTTP/1.1", HOST, "X: " + "x" * 40_000], 431, "head-too-large"),
+    "many headers": (
+        ["GET / HTTP/1.1", HOST, *[f"X-{n}: {'x' * 500}" for n in range(100)]],
+        431, "head-too-large",
+    ),
+    "HTTP/2.0": (["GET / HTTP/2.0", HOST], 505, "http-version"),
+    "OPTIONS": (["OPTIONS / HTTP/1.1", HOST], 404, "not-found"),
+    "PUT": ([f"PUT {UPDATE} HTTP/1.1", HOST, "Content-Length: 0"], 404, "not-found"),
+    "HTTP/1.0": ([f"GET {UPDATE} HTTP/1.0"], 404, "not-found"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OWN_FAILURES)
+async def test_what_nginx_refuses_by_itself_is_a_problem_of_ours(stage: Stage, name: str) -> None:
+    lines, status, code = OWN_FAILURES[name]
+    answered, headers, body = await stage.raw(*lines)
+    assert answered == status
+    assert headers["content-type"] == "application/problem+json"
+    problem = json.loads(body)
+    assert (problem["type"], problem["status"]) == (f"/docs/problems/{code}", status)
+    assert len(problem["request_id"]) == 32
+    assert ("allow" in headers) is (status == 405)
+    await stage.until_logged(1)
+    assert stage.logged[0]["response"]["status"] == status
+    assert stage.api.requests == []
+
+
+def documented_setting(name: str) -> str:
+    """Give the value that docs/gateway.md recommends for a setting of Kong."""
+    text = (ROOT / "docs/gateway.md").read_text()
+    return re.search(rf'{name}="([^"]+)"', text)[1]  # type: ignore[index]
+
+
+ZONE, LIMIT = "KONG_NGINX_HTTP_LIMIT_CONN_ZONE", "KONG_NGINX_LOCATION_LIMIT_CONN"
+
+
+@pytest.mark.parametrize("kong_settings", [{ZONE: documented_setting(ZONE), LIMIT: "perip 1"}])
+async def test_too_many_connections_of_an_address_are_a_429(
+    stage: Stage, make_token: MakeToken
+) -> None:
+    assert documented_setting(LIMIT).startswith("perip ")
+    stage.expected_errors = ['limiting connections by zone "perip"']
+    async with connect(stage.ws_url, subprotocols=offer(make_token("alice", READER)), proxy=None):
+        answer = await stage.client.get("/")
+        assert_problem(answer, 429, "too-many-connections")
+        assert answer.headers["retry-after"] == "1"
+    await eventually_async(lambda: is_served(stage))
+
+
+async def is_served(stage: Stage) -> bool:
+    return (await stage.client.get("/")).status_code == 200
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+async def test_the_scheme_is_read_without_case(
+    stage: Stage, make_token: MakeToken, scheme: str
+) -> None:
+    token = make_token("alice", READER)
+    headers = {"Authorization": f"{scheme} {token}"}
+    assert (await stage.client.get("/api/scores/leaderboard", headers=headers)).status_code == 200
+    assert stage.api.values("Authorization") == [f"Bearer {token}"]
 
 
 # Logs -------------------------------------------------------------------------------------------

@@ -41,25 +41,51 @@ local SIGNATURE_LENGTHS = {
 -- Headers by which a gateway names a user. No service of ours reads them; a client's stay outside.
 local IDENTITY_PREFIXES = { 'x-consumer-', 'x-credential-', 'x-authenticated-', 'x-anonymous-' }
 
--- The statuses callers may see, with the code and the title of the service's own error.
+-- The kinds of problem the gateway answers with: status and title of the services' own errors.
 local PROBLEMS = {
-  [400] = { 'malformed', 'The request cannot be read' },
-  [401] = { 'unauthenticated', 'A valid bearer token is needed' },
-  [403] = { 'forbidden', 'The token does not allow this' },
-  [404] = { 'not-found', 'There is nothing here' },
-  [409] = { 'action-conflict', 'This action counted before with other points' },
-  [413] = { 'body-too-large', 'The request body is too large' },
-  [415] = { 'unsupported-media', 'The body must be application/json' },
-  [422] = { 'invalid', 'A value breaks a rule' },
-  [429] = { 'rate-limited', 'Too many updates' },
-  [503] = { 'unavailable', 'The service cannot answer now' },
+  malformed = { 400, 'The request cannot be read' },
+  unauthenticated = { 401, 'A valid bearer token is needed' },
+  forbidden = { 403, 'The token does not allow this' },
+  origin = { 403, 'Pages of this origin may not connect' },
+  ['not-found'] = { 404, 'There is nothing here' },
+  ['method-not-allowed'] = { 405, 'This address does not take that method' },
+  ['body-too-large'] = { 413, 'The request body is too large' },
+  ['uri-too-long'] = { 414, 'The request line is too long' },
+  ['unsupported-media'] = { 415, 'The body must be application/json' },
+  ['rate-limited'] = { 429, 'Too many requests' },
+  ['too-many-connections'] = { 429, 'Too many connections' },
+  ['head-too-large'] = { 431, 'The head of the request is too large' },
+  unavailable = { 503, 'The service cannot answer now' },
+  ['outcome-unknown'] = { 503, 'It is not known whether the action counted' },
+  ['http-version'] = { 505, 'This version of HTTP is not supported' },
 }
 
+-- The kind of a status that Kong or nginx made. Others below 500 are malformed, others unavailable.
+local KINDS = {
+  [401] = 'unauthenticated', [403] = 'forbidden', [404] = 'not-found', [405] = 'method-not-allowed',
+  [413] = 'body-too-large', [414] = 'uri-too-long', [415] = 'unsupported-media',
+  [417] = 'body-too-large', -- what request-size-limiting answers to Expect: 100-continue
+  [429] = 'rate-limited', [431] = 'head-too-large',
+  [494] = 'head-too-large', -- nginx's own number for it
+  [501] = 'malformed', [505] = 'http-version',
+}
+
+-- What to change, by the status that was made; where nothing is said here, the title says it.
 local DETAILS = {
   [404] = 'No route of this gateway has this method and path.',
+  [405] = 'The gateway takes GET, HEAD and POST.',
+  [408] = 'The request did not arrive in time.',
+  [411] = 'The request needs a Content-Length.',
+  [421] = 'The connection was made for another host.',
   [429] = 'Wait as many seconds as Retry-After says.',
-  [503] = 'Repeat the same request after Retry-After; an update repeated with its actionId counts once.',
+  [495] = 'The certificate of the client is not accepted.',
+  [496] = 'A certificate of the client is needed.',
+  [497] = 'This port speaks HTTPS.',
+  [501] = 'The transfer coding of the request is not supported.',
 }
+local REPEAT = 'Repeat the same request after Retry-After; '
+  .. 'an update repeated with its actionId counts once.'
+local LOST = 'The answer was lost. Repeat the update with the same actionId: it counts once.'
 
 -- Give the items of a comma-separated header: absent, one line, or several.
 local function items_of(header)
@@ -82,9 +108,10 @@ local function contains(list, wanted)
   return false
 end
 
--- Stop here. The sentence travels to header_filter, where every error gets its shape.
-local function refuse(status, detail)
+-- Stop here. Sentence and kind travel to header_filter, where every error gets its shape.
+local function refuse(status, detail, kind)
   kong.ctx.shared.scoreboard_detail = detail
+  kong.ctx.plugin.kind = kind
   return kong.response.exit(status, { message = detail })
 end
 
@@ -216,8 +243,11 @@ function Intake:access(conf)
       return refuse(400, 'The request carries two tokens.')
     end
     kong.ctx.plugin.has_token = true
-    token = type(authorization) == 'string' and authorization:match('^[Bb]earer +(%S+)$')
-    if not token then
+    local scheme
+    if type(authorization) == 'string' then
+      scheme, token = authorization:match('^(%a+) +(%S+)$')
+    end
+    if not scheme or scheme:lower() ~= 'bearer' then
       return refuse(401, 'Authorization must be one Bearer token.')
     end
   end
@@ -235,45 +265,54 @@ function Intake:access(conf)
   -- without Origin is no browser: its token decides.
   local origin = headers['origin']
   if conf.allowed_origins and origin ~= nil and not contains(conf.allowed_origins, origin) then
-    return refuse(403, 'Pages of this origin may not open the stream.')
+    return refuse(403, 'The list of origins does not name the origin of this page.', 'origin')
   end
 end
 
--- Give the contract's status for one of the gateway's own.
-local function contract_status(status)
-  if status >= 500 then
-    return 503
-  elseif status == 417 then
-    return 413 -- what request-size-limiting answers to Expect: 100-continue
-  elseif not PROBLEMS[status] then
-    return 400
+-- Give the kind of problem that a status of the gateway's own stands for.
+local function kind_of(status)
+  if status == 429 and kong.response.get_source() == 'error' then
+    return 'too-many-connections' -- limit_conn of nginx: no plugin made it
+  elseif (status == 502 or status == 504) and kong.request.get_method() == 'POST' then
+    return 'outcome-unknown' -- the service may have had the request
   end
-  return status
+  return KINDS[status] or (status < 500 and 'malformed' or 'unavailable')
+end
+
+local function detail_of(made, kind)
+  if kind == 'outcome-unknown' then
+    return LOST
+  end
+  return DETAILS[made] or (PROBLEMS[kind][1] == 503 and REPEAT) or PROBLEMS[kind][2] .. '.'
 end
 
 function Intake:header_filter()
   local response = kong.response
-  local status = response.get_status()
-  if status < 400 or response.get_source() == 'service' then
+  local made = response.get_status()
+  if made < 400 or response.get_source() == 'service' then
     return
   end
-  status = contract_status(status)
+  local kind = kong.ctx.plugin.kind or kind_of(made)
+  local status, title = PROBLEMS[kind][1], PROBLEMS[kind][2]
   response.set_status(status)
   response.set_header('Content-Type', PROBLEM)
+  response.set_header('Cache-Control', 'no-store')
   response.clear_header('Content-Length')
-  if status == 503 and not response.get_header('Retry-After') then
+  if (status == 503 or status == 429) and not response.get_header('Retry-After') then
     response.set_header('Retry-After', '1')
+  end
+  if status == 405 then
+    response.set_header('Allow', 'GET, HEAD, POST')
   end
   if status == 401 then
     -- jwt's own challenge lacks a comma, and names an error where no token was sent.
     response.set_header('WWW-Authenticate', kong.ctx.plugin.has_token and INVALID_TOKEN or REALM)
   end
-  local code, title = PROBLEMS[status][1], PROBLEMS[status][2]
   kong.ctx.plugin.problem = json.encode({
-    type = PROBLEM_TYPE_PREFIX .. code,
+    type = PROBLEM_TYPE_PREFIX .. kind,
     title = title,
     status = status,
-    detail = kong.ctx.shared.scoreboard_detail or DETAILS[status] or title .. '.',
+    detail = kong.ctx.shared.scoreboard_detail or detail_of(made, kind),
     request_id = ngx.var.kong_request_id,
   })
 end
