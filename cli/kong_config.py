@@ -202,7 +202,7 @@ def _fit_plugin(
 def _cors(origins: Iterable[str]) -> Entity:
     return {
         "origins": sorted(set(origins)),
-        "methods": ["GET", "POST", "OPTIONS"],
+        "methods": ["GET", "HEAD", "POST", "OPTIONS"],
         "headers": ["Authorization", "Content-Type", "If-None-Match", "Last-Event-ID"],
         "exposed_headers": [
             "ETag",

@@ -47,7 +47,9 @@ async def http_recorder() -> AsyncIterator[Recorder]:
                 recorder.requests.append((first, pairs, await reader.readexactly(length)))
                 if recorder.answer is None:
                     return
-                writer.write(recorder.answer)
+                is_head = first.startswith("HEAD ")
+                head_of_answer, _, _ = recorder.answer.partition(b"\r\n\r\n")
+                writer.write(head_of_answer + b"\r\n\r\n" if is_head else recorder.answer)
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             pass

@@ -115,6 +115,29 @@ def test_readers_are_not_refused_because_the_counters_are_away(rendered: Entity)
         assert configs(rendered, route)["rate-limiting"]["fault_tolerant"] is True, route
 
 
+def requests_of_a_page_load() -> set[str]:
+    """Give the files that a browser fetches when it opens the page."""
+    wanted, seen = ["index.html"], {"config.json"}
+    while wanted:
+        name = wanted.pop()
+        if name not in seen:
+            seen.add(name)
+            text = (web_path() / name).read_text()
+            found = re.findall(r"""(?:src=|href=|from )"(?:\./)?([a-z-]+\.[a-z]+)\"""", text)
+            wanted += [one for one in found if (web_path() / one).is_file()]
+    return seen
+
+
+def test_an_office_behind_one_address_can_open_the_page(rendered: Entity) -> None:
+    limit = configs(rendered, PAGE)["rate-limiting"]
+    requests = len(requests_of_a_page_load())
+    assert requests >= 15
+    assert limit["limit_by"] == "ip"
+    assert limit["minute"] // requests >= 60
+    for route, minute in ((BOARD, 120), (USERS, 120), (EVENTS, 30), (SOCKET, 30)):
+        assert configs(rendered, route)["rate-limiting"]["minute"] == minute, route
+
+
 def test_a_public_board_needs_no_token_and_is_limited_by_address(public: Entity) -> None:
     for route in (BOARD, EVENTS, SOCKET):
         plugins = configs(public, route)
@@ -203,6 +226,10 @@ TABLE = [
     ("GET", "/docs/problems/busy", PAGE),
     ("GET", "/openapi.json", PAGE),
     ("GET", "/config.json", PAGE),
+    ("HEAD", "/", PAGE),
+    ("HEAD", "/docs/problems/busy", PAGE),
+    ("HEAD", "/api/scores/leaderboard", BOARD),
+    ("HEAD", "/api/scores/users/alice", USERS),
 ]
 
 
@@ -248,6 +275,10 @@ def test_every_file_of_the_page_is_reachable(rendered: Entity, file: str) -> Non
         ("GET", "/api/scores/update"),
         ("DELETE", "/api/scores/update"),
         ("OPTIONS", "/api/scores/update"),
+        ("HEAD", "/api/scores/update"),
+        ("HEAD", "/api/scores/stream"),
+        ("HEAD", "/ws/scoreboard"),
+        ("TRACE", "/"),
         ("POST", "/api/scores/updates"),
         ("POST", "/api/scores/update/"),
         ("POST", "/x/api/scores/update"),

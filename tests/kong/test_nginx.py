@@ -429,6 +429,16 @@ async def test_what_has_no_route_is_a_404_in_shape(stage: Stage) -> None:
     assert stage.api.requests == []
 
 
+async def test_head_is_answered_like_get_without_a_body(stage: Stage) -> None:
+    page = await stage.client.head("/")
+    assert (page.status_code, page.content, page.headers["etag"]) == (200, b"", '"1"')
+    assert stage.api.requests[-1][0] == "HEAD / HTTP/1.1"
+    for path, status in (("/api/scores/leaderboard", 401), (UPDATE, 404), ("/nothing", 404)):
+        answer = await stage.client.head(path)
+        assert (answer.status_code, answer.content) == (status, b""), path
+        assert answer.headers["content-type"] == "application/problem+json"
+
+
 async def test_a_service_that_is_away_is_a_503(stage: Stage, make_token: MakeToken) -> None:
     stage.api.answer = None
     stage.expected_errors = ["upstream prematurely closed connection"]
