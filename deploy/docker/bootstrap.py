@@ -15,8 +15,9 @@ DATABASE = "scoreboard"
 
 # What a service may do on the board's keys; CONFIG GET and INFO let it check durability.
 SERVICE_RULES = "~sb:* resetchannels &sb:* +@all -@dangerous -@admin +config|get +info"
-# Kong counts in its own keys, in its own database, and can do nothing else.
+# Kong counts in a server of its own, and can do nothing else there.
 GATEWAY_RULES = "~ratelimit:* resetchannels +eval +incr +expire +select +ping"
+HEALTH = "user health on nopass resetkeys resetchannels +ping\n"
 
 
 def write(path: Path, text: str, mode: int) -> None:
@@ -34,10 +35,12 @@ def bootstrap(root: Path) -> bool:
     owner, service, redis, gateway = (secrets.token_urlsafe(32) for _ in range(4))
     write(
         root / "valkey" / "users.acl",
-        "user default off\n"
-        f"user scoreboard on >{redis} {SERVICE_RULES}\n"
-        f"user kong on >{gateway} {GATEWAY_RULES}\n"
-        "user health on nopass resetkeys resetchannels +ping\n",
+        f"user default off\nuser scoreboard on >{redis} {SERVICE_RULES}\n{HEALTH}",
+        0o444,
+    )
+    write(
+        root / "counters" / "users.acl",
+        f"user default off\nuser kong on >{gateway} {GATEWAY_RULES}\n{HEALTH}",
         0o444,
     )
     write(root / "postgres" / "owner", owner, 0o444)

@@ -8,6 +8,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+from ipaddress import IPv4Address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import yaml
 
 from cli import kong_config
 from cli.verbs import scoreboard
+from scoreboard.addresses import client_address, trusted_networks
 from scoreboard.resources import kong_path
 from scoreboard.settings import Settings, describe
 from scoreboard.settings import load as load_settings
@@ -49,7 +51,7 @@ def test_it_fits_the_compose_specification() -> None:
 def test_every_part_of_the_production_shape_is_there() -> None:
     assert set(SERVICES) == {
         "secrets", "seed", "migrate", "open", "kong-render", "kong", "kong-sync",
-        "api", "streamer", "flusher", "valkey", "postgres", "moto", "oauth",
+        "api", "streamer", "flusher", "valkey", "valkey-counters", "postgres", "moto", "oauth",
     }  # fmt: skip
 
 
@@ -235,10 +237,69 @@ def test_hosts_in_addresses_are_services() -> None:
                     assert host in SERVICES or host in aliases, (name, key, host)
 
 
-def test_counters_and_board_share_a_server_but_no_database_and_no_user() -> None:
+def test_counters_have_a_server_of_their_own() -> None:
     board, counters = environment("api")["REDIS_URL"], environment("kong-sync")["REDIS_URL"]
-    assert board.endswith("valkey:6379/0")
-    assert counters == "redis://kong@valkey:6379/1"
+    assert board == "redis://valkey:6379/0"
+    assert counters == "redis://kong@valkey-counters:6379/0"
+    assert networks("valkey-counters") == {"counters"}
+    members = {name for name in SERVICES if "counters" in networks(name)}
+    assert members == {"kong", "valkey-counters"}
+    assert COMPOSE["networks"]["counters"] == {"internal": True}
+
+
+def test_counters_wait_for_no_disk_and_never_end_for_want_of_memory() -> None:
+    lines = valkey_conf("valkey-counters.conf")
+    assert (lines["appendonly"], lines["save"]) == ("no", '""')
+    assert lines["maxmemory-policy"] == "volatile-ttl"  # every counter has a TTL
+    limit_mb = int(SERVICES["valkey-counters"]["deploy"]["resources"]["limits"]["memory"][:-1])
+    assert int(lines["maxmemory"].removesuffix("mb")) * 2 <= limit_mb
+    targets = {source: target for source, target, *_ in mounts("valkey-counters")}
+    assert lines["aclfile"].startswith(targets["secrets-counters"])
+    assert set(targets) & {"valkey-data", "secrets-valkey"} == set()
+
+
+def networks(service: str) -> set[str]:
+    """Give the networks of a service, in either form of the specification."""
+    return set(SERVICES[service].get("networks", ()))
+
+
+def addresses() -> dict[str, IPv4Address]:
+    """Give the addresses that services have for good, in the network of the services."""
+    found = {}
+    for name, service in SERVICES.items():
+        given = service.get("networks", ())
+        options = given.get("inside") if isinstance(given, dict) else None
+        if options and "ipv4_address" in options:
+            found[name] = IPv4Address(options["ipv4_address"])
+    return found
+
+
+def test_services_believe_kong_about_addresses_and_nobody_else() -> None:
+    # The bridge's gateway, from which clients of this machine arrive, lies in the same subnet.
+    (pool,) = COMPOSE["networks"]["inside"]["ipam"]["config"]
+    subnet, dealt = ip_network(pool["subnet"]), ip_network(pool["ip_range"])
+    kong = addresses()["kong"]
+    assert addresses() == {"kong": kong}
+    assert kong in subnet
+    assert kong not in dealt  # or another container could be given it first
+    assert dealt.subnet_of(subnet)
+    for service in OURS - {"secrets", "seed", "migrate", "kong-render", "kong-sync"}:
+        trusted = trusted_networks(load_settings(environment(service)).trusted_hops)
+        assert [str(network) for network in trusted] == [f"{kong}/32"], service
+        assert not any(IPv4Address(pool["gateway"]) in network for network in trusted)
+
+
+@pytest.mark.parametrize("client", ["172.30.91.1", "172.30.91.129"])
+def test_a_client_of_this_machine_cannot_name_its_own_address(client: str) -> None:
+    hops = trusted_networks(load_settings(environment("streamer")).trusted_hops)
+    # Kong appends the address it sees to what the client has sent.
+    seen = client_address(str(addresses()["kong"]), [f"203.0.113.9, {client}"], hops)
+    assert seen == client
+
+
+def test_kong_believes_no_forwarded_address_where_no_balancer_is_in_front() -> None:
+    settings = {**kong_image(), **environment("kong")}
+    assert not [name for name in settings if name.startswith(("KONG_TRUSTED_IPS", "KONG_REAL_IP"))]
 
 
 # Health and order -------------------------------------------------------------------------------
@@ -309,14 +370,16 @@ def test_postgres_keeps_its_data_where_the_image_does() -> None:
     assert targets["postgres-data"] == "/var/lib/postgresql"
 
 
+def valkey_conf(name: str) -> dict[str, str]:
+    """Give the directives of a configuration of Valkey."""
+    lines = (ROOT / "deploy/docker" / name).read_text().splitlines()
+    return dict(line.split(" ", 1) for line in lines if line and not line.startswith("#"))
+
+
 def test_valkey_is_as_the_services_demand() -> None:
     from scoreboard.redis_client import REQUIRED
 
-    lines = dict(
-        line.split(" ", 1)
-        for line in (ROOT / "deploy/docker/valkey.conf").read_text().splitlines()
-        if line and not line.startswith("#")
-    )
+    lines = valkey_conf("valkey.conf")
     assert {name: lines[name] for name in REQUIRED} == REQUIRED
     assert int(lines["maxmemory"].removesuffix("mb")) > 0
     assert lines["aclfile"].startswith({s: t for s, t, *_ in mounts("valkey")}["secrets-valkey"])

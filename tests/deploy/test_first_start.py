@@ -42,17 +42,22 @@ class Installation:
 
     secrets: Path
     redis_port: int
+    counters_port: int
     database_url: str
     environ: dict[str, str]
 
-    def redis(self, user: str, database: int = 0) -> redis.Redis:
-        """Connect as a user of the ACL file."""
+    def counters(self, user: str, password: str) -> redis.Redis:
+        """Connect to the counters' server."""
+        return connect(self.counters_port, username=user, password=password)
+
+    def redis(self, user: str) -> redis.Redis:
+        """Connect as a user of the ACL file of the board's server, Kong to the counters'."""
         password = "health"
         if user == "kong":
-            password = (self.secrets / "kong/redis-password").read_text()
-        elif user == "scoreboard":
+            return self.counters("kong", (self.secrets / "kong/redis-password").read_text())
+        if user == "scoreboard":
             password = self.document("redis")["password"]
-        return connect(self.redis_port, db=database, username=user, password=password)
+        return connect(self.redis_port, username=user, password=password)
 
     def document(self, name: str) -> dict[str, str]:
         """Give a secret as it is seeded."""
@@ -94,10 +99,25 @@ def run(words: list[str], environ: dict[str, str]) -> str:
 
 def bootstrap(root: Path, environ: dict[str, str]) -> str:
     """Run the service `secrets`."""
-    for name in ("valkey", "postgres", "owner", "kong", "seed"):
+    for name in ("valkey", "postgres", "owner", "kong", "counters", "seed"):
         (root / name).mkdir(parents=True, exist_ok=True)
     script = [sys.executable, str(DOCKER / "bootstrap.py")]
     return run(script, {**environ, "SECRETS_ROOT": str(root)})
+
+
+def start_valkey(stack: ExitStack, conf: str, acl: Path, data: Path) -> int:
+    """Start a server with a configuration of the compose file; give its port."""
+    port = free_port()
+    valkey = subprocess.Popen(
+        [
+            str(binaries.find_valkey()), str(DOCKER / conf), "--port", str(port),
+            "--bind", "127.0.0.1", "--dir", str(data),
+            "--aclfile", str(acl), "--logfile", str(data / "log"),
+        ]
+    )  # fmt: skip
+    stack.callback(valkey.wait)
+    stack.callback(valkey.terminate)
+    return port
 
 
 @pytest.fixture(scope="module")
@@ -116,16 +136,12 @@ def installation(
     with ExitStack() as stack:
         assert bootstrap(secrets, plain) == "passwords made\n"
 
-        port = free_port()
-        valkey = subprocess.Popen(
-            [
-                str(binaries.find_valkey()), str(DOCKER / "valkey.conf"), "--port", str(port),
-                "--bind", "127.0.0.1", "--dir", str(data),
-                "--aclfile", str(secrets / "valkey/users.acl"), "--logfile", str(data / "log"),
-            ]
-        )  # fmt: skip
-        stack.callback(valkey.wait)
-        stack.callback(valkey.terminate)
+        port = start_valkey(stack, "valkey.conf", secrets / "valkey/users.acl", data)
+        counters = folder / "counters"
+        counters.mkdir()
+        counters_port = start_valkey(
+            stack, "valkey-counters.conf", secrets / "counters/users.acl", counters
+        )
 
         postgres = stack.enter_context(EmbeddedPostgres(folder / "postgres", fsync=False))
         owner = (secrets / "postgres/owner").read_text()
@@ -154,6 +170,7 @@ def installation(
         found = Installation(
             secrets=secrets,
             redis_port=port,
+            counters_port=counters_port,
             database_url=f"postgresql://scoreboard_owner:{owner}@{address}",
             environ={
                 **plain,
@@ -168,6 +185,7 @@ def installation(
         aws = {**plain, **environment("seed"), **found.addresses()}
         assert "3 of 3" in run([sys.executable, str(DOCKER / "seed_secrets.py")], aws)
         eventually(lambda: found.redis("health").execute_command("PING"), within_s=10)
+        eventually(lambda: found.counters("health", "health").execute_command("PING"), within_s=10)
         migrate = {**plain, **environment("migrate"), **login}
         run(SERVICES["migrate"]["command"], migrate)
         run(SERVICES["open"]["command"], found.environment("open"))
@@ -207,14 +225,33 @@ def test_what_only_the_owner_reads_is_closed_to_others(installation: Installatio
 # Rights -----------------------------------------------------------------------------------------
 
 
-def test_kong_can_count_in_its_database(installation: Installation) -> None:
-    kong = installation.redis("kong", database=1)
-    count = """
-        local value = redis.call('INCR', KEYS[1])
-        if value == 1 then redis.call('EXPIRE', KEYS[1], ARGV[1]) end
-        return value - 1
-    """
-    assert [kong.eval(count, 1, KEY, 60) for _ in range(3)] == [0, 1, 2]
+COUNT = """
+    local value = redis.call('INCR', KEYS[1])
+    if value == 1 then redis.call('EXPIRE', KEYS[1], ARGV[1]) end
+    return value - 1
+"""
+
+
+def test_kong_can_count(installation: Installation) -> None:
+    kong = installation.redis("kong")
+    assert [kong.eval(COUNT, 1, KEY, 60) for _ in range(3)] == [0, 1, 2]
+
+
+def test_counters_never_wait_for_a_disk(installation: Installation) -> None:
+    kong = installation.redis("kong")
+    before = kong.eval(COUNT, 1, f"{KEY}:disk", 60)
+    folder = installation.secrets.parent / "counters"
+    assert before == 0
+    assert [path.name for path in folder.iterdir()] == ["log"]
+
+
+def test_kong_has_no_login_at_the_board(installation: Installation) -> None:
+    password = (installation.secrets / "kong/redis-password").read_text()
+    with pytest.raises(redis.exceptions.AuthenticationError):
+        connect(installation.redis_port, username="kong", password=password).ping()
+    board = installation.document("redis")
+    with pytest.raises(redis.exceptions.AuthenticationError):
+        installation.counters(board["username"], board["password"]).ping()
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from tests.kong.runtime import (
 OPTIONS = GatewayOptions(
     issuer=ISSUER,
     audiences=("scoreboard",),
-    redis_url="redis://kong@valkey:6379/1",
+    redis_url="redis://kong@valkey-counters:6379/0",
     origins=("https://play.example",),
     trusted_updates_per_minute=25,
 )

@@ -21,7 +21,7 @@ KONG = [sys.executable, "-m", "cli", "kong"]
 def environ(admin: FakeAdmin) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SCOREBOARD_")}
     return kept | {
-        "REDIS_URL": "redis://kong@valkey:6379/1",
+        "REDIS_URL": "redis://kong@valkey-counters:6379/0",
         "SCOREBOARD_ISSUER": "https://issuer.example/",
         "SCOREBOARD_JWKS_URL": admin.jwks_url,
     }

@@ -23,7 +23,7 @@ TEMPLATE = (kong_path() / "kong.yml").read_text()
 OPTIONS = GatewayOptions(
     issuer="https://issuer.example/",
     audiences=("scoreboard",),
-    redis_url="redis://kong@valkey:6379/1",
+    redis_url="redis://kong@valkey-counters:6379/0",
     origins=("https://play.example",),
     updates_per_minute=10,
     trusted_updates_per_minute=6000,
@@ -381,9 +381,9 @@ def test_counters_live_in_one_place_without_the_boards_keys(rendered: Entity) ->
     assert len(found) == 7
     assert all(redis == found[0] for redis in found)  # pools ignore the user: have one
     assert found[0] == {
-        "host": "valkey",
+        "host": "valkey-counters",
         "port": 6379,
-        "database": 1,
+        "database": 0,
         "username": "kong",
         "password": "{vault://env/redis-password}",
         "timeout": 250,
@@ -526,7 +526,7 @@ def test_options_that_would_open_the_gate_are_refused(
 def test_what_gateway_and_services_share_comes_from_one_setting() -> None:
     settings = load_settings(
         {
-            "REDIS_URL": "redis://kong@valkey:6379/1",
+            "REDIS_URL": "redis://kong@valkey-counters:6379/0",
             "SCOREBOARD_ISSUER": "https://issuer.example/",
             "SCOREBOARD_AUDIENCE": "game",
             "SCOREBOARD_ORIGINS": "https://a.example,https://b.example",
@@ -538,4 +538,4 @@ def test_what_gateway_and_services_share_comes_from_one_setting() -> None:
     assert (options.issuer, options.audiences) == ("https://issuer.example/", ("game",))
     assert options.origins == ("https://a.example", "https://b.example")
     assert (options.updates_per_minute, options.trusted_updates_per_minute) == (7, 70)
-    assert (options.redis_url, options.is_public) == ("redis://kong@valkey:6379/1", True)
+    assert (options.redis_url, options.is_public) == ("redis://kong@valkey-counters:6379/0", True)

@@ -94,7 +94,7 @@ def document(jwks: dict[str, Any]) -> dict[str, Any]:
     options = GatewayOptions(
         issuer=ISSUER,
         audiences=(AUDIENCE,),
-        redis_url="redis://kong@valkey:6379/1",
+        redis_url="redis://kong@valkey-counters:6379/0",
         origins=("https://play.example",),
         trusted_updates_per_minute=20,
     )

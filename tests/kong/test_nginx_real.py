@@ -67,7 +67,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[System, 
         options = GatewayOptions(
             issuer=LOCAL_ISSUER,
             audiences=("scoreboard",),
-            redis_url="redis://kong@valkey:6379/1",
+            redis_url="redis://kong@valkey-counters:6379/0",
             origins=(ORIGIN,),
         )
         document = yaml.safe_load(render((kong_path() / "kong.yml").read_text(), rows, options))

@@ -28,7 +28,7 @@ LIFE_S = 3600
 OPTIONS = GatewayOptions(
     issuer="https://issuer.example/",
     audiences=("scoreboard",),
-    redis_url="redis://kong@valkey:6379/1",
+    redis_url="redis://kong@valkey-counters:6379/0",
     token_life_s=LIFE_S,
 )
 
