@@ -1,23 +1,27 @@
 """``scoreboard kong``: the gateway's configuration, made once (render) or kept current (sync)."""
 
 import asyncio
+import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import click
 
-from cli.kong_config import GatewayOptions, render, write_atomically
-from cli.kong_keys import KeyRow, merge_rows, rows_in, rows_of
+from cli.kong_config import GatewayOptions, check, load_template, render, write_atomically
+from cli.kong_keys import KeyRow, merge_rows, rows_of
 from cli.kong_probe import serve_probe
-from cli.kong_sync import ADMIN_URL, INTERVAL_S, KongSync, SyncOptions
+from cli.kong_sync import ADMIN_URL, INTERVAL_S, KongSync, SyncOptions, rows_before
+from cli.kong_yaml import read_text
 from cli.render import say
 from scoreboard import settings as settings_module
-from scoreboard.errors import KeysUnavailable
-from scoreboard.key_set import Source, parse_keys, source_of
+from scoreboard.errors import KeysUnavailable, OperatorMistake
+from scoreboard.key_set import Source, read_key_set, source_of
 from scoreboard.lifecycle import Stop, backoff_s, run
 from scoreboard.resources import kong_path
 from scoreboard.telemetry import setup_logging
@@ -25,6 +29,27 @@ from scoreboard.telemetry import setup_logging
 PROBE_PORT: Final = 9103
 
 Command = Callable[..., object]
+
+
+def _not_nan(_context: click.Context, _parameter: click.Parameter, seconds: float) -> float:
+    """Refuse `nan`, which is within every range: no wait for it would end."""
+    if math.isnan(seconds):
+        raise click.BadParameter("'nan' is not a number of seconds")
+    return seconds
+
+
+def _checked_urls(
+    _context: click.Context, _parameter: click.Parameter, urls: tuple[str, ...]
+) -> tuple[str, ...]:
+    for url in urls:
+        try:
+            parts = urlsplit(url)
+            is_good = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+        except ValueError:
+            is_good = False
+        if not is_good:
+            raise click.BadParameter(f"{url!r} is not an address such as {ADMIN_URL}")
+    return urls
 
 
 @click.group()
@@ -88,8 +113,9 @@ def _gateway_options(command: Command) -> Command:
     help="Where the key set cannot be read and OUTPUT exists: keep it, and succeed.",
 )  # fmt: skip
 @click.option(
-    "--wait", "wait_s", type=click.FloatRange(0, 3600), default=0, show_default=True,
-    metavar="SECONDS", help="How long to try again while the key set cannot be read.",
+    "--wait", "wait_s", type=click.FloatRange(0, 3600), callback=_not_nan, default=0,
+    show_default=True, metavar="SECONDS",
+    help="How long to try again while the key set cannot be read.",
 )  # fmt: skip
 def render_command(
     template: Path | None,
@@ -108,21 +134,31 @@ def render_command(
     """  # noqa: D301 (click's own mark)
     settings = settings_module.load(os.environ)
     options = GatewayOptions.of(settings, **given)
-    before = output.read_text() if output is not None and output.exists() else None
+    check(options)
+    source, base = source_of(settings), _template(template)
+    before = rows_before(output) if output is not None else ()
     try:
-        rows = _merged(
-            before, asyncio.run(_read_keys(source_of(settings), wait_s)), options, revoked
+        rows = merge_rows(
+            before,
+            asyncio.run(_read_keys(source, wait_s)),
+            now_s=int(time.time()),
+            # A restart must not cut off living tokens, so vanished keys stay as they do in sync.
+            grace_s=options.token_life_s,
+            revoked=frozenset(revoked),
         )
-        text = render(_template(template), rows, options)
+        text = render(base, rows, options)
     except (KeysUnavailable, ValueError) as error:
-        if keep_on_failure and before is not None:
+        if keep_on_failure and before:
             say(f"The configuration stays as it is: {error}")
             return
         raise KeysUnavailable(str(error)) from error
     if output is None:
         click.echo(text, nl=False)
         return
-    changed = write_atomically(output, text)
+    try:
+        changed = write_atomically(output, text)
+    except OSError as error:
+        raise OperatorMistake(f"{output} cannot be written: {error.strerror}") from error
     say(f"{output}: {len(rows)} keys, {'written' if changed else 'unchanged'}")
 
 
@@ -134,11 +170,12 @@ def render_command(
 )  # fmt: skip
 @click.option(
     "--admin", "admin_urls", multiple=True, default=[ADMIN_URL], show_default=True, metavar="URL",
-    help="Admin API of a Kong; may be given more than once.",
+    callback=_checked_urls, help="Admin API of a Kong; may be given more than once.",
 )  # fmt: skip
 @click.option(
-    "--interval", "interval_s", type=click.FloatRange(1, 86_400), default=INTERVAL_S,
-    show_default=True, metavar="SECONDS", help="Time between two looks at the key set, ±10 %.",
+    "--interval", "interval_s", type=click.FloatRange(1, 86_400), callback=_not_nan,
+    default=INTERVAL_S, show_default=True, metavar="SECONDS",
+    help="Time between two looks at the key set, ±10 %.",
 )  # fmt: skip
 @click.option("--probe-host", default="127.0.0.1", show_default=True, help="Of health and metrics.")
 @click.option(
@@ -168,16 +205,25 @@ def sync_command(
         form=settings.log_format,
         environment=settings.environment,
     )
+    gateway = GatewayOptions.of(settings, **given)
+    check(gateway)
+    source, base = source_of(settings), _template(template)
+    rows_before(output)
     options = SyncOptions(
         output=output,
-        template=_template(template),
-        gateway=GatewayOptions.of(settings, **given),
+        template=base,
+        gateway=gateway,
         admin_urls=admin_urls,
         interval_s=interval_s,
         revoked=frozenset(revoked),
     )
-    sync = KongSync(options, source_of(settings))
-    with serve_probe(probe_host, probe_port, sync.health):
+    sync = KongSync(options, source)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(serve_probe(probe_host, probe_port, sync.health))
+        except OSError as error:
+            where = f"{probe_host}:{probe_port}"
+            raise OperatorMistake(f"{where} cannot be listened on: {error.strerror}") from error
         return run(partial(_serve, sync), grace_s=settings.drain_s)
 
 
@@ -190,7 +236,10 @@ async def _serve(sync: KongSync, stop: Stop) -> None:
 
 
 def _template(path: Path | None) -> str:
-    return (path or kong_path() / "kong.yml").read_text()
+    """Read a template and make sure that it is one, before anything else is done."""
+    text = read_text(path or kong_path() / "kong.yml")
+    load_template(text)
+    return text
 
 
 async def _read_keys(source: Source, wait_s: float) -> tuple[KeyRow, ...]:
@@ -198,22 +247,13 @@ async def _read_keys(source: Source, wait_s: float) -> tuple[KeyRow, ...]:
     attempt = 0
     while True:
         try:
-            return rows_of(parse_keys(await source.read()))
+            found = read_key_set(await source.read())
         except (OSError, ValueError) as error:
             if time.monotonic() >= deadline_s:
                 raise KeysUnavailable(f"The key set cannot be used: {error}") from error
+        else:
+            for fault in found.faults:
+                say(f"Ignored in the key set: {fault}")
+            return rows_of(found.keys)
         await asyncio.sleep(backoff_s(attempt, most_s=2.0))
         attempt += 1
-
-
-def _merged(
-    before: str | None, rows: tuple[KeyRow, ...], options: GatewayOptions, revoked: tuple[str, ...]
-) -> tuple[KeyRow, ...]:
-    """Keep what vanished of late, as sync does: a restart must not cut off living tokens."""
-    return merge_rows(
-        rows_in(before) if before is not None else (),
-        rows,
-        now_s=int(time.time()),
-        grace_s=options.token_life_s,
-        revoked=frozenset(revoked),
-    )

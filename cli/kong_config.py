@@ -11,14 +11,15 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import yaml
 from msgspec import Struct
 
 from cli.kong_keys import PLAYERS, KeyRow, secret_of
-from scoreboard.errors import SettingInvalid
+from cli.kong_yaml import Entity, parse
+from scoreboard.errors import OperatorMistake, SettingInvalid
 from scoreboard.key_set import ALGORITHMS
 from scoreboard.settings import Settings
 
@@ -41,7 +42,40 @@ AS_GOOD_AS_NONE: Final = 1_000_000
 _ORIGIN: Final = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?")
 _TARGET: Final = re.compile(r"[A-Za-z0-9._-]+:[0-9]{1,5}")
 
-Entity = dict[str, Any]
+
+class _Plugin(Struct):
+    """The parts of a template that render changes; whatever else stands there is Kong's."""
+
+    name: str
+    config: Entity
+    route: str = ""
+    consumer: str = ""
+
+
+class _Route(Struct):
+    name: str
+    methods: list[str]
+    plugins: list[_Plugin]
+
+
+class _Service(Struct):
+    name: str
+    routes: list[_Route]
+
+
+class _Named(Struct):
+    name: str
+
+
+class _Consumer(Struct):
+    username: str
+
+
+class _Template(Struct):
+    consumers: list[_Consumer]
+    upstreams: list[_Named]
+    services: list[_Service]
+    plugins: list[_Plugin]
 
 
 class GatewayOptions(Struct, frozen=True, kw_only=True):
@@ -73,14 +107,25 @@ class GatewayOptions(Struct, frozen=True, kw_only=True):
         )
 
 
+def load_template(text: str) -> Entity:
+    """Read a template.
+
+    Raises OperatorMistake where it is not one.
+    """
+    document, template = parse(text, _Template, "The template")
+    if PLAYERS not in {consumer.username for consumer in template.consumers}:
+        raise OperatorMistake(f"The template has no consumer {PLAYERS}, who owns the keys")
+    return document
+
+
 def render(template: str, rows: Iterable[KeyRow], options: GatewayOptions) -> str:
     """Give the text of the configuration for Kong.
 
-    Raises SettingInvalid for an option that would open the gate or not load, ValueError without
-    keys.
+    Raises SettingInvalid for an option that would open the gate or not load, OperatorMistake for a
+    template that is none, ValueError without keys.
     """
-    _check(options)
-    document = cast("Entity", _unshared(yaml.safe_load(template)))
+    check(options)
+    document = load_template(template)
     secrets = [secret_of(row) for row in sorted(rows, key=lambda row: row.kid)]
     if not secrets:
         raise ValueError("a gateway without keys would refuse everybody")
@@ -134,15 +179,6 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _represent_text)
 
 
-def _unshared(value: object) -> object:
-    """Copy what anchors share, so that a change in one place stays there."""
-    if isinstance(value, dict):
-        return {key: _unshared(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_unshared(item) for item in value]
-    return value
-
-
 def _routes(document: Entity) -> Iterator[Entity]:
     for service in document["services"]:
         yield from service["routes"]
@@ -189,7 +225,7 @@ def _fit_plugin(
             config["audiences"] = sorted(set(options.audiences))
         case "rate-limiting":
             # Time-outs and such stay the template's.
-            kept = {k: v for k, v in config["redis"].items() if k not in _ADDRESS}
+            kept = {k: v for k, v in config.get("redis", {}).items() if k not in _ADDRESS}
             config["redis"] = {**redis, **kept}
             if plugin.get("consumer"):
                 config["minute"] = options.trusted_updates_per_minute or AS_GOOD_AS_NONE
@@ -243,7 +279,8 @@ def _redis(url: str) -> Entity:
     return address
 
 
-def _check(options: GatewayOptions) -> None:
+def check(options: GatewayOptions) -> None:
+    """Raise SettingInvalid for an option that would open the gate or not load."""
     if not options.issuer:
         raise SettingInvalid("SCOREBOARD_ISSUER is not set: any issuer's tokens would fit")
     if not all(options.audiences):

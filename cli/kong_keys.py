@@ -6,20 +6,20 @@ there is.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Final
 
-import yaml
+import msgspec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from msgspec import Struct
 
+from cli.kong_yaml import parse
 from scoreboard.errors import OperatorMistake
 from scoreboard.key_set import ALGORITHMS, Keys
 
 PLAYERS: Final = "players"
 """The consumer that owns every key, and so every token, of the issuer."""
 
-_KID: Final = re.compile(r"[\x21-\x7e]{1,256}")
 _RETIRED: Final = re.compile(r"retired-at-([0-9]{1,12})")
 
 
@@ -32,34 +32,48 @@ class KeyRow(Struct, frozen=True):
     retired_at_s: int | None = None
 
 
-def rows_of(keys: Keys) -> tuple[KeyRow, ...]:
-    """Give the rows of an issuer's key set.
+class _Secret(Struct):
+    key: str
+    algorithm: str
+    rsa_public_key: str
+    tags: list[str] = msgspec.field(default_factory=list)
 
-    Raises ValueError for a kid that cannot stand in a token's header at the gateway.
-    """
+
+class _Consumer(Struct):
+    username: str
+    jwt_secrets: list[_Secret] = msgspec.field(default_factory=list)
+
+
+class _Rendered(Struct):
+    consumers: list[_Consumer]
+
+
+def rows_of(keys: Keys) -> tuple[KeyRow, ...]:
+    """Return the rows of an issuer's key set."""
     rows: list[KeyRow] = []
     for kid, key in sorted(keys.items()):
-        if not _KID.fullmatch(kid):
-            raise ValueError("a kid of the key set is not printable ASCII without space")
         pem = key.public.key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         rows.append(KeyRow(kid, str(key.public.algorithm_name), pem.decode()))
     return tuple(rows)
 
 
 def rows_in(rendered: str) -> tuple[KeyRow, ...]:
-    """Give the rows of a configuration that was rendered before.
+    """Return the rows of a configuration that was rendered before; an empty text has none.
 
-    Raises OperatorMistake where the text is none.
+    Raises OperatorMistake for any other text: it may be somebody's work.
     """
-    try:
-        consumers = yaml.safe_load(rendered)["consumers"]
-        rows = next(c for c in consumers if c["username"] == PLAYERS)["jwt_secrets"]
-        return tuple(
-            KeyRow(row["key"], row["algorithm"], row["rsa_public_key"], _retired_at_s(row))
-            for row in rows
-        )
-    except (yaml.YAMLError, LookupError, TypeError, StopIteration) as error:
-        raise OperatorMistake("The file to replace is no rendered configuration") from error
+    if not rendered.strip():
+        return ()
+    _, found = parse(rendered, _Rendered, "The file to replace")
+    rows = [
+        KeyRow(secret.key, secret.algorithm, secret.rsa_public_key, _retired_at_s(secret.tags))
+        for consumer in found.consumers
+        if consumer.username == PLAYERS
+        for secret in consumer.jwt_secrets
+    ]
+    if not rows or any(row.algorithm not in ALGORITHMS for row in rows):
+        raise OperatorMistake("The file to replace is no rendered configuration")
+    return tuple(rows)
 
 
 def merge_rows(
@@ -100,8 +114,8 @@ def secret_of(row: KeyRow) -> dict[str, Any]:
     return secret
 
 
-def _retired_at_s(row: Mapping[str, Any]) -> int | None:
-    for tag in row.get("tags", ()):
+def _retired_at_s(tags: Iterable[str]) -> int | None:
+    for tag in tags:
         match = _RETIRED.fullmatch(tag)
         if match:
             return int(match[1])

@@ -1,11 +1,13 @@
 """Keeps the gateway's keys those of the issuer: fetches the set, renders, hands it to Kong.
 
-Called by cli.gateway; runs beside each Kong. What stays true: a set that cannot be read, is empty
-or odd changes nothing; a configuration that Kong refused never replaces the file that Kong starts
-with; the file is the only state, so a restart forgets nothing.
+Called by cli.gateway; runs beside each Kong. What stays true: a set without a usable key changes
+nothing; a configuration that Kong refused never replaces the file that Kong starts with, and a file
+that is no rendered configuration is never replaced; the file is the only state, so a restart
+forgets nothing; no file, key set or answer ends the loop.
 """
 
 import asyncio
+import os
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +20,9 @@ from msgspec import Struct
 
 from cli.kong_config import GatewayOptions, render, write_atomically
 from cli.kong_keys import KeyRow, merge_rows, rows_in, rows_of
-from scoreboard.key_set import Source, parse_keys
+from cli.kong_yaml import read_text
+from scoreboard.errors import OperatorMistake
+from scoreboard.key_set import Source, read_key_set
 from scoreboard.lifecycle import Stop, backoff_s
 from scoreboard.telemetry import counter, gauge, get_logger
 
@@ -55,6 +59,8 @@ class Answer(StrEnum):
     """No answer, or 5xx: it may come yet."""
     NO_KEYS = "no_keys"
     """The issuer's key set could not be used; the last good one stays."""
+    NO_FILE = "no_file"
+    """The file that Kong starts with cannot be read or written, or is no rendered configuration."""
 
     @property
     def is_good(self) -> bool:
@@ -76,6 +82,7 @@ _ANSWERS: Final = {
     429: Answer.BUSY,
 }
 _WORST_FIRST: Final = (
+    Answer.NO_FILE,
     Answer.REFUSED,
     Answer.FULL,
     Answer.AWAY,
@@ -109,6 +116,7 @@ class KongSync:
         self._began_at_s = 0.0
         self._succeeded_at_s: float | None = None
         self._last: Answer | None = None
+        self._faults: tuple[str, ...] = ()
 
     async def serve(self, stop: Stop) -> None:
         """Synchronise until ``stop``; sooner than the interval after a failure."""
@@ -142,16 +150,21 @@ class KongSync:
         return answer
 
     async def _turn(self, client: httpx.AsyncClient) -> Answer:
-        before = await asyncio.to_thread(_read, self._options.output)
         try:
-            rows = rows_of(parse_keys(await self._source.read()))
+            before = await asyncio.to_thread(rows_before, self._options.output)
+        except OperatorMistake as error:
+            # Somebody else's file is not replaced, and nothing is handed over that is not kept.
+            _log.error("configuration_unusable", reason=str(error))
+            return Answer.NO_FILE
+        try:
+            rows = self._rows_of(await self._source.read())
             is_fresh = True
         except (OSError, ValueError) as error:
             # What stands in the file goes on; its vanished keys must not live for ever either.
             _log.warning("key_set_kept", reason=str(error))
-            if before is None:
+            if not before:
                 return Answer.NO_KEYS
-            rows = tuple(row for row in rows_in(before) if row.retired_at_s is None)
+            rows = tuple(row for row in before if row.retired_at_s is None)
             is_fresh = False
         try:
             rows = self._merge(before, rows)
@@ -161,16 +174,33 @@ class KongSync:
         text = render(self._options.template, rows, self._options.gateway)
         answer = await self._hand_over(client, text)
         if not answer.is_rejection:
-            if await asyncio.to_thread(write_atomically, self._options.output, text):
-                _log.info("configuration_written", keys=len(rows))
+            if not await self._write(text, len(rows)):
+                return Answer.NO_FILE
             retired = sum(row.retired_at_s is not None for row in rows)
             KEYS.labels("current").set(len(rows) - retired)
             KEYS.labels("retired").set(retired)
         return answer if is_fresh or not answer.is_good else Answer.NO_KEYS
 
-    def _merge(self, before: str | None, rows: Sequence[KeyRow]) -> tuple[KeyRow, ...]:
+    def _rows_of(self, document: bytes) -> tuple[KeyRow, ...]:
+        found = read_key_set(document)
+        if found.faults != self._faults:
+            self._faults = found.faults
+            _log.warning("keys_ignored", faults=list(found.faults))
+        return rows_of(found.keys)
+
+    async def _write(self, text: str, key_count: int) -> bool:
+        """Put the text where Kong starts from; tell whether that went well."""
+        try:
+            if await asyncio.to_thread(write_atomically, self._options.output, text):
+                _log.info("configuration_written", keys=key_count)
+        except OSError as error:
+            _log.error("configuration_not_written", reason=error.strerror or type(error).__name__)
+            return False
+        return True
+
+    def _merge(self, before: Sequence[KeyRow], rows: Sequence[KeyRow]) -> tuple[KeyRow, ...]:
         return merge_rows(
-            rows_in(before) if before is not None else (),
+            before,
             rows,
             now_s=int(self._now()),
             grace_s=self._options.gateway.token_life_s,
@@ -215,8 +245,9 @@ class KongSync:
         )
 
 
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text()
-    except FileNotFoundError:
-        return None
+def rows_before(path: Path) -> tuple[KeyRow, ...]:
+    """Return the keys of the file that will be replaced.
+
+    Raises OperatorMistake where something else stands there.
+    """
+    return rows_in(read_text(path)) if os.path.lexists(path) else ()

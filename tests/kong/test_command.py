@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from cli import main
 from cli.kong_keys import rows_in
+from scoreboard.resources import kong_path
 from tests.kong.admin import FakeAdmin
 from tests.support.eventually import eventually
 from tests.support.tokens import KeyPair
@@ -85,6 +87,178 @@ def test_render_without_an_issuer_fails(environ: dict[str, str]) -> None:
     failed = run(environ, "render", "--keep-on-failure")
     assert failed.returncode == 1
     assert "SCOREBOARD_ISSUER" in failed.stderr
+
+
+TEMPLATE = (kong_path() / "kong.yml").read_text()
+
+
+def changed(old: str, new: str) -> bytes:
+    """Give the template with one change."""
+    assert old in TEMPLATE
+    return TEMPLATE.replace(old, new).encode()
+
+
+ODD_TEMPLATES = {
+    "empty": b"",
+    "a comment": b"# nothing",
+    "a list": b"- services",
+    "a scalar": b"services",
+    "a number": b"5",
+    "no services": changed("\nservices:", "\nunused:"),
+    "services null": changed("\nservices:", "\nservices:\nunused:"),
+    "no consumers": changed("\nconsumers:", "\nunused:"),
+    "no players": changed("username: players", "username: gamers"),
+    "a route without plugins": changed("    plugins:\n    - name: jwt", "    x:\n    - name: jwt"),
+    "a config that is a list": changed("config: {path: /dev/stdout}", "config: [1]"),
+    "a key twice": TEMPLATE.encode() + b"\nplugins: []\n",
+    "a key twice below": changed("protocol: http\n", "protocol: http\n  protocol: x\n"),
+    "not UTF-8": TEMPLATE.encode() + b"# \xff\n",
+    "NUL": TEMPLATE.encode() + b"\0",
+    "not YAML": b"a: [",
+    "a tag": b"!!python/object/apply:os.system [id]",
+    "an anchor that holds itself": b"&a [*a]",
+    "too large": b"#" * 2_000_000,
+}
+FOREIGN = [b"- a list", b"words", b"services: {}", b"\xff\xfe", b"a: 1\na: 2"]
+
+
+@pytest.fixture
+def in_environ(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Run a command of ours that must end by itself; give its exit code and its only line."""
+    code = main.run(["kong", *arguments])
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert "Traceback" not in line
+    return code, line
+
+
+@pytest.mark.parametrize("name", ODD_TEMPLATES)
+@pytest.mark.parametrize("verb", ["render", "sync"])
+@pytest.mark.usefixtures("in_environ")
+def test_an_odd_template_is_one_line_and_exit_5(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, output: Path, verb: str, name: str
+) -> None:
+    template = tmp_path / "template.yml"
+    template.write_bytes(ODD_TEMPLATES[name])
+    code, line = refusal(capsys, verb, "--template", str(template), "--output", str(output))
+    assert code == 5
+    assert "template" in line
+    assert len(line) < 300
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    "text", [b"- a list", b"words", b"services: {}", b"\xff\xfe", b"a: 1\na: 2"]
+)
+@pytest.mark.parametrize("verb", ["render", "sync"])
+@pytest.mark.usefixtures("in_environ")
+def test_a_file_that_is_no_rendered_configuration_is_not_replaced(
+    capsys: pytest.CaptureFixture[str], output: Path, verb: str, text: bytes
+) -> None:
+    output.write_bytes(text)
+    assert refusal(capsys, verb, "--output", str(output))[0] == 5
+    assert output.read_bytes() == text
+
+
+@pytest.mark.usefixtures("in_environ")
+def test_the_template_itself_is_not_replaced(
+    capsys: pytest.CaptureFixture[str], output: Path
+) -> None:
+    output.write_text(TEMPLATE)
+    assert refusal(capsys, "render", "--output", str(output))[0] == 5
+    assert output.read_text() == TEMPLATE
+
+
+@pytest.mark.parametrize("verb", ["render", "sync"])
+@pytest.mark.usefixtures("in_environ")
+def test_files_that_cannot_be_used_are_one_line_each(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, output: Path, verb: str
+) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for option, path in (("--template", tmp_path), ("--template", tmp_path / "absent")):
+        assert main.run(["kong", verb, option, str(path), "--output", str(output)]) == 2
+    assert main.run(["kong", verb, "--output", str(tmp_path)]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert refusal(capsys, verb, "--output", str(tmp_path / "loop"))[0] == 5
+
+
+@pytest.mark.usefixtures("in_environ")
+def test_a_folder_that_is_not_there_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, line = refusal(capsys, "render", "--output", str(tmp_path / "absent" / "kong.yml"))
+    assert (code, "No such file" in line) == (5, True)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--interval", "nan"],
+        ["--interval", "0"],
+        ["--probe-port", "65536"],
+        ["--admin", "localhost:8001"],
+        ["--admin", "http://"],
+        ["--admin", "http://[::1"],
+        ["--admin", "ftp://127.0.0.1:8001"],
+    ],
+)
+@pytest.mark.usefixtures("in_environ")
+def test_wrong_options_are_refused_before_anything_starts(
+    capsys: pytest.CaptureFixture[str], output: Path, arguments: list[str]
+) -> None:
+    assert main.run(["kong", "sync", "--output", str(output), *arguments]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("in_environ")
+def test_a_probe_port_that_is_taken_is_one_line(
+    capsys: pytest.CaptureFixture[str], output: Path, admin: FakeAdmin
+) -> None:
+    port = admin.url.rpartition(":")[2]
+    code, line = refusal(capsys, "sync", "--output", str(output), "--probe-port", port)
+    assert (code, f"127.0.0.1:{port}" in line) == (5, True)
+
+
+def test_render_names_the_keys_that_it_ignores(
+    environ: dict[str, str], admin: FakeAdmin, output: Path, rsa_key: KeyPair
+) -> None:
+    half = {"kty": "EC", "crv": "P-256", "kid": "half", "x": "AAAA"}
+    admin.jwks = json.dumps({"keys": [half, rsa_key.jwk]}).encode()
+    written = run(environ, "render", "--output", str(output))
+    assert written.returncode == 0
+    assert "Ignored in the key set: key 1" in written.stderr
+    assert [row.kid for row in rows_in(output.read_text())] == ["test-rsa"]
+
+
+def test_render_fills_an_empty_file_and_does_not_keep_one(
+    environ: dict[str, str], admin: FakeAdmin, output: Path
+) -> None:
+    output.touch()
+    admin.jwks_status = 503
+    # Kong would not start with an empty file, so keeping it is no success.
+    assert run(environ, "render", "--keep-on-failure", "--output", str(output)).returncode == 69
+    admin.jwks_status = 200
+    assert run(environ, "render", "--output", str(output)).returncode == 0
+    assert len(rows_in(output.read_text())) == 2
+
+
+def test_sync_starts_on_an_empty_file(
+    environ: dict[str, str], admin: FakeAdmin, output: Path
+) -> None:
+    output.touch()
+    arguments = ["sync", "--output", str(output), "--admin", admin.url, "--probe-port", "0"]
+    process = subprocess.Popen([*KONG, *arguments], env=environ, stderr=subprocess.DEVNULL)
+    try:
+        eventually(lambda: output.read_text() == admin.held != "", within_s=20)
+    finally:
+        process.terminate()
+        assert process.wait(15) == 0
 
 
 def test_sync_runs_beside_kong_and_ends_cleanly_on_sigterm(

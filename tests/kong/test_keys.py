@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from cli.kong_config import write_atomically
 from cli.kong_keys import KeyRow, merge_rows, rows_in, rows_of
+from cli.kong_yaml import read_text
 from scoreboard.errors import OperatorMistake
 from scoreboard.key_set import parse_keys
 from tests.support.tokens import KeyPair
@@ -143,10 +144,64 @@ def test_the_last_key_is_not_revoked_into_a_closed_gate() -> None:
         merge([row("a")], [row("a")], 5000, "a")
 
 
-def test_another_file_is_not_taken_for_a_rendered_one() -> None:
-    for text in ("", "a: b", "- 1", "consumers: []", "%", "consumers:\n- username: players\n"):
-        with pytest.raises(OperatorMistake):
-            rows_in(text)
+ROW = "{key: k1, algorithm: RS256, rsa_public_key: PEM}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: b",
+        "- 1",
+        "just words",
+        "5",
+        "# nothing but a comment",
+        "null",
+        "consumers:",
+        "consumers: []",
+        "consumers: 5",
+        "consumers: [players]",
+        "consumers:\n- username: players\n",
+        "consumers: [{username: players, jwt_secrets: []}]",
+        "consumers: [{username: players, jwt_secrets: [{key: k1}]}]",
+        f"consumers: [{{username: others, jwt_secrets: [{ROW}]}}]",
+        f"consumers: [{{username: players, jwt_secrets: [{ROW.replace('RS256', 'HS256')}]}}]",
+        f"consumers: [{{username: players, username: x, jwt_secrets: [{ROW}]}}]",
+        "%",
+        "a: [",
+        "a:\t[",
+        "a: !!python/object:os.system x",
+        "? [a, b]\n: c",
+        "&a [*a]",
+        "[" * 2_000,
+        "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+        + "".join(f"{n}: &{n} [{', '.join(['*' + m] * 10)}]\n" for m, n in zip("abcd", "bcde")),  # noqa: B905
+    ],
+)
+def test_another_file_is_not_taken_for_a_rendered_one(text: str) -> None:
+    with pytest.raises(OperatorMistake) as refused:
+        rows_in(text)
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 300
+
+
+def test_an_empty_file_has_no_keys_and_a_rendered_one_has_its_own() -> None:
+    assert rows_in("") == rows_in("\n \n") == ()
+    text = f"consumers: [{{username: players, jwt_secrets: [{ROW}]}}]"
+    assert rows_in(text) == (KeyRow("k1", "RS256", "PEM"),)
+
+
+def test_a_file_that_is_no_text_of_ours_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "latin").write_bytes(b"a: \xff")
+    (tmp_path / "large").write_bytes(b"#" * 2_000_000)
+    for name, words in (
+        ("latin", "not UTF-8"),
+        ("large", "more than"),
+        ("absent", "cannot be read"),
+    ):
+        with pytest.raises(OperatorMistake, match=words):
+            read_text(tmp_path / name)
+    with pytest.raises(OperatorMistake, match="cannot be read"):
+        read_text(tmp_path)
 
 
 # The file ---------------------------------------------------------------------------------------

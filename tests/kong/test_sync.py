@@ -16,7 +16,7 @@ from cli.kong_config import GatewayOptions
 from cli.kong_keys import rows_in
 from cli.kong_probe import serve_probe
 from cli.kong_sync import Answer, KongSync, SyncOptions
-from scoreboard.key_set import UrlSource
+from scoreboard.key_set import UrlSource, parse_keys
 from scoreboard.lifecycle import Stop
 from scoreboard.resources import kong_path
 from scoreboard.telemetry import REGISTRY
@@ -75,6 +75,22 @@ def publish(admin: FakeAdmin, *keys: KeyPair) -> None:
 
 def text_of(output: Path) -> str | None:
     return output.read_text() if output.exists() else None
+
+
+def bytes_of(output: Path) -> bytes:
+    return output.read_bytes()
+
+
+def put(output: Path, data: bytes) -> None:
+    output.write_bytes(data)
+
+
+def remove(output: Path) -> None:
+    output.unlink()
+
+
+def make_folder(path: Path) -> None:
+    path.mkdir()
 
 
 def kids(text: str | None) -> list[str]:
@@ -184,6 +200,69 @@ async def test_without_any_key_set_nothing_is_written_or_sent(
     assert await turn(sync) is Answer.NO_KEYS
     assert text_of(output) is None
     assert admin.posted == []
+
+
+async def test_an_empty_file_is_filled_like_an_absent_one(
+    sync: KongSync, admin: FakeAdmin, output: Path
+) -> None:
+    put(output, b"")
+    assert await turn(sync) is Answer.LOADED
+    assert kids(text_of(output)) == ["test-ec", "test-rsa"]
+    assert text_of(output) == admin.held
+
+
+@pytest.mark.parametrize("text", [b"- a list", b"a word", b"services: 5", b"\xff", b"a: 1\na: 2"])
+async def test_a_file_of_somebody_else_is_neither_replaced_nor_the_end(
+    sync: KongSync, admin: FakeAdmin, output: Path, text: bytes
+) -> None:
+    await turn(sync)
+    put(output, text)
+    assert await turn(sync) is Answer.NO_FILE
+    assert bytes_of(output) == text
+    assert len(admin.posted) == 1
+    remove(output)
+    assert (await turn(sync)).is_good
+    assert kids(text_of(output)) == ["test-ec", "test-rsa"]
+
+
+async def test_a_file_that_cannot_be_written_is_tried_again(
+    admin: FakeAdmin, clock: Clock, tmp_path: Path
+) -> None:
+    output = tmp_path / "config" / "kong.yml"
+    sync = make(admin, clock, output)
+    assert await turn(sync) is Answer.NO_FILE
+    assert sync.health()[1] is False
+    make_folder(output.parent)
+    assert (await turn(sync)).is_good
+    assert text_of(output) == admin.held
+
+
+async def test_a_directory_in_the_place_of_the_file_is_no_end(sync: KongSync, output: Path) -> None:
+    make_folder(output)
+    assert await turn(sync) is Answer.NO_FILE
+
+
+async def test_one_unreadable_key_costs_no_other(
+    sync: KongSync, admin: FakeAdmin, rsa_key: KeyPair, ec_key: KeyPair
+) -> None:
+    half = {name: value for name, value in ec_key.jwk.items() if name != "y"}
+    only_x5c = {"kty": "RSA", "kid": "x5c", "x5c": ["MIIB"]}
+    odd = [half, only_x5c, {"kty": 5}, "a word", {**ec_key.jwk, "kid": "a b"}]
+    admin.jwks = json.dumps({"keys": [*odd, rsa_key.jwk]}).encode()
+    assert await turn(sync) is Answer.LOADED
+    assert kids(admin.held) == ["test-rsa"]
+
+
+async def test_two_keys_with_one_kid_are_both_ignored_as_in_the_services(
+    sync: KongSync, admin: FakeAdmin, rsa_key: KeyPair, ec_key: KeyPair
+) -> None:
+    other = {**ec_key.jwk, "kid": "other"}
+    admin.jwks = json.dumps(
+        {"keys": [rsa_key.jwk, {**ec_key.jwk, "kid": rsa_key.kid}, other]}
+    ).encode()
+    await turn(sync)
+    assert kids(admin.held) == ["other"]
+    assert sorted(parse_keys(admin.jwks)) == ["other"]
 
 
 async def test_a_rotated_key_stays_for_one_tokens_life(
