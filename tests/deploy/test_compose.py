@@ -422,7 +422,7 @@ def test_kongs_doors_are_where_they_should_be() -> None:
     assert image["KONG_DATABASE"] == "off"
     assert image["KONG_ANONYMOUS_REPORTS"] == image["KONG_REQUEST_DEBUG"] == "off"
     assert image["KONG_UNTRUSTED_LUA"] == "off"
-    assert image["KONG_HEADERS"] == "X-Kong-Request-Id"
+    assert image["KONG_HEADERS"] == image["KONG_HEADERS_UPSTREAM"] == "X-Kong-Request-Id"
 
 
 def test_no_access_log_shows_a_query() -> None:

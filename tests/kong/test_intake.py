@@ -275,6 +275,19 @@ def test_underscore_twins_and_identity_headers_do_not_reach_services(gateway: Ga
     assert outcome.sent == [("Content-Type", "application/json"), ("If-None-Match", '"1-2"')]
 
 
+@pytest.mark.parametrize("config", [REST, WS])
+@pytest.mark.parametrize(
+    "name",
+    ["X-Request-Id", "x-request-id", "X-Kong-Request-Id", "X_REQUEST_ID", "x_kong_request_id"],
+)
+def test_no_request_id_of_a_client_is_passed_on(
+    gateway: Gateway, config: dict[str, object], name: str
+) -> None:
+    outcome = send(gateway, [(name, "forged-1"), (name, "forged-2"), ("Accept", "*/*")], config)
+    assert outcome.is_forwarded
+    assert outcome.sent == [("Accept", "*/*")]
+
+
 # The WebSocket route ----------------------------------------------------------------------------
 
 

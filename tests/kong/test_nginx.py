@@ -259,6 +259,29 @@ async def test_twins_and_identities_stay_outside(stage: Stage, make_token: MakeT
     assert stage.api.values("Host") == ["play.example"]
 
 
+@pytest.mark.parametrize("name", ["X-Request-Id", "X-Kong-Request-Id", "X_Request_Id"])
+async def test_the_id_of_a_request_is_the_gateways_everywhere(
+    stage: Stage, make_token: MakeToken, name: str
+) -> None:
+    _, refused, body = await stage.raw(
+        "GET /api/scores/leaderboard HTTP/1.1", HOST, f"{name}: forged-by-client"
+    )
+    assert json.loads(body)["request_id"] == refused["x-kong-request-id"]
+
+    reader = make_token("alice", READER)
+    status, headers, _ = await stage.raw(*lines_of(reader, f"{name}: forged-by-client"))
+    assert status == 200
+    (passed_on,) = stage.api.values("X-Kong-Request-Id")
+    assert passed_on == headers["x-kong-request-id"]
+    assert stage.api.values("X-Request-Id") == []
+    assert "forged-by-client" not in str(stage.api.requests)
+    await stage.until_logged(2)
+    assert [line["request"]["id"] for line in stage.logged] == [
+        refused["x-kong-request-id"],
+        passed_on,
+    ]
+
+
 @pytest.mark.parametrize("value", ["close, Authorization", "Authorization", "close, X-Other"])
 async def test_connection_cannot_take_the_token_away(
     stage: Stage, make_token: MakeToken, value: str

@@ -41,6 +41,9 @@ local SIGNATURE_LENGTHS = {
 -- Headers by which a gateway names a user. No service of ours reads them; a client's stay outside.
 local IDENTITY_PREFIXES = { 'x-consumer-', 'x-credential-', 'x-authenticated-', 'x-anonymous-' }
 
+-- Headers that name a request: the id of Kong's own wins, in X-Kong-Request-Id and every log line.
+local REQUEST_IDS = { ['x-request-id'] = true, ['x-kong-request-id'] = true }
+
 -- The kinds of problem the gateway answers with: status and title of the services' own errors.
 local PROBLEMS = {
   malformed = { 400, 'The request cannot be read' },
@@ -115,10 +118,10 @@ local function refuse(status, detail, kind)
   return kong.response.exit(status, { message = detail })
 end
 
--- Drop what only looks like a header of ours: nginx joins `X_Foo` with `X-Foo` for services.
+-- Drop what only the gateway may say, and what looks like it: nginx joins `X_Foo` with `X-Foo`.
 local function drop_lookalikes(headers)
   for name in pairs(headers) do
-    local drop = name:find('_', 1, true)
+    local drop = name:find('_', 1, true) or REQUEST_IDS[name:lower()]
     for _, prefix in ipairs(IDENTITY_PREFIXES) do
       drop = drop or name:sub(1, #prefix):lower() == prefix
     end
