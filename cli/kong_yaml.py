@@ -54,23 +54,24 @@ def parse(text: str, shape: type[T], what: str) -> tuple[Entity, T]:
         raise OperatorMistake(f"{what} is not valid YAML: {error.problem}{where}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         # msgspec's errors are ValueErrors, as are those of odd dates and numbers.
-        words = " ".join(str(error).split()) if not isinstance(error, RecursionError) else "nested"
+        is_deep = isinstance(error, RecursionError)
+        words = "it is nested too deeply" if is_deep else " ".join(str(error).split())
         raise OperatorMistake(f"{what} cannot be used: {words}") from error
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML, in which a key that stands twice is an error and not the last one's value."""
+    """Plain YAML, in which a repeated key is an error; PyYAML would take its last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise yaml.constructor.ConstructorError(
-                    None, None, "a key is not a word", key.start_mark
+                    None, None, "a key is not a scalar", key.start_mark
                 )
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} stands twice", key.start_mark
+                    None, None, f"the key {key.value!r} is given twice", key.start_mark
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -83,7 +84,7 @@ def _unshared(value: object, left: list[int]) -> object:
     """
     left[0] -= 1
     if left[0] < 0:
-        raise ValueError("its anchors stand for too many values")
+        raise ValueError("its anchors expand to too many values")
     if isinstance(value, dict):
         return {key: _unshared(item, left) for key, item in value.items()}
     if isinstance(value, list):
