@@ -397,6 +397,32 @@ def test_a_listed_origin_or_none_passes(gateway: Gateway, origin: str | None) ->
     assert send(gateway, headers, WS).is_forwarded
 
 
+@pytest.mark.parametrize(
+    ("origin", "host", "passes"),
+    [
+        ("https://scores.example", "scores.example", True),
+        ("https://scores.example", "Scores.Example", True),
+        ("http://scores.example:8080", "scores.example:8080", True),
+        ("https://scores.example", "scores.example:443", True),
+        ("http://scores.example:80", "scores.example", True),
+        ("https://scores.example:8443", "scores.example", False),
+        ("http://scores.example", "scores.example:443", False),
+        ("https://evil.example", "scores.example", False),
+        ("https://scores.example.evil.example", "scores.example", False),
+        ("https://scores.example@evil.example", "evil.example", False),
+        ("https://scores.example/", "scores.example", False),
+        ("ftp://scores.example", "scores.example", False),
+        ("null", "null", False),
+        ("scores.example", "scores.example", False),
+    ],
+)
+def test_pages_of_the_same_host_pass_beside_the_listed_ones(
+    gateway: Gateway, origin: str, host: str, *, passes: bool
+) -> None:
+    outcome = send(gateway, [("Host", host), ("Origin", origin)], WS)
+    assert outcome.is_forwarded is passes
+
+
 def test_origins_are_not_judged_where_none_are_listed(gateway: Gateway) -> None:
     assert send(gateway, [("Origin", "https://evil.example")], REST).is_forwarded
 

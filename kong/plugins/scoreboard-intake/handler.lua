@@ -141,6 +141,20 @@ local function drop_upgrade()
   kong.service.request.clear_header('HTTP2-Settings')
 end
 
+-- Tell whether a page was loaded from the host that it asks now, as the services judge it.
+local function is_of_same_host(origin, host)
+  local scheme, authority = origin:lower():match('^(https?)://([^/?#@]+)$')
+  if not scheme or type(host) ~= 'string' then
+    return false
+  end
+  local default_port = scheme == 'https' and ':443$' or ':80$'
+  return (authority:gsub(default_port, '')) == (host:lower():gsub(default_port, ''))
+end
+
+local function may_connect(origin, host, allowed)
+  return type(origin) == 'string' and (contains(allowed, origin) or is_of_same_host(origin, host))
+end
+
 local function has_body(headers)
   local length = headers['content-length']
   return headers['transfer-encoding'] ~= nil or (length ~= nil and length ~= '0')
@@ -267,7 +281,8 @@ function Intake:access(conf)
   -- CORS does not cover WebSocket handshakes, and Kong's cors plugin never refuses. A client
   -- without Origin is no browser: its token decides.
   local origin = headers['origin']
-  if conf.allowed_origins and origin ~= nil and not contains(conf.allowed_origins, origin) then
+  if conf.allowed_origins and origin ~= nil
+      and not may_connect(origin, headers['host'], conf.allowed_origins) then
     return refuse(403, 'The list of origins does not name the origin of this page.', 'origin')
   end
 end

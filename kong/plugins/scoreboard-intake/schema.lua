@@ -27,7 +27,7 @@ return {
           type = 'string', required = false,
         } },
         { allowed_origins = {
-          description = 'Origins whose pages may use the route; absent: all.',
+          description = 'Origins whose pages may use the route, as those of the same host may; absent: all.',
           type = 'array', required = false, len_min = 1, elements = { type = 'string' },
         } },
       },
