@@ -1,6 +1,9 @@
-"""The kinds of actions of the game that `scoreboard up` and `scoreboard simulate` play."""
+"""The kinds of actions that `scoreboard up` puts into an empty catalogue."""
 
 from typing import Final
 
 POINTS: Final = {"kill": 5, "win": 10, "quest": 25, "bonus": 50}
-"""Points by kind: put into an empty catalogue by `up`, so that README's `win:…` counts."""
+"""Points by kind in the game that `scoreboard simulate` plays, and in README."""
+
+EXAMPLES: Final = dict.fromkeys(("curl", "go", "java", "javascript", "python"), 10)
+"""Points by kind for the examples of clients, one kind per language or tool."""

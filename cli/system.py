@@ -22,7 +22,7 @@ from cli.addresses import HOST, netloc, reachable
 from cli.embedded import EmbeddedPostgres, EmbeddedServer, EmbeddedValkey
 from cli.issuer_place import address_of, is_here
 from cli.keeper import Keeper
-from cli.kinds import POINTS
+from cli.kinds import EXAMPLES, POINTS
 from cli.log_files import cap
 from cli.opening import make_boards, open_boards
 from cli.plan import Plan
@@ -80,7 +80,7 @@ class System:
         migrations.migrate(settings.database_url.reveal())
         self._check()
         asyncio.run(make_boards(settings, is_public=not options.is_private))
-        asyncio.run(fill_catalogue(settings, POINTS, actor=operator()))
+        asyncio.run(fill_catalogue(settings, POINTS | EXAMPLES, actor=operator()))
         operators = reachable(settings.metrics_host)
         self._start_service("flusher", _ready_at(operators, settings.flusher_metrics_port))
         open_boards(settings, self._check)
