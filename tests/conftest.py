@@ -3,9 +3,12 @@
 A server that is missing fails the test that needs it; nothing here skips.
 """
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from scoreboard.telemetry import LIMITED
 
@@ -41,6 +44,23 @@ FOLDERS = frozenset(
     },
 )
 HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def logging_is_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Undo what a test that sets up logging leaves: handlers of its stderr, cached loggers."""
+    configure = structlog.configure
+
+    def configure_uncached(**options: object) -> None:
+        configure(**{**options, "cache_logger_on_first_use": False})
+
+    monkeypatch.setattr(structlog, "configure", configure_uncached)
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    structlog.reset_defaults()
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(autouse=True)

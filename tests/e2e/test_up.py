@@ -18,6 +18,7 @@ import pytest
 import redis
 
 from cli.embedded_server import free_port
+from cli.kinds import EXAMPLES, POINTS
 from cli.log_files import LOG_BYTES
 from scoreboard.keys import PartitionKeys
 from scoreboard.model import Partition
@@ -110,7 +111,8 @@ def test_one_command_runs_everything_and_scores_outlive_it(start_up: StartUp) ->
     assert page.status_code == 200
     assert raise_score(running["api"], up.folder, "win:1")["newScore"] == 10
     listed = run_command("action", "list", "--data-dir", str(up.folder)).stdout
-    assert listed == "bonus\t50\tyes\nkill\t5\tyes\nquest\t25\tyes\nwin\t10\tyes\n"
+    worth = POINTS | EXAMPLES
+    assert listed.splitlines() == [f"{kind}\t{worth[kind]}\tyes" for kind in sorted(worth)]
     watched = run_command("board", "watch", "--count", "1", "--json", "--data-dir", str(up.folder))
     assert json.loads(watched.stdout)["board"] == "main"
 
