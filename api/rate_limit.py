@@ -19,6 +19,7 @@ from scoreboard.errors import RedisUnavailable
 from scoreboard.keys import LIMIT_PREFIX
 from scoreboard.problems import Headers, QuotaSpent, quota_headers
 from scoreboard.redis_client import make_pool
+from scoreboard.replies import reading
 from scoreboard.settings import Settings
 
 WINDOW_S: Final = 60
@@ -57,18 +58,19 @@ class Limiter:
     async def take(self, caller: Caller, *, trusted: bool) -> Quota | None:
         """Count one update; give what is left, or None where there is no limit.
 
-        Raises QuotaSpent, RedisUnavailable.
+        Raises QuotaSpent, RedisUnavailable, UnexpectedReply.
         """
         item = self._trusted if trusted else self._user
         if item is None:
             return None
         who = ("trusted" if trusted else "user", caller.subject)
         try:
-            is_allowed = await self._strategy.hit(item, *who)
-            stats = await self._strategy.get_window_stats(item, *who)
+            with reading("The limit's counters"):
+                is_allowed = await self._strategy.hit(item, *who)
+                stats = await self._strategy.get_window_stats(item, *who)
+                reset_s = max(1, math.ceil(stats.reset_time - time.time()))
         except StorageError as error:
             raise RedisUnavailable from error
-        reset_s = max(1, math.ceil(stats.reset_time - time.time()))
         if not is_allowed:
             raise QuotaSpent(limit=item.amount, window_s=WINDOW_S, retry_after_s=reset_s)
         return Quota(item.amount, max(0, stats.remaining), reset_s)

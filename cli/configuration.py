@@ -160,10 +160,11 @@ async def _check_board(settings: Settings, name: str) -> Check:
                 state = await live.state(Partition(name, number))
                 if not state.epoch:
                     return Check(subject, f"not loaded: scoreboard reseed --board {name}")
+                if state.layout != board.layout:
+                    held = state.layout or "missing"
+                    return Check(subject, f"its layout is {held}, not {board.layout}")
                 if not state.is_open:
                     return Check(subject, f"fenced by {state.fence}")
-                if state.layout != board.layout:
-                    return Check(subject, f"its layout is {state.layout}, not {board.layout}")
     except Exception as error:  # noqa: BLE001
         return Check(subject, explain(error)[0])
     return Check(subject)

@@ -5,22 +5,21 @@ consumer, are taken over before new ones are read; acknowledgement and trimming 
 a vanished group is made again at the start of the stream, never at its end.
 """
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, Final
+import re
+from collections.abc import Awaitable, Sequence
+from typing import Any, Final, TypeVar
 
 import redis.asyncio as aioredis
 from msgspec import Struct
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from flusher.batch import Entry
 from scoreboard.archive import Position
-from scoreboard.errors import RedisUnavailable, Unavailable
+from scoreboard.errors import Unavailable, UnexpectedReply
 from scoreboard.keys import GROUP, PartitionKeys
 from scoreboard.live import Live
-from scoreboard.model import Partition
-from scoreboard.redis_client import LOST
-from scoreboard.scripts import first_word
+from scoreboard.model import STREAM_ID_PATTERN, Partition
+from scoreboard.replies import ask, first_word
 
 RedisClient = aioredis.Redis
 """What the service makes and closes, so that it need not know the driver."""
@@ -35,6 +34,9 @@ NOWHERE: Final = Position()
 
 CLAIM_PAGE: Final = 1000
 """Entries taken over per call."""
+
+_STREAM_ID: Final = re.compile(STREAM_ID_PATTERN.encode())
+_Shape = TypeVar("_Shape")
 
 
 class GroupMissing(Unavailable):
@@ -55,6 +57,12 @@ class Claimed(Struct, frozen=True):
     def is_last(self) -> bool:
         """Tell whether there is no further page."""
         return self.cursor == "0-0"
+
+
+class _Pending(Struct, frozen=True):
+    """What XPENDING says, as far as it is needed."""
+
+    pending: int
 
 
 class StreamFacts(Struct, frozen=True):
@@ -84,45 +92,49 @@ class Consumer:
         From the start, as ids may have gone back with a failover: the ledger drops what repeats.
         Call it only while the partition has an epoch.
 
-        Raises RedisUnavailable.
+        Raises RedisUnavailable, UnexpectedReply.
         """
+        create = self._client.xgroup_create(self._events, GROUP, id="0", mkstream=True)
         try:
-            await self._client.xgroup_create(self._events, GROUP, id="0", mkstream=True)
-        except ResponseError as error:
-            if first_word(error) == "BUSYGROUP":
+            await ask(create, object, f"XGROUP CREATE {self._events}")
+        except UnexpectedReply as error:
+            cause = error.__cause__
+            if isinstance(cause, ResponseError) and first_word(cause) == "BUSYGROUP":
                 return False
-            raise RedisUnavailable(str(error)) from error
-        except (*LOST, RedisError) as error:
-            raise RedisUnavailable from error
+            raise
         return True
 
     async def claim(self, cursor: str = "0-0") -> Claimed:
         """Take over a page of entries that were delivered to anyone and not acknowledged.
 
-        Raises GroupMissing, RedisUnavailable.
+        Raises GroupMissing, RedisUnavailable, UnexpectedReply.
         """
-        async with _reaching():
-            reply: Any = await self._client.xautoclaim(
-                self._events, GROUP, CONSUMER, min_idle_time=0, start_id=cursor, count=CLAIM_PAGE
-            )
-        following, entries, *rest = reply
-        vanished = [stream_id.decode() for stream_id in (rest[0] if rest else [])]
-        return Claimed(list(entries), vanished, following.decode())
+        claim = self._client.xautoclaim(
+            self._events, GROUP, CONSUMER, min_idle_time=0, start_id=cursor, count=CLAIM_PAGE
+        )
+        following, entries, vanished = await self._ask(
+            claim, tuple[bytes, list[Entry], list[bytes]], "XAUTOCLAIM"
+        )
+        _check_ids([following, *vanished, *(stream_id for stream_id, _ in entries)])
+        return Claimed(entries, [one.decode() for one in vanished], following.decode())
 
     async def read(self, count: int, *, block: bool = True) -> list[Entry]:
         """Read up to ``count`` new entries, waiting for the first for at most ``BLOCK_MS``.
 
-        Raises GroupMissing, RedisUnavailable: then ``claim`` first, as an answer may be lost.
+        Raises GroupMissing, RedisUnavailable, UnexpectedReply: then ``claim`` first, as an answer
+        may be lost.
         """
-        async with _reaching():
-            reply: Any = await self._client.xreadgroup(
-                GROUP,
-                CONSUMER,
-                {self._events: ">"},
-                count=count,
-                block=self._block_ms if block else None,
-            )
-        return list(reply[0][1]) if reply else []
+        read = self._client.xreadgroup(
+            GROUP,
+            CONSUMER,
+            {self._events: ">"},
+            count=count,
+            block=self._block_ms if block else None,
+        )
+        streams = await self._ask(read, list[tuple[bytes, list[Entry]]], "XREADGROUP")
+        entries = streams[0][1] if streams else []
+        _check_ids([stream_id for stream_id, _ in entries])
+        return entries
 
     async def acknowledge(
         self, ids: Sequence[bytes], last_id: str, position: Position = NOWHERE
@@ -136,46 +148,49 @@ class Consumer:
     async def start_over(self) -> None:
         """Have everything in the stream delivered again.
 
-        Raises GroupMissing, RedisUnavailable.
+        Raises GroupMissing, RedisUnavailable, UnexpectedReply.
         """
-        async with _reaching():
-            await self._client.xgroup_setid(self._events, GROUP, id="0")
+        await self._ask(self._client.xgroup_setid(self._events, GROUP, id="0"), object, "XGROUP")
 
     async def before(self, stream_id: str, count: int = 100) -> list[Entry]:
         """Give the entries just before a stream id, nearest first.
 
-        Raises RedisUnavailable.
+        Raises RedisUnavailable, UnexpectedReply.
         """
-        async with _reaching():
-            reply: Any = await self._client.xrevrange(
-                self._events, max=f"({stream_id}", min="-", count=count
-            )
-        return list(reply)
+        before = self._client.xrevrange(self._events, max=f"({stream_id}", min="-", count=count)
+        entries = await self._ask(before, list[Entry], "XREVRANGE")
+        _check_ids([stream_id for stream_id, _ in entries])
+        return entries
 
     async def facts(self) -> StreamFacts:
         """Read what the stream holds; its first entry is the oldest not committed.
 
         (What is acknowledged is cut at once.)
 
-        Raises GroupMissing, RedisUnavailable.
+        Raises GroupMissing, RedisUnavailable, UnexpectedReply.
         """
-        async with _reaching():
-            length = int(await self._client.xlen(self._events))
-            if not length:
-                return StreamFacts()
-            pending: Any = await self._client.xpending(self._events, GROUP)
-            first: Any = await self._client.xrange(self._events, count=1)
+        length = await self._ask(self._client.xlen(self._events), int, "XLEN")
+        if not length:
+            return StreamFacts()
+        pending = await self._ask(self._client.xpending(self._events, GROUP), _Pending, "XPENDING")
+        first = await self._ask(self._client.xrange(self._events, count=1), list[Entry], "XRANGE")
+        _check_ids([stream_id for stream_id, _ in first])
         oldest_ms = int(first[0][0].partition(b"-")[0]) if first else None
-        return StreamFacts(length, int(pending["pending"]), oldest_ms)
+        return StreamFacts(length, pending.pending, oldest_ms)
+
+    async def _ask(self, waiting: Awaitable[Any], shape: type[_Shape], command: str) -> _Shape:
+        try:
+            return await ask(waiting, shape, f"{command} {self._events}")
+        except UnexpectedReply as error:
+            cause = error.__cause__
+            if isinstance(cause, ResponseError) and (
+                first_word(cause) in {"NOGROUP", "UNBLOCKED"} or "no such key" in str(cause)
+            ):
+                raise GroupMissing from cause
+            raise
 
 
-@asynccontextmanager
-async def _reaching() -> AsyncIterator[None]:
-    try:
-        yield
-    except ResponseError as error:
-        if first_word(error) in {"NOGROUP", "UNBLOCKED"} or "no such key" in str(error):
-            raise GroupMissing from error
-        raise RedisUnavailable(str(error)) from error
-    except (*LOST, RedisError) as error:
-        raise RedisUnavailable from error
+def _check_ids(stream_ids: Sequence[bytes]) -> None:
+    """Raise UnexpectedReply unless all of them are stream ids."""
+    if not all(map(_STREAM_ID.fullmatch, stream_ids)):
+        raise UnexpectedReply("A stream id is none")

@@ -11,7 +11,7 @@ import msgspec
 
 from flusher import metrics
 from flusher.lane import Lane
-from scoreboard.errors import Unavailable
+from scoreboard.errors import ScoreboardError
 from scoreboard.lifecycle import Stop
 from scoreboard.live import Live
 
@@ -29,7 +29,7 @@ class Probe:
         """Measure streams until ``stop``, also while PostgreSQL is away or we do not lead."""
         while not await stop.sleep(OBSERVE_EVERY_S):
             for lane in self._lanes:
-                with suppress(Unavailable):  # the lane itself says that Redis is away
+                with suppress(ScoreboardError):  # the lane itself says what is wrong with Redis
                     await self._measure(lane)
 
     async def _measure(self, lane: Lane) -> None:

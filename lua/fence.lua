@@ -14,6 +14,12 @@ local token = ARGV[1]
 if not token or token == '' then
   return redis.error_reply('BADARG a token is needed')
 end
+-- A field that is no whole number counts as missing: tonumber alone would take '1e5', '0x1' and 'inf'.
+local function whole(text)
+  local number = tonumber(string.match(text or '', '^%d+$'))
+  return number and number < 2 ^ 53 and number or nil
+end
+
 local facts = redis.call('HMGET', meta, 'epoch', 'seq')
 redis.call('HSET', meta, 'state', 'fenced', 'fence', token)
-return { tonumber(facts[1]) or 0, tonumber(facts[2]) or 0 }
+return { whole(facts[1]) or 0, whole(facts[2]) or 0 }

@@ -14,9 +14,15 @@ local offset, limit = tonumber(ARGV[1]), tonumber(ARGV[2])
 if not offset or not limit or offset < 0 or limit < 0 then
   return redis.error_reply('BADARG offset and limit are whole numbers from 0')
 end
+-- A field that is no whole number counts as missing: tonumber alone would take '1e5', '0x1' and 'inf'.
+local function whole(text)
+  local number = tonumber(string.match(text or '', '^%d+$'))
+  return number and number < 2 ^ 53 and number or nil
+end
+
 local facts = redis.call('HMGET', meta, 'epoch', 'seq')
-local epoch, seq = tonumber(facts[1]), tonumber(facts[2])
-if not epoch or not seq then
+local epoch, seq = whole(facts[1]), whole(facts[2])
+if not epoch or epoch < 1 or not seq then
   return redis.error_reply('UNINIT the partition is empty: reseed it')
 end
 local total = redis.call('ZCARD', board)

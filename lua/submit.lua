@@ -4,7 +4,7 @@
 -- ARGV      1 generation int, the one the caller built its seen keys from · 2 layout · 3 cap int · 4+ user, action, digest, delta int, stated 0 or 1, request id, pair int: which pair of seen keys
 -- RETURNS   per action, in order: outcome, delta, score, seq
 -- OUTCOMES  applied replayed conflict busy range
--- REFUSES   UNINIT no epoch · FENCED not accepting · LAYOUT other layout, the second word is the right one · BUCKET other generation, the second word is Redis's time in s · BADARG arguments
+-- REFUSES   UNINIT no epoch, seq or layout · FENCED not accepting · LAYOUT other layout, the second word is the right one · BUCKET other generation, the second word is Redis's time in s · BADARG arguments
 -- WRITES    board events meta seen
 -- EMITS     to changes, once, if the watched top can differ
 -- COST      O(n log N), n actions ≤ 64, N members
@@ -45,18 +45,23 @@ for i = 1, count do
 end
 
 -- read
+-- A field that is no whole number counts as missing: tonumber alone would take '1e5', '0x1' and 'inf'.
+local function whole(text)
+  local number = tonumber(string.match(text or '', '^%d+$'))
+  return number and number < 2 ^ 53 and number or nil
+end
 local facts = redis.call('HMGET', meta, 'epoch', 'state', 'seq', 'layout')
-local epoch, state, seq = tonumber(facts[1]), facts[2], tonumber(facts[3])
-if not epoch or not seq then
+local epoch, state, seq = whole(facts[1]), facts[2], whole(facts[3])
+local seen_seconds = whole(string.match(facts[4] or '', '^%d+:(%d+):%d+$'))
+if not epoch or epoch < 1 or not seq or not seen_seconds or seen_seconds < 1 then
   return redis.error_reply('UNINIT the partition is empty: reseed it')
 end
 if state ~= 'open' then
   return redis.error_reply('FENCED the partition accepts nothing for now')
 end
 if facts[4] ~= layout then
-  return redis.error_reply('LAYOUT ' .. tostring(facts[4]) .. ' is the layout of this board')
+  return redis.error_reply('LAYOUT ' .. facts[4] .. ' is the layout of this board')
 end
-local seen_seconds = tonumber(string.match(layout, '^%d+:(%d+):%d+$'))
 local now = tonumber(redis.call('TIME')[1])
 if math.floor(now / seen_seconds) ~= generation then
   return redis.error_reply(string.format('BUCKET %.0f is the time, in s', now))
@@ -70,23 +75,30 @@ local room = cap - redis.call('XLEN', events)
 local last_watched = redis.call('ZRANGE', board, WATCHED_TOP - 1, WATCHED_TOP - 1, 'REV', 'WITHSCORES')
 local threshold = tonumber(last_watched[2]) or -1
 
+-- What cannot be read is no memory: the action counts anew, and the ledger refuses the repeat.
+local function recall(text)
+  local delta, score, at = string.match(text or '', '^(-?%d+):(%d+):(%d+)$')
+  score, at = whole(score), whole(at)
+  return score and at and { delta = tonumber(delta), score = score, seq = at }
+end
+
 -- decide and write, action by action: each sees what those before it did
 local replies, touched = {}, {}
 local visible, wrote = false, false
 for i = 1, count do
   local action = actions[i]
   local current, previous = KEYS[3 + 2 * action.pair], KEYS[4 + 2 * action.pair]
-  local memory = redis.call('HGET', current, action.digest) or redis.call('HGET', previous, action.digest)
+  local memory = recall(redis.call('HGET', current, action.digest))
+    or recall(redis.call('HGET', previous, action.digest))
   if memory then
-    local delta, score, at = string.match(memory, '^(-?%d+):(%d+):(%d+)$')
     local outcome = 'replayed'
-    if action.stated and tonumber(delta) ~= action.delta then
+    if action.stated and memory.delta ~= action.delta then
       outcome = 'conflict'
     end
-    replies[i] = { outcome, tonumber(delta), tonumber(score), tonumber(at) }
+    replies[i] = { outcome, memory.delta, memory.score, memory.seq }
   else
     local before = tonumber(redis.call('ZSCORE', board, action.user))
-    local held = before and math.floor(before / SLOT_COUNT) or 0
+    local held = math.max(0, math.min(math.floor((before or 0) / SLOT_COUNT), SCORE_MAX))
     local score = held + action.delta
     if room < 1 then
       replies[i] = { 'busy', action.delta, held, 0 }
@@ -99,19 +111,20 @@ for i = 1, count do
         string.format('%.0f', floor + SLOT_COUNT - 1), 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
       local slot = SLOT_COUNT - 1
       if lowest[2] then
-        slot = math.max(tonumber(lowest[2]) - floor - 1, 0)
+        slot = math.max(math.floor(tonumber(lowest[2])) - floor - 1, 0)
       end
       local packed = floor + slot
       seq = seq + 1
       room = room - 1
       wrote = true
       local remembered = string.format('%.0f:%.0f:%.0f', action.delta, score, seq)
-      redis.call('ZADD', board, string.format('%.0f', packed), action.user)
       local record = { 'q', seq, 'u', action.user, 'a', action.id, 'd', action.delta, 's', score, 'e', epoch }
       if action.request ~= '' then
         record[13], record[14] = 't', action.request
       end
+      -- First what can fail on a stream that somebody else has filled with rubbish.
       redis.call('XADD', events, '*', unpack(record))
+      redis.call('ZADD', board, string.format('%.0f', packed), action.user)
       redis.call('HSET', current, action.digest, remembered)
       touched[current] = true
       if packed >= threshold or (before and before >= threshold) then

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from scoreboard.changes import Changes
-from scoreboard.errors import RedisUnavailable, ScriptFailed, UnknownKind
+from scoreboard.errors import RedisUnavailable, ScoreboardError, UnknownKind
 from scoreboard.keys import ACTIONS_CHANGED
 from scoreboard.lifecycle import backoff_s
 from scoreboard.live import Live
@@ -75,7 +75,7 @@ class Catalogue:
     async def load(self) -> None:
         """Read the catalogue now.
 
-        Raises RedisUnavailable, ScriptFailed where the mirror holds no numbers.
+        Raises RedisUnavailable, UnexpectedReply where the mirror holds no points.
         """
         points = await self._live.points()
         if points != self._points:
@@ -94,7 +94,7 @@ class Catalogue:
             self._changed.clear()
             try:
                 await self.load()
-            except (RedisUnavailable, ScriptFailed) as error:
+            except ScoreboardError as error:
                 attempt += 1
                 if attempt == 1:
                     _log.warning("catalogue_kept", is_loaded=self.is_loaded, reason=error.detail)

@@ -15,7 +15,8 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from scoreboard.lifecycle import backoff_s
-from scoreboard.redis_client import LOST, make_pool
+from scoreboard.redis_client import make_pool
+from scoreboard.replies import LOST, UNREADABLE
 from scoreboard.settings import Settings
 from scoreboard.telemetry import counter, gauge, get_logger
 
@@ -83,7 +84,7 @@ class Changes:
             reason = ""
             try:
                 await self._listen()
-            except (*LOST, TimeoutError, RedisError) as error:
+            except (*LOST, RedisError, *UNREADABLE) as error:
                 reason = type(error).__name__
             finally:
                 await self._drop()

@@ -11,7 +11,7 @@ from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Final
 
-from scoreboard.errors import OutcomeUnknown, RedisUnavailable, Uninitialised
+from scoreboard.errors import OutcomeUnknown, ScoreboardError
 from scoreboard.live import Live, PartitionState
 from scoreboard.model import Partition, partition_of
 
@@ -80,7 +80,7 @@ class Commits:
                 finally:
                     if future.cancelled():
                         watch.forget()
-        except (TimeoutError, RedisUnavailable, Uninitialised) as error:
+        except (TimeoutError, ScoreboardError) as error:
             raise OutcomeUnknown(
                 "The action counts, but is not in the database yet: repeat it to be sure"
             ) from error
@@ -94,7 +94,7 @@ class Commits:
                 if not watch.waiting:
                     watch.epoch = 0
                     continue
-                with suppress(RedisUnavailable):  # the waits have a limit of their own
+                with suppress(ScoreboardError):  # the waits have a limit of their own
                     watch.move(await self._live.state(watch.partition))
                 if watch.waiting:
                     self._is_needed.set()

@@ -10,12 +10,13 @@ OutcomeUnknown, never a guess.
 """
 
 import asyncio
+import re
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
-import msgspec
 from msgspec import Struct
 from redis.exceptions import NoScriptError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -41,9 +42,9 @@ from scoreboard.model import (
     partition_of,
     shard_of,
 )
-from scoreboard.redis_client import LOST
 from scoreboard.redis_link import Command, Link
-from scoreboard.scripts import Script, as_error, first_word
+from scoreboard.replies import LOST, UNREADABLE, convert
+from scoreboard.scripts import Script, as_error
 from scoreboard.settings import Settings
 from scoreboard.telemetry import BATCH_BUCKETS, REDIS_CALLS, gauge, get_logger, histogram
 
@@ -56,6 +57,7 @@ TRIES: Final = 2
 CORRECTIONS: Final = 4
 """Most times a batch is built anew because generation, layout or script cache were out of date."""
 
+_SECONDS: Final = re.compile(r"\d{1,12}", re.ASCII)
 _SUBMIT: Final = Script.load("submit")
 _BATCH_ACTIONS = histogram("dispatch_batch_actions", "Actions of one submit call", BATCH_BUCKETS)
 _CALL_SECONDS = REDIS_CALLS.labels(_SUBMIT.name)
@@ -199,13 +201,14 @@ class Dispatcher:
                         return
                 _fail(entries, ScriptFailed)
                 return  # noqa: TRY300 (the loop above has an end of its own)
-            except (*LOST, TimeoutError) as error:
+            except LOST as error:
                 await link.close()
                 _log.warning("redis_connection_lost", attempt=attempt, error=type(error).__name__)
                 if not was_sent:
                     _fail(entries, RedisUnavailable)
                     return
-            except RedisError as error:  # the handshake was refused: wrong password, loading …
+            except (RedisError, *UNREADABLE) as error:
+                # The handshake was refused (a wrong password, loading …), or makes no sense.
                 await link.close()
                 _log.warning("redis_handshake_refused", error=type(error).__name__)
                 _fail(entries, OutcomeUnknown if was_sent else RedisUnavailable)
@@ -287,11 +290,7 @@ class Dispatcher:
             elif isinstance(reply, NoScriptError):
                 await _load(link)
                 again += call.entries
-            elif first_word(reply) == "BUCKET":
-                self._clock_offset_s = float(str(reply).split()[1]) - time.time() + 0.5
-                again += call.entries
-            elif first_word(reply) == "LAYOUT":
-                self._layouts[call.partition.board] = Layout.parse(str(reply).split()[1])
+            elif self._learn(call.partition.board, reply):
                 again += call.entries
             else:
                 error = as_error(reply, _SUBMIT)
@@ -299,6 +298,19 @@ class Dispatcher:
                     _log.error("script_failed", script=_SUBMIT.name, reason=error.detail)
                 _fail(call.entries, type(error), error.detail)
         return again
+
+    def _learn(self, board: str, refusal: Exception) -> bool:
+        """Take over the time or the layout that a refusal states; tell whether it states one."""
+        code, _, rest = str(refusal).partition(" ")
+        fact = rest.partition(" ")[0]
+        if code == "BUCKET" and _SECONDS.fullmatch(fact):
+            self._clock_offset_s = int(fact) - time.time() + 0.5
+            return True
+        if code == "LAYOUT":
+            with suppress(ValueError):
+                self._layouts[board] = Layout.parse(fact)
+                return True
+        return False
 
 
 async def _load(link: Link) -> None:
@@ -313,8 +325,8 @@ async def _load(link: Link) -> None:
 
 def _resolve(entries: Sequence[_Entry], reply: Any) -> None:  # noqa: ANN401 (checked right here)
     try:
-        outcomes = msgspec.convert(reply, list[_Outcome])
-    except msgspec.ValidationError:
+        outcomes = convert(reply, list[_Outcome])
+    except UNREADABLE:
         outcomes = []
     if len(outcomes) != len(entries):
         _log.error("script_failed", script=_SUBMIT.name, reason="the reply does not fit the call")

@@ -36,7 +36,8 @@ ScoreboardError
 │   ├── SecretsUnavailable    a secret could not be read, nor was it before
 │   └── NotInTime             a command waited for something that did not come
 └── Broken                  ours; alerts
-    ├── ScriptFailed          a script answered what its header does not list
+    ├── UnexpectedReply       Redis answered what cannot be used
+    │   └── ScriptFailed        a script answered what its header does not list
     ├── SettingInvalid        a setting is wrong: the process does not start
     ├── SchemaMismatch        the database is behind or ahead of the code
     ├── UnsafeRedis           Redis is configured to lose or evict data
@@ -278,7 +279,12 @@ class Broken(ScoreboardError):  # noqa: N818 (says what happened)
     title = "The service failed"
 
 
-class ScriptFailed(Broken):
+class UnexpectedReply(Broken):
+    code = "unexpected-reply"
+    title = "Redis gave an answer that cannot be used"
+
+
+class ScriptFailed(UnexpectedReply):
     code = "script-failed"
     title = "A script answered what its contract does not list"
 
@@ -316,16 +322,16 @@ class EmbeddedFailed(Broken):
 REFUSALS: dict[str, type[ScoreboardError] | None] = {
     "UNINIT": Uninitialised,
     "FENCED": Fenced,
-    # The next three concern caller and script alone: live.py mends or translates them itself.
+    # The dispatcher learns from these two and sends the actions again.
     "BUCKET": None,
-    "LAYOUT": None,
+    "LAYOUT": Uninitialised,  # one that cannot be read: a reseed writes it anew
     "FENCE": OperatorMistake,
     "EPOCH": OperatorMistake,
     "LAG": Busy,
     "RANGE": ScoreOutOfRange,
     "BADARG": ScriptFailed,
 }
-"""First words of script refusals, the closed list (lua/README.md); None: never leaves live.py."""
+"""First words of refusals, the closed list (lua/README.md); None: for the dispatcher alone."""
 
 
 class ServiceEnded(Broken):

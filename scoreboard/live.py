@@ -4,32 +4,36 @@ Reads may be repeated by the caller at will. Updates go through scoreboard.dispa
 A board of several partitions is merged here: by packed score, then partition number.
 """
 
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from heapq import merge
 from itertools import islice
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
-import msgspec
 import redis.asyncio as aioredis
-from msgspec import Struct
-from redis.exceptions import RedisError
+from msgspec import Meta, Struct, field
 
 from scoreboard.dispatcher import Dispatcher
-from scoreboard.errors import RedisUnavailable, ScriptFailed, Uninitialised, UnknownUser
+from scoreboard.errors import ScriptFailed, Uninitialised, UnknownUser
 from scoreboard.keys import ACTIONS, ACTIONS_CHANGED, GROUP, PartitionKeys
 from scoreboard.model import (
+    COUNT_MAX,
+    PACKED_MAX,
+    POINTS_MAX,
     SLOT_COUNT,
     Board,
     Layout,
     Partition,
     Row,
     Standing,
+    StreamId,
     Window,
     pack,
     partition_of,
     unpack_score,
 )
-from scoreboard.redis_client import LOST
+from scoreboard.replies import ask, reading
 from scoreboard.scripts import Script, call
 
 __all__ = ["Backlog", "Dispatcher", "Live", "PartitionState", "Repaired", "Truth"]
@@ -37,7 +41,13 @@ __all__ = ["Backlog", "Dispatcher", "Live", "PartitionState", "Repaired", "Truth
 PAGE: Final = 1000
 """Most scores or memories of one restore or remember call."""
 
+_WHOLE: Final = re.compile(r"\d{1,16}", re.ASCII)
+_COMMITTED: Final = re.compile(r"(\d{1,16}):(\d{1,16})", re.ASCII)
+
 _Reply = TypeVar("_Reply")
+_Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
+_Epoch = Annotated[int, Meta(ge=1, le=COUNT_MAX)]
+_Points = Annotated[int, Meta(ge=0, le=POINTS_MAX)]
 
 _LEADERBOARD: Final = Script.load("leaderboard")
 _STANDING: Final = Script.load("standing")
@@ -51,38 +61,67 @@ _OPEN: Final = Script.load("open")
 
 
 class _Page(Struct, frozen=True, array_like=True):
-    epoch: int
-    seq: int
-    total: int
+    epoch: _Epoch
+    seq: _Count
+    total: _Count
     rows: list[str]
+
+    def __post_init__(self) -> None:
+        _check_rows(self.rows)
 
 
 class _Place(Struct, frozen=True, array_like=True):
-    epoch: int
-    seq: int
-    total: int
-    index: int
-    packed: int
-    first: int
+    epoch: _Epoch
+    seq: _Count
+    total: _Count
+    index: Annotated[int, Meta(ge=-1, le=COUNT_MAX)]
+    packed: Annotated[int, Meta(ge=-1, le=PACKED_MAX)]
+    first: _Count
     rows: list[str]
+
+    def __post_init__(self) -> None:
+        _check_rows(self.rows)
 
 
 class _Near(Struct, frozen=True, array_like=True):
-    epoch: int
-    seq: int
-    total: int
-    count_above: int
+    epoch: _Epoch
+    seq: _Count
+    total: _Count
+    count_above: _Count
     above: list[str]
     below: list[str]
 
+    def __post_init__(self) -> None:
+        _check_rows(self.above)
+        _check_rows(self.below)
+
+
+class _Stream(Struct, frozen=True):
+    """What XINFO STREAM says."""
+
+    length: _Count
+    last_id: StreamId = field(name="last-generated-id")
+
+
+class _Group(Struct, frozen=True):
+    """What XINFO GROUPS says of one group."""
+
+    name: str
+    pending: _Count
+    delivered_id: StreamId = field(name="last-delivered-id")
+
 
 class PartitionState(Struct, frozen=True):
-    """What a partition's meta hash says. ``epoch`` 0: emptied, nothing is accepted."""
+    """What a partition's meta hash says. ``epoch`` 0: emptied, nothing is accepted.
+
+    A field that cannot be read counts as missing, as it does in the scripts. ``layout`` None: it is
+    missing, and nothing is accepted either.
+    """
 
     epoch: int = 0
     seq: int = 0
     is_open: bool = False
-    layout: Layout = Layout()
+    layout: Layout | None = None
     is_public: bool = False
     fence: str = ""
     committed_seq: int = 0
@@ -136,9 +175,35 @@ class _Placed(Struct, frozen=True, order=True):
         return -self.sort_packed
 
 
-def _committed_seq(facts: Mapping[str, str]) -> int:
-    epoch, _, seq = facts.get("committed", "").partition(":")
-    return int(seq) if seq and epoch == facts.get("epoch") else 0
+def _whole(text: str | None) -> int:
+    return int(text) if text is not None and _WHOLE.fullmatch(text) else 0
+
+
+def _state_of(facts: Mapping[str, str]) -> PartitionState:
+    epoch, seq = _whole(facts.get("epoch")), facts.get("seq", "")
+    if not epoch or not _WHOLE.fullmatch(seq):
+        return PartitionState(fence=facts.get("fence", ""))
+    committed = _COMMITTED.fullmatch(facts.get("committed", ""))
+    layout: Layout | None = None
+    with suppress(ValueError):
+        layout = Layout.parse(facts.get("layout", ""))
+    return PartitionState(
+        epoch=epoch,
+        seq=int(seq),
+        is_open=facts.get("state") == "open" and layout is not None,
+        layout=layout,
+        is_public=facts.get("public") == "1",
+        fence=facts.get("fence", ""),
+        committed_seq=int(committed[2]) if committed and int(committed[1]) == epoch else 0,
+    )
+
+
+def _check_rows(rows: Sequence[str]) -> None:
+    """Raise ValueError unless users and packed scores stand in turn."""
+    if len(rows) % 2 or not all(
+        _WHOLE.fullmatch(packed) and int(packed) <= PACKED_MAX for packed in rows[1::2]
+    ):
+        raise ValueError("rows are users and packed scores in turn")
 
 
 def _pairs(flat: Sequence[str], partition: int) -> list[_Placed]:
@@ -166,30 +231,19 @@ class Live:
     async def state(self, partition: Partition) -> PartitionState:
         """Read where a partition stands.
 
-        Raises RedisUnavailable.
+        Raises RedisUnavailable, UnexpectedReply.
         """
-        try:
-            reply: Any = await self._client.hgetall(PartitionKeys(partition).meta)
-        except (*LOST, RedisError) as error:
-            raise RedisUnavailable from error
-        facts: Mapping[str, str] = reply
-        return PartitionState(
-            epoch=int(facts.get("epoch", 0)),
-            seq=int(facts.get("seq", 0)),
-            is_open=facts.get("state") == "open" and "epoch" in facts,
-            layout=Layout.parse(facts["layout"]) if "layout" in facts else Layout(),
-            is_public=facts.get("public") == "1",
-            fence=facts.get("fence", ""),
-            committed_seq=_committed_seq(facts),
-        )
+        meta = PartitionKeys(partition).meta
+        return _state_of(await ask(self._client.hgetall(meta), dict[str, str], f"HGETALL {meta}"))
 
     async def board(self, name: str) -> Board:
         """Read what was fixed when a board was made, as partition 0 carries it.
 
-        Raises Uninitialised on an emptied Redis, RedisUnavailable.
+        Raises Uninitialised on an emptied Redis and where the layout is missing, RedisUnavailable,
+        UnexpectedReply.
         """
         state = await self.state(Partition(name))
-        if not state.epoch:
+        if not state.epoch or state.layout is None:
             raise Uninitialised
         self._layouts[name] = state.layout
         return Board(name, state.layout, state.is_public)
@@ -246,9 +300,10 @@ class Live:
                 index += other.count_above
                 near += _pairs(other.above, number) + _pairs(other.below, number)
             near.sort()
-            at = near.index(_Placed(-place.packed, home, user_id))
+            with reading(_STANDING.name):
+                at = near.index(_Placed(-place.packed, home, user_id))
             first = max(0, min(index - around, total - 1 - 2 * around))
-            start = at - (index - first)
+            start = max(0, at - (index - first))
             near = near[start : start + 2 * around + 1]
         return Standing(
             user_id=user_id,
@@ -278,7 +333,7 @@ class Live:
         keys = PartitionKeys(partition)
         names = [keys.events, keys.meta]
         args: list[object] = [GROUP, committed, epoch, seq, *acknowledged]
-        return int(await call(self._client, _TRIM, names, args))
+        return await call(self._client, _TRIM, names, args, int)
 
     async def repair(
         self,
@@ -304,31 +359,20 @@ class Live:
             score = -1 if truth.score is None else truth.score
             args += [truth.user_id, score, len(truth.equals), *truth.equals]
         names = [keys.board, keys.events, keys.meta, keys.changes]
-        reply = await call(self._client, _REPAIR, names, args)
-        try:
-            return msgspec.convert(reply, list[Repaired])
-        except msgspec.ValidationError as error:
-            raise ScriptFailed(f"{_REPAIR.name} answered another shape: {error}") from error
+        states = await call(self._client, _REPAIR, names, args, list[Repaired])
+        if len(states) != len(truths):
+            raise ScriptFailed(f"{_REPAIR.name} answered {len(states)} of {len(truths)} users")
+        return states
 
     async def standing_at(self, partition: Partition, score: int, *, most: int) -> list[str]:
         """Give up to ``most`` users of a partition who stand at a score, best first.
 
-        Raises RedisUnavailable.
+        Raises RedisUnavailable, UnexpectedReply.
         """
         low, high = pack(score, 0), pack(score, SLOT_COUNT - 1)
-        try:
-            reply: Any = await self._client.zrange(
-                PartitionKeys(partition).board,
-                high,
-                low,
-                desc=True,
-                byscore=True,
-                offset=0,
-                num=most,
-            )
-        except (*LOST, RedisError) as error:
-            raise RedisUnavailable from error
-        return list(reply)
+        board = PartitionKeys(partition).board
+        reply = self._client.zrange(board, high, low, desc=True, byscore=True, offset=0, num=most)
+        return await ask(reply, list[str], f"ZRANGE {board}")
 
     async def fence(self, partition: Partition, token: str) -> tuple[int, int]:
         """Stop accepting, in the name of ``token``; give epoch and seq (0, 0 on an emptied Redis).
@@ -336,8 +380,7 @@ class Live:
         Raises RedisUnavailable, ScriptFailed.
         """
         keys = PartitionKeys(partition)
-        epoch, seq = await call(self._client, _FENCE, [keys.meta], [token])
-        return int(epoch), int(seq)
+        return await call(self._client, _FENCE, [keys.meta], [token], tuple[_Count, _Count])
 
     async def restore(
         self, partition: Partition, token: str, page: Sequence[tuple[int, str]], *, first: bool
@@ -349,7 +392,7 @@ class Live:
         keys = PartitionKeys(partition)
         flat = [value for pair in page for value in pair]
         args = [token, int(first), *flat]
-        return int(await call(self._client, _RESTORE, [keys.meta, keys.shadow], args))
+        return await call(self._client, _RESTORE, [keys.meta, keys.shadow], args, int)
 
     async def remember(
         self,
@@ -368,7 +411,7 @@ class Live:
         keys = PartitionKeys(partition)
         flat = [value for pair in page for value in pair]
         args = [token, int(first), expires_at_s, *flat]
-        return int(await call(self._client, _REMEMBER, [keys.meta, keys.seen(*seen)], args))
+        return await call(self._client, _REMEMBER, [keys.meta, keys.seen(*seen)], args, int)
 
     async def open(
         self,
@@ -387,85 +430,65 @@ class Live:
         (it may have happened: read ``state``), ScriptFailed.
         """
         keys = PartitionKeys(partition)
-        return int(
-            await call(
-                self._client,
-                _OPEN,
-                [keys.board, keys.shadow, keys.events, keys.meta, keys.changes],
-                [
-                    token,
-                    epoch,
-                    seq,
-                    stream_id,
-                    GROUP,
-                    str(board.layout),
-                    int(board.is_public),
-                    members,
-                ],
-            )
-        )
+        names = [keys.board, keys.shadow, keys.events, keys.meta, keys.changes]
+        args = [
+            token,
+            epoch,
+            seq,
+            stream_id,
+            GROUP,
+            str(board.layout),
+            int(board.is_public),
+            members,
+        ]
+        return await call(self._client, _OPEN, names, args, int)
 
     async def now_s(self) -> float:
         """Read Redis's clock, which names the generations of the seen window (seconds since 1970).
 
-        Raises RedisUnavailable.
+        Raises RedisUnavailable, UnexpectedReply.
         """
-        try:
-            reply: Any = await self._client.time()
-        except (*LOST, RedisError) as error:
-            raise RedisUnavailable from error
-        seconds, microseconds = reply
-        return int(seconds) + int(microseconds) / 1_000_000
+        seconds, microseconds = await ask(self._client.time(), tuple[_Count, _Count], "TIME")
+        return seconds + microseconds / 1_000_000
 
     async def backlog(self, partition: Partition) -> Backlog:
         """Read what the stream of a partition still holds for the flusher.
 
-        Raises RedisUnavailable.
+        Raises RedisUnavailable, UnexpectedReply.
         """
         events = PartitionKeys(partition).events
-        try:
-            if not await self._client.exists(events):
-                return Backlog()
-            stream: Any = await self._client.xinfo_stream(events)
-            groups: Any = await self._client.xinfo_groups(events)
-        except (*LOST, RedisError) as error:
-            raise RedisUnavailable from error
-        group: Mapping[str, Any] = next((one for one in groups if one["name"] == GROUP), {})
+        if not await ask(self._client.exists(events), int, f"EXISTS {events}"):
+            return Backlog()
+        stream = await ask(self._client.xinfo_stream(events), _Stream, f"XINFO STREAM {events}")
+        groups = await ask(
+            self._client.xinfo_groups(events), list[_Group], f"XINFO GROUPS {events}"
+        )
+        group = next((one for one in groups if one.name == GROUP), None)
         return Backlog(
-            entries=int(stream["length"]),
-            pending=int(group.get("pending", 0)),
-            last_id=str(stream["last-generated-id"]),
-            delivered_id=str(group.get("last-delivered-id", "")),
+            entries=stream.length,
+            pending=group.pending if group else 0,
+            last_id=stream.last_id,
+            delivered_id=group.delivered_id if group else "",
         )
 
     async def points(self) -> dict[str, int]:
         """Read the mirrored catalogue: points per kind, 0 where a kind is disabled.
 
-        Raises RedisUnavailable, ScriptFailed where it holds no numbers.
+        Raises RedisUnavailable, UnexpectedReply where it holds no points.
         """
-        try:
-            reply: Any = await self._client.hgetall(ACTIONS)
-        except (*LOST, RedisError) as error:
-            raise RedisUnavailable from error
-        try:
-            return msgspec.convert(reply, dict[str, int], strict=False)
-        except msgspec.ValidationError as error:
-            raise ScriptFailed(f"{ACTIONS} holds another shape: {error}") from error
+        return await ask(self._client.hgetall(ACTIONS), dict[str, _Points], f"HGETALL {ACTIONS}")
 
     async def mirror_actions(self, points: Mapping[str, int], *, version: str) -> None:
         """Replace the catalogue that the api reads, and announce it under ``version``.
 
         Raises RedisUnavailable (it may have happened: repeat it).
         """
-        try:
-            async with self._client.pipeline(transaction=True) as pipe:
-                pipe.delete(ACTIONS)
-                if points:
-                    pipe.hset(ACTIONS, mapping={kind: str(value) for kind, value in points.items()})
-                pipe.publish(ACTIONS_CHANGED, version)
-                await pipe.execute()
-        except (*LOST, RedisError) as error:
-            raise RedisUnavailable from error
+        async with self._client.pipeline(transaction=True) as pipe:
+            pipe.delete(ACTIONS)
+            if points:
+                pipe.hset(ACTIONS, mapping={kind: str(value) for kind, value in points.items()})
+            pipe.publish(ACTIONS_CHANGED, version)
+            await ask(pipe.execute(), list[Any], f"HSET {ACTIONS}")
 
     async def _layout(self, board: str) -> Layout:
         return self._layouts.get(board) or (await self.board(board)).layout
@@ -477,8 +500,4 @@ class Live:
         self, script: Script, partition: Partition, args: list[object], shape: type[_Reply]
     ) -> _Reply:
         keys = PartitionKeys(partition)
-        reply = await call(self._client, script, [keys.board, keys.meta], args, reads=True)
-        try:
-            return msgspec.convert(reply, shape)
-        except msgspec.ValidationError as error:
-            raise ScriptFailed(f"{script.name} answered another shape: {error}") from error
+        return await call(self._client, script, [keys.board, keys.meta], args, shape, reads=True)

@@ -33,6 +33,19 @@ BATCH_MAX: Final = 64
 POINTS_MAX: Final = 1_000_000
 """Most points one action may state."""
 
+PACKED_MAX: Final = (SCORE_MAX + 1) * SLOT_COUNT - 1
+"""Greatest packed score."""
+
+COUNT_MAX: Final = 2**53 - 1
+"""Greatest epoch, seq or count: Lua counts in doubles, which are exact up to here."""
+
+PARTITIONS_MAX: Final = 256
+"""Most partitions of a board; each has a flusher's lane, and a read of the board asks each."""
+
+SEEN_SECONDS_MAX: Final = 2**31 - 1
+SEEN_SHARDS_MAX: Final = 65_536
+
+STREAM_ID_PATTERN: Final = r"^\d{1,20}-\d{1,20}$"
 ID_PATTERN: Final = r"^[A-Za-z0-9._|:@-]{1,128}$"
 BOARD_PATTERN: Final = r"^[a-z0-9_.-]{1,32}$"
 
@@ -60,11 +73,13 @@ BoardName = Annotated[
     str,
     Meta(pattern=BOARD_PATTERN, description="A named ranking.", examples=["main"]),
 ]
+StreamId = Annotated[str, Meta(pattern=STREAM_ID_PATTERN)]
 Points = Annotated[int, Meta(ge=1, le=POINTS_MAX, description="Points of one action.")]
 
 DEFAULT_BOARD: Final = "main"
 
 _ID = re.compile(ID_PATTERN[:-1] + r"\Z")
+_LAYOUT = re.compile(r"(\d{1,10}):(\d{1,10}):(\d{1,10})", re.ASCII)
 _BOARD = re.compile(BOARD_PATTERN[:-1] + r"\Z")
 
 
@@ -95,11 +110,21 @@ class Layout(Struct, frozen=True):
 
     @classmethod
     def parse(cls, text: str) -> "Layout":
-        """Read the form of ``__str__``. Raises ValueError on anything else."""
-        partitions, seconds, shards = (int(part) for part in text.split(":"))
-        if min(partitions, seconds, shards) < 1:
-            raise ValueError(text)
-        return cls(partitions, seconds, shards)
+        """Read the form of ``__str__``.
+
+        Raises ValueError on anything else, and beyond the limits.
+        """
+        found = _LAYOUT.fullmatch(text)
+        if found is None:
+            raise ValueError("a layout is partitions:seconds:shards")
+        layout = cls(*map(int, found.groups()))
+        if not (
+            1 <= layout.partitions <= PARTITIONS_MAX
+            and 1 <= layout.seen_seconds <= SEEN_SECONDS_MAX
+            and 1 <= layout.seen_shards <= SEEN_SHARDS_MAX
+        ):
+            raise ValueError("a layout is beyond its limits")
+        return layout
 
 
 class Board(Struct, frozen=True):

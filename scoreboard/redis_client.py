@@ -17,17 +17,20 @@ from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.credentials import UsernamePasswordCredentialProvider
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from scoreboard.credentials import SecretStore, store_of
-from scoreboard.errors import RedisUnavailable, SecretsUnavailable, UnsafeRedis
+from scoreboard.errors import (
+    RedisUnavailable,
+    SecretsUnavailable,
+    UnexpectedReply,
+    UnsafeRedis,
+)
+from scoreboard.replies import ask, reading
 from scoreboard.secret_backends import Credentials
 from scoreboard.settings import Settings
-
-LOST: Final = (RedisConnectionError, RedisTimeoutError, OSError)
-"""What redis-py raises when the connection failed: nothing is known of what was sent."""
 
 REQUIRED: Final = {
     "appendonly": "yes",
@@ -149,6 +152,7 @@ def make_pool(
         retry_on_error=[],
         health_check_interval=0,
         decode_responses=decode,
+        encoding_errors="replace",  # a name that is no UTF-8 must not end who reads it
         protocol=2,
         client_name=f"scoreboard-{name}",
         redis_connect_func=_Login(store).connect if store else None,
@@ -202,20 +206,35 @@ async def check_durability(client: aioredis.Redis, *, replicas: int = 0) -> Dura
 
     ``replicas`` is how many must have an update before it is answered (settings.acknowledge).
 
-    Raises RedisUnavailable if the server cannot be asked. A server that hides CONFIG (managed
-    ones do) has that as its problem: SCOREBOARD_UNSAFE_REDIS vouches for it.
+    Raises RedisUnavailable or UnexpectedReply if the server cannot be asked. A server that hides
+    CONFIG (managed ones do) has that as its problem: SCOREBOARD_UNSAFE_REDIS vouches for it.
     """
-    problems: list[str] = []
+    server = await ask(client.info("server"), dict[str, Any], "INFO server")
+    replication = await ask(client.info("replication"), dict[str, Any], "INFO replication")
+    persistence = await ask(client.info("persistence"), dict[str, Any], "INFO persistence")
+    config = await _config_of(client)
+    with reading("INFO"):
+        problems = _problems_of(replication, persistence, config, replicas)
+    return Durability(tuple(problems), str(server.get("run_id", "")))
+
+
+async def _config_of(client: aioredis.Redis) -> Mapping[str, str] | None:
+    """Read the settings that matter; None where the server hides them."""
     try:
-        server: Mapping[str, Any] = await client.info("server")
-        replication: Mapping[str, Any] = await client.info("replication")
-        persistence: Mapping[str, Any] = await client.info("persistence")
-        try:
-            config: Mapping[Any, Any] | None = await client.config_get(*REQUIRED, MIN_REPLICAS)
-        except ResponseError:
-            config = None
-    except (*LOST, RedisError) as error:
-        raise RedisUnavailable from error
+        return await ask(client.config_get(*REQUIRED, MIN_REPLICAS), dict[str, str], "CONFIG GET")
+    except (RedisUnavailable, UnexpectedReply) as error:
+        if isinstance(error.__cause__, ResponseError):
+            return None
+        raise
+
+
+def _problems_of(
+    replication: Mapping[str, Any],
+    persistence: Mapping[str, Any],
+    config: Mapping[str, str] | None,
+    replicas: int,
+) -> list[str]:
+    problems: list[str] = []
     if config is None:
         problems.append("CONFIG GET is refused, so durability cannot be checked")
     else:
@@ -234,7 +253,7 @@ async def check_durability(client: aioredis.Redis, *, replicas: int = 0) -> Dura
         problems.append("the data set is still loading")
     if persistence.get("aof_last_write_status", "ok") != "ok":
         problems.append("the last write to the append-only file failed")
-    return Durability(tuple(problems), str(server.get("run_id", "")))
+    return problems
 
 
 async def require_durability(client: aioredis.Redis, settings: Settings) -> Durability:

@@ -27,6 +27,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from scoreboard.redis_client import make_connection
+from scoreboard.replies import UNREADABLE
 from scoreboard.settings import Settings
 
 Command = tuple[str | bytes | int, ...]
@@ -115,7 +116,7 @@ class Link(asyncio.Protocol):
             self._reader.feed(data)
             while (reply := self._reader.gets()) is not False:
                 replies.append(reply)
-        except hiredis.HiredisError:
+        except (hiredis.HiredisError, *UNREADABLE):
             self._fail(RedisConnectionError("the server does not speak Redis's protocol"))
             return
         if len(replies) < self._wanted:

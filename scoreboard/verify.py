@@ -167,14 +167,13 @@ class _Verification:
         state = await self._live.state(partition)
         if state.epoch != committed.epoch:
             self._find("epoch", f"Redis has {state.epoch}, PostgreSQL {committed.epoch}", partition)
+        elif state.layout != self._board.layout:
+            held = state.layout or "none"
+            self._find("layout", f"Redis has {held}, PostgreSQL {self._board.layout}", partition)
         elif not state.is_open:
             self._find("state", f"fenced by {state.fence}", partition)
         elif state.seq < committed.seq:
             self._find("rewind", f"Redis has {state.seq}, PostgreSQL {committed.seq}", partition)
-        elif state.layout != self._board.layout:
-            self._find(
-                "layout", f"Redis has {state.layout}, PostgreSQL {self._board.layout}", partition
-            )
         else:
             generation = int(await self._live.now_s() // self._board.layout.seen_seconds)
             for key in await self._census.unexpiring(partition, self._board.layout, generation):

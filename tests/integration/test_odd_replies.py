@@ -1,0 +1,481 @@
+"""Whatever Redis answers, callers get a value or an error of ours, and processes live on.
+
+Real servers answer oddly where somebody has written into the keys; for answers that no server
+gives, a TCP server stands in that gives them.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import msgspec
+import pytest
+import redis
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from api.rate_limit import Limiter
+from cli.recovery import reseed_board
+from flusher.consumer import Consumer
+from flusher.lane import Lane
+from flusher.status import Condition
+from scoreboard.auth import Caller
+from scoreboard.catalogue import Catalogue
+from scoreboard.census import Census
+from scoreboard.commits import Commits
+from scoreboard.dispatcher import Dispatcher
+from scoreboard.errors import ScoreboardError
+from scoreboard.feed import Feed
+from scoreboard.keys import ACTIONS, GROUP, PartitionKeys
+from scoreboard.live import Live, Truth
+from scoreboard.model import Action, Board, Layout, Partition
+from scoreboard.redis_client import check_durability, make_client
+from scoreboard.relay import Relay
+from scoreboard.reseed import silent
+from scoreboard.settings import Secret, Settings
+from tests.support.api import LEADERBOARD_PATH, StartApi
+from tests.support.boards import open_board
+from tests.support.eventually import eventually_async
+from tests.support.flushing import act, flushing, is_drained, live_of, make_board, positions, query
+from tests.support.odd_server import odd_server
+
+MAIN = Partition("main")
+KEYS = PartitionKeys(MAIN)
+LIMIT_S = 0.15
+LAST_ID = f"{2**64 - 1}-{2**64 - 1}"
+ALICE = Caller(subject="alice", scopes=frozenset(), expires_at_s=0, issuer="https://issuer.test")
+Call = Callable[[], Awaitable[object]]
+
+
+@pytest.fixture
+def settings(redis_url: str, database_url: str) -> Settings:
+    return Settings(
+        redis_url=Secret(redis_url), database_url=Secret(database_url), flusher_metrics_port=0
+    )
+
+
+class Calls:
+    """Everything that reads from Redis, over clients of one server."""
+
+    def __init__(self, settings: Settings, text: Any, raw: Any, dispatcher: Dispatcher) -> None:
+        self.dispatcher = dispatcher
+        live = self.live = Live(text)
+        census = Census(text)
+        consumer = Consumer(raw, live, MAIN, timeout_s=settings.redis_timeout_s)
+        self.commits = Commits(live, limit_s=LIMIT_S)
+        self.limiter = Limiter(settings)
+        board = Board("main", Layout(2, 60, 2))
+        self.table: dict[str, Call] = {
+            "submit": lambda: dispatcher.submit("main", Action("alice", "win:1", 1, stated=True)),
+            "state": lambda: live.state(MAIN),
+            "board": lambda: live.board("main"),
+            "leaderboard": lambda: live.leaderboard("main"),
+            "standing": lambda: live.standing("main", "alice", around=2),
+            "standing_at": lambda: live.standing_at(MAIN, 1, most=10),
+            "now": live.now_s,
+            "backlog": lambda: live.backlog(MAIN),
+            "points": live.points,
+            "catalogue": Catalogue(settings, live).load,
+            "count": lambda: census.count(MAIN),
+            "packed_of": lambda: census.packed_of(MAIN, ["alice", "bob"]),
+            "members": lambda: _all(census.members(MAIN)),
+            "some_members": lambda: census.some_members(MAIN, 3),
+            "unexpiring": lambda: census.unexpiring(MAIN, board.layout, 5),
+            "claim": consumer.claim,
+            "read": lambda: consumer.read(10, block=False),
+            "before": lambda: consumer.before("5-0"),
+            "facts": consumer.facts,
+            "trim": lambda: consumer.acknowledge([], "5-0"),
+            "repair": lambda: live.repair(
+                MAIN, [Truth("alice", 1)], epoch=1, seq=0, stream_id="0-0"
+            ),
+            "ensure_group": consumer.ensure_group,
+            "start_over": consumer.start_over,
+            "durability": lambda: check_durability(text),
+            "committed": lambda: self.commits.wait("main", "alice", 1),
+            "limit": lambda: self.limiter.take(ALICE, trusted=False),
+            "mirror": lambda: live.mirror_actions({"win": 1}, version="1"),
+            "fence": lambda: live.fence(MAIN, "me"),
+            "restore": lambda: live.restore(MAIN, "me", [], first=True),
+            "remember": lambda: live.remember(
+                MAIN, "me", (5, 1), [], expires_at_s=2_000_000_000, first=True
+            ),
+            "open": lambda: live.open(
+                MAIN, "me", board, epoch=5, seq=5, stream_id="0-0", members=0
+            ),
+        }
+
+    async def try_all(self) -> dict[str, object]:
+        """Make every call; give what each returned or raised. Only our own errors may come."""
+        found: dict[str, object] = {}
+        for name, call in self.table.items():
+            try:
+                async with asyncio.timeout(5):
+                    found[name] = await call()
+            except ScoreboardError as error:
+                found[name] = error
+            except Exception as error:
+                raise AssertionError(f"{name} raised {error!r}") from error
+        return found
+
+
+async def _all(pages: AsyncIterator[list[str]]) -> list[list[str]]:
+    return [page async for page in pages]
+
+
+@asynccontextmanager
+async def calling(url: str, *, timeout_s: float = 3.0) -> AsyncIterator[Calls]:
+    """Run what owns tasks; none of them may end before it is asked to."""
+    settings = Settings(
+        redis_url=Secret(url),
+        redis_timeout_s=timeout_s,
+        redis_connect_timeout_s=0.5,
+        dispatch_connections=1,
+        rate_limit="app",
+    )
+    unhandled: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
+    async with AsyncExitStack() as stack:
+        text, raw = (
+            make_client(settings, name="test"),
+            make_client(settings, name="test", decode=False),
+        )
+        stack.push_async_callback(text.aclose)
+        stack.push_async_callback(raw.aclose)
+        dispatcher = Dispatcher(settings)
+        calls = Calls(settings, text, raw, dispatcher)
+        stack.push_async_callback(calls.limiter.close)
+        tasks = [
+            asyncio.create_task(dispatcher.run()),
+            asyncio.create_task(calls.commits.run()),
+            asyncio.create_task(Catalogue(settings, calls.live).run()),
+        ]
+        try:
+            yield calls
+            assert not [task for task in tasks if task.done()], "a task of the process has ended"
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+    assert not unhandled
+
+
+ANSWERS = [
+    b"+OK\r\n",
+    b"+\r\n",
+    b":0\r\n",
+    b":-1\r\n",
+    b":9223372036854775807\r\n",
+    b":99999999999999999999\r\n",
+    b"$-1\r\n",
+    b"*-1\r\n",
+    b"$0\r\n\r\n",
+    b"$2\r\n\xff\xfe\r\n",
+    b"$500\r\n" + b"9" * 500 + b"\r\n",
+    b"*0\r\n",
+    b"*1\r\n$-1\r\n",
+    b"*1\r\n*-1\r\n",
+    b"*2\r\n$1\r\na\r\n",
+    b"*2\r\n$1\r\n1\r\n*1\r\n$1\r\na\r\n",
+    b"*3\r\n:1\r\n:2\r\n:3\r\n",
+    b"*4\r\n:1\r\n:1\r\n:1\r\n*1\r\n$1\r\na\r\n",
+    b"*4\r\n:1\r\n:1\r\n:1\r\n*2\r\n$1\r\na\r\n$3\r\ninf\r\n",
+    b"*4\r\n:1\r\n:1\r\n:1\r\n*2\r\n$1\r\na\r\n$3\r\n1.5\r\n",
+    b"*4\r\n:1\r\n:1\r\n:1\r\n*2\r\n$2\r\n\xff\xfe\r\n$1\r\n5\r\n",
+    b"*4\r\n:0\r\n:-1\r\n:1\r\n*0\r\n",
+    b"*7\r\n:1\r\n:1\r\n:1\r\n:0\r\n:5\r\n:0\r\n*0\r\n",
+    b"*1\r\n*4\r\n$7\r\napplied\r\n:1\r\n:1\r\n:-1\r\n",
+    b"*1\r\n*4\r\n$7\r\nunheard\r\n:1\r\n:1\r\n:1\r\n",
+    b"*2\r\n-ERR inner\r\n:1\r\n",
+    b"*1\r\n" * 40 + b":1\r\n",
+    b"*2\r\n$5\r\nepoch\r\n$40\r\n" + b"9" * 40 + b"\r\n",
+    b"*4\r\n$5\r\nepoch\r\n$1\r\n1\r\n$3\r\nseq\r\n$3\r\nabc\r\n",
+    b"*6\r\n$5\r\nepoch\r\n$1\r\n1\r\n$3\r\nseq\r\n$1\r\n1\r\n$6\r\nlayout\r\n$11\r\n999999:1:99\r\n",
+    b"-\r\n",
+    b"-ERR\r\n",
+    b"-ODD\r\n",
+    b"-WRONGTYPE Operation against a key holding the wrong kind of value\r\n",
+    b"-MOVED x\r\n",
+    b"-MOVED 1 nowhere\r\n",
+    b"-ASK\r\n",
+    b"-NOSCRIPT No matching script\r\n",
+    b"-NOGROUP No such key\r\n",
+    b"-BUSYGROUP Consumer Group name already exists\r\n",
+    b"-BUCKET\r\n",
+    b"-BUCKET soon is the time\r\n",
+    b"-BUCKET 99999999999999999999999 is the time\r\n",
+    b"-LAYOUT\r\n",
+    b"-LAYOUT false is the layout\r\n",
+    b"-LAYOUT 0:0:0 is the layout\r\n",
+    b"-LAYOUT 99999999:1:1 is the layout\r\n",
+    b"-LAYOUT 3:60:2 is the layout\r\n",
+    b"-UNINIT\r\n",
+    b"-FENCED\r\n",
+    b"-FENCE\r\n",
+    b"-EPOCH\r\n",
+    b"-RANGE\r\n",
+    b"-LAG\r\n",
+    b"-BADARG\r\n",
+    b"-LOADING Redis is loading the dataset in memory\r\n",
+    b"-READONLY You can't write against a read only replica.\r\n",
+    b"-OOM command not allowed\r\n",
+    b"-NOAUTH Authentication required.\r\n",
+    b"-NOPERM this user has no permissions\r\n",
+    b"-MISCONF errors writing to the AOF\r\n",
+    b"-\xff\xfe\r\n",
+    b"%1\r\n+a\r\n+b\r\n",
+    b"~1\r\n*1\r\n:1\r\n",
+    b"~1\r\n%1\r\n*0\r\n:1\r\n",
+    b",inf\r\n",
+    b",nan\r\n",
+    b"#t\r\n",
+    b"_\r\n",
+    b"(99999999999999999999999999\r\n",
+    b">2\r\n+x\r\n:1\r\n",
+    b"=7\r\ntxt:abc\r\n",
+    b"?no protocol\r\n",
+    b"HTTP/1.1 400 Bad Request\r\n\r\n",
+    b":1\r\n:2\r\n",
+    b"*99999999999\r\n",
+    b"$99999999999\r\n",
+    b"",
+]
+
+
+@pytest.mark.parametrize("answer", ANSWERS, ids=lambda answer: repr(answer[:24]))
+async def test_every_caller_gets_a_value_or_an_error_of_ours(answer: bytes) -> None:
+    async with odd_server(answer) as url, calling(url, timeout_s=0.1) as calls:
+        await calls.try_all()
+
+
+LEAVES = st.one_of(
+    st.integers(-(2**63), 2**63 - 1).map(lambda number: b":%d\r\n" % number),
+    st.sampled_from([0, 1, 2**53, -1]).map(lambda number: b":%d\r\n" % number),
+    st.binary(max_size=12).map(lambda text: b"$%d\r\n%b\r\n" % (len(text), text)),
+    st.sampled_from([b"epoch", b"1", b"5-0", b"applied", b"inf", b"-0", b"1e400"]).map(
+        lambda text: b"$%d\r\n%b\r\n" % (len(text), text)
+    ),
+    st.sampled_from([b"$-1\r\n", b"*-1\r\n", b"+OK\r\n", b"-ERR odd\r\n"]),
+)
+TREES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=7).map(
+        lambda items: b"*%d\r\n" % len(items) + b"".join(items)
+    ),
+    max_leaves=20,
+)
+
+
+@pytest.mark.timeout(120)
+def test_every_caller_gets_a_value_or_an_error_of_ours_for_any_tree_of_values() -> None:
+    @given(answer=TREES)
+    @hypothesis_settings(
+        max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), database=None
+    )
+    def check(answer: bytes) -> None:
+        async def run() -> None:
+            async with odd_server(answer) as url, calling(url, timeout_s=0.1) as calls:
+                await calls.try_all()
+
+        asyncio.run(run())
+
+    check()
+
+
+def rubbish(key: str) -> Iterator[tuple[str, Callable[["redis.Redis[str]"], object]]]:
+    """Name what may stand in place of a key."""
+    yield f"{key} is text", lambda c: c.set(key, "rubbish")
+    yield f"{key} is a list", lambda c: c.rpush(key, "rubbish")
+    yield f"{key} is a hash", lambda c: c.hset(key, "a", "b")
+    yield f"{key} is a set of scores", lambda c: c.zadd(key, {"a": 1})
+    yield f"{key} is a stream", lambda c: c.xadd(key, {"a": "b"})
+
+
+def field(name: str, value: str | bytes | None) -> Callable[["redis.Redis[str]"], object]:
+    def write(client: "redis.Redis[str]") -> object:
+        if value is None:
+            return client.hdel(KEYS.meta, name)
+        return client.hset(KEYS.meta, name, value)
+
+    return write
+
+
+FIELD_VALUES: Mapping[str, list[str | bytes | None]] = {
+    "epoch": [None, "", "abc", "0", "-1", "1.5", "inf", "1e5", "0x10", "9" * 40],
+    "seq": [None, "", "abc", "-1", "1.5", "nan", "9" * 40],
+    "state": [None, "", "ajar", b"\xff\xfe"],
+    "layout": [None, "", "x", "1:1", "0:0:0", "1:0:1", "-1:60:2", "9" * 40 + ":1:1", "300:60:2"],
+    "committed": [None, "", "::", "1", "1:x", "x:1", "1:" + "9" * 40, b"\xff:\xfe"],
+    "public": [None, "", "yes"],
+    "fence": ["", b"\xff\xfe", "x" * 10_000],
+}
+BOARD_MEMBERS: list[tuple[str | bytes, float]] = [
+    ("alice", float("inf")),
+    ("alice", float("-inf")),
+    ("alice", -5),
+    ("alice", 1.5),
+    ("alice", 2.0**60),
+    (b"\xff\xfe", 5 * 2**21),
+    ("", 5 * 2**21),
+    ("x" * 10_000, 5 * 2**21),
+]
+ENTRIES: list[dict[str | bytes, str | bytes]] = [
+    {"x": "rubbish"},
+    {b"\xff": b"\xfe"},
+    {"q": "1", "u": b"\xff\xfe", "a": "b", "d": "inf", "s": "-1", "e": "nan"},
+    {"q": "9" * 400, "u": "alice", "a": "b", "d": "9" * 400, "s": "9" * 400, "e": "9" * 400},
+    {"u": "alice", "d": "1e5"},
+]
+
+
+def corruptions() -> Iterator[tuple[str, Callable[["redis.Redis[str]"], object]]]:
+    for key in (KEYS.board, KEYS.events, KEYS.meta, KEYS.shadow, ACTIONS):
+        for name, write in rubbish(key):
+            yield name, lambda c, key=key, write=write: (c.delete(key), write(c))
+    for name, values in FIELD_VALUES.items():
+        for value in values:
+            yield f"{name} is {value!r:.30}", field(name, value)
+    for member, score in BOARD_MEMBERS:
+        yield (
+            f"{member!r:.20} has {score}",
+            lambda c, member=member, score=score: c.zadd(KEYS.board, {member: score}),
+        )
+    for number, entry in enumerate(ENTRIES):
+        yield f"entry {number}", lambda c, entry=entry: c.xadd(KEYS.events, entry)
+    yield (
+        "the last stream id",
+        lambda c: c.xadd(KEYS.events, {"a": "b"}, id=LAST_ID),
+    )
+    yield "points are text", lambda c: c.hset(ACTIONS, "win", "many")
+    yield "points are negative", lambda c: c.hset(ACTIONS, "win", "-5")
+    yield "points are huge", lambda c: c.hset(ACTIONS, "win", "9" * 400)
+    yield "a kind is no text", lambda c: c.hset(ACTIONS, b"\xff", "1")
+    yield "the group is gone", lambda c: c.xgroup_destroy(KEYS.events, GROUP)
+    yield "everything is gone", lambda c: c.flushall()
+
+
+CORRUPTIONS = dict(corruptions())
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+async def test_keys_that_somebody_wrote_into_end_no_process(name: str, redis_url: str) -> None:
+    async with calling(redis_url) as calls:
+        await open_board(calls.live, Board("main", Layout(1, 60, 2)))
+        await calls.dispatcher.submit("main", Action("alice", "first", 5))
+        with redis.Redis.from_url(redis_url, encoding_errors="surrogateescape") as client:
+            CORRUPTIONS[name](client)
+
+        await calls.try_all()
+
+        with redis.Redis.from_url(redis_url) as client:
+            client.flushall()
+        await open_board(calls.live, Board("main", Layout(1, 60, 2)))
+        receipt = await calls.dispatcher.submit("main", Action("alice", "again", 5))
+        assert receipt.score == 5
+
+
+async def test_a_missing_layout_is_answered_as_not_loaded_and_a_reseed_writes_it_anew(
+    settings: Settings, start_api: StartApi
+) -> None:
+    await make_board(settings)
+    client = await start_api(open=())
+    async with flushing(settings):
+        assert (await client.update("alice", "win:1")).status_code == 200
+        await eventually_async(lambda: is_drained(settings))
+        with redis.Redis.from_url(settings.redis_url.reveal()) as raw:
+            raw.hdel(KEYS.meta, "layout")
+
+        for _ in range(3):
+            refused = await client.update("alice", "win:2")
+            assert (refused.status_code, refused.json()["type"]) == (
+                503,
+                "/docs/problems/uninitialised",
+            )
+        assert (await client.get(LEADERBOARD_PATH)).status_code == 503
+        done = await reseed_board(
+            settings, "main", force=False, only_closed=True, actor="test", report=silent
+        )
+
+        assert done is not None
+        answer = await client.update("alice", "win:2")
+        assert answer.json() == {"success": True, "newScore": 20, "replayed": False}
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+async def test_the_flusher_lives_on_whatever_the_keys_hold(name: str, settings: Settings) -> None:
+    await make_board(settings)
+    async with live_of(settings) as live, flushing(settings) as flusher:
+        await eventually_async(lambda: flusher.lanes)
+        with redis.Redis.from_url(
+            settings.redis_url.reveal(), encoding_errors="surrogateescape"
+        ) as client:
+            CORRUPTIONS[name](client)
+            await eventually_async(lambda: looked(flusher.lanes[0]), within_s=5)
+            client.flushall()
+        # As a reseed would do it, whatever the flusher made of the rubbish.
+        query(settings, "DELETE FROM flush_state")
+        await open_board(live, Board())
+        await act(settings, Action("alice", "win:1", 5))
+
+        await eventually_async(lambda: positions(settings) == {0: 1}, within_s=10)
+
+
+def looked(lane: Lane) -> bool:
+    """Whether a lane has noticed what was done to Redis, or has gone round without harm since."""
+    return (
+        lane.status.condition is not Condition.FLUSHING
+        or time.time() - lane.status.last_success_s < 0.2
+    )
+
+
+def is_settled(relay: Relay, *, messages: int) -> bool:
+    """Whether so many messages have come, and what they said has been read."""
+    (watch,) = relay._watches.values()
+    return watch.messages >= messages and not watch.dirty.is_set()
+
+
+class Silent:
+    """A listener that is told everything and shows nothing."""
+
+    def __init__(self) -> None:
+        self.boards = 0
+
+    def board_changed(self, feed: Feed, noticed_at_s: float) -> None:
+        msgspec.json.encode(feed.frame)
+        self.boards += 1
+
+    def status_changed(self, feed: Feed) -> None:
+        pass
+
+    def access_changed(self, feed: Feed) -> None:
+        pass
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+async def test_the_relay_lives_on_whatever_the_keys_hold(name: str, redis_url: str) -> None:
+    settings = Settings(redis_url=Secret(redis_url), frame_interval_ms=10)
+    async with live_of(settings) as live:
+        await open_board(live, scores=[("alice", 5)])
+        listener = Silent()
+        relay = Relay(settings, listener, name="test")
+        task = asyncio.create_task(relay.run())
+        try:
+            await eventually_async(lambda: listener.boards == 1)
+            with redis.Redis.from_url(redis_url, encoding_errors="surrogateescape") as client:
+                CORRUPTIONS[name](client)
+                for message in ("1:1", "::", b"\xff", "9" * 400, "1:2"):
+                    client.publish(KEYS.changes, message)
+                await eventually_async(lambda: is_settled(relay, messages=2))
+                client.flushall()
+            await open_board(live, scores=[("bob", 7)])
+            with redis.Redis.from_url(redis_url) as client:
+                client.hset(KEYS.meta, "epoch", 9 * 10**15)
+                client.publish(KEYS.changes, "9:9")
+            await eventually_async(lambda: listener.boards >= 2)
+            assert not task.done()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
