@@ -1,8 +1,9 @@
 """Reads a partition's stream as the one consumer of its group; acknowledges what is committed.
 
 Called by the lane of a partition. What stays true: entries left unacknowledged, by whichever
-consumer, are taken over before new ones are read; acknowledgement and trimming come after COMMIT;
-a vanished group is made again at the start of the stream, never at its end.
+consumer, are taken over before new ones are read; acknowledgement and trimming come after COMMIT,
+in the order of the stream; a vanished group is made again at the start of the stream, never at its
+end.
 """
 
 import re
@@ -13,8 +14,7 @@ import redis.asyncio as aioredis
 from msgspec import Struct
 from redis.exceptions import ResponseError
 
-from flusher.batch import Entry
-from scoreboard.archive import Position
+from flusher.batch import Batch, Entry
 from scoreboard.errors import Unavailable, UnexpectedReply
 from scoreboard.keys import GROUP, PartitionKeys
 from scoreboard.live import Live
@@ -29,8 +29,6 @@ CONSUMER: Final = "leader"
 
 BLOCK_MS: Final = 500
 """Longest wait for new entries: a stop is noticed within it."""
-
-NOWHERE: Final = Position()
 
 CLAIM_PAGE: Final = 1000
 """Entries taken over per call."""
@@ -137,13 +135,28 @@ class Consumer:
         return entries
 
     async def acknowledge(
-        self, ids: Sequence[bytes], last_id: str, position: Position = NOWHERE
+        self, batch: Batch, *, history: str, epoch: int, skip_gaps: bool = False
     ) -> None:
-        """Give up entries whose batch is committed, cut the stream, announce the position.
+        """Give up the entries of a committed batch, cut the stream, announce how far it reached.
 
-        Raises RedisUnavailable, ScriptFailed: the entries come again and are dropped by the ledger.
+        ``history`` was read before the entries. With ``skip_gaps`` entries before them may be
+        missing.
+
+        Raises Outdated (``start_over``), Uninitialised, RedisUnavailable, ScriptFailed: the entries
+        come again and are dropped by the ledger.
         """
-        await self._live.trim(self._partition, last_id, ids, epoch=position.epoch, seq=position.seq)
+        seqs = [seq for _, seq in batch.steps if seq]
+        # A record that cannot be read may stand for the seq before the first one.
+        is_whole = len(seqs) == len(batch.steps) and not skip_gaps
+        await self._live.trim(
+            self._partition,
+            batch.last_id,
+            batch.ids,
+            history=history,
+            epoch=epoch,
+            first_seq=min(seqs, default=0) if is_whole else 0,
+            last_seq=max(seqs, default=0),
+        )
 
     async def start_over(self) -> None:
         """Have everything in the stream delivered again.

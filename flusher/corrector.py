@@ -5,17 +5,11 @@ scores are set to what PostgreSQL and the stream say, never lowered by a differe
 is repeated after a crash changes nothing; nobody commits while it runs.
 """
 
-from typing import Final
-
-import msgspec
-
 from flusher.writer import Writer
-from scoreboard.live import Live, Repaired, Truth
+from scoreboard.live import Live, Truth
 from scoreboard.model import Partition
+from scoreboard.settle import settle
 from scoreboard.telemetry import get_logger
-
-EQUALS_MAX: Final = 512
-"""Most users at one score whose places are dealt anew; lua/repair.lua says the same."""
 
 _log = get_logger(__name__)
 
@@ -35,31 +29,14 @@ async def correct(writer: Writer, live: Live, partition: Partition, epoch: int) 
             return False
         owed = await writer.owed()
         truths = [Truth(user, score + owed.get(user, 0)) for user, score in due]
-
-        async def repair(users: list[Truth], *, is_dry: bool) -> list[Repaired]:
-            return await live.repair(
-                partition,
-                users,
-                epoch=epoch,
-                seq=position.seq,
-                stream_id=position.stream_id,
-                is_dry=is_dry,
-            )
-
-        found = await repair(truths, is_dry=True)
-        wanted: dict[int, list[Truth]] = {}
-        for truth, state in zip(truths, found, strict=True):
+        tail = await live.tail(
+            partition, epoch=epoch, seq=position.seq, stream_id=position.stream_id
+        )
+        states = await settle(live, partition, truths, tail, writer.arrivals)
+        for truth, state in zip(truths, states, strict=True):
             if state.outcome == "unchanged":
                 await writer.close_duplicates(truth.user_id, position)
             else:
-                wanted.setdefault(state.score, []).append(truth)
-        differing: list[Truth] = []
-        for score, group in wanted.items():
-            equals = await _places(writer, live, partition, score, group)
-            differing += [msgspec.structs.replace(truth, equals=equals) for truth in group]
-        if differing:
-            done = await repair(differing, is_dry=False)
-            for truth, state in zip(differing, done, strict=True):
                 _log.warning(
                     "score_corrected",
                     partition=str(partition),
@@ -68,18 +45,4 @@ async def correct(writer: Writer, live: Live, partition: Partition, epoch: int) 
                     score=state.score,
                     seq=state.seq,
                 )
-        return True
-
-
-async def _places(
-    writer: Writer, live: Live, partition: Partition, score: int, coming: list[Truth]
-) -> tuple[str, ...]:
-    """Give who reached a score, in order: of those who stand there and those who will.
-
-    Empty where they are too many: then whoever comes takes the last place.
-    """
-    standing = await live.standing_at(partition, score, most=EQUALS_MAX)
-    candidates = [*standing, *(truth.user_id for truth in coming)]
-    if len(candidates) > EQUALS_MAX:
-        return ()
-    return tuple(await writer.arrivals(candidates, score))
+    return True

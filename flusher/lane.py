@@ -19,10 +19,12 @@ from flusher.writer import Flushed, GapFound, Superseded, Writer
 from scoreboard.archive import Position
 from scoreboard.errors import (
     DatabaseUnavailable,
+    Outdated,
     RedisUnavailable,
     Refused,
     ScoreboardError,
     Unavailable,
+    Uninitialised,
 )
 from scoreboard.lifecycle import Stop, backoff_s
 from scoreboard.live import Live, PartitionState
@@ -62,6 +64,11 @@ class Lane:
         self._may_be_late = True
         self._may_drift = False
         self._has_passed = False
+        self._must_start_over = False
+        self._history = ""
+        self._epoch = 0
+        self._is_idle = False
+        self._lagged_at = 0
         self._position = Position()
         self._looked_at_s = 0.0
         labels = (partition.board, str(partition.number))
@@ -98,6 +105,9 @@ class Lane:
         self._must_claim = True
         while not stop.is_set:
             try:
+                if self._must_start_over:
+                    await self.consumer.start_over()
+                    self._must_start_over = self._must_claim = False
                 if not await self._orient(writer, stop):
                     await writer.ping()
                     self._succeed()  # waiting for an operator is no failure of ours
@@ -109,7 +119,14 @@ class Lane:
                 await self._follow(writer, stop)
             except _Reorient:
                 continue
-            except (RedisUnavailable, GroupMissing) as error:
+            except Outdated as error:
+                # Another server, another epoch, or entries that somebody hid from the group.
+                _log.warning("lane_outdated", partition=str(self.partition), reason=error.detail)
+                metrics.FAULTS.labels("outdated").inc()
+                self._must_start_over = True
+                await self._pause(stop)
+            except (RedisUnavailable, Uninitialised, GroupMissing) as error:
+                self._must_start_over = False
                 self.status.trouble(Condition.REDIS_AWAY, error)
                 await self._pause(stop)
                 await writer.ping()
@@ -117,10 +134,13 @@ class Lane:
     async def _orient(self, writer: Writer, stop: Stop) -> bool:
         """Learn where PostgreSQL and Redis stand; tell whether there is anything to follow.
 
-        PostgreSQL first: what is committed may not pass what Redis accepted.
+        The history of writes first: what is read later is acknowledged in that one or not at all.
+        PostgreSQL before Redis: what is committed may not pass what Redis accepted.
         """
+        self._history = await self._live.history()
         position = await writer.position()
         state = await self._live.state(self.partition)
+        self._epoch = state.epoch
         if not state.epoch:
             self.status.become(Condition.UNINITIALISED)
             return False
@@ -164,8 +184,6 @@ class Lane:
                 )
                 await self._flush(writer, build(page.entries), is_draining=is_draining)
             cursor, is_last = page.cursor, page.is_last
-        # A leader may have died between acknowledging and cutting.
-        await self.consumer.acknowledge([], self._position.stream_id, self._position)
 
     async def _follow(self, writer: Writer, stop: Stop) -> None:
         usual = self._settings.flush_batch
@@ -174,6 +192,7 @@ class Lane:
         while batch or not stop.is_set:
             if batch is None:
                 batch = await self._read(usual)
+                self._is_idle = batch is None
             following = None
             if batch and len(batch.entries) >= usual:
                 following = await self._flush_and_read(writer, batch, stop)
@@ -209,10 +228,15 @@ class Lane:
         """See whether Redis is still where it was, and keep the lease's session alive."""
         self._looked_at_s = time.monotonic()
         await writer.ping()
+        history = await self._live.history()
         state = await self._live.state(self.partition)
         is_fine = diagnose(self._position, state) is Finding.FINE
-        if not is_fine or state.epoch != self._position.epoch:
+        if not is_fine or state.epoch != self._position.epoch or history != self._history:
             raise _Reorient
+        # A flusher that lost its lease may have read entries and gone: they wait, unseen.
+        if self._is_idle and state.seq > self._position.seq and self._lagged_at == state.seq:
+            raise _Reorient
+        self._lagged_at = state.seq if self._is_idle else 0
         if self._may_be_late and state.is_open:
             await self._correct(writer)
 
@@ -244,7 +268,7 @@ class Lane:
                 redis=[state.epoch, state.seq],
                 committed=[self._position.epoch, self._position.seq],
             )
-            await self._live.fence(self.partition, REWIND_FENCE)
+            await self._live.fence(self.partition, REWIND_FENCE, state)
             self._has_passed = False  # the fence remembers it from here
         self.status.become(Condition.RECOVERING)
         await self._drain(writer, stop)
@@ -286,7 +310,9 @@ class Lane:
                 return
             case Flushed():
                 self._account(result, oldest_s=batch.oldest_ms / 1000, is_draining=is_draining)
-        await self.consumer.acknowledge(batch.ids, batch.last_id, result.position)
+        await self.consumer.acknowledge(
+            batch, history=self._history, epoch=self._epoch, skip_gaps=is_draining
+        )
         if result.rewound and not is_draining:
             self._has_passed = True
             raise _Reorient
@@ -305,6 +331,7 @@ class Lane:
             await self.consumer.start_over()
             self._must_claim = False
             raise _Reorient
+        state = await self._live.state(self.partition)
         if await writer.position() != self._position:
             raise _Reorient  # another flusher committed and cut them
         metrics.FAULTS.labels("gap").inc()
@@ -314,8 +341,8 @@ class Lane:
             expected=gap.expected,
             found=gap.found,
         )
-        if (await self._live.state(self.partition)).is_open:
-            await self._live.fence(self.partition, GAP_FENCE)
+        if state.is_open:
+            await self._live.fence(self.partition, GAP_FENCE, state, committed=self._position.seq)
 
     def _account(self, result: Flushed, *, oldest_s: float, is_draining: bool) -> None:
         self._position = result.position

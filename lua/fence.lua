@@ -1,18 +1,19 @@
 -- fence: stop accepting actions, in the name of a token.
 -- WHY       nothing may be accepted while history is being put back (I9)
 -- KEYS      1 meta hash
--- ARGV      1 token, a word of the operator who holds the board's lock
+-- ARGV      1 token, a word that nobody else uses · 2 epoch int the caller saw, 0 for none · 3 fence the caller saw, empty for none · 4 committed seq int, the highest the caller knows of, or -1 for any
+-- BELIEFS   the caller alone may mend the partition; it saw the partition since that was sure, and any other who may mend it changes epoch or fence
 -- RETURNS   epoch or 0, seq or 0: where the partition stood
 -- OUTCOMES  none
--- REFUSES   BADARG arguments
+-- REFUSES   STALE the partition is not as the caller saw it · BADARG arguments
 -- WRITES    meta
 -- EMITS     nothing
 -- COST      O(1)
 
 local meta = KEYS[1]
-local token = ARGV[1]
-if not token or token == '' then
-  return redis.error_reply('BADARG a token is needed')
+local token, seen_epoch, seen_fence, seen_committed = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
+if not token or not string.match(token, '^[!-~]+$') or not seen_epoch or not seen_fence or not seen_committed then
+  return redis.error_reply('BADARG a token of printable ASCII, epoch, fence and committed are needed')
 end
 -- A field that is no whole number counts as missing: tonumber alone would take '1e5', '0x1' and 'inf'.
 local function whole(text)
@@ -20,6 +21,13 @@ local function whole(text)
   return number and number < 2 ^ 53 and number or nil
 end
 
-local facts = redis.call('HMGET', meta, 'epoch', 'seq')
+local facts = redis.call('HMGET', meta, 'epoch', 'seq', 'fence', 'committed')
+local epoch, seq = whole(facts[1]) or 0, whole(facts[2])
+local fence = string.match(facts[3] or '', '^[!-~]+$') or ''
+local known_epoch, known = string.match(facts[4] or '', '^(%d+):(%d+)$')
+if seen_epoch ~= (seq and epoch or 0) or seen_fence ~= fence
+    or (seen_committed >= 0 and whole(known_epoch) == epoch and (whole(known) or 0) > seen_committed) then
+  return redis.error_reply('STALE the partition has changed since it was looked at')
+end
 redis.call('HSET', meta, 'state', 'fenced', 'fence', token)
-return { whole(facts[1]) or 0, whole(facts[2]) or 0 }
+return { epoch, seq or 0 }

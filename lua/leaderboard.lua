@@ -2,6 +2,7 @@
 -- WHY       rows and position must belong together, or a viewer could take old rows for new
 -- KEYS      1 board zset · 2 meta hash
 -- ARGV      1 offset int · 2 limit int, 0 for none
+-- BELIEFS   none
 -- RETURNS   epoch, seq, total, rows: user and packed score in turn, best first
 -- OUTCOMES  none
 -- REFUSES   UNINIT no epoch · BADARG arguments

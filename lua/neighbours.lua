@@ -2,6 +2,7 @@
 -- WHY       a user's place on a board of several partitions is the sum of such counts
 -- KEYS      1 board zset · 2 meta hash
 -- ARGV      1 packed score int · 2 wins 0 or 1: an equal packed score here stands above · 3 around int
+-- BELIEFS   the packed score is still the user's: not checked; a change between two partitions' reads shows as a rank of either moment
 -- RETURNS   epoch, seq, total, count above, rows above nearest first, rows below nearest first: user and packed score in turn
 -- OUTCOMES  none
 -- REFUSES   UNINIT no epoch · BADARG arguments

@@ -2,9 +2,10 @@
 -- WHY       viewers and callers see the old board or the whole new one, never a mixture (I9)
 -- KEYS      1 board zset · 2 shadow zset · 3 events stream · 4 meta hash · 5 changes channel
 -- ARGV      1 token of the fence · 2 epoch int · 3 seq int · 4 stream id from which new events go on · 5 group · 6 layout · 7 public 0 or 1 · 8 members int the shadow must have
+-- BELIEFS   the caller alone mends the partition: its token, which every other fence replaces · PostgreSQL has all that the stream holds: everything was delivered and acknowledged · the shadow is what the caller loaded: its members · neither epoch nor seq goes back
 -- RETURNS   members of the board
 -- OUTCOMES  none
--- REFUSES   FENCE another token holds the fence, or the shadow is not complete · BADARG arguments
+-- REFUSES   FENCE another token holds the fence, or the shadow is not complete · LAG the stream holds what is not committed · BADARG arguments
 -- WRITES    board shadow events meta
 -- EMITS     to changes, once
 -- COST      O(n), n entries left in the stream, all of them committed
@@ -23,37 +24,51 @@ if not epoch or epoch < 1 or not seq or seq < 0 or not position_ms or not member
     or not string.match(layout, '^%d+:%d+:%d+$') or (public ~= '0' and public ~= '1') then
   return redis.error_reply('BADARG epoch, seq, stream id, layout, public or members')
 end
-local facts = redis.call('HMGET', meta, 'fence', 'epoch')
+-- A field that is no whole number counts as missing: tonumber alone would take '1e5', '0x1' and 'inf'.
+local function whole(text)
+  local number = tonumber(string.match(text or '', '^%d+$'))
+  return number and number < 2 ^ 53 and number or nil
+end
+local facts = redis.call('HMGET', meta, 'fence', 'epoch', 'seq')
 if facts[1] ~= token then
   return redis.error_reply('FENCE another operator holds the fence')
 end
-if epoch <= (tonumber(facts[2]) or 0) then
-  return redis.error_reply('BADARG the epoch must rise')
+if epoch <= (whole(facts[2]) or 0) or seq < (whole(facts[3]) or 0) then
+  return redis.error_reply('BADARG the epoch must rise, and seq must not go back')
 end
 if redis.call('ZCARD', shadow) ~= members then
   return redis.error_reply('FENCE the shadow board is not complete')
 end
-redis.call('ZCARD', board)
-local has_stream, has_group = redis.call('EXISTS', events) == 1, false
-if has_stream then
-  local stream = redis.call('XINFO', 'STREAM', events)
-  for i = 1, #stream, 2 do
-    if stream[i] == 'last-generated-id' then
-      local last_ms, last_n = parse(stream[i + 1])
-      -- Ids never go back: XSETID refuses it, and occurred_at is read from them.
-      if last_ms > position_ms or (last_ms == position_ms and last_n > position_n) then
-        position = stream[i + 1]
-      end
+local function named(fields)
+  local values = {}
+  for i = 1, #fields, 2 do
+    values[fields[i]] = fields[i + 1]
+  end
+  return values
+end
+local is_drained, has_group = true, false
+if redis.call('EXISTS', events) == 1 then
+  local stream = named(redis.call('XINFO', 'STREAM', events))
+  is_drained = stream.length == 0
+  for _, fields in ipairs(redis.call('XINFO', 'GROUPS', events)) do
+    local one = named(fields)
+    if one.name == group then
+      has_group = true
+      is_drained = is_drained
+        or (one.pending == 0 and one['last-delivered-id'] == stream['last-generated-id'])
     end
   end
-  for _, fields in ipairs(redis.call('XINFO', 'GROUPS', events)) do
-    for i = 1, #fields, 2 do
-      has_group = has_group or (fields[i] == 'name' and fields[i + 1] == group)
-    end
+  local last_ms, last_n = parse(stream['last-generated-id'])
+  -- Ids never go back: XSETID refuses it, and occurred_at is read from them.
+  if last_ms > position_ms or (last_ms == position_ms and last_n > position_n) then
+    position = stream['last-generated-id']
   end
 end
+if not is_drained then
+  return redis.error_reply('LAG the stream holds actions that are not committed')
+end
 
-redis.call('UNLINK', board)
+redis.call('UNLINK', board) -- whatever type it has
 if members > 0 then
   redis.call('RENAME', shadow, board)
 end
@@ -64,8 +79,10 @@ else
 end
 redis.call('XTRIM', events, 'MAXLEN', 0)
 redis.call('XSETID', events, position)
+-- All that is remembered was read from the ledger: it is committed.
+local place = string.format('%.0f:%.0f', epoch, seq)
+redis.call('UNLINK', meta)
 redis.call('HSET', meta, 'epoch', string.format('%.0f', epoch), 'seq', string.format('%.0f', seq),
-  'state', 'open', 'layout', layout, 'public', public)
-redis.call('HDEL', meta, 'fence')
-redis.call('PUBLISH', changes, string.format('%.0f:%.0f', epoch, seq))
+  'state', 'open', 'layout', layout, 'public', public, 'committed', place)
+redis.call('PUBLISH', changes, place)
 return members

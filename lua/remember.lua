@@ -2,6 +2,7 @@
 -- WHY       after a reseed a repeat must still get its first answer (I5)
 -- KEYS      1 meta hash · 2 seen hash
 -- ARGV      1 token of the fence · 2 first 0 or 1: drop what the hash held before · 3 expiry int, seconds since 1970 · 4+ digest, remembered delta:score:seq
+-- BELIEFS   the caller alone mends the partition: its token, which every other fence replaces
 -- RETURNS   actions the hash remembers
 -- OUTCOMES  none
 -- REFUSES   FENCE another token holds the fence · BADARG arguments

@@ -2,6 +2,7 @@
 -- WHY       rank, score and neighbours of different moments would contradict each other
 -- KEYS      1 board zset · 2 meta hash
 -- ARGV      1 user · 2 around int, rows wanted to each side
+-- BELIEFS   none
 -- RETURNS   epoch, seq, total, index from 0 or -1 for a user without a score, packed score or -1, index of the first row, rows: user and packed score in turn
 -- OUTCOMES  none
 -- REFUSES   UNINIT no epoch · BADARG arguments

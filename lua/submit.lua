@@ -2,6 +2,7 @@
 -- WHY       score, stream record and memory of the action change together or not at all (I4)
 -- KEYS      1 board zset · 2 events stream · 3 meta hash · 4 changes channel · 5+ seen hash
 -- ARGV      1 generation int, the one the caller built its seen keys from · 2 layout · 3 cap int · 4+ user, action, digest, delta int, stated 0 or 1, request id, pair int: which pair of seen keys
+-- BELIEFS   the keys are those of this moment and board: generation and layout are compared
 -- RETURNS   per action, in order: outcome, delta, score, seq
 -- OUTCOMES  applied replayed conflict busy range
 -- REFUSES   UNINIT no epoch, seq or layout · FENCED not accepting · LAYOUT other layout, the second word is the right one · BUCKET other generation, the second word is Redis's time in s · BADARG arguments

@@ -1,17 +1,19 @@
--- trim: acknowledge a committed batch, cut the stream behind it, and say how far PostgreSQL is.
+-- trim: acknowledge a committed batch, say how far PostgreSQL is, and cut the stream behind it.
 -- WHY       the stream is the only copy of what was acknowledged and not yet committed (I1); in one call, as each call waits for the disk
 -- KEYS      1 events stream · 2 meta hash
--- ARGV      1 group · 2 committed stream id, the last one of the batch just committed · 3 epoch int · 4 committed seq int, 0 to say nothing of it · 5+ stream id to acknowledge
+-- ARGV      1 group · 2 history under which the caller read · 3 epoch int · 4 stream id of the batch's last entry · 5 first seq int of the batch, 0 where a gap is known · 6 last seq int of the batch, 0 for none · 7+ stream id to acknowledge
+-- BELIEFS   the entries stand in this very stream: history and epoch are compared · nothing before them waits for PostgreSQL: the first seq follows on the one known to be committed, and what is pending or was not delivered is not cut
 -- RETURNS   entries cut
 -- OUTCOMES  none
--- REFUSES   BADARG arguments
+-- REFUSES   UNINIT no epoch · STALE other history, other epoch, or something is left out before the batch · BADARG arguments
 -- WRITES    events meta
 -- EMITS     nothing
 -- COST      O(n), n entries acknowledged or cut
 
 local ACKNOWLEDGED_AT_ONCE = 1000
 local events, meta = KEYS[1], KEYS[2]
-local group, committed, epoch, seq = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local group, history, epoch, last_id = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
+local first, last = tonumber(ARGV[5]), tonumber(ARGV[6])
 
 -- Ids are compared as two numbers; as text '9-0' would stand behind '10-0'.
 local function parse(id)
@@ -27,11 +29,16 @@ local function after(id)
   local ms, n = parse(id)
   return string.format('%.0f-%.0f', ms, n + 1)
 end
-
-if not committed or not parse(committed) or not epoch or not seq then
-  return redis.error_reply('BADARG a stream id, an epoch or a seq is none')
+-- A field that is no whole number counts as missing: tonumber alone would take '1e5', '0x1' and 'inf'.
+local function whole(text)
+  local number = tonumber(string.match(text or '', '^%d+$'))
+  return number and number < 2 ^ 53 and number or nil
 end
-for i = 5, #ARGV do
+
+if not history or not epoch or not last_id or not parse(last_id) or not first or not last then
+  return redis.error_reply('BADARG a history, an epoch, a stream id or a seq is none')
+end
+for i = 7, #ARGV do
   if not parse(ARGV[i]) then
     return redis.error_reply('BADARG an id to acknowledge is no stream id')
   end
@@ -39,39 +46,50 @@ end
 
 -- read
 local facts = redis.call('HMGET', meta, 'epoch', 'committed')
-local known_epoch, known_seq = string.match(facts[2] or '', '^(%d+):(%d+)$')
+local meta_epoch = whole(facts[1])
+if not meta_epoch or meta_epoch < 1 then
+  return redis.error_reply('UNINIT the partition is empty: reseed it')
+end
+if meta_epoch ~= epoch then
+  return redis.error_reply('STALE another epoch began')
+end
+if (string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)') or '') ~= history then
+  return redis.error_reply('STALE another server continues the history')
+end
+local known_epoch, known = string.match(facts[2] or '', '^(%d+):(%d+)$')
+known = whole(known_epoch) == epoch and whole(known)
+if known and first > known + 1 then
+  return redis.error_reply('STALE an entry before the batch is not known to be committed')
+end
 local has_stream = redis.call('EXISTS', events) == 1
 local delivered
 for _, fields in ipairs(has_stream and redis.call('XINFO', 'GROUPS', events) or {}) do
-  local facts = {}
+  local named = {}
   for i = 1, #fields, 2 do
-    facts[fields[i]] = fields[i + 1]
+    named[fields[i]] = fields[i + 1]
   end
-  if facts.name == group then
-    delivered = facts['last-delivered-id']
+  if named.name == group then
+    delivered = named['last-delivered-id']
   end
 end
 
 -- write
-local cut = 0
-if delivered then -- without its group nobody knows what was delivered: cut nothing
-  for first = 5, #ARGV, ACKNOWLEDGED_AT_ONCE do
-    local last = math.min(first + ACKNOWLEDGED_AT_ONCE - 1, #ARGV)
-    redis.call('XACK', events, group, unpack(ARGV, first, last))
-  end
-  local keep_from = after(committed)
-  -- On a Redis that came back older, new events may have ids below the committed one.
-  if earlier(after(delivered), keep_from) then
-    keep_from = after(delivered)
-  end
-  local pending = redis.call('XPENDING', events, group)
-  if pending[1] > 0 and earlier(pending[2], keep_from) then
-    keep_from = pending[2]
-  end
-  cut = redis.call('XTRIM', events, 'MINID', '=', keep_from)
+if last > (known or 0) then
+  redis.call('HSET', meta, 'committed', string.format('%.0f:%.0f', epoch, last))
 end
-if seq > 0 and tonumber(facts[1]) == epoch
-    and (tonumber(known_epoch) ~= epoch or tonumber(known_seq) < seq) then
-  redis.call('HSET', meta, 'committed', string.format('%.0f:%.0f', epoch, seq))
+if not delivered then -- without its group nobody knows what was delivered: cut nothing
+  return 0
 end
-return cut
+for from = 7, #ARGV, ACKNOWLEDGED_AT_ONCE do
+  local to = math.min(from + ACKNOWLEDGED_AT_ONCE - 1, #ARGV)
+  redis.call('XACK', events, group, unpack(ARGV, from, to))
+end
+local keep_from = after(last_id)
+if earlier(after(delivered), keep_from) then
+  keep_from = after(delivered)
+end
+local pending = redis.call('XPENDING', events, group)
+if pending[1] > 0 and earlier(pending[2], keep_from) then
+  keep_from = pending[2]
+end
+return redis.call('XTRIM', events, 'MINID', '=', keep_from)

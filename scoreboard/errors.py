@@ -31,6 +31,7 @@ ScoreboardError
 │   ├── Overloaded            this process has all the work it may hold
 │   ├── RedisUnavailable      nothing was sent, or it was only a read
 │   ├── OutcomeUnknown        sent, no answer: repeat with the same actionId
+│   ├── Outdated              what was known of a partition has changed: read it again
 │   ├── DatabaseUnavailable
 │   ├── KeysUnavailable       the issuer's key set could not be read
 │   ├── SecretsUnavailable    a secret could not be read, nor was it before
@@ -250,6 +251,11 @@ class OutcomeUnknown(Unavailable):
     title = "It is not known whether the action counted"
 
 
+class Outdated(Unavailable):
+    code = "outdated"
+    title = "The partition has changed since it was looked at"
+
+
 class DatabaseUnavailable(Unavailable):
     code = "database-unavailable"
     title = "The database cannot be reached"
@@ -326,7 +332,7 @@ REFUSALS: dict[str, type[ScoreboardError] | None] = {
     "BUCKET": None,
     "LAYOUT": Uninitialised,  # one that cannot be read: a reseed writes it anew
     "FENCE": OperatorMistake,
-    "EPOCH": OperatorMistake,
+    "STALE": Outdated,
     "LAG": Busy,
     "RANGE": ScoreOutOfRange,
     "BADARG": ScriptFailed,

@@ -9,13 +9,19 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from heapq import merge
 from itertools import islice
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Final, TypeVar
 
 import redis.asyncio as aioredis
 from msgspec import Meta, Struct, field
 
 from scoreboard.dispatcher import Dispatcher
-from scoreboard.errors import ScriptFailed, Uninitialised, UnknownUser
+from scoreboard.errors import (
+    Busy,
+    ScriptFailed,
+    UnexpectedReply,
+    Uninitialised,
+    UnknownUser,
+)
 from scoreboard.keys import ACTIONS, ACTIONS_CHANGED, GROUP, PartitionKeys
 from scoreboard.model import (
     COUNT_MAX,
@@ -33,21 +39,30 @@ from scoreboard.model import (
     partition_of,
     unpack_score,
 )
-from scoreboard.replies import ask, reading
+from scoreboard.replies import ask, convert, reading
 from scoreboard.scripts import Script, call
+from scoreboard.tail import ENTRIES_MAX, Tail
 
 __all__ = ["Backlog", "Dispatcher", "Live", "PartitionState", "Repaired", "Truth"]
 
 PAGE: Final = 1000
-"""Most scores or memories of one restore or remember call."""
+"""Most scores or memories of one restore or remember call; entries of one read of a tail."""
+
+EXTENSIONS: Final = 5
+"""Times a tail is read on because more came meanwhile than a script may add up."""
+
+_VERSION: Final = ":version"
+"""Field of the catalogue's mirror that is no kind: how often it was copied."""
 
 _WHOLE: Final = re.compile(r"\d{1,16}", re.ASCII)
+_FENCE_TOKEN: Final = re.compile(r"[!-~]+")
 _COMMITTED: Final = re.compile(r"(\d{1,16}):(\d{1,16})", re.ASCII)
 
 _Reply = TypeVar("_Reply")
 _Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
 _Epoch = Annotated[int, Meta(ge=1, le=COUNT_MAX)]
 _Points = Annotated[int, Meta(ge=0, le=POINTS_MAX)]
+_Entry = tuple[bytes, dict[bytes, bytes]]
 
 _LEADERBOARD: Final = Script.load("leaderboard")
 _STANDING: Final = Script.load("standing")
@@ -58,6 +73,8 @@ _FENCE: Final = Script.load("fence")
 _RESTORE: Final = Script.load("restore")
 _REMEMBER: Final = Script.load("remember")
 _OPEN: Final = Script.load("open")
+_MIRROR: Final = Script.load("mirror")
+_HISTORY: Final = Script.load("history")
 
 
 class _Page(Struct, frozen=True, array_like=True):
@@ -181,8 +198,10 @@ def _whole(text: str | None) -> int:
 
 def _state_of(facts: Mapping[str, str]) -> PartitionState:
     epoch, seq = _whole(facts.get("epoch")), facts.get("seq", "")
+    fence = facts.get("fence", "")
+    fence = fence if _FENCE_TOKEN.fullmatch(fence) else ""
     if not epoch or not _WHOLE.fullmatch(seq):
-        return PartitionState(fence=facts.get("fence", ""))
+        return PartitionState(fence=fence)
     committed = _COMMITTED.fullmatch(facts.get("committed", ""))
     layout: Layout | None = None
     with suppress(ValueError):
@@ -193,7 +212,7 @@ def _state_of(facts: Mapping[str, str]) -> PartitionState:
         is_open=facts.get("state") == "open" and layout is not None,
         layout=layout,
         is_public=facts.get("public") == "1",
-        fence=facts.get("fence", ""),
+        fence=fence,
         committed_seq=int(committed[2]) if committed and int(committed[1]) == epoch else 0,
     )
 
@@ -315,54 +334,98 @@ class Live:
             neighbours=_rows(near, first) if around else (),
         )
 
-    async def trim(
-        self,
-        partition: Partition,
-        committed: str,
-        acknowledged: Sequence[bytes] = (),
-        *,
-        epoch: int = 0,
-        seq: int = 0,
-    ) -> int:
-        """Acknowledge entries and cut the stream behind a committed stream id; give how many went.
+    async def history(self) -> str:
+        """Name the history of writes that the server continues: another after each failover.
 
-        ``epoch`` and ``seq`` are the committed position, told to whoever waits for it.
+        Read it before what is later acted on: trim and repair refuse where it has changed.
 
         Raises RedisUnavailable, ScriptFailed.
         """
-        keys = PartitionKeys(partition)
-        names = [keys.events, keys.meta]
-        args: list[object] = [GROUP, committed, epoch, seq, *acknowledged]
-        return await call(self._client, _TRIM, names, args, int)
+        return await call(self._client, _HISTORY, [], [], str, reads=True)
 
-    async def repair(
+    async def trim(
         self,
         partition: Partition,
-        truths: Sequence[Truth],
+        last_id: str,
+        acknowledged: Sequence[bytes],
         *,
+        history: str,
         epoch: int,
-        seq: int,
-        stream_id: str,
-        is_dry: bool = False,
+        first_seq: int,
+        last_seq: int,
+    ) -> int:
+        """Acknowledge a committed batch and cut the stream behind it; give how many entries went.
+
+        ``last_id`` is the id of its last entry, ``first_seq`` and ``last_seq`` are the seqs it
+        spans: the last one becomes the committed position, told to whoever waits for it.
+        ``first_seq`` is 0 where entries before it are known to be missing, both are 0 where no seq
+        of the batch can be read.
+
+        Raises Outdated (other history or epoch, or something before the batch is not committed:
+        read from the start of the stream again), Uninitialised, RedisUnavailable, ScriptFailed.
+        """
+        keys = PartitionKeys(partition)
+        names = [keys.events, keys.meta]
+        args: list[object] = [GROUP, history, epoch, last_id, first_seq, last_seq, *acknowledged]
+        return await call(self._client, _TRIM, names, args, int)
+
+    async def tail(self, partition: Partition, *, epoch: int, seq: int, stream_id: str) -> Tail:
+        """Sum up what the stream adds to a committed position, which may not move meanwhile.
+
+        Raises Busy (more actions than ``tail.ENTRIES_MAX``), RedisUnavailable, UnexpectedReply.
+        """
+        history = await self.history()
+        tail = Tail(history=history, epoch=epoch, seq=seq, stream_id=stream_id)
+        await self._extend(partition, tail)
+        return tail
+
+    async def repair(
+        self, partition: Partition, truths: Sequence[Truth], tail: Tail, *, is_dry: bool = False
     ) -> list[Repaired]:
         """Set up to 64 users' scores to what PostgreSQL has plus what the stream still adds.
 
-        ``seq`` and ``stream_id`` are the committed position, which may not move meanwhile: hold
-        the partition's row of flush_state. A second run changes nothing.
+        ``tail`` belongs to the committed position, which may not move meanwhile: hold the
+        partition's row of flush_state. A second run changes nothing.
 
-        Raises Busy (more than 1000 actions are not committed), OperatorMistake (another epoch),
-        ScoreOutOfRange, Fenced, Uninitialised, RedisUnavailable (repeat it), ScriptFailed.
+        Raises Outdated (it moved all the same, or another history or epoch began), Busy (too many
+        actions are not committed), ScoreOutOfRange, Fenced, Uninitialised, RedisUnavailable
+        (repeat it), ScriptFailed.
         """
+        for _ in range(EXTENSIONS):
+            try:
+                return await self._repair(partition, truths, tail, is_dry=is_dry)
+            except Busy:
+                await self._extend(partition, tail)
+        raise Busy("Actions come faster than they can be added up")
+
+    async def _repair(
+        self, partition: Partition, truths: Sequence[Truth], tail: Tail, *, is_dry: bool
+    ) -> list[Repaired]:
         keys = PartitionKeys(partition)
-        args: list[object] = [epoch, stream_id, seq, int(is_dry)]
-        for truth in truths:
-            score = -1 if truth.score is None else truth.score
-            args += [truth.user_id, score, len(truth.equals), *truth.equals]
         names = [keys.board, keys.events, keys.meta, keys.changes]
+        args: list[object] = [tail.history, tail.epoch, tail.seq, tail.up_to, int(is_dry)]
+        for truth in truths:
+            due = tail.due(truth.user_id, truth.score)
+            args += [truth.user_id, due, len(truth.equals), *truth.equals]
         states = await call(self._client, _REPAIR, names, args, list[Repaired])
         if len(states) != len(truths):
             raise ScriptFailed(f"{_REPAIR.name} answered {len(states)} of {len(truths)} users")
         return states
+
+    async def _extend(self, partition: Partition, tail: Tail) -> None:
+        """Read a tail to the present end of the stream."""
+        events = PartitionKeys(partition).events
+        while True:
+            page = self._client.execute_command(
+                *("XRANGE", events, f"({tail.up_to}", "+", "COUNT", PAGE), NEVER_DECODE=True
+            )
+            entries = await ask(page, list[_Entry], f"XRANGE {events}")
+            with reading(f"XRANGE {events}"):
+                tail.take(entries)
+            if len(entries) < PAGE:
+                return
+            if tail.count > ENTRIES_MAX:
+                raise Busy(f"More than {ENTRIES_MAX} actions are not committed yet")
 
     async def standing_at(self, partition: Partition, score: int, *, most: int) -> list[str]:
         """Give up to ``most`` users of a partition who stand at a score, best first.
@@ -374,13 +437,19 @@ class Live:
         reply = self._client.zrange(board, high, low, desc=True, byscore=True, offset=0, num=most)
         return await ask(reply, list[str], f"ZRANGE {board}")
 
-    async def fence(self, partition: Partition, token: str) -> tuple[int, int]:
+    async def fence(
+        self, partition: Partition, token: str, seen: PartitionState, *, committed: int = -1
+    ) -> tuple[int, int]:
         """Stop accepting, in the name of ``token``; give epoch and seq (0, 0 on an emptied Redis).
 
-        Raises RedisUnavailable, ScriptFailed.
+        ``seen`` is the state that the caller saw while it was sure that it alone may do this;
+        ``committed`` the highest committed seq that it knows of, -1 where that does not matter.
+
+        Raises Outdated (the partition has changed since), RedisUnavailable, ScriptFailed.
         """
-        keys = PartitionKeys(partition)
-        return await call(self._client, _FENCE, [keys.meta], [token], tuple[_Count, _Count])
+        args: list[object] = [token, seen.epoch, seen.fence, committed]
+        meta = PartitionKeys(partition).meta
+        return await call(self._client, _FENCE, [meta], args, tuple[_Count, _Count])
 
     async def restore(
         self, partition: Partition, token: str, page: Sequence[tuple[int, str]], *, first: bool
@@ -476,19 +545,33 @@ class Live:
 
         Raises RedisUnavailable, UnexpectedReply where it holds no points.
         """
-        return await ask(self._client.hgetall(ACTIONS), dict[str, _Points], f"HGETALL {ACTIONS}")
+        what = f"HGETALL {ACTIONS}"
+        facts = await ask(self._client.hgetall(ACTIONS), dict[str, str], what)
+        facts.pop(_VERSION, None)
+        with reading(what):
+            return convert(facts, dict[str, _Points])
 
-    async def mirror_actions(self, points: Mapping[str, int], *, version: str) -> None:
-        """Replace the catalogue that the api reads, and announce it under ``version``.
+    async def catalogue_version(self) -> int:
+        """Read how often the catalogue was copied; 0 where that cannot be read.
 
-        Raises RedisUnavailable (it may have happened: repeat it).
+        Raises RedisUnavailable.
         """
-        async with self._client.pipeline(transaction=True) as pipe:
-            pipe.delete(ACTIONS)
-            if points:
-                pipe.hset(ACTIONS, mapping={kind: str(value) for kind, value in points.items()})
-            pipe.publish(ACTIONS_CHANGED, version)
-            await ask(pipe.execute(), list[Any], f"HSET {ACTIONS}")
+        with suppress(UnexpectedReply):  # a key of another type, which the next copy replaces
+            held = self._client.hmget(ACTIONS, [_VERSION])
+            (version,) = await ask(held, tuple[str | None], f"HMGET {ACTIONS}")
+            return _whole(version)
+        return 0
+
+    async def mirror_actions(self, points: Mapping[str, int], *, seen: int) -> None:
+        """Replace the catalogue that the api reads, and announce it.
+
+        ``seen`` is the version, read before the catalogue was read from PostgreSQL.
+
+        Raises Outdated (somebody else made a copy meanwhile), RedisUnavailable (it may have
+        happened: begin anew), ScriptFailed.
+        """
+        flat = [value for pair in points.items() for value in pair]
+        await call(self._client, _MIRROR, [ACTIONS], [seen, ACTIONS_CHANGED, *flat], int)
 
     async def _layout(self, board: str) -> Layout:
         return self._layouts.get(board) or (await self.board(board)).layout

@@ -4,8 +4,6 @@ Called after every change and by a reseed. What stays true: copies are made one 
 each of what is committed then, so the last one is the newest.
 """
 
-import secrets
-
 from scoreboard import archive
 from scoreboard.live import Live
 from scoreboard.postgres import Connection
@@ -16,10 +14,12 @@ async def mirror_catalogue(live: Live, connection: Connection) -> int:
 
     ``connection`` is in autocommit and in no transaction.
 
-    Raises RedisUnavailable, DatabaseUnavailable: run it again.
+    Raises RedisUnavailable, Outdated, DatabaseUnavailable: run it again.
     """
     async with archive.reaching(), connection.transaction():
         await archive.lock_catalogue(connection)
+        seen = await live.catalogue_version()
+        # A session that answers now has held the lock since before the version was read.
         points = await archive.select_points(connection)
-        await live.mirror_actions(points, version=secrets.token_hex(8))
+        await live.mirror_actions(points, seen=seen)
     return len(points)

@@ -7,21 +7,18 @@ changes nothing; nobody commits while a page is set; every change is in the audi
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Final
 
 import msgspec
 from msgspec import Struct
 
 from scoreboard import archive, ledger
 from scoreboard.errors import OperatorMistake
-from scoreboard.live import Live, Truth
+from scoreboard.live import Live
 from scoreboard.model import Board, Partition
 from scoreboard.postgres import Connection
 from scoreboard.reseed import Report
+from scoreboard.settle import settle
 from scoreboard.verify import JUDGED_AT_ONCE, Drift, truths_of
-
-EQUALS_MAX: Final = 512
-"""Most users of one score whose places are dealt anew; lua/repair.lua says the same."""
 
 
 class Change(Struct, frozen=True):
@@ -47,8 +44,9 @@ async def repair(
 
     ``connection`` is in autocommit.
 
-    Raises Busy (too much is not committed: try again), OperatorMistake (a reseed came between),
-    Fenced, RedisUnavailable, DatabaseUnavailable: what is done is done, run it again.
+    Raises Busy (too much is not committed), Outdated (a reseed or a failover came between),
+    OperatorMistake (PostgreSQL has no position), Fenced, RedisUnavailable, DatabaseUnavailable:
+    what is done is done, run it again.
     """
     users: dict[Partition, list[str]] = defaultdict(list)
     for drift in drifted:
@@ -67,52 +65,27 @@ async def repair(
 async def _repair_page(
     live: Live, connection: Connection, partition: Partition, users: Sequence[str], actor: str
 ) -> list[Change]:
+    async def arrivals(candidates: Sequence[str], score: int) -> list[str]:
+        return await ledger.arrivals(connection, partition.board, candidates, score)
+
     async with archive.reaching(), connection.transaction():
         position = await ledger.hold_position(connection, partition)
         if position is None:
             raise OperatorMistake(f"PostgreSQL has no position of {partition}: reseed it")
-        where = {
-            "epoch": position.epoch,
-            "seq": position.seq,
-            "stream_id": position.stream_id,
-        }
         truths = await truths_of(connection, partition, users)
-        found = await live.repair(partition, truths, **where, is_dry=True)
-        coming: dict[int, list[Truth]] = defaultdict(list)
-        for truth, state in zip(truths, found, strict=True):
-            if state.outcome != "unchanged":
-                coming[state.score].append(truth)
-        due: list[Truth] = []
-        for score, group in coming.items():
-            equals = await _equals(live, connection, partition, score, group)
-            due += [msgspec.structs.replace(truth, equals=equals) for truth in group]
-        if not due:
-            return []
-        states = await live.repair(partition, due, **where)
+        tail = await live.tail(partition, **msgspec.structs.asdict(position))
+        states = await settle(live, partition, truths, tail, arrivals)
         changes = [
             Change(truth.user_id, partition.number, state.change, state.score, state.seq)
-            for truth, state in zip(due, states, strict=True)
+            for truth, state in zip(truths, states, strict=True)
             if state.outcome == "corrected"
         ]
-        await archive.insert_audit(
-            connection,
-            actor=actor,
-            action="repair",
-            board=partition.board,
-            detail={"part": partition.number, "changes": msgspec.to_builtins(changes)},
-        )
+        if changes:
+            await archive.insert_audit(
+                connection,
+                actor=actor,
+                action="repair",
+                board=partition.board,
+                detail={"part": partition.number, "changes": msgspec.to_builtins(changes)},
+            )
     return changes
-
-
-async def _equals(
-    live: Live, connection: Connection, partition: Partition, score: int, coming: Sequence[Truth]
-) -> tuple[str, ...]:
-    """Give who reached a score, in order: of those who stand there and those who will.
-
-    Empty where they are too many: then whoever comes takes the last place.
-    """
-    standing = await live.standing_at(partition, score, most=EQUALS_MAX)
-    users = [*standing, *(truth.user_id for truth in coming)]
-    if len(users) > EQUALS_MAX:
-        return ()
-    return tuple(await ledger.arrivals(connection, partition.board, users, score))

@@ -7,6 +7,7 @@ each write names the token of its fence.
 """
 
 import asyncio
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -52,6 +53,7 @@ SEEN_GRACE_S: Final = 60
 """How much longer than its window a seen hash lives; lua/submit.lua says the same."""
 
 _POLL_S: Final = 0.05
+_UNPRINTABLE: Final = re.compile(r"[^!-~]")
 
 Report = Callable[[str, int, int], None]
 """Told a step's name, how much of it is done, and how much there is; 0 of 0 where nobody knows."""
@@ -138,16 +140,24 @@ async def reseed(
     is closed; ``actor`` is written into the audit log and begins the fence's token; ``drain`` is
     the flusher's own where it calls this itself.
 
-    Raises OperatorMistake (another operator is at work), NotInTime (not drained),
-    RedisUnavailable, DatabaseUnavailable: the board stays fenced until a later run succeeds.
+    Raises OperatorMistake (another operator is at work), Outdated (one was, meanwhile), NotInTime
+    (not drained), RedisUnavailable, DatabaseUnavailable: the board stays fenced until a later run
+    succeeds.
     """
     started_at = time.monotonic()
-    token = f"{actor}:{secrets.token_hex(8)}"
+    token = f"{_UNPRINTABLE.sub('?', actor)}:{secrets.token_hex(8)}"
     partitions = [Partition(board.name, number) for number in numbers]
     for partition in partitions:
         if not await archive.lock_operator(connection, partition):
             raise OperatorMistake(f"Another operator is mending {partition}")
-    fenced = [await live.fence(partition, token) for partition in partitions]
+    seen = [await live.state(partition) for partition in partitions]
+    # A session that answers now has held its locks since before the states were read. Whoever
+    # takes them later changes what was seen, and the fence is refused.
+    await archive.select_position(connection, partitions[0])
+    fenced = [
+        await live.fence(partition, token, state)
+        for partition, state in zip(partitions, seen, strict=True)
+    ]
     await drain(live, partitions, report)
     rebuilding = _Rebuilding(live, connection, board, numbers=numbers, token=token, report=report)
     async with archive.snapshot(connection):

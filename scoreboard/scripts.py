@@ -12,7 +12,7 @@ from scoreboard.errors import REFUSALS, ScoreboardError, ScriptFailed, Unexpecte
 from scoreboard.replies import LOST, UNREADABLE, convert, error_of, first_word
 from scoreboard.telemetry import CALLS_REFUSED, REDIS_CALLS
 
-_EXPLAINED: Final = frozenset({"FENCE", "EPOCH"})
+_EXPLAINED: Final = frozenset({"FENCE", "STALE", "LAG"})
 """Refusals whose words the caller passes on."""
 
 _Shape = TypeVar("_Shape")

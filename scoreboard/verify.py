@@ -9,21 +9,24 @@ looked at again while the partition's position is held, so that a difference of 
 import asyncio
 import secrets
 import time
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Final, TypeVar
 from uuid import UUID
 
+import msgspec
 import redis.asyncio as aioredis
 from msgspec import Struct
 
 from scoreboard import archive, ledger
 from scoreboard.census import PAGE, Census
-from scoreboard.errors import Busy, NotInTime
+from scoreboard.errors import Busy, NotInTime, Outdated
 from scoreboard.live import Live, Truth
 from scoreboard.model import Board, Partition, partition_of, unpack_score
 from scoreboard.postgres import Connection
 from scoreboard.redis_client import check_durability
 from scoreboard.reseed import Report
+from scoreboard.tail import Tail
 
 JUDGED_AT_ONCE: Final = 64
 """Suspects looked at under one lock: what lua/repair.lua takes."""
@@ -41,6 +44,7 @@ RANGES: Final = 10
 """Places in the order of ids at which a sample is taken."""
 
 _POLL_S: Final = 0.2
+_Seen = TypeVar("_Seen")
 
 
 class Drift(Struct, frozen=True):
@@ -115,6 +119,7 @@ class _Verification:
         self._report = report
         self._users = 0
         self._suspects: dict[Partition, set[str]] = {each: set() for each in self._partitions}
+        self._tails: dict[Partition, Tail] = {}
         self._disordered: list[tuple[str, str]] = []
         self._drifted: list[Drift] = []
         self._known: list[Drift] = []
@@ -187,6 +192,7 @@ class _Verification:
         found = dict.fromkeys(self._partitions, 0)
         above: dict[Partition, tuple[int, int, str]] = {}
         async with archive.snapshot(self._connection):
+            await self._read_tails()
             total, _ = await archive.select_totals(self._connection, board)
             async for rows in archive.select_ranking(self._connection, board, page=PAGE):
                 for partition, page in self._by_partition(rows).items():
@@ -201,6 +207,7 @@ class _Verification:
     async def _compare_some(self, sample: int) -> list[str]:
         """Look at users by chance, half of them from each side; give who they are."""
         board = self._board.name
+        await self._read_tails()
         rows: dict[str, int] = {}
         for _ in range(RANGES):
             start = UUID(bytes=secrets.token_bytes(16))
@@ -243,7 +250,8 @@ class _Verification:
         held: list[tuple[str, int, int | None]] = []
         for (user, score), packed in zip(page, replies, strict=True):
             is_equal = packed is not None and unpack_score(packed) == score
-            if not is_equal:
+            # Who has acted since must differ.
+            if not is_equal or self._tails[partition].has(user):
                 self._suspects[partition].add(user)
             if packed is not None:
                 held.append((user, score, packed if is_equal else None))
@@ -276,20 +284,17 @@ class _Verification:
             known = await ledger.scores_of(self._connection, self._board.name, members)
             self._suspects[partition].update(set(members) - known.keys())
 
+    async def _read_tails(self) -> None:
+        """Learn who has acted since the positions of the snapshot."""
+        for partition in self._partitions:
+            position = await archive.select_position(self._connection, partition)
+            self._tails[partition] = await _patiently(
+                partition, partial(self._live.tail, partition, **msgspec.structs.asdict(position))
+            )
+
     async def _judge(self, partition: Partition, users: Sequence[str]) -> None:
         """Look at suspects again while nobody commits; what still differs is drift, or known."""
-        deadline = time.monotonic() + CATCH_UP_S
-        while True:
-            try:
-                await self._judge_now(partition, users)
-            except Busy as error:
-                if time.monotonic() > deadline:
-                    raise NotInTime(
-                        f"{partition}: too many actions wait for PostgreSQL; is the flusher up?"
-                    ) from error
-                await asyncio.sleep(_POLL_S)
-            else:
-                return
+        await _patiently(partition, partial(self._judge_now, partition, users))
 
     async def _judge_now(self, partition: Partition, users: Sequence[str]) -> None:
         async with archive.reaching(), self._connection.transaction():
@@ -298,14 +303,8 @@ class _Verification:
                 return
             truths = await truths_of(self._connection, partition, users)
             late = await ledger.late_of(self._connection, partition, users)
-            states = await self._live.repair(
-                partition,
-                truths,
-                epoch=position.epoch,
-                seq=position.seq,
-                stream_id=position.stream_id,
-                is_dry=True,
-            )
+            tail = await self._live.tail(partition, **msgspec.structs.asdict(position))
+            states = await self._live.repair(partition, truths, tail, is_dry=True)
         for user, state in zip(users, states, strict=True):
             if state.outcome == "unchanged":
                 continue
@@ -368,6 +367,21 @@ class _Verification:
                     f"{one.score_after}",
                     partition,
                 )
+
+
+async def _patiently(partition: Partition, look: Callable[[], Awaitable[_Seen]]) -> _Seen:
+    """Look again while the flusher is too far behind, or the partition changes hands.
+
+    Raises NotInTime.
+    """
+    deadline = time.monotonic() + CATCH_UP_S
+    while True:
+        try:
+            return await look()
+        except (Busy, Outdated) as error:
+            if time.monotonic() > deadline:
+                raise NotInTime(f"{partition} cannot be judged: {error.detail}") from error
+        await asyncio.sleep(_POLL_S)
 
 
 async def truths_of(

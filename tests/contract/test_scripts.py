@@ -10,7 +10,18 @@ from scoreboard.errors import REFUSALS
 
 LUA = Path(__file__).parents[2] / "lua"
 SCRIPTS = sorted(path.stem for path in LUA.glob("*.lua"))
-SECTIONS = ["WHY", "KEYS", "ARGV", "RETURNS", "OUTCOMES", "REFUSES", "WRITES", "EMITS", "COST"]
+SECTIONS = [
+    "WHY",
+    "KEYS",
+    "ARGV",
+    "BELIEFS",
+    "RETURNS",
+    "OUTCOMES",
+    "REFUSES",
+    "WRITES",
+    "EMITS",
+    "COST",
+]
 WRITING = re.compile(
     r"redis\.call\('(ZADD|XADD|HSET|HDEL|EXPIRE|EXPIREAT|UNLINK|RENAME|XTRIM|XSETID|XGROUP|PUBLISH)'"
 )

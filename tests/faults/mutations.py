@@ -45,7 +45,9 @@ MUTATIONS = [
         "entries are acknowledged before COMMIT",
         "flusher/lane.py",
         "        with metrics.FLUSH_DURATION.time():\n            result = await writer.flush(",
-        "        await self.consumer.acknowledge(batch.ids, batch.last_id)\n"
+        "        await self.consumer.acknowledge(\n"
+        "            batch, history=self._history, epoch=self._epoch, skip_gaps=True\n"
+        "        )\n"
         "        with metrics.FLUSH_DURATION.time():\n            result = await writer.flush(",
         ("commits_lost", "backends_terminated", "commits_lost", "database_stopped_at_once"),
         ("I1", "at rest"),

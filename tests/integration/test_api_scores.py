@@ -396,7 +396,8 @@ async def test_a_change_of_the_catalogue_is_taken_up_without_a_restart(
 
     try:
         for points in (33, 44):
-            await Live(writer).mirror_actions({"win": points}, version=f"v{points}")
+            live = Live(writer)
+            await live.mirror_actions({"win": points}, seen=await live.catalogue_version())
             await eventually_async(functools.partial(is_worth, points))
     finally:
         await writer.aclose()

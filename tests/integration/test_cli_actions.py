@@ -19,7 +19,7 @@ def test_a_change_is_kept_noted_copied_and_announced(
         assert command("action", "set", "win", "50").code == 0
 
         assert heard.get_message(timeout=5)["type"] == "message"
-        assert client.hgetall(ACTIONS) == {"win": "50"}
+        assert client.hget(ACTIONS, "win") == "50"
     with psycopg.connect(database_url) as connection:
         noted = connection.execute("SELECT action, detail FROM audit_log").fetchall()
     assert noted == [("action set", {"kind": "win", "points": 50})]
@@ -33,10 +33,10 @@ def test_a_disabled_kind_is_worth_nothing_until_it_is_set_again(
     assert command("action", "disable", "win").code == 0
 
     with redis.Redis.from_url(redis_url, decode_responses=True) as client:
-        assert client.hgetall(ACTIONS) == {"win": "0"}
+        assert client.hget(ACTIONS, "win") == "0"
         assert command("action", "list").out == "win\t50\tno\n"
         command("action", "set", "win", "5")
-        assert client.hgetall(ACTIONS) == {"win": "5"}
+        assert client.hget(ACTIONS, "win") == "5"
     (listed,) = json.loads(command("action", "list", "--json").out)
     assert (listed["kind"], listed["points"], listed["enabled"]) == ("win", 5, True)
 

@@ -8,10 +8,12 @@ import pytest
 
 from scoreboard.commits import Commits
 from scoreboard.errors import OutcomeUnknown
+from scoreboard.keys import PartitionKeys
 from scoreboard.live import Live
 from scoreboard.model import Action, Receipt
 from scoreboard.settings import Secret, Settings
 from tests.support.api import StartApi
+from tests.support.boards import fence
 from tests.support.eventually import eventually_async
 from tests.support.flushing import MAIN, act, flushing, live_of, make_board, positions
 
@@ -76,7 +78,8 @@ async def test_in_a_new_epoch_nobody_is_told_that_an_action_of_the_old_one_is_sa
         assert isinstance(receipt, Receipt)
         wait = asyncio.create_task(commits.wait("main", "alice", receipt.seq))
         await eventually_async(lambda: any(watch.epoch == 1 for watch in commits._watches.values()))
-        await live.fence(MAIN, "test")
+        await fence(live, MAIN, "test")
+        await live._client.delete(PartitionKeys(MAIN).events)  # as where its disk was lost
         await live.restore(MAIN, "test", [], first=True)
         board = await live.board("main")
         await live.open(MAIN, "test", board, epoch=2, seq=receipt.seq, stream_id="0-0", members=0)

@@ -22,7 +22,7 @@ from scoreboard.live import Live
 from scoreboard.model import Action, Board, Layout, Partition
 from scoreboard.redis_client import make_client
 from scoreboard.settings import Secret, Settings
-from tests.support.boards import open_board
+from tests.support.boards import fence, open_board
 from tests.support.servers import OwnValkey
 
 
@@ -104,7 +104,7 @@ async def test_an_emptied_or_fenced_board_accepts_nothing(live: Live, redis_url:
         with pytest.raises(Uninitialised):
             await dispatcher.submit("main", Action("a", "1", 1))
         await open_board(live)
-        await live.fence(Partition("main"), "operator")
+        await fence(live, Partition("main"), "operator")
         with pytest.raises(Fenced):
             await dispatcher.submit("main", Action("a", "1", 1))
 

@@ -19,6 +19,7 @@ from scoreboard.keys import GROUP
 from scoreboard.migrations import migrate
 from scoreboard.model import SCORE_MAX, Action, Partition, Receipt
 from scoreboard.settings import Secret, Settings
+from tests.support.boards import fence
 from tests.support.eventually import eventually, eventually_async
 from tests.support.flushing import (
     KEYS,
@@ -568,13 +569,13 @@ async def test_another_operators_fence_is_respected_and_the_stream_is_drained(
     actions = some(20)
     await act(settings, *actions)
     async with live_of(settings) as live:
-        await live.fence(Partition("main"), "an operator")
+        await fence(live, Partition("main"), "an-operator")
 
     async with flushing(settings):
         await drained(settings)
 
     check_books(settings, told(actions))
-    assert client.hget(KEYS.meta, "fence") == "an operator"
+    assert client.hget(KEYS.meta, "fence") == "an-operator"
 
 
 @pytest.mark.parametrize("signal", ["stop", "kill"])

@@ -19,7 +19,7 @@ from scoreboard.live import Live, PartitionState
 from scoreboard.model import Action, Board, Layout, Partition
 from scoreboard.redis_client import check_durability, make_client, require_durability
 from scoreboard.settings import Secret, Settings
-from tests.support.boards import open_board
+from tests.support.boards import fence, open_board
 from tests.support.servers import OwnValkey
 
 
@@ -98,7 +98,7 @@ async def test_what_was_fixed_when_a_board_was_made_is_read_back(live: Live) -> 
 
 async def test_only_the_holder_of_the_fence_restores(live: Live) -> None:
     await open_board(live)
-    await live.fence(Partition("main"), "mine")
+    await fence(live, Partition("main"), "mine")
 
     with pytest.raises(OperatorMistake, match="another operator"):
         await live.restore(Partition("main"), "yours", [(1, "eve")], first=True)

@@ -13,13 +13,14 @@ import redis
 from scoreboard import archive
 from scoreboard.dispatcher import Dispatcher
 from scoreboard.errors import DatabaseUnavailable, Fenced, NotInTime, OperatorMistake
-from scoreboard.keys import ACTIONS, GROUP, PartitionKeys
+from scoreboard.keys import GROUP, PartitionKeys
 from scoreboard.live import Live
 from scoreboard.model import Action, Board, Layout, Partition, Receipt
 from scoreboard.postgres import Connection, connect
 from scoreboard.redis_client import make_client
 from scoreboard.reseed import SESSION, Reseeded, find_due, reseed
 from scoreboard.settings import Secret, Settings
+from tests.support.boards import fence
 from tests.support.ledger import Counted, write_history
 
 NOW_S = time.time()
@@ -162,8 +163,7 @@ async def test_the_audit_log_and_the_catalogue_are_written(
     assert row is not None
     assert row[:3] == ("test", "reseed", "main")
     assert row[3]["after"] == [[2, 1]]
-    with redis.Redis.from_url(settings.redis_url.reveal(), decode_responses=True) as client:
-        assert client.hgetall(ACTIONS) == {"win": "50", "old": "0"}
+    assert await live.points() == {"win": 50, "old": 0}
 
 
 async def test_an_open_board_with_scores_is_left_alone_unless_forced(
@@ -200,7 +200,7 @@ async def test_only_the_partitions_that_accept_nothing_are_done_again(
     board = Board(layout=Layout(partitions=3))
     write_history(database_url, [Counted("alice", "a", 1, NOW_S)], board)
     await run(settings, live, board)
-    await live.fence(Partition("main", 1), "somebody")
+    await fence(live, Partition("main", 1), "somebody")
 
     done = await run(settings, live, board)
 
@@ -324,7 +324,7 @@ async def test_an_operator_whose_fence_was_taken_over_opens_nothing(
     write_history(database_url, [Counted("alice", "a", 1, NOW_S)])
 
     async def usurped(live: Live, *_: object) -> None:
-        await live.fence(MAIN, "another")
+        await fence(live, MAIN, "another")
 
     with pytest.raises(OperatorMistake, match="another operator holds the fence"):
         await run(settings, live, drain=usurped)

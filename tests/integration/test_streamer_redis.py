@@ -17,7 +17,7 @@ from scoreboard.model import Board, Layout, Partition
 from scoreboard.redis_client import make_client
 from scoreboard.settings import Secret, Settings
 from scoreboard.telemetry import REGISTRY
-from tests.support.boards import open_board
+from tests.support.boards import fence, open_board
 from tests.support.eventually import eventually_async
 from tests.support.proxy import MakeProxy
 from tests.support.servers import OwnValkey
@@ -206,7 +206,7 @@ async def test_a_fenced_board_is_still_shown_and_followed(
 ) -> None:
     running, viewer = await started(start_streamer, connect, heartbeat_s=0.8)
 
-    await running.live.fence(Partition("main"), "operator")
+    await fence(running.live, Partition("main"), "operator")
     await viewer.next("heartbeat")
 
     assert statuses(viewer) == []

@@ -1,8 +1,8 @@
-"""trim.lua, fence.lua, restore.lua, remember.lua, open.lua."""
+"""trim.lua, fence.lua, restore.lua, remember.lua, open.lua, mirror.lua, history.lua."""
 
 import pytest
 
-from scoreboard.keys import GROUP
+from scoreboard.keys import ACTIONS, GROUP
 from scoreboard.model import SLOT_COUNT, digest_of, pack
 from tests.support.scripts import KEYS, LAYOUT, Scripts, text
 
@@ -28,83 +28,174 @@ def streamed(opened: Scripts) -> Scripts:
     return opened
 
 
-def test_trimming_cuts_what_is_committed_and_acknowledged(streamed: Scripts) -> None:
-    got = deliver(streamed, 6)
-    streamed.client.xack(KEYS.events, GROUP, *got)
+def trim(scripts: Scripts, got: list[str], *, first: int, last: int, epoch: int = 1) -> int:
+    args = (GROUP, scripts.history, epoch, got[-1], first, last, *got)
+    return scripts.run("trim", TRIM, *args)
 
-    assert streamed.run("trim", TRIM, GROUP, got[-1], 1, 0) == 6
+
+@on_the_real_server
+def test_trimming_acknowledges_cuts_and_says_how_far_postgres_is(streamed: Scripts) -> None:
+    got = deliver(streamed, 6)
+
+    assert trim(streamed, got, first=1, last=6) == 6
+
     assert len(ids(streamed)) == 4
-
-
-def test_trimming_stops_before_the_oldest_pending_entry(streamed: Scripts) -> None:
-    got = deliver(streamed, 6)
-    streamed.client.xack(KEYS.events, GROUP, *got[:2], *got[3:])
-
-    assert streamed.run("trim", TRIM, GROUP, got[-1], 1, 0) == 2
-    assert ids(streamed)[0] == got[2]
-
-
-def test_trimming_never_cuts_what_was_not_delivered(streamed: Scripts) -> None:
-    everything = ids(streamed)
-    got = deliver(streamed, 3)
-    streamed.client.xack(KEYS.events, GROUP, *got)
-
-    # A Redis that came back older: PostgreSQL has committed ids this stream gave out anew.
-    assert streamed.run("trim", TRIM, GROUP, everything[-1], 1, 0) == 3
-    assert ids(streamed) == everything[3:]
-
-
-def test_trimming_without_a_group_or_a_stream_cuts_nothing(scripts: Scripts) -> None:
-    assert scripts.run("trim", TRIM, GROUP, "5-0", 1, 7) == 0
-    scripts.client.xadd(KEYS.events, {"q": "1"})
-
-    assert scripts.run("trim", TRIM, GROUP, "99999999999999-0", 1, 7) == 0
-    assert scripts.client.xlen(KEYS.events) == 1
-
-
-def test_trimming_wants_a_stream_id(opened: Scripts) -> None:
-    for args in [("soon", 1, 1), ("5-0", "x", 1), ("5-0", 1, "x"), ("5-0", 1, 1, "soon")]:
-        assert opened.refuses("trim", TRIM, GROUP, *args).startswith("BADARG ")
-
-
-def test_trimming_acknowledges_and_says_how_far_postgres_is(streamed: Scripts) -> None:
-    got = deliver(streamed, 6)
-
-    assert streamed.run("trim", TRIM, GROUP, got[-1], 1, 6, *got) == 6
-    assert streamed.run("trim", TRIM, GROUP, got[-1], 1, 4) == 0, "it never goes back"
-    assert streamed.run("trim", TRIM, GROUP, got[-1], 2, 9) == 0, "of another epoch it is silent"
-
     assert streamed.client.xpending(KEYS.events, GROUP)["pending"] == 0
     assert text(streamed.client.hget(KEYS.meta, "committed")) == "1:6"
 
 
+@on_the_real_server
+def test_trimming_stops_before_the_oldest_pending_entry(streamed: Scripts) -> None:
+    got = deliver(streamed, 6)
+
+    trim(streamed, [*got[:2], *got[3:]], first=1, last=6)
+
+    assert ids(streamed)[0] == got[2]
+
+
+@on_the_real_server
+def test_trimming_never_cuts_what_was_not_delivered(streamed: Scripts) -> None:
+    everything = ids(streamed)
+    got = deliver(streamed, 3)
+
+    # The last id is one that was not delivered, as after a failover to a server behind.
+    assert trim(streamed, [*got, everything[-1]], first=1, last=3) == 3
+    assert ids(streamed) == everything[3:]
+
+
+@on_the_real_server
+def test_trimming_without_a_group_or_a_stream_cuts_nothing(opened: Scripts) -> None:
+    opened.client.delete(KEYS.events)
+    assert trim(opened, ["5-0"], first=1, last=7) == 0
+    opened.client.xadd(KEYS.events, {"q": "1"})
+
+    assert trim(opened, ["99999999999999-0"], first=1, last=8) == 0
+    assert opened.client.xlen(KEYS.events) == 1
+
+
+@on_the_real_server
+@pytest.mark.parametrize(
+    "changed", [{1: "0123"}, {2: 2}, {4: 8}], ids=["history", "epoch", "a gap before it"]
+)
+def test_trimming_for_a_caller_that_believes_something_else_changes_nothing(
+    streamed: Scripts, changed: dict[int, object]
+) -> None:
+    got = deliver(streamed, 9)
+    trim(streamed, got[:6], first=1, last=6)
+    before = streamed.snapshot()
+    args: list[object] = [GROUP, streamed.history, 1, got[-1], 7, 9, *got[6:]]
+    for place, value in changed.items():
+        args[place] = value
+
+    assert streamed.refuses("trim", TRIM, *args).startswith("STALE ")
+    assert streamed.snapshot() == before
+    assert streamed.client.xpending(KEYS.events, GROUP)["pending"] == 3
+
+
+@on_the_real_server
+def test_trimming_again_what_is_committed_never_takes_the_position_back(streamed: Scripts) -> None:
+    got = deliver(streamed, 6)
+    trim(streamed, got, first=1, last=6)
+
+    assert trim(streamed, got[:4], first=1, last=4) == 0
+    assert text(streamed.client.hget(KEYS.meta, "committed")) == "1:6"
+
+
+@on_the_real_server
+def test_trimming_after_a_known_gap_and_of_what_has_no_seq_is_not_held_up(
+    streamed: Scripts,
+) -> None:
+    got = deliver(streamed, 9)
+    trim(streamed, got[:2], first=1, last=2)
+
+    assert trim(streamed, got[5:7], first=0, last=7) == 0, "three are pending before it"
+    assert trim(streamed, got[2:5], first=0, last=0) == 3
+    assert text(streamed.client.hget(KEYS.meta, "committed")) == "1:7"
+
+
+@on_the_real_server
+def test_trimming_an_emptied_partition_is_refused(scripts: Scripts) -> None:
+    args = (GROUP, scripts.history, 1, "5-0", 1, 1)
+
+    assert scripts.refuses("trim", TRIM, *args).startswith("UNINIT ")
+
+
+@on_the_real_server
+def test_trimming_wants_a_stream_id(opened: Scripts) -> None:
+    good: list[object] = [GROUP, opened.history, 1, "5-0", 1, 1, "5-0"]
+    for place, value in [(3, "soon"), (2, "x"), (4, "x"), (5, "x"), (6, "soon")]:
+        args = [*good[:place], value, *good[place + 1 :]]
+        assert opened.refuses("trim", TRIM, *args).startswith("BADARG ")
+
+
+@on_the_real_server
 def test_thousands_of_entries_are_acknowledged_in_one_call(opened: Scripts) -> None:
     opened.cap = 10_000
     for start in range(0, 5120, 64):
         opened.submit(*((f"user{number}", "1", 1) for number in range(start, start + 64)))
     got = deliver(opened, 5120)
 
-    assert opened.run("trim", TRIM, GROUP, got[-1], 1, 5120, *got) == 5120
+    assert trim(opened, got, first=1, last=5120) == 5120
 
 
 def test_a_fence_says_where_the_partition_stood(scripts: Scripts) -> None:
-    assert scripts.run("fence", [KEYS.meta], "T") == [0, 0]
+    assert scripts.fence("T") == [0, 0]
     scripts.open(epoch=3, seq=7)
 
-    assert scripts.run("fence", [KEYS.meta], "U") == [3, 7]
+    assert scripts.fence("U") == [3, 7]
     assert text(scripts.client.hget(KEYS.meta, "state")) == "fenced"
-    assert scripts.refuses("fence", [KEYS.meta], "").startswith("BADARG ")
+
+
+@pytest.mark.parametrize(
+    "args", [(), ("",), ("T",), ("a token", 0, "", -1), ("T", "x", "", -1), ("T", 0, "", "x")]
+)
+def test_a_fence_wants_a_token_and_what_the_caller_saw(
+    opened: Scripts, args: tuple[object, ...]
+) -> None:
+    before = opened.snapshot()
+
+    assert opened.refuses("fence", [KEYS.meta], *args).startswith("BADARG ")
+    assert opened.snapshot() == before
+
+
+@on_the_real_server
+@pytest.mark.parametrize(
+    ("meanwhile", "seen"),
+    [
+        ({"epoch": 2}, (1, "", -1)),
+        ({"state": "fenced", "fence": "newer"}, (1, "", -1)),
+        ({"state": "fenced", "fence": "newer"}, (1, "older", -1)),
+        ({"committed": "1:8"}, (1, "", 7)),
+    ],
+)
+def test_a_fence_of_a_caller_whom_others_have_overtaken_is_refused(
+    opened: Scripts, meanwhile: dict[str, object], seen: tuple[object, ...]
+) -> None:
+    opened.client.hset(KEYS.meta, mapping=meanwhile)
+    before = opened.snapshot()
+
+    assert opened.refuses("fence", [KEYS.meta], "T", *seen).startswith("STALE ")
+    assert opened.snapshot() == before
+
+
+@on_the_real_server
+def test_a_fence_that_depends_on_the_position_passes_where_nothing_more_is_committed(
+    opened: Scripts,
+) -> None:
+    opened.client.hset(KEYS.meta, "committed", "1:7")
+
+    assert opened.run("fence", [KEYS.meta], "T", 1, "", 7) == [1, 0]
 
 
 def test_a_fenced_board_can_still_be_read(opened: Scripts) -> None:
     opened.submit(("alice", "1", 5))
-    opened.run("fence", [KEYS.meta], "T")
+    opened.fence("T")
 
     assert opened.run("leaderboard", [KEYS.board, KEYS.meta], 0, 10)[2] == 1
 
 
 def test_pages_of_scores_add_up_and_the_first_drops_what_was_left(scripts: Scripts) -> None:
-    scripts.run("fence", [KEYS.meta], "T")
+    scripts.fence("T")
     scripts.client.zadd(KEYS.shadow, {"left by a killed run": 1})
     pair = [KEYS.meta, KEYS.shadow]
 
@@ -114,7 +205,7 @@ def test_pages_of_scores_add_up_and_the_first_drops_what_was_left(scripts: Scrip
 
 @on_the_real_server
 def test_an_operator_without_the_fence_changes_nothing(opened: Scripts) -> None:
-    opened.run("fence", [KEYS.meta], "T")
+    opened.fence("T")
     before = opened.snapshot()
     swap = ("U", 2, 0, "0-0", GROUP, str(LAYOUT), 1, 0)
     seen = KEYS.seen(1, 1)
@@ -132,7 +223,7 @@ def test_an_operator_without_the_fence_changes_nothing(opened: Scripts) -> None:
 def test_remembered_actions_are_replays_after_opening(scripts: Scripts) -> None:
     digest = digest_of("main", "alice", "old")
     shard = int.from_bytes(digest[:4], "big") % LAYOUT.seen_shards
-    scripts.run("fence", [KEYS.meta], "T")
+    scripts.fence("T")
     scripts.run("restore", [KEYS.meta, KEYS.shadow], "T", 1, pack(40, SLOT_COUNT - 1), "alice")
     seen = [KEYS.meta, KEYS.seen(scripts.generation, shard)]
     expiry = scripts.now() + 500
@@ -148,7 +239,9 @@ def test_remembered_actions_are_replays_after_opening(scripts: Scripts) -> None:
 @on_the_real_server
 def test_opening_swaps_board_stream_and_meta_at_once(opened: Scripts) -> None:
     opened.submit(("old", "1", 5))
-    opened.run("fence", [KEYS.meta], "T")
+    trim(opened, deliver(opened, 1), first=1, last=1)
+    opened.client.hset(KEYS.meta, "rubbish", "what somebody wrote")
+    opened.fence("T")
     opened.run("restore", [KEYS.meta, KEYS.shadow], "T", 1, pack(9, SLOT_COUNT - 1), "new")
 
     assert opened.run("open", SWAP, "T", 2, 30, "5-0", GROUP, str(LAYOUT), 1, 1) == 1
@@ -163,6 +256,7 @@ def test_opening_swaps_board_stream_and_meta_at_once(opened: Scripts) -> None:
         "state": "open",
         "layout": str(LAYOUT),
         "public": "1",
+        "committed": "2:30",
     }
     assert opened.submit(("new", "2", 1)) == [["applied", 1, 10, 31]]
 
@@ -170,8 +264,9 @@ def test_opening_swaps_board_stream_and_meta_at_once(opened: Scripts) -> None:
 @on_the_real_server
 def test_stream_ids_never_go_back_over_a_reopening(opened: Scripts) -> None:
     opened.submit(("alice", "1", 5))
-    (last,) = ids(opened)
-    opened.run("fence", [KEYS.meta], "T")
+    (last,) = deliver(opened, 1)
+    trim(opened, [last], first=1, last=1)
+    opened.fence("T")
     opened.run("open", SWAP, "T", 2, 1, "0-1", GROUP, str(LAYOUT), 1, 0)
 
     opened.submit(("alice", "2", 5))
@@ -184,14 +279,15 @@ def test_stream_ids_never_go_back_over_a_reopening(opened: Scripts) -> None:
 @on_the_real_server
 @pytest.mark.parametrize(
     "changed",
-    [{1: 1}, {1: 0}, {1: "x"}, {2: -1}, {3: "later"}, {5: "1:2"}, {6: 2}, {7: "x"}],
+    [{1: 1}, {1: 0}, {1: "x"}, {2: -1}, {2: 4}, {3: "later"}, {5: "1:2"}, {6: 2}, {7: "x"}],
 )
 def test_opening_with_wrong_arguments_changes_nothing(
     opened: Scripts, changed: dict[int, object]
 ) -> None:
-    opened.run("fence", [KEYS.meta], "T")
+    opened.client.hset(KEYS.meta, "seq", 5)
+    opened.fence("T")
     before = opened.snapshot()
-    args: list[object] = ["T", 2, 0, "0-0", GROUP, str(LAYOUT), 1, 0]
+    args: list[object] = ["T", 2, 5, "0-0", GROUP, str(LAYOUT), 1, 0]
     for place, value in changed.items():
         args[place] = value
 
@@ -201,9 +297,71 @@ def test_opening_with_wrong_arguments_changes_nothing(
 
 @on_the_real_server
 def test_an_incomplete_shadow_is_not_opened(opened: Scripts) -> None:
-    opened.run("fence", [KEYS.meta], "T")
+    opened.fence("T")
     opened.run("restore", [KEYS.meta, KEYS.shadow], "T", 1, 5, "alice")
 
     refusal = opened.refuses("open", SWAP, "T", 2, 0, "0-0", GROUP, str(LAYOUT), 1, 2)
 
     assert refusal.startswith("FENCE ")
+
+
+@on_the_real_server
+@pytest.mark.parametrize("delivered", [0, 1, 2])
+def test_a_stream_with_what_is_not_committed_is_not_opened_over(
+    opened: Scripts, delivered: int
+) -> None:
+    opened.submit(("alice", "1", 5), ("bob", "1", 5))
+    if delivered:
+        deliver(opened, delivered)
+    opened.fence("T")
+    before = opened.snapshot()
+
+    refusal = opened.refuses("open", SWAP, "T", 2, 9, "0-0", GROUP, str(LAYOUT), 1, 0)
+
+    assert refusal.startswith("LAG ")
+    assert opened.snapshot() == before
+
+
+@on_the_real_server
+def test_a_stream_without_its_group_is_not_opened_over(opened: Scripts) -> None:
+    opened.submit(("alice", "1", 5))
+    opened.client.xgroup_destroy(KEYS.events, GROUP)
+    opened.fence("T")
+
+    refusal = opened.refuses("open", SWAP, "T", 2, 9, "0-0", GROUP, str(LAYOUT), 1, 0)
+
+    assert refusal.startswith("LAG ")
+
+
+def test_of_two_copies_of_the_catalogue_the_later_one_stays(scripts: Scripts) -> None:
+    def mirror(seen: int, **points: int) -> int:
+        flat = [value for pair in points.items() for value in pair]
+        return scripts.run("mirror", [ACTIONS], seen, "told", *flat)
+
+    assert mirror(0, win=10, old=1) == 1
+    assert mirror(1, win=20) == 2
+
+    refusal = scripts.refuses("mirror", [ACTIONS], 1, "told", "win", 10)
+
+    assert refusal.startswith("STALE ")
+    held = {text(k): text(v) for k, v in scripts.client.hgetall(ACTIONS).items()}
+    assert held == {"win": "20", ":version": "2"}
+
+
+@pytest.mark.parametrize(
+    "args", [(), (0,), ("x", "told"), (0, "told", "win"), (0, "t", "win", "x")]
+)
+def test_a_copy_of_the_catalogue_wants_points(scripts: Scripts, args: tuple[object, ...]) -> None:
+    assert scripts.refuses("mirror", [ACTIONS], *args).startswith("BADARG ")
+
+
+def test_a_catalogue_of_another_type_is_replaced(scripts: Scripts) -> None:
+    scripts.client.set(ACTIONS, "rubbish")
+
+    assert scripts.run("mirror", [ACTIONS], 0, "told", "win", 10) == 1
+    assert scripts.client.hgetall(ACTIONS)
+
+
+@on_the_real_server
+def test_the_history_is_named_by_the_replication_id(scripts: Scripts) -> None:
+    assert scripts.history == scripts.client.info("replication")["master_replid"]

@@ -5,6 +5,10 @@ import pytest
 from scoreboard.model import SCORE_MAX, unpack_score
 from tests.support.scripts import KEYS, Scripts, text
 
+from .conftest import on_the_real_server
+
+pytestmark = on_the_real_server
+
 ALL = [KEYS.board, KEYS.events, KEYS.meta, KEYS.changes]
 Truth = tuple[str, int, list[str]]
 
@@ -12,7 +16,7 @@ Truth = tuple[str, int, list[str]]
 def repair(
     scripts: Scripts, *truths: Truth, committed: str = "0-0", seq: int = 0, dry: int = 0
 ) -> list[list[object]]:
-    rows = scripts.run("repair", ALL, 1, committed, seq, dry, *flat(truths))
+    rows = scripts.run("repair", ALL, scripts.history, 1, seq, committed, dry, *flat(truths))
     return [[text(row[0]), *row[1:]] for row in rows]
 
 
@@ -149,35 +153,108 @@ def test_a_user_whom_redis_lost_comes_back(played: Scripts) -> None:
 @pytest.mark.parametrize(
     ("args", "code"),
     [
-        ((1, "soon", 0, 0, "alice", 1, 0), "BADARG"),
-        ((1, "0-0", 0, 0, "alice", 1), "BADARG"),
-        ((1, "0-0", 0, 0, "alice", 1, 2, "bob"), "BADARG"),
-        ((1, "0-0", 0, 0, "alice", "x", 0), "BADARG"),
-        ((1, "0-0", 0, 0, *(("alice", 1, 0) * 65)), "BADARG"),
-        ((2, "0-0", 0, 0, "alice", 1, 0), "EPOCH"),
-        ((1, "0-0", 0, 0, "bob", 20, 0, "alice", SCORE_MAX, 0), "RANGE"),
+        ((1, 3, "soon", 0, "alice", 1, 0), "BADARG"),
+        ((1, "x", "0-0", 0, "alice", 1, 0), "BADARG"),
+        ((1, 3, "0-0", 0, "alice", 1), "BADARG"),
+        ((1, 3, "0-0", 0, "alice", 1, 2, "bob"), "BADARG"),
+        ((1, 3, "0-0", 0, "alice", "x", 0), "BADARG"),
+        ((1, 3, "0-0", 0, *(("alice", 1, 0) * 65)), "BADARG"),
+        ((2, 3, "0-0", 0, "alice", 1, 0), "STALE"),
+        ((1, 1, "0-0", 0, "alice", 1, 0), "STALE"),
+        ((1, 4, "0-0", 0, "alice", 1, 0), "STALE"),
+        ((1, 3, "0-0", 0, "bob", 20, 0, "alice", SCORE_MAX, 0), "RANGE"),
     ],
 )
 def test_refusals_leave_everything_as_it_was(
     played: Scripts, args: tuple[object, ...], code: str
 ) -> None:
+    played.client.hset(KEYS.meta, "committed", "1:2")
     before = played.snapshot()
 
-    assert played.refuses("repair", ALL, *args).startswith(f"{code} ")
+    assert played.refuses("repair", ALL, played.history, *args).startswith(f"{code} ")
     assert played.snapshot() == before
 
 
-def test_too_long_a_stream_is_refused(played: Scripts) -> None:
+def test_a_caller_that_read_the_stream_of_another_server_is_refused(played: Scripts) -> None:
+    refusal = played.refuses("repair", ALL, "0123", 1, 3, "0-0", 0, "alice", 1, 0)
+
+    assert refusal.startswith("STALE ")
+
+
+def test_a_flusher_that_was_overtaken_sets_no_score_back(played: Scripts) -> None:
+    """It held the position at seq 3 and stood still; another one committed 100 more and cut."""
+    committed = last_id(played)
+    played.submit(("alice", "2", 100))
+    played.client.xtrim(KEYS.events, maxlen=0)
+    played.client.hset(KEYS.meta, "committed", "1:4")
+
+    refusal = played.refuses("repair", ALL, played.history, 1, 3, committed, 0, "alice", 30, 0)
+
+    assert refusal.startswith("STALE ")
+    assert scores(played)[0] == ("alice", 130)
+
+
+@pytest.mark.parametrize("odd", [float("inf"), float("-inf"), -5, 1.5, 25 * 2**21 + 0.5, 2.0**60])
+def test_what_is_no_packed_score_is_set_anew(played: Scripts, odd: float) -> None:
+    played.client.zadd(KEYS.board, {"alice": odd})
+
+    (found,) = repair(played, ("alice", 25, []), committed=last_id(played), seq=3, dry=1)
+    (done,) = repair(played, ("alice", 25, []), committed=last_id(played), seq=3)
+
+    assert found[0] == "differs"
+    assert (done[0], done[2]) == ("corrected", 25)
+    assert scores(played)[0] == ("alice", 25)
+
+
+def test_a_member_with_no_points_that_redis_lost_comes_back(played: Scripts) -> None:
+    (done,) = repair(played, ("zoe", 0, []), committed=last_id(played), seq=3)
+
+    assert done == ["corrected", 0, 0, 0]
+    assert scores(played)[-1] == ("zoe", 0)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"u": "alice", "a": "1", "d": "7"},
+        {"q": "9", "u": "alice", "d": "7", "s": "1", "e": "1"},
+        {"q": "9", "u": "alice", "a": "1", "d": "1e1", "s": "1", "e": "1"},
+        {"q": "x", "u": "alice", "a": "1", "d": "7", "s": "1", "e": "1"},
+    ],
+)
+def test_entries_that_the_flusher_parks_add_nothing(
+    played: Scripts, fields: dict[str, str]
+) -> None:
+    committed = last_id(played)
+    played.client.xadd(KEYS.events, fields)
+
+    assert repair(played, ("alice", 30, []), committed=committed, seq=3) == [
+        ["unchanged", 0, 30, 0]
+    ]
+
+
+def test_more_than_a_script_may_add_up_is_refused(played: Scripts) -> None:
     played.cap = 5000
     for start in range(0, 1024, 64):
         played.submit(*((f"user{number}", "1", 1) for number in range(start, start + 64)))
 
-    assert played.refuses("repair", ALL, 1, "0-0", 0, 0, "alice", 1, 0).startswith("LAG ")
+    refusal = played.refuses("repair", ALL, played.history, 1, 0, "0-0", 0, "alice", 1, 0)
+
+    assert refusal.startswith("LAG ")
+
+
+def test_what_the_caller_added_up_is_not_added_again(played: Scripts) -> None:
+    played.submit(("alice", "2", 7))
+    up_to = last_id(played)
+    played.submit(("alice", "3", 1))
+
+    assert repair(played, ("alice", 37, []), committed=up_to, seq=3) == [["unchanged", 0, 38, 0]]
 
 
 def test_an_empty_or_fenced_partition_is_refused(scripts: Scripts) -> None:
-    assert scripts.refuses("repair", ALL, 1, "0-0", 0, 0, "a", 1, 0).startswith("UNINIT ")
+    call = (scripts.history, 1, 0, "0-0", 0, "a", 1, 0)
+    assert scripts.refuses("repair", ALL, *call).startswith("UNINIT ")
     scripts.open()
-    scripts.run("fence", [KEYS.meta], "T")
+    scripts.fence("T")
 
-    assert scripts.refuses("repair", ALL, 1, "0-0", 0, 0, "a", 1, 0).startswith("FENCED ")
+    assert scripts.refuses("repair", ALL, *call).startswith("FENCED ")

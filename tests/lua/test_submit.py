@@ -134,7 +134,7 @@ def test_an_emptied_redis_accepts_nothing(scripts: Scripts) -> None:
 
 def test_a_fenced_partition_accepts_nothing_not_even_replays(opened: Scripts) -> None:
     opened.submit(("alice", "win:1", 10))
-    opened.run("fence", [KEYS.meta], "T")
+    opened.fence("T")
     before = opened.snapshot()
     keys, args = opened.submit_call(("alice", "win:1", 10))
 

@@ -74,7 +74,7 @@ class BoardMachine(RuleBasedStateMachine):
 
     @rule()
     def fence(self) -> None:
-        assert self.scripts.run("fence", [KEYS.meta], "T") == [self.epoch, self.seq]
+        assert self.scripts.fence("T") == [self.epoch, self.seq]
         self.is_open = False
 
     @rule(count=st.integers(1, 10))
@@ -83,7 +83,8 @@ class BoardMachine(RuleBasedStateMachine):
         got = self.client.xreadgroup(GROUP, "one", {KEYS.events: ">"}, count=count)
         if got:
             ids = [position for position, _ in got[0][1]]
-            args = (GROUP, ids[-1], self.epoch, self.seq, *ids)
+            first, last = self.stream[0][0], self.stream[len(ids) - 1][0]
+            args = (GROUP, self.scripts.history, self.epoch, ids[-1], first, last, *ids)
             assert self.scripts.run("trim", TRIM, *args) == len(ids)
             del self.stream[: len(ids)]
 
@@ -91,7 +92,7 @@ class BoardMachine(RuleBasedStateMachine):
     def reseed(self) -> None:
         """Drain, then put the same history back under a new epoch."""
         self.flush(10_000)
-        self.scripts.run("fence", [KEYS.meta], "T")
+        self.scripts.fence("T")
         ranked = sorted(self.scores, key=lambda user: (self.scores[user], self.arrivals[user]))
         slots: dict[int, int] = {}
         page: list[object] = []

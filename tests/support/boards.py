@@ -6,6 +6,11 @@ from scoreboard.live import Live
 from scoreboard.model import SLOT_COUNT, Board, Partition, pack
 
 
+async def fence(live: Live, partition: Partition, token: str) -> tuple[int, int]:
+    """Fence a partition as it stands, in the name of a token."""
+    return await live.fence(partition, token, await live.state(partition))
+
+
 async def open_board(
     live: Live, board: Board | None = None, *, scores: Sequence[tuple[str, int]] = ()
 ) -> Board:
@@ -16,7 +21,7 @@ async def open_board(
     board = board or Board()
     for number in range(board.layout.partitions):
         partition = Partition(board.name, number)
-        epoch, seq = await live.fence(partition, "test")
+        epoch, seq = await fence(live, partition, "test")
         page = [
             (pack(score, SLOT_COUNT - 1 - place), user)
             for place, (user, score) in enumerate(scores if number == 0 else ())

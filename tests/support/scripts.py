@@ -43,12 +43,25 @@ class Scripts:
             self.client.hset(KEYS.meta, mapping=facts | {"public": 1})
             self.client.xgroup_create(KEYS.events, GROUP, "0-0", mkstream=True)
             return
-        self.run("fence", [KEYS.meta], "T")
+        self.fence("T")
         self.run(
             "open",
             [KEYS.board, KEYS.shadow, KEYS.events, KEYS.meta, KEYS.changes],
             *("T", epoch, seq, "0-0", GROUP, str(LAYOUT), 1, members),
         )
+
+    def fence(self, token: str) -> Reply:
+        """Fence in the name of a token, whatever the partition holds."""
+        epoch, seq, fence = (text(one or b"") for one in self._facts("epoch", "seq", "fence"))
+        return self.run("fence", [KEYS.meta], token, epoch if epoch and seq else 0, fence, -1)
+
+    @property
+    def history(self) -> str:
+        """The history of writes that this server continues."""
+        return text(self.run("history", []))
+
+    def _facts(self, *names: str) -> Any:
+        return self.client.hmget(KEYS.meta, *names)
 
     def submit_call(
         self, *actions: tuple[Any, ...], generation: int | None = None, layout: str | None = None

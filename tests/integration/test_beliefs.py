@@ -1,0 +1,278 @@
+"""Whoever stands still between reading and writing does no harm when it goes on.
+
+A lease or a lock may have ended meanwhile, another flusher or operator may have finished the work,
+or another server may have taken over. Each test stops a caller at such a point, lets the world move
+on, and releases it.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from flusher.corrector import correct
+from flusher.lane import Lane
+from flusher.writer import Writer
+from scoreboard.errors import DatabaseUnavailable, Outdated, ScoreboardError
+from scoreboard.keys import GROUP, PartitionKeys
+from scoreboard.live import Live
+from scoreboard.mirror import mirror_catalogue
+from scoreboard.model import Action, Board, Partition, unpack_score
+from scoreboard.postgres import connect
+from scoreboard.reseed import SESSION, reseed
+from scoreboard.settings import Secret, Settings
+from tests.support.eventually import eventually_async
+from tests.support.flushing import (
+    act,
+    check_books,
+    flushing,
+    is_drained,
+    live_of,
+    make_board,
+    query,
+)
+from tests.support.servers import OwnValkey
+
+MAIN = Partition("main")
+KEYS = PartitionKeys(MAIN)
+
+
+@pytest.fixture
+def settings(redis_url: str, database_url: str) -> Settings:
+    return Settings(
+        redis_url=Secret(redis_url),
+        database_url=Secret(database_url),
+        flusher_metrics_port=0,
+        flush_linger_ms=0,
+    )
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator["redis.Redis[str]"]:
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        yield client
+
+
+@pytest.fixture
+async def live(settings: Settings) -> AsyncIterator[Live]:
+    async with live_of(settings) as live:
+        yield live
+
+
+class Halting:
+    """Stands in for a Live and stops its caller before one kind of call."""
+
+    def __init__(self, live: Live, method: str) -> None:
+        self._live = live
+        self._method = method
+        self.is_reached = asyncio.Event()
+        self.may_go_on = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._live, name)
+        if name != self._method:
+            return method
+
+        async def halted(*args: Any, **options: Any) -> Any:
+            if not options.get("is_dry"):
+                self.is_reached.set()
+                await self.may_go_on.wait()
+            return await method(*args, **options)
+
+        return halted
+
+
+def end_sessions(settings: Settings, name: str) -> None:
+    """End sessions of PostgreSQL as its time-outs or a failover would."""
+    query(
+        settings,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE application_name = %s AND datname = current_database()",
+        f"scoreboard-{name}",
+    )
+
+
+def score_of(client: "redis.Redis[str]", user: str) -> int:
+    return unpack_score(int(client.zscore(KEYS.board, user) or 0))
+
+
+async def test_an_overtaken_corrector_sets_nobody_back(
+    settings: Settings, live: Live, client: "redis.Redis[str]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stood before its correction; another flusher corrected, and committed 100 more."""
+    await make_board(settings)
+    first = Action("alice", "win:1", 10)
+    with monkeypatch.context() as patch:
+
+        async def corrects_nothing(*_: object) -> bool:
+            return True
+
+        patch.setattr("flusher.lane.correct", corrects_nothing)
+        async with flushing(settings):
+            await act(settings, first)
+            await eventually_async(lambda: is_drained(settings))
+            for key in client.keys("*:seen:*"):
+                client.delete(key)
+            await act(settings, first)
+            await eventually_async(lambda: is_drained(settings))
+    halting: Any = Halting(live, "repair")
+    writer = await Writer.open(settings, MAIN)
+    overtaken = asyncio.create_task(correct(writer, halting, MAIN, 1))
+    await halting.is_reached.wait()
+    end_sessions(settings, "flusher")
+    async with flushing(settings):
+        await eventually_async(lambda: score_of(client, "alice") == 10)
+        await act(settings, Action("alice", "win:2", 100))
+        await eventually_async(lambda: is_drained(settings))
+
+        halting.may_go_on.set()
+        with pytest.raises((Outdated, DatabaseUnavailable)):
+            await overtaken
+        await writer.aclose()
+
+        assert score_of(client, "alice") == 110
+        await eventually_async(lambda: is_drained(settings))
+    check_books(settings, [("alice", "win:1", 10), ("alice", "win:2", 100)])
+
+
+async def test_an_overtaken_operator_fences_nobody(
+    settings: Settings, live: Live, client: "redis.Redis[str]"
+) -> None:
+    await make_board(settings)
+    halting: Any = Halting(live, "fence")
+    older = await connect(settings, name="older", **SESSION)
+    overtaken = asyncio.create_task(reseed(halting, older, Board(), [0], actor="older"))
+    await halting.is_reached.wait()
+    end_sessions(settings, "older")
+    async with await connect(settings, name="newer", **SESSION) as newer:
+        await eventually_async(
+            lambda: (
+                query(
+                    settings,
+                    "SELECT 1 FROM pg_locks l JOIN"
+                    " pg_database d ON d.oid = l.database AND d.datname = current_database()"
+                    " WHERE locktype = 'advisory'",
+                )
+                == []
+            )
+        )
+        await reseed(live, newer, Board(), [0], actor="newer")
+
+    halting.may_go_on.set()
+    with pytest.raises(Outdated):
+        await overtaken
+    await older.close()
+
+    assert client.hget(KEYS.meta, "state") == "open"
+    assert client.hget(KEYS.meta, "epoch") == "2"
+
+
+async def test_an_operator_who_fences_over_a_killed_run_is_let_pass(
+    settings: Settings, live: Live, client: "redis.Redis[str]"
+) -> None:
+    await make_board(settings)
+    client.hset(KEYS.meta, mapping={"state": "fenced", "fence": "killed:0123"})
+
+    async with await connect(settings, name="newer", **SESSION) as connection:
+        await reseed(live, connection, Board(), [0], actor="jürgen müller")
+
+    assert client.hget(KEYS.meta, "state") == "open"
+
+
+@pytest.mark.parametrize("sign", ["rewind", "gap"])
+async def test_an_overtaken_flusher_fences_nobody(
+    sign: str, settings: Settings, live: Live, client: "redis.Redis[str]"
+) -> None:
+    """It saw a rewind or a gap and stood still; the successor has repaired it since."""
+    await make_board(settings)
+    seen = await live.state(MAIN)
+    changes = {"rewind": {"epoch": 2}, "gap": {"committed": "1:9", "seq": 9}}
+    client.hset(KEYS.meta, mapping=changes[sign])
+
+    with pytest.raises(Outdated):
+        await live.fence(MAIN, f"flusher:{sign}", seen, committed=8)
+
+    assert client.hget(KEYS.meta, "state") == "open"
+
+
+async def test_an_older_copy_of_the_catalogue_never_replaces_a_newer_one(
+    settings: Settings, live: Live
+) -> None:
+    query(settings, "INSERT INTO actions VALUES ('win', 10, TRUE)")
+    halting: Any = Halting(live, "mirror_actions")
+    older = await connect(settings, name="older")
+    overtaken = asyncio.create_task(mirror_catalogue(halting, older))
+    await halting.is_reached.wait()
+    end_sessions(settings, "older")
+    query(settings, "UPDATE actions SET points = 20")
+    async with await connect(settings, name="newer") as newer:
+        await mirror_catalogue(live, newer)
+
+    halting.may_go_on.set()
+    with pytest.raises(ScoreboardError):
+        await overtaken
+    await older.close()
+
+    assert await live.points() == {"win": 20}
+
+
+async def test_entries_that_an_overtaken_flusher_took_are_committed_without_new_ones(
+    settings: Settings, client: "redis.Redis[str]"
+) -> None:
+    await make_board(settings)
+    async with flushing(settings) as flusher:
+        await act(settings, Action("alice", "win:1", 10))
+        await eventually_async(lambda: is_drained(settings))
+        # The read of a flusher that does not know yet that its lease has ended.
+        taken = asyncio.create_task(
+            asyncio.to_thread(
+                client.xreadgroup, GROUP, "leader", {KEYS.events: ">"}, count=10, block=5000
+            )
+        )
+        lane: Lane = flusher.lanes[0]
+        while not taken.done():
+            await act(settings, Action("alice", f"win:{client.hget(KEYS.meta, 'seq')}2", 10))
+        assert await taken
+        assert lane.status.position is not None
+
+        await eventually_async(lambda: is_drained(settings), within_s=8)
+
+
+async def test_what_was_read_from_another_server_is_acknowledged_only_after_it_was_read_again(
+    database_url: str, own_valkey: OwnValkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start gives the server a new history, as a failover does."""
+    valkey = own_valkey()
+    settings = Settings(
+        redis_url=Secret(valkey.url), database_url=Secret(database_url), flusher_metrics_port=0
+    )
+    await make_board(settings)
+    is_reached, may_go_on = asyncio.Event(), asyncio.Event()
+    trim = Live.trim
+    cuts: list[object] = []
+
+    async def halting(self: Live, *args: Any, **options: Any) -> int:
+        is_reached.set()
+        await may_go_on.wait()
+        try:
+            cut = await trim(self, *args, **options)
+        except ScoreboardError as error:
+            cuts.append(error)
+            raise
+        cuts.append(cut)
+        return cut
+
+    monkeypatch.setattr(Live, "trim", halting)
+    async with flushing(settings):
+        await act(settings, Action("alice", "win:1", 10), Action("bob", "win:1", 10))
+        await is_reached.wait()
+        valkey.kill()
+        await asyncio.to_thread(valkey.start)
+        may_go_on.set()
+        await eventually_async(lambda: is_drained(settings), within_s=10)
+
+    assert any(isinstance(cut, Outdated) for cut in cuts)
+    assert cuts[-1] == 2
+    check_books(settings, [("alice", "win:1", 10), ("bob", "win:1", 10)])

@@ -1,0 +1,259 @@
+"""Corrections, verify and repair under load: thousands of actions wait for PostgreSQL meanwhile."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+import redis
+
+from flusher.corrector import correct
+from flusher.writer import Writer
+from scoreboard.dispatcher import Dispatcher
+from scoreboard.errors import Busy, NotInTime
+from scoreboard.keys import PartitionKeys
+from scoreboard.live import Live
+from scoreboard.model import Action, Board, Partition, pack, unpack_score
+from scoreboard.postgres import connect
+from scoreboard.redis_client import make_client
+from scoreboard.repair import repair
+from scoreboard.reseed import SESSION, silent
+from scoreboard.settings import Secret, Settings
+from scoreboard.verify import Drift, Verdict, verify
+from tests.support.eventually import eventually_async
+from tests.support.flushing import (
+    act,
+    check_books,
+    dispatching,
+    flushing,
+    is_drained,
+    live_of,
+    make_board,
+    query,
+)
+
+MAIN = Partition("main")
+KEYS = PartitionKeys(MAIN)
+LAG = 3000
+Client = redis.Redis
+
+
+@pytest.fixture
+def settings(redis_url: str, database_url: str) -> Settings:
+    return Settings(
+        redis_url=Secret(redis_url),
+        database_url=Secret(database_url),
+        flusher_metrics_port=0,
+        flush_linger_ms=0,
+        dispatch_waiting=10_000,
+    )
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[Client]:
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        yield client
+
+
+@pytest.fixture
+async def live(settings: Settings) -> AsyncIterator[Live]:
+    async with live_of(settings) as live:
+        yield live
+
+
+def many(count: int, *, users: int = 200, prefix: str = "lag") -> list[Action]:
+    return [Action(f"user{n % users}", f"{prefix}:{n}", 1) for n in range(count)]
+
+
+async def flushed(settings: Settings, *actions: Action) -> None:
+    async with flushing(settings):
+        await act(settings, *actions)
+        await eventually_async(lambda: is_drained(settings), within_s=20)
+
+
+async def verified(settings: Settings, *, sample: int | None = None) -> Verdict:
+    client = make_client(settings, name="test")
+    try:
+        async with await connect(settings, name="test", **SESSION) as connection:
+            return await verify(client, connection, Board(), sample=sample, report=silent)
+    finally:
+        await client.aclose()
+
+
+@asynccontextmanager
+async def playing(dispatcher: Dispatcher, *, players: int = 20) -> AsyncIterator[None]:
+    """Act without a pause, a few thousand times a second, until the block ends."""
+    is_over = False
+
+    async def play(player: int) -> None:
+        number = 0
+        while not is_over:
+            number += 1
+            await dispatcher.submit("main", Action(f"user{player}", f"play:{number}", 1))
+
+    async with asyncio.TaskGroup() as tasks:
+        for player in range(players):
+            tasks.create_task(play(player))
+        try:
+            yield
+        finally:
+            is_over = True
+
+
+async def test_verify_and_repair_complete_while_thousands_wait(
+    settings: Settings, live: Live, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scoreboard.verify.CATCH_UP_S", 1.0)
+    await make_board(settings)
+    await flushed(settings, *many(200, prefix="first"))
+    await act(settings, *many(LAG))
+    async with dispatching(settings) as dispatcher, playing(dispatcher):
+        assert (await verified(settings)).is_sound
+        client.zadd(KEYS.board, {"user199": pack(5, 0), "ghost": pack(7, 0)})
+        client.zrem(KEYS.board, "user198")
+
+        verdict = await verified(settings)
+        async with await connect(settings, name="test") as connection:
+            done = await repair(
+                live, connection, Board(), verdict.drifted, actor="me", report=silent
+            )
+
+        assert {one.user_id for one in verdict.drifted} == {"user199", "ghost", "user198"}
+        assert {one.user_id: one.change for one in done} == {
+            "user199": 1 + LAG // 200 - 5,
+            "ghost": -7,
+            "user198": 1 + LAG // 200,
+        }
+        assert (await verified(settings)).is_sound
+
+
+async def test_late_duplicates_are_corrected_while_thousands_wait(
+    settings: Settings, live: Live, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await make_board(settings)
+    first = many(200, prefix="first")
+    await flushed(settings, *first)
+    for key in client.keys("*:seen:*"):
+        client.delete(key)
+    async with uncorrected(monkeypatch):
+        await flushed(settings, *first[:90])
+    await act(settings, *many(LAG))
+
+    writer = await Writer.open(settings, MAIN)
+    pages = 0
+    while await correct(writer, live, MAIN, 1):
+        pages += 1
+        # The flusher does this with the corrections' own records: the stream stays as long here.
+        query(settings, "UPDATE rejected_events SET corrected_at = now() WHERE user_id IN"
+              " (SELECT user_id FROM rejected_events WHERE corrected_at IS NULL"
+              " ORDER BY user_id LIMIT 64)")  # fmt: skip
+        assert pages < 10
+    await writer.aclose()
+
+    for number in range(90):
+        packed = int(client.zscore(KEYS.board, f"user{number}"))
+        assert unpack_score(packed) == 1 + LAG // 200
+    async with flushing(settings):
+        await eventually_async(lambda: is_drained(settings), within_s=20)
+    check_books(settings, [(a.user_id, a.action_id, a.delta) for a in [*first, *many(LAG)]])
+
+
+@asynccontextmanager
+async def uncorrected(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    async def corrects_nothing(*_: object) -> bool:
+        return True
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flusher.lane.correct", corrects_nothing)
+        yield
+
+
+async def test_a_running_flusher_corrects_under_steady_load(
+    settings: Settings, client: Client
+) -> None:
+    await make_board(settings)
+    first = many(200, prefix="first")
+    await flushed(settings, *first)
+    for key in client.keys("*:seen:*"):
+        client.delete(key)
+    async with dispatching(settings) as dispatcher, flushing(settings):
+        await asyncio.gather(*(dispatcher.submit("main", one) for one in many(LAG)))
+        async with playing(dispatcher):
+            await asyncio.gather(*(dispatcher.submit("main", one) for one in first))
+            await eventually_async(lambda: are_corrected(settings, 200), within_s=20)
+        await eventually_async(lambda: is_drained(settings), within_s=20)
+    check_books(settings)
+
+
+def are_corrected(settings: Settings, count: int) -> bool:
+    ((late, still_open),) = query(
+        settings,
+        "SELECT count(*), count(*) FILTER (WHERE corrected_at IS NULL) FROM rejected_events"
+        " WHERE reason = 'late_duplicate'",
+    )
+    return (late, still_open) == (count, 0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_who_acted_while_thousands_wait_keeps_the_place_that_is_due(
+    seed: int, settings: Settings, live: Live, client: Client
+) -> None:
+    """Many stand at few scores; some drift; when all is flushed PostgreSQL ranks as Redis does."""
+    chance = random.Random(seed)
+    await make_board(settings)
+    await flushed(settings, *(Action(f"user{n}", "first", chance.randint(1, 4)) for n in range(60)))
+    fill = [Action(f"filler{n % 50}", f"fill:{n}", 1000) for n in range(1500)]
+    moves = [
+        Action(f"user{chance.randrange(60)}", f"move:{n}", chance.choice([1, 1, 2]))
+        for n in range(60)
+    ]
+    async with dispatching(settings) as dispatcher:
+        for start in range(0, 60, 10):
+            await asyncio.gather(
+                *(dispatcher.submit("main", one) for one in fill[start * 25 : start * 25 + 250])
+            )
+            for one in moves[start : start + 10]:
+                await asyncio.gather(dispatcher.submit("main", one), return_exceptions=True)
+    for user in chance.sample(range(60), 12):
+        client.zadd(
+            KEYS.board, {f"user{user}": pack(chance.randint(30, 39), chance.randrange(2**21))}
+        )
+
+    drifted = (await verified(settings)).drifted
+    async with await connect(settings, name="test") as connection:
+        await repair(live, connection, Board(), drifted, actor="me", report=silent)
+    async with flushing(settings):
+        await eventually_async(lambda: is_drained(settings), within_s=20)
+    assert drifted
+    check_books(settings)
+
+
+@pytest.mark.parametrize("sample", [None, 20])
+async def test_a_drift_that_looks_like_the_committed_score_is_found(
+    sample: int | None, settings: Settings, client: Client
+) -> None:
+    """Alice's last action is not committed, and Redis has lost it again."""
+    await make_board(settings)
+    await flushed(settings, Action("alice", "first", 5))
+    await act(settings, Action("alice", "second", 3))
+    client.zadd(KEYS.board, {"alice": pack(5, 0)})
+
+    verdict = await verified(settings, sample=sample)
+
+    assert verdict.drifted == (Drift("alice", 0, 5, 8),)
+
+
+async def test_more_than_can_be_added_up_is_said(
+    settings: Settings, live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scoreboard.live.ENTRIES_MAX", 1000)
+    monkeypatch.setattr("scoreboard.verify.CATCH_UP_S", 0.3)
+    await make_board(settings)
+    await flushed(settings, Action("alice", "first", 1))
+    await act(settings, *many(2100))
+
+    with pytest.raises(Busy, match="More than 1000"):
+        await live.tail(MAIN, epoch=1, seq=1, stream_id="0-1")
+    with pytest.raises(NotInTime, match="More than 1000"):
+        await verified(settings)
