@@ -67,7 +67,7 @@ class Api:
             pool=self._pool,
         )
         self._commits = (
-            Commits(self._live, limit_s=settings.commit_timeout_s)
+            Commits(self._live, self._dispatcher, limit_s=settings.commit_timeout_s)
             if settings.acknowledge == "committed"
             else None
         )

@@ -97,7 +97,7 @@ class Updates:
         try:
             receipt = await self._dispatcher.submit(board, action)
             if self._commits is not None:
-                await self._commits.wait(board, action.user_id, receipt.seq)
+                receipt = await self._commits.confirm(board, action, receipt)
         except ScoreboardError as error:
             outcome = _OUTCOMES.get(type(error))
             if outcome is not None:

@@ -3,7 +3,7 @@
 -- KEYS      1 board zset · 2 events stream · 3 meta hash · 4 changes channel · 5+ seen hash
 -- ARGV      1 generation int, the one the caller built its seen keys from · 2 layout · 3 cap int · 4+ user, action, digest, delta int, stated 0 or 1, request id, pair int: which pair of seen keys
 -- BELIEFS   the keys are those of this moment and board: generation and layout are compared
--- RETURNS   per action, in order: outcome, delta, score, seq
+-- RETURNS   per action, in order: outcome, delta, score, seq, committed 0 or 1: this very change is known to be in PostgreSQL
 -- OUTCOMES  applied replayed conflict busy range
 -- REFUSES   UNINIT no epoch, seq or layout · FENCED not accepting · LAYOUT other layout, the second word is the right one · BUCKET other generation, the second word is Redis's time in s · BADARG arguments
 -- WRITES    board events meta seen
@@ -51,7 +51,7 @@ local function whole(text)
   local number = tonumber(string.match(text or '', '^%d+$'))
   return number and number < 2 ^ 53 and number or nil
 end
-local facts = redis.call('HMGET', meta, 'epoch', 'state', 'seq', 'layout')
+local facts = redis.call('HMGET', meta, 'epoch', 'state', 'seq', 'layout', 'committed')
 local epoch, state, seq = whole(facts[1]), facts[2], whole(facts[3])
 local seen_seconds = whole(string.match(facts[4] or '', '^%d+:(%d+):%d+$'))
 if not epoch or epoch < 1 or not seq or not seen_seconds or seen_seconds < 1 then
@@ -71,6 +71,8 @@ end
 for i = 5, #KEYS do
   redis.call('HLEN', KEYS[i])
 end
+local known_epoch, known = string.match(facts[5] or '', '^(%d+):(%d+)$')
+local committed = whole(known_epoch) == epoch and whole(known) or 0
 local room = cap - redis.call('XLEN', events)
 -- Packed score of the last watched row; nobody is below it while rows are free.
 local last_watched = redis.call('ZRANGE', board, WATCHED_TOP - 1, WATCHED_TOP - 1, 'REV', 'WITHSCORES')
@@ -96,15 +98,15 @@ for i = 1, count do
     if action.stated and memory.delta ~= action.delta then
       outcome = 'conflict'
     end
-    replies[i] = { outcome, memory.delta, memory.score, memory.seq }
+    replies[i] = { outcome, memory.delta, memory.score, memory.seq, memory.seq <= committed and 1 or 0 }
   else
     local before = tonumber(redis.call('ZSCORE', board, action.user))
     local held = math.max(0, math.min(math.floor((before or 0) / SLOT_COUNT), SCORE_MAX))
     local score = held + action.delta
     if room < 1 then
-      replies[i] = { 'busy', action.delta, held, 0 }
+      replies[i] = { 'busy', action.delta, held, 0, 0 }
     elseif score < 0 or score > SCORE_MAX then
-      replies[i] = { 'range', action.delta, held, 0 }
+      replies[i] = { 'range', action.delta, held, 0, 0 }
     else
       -- First to reach a score stays ahead: take the slot below the lowest one in use there.
       local floor = score * SLOT_COUNT
@@ -131,7 +133,7 @@ for i = 1, count do
       if packed >= threshold or (before and before >= threshold) then
         visible = true
       end
-      replies[i] = { 'applied', action.delta, score, seq }
+      replies[i] = { 'applied', action.delta, score, seq, 0 }
     end
   end
 end

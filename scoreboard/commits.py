@@ -1,8 +1,12 @@
 """Lets callers wait until PostgreSQL has committed what Redis accepted.
 
 The api uses it with ``SCOREBOARD_ACKNOWLEDGE=committed``. The flusher says in the partition's meta
-how far it is; one reader per process looks there while anybody waits, however many wait. What
-stays true: nobody is told "committed" who is not, and every wait ends.
+how far it is; one reader per process looks there while anybody waits, however many wait. That is
+only a hint: after a failover the same epoch and seq may be another user's action. So the action is
+then submitted again, and Redis says at once, of one moment and one history of writes, whether it
+remembers this very action and whether its seq is committed (docs/decisions/0042).
+
+What stays true: nobody is told "committed" who is not, and every wait ends.
 """
 
 import asyncio
@@ -11,9 +15,10 @@ from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Final
 
+from scoreboard.dispatcher import Dispatcher
 from scoreboard.errors import OutcomeUnknown, ScoreboardError
 from scoreboard.live import Live, PartitionState
-from scoreboard.model import Partition, partition_of
+from scoreboard.model import Action, Partition, Receipt, partition_of
 
 LOOK_EVERY_S: Final = 0.01
 """Between two looks while somebody waits; the flusher commits every few tens of milliseconds."""
@@ -27,6 +32,12 @@ class _Watch:
         self.epoch = 0
         self.waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._given_up = 0
+        self._highest = 0
+
+    def add(self, order: int, seq: int, future: "asyncio.Future[None]") -> None:
+        """Let a future wait for a seq."""
+        heappush(self.waiting, (seq, order, future))
+        self._highest = max(self._highest, seq)
 
     def forget(self) -> None:
         """Note that somebody gave up; drop those when they are the most: outages may be long."""
@@ -37,53 +48,56 @@ class _Watch:
             self._given_up = 0
 
     def move(self, state: PartitionState) -> None:
-        """Let go whose seq is committed; in a new epoch, everybody, as their action may be lost."""
-        if self.epoch and state.epoch != self.epoch:
-            for _, _, future in self.waiting:
-                if not future.done():
-                    future.set_exception(OutcomeUnknown())
-            self.waiting.clear()
+        """Wake whose seq is committed; everybody after a reseed or on a Redis that is older."""
+        is_new = bool(self.epoch) and state.epoch != self.epoch
         self.epoch = state.epoch
         while self.waiting and self.waiting[0][0] <= state.committed_seq:
-            future = heappop(self.waiting)[2]
-            if not future.done():
-                future.set_result(None)
+            _wake(heappop(self.waiting)[2])
+        if is_new or state.seq < self._highest:
+            self._highest = 0
+            while self.waiting:
+                _wake(heappop(self.waiting)[2])
+
+
+def _wake(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 class Commits:
-    """Waits for commits. Run ``run`` in a task group; ``wait`` from anywhere."""
+    """Waits for commits. Run ``run`` in a task group; ``confirm`` from anywhere."""
 
-    def __init__(self, live: Live, *, limit_s: float) -> None:
+    def __init__(self, live: Live, dispatcher: Dispatcher, *, limit_s: float) -> None:
         """``limit_s`` is the longest wait of a caller."""
         self._live = live
+        self._dispatcher = dispatcher
         self._limit_s = limit_s
         self._partitions: dict[str, int] = {}
         self._watches: dict[Partition, _Watch] = {}
         self._order = count()
         self._is_needed = asyncio.Event()
 
-    async def wait(self, board: str, user_id: str, seq: int) -> None:
-        """Wait until the action that got ``seq`` is in PostgreSQL.
+    async def confirm(self, board: str, action: Action, receipt: Receipt) -> Receipt:
+        """Wait until an action is in PostgreSQL; give its lasting answer.
 
-        Raises OutcomeUnknown where it is not within the limit, or the partition began a new epoch:
-        the action counts in Redis, and a repeat of it waits again.
+        That is another one than ``receipt`` where Redis lost the action and it was applied again.
+
+        Raises OutcomeUnknown where it is not known within the limit: the action counts in Redis,
+        and a repeat of it waits again.
         """
         try:
             async with asyncio.timeout(self._limit_s):
-                partition = Partition(board, partition_of(user_id, await self._count(board)))
-                watch = self._watches.setdefault(partition, _Watch(partition))
-                future = asyncio.get_running_loop().create_future()
-                heappush(watch.waiting, (seq, next(self._order), future))
-                self._is_needed.set()
-                try:
-                    await future
-                finally:
-                    if future.cancelled():
-                        watch.forget()
+                while not receipt.committed:
+                    await self._reach(board, action.user_id, receipt.seq)
+                    again = await self._dispatcher.submit(board, action)
+                    is_repeat = receipt.replayed and again.replayed
+                    receipt = Receipt(again.score, again.seq, is_repeat, again.committed)
         except (TimeoutError, ScoreboardError) as error:
+            self._partitions.pop(board, None)  # a reseed may have given the board another layout
             raise OutcomeUnknown(
                 "The action counts, but is not in the database yet: repeat it to be sure"
             ) from error
+        return receipt
 
     async def run(self) -> None:
         """Look for commits while anybody waits, until cancelled."""
@@ -99,6 +113,19 @@ class Commits:
                 if watch.waiting:
                     self._is_needed.set()
             await asyncio.sleep(LOOK_EVERY_S)
+
+    async def _reach(self, board: str, user_id: str, seq: int) -> None:
+        """Wait until the committed position has reached a seq, or that seq may be another's."""
+        partition = Partition(board, partition_of(user_id, await self._count(board)))
+        watch = self._watches.setdefault(partition, _Watch(partition))
+        future = asyncio.get_running_loop().create_future()
+        watch.add(next(self._order), seq, future)
+        self._is_needed.set()
+        try:
+            await future
+        finally:
+            if future.cancelled():
+                watch.forget()
 
     async def _count(self, board: str) -> int:
         known = self._partitions.get(board)

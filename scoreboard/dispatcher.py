@@ -72,6 +72,7 @@ class _Outcome(Struct, frozen=True, array_like=True):
     delta: int
     score: int
     seq: int
+    committed: int
 
 
 class _Entry:
@@ -338,7 +339,12 @@ def _resolve(entries: Sequence[_Entry], reply: Any) -> None:  # noqa: ANN401 (ch
         match outcome.word:
             case "applied" | "replayed":
                 entry.future.set_result(
-                    Receipt(outcome.score, outcome.seq, outcome.word == "replayed")
+                    Receipt(
+                        outcome.score,
+                        outcome.seq,
+                        outcome.word == "replayed",
+                        outcome.committed == 1,
+                    )
                 )
             case "conflict":
                 entry.future.set_exception(

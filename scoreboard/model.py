@@ -161,11 +161,15 @@ class Action(Struct, frozen=True):
 
 
 class Receipt(Struct, frozen=True):
-    """The lasting answer to an action: the user's score after it, and its place in the stream."""
+    """The lasting answer to an action: the user's score after it, and its place in the stream.
+
+    ``committed``: when Redis answered, PostgreSQL was known to have this very change.
+    """
 
     score: int
     seq: int
     replayed: bool
+    committed: bool = False
 
 
 class Row(Struct, frozen=True, rename="camel"):

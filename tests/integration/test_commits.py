@@ -1,21 +1,38 @@
 """Waiting for PostgreSQL: who is told, who is not, and that every wait ends."""
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
+from cli.embedded import EmbeddedValkey
 from scoreboard.commits import Commits
+from scoreboard.dispatcher import Dispatcher
 from scoreboard.errors import OutcomeUnknown
 from scoreboard.keys import PartitionKeys
 from scoreboard.live import Live
-from scoreboard.model import Action, Receipt
+from scoreboard.model import Action, Board, Receipt
+from scoreboard.postgres import connect
+from scoreboard.reseed import SESSION, reseed
 from scoreboard.settings import Secret, Settings
 from tests.support.api import StartApi
-from tests.support.boards import fence
 from tests.support.eventually import eventually_async
-from tests.support.flushing import MAIN, act, flushing, live_of, make_board, positions
+from tests.support.flushing import (
+    MAIN,
+    act,
+    dispatching,
+    flushing,
+    is_drained,
+    live_of,
+    make_board,
+    positions,
+    query,
+)
+from tests.support.servers import OwnValkey
 
 
 @pytest.fixture
@@ -25,67 +42,200 @@ def settings(redis_url: str, database_url: str) -> Settings:
     )
 
 
+class Waiting(NamedTuple):
+    """A dispatcher, and the waits for what it submitted."""
+
+    dispatcher: Dispatcher
+    commits: Commits
+
+    async def act(self, user: str, action: str = "1") -> Receipt:
+        return await self.dispatcher.submit("main", Action(user, action, 5))
+
+    async def confirm(self, user: str, receipt: Receipt, action: str = "1") -> Receipt:
+        return await self.commits.confirm("main", Action(user, action, 5), receipt)
+
+
 @asynccontextmanager
-async def waiting(live: Live, *, limit_s: float = 10.0) -> AsyncIterator[Commits]:
-    commits = Commits(live, limit_s=limit_s)
-    task = asyncio.create_task(commits.run())
-    try:
-        yield commits
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
+async def waiting(
+    settings: Settings, live: Live, *, limit_s: float = 10.0
+) -> AsyncIterator[Waiting]:
+    async with dispatching(settings) as dispatcher:
+        commits = Commits(live, dispatcher, limit_s=limit_s)
+        task = asyncio.create_task(commits.run())
+        try:
+            yield Waiting(dispatcher, commits)
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+
+def waits(commits: Commits) -> int:
+    return sum(len(watch.waiting) for watch in commits._watches.values())
 
 
 async def test_who_waits_is_told_when_postgres_has_it(settings: Settings) -> None:
     await make_board(settings)
-    async with live_of(settings) as live, waiting(live) as commits:
-        (first, second) = await act(settings, Action("alice", "1", 5), Action("bob", "1", 5))
-        assert isinstance(first, Receipt)
-        assert isinstance(second, Receipt)
-        waits = [
-            asyncio.create_task(commits.wait("main", user, receipt.seq))
+    async with live_of(settings) as live, waiting(settings, live) as one:
+        first, second = await one.act("alice"), await one.act("bob")
+        tasks = [
+            asyncio.create_task(one.confirm(user, receipt))
             for user, receipt in [("bob", second), ("alice", first), ("alice", first)]
         ]
-        await asyncio.wait(waits, timeout=0.1)
-        assert not any(task.done() for task in waits), "nobody has committed anything"
+        await eventually_async(lambda: waits(one.commits) == 3)
+        assert not any(task.done() for task in tasks), "nobody has committed anything"
 
         async with flushing(settings):
-            await asyncio.gather(*waits)
+            told = await asyncio.gather(*tasks)
 
         assert positions(settings) == {0: 2}
-        await commits.wait("main", "alice", first.seq)
+        assert {(receipt.seq, receipt.replayed, receipt.committed) for receipt in told} == {
+            (1, False, True),
+            (2, False, True),
+        }
+        again = await one.act("alice")
+        assert (again.replayed, again.committed) == (True, True)
+        assert await one.confirm("alice", again) == again
 
 
 async def test_a_wait_ends_and_says_that_it_is_not_known(settings: Settings) -> None:
     await make_board(settings)
-    async with live_of(settings) as live, waiting(live, limit_s=0.1) as commits:
-        (receipt,) = await act(settings, Action("alice", "1", 5))
-        assert isinstance(receipt, Receipt)
+    async with live_of(settings) as live, waiting(settings, live, limit_s=0.1) as one:
+        receipt = await one.act("alice")
 
         for _ in range(3):
             with pytest.raises(OutcomeUnknown):
-                await commits.wait("main", "alice", receipt.seq)
+                await one.confirm("alice", receipt)
 
-        assert [watch.waiting for watch in commits._watches.values()] == [[]], "nothing piles up"
+        assert waits(one.commits) == 0, "nothing piles up"
 
 
-async def test_in_a_new_epoch_nobody_is_told_that_an_action_of_the_old_one_is_safe(
+async def reseeded(settings: Settings) -> None:
+    async with (
+        await connect(settings, name="test", **SESSION) as connection,
+        live_of(settings) as live,
+    ):
+        await reseed(live, connection, Board(), [0], actor="test")
+
+
+async def test_a_reseed_confirms_what_the_ledger_has_and_what_is_lost_is_applied_again(
     settings: Settings,
 ) -> None:
     await make_board(settings)
-    async with live_of(settings) as live, waiting(live) as commits:
-        (receipt,) = await act(settings, Action("alice", "1", 5))
-        assert isinstance(receipt, Receipt)
-        wait = asyncio.create_task(commits.wait("main", "alice", receipt.seq))
-        await eventually_async(lambda: any(watch.epoch == 1 for watch in commits._watches.values()))
-        await fence(live, MAIN, "test")
-        await live._client.delete(PartitionKeys(MAIN).events)  # as where its disk was lost
-        await live.restore(MAIN, "test", [], first=True)
-        board = await live.board("main")
-        await live.open(MAIN, "test", board, epoch=2, seq=receipt.seq, stream_id="0-0", members=0)
+    async with live_of(settings) as live, waiting(settings, live) as one:
+        kept = await one.act("alice")
+        async with flushing(settings):
+            await eventually_async(lambda: is_drained(settings))
+        lost = await one.act("bob")
+        tasks = [
+            asyncio.create_task(one.confirm(user, receipt))
+            for user, receipt in [("alice", kept), ("bob", lost)]
+        ]
+        await eventually_async(lambda: waits(one.commits) == 1)
+        await live._client.delete(PartitionKeys(MAIN).events)  # as where the disk was lost
+        async with flushing(settings):
+            await reseeded(settings)
+            told = await asyncio.gather(*tasks)
 
-        with pytest.raises(OutcomeUnknown):
-            await wait
+        assert [(receipt.seq, receipt.replayed) for receipt in told] == [(1, False), (3, False)]
+        ledger = query(settings, "SELECT action_id, epoch, seq FROM score_events ORDER BY seq")
+        assert ledger == [("1", 1, 1), ("1", 2, 3)]
+
+
+class Failing:
+    """A Redis that fails over to a replica behind: its state is kept, and brought back."""
+
+    def __init__(self, server: EmbeddedValkey, kept: Path) -> None:
+        self._server = server
+        self._kept = kept
+        self._files = server.folder.path / "appendonlydir"
+
+    async def keep(self) -> None:
+        self._server.stop()
+        shutil.copytree(self._files, self._kept)
+        await asyncio.to_thread(self._server.start)
+
+    async def fail_over(self) -> None:
+        self._server.kill()
+        shutil.rmtree(self._files)
+        shutil.copytree(self._kept, self._files)
+        await asyncio.to_thread(self._server.start)
+
+
+@pytest.fixture
+async def failing(
+    own_valkey: OwnValkey, database_url: str, tmp_path: Path
+) -> tuple[Settings, Failing]:
+    server = own_valkey()
+    settings = Settings(
+        redis_url=Secret(server.url), database_url=Secret(database_url), flusher_metrics_port=0
+    )
+    await make_board(settings)
+    await act(settings, Action("carol", "1", 5))
+    async with flushing(settings):
+        await eventually_async(lambda: is_drained(settings))
+    failing = Failing(server, tmp_path / "kept")
+    await failing.keep()
+    return settings, failing
+
+
+async def test_another_users_action_of_the_same_seq_confirms_nobody(
+    failing: tuple[Settings, Failing],
+) -> None:
+    """Alice's action got seq 2 and was lost; Bob's got seq 2 on the server behind."""
+    settings, redis = failing
+    async with live_of(settings) as live, waiting(settings, live) as one:
+        lost = await one.act("alice")
+        await redis.fail_over()
+        other = await one.act("bob")
+        assert lost.seq == other.seq
+        async with flushing(settings):
+            told = await one.confirm("alice", lost)
+            assert query(settings, "SELECT count(*) FROM score_events") == [(3,)]
+
+    assert (told.score, told.seq, told.replayed, told.committed) == (5, 3, False, True)
+
+
+async def test_a_failover_between_the_look_and_the_confirmation_confirms_nobody(
+    failing: tuple[Settings, Failing], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The position says that seq 2 is committed; by then another server answers."""
+    settings, redis = failing
+    reach = Commits._reach
+    looks = 0
+
+    async def reach_and_fail(self: Commits, *args: Any) -> None:
+        nonlocal looks
+        await reach(self, *args)
+        looks += 1
+        if looks == 1:
+            await redis.fail_over()
+
+    monkeypatch.setattr(Commits, "_reach", reach_and_fail)
+    async with live_of(settings) as live, waiting(settings, live, limit_s=20) as one:
+        receipt = await one.act("alice")
+        async with flushing(settings):
+            told = await one.confirm("alice", receipt)
+            assert told.committed
+            assert looks >= 2, "what the first look said was not believed"
+            rows = "SELECT count(*) FROM score_events WHERE action_id = '1'"
+            assert query(settings, rows) == [(2,)]
+            again = await one.act("alice")
+    assert (again.score, again.replayed, again.committed) == (5, True, True)
+
+
+async def test_a_wait_whose_seq_redis_has_lost_goes_on_at_once(
+    failing: tuple[Settings, Failing],
+) -> None:
+    settings, redis = failing
+    async with live_of(settings) as live, waiting(settings, live) as one:
+        receipts = [await one.act("alice", str(n)) for n in range(5)]
+        last = asyncio.create_task(one.confirm("alice", receipts[-1], "4"))
+        await eventually_async(lambda: waits(one.commits) == 1)
+        await redis.fail_over()
+        async with flushing(settings):
+            told = await last
+
+    assert (told.score, told.seq) == (5, 2), "the four before it are lost with their server"
 
 
 async def test_the_api_answers_once_postgres_has_the_action(
@@ -109,6 +259,6 @@ async def test_the_api_answers_once_postgres_has_the_action(
 
 
 async def test_a_board_that_is_not_loaded_is_not_waited_for_without_end(settings: Settings) -> None:
-    async with live_of(settings) as live, waiting(live) as commits:
+    async with live_of(settings) as live, waiting(settings, live) as one:
         with pytest.raises(OutcomeUnknown):
-            await commits.wait("main", "alice", 1)
+            await one.confirm("alice", Receipt(5, 1, replayed=False))

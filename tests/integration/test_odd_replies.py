@@ -31,7 +31,7 @@ from scoreboard.feed import Feed
 from scoreboard.frames import Leaderboard
 from scoreboard.keys import ACTIONS, GROUP, PartitionKeys
 from scoreboard.live import Live, PartitionState, Truth
-from scoreboard.model import Action, Board, Layout, Partition, Row
+from scoreboard.model import Action, Board, Layout, Partition, Receipt, Row
 from scoreboard.redis_client import check_durability, make_client
 from scoreboard.relay import Relay
 from scoreboard.reseed import silent
@@ -66,7 +66,7 @@ class Calls:
         live = self.live = Live(text)
         census = Census(text)
         consumer = Consumer(raw, live, MAIN, timeout_s=settings.redis_timeout_s)
-        self.commits = Commits(live, limit_s=LIMIT_S)
+        self.commits = Commits(live, dispatcher, limit_s=LIMIT_S)
         self.limiter = Limiter(settings)
         board = Board("main", Layout(2, 60, 2))
         self.table: dict[str, Call] = {
@@ -102,7 +102,9 @@ class Calls:
             "ensure_group": consumer.ensure_group,
             "start_over": consumer.start_over,
             "durability": lambda: check_durability(text),
-            "committed": lambda: self.commits.wait("main", "alice", 1),
+            "committed": lambda: self.commits.confirm(
+                "main", Action("alice", "win:1", 1), Receipt(1, 1, replayed=False)
+            ),
             "limit": lambda: self.limiter.take(ALICE, trusted=False),
             "mirror": lambda: live.mirror_actions({"win": 1}, seen=0),
             "catalogue_version": live.catalogue_version,

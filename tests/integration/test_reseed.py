@@ -105,7 +105,7 @@ async def test_an_action_of_the_seen_window_replays_and_a_new_one_goes_on(
         replay = await dispatcher.submit("main", Action("alice", "win:1", 30))
         fresh = await dispatcher.submit("main", Action("alice", "win:3", 7))
 
-    assert replay == Receipt(30, 1, replayed=True)
+    assert replay == Receipt(30, 1, replayed=True, committed=True)
     assert fresh == Receipt(42, 3, replayed=False)
 
 

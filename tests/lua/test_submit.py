@@ -25,6 +25,29 @@ def test_a_replay_answers_with_the_first_score_and_changes_nothing(opened: Scrip
     assert opened.snapshot() == before
 
 
+@pytest.mark.parametrize(
+    ("committed", "known"),
+    [
+        (None, [0, 0, 0]),
+        ("1:0", [0, 0, 0]),
+        ("1:1", [1, 0, 0]),
+        ("1:2", [1, 1, 0]),
+        ("2:9", [0, 0, 0]),
+        ("1:x", [0, 0, 0]),
+    ],
+)
+def test_a_replay_says_whether_its_change_is_committed(
+    opened: Scripts, committed: str | None, known: list[int]
+) -> None:
+    opened.submit(("alice", "win:1", 10), ("bob", "win:1", 10))
+    opened.client.hdel(KEYS.meta, "committed")
+    if committed:
+        opened.client.hset(KEYS.meta, "committed", committed)
+    keys, args = opened.submit_call(*((user, "win:1", 10) for user in ("alice", "bob", "new")))
+
+    assert [row[4] for row in opened.run("submit", keys, *args)] == known
+
+
 def test_a_repeat_within_one_call_counts_once(opened: Scripts) -> None:
     rows = opened.submit(("alice", "win:1", 10), ("alice", "win:1", 10), ("bob", "win:1", 10))
 

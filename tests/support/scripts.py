@@ -82,7 +82,7 @@ class Scripts:
 
     def submit(self, *actions: tuple[Any, ...], **options: Any) -> list[list[Any]]:
         keys, args = self.submit_call(*actions, **options)
-        return [[text(row[0]), *row[1:]] for row in self.run("submit", keys, *args)]
+        return [[text(row[0]), *row[1:4]] for row in self.run("submit", keys, *args)]
 
     def board(self) -> list[tuple[str, int]]:
         rows = self.client.zrange(KEYS.board, 0, -1, desc=True, withscores=True)
