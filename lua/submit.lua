@@ -8,11 +8,13 @@
 -- REFUSES   UNINIT no epoch, seq or layout · FENCED not accepting · LAYOUT other layout, the second word is the right one · BUCKET other generation, the second word is Redis's time in s · BADARG arguments
 -- WRITES    board events meta seen
 -- EMITS     to changes, once, if the watched top can differ
--- COST      O(n log N), n actions ≤ 64, N members
+-- COST      O(n log N), n actions ≤ 64, N members; where a score runs out of slots, 16 moves more per action
 
 local WATCHED_TOP = 10
 local SCORE_MAX = 2147483647
 local SLOT_COUNT = 2097152
+local SWEEP_BELOW = SLOT_COUNT / 4
+local MOVES = 16
 local FIELDS_PER_ACTION = 7
 
 -- unpack
@@ -71,18 +73,60 @@ end
 for i = 5, #KEYS do
   redis.call('HLEN', KEYS[i])
 end
-local known_epoch, known = string.match(facts[5] or '', '^(%d+):(%d+)$')
-local committed = whole(known_epoch) == epoch and whole(known) or 0
 local room = cap - redis.call('XLEN', events)
 -- Packed score of the last watched row; nobody is below it while rows are free.
 local last_watched = redis.call('ZRANGE', board, WATCHED_TOP - 1, WATCHED_TOP - 1, 'REV', 'WITHSCORES')
 local threshold = tonumber(last_watched[2]) or -1
 
 -- What cannot be read is no memory: the action counts anew, and the ledger refuses the repeat.
+local committed -- seq, once it is asked for
 local function recall(text)
-  local delta, score, at = string.match(text or '', '^(-?%d+):(%d+):(%d+)$')
+  local delta, score, at = string.match(text, '^(-?%d+):(%d+):(%d+)$')
   score, at = whole(score), whole(at)
-  return score and at and { delta = tonumber(delta), score = score, seq = at }
+  if not score or not at then
+    return nil
+  end
+  if not committed then
+    local known_epoch, known = string.match(facts[5] or '', '^(%d+):(%d+)$')
+    committed = whole(known_epoch) == epoch and whole(known) or 0
+  end
+  return { delta = tonumber(delta), score = score, seq = at, committed = at <= committed and 1 or 0 }
+end
+
+local function next_slot(score)
+  local floor = score * SLOT_COUNT
+  local lowest = redis.call('ZRANGE', board, string.format('%.0f', floor),
+    string.format('%.0f', floor + SLOT_COUNT - 1), 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
+  return lowest[2] and math.floor(tonumber(lowest[2])) - floor - 1 or SLOT_COUNT - 1
+end
+
+-- Slots of those who left are free, and a score runs out of them below. So a sweep goes from the best
+-- member of the score to the last one, some at each arrival, and moves each up to the slot below the
+-- one it moved before: nobody's place changes. It returns whether a watched row has moved.
+local function sweep(score)
+  local floor, field = score * SLOT_COUNT, string.format('sweep:%.0f', score)
+  local frontier = math.min(whole(redis.call('HGET', meta, field)) or SLOT_COUNT, SLOT_COUNT)
+  local members = redis.call('ZRANGE', board, string.format('(%.0f', floor + frontier),
+    string.format('%.0f', floor), 'BYSCORE', 'REV', 'LIMIT', 0, MOVES, 'WITHSCORES')
+  local is_over, is_watched = #members < 2 * MOVES, false
+  for i = 1, #members, 2 do
+    local packed, due = tonumber(members[i + 1]), floor + frontier - 1
+    if packed > due then -- they share the last slot: there is no room
+      is_over = true
+      break
+    end
+    if packed < due then
+      redis.call('ZADD', board, string.format('%.0f', due), members[i])
+      is_watched = is_watched or due >= threshold
+    end
+    frontier = frontier - 1
+  end
+  if is_over then
+    redis.call('HDEL', meta, field)
+  else
+    redis.call('HSET', meta, field, string.format('%.0f', frontier))
+  end
+  return is_watched
 end
 
 -- decide and write, action by action: each sees what those before it did
@@ -91,14 +135,14 @@ local visible, wrote = false, false
 for i = 1, count do
   local action = actions[i]
   local current, previous = KEYS[3 + 2 * action.pair], KEYS[4 + 2 * action.pair]
-  local memory = recall(redis.call('HGET', current, action.digest))
-    or recall(redis.call('HGET', previous, action.digest))
+  local remembered = redis.call('HGET', current, action.digest) or redis.call('HGET', previous, action.digest)
+  local memory = remembered and recall(remembered)
   if memory then
     local outcome = 'replayed'
     if action.stated and memory.delta ~= action.delta then
       outcome = 'conflict'
     end
-    replies[i] = { outcome, memory.delta, memory.score, memory.seq, memory.seq <= committed and 1 or 0 }
+    replies[i] = { outcome, memory.delta, memory.score, memory.seq, memory.committed }
   else
     local before = tonumber(redis.call('ZSCORE', board, action.user))
     local held = math.max(0, math.min(math.floor((before or 0) / SLOT_COUNT), SCORE_MAX))
@@ -109,18 +153,15 @@ for i = 1, count do
       replies[i] = { 'range', action.delta, held, 0, 0 }
     else
       -- First to reach a score stays ahead: take the slot below the lowest one in use there.
-      local floor = score * SLOT_COUNT
-      local lowest = redis.call('ZRANGE', board, string.format('%.0f', floor),
-        string.format('%.0f', floor + SLOT_COUNT - 1), 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
-      local slot = SLOT_COUNT - 1
-      if lowest[2] then
-        slot = math.max(math.floor(tonumber(lowest[2])) - floor - 1, 0)
+      local slot = next_slot(score)
+      if slot < SWEEP_BELOW then
+        visible = sweep(score) or visible
+        slot = math.max(next_slot(score), 0)
       end
-      local packed = floor + slot
+      local packed = score * SLOT_COUNT + slot
       seq = seq + 1
       room = room - 1
       wrote = true
-      local remembered = string.format('%.0f:%.0f:%.0f', action.delta, score, seq)
       local record = { 'q', seq, 'u', action.user, 'a', action.id, 'd', action.delta, 's', score, 'e', epoch }
       if action.request ~= '' then
         record[13], record[14] = 't', action.request
@@ -128,7 +169,7 @@ for i = 1, count do
       -- First what can fail on a stream that somebody else has filled with rubbish.
       redis.call('XADD', events, '*', unpack(record))
       redis.call('ZADD', board, string.format('%.0f', packed), action.user)
-      redis.call('HSET', current, action.digest, remembered)
+      redis.call('HSET', current, action.digest, string.format('%.0f:%.0f:%.0f', action.delta, score, seq))
       touched[current] = true
       if packed >= threshold or (before and before >= threshold) then
         visible = true

@@ -122,12 +122,20 @@ def test_who_comes_to_zero_again_is_kept_on_the_board(opened: Scripts) -> None:
     assert opened.board() == [("alice", pack(0, SLOT_COUNT - 1))]
 
 
-def test_the_last_slot_of_a_score_is_shared(opened: Scripts) -> None:
-    opened.client.zadd(KEYS.board, {"last": pack(7, 0)})
+def test_a_score_that_runs_out_of_slots_recovers_those_of_users_who_left(opened: Scripts) -> None:
+    opened.client.zadd(KEYS.board, {f"u{n:02}": pack(7, 60 - n) for n in range(41)})
 
     opened.submit(("late", "1", 7))
+    first = dict(opened.board())
+    opened.submit(("later", "1", 7), ("last", "1", 7))
 
-    assert dict(opened.board())["late"] == pack(7, 0)
+    assert first["u15"] == pack(7, SLOT_COUNT - 16), "sixteen are moved at a time"
+    assert first["u16"] == pack(7, 44)
+    assert first["late"] == pack(7, 19)
+    order = [user for user, _ in opened.board()]
+    assert order == [*(f"u{n:02}" for n in range(41)), "late", "later", "last"]
+    assert dict(opened.board())["last"] == pack(7, SLOT_COUNT - 44)
+    assert "sweep:7" not in [text(field) for field in opened.client.hkeys(KEYS.meta)]
 
 
 def test_every_seen_key_has_a_time_to_live_that_is_not_prolonged(opened: Scripts) -> None:

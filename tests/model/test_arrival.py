@@ -1,0 +1,180 @@
+"""Order of arrival at one score, on a script with few slots: exact within the limit, then by name.
+
+The script's text is the real one; only the number of slots and of moves is smaller, so that users
+come and go for many times the number of slots.
+"""
+
+import random
+import re
+from collections.abc import Iterator
+
+import pytest
+import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from scoreboard import resources
+from scoreboard.model import SLOT_COUNT
+from tests.support.scripts import KEYS, Scripts
+
+SLOTS, MOVES = 40, 4
+LIMIT = SLOTS * (MOVES - 1) // (MOVES + 1)
+"""Users who may stand on a score at once with an exact order, however many come and go."""
+
+HERE = 1
+AWAY = 50
+"""Whoever leaves goes to a score of their own, from here on."""
+
+
+class Small(Scripts):
+    """Runs submit.lua with few slots; every name is another one and says nothing of its age."""
+
+    def __init__(self, client: "redis.Redis[str]") -> None:
+        super().__init__(client, is_real=True)
+        self.cap = 10**9
+        text = resources.script("submit").decode()
+        for name, value in [("SLOT_COUNT", SLOTS), ("MOVES", MOVES)]:
+            text, count = re.subn(rf"(?m)^local {name} = \d+$", f"local {name} = {value}", text)
+            assert count == 1
+        self._text = text
+        self._chance = random.Random(5)
+        self._count = 0
+        self.standing: list[str] = []
+
+    def run(self, name: str, keys: list[str], *args: object) -> object:
+        text = self._text if name == "submit" else resources.script(name).decode()
+        return self.client.eval(text, len(keys), *keys, *args)
+
+    def arrive(self, count: int = 1) -> None:
+        for start in range(0, count, 64):
+            users = [f"{self._chance.getrandbits(40):010x}" for _ in range(min(64, count - start))]
+            self.submit(*((user, "came", HERE) for user in users))
+            self.standing += users
+
+    def leave(self, place: int) -> None:
+        user = self.standing.pop(place)
+        self._count += 1
+        self.submit((user, "left", AWAY + self._count))
+
+    def here(self) -> list[str]:
+        rows = self.client.zrange(KEYS.board, 0, -1, desc=True, withscores=True)
+        return [user.decode() for user, packed in rows if int(packed) // SLOTS == HERE]
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator["redis.Redis[str]"]:
+    with redis.Redis.from_url(redis_url) as client:
+        yield client
+
+
+def start(client: "redis.Redis[str]") -> Small:
+    client.flushall()
+    small = Small(client)
+    small.open()
+    return small
+
+
+LEAVING = st.sampled_from(["first", "last", "middle", "any", "nobody", "half"])
+PHASES = st.lists(st.tuples(LEAVING, st.integers(1, 60), st.integers(1, LIMIT)), max_size=6)
+
+
+@pytest.mark.timeout(180)
+def test_the_order_of_arrival_is_exact_however_many_come_and_go(
+    client: "redis.Redis[str]",
+) -> None:
+    @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(phases=PHASES, seed=st.integers(0, 2**32))
+    def check(phases: list[tuple[str, int, int]], seed: int) -> None:
+        small, chance = start(client), random.Random(seed)
+        for leaving, arrivals, most in phases:
+            for _ in range(arrivals):
+                while len(small.standing) >= most or (
+                    small.standing and leaving != "nobody" and chance.random() < 0.3
+                ):
+                    small.leave(place_of(leaving, len(small.standing), chance))
+                small.arrive()
+                assert len(small.standing) <= LIMIT
+            assert small.here() == small.standing
+
+    check()
+
+
+def place_of(leaving: str, count: int, chance: random.Random) -> int:
+    match leaving:
+        case "first":
+            return 0
+        case "last":
+            return count - 1
+        case "middle":
+            return count // 2
+        case "half":
+            return chance.randrange((count + 1) // 2)
+        case _:
+            return chance.randrange(count)
+
+
+@pytest.mark.parametrize("leaving", ["first", "last", "middle", "any", "half"])
+@pytest.mark.parametrize("standing", [1, 2, LIMIT // 2, LIMIT - 1, LIMIT])
+def test_at_the_limit_a_score_never_runs_out(
+    client: "redis.Redis[str]", leaving: str, standing: int
+) -> None:
+    """Twenty times as many come as there are slots, and always as many go."""
+    small, chance = start(client), random.Random(3)
+    small.arrive(standing)
+    for _ in range(20 * SLOTS):
+        small.leave(place_of(leaving, len(small.standing), chance))
+        small.arrive()
+    assert small.here() == small.standing
+    assert len({packed for _, packed in small.board()}) == len(small.board()), "one slot each"
+
+
+def test_where_nobody_leaves_every_slot_is_used(client: "redis.Redis[str]") -> None:
+    small = start(client)
+
+    small.arrive(SLOTS)
+
+    assert small.here() == small.standing
+    assert client.zcount(KEYS.board, HERE * SLOTS, HERE * SLOTS) == 1
+
+
+def test_beyond_all_slots_the_last_is_shared_by_name_and_room_is_used_again(
+    client: "redis.Redis[str]",
+) -> None:
+    small = start(client)
+    small.arrive(SLOTS + 5)
+    exact, shared = small.standing[: SLOTS - 1], small.standing[SLOTS - 1 :]
+
+    assert small.here() == [*exact, *sorted(shared, reverse=True)]
+
+    small.standing = small.here()
+    while len(small.standing) > LIMIT // 2:
+        small.leave(0)
+    for _ in range(2 * SLOTS):
+        small.arrive()
+        small.leave(0)
+    assert small.here() == small.standing, "exact again"
+
+
+def test_a_sweep_that_was_left_alone_does_no_harm(client: "redis.Redis[str]") -> None:
+    """Whatever position a sweep is said to have reached, nobody's place changes."""
+    small, chance = start(client), random.Random(9)
+    small.arrive(10)
+    values = ["0", "7", str(SLOTS), "99999", "abc", "-3"]
+    for number in range(10 * SLOTS):
+        small.leave(0)
+        client.hset(KEYS.meta, f"sweep:{HERE}", chance.choice([*values, str(number % SLOTS)]))
+        before = small.here()
+        small.arrive()
+        assert [user for user in small.here() if user != small.standing[-1]] == before
+
+
+def test_the_limit_that_the_docs_state_follows_from_the_constants() -> None:
+    text = resources.script("submit").decode()
+    moves = int(re.findall(r"local MOVES = (\d+)", text)[0])
+    limit = SLOT_COUNT * (moves - 1) // (moves + 1)
+
+    assert limit == 1_850_428
+    # A sweep must end before the slots below its start do.
+    assert "local SWEEP_BELOW = SLOT_COUNT / 4" in text
+    assert (limit - 2) / (moves - 1) < SLOT_COUNT / 4
+    assert (LIMIT - 2) / (MOVES - 1) < SLOTS / 4
