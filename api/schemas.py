@@ -44,7 +44,11 @@ class UpdateReply(Struct, frozen=True, rename="camel"):
 
 
 class RankedUser(Struct, frozen=True, rename="camel", omit_defaults=True):
-    """One row of a ranking; ranks are unique, and who reached a score first stays ahead."""
+    """One row of a ranking; ranks are unique, and who reached a score first stays ahead.
+
+    On a board of several partitions that holds within each; equals of different ones have one
+    order for every reader, not by time.
+    """
 
     rank: Annotated[int, Meta(ge=1)]
     user_id: UserId
@@ -53,7 +57,7 @@ class RankedUser(Struct, frozen=True, rename="camel", omit_defaults=True):
 
 
 class LeaderboardReply(Struct, frozen=True):
-    """A window of the ranking, all of one moment."""
+    """A window of the ranking, of one moment within each partition of the board."""
 
     leaderboard: tuple[RankedUser, ...]
     total: Annotated[int, Meta(ge=0, description="Users on the board.")]

@@ -47,8 +47,10 @@ _UPDATE: Final = (
     "`update:score:any` may state them, and act for other users."
 )
 _LEADERBOARD: Final = (
-    "Rows `offset + 1` to `offset + limit` with the total, all of one moment. Whoever reached a "
-    "score first stays ahead. A board that is public needs no token."
+    "Rows `offset + 1` to `offset + limit` with the total, of one moment within each partition of "
+    "the board (by default it has one). Whoever reached a score first stays ahead; equals of "
+    "different partitions have one order for every reader, not by time. A board that is public "
+    "needs no token."
 )
 _STANDING: Final = (
     "Rank, score and, with `around`, the neighbours: as many to each side, and more on one side "

@@ -1,7 +1,8 @@
 """What Redis knows, now: one typed method per script. Nothing else runs scripts.
 
 Reads may be repeated by the caller at will. Updates go through scoreboard.dispatcher.
-A board of several partitions is merged here: by packed score, then partition number.
+A board of several partitions is merged here: by packed score, then partition number. Each partition
+is read at a moment of its own.
 """
 
 import re
@@ -268,7 +269,7 @@ class Live:
         return Board(name, state.layout, state.is_public)
 
     async def leaderboard(self, board: str, *, offset: int = 0, limit: int = 10) -> Window:
-        """Read rows offset…offset+limit of a board, with total, epoch and seq of the same moment.
+        """Read rows offset…offset+limit of a board, with total, epoch and seq of the same moments.
 
         Raises Uninitialised, RedisUnavailable, ScriptFailed.
         """

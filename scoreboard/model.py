@@ -1,7 +1,7 @@
 """Words of the domain as types: boards, users, actions, packed scores. No I/O.
 
 Standard library and msgspec only. What must hold: packing round-trips, and packed scores order by
-score, then by arrival.
+score, then, within a partition, by arrival.
 """
 
 import hashlib
@@ -181,10 +181,13 @@ class Row(Struct, frozen=True, rename="camel"):
 
 
 class Window(Struct, frozen=True):
-    """A consistent read of part of a ranking.
+    """A read of part of a ranking, of one moment within each partition.
 
-    With several partitions ``epoch`` and ``seq`` are sums, which rise whenever a part does;
-    ``positions`` holds (epoch, seq) of each, because a sum can hide that one went back.
+    Equal scores of one partition stand in order of arrival; those of different partitions by packed
+    score, then partition number, which is the same for every reader and not by time
+    (docs/decisions/0044). With several partitions ``epoch`` and ``seq`` are sums, which rise
+    whenever a part does; ``positions`` holds (epoch, seq) of each, because a sum can hide that one
+    went back.
     """
 
     epoch: int

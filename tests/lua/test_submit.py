@@ -235,6 +235,20 @@ def test_changes_are_announced_once_and_only_when_the_top_can_differ(opened: Scr
     assert announced == ["1:10", "1:12", "1:13"]
 
 
+def test_a_sweep_that_moves_watched_rows_is_announced(opened: Scripts) -> None:
+    """On a board of several partitions it may change the order of equals."""
+    opened.client.zadd(KEYS.board, {f"u{n:02}": pack(7, 100 - n) for n in range(20)})
+    with opened.client.pubsub() as subscription:
+        subscription.subscribe(KEYS.changes)
+        subscription.get_message(timeout=1)
+
+        opened.submit(("late", "1", 7))
+        opened.submit(("later", "1", 7))  # moves those behind the watched rows
+
+        messages = [subscription.get_message(timeout=0.2) for _ in range(2)]
+    assert [text(message["data"]) for message in messages if message] == ["1:1"]
+
+
 def test_packed_scores_are_exact_to_the_last_digit(opened: Scripts) -> None:
     opened.submit(("first", "1", SCORE_MAX), ("second", "1", SCORE_MAX))
 

@@ -1,0 +1,156 @@
+"""Equals of several partitions stand in one order, whoever asks and however.
+
+Within a partition that is the order of arrival; across partitions it is fixed, and not by time.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+
+import pytest
+import redis
+
+from scoreboard.feed import Feed
+from scoreboard.frames import Leaderboard
+from scoreboard.keys import PartitionKeys
+from scoreboard.live import Live
+from scoreboard.model import Action, Board, Layout, Partition, partition_of
+from scoreboard.relay import Relay
+from scoreboard.settings import Secret, Settings
+from tests.support.boards import open_board
+from tests.support.eventually import eventually_async
+from tests.support.flushing import dispatching, live_of
+from tests.support.viewer import Connect, StartStreamer
+
+PARTITIONS = 3
+LAYOUT = Layout(PARTITIONS, 600, 4)
+
+
+@pytest.fixture
+def settings(redis_url: str) -> Settings:
+    return Settings(redis_url=Secret(redis_url), frame_interval_ms=10)
+
+
+@pytest.fixture
+async def live(settings: Settings) -> AsyncIterator[Live]:
+    async with live_of(settings) as live:
+        await open_board(live, Board("main", LAYOUT))
+        yield live
+
+
+async def play(settings: Settings, *, seed: int) -> list[str]:
+    """Let users reach few scores, one after another; give who came, in that order."""
+    chance = random.Random(seed)
+    users = [f"user{chance.getrandbits(32):08x}" for _ in range(40)]
+    async with dispatching(settings) as dispatcher:
+        for user in users:
+            await dispatcher.submit("main", Action(user, "1", chance.choice([5, 5, 5, 7])))
+    return users
+
+
+class Showing:
+    """A listener that keeps the newest frame."""
+
+    frame: Leaderboard | None = None
+
+    def board_changed(self, feed: Feed, noticed_at_s: float) -> None:
+        self.frame = feed.frame
+
+    def status_changed(self, feed: Feed) -> None:
+        pass
+
+    def access_changed(self, feed: Feed) -> None:
+        pass
+
+
+async def frame_of(settings: Settings) -> Leaderboard:
+    """Give what a relay shows its viewers."""
+    showing = Showing()
+    task = asyncio.create_task(Relay(settings, showing, name="test").run())
+    try:
+        await eventually_async(lambda: showing.frame is not None)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert showing.frame is not None
+    return showing.frame
+
+
+async def check_one_order(live: Live, settings: Settings) -> list[tuple[str, int]]:
+    whole = (await live.leaderboard("main", limit=100)).rows
+    for first in range(0, len(whole), 7):
+        page = await live.leaderboard("main", offset=first, limit=7)
+        assert page.rows == whole[first : first + 7]
+    for place, row in enumerate(whole):
+        standing = await live.standing("main", row.user_id, around=3)
+        start = max(0, min(place - 3, len(whole) - 7))
+        assert standing.rank == row.rank == place + 1
+        assert standing.neighbours == whole[start : start + 7]
+    assert (await frame_of(settings)).leaderboard == whole[:10]
+    return [(row.user_id, row.score) for row in whole]
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_list_rank_neighbours_and_frames_show_one_order(
+    seed: int, live: Live, settings: Settings
+) -> None:
+    arrived = await play(settings, seed=seed)
+
+    order = await check_one_order(live, settings)
+
+    for number in range(PARTITIONS):
+        for score in (5, 7):
+            equals = [
+                user
+                for user, held in order
+                if held == score and partition_of(user, PARTITIONS) == number
+            ]
+            assert equals == [user for user in arrived if user in equals], "in order of arrival"
+
+
+async def test_equal_packed_scores_rank_by_the_number_of_the_partition(
+    live: Live, settings: Settings
+) -> None:
+    await play(settings, seed=1)
+    packed = 5 * 2**21 + 1000
+    with redis.Redis.from_url(settings.redis_url.reveal()) as client:
+        for number in range(PARTITIONS):
+            keys = PartitionKeys(Partition("main", number))
+            users = {f"p{number}-{n}": packed - n for n in range(20)}
+            client.zadd(keys.board, users)
+    # Written where they do not belong: only lists and frames find them.
+    whole = (await live.leaderboard("main", limit=100)).rows
+    at = [row.user_id for row in whole].index("p0-0")
+    assert [row.user_id for row in whole[at : at + 6]] == [
+        *(f"p{number}-0" for number in range(PARTITIONS)),
+        *(f"p{number}-1" for number in range(PARTITIONS)),
+    ]
+
+
+async def test_who_was_first_in_time_may_stand_behind_an_equal_of_another_partition(
+    live: Live, settings: Settings
+) -> None:
+    """What the documents say of several partitions, seen to happen."""
+    home = {n: [u for u in map(str, range(50)) if partition_of(u, PARTITIONS) == n] for n in (0, 1)}
+    early, filler, late = home[0][0], home[0][1], home[1][0]
+    async with dispatching(settings) as dispatcher:
+        for user in (filler, early, late):
+            await dispatcher.submit("main", Action(user, "1", 5))
+
+    assert [row.user_id for row in (await live.leaderboard("main")).rows] == [filler, late, early]
+    assert [user for user, _ in await check_one_order(live, settings)] == [filler, late, early]
+
+
+async def test_viewers_of_a_streamer_see_the_order_that_a_read_gives(
+    start_streamer: StartStreamer, connect: Connect, redis_url: str
+) -> None:
+    async with live_of(Settings(redis_url=Secret(redis_url))) as live:
+        await open_board(live, Board("main", LAYOUT))
+    running = await start_streamer(opened=False)
+    await play(running.settings, seed=4)
+    rows = (await running.live.leaderboard("main")).rows
+
+    viewer = await connect(running.port)
+    expected = [{"rank": r.rank, "userId": r.user_id, "score": r.score} for r in rows]
+    while (await viewer.next("leaderboard"))["leaderboard"] != expected:
+        pass
