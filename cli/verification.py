@@ -77,7 +77,7 @@ def verify(*, board: str | None, full: bool, sample: int, as_json: bool, data_di
     say(
         f"Board {board}: {verdict.users} users compared in {verdict.duration_s:.1f} s, "
         f"{len(verdict.drifted)} differ, {len(verdict.known)} are being corrected, "
-        f"{len(verdict.findings)} other findings"
+        f"{_count(verdict)} other findings"
     )
     return 0 if verdict.is_sound else 1
 
@@ -91,6 +91,12 @@ async def _verify(settings: Settings, name: str, sample: int | None, report: Rep
             return await compare(client, connection, board, sample=sample, report=report)
     finally:
         await client.aclose()
+
+
+def _count(verdict: Verdict) -> str:
+    """Say how many findings there are, which may be more than are listed."""
+    more = "more than " if verdict.truncated else ""
+    return f"{more}{len(verdict.findings)}"
 
 
 def _print(verdict: Verdict) -> None:

@@ -117,8 +117,9 @@ async def wait_until_drained(live: Live, partitions: Sequence[Partition], report
         if backlogs != before:
             progress_at = time.monotonic()
         elif time.monotonic() - progress_at > STALL_S:
+            waiting = sum(backlog.entries for backlog in backlogs)
             raise NotInTime(
-                f"The flusher commits nothing; {total} actions wait and the board stays fenced: "
+                f"The flusher commits nothing; {waiting} entries wait and the board stays fenced: "
                 "start the flusher, then reseed again"
             )
     report("drain", total, total)

@@ -67,8 +67,9 @@ class Finding(Struct, frozen=True):
 class Verdict(Struct, frozen=True, kw_only=True):
     """What a verification found.
 
-    ``known`` differ, but their correction is on its way; ``warnings`` is what a test or a trial may
-    have wished for, such as PostgreSQL without fsync.
+    ``users`` counts different users, whichever store has them. ``known`` differ, but their
+    correction is on its way. ``truncated`` names checks that found more than is listed.
+    ``warnings`` is what a test or a trial may have wished for, such as PostgreSQL without fsync.
     """
 
     board: str
@@ -77,6 +78,7 @@ class Verdict(Struct, frozen=True, kw_only=True):
     drifted: tuple[Drift, ...]
     known: tuple[Drift, ...]
     findings: tuple[Finding, ...]
+    truncated: tuple[str, ...]
     warnings: tuple[str, ...]
     duration_s: float
 
@@ -123,7 +125,8 @@ class _Verification:
         self._disordered: list[tuple[str, str]] = []
         self._drifted: list[Drift] = []
         self._known: list[Drift] = []
-        self._findings: list[Finding] = []
+        self._findings: dict[str, list[Finding]] = {}
+        self._truncated: set[str] = set()
         self._warnings: list[str] = []
 
     async def run(self, sample: int | None) -> Verdict:
@@ -131,7 +134,7 @@ class _Verification:
         await self._check_settings()
         sound = [each for each in self._partitions if await self._check_position(each)]
         chosen = await self._compare_all() if sample is None else await self._compare_some(sample)
-        suspects = sum(len(users) for users in self._suspects.values())
+        suspects = sum(len(self._suspects[partition]) for partition in sound)
         judged = 0
         for partition in sound:
             users = sorted(self._suspects[partition])
@@ -148,13 +151,19 @@ class _Verification:
             suspects=suspects,
             drifted=tuple(self._drifted),
             known=tuple(self._known),
-            findings=tuple(self._findings),
+            findings=tuple(one for found in self._findings.values() for one in found),
+            truncated=tuple(sorted(self._truncated)),
             warnings=tuple(self._warnings),
             duration_s=time.monotonic() - started_at,
         )
 
     def _find(self, check: str, detail: str, partition: Partition | None = None) -> None:
-        self._findings.append(Finding(check, detail, partition.number if partition else None))
+        """Note a finding; of one check only so many are listed."""
+        found = self._findings.setdefault(check, [])
+        if len(found) < SHOWN_MAX:
+            found.append(Finding(check, detail, partition.number if partition else None))
+        else:
+            self._truncated.add(check)
 
     async def _check_settings(self) -> None:
         for problem in (await check_durability(self._client)).problems:
@@ -199,6 +208,7 @@ class _Verification:
                     held = await self._compare(partition, page)
                     found[partition] += len(held)
                     self._note_order(partition, held, above)
+                self._users += len(rows)
                 self._report("users", self._users, total)
         for partition in self._partitions:
             if await self._census.count(partition) > found[partition]:
@@ -225,9 +235,12 @@ class _Verification:
             share = max(1, sample // 2 // len(self._partitions))
             members = await self._census.some_members(partition, share)
             known = await ledger.scores_of(self._connection, board, members)
-            self._suspects[partition].update(set(members) - known.keys())
+            strangers = set(members) - known.keys()
+            self._suspects[partition].update(strangers)
             await self._compare(partition, [(user, one.score) for user, one in known.items()])
             chosen.update(known)
+            self._users += len(strangers)
+        self._users += len(chosen)
         self._report("users", self._users, self._users)
         return sorted(chosen)
 
@@ -255,7 +268,6 @@ class _Verification:
                 self._suspects[partition].add(user)
             if packed is not None:
                 held.append((user, score, packed if is_equal else None))
-        self._users += len(page)
         return held
 
     def _note_order(
@@ -269,20 +281,20 @@ class _Verification:
             if packed is None:
                 continue
             before = above.get(partition)
-            if (
-                before is not None
-                and before[0] == score
-                and packed > before[1]
-                and len(self._disordered) < ORDER_MAX
-            ):
-                self._disordered.append((before[2], user))
+            if before is not None and before[0] == score and packed > before[1]:
+                if len(self._disordered) < ORDER_MAX:
+                    self._disordered.append((before[2], user))
+                else:
+                    self._truncated.add("order")
             above[partition] = (score, packed, user)
 
     async def _look_for_strangers(self, partition: Partition) -> None:
         """Note members of Redis whom PostgreSQL does not know; most are on their way."""
         async for members in self._census.members(partition):
             known = await ledger.scores_of(self._connection, self._board.name, members)
-            self._suspects[partition].update(set(members) - known.keys())
+            strangers = set(members) - known.keys() - self._suspects[partition]
+            self._suspects[partition].update(strangers)
+            self._users += len(strangers)
 
     async def _read_tails(self) -> None:
         """Learn who has acted since the positions of the snapshot."""
@@ -329,14 +341,12 @@ class _Verification:
             was_first = (one.reached_at, one.last_seq) < (other.reached_at, other.last_seq)
             if are_equal and was_first and packed[0] < packed[1]:
                 self._find("order", f"{first} reached {one.score} before {second}", partition)
-                if len(self._findings) > SHOWN_MAX:
-                    return
 
     async def _check_ledger(self, chosen: Sequence[str] | None) -> None:
         """Let PostgreSQL check its own books: sums always, chain and density for all users."""
         self._report("ledger", 0, 0)
         for one in await ledger.check_sums(
-            self._connection, self._board.name, chosen, limit=SHOWN_MAX
+            self._connection, self._board.name, chosen, limit=SHOWN_MAX + 1
         ):
             self._find(
                 "ledger sum",
@@ -359,7 +369,7 @@ class _Verification:
                     partition,
                 )
             for one in await ledger.check_chain(
-                self._connection, partition, position.epoch, limit=SHOWN_MAX
+                self._connection, partition, position.epoch, limit=SHOWN_MAX + 1
             ):
                 self._find(
                     "chain",

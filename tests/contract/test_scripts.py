@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from scoreboard import model
+from flusher.writer import OPEN_PAGE
+from scoreboard import model, settle
 from scoreboard.errors import REFUSALS
+from scoreboard.verify import JUDGED_AT_ONCE
 
 LUA = Path(__file__).parents[2] / "lua"
 SCRIPTS = sorted(path.stem for path in LUA.glob("*.lua"))
@@ -116,6 +118,13 @@ def test_lua_and_python_agree_on_constants() -> None:
     assert int(constants["SCORE_MAX"]) == model.SCORE_MAX
     assert int(constants["SLOT_COUNT"]) == model.SLOT_COUNT
     assert f"count > {model.BATCH_MAX}" in body
+    _, _, body = read("repair")
+    constants = dict(re.findall(r"local ([A-Z_]+) = (\d+)", body))
+    assert int(constants["SCORE_MAX"]) == model.SCORE_MAX
+    assert int(constants["SLOT_COUNT"]) == model.SLOT_COUNT
+    assert int(constants["EQUALS_MAX"]) == settle.EQUALS_MAX
+    assert f"#users == {JUDGED_AT_ONCE}" in body
+    assert f"#users == {OPEN_PAGE}" in body
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

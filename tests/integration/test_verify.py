@@ -90,7 +90,39 @@ async def test_equal_stores_are_sound(sample: int | None, settings: Settings, li
 
     assert verdict.is_sound, verdict
     assert verdict.suspects == 0
-    assert verdict.users == 60 if sample is None else verdict.users >= 20
+    assert verdict.users == 60 if sample is None else 20 <= verdict.users <= 60
+
+
+@pytest.mark.parametrize("partitions", [1, 3])
+@pytest.mark.parametrize("sample", [None, 1000])
+async def test_users_are_counted_once_each(
+    sample: int | None, partitions: int, settings: Settings, live: Live
+) -> None:
+    board = Board(layout=Layout(partitions=partitions))
+    await opened(settings, live, HISTORY[:45], board)
+    with direct(settings) as client:
+        for number in range(partitions):  # nobody whom PostgreSQL knows
+            keys = PartitionKeys(Partition("main", number))
+            client.zadd(keys.board, {f"ghost-{number}": pack(5, 0)})
+
+    verdict = await verified(settings, board, sample=sample)
+
+    assert verdict.users == 45 + partitions
+    assert verdict.suspects == len(verdict.drifted) == partitions
+
+
+async def test_findings_beyond_those_that_are_listed_are_said(
+    settings: Settings, live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scoreboard.verify.SHOWN_MAX", 10)
+    await opened(settings, live)
+    execute(settings, "UPDATE scores SET score = score + 1 WHERE last_seq <= 10")
+    exact = await verified(settings)
+    execute(settings, "UPDATE scores SET score = score + 1 WHERE last_seq = 11")
+    more = await verified(settings)
+
+    assert (len(exact.findings), exact.truncated) == (10, ())
+    assert (len(more.findings), more.truncated) == (10, ("ledger sum",))
 
 
 async def test_what_the_flusher_has_not_committed_yet_is_no_drift(
