@@ -8,13 +8,14 @@
 -- REFUSES   UNINIT no epoch, seq or layout · FENCED not accepting · LAYOUT other layout, the second word is the right one · BUCKET other generation, the second word is Redis's time in s · BADARG arguments
 -- WRITES    board events meta seen
 -- EMITS     to changes, once, if the watched top can differ
--- COST      O(n log N), n actions ≤ 64, N members; where a score runs out of slots, 16 moves more per action
+-- COST      O(n log N), n actions ≤ 64, N members; where a score runs out of slots, 16 moves more per action, and 1024 per call
 
 local WATCHED_TOP = 10
 local SCORE_MAX = 2147483647
 local SLOT_COUNT = 2097152
 local SWEEP_BELOW = SLOT_COUNT / 4
 local MOVES = 16
+local SWEEPS_MORE = 64
 local FIELDS_PER_ACTION = 7
 
 -- unpack
@@ -102,13 +103,14 @@ end
 
 -- Slots of those who left are free, and a score runs out of them below. So a sweep goes from the best
 -- member of the score to the last one, some at each arrival, and moves each up to the slot below the
--- one it moved before: nobody's place changes. It returns whether a watched row has moved.
+-- one it moved before: nobody's place changes. It returns whether it has reached the last one.
+local visible = false
 local function sweep(score)
   local floor, field = score * SLOT_COUNT, string.format('sweep:%.0f', score)
   local frontier = math.min(whole(redis.call('HGET', meta, field)) or SLOT_COUNT, SLOT_COUNT)
   local members = redis.call('ZRANGE', board, string.format('(%.0f', floor + frontier),
     string.format('%.0f', floor), 'BYSCORE', 'REV', 'LIMIT', 0, MOVES, 'WITHSCORES')
-  local is_over, is_watched = #members < 2 * MOVES, false
+  local is_over = #members < 2 * MOVES
   for i = 1, #members, 2 do
     local packed, due = tonumber(members[i + 1]), floor + frontier - 1
     if packed > due then -- they share the last slot: there is no room
@@ -117,7 +119,7 @@ local function sweep(score)
     end
     if packed < due then
       redis.call('ZADD', board, string.format('%.0f', due), members[i])
-      is_watched = is_watched or due >= threshold
+      visible = visible or due >= threshold
     end
     frontier = frontier - 1
   end
@@ -126,12 +128,12 @@ local function sweep(score)
   else
     redis.call('HSET', meta, field, string.format('%.0f', frontier))
   end
-  return is_watched
+  return is_over
 end
 
 -- decide and write, action by action: each sees what those before it did
 local replies, touched = {}, {}
-local visible, wrote = false, false
+local wrote, sweeps_more = false, SWEEPS_MORE
 for i = 1, count do
   local action = actions[i]
   local current, previous = KEYS[3 + 2 * action.pair], KEYS[4 + 2 * action.pair]
@@ -155,8 +157,14 @@ for i = 1, count do
       -- First to reach a score stays ahead: take the slot below the lowest one in use there.
       local slot = next_slot(score)
       if slot < SWEEP_BELOW then
-        visible = sweep(score) or visible
-        slot = math.max(next_slot(score), 0)
+        local is_over = sweep(score)
+        slot = next_slot(score)
+        -- Nothing is left below: go on as far as a call may.
+        while slot < 0 and not is_over and sweeps_more > 0 do
+          is_over, sweeps_more = sweep(score), sweeps_more - 1
+          slot = next_slot(score)
+        end
+        slot = math.max(slot, 0)
       end
       local packed = score * SLOT_COUNT + slot
       seq = seq + 1

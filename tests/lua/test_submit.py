@@ -235,6 +235,15 @@ def test_changes_are_announced_once_and_only_when_the_top_can_differ(opened: Scr
     assert announced == ["1:10", "1:12", "1:13"]
 
 
+def test_a_score_that_has_run_out_already_is_swept_at_once(opened: Scripts) -> None:
+    """As the version before this one may have left it."""
+    opened.client.zadd(KEYS.board, {f"u{n:03}": pack(7, 999 - n) for n in range(1000)})
+
+    opened.submit(("b", "1", 7), ("c", "1", 7), ("a", "1", 7))
+
+    assert [user for user, _ in opened.board()][-4:] == ["u999", "b", "c", "a"]
+
+
 def test_a_sweep_that_moves_watched_rows_is_announced(opened: Scripts) -> None:
     """On a board of several partitions it may change the order of equals."""
     opened.client.zadd(KEYS.board, {f"u{n:02}": pack(7, 100 - n) for n in range(20)})
