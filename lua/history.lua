@@ -10,4 +10,5 @@
 -- EMITS     nothing
 -- COST      O(1)
 
-return string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)') or ''
+local info = redis.pcall('INFO', 'replication')
+return type(info) == 'string' and string.match(info, 'master_replid:(%w+)') or ''

@@ -55,7 +55,8 @@ end
 if meta_epoch ~= epoch then
   return redis.error_reply('STALE another epoch began')
 end
-if (string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)') or '') ~= history then
+local info = redis.pcall('INFO', 'replication') -- a server may hide it; then history is empty too
+if (type(info) == 'string' and string.match(info, 'master_replid:(%w+)') or '') ~= history then
   return redis.error_reply('STALE another server continues the history')
 end
 local known_epoch, known = string.match(facts[4] or '', '^(%d+):(%d+)$')

@@ -1,8 +1,8 @@
 -- trim: acknowledge a committed batch, say how far PostgreSQL is, and cut the stream behind it.
 -- WHY       the stream is the only copy of what was acknowledged and not yet committed (I1); in one call, as each call waits for the disk
 -- KEYS      1 events stream · 2 meta hash
--- ARGV      1 group · 2 history under which the caller read · 3 epoch int · 4 stream id of the batch's last entry · 5 first seq int of the batch, 0 where a gap is known · 6 last seq int of the batch, 0 for none · 7+ stream id to acknowledge
--- BELIEFS   the entries stand in this very stream: history and epoch are compared · nothing before them waits for PostgreSQL: the first seq follows on the one known to be committed, and what is pending or was not delivered is not cut
+-- ARGV      1 group · 2 history under which the caller read · 3 epoch int · 4 stream id of the batch's last entry · 5 first seq int of the batch, 0 where it does not tell · 6 last seq int of the batch, 0 for none · 7+ stream id to acknowledge
+-- BELIEFS   the entries stand in this very stream: history and epoch are compared · nothing before them waits for PostgreSQL: the first seq follows on the one known to be committed, or, where it does not tell, each entry before is acknowledged now or known to be committed; what is pending or was not delivered is not cut
 -- RETURNS   entries cut
 -- OUTCOMES  none
 -- REFUSES   UNINIT no epoch · STALE other history, other epoch, or something is left out before the batch · BADARG arguments
@@ -11,6 +11,7 @@
 -- COST      O(n), n entries acknowledged or cut
 
 local ACKNOWLEDGED_AT_ONCE = 1000
+local READ_AT_ONCE = 1000
 local events, meta = KEYS[1], KEYS[2]
 local group, history, epoch, last_id = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local first, last = tonumber(ARGV[5]), tonumber(ARGV[6])
@@ -53,7 +54,8 @@ end
 if meta_epoch ~= epoch then
   return redis.error_reply('STALE another epoch began')
 end
-if (string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)') or '') ~= history then
+local info = redis.pcall('INFO', 'replication') -- a server may hide it; then history is empty too
+if (type(info) == 'string' and string.match(info, 'master_replid:(%w+)') or '') ~= history then
   return redis.error_reply('STALE another server continues the history')
 end
 local known_epoch, known = string.match(facts[2] or '', '^(%d+):(%d+)$')
@@ -73,6 +75,31 @@ for _, fields in ipairs(has_stream and redis.call('XINFO', 'GROUPS', events) or 
   end
 end
 
+local keep_from = after(last_id)
+if delivered and earlier(after(delivered), keep_from) then
+  keep_from = after(delivered)
+end
+if known and first == 0 then
+  local listed = {}
+  for i = 7, #ARGV do
+    listed[ARGV[i]] = true
+  end
+  local from = '-'
+  repeat
+    local entries = redis.call('XRANGE', events, from, '(' .. keep_from, 'COUNT', READ_AT_ONCE)
+    for _, entry in ipairs(entries) do
+      local q
+      for i = 1, #entry[2], 2 do
+        q = entry[2][i] == 'q' and entry[2][i + 1] or q
+      end
+      if not listed[entry[1]] and (whole(q) or 0) > known then
+        return redis.error_reply('STALE an entry before the batch is not known to be committed')
+      end
+      from = '(' .. entry[1]
+    end
+  until #entries < READ_AT_ONCE
+end
+
 -- write
 if last > (known or 0) then
   redis.call('HSET', meta, 'committed', string.format('%.0f:%.0f', epoch, last))
@@ -83,10 +110,6 @@ end
 for from = 7, #ARGV, ACKNOWLEDGED_AT_ONCE do
   local to = math.min(from + ACKNOWLEDGED_AT_ONCE - 1, #ARGV)
   redis.call('XACK', events, group, unpack(ARGV, from, to))
-end
-local keep_from = after(last_id)
-if earlier(after(delivered), keep_from) then
-  keep_from = after(delivered)
 end
 local pending = redis.call('XPENDING', events, group)
 if pending[1] > 0 and earlier(pending[2], keep_from) then

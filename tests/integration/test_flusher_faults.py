@@ -438,6 +438,28 @@ async def test_hidden_entries_are_read_again_before_anything_is_cut(
     assert client.hget(KEYS.meta, "state") == "open"
 
 
+async def test_an_entry_that_rubbish_seems_to_stand_for_is_not_cut(
+    settings: Settings, client: Client
+) -> None:
+    """A record without a seq may stand for a missing one; here the missing one is only hidden."""
+    await make_board(settings)
+    actions = some(3)
+    await act(settings, actions[0])
+    client.xreadgroup(GROUP, "leader", {KEYS.events: ">"})
+    client.xgroup_delconsumer(KEYS.events, GROUP, "leader")
+    client.xadd(KEYS.events, {"rubbish": "1"})
+    await act(settings, actions[1])
+
+    async with flushing(settings), live_of(settings) as live:
+        await eventually_async(lambda: epoch_is(live, 2), within_s=10)
+        await act(settings, actions[2])
+        await drained(settings)
+
+    ledger = "SELECT action_id FROM score_events ORDER BY action_id"
+    assert query(settings, ledger) == [("win:0",), ("win:1",), ("win:2",)]
+    check_scores(settings)
+
+
 async def test_entries_that_vanished_fence_the_partition_and_the_rest_counts(
     settings: Settings, client: Client
 ) -> None:

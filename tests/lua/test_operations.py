@@ -107,10 +107,32 @@ def test_trimming_after_a_known_gap_and_of_what_has_no_seq_is_not_held_up(
 ) -> None:
     got = deliver(streamed, 9)
     trim(streamed, got[:2], first=1, last=2)
+    streamed.client.xdel(KEYS.events, got[3])
+    streamed.client.xadd(KEYS.events, {"rubbish": "1"})
 
-    assert trim(streamed, got[5:7], first=0, last=7) == 0, "three are pending before it"
-    assert trim(streamed, got[2:5], first=0, last=0) == 3
+    assert trim(streamed, got[2:7], first=0, last=7) == 4
     assert text(streamed.client.hget(KEYS.meta, "committed")) == "1:7"
+    assert trim(streamed, [*got[7:], *deliver(streamed, 9)], first=0, last=10) == 4
+    assert ids(streamed) == []
+
+
+@on_the_real_server
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_what_a_deleted_consumer_had_is_not_cut_behind_rubbish(
+    streamed: Scripts, is_whole: bool
+) -> None:
+    """The group says that it was delivered and is not pending, and nobody has committed it."""
+    deliver(streamed, 10)
+    streamed.client.xgroup_delconsumer(KEYS.events, GROUP, "one")
+    streamed.client.xadd(KEYS.events, {"rubbish": "1"})
+    streamed.submit(("late", "1", 1))
+    got = deliver(streamed, 2)
+    before = streamed.snapshot()
+
+    args = (GROUP, streamed.history, 1, got[-1], 11 if is_whole else 0, 11, *got)
+
+    assert streamed.refuses("trim", TRIM, *args).startswith("STALE ")
+    assert streamed.snapshot() == before
 
 
 @on_the_real_server
