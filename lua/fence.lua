@@ -27,7 +27,7 @@ local fence = string.match(facts[3] or '', '^[!-~]+$') or ''
 local known_epoch, known = string.match(facts[4] or '', '^(%d+):(%d+)$')
 if seen_epoch ~= (seq and epoch or 0) or seen_fence ~= fence
     or (seen_committed >= 0 and whole(known_epoch) == epoch and (whole(known) or 0) > seen_committed) then
-  return redis.error_reply('STALE the partition has changed since it was looked at')
+  return redis.error_reply('STALE another epoch, fence or committed position')
 end
 redis.call('HSET', meta, 'state', 'fenced', 'fence', token)
 return { epoch, seq or 0 }

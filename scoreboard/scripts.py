@@ -8,7 +8,13 @@ from msgspec import Struct
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from scoreboard import resources
-from scoreboard.errors import REFUSALS, ScoreboardError, ScriptFailed, UnexpectedReply
+from scoreboard.errors import (
+    REFUSALS,
+    RedisUnavailable,
+    ScoreboardError,
+    ScriptFailed,
+    UnexpectedReply,
+)
 from scoreboard.replies import LOST, UNREADABLE, convert, error_of, first_word
 from scoreboard.telemetry import CALLS_REFUSED, REDIS_CALLS
 
@@ -72,4 +78,6 @@ async def call(
                 reply = await client.execute_command(command, script.sha, len(keys), *keys, *args)
             return convert(reply, shape)
         except (*LOST, RedisError, *UNREADABLE) as error:
-            raise as_error(error, script) from error
+            known = as_error(error, script)
+            is_cause = isinstance(known, RedisUnavailable | UnexpectedReply)
+            raise known from (error if is_cause else None)  # a refusal explains itself

@@ -7,9 +7,11 @@ from collections.abc import AsyncIterator
 import pytest
 import redis
 
+from cli.failures import explain
 from scoreboard.dispatcher import Dispatcher
 from scoreboard.errors import (
     OperatorMistake,
+    Outdated,
     RedisUnavailable,
     Uninitialised,
     UnknownUser,
@@ -102,6 +104,18 @@ async def test_only_the_holder_of_the_fence_restores(live: Live) -> None:
 
     with pytest.raises(OperatorMistake, match="another operator"):
         await live.restore(Partition("main"), "yours", [(1, "eve")], first=True)
+
+
+async def test_a_refusal_is_explained_by_itself_and_not_by_the_driver(live: Live) -> None:
+    await open_board(live)
+    seen = await live.state(Partition("main"))
+    await fence(live, Partition("main"), "mine")
+
+    with pytest.raises(Outdated, match="another epoch") as caught:
+        await live.fence(Partition("main"), "yours", seen)
+
+    title, detail = Outdated.title, "another epoch, fence or committed position"
+    assert explain(caught.value) == (f"{title}: {detail}", 69)
 
 
 async def test_a_server_that_is_away_is_one_error() -> None:
