@@ -1,6 +1,7 @@
 """trim.lua, fence.lua, restore.lua, remember.lua, open.lua, mirror.lua, history.lua."""
 
 import pytest
+import redis
 
 from scoreboard.keys import ACTIONS, GROUP
 from scoreboard.model import SLOT_COUNT, digest_of, pack
@@ -387,3 +388,19 @@ def test_a_catalogue_of_another_type_is_replaced(scripts: Scripts) -> None:
 @on_the_real_server
 def test_the_history_is_named_by_the_replication_id(scripts: Scripts) -> None:
     assert scripts.history == scripts.client.info("replication")["master_replid"]
+
+
+@on_the_real_server
+def test_a_server_that_hides_its_history_from_scripts_is_still_trimmed(streamed: Scripts) -> None:
+    got = deliver(streamed, 6)
+    streamed.client.acl_setuser(
+        "blind", enabled=True, nopass=True, keys="*", categories=["+@all"], commands=["-info"]
+    )
+    try:
+        port = streamed.client.connection_pool.connection_kwargs["port"]
+        with redis.Redis(port=port, username="blind", password="any") as client:
+            blind = Scripts(client, is_real=True)
+            assert blind.history == ""
+            assert trim(blind, got, first=1, last=6) == 6
+    finally:
+        streamed.client.acl_deluser("blind")
