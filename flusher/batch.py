@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, Final
-from uuid import UUID
 
 from msgspec import Struct
 
@@ -160,11 +159,6 @@ def order_of(stream_id: str) -> tuple[int, int]:
     """Give a stream id as the numbers it sorts by; as text 9-0 would stand behind 10-0."""
     milliseconds, _, number = stream_id.partition("-")
     return int(milliseconds), int(number)
-
-
-def uuid_of(user_id: str) -> UUID:
-    """Give ``users.id`` of a user; remembers the recent ones."""
-    return _user_uuid(user_id)
 
 
 def _beyond_columns(event: Event) -> str:

@@ -69,7 +69,13 @@ class Session:
         Raises DatabaseUnavailable, SchemaMismatch, UnsafeDatabase.
         """
         connection = await connect(
-            settings, name="flusher", idle_session_timeout=f"{IDLE_LIMIT_S}s"
+            settings,
+            name="flusher",
+            idle_session_timeout=f"{IDLE_LIMIT_S}s",
+            # Plans are kept for long, and tables grow meanwhile: a plan that was right for a small
+            # table must not scan it when it is large. Every query here has an index (its header).
+            enable_seqscan="off",
+            jit="off",
         )
         session = cls(connection, partition)
         try:

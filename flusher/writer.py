@@ -22,7 +22,6 @@ from flusher.batch import (
     follow,
     occurred_at,
     rows,
-    uuid_of,
 )
 from flusher.failures import Meaning, describe, meaning_of
 from flusher.quarantine import DeadEvent, park, park_bad, restore
@@ -32,11 +31,13 @@ from scoreboard.archive import Position
 from scoreboard.errors import DatabaseUnavailable, PoisonFlood, SchemaMismatch
 from scoreboard.events import CORRECTION, Event, decode
 from scoreboard.lifecycle import backoff_s
+from scoreboard.model import user_uuid
 from scoreboard.telemetry import get_logger
 
 _COPY_BATCH: Final = resources.query("copy_flush_batch")
 _CLEAR_BATCH: Final = resources.query("clear_flush_batch")
 _COUNT_BATCH: Final = resources.query("count_flush_batch")
+_RESOLVE_USERS: Final = resources.query("resolve_flush_users")
 _INSERT_LATE: Final = resources.query("insert_late_duplicates")
 _INSERT_CORRECTION: Final = resources.query("insert_correction")
 _MARK_CORRECTED: Final = resources.query("mark_corrected")
@@ -54,6 +55,9 @@ TYPES: Final = (
 
 CONTENTION_TRIES: Final = 20
 """Tries of a batch under contention before the connection is made anew."""
+
+RESOLVE_TRIES: Final = 3
+"""Counts of a batch: once, and once more after ids were resolved; users are never deleted."""
 
 POISON_MAX: Final = 10
 """More unstorable rows in one batch than these are no accident of rows: stop, park none."""
@@ -143,8 +147,7 @@ class Writer(Session):
 
     async def arrivals(self, users: Sequence[str], score: int) -> list[str]:
         """Give those of ``users`` who have a score, in the order in which they reached it."""
-        ids = [uuid_of(user) for user in users]
-        parameters = {"board": self.partition.board, "users": ids, "score": score}
+        parameters = {"board": self.partition.board, "users": list(users), "score": score}
         rows = await (await self.connection.execute(_SELECT_ARRIVALS, parameters)).fetchall()
         return [str(row[0]) for row in rows]
 
@@ -165,7 +168,7 @@ class Writer(Session):
             _MARK_CORRECTED,
             {
                 **self.where,
-                "user_id": uuid_of(user_id),
+                "user_id": user_id,
                 "epoch": position.epoch,
                 "seq": position.seq,
             },
@@ -219,8 +222,20 @@ class Writer(Session):
                 copy.set_types(TYPES)
                 for row in staged:
                     await copy.write_row(row)
-            await cursor.execute(_COUNT_BATCH, {**self.where, "seq": committed})
-            counted, rewound, drifted = await cursor.fetchone() or (0, 0, 0)
+            counting = {**self.where, "seq": committed}
+            for _ in range(RESOLVE_TRIES):
+                await cursor.execute(_COUNT_BATCH, counting)
+                counted, rewound, drifted, has_strangers = await cursor.fetchone() or (
+                    0,
+                    0,
+                    0,
+                    True,
+                )
+                if not has_strangers:
+                    break
+                await cursor.execute(_RESOLVE_USERS)
+            else:
+                raise DatabaseUnavailable("the rows of users changed while a batch was counted")
             tally = _Tally(counted, rewound, drifted)
             if counted < len(staged):
                 await cursor.execute(_INSERT_LATE, self.where)
@@ -267,7 +282,8 @@ class Writer(Session):
         """Record a correction: it adds to nothing, Redis has only come back to the ledger."""
         row = {
             **self.where,
-            "user_id": uuid_of(event.user_id),
+            "user_id": event.user_id,
+            "preferred_id": user_uuid(event.user_id),
             "action_id": event.action_id,
             "epoch": event.epoch,
             "seq": event.seq,

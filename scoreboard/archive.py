@@ -45,9 +45,12 @@ _INSERT_ACTION: Final = resources.query("insert_action")
 _DISABLE_ACTION: Final = resources.query("disable_action")
 _LOCK_CATALOGUE: Final = resources.query("lock_catalogue")
 _SELECT_USER: Final = resources.query("select_user")
-_UPSERT_USER: Final = resources.query("upsert_user")
+_ADOPT_USER: Final = resources.query("adopt_user")
+_UPDATE_USER: Final = resources.query("update_user")
 _CREATE_USER_IMPORT: Final = resources.query("create_user_import")
 _COPY_USER_IMPORT: Final = resources.query("copy_user_import")
+_ADOPT_USER_IMPORT: Final = resources.query("adopt_user_import")
+_RESOLVE_USER_IMPORT: Final = resources.query("resolve_user_import")
 _MERGE_USER_IMPORT: Final = resources.query("merge_user_import")
 
 CATALOGUE_LOCK: Final = 0x5B0C
@@ -401,15 +404,16 @@ async def select_user(connection: Connection, user_id: str, *, board: str) -> Us
 
 
 async def upsert_user(connection: Connection, profile: Profile) -> None:
-    """Say who a user is; what is None stays as it is.
+    """Say who a user is; what is None stays as it is. Run it in a transaction.
 
     Raises DatabaseUnavailable.
     """
+    user_id = profile.user_id
     async with reaching():
         await connection.execute(
-            _UPSERT_USER,
-            {"id": user_uuid(profile.user_id), **msgspec.structs.asdict(profile)},
+            _ADOPT_USER, {"user_id": user_id, "preferred_id": user_uuid(user_id)}
         )
+        await connection.execute(_UPDATE_USER, msgspec.structs.asdict(profile))
 
 
 async def import_users(connection: Connection, profiles: Iterable[Profile]) -> int:
@@ -423,5 +427,7 @@ async def import_users(connection: Connection, profiles: Iterable[Profile]) -> i
             async with cursor.copy(_COPY_USER_IMPORT) as copy:
                 for one in profiles:
                     await copy.write_row((user_uuid(one.user_id), one.user_id, one.name, one.email))
+            await cursor.execute(_ADOPT_USER_IMPORT)
+            await cursor.execute(_RESOLVE_USER_IMPORT)
             await cursor.execute(_MERGE_USER_IMPORT)
             return cursor.rowcount

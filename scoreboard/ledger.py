@@ -14,7 +14,7 @@ from msgspec import Struct
 from scoreboard import resources
 from scoreboard.archive import Position, reaching
 from scoreboard.events import CORRECTION, Event, decode
-from scoreboard.model import Partition, user_uuid
+from scoreboard.model import Partition
 from scoreboard.postgres import Connection
 
 _HOLD_POSITION: Final = resources.query("hold_position")
@@ -93,7 +93,7 @@ async def scores_of(
 
     Raises DatabaseUnavailable.
     """
-    parameters = {"board": board, "users": [user_uuid(user_id) for user_id in user_ids]}
+    parameters = {"board": board, "users": list(user_ids)}
     async with reaching():
         rows = await (await connection.execute(_SELECT_SCORES_OF, parameters)).fetchall()
     return {row[0]: Stand(*row[1:]) for row in rows}
@@ -118,8 +118,7 @@ async def arrivals(
 
     Raises DatabaseUnavailable.
     """
-    users = [user_uuid(user_id) for user_id in user_ids]
-    parameters = {"board": board, "users": users, "score": score}
+    parameters = {"board": board, "users": list(user_ids), "score": score}
     async with reaching():
         rows = await (await connection.execute(_SELECT_ARRIVALS, parameters)).fetchall()
     return [str(row[0]) for row in rows]
@@ -132,10 +131,7 @@ async def late_of(
 
     Raises DatabaseUnavailable.
     """
-    parameters = {
-        **_where(partition),
-        "users": [user_uuid(user_id) for user_id in user_ids],
-    }
+    parameters = {**_where(partition), "users": list(user_ids)}
     async with reaching():
         rows = await (await connection.execute(_SUM_LATE, parameters)).fetchall()
     return {str(user_id): int(total) for user_id, total in rows}
@@ -167,7 +163,7 @@ async def check_sums(
 
     Raises DatabaseUnavailable.
     """
-    users = None if user_ids is None else [user_uuid(user_id) for user_id in user_ids]
+    users = None if user_ids is None else list(user_ids)
     parameters = {"board": board, "users": users, "limit": limit}
     async with reaching():
         rows = await (await connection.execute(_CHECK_SUMS, parameters)).fetchall()

@@ -242,10 +242,11 @@ def shard_of(digest: bytes, shards: int) -> int:
 
 
 def user_uuid(external_id: str) -> uuid.UUID:
-    """Give ``users.id``: the id itself where it is a canonical UUID, else a UUIDv5 of it.
+    """Return the preferred ``users.id``: the id itself if it is a canonical UUID, else a UUIDv5.
 
-    Only the canonical spelling is taken as it is: upper case or ``urn:uuid:`` would give two
-    members of the board one row.
+    Two users can prefer the same UUID, so this is never the key of a lookup: a user's row is found
+    by ``external_id``, and its id may be another one (docs/decisions/0045). Upper case and
+    ``urn:uuid:`` are not canonical.
     """
     try:
         parsed = uuid.UUID(external_id)

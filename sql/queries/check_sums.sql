@@ -1,14 +1,16 @@
 -- List users whose score is not the sum of their ledger, or whose actions are not its rows.
--- Index: none where all users are asked for: one pass over ledger and scores; else the primary keys
+-- Index: none where all users are asked for: one pass over ledger and scores; else users_external_id_key
+-- and the primary keys
+WITH chosen AS (SELECT array_agg(id) AS ids FROM users WHERE external_id = ANY(%(users)s::TEXT[]))
 SELECT u.external_id, s.score, l.total, s.actions, l.rows
 FROM (
     SELECT user_id, sum(delta) AS total, count(*) AS rows FROM score_events
-    WHERE board = %(board)s AND (%(users)s::UUID[] IS NULL OR user_id = ANY(%(users)s))
+    WHERE board = %(board)s AND (%(users)s::TEXT[] IS NULL OR user_id = ANY((SELECT ids FROM chosen)::UUID[]))
     GROUP BY user_id
 ) l
 FULL JOIN (
     SELECT user_id, score, actions FROM scores
-    WHERE board = %(board)s AND (%(users)s::UUID[] IS NULL OR user_id = ANY(%(users)s))
+    WHERE board = %(board)s AND (%(users)s::TEXT[] IS NULL OR user_id = ANY((SELECT ids FROM chosen)::UUID[]))
 ) s ON s.user_id = l.user_id
 JOIN users u ON u.id = coalesce(s.user_id, l.user_id)
 WHERE (s.score, s.actions) IS DISTINCT FROM (l.total, l.rows)

@@ -1,19 +1,29 @@
 -- Count a staged batch: the ledger decides what is new, scores move by the sum of that and no more.
 -- Index: users_pk, score_events_pk, scores_pk
 -- Rows are taken in one order everywhere (users by id, ledger by its key, scores by user), so that
--- flushers never deadlock. Answers: rows counted; of these, rows whose seq was committed before
--- (impossible but after Redis lost acknowledged data); users whose score is not what Redis said.
-WITH people AS (
+-- flushers never deadlock. Returns: rows counted; of these, rows whose seq was committed before
+-- (impossible unless Redis lost acknowledged data); users whose score is not what Redis said;
+-- whether a staged id is not the id of its user's row: then nothing was counted.
+WITH missing AS MATERIALIZED (
+    SELECT user_id, external_id FROM flush_batch b
+    WHERE is_last
+      AND external_id IS DISTINCT FROM (SELECT u.external_id FROM users u WHERE u.id = b.user_id)
+), made AS (
     INSERT INTO users (id, external_id)
-    SELECT user_id, external_id FROM flush_batch WHERE is_last ORDER BY user_id
+    SELECT user_id, external_id FROM missing ORDER BY user_id
     ON CONFLICT DO NOTHING
+    RETURNING id
+), strangers AS (
+    SELECT (SELECT count(*) FROM missing) <> (SELECT count(*) FROM made) AS exist
 ), counted AS (
     INSERT INTO score_events (
         board, part, user_id, action_id, epoch, seq, delta, score_after, kind, request_id, occurred_at
     )
     SELECT %(board)s::TEXT, %(part)s::INT,
            user_id, action_id, epoch, seq, delta, score_after, kind, request_id, occurred_at
-    FROM flush_batch ORDER BY user_id, action_id, seq
+    FROM flush_batch
+    WHERE NOT (SELECT exist FROM strangers)
+    ORDER BY user_id, action_id, seq
     ON CONFLICT DO NOTHING
     RETURNING user_id, seq, delta, occurred_at
 ), moved AS (
@@ -30,4 +40,5 @@ WITH people AS (
 SELECT (SELECT count(*) FROM counted),
        (SELECT count(*) FROM counted WHERE seq <= %(seq)s::BIGINT),
        (SELECT count(*) FROM moved m JOIN flush_batch b USING (user_id)
-        WHERE b.is_last AND b.score_after <> m.score)
+        WHERE b.is_last AND b.score_after <> m.score),
+       (SELECT exist FROM strangers)

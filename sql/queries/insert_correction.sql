@@ -1,11 +1,11 @@
 -- Record a correction that Redis made for late duplicates of a user.
--- Index: rejected_events_pk
+-- Index: users_external_id_key, rejected_events_pk
 INSERT INTO rejected_events (
     board, part, user_id, action_id, epoch, seq, delta, score_after, request_id, reason, occurred_at,
     corrected_at
 )
 VALUES (
-    %(board)s, %(part)s, %(user_id)s, %(action_id)s, %(epoch)s, %(seq)s, %(delta)s, %(score_after)s,
+    %(board)s, %(part)s, user_id_of(%(user_id)s, %(preferred_id)s), %(action_id)s, %(epoch)s, %(seq)s, %(delta)s, %(score_after)s,
     %(request_id)s, 'correction', %(occurred_at)s, now()
 )
 ON CONFLICT DO NOTHING

@@ -1,6 +1,8 @@
 -- Take over the staged users, in the order in which everyone locks them; empty fields change nothing.
--- Index: users_pk
+-- Index: users_external_id_key, users_pk
 INSERT INTO users AS u (id, external_id, name, email)
-SELECT id, external_id, name, email FROM user_import ORDER BY id
+SELECT known.id, i.external_id, i.name, i.email
+FROM user_import i JOIN users known ON known.external_id = i.external_id
+ORDER BY known.id
 ON CONFLICT (id) DO UPDATE
 SET name = coalesce(excluded.name, u.name), email = coalesce(excluded.email, u.email)

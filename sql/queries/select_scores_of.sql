@@ -1,5 +1,5 @@
 -- Read the scores of some users, with what ranks them among equals.
--- Index: scores_pk, then users_pk
+-- Index: users_external_id_key, then scores_pk
 SELECT u.external_id, s.score, s.reached_at, s.last_seq
 FROM scores s JOIN users u ON u.id = s.user_id
-WHERE s.board = %(board)s AND s.user_id = ANY(%(users)s)
+WHERE s.board = %(board)s AND u.external_id = ANY(%(users)s)

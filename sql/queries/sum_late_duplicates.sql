@@ -2,6 +2,6 @@
 -- Index: rejected_events_open
 SELECT u.external_id, sum(r.delta)
 FROM rejected_events r JOIN users u ON u.id = r.user_id
-WHERE r.board = %(board)s AND r.part = %(part)s AND r.user_id = ANY(%(users)s)
+WHERE r.board = %(board)s AND r.part = %(part)s AND u.external_id = ANY(%(users)s)
   AND r.corrected_at IS NULL AND r.reason = 'late_duplicate'
 GROUP BY u.external_id

@@ -4,7 +4,6 @@ from uuid import UUID
 
 import pytest
 
-from flusher import batch as batches
 from flusher.batch import COLUMNS, Entry, Gap, Progress, build, follow, rows
 from flusher.quarantine import park, restore
 from flusher.writer import TYPES
@@ -111,4 +110,3 @@ def test_the_reason_of_a_bad_record_is_kept() -> None:
 
     assert isinstance(record, BadRecord)
     assert "score after" in record.reason
-    assert batches.uuid_of("alice") == batches.uuid_of("alice")

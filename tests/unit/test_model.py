@@ -46,7 +46,7 @@ def test_what_is_no_board_name(text: str) -> None:
     assert not model.is_board_name(text)
 
 
-def test_only_canonical_uuids_are_their_own_row() -> None:
+def test_only_canonical_uuids_are_their_own_preferred_id() -> None:
     canonical = "018f6d0e-5f2c-7c3a-9f57-3a1f6f0f9f11"
     others = [canonical.upper(), f"urn:uuid:{canonical}", canonical.replace("-", ""), "auth0|1"]
 

@@ -1,0 +1,5 @@
+-- Make the rows of staged users whose preferred ids belong to others.
+-- Index: users_external_id_key, users_pk
+SELECT user_id_of(i.external_id, i.id) FROM user_import i
+WHERE NOT EXISTS (SELECT FROM users u WHERE u.external_id = i.external_id)
+ORDER BY i.external_id

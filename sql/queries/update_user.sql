@@ -1,0 +1,5 @@
+-- Say who a user is; what is not given stays as it is.
+-- Index: users_external_id_key
+UPDATE users
+SET name = coalesce(%(name)s, name), email = coalesce(%(email)s, email)
+WHERE external_id = %(user_id)s
