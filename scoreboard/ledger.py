@@ -14,7 +14,7 @@ from msgspec import Struct
 from scoreboard import resources
 from scoreboard.archive import Position, reaching
 from scoreboard.events import CORRECTION, Event, decode
-from scoreboard.model import Partition
+from scoreboard.model import Partition, user_uuid
 from scoreboard.postgres import Connection
 
 _HOLD_POSITION: Final = resources.query("hold_position")
@@ -26,6 +26,7 @@ _SUM_LATE: Final = resources.query("sum_late_duplicates")
 _CHECK_SUMS: Final = resources.query("check_sums")
 _CHECK_CHAIN: Final = resources.query("check_chain")
 _CHECK_DENSITY: Final = resources.query("check_density")
+_SELECT_SHARED_ROWS: Final = resources.query("select_shared_rows")
 _SELECT_SESSION: Final = resources.query("select_session")
 
 OWED_MAX: Final = 100_000
@@ -192,6 +193,22 @@ async def check_density(connection: Connection, partition: Partition, position: 
     async with reaching():
         row: Any = await (await connection.execute(_CHECK_DENSITY, parameters)).fetchone()
     return Span(*row)
+
+
+async def shared_rows(
+    connection: Connection, user_ids: Sequence[str], *, limit: int
+) -> list[tuple[str, str]]:
+    """List (user, owner) for users without a row whose actions were counted for another user.
+
+    Raises DatabaseUnavailable.
+    """
+    parameters = {
+        "users": list(user_ids),
+        "ids": [user_uuid(user_id) for user_id in user_ids],
+        "limit": limit,
+    }
+    async with reaching():
+        return await (await connection.execute(_SELECT_SHARED_ROWS, parameters)).fetchall()
 
 
 async def read_session(connection: Connection) -> Session:

@@ -144,6 +144,7 @@ class _Verification:
                 judged += len(page)
                 self._report("suspects", judged, suspects)
         await self._judge_order()
+        await self._check_rows()
         await self._check_ledger(chosen)
         return Verdict(
             board=self._board.name,
@@ -341,6 +342,15 @@ class _Verification:
             was_first = (one.reached_at, one.last_seq) < (other.reached_at, other.last_seq)
             if are_equal and was_first and packed[0] < packed[1]:
                 self._find("order", f"{first} reached {one.score} before {second}", partition)
+
+    async def _check_rows(self) -> None:
+        """Find drifted users whose actions an older version counted for another user."""
+        users = [drift.user_id for drift in self._drifted]
+        shared = await ledger.shared_rows(self._connection, users, limit=SHOWN_MAX)
+        for user, owner in shared:
+            self._find(
+                "shared row", f"{user} was counted as {owner}; the ledger cannot separate them"
+            )
 
     async def _check_ledger(self, chosen: Sequence[str] | None) -> None:
         """Let PostgreSQL check its own books: sums always, chain and density for all users."""

@@ -3,22 +3,25 @@
 import asyncio
 import itertools
 import json
+import time
 import uuid
 from pathlib import Path
 
 import psycopg
 import pytest
+import redis
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flusher.batch import Entry, build
 from flusher.writer import Flushed, Writer
 from scoreboard import ledger, resources
-from scoreboard.model import Action, Board, Layout, Partition, user_uuid
+from scoreboard.model import Action, Board, Layout, Partition, pack, user_uuid
 from scoreboard.settings import Secret, Settings
 from tests.support.commands import Run, with_archive
 from tests.support.eventually import eventually_async
 from tests.support.flushing import (
+    KEYS,
     act,
     check_books,
     flushing,
@@ -26,6 +29,7 @@ from tests.support.flushing import (
     make_board,
     query,
 )
+from tests.support.ledger import Counted, write_history
 
 _boards = itertools.count(1)
 IDS = st.text("ABYZabyz0189._|:@-", min_size=1, max_size=128) | st.uuids().map(str)
@@ -268,3 +272,25 @@ async def test_a_plan_made_for_a_small_table_uses_the_indexes_a_large_one_needs(
 
     assert "Index Scan using users_pk" in plan
     assert "Seq Scan on users" not in plan
+
+
+def test_users_that_an_older_version_merged_are_named(
+    command: Run, redis_url: str, database_url: str
+) -> None:
+    taken = str(user_uuid("alice"))
+    configured = Settings(redis_url=Secret(redis_url), database_url=Secret(database_url))
+    write_history(
+        database_url, [Counted("alice", "a", 3, time.time()), Counted("alice", "b", 5, time.time())]
+    )
+    assert command("reseed").code == 0
+    with redis.Redis.from_url(redis_url) as client:
+        client.zadd(KEYS.board, {"alice": pack(3, 5), taken: pack(5, 5)})
+
+    done = command("verify", "--full", "--json")
+
+    assert done.code == 1
+    verdict = json.loads(done.out)
+    assert {one["user_id"] for one in verdict["drifted"]} == {"alice", taken}
+    [finding] = [one for one in verdict["findings"] if one["check"] == "shared row"]
+    assert finding["detail"].startswith(f"{taken} was counted as alice")
+    assert query(configured, "SELECT count(*) FROM users") == [(1,)]
