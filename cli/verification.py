@@ -141,7 +141,9 @@ def repair(*, board: str | None, dry_run: bool, yes: bool, as_json: bool, data_d
     left = tuple(one for one in verdict.findings if one.check not in RESEEDED)
     if len(verdict.drifted) > RESEED_ABOVE:
         closed |= {one.partition for one in verdict.drifted}
-    numbers = sorted(number for number in closed if number is not None)
+    if any(one.check == "layout" for one in verdict.findings):
+        closed |= set(range(verdict.partitions))  # a layout changes for the whole board
+    numbers = sorted(n for n in closed if n is not None and n < verdict.partitions)
     drifted = tuple(one for one in verdict.drifted if one.partition not in closed)
     if not numbers and not drifted:
         say(f"Board {board}: there is nothing to repair")

@@ -142,7 +142,7 @@ class Lane:
         state = await self._live.state(self.partition)
         self._epoch = state.epoch
         if not state.epoch:
-            self.status.become(Condition.UNINITIALISED)
+            self.status.become(Condition.RETIRED if state.is_retired else Condition.UNINITIALISED)
             return False
         if position is None:
             await writer.begin(state.epoch)

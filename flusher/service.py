@@ -1,14 +1,17 @@
-"""Wires the flusher: clients, probe, one lane for each partition of each board; owns their tasks.
+"""Wires the flusher: clients, probe, one lane for each partition that needs one; owns their tasks.
 
 Start: Redis must be durable and PostgreSQL current; while either is away the flusher waits, and it
-waits for boards that do not exist yet. Stop: lanes stop reading, commit and acknowledge what they
-hold, and give up their leases, which standbys take over at once.
+waits for boards that do not exist yet. Then it looks again and again for partitions without a lane:
+those of the boards in the settings, those that a board no longer has and that are not retired, and
+those of other boards whose streams hold actions. Stop: lanes stop reading, commit and acknowledge
+what they hold, and give up their leases, which standbys take over at once.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
+from typing import Final
 
 from flusher.consumer import Consumer, RedisClient
 from flusher.lane import Lane
@@ -16,7 +19,7 @@ from flusher.probe import Probe
 from flusher.session import require_ready
 from scoreboard import archive
 from scoreboard.credentials import keep_fresh
-from scoreboard.errors import Unavailable, UnknownBoard
+from scoreboard.errors import Unavailable
 from scoreboard.lifecycle import Stop, backoff_s
 from scoreboard.live import Live
 from scoreboard.model import Board, Partition
@@ -25,6 +28,12 @@ from scoreboard.postgres import Connection, connect
 from scoreboard.redis_client import make_client, require_durability
 from scoreboard.settings import Settings
 from scoreboard.telemetry import BUILD_INFO, REDIS_DURABLE, get_logger
+
+SEARCH_EVERY_S: Final = 2.0
+"""Time between two searches for partitions without a lane: a new board waits for one so long."""
+
+SEARCH_LIMIT_S: Final = 10.0
+"""Longest search; then the connection is made anew."""
 
 _log = get_logger(__name__)
 
@@ -35,7 +44,8 @@ class Flusher:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.lanes: list[Lane] = []
-        """One for each partition of each board that was found."""
+        """One for each partition that was found to need one."""
+        self._awaited: set[str] = set()
 
     async def serve(self, stop: Stop) -> None:
         """Flush every partition of every board until ``stop``.
@@ -57,41 +67,72 @@ class Flusher:
             async with asyncio.TaskGroup() as group:
                 group.create_task(probe.observe(stop))
                 group.create_task(keep_fresh(stop))
-                for name in self._settings.boards:
-                    group.create_task(self._flush_board(name, live, stop))
+                group.create_task(self._search(group, stack, live, stop))
         _log.info("flusher_stopped")
 
-    async def _flush_board(self, name: str, live: Live, stop: Stop) -> None:
-        board = await self._find_board(name, stop)
-        if board is None:
-            return
-        async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
-            for number in range(board.layout.partitions):
-                # A client each: a blocking read occupies its connection.
-                client = await stack.enter_async_context(
-                    self._client("flusher-reader", decode=False, connections=2)
-                )
-                partition = Partition(name, number)
-                consumer = Consumer(
-                    client, live, partition, timeout_s=self._settings.redis_timeout_s
-                )
-                lane = Lane(partition, self._settings, consumer, live)
-                self.lanes.append(lane)
-                group.create_task(lane.run(stop))
-
-    async def _find_board(self, name: str, stop: Stop) -> Board | None:
-        """Wait for a board to be made; None when asked to stop before."""
+    async def _search(
+        self, group: asyncio.TaskGroup, clients: AsyncExitStack, live: Live, stop: Stop
+    ) -> None:
+        """Start a lane for every partition that needs one and has none, until ``stop``."""
         attempt = 0
         while not stop.is_set:
             try:
                 async with self._connection() as connection:
-                    return await archive.select_board(connection, name)
-            except (UnknownBoard, Unavailable) as error:
+                    while not stop.is_set:
+                        async with asyncio.timeout(SEARCH_LIMIT_S):
+                            found = await self._find(connection, live)
+                        for partition in found:
+                            lane = self._make_lane(clients, live, partition)
+                            group.create_task(lane.run(stop))
+                        attempt = 0
+                        await stop.sleep(SEARCH_EVERY_S)
+            except (Unavailable, TimeoutError) as error:
                 if attempt == 0:
-                    _log.warning("board_awaited", board=name, reason=error.detail)
-            await stop.sleep(backoff_s(attempt, most_s=2.0))
+                    reason = error.detail if isinstance(error, Unavailable) else "no answer"
+                    _log.warning("search_postponed", reason=reason)
+            await stop.sleep(backoff_s(attempt, most_s=SEARCH_EVERY_S))
             attempt += 1
-        return None
+
+    async def _find(self, connection: Connection, live: Live) -> list[Partition]:
+        """List the partitions that need a lane and have none."""
+        boards = await archive.select_boards(connection)
+        missing = set(self._settings.boards) - {board.name for board in boards}
+        for name in sorted(missing - self._awaited):
+            _log.warning("board_awaited", board=name)
+        self._awaited = missing
+        return [
+            partition
+            for board in boards
+            for partition in await self._wanting(connection, live, board)
+        ]
+
+    async def _wanting(self, connection: Connection, live: Live, board: Board) -> list[Partition]:
+        served = {lane.partition for lane in self.lanes}
+        numbers = range(board.layout.partitions)
+        is_ours = board.name in self._settings.boards
+        found: list[Partition] = []
+        for number in {*numbers, *await archive.select_partitions(connection, board.name)}:
+            partition = Partition(board.name, number)
+            if partition in served:
+                continue
+            if is_ours and number in numbers:
+                found.append(partition)
+            elif is_ours and (await live.state(partition)).epoch:
+                _log.warning("partition_not_retired", partition=str(partition))
+                found.append(partition)
+            elif not is_ours and (await live.backlog(partition)).entries:
+                _log.warning("board_not_in_settings", partition=str(partition))
+                found.append(partition)
+        return sorted(found, key=lambda partition: partition.number)
+
+    def _make_lane(self, clients: AsyncExitStack, live: Live, partition: Partition) -> Lane:
+        # A client each: a blocking read occupies its connection.
+        client = make_client(self._settings, name="flusher-reader", decode=False, connections=2)
+        clients.push_async_callback(client.aclose)
+        consumer = Consumer(client, live, partition, timeout_s=self._settings.redis_timeout_s)
+        lane = Lane(partition, self._settings, consumer, live)
+        self.lanes.append(lane)
+        return lane
 
     async def _require_redis(self) -> None:
         async with self._client("flusher-check", connections=1) as client:

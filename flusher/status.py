@@ -20,6 +20,7 @@ class Condition(Enum):
     FLUSHING = "flushing"
     UNINITIALISED = "uninitialised"
     FENCED = "fenced"
+    RETIRED = "retired"
     RECOVERING = "recovering"
     REDIS_AWAY = "redis_away"
     DATABASE_AWAY = "database_away"
@@ -34,6 +35,7 @@ class Condition(Enum):
             Condition.FLUSHING,
             Condition.UNINITIALISED,
             Condition.FENCED,
+            Condition.RETIRED,
         }
 
 

@@ -5,7 +5,7 @@
 -- BELIEFS   the keys are those of this moment and board: generation and layout are compared
 -- RETURNS   per action, in order: outcome, delta, score, seq, committed 0 or 1: this very change is known to be in PostgreSQL
 -- OUTCOMES  applied replayed conflict busy range
--- REFUSES   UNINIT no epoch, seq or layout · FENCED not accepting · LAYOUT other layout, the second word is the right one · BUCKET other generation, the second word is Redis's time in s · BADARG arguments
+-- REFUSES   UNINIT no epoch, seq or layout · FENCED not accepting · LAYOUT other layout or a retired partition, the second word is the right layout · BUCKET other generation, the second word is Redis's time in s · BADARG arguments
 -- WRITES    board events meta seen
 -- EMITS     to changes, once, if the watched top can differ
 -- COST      O(n log N), n actions ≤ 64, N members; where a score runs out of slots, 16 moves more per action, and 1024 per call
@@ -57,6 +57,9 @@ end
 local facts = redis.call('HMGET', meta, 'epoch', 'state', 'seq', 'layout', 'committed')
 local epoch, state, seq = whole(facts[1]), facts[2], whole(facts[3])
 local seen_seconds = whole(string.match(facts[4] or '', '^%d+:(%d+):%d+$'))
+if state == 'retired' and seen_seconds then
+  return redis.error_reply('LAYOUT ' .. facts[4] .. ' is the layout of this board')
+end
 if not epoch or epoch < 1 or not seq or not seen_seconds or seen_seconds < 1 then
   return redis.error_reply('UNINIT the partition is empty: reseed it')
 end

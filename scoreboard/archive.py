@@ -34,6 +34,7 @@ _SELECT_TOTALS: Final = resources.query("select_totals")
 _SELECT_MEMORIES: Final = resources.query("select_memories")
 _COUNT_MEMORIES: Final = resources.query("count_memories")
 _SELECT_POSITION: Final = resources.query("select_position")
+_SELECT_PARTITIONS: Final = resources.query("select_partitions")
 _MOVE_POSITION: Final = resources.query("move_position")
 _LOCK_OPERATOR: Final = resources.query("lock_operator")
 _PUBLISH_BOARD: Final = resources.query("publish_board")
@@ -278,6 +279,16 @@ async def select_position(connection: Connection, partition: Partition) -> Posit
         parameters = {"board": partition.board, "part": partition.number}
         row = await (await connection.execute(_SELECT_POSITION, parameters)).fetchone()
     return Position(*row) if row else Position()
+
+
+async def select_partitions(connection: Connection, board: str) -> list[int]:
+    """List the partitions of a board that were ever opened, whatever its layout is now.
+
+    Raises DatabaseUnavailable.
+    """
+    async with reaching():
+        rows = await (await connection.execute(_SELECT_PARTITIONS, {"board": board})).fetchall()
+    return [int(row[0]) for row in rows]
 
 
 async def move_position(connection: Connection, partition: Partition, position: Position) -> bool:

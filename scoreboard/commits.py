@@ -109,10 +109,17 @@ class Commits:
                     watch.epoch = 0
                     continue
                 with suppress(ScoreboardError):  # the waits have a limit of their own
-                    watch.move(await self._live.state(watch.partition))
+                    self._move(watch, await self._live.state(watch.partition))
                 if watch.waiting:
                     self._is_needed.set()
             await asyncio.sleep(LOOK_EVERY_S)
+
+    def _move(self, watch: _Watch, state: PartitionState) -> None:
+        known = self._partitions.get(watch.partition.board)
+        if known is not None and (state.layout is None or state.layout.partitions != known):
+            # A reseed may have given the board another layout, and users other partitions.
+            del self._partitions[watch.partition.board]
+        watch.move(state)
 
     async def _reach(self, board: str, user_id: str, seq: int) -> None:
         """Wait until the committed position has reached a seq, or that seq may be another's."""

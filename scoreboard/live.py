@@ -6,7 +6,7 @@ is read at a moment of its own.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from heapq import merge
 from itertools import islice
@@ -27,6 +27,7 @@ from scoreboard.keys import ACTIONS, ACTIONS_CHANGED, GROUP, PartitionKeys
 from scoreboard.model import (
     COUNT_MAX,
     PACKED_MAX,
+    PARTITIONS_MAX,
     POINTS_MAX,
     SLOT_COUNT,
     Board,
@@ -59,11 +60,15 @@ _WHOLE: Final = re.compile(r"\d{1,16}", re.ASCII)
 _FENCE_TOKEN: Final = re.compile(r"[!-~]+")
 _COMMITTED: Final = re.compile(r"(\d{1,16}):(\d{1,16})", re.ASCII)
 
+READ_AGAIN: Final = 2
+"""Most repetitions of a read because partitions began other epochs meanwhile."""
+
 _Reply = TypeVar("_Reply")
 _Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
 _Epoch = Annotated[int, Meta(ge=1, le=COUNT_MAX)]
 _Points = Annotated[int, Meta(ge=0, le=POINTS_MAX)]
 _Entry = tuple[bytes, dict[bytes, bytes]]
+_Read = TypeVar("_Read", "_Page", "_Place", "_Near")
 
 _LEADERBOARD: Final = Script.load("leaderboard")
 _STANDING: Final = Script.load("standing")
@@ -73,6 +78,7 @@ _REPAIR: Final = Script.load("repair")
 _FENCE: Final = Script.load("fence")
 _RESTORE: Final = Script.load("restore")
 _REMEMBER: Final = Script.load("remember")
+_RETIRE: Final = Script.load("retire")
 _OPEN: Final = Script.load("open")
 _MIRROR: Final = Script.load("mirror")
 _HISTORY: Final = Script.load("history")
@@ -142,6 +148,8 @@ class PartitionState(Struct, frozen=True):
     layout: Layout | None = None
     is_public: bool = False
     fence: str = ""
+    is_retired: bool = False
+    """Whether the board no longer has this partition; then ``epoch`` is 0."""
     committed_seq: int = 0
     """What PostgreSQL is known to have committed of this epoch."""
 
@@ -202,7 +210,7 @@ def _state_of(facts: Mapping[str, str]) -> PartitionState:
     fence = facts.get("fence", "")
     fence = fence if _FENCE_TOKEN.fullmatch(fence) else ""
     if not epoch or not _WHOLE.fullmatch(seq):
-        return PartitionState(fence=fence)
+        return PartitionState(fence=fence, is_retired=facts.get("state") == "retired")
     committed = _COMMITTED.fullmatch(facts.get("committed", ""))
     layout: Layout | None = None
     with suppress(ValueError):
@@ -240,6 +248,10 @@ def _rows(placed: Sequence[_Placed], first_index: int) -> tuple[Row, ...]:
     )
 
 
+class _EpochChanged(Uninitialised):
+    """A partition began another epoch: the layout of its board may be another one."""
+
+
 class Live:
     """Typed access to the scripts over one client, which the caller owns and closes."""
 
@@ -247,6 +259,8 @@ class Live:
         """Take a client that decodes replies (redis_client.make_client does)."""
         self._client = client
         self._layouts: dict[str, Layout] = {}
+        self._epochs: dict[str, dict[int, int]] = {}
+        """Epoch of each partition as it was first read under the layout that is known."""
 
     async def state(self, partition: Partition) -> PartitionState:
         """Read where a partition stands.
@@ -255,6 +269,17 @@ class Live:
         """
         meta = PartitionKeys(partition).meta
         return _state_of(await ask(self._client.hgetall(meta), dict[str, str], f"HGETALL {meta}"))
+
+    async def states(self, board: str) -> dict[int, PartitionState]:
+        """Read where every partition stands that Redis knows of a board, whatever its layout.
+
+        Raises RedisUnavailable, UnexpectedReply.
+        """
+        async with self._client.pipeline(transaction=False) as pipe:
+            for number in range(PARTITIONS_MAX):
+                pipe.hgetall(PartitionKeys(Partition(board, number)).meta)
+            replies = await ask(pipe.execute(), list[dict[str, str]], f"HGETALL of {board}")
+        return {number: _state_of(facts) for number, facts in enumerate(replies) if facts}
 
     async def board(self, name: str) -> Board:
         """Read what was fixed when a board was made, as partition 0 carries it.
@@ -265,6 +290,8 @@ class Live:
         state = await self.state(Partition(name))
         if not state.epoch or state.layout is None:
             raise Uninitialised
+        if state.layout != self._layouts.get(name):
+            self._epochs.pop(name, None)
         self._layouts[name] = state.layout
         return Board(name, state.layout, state.is_public)
 
@@ -273,6 +300,9 @@ class Live:
 
         Raises Uninitialised, RedisUnavailable, ScriptFailed.
         """
+        return await self._current(board, lambda: self._leaderboard(board, offset, limit))
+
+    async def _leaderboard(self, board: str, offset: int, limit: int) -> Window:
         layout = await self._layout(board)
         if layout.partitions == 1:
             page = await self._page(Partition(board), offset, limit)
@@ -296,6 +326,9 @@ class Live:
 
         Raises UnknownUser, Uninitialised, RedisUnavailable, ScriptFailed.
         """
+        return await self._current(board, lambda: self._standing(board, user_id, around))
+
+    async def _standing(self, board: str, user_id: str, around: int) -> Standing:
         layout = await self._layout(board)
         home = partition_of(user_id, layout.partitions)
         # Neighbours of other partitions may fill a whole window on either side.
@@ -483,6 +516,16 @@ class Live:
         args = [token, int(first), expires_at_s, *flat]
         return await call(self._client, _REMEMBER, [keys.meta, keys.seen(*seen)], args, int)
 
+    async def retire(self, partition: Partition, token: str, layout: Layout) -> None:
+        """Empty a fenced partition that its board no longer has; callers learn ``layout`` there.
+
+        Raises OperatorMistake if another operator holds the fence, Busy if actions of the stream
+        are not committed, RedisUnavailable (repeat it), ScriptFailed.
+        """
+        keys = PartitionKeys(partition)
+        names = [keys.meta, keys.board, keys.shadow, keys.events]
+        await call(self._client, _RETIRE, names, [token, str(layout), GROUP], int)
+
     async def open(
         self,
         partition: Partition,
@@ -574,6 +617,18 @@ class Live:
         flat = [value for pair in points.items() for value in pair]
         await call(self._client, _MIRROR, [ACTIONS], [seen, ACTIONS_CHANGED, *flat], int)
 
+    async def _current(self, board: str, read: Callable[[], Awaitable[_Reply]]) -> _Reply:
+        """Read by the layout that is known; if that may have changed, learn it and read again.
+
+        A layout changes together with the epoch of each partition, or its partitions are retired.
+        """
+        for _ in range(READ_AGAIN):
+            with suppress(Uninitialised):
+                return await read()
+            await self.board(board)
+            self._epochs.pop(board, None)
+        return await read()
+
     async def _layout(self, board: str) -> Layout:
         return self._layouts.get(board) or (await self.board(board)).layout
 
@@ -581,7 +636,15 @@ class Live:
         return await self._read(_LEADERBOARD, partition, [offset, limit], _Page)
 
     async def _read(
-        self, script: Script, partition: Partition, args: list[object], shape: type[_Reply]
-    ) -> _Reply:
+        self, script: Script, partition: Partition, args: list[object], shape: type[_Read]
+    ) -> _Read:
         keys = PartitionKeys(partition)
-        return await call(self._client, script, [keys.board, keys.meta], args, shape, reads=True)
+        names = [keys.board, keys.meta]
+        found = await call(self._client, script, names, args, shape, reads=True)
+        epochs = self._epochs.setdefault(partition.board, {})
+        known = epochs.get(partition.number)
+        if known is None or found.epoch > known:
+            epochs[partition.number] = found.epoch
+        if known is not None and found.epoch > known:
+            raise _EpochChanged
+        return found

@@ -19,7 +19,7 @@ from scoreboard.frames import StaleReason
 from scoreboard.keys import PartitionKeys
 from scoreboard.lifecycle import backoff_s
 from scoreboard.live import Live
-from scoreboard.model import WATCHED_TOP, Board, Partition
+from scoreboard.model import WATCHED_TOP, Board, Partition, Window
 from scoreboard.redis_client import make_client
 from scoreboard.settings import Settings
 from scoreboard.telemetry import counter, gauge, get_logger
@@ -198,7 +198,7 @@ class Relay:
         try:
             if with_board:
                 await self._read_board(live, feed)
-            window = await live.leaderboard(feed.board, limit=WATCHED_TOP)
+            window = await self._read_window(live, feed)
         except Uninitialised:
             watch.failures = 0
             self._tell(watch, "uninitialised")
@@ -229,6 +229,12 @@ class Relay:
             self._listener.board_changed(feed, watch.noticed_at_s)
         if self._changes.is_up:
             self._trust(watch)
+
+    async def _read_window(self, live: Live, feed: Feed) -> Window:
+        window = await live.leaderboard(feed.board, limit=WATCHED_TOP)
+        if feed.frame is not None and feed.frame.epoch != window.epoch:
+            await self._read_board(live, feed)  # a reseed may have changed what is fixed
+        return window
 
     async def _read_board(self, live: Live, feed: Feed) -> None:
         board = await live.board(feed.board)

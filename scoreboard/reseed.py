@@ -3,7 +3,9 @@
 Called by `scoreboard reseed` and `scoreboard up` on an emptied Redis, and by the flusher when Redis
 came back older than the ledger. What stays true: nothing is accepted between the fence and the
 opening; a killed run leaves the board fenced and is simply run again; two runs never mix, because
-each write names the token of its fence.
+each write names the token of its fence. A changed layout takes effect here and nowhere else: all
+partitions are fenced and drained, those that the new layout lacks are retired, and only then are
+the others opened.
 """
 
 import asyncio
@@ -15,6 +17,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
 
+import msgspec
 from msgspec import Struct
 
 from scoreboard import archive
@@ -77,17 +80,47 @@ def silent(_step: str, _done: int, _total: int) -> None:
     """Report to nobody."""
 
 
+class _Layouts(Struct, frozen=True):
+    """How the partitions that Redis holds compare with the board's layout."""
+
+    differing: tuple[int, ...]
+    """Partitions of the board that still have another layout."""
+    strays: tuple[int, ...]
+    """Partitions that the board no longer has and that are not retired."""
+    closed: tuple[int, ...]
+    """Partitions of the board that accept nothing: emptied, or fenced."""
+    epochs: int
+    """Sum of the epochs of all of these."""
+
+    @property
+    def are_settled(self) -> bool:
+        """Tell whether every partition has the board's layout."""
+        return not self.differing and not self.strays
+
+
+async def _compare_layouts(live: Live, board: Board) -> _Layouts:
+    states = await live.states(board.name)
+    numbers = range(board.layout.partitions)
+    used = {number: state for number, state in states.items() if state.epoch}
+    return _Layouts(
+        differing=tuple(n for n in numbers if n in used and used[n].layout != board.layout),
+        strays=tuple(n for n in used if n not in numbers),
+        closed=tuple(n for n in numbers if n not in used or not used[n].is_open),
+        epochs=sum(state.epoch for state in used.values()),
+    )
+
+
 async def find_closed(live: Live, board: Board) -> list[int]:
-    """List the partitions of a board that accept nothing: emptied, or fenced.
+    """List the partitions that need a reseed: emptied, fenced, or all after a change of layout.
 
     Raises RedisUnavailable.
     """
-    numbers = range(board.layout.partitions)
-    return [n for n in numbers if not (await live.state(Partition(board.name, n))).is_open]
+    layouts = await _compare_layouts(live, board)
+    return list(layouts.closed if layouts.are_settled else range(board.layout.partitions))
 
 
 async def find_due(live: Live, board: Board, *, force: bool = False) -> list[int]:
-    """Choose the partitions to reseed: all when forced, else those that accept nothing.
+    """Choose the partitions to reseed: all when forced, else those that need it.
 
     Raises OperatorMistake where that is none and the board has scores; RedisUnavailable.
     """
@@ -141,25 +174,35 @@ async def reseed(
     is closed; ``actor`` is written into the audit log and begins the fence's token; ``drain`` is
     the flusher's own where it calls this itself.
 
-    Raises OperatorMistake (another operator is at work), Outdated (one was, meanwhile), NotInTime
-    (not drained), RedisUnavailable, DatabaseUnavailable: the board stays fenced until a later run
+    Raises OperatorMistake (another operator is at work, or the layout changed and ``numbers`` are
+    not the whole board), Outdated (another operator was at work, meanwhile), NotInTime (not
+    drained), RedisUnavailable, DatabaseUnavailable: the board stays fenced until a later run
     succeeds.
     """
     started_at = time.monotonic()
     token = f"{_UNPRINTABLE.sub('?', actor)}:{secrets.token_hex(8)}"
     partitions = [Partition(board.name, number) for number in numbers]
-    for partition in partitions:
-        if not await archive.lock_operator(connection, partition):
-            raise OperatorMistake(f"Another operator is mending {partition}")
-    seen = [await live.state(partition) for partition in partitions]
+    await _lock(connection, partitions)
+    layouts = await _compare_layouts(live, board)
+    if not layouts.are_settled and list(numbers) != list(range(board.layout.partitions)):
+        raise OperatorMistake(
+            f"The layout of board {board.name} has changed: "
+            f"scoreboard reseed --board {board.name} --force"
+        )
+    strays = [Partition(board.name, number) for number in layouts.strays]
+    await _lock(connection, strays)
+    everything = [*partitions, *strays]
+    seen = [await live.state(partition) for partition in everything]
     # A session that answers now has held its locks since before the states were read. Whoever
     # takes them later changes what was seen, and the fence is refused.
-    await archive.select_position(connection, partitions[0])
-    fenced = [
+    if await archive.select_board(connection, board.name) != board:
+        raise OperatorMistake(f"Board {board.name} was changed meanwhile: run it again")
+    stood = [
         await live.fence(partition, token, state)
-        for partition, state in zip(partitions, seen, strict=True)
+        for partition, state in zip(everything, seen, strict=True)
     ]
-    await drain(live, partitions, report)
+    fenced = stood[: len(partitions)]
+    await drain(live, everything, report)
     rebuilding = _Rebuilding(live, connection, board, numbers=numbers, token=token, report=report)
     async with archive.snapshot(connection):
         members = await rebuilding.load_scores()
@@ -168,6 +211,8 @@ async def reseed(
         await _next_position(live, connection, partition, stood)
         for partition, stood in zip(partitions, fenced, strict=True)
     ]
+    if strays or layouts.differing:
+        positions = _above(positions, layouts.epochs)
     await mirror_catalogue(live, connection)
     async with archive.reaching(), connection.transaction():
         for partition, position in zip(partitions, positions, strict=True):
@@ -180,12 +225,17 @@ async def reseed(
             board=board.name,
             detail={
                 "partitions": list(numbers),
+                "layout": str(board.layout),
+                "retired": list(layouts.strays),
                 "before": [list(stood) for stood in fenced],
                 "after": [[position.epoch, position.seq] for position in positions],
                 "users": sum(members.values()),
                 "actions": actions,
             },
         )
+    # Before any opening: a caller must not find an old partition and a new one that hold one user.
+    for stray in strays:
+        await live.retire(stray, token, board.layout)
     for partition, position in zip(partitions, positions, strict=True):
         await live.open(
             partition,
@@ -337,6 +387,25 @@ class _Rebuilding:
         )
         if expected and remembered != expected:
             raise ScriptFailed(f"A seen hash holds {remembered} actions, not {expected}")
+
+
+async def _lock(connection: Connection, partitions: Sequence[Partition]) -> None:
+    """Take the operators' lock on partitions, until the connection ends.
+
+    Raises OperatorMistake, DatabaseUnavailable.
+    """
+    for partition in partitions:
+        if not await archive.lock_operator(connection, partition):
+            raise OperatorMistake(f"Another operator is mending {partition}")
+
+
+def _above(positions: Sequence[Position], epochs: int) -> list[Position]:
+    """Give positions one epoch whose sum is above ``epochs``.
+
+    Readers compare the sums of a board's epochs, and fewer partitions would make a smaller sum.
+    """
+    epoch = max(*[position.epoch for position in positions], epochs // len(positions) + 1)
+    return [msgspec.structs.replace(position, epoch=epoch) for position in positions]
 
 
 async def _next_position(

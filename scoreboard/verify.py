@@ -73,6 +73,7 @@ class Verdict(Struct, frozen=True, kw_only=True):
     """
 
     board: str
+    partitions: int
     users: int
     suspects: int
     drifted: tuple[Drift, ...]
@@ -132,6 +133,7 @@ class _Verification:
     async def run(self, sample: int | None) -> Verdict:
         started_at = time.monotonic()
         await self._check_settings()
+        await self._check_strays()
         sound = [each for each in self._partitions if await self._check_position(each)]
         chosen = await self._compare_all() if sample is None else await self._compare_some(sample)
         suspects = sum(len(self._suspects[partition]) for partition in sound)
@@ -148,6 +150,7 @@ class _Verification:
         await self._check_ledger(chosen)
         return Verdict(
             board=self._board.name,
+            partitions=len(self._partitions),
             users=self._users,
             suspects=suspects,
             drifted=tuple(self._drifted),
@@ -174,6 +177,17 @@ class _Verification:
             self._warnings.append(f"PostgreSQL loses what it committed: fsync is {session.fsync}")
         if session.is_standby:
             self._find("postgresql settings", "the server is a standby")
+
+    async def _check_strays(self) -> None:
+        """Find partitions that the board no longer has and that still hold a part of it."""
+        for number, state in (await self._live.states(self._board.name)).items():
+            if number >= len(self._partitions) and state.epoch:
+                accepts = "accepts actions" if state.is_open else "is fenced and not retired"
+                self._find(
+                    "layout",
+                    f"no partition of {self._board.layout}, but it {accepts}",
+                    Partition(self._board.name, number),
+                )
 
     async def _check_position(self, partition: Partition) -> bool:
         """Compare positions and the seen window; tell whether users can be judged at all."""

@@ -404,3 +404,42 @@ def test_a_server_that_hides_its_history_from_scripts_is_still_trimmed(streamed:
             assert trim(blind, got, first=1, last=6) == 6
     finally:
         streamed.client.acl_deluser("blind")
+
+
+RETIRE = [KEYS.meta, KEYS.board, KEYS.shadow, KEYS.events]
+
+
+@on_the_real_server
+def test_a_retired_partition_teaches_the_new_layout_and_reads_as_empty(opened: Scripts) -> None:
+    opened.submit(("alice", "1", 5))
+    got = deliver(opened, 1)
+    trim(opened, got, first=1, last=1)
+    opened.fence("T")
+
+    for _ in range(2):  # an answer may be lost
+        assert opened.run("retire", RETIRE, "T", "3:60:1", GROUP) == 1
+
+    keys, args = opened.submit_call(("alice", "1", 5))
+    assert opened.refuses("submit", keys, *args).startswith("LAYOUT 3:60:1 ")
+    assert opened.refuses("leaderboard", [KEYS.board, KEYS.meta], 0, 1).startswith("UNINIT ")
+    assert not opened.client.exists(KEYS.board, KEYS.shadow, KEYS.events)
+
+
+@on_the_real_server
+def test_a_partition_whose_stream_is_not_committed_is_not_retired(opened: Scripts) -> None:
+    opened.submit(("alice", "1", 5))
+    opened.fence("T")
+
+    assert opened.refuses("retire", RETIRE, "T", "3:60:1", GROUP).startswith("LAG ")
+    deliver(opened, 1)
+    assert opened.refuses("retire", RETIRE, "T", "3:60:1", GROUP).startswith("LAG ")
+
+    assert opened.client.zcard(KEYS.board) == 1
+    assert text(opened.client.hget(KEYS.meta, "state")) == "fenced"
+
+
+def test_retiring_needs_the_fence_and_a_layout(opened: Scripts) -> None:
+    opened.fence("T")
+
+    assert opened.refuses("retire", RETIRE, "U", "3:60:1", GROUP).startswith("FENCE ")
+    assert opened.refuses("retire", RETIRE, "T", "three", GROUP).startswith("BADARG ")

@@ -1,0 +1,305 @@
+"""A board whose layout changes: nothing is accepted where nobody would look for it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from scoreboard import archive
+from scoreboard.dispatcher import Dispatcher
+from scoreboard.errors import Fenced, OperatorMistake
+from scoreboard.keys import PartitionKeys
+from scoreboard.live import Live
+from scoreboard.model import Action, Board, Layout, Partition, Receipt, partition_of
+from scoreboard.postgres import connect
+from scoreboard.redis_client import make_client
+from scoreboard.reseed import SESSION, find_closed, find_due, reseed
+from scoreboard.settings import Secret, Settings
+from scoreboard.verify import verify
+from tests.support.boards import fence
+from tests.support.eventually import eventually_async
+from tests.support.flushing import (
+    act,
+    check_books,
+    dispatching,
+    flushing,
+    is_drained,
+    query,
+)
+
+USERS = [f"user{number}" for number in range(24)]
+
+
+@pytest.fixture
+def settings(redis_url: str, database_url: str) -> Settings:
+    return Settings(
+        redis_url=Secret(redis_url), database_url=Secret(database_url), flusher_metrics_port=0
+    )
+
+
+@pytest.fixture
+async def live(settings: Settings) -> AsyncIterator[Live]:
+    client = make_client(settings, name="test")
+    yield Live(client)
+    await client.aclose()
+
+
+def set_layout(settings: Settings, layout: Layout) -> None:
+    query(
+        settings,
+        "INSERT INTO boards VALUES ('main', %s, %s, %s, true) ON CONFLICT (board) DO UPDATE"
+        " SET partitions = excluded.partitions, seen_seconds = excluded.seen_seconds,"
+        " seen_shards = excluded.seen_shards",
+        layout.partitions,
+        layout.seen_seconds,
+        layout.seen_shards,
+    )
+
+
+async def do_reseed(settings: Settings, live: Live, *, force: bool = False, **how: Any) -> None:
+    async with await connect(settings, name="test", **SESSION) as connection:  # pyright: ignore[reportArgumentType]
+        board = await archive.select_board(connection, "main")
+        numbers = await find_due(live, board, force=force)
+        await reseed(live, connection, board, numbers, actor="test", **how)
+
+
+async def play(dispatcher: Dispatcher, part: str) -> list[tuple[str, str, int]]:
+    """Submit one action per user; give what was acknowledged."""
+    actions = [Action(user, f"{part}:{user}", 5) for user in USERS]
+    results = await asyncio.gather(
+        *(dispatcher.submit("main", action) for action in actions), return_exceptions=True
+    )
+    for result in results:
+        assert isinstance(result, Receipt | Fenced), result
+    return [
+        (action.user_id, action.action_id, action.delta)
+        for action, result in zip(actions, results, strict=True)
+        if isinstance(result, Receipt)
+    ]
+
+
+async def check_sound(settings: Settings, partitions: int, wanted: list[Any]) -> None:
+    await eventually_async(lambda: is_drained(settings, partitions=partitions), within_s=15)
+    check_books(settings, wanted, partitions=partitions)
+    client = make_client(settings, name="test")
+    async with await connect(settings, name="test", **SESSION) as connection:  # pyright: ignore[reportArgumentType]
+        board = await archive.select_board(connection, "main")
+        verdict = await verify(client, connection, board, sample=None, report=lambda *_: None)
+    await client.aclose()
+    assert not verdict.drifted
+    assert not verdict.findings
+
+
+@pytest.mark.parametrize("sizes", [(4, 2), (4, 1), (1, 3), (2, 4), (4, 3, 1), (4, 2, 4)], ids=str)
+async def test_an_api_with_an_old_layout_is_refused_or_learns_the_new_one(
+    sizes: tuple[int, ...], settings: Settings, live: Live
+) -> None:
+    set_layout(settings, Layout(partitions=sizes[0]))
+    await do_reseed(settings, live)
+    acknowledged: list[tuple[str, str, int]] = []
+    async with dispatching(settings) as stale, flushing(settings):
+        acknowledged += await play(stale, "first")
+        known = stale._layouts["main"] if sizes[0] > 1 else Layout()
+        for turn, size in enumerate(sizes[1:]):
+            set_layout(settings, Layout(partitions=size))
+            await do_reseed(settings, live)
+            # Each of the old partitions is asked by a process that knows the old layout only.
+            for user in USERS:
+                stale._layouts["main"] = known
+                receipt = await stale.submit("main", Action(user, f"stale{turn}:{user}", 3))
+                assert isinstance(receipt, Receipt)
+                acknowledged.append((user, f"stale{turn}:{user}", 3))
+                assert stale._layouts["main"].partitions == size
+            acknowledged += await play(stale, f"turn{turn}")
+            assert (await live.leaderboard("main", limit=0)).total == len(USERS)
+            await check_sound(settings, size, acknowledged)
+
+
+async def test_a_new_epoch_is_above_the_sum_of_the_old_ones(settings: Settings, live: Live) -> None:
+    """Readers compare sums, and would take a smaller one for an older board."""
+    set_layout(settings, Layout(partitions=4))
+    await do_reseed(settings, live)
+    async with flushing(settings):
+        await do_reseed(settings, live, force=True)
+        before = await live.leaderboard("main", limit=0)
+        assert before.epoch == 8
+        set_layout(settings, Layout(partitions=1))
+        await do_reseed(settings, live)
+
+    after = await live.leaderboard("main", limit=0)
+
+    assert after.epoch > before.epoch
+    assert len(after.positions) == 1
+
+
+async def test_a_reader_with_an_old_layout_sees_every_user_at_once(
+    settings: Settings, live: Live
+) -> None:
+    other = make_client(settings, name="operator")
+    set_layout(settings, Layout(partitions=2))
+    await do_reseed(settings, live)
+    async with flushing(settings), dispatching(settings) as dispatcher:
+        await play(dispatcher, "first")
+        assert (await live.leaderboard("main")).total == len(USERS)
+        for size in (4, 1):
+            set_layout(settings, Layout(partitions=size))
+            await do_reseed(settings, Live(other))
+
+            window = await live.leaderboard("main", limit=100)
+            standings = [await live.standing("main", user, around=1) for user in USERS]
+
+            assert sorted(row.user_id for row in window.rows) == sorted(USERS)
+            assert {standing.total for standing in standings} == {len(USERS)}
+    await other.aclose()
+
+
+@pytest.mark.parametrize("step", ["fence", "drain", "restore", "retire", "open"])
+async def test_a_run_that_dies_while_the_layout_shrinks_twice_is_completed_by_the_next(
+    step: str, settings: Settings, live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class DiedError(Exception):
+        pass
+
+    set_layout(settings, Layout(partitions=4))
+    await do_reseed(settings, live)
+    async with flushing(settings), dispatching(settings) as stale:
+        acknowledged = await play(stale, "first")
+        old = stale._layouts["main"]
+        set_layout(settings, Layout(partitions=3))
+        calls = 0
+        real = getattr(Live, "backlog" if step == "drain" else step)
+
+        async def die(*arguments: Any, **named: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == (1 if step in {"drain", "retire"} else 2):
+                raise DiedError
+            return await real(*arguments, **named)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Live, "backlog" if step == "drain" else step, die)
+            with pytest.raises((DiedError, ExceptionGroup)):
+                await do_reseed(settings, live)
+        acknowledged += await play(stale, "between")
+        set_layout(settings, Layout(partitions=2))
+        assert await find_closed(live, Board(layout=Layout(partitions=2))) == [0, 1]
+        await do_reseed(settings, live)
+
+        for user in USERS:
+            stale._layouts["main"] = old
+            await stale.submit("main", Action(user, f"stale:{user}", 3))
+            acknowledged.append((user, f"stale:{user}", 3))
+        await check_sound(settings, 2, acknowledged)
+
+
+async def test_a_flusher_started_before_the_reseed_drains_what_the_board_will_lose(
+    settings: Settings, live: Live
+) -> None:
+    set_layout(settings, Layout(partitions=4))
+    await do_reseed(settings, live)
+    async with dispatching(settings) as dispatcher:
+        acknowledged = await play(dispatcher, "first")
+        set_layout(settings, Layout(partitions=1))
+
+        async with flushing(settings) as flusher:
+            await do_reseed(settings, live)
+            await check_sound(settings, 1, acknowledged)
+
+            await eventually_async(
+                lambda: (
+                    sorted(
+                        (lane.partition.number, lane.status.condition.value)
+                        for lane in flusher.lanes
+                    )
+                    == [(0, "flushing"), (1, "retired"), (2, "retired"), (3, "retired")]
+                )
+            )
+
+
+async def test_partitions_that_an_older_version_left_open_are_found_and_counted(
+    settings: Settings, live: Live
+) -> None:
+    set_layout(settings, Layout(partitions=2))
+    await do_reseed(settings, live)
+    async with dispatching(settings) as stale, flushing(settings):
+        acknowledged = await play(stale, "first")
+        await eventually_async(lambda: is_drained(settings, partitions=2))
+        # As a reseed did that knew only the partitions of the new layout.
+        board = Board(layout=Layout(partitions=1))
+        set_layout(settings, board.layout)
+        partition = Partition("main")
+        epoch, seq = await fence(live, partition, "old")
+        await live.restore(partition, "old", [], first=True)
+        await live.open(
+            partition, "old", board, epoch=epoch + 1, seq=seq, stream_id="0-0", members=0
+        )
+        query(settings, "UPDATE flush_state SET epoch = epoch + 1 WHERE part = 0")
+        lost = next(user for user in USERS if partition_of(user, 2) == 1)
+        await stale.submit("main", Action(lost, "stale:1", 3))
+        acknowledged.append((lost, "stale:1", 3))
+
+        client = make_client(settings, name="test")
+        async with await connect(settings, name="test", **SESSION) as connection:  # pyright: ignore[reportArgumentType]
+            verdict = await verify(client, connection, board, sample=None, report=lambda *_: None)
+        await client.aclose()
+        assert ("layout", 1) in {(one.check, one.partition) for one in verdict.findings}
+
+        await do_reseed(settings, live)
+        await check_sound(settings, 1, acknowledged)
+
+
+async def test_the_seen_window_changes_for_all_partitions_or_for_none(
+    settings: Settings, live: Live
+) -> None:
+    set_layout(settings, Layout(partitions=2))
+    await do_reseed(settings, live)
+    async with dispatching(settings) as dispatcher, flushing(settings):
+        acknowledged = await play(dispatcher, "first")
+        set_layout(settings, Layout(2, 600, 8))
+        async with await connect(settings, name="test", **SESSION) as connection:  # pyright: ignore[reportArgumentType]
+            board = await archive.select_board(connection, "main")
+            with pytest.raises(OperatorMistake, match="layout of board main has changed"):
+                await reseed(live, connection, board, [1], actor="test")
+        await do_reseed(settings, live)
+
+        for user, action, delta in acknowledged:
+            receipt = await dispatcher.submit("main", Action(user, action, delta))
+            assert receipt.replayed
+        await check_sound(settings, 2, acknowledged)
+
+
+async def test_a_board_that_left_the_settings_is_still_flushed(
+    settings: Settings, live: Live, redis_url: str
+) -> None:
+    set_layout(settings, Layout())
+    await do_reseed(settings, live)
+    acknowledged = [("alice", "a", 5)]
+    await act(settings, Action(*acknowledged[0]))
+    others = Settings(
+        redis_url=Secret(redis_url),
+        database_url=settings.database_url,
+        boards=("other",),
+        flusher_metrics_port=0,
+    )
+    async with flushing(others):
+        await check_sound(settings, 1, acknowledged)
+
+
+async def test_a_retired_partition_leaves_nothing_but_the_layout(
+    settings: Settings, live: Live
+) -> None:
+    set_layout(settings, Layout(partitions=2))
+    await do_reseed(settings, live)
+    async with dispatching(settings) as dispatcher, flushing(settings):
+        await play(dispatcher, "first")
+        set_layout(settings, Layout(partitions=1))
+        await do_reseed(settings, live)
+
+    client = make_client(settings, name="test")
+    keys = PartitionKeys(Partition("main", 1))
+    facts = await client.hgetall(keys.meta)
+    left = await client.exists(keys.board, keys.shadow, keys.events)
+    await client.aclose()
+    assert (facts["state"], facts["layout"], facts.get("epoch")) == ("retired", "1:43200:64", None)
+    assert left == 0
