@@ -46,6 +46,7 @@ DRIVERS: Final[tuple[tuple[type[Exception], str, int], ...]] = (
     (psycopg.errors.ReadOnlySqlTransaction, "The database is read-only", 5),
     (psycopg.errors.UndefinedTable, "The database needs scoreboard db migrate", 1),
     (psycopg.errors.UndefinedColumn, "The database needs scoreboard db migrate", 1),
+    (psycopg.errors.UndefinedFunction, "The database needs scoreboard db migrate", 1),
     (psycopg.OperationalError, "The database cannot be reached", 69),
     (psycopg.Error, "PostgreSQL refused a statement", 1),
     (redis.exceptions.NoPermissionError, "The login of Redis may not do this", 4),

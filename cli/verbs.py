@@ -11,6 +11,7 @@ from cli.actions import action
 from cli.boards import board
 from cli.configuration import config
 from cli.database import db
+from cli.dead import dead
 from cli.gateway import kong
 from cli.recovery import reseed
 from cli.simulate import simulate
@@ -50,6 +51,7 @@ for command in (
     board,
     user,
     action,
+    dead,
     db,
     reseed,
     verify,

@@ -6,13 +6,21 @@ a row; and the position to store never passes a seq that was not in the stream.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, Final
 
 from msgspec import Struct
 
-from scoreboard.events import CORRECTION, BadRecord, Event, decode
+from scoreboard.events import (
+    BIGINT_MAX,
+    CORRECTION,
+    MOMENT_MAX_MS,
+    BadRecord,
+    Event,
+    decode,
+    moment,
+)
 from scoreboard.model import kind_of, user_uuid
 
 Entry = tuple[bytes, Mapping[bytes, bytes]]
@@ -35,10 +43,6 @@ COLUMNS: Final = (
     "is_last",
 )
 """Columns of the staging table, in the order of a row (a test compares with the statement)."""
-
-BIGINT_MAX: Final = 2**63 - 1
-_YEAR_9999_MS: Final = 253_402_300_799_999
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 _user_uuid = lru_cache(maxsize=65_536)(user_uuid)
 
@@ -152,7 +156,7 @@ def rows(actions: Sequence[Event]) -> list[Row]:
 
 def occurred_at(event: Event) -> datetime:
     """Give the moment at which Redis applied an event."""
-    return _EPOCH + timedelta(milliseconds=event.occurred_at_ms)
+    return moment(event.occurred_at_ms)
 
 
 def order_of(stream_id: str) -> tuple[int, int]:
@@ -165,6 +169,6 @@ def _beyond_columns(event: Event) -> str:
     """Say why an event, though readable, fits no row; empty where it does."""
     if event.seq > BIGINT_MAX or event.epoch > BIGINT_MAX:
         return "seq or epoch is beyond a BIGINT"
-    if event.occurred_at_ms > _YEAR_9999_MS:
+    if event.occurred_at_ms > MOMENT_MAX_MS:
         return "the time of the stream id is beyond the calendar"
     return ""

@@ -5,11 +5,19 @@ scores are set to what PostgreSQL and the stream say, never lowered by a differe
 is repeated after a crash changes nothing; nobody commits while it runs.
 """
 
+from typing import Final
+
 from flusher.writer import Writer
+from scoreboard import parked
+from scoreboard.archive import Position
+from scoreboard.events import BIGINT_MAX
 from scoreboard.live import Live, Truth
 from scoreboard.model import Partition
 from scoreboard.settle import settle
 from scoreboard.telemetry import get_logger
+
+LATEST: Final = Position(BIGINT_MAX, BIGINT_MAX)
+"""Every late duplicate on record: while nobody commits, what is right now is right for all."""
 
 _log = get_logger(__name__)
 
@@ -28,14 +36,14 @@ async def correct(writer: Writer, live: Live, partition: Partition, epoch: int) 
         if not due:
             return False
         owed = await writer.owed()
-        truths = [Truth(user, score + owed.get(user, 0)) for user, score in due]
+        truths = [Truth(user, parked.due(score, owed.get(user))) for user, score in due]
         tail = await live.tail(
             partition, epoch=epoch, seq=position.seq, stream_id=position.stream_id
         )
         states = await settle(live, partition, truths, tail, writer.arrivals)
         for truth, state in zip(truths, states, strict=True):
             if state.outcome == "unchanged":
-                await writer.close_duplicates(truth.user_id, position)
+                await writer.close_duplicates(truth.user_id, LATEST)
             else:
                 _log.warning(
                     "score_corrected",

@@ -45,9 +45,3 @@ def meaning_of(error: psycopg.Error) -> Meaning:  # noqa: PLR0911 (a table, row 
     if state.startswith(POISON_CLASSES):
         return Meaning.POISON
     return Meaning.AWAY
-
-
-def describe(error: psycopg.Error) -> str:
-    """Give SQLSTATE, constraint and message of an error; never its detail, which quotes rows."""
-    said = error.diag.message_primary or type(error).__name__
-    return " ".join(filter(None, [error.sqlstate, error.diag.constraint_name, said]))

@@ -41,6 +41,9 @@ CORRECTIONS: Final = 16
 LOOK_EVERY_S: Final = 1.0
 """How often the partition's state is compared with what is committed, and the lease kept alive."""
 
+CORRECT_EVERY_S: Final = 3.0
+"""How often scores to be set right are looked for that others left, such as an operator."""
+
 _log = get_logger(__name__)
 
 
@@ -71,6 +74,7 @@ class Lane:
         self._lagged_at = 0
         self._position = Position()
         self._looked_at_s = 0.0
+        self._corrected_at_s = 0.0
         labels = (partition.board, str(partition.number))
         self._leading = metrics.LEADING.labels(*labels)
         self._last_success = metrics.LAST_SUCCESS.labels(*labels)
@@ -237,7 +241,9 @@ class Lane:
         if self._is_idle and state.seq > self._position.seq and self._lagged_at == state.seq:
             raise _Reorient
         self._lagged_at = state.seq if self._is_idle else 0
-        if self._may_be_late and state.is_open:
+        is_due = self._looked_at_s - self._corrected_at_s >= CORRECT_EVERY_S
+        if (self._may_be_late or is_due) and state.is_open:
+            self._corrected_at_s = self._looked_at_s
             await self._correct(writer)
 
     async def _correct(self, writer: Writer) -> None:

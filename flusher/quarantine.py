@@ -11,8 +11,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from flusher.batch import BIGINT_MAX
-from scoreboard.events import BadRecord
+from scoreboard.events import BIGINT_MAX, BadRecord
 
 REASON_MAX: Final = 500
 """Longest reason stored; a server's message may quote a whole row."""
@@ -50,12 +49,6 @@ def park(stream_id: str, fields: Mapping[bytes, bytes], reason: str) -> DeadEven
 def park_bad(record: BadRecord) -> DeadEvent:
     """Make the row of a record that could not be read."""
     return park(record.stream_id, record.fields, record.reason)
-
-
-def restore(raw: bytes) -> dict[bytes, bytes]:
-    """Give back the fields of an entry from the ``raw`` of its row."""
-    named = msgspec.json.decode(raw, type=dict[str, str])
-    return {name.encode("latin-1"): value.encode("latin-1") for name, value in named.items()}
 
 
 def _seq(text: bytes) -> int | None:

@@ -12,14 +12,13 @@ from typing import Any, Final, Self
 
 import psycopg
 
-from flusher.failures import describe
 from scoreboard import archive, resources
 from scoreboard.archive import Position
 from scoreboard.errors import DatabaseUnavailable, UnsafeDatabase
 from scoreboard.lifecycle import Stop
 from scoreboard.migrations import require_current
 from scoreboard.model import Partition
-from scoreboard.postgres import Connection, connect
+from scoreboard.postgres import Connection, connect, describe
 from scoreboard.settings import Settings
 from scoreboard.telemetry import get_logger
 

@@ -14,7 +14,6 @@ import psycopg
 from msgspec import Struct
 
 from flusher.batch import (
-    BIGINT_MAX,
     COLUMNS,
     Batch,
     Gap,
@@ -23,15 +22,16 @@ from flusher.batch import (
     occurred_at,
     rows,
 )
-from flusher.failures import Meaning, describe, meaning_of
-from flusher.quarantine import DeadEvent, park, park_bad, restore
+from flusher.failures import Meaning, meaning_of
+from flusher.quarantine import DeadEvent, park, park_bad
 from flusher.session import TRANSACTION_LIMIT_S, Session
-from scoreboard import resources
+from scoreboard import parked, resources
 from scoreboard.archive import Position
 from scoreboard.errors import DatabaseUnavailable, PoisonFlood, SchemaMismatch
-from scoreboard.events import CORRECTION, Event, decode
+from scoreboard.events import BIGINT_MAX, Event
 from scoreboard.lifecycle import backoff_s
 from scoreboard.model import user_uuid
+from scoreboard.postgres import describe
 from scoreboard.telemetry import get_logger
 
 _COPY_BATCH: Final = resources.query("copy_flush_batch")
@@ -44,7 +44,6 @@ _MARK_CORRECTED: Final = resources.query("mark_corrected")
 _INSERT_DEAD: Final = resources.query("insert_dead_event")
 _SELECT_OPEN: Final = resources.query("select_open_duplicates")
 _SELECT_ARRIVALS: Final = resources.query("select_arrivals")
-_SELECT_DEAD: Final = resources.query("select_dead_events")
 _ADVANCE_STATE: Final = resources.query("advance_flush_state")
 
 TYPES: Final = (
@@ -64,9 +63,6 @@ POISON_MAX: Final = 10
 
 OPEN_PAGE: Final = 64
 """Users corrected in one go; also the most that lua/repair.lua takes."""
-
-OWED_MAX: Final = 10_000
-"""Most parked entries read; with more of them nobody should correct anything by itself."""
 
 _log = get_logger(__name__)
 
@@ -140,8 +136,8 @@ class Writer(Session):
 
     # The next four belong inside of ``holding``, which limits them and translates their errors.
 
-    async def open_duplicates(self) -> list[tuple[str, int]]:
-        """List (user, score due) for users with open late duplicates, a page of them."""
+    async def open_duplicates(self) -> list[tuple[str, int | None]]:
+        """List (user, score in PostgreSQL) for users to be corrected, a page of them."""
         parameters = {**self.where, "limit": OPEN_PAGE}
         return await (await self.connection.execute(_SELECT_OPEN, parameters)).fetchall()
 
@@ -153,14 +149,7 @@ class Writer(Session):
 
     async def owed(self) -> dict[str, int]:
         """Sum up, by user, the parked actions that Redis counted and PostgreSQL still owes."""
-        parameters = {**self.where, "limit": OWED_MAX}
-        rows = await (await self.connection.execute(_SELECT_DEAD, parameters)).fetchall()
-        sums: dict[str, int] = {}
-        for stream_id, raw in rows:
-            record = decode(stream_id.encode(), restore(raw))
-            if isinstance(record, Event) and record.kind != CORRECTION:
-                sums[record.user_id] = sums.get(record.user_id, 0) + record.delta
-        return sums
+        return await parked.owed(self.connection, self.partition.board)
 
     async def close_duplicates(self, user_id: str, position: Position) -> None:
         """Mark a user's late duplicates up to a position as corrected."""

@@ -36,6 +36,7 @@ _COUNT_MEMORIES: Final = resources.query("count_memories")
 _SELECT_POSITION: Final = resources.query("select_position")
 _SELECT_PARTITIONS: Final = resources.query("select_partitions")
 _MOVE_POSITION: Final = resources.query("move_position")
+_CLOSE_CORRECTIONS: Final = resources.query("close_corrections")
 _LOCK_OPERATOR: Final = resources.query("lock_operator")
 _PUBLISH_BOARD: Final = resources.query("publish_board")
 _SELECT_POINTS: Final = resources.query("select_points")
@@ -308,6 +309,15 @@ async def move_position(connection: Connection, partition: Partition, position: 
     return done.rowcount == 1
 
 
+async def close_corrections(connection: Connection, board: str, parts: Sequence[int]) -> None:
+    """Close what was still to be corrected in partitions that are rebuilt from PostgreSQL.
+
+    Raises DatabaseUnavailable.
+    """
+    async with reaching():
+        await connection.execute(_CLOSE_CORRECTIONS, {"board": board, "parts": list(parts)})
+
+
 async def lock_operator(connection: Connection, partition: Partition) -> bool:
     """Take the operators' lock on a partition until the connection ends; tell whether it was free.
 
@@ -414,16 +424,24 @@ async def select_user(connection: Connection, user_id: str, *, board: str) -> Us
     return User(**dict(zip(names, row, strict=True)))
 
 
+async def adopt_user(connection: Connection, user_id: str) -> None:
+    """Make a user's row where there is none; run it in a transaction.
+
+    Raises DatabaseUnavailable.
+    """
+    async with reaching():
+        await connection.execute(
+            _ADOPT_USER, {"user_id": user_id, "preferred_id": user_uuid(user_id)}
+        )
+
+
 async def upsert_user(connection: Connection, profile: Profile) -> None:
     """Say who a user is; what is None stays as it is. Run it in a transaction.
 
     Raises DatabaseUnavailable.
     """
-    user_id = profile.user_id
+    await adopt_user(connection, profile.user_id)
     async with reaching():
-        await connection.execute(
-            _ADOPT_USER, {"user_id": user_id, "preferred_id": user_uuid(user_id)}
-        )
         await connection.execute(_UPDATE_USER, msgspec.structs.asdict(profile))
 
 

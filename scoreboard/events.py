@@ -8,6 +8,7 @@ a rule becomes a ``BadRecord`` with its reason, never an exception that could st
 """
 
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from msgspec import Struct
@@ -25,6 +26,19 @@ FIELDS: Final = {
     "t": "request id",
 }
 CORRECTION: Final = "c"
+
+BIGINT_MAX: Final = 2**63 - 1
+"""Greatest seq and epoch that PostgreSQL stores."""
+
+MOMENT_MAX_MS: Final = 253_402_300_799_999
+"""Last millisecond of the year 9999: Python's calendar ends there."""
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def moment(milliseconds: int) -> datetime:
+    """Return a moment, given as milliseconds since 1970, at most ``MOMENT_MAX_MS``."""
+    return _EPOCH + timedelta(milliseconds=milliseconds)
 
 
 class Event(Struct, frozen=True):

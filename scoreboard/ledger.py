@@ -8,12 +8,10 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-import msgspec
 from msgspec import Struct
 
 from scoreboard import resources
 from scoreboard.archive import Position, reaching
-from scoreboard.events import CORRECTION, Event, decode
 from scoreboard.model import Partition, user_uuid
 from scoreboard.postgres import Connection
 
@@ -21,16 +19,12 @@ _HOLD_POSITION: Final = resources.query("hold_position")
 _SELECT_SCORES_OF: Final = resources.query("select_scores_of")
 _SELECT_SCORES_FROM: Final = resources.query("select_scores_from")
 _SELECT_ARRIVALS: Final = resources.query("select_arrivals")
-_SELECT_DEAD: Final = resources.query("select_dead_events")
 _SUM_LATE: Final = resources.query("sum_late_duplicates")
 _CHECK_SUMS: Final = resources.query("check_sums")
 _CHECK_CHAIN: Final = resources.query("check_chain")
 _CHECK_DENSITY: Final = resources.query("check_density")
 _SELECT_SHARED_ROWS: Final = resources.query("select_shared_rows")
 _SELECT_SESSION: Final = resources.query("select_session")
-
-OWED_MAX: Final = 100_000
-"""Most parked actions taken into account; a flusher stops long before there are so many."""
 
 
 class Stand(Struct, frozen=True):
@@ -138,25 +132,6 @@ async def late_of(
     return {str(user_id): int(total) for user_id, total in rows}
 
 
-async def owed(connection: Connection, partition: Partition) -> dict[str, int]:
-    """Sum up, by user, the parked actions that Redis counted and PostgreSQL still owes.
-
-    Raises DatabaseUnavailable.
-    """
-    parameters = {**_where(partition), "limit": OWED_MAX}
-    async with reaching():
-        rows = await (await connection.execute(_SELECT_DEAD, parameters)).fetchall()
-    sums: dict[str, int] = {}
-    for stream_id, raw in rows:
-        named = msgspec.json.decode(raw, type=dict[str, str])
-        # Each character stands for one byte: a parked entry keeps all of them.
-        fields = {key.encode("latin-1"): text.encode("latin-1") for key, text in named.items()}
-        record = decode(stream_id.encode(), fields)
-        if isinstance(record, Event) and record.kind != CORRECTION:
-            sums[record.user_id] = sums.get(record.user_id, 0) + record.delta
-    return sums
-
-
 async def check_sums(
     connection: Connection, board: str, user_ids: Sequence[str] | None, *, limit: int
 ) -> list[Imbalance]:
@@ -172,13 +147,20 @@ async def check_sums(
 
 
 async def check_chain(
-    connection: Connection, partition: Partition, epoch: int, *, limit: int
+    connection: Connection, partition: Partition, epoch: int, *, parked: Sequence[str], limit: int
 ) -> list[Break]:
     """List actions of an epoch whose score is not the one before plus their points.
 
+    ``parked`` are users with parked actions, of which the ledger has no row.
+
     Raises DatabaseUnavailable.
     """
-    parameters = {**_where(partition), "epoch": epoch, "limit": limit}
+    parameters = {
+        **_where(partition),
+        "epoch": epoch,
+        "parked": list(parked),
+        "limit": limit,
+    }
     async with reaching():
         rows = await (await connection.execute(_CHECK_CHAIN, parameters)).fetchall()
     return [Break(*row) for row in rows]

@@ -171,3 +171,9 @@ def make_pool(settings: Settings, *, name: str) -> AsyncConnectionPool[Connectio
 def _note_reconnect_failed(pool: AsyncConnectionPool[Connection]) -> None:
     # The pool has given up on one connection; it tries anew for whoever asks for one next.
     _log.error("database_reconnect_failed", pool=pool.name)
+
+
+def describe(error: psycopg.Error) -> str:
+    """Return SQLSTATE, constraint and message of an error; never its detail, which quotes rows."""
+    said = error.diag.message_primary or type(error).__name__
+    return " ".join(filter(None, [error.sqlstate, error.diag.constraint_name, said]))

@@ -20,12 +20,14 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from scoreboard import archive
+from scoreboard import archive, ledger, parked
 from scoreboard.archive import Position
 from scoreboard.errors import NotInTime, OperatorMistake, ScoreboardError, ScriptFailed
+from scoreboard.events import Event
 from scoreboard.live import PAGE, Live
 from scoreboard.mirror import mirror_catalogue
 from scoreboard.model import (
+    SCORE_MAX,
     SLOT_COUNT,
     Board,
     Partition,
@@ -205,8 +207,10 @@ async def reseed(
     await drain(live, everything, report)
     rebuilding = _Rebuilding(live, connection, board, numbers=numbers, token=token, report=report)
     async with archive.snapshot(connection):
-        members = await rebuilding.load_scores()
+        owed = await parked.owed_events(connection, board.name)
+        members = await rebuilding.load_scores(owed)
         actions = await rebuilding.load_memories()
+        await rebuilding.remember_parked(owed)
     positions = [
         await _next_position(live, connection, partition, stood)
         for partition, stood in zip(partitions, fenced, strict=True)
@@ -218,6 +222,9 @@ async def reseed(
         for partition, position in zip(partitions, positions, strict=True):
             if not await archive.move_position(connection, partition, position):
                 raise OperatorMistake(f"Another operator has opened {partition}")
+        # Redis gets the scores that are due; of a partition that is retired nothing is left.
+        parts = [partition.number for partition in (*partitions, *strays)]
+        await archive.close_corrections(connection, board.name, parts)
         await archive.insert_audit(
             connection,
             actor=actor,
@@ -277,11 +284,15 @@ class _Rebuilding:
         self._token = token
         self._report = report
 
-    async def load_scores(self) -> dict[int, int]:
+    async def load_scores(self, owed: Sequence[Event]) -> dict[int, int]:
         """Fill the shadow boards in ranking order; give the members of each partition.
 
-        The first user at a score gets the highest slot there, each next one the one below.
+        The first user at a score gets the highest slot there, each next one the one below. Users
+        with parked actions, ``owed`` to them, come last at the scores that they are due.
         """
+        due = await self._due(owed)
+        lowest: dict[tuple[int, int], int] = {}
+        scores_due = frozenset(due.values())
         total, _ = await archive.select_totals(self._connection, self._board.name)
         for number in self._numbers:
             await self._restore(number, [], first=True)
@@ -295,11 +306,13 @@ class _Rebuilding:
             ):
                 for user_id, score in rows:
                     number = partition_of(user_id, self._layout.partitions)
-                    if number not in self._numbers:
+                    if number not in self._numbers or user_id in due:
                         continue
                     last_score, slot = reached[number]
                     slot = max(slot - 1, 0) if score == last_score else SLOT_COUNT - 1
                     reached[number] = (score, slot)
+                    if score in scores_due:
+                        lowest[number, score] = slot
                     page = pages[number]
                     page.append((pack(score, slot), user_id))
                     members[number] += 1
@@ -311,7 +324,29 @@ class _Rebuilding:
             for number, page in pages.items():
                 if page:
                     await send(partial(self._restore, number, page))
+        async with _lanes() as send:
+            for user_id, score in due.items():
+                number = partition_of(user_id, self._layout.partitions)
+                slot = max(lowest.get((number, score), SLOT_COUNT) - 1, 0)
+                lowest[number, score] = slot
+                members[number] += 1
+                await send(partial(self._restore, number, [(pack(score, slot), user_id)]))
         return members
+
+    async def _due(self, owed: Sequence[Event]) -> dict[str, int]:
+        """Add parked actions to the scores of their users; give what these are due."""
+        sums: dict[str, int] = {}
+        for event in owed:
+            if partition_of(event.user_id, self._layout.partitions) in self._numbers:
+                sums[event.user_id] = sums.get(event.user_id, 0) + event.delta
+        if not sums:
+            return {}
+        stands = await ledger.scores_of(self._connection, self._board.name, list(sums))
+        due = {
+            user: (stands[user].score if user in stands else 0) + total
+            for user, total in sums.items()
+        }
+        return {user: score for user, score in due.items() if 0 <= score <= SCORE_MAX}
 
     async def load_memories(self) -> int:
         """Fill the seen window from the ledger; give how many actions it remembers.
@@ -359,6 +394,21 @@ class _Rebuilding:
             for place, count in counts.items():
                 await send(partial(self._remember, place, [], count))
         return sum(counts.values())
+
+    async def remember_parked(self, owed: Sequence[Event]) -> None:
+        """Add parked actions to the seen window: Redis has counted them."""
+        window_s = self._layout.seen_seconds
+        current = int(await self._live.now_s() // window_s)
+        async with _lanes() as send:
+            for event in owed:
+                number = partition_of(event.user_id, self._layout.partitions)
+                generation = min(event.occurred_at_ms // (window_s * 1000), current)
+                if number not in self._numbers or generation < current - 1:
+                    continue
+                digest = digest_of(self._board.name, event.user_id, event.action_id)
+                place = (number, generation, shard_of(digest, self._layout.seen_shards))
+                memory = f"{event.delta}:{event.score_after}:{event.seq}"
+                await send(partial(self._remember, place, [(digest, memory)], 0))
 
     async def _restore(
         self, number: int, page: Sequence[tuple[int, str]], *, first: bool = False

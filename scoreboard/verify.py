@@ -18,7 +18,7 @@ import msgspec
 import redis.asyncio as aioredis
 from msgspec import Struct
 
-from scoreboard import archive, ledger
+from scoreboard import archive, ledger, parked
 from scoreboard.census import PAGE, Census
 from scoreboard.errors import Busy, NotInTime, Outdated
 from scoreboard.live import Live, Truth
@@ -379,6 +379,7 @@ class _Verification:
             )
         if chosen is not None:
             return
+        owed = await parked.owed(self._connection, self._board.name)
         for partition in self._partitions:
             async with archive.snapshot(self._connection):
                 position = await archive.select_position(self._connection, partition)
@@ -393,7 +394,11 @@ class _Verification:
                     partition,
                 )
             for one in await ledger.check_chain(
-                self._connection, partition, position.epoch, limit=SHOWN_MAX + 1
+                self._connection,
+                partition,
+                position.epoch,
+                parked=list(owed),
+                limit=SHOWN_MAX + 1,
             ):
                 self._find(
                     "chain",
@@ -426,10 +431,9 @@ async def truths_of(
     Raises DatabaseUnavailable.
     """
     stands = await ledger.scores_of(connection, partition.board, users)
-    parked = await ledger.owed(connection, partition)
+    owed = await parked.owed(connection, partition.board)
     truths: list[Truth] = []
     for user in users:
-        stand, owed = stands.get(user), parked.get(user)
-        score = None if stand is None and owed is None else (stand.score if stand else 0)
-        truths.append(Truth(user, None if score is None else score + (owed or 0)))
+        stand = stands.get(user)
+        truths.append(Truth(user, parked.due(stand and stand.score, owed.get(user))))
     return truths

@@ -1,6 +1,6 @@
 -- List actions whose score is not the one before plus their points, in the newest epoch of a partition.
 -- Index: none, one pass over the ledger
--- Users with rejected actions are left out: there Redis went another way, and was corrected.
+-- Users with rejected or parked actions are left out: there Redis went another way.
 SELECT u.external_id, c.seq, c.before, c.delta, c.score_after
 FROM (
     SELECT user_id, seq, delta, score_after,
@@ -10,6 +10,7 @@ FROM (
 ) c
 JOIN users u ON u.id = c.user_id
 WHERE c.before + c.delta <> c.score_after
+  AND u.external_id <> ALL(%(parked)s)
   AND NOT EXISTS (
       SELECT FROM rejected_events r WHERE r.board = %(board)s AND r.user_id = c.user_id
   )

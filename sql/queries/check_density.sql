@@ -5,7 +5,7 @@ WITH known AS (
     WHERE board = %(board)s AND part = %(part)s AND epoch = %(epoch)s
     UNION
     SELECT seq FROM rejected_events
-    WHERE board = %(board)s AND part = %(part)s AND epoch = %(epoch)s
+    WHERE board = %(board)s AND part = %(part)s AND epoch = %(epoch)s AND reason <> 'resolved'
 ),
 bounds AS (SELECT min(seq) AS first FROM known),
 every AS (

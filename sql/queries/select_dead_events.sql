@@ -1,6 +1,6 @@
--- List what of a partition is parked and still owed, oldest first.
--- Index: dead_events_pk
-SELECT stream_id, raw FROM dead_events
-WHERE board = %(board)s AND part = %(part)s AND resolved_at IS NULL
-ORDER BY recorded_at
+-- List what of a board is parked and still owed, oldest first.
+-- Index: dead_events_open
+SELECT id, part, stream_id, raw, reason, recorded_at FROM dead_events
+WHERE board = %(board)s AND resolved_at IS NULL AND id > %(after)s
+ORDER BY id
 LIMIT %(limit)s

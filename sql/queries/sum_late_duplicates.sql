@@ -1,7 +1,7 @@
 -- Sum up what Redis counts too much for some users until the flusher has corrected it.
--- Index: rejected_events_open
+-- Index: rejected_events_due
 SELECT u.external_id, sum(r.delta)
 FROM rejected_events r JOIN users u ON u.id = r.user_id
 WHERE r.board = %(board)s AND r.part = %(part)s AND u.external_id = ANY(%(users)s)
-  AND r.corrected_at IS NULL AND r.reason = 'late_duplicate'
+  AND r.corrected_at IS NULL AND r.reason <> 'correction'
 GROUP BY u.external_id

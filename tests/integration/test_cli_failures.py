@@ -51,6 +51,8 @@ WORDS = {
     "action set": ("win", "5"),
     "action disable": ("win",),
     "repair": ("--yes",),
+    "dead apply": ("1", "--yes"),
+    "dead discard": ("1", "--reason", "rubbish", "--yes"),
     "kong sync": ("--output", "kong.yml"),
 }
 """What a verb needs to get as far as the servers."""

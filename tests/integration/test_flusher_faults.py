@@ -10,7 +10,6 @@ import pytest
 import redis
 
 from cli.embedded import EmbeddedPostgres, EmbeddedValkey
-from flusher.quarantine import restore
 from flusher.recovery import GAP_FENCE, REWIND_FENCE
 from flusher.service import Flusher
 from flusher.status import Condition
@@ -18,6 +17,7 @@ from scoreboard.errors import Busy, Fenced
 from scoreboard.keys import GROUP
 from scoreboard.migrations import migrate
 from scoreboard.model import SCORE_MAX, Action, Partition, Receipt
+from scoreboard.parked import fields_of
 from scoreboard.settings import Secret, Settings
 from tests.support.boards import fence
 from tests.support.eventually import eventually, eventually_async
@@ -110,7 +110,7 @@ async def test_poison_is_parked_and_the_rest_of_its_batch_counts(
     ledger = query(settings, "SELECT count(*) FROM score_events WHERE kind = 'win'")
     assert ledger == [(80,)]
     dead = query(settings, "SELECT raw, reason, seq FROM dead_events ORDER BY seq")
-    assert [restore(raw)[b"a"] for raw, _, _ in dead] == [b"more:1", b"more:2", b"more:3"]
+    assert [fields_of(raw)[b"a"] for raw, _, _ in dead] == [b"more:1", b"more:2", b"more:3"]
     assert all("22003" in reason for _, reason, _ in dead)
     assert [seq for _, _, seq in dead] == [42, 44, 46]
     assert positions(settings) == {0: 86}

@@ -5,10 +5,11 @@ from uuid import UUID
 import pytest
 
 from flusher.batch import COLUMNS, Entry, Gap, Progress, build, follow, rows
-from flusher.quarantine import park, restore
+from flusher.quarantine import park
 from flusher.writer import TYPES
 from scoreboard import resources
 from scoreboard.events import BadRecord
+from scoreboard.parked import fields_of
 
 
 def entry(seq: int, *, at: str = "", **fields: str) -> Entry:
@@ -94,7 +95,7 @@ def test_a_parked_entry_comes_back_byte_by_byte() -> None:
 
     dead = park("5-1", fields, "why\0" + "x" * 1000)
 
-    assert restore(dead.raw) == fields
+    assert fields_of(dead.raw) == fields
     assert dead.seq == 12
     assert len(dead.reason) == 500
     assert "\0" not in dead.reason

@@ -1,0 +1,28 @@
+-- Count one parked action: the ledger decides whether it is new, the score moves only if it is.
+-- Index: users_external_id_key, score_events_pk, scores_pk
+-- Without a score of its own (NULL) the entry gets the score that PostgreSQL has after it.
+WITH counted AS (
+    INSERT INTO score_events (
+        board, part, user_id, action_id, epoch, seq, delta, score_after, kind, request_id, occurred_at
+    )
+    SELECT %(board)s, %(part)s, u.id, %(action_id)s, %(epoch)s, %(seq)s, %(delta)s::INT,
+           coalesce(
+               %(score_after)s::INT,
+               %(delta)s::INT + coalesce(
+                   (SELECT s.score FROM scores s WHERE s.board = %(board)s AND s.user_id = u.id), 0
+               )
+           ),
+           %(kind)s, %(request_id)s, %(occurred_at)s
+    FROM users u WHERE u.external_id = %(user_id)s
+    ON CONFLICT DO NOTHING
+    RETURNING user_id, seq, delta, occurred_at
+), moved AS (
+    INSERT INTO scores AS s (board, user_id, score, actions, reached_at, last_seq)
+    SELECT %(board)s, user_id, delta, 1, occurred_at, seq FROM counted
+    ON CONFLICT (board, user_id) DO UPDATE
+    SET score = s.score + excluded.score,
+        actions = s.actions + 1,
+        reached_at = greatest(s.reached_at, excluded.reached_at),
+        last_seq = greatest(s.last_seq, excluded.last_seq)
+)
+SELECT count(*) FROM counted

@@ -1,0 +1,430 @@
+"""Parked entries have a way back: applied once, or discarded, and both stores agree afterwards."""
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+import redis
+
+from scoreboard import archive, parked
+from scoreboard.errors import OperatorMistake
+from scoreboard.keys import PartitionKeys
+from scoreboard.model import Action, Board, Layout, Partition, Receipt, pack, unpack_score
+from scoreboard.postgres import connect
+from scoreboard.settings import Secret, Settings
+from tests.support.commands import Run, with_archive
+from tests.support.eventually import eventually_async
+from tests.support.flushing import (
+    KEYS,
+    act,
+    check_books,
+    dispatching,
+    flushing,
+    is_drained,
+    make_board,
+    query,
+)
+
+BAD = ("bob", "win:bad", 7)
+GOOD = [("alice", "win:1", 5), ("bob", "win:1", 5), ("carol", "win:1", 12)]
+
+
+@pytest.fixture
+def settings(redis_url: str, database_url: str) -> Settings:
+    return Settings(
+        redis_url=Secret(redis_url), database_url=Secret(database_url), flusher_metrics_port=0
+    )
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator["redis.Redis[str]"]:
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        yield client
+
+
+def refuse_bad(settings: Settings) -> None:
+    """Have the ledger refuse one action, as a rule that was too strict would."""
+    query(
+        settings,
+        "ALTER TABLE score_events ADD CONSTRAINT too_strict CHECK (action_id <> 'win:bad')",
+    )
+
+
+def allow_bad(settings: Settings) -> None:
+    query(settings, "ALTER TABLE score_events DROP CONSTRAINT too_strict")
+
+
+async def park(settings: Settings, *, board: Board | None = None) -> None:
+    """Acknowledge four actions, one of which the flusher has to park."""
+    await make_board(settings, board)
+    refuse_bad(settings)
+    partitions = (board or Board()).layout.partitions
+    async with flushing(settings):
+        await act(settings, *(Action(*one) for one in [*GOOD, BAD]))
+        await eventually_async(lambda: is_drained(settings, partitions=partitions))
+    [(parked_count,)] = query(settings, "SELECT count(*) FROM dead_events")
+    assert parked_count == 1
+
+
+async def flush_until(settings: Settings, check: Any) -> None:
+    async with flushing(settings):
+        await eventually_async(check, within_s=15)
+        await eventually_async(lambda: is_drained(settings))
+
+
+def score_of(client: "redis.Redis[str]", user: str, partition: int = 0) -> int | None:
+    packed = client.zscore(PartitionKeys(Partition("main", partition)).board, user)
+    return None if packed is None else unpack_score(int(packed))
+
+
+def open_corrections(settings: Settings) -> int:
+    [(count,)] = query(
+        settings,
+        "SELECT count(*) FROM rejected_events"
+        " WHERE corrected_at IS NULL AND reason <> 'correction'",
+    )
+    return count
+
+
+def test_an_acknowledged_action_that_was_parked_gets_its_row_once(
+    command: Run, settings: Settings
+) -> None:
+    asyncio.run(park(settings))
+    [entry] = json.loads(command("dead", "list", "--json").out)
+    assert (entry["user_id"], entry["action_id"], entry["delta"]) == BAD
+    assert "too_strict" in entry["reason"]
+    assert "win:bad" in command("dead", "list").out
+    assert command("verify", "--full").code == 0
+    number = str(entry["id"])
+
+    refused = command("dead", "apply", number, "--yes")
+    assert refused.code == 5
+    assert "it still cannot be stored: 23514 too_strict" in refused.out
+    assert json.loads(command("dead", "list", "--json").out) == [entry]
+    allow_bad(settings)
+    before = query(settings, "SELECT count(*) FROM audit_log")
+    dry = command("dead", "apply", number, "--dry-run", "--json")
+    assert (dry.code, json.loads(dry.out)[0]["outcome"]) == (0, "applied")
+    assert query(settings, "SELECT count(*) FROM audit_log") == before
+    assert command("dead", "apply", number).code == 5, "it asks, and nobody is there"
+
+    done = command("dead", "apply", number, "--yes", "--json")
+
+    assert (done.code, json.loads(done.out)[0]["outcome"]) == (0, "applied")
+    check_books(settings, [*GOOD, BAD])
+    assert command("verify", "--full").code == 0
+    assert json.loads(command("dead", "list", "--json").out) == []
+    [kept] = json.loads(command("dead", "list", "--resolved", "--json").out)
+    assert (kept["resolution"], bool(kept["resolved_by"])) == ("applied", True)
+    [(detail,)] = query(settings, "SELECT detail FROM audit_log WHERE action = 'dead apply'")
+    assert (detail["user"], detail["action"], detail["delta"]) == BAD
+    again = command("dead", "apply", number, "--yes")
+    assert (again.code, "resolved already" in again.out) == (5, True)
+    assert command("dead", "apply", "999", "--yes").code == 3
+    check_books(settings, [*GOOD, BAD])
+
+
+def test_a_replay_of_an_applied_action_does_not_count_again(
+    command: Run, settings: Settings
+) -> None:
+    asyncio.run(park(settings, board=Board(layout=Layout(1, 1, 1))))
+    allow_bad(settings)
+    assert command("dead", "apply", "--all", "--yes").code == 0
+
+    async def repeat() -> None:
+        async with flushing(settings):
+
+            async def counts_again() -> bool:
+                [receipt] = await act(settings, Action(*BAD))
+                assert isinstance(receipt, Receipt)
+                return not receipt.replayed
+
+            await eventually_async(counts_again, within_s=10, every_s=0.2)
+            await eventually_async(
+                lambda: is_drained(settings) and not open_corrections(settings), within_s=10
+            )
+
+    asyncio.run(repeat())
+    check_books(settings, [*GOOD, BAD])
+    assert command("verify", "--full").code == 0
+
+
+def test_a_parked_action_that_counted_by_a_repeat_is_a_duplicate(
+    command: Run, settings: Settings, client: "redis.Redis[str]"
+) -> None:
+    asyncio.run(park(settings, board=Board(layout=Layout(1, 1, 1))))
+    allow_bad(settings)
+
+    async def repeat() -> None:
+        async with flushing(settings):
+
+            async def counts_again() -> bool:
+                [receipt] = await act(settings, Action(*BAD))
+                return isinstance(receipt, Receipt) and not receipt.replayed
+
+            await eventually_async(counts_again, within_s=10, every_s=0.2)
+            await eventually_async(lambda: is_drained(settings))
+
+    asyncio.run(repeat())
+    assert score_of(client, "bob") == 5 + 7 + 7
+    assert command("verify", "--full").code == 0
+
+    done = command("dead", "apply", "--all", "--yes", "--json")
+
+    assert json.loads(done.out)[0]["outcome"] == "duplicate"
+    assert len(json.loads(command("verify", "--full", "--json").out)["known"]) == 1
+    asyncio.run(flush_until(settings, lambda: not open_corrections(settings)))
+    assert score_of(client, "bob") == 12
+    assert command("verify", "--full").code == 0
+
+
+@pytest.mark.parametrize("partitions", [1, 3])
+def test_a_discarded_action_leaves_redis_with_what_is_due(
+    partitions: int, command: Run, settings: Settings, client: "redis.Redis[str]"
+) -> None:
+    asyncio.run(park(settings, board=Board(layout=Layout(partitions=partitions))))
+    number = str(json.loads(command("dead", "list", "--json").out)[0]["id"])
+    assert command("dead", "discard", number, "--yes").code == 2, "it wants a reason"
+
+    done = command("dead", "discard", number, "--reason", "a trial", "--yes")
+
+    assert done.code == 0
+    verdict = json.loads(command("verify", "--full", "--json").out)
+    assert [(one["redis"], one["wanted"]) for one in verdict["known"]] == [(12, 5)]
+    assert not verdict["drifted"]
+
+    async def correct() -> None:
+        async with flushing(settings):
+            await eventually_async(
+                lambda: (
+                    is_drained(settings, partitions=partitions) and not open_corrections(settings)
+                ),
+                within_s=15,
+            )
+
+    asyncio.run(correct())
+    check_books(settings, GOOD, partitions=partitions)
+    assert command("verify", "--full").code == 0
+    [kept] = json.loads(command("dead", "list", "--resolved", "--json").out)
+    assert (kept["resolution"], kept["resolved_reason"]) == ("discarded", "a trial")
+    assert "a trial" in command("dead", "list", "--resolved").out
+
+
+def test_a_user_with_nothing_but_a_discarded_action_leaves_the_board(
+    command: Run, settings: Settings, client: "redis.Redis[str]"
+) -> None:
+    async def prepare() -> None:
+        await make_board(settings)
+        refuse_bad(settings)
+        async with flushing(settings):
+            await act(settings, Action("dave", "win:bad", 9), Action("alice", "win:1", 5))
+            await eventually_async(lambda: is_drained(settings))
+
+    asyncio.run(prepare())
+    assert score_of(client, "dave") == 9
+
+    assert command("dead", "discard", "--all", "--reason", "x", "--yes").code == 0
+    asyncio.run(flush_until(settings, lambda: not open_corrections(settings)))
+
+    assert score_of(client, "dave") is None
+    check_books(settings, [("alice", "win:1", 5)])
+    assert command("verify", "--full").code == 0
+
+
+def test_a_discard_after_a_correction_was_written_is_not_forgotten(
+    command: Run, settings: Settings, client: "redis.Redis[str]"
+) -> None:
+    """That correction was made for what was due before, and must not close the later one."""
+    asyncio.run(park(settings))
+    seq = int(client.hget(KEYS.meta, "seq") or 0)
+    client.zadd(KEYS.board, {"bob": pack(11, 3)})
+    client.hset(KEYS.meta, "seq", seq + 1)
+    fields = {"q": seq + 1, "u": "bob", "a": f"correction:{seq}", "d": -1, "s": 11, "e": 1}
+    client.xadd(KEYS.events, {**fields, "k": "c"})
+
+    assert command("dead", "discard", "--all", "--reason", "x", "--yes").code == 0
+    asyncio.run(flush_until(settings, lambda: score_of(client, "bob") == 5))
+
+    assert command("verify", "--full").code == 0
+
+
+def test_a_reseed_restores_what_is_parked_and_remembers_it(
+    command: Run, settings: Settings, client: "redis.Redis[str]"
+) -> None:
+    asyncio.run(park(settings))
+    client.flushall()
+
+    assert command("reseed").code == 0
+
+    assert score_of(client, "bob") == 12
+    assert command("verify", "--full").code == 0
+    [receipt] = asyncio.run(act(settings, Action(*BAD)))
+    assert isinstance(receipt, Receipt)
+    assert (receipt.replayed, receipt.score) == (True, 12)
+    allow_bad(settings)
+    assert command("dead", "apply", "--all", "--yes").code == 0
+    assert command("verify", "--full").code == 0
+    check_scores = query(
+        settings,
+        "SELECT u.external_id, s.score FROM scores s JOIN users u ON u.id = s.user_id ORDER BY 1",
+    )
+    assert check_scores == [("alice", 5), ("bob", 12), ("carol", 12)]
+    shown = client.zrange(KEYS.board, 0, -1, desc=True)
+    assert shown == ["carol", "bob", "alice"]
+
+
+def test_a_reseed_after_a_discard_leaves_nothing_to_correct(
+    command: Run, settings: Settings, client: "redis.Redis[str]"
+) -> None:
+    asyncio.run(park(settings))
+    assert command("dead", "discard", "--all", "--reason", "x", "--yes").code == 0
+    query(settings, "UPDATE boards SET partitions = 2")
+
+    assert command("reseed").code == 0
+
+    assert open_corrections(settings) == 0
+    assert score_of(client, "bob", 0) in {5, None}
+    assert command("verify", "--full").code == 0
+
+
+def test_an_entry_that_cannot_be_read_counts_with_what_is_stated(
+    command: Run, settings: Settings, client: "redis.Redis[str]"
+) -> None:
+    async def prepare() -> None:
+        await make_board(settings)
+        await act(settings, *(Action(*one) for one in GOOD))
+        client.xadd(KEYS.events, {"u": "alice", "a": "win:lost", "d": "ten", "q": "x"})
+        client.xadd(KEYS.events, {"hello": "w\xf6rld"})
+        async with flushing(settings):
+            await eventually_async(lambda: is_drained(settings))
+
+    asyncio.run(prepare())
+    first, second = json.loads(command("dead", "list", "--json").out)
+    assert (first["user_id"], first["delta"]) == ("alice", None)
+
+    missing = command("dead", "apply", str(first["id"]), "--yes")
+    assert (missing.code, "state --delta" in missing.out) == (5, True)
+    all_of_them = command("dead", "apply", "--all", "--yes", "--json")
+    assert all_of_them.code == 5
+    assert [one["outcome"] for one in json.loads(all_of_them.out)] == ["refused"] * 2
+    assert command("dead", "apply", "1", "2", "--delta", "3", "--yes").code == 2
+    bad = command("dead", "apply", str(first["id"]), "--delta", "3", "--user", "a b", "--yes")
+    assert bad.code == 5
+
+    done = command("dead", "apply", str(first["id"]), "--delta", "10", "--yes")
+    assert done.code == 0, done
+    assert command("dead", "discard", str(second["id"]), "--reason", "rubbish", "--yes").code == 0
+
+    verdict = json.loads(command("verify", "--full", "--json").out)
+    assert [(one["redis"], one["wanted"]) for one in verdict["known"]] == [(5, 15)]
+    assert not verdict["drifted"]
+    asyncio.run(flush_until(settings, lambda: not open_corrections(settings)))
+    check_books(settings, [*GOOD, ("alice", "win:lost", 10)])
+    assert command("verify", "--full").code == 0
+    assert command("reseed", "--force", "--yes").code == 0
+    assert command("verify", "--full").code == 0
+
+
+def test_what_can_be_read_is_not_restated_and_ids_or_all_are_needed(
+    command: Run, settings: Settings
+) -> None:
+    asyncio.run(park(settings))
+    allow_bad(settings)
+    number = str(json.loads(command("dead", "list", "--json").out)[0]["id"])
+
+    restated = command("dead", "apply", number, "--delta", "1000", "--yes")
+
+    assert (restated.code, "can be read as it is" in restated.out) == (5, True)
+    assert command("dead", "apply", "--yes").code == 2
+    assert command("dead", "apply", number, "--all", "--yes").code == 2
+    assert command("dead", "apply", "0", "--yes").code == 2
+    assert command("dead", "list", "--board", "nosuch").code == 3
+    assert command("dead", "apply", number, "--board", "nosuch", "--yes").code == 3
+    query(settings, "INSERT INTO boards VALUES ('other', 1, 60, 1, true)")
+    assert command("dead", "apply", number, "--board", "other", "--yes").code == 3
+
+
+async def test_two_operators_and_a_flusher_count_it_once(settings: Settings) -> None:
+    await park(settings)
+    allow_bad(settings)
+    [(number,)] = query(settings, "SELECT id FROM dead_events")
+
+    async def resolve(actor: str) -> str:
+        async with await connect(settings, name="test") as connection:
+            board = await archive.select_board(connection, "main")
+            try:
+                if actor == "three":
+                    done = await parked.discard(
+                        connection, board, number, actor=actor, reason="race"
+                    )
+                else:
+                    done = await parked.apply(connection, board, number, actor=actor)
+            except OperatorMistake as error:
+                return error.detail
+            return done.outcome
+
+    more = [(f"user{place}", "win:1", 5) for place in range(200)]
+    async with flushing(settings), dispatching(settings) as dispatcher:
+        outcomes = await asyncio.gather(
+            *(resolve(actor) for actor in ("one", "two", "three")),
+            *(dispatcher.submit("main", Action(*one)) for one in more),
+        )
+        results = [outcome for outcome in outcomes if isinstance(outcome, str)]
+        assert sum("resolved already" in outcome for outcome in results) == 2
+        await eventually_async(
+            lambda: is_drained(settings) and not open_corrections(settings), within_s=15
+        )
+    counted = "applied" in results
+    check_books(settings, [*GOOD, *more, *([BAD] if counted else [])])
+
+
+async def test_a_resolution_that_dies_on_its_way_changes_nothing(settings: Settings) -> None:
+    await park(settings)
+    allow_bad(settings)
+    [(number,)] = query(settings, "SELECT id FROM dead_events")
+
+    with breaking(settings):
+        async with await connect(settings, name="test") as connection:
+            board = await archive.select_board(connection, "main")
+            with pytest.raises(psycopg.Error):
+                await parked.apply(connection, board, number, actor="test")
+            with pytest.raises(psycopg.Error):
+                await parked.discard(connection, board, number, actor="test", reason="x")
+
+    check_rows = query(settings, "SELECT resolved_at, resolution FROM dead_events")
+    assert check_rows == [(None, None)]
+    assert query(settings, "SELECT count(*) FROM score_events") == [(len(GOOD),)]
+    assert open_corrections(settings) == 0
+
+
+@contextmanager
+def breaking(settings: Settings) -> Iterator[None]:
+    """Have the last statement of a resolution fail."""
+    query(settings, "ALTER TABLE audit_log ADD CONSTRAINT broken CHECK (action NOT LIKE 'dead%%')")
+    yield
+    query(settings, "ALTER TABLE audit_log DROP CONSTRAINT broken")
+
+
+def test_a_reseed_and_a_resolution_keep_out_of_each_others_way(
+    command: Run, settings: Settings
+) -> None:
+    asyncio.run(park(settings))
+    allow_bad(settings)
+
+    async def hold(connection: Any) -> None:
+        board = await archive.select_board(connection, "main")
+        await parked.lock_board(connection, board)
+        done = await asyncio.to_thread(command, "dead", "apply", "--all", "--yes")
+        assert (done.code, "Another operator" in done.err) == (5, True)
+        done = await asyncio.to_thread(command, "reseed", "--force", "--yes")
+        assert done.code == 5
+
+    with_archive(settings, hold)
+    started_at = time.monotonic()
+    assert command("dead", "apply", "--all", "--yes").code == 0
+    assert time.monotonic() - started_at < 5
