@@ -20,7 +20,11 @@ from scoreboard import resources
 from scoreboard.errors import DatabaseUnavailable, OperatorMistake, SchemaMismatch
 from scoreboard.postgres import Connection
 
+ROLES: Final = ("scoreboard_api", "scoreboard_flusher", "scoreboard_operator")
+"""Roles of the services, made by whoever owns the database (deploy/docker/postgres-roles.sql)."""
+
 LOCK_KEY: Final = zlib.crc32(b"scoreboard:migrate")
+_APPLIED: Final = b"SELECT migration_id FROM _yoyo_migration"
 _SESSION: Final = "-c lock_timeout=4s -c statement_timeout=30s -c timezone=UTC"
 
 
@@ -32,10 +36,15 @@ def known() -> list[str]:
 def migrate(database_url: str) -> list[str]:
     """Bring a database up to this version; give the migrations that ran.
 
+    Where the services have roles of their own, these get their rights (sql/grants.sql).
+
     Raises DatabaseUnavailable; OperatorMistake if another migrator is at work;
     SchemaMismatch if the database is ahead of this version.
     """
-    with _locked(database_url), _runner(database_url) as (backend, migrations):
+    with (
+        _locked(database_url) as connection,
+        _runner(database_url) as (backend, migrations),
+    ):
         ahead = _applied_names(backend) - set(known())
         if ahead:
             raise SchemaMismatch(f"The database is ahead of this version: {min(ahead)}")
@@ -44,16 +53,21 @@ def migrate(database_url: str) -> list[str]:
             pending = backend.to_apply(migrations)
             names = [migration.id for migration in pending]
             backend.apply_migrations(pending)
+        _grant(connection)
     return names
 
 
 def status(database_url: str) -> list[tuple[str, bool]]:
     """List every migration of this version or of the database, with whether it has run.
 
-    Raises DatabaseUnavailable.
+    Only reads, so that an operator's login is enough. Raises DatabaseUnavailable.
     """
-    with _runner(database_url) as (backend, _):
-        applied = _applied_names(backend)
+    with _connection(database_url) as connection:
+        try:
+            rows = connection.execute(_APPLIED).fetchall()
+        except psycopg.errors.UndefinedTable:
+            rows = []
+    applied = {str(row[0]) for row in rows}
     return [(name, name in applied) for name in sorted(applied | set(known()))]
 
 
@@ -63,9 +77,7 @@ async def require_current(connection: Connection) -> None:
     Raises SchemaMismatch, saying what to do; DatabaseUnavailable.
     """
     try:
-        rows = await (
-            await connection.execute("SELECT migration_id FROM _yoyo_migration")
-        ).fetchall()
+        rows = await (await connection.execute(_APPLIED)).fetchall()
     except psycopg.errors.UndefinedTable:
         rows = []
     except psycopg.OperationalError as error:
@@ -85,17 +97,33 @@ def _applied_names(backend: DatabaseBackend) -> set[str]:
     return {str(name) for digest, name in rows.fetchall() if digest in by_hash}
 
 
+def _grant(connection: psycopg.Connection[Any]) -> None:
+    """Give the services' roles their rights; a database without all of the roles stays as it is."""
+    found = connection.execute(
+        "SELECT count(*) FROM pg_roles WHERE rolname = ANY(%s)", (list(ROLES),)
+    ).fetchone()
+    if found == (len(ROLES),):
+        with connection.transaction():
+            connection.execute(resources.grants())
+
+
 @contextmanager
-def _locked(database_url: str) -> Iterator[None]:
+def _locked(database_url: str) -> Iterator[psycopg.Connection[Any]]:
+    with _connection(database_url) as connection:
+        row = connection.execute("SELECT pg_try_advisory_lock(%s)", (LOCK_KEY,)).fetchone()
+        if row is None or not row[0]:
+            raise OperatorMistake("Another migration is running; wait for it")
+        yield connection
+
+
+@contextmanager
+def _connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
     try:
         connection = psycopg.connect(database_url, autocommit=True, connect_timeout=5)
     except psycopg.OperationalError as error:
         raise DatabaseUnavailable from error
     with connection:
-        row = connection.execute("SELECT pg_try_advisory_lock(%s)", (LOCK_KEY,)).fetchone()
-        if row is None or not row[0]:
-            raise OperatorMistake("Another migration is running; wait for it")
-        yield
+        yield connection
 
 
 @contextmanager

@@ -17,6 +17,12 @@ def query(name: str) -> bytes:
     return files("sql").joinpath("queries", f"{name}.sql").read_bytes()
 
 
+@cache
+def grants() -> bytes:
+    """Return the statements that give the services' roles their rights."""
+    return files("sql").joinpath("grants.sql").read_bytes()
+
+
 def migrations_path() -> Path:
     """Give the folder of migrations on disk."""
     with as_file(files("sql").joinpath("migrations")) as path:

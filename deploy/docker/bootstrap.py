@@ -9,15 +9,14 @@ import os
 import secrets
 import sys
 from pathlib import Path
+from string import Template
 
 PREFIX = "scoreboard/development"
 DATABASE = "scoreboard"
 
-# What a service may do on the board's keys; CONFIG GET and INFO let it check durability.
-SERVICE_RULES = "~sb:* resetchannels &sb:* +@all -@dangerous -@admin +config|get +info"
-# Kong counts in a server of its own, and can do nothing else there.
-GATEWAY_RULES = "~ratelimit:* resetchannels +eval +incr +expire +select +ping"
-HEALTH = "user health on nopass resetkeys resetchannels +ping\n"
+# Who logs in to Valkey and to PostgreSQL (users.acl, postgres-roles.sql); `kong` to counters.acl's.
+REDIS_USERS = ("api", "streamer", "flusher", "operator")
+DATABASE_USERS = ("api", "flusher", "operator")
 
 
 def write(path: Path, text: str, mode: int) -> None:
@@ -27,42 +26,54 @@ def write(path: Path, text: str, mode: int) -> None:
     path.chmod(mode)
 
 
-def bootstrap(root: Path) -> bool:
+def fill_in(template: str, passwords: dict[str, str]) -> str:
+    """Make an ACL file: no comments, a line for each user, passwords in place of their names."""
+    lines: list[str] = []
+    for line in template.splitlines():
+        if line.startswith(" "):
+            lines[-1] += " " + line.strip()
+        elif line and not line.startswith("#"):
+            lines.append(line)
+    return Template("\n".join(lines) + "\n").substitute(passwords)
+
+
+def bootstrap(root: Path, templates: Path) -> bool:
     """Write all files below ``root``; tell whether there was anything to do."""
     done = root / "seed" / "secrets.json"
     if done.exists():
         return False
-    owner, service, redis, gateway = (secrets.token_urlsafe(32) for _ in range(4))
-    write(
-        root / "valkey" / "users.acl",
-        f"user default off\nuser scoreboard on >{redis} {SERVICE_RULES}\n{HEALTH}",
-        0o444,
-    )
-    write(
-        root / "counters" / "users.acl",
-        f"user default off\nuser kong on >{gateway} {GATEWAY_RULES}\n{HEALTH}",
-        0o444,
-    )
-    write(root / "postgres" / "owner", owner, 0o444)
-    write(root / "postgres" / "scoreboard_a", service, 0o444)
+    redis = {name: secrets.token_urlsafe(32) for name in (*REDIS_USERS, "kong")}
+    database = {name: secrets.token_urlsafe(32) for name in (*DATABASE_USERS, "owner")}
+    for folder, name in (("valkey", "users.acl"), ("counters", "counters.acl")):
+        template = (templates / name).read_text()
+        write(root / folder / "users.acl", fill_in(template, redis), 0o444)
+    for name, password in database.items():
+        write(root / "postgres" / name, password, 0o444)
     # libpq ignores a pgpass that others may read; only our own image mounts it.
-    write(root / "owner" / "pgpass", f"*:*:{DATABASE}:scoreboard_owner:{owner}\n", 0o600)
-    write(root / "kong" / "redis-password", gateway, 0o444)
-    # Last: its existence says that all others are there.
     write(
-        done,
-        json.dumps(
-            {
-                f"{PREFIX}/redis": {"username": "scoreboard", "password": redis},
-                f"{PREFIX}/database": {"username": "scoreboard_a", "password": service},
-                f"{PREFIX}/database-owner": {"username": "scoreboard_owner", "password": owner},
-            }
-        ),
-        0o400,
+        root / "owner" / "pgpass",
+        f"*:*:{DATABASE}:scoreboard_owner:{database['owner']}\n",
+        0o600,
     )
+    write(root / "kong" / "redis-password", redis["kong"], 0o444)
+    documents = {
+        f"{PREFIX}/redis-{name}": {"username": name, "password": redis[name]}
+        for name in REDIS_USERS
+    } | {
+        f"{PREFIX}/database-{name}": {
+            "username": f"scoreboard_{name}_a",
+            "password": database[name],
+        }
+        for name in DATABASE_USERS
+    }
+    # Last: its existence says that all others are there.
+    write(done, json.dumps(documents), 0o400)
     return True
 
 
 if __name__ == "__main__":
-    made = bootstrap(Path(os.environ.get("SECRETS_ROOT", "/var/lib/scoreboard/secrets")))
+    made = bootstrap(
+        Path(os.environ.get("SECRETS_ROOT", "/var/lib/scoreboard/secrets")),
+        Path(__file__).parent,
+    )
     sys.stderr.write("passwords made\n" if made else "passwords kept\n")

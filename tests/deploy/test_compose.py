@@ -128,10 +128,11 @@ def test_every_service_starts_with_its_environment(service: str) -> None:
     settings = load_settings(environment(service))
     assert settings.redis_url
     if not service.startswith("kong"):
-        assert settings.database_url
+        login = {"open": "operator"}.get(service, service)
         assert settings.secrets == "aws"
-        assert settings.redis_secret
-        assert settings.database_secret
+        assert settings.redis_secret == f"scoreboard/development/redis-{login}"
+        wanted = "" if login == "streamer" else f"scoreboard/development/database-{login}"
+        assert settings.database_secret == wanted
     if service != "flusher":
         assert settings.issuer
         assert settings.jwks_url

@@ -6,7 +6,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -23,9 +23,18 @@ NAMES = ("flusher", "streamer", "api")
 
 
 class System:
-    """Servers and services in one folder; ``settings`` are environment variables without prefix."""
+    """Servers and services in one folder; ``settings`` are environment variables without prefix.
 
-    def __init__(self, folder: Path, **settings: object) -> None:
+    ``environments`` are whole environment variables of single services, which win.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        environments: Mapping[str, Mapping[str, str]] | None = None,
+        **settings: object,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.valkey = EmbeddedValkey(folder / "valkey")
@@ -33,6 +42,7 @@ class System:
         self.issuer = LocalIssuer.create(folder / "issuer")
         self.services: dict[str, Service] = {}
         self._settings = settings
+        self._environments = environments or {}
         self._stack = ExitStack()
 
     def start(self) -> None:
@@ -79,7 +89,7 @@ class System:
             service = self.services[name] = Service(
                 name,
                 ["-m", name],
-                environment,
+                environment | dict(self._environments.get(name, {})),
                 self.folder / f"{name}.log",
                 ready_url=f"http://127.0.0.1:{health[name]}/health/ready",
                 drain_s=10,

@@ -1,0 +1,411 @@
+"""Each service runs under its own deployed user and role, and is refused everything else.
+
+The users come from deploy/docker/users.acl, the roles from postgres-roles.sql, their rights from
+sql/grants.sql: what a deployment has.
+"""
+
+import json
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import redis
+from websockets.sync.client import connect as connect_viewer
+from websockets.typing import Subprotocol
+
+from scoreboard import migrations
+from scoreboard.keys import GROUP, PartitionKeys
+from scoreboard.model import Partition, pack
+from tests.support.eventually import eventually
+from tests.support.rights import as_user, make_roles, make_users
+from tests.support.system import System, run_command
+
+KEYS = PartitionKeys(Partition("main"))
+PASSWORD = "deployed"
+
+
+class Deployed:
+    """A system whose services have the deployed rights; ``admin`` and ``owner`` have all."""
+
+    def __init__(self, folder: Path) -> None:
+        self.system = System(folder, environments={})
+        self.system.valkey.start()
+        self.system.postgres.start()
+        self.admin = redis.Redis.from_url(self.system.valkey.url, decode_responses=True)
+        make_users(self.admin, PASSWORD)
+        make_roles(self.system.postgres.url, PASSWORD)
+        migrations.migrate(self.system.postgres.url)
+        self.owner = psycopg.connect(self.system.postgres.url, autocommit=True)
+        self.owner.execute("INSERT INTO boards VALUES ('main', 1, 2, 4, true)")
+        self.system._environments = {
+            name: self.environment(name) for name in ("api", "streamer", "flusher")
+        }
+        self.system.start()
+
+    def environment(self, name: str) -> dict[str, str]:
+        """Give the addresses of a user, and of a role where it has one."""
+        database = (
+            as_user(self.system.postgres.url, f"scoreboard_{name}_a", PASSWORD)
+            if name != "streamer"
+            else ""
+        )
+        return {
+            "REDIS_URL": as_user(self.system.valkey.url, name, PASSWORD),
+            "DATABASE_URL": database,
+        }
+
+    def run(self, *arguments: str) -> str:
+        """Run a command as the operator; give what it printed."""
+        done = run_command(*arguments, **self.environment("operator"))
+        assert done.returncode == 0, (arguments, done.stdout, done.stderr)
+        return done.stdout
+
+    def ask(self, path: str, body: dict[str, Any] | None = None, *, token: str = "") -> Any:
+        """Call the api."""
+        request = urllib.request.Request(
+            f"{self.system.api}{path}",
+            None if body is None else json.dumps(body).encode(),
+            {"Content-Type": "application/json", "Authorization": f"Bearer {token}"},
+        )
+        with urllib.request.urlopen(request, timeout=10) as response:
+            return json.load(response)
+
+    def refused(self) -> list[str]:
+        """List the commands that Valkey has refused since the last time."""
+        found: Any = self.admin.execute_command("ACL", "LOG")
+        self.admin.execute_command("ACL", "LOG", "RESET")
+        return [f"{one['username']}: {one['object']}" for one in found]
+
+    def close(self) -> None:
+        self.system.stop()
+        self.admin.close()
+        self.owner.close()
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    made = Deployed(tmp_path_factory.mktemp("rights"))
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def play(deployed: Deployed, user: str, action: str, points: int | None = None) -> dict[str, Any]:
+    body: dict[str, Any] = {"userId": user, "actionId": action}
+    token = deployed.system.token(user)
+    if points is not None:
+        body["points"] = points
+        token = deployed.system.game_server()["Authorization"].removeprefix("Bearer ")
+    return deployed.ask("/api/scores/update", body, token=token)
+
+
+def is_level(deployed: Deployed) -> bool:
+    row = deployed.owner.execute("SELECT seq FROM flush_state WHERE part = 0").fetchone()
+    return row is not None and row[0] == int(deployed.admin.hget(KEYS.meta, "seq") or 0)
+
+
+# What they need ---------------------------------------------------------------------------------
+
+
+def test_a_score_goes_all_its_way(deployed: Deployed) -> None:
+    deployed.refused()
+    deployed.run("user", "set", "alice", "--name", "Alice", "--email", "alice@example.org")
+    address = f"{deployed.system.ws}?board=main"
+    with connect_viewer(
+        address, subprotocols=[Subprotocol("scoreboard.v1")], open_timeout=10
+    ) as viewer:
+        viewer.recv(timeout=10)
+
+        assert play(deployed, "alice", "win:1")["newScore"] == 10
+        assert play(deployed, "bob", "win:1", 25)["newScore"] == 25
+
+        def shows_both() -> bool:
+            message = json.loads(viewer.recv(timeout=10))
+            return [row["userId"] for row in message["leaderboard"]] == ["bob", "alice"]
+
+        eventually(shows_both, within_s=15)
+    board = deployed.ask("/api/scores/leaderboard?names=true")["leaderboard"]
+    assert [row.get("name") for row in board] == [None, "Alice"]
+    assert deployed.ask("/api/scores/users/alice?around=1")["rank"] == 2
+    eventually(lambda: is_level(deployed), within_s=10)
+    assert deployed.refused() == []
+
+
+def test_the_flusher_corrects_parks_and_recovers(deployed: Deployed) -> None:
+    deployed.refused()
+    assert play(deployed, "carol", "late:1", 5)["newScore"] == 5
+    eventually(lambda: is_level(deployed), within_s=10)
+
+    def counts_again() -> bool:
+        return not play(deployed, "carol", "late:1", 5)["replayed"]
+
+    eventually(counts_again, within_s=15, every_s=0.3)
+    eventually(
+        lambda: deployed.owner.execute(
+            "SELECT 1 FROM rejected_events WHERE reason = 'correction'"
+        ).fetchone(),
+        within_s=15,
+    )
+    deployed.admin.xadd(KEYS.events, {"hello": "world"})
+    eventually(lambda: deployed.owner.execute("SELECT 1 FROM dead_events").fetchone(), within_s=10)
+    deployed.admin.xgroup_destroy(KEYS.events, GROUP)
+    play(deployed, "carol", "win:2", 5)
+    eventually(lambda: is_level(deployed), within_s=15)
+    epoch = int(deployed.admin.hget(KEYS.meta, "epoch") or 0)
+    deployed.admin.hset(KEYS.meta, "seq", 1)  # as a Redis that came back older
+    eventually(lambda: int(deployed.admin.hget(KEYS.meta, "epoch") or 0) > epoch, within_s=20)
+    eventually(lambda: deployed.admin.hget(KEYS.meta, "state") == "open", within_s=10)
+    assert deployed.refused() == []
+
+
+def test_an_operator_can_do_all_that_the_commands_do(deployed: Deployed, tmp_path: Path) -> None:
+    deployed.refused()
+    play(deployed, "dave", "win:1", 30)
+    eventually(lambda: is_level(deployed), within_s=10)
+    users = tmp_path / "users.csv"
+    users.write_text("userId,name,email\ndave,Dave,dave@example.org\n")
+    deployed.run("user", "import", str(users))
+    assert "dave@example.org" in deployed.run("user", "show", "dave")
+    deployed.run("action", "set", "win", "15")
+    deployed.run("action", "disable", "win")
+    deployed.run("action", "list")
+    deployed.run("board", "create", "weekly", "--partitions", "2")
+    deployed.run("reseed", "--board", "weekly")
+    deployed.run("board", "list")
+    deployed.run("board", "top")
+    deployed.run("db", "status")
+    deployed.admin.zadd(KEYS.board, {"dave": pack(31, 5), "stranger": pack(3, 5)})
+    deployed.run("repair", "--yes")
+    deployed.run("verify", "--sample", "20")
+    for number in json.loads(deployed.run("dead", "list", "--json")):
+        deployed.run("dead", "discard", str(number["id"]), "--reason", "rubbish", "--yes")
+    deployed.admin.xadd(KEYS.events, {"u": "dave", "a": "lost:1", "d": "many", "q": "x"})
+    eventually(lambda: json.loads(deployed.run("dead", "list", "--json")), within_s=15)
+    [entry] = json.loads(deployed.run("dead", "list", "--json"))
+    deployed.run("dead", "apply", str(entry["id"]), "--delta", "5", "--yes")
+    with psycopg.connect(deployed.environment("operator")["DATABASE_URL"]) as operator:
+        operator.execute("UPDATE boards SET partitions = 1 WHERE board = 'weekly'")
+    deployed.run("reseed", "--board", "weekly")
+    deployed.run("reseed", "--force", "--yes")
+    assert deployed.admin.hget("sb:{weekly:1}:meta", "state") == "retired"
+    assert deployed.refused() == []
+
+
+def test_updates_may_wait_for_replicas(deployed: Deployed) -> None:
+    with as_redis(deployed, "api") as client:
+        assert client.execute_command("INCR", "sb:pulse") >= 1
+        assert client.execute_command("WAIT", 0, 10) == 0
+
+
+# What they may not ------------------------------------------------------------------------------
+
+SERVICES = ("api", "streamer", "flusher", "operator")
+FORBIDDEN = [
+    ("SCRIPT", "FLUSH"),
+    ("FUNCTION", "LOAD", "#!lua name=x\nredis.register_function('f', function() return 1 end)"),
+    ("EVAL", "return 1", "0"),
+    ("CONFIG", "SET", "appendfsync", "no"),
+    ("CONFIG", "REWRITE"),
+    ("FLUSHALL",),
+    ("FLUSHDB",),
+    ("KEYS", "*"),
+    ("SCAN", "0"),
+    ("ACL", "LIST"),
+    ("SHUTDOWN",),
+    ("REPLICAOF", "NO", "ONE"),
+    ("SAVE",),
+    ("CLIENT", "KILL", "TYPE", "normal"),
+    ("MONITOR",),
+    ("SLOWLOG", "GET"),
+    ("GET", "other"),
+    ("SET", "other", "1"),
+    ("DEL", "sb:limit:x"),
+    ("PUBLISH", "other", "x"),
+    ("SUBSCRIBE", "other"),
+]
+
+
+def as_redis(deployed: Deployed, user: str) -> redis.Redis:
+    return redis.Redis.from_url(deployed.environment(user)["REDIS_URL"], decode_responses=True)
+
+
+@pytest.mark.parametrize("command", FORBIDDEN, ids=lambda words: " ".join(words[:2]))
+@pytest.mark.parametrize("user", SERVICES)
+def test_no_user_of_valkey_may(deployed: Deployed, user: str, command: tuple[str, ...]) -> None:
+    with as_redis(deployed, user) as client, pytest.raises(redis.exceptions.NoPermissionError):
+        client.execute_command(*command)
+
+
+@pytest.mark.parametrize(
+    ("user", "command"),
+    [
+        ("api", ("DEL", KEYS.events)),
+        ("api", ("XTRIM", KEYS.events, "MAXLEN", "0")),
+        ("api", ("XGROUP", "DESTROY", KEYS.events, GROUP)),
+        ("api", ("UNLINK", KEYS.board)),
+        ("api", ("HSET", "sb:actions", "win", "1000")),
+        ("api", ("SET", "sb:limit:x", "0")),
+        ("streamer", ("CONFIG", "GET", "appendfsync")),
+        ("streamer", ("HSET", KEYS.meta, "state", "open")),
+        ("streamer", ("ZADD", KEYS.board, "1", "alice")),
+        ("streamer", ("PUBLISH", KEYS.changes, "9:9")),
+        ("streamer", ("HGETALL", "sb:actions")),
+        ("flusher", ("XGROUP", "DESTROY", KEYS.events, GROUP)),
+        ("flusher", ("XDEL", KEYS.events, "1-1")),
+        ("flusher", ("INCR", "sb:pulse")),
+        ("operator", ("XREADGROUP", "GROUP", GROUP, "x", "STREAMS", KEYS.events, ">")),
+        ("operator", ("XGROUP", "DESTROY", KEYS.events, GROUP)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value[:2]),
+)
+def test_a_user_of_valkey_may_not_do_what_is_anothers(
+    deployed: Deployed, user: str, command: tuple[str, ...]
+) -> None:
+    with as_redis(deployed, user) as client, pytest.raises(redis.exceptions.NoPermissionError):
+        client.execute_command(*command)
+
+
+def test_a_script_of_the_streamer_cannot_write(deployed: Deployed) -> None:
+    """It may load scripts, and any script has no more rights than the user."""
+    text = "return redis.call('HSET', KEYS[1], 'state', 'fenced')"
+    with as_redis(deployed, "streamer") as client:
+        digest = client.script_load(text)
+        for command in ("EVALSHA", "EVALSHA_RO"):
+            with pytest.raises(redis.exceptions.ResponseError):
+                client.execute_command(command, digest, 1, KEYS.meta)
+    assert deployed.admin.hget(KEYS.meta, "state") == "open"
+
+
+STATEMENTS = [
+    "UPDATE score_events SET delta = 1",
+    "DELETE FROM score_events",
+    "TRUNCATE score_events",
+    "DELETE FROM score_events_0",
+    "UPDATE audit_log SET actor = 'x'",
+    "DELETE FROM audit_log",
+    "TRUNCATE audit_log",
+    "DELETE FROM scores",
+    "DELETE FROM users",
+    "DELETE FROM boards",
+    "DELETE FROM actions",
+    "DELETE FROM dead_events",
+    "DELETE FROM rejected_events",
+    "DELETE FROM flush_state",
+    "UPDATE users SET external_id = 'x'",
+    "UPDATE score_events_0 SET delta = 1",
+    "CREATE TABLE public.mine (id INT)",
+    "ALTER TABLE scores ADD COLUMN x INT",
+    "DROP TABLE dead_events",
+    "CREATE ROLE other",
+    "ALTER TABLE score_events DISABLE TRIGGER ALL",
+    "SELECT pg_read_file('PG_VERSION')",
+    "SELECT rolpassword FROM pg_authid",
+]
+API_TOO = [
+    "SELECT email FROM users",
+    "SELECT * FROM users",
+    "SELECT 1 FROM scores",
+    "SELECT 1 FROM score_events",
+    "SELECT 1 FROM audit_log",
+    "INSERT INTO users VALUES (gen_random_uuid(), 'x')",
+    "INSERT INTO score_events_0 DEFAULT VALUES",
+    "UPDATE users SET name = 'x'",
+    "CREATE TEMP TABLE mine (id INT)",
+]
+FLUSHER_TOO = [
+    "SELECT email FROM users",
+    "SELECT name FROM users",
+    "UPDATE users SET name = 'x'",
+    "INSERT INTO users VALUES (gen_random_uuid(), 'x', 'name')",
+    "UPDATE actions SET points = 100",
+    "UPDATE boards SET partitions = 1",
+    "INSERT INTO boards VALUES ('x', 1, 1, 1, true)",
+    "SELECT 1 FROM audit_log",
+    "UPDATE dead_events SET resolved_at = now()",
+    "UPDATE rejected_events SET delta = 1",
+    "UPDATE scores SET board = 'x'",
+]
+
+
+@pytest.mark.parametrize(
+    ("role", "statement"),
+    [
+        *((role, one) for role in ("api", "flusher", "operator") for one in STATEMENTS),
+        *(("api", one) for one in API_TOO),
+        *(("flusher", one) for one in FLUSHER_TOO),
+        ("operator", "UPDATE dead_events SET raw = ''"),
+        ("operator", "UPDATE rejected_events SET delta = 1"),
+    ],
+)
+def test_a_role_of_postgresql_may_not(deployed: Deployed, role: str, statement: str) -> None:
+    url = deployed.environment(role)["DATABASE_URL"]
+    with (
+        psycopg.connect(url) as connection,
+        pytest.raises(psycopg.errors.InsufficientPrivilege),
+    ):
+        connection.execute(statement.encode())
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE score_events SET delta = 1",
+        "DELETE FROM score_events",
+        "DELETE FROM score_events_0",
+        "DELETE FROM score_events_1",
+        "DELETE FROM score_events_2",
+        "DELETE FROM score_events_3",
+        "TRUNCATE score_events",
+        "TRUNCATE score_events_1",
+        "UPDATE audit_log SET actor = 'x'",
+        "TRUNCATE audit_log",
+    ],
+)
+def test_even_the_owner_only_adds_to_ledger_and_audit_log(
+    deployed: Deployed, statement: str
+) -> None:
+    before = deployed.owner.execute("SELECT count(*) FROM score_events").fetchone()
+    if "DELETE FROM score_events_" in statement:
+        table = statement.rpartition(" ")[2]
+        row = deployed.owner.execute(f"SELECT count(*) FROM {table}".encode()).fetchone()
+        if row == (0,):
+            return  # without a row there is nothing to refuse
+    with pytest.raises(psycopg.errors.RaiseException, match="append only"):
+        deployed.owner.execute(statement.encode())
+    assert deployed.owner.execute("SELECT count(*) FROM score_events").fetchone() == before
+
+
+def test_a_partition_of_the_ledger_can_still_be_detached(deployed: Deployed) -> None:
+    with psycopg.connect(deployed.system.postgres.url) as connection:
+        connection.execute("ALTER TABLE score_events DETACH PARTITION score_events_0")
+        connection.execute(
+            "ALTER TABLE score_events ATTACH PARTITION score_events_0"
+            " FOR VALUES WITH (MODULUS 4, REMAINDER 0)"
+        )
+        connection.rollback()
+
+
+def test_a_migration_takes_away_what_was_granted_beyond(deployed: Deployed) -> None:
+    deployed.owner.execute("GRANT ALL ON score_events, users TO scoreboard_api")
+
+    migrations.migrate(deployed.system.postgres.url)
+
+    url = deployed.environment("api")["DATABASE_URL"]
+    for statement in ("DELETE FROM score_events", "SELECT email FROM users"):
+        with (
+            psycopg.connect(url) as connection,
+            pytest.raises(psycopg.errors.InsufficientPrivilege),
+        ):
+            connection.execute(statement.encode())
+
+
+def test_refusals_are_noticed_at_all(deployed: Deployed) -> None:
+    """What the tests above rely on: a refused command is in Valkey's log."""
+    deployed.refused()
+    with as_redis(deployed, "api") as client, pytest.raises(redis.exceptions.ResponseError):
+        client.execute_command("KEYS", "*")
+    eventually(lambda: "api: keys" in deployed.refused(), within_s=2)
