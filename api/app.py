@@ -29,7 +29,7 @@ from scoreboard.auth import Verifier
 from scoreboard.catalogue import Catalogue
 from scoreboard.commits import Commits
 from scoreboard.credentials import keep_fresh
-from scoreboard.errors import DatabaseUnavailable, RedisUnavailable
+from scoreboard.errors import DatabaseUnavailable, RedisUnavailable, UnsafeDatabase
 from scoreboard.live import Dispatcher, Live
 from scoreboard.redis_client import make_client, require_durability
 from scoreboard.resources import web_path
@@ -140,8 +140,8 @@ class Api:
             connection = await postgres.connect(self._settings, name="api-start")
             async with connection:
                 await migrations.require_current(connection)
-        except DatabaseUnavailable:
-            _log.warning("database_not_reachable_at_start")
+        except (DatabaseUnavailable, UnsafeDatabase) as error:
+            _log.warning("database_not_reachable_at_start", reason=error.detail)
         await self._pool.open(wait=False)
         stack.push_async_callback(self._pool.close, POOL_CLOSE_S)
 

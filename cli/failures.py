@@ -17,6 +17,7 @@ from yoyo.exceptions import BadMigration, LockTimeout, MigrationConflict
 
 from cli.render import OutputFailed, give_up, tell
 from scoreboard.errors import (
+    DatabaseUnavailable,
     Forbidden,
     NotFound,
     NotInTime,
@@ -118,6 +119,8 @@ def _explain_ours(error: ScoreboardError) -> tuple[str, int]:
         return ": ".join(details), exit_code_of(error)
     row = next((row for row in DRIVERS if isinstance(cause, row[0])), None)
     title, code = row[1:] if row else (error.title, exit_code_of(error))
+    if isinstance(error, DatabaseUnavailable):
+        return f"{title}: {error.detail}", code  # it names its cause by itself
     detail = f" {error.detail}:" if error.detail not in {error.title, ""} else ""
     return f"{title}:{detail} {words_of(cause)}", code
 

@@ -27,6 +27,7 @@ from scoreboard.live import Live
 from scoreboard.model import is_board_name
 from scoreboard.postgres import Connection, connect
 from scoreboard.redis_client import make_client
+from scoreboard.sessions import require_session
 from scoreboard.settings import UNPREFIXED, Settings
 from scoreboard.stores import shown
 
@@ -269,10 +270,11 @@ async def open_live(settings: Settings) -> AsyncIterator[Live]:
 async def open_archive(settings: Settings, **session: str) -> AsyncIterator[Connection]:
     """Give a connection to PostgreSQL, closed at the end; ``session`` overrides its settings.
 
-    Raises DatabaseUnavailable, SettingInvalid.
+    Raises DatabaseUnavailable, UnsafeDatabase, SettingInvalid.
     """
     connection = await connect(settings, name="cli", autocommit=True, **session)
     try:
+        await require_session(settings, connection)
         yield connection
     finally:
         await connection.close()

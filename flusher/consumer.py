@@ -8,6 +8,7 @@ end.
 
 import re
 from collections.abc import Awaitable, Sequence
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 import redis.asyncio as aioredis
@@ -64,11 +65,16 @@ class _Pending(Struct, frozen=True):
 
 
 class StreamFacts(Struct, frozen=True):
-    """What a stream holds for the flusher; ``oldest_ms`` is None where nothing waits."""
+    """What a stream holds for the flusher; ``first_id`` is empty where nothing waits."""
 
     length: int = 0
     pending: int = 0
-    oldest_ms: int | None = None
+    first_id: str = ""
+
+    @property
+    def oldest_ms(self) -> int | None:
+        """When Redis accepted the first entry, ms since 1970; None where nothing waits."""
+        return int(self.first_id.partition("-")[0]) if self.first_id else None
 
 
 class Consumer:
@@ -178,18 +184,20 @@ class Consumer:
     async def facts(self) -> StreamFacts:
         """Read what the stream holds; its first entry is the oldest not committed.
 
-        (What is acknowledged is cut at once.)
+        (What is acknowledged is cut at once.) Without its group nothing is pending.
 
-        Raises GroupMissing, RedisUnavailable, UnexpectedReply.
+        Raises RedisUnavailable, UnexpectedReply.
         """
         length = await self._ask(self._client.xlen(self._events), int, "XLEN")
         if not length:
             return StreamFacts()
-        pending = await self._ask(self._client.xpending(self._events, GROUP), _Pending, "XPENDING")
         first = await self._ask(self._client.xrange(self._events, count=1), list[Entry], "XRANGE")
         _check_ids([stream_id for stream_id, _ in first])
-        oldest_ms = int(first[0][0].partition(b"-")[0]) if first else None
-        return StreamFacts(length, pending.pending, oldest_ms)
+        pending = 0
+        with suppress(GroupMissing):
+            facts = self._client.xpending(self._events, GROUP)
+            pending = (await self._ask(facts, _Pending, "XPENDING")).pending
+        return StreamFacts(length, pending, first[0][0].decode() if first else "")
 
     async def _ask(self, waiting: Awaitable[Any], shape: type[_Shape], command: str) -> _Shape:
         try:

@@ -1,4 +1,4 @@
-"""How the flusher fares: whether every lane does its work, and measures of their streams.
+"""How the flusher fares: whether every lane works, no backlog is stalled, and measures of streams.
 
 scoreboard.operator_port serves both.
 """
@@ -37,6 +37,7 @@ class Probe:
         committed = lane.status.position  # before Redis is asked, so that lag is never negative
         state = await self._live.state(lane.partition)
         facts = await lane.consumer.facts()
+        lane.status.note_backlog(facts.first_id)
         metrics.ACCEPTING.labels(*labels).set(state.is_open)
         metrics.STREAM_LENGTH.labels(*labels).set(facts.length)
         metrics.STREAM_PENDING.labels(*labels).set(facts.pending)
@@ -50,7 +51,7 @@ class Probe:
 
     def health(self) -> tuple[bool, dict[str, Any]]:
         """Tell whether every lane does its work, and how each fares."""
-        is_ready = bool(self._lanes) and all(lane.status.condition.is_ready for lane in self._lanes)
+        is_ready = bool(self._lanes) and all(lane.status.is_ready for lane in self._lanes)
         return is_ready, {
             "partitions": [
                 {
@@ -58,6 +59,7 @@ class Probe:
                     "part": lane.partition.number,
                     "condition": lane.status.condition.value,
                     "reason": lane.status.reason,
+                    "stalled": lane.status.is_stalled,
                     "committed": msgspec.to_builtins(lane.status.position),
                     "last_success_s": round(lane.status.last_success_s, 3),
                 }

@@ -26,6 +26,7 @@ from scoreboard.model import Board, Partition
 from scoreboard.operator_port import OperatorPort, bind_operators
 from scoreboard.postgres import Connection, connect
 from scoreboard.redis_client import make_client, require_durability
+from scoreboard.sessions import require_session
 from scoreboard.settings import Settings
 from scoreboard.telemetry import BUILD_INFO, REDIS_DURABLE, get_logger
 
@@ -141,6 +142,7 @@ class Flusher:
 
     async def _require_database(self) -> None:
         async with self._connection() as connection:
+            await require_session(self._settings, connection)
             await require_ready(connection)
 
     @asynccontextmanager

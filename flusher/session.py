@@ -19,6 +19,7 @@ from scoreboard.lifecycle import Stop
 from scoreboard.migrations import require_current
 from scoreboard.model import Partition
 from scoreboard.postgres import Connection, connect, describe
+from scoreboard.sessions import require_session
 from scoreboard.settings import Settings
 from scoreboard.telemetry import get_logger
 
@@ -78,6 +79,7 @@ class Session:
         )
         session = cls(connection, partition)
         try:
+            await require_session(settings, connection)
             await require_ready(connection)
             async with session.reaching(TRANSACTION_LIMIT_S):
                 await connection.execute(_CREATE_BATCH)

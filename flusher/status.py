@@ -1,6 +1,8 @@
 """How a lane fares, for whoever looks at it from outside: the health check and the tests."""
 
+import time
 from enum import Enum
+from typing import Final
 
 from msgspec import Struct
 
@@ -39,6 +41,10 @@ class Condition(Enum):
         }
 
 
+STALLED_S: Final = 30.0
+"""Longest time for which entries may wait without any commit, by whichever flusher."""
+
+
 class LaneStatus(Struct):
     """What a lane lets others see; ``position`` is None where another flusher moves it."""
 
@@ -47,6 +53,32 @@ class LaneStatus(Struct):
     position: Position | None = None
     reason: str = ""
     last_success_s: float = 0.0
+    first_id: str = ""
+    """The oldest entry that waits, as last seen; empty where none does."""
+    waits_since_s: float = 0.0
+    """Since when it has been the oldest one (monotonic clock)."""
+    is_told: bool = False
+    """Whether it was logged that the backlog is stalled."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Tell whether the lane does its work and the backlog is not stalled."""
+        return self.condition.is_ready and not self.is_stalled
+
+    @property
+    def is_stalled(self) -> bool:
+        """Tell whether entries wait and nobody commits: a commit cuts the stream behind it."""
+        return bool(self.first_id) and time.monotonic() - self.waits_since_s >= STALLED_S
+
+    def note_backlog(self, first_id: str) -> None:
+        """Take note of the oldest entry that waits, and log it once if it stays for too long."""
+        if first_id != self.first_id:
+            self.first_id, self.waits_since_s = first_id, time.monotonic()
+        if self.is_stalled != self.is_told:
+            self.is_told = not self.is_told
+            event = "backlog_stalled" if self.is_told else "backlog_moved"
+            level = _log.error if self.is_told else _log.info
+            level(event, partition=str(self.partition), first=first_id)
 
     def become(self, condition: Condition, reason: str = "") -> None:
         """Take a condition, and log it if it is news."""

@@ -20,7 +20,7 @@ from psycopg.types.json import Jsonb
 from scoreboard import resources
 from scoreboard.errors import DatabaseUnavailable, UnknownBoard, UnknownUser
 from scoreboard.model import Board, Layout, Partition, user_uuid
-from scoreboard.postgres import Connection
+from scoreboard.postgres import Connection, describe
 
 _INSERT_BOARD: Final = resources.query("insert_board")
 _SELECT_BOARD: Final = resources.query("select_board")
@@ -125,7 +125,7 @@ async def reaching() -> AsyncIterator[None]:
     try:
         yield
     except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-        raise DatabaseUnavailable from error
+        raise DatabaseUnavailable(describe(error)) from error
 
 
 @asynccontextmanager

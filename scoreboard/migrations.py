@@ -17,8 +17,8 @@ from yoyo.backends import DatabaseBackend
 from yoyo.migrations import MigrationList
 
 from scoreboard import resources
-from scoreboard.errors import DatabaseUnavailable, OperatorMistake, SchemaMismatch
-from scoreboard.postgres import Connection
+from scoreboard.errors import DatabaseUnavailable, OperatorMistake, SchemaMismatch, UnsafeDatabase
+from scoreboard.postgres import Connection, describe, unreachable
 
 ROLES: Final = ("scoreboard_api", "scoreboard_flusher", "scoreboard_operator")
 """Roles of the services, made by whoever owns the database (deploy/docker/postgres-roles.sql)."""
@@ -38,7 +38,8 @@ def migrate(database_url: str) -> list[str]:
 
     Where the services have roles of their own, these get their rights (sql/grants.sql).
 
-    Raises DatabaseUnavailable; OperatorMistake if another migrator is at work;
+    Raises DatabaseUnavailable; UnsafeDatabase behind a connection pooler, which may lose the lock;
+    OperatorMistake if another migrator is at work;
     SchemaMismatch if the database is ahead of this version.
     """
     with (
@@ -81,7 +82,7 @@ async def require_current(connection: Connection) -> None:
     except psycopg.errors.UndefinedTable:
         rows = []
     except psycopg.OperationalError as error:
-        raise DatabaseUnavailable from error
+        raise DatabaseUnavailable(describe(error)) from error
     applied = {str(row[0]) for row in rows}
     behind, ahead = set(known()) - applied, applied - set(known())
     if behind:
@@ -110,6 +111,12 @@ def _grant(connection: psycopg.Connection[Any]) -> None:
 @contextmanager
 def _locked(database_url: str) -> Iterator[psycopg.Connection[Any]]:
     with _connection(database_url) as connection:
+        backend = connection.execute("SELECT pg_backend_pid()").fetchone()
+        if backend != (connection.info.backend_pid,):
+            raise UnsafeDatabase(
+                "DATABASE_URL leads through a connection pooler such as PgBouncer: "
+                "migrate by a direct connection"
+            )
         row = connection.execute("SELECT pg_try_advisory_lock(%s)", (LOCK_KEY,)).fetchone()
         if row is None or not row[0]:
             raise OperatorMistake("Another migration is running; wait for it")
@@ -121,7 +128,7 @@ def _connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
     try:
         connection = psycopg.connect(database_url, autocommit=True, connect_timeout=5)
     except psycopg.OperationalError as error:
-        raise DatabaseUnavailable from error
+        raise unreachable(error) from error
     with connection:
         yield connection
 
@@ -134,7 +141,7 @@ def _runner(database_url: str) -> Iterator[tuple[DatabaseBackend, MigrationList]
     try:
         backend = get_backend(uri)
     except psycopg.OperationalError as error:
-        raise DatabaseUnavailable from error
+        raise unreachable(error) from error
     try:
         yield backend, read_migrations(str(resources.migrations_path()))
     finally:

@@ -1,11 +1,12 @@
 """Makes PostgreSQL connections and pools: session settings, application name, time limits.
 
-Direct connections only, no transaction pooler: the flusher keeps a temporary table and session
-locks. ``synchronous_commit`` is forced on, as the stream is trimmed right behind a COMMIT. Where
-credentials come from a secret store, every connection asks it as it logs in.
+No pooler in transaction mode (scoreboard.sessions refuses it): the flusher keeps a temporary table
+and session locks. ``synchronous_commit`` is forced on, as the stream is trimmed right behind a
+COMMIT. Where credentials come from a secret store, every connection asks it as it logs in.
 """
 
 import asyncio
+import re
 from contextlib import suppress
 from typing import Any, Final, Self
 
@@ -18,7 +19,12 @@ from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
 from scoreboard.credentials import SecretStore, store_of
-from scoreboard.errors import DatabaseUnavailable, SecretsUnavailable, SettingInvalid
+from scoreboard.errors import (
+    DatabaseUnavailable,
+    SecretsUnavailable,
+    SettingInvalid,
+    UnsafeDatabase,
+)
 from scoreboard.secret_backends import Credentials
 from scoreboard.settings import Settings
 from scoreboard.telemetry import get_logger
@@ -33,6 +39,17 @@ SESSION: Final = {
 CANCEL_S: Final = 0.5
 """Time to ask the server to end a statement whose caller has gone."""
 
+POOLER: Final = (
+    "DATABASE_URL leads through a connection pooler such as PgBouncer in transaction mode. Connect "
+    "to PostgreSQL directly, or through a pooler in session mode that passes `options` on"
+)
+"""What to do where a session is not one's own."""
+
+CAUSE_MAX: Final = 300
+"""Longest cause of a failed connection that is shown."""
+
+_POOLERS_REFUSAL: Final = "unsupported startup parameter"
+_QUOTED_HOST: Final = re.compile(r"""\b(host(?: name)?) (?:'[^']*'|"[^"]*")""")
 _log = get_logger(__name__)
 
 
@@ -130,7 +147,8 @@ async def connect(
 ) -> Connection:
     """Open one connection.
 
-    Raises DatabaseUnavailable, without the address or the password.
+    Raises DatabaseUnavailable with its cause, without the password; UnsafeDatabase behind a pooler
+    that refuses session settings.
     """
     kwargs = arguments(settings, name=name, **session)
     store = store_of(settings, "database")
@@ -139,7 +157,7 @@ async def connect(
             return await _StoredLogin.connect(store=store, autocommit=autocommit, **kwargs)
         return await Connection.connect(autocommit=autocommit, **kwargs)
     except psycopg.OperationalError as error:
-        raise DatabaseUnavailable from error
+        raise unreachable(error) from error
 
 
 def make_pool(settings: Settings, *, name: str) -> AsyncConnectionPool[Connection]:
@@ -173,7 +191,21 @@ def _note_reconnect_failed(pool: AsyncConnectionPool[Connection]) -> None:
     _log.error("database_reconnect_failed", pool=pool.name)
 
 
+def unreachable(error: psycopg.Error) -> DatabaseUnavailable | UnsafeDatabase:
+    """Return the error to raise where PostgreSQL could not be reached, with the cause."""
+    if _POOLERS_REFUSAL in str(error):
+        return UnsafeDatabase(f"Session settings are refused: {POOLER}")
+    return DatabaseUnavailable(describe(error))
+
+
 def describe(error: psycopg.Error) -> str:
-    """Return SQLSTATE, constraint and message of an error; never its detail, which quotes rows."""
+    """Return what went wrong, in one line.
+
+    It never holds the detail of an error of the server, which quotes rows, or the name of a host
+    that was not found, which may be part of a password.
+    """
+    if error.sqlstate is None and error.diag.message_primary is None:
+        said = str(error).strip().partition("\n")[0].removeprefix("connection failed: ")
+        return _QUOTED_HOST.sub(r"\1", said)[:CAUSE_MAX] or type(error).__name__
     said = error.diag.message_primary or type(error).__name__
     return " ".join(filter(None, [error.sqlstate, error.diag.constraint_name, said]))

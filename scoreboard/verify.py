@@ -19,6 +19,7 @@ import redis.asyncio as aioredis
 from msgspec import Struct
 
 from scoreboard import archive, ledger, parked
+from scoreboard.archive import Position
 from scoreboard.census import PAGE, Census
 from scoreboard.errors import Busy, NotInTime, Outdated
 from scoreboard.live import Live, Truth
@@ -39,6 +40,9 @@ ORDER_MAX: Final = 1000
 
 CATCH_UP_S: Final = 30.0
 """How long the flusher may be too far behind to judge before that is given up."""
+
+BACKLOG_S: Final = 10.0
+"""How long actions may wait for PostgreSQL while none is committed."""
 
 RANGES: Final = 10
 """Places in the order of ids at which a sample is taken."""
@@ -129,9 +133,11 @@ class _Verification:
         self._findings: dict[str, list[Finding]] = {}
         self._truncated: set[str] = set()
         self._warnings: list[str] = []
+        self._began: dict[Partition, Position] = {}
+        self._began_at_s = 0.0
 
     async def run(self, sample: int | None) -> Verdict:
-        started_at = time.monotonic()
+        started_at = self._began_at_s = time.monotonic()
         await self._check_settings()
         await self._check_strays()
         sound = [each for each in self._partitions if await self._check_position(each)]
@@ -147,6 +153,8 @@ class _Verification:
                 self._report("suspects", judged, suspects)
         await self._judge_order()
         await self._check_rows()
+        for partition in sound:
+            await self._check_backlog(partition)
         await self._check_ledger(chosen)
         return Verdict(
             board=self._board.name,
@@ -193,6 +201,7 @@ class _Verification:
         """Compare positions and the seen window; tell whether users can be judged at all."""
         # In this order: what is committed later does not make Redis look behind.
         committed = await archive.select_position(self._connection, partition)
+        self._began[partition] = committed
         state = await self._live.state(partition)
         if state.epoch != committed.epoch:
             self._find("epoch", f"Redis has {state.epoch}, PostgreSQL {committed.epoch}", partition)
@@ -356,6 +365,26 @@ class _Verification:
             was_first = (one.reached_at, one.last_seq) < (other.reached_at, other.last_seq)
             if are_equal and was_first and packed[0] < packed[1]:
                 self._find("order", f"{first} reached {one.score} before {second}", partition)
+
+    async def _check_backlog(self, partition: Partition) -> None:
+        """Find out whether actions wait and nobody commits; a commit at any time is enough."""
+        began = self._began[partition]
+        while True:
+            committed = await archive.select_position(self._connection, partition)
+            state = await self._live.state(partition)
+            if committed != began or state.epoch != began.epoch or state.seq <= committed.seq:
+                return
+            waited_s = time.monotonic() - self._began_at_s
+            if waited_s >= BACKLOG_S:
+                self._find(
+                    "backlog",
+                    f"{state.seq - committed.seq} actions wait for PostgreSQL, and none was "
+                    f"committed in {waited_s:.0f} s: is the flusher up?",
+                    partition,
+                )
+                return
+            self._report("backlog", 0, 0)
+            await asyncio.sleep(_POLL_S)
 
     async def _check_rows(self) -> None:
         """Find drifted users whose actions an older version counted for another user."""

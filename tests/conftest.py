@@ -19,6 +19,7 @@ pytest_plugins = [
     "tests.support.aws",
     "tests.support.tokens",
     "tests.support.proxy",
+    "tests.support.pooler",
     "tests.support.api",
     "tests.support.api_process",
     "tests.support.viewer",

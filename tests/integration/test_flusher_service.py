@@ -6,12 +6,15 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+import zlib
 from pathlib import Path
 
 import pytest
 
 from cli.embedded import free_port
+from flusher.session import LEASE_LOCK
 from scoreboard.model import Action
+from scoreboard.postgres import connect
 from scoreboard.settings import Secret, Settings
 from tests.support.eventually import eventually, eventually_async
 from tests.support.flushing import (
@@ -81,6 +84,34 @@ def listens(settings: Settings) -> bool:
     except OSError:
         return False
     return True
+
+
+async def test_a_backlog_that_nobody_commits_is_not_ready(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lease that nobody gives up: every flusher is a healthy standby, and none commits."""
+    monkeypatch.setattr("flusher.status.STALLED_S", 1.0)
+    await make_board(settings)
+    lease = {"class": LEASE_LOCK, "key": zlib.crc32(b"main:0") - 2**31}
+    async with await connect(settings, name="orphan", idle_session_timeout="0") as orphan:
+        await orphan.execute("SELECT pg_advisory_lock(%(class)s, %(key)s)", lease)
+        async with flushing(settings):
+            await eventually_async(lambda: answers(settings, 200, "standby"), within_s=10)
+            await act(settings, Action("alice", "win:1", 5))
+            await eventually_async(lambda: answers(settings, 503, "standby"), within_s=10)
+
+            await orphan.close()
+
+            await eventually_async(lambda: answers(settings, 200, "flushing"), within_s=10)
+            check_books(settings, [("alice", "win:1", 5)])
+
+
+async def answers(settings: Settings, status: int, condition: str) -> bool:
+    if not await asyncio.to_thread(listens, settings):
+        return False
+    found, body = await ask(settings, "/health/ready")
+    lanes = json.loads(body)["partitions"]
+    return (found, [lane["condition"] for lane in lanes]) == (status, [condition])
 
 
 async def test_lag_and_age_are_measured_while_postgres_is_away(

@@ -23,6 +23,8 @@ from scoreboard.reseed import SESSION, find_due, reseed, silent
 from scoreboard.settings import Settings
 from scoreboard.verify import Drift, Verdict, verify
 from tests.support.commands import Run
+from tests.support.eventually import eventually_async
+from tests.support.flushing import flushing, is_drained
 from tests.support.ledger import Counted, write_history
 
 NOW_S = time.time()
@@ -127,9 +129,10 @@ async def test_findings_beyond_those_that_are_listed_are_said(
     assert (len(more.findings), more.truncated) == (10, ("ledger sum",))
 
 
-async def test_what_the_flusher_has_not_committed_yet_is_no_drift(
-    settings: Settings, live: Live
+async def test_what_the_flusher_has_not_committed_is_no_drift_but_a_backlog_if_it_stays(
+    settings: Settings, live: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("scoreboard.verify.BACKLOG_S", 0.5)
     await opened(settings, live)
     async with dispatching(settings) as dispatcher:
         for n in range(5):
@@ -138,8 +141,30 @@ async def test_what_the_flusher_has_not_committed_yet_is_no_drift(
 
     verdict = await verified(settings)
 
-    assert verdict.is_sound, verdict
+    assert not verdict.drifted
     assert verdict.suspects == 6
+    [finding] = verdict.findings
+    assert (finding.check, finding.partition) == ("backlog", 0)
+    assert finding.detail.startswith("6 actions wait for PostgreSQL, and none was committed")
+
+
+async def test_a_backlog_of_which_something_is_committed_meanwhile_is_sound(
+    settings: Settings, live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await opened(settings, live)
+    async with dispatching(settings) as dispatcher:
+        await dispatcher.submit("main", Action("user-00", "late", 7))
+
+    async def commits_later() -> None:
+        await asyncio.sleep(0)  # the verification has begun
+        async with flushing(settings):
+            await eventually_async(lambda: is_drained(settings), within_s=10)
+
+    async with asyncio.TaskGroup() as group:
+        verifying = group.create_task(verified(settings))
+        group.create_task(commits_later())
+
+    assert verifying.result().is_sound, verifying.result()
 
 
 @pytest.mark.parametrize("sample", [None, 200])
@@ -280,8 +305,9 @@ async def test_a_board_of_several_partitions_is_compared_whole(
 
 
 async def test_a_verification_amid_writes_calls_nobody_drifted(
-    settings: Settings, live: Live
+    settings: Settings, live: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("scoreboard.verify.BACKLOG_S", 0.0)
     await opened(settings, live)
     is_over = asyncio.Event()
 
@@ -299,7 +325,8 @@ async def test_a_verification_amid_writes_calls_nobody_drifted(
         verdicts = [await verified(settings) for _ in range(3)]
         is_over.set()
 
-    assert all(verdict.is_sound for verdict in verdicts), verdicts
+    assert not any(verdict.drifted or verdict.known for verdict in verdicts), verdicts
+    assert {one.check for verdict in verdicts for one in verdict.findings} == {"backlog"}
 
 
 async def test_repair_sets_right_what_drifted_and_a_second_run_changes_nothing(
@@ -322,7 +349,8 @@ async def test_repair_sets_right_what_drifted_and_a_second_run_changes_nothing(
         ("user-09", 10),
     }
     assert second == []
-    assert (await verified(settings)).is_sound
+    async with flushing(settings):
+        assert (await verified(settings)).is_sound
     after = await live.leaderboard("main", limit=100)
     assert after.rows == before.rows
     with psycopg.connect(settings.database_url.reveal()) as connection:
@@ -340,6 +368,11 @@ def drift_by_hand(settings: Settings) -> None:
 def board_of(settings: Settings) -> list[Any]:
     with direct(settings) as client:
         return client.zrange(KEYS.board, 0, -1, withscores=True)
+
+
+async def flush(settings: Settings) -> None:
+    async with flushing(settings):
+        await eventually_async(lambda: is_drained(settings), within_s=10)
 
 
 def test_the_commands_show_ask_and_repair(
@@ -364,6 +397,7 @@ def test_the_commands_show_ask_and_repair(
     assert json.loads(done.out)["changes"] == [
         {"user_id": "user-07", "partition": 0, "change": -88, "score": 11, "seq": 61}
     ]
+    asyncio.run(flush(settings))
     assert command("verify", "--full", "--json").code == 0
     assert board_of(settings) == sound
     assert "nothing to repair" in command("repair", "--yes").err

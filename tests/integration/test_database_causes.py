@@ -1,0 +1,89 @@
+"""A database that cannot be reached says why, in one line and without a password."""
+
+import socket
+from collections.abc import Iterator
+from urllib.parse import quote, urlsplit
+
+import pytest
+
+from scoreboard import migrations
+from scoreboard.errors import DatabaseUnavailable
+from scoreboard.postgres import connect
+from scoreboard.settings import Secret, Settings
+from tests.support.commands import Run
+
+PASSWORD = "s3cr3t-word"
+
+
+@pytest.fixture
+def deaf_port() -> Iterator[int]:
+    """A port that takes connections and says nothing."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+async def cause_of(url: str) -> str:
+    settings = Settings(
+        redis_url=Secret("redis://none"), database_url=Secret(url), database_timeout_s=2.0
+    )
+    with pytest.raises(DatabaseUnavailable) as caught:
+        await connect(settings, name="test")
+    return caught.value.detail
+
+
+async def test_a_port_where_nobody_listens() -> None:
+    said = await cause_of(f"postgresql://user:{PASSWORD}@127.0.0.1:1/db")
+
+    assert said == 'connection to server at "127.0.0.1", port 1 failed: Connection refused'
+
+
+async def test_a_server_that_says_nothing(deaf_port: int) -> None:
+    said = await cause_of(f"postgresql://user:{PASSWORD}@127.0.0.1:{deaf_port}/db")
+
+    assert "timeout" in said
+    assert PASSWORD not in said
+
+
+async def test_a_wrong_password_and_a_missing_database(database_url: str) -> None:
+    parts = urlsplit(database_url)
+    address = f"127.0.0.1:{parts.port}"
+
+    wrong = await cause_of(f"postgresql://{parts.username}:{PASSWORD}@{address}/scoreboard")
+    missing = await cause_of(
+        f"postgresql://{parts.username}:{quote(str(parts.password))}@{address}/nosuch"
+    )
+
+    assert "password authentication failed for user" in wrong
+    assert PASSWORD not in wrong
+    assert 'database "nosuch" does not exist' in missing
+    assert str(parts.password) not in missing
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"postgresql://user:a@{PASSWORD}@nosuch.invalid/db",
+        f"postgresql://user:a/{PASSWORD}@nosuch.invalid/db",
+        f"postgresql://user:a@{PASSWORD}/db",
+    ],
+)
+async def test_a_password_that_is_taken_for_a_host_is_not_shown(address: str) -> None:
+    said = await cause_of(address)
+
+    assert PASSWORD not in said
+    assert "resolve host" in said
+
+
+def test_commands_and_migrations_say_it_too(command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"postgresql://user:{PASSWORD}@127.0.0.1:1/db"
+    monkeypatch.setenv("DATABASE_URL", url)
+
+    for words in (("board", "list"), ("db", "migrate"), ("db", "status")):
+        done = command(*words)
+        assert done.code == 69
+        assert "Connection refused" in done.err, words
+        assert PASSWORD not in done.err
+    with pytest.raises(DatabaseUnavailable, match="Connection refused"):
+        migrations.migrate(url)
