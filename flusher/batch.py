@@ -6,7 +6,6 @@ a row; and the position to store never passes a seq that was not in the stream.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from functools import lru_cache
 from typing import Any, Final
 
@@ -15,7 +14,6 @@ from msgspec import Struct
 from scoreboard.events import (
     BIGINT_MAX,
     CORRECTION,
-    MOMENT_MAX_MS,
     BadRecord,
     Event,
     decode,
@@ -147,16 +145,11 @@ def rows(actions: Sequence[Event]) -> list[Row]:
             event.score_after,
             kind_of(event.action_id),
             event.request_id or None,
-            occurred_at(event),
+            moment(event.stream_id),
             last[event.user_id] == place,
         )
         for place, event in enumerate(actions)
     ]
-
-
-def occurred_at(event: Event) -> datetime:
-    """Give the moment at which Redis applied an event."""
-    return moment(event.occurred_at_ms)
 
 
 def order_of(stream_id: str) -> tuple[int, int]:
@@ -169,6 +162,4 @@ def _beyond_columns(event: Event) -> str:
     """Say why an event, though readable, fits no row; empty where it does."""
     if event.seq > BIGINT_MAX or event.epoch > BIGINT_MAX:
         return "seq or epoch is beyond a BIGINT"
-    if event.occurred_at_ms > MOMENT_MAX_MS:
-        return "the time of the stream id is beyond the calendar"
     return ""

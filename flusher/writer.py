@@ -19,7 +19,6 @@ from flusher.batch import (
     Gap,
     Row,
     follow,
-    occurred_at,
     rows,
 )
 from flusher.failures import Meaning, meaning_of
@@ -28,7 +27,7 @@ from flusher.session import TRANSACTION_LIMIT_S, Session
 from scoreboard import parked, resources
 from scoreboard.archive import Position
 from scoreboard.errors import DatabaseUnavailable, PoisonFlood, SchemaMismatch
-from scoreboard.events import BIGINT_MAX, Event
+from scoreboard.events import BIGINT_MAX, Event, moment
 from scoreboard.lifecycle import backoff_s
 from scoreboard.model import user_uuid
 from scoreboard.postgres import describe
@@ -187,7 +186,12 @@ class Writer(Session):
                 reached = Position(epoch, progress.seq, batch.last_id)
                 await self.connection.execute(
                     _ADVANCE_STATE,
-                    {**self.where, "seq": reached.seq, "stream_id": reached.stream_id},
+                    {
+                        **self.where,
+                        "seq": reached.seq,
+                        "stream_id": reached.stream_id,
+                        "occurred_at": moment(reached.stream_id),
+                    },
                 )
         staged = len(batch.actions) - (len(dead) - len(batch.bad))
         return Flushed(
@@ -279,7 +283,7 @@ class Writer(Session):
             "delta": event.delta,
             "score_after": event.score_after,
             "request_id": event.request_id or None,
-            "occurred_at": occurred_at(event),
+            "occurred_at": moment(event.stream_id),
         }
         await self.connection.execute(_INSERT_CORRECTION, row)
         basis = event.action_id.removeprefix("correction:")

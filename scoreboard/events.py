@@ -31,14 +31,15 @@ BIGINT_MAX: Final = 2**63 - 1
 """Greatest seq and epoch that PostgreSQL stores."""
 
 MOMENT_MAX_MS: Final = 253_402_300_799_999
-"""Last millisecond of the year 9999: Python's calendar ends there."""
+"""Last millisecond of the year 9999, where Python's calendar ends."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def moment(milliseconds: int) -> datetime:
-    """Return a moment, given as milliseconds since 1970, at most ``MOMENT_MAX_MS``."""
-    return _EPOCH + timedelta(milliseconds=milliseconds)
+def moment(stream_id: str) -> datetime:
+    """Return the moment that a stream id states; beyond the calendar, the calendar's last one."""
+    milliseconds = int(stream_id.partition("-")[0])
+    return _EPOCH + timedelta(milliseconds=min(milliseconds, MOMENT_MAX_MS))
 
 
 class Event(Struct, frozen=True):

@@ -17,7 +17,7 @@ from msgspec import Struct
 from scoreboard import archive, ledger, resources
 from scoreboard.archive import reaching
 from scoreboard.errors import Invalid, NotFound, OperatorMistake
-from scoreboard.events import BIGINT_MAX, CORRECTION, MOMENT_MAX_MS, Event, decode, moment
+from scoreboard.events import BIGINT_MAX, CORRECTION, Event, decode, moment
 from scoreboard.model import (
     POINTS_MAX,
     Board,
@@ -376,7 +376,7 @@ def _action_of(entry: Entry, given: Given) -> _Action:
             seq=event.seq if has_place else 0,
             score_after=event.score_after,
             request_id=event.request_id or None,
-            occurred_at=_moment(event.stream_id, entry.recorded_at),
+            occurred_at=moment(event.stream_id),
         )
     values: dict[str, Any] = {}
     for name, option in (("user_id", "--user"), ("action_id", "--action"), ("delta", "--delta")):
@@ -397,16 +397,8 @@ def _action_of(entry: Entry, given: Given) -> _Action:
         seq=0,
         score_after=None,
         request_id=None,
-        occurred_at=_moment(entry.stream_id, entry.recorded_at),
+        occurred_at=moment(entry.stream_id),
     )
-
-
-def _moment(stream_id: str, otherwise: datetime) -> datetime:
-    """Return the moment that a stream id states, if it is one."""
-    text = stream_id.partition("-")[0]
-    if not text.isdigit() or int(text) > MOMENT_MAX_MS:
-        return otherwise
-    return moment(int(text))
 
 
 def _result(entry: Entry, action: _Action | None, outcome: str, detail: str) -> Resolved:

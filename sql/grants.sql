@@ -14,7 +14,7 @@ GRANT SELECT ON boards, actions, scores, score_events, flush_state, rejected_eve
 GRANT SELECT (id, external_id), INSERT (id, external_id) ON users TO scoreboard_flusher;
 GRANT INSERT ON score_events, dead_events, audit_log TO scoreboard_flusher;
 GRANT INSERT, UPDATE (score, actions, reached_at, last_seq) ON scores TO scoreboard_flusher;
-GRANT INSERT, UPDATE (epoch, seq, stream_id) ON flush_state TO scoreboard_flusher;
+GRANT INSERT, UPDATE (epoch, seq, stream_id, clock) ON flush_state TO scoreboard_flusher;
 GRANT INSERT, UPDATE (corrected_at) ON rejected_events TO scoreboard_flusher;
 
 GRANT SELECT ON boards, users, actions, scores, score_events, flush_state, rejected_events,

@@ -1,4 +1,6 @@
 -- Move a partition's position forward, never back.
 -- Index: flush_state_pk
-UPDATE flush_state SET seq = %(seq)s, stream_id = %(stream_id)s
+UPDATE flush_state
+SET seq = %(seq)s, stream_id = %(stream_id)s,
+    clock = greatest(clock, least(%(occurred_at)s, now() + INTERVAL '1 minute'))
 WHERE board = %(board)s AND part = %(part)s AND seq < %(seq)s

@@ -1,9 +1,11 @@
 -- Count a staged batch: the ledger decides what is new, scores move by the sum of that and no more.
--- Index: users_pk, score_events_pk, scores_pk
+-- Index: users_pk, flush_state_pk, score_events_pk, scores_pk
 -- Rows are taken in one order everywhere (users by id, ledger by its key, scores by user), so that
 -- flushers never deadlock. Returns: rows counted; of these, rows whose seq was committed before
 -- (impossible unless Redis lost acknowledged data); users whose score is not what Redis said;
 -- whether a staged id is not the id of its user's row: then nothing was counted.
+-- The moment of a row is that of its stream id, at most a minute from now, and never before that of
+-- an earlier row: stream ids stay in the future after Redis's clock has jumped there and back.
 WITH missing AS MATERIALIZED (
     SELECT user_id, external_id FROM flush_batch b
     WHERE is_last
@@ -15,12 +17,15 @@ WITH missing AS MATERIALIZED (
     RETURNING id
 ), strangers AS (
     SELECT (SELECT count(*) FROM missing) <> (SELECT count(*) FROM made) AS exist
+), latest AS (
+    SELECT clock FROM flush_state WHERE board = %(board)s AND part = %(part)s
 ), counted AS (
     INSERT INTO score_events (
         board, part, user_id, action_id, epoch, seq, delta, score_after, kind, request_id, occurred_at
     )
     SELECT %(board)s::TEXT, %(part)s::INT,
-           user_id, action_id, epoch, seq, delta, score_after, kind, request_id, occurred_at
+           user_id, action_id, epoch, seq, delta, score_after, kind, request_id,
+           greatest((SELECT clock FROM latest), least(occurred_at, now() + INTERVAL '1 minute'))
     FROM flush_batch
     WHERE NOT (SELECT exist FROM strangers)
     ORDER BY user_id, action_id, seq

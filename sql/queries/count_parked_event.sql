@@ -12,7 +12,7 @@ WITH counted AS (
                    (SELECT s.score FROM scores s WHERE s.board = %(board)s AND s.user_id = u.id), 0
                )
            ),
-           %(kind)s, %(request_id)s, %(occurred_at)s
+           %(kind)s, %(request_id)s, least(%(occurred_at)s, now() + INTERVAL '1 minute')
     FROM users u WHERE u.external_id = %(user_id)s
     ON CONFLICT DO NOTHING
     RETURNING user_id, seq, delta, occurred_at

@@ -6,6 +6,6 @@ INSERT INTO rejected_events (
 )
 VALUES (
     %(board)s, %(part)s, user_id_of(%(user_id)s, %(preferred_id)s), %(action_id)s, %(epoch)s, %(seq)s, %(delta)s, %(score_after)s,
-    %(request_id)s, 'correction', %(occurred_at)s, now()
+    %(request_id)s, 'correction', least(%(occurred_at)s, now() + INTERVAL '1 minute'), now()
 )
 ON CONFLICT DO NOTHING

@@ -6,7 +6,7 @@ INSERT INTO rejected_events (
 )
 SELECT %(board)s, %(home)s, u.id, %(action_id)s,
        coalesce(f.epoch, 0), coalesce(f.seq, 0) + 1, %(excess)s,
-       coalesce(%(score_after)s::INT, 0), %(request_id)s, 'resolved', %(occurred_at)s
+       coalesce(%(score_after)s::INT, 0), %(request_id)s, 'resolved', least(%(occurred_at)s, now() + INTERVAL '1 minute')
 FROM users u LEFT JOIN flush_state f ON f.board = %(board)s AND f.part = %(home)s
 WHERE u.external_id = %(user_id)s
 ON CONFLICT ON CONSTRAINT rejected_events_pk DO UPDATE SET corrected_at = NULL
