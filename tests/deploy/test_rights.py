@@ -68,7 +68,8 @@ class Deployed:
         request = urllib.request.Request(
             f"{self.system.api}{path}",
             None if body is None else json.dumps(body).encode(),
-            {"Content-Type": "application/json", "Authorization": f"Bearer {token}"},
+            {"Content-Type": "application/json"}
+            | ({"Authorization": f"Bearer {token}"} if token else {}),
         )
         with urllib.request.urlopen(request, timeout=10) as response:
             return json.load(response)
