@@ -46,7 +46,7 @@ WATCH_EVERY_S: Final = 0.2
 
 
 class _Stopped(BaseException):
-    """A signal asked to stop before the system was up."""
+    """A signal asked to stop."""
 
 
 class System:
@@ -67,9 +67,10 @@ class System:
         with self._stack:
             try:
                 self._start()
-                self._watch()
             except _Stopped:
                 raise click.Abort from None
+            with suppress(_Stopped):
+                self._watch()
             say("Stopping …")
 
     def _start(self) -> None:

@@ -105,6 +105,7 @@ async def test_verify_and_repair_complete_while_thousands_wait(
     settings: Settings, live: Live, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("scoreboard.verify.CATCH_UP_S", 1.0)
+    monkeypatch.setattr("scoreboard.verify.BACKLOG_S", 60.0)  # no flusher runs meanwhile
     await make_board(settings)
     await flushed(settings, *many(200, prefix="first"))
     await act(settings, *many(LAG))

@@ -1,0 +1,27 @@
+"""How `scoreboard up` ends."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from cli.plan import Options, Plan
+from cli.system import System
+
+
+class AskedAmidALook(threading.Event):
+    """A stop event that is set right after a wait for it has timed out."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        was_set = super().wait(0)
+        self.set()
+        return was_set
+
+
+def test_a_signal_amid_a_look_at_the_parts_is_a_clean_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(System, "_start", lambda _self: None)
+    plan = Plan(Options(data_dir=tmp_path, api_port=0, ws_port=0))
+
+    System(plan, AskedAmidALook()).run()
