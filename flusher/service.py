@@ -19,7 +19,7 @@ from flusher.probe import Probe
 from flusher.session import require_ready
 from scoreboard import archive
 from scoreboard.credentials import keep_fresh
-from scoreboard.errors import Unavailable
+from scoreboard.errors import ScoreboardError, Unavailable, UnexpectedReply
 from scoreboard.lifecycle import Stop, backoff_s
 from scoreboard.live import Live
 from scoreboard.model import Board, Partition
@@ -47,6 +47,7 @@ class Flusher:
         self.lanes: list[Lane] = []
         """One for each partition that was found to need one."""
         self._awaited: set[str] = set()
+        self._unreadable: set[Partition] = set()
 
     async def serve(self, stop: Stop) -> None:
         """Flush every partition of every board until ``stop``.
@@ -87,9 +88,9 @@ class Flusher:
                             group.create_task(lane.run(stop))
                         attempt = 0
                         await stop.sleep(SEARCH_EVERY_S)
-            except (Unavailable, TimeoutError) as error:
+            except (ScoreboardError, TimeoutError) as error:
                 if attempt == 0:
-                    reason = error.detail if isinstance(error, Unavailable) else "no answer"
+                    reason = error.detail if isinstance(error, ScoreboardError) else "no answer"
                     _log.warning("search_postponed", reason=reason)
             await stop.sleep(backoff_s(attempt, most_s=SEARCH_EVERY_S))
             attempt += 1
@@ -116,15 +117,32 @@ class Flusher:
             partition = Partition(board.name, number)
             if partition in served:
                 continue
-            if is_ours and number in numbers:
-                found.append(partition)
-            elif is_ours and (await live.state(partition)).epoch:
-                _log.warning("partition_not_retired", partition=str(partition))
-                found.append(partition)
-            elif not is_ours and (await live.backlog(partition)).entries:
-                _log.warning("board_not_in_settings", partition=str(partition))
+            is_regular = is_ours and number in numbers
+            if is_regular or await self._is_left_over(live, partition, is_ours=is_ours):
                 found.append(partition)
         return sorted(found, key=lambda partition: partition.number)
+
+    async def _is_left_over(self, live: Live, partition: Partition, *, is_ours: bool) -> bool:
+        """Tell whether a partition that no lane should need holds something; log why it does.
+
+        One whose keys cannot be read holds up no other one.
+        """
+        try:
+            if is_ours:
+                event = "partition_not_retired"
+                is_used = bool((await live.state(partition)).epoch)
+            else:
+                event = "board_not_in_settings"
+                is_used = bool((await live.backlog(partition)).entries)
+        except UnexpectedReply as error:
+            if partition not in self._unreadable:
+                self._unreadable.add(partition)
+                _log.error("partition_unreadable", partition=str(partition), reason=error.detail)
+            return False
+        self._unreadable.discard(partition)
+        if is_used:
+            _log.warning(event, partition=str(partition))
+        return is_used
 
     def _make_lane(self, clients: AsyncExitStack, live: Live, partition: Partition) -> Lane:
         # A client each: a blocking read occupies its connection.

@@ -10,10 +10,12 @@ import zlib
 from pathlib import Path
 
 import pytest
+import redis
 
 from cli.embedded import free_port
 from flusher.session import LEASE_LOCK
-from scoreboard.model import Action
+from scoreboard.keys import PartitionKeys
+from scoreboard.model import Action, Partition
 from scoreboard.postgres import connect
 from scoreboard.settings import Secret, Settings
 from tests.support.eventually import eventually, eventually_async
@@ -24,6 +26,7 @@ from tests.support.flushing import (
     flushing,
     is_drained,
     make_board,
+    query,
 )
 from tests.support.servers import OwnPostgres, OwnValkey
 
@@ -239,3 +242,25 @@ async def test_servers_that_come_later_are_waited_for(
         assert eventually(lambda: process.lines("flusher_stopped"))
 
     check_books(settings, [("alice", "win:1", 5)])
+
+
+def test_a_partition_that_cannot_be_read_holds_up_no_other_one(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """The search for partitions that need a lane looks at keys of every board."""
+    asyncio.run(make_board(settings))
+    query(settings, "INSERT INTO boards VALUES ('other', 1, 60, 1, true)")
+    for board, part in (("main", 1), ("other", 0)):
+        query(settings, "INSERT INTO flush_state VALUES (%s, %s, 1, 0, '0-0')", board, part)
+    events = PartitionKeys(Partition("other")).events
+    with redis.Redis.from_url(settings.redis_url.reveal()) as client:
+        client.set(PartitionKeys(Partition("main", 1)).meta, "x")
+        client.set(events, "x")
+        with FlusherProcess(settings, tmp_path / "flusher.log") as flusher:
+            flusher.wait_for("partition_unreadable", count=2)
+            asyncio.run(act(settings, Action("alice", "win:1", 5)))
+            eventually(lambda: is_drained(settings), within_s=10)
+            client.delete(events)
+            client.xadd(events, {"u": "alice"})
+
+            flusher.wait_for("board_not_in_settings")
