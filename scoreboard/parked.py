@@ -20,6 +20,7 @@ from scoreboard.errors import Invalid, NotFound, OperatorMistake
 from scoreboard.events import BIGINT_MAX, CORRECTION, Event, decode, moment
 from scoreboard.model import (
     POINTS_MAX,
+    SCORE_MAX,
     Board,
     Partition,
     is_identifier,
@@ -99,15 +100,25 @@ class _Action(Struct, frozen=True):
 
 
 def due(score: int | None, owed: int | None) -> int | None:
-    """Return what Redis owes a user beside the stream: None where nothing is known of a score."""
-    return None if score is None and owed is None else (score or 0) + (owed or 0)
+    """Return what Redis owes a user beside the stream: None where nothing is known of a score.
+
+    Redis refuses what would leave the range of a score. So parked actions that lead out of it were
+    written by somebody else, and nothing of them is due.
+    """
+    total = (score or 0) + (owed or 0)
+    if owed is None or not 0 <= total <= SCORE_MAX:
+        return score
+    return total
 
 
 def fields_of(raw: bytes) -> dict[bytes, bytes]:
-    """Return the fields of an entry from the ``raw`` of its row."""
-    named = msgspec.json.decode(raw, type=dict[str, str])
-    # Each character stands for one byte: a parked entry keeps all of them.
-    return {name.encode("latin-1"): value.encode("latin-1") for name, value in named.items()}
+    """Return the fields of an entry from the ``raw`` of its row; none where it cannot be read."""
+    try:
+        named = msgspec.json.decode(raw, type=dict[str, str])
+        # Each character stands for one byte: a parked entry keeps all of them.
+        return {name.encode("latin-1"): value.encode("latin-1") for name, value in named.items()}
+    except (msgspec.MsgspecError, UnicodeError):  # a row that the flusher did not write
+        return {}
 
 
 async def owed(connection: Connection, board: str) -> dict[str, int]:
@@ -247,8 +258,9 @@ async def discard(
         except Invalid:
             action = None  # it names no user whose score it may have changed
         if action is not None:
-            await archive.adopt_user(connection, action.user_id)
             row = _row(board, entry, action)
+            await _hold_home(connection, board, row["home"], entry)
+            await archive.adopt_user(connection, action.user_id)
             await connection.execute(_INSERT_RESOLVED, {**row, "excess": action.delta})
         done = _result(entry, action, "discarded", reason)
         await _note(connection, board, done, entry, actor=actor, reason=reason)
@@ -270,8 +282,9 @@ async def _lock(connection: Connection, board: Board, entry_id: int) -> Entry:
 
 async def _count(connection: Connection, board: Board, entry: Entry, action: _Action) -> str:
     """Add an action to the ledger and the score, if it is new there; tell which."""
-    await archive.adopt_user(connection, action.user_id)
     row = _row(board, entry, action)
+    await _hold_home(connection, board, row["home"], entry)
+    await archive.adopt_user(connection, action.user_id)
     cursor = await connection.execute(_COUNT_PARKED, row)
     is_new = bool((await cursor.fetchone() or (0,))[0])
     if not is_new:
@@ -279,6 +292,15 @@ async def _count(connection: Connection, board: Board, entry: Entry, action: _Ac
     elif action.score_after is None:  # Redis may never have counted it
         await connection.execute(_INSERT_RESOLVED, {**row, "excess": -action.delta})
     return "applied" if is_new else "duplicate"
+
+
+async def _hold_home(connection: Connection, board: Board, home: int, entry: Entry) -> None:
+    """Let no correction of the user run: it would take what is owed now for what is due later.
+
+    After a change of the layout the user's partition is another one than that of the entry.
+    """
+    if home != entry.partition:
+        await ledger.hold_position(connection, Partition(board.name, home))
 
 
 def _row(board: Board, entry: Entry, action: _Action) -> dict[str, Any]:

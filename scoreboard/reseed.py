@@ -27,7 +27,6 @@ from scoreboard.events import Event
 from scoreboard.live import PAGE, Live
 from scoreboard.mirror import mirror_catalogue
 from scoreboard.model import (
-    SCORE_MAX,
     SLOT_COUNT,
     Board,
     Partition,
@@ -342,11 +341,13 @@ class _Rebuilding:
         if not sums:
             return {}
         stands = await ledger.scores_of(self._connection, self._board.name, list(sums))
-        due = {
-            user: (stands[user].score if user in stands else 0) + total
-            for user, total in sums.items()
-        }
-        return {user: score for user, score in due.items() if 0 <= score <= SCORE_MAX}
+        due: dict[str, int] = {}
+        for user, total in sums.items():
+            held = stands[user].score if user in stands else None
+            score = parked.due(held, total)
+            if score is not None and score != held:
+                due[user] = score
+        return due
 
     async def load_memories(self) -> int:
         """Fill the seen window from the ledger; give how many actions it remembers.

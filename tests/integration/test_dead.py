@@ -14,7 +14,17 @@ import redis
 from scoreboard import archive, parked
 from scoreboard.errors import OperatorMistake
 from scoreboard.keys import PartitionKeys
-from scoreboard.model import Action, Board, Layout, Partition, Receipt, pack, unpack_score
+from scoreboard.model import (
+    SCORE_MAX,
+    Action,
+    Board,
+    Layout,
+    Partition,
+    Receipt,
+    pack,
+    partition_of,
+    unpack_score,
+)
 from scoreboard.postgres import connect
 from scoreboard.settings import Secret, Settings
 from tests.support.commands import Run, with_archive
@@ -428,3 +438,122 @@ def test_a_reseed_and_a_resolution_keep_out_of_each_others_way(
     started_at = time.monotonic()
     assert command("dead", "apply", "--all", "--yes").code == 0
     assert time.monotonic() - started_at < 5
+
+
+def park_foreign(settings: Settings, *deltas: int) -> None:
+    """Have the flusher park entries of alice that somebody wrote and no score could take."""
+
+    async def flush() -> None:
+        await make_board(settings)
+        await act(settings, *(Action(*one) for one in GOOD))
+        with redis.Redis.from_url(settings.redis_url.reveal()) as client:
+            for seq, delta in enumerate(deltas, len(GOOD) + 1):
+                fields = {"q": seq, "u": "alice", "a": f"foreign:{seq}", "d": delta, "s": 5, "e": 1}
+                client.xadd(KEYS.events, fields)
+                client.hset(KEYS.meta, "seq", seq)
+        async with flushing(settings):
+            await eventually_async(lambda: is_drained(settings))
+
+    asyncio.run(flush())
+    assert query(settings, "SELECT count(*) FROM dead_events") == [(len(deltas),)]
+
+
+def drift(settings: Settings, client: "redis.Redis[str]", user: str) -> None:
+    """Have Redis count six points too much, as after a late duplicate that awaits correction."""
+    client.zadd(KEYS.board, {user: pack(11, 3)})
+    query(
+        settings,
+        "INSERT INTO rejected_events (board, part, user_id, action_id, epoch, seq, delta,"
+        " score_after, reason, occurred_at) SELECT 'main', 0, id, 'late', 1, 1, 6, 11,"
+        " 'late_duplicate', now() FROM users WHERE external_id = %s",
+        user,
+    )
+
+
+def test_parked_entries_that_no_score_can_take_hold_up_no_correction(
+    command: Run, settings: Settings, client: "redis.Redis[str]"
+) -> None:
+    park_foreign(settings, SCORE_MAX, SCORE_MAX)
+    number = str(json.loads(command("dead", "list", "--json").out)[0]["id"])
+    assert command("dead", "discard", number, "--reason", "foreign", "--yes").code == 0
+    drift(settings, client, "bob")
+
+    asyncio.run(flush_until(settings, lambda: not open_corrections(settings)))
+
+    assert score_of(client, "bob") == 5
+    assert score_of(client, "alice") == 5
+    assert command("verify", "--full").code == 0
+
+
+def test_a_parked_entry_that_leads_below_zero_takes_nobody_off_the_board(
+    command: Run, settings: Settings, client: "redis.Redis[str]"
+) -> None:
+    park_foreign(settings, -50)
+    drift(settings, client, "alice")
+
+    asyncio.run(flush_until(settings, lambda: not open_corrections(settings)))
+
+    assert score_of(client, "alice") == 5
+    assert command("verify", "--full").code == 0
+    assert command("reseed", "--force", "--yes").code == 0
+    assert score_of(client, "alice") == 5
+
+
+@pytest.mark.parametrize("raw", [b"nonsense", b"\xff", b'{"q": 1}', '{"u": "\u20ac"}'.encode()])
+def test_a_row_that_nobody_can_read_ends_no_command_and_can_be_discarded(
+    raw: bytes, command: Run, settings: Settings, client: "redis.Redis[str]"
+) -> None:
+    park_foreign(settings, -50)
+    query(settings, "UPDATE dead_events SET raw = %s", raw)
+    drift(settings, client, "bob")
+
+    asyncio.run(flush_until(settings, lambda: not open_corrections(settings)))
+    assert score_of(client, "bob") == 5
+    [entry] = json.loads(command("dead", "list", "--json").out)
+    assert (entry["user_id"], entry["fields"]) == (None, {})
+    assert command("verify", "--full").code == 0
+    assert command("reseed", "--force", "--yes").code == 0
+    number = str(entry["id"])
+    assert command("dead", "apply", number, "--yes").code == 5
+    assert command("dead", "discard", number, "--reason", "x", "--yes").code == 0
+    assert json.loads(command("dead", "list", "--json").out) == []
+
+
+@pytest.mark.parametrize("how", ["apply", "discard"])
+async def test_a_resolution_waits_for_a_correction_in_the_partition_the_user_has_now(
+    how: str, settings: Settings
+) -> None:
+    """The correction has read what is owed; it must not close what the resolution notes later."""
+    layout = Layout(partitions=3)
+    assert partition_of("bob", layout.partitions) != 0
+    await park(settings, board=Board(layout=layout))
+    allow_bad(settings)
+    [(number,)] = query(settings, "SELECT id FROM dead_events")
+    board = Board(layout=Layout(partitions=1))
+    home = Partition("main", 0)
+
+    async def resolve() -> None:
+        async with await connect(settings, name="test") as connection:
+            if how == "apply":
+                await parked.apply(connection, board, number, actor="test")
+            else:
+                await parked.discard(connection, board, number, actor="test", reason="x")
+
+    async with await connect(settings, name="test-corrector") as corrector:
+        async with corrector.transaction():
+            await corrector.execute(
+                b"SELECT 1 FROM flush_state WHERE board = 'main' AND part = %s FOR UPDATE",
+                (home.number,),
+            )
+            resolving = asyncio.create_task(resolve())
+            holder = corrector.info.backend_pid
+            await eventually_async(
+                lambda: query(
+                    settings,
+                    "SELECT 1 FROM pg_stat_activity WHERE %s = ANY(pg_blocking_pids(pid))",
+                    holder,
+                )
+            )
+            assert not resolving.done()
+        await resolving
+    assert query(settings, "SELECT count(*) FROM dead_events WHERE resolved_at IS NULL") == [(0,)]
