@@ -108,6 +108,8 @@ class Calls:
             "limit": lambda: self.limiter.take(ALICE, trusted=False),
             "mirror": lambda: live.mirror_actions({"win": 1}, seen=0),
             "catalogue_version": live.catalogue_version,
+            "states": lambda: live.states("main"),
+            "retire": lambda: live.retire(MAIN, "me", board.layout),
             "fence": lambda: live.fence(MAIN, "me", PartitionState()),
             "restore": lambda: live.restore(MAIN, "me", [], first=True),
             "remember": lambda: live.remember(
