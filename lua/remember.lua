@@ -19,9 +19,10 @@ end
 if redis.call('HGET', meta, 'fence') ~= token then
   return redis.error_reply('FENCE another operator holds the fence')
 end
-redis.call('HLEN', seen)
 if first then
-  redis.call('UNLINK', seen)
+  redis.call('UNLINK', seen) -- whatever type it has
+else
+  redis.call('HLEN', seen)
 end
 if values > 0 then
   redis.call('HSET', seen, unpack(ARGV, 4))

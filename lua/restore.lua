@@ -24,9 +24,10 @@ end
 if redis.call('HGET', meta, 'fence') ~= token then
   return redis.error_reply('FENCE another operator holds the fence')
 end
-redis.call('ZCARD', shadow)
 if first then
-  redis.call('UNLINK', shadow)
+  redis.call('UNLINK', shadow) -- whatever type it has
+else
+  redis.call('ZCARD', shadow)
 end
 if values > 0 then
   redis.call('ZADD', shadow, unpack(ARGV, 3))

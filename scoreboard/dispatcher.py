@@ -294,7 +294,7 @@ class Dispatcher:
             elif self._learn(call.partition.board, reply):
                 again += call.entries
             else:
-                error = as_error(reply, _SUBMIT)
+                error = as_error(reply, _SUBMIT, PartitionKeys(call.partition).events)
                 if isinstance(error, ScriptFailed):
                     _log.error("script_failed", script=_SUBMIT.name, reason=error.detail)
                 _fail(call.entries, type(error), error.detail)

@@ -10,10 +10,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from heapq import merge
 from itertools import islice
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import redis.asyncio as aioredis
 from msgspec import Meta, Struct, field
+from redis.exceptions import RedisError
 
 from scoreboard.dispatcher import Dispatcher
 from scoreboard.errors import (
@@ -41,7 +42,7 @@ from scoreboard.model import (
     partition_of,
     unpack_score,
 )
-from scoreboard.replies import ask, convert, reading
+from scoreboard.replies import ask, convert, error_of, reading
 from scoreboard.scripts import Script, call
 from scoreboard.tail import ENTRIES_MAX, Tail
 
@@ -201,15 +202,17 @@ class _Placed(Struct, frozen=True, order=True):
         return -self.sort_packed
 
 
-def _whole(text: str | None) -> int:
-    return int(text) if text is not None and _WHOLE.fullmatch(text) else 0
+def _whole(text: str | None) -> int | None:
+    """Read a whole number as the scripts do; None where it is none, or beyond a double."""
+    number = int(text) if text is not None and _WHOLE.fullmatch(text) else None
+    return number if number is None or number <= COUNT_MAX else None
 
 
 def _state_of(facts: Mapping[str, str]) -> PartitionState:
-    epoch, seq = _whole(facts.get("epoch")), facts.get("seq", "")
+    epoch, seq = _whole(facts.get("epoch")), _whole(facts.get("seq"))
     fence = facts.get("fence", "")
     fence = fence if _FENCE_TOKEN.fullmatch(fence) else ""
-    if not epoch or not _WHOLE.fullmatch(seq):
+    if not epoch or seq is None:
         return PartitionState(fence=fence, is_retired=facts.get("state") == "retired")
     committed = _COMMITTED.fullmatch(facts.get("committed", ""))
     layout: Layout | None = None
@@ -217,12 +220,14 @@ def _state_of(facts: Mapping[str, str]) -> PartitionState:
         layout = Layout.parse(facts.get("layout", ""))
     return PartitionState(
         epoch=epoch,
-        seq=int(seq),
+        seq=seq,
         is_open=facts.get("state") == "open" and layout is not None,
         layout=layout,
         is_public=facts.get("public") == "1",
         fence=fence,
-        committed_seq=int(committed[2]) if committed and int(committed[1]) == epoch else 0,
+        committed_seq=_whole(committed[2]) or 0
+        if committed and _whole(committed[1]) == epoch
+        else 0,
     )
 
 
@@ -275,11 +280,20 @@ class Live:
 
         Raises RedisUnavailable, UnexpectedReply.
         """
+        metas = [PartitionKeys(Partition(board, number)).meta for number in range(PARTITIONS_MAX)]
         async with self._client.pipeline(transaction=False) as pipe:
-            for number in range(PARTITIONS_MAX):
-                pipe.hgetall(PartitionKeys(Partition(board, number)).meta)
-            replies = await ask(pipe.execute(), list[dict[str, str]], f"HGETALL of {board}")
-        return {number: _state_of(facts) for number, facts in enumerate(replies) if facts}
+            for meta in metas:
+                pipe.hgetall(meta)
+            replies = await ask(pipe.execute(raise_on_error=False), list[Any], f"HGETALL {board}")
+        states: dict[int, PartitionState] = {}
+        for number, (meta, reply) in enumerate(zip(metas, replies, strict=False)):
+            if isinstance(reply, RedisError):
+                raise error_of(reply, f"HGETALL {meta}") from reply
+            with reading(f"HGETALL {meta}"):
+                facts = convert(reply, dict[str, str])
+            if facts:
+                states[number] = _state_of(facts)
+        return states
 
     async def board(self, name: str) -> Board:
         """Read what was fixed when a board was made, as partition 0 carries it.
@@ -603,7 +617,7 @@ class Live:
         with suppress(UnexpectedReply):  # a key of another type, which the next copy replaces
             held = self._client.hmget(ACTIONS, [_VERSION])
             (version,) = await ask(held, tuple[str | None], f"HMGET {ACTIONS}")
-            return _whole(version)
+            return _whole(version) or 0
         return 0
 
     async def mirror_actions(self, points: Mapping[str, int], *, seen: int) -> None:

@@ -38,15 +38,17 @@ class Script(Struct, frozen=True):
         return cls(name, text, hashlib.sha1(text, usedforsecurity=False).hexdigest())
 
 
-def as_error(error: Exception, script: Script) -> ScoreboardError:
+def as_error(error: Exception, script: Script, key: str) -> ScoreboardError:
     """Translate what redis-py raised for a script's reply; counts refusals.
+
+    ``key`` is one of the call's, which tells an operator the partition.
 
     BUCKET and LAYOUT are the caller's to handle before it comes here.
     """
     code = first_word(error) if isinstance(error, ResponseError) else ""
     kind = REFUSALS.get(code)
     if kind is None:
-        known = error_of(error, script.name)
+        known = error_of(error, f"{script.name} {key}".rstrip())
         return ScriptFailed(known.detail) if isinstance(known, UnexpectedReply) else known
     CALLS_REFUSED.labels(code.lower()).inc()
     if issubclass(kind, ScriptFailed):
@@ -78,6 +80,6 @@ async def call(
                 reply = await client.execute_command(command, script.sha, len(keys), *keys, *args)
             return convert(reply, shape)
         except (*LOST, RedisError, *UNREADABLE) as error:
-            known = as_error(error, script)
+            known = as_error(error, script, keys[0] if keys else "")
             is_cause = isinstance(known, RedisUnavailable | UnexpectedReply)
             raise known from (error if is_cause else None)  # a refusal explains itself

@@ -316,11 +316,21 @@ def field(name: str, value: str | bytes | None) -> Callable[["redis.Redis[str]"]
 
 
 FIELD_VALUES: Mapping[str, list[str | bytes | None]] = {
-    "epoch": [None, "", "abc", "0", "-1", "1.5", "inf", "1e5", "0x10", "9" * 40],
-    "seq": [None, "", "abc", "-1", "1.5", "nan", "9" * 40],
+    "epoch": [None, "", "abc", "0", "-1", "1.5", "inf", "1e5", "0x10", "9" * 16, "9" * 40],
+    "seq": [None, "", "abc", "-1", "1.5", "nan", "9" * 16, "9" * 40],
     "state": [None, "", "ajar", b"\xff\xfe"],
     "layout": [None, "", "x", "1:1", "0:0:0", "1:0:1", "-1:60:2", "9" * 40 + ":1:1", "300:60:2"],
-    "committed": [None, "", "::", "1", "1:x", "x:1", "1:" + "9" * 40, b"\xff:\xfe"],
+    "committed": [
+        None,
+        "",
+        "::",
+        "1",
+        "1:x",
+        "x:1",
+        "1:" + "9" * 16,
+        "1:" + "9" * 40,
+        b"\xff:\xfe",
+    ],
     "public": [None, "", "yes"],
     "fence": ["", b"\xff\xfe", "x" * 10_000],
 }
@@ -414,6 +424,83 @@ async def test_a_missing_layout_is_answered_as_not_loaded_and_a_reseed_writes_it
         assert done is not None
         answer = await client.update("alice", "win:2")
         assert answer.json() == {"success": True, "newScore": 20, "replayed": False}
+
+
+def repairable() -> Iterator[str]:
+    """Name the corruptions that a reseed repairs by itself."""
+    for name in ("epoch", "seq", "layout", "committed"):
+        yield from (f"{name} is {value!r:.30}" for value in FIELD_VALUES[name])
+    for key in (KEYS.board, KEYS.shadow):
+        yield from (name for name, _ in rubbish(key))
+
+
+@pytest.mark.timeout(120)
+async def test_a_reseed_repairs_what_it_writes_anew(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scoreboard.reseed.STALL_S", 5.0)
+    await make_board(settings)
+    score = 0
+    async with flushing(settings):
+        for number, name in enumerate(repairable()):
+            await act(settings, Action("alice", f"win:{number}", 5))
+            await eventually_async(lambda: is_drained(settings))
+            with redis.Redis.from_url(
+                settings.redis_url.reveal(), encoding_errors="surrogateescape"
+            ) as client:
+                CORRUPTIONS[name](client)
+
+            done = await reseed_board(
+                settings, "main", force=True, only_closed=False, actor="test", report=silent
+            )
+
+            assert done is not None, name
+            score += 5
+            async with live_of(settings) as live:
+                standing = await live.standing("main", "alice")
+            assert (standing.score, standing.total) == (score, 1), name
+
+
+async def test_a_seen_hash_of_another_type_is_replaced_by_a_reseed(settings: Settings) -> None:
+    await make_board(settings, Board(layout=Layout(1, 43_200, 1)))
+    async with flushing(settings), live_of(settings) as live:
+        await act(settings, Action("alice", "win:1", 5))
+        await eventually_async(lambda: is_drained(settings))
+        generation = int(await live.now_s() // 43_200)
+        with redis.Redis.from_url(settings.redis_url.reveal()) as client:
+            client.set(KEYS.seen(generation, 0), "rubbish")
+        [refused] = await act(settings, Action("alice", "win:2", 5))
+        assert isinstance(refused, ScoreboardError)
+
+        await reseed_board(
+            settings, "main", force=True, only_closed=False, actor="test", report=silent
+        )
+
+        [receipt] = await act(settings, Action("alice", "win:1", 5))
+        assert isinstance(receipt, Receipt)
+        assert (receipt.replayed, receipt.score) == (True, 5)
+
+
+@pytest.mark.parametrize(
+    ("key", "command"),
+    [(KEYS.meta, "HGETALL"), (KEYS.events, "submit"), (KEYS.events, "XINFO STREAM")],
+)
+async def test_an_error_names_the_partition_whose_key_has_another_type(
+    key: str, command: str, settings: Settings
+) -> None:
+    await make_board(settings)
+    with redis.Redis.from_url(settings.redis_url.reveal()) as client:
+        client.delete(key)
+        client.set(key, "rubbish")
+    async with live_of(settings) as live:
+        if command == "submit":
+            [error] = await act(settings, Action("alice", "win:1", 5))
+        else:
+            read = live.states("main") if command == "HGETALL" else live.backlog(MAIN)
+            [error] = await asyncio.gather(read, return_exceptions=True)
+
+    assert isinstance(error, ScoreboardError)
+    assert error.detail == f"{command} {key}: WRONGTYPE"
 
 
 @pytest.mark.timeout(180)
