@@ -305,6 +305,7 @@ async def _hold_home(connection: Connection, board: Board, home: int, entry: Ent
 
 def _row(board: Board, entry: Entry, action: _Action) -> dict[str, Any]:
     return {
+        "id": entry.id,
         "board": board.name,
         "part": entry.partition,
         "home": partition_of(action.user_id, board.layout.partitions),

@@ -340,6 +340,39 @@ def test_an_entry_that_cannot_be_read_counts_with_what_is_stated(
     assert command("verify", "--full").code == 0
 
 
+def test_a_late_duplicate_right_after_a_resolution_is_corrected(
+    command: Run, settings: Settings, client: "redis.Redis[str]"
+) -> None:
+    """It takes the seq that the row of the resolution carries."""
+
+    async def prepare() -> None:
+        await make_board(settings)
+        await act(settings, Action("alice", "win:1", 5))
+        client.xadd(KEYS.events, {"u": "alice", "a": "win:lost", "d": "ten", "q": "x"})
+        async with flushing(settings):
+            await eventually_async(lambda: is_drained(settings))
+
+    async def repeat() -> None:
+        async with flushing(settings):
+            [receipt] = await act(settings, Action("alice", "win:lost", 10))
+            assert isinstance(receipt, Receipt)
+            assert not receipt.replayed
+            await eventually_async(
+                lambda: is_drained(settings) and score_of(client, "alice") == 15, within_s=15
+            )
+
+    asyncio.run(prepare())
+    client.zincrby(KEYS.board, pack(10, 0), "alice")  # Redis has counted what cannot be read
+    number = str(json.loads(command("dead", "list", "--json").out)[0]["id"])
+    assert command("dead", "apply", number, "--delta", "10", "--yes").code == 0
+    asyncio.run(flush_until(settings, lambda: not open_corrections(settings)))
+
+    asyncio.run(repeat())
+
+    check_books(settings, [("alice", "win:1", 5), ("alice", "win:lost", 10)])
+    assert command("verify", "--full").code == 0
+
+
 def test_what_can_be_read_is_not_restated_and_ids_or_all_are_needed(
     command: Run, settings: Settings
 ) -> None:
