@@ -31,6 +31,7 @@ from scoreboard.postgres import Connection, describe
 
 _SELECT_DEAD: Final = resources.query("select_dead_events")
 _SELECT_RESOLVED: Final = resources.query("select_resolved_events")
+_SELECT_COUNTED: Final = resources.query("select_counted_places")
 _LOCK_DEAD: Final = resources.query("lock_dead_event")
 _RESOLVE_DEAD: Final = resources.query("resolve_dead_event")
 _COUNT_PARKED: Final = resources.query("count_parked_event")
@@ -140,16 +141,34 @@ async def owed_events(connection: Connection, board: str) -> list[Event]:
     events: list[Event] = []
     after = 0
     while rows := await _page(connection, board, after=after, limit=PAGE):
-        for row in rows:
-            record = decode(row[2].encode(), fields_of(row[3]))
-            if isinstance(record, Event) and record.kind != CORRECTION:
-                events.append(record)
+        records = [decode(row[2].encode(), fields_of(row[3])) for row in rows]
+        page = [one for one in records if isinstance(one, Event) and one.kind != CORRECTION]
+        events += await _uncounted(connection, board, page)
         if len(events) > OWED_MAX:
             raise OperatorMistake(
                 f"More than {OWED_MAX} actions of board {board} are parked: scoreboard dead list"
             )
         after = rows[-1][0]
     return events
+
+
+async def _uncounted(connection: Connection, board: str, page: Sequence[Event]) -> list[Event]:
+    """Leave out what the ledger has by now: an older Redis delivered it again, and it was stored.
+
+    A repeat of the action has another place in the stream; Redis has counted both.
+    """
+    placed = [one for one in page if max(one.epoch, one.seq) <= BIGINT_MAX]
+    parameters = {
+        "board": board,
+        "users": [one.user_id for one in placed],
+        "actions": [one.action_id for one in placed],
+        "epochs": [one.epoch for one in placed],
+        "seqs": [one.seq for one in placed],
+    }
+    async with reaching():
+        rows = await (await connection.execute(_SELECT_COUNTED, parameters)).fetchall()
+    counted = set(rows)
+    return [one for one in page if (one.user_id, one.action_id, one.epoch, one.seq) not in counted]
 
 
 async def entries(connection: Connection, board: str, *, after: int, limit: int) -> list[Entry]:

@@ -193,6 +193,32 @@ def test_a_parked_action_that_counted_by_a_repeat_is_a_duplicate(
     assert command("verify", "--full").code == 0
 
 
+def test_a_parked_entry_that_an_older_redis_delivers_again_is_owed_no_longer(
+    command: Run, settings: Settings, client: "redis.Redis[str]"
+) -> None:
+    asyncio.run(park(settings))
+    allow_bad(settings)
+    [(seq,)] = query(settings, "SELECT seq FROM dead_events")
+    user, action, delta = BAD
+    fields = {"q": seq, "u": user, "a": action, "d": delta, "s": 12, "e": 1}
+    client.xadd(KEYS.events, fields)
+
+    def is_counted() -> bool:
+        return query(settings, "SELECT count(*) FROM score_events") == [(len(GOOD) + 1,)]
+
+    asyncio.run(flush_until(settings, is_counted))
+
+    assert score_of(client, "bob") == 12
+    assert command("verify", "--full").code == 0
+    assert command("reseed", "--force", "--yes").code == 0
+    assert score_of(client, "bob") == 12
+    done = command("dead", "apply", "--all", "--yes", "--json")
+    assert json.loads(done.out)[0]["outcome"] == "duplicate"
+    asyncio.run(flush_until(settings, lambda: not open_corrections(settings)))
+    assert score_of(client, "bob") == 12
+    check_books(settings, [*GOOD, BAD])
+
+
 @pytest.mark.parametrize("partitions", [1, 3])
 def test_a_discarded_action_leaves_redis_with_what_is_due(
     partitions: int, command: Run, settings: Settings, client: "redis.Redis[str]"
