@@ -141,13 +141,15 @@ def make_pool(
     Raises ValueError if the URL is no Redis URL, SettingInvalid if a secret is not named.
     """
     store = store_of(settings, "redis")
+    url = settings.redis_url.reveal()
     pool = _Pool.from_url(
-        settings.redis_url.reveal(),
+        url,
         max_connections=connections,
         timeout=settings.redis_timeout_s,
         socket_timeout=settings.redis_timeout_s,
         socket_connect_timeout=settings.redis_connect_timeout_s,
-        socket_keepalive=True,
+        # redis-py's connection over a Unix socket does not take the argument.
+        **({} if url.startswith("unix:") else {"socket_keepalive": True}),
         retry=Retry(NoBackoff(), 0),
         retry_on_error=[],
         health_check_interval=0,

@@ -1,9 +1,12 @@
-"""The client's connections on a real server: a cancelled call ends as cancelled, at any moment."""
+"""The client's connections on a real server: cancelled at any moment, and over a Unix socket."""
 
 import asyncio
+from pathlib import Path
 
-from scoreboard.redis_client import make_client
+from scoreboard.redis_client import check_durability, make_client
+from scoreboard.redis_link import Link
 from scoreboard.settings import Secret, Settings
+from tests.support.servers import OwnValkey
 
 STEPS = 40
 """More turns of the loop than one call takes."""
@@ -30,3 +33,23 @@ async def test_a_cancellation_is_never_dropped(redis_url: str) -> None:
     finally:
         await client.aclose()
     assert not dropped
+
+
+async def test_redis_is_reached_over_a_unix_socket(own_valkey: OwnValkey, tmp_path: Path) -> None:
+    """Incident: unix:// was a valid address, and each connection ended in a TypeError."""
+    socket = tmp_path / "valkey.sock"
+    server = own_valkey(settings={"unixsocket": str(socket), "unixsocketperm": "700"})
+    url = f"unix://:{server.password}@{socket}?db=0"
+    settings = Settings(redis_url=Secret(url))
+    client, link = make_client(settings, name="test"), Link(settings, name="test")
+
+    try:
+        durability = await check_durability(client)
+        await link.connect()
+        replies = await link.exchange([("PING",)])
+    finally:
+        await link.close()
+        await client.aclose()
+
+    assert durability.is_safe
+    assert replies == ["PONG"]
