@@ -18,7 +18,7 @@ from yoyo.migrations import MigrationList
 
 from scoreboard import resources
 from scoreboard.errors import DatabaseUnavailable, OperatorMistake, SchemaMismatch, UnsafeDatabase
-from scoreboard.postgres import Connection, describe, unreachable
+from scoreboard.postgres import Connection, check_parameters, describe, unreachable
 
 ROLES: Final = ("scoreboard_api", "scoreboard_flusher", "scoreboard_operator")
 """Roles of the services, made by whoever owns the database (deploy/docker/postgres-roles.sql)."""
@@ -38,7 +38,8 @@ def migrate(database_url: str) -> list[str]:
 
     Where the services have roles of their own, these get their rights (sql/grants.sql).
 
-    Raises DatabaseUnavailable; UnsafeDatabase behind a connection pooler, which may lose the lock;
+    Raises DatabaseUnavailable; SettingInvalid for an address that libpq cannot read;
+    UnsafeDatabase behind a connection pooler, which may lose the lock;
     OperatorMistake if another migrator is at work;
     SchemaMismatch if the database is ahead of this version.
     """
@@ -61,7 +62,9 @@ def migrate(database_url: str) -> list[str]:
 def status(database_url: str) -> list[tuple[str, bool]]:
     """List every migration of this version or of the database, with whether it has run.
 
-    Only reads, so that an operator's login is enough. Raises DatabaseUnavailable.
+    Only reads, so that an operator's login is enough.
+
+    Raises DatabaseUnavailable, SettingInvalid.
     """
     with _connection(database_url) as connection:
         try:
@@ -125,6 +128,7 @@ def _locked(database_url: str) -> Iterator[psycopg.Connection[Any]]:
 
 @contextmanager
 def _connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
+    check_parameters(database_url)
     try:
         connection = psycopg.connect(database_url, autocommit=True, connect_timeout=5)
     except psycopg.OperationalError as error:

@@ -123,12 +123,7 @@ def arguments(settings: Settings, *, name: str, **session: str) -> dict[str, Any
     """
     if not settings.database_url:
         raise SettingInvalid("DATABASE_URL is not set; see .env.example")
-    try:
-        conninfo_to_dict(settings.database_url.reveal())
-    except psycopg.ProgrammingError:
-        raise SettingInvalid(
-            "DATABASE_URL is not an address of PostgreSQL: libpq does not know a parameter of it"
-        ) from None
+    check_parameters(settings.database_url.reveal())
     options = " ".join(f"-c {key}={value}" for key, value in {**SESSION, **session}.items())
     return {
         "conninfo": settings.database_url.reveal(),
@@ -140,6 +135,19 @@ def arguments(settings: Settings, *, name: str, **session: str) -> dict[str, Any
         "keepalives_count": 3,
         "tcp_user_timeout": 20_000,
     }
+
+
+def check_parameters(database_url: str) -> None:
+    """Make sure that libpq can read an address; its own message repeats parts of it.
+
+    Raises SettingInvalid.
+    """
+    try:
+        conninfo_to_dict(database_url)
+    except psycopg.ProgrammingError:
+        raise SettingInvalid(
+            "DATABASE_URL is not an address of PostgreSQL: libpq does not know a parameter of it"
+        ) from None
 
 
 async def connect(

@@ -21,7 +21,8 @@ _TLS_PARAMETERS: Final = (
 )
 """No time limits: those are settings, and redis-py lets a parameter of the address win."""
 _TLS_CHECKS: Final = ("none", "optional", "required")
-_BAD_PERCENT: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_BAD_PERCENT: Final = re.compile(r"%(?:00|(?![0-9A-Fa-f]{2}))")
+_DATABASE_NUMBER: Final = re.compile(r"[0-9]{1,4}")
 _HOST_PORT: Final = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[^\[\]:@]*)(?::(?P<port>\d*))?")
 _WORDS_MAX: Final = 300
 
@@ -34,10 +35,14 @@ def check_redis_url(text: str) -> None:
         if name not in allowed or (name == "ssl_cert_reqs" and value not in _TLS_CHECKS):
             known = f"known are {', '.join(allowed)}" if allowed else "this scheme has none"
             raise _wrong("REDIS_URL", f"one of its parameters is unknown or wrong; {known}")
+        if name == "db" and not _DATABASE_NUMBER.fullmatch(value):
+            raise _wrong("REDIS_URL", "db is the number of the database")
     if parts.scheme == "unix":
+        if not parts.path.startswith("/") or parts.path == "/":
+            raise _wrong("REDIS_URL", "after unix:// stands the full path of a socket")
         return
     _check_hosts("REDIS_URL", parts, most=1)
-    if not re.fullmatch(r"/?|/\d{1,4}", parts.path):
+    if parts.path not in {"", "/"} and not _DATABASE_NUMBER.fullmatch(parts.path[1:]):
         raise _wrong("REDIS_URL", "after the host stands the number of the database, such as /0")
 
 
@@ -87,6 +92,10 @@ def passwords_of(*urls: str) -> list[str]:
         user = rest.rpartition("@")[0]
         password = user.partition(":")[2]
         found |= {password, unquote(password)} - {""}
+        for parameter in rest.partition("?")[2].split("&"):
+            name, _, text = parameter.partition("=")
+            if "password" in unquote(name).lower():
+                found |= {text, unquote(text)} - {""}
     return sorted(found, key=len, reverse=True)
 
 

@@ -76,6 +76,21 @@ async def test_a_password_that_is_taken_for_a_host_is_not_shown(address: str) ->
     assert "resolve host" in said
 
 
+@pytest.mark.parametrize("words", [("board", "list"), ("db", "migrate"), ("db", "status")])
+@pytest.mark.parametrize("parameters", [f"nosuch={PASSWORD}", f"password={PASSWORD}%00"])
+def test_an_address_that_libpq_cannot_read_is_a_wrong_setting(
+    parameters: str, words: tuple[str, ...], command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Incident: db migrate repeated the value that libpq refused, and it was the password."""
+    monkeypatch.setenv("DATABASE_URL", f"postgresql://user@127.0.0.1:1/db?{parameters}")
+
+    done = command(*words)
+
+    assert done.code == 1
+    assert "A setting is wrong: DATABASE_URL is not an address of PostgreSQL" in done.err
+    assert PASSWORD not in done.err
+
+
 def test_commands_and_migrations_say_it_too(command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"postgresql://user:{PASSWORD}@127.0.0.1:1/db"
     monkeypatch.setenv("DATABASE_URL", url)

@@ -44,6 +44,9 @@ BAD_REDIS = [
     f"redis://:{PASSWORD}@127.0.0.1:1/0?socket_timeout=0",
     f"redis://:{PASSWORD}@127.0.0.1:1/0?ssl_cert_reqs=none",
     f"rediss://:{PASSWORD}@127.0.0.1:1/0?ssl_cert_reqs=maybe",
+    f"redis://:{PASSWORD}%00@127.0.0.1:1/0",
+    f"unix://:{PASSWORD}@",
+    f"unix://:{PASSWORD}@/run/valkey.sock?db=main",
 ]
 GOOD_DATABASE = [
     "postgresql://scoreboard@127.0.0.1:5432/scoreboard",
@@ -64,6 +67,8 @@ BAD_DATABASE = [
     f"postgresql://scott:{PASSWORD}@127.0.0.1:99999/db",
     f"postgresql://scott:{PASSWORD}@127.0.0.1:x/db",
     f"postgresql://scott:{PASSWORD}@127.0.0.1/db/more",
+    f"postgresql://scott:{PASSWORD}%00@127.0.0.1/db",
+    f"postgresql://scott@127.0.0.1/db?password={PASSWORD}%00",
 ]
 
 
@@ -114,6 +119,11 @@ def test_an_address_that_cannot_be_read_is_not_shown(url: str) -> None:
 def test_passwords_are_found_in_addresses_that_cannot_be_read() -> None:
     assert passwords_of("postgresql+psycopg://scott:s3c%23ret@h/db") == ["s3c%23ret", "s3c#ret"]
     assert passwords_of("redis://:a/b@h", "redis://h/0") == ["a/b"]
+    assert passwords_of("postgresql://h/db?sslmode=off&password=s3c%23ret&sslpassword=t0p") == [
+        "s3c%23ret",
+        "s3c#ret",
+        "t0p",
+    ]
 
 
 def test_the_cause_is_the_drivers_words_on_one_line() -> None:
