@@ -42,7 +42,8 @@ _LINK_VALUES = {
 Port = Annotated[int, Meta(ge=0, le=65535)]
 PositiveInt = Annotated[int, Meta(ge=1)]
 WholeInt = Annotated[int, Meta(ge=0)]
-Seconds = Annotated[float, Meta(gt=0)]
+Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
+"""At most a year: every wait ends, and every clock and driver can count it."""
 
 
 class Secret:

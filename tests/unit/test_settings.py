@@ -43,6 +43,8 @@ def test_lists_booleans_and_numbers_are_read() -> None:
     [
         ({}, "REDIS_URL"),
         (LEAST | {"SCOREBOARD_TYPO": "1"}, "SCOREBOARD_TYPO"),
+        (LEAST | {"SCOREBOARD_DRAIN_S": "inf"}, "SCOREBOARD_DRAIN_S"),
+        (LEAST | {"SCOREBOARD_DATABASE_TIMEOUT_S": "1e300"}, "SCOREBOARD_DATABASE_TIMEOUT_S"),
         (LEAST | {"SCOREBOARD_API_PORT": "http://10.0.0.1:80"}, "SCOREBOARD_API_PORT"),
         (LEAST | {"SCOREBOARD_API_PORT": "tcp://api:80"}, "SCOREBOARD_API_PORT"),
         (LEAST | {"SCOREBOARD_API_HOSTS": "10.0.0.1"}, "SCOREBOARD_API_HOSTS"),
