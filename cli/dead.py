@@ -18,6 +18,7 @@ from cli.target import (
     settings_of,
     settings_to_change,
 )
+from cli.text import find_harmful
 from scoreboard import archive, parked
 from scoreboard.errors import NotFound, Refused
 from scoreboard.events import BIGINT_MAX
@@ -181,8 +182,10 @@ def discard(
       scoreboard dead discard 17 --reason "written by a test"
       scoreboard dead discard --all --reason "rubbish of 3 May" --dry-run
     """  # noqa: D301
-    if not reason.strip() or len(reason) > REASON_MAX or not reason.isprintable():
-        raise click.BadParameter(f"--reason is 1 to {REASON_MAX} printable characters")
+    if not reason.strip() or len(reason) > REASON_MAX:
+        raise click.BadParameter(f"--reason is 1 to {REASON_MAX} characters")
+    if harmful := find_harmful(reason):
+        raise click.BadParameter(f"--reason has a {harmful}")
     actor = operator()
 
     async def resolve(connection: Connection, found: Board, entry_id: int) -> Resolved:

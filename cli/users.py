@@ -37,6 +37,7 @@ def user() -> None:
 @data_dir_option
 def show(*, user_id: str, board: str | None, as_json: bool, data_dir: Path) -> None:
     """Show what Redis and PostgreSQL know of USER_ID."""
+    _check_id(user_id)
     settings = settings_of(data_dir)
     board = board_of(settings, board)
     standing, known = asyncio.run(_show(settings, user_id, board))
@@ -85,13 +86,17 @@ async def _show(
 @data_dir_option
 def set_user(*, user_id: str, name: str | None, email: str | None, data_dir: Path) -> None:
     """Say who USER_ID is; what is not given stays as it is."""
-    problem = (
-        None if is_identifier(user_id) else "the id is not 1 to 128 of A-Z a-z 0-9 . _ | : @ -"
-    )
-    problem = problem or check_name(name) or check_email(email)
+    _check_id(user_id)
+    problem = check_name(name) or check_email(email)
     if problem:
         raise Invalid(problem)
     asyncio.run(_set(settings_to_change(data_dir), Profile(user_id, name, email)))
+
+
+def _check_id(user_id: str) -> None:
+    """Raise Invalid for what cannot be the id of a user."""
+    if not is_identifier(user_id):
+        raise Invalid("the id is not 1 to 128 of A-Z a-z 0-9 . _ | : @ -")
 
 
 async def _set(settings: Settings, profile: Profile) -> None:

@@ -45,6 +45,8 @@ def test_what_is_not_given_stays(command: Run, database_url: str) -> None:
 
 
 def test_a_bad_id_or_email_is_refused(command: Run) -> None:
+    for wrong in ("a b", "[/b]", "\x1b[31m", "\udcff", "", "a" * 129):
+        assert command("user", "show", wrong).code == 5
     assert command("user", "set", "a b", "--name", "x").code == 5
     assert command("user", "set", "alice", "--email", "nobody").code == 5
 

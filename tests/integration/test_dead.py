@@ -226,8 +226,11 @@ def test_a_discarded_action_leaves_redis_with_what_is_due(
     asyncio.run(park(settings, board=Board(layout=Layout(partitions=partitions))))
     number = str(json.loads(command("dead", "list", "--json").out)[0]["id"])
     assert command("dead", "discard", number, "--yes").code == 2, "it wants a reason"
+    for wrong in (" ", "a" * 501, "a\nb", "\u202egnp.exe"):
+        assert command("dead", "discard", number, "--reason", wrong, "--yes").code == 2
+    reason = "یک \u200cآزمایش 👩\u200d🚀"
 
-    done = command("dead", "discard", number, "--reason", "a trial", "--yes")
+    done = command("dead", "discard", number, "--reason", reason, "--yes")
 
     assert done.code == 0
     verdict = json.loads(command("verify", "--full", "--json").out)
@@ -247,8 +250,8 @@ def test_a_discarded_action_leaves_redis_with_what_is_due(
     check_books(settings, GOOD, partitions=partitions)
     assert command("verify", "--full").code == 0
     [kept] = json.loads(command("dead", "list", "--resolved", "--json").out)
-    assert (kept["resolution"], kept["resolved_reason"]) == ("discarded", "a trial")
-    assert "a trial" in command("dead", "list", "--resolved").out
+    assert (kept["resolution"], kept["resolved_reason"]) == ("discarded", reason)
+    assert reason in command("dead", "list", "--resolved").out
 
 
 def test_a_user_with_nothing_but_a_discarded_action_leaves_the_board(
