@@ -1,7 +1,6 @@
 """``scoreboard kong``: the gateway's configuration, made once (render) or kept current (sync)."""
 
 import asyncio
-import math
 import os
 import time
 from collections.abc import Callable
@@ -18,7 +17,8 @@ from cli.kong_keys import KeyRow, merge_rows, rows_of
 from cli.kong_probe import serve_probe
 from cli.kong_sync import ADMIN_URL, INTERVAL_S, KongSync, SyncOptions, rows_before
 from cli.kong_yaml import read_text
-from cli.render import say
+from cli.parameters import Seconds
+from cli.render import put, say
 from scoreboard import settings as settings_module
 from scoreboard.errors import KeysUnavailable, OperatorMistake
 from scoreboard.key_set import Source, read_key_set, source_of
@@ -29,13 +29,6 @@ from scoreboard.telemetry import setup_logging
 PROBE_PORT: Final = 9103
 
 Command = Callable[..., object]
-
-
-def _not_nan(_context: click.Context, _parameter: click.Parameter, seconds: float) -> float:
-    """Refuse `nan`, which is within every range: no wait for it would end."""
-    if math.isnan(seconds):
-        raise click.BadParameter("'nan' is not a number of seconds")
-    return seconds
 
 
 def _checked_urls(
@@ -113,8 +106,7 @@ def _gateway_options(command: Command) -> Command:
     help="Where the key set cannot be read and OUTPUT exists: keep it, and succeed.",
 )  # fmt: skip
 @click.option(
-    "--wait", "wait_s", type=click.FloatRange(0, 3600), callback=_not_nan, default=0,
-    show_default=True, metavar="SECONDS",
+    "--wait", "wait_s", type=Seconds(0, 3600), default=0, show_default=True, metavar="SECONDS",
     help="How long to try again while the key set cannot be read.",
 )  # fmt: skip
 def render_command(
@@ -153,7 +145,7 @@ def render_command(
             return
         raise KeysUnavailable(str(error)) from error
     if output is None:
-        click.echo(text, nl=False)
+        put(text)
         return
     try:
         changed = write_atomically(output, text)
@@ -173,8 +165,8 @@ def render_command(
     callback=_checked_urls, help="Admin API of a Kong; may be given more than once.",
 )  # fmt: skip
 @click.option(
-    "--interval", "interval_s", type=click.FloatRange(1, 86_400), callback=_not_nan,
-    default=INTERVAL_S, show_default=True, metavar="SECONDS",
+    "--interval", "interval_s", type=Seconds(1, 86_400), default=INTERVAL_S,
+    show_default=True, metavar="SECONDS",
     help="Time between two looks at the key set, ±10 %.",
 )  # fmt: skip
 @click.option("--probe-host", default="127.0.0.1", show_default=True, help="Of health and metrics.")

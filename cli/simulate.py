@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from cli.kinds import POINTS
+from cli.parameters import Seconds
 from cli.render import say
 from cli.target import audience_of, data_dir_option, issuer_of, running_on
 from scoreboard.auth import UPDATE_ANY, LocalIssuer
@@ -40,6 +41,8 @@ TOKEN_S: Final = 3600
 RENEW_S: Final = 600
 TIMEOUT_S: Final = 5.0
 RETRY_MAX_S: Final = 60.0
+PORT_MAX: Final = 65_535
+SECONDS_MAX: Final = 31_536_000
 
 
 class Tally(Struct):
@@ -134,7 +137,7 @@ class Players:
 @click.option("--players", type=click.IntRange(1, 10_000), default=20, show_default=True,
               help="How many play.")  # fmt: skip
 @click.option("--api", help="The api, http:// or https://; default: that of the running `up`.")
-@click.option("--seconds", type=click.FloatRange(min=0), default=0.0,
+@click.option("--seconds", type=Seconds(0, SECONDS_MAX), default=0.0,
               help="End after so long; 0: play on.")  # fmt: skip
 @click.option("--seed", type=int, help="Play the same game again.")
 @data_dir_option
@@ -176,7 +179,8 @@ def _is_address(url: str) -> bool:
         parts = httpx.URL(url)
     except httpx.InvalidURL:
         return False
-    return parts.scheme in {"http", "https"} and bool(parts.host)
+    is_port = parts.port is None or 1 <= parts.port <= PORT_MAX
+    return parts.scheme in {"http", "https"} and bool(parts.host) and is_port
 
 
 def _is_replay(answer: httpx.Response) -> bool | None:

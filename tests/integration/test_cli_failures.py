@@ -23,6 +23,7 @@ import redis
 from psycopg import sql
 
 from cli.verbs import scoreboard
+from scoreboard.auth import LocalIssuer
 from tests.support.commands import Run
 from tests.support.eventually import eventually
 
@@ -195,8 +196,18 @@ def test_a_full_disk_behind_stdout_is_one_line_and_74(words: Sequence[str], tmp_
     assert "No space left on device" in done.stderr
 
 
-def test_a_closed_stdout_is_one_line_and_74(tmp_path: Path) -> None:
-    done = run(tmp_path, "config", "show", before=lambda: os.close(1))
+@pytest.mark.parametrize("words", [("config", "show"), ("kong", "render")], ids=" ".join)
+def test_a_closed_stdout_is_one_line_and_74(words: Sequence[str], tmp_path: Path) -> None:
+    """Incident: kong render wrote nothing to a closed stdout and succeeded."""
+    LocalIssuer.create(tmp_path / "issuer", issuer="http://127.0.0.1:1")
+    issuer = {"SCOREBOARD_JWKS_FILE": "issuer/jwks.json", "SCOREBOARD_ISSUER": "http://127.0.0.1:1"}
+
+    done = run(
+        tmp_path,
+        *words,
+        before=lambda: os.close(1),
+        **{**NOWHERE, **issuer, "SCOREBOARD_JWKS_URL": ""},
+    )
 
     check_line(done.returncode, done.stderr)
     assert done.returncode == 74
@@ -488,6 +499,24 @@ def test_up_refuses_a_folder_whose_name_is_not_plain_text(name: bytes, tmp_path:
     assert done.returncode == 5
     assert done.stderr.count(b"\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--api", "http://127.0.0.1:99999"),
+        ("--api", "http://127.0.0.1:0"),
+        ("--api", "ftp://127.0.0.1"),
+        ("--api", "http://127.0.0.1:1", "--seconds", "nan"),
+        ("--api", "http://127.0.0.1:1", "--seconds", "inf"),
+    ],
+    ids=" ".join,
+)
+def test_simulate_refuses_what_it_could_not_do(options: Sequence[str], tmp_path: Path) -> None:
+    done = run(tmp_path, "simulate", *options)
+
+    assert done.returncode == 2
+    assert "Invalid value for '--" in done.stderr
 
 
 @pytest.mark.parametrize("url", ["http://x", "ws://[::1", "ws://", "nonsense", "ws://x:port/"])
