@@ -169,7 +169,7 @@ class _Lines:
     def report(self, step: str, done: int, total: int) -> None:
         if time.monotonic() - self._said_at_s >= LINE_EVERY_S:
             self._said_at_s = time.monotonic()
-            tell(f"{step}: {done} of {total}")
+            tell(f"{step}: {done} of {total}" if total else f"{step}: {done}")
 
 
 def _is_quiet() -> bool:

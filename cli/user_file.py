@@ -142,10 +142,12 @@ class UserFile:
 def open_user_file(path: Path, report: Report) -> Iterator[UserFile]:
     """Read a file, a pipe or (path `-`) stdin to its end, and give its lines.
 
-    Raises Malformed where it is too large or not made of lines, OSError.
+    Raises Malformed where it is too large, not made of lines, or a closed stdin; OSError.
     """
     with tempfile.TemporaryFile() as content:
         if path == STDIN:
+            if sys.stdin is None:
+                raise Malformed("There is nothing to read: stdin is closed")
             say("Reading users from stdin")
             _copy(sys.stdin.buffer, content, report)
         else:

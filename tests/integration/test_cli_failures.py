@@ -221,6 +221,22 @@ def test_a_closed_stdin_or_stderr_changes_nothing(closed: int, tmp_path: Path) -
     assert done.stdout.startswith("# Every setting")
 
 
+def test_an_import_from_a_closed_stdin_says_so(
+    redis_url: str, database_url: str, tmp_path: Path
+) -> None:
+    done = run(
+        tmp_path,
+        *("user", "import", "-"),
+        before=lambda: os.close(0),
+        REDIS_URL=redis_url,
+        DATABASE_URL=database_url,
+    )
+
+    check_line(done.returncode, done.stderr)
+    assert done.returncode == 5
+    assert "stdin is closed" in done.stderr
+
+
 def test_a_full_disk_behind_stderr_changes_nothing_but_the_message(tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
