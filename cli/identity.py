@@ -48,7 +48,7 @@ def for_postgres(*, allow_namespace: bool = True) -> Identity:
         return Identity(user=account.pw_uid, group=account.pw_gid)
     raise EmbeddedFailed(
         f"PostgreSQL needs a named user, and user id {os.geteuid()} has no name here: "
-        "set DATABASE_URL to a server of yours",
+        "set REDIS_URL and DATABASE_URL to servers of yours",
     )
 
 
@@ -65,7 +65,7 @@ def _ordinary_account() -> pwd.struct_passwd:
     if not accounts:
         raise EmbeddedFailed(
             "PostgreSQL refuses to run as root, and there is no other user here: "
-            "set DATABASE_URL to a server of yours",
+            "set REDIS_URL and DATABASE_URL to servers of yours",
         )
     return accounts.get("nobody") or next(iter(accounts.values()))
 

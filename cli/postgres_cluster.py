@@ -96,7 +96,7 @@ class Cluster:
             password_file.unlink(missing_ok=True)
         if process.returncode != 0:
             raise EmbeddedFailed(
-                "initdb failed (DATABASE_URL may name a server of yours instead); "
+                "initdb failed (REDIS_URL and DATABASE_URL may name servers of yours instead); "
                 f"its log ends: {self._folder.log_tail()}",
             )
 
@@ -108,7 +108,7 @@ class Cluster:
         if made_by != str(self.programs.major):
             raise EmbeddedFailed(
                 f"{self.path} was made by PostgreSQL {made_by} and this is {self.programs.major}: "
-                "move the folder away, or set DATABASE_URL to a server of that version",
+                "move the folder away, or set REDIS_URL and DATABASE_URL to servers of yours",
             )
 
     def _drop_stale_pid_file(self) -> None:
