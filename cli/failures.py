@@ -121,8 +121,11 @@ def _explain_ours(error: ScoreboardError) -> tuple[str, int]:
     title, code = row[1:] if row else (error.title, exit_code_of(error))
     if isinstance(error, DatabaseUnavailable):
         return f"{title}: {error.detail}", code  # it names its cause by itself
+    words = words_of(cause)
+    if words in error.detail:
+        return f"{title}: {error.detail}", code
     detail = f" {error.detail}:" if error.detail not in {error.title, ""} else ""
-    return f"{title}:{detail} {words_of(cause)}", code
+    return f"{title}:{detail} {words}", code
 
 
 def exit_code_of(error: ScoreboardError) -> int:

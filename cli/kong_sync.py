@@ -250,4 +250,8 @@ def rows_before(path: Path) -> tuple[KeyRow, ...]:
 
     Raises OperatorMistake where something else stands there.
     """
-    return rows_in(read_text(path)) if os.path.lexists(path) else ()
+    if not os.path.lexists(path):
+        return ()
+    if path.exists() and not path.is_file():
+        raise OperatorMistake(f"{path} is not a regular file, so it cannot be replaced")
+    return rows_in(read_text(path))

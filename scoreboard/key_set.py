@@ -245,13 +245,20 @@ class UrlSource:
 def source_of(settings: Settings) -> Source:
     """Choose where keys come from.
 
-    Raises SettingInvalid where neither or both are set, or plain HTTP would carry keys afar.
+    Raises SettingInvalid where neither or both are set, the URL cannot be read, or plain HTTP would
+    carry keys afar.
     """
     if bool(settings.jwks_url) == bool(settings.jwks_file):
         raise SettingInvalid("set one of SCOREBOARD_JWKS_FILE and SCOREBOARD_JWKS_URL")
     if settings.jwks_file:
         return FileSource(Path(settings.jwks_file))
-    parts = urlsplit(settings.jwks_url)
+    try:
+        parts = urlsplit(settings.jwks_url)
+        is_port = parts.port != 0
+    except ValueError:
+        raise SettingInvalid("SCOREBOARD_JWKS_URL is not an address") from None
+    if not is_port:
+        raise SettingInvalid("SCOREBOARD_JWKS_URL is not an address: a port is at least 1")
     is_plain = parts.scheme == "http" and (
         settings.environment == "development" or _is_loopback(parts.hostname or "")
     )

@@ -166,6 +166,37 @@ def test_a_file_that_is_no_rendered_configuration_is_not_replaced(
     assert output.read_bytes() == text
 
 
+@pytest.mark.parametrize("verb", ["render", "sync"])
+@pytest.mark.usefixtures("in_environ")
+def test_what_is_not_a_regular_file_is_not_replaced(
+    capsys: pytest.CaptureFixture[str], output: Path, verb: str
+) -> None:
+    """Incident: root ran it with --output /dev/null, and the device became a regular file."""
+    output.symlink_to("/dev/null")  # the link is what would be replaced here
+
+    code, line = refusal(capsys, verb, "--output", str(output))
+
+    assert (code, "not a regular file" in line) == (5, True)
+    assert output.is_symlink()
+
+
+@pytest.mark.parametrize("port", ["99999", "0", "x"])
+def test_an_address_of_keys_that_cannot_be_used_is_a_wrong_setting(
+    environ: dict[str, str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    port: str,
+) -> None:
+    for name, text in environ.items():
+        monkeypatch.setenv(name, text)
+    monkeypatch.delenv("SCOREBOARD_JWKS_FILE", raising=False)
+    monkeypatch.setenv("SCOREBOARD_JWKS_URL", f"http://127.0.0.1:{port}/jwks.json")
+
+    code, line = refusal(capsys, "render")
+
+    assert (code, "SCOREBOARD_JWKS_URL is not an address" in line) == (1, True)
+
+
 @pytest.mark.usefixtures("in_environ")
 def test_the_template_itself_is_not_replaced(
     capsys: pytest.CaptureFixture[str], output: Path
