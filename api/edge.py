@@ -2,12 +2,14 @@
 
 The handler behind the server (scoreboard.http1). What stays true: the gateway's request id wins,
 and an id from outside is taken only in a safe form; no more requests are under way than the
-settings allow; every request ends in time and in an answer; no token and no body reaches a log.
+settings allow, and one whose body is still coming takes no place; every request ends in time and in
+an answer; no token and no body reaches a log.
 """
 
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Final
 
 import structlog
@@ -54,6 +56,7 @@ class Edge:
         self._most = settings.requests_in_flight
         self._limit_s = settings.request_timeout_s
         self._under_way = 0
+        self._waiting = 0
         metrics.IN_PROGRESS.set_function(lambda: self._under_way)
         self._ids = RequestIds()
 
@@ -62,11 +65,17 @@ class Edge:
         """How many requests are being answered."""
         return self._under_way
 
+    @property
+    def waiting(self) -> int:
+        """How many more wait for the rest of their body."""
+        return self._waiting
+
     async def __call__(self, request: Request) -> Answer | None:
         """Answer one request; None where a stream answered it."""
         started_s = time.perf_counter()
         head = request.head
         request.id = self._ids.of(head.headers)
+        request.awaiting = self._without_a_place
         handler = self._direct.get((head.method, head.path))
         status, route, code = 500, metrics.UNMATCHED if handler is None else head.path, ""
         self._under_way += 1
@@ -118,6 +127,22 @@ class Edge:
             code=error.code,
         )
         return answer
+
+    @contextmanager
+    def _without_a_place(self) -> Iterator[None]:
+        """Leave the request's place to others while its body comes: anyone can send it slowly.
+
+        Raises Overloaded where there is none afterwards.
+        """
+        self._under_way -= 1
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+            self._under_way += 1
+        if self._under_way > self._most:
+            raise Overloaded
 
     async def _framed(self, request: Request) -> tuple[Answer, str, str]:
         """Let the framework answer; return its answer, the route and the code of its problem."""

@@ -212,6 +212,11 @@ class Connection(asyncio.Protocol):
             self._leave_waiter = self._server.loop.create_future()
             await self._leave_waiter
 
+    @property
+    def has_body(self) -> bool:
+        """Tell whether the body of the request under way is there, or will not come."""
+        return self._reader is None
+
     async def read_body(self) -> bytes:
         """Return the body of the request under way.
 

@@ -1,7 +1,8 @@
 """What a handler gets of a request, and its two ways to answer: a whole Answer, or a stream."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from math import inf
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
@@ -30,13 +31,15 @@ class Handler(Protocol):
 class Request:
     """One request. The server has read its head; the body comes when it is asked for."""
 
-    __slots__ = ("_connection", "head", "id")
+    __slots__ = ("_connection", "awaiting", "head", "id")
 
     def __init__(self, connection: "Connection", head: Head) -> None:
         self._connection = connection
         self.head = head
         self.id = ""
         """Names the request in logs and answers; the handler sets it."""
+        self.awaiting: Callable[[], AbstractContextManager[None]] = nullcontext
+        """Made around the wait for a body that has not come whole; the handler may set it."""
 
     @property
     def peer(self) -> tuple[str, int]:
@@ -57,7 +60,10 @@ class Request:
 
         Raises BodyTooLarge, and Malformed for a body that cannot be read or does not come in time.
         """
-        return await self._connection.read_body()
+        if self._connection.has_body:
+            return await self._connection.read_body()
+        with self.awaiting():
+            return await self._connection.read_body()
 
     def within(self, seconds: float) -> "TimeLimit":
         """Limit what the handler does in a ``with``, which raises TimeoutError when it is late."""

@@ -169,6 +169,56 @@ async def test_more_requests_than_it_may_hold_are_sent_away(
     assert {answer.status_code for answer in await asyncio.gather(*held)} == {200}
 
 
+async def test_bodies_that_are_still_coming_take_nobodys_place(start_api: StartApi) -> None:
+    client = await start_api(requests_in_flight=2)
+    await client.update("alice", "first:1")
+    body = b'{"userId":"mallory","actionId":"slow:1"}'
+    request = head(client, f"Content-Length: {len(body)}", "Connection: close", user="mallory")
+    slow = [await asyncio.open_connection("127.0.0.1", client.port) for _ in range(8)]
+    for _, writer in slow:
+        writer.write(request + body[:1])
+    await eventually_async(lambda: client.api.edge.waiting == len(slow))
+
+    assert (await client.update("alice", "next:1")).status_code == 200
+    assert (await client.get(LEADERBOARD_PATH)).status_code == 200
+
+    for _, writer in slow:
+        writer.write(body[1:])
+    async with asyncio.timeout(8):
+        answers = [await reader.read() for reader, _ in slow]
+    for _, writer in slow:
+        writer.close()
+    statuses = {int(answer.split()[1]) for answer in answers}
+    assert 200 in statuses
+    assert statuses <= {200, 503}
+    assert (client.api.edge.under_way, client.api.edge.waiting) == (0, 0)
+
+
+async def test_whole_bodies_do_not_exceed_the_limit_of_requests(
+    start_api: StartApi, make_proxy: MakeProxy, valkey_server: EmbeddedValkey, redis_url: str
+) -> None:
+    proxy = await make_proxy(valkey_server.port)
+    client = await start_api(url=proxy.through(redis_url), requests_in_flight=3, redis_timeout_s=2)
+    await client.update("alice", "first:1")
+    body = b'{"userId":"alice","actionId":"slow:1"}'
+    request = head(client, f"Content-Length: {len(body)}", "Connection: close")
+    reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
+    writer.write(request + body[:1])
+    await eventually_async(lambda: client.api.edge.waiting == 1)
+    proxy.freeze()
+    held = [asyncio.ensure_future(client.update("alice", f"held:{n}")) for n in range(3)]
+    await eventually_async(lambda: client.api.edge.under_way == 3)
+
+    writer.write(body[1:])
+    async with asyncio.timeout(8):
+        status, problem = status_and_problem(await reader.read())
+    writer.close()
+
+    assert (status, problem["type"]) == (503, "/docs/problems/overloaded")
+    await proxy.restore()
+    assert {answer.status_code for answer in await asyncio.gather(*held)} == {200}
+
+
 async def test_a_redis_that_is_gone_is_said_quickly_and_found_again(
     start_api: StartApi, make_proxy: MakeProxy, valkey_server: EmbeddedValkey, redis_url: str
 ) -> None:
