@@ -233,13 +233,13 @@ class Greeting(asyncio.Protocol):
                 self._rest = bytes(head[size:])
                 self._judge(bytes(head[:size]))
         except ScoreboardError as error:
+            self._is_body_wanted = not head.startswith(b"HEAD ")
             self._refuse(error)
 
     def _judge(self, data: bytes) -> None:
         venue = self._venue
         self._head = bytearray()
         head = read_head(data, venue.rules.limits)
-        self._is_body_wanted = head.method != "HEAD"
         self._request_id = venue.request_ids.of(head.headers)
         self._wish = wish = judge(head, self._peer, venue.rules)
         admission = venue.admission

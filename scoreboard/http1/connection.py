@@ -134,10 +134,8 @@ class Connection(asyncio.Protocol):
         refusal = self._server.enter(self)
         if refusal is None:
             self.due_s = self.now_s() + self._server.limits.head_s
-            return
-        self._phase = _GONE
-        self._write_refusal(refusal)
-        self._transport.close()
+        else:
+            self._refuse(refusal)
 
     def data_received(self, data: bytes) -> None:
         """Read what the peer sent, as far as it is its turn."""
@@ -287,7 +285,7 @@ class Connection(asyncio.Protocol):
                 self._begin(read_head(data[:size], limits.head), data[size:])
                 return
         except ScoreboardError as error:
-            self._refuse(error)
+            self._refuse(error, is_head=data.startswith(b"HEAD "))
             return
         self._held = data
         if self._phase == _WAITING:
@@ -312,6 +310,8 @@ class Connection(asyncio.Protocol):
             self._is_continue_due = head.expects_continue
             if rest:
                 rest = self._take_body(rest)
+            if self._is_half_closed:
+                self._note_end()
             if isinstance(self._body_error, Malformed):
                 raise self._body_error
         self._phase = _SERVING
@@ -448,15 +448,13 @@ class Connection(asyncio.Protocol):
 
     # Ends
 
-    def _refuse(self, error: ScoreboardError) -> None:
-        """Answer what could not be read; nothing is read behind it."""
+    def _refuse(self, error: ScoreboardError, *, is_head: bool = False) -> None:
+        """Answer what could not be read, or held; nothing is read behind it."""
         self._end_requests()
-        self._write_refusal(error)
-        self._finish()
-
-    def _write_refusal(self, error: ScoreboardError) -> None:
         answer = self._server.handler.refuse(error, self.peer[0])
-        self._transport.write(b"".join(self._encode(answer)))
+        head, body = self._encode(answer)
+        self._transport.write(head if is_head else head + body)
+        self._finish()
 
     def _finish(self) -> None:
         """End behind the last answer, once the peer has had time to read it."""
@@ -464,7 +462,7 @@ class Connection(asyncio.Protocol):
             self._close()
             return
         self._phase = _LINGERING
-        self._server.wait(self)
+        self._server.linger(self)
         self.due_s = self.now_s() + LINGER_S
         self._adjust_reading()
         try:

@@ -33,6 +33,9 @@ LATE_S: Final = 0.5
 
 RETRY_AFTER_S: Final = 5
 
+REFUSED_MAX: Final = 64
+"""Most connections beyond the limits that still read their refusal. One more ends the oldest."""
+
 _log = get_logger(__name__)
 
 
@@ -90,6 +93,8 @@ class Server:
         """Connections without a request under way, the longest waiting first."""
         self._serving: set[Connection] = set()
         """Connections with a task, also of peers that have gone."""
+        self._refused: dict[Connection, None] = {}
+        """Connections beyond the limits, which are not counted; the oldest first."""
         self._is_empty = asyncio.Event()
         self._listener: asyncio.Server | None = None
 
@@ -126,6 +131,14 @@ class Server:
 
     def enter(self, connection: Connection) -> ScoreboardError | None:
         """Count a new connection; return the error by which it is refused instead."""
+        refusal = self._refusal_of(connection)
+        if refusal is not None:
+            if len(self._refused) >= REFUSED_MAX:
+                _make_room(self._refused)
+            self._refused[connection] = None
+        return refusal
+
+    def _refusal_of(self, connection: Connection) -> ScoreboardError | None:
         limits, address = self.limits, self._address_of(connection.peer[0])
         most = limits.connections_per_address
         if address is not None and address.count >= most and not _make_room(address.waiting):
@@ -148,6 +161,11 @@ class Server:
         if connection.address is not None:
             connection.address.waiting[connection] = None
 
+    def linger(self, connection: Connection) -> None:
+        """Note that a connection has had its last answer, and stays until its peer has read it."""
+        if connection not in self._refused:
+            self.wait(connection)
+
     def begin(self, connection: Connection) -> None:
         """Note that a connection has a request under way."""
         self._forget_waiting(connection)
@@ -161,6 +179,9 @@ class Server:
 
     def leave(self, connection: Connection) -> None:
         """Forget a connection."""
+        if connection in self._refused:
+            del self._refused[connection]
+            return
         self._forget_waiting(connection)
         self.count -= 1
         address = connection.address
@@ -190,7 +211,7 @@ class Server:
     def _cut(self) -> "list[asyncio.Task[None]]":
         """Abort every connection and cancel every task; return the tasks."""
         tasks = [one.task for one in self._serving if one.task is not None]
-        for connection in (*self._waiting, *self._serving):
+        for connection in (*self._refused, *self._waiting, *self._serving):
             connection.abort()
         for task in tasks:
             task.cancel()
@@ -209,7 +230,7 @@ class Server:
                 self._end_overdue(now_s)
 
     def _end_overdue(self, now_s: float) -> None:
-        for connection in (*self._waiting, *self._serving):
+        for connection in (*self._refused, *self._waiting, *self._serving):
             if connection.due_s <= now_s:
                 connection.overdue()
             limit = connection.limit

@@ -331,6 +331,33 @@ async def test_nothing_is_served_behind_what_has_two_readings(serve: Serve, spli
     assert served.site.bodies == []
 
 
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        get("//", method="HEAD"),
+        get("/", version="HTTP/2.0", method="HEAD"),
+        get("/", "X: a\x00b", method="HEAD"),
+        get("/", "X: " + "x" * 20_000, method="HEAD"),
+        get("/echo", "Transfer-Encoding: chunked", method="HEAD") + b"g\r\n",
+    ],
+)
+async def test_a_refusal_of_head_has_no_body(
+    serve: Serve, split: bool, request_bytes: bytes
+) -> None:
+    served = await serve()
+    async with talking(served) as client:
+        if split:
+            await client.send(request_bytes[:1])
+            await eventually_async(lambda: served.connection()._held == request_bytes[:1])
+            request_bytes = request_bytes[1:]
+        await client.send(request_bytes)
+        status, headers = await client.head()
+        assert status >= 400
+        assert int(headers["content-length"]) > 0
+        assert await client.rest() == b""
+
+
 async def test_a_refusal_reaches_a_peer_that_is_still_sending(serve: Serve) -> None:
     served = await serve()
     async with talking(served) as client:
@@ -431,6 +458,22 @@ async def test_a_body_that_a_half_close_cuts_short_is_refused(serve: Serve) -> N
     async with talking(served) as client:
         await client.send(get("/echo", "Content-Length: 5", method="POST") + b"hell")
         client.writer.write_eof()
+        status, detail = await client.answer()
+        assert (status, b"complete" in detail) == (400, True)
+        assert await client.rest() == b""
+    assert served.site.bodies == []
+
+
+async def test_a_body_that_was_cut_short_behind_another_request_is_not_awaited(
+    serve: Serve,
+) -> None:
+    served = await serve(body_s=60)
+    async with talking(served) as client:
+        await client.send(get("/wait") + get("/echo", "Content-Length: 5", method="POST") + b"he")
+        client.writer.write_eof()
+        await eventually_async(lambda: served.site.under_way == 1)
+        served.site.go_on.set()
+        assert (await client.answer())[0] == 200
         status, detail = await client.answer()
         assert (status, b"complete" in detail) == (400, True)
         assert await client.rest() == b""
@@ -561,6 +604,41 @@ async def test_where_all_are_busy_one_more_is_refused(serve: Serve) -> None:
             assert await third.rest() == b""
         served.site.go_on.set()
         assert [await one.answer(), await two.answer()] == [(200, b"waited")] * 2
+
+
+async def test_who_is_refused_at_once_may_go_on_sending_and_sees_why(serve: Serve) -> None:
+    served = await serve(connections=1)
+    async with talking(served) as busy:
+        await busy.send(get("/wait"))
+        await eventually_async(lambda: served.site.under_way == 1)
+        with socket.create_connection(("127.0.0.1", served.port), timeout=5) as refused:
+            refused.sendall(get("/echo", "Content-Length: 20", method="POST"))
+            await eventually_async(lambda: served.site.refused == ["overloaded"])
+            for _ in range(2):
+                refused.sendall(b"x" * 10)
+                await asyncio.sleep(0.05)  # pace: a reset would arrive in this time
+            answer = await asyncio.to_thread(refused.recv, 4096)
+            assert answer.startswith(b"HTTP/1.1 503 ")
+        await eventually_async(lambda: not served.server._refused)
+        assert served.server.count == 1
+
+
+async def test_few_refused_connections_are_kept(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scoreboard.http1.server.REFUSED_MAX", 3)
+    served = await serve(connections=1)
+    async with AsyncExitStack() as stack:
+        busy = await stack.enter_async_context(talking(served))
+        await busy.send(get("/wait"))
+        await eventually_async(lambda: served.site.under_way == 1)
+        for number in range(1, 9):
+            await stack.enter_async_context(talking(served))
+            await eventually_async(lambda count=number: len(served.site.refused) == count)
+            assert len(served.server._refused) <= 3
+        served.site.go_on.set()
+        assert (await busy.answer())[0] == 200
+        await eventually_async(lambda: not served.server._refused, within_s=LINGER_S + 2)
 
 
 async def test_silence_of_one_address_keeps_nobody_out(serve: Serve) -> None:

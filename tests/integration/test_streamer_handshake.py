@@ -95,15 +95,26 @@ async def test_a_plain_get_is_told_to_upgrade_and_the_connection_ends(
     await running.is_empty()
 
 
-async def test_head_is_refused_without_a_body(start_streamer: StartStreamer) -> None:
+@pytest.mark.parametrize(
+    ("request_line", "status"),
+    [
+        (b"HEAD /ws/scoreboard HTTP/1.1", b"405 Method Not Allowed"),
+        (b"HEAD //ws/scoreboard HTTP/1.1", b"400 Bad Request"),
+        (b"HEAD /ws/scoreboard HTTP/3.0", b"505 HTTP Version Not Supported"),
+    ],
+)
+async def test_head_is_refused_without_a_body(
+    start_streamer: StartStreamer, request_line: bytes, status: bytes
+) -> None:
     running = await start_streamer()
     viewer = await RawViewer.open(running.port)
-    await viewer.send(request_bytes(method="HEAD"))
+    rest = request_bytes(method="HEAD").partition(b"\r\n")[2]
+    await viewer.send(request_line + b"\r\n" + rest)
 
     answer = await viewer.eof()
     viewer.close()
 
-    assert answer.startswith(b"HTTP/1.1 405 Method Not Allowed\r\n")
+    assert answer.startswith(b"HTTP/1.1 " + status + b"\r\n")
     assert answer.endswith(b"\r\n\r\n")
 
 
