@@ -174,7 +174,7 @@ def make_handlers(health: Health | None) -> list[HTTPRouteHandler]:
         operation_id="isAlive",
         summary="Is the process alive",
         description="Answers as long as the process does; asks nothing of others.",
-        responses=problems(400),
+        responses=problems(400, 429, 503),
         sync_to_thread=False,
     )
     def live() -> Alive:
@@ -188,7 +188,8 @@ def make_handlers(health: Health | None) -> list[HTTPRouteHandler]:
         summary="Should requests come here",
         description="Red while Redis is away or could lose data, while no board is loaded, and "
         "while the process stops.",
-        responses=problems(400) | {503: ResponseSpec(Readiness, False, "Send requests elsewhere.")},
+        responses=problems(400, 429)
+        | {503: ResponseSpec(Readiness, False, "Send requests elsewhere.")},
     )
     async def ready() -> Response[Readiness]:
         """Tell whether requests should come here, and how each dependency stands."""

@@ -76,7 +76,9 @@ async def serve(
         server.is_draining = True
         await asyncio.sleep(notice_s)
         within_s = max(settings.drain_s - notice_s - END_S, 0.0)
-        _log.info("drain_started", requests=app.edge.under_way + app.edge.waiting, within_s=within_s)
+        _log.info(
+            "drain_started", requests=app.edge.under_way + app.edge.waiting, within_s=within_s
+        )
         await server.drain(within_s)
 
 
