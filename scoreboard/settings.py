@@ -149,8 +149,12 @@ class Settings(Struct, frozen=True, kw_only=True):
         _about("Connections of one api process; for one more, the longest idle one is closed"),
     ] = 4096
     connections_per_address: Annotated[
-        PositiveInt, _about("Connections from one IP address that is no trusted hop, likewise")
-    ] = 512
+        PositiveInt,
+        _about(
+            "Connections from one IP address that is no trusted hop, likewise; each may hold one "
+            "of SCOREBOARD_REQUESTS_IN_FLIGHT"
+        ),
+    ] = 256
     requests_in_flight: Annotated[PositiveInt, _about("Requests one api process holds")] = 512
     head_bytes: Annotated[
         PositiveInt, _about("Largest head of a request, to the api or the streamer")

@@ -17,6 +17,12 @@ def test_the_defaults_load_and_are_safe() -> None:
     assert settings.api_host == settings.ws_host == settings.metrics_host == "127.0.0.1"
 
 
+def test_one_address_can_hold_half_of_the_requests_at_most() -> None:
+    settings = load(LEAST)
+
+    assert 2 * settings.connections_per_address <= settings.requests_in_flight
+
+
 def test_an_empty_variable_is_not_set() -> None:
     assert load(LEAST | {"SCOREBOARD_API_PORT": ""}).api_port == 8000
 
