@@ -1,8 +1,10 @@
 """Keeps the kernel from hoarding what peers do not read or send; counts open files. No state."""
 
+import asyncio
 import resource
 import socket
 import sys
+from collections.abc import Callable
 from typing import Final
 
 SEND_BYTES: Final = 16_384
@@ -19,6 +21,10 @@ ANSWER_BYTES: Final = 65_536
 
 USER_TIMEOUT_MS: Final = 20_000
 """A peer that vanished with data in flight is given up after this."""
+
+ACCEPTS: Final = 16
+"""Connections accepted in one turn of the loop. uvloop accepts one per listening handle, so that in
+a busy process new connections would wait behind all that were queued before them."""
 
 _TCP_NOTSENT_LOWAT: Final = 25
 
@@ -47,6 +53,30 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
         taken.close()
         raise
     return taken
+
+
+class Listening:
+    """Accepts connections on a bound socket until it is closed."""
+
+    def __init__(self) -> None:
+        self._servers: list[asyncio.Server] = []
+
+    async def begin(
+        self, listener: socket.socket, protocol: Callable[[], asyncio.Protocol], backlog: int
+    ) -> None:
+        """Make a ``protocol`` for each connection; ``listener`` is closed by ``close``."""
+        loop = asyncio.get_running_loop()
+        # Handles of one socket: the kernel's queue stays a single one.
+        handles = [listener, *(listener.dup() for _ in range(ACCEPTS - 1))]
+        for handle in handles:
+            server = await loop.create_server(protocol, sock=handle, backlog=backlog)
+            self._servers.append(server)
+
+    def close(self) -> None:
+        """Accept no more."""
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
 
 
 def bound_requests(listener: socket.socket) -> None:

@@ -21,6 +21,7 @@ from scoreboard.lifecycle import Stop
 from scoreboard.operator_port import OperatorPort, bind_operators
 from scoreboard.relay import Relay
 from scoreboard.settings import Settings
+from scoreboard.sockets import Listening
 from scoreboard.telemetry import BUILD_INFO, get_logger
 from scoreboard.workers import Worker
 from streamer import metrics
@@ -72,7 +73,7 @@ class Streamer:
         self.venue = Venue(settings, self.verifier, capacity=capacity_of(settings), tick_s=tick_s)
         self.relay = Relay(settings, self.venue, name="streamer")
         self.is_draining = False
-        self._server: asyncio.Server | None = None
+        self._listening = Listening()
 
     def state(self) -> tuple[bool, Mapping[str, str]]:
         """Tell whether new viewers should be sent here, and why."""
@@ -85,10 +86,7 @@ class Streamer:
 
     async def listen(self, listener: socket.socket) -> None:
         """Accept viewers."""
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: Greeting(self.venue), sock=listener, backlog=BACKLOG
-        )
+        await self._listening.begin(listener, lambda: Greeting(self.venue), BACKLOG)
 
     async def run(self) -> None:
         """Follow the boards and show them until cancelled."""
@@ -103,10 +101,8 @@ class Streamer:
     async def stop_listening(self) -> None:
         """Take what waits in the kernel's queue, then accept nobody more."""
         self.is_draining = True
-        if self._server is not None:
-            await asyncio.sleep(ACCEPT_S)
-            self._server.close()
-            self._server = None
+        await asyncio.sleep(ACCEPT_S)
+        self._listening.close()
 
     async def drain(self) -> None:
         """Send everyone away, spread out, while boards go on; those left are hung up on."""
@@ -129,9 +125,7 @@ class Streamer:
 
     async def end(self) -> None:
         """Close what is still there, at once."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        self._listening.close()
         for guest in tuple(self.venue.present):
             guest.leave(CloseCode.GOING_AWAY, (500, 5000))
         # One turn for the writes, one for the connections to notice.

@@ -22,7 +22,7 @@ from scoreboard.errors import Overloaded, ScoreboardError, TooManyConnections
 from scoreboard.http1.connection import Connection
 from scoreboard.http1.head import HeadLimits
 from scoreboard.http1.request import Handler
-from scoreboard.sockets import bound_requests
+from scoreboard.sockets import Listening, bound_requests
 from scoreboard.telemetry import get_logger
 
 BACKLOG: Final = 1024
@@ -96,28 +96,25 @@ class Server:
         self._refused: dict[Connection, None] = {}
         """Connections beyond the limits, which are not counted; the oldest first."""
         self._is_empty = asyncio.Event()
-        self._listener: asyncio.Server | None = None
+        self._listening = Listening()
 
     @asynccontextmanager
     async def listening(self, listener: socket.socket) -> AsyncIterator[None]:
         """Serve while the block runs; then end whatever is left, at once."""
         bound_requests(listener)
-        self._listener = await self.loop.create_server(
-            lambda: Connection(self), sock=listener, backlog=BACKLOG
-        )
+        await self._listening.begin(listener, lambda: Connection(self), BACKLOG)
         sweeping = self.loop.create_task(self._sweep())
         try:
             yield
         finally:
-            self._listener.close()
+            self._listening.close()
             sweeping.cancel()
             await asyncio.gather(sweeping, *self._cut(), return_exceptions=True)
 
     async def drain(self, within_s: float) -> None:
         """Accept no more, let the requests under way finish, and close every connection."""
         self.is_draining = True
-        if self._listener is not None:
-            self._listener.close()
+        self._listening.close()
         for connection in tuple(self._waiting):
             connection.retire()
         self._note_if_empty()
