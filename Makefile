@@ -64,7 +64,7 @@ bench-flush: $(VENV)/.dev  ## events a second from the stream to COMMIT, against
 	$(BIN)/python -m tests.bench.flush $(BENCH_ARGS)
 
 openapi: $(VENV)/.dev  ## write docs/openapi.json and docs/problems.md
-	$(BIN)/python -m api.documents
+	$(BIN)/python -m api.documents.openapi
 
 env: $(VENV)/.dev  ## write .env.example from the settings
 	$(BIN)/scoreboard config example > .env.example

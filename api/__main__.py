@@ -15,13 +15,13 @@ from typing import Final
 
 from api.app import create_app
 from api.server import bind, serve
-from scoreboard import lifecycle, sockets
-from scoreboard.lifecycle import Stop
-from scoreboard.operator_port import OperatorPort, bind_operators
-from scoreboard.settings import Settings, variable_of
-from scoreboard.startup import start
-from scoreboard.telemetry import BUILD_INFO
-from scoreboard.workers import LONGER_THAN_WORKERS_S, Keeper, Worker, worker_of
+from scoreboard.http.operator_port import OperatorPort, bind_operators
+from scoreboard.runtime import lifecycle, sockets
+from scoreboard.runtime.lifecycle import Stop
+from scoreboard.runtime.settings import Settings, variable_of
+from scoreboard.runtime.startup import start
+from scoreboard.runtime.telemetry import BUILD_INFO
+from scoreboard.runtime.workers import LONGER_THAN_WORKERS_S, Keeper, Worker, worker_of
 
 GC_THRESHOLDS: Final = (20_000, 20, 20)
 """Requests leave little that only the collector can free; let it look less often."""

@@ -13,28 +13,32 @@ from typing import Final
 from litestar import Litestar
 from litestar.datastructures import State
 
-from api import documents, page, problems
-from api.direct import DirectUpdate
-from api.edge import DirectHandler, Edge
-from api.health import Health, make_handlers
-from api.names import Names
-from api.rate_limit import Limiter
-from api.reads import Reads
-from api.scores import Scores, Services
-from api.stream import PATH as STREAM_PATH
-from api.stream import EventStream
-from api.updates import Updates
-from scoreboard import migrations, postgres
-from scoreboard.auth import Verifier
-from scoreboard.catalogue import Catalogue
-from scoreboard.commits import Commits
-from scoreboard.credentials import keep_fresh
+from api.documents import openapi
+from api.edge import problems
+from api.edge.middleware import DirectHandler, Edge
+from api.edge.rate_limit import Limiter
+from api.endpoints import page
+from api.endpoints.direct import FastUpdate
+from api.endpoints.health import Health, make_handlers
+from api.endpoints.names import Names
+from api.endpoints.reads import Reads
+from api.endpoints.scores import Scores, Services
+from api.endpoints.stream import PATH as STREAM_PATH
+from api.endpoints.stream import EventStream
+from api.endpoints.updates import Updates
 from scoreboard.errors import DatabaseUnavailable, RedisUnavailable, UnsafeDatabase
-from scoreboard.live import Dispatcher, Live
-from scoreboard.redis_client import make_client, require_durability
-from scoreboard.resources import web_path
-from scoreboard.settings import Settings
-from scoreboard.telemetry import get_logger
+from scoreboard.ledger import migrations
+from scoreboard.ledger import pool as postgres
+from scoreboard.runtime.resources import web_path
+from scoreboard.runtime.settings import Settings
+from scoreboard.runtime.telemetry import get_logger
+from scoreboard.security.credentials import keep_fresh
+from scoreboard.security.tokens import Verifier
+from scoreboard.store.catalogue import Catalogue
+from scoreboard.store.client import make_client, require_durability
+from scoreboard.store.commits import Commits
+from scoreboard.store.dispatcher import Dispatcher
+from scoreboard.store.store import Store
 
 POOL_CLOSE_S: Final = 1.0
 """Time for the pool's own tasks to end; one may be connecting to a server that does not answer."""
@@ -52,34 +56,34 @@ class Api:
         """
         self._settings = settings
         self._client = make_client(settings, name="api")
-        self._live = Live(self._client)
+        self._store = Store(self._client)
         self._pool = postgres.make_pool(settings, name="api") if settings.database_url else None
         self._verifier = Verifier(settings)
-        self._catalogue = Catalogue(settings, self._live)
+        self._catalogue = Catalogue(settings, self._store)
         self._dispatcher = Dispatcher(settings, name="api-dispatcher")
         self._limiter = Limiter(settings) if settings.rate_limit == "app" else None
         self.health = Health(
             settings,
             client=self._client,
-            live=self._live,
+            store=self._store,
             verifier=self._verifier,
             catalogue=self._catalogue,
             pool=self._pool,
         )
         self._commits = (
-            Commits(self._live, self._dispatcher, limit_s=settings.commit_timeout_s)
+            Commits(self._store, self._dispatcher, limit_s=settings.commit_timeout_s)
             if settings.acknowledge == "committed"
             else None
         )
         updates = Updates(settings, self._catalogue, self._dispatcher, self._limiter, self._commits)
         self._names = Names(self._pool)
-        reads = Reads(settings, self._live, self._names)
+        reads = Reads(settings, self._store, self._names)
         self.litestar = Litestar(
             route_handlers=[
                 Scores,
                 *make_handlers(self.health),
                 *page.make_handlers(settings, web_path()),
-                *documents.make_handlers(settings),
+                *openapi.make_handlers(settings),
             ],
             exception_handlers={Exception: problems.respond},
             openapi_config=None,
@@ -90,7 +94,7 @@ class Api:
         self._stream = EventStream(settings, self._verifier, self.health.draining)
         handlers: dict[tuple[str, str], DirectHandler] = {("GET", STREAM_PATH): self._stream}
         if direct:
-            handlers["POST", "/api/scores/update"] = DirectUpdate(self._verifier, updates)
+            handlers["POST", "/api/scores/update"] = FastUpdate(self._verifier, updates)
         self.edge = Edge(settings, self.litestar, handlers)
         """Answers requests: the server's handler."""
 

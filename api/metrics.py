@@ -1,10 +1,10 @@
-"""The api's own metrics; what it shares with others stands in scoreboard.telemetry."""
+"""The api's own metrics; what it shares with others stands in scoreboard.runtime.telemetry."""
 
 from typing import Final
 
 from prometheus_client import Counter, Histogram
 
-from scoreboard.telemetry import HTTP_BUCKETS, counter, gauge, histogram
+from scoreboard.runtime.telemetry import HTTP_BUCKETS, counter, gauge, histogram
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 """Methods that are labels; a caller may send any word, and labels come from closed sets."""

@@ -1,4 +1,4 @@
-"""Runs the api behind scoreboard.http1: the address, the limits, and the way it stops.
+"""Runs the api behind scoreboard.http: the address, the limits, and the way it stops.
 
 Phases of a stop: ready turns red, and requests are still taken for a moment, each answer ending its
 connection; the port closes; requests under way are finished; the caller then closes what they
@@ -13,13 +13,13 @@ from typing import Final
 
 from api.app import Api
 from api.metrics import CONNECTIONS
-from scoreboard import sockets
-from scoreboard.addresses import trusted_networks
 from scoreboard.errors import SettingInvalid
-from scoreboard.http1.server import Server, ServerLimits
-from scoreboard.lifecycle import Stop
-from scoreboard.settings import Settings
-from scoreboard.telemetry import get_logger
+from scoreboard.http.server import Server, ServerLimits
+from scoreboard.runtime import sockets
+from scoreboard.runtime.lifecycle import Stop
+from scoreboard.runtime.settings import Settings
+from scoreboard.runtime.telemetry import get_logger
+from scoreboard.security.addresses import trusted_networks
 
 KEEP_ALIVE_S: Final = 75.0
 """Longer than gateways keep an idle connection (60 s): theirs must be the side that closes it."""

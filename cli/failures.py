@@ -26,9 +26,9 @@ from scoreboard.errors import (
     Unauthenticated,
     Unavailable,
 )
-from scoreboard.lifecycle import DeadlinePassed
-from scoreboard.stores import cause_of, passwords_of, words_of
-from scoreboard.telemetry import redact
+from scoreboard.runtime.connection_urls import cause_of, passwords_of, words_of
+from scoreboard.runtime.lifecycle import DeadlinePassed
+from scoreboard.runtime.telemetry import redact
 
 EXIT_CODES: Final[tuple[tuple[type[ScoreboardError], int], ...]] = (
     (NotFound, 3),

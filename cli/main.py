@@ -18,10 +18,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (this process's own without ``arguments``); return its exit code."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        from cli import failures, verbs  # noqa: PLC0415
+        from cli import failures, group  # noqa: PLC0415
 
         try:
-            code = verbs.carry_out(words)
+            code = group.carry_out(words)
             if sys.stdout is not None:
                 sys.stdout.flush()
         except Exception as error:  # noqa: BLE001 (process entry)

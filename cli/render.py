@@ -22,8 +22,8 @@ from rich.table import Table
 
 from cli.text import visible
 from scoreboard.errors import Broken, OperatorMistake
-from scoreboard.reseed import Report
-from scoreboard.telemetry import setup_logging
+from scoreboard.recovery.reseed import Report
+from scoreboard.runtime.telemetry import setup_logging
 
 LINE_EVERY_S: Final = 5.0
 """Time between two progress lines where there is no terminal."""

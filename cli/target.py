@@ -18,18 +18,18 @@ import msgspec
 from click.core import ParameterSource
 from msgspec import Struct
 
-from cli.data_folder import write_private
+from cli.embedded.data_folder import write_private
 from cli.render import say
-from scoreboard import settings as settings_module
-from scoreboard.auth import LocalIssuer
 from scoreboard.errors import OperatorMistake
-from scoreboard.live import Live
+from scoreboard.ledger.pool import Connection, connect
+from scoreboard.ledger.sessions import require_session
 from scoreboard.model import is_board_name
-from scoreboard.postgres import Connection, connect
-from scoreboard.redis_client import make_client
-from scoreboard.sessions import require_session
-from scoreboard.settings import UNPREFIXED, Settings
-from scoreboard.stores import shown
+from scoreboard.runtime import settings as settings_module
+from scoreboard.runtime.connection_urls import shown
+from scoreboard.runtime.settings import UNPREFIXED, Settings
+from scoreboard.security.tokens import LocalIssuer
+from scoreboard.store.client import make_client
+from scoreboard.store.store import Store
 
 DATA_DIR: Final = Path(".data")
 NOTE: Final = "running.json"
@@ -257,17 +257,17 @@ def _is_named() -> bool:
 
 
 @asynccontextmanager
-async def open_live(settings: Settings) -> AsyncIterator[Live]:
+async def open_store(settings: Settings) -> AsyncIterator[Store]:
     """Give typed access to Redis, closed at the end."""
     client = make_client(settings, name="cli")
     try:
-        yield Live(client)
+        yield Store(client)
     finally:
         await client.aclose()
 
 
 @asynccontextmanager
-async def open_archive(settings: Settings, **session: str) -> AsyncIterator[Connection]:
+async def open_database(settings: Settings, **session: str) -> AsyncIterator[Connection]:
     """Give a connection to PostgreSQL, closed at the end; ``session`` overrides its settings.
 
     Raises DatabaseUnavailable, UnsafeDatabase, SettingInvalid.

@@ -4,9 +4,9 @@ import sys
 
 from flusher.service import Flusher
 from scoreboard.errors import SettingInvalid
-from scoreboard.lifecycle import run
-from scoreboard.settings import Settings
-from scoreboard.startup import start
+from scoreboard.runtime.lifecycle import run
+from scoreboard.runtime.settings import Settings
+from scoreboard.runtime.startup import start
 
 
 def _run(settings: Settings) -> int:

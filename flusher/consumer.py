@@ -17,10 +17,10 @@ from redis.exceptions import ResponseError
 
 from flusher.batch import Batch, Entry
 from scoreboard.errors import Unavailable, UnexpectedReply
-from scoreboard.keys import GROUP, PartitionKeys
-from scoreboard.live import Live
 from scoreboard.model import STREAM_ID_PATTERN, Partition
-from scoreboard.replies import ask, first_word
+from scoreboard.store.keys import GROUP, PartitionKeys
+from scoreboard.store.replies import ask, first_word
+from scoreboard.store.store import Store
 
 RedisClient = aioredis.Redis
 """What the service makes and closes, so that it need not know the driver."""
@@ -81,12 +81,12 @@ class Consumer:
     """One partition's stream. ``client`` gives bytes, ``live`` text; the caller owns both."""
 
     def __init__(
-        self, client: RedisClient, live: Live, partition: Partition, *, timeout_s: float
+        self, client: RedisClient, store: Store, partition: Partition, *, timeout_s: float
     ) -> None:
         """Take the client's time-out: a read that outlasts it would lose its batch unseen."""
         self._block_ms = min(BLOCK_MS, int(timeout_s * 500))
         self._client = client
-        self._live = live
+        self._store = store
         self._partition = partition
         self._events = PartitionKeys(partition).events
 
@@ -154,7 +154,7 @@ class Consumer:
         seqs = [seq for _, seq in batch.steps if seq]
         # A record that cannot be read may stand for the seq before the first one.
         is_whole = len(seqs) == len(batch.steps) and not skip_gaps
-        await self._live.trim(
+        await self._store.trim(
             self._partition,
             batch.last_id,
             batch.ids,

@@ -8,13 +8,13 @@ is repeated after a crash changes nothing; nobody commits while it runs.
 from typing import Final
 
 from flusher.writer import Writer
-from scoreboard import parked
-from scoreboard.archive import Position
 from scoreboard.events import BIGINT_MAX
-from scoreboard.live import Live, Truth
+from scoreboard.ledger import parked
+from scoreboard.ledger.positions import Position
 from scoreboard.model import Partition
-from scoreboard.settle import settle
-from scoreboard.telemetry import get_logger
+from scoreboard.runtime.telemetry import get_logger
+from scoreboard.store.corrections import ExpectedScore, settle
+from scoreboard.store.store import Store
 
 LATEST: Final = Position(BIGINT_MAX, BIGINT_MAX)
 """Every late duplicate on record: while nobody commits, what is right now is right for all."""
@@ -22,7 +22,7 @@ LATEST: Final = Position(BIGINT_MAX, BIGINT_MAX)
 _log = get_logger(__name__)
 
 
-async def correct(writer: Writer, live: Live, partition: Partition, epoch: int) -> bool:
+async def correct(writer: Writer, store: Store, partition: Partition, epoch: int) -> bool:
     """Correct a page of users whose late duplicates are open; tell whether there were any.
 
     What is changed stays open until it is seen to be right: call again until there are none.
@@ -36,19 +36,21 @@ async def correct(writer: Writer, live: Live, partition: Partition, epoch: int) 
         if not due:
             return False
         owed = await writer.owed()
-        truths = [Truth(user, parked.due(score, owed.get(user))) for user, score in due]
-        tail = await live.tail(
+        expected_scores = [
+            ExpectedScore(user, parked.due(score, owed.get(user))) for user, score in due
+        ]
+        tail = await store.tail(
             partition, epoch=epoch, seq=position.seq, stream_id=position.stream_id
         )
-        states = await settle(live, partition, truths, tail, writer.arrivals)
-        for truth, state in zip(truths, states, strict=True):
+        states = await settle(store, partition, expected_scores, tail, writer.arrivals)
+        for expected, state in zip(expected_scores, states, strict=True):
             if state.outcome == "unchanged":
-                await writer.close_duplicates(truth.user_id, LATEST)
+                await writer.close_duplicates(expected.user_id, LATEST)
             else:
                 _log.warning(
                     "score_corrected",
                     partition=str(partition),
-                    user=truth.user_id,
+                    user=expected.user_id,
                     change=state.change,
                     score=state.score,
                     seq=state.seq,

@@ -14,9 +14,8 @@ from flusher.batch import Batch, Gap, build, order_of
 from flusher.consumer import Consumer, GroupMissing
 from flusher.corrector import correct
 from flusher.recovery import GAP_FENCE, REWIND_FENCE, Finding, diagnose, reseed_partition
-from flusher.status import Condition, LaneStatus
+from flusher.status import Condition, PartitionStatus
 from flusher.writer import Flushed, GapFound, Superseded, Writer
-from scoreboard.archive import Position
 from scoreboard.errors import (
     DatabaseUnavailable,
     Outdated,
@@ -26,11 +25,13 @@ from scoreboard.errors import (
     Unavailable,
     Uninitialised,
 )
-from scoreboard.lifecycle import Stop, backoff_s
-from scoreboard.live import Live, PartitionState
+from scoreboard.ledger.positions import Position
 from scoreboard.model import Partition
-from scoreboard.settings import Settings
-from scoreboard.telemetry import get_logger
+from scoreboard.runtime.lifecycle import Stop, backoff_s
+from scoreboard.runtime.settings import Settings
+from scoreboard.runtime.telemetry import get_logger
+from scoreboard.store.partitions import PartitionState
+from scoreboard.store.store import Store
 
 CATCH_UP_FACTOR: Final = 2.5
 """How much larger batches get while the stream is longer than one."""
@@ -51,17 +52,17 @@ class _Reorient(Exception):  # noqa: N818 (says what to do)
     """Something began anew: look again where the partition stands."""
 
 
-class Lane:
+class PartitionFlusher:
     """One partition's loop; ``status`` may be read at any time."""
 
     def __init__(
-        self, partition: Partition, settings: Settings, consumer: Consumer, live: Live
+        self, partition: Partition, settings: Settings, consumer: Consumer, store: Store
     ) -> None:
         self.partition = partition
-        self.status = LaneStatus(partition)
+        self.status = PartitionStatus(partition)
         self.consumer = consumer
         self._settings = settings
-        self._live = live
+        self._store = store
         self._attempt = 0
         self._must_claim = True
         self._may_be_late = True
@@ -141,9 +142,9 @@ class Lane:
         The history of writes first: what is read later is acknowledged in that one or not at all.
         PostgreSQL before Redis: what is committed may not pass what Redis accepted.
         """
-        self._history = await self._live.history()
+        self._history = await self._store.history()
         position = await writer.position()
-        state = await self._live.state(self.partition)
+        state = await self._store.state(self.partition)
         self._epoch = state.epoch
         if not state.epoch:
             self.status.become(Condition.RETIRED if state.is_retired else Condition.UNINITIALISED)
@@ -232,8 +233,8 @@ class Lane:
         """See whether Redis is still where it was, and keep the lease's session alive."""
         self._looked_at_s = time.monotonic()
         await writer.ping()
-        history = await self._live.history()
-        state = await self._live.state(self.partition)
+        history = await self._store.history()
+        state = await self._store.state(self.partition)
         is_fine = diagnose(self._position, state) is Finding.FINE
         if not is_fine or state.epoch != self._position.epoch or history != self._history:
             raise _Reorient
@@ -251,7 +252,7 @@ class Lane:
         epoch = self._position.epoch
         try:
             for _ in range(CORRECTIONS):
-                self._may_be_late = await correct(writer, self._live, self.partition, epoch)
+                self._may_be_late = await correct(writer, self._store, self.partition, epoch)
                 if not self._may_be_late:
                     return
         except (DatabaseUnavailable, RedisUnavailable):
@@ -274,12 +275,12 @@ class Lane:
                 redis=[state.epoch, state.seq],
                 committed=[self._position.epoch, self._position.seq],
             )
-            await self._live.fence(self.partition, REWIND_FENCE, state)
+            await self._store.fence(self.partition, REWIND_FENCE, state)
             self._has_passed = False  # the fence remembers it from here
         self.status.become(Condition.RECOVERING)
         await self._drain(writer, stop)
         if not stop.is_set:
-            done = await reseed_partition(self._settings, self._live, self.partition, writer)
+            done = await reseed_partition(self._settings, self._store, self.partition, writer)
             _log.warning(
                 "partition_reseeded",
                 partition=str(self.partition),
@@ -337,7 +338,7 @@ class Lane:
             await self.consumer.start_over()
             self._must_claim = False
             raise _Reorient
-        state = await self._live.state(self.partition)
+        state = await self._store.state(self.partition)
         if await writer.position() != self._position:
             raise _Reorient  # another flusher committed and cut them
         metrics.FAULTS.labels("gap").inc()
@@ -348,7 +349,7 @@ class Lane:
             found=gap.found,
         )
         if state.is_open:
-            await self._live.fence(self.partition, GAP_FENCE, state, committed=self._position.seq)
+            await self._store.fence(self.partition, GAP_FENCE, state, committed=self._position.seq)
 
     def _account(self, result: Flushed, *, oldest_s: float, is_draining: bool) -> None:
         self._position = result.position

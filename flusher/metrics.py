@@ -3,7 +3,7 @@
 import time
 
 from flusher.writer import Flushed
-from scoreboard.telemetry import FLUSH_BUCKETS, counter, gauge, histogram
+from scoreboard.runtime.telemetry import FLUSH_BUCKETS, counter, gauge, histogram
 
 PARTITION = ("board", "part")
 

@@ -1,6 +1,6 @@
 """How the flusher fares: whether every lane works, no backlog is stalled, and measures of streams.
 
-scoreboard.operator_port serves both.
+scoreboard.http.operator_port serves both.
 """
 
 import time
@@ -10,10 +10,10 @@ from typing import Any, Final
 import msgspec
 
 from flusher import metrics
-from flusher.lane import Lane
+from flusher.lane import PartitionFlusher
 from scoreboard.errors import ScoreboardError
-from scoreboard.lifecycle import Stop
-from scoreboard.live import Live
+from scoreboard.runtime.lifecycle import Stop
+from scoreboard.store.store import Store
 
 OBSERVE_EVERY_S: Final = 1.0
 
@@ -21,9 +21,9 @@ OBSERVE_EVERY_S: Final = 1.0
 class Probe:
     """Answers probes about lanes, and measures their streams. ``lanes`` may grow."""
 
-    def __init__(self, lanes: list[Lane], live: Live) -> None:
+    def __init__(self, lanes: list[PartitionFlusher], store: Store) -> None:
         self._lanes = lanes
-        self._live = live
+        self._store = store
 
     async def observe(self, stop: Stop) -> None:
         """Measure streams until ``stop``, also while PostgreSQL is away or we do not lead."""
@@ -32,10 +32,10 @@ class Probe:
                 with suppress(ScoreboardError):  # the lane itself says what is wrong with Redis
                     await self._measure(lane)
 
-    async def _measure(self, lane: Lane) -> None:
+    async def _measure(self, lane: PartitionFlusher) -> None:
         labels = (lane.partition.board, str(lane.partition.number))
         committed = lane.status.position  # before Redis is asked, so that lag is never negative
-        state = await self._live.state(lane.partition)
+        state = await self._store.state(lane.partition)
         facts = await lane.consumer.facts()
         lane.status.note_backlog(facts.first_id)
         metrics.ACCEPTING.labels(*labels).set(state.is_open)

@@ -10,14 +10,15 @@ from enum import Enum
 from typing import Final
 
 from flusher.writer import Writer
-from scoreboard import archive
-from scoreboard.archive import Position
 from scoreboard.errors import DatabaseUnavailable, ScoreboardError
-from scoreboard.live import Live, PartitionState
+from scoreboard.ledger.boards import select_board
+from scoreboard.ledger.pool import connect
+from scoreboard.ledger.positions import Position
 from scoreboard.model import Partition
-from scoreboard.postgres import connect
-from scoreboard.reseed import SESSION, Reseeded, reseed
-from scoreboard.settings import Settings
+from scoreboard.recovery.reseed import SESSION, Reseeded, reseed
+from scoreboard.runtime.settings import Settings
+from scoreboard.store.partitions import PartitionState
+from scoreboard.store.store import Store
 
 REWIND_FENCE: Final = "flusher:rewind"  # no secret: in whose name a partition is stopped
 """Begins the token of a fence set because Redis came back older; whoever leads goes on from it."""
@@ -59,20 +60,22 @@ def diagnose(committed: Position, state: PartitionState) -> Finding:
 
 
 async def reseed_partition(
-    settings: Settings, live: Live, partition: Partition, writer: Writer
+    settings: Settings, store: Store, partition: Partition, writer: Writer
 ) -> Reseeded:
     """Rebuild a drained partition from PostgreSQL under a new epoch; keep the lease meanwhile.
 
-    Raises what scoreboard.reseed.reseed does; the partition then stays fenced.
+    Raises what scoreboard.recovery.reseed.reseed does; the partition then stays fenced.
     """
     connection = await connect(settings, name="flusher-reseed", **SESSION)  # pyright: ignore[reportArgumentType]
     try:
-        board = await archive.select_board(connection, partition.board)
+        board = await select_board(connection, partition.board)
         done: Reseeded | ScoreboardError
         async with asyncio.TaskGroup() as group:
             keeper = group.create_task(_keep_alive(writer))
             try:
-                done = await reseed(live, connection, board, [partition.number], actor=REWIND_FENCE)
+                done = await reseed(
+                    store, connection, board, [partition.number], actor=REWIND_FENCE
+                )
             except ScoreboardError as error:
                 done = error  # raised below: a task group would wrap it
             keeper.cancel()

@@ -14,21 +14,22 @@ from importlib.metadata import version
 from typing import Final
 
 from flusher.consumer import Consumer, RedisClient
-from flusher.lane import Lane
+from flusher.lane import PartitionFlusher
 from flusher.probe import Probe
 from flusher.session import require_ready
-from scoreboard import archive
-from scoreboard.credentials import keep_fresh
 from scoreboard.errors import ScoreboardError, Unavailable, UnexpectedReply
-from scoreboard.lifecycle import Stop, backoff_s
-from scoreboard.live import Live
+from scoreboard.http.operator_port import OperatorPort, bind_operators
+from scoreboard.ledger.boards import select_boards
+from scoreboard.ledger.pool import Connection, connect
+from scoreboard.ledger.positions import select_partitions
+from scoreboard.ledger.sessions import require_session
 from scoreboard.model import Board, Partition
-from scoreboard.operator_port import OperatorPort, bind_operators
-from scoreboard.postgres import Connection, connect
-from scoreboard.redis_client import make_client, require_durability
-from scoreboard.sessions import require_session
-from scoreboard.settings import Settings
-from scoreboard.telemetry import BUILD_INFO, REDIS_DURABLE, get_logger
+from scoreboard.runtime.lifecycle import Stop, backoff_s
+from scoreboard.runtime.settings import Settings
+from scoreboard.runtime.telemetry import BUILD_INFO, REDIS_DURABLE, get_logger
+from scoreboard.security.credentials import keep_fresh
+from scoreboard.store.client import make_client, require_durability
+from scoreboard.store.store import Store
 
 SEARCH_EVERY_S: Final = 2.0
 """Time between two searches for partitions without a lane: a new board waits for one so long."""
@@ -44,7 +45,7 @@ class Flusher:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.lanes: list[Lane] = []
+        self.lanes: list[PartitionFlusher] = []
         """One for each partition that was found to need one."""
         self._awaited: set[str] = set()
         self._unreadable: set[Partition] = set()
@@ -56,10 +57,10 @@ class Flusher:
         """
         BUILD_INFO.labels(version("scoreboard"), "flusher").set(1)
         async with AsyncExitStack() as stack:
-            live = Live(await stack.enter_async_context(self._client("flusher")))
+            store = Store(await stack.enter_async_context(self._client("flusher")))
             await _patiently(self._require_redis, stop)
             await _patiently(self._require_database, stop)
-            probe = Probe(self.lanes, live)
+            probe = Probe(self.lanes, store)
             operators = bind_operators(
                 self._settings.metrics_host,
                 self._settings.flusher_metrics_port,
@@ -69,11 +70,11 @@ class Flusher:
             async with asyncio.TaskGroup() as group:
                 group.create_task(probe.observe(stop))
                 group.create_task(keep_fresh(stop))
-                group.create_task(self._search(group, stack, live, stop))
+                group.create_task(self._search(group, stack, store, stop))
         _log.info("flusher_stopped")
 
     async def _search(
-        self, group: asyncio.TaskGroup, clients: AsyncExitStack, live: Live, stop: Stop
+        self, group: asyncio.TaskGroup, clients: AsyncExitStack, store: Store, stop: Stop
     ) -> None:
         """Start a lane for every partition that needs one and has none, until ``stop``."""
         attempt = 0
@@ -82,9 +83,9 @@ class Flusher:
                 async with self._connection() as connection:
                     while not stop.is_set:
                         async with asyncio.timeout(SEARCH_LIMIT_S):
-                            found = await self._find(connection, live)
+                            found = await self._find(connection, store)
                         for partition in found:
-                            lane = self._make_lane(clients, live, partition)
+                            lane = self._make_lane(clients, store, partition)
                             group.create_task(lane.run(stop))
                         attempt = 0
                         await stop.sleep(SEARCH_EVERY_S)
@@ -95,9 +96,9 @@ class Flusher:
             await stop.sleep(backoff_s(attempt, most_s=SEARCH_EVERY_S))
             attempt += 1
 
-    async def _find(self, connection: Connection, live: Live) -> list[Partition]:
+    async def _find(self, connection: Connection, store: Store) -> list[Partition]:
         """List the partitions that need a lane and have none."""
-        boards = await archive.select_boards(connection)
+        boards = await select_boards(connection)
         missing = set(self._settings.boards) - {board.name for board in boards}
         for name in sorted(missing - self._awaited):
             _log.warning("board_awaited", board=name)
@@ -105,24 +106,24 @@ class Flusher:
         return [
             partition
             for board in boards
-            for partition in await self._wanting(connection, live, board)
+            for partition in await self._wanting(connection, store, board)
         ]
 
-    async def _wanting(self, connection: Connection, live: Live, board: Board) -> list[Partition]:
+    async def _wanting(self, connection: Connection, store: Store, board: Board) -> list[Partition]:
         served = {lane.partition for lane in self.lanes}
         numbers = range(board.layout.partitions)
         is_ours = board.name in self._settings.boards
         found: list[Partition] = []
-        for number in {*numbers, *await archive.select_partitions(connection, board.name)}:
+        for number in {*numbers, *await select_partitions(connection, board.name)}:
             partition = Partition(board.name, number)
             if partition in served:
                 continue
             is_regular = is_ours and number in numbers
-            if is_regular or await self._is_left_over(live, partition, is_ours=is_ours):
+            if is_regular or await self._is_left_over(store, partition, is_ours=is_ours):
                 found.append(partition)
         return sorted(found, key=lambda partition: partition.number)
 
-    async def _is_left_over(self, live: Live, partition: Partition, *, is_ours: bool) -> bool:
+    async def _is_left_over(self, store: Store, partition: Partition, *, is_ours: bool) -> bool:
         """Tell whether a partition that no lane should need holds something; log why it does.
 
         One whose keys cannot be read holds up no other one.
@@ -130,10 +131,10 @@ class Flusher:
         try:
             if is_ours:
                 event = "partition_not_retired"
-                is_used = bool((await live.state(partition)).epoch)
+                is_used = bool((await store.state(partition)).epoch)
             else:
                 event = "board_not_in_settings"
-                is_used = bool((await live.backlog(partition)).entries)
+                is_used = bool((await store.backlog(partition)).entries)
         except UnexpectedReply as error:
             if partition not in self._unreadable:
                 self._unreadable.add(partition)
@@ -144,12 +145,14 @@ class Flusher:
             _log.warning(event, partition=str(partition))
         return is_used
 
-    def _make_lane(self, clients: AsyncExitStack, live: Live, partition: Partition) -> Lane:
+    def _make_lane(
+        self, clients: AsyncExitStack, store: Store, partition: Partition
+    ) -> PartitionFlusher:
         # A client each: a blocking read occupies its connection.
         client = make_client(self._settings, name="flusher-reader", decode=False, connections=2)
         clients.push_async_callback(client.aclose)
-        consumer = Consumer(client, live, partition, timeout_s=self._settings.redis_timeout_s)
-        lane = Lane(partition, self._settings, consumer, live)
+        consumer = Consumer(client, store, partition, timeout_s=self._settings.redis_timeout_s)
+        lane = PartitionFlusher(partition, self._settings, consumer, store)
         self.lanes.append(lane)
         return lane
 

@@ -12,16 +12,16 @@ from typing import Any, Final, Self
 
 import psycopg
 
-from scoreboard import archive, resources
-from scoreboard.archive import Position
 from scoreboard.errors import DatabaseUnavailable, UnsafeDatabase
-from scoreboard.lifecycle import Stop
-from scoreboard.migrations import require_current
+from scoreboard.ledger.migrations import require_current
+from scoreboard.ledger.pool import Connection, connect, describe, reaching
+from scoreboard.ledger.positions import Position
+from scoreboard.ledger.sessions import require_session
 from scoreboard.model import Partition
-from scoreboard.postgres import Connection, connect, describe
-from scoreboard.sessions import require_session
-from scoreboard.settings import Settings
-from scoreboard.telemetry import get_logger
+from scoreboard.runtime import resources
+from scoreboard.runtime.lifecycle import Stop
+from scoreboard.runtime.settings import Settings
+from scoreboard.runtime.telemetry import get_logger
 
 _CREATE_BATCH: Final = resources.query("create_flush_batch")
 _LOCK_STATE: Final = resources.query("lock_flush_state")
@@ -205,7 +205,7 @@ async def require_ready(connection: Connection) -> None:
     Raises SchemaMismatch, UnsafeDatabase; DatabaseUnavailable, also for a standby, which may be
     promoted.
     """
-    async with archive.reaching():
+    async with reaching():
         row = await (await connection.execute(_SELECT_SESSION)).fetchone()
     synchronous_commit, fsync, is_standby = row or ("", "", True)
     if is_standby:

@@ -6,10 +6,10 @@ from typing import Final
 
 from msgspec import Struct
 
-from scoreboard.archive import Position
 from scoreboard.errors import ScoreboardError
+from scoreboard.ledger.positions import Position
 from scoreboard.model import Partition
-from scoreboard.telemetry import get_logger
+from scoreboard.runtime.telemetry import get_logger
 
 _log = get_logger(__name__)
 
@@ -45,7 +45,7 @@ STALLED_S: Final = 30.0
 """Longest time for which entries may wait without any commit, by whichever flusher."""
 
 
-class LaneStatus(Struct):
+class PartitionStatus(Struct):
     """What a lane lets others see; ``position`` is None where another flusher moves it."""
 
     partition: Partition

@@ -24,14 +24,15 @@ from flusher.batch import (
 from flusher.failures import Meaning, meaning_of
 from flusher.quarantine import DeadEvent, park, park_bad
 from flusher.session import TRANSACTION_LIMIT_S, Session
-from scoreboard import parked, resources
-from scoreboard.archive import Position
 from scoreboard.errors import DatabaseUnavailable, PoisonFlood, SchemaMismatch
 from scoreboard.events import BIGINT_MAX, Event, moment
-from scoreboard.lifecycle import backoff_s
+from scoreboard.ledger import parked
+from scoreboard.ledger.pool import describe
+from scoreboard.ledger.positions import Position
 from scoreboard.model import user_uuid
-from scoreboard.postgres import describe
-from scoreboard.telemetry import get_logger
+from scoreboard.runtime import resources
+from scoreboard.runtime.lifecycle import backoff_s
+from scoreboard.runtime.telemetry import get_logger
 
 _COPY_BATCH: Final = resources.query("copy_flush_batch")
 _CLEAR_BATCH: Final = resources.query("clear_flush_batch")

@@ -1,1 +1,1 @@
-"""The atomic steps as Redis Lua scripts; data only, read through scoreboard.resources."""
+"""The atomic steps as Redis Lua scripts; data only, read through scoreboard.runtime.resources."""

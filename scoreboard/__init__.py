@@ -1,1 +1,1 @@
-"""What the services share, from errors and keys up to live (Redis) and archive (PostgreSQL)."""
+"""What the services share: the domain at the top, one folder per concern below it."""

@@ -1,1 +1,1 @@
-"""Everything PostgreSQL executes: migrations and queries; data only, see scoreboard.resources."""
+"""Everything PostgreSQL executes: migrations and queries. Data only."""

@@ -7,13 +7,13 @@ up.
 
 import sys
 
-from scoreboard import lifecycle
-from scoreboard.lifecycle import Stop
-from scoreboard.settings import Settings, variable_of
-from scoreboard.startup import start
-from scoreboard.workers import LONGER_THAN_WORKERS_S, Keeper, Worker, worker_of
+from scoreboard.runtime import lifecycle
+from scoreboard.runtime.lifecycle import Stop
+from scoreboard.runtime.settings import Settings, variable_of
+from scoreboard.runtime.startup import start
+from scoreboard.runtime.workers import LONGER_THAN_WORKERS_S, Keeper, Worker, worker_of
 from streamer import server
-from streamer.listener import make_listener
+from streamer.handshake.listener import make_listener
 
 
 def main(arguments: list[str]) -> int:

@@ -1,6 +1,6 @@
 """The streamer's metrics. Labels come from closed sets: never a user, an address or a token."""
 
-from scoreboard.telemetry import VIEWER_BUCKETS, counter, gauge, histogram
+from scoreboard.runtime.telemetry import VIEWER_BUCKETS, counter, gauge, histogram
 
 CONNECTIONS = gauge("ws_connections", "Connections by state", "state")
 HANDSHAKES = counter("ws_handshakes_total", "Handshakes by how they ended", "result")

@@ -1,7 +1,7 @@
 """The words of subprotocol ``scoreboard.v1`` from viewers. No I/O.
 
-Used by the whole streamer. Messages to viewers are ``scoreboard.frames``, close codes
-``scoreboard.endings``, refused handshakes ``scoreboard.problems``.
+Used by the whole streamer. Messages to viewers are ``scoreboard.broadcast.frames``, close codes
+``scoreboard.broadcast.close_codes``, refused handshakes ``scoreboard.http.problems``.
 """
 
 from typing import Annotated, Final
@@ -9,8 +9,8 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta, Struct
 
-from scoreboard.auth import TOKEN_BYTES_MAX
 from scoreboard.errors import Malformed
+from scoreboard.security.tokens import TOKEN_BYTES_MAX
 
 PATH: Final = "/ws/scoreboard"
 SUBPROTOCOL: Final = "scoreboard.v1"

@@ -14,20 +14,20 @@ from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from typing import Final
 
-from scoreboard.auth import Verifier
-from scoreboard.credentials import keep_fresh
-from scoreboard.endings import CloseCode
-from scoreboard.lifecycle import Stop
-from scoreboard.operator_port import OperatorPort, bind_operators
-from scoreboard.relay import Relay
-from scoreboard.settings import Settings
-from scoreboard.sockets import Listening
-from scoreboard.telemetry import BUILD_INFO, get_logger
-from scoreboard.workers import Worker
+from scoreboard.broadcast.close_codes import CloseCode
+from scoreboard.broadcast.watcher import BoardWatcher
+from scoreboard.http.operator_port import OperatorPort, bind_operators
+from scoreboard.runtime.lifecycle import Stop
+from scoreboard.runtime.settings import Settings
+from scoreboard.runtime.sockets import Listening
+from scoreboard.runtime.telemetry import BUILD_INFO, get_logger
+from scoreboard.runtime.workers import Worker
+from scoreboard.security.credentials import keep_fresh
+from scoreboard.security.tokens import Verifier
 from streamer import metrics
-from streamer.greeting import Greeting
-from streamer.listener import BACKLOG, capacity_of, make_listener
-from streamer.venue import Venue
+from streamer.fanout.venue import ConnectionManager
+from streamer.handshake.greeting import Handshake
+from streamer.handshake.listener import BACKLOG, capacity_of, make_listener
 
 TURN_VIEWERS: Final = 500
 TURN_S: Final = 0.005
@@ -70,8 +70,10 @@ class Streamer:
         """
         self.settings = settings
         self.verifier = Verifier(settings)
-        self.venue = Venue(settings, self.verifier, capacity=capacity_of(settings), tick_s=tick_s)
-        self.relay = Relay(settings, self.venue, name="streamer")
+        self.venue = ConnectionManager(
+            settings, self.verifier, capacity=capacity_of(settings), tick_s=tick_s
+        )
+        self.relay = BoardWatcher(settings, self.venue, name="streamer")
         self.is_draining = False
         self._listening = Listening()
 
@@ -86,7 +88,7 @@ class Streamer:
 
     async def listen(self, listener: socket.socket) -> None:
         """Accept viewers."""
-        await self._listening.begin(listener, lambda: Greeting(self.venue), BACKLOG)
+        await self._listening.begin(listener, lambda: Handshake(self.venue), BACKLOG)
 
     async def run(self) -> None:
         """Follow the boards and show them until cancelled."""
@@ -198,7 +200,7 @@ def grace_s(settings: Settings) -> float:
     return longest_s + HANG_UP_S + 2.5
 
 
-def watch_counts(venue: Venue) -> None:
+def watch_counts(venue: ConnectionManager) -> None:
     """Have the gauges read their counts when they are asked for."""
     metrics.CONNECTIONS.labels("open").set_function(lambda: venue.admission.viewers)
     metrics.CONNECTIONS.labels("other").set_function(

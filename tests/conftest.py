@@ -10,22 +10,22 @@ from pathlib import Path
 import pytest
 import structlog
 
-from scoreboard.telemetry import LIMITED
+from scoreboard.runtime.telemetry import LIMITED
 
 pytest.register_assert_rewrite("tests.support")
 
 pytest_plugins = [
-    "tests.support.servers",
-    "tests.support.aws",
-    "tests.support.tokens",
-    "tests.support.proxy",
-    "tests.support.pooler",
-    "tests.support.api",
-    "tests.support.api_process",
-    "tests.support.viewer",
-    "tests.support.browser",
-    "tests.support.system",
-    "tests.support.commands",
+    "tests.support.servers.stores",
+    "tests.support.fakes.aws",
+    "tests.support.fakes.tokens",
+    "tests.support.fakes.proxy",
+    "tests.support.fakes.pooler",
+    "tests.support.servers.api",
+    "tests.support.servers.api_process",
+    "tests.support.clients.viewer",
+    "tests.support.clients.browser",
+    "tests.support.servers.system",
+    "tests.support.clients.commands",
 ]
 
 FOLDERS = frozenset(

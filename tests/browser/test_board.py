@@ -3,9 +3,9 @@
 import pytest
 from playwright.async_api import Page, expect
 
-from tests.support.browser import OpenPage
+from tests.support.clients.browser import OpenPage
 from tests.support.eventually import eventually_async
-from tests.support.stage import Stage
+from tests.support.fakes.stage import Stage
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

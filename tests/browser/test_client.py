@@ -12,9 +12,9 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page
 
-from tests.support.browser import NOTE_VIOLATIONS, PATIENCE_MS, Guard
+from tests.support.clients.browser import NOTE_VIOLATIONS, PATIENCE_MS, Guard
 from tests.support.eventually import eventually_async
-from tests.support.stage import Stage
+from tests.support.fakes.stage import Stage
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -3,8 +3,8 @@
 import pytest
 from playwright.async_api import Page, expect
 
-from tests.support.browser import Guard, OpenPage, keep_screenshot
-from tests.support.stage import Stage
+from tests.support.clients.browser import Guard, OpenPage, keep_screenshot
+from tests.support.fakes.stage import Stage
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -9,8 +9,8 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Error
 
-from scoreboard.endings import ENDINGS, CloseCode
-from tests.support.stage import Stage
+from scoreboard.broadcast.close_codes import ENDINGS, CloseCode
+from tests.support.fakes.stage import Stage
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

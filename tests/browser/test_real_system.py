@@ -9,9 +9,9 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Page, expect
 
-from tests.support.browser import Guard, OpenPage
+from tests.support.clients.browser import Guard, OpenPage
 from tests.support.eventually import eventually_async
-from tests.support.system import System
+from tests.support.servers.system import System
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(120)]
 

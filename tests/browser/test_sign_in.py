@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, Route, expect
 
-from tests.support.browser import Guard, OpenPage, keep_screenshot
+from tests.support.clients.browser import Guard, OpenPage, keep_screenshot
 from tests.support.eventually import eventually_async
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(90)]

@@ -5,9 +5,9 @@ from http import HTTPStatus
 import pytest
 from playwright.async_api import Page, expect
 
-from tests.support.browser import Guard, OpenPage
+from tests.support.clients.browser import Guard, OpenPage
 from tests.support.eventually import eventually_async
-from tests.support.stage import Stage
+from tests.support.fakes.stage import Stage
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -8,9 +8,9 @@ import msgspec
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from api import documents
-from scoreboard.problems import KINDS
-from scoreboard.resources import web_path
+from api.documents import openapi
+from scoreboard.http.problems import KINDS
+from scoreboard.runtime.resources import web_path
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT: dict[str, Any] = msgspec.json.decode((ROOT / "docs" / "openapi.json").read_bytes())
@@ -18,12 +18,12 @@ DOCUMENT: dict[str, Any] = msgspec.json.decode((ROOT / "docs" / "openapi.json").
 
 def test_openapi_json_is_what_the_handlers_say() -> None:
     committed = (ROOT / "docs" / "openapi.json").read_bytes()
-    assert committed == documents.encoded(), "run `make openapi` and look at the difference"
+    assert committed == openapi.encoded(), "run `make openapi` and look at the difference"
 
 
 def test_problems_md_is_what_the_problems_are() -> None:
     committed = (ROOT / "docs" / "problems.md").read_text(encoding="utf-8")
-    assert committed == documents.problems_text(), "run `make openapi`"
+    assert committed == openapi.problems_text(), "run `make openapi`"
 
 
 def test_the_document_is_valid_openapi_3_1() -> None:

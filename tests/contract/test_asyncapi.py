@@ -6,9 +6,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from scoreboard import frames
-from scoreboard.endings import ENDINGS, CloseCode
-from scoreboard.settings import describe
+from scoreboard.broadcast import frames
+from scoreboard.broadcast.close_codes import ENDINGS, CloseCode
+from scoreboard.runtime.settings import describe
 from streamer import protocol
 from tests.support.asyncapi import check_message, document, payload_names
 

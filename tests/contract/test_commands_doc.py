@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 from cli.failures import DRIVERS, EXIT_CODES, FILE_FAILED
+from cli.group import scoreboard
 from cli.main import INTERRUPTED
-from cli.verbs import scoreboard
 
 TEXT = (Path(__file__).parents[2] / "docs/commands.md").read_text()
 

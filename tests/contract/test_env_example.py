@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from cli.configuration import render_example
-from scoreboard import settings
+from cli.commands.config import render_example
+from scoreboard.runtime import settings
 
 EXAMPLE = Path(__file__).parents[2] / ".env.example"
 

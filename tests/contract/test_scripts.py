@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from flusher.writer import OPEN_PAGE
-from scoreboard import model, settle
+from scoreboard import model
 from scoreboard.errors import REFUSALS
-from scoreboard.verify import JUDGED_AT_ONCE
+from scoreboard.recovery.verify import JUDGED_AT_ONCE
+from scoreboard.store import corrections as settle
 
 LUA = Path(__file__).parents[2] / "lua"
 SCRIPTS = sorted(path.stem for path in LUA.glob("*.lua"))
@@ -128,11 +129,9 @@ def test_lua_and_python_agree_on_constants() -> None:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_is_run_by_live_and_described_in_the_readme(name: str) -> None:
+def test_a_script_is_run_by_the_store_and_described_in_the_readme(name: str) -> None:
     root = LUA.parent
-    callers = (root / "scoreboard/live.py").read_text() + (
-        root / "scoreboard/dispatcher.py"
-    ).read_text()
+    callers = "".join(path.read_text() for path in sorted((root / "scoreboard/store").glob("*.py")))
 
     assert f'Script.load("{name}")' in callers
     assert f"`{name}.lua`" in (LUA / "README.md").read_text()

@@ -12,7 +12,7 @@ MIGRATIONS = sorted((ROOT / "sql/migrations").glob("*.sql"))
 
 
 def test_every_query_file_is_used_and_every_used_one_exists() -> None:
-    sources = [*(ROOT / "scoreboard").glob("*.py"), *(ROOT / "flusher").glob("*.py")]
+    sources = [*(ROOT / "scoreboard").rglob("*.py"), *(ROOT / "flusher").glob("*.py")]
     named = set(re.findall(r'query\(\s*"(\w+)"', "\n".join(path.read_text() for path in sources)))
 
     assert named == {path.stem for path in QUERIES}

@@ -16,12 +16,12 @@ import click
 import pytest
 import yaml
 
-from cli import kong_config
-from cli.verbs import scoreboard
-from scoreboard.addresses import client_address, trusted_networks
-from scoreboard.resources import kong_path
-from scoreboard.settings import Settings, describe
-from scoreboard.settings import load as load_settings
+from cli.gateway import config as kong_config
+from cli.group import scoreboard
+from scoreboard.runtime.resources import kong_path
+from scoreboard.runtime.settings import Settings, describe
+from scoreboard.runtime.settings import load as load_settings
+from scoreboard.security.addresses import client_address, trusted_networks
 from tests.deploy.compose import (
     COMPOSE,
     ONE_SHOTS,
@@ -378,7 +378,7 @@ def valkey_conf(name: str) -> dict[str, str]:
 
 
 def test_valkey_is_as_the_services_demand() -> None:
-    from scoreboard.redis_client import REQUIRED
+    from scoreboard.store.client import REQUIRED
 
     lines = valkey_conf("valkey.conf")
     assert {name: lines[name] for name in REQUIRED} == REQUIRED

@@ -26,12 +26,12 @@ from psycopg import sql
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from cli import binaries
-from cli.embedded import EmbeddedPostgres, free_port
+from cli.embedded import binaries
+from cli.embedded.servers import EmbeddedPostgres, free_port
 from tests.deploy.compose import ROOT, SERVICES, environment
 from tests.kong.admin import fake_admin
 from tests.support.eventually import eventually
-from tests.support.tokens import ISSUER, MakeToken
+from tests.support.fakes.tokens import ISSUER, MakeToken
 
 DOCKER = ROOT / "deploy/docker"
 REDIS_USERS = ("api", "streamer", "flusher", "operator")

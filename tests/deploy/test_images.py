@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cli import binaries
+from cli.embedded import binaries
 from tests.deploy.compose import ROOT, SERVICES, dockerfile
 from tests.kong.runtime import luajit21, our_plugins
 

@@ -16,12 +16,12 @@ import redis
 from websockets.sync.client import connect as connect_viewer
 from websockets.typing import Subprotocol
 
-from scoreboard import migrations
-from scoreboard.keys import GROUP, PartitionKeys
+from scoreboard.ledger import migrations
 from scoreboard.model import Partition, pack
+from scoreboard.store.keys import GROUP, PartitionKeys
 from tests.support.eventually import eventually
-from tests.support.rights import as_user, make_roles, make_users
-from tests.support.system import System, run_command
+from tests.support.servers.rights import as_user, make_roles, make_users
+from tests.support.servers.system import System, run_command
 
 KEYS = PartitionKeys(Partition("main"))
 PASSWORD = "deployed"

@@ -7,11 +7,11 @@ import sys
 import pytest
 import redis
 
-from scoreboard.keys import PartitionKeys
 from scoreboard.model import Partition
+from scoreboard.store.keys import PartitionKeys
 from tests.e2e.test_score import check_answers, check_stores, make_updates, play
 from tests.support.eventually import eventually
-from tests.support.system import System
+from tests.support.servers.system import System
 
 META = PartitionKeys(Partition("main")).meta
 

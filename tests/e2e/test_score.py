@@ -17,7 +17,7 @@ from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
 from tests.support.eventually import eventually, eventually_async
-from tests.support.system import System
+from tests.support.servers.system import System
 
 TOP = """
     SELECT u.external_id, s.score FROM scores s JOIN users u ON u.id = s.user_id
@@ -31,13 +31,13 @@ class Update(Struct, frozen=True):
     points: int
 
 
-class Answer(Struct, frozen=True, rename="camel"):
+class HttpResponse(Struct, frozen=True, rename="camel"):
     success: bool
     new_score: int
     replayed: bool
 
 
-Answers = dict[Update, list[Answer]]
+Answers = dict[Update, list[HttpResponse]]
 
 
 def make_updates(*, count: int, users: int, repeats: float, seed: int = 7) -> list[Update]:
@@ -79,7 +79,7 @@ async def play(
                 }
                 while (reply := await client.post("/api/scores/update", json=body)).is_error:
                     assert reply.status_code == 503, reply.text
-                answers[update].append(msgspec.json.decode(reply.content, type=Answer))
+                answers[update].append(msgspec.json.decode(reply.content, type=HttpResponse))
 
         async with asyncio.TaskGroup() as group:
             for _ in range(at_once):

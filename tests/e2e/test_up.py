@@ -17,13 +17,13 @@ import psycopg
 import pytest
 import redis
 
-from cli.embedded_server import free_port
-from cli.kinds import EXAMPLES, POINTS
-from cli.log_files import LOG_BYTES
-from scoreboard.keys import PartitionKeys
+from cli.embedded.server import free_port
+from cli.running.kinds import EXAMPLES, POINTS
+from cli.running.log_files import LOG_BYTES
 from scoreboard.model import Partition
+from scoreboard.store.keys import PartitionKeys
 from tests.support.eventually import eventually
-from tests.support.system import processes_of, run_command
+from tests.support.servers.system import processes_of, run_command
 
 SLOW_S = 60
 

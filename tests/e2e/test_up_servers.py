@@ -17,7 +17,7 @@ import pytest
 
 from tests.e2e.test_up import StartUp, Up, start_up  # noqa: F401 (a fixture)
 from tests.support.eventually import eventually
-from tests.support.system import run_command
+from tests.support.servers.system import run_command
 
 PLAYERS = ("ada", "grace", "hedy")
 UNLIMITED = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from cli.embedded_server import free_port
+from cli.embedded.server import free_port
 
 SCOREBOARD = Path(sys.executable).with_name("scoreboard")
 STRAYS = (

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cli.embedded import EmbeddedValkey
+from cli.embedded.servers import EmbeddedValkey
 from tests.faults.checks import check, drain
 from tests.faults.clients import Load
 from tests.faults.faults import FAULTS, Fault

@@ -9,8 +9,8 @@ from typing import Any
 import psycopg
 import redis.asyncio as aioredis
 
-from scoreboard.keys import PartitionKeys
 from scoreboard.model import Partition, unpack_score
+from scoreboard.store.keys import PartitionKeys
 from tests.faults.clients import History
 from tests.faults.stack import Stack
 from tests.faults.viewer import Viewer

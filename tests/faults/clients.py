@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Self
 
-from tests.faults.http import Answer, HttpConnection
+from tests.faults.http import HttpConnection, HttpResponse
 from tests.support.eventually import eventually_async
 
 DOCUMENTED = {200, 409, 503}
@@ -110,7 +110,7 @@ class Client:
             await asyncio.sleep(self._random.uniform(0.02, 0.2))
         self._acknowledge(told, user, action, answer)
 
-    def _acknowledge(self, told: Told, user: str, action: str, answer: Answer) -> None:
+    def _acknowledge(self, told: Told, user: str, action: str, answer: HttpResponse) -> None:
         reply = json.loads(answer.body)
         self._note("ok", user, action, reply["newScore"])
         if self._history.is_rewound and told.new_score is not None:

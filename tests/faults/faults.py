@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from psycopg import errors
 
-from scoreboard.keys import GROUP, PartitionKeys
 from scoreboard.model import Partition
+from scoreboard.store.keys import GROUP, PartitionKeys
 from tests.faults.checks import drain
 from tests.faults.stack import SERVICES, Stack
 from tests.support.eventually import eventually_async
-from tests.support.proxy import TO_SERVER
+from tests.support.fakes.proxy import TO_SERVER
 
 MAIN = Partition("main")
 KEYS = PartitionKeys(MAIN)
@@ -283,8 +283,8 @@ async def redis_rewound(stack: Stack, chance: random.Random) -> None:
     stack.load.pause()
     await stack.load.at_rest()
     await drain(stack)
-    async with stack.live() as live:
-        epoch = (await live.state(MAIN)).epoch
+    async with stack.store() as store:
+        epoch = (await store.state(MAIN)).epoch
         stack.rewound_epochs.add(epoch)
         stack.signal("flusher", signal.SIGSTOP)  # or it would fence before anyone acted
         await asyncio.to_thread(stack.valkey.kill)
@@ -296,7 +296,7 @@ async def redis_rewound(stack: Stack, chance: random.Random) -> None:
         stack.signal("flusher", signal.SIGCONT)
 
         async def is_mended() -> bool:
-            state = await live.state(MAIN)
+            state = await store.state(MAIN)
             return state.epoch > epoch and state.is_open
 
         await eventually_async(is_mended, within_s=30)

@@ -9,7 +9,7 @@ TIMEOUT_S = 3.0
 
 
 @dataclass
-class Answer:
+class HttpResponse:
     """Status (0: none came) and body."""
 
     status: int
@@ -24,7 +24,7 @@ class HttpConnection:
         self._token = token
         self._stream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def update(self, user: str, action: str, points: int) -> Answer:
+    async def update(self, user: str, action: str, points: int) -> HttpResponse:
         """Send one update; a cut or late answer is status 0."""
         body = json.dumps({"userId": user, "actionId": action, "points": points}).encode()
         head = (
@@ -37,9 +37,9 @@ class HttpConnection:
                 return await self._call(head.encode() + body)
         except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError):
             await self.close()
-            return Answer(0)
+            return HttpResponse(0)
 
-    async def _call(self, request: bytes) -> Answer:
+    async def _call(self, request: bytes) -> HttpResponse:
         if self._stream is None:
             self._stream = await asyncio.open_connection("127.0.0.1", self._port)
         reader, writer = self._stream
@@ -51,7 +51,7 @@ class HttpConnection:
         body = await reader.readexactly(int(fields.get("content-length", "0")))
         if fields.get("connection") == "close":
             await self.close()
-        return Answer(status, body)
+        return HttpResponse(status, body)
 
     async def close(self) -> None:
         """Close the connection; the next call opens another."""

@@ -17,19 +17,21 @@ from pathlib import Path
 import psycopg
 import redis.asyncio as aioredis
 
-from cli.embedded import EmbeddedPostgres, EmbeddedValkey
-from cli.embedded_server import free_port
-from cli.processes import Service
-from scoreboard import archive, migrations, postgres
-from scoreboard.auth import LOCAL_ISSUER, READ, UPDATE_ANY, LocalIssuer
-from scoreboard.live import Live
+from cli.embedded.server import free_port
+from cli.embedded.servers import EmbeddedPostgres, EmbeddedValkey
+from cli.running.processes import Service
+from scoreboard.ledger import migrations
+from scoreboard.ledger import pool as postgres
+from scoreboard.ledger.boards import insert_board
 from scoreboard.model import Board, Layout
-from scoreboard.redis_client import make_client
-from scoreboard.reseed import SESSION, find_closed, reseed
-from scoreboard.settings import Secret, Settings
+from scoreboard.recovery.reseed import SESSION, find_closed, reseed
+from scoreboard.runtime.settings import Secret, Settings
+from scoreboard.security.tokens import LOCAL_ISSUER, READ, UPDATE_ANY, LocalIssuer
+from scoreboard.store.client import make_client
+from scoreboard.store.store import Store
 from tests.faults.clients import Load
 from tests.support.eventually import eventually_async
-from tests.support.proxy import Proxy
+from tests.support.fakes.proxy import Proxy
 
 LAYOUT = Layout(partitions=1, seen_seconds=3600, seen_shards=16)
 SERVICES = ("flusher", "api", "streamer")
@@ -89,11 +91,11 @@ class Stack:
         shutil.copytree(copy, place)
 
     @asynccontextmanager
-    async def live(self) -> AsyncIterator[Live]:
+    async def store(self) -> AsyncIterator[Store]:
         """Open the scripts over a connection of their own."""
         client = make_client(self.settings, name="faults")
         try:
-            yield Live(client)
+            yield Store(client)
         finally:
             await client.aclose()
 
@@ -119,7 +121,7 @@ class Stack:
         await asyncio.to_thread(migrations.migrate, self.postgres.url)
         connection = await postgres.connect(self.settings, name="faults")
         async with connection:
-            await archive.insert_board(connection, self.board)
+            await insert_board(connection, self.board)
         await self.reseed()
         for name in SERVICES:
             self.services[name] = self._service(name)
@@ -127,9 +129,9 @@ class Stack:
     async def reseed(self) -> None:
         """Put the board back from PostgreSQL, as ``scoreboard reseed`` does."""
         connection = await postgres.connect(self.settings, name="faults", **SESSION)
-        async with self.live() as live, connection:
-            closed = await find_closed(live, self.board)
-            await reseed(live, connection, self.board, closed or [0], actor="faults")
+        async with self.store() as store, connection:
+            closed = await find_closed(store, self.board)
+            await reseed(store, connection, self.board, closed or [0], actor="faults")
 
     async def start(self, *names: str) -> None:
         """Start services and wait until they answer; all of them by default."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.embedded import EmbeddedValkey
+from cli.embedded.servers import EmbeddedValkey
 from tests.faults.campaign import run_campaign
 from tests.faults.faults import Fault
 from tests.faults.stack import Stack

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from tests.support.api import StartApi
+from tests.support.servers.api import StartApi
 
 
 async def test_ten_updates_a_minute_then_429_that_says_when(start_api: StartApi) -> None:

@@ -8,11 +8,11 @@ import httpx
 import psycopg
 import pytest
 
-from api.names import WAIT_S, WAITING_MAX
-from tests.support.api import LEADERBOARD_PATH, ApiClient, StartApi
+from api.endpoints.names import WAIT_S, WAITING_MAX
+from tests.support.data.ledger import Counted, write_history
 from tests.support.eventually import eventually_async
-from tests.support.ledger import Counted, write_history
-from tests.support.proxy import MakeProxy, Proxy
+from tests.support.fakes.proxy import MakeProxy, Proxy
+from tests.support.servers.api import LEADERBOARD_PATH, ApiClient, StartApi
 
 PROMISE_S = WAIT_S + 0.25
 """The longest wait for names, and what the rest of an answer takes on a busy machine."""

@@ -6,10 +6,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from api import names
-from api.page import find_files
+from api.endpoints import names
+from api.endpoints.page import find_files
 from scoreboard.model import user_uuid
-from tests.support.api import LEADERBOARD_PATH, StartApi
+from tests.support.servers.api import LEADERBOARD_PATH, StartApi
 
 FILES = ["/", "/index.html", "/docs", "/docs/start.js", "/docs/swagger-ui/swagger-ui.css"]
 

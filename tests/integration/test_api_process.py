@@ -11,10 +11,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.api import UPDATE_PATH, open_boards
-from tests.support.api_process import RunApi, client_of, free_port
 from tests.support.eventually import eventually
-from tests.support.tokens import MakeToken
+from tests.support.fakes.tokens import MakeToken
+from tests.support.servers.api import UPDATE_PATH, open_boards
+from tests.support.servers.api_process import RunApi, client_of, free_port
 
 
 def body(action: str) -> dict[str, str]:
@@ -212,7 +212,7 @@ async def test_an_unsafe_redis_is_refused_by_name(
 ) -> None:
     import redis
 
-    from tests.support.servers import EmbeddedValkey
+    from tests.support.servers.stores import EmbeddedValkey
 
     server: EmbeddedValkey = own_valkey()  # type: ignore[operator]
     with redis.Redis.from_url(server.url) as admin:

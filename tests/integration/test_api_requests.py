@@ -10,10 +10,10 @@ import httpx
 import pytest
 import redis
 
-from scoreboard.keys import PartitionKeys
 from scoreboard.model import Board, Partition
-from tests.support.api import LEADERBOARD_PATH, UPDATE_PATH, ApiClient, StartApi
-from tests.support.smuggling import CHUNKS, HEADS
+from scoreboard.store.keys import PartitionKeys
+from tests.support.clients.smuggling import CHUNKS, HEADS
+from tests.support.servers.api import LEADERBOARD_PATH, UPDATE_PATH, ApiClient, StartApi
 
 STREAM_PATH = "/api/scores/stream"
 STANDING_PATH = "/api/scores/users/alice"

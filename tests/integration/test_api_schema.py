@@ -6,12 +6,12 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 
-from api import documents
-from tests.support.api import open_boards
-from tests.support.api_process import ApiProcess, RunApi
-from tests.support.tokens import MakeToken
+from api.documents import openapi
+from tests.support.fakes.tokens import MakeToken
+from tests.support.servers.api import open_boards
+from tests.support.servers.api_process import ApiProcess, RunApi
 
-SCHEMA = schemathesis.openapi.from_dict(documents.openapi()).exclude(
+SCHEMA = schemathesis.openapi.from_dict(openapi.openapi()).exclude(
     operation_id="streamLeaderboard"  # its good answers do not end
 )
 

@@ -8,13 +8,19 @@ from typing import Any
 import pytest
 import redis
 
-from scoreboard.keys import ACTIONS, PartitionKeys
-from scoreboard.live import Live
 from scoreboard.model import Board, Layout, Partition
-from scoreboard.redis_client import make_client
-from scoreboard.settings import load
-from tests.support.api import LEADERBOARD_PATH, UPDATE_PATH, ApiClient, StartApi, open_boards
+from scoreboard.runtime.settings import load
+from scoreboard.store.client import make_client
+from scoreboard.store.keys import ACTIONS, PartitionKeys
+from scoreboard.store.store import Store
 from tests.support.eventually import eventually_async
+from tests.support.servers.api import (
+    LEADERBOARD_PATH,
+    UPDATE_PATH,
+    ApiClient,
+    StartApi,
+    open_boards,
+)
 
 PROBLEM = "application/problem+json"
 
@@ -396,8 +402,8 @@ async def test_a_change_of_the_catalogue_is_taken_up_without_a_restart(
 
     try:
         for points in (33, 44):
-            live = Live(writer)
-            await live.mirror_actions({"win": points}, seen=await live.catalogue_version())
+            store = Store(writer)
+            await store.mirror_actions({"win": points}, seen=await store.catalogue_version())
             await eventually_async(functools.partial(is_worth, points))
     finally:
         await writer.aclose()

@@ -10,12 +10,18 @@ import httpx
 import pytest
 import redis
 
-from scoreboard.keys import PartitionKeys
 from scoreboard.model import Board, Layout, Partition
-from tests.support.api import LEADERBOARD_PATH, UPDATE_PATH, ApiClient, StartApi, open_boards
+from scoreboard.store.keys import PartitionKeys
 from tests.support.eventually import eventually_async
-from tests.support.proxy import MakeProxy
-from tests.support.servers import EmbeddedValkey, OwnValkey
+from tests.support.fakes.proxy import MakeProxy
+from tests.support.servers.api import (
+    LEADERBOARD_PATH,
+    UPDATE_PATH,
+    ApiClient,
+    StartApi,
+    open_boards,
+)
+from tests.support.servers.stores import EmbeddedValkey, OwnValkey
 
 
 async def talk(client: ApiClient, data: bytes, *, end: bool = False) -> bytes:

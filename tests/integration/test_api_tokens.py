@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from scoreboard import key_set
-from scoreboard.auth import Verifier
 from scoreboard.errors import KeysUnavailable, Unauthenticated
-from scoreboard.settings import Settings, load
-from tests.support.api import LEADERBOARD_PATH, ApiClient, StartApi
+from scoreboard.runtime.settings import Settings, load
+from scoreboard.security import key_set
+from scoreboard.security.tokens import Verifier
+from tests.support.clients.issuer import serving_keys
 from tests.support.eventually import eventually_async
-from tests.support.issuer import serving_keys
-from tests.support.tokens import ISSUER, KeyPair, MakeToken
+from tests.support.fakes.tokens import ISSUER, KeyPair, MakeToken
+from tests.support.servers.api import LEADERBOARD_PATH, ApiClient, StartApi
 
 Forge = Callable[[MakeToken, KeyPair], str]
 

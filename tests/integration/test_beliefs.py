@@ -13,27 +13,27 @@ import pytest
 import redis
 
 from flusher.corrector import correct
-from flusher.lane import Lane
+from flusher.lane import PartitionFlusher
 from flusher.writer import Writer
 from scoreboard.errors import DatabaseUnavailable, Outdated, ScoreboardError
-from scoreboard.keys import GROUP, PartitionKeys
-from scoreboard.live import Live
-from scoreboard.mirror import mirror_catalogue
+from scoreboard.ledger.pool import connect
 from scoreboard.model import Action, Board, Partition, unpack_score
-from scoreboard.postgres import connect
-from scoreboard.reseed import SESSION, reseed
-from scoreboard.settings import Secret, Settings
+from scoreboard.recovery.mirror import mirror_catalogue
+from scoreboard.recovery.reseed import SESSION, reseed
+from scoreboard.runtime.settings import Secret, Settings
+from scoreboard.store.keys import GROUP, PartitionKeys
+from scoreboard.store.store import Store
 from tests.support.eventually import eventually_async
-from tests.support.flushing import (
+from tests.support.servers.flushers import (
     act,
     check_books,
     flushing,
     is_drained,
-    live_of,
     make_board,
     query,
+    store_of,
 )
-from tests.support.servers import OwnValkey
+from tests.support.servers.stores import OwnValkey
 
 MAIN = Partition("main")
 KEYS = PartitionKeys(MAIN)
@@ -56,22 +56,22 @@ def client(redis_url: str) -> Iterator["redis.Redis[str]"]:
 
 
 @pytest.fixture
-async def live(settings: Settings) -> AsyncIterator[Live]:
-    async with live_of(settings) as live:
-        yield live
+async def store(settings: Settings) -> AsyncIterator[Store]:
+    async with store_of(settings) as store:
+        yield store
 
 
 class Halting:
     """Stands in for a Live and stops its caller before one kind of call."""
 
-    def __init__(self, live: Live, method: str) -> None:
-        self._live = live
+    def __init__(self, store: Store, method: str) -> None:
+        self._store = store
         self._method = method
         self.is_reached = asyncio.Event()
         self.may_go_on = asyncio.Event()
 
     def __getattr__(self, name: str) -> Any:
-        method = getattr(self._live, name)
+        method = getattr(self._store, name)
         if name != self._method:
             return method
 
@@ -99,7 +99,7 @@ def score_of(client: "redis.Redis[str]", user: str) -> int:
 
 
 async def test_an_overtaken_corrector_sets_nobody_back(
-    settings: Settings, live: Live, client: "redis.Redis[str]", monkeypatch: pytest.MonkeyPatch
+    settings: Settings, store: Store, client: "redis.Redis[str]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stood before its correction; another flusher corrected, and committed 100 more."""
     await make_board(settings)
@@ -117,7 +117,7 @@ async def test_an_overtaken_corrector_sets_nobody_back(
                 client.delete(key)
             await act(settings, first)
             await eventually_async(lambda: is_drained(settings))
-    halting: Any = Halting(live, "repair")
+    halting: Any = Halting(store, "repair")
     writer = await Writer.open(settings, MAIN)
     overtaken = asyncio.create_task(correct(writer, halting, MAIN, 1))
     await halting.is_reached.wait()
@@ -138,10 +138,10 @@ async def test_an_overtaken_corrector_sets_nobody_back(
 
 
 async def test_an_overtaken_operator_fences_nobody(
-    settings: Settings, live: Live, client: "redis.Redis[str]"
+    settings: Settings, store: Store, client: "redis.Redis[str]"
 ) -> None:
     await make_board(settings)
-    halting: Any = Halting(live, "fence")
+    halting: Any = Halting(store, "fence")
     older = await connect(settings, name="older", **SESSION)
     overtaken = asyncio.create_task(reseed(halting, older, Board(), [0], actor="older"))
     await halting.is_reached.wait()
@@ -158,7 +158,7 @@ async def test_an_overtaken_operator_fences_nobody(
                 == []
             )
         )
-        await reseed(live, newer, Board(), [0], actor="newer")
+        await reseed(store, newer, Board(), [0], actor="newer")
 
     halting.may_go_on.set()
     with pytest.raises(Outdated):
@@ -170,52 +170,52 @@ async def test_an_overtaken_operator_fences_nobody(
 
 
 async def test_an_operator_who_fences_over_a_killed_run_is_let_pass(
-    settings: Settings, live: Live, client: "redis.Redis[str]"
+    settings: Settings, store: Store, client: "redis.Redis[str]"
 ) -> None:
     await make_board(settings)
     client.hset(KEYS.meta, mapping={"state": "fenced", "fence": "killed:0123"})
 
     async with await connect(settings, name="newer", **SESSION) as connection:
-        await reseed(live, connection, Board(), [0], actor="jürgen müller")
+        await reseed(store, connection, Board(), [0], actor="jürgen müller")
 
     assert client.hget(KEYS.meta, "state") == "open"
 
 
 @pytest.mark.parametrize("sign", ["rewind", "gap"])
 async def test_an_overtaken_flusher_fences_nobody(
-    sign: str, settings: Settings, live: Live, client: "redis.Redis[str]"
+    sign: str, settings: Settings, store: Store, client: "redis.Redis[str]"
 ) -> None:
     """It saw a rewind or a gap and stood still; the successor has repaired it since."""
     await make_board(settings)
-    seen = await live.state(MAIN)
+    seen = await store.state(MAIN)
     changes = {"rewind": {"epoch": 2}, "gap": {"committed": "1:9", "seq": 9}}
     client.hset(KEYS.meta, mapping=changes[sign])
 
     with pytest.raises(Outdated):
-        await live.fence(MAIN, f"flusher:{sign}", seen, committed=8)
+        await store.fence(MAIN, f"flusher:{sign}", seen, committed=8)
 
     assert client.hget(KEYS.meta, "state") == "open"
 
 
 async def test_an_older_copy_of_the_catalogue_never_replaces_a_newer_one(
-    settings: Settings, live: Live
+    settings: Settings, store: Store
 ) -> None:
     query(settings, "INSERT INTO actions VALUES ('win', 10, TRUE)")
-    halting: Any = Halting(live, "mirror_actions")
+    halting: Any = Halting(store, "mirror_actions")
     older = await connect(settings, name="older")
     overtaken = asyncio.create_task(mirror_catalogue(halting, older))
     await halting.is_reached.wait()
     end_sessions(settings, "older")
     query(settings, "UPDATE actions SET points = 20")
     async with await connect(settings, name="newer") as newer:
-        await mirror_catalogue(live, newer)
+        await mirror_catalogue(store, newer)
 
     halting.may_go_on.set()
     with pytest.raises(ScoreboardError):
         await overtaken
     await older.close()
 
-    assert await live.points() == {"win": 20}
+    assert await store.points() == {"win": 20}
 
 
 async def test_entries_that_an_overtaken_flusher_took_are_committed_without_new_ones(
@@ -231,7 +231,7 @@ async def test_entries_that_an_overtaken_flusher_took_are_committed_without_new_
                 client.xreadgroup, GROUP, "leader", {KEYS.events: ">"}, count=10, block=5000
             )
         )
-        lane: Lane = flusher.lanes[0]
+        lane: PartitionFlusher = flusher.lanes[0]
         while not taken.done():
             await act(settings, Action("alice", f"win:{client.hget(KEYS.meta, 'seq')}2", 10))
         assert await taken
@@ -250,10 +250,10 @@ async def test_what_was_read_from_another_server_is_acknowledged_only_after_it_w
     )
     await make_board(settings)
     is_reached, may_go_on = asyncio.Event(), asyncio.Event()
-    trim = Live.trim
+    trim = Store.trim
     cuts: list[object] = []
 
-    async def halting(self: Live, *args: Any, **options: Any) -> int:
+    async def halting(self: Store, *args: Any, **options: Any) -> int:
         is_reached.set()
         await may_go_on.wait()
         try:
@@ -264,7 +264,7 @@ async def test_what_was_read_from_another_server_is_acknowledged_only_after_it_w
         cuts.append(cut)
         return cut
 
-    monkeypatch.setattr(Live, "trim", halting)
+    monkeypatch.setattr(Store, "trim", halting)
     async with flushing(settings):
         await act(settings, Action("alice", "win:1", 10), Action("bob", "win:1", 10))
         await is_reached.wait()

@@ -5,8 +5,8 @@ import json
 import psycopg
 import redis
 
-from scoreboard.keys import ACTIONS, ACTIONS_CHANGED
-from tests.support.commands import Run
+from scoreboard.store.keys import ACTIONS, ACTIONS_CHANGED
+from tests.support.clients.commands import Run
 
 
 def test_a_change_is_kept_noted_copied_and_announced(

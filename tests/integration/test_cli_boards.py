@@ -8,9 +8,9 @@ import time
 import psycopg
 import redis
 
-from scoreboard.settings import Settings
-from tests.support.commands import Run, with_archive
-from tests.support.ledger import Counted, write_history
+from scoreboard.runtime.settings import Settings
+from tests.support.clients.commands import Run, with_database
+from tests.support.data.ledger import Counted, write_history
 
 NOW_S = time.time()
 
@@ -35,7 +35,7 @@ def test_a_board_is_made_once_listed_and_opened(command: Run, database_url: str)
 def test_the_top_is_what_postgresql_ranks(
     command: Run, database_url: str, settings: Settings
 ) -> None:
-    from scoreboard import archive
+    from scoreboard.ledger.scores import select_top
 
     history = [Counted(f"user-{n}", "a", 1 + n % 7, NOW_S + n / 1000) for n in range(40)]
     write_history(database_url, history)
@@ -43,7 +43,7 @@ def test_the_top_is_what_postgresql_ranks(
 
     shown = command("board", "top", "--limit", "25").out
 
-    ranked = with_archive(settings, lambda connection: archive.select_top(connection, "main", 25))
+    ranked = with_database(settings, lambda connection: select_top(connection, "main", 25))
     assert shown.splitlines() == [
         f"{rank}\t{row.user_id}\t{row.score}" for rank, row in enumerate(ranked, 1)
     ]

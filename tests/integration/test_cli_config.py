@@ -5,7 +5,7 @@ from pathlib import Path
 
 import redis
 
-from tests.support.commands import Run
+from tests.support.clients.commands import Run
 
 
 def test_secrets_are_stars_and_sources_are_named(command: Run, monkeypatch) -> None:

@@ -22,9 +22,9 @@ import pytest
 import redis
 from psycopg import sql
 
-from cli.verbs import scoreboard
-from scoreboard.auth import LocalIssuer
-from tests.support.commands import Run
+from cli.group import scoreboard
+from scoreboard.security.tokens import LocalIssuer
+from tests.support.clients.commands import Run
 from tests.support.eventually import eventually
 
 ROOT = Path(__file__).parents[2]

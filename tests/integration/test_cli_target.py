@@ -14,8 +14,8 @@ import pytest
 import redis
 
 from cli.target import Running, write_note
-from tests.support.commands import Run
-from tests.support.ledger import Counted, write_history
+from tests.support.clients.commands import Run
+from tests.support.data.ledger import Counted, write_history
 
 HERE = ".data"
 VERBS = {

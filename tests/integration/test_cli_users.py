@@ -9,8 +9,8 @@ from pathlib import Path
 import psycopg
 
 from scoreboard.model import user_uuid
-from tests.support.commands import Run
-from tests.support.ledger import Counted, write_history
+from tests.support.clients.commands import Run
+from tests.support.data.ledger import Counted, write_history
 
 
 def test_a_user_is_shown_from_redis_and_postgresql(command: Run, database_url: str) -> None:
@@ -87,8 +87,8 @@ def test_one_bad_line_imports_nothing(command: Run, database_url: str, tmp_path:
 MEASURED = """
 import resource, sys
 from pathlib import Path
-from cli.user_file import open_user_file
-from scoreboard.reseed import silent
+from cli.commands.user_file import open_user_file
+from scoreboard.recovery.reseed import silent
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 with open_user_file(Path(sys.argv[1]), silent) as users:
     total = users.count(silent)

@@ -7,12 +7,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import redis
 
-from scoreboard.keys import GROUP
 from scoreboard.model import Action
-from scoreboard.settings import Secret, Settings
-from tests.support.commands import Run
+from scoreboard.runtime.settings import Secret, Settings
+from scoreboard.store.keys import GROUP
+from tests.support.clients.commands import Run
 from tests.support.eventually import eventually_async
-from tests.support.flushing import (
+from tests.support.servers.flushers import (
     KEYS,
     act,
     check_books,

@@ -9,30 +9,30 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from cli.embedded import EmbeddedValkey
-from scoreboard.commits import Commits
-from scoreboard.dispatcher import Dispatcher
+from cli.embedded.servers import EmbeddedValkey
 from scoreboard.errors import OutcomeUnknown
-from scoreboard.keys import PartitionKeys
-from scoreboard.live import Live
+from scoreboard.ledger.pool import connect
 from scoreboard.model import Action, Board, Receipt
-from scoreboard.postgres import connect
-from scoreboard.reseed import SESSION, reseed
-from scoreboard.settings import Secret, Settings
-from tests.support.api import StartApi
+from scoreboard.recovery.reseed import SESSION, reseed
+from scoreboard.runtime.settings import Secret, Settings
+from scoreboard.store.commits import Commits
+from scoreboard.store.dispatcher import Dispatcher
+from scoreboard.store.keys import PartitionKeys
+from scoreboard.store.store import Store
 from tests.support.eventually import eventually_async
-from tests.support.flushing import (
+from tests.support.servers.api import StartApi
+from tests.support.servers.flushers import (
     MAIN,
     act,
     dispatching,
     flushing,
     is_drained,
-    live_of,
     make_board,
     positions,
     query,
+    store_of,
 )
-from tests.support.servers import OwnValkey
+from tests.support.servers.stores import OwnValkey
 
 
 @pytest.fixture
@@ -57,10 +57,10 @@ class Waiting(NamedTuple):
 
 @asynccontextmanager
 async def waiting(
-    settings: Settings, live: Live, *, limit_s: float = 10.0
+    settings: Settings, store: Store, *, limit_s: float = 10.0
 ) -> AsyncIterator[Waiting]:
     async with dispatching(settings) as dispatcher:
-        commits = Commits(live, dispatcher, limit_s=limit_s)
+        commits = Commits(store, dispatcher, limit_s=limit_s)
         task = asyncio.create_task(commits.run())
         try:
             yield Waiting(dispatcher, commits)
@@ -75,7 +75,7 @@ def waits(commits: Commits) -> int:
 
 async def test_who_waits_is_told_when_postgres_has_it(settings: Settings) -> None:
     await make_board(settings)
-    async with live_of(settings) as live, waiting(settings, live) as one:
+    async with store_of(settings) as store, waiting(settings, store) as one:
         first, second = await one.act("alice"), await one.act("bob")
         tasks = [
             asyncio.create_task(one.confirm(user, receipt))
@@ -99,7 +99,7 @@ async def test_who_waits_is_told_when_postgres_has_it(settings: Settings) -> Non
 
 async def test_a_wait_ends_and_says_that_it_is_not_known(settings: Settings) -> None:
     await make_board(settings)
-    async with live_of(settings) as live, waiting(settings, live, limit_s=0.1) as one:
+    async with store_of(settings) as store, waiting(settings, store, limit_s=0.1) as one:
         receipt = await one.act("alice")
 
         for _ in range(3):
@@ -112,16 +112,16 @@ async def test_a_wait_ends_and_says_that_it_is_not_known(settings: Settings) -> 
 async def reseeded(settings: Settings) -> None:
     async with (
         await connect(settings, name="test", **SESSION) as connection,
-        live_of(settings) as live,
+        store_of(settings) as store,
     ):
-        await reseed(live, connection, Board(), [0], actor="test")
+        await reseed(store, connection, Board(), [0], actor="test")
 
 
 async def test_a_reseed_confirms_what_the_ledger_has_and_what_is_lost_is_applied_again(
     settings: Settings,
 ) -> None:
     await make_board(settings)
-    async with live_of(settings) as live, waiting(settings, live) as one:
+    async with store_of(settings) as store, waiting(settings, store) as one:
         kept = await one.act("alice")
         async with flushing(settings):
             await eventually_async(lambda: is_drained(settings))
@@ -131,7 +131,7 @@ async def test_a_reseed_confirms_what_the_ledger_has_and_what_is_lost_is_applied
             for user, receipt in [("alice", kept), ("bob", lost)]
         ]
         await eventually_async(lambda: waits(one.commits) == 1)
-        await live._client.delete(PartitionKeys(MAIN).events)  # as where the disk was lost
+        await store._client.delete(PartitionKeys(MAIN).events)  # as where the disk was lost
         async with flushing(settings):
             await reseeded(settings)
             told = await asyncio.gather(*tasks)
@@ -183,7 +183,7 @@ async def test_another_users_action_of_the_same_seq_confirms_nobody(
 ) -> None:
     """Alice's action got seq 2 and was lost; Bob's got seq 2 on the server behind."""
     settings, redis = failing
-    async with live_of(settings) as live, waiting(settings, live) as one:
+    async with store_of(settings) as store, waiting(settings, store) as one:
         lost = await one.act("alice")
         await redis.fail_over()
         other = await one.act("bob")
@@ -211,7 +211,7 @@ async def test_a_failover_between_the_look_and_the_confirmation_confirms_nobody(
             await redis.fail_over()
 
     monkeypatch.setattr(Commits, "_reach", reach_and_fail)
-    async with live_of(settings) as live, waiting(settings, live, limit_s=20) as one:
+    async with store_of(settings) as store, waiting(settings, store, limit_s=20) as one:
         receipt = await one.act("alice")
         async with flushing(settings):
             told = await one.confirm("alice", receipt)
@@ -227,7 +227,7 @@ async def test_a_wait_whose_seq_redis_has_lost_goes_on_at_once(
     failing: tuple[Settings, Failing],
 ) -> None:
     settings, redis = failing
-    async with live_of(settings) as live, waiting(settings, live) as one:
+    async with store_of(settings) as store, waiting(settings, store) as one:
         receipts = [await one.act("alice", str(n)) for n in range(5)]
         last = asyncio.create_task(one.confirm("alice", receipts[-1], "4"))
         await eventually_async(lambda: waits(one.commits) == 1)
@@ -259,6 +259,6 @@ async def test_the_api_answers_once_postgres_has_the_action(
 
 
 async def test_a_board_that_is_not_loaded_is_not_waited_for_without_end(settings: Settings) -> None:
-    async with live_of(settings) as live, waiting(settings, live) as one:
+    async with store_of(settings) as store, waiting(settings, store) as one:
         with pytest.raises(OutcomeUnknown):
             await one.confirm("alice", Receipt(5, 1, replayed=False))

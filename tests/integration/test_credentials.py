@@ -22,18 +22,19 @@ import redis
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from scoreboard import postgres, redis_client
-from scoreboard.credentials import INVALIDATE_EVERY_S, keep_fresh, store_of
-from scoreboard.dispatcher import Dispatcher
 from scoreboard.errors import DatabaseUnavailable, RedisUnavailable, SecretsUnavailable
-from scoreboard.live import Live
+from scoreboard.ledger import pool as postgres
 from scoreboard.model import Action
-from scoreboard.secret_backends import AwsBackend
-from scoreboard.settings import Secret, Settings
-from scoreboard.telemetry import REGISTRY, setup_logging
-from tests.support.aws import SecretsManager
-from tests.support.boards import open_board
+from scoreboard.runtime.settings import Secret, Settings
+from scoreboard.runtime.telemetry import REGISTRY, setup_logging
+from scoreboard.security.credentials import INVALIDATE_EVERY_S, keep_fresh, store_of
+from scoreboard.security.secret_backends import AwsBackend
+from scoreboard.store import client as redis_client
+from scoreboard.store.dispatcher import Dispatcher
+from scoreboard.store.store import Store
+from tests.support.data.boards import open_board
 from tests.support.eventually import eventually_async
+from tests.support.fakes.aws import SecretsManager
 
 AWKWARD = "p@ss:/w%0rd #?\\'"
 """A password that would break any address it were put into."""
@@ -136,7 +137,7 @@ def database_settings(logins: Logins, secret: str, **changes: object) -> Setting
 async def kept_fresh(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
     """Refresh as services do, but a few hundred times as often."""
     monkeypatch.setattr(AwsBackend, "ttl_s", 0.3)
-    monkeypatch.setattr("scoreboard.credentials.CHECK_S", 0.05)
+    monkeypatch.setattr("scoreboard.security.credentials.CHECK_S", 0.05)
     task = asyncio.create_task(keep_fresh())
     try:
         yield
@@ -187,7 +188,7 @@ async def test_redis_stays_in_use_over_rotations_of_its_password(
         updates += 1
 
     async with kept_fresh(monkeypatch), asyncio.TaskGroup() as group:
-        await open_board(Live(client))
+        await open_board(Store(client))
         group.create_task(dispatcher.run())
         async with light_load(update, *[lambda _: client.incr("load")] * 3) as done:
             old = "first"
@@ -202,7 +203,7 @@ async def test_redis_stays_in_use_over_rotations_of_its_password(
                 await eventually_async(lambda count=count: done[0] > count + 50)
                 old = new
         dispatcher.close()
-    standing = await Live(client).standing("main", "alice")
+    standing = await Store(client).standing("main", "alice")
     await client.aclose()
 
     assert done[0] > 150
@@ -393,8 +394,8 @@ def test_a_silent_aws_does_not_hold_up_the_end_of_a_process(
 ) -> None:
     script = (
         "import asyncio\n"
-        "from scoreboard.credentials import SecretStore\n"
-        "from scoreboard.secret_backends import AwsBackend\n"
+        "from scoreboard.security.credentials import SecretStore\n"
+        "from scoreboard.security.secret_backends import AwsBackend\n"
         "async def main():\n"
         "    try: await asyncio.wait_for(SecretStore('redis', AwsBackend('sb')).get(), 1.5)\n"
         "    except TimeoutError: print('left')\n"
@@ -416,7 +417,7 @@ async def test_a_file_is_read_again_when_it_was_replaced(
     redis_user: RedisUser, aws_environment: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """As orchestrators do it: the path is a link into a folder, which is exchanged as a whole."""
-    aws_environment.setattr("scoreboard.secret_backends.FileBackend.ttl_s", 0.1)
+    aws_environment.setattr("scoreboard.security.secret_backends.FileBackend.ttl_s", 0.1)
     redis_user.change(">first", f">{AWKWARD}")
     mount(tmp_path, 1, "first")
     settings = redis_settings(
@@ -438,8 +439,8 @@ async def test_a_file_is_read_again_when_it_was_replaced(
 async def test_a_file_being_written_or_gone_leaves_the_old_login_in_use(
     aws_environment: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    aws_environment.setattr("scoreboard.secret_backends.FileBackend.ttl_s", 0.0)
-    aws_environment.setattr("scoreboard.credentials.backoff_s", lambda *_, **__: 0.0)
+    aws_environment.setattr("scoreboard.security.secret_backends.FileBackend.ttl_s", 0.0)
+    aws_environment.setattr("scoreboard.security.credentials.backoff_s", lambda *_, **__: 0.0)
     path = tmp_path / "redis.json"
     path.write_text('{"username": "app", "password": "first"}')
     store = store_of(redis_settings("redis://localhost", str(path), secrets="file"), "redis")

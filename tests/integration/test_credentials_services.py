@@ -11,10 +11,10 @@ import pytest
 import redis
 from psycopg import sql
 
-from scoreboard import migrations
+from scoreboard.ledger import migrations
 from tests.support.eventually import eventually
-from tests.support.rights import make_roles, make_users
-from tests.support.system import System
+from tests.support.servers.rights import make_roles, make_users
+from tests.support.servers.system import System
 
 USERS = {"api": "scoreboard_api", "flusher": "scoreboard_flusher", "streamer": None}
 

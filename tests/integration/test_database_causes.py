@@ -6,11 +6,11 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
-from scoreboard import migrations
 from scoreboard.errors import DatabaseUnavailable
-from scoreboard.postgres import connect
-from scoreboard.settings import Secret, Settings
-from tests.support.commands import Run
+from scoreboard.ledger import migrations
+from scoreboard.ledger.pool import connect
+from scoreboard.runtime.settings import Secret, Settings
+from tests.support.clients.commands import Run
 
 PASSWORD = "s3cr3t-word"
 

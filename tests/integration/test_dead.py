@@ -11,9 +11,10 @@ import psycopg
 import pytest
 import redis
 
-from scoreboard import archive, parked
 from scoreboard.errors import OperatorMistake
-from scoreboard.keys import PartitionKeys
+from scoreboard.ledger import parked
+from scoreboard.ledger.boards import select_board
+from scoreboard.ledger.pool import connect
 from scoreboard.model import (
     SCORE_MAX,
     Action,
@@ -25,11 +26,11 @@ from scoreboard.model import (
     partition_of,
     unpack_score,
 )
-from scoreboard.postgres import connect
-from scoreboard.settings import Secret, Settings
-from tests.support.commands import Run, with_archive
+from scoreboard.runtime.settings import Secret, Settings
+from scoreboard.store.keys import PartitionKeys
+from tests.support.clients.commands import Run, with_database
 from tests.support.eventually import eventually_async
-from tests.support.flushing import (
+from tests.support.servers.flushers import (
     KEYS,
     act,
     check_books,
@@ -428,7 +429,7 @@ async def test_two_operators_and_a_flusher_count_it_once(settings: Settings) -> 
 
     async def resolve(actor: str) -> str:
         async with await connect(settings, name="test") as connection:
-            board = await archive.select_board(connection, "main")
+            board = await select_board(connection, "main")
             try:
                 if actor == "three":
                     done = await parked.discard(
@@ -462,7 +463,7 @@ async def test_a_resolution_that_dies_on_its_way_changes_nothing(settings: Setti
 
     with breaking(settings):
         async with await connect(settings, name="test") as connection:
-            board = await archive.select_board(connection, "main")
+            board = await select_board(connection, "main")
             with pytest.raises(psycopg.Error):
                 await parked.apply(connection, board, number, actor="test")
             with pytest.raises(psycopg.Error):
@@ -489,14 +490,14 @@ def test_a_reseed_and_a_resolution_keep_out_of_each_others_way(
     allow_bad(settings)
 
     async def hold(connection: Any) -> None:
-        board = await archive.select_board(connection, "main")
+        board = await select_board(connection, "main")
         await parked.lock_board(connection, board)
         done = await asyncio.to_thread(command, "dead", "apply", "--all", "--yes")
         assert (done.code, "Another operator" in done.err) == (5, True)
         done = await asyncio.to_thread(command, "reseed", "--force", "--yes")
         assert done.code == 5
 
-    with_archive(settings, hold)
+    with_database(settings, hold)
     started_at = time.monotonic()
     assert command("dead", "apply", "--all", "--yes").code == 0
     assert time.monotonic() - started_at < 5

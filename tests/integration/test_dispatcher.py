@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 import pytest
 import redis
 
-from scoreboard.dispatcher import Dispatcher
 from scoreboard.errors import (
     ActionConflict,
     Busy,
@@ -18,12 +17,13 @@ from scoreboard.errors import (
     ScoreOutOfRange,
     Uninitialised,
 )
-from scoreboard.live import Live
 from scoreboard.model import Action, Board, Layout, Partition
-from scoreboard.redis_client import make_client
-from scoreboard.settings import Secret, Settings
-from tests.support.boards import fence, open_board
-from tests.support.servers import OwnValkey
+from scoreboard.runtime.settings import Secret, Settings
+from scoreboard.store.client import make_client
+from scoreboard.store.dispatcher import Dispatcher
+from scoreboard.store.store import Store
+from tests.support.data.boards import fence, open_board
+from tests.support.servers.stores import OwnValkey
 
 
 def settings_for(url: str, **changes: object) -> Settings:
@@ -42,9 +42,9 @@ async def running(settings: Settings) -> AsyncIterator[Dispatcher]:
 
 
 @pytest.fixture
-async def live(redis_url: str) -> AsyncIterator[Live]:
+async def store(redis_url: str) -> AsyncIterator[Store]:
     client = make_client(settings_for(redis_url), name="test")
-    yield Live(client)
+    yield Store(client)
     await client.aclose()
 
 
@@ -54,8 +54,8 @@ def calls(url: str) -> int:
         return int(client.info("commandstats").get("cmdstat_evalsha", {}).get("calls", 0))
 
 
-async def test_concurrent_updates_share_round_trips(live: Live, redis_url: str) -> None:
-    await open_board(live)
+async def test_concurrent_updates_share_round_trips(store: Store, redis_url: str) -> None:
+    await open_board(store)
     before = calls(redis_url)
 
     async with running(settings_for(redis_url)) as dispatcher:
@@ -67,8 +67,8 @@ async def test_concurrent_updates_share_round_trips(live: Live, redis_url: str) 
     assert calls(redis_url) - before <= 4
 
 
-async def test_each_caller_gets_its_own_answer(live: Live, redis_url: str) -> None:
-    await open_board(live)
+async def test_each_caller_gets_its_own_answer(store: Store, redis_url: str) -> None:
+    await open_board(store)
 
     async with running(settings_for(redis_url)) as dispatcher:
         receipts = await asyncio.gather(
@@ -78,8 +78,8 @@ async def test_each_caller_gets_its_own_answer(live: Live, redis_url: str) -> No
     assert [receipt.score for receipt in receipts] == list(range(1, 301))
 
 
-async def test_outcomes_become_errors_of_their_own(live: Live, redis_url: str) -> None:
-    await open_board(live)
+async def test_outcomes_become_errors_of_their_own(store: Store, redis_url: str) -> None:
+    await open_board(store)
     async with running(settings_for(redis_url, stream_cap=1)) as dispatcher:
         first = await dispatcher.submit("main", Action("a", "1", 5, stated=True))
         with pytest.raises(ActionConflict):
@@ -92,42 +92,42 @@ async def test_outcomes_become_errors_of_their_own(live: Live, redis_url: str) -
     assert (again.score, again.seq, again.replayed) == (5, first.seq, True)
 
 
-async def test_a_score_beyond_its_range_is_the_callers_error(live: Live, redis_url: str) -> None:
-    await open_board(live)
+async def test_a_score_beyond_its_range_is_the_callers_error(store: Store, redis_url: str) -> None:
+    await open_board(store)
     async with running(settings_for(redis_url)) as dispatcher:
         with pytest.raises(ScoreOutOfRange):
             await dispatcher.submit("main", Action("a", "1", -1))
 
 
-async def test_an_emptied_or_fenced_board_accepts_nothing(live: Live, redis_url: str) -> None:
+async def test_an_emptied_or_fenced_board_accepts_nothing(store: Store, redis_url: str) -> None:
     async with running(settings_for(redis_url)) as dispatcher:
         with pytest.raises(Uninitialised):
             await dispatcher.submit("main", Action("a", "1", 1))
-        await open_board(live)
-        await fence(live, Partition("main"), "operator")
+        await open_board(store)
+        await fence(store, Partition("main"), "operator")
         with pytest.raises(Fenced):
             await dispatcher.submit("main", Action("a", "1", 1))
 
 
-async def test_the_layout_is_learned_from_the_refusal(live: Live, redis_url: str) -> None:
+async def test_the_layout_is_learned_from_the_refusal(store: Store, redis_url: str) -> None:
     layout = Layout(partitions=3, seen_seconds=60, seen_shards=2)
-    await open_board(live, Board("main", layout))
+    await open_board(store, Board("main", layout))
 
     async with running(settings_for(redis_url)) as dispatcher:
         await asyncio.gather(
             *(dispatcher.submit("main", Action(f"user{n}", "1", n + 1)) for n in range(30))
         )
 
-    window = await live.leaderboard("main", limit=30)
+    window = await store.leaderboard("main", limit=30)
     assert [row.score for row in window.rows] == list(range(30, 0, -1))
-    standing = await live.standing("main", "user14", around=2)
+    standing = await store.standing("main", "user14", around=2)
     assert standing.rank == 16
     assert [row.score for row in standing.neighbours] == [17, 16, 15, 14, 13]
     assert [row.rank for row in standing.neighbours] == [14, 15, 16, 17, 18]
 
 
-async def test_a_forgotten_script_is_loaded_again_unseen(live: Live, redis_url: str) -> None:
-    await open_board(live)
+async def test_a_forgotten_script_is_loaded_again_unseen(store: Store, redis_url: str) -> None:
+    await open_board(store)
     async with running(settings_for(redis_url)) as dispatcher:
         await dispatcher.submit("main", Action("a", "1", 1))
         with redis.Redis.from_url(redis_url) as client:
@@ -138,8 +138,8 @@ async def test_a_forgotten_script_is_loaded_again_unseen(live: Live, redis_url: 
     assert receipt.score == 2
 
 
-async def test_a_cut_connection_is_mended_and_counts_once(live: Live, redis_url: str) -> None:
-    await open_board(live)
+async def test_a_cut_connection_is_mended_and_counts_once(store: Store, redis_url: str) -> None:
+    await open_board(store)
     async with running(settings_for(redis_url, dispatch_connections=1)) as dispatcher:
         await dispatcher.submit("main", Action("a", "1", 1))
         with redis.Redis.from_url(redis_url) as client:
@@ -158,7 +158,7 @@ async def test_a_server_that_is_away_is_said_quickly_and_found_again(
     server = own_valkey()
     settings = settings_for(server.url)
     client = make_client(settings, name="test")
-    await open_board(Live(client))
+    await open_board(Store(client))
     await client.aclose()
     async with running(settings) as dispatcher:
         await dispatcher.submit("main", Action("a", "1", 1))
@@ -173,8 +173,8 @@ async def test_a_server_that_is_away_is_said_quickly_and_found_again(
     assert receipt.score == 2
 
 
-async def test_a_caller_that_goes_away_costs_nobody_an_answer(live: Live, redis_url: str) -> None:
-    await open_board(live)
+async def test_a_caller_that_goes_away_costs_nobody_an_answer(store: Store, redis_url: str) -> None:
+    await open_board(store)
     async with running(settings_for(redis_url, dispatch_connections=1)) as dispatcher:
         tasks = [
             asyncio.create_task(dispatcher.submit("main", Action(f"user{n}", "1", n + 1)))
@@ -189,8 +189,8 @@ async def test_a_caller_that_goes_away_costs_nobody_an_answer(live: Live, redis_
     assert all(isinstance(one, asyncio.CancelledError) for one in done[::2])
 
 
-async def test_what_waits_is_bounded(live: Live, redis_url: str) -> None:
-    await open_board(live)
+async def test_what_waits_is_bounded(store: Store, redis_url: str) -> None:
+    await open_board(store)
     async with running(settings_for(redis_url, dispatch_waiting=10)) as dispatcher:
         done = await asyncio.gather(
             *(dispatcher.submit("main", Action(f"user{n}", "1", 1)) for n in range(20)),
@@ -200,8 +200,8 @@ async def test_what_waits_is_bounded(live: Live, redis_url: str) -> None:
     assert sum(isinstance(one, Overloaded) for one in done) == 10
 
 
-async def test_closing_lets_what_waits_go_out(live: Live, redis_url: str) -> None:
-    await open_board(live)
+async def test_closing_lets_what_waits_go_out(store: Store, redis_url: str) -> None:
+    await open_board(store)
     async with running(settings_for(redis_url)) as dispatcher:
         waiting = [
             asyncio.create_task(dispatcher.submit("main", Action(f"user{n}", "1", 1)))

@@ -16,11 +16,11 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from cli import binaries, child, embedded, identity
-from cli.embedded import EmbeddedPostgres, EmbeddedServer, EmbeddedValkey, free_port
+from cli.embedded import binaries, child, identity, servers
+from cli.embedded.servers import EmbeddedPostgres, EmbeddedServer, EmbeddedValkey, free_port
 from scoreboard.errors import EmbeddedFailed
 from tests.support.eventually import eventually
-from tests.support.servers import OwnPostgres, OwnValkey
+from tests.support.servers.stores import OwnPostgres, OwnValkey
 
 KINDS = [EmbeddedValkey, EmbeddedPostgres]
 
@@ -220,7 +220,7 @@ def test_a_folder_of_another_user_is_left_untouched(kind, tmp_path: Path, monkey
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_second_server_on_the_same_folder_is_refused(kind, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("cli.data_folder.LOCK_WAIT_S", 0.1)
+    monkeypatch.setattr("cli.embedded.data_folder.LOCK_WAIT_S", 0.1)
     with kind(tmp_path / "data") as first:
         line = failure_of(kind(tmp_path / "data"))
 
@@ -377,7 +377,7 @@ def test_a_user_without_a_name_is_told_what_to_do(tmp_path: Path, monkeypatch):
 _PARENT = """
 import signal, sys
 from pathlib import Path
-from cli.embedded import EmbeddedPostgres, EmbeddedValkey
+from cli.embedded.servers import EmbeddedPostgres, EmbeddedValkey
 folder = Path(sys.argv[1])
 servers = [EmbeddedValkey(folder / "valkey"), EmbeddedPostgres(folder / "postgres", fsync=False)]
 for server in servers:
@@ -438,7 +438,7 @@ def test_a_child_outlives_the_thread_that_asked_for_it():
 
 
 def test_a_child_of_a_parent_that_is_already_gone_does_not_start():
-    launcher = Path(embedded.__file__).with_name("launch.py")
+    launcher = Path(servers.__file__).with_name("launch.py")
     not_its_parent = str(os.getppid())
     words = [not_its_parent, str(int(signal.SIGTERM)), "-1", "-1", "/bin/echo", "started"]
 

@@ -10,17 +10,17 @@ from collections.abc import AsyncIterator
 import pytest
 import redis
 
-from scoreboard.feed import Feed
-from scoreboard.frames import Leaderboard
-from scoreboard.keys import PartitionKeys
-from scoreboard.live import Live
+from scoreboard.broadcast.frames import Leaderboard
+from scoreboard.broadcast.state import BoardState
+from scoreboard.broadcast.watcher import BoardWatcher
 from scoreboard.model import Action, Board, Layout, Partition, partition_of
-from scoreboard.relay import Relay
-from scoreboard.settings import Secret, Settings
-from tests.support.boards import open_board
+from scoreboard.runtime.settings import Secret, Settings
+from scoreboard.store.keys import PartitionKeys
+from scoreboard.store.store import Store
+from tests.support.clients.viewer import Connect, StartStreamer
+from tests.support.data.boards import open_board
 from tests.support.eventually import eventually_async
-from tests.support.flushing import dispatching, live_of
-from tests.support.viewer import Connect, StartStreamer
+from tests.support.servers.flushers import dispatching, store_of
 
 PARTITIONS = 3
 LAYOUT = Layout(PARTITIONS, 600, 4)
@@ -32,10 +32,10 @@ def settings(redis_url: str) -> Settings:
 
 
 @pytest.fixture
-async def live(settings: Settings) -> AsyncIterator[Live]:
-    async with live_of(settings) as live:
-        await open_board(live, Board("main", LAYOUT))
-        yield live
+async def store(settings: Settings) -> AsyncIterator[Store]:
+    async with store_of(settings) as store:
+        await open_board(store, Board("main", LAYOUT))
+        yield store
 
 
 async def play(settings: Settings, *, seed: int) -> list[str]:
@@ -53,20 +53,20 @@ class Showing:
 
     frame: Leaderboard | None = None
 
-    def board_changed(self, feed: Feed, noticed_at_s: float) -> None:
+    def board_changed(self, feed: BoardState, noticed_at_s: float) -> None:
         self.frame = feed.frame
 
-    def status_changed(self, feed: Feed) -> None:
+    def status_changed(self, feed: BoardState) -> None:
         pass
 
-    def access_changed(self, feed: Feed) -> None:
+    def access_changed(self, feed: BoardState) -> None:
         pass
 
 
 async def frame_of(settings: Settings) -> Leaderboard:
     """Give what a relay shows its viewers."""
     showing = Showing()
-    task = asyncio.create_task(Relay(settings, showing, name="test").run())
+    task = asyncio.create_task(BoardWatcher(settings, showing, name="test").run())
     try:
         await eventually_async(lambda: showing.frame is not None)
     finally:
@@ -76,13 +76,13 @@ async def frame_of(settings: Settings) -> Leaderboard:
     return showing.frame
 
 
-async def check_one_order(live: Live, settings: Settings) -> list[tuple[str, int]]:
-    whole = (await live.leaderboard("main", limit=100)).rows
+async def check_one_order(store: Store, settings: Settings) -> list[tuple[str, int]]:
+    whole = (await store.leaderboard("main", limit=100)).rows
     for first in range(0, len(whole), 7):
-        page = await live.leaderboard("main", offset=first, limit=7)
+        page = await store.leaderboard("main", offset=first, limit=7)
         assert page.rows == whole[first : first + 7]
     for place, row in enumerate(whole):
-        standing = await live.standing("main", row.user_id, around=3)
+        standing = await store.standing("main", row.user_id, around=3)
         start = max(0, min(place - 3, len(whole) - 7))
         assert standing.rank == row.rank == place + 1
         assert standing.neighbours == whole[start : start + 7]
@@ -92,11 +92,11 @@ async def check_one_order(live: Live, settings: Settings) -> list[tuple[str, int
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_list_rank_neighbours_and_frames_show_one_order(
-    seed: int, live: Live, settings: Settings
+    seed: int, store: Store, settings: Settings
 ) -> None:
     arrived = await play(settings, seed=seed)
 
-    order = await check_one_order(live, settings)
+    order = await check_one_order(store, settings)
 
     for number in range(PARTITIONS):
         for score in (5, 7):
@@ -109,7 +109,7 @@ async def test_list_rank_neighbours_and_frames_show_one_order(
 
 
 async def test_equal_packed_scores_rank_by_the_number_of_the_partition(
-    live: Live, settings: Settings
+    store: Store, settings: Settings
 ) -> None:
     await play(settings, seed=1)
     packed = 5 * 2**21 + 1000
@@ -119,7 +119,7 @@ async def test_equal_packed_scores_rank_by_the_number_of_the_partition(
             users = {f"p{number}-{n}": packed - n for n in range(20)}
             client.zadd(keys.board, users)
     # Written where they do not belong: only lists and frames find them.
-    whole = (await live.leaderboard("main", limit=100)).rows
+    whole = (await store.leaderboard("main", limit=100)).rows
     at = [row.user_id for row in whole].index("p0-0")
     assert [row.user_id for row in whole[at : at + 6]] == [
         *(f"p{number}-0" for number in range(PARTITIONS)),
@@ -128,7 +128,7 @@ async def test_equal_packed_scores_rank_by_the_number_of_the_partition(
 
 
 async def test_who_was_first_in_time_may_stand_behind_an_equal_of_another_partition(
-    live: Live, settings: Settings
+    store: Store, settings: Settings
 ) -> None:
     """What the documents say of several partitions, seen to happen."""
     home = {n: [u for u in map(str, range(50)) if partition_of(u, PARTITIONS) == n] for n in (0, 1)}
@@ -137,18 +137,18 @@ async def test_who_was_first_in_time_may_stand_behind_an_equal_of_another_partit
         for user in (filler, early, late):
             await dispatcher.submit("main", Action(user, "1", 5))
 
-    assert [row.user_id for row in (await live.leaderboard("main")).rows] == [filler, late, early]
-    assert [user for user, _ in await check_one_order(live, settings)] == [filler, late, early]
+    assert [row.user_id for row in (await store.leaderboard("main")).rows] == [filler, late, early]
+    assert [user for user, _ in await check_one_order(store, settings)] == [filler, late, early]
 
 
 async def test_viewers_of_a_streamer_see_the_order_that_a_read_gives(
     start_streamer: StartStreamer, connect: Connect, redis_url: str
 ) -> None:
-    async with live_of(Settings(redis_url=Secret(redis_url))) as live:
-        await open_board(live, Board("main", LAYOUT))
+    async with store_of(Settings(redis_url=Secret(redis_url))) as store:
+        await open_board(store, Board("main", LAYOUT))
     running = await start_streamer(opened=False)
     await play(running.settings, seed=4)
-    rows = (await running.live.leaderboard("main")).rows
+    rows = (await running.store.leaderboard("main")).rows
 
     viewer = await connect(running.port)
     expected = [{"rank": r.rank, "userId": r.user_id, "score": r.score} for r in rows]

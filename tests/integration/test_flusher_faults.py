@@ -9,19 +9,20 @@ import psycopg
 import pytest
 import redis
 
-from cli.embedded import EmbeddedPostgres, EmbeddedValkey
+from cli.embedded.servers import EmbeddedPostgres, EmbeddedValkey
 from flusher.recovery import GAP_FENCE, REWIND_FENCE
 from flusher.service import Flusher
 from flusher.status import Condition
 from scoreboard.errors import Busy, Fenced
-from scoreboard.keys import GROUP
-from scoreboard.migrations import migrate
+from scoreboard.ledger.migrations import migrate
+from scoreboard.ledger.parked import fields_of
 from scoreboard.model import SCORE_MAX, Action, Partition, Receipt
-from scoreboard.parked import fields_of
-from scoreboard.settings import Secret, Settings
-from tests.support.boards import fence
+from scoreboard.runtime.settings import Secret, Settings
+from scoreboard.store.keys import GROUP
+from tests.support.data.boards import fence
 from tests.support.eventually import eventually, eventually_async
-from tests.support.flushing import (
+from tests.support.fakes.proxy import TO_SERVER, MakeProxy
+from tests.support.servers.flushers import (
     KEYS,
     MAIN,
     FlusherProcess,
@@ -29,13 +30,12 @@ from tests.support.flushing import (
     check_books,
     flushing,
     is_drained,
-    live_of,
     make_board,
     positions,
     query,
+    store_of,
 )
-from tests.support.proxy import TO_SERVER, MakeProxy
-from tests.support.servers import OwnPostgres, OwnValkey
+from tests.support.servers.stores import OwnPostgres, OwnValkey
 
 Client = redis.Redis
 
@@ -450,8 +450,8 @@ async def test_an_entry_that_rubbish_seems_to_stand_for_is_not_cut(
     client.xadd(KEYS.events, {"rubbish": "1"})
     await act(settings, actions[1])
 
-    async with flushing(settings), live_of(settings) as live:
-        await eventually_async(lambda: epoch_is(live, 2), within_s=10)
+    async with flushing(settings), store_of(settings) as store:
+        await eventually_async(lambda: epoch_is(store, 2), within_s=10)
         await act(settings, actions[2])
         await drained(settings)
 
@@ -507,8 +507,8 @@ async def test_a_redis_that_came_back_older_is_fenced_drained_and_reseeded(
     await rewound(valkey, settings, actions, tmp_path / "older")
     receipts = await act(settings, *actions[60 : 60 + fresh])
 
-    async with flushing(settings), live_of(settings) as live:
-        await eventually_async(lambda: epoch_is(live, 2), within_s=15)
+    async with flushing(settings), store_of(settings) as store:
+        await eventually_async(lambda: epoch_is(store, 2), within_s=15)
         replays = await act(settings, *actions[:60])
         await act(settings, *actions[60:])
         await drained(settings)
@@ -525,8 +525,8 @@ async def test_a_redis_that_came_back_older_is_fenced_drained_and_reseeded(
     assert audit == (REWIND_FENCE, "reseed")
 
 
-async def epoch_is(live: object, epoch: int) -> bool:
-    state = await live.state(MAIN)
+async def epoch_is(store: object, epoch: int) -> bool:
+    state = await store.state(MAIN)
     return state.epoch == epoch and state.is_open
 
 
@@ -561,8 +561,8 @@ async def test_a_way_back_that_was_interrupted_is_gone_on_with(
     await act(settings, *actions[20:])
     client.hset(KEYS.meta, mapping={"state": "fenced", "fence": f"{REWIND_FENCE}:0123456789abcdef"})
 
-    async with flushing(settings), live_of(settings) as live:
-        await eventually_async(lambda: epoch_is(live, 2), within_s=10)
+    async with flushing(settings), store_of(settings) as store:
+        await eventually_async(lambda: epoch_is(store, 2), within_s=10)
         await drained(settings)
 
     check_scores(settings)
@@ -577,8 +577,8 @@ async def test_a_redis_of_before_the_last_reseed_is_brought_to_a_new_epoch(
     actions = some(20)
     await act(settings, *actions)
 
-    async with flushing(settings), live_of(settings) as live:
-        await eventually_async(lambda: epoch_is(live, 8), within_s=10)
+    async with flushing(settings), store_of(settings) as store:
+        await eventually_async(lambda: epoch_is(store, 8), within_s=10)
 
     check_scores(settings)
     assert query(settings, "SELECT count(*) FROM score_events") == [(20,)]
@@ -590,8 +590,8 @@ async def test_another_operators_fence_is_respected_and_the_stream_is_drained(
     await make_board(settings)
     actions = some(20)
     await act(settings, *actions)
-    async with live_of(settings) as live:
-        await fence(live, Partition("main"), "an-operator")
+    async with store_of(settings) as store:
+        await fence(store, Partition("main"), "an-operator")
 
     async with flushing(settings):
         await drained(settings)

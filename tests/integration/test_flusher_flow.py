@@ -8,21 +8,21 @@ import psycopg
 import pytest
 import redis
 
-from scoreboard.keys import GROUP
 from scoreboard.model import Action, Board, Layout, Partition, Receipt, partition_of
-from scoreboard.settings import Secret, Settings
+from scoreboard.runtime.settings import Secret, Settings
+from scoreboard.store.keys import GROUP
 from tests.support.eventually import eventually, eventually_async
-from tests.support.flushing import (
+from tests.support.servers.flushers import (
     KEYS,
     FlusherProcess,
     act,
     check_books,
     flushing,
     is_drained,
-    live_of,
     make_board,
     positions,
     query,
+    store_of,
 )
 
 USERS = 20
@@ -157,8 +157,8 @@ async def test_a_stop_commits_and_acknowledges_what_was_read(settings: Settings)
     async with flushing(settings):
         await eventually_async(lambda: positions(settings).get(0, 0) > 0)
 
-    async with live_of(settings) as live:
-        backlog = await live.backlog(Partition("main"))
+    async with store_of(settings) as store:
+        backlog = await store.backlog(Partition("main"))
     assert backlog.pending == 0
     assert positions(settings) == {0: 500 - (backlog.entries)}
 
@@ -225,8 +225,8 @@ async def test_two_flushers_at_once_never_count_twice(
         await drained(settings)
 
     check_books(settings, told(actions))
-    async with live_of(settings) as live:
-        assert (await live.state(Partition("main"))).is_open
+    async with store_of(settings) as store:
+        assert (await store.state(Partition("main"))).is_open
 
 
 async def test_a_standby_takes_over_at_once_when_the_leader_is_killed(

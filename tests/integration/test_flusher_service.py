@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import redis
 
-from cli.embedded import free_port
+from cli.embedded.servers import free_port
 from flusher.session import LEASE_LOCK
-from scoreboard.keys import PartitionKeys
+from scoreboard.ledger.pool import connect
 from scoreboard.model import Action, Partition
-from scoreboard.postgres import connect
-from scoreboard.settings import Secret, Settings
+from scoreboard.runtime.settings import Secret, Settings
+from scoreboard.store.keys import PartitionKeys
 from tests.support.eventually import eventually, eventually_async
-from tests.support.flushing import (
+from tests.support.servers.flushers import (
     FlusherProcess,
     act,
     check_books,
@@ -28,7 +28,7 @@ from tests.support.flushing import (
     make_board,
     query,
 )
-from tests.support.servers import OwnPostgres, OwnValkey
+from tests.support.servers.stores import OwnPostgres, OwnValkey
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ async def answers(settings: Settings, status: int, condition: str) -> bool:
 async def test_lag_and_age_are_measured_while_postgres_is_away(
     redis_url: str, own_postgres: OwnPostgres
 ) -> None:
-    from scoreboard.migrations import migrate
+    from scoreboard.ledger.migrations import migrate
 
     postgres = own_postgres()
     migrate(postgres.url)
@@ -153,14 +153,14 @@ async def test_lag_and_age_are_measured_while_postgres_is_away(
 
 
 async def test_the_committed_position_is_told_in_redis(settings: Settings) -> None:
-    from tests.support.flushing import MAIN, live_of
+    from tests.support.servers.flushers import MAIN, store_of
 
     await make_board(settings)
-    async with flushing(settings), live_of(settings) as live:
+    async with flushing(settings), store_of(settings) as store:
         await act(settings, *(Action("bob", f"win:{number}", 1) for number in range(7)))
         await eventually_async(lambda: is_drained(settings))
 
-        assert (await live.state(MAIN)).committed_seq == 7
+        assert (await store.state(MAIN)).committed_seq == 7
 
 
 def run_to_its_end(settings: Settings, tmp_path: Path, **environment: str) -> tuple[int, str]:
@@ -222,7 +222,7 @@ def test_a_wrong_setting_is_named_in_one_line(environment: dict[str, str], named
 async def test_servers_that_come_later_are_waited_for(
     own_valkey: OwnValkey, own_postgres: OwnPostgres, tmp_path: Path
 ) -> None:
-    from scoreboard.migrations import migrate
+    from scoreboard.ledger.migrations import migrate
 
     valkey, postgres = own_valkey(), own_postgres()
     migrate(postgres.url)

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from flusher.batch import Entry, build
 from flusher.writer import Flushed, GapFound, Superseded, Writer
-from scoreboard.archive import Position
+from scoreboard.ledger.positions import Position
 from scoreboard.model import Partition
-from scoreboard.settings import Secret, Settings
-from tests.support.flushing import query
+from scoreboard.runtime.settings import Secret, Settings
+from tests.support.servers.flushers import query
 
 _boards = itertools.count(1)
 Cut = tuple[int, int]

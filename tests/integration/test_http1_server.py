@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 
-from scoreboard.addresses import trusted_networks
 from scoreboard.errors import ScoreboardError
-from scoreboard.http1.answer import Answer
-from scoreboard.http1.connection import DISCARD_BYTES, LINGER_S, SLICE_BYTES, Connection
-from scoreboard.http1.request import Request
-from scoreboard.http1.server import Server, ServerLimits
-from scoreboard.problems import status_of
-from scoreboard.sockets import bind
+from scoreboard.http.connection import DISCARD_BYTES, LINGER_S, SLICE_BYTES, Connection
+from scoreboard.http.problems import status_of
+from scoreboard.http.request import Request
+from scoreboard.http.response import HttpResponse
+from scoreboard.http.server import Server, ServerLimits
+from scoreboard.runtime.sockets import bind
+from scoreboard.security.addresses import trusted_networks
+from tests.support.clients.smuggling import CHUNKS, HEADS
 from tests.support.eventually import eventually_async
-from tests.support.smuggling import CHUNKS, HEADS
 
 LONG = b"0123456789abcdef" * 262_144
 """An answer of 4 MiB, far more than the kernel holds for a peer."""
@@ -39,7 +39,7 @@ class Site:
         self.outcomes: list[str] = []
         self.refused: list[str] = []
 
-    async def __call__(self, request: Request) -> Answer | None:
+    async def __call__(self, request: Request) -> HttpResponse | None:
         head = request.head
         self.seen.append(f"{head.method} {head.path}")
         self.under_way += 1
@@ -50,41 +50,41 @@ class Site:
         finally:
             self.under_way -= 1
 
-    def refuse(self, error: ScoreboardError, peer: str) -> Answer:
+    def refuse(self, error: ScoreboardError, peer: str) -> HttpResponse:
         self.refused.append(error.code)
-        return Answer(status_of(type(error)), [], error.detail.encode())
+        return HttpResponse(status_of(type(error)), [], error.detail.encode())
 
-    async def _answer(self, request: Request) -> Answer | None:  # noqa: PLR0911 (a table)
+    async def _answer(self, request: Request) -> HttpResponse | None:  # noqa: PLR0911 (a table)
         match request.head.path:
             case "/echo":
                 body = await request.read_body()
                 self.bodies.append(body)
-                return Answer(200, [(b"content-type", b"text/plain")], body)
+                return HttpResponse(200, [(b"content-type", b"text/plain")], body)
             case "/wait":
                 await self.go_on.wait()
-                return Answer(200, [], b"waited")
+                return HttpResponse(200, [], b"waited")
             case "/late":
                 try:
                     with request.within(0.1):
                         await asyncio.Event().wait()
                 except TimeoutError:
                     self.outcomes.append("late")
-                return Answer(503, [], b"late")
+                return HttpResponse(503, [], b"late")
             case "/long":
-                return Answer(200, [], LONG)
+                return HttpResponse(200, [], LONG)
             case "/none":
-                return Answer(204, [], b"ignored")
+                return HttpResponse(204, [], b"ignored")
             case "/same":
-                return Answer(304, [(b"etag", b'"1"')], b"ignored")
+                return HttpResponse(304, [(b"etag", b'"1"')], b"ignored")
             case "/broken":
                 raise RuntimeError("broken on purpose")
             case "/split":
-                return Answer(200, [(b"x-a", b"b\r\nset-cookie: c")])
+                return HttpResponse(200, [(b"x-a", b"b\r\nset-cookie: c")])
             case "/stream":
                 await self._stream(request)
                 return None
             case _:
-                return Answer(200, [], request.head.path.encode())
+                return HttpResponse(200, [], request.head.path.encode())
 
     async def _stream(self, request: Request) -> None:
         stream = request.begin_stream(200, [(b"content-type", b"text/plain")], send_s=0.5)
@@ -640,7 +640,7 @@ async def test_who_is_refused_at_once_may_go_on_sending_and_sees_why(serve: Serv
 async def test_few_refused_connections_are_kept(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scoreboard.http1.server.REFUSED_MAX", 3)
+    monkeypatch.setattr("scoreboard.http.server.REFUSED_MAX", 3)
     served = await serve(connections=1)
     async with AsyncExitStack() as stack:
         busy = await stack.enter_async_context(talking(served))
@@ -839,7 +839,7 @@ async def test_nothing_is_left_of_any_mixture(
     )
     failures: list[Any] = []
     monkeypatch.setattr(
-        "scoreboard.http1.connection._log.error", lambda *event, **more: failures.append(more)
+        "scoreboard.http.connection._log.error", lambda *event, **more: failures.append(more)
     )
     served.server.loop.set_exception_handler(lambda _, context: failures.append(context))
     randomness = random.Random(seed)

@@ -11,18 +11,18 @@ from typing import Any
 import httpx
 import pytest
 
-from cli.embedded_server import free_port
-from cli.issuer import LIMITS
-from cli.issuer_app import IssuerSite
-from cli.issuer_form import FORM_LIFE_S, Seal
-from cli.issuer_grants import CODE_LIFE_S, Grants
-from scoreboard.auth import READ, UPDATE, UPDATE_ANY, LocalIssuer, Verifier
-from scoreboard.http1.server import Server
-from scoreboard.settings import load
-from scoreboard.sockets import bind
+from cli.embedded.server import free_port
+from cli.issuer.__main__ import LIMITS
+from cli.issuer.app import IssuerSite
+from cli.issuer.form import FORM_LIFE_S, Seal
+from cli.issuer.grants import CODE_LIFE_S, Grants
+from scoreboard.http.server import Server
+from scoreboard.runtime.settings import load
+from scoreboard.runtime.sockets import bind
+from scoreboard.security.tokens import READ, UPDATE, UPDATE_ANY, LocalIssuer, Verifier
+from tests.support.clients.issuer import Player, answer_in, sealed_in
+from tests.support.clients.smuggling import CHUNKS, HEADS
 from tests.support.eventually import eventually
-from tests.support.issuer import Player, answer_in, sealed_in
-from tests.support.smuggling import CHUNKS, HEADS
 
 URL = "http://127.0.0.1:8002"
 PAGE_URI = "http://127.0.0.1:8000/"

@@ -10,27 +10,27 @@ import redis
 
 from flusher.corrector import correct
 from flusher.writer import Writer
-from scoreboard.dispatcher import Dispatcher
 from scoreboard.errors import Busy, NotInTime
-from scoreboard.keys import PartitionKeys
-from scoreboard.live import Live
+from scoreboard.ledger.pool import connect
 from scoreboard.model import Action, Board, Partition, pack, unpack_score
-from scoreboard.postgres import connect
-from scoreboard.redis_client import make_client
-from scoreboard.repair import repair
-from scoreboard.reseed import SESSION, silent
-from scoreboard.settings import Secret, Settings
-from scoreboard.verify import Drift, Verdict, verify
+from scoreboard.recovery.repair import repair
+from scoreboard.recovery.reseed import SESSION, silent
+from scoreboard.recovery.verify import Drift, Verdict, verify
+from scoreboard.runtime.settings import Secret, Settings
+from scoreboard.store.client import make_client
+from scoreboard.store.dispatcher import Dispatcher
+from scoreboard.store.keys import PartitionKeys
+from scoreboard.store.store import Store
 from tests.support.eventually import eventually_async
-from tests.support.flushing import (
+from tests.support.servers.flushers import (
     act,
     check_books,
     dispatching,
     flushing,
     is_drained,
-    live_of,
     make_board,
     query,
+    store_of,
 )
 
 MAIN = Partition("main")
@@ -57,9 +57,9 @@ def client(redis_url: str) -> Iterator[Client]:
 
 
 @pytest.fixture
-async def live(settings: Settings) -> AsyncIterator[Live]:
-    async with live_of(settings) as live:
-        yield live
+async def store(settings: Settings) -> AsyncIterator[Store]:
+    async with store_of(settings) as store:
+        yield store
 
 
 def many(count: int, *, users: int = 200, prefix: str = "lag") -> list[Action]:
@@ -107,10 +107,12 @@ def faults(verdict: Verdict) -> list[str]:
 
 
 async def test_verify_and_repair_complete_while_thousands_wait(
-    settings: Settings, live: Live, client: Client, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, store: Store, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scoreboard.verify.CATCH_UP_S", 1.0)
-    monkeypatch.setattr("scoreboard.verify.BACKLOG_S", 0.0)  # no flusher runs, which verify reports
+    monkeypatch.setattr("scoreboard.recovery.verify.CATCH_UP_S", 1.0)
+    monkeypatch.setattr(
+        "scoreboard.recovery.verify.BACKLOG_S", 0.0
+    )  # no flusher runs, which verify reports
     await make_board(settings)
     await flushed(settings, *many(200, prefix="first"))
     await act(settings, *many(LAG))
@@ -122,7 +124,7 @@ async def test_verify_and_repair_complete_while_thousands_wait(
         verdict = await verified(settings)
         async with await connect(settings, name="test") as connection:
             done = await repair(
-                live, connection, Board(), verdict.drifted, actor="me", report=silent
+                store, connection, Board(), verdict.drifted, actor="me", report=silent
             )
 
         assert {one.user_id for one in verdict.drifted} == {"user199", "ghost", "user198"}
@@ -135,7 +137,7 @@ async def test_verify_and_repair_complete_while_thousands_wait(
 
 
 async def test_late_duplicates_are_corrected_while_thousands_wait(
-    settings: Settings, live: Live, client: Client, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, store: Store, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await make_board(settings)
     first = many(200, prefix="first")
@@ -148,7 +150,7 @@ async def test_late_duplicates_are_corrected_while_thousands_wait(
 
     writer = await Writer.open(settings, MAIN)
     pages = 0
-    while await correct(writer, live, MAIN, 1):
+    while await correct(writer, store, MAIN, 1):
         pages += 1
         # The flusher does this with the corrections' own records: the stream stays as long here.
         query(settings, "UPDATE rejected_events SET corrected_at = now() WHERE user_id IN"
@@ -203,7 +205,7 @@ def are_corrected(settings: Settings, count: int) -> bool:
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_who_acted_while_thousands_wait_keeps_the_place_that_is_due(
-    seed: int, settings: Settings, live: Live, client: Client
+    seed: int, settings: Settings, store: Store, client: Client
 ) -> None:
     """Many stand at few scores; some drift; when all is flushed PostgreSQL ranks as Redis does."""
     chance = random.Random(seed)
@@ -228,7 +230,7 @@ async def test_who_acted_while_thousands_wait_keeps_the_place_that_is_due(
 
     drifted = (await verified(settings)).drifted
     async with await connect(settings, name="test") as connection:
-        await repair(live, connection, Board(), drifted, actor="me", report=silent)
+        await repair(store, connection, Board(), drifted, actor="me", report=silent)
     async with flushing(settings):
         await eventually_async(lambda: is_drained(settings), within_s=20)
     assert drifted
@@ -251,15 +253,15 @@ async def test_a_drift_that_looks_like_the_committed_score_is_found(
 
 
 async def test_more_than_can_be_added_up_is_said(
-    settings: Settings, live: Live, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scoreboard.live.ENTRIES_MAX", 1000)
-    monkeypatch.setattr("scoreboard.verify.CATCH_UP_S", 0.3)
+    monkeypatch.setattr("scoreboard.store.corrections.ENTRIES_MAX", 1000)
+    monkeypatch.setattr("scoreboard.recovery.verify.CATCH_UP_S", 0.3)
     await make_board(settings)
     await flushed(settings, Action("alice", "first", 1))
     await act(settings, *many(2100))
 
     with pytest.raises(Busy, match="More than 1000"):
-        await live.tail(MAIN, epoch=1, seq=1, stream_id="0-1")
+        await store.tail(MAIN, epoch=1, seq=1, stream_id="0-1")
     with pytest.raises(NotInTime, match="More than 1000"):
         await verified(settings)

@@ -6,20 +6,20 @@ from typing import Any
 
 import pytest
 
-from scoreboard import archive
-from scoreboard.dispatcher import Dispatcher
 from scoreboard.errors import Fenced, OperatorMistake
-from scoreboard.keys import PartitionKeys
-from scoreboard.live import Live
+from scoreboard.ledger.boards import select_board
+from scoreboard.ledger.pool import connect
 from scoreboard.model import Action, Board, Layout, Partition, Receipt, partition_of
-from scoreboard.postgres import connect
-from scoreboard.redis_client import make_client
-from scoreboard.reseed import SESSION, find_closed, find_due, reseed
-from scoreboard.settings import Secret, Settings
-from scoreboard.verify import verify
-from tests.support.boards import fence
+from scoreboard.recovery.reseed import SESSION, find_closed, find_due, reseed
+from scoreboard.recovery.verify import verify
+from scoreboard.runtime.settings import Secret, Settings
+from scoreboard.store.client import make_client
+from scoreboard.store.dispatcher import Dispatcher
+from scoreboard.store.keys import PartitionKeys
+from scoreboard.store.store import Store
+from tests.support.data.boards import fence
 from tests.support.eventually import eventually_async
-from tests.support.flushing import (
+from tests.support.servers.flushers import (
     act,
     check_books,
     dispatching,
@@ -39,9 +39,9 @@ def settings(redis_url: str, database_url: str) -> Settings:
 
 
 @pytest.fixture
-async def live(settings: Settings) -> AsyncIterator[Live]:
+async def store(settings: Settings) -> AsyncIterator[Store]:
     client = make_client(settings, name="test")
-    yield Live(client)
+    yield Store(client)
     await client.aclose()
 
 
@@ -57,11 +57,11 @@ def set_layout(settings: Settings, layout: Layout) -> None:
     )
 
 
-async def do_reseed(settings: Settings, live: Live, *, force: bool = False, **how: Any) -> None:
+async def do_reseed(settings: Settings, store: Store, *, force: bool = False, **how: Any) -> None:
     async with await connect(settings, name="test", **SESSION) as connection:  # pyright: ignore[reportArgumentType]
-        board = await archive.select_board(connection, "main")
-        numbers = await find_due(live, board, force=force)
-        await reseed(live, connection, board, numbers, actor="test", **how)
+        board = await select_board(connection, "main")
+        numbers = await find_due(store, board, force=force)
+        await reseed(store, connection, board, numbers, actor="test", **how)
 
 
 async def play(dispatcher: Dispatcher, part: str) -> list[tuple[str, str, int]]:
@@ -84,7 +84,7 @@ async def check_sound(settings: Settings, partitions: int, wanted: list[Any]) ->
     check_books(settings, wanted, partitions=partitions)
     client = make_client(settings, name="test")
     async with await connect(settings, name="test", **SESSION) as connection:  # pyright: ignore[reportArgumentType]
-        board = await archive.select_board(connection, "main")
+        board = await select_board(connection, "main")
         verdict = await verify(client, connection, board, sample=None, report=lambda *_: None)
     await client.aclose()
     assert not verdict.drifted
@@ -93,17 +93,17 @@ async def check_sound(settings: Settings, partitions: int, wanted: list[Any]) ->
 
 @pytest.mark.parametrize("sizes", [(4, 2), (4, 1), (1, 3), (2, 4), (4, 3, 1), (4, 2, 4)], ids=str)
 async def test_an_api_with_an_old_layout_is_refused_or_learns_the_new_one(
-    sizes: tuple[int, ...], settings: Settings, live: Live
+    sizes: tuple[int, ...], settings: Settings, store: Store
 ) -> None:
     set_layout(settings, Layout(partitions=sizes[0]))
-    await do_reseed(settings, live)
+    await do_reseed(settings, store)
     acknowledged: list[tuple[str, str, int]] = []
     async with dispatching(settings) as stale, flushing(settings):
         acknowledged += await play(stale, "first")
         known = stale._layouts["main"] if sizes[0] > 1 else Layout()
         for turn, size in enumerate(sizes[1:]):
             set_layout(settings, Layout(partitions=size))
-            await do_reseed(settings, live)
+            await do_reseed(settings, store)
             # Each of the old partitions is asked by a process that knows the old layout only.
             for user in USERS:
                 stale._layouts["main"] = known
@@ -112,42 +112,44 @@ async def test_an_api_with_an_old_layout_is_refused_or_learns_the_new_one(
                 acknowledged.append((user, f"stale{turn}:{user}", 3))
                 assert stale._layouts["main"].partitions == size
             acknowledged += await play(stale, f"turn{turn}")
-            assert (await live.leaderboard("main", limit=0)).total == len(USERS)
+            assert (await store.leaderboard("main", limit=0)).total == len(USERS)
             await check_sound(settings, size, acknowledged)
 
 
-async def test_a_new_epoch_is_above_the_sum_of_the_old_ones(settings: Settings, live: Live) -> None:
+async def test_a_new_epoch_is_above_the_sum_of_the_old_ones(
+    settings: Settings, store: Store
+) -> None:
     """Readers compare sums, and would take a smaller one for an older board."""
     set_layout(settings, Layout(partitions=4))
-    await do_reseed(settings, live)
+    await do_reseed(settings, store)
     async with flushing(settings):
-        await do_reseed(settings, live, force=True)
-        before = await live.leaderboard("main", limit=0)
+        await do_reseed(settings, store, force=True)
+        before = await store.leaderboard("main", limit=0)
         assert before.epoch == 8
         set_layout(settings, Layout(partitions=1))
-        await do_reseed(settings, live)
+        await do_reseed(settings, store)
 
-    after = await live.leaderboard("main", limit=0)
+    after = await store.leaderboard("main", limit=0)
 
     assert after.epoch > before.epoch
     assert len(after.positions) == 1
 
 
 async def test_a_reader_with_an_old_layout_sees_every_user_at_once(
-    settings: Settings, live: Live
+    settings: Settings, store: Store
 ) -> None:
     other = make_client(settings, name="operator")
     set_layout(settings, Layout(partitions=2))
-    await do_reseed(settings, live)
+    await do_reseed(settings, store)
     async with flushing(settings), dispatching(settings) as dispatcher:
         await play(dispatcher, "first")
-        assert (await live.leaderboard("main")).total == len(USERS)
+        assert (await store.leaderboard("main")).total == len(USERS)
         for size in (4, 1):
             set_layout(settings, Layout(partitions=size))
-            await do_reseed(settings, Live(other))
+            await do_reseed(settings, Store(other))
 
-            window = await live.leaderboard("main", limit=100)
-            standings = [await live.standing("main", user, around=1) for user in USERS]
+            window = await store.leaderboard("main", limit=100)
+            standings = [await store.standing("main", user, around=1) for user in USERS]
 
             assert sorted(row.user_id for row in window.rows) == sorted(USERS)
             assert {standing.total for standing in standings} == {len(USERS)}
@@ -156,19 +158,19 @@ async def test_a_reader_with_an_old_layout_sees_every_user_at_once(
 
 @pytest.mark.parametrize("step", ["fence", "drain", "restore", "retire", "open"])
 async def test_a_run_that_dies_while_the_layout_shrinks_twice_is_completed_by_the_next(
-    step: str, settings: Settings, live: Live, monkeypatch: pytest.MonkeyPatch
+    step: str, settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class DiedError(Exception):
         pass
 
     set_layout(settings, Layout(partitions=4))
-    await do_reseed(settings, live)
+    await do_reseed(settings, store)
     async with flushing(settings), dispatching(settings) as stale:
         acknowledged = await play(stale, "first")
         old = stale._layouts["main"]
         set_layout(settings, Layout(partitions=3))
         calls = 0
-        real = getattr(Live, "backlog" if step == "drain" else step)
+        real = getattr(Store, "backlog" if step == "drain" else step)
 
         async def die(*arguments: Any, **named: Any) -> Any:
             nonlocal calls
@@ -178,13 +180,13 @@ async def test_a_run_that_dies_while_the_layout_shrinks_twice_is_completed_by_th
             return await real(*arguments, **named)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Live, "backlog" if step == "drain" else step, die)
+            patch.setattr(Store, "backlog" if step == "drain" else step, die)
             with pytest.raises((DiedError, ExceptionGroup)):
-                await do_reseed(settings, live)
+                await do_reseed(settings, store)
         acknowledged += await play(stale, "between")
         set_layout(settings, Layout(partitions=2))
-        assert await find_closed(live, Board(layout=Layout(partitions=2))) == [0, 1]
-        await do_reseed(settings, live)
+        assert await find_closed(store, Board(layout=Layout(partitions=2))) == [0, 1]
+        await do_reseed(settings, store)
 
         for user in USERS:
             stale._layouts["main"] = old
@@ -194,16 +196,16 @@ async def test_a_run_that_dies_while_the_layout_shrinks_twice_is_completed_by_th
 
 
 async def test_a_flusher_started_before_the_reseed_drains_what_the_board_will_lose(
-    settings: Settings, live: Live
+    settings: Settings, store: Store
 ) -> None:
     set_layout(settings, Layout(partitions=4))
-    await do_reseed(settings, live)
+    await do_reseed(settings, store)
     async with dispatching(settings) as dispatcher:
         acknowledged = await play(dispatcher, "first")
         set_layout(settings, Layout(partitions=1))
 
         async with flushing(settings) as flusher:
-            await do_reseed(settings, live)
+            await do_reseed(settings, store)
             await check_sound(settings, 1, acknowledged)
 
             await eventually_async(
@@ -218,10 +220,10 @@ async def test_a_flusher_started_before_the_reseed_drains_what_the_board_will_lo
 
 
 async def test_partitions_that_an_older_version_left_open_are_found_and_counted(
-    settings: Settings, live: Live
+    settings: Settings, store: Store
 ) -> None:
     set_layout(settings, Layout(partitions=2))
-    await do_reseed(settings, live)
+    await do_reseed(settings, store)
     async with dispatching(settings) as stale, flushing(settings):
         acknowledged = await play(stale, "first")
         await eventually_async(lambda: is_drained(settings, partitions=2))
@@ -229,9 +231,9 @@ async def test_partitions_that_an_older_version_left_open_are_found_and_counted(
         board = Board(layout=Layout(partitions=1))
         set_layout(settings, board.layout)
         partition = Partition("main")
-        epoch, seq = await fence(live, partition, "old")
-        await live.restore(partition, "old", [], first=True)
-        await live.open(
+        epoch, seq = await fence(store, partition, "old")
+        await store.restore(partition, "old", [], first=True)
+        await store.open(
             partition, "old", board, epoch=epoch + 1, seq=seq, stream_id="0-0", members=0
         )
         query(settings, "UPDATE flush_state SET epoch = epoch + 1 WHERE part = 0")
@@ -245,23 +247,23 @@ async def test_partitions_that_an_older_version_left_open_are_found_and_counted(
         await client.aclose()
         assert ("layout", 1) in {(one.check, one.partition) for one in verdict.findings}
 
-        await do_reseed(settings, live)
+        await do_reseed(settings, store)
         await check_sound(settings, 1, acknowledged)
 
 
 async def test_the_seen_window_changes_for_all_partitions_or_for_none(
-    settings: Settings, live: Live
+    settings: Settings, store: Store
 ) -> None:
     set_layout(settings, Layout(partitions=2))
-    await do_reseed(settings, live)
+    await do_reseed(settings, store)
     async with dispatching(settings) as dispatcher, flushing(settings):
         acknowledged = await play(dispatcher, "first")
         set_layout(settings, Layout(2, 600, 8))
         async with await connect(settings, name="test", **SESSION) as connection:  # pyright: ignore[reportArgumentType]
-            board = await archive.select_board(connection, "main")
+            board = await select_board(connection, "main")
             with pytest.raises(OperatorMistake, match="layout of board main has changed"):
-                await reseed(live, connection, board, [1], actor="test")
-        await do_reseed(settings, live)
+                await reseed(store, connection, board, [1], actor="test")
+        await do_reseed(settings, store)
 
         for user, action, delta in acknowledged:
             receipt = await dispatcher.submit("main", Action(user, action, delta))
@@ -270,10 +272,10 @@ async def test_the_seen_window_changes_for_all_partitions_or_for_none(
 
 
 async def test_a_board_that_left_the_settings_is_still_flushed(
-    settings: Settings, live: Live, redis_url: str
+    settings: Settings, store: Store, redis_url: str
 ) -> None:
     set_layout(settings, Layout())
-    await do_reseed(settings, live)
+    await do_reseed(settings, store)
     acknowledged = [("alice", "a", 5)]
     await act(settings, Action(*acknowledged[0]))
     others = Settings(
@@ -287,14 +289,14 @@ async def test_a_board_that_left_the_settings_is_still_flushed(
 
 
 async def test_a_retired_partition_leaves_nothing_but_the_layout(
-    settings: Settings, live: Live
+    settings: Settings, store: Store
 ) -> None:
     set_layout(settings, Layout(partitions=2))
-    await do_reseed(settings, live)
+    await do_reseed(settings, store)
     async with dispatching(settings) as dispatcher, flushing(settings):
         await play(dispatcher, "first")
         set_layout(settings, Layout(partitions=1))
-        await do_reseed(settings, live)
+        await do_reseed(settings, store)
 
     client = make_client(settings, name="test")
     keys = PartitionKeys(Partition("main", 1))

@@ -8,7 +8,6 @@ import pytest
 import redis
 
 from cli.failures import explain
-from scoreboard.dispatcher import Dispatcher
 from scoreboard.errors import (
     OperatorMistake,
     Outdated,
@@ -17,12 +16,14 @@ from scoreboard.errors import (
     UnknownUser,
     UnsafeRedis,
 )
-from scoreboard.live import Live, PartitionState
 from scoreboard.model import Action, Board, Layout, Partition
-from scoreboard.redis_client import check_durability, make_client, require_durability
-from scoreboard.settings import Secret, Settings
-from tests.support.boards import fence, open_board
-from tests.support.servers import OwnValkey
+from scoreboard.runtime.settings import Secret, Settings
+from scoreboard.store.client import check_durability, make_client, require_durability
+from scoreboard.store.dispatcher import Dispatcher
+from scoreboard.store.partitions import PartitionState
+from scoreboard.store.store import Store
+from tests.support.data.boards import fence, open_board
+from tests.support.servers.stores import OwnValkey
 
 
 @pytest.fixture
@@ -31,9 +32,9 @@ def settings(redis_url: str) -> Settings:
 
 
 @pytest.fixture
-async def live(settings: Settings) -> AsyncIterator[Live]:
+async def store(settings: Settings) -> AsyncIterator[Store]:
     client = make_client(settings, name="test")
-    yield Live(client)
+    yield Store(client)
     await client.aclose()
 
 
@@ -48,16 +49,16 @@ async def submit_all(settings: Settings, actions: list[Action]) -> None:
 
 @pytest.mark.parametrize("partitions", [1, 3])
 async def test_list_rank_and_neighbours_tell_one_order(
-    live: Live, settings: Settings, partitions: int
+    store: Store, settings: Settings, partitions: int
 ) -> None:
     layout = Layout(partitions=partitions, seen_seconds=600, seen_shards=4)
-    await open_board(live, Board("main", layout))
+    await open_board(store, Board("main", layout))
     chance = random.Random(7)
     users = [f"user{n}" for n in range(23)]
     await submit_all(settings, [Action(u, "1", chance.randint(1, 6)) for u in users])
 
-    whole = await live.leaderboard("main", limit=100)
-    pages = [await live.leaderboard("main", offset=at, limit=5) for at in range(0, 25, 5)]
+    whole = await store.leaderboard("main", limit=100)
+    pages = [await store.leaderboard("main", offset=at, limit=5) for at in range(0, 25, 5)]
 
     assert [row.rank for row in whole.rows] == list(range(1, 24))
     assert [row.score for row in whole.rows] == sorted(
@@ -67,52 +68,52 @@ async def test_list_rank_and_neighbours_tell_one_order(
     assert {page.total for page in pages} == {23}
     for place, row in enumerate(whole.rows):
         for around in (0, 2):
-            standing = await live.standing("main", row.user_id, around=around)
+            standing = await store.standing("main", row.user_id, around=around)
             assert (standing.rank, standing.score, standing.total) == (row.rank, row.score, 23)
             first = max(0, min(place - around, 23 - 1 - 2 * around))
             expected = whole.rows[first : first + 2 * around + 1] if around else ()
             assert standing.neighbours == expected
 
 
-async def test_who_has_no_score_has_no_standing(live: Live) -> None:
-    await open_board(live)
+async def test_who_has_no_score_has_no_standing(store: Store) -> None:
+    await open_board(store)
 
     with pytest.raises(UnknownUser):
-        await live.standing("main", "nobody")
+        await store.standing("main", "nobody")
 
 
-async def test_an_emptied_redis_says_so(live: Live) -> None:
-    assert await live.state(Partition("main")) == PartitionState()
+async def test_an_emptied_redis_says_so(store: Store) -> None:
+    assert await store.state(Partition("main")) == PartitionState()
     with pytest.raises(Uninitialised):
-        await live.board("main")
+        await store.board("main")
     with pytest.raises(Uninitialised):
-        await live.leaderboard("main")
+        await store.leaderboard("main")
 
 
-async def test_what_was_fixed_when_a_board_was_made_is_read_back(live: Live) -> None:
+async def test_what_was_fixed_when_a_board_was_made_is_read_back(store: Store) -> None:
     board = Board("main", Layout(2, 60, 8), is_public=False)
-    await open_board(live, board)
+    await open_board(store, board)
 
-    assert await live.board("main") == board
-    state = await live.state(Partition("main", 1))
+    assert await store.board("main") == board
+    state = await store.state(Partition("main", 1))
     assert (state.epoch, state.is_open, state.fence) == (1, True, "")
 
 
-async def test_only_the_holder_of_the_fence_restores(live: Live) -> None:
-    await open_board(live)
-    await fence(live, Partition("main"), "mine")
+async def test_only_the_holder_of_the_fence_restores(store: Store) -> None:
+    await open_board(store)
+    await fence(store, Partition("main"), "mine")
 
     with pytest.raises(OperatorMistake, match="another operator"):
-        await live.restore(Partition("main"), "yours", [(1, "eve")], first=True)
+        await store.restore(Partition("main"), "yours", [(1, "eve")], first=True)
 
 
-async def test_a_refusal_is_explained_by_itself_and_not_by_the_driver(live: Live) -> None:
-    await open_board(live)
-    seen = await live.state(Partition("main"))
-    await fence(live, Partition("main"), "mine")
+async def test_a_refusal_is_explained_by_itself_and_not_by_the_driver(store: Store) -> None:
+    await open_board(store)
+    seen = await store.state(Partition("main"))
+    await fence(store, Partition("main"), "mine")
 
     with pytest.raises(Outdated, match="another epoch") as caught:
-        await live.fence(Partition("main"), "yours", seen)
+        await store.fence(Partition("main"), "yours", seen)
 
     title, detail = Outdated.title, "another epoch, fence or committed position"
     assert explain(caught.value) == (f"{title}: {detail}", 69)
@@ -122,7 +123,7 @@ async def test_a_server_that_is_away_is_one_error() -> None:
     client = make_client(Settings(redis_url=Secret("redis://127.0.0.1:1")), name="test")
 
     with pytest.raises(RedisUnavailable):
-        await Live(client).leaderboard("main")
+        await Store(client).leaderboard("main")
     with pytest.raises(RedisUnavailable):
         await check_durability(client)
     await client.aclose()

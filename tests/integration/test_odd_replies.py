@@ -16,32 +16,34 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from api.rate_limit import Limiter
-from cli.recovery import reseed_board
+from api.edge.rate_limit import Limiter
+from cli.commands.reseed import reseed_board
 from flusher.consumer import Consumer
-from flusher.lane import Lane
+from flusher.lane import PartitionFlusher
 from flusher.status import Condition
-from scoreboard.auth import Caller
-from scoreboard.catalogue import Catalogue
-from scoreboard.census import Census
-from scoreboard.commits import Commits
-from scoreboard.dispatcher import Dispatcher
+from scoreboard.broadcast.frames import Leaderboard
+from scoreboard.broadcast.state import BoardState
+from scoreboard.broadcast.watcher import BoardWatcher
 from scoreboard.errors import ScoreboardError
-from scoreboard.feed import Feed
-from scoreboard.frames import Leaderboard
-from scoreboard.keys import ACTIONS, GROUP, PartitionKeys
-from scoreboard.live import Live, PartitionState, Truth
 from scoreboard.model import Action, Board, Layout, Partition, Receipt, Row
-from scoreboard.redis_client import check_durability, make_client
-from scoreboard.relay import Relay
-from scoreboard.reseed import silent
-from scoreboard.settings import Secret, Settings
-from scoreboard.tail import Tail
-from tests.support.api import LEADERBOARD_PATH, StartApi
-from tests.support.boards import open_board
+from scoreboard.recovery.reseed import silent
+from scoreboard.runtime.settings import Secret, Settings
+from scoreboard.security.tokens import Caller
+from scoreboard.store.catalogue import Catalogue
+from scoreboard.store.client import check_durability, make_client
+from scoreboard.store.commits import Commits
+from scoreboard.store.corrections import ExpectedScore
+from scoreboard.store.dispatcher import Dispatcher
+from scoreboard.store.keys import ACTIONS, GROUP, PartitionKeys
+from scoreboard.store.partitions import PartitionState
+from scoreboard.store.scanner import Scanner
+from scoreboard.store.store import Store
+from scoreboard.store.tail import Tail
+from tests.support.data.boards import open_board
 from tests.support.eventually import eventually_async
-from tests.support.flushing import act, flushing, is_drained, live_of, make_board, query
-from tests.support.odd_server import odd_server
+from tests.support.fakes.odd_server import odd_server
+from tests.support.servers.api import LEADERBOARD_PATH, StartApi
+from tests.support.servers.flushers import act, flushing, is_drained, make_board, query, store_of
 
 MAIN = Partition("main")
 KEYS = PartitionKeys(MAIN)
@@ -63,23 +65,23 @@ class Calls:
 
     def __init__(self, settings: Settings, text: Any, raw: Any, dispatcher: Dispatcher) -> None:
         self.dispatcher = dispatcher
-        live = self.live = Live(text)
-        census = Census(text)
-        consumer = Consumer(raw, live, MAIN, timeout_s=settings.redis_timeout_s)
-        self.commits = Commits(live, dispatcher, limit_s=LIMIT_S)
+        store = self.store = Store(text)
+        census = Scanner(text)
+        consumer = Consumer(raw, store, MAIN, timeout_s=settings.redis_timeout_s)
+        self.commits = Commits(store, dispatcher, limit_s=LIMIT_S)
         self.limiter = Limiter(settings)
         board = Board("main", Layout(2, 60, 2))
         self.table: dict[str, Call] = {
             "submit": lambda: dispatcher.submit("main", Action("alice", "win:1", 1, stated=True)),
-            "state": lambda: live.state(MAIN),
-            "board": lambda: live.board("main"),
-            "leaderboard": lambda: live.leaderboard("main"),
-            "standing": lambda: live.standing("main", "alice", around=2),
-            "standing_at": lambda: live.standing_at(MAIN, 1, most=10),
-            "now": live.now_s,
-            "backlog": lambda: live.backlog(MAIN),
-            "points": live.points,
-            "catalogue": Catalogue(settings, live).load,
+            "state": lambda: store.state(MAIN),
+            "board": lambda: store.board("main"),
+            "leaderboard": lambda: store.leaderboard("main"),
+            "standing": lambda: store.standing("main", "alice", around=2),
+            "standing_at": lambda: store.standing_at(MAIN, 1, most=10),
+            "now": store.now_s,
+            "backlog": lambda: store.backlog(MAIN),
+            "points": store.points,
+            "catalogue": Catalogue(settings, store).load,
             "count": lambda: census.count(MAIN),
             "packed_of": lambda: census.packed_of(MAIN, ["alice", "bob"]),
             "members": lambda: _all(census.members(MAIN)),
@@ -89,14 +91,14 @@ class Calls:
             "read": lambda: consumer.read(10, block=False),
             "before": lambda: consumer.before("5-0"),
             "facts": consumer.facts,
-            "trim": lambda: live.trim(
+            "trim": lambda: store.trim(
                 MAIN, "5-0", [b"5-0"], history="", epoch=1, first_seq=1, last_seq=1
             ),
-            "history": live.history,
-            "tail": lambda: live.tail(MAIN, epoch=1, seq=0, stream_id="0-0"),
-            "repair": lambda: live.repair(
+            "history": store.history,
+            "tail": lambda: store.tail(MAIN, epoch=1, seq=0, stream_id="0-0"),
+            "repair": lambda: store.repair(
                 MAIN,
-                [Truth("alice", 1)],
+                [ExpectedScore("alice", 1)],
                 Tail(history="", epoch=1, seq=0, stream_id="0-0"),
             ),
             "ensure_group": consumer.ensure_group,
@@ -106,16 +108,16 @@ class Calls:
                 "main", Action("alice", "win:1", 1), Receipt(1, 1, replayed=False)
             ),
             "limit": lambda: self.limiter.take(ALICE, trusted=False),
-            "mirror": lambda: live.mirror_actions({"win": 1}, seen=0),
-            "catalogue_version": live.catalogue_version,
-            "states": lambda: live.states("main"),
-            "retire": lambda: live.retire(MAIN, "me", board.layout),
-            "fence": lambda: live.fence(MAIN, "me", PartitionState()),
-            "restore": lambda: live.restore(MAIN, "me", [], first=True),
-            "remember": lambda: live.remember(
+            "mirror": lambda: store.mirror_actions({"win": 1}, seen=0),
+            "catalogue_version": store.catalogue_version,
+            "states": lambda: store.states("main"),
+            "retire": lambda: store.retire(MAIN, "me", board.layout),
+            "fence": lambda: store.fence(MAIN, "me", PartitionState()),
+            "restore": lambda: store.restore(MAIN, "me", [], first=True),
+            "remember": lambda: store.remember(
                 MAIN, "me", (5, 1), [], expires_at_s=2_000_000_000, first=True
             ),
-            "open": lambda: live.open(
+            "open": lambda: store.open(
                 MAIN, "me", board, epoch=5, seq=5, stream_id="0-0", members=0
             ),
         }
@@ -163,7 +165,7 @@ async def calling(url: str, *, timeout_s: float = 3.0) -> AsyncIterator[Calls]:
         tasks = [
             asyncio.create_task(dispatcher.run()),
             asyncio.create_task(calls.commits.run()),
-            asyncio.create_task(Catalogue(settings, calls.live).run()),
+            asyncio.create_task(Catalogue(settings, calls.store).run()),
         ]
         try:
             yield calls
@@ -385,7 +387,7 @@ CORRUPTIONS = dict(corruptions())
 @pytest.mark.parametrize("name", CORRUPTIONS)
 async def test_keys_that_somebody_wrote_into_end_no_process(name: str, redis_url: str) -> None:
     async with calling(redis_url) as calls:
-        await open_board(calls.live, Board("main", Layout(1, 60, 2)))
+        await open_board(calls.store, Board("main", Layout(1, 60, 2)))
         await calls.dispatcher.submit("main", Action("alice", "first", 5))
         with redis.Redis.from_url(redis_url, encoding_errors="surrogateescape") as client:
             CORRUPTIONS[name](client)
@@ -394,7 +396,7 @@ async def test_keys_that_somebody_wrote_into_end_no_process(name: str, redis_url
 
         with redis.Redis.from_url(redis_url) as client:
             client.flushall()
-        await open_board(calls.live, Board("main", Layout(1, 60, 2)))
+        await open_board(calls.store, Board("main", Layout(1, 60, 2)))
         receipt = await calls.dispatcher.submit("main", Action("alice", "again", 5))
         assert receipt.score == 5
 
@@ -438,7 +440,7 @@ def repairable() -> Iterator[str]:
 async def test_a_reseed_repairs_what_it_writes_anew(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scoreboard.reseed.STALL_S", 5.0)
+    monkeypatch.setattr("scoreboard.recovery.reseed.STALL_S", 5.0)
     await make_board(settings)
     score = 0
     async with flushing(settings):
@@ -456,17 +458,17 @@ async def test_a_reseed_repairs_what_it_writes_anew(
 
             assert done is not None, name
             score += 5
-            async with live_of(settings) as live:
-                standing = await live.standing("main", "alice")
+            async with store_of(settings) as store:
+                standing = await store.standing("main", "alice")
             assert (standing.score, standing.total) == (score, 1), name
 
 
 async def test_a_seen_hash_of_another_type_is_replaced_by_a_reseed(settings: Settings) -> None:
     await make_board(settings, Board(layout=Layout(1, 43_200, 1)))
-    async with flushing(settings), live_of(settings) as live:
+    async with flushing(settings), store_of(settings) as store:
         await act(settings, Action("alice", "win:1", 5))
         await eventually_async(lambda: is_drained(settings))
-        generation = int(await live.now_s() // 43_200)
+        generation = int(await store.now_s() // 43_200)
         with redis.Redis.from_url(settings.redis_url.reveal()) as client:
             client.set(KEYS.seen(generation, 0), "rubbish")
         [refused] = await act(settings, Action("alice", "win:2", 5))
@@ -492,11 +494,11 @@ async def test_an_error_names_the_partition_whose_key_has_another_type(
     with redis.Redis.from_url(settings.redis_url.reveal()) as client:
         client.delete(key)
         client.set(key, "rubbish")
-    async with live_of(settings) as live:
+    async with store_of(settings) as store:
         if command == "submit":
             [error] = await act(settings, Action("alice", "win:1", 5))
         else:
-            read = live.states("main") if command == "HGETALL" else live.backlog(MAIN)
+            read = store.states("main") if command == "HGETALL" else store.backlog(MAIN)
             [error] = await asyncio.gather(read, return_exceptions=True)
 
     assert isinstance(error, ScoreboardError)
@@ -511,7 +513,7 @@ async def test_the_flusher_lives_on_whatever_the_keys_hold(
     monkeypatch.setattr("flusher.lane.backoff_s", lambda *_: 0.02)
     monkeypatch.setattr("flusher.consumer.BLOCK_MS", 20)
     await make_board(settings)
-    async with live_of(settings) as live, flushing(settings) as flusher:
+    async with store_of(settings) as store, flushing(settings) as flusher:
         await eventually_async(lambda: flusher.lanes)
         (lane,) = flusher.lanes
         for number, (name, corrupt) in enumerate(CORRUPTIONS.items()):
@@ -524,7 +526,7 @@ async def test_the_flusher_lives_on_whatever_the_keys_hold(
                 client.flushall()
             # As a reseed would do it, whatever the flusher made of the rubbish.
             query(settings, "DELETE FROM flush_state")
-            await open_board(live, Board())
+            await open_board(store, Board())
             await act(settings, Action("alice", f"win:{number}", 5))
             await eventually_async(
                 lambda number=number, name=name: is_in_ledger(settings, f"win:{number}", name),
@@ -532,7 +534,7 @@ async def test_the_flusher_lives_on_whatever_the_keys_hold(
             )
 
 
-def has_noticed(lane: Lane, looked_at_s: float) -> bool:
+def has_noticed(lane: PartitionFlusher, looked_at_s: float) -> bool:
     """Whether a lane is in trouble, or has looked at Redis since and found none."""
     return lane.status.condition is not Condition.FLUSHING or lane._looked_at_s > looked_at_s
 
@@ -542,7 +544,7 @@ def is_in_ledger(settings: Settings, action: str, after: str) -> bool:
     return True
 
 
-def is_settled(relay: Relay, *, messages: int) -> bool:
+def is_settled(relay: BoardWatcher, *, messages: int) -> bool:
     """Whether so many messages have come, and what they said has been read."""
     (watch,) = relay._watches.values()
     return watch.messages >= messages and not watch.dirty.is_set()
@@ -555,7 +557,7 @@ class Silent:
         self.boards = 0
         self.frame = Leaderboard("main", 1, 0, 0, ())
 
-    def board_changed(self, feed: Feed, noticed_at_s: float) -> None:
+    def board_changed(self, feed: BoardState, noticed_at_s: float) -> None:
         msgspec.json.encode(feed.frame)
         self.boards += 1
         self.frame = feed.frame or self.frame
@@ -563,20 +565,20 @@ class Silent:
     def shows(self, user: str, score: int) -> bool:
         return self.frame.leaderboard == (Row(1, user, score),)
 
-    def status_changed(self, feed: Feed) -> None:
+    def status_changed(self, feed: BoardState) -> None:
         pass
 
-    def access_changed(self, feed: Feed) -> None:
+    def access_changed(self, feed: BoardState) -> None:
         pass
 
 
 @pytest.mark.timeout(180)
 async def test_the_relay_lives_on_whatever_the_keys_hold(redis_url: str) -> None:
     settings = Settings(redis_url=Secret(redis_url), frame_interval_ms=10)
-    async with live_of(settings) as live:
-        await open_board(live, scores=[("alice", 5)])
+    async with store_of(settings) as store:
+        await open_board(store, scores=[("alice", 5)])
         listener = Silent()
-        relay = Relay(settings, listener, name="test")
+        relay = BoardWatcher(settings, listener, name="test")
         task = asyncio.create_task(relay.run())
         try:
             await eventually_async(lambda: listener.boards == 1)
@@ -589,7 +591,7 @@ async def test_the_relay_lives_on_whatever_the_keys_hold(redis_url: str) -> None
                         client.publish(KEYS.changes, message)
                     await eventually_async(lambda due=due: is_settled(relay, messages=due))
                     client.flushall()
-                await open_board(live, scores=[("bob", number)])
+                await open_board(store, scores=[("bob", number)])
                 with redis.Redis.from_url(redis_url) as client:
                     client.hset(KEYS.meta, "epoch", 10**15 + number)
                     client.publish(KEYS.changes, "9:9")

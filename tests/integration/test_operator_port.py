@@ -12,9 +12,9 @@ from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.registry import Collector
 
 from scoreboard.errors import SettingInvalid
-from scoreboard.operator_port import LIMITS, OperatorPort, bind_operators
-from tests.support.api_process import free_port
-from tests.support.viewer import Answer, RawViewer
+from scoreboard.http.operator_port import LIMITS, OperatorPort, bind_operators
+from tests.support.clients.viewer import HttpResponse, RawViewer
+from tests.support.servers.api_process import free_port
 
 
 class Process:
@@ -31,7 +31,7 @@ class Process:
     def state(self) -> tuple[bool, dict[str, str]]:
         return self.is_ready, {"main": "live"}
 
-    async def ask(self, raw: bytes) -> Answer:
+    async def ask(self, raw: bytes) -> HttpResponse:
         caller = await RawViewer.open(self.port)
         try:
             await caller.send(raw)
@@ -39,7 +39,7 @@ class Process:
         finally:
             caller.close()
 
-    async def get(self, path: str, method: str = "GET") -> Answer:
+    async def get(self, path: str, method: str = "GET") -> HttpResponse:
         return await self.ask(f"{method} {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
 
 
@@ -51,17 +51,17 @@ async def process() -> AsyncIterator[Process]:
 
 
 async def test_probes_and_metrics_are_answered(process: Process) -> None:
-    live, ready = await process.get("/health/live"), await process.get("/health/ready?x=1")
+    store, ready = await process.get("/health/live"), await process.get("/health/ready?x=1")
     process.is_ready = False
     unready = await process.get("/health/ready")
     metrics = await process.get("/metrics")
 
-    assert (live.status, json.loads(live.body)) == (200, {"status": "live"})
+    assert (store.status, json.loads(store.body)) == (200, {"status": "live"})
     assert (ready.status, json.loads(ready.body)) == (200, {"status": "ready", "main": "live"})
     assert (unready.status, json.loads(unready.body)["status"]) == (503, "not ready")
     assert b"# HELP scoreboard_" in metrics.body
     assert metrics.headers["content-type"].startswith("text/plain")
-    for answer in (live, ready, unready, metrics):
+    for answer in (store, ready, unready, metrics):
         assert answer.headers["cache-control"] == "no-store"
         assert answer.headers["x-request-id"]
 

@@ -11,20 +11,20 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from cli import identity
-from cli.embedded import free_port
+from cli.embedded import identity
+from cli.embedded.servers import free_port
 from flusher.service import Flusher
-from scoreboard import migrations
 from scoreboard.errors import DatabaseUnavailable, UnsafeDatabase
-from scoreboard.lifecycle import Stop
+from scoreboard.ledger import migrations
+from scoreboard.ledger.pool import connect
+from scoreboard.ledger.sessions import require_session
 from scoreboard.model import Action
-from scoreboard.postgres import connect
-from scoreboard.sessions import require_session
-from scoreboard.settings import Secret, Settings
-from tests.support.commands import Run
+from scoreboard.runtime.lifecycle import Stop
+from scoreboard.runtime.settings import Secret, Settings
+from tests.support.clients.commands import Run
 from tests.support.eventually import eventually, eventually_async
-from tests.support.flushing import act, check_books, flushing, is_drained, make_board
-from tests.support.pooler import MakePooler
+from tests.support.fakes.pooler import MakePooler
+from tests.support.servers.flushers import act, check_books, flushing, is_drained, make_board
 
 PGBOUNCER = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
 

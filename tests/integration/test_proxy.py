@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 
 from tests.support.eventually import eventually_async
-from tests.support.proxy import TO_CLIENT, TO_SERVER, MakeProxy, Proxy, _reset
+from tests.support.fakes.proxy import TO_CLIENT, TO_SERVER, MakeProxy, Proxy, _reset
 
 
 class Echo:

@@ -3,10 +3,10 @@
 import asyncio
 from pathlib import Path
 
-from scoreboard.redis_client import check_durability, make_client
-from scoreboard.redis_link import Link
-from scoreboard.settings import Secret, Settings
-from tests.support.servers import OwnValkey
+from scoreboard.runtime.settings import Secret, Settings
+from scoreboard.store.client import check_durability, make_client
+from scoreboard.store.link import Link
+from tests.support.servers.stores import OwnValkey
 
 STEPS = 40
 """More turns of the loop than one call takes."""

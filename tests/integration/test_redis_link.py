@@ -9,11 +9,11 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from scoreboard.redis_link import Link
-from scoreboard.settings import Settings, load
+from scoreboard.runtime.settings import Settings, load
+from scoreboard.store.link import Link
 from tests.support.eventually import eventually_async
-from tests.support.proxy import MakeProxy, Proxy
-from tests.support.servers import EmbeddedValkey
+from tests.support.fakes.proxy import MakeProxy, Proxy
+from tests.support.servers.stores import EmbeddedValkey
 
 
 def settings_for(url: str) -> Settings:

@@ -9,16 +9,16 @@ from contextlib import suppress
 import pytest
 import redis
 
-from cli.embedded import EmbeddedValkey
+from cli.embedded.servers import EmbeddedValkey
 from scoreboard.errors import OutcomeUnknown, UnsafeRedis
-from scoreboard.live import Live
 from scoreboard.model import Action, Receipt, unpack_score
-from scoreboard.redis_client import make_client, require_durability
-from scoreboard.settings import Secret, Settings
+from scoreboard.runtime.settings import Secret, Settings
+from scoreboard.store.client import make_client, require_durability
+from scoreboard.store.store import Store
 from tests.integration.test_dispatcher import running
-from tests.support.boards import open_board
+from tests.support.data.boards import open_board
 from tests.support.eventually import eventually, eventually_async
-from tests.support.servers import OwnValkey
+from tests.support.servers.stores import OwnValkey
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ async def test_what_was_answered_is_on_the_replica(
     settings = settings_for(primary)
     client = make_client(settings, name="test")
     await require_durability(client, settings)
-    await open_board(Live(client))
+    await open_board(Store(client))
     await client.aclose()
 
     async with running(settings) as dispatcher:
@@ -72,7 +72,7 @@ async def test_a_replica_that_stands_still_makes_every_outcome_unknown_also_a_re
     primary, replica = pair
     settings = settings_for(primary, timeout_ms=150)
     client = make_client(settings, name="test")
-    await open_board(Live(client))
+    await open_board(Store(client))
     await client.aclose()
     assert replica.pid is not None
 

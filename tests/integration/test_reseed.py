@@ -10,18 +10,19 @@ import psycopg
 import pytest
 import redis
 
-from scoreboard import archive
-from scoreboard.dispatcher import Dispatcher
 from scoreboard.errors import DatabaseUnavailable, Fenced, NotInTime, OperatorMistake
-from scoreboard.keys import GROUP, PartitionKeys
-from scoreboard.live import Live
+from scoreboard.ledger.pool import Connection, connect
+from scoreboard.ledger.positions import lock_operator
 from scoreboard.model import Action, Board, Layout, Partition, Receipt
-from scoreboard.postgres import Connection, connect
-from scoreboard.redis_client import make_client
-from scoreboard.reseed import SESSION, Reseeded, find_due, reseed
-from scoreboard.settings import Secret, Settings
-from tests.support.boards import fence
-from tests.support.ledger import Counted, write_history
+from scoreboard.recovery import reseed as reseed_module
+from scoreboard.recovery.reseed import SESSION, Reseeded, find_due, reseed
+from scoreboard.runtime.settings import Secret, Settings
+from scoreboard.store.client import make_client
+from scoreboard.store.dispatcher import Dispatcher
+from scoreboard.store.keys import GROUP, PartitionKeys
+from scoreboard.store.store import Store
+from tests.support.data.boards import fence
+from tests.support.data.ledger import Counted, write_history
 
 NOW_S = time.time()
 MAIN = Partition("main")
@@ -34,9 +35,9 @@ def settings(redis_url: str, database_url: str) -> Settings:
 
 
 @pytest.fixture
-async def live(settings: Settings) -> AsyncIterator[Live]:
+async def store(settings: Settings) -> AsyncIterator[Store]:
     client = make_client(settings, name="test")
-    yield Live(client)
+    yield Store(client)
     await client.aclose()
 
 
@@ -59,16 +60,16 @@ async def dispatching(settings: Settings) -> AsyncIterator[Dispatcher]:
 
 
 async def run(
-    settings: Settings, live: Live, board: Board | None = None, *, force: bool = False, **how: Any
+    settings: Settings, store: Store, board: Board | None = None, *, force: bool = False, **how: Any
 ) -> Reseeded:
     board = board or Board()
     async with operator(settings) as connection:
-        numbers = await find_due(live, board, force=force)
-        return await reseed(live, connection, board, numbers, actor="test", **how)
+        numbers = await find_due(store, board, force=force)
+        return await reseed(store, connection, board, numbers, actor="test", **how)
 
 
 async def test_scores_come_back_in_the_order_in_which_they_were_reached(
-    settings: Settings, live: Live, database_url: str
+    settings: Settings, store: Store, database_url: str
 ) -> None:
     history = [
         Counted("carol", "a", 20, NOW_S - 9),
@@ -79,9 +80,9 @@ async def test_scores_come_back_in_the_order_in_which_they_were_reached(
     ]
     write_history(database_url, history)
 
-    done = await run(settings, live)
+    done = await run(settings, store)
 
-    window = await live.leaderboard("main")
+    window = await store.leaderboard("main")
     assert [(row.user_id, row.score) for row in window.rows] == [
         ("zoe", 30),
         ("bob", 30),
@@ -93,13 +94,13 @@ async def test_scores_come_back_in_the_order_in_which_they_were_reached(
 
 
 async def test_an_action_of_the_seen_window_replays_and_a_new_one_goes_on(
-    settings: Settings, live: Live, database_url: str
+    settings: Settings, store: Store, database_url: str
 ) -> None:
     write_history(
         database_url,
         [Counted("alice", "win:1", 30, NOW_S - 9), Counted("alice", "win:2", 5, NOW_S - 8)],
     )
-    await run(settings, live)
+    await run(settings, store)
 
     async with dispatching(settings) as dispatcher:
         replay = await dispatcher.submit("main", Action("alice", "win:1", 30))
@@ -110,7 +111,7 @@ async def test_an_action_of_the_seen_window_replays_and_a_new_one_goes_on(
 
 
 async def test_an_action_of_the_generation_before_replays_and_an_older_one_is_forgotten(
-    settings: Settings, live: Live, database_url: str
+    settings: Settings, store: Store, database_url: str
 ) -> None:
     board = Board(layout=Layout(seen_seconds=1000, seen_shards=4))
     current = int(time.time() // 1000)
@@ -123,7 +124,7 @@ async def test_an_action_of_the_generation_before_replays_and_an_older_one_is_fo
         board,
     )
 
-    done = await run(settings, live, board)
+    done = await run(settings, store, board)
 
     assert done.actions == 1
     with redis.Redis.from_url(settings.redis_url.reveal()) as client:
@@ -133,16 +134,16 @@ async def test_an_action_of_the_generation_before_replays_and_an_older_one_is_fo
 
 
 async def test_what_the_seen_window_held_before_is_forgotten(
-    settings: Settings, live: Live, database_url: str
+    settings: Settings, store: Store, database_url: str
 ) -> None:
     write_history(database_url, [])
-    await run(settings, live)
+    await run(settings, store)
     async with dispatching(settings) as dispatcher:
         await dispatcher.submit("main", Action("alice", "lost", 30))
     with redis.Redis.from_url(settings.redis_url.reveal()) as client:
         client.xtrim(KEYS.events, maxlen=0)  # its event never reached PostgreSQL
 
-    await run(settings, live, force=True)
+    await run(settings, store, force=True)
 
     async with dispatching(settings) as dispatcher:
         again = await dispatcher.submit("main", Action("alice", "lost", 30))
@@ -150,82 +151,82 @@ async def test_what_the_seen_window_held_before_is_forgotten(
 
 
 async def test_the_audit_log_and_the_catalogue_are_written(
-    settings: Settings, live: Live, database_url: str
+    settings: Settings, store: Store, database_url: str
 ) -> None:
     write_history(database_url, [Counted("alice", "a", 1, NOW_S)])
     with psycopg.connect(database_url) as connection:
         connection.execute("INSERT INTO actions VALUES ('win', 50, TRUE), ('old', 5, FALSE)")
 
-    await run(settings, live)
+    await run(settings, store)
 
     with psycopg.connect(database_url) as connection:
         row = connection.execute("SELECT actor, action, board, detail FROM audit_log").fetchone()
     assert row is not None
     assert row[:3] == ("test", "reseed", "main")
     assert row[3]["after"] == [[2, 1]]
-    assert await live.points() == {"win": 50, "old": 0}
+    assert await store.points() == {"win": 50, "old": 0}
 
 
 async def test_an_open_board_with_scores_is_left_alone_unless_forced(
-    settings: Settings, live: Live, database_url: str
+    settings: Settings, store: Store, database_url: str
 ) -> None:
     write_history(database_url, [Counted("alice", "a", 1, NOW_S)])
-    await run(settings, live)
+    await run(settings, store)
 
     with pytest.raises(OperatorMistake, match="--force"):
-        await find_due(live, Board())
+        await find_due(store, Board())
 
-    assert (await live.state(MAIN)).is_open
-    assert (await run(settings, live, force=True)).epochs == (3,)
+    assert (await store.state(MAIN)).is_open
+    assert (await run(settings, store, force=True)).epochs == (3,)
 
 
 async def test_every_partition_of_a_board_comes_back(
-    settings: Settings, live: Live, database_url: str
+    settings: Settings, store: Store, database_url: str
 ) -> None:
     board = Board(layout=Layout(partitions=3))
     history = [Counted(f"user-{number}", "a", 1 + number % 7, NOW_S) for number in range(200)]
     write_history(database_url, history, board)
 
-    await run(settings, live, board)
+    await run(settings, store, board)
 
-    window = await live.leaderboard("main", limit=100)
+    window = await store.leaderboard("main", limit=100)
     assert window.total == 200
     assert [row.score for row in window.rows] == sorted(row.score for row in window.rows)[::-1]
     assert window.epoch == 6
 
 
 async def test_only_the_partitions_that_accept_nothing_are_done_again(
-    settings: Settings, live: Live, database_url: str
+    settings: Settings, store: Store, database_url: str
 ) -> None:
     board = Board(layout=Layout(partitions=3))
     write_history(database_url, [Counted("alice", "a", 1, NOW_S)], board)
-    await run(settings, live, board)
-    await fence(live, Partition("main", 1), "somebody")
+    await run(settings, store, board)
+    await fence(store, Partition("main", 1), "somebody")
 
-    done = await run(settings, live, board)
+    done = await run(settings, store, board)
 
     assert done.partitions == (1,)
     assert done.epochs == (3,)
 
 
 async def test_a_second_operator_is_refused_while_one_is_at_work(
-    settings: Settings, live: Live, database_url: str
+    settings: Settings, store: Store, database_url: str
 ) -> None:
     write_history(database_url, [])
     async with operator(settings) as first, operator(settings) as second:
-        assert await archive.lock_operator(first, MAIN)
+        assert await lock_operator(first, MAIN)
 
         with pytest.raises(OperatorMistake, match="Another operator"):
-            await reseed(live, second, Board(), [0], actor="test")
+            await reseed(store, second, Board(), [0], actor="test")
 
-    assert not (await live.state(MAIN)).epoch
+    assert not (await store.state(MAIN)).epoch
 
 
 async def test_nothing_is_read_before_the_flusher_has_committed_the_stream(
-    settings: Settings, live: Live, database_url: str
+    settings: Settings, store: Store, database_url: str
 ) -> None:
     write_history(database_url, [])
-    await run(settings, live)
+    await run(settings, store)
     async with dispatching(settings) as dispatcher:
         await dispatcher.submit("main", Action("alice", "a", 5))
         waiting = asyncio.Event()
@@ -237,7 +238,7 @@ async def test_nothing_is_read_before_the_flusher_has_committed_the_stream(
         task = asyncio.create_task(
             run(
                 settings,
-                live,
+                store,
                 force=True,
                 report=report,
             )
@@ -258,30 +259,30 @@ async def test_nothing_is_read_before_the_flusher_has_committed_the_stream(
         client.xack(KEYS.events, GROUP, client.xrange(KEYS.events)[0][0])
     await asyncio.wait_for(task, 5)
 
-    assert (await live.leaderboard("main")).rows[0].score == 5
+    assert (await store.leaderboard("main")).rows[0].score == 5
 
 
 async def test_a_flusher_that_commits_nothing_is_not_waited_for_without_end(
-    settings: Settings, live: Live, database_url: str, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, store: Store, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scoreboard.reseed.STALL_S", 0.1)
+    monkeypatch.setattr("scoreboard.recovery.reseed.STALL_S", 0.1)
     write_history(database_url, [])
-    await run(settings, live)
+    await run(settings, store)
     async with dispatching(settings) as dispatcher:
         await dispatcher.submit("main", Action("alice", "a", 5))
 
     with pytest.raises(NotInTime, match="start the flusher"):
-        await run(settings, live, force=True)
+        await run(settings, store, force=True)
 
-    assert not (await live.state(MAIN)).is_open
+    assert not (await store.state(MAIN)).is_open
 
 
-STEPS: dict[str, tuple[type, str]] = {
-    "before the scores": (archive, "select_totals"),
-    "amid the scores": (Live, "restore"),
-    "amid the memories": (Live, "remember"),
-    "before the position": (archive, "move_position"),
-    "before the opening": (Live, "open"),
+STEPS: dict[str, tuple[object, str]] = {
+    "before the scores": (reseed_module, "select_totals"),
+    "amid the scores": (Store, "restore"),
+    "amid the memories": (Store, "remember"),
+    "before the position": (reseed_module, "move_position"),
+    "before the opening": (Store, "open"),
 }
 
 
@@ -289,7 +290,7 @@ STEPS: dict[str, tuple[type, str]] = {
 async def test_a_run_that_dies_at_any_step_leaves_a_fenced_board_that_the_next_one_opens(
     step: str,
     settings: Settings,
-    live: Live,
+    store: Store,
     database_url: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -309,26 +310,26 @@ async def test_a_run_that_dies_at_any_step_leaves_a_fenced_board_that_the_next_o
     with monkeypatch.context() as patched:
         patched.setattr(owner, name, dies)
         with pytest.raises(DatabaseUnavailable):
-            await run(settings, live)
-    assert not (await live.state(MAIN)).is_open
+            await run(settings, store)
+    assert not (await store.state(MAIN)).is_open
 
-    done = await run(settings, live)
+    done = await run(settings, store)
 
-    window = await live.leaderboard("main", limit=100)
+    window = await store.leaderboard("main", limit=100)
     assert [row.user_id for row in window.rows] == [f"user-{49 - number}" for number in range(50)]
     assert done.actions == 50
 
 
 async def test_an_operator_whose_fence_was_taken_over_opens_nothing(
-    settings: Settings, live: Live, database_url: str
+    settings: Settings, store: Store, database_url: str
 ) -> None:
     write_history(database_url, [Counted("alice", "a", 1, NOW_S)])
 
-    async def usurped(live: Live, *_: object) -> None:
-        await fence(live, MAIN, "another")
+    async def usurped(store: Store, *_: object) -> None:
+        await fence(store, MAIN, "another")
 
     with pytest.raises(OperatorMistake, match="another operator holds the fence"):
-        await run(settings, live, drain=usurped)
+        await run(settings, store, drain=usurped)
 
-    state = await live.state(MAIN)
+    state = await store.state(MAIN)
     assert (state.is_open, state.fence) == (False, "another")

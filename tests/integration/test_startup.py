@@ -46,12 +46,12 @@ def test_a_wrong_setting_is_one_line_without_its_password(
 
 STARTED = """
 import sys
-from scoreboard.startup import start
+from scoreboard.runtime.startup import start
 sys.exit(start("api", lambda settings: 7 if settings.api_port == 8000 else 8))
 """
 FAILING = """
 import sys
-from scoreboard.startup import start
+from scoreboard.runtime.startup import start
 def run(settings):
     raise OSError("cannot use " + settings.redis_url.reveal())
 sys.exit(start("api", run))

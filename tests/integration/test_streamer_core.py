@@ -2,7 +2,7 @@
 
 import asyncio
 
-from tests.support.viewer import Connect, StartStreamer, playing
+from tests.support.clients.viewer import Connect, StartStreamer, playing
 
 
 async def test_the_current_board_is_the_first_message(

@@ -11,15 +11,15 @@ from typing import Any
 import httpx
 import pytest
 
-from scoreboard.keys import PartitionKeys
 from scoreboard.model import Board, Partition, Row
-from scoreboard.redis_client import make_client
-from scoreboard.settings import load
-from scoreboard.telemetry import REGISTRY
-from tests.support.api import ApiClient, StartApi
+from scoreboard.runtime.settings import load
+from scoreboard.runtime.telemetry import REGISTRY
+from scoreboard.store.client import make_client
+from scoreboard.store.keys import PartitionKeys
 from tests.support.asyncapi import check_message
 from tests.support.eventually import eventually_async
-from tests.support.tokens import MakeToken
+from tests.support.fakes.tokens import MakeToken
+from tests.support.servers.api import ApiClient, StartApi
 
 PATH = "/api/scores/stream"
 PRIVATE = Board(is_public=False)
@@ -27,7 +27,7 @@ PRIVATE = Board(is_public=False)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scoreboard.relay.RECONCILE_S", 0.3)
+    monkeypatch.setattr("scoreboard.broadcast.watcher.RECONCILE_S", 0.3)
 
 
 class Events:

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from scoreboard.endings import ENDINGS, CloseCode
-from tests.support.eventually import eventually_async
-from tests.support.viewer import (
+from scoreboard.broadcast.close_codes import ENDINGS, CloseCode
+from tests.support.clients.viewer import (
     BINARY,
     CLOSE,
     CONTINUATION,
@@ -21,6 +20,7 @@ from tests.support.viewer import (
     StartStreamer,
     masked_frame,
 )
+from tests.support.eventually import eventually_async
 
 
 def close_frame(code: int | None, reason: bytes = b"") -> bytes:

@@ -15,25 +15,25 @@ from websockets.asyncio.client import connect as websockets_connect
 from websockets.typing import Subprotocol
 
 from scoreboard.model import Board
-from scoreboard.telemetry import REGISTRY
-from streamer.admission import ATTEMPTS_PER_VIEWER
-from tests.support.eventually import eventually_async
-from tests.support.smuggling import HEADS
-from tests.support.tokens import MakeToken
-from tests.support.viewer import (
+from scoreboard.runtime.telemetry import REGISTRY
+from streamer.handshake.admission import ATTEMPTS_PER_VIEWER
+from tests.support.clients.smuggling import HEADS
+from tests.support.clients.viewer import (
     CLOSE,
     PING,
     TEXT,
-    Answer,
     Closed,
     Connect,
+    HttpResponse,
     RawViewer,
     StartStreamer,
     masked_frame,
     request_bytes,
 )
+from tests.support.eventually import eventually_async
+from tests.support.fakes.tokens import MakeToken
 
-Handshake = Callable[..., Awaitable[Answer]]
+Handshake = Callable[..., Awaitable[HttpResponse]]
 
 PRIVATE = Board(is_public=False)
 

@@ -21,16 +21,13 @@ import httpx
 import pytest
 from websockets.server import ServerProtocol
 
-from scoreboard.live import Live
-from scoreboard.log_limits import LINES_MAX
-from scoreboard.redis_client import make_client
-from scoreboard.settings import PREFIX
-from scoreboard.telemetry import REGISTRY
+from scoreboard.runtime.log_limits import LINES_MAX
+from scoreboard.runtime.settings import PREFIX
+from scoreboard.runtime.telemetry import REGISTRY
+from scoreboard.store.client import make_client
+from scoreboard.store.store import Store
 from streamer.server import drain_time_s
-from tests.support.boards import open_board
-from tests.support.eventually import eventually, eventually_async
-from tests.support.tokens import AUDIENCE, ISSUER
-from tests.support.viewer import (
+from tests.support.clients.viewer import (
     Closed,
     Connect,
     RawViewer,
@@ -39,6 +36,9 @@ from tests.support.viewer import (
     request_bytes,
     streamer_settings,
 )
+from tests.support.data.boards import open_board
+from tests.support.eventually import eventually, eventually_async
+from tests.support.fakes.tokens import AUDIENCE, ISSUER
 
 
 def free_port() -> int:
@@ -127,7 +127,7 @@ def start_program(redis_url: str, jwks_file: Path) -> Iterator[StartProgram]:
 
     async def open_main() -> None:
         client = make_client(streamer_settings(redis_url, jwks_file=jwks_file), name="test")
-        await open_board(Live(client), scores=[("ada", 10), ("bob", 5)])
+        await open_board(Store(client), scores=[("ada", 10), ("bob", 5)])
         await client.aclose()
 
     with ExitStack() as stack:

@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 import redis.asyncio as aioredis
 
-from scoreboard.keys import PartitionKeys
-from scoreboard.live import Live
 from scoreboard.model import Board, Layout, Partition
-from scoreboard.redis_client import make_client
-from scoreboard.settings import Secret, Settings
-from scoreboard.telemetry import REGISTRY
-from tests.support.boards import fence, open_board
+from scoreboard.runtime.settings import Secret, Settings
+from scoreboard.runtime.telemetry import REGISTRY
+from scoreboard.store.client import make_client
+from scoreboard.store.keys import PartitionKeys
+from scoreboard.store.store import Store
+from tests.support.clients.viewer import Connect, RawViewer, RunningStreamer, StartStreamer, playing
+from tests.support.data.boards import fence, open_board
 from tests.support.eventually import eventually_async
-from tests.support.proxy import MakeProxy
-from tests.support.servers import OwnValkey
-from tests.support.viewer import Connect, RawViewer, RunningStreamer, StartStreamer, playing
+from tests.support.fakes.proxy import MakeProxy
+from tests.support.servers.stores import OwnValkey
 
 KEYS = PartitionKeys(Partition("main"))
 
@@ -29,11 +29,11 @@ KEYS = PartitionKeys(Partition("main"))
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let seconds be tenths: the same rules, sooner."""
-    monkeypatch.setattr("scoreboard.relay.RECONCILE_S", 0.5)
-    monkeypatch.setattr("scoreboard.relay.STALE_AFTER_S", 0.2)
-    monkeypatch.setattr("scoreboard.relay.LOST_AFTER_S", 0.1)
-    monkeypatch.setattr("scoreboard.changes.PING_S", 0.2)
-    monkeypatch.setattr("scoreboard.changes.SILENCE_S", 0.6)
+    monkeypatch.setattr("scoreboard.broadcast.watcher.RECONCILE_S", 0.5)
+    monkeypatch.setattr("scoreboard.broadcast.watcher.STALE_AFTER_S", 0.2)
+    monkeypatch.setattr("scoreboard.broadcast.watcher.LOST_AFTER_S", 0.1)
+    monkeypatch.setattr("scoreboard.store.subscription.PING_S", 0.2)
+    monkeypatch.setattr("scoreboard.store.subscription.SILENCE_S", 0.6)
 
 
 @pytest.fixture
@@ -148,8 +148,8 @@ async def test_an_emptied_redis_is_stale_and_keeps_the_board_until_it_is_reseede
     assert (await late.next())["leaderboard"][0]["userId"] == "first"
     assert (await late.next())["state"] == "stale"
 
-    await open_board(running.live, scores=[("old", 1)])
-    await open_board(running.live, scores=[("new", 7)])
+    await open_board(running.store, scores=[("old", 1)])
+    await open_board(running.store, scores=[("new", 7)])
     board = await shown(viewer, "new", 7)
 
     assert board["epoch"] == 2
@@ -163,7 +163,7 @@ async def test_a_redis_that_came_back_older_is_stale_until_its_epoch_rises(
     start_streamer: StartStreamer, connect: Connect, client: aioredis.Redis, field: str
 ) -> None:
     running = await start_streamer()
-    await open_board(running.live, scores=[("ada", 10)])
+    await open_board(running.store, scores=[("ada", 10)])
     async with playing(running.settings) as submit:
         await submit("ada", 5)
     viewer = await connect(running.port)
@@ -194,7 +194,7 @@ async def test_a_new_epoch_is_sent_though_its_rows_are_the_same(
 ) -> None:
     running, viewer = await started(start_streamer, connect, scores=[("ada", 10)])
 
-    await open_board(running.live, scores=[("ada", 10)])
+    await open_board(running.store, scores=[("ada", 10)])
 
     board = await viewer.next("leaderboard")
     assert board["epoch"] == 2
@@ -206,7 +206,7 @@ async def test_a_fenced_board_is_still_shown_and_followed(
 ) -> None:
     running, viewer = await started(start_streamer, connect, heartbeat_s=0.8)
 
-    await fence(running.live, Partition("main"), "operator")
+    await fence(running.store, Partition("main"), "operator")
     await viewer.next("heartbeat")
 
     assert statuses(viewer) == []
@@ -243,7 +243,7 @@ async def test_viewers_hear_of_a_recovery_in_time_however_long_redis_was_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Incident: the wait before a new attempt grew to 5 s; viewers are promised 2 s."""
-    monkeypatch.setattr("scoreboard.lifecycle.random.uniform", lambda _least, most: most)
+    monkeypatch.setattr("scoreboard.runtime.lifecycle.random.uniform", lambda _least, most: most)
     proxy = await make_proxy(int(redis_url.rpartition(":")[2].partition("/")[0]))
     _, viewer = await started(start_streamer, connect, url=proxy.through(redis_url))
     proxy.refuse()
@@ -266,9 +266,9 @@ async def test_a_short_reconnection_is_nobodys_business_and_misses_nothing(
     client: aioredis.Redis,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("scoreboard.relay.STALE_AFTER_S", 2.0)
-    monkeypatch.setattr("scoreboard.relay.RECONCILE_S", 60.0)
-    monkeypatch.setattr("scoreboard.changes.backoff_s", lambda attempt, most_s: 0.5)
+    monkeypatch.setattr("scoreboard.broadcast.watcher.STALE_AFTER_S", 2.0)
+    monkeypatch.setattr("scoreboard.broadcast.watcher.RECONCILE_S", 60.0)
+    monkeypatch.setattr("scoreboard.store.subscription.backoff_s", lambda attempt, most_s: 0.5)
     running, viewer = await started(start_streamer, connect)
     await running.is_quiet()
     lost = value("pubsub_reconnects_total")
@@ -361,7 +361,7 @@ async def test_ties_few_users_long_ids_and_the_highest_score_are_shown_as_they_a
 
 async def test_an_empty_board_is_a_board(start_streamer: StartStreamer, connect: Connect) -> None:
     running = await start_streamer(opened=False)
-    await open_board(running.live)
+    await open_board(running.store)
     await eventually_async(lambda: running.streamer.relay.is_ready)
     viewer = await connect(running.port)
 
@@ -399,7 +399,7 @@ async def test_changes_of_every_partition_are_followed(
 
 async def test_two_boards_do_not_mix(start_streamer: StartStreamer, connect: Connect) -> None:
     running = await start_streamer(boards="main,weekly")
-    await open_board(running.live, Board("weekly"), scores=[("wanda", 3)])
+    await open_board(running.store, Board("weekly"), scores=[("wanda", 3)])
     main = await connect(running.port)
     await eventually_async(lambda: running.streamer.venue.room("weekly").frame != b"")
     weekly = await connect(running.port, "/ws/scoreboard?board=weekly")
@@ -418,7 +418,7 @@ async def test_a_restarted_redis_is_followed_again(
     server = own_valkey()
     running = await start_streamer(opened=False, url=server.url)
     client = make_client(running.settings, name="test")
-    await open_board(Live(client), scores=[("ada", 10)])
+    await open_board(Store(client), scores=[("ada", 10)])
     await client.aclose()
     await eventually_async(lambda: running.streamer.relay.is_ready)
     viewer = await connect(running.port)

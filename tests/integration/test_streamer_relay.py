@@ -7,18 +7,18 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from scoreboard.changes import Changes
-from scoreboard.feed import Feed
-from scoreboard.keys import PartitionKeys
-from scoreboard.live import Live
+from scoreboard.broadcast.state import BoardState
+from scoreboard.broadcast.watcher import BoardWatcher
 from scoreboard.model import Partition
-from scoreboard.redis_client import make_client
-from scoreboard.relay import Relay
-from scoreboard.settings import Settings
-from tests.support.boards import open_board
+from scoreboard.runtime.settings import Settings
+from scoreboard.store.client import make_client
+from scoreboard.store.keys import PartitionKeys
+from scoreboard.store.store import Store
+from scoreboard.store.subscription import Subscription
+from tests.support.clients.viewer import streamer_settings
+from tests.support.data.boards import open_board
 from tests.support.eventually import eventually_async
-from tests.support.proxy import MakeProxy
-from tests.support.viewer import streamer_settings
+from tests.support.fakes.proxy import MakeProxy
 
 STEPS = 120
 """More turns of the loop than connecting, subscribing and a first read take."""
@@ -27,18 +27,18 @@ CHANGES = PartitionKeys(Partition("main")).changes
 
 
 class Listener:
-    def board_changed(self, feed: Feed, noticed_at_s: float) -> None: ...
+    def board_changed(self, feed: BoardState, noticed_at_s: float) -> None: ...
 
-    def status_changed(self, feed: Feed) -> None: ...
+    def status_changed(self, feed: BoardState) -> None: ...
 
-    def access_changed(self, feed: Feed) -> None: ...
+    def access_changed(self, feed: BoardState) -> None: ...
 
 
 @pytest.fixture
 async def settings(redis_url: str, jwks_file: object) -> Settings:
     settings = streamer_settings(redis_url, jwks_file=jwks_file, frame_interval_ms=1)
     client = make_client(settings, name="test")
-    await open_board(Live(client), scores=[("ada", 10)])
+    await open_board(Store(client), scores=[("ada", 10)])
     await client.aclose()
     return settings
 
@@ -72,7 +72,7 @@ async def test_a_relay_ends_whenever_it_is_cancelled(settings: Settings) -> None
     """Incident: a relay survived its task group's cancellation, and the api hung while stopping."""
     survivors = []
     for steps in range(STEPS):
-        task = asyncio.create_task(Relay(settings, Listener(), name="test").run())
+        task = asyncio.create_task(BoardWatcher(settings, Listener(), name="test").run())
         for _ in range(steps):
             await asyncio.sleep(0)
         if not await ends(task):
@@ -87,7 +87,7 @@ async def test_a_relay_that_reads_and_hears_ends_whenever_it_is_cancelled(
 ) -> None:
     survivors = []
     for steps in range(0, STEPS, 2):
-        relay = Relay(settings, Listener(), name="test")
+        relay = BoardWatcher(settings, Listener(), name="test")
         task = asyncio.create_task(relay.run())
         await eventually_async(lambda relay=relay: relay.is_ready, every_s=0.001)
         for _ in range(steps):
@@ -102,7 +102,7 @@ async def test_a_relay_that_reads_and_hears_ends_whenever_it_is_cancelled(
 async def test_a_subscription_ends_whenever_it_is_cancelled(settings: Settings) -> None:
     survivors = []
     for steps in range(STEPS):
-        changes = Changes(
+        changes = Subscription(
             settings,
             [CHANGES],
             name="test",
@@ -125,7 +125,7 @@ async def test_a_relay_without_its_redis_ends_at_once(
 ) -> None:
     proxy = await make_proxy(int(redis_url.rpartition(":")[2].partition("/")[0]))
     through = streamer_settings(proxy.through(redis_url), jwks_file=jwks_file)
-    relay = Relay(through, Listener(), name="test")
+    relay = BoardWatcher(through, Listener(), name="test")
     task = asyncio.create_task(relay.run())
     await eventually_async(lambda: relay.is_ready)
     getattr(proxy, trouble)()

@@ -8,13 +8,13 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from scoreboard.frames import Leaderboard
+from scoreboard.broadcast.frames import Leaderboard
 from scoreboard.model import Row
-from scoreboard.telemetry import REGISTRY
-from streamer.connection import Viewer
+from scoreboard.runtime.telemetry import REGISTRY
+from streamer.connection.viewer import Viewer
+from tests.support.clients.viewer import Closed, Connect, RawViewer, RunningStreamer, StartStreamer
 from tests.support.eventually import eventually_async
-from tests.support.proxy import MakeProxy
-from tests.support.viewer import Closed, Connect, RawViewer, RunningStreamer, StartStreamer
+from tests.support.fakes.proxy import MakeProxy
 
 KERNEL_BYTES = 100_000
 """What may lie in the kernels' buffers for a viewer that does not read, both ends together."""
@@ -157,7 +157,7 @@ async def test_a_long_round_trip_is_noticed_and_boards_then_wait_for_their_pong(
     # A proxy between takes everything at once, so only the pong says what the viewer has seen.
     running = await start_streamer(ping_s=0.2, pong_timeout_s=20)
     proxy = await make_proxy(running.port)
-    from tests.support.viewer import request_bytes
+    from tests.support.clients.viewer import request_bytes
 
     viewer = await RawViewer.open(proxy.port)
     await viewer.send(request_bytes())
@@ -214,7 +214,7 @@ async def test_a_thin_line_is_never_dropped_and_never_far_behind(
 
 
 async def answer(viewer: RawViewer, opcode: int, payload: bytes) -> None:
-    from tests.support.viewer import PING, PONG, masked_frame
+    from tests.support.clients.viewer import PING, PONG, masked_frame
 
     if opcode == PING:
         await viewer.send(masked_frame(PONG, payload))
@@ -273,7 +273,7 @@ async def test_a_healthy_viewer_on_a_short_line_is_never_watched(
 async def test_a_held_viewer_gets_the_status_it_missed_and_not_the_heartbeats(
     start_streamer: StartStreamer, connect: Connect, kind: str
 ) -> None:
-    from scoreboard.frames import Status
+    from scoreboard.broadcast.frames import Status
 
     running = await start_streamer(heartbeat_s=0.2 if kind == "heartbeat" else 60)
     viewer = await connect(running.port, receive_bytes=4096)

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 
-from scoreboard.key_set import WAITING_MAX
-from scoreboard.keys import PartitionKeys
 from scoreboard.model import Board, Partition
-from scoreboard.redis_client import make_client
-from scoreboard.telemetry import REGISTRY, setup_logging
+from scoreboard.runtime.telemetry import REGISTRY, setup_logging
+from scoreboard.security.key_set import WAITING_MAX
+from scoreboard.store.client import make_client
+from scoreboard.store.keys import PartitionKeys
+from tests.support.clients.issuer import serving_keys
+from tests.support.clients.viewer import Connect, RawViewer, StartStreamer, request_bytes
 from tests.support.eventually import eventually_async
-from tests.support.issuer import serving_keys
-from tests.support.tokens import KeyPair, MakeToken
-from tests.support.viewer import Connect, RawViewer, StartStreamer, request_bytes
+from tests.support.fakes.tokens import KeyPair, MakeToken
 
 PRIVATE = Board(is_public=False)
 
@@ -219,7 +219,7 @@ async def test_a_board_that_becomes_private_closes_who_came_without_the_right(
     make_token: MakeToken,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("scoreboard.relay.RECONCILE_S", 0.2)
+    monkeypatch.setattr("scoreboard.broadcast.watcher.RECONCILE_S", 0.2)
     running = await start_streamer()
     anonymous = await connect(running.port)
     allowed = await connect(running.port, token=make_token())
@@ -245,8 +245,10 @@ async def test_a_wall_clock_that_jumps_neither_ends_nor_prolongs_a_token(
     ending = await connect(running.port, token=make_token("bob", exp=int(time.time()) + 2))
     real = time.time
 
-    monkeypatch.setattr("streamer.venue.time.time", lambda: real() + 3600)
-    monkeypatch.setattr("streamer.connection.time.time_ns", lambda: int((real() + 3600) * 1e9))
+    monkeypatch.setattr("streamer.fanout.venue.time.time", lambda: real() + 3600)
+    monkeypatch.setattr(
+        "streamer.connection.viewer.time.time_ns", lambda: int((real() + 3600) * 1e9)
+    )
 
     assert await ending.closed() == 4401
     await lasting.send_json({"type": "sync"})

@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 
 from flusher.batch import Entry, build
 from flusher.writer import Flushed, Writer
-from scoreboard import ledger, resources
+from scoreboard.ledger import checks
 from scoreboard.model import Action, Board, Layout, Partition, pack, user_uuid
-from scoreboard.settings import Secret, Settings
-from tests.support.commands import Run, with_archive
+from scoreboard.runtime import resources
+from scoreboard.runtime.settings import Secret, Settings
+from tests.support.clients.commands import Run, with_database
+from tests.support.data.ledger import Counted, write_history
 from tests.support.eventually import eventually_async
-from tests.support.flushing import (
+from tests.support.servers.flushers import (
     KEYS,
     act,
     check_books,
@@ -29,7 +31,6 @@ from tests.support.flushing import (
     make_board,
     query,
 )
-from tests.support.ledger import Counted, write_history
 
 _boards = itertools.count(1)
 IDS = st.text("ABYZabyz0189._|:@-", min_size=1, max_size=128) | st.uuids().map(str)
@@ -246,12 +247,12 @@ def test_every_read_tells_them_apart(command: Run, redis_url: str, database_url:
         assert (shown["score"], shown["committedScore"], shown["actions"]) == (7, 7, 2)
     assert command("reseed", "--force", "--yes").code == 0
     assert command("verify", "--full").code == 0
-    stands = with_archive(
-        configured, lambda connection: ledger.scores_of(connection, "main", ["alice", taken])
+    stands = with_database(
+        configured, lambda connection: checks.scores_of(connection, "main", ["alice", taken])
     )
     assert {user: stand.score for user, stand in stands.items()} == {"alice": 7, taken: 7}
-    order = with_archive(
-        configured, lambda connection: ledger.arrivals(connection, "main", [taken, "alice"], 7)
+    order = with_database(
+        configured, lambda connection: checks.arrivals(connection, "main", [taken, "alice"], 7)
     )
     assert order == ["alice", taken]
 

@@ -12,20 +12,20 @@ import psycopg
 import pytest
 import redis
 
-from scoreboard.dispatcher import Dispatcher
-from scoreboard.keys import PartitionKeys
-from scoreboard.live import Live
+from scoreboard.ledger.pool import connect
 from scoreboard.model import SLOT_COUNT, Action, Board, Layout, Partition, pack
-from scoreboard.postgres import connect
-from scoreboard.redis_client import make_client
-from scoreboard.repair import repair
-from scoreboard.reseed import SESSION, find_due, reseed, silent
-from scoreboard.settings import Settings
-from scoreboard.verify import Drift, Verdict, verify
-from tests.support.commands import Run
+from scoreboard.recovery.repair import repair
+from scoreboard.recovery.reseed import SESSION, find_due, reseed, silent
+from scoreboard.recovery.verify import Drift, Verdict, verify
+from scoreboard.runtime.settings import Settings
+from scoreboard.store.client import make_client
+from scoreboard.store.dispatcher import Dispatcher
+from scoreboard.store.keys import PartitionKeys
+from scoreboard.store.store import Store
+from tests.support.clients.commands import Run
+from tests.support.data.ledger import Counted, write_history
 from tests.support.eventually import eventually_async
-from tests.support.flushing import flushing, is_drained
-from tests.support.ledger import Counted, write_history
+from tests.support.servers.flushers import flushing, is_drained
 
 NOW_S = time.time()
 KEYS = PartitionKeys(Partition("main"))
@@ -33,23 +33,23 @@ HISTORY = [Counted(f"user-{n:02}", f"a{n}", 10 + n % 3, NOW_S + n / 1000) for n 
 
 
 @pytest.fixture
-async def live(settings: Settings) -> AsyncIterator[Live]:
+async def store(settings: Settings) -> AsyncIterator[Store]:
     client = make_client(settings, name="test")
-    yield Live(client)
+    yield Store(client)
     await client.aclose()
 
 
 async def opened(
     settings: Settings,
-    live: Live,
+    store: Store,
     history: list[Counted] | None = None,
     board: Board | None = None,
 ) -> Board:
     board = board or Board()
     write_history(settings.database_url.reveal(), HISTORY if history is None else history, board)
     async with await connect(settings, name="test", **SESSION) as connection:
-        numbers = await find_due(live, board)
-        await reseed(live, connection, board, numbers, actor="test")
+        numbers = await find_due(store, board)
+        await reseed(store, connection, board, numbers, actor="test")
     return board
 
 
@@ -87,8 +87,8 @@ def execute(settings: Settings, statement: str) -> None:
 
 
 @pytest.mark.parametrize("sample", [None, 40])
-async def test_equal_stores_are_sound(sample: int | None, settings: Settings, live: Live) -> None:
-    await opened(settings, live)
+async def test_equal_stores_are_sound(sample: int | None, settings: Settings, store: Store) -> None:
+    await opened(settings, store)
 
     verdict = await verified(settings, sample=sample)
 
@@ -100,10 +100,10 @@ async def test_equal_stores_are_sound(sample: int | None, settings: Settings, li
 @pytest.mark.parametrize("partitions", [1, 3])
 @pytest.mark.parametrize("sample", [None, 1000])
 async def test_users_are_counted_once_each(
-    sample: int | None, partitions: int, settings: Settings, live: Live
+    sample: int | None, partitions: int, settings: Settings, store: Store
 ) -> None:
     board = Board(layout=Layout(partitions=partitions))
-    await opened(settings, live, HISTORY[:45], board)
+    await opened(settings, store, HISTORY[:45], board)
     with direct(settings) as client:
         for number in range(partitions):  # nobody whom PostgreSQL knows
             keys = PartitionKeys(Partition("main", number))
@@ -116,10 +116,10 @@ async def test_users_are_counted_once_each(
 
 
 async def test_findings_beyond_those_that_are_listed_are_said(
-    settings: Settings, live: Live, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scoreboard.verify.SHOWN_MAX", 10)
-    await opened(settings, live)
+    monkeypatch.setattr("scoreboard.recovery.verify.SHOWN_MAX", 10)
+    await opened(settings, store)
     execute(settings, "UPDATE scores SET score = score + 1 WHERE last_seq <= 10")
     exact = await verified(settings)
     execute(settings, "UPDATE scores SET score = score + 1 WHERE last_seq = 11")
@@ -130,10 +130,10 @@ async def test_findings_beyond_those_that_are_listed_are_said(
 
 
 async def test_what_the_flusher_has_not_committed_is_no_drift_but_a_backlog_if_it_stays(
-    settings: Settings, live: Live, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scoreboard.verify.BACKLOG_S", 0.5)
-    await opened(settings, live)
+    monkeypatch.setattr("scoreboard.recovery.verify.BACKLOG_S", 0.5)
+    await opened(settings, store)
     async with dispatching(settings) as dispatcher:
         for n in range(5):
             await dispatcher.submit("main", Action(f"user-{n:02}", "late", 7))
@@ -149,9 +149,9 @@ async def test_what_the_flusher_has_not_committed_is_no_drift_but_a_backlog_if_i
 
 
 async def test_a_backlog_of_which_something_is_committed_meanwhile_is_sound(
-    settings: Settings, live: Live, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await opened(settings, live)
+    await opened(settings, store)
     async with dispatching(settings) as dispatcher:
         await dispatcher.submit("main", Action("user-00", "late", 7))
 
@@ -169,9 +169,9 @@ async def test_a_backlog_of_which_something_is_committed_meanwhile_is_sound(
 
 @pytest.mark.parametrize("sample", [None, 200])
 async def test_a_score_that_drifted_is_found_whichever_way(
-    sample: int | None, settings: Settings, live: Live
+    sample: int | None, settings: Settings, store: Store
 ) -> None:
-    await opened(settings, live)
+    await opened(settings, store)
     with direct(settings) as client:
         client.zadd(KEYS.board, {"user-07": pack(99, 0)})
         client.zadd(KEYS.board, {"ghost": pack(5, 0)})
@@ -188,9 +188,9 @@ async def test_a_score_that_drifted_is_found_whichever_way(
 
 
 async def test_a_late_duplicate_on_its_way_to_correction_is_known_and_no_drift(
-    settings: Settings, live: Live
+    settings: Settings, store: Store
 ) -> None:
-    await opened(settings, live)
+    await opened(settings, store)
     with direct(settings) as client:
         client.zadd(KEYS.board, {"user-07": pack(11 + 4, 0)})
     execute(
@@ -206,10 +206,10 @@ async def test_a_late_duplicate_on_its_way_to_correction_is_known_and_no_drift(
     assert verdict.drifted == ()
 
 
-async def test_parked_actions_are_owed_and_no_drift(settings: Settings, live: Live) -> None:
+async def test_parked_actions_are_owed_and_no_drift(settings: Settings, store: Store) -> None:
     from flusher.quarantine import park
 
-    await opened(settings, live)
+    await opened(settings, store)
     fields = {"q": 61, "u": "user-07", "a": "parked", "d": 4, "s": 15, "e": 2}
     parked = park("9-1", {k.encode(): str(v).encode() for k, v in fields.items()}, "poison")
     with direct(settings) as client:
@@ -241,8 +241,10 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("check", BROKEN)
-async def test_each_check_of_the_books_can_fail(check: str, settings: Settings, live: Live) -> None:
-    await opened(settings, live)
+async def test_each_check_of_the_books_can_fail(
+    check: str, settings: Settings, store: Store
+) -> None:
+    await opened(settings, store)
     # The history was written under epoch 1; the checks look at the newest.
     execute(settings, "UPDATE score_events SET epoch = 2")
     assert (await verified(settings)).is_sound
@@ -252,8 +254,8 @@ async def test_each_check_of_the_books_can_fail(check: str, settings: Settings, 
     assert check in {one.check for one in (await verified(settings)).findings}
 
 
-async def test_equals_in_the_wrong_order_are_found(settings: Settings, live: Live) -> None:
-    await opened(settings, live)
+async def test_equals_in_the_wrong_order_are_found(settings: Settings, store: Store) -> None:
+    await opened(settings, store)
     with direct(settings) as client:
         first = client.zscore(KEYS.board, "user-00")
         third = client.zscore(KEYS.board, "user-06")
@@ -264,8 +266,8 @@ async def test_equals_in_the_wrong_order_are_found(settings: Settings, live: Liv
     assert {one.check for one in findings} == {"order"}
 
 
-async def test_a_seen_hash_that_never_goes_is_found(settings: Settings, live: Live) -> None:
-    await opened(settings, live)
+async def test_a_seen_hash_that_never_goes_is_found(settings: Settings, store: Store) -> None:
+    await opened(settings, store)
     with direct(settings) as client:
         key = next(client.scan_iter(f"{KEYS.tag}:seen:*"))
         client.persist(key)
@@ -276,8 +278,8 @@ async def test_a_seen_hash_that_never_goes_is_found(settings: Settings, live: Li
     assert key in finding.detail
 
 
-async def test_unsafe_settings_of_redis_are_found(settings: Settings, live: Live) -> None:
-    await opened(settings, live)
+async def test_unsafe_settings_of_redis_are_found(settings: Settings, store: Store) -> None:
+    await opened(settings, store)
     with direct(settings) as client:
         client.config_set("appendfsync", "everysec")
         try:
@@ -289,9 +291,9 @@ async def test_unsafe_settings_of_redis_are_found(settings: Settings, live: Live
 
 
 async def test_a_board_of_several_partitions_is_compared_whole(
-    settings: Settings, live: Live
+    settings: Settings, store: Store
 ) -> None:
-    board = await opened(settings, live, board=Board(layout=Layout(partitions=3)))
+    board = await opened(settings, store, board=Board(layout=Layout(partitions=3)))
     assert (await verified(settings, board)).is_sound
     keys = PartitionKeys(Partition("main", 1))
     with direct(settings) as client:
@@ -305,10 +307,10 @@ async def test_a_board_of_several_partitions_is_compared_whole(
 
 
 async def test_a_verification_amid_writes_calls_nobody_drifted(
-    settings: Settings, live: Live, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scoreboard.verify.BACKLOG_S", 0.0)
-    await opened(settings, live)
+    monkeypatch.setattr("scoreboard.recovery.verify.BACKLOG_S", 0.0)
+    await opened(settings, store)
     is_over = asyncio.Event()
 
     async def play(dispatcher: Dispatcher, player: int) -> None:
@@ -330,18 +332,18 @@ async def test_a_verification_amid_writes_calls_nobody_drifted(
 
 
 async def test_repair_sets_right_what_drifted_and_a_second_run_changes_nothing(
-    settings: Settings, live: Live
+    settings: Settings, store: Store
 ) -> None:
-    await opened(settings, live)
-    before = await live.leaderboard("main", limit=100)
+    await opened(settings, store)
+    before = await store.leaderboard("main", limit=100)
     with direct(settings) as client:
         client.zadd(KEYS.board, {"user-07": pack(99, 0), "ghost": pack(5, 0)})
         client.zrem(KEYS.board, "user-09")
     drifted = (await verified(settings)).drifted
 
     async with await connect(settings, name="test") as connection:
-        first = await repair(live, connection, Board(), drifted, actor="me", report=silent)
-        second = await repair(live, connection, Board(), drifted, actor="me", report=silent)
+        first = await repair(store, connection, Board(), drifted, actor="me", report=silent)
+        second = await repair(store, connection, Board(), drifted, actor="me", report=silent)
 
     assert {(one.user_id, one.change) for one in first} == {
         ("user-07", -88),
@@ -351,7 +353,7 @@ async def test_repair_sets_right_what_drifted_and_a_second_run_changes_nothing(
     assert second == []
     async with flushing(settings):
         assert (await verified(settings)).is_sound
-    after = await live.leaderboard("main", limit=100)
+    after = await store.leaderboard("main", limit=100)
     assert after.rows == before.rows
     with psycopg.connect(settings.database_url.reveal()) as connection:
         rows = connection.execute("SELECT actor, detail FROM audit_log WHERE action = 'repair'")

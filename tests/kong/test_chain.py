@@ -12,9 +12,9 @@ import msgspec
 import pytest
 import yaml
 
-from cli.kong_config import GatewayOptions, render
-from cli.kong_keys import KeyRow
-from scoreboard.resources import kong_path
+from cli.gateway.config import GatewayOptions, render
+from cli.gateway.keys import KeyRow
+from scoreboard.runtime.resources import kong_path
 from tests.kong.runtime import (
     ISSUER,
     NOW,

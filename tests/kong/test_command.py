@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from cli import main
-from cli.kong_keys import rows_in
-from scoreboard.resources import kong_path
+from cli.gateway.keys import rows_in
+from scoreboard.runtime.resources import kong_path
 from tests.kong.admin import FakeAdmin
 from tests.support.eventually import eventually
-from tests.support.tokens import KeyPair
+from tests.support.fakes.tokens import KeyPair
 
 KONG = [sys.executable, "-m", "cli", "kong"]
 

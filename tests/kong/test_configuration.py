@@ -9,14 +9,15 @@ import pytest
 import yaml
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from cli import kong_config, kong_keys
-from cli.kong_config import GatewayOptions, render
-from cli.kong_keys import KeyRow, rows_of
+from cli.gateway import config as kong_config
+from cli.gateway import keys as kong_keys
+from cli.gateway.config import GatewayOptions, render
+from cli.gateway.keys import KeyRow, rows_of
 from scoreboard.errors import SettingInvalid
-from scoreboard.key_set import ALGORITHMS, KID_LENGTH_MAX, parse_keys
-from scoreboard.resources import kong_path, web_path
-from scoreboard.settings import Settings
-from scoreboard.settings import load as load_settings
+from scoreboard.runtime.resources import kong_path, web_path
+from scoreboard.runtime.settings import Settings
+from scoreboard.runtime.settings import load as load_settings
+from scoreboard.security.key_set import ALGORITHMS, KID_LENGTH_MAX, parse_keys
 from tests.kong.runtime import Gateway, our_plugins
 
 TEMPLATE = (kong_path() / "kong.yml").read_text()

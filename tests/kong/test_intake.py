@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from scoreboard import errors
-from scoreboard.problems import KINDS, TYPE_PREFIX
+from scoreboard.http.problems import KINDS, TYPE_PREFIX
 from tests.kong.runtime import (
     PLUGINS,
     ROOT,

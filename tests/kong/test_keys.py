@@ -9,12 +9,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from cli.kong_config import write_atomically
-from cli.kong_keys import KeyRow, merge_rows, rows_in, rows_of
-from cli.kong_yaml import read_text
+from cli.gateway.config import write_atomically
+from cli.gateway.keys import KeyRow, merge_rows, rows_in, rows_of
+from cli.gateway.kong_yaml import read_text
 from scoreboard.errors import OperatorMistake
-from scoreboard.key_set import parse_keys
-from tests.support.tokens import KeyPair
+from scoreboard.security.key_set import parse_keys
+from tests.support.fakes.tokens import KeyPair
 
 GRACE_S = 1000
 

@@ -23,15 +23,15 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
 
-from cli.kong_config import GatewayOptions, render
-from cli.kong_keys import rows_of
-from scoreboard.key_set import parse_keys
-from scoreboard.resources import kong_path
+from cli.gateway.config import GatewayOptions, render
+from cli.gateway.keys import rows_of
+from scoreboard.runtime.resources import kong_path
+from scoreboard.security.key_set import parse_keys
 from tests.kong.backends import Recorder, http_recorder, ws_recorder
 from tests.kong.nginx_gateway import NginxGateway, nginx_gateway, raw_request, require_nginx
 from tests.kong.runtime import ROOT, Gateway, encode_part
 from tests.support.eventually import eventually_async
-from tests.support.tokens import AUDIENCE, ISSUER, KeyPair, MakeToken
+from tests.support.fakes.tokens import AUDIENCE, ISSUER, KeyPair, MakeToken
 
 READ_TIMEOUT_MS = 1500
 UPDATE = "/api/scores/update"

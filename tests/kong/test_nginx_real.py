@@ -17,14 +17,14 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 from websockets.typing import Origin, Subprotocol
 
-from cli.kong_config import GatewayOptions, render
-from cli.kong_keys import rows_of
-from scoreboard.auth import LOCAL_ISSUER, READ, UPDATE
-from scoreboard.key_set import parse_keys
-from scoreboard.resources import kong_path
+from cli.gateway.config import GatewayOptions, render
+from cli.gateway.keys import rows_of
+from scoreboard.runtime.resources import kong_path
+from scoreboard.security.key_set import parse_keys
+from scoreboard.security.tokens import LOCAL_ISSUER, READ, UPDATE
 from tests.kong.nginx_gateway import NginxGateway, nginx_gateway, require_nginx
 from tests.kong.runtime import Gateway
-from tests.support.system import System
+from tests.support.servers.system import System
 
 ORIGIN = "https://play.example"
 HEARTBEAT_S = 0.5

@@ -12,17 +12,17 @@ import pytest
 import yaml
 from prometheus_client import generate_latest
 
-from cli.kong_config import GatewayOptions
-from cli.kong_keys import rows_in
-from cli.kong_probe import serve_probe
-from cli.kong_sync import Answer, KongSync, SyncOptions
-from scoreboard.key_set import UrlSource, parse_keys
-from scoreboard.lifecycle import Stop
-from scoreboard.resources import kong_path
-from scoreboard.telemetry import REGISTRY
+from cli.gateway.config import GatewayOptions
+from cli.gateway.keys import rows_in
+from cli.gateway.probe import serve_probe
+from cli.gateway.sync import HttpResponse, KongSync, SyncOptions
+from scoreboard.runtime.lifecycle import Stop
+from scoreboard.runtime.resources import kong_path
+from scoreboard.runtime.telemetry import REGISTRY
+from scoreboard.security.key_set import UrlSource, parse_keys
 from tests.kong.admin import FakeAdmin, fake_admin
 from tests.support.eventually import eventually_async
-from tests.support.tokens import KeyPair
+from tests.support.fakes.tokens import KeyPair
 
 LIFE_S = 3600
 OPTIONS = GatewayOptions(
@@ -64,7 +64,7 @@ def make(admin: FakeAdmin, clock: Clock, output: Path, **changes: Any) -> KongSy
     return KongSync(options, UrlSource(admin.jwks_url), clock)
 
 
-async def turn(sync: KongSync) -> Answer:
+async def turn(sync: KongSync) -> HttpResponse:
     async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
         return await sync.turn(client)
 
@@ -100,7 +100,7 @@ def kids(text: str | None) -> list[str]:
 async def test_kong_gets_yaml_text_with_the_hash_check_and_the_file_is_the_same(
     sync: KongSync, admin: FakeAdmin, output: Path
 ) -> None:
-    assert await turn(sync) is Answer.LOADED
+    assert await turn(sync) is HttpResponse.LOADED
     ((path, text),) = admin.posted
     assert path == "/config?check_hash=1"
     assert text == text_of(output)
@@ -110,11 +110,13 @@ async def test_kong_gets_yaml_text_with_the_hash_check_and_the_file_is_the_same(
 
 async def test_a_second_turn_changes_nothing(sync: KongSync, admin: FakeAdmin) -> None:
     await turn(sync)
-    assert await turn(sync) is Answer.UNCHANGED
+    assert await turn(sync) is HttpResponse.UNCHANGED
     assert admin.posted[0] == admin.posted[1]
 
 
-@pytest.mark.parametrize(("status", "answer"), [(400, Answer.REFUSED), (413, Answer.FULL)])
+@pytest.mark.parametrize(
+    ("status", "answer"), [(400, HttpResponse.REFUSED), (413, HttpResponse.FULL)]
+)
 async def test_what_kong_refuses_never_becomes_the_file_it_starts_with(
     *,
     sync: KongSync,
@@ -122,7 +124,7 @@ async def test_what_kong_refuses_never_becomes_the_file_it_starts_with(
     output: Path,
     rsa_key: KeyPair,
     status: int,
-    answer: Answer,
+    answer: HttpResponse,
 ) -> None:
     await turn(sync)
     good = text_of(output)
@@ -130,21 +132,26 @@ async def test_what_kong_refuses_never_becomes_the_file_it_starts_with(
     admin.answers.append(status)
     assert await turn(sync) is answer
     assert text_of(output) == good
-    assert await turn(sync) is Answer.LOADED
+    assert await turn(sync) is HttpResponse.LOADED
     assert text_of(output) != good
 
 
 @pytest.mark.parametrize(
     ("status", "answer"),
-    [(429, Answer.BUSY), (503, Answer.AWAY), (504, Answer.AWAY), (500, Answer.AWAY)],
+    [
+        (429, HttpResponse.BUSY),
+        (503, HttpResponse.AWAY),
+        (504, HttpResponse.AWAY),
+        (500, HttpResponse.AWAY),
+    ],
 )
 async def test_while_kong_cannot_load_the_file_is_ready_for_it(
-    sync: KongSync, admin: FakeAdmin, output: Path, status: int, answer: Answer
+    sync: KongSync, admin: FakeAdmin, output: Path, status: int, answer: HttpResponse
 ) -> None:
     admin.answers.append(status)
     assert await turn(sync) is answer
     assert kids(text_of(output)) == ["test-ec", "test-rsa"]
-    assert await turn(sync) is Answer.LOADED
+    assert await turn(sync) is HttpResponse.LOADED
 
 
 async def test_a_kong_that_does_not_answer_is_waited_for(
@@ -154,7 +161,7 @@ async def test_a_kong_that_does_not_answer_is_waited_for(
         taken.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{taken.getsockname()[1]}"
         sync = make(admin, clock, output, admin_urls=(nobody,))
-        assert await turn(sync) is Answer.AWAY
+        assert await turn(sync) is HttpResponse.AWAY
     assert text_of(output)
 
 
@@ -164,8 +171,8 @@ async def test_every_node_is_given_the_configuration(
     with fake_admin() as second:
         sync = make(admin, clock, output, admin_urls=(admin.url, second.url))
         second.answers.append(503)
-        assert await turn(sync) is Answer.AWAY
-        assert await turn(sync) is Answer.LOADED
+        assert await turn(sync) is HttpResponse.AWAY
+        assert await turn(sync) is HttpResponse.LOADED
         assert admin.held == second.held == text_of(output)
 
 
@@ -187,7 +194,7 @@ async def test_a_bad_key_set_leaves_everything_as_it_was(
     await turn(sync)
     good = text_of(output)
     admin.jwks, admin.jwks_status = document, status
-    assert await turn(sync) is Answer.NO_KEYS
+    assert await turn(sync) is HttpResponse.NO_KEYS
     assert text_of(output) == good
     # A Kong that was restarted meanwhile still gets the last good one.
     assert admin.posted[-1][1] == good
@@ -197,7 +204,7 @@ async def test_without_any_key_set_nothing_is_written_or_sent(
     sync: KongSync, admin: FakeAdmin, output: Path
 ) -> None:
     admin.jwks = b'{"keys":[]}'
-    assert await turn(sync) is Answer.NO_KEYS
+    assert await turn(sync) is HttpResponse.NO_KEYS
     assert text_of(output) is None
     assert admin.posted == []
 
@@ -206,7 +213,7 @@ async def test_an_empty_file_is_filled_like_an_absent_one(
     sync: KongSync, admin: FakeAdmin, output: Path
 ) -> None:
     put(output, b"")
-    assert await turn(sync) is Answer.LOADED
+    assert await turn(sync) is HttpResponse.LOADED
     assert kids(text_of(output)) == ["test-ec", "test-rsa"]
     assert text_of(output) == admin.held
 
@@ -217,7 +224,7 @@ async def test_a_file_of_somebody_else_is_neither_replaced_nor_the_end(
 ) -> None:
     await turn(sync)
     put(output, text)
-    assert await turn(sync) is Answer.NO_FILE
+    assert await turn(sync) is HttpResponse.NO_FILE
     assert bytes_of(output) == text
     assert len(admin.posted) == 1
     remove(output)
@@ -230,7 +237,7 @@ async def test_a_file_that_cannot_be_written_is_tried_again(
 ) -> None:
     output = tmp_path / "config" / "kong.yml"
     sync = make(admin, clock, output)
-    assert await turn(sync) is Answer.NO_FILE
+    assert await turn(sync) is HttpResponse.NO_FILE
     assert sync.health()[1] is False
     make_folder(output.parent)
     assert (await turn(sync)).is_good
@@ -239,7 +246,7 @@ async def test_a_file_that_cannot_be_written_is_tried_again(
 
 async def test_a_directory_in_the_place_of_the_file_is_no_end(sync: KongSync, output: Path) -> None:
     make_folder(output)
-    assert await turn(sync) is Answer.NO_FILE
+    assert await turn(sync) is HttpResponse.NO_FILE
 
 
 async def test_one_unreadable_key_costs_no_other(
@@ -249,7 +256,7 @@ async def test_one_unreadable_key_costs_no_other(
     only_x5c = {"kty": "RSA", "kid": "x5c", "x5c": ["MIIB"]}
     odd = [half, only_x5c, {"kty": 5}, "a word", {**ec_key.jwk, "kid": "a b"}]
     admin.jwks = json.dumps({"keys": [*odd, rsa_key.jwk]}).encode()
-    assert await turn(sync) is Answer.LOADED
+    assert await turn(sync) is HttpResponse.LOADED
     assert kids(admin.held) == ["test-rsa"]
 
 
@@ -274,9 +281,9 @@ async def test_a_rotated_key_stays_for_one_tokens_life(
     await turn(sync)
     assert kids(admin.held) == ["test-ec", "test-rsa"]
     clock.now_s += LIFE_S - 1
-    assert await turn(sync) is Answer.UNCHANGED
+    assert await turn(sync) is HttpResponse.UNCHANGED
     clock.now_s += 1
-    assert await turn(sync) is Answer.LOADED
+    assert await turn(sync) is HttpResponse.LOADED
     assert kids(admin.held) == ["test-ec"]
 
 
@@ -295,7 +302,7 @@ async def test_the_grace_outlives_a_restart(
     await turn(sync)
     clock.now_s += LIFE_S - 1
     after_restart = make(admin, clock, output)
-    assert await turn(after_restart) is Answer.UNCHANGED
+    assert await turn(after_restart) is HttpResponse.UNCHANGED
     clock.now_s += 1
     await turn(after_restart)
     assert kids(admin.held) == ["test-ec"]
@@ -310,7 +317,7 @@ async def test_a_vanished_key_ends_also_while_the_issuer_is_away(
     await turn(sync)
     admin.jwks_status = 503
     clock.now_s += LIFE_S
-    assert await turn(sync) is Answer.NO_KEYS
+    assert await turn(sync) is HttpResponse.NO_KEYS
     assert kids(admin.held) == ["test-ec"]
 
 
@@ -327,7 +334,7 @@ async def test_revoking_the_last_key_is_withheld(
 ) -> None:
     publish(admin, rsa_key)
     sync = make(admin, clock, output, revoked=frozenset({"test-rsa"}))
-    assert await turn(sync) is Answer.NO_KEYS
+    assert await turn(sync) is HttpResponse.NO_KEYS
     assert admin.posted == []
 
 

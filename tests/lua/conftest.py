@@ -6,7 +6,7 @@ import fakeredis
 import pytest
 import redis
 
-from tests.support.scripts import Scripts
+from tests.support.clients.scripts import Scripts
 
 on_the_real_server = pytest.mark.parametrize("scripts", ["valkey"], indirect=True)
 """For what fakeredis does not have."""

@@ -3,9 +3,9 @@
 import pytest
 import redis
 
-from scoreboard.keys import ACTIONS, GROUP
 from scoreboard.model import SLOT_COUNT, digest_of, pack
-from tests.support.scripts import KEYS, LAYOUT, Scripts, text
+from scoreboard.store.keys import ACTIONS, GROUP
+from tests.support.clients.scripts import KEYS, LAYOUT, Scripts, text
 
 from .conftest import on_the_real_server
 

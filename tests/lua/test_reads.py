@@ -3,7 +3,7 @@
 import pytest
 
 from scoreboard.model import SLOT_COUNT, pack
-from tests.support.scripts import KEYS, Scripts, text
+from tests.support.clients.scripts import KEYS, Scripts, text
 
 READ = [KEYS.board, KEYS.meta]
 

@@ -3,25 +3,35 @@
 import pytest
 
 from scoreboard.model import SCORE_MAX, unpack_score
-from tests.support.scripts import KEYS, Scripts, text
+from tests.support.clients.scripts import KEYS, Scripts, text
 
 from .conftest import on_the_real_server
 
 pytestmark = on_the_real_server
 
 ALL = [KEYS.board, KEYS.events, KEYS.meta, KEYS.changes]
-Truth = tuple[str, int, list[str]]
+ExpectedScore = tuple[str, int, list[str]]
 
 
 def repair(
-    scripts: Scripts, *truths: Truth, committed: str = "0-0", seq: int = 0, dry: int = 0
+    scripts: Scripts,
+    *expected_scores: ExpectedScore,
+    committed: str = "0-0",
+    seq: int = 0,
+    dry: int = 0,
 ) -> list[list[object]]:
-    rows = scripts.run("repair", ALL, scripts.history, 1, seq, committed, dry, *flat(truths))
+    rows = scripts.run(
+        "repair", ALL, scripts.history, 1, seq, committed, dry, *flat(expected_scores)
+    )
     return [[text(row[0]), *row[1:]] for row in rows]
 
 
-def flat(truths: tuple[Truth, ...]) -> list[object]:
-    return [value for user, score, order in truths for value in (user, score, len(order), *order)]
+def flat(expected_scores: tuple[ExpectedScore, ...]) -> list[object]:
+    return [
+        value
+        for user, score, order in expected_scores
+        for value in (user, score, len(order), *order)
+    ]
 
 
 def scores(scripts: Scripts) -> list[tuple[str, int]]:

@@ -3,7 +3,7 @@
 import pytest
 
 from scoreboard.model import SCORE_MAX, SLOT_COUNT, pack
-from tests.support.scripts import KEYS, LAYOUT, Scripts, text
+from tests.support.clients.scripts import KEYS, LAYOUT, Scripts, text
 
 
 def test_a_first_action_is_applied(opened: Scripts) -> None:

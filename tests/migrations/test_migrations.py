@@ -3,9 +3,11 @@
 import psycopg
 import pytest
 
-from scoreboard import migrations, postgres, resources
 from scoreboard.errors import DatabaseUnavailable, SchemaMismatch
-from scoreboard.settings import Secret, Settings
+from scoreboard.ledger import migrations
+from scoreboard.ledger import pool as postgres
+from scoreboard.runtime import resources
+from scoreboard.runtime.settings import Secret, Settings
 
 
 def settings_for(url: str) -> Settings:

@@ -13,9 +13,9 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scoreboard import resources
 from scoreboard.model import SLOT_COUNT
-from tests.support.scripts import KEYS, Scripts
+from scoreboard.runtime import resources
+from tests.support.clients.scripts import KEYS, Scripts
 
 SLOTS, MOVES = 40, 4
 LIMIT = SLOTS * (MOVES - 1) // (MOVES + 1)

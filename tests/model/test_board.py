@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from scoreboard.keys import GROUP
 from scoreboard.model import SCORE_MAX, SLOT_COUNT, unpack_score
-from tests.support.scripts import KEYS, LAYOUT, Scripts
+from scoreboard.store.keys import GROUP
+from tests.support.clients.scripts import KEYS, LAYOUT, Scripts
 
 TRIM = [KEYS.events, KEYS.meta]
 USERS = st.sampled_from(["ann", "bob", "cem", "auth0|d", "e" * 128])

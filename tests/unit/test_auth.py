@@ -11,12 +11,12 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from scoreboard import auth
-from scoreboard.auth import READ, UPDATE, UPDATE_ANY, Caller, LocalIssuer, Verifier
 from scoreboard.errors import KeysUnavailable, OperatorMistake, SettingInvalid, Unauthenticated
-from scoreboard.settings import Settings, load
+from scoreboard.runtime.settings import Settings, load
+from scoreboard.security import tokens as auth
+from scoreboard.security.tokens import READ, UPDATE, UPDATE_ANY, Caller, LocalIssuer, Verifier
 from tests.support.eventually import eventually_async
-from tests.support.tokens import AUDIENCE, ISSUER, KeyPair, MakeToken
+from tests.support.fakes.tokens import AUDIENCE, ISSUER, KeyPair, MakeToken
 
 
 def settings_for(jwks_file: Path | str, **more: str) -> Settings:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from cli import binaries
-from cli.plan import Options, Plan
+from cli.embedded import binaries
+from cli.running.plan import Options, Plan
 from scoreboard.errors import EmbeddedFailed, OperatorMistake
 
 

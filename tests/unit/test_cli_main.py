@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import click
 import pytest
 
-from cli import failures, main, verbs
+from cli import failures, group, main
 from scoreboard.errors import (
     Broken,
     Forbidden,
@@ -56,7 +56,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
             raise errors[0]
         return 7
 
-    monkeypatch.setitem(verbs.scoreboard.commands, "fail", fail)
+    monkeypatch.setitem(group.scoreboard.commands, "fail", fail)
     return errors
 
 
@@ -87,7 +87,7 @@ def test_a_command_says_its_own_exit_code(failing: list[BaseException]) -> None:
     assert main.run(["fail"]) == 7
 
 
-@pytest.mark.parametrize("name", sorted(verbs.scoreboard.commands))
+@pytest.mark.parametrize("name", sorted(group.scoreboard.commands))
 def test_every_verb_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run([name, "--help"]) == 0
     assert len(capsys.readouterr().out.splitlines()) > 3

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.processes import Service, last_words, wait_until_ready
+from cli.running.processes import Service, last_words, wait_until_ready
 from scoreboard.errors import NotInTime, ServiceEnded
 from tests.support.eventually import eventually
 
@@ -114,7 +114,7 @@ def test_waiting_ends_when_a_service_dies_or_never_gets_ready(
     with pytest.raises(ServiceEnded):
         wait_until_ready([dead], lambda: None)
 
-    monkeypatch.setattr("cli.processes.READY_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("cli.running.processes.READY_TIMEOUT_S", 0.2)
     slow = make_service("import time; time.sleep(60)", ready_url="http://127.0.0.1:1/x")
     with pytest.raises(NotInTime, match="does not answer"):
         wait_until_ready([slow], lambda: None)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.plan import Options, Plan
-from cli.system import System
+from cli.running.plan import Options, Plan
+from cli.running.system import System
 
 
 class AskedAmidALook(threading.Event):

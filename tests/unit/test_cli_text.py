@@ -2,8 +2,8 @@
 
 import pytest
 
+from cli.commands.user_file import check_email, check_name
 from cli.text import find_harmful, visible
-from cli.user_file import check_email, check_name
 
 GOOD = [
     "山田\u3000太郎",  # ideographic space

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from cli import user_file
-from cli.user_file import open_user_file
-from scoreboard.archive import Profile
+from cli.commands import user_file
+from cli.commands.user_file import open_user_file
 from scoreboard.errors import Invalid, Malformed
-from scoreboard.reseed import silent
+from scoreboard.ledger.users import Profile
+from scoreboard.recovery.reseed import silent
 
 
 def count_users(file: Path) -> int:

@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-from scoreboard import credentials
-from scoreboard.credentials import FETCH_WAIT_S, INVALIDATE_EVERY_S, SecretStore, store_of
 from scoreboard.errors import SecretsUnavailable, SettingInvalid
-from scoreboard.secret_backends import Credentials, parse
-from scoreboard.settings import Secret, Settings
-from scoreboard.telemetry import REGISTRY
+from scoreboard.runtime.settings import Secret, Settings
+from scoreboard.runtime.telemetry import REGISTRY
+from scoreboard.security import credentials
+from scoreboard.security.credentials import FETCH_WAIT_S, INVALIDATE_EVERY_S, SecretStore, store_of
+from scoreboard.security.secret_backends import Credentials, parse
 from tests.support.eventually import eventually_async
 
 FIRST = Credentials("app", Secret("hunter2"), "v1")

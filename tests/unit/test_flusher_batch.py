@@ -7,9 +7,9 @@ import pytest
 from flusher.batch import COLUMNS, Entry, Gap, Progress, build, follow, rows
 from flusher.quarantine import park
 from flusher.writer import TYPES
-from scoreboard import resources
 from scoreboard.events import BadRecord
-from scoreboard.parked import fields_of
+from scoreboard.ledger.parked import fields_of
+from scoreboard.runtime import resources
 
 
 def entry(seq: int, *, at: str = "", **fields: str) -> Entry:

@@ -3,8 +3,8 @@
 import pytest
 
 from flusher.recovery import GAP_FENCE, REWIND_FENCE, Finding, diagnose
-from scoreboard.archive import Position
-from scoreboard.live import PartitionState
+from scoreboard.ledger.positions import Position
+from scoreboard.store.partitions import PartitionState
 
 COMMITTED = Position(epoch=3, seq=50, stream_id="9-0")
 

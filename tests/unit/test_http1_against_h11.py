@@ -8,9 +8,10 @@ from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
 from scoreboard.errors import ScoreboardError
-from scoreboard.http1.body import ChunkReader, LengthReader
-from scoreboard.http1.head import CHUNKED, HeadLimits, head_size, read_head
-from tests.support.smuggling import CHUNKS, HEADS, HIDDEN
+from scoreboard.http.body import ChunkReader, LengthReader
+from scoreboard.http.head import CHUNKED, head_size, read_head
+from scoreboard.runtime.limits import HeadLimits
+from tests.support.clients.smuggling import CHUNKS, HEADS, HIDDEN
 
 LIMITS = HeadLimits()
 BODY_BYTES = 16_384

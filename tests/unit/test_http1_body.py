@@ -3,8 +3,8 @@
 import pytest
 
 from scoreboard.errors import BodyTooLarge, Malformed
-from scoreboard.http1.body import EXTENSION_BYTES, FRAMING_BYTES, ChunkReader, LengthReader
-from tests.support.smuggling import CHUNKS, HIDDEN
+from scoreboard.http.body import EXTENSION_BYTES, FRAMING_BYTES, ChunkReader, LengthReader
+from tests.support.clients.smuggling import CHUNKS, HIDDEN
 
 Reader = LengthReader | ChunkReader
 

@@ -10,8 +10,9 @@ from scoreboard.errors import (
     TargetTooLong,
     VersionUnsupported,
 )
-from scoreboard.http1.head import CHUNKED, Head, HeadLimits, head_size, read_head
-from tests.support.smuggling import CHUNKS, HEADS
+from scoreboard.http.head import CHUNKED, Head, head_size, read_head
+from scoreboard.runtime.limits import HeadLimits
+from tests.support.clients.smuggling import CHUNKS, HEADS
 
 LIMITS = HeadLimits()
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scoreboard.errors import Malformed
-from scoreboard.http1.query import read_query
+from scoreboard.http.query import read_query
 
 KNOWN = frozenset({"board", "limit"})
 

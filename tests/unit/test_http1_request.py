@@ -5,9 +5,9 @@ from typing import Any, cast
 
 import pytest
 
-from scoreboard.http1.answer import encode_head
-from scoreboard.http1.connection import Connection
-from scoreboard.http1.request import TimeLimit
+from scoreboard.http.connection import Connection
+from scoreboard.http.request import TimeLimit
+from scoreboard.http.response import encode_head
 
 
 class Held:

@@ -6,8 +6,8 @@ from pathlib import Path
 import jwt
 import pytest
 
-from cli.issuer_form import FORM_LIFE_S, Seal, render_form, render_refusal
-from cli.issuer_grants import (
+from cli.issuer.form import FORM_LIFE_S, Seal, render_form, render_refusal
+from cli.issuer.grants import (
     CODE_LIFE_S,
     CODES_MAX,
     GAME_SERVER,
@@ -18,10 +18,10 @@ from cli.issuer_grants import (
     SignInRequest,
     read_sign_in,
 )
-from cli.issuer_place import address_of, check_redirect_uri, client_secret
-from scoreboard.auth import LOCAL_ISSUER, READ, UPDATE, UPDATE_ANY, LocalIssuer
+from cli.issuer.place import address_of, check_redirect_uri, client_secret
 from scoreboard.errors import OperatorMistake
-from tests.support.issuer import challenge_of
+from scoreboard.security.tokens import LOCAL_ISSUER, READ, UPDATE, UPDATE_ANY, LocalIssuer
+from tests.support.clients.issuer import challenge_of
 
 PAGE_URI = "http://127.0.0.1:8000/"
 SECRET = "s" * 43

@@ -1,8 +1,8 @@
 """What the api tells the page of the issuer, and lets it talk to."""
 
-from api.page import policy, sign_in
-from api.schemas import PageConfig, SignInConfig
-from scoreboard.settings import Settings, load
+from api.documents.schemas import PageConfig, SignInConfig
+from api.endpoints.page import policy, sign_in
+from scoreboard.runtime.settings import Settings, load
 
 ISSUER = {
     "SCOREBOARD_SIGN_IN_ISSUER": "https://id.example.com/realms/games",

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from scoreboard import key_set
 from scoreboard.errors import KeysUnavailable
-from scoreboard.key_set import KeyCache, KeySet, read_key_set
+from scoreboard.security import key_set
+from scoreboard.security.key_set import KeyCache, KeySet, read_key_set
 from tests.support.eventually import eventually_async
-from tests.support.tokens import KeyPair
+from tests.support.fakes.tokens import KeyPair
 
 
 def read(*keys: Any) -> KeySet:

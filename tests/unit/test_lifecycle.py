@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from scoreboard.lifecycle import EXIT_DEADLINE, Stop, backoff_s, supervise
+from scoreboard.runtime.lifecycle import EXIT_DEADLINE, Stop, backoff_s, supervise
 
 PROGRAM = """
 import asyncio, os, signal, sys
-from scoreboard import lifecycle, telemetry
+from scoreboard.runtime import lifecycle, telemetry
 from scoreboard.errors import SettingInvalid
 
 telemetry.setup_logging("test", level="info", form="json", environment="test")

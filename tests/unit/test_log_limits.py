@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from scoreboard import log_limits
-from scoreboard.log_limits import (
+from scoreboard.runtime import log_limits
+from scoreboard.runtime.log_limits import (
     KINDS_MAX,
     LINES_MAX,
     OTHERS,

@@ -13,7 +13,7 @@ from litestar.exceptions import (
 )
 
 import api.app  # noqa: F401 (so that every class of errors is there to be walked)
-from api import problems
+from api.edge import problems
 from scoreboard.errors import (
     Broken,
     Forbidden,
@@ -27,7 +27,7 @@ from scoreboard.errors import (
     Unauthenticated,
     Unavailable,
 )
-from scoreboard.problems import KINDS, QuotaSpent, headers_of, problem_of, status_of
+from scoreboard.http.problems import KINDS, QuotaSpent, headers_of, problem_of, status_of
 
 
 def tree(kind: type[ScoreboardError] = ScoreboardError) -> Iterator[type[ScoreboardError]]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scoreboard.request_ids import GATEWAY_HEADER, HEADER, RequestIds
+from scoreboard.http.request_ids import GATEWAY_HEADER, HEADER, RequestIds
 
 
 def test_the_gateways_id_wins_and_only_a_safe_one_is_taken() -> None:

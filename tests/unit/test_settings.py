@@ -3,7 +3,7 @@
 import pytest
 
 from scoreboard.errors import SettingInvalid
-from scoreboard.settings import Secret, Settings, describe, load, service_links
+from scoreboard.runtime.settings import Secret, Settings, describe, load, service_links
 
 LEAST = {"REDIS_URL": "redis://:hidden@localhost"}
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from scoreboard import settings
 from scoreboard.errors import DatabaseUnavailable, RedisUnavailable, SettingInvalid
-from scoreboard.stores import (
+from scoreboard.runtime import settings
+from scoreboard.runtime.connection_urls import (
     cause_of,
     check_database_url,
     check_redis_url,

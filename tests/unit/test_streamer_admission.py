@@ -3,9 +3,9 @@
 import pytest
 
 from scoreboard.errors import Overloaded, TooManyConnections
-from scoreboard.settings import Secret, Settings
-from streamer import admission as admission_module
-from streamer.admission import Admission, Bucket, Buckets, Capacity
+from scoreboard.runtime.settings import Secret, Settings
+from streamer.handshake import admission as admission_module
+from streamer.handshake.admission import Admission, Bucket, Buckets, Capacity
 
 HERE, THERE = "192.0.2.1", "192.0.2.2"
 

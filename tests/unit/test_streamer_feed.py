@@ -2,7 +2,7 @@
 
 import pytest
 
-from scoreboard.feed import Feed, Verdict
+from scoreboard.broadcast.state import BoardState, Verdict
 from scoreboard.model import Row, Window
 
 TOP = (Row(1, "ada", 30),)
@@ -18,15 +18,15 @@ def window(
     return Window(epoch, seq, len(rows), rows, positions)
 
 
-def fed(*windows: Window) -> Feed:
-    feed = Feed("main")
+def fed(*windows: Window) -> BoardState:
+    feed = BoardState("main")
     for one in windows:
         feed.take(one, at_ms=1)
     return feed
 
 
 def test_the_first_read_is_news_even_when_the_board_is_empty() -> None:
-    feed = Feed("main")
+    feed = BoardState("main")
 
     assert feed.take(window(rows=()), at_ms=5) is Verdict.NEWS
     assert feed.frame is not None

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from scoreboard.addresses import client_address
 from scoreboard.errors import ScoreboardError, SettingInvalid
-from scoreboard.http1.head import Head, read_head
-from scoreboard.problems import KINDS, status_of
-from scoreboard.settings import Secret, Settings
-from streamer.handshake import Rules, Wish, answer_of, judge
-from tests.support.viewer import Headers, request_bytes
+from scoreboard.http.head import Head, read_head
+from scoreboard.http.problems import KINDS, status_of
+from scoreboard.runtime.settings import Secret, Settings
+from scoreboard.security.addresses import client_address
+from streamer.handshake.request import Rules, Wish, answer_of, judge
+from tests.support.clients.viewer import Headers, request_bytes
 
 JWT = "eyJhbGciOiJSUzI1NiJ9.e30.c2ln"
 

@@ -6,9 +6,9 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scoreboard.frames import Leaderboard, Status
-from streamer.framing import ping_frame, text_frame
-from streamer.hub import Hub, Room
+from scoreboard.broadcast.frames import Leaderboard, Status
+from streamer.connection.framing import ping_frame, text_frame
+from streamer.fanout.hub import Channel, Hub
 
 NEVER_S = 1e9
 
@@ -16,7 +16,7 @@ NEVER_S = 1e9
 class Watcher:
     """A viewer that notes what it was shown."""
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: Channel) -> None:
         self.room = room
         self.index = -1
         self.seen = room.frame
@@ -36,8 +36,8 @@ def board(seq: int) -> Leaderboard:
     return Leaderboard("main", 1, seq, 0, ())
 
 
-def room_of(count: int) -> tuple[Room, list[Watcher]]:
-    room = Room("main", lambda: None)
+def room_of(count: int) -> tuple[Channel, list[Watcher]]:
+    room = Channel("main", lambda: None)
     room.show(board(0), 0.0, 0.0)
     return room, [Watcher(room) for _ in range(count)]
 
@@ -109,7 +109,7 @@ def test_a_heartbeat_says_where_the_held_frame_stands_and_gives_way_to_a_board()
 
 
 def test_no_heartbeat_before_there_is_a_board() -> None:
-    room = Room("main", lambda: None)
+    room = Channel("main", lambda: None)
     room.beat(15.0, at_ms=7)
 
     assert not room.is_in_lap

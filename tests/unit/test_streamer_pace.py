@@ -1,16 +1,16 @@
 """Who can take a board now, whose boards wait for a pong, and who is given up."""
 
-from scoreboard.settings import Secret, Settings
-from streamer.pace import CALM_S, KEEPALIVE, Pace
+from scoreboard.runtime.settings import Secret, Settings
+from streamer.connection.pace import CALM_S, KEEPALIVE, FlowControl
 
 SETTINGS = Settings(redis_url=Secret("redis://test"))
 
 
-def pace_at(now_s: float = 100.0) -> Pace:
-    return Pace(SETTINGS, now_s)
+def pace_at(now_s: float = 100.0) -> FlowControl:
+    return FlowControl(SETTINGS, now_s)
 
 
-def ping(pace: Pace, at_s: float, answered_s: float) -> None:
+def ping(pace: FlowControl, at_s: float, answered_s: float) -> None:
     pace.pinged(at_s)
     assert pace.take_pong(KEEPALIVE, SETTINGS, answered_s)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scoreboard.endings import ENDINGS, CloseCode
+from scoreboard.broadcast.close_codes import ENDINGS, CloseCode
 from scoreboard.errors import Malformed
 from streamer.protocol import Auth, Sync, decode
 

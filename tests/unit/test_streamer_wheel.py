@@ -1,6 +1,6 @@
 """Deadlines come up once they have passed, and within one slot after."""
 
-from streamer.wheel import Wheel
+from streamer.fanout.wheel import TimingWheel
 
 
 class Entry:
@@ -9,12 +9,12 @@ class Entry:
         self.slot = 0
 
 
-def names(wheel: Wheel[Entry], now_s: float) -> list[str]:
+def names(wheel: TimingWheel[Entry], now_s: float) -> list[str]:
     return [entry.name for entry in wheel.advance(now_s)]
 
 
 def test_an_entry_comes_up_after_its_deadline_and_once() -> None:
-    wheel: Wheel[Entry] = Wheel(100.0)
+    wheel: TimingWheel[Entry] = TimingWheel(100.0)
     wheel.put(Entry("a"), 102.5)
 
     assert names(wheel, 102.9) == []
@@ -23,14 +23,14 @@ def test_an_entry_comes_up_after_its_deadline_and_once() -> None:
 
 
 def test_a_deadline_that_has_passed_comes_up_in_the_next_slot() -> None:
-    wheel: Wheel[Entry] = Wheel(100.0)
+    wheel: TimingWheel[Entry] = TimingWheel(100.0)
     wheel.put(Entry("late"), 50.0)
 
     assert names(wheel, 101.0) == ["late"]
 
 
 def test_an_earlier_deadline_moves_an_entry_and_a_later_one_does_not() -> None:
-    wheel: Wheel[Entry] = Wheel(100.0)
+    wheel: TimingWheel[Entry] = TimingWheel(100.0)
     entry = Entry("a")
     wheel.put(entry, 120.0)
     wheel.put(entry, 105.0)
@@ -41,7 +41,7 @@ def test_an_earlier_deadline_moves_an_entry_and_a_later_one_does_not() -> None:
 
 
 def test_moving_to_and_fro_leaves_no_more_places_than_moves_forward() -> None:
-    wheel: Wheel[Entry] = Wheel(100.0)
+    wheel: TimingWheel[Entry] = TimingWheel(100.0)
     entry = Entry("a")
     for _ in range(1000):
         wheel.put(entry, 110.0)
@@ -51,7 +51,7 @@ def test_moving_to_and_fro_leaves_no_more_places_than_moves_forward() -> None:
 
 
 def test_slots_that_were_slept_through_all_come_up() -> None:
-    wheel: Wheel[Entry] = Wheel(100.0)
+    wheel: TimingWheel[Entry] = TimingWheel(100.0)
     for second in range(10):
         wheel.put(Entry(str(second)), 100.0 + second)
 
@@ -59,7 +59,7 @@ def test_slots_that_were_slept_through_all_come_up() -> None:
 
 
 def test_an_entry_put_while_its_slot_is_served_waits_for_the_next() -> None:
-    wheel: Wheel[Entry] = Wheel(100.0)
+    wheel: TimingWheel[Entry] = TimingWheel(100.0)
     entry = Entry("again")
     wheel.put(entry, 100.5)
     served = 0
@@ -72,7 +72,7 @@ def test_an_entry_put_while_its_slot_is_served_waits_for_the_next() -> None:
 
 
 def test_slots_may_be_narrow() -> None:
-    wheel: Wheel[Entry] = Wheel(100.0, width_s=0.1)
+    wheel: TimingWheel[Entry] = TimingWheel(100.0, width_s=0.1)
     wheel.put(Entry("a"), 100.25)
 
     assert names(wheel, 100.29) == []

@@ -5,7 +5,7 @@ import json
 import jwt
 import pytest
 
-from tests.support.tokens import AUDIENCE, ISSUER
+from tests.support.fakes.tokens import AUDIENCE, ISSUER
 
 
 def verify(token: str, jwks: dict) -> dict:

@@ -28,12 +28,12 @@ import jwt
 import redis
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from cli.embedded import EmbeddedValkey
-from scoreboard.live import Live
-from scoreboard.redis_client import make_client
-from scoreboard.settings import load
-from tests.support.boards import open_board
-from tests.support.tokens import AUDIENCE, ISSUER, KeyPair
+from cli.embedded.servers import EmbeddedValkey
+from scoreboard.runtime.settings import load
+from scoreboard.store.client import make_client
+from scoreboard.store.store import Store
+from tests.support.data.boards import open_board
+from tests.support.fakes.tokens import AUDIENCE, ISSUER, KeyPair
 
 ROOT = Path(__file__).parents[3]
 SERVERS = {
@@ -134,7 +134,7 @@ def measure(pid: int, plan: dict[str, Any]) -> dict[str, float]:
 
 async def open_main(url: str) -> None:
     client = make_client(load({"REDIS_URL": url}), name="bench")
-    await open_board(Live(client))
+    await open_board(Store(client))
     await client.aclose()
 
 

@@ -22,10 +22,10 @@ from litestar.exceptions import NotAuthorizedException, PermissionDeniedExceptio
 from litestar.params import JSONBody
 from msgspec import Meta, Struct
 
-from scoreboard import resources
-from scoreboard.keys import PartitionKeys
 from scoreboard.model import Layout, Partition, digest_of, shard_of
-from scoreboard.settings import load
+from scoreboard.runtime import resources
+from scoreboard.runtime.settings import load
+from scoreboard.store.keys import PartitionKeys
 
 SETTINGS = load(os.environ)
 LAYOUT = Layout()

@@ -23,17 +23,17 @@ import uvloop
 
 from flusher import lane as lane_module
 from flusher.consumer import Consumer
-from flusher.lane import Lane
+from flusher.lane import PartitionFlusher
 from flusher.writer import Writer
-from scoreboard.dispatcher import Dispatcher
 from scoreboard.errors import Unavailable
-from scoreboard.keys import PartitionKeys
-from scoreboard.lifecycle import Stop
-from scoreboard.live import Live
 from scoreboard.model import Action, Partition
-from scoreboard.redis_client import make_client
-from scoreboard.settings import Settings
-from scoreboard.telemetry import setup_logging
+from scoreboard.runtime.lifecycle import Stop
+from scoreboard.runtime.settings import Settings
+from scoreboard.runtime.telemetry import setup_logging
+from scoreboard.store.client import make_client
+from scoreboard.store.dispatcher import Dispatcher
+from scoreboard.store.keys import PartitionKeys
+from scoreboard.store.store import Store
 from tests.bench.flush.contenders import CONTENDERS
 from tests.bench.flush.stage import (
     Servers,
@@ -61,13 +61,13 @@ async def drain(
     lane_module.Writer = writer
     reader = make_client(settings, name="reader", decode=False)
     scripts = make_client(settings, name="scripts")
-    live = Live(scripts)
+    store = Store(scripts)
     stop = Stop(5.0)
-    lane = Lane(
+    lane = PartitionFlusher(
         partition,
         settings,
-        Consumer(reader, live, partition, timeout_s=settings.redis_timeout_s),
-        live,
+        Consumer(reader, store, partition, timeout_s=settings.redis_timeout_s),
+        store,
     )
     postgres = stage.postgres.pid or 0
     costs = (time.monotonic(), time.process_time(), family_cpu_s(postgres))
@@ -145,7 +145,7 @@ async def sample(
 ) -> list[tuple[float, int]]:
     """Give (time, actions accepted and not committed) until ``stop``."""
     client = make_client(settings, name="sampler")
-    live = Live(client)
+    store = Store(client)
     found: list[tuple[float, int]] = []
     connection = await psycopg.AsyncConnection.connect(stage.postgres.url, autocommit=True)
     async with connection:
@@ -154,7 +154,7 @@ async def sample(
                 "SELECT seq FROM flush_state WHERE board = %s", (partition.board,)
             )
             row = await cursor.fetchone()
-            state = await live.state(partition)
+            state = await store.state(partition)
             found.append((time.monotonic(), max(0, state.seq - (row[0] if row else 0))))
     await client.aclose()
     return found

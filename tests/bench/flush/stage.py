@@ -10,11 +10,11 @@ from tempfile import TemporaryDirectory
 import psycopg
 import redis
 
-from cli.embedded import EmbeddedPostgres, EmbeddedValkey
-from scoreboard.keys import GROUP, PartitionKeys
-from scoreboard.migrations import migrate
+from cli.embedded.servers import EmbeddedPostgres, EmbeddedValkey
+from scoreboard.ledger.migrations import migrate
 from scoreboard.model import Layout, Partition
-from scoreboard.settings import Secret, Settings
+from scoreboard.runtime.settings import Secret, Settings
+from scoreboard.store.keys import GROUP, PartitionKeys
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 

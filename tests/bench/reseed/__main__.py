@@ -15,15 +15,15 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from cli.embedded import EmbeddedPostgres, EmbeddedValkey
-from scoreboard.live import Live
-from scoreboard.migrations import migrate
+from cli.embedded.servers import EmbeddedPostgres, EmbeddedValkey
+from scoreboard.ledger.migrations import migrate
+from scoreboard.ledger.pool import connect
 from scoreboard.model import Board
-from scoreboard.postgres import connect
-from scoreboard.redis_client import make_client
-from scoreboard.reseed import SESSION, find_due, reseed, silent
-from scoreboard.settings import Secret, Settings
-from scoreboard.verify import verify
+from scoreboard.recovery.reseed import SESSION, find_due, reseed, silent
+from scoreboard.recovery.verify import verify
+from scoreboard.runtime.settings import Secret, Settings
+from scoreboard.store.client import make_client
+from scoreboard.store.store import Store
 
 FILL = (
     "INSERT INTO boards VALUES ('main', 1, 43200, 64, TRUE)",
@@ -63,9 +63,11 @@ async def measure(settings: Settings) -> dict[str, float]:
     client = make_client(settings, name="bench")
     try:
         async with await connect(settings, name="bench", **SESSION) as connection:
-            live = Live(client)
+            store = Store(client)
             cpu_s = time.process_time()
-            done = await reseed(live, connection, board, await find_due(live, board), actor="bench")
+            done = await reseed(
+                store, connection, board, await find_due(store, board), actor="bench"
+            )
             reseed_cpu_s = time.process_time() - cpu_s
         async with await connect(settings, name="bench", **SESSION) as connection:
             verdict = await verify(client, connection, board, sample=None, report=silent)

@@ -25,13 +25,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cli.embedded import EmbeddedValkey
-from scoreboard.live import Live
-from scoreboard.redis_client import make_client
-from scoreboard.settings import PREFIX, load
-from scoreboard.telemetry import setup_logging
-from tests.support.boards import open_board
-from tests.support.viewer import playing
+from cli.embedded.servers import EmbeddedValkey
+from scoreboard.runtime.settings import PREFIX, load
+from scoreboard.runtime.telemetry import setup_logging
+from scoreboard.store.client import make_client
+from scoreboard.store.store import Store
+from tests.support.clients.viewer import playing
+from tests.support.data.boards import open_board
 
 LEAST_S, MOST_S = 0.09, 0.11
 """Between two changes: ten a second, at no steady beat that could march in step with the pace."""
@@ -169,7 +169,7 @@ async def open_main(redis_url: str) -> None:
     client = make_client(load({"REDIS_URL": redis_url}), name="bench")
     await client.flushall()
     scores = [(f"player-{number:0>28}", 1000 - number) for number in range(10)]
-    await open_board(Live(client), scores=scores)
+    await open_board(Store(client), scores=scores)
     await client.aclose()
 
 

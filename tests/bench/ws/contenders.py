@@ -14,10 +14,10 @@ import uvloop
 from litestar import Litestar, WebSocket, websocket
 from websockets.asyncio.server import ServerConnection, broadcast, serve
 
-from scoreboard.feed import Feed
-from scoreboard.frames import encode
-from scoreboard.relay import Relay
-from scoreboard.settings import Settings, load
+from scoreboard.broadcast.frames import encode
+from scoreboard.broadcast.state import BoardState
+from scoreboard.broadcast.watcher import BoardWatcher
+from scoreboard.runtime.settings import Settings, load
 
 
 class Newest:
@@ -27,15 +27,15 @@ class Newest:
         self.text = ""
         self.changed = asyncio.Event()
 
-    def board_changed(self, feed: Feed, noticed_at_s: float) -> None:
+    def board_changed(self, feed: BoardState, noticed_at_s: float) -> None:
         assert feed.frame is not None
         self.text = encode(feed.frame).decode()
         self.changed.set()
 
-    def status_changed(self, feed: Feed) -> None:
+    def status_changed(self, feed: BoardState) -> None:
         pass
 
-    def access_changed(self, feed: Feed) -> None:
+    def access_changed(self, feed: BoardState) -> None:
         pass
 
 
@@ -52,7 +52,7 @@ async def by_broadcast(settings: Settings, port: int) -> None:
             viewers.discard(viewer)
 
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(Relay(settings, newest, name="broadcast").run())
+        tasks.create_task(BoardWatcher(settings, newest, name="broadcast").run())
         await newest.changed.wait()
         async with serve(handle, "127.0.0.1", port, compression=None, backlog=4096):
             while True:
@@ -93,7 +93,7 @@ async def by_litestar(settings: Settings, port: int) -> None:
         ws_per_message_deflate=False, lifespan="off",
     )  # fmt: skip
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(Relay(settings, newest, name="litestar").run())
+        tasks.create_task(BoardWatcher(settings, newest, name="litestar").run())
         await newest.changed.wait()
         tasks.create_task(show())
         await uvicorn.Server(config).serve()

@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 
-from tests.support.viewer import masked_frame, request_bytes
+from tests.support.clients.viewer import masked_frame, request_bytes
 
 PONG = 10
 PENDING = 200

@@ -1,0 +1,317 @@
+"""The API's documents: openapi.json, and a page for the type of every problem.
+
+Both are made from the handlers and from scoreboard.http.problems. ``make openapi`` writes them to
+docs/, where a change is seen in review; a test compares.
+"""
+
+import html
+import inspect
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from litestar import Litestar, Response, get
+from litestar.handlers import HTTPRouteHandler
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.spec import Components, License, SecurityScheme, Tag
+from litestar.params import FromPath
+
+from api.documents import schemas
+from api.documents.responses import EVERYWHERE
+from api.endpoints.health import make_handlers as make_probes
+from api.endpoints.page import COMMON, policy
+from api.endpoints.scores import BEARER, Scores
+from scoreboard.errors import NotFound, ScoreboardError
+from scoreboard.http.problems import KINDS, TYPE_PREFIX, Problem
+from scoreboard.model import BOARD_PATTERN, POINTS_MAX
+from scoreboard.runtime.settings import Settings
+
+MADE_BY: Final = "make openapi"
+FOLDER: Final = Path(__file__).parents[2] / "docs"
+
+_ABOUT: Final = """\
+Scores of a real-time scoreboard. An action counts **once, ever**, by its `actionId`: repeat a
+request whose answer you did not get, with the same `actionId`, as often as you like.
+
+Every error is a problem (RFC 9457). Its `type` says which kind, for good;
+[/docs/problems](/docs/problems) says what to do about each. Live changes come over the WebSocket
+`/ws/scoreboard`.
+
+Tokens are JSON Web Tokens of the issuer this service trusts, signed with RS256 or ES256, with the
+scopes `update:score` (one's own score), `update:score:any` (game servers: anyone's, with stated
+points) and `read:leaderboard` (boards that are not public).
+"""
+_HEADERS: Final[dict[str, dict[str, Any]]] = {
+    "RequestId": {
+        "description": "Names the request in our logs: the gateway's id, else yours if it is safe.",
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{8,128}$"},
+    },
+    "ETag": {
+        "description": "Weak; send it back in `If-None-Match` to hear 304 while nothing changed.",
+        "schema": {"type": "string", "examples": ['W/"3-1042"']},
+    },
+    "CacheControl": {"schema": {"type": "string"}},
+    "Challenge": {
+        "description": "What is wrong with the token, or which scope it lacks (RFC 6750).",
+        "schema": {"type": "string"},
+    },
+    "Allow": {"description": "Methods of this address.", "schema": {"type": "string"}},
+    "RetryAfter": {
+        "description": "Seconds to wait.",
+        "schema": {"type": "integer", "minimum": 1},
+    },
+    "RateLimit": {
+        "description": "Left in the window, seconds until it moves on. Only where the api limits.",
+        "schema": {"type": "string", "examples": ['"default";r=9;t=60']},
+    },
+    "RateLimitPolicy": {
+        "description": "Updates allowed, per seconds. Only where the api limits.",
+        "schema": {"type": "string", "examples": ['"default";q=10;w=60']},
+    },
+}
+
+_ROWS: Final = [
+    {"rank": 1, "userId": "auth0|64f1", "score": 150},
+    {"rank": 2, "userId": "018f6d0e-5f2c-7c3a-9f57-3a1f6f0f9f11", "score": 140},
+]
+_STREAMED: Final = """\
+retry: 3000
+
+event: leaderboard
+id: 3-1042
+data: {"type":"leaderboard","board":"main","epoch":3,"seq":1042,"at":1767225600000,"leaderboard":[]}
+
+"""
+_EXAMPLES: Final[dict[str, tuple[Any, Any]]] = {
+    "updateScore": (
+        {
+            "player": {
+                "summary": "A player's own action",
+                "value": {"userId": "auth0|64f1", "actionId": "win:01J9ZQ4T8B6W3M"},
+            },
+            "game-server": {
+                "summary": "A game server, for a player, with points",
+                "value": {"userId": "auth0|64f1", "actionId": "quest:77", "points": 250},
+            },
+        },
+        {"success": True, "newScore": 150, "replayed": False},
+    ),
+    "readLeaderboard": (None, {"leaderboard": _ROWS, "total": 20417, "epoch": 3, "seq": 1042}),
+    "readStanding": (
+        None,
+        {**_ROWS[0], "total": 20417, "epoch": 3, "seq": 1042, "neighbours": _ROWS},
+    ),
+    "streamLeaderboard": (
+        None,
+        _STREAMED,
+    ),
+    "isAlive": (None, {"status": "alive"}),
+    "isReady": (
+        None,
+        {"status": "ready", "checks": {"redis": {"state": "up"}, "durability": {"state": "safe"}}},
+    ),
+}
+"""Bodies of a request and of its good answer, by operation."""
+
+
+@cache
+def openapi() -> dict[str, Any]:
+    """Make the OpenAPI document."""
+    described = Litestar(
+        # The probes are only described here, so nothing stands behind them.
+        route_handlers=[Scores, *make_probes(None)],
+        openapi_config=OpenAPIConfig(
+            title="Scoreboard",
+            version=version("scoreboard"),
+            summary="Real-time scores, counted exactly once.",
+            description=_ABOUT,
+            license=License(name="MIT", identifier="MIT"),
+            tags=[
+                Tag(name="scores", description="Raise scores, read the ranking."),
+                Tag(name="health", description="For the platform; not through the gateway."),
+            ],
+            components=Components(
+                security_schemes={
+                    BEARER: SecurityScheme(
+                        type="http",
+                        scheme="bearer",
+                        bearer_format="JWT",
+                        description="A token of the issuer; see above for its scopes.",
+                    )
+                }
+            ),
+            render_plugins=[JsonRenderPlugin()],
+        ),
+        logging_config=None,
+    )
+    document = _mend(described.openapi_schema.to_schema())
+    _add_headers_and_examples(document)
+    _describe_once(document)
+    _add_what_types_say(document["components"]["schemas"])
+    return {"openapi": document.pop("openapi"), "x-made-by": MADE_BY, **document}
+
+
+def _mend(node: Any) -> Any:  # noqa: ANN401 (any part of a JSON document)
+    """Put right what the framework writes of parameters, examples and whole numbers."""
+    if isinstance(node, list):
+        return [_mend(value) for value in node]
+    if isinstance(node, float) and node.is_integer():
+        return int(node)
+    return _mend_object(node) if isinstance(node, dict) else node
+
+
+def _mend_object(node: dict[str, Any]) -> dict[str, Any]:
+    match node:
+        case {"oneOf": [{"type": "string"}, {"type": "null"}], **rest}:
+            # It takes a parameter that may be left out for one that may be null.
+            return {"type": "string", "pattern": BOARD_PATTERN, **rest}
+        case {"oneOf": [dict(only)], **rest}:
+            return _mend_object(only) | rest
+        case {"id": str(), "summary": _, **rest}:
+            return {"summary": node["summary"], **rest}
+        case _:
+            return {key: _mend(value) for key, value in node.items()}
+
+
+def _add_headers_and_examples(document: dict[str, Any]) -> None:
+    """Say which headers come with which answer, and show one; handlers have no place for it."""
+    document["components"]["headers"] = _HEADERS
+    for path, item in document["paths"].items():
+        for operation in item.values():
+            operation["responses"] = dict(sorted(operation["responses"].items()))
+            operation.setdefault("security", [])  # the probes need no token
+            asked, answered = _EXAMPLES[operation["operationId"]]
+            [content] = operation["responses"]["200"]["content"].values()
+            content["example"] = answered
+            if asked is not None:
+                operation["requestBody"]["content"]["application/json"]["examples"] = asked
+            for status, answer in operation["responses"].items():
+                answer["headers"] = {
+                    name: {"$ref": f"#/components/headers/{reference}"}
+                    for name, reference in _headers_of(path, operation, status).items()
+                }
+
+
+def _headers_of(path: str, operation: dict[str, Any], status: str) -> dict[str, str]:
+    """Return the headers of an operation's answer, each with its description's name."""
+    names = {"X-Request-Id": "RequestId"}
+    if path.startswith("/api/scores/") and status in {"200", "304"}:
+        names["Cache-Control"] = "CacheControl"
+        if operation["operationId"] == "updateScore":
+            names |= {"RateLimit": "RateLimit", "RateLimit-Policy": "RateLimitPolicy"}
+        elif "304" in operation["responses"]:
+            names["ETag"] = "ETag"
+    if status == "405":
+        names["Allow"] = "Allow"
+    if status in {"401", "403"}:
+        names["WWW-Authenticate"] = "Challenge"
+    if status in {"429", "503"} and path.startswith("/api/"):
+        names["Retry-After"] = "RetryAfter"
+    return names
+
+
+def _describe_once(document: dict[str, Any]) -> None:
+    """Move the answers that any operation may give to the components."""
+    shared = document["components"].setdefault("responses", {})
+    for item in document["paths"].values():
+        for operation in item.values():
+            for status in map(str, EVERYWHERE):
+                name = f"Problem{status}"
+                shared[name] = operation["responses"][status]
+                operation["responses"][status] = {"$ref": f"#/components/responses/{name}"}
+
+
+def _add_what_types_say(shapes: dict[str, dict[str, Any]]) -> None:
+    """Say of the types what the framework leaves out."""
+    types = {**vars(schemas), Problem.__name__: Problem}
+    for name, shape in shapes.items():
+        about = inspect.cleandoc(types[name].__doc__ or "")
+        shape["description"] = about.partition("\n\n")[0].replace("\n", " ")
+    update = shapes["UpdateRequest"]
+    update["additionalProperties"] = False
+    points = {"type": "integer", "minimum": 1, "maximum": POINTS_MAX}
+    points["description"] = update["properties"]["points"]["description"]
+    update["properties"]["points"] = points
+
+
+@cache
+def encoded() -> bytes:
+    """Give openapi.json, as it is committed and served."""
+    return msgspec.json.format(msgspec.json.encode(openapi()), indent=2) + b"\n"
+
+
+def problems_text() -> str:
+    """Write docs/problems.md."""
+    lines = [
+        f"<!-- Made by `{MADE_BY}` from scoreboard/http/problems.py. -->",
+        "# Problems",
+        "",
+        "Every error of the API, and every refused WebSocket handshake, is",
+        "`application/problem+json` (RFC 9457) with `type`, `title`, `status`, `detail` and",
+        "`request_id`. The `type` is an address on the API itself and never changes its meaning;",
+        "`detail` says what to change in this very request.",
+    ]
+    for kind, about in KINDS.items():
+        lines += [
+            "",
+            f"## {kind.code}",
+            "",
+            f"`{TYPE_PREFIX}{kind.code}` · {about.status} · {kind.title}.",
+            "",
+            about.advice,
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def make_handlers(settings: Settings) -> list[HTTPRouteHandler]:
+    """Make the handlers of the documents."""
+    headers = {**COMMON, "Content-Security-Policy": policy(settings, "/docs")}
+    by_code = {kind.code: kind for kind in KINDS}
+
+    @get("/openapi.json", include_in_schema=False, media_type="application/json")
+    async def document() -> Response[bytes]:
+        return Response(encoded(), headers=COMMON, media_type="application/json")
+
+    @get("/docs/problems", include_in_schema=False)
+    async def problems() -> Response[str]:
+        return Response(_page("Problems", list(KINDS)), headers=headers, media_type="text/html")
+
+    @get("/docs/problems/{code:str}", include_in_schema=False)
+    async def problem(code: FromPath[str]) -> Response[str]:
+        kind = by_code.get(code)
+        if kind is None:
+            raise NotFound("There is no such problem; /docs/problems lists them")
+        return Response(_page(kind.title, [kind]), headers=headers, media_type="text/html")
+
+    return [document, problems, problem]
+
+
+def _page(title: str, kinds: list[type[ScoreboardError]]) -> str:
+    entries = "".join(
+        f'<h2 id="{kind.code}">{html.escape(kind.title)}</h2>'
+        f"<p><code>{TYPE_PREFIX}{kind.code}</code> · {KINDS[kind].status}</p>"
+        f"<p>{html.escape(KINDS[kind].advice).replace('**', '')}</p>"
+        for kind in kinds
+    )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title>"
+        "<style>:root{color-scheme:light dark;font:1rem/1.5 system-ui,sans-serif}"
+        "body{max-width:44rem;margin:2rem auto;padding:0 1rem}</style></head>"
+        f'<body><p><a href="/docs">Scoreboard API</a> · <a href="/docs/problems">Problems</a></p>'
+        f"{entries}</body></html>"
+    )
+
+
+def main() -> None:
+    """Write the committed documents."""
+    (FOLDER / "openapi.json").write_bytes(encoded())
+    (FOLDER / "problems.md").write_text(problems_text(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Around every request: middleware, authentication, rate limit, problems."""

@@ -1,0 +1,1 @@
+"""One module per group of endpoints, and what they share."""

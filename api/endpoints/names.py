@@ -1,0 +1,141 @@
+"""Users' names for the leaderboard: a bounded memory over PostgreSQL that never holds a read up.
+
+What stays true: one task asks PostgreSQL, for all reads together; a read waits for it a quarter of
+a second at most, few do at once, and where it did not answer, none for five seconds; old names are
+shown rather than none; nothing here fails.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import psycopg
+from msgspec import Struct
+from psycopg_pool import AsyncConnectionPool
+
+from scoreboard.errors import DatabaseUnavailable
+from scoreboard.ledger.pool import Connection, reaching
+from scoreboard.ledger.users import select_names
+from scoreboard.runtime.telemetry import counter, get_logger
+
+NAMES_MAX: Final = 20_000
+"""Most users remembered; the longest unread go first."""
+
+FRESH_S: Final = 60.0
+"""After this a name is asked for again."""
+
+WAIT_S: Final = 0.25
+"""Longest wait of a read for names."""
+
+WAITING_MAX: Final = 16
+"""Most reads that wait at once; each holds the place of a request."""
+
+PAUSE_S: Final = 5.0
+"""Time in which no read waits after one that waited in vain."""
+
+LOOKUP_S: Final = 5.0
+"""Longest that one question to PostgreSQL may take."""
+
+_MISSED = counter("names_unavailable_total", "Reads answered without fresh names")
+_log = get_logger(__name__)
+
+
+class _Known(Struct):
+    name: str | None
+    until_s: float
+
+
+class Names:
+    """Looks up names by user id. Run ``run`` in a task group."""
+
+    def __init__(self, pool: AsyncConnectionPool[Connection] | None) -> None:
+        """Take an open pool, or None where there is no database: then no name is known."""
+        self._pool = pool
+        self._known: dict[str, _Known] = {}
+        self._wanted: set[str] = set()
+        self._is_wanted = asyncio.Event()
+        self._has_looked = asyncio.Event()
+        """Set at the end of a lookup, and then replaced."""
+        self._waiting = 0
+        self._paused_until_s = 0.0
+
+    async def of(self, user_ids: Sequence[str]) -> dict[str, str]:
+        """Give the names of those users who have one."""
+        missing = self._missing(user_ids)
+        if missing and self._pool is not None and not await self._wait_for(missing):
+            _MISSED.inc()
+        names: dict[str, str] = {}
+        for user_id in user_ids:
+            known = self._known.pop(user_id, None)
+            if known is not None:
+                self._known[user_id] = known  # the most recently read stand last
+                if known.name:
+                    names[user_id] = known.name
+        return names
+
+    async def run(self) -> None:
+        """Look up what reads ask for, until cancelled."""
+        if self._pool is None:
+            return
+        while True:
+            await self._is_wanted.wait()
+            self._is_wanted.clear()
+            wanted, self._wanted = sorted(self._wanted), set()
+            if not await self._learn(self._pool, wanted):
+                self._pause()
+            self._has_looked.set()
+            self._has_looked = asyncio.Event()
+
+    def _missing(self, user_ids: Iterable[str]) -> list[str]:
+        now_s = time.monotonic()
+        return [
+            user_id
+            for user_id in user_ids
+            if (known := self._known.get(user_id)) is None or known.until_s < now_s
+        ]
+
+    @property
+    def _is_paused(self) -> bool:
+        return time.monotonic() < self._paused_until_s
+
+    def _pause(self) -> None:
+        self._paused_until_s = time.monotonic() + PAUSE_S
+
+    async def _wait_for(self, user_ids: list[str]) -> bool:
+        """Wait for the lookup of some users; tell whether they are known now."""
+        if self._is_paused or self._waiting >= WAITING_MAX:
+            return False
+        self._wanted.update(user_ids)
+        self._is_wanted.set()
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(WAIT_S):
+                while self._missing(user_ids):
+                    if self._is_paused:
+                        return False
+                    await self._has_looked.wait()
+        except TimeoutError:
+            self._pause()
+            return False
+        finally:
+            self._waiting -= 1
+        return True
+
+    async def _learn(self, pool: AsyncConnectionPool[Connection], user_ids: list[str]) -> bool:
+        try:
+            async with (
+                asyncio.timeout(LOOKUP_S),
+                reaching(),
+                pool.connection() as connection,
+            ):
+                found = await select_names(connection, user_ids)
+        except (TimeoutError, DatabaseUnavailable, psycopg.Error) as error:
+            _log.warning("names_unavailable", error=type(error).__name__)
+            return False
+        until_s = time.monotonic() + FRESH_S
+        for user_id in user_ids:
+            self._known[user_id] = _Known(found.get(user_id), until_s)
+        while len(self._known) > NAMES_MAX:
+            del self._known[next(iter(self._known))]
+        return True

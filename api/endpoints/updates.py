@@ -1,0 +1,107 @@
+"""What an update is: who may send it, what it is worth, and the one call that applies it.
+
+Two handlers stand before it: the plain one of api.endpoints.scores, which the documents are made
+from, and the direct one of api.endpoints.direct, which serves. Both call ``apply``.
+"""
+
+from api.documents.schemas import UpdateRequest
+from api.edge.authentication import require_self
+from api.edge.rate_limit import Limiter, Quota
+from api.metrics import UPDATES
+from scoreboard.errors import (
+    ActionConflict,
+    Busy,
+    Forbidden,
+    OutcomeUnknown,
+    RateLimited,
+    ScoreboardError,
+    ScoreOutOfRange,
+    UnknownBoard,
+)
+from scoreboard.model import Action, Receipt
+from scoreboard.runtime.settings import Settings
+from scoreboard.security.tokens import UPDATE_ANY, Caller
+from scoreboard.store.catalogue import Catalogue
+from scoreboard.store.commits import Commits
+from scoreboard.store.dispatcher import Dispatcher
+
+_APPLIED = UPDATES.labels("applied")
+_REPLAYED = UPDATES.labels("replayed")
+_OUTCOMES = {
+    ActionConflict: UPDATES.labels("conflict"),
+    Busy: UPDATES.labels("busy"),
+    ScoreOutOfRange: UPDATES.labels("range"),
+    OutcomeUnknown: UPDATES.labels("unknown"),
+}
+_RATE_LIMITED = UPDATES.labels("rate_limited")
+
+
+class Updates:
+    """Applies updates for callers whose token was verified."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        catalogue: Catalogue,
+        dispatcher: Dispatcher,
+        limiter: Limiter | None,
+        commits: Commits | None = None,
+    ) -> None:
+        """``limiter`` is None where a gateway limits, ``commits`` where Redis's fsync is enough."""
+        self._boards = frozenset(settings.boards)
+        self._default_board = settings.boards[0]
+        self._catalogue = catalogue
+        self._dispatcher = dispatcher
+        self._limiter = limiter
+        self._commits = commits
+
+    async def apply(
+        self,
+        caller: Caller,
+        request: UpdateRequest,
+        board: str | None,
+        request_id: str,
+        *,
+        trusted: bool,
+    ) -> tuple[Receipt, Quota | None]:
+        """Apply one action; give its lasting answer and what is left of the caller's quota.
+
+        ``trusted`` callers act for anyone and may state the points. Raises Forbidden,
+        UnknownBoard, UnknownKind, RateLimited, and what Dispatcher.submit raises.
+        """
+        stated_points = request.stated_points
+        if not trusted:
+            require_self(caller, request.user_id)
+            if stated_points is not None:
+                raise Forbidden(
+                    f"Leave out points: stating them needs the scope {UPDATE_ANY}", scope=UPDATE_ANY
+                )
+        board = self._default_board if board is None else board
+        if board not in self._boards:
+            raise UnknownBoard(f"There is no board of that name; {self._default_board} is one")
+        points = (
+            stated_points
+            if stated_points is not None
+            else self._catalogue.points_of(request.action_id)
+        )
+        quota = None
+        if self._limiter is not None:
+            try:
+                quota = await self._limiter.take(caller, trusted=trusted)
+            except RateLimited:
+                _RATE_LIMITED.inc()
+                raise
+        action = Action(
+            request.user_id, request.action_id, points, stated_points is not None, request_id
+        )
+        try:
+            receipt = await self._dispatcher.submit(board, action)
+            if self._commits is not None:
+                receipt = await self._commits.confirm(board, action, receipt)
+        except ScoreboardError as error:
+            outcome = _OUTCOMES.get(type(error))
+            if outcome is not None:
+                outcome.inc()
+            raise
+        (_REPLAYED if receipt.replayed else _APPLIED).inc()
+        return receipt, quota

@@ -1,0 +1,1 @@
+"""One module per noun, as `scoreboard --help` lists them."""

@@ -1,0 +1,202 @@
+"""`scoreboard config`: what is set and from where, whether it works, and an example of it all."""
+
+import asyncio
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import click
+import msgspec
+from msgspec import Struct
+
+from cli.failures import explain
+from cli.render import print_json, print_table, put
+from cli.target import data_dir_option, open_database, open_store, read_settings, settings_of
+from scoreboard.ledger import checks, migrations
+from scoreboard.ledger.boards import select_board
+from scoreboard.model import Partition
+from scoreboard.runtime.settings import Secret, Settings, describe, service_links
+from scoreboard.security.key_set import parse_keys, source_of
+from scoreboard.store.client import check_durability, make_client, replicas_needed
+
+STARS: Final = "***"
+WIDTH: Final = 98
+EXAMPLES: Final = {
+    "REDIS_URL": "redis://127.0.0.1:6379/0",
+    "DATABASE_URL": "postgresql://scoreboard@127.0.0.1:5432/scoreboard",
+}
+"""What has no useful default."""
+
+
+class Entry(Struct, frozen=True):
+    """One setting: ``source`` is the environment or the default."""
+
+    variable: str
+    value: str
+    source: str
+    about: str
+
+
+class Check(Struct, frozen=True):
+    """One thing the settings lead to, and what is wrong with it (empty: nothing)."""
+
+    subject: str
+    problem: str = ""
+
+
+@click.group()
+def config() -> None:
+    """Show the settings, and check that they work."""
+
+
+@config.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--changed", is_flag=True, help="Only what the environment sets.")
+def show(*, as_json: bool, changed: bool) -> None:
+    """Show every setting with its value and where it comes from; secrets as stars."""
+    found = [one for one in entries(os.environ) if not changed or one.source != "default"]
+    if as_json:
+        print_json(found)
+    else:
+        print_table(
+            ("setting", "value", "from"), [(one.variable, one.value, one.source) for one in found]
+        )
+
+
+@config.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@data_dir_option
+def check(*, as_json: bool, data_dir: Path) -> int:
+    """Reach everything the settings name: Redis, PostgreSQL, the boards, the issuer's keys.
+
+    Exit 1 if something is not as the services need it.
+    """
+    found = asyncio.run(_check(settings_of(data_dir)))
+    if as_json:
+        print_json(found)
+    else:
+        print_table(("subject", "state"), [(one.subject, one.problem or "ok") for one in found])
+    return 1 if any(one.problem for one in found) else 0
+
+
+@config.command()
+def example() -> None:
+    """Print .env.example: every setting with its meaning and default (`make env` keeps it)."""
+    put(render_example())
+
+
+def entries(environ: Mapping[str, str]) -> Iterator[Entry]:
+    """Give every setting as it is in force.
+
+    Raises SettingInvalid for a wrong or unknown one.
+    """
+    chosen = read_settings(environ)
+    links = service_links(environ)
+    values = msgspec.structs.asdict(chosen)
+    for (variable, about, _), value in zip(describe(), values.values(), strict=True):
+        is_set = variable not in links and bool(environ.get(variable))
+        text = _text(value) if is_set or not isinstance(value, Secret) else ""
+        yield Entry(variable, text, "environment" if is_set else "default", about)
+
+
+def render_example() -> str:
+    """Give the text of .env.example."""
+    lines = [
+        "# Every setting with its default. Made by `make env` from scoreboard/runtime/settings.py.",
+        "# Copy it to .env, uncomment what you change, and keep it out of version control.",
+    ]
+    for variable, about, default in describe():
+        lines += ["", *_wrapped(about)]
+        if variable in EXAMPLES:
+            lines.append(f"{variable}={EXAMPLES[variable]}")
+        else:
+            lines.append(f"# {variable}={_text(default)}")
+    return "\n".join(lines) + "\n"
+
+
+async def _check(settings: Settings) -> list[Check]:
+    return [
+        *await _check_redis(settings),
+        *await _check_database(settings),
+        *[await _check_board(settings, name) for name in settings.boards],
+        await _check_keys(settings),
+    ]
+
+
+async def _check_redis(settings: Settings) -> list[Check]:
+    client = make_client(settings, name="check")
+    try:
+        found = await check_durability(client, replicas=replicas_needed(settings))
+        problems = found.problems
+    except Exception as error:  # noqa: BLE001 (whatever is wrong is what was asked for)
+        return [Check("redis", explain(error)[0])]
+    finally:
+        await client.aclose()
+    vouched = " (SCOREBOARD_UNSAFE_REDIS vouches for it)" if settings.unsafe_redis else ""
+    return [Check("redis", problem + vouched) for problem in problems] or [Check("redis")]
+
+
+async def _check_database(settings: Settings) -> list[Check]:
+    try:
+        async with open_database(settings) as connection:
+            await migrations.require_current(connection)
+            session = await checks.read_session(connection)
+    except Exception as error:  # noqa: BLE001
+        return [Check("postgresql", explain(error)[0])]
+    found = []
+    if session.is_standby:
+        found.append(Check("postgresql", "the server is a standby"))
+    if session.fsync != "on":
+        found.append(Check("postgresql", f"fsync is {session.fsync}: a crash loses commits"))
+    return found or [Check("postgresql")]
+
+
+async def _check_board(settings: Settings, name: str) -> Check:
+    subject = f"board {name}"
+    try:
+        async with open_database(settings) as connection, open_store(settings) as store:
+            board = await select_board(connection, name)
+            for number in range(board.layout.partitions):
+                state = await store.state(Partition(name, number))
+                if not state.epoch:
+                    return Check(subject, f"not loaded: scoreboard reseed --board {name}")
+                if state.layout != board.layout:
+                    held = state.layout or "missing"
+                    return Check(subject, f"its layout is {held}, not {board.layout}")
+                if not state.is_open:
+                    return Check(subject, f"fenced by {state.fence}")
+    except Exception as error:  # noqa: BLE001
+        return Check(subject, explain(error)[0])
+    return Check(subject)
+
+
+async def _check_keys(settings: Settings) -> Check:
+    subject = "issuer's keys"
+    if not settings.jwks_url and not settings.jwks_file:
+        return Check(subject, "neither SCOREBOARD_JWKS_URL nor SCOREBOARD_JWKS_FILE is set")
+    try:
+        parse_keys(await source_of(settings).read())
+    except Exception as error:  # noqa: BLE001
+        return Check(subject, explain(error)[0])
+    return Check(subject)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, Secret):
+        return STARS if value else ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value)
+
+
+def _wrapped(text: str) -> Iterator[str]:
+    line = "#"
+    for word in text.split():
+        if len(line) + 1 + len(word) > WIDTH:
+            yield line
+            line = "#"
+        line += f" {word}"
+    yield line

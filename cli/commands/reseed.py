@@ -1,0 +1,67 @@
+"""`scoreboard reseed`: what mends a board whose Redis and PostgreSQL do not agree."""
+
+import asyncio
+from pathlib import Path
+
+import click
+
+from cli.administration import reseed_board
+from cli.render import confirm, print_json, progress, say
+from cli.target import (
+    board_of,
+    board_option,
+    data_dir_option,
+    operator,
+    settings_to_change,
+)
+
+
+@click.command()
+@board_option
+@click.option("--force", is_flag=True, help="Also a board that is open and has scores.")
+@click.option("--if-uninitialised", is_flag=True, help="Leave an open board alone, without error.")
+@click.option("--yes", is_flag=True, help="Do not ask before a board that is open is closed.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
+@data_dir_option
+def reseed(
+    *,
+    board: str | None,
+    force: bool,
+    if_uninitialised: bool,
+    yes: bool,
+    as_json: bool,
+    data_dir: Path,
+) -> None:
+    """Fill an emptied Redis from PostgreSQL and let the board accept again.
+
+    Updates answer 503 meanwhile. A run that was killed is simply run again.
+
+    \b
+    Examples:
+      scoreboard reseed
+      scoreboard reseed --board weekly --force --yes
+    """  # noqa: D301
+    settings = settings_to_change(data_dir)
+    board = board_of(settings, board)
+    if force and not yes:
+        confirm(f"Board {board} answers 503 to updates meanwhile. Go on?")
+    with progress() as report:
+        done = asyncio.run(
+            reseed_board(
+                settings,
+                board,
+                force=force,
+                only_closed=if_uninitialised,
+                actor=operator(),
+                report=report,
+            )
+        )
+    if done is None:
+        say(f"Board {board} is open; nothing was done")
+    elif as_json:
+        print_json(done)
+    else:
+        say(
+            f"Board {board} is open: {done.users} users, {done.actions} remembered actions, "
+            f"epoch {max(done.epochs)}, {done.duration_s:.1f} s"
+        )

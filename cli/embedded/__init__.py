@@ -1,0 +1,1 @@
+"""Valkey and PostgreSQL as child processes."""

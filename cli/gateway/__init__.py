@@ -1,0 +1,1 @@
+"""Kong's configuration: rendered once, or kept current."""

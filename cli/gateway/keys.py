@@ -1,0 +1,122 @@
+"""The issuer's keys as rows of the gateway, and what becomes of a key that vanished.
+
+Pure; called by cli.commands.kong, cli.gateway.config, cli.gateway.sync. What stays true: a vanished
+key stays for one token's life, and since when is noted in its own row, so the rendered file is all
+the state there is.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any, Final
+
+import msgspec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from msgspec import Struct
+
+from cli.gateway.kong_yaml import parse
+from scoreboard.errors import OperatorMistake
+from scoreboard.security.key_set import ALGORITHMS, Keys
+
+PLAYERS: Final = "players"
+"""The consumer that owns every key, and so every token, of the issuer."""
+
+_RETIRED: Final = re.compile(r"retired-at-([0-9]{1,12})")
+
+
+class KeyRow(Struct, frozen=True):
+    """A key as the gateway holds it; ``retired_at_s`` is when the issuer stopped naming it."""
+
+    kid: str
+    algorithm: str
+    pem: str
+    retired_at_s: int | None = None
+
+
+class _Secret(Struct):
+    key: str
+    algorithm: str
+    rsa_public_key: str
+    tags: list[str] = msgspec.field(default_factory=list)
+
+
+class _Consumer(Struct):
+    username: str
+    jwt_secrets: list[_Secret] = msgspec.field(default_factory=list)
+
+
+class _Rendered(Struct):
+    consumers: list[_Consumer]
+
+
+def rows_of(keys: Keys) -> tuple[KeyRow, ...]:
+    """Return the rows of an issuer's key set."""
+    rows: list[KeyRow] = []
+    for kid, key in sorted(keys.items()):
+        pem = key.public.key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        rows.append(KeyRow(kid, str(key.public.algorithm_name), pem.decode()))
+    return tuple(rows)
+
+
+def rows_in(rendered: str) -> tuple[KeyRow, ...]:
+    """Return the rows of a configuration that was rendered before; an empty text has none.
+
+    Raises OperatorMistake for any other text: it may be somebody's work.
+    """
+    if not rendered.strip():
+        return ()
+    _, found = parse(rendered, _Rendered, "The file to replace")
+    rows = [
+        KeyRow(secret.key, secret.algorithm, secret.rsa_public_key, _retired_at_s(secret.tags))
+        for consumer in found.consumers
+        if consumer.username == PLAYERS
+        for secret in consumer.jwt_secrets
+    ]
+    if not rows or any(row.algorithm not in ALGORITHMS for row in rows):
+        raise OperatorMistake("The file to replace is no rendered configuration")
+    return tuple(rows)
+
+
+def merge_rows(
+    before: Iterable[KeyRow],
+    now: Iterable[KeyRow],
+    *,
+    now_s: int,
+    grace_s: int,
+    revoked: frozenset[str] = frozenset(),
+) -> tuple[KeyRow, ...]:
+    """Join the keys of now with those that vanished less than ``grace_s`` seconds ago.
+
+    Tokens signed with a vanished key may still be alive; a ``revoked`` kid goes at once.
+    Raises ValueError where nothing is left.
+    """
+    merged = {row.kid: row for row in now}
+    for row in before:
+        since_s = now_s if row.retired_at_s is None else row.retired_at_s
+        if row.kid not in merged and now_s - since_s < grace_s:
+            merged[row.kid] = KeyRow(row.kid, row.algorithm, row.pem, since_s)
+    rows = tuple(row for kid, row in sorted(merged.items()) if kid not in revoked)
+    if not rows:
+        raise ValueError("no key would be left")
+    return rows
+
+
+def secret_of(row: KeyRow) -> dict[str, Any]:
+    """Give the entry of ``jwt_secrets`` for a row.
+
+    Raises ValueError for an algorithm that no service verifies.
+    """
+    if row.algorithm not in ALGORITHMS:
+        raise ValueError(f"{row.algorithm} is no algorithm of this service")
+    # Without `algorithm` Kong would take the public key for the secret of HS256.
+    secret: dict[str, Any] = {"key": row.kid, "algorithm": row.algorithm, "rsa_public_key": row.pem}
+    if row.retired_at_s is not None:
+        secret["tags"] = [f"retired-at-{row.retired_at_s}"]
+    return secret
+
+
+def _retired_at_s(tags: Iterable[str]) -> int | None:
+    for tag in tags:
+        match = _RETIRED.fullmatch(tag)
+        if match:
+            return int(match[1])
+    return None

@@ -1,0 +1,94 @@
+"""Runs the development issuer: `python -m cli.issuer`, a child of `scoreboard up`.
+
+It signs players in by name alone and game servers by a generated secret, so that everything works
+on a machine without an identity provider. Never for production: it refuses to start there, and to
+listen where another machine could reach it.
+"""
+
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import click
+
+from cli.embedded.server import HOST
+from cli.issuer.app import BODY_BYTES_MAX, BODY_TIMEOUT_S, IssuerSite
+from cli.issuer.form import Seal
+from cli.issuer.grants import Grants
+from cli.issuer.place import PORT, address_of, check_redirect_uri, client_secret
+from scoreboard.errors import OperatorMistake, ScoreboardError
+from scoreboard.http.server import Server, ServerLimits
+from scoreboard.runtime import lifecycle
+from scoreboard.runtime.sockets import bind
+from scoreboard.runtime.telemetry import get_logger, setup_logging
+from scoreboard.security.tokens import LocalIssuer
+
+GRACE_S: Final = 5.0
+DRAIN_S: Final = 2.0
+LIMITS: Final = ServerLimits(
+    body_bytes=BODY_BYTES_MAX,
+    head_s=BODY_TIMEOUT_S,
+    body_s=BODY_TIMEOUT_S,
+    keep_alive_s=30.0,
+    send_s=10.0,
+    connections=256,
+    connections_per_address=128,
+)
+
+_log = get_logger(__name__)
+
+
+@click.command()
+@click.option("--folder", type=click.Path(path_type=Path), required=True, help="Key and secret.")
+@click.option("--host", default=HOST, show_default=True, help="127.0.0.1 or ::1.")
+@click.option("--port", type=click.IntRange(1, 65535), default=PORT, show_default=True)
+@click.option("--redirect-uri", "redirect_uris", multiple=True, required=True, help="The page's.")
+@click.option("--audience", default="scoreboard", show_default=True, help="The tokens' aud.")
+def main(folder: Path, host: str, port: int, redirect_uris: Sequence[str], audience: str) -> None:
+    """Sign players in without a password. For development only."""
+    try:
+        environment = os.environ.get("SCOREBOARD_ENVIRONMENT") or "development"
+        if environment != "development":
+            raise OperatorMistake(
+                f"The development issuer does not run in the environment {environment!r}"
+            )
+        url = address_of(host, port)
+        for uri in redirect_uris:
+            check_redirect_uri(uri)
+        listener = _listen(host, port)
+        issuer = LocalIssuer.create(folder, issuer=url)
+        grants = Grants(issuer, audience, client_secret(folder))
+    except ScoreboardError as error:
+        sys.exit(lifecycle.fail_start(error))
+    setup_logging(
+        "issuer",
+        level=os.environ.get("SCOREBOARD_LOG_LEVEL") or "info",
+        form=os.environ.get("SCOREBOARD_LOG_FORMAT") or "json",
+        environment=environment,
+    )
+    site = IssuerSite(issuer, grants, Seal(), redirect_uris)
+
+    async def serve(stop: lifecycle.Stop) -> None:
+        _log.warning("development_issuer_started", url=url, never_for="production")
+        server = Server(site, LIMITS)
+        async with server.listening(listener):
+            await stop.wait()
+            await server.drain(DRAIN_S)
+
+    sys.exit(lifecycle.run(serve, grace_s=GRACE_S))
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return bind(host, port)
+    except OSError as error:
+        raise OperatorMistake(
+            f"The issuer cannot listen on {host}:{port}: {error.strerror}"
+        ) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,274 @@
+"""The development issuer over HTTP: metadata, key set, sign-in form, token endpoint.
+
+Run by `cli.issuer`. What stays true: it answers to its own address only, so no page can
+reach it under another name; a form is taken from its own page only; browsers of other origins than
+the scoreboard page's can read nothing; nothing it answers is stored or framed.
+"""
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any, Final
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import msgspec
+from litestar import Litestar, Request, Response, get, post
+from litestar.exceptions import HTTPException
+
+from cli.issuer.form import STYLE_HASH, Seal, render_form, render_refusal
+from cli.issuer.grants import (
+    CLIENTS,
+    Fields,
+    Grants,
+    RefusedAtPage,
+    RequestRefused,
+    SignInRequest,
+    read_sign_in,
+)
+from scoreboard.errors import ScoreboardError
+from scoreboard.http.asgi import ask, scope_of
+from scoreboard.http.problems import status_of
+from scoreboard.http.request import Request as Http1Request
+from scoreboard.http.response import HttpResponse
+from scoreboard.model import is_identifier
+from scoreboard.runtime.telemetry import get_logger
+from scoreboard.security.tokens import LocalIssuer
+
+BODY_BYTES_MAX: Final = 16_384
+BODY_TIMEOUT_S: Final = 5.0
+FIELDS_MAX: Final = 32
+
+_FORM: Final = "application/x-www-form-urlencoded"
+_JSON: Final = "application/json"
+
+_log = get_logger(__name__)
+
+HttpRequest = Request[Any, Any, Any]
+
+
+class IssuerSite:
+    """The routes, with what they need: the handler of a server (scoreboard.http)."""
+
+    def __init__(
+        self, issuer: LocalIssuer, grants: Grants, seal: Seal, redirect_uris: Sequence[str]
+    ) -> None:
+        """``issuer.issuer`` is the address served; ``redirect_uris`` are the page's own."""
+        self._url: Final = issuer.issuer
+        self._host: Final = urlsplit(issuer.issuer).netloc
+        self._key_set = issuer.jwks_file.read_bytes()
+        self._metadata = msgspec.json.encode(_metadata(self._url))
+        self._grants = grants
+        self._seal = seal
+        self._redirect_uris = frozenset(redirect_uris)
+        self._page_origins = frozenset(_origin_of(uri) for uri in redirect_uris)
+        self._protection = _protection(self._page_origins)
+        self.app: Final = Litestar(
+            route_handlers=self._handlers(),
+            before_request=self._refuse_other_hosts,
+            after_request=self._protect,
+            exception_handlers={HTTPException: self._say_status, Exception: self._say_failure},
+            request_max_body_size=BODY_BYTES_MAX,
+            logging_config=None,
+            openapi_config=None,
+        )
+        """The ASGI application."""
+
+    async def __call__(self, request: Http1Request) -> HttpResponse:
+        """Answer one request."""
+        try:
+            return await ask(self.app, scope_of(request), request)
+        except ScoreboardError as error:
+            return self.refuse(error, request.peer[0])
+
+    def refuse(self, error: ScoreboardError, peer: str) -> HttpResponse:
+        """Return the answer to what could not be read, or has no place."""
+        _log.info("request_refused", code=error.code, client=peer)
+        answer = {"error": "invalid_request", "error_description": error.detail}
+        fields = [(name.encode(), value.encode()) for name, value in self._protection.items()]
+        return HttpResponse(
+            status_of(type(error)),
+            [(b"Content-Type", _JSON.encode()), *fields],
+            msgspec.json.encode(answer),
+        )
+
+    def _handlers(self) -> list[Any]:
+        @get(
+            ["/.well-known/openid-configuration", "/.well-known/oauth-authorization-server"],
+            name="metadata",
+        )
+        async def metadata(request: HttpRequest) -> Response[bytes]:
+            return self._shared(request, self._metadata)
+
+        @get("/jwks.json", name="jwks")
+        async def jwks(request: HttpRequest) -> Response[bytes]:
+            return self._shared(request, self._key_set)
+
+        @get("/authorize", name="ask")
+        async def ask(request: HttpRequest) -> Response[str]:
+            return self._ask(_pairs(request.scope["query_string"]))
+
+        @post("/authorize", name="agree")
+        async def agree(request: HttpRequest) -> Response[str]:
+            return self._agree(request, await _form(request))
+
+        @post("/token", name="token")
+        async def token(request: HttpRequest) -> Response[bytes]:
+            return await self._token(request)
+
+        return [metadata, jwks, ask, agree, token]
+
+    def _ask(self, fields: Fields) -> Response[str]:
+        try:
+            request = read_sign_in(fields, self._redirect_uris)
+        except RefusedAtPage as refused:
+            _log.info("sign_in_refused", error=refused.error)
+            answer = {"error": refused.error, "error_description": refused.description}
+            return self._send_back(refused.redirect_uri, refused.state, answer)
+        except RequestRefused as refused:
+            _log.info("sign_in_refused", error=refused.error)
+            return _html(render_refusal(refused), HTTPStatus.BAD_REQUEST)
+        return _html(render_form(request, self._seal.close(request)))
+
+    def _agree(self, http: HttpRequest, fields: Fields) -> Response[str]:
+        # The signed form says what was asked; only the browser can say whose page sent it.
+        if http.headers.get("origin") != self._url:
+            refused = RequestRefused("invalid_request", "This form was sent from another page.")
+            return _html(render_refusal(refused), HTTPStatus.FORBIDDEN)
+        values = dict(fields)
+        try:
+            request = self._seal.open(values.get("form", ""))
+        except RequestRefused as refused:
+            return _html(render_refusal(refused), HTTPStatus.BAD_REQUEST)
+        if values.get("answer") == "cancel":
+            return self._send_back(request.redirect_uri, request.state, {"error": "access_denied"})
+        return self._sign_in(request, values.get("name", "").strip())
+
+    def _sign_in(self, request: SignInRequest, name: str) -> Response[str]:
+        if not is_identifier(name):
+            wrong = "Use 1 to 128 of these characters: A-Z a-z 0-9 . _ | : @ -"
+            form = render_form(request, self._seal.close(request), name=name[:128], wrong=wrong)
+            return _html(form, HTTPStatus.UNPROCESSABLE_ENTITY)
+        code = self._grants.make_code(request, name)
+        _log.info("player_signed_in", user_id=name)
+        return self._send_back(request.redirect_uri, request.state, {"code": code})
+
+    async def _token(self, request: HttpRequest) -> Response[bytes]:
+        authorization = request.headers.get("authorization", "")
+        try:
+            issued = self._grants.issue(await _form(request), authorization)
+        except RequestRefused as refused:
+            _log.info("grant_refused", error=refused.error)
+            is_unknown = refused.error == "invalid_client"
+            status = HTTPStatus.UNAUTHORIZED if is_unknown else HTTPStatus.BAD_REQUEST
+            answer = {"error": refused.error, "error_description": refused.description}
+            response = self._shared(request, msgspec.json.encode(answer), status)
+            if is_unknown and authorization:
+                response.headers["WWW-Authenticate"] = 'Basic realm="scoreboard"'
+            return response
+        return self._shared(request, msgspec.json.encode(issued))
+
+    def _send_back(self, redirect_uri: str, state: str, answer: dict[str, str]) -> Response[str]:
+        """Send the browser to the page, with who answers (RFC 9207) against mixing issuers up."""
+        query = answer | ({"state": state} if state else {}) | {"iss": self._url}
+        headers = {"Location": f"{redirect_uri}?{urlencode(query)}"}
+        return Response("", status_code=HTTPStatus.SEE_OTHER, headers=headers)
+
+    def _shared(
+        self, request: HttpRequest, body: bytes, status: HTTPStatus = HTTPStatus.OK
+    ) -> Response[bytes]:
+        """Answer what the page's script may read, and no other page's."""
+        headers = {"Vary": "Origin"}
+        origin = request.headers.get("origin")
+        if origin in self._page_origins:
+            headers["Access-Control-Allow-Origin"] = origin
+        return Response(body, status_code=status, headers=headers, media_type=_JSON)
+
+    def _refuse_other_hosts(self, request: HttpRequest) -> Response[str] | None:
+        if request.headers.get("host") == self._host:
+            return None
+        refused = RequestRefused("invalid_request", f"This issuer is found at {self._url} only.")
+        return _html(render_refusal(refused), HTTPStatus.MISDIRECTED_REQUEST)
+
+    def _protect(self, response: Response[Any]) -> Response[Any]:
+        response.headers |= self._protection
+        return response
+
+    def _say_status(self, _request: HttpRequest, error: HTTPException) -> Response[bytes]:
+        answer = {"error": "invalid_request", "error_description": error.detail}
+        body, status = msgspec.json.encode(answer), error.status_code
+        return self._protect(Response(body, status_code=status, media_type=_JSON))
+
+    def _say_failure(self, _request: HttpRequest, error: Exception) -> Response[bytes]:
+        _log.error("request_failed", exc_info=error)
+        body, status = b'{"error":"server_error"}', HTTPStatus.INTERNAL_SERVER_ERROR
+        return self._protect(Response(body, status_code=status, media_type=_JSON))
+
+
+def _protection(page_origins: frozenset[str]) -> dict[str, str]:
+    """Return the headers that keep every answer from being stored, framed or read elsewhere."""
+    # Chromium applies form-action to where the form's answer leads, too: hence the page.
+    allowed = " ".join(("'self'", *sorted(page_origins)))
+    return {
+        "Cache-Control": "no-store",
+        "Pragma": "no-cache",
+        "Content-Security-Policy": (
+            f"default-src 'none'; style-src 'sha256-{STYLE_HASH}'; form-action {allowed}; "
+            "base-uri 'none'; frame-ancestors 'none'"
+        ),
+        "X-Frame-Options": "DENY",
+        "X-Content-Type-Options": "nosniff",
+        # Not no-referrer: browsers then send the form with the origin "null".
+        "Referrer-Policy": "same-origin",
+    }
+
+
+def _metadata(url: str) -> dict[str, Any]:
+    """Give the authorization server metadata (RFC 8414); OpenID's address serves the same."""
+    return {
+        "issuer": url,
+        "authorization_endpoint": f"{url}/authorize",
+        "token_endpoint": f"{url}/token",
+        "jwks_uri": f"{url}/jwks.json",
+        "response_types_supported": ["code"],
+        "response_modes_supported": ["query"],
+        "grant_types_supported": sorted({client.grant for client in CLIENTS.values()}),
+        "scopes_supported": sorted({scope for c in CLIENTS.values() for scope in c.scopes}),
+        "code_challenge_methods_supported": ["S256"],
+        "token_endpoint_auth_methods_supported": [
+            "client_secret_basic",
+            "client_secret_post",
+            "none",
+        ],
+        "authorization_response_iss_parameter_supported": True,
+        "subject_types_supported": ["public"],
+        "service_documentation": "docs/sign-in.md: for development only, never for production",
+    }
+
+
+async def _form(request: HttpRequest) -> Fields:
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != _FORM:
+        raise HTTPException(f"Send {_FORM}", status_code=HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
+    try:
+        return _pairs(await request.body())
+    except ScoreboardError as error:
+        raise HTTPException(error.detail, status_code=status_of(type(error))) from None
+
+
+def _pairs(text: bytes) -> Fields:
+    try:
+        return parse_qsl(
+            text.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=FIELDS_MAX
+        )
+    except ValueError:
+        raise HTTPException(
+            "The fields cannot be read", status_code=HTTPStatus.BAD_REQUEST
+        ) from None
+
+
+def _html(text: str, status: HTTPStatus = HTTPStatus.OK) -> Response[str]:
+    return Response(text, status_code=status, media_type="text/html")
+
+
+def _origin_of(uri: str) -> str:
+    parts = urlsplit(uri)
+    return f"{parts.scheme}://{parts.netloc}"

@@ -1,0 +1,1 @@
+"""What `scoreboard up` runs: plan, start, watch, stop."""

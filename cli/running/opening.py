@@ -1,0 +1,100 @@
+"""Makes and opens the boards before `scoreboard up` serves anyone.
+
+A board that is open is left as it is. One whose Redis is new or was emptied, or that a killed
+reseed left fenced, comes back from PostgreSQL; so does one whose privacy was changed, as readers
+learn it from Redis.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Final
+
+from cli.administration import make_board, reseed_board
+from cli.render import progress, say
+from cli.target import open_database, open_store, operator
+from scoreboard.errors import OperatorMistake
+from scoreboard.ledger.audit import insert_audit
+from scoreboard.ledger.boards import publish_board, select_board
+from scoreboard.ledger.pool import reaching
+from scoreboard.model import Board, Partition
+from scoreboard.recovery.reseed import Report, find_closed
+from scoreboard.runtime.settings import Settings
+
+OTHERS_S: Final = 120.0
+"""How long somebody else, such as the flusher after a rewind, may take to mend a board."""
+
+_POLL_S: Final = 0.1
+
+
+async def make_boards(settings: Settings, *, is_public: bool) -> None:
+    """Make the boards that are missing, and see that all are as public as is wished for.
+
+    Raises DatabaseUnavailable.
+    """
+    async with open_database(settings) as connection:
+        for name in settings.boards:
+            await make_board(connection, Board(name, is_public=is_public), actor=operator())
+            if (await select_board(connection, name)).is_public == is_public:
+                continue
+            async with reaching(), connection.transaction():
+                await publish_board(connection, name, is_public=is_public)
+                await insert_audit(
+                    connection,
+                    actor=operator(),
+                    action="board publish",
+                    board=name,
+                    detail={"public": is_public},
+                )
+
+
+def open_boards(settings: Settings, check: Callable[[], None]) -> None:
+    """Open every board that is closed; ``check`` is called again and again and may raise.
+
+    The flusher must be running: it commits what a stream still holds.
+
+    Raises UnknownBoard, OperatorMistake, NotInTime, RedisUnavailable, DatabaseUnavailable.
+    """
+    for name in settings.boards:
+        with progress() as show:
+
+            def report(step: str, done: int, total: int) -> None:
+                check()
+                show(step, done, total)
+
+            users = asyncio.run(_open_board(settings, name, report))
+        if users:
+            say(f"Board {name} came back from PostgreSQL: {users} users")
+
+
+async def _open_board(settings: Settings, name: str, report: Report) -> int:
+    """Open one board; give how many users came back, 0 where there was nothing to do."""
+    deadline = time.monotonic() + OTHERS_S
+    while True:
+        try:
+            done = await reseed_board(
+                settings,
+                name,
+                force=await _tells_wrong_privacy(settings, name),
+                only_closed=True,
+                actor=operator(),
+                report=report,
+            )
+        except OperatorMistake:
+            # The flusher mends a Redis that came back older by itself, under the same lock.
+            report("wait", 0, 0)
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(_POLL_S)
+        else:
+            return done.users if done else 0
+
+
+async def _tells_wrong_privacy(settings: Settings, name: str) -> bool:
+    async with open_database(settings) as connection, open_store(settings) as store:
+        board = await select_board(connection, name)
+        if await find_closed(store, board):
+            return False
+        numbers = range(board.layout.partitions)
+        states = [await store.state(Partition(name, number)) for number in numbers]
+        return any(state.is_public != board.is_public for state in states)

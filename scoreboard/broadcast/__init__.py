@@ -1,0 +1,1 @@
+"""What viewers are shown: board state, frames, close codes."""

@@ -1,0 +1,1 @@
+"""PostgreSQL: connections, queries, migrations."""

@@ -1,0 +1,28 @@
+"""The audit log: one row per administrative change.
+
+Callers bring a connection and own its transaction. A query's file name is its constant here; a
+test compares the two sets.
+"""
+
+from typing import Any, Final
+
+from psycopg.types.json import Jsonb
+
+from scoreboard.ledger.pool import Connection, reaching
+from scoreboard.runtime import resources
+
+_INSERT_AUDIT: Final = resources.query("insert_audit")
+
+
+async def insert_audit(
+    connection: Connection, *, actor: str, action: str, board: str | None, detail: dict[str, Any]
+) -> None:
+    """Record an administrative change; run it in the transaction of the change.
+
+    Raises DatabaseUnavailable.
+    """
+    async with reaching():
+        await connection.execute(
+            _INSERT_AUDIT,
+            {"actor": actor, "action": action, "board": board, "detail": Jsonb(detail)},
+        )

@@ -1,0 +1,72 @@
+"""Boards in PostgreSQL: one typed function per query.
+
+Callers bring a connection and own its transaction. A query's file name is its constant here; a
+test compares the two sets.
+"""
+
+from typing import Any, Final
+
+import msgspec
+
+from scoreboard.errors import UnknownBoard
+from scoreboard.ledger.pool import Connection, reaching
+from scoreboard.model import Board, Layout
+from scoreboard.runtime import resources
+
+_INSERT_BOARD: Final = resources.query("insert_board")
+_SELECT_BOARD: Final = resources.query("select_board")
+_SELECT_BOARDS: Final = resources.query("select_boards")
+_PUBLISH_BOARD: Final = resources.query("publish_board")
+
+
+def _board(row: tuple[Any, ...]) -> Board:
+    name, partitions, seen_seconds, seen_shards, is_public = row
+    return Board(name, Layout(partitions, seen_seconds, seen_shards), is_public)
+
+
+async def insert_board(connection: Connection, board: Board) -> bool:
+    """Make a board; tell whether it is new.
+
+    Raises DatabaseUnavailable.
+    """
+    async with reaching():
+        done = await connection.execute(
+            _INSERT_BOARD,
+            {
+                "board": board.name,
+                "is_public": board.is_public,
+                **msgspec.structs.asdict(board.layout),
+            },
+        )
+    return done.rowcount == 1
+
+
+async def select_board(connection: Connection, name: str) -> Board:
+    """Read one board.
+
+    Raises UnknownBoard, DatabaseUnavailable.
+    """
+    async with reaching():
+        row = await (await connection.execute(_SELECT_BOARD, {"board": name})).fetchone()
+    if row is None:
+        raise UnknownBoard(f"There is no board {name}: scoreboard board create {name}")
+    return _board(row)
+
+
+async def select_boards(connection: Connection) -> list[Board]:
+    """List all boards by name.
+
+    Raises DatabaseUnavailable.
+    """
+    async with reaching():
+        rows = await (await connection.execute(_SELECT_BOARDS)).fetchall()
+    return [_board(row) for row in rows]
+
+
+async def publish_board(connection: Connection, name: str, *, is_public: bool) -> None:
+    """Say whether everybody may read a board; Redis learns it at the next reseed.
+
+    Raises DatabaseUnavailable.
+    """
+    async with reaching():
+        await connection.execute(_PUBLISH_BOARD, {"board": name, "is_public": is_public})

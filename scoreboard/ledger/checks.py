@@ -1,0 +1,207 @@
+"""What PostgreSQL's own books say, for verify and repair: one typed function per query.
+
+Callers bring a connection and own its transaction.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from msgspec import Struct
+
+from scoreboard.ledger.pool import Connection, reaching
+from scoreboard.ledger.positions import Position
+from scoreboard.model import Partition, user_uuid
+from scoreboard.runtime import resources
+
+_HOLD_POSITION: Final = resources.query("hold_position")
+_SELECT_SCORES_OF: Final = resources.query("select_scores_of")
+_SELECT_SCORES_FROM: Final = resources.query("select_scores_from")
+_SELECT_ARRIVALS: Final = resources.query("select_arrivals")
+_SUM_LATE: Final = resources.query("sum_late_duplicates")
+_CHECK_SUMS: Final = resources.query("check_sums")
+_CHECK_CHAIN: Final = resources.query("check_chain")
+_CHECK_DENSITY: Final = resources.query("check_density")
+_SELECT_SHARED_ROWS: Final = resources.query("select_shared_rows")
+_SELECT_SESSION: Final = resources.query("select_session")
+
+
+class Stand(Struct, frozen=True):
+    """A user's score in PostgreSQL, with what ranks it among equals."""
+
+    score: int
+    reached_at: datetime
+    last_seq: int
+
+
+class Imbalance(Struct, frozen=True):
+    """A user whose score or count is not what the ledger adds up to (None: not there at all)."""
+
+    user_id: str
+    score: int | None
+    total: int | None
+    actions: int | None
+    rows: int | None
+
+
+class Break(Struct, frozen=True):
+    """An action whose score is not the one before plus its points."""
+
+    user_id: str
+    seq: int
+    before: int
+    delta: int
+    score_after: int
+
+
+class Span(Struct, frozen=True):
+    """Changes on record, and the seqs they span; dense where the count fills the span."""
+
+    count: int
+    first: int
+    last: int
+
+
+class Session(Struct, frozen=True):
+    """What a COMMIT of this session is worth."""
+
+    synchronous_commit: str
+    fsync: str
+    is_standby: bool
+
+
+async def hold_position(connection: Connection, partition: Partition) -> Position | None:
+    """Read a partition's position and let nobody commit until the transaction ends.
+
+    None where the partition has none yet. Raises DatabaseUnavailable.
+    """
+    async with reaching():
+        row = await (await connection.execute(_HOLD_POSITION, _where(partition))).fetchone()
+    return Position(*row) if row else None
+
+
+async def scores_of(
+    connection: Connection, board: str, user_ids: Sequence[str]
+) -> dict[str, Stand]:
+    """Read the scores of some users; who has none is left out.
+
+    Raises DatabaseUnavailable.
+    """
+    parameters = {"board": board, "users": list(user_ids)}
+    async with reaching():
+        rows = await (await connection.execute(_SELECT_SCORES_OF, parameters)).fetchall()
+    return {row[0]: Stand(*row[1:]) for row in rows}
+
+
+async def scores_from(
+    connection: Connection, board: str, start: UUID, *, limit: int
+) -> list[tuple[str, int]]:
+    """Read (user, score) from a place in the order of ids.
+
+    Raises DatabaseUnavailable.
+    """
+    parameters = {"board": board, "start": start, "limit": limit}
+    async with reaching():
+        return await (await connection.execute(_SELECT_SCORES_FROM, parameters)).fetchall()
+
+
+async def arrivals(
+    connection: Connection, board: str, user_ids: Sequence[str], score: int
+) -> list[str]:
+    """Give those of some users who have a score, in the order in which they reached it.
+
+    Raises DatabaseUnavailable.
+    """
+    parameters = {"board": board, "users": list(user_ids), "score": score}
+    async with reaching():
+        rows = await (await connection.execute(_SELECT_ARRIVALS, parameters)).fetchall()
+    return [str(row[0]) for row in rows]
+
+
+async def late_of(
+    connection: Connection, partition: Partition, user_ids: Sequence[str]
+) -> dict[str, int]:
+    """Sum up, by user, what Redis counts too much until the flusher has corrected it.
+
+    Raises DatabaseUnavailable.
+    """
+    parameters = {**_where(partition), "users": list(user_ids)}
+    async with reaching():
+        rows = await (await connection.execute(_SUM_LATE, parameters)).fetchall()
+    return {str(user_id): int(total) for user_id, total in rows}
+
+
+async def check_sums(
+    connection: Connection, board: str, user_ids: Sequence[str] | None, *, limit: int
+) -> list[Imbalance]:
+    """List users (of all, for None) whose score is not the sum of their ledger.
+
+    Raises DatabaseUnavailable.
+    """
+    users = None if user_ids is None else list(user_ids)
+    parameters = {"board": board, "users": users, "limit": limit}
+    async with reaching():
+        rows = await (await connection.execute(_CHECK_SUMS, parameters)).fetchall()
+    return [Imbalance(*row) for row in rows]
+
+
+async def check_chain(
+    connection: Connection, partition: Partition, epoch: int, *, parked: Sequence[str], limit: int
+) -> list[Break]:
+    """List actions of an epoch whose score is not the one before plus their points.
+
+    ``parked`` are users with parked actions, of which the ledger has no row.
+
+    Raises DatabaseUnavailable.
+    """
+    parameters = {
+        **_where(partition),
+        "epoch": epoch,
+        "parked": list(parked),
+        "limit": limit,
+    }
+    async with reaching():
+        rows = await (await connection.execute(_CHECK_CHAIN, parameters)).fetchall()
+    return [Break(*row) for row in rows]
+
+
+async def check_density(connection: Connection, partition: Partition, position: Position) -> Span:
+    """Count the changes of an epoch that are on record, and the seqs they span.
+
+    Raises DatabaseUnavailable.
+    """
+    parameters = {**_where(partition), "epoch": position.epoch, "seq": position.seq}
+    async with reaching():
+        row: Any = await (await connection.execute(_CHECK_DENSITY, parameters)).fetchone()
+    return Span(*row)
+
+
+async def shared_rows(
+    connection: Connection, user_ids: Sequence[str], *, limit: int
+) -> list[tuple[str, str]]:
+    """List (user, owner) for users without a row whose actions were counted for another user.
+
+    Raises DatabaseUnavailable.
+    """
+    parameters = {
+        "users": list(user_ids),
+        "ids": [user_uuid(user_id) for user_id in user_ids],
+        "limit": limit,
+    }
+    async with reaching():
+        return await (await connection.execute(_SELECT_SHARED_ROWS, parameters)).fetchall()
+
+
+async def read_session(connection: Connection) -> Session:
+    """Read what a COMMIT of this session is worth.
+
+    Raises DatabaseUnavailable.
+    """
+    async with reaching():
+        row: Any = await (await connection.execute(_SELECT_SESSION)).fetchone()
+    return Session(*row)
+
+
+def _where(partition: Partition) -> dict[str, Any]:
+    return {"board": partition.board, "part": partition.number}

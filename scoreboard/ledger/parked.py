@@ -1,0 +1,457 @@
+"""Parked entries: what the flusher could not read or store, listed, applied or discarded.
+
+Called by `scoreboard dead`, and for what is owed by verify, repair, reseed and the flusher. What
+stays true: an entry is resolved once, in one transaction with its rows and its note in the audit
+log; the ledger's key decides whether an applied action counts; wherever Redis may now differ from
+what is due, a row of rejected_events has the flusher set it right, also after a crash.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+import psycopg
+from msgspec import Struct
+
+from scoreboard.errors import Invalid, NotFound, OperatorMistake
+from scoreboard.events import BIGINT_MAX, CORRECTION, Event, decode, moment
+from scoreboard.ledger import checks
+from scoreboard.ledger.audit import insert_audit
+from scoreboard.ledger.pool import Connection, describe, reaching
+from scoreboard.ledger.positions import lock_operator
+from scoreboard.ledger.users import adopt_user
+from scoreboard.model import (
+    POINTS_MAX,
+    SCORE_MAX,
+    Board,
+    Partition,
+    is_identifier,
+    kind_of,
+    partition_of,
+)
+from scoreboard.runtime import resources
+
+_SELECT_DEAD: Final = resources.query("select_dead_events")
+_SELECT_RESOLVED: Final = resources.query("select_resolved_events")
+_SELECT_COUNTED: Final = resources.query("select_counted_places")
+_LOCK_DEAD: Final = resources.query("lock_dead_event")
+_RESOLVE_DEAD: Final = resources.query("resolve_dead_event")
+_COUNT_PARKED: Final = resources.query("count_parked_event")
+_INSERT_RESOLVED: Final = resources.query("insert_resolved")
+
+OWED_MAX: Final = 100_000
+"""Most parked actions of a board that are summed; a flusher stops long before there are so many."""
+
+_RESOLUTION: Final = ("resolution", "resolved_at", "resolved_by", "resolved_reason")
+
+PAGE: Final = 500
+"""Parked entries of one read."""
+
+
+class Entry(Struct, frozen=True, kw_only=True):
+    """A parked entry: where it stood in the stream, its fields, and why it was parked.
+
+    ``user_id``, ``action_id`` and ``delta`` are None where they cannot be read.
+    """
+
+    id: int
+    partition: int
+    stream_id: str
+    reason: str
+    recorded_at: datetime
+    fields: dict[str, str]
+    user_id: str | None
+    action_id: str | None
+    delta: int | None
+    is_correction: bool
+    resolution: str | None = None
+    resolved_at: datetime | None = None
+    resolved_by: str | None = None
+    resolved_reason: str | None = None
+
+
+class Given(Struct, frozen=True):
+    """What an operator states of an entry that cannot be read."""
+
+    user_id: str | None = None
+    action_id: str | None = None
+    delta: int | None = None
+
+
+class Resolved(Struct, frozen=True, kw_only=True):
+    """What became of an entry: ``applied``, ``duplicate``, ``discarded``, or ``refused``."""
+
+    id: int
+    outcome: str
+    detail: str
+    user_id: str | None = None
+    action_id: str | None = None
+    delta: int | None = None
+
+
+class _Action(Struct, frozen=True):
+    """A parked action, ready for the ledger; ``score_after`` None: as PostgreSQL has it then."""
+
+    user_id: str
+    action_id: str
+    delta: int
+    epoch: int
+    seq: int
+    score_after: int | None
+    request_id: str | None
+    occurred_at: datetime
+
+
+def due(score: int | None, owed: int | None) -> int | None:
+    """Return what Redis owes a user beside the stream: None where nothing is known of a score.
+
+    Redis refuses what would leave the range of a score. So parked actions that lead out of it were
+    written by somebody else, and nothing of them is due.
+    """
+    total = (score or 0) + (owed or 0)
+    if owed is None or not 0 <= total <= SCORE_MAX:
+        return score
+    return total
+
+
+def fields_of(raw: bytes) -> dict[bytes, bytes]:
+    """Return the fields of an entry from the ``raw`` of its row; none where it cannot be read."""
+    try:
+        named = msgspec.json.decode(raw, type=dict[str, str])
+        # Each character stands for one byte: a parked entry keeps all of them.
+        return {name.encode("latin-1"): value.encode("latin-1") for name, value in named.items()}
+    except (msgspec.MsgspecError, UnicodeError):  # a row that the flusher did not write
+        return {}
+
+
+async def owed(connection: Connection, board: str) -> dict[str, int]:
+    """Sum up, by user, the parked actions that Redis counted and PostgreSQL still owes.
+
+    Raises OperatorMistake where there are too many to sum, DatabaseUnavailable.
+    """
+    sums: dict[str, int] = {}
+    for event in await owed_events(connection, board):
+        sums[event.user_id] = sums.get(event.user_id, 0) + event.delta
+    return sums
+
+
+async def owed_events(connection: Connection, board: str) -> list[Event]:
+    """List the parked actions that Redis counted and PostgreSQL still owes, oldest first.
+
+    Raises OperatorMistake where there are too many to list, DatabaseUnavailable.
+    """
+    events: list[Event] = []
+    after = 0
+    while rows := await _page(connection, board, after=after, limit=PAGE):
+        records = [decode(row[2].encode(), fields_of(row[3])) for row in rows]
+        page = [one for one in records if isinstance(one, Event) and one.kind != CORRECTION]
+        events += await _uncounted(connection, board, page)
+        if len(events) > OWED_MAX:
+            raise OperatorMistake(
+                f"More than {OWED_MAX} actions of board {board} are parked: scoreboard dead list"
+            )
+        after = rows[-1][0]
+    return events
+
+
+async def _uncounted(connection: Connection, board: str, page: Sequence[Event]) -> list[Event]:
+    """Leave out what the ledger has by now: an older Redis delivered it again, and it was stored.
+
+    A repeat of the action has another place in the stream; Redis has counted both.
+    """
+    placed = [one for one in page if max(one.epoch, one.seq) <= BIGINT_MAX]
+    parameters = {
+        "board": board,
+        "users": [one.user_id for one in placed],
+        "actions": [one.action_id for one in placed],
+        "epochs": [one.epoch for one in placed],
+        "seqs": [one.seq for one in placed],
+    }
+    async with reaching():
+        rows = await (await connection.execute(_SELECT_COUNTED, parameters)).fetchall()
+    counted = set(rows)
+    return [one for one in page if (one.user_id, one.action_id, one.epoch, one.seq) not in counted]
+
+
+async def entries(connection: Connection, board: str, *, after: int, limit: int) -> list[Entry]:
+    """List parked entries that are not resolved, oldest first, from behind an id.
+
+    Raises DatabaseUnavailable.
+    """
+    return [_entry(row) for row in await _page(connection, board, after=after, limit=limit)]
+
+
+async def _page(
+    connection: Connection, board: str, *, after: int, limit: int
+) -> list[tuple[Any, ...]]:
+    parameters = {"board": board, "after": after, "limit": limit}
+    async with reaching():
+        return await (await connection.execute(_SELECT_DEAD, parameters)).fetchall()
+
+
+async def resolved_entries(connection: Connection, board: str, *, limit: int) -> list[Entry]:
+    """List resolved entries, newest first.
+
+    Raises DatabaseUnavailable.
+    """
+    parameters = {"board": board, "limit": limit}
+    async with reaching():
+        rows = await (await connection.execute(_SELECT_RESOLVED, parameters)).fetchall()
+    return [_entry(row) for row in rows]
+
+
+async def ids_of(connection: Connection, board: str) -> AsyncIterator[int]:
+    """Walk over the ids of all entries that are not resolved.
+
+    Raises DatabaseUnavailable.
+    """
+    after = 0
+    while page := await entries(connection, board, after=after, limit=PAGE):
+        for entry in page:
+            yield entry.id
+        after = page[-1].id
+
+
+async def lock_board(connection: Connection, board: Board) -> None:
+    """Take the operators' lock on every partition of a board, until the connection ends.
+
+    A reseed must not read a board while its parked entries are resolved.
+
+    Raises OperatorMistake where somebody else has one, DatabaseUnavailable.
+    """
+    for number in range(board.layout.partitions):
+        partition = Partition(board.name, number)
+        if not await lock_operator(connection, partition):
+            raise OperatorMistake(f"Another operator is at work on {partition}")
+
+
+async def apply(
+    connection: Connection,
+    board: Board,
+    entry_id: int,
+    *,
+    actor: str,
+    given: Given | None = None,
+    is_dry: bool = False,
+) -> Resolved:
+    """Put a parked action into the ledger, once; give what became of it.
+
+    ``given`` states what of the entry cannot be read. ``is_dry`` changes nothing. ``connection`` is
+    in autocommit and holds ``lock_board``.
+
+    Raises NotFound, Invalid, DatabaseUnavailable.
+    """
+    async with reaching(), connection.transaction(force_rollback=is_dry):
+        entry = await _lock(connection, board, entry_id)
+        action = _action_of(entry, given or Given())
+        try:
+            async with connection.transaction():
+                outcome = await _count(connection, board, entry, action)
+        except (psycopg.DataError, psycopg.IntegrityError) as error:
+            return _result(
+                entry, action, "refused", f"it still cannot be stored: {describe(error)}"
+            )
+        detail = "counted" if outcome == "applied" else "the ledger has this action already"
+        done = _result(entry, action, outcome, detail)
+        await _note(connection, board, done, entry, actor=actor, reason=None)
+    return done
+
+
+async def discard(
+    connection: Connection,
+    board: Board,
+    entry_id: int,
+    *,
+    actor: str,
+    reason: str,
+    is_dry: bool = False,
+) -> Resolved:
+    """Give a parked entry up for good; Redis comes back to what is due without it.
+
+    ``is_dry`` changes nothing. ``connection`` is in autocommit and holds ``lock_board``.
+
+    Raises NotFound, DatabaseUnavailable.
+    """
+    async with reaching(), connection.transaction(force_rollback=is_dry):
+        entry = await _lock(connection, board, entry_id)
+        try:
+            action = None if entry.is_correction else _action_of(entry, Given())
+        except Invalid:
+            action = None  # it names no user whose score it may have changed
+        if action is not None:
+            row = _row(board, entry, action)
+            await _hold_home(connection, board, row["home"], entry)
+            await adopt_user(connection, action.user_id)
+            await connection.execute(_INSERT_RESOLVED, {**row, "excess": action.delta})
+        done = _result(entry, action, "discarded", reason)
+        await _note(connection, board, done, entry, actor=actor, reason=reason)
+    return done
+
+
+async def _lock(connection: Connection, board: Board, entry_id: int) -> Entry:
+    parameters = {"board": board.name, "id": entry_id}
+    row = await (await connection.execute(_LOCK_DEAD, parameters)).fetchone()
+    if row is None:
+        raise NotFound(f"Board {board.name} has no parked entry {entry_id}")
+    entry = _entry(row)
+    if entry.resolution is not None:
+        raise OperatorMistake(f"Entry {entry_id} is resolved already: {entry.resolution}")
+    # As whoever commits a batch: the position first.
+    await checks.hold_position(connection, Partition(board.name, entry.partition))
+    return entry
+
+
+async def _count(connection: Connection, board: Board, entry: Entry, action: _Action) -> str:
+    """Add an action to the ledger and the score, if it is new there; tell which."""
+    row = _row(board, entry, action)
+    await _hold_home(connection, board, row["home"], entry)
+    await adopt_user(connection, action.user_id)
+    cursor = await connection.execute(_COUNT_PARKED, row)
+    is_new = bool((await cursor.fetchone() or (0,))[0])
+    if not is_new:
+        await connection.execute(_INSERT_RESOLVED, {**row, "excess": action.delta})
+    elif action.score_after is None:  # Redis may never have counted it
+        await connection.execute(_INSERT_RESOLVED, {**row, "excess": -action.delta})
+    return "applied" if is_new else "duplicate"
+
+
+async def _hold_home(connection: Connection, board: Board, home: int, entry: Entry) -> None:
+    """Let no correction of the user run: it would take what is owed now for what is due later.
+
+    After a change of the layout the user's partition is another one than that of the entry.
+    """
+    if home != entry.partition:
+        await checks.hold_position(connection, Partition(board.name, home))
+
+
+def _row(board: Board, entry: Entry, action: _Action) -> dict[str, Any]:
+    return {
+        "id": entry.id,
+        "board": board.name,
+        "part": entry.partition,
+        "home": partition_of(action.user_id, board.layout.partitions),
+        "kind": kind_of(action.action_id),
+        **msgspec.structs.asdict(action),
+    }
+
+
+async def _note(
+    connection: Connection,
+    board: Board,
+    done: Resolved,
+    entry: Entry,
+    *,
+    actor: str,
+    reason: str | None,
+) -> None:
+    parameters = {
+        "id": done.id,
+        "resolution": done.outcome,
+        "actor": actor,
+        "reason": reason,
+    }
+    await connection.execute(_RESOLVE_DEAD, parameters)
+    await insert_audit(
+        connection,
+        actor=actor,
+        action="dead discard" if done.outcome == "discarded" else "dead apply",
+        board=board.name,
+        detail={
+            "id": done.id,
+            "part": entry.partition,
+            "stream_id": entry.stream_id,
+            "outcome": done.outcome,
+            "user": done.user_id,
+            "action": done.action_id,
+            "delta": done.delta,
+            "reason": reason,
+        },
+    )
+
+
+def _entry(row: Sequence[Any]) -> Entry:
+    entry_id, partition, stream_id, raw, reason, recorded_at, *resolution = row
+    fields = fields_of(raw)
+    kind = fields.get(b"k", b"")
+    return Entry(
+        id=entry_id,
+        partition=partition,
+        stream_id=stream_id,
+        reason=reason,
+        recorded_at=recorded_at,
+        fields={name.decode("latin-1"): value.decode("latin-1") for name, value in fields.items()},
+        user_id=_identifier(fields, b"u"),
+        action_id=_identifier(fields, b"a"),
+        delta=_number(fields, b"d"),
+        is_correction=kind == CORRECTION.encode(),
+        **dict(zip(_RESOLUTION, resolution, strict=False)),
+    )
+
+
+def _identifier(fields: Mapping[bytes, bytes], name: bytes) -> str | None:
+    text = fields.get(name, b"").decode("latin-1")
+    return text if is_identifier(text) else None
+
+
+def _number(fields: Mapping[bytes, bytes], name: bytes) -> int | None:
+    text = fields.get(name, b"")
+    digits = text.removeprefix(b"-")
+    return int(text) if digits.isdigit() and len(digits) <= len(str(BIGINT_MAX)) else None
+
+
+def _action_of(entry: Entry, given: Given) -> _Action:
+    """Read an entry as an action, with what an operator states of it.
+
+    Raises Invalid, naming what is missing or cannot be stated.
+    """
+    if entry.is_correction:
+        raise Invalid(f"Entry {entry.id} is a correction, which counts nothing: discard it")
+    raw = {name.encode("latin-1"): text.encode("latin-1") for name, text in entry.fields.items()}
+    event = decode(entry.stream_id.encode(), raw)
+    if isinstance(event, Event):
+        if given != Given():
+            raise Invalid(f"Entry {entry.id} can be read as it is: state nothing of it")
+        has_place = event.seq <= BIGINT_MAX and event.epoch <= BIGINT_MAX
+        return _Action(
+            user_id=event.user_id,
+            action_id=event.action_id,
+            delta=event.delta,
+            epoch=event.epoch if has_place else 0,
+            seq=event.seq if has_place else 0,
+            score_after=event.score_after,
+            request_id=event.request_id or None,
+            occurred_at=moment(event.stream_id),
+        )
+    values: dict[str, Any] = {}
+    for name, option in (("user_id", "--user"), ("action_id", "--action"), ("delta", "--delta")):
+        stated, found = getattr(given, name), getattr(entry, name)
+        value = found if stated is None else stated
+        if value is None:
+            raise Invalid(f"Entry {entry.id} cannot be read ({event.reason}): state {option}")
+        values[name] = value
+    for name in ("user_id", "action_id"):
+        if not is_identifier(values[name]):
+            raise Invalid(f"{values[name]!r} is not 1 to 128 of A-Z a-z 0-9 . _ | : @ -")
+    if not 1 <= values["delta"] <= POINTS_MAX:
+        raise Invalid(f"The points of entry {entry.id} must be 1 to {POINTS_MAX}: state --delta")
+    # Its place in the stream is not known for sure, so it gets none.
+    return _Action(
+        **values,
+        epoch=0,
+        seq=0,
+        score_after=None,
+        request_id=None,
+        occurred_at=moment(entry.stream_id),
+    )
+
+
+def _result(entry: Entry, action: _Action | None, outcome: str, detail: str) -> Resolved:
+    return Resolved(
+        id=entry.id,
+        outcome=outcome,
+        detail=detail,
+        user_id=action.user_id if action else entry.user_id,
+        action_id=action.action_id if action else entry.action_id,
+        delta=action.delta if action else entry.delta,
+    )

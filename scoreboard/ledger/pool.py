@@ -1,0 +1,259 @@
+"""Makes PostgreSQL connections and pools: session settings, application name, time limits.
+
+No pooler in transaction mode (scoreboard.ledger.sessions refuses it): the flusher keeps a temporary
+table and session locks. ``synchronous_commit`` is forced on, as the stream is trimmed right behind
+a COMMIT. Where credentials come from a secret store, every connection asks it as it logs in.
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Final, Self
+
+import psycopg
+from psycopg import IsolationLevel, waiting
+from psycopg.abc import RV, PQGen
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import TransactionStatus
+from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool
+
+from scoreboard.errors import (
+    DatabaseUnavailable,
+    SecretsUnavailable,
+    SettingInvalid,
+    UnsafeDatabase,
+)
+from scoreboard.runtime.settings import Settings
+from scoreboard.runtime.telemetry import get_logger
+from scoreboard.security.credentials import SecretStore, store_of
+from scoreboard.security.secret_backends import Credentials
+
+SESSION: Final = {
+    "lock_timeout": "5s",
+    "statement_timeout": "30s",
+    "idle_in_transaction_session_timeout": "30s",
+    "synchronous_commit": "on",
+    "timezone": "UTC",
+}
+CANCEL_S: Final = 0.5
+"""Time to ask the server to end a statement whose caller has gone."""
+
+POOLER: Final = (
+    "DATABASE_URL leads through a connection pooler such as PgBouncer in transaction mode. Connect "
+    "to PostgreSQL directly, or through a pooler in session mode that passes `options` on"
+)
+"""What to do where a session is not one's own."""
+
+CAUSE_MAX: Final = 300
+"""Longest cause of a failed connection that is shown."""
+
+_POOLERS_REFUSAL: Final = "unsupported startup parameter"
+_QUOTED_HOST: Final = re.compile(r"""\b(host(?: name)?) (?:'[^']*'|"[^"]*")""")
+_log = get_logger(__name__)
+
+
+class Connection(psycopg.AsyncConnection[TupleRow]):
+    """A connection whose cancelled calls end at once.
+
+    psycopg waits up to ten seconds then for a server that does not answer, so that no time limit
+    around a call would hold. Here the server is told to stop, and the connection is closed.
+    """
+
+    async def wait(
+        self,
+        gen: PQGen[RV],
+        interval: float = 0.1,
+        timeout: float | None = None,  # noqa: ASYNC109 (psycopg's own)
+    ) -> RV:
+        """Run a step of the protocol."""
+        try:
+            return await waiting.wait_async(gen, self.pgconn.socket, interval, timeout)
+        except asyncio.CancelledError:
+            try:
+                if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                    with suppress(psycopg.Error):
+                        await self.cancel_safe(timeout=CANCEL_S)
+            finally:
+                self.pgconn.finish()
+            raise
+
+
+class _StoredLogin(Connection):
+    """A connection whose credentials come from a store and win over the address's."""
+
+    @classmethod
+    async def connect(  # pyright: ignore[reportIncompatibleMethodOverride] (asked only by us)
+        cls,
+        conninfo: str = "",
+        *,
+        store: SecretStore,
+        **kwargs: Any,  # noqa: ANN401 (psycopg's own)
+    ) -> Self:
+        """Connect; refused, do it once more if the store turns out to have other credentials.
+
+        Raises psycopg.OperationalError, as connecting alone would.
+        """
+        try:
+            used = await store.get()
+        except SecretsUnavailable as error:
+            raise psycopg.OperationalError(error.detail) from error
+        try:
+            return await super().connect(conninfo, **kwargs, **_login(used))
+        except psycopg.OperationalError as error:
+            # A failed login has no SQLSTATE here, and its text follows lc_messages. That a password
+            # was asked for and sent is known; a full or missing database is asked about in vain.
+            if error.pgconn is None or not error.pgconn.used_password:
+                raise
+            newer = await store.renew(used)
+            if newer is None:
+                raise
+        return await super().connect(conninfo, **kwargs, **_login(newer))
+
+
+def _login(credentials: Credentials) -> dict[str, Any]:
+    user = {"user": credentials.username} if credentials.username else {}
+    return user | {"password": credentials.password.reveal()}
+
+
+def arguments(settings: Settings, *, name: str, **session: str) -> dict[str, Any]:
+    """Give what every connection is made with; ``session`` overrides single session settings.
+
+    Raises SettingInvalid if no database is set, or its address has a parameter libpq does not know.
+    """
+    if not settings.database_url:
+        raise SettingInvalid("DATABASE_URL is not set; see .env.example")
+    check_parameters(settings.database_url.reveal())
+    options = " ".join(f"-c {key}={value}" for key, value in {**SESSION, **session}.items())
+    return {
+        "conninfo": settings.database_url.reveal(),
+        "application_name": f"scoreboard-{name}",
+        "options": options,
+        "connect_timeout": max(2, round(settings.database_timeout_s)),
+        "keepalives_idle": 10,
+        "keepalives_interval": 3,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 20_000,
+    }
+
+
+def check_parameters(database_url: str) -> None:
+    """Make sure that libpq can read an address; its own message repeats parts of it.
+
+    Raises SettingInvalid.
+    """
+    try:
+        conninfo_to_dict(database_url)
+    except psycopg.ProgrammingError:
+        raise SettingInvalid(
+            "DATABASE_URL is not an address of PostgreSQL: libpq does not know a parameter of it"
+        ) from None
+
+
+async def connect(
+    settings: Settings, *, name: str, autocommit: bool = True, **session: str
+) -> Connection:
+    """Open one connection.
+
+    Raises DatabaseUnavailable with its cause, without the password; UnsafeDatabase behind a pooler
+    that refuses session settings.
+    """
+    kwargs = arguments(settings, name=name, **session)
+    store = store_of(settings, "database")
+    try:
+        if store is not None:
+            return await _StoredLogin.connect(store=store, autocommit=autocommit, **kwargs)
+        return await Connection.connect(autocommit=autocommit, **kwargs)
+    except psycopg.OperationalError as error:
+        raise unreachable(error) from error
+
+
+def make_pool(settings: Settings, *, name: str) -> AsyncConnectionPool[Connection]:
+    """Make a pool, not yet opened; waiting for a connection is limited by the settings.
+
+    Raises SettingInvalid if no database is set, or its secret is not named.
+    """
+    kwargs = arguments(settings, name=name)
+    conninfo = kwargs.pop("conninfo")
+    store = store_of(settings, "database")
+    pool = AsyncConnectionPool(
+        conninfo,
+        connection_class=Connection if store is None else _StoredLogin,
+        kwargs={"autocommit": True, **kwargs, **({} if store is None else {"store": store})},
+        min_size=1,
+        max_size=settings.database_pool,
+        timeout=settings.database_timeout_s,
+        max_lifetime=3600,
+        open=False,
+        name=name,
+        check=AsyncConnectionPool.check_connection,
+        reconnect_failed=_note_reconnect_failed,
+    )
+    if store is not None:
+        store.on_change(pool.drain)
+    return pool
+
+
+def _note_reconnect_failed(pool: AsyncConnectionPool[Connection]) -> None:
+    # The pool has given up on one connection; it tries anew for whoever asks for one next.
+    _log.error("database_reconnect_failed", pool=pool.name)
+
+
+def unreachable(error: psycopg.Error) -> DatabaseUnavailable | UnsafeDatabase:
+    """Return the error to raise where PostgreSQL could not be reached, with the cause."""
+    if _POOLERS_REFUSAL in str(error):
+        return UnsafeDatabase(f"Session settings are refused: {POOLER}")
+    return DatabaseUnavailable(describe(error))
+
+
+def describe(error: psycopg.Error) -> str:
+    """Return what went wrong, in one line.
+
+    It never holds the detail of an error of the server, which quotes rows, or the name of a host
+    that was not found, which may be part of a password.
+    """
+    if error.sqlstate is None and error.diag.message_primary is None:
+        said = str(error).strip().partition("\n")[0].removeprefix("connection failed: ")
+        return _QUOTED_HOST.sub(r"\1", said)[:CAUSE_MAX] or type(error).__name__
+    said = error.diag.message_primary or type(error).__name__
+    return " ".join(filter(None, [error.sqlstate, error.diag.constraint_name, said]))
+
+
+@asynccontextmanager
+async def reaching() -> AsyncIterator[None]:
+    """Turn a lost or refused connection into DatabaseUnavailable; other errors pass."""
+    try:
+        yield
+    except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+        raise DatabaseUnavailable(describe(error)) from error
+
+
+@asynccontextmanager
+async def snapshot(connection: Connection) -> AsyncIterator[None]:
+    """Let everything read inside be of one moment, without holding anybody up.
+
+    ``connection`` is in autocommit. Raises DatabaseUnavailable.
+    """
+    await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
+    try:
+        async with reaching(), connection.transaction():
+            yield
+    finally:
+        if not connection.closed:
+            await connection.set_isolation_level(None)
+
+
+async def pages(
+    connection: Connection, query: bytes, parameters: dict[str, Any], page: int
+) -> AsyncIterator[list[Any]]:
+    """Read the rows of a query, ``page`` at a time; needs a transaction around it.
+
+    A server-side cursor keeps one snapshot and never more than a page in memory.
+
+    Raises DatabaseUnavailable.
+    """
+    async with reaching(), connection.cursor(name="pages") as cursor:
+        await cursor.execute(query, parameters)
+        while rows := await cursor.fetchmany(page):
+            yield rows

@@ -1,0 +1,111 @@
+"""Users in PostgreSQL: ids, names and e-mail addresses.
+
+Callers bring a connection and own its transaction. A query's file name is its constant here; a
+test compares the two sets.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+import msgspec
+from msgspec import Struct
+
+from scoreboard.errors import UnknownUser
+from scoreboard.ledger.pool import Connection, reaching
+from scoreboard.model import user_uuid
+from scoreboard.runtime import resources
+
+_SELECT_NAMES: Final = resources.query("select_names")
+_SELECT_USER: Final = resources.query("select_user")
+_ADOPT_USER: Final = resources.query("adopt_user")
+_UPDATE_USER: Final = resources.query("update_user")
+_CREATE_USER_IMPORT: Final = resources.query("create_user_import")
+_COPY_USER_IMPORT: Final = resources.query("copy_user_import")
+_ADOPT_USER_IMPORT: Final = resources.query("adopt_user_import")
+_RESOLVE_USER_IMPORT: Final = resources.query("resolve_user_import")
+_MERGE_USER_IMPORT: Final = resources.query("merge_user_import")
+
+
+class User(Struct, frozen=True, kw_only=True):
+    """Who a user is, and what PostgreSQL has of it on a board (None: nothing)."""
+
+    id: UUID
+    name: str | None
+    email: str | None
+    created_at: datetime
+    score: int | None
+    actions: int | None
+    reached_at: datetime | None
+
+
+class Profile(Struct, frozen=True):
+    """What an operator says of a user; None leaves a field as it is."""
+
+    user_id: str
+    name: str | None = None
+    email: str | None = None
+
+
+async def select_names(connection: Connection, user_ids: Sequence[str]) -> dict[str, str]:
+    """Read the names of those users who have one.
+
+    Raises DatabaseUnavailable.
+    """
+    async with reaching():
+        parameters = {"user_ids": list(user_ids)}
+        rows = await (await connection.execute(_SELECT_NAMES, parameters)).fetchall()
+    return dict(rows)
+
+
+async def select_user(connection: Connection, user_id: str, *, board: str) -> User:
+    """Read who a user is, and what PostgreSQL has of it on a board.
+
+    Raises UnknownUser, DatabaseUnavailable.
+    """
+    async with reaching():
+        parameters = {"user_id": user_id, "board": board}
+        row = await (await connection.execute(_SELECT_USER, parameters)).fetchone()
+    if row is None:
+        raise UnknownUser(f"PostgreSQL knows no user {user_id}")
+    names = User.__struct_fields__
+    return User(**dict(zip(names, row, strict=True)))
+
+
+async def adopt_user(connection: Connection, user_id: str) -> None:
+    """Make a user's row where there is none; run it in a transaction.
+
+    Raises DatabaseUnavailable.
+    """
+    async with reaching():
+        await connection.execute(
+            _ADOPT_USER, {"user_id": user_id, "preferred_id": user_uuid(user_id)}
+        )
+
+
+async def upsert_user(connection: Connection, profile: Profile) -> None:
+    """Say who a user is; what is None stays as it is. Run it in a transaction.
+
+    Raises DatabaseUnavailable.
+    """
+    await adopt_user(connection, profile.user_id)
+    async with reaching():
+        await connection.execute(_UPDATE_USER, msgspec.structs.asdict(profile))
+
+
+async def import_users(connection: Connection, profiles: Iterable[Profile]) -> int:
+    """Say who many users are, all or none: run it in a transaction. Give how many.
+
+    Raises DatabaseUnavailable.
+    """
+    async with reaching():
+        await connection.execute(_CREATE_USER_IMPORT)
+        async with connection.cursor() as cursor:
+            async with cursor.copy(_COPY_USER_IMPORT) as copy:
+                for one in profiles:
+                    await copy.write_row((user_uuid(one.user_id), one.user_id, one.name, one.email))
+            await cursor.execute(_ADOPT_USER_IMPORT)
+            await cursor.execute(_RESOLVE_USER_IMPORT)
+            await cursor.execute(_MERGE_USER_IMPORT)
+            return cursor.rowcount

@@ -1,0 +1,1 @@
+"""Reseed, verify and repair: keep Redis and PostgreSQL in agreement."""

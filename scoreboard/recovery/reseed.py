@@ -1,0 +1,520 @@
+"""Puts a board back into Redis from PostgreSQL and lets it accept again, under a new epoch.
+
+Called by `scoreboard reseed` and `scoreboard up` on an emptied Redis, and by the flusher when Redis
+came back older than the ledger. What stays true: nothing is accepted between the fence and the
+opening; a killed run leaves the board fenced and is simply run again; two runs never mix, because
+each write names the token of its fence. A changed layout takes effect here and nowhere else: all
+partitions are fenced and drained, those that the new layout lacks are retired, and only then are
+the others opened.
+"""
+
+import asyncio
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from scoreboard.errors import NotInTime, OperatorMistake, ScoreboardError, ScriptFailed
+from scoreboard.events import Event
+from scoreboard.ledger import checks, parked
+from scoreboard.ledger.audit import insert_audit
+from scoreboard.ledger.boards import select_board
+from scoreboard.ledger.pool import Connection, reaching, snapshot
+from scoreboard.ledger.positions import (
+    Position,
+    close_corrections,
+    lock_operator,
+    move_position,
+    select_position,
+)
+from scoreboard.ledger.scores import (
+    count_dedup_records,
+    select_dedup_records,
+    select_ranking,
+    select_totals,
+)
+from scoreboard.model import (
+    SLOT_COUNT,
+    Board,
+    Partition,
+    digest_of,
+    pack,
+    partition_of,
+    shard_of,
+)
+from scoreboard.recovery.mirror import mirror_catalogue
+from scoreboard.store.rebuilding import PAGE
+from scoreboard.store.store import Store
+
+SESSION: Final = {
+    "statement_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "work_mem": "128MB",
+}
+"""Session settings of the connection a reseed needs: one long snapshot, sorted in memory."""
+
+FETCH: Final = 10 * PAGE
+"""Rows of one read from PostgreSQL."""
+
+LANES: Final = 8
+"""Calls to Redis under way at once: enough to share one fsync, few enough to bound the memory."""
+
+STALL_S: Final = 30.0
+"""How long the flusher may make no progress before waiting for it is given up."""
+
+SEEN_GRACE_S: Final = 60
+"""How much longer than its window a seen hash lives; lua/submit.lua says the same."""
+
+_POLL_S: Final = 0.05
+_UNPRINTABLE: Final = re.compile(r"[^!-~]")
+
+Report = Callable[[str, int, int], None]
+"""Told a step's name, how much of it is done, and how much there is; 0 of 0 where nobody knows."""
+
+Call = Callable[[], Awaitable[None]]
+Drain = Callable[[Store, Sequence[Partition], Report], Awaitable[None]]
+
+
+class Reseeded(Struct, frozen=True):
+    """What a reseed did. ``epochs`` belong to ``partitions``, in their order."""
+
+    board: str
+    partitions: tuple[int, ...]
+    epochs: tuple[int, ...]
+    users: int
+    actions: int
+    duration_s: float
+
+
+def silent(_step: str, _done: int, _total: int) -> None:
+    """Report to nobody."""
+
+
+class _Layouts(Struct, frozen=True):
+    """How the partitions that Redis holds compare with the board's layout."""
+
+    differing: tuple[int, ...]
+    """Partitions of the board that still have another layout."""
+    strays: tuple[int, ...]
+    """Partitions that the board no longer has and that are not retired."""
+    closed: tuple[int, ...]
+    """Partitions of the board that accept nothing: emptied, or fenced."""
+    epochs: int
+    """Sum of the epochs of all of these."""
+
+    @property
+    def are_settled(self) -> bool:
+        """Tell whether every partition has the board's layout."""
+        return not self.differing and not self.strays
+
+
+async def _compare_layouts(store: Store, board: Board) -> _Layouts:
+    states = await store.states(board.name)
+    numbers = range(board.layout.partitions)
+    used = {number: state for number, state in states.items() if state.epoch}
+    return _Layouts(
+        differing=tuple(n for n in numbers if n in used and used[n].layout != board.layout),
+        strays=tuple(n for n in used if n not in numbers),
+        closed=tuple(n for n in numbers if n not in used or not used[n].is_open),
+        epochs=sum(state.epoch for state in used.values()),
+    )
+
+
+async def find_closed(store: Store, board: Board) -> list[int]:
+    """List the partitions that need a reseed: emptied, fenced, or all after a change of layout.
+
+    Raises RedisUnavailable.
+    """
+    layouts = await _compare_layouts(store, board)
+    return list(layouts.closed if layouts.are_settled else range(board.layout.partitions))
+
+
+async def find_due(store: Store, board: Board, *, force: bool = False) -> list[int]:
+    """Choose the partitions to reseed: all when forced, else those that need it.
+
+    Raises OperatorMistake where that is none and the board has scores; RedisUnavailable.
+    """
+    everything = list(range(board.layout.partitions))
+    if force:
+        return everything
+    closed = await find_closed(store, board)
+    if not closed and (await store.leaderboard(board.name, limit=0)).total:
+        raise OperatorMistake(
+            f"Board {board.name} is open and has scores; --force reseeds it all the same"
+        )
+    return closed or everything
+
+
+async def wait_until_drained(store: Store, partitions: Sequence[Partition], report: Report) -> None:
+    """Wait until the flusher has committed everything the streams hold.
+
+    Raises NotInTime when it makes no progress for ``STALL_S``; RedisUnavailable.
+    """
+    backlogs = [await store.backlog(partition) for partition in partitions]
+    total = sum(backlog.entries for backlog in backlogs)
+    progress_at = time.monotonic()
+    while not all(backlog.is_drained for backlog in backlogs):
+        report("drain", total - sum(backlog.entries for backlog in backlogs), total)
+        await asyncio.sleep(_POLL_S)
+        before, backlogs = backlogs, [await store.backlog(partition) for partition in partitions]
+        if backlogs != before:
+            progress_at = time.monotonic()
+        elif time.monotonic() - progress_at > STALL_S:
+            waiting = sum(backlog.entries for backlog in backlogs)
+            raise NotInTime(
+                f"The flusher commits nothing; {waiting} entries wait and the board stays fenced: "
+                "start the flusher, then reseed again"
+            )
+    report("drain", total, total)
+
+
+async def reseed(
+    store: Store,
+    connection: Connection,
+    board: Board,
+    numbers: Sequence[int],
+    *,
+    actor: str,
+    drain: Drain = wait_until_drained,
+    report: Report = silent,
+) -> Reseeded:
+    """Rebuild partitions of a board from PostgreSQL and open them under a new epoch.
+
+    ``connection`` is in autocommit, made with ``SESSION``, and carries the operators' lock until it
+    is closed; ``actor`` is written into the audit log and begins the fence's token; ``drain`` is
+    the flusher's own where it calls this itself.
+
+    Raises OperatorMistake (another operator is at work, or the layout changed and ``numbers`` are
+    not the whole board), Outdated (another operator was at work, meanwhile), NotInTime (not
+    drained), RedisUnavailable, DatabaseUnavailable: the board stays fenced until a later run
+    succeeds.
+    """
+    started_at = time.monotonic()
+    token = f"{_UNPRINTABLE.sub('?', actor)}:{secrets.token_hex(8)}"
+    partitions = [Partition(board.name, number) for number in numbers]
+    await _lock(connection, partitions)
+    layouts = await _compare_layouts(store, board)
+    if not layouts.are_settled and list(numbers) != list(range(board.layout.partitions)):
+        raise OperatorMistake(
+            f"The layout of board {board.name} has changed: "
+            f"scoreboard reseed --board {board.name} --force"
+        )
+    strays = [Partition(board.name, number) for number in layouts.strays]
+    await _lock(connection, strays)
+    everything = [*partitions, *strays]
+    seen = [await store.state(partition) for partition in everything]
+    # A session that answers now has held its locks since before the states were read. Whoever
+    # takes them later changes what was seen, and the fence is refused.
+    if await select_board(connection, board.name) != board:
+        raise OperatorMistake(f"Board {board.name} was changed meanwhile: run it again")
+    stood = [
+        await store.fence(partition, token, state)
+        for partition, state in zip(everything, seen, strict=True)
+    ]
+    fenced = stood[: len(partitions)]
+    await drain(store, everything, report)
+    rebuilding = _Rebuilding(store, connection, board, numbers=numbers, token=token, report=report)
+    async with snapshot(connection):
+        owed = await parked.owed_events(connection, board.name)
+        members = await rebuilding.load_scores(owed)
+        actions = await rebuilding.load_memories()
+        await rebuilding.remember_parked(owed)
+    positions = [
+        await _next_position(store, connection, partition, stood)
+        for partition, stood in zip(partitions, fenced, strict=True)
+    ]
+    if strays or layouts.differing:
+        positions = _above(positions, layouts.epochs)
+    await mirror_catalogue(store, connection)
+    async with reaching(), connection.transaction():
+        for partition, position in zip(partitions, positions, strict=True):
+            if not await move_position(connection, partition, position):
+                raise OperatorMistake(f"Another operator has opened {partition}")
+        # Redis gets the scores that are due; of a partition that is retired nothing is left.
+        parts = [partition.number for partition in (*partitions, *strays)]
+        await close_corrections(connection, board.name, parts)
+        await insert_audit(
+            connection,
+            actor=actor,
+            action="reseed",
+            board=board.name,
+            detail={
+                "partitions": list(numbers),
+                "layout": str(board.layout),
+                "retired": list(layouts.strays),
+                "before": [list(stood) for stood in fenced],
+                "after": [[position.epoch, position.seq] for position in positions],
+                "users": sum(members.values()),
+                "actions": actions,
+            },
+        )
+    # Before any opening: a caller must not find an old partition and a new one that hold one user.
+    for stray in strays:
+        await store.retire(stray, token, board.layout)
+    for partition, position in zip(partitions, positions, strict=True):
+        await store.open(
+            partition,
+            token,
+            board,
+            epoch=position.epoch,
+            seq=position.seq,
+            stream_id=position.stream_id,
+            members=members[partition.number],
+        )
+    return Reseeded(
+        board=board.name,
+        partitions=tuple(numbers),
+        epochs=tuple(position.epoch for position in positions),
+        users=sum(members.values()),
+        actions=actions,
+        duration_s=time.monotonic() - started_at,
+    )
+
+
+class _Rebuilding:
+    """The loading steps of one run, all of one snapshot and under one fence."""
+
+    def __init__(
+        self,
+        store: Store,
+        connection: Connection,
+        board: Board,
+        *,
+        numbers: Sequence[int],
+        token: str,
+        report: Report,
+    ) -> None:
+        self._store = store
+        self._connection = connection
+        self._board = board
+        self._layout = board.layout
+        self._numbers = frozenset(numbers)
+        self._token = token
+        self._report = report
+
+    async def load_scores(self, owed: Sequence[Event]) -> dict[int, int]:
+        """Fill the shadow boards in ranking order; give the members of each partition.
+
+        The first user at a score gets the highest slot there, each next one the one below. Users
+        with parked actions, ``owed`` to them, come last at the scores that they are due.
+        """
+        due = await self._due(owed)
+        lowest: dict[tuple[int, int], int] = {}
+        scores_due = frozenset(due.values())
+        total, _ = await select_totals(self._connection, self._board.name)
+        for number in self._numbers:
+            await self._restore(number, [], first=True)
+        members = dict.fromkeys(self._numbers, 0)
+        reached: dict[int, tuple[int, int]] = dict.fromkeys(self._numbers, (-1, 0))
+        pages: dict[int, list[tuple[int, str]]] = {number: [] for number in self._numbers}
+        done = 0
+        async with _lanes() as send:
+            async for rows in select_ranking(self._connection, self._board.name, page=FETCH):
+                for user_id, score in rows:
+                    number = partition_of(user_id, self._layout.partitions)
+                    if number not in self._numbers or user_id in due:
+                        continue
+                    last_score, slot = reached[number]
+                    slot = max(slot - 1, 0) if score == last_score else SLOT_COUNT - 1
+                    reached[number] = (score, slot)
+                    if score in scores_due:
+                        lowest[number, score] = slot
+                    page = pages[number]
+                    page.append((pack(score, slot), user_id))
+                    members[number] += 1
+                    if len(page) == PAGE:
+                        pages[number] = []
+                        await send(partial(self._restore, number, page))
+                done += len(rows)
+                self._report("scores", done, total)
+            for number, page in pages.items():
+                if page:
+                    await send(partial(self._restore, number, page))
+        async with _lanes() as send:
+            for user_id, score in due.items():
+                number = partition_of(user_id, self._layout.partitions)
+                slot = max(lowest.get((number, score), SLOT_COUNT) - 1, 0)
+                lowest[number, score] = slot
+                members[number] += 1
+                await send(partial(self._restore, number, [(pack(score, slot), user_id)]))
+        return members
+
+    async def _due(self, owed: Sequence[Event]) -> dict[str, int]:
+        """Add parked actions to the scores of their users; give what these are due."""
+        sums: dict[str, int] = {}
+        for event in owed:
+            if partition_of(event.user_id, self._layout.partitions) in self._numbers:
+                sums[event.user_id] = sums.get(event.user_id, 0) + event.delta
+        if not sums:
+            return {}
+        stands = await checks.scores_of(self._connection, self._board.name, list(sums))
+        due: dict[str, int] = {}
+        for user, total in sums.items():
+            held = stands[user].score if user in stands else None
+            score = parked.due(held, total)
+            if score is not None and score != held:
+                due[user] = score
+        return due
+
+    async def load_memories(self) -> int:
+        """Fill the seen window from the ledger; give how many actions it remembers.
+
+        What the window held before goes: the event of a remembered action may be lost, and its
+        repeat would be answered for what never counted.
+        """
+        window_s = self._layout.seen_seconds
+        current = int(await self._store.now_s() // window_s)
+        since_s = float((current - 1) * window_s)
+        total = await count_dedup_records(self._connection, self._board.name, since_s=since_s)
+        pages: dict[tuple[int, int, int], list[tuple[bytes, str]]] = {}
+        counts: dict[tuple[int, int, int], int] = {}
+        done = 0
+        async with _lanes() as send:
+            for number in self._numbers:
+                for generation in (current - 1, current):
+                    for shard in range(self._layout.seen_shards):
+                        place = (number, generation, shard)
+                        await send(partial(self._remember, place, [], 0, first=True))
+        async with _lanes() as send:
+            async for memories in select_dedup_records(
+                self._connection, self._board.name, since_s=since_s, page=FETCH
+            ):
+                for memory in memories:
+                    number = partition_of(memory.user_id, self._layout.partitions)
+                    if number not in self._numbers:
+                        continue
+                    digest = digest_of(self._board.name, memory.user_id, memory.action_id)
+                    # An emptied server may run behind the clock that the ledger was written by.
+                    generation = min(memory.occurred_at_ms // (window_s * 1000), current)
+                    place = (number, generation, shard_of(digest, self._layout.seen_shards))
+                    page = pages.setdefault(place, [])
+                    page.append((digest, f"{memory.delta}:{memory.score_after}:{memory.seq}"))
+                    counts[place] = counts.get(place, 0) + 1
+                    if len(page) == PAGE:
+                        del pages[place]
+                        await send(partial(self._remember, place, page, 0))
+                done += len(memories)
+                self._report("actions", done, total)
+            full, pages = pages, {}
+            for place, page in full.items():
+                await send(partial(self._remember, place, page, 0))
+        async with _lanes() as send:
+            for place, count in counts.items():
+                await send(partial(self._remember, place, [], count))
+        return sum(counts.values())
+
+    async def remember_parked(self, owed: Sequence[Event]) -> None:
+        """Add parked actions to the seen window: Redis has counted them."""
+        window_s = self._layout.seen_seconds
+        current = int(await self._store.now_s() // window_s)
+        async with _lanes() as send:
+            for event in owed:
+                number = partition_of(event.user_id, self._layout.partitions)
+                generation = min(event.occurred_at_ms // (window_s * 1000), current)
+                if number not in self._numbers or generation < current - 1:
+                    continue
+                digest = digest_of(self._board.name, event.user_id, event.action_id)
+                place = (number, generation, shard_of(digest, self._layout.seen_shards))
+                memory = f"{event.delta}:{event.score_after}:{event.seq}"
+                await send(partial(self._remember, place, [(digest, memory)], 0))
+
+    async def _restore(
+        self, number: int, page: Sequence[tuple[int, str]], *, first: bool = False
+    ) -> None:
+        await self._store.restore(
+            Partition(self._board.name, number), self._token, page, first=first
+        )
+
+    async def _remember(
+        self,
+        place: tuple[int, int, int],
+        page: Sequence[tuple[bytes, str]],
+        expected: int,
+        *,
+        first: bool = False,
+    ) -> None:
+        number, generation, shard = place
+        remembered = await self._store.remember(
+            Partition(self._board.name, number),
+            self._token,
+            (generation, shard),
+            page,
+            # Looked into until the end of the generation after its own.
+            expires_at_s=(generation + 2) * self._layout.seen_seconds + SEEN_GRACE_S,
+            first=first,
+        )
+        if expected and remembered != expected:
+            raise ScriptFailed(f"A seen hash holds {remembered} actions, not {expected}")
+
+
+async def _lock(connection: Connection, partitions: Sequence[Partition]) -> None:
+    """Take the operators' lock on partitions, until the connection ends.
+
+    Raises OperatorMistake, DatabaseUnavailable.
+    """
+    for partition in partitions:
+        if not await lock_operator(connection, partition):
+            raise OperatorMistake(f"Another operator is mending {partition}")
+
+
+def _above(positions: Sequence[Position], epochs: int) -> list[Position]:
+    """Give positions one epoch whose sum is above ``epochs``.
+
+    Readers compare the sums of a board's epochs, and fewer partitions would make a smaller sum.
+    """
+    epoch = max(*[position.epoch for position in positions], epochs // len(positions) + 1)
+    return [msgspec.structs.replace(position, epoch=epoch) for position in positions]
+
+
+async def _next_position(
+    store: Store, connection: Connection, partition: Partition, stood: tuple[int, int]
+) -> Position:
+    """Go on from the higher of both sides, so that neither epoch, seq nor stream id goes back."""
+    epoch, seq = stood
+    on_record = await select_position(connection, partition)
+    last_id = (await store.backlog(partition)).last_id
+    return Position(
+        epoch=max(epoch, on_record.epoch) + 1,
+        seq=max(seq, on_record.seq),
+        stream_id=max(last_id, on_record.stream_id, key=_as_numbers),
+    )
+
+
+def _as_numbers(stream_id: str) -> tuple[int, int]:
+    milliseconds, _, number = stream_id.partition("-")
+    return int(milliseconds), int(number or 0)
+
+
+@asynccontextmanager
+async def _lanes() -> AsyncIterator[Callable[[Call], Awaitable[None]]]:
+    """Give a function that starts a call as soon as one of the ``LANES`` is free.
+
+    All calls have ended when the context ends; the first error is raised as itself.
+    """
+    free = asyncio.Semaphore(LANES)
+
+    async def drive(call: Call) -> None:
+        try:
+            await call()
+        finally:
+            free.release()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+
+            async def send(call: Call) -> None:
+                await free.acquire()
+                group.create_task(drive(call))
+
+            yield send
+    except BaseExceptionGroup as failures:
+        for failure in failures.exceptions:
+            if isinstance(failure, ScoreboardError):
+                raise failure from None
+        raise

@@ -1,0 +1,472 @@
+"""Checks that Redis and PostgreSQL hold the same, user by user, while everybody goes on playing.
+
+Called by `scoreboard verify` and `scoreboard repair`. For each user must hold: score in Redis =
+score in PostgreSQL + what the stream still carries + what is parked (dead_events) + what waits for
+its correction (rejected_events). The first pass compares without any lock; what differs there is
+looked at again while the partition's position is held, so that a difference of timing vanishes.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Final, TypeVar
+from uuid import UUID
+
+import msgspec
+import redis.asyncio as aioredis
+from msgspec import Struct
+
+from scoreboard.errors import Busy, NotInTime, Outdated
+from scoreboard.ledger import checks, parked
+from scoreboard.ledger.pool import Connection, reaching, snapshot
+from scoreboard.ledger.positions import Position, select_position
+from scoreboard.ledger.scores import select_ranking, select_totals
+from scoreboard.model import Board, Partition, partition_of, unpack_score
+from scoreboard.recovery.reseed import Report
+from scoreboard.store.client import check_durability
+from scoreboard.store.corrections import ExpectedScore
+from scoreboard.store.scanner import PAGE, Scanner
+from scoreboard.store.store import Store
+from scoreboard.store.tail import Tail
+
+JUDGED_AT_ONCE: Final = 64
+"""Suspects looked at under one lock: what lua/repair.lua takes."""
+
+SHOWN_MAX: Final = 100
+"""Most findings of one check that are listed."""
+
+ORDER_MAX: Final = 1000
+"""Most pairs of equals whose order is looked at again."""
+
+CATCH_UP_S: Final = 30.0
+"""How long the flusher may be too far behind to judge before that is given up."""
+
+BACKLOG_S: Final = 10.0
+"""How long actions may wait for PostgreSQL while none is committed."""
+
+RANGES: Final = 10
+"""Places in the order of ids at which a sample is taken."""
+
+_POLL_S: Final = 0.2
+_Seen = TypeVar("_Seen")
+
+
+class Drift(Struct, frozen=True):
+    """A user whose score in Redis is not what PostgreSQL and the stream say."""
+
+    user_id: str
+    partition: int
+    redis: int
+    wanted: int
+
+
+class Finding(Struct, frozen=True):
+    """Something else that is not as it must be. ``check`` is a word of a closed set."""
+
+    check: str
+    detail: str
+    partition: int | None = None
+
+
+class Verdict(Struct, frozen=True, kw_only=True):
+    """What a verification found.
+
+    ``users`` counts different users, whichever store has them. ``known`` differ, but their
+    correction is on its way. ``truncated`` names checks that found more than is listed.
+    ``warnings`` is what a test or a trial may have wished for, such as PostgreSQL without fsync.
+    """
+
+    board: str
+    partitions: int
+    users: int
+    suspects: int
+    drifted: tuple[Drift, ...]
+    known: tuple[Drift, ...]
+    findings: tuple[Finding, ...]
+    truncated: tuple[str, ...]
+    warnings: tuple[str, ...]
+    duration_s: float
+
+    @property
+    def is_sound(self) -> bool:
+        """Tell whether everything is as it must be."""
+        return not self.drifted and not self.findings
+
+
+async def verify(
+    client: aioredis.Redis,
+    connection: Connection,
+    board: Board,
+    *,
+    sample: int | None,
+    report: Report,
+) -> Verdict:
+    """Compare both stores: all users for ``sample`` None, else about so many.
+
+    ``connection`` is in autocommit and made with ``reseed.SESSION``.
+
+    Raises NotInTime (the flusher is too far behind to judge), Fenced, RedisUnavailable,
+    DatabaseUnavailable.
+    """
+    return await _Verification(client, connection, board, report).run(sample)
+
+
+class _Verification:
+    """One run: collects suspects, judges them, and notes whatever else is wrong."""
+
+    def __init__(
+        self, client: aioredis.Redis, connection: Connection, board: Board, report: Report
+    ) -> None:
+        self._client = client
+        self._store = Store(client)
+        self._census = Scanner(client)
+        self._connection = connection
+        self._board = board
+        self._partitions = [Partition(board.name, n) for n in range(board.layout.partitions)]
+        self._report = report
+        self._users = 0
+        self._suspects: dict[Partition, set[str]] = {each: set() for each in self._partitions}
+        self._tails: dict[Partition, Tail] = {}
+        self._disordered: list[tuple[str, str]] = []
+        self._drifted: list[Drift] = []
+        self._known: list[Drift] = []
+        self._findings: dict[str, list[Finding]] = {}
+        self._truncated: set[str] = set()
+        self._warnings: list[str] = []
+        self._began: dict[Partition, Position] = {}
+        self._began_at_s = 0.0
+
+    async def run(self, sample: int | None) -> Verdict:
+        started_at = self._began_at_s = time.monotonic()
+        await self._check_settings()
+        await self._check_strays()
+        sound = [each for each in self._partitions if await self._check_position(each)]
+        chosen = await self._compare_all() if sample is None else await self._compare_some(sample)
+        suspects = sum(len(self._suspects[partition]) for partition in sound)
+        judged = 0
+        for partition in sound:
+            users = sorted(self._suspects[partition])
+            for start in range(0, len(users), JUDGED_AT_ONCE):
+                page = users[start : start + JUDGED_AT_ONCE]
+                await self._judge(partition, page)
+                judged += len(page)
+                self._report("suspects", judged, suspects)
+        await self._judge_order()
+        await self._check_rows()
+        for partition in sound:
+            await self._check_backlog(partition)
+        await self._check_ledger(chosen)
+        return Verdict(
+            board=self._board.name,
+            partitions=len(self._partitions),
+            users=self._users,
+            suspects=suspects,
+            drifted=tuple(self._drifted),
+            known=tuple(self._known),
+            findings=tuple(one for found in self._findings.values() for one in found),
+            truncated=tuple(sorted(self._truncated)),
+            warnings=tuple(self._warnings),
+            duration_s=time.monotonic() - started_at,
+        )
+
+    def _find(self, check: str, detail: str, partition: Partition | None = None) -> None:
+        """Note a finding; of one check only so many are listed."""
+        found = self._findings.setdefault(check, [])
+        if len(found) < SHOWN_MAX:
+            found.append(Finding(check, detail, partition.number if partition else None))
+        else:
+            self._truncated.add(check)
+
+    async def _check_settings(self) -> None:
+        for problem in (await check_durability(self._client)).problems:
+            self._find("redis settings", problem)
+        session = await checks.read_session(self._connection)
+        if session.fsync != "on":
+            self._warnings.append(f"PostgreSQL loses what it committed: fsync is {session.fsync}")
+        if session.is_standby:
+            self._find("postgresql settings", "the server is a standby")
+
+    async def _check_strays(self) -> None:
+        """Find partitions that the board no longer has and that still hold a part of it."""
+        for number, state in (await self._store.states(self._board.name)).items():
+            if number >= len(self._partitions) and state.epoch:
+                accepts = "accepts actions" if state.is_open else "is fenced and not retired"
+                self._find(
+                    "layout",
+                    f"no partition of {self._board.layout}, but it {accepts}",
+                    Partition(self._board.name, number),
+                )
+
+    async def _check_position(self, partition: Partition) -> bool:
+        """Compare positions and the seen window; tell whether users can be judged at all."""
+        # In this order: what is committed later does not make Redis look behind.
+        committed = await select_position(self._connection, partition)
+        self._began[partition] = committed
+        state = await self._store.state(partition)
+        if state.epoch != committed.epoch:
+            self._find("epoch", f"Redis has {state.epoch}, PostgreSQL {committed.epoch}", partition)
+        elif state.layout != self._board.layout:
+            held = state.layout or "none"
+            self._find("layout", f"Redis has {held}, PostgreSQL {self._board.layout}", partition)
+        elif not state.is_open:
+            self._find("state", f"fenced by {state.fence}", partition)
+        elif state.seq < committed.seq:
+            self._find("rewind", f"Redis has {state.seq}, PostgreSQL {committed.seq}", partition)
+        else:
+            generation = int(await self._store.now_s() // self._board.layout.seen_seconds)
+            for key in await self._census.unexpiring(partition, self._board.layout, generation):
+                self._find("seen window", f"{key} never expires", partition)
+            return True
+        return False
+
+    async def _compare_all(self) -> None:
+        """Walk over PostgreSQL in ranking order, and over Redis where it has more users."""
+        board = self._board.name
+        found = dict.fromkeys(self._partitions, 0)
+        above: dict[Partition, tuple[int, int, str]] = {}
+        async with snapshot(self._connection):
+            await self._read_tails()
+            total, _ = await select_totals(self._connection, board)
+            async for rows in select_ranking(self._connection, board, page=PAGE):
+                for partition, page in self._by_partition(rows).items():
+                    held = await self._compare(partition, page)
+                    found[partition] += len(held)
+                    self._note_order(partition, held, above)
+                self._users += len(rows)
+                self._report("users", self._users, total)
+        for partition in self._partitions:
+            if await self._census.count(partition) > found[partition]:
+                await self._look_for_strangers(partition)
+
+    async def _compare_some(self, sample: int) -> list[str]:
+        """Look at users by chance, half of them from each side; give who they are."""
+        board = self._board.name
+        await self._read_tails()
+        rows: dict[str, int] = {}
+        for _ in range(RANGES):
+            start = UUID(bytes=secrets.token_bytes(16))
+            limit = max(1, sample // 2 // RANGES)
+            some = await checks.scores_from(self._connection, board, start, limit=limit)
+            # Past the greatest id the order begins anew.
+            some = some or await checks.scores_from(
+                self._connection, board, UUID(int=0), limit=limit
+            )
+            rows.update(some)
+        for partition, page in self._by_partition(list(rows.items())).items():
+            await self._compare(partition, page)
+        chosen = set(rows)
+        for partition in self._partitions:
+            share = max(1, sample // 2 // len(self._partitions))
+            members = await self._census.some_members(partition, share)
+            known = await checks.scores_of(self._connection, board, members)
+            strangers = set(members) - known.keys()
+            self._suspects[partition].update(strangers)
+            await self._compare(partition, [(user, one.score) for user, one in known.items()])
+            chosen.update(known)
+            self._users += len(strangers)
+        self._users += len(chosen)
+        self._report("users", self._users, self._users)
+        return sorted(chosen)
+
+    def _by_partition(
+        self, rows: Sequence[tuple[str, int]]
+    ) -> dict[Partition, list[tuple[str, int]]]:
+        if len(self._partitions) == 1:
+            return {self._partitions[0]: list(rows)}
+        pages: dict[Partition, list[tuple[str, int]]] = {}
+        for user, score in rows:
+            number = partition_of(user, len(self._partitions))
+            pages.setdefault(self._partitions[number], []).append((user, score))
+        return pages
+
+    async def _compare(
+        self, partition: Partition, page: Sequence[tuple[str, int]]
+    ) -> list[tuple[str, int, int | None]]:
+        """Note who differs; give (user, score, packed or None where it differs) of all members."""
+        replies = await self._census.packed_of(partition, [user for user, _ in page])
+        held: list[tuple[str, int, int | None]] = []
+        for (user, score), packed in zip(page, replies, strict=True):
+            is_equal = packed is not None and unpack_score(packed) == score
+            # Who has acted since must differ.
+            if not is_equal or self._tails[partition].has(user):
+                self._suspects[partition].add(user)
+            if packed is not None:
+                held.append((user, score, packed if is_equal else None))
+        return held
+
+    def _note_order(
+        self,
+        partition: Partition,
+        held: Sequence[tuple[str, int, int | None]],
+        above: dict[Partition, tuple[int, int, str]],
+    ) -> None:
+        """Note neighbours of one score whom Redis ranks the other way round."""
+        for user, score, packed in held:
+            if packed is None:
+                continue
+            before = above.get(partition)
+            if before is not None and before[0] == score and packed > before[1]:
+                if len(self._disordered) < ORDER_MAX:
+                    self._disordered.append((before[2], user))
+                else:
+                    self._truncated.add("order")
+            above[partition] = (score, packed, user)
+
+    async def _look_for_strangers(self, partition: Partition) -> None:
+        """Note members of Redis whom PostgreSQL does not know; most are on their way."""
+        async for members in self._census.members(partition):
+            known = await checks.scores_of(self._connection, self._board.name, members)
+            strangers = set(members) - known.keys() - self._suspects[partition]
+            self._suspects[partition].update(strangers)
+            self._users += len(strangers)
+
+    async def _read_tails(self) -> None:
+        """Learn who has acted since the positions of the snapshot."""
+        for partition in self._partitions:
+            position = await select_position(self._connection, partition)
+            self._tails[partition] = await _patiently(
+                partition, partial(self._store.tail, partition, **msgspec.structs.asdict(position))
+            )
+
+    async def _judge(self, partition: Partition, users: Sequence[str]) -> None:
+        """Look at suspects again while nobody commits; what still differs is drift, or known."""
+        await _patiently(partition, partial(self._judge_now, partition, users))
+
+    async def _judge_now(self, partition: Partition, users: Sequence[str]) -> None:
+        async with reaching(), self._connection.transaction():
+            position = await checks.hold_position(self._connection, partition)
+            if position is None:
+                return
+            expected_scores = await truths_of(self._connection, partition, users)
+            late = await checks.late_of(self._connection, partition, users)
+            tail = await self._store.tail(partition, **msgspec.structs.asdict(position))
+            states = await self._store.repair(partition, expected_scores, tail, is_dry=True)
+        for user, state in zip(users, states, strict=True):
+            if state.outcome == "unchanged":
+                continue
+            drift = Drift(user, partition.number, state.score - state.change, state.score)
+            is_known = bool(state.change) and state.change == -late.get(user, 0)
+            (self._known if is_known else self._drifted).append(drift)
+
+    async def _judge_order(self) -> None:
+        """Look at pairs again whose order differed: both must stand as they stood."""
+        for first, second in self._disordered:
+            partition = self._partitions[partition_of(first, len(self._partitions))]
+            async with reaching(), self._connection.transaction():
+                await checks.hold_position(self._connection, partition)
+                packed = await self._census.packed_of(partition, [first, second])
+                stands = await checks.scores_of(self._connection, self._board.name, [first, second])
+            one, other = stands.get(first), stands.get(second)
+            if one is None or other is None or packed[0] is None or packed[1] is None:
+                continue
+            are_equal = (
+                one.score == other.score == unpack_score(packed[0]) == unpack_score(packed[1])
+            )
+            was_first = (one.reached_at, one.last_seq) < (other.reached_at, other.last_seq)
+            if are_equal and was_first and packed[0] < packed[1]:
+                self._find("order", f"{first} reached {one.score} before {second}", partition)
+
+    async def _check_backlog(self, partition: Partition) -> None:
+        """Find out whether actions wait and nobody commits; a commit at any time is enough."""
+        began = self._began[partition]
+        while True:
+            committed = await select_position(self._connection, partition)
+            state = await self._store.state(partition)
+            if committed != began or state.epoch != began.epoch or state.seq <= committed.seq:
+                return
+            waited_s = time.monotonic() - self._began_at_s
+            if waited_s >= BACKLOG_S:
+                self._find(
+                    "backlog",
+                    f"{state.seq - committed.seq} actions wait for PostgreSQL, and none was "
+                    f"committed in {waited_s:.0f} s: is the flusher up?",
+                    partition,
+                )
+                return
+            self._report("backlog", 0, 0)
+            await asyncio.sleep(_POLL_S)
+
+    async def _check_rows(self) -> None:
+        """Find drifted users whose actions an older version counted for another user."""
+        users = [drift.user_id for drift in self._drifted]
+        shared = await checks.shared_rows(self._connection, users, limit=SHOWN_MAX)
+        for user, owner in shared:
+            self._find(
+                "shared row", f"{user} was counted as {owner}; the ledger cannot separate them"
+            )
+
+    async def _check_ledger(self, chosen: Sequence[str] | None) -> None:
+        """Let PostgreSQL check its own books: sums always, chain and density for all users."""
+        self._report("ledger", 0, 0)
+        for one in await checks.check_sums(
+            self._connection, self._board.name, chosen, limit=SHOWN_MAX + 1
+        ):
+            self._find(
+                "ledger sum",
+                f"{one.user_id}: score {one.score} of {one.actions} actions, "
+                f"ledger {one.total} of {one.rows}",
+            )
+        if chosen is not None:
+            return
+        owed = await parked.owed(self._connection, self._board.name)
+        for partition in self._partitions:
+            async with snapshot(self._connection):
+                position = await select_position(self._connection, partition)
+                span = await checks.check_density(self._connection, partition, position)
+            if span.count and (
+                span.count != span.last - span.first + 1 or span.last != position.seq
+            ):
+                self._find(
+                    "density",
+                    f"epoch {position.epoch} has {span.count} changes from {span.first} to "
+                    f"{span.last}, committed is {position.seq}",
+                    partition,
+                )
+            for one in await checks.check_chain(
+                self._connection,
+                partition,
+                position.epoch,
+                parked=list(owed),
+                limit=SHOWN_MAX + 1,
+            ):
+                self._find(
+                    "chain",
+                    f"{one.user_id}, seq {one.seq}: {one.before} + {one.delta} is not "
+                    f"{one.score_after}",
+                    partition,
+                )
+
+
+async def _patiently(partition: Partition, look: Callable[[], Awaitable[_Seen]]) -> _Seen:
+    """Look again while the flusher is too far behind, or the partition changes hands.
+
+    Raises NotInTime.
+    """
+    deadline = time.monotonic() + CATCH_UP_S
+    while True:
+        try:
+            return await look()
+        except (Busy, Outdated) as error:
+            if time.monotonic() > deadline:
+                raise NotInTime(f"{partition} cannot be judged: {error.detail}") from error
+        await asyncio.sleep(_POLL_S)
+
+
+async def truths_of(
+    connection: Connection, partition: Partition, users: Sequence[str]
+) -> list[ExpectedScore]:
+    """Say what PostgreSQL has of some users, what is parked included; hold the position meanwhile.
+
+    Raises DatabaseUnavailable.
+    """
+    stands = await checks.scores_of(connection, partition.board, users)
+    owed = await parked.owed(connection, partition.board)
+    expected_scores: list[ExpectedScore] = []
+    for user in users:
+        stand = stands.get(user)
+        expected_scores.append(
+            ExpectedScore(user, parked.due(stand and stand.score, owed.get(user)))
+        )
+    return expected_scores

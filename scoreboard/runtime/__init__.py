@@ -1,0 +1,1 @@
+"""What every process needs: settings, lifecycle, logs and metrics, workers."""

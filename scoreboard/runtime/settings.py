@@ -1,0 +1,373 @@
+"""Typed settings from a mapping of environment variables. Nothing is read at import.
+
+``load`` gives the frozen ``Settings``; every variable is ``SCOREBOARD_<NAME>`` of a field below,
+and an unknown ``SCOREBOARD_*`` stops the process by name: a typing error must not become a default.
+The variables that Kubernetes sets for a Service of that name are not settings and are ignored.
+``REDIS_URL`` and ``DATABASE_URL`` are the two names everybody knows. ``.env.example`` is made from
+the descriptions here (``make env``).
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta, Struct
+
+from scoreboard.errors import SettingInvalid
+from scoreboard.model import DEFAULT_BOARD, BoardName
+from scoreboard.runtime.connection_urls import check_database_url, check_redis_url
+from scoreboard.runtime.limits import HEAD_BYTES, HEAD_FIELDS, REQUEST_LINE_BYTES, HeadLimits
+
+PREFIX = "SCOREBOARD_"
+UNPREFIXED = {"redis_url": "REDIS_URL", "database_url": "DATABASE_URL"}
+
+_IP = r"(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9a-fA-F]*:[0-9a-fA-F:.]+)"
+_LINK = re.compile(
+    r"SCOREBOARD(?:_[A-Z0-9_]+?)??_(?:(?P<host>SERVICE_HOST)|(?P<port>SERVICE_PORT(?:_[A-Z0-9_]+)?)"
+    r"|(?P<url>PORT(?:_\d+_(?:TCP|UDP|SCTP))?)|PORT_\d+_(?:TCP|UDP|SCTP)_(?:(?P<addr>ADDR)"
+    r"|(?P<number>PORT)|(?P<proto>PROTO)))"
+)
+_LINK_VALUES = {
+    "host": re.compile(_IP),
+    "port": re.compile(r"\d{1,5}"),
+    "url": re.compile(rf"(?:tcp|udp|sctp)://(?:{_IP}|\[{_IP}\]):\d{{1,5}}"),
+    "addr": re.compile(_IP),
+    "number": re.compile(r"\d{1,5}"),
+    "proto": re.compile(r"tcp|udp|sctp"),
+}
+"""What Kubernetes puts into each of these variables of a Service."""
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+PositiveInt = Annotated[int, Meta(ge=1)]
+WholeInt = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
+"""At most a year: every wait ends, and every clock and driver can count it."""
+
+
+class Secret:
+    """Text whose repr is stars; ``reveal`` gives it to the one call that needs it."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """Give the text itself; never log it, never put it in an argument of a process."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret('***')" if self._text else "Secret('')"
+
+    __str__ = __repr__
+
+    def __bool__(self) -> bool:
+        return bool(self._text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._text == self._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+
+def _about(text: str) -> Meta:
+    return Meta(description=text)
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """Everything that can be set. Times are seconds, sizes bytes, unless a name says so."""
+
+    redis_url: Annotated[
+        Secret, _about("Redis or Valkey, redis:// or rediss://; may hold a password")
+    ]
+    database_url: Annotated[Secret, _about("PostgreSQL, postgresql://; may hold a password")] = (
+        Secret("")
+    )
+
+    # Addresses
+    api_host: Annotated[str, _about("Address the api listens on")] = "127.0.0.1"
+    api_port: Annotated[Port, _about("Port of the api")] = 8000
+    api_workers: Annotated[PositiveInt, _about("Worker processes of the api")] = 1
+    api_metrics_port: Annotated[Port, _about("Metrics of the api; 0 for none")] = 9100
+    ws_host: Annotated[str, _about("Address the streamer listens on")] = "127.0.0.1"
+    ws_port: Annotated[Port, _about("Port of the streamer")] = 8001
+    ws_workers: Annotated[PositiveInt, _about("Streamer processes, sharing the port")] = 1
+    ws_metrics_port: Annotated[
+        Port,
+        _about("Metrics and health of the streamer, of worker n on this plus 10 n; 0 for none"),
+    ] = 9101
+    flusher_metrics_port: Annotated[
+        Port, _about("Metrics and health of the flusher; 0 for none")
+    ] = 9102
+    metrics_host: Annotated[str, _about("Address the metrics ports listen on")] = "127.0.0.1"
+    ws_public_url: Annotated[
+        str, _about("Address of the live updates for the page (ws:// or wss://); empty: same host")
+    ] = ""
+
+    # The board
+    boards: Annotated[
+        tuple[BoardName, ...],
+        Meta(min_length=1),
+        _about("Boards served here, by comma; the first is meant where a request names none"),
+    ] = (DEFAULT_BOARD,)
+    stream_cap: Annotated[
+        PositiveInt, _about("Actions waiting for PostgreSQL before updates answer busy")
+    ] = 1_000_000
+    unknown_kinds: Annotated[
+        Literal["refuse", "default"],
+        _about("An action whose kind is not in the catalogue: refuse it, or count default_points"),
+    ] = "refuse"
+    default_points: Annotated[
+        WholeInt, _about("Points of an action whose actionId names no kind; 0 to refuse it")
+    ] = 10
+
+    # Tokens
+    jwks_url: Annotated[str, _about("Key set of the issuer of tokens, by URL")] = ""
+    jwks_file: Annotated[str, _about("Key set of the issuer of tokens, by file")] = ""
+    issuer: Annotated[str, _about("Required `iss` of tokens")] = ""
+    audience: Annotated[str, _about("Required `aud` of tokens")] = "scoreboard"
+    token_leeway_s: Annotated[WholeInt, _about("Clock skew forgiven on exp and nbf")] = 30
+    sign_in_issuer: Annotated[
+        str, _about("Issuer by which the page signs players in; empty: the page signs nobody in")
+    ] = ""
+    sign_in_client_id: Annotated[str, _about("Client id of the page at that issuer")] = ""
+
+    # Limits
+    rate_limit: Annotated[
+        Literal["app", "gateway"],
+        _about("Who limits updates: the api itself (app) or the gateway before it (gateway)"),
+    ] = "app"
+    updates_per_minute: Annotated[PositiveInt, _about("Updates a user may send, sliding")] = 10
+    trusted_updates_per_minute: Annotated[
+        WholeInt, _about("Updates a token with update:score:any may send; 0 for no limit")
+    ] = 0
+    connections: Annotated[
+        PositiveInt,
+        _about("Connections of one api process; for one more, the longest idle one is closed"),
+    ] = 4096
+    connections_per_address: Annotated[
+        PositiveInt,
+        _about(
+            "Connections from one IP address that is no trusted hop, likewise; each may hold one "
+            "of SCOREBOARD_REQUESTS_IN_FLIGHT"
+        ),
+    ] = 256
+    requests_in_flight: Annotated[PositiveInt, _about("Requests one api process holds")] = 512
+    head_bytes: Annotated[
+        PositiveInt, _about("Largest head of a request, to the api or the streamer")
+    ] = HEAD_BYTES
+    head_fields: Annotated[PositiveInt, _about("Most header lines of a request")] = HEAD_FIELDS
+    request_line_bytes: Annotated[PositiveInt, _about("Longest request line")] = REQUEST_LINE_BYTES
+    body_bytes: Annotated[PositiveInt, _about("Largest request body")] = 16_384
+    body_timeout_s: Annotated[
+        Seconds, _about("Time to send a request's head, and again its whole body")
+    ] = 5.0
+    request_timeout_s: Annotated[Seconds, _about("Time for a whole request")] = 10.0
+
+    # Viewers
+    frame_interval_ms: Annotated[PositiveInt, _about("Least time between two boards")] = 100
+    heartbeat_s: Annotated[Seconds, _about("Silence after which viewers get a heartbeat")] = 15.0
+    ping_s: Annotated[Seconds, _about("Time between pings to a viewer")] = 25.0
+    pong_timeout_s: Annotated[Seconds, _about("Time a viewer has to answer a ping")] = 10.0
+    viewers: Annotated[PositiveInt, _about("Viewers of one streamer process")] = 20_000
+    handshakes: Annotated[
+        PositiveInt,
+        _about("Connections of one streamer process that are no viewers; beyond, the oldest ends"),
+    ] = 1000
+    viewers_per_address: Annotated[
+        PositiveInt,
+        _about("Viewers from one IP address; it may try to connect six times as often in a minute"),
+    ] = 100
+    viewers_per_subject: Annotated[PositiveInt, _about("Viewers with one token subject")] = 10
+    new_viewers_per_second: Annotated[PositiveInt, _about("New viewers of one process")] = 300
+    new_viewers_burst: Annotated[PositiveInt, _about("New viewers of one process at once")] = 600
+    viewer_age_s: Annotated[
+        Seconds, _about("Age at which a viewer is asked to reconnect, give or take a quarter")
+    ] = 14_400.0
+    slow_viewer_s: Annotated[
+        Seconds, _about("Time a viewer may take no data before it is closed as too slow")
+    ] = 10.0
+    token_warning_s: Annotated[Seconds, _about("Warning before a viewer's token ends")] = 30.0
+    token_grace_s: Annotated[Seconds, _about("Time to renew a token after its end")] = 25.0
+    expired_per_minute: Annotated[
+        PositiveInt, _about("Expired tokens of one address told so by close code, not by 401")
+    ] = 20
+    handshake_timeout_s: Annotated[Seconds, _about("Time for a viewer's whole handshake")] = 5.0
+    message_bytes: Annotated[PositiveInt, _about("Largest message from a viewer")] = 4608
+    message_fragments: Annotated[PositiveInt, _about("Most fragments of such a message")] = 8
+    viewer_frames_per_second: Annotated[
+        Seconds, _about("WebSocket frames a viewer may send, of any kind")
+    ] = 5.0
+    viewer_frames_burst: Annotated[PositiveInt, _about("Such frames at once")] = 20
+    sync_interval_s: Annotated[Seconds, _about("Least time between two `sync` of a viewer")] = 1.0
+    auth_interval_s: Annotated[Seconds, _about("Least time between two `auth` of a viewer")] = 10.0
+    viewer_mistakes: Annotated[
+        PositiveInt, _about("Unreadable messages after which a viewer is closed")
+    ] = 3
+    event_streams: Annotated[
+        PositiveInt, _about("Event streams (SSE) of one api process, for who cannot WebSocket")
+    ] = 1000
+    event_stream_s: Annotated[
+        Seconds, _about("Age at which an event stream is asked to reconnect, give or take a fifth")
+    ] = 900.0
+    origins: Annotated[
+        tuple[str, ...],
+        _about("Origins whose pages may connect, by comma, besides those of the same host"),
+    ] = ()
+    trusted_hops: Annotated[
+        tuple[str, ...],
+        _about("Addresses or networks whose X-Forwarded-For is believed, by comma"),
+    ] = ()
+
+    # Redis and PostgreSQL
+    dispatch_connections: Annotated[
+        Annotated[int, Meta(ge=1, le=4)], _about("Connections of one api process for updates")
+    ] = 2
+    dispatch_waiting: Annotated[
+        PositiveInt, _about("Updates one api process holds before it answers 503")
+    ] = 4096
+    redis_connect_timeout_s: Annotated[Seconds, _about("Time to connect to Redis")] = 1.0
+    redis_timeout_s: Annotated[Seconds, _about("Time for one call to Redis")] = 3.0
+    database_pool: Annotated[PositiveInt, _about("Most connections to PostgreSQL per process")] = 4
+    database_timeout_s: Annotated[Seconds, _about("Time to get a connection or an answer")] = 5.0
+    unsafe_redis: Annotated[
+        bool,
+        _about("Run on a Redis that may lose acknowledged actions (or that hides its settings)"),
+    ] = False
+    acknowledge: Annotated[
+        Literal["fsync", "replicated", "committed"],
+        _about(
+            "When an update is answered: once it is on Redis's disk (fsync), once a replica has it "
+            "too (replicated), or once PostgreSQL has committed it (committed)"
+        ),
+    ] = "fsync"
+    replicas: Annotated[
+        PositiveInt, _about("Replicas that must have an update before it is answered (replicated)")
+    ] = 1
+    replica_timeout_ms: Annotated[
+        PositiveInt, _about("Longest wait for them; then once more, then 503 and a repeat waits")
+    ] = 200
+    commit_timeout_s: Annotated[
+        Seconds, _about("Longest wait for that COMMIT; then 503, and a repeat waits again")
+    ] = 3.0
+    flush_batch: Annotated[
+        PositiveInt, _about("Events of one transaction; 2.5 times as many when behind")
+    ] = 2000
+    flush_linger_ms: Annotated[WholeInt, _about("Wait for more events after a short batch")] = 20
+
+    # Process
+    drain_s: Annotated[Seconds, _about("Time to finish after SIGTERM")] = 10.0
+    drain_notice_s: Annotated[
+        Seconds, _about("Part of it in which readiness is red and the api still takes requests")
+    ] = 0.5
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], _about("Least severe log line written")
+    ] = "info"
+    log_format: Annotated[Literal["json", "console"], _about("Form of log lines")] = "json"
+    environment: Annotated[str, _about("Name of this deployment, for logs")] = "development"
+    secrets: Annotated[
+        Literal["env", "file", "aws"],
+        _about("Where credentials come from: these variables, files, or AWS Secrets Manager"),
+    ] = "env"
+    redis_secret: Annotated[
+        str,
+        _about(
+            "Redis credentials, JSON with username and password: their name in AWS, path of the "
+            "file, or environment variable; empty: those of REDIS_URL"
+        ),
+    ] = ""
+    database_secret: Annotated[
+        str, _about("PostgreSQL credentials, likewise; empty: those of DATABASE_URL (env only)")
+    ] = ""
+
+    def head_limits(self) -> HeadLimits:
+        """Return how large the head of a request may be."""
+        return HeadLimits(
+            head_bytes=self.head_bytes,
+            fields=self.head_fields,
+            line_bytes=self.request_line_bytes,
+        )
+
+
+def variable_of(field: str) -> str:
+    """Name the environment variable of a field."""
+    return UNPREFIXED.get(field, PREFIX + field.upper())
+
+
+def describe() -> Iterator[tuple[str, str, object]]:
+    """Give variable, description and default of every setting, in the order of their groups."""
+    hints = get_type_hints(Settings, include_extras=True)
+    for field in msgspec.structs.fields(Settings):
+        metas = [meta for meta in hints[field.name].__metadata__ if isinstance(meta, Meta)]
+        text = next(meta.description for meta in metas if meta.description)
+        yield variable_of(field.name), text, field.default
+
+
+def load(environ: Mapping[str, str]) -> Settings:
+    """Read settings from environment variables.
+
+    Raises SettingInvalid, naming the variable: one that is unknown, missing or out of its range.
+    """
+    fields = {variable_of(field.name): field for field in msgspec.structs.fields(Settings)}
+    links = service_links(environ)
+    environ = {name: text for name, text in environ.items() if name not in links}
+    unknown = sorted(name for name in environ if name.startswith(PREFIX) and name not in fields)
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], fields, n=1, cutoff=0.75)
+        hint = f"did you mean {near[0]}?" if near else "see .env.example"
+        raise SettingInvalid(f"{unknown[0]} is not a setting of scoreboard: {hint}")
+    hints = get_type_hints(Settings, include_extras=True)
+    values: dict[str, Any] = {}
+    for variable, field in fields.items():
+        text = environ.get(variable)
+        kind = _bare(hints[field.name])
+        if text is None or text == "":
+            if field.required:
+                raise SettingInvalid(f"{variable} is not set; see .env.example")
+            continue
+        try:
+            values[field.name] = msgspec.convert(
+                text.split(",") if get_origin(kind) is tuple else text,
+                hints[field.name],
+                strict=False,
+                dec_hook=_decode_secret,
+            )
+        except msgspec.ValidationError as error:
+            shown = "the value" if kind is Secret else repr(text)
+            raise SettingInvalid(f"{variable}: {shown} does not fit: {error}") from None
+    found = Settings(**values)
+    check_redis_url(found.redis_url.reveal())
+    if found.database_url:
+        check_database_url(found.database_url.reveal())
+    return found
+
+
+def service_links(environ: Mapping[str, str]) -> list[str]:
+    """Name the variables that Kubernetes sets for Services called `scoreboard` or `scoreboard-…`.
+
+    A pod gets them for every Service of its namespace (`enableServiceLinks`). One is recognised by
+    its name and its value together: SCOREBOARD_API_PORT is a setting where it holds a number.
+    """
+    return sorted(
+        name
+        for name, text in environ.items()
+        if (link := _LINK.fullmatch(name)) and _LINK_VALUES[_suffix_of(link)].fullmatch(text)
+    )
+
+
+def _suffix_of(link: re.Match[str]) -> str:
+    return next(name for name, text in link.groupdict().items() if text is not None)
+
+
+def _bare(hint: object) -> object:
+    """Give the type below its annotations."""
+    return _bare(get_args(hint)[0]) if get_origin(hint) is Annotated else hint
+
+
+def _decode_secret(kind: type, value: object) -> object:
+    if kind is Secret and isinstance(value, str):
+        return Secret(value)
+    raise TypeError(kind)

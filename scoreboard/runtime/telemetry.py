@@ -1,0 +1,198 @@
+"""Logs, context variables, and every metric with its sentence.
+
+One JSON object a line on stderr (ECS field names), so that any shipper can take it up. What looks
+like a credential never leaves: keys by name, bearer tokens by shape, in tracebacks too. Of each
+kind of line few are written in a time (scoreboard.runtime.log_limits), as strangers can cause some
+of them.
+"""
+
+import atexit
+import logging
+import re
+import sys
+from collections.abc import MutableMapping
+from typing import Any, Final
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from scoreboard.runtime.log_limits import WINDOW_S, LineLimit, kind_of, shorten
+
+ECS_VERSION: Final = "8.17.0"
+
+REGISTRY: Final = CollectorRegistry(auto_describe=True)
+"""All metrics of this process. One process, one port: no multiprocess mode."""
+
+HTTP_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+REDIS_BUCKETS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1)
+FLUSH_BUCKETS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+VIEWER_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2, 5)
+BATCH_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64)
+
+
+def counter(name: str, about: str, *labels: str) -> Counter:
+    """Make a counter; labels come from closed sets, never a user, token or action."""
+    return Counter(f"scoreboard_{name}", about, labels, registry=REGISTRY)
+
+
+def gauge(name: str, about: str, *labels: str) -> Gauge:
+    """Make a gauge."""
+    return Gauge(f"scoreboard_{name}", about, labels, registry=REGISTRY)
+
+
+def histogram(name: str, about: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+    """Make a histogram with the bucket list of its subject."""
+    return Histogram(f"scoreboard_{name}", about, labels, registry=REGISTRY, buckets=buckets)
+
+
+# Shared by more than one process; a service's own metrics stand in its own metrics.py.
+REDIS_CALLS = histogram(
+    "redis_call_duration_seconds",
+    "Time of one script call, seen by the caller",
+    REDIS_BUCKETS,
+    "script",
+)
+CALLS_REFUSED = counter("calls_refused_total", "Script calls refused as a whole", "reason")
+REDIS_DURABLE = gauge("redis_durable", "1 when Redis loses nothing it acknowledged")
+AUTH_FAILURES = counter("auth_failures_total", "Tokens refused", "reason")
+BUILD_INFO = gauge("build_info", "Always 1", "version", "service")
+LINES_DROPPED = counter("log_lines_dropped_total", "Log lines not written: too many of one kind")
+
+_SECRET_KEY = re.compile(
+    r"authorization|cookie|password|passwd|secret|token|dsn|database_url|redis_url", re.IGNORECASE
+)
+_SECRET_TEXT = re.compile(
+    r"eyJ[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*){0,2}"  # a JWT
+    r"|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"  # user:password of a URL
+    r"|(?i:(?<=bearer )\S+)"
+)
+_REDACTED = "[redacted]"
+
+
+def redact(text: str) -> str:
+    """Take out of a text whatever looks like a credential."""
+    return _SECRET_TEXT.sub(_REDACTED, text)
+
+
+def _redact_event(
+    _logger: object, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    for key, value in event.items():
+        if _SECRET_KEY.search(key) and key != "token_reason":
+            event[key] = _REDACTED
+        elif isinstance(value, str):
+            event[key] = redact(shorten(key, value))
+    return event
+
+
+class _Ecs:
+    """Gives a line the field names of the Elastic Common Schema."""
+
+    def __init__(self, service: str, environment: str) -> None:
+        self._fixed = {
+            "ecs.version": ECS_VERSION,
+            "service.name": f"scoreboard-{service}",
+            "service.environment": environment,
+            "event.dataset": f"scoreboard.{service}",
+        }
+
+    def __call__(
+        self, _logger: object, _method: str, event: MutableMapping[str, Any]
+    ) -> MutableMapping[str, Any]:
+        line: dict[str, Any] = {
+            "@timestamp": event.pop("timestamp"),
+            "log.level": event.pop("level"),
+            "message": event.pop("event"),
+            "log.logger": event.pop("logger", ""),
+            **self._fixed,
+        }
+        if "request_id" in event:
+            line["http.request.id"] = event.pop("request_id")
+        if "exception" in event:
+            line["error.stack_trace"] = event.pop("exception")
+        line.update({f"scoreboard.{key}": value for key, value in event.items()})
+        return line
+
+
+def get_logger(name: str) -> structlog.stdlib.BoundLogger:
+    """Give the logger of a module."""
+    return structlog.stdlib.get_logger(name)
+
+
+class _Limited(logging.Filter):
+    """Drops lines of which there are too many: structlog's early, others' at the handler."""
+
+    REPORT: Final = "log_lines_dropped"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.limit = LineLimit(self._report)
+
+    def __call__(
+        self, _logger: object, _method: str, event: MutableMapping[str, Any]
+    ) -> MutableMapping[str, Any]:
+        """Let a line of structlog's go on (as a processor)."""
+        if event["event"] != self.REPORT and not self._admits(kind_of(event)):
+            raise structlog.DropEvent
+        return event
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let a record of the standard library's go on; its kind is its text without arguments."""
+        is_ours = isinstance(record.msg, dict)
+        return is_ours or self._admits(f"{record.name} {str(record.msg)[:100]}")
+
+    def _admits(self, kind: str) -> bool:
+        is_admitted = self.limit.admits(kind)
+        if not is_admitted:
+            LINES_DROPPED.inc()
+        return is_admitted
+
+    def _report(self, kind: str, count: int) -> None:
+        get_logger(__name__).warning(self.REPORT, of=kind, count=count, within_s=WINDOW_S)
+
+
+LIMITED: Final = _Limited()
+"""One for the process, whatever is set up how often."""
+
+
+def setup_logging(service: str, *, level: str, form: str, environment: str) -> None:
+    """Send structlog's and the standard library's records through one chain to stderr."""
+    atexit.register(LIMITED.limit.flush)
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        _redact_event,
+    ]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            LIMITED,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    last: list[Any] = (
+        [_Ecs(service, environment), structlog.processors.JSONRenderer()]
+        if form == "json"
+        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(LIMITED)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for noisy in ("httpx", "httpcore", "websockets", "botocore", "boto3", "urllib3", "asyncio"):
+        # Some of these write headers, and with them tokens, at DEBUG.
+        logging.getLogger(noisy).setLevel(logging.WARNING)

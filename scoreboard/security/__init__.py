@@ -1,0 +1,1 @@
+"""Tokens, keys, addresses, origins and credentials."""

@@ -1,0 +1,221 @@
+"""Secret references: credentials from AWS Secrets Manager, a file, or the environment.
+
+``redis_client`` and ``postgres`` ask a ``SecretStore`` at every new connection, so a rotated secret
+needs no restart; each service runs ``keep_fresh`` in its task group. What stays true: one read of a
+secret is under way at a time, in a thread; what was read once is used on while its store is away;
+versions are logged, values never, and no value stands in a repr or an error.
+"""
+
+import asyncio
+import random
+import threading
+import time
+import weakref
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Final, Literal
+
+from scoreboard.errors import SecretsUnavailable, SettingInvalid
+from scoreboard.runtime.lifecycle import Stop, backoff_s
+from scoreboard.runtime.settings import Settings, variable_of
+from scoreboard.runtime.telemetry import counter, gauge, get_logger
+from scoreboard.security.secret_backends import Backend, Credentials, backend_of
+
+Owner = Literal["redis", "database"]
+"""Whose credentials a secret holds: a closed set, the label of the metrics."""
+
+FETCH_WAIT_S: Final = 5.0
+"""Longest wait for a first or a better value; the read itself goes on, for whoever asks next."""
+
+STALE_WAIT_S: Final = 1.0
+"""Longest wait for a newer value where one is at hand that most likely still serves."""
+
+INVALIDATE_EVERY_S: Final = 5.0
+"""Least time between two reads that refused logins ask for: a wrong secret must not flood AWS."""
+
+LISTENER_TIMEOUT_S: Final = 5.0
+CHECK_S: Final = 1.0
+_REFRESHES = counter(
+    "secret_refresh_total", "Reads of a secret, by what they brought", "owner", "outcome"
+)
+_AGE = gauge("secret_age_seconds", "Time since a secret was last read with success", "owner")
+_log = get_logger(__name__)
+
+
+class SecretStore:
+    """One secret, as last read. ``get`` at every login; ``renew`` where a login was refused."""
+
+    def __init__(
+        self, owner: Owner, backend: Backend, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._owner: Owner = owner
+        self._backend = backend
+        self._clock = clock
+        self._held: Credentials | None = None
+        self._flight: asyncio.Future[Credentials] | None = None
+        self._listeners: list[weakref.WeakMethod[Callable[[], Awaitable[None]]]] = []
+        self._has_news = False
+        self._failures = 0
+        self._reason = "it was not read yet"
+        self._read_at_s = self._due_at_s = self._started_at_s = clock()
+        self._invalidated_at_s = float("-inf")
+
+    def __repr__(self) -> str:
+        version = self._held.version if self._held else None
+        return f"SecretStore(owner={self._owner!r}, version={version!r})"
+
+    async def get(self) -> Credentials:
+        """Give the credentials; those at hand, though old, where newer ones do not come soon.
+
+        Raises SecretsUnavailable while there are none.
+        """
+        return await self._get(STALE_WAIT_S)
+
+    async def renew(self, refused: Credentials) -> Credentials | None:
+        """Give other credentials than those a server has just refused; None if there are none."""
+        if self._held == refused:
+            self.invalidate()
+        found = await self._get(FETCH_WAIT_S)
+        return None if found == refused else found
+
+    def invalidate(self) -> None:
+        """Have the next ``get`` read the secret anew; ignored within 5 s of the last time."""
+        if self._clock() - self._invalidated_at_s >= INVALIDATE_EVERY_S:
+            self._invalidated_at_s = self._due_at_s = self._clock()
+
+    def on_change(self, listener: Callable[[], Awaitable[None]]) -> None:
+        """Call a bound method after every change; it is held weakly, so its pool may go."""
+        self._listeners = [held for held in self._listeners if held() is not None]
+        self._listeners.append(weakref.WeakMethod(listener))
+
+    async def check(self) -> None:
+        """Start a read if one is due, and tell of a change; ``keep_fresh`` does it each second."""
+        if self._is_due:
+            self._start()
+        if self._held is not None:
+            _AGE.labels(self._owner).set(self._clock() - self._read_at_s)
+        if not self._has_news:
+            return
+        self._has_news = False
+        for listener in [held() for held in self._listeners]:
+            if listener is not None:
+                try:
+                    async with asyncio.timeout(LISTENER_TIMEOUT_S):
+                        await listener()
+                except TimeoutError:
+                    _log.warning("secret_change_not_taken_up_in_time", owner=self._owner)
+
+    @property
+    def _is_due(self) -> bool:
+        return self._clock() >= self._due_at_s
+
+    async def _get(self, patience_s: float) -> Credentials:
+        if self._is_due or self._flight is not None:
+            # A caller that goes away, or has no more patience, leaves the read to the others.
+            limit_s = FETCH_WAIT_S if self._held is None else patience_s
+            await asyncio.wait([self._start()], timeout=limit_s)
+        if self._held is None:
+            raise SecretsUnavailable(f"The {self._owner} credentials: {self._reason}")
+        return self._held
+
+    def _start(self) -> asyncio.Future[Credentials]:
+        """Begin a read, or give the one under way."""
+        loop = asyncio.get_running_loop()
+        if self._flight is None or self._flight.get_loop() is not loop:
+            self._flight = loop.create_future()
+            self._flight.add_done_callback(self._land)
+            self._started_at_s = self._clock()
+            # A daemon, not the loop's executor: that one is waited for when a process stops, and a
+            # silent AWS would hold up the stop for as long as all its attempts last.
+            reader = threading.Thread(
+                target=_read_into, args=(self._backend, self._flight, loop), daemon=True
+            )
+            reader.start()
+        return self._flight
+
+    def _land(self, flight: "asyncio.Future[Credentials]") -> None:
+        if self._flight is flight:
+            self._flight = None
+        if flight.cancelled():
+            return
+        error = flight.exception()
+        if error is not None:
+            self._reason = (
+                str(error) if isinstance(error, SecretsUnavailable) else repr(type(error))
+            )
+            self._due_at_s = self._clock() + backoff_s(self._failures, least_s=1.0, most_s=30.0)
+            self._failures += 1
+            _REFRESHES.labels(self._owner, "failed").inc()
+            _log.warning(
+                "secret_refresh_failed",
+                owner=self._owner,
+                reason=self._reason,
+                version=self._held.version if self._held else None,
+            )
+            return
+        found, before = flight.result(), self._held
+        self._held, self._read_at_s, self._failures = found, self._clock(), 0
+        is_newer = self._started_at_s >= self._invalidated_at_s
+        jitter = random.uniform(0.9, 1.1)  # noqa: S311 (no secret)
+        self._due_at_s = self._clock() + (self._backend.ttl_s * jitter if is_newer else 0.0)
+        _REFRESHES.labels(self._owner, "same" if found == before else "changed").inc()
+        if found != before:
+            _log.info("secret_changed", owner=self._owner, version=found.version)
+            self._has_news = before is not None
+
+
+_stores: Final[dict[tuple[str, Owner, str], SecretStore]] = {}
+"""The stores of this process, one a secret: they outlive their pools, as must what they hold."""
+
+
+def store_of(settings: Settings, owner: Owner) -> SecretStore | None:
+    """Give this process's store of a login; None where the address itself carries it.
+
+    Raises SettingInvalid where credentials come from a store and the secret is not named.
+    """
+    field = "redis_secret" if owner == "redis" else "database_secret"
+    name: str = getattr(settings, field)
+    if not name:
+        if settings.secrets == "env":
+            return None
+        raise SettingInvalid(
+            f"{variable_of(field)} is not set, and SCOREBOARD_SECRETS is {settings.secrets}"
+        )
+    store = _stores.get((settings.secrets, owner, name))
+    if store is None:
+        store = _stores[settings.secrets, owner, name] = SecretStore(
+            owner, backend_of(settings.secrets, name)
+        )
+    return store
+
+
+async def keep_fresh(stop: Stop | None = None) -> None:
+    """Keep this process's secrets fresh and its pools on them, until ``stop`` or cancelled."""
+    while True:
+        for store in list(_stores.values()):
+            await store.check()
+        if stop is None:
+            await asyncio.sleep(CHECK_S)
+        elif await stop.sleep(CHECK_S):
+            return
+
+
+def _read_into(
+    backend: Backend, flight: "asyncio.Future[Credentials]", loop: asyncio.AbstractEventLoop
+) -> None:
+    """Read, and hand what came to the loop: the body of a reader thread."""
+    try:
+        found, failure = backend.read(), None
+    except Exception as error:  # noqa: BLE001 (a thread's entry: whatever it is, they wait for it)
+        found, failure = None, error
+
+    def settle() -> None:
+        if flight.done():
+            return
+        if found is not None:
+            flight.set_result(found)
+        elif failure is not None:
+            flight.set_exception(failure)
+
+    with suppress(RuntimeError):  # the loop has ended: nobody waits any more
+        loop.call_soon_threadsafe(settle)

@@ -1,0 +1,272 @@
+"""Makes Redis clients: every time-out said, no hidden retries, a name; and checks durability.
+
+redis-py's own defaults differ between ``Redis(…)`` (ten retries, time-outs included) and
+``from_url`` (none), so everything is explicit here. Retries are none: the callers of this project
+repeat knowingly or not at all. Where credentials come from a secret store, every connection asks it
+as it logs in: a new connection has the newest ones.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Final
+
+import hiredis
+import redis.asyncio as aioredis
+from msgspec import Struct
+from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.credentials import UsernamePasswordCredentialProvider
+from redis.exceptions import AuthenticationError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from scoreboard.errors import (
+    RedisUnavailable,
+    SecretsUnavailable,
+    UnexpectedReply,
+    UnsafeRedis,
+)
+from scoreboard.runtime.settings import Settings
+from scoreboard.security.credentials import SecretStore, store_of
+from scoreboard.security.secret_backends import Credentials
+from scoreboard.store.replies import ask, reading
+
+REQUIRED: Final = {
+    "appendonly": "yes",
+    "appendfsync": "always",
+    "no-appendfsync-on-rewrite": "no",
+    "maxmemory-policy": "noeviction",
+}
+"""Settings without which an acknowledged action may be lost, or counted twice after an eviction."""
+
+
+class _PackedInC:
+    """Packs commands by hiredis, some ten times faster than the loop that redis-py's async has.
+
+    What saves most is batches and pages: commands of hundreds of arguments.
+    """
+
+    def pack_command(self, *args: Any) -> list[bytes]:  # noqa: ANN401 (as redis-py declares it)
+        """Give the bytes of one command; its name may be two words, such as SCRIPT LOAD."""
+        name, *arguments = args
+        words = name.encode().split() if isinstance(name, str) else name.split()
+        command: Any = (*words, *arguments)  # its stub allows a tuple of one
+        return [hiredis.pack_command(command)]
+
+
+class _Sending:
+    """Sends commands in the task that asks for it, within the connection's time limit.
+
+    redis-py sends through ``asyncio.wait_for``, which before Python 3.12 drops a cancellation that
+    arrives together with the result (python/cpython#86296): the loop around the call then goes on,
+    and nothing ends it. uvloop raises RuntimeError for a write to a connection that the peer has
+    reset, which redis-py lets through.
+    """
+
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:  # noqa: ANN401 (as redis-py declares it)
+        """Send bytes.
+
+        Raises RedisConnectionError, RedisTimeoutError.
+        """
+        connection: Any = self
+        if not connection.is_connected:
+            await connection.connect_check_health(check_health=False)
+        if check_health:
+            await connection.check_health()
+        pieces = [command] if isinstance(command, bytes) else command
+        try:
+            async with asyncio.timeout(connection.socket_timeout):
+                connection._writer.writelines(pieces)  # noqa: SLF001 (there is no public way)
+                await connection._writer.drain()  # noqa: SLF001
+        except TimeoutError as error:
+            await connection.disconnect(nowait=True)
+            raise RedisTimeoutError("the command was not sent in time") from error
+        except (OSError, RuntimeError) as error:
+            await connection.disconnect(nowait=True)
+            raise RedisConnectionError("the connection was closed") from error
+        except BaseException:
+            # Half a command may be out: nothing else can be sent behind it.
+            await connection.disconnect(nowait=True)
+            raise
+
+
+class _Login:
+    """Logs new connections in with the credentials of a store, which win over the URL's."""
+
+    def __init__(self, store: SecretStore) -> None:
+        self._store = store
+
+    async def connect(self, connection: AbstractConnection) -> None:
+        """Shake hands; refused, do it once more if the store turns out to have other credentials.
+
+        Raises RedisError, as the handshake alone would.
+        """
+        try:
+            used = await self._store.get()
+        except SecretsUnavailable as error:
+            raise RedisConnectionError(error.detail) from error
+        try:
+            await self._shake_hands(connection, used)
+        except AuthenticationError:
+            newer = await self._store.renew(used)
+            if newer is None:
+                raise
+            await self._shake_hands(connection, newer)
+
+    async def _shake_hands(self, connection: AbstractConnection, login: Credentials) -> None:
+        connection.credential_provider = UsernamePasswordCredentialProvider(
+            login.username, login.password.reveal()
+        )
+        await connection.on_connect()
+
+
+class _Pool(aioredis.BlockingConnectionPool):
+    async def log_in_anew(self) -> None:
+        """Let go of connections, which have older credentials than the next will: busy ones later.
+
+        A subscription stays as it is: the server does not ask again who is logged in.
+        """
+        await self.update_active_connections_for_reconnect()
+        for connection in tuple(self._available_connections):
+            # Without a wait: in one, somebody could be given the connection that is closing.
+            await connection.disconnect(nowait=True)
+
+
+def make_pool(
+    settings: Settings, *, name: str, decode: bool = True, connections: int = 16
+) -> aioredis.BlockingConnectionPool:
+    """Make a bounded pool; waiting for a free connection is limited like any call.
+
+    Raises ValueError if the URL is no Redis URL, SettingInvalid if a secret is not named.
+    """
+    store = store_of(settings, "redis")
+    url = settings.redis_url.reveal()
+    pool = _Pool.from_url(
+        url,
+        max_connections=connections,
+        timeout=settings.redis_timeout_s,
+        socket_timeout=settings.redis_timeout_s,
+        socket_connect_timeout=settings.redis_connect_timeout_s,
+        # redis-py's connection over a Unix socket does not take the argument.
+        **({} if url.startswith("unix:") else {"socket_keepalive": True}),
+        retry=Retry(NoBackoff(), 0),
+        retry_on_error=[],
+        health_check_interval=0,
+        decode_responses=decode,
+        encoding_errors="replace",  # a name that is no UTF-8 must not end who reads it
+        protocol=2,
+        client_name=f"scoreboard-{name}",
+        redis_connect_func=_Login(store).connect if store else None,
+    )
+    if store is not None:
+        store.on_change(pool.log_in_anew)
+    # The kind of connection follows from the URL's scheme, so it is known only now.
+    kind: type[AbstractConnection] = pool.connection_class
+    pool.connection_class = type(kind.__name__, (_PackedInC, _Sending, kind), {})
+    return pool
+
+
+def make_client(
+    settings: Settings, *, name: str, decode: bool = True, connections: int = 16
+) -> aioredis.Redis:
+    """Make a client with a pool of its own; close it with ``aclose``."""
+    return aioredis.Redis.from_pool(
+        make_pool(settings, name=name, decode=decode, connections=connections)
+    )
+
+
+def make_connection(settings: Settings, *, name: str) -> AbstractConnection:
+    """Make one unconnected connection, for the dispatcher, which owns its sockets."""
+    pool = make_pool(settings, name=name, connections=1)
+    return pool.make_connection()
+
+
+MIN_REPLICAS: Final = "min-replicas-to-write"
+"""Without it a primary that was cut off would go on accepting what no replica will ever have."""
+
+
+def replicas_needed(settings: Settings) -> int:
+    """Give how many replicas must have an update before it is answered."""
+    return settings.replicas if settings.acknowledge == "replicated" else 0
+
+
+class Durability(Struct, frozen=True):
+    """What a Redis promises: ``problems`` is empty when nothing acknowledged can be lost."""
+
+    problems: tuple[str, ...]
+    run_id: str = ""
+
+    @property
+    def is_safe(self) -> bool:
+        """Tell whether nothing acknowledged can be lost."""
+        return not self.problems
+
+
+async def check_durability(client: aioredis.Redis, *, replicas: int = 0) -> Durability:
+    """Compare the server's settings with what the promise needs.
+
+    ``replicas`` is how many must have an update before it is answered (settings.acknowledge).
+
+    Raises RedisUnavailable or UnexpectedReply if the server cannot be asked. A server that hides
+    CONFIG (managed ones do) has that as its problem: SCOREBOARD_UNSAFE_REDIS vouches for it.
+    """
+    server = await ask(client.info("server"), dict[str, Any], "INFO server")
+    replication = await ask(client.info("replication"), dict[str, Any], "INFO replication")
+    persistence = await ask(client.info("persistence"), dict[str, Any], "INFO persistence")
+    config = await _config_of(client)
+    with reading("INFO"):
+        problems = _problems_of(replication, persistence, config, replicas)
+    return Durability(tuple(problems), str(server.get("run_id", "")))
+
+
+async def _config_of(client: aioredis.Redis) -> Mapping[str, str] | None:
+    """Read the settings that matter; None where the server hides them."""
+    try:
+        return await ask(client.config_get(*REQUIRED, MIN_REPLICAS), dict[str, str], "CONFIG GET")
+    except (RedisUnavailable, UnexpectedReply) as error:
+        if isinstance(error.__cause__, ResponseError):
+            return None
+        raise
+
+
+def _problems_of(
+    replication: Mapping[str, Any],
+    persistence: Mapping[str, Any],
+    config: Mapping[str, str] | None,
+    replicas: int,
+) -> list[str]:
+    problems: list[str] = []
+    if config is None:
+        problems.append("CONFIG GET is refused, so durability cannot be checked")
+    else:
+        problems += [
+            f"{name} is {config.get(name, 'unknown')}, must be {wanted}"
+            for name, wanted in REQUIRED.items()
+            if config.get(name) != wanted
+        ]
+        if int(config.get(MIN_REPLICAS) or 0) < replicas:
+            problems.append(f"{MIN_REPLICAS} is {config.get(MIN_REPLICAS)}, must be {replicas}")
+    if int(replication.get("connected_slaves", 0)) < replicas:
+        problems.append(f"{replication.get('connected_slaves')} replicas, must be {replicas}")
+    if replication.get("role") != "master":
+        problems.append(f"role is {replication.get('role')}, must be master")
+    if int(persistence.get("loading", 0)):
+        problems.append("the data set is still loading")
+    if persistence.get("aof_last_write_status", "ok") != "ok":
+        problems.append("the last write to the append-only file failed")
+    return problems
+
+
+async def require_durability(client: aioredis.Redis, settings: Settings) -> Durability:
+    """Refuse a Redis that may lose acknowledged actions, unless the settings allow it.
+
+    Raises UnsafeRedis with every problem named, RedisUnavailable if it cannot be asked.
+    """
+    found = await check_durability(client, replicas=replicas_needed(settings))
+    if found.problems and not settings.unsafe_redis:
+        raise UnsafeRedis(
+            f"Redis may lose acknowledged actions: {'; '.join(found.problems)}. "
+            "Mend its configuration, or vouch for it with SCOREBOARD_UNSAFE_REDIS=true"
+        )
+    return found

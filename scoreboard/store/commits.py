@@ -1,0 +1,143 @@
+"""Lets callers wait until PostgreSQL has committed what Redis accepted.
+
+The api uses it with ``SCOREBOARD_ACKNOWLEDGE=committed``. The flusher says in the partition's meta
+how far it is; one reader per process looks there while anybody waits, however many wait. That is
+only a hint: after a failover the same epoch and seq may be another user's action. So the action is
+then submitted again, and Redis says at once, of one moment and one history of writes, whether it
+remembers this very action and whether its seq is committed (docs/decisions/0042).
+
+What stays true: nobody is told "committed" who is not, and every wait ends.
+"""
+
+import asyncio
+from contextlib import suppress
+from heapq import heapify, heappop, heappush
+from itertools import count
+from typing import Final
+
+from scoreboard.errors import OutcomeUnknown, ScoreboardError
+from scoreboard.model import Action, Partition, Receipt, partition_of
+from scoreboard.store.dispatcher import Dispatcher
+from scoreboard.store.partitions import PartitionState
+from scoreboard.store.store import Store
+
+LOOK_EVERY_S: Final = 0.01
+"""Between two looks while somebody waits; the flusher commits every few tens of milliseconds."""
+
+
+class _Watch:
+    """One partition: where it stands, and who waits for which seq, lowest first."""
+
+    def __init__(self, partition: Partition) -> None:
+        self.partition = partition
+        self.epoch = 0
+        self.waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._given_up = 0
+        self._highest = 0
+
+    def add(self, order: int, seq: int, future: "asyncio.Future[None]") -> None:
+        """Let a future wait for a seq."""
+        heappush(self.waiting, (seq, order, future))
+        self._highest = max(self._highest, seq)
+
+    def forget(self) -> None:
+        """Note that somebody gave up; drop those when they are the most: outages may be long."""
+        self._given_up += 1
+        if 2 * self._given_up > len(self.waiting):
+            self.waiting = [one for one in self.waiting if not one[2].done()]
+            heapify(self.waiting)
+            self._given_up = 0
+
+    def move(self, state: PartitionState) -> None:
+        """Wake whose seq is committed; everybody after a reseed or on a Redis that is older."""
+        is_new = bool(self.epoch) and state.epoch != self.epoch
+        self.epoch = state.epoch
+        while self.waiting and self.waiting[0][0] <= state.committed_seq:
+            _wake(heappop(self.waiting)[2])
+        if is_new or state.seq < self._highest:
+            self._highest = 0
+            while self.waiting:
+                _wake(heappop(self.waiting)[2])
+
+
+def _wake(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class Commits:
+    """Waits for commits. Run ``run`` in a task group; ``confirm`` from anywhere."""
+
+    def __init__(self, store: Store, dispatcher: Dispatcher, *, limit_s: float) -> None:
+        """``limit_s`` is the longest wait of a caller."""
+        self._store = store
+        self._dispatcher = dispatcher
+        self._limit_s = limit_s
+        self._partitions: dict[str, int] = {}
+        self._watches: dict[Partition, _Watch] = {}
+        self._order = count()
+        self._is_needed = asyncio.Event()
+
+    async def confirm(self, board: str, action: Action, receipt: Receipt) -> Receipt:
+        """Wait until an action is in PostgreSQL; give its lasting answer.
+
+        That is another one than ``receipt`` where Redis lost the action and it was applied again.
+
+        Raises OutcomeUnknown where it is not known within the limit: the action counts in Redis,
+        and a repeat of it waits again.
+        """
+        try:
+            async with asyncio.timeout(self._limit_s):
+                while not receipt.committed:
+                    await self._reach(board, action.user_id, receipt.seq)
+                    again = await self._dispatcher.submit(board, action)
+                    is_repeat = receipt.replayed and again.replayed
+                    receipt = Receipt(again.score, again.seq, is_repeat, again.committed)
+        except (TimeoutError, ScoreboardError) as error:
+            self._partitions.pop(board, None)  # a reseed may have given the board another layout
+            raise OutcomeUnknown(
+                "The action counts, but is not in the database yet: repeat it to be sure"
+            ) from error
+        return receipt
+
+    async def run(self) -> None:
+        """Look for commits while anybody waits, until cancelled."""
+        while True:
+            await self._is_needed.wait()
+            self._is_needed.clear()
+            for watch in list(self._watches.values()):
+                if not watch.waiting:
+                    watch.epoch = 0
+                    continue
+                with suppress(ScoreboardError):  # the waits have a limit of their own
+                    self._move(watch, await self._store.state(watch.partition))
+                if watch.waiting:
+                    self._is_needed.set()
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    def _move(self, watch: _Watch, state: PartitionState) -> None:
+        known = self._partitions.get(watch.partition.board)
+        if known is not None and (state.layout is None or state.layout.partitions != known):
+            # A reseed may have given the board another layout, and users other partitions.
+            del self._partitions[watch.partition.board]
+        watch.move(state)
+
+    async def _reach(self, board: str, user_id: str, seq: int) -> None:
+        """Wait until the committed position has reached a seq, or that seq may be another's."""
+        partition = Partition(board, partition_of(user_id, await self._count(board)))
+        watch = self._watches.setdefault(partition, _Watch(partition))
+        future = asyncio.get_running_loop().create_future()
+        watch.add(next(self._order), seq, future)
+        self._is_needed.set()
+        try:
+            await future
+        finally:
+            if future.cancelled():
+                watch.forget()
+
+    async def _count(self, board: str) -> int:
+        known = self._partitions.get(board)
+        if known is None:
+            known = (await self._store.board(board)).layout.partitions
+            self._partitions[board] = known
+        return known

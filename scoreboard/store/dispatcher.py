@@ -1,0 +1,368 @@
+"""Sends updates to Redis in batches: one per free connection and turn of the loop.
+
+The api puts actions in; what waits when a connection is free goes out as one write, so that
+concurrency makes batches and an idle service adds no wait. The dispatcher owns its sockets: a
+request that goes away gives up its future, never a connection, so no caller ever gets another's
+answer. Part of scoreboard.store.store; nothing else runs submit.lua.
+
+A batch whose answer was lost is sent once more (replays are harmless); lost again, its callers get
+OutcomeUnknown, never a guess.
+"""
+
+import asyncio
+import re
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from msgspec import Struct
+from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from scoreboard.errors import (
+    ActionConflict,
+    Busy,
+    OutcomeUnknown,
+    Overloaded,
+    RedisUnavailable,
+    ScoreboardError,
+    ScoreOutOfRange,
+    ScriptFailed,
+)
+from scoreboard.model import (
+    BATCH_MAX,
+    Action,
+    Layout,
+    Partition,
+    Receipt,
+    digest_of,
+    partition_of,
+    shard_of,
+)
+from scoreboard.runtime.settings import Settings
+from scoreboard.runtime.telemetry import BATCH_BUCKETS, REDIS_CALLS, gauge, get_logger, histogram
+from scoreboard.store.keys import PULSE, PartitionKeys
+from scoreboard.store.link import Command, Link
+from scoreboard.store.replies import LOST, UNREADABLE, convert
+from scoreboard.store.scripts import Script, as_error
+
+TURN_MAX: Final = 4 * BATCH_MAX
+"""Most actions of one write: four scripts, a few ms of Redis's time, one fsync."""
+
+TRIES: Final = 2
+"""A batch is sent once more after a lost connection; then its outcome is unknown."""
+
+CORRECTIONS: Final = 4
+"""Most times a batch is built anew because generation, layout or script cache were out of date."""
+
+_SECONDS: Final = re.compile(r"\d{1,12}", re.ASCII)
+_SUBMIT: Final = Script.load("submit")
+_BATCH_ACTIONS = histogram("dispatch_batch_actions", "Actions of one submit call", BATCH_BUCKETS)
+_CALL_SECONDS = REDIS_CALLS.labels(_SUBMIT.name)
+_WAITING = gauge("dispatch_waiting", "Updates waiting for a connection to Redis")
+_log = get_logger(__name__)
+
+
+class _Outcome(Struct, frozen=True, array_like=True):
+    """One row of submit.lua's reply."""
+
+    word: str
+    delta: int
+    score: int
+    seq: int
+    committed: int
+
+
+class _Entry:
+    """One waiting update: the action, its digest, and the future its caller awaits."""
+
+    __slots__ = ("action", "board", "digest", "future")
+
+    def __init__(self, board: str, action: Action, future: "asyncio.Future[Receipt]") -> None:
+        self.board = board
+        self.action = action
+        self.digest = digest_of(board, action.user_id, action.action_id)
+        self.future = future
+
+
+class _Call:
+    """One submit call: entries of one partition, and the layout it was built for."""
+
+    __slots__ = ("entries", "layout", "partition")
+
+    def __init__(self, partition: Partition, layout: Layout, entries: list[_Entry]) -> None:
+        self.partition = partition
+        self.layout = layout
+        self.entries = entries
+
+
+class Dispatcher:
+    """Turns single updates into batches. Run ``run`` in a task group; ``submit`` from anywhere.
+
+    ``close`` lets what waits go out and then ends ``run``.
+    """
+
+    def __init__(self, settings: Settings, *, name: str = "dispatcher") -> None:
+        self._settings = settings
+        self._name = name
+        self._queue: deque[_Entry] = deque()
+        self._idle: list[asyncio.Future[None]] = []
+        self._is_woken = False
+        self._is_closing = False
+        self._layouts: dict[str, Layout] = {}
+        self._clock_offset_s = 0.0
+        # WAIT waits for this connection's last write. A replay writes nothing, and without the
+        # pulse before it WAIT would let pass what no replica has.
+        self._wait: list[Command] = (
+            [
+                ("INCR", PULSE),
+                ("WAIT", settings.replicas, settings.replica_timeout_ms),
+            ]
+            if settings.acknowledge == "replicated"
+            else []
+        )
+
+    async def submit(self, board: str, action: Action) -> Receipt:
+        """Apply one action, once ever, and give its lasting answer.
+
+        Raises ActionConflict, ScoreOutOfRange, Busy, Fenced, Uninitialised, Overloaded,
+        RedisUnavailable (nothing was sent) or OutcomeUnknown (repeat the same action).
+        """
+        if self._is_closing or len(self._queue) >= self._settings.dispatch_waiting:
+            raise Overloaded
+        future: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Entry(board, action, future))
+        self._wake_one()
+        return await future
+
+    def close(self) -> None:
+        """Accept nothing more; ``run`` ends when what waits has gone out."""
+        self._is_closing = True
+        for idle in self._idle:
+            if not idle.done():
+                idle.set_result(None)
+        self._idle.clear()
+
+    async def run(self) -> None:
+        """Serve until closed. On cancellation what still waits fails with OutcomeUnknown."""
+        try:
+            async with asyncio.TaskGroup() as lanes:
+                for _ in range(self._settings.dispatch_connections):
+                    lanes.create_task(self._lane())
+        finally:
+            self._is_closing = True
+            _fail(self._queue, OutcomeUnknown)
+            self._queue.clear()
+
+    def _wake_one(self) -> None:
+        # One lane at a time: the first awake takes all that this turn of the loop has queued.
+        if not self._is_woken and self._idle:
+            self._is_woken = True
+            self._idle.pop().set_result(None)
+
+    async def _lane(self) -> None:
+        link = Link(self._settings, name=self._name)
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                while not self._queue:
+                    if self._is_closing:
+                        return
+                    idle = loop.create_future()
+                    self._idle.append(idle)
+                    await idle
+                    self._is_woken = False
+                count = min(len(self._queue), TURN_MAX)
+                entries = [self._queue.popleft() for _ in range(count)]
+                _WAITING.set(len(self._queue))
+                if self._queue:
+                    self._wake_one()
+                try:
+                    await self._settle(link, entries)
+                finally:
+                    _fail(entries, OutcomeUnknown)  # only what an error above left unresolved
+        finally:
+            await link.close()
+
+    async def _settle(self, link: Link, entries: list[_Entry]) -> None:
+        """Bring every entry's future to an end, whatever happens."""
+        was_sent = False
+        for attempt in range(TRIES):
+            try:
+                for _ in range(CORRECTIONS):
+                    calls = self._plan(entries)
+                    if not link.is_connected:
+                        await self._connect(link)
+                    was_sent = True
+                    replies = await self._exchange(link, calls)
+                    entries = await self._conclude(link, calls, replies)
+                    if not entries:
+                        return
+                _fail(entries, ScriptFailed)
+                return  # noqa: TRY300 (the loop above has an end of its own)
+            except LOST as error:
+                await link.close()
+                _log.warning("redis_connection_lost", attempt=attempt, error=type(error).__name__)
+                if not was_sent:
+                    _fail(entries, RedisUnavailable)
+                    return
+            except (RedisError, *UNREADABLE) as error:
+                # The handshake was refused (a wrong password, loading …), or makes no sense.
+                await link.close()
+                _log.warning("redis_handshake_refused", error=type(error).__name__)
+                _fail(entries, OutcomeUnknown if was_sent else RedisUnavailable)
+                return
+        _fail(entries, OutcomeUnknown)
+
+    async def _connect(self, link: Link) -> None:
+        await link.connect()
+        await _load(link)
+
+    def _plan(self, entries: Sequence[_Entry]) -> list[_Call]:
+        """Sort entries into calls of one partition and at most BATCH_MAX actions, in order."""
+        calls: list[_Call] = []
+        open_calls: dict[tuple[str, int], _Call] = {}
+        for entry in entries:
+            layout = self._layouts.get(entry.board) or Layout()
+            number = partition_of(entry.action.user_id, layout.partitions)
+            call = open_calls.get((entry.board, number))
+            if call is None or len(call.entries) == BATCH_MAX:
+                call = _Call(Partition(entry.board, number), layout, [])
+                open_calls[entry.board, number] = call
+                calls.append(call)
+            call.entries.append(entry)
+        return calls
+
+    def _command(self, call: _Call) -> Command:
+        keys = PartitionKeys(call.partition)
+        layout = call.layout
+        generation = int((time.time() + self._clock_offset_s) // layout.seen_seconds)
+        names: list[str] = [keys.board, keys.events, keys.meta, keys.changes]
+        args: list[Any] = [generation, str(layout), self._settings.stream_cap]
+        pairs: dict[int, int] = {}
+        for entry in call.entries:
+            shard = shard_of(entry.digest, layout.seen_shards)
+            pair = pairs.get(shard)
+            if pair is None:
+                pair = pairs[shard] = len(pairs) + 1
+                names.append(keys.seen(generation, shard))
+                names.append(keys.seen(generation - 1, shard))
+            action = entry.action
+            args += (
+                action.user_id,
+                action.action_id,
+                entry.digest,
+                action.delta,
+                1 if action.stated else 0,
+                action.request_id,
+                pair,
+            )
+        _BATCH_ACTIONS.observe(len(call.entries))
+        return ("EVALSHA", _SUBMIT.sha, len(names), *names, *args)
+
+    async def _exchange(self, link: Link, calls: Sequence[_Call]) -> list[Any]:
+        """Send the calls as one write; give each one's reply or the error it answered with.
+
+        Raises RedisTimeoutError where too few replicas have what was written.
+        """
+        began_s = time.perf_counter()
+        try:
+            replies = await link.exchange([self._command(call) for call in calls] + self._wait)
+        finally:
+            _CALL_SECONDS.observe(time.perf_counter() - began_s)
+        if self._wait:
+            *replies, pulse, copies = replies
+            # An error is no count: whatever it says, nobody vouches for a copy.
+            counts = isinstance(pulse, int) and isinstance(copies, int)
+            if not counts or copies < self._settings.replicas:
+                raise RedisTimeoutError("too few replicas have the batch")
+        return replies
+
+    async def _conclude(
+        self, link: Link, calls: Sequence[_Call], replies: Sequence[Any]
+    ) -> list[_Entry]:
+        """Resolve futures; give the entries that must be sent again because we were out of date."""
+        again: list[_Entry] = []
+        for call, reply in zip(calls, replies, strict=True):
+            if not isinstance(reply, Exception):
+                _resolve(call.entries, reply)
+            elif isinstance(reply, NoScriptError):
+                await _load(link)
+                again += call.entries
+            elif self._learn(call.partition.board, reply):
+                again += call.entries
+            else:
+                error = as_error(reply, _SUBMIT, PartitionKeys(call.partition).events)
+                if isinstance(error, ScriptFailed):
+                    _log.error("script_failed", script=_SUBMIT.name, reason=error.detail)
+                _fail(call.entries, type(error), error.detail)
+        return again
+
+    def _learn(self, board: str, refusal: Exception) -> bool:
+        """Take over the time or the layout that a refusal states; tell whether it states one."""
+        code, _, rest = str(refusal).partition(" ")
+        fact = rest.partition(" ")[0]
+        if code == "BUCKET" and _SECONDS.fullmatch(fact):
+            self._clock_offset_s = int(fact) - time.time() + 0.5
+            return True
+        if code == "LAYOUT":
+            with suppress(ValueError):
+                self._layouts[board] = Layout.parse(fact)
+                return True
+        return False
+
+
+async def _load(link: Link) -> None:
+    """Make the script known to the server.
+
+    Raises RedisError where it refuses.
+    """
+    [reply] = await link.exchange([("SCRIPT", "LOAD", _SUBMIT.text)])
+    if isinstance(reply, RedisError):
+        raise reply
+
+
+def _resolve(entries: Sequence[_Entry], reply: Any) -> None:  # noqa: ANN401 (checked right here)
+    try:
+        outcomes = convert(reply, list[_Outcome])
+    except UNREADABLE:
+        outcomes = []
+    if len(outcomes) != len(entries):
+        _log.error("script_failed", script=_SUBMIT.name, reason="the reply does not fit the call")
+        _fail(entries, OutcomeUnknown)
+        return
+    for entry, outcome in zip(entries, outcomes, strict=True):
+        if entry.future.done():
+            continue
+        match outcome.word:
+            case "applied" | "replayed":
+                entry.future.set_result(
+                    Receipt(
+                        outcome.score,
+                        outcome.seq,
+                        outcome.word == "replayed",
+                        outcome.committed == 1,
+                    )
+                )
+            case "conflict":
+                entry.future.set_exception(
+                    ActionConflict(f"This actionId counted with {outcome.delta} points")
+                )
+            case "busy":
+                entry.future.set_exception(Busy())
+            case "range":
+                entry.future.set_exception(
+                    ScoreOutOfRange(f"The score is {outcome.score}, the action {outcome.delta}")
+                )
+            case _:
+                entry.future.set_exception(ScriptFailed(f"unknown outcome {outcome.word}"))
+
+
+def _fail(
+    entries: Sequence[_Entry] | deque[_Entry], kind: type[ScoreboardError], detail: str = ""
+) -> None:
+    for entry in entries:
+        if not entry.future.done():
+            entry.future.set_exception(kind(detail))

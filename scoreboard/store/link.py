@@ -1,0 +1,145 @@
+"""One connection to Redis for batches: a write, then as many replies, and no task in between.
+
+The dispatcher owns these. redis-py connects and logs in (address, TLS, credentials are its
+business); then the socket is taken over, because its own way of sending and reading costs a task
+and several timers each time (docs/benchmarks.md, section API). What stays true: one exchange is
+under way at a time, replies belong to it in their order, and a link on which anything else happens
+is closed rather than trusted.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Final
+
+import hiredis
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from scoreboard.runtime.settings import Settings
+from scoreboard.store.client import make_connection
+from scoreboard.store.replies import UNREADABLE
+
+Command = tuple[str | bytes | int, ...]
+
+ERRORS: Final[dict[str, type[RedisError]]] = {
+    "NOSCRIPT": NoScriptError,
+    "LOADING": BusyLoadingError,
+    "READONLY": ReadOnlyError,
+    "OOM": OutOfMemoryError,
+    "NOAUTH": AuthenticationError,
+    "WRONGPASS": AuthenticationError,
+    "NOPERM": NoPermissionError,
+}
+"""Errors that redis-py has classes for, by their first word; all others are ResponseErrors."""
+
+
+class Link(asyncio.Protocol):
+    """A connection that exchanges batches of commands for their replies."""
+
+    def __init__(self, settings: Settings, *, name: str) -> None:
+        self._settings = settings
+        self._connection: AbstractConnection = make_connection(settings, name=name)
+        self._transport: asyncio.Transport | None = None
+        self._reader = hiredis.Reader()
+        self._replies: list[Any] = []
+        self._wanted = 0
+        self._exchange: asyncio.Future[list[Any]] | None = None
+
+    @property
+    def is_connected(self) -> bool:
+        """Tell whether commands can be sent."""
+        return self._transport is not None
+
+    async def connect(self) -> None:
+        """Connect and log in.
+
+        Raises what redis-py raises, TimeoutError.
+        """
+        await self.close()  # redis-py does not know what became of the socket before
+        async with asyncio.timeout(self._settings.redis_connect_timeout_s * 2):
+            await self._connection.connect()
+        connection: Any = self._connection
+        transport: Any = connection._writer.transport  # noqa: SLF001 (there is no public way)
+        self._reader = hiredis.Reader(encoding="utf-8", errors="replace", replyError=_as_error)
+        transport.set_protocol(self)
+        self._transport = transport
+
+    async def exchange(self, commands: Sequence[Command]) -> list[Any]:
+        """Send commands as one write; give their replies, an error reply as an exception.
+
+        Raises redis-py's ConnectionError or TimeoutError when the replies did not come; what was
+        sent may have been carried out, and the link is closed. To be cancelled also closes it.
+        """
+        if self._transport is None or self._exchange is not None:
+            raise RedisConnectionError("the link is not free")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[list[Any]] = loop.create_future()
+        self._exchange, self._wanted, self._replies = future, len(commands), []
+        timer = loop.call_later(
+            self._settings.redis_timeout_s, self._fail, RedisTimeoutError("no reply in time")
+        )
+        pack: Any = hiredis.pack_command  # its stub allows a tuple of one
+        try:
+            self._transport.write(b"".join(map(pack, commands)))
+            return await future
+        except RuntimeError as error:  # uvloop's for a socket that is closed and not yet told of
+            self._fail(RedisConnectionError("the connection was closed"))
+            raise RedisConnectionError("the connection was closed") from error
+        except asyncio.CancelledError:
+            self._fail(RedisConnectionError("the exchange was given up"))
+            raise
+        finally:
+            timer.cancel()
+            self._exchange = None
+
+    async def close(self) -> None:
+        """Close the connection; ``connect`` may open it again."""
+        self._transport = None
+        # Not waited for: redis-py would wait for a protocol that is no longer the transport's.
+        await self._connection.disconnect(nowait=True)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what the server sent."""
+        replies = self._replies
+        try:
+            self._reader.feed(data)
+            while (reply := self._reader.gets()) is not False:
+                replies.append(reply)
+        except (hiredis.HiredisError, *UNREADABLE):
+            self._fail(RedisConnectionError("the server does not speak Redis's protocol"))
+            return
+        if len(replies) < self._wanted:
+            return
+        exchange = self._exchange
+        if exchange is None or len(replies) > self._wanted:
+            self._fail(RedisConnectionError("the server answered what was not asked"))
+        elif not exchange.done():
+            exchange.set_result(replies)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Note that the server is gone."""
+        self._fail(RedisConnectionError(str(exc or "closed by the server")))
+
+    def _fail(self, error: RedisError) -> None:
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.abort()
+        if self._exchange is not None and not self._exchange.done():
+            self._exchange.set_exception(error)
+
+
+def _as_error(text: str) -> RedisError:
+    word, _, rest = text.partition(" ")
+    kind = ERRORS.get(word)
+    return ResponseError(text) if kind is None else kind(rest)

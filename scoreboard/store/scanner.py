@@ -1,0 +1,102 @@
+"""Reads a partition of Redis member by member, page by page, without stopping anybody. For verify.
+
+What is read here is of no single moment: whatever looks wrong is looked at again under a lock
+(scoreboard.recovery.verify). Reads only.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Final
+
+import redis.asyncio as aioredis
+
+from scoreboard.errors import UnexpectedReply
+from scoreboard.model import PACKED_MAX, Layout, Partition
+from scoreboard.store.keys import PartitionKeys
+from scoreboard.store.replies import ask, reading
+
+PAGE: Final = 1000
+"""Members of one read."""
+
+SCANS_MORE: Final = 1000
+"""Reads of a walk beyond one for each member: more than a board that grows meanwhile needs."""
+
+ODD: Final = -1
+"""Stands for what is no packed score: beyond the range, or no whole number."""
+
+UNEXPIRING: Final = -1
+"""What PTTL answers for a key that never goes."""
+
+
+class Scanner:
+    """Reads of whole partitions over one client, which the caller owns and closes."""
+
+    def __init__(self, client: aioredis.Redis) -> None:
+        """Take a client that decodes replies (redis_client.make_client does)."""
+        self._client = client
+
+    async def count(self, partition: Partition) -> int:
+        """Count the members of a partition.
+
+        Raises RedisUnavailable, UnexpectedReply.
+        """
+        board = PartitionKeys(partition).board
+        return await ask(self._client.zcard(board), int, f"ZCARD {board}")
+
+    async def packed_of(self, partition: Partition, users: Sequence[str]) -> list[int | None]:
+        """Read the packed scores of some users: None for who is no member, ODD for what is none.
+
+        Raises RedisUnavailable, UnexpectedReply.
+        """
+        if not users:
+            return []
+        board = PartitionKeys(partition).board
+        reply = self._client.zmscore(board, list(users))
+        found = await ask(reply, list[float | None], f"ZMSCORE {board}")
+        if len(found) != len(users):
+            raise UnexpectedReply(f"ZMSCORE {board} answered {len(found)} of {len(users)} users")
+        return [None if packed is None else _whole(packed) for packed in found]
+
+    async def members(self, partition: Partition) -> AsyncIterator[list[str]]:
+        """Walk over all members, a page at a time; some may come twice.
+
+        Raises RedisUnavailable, UnexpectedReply.
+        """
+        board = PartitionKeys(partition).board
+        cursor = 0
+        for _ in range(await self.count(partition) + SCANS_MORE):
+            reply = self._client.zscan(board, cursor, count=PAGE)
+            cursor, pairs = await ask(reply, tuple[int, list[tuple[str, float]]], f"ZSCAN {board}")
+            yield [user for user, _ in pairs]
+            if not cursor:
+                return
+        raise UnexpectedReply(f"ZSCAN {board} does not end")
+
+    async def some_members(self, partition: Partition, count: int) -> list[str]:
+        """Choose up to ``count`` different members by chance.
+
+        Raises RedisUnavailable, UnexpectedReply.
+        """
+        board = PartitionKeys(partition).board
+        return await ask(self._client.zrandmember(board, count), list[str], f"ZRANDMEMBER {board}")
+
+    async def unexpiring(self, partition: Partition, layout: Layout, generation: int) -> list[str]:
+        """List the seen hashes around a generation that never go: memory would grow for ever.
+
+        Raises RedisUnavailable, UnexpectedReply.
+        """
+        keys = PartitionKeys(partition)
+        names = [
+            keys.seen(near, shard)
+            for near in (generation - 1, generation, generation + 1)
+            for shard in range(layout.seen_shards)
+        ]
+        async with self._client.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.pttl(name)
+            replies = await ask(pipe.execute(), list[int], f"PTTL {keys.tag}:seen")
+        with reading(f"PTTL {keys.tag}:seen"):
+            return [name for name, left in zip(names, replies, strict=True) if left == UNEXPIRING]
+
+
+def _whole(packed: float) -> int:
+    return int(packed) if packed.is_integer() and 0 <= packed <= PACKED_MAX else ODD

@@ -1,0 +1,1 @@
+"""One viewer after the handshake."""

@@ -1,0 +1,1 @@
+"""Who watches which board, and whose turn it is."""

@@ -1,0 +1,184 @@
+"""Who watches which board, and whose turn it is to be shown it. Bookkeeping without I/O.
+
+A room is a board's viewers and the bytes they should have: the newest frame, and the newest word on
+whether it is stale. A sweep walks the room in turns of bounded work and ends one full lap after the
+last new frame; a newer frame in mid-lap is what the rest get. What stays true: every viewer that
+can take data is offered the newest frame, whoever joins or leaves during a lap.
+"""
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from scoreboard.broadcast.frames import Heartbeat, Leaderboard, Status, encode
+from streamer.connection.framing import ping_frame, text_frame
+
+CHUNK: Final = 50
+"""Viewers between two looks at the clock."""
+
+
+class Watcher(Protocol):
+    """A viewer as the hub knows it; ``index`` belongs to the hub."""
+
+    index: int
+
+    def push(self) -> None:
+        """Write what the room has and this viewer does not, if it can take it now."""
+        ...
+
+    def beat(self, frame: bytes) -> None:
+        """Write a heartbeat, if it can be taken now."""
+        ...
+
+
+class Channel:
+    """One board's viewers, and what they should have."""
+
+    __slots__ = (
+        "_cursor",
+        "_heartbeat",
+        "_lap",
+        "_on_work",
+        "ack",
+        "board",
+        "frame",
+        "frame_at_s",
+        "is_public",
+        "is_stale",
+        "noticed_at_s",
+        "number",
+        "paced",
+        "sent",
+        "skipped",
+        "state",
+        "status",
+        "viewers",
+    )
+
+    def __init__(self, board: str, on_work: Callable[[], None]) -> None:
+        self.board = board
+        self.is_public = False
+        self.is_stale = False
+        self.viewers: list[Watcher] = []
+        self.state: Leaderboard | None = None
+        self.frame = b""
+        """The newest board, framed; empty until the first."""
+        self.paced = b""
+        """The same followed by a ping that carries ``ack``, for viewers whose pace is watched."""
+        self.ack = b""
+        self.status = b""
+        """The newest status, framed; empty as long as the board has always been live."""
+        self.number = 0
+        self.frame_at_s = 0.0
+        self.noticed_at_s = 0.0
+        """When the change was first heard of; 0 when the lap shows none."""
+        self.sent = 0
+        self.skipped = 0
+        self._heartbeat = b""
+        self._cursor = 0
+        self._lap = 0
+        self._on_work = on_work
+
+    def show(self, state: Leaderboard, now_s: float, noticed_at_s: float) -> None:
+        """Hold a new board and begin a lap."""
+        self.number += 1
+        self.state = state
+        self.frame = text_frame(encode(state))
+        self.ack = b"%d" % self.number
+        self.paced = self.frame + ping_frame(self.ack)
+        self.frame_at_s = now_s
+        self.noticed_at_s = noticed_at_s
+        self._start_lap(b"")
+
+    def tell(self, status: Status) -> None:
+        """Hold a new status and begin a lap."""
+        self.is_stale = status.state == "stale"
+        self.noticed_at_s = 0.0
+        self.status = text_frame(encode(status))
+        self._start_lap(b"")
+
+    def beat(self, now_s: float, at_ms: int) -> None:
+        """Begin a lap of heartbeats with the held frame's position."""
+        if self.state is None or self._lap:
+            return
+        state = self.state
+        heartbeat = Heartbeat(state.board, state.epoch, state.seq, at_ms)
+        self.frame_at_s = now_s
+        self.noticed_at_s = 0.0
+        self._start_lap(text_frame(encode(heartbeat)))
+
+    def add(self, viewer: Watcher) -> None:
+        """Let a viewer in; it has been shown the current frame already."""
+        viewer.index = len(self.viewers)
+        self.viewers.append(viewer)
+        if self._lap:
+            # The lap will come by here, and must not end one short of where it began.
+            self._lap += 1
+
+    def remove(self, viewer: Watcher) -> None:
+        """Let a viewer go; the last in the list takes its place."""
+        index, last = viewer.index, self.viewers.pop()
+        viewer.index = -1
+        if last is viewer:
+            return
+        self.viewers[index] = last
+        last.index = index
+        if self._lap:
+            # It may have moved behind the cursor, where this lap would not find it.
+            last.push()
+
+    def turn(self, most: int, clock: Callable[[], float], until_s: float) -> int:
+        """Serve up to ``most`` viewers, or until the time is over; give how many."""
+        served = 0
+        while self._lap and served < most and (not served or clock() < until_s):
+            if self._cursor >= len(self.viewers):
+                self._cursor = 0
+            count = min(self._lap, CHUNK, most - served)
+            batch = self.viewers[self._cursor : self._cursor + count]
+            if not batch:
+                self._lap = 0
+                break
+            if self._heartbeat:
+                for viewer in batch:
+                    viewer.beat(self._heartbeat)
+            else:
+                for viewer in batch:
+                    viewer.push()
+            self._cursor += len(batch)
+            self._lap -= len(batch)
+            served += len(batch)
+        return served
+
+    @property
+    def is_in_lap(self) -> bool:
+        """Tell whether some viewers are still to be served."""
+        return self._lap > 0
+
+    def _start_lap(self, heartbeat: bytes) -> None:
+        self._heartbeat = heartbeat
+        self._lap = len(self.viewers)
+        if self._lap:
+            self._on_work()
+
+
+class Hub:
+    """The rooms of a process. ``on_work`` is called when a lap begins."""
+
+    def __init__(self, boards: tuple[str, ...], on_work: Callable[[], None]) -> None:
+        self.rooms = {board: Channel(board, on_work) for board in boards}
+
+    @property
+    def viewer_count(self) -> int:
+        """Count the viewers of all rooms."""
+        return sum(len(room.viewers) for room in self.rooms.values())
+
+    def turn(self, most: int, clock: Callable[[], float], until_s: float) -> tuple[Channel, ...]:
+        """Serve each room in a lap for one turn; give the rooms served."""
+        busy = tuple(room for room in self.rooms.values() if room.is_in_lap)
+        for room in busy:
+            room.turn(max(most // len(busy), CHUNK), clock, until_s)
+        return busy
+
+    @property
+    def is_busy(self) -> bool:
+        """Tell whether any room is in a lap."""
+        return any(room.is_in_lap for room in self.rooms.values())

@@ -1,0 +1,1 @@
+"""From accept to 101: admission, request head, refusals."""

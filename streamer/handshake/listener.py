@@ -1,0 +1,62 @@
+"""The listening socket: where viewers connect, and what every accepted connection inherits.
+
+Options are set before ``listen``: the kernel copies them to each accepted socket, which spares a
+call and a socket object per viewer.
+"""
+
+import socket
+from typing import Final
+
+from scoreboard.errors import SettingInvalid
+from scoreboard.runtime.settings import Settings
+from scoreboard.runtime.sockets import allow_open_files, bind, bound_sending
+from scoreboard.runtime.telemetry import get_logger
+from streamer.handshake.admission import Capacity
+
+RECEIVE_BYTES: Final = 16_384
+"""Bounds what one read can bring, and with it the work of one turn of the loop."""
+
+BACKLOG: Final = 4096
+"""A restart brings everyone back at once; the kernel cuts it to net.core.somaxconn."""
+
+RESERVED_FILES: Final = 100
+"""Descriptors kept for Redis, probes, the issuer, logs and what Python itself opens."""
+
+HANDSHAKES_SHARE: Final = 4
+"""Where open files are few, one in this many is for connections that are no viewers."""
+
+_log = get_logger(__name__)
+
+
+def make_listener(settings: Settings, *, shared: bool, port: int | None = None) -> socket.socket:
+    """Bind the viewers' port; ``shared`` lets other processes of this service bind it too.
+
+    ``port`` is another one than that of the settings. Raises SettingInvalid, naming the variables,
+    when the address cannot be had.
+    """
+    host = settings.ws_host
+    port = settings.ws_port if port is None else port
+    try:
+        listener = bind(host, port, shared=shared)
+    except OSError as error:
+        raise SettingInvalid(
+            f"SCOREBOARD_WS_HOST, SCOREBOARD_WS_PORT: cannot listen on {host}:{port}: "
+            f"{error.strerror}"
+        ) from error
+    bound_sending(listener)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
+    return listener
+
+
+def capacity_of(settings: Settings) -> Capacity:
+    """Give how many connections this process may hold: the settings, or what open files allow."""
+    wanted = settings.viewers + settings.handshakes + RESERVED_FILES
+    files = allow_open_files(wanted)
+    if files >= wanted:
+        return Capacity(settings.viewers, settings.handshakes)
+    free = files - min(RESERVED_FILES, files // 2)
+    handshakes = min(settings.handshakes, free // HANDSHAKES_SHARE)
+    viewers = min(settings.viewers, free - handshakes)
+    if viewers < settings.viewers:
+        _log.warning("viewers_limited_by_open_files", viewers=viewers, open_files=files)
+    return Capacity(viewers, handshakes)

@@ -1,0 +1,191 @@
+"""Chromium for the tests of the page, and a guard over everything the page does in it.
+
+Debian's Chromium is driven by Playwright (`apt-get install chromium`). Where it is missing, tests
+are skipped and say so; with CI=true they fail. One browser a session, a new profile per test.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, Page, Playwright, WebSocket, async_playwright
+
+from tests.support.fakes.stage import Stage
+
+CHROMIUM = "/usr/bin/chromium"
+ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+ARTIFACTS = Path(__file__).parents[3] / ".artifacts"
+PATIENCE_MS = 5_000
+_LOCAL = frozenset({"127.0.0.1", "localhost"})
+NOTE_VIOLATIONS = """
+  window.policyViolations = [];
+  addEventListener("securitypolicyviolation",
+    (event) => policyViolations.push(`${event.violatedDirective} ${event.blockedURI}`));
+"""
+
+OpenPage = Callable[..., Awaitable[Page]]
+
+
+@dataclass
+class Guard:
+    """What the page did that a page of ours never does; checked when a test ends."""
+
+    complaints: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+    pages: list[Page] = field(default_factory=list)
+    sockets: list[WebSocket] = field(default_factory=list)
+    expected: re.Pattern[str] | None = None
+    _heard: list[tuple[Page, dict[str, Callable[[Any], None]]]] = field(default_factory=list)
+
+    def expect(self, pattern: str) -> None:
+        """Let console errors pass that match: those of the browser itself, for a lost server."""
+        self.expected = re.compile(pattern)
+
+    def expect_lost_server(self) -> None:
+        """Let the browser complain that it could not connect."""
+        self.expect(r"WebSocket connection to|Failed to load resource")
+
+    def watch(self, page: Page) -> None:
+        heard: dict[str, Callable[[Any], None]] = {
+            "console": lambda message: self._hear(message.type, message.text),
+            "pageerror": lambda error: self._hear("error", str(error)),
+            "request": lambda request: self._see(request.url),
+            "websocket": self._join,
+        }
+        for event, handler in heard.items():
+            page.on(event, handler)
+        self.pages.append(page)
+        self._heard.append((page, heard))
+
+    def leave(self) -> None:
+        """Stop watching, for a page that outlives the test."""
+        for page, heard in self._heard:
+            for event, handler in heard.items():
+                page.remove_listener(event, handler)
+
+    def _hear(self, kind: str, text: str) -> None:
+        is_expected = self.expected is not None and self.expected.search(text)
+        if kind in {"error", "warning"} and not is_expected:
+            self.complaints.append(text)
+
+    def _join(self, socket: WebSocket) -> None:
+        self._see(socket.url)
+        self.sockets.append(socket)
+
+    def _see(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in {"data", "blob"} and parts.hostname not in _LOCAL:
+            self.foreign.append(url)
+
+    async def check(self) -> None:
+        for page in self.pages:
+            violations = await page.evaluate("window.policyViolations")
+            assert violations == [], "content security policy"
+        assert self.complaints == [], "the console"
+        assert self.foreign == [], "requests to elsewhere"
+
+
+@pytest.fixture(scope="session")
+def chromium_path() -> str:
+    """The path of Chromium; without one, the test skips, or fails in CI."""
+    path = shutil.which(CHROMIUM)
+    if path is None:
+        text = f"no {CHROMIUM}: apt-get install chromium"
+        if os.environ.get("CI") == "true":
+            pytest.fail(text)
+        pytest.skip(text)
+    return path
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def browser(chromium_path: str) -> AsyncIterator[Browser]:
+    playwright: Playwright
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path=chromium_path,
+            args=ARGUMENTS,
+            timeout=30_000,
+        )
+        try:
+            yield browser
+        finally:
+            await browser.close()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def stage() -> AsyncIterator[Stage]:
+    async with Stage() as stage:
+        yield stage
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def guard() -> Guard:
+    return Guard()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def open_page(browser: Browser, guard: Guard, stage: Stage) -> AsyncIterator[OpenPage]:
+    """Give an opener of pages, each in a profile of its own, with a context's options.
+
+    With `clock=True` the page's time stands under `page.clock`; `random` is what its dice give.
+    When the test ends, no page may have complained on its console, offended its policy, or asked
+    anything of another machine; the stage stands until then, as a page that sees it go complains.
+    """
+    del stage
+    contexts = []
+
+    async def open_(
+        url: str,
+        *,
+        clock: bool = False,
+        random: float | None = None,
+        **options: Any,
+    ) -> Page:
+        options = {"viewport": {"width": 1000, "height": 900}, "locale": "en-US"} | options
+        context = await browser.new_context(**options)
+        contexts.append(context)
+        context.set_default_timeout(PATIENCE_MS)
+        await context.add_init_script(NOTE_VIOLATIONS)
+        if random is not None:
+            await context.add_init_script(f"Math.random = () => {random}")
+        page = await context.new_page()
+        guard.watch(page)
+        if clock:
+            await page.clock.install()
+        await page.goto(url)
+        return page
+
+    try:
+        yield open_
+        await guard.check()
+    finally:
+        for context in contexts:
+            await context.close()
+
+
+async def keep_screenshot(
+    page: Page,
+    name: str,
+    animations: Literal["allow", "disabled"] = "disabled",
+) -> Path:
+    """Write a picture of the page into the git-ignored `.artifacts/`."""
+    ARTIFACTS.mkdir(exist_ok=True)
+    path = ARTIFACTS / f"{name}.png"
+    await page.screenshot(path=path, animations=animations)
+    return path

@@ -1,0 +1,83 @@
+"""Runs `scoreboard` command lines in this process, on the test's own Redis and PostgreSQL."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scoreboard.ledger.pool import Connection, connect
+from scoreboard.runtime.settings import Secret, Settings
+from scoreboard.store.client import make_client
+from scoreboard.store.store import Store
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def command(
+    redis_url: str,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> Run:
+    """Give what runs a command line, found by the environment alone."""
+    from cli.main import run
+
+    for name in os.environ:
+        if name.startswith("SCOREBOARD_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> Done:
+        capsys.readouterr()
+        code = run(arguments)
+        captured = capsys.readouterr()
+        return Done(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def settings(redis_url: str, database_url: str) -> Settings:
+    """Settings of this test's own servers."""
+    return Settings(redis_url=Secret(redis_url), database_url=Secret(database_url))
+
+
+def with_store(settings: Settings, use: Callable[[Store], Any]) -> Any:
+    """Call ``use`` with typed access to Redis, from a test that is not async."""
+
+    async def work() -> Any:
+        client = make_client(settings, name="test")
+        try:
+            return await use(Store(client))
+        finally:
+            await client.aclose()
+
+    return asyncio.run(work())
+
+
+def with_database(settings: Settings, use: Callable[[Connection], Any]) -> Any:
+    """Call ``use`` with a connection to PostgreSQL, from a test that is not async."""
+
+    async def work() -> Any:
+        async with await connect(settings, name="test") as connection:
+            return await use(connection)
+
+    return asyncio.run(work())

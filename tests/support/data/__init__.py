@@ -1,0 +1,1 @@
+"""Boards and history, written straight into the stores."""

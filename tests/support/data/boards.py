@@ -1,0 +1,39 @@
+"""Opens boards the way a reseed does: board row, fence, shadow, open."""
+
+from collections.abc import Sequence
+
+from scoreboard.model import SLOT_COUNT, Board, Partition, pack
+from scoreboard.store.store import Store
+
+
+async def fence(store: Store, partition: Partition, token: str) -> tuple[int, int]:
+    """Fence a partition as it stands, in the name of a token."""
+    return await store.fence(partition, token, await store.state(partition))
+
+
+async def open_board(
+    store: Store, board: Board | None = None, *, scores: Sequence[tuple[str, int]] = ()
+) -> Board:
+    """Open every partition of a board (default: ``main``, public), optionally with scores.
+
+    ``scores`` go to partition 0, one slot each in the order given; use them with one partition.
+    """
+    board = board or Board()
+    for number in range(board.layout.partitions):
+        partition = Partition(board.name, number)
+        epoch, seq = await fence(store, partition, "test")
+        page = [
+            (pack(score, SLOT_COUNT - 1 - place), user)
+            for place, (user, score) in enumerate(scores if number == 0 else ())
+        ]
+        await store.restore(partition, "test", page, first=True)
+        await store.open(
+            partition,
+            "test",
+            board,
+            epoch=epoch + 1,
+            seq=seq,
+            stream_id="0-0",
+            members=len(page),
+        )
+    return board

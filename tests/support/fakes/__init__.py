@@ -1,0 +1,1 @@
+"""Stand-ins for other people's programs, and peers that misbehave."""

@@ -1,0 +1,228 @@
+"""A streamer and a web server that do as a test says, to bring the page into every state.
+
+    async with Stage() as stage:
+        await stage.show(("alice", 30), ("bob", 20))     # the next seq, to every viewer
+        await stage.send(type="status", state="stale")
+        await stage.close_viewers(4401)
+
+It speaks `scoreboard.v1` as far as a viewer can see it, on a port of its own, and serves `web/` on
+another, under the policy the api sends. tests/browser/test_real_system.py has the real ones.
+"""
+
+import json
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, Self
+from urllib.parse import parse_qs, urlsplit
+
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.datastructures import Headers
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+
+from api.endpoints.page import policy as page_policy
+from scoreboard.runtime.resources import web_path
+from scoreboard.runtime.settings import load
+
+HOST = "127.0.0.1"
+# For tests of the client alone; the icon keeps the browser from asking for one.
+BLANK = b'<!doctype html><title>blank</title><link rel="icon" href="data:,">'
+CONTENT_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".json": "application/json",
+}
+
+
+@dataclass
+class Handshake:
+    """What a viewer asked for."""
+
+    path: str
+    board: str | None
+    subprotocols: list[str]
+
+    @property
+    def token(self) -> str | None:
+        """The token offered, if any."""
+        bearers = [name for name in self.subprotocols if name.startswith("bearer.")]
+        return bearers[0].removeprefix("bearer.") if bearers else None
+
+
+@dataclass
+class Stage:
+    """The servers; an async context manager."""
+
+    epoch: int = 1
+    seq: int = 0
+    board: str = "main"
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    refuse: HTTPStatus | None = None
+    greet: bool = True
+    api_status: HTTPStatus = HTTPStatus.NOT_FOUND
+    handshakes: list[Handshake] = field(default_factory=list)
+    received: list[dict[str, Any]] = field(default_factory=list)
+    close_at_once: int | None = None
+    config: dict[str, Any] | None = None
+    viewers: set[ServerConnection] = field(default_factory=set)
+    _pages: Server | None = None
+    _streamer: Server | None = None
+    _ws_port: int = 0
+
+    async def __aenter__(self) -> Self:
+        await self.start_streamer()
+        self._pages = await serve(
+            self._serve_viewer,
+            HOST,
+            0,
+            process_request=self._serve_page,
+            select_subprotocol=_select_subprotocol,
+            close_timeout=0.5,
+        )
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.stop_streamer()
+        if self._pages is not None:
+            self._pages.close()
+            await self._pages.wait_closed()
+
+    @property
+    def url(self) -> str:
+        """The address of the page."""
+        assert self._pages is not None
+        return f"http://{HOST}:{_port_of(self._pages)}/"
+
+    @property
+    def ws_url(self) -> str:
+        """The address of the pretended streamer."""
+        return f"ws://{HOST}:{self._ws_port}/ws/scoreboard"
+
+    async def start_streamer(self) -> None:
+        """Listen for viewers, after a stop on the same port as before."""
+        self._streamer = await serve(
+            self._serve_viewer,
+            HOST,
+            self._ws_port,
+            process_request=self._judge_viewer,
+            select_subprotocol=_select_subprotocol,
+            ping_interval=None,
+            close_timeout=0.5,
+        )
+        self._ws_port = _port_of(self._streamer)
+
+    async def stop_streamer(self) -> None:
+        """Close the port and cut every viewer off without a word."""
+        if self._streamer is not None:
+            for viewer in tuple(self.viewers):
+                viewer.transport.abort()
+            self._streamer.close()
+            await self._streamer.wait_closed()
+            self._streamer = None
+
+    async def show(self, *rows: tuple[str, int], seq: int | None = None) -> None:
+        """Send these players, best first, to every viewer, and to those who come later."""
+        self.seq = self.seq + 1 if seq is None else seq
+        self.rows = [
+            {"rank": rank, "userId": user_id, "score": score}
+            for rank, (user_id, score) in enumerate(rows, start=1)
+        ]
+        await self.send(**self.frame())
+
+    def frame(self, **changes: Any) -> dict[str, Any]:
+        """Give the current board as a message."""
+        return {
+            "type": "leaderboard",
+            "board": self.board,
+            "epoch": self.epoch,
+            "seq": self.seq,
+            "at": int(time.time() * 1000),
+            "leaderboard": self.rows,
+        } | changes
+
+    async def send(self, **message: Any) -> None:
+        """Send one message to every viewer."""
+        await self.send_text(json.dumps(message))
+
+    async def send_text(self, text: str) -> None:
+        """Send a text as it is to every viewer."""
+        for viewer in tuple(self.viewers):
+            with suppress(ConnectionClosed):
+                await viewer.send(text)
+
+    async def close_viewers(self, code: int, reason: str = "") -> None:
+        """Close every connection with a code."""
+        for viewer in tuple(self.viewers):
+            await viewer.close(code, reason)
+
+    async def _serve_viewer(self, viewer: ServerConnection) -> None:
+        self.viewers.add(viewer)
+        try:
+            if self.close_at_once is not None:
+                await viewer.close(self.close_at_once)
+                return
+            if self.greet:
+                await viewer.send(json.dumps(self.frame()))
+            async for text in viewer:
+                message = json.loads(text)
+                self.received.append(message)
+                if message["type"] == "sync":
+                    await viewer.send(json.dumps(self.frame()))
+        except ConnectionClosed:
+            pass
+        finally:
+            self.viewers.discard(viewer)
+
+    def _judge_viewer(self, viewer: ServerConnection, request: Request) -> Response | None:
+        offered = ",".join(request.headers.get_all("Sec-WebSocket-Protocol"))
+        board = parse_qs(urlsplit(request.path).query).get("board", [None])[0]
+        names = [name.strip() for name in offered.split(",") if name.strip()]
+        self.handshakes.append(Handshake(request.path, board, names))
+        if self.refuse is not None:
+            return _answer(self.refuse)
+        return None
+
+    def _serve_page(self, viewer: ServerConnection, request: Request) -> Response | None:
+        path = urlsplit(request.path).path
+        if path == "/ws/scoreboard":
+            return self._judge_viewer(viewer, request)
+        if path == "/config.json":
+            config = {"ws": self.ws_url} if self.config is None else self.config
+            return _answer(HTTPStatus.OK, json.dumps(config).encode(), ".json")
+        if path.startswith("/api/"):
+            return _answer(self.api_status, b"{}", ".json")
+        settings = load({"REDIS_URL": "redis://none", "SCOREBOARD_WS_PUBLIC_URL": self.ws_url})
+        policy = ("Content-Security-Policy", page_policy(settings, "/"))
+        if path == "/blank.html":
+            return _answer(HTTPStatus.OK, BLANK, ".html", policy)
+        file = (web_path() / (path.lstrip("/") or "index.html")).resolve()
+        if not file.is_relative_to(web_path().resolve()) or not file.is_file():
+            return _answer(HTTPStatus.NOT_FOUND)
+        return _answer(HTTPStatus.OK, file.read_bytes(), file.suffix, policy)
+
+
+def _select_subprotocol(viewer: ServerConnection, offered: Any) -> str:
+    assert "scoreboard.v1" in offered
+    return "scoreboard.v1"
+
+
+def _port_of(server: Server) -> int:
+    return next(iter(server.sockets)).getsockname()[1]
+
+
+def _answer(
+    status: HTTPStatus,
+    body: bytes = b"",
+    suffix: str = ".json",
+    *more: tuple[str, str],
+) -> Response:
+    headers = Headers([("Content-Type", CONTENT_TYPES[suffix]), ("Cache-Control", "no-store")])
+    headers["Content-Length"] = str(len(body))
+    headers["Connection"] = "close"
+    for name, value in more:
+        headers[name] = value
+    return Response(status.value, status.phrase, headers, body)

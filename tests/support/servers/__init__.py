@@ -1,0 +1,1 @@
+"""Real servers and processes of the system."""

@@ -1,0 +1,146 @@
+"""The api in the test's own process, on real Redis, or as the program that is shipped.
+
+    client = await start_api(rate_limit="app")
+    answer = await client.post("/api/scores/update", json=..., headers=client.bearer("alice"))
+
+It serves on a free port, as the shipped program does.
+"""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from api.app import Api, create_app
+from api.server import bind, serve
+from scoreboard.model import Board
+from scoreboard.runtime.lifecycle import Stop
+from scoreboard.runtime.settings import PREFIX, Settings, load
+from scoreboard.store.client import make_client
+from scoreboard.store.store import Store
+from tests.support.data.boards import open_board
+from tests.support.fakes.tokens import AUDIENCE, ISSUER, MakeToken
+
+UPDATE_PATH = "/api/scores/update"
+LEADERBOARD_PATH = "/api/scores/leaderboard"
+
+
+class ApiClient(httpx.AsyncClient):
+    """An HTTP client of one api, with tokens for it."""
+
+    api: Api
+    stop: Stop
+    served: "asyncio.Task[None]"
+    port: int = 0
+    make_token: MakeToken
+
+    def bearer(self, sub: str = "alice", scope: str | None = None, **claims: Any) -> dict[str, str]:
+        scope = scope or "update:score read:leaderboard"
+        return {"Authorization": f"Bearer {self.make_token(sub, scope, **claims)}"}
+
+    async def update(
+        self,
+        user: str = "alice",
+        action: str = "win:1",
+        *,
+        headers: dict[str, str] | None = None,
+        board: str | None = None,
+        **more: Any,
+    ) -> httpx.Response:
+        return await self.post(
+            UPDATE_PATH,
+            json={"userId": user, "actionId": action} | more,
+            headers=self.bearer(user) if headers is None else headers,
+            params={} if board is None else {"board": board},
+        )
+
+
+StartApi = Callable[..., Awaitable[ApiClient]]
+
+
+def api_settings(redis_url: str, jwks_file: Path | str, **more: object) -> Settings:
+    """Settings of an api; ``more`` are fields, such as ``rate_limit="app"``."""
+    environ = {
+        "REDIS_URL": redis_url,
+        "SCOREBOARD_JWKS_FILE": str(jwks_file),
+        "SCOREBOARD_ISSUER": ISSUER,
+        "SCOREBOARD_AUDIENCE": AUDIENCE,
+        "SCOREBOARD_RATE_LIMIT": "gateway",
+        # So that a test need not fill the catalogue; what the default does is tested by itself.
+        "SCOREBOARD_UNKNOWN_KINDS": "default",
+        "SCOREBOARD_API_PORT": "0",
+        "SCOREBOARD_API_METRICS_PORT": "0",
+        "SCOREBOARD_DRAIN_NOTICE_S": "0.05",
+    }
+    for field, value in more.items():
+        name = "DATABASE_URL" if field == "database_url" else PREFIX + field.upper()
+        environ[name] = str(value)
+    return load(environ)
+
+
+async def open_boards(redis_url: str, *boards: Board, **options: Any) -> None:
+    """Open boards on a Redis."""
+    client = make_client(load({"REDIS_URL": redis_url}), name="test")
+    try:
+        for board in boards or (Board(),):
+            await open_board(Store(client), board, **options)
+    finally:
+        await client.aclose()
+
+
+async def _hold(
+    client: ApiClient, settings: Settings, listener: socket.socket, started: asyncio.Event
+) -> None:
+    async with client.api.running():
+        await serve(client.api, settings, listener, client.stop, started=started.set)
+
+
+@pytest.fixture
+async def start_api(
+    redis_url: str, jwks_file: Path, make_token: MakeToken
+) -> AsyncIterator[StartApi]:
+    """Give a starter of apis; all are stopped after the test, whatever they ended with."""
+    async with AsyncExitStack() as stack:
+
+        async def start(
+            *,
+            url: str = redis_url,
+            open: tuple[Board, ...] = (Board(),),  # noqa: A002 (reads well where it is called)
+            direct: bool = True,
+            **more: object,
+        ) -> ApiClient:
+            if open:
+                await open_boards(url, *open)
+            settings = api_settings(url, more.pop("jwks_file", jwks_file), **more)
+            api = create_app(settings, direct=direct)
+            listener = bind("127.0.0.1", 0)
+            stack.callback(listener.close)
+            port = listener.getsockname()[1]
+            client = ApiClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=15)
+            client.port = port
+            client.api, client.stop, client.make_token = api, Stop(5), make_token
+            started = asyncio.Event()
+            client.served = asyncio.create_task(_hold(client, settings, listener, started))
+            stack.push_async_callback(_end, client)
+            waiting = asyncio.create_task(started.wait())
+            await asyncio.wait({waiting, client.served}, return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+            if client.served.done():
+                client.served.result()
+            return client
+
+        yield start
+
+
+async def _end(client: ApiClient) -> None:
+    await client.aclose()
+    client.stop.set()
+    await asyncio.wait({client.served}, timeout=10)
+    if not client.served.done():
+        client.served.cancel()
+    await asyncio.gather(client.served, return_exceptions=True)

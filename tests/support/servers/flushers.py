@@ -1,0 +1,262 @@
+"""Flushers for the tests, in process and as processes, and what must agree after them.
+
+async with flushing(settings):                      # on the loop of the test
+    await act(settings, Action("alice", "win:1", 10))
+    await eventually_async(lambda: is_drained(settings))
+check_books(settings)
+"""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import psycopg
+import redis
+
+from flusher.service import Flusher
+from scoreboard.model import Action, Board, Partition, Receipt, unpack_score
+from scoreboard.runtime.lifecycle import Stop
+from scoreboard.runtime.settings import Settings
+from scoreboard.store.client import make_client
+from scoreboard.store.dispatcher import Dispatcher
+from scoreboard.store.keys import GROUP, PartitionKeys
+from scoreboard.store.store import Store
+from tests.support.data.boards import open_board
+from tests.support.eventually import eventually
+
+MAIN = Partition("main")
+KEYS = PartitionKeys(MAIN)
+
+
+@asynccontextmanager
+async def store_of(settings: Settings) -> AsyncIterator[Store]:
+    client = make_client(settings, name="test")
+    try:
+        yield Store(client)
+    finally:
+        await client.aclose()
+
+
+async def make_board(settings: Settings, board: Board | None = None) -> Board:
+    """Make a board in PostgreSQL and open it, empty, in Redis."""
+    board = board or Board()
+    layout = board.layout
+    with psycopg.connect(settings.database_url.reveal()) as connection:
+        connection.execute(
+            "INSERT INTO boards VALUES (%s, %s, %s, %s, %s)",
+            (
+                board.name,
+                layout.partitions,
+                layout.seen_seconds,
+                layout.seen_shards,
+                board.is_public,
+            ),
+        )
+    async with store_of(settings) as store:
+        await open_board(store, board)
+    return board
+
+
+@asynccontextmanager
+async def flushing(settings: Settings) -> AsyncIterator[Flusher]:
+    """Run a flusher on this loop; stop it in its orderly way."""
+    stop = Stop(5.0)
+    flusher = Flusher(settings)
+    task = asyncio.create_task(flusher.serve(stop))
+    try:
+        yield flusher
+    finally:
+        stop.set()
+        await asyncio.wait_for(task, 10)
+
+
+@asynccontextmanager
+async def dispatching(settings: Settings) -> AsyncIterator[Dispatcher]:
+    dispatcher = Dispatcher(settings)
+    task = asyncio.create_task(dispatcher.run())
+    try:
+        yield dispatcher
+    finally:
+        dispatcher.close()
+        await asyncio.wait_for(task, 5)
+
+
+async def act(
+    settings: Settings, *actions: Action, board: str = "main"
+) -> list[Receipt | BaseException]:
+    """Submit actions at once; give each one's receipt or error."""
+    async with dispatching(settings) as dispatcher:
+        return await asyncio.gather(
+            *(dispatcher.submit(board, action) for action in actions), return_exceptions=True
+        )
+
+
+class FlusherProcess:
+    """`python -m flusher` with its log in a file; a context manager that leaves nothing behind."""
+
+    def __init__(self, settings: Settings, log: Path, **environment: str) -> None:
+        self.log = log
+        self._environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith("SCOREBOARD_")},
+            "REDIS_URL": settings.redis_url.reveal(),
+            "DATABASE_URL": settings.database_url.reveal(),
+            "SCOREBOARD_BOARDS": ",".join(settings.boards),
+            "SCOREBOARD_FLUSH_BATCH": str(settings.flush_batch),
+            "SCOREBOARD_FLUSHER_METRICS_PORT": "0",
+            "SCOREBOARD_LOG_LEVEL": "debug",
+            **environment,
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.kill()
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "flusher"], env=self._environment, stderr=log
+            )
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        assert self._process is not None
+        return self._process
+
+    def kill(self) -> None:
+        """SIGKILL, as a lost machine would."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self, within_s: float = 10) -> int:
+        """SIGTERM; give the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(within_s)
+
+    def pause(self) -> None:
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+    def lines(self, event: str = "") -> list[dict[str, Any]]:
+        """Give the log lines, or those of one event."""
+        if not self.log.exists():
+            return []
+        lines = [
+            json.loads(line)
+            for line in self.log.read_text().splitlines()
+            if line.startswith("{") and line.endswith("}")
+        ]
+        return [line for line in lines if not event or line["message"] == event]
+
+    def wait_for(self, event: str, count: int = 1, within_s: float = 10) -> dict[str, Any]:
+        """Wait until an event was logged ``count`` times; give the last one."""
+
+        def logged() -> list[dict[str, Any]]:
+            found = self.lines(event)
+            assert len(found) >= count, self.log.read_text()[-3000:] if self.log.exists() else ""
+            return found
+
+        return eventually(logged, within_s)[-1]
+
+
+def query(settings: Settings, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
+    """Ask PostgreSQL directly."""
+    with psycopg.connect(settings.database_url.reveal(), autocommit=True) as connection:
+        cursor = connection.execute(statement.encode(), parameters)
+        return cursor.fetchall() if cursor.description else []
+
+
+def positions(settings: Settings, board: str = "main") -> dict[int, int]:
+    """Give the committed seq of each partition."""
+    return dict(query(settings, "SELECT part, seq FROM flush_state WHERE board = %s", board))
+
+
+def is_drained(settings: Settings, board: str = "main", partitions: int = 1) -> bool:
+    """Whether PostgreSQL has all that Redis accepted, and the stream has been cut behind it."""
+    committed = positions(settings, board)
+    with redis.Redis.from_url(settings.redis_url.reveal(), decode_responses=True) as client:
+        for number in range(partitions):
+            keys = PartitionKeys(Partition(board, number))
+            if client.xlen(keys.events):
+                return False
+            if int(client.hget(keys.meta, "seq") or 0) != committed.get(number):
+                return False
+    return True
+
+
+def check_books(
+    settings: Settings,
+    acknowledged: Sequence[tuple[str, str, int]] | None = None,
+    *,
+    board: str = "main",
+    partitions: int = 1,
+) -> None:
+    """Assert I1, I2, I3 and I6 on a drained board; ``acknowledged`` are (user, action, delta)."""
+    ledger = query(
+        settings,
+        "SELECT u.external_id, e.action_id, e.delta FROM score_events e"
+        " JOIN users u ON u.id = e.user_id WHERE e.board = %s",
+        board,
+    )
+    if acknowledged is not None:
+        assert sorted(ledger) == sorted(acknowledged), "I1: the ledger is what was acknowledged"
+    sums: dict[str, int] = {}
+    for user, _, delta in ledger:
+        sums[user] = sums.get(user, 0) + delta
+    scores = dict(
+        query(
+            settings,
+            "SELECT u.external_id, s.score FROM scores s JOIN users u ON u.id = s.user_id"
+            " WHERE s.board = %s",
+            board,
+        )
+    )
+    assert scores == sums, "I2: scores are the sums of the ledger"
+    shown: dict[str, int] = {}
+    order: list[str] = []
+    with redis.Redis.from_url(settings.redis_url.reveal(), decode_responses=True) as client:
+        for number in range(partitions):
+            keys = PartitionKeys(Partition(board, number))
+            rows = client.zrange(keys.board, 0, -1, desc=True, withscores=True)
+            shown |= {user: unpack_score(int(packed)) for user, packed in rows}
+            order += [user for user, _ in rows]
+    assert shown == scores, "I3: Redis shows what PostgreSQL has"
+    if partitions == 1:
+        ranking = query(
+            settings,
+            "SELECT u.external_id FROM scores s JOIN users u ON u.id = s.user_id"
+            " WHERE s.board = %s ORDER BY s.score DESC, s.reached_at, s.last_seq",
+            board,
+        )
+        assert order == [user for (user,) in ranking], "I3: equals stand in order of arrival"
+    for number in range(partitions):
+        taken = query(
+            settings,
+            "SELECT seq FROM score_events WHERE board = %(b)s AND part = %(p)s"
+            " UNION SELECT seq FROM rejected_events WHERE board = %(b)s AND part = %(p)s"
+            " AND reason <> 'resolved'"
+            " UNION SELECT seq FROM dead_events WHERE board = %(b)s AND part = %(p)s"
+            " AND seq IS NOT NULL ORDER BY 1".replace("%(b)s", f"'{board}'").replace(
+                "%(p)s", str(number)
+            ),
+        )
+        taken = [(seq,) for (seq,) in taken if seq]  # 0: a parked entry that could not be read
+        assert [seq for (seq,) in taken] == list(range(1, len(taken) + 1)), "I6: seq is dense"
+
+
+def pending(settings: Settings) -> int:
+    """How many entries are delivered and not acknowledged."""
+    with redis.Redis.from_url(settings.redis_url.reveal(), decode_responses=True) as client:
+        return client.xpending(KEYS.events, GROUP)["pending"]

@@ -1,0 +1,75 @@
+"""The deployed users of Valkey and roles of PostgreSQL, on servers of the tests.
+
+Both come from the files that a deployment uses: deploy/docker/users.acl, postgres-roles.sql and
+sql/grants.sql (by `migrate`).
+"""
+
+import importlib.util
+import subprocess
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import redis
+
+from cli.embedded import binaries
+from cli.embedded.postgres_cluster import plain_environment
+
+DOCKER = Path(__file__).parents[3] / "deploy" / "docker"
+REDIS_USERS = ("api", "streamer", "flusher", "operator")
+DATABASE_USERS = ("api", "flusher", "operator")
+
+
+def load_script(path: Path) -> Any:
+    """Import a script that is in no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def make_users(admin: redis.Redis, password: str) -> None:
+    """Make the deployed users on a server; the default one stays as it is."""
+    bootstrap = load_script(DOCKER / "bootstrap.py")
+    template = (DOCKER / "users.acl").read_text()
+    lines = bootstrap.fill_in(template, dict.fromkeys(REDIS_USERS, password)).splitlines()
+    for line in lines:
+        _, name, *rules = _words(line)
+        if name != "default":
+            admin.execute_command("ACL", "SETUSER", name, "reset", *rules)
+
+
+def make_roles(owner_url: str, password: str) -> None:
+    """Make the deployed roles, as the owner of a database does before it is migrated."""
+    subprocess.run(
+        [
+            binaries.find_postgres().path("psql"),
+            *("-q", "-v", "ON_ERROR_STOP=1", "-f", str(DOCKER / "postgres-roles.sql"), owner_url),
+        ],
+        env=plain_environment() | {f"{name.upper()}_PASSWORD": password for name in DATABASE_USERS},
+        check=True,
+        timeout=30,
+        capture_output=True,
+    )
+
+
+def as_user(url: str, name: str, password: str) -> str:
+    """Return an address with another login."""
+    parts = urlsplit(url)
+    address = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{name}:{quote(password, safe='')}@{address}"))
+
+
+def _words(line: str) -> list[str]:
+    """Split a line of an ACL file; a selector in parentheses is one word."""
+    words: list[str] = []
+    depth = 0
+    for word in line.split(" "):
+        if depth:
+            words[-1] += " " + word
+        else:
+            words.append(word)
+        depth += word.count("(") - word.count(")")
+    return words

@@ -1,0 +1,111 @@
+"""Real servers for the tests: one Valkey and one PostgreSQL a session, emptied between tests.
+
+Tests that kill, stop or reconfigure a server make one of their own with `own_valkey` and
+`own_postgres`. All listen on free loopback ports and are stopped whatever happens.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import redis
+from psycopg import sql
+
+from cli.embedded.servers import EmbeddedPostgres, EmbeddedValkey
+
+OwnValkey = Callable[..., EmbeddedValkey]
+OwnPostgres = Callable[..., EmbeddedPostgres]
+
+_database_numbers = itertools.count(1)
+_TEMPLATE = "migrated_template"
+_POSTGRES_SETTINGS = {"full_page_writes": "off", "max_connections": "200"}
+
+
+@pytest.fixture(scope="session")
+def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]:
+    with EmbeddedValkey(tmp_path_factory.mktemp("valkey")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+    folder = tmp_path_factory.mktemp("postgres")
+    with EmbeddedPostgres(folder, fsync=False, settings=_POSTGRES_SETTINGS) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(valkey_server: EmbeddedValkey) -> str:
+    """The address of an empty Valkey."""
+    with redis.Redis.from_url(valkey_server.url) as client:
+        client.flushall()
+    return valkey_server.url
+
+
+@pytest.fixture
+def empty_database_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
+    """The address of a database of this test's own, without any table."""
+    yield from _database(postgres_server, template="template1")
+
+
+@pytest.fixture
+def database_url(postgres_server: EmbeddedPostgres, migrated_template: str) -> Iterator[str]:
+    """The address of a database of this test's own, migrated to the newest schema."""
+    yield from _database(postgres_server, template=migrated_template)
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres_server: EmbeddedPostgres) -> str:
+    """The name of a migrated database that nobody is connected to, to copy from."""
+    from scoreboard.ledger.migrations import migrate
+
+    _execute(postgres_server, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(_TEMPLATE)))
+    migrate(postgres_server.url_of(_TEMPLATE))
+    return _TEMPLATE
+
+
+@pytest.fixture
+def own_valkey(tmp_path: Path) -> Iterator[OwnValkey]:
+    """Give a maker of started Valkeys of this test's own, with EmbeddedValkey's options."""
+    with ExitStack() as stack:
+        numbers = itertools.count(1)
+
+        def make(data_dir: Path | None = None, **options: Any) -> EmbeddedValkey:
+            folder = data_dir or tmp_path / f"valkey-{next(numbers)}"
+            return stack.enter_context(EmbeddedValkey(folder, **options))
+
+        yield make
+
+
+@pytest.fixture
+def own_postgres(tmp_path: Path) -> Iterator[OwnPostgres]:
+    """Give a maker of started PostgreSQLs of this test's own, with EmbeddedPostgres's options."""
+    with ExitStack() as stack:
+        numbers = itertools.count(1)
+
+        def make(data_dir: Path | None = None, **options: Any) -> EmbeddedPostgres:
+            folder = data_dir or tmp_path / f"postgres-{next(numbers)}"
+            options = {"fsync": False, "settings": _POSTGRES_SETTINGS} | options
+            return stack.enter_context(EmbeddedPostgres(folder, **options))
+
+        yield make
+
+
+def _database(server: EmbeddedPostgres, *, template: str) -> Iterator[str]:
+    name = f"test_{next(_database_numbers)}"
+    create = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
+    _execute(server, create.format(sql.Identifier(name), sql.Identifier(template)))
+    try:
+        yield server.url_of(name)
+    finally:
+        drop = sql.SQL("DROP DATABASE {} WITH (FORCE)")
+        _execute(server, drop.format(sql.Identifier(name)))
+
+
+def _execute(server: EmbeddedPostgres, statement: sql.Composed) -> None:
+    with psycopg.connect(server.url_of("postgres"), autocommit=True) as connection:
+        connection.execute(statement)

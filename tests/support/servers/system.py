@@ -1,0 +1,162 @@
+"""The whole system as processes, each of which a test may kill and start again.
+
+`scoreboard up` ends when one of its parts does; here the parts stand by themselves.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from cli.embedded.server import free_port
+from cli.embedded.servers import EmbeddedPostgres, EmbeddedValkey
+from cli.running.processes import Service, wait_until_ready
+from cli.target import Running, write_note
+from scoreboard.ledger import migrations
+from scoreboard.security.tokens import LOCAL_ISSUER, READ, UPDATE, UPDATE_ANY, LocalIssuer
+
+NAMES = ("flusher", "streamer", "api")
+
+
+class System:
+    """Servers and services in one folder; ``settings`` are environment variables without prefix.
+
+    ``environments`` are whole environment variables of single services, which win.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        environments: Mapping[str, Mapping[str, str]] | None = None,
+        **settings: object,
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.valkey = EmbeddedValkey(folder / "valkey")
+        self.postgres = EmbeddedPostgres(folder / "postgres", fsync=False)
+        self.issuer = LocalIssuer.create(folder / "issuer")
+        self.services: dict[str, Service] = {}
+        self._settings = settings
+        self._environments = environments or {}
+        self._stack = ExitStack()
+
+    def start(self) -> None:
+        """Start everything on an opened board, and wait until it answers."""
+        for server in (self.valkey, self.postgres):
+            self._stack.callback(server.stop)
+            server.start()
+        migrations.migrate(self.postgres.url)
+        ports = {name: free_port() for name in ("api", "ws", "ws_health", "flusher_health")}
+        self.api = f"http://127.0.0.1:{ports['api']}"
+        self.ws = f"ws://127.0.0.1:{ports['ws']}/ws/scoreboard"
+        environment = {
+            **{name: text for name, text in os.environ.items() if "SCOREBOARD" not in name},
+            "REDIS_URL": self.valkey.url,
+            "DATABASE_URL": self.postgres.url,
+            "SCOREBOARD_API_PORT": str(ports["api"]),
+            "SCOREBOARD_WS_PORT": str(ports["ws"]),
+            "SCOREBOARD_WS_PUBLIC_URL": self.ws,
+            "SCOREBOARD_ORIGINS": self.api,
+            "SCOREBOARD_API_METRICS_PORT": "0",
+            "SCOREBOARD_WS_METRICS_PORT": str(ports["ws_health"]),
+            "SCOREBOARD_FLUSHER_METRICS_PORT": str(ports["flusher_health"]),
+            "SCOREBOARD_JWKS_FILE": str(self.issuer.jwks_file),
+            "SCOREBOARD_UNKNOWN_KINDS": "default",
+            "SCOREBOARD_ISSUER": LOCAL_ISSUER,
+            **{f"SCOREBOARD_{name.upper()}": str(value) for name, value in self._settings.items()},
+        }
+        # Operators have a login of their own: the one of the addresses.
+        noted = {
+            name: text
+            for name, text in environment.items()
+            if name.startswith("SCOREBOARD_") and "SECRET" not in name
+        }
+        running = Running(self.api, self.ws, self.valkey.url, self.postgres.url, {}, settings=noted)
+        write_note(self.folder, running)
+        assert self.run("board", "create", "main", "--if-missing").returncode == 0
+        assert self.run("reseed", "--if-uninitialised").returncode == 0
+        health = {
+            "flusher": ports["flusher_health"],
+            "streamer": ports["ws_health"],
+            "api": ports["api"],
+        }
+        for name in NAMES:
+            service = self.services[name] = Service(
+                name,
+                ["-m", name],
+                environment | dict(self._environments.get(name, {})),
+                self.folder / f"{name}.log",
+                ready_url=f"http://127.0.0.1:{health[name]}/health/ready",
+                drain_s=10,
+            )
+            self._stack.callback(service.stop)
+            service.start()
+        self.wait_until_ready()
+
+    def wait_until_ready(self, *names: str) -> None:
+        """Wait until the named services, or all, say that they are ready."""
+        wait_until_ready([self.services[name] for name in names or NAMES], lambda: None)
+
+    def stop(self) -> None:
+        """Stop everything, services first."""
+        self._stack.close()
+
+    def token(self, sub: str = "alice", *scopes: str) -> str:
+        """Give a token; without scopes a player's."""
+        return self.issuer.issue(sub, scopes or (UPDATE, READ))
+
+    def game_server(self) -> dict[str, str]:
+        """Give the headers of a game server, which no limit slows down."""
+        return {"Authorization": f"Bearer {self.token('arena', UPDATE_ANY, READ)}"}
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a `scoreboard` command on this system."""
+        return run_command(*arguments, "--data-dir", str(self.folder))
+
+
+def run_command(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run a `scoreboard` command as a process of its own, with ``settings`` in its environment."""
+    environment = {
+        name: text
+        for name, text in os.environ.items()
+        if "SCOREBOARD" not in name and name not in {"REDIS_URL", "DATABASE_URL"}
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+        env=environment | dict(settings),
+    )
+
+
+def processes_of(folder: Path) -> list[str]:
+    """List the processes, except our own, that name the folder in arguments or environment."""
+    wanted = str(folder).encode()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
+        except OSError:
+            continue  # it has just ended
+        is_ours = process.name == str(os.getpid())
+        if not is_ours and words[0] and any(wanted in text for text in words):
+            found.append(f"{process.name} {words[0].replace(bytes(1), b' ').decode()}")
+    return found
+
+
+@pytest.fixture
+def system(tmp_path: Path) -> Iterator[System]:
+    """A started system of this test's own."""
+    made = System(tmp_path / "system")
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
