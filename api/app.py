@@ -71,7 +71,7 @@ class Api:
             pool=self._pool,
         )
         self._commits = (
-            Commits(self._store, self._dispatcher, limit_s=settings.commit_timeout_s)
+            Commits(settings, self._store, self._dispatcher)
             if settings.acknowledge == "committed"
             else None
         )

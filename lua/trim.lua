@@ -1,13 +1,13 @@
 -- trim: acknowledge a committed batch, say how far PostgreSQL is, and cut the stream behind it.
 -- WHY       the stream is the only copy of what was acknowledged and not yet committed (I1); in one call, as each call waits for the disk
 -- KEYS      1 events stream · 2 meta hash
--- ARGV      1 group · 2 history under which the caller read · 3 epoch int · 4 stream id of the batch's last entry · 5 first seq int of the batch, 0 where it does not tell · 6 last seq int of the batch, 0 for none · 7+ stream id to acknowledge
+-- ARGV      1 group · 2 history under which the caller read · 3 epoch int · 4 stream id of the batch's last entry · 5 first seq int of the batch, 0 where it does not tell · 6 last seq int of the batch, 0 for none · 7 channel that announces commits · 8+ stream id to acknowledge
 -- BELIEFS   the entries stand in this very stream: history and epoch are compared · nothing before them waits for PostgreSQL: the first seq follows on the one known to be committed, or, where it does not tell, each entry before is acknowledged now or known to be committed; what is pending or was not delivered is not cut
 -- RETURNS   entries cut
 -- OUTCOMES  none
 -- REFUSES   UNINIT no epoch · STALE other history, other epoch, or something is left out before the batch · BADARG arguments
 -- WRITES    events meta
--- EMITS     nothing
+-- EMITS     `epoch:seq` on the channel where the committed position moved
 -- COST      O(n), n entries acknowledged or cut
 
 local ACKNOWLEDGED_AT_ONCE = 1000
@@ -15,6 +15,7 @@ local READ_AT_ONCE = 1000
 local events, meta = KEYS[1], KEYS[2]
 local group, history, epoch, last_id = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local first, last = tonumber(ARGV[5]), tonumber(ARGV[6])
+local channel = ARGV[7]
 
 -- Ids are compared as two numbers; as text '9-0' would stand behind '10-0'.
 local function parse(id)
@@ -36,10 +37,10 @@ local function whole(text)
   return number and number < 2 ^ 53 and number or nil
 end
 
-if not history or not epoch or not last_id or not parse(last_id) or not first or not last then
-  return redis.error_reply('BADARG a history, an epoch, a stream id or a seq is none')
+if not history or not epoch or not last_id or not parse(last_id) or not first or not last or not channel then
+  return redis.error_reply('BADARG expected a history, an epoch, a stream id, two seqs and a channel')
 end
-for i = 7, #ARGV do
+for i = 8, #ARGV do
   if not parse(ARGV[i]) then
     return redis.error_reply('BADARG an id to acknowledge is no stream id')
   end
@@ -81,7 +82,7 @@ if delivered and earlier(after(delivered), keep_from) then
 end
 if known and first == 0 then
   local listed = {}
-  for i = 7, #ARGV do
+  for i = 8, #ARGV do
     listed[ARGV[i]] = true
   end
   local from = '-'
@@ -102,12 +103,14 @@ end
 
 -- write
 if last > (known or 0) then
-  redis.call('HSET', meta, 'committed', string.format('%.0f:%.0f', epoch, last))
+  local position = string.format('%.0f:%.0f', epoch, last)
+  redis.call('HSET', meta, 'committed', position)
+  redis.pcall('PUBLISH', channel, position) -- a hint only: a user without the channel may trim all the same
 end
 if not delivered then -- without its group nobody knows what was delivered: cut nothing
   return 0
 end
-for from = 7, #ARGV, ACKNOWLEDGED_AT_ONCE do
+for from = 8, #ARGV, ACKNOWLEDGED_AT_ONCE do
   local to = math.min(from + ACKNOWLEDGED_AT_ONCE - 1, #ARGV)
   redis.call('XACK', events, group, unpack(ARGV, from, to))
 end

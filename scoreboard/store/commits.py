@@ -1,12 +1,13 @@
 """Lets callers wait until PostgreSQL has committed what Redis accepted.
 
-The api uses it with ``SCOREBOARD_ACKNOWLEDGE=committed``. The flusher says in the partition's meta
-how far it is; one reader per process looks there while anybody waits, however many wait. That is
-only a hint: after a failover the same epoch and seq may be another user's action. So the action is
-then submitted again, and Redis says at once, of one moment and one history of writes, whether it
-remembers this very action and whether its seq is committed (docs/decisions/0042).
+The api uses it with ``SCOREBOARD_ACKNOWLEDGE=committed``. The flusher's trim writes the committed
+position into the partition's meta and announces it; one reader per process then reads the positions
+of all partitions with waiting callers (docs/decisions/0071). A position is only a hint: after a
+failover the same epoch and seq may be another user's action. So the action is submitted again, and
+one reply of Redis says whether it remembers this action and whether its seq is committed
+(docs/decisions/0042).
 
-What stays true: nobody is told "committed" who is not, and every wait ends.
+Invariants: no caller is told "committed" whose action is not in PostgreSQL, and every wait ends.
 """
 
 import asyncio
@@ -17,12 +18,18 @@ from typing import Final
 
 from scoreboard.errors import OutcomeUnknown, ScoreboardError
 from scoreboard.model import Action, Partition, Receipt, partition_of
+from scoreboard.runtime.settings import Settings
 from scoreboard.store.dispatcher import Dispatcher
+from scoreboard.store.keys import COMMITS_PREFIX
 from scoreboard.store.partitions import PartitionState
 from scoreboard.store.store import Store
+from scoreboard.store.subscription import Subscription
 
-LOOK_EVERY_S: Final = 0.01
-"""Between two looks while somebody waits; the flusher commits every few tens of milliseconds."""
+READ_EVERY_S: Final = 0.25
+"""Between two reads while somebody waits and commits are announced: a message may be lost."""
+
+UNHEARD_S: Final = 0.01
+"""The same while the subscription is down."""
 
 
 class _Watch:
@@ -68,11 +75,20 @@ def _wake(future: "asyncio.Future[None]") -> None:
 class Commits:
     """Waits for commits. Run ``run`` in a task group; ``confirm`` from anywhere."""
 
-    def __init__(self, store: Store, dispatcher: Dispatcher, *, limit_s: float) -> None:
-        """``limit_s`` is the longest wait of a caller."""
+    def __init__(self, settings: Settings, store: Store, dispatcher: Dispatcher) -> None:
         self._store = store
         self._dispatcher = dispatcher
-        self._limit_s = limit_s
+        self._limit_s = settings.commit_timeout_s
+        self._is_due = asyncio.Event()
+        """Set when the positions should be read at once."""
+        self._announcements = Subscription(
+            settings,
+            [COMMITS_PREFIX + board for board in settings.boards],
+            name="api-commits",
+            on_change=lambda _channel: self._is_due.set(),
+            on_up=self._is_due.set,
+            on_down=self._is_due.set,
+        )
         self._partitions: dict[str, int] = {}
         self._watches: dict[Partition, _Watch] = {}
         self._order = count()
@@ -101,19 +117,28 @@ class Commits:
         return receipt
 
     async def run(self) -> None:
-        """Look for commits while anybody waits, until cancelled."""
-        while True:
-            await self._is_needed.wait()
-            self._is_needed.clear()
-            for watch in list(self._watches.values()):
-                if not watch.waiting:
-                    watch.epoch = 0
-                    continue
-                with suppress(ScoreboardError):  # the waits have a limit of their own
-                    self._move(watch, await self._store.state(watch.partition))
-                if watch.waiting:
-                    self._is_needed.set()
-            await asyncio.sleep(LOOK_EVERY_S)
+        """Follow the committed positions while anybody waits, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._announcements.run())
+            while True:
+                await self._is_needed.wait()
+                self._is_needed.clear()
+                self._is_due.clear()
+                await self._read_positions()
+                pause_s = READ_EVERY_S if self._announcements.is_up else UNHEARD_S
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause_s):
+                        await self._is_due.wait()
+
+    async def _read_positions(self) -> None:
+        for watch in list(self._watches.values()):
+            if not watch.waiting:
+                watch.epoch = 0
+                continue
+            with suppress(ScoreboardError):  # the waits have a limit of their own
+                self._move(watch, await self._store.state(watch.partition))
+            if watch.waiting:
+                self._is_needed.set()
 
     def _move(self, watch: _Watch, state: PartitionState) -> None:
         known = self._partitions.get(watch.partition.board)

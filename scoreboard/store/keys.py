@@ -17,6 +17,9 @@ ACTIONS: Final = "sb:actions"
 ACTIONS_CHANGED: Final = "sb:actions:changed"
 """Channel: the catalogue was written; the message is its version."""
 
+COMMITS_PREFIX: Final = "sb:commits:"
+"""Channel of a board: PostgreSQL committed actions; the message is ``epoch:seq`` of a partition."""
+
 LIMIT_PREFIX: Final = "sb:limit"
 """Prefix of the api's own rate-limit counters (only with SCOREBOARD_RATE_LIMIT=app)."""
 

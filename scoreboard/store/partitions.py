@@ -16,7 +16,7 @@ from scoreboard.model import (
     Partition,
     StreamId,
 )
-from scoreboard.store.keys import GROUP, PartitionKeys
+from scoreboard.store.keys import COMMITS_PREFIX, GROUP, PartitionKeys
 from scoreboard.store.replies import ask, convert, error_of, reading
 from scoreboard.store.scripts import Script, call
 
@@ -216,5 +216,7 @@ class Partitions:
         """
         keys = PartitionKeys(partition)
         names = [keys.events, keys.meta]
-        args: list[object] = [GROUP, history, epoch, last_id, first_seq, last_seq, *acknowledged]
+        channel = COMMITS_PREFIX + partition.board
+        args: list[object] = [GROUP, history, epoch, last_id, first_seq, last_seq, channel]
+        args += acknowledged
         return await call(self._client, _TRIM, names, args, int)

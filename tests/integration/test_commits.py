@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 
 from cli.embedded.servers import EmbeddedValkey
@@ -60,7 +61,8 @@ async def waiting(
     settings: Settings, store: Store, *, limit_s: float = 10.0
 ) -> AsyncIterator[Waiting]:
     async with dispatching(settings) as dispatcher:
-        commits = Commits(store, dispatcher, limit_s=limit_s)
+        within = msgspec.structs.replace(settings, commit_timeout_s=limit_s)
+        commits = Commits(within, store, dispatcher)
         task = asyncio.create_task(commits.run())
         try:
             yield Waiting(dispatcher, commits)
@@ -95,6 +97,28 @@ async def test_who_waits_is_told_when_postgres_has_it(settings: Settings) -> Non
         again = await one.act("alice")
         assert (again.replayed, again.committed) == (True, True)
         assert await one.confirm("alice", again) == again
+
+
+async def test_the_announcement_of_a_commit_ends_the_wait(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scoreboard.store.commits.READ_EVERY_S", 60.0)
+    await make_board(settings)
+    async with store_of(settings) as store, waiting(settings, store) as one, flushing(settings):
+        await eventually_async(lambda: one.commits._announcements.is_up)
+        for number in range(5):
+            receipt = await one.act("alice", str(number))
+            assert (await one.confirm("alice", receipt, str(number))).committed
+
+
+async def test_a_lost_announcement_delays_a_wait_by_one_read(settings: Settings) -> None:
+    await make_board(settings)
+    async with store_of(settings) as store, waiting(settings, store) as one, flushing(settings):
+        await eventually_async(lambda: one.commits._announcements.is_up)
+        one.commits._announcements._on_change = lambda _channel: None
+        receipt = await one.act("alice")
+
+        assert (await one.confirm("alice", receipt)).committed
 
 
 async def test_a_wait_ends_and_says_that_it_is_not_known(settings: Settings) -> None:

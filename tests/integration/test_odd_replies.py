@@ -68,7 +68,9 @@ class Calls:
         store = self.store = Store(text)
         census = Scanner(text)
         consumer = Consumer(raw, store, MAIN, timeout_s=settings.redis_timeout_s)
-        self.commits = Commits(store, dispatcher, limit_s=LIMIT_S)
+        self.commits = Commits(
+            msgspec.structs.replace(settings, commit_timeout_s=LIMIT_S), store, dispatcher
+        )
         self.limiter = Limiter(settings)
         board = Board("main", Layout(2, 60, 2))
         self.table: dict[str, Call] = {

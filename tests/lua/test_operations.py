@@ -4,12 +4,13 @@ import pytest
 import redis
 
 from scoreboard.model import SLOT_COUNT, digest_of, pack
-from scoreboard.store.keys import ACTIONS, GROUP
+from scoreboard.store.keys import ACTIONS, COMMITS_PREFIX, GROUP
 from tests.support.clients.scripts import KEYS, LAYOUT, Scripts, text
 
 from .conftest import on_the_real_server
 
 TRIM = [KEYS.events, KEYS.meta]
+COMMITS = COMMITS_PREFIX + "main"
 SWAP = [KEYS.board, KEYS.shadow, KEYS.events, KEYS.meta, KEYS.changes]
 
 
@@ -30,7 +31,7 @@ def streamed(opened: Scripts) -> Scripts:
 
 
 def trim(scripts: Scripts, got: list[str], *, first: int, last: int, epoch: int = 1) -> int:
-    args = (GROUP, scripts.history, epoch, got[-1], first, last, *got)
+    args = (GROUP, scripts.history, epoch, got[-1], first, last, COMMITS, *got)
     return scripts.run("trim", TRIM, *args)
 
 
@@ -43,6 +44,22 @@ def test_trimming_acknowledges_cuts_and_says_how_far_postgres_is(streamed: Scrip
     assert len(ids(streamed)) == 4
     assert streamed.client.xpending(KEYS.events, GROUP)["pending"] == 0
     assert text(streamed.client.hget(KEYS.meta, "committed")) == "1:6"
+
+
+@on_the_real_server
+def test_trim_announces_a_committed_position_that_moved(streamed: Scripts) -> None:
+    got = deliver(streamed, 6)
+    with streamed.client.pubsub(ignore_subscribe_messages=True) as listener:
+        listener.subscribe(COMMITS)
+        listener.get_message(timeout=1)
+
+        trim(streamed, got, first=1, last=6)
+        trim(streamed, got, first=1, last=6)
+
+        message = listener.get_message(timeout=1)
+        assert message is not None
+        assert text(message["data"]) == "1:6"
+        assert listener.get_message(timeout=0.05) is None
 
 
 @on_the_real_server
@@ -84,7 +101,7 @@ def test_trimming_for_a_caller_that_believes_something_else_changes_nothing(
     got = deliver(streamed, 9)
     trim(streamed, got[:6], first=1, last=6)
     before = streamed.snapshot()
-    args: list[object] = [GROUP, streamed.history, 1, got[-1], 7, 9, *got[6:]]
+    args: list[object] = [GROUP, streamed.history, 1, got[-1], 7, 9, COMMITS, *got[6:]]
     for place, value in changed.items():
         args[place] = value
 
@@ -130,7 +147,7 @@ def test_what_a_deleted_consumer_had_is_not_cut_behind_rubbish(
     got = deliver(streamed, 2)
     before = streamed.snapshot()
 
-    args = (GROUP, streamed.history, 1, got[-1], 11 if is_whole else 0, 11, *got)
+    args = (GROUP, streamed.history, 1, got[-1], 11 if is_whole else 0, 11, COMMITS, *got)
 
     assert streamed.refuses("trim", TRIM, *args).startswith("STALE ")
     assert streamed.snapshot() == before
@@ -138,15 +155,15 @@ def test_what_a_deleted_consumer_had_is_not_cut_behind_rubbish(
 
 @on_the_real_server
 def test_trimming_an_emptied_partition_is_refused(scripts: Scripts) -> None:
-    args = (GROUP, scripts.history, 1, "5-0", 1, 1)
+    args = (GROUP, scripts.history, 1, "5-0", 1, 1, COMMITS)
 
     assert scripts.refuses("trim", TRIM, *args).startswith("UNINIT ")
 
 
 @on_the_real_server
 def test_trimming_wants_a_stream_id(opened: Scripts) -> None:
-    good: list[object] = [GROUP, opened.history, 1, "5-0", 1, 1, "5-0"]
-    for place, value in [(3, "soon"), (2, "x"), (4, "x"), (5, "x"), (6, "soon")]:
+    good: list[object] = [GROUP, opened.history, 1, "5-0", 1, 1, COMMITS, "5-0"]
+    for place, value in [(3, "soon"), (2, "x"), (4, "x"), (5, "x"), (7, "soon")]:
         args = [*good[:place], value, *good[place + 1 :]]
         assert opened.refuses("trim", TRIM, *args).startswith("BADARG ")
 

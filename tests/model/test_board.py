@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from scoreboard.model import SCORE_MAX, SLOT_COUNT, unpack_score
-from scoreboard.store.keys import GROUP
+from scoreboard.store.keys import COMMITS_PREFIX, GROUP
 from tests.support.clients.scripts import KEYS, LAYOUT, Scripts
 
 TRIM = [KEYS.events, KEYS.meta]
@@ -84,7 +84,16 @@ class BoardMachine(RuleBasedStateMachine):
         if got:
             ids = [position for position, _ in got[0][1]]
             first, last = self.stream[0][0], self.stream[len(ids) - 1][0]
-            args = (GROUP, self.scripts.history, self.epoch, ids[-1], first, last, *ids)
+            args = (
+                GROUP,
+                self.scripts.history,
+                self.epoch,
+                ids[-1],
+                first,
+                last,
+                COMMITS_PREFIX + "main",
+                *ids,
+            )
             assert self.scripts.run("trim", TRIM, *args) == len(ids)
             del self.stream[: len(ids)]
 
