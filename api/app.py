@@ -36,7 +36,7 @@ from scoreboard.security.credentials import keep_fresh
 from scoreboard.security.tokens import Verifier
 from scoreboard.store.catalogue import Catalogue
 from scoreboard.store.client import make_client, require_durability
-from scoreboard.store.commits import Commits
+from scoreboard.store.commit_waiter import CommitWaiter
 from scoreboard.store.dispatcher import Dispatcher
 from scoreboard.store.store import Store
 
@@ -71,7 +71,7 @@ class Api:
             pool=self._pool,
         )
         self._commits = (
-            Commits(settings, self._store, self._dispatcher)
+            CommitWaiter(settings, self._store, self._dispatcher)
             if settings.acknowledge == "committed"
             else None
         )

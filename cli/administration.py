@@ -11,10 +11,16 @@ from scoreboard.ledger.actions import insert_action, select_actions
 from scoreboard.ledger.audit import insert_audit
 from scoreboard.ledger.boards import insert_board, select_board
 from scoreboard.ledger.migrations import require_current
-from scoreboard.ledger.pool import Connection, reaching
+from scoreboard.ledger.pool import Connection, translate_errors
 from scoreboard.model import Board
 from scoreboard.recovery.mirror import mirror_catalogue
-from scoreboard.recovery.reseed import SESSION, Report, Reseeded, find_closed, find_due
+from scoreboard.recovery.reseed import (
+    SESSION,
+    ReportProgress,
+    Reseeded,
+    choose_partitions,
+    find_unavailable,
+)
 from scoreboard.recovery.reseed import reseed as rebuild
 from scoreboard.runtime.settings import Settings
 
@@ -24,7 +30,7 @@ async def make_board(connection: Connection, made: Board, *, actor: str) -> bool
 
     Raises DatabaseUnavailable.
     """
-    async with reaching(), connection.transaction():
+    async with translate_errors(), connection.transaction():
         if not await insert_board(connection, made):
             return False
         detail = {"layout": str(made.layout), "public": made.is_public}
@@ -41,7 +47,7 @@ async def reseed_board(
     force: bool,
     only_closed: bool,
     actor: str,
-    report: Report,
+    report: ReportProgress,
 ) -> Reseeded | None:
     """Reseed a board by its name; give what was done, None where ``only_closed`` left it alone.
 
@@ -52,11 +58,11 @@ async def reseed_board(
         await require_current(connection)
         found = await select_board(connection, name)
         if only_closed and not force:
-            numbers = await find_closed(store, found)
+            numbers = await find_unavailable(store, found)
             if not numbers:
                 return None
         else:
-            numbers = await find_due(store, found, force=force)
+            numbers = await choose_partitions(store, found, force=force)
         return await rebuild(store, connection, found, numbers, actor=actor, report=report)
 
 
@@ -68,7 +74,7 @@ async def fill_catalogue(settings: Settings, kinds: Mapping[str, int], *, actor:
     async with open_database(settings) as connection:
         if await select_actions(connection):
             return
-        async with reaching(), connection.transaction():
+        async with translate_errors(), connection.transaction():
             for kind, points in kinds.items():
                 if await insert_action(connection, kind, points):
                     await note_points(connection, kind, points, actor=actor)

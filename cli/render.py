@@ -22,7 +22,7 @@ from rich.table import Table
 
 from cli.text import visible
 from scoreboard.errors import Broken, OperatorMistake
-from scoreboard.recovery.reseed import Report
+from scoreboard.recovery.reseed import ReportProgress
 from scoreboard.runtime.telemetry import setup_logging
 
 LINE_EVERY_S: Final = 5.0
@@ -132,7 +132,7 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 @contextmanager
-def progress() -> Iterator[Report]:
+def progress() -> Iterator[ReportProgress]:
     """Give what long work reports its steps to: bars on a terminal, else a line every 5 s."""
     if _is_quiet():
         yield lambda _step, _done, _total: None
@@ -144,7 +144,7 @@ def progress() -> Iterator[Report]:
 
 
 @contextmanager
-def _bars() -> Iterator[Report]:
+def _bars() -> Iterator[ReportProgress]:
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),

@@ -17,7 +17,7 @@ from scoreboard.events import (
     BadRecord,
     Event,
     decode,
-    moment,
+    event_time,
 )
 from scoreboard.model import kind_of, user_uuid
 
@@ -109,7 +109,7 @@ def build(entries: Iterable[Entry]) -> Batch:
     return Batch(kept, tuple(actions), tuple(corrections), tuple(bad), tuple(steps), rows(actions))
 
 
-def follow(batch: Batch, committed: int) -> Progress:
+def advance(batch: Batch, committed: int) -> Progress:
     """Walk a batch from the committed seq; a gap is reported once, and then walked past.
 
     An entry whose seq cannot be read may stand for a missing one, as it takes its place in the
@@ -145,17 +145,11 @@ def rows(actions: Sequence[Event]) -> list[Row]:
             event.score_after,
             kind_of(event.action_id),
             event.request_id or None,
-            moment(event.stream_id),
+            event_time(event.stream_id),
             last[event.user_id] == place,
         )
         for place, event in enumerate(actions)
     ]
-
-
-def order_of(stream_id: str) -> tuple[int, int]:
-    """Give a stream id as the numbers it sorts by; as text 9-0 would stand behind 10-0."""
-    milliseconds, _, number = stream_id.partition("-")
-    return int(milliseconds), int(number)
 
 
 def _beyond_columns(event: Event) -> str:

@@ -19,7 +19,7 @@ from flusher.batch import Batch, Entry
 from scoreboard.errors import Unavailable, UnexpectedReply
 from scoreboard.model import STREAM_ID_PATTERN, Partition
 from scoreboard.store.keys import GROUP, PartitionKeys
-from scoreboard.store.replies import ask, first_word
+from scoreboard.store.replies import error_code, read_reply
 from scoreboard.store.store import Store
 
 RedisClient = aioredis.Redis
@@ -100,10 +100,10 @@ class Consumer:
         """
         create = self._client.xgroup_create(self._events, GROUP, id="0", mkstream=True)
         try:
-            await ask(create, object, f"XGROUP CREATE {self._events}")
+            await read_reply(create, object, f"XGROUP CREATE {self._events}")
         except UnexpectedReply as error:
             cause = error.__cause__
-            if isinstance(cause, ResponseError) and first_word(cause) == "BUSYGROUP":
+            if isinstance(cause, ResponseError) and error_code(cause) == "BUSYGROUP":
                 return False
             raise
         return True
@@ -141,11 +141,11 @@ class Consumer:
         return entries
 
     async def acknowledge(
-        self, batch: Batch, *, history: str, epoch: int, skip_gaps: bool = False
+        self, batch: Batch, *, replication_id: str, epoch: int, skip_gaps: bool = False
     ) -> None:
         """Give up the entries of a committed batch, cut the stream, announce how far it reached.
 
-        ``history`` was read before the entries. With ``skip_gaps`` entries before them may be
+        ``replication_id`` was read before the entries. ``skip_gaps``: entries before them may be
         missing.
 
         Raises Outdated (``start_over``), Uninitialised, RedisUnavailable, ScriptFailed: the entries
@@ -158,7 +158,7 @@ class Consumer:
             self._partition,
             batch.last_id,
             batch.ids,
-            history=history,
+            replication_id=replication_id,
             epoch=epoch,
             first_seq=min(seqs, default=0) if is_whole else 0,
             last_seq=max(seqs, default=0),
@@ -201,11 +201,11 @@ class Consumer:
 
     async def _ask(self, waiting: Awaitable[Any], shape: type[_Shape], command: str) -> _Shape:
         try:
-            return await ask(waiting, shape, f"{command} {self._events}")
+            return await read_reply(waiting, shape, f"{command} {self._events}")
         except UnexpectedReply as error:
             cause = error.__cause__
             if isinstance(cause, ResponseError) and (
-                first_word(cause) in {"NOGROUP", "UNBLOCKED"} or "no such key" in str(cause)
+                error_code(cause) in {"NOGROUP", "UNBLOCKED"} or "no such key" in str(cause)
             ):
                 raise GroupMissing from cause
             raise

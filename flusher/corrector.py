@@ -9,11 +9,11 @@ from typing import Final
 
 from flusher.writer import Writer
 from scoreboard.events import BIGINT_MAX
-from scoreboard.ledger import parked
+from scoreboard.ledger import dead_letters
 from scoreboard.ledger.positions import Position
 from scoreboard.model import Partition
 from scoreboard.runtime.telemetry import get_logger
-from scoreboard.store.corrections import ExpectedScore, settle
+from scoreboard.store.corrections import ExpectedScore, correct_scores
 from scoreboard.store.store import Store
 
 LATEST: Final = Position(BIGINT_MAX, BIGINT_MAX)
@@ -29,23 +29,26 @@ async def correct(writer: Writer, store: Store, partition: Partition, epoch: int
 
     Raises DatabaseUnavailable, RedisUnavailable, and Live.repair's refusals.
     """
-    async with writer.holding(epoch) as position:
+    async with writer.locked(epoch) as position:
         if position is None:
             return False  # a reseed came between, and with it the right scores
-        due = await writer.open_duplicates()
+        due = await writer.open_late_duplicates()
         if not due:
             return False
         owed = await writer.owed()
         expected_scores = [
-            ExpectedScore(user, parked.due(score, owed.get(user))) for user, score in due
+            ExpectedScore(user, dead_letters.expected_score(score, owed.get(user)))
+            for user, score in due
         ]
-        tail = await store.tail(
+        uncommitted = await store.read_uncommitted(
             partition, epoch=epoch, seq=position.seq, stream_id=position.stream_id
         )
-        states = await settle(store, partition, expected_scores, tail, writer.arrivals)
+        states = await correct_scores(
+            store, partition, expected_scores, uncommitted, writer.arrivals
+        )
         for expected, state in zip(expected_scores, states, strict=True):
             if state.outcome == "unchanged":
-                await writer.close_duplicates(expected.user_id, LATEST)
+                await writer.close_late_duplicates(expected.user_id, LATEST)
             else:
                 _log.warning(
                     "score_corrected",

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from flusher import metrics
-from flusher.lane import PartitionFlusher
+from flusher.partition import PartitionFlusher
 from scoreboard.errors import ScoreboardError
 from scoreboard.runtime.lifecycle import Stop
 from scoreboard.store.store import Store

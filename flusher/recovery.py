@@ -45,7 +45,7 @@ class Finding(Enum):
         return self in {Finding.REWOUND, Finding.OLD_EPOCH, Finding.RESUME}
 
 
-def diagnose(committed: Position, state: PartitionState) -> Finding:
+def compare_positions(committed: Position, state: PartitionState) -> Finding:
     """Compare what is committed with where Redis stands; read the first before the second."""
     if not state.epoch:
         return Finding.EMPTY

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from typing import Final
 
 from flusher.consumer import Consumer, RedisClient
-from flusher.lane import PartitionFlusher
+from flusher.partition import PartitionFlusher
 from flusher.probe import Probe
 from flusher.session import require_ready
 from scoreboard.errors import ScoreboardError, Unavailable, UnexpectedReply
@@ -45,7 +45,7 @@ class Flusher:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.lanes: list[PartitionFlusher] = []
+        self.partitions: list[PartitionFlusher] = []
         """One for each partition that was found to need one."""
         self._awaited: set[str] = set()
         self._unreadable: set[Partition] = set()
@@ -58,9 +58,9 @@ class Flusher:
         BUILD_INFO.labels(version("scoreboard"), "flusher").set(1)
         async with AsyncExitStack() as stack:
             store = Store(await stack.enter_async_context(self._client("flusher")))
-            await _patiently(self._require_redis, stop)
-            await _patiently(self._require_database, stop)
-            probe = Probe(self.lanes, store)
+            await _wait_until_ready(self._require_redis, stop)
+            await _wait_until_ready(self._require_database, stop)
+            probe = Probe(self.partitions, store)
             operators = bind_operators(
                 self._settings.metrics_host,
                 self._settings.flusher_metrics_port,
@@ -85,14 +85,14 @@ class Flusher:
                         async with asyncio.timeout(SEARCH_LIMIT_S):
                             found = await self._find(connection, store)
                         for partition in found:
-                            lane = self._make_lane(clients, store, partition)
+                            lane = self._add_partition(clients, store, partition)
                             group.create_task(lane.run(stop))
                         attempt = 0
                         await stop.sleep(SEARCH_EVERY_S)
             except (ScoreboardError, TimeoutError) as error:
                 if attempt == 0:
                     reason = error.detail if isinstance(error, ScoreboardError) else "no answer"
-                    _log.warning("search_postponed", reason=reason)
+                    _log.warning("partition_search_failed", reason=reason)
             await stop.sleep(backoff_s(attempt, most_s=SEARCH_EVERY_S))
             attempt += 1
 
@@ -101,16 +101,18 @@ class Flusher:
         boards = await select_boards(connection)
         missing = set(self._settings.boards) - {board.name for board in boards}
         for name in sorted(missing - self._awaited):
-            _log.warning("board_awaited", board=name)
+            _log.warning("board_missing", board=name)
         self._awaited = missing
         return [
             partition
             for board in boards
-            for partition in await self._wanting(connection, store, board)
+            for partition in await self._unserved(connection, store, board)
         ]
 
-    async def _wanting(self, connection: Connection, store: Store, board: Board) -> list[Partition]:
-        served = {lane.partition for lane in self.lanes}
+    async def _unserved(
+        self, connection: Connection, store: Store, board: Board
+    ) -> list[Partition]:
+        served = {lane.partition for lane in self.partitions}
         numbers = range(board.layout.partitions)
         is_ours = board.name in self._settings.boards
         found: list[Partition] = []
@@ -145,7 +147,7 @@ class Flusher:
             _log.warning(event, partition=str(partition))
         return is_used
 
-    def _make_lane(
+    def _add_partition(
         self, clients: AsyncExitStack, store: Store, partition: Partition
     ) -> PartitionFlusher:
         # A client each: a blocking read occupies its connection.
@@ -153,7 +155,7 @@ class Flusher:
         clients.push_async_callback(client.aclose)
         consumer = Consumer(client, store, partition, timeout_s=self._settings.redis_timeout_s)
         lane = PartitionFlusher(partition, self._settings, consumer, store)
-        self.lanes.append(lane)
+        self.partitions.append(lane)
         return lane
 
     async def _require_redis(self) -> None:
@@ -185,7 +187,7 @@ class Flusher:
             await connection.close()
 
 
-async def _patiently(check: Callable[[], Awaitable[None]], stop: Stop) -> None:
+async def _wait_until_ready(check: Callable[[], Awaitable[None]], stop: Stop) -> None:
     """Repeat a check until its server answers."""
     attempt = 0
     while not stop.is_set:
@@ -193,7 +195,7 @@ async def _patiently(check: Callable[[], Awaitable[None]], stop: Stop) -> None:
             await check()
         except Unavailable as error:
             if attempt == 0:
-                _log.warning("server_awaited", code=error.code, reason=error.detail)
+                _log.warning("dependency_unavailable", code=error.code, reason=error.detail)
         else:
             return
         await stop.sleep(backoff_s(attempt))

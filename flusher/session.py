@@ -14,7 +14,7 @@ import psycopg
 
 from scoreboard.errors import DatabaseUnavailable, UnsafeDatabase
 from scoreboard.ledger.migrations import require_current
-from scoreboard.ledger.pool import Connection, connect, describe, reaching
+from scoreboard.ledger.pool import Connection, connect, describe, translate_errors
 from scoreboard.ledger.positions import Position
 from scoreboard.ledger.sessions import require_session
 from scoreboard.model import Partition
@@ -24,7 +24,7 @@ from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
 
 _CREATE_BATCH: Final = resources.query("create_flush_batch")
-_LOCK_STATE: Final = resources.query("lock_flush_state")
+_LOCK_STATE: Final = resources.query("lock_position")
 _SELECT_STATE: Final = resources.query("select_position")
 _INSERT_STATE: Final = resources.query("insert_flush_state")
 _LOCK_LEASE: Final = resources.query("lock_flusher")
@@ -81,7 +81,7 @@ class Session:
         try:
             await require_session(settings, connection)
             await require_ready(connection)
-            async with session.reaching(TRANSACTION_LIMIT_S):
+            async with session.time_limit(TRANSACTION_LIMIT_S):
                 await connection.execute(_CREATE_BATCH)
         except BaseException:
             await session.aclose()
@@ -93,7 +93,7 @@ class Session:
         with suppress(psycopg.Error):
             await self.connection.close()
 
-    async def take_lease(self, stop: Stop) -> bool:
+    async def acquire_lease(self, stop: Stop) -> bool:
         """Wait until this flusher is the active one; tell whether it is (else: asked to stop).
 
         Raises DatabaseUnavailable.
@@ -127,7 +127,7 @@ class Session:
 
         Raises DatabaseUnavailable.
         """
-        async with self.reaching(QUICK_LIMIT_S):
+        async with self.time_limit(QUICK_LIMIT_S):
             cursor = await self.connection.execute(_SELECT_STATE, self.where)
             row = await cursor.fetchone()
         return Position(*row) if row else None
@@ -137,16 +137,16 @@ class Session:
 
         Raises DatabaseUnavailable.
         """
-        async with self.reaching(QUICK_LIMIT_S):
+        async with self.time_limit(QUICK_LIMIT_S):
             await self.connection.execute(_INSERT_STATE, {**self.where, "epoch": epoch})
 
     @asynccontextmanager
-    async def holding(self, epoch: int) -> AsyncIterator[Position | None]:
+    async def locked(self, epoch: int) -> AsyncIterator[Position | None]:
         """Let nobody commit while the block runs; gives None where another epoch began.
 
         Raises DatabaseUnavailable.
         """
-        async with self.reaching(TRANSACTION_LIMIT_S), self.connection.transaction():
+        async with self.time_limit(TRANSACTION_LIMIT_S), self.connection.transaction():
             position = await self.lock_position()
             yield position if position and position.epoch == epoch else None
 
@@ -160,13 +160,13 @@ class Session:
 
     async def _limit(self, *, lock_s: int, statement_s: int) -> None:
         limits = {"lock": f"{lock_s}s", "statement": f"{statement_s}s"}
-        async with self.reaching(QUICK_LIMIT_S):
+        async with self.time_limit(QUICK_LIMIT_S):
             await self.connection.execute(_SET_LIMITS, limits)
 
     async def _wait_for_lease(self, lease: Mapping[str, int], stop: Stop) -> None:
         while not stop.is_set:
             try:
-                async with self.reaching(LEASE_SLICE_S + 10, raw=True):
+                async with self.time_limit(LEASE_SLICE_S + 10, raw=True):
                     await self.connection.execute(_LOCK_LEASE, lease)
             except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled):
                 continue
@@ -182,7 +182,7 @@ class Session:
             await asyncio.sleep(CANCEL_AGAIN_S)
 
     @asynccontextmanager
-    async def reaching(self, limit_s: float, *, raw: bool = False) -> AsyncIterator[None]:
+    async def time_limit(self, limit_s: float, *, raw: bool = False) -> AsyncIterator[None]:
         """Limit a call; turn a lost or silent connection into DatabaseUnavailable.
 
         With ``raw`` the server's own errors pass, for the caller to tell apart.
@@ -205,7 +205,7 @@ async def require_ready(connection: Connection) -> None:
     Raises SchemaMismatch, UnsafeDatabase; DatabaseUnavailable, also for a standby, which may be
     promoted.
     """
-    async with reaching():
+    async with translate_errors():
         row = await (await connection.execute(_SELECT_SESSION)).fetchone()
     synchronous_commit, fsync, is_standby = row or ("", "", True)
     if is_standby:

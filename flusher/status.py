@@ -57,7 +57,7 @@ class PartitionStatus(Struct):
     """The oldest entry that waits, as last seen; empty where none does."""
     waits_since_s: float = 0.0
     """Since when it has been the oldest one (monotonic clock)."""
-    is_told: bool = False
+    is_stall_logged: bool = False
     """Whether it was logged that the backlog is stalled."""
 
     @property
@@ -74,13 +74,13 @@ class PartitionStatus(Struct):
         """Take note of the oldest entry that waits, and log it once if it stays for too long."""
         if first_id != self.first_id:
             self.first_id, self.waits_since_s = first_id, time.monotonic()
-        if self.is_stalled != self.is_told:
-            self.is_told = not self.is_told
-            event = "backlog_stalled" if self.is_told else "backlog_moved"
-            level = _log.error if self.is_told else _log.info
+        if self.is_stalled != self.is_stall_logged:
+            self.is_stall_logged = not self.is_stall_logged
+            event = "backlog_stalled" if self.is_stall_logged else "backlog_moved"
+            level = _log.error if self.is_stall_logged else _log.info
             level(event, partition=str(self.partition), first=first_id)
 
-    def become(self, condition: Condition, reason: str = "") -> None:
+    def set_condition(self, condition: Condition, reason: str = "") -> None:
         """Take a condition, and log it if it is news."""
         if (condition, reason) == (self.condition, self.reason):
             return
@@ -88,10 +88,10 @@ class PartitionStatus(Struct):
         fields = {"partition": str(self.partition), "condition": condition.value}
         if reason:
             level = _log.error if condition is Condition.BROKEN else _log.warning
-            level("lane_troubled", **fields, reason=reason)
+            level("partition_degraded", **fields, reason=reason)
         else:
-            _log.info("lane_changed", **fields)
+            _log.info("partition_condition_changed", **fields)
 
-    def trouble(self, condition: Condition, error: ScoreboardError) -> None:
+    def set_failed(self, condition: Condition, error: ScoreboardError) -> None:
         """Take a condition that an error explains."""
-        self.become(condition, f"{error.code}: {error.detail}")
+        self.set_condition(condition, f"{error.code}: {error.detail}")

@@ -18,21 +18,22 @@ from flusher.batch import (
     Batch,
     Gap,
     Row,
-    follow,
+    advance,
     rows,
 )
-from flusher.failures import Meaning, meaning_of
-from flusher.quarantine import DeadEvent, park, park_bad
+from flusher.database_errors import ErrorClass, classify
+from flusher.dead_letters import DeadEvent, park, park_bad
 from flusher.session import TRANSACTION_LIMIT_S, Session
 from scoreboard.errors import DatabaseUnavailable, PoisonFlood, SchemaMismatch
-from scoreboard.events import BIGINT_MAX, Event, moment
-from scoreboard.ledger import parked
+from scoreboard.events import BIGINT_MAX, Event, event_time
+from scoreboard.ledger import dead_letters
 from scoreboard.ledger.pool import describe
 from scoreboard.ledger.positions import Position
 from scoreboard.model import user_uuid
 from scoreboard.runtime import resources
 from scoreboard.runtime.lifecycle import backoff_s
 from scoreboard.runtime.telemetry import get_logger
+from scoreboard.store.corrections import REPAIR_MAX
 
 _COPY_BATCH: Final = resources.query("copy_flush_batch")
 _CLEAR_BATCH: Final = resources.query("clear_flush_batch")
@@ -40,10 +41,10 @@ _COUNT_BATCH: Final = resources.query("count_flush_batch")
 _RESOLVE_USERS: Final = resources.query("resolve_flush_users")
 _INSERT_LATE: Final = resources.query("insert_late_duplicates")
 _INSERT_CORRECTION: Final = resources.query("insert_correction")
-_MARK_CORRECTED: Final = resources.query("mark_corrected")
+_CLOSE_LATE_DUPLICATES: Final = resources.query("close_late_duplicates")
 _INSERT_DEAD: Final = resources.query("insert_dead_event")
 _SELECT_OPEN: Final = resources.query("select_open_duplicates")
-_SELECT_ARRIVALS: Final = resources.query("select_arrivals")
+_SELECT_ARRIVAL_ORDER: Final = resources.query("select_arrival_order")
 _ADVANCE_STATE: Final = resources.query("advance_flush_state")
 
 TYPES: Final = (
@@ -60,9 +61,6 @@ RESOLVE_TRIES: Final = 3
 
 POISON_MAX: Final = 10
 """More unstorable rows in one batch than these are no accident of rows: stop, park none."""
-
-OPEN_PAGE: Final = 64
-"""Users corrected in one go; also the most that lua/repair.lua takes."""
 
 _log = get_logger(__name__)
 
@@ -116,18 +114,18 @@ class Writer(Session):
         attempt = 0
         while True:
             try:
-                async with self.reaching(TRANSACTION_LIMIT_S, raw=True):
+                async with self.time_limit(TRANSACTION_LIMIT_S, raw=True):
                     return await self._commit(batch, epoch, skip_gaps=skip_gaps, isolate=isolate)
             except psycopg.Error as error:
-                match meaning_of(error):
-                    case Meaning.POISON if not isolate:
-                        _log.warning("poison_found", reason=describe(error))
+                match classify(error):
+                    case ErrorClass.POISON if not isolate:
+                        _log.warning("unstorable_row_found", reason=describe(error))
                         isolate = True
-                    case Meaning.CONTENTION if attempt < CONTENTION_TRIES:
+                    case ErrorClass.CONTENTION if attempt < CONTENTION_TRIES:
                         _log.info("flush_contended", attempt=attempt, reason=describe(error))
                         await asyncio.sleep(backoff_s(attempt, least_s=0.02, most_s=1.0))
                         attempt += 1
-                    case Meaning.SCHEMA:
+                    case ErrorClass.SCHEMA:
                         raise SchemaMismatch(
                             f"The database refuses the flusher's statements: {describe(error)}"
                         ) from error
@@ -136,25 +134,25 @@ class Writer(Session):
 
     # The next four belong inside of ``holding``, which limits them and translates their errors.
 
-    async def open_duplicates(self) -> list[tuple[str, int | None]]:
+    async def open_late_duplicates(self) -> list[tuple[str, int | None]]:
         """List (user, score in PostgreSQL) for users to be corrected, a page of them."""
-        parameters = {**self.where, "limit": OPEN_PAGE}
+        parameters = {**self.where, "limit": REPAIR_MAX}
         return await (await self.connection.execute(_SELECT_OPEN, parameters)).fetchall()
 
     async def arrivals(self, users: Sequence[str], score: int) -> list[str]:
         """Give those of ``users`` who have a score, in the order in which they reached it."""
         parameters = {"board": self.partition.board, "users": list(users), "score": score}
-        rows = await (await self.connection.execute(_SELECT_ARRIVALS, parameters)).fetchall()
+        rows = await (await self.connection.execute(_SELECT_ARRIVAL_ORDER, parameters)).fetchall()
         return [str(row[0]) for row in rows]
 
     async def owed(self) -> dict[str, int]:
         """Sum up, by user, the parked actions that Redis counted and PostgreSQL still owes."""
-        return await parked.owed(self.connection, self.partition.board)
+        return await dead_letters.sum_unresolved(self.connection, self.partition.board)
 
-    async def close_duplicates(self, user_id: str, position: Position) -> None:
+    async def close_late_duplicates(self, user_id: str, position: Position) -> None:
         """Mark a user's late duplicates up to a position as corrected."""
         await self.connection.execute(
-            _MARK_CORRECTED,
+            _CLOSE_LATE_DUPLICATES,
             {
                 **self.where,
                 "user_id": user_id,
@@ -170,7 +168,7 @@ class Writer(Session):
             stood = await self.lock_position()
             if stood is None or stood.epoch != epoch:
                 return Superseded()
-            progress = follow(batch, stood.seq)
+            progress = advance(batch, stood.seq)
             if progress.gap and not skip_gaps:
                 return GapFound(progress.gap)
             dead = [park_bad(record) for record in batch.bad]
@@ -191,7 +189,7 @@ class Writer(Session):
                         **self.where,
                         "seq": reached.seq,
                         "stream_id": reached.stream_id,
-                        "occurred_at": moment(reached.stream_id),
+                        "occurred_at": event_time(reached.stream_id),
                     },
                 )
         staged = len(batch.actions) - (len(dead) - len(batch.bad))
@@ -249,7 +247,7 @@ class Writer(Session):
                 await self.connection.execute(_CLEAR_BATCH)
                 return tally
         except psycopg.Error as error:
-            if meaning_of(error) is not Meaning.POISON:
+            if classify(error) is not ErrorClass.POISON:
                 raise
             reason = describe(error)
         if len(actions) == 1:
@@ -284,13 +282,13 @@ class Writer(Session):
             "delta": event.delta,
             "score_after": event.score_after,
             "request_id": event.request_id or None,
-            "occurred_at": moment(event.stream_id),
+            "occurred_at": event_time(event.stream_id),
         }
         await self.connection.execute(_INSERT_CORRECTION, row)
         basis = event.action_id.removeprefix("correction:")
         if basis.isdigit():  # the committed seq that lua/repair.lua was told
             position = Position(event.epoch, min(int(basis), BIGINT_MAX))
-            await self.close_duplicates(event.user_id, position)
+            await self.close_late_duplicates(event.user_id, position)
 
 
 def _as_row(event: DeadEvent) -> dict[str, Any]:

@@ -36,10 +36,16 @@ MOMENT_MAX_MS: Final = 253_402_300_799_999
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def moment(stream_id: str) -> datetime:
+def event_time(stream_id: str) -> datetime:
     """Return the moment that a stream id states; beyond the calendar, the calendar's last one."""
     milliseconds = int(stream_id.partition("-")[0])
     return _EPOCH + timedelta(milliseconds=min(milliseconds, MOMENT_MAX_MS))
+
+
+def stream_id_key(stream_id: str) -> tuple[int, int]:
+    """Return the numbers by which Redis orders a stream id: as text, 9-0 would follow 10-0."""
+    milliseconds, _, number = stream_id.partition("-")
+    return int(milliseconds), int(number or 0)
 
 
 class Event(Struct, frozen=True):

@@ -20,7 +20,7 @@ from scoreboard.runtime.settings import Settings
 from scoreboard.security.tokens import Caller
 from scoreboard.store.client import make_pool
 from scoreboard.store.keys import LIMIT_PREFIX
-from scoreboard.store.replies import reading
+from scoreboard.store.replies import checking_reply
 
 WINDOW_S: Final = 60
 _CONNECTIONS: Final = 8
@@ -65,7 +65,7 @@ class Limiter:
             return None
         who = ("trusted" if trusted else "user", caller.subject)
         try:
-            with reading("The limit's counters"):
+            with checking_reply("The limit's counters"):
                 is_allowed = await self._strategy.hit(item, *who)
                 stats = await self._strategy.get_window_stats(item, *who)
                 reset_s = max(1, math.ceil(stats.reset_time - time.time()))

@@ -20,7 +20,7 @@ from psycopg_pool import AsyncConnectionPool
 from api.documents.responses import problems
 from api.documents.schemas import Alive, Check, Readiness
 from scoreboard.errors import NotFound, ScoreboardError, Uninitialised
-from scoreboard.ledger.pool import Connection, reaching
+from scoreboard.ledger.pool import Connection, translate_errors
 from scoreboard.model import Partition
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import REDIS_DURABLE, get_logger
@@ -159,7 +159,7 @@ class Health:
     async def _ask_database(self) -> Check:
         if self._pool is None:
             return Check("not configured")
-        async with reaching(), self._pool.connection(timeout=TIMEOUT_S) as connection:
+        async with translate_errors(), self._pool.connection(timeout=TIMEOUT_S) as connection:
             await connection.execute("SELECT 1")
         return UP
 

@@ -15,7 +15,7 @@ from msgspec import Struct
 from psycopg_pool import AsyncConnectionPool
 
 from scoreboard.errors import DatabaseUnavailable
-from scoreboard.ledger.pool import Connection, reaching
+from scoreboard.ledger.pool import Connection, translate_errors
 from scoreboard.ledger.users import select_names
 from scoreboard.runtime.telemetry import counter, get_logger
 
@@ -126,7 +126,7 @@ class Names:
         try:
             async with (
                 asyncio.timeout(LOOKUP_S),
-                reaching(),
+                translate_errors(),
                 pool.connection() as connection,
             ):
                 found = await select_names(connection, user_ids)

@@ -22,7 +22,7 @@ from scoreboard.model import Action, Receipt
 from scoreboard.runtime.settings import Settings
 from scoreboard.security.tokens import UPDATE_ANY, Caller
 from scoreboard.store.catalogue import Catalogue
-from scoreboard.store.commits import Commits
+from scoreboard.store.commit_waiter import CommitWaiter
 from scoreboard.store.dispatcher import Dispatcher
 
 _APPLIED = UPDATES.labels("applied")
@@ -45,7 +45,7 @@ class Updates:
         catalogue: Catalogue,
         dispatcher: Dispatcher,
         limiter: Limiter | None,
-        commits: Commits | None = None,
+        commits: CommitWaiter | None = None,
     ) -> None:
         """``limiter`` is None where a gateway limits, ``commits`` where Redis's fsync is enough."""
         self._boards = frozenset(settings.boards)

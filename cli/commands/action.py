@@ -29,7 +29,7 @@ from scoreboard.ledger.actions import (
     upsert_action,
 )
 from scoreboard.ledger.audit import insert_audit
-from scoreboard.ledger.pool import reaching
+from scoreboard.ledger.pool import translate_errors
 from scoreboard.model import POINTS_MAX
 from scoreboard.runtime.settings import Settings
 
@@ -94,7 +94,7 @@ async def _list(settings: Settings) -> list[Kind]:
 
 async def _set(settings: Settings, kind: str, points: int, *, if_missing: bool) -> bool:
     async with open_database(settings) as connection:
-        async with reaching(), connection.transaction():
+        async with translate_errors(), connection.transaction():
             if not if_missing:
                 await upsert_action(connection, kind, points)
             elif not await insert_action(connection, kind, points):
@@ -106,7 +106,7 @@ async def _set(settings: Settings, kind: str, points: int, *, if_missing: bool) 
 
 async def _disable(settings: Settings, kind: str) -> None:
     async with open_database(settings) as connection:
-        async with reaching(), connection.transaction():
+        async with translate_errors(), connection.transaction():
             if not await disable_action(connection, kind):
                 raise NotFound(f"The catalogue has no kind {kind}: scoreboard action list")
             await insert_audit(

@@ -21,13 +21,13 @@ from cli.target import (
 from cli.text import find_harmful
 from scoreboard.errors import NotFound, Refused
 from scoreboard.events import BIGINT_MAX
-from scoreboard.ledger import parked
+from scoreboard.ledger import dead_letters
 from scoreboard.ledger.boards import select_board
+from scoreboard.ledger.dead_letters import Entry, Overrides, Resolved
 from scoreboard.ledger.migrations import require_current
-from scoreboard.ledger.parked import Entry, Given, Resolved
 from scoreboard.ledger.pool import Connection
 from scoreboard.model import POINTS_MAX, Board
-from scoreboard.recovery.reseed import Report
+from scoreboard.recovery.reseed import ReportProgress
 from scoreboard.runtime.settings import Settings
 
 NOT_FOUND: Final = 3
@@ -91,8 +91,8 @@ async def _list(settings: Settings, name: str, limit: int, *, resolved: bool) ->
         await require_current(connection)
         await select_board(connection, name)
         if resolved:
-            return await parked.resolved_entries(connection, name, limit=limit)
-        return await parked.entries(connection, name, after=0, limit=limit)
+            return await dead_letters.select_resolved(connection, name, limit=limit)
+        return await dead_letters.select_entries(connection, name, after=0, limit=limit)
 
 
 @dead.command()
@@ -130,14 +130,14 @@ def apply(
       scoreboard dead apply --all --dry-run
       scoreboard dead apply 19 --user alice --action win:7 --delta 10
     """  # noqa: D301
-    given = Given(user_id, action_id, delta)
-    if given != Given() and (everything or len(ids) != 1):
+    overrides = Overrides(user_id, action_id, delta)
+    if overrides != Overrides() and (everything or len(ids) != 1):
         raise click.UsageError("--user, --action and --delta are for one entry: give its ID")
     actor = operator()
 
     async def resolve(connection: Connection, found: Board, entry_id: int) -> Resolved:
-        return await parked.apply(
-            connection, found, entry_id, actor=actor, given=given, is_dry=dry_run
+        return await dead_letters.apply(
+            connection, found, entry_id, actor=actor, overrides=overrides, is_dry=dry_run
         )
 
     return _run(
@@ -190,7 +190,7 @@ def discard(
     actor = operator()
 
     async def resolve(connection: Connection, found: Board, entry_id: int) -> Resolved:
-        return await parked.discard(
+        return await dead_letters.discard(
             connection, found, entry_id, actor=actor, reason=reason, is_dry=dry_run
         )
 
@@ -249,14 +249,18 @@ def _run(
 
 
 async def _resolve(
-    settings: Settings, name: str, ids: Sequence[int] | None, resolve: Resolve, report: Report
+    settings: Settings,
+    name: str,
+    ids: Sequence[int] | None,
+    resolve: Resolve,
+    report: ReportProgress,
 ) -> list[Resolved]:
     done: list[Resolved] = []
     async with open_database(settings) as connection:
         await require_current(connection)
         board = await select_board(connection, name)
-        await parked.lock_board(connection, board)
-        chosen = parked.ids_of(connection, name) if ids is None else _each(ids)
+        await dead_letters.lock_board(connection, board)
+        chosen = dead_letters.select_ids(connection, name) if ids is None else _each(ids)
         async for entry_id in chosen:
             if len(done) == ALL_MAX:
                 say(f"{ALL_MAX} entries are done; run it again for the rest")

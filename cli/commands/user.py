@@ -21,7 +21,7 @@ from cli.target import (
 from scoreboard.errors import Invalid, Uninitialised, UnknownUser
 from scoreboard.ledger.audit import insert_audit
 from scoreboard.ledger.boards import select_board
-from scoreboard.ledger.pool import reaching
+from scoreboard.ledger.pool import translate_errors
 from scoreboard.ledger.users import Profile, User, import_users, select_user, upsert_user
 from scoreboard.model import Standing, is_identifier
 from scoreboard.runtime.settings import Settings
@@ -105,7 +105,7 @@ async def _set(settings: Settings, profile: Profile) -> None:
     fields = [name for name in ("name", "email") if getattr(profile, name) is not None]
     async with (
         open_database(settings) as connection,
-        reaching(),
+        translate_errors(),
         connection.transaction(),
     ):
         await upsert_user(connection, profile)
@@ -145,7 +145,7 @@ def import_(*, file: Path, data_dir: Path) -> None:
 async def _import(settings: Settings, users: Iterator[Profile]) -> int:
     async with (
         open_database(settings, statement_timeout="0") as connection,
-        reaching(),
+        translate_errors(),
         connection.transaction(),
     ):
         done = await import_users(connection, users)

@@ -21,7 +21,7 @@ from cli.text import find_harmful, visible
 from scoreboard.errors import Invalid, Malformed
 from scoreboard.ledger.users import Profile
 from scoreboard.model import is_identifier
-from scoreboard.recovery.reseed import Report
+from scoreboard.recovery.reseed import ReportProgress
 
 COLUMNS: Final = ("userId", "name", "email")
 STDIN: Final = Path("-")
@@ -65,7 +65,7 @@ class UserFile:
     def __init__(self, content: BinaryIO) -> None:
         self._content = content
 
-    def count(self, report: Report) -> int:
+    def count(self, report: ReportProgress) -> int:
         """Check every line; return how many users there are.
 
         Raises Malformed where this is not such a file, Invalid with the numbers of its bad lines.
@@ -94,7 +94,7 @@ class UserFile:
             raise Invalid(f"Nothing was imported. {told}{more}")
         return len(digests)
 
-    def users(self, total: int, report: Report) -> Iterator[Profile]:
+    def users(self, total: int, report: ReportProgress) -> Iterator[Profile]:
         """Give the users of a file that was checked."""
         done = 0
         for done, (_, row) in enumerate(self._rows(), 1):
@@ -139,7 +139,7 @@ class UserFile:
 
 
 @contextmanager
-def open_user_file(path: Path, report: Report) -> Iterator[UserFile]:
+def open_user_file(path: Path, report: ReportProgress) -> Iterator[UserFile]:
     """Read a file, a pipe or (path `-`) stdin to its end, and give its lines.
 
     Raises Malformed where it is too large, not made of lines, or a closed stdin; OSError.
@@ -158,7 +158,7 @@ def open_user_file(path: Path, report: Report) -> Iterator[UserFile]:
         yield UserFile(content)
 
 
-def _copy(source: BinaryIO, target: BinaryIO, report: Report) -> None:
+def _copy(source: BinaryIO, target: BinaryIO, report: ReportProgress) -> None:
     size = line_bytes = 0
     while chunk := source.read(_CHUNK_BYTES):
         size += len(chunk)

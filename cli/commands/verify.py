@@ -25,7 +25,7 @@ from scoreboard.ledger.pool import Connection
 from scoreboard.model import Board
 from scoreboard.recovery.repair import Change
 from scoreboard.recovery.repair import repair as set_right
-from scoreboard.recovery.reseed import SESSION, Report, Reseeded, reseed
+from scoreboard.recovery.reseed import SESSION, ReportProgress, Reseeded, reseed
 from scoreboard.recovery.verify import Drift, Finding, Verdict
 from scoreboard.recovery.verify import verify as compare
 from scoreboard.runtime.settings import Settings
@@ -83,7 +83,9 @@ def verify(*, board: str | None, full: bool, sample: int, as_json: bool, data_di
     return 0 if verdict.is_sound else 1
 
 
-async def _verify(settings: Settings, name: str, sample: int | None, report: Report) -> Verdict:
+async def _verify(
+    settings: Settings, name: str, sample: int | None, report: ReportProgress
+) -> Verdict:
     client = make_client(settings, name="verify")
     try:
         async with open_database(settings, **SESSION) as connection:
@@ -179,7 +181,7 @@ async def _repair(
     name: str,
     numbers: Sequence[int],
     drifted: Sequence[Drift],
-    report: Report,
+    report: ReportProgress,
 ) -> list[Change]:
     client = make_client(settings, name="repair")
     try:
@@ -200,7 +202,7 @@ async def _reseed(
     connection: Connection,
     board: Board,
     numbers: Sequence[int],
-    report: Report,
+    report: ReportProgress,
 ) -> Reseeded:
     try:
         return await reseed(store, connection, board, numbers, actor=operator(), report=report)

@@ -16,9 +16,9 @@ from cli.target import open_database, open_store, operator
 from scoreboard.errors import OperatorMistake
 from scoreboard.ledger.audit import insert_audit
 from scoreboard.ledger.boards import publish_board, select_board
-from scoreboard.ledger.pool import reaching
+from scoreboard.ledger.pool import translate_errors
 from scoreboard.model import Board, Partition
-from scoreboard.recovery.reseed import Report, find_closed
+from scoreboard.recovery.reseed import ReportProgress, find_unavailable
 from scoreboard.runtime.settings import Settings
 
 OTHERS_S: Final = 120.0
@@ -37,7 +37,7 @@ async def make_boards(settings: Settings, *, is_public: bool) -> None:
             await make_board(connection, Board(name, is_public=is_public), actor=operator())
             if (await select_board(connection, name)).is_public == is_public:
                 continue
-            async with reaching(), connection.transaction():
+            async with translate_errors(), connection.transaction():
                 await publish_board(connection, name, is_public=is_public)
                 await insert_audit(
                     connection,
@@ -67,7 +67,7 @@ def open_boards(settings: Settings, check: Callable[[], None]) -> None:
             say(f"Board {name} came back from PostgreSQL: {users} users")
 
 
-async def _open_board(settings: Settings, name: str, report: Report) -> int:
+async def _open_board(settings: Settings, name: str, report: ReportProgress) -> int:
     """Open one board; give how many users came back, 0 where there was nothing to do."""
     deadline = time.monotonic() + OTHERS_S
     while True:
@@ -93,7 +93,7 @@ async def _open_board(settings: Settings, name: str, report: Report) -> int:
 async def _tells_wrong_privacy(settings: Settings, name: str) -> bool:
     async with open_database(settings) as connection, open_store(settings) as store:
         board = await select_board(connection, name)
-        if await find_closed(store, board):
+        if await find_unavailable(store, board):
             return False
         numbers = range(board.layout.partitions)
         states = [await store.state(Partition(name, number)) for number in numbers]

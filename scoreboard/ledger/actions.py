@@ -9,7 +9,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from scoreboard.ledger.pool import Connection, reaching
+from scoreboard.ledger.pool import Connection, translate_errors
 from scoreboard.runtime import resources
 
 _SELECT_POINTS: Final = resources.query("select_points")
@@ -36,7 +36,7 @@ async def select_points(connection: Connection) -> dict[str, int]:
 
     Raises DatabaseUnavailable.
     """
-    async with reaching():
+    async with translate_errors():
         rows = await (await connection.execute(_SELECT_POINTS)).fetchall()
     return {str(kind): int(points) for kind, points in rows}
 
@@ -46,7 +46,7 @@ async def select_actions(connection: Connection) -> list[Kind]:
 
     Raises DatabaseUnavailable.
     """
-    async with reaching():
+    async with translate_errors():
         rows = await (await connection.execute(_SELECT_ACTIONS)).fetchall()
     return [Kind(*row) for row in rows]
 
@@ -56,7 +56,7 @@ async def upsert_action(connection: Connection, kind: str, points: int) -> None:
 
     Raises DatabaseUnavailable.
     """
-    async with reaching():
+    async with translate_errors():
         await connection.execute(_UPSERT_ACTION, {"kind": kind, "points": points})
 
 
@@ -65,7 +65,7 @@ async def insert_action(connection: Connection, kind: str, points: int) -> bool:
 
     Raises DatabaseUnavailable.
     """
-    async with reaching():
+    async with translate_errors():
         done = await connection.execute(_INSERT_ACTION, {"kind": kind, "points": points})
     return done.rowcount == 1
 
@@ -75,7 +75,7 @@ async def disable_action(connection: Connection, kind: str) -> bool:
 
     Raises DatabaseUnavailable.
     """
-    async with reaching():
+    async with translate_errors():
         done = await connection.execute(_DISABLE_ACTION, {"kind": kind})
     return done.rowcount == 1
 
@@ -85,5 +85,5 @@ async def lock_catalogue(connection: Connection) -> None:
 
     Raises DatabaseUnavailable.
     """
-    async with reaching():
+    async with translate_errors():
         await connection.execute(_LOCK_CATALOGUE, {"class": CATALOGUE_LOCK})

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from psycopg.types.json import Jsonb
 
-from scoreboard.ledger.pool import Connection, reaching
+from scoreboard.ledger.pool import Connection, translate_errors
 from scoreboard.runtime import resources
 
 _INSERT_AUDIT: Final = resources.query("insert_audit")
@@ -21,7 +21,7 @@ async def insert_audit(
 
     Raises DatabaseUnavailable.
     """
-    async with reaching():
+    async with translate_errors():
         await connection.execute(
             _INSERT_AUDIT,
             {"actor": actor, "action": action, "board": board, "detail": Jsonb(detail)},

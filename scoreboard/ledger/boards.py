@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from scoreboard.errors import UnknownBoard
-from scoreboard.ledger.pool import Connection, reaching
+from scoreboard.ledger.pool import Connection, translate_errors
 from scoreboard.model import Board, Layout
 from scoreboard.runtime import resources
 
@@ -29,7 +29,7 @@ async def insert_board(connection: Connection, board: Board) -> bool:
 
     Raises DatabaseUnavailable.
     """
-    async with reaching():
+    async with translate_errors():
         done = await connection.execute(
             _INSERT_BOARD,
             {
@@ -46,7 +46,7 @@ async def select_board(connection: Connection, name: str) -> Board:
 
     Raises UnknownBoard, DatabaseUnavailable.
     """
-    async with reaching():
+    async with translate_errors():
         row = await (await connection.execute(_SELECT_BOARD, {"board": name})).fetchone()
     if row is None:
         raise UnknownBoard(f"There is no board {name}: scoreboard board create {name}")
@@ -58,7 +58,7 @@ async def select_boards(connection: Connection) -> list[Board]:
 
     Raises DatabaseUnavailable.
     """
-    async with reaching():
+    async with translate_errors():
         rows = await (await connection.execute(_SELECT_BOARDS)).fetchall()
     return [_board(row) for row in rows]
 
@@ -68,5 +68,5 @@ async def publish_board(connection: Connection, name: str, *, is_public: bool) -
 
     Raises DatabaseUnavailable.
     """
-    async with reaching():
+    async with translate_errors():
         await connection.execute(_PUBLISH_BOARD, {"board": name, "is_public": is_public})

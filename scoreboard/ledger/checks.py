@@ -10,15 +10,15 @@ from uuid import UUID
 
 from msgspec import Struct
 
-from scoreboard.ledger.pool import Connection, reaching
+from scoreboard.ledger.pool import Connection, translate_errors
 from scoreboard.ledger.positions import Position
 from scoreboard.model import Partition, user_uuid
 from scoreboard.runtime import resources
 
-_HOLD_POSITION: Final = resources.query("hold_position")
+_LOCK_POSITION_SHARED: Final = resources.query("lock_position_shared")
 _SELECT_SCORES_OF: Final = resources.query("select_scores_of")
 _SELECT_SCORES_FROM: Final = resources.query("select_scores_from")
-_SELECT_ARRIVALS: Final = resources.query("select_arrivals")
+_SELECT_ARRIVAL_ORDER: Final = resources.query("select_arrival_order")
 _SUM_LATE: Final = resources.query("sum_late_duplicates")
 _CHECK_SUMS: Final = resources.query("check_sums")
 _CHECK_CHAIN: Final = resources.query("check_chain")
@@ -27,7 +27,7 @@ _SELECT_SHARED_ROWS: Final = resources.query("select_shared_rows")
 _SELECT_SESSION: Final = resources.query("select_session")
 
 
-class Stand(Struct, frozen=True):
+class UserScore(Struct, frozen=True):
     """A user's score in PostgreSQL, with what ranks it among equals."""
 
     score: int
@@ -71,30 +71,30 @@ class Session(Struct, frozen=True):
     is_standby: bool
 
 
-async def hold_position(connection: Connection, partition: Partition) -> Position | None:
+async def lock_position_shared(connection: Connection, partition: Partition) -> Position | None:
     """Read a partition's position and let nobody commit until the transaction ends.
 
     None where the partition has none yet. Raises DatabaseUnavailable.
     """
-    async with reaching():
-        row = await (await connection.execute(_HOLD_POSITION, _where(partition))).fetchone()
+    async with translate_errors():
+        row = await (await connection.execute(_LOCK_POSITION_SHARED, _where(partition))).fetchone()
     return Position(*row) if row else None
 
 
-async def scores_of(
+async def read_scores(
     connection: Connection, board: str, user_ids: Sequence[str]
-) -> dict[str, Stand]:
+) -> dict[str, UserScore]:
     """Read the scores of some users; who has none is left out.
 
     Raises DatabaseUnavailable.
     """
     parameters = {"board": board, "users": list(user_ids)}
-    async with reaching():
+    async with translate_errors():
         rows = await (await connection.execute(_SELECT_SCORES_OF, parameters)).fetchall()
-    return {row[0]: Stand(*row[1:]) for row in rows}
+    return {row[0]: UserScore(*row[1:]) for row in rows}
 
 
-async def scores_from(
+async def read_scores_from(
     connection: Connection, board: str, start: UUID, *, limit: int
 ) -> list[tuple[str, int]]:
     """Read (user, score) from a place in the order of ids.
@@ -102,11 +102,11 @@ async def scores_from(
     Raises DatabaseUnavailable.
     """
     parameters = {"board": board, "start": start, "limit": limit}
-    async with reaching():
+    async with translate_errors():
         return await (await connection.execute(_SELECT_SCORES_FROM, parameters)).fetchall()
 
 
-async def arrivals(
+async def select_arrival_order(
     connection: Connection, board: str, user_ids: Sequence[str], score: int
 ) -> list[str]:
     """Give those of some users who have a score, in the order in which they reached it.
@@ -114,12 +114,12 @@ async def arrivals(
     Raises DatabaseUnavailable.
     """
     parameters = {"board": board, "users": list(user_ids), "score": score}
-    async with reaching():
-        rows = await (await connection.execute(_SELECT_ARRIVALS, parameters)).fetchall()
+    async with translate_errors():
+        rows = await (await connection.execute(_SELECT_ARRIVAL_ORDER, parameters)).fetchall()
     return [str(row[0]) for row in rows]
 
 
-async def late_of(
+async def sum_late_duplicates(
     connection: Connection, partition: Partition, user_ids: Sequence[str]
 ) -> dict[str, int]:
     """Sum up, by user, what Redis counts too much until the flusher has corrected it.
@@ -127,7 +127,7 @@ async def late_of(
     Raises DatabaseUnavailable.
     """
     parameters = {**_where(partition), "users": list(user_ids)}
-    async with reaching():
+    async with translate_errors():
         rows = await (await connection.execute(_SUM_LATE, parameters)).fetchall()
     return {str(user_id): int(total) for user_id, total in rows}
 
@@ -141,7 +141,7 @@ async def check_sums(
     """
     users = None if user_ids is None else list(user_ids)
     parameters = {"board": board, "users": users, "limit": limit}
-    async with reaching():
+    async with translate_errors():
         rows = await (await connection.execute(_CHECK_SUMS, parameters)).fetchall()
     return [Imbalance(*row) for row in rows]
 
@@ -161,7 +161,7 @@ async def check_chain(
         "parked": list(parked),
         "limit": limit,
     }
-    async with reaching():
+    async with translate_errors():
         rows = await (await connection.execute(_CHECK_CHAIN, parameters)).fetchall()
     return [Break(*row) for row in rows]
 
@@ -172,7 +172,7 @@ async def check_density(connection: Connection, partition: Partition, position: 
     Raises DatabaseUnavailable.
     """
     parameters = {**_where(partition), "epoch": position.epoch, "seq": position.seq}
-    async with reaching():
+    async with translate_errors():
         row: Any = await (await connection.execute(_CHECK_DENSITY, parameters)).fetchone()
     return Span(*row)
 
@@ -189,7 +189,7 @@ async def shared_rows(
         "ids": [user_uuid(user_id) for user_id in user_ids],
         "limit": limit,
     }
-    async with reaching():
+    async with translate_errors():
         return await (await connection.execute(_SELECT_SHARED_ROWS, parameters)).fetchall()
 
 
@@ -198,7 +198,7 @@ async def read_session(connection: Connection) -> Session:
 
     Raises DatabaseUnavailable.
     """
-    async with reaching():
+    async with translate_errors():
         row: Any = await (await connection.execute(_SELECT_SESSION)).fetchone()
     return Session(*row)
 

@@ -17,7 +17,7 @@ from yoyo.backends import DatabaseBackend
 from yoyo.migrations import MigrationList
 
 from scoreboard.errors import DatabaseUnavailable, OperatorMistake, SchemaMismatch, UnsafeDatabase
-from scoreboard.ledger.pool import Connection, check_parameters, describe, unreachable
+from scoreboard.ledger.pool import Connection, check_parameters, connection_error, describe
 from scoreboard.runtime import resources
 
 ROLES: Final = ("scoreboard_api", "scoreboard_flusher", "scoreboard_operator")
@@ -132,7 +132,7 @@ def _connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
     try:
         connection = psycopg.connect(database_url, autocommit=True, connect_timeout=5)
     except psycopg.OperationalError as error:
-        raise unreachable(error) from error
+        raise connection_error(error) from error
     with connection:
         yield connection
 
@@ -145,7 +145,7 @@ def _runner(database_url: str) -> Iterator[tuple[DatabaseBackend, MigrationList]
     try:
         backend = get_backend(uri)
     except psycopg.OperationalError as error:
-        raise unreachable(error) from error
+        raise connection_error(error) from error
     try:
         yield backend, read_migrations(str(resources.migrations_path()))
     finally:

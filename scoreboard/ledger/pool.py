@@ -40,7 +40,7 @@ SESSION: Final = {
 CANCEL_S: Final = 0.5
 """Time to ask the server to end a statement whose caller has gone."""
 
-POOLER: Final = (
+POOLER_HINT: Final = (
     "DATABASE_URL leads through a connection pooler such as PgBouncer in transaction mode. Connect "
     "to PostgreSQL directly, or through a pooler in session mode that passes `options` on"
 )
@@ -166,7 +166,7 @@ async def connect(
             return await _StoredLogin.connect(store=store, autocommit=autocommit, **kwargs)
         return await Connection.connect(autocommit=autocommit, **kwargs)
     except psycopg.OperationalError as error:
-        raise unreachable(error) from error
+        raise connection_error(error) from error
 
 
 def make_pool(settings: Settings, *, name: str) -> AsyncConnectionPool[Connection]:
@@ -200,10 +200,10 @@ def _note_reconnect_failed(pool: AsyncConnectionPool[Connection]) -> None:
     _log.error("database_reconnect_failed", pool=pool.name)
 
 
-def unreachable(error: psycopg.Error) -> DatabaseUnavailable | UnsafeDatabase:
+def connection_error(error: psycopg.Error) -> DatabaseUnavailable | UnsafeDatabase:
     """Return the error to raise where PostgreSQL could not be reached, with the cause."""
     if _POOLERS_REFUSAL in str(error):
-        return UnsafeDatabase(f"Session settings are refused: {POOLER}")
+        return UnsafeDatabase(f"Session settings are refused: {POOLER_HINT}")
     return DatabaseUnavailable(describe(error))
 
 
@@ -221,7 +221,7 @@ def describe(error: psycopg.Error) -> str:
 
 
 @asynccontextmanager
-async def reaching() -> AsyncIterator[None]:
+async def translate_errors() -> AsyncIterator[None]:
     """Turn a lost or refused connection into DatabaseUnavailable; other errors pass."""
     try:
         yield
@@ -237,7 +237,7 @@ async def snapshot(connection: Connection) -> AsyncIterator[None]:
     """
     await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
     try:
-        async with reaching(), connection.transaction():
+        async with translate_errors(), connection.transaction():
             yield
     finally:
         if not connection.closed:
@@ -253,7 +253,7 @@ async def pages(
 
     Raises DatabaseUnavailable.
     """
-    async with reaching(), connection.cursor(name="pages") as cursor:
+    async with translate_errors(), connection.cursor(name="pages") as cursor:
         await cursor.execute(query, parameters)
         while rows := await cursor.fetchmany(page):
             yield rows

@@ -11,13 +11,13 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from scoreboard.ledger.pool import Connection, reaching
+from scoreboard.ledger.pool import Connection, translate_errors
 from scoreboard.model import Partition
 from scoreboard.runtime import resources
 
 _SELECT_POSITION: Final = resources.query("select_position")
 _SELECT_PARTITIONS: Final = resources.query("select_partitions")
-_MOVE_POSITION: Final = resources.query("move_position")
+_BEGIN_EPOCH: Final = resources.query("begin_epoch")
 _CLOSE_CORRECTIONS: Final = resources.query("close_corrections")
 _LOCK_OPERATOR: Final = resources.query("lock_operator")
 OPERATOR_LOCK: Final = 0x5B0A
@@ -37,7 +37,7 @@ async def select_position(connection: Connection, partition: Partition) -> Posit
 
     Raises DatabaseUnavailable.
     """
-    async with reaching():
+    async with translate_errors():
         parameters = {"board": partition.board, "part": partition.number}
         row = await (await connection.execute(_SELECT_POSITION, parameters)).fetchone()
     return Position(*row) if row else Position()
@@ -48,19 +48,19 @@ async def select_partitions(connection: Connection, board: str) -> list[int]:
 
     Raises DatabaseUnavailable.
     """
-    async with reaching():
+    async with translate_errors():
         rows = await (await connection.execute(_SELECT_PARTITIONS, {"board": board})).fetchall()
     return [int(row[0]) for row in rows]
 
 
-async def move_position(connection: Connection, partition: Partition, position: Position) -> bool:
+async def begin_epoch(connection: Connection, partition: Partition, position: Position) -> bool:
     """Begin a new epoch of a partition; tell whether it was newer than the one on record.
 
     Raises DatabaseUnavailable.
     """
-    async with reaching():
+    async with translate_errors():
         done = await connection.execute(
-            _MOVE_POSITION,
+            _BEGIN_EPOCH,
             {
                 "board": partition.board,
                 "part": partition.number,
@@ -75,7 +75,7 @@ async def close_corrections(connection: Connection, board: str, parts: Sequence[
 
     Raises DatabaseUnavailable.
     """
-    async with reaching():
+    async with translate_errors():
         await connection.execute(_CLOSE_CORRECTIONS, {"board": board, "parts": list(parts)})
 
 
@@ -86,7 +86,7 @@ async def lock_operator(connection: Connection, partition: Partition) -> bool:
     """
     # Advisory locks take two signed 32-bit numbers.
     key = zlib.crc32(str(partition).encode()) - 2**31
-    async with reaching():
+    async with translate_errors():
         parameters = {"class": OPERATOR_LOCK, "key": key}
         row = await (await connection.execute(_LOCK_OPERATOR, parameters)).fetchone()
     return bool(row and row[0])

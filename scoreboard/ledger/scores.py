@@ -10,7 +10,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from scoreboard.ledger.pool import Connection, pages, reaching
+from scoreboard.ledger.pool import Connection, pages, translate_errors
 from scoreboard.runtime import resources
 
 _SELECT_TOP: Final = resources.query("select_top")
@@ -45,7 +45,7 @@ async def select_top(connection: Connection, board: str, limit: int) -> list[Sco
 
     Raises DatabaseUnavailable.
     """
-    async with reaching():
+    async with translate_errors():
         parameters = {"board": board, "limit": limit}
         rows = await (await connection.execute(_SELECT_TOP, parameters)).fetchall()
     return [ScoreRow(*row) for row in rows]
@@ -67,7 +67,7 @@ async def select_totals(connection: Connection, board: str) -> tuple[int, int]:
 
     Raises DatabaseUnavailable.
     """
-    async with reaching():
+    async with translate_errors():
         row = await (await connection.execute(_SELECT_TOTALS, {"board": board})).fetchone()
     return (int(row[0]), int(row[1])) if row else (0, 0)
 
@@ -89,7 +89,7 @@ async def count_dedup_records(connection: Connection, board: str, *, since_s: fl
 
     Raises DatabaseUnavailable.
     """
-    async with reaching():
+    async with translate_errors():
         parameters = {"board": board, "since_s": since_s}
         row = await (await connection.execute(_COUNT_DEDUP_RECORDS, parameters)).fetchone()
     return int(row[0]) if row else 0

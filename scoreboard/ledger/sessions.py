@@ -9,7 +9,7 @@ import asyncio
 from typing import Final
 
 from scoreboard.errors import DatabaseUnavailable, UnsafeDatabase
-from scoreboard.ledger.pool import POOLER, SESSION, Connection, connect, reaching
+from scoreboard.ledger.pool import POOLER_HINT, SESSION, Connection, connect, translate_errors
 from scoreboard.runtime import resources
 from scoreboard.runtime.settings import Settings
 
@@ -30,11 +30,11 @@ async def require_session(settings: Settings, connection: Connection) -> None:
     except TimeoutError as error:
         raise DatabaseUnavailable("no answer to the first statement") from error
     if lock_timeout != SESSION["lock_timeout"]:
-        raise UnsafeDatabase(f"Session settings do not reach PostgreSQL: {POOLER}")
+        raise UnsafeDatabase(f"Session settings do not reach PostgreSQL: {POOLER_HINT}")
     if process == connection.info.backend_pid:
         return  # the number that the server gave at the login: nothing is between
     if not await _is_kept(settings, connection, process):
-        raise UnsafeDatabase(f"A pooler lends the session to other clients: {POOLER}")
+        raise UnsafeDatabase(f"A pooler lends the session to other clients: {POOLER_HINT}")
 
 
 async def _is_kept(settings: Settings, connection: Connection, process: int) -> bool:
@@ -47,7 +47,7 @@ async def _is_kept(settings: Settings, connection: Connection, process: int) -> 
     try:
         for _ in range(ROUNDS):
             async with asyncio.timeout(settings.database_timeout_s):
-                async with reaching(), other.transaction():
+                async with translate_errors(), other.transaction():
                     # A pooler that lends sessions gives this transaction the process just used.
                     borrowed, _ = await _backend(other)
                     asking = asyncio.create_task(_backend(connection))
@@ -66,7 +66,7 @@ async def _is_kept(settings: Settings, connection: Connection, process: int) -> 
 
 
 async def _backend(connection: Connection) -> tuple[int, str]:
-    async with reaching():
+    async with translate_errors():
         # Never prepared: another process would not know the statement.
         row = await (await connection.execute(_SELECT_BACKEND, prepare=False)).fetchone()
     return (int(row[0]), str(row[1])) if row else (0, "")

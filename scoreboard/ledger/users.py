@@ -13,18 +13,18 @@ import msgspec
 from msgspec import Struct
 
 from scoreboard.errors import UnknownUser
-from scoreboard.ledger.pool import Connection, reaching
+from scoreboard.ledger.pool import Connection, translate_errors
 from scoreboard.model import user_uuid
 from scoreboard.runtime import resources
 
 _SELECT_NAMES: Final = resources.query("select_names")
 _SELECT_USER: Final = resources.query("select_user")
-_ADOPT_USER: Final = resources.query("adopt_user")
+_ENSURE_USER: Final = resources.query("ensure_user")
 _UPDATE_USER: Final = resources.query("update_user")
 _CREATE_USER_IMPORT: Final = resources.query("create_user_import")
 _COPY_USER_IMPORT: Final = resources.query("copy_user_import")
-_ADOPT_USER_IMPORT: Final = resources.query("adopt_user_import")
-_RESOLVE_USER_IMPORT: Final = resources.query("resolve_user_import")
+_ENSURE_IMPORTED_USERS: Final = resources.query("ensure_imported_users")
+_ENSURE_CONFLICTING_USERS: Final = resources.query("ensure_conflicting_users")
 _MERGE_USER_IMPORT: Final = resources.query("merge_user_import")
 
 
@@ -53,7 +53,7 @@ async def select_names(connection: Connection, user_ids: Sequence[str]) -> dict[
 
     Raises DatabaseUnavailable.
     """
-    async with reaching():
+    async with translate_errors():
         parameters = {"user_ids": list(user_ids)}
         rows = await (await connection.execute(_SELECT_NAMES, parameters)).fetchall()
     return dict(rows)
@@ -64,7 +64,7 @@ async def select_user(connection: Connection, user_id: str, *, board: str) -> Us
 
     Raises UnknownUser, DatabaseUnavailable.
     """
-    async with reaching():
+    async with translate_errors():
         parameters = {"user_id": user_id, "board": board}
         row = await (await connection.execute(_SELECT_USER, parameters)).fetchone()
     if row is None:
@@ -73,14 +73,14 @@ async def select_user(connection: Connection, user_id: str, *, board: str) -> Us
     return User(**dict(zip(names, row, strict=True)))
 
 
-async def adopt_user(connection: Connection, user_id: str) -> None:
+async def ensure_user(connection: Connection, user_id: str) -> None:
     """Make a user's row where there is none; run it in a transaction.
 
     Raises DatabaseUnavailable.
     """
-    async with reaching():
+    async with translate_errors():
         await connection.execute(
-            _ADOPT_USER, {"user_id": user_id, "preferred_id": user_uuid(user_id)}
+            _ENSURE_USER, {"user_id": user_id, "preferred_id": user_uuid(user_id)}
         )
 
 
@@ -89,8 +89,8 @@ async def upsert_user(connection: Connection, profile: Profile) -> None:
 
     Raises DatabaseUnavailable.
     """
-    await adopt_user(connection, profile.user_id)
-    async with reaching():
+    await ensure_user(connection, profile.user_id)
+    async with translate_errors():
         await connection.execute(_UPDATE_USER, msgspec.structs.asdict(profile))
 
 
@@ -99,13 +99,13 @@ async def import_users(connection: Connection, profiles: Iterable[Profile]) -> i
 
     Raises DatabaseUnavailable.
     """
-    async with reaching():
+    async with translate_errors():
         await connection.execute(_CREATE_USER_IMPORT)
         async with connection.cursor() as cursor:
             async with cursor.copy(_COPY_USER_IMPORT) as copy:
                 for one in profiles:
                     await copy.write_row((user_uuid(one.user_id), one.user_id, one.name, one.email))
-            await cursor.execute(_ADOPT_USER_IMPORT)
-            await cursor.execute(_RESOLVE_USER_IMPORT)
+            await cursor.execute(_ENSURE_IMPORTED_USERS)
+            await cursor.execute(_ENSURE_CONFLICTING_USERS)
             await cursor.execute(_MERGE_USER_IMPORT)
             return cursor.rowcount

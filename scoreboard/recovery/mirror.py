@@ -5,7 +5,7 @@ each of what is committed then, so the last one is the newest.
 """
 
 from scoreboard.ledger.actions import lock_catalogue, select_points
-from scoreboard.ledger.pool import Connection, reaching
+from scoreboard.ledger.pool import Connection, translate_errors
 from scoreboard.store.store import Store
 
 
@@ -16,7 +16,7 @@ async def mirror_catalogue(store: Store, connection: Connection) -> int:
 
     Raises RedisUnavailable, Outdated, DatabaseUnavailable: run it again.
     """
-    async with reaching(), connection.transaction():
+    async with translate_errors(), connection.transaction():
         await lock_catalogue(connection)
         seen = await store.catalogue_version()
         # A session that answers now has held the lock since before the version was read.

@@ -14,11 +14,11 @@ from msgspec import Struct
 from scoreboard.errors import OperatorMistake
 from scoreboard.ledger import checks
 from scoreboard.ledger.audit import insert_audit
-from scoreboard.ledger.pool import Connection, reaching
+from scoreboard.ledger.pool import Connection, translate_errors
 from scoreboard.model import Board, Partition
-from scoreboard.recovery.reseed import Report
-from scoreboard.recovery.verify import JUDGED_AT_ONCE, Drift, truths_of
-from scoreboard.store.corrections import settle
+from scoreboard.recovery.reseed import ReportProgress
+from scoreboard.recovery.verify import Drift, read_expected_scores
+from scoreboard.store.corrections import REPAIR_MAX, correct_scores
 from scoreboard.store.store import Store
 
 
@@ -39,7 +39,7 @@ async def repair(
     drifted: Sequence[Drift],
     *,
     actor: str,
-    report: Report,
+    report: ReportProgress,
 ) -> list[Change]:
     """Set drifted users right; give what was changed, which may be less than was found.
 
@@ -55,8 +55,8 @@ async def repair(
     changes: list[Change] = []
     done = 0
     for partition, names in users.items():
-        for start in range(0, len(names), JUDGED_AT_ONCE):
-            page = names[start : start + JUDGED_AT_ONCE]
+        for start in range(0, len(names), REPAIR_MAX):
+            page = names[start : start + REPAIR_MAX]
             changes += await _repair_page(store, connection, partition, page, actor)
             done += len(page)
             report("repair", done, len(drifted))
@@ -67,15 +67,15 @@ async def _repair_page(
     store: Store, connection: Connection, partition: Partition, users: Sequence[str], actor: str
 ) -> list[Change]:
     async def arrivals(candidates: Sequence[str], score: int) -> list[str]:
-        return await checks.arrivals(connection, partition.board, candidates, score)
+        return await checks.select_arrival_order(connection, partition.board, candidates, score)
 
-    async with reaching(), connection.transaction():
-        position = await checks.hold_position(connection, partition)
+    async with translate_errors(), connection.transaction():
+        position = await checks.lock_position_shared(connection, partition)
         if position is None:
             raise OperatorMistake(f"PostgreSQL has no position of {partition}: reseed it")
-        expected_scores = await truths_of(connection, partition, users)
-        tail = await store.tail(partition, **msgspec.structs.asdict(position))
-        states = await settle(store, partition, expected_scores, tail, arrivals)
+        expected_scores = await read_expected_scores(connection, partition, users)
+        uncommitted = await store.read_uncommitted(partition, **msgspec.structs.asdict(position))
+        states = await correct_scores(store, partition, expected_scores, uncommitted, arrivals)
         changes = [
             Change(expected.user_id, partition.number, state.change, state.score, state.seq)
             for expected, state in zip(expected_scores, states, strict=True)

@@ -21,16 +21,16 @@ import msgspec
 from msgspec import Struct
 
 from scoreboard.errors import NotInTime, OperatorMistake, ScoreboardError, ScriptFailed
-from scoreboard.events import Event
-from scoreboard.ledger import checks, parked
+from scoreboard.events import Event, stream_id_key
+from scoreboard.ledger import checks, dead_letters
 from scoreboard.ledger.audit import insert_audit
 from scoreboard.ledger.boards import select_board
-from scoreboard.ledger.pool import Connection, reaching, snapshot
+from scoreboard.ledger.pool import Connection, snapshot, translate_errors
 from scoreboard.ledger.positions import (
     Position,
+    begin_epoch,
     close_corrections,
     lock_operator,
-    move_position,
     select_position,
 )
 from scoreboard.ledger.scores import (
@@ -62,7 +62,7 @@ SESSION: Final = {
 FETCH: Final = 10 * PAGE
 """Rows of one read from PostgreSQL."""
 
-LANES: Final = 8
+CALLS_MAX: Final = 8
 """Calls to Redis under way at once: enough to share one fsync, few enough to bound the memory."""
 
 STALL_S: Final = 30.0
@@ -74,11 +74,11 @@ SEEN_GRACE_S: Final = 60
 _POLL_S: Final = 0.05
 _UNPRINTABLE: Final = re.compile(r"[^!-~]")
 
-Report = Callable[[str, int, int], None]
+ReportProgress = Callable[[str, int, int], None]
 """Told a step's name, how much of it is done, and how much there is; 0 of 0 where nobody knows."""
 
 Call = Callable[[], Awaitable[None]]
-Drain = Callable[[Store, Sequence[Partition], Report], Awaitable[None]]
+Drain = Callable[[Store, Sequence[Partition], ReportProgress], Awaitable[None]]
 
 
 class Reseeded(Struct, frozen=True):
@@ -92,7 +92,7 @@ class Reseeded(Struct, frozen=True):
     duration_s: float
 
 
-def silent(_step: str, _done: int, _total: int) -> None:
+def report_nothing(_step: str, _done: int, _total: int) -> None:
     """Report to nobody."""
 
 
@@ -126,7 +126,7 @@ async def _compare_layouts(store: Store, board: Board) -> _Layouts:
     )
 
 
-async def find_closed(store: Store, board: Board) -> list[int]:
+async def find_unavailable(store: Store, board: Board) -> list[int]:
     """List the partitions that need a reseed: emptied, fenced, or all after a change of layout.
 
     Raises RedisUnavailable.
@@ -135,7 +135,7 @@ async def find_closed(store: Store, board: Board) -> list[int]:
     return list(layouts.closed if layouts.are_settled else range(board.layout.partitions))
 
 
-async def find_due(store: Store, board: Board, *, force: bool = False) -> list[int]:
+async def choose_partitions(store: Store, board: Board, *, force: bool = False) -> list[int]:
     """Choose the partitions to reseed: all when forced, else those that need it.
 
     Raises OperatorMistake where that is none and the board has scores; RedisUnavailable.
@@ -143,7 +143,7 @@ async def find_due(store: Store, board: Board, *, force: bool = False) -> list[i
     everything = list(range(board.layout.partitions))
     if force:
         return everything
-    closed = await find_closed(store, board)
+    closed = await find_unavailable(store, board)
     if not closed and (await store.leaderboard(board.name, limit=0)).total:
         raise OperatorMistake(
             f"Board {board.name} is open and has scores; --force reseeds it all the same"
@@ -151,7 +151,9 @@ async def find_due(store: Store, board: Board, *, force: bool = False) -> list[i
     return closed or everything
 
 
-async def wait_until_drained(store: Store, partitions: Sequence[Partition], report: Report) -> None:
+async def wait_until_drained(
+    store: Store, partitions: Sequence[Partition], report: ReportProgress
+) -> None:
     """Wait until the flusher has committed everything the streams hold.
 
     Raises NotInTime when it makes no progress for ``STALL_S``; RedisUnavailable.
@@ -182,7 +184,7 @@ async def reseed(
     *,
     actor: str,
     drain: Drain = wait_until_drained,
-    report: Report = silent,
+    report: ReportProgress = report_nothing,
 ) -> Reseeded:
     """Rebuild partitions of a board from PostgreSQL and open them under a new epoch.
 
@@ -221,10 +223,10 @@ async def reseed(
     await drain(store, everything, report)
     rebuilding = _Rebuilding(store, connection, board, numbers=numbers, token=token, report=report)
     async with snapshot(connection):
-        owed = await parked.owed_events(connection, board.name)
+        owed = await dead_letters.select_unresolved_events(connection, board.name)
         members = await rebuilding.load_scores(owed)
-        actions = await rebuilding.load_memories()
-        await rebuilding.remember_parked(owed)
+        actions = await rebuilding.load_dedup_records()
+        await rebuilding.load_unresolved_records(owed)
     positions = [
         await _next_position(store, connection, partition, stood)
         for partition, stood in zip(partitions, fenced, strict=True)
@@ -232,9 +234,9 @@ async def reseed(
     if strays or layouts.differing:
         positions = _above(positions, layouts.epochs)
     await mirror_catalogue(store, connection)
-    async with reaching(), connection.transaction():
+    async with translate_errors(), connection.transaction():
         for partition, position in zip(partitions, positions, strict=True):
-            if not await move_position(connection, partition, position):
+            if not await begin_epoch(connection, partition, position):
                 raise OperatorMistake(f"Another operator has opened {partition}")
         # Redis gets the scores that are due; of a partition that is retired nothing is left.
         parts = [partition.number for partition in (*partitions, *strays)]
@@ -288,7 +290,7 @@ class _Rebuilding:
         *,
         numbers: Sequence[int],
         token: str,
-        report: Report,
+        report: ReportProgress,
     ) -> None:
         self._store = store
         self._connection = connection
@@ -314,7 +316,7 @@ class _Rebuilding:
         reached: dict[int, tuple[int, int]] = dict.fromkeys(self._numbers, (-1, 0))
         pages: dict[int, list[tuple[int, str]]] = {number: [] for number in self._numbers}
         done = 0
-        async with _lanes() as send:
+        async with _bounded_calls() as send:
             async for rows in select_ranking(self._connection, self._board.name, page=FETCH):
                 for user_id, score in rows:
                     number = partition_of(user_id, self._layout.partitions)
@@ -336,7 +338,7 @@ class _Rebuilding:
             for number, page in pages.items():
                 if page:
                     await send(partial(self._restore, number, page))
-        async with _lanes() as send:
+        async with _bounded_calls() as send:
             for user_id, score in due.items():
                 number = partition_of(user_id, self._layout.partitions)
                 slot = max(lowest.get((number, score), SLOT_COUNT) - 1, 0)
@@ -353,16 +355,16 @@ class _Rebuilding:
                 sums[event.user_id] = sums.get(event.user_id, 0) + event.delta
         if not sums:
             return {}
-        stands = await checks.scores_of(self._connection, self._board.name, list(sums))
+        stands = await checks.read_scores(self._connection, self._board.name, list(sums))
         due: dict[str, int] = {}
         for user, total in sums.items():
             held = stands[user].score if user in stands else None
-            score = parked.due(held, total)
+            score = dead_letters.expected_score(held, total)
             if score is not None and score != held:
                 due[user] = score
         return due
 
-    async def load_memories(self) -> int:
+    async def load_dedup_records(self) -> int:
         """Fill the seen window from the ledger; give how many actions it remembers.
 
         What the window held before goes: the event of a remembered action may be lost, and its
@@ -375,45 +377,45 @@ class _Rebuilding:
         pages: dict[tuple[int, int, int], list[tuple[bytes, str]]] = {}
         counts: dict[tuple[int, int, int], int] = {}
         done = 0
-        async with _lanes() as send:
+        async with _bounded_calls() as send:
             for number in self._numbers:
                 for generation in (current - 1, current):
                     for shard in range(self._layout.seen_shards):
                         place = (number, generation, shard)
                         await send(partial(self._remember, place, [], 0, first=True))
-        async with _lanes() as send:
-            async for memories in select_dedup_records(
+        async with _bounded_calls() as send:
+            async for records in select_dedup_records(
                 self._connection, self._board.name, since_s=since_s, page=FETCH
             ):
-                for memory in memories:
-                    number = partition_of(memory.user_id, self._layout.partitions)
+                for record in records:
+                    number = partition_of(record.user_id, self._layout.partitions)
                     if number not in self._numbers:
                         continue
-                    digest = digest_of(self._board.name, memory.user_id, memory.action_id)
+                    digest = digest_of(self._board.name, record.user_id, record.action_id)
                     # An emptied server may run behind the clock that the ledger was written by.
-                    generation = min(memory.occurred_at_ms // (window_s * 1000), current)
+                    generation = min(record.occurred_at_ms // (window_s * 1000), current)
                     place = (number, generation, shard_of(digest, self._layout.seen_shards))
                     page = pages.setdefault(place, [])
-                    page.append((digest, f"{memory.delta}:{memory.score_after}:{memory.seq}"))
+                    page.append((digest, f"{record.delta}:{record.score_after}:{record.seq}"))
                     counts[place] = counts.get(place, 0) + 1
                     if len(page) == PAGE:
                         del pages[place]
                         await send(partial(self._remember, place, page, 0))
-                done += len(memories)
+                done += len(records)
                 self._report("actions", done, total)
             full, pages = pages, {}
             for place, page in full.items():
                 await send(partial(self._remember, place, page, 0))
-        async with _lanes() as send:
+        async with _bounded_calls() as send:
             for place, count in counts.items():
                 await send(partial(self._remember, place, [], count))
         return sum(counts.values())
 
-    async def remember_parked(self, owed: Sequence[Event]) -> None:
+    async def load_unresolved_records(self, owed: Sequence[Event]) -> None:
         """Add parked actions to the seen window: Redis has counted them."""
         window_s = self._layout.seen_seconds
         current = int(await self._store.now_s() // window_s)
-        async with _lanes() as send:
+        async with _bounded_calls() as send:
             for event in owed:
                 number = partition_of(event.user_id, self._layout.partitions)
                 generation = min(event.occurred_at_ms // (window_s * 1000), current)
@@ -421,8 +423,8 @@ class _Rebuilding:
                     continue
                 digest = digest_of(self._board.name, event.user_id, event.action_id)
                 place = (number, generation, shard_of(digest, self._layout.seen_shards))
-                memory = f"{event.delta}:{event.score_after}:{event.seq}"
-                await send(partial(self._remember, place, [(digest, memory)], 0))
+                record = f"{event.delta}:{event.score_after}:{event.seq}"
+                await send(partial(self._remember, place, [(digest, record)], 0))
 
     async def _restore(
         self, number: int, page: Sequence[tuple[int, str]], *, first: bool = False
@@ -482,22 +484,17 @@ async def _next_position(
     return Position(
         epoch=max(epoch, on_record.epoch) + 1,
         seq=max(seq, on_record.seq),
-        stream_id=max(last_id, on_record.stream_id, key=_as_numbers),
+        stream_id=max(last_id, on_record.stream_id, key=stream_id_key),
     )
 
 
-def _as_numbers(stream_id: str) -> tuple[int, int]:
-    milliseconds, _, number = stream_id.partition("-")
-    return int(milliseconds), int(number or 0)
-
-
 @asynccontextmanager
-async def _lanes() -> AsyncIterator[Callable[[Call], Awaitable[None]]]:
-    """Give a function that starts a call as soon as one of the ``LANES`` is free.
+async def _bounded_calls() -> AsyncIterator[Callable[[Call], Awaitable[None]]]:
+    """Give a function that starts a call as soon as one of the ``CALLS_MAX`` is free.
 
     All calls have ended when the context ends; the first error is raised as itself.
     """
-    free = asyncio.Semaphore(LANES)
+    free = asyncio.Semaphore(CALLS_MAX)
 
     async def drive(call: Call) -> None:
         try:

@@ -19,20 +19,17 @@ import redis.asyncio as aioredis
 from msgspec import Struct
 
 from scoreboard.errors import Busy, NotInTime, Outdated
-from scoreboard.ledger import checks, parked
-from scoreboard.ledger.pool import Connection, reaching, snapshot
+from scoreboard.ledger import checks, dead_letters
+from scoreboard.ledger.pool import Connection, snapshot, translate_errors
 from scoreboard.ledger.positions import Position, select_position
 from scoreboard.ledger.scores import select_ranking, select_totals
 from scoreboard.model import Board, Partition, partition_of, unpack_score
-from scoreboard.recovery.reseed import Report
+from scoreboard.recovery.reseed import ReportProgress
 from scoreboard.store.client import check_durability
-from scoreboard.store.corrections import ExpectedScore
+from scoreboard.store.corrections import REPAIR_MAX, ExpectedScore
 from scoreboard.store.scanner import PAGE, Scanner
 from scoreboard.store.store import Store
-from scoreboard.store.tail import Tail
-
-JUDGED_AT_ONCE: Final = 64
-"""Suspects looked at under one lock: what lua/repair.lua takes."""
+from scoreboard.store.uncommitted import UncommittedDeltas
 
 SHOWN_MAX: Final = 100
 """Most findings of one check that are listed."""
@@ -101,7 +98,7 @@ async def verify(
     board: Board,
     *,
     sample: int | None,
-    report: Report,
+    report: ReportProgress,
 ) -> Verdict:
     """Compare both stores: all users for ``sample`` None, else about so many.
 
@@ -117,18 +114,18 @@ class _Verification:
     """One run: collects suspects, judges them, and notes whatever else is wrong."""
 
     def __init__(
-        self, client: aioredis.Redis, connection: Connection, board: Board, report: Report
+        self, client: aioredis.Redis, connection: Connection, board: Board, report: ReportProgress
     ) -> None:
         self._client = client
         self._store = Store(client)
-        self._census = Scanner(client)
+        self._scanner = Scanner(client)
         self._connection = connection
         self._board = board
         self._partitions = [Partition(board.name, n) for n in range(board.layout.partitions)]
         self._report = report
         self._users = 0
         self._suspects: dict[Partition, set[str]] = {each: set() for each in self._partitions}
-        self._tails: dict[Partition, Tail] = {}
+        self._uncommitted: dict[Partition, UncommittedDeltas] = {}
         self._disordered: list[tuple[str, str]] = []
         self._drifted: list[Drift] = []
         self._known: list[Drift] = []
@@ -148,12 +145,12 @@ class _Verification:
         judged = 0
         for partition in sound:
             users = sorted(self._suspects[partition])
-            for start in range(0, len(users), JUDGED_AT_ONCE):
-                page = users[start : start + JUDGED_AT_ONCE]
-                await self._judge(partition, page)
+            for start in range(0, len(users), REPAIR_MAX):
+                page = users[start : start + REPAIR_MAX]
+                await self._recheck(partition, page)
                 judged += len(page)
                 self._report("suspects", judged, suspects)
-        await self._judge_order()
+        await self._recheck_order()
         await self._check_rows()
         for partition in sound:
             await self._check_backlog(partition)
@@ -216,7 +213,9 @@ class _Verification:
             self._find("rewind", f"Redis has {state.seq}, PostgreSQL {committed.seq}", partition)
         else:
             generation = int(await self._store.now_s() // self._board.layout.seen_seconds)
-            for key in await self._census.unexpiring(partition, self._board.layout, generation):
+            for key in await self._scanner.keys_without_expiry(
+                partition, self._board.layout, generation
+            ):
                 self._find("seen window", f"{key} never expires", partition)
             return True
         return False
@@ -227,7 +226,7 @@ class _Verification:
         found = dict.fromkeys(self._partitions, 0)
         above: dict[Partition, tuple[int, int, str]] = {}
         async with snapshot(self._connection):
-            await self._read_tails()
+            await self._read_uncommitted()
             total, _ = await select_totals(self._connection, board)
             async for rows in select_ranking(self._connection, board, page=PAGE):
                 for partition, page in self._by_partition(rows).items():
@@ -237,20 +236,20 @@ class _Verification:
                 self._users += len(rows)
                 self._report("users", self._users, total)
         for partition in self._partitions:
-            if await self._census.count(partition) > found[partition]:
-                await self._look_for_strangers(partition)
+            if await self._scanner.count(partition) > found[partition]:
+                await self._find_unknown_members(partition)
 
     async def _compare_some(self, sample: int) -> list[str]:
         """Look at users by chance, half of them from each side; give who they are."""
         board = self._board.name
-        await self._read_tails()
+        await self._read_uncommitted()
         rows: dict[str, int] = {}
         for _ in range(RANGES):
             start = UUID(bytes=secrets.token_bytes(16))
             limit = max(1, sample // 2 // RANGES)
-            some = await checks.scores_from(self._connection, board, start, limit=limit)
+            some = await checks.read_scores_from(self._connection, board, start, limit=limit)
             # Past the greatest id the order begins anew.
-            some = some or await checks.scores_from(
+            some = some or await checks.read_scores_from(
                 self._connection, board, UUID(int=0), limit=limit
             )
             rows.update(some)
@@ -259,13 +258,13 @@ class _Verification:
         chosen = set(rows)
         for partition in self._partitions:
             share = max(1, sample // 2 // len(self._partitions))
-            members = await self._census.some_members(partition, share)
-            known = await checks.scores_of(self._connection, board, members)
-            strangers = set(members) - known.keys()
-            self._suspects[partition].update(strangers)
+            members = await self._scanner.random_members(partition, share)
+            known = await checks.read_scores(self._connection, board, members)
+            unknown = set(members) - known.keys()
+            self._suspects[partition].update(unknown)
             await self._compare(partition, [(user, one.score) for user, one in known.items()])
             chosen.update(known)
-            self._users += len(strangers)
+            self._users += len(unknown)
         self._users += len(chosen)
         self._report("users", self._users, self._users)
         return sorted(chosen)
@@ -285,12 +284,12 @@ class _Verification:
         self, partition: Partition, page: Sequence[tuple[str, int]]
     ) -> list[tuple[str, int, int | None]]:
         """Note who differs; give (user, score, packed or None where it differs) of all members."""
-        replies = await self._census.packed_of(partition, [user for user, _ in page])
+        replies = await self._scanner.packed_scores(partition, [user for user, _ in page])
         held: list[tuple[str, int, int | None]] = []
         for (user, score), packed in zip(page, replies, strict=True):
             is_equal = packed is not None and unpack_score(packed) == score
             # Who has acted since must differ.
-            if not is_equal or self._tails[partition].has(user):
+            if not is_equal or self._uncommitted[partition].has(user):
                 self._suspects[partition].add(user)
             if packed is not None:
                 held.append((user, score, packed if is_equal else None))
@@ -314,35 +313,40 @@ class _Verification:
                     self._truncated.add("order")
             above[partition] = (score, packed, user)
 
-    async def _look_for_strangers(self, partition: Partition) -> None:
+    async def _find_unknown_members(self, partition: Partition) -> None:
         """Note members of Redis whom PostgreSQL does not know; most are on their way."""
-        async for members in self._census.members(partition):
-            known = await checks.scores_of(self._connection, self._board.name, members)
-            strangers = set(members) - known.keys() - self._suspects[partition]
-            self._suspects[partition].update(strangers)
-            self._users += len(strangers)
+        async for members in self._scanner.members(partition):
+            known = await checks.read_scores(self._connection, self._board.name, members)
+            unknown = set(members) - known.keys() - self._suspects[partition]
+            self._suspects[partition].update(unknown)
+            self._users += len(unknown)
 
-    async def _read_tails(self) -> None:
+    async def _read_uncommitted(self) -> None:
         """Learn who has acted since the positions of the snapshot."""
         for partition in self._partitions:
             position = await select_position(self._connection, partition)
-            self._tails[partition] = await _patiently(
-                partition, partial(self._store.tail, partition, **msgspec.structs.asdict(position))
+            self._uncommitted[partition] = await _retry_while_behind(
+                partition,
+                partial(
+                    self._store.read_uncommitted, partition, **msgspec.structs.asdict(position)
+                ),
             )
 
-    async def _judge(self, partition: Partition, users: Sequence[str]) -> None:
+    async def _recheck(self, partition: Partition, users: Sequence[str]) -> None:
         """Look at suspects again while nobody commits; what still differs is drift, or known."""
-        await _patiently(partition, partial(self._judge_now, partition, users))
+        await _retry_while_behind(partition, partial(self._recheck_now, partition, users))
 
-    async def _judge_now(self, partition: Partition, users: Sequence[str]) -> None:
-        async with reaching(), self._connection.transaction():
-            position = await checks.hold_position(self._connection, partition)
+    async def _recheck_now(self, partition: Partition, users: Sequence[str]) -> None:
+        async with translate_errors(), self._connection.transaction():
+            position = await checks.lock_position_shared(self._connection, partition)
             if position is None:
                 return
-            expected_scores = await truths_of(self._connection, partition, users)
-            late = await checks.late_of(self._connection, partition, users)
-            tail = await self._store.tail(partition, **msgspec.structs.asdict(position))
-            states = await self._store.repair(partition, expected_scores, tail, is_dry=True)
+            expected_scores = await read_expected_scores(self._connection, partition, users)
+            late = await checks.sum_late_duplicates(self._connection, partition, users)
+            uncommitted = await self._store.read_uncommitted(
+                partition, **msgspec.structs.asdict(position)
+            )
+            states = await self._store.repair(partition, expected_scores, uncommitted, is_dry=True)
         for user, state in zip(users, states, strict=True):
             if state.outcome == "unchanged":
                 continue
@@ -350,14 +354,16 @@ class _Verification:
             is_known = bool(state.change) and state.change == -late.get(user, 0)
             (self._known if is_known else self._drifted).append(drift)
 
-    async def _judge_order(self) -> None:
+    async def _recheck_order(self) -> None:
         """Look at pairs again whose order differed: both must stand as they stood."""
         for first, second in self._disordered:
             partition = self._partitions[partition_of(first, len(self._partitions))]
-            async with reaching(), self._connection.transaction():
-                await checks.hold_position(self._connection, partition)
-                packed = await self._census.packed_of(partition, [first, second])
-                stands = await checks.scores_of(self._connection, self._board.name, [first, second])
+            async with translate_errors(), self._connection.transaction():
+                await checks.lock_position_shared(self._connection, partition)
+                packed = await self._scanner.packed_scores(partition, [first, second])
+                stands = await checks.read_scores(
+                    self._connection, self._board.name, [first, second]
+                )
             one, other = stands.get(first), stands.get(second)
             if one is None or other is None or packed[0] is None or packed[1] is None:
                 continue
@@ -410,7 +416,7 @@ class _Verification:
             )
         if chosen is not None:
             return
-        owed = await parked.owed(self._connection, self._board.name)
+        owed = await dead_letters.sum_unresolved(self._connection, self._board.name)
         for partition in self._partitions:
             async with snapshot(self._connection):
                 position = await select_position(self._connection, partition)
@@ -439,7 +445,7 @@ class _Verification:
                 )
 
 
-async def _patiently(partition: Partition, look: Callable[[], Awaitable[_Seen]]) -> _Seen:
+async def _retry_while_behind(partition: Partition, look: Callable[[], Awaitable[_Seen]]) -> _Seen:
     """Look again while the flusher is too far behind, or the partition changes hands.
 
     Raises NotInTime.
@@ -454,19 +460,19 @@ async def _patiently(partition: Partition, look: Callable[[], Awaitable[_Seen]])
         await asyncio.sleep(_POLL_S)
 
 
-async def truths_of(
+async def read_expected_scores(
     connection: Connection, partition: Partition, users: Sequence[str]
 ) -> list[ExpectedScore]:
     """Say what PostgreSQL has of some users, what is parked included; hold the position meanwhile.
 
     Raises DatabaseUnavailable.
     """
-    stands = await checks.scores_of(connection, partition.board, users)
-    owed = await parked.owed(connection, partition.board)
+    stands = await checks.read_scores(connection, partition.board, users)
+    owed = await dead_letters.sum_unresolved(connection, partition.board)
     expected_scores: list[ExpectedScore] = []
     for user in users:
         stand = stands.get(user)
         expected_scores.append(
-            ExpectedScore(user, parked.due(stand and stand.score, owed.get(user)))
+            ExpectedScore(user, dead_letters.expected_score(stand and stand.score, owed.get(user)))
         )
     return expected_scores

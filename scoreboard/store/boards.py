@@ -32,7 +32,7 @@ from scoreboard.model import (
 )
 from scoreboard.store.keys import PartitionKeys
 from scoreboard.store.partitions import read_state
-from scoreboard.store.replies import reading
+from scoreboard.store.replies import checking_reply
 from scoreboard.store.scripts import Script, call
 
 _WHOLE: Final = re.compile(r"\d{1,16}", re.ASCII)
@@ -203,7 +203,7 @@ class Boards:
                 index += other.count_above
                 near += _pairs(other.above, number) + _pairs(other.below, number)
             near.sort()
-            with reading(_STANDING.name):
+            with checking_reply(_STANDING.name):
                 at = near.index(_Placed(-place.packed, home, user_id))
             first = max(0, min(index - around, total - 1 - 2 * around))
             start = max(0, at - (index - first))

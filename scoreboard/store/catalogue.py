@@ -97,7 +97,9 @@ class Catalogue:
             except ScoreboardError as error:
                 attempt += 1
                 if attempt == 1:
-                    _log.warning("catalogue_kept", is_loaded=self.is_loaded, reason=error.detail)
+                    _log.warning(
+                        "catalogue_reload_failed", is_loaded=self.is_loaded, reason=error.detail
+                    )
                 wait_s = backoff_s(attempt)
             else:
                 attempt, wait_s = 0, RELOAD_S

@@ -16,7 +16,7 @@ from scoreboard.model import (
     POINTS_MAX,
 )
 from scoreboard.store.keys import ACTIONS, ACTIONS_CHANGED
-from scoreboard.store.replies import ask, convert, reading
+from scoreboard.store.replies import checking_reply, convert, read_reply
 from scoreboard.store.scripts import Script, call
 
 _VERSION: Final = ":version"
@@ -45,9 +45,9 @@ class CatalogueMirror:
         Raises RedisUnavailable, UnexpectedReply where it holds no points.
         """
         what = f"HGETALL {ACTIONS}"
-        facts = await ask(self._client.hgetall(ACTIONS), dict[str, str], what)
+        facts = await read_reply(self._client.hgetall(ACTIONS), dict[str, str], what)
         facts.pop(_VERSION, None)
-        with reading(what):
+        with checking_reply(what):
             return convert(facts, dict[str, _Points])
 
     async def catalogue_version(self) -> int:
@@ -57,7 +57,7 @@ class CatalogueMirror:
         """
         with suppress(UnexpectedReply):  # a key of another type, which the next copy replaces
             held = self._client.hmget(ACTIONS, [_VERSION])
-            (version,) = await ask(held, tuple[str | None], f"HMGET {ACTIONS}")
+            (version,) = await read_reply(held, tuple[str | None], f"HMGET {ACTIONS}")
             return _whole(version) or 0
         return 0
 

@@ -30,9 +30,9 @@ from scoreboard.errors import (
 from scoreboard.runtime.settings import Settings
 from scoreboard.security.credentials import SecretStore, store_of
 from scoreboard.security.secret_backends import Credentials
-from scoreboard.store.replies import ask, reading
+from scoreboard.store.replies import checking_reply, read_reply
 
-REQUIRED: Final = {
+REQUIRED_SETTINGS: Final = {
     "appendonly": "yes",
     "appendfsync": "always",
     "no-appendfsync-on-rewrite": "no",
@@ -41,7 +41,7 @@ REQUIRED: Final = {
 """Settings without which an acknowledged action may be lost, or counted twice after an eviction."""
 
 
-class _PackedInC:
+class _HiredisPacking:
     """Packs commands by hiredis, some ten times faster than the loop that redis-py's async has.
 
     What saves most is batches and pages: commands of hundreds of arguments.
@@ -55,7 +55,7 @@ class _PackedInC:
         return [hiredis.pack_command(command)]
 
 
-class _Sending:
+class _DirectSend:
     """Sends commands in the task that asks for it, within the connection's time limit.
 
     redis-py sends through ``asyncio.wait_for``, which before Python 3.12 drops a cancellation that
@@ -122,7 +122,7 @@ class _Login:
 
 
 class _Pool(aioredis.BlockingConnectionPool):
-    async def log_in_anew(self) -> None:
+    async def reauthenticate(self) -> None:
         """Let go of connections, which have older credentials than the next will: busy ones later.
 
         A subscription stays as it is: the server does not ask again who is logged in.
@@ -160,10 +160,10 @@ def make_pool(
         redis_connect_func=_Login(store).connect if store else None,
     )
     if store is not None:
-        store.on_change(pool.log_in_anew)
+        store.on_change(pool.reauthenticate)
     # The kind of connection follows from the URL's scheme, so it is known only now.
     kind: type[AbstractConnection] = pool.connection_class
-    pool.connection_class = type(kind.__name__, (_PackedInC, _Sending, kind), {})
+    pool.connection_class = type(kind.__name__, (_HiredisPacking, _DirectSend, kind), {})
     return pool
 
 
@@ -211,11 +211,11 @@ async def check_durability(client: aioredis.Redis, *, replicas: int = 0) -> Dura
     Raises RedisUnavailable or UnexpectedReply if the server cannot be asked. A server that hides
     CONFIG (managed ones do) has that as its problem: SCOREBOARD_UNSAFE_REDIS vouches for it.
     """
-    server = await ask(client.info("server"), dict[str, Any], "INFO server")
-    replication = await ask(client.info("replication"), dict[str, Any], "INFO replication")
-    persistence = await ask(client.info("persistence"), dict[str, Any], "INFO persistence")
+    server = await read_reply(client.info("server"), dict[str, Any], "INFO server")
+    replication = await read_reply(client.info("replication"), dict[str, Any], "INFO replication")
+    persistence = await read_reply(client.info("persistence"), dict[str, Any], "INFO persistence")
     config = await _config_of(client)
-    with reading("INFO"):
+    with checking_reply("INFO"):
         problems = _problems_of(replication, persistence, config, replicas)
     return Durability(tuple(problems), str(server.get("run_id", "")))
 
@@ -223,7 +223,9 @@ async def check_durability(client: aioredis.Redis, *, replicas: int = 0) -> Dura
 async def _config_of(client: aioredis.Redis) -> Mapping[str, str] | None:
     """Read the settings that matter; None where the server hides them."""
     try:
-        return await ask(client.config_get(*REQUIRED, MIN_REPLICAS), dict[str, str], "CONFIG GET")
+        return await read_reply(
+            client.config_get(*REQUIRED_SETTINGS, MIN_REPLICAS), dict[str, str], "CONFIG GET"
+        )
     except (RedisUnavailable, UnexpectedReply) as error:
         if isinstance(error.__cause__, ResponseError):
             return None
@@ -242,7 +244,7 @@ def _problems_of(
     else:
         problems += [
             f"{name} is {config.get(name, 'unknown')}, must be {wanted}"
-            for name, wanted in REQUIRED.items()
+            for name, wanted in REQUIRED_SETTINGS.items()
             if config.get(name) != wanted
         ]
         if int(config.get(MIN_REPLICAS) or 0) < replicas:

@@ -44,17 +44,17 @@ from scoreboard.model import (
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import BATCH_BUCKETS, REDIS_CALLS, gauge, get_logger, histogram
 from scoreboard.store.keys import PULSE, PartitionKeys
-from scoreboard.store.link import Command, Link
-from scoreboard.store.replies import LOST, UNREADABLE, convert
-from scoreboard.store.scripts import Script, as_error
+from scoreboard.store.pipelined_connection import Command, PipelinedConnection
+from scoreboard.store.replies import CONNECTION_ERRORS, PARSE_ERRORS, convert
+from scoreboard.store.scripts import Script, refusal_error
 
-TURN_MAX: Final = 4 * BATCH_MAX
+WRITE_ACTIONS_MAX: Final = 4 * BATCH_MAX
 """Most actions of one write: four scripts, a few ms of Redis's time, one fsync."""
 
-TRIES: Final = 2
+ATTEMPTS_MAX: Final = 2
 """A batch is sent once more after a lost connection; then its outcome is unknown."""
 
-CORRECTIONS: Final = 4
+REBUILDS_MAX: Final = 4
 """Most times a batch is built anew because generation, layout or script cache were out of date."""
 
 _SECONDS: Final = re.compile(r"\d{1,12}", re.ASCII)
@@ -148,9 +148,9 @@ class Dispatcher:
     async def run(self) -> None:
         """Serve until closed. On cancellation what still waits fails with OutcomeUnknown."""
         try:
-            async with asyncio.TaskGroup() as lanes:
+            async with asyncio.TaskGroup() as group:
                 for _ in range(self._settings.dispatch_connections):
-                    lanes.create_task(self._lane())
+                    group.create_task(self._serve_connection())
         finally:
             self._is_closing = True
             _fail(self._queue, OutcomeUnknown)
@@ -162,8 +162,8 @@ class Dispatcher:
             self._is_woken = True
             self._idle.pop().set_result(None)
 
-    async def _lane(self) -> None:
-        link = Link(self._settings, name=self._name)
+    async def _serve_connection(self) -> None:
+        connection = PipelinedConnection(self._settings, name=self._name)
         loop = asyncio.get_running_loop()
         try:
             while True:
@@ -174,51 +174,51 @@ class Dispatcher:
                     self._idle.append(idle)
                     await idle
                     self._is_woken = False
-                count = min(len(self._queue), TURN_MAX)
+                count = min(len(self._queue), WRITE_ACTIONS_MAX)
                 entries = [self._queue.popleft() for _ in range(count)]
                 _WAITING.set(len(self._queue))
                 if self._queue:
                     self._wake_one()
                 try:
-                    await self._settle(link, entries)
+                    await self._process(connection, entries)
                 finally:
                     _fail(entries, OutcomeUnknown)  # only what an error above left unresolved
         finally:
-            await link.close()
+            await connection.close()
 
-    async def _settle(self, link: Link, entries: list[_Entry]) -> None:
+    async def _process(self, connection: PipelinedConnection, entries: list[_Entry]) -> None:
         """Bring every entry's future to an end, whatever happens."""
         was_sent = False
-        for attempt in range(TRIES):
+        for attempt in range(ATTEMPTS_MAX):
             try:
-                for _ in range(CORRECTIONS):
+                for _ in range(REBUILDS_MAX):
                     calls = self._plan(entries)
-                    if not link.is_connected:
-                        await self._connect(link)
+                    if not connection.is_connected:
+                        await self._connect(connection)
                     was_sent = True
-                    replies = await self._exchange(link, calls)
-                    entries = await self._conclude(link, calls, replies)
+                    replies = await self._exchange(connection, calls)
+                    entries = await self._handle_replies(connection, calls, replies)
                     if not entries:
                         return
                 _fail(entries, ScriptFailed)
                 return  # noqa: TRY300 (the loop above has an end of its own)
-            except LOST as error:
-                await link.close()
+            except CONNECTION_ERRORS as error:
+                await connection.close()
                 _log.warning("redis_connection_lost", attempt=attempt, error=type(error).__name__)
                 if not was_sent:
                     _fail(entries, RedisUnavailable)
                     return
-            except (RedisError, *UNREADABLE) as error:
+            except (RedisError, *PARSE_ERRORS) as error:
                 # The handshake was refused (a wrong password, loading …), or makes no sense.
-                await link.close()
+                await connection.close()
                 _log.warning("redis_handshake_refused", error=type(error).__name__)
                 _fail(entries, OutcomeUnknown if was_sent else RedisUnavailable)
                 return
         _fail(entries, OutcomeUnknown)
 
-    async def _connect(self, link: Link) -> None:
-        await link.connect()
-        await _load(link)
+    async def _connect(self, connection: PipelinedConnection) -> None:
+        await connection.connect()
+        await _load_script(connection)
 
     def _plan(self, entries: Sequence[_Entry]) -> list[_Call]:
         """Sort entries into calls of one partition and at most BATCH_MAX actions, in order."""
@@ -247,8 +247,8 @@ class Dispatcher:
             pair = pairs.get(shard)
             if pair is None:
                 pair = pairs[shard] = len(pairs) + 1
-                names.append(keys.seen(generation, shard))
-                names.append(keys.seen(generation - 1, shard))
+                names.append(keys.dedup_shard(generation, shard))
+                names.append(keys.dedup_shard(generation - 1, shard))
             action = entry.action
             args += (
                 action.user_id,
@@ -262,14 +262,16 @@ class Dispatcher:
         _BATCH_ACTIONS.observe(len(call.entries))
         return ("EVALSHA", _SUBMIT.sha, len(names), *names, *args)
 
-    async def _exchange(self, link: Link, calls: Sequence[_Call]) -> list[Any]:
+    async def _exchange(self, connection: PipelinedConnection, calls: Sequence[_Call]) -> list[Any]:
         """Send the calls as one write; give each one's reply or the error it answered with.
 
         Raises RedisTimeoutError where too few replicas have what was written.
         """
         began_s = time.perf_counter()
         try:
-            replies = await link.exchange([self._command(call) for call in calls] + self._wait)
+            replies = await connection.exchange(
+                [self._command(call) for call in calls] + self._wait
+            )
         finally:
             _CALL_SECONDS.observe(time.perf_counter() - began_s)
         if self._wait:
@@ -280,8 +282,8 @@ class Dispatcher:
                 raise RedisTimeoutError("too few replicas have the batch")
         return replies
 
-    async def _conclude(
-        self, link: Link, calls: Sequence[_Call], replies: Sequence[Any]
+    async def _handle_replies(
+        self, connection: PipelinedConnection, calls: Sequence[_Call], replies: Sequence[Any]
     ) -> list[_Entry]:
         """Resolve futures; give the entries that must be sent again because we were out of date."""
         again: list[_Entry] = []
@@ -289,18 +291,18 @@ class Dispatcher:
             if not isinstance(reply, Exception):
                 _resolve(call.entries, reply)
             elif isinstance(reply, NoScriptError):
-                await _load(link)
+                await _load_script(connection)
                 again += call.entries
-            elif self._learn(call.partition.board, reply):
+            elif self._update_from_refusal(call.partition.board, reply):
                 again += call.entries
             else:
-                error = as_error(reply, _SUBMIT, PartitionKeys(call.partition).events)
+                error = refusal_error(reply, _SUBMIT, PartitionKeys(call.partition).events)
                 if isinstance(error, ScriptFailed):
                     _log.error("script_failed", script=_SUBMIT.name, reason=error.detail)
                 _fail(call.entries, type(error), error.detail)
         return again
 
-    def _learn(self, board: str, refusal: Exception) -> bool:
+    def _update_from_refusal(self, board: str, refusal: Exception) -> bool:
         """Take over the time or the layout that a refusal states; tell whether it states one."""
         code, _, rest = str(refusal).partition(" ")
         fact = rest.partition(" ")[0]
@@ -314,12 +316,12 @@ class Dispatcher:
         return False
 
 
-async def _load(link: Link) -> None:
+async def _load_script(connection: PipelinedConnection) -> None:
     """Make the script known to the server.
 
     Raises RedisError where it refuses.
     """
-    [reply] = await link.exchange([("SCRIPT", "LOAD", _SUBMIT.text)])
+    [reply] = await connection.exchange([("SCRIPT", "LOAD", _SUBMIT.text)])
     if isinstance(reply, RedisError):
         raise reply
 
@@ -327,7 +329,7 @@ async def _load(link: Link) -> None:
 def _resolve(entries: Sequence[_Entry], reply: Any) -> None:  # noqa: ANN401 (checked right here)
     try:
         outcomes = convert(reply, list[_Outcome])
-    except UNREADABLE:
+    except PARSE_ERRORS:
         outcomes = []
     if len(outcomes) != len(entries):
         _log.error("script_failed", script=_SUBMIT.name, reason="the reply does not fit the call")

@@ -42,6 +42,6 @@ class PartitionKeys:
         self.shadow = f"{tag}:shadow"
         """The board a reseed is loading; renamed to ``board`` when it is complete."""
 
-    def seen(self, generation: int, shard: int) -> str:
+    def dedup_shard(self, generation: int, shard: int) -> str:
         """Name the hash that remembers actions of one generation and shard."""
         return f"{self.tag}:seen:{generation}:{shard}"

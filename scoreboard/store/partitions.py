@@ -17,7 +17,7 @@ from scoreboard.model import (
     StreamId,
 )
 from scoreboard.store.keys import COMMITS_PREFIX, GROUP, PartitionKeys
-from scoreboard.store.replies import ask, convert, error_of, reading
+from scoreboard.store.replies import checking_reply, convert, read_reply, translate_error
 from scoreboard.store.scripts import Script, call
 
 _WHOLE: Final = re.compile(r"\d{1,16}", re.ASCII)
@@ -105,7 +105,7 @@ def _state_of(facts: Mapping[str, str]) -> PartitionState:
     )
 
 
-async def read_history(client: aioredis.Redis) -> str:
+async def read_replication_id(client: aioredis.Redis) -> str:
     """Name the history of writes that the server continues: another after each failover.
 
     Raises RedisUnavailable, ScriptFailed.
@@ -119,7 +119,7 @@ async def read_state(client: aioredis.Redis, partition: Partition) -> PartitionS
     Raises RedisUnavailable, UnexpectedReply.
     """
     meta = PartitionKeys(partition).meta
-    return _state_of(await ask(client.hgetall(meta), dict[str, str], f"HGETALL {meta}"))
+    return _state_of(await read_reply(client.hgetall(meta), dict[str, str], f"HGETALL {meta}"))
 
 
 class Partitions:
@@ -145,12 +145,14 @@ class Partitions:
         async with self._client.pipeline(transaction=False) as pipe:
             for meta in metas:
                 pipe.hgetall(meta)
-            replies = await ask(pipe.execute(raise_on_error=False), list[Any], f"HGETALL {board}")
+            replies = await read_reply(
+                pipe.execute(raise_on_error=False), list[Any], f"HGETALL {board}"
+            )
         states: dict[int, PartitionState] = {}
         for number, (meta, reply) in enumerate(zip(metas, replies, strict=False)):
             if isinstance(reply, RedisError):
-                raise error_of(reply, f"HGETALL {meta}") from reply
-            with reading(f"HGETALL {meta}"):
+                raise translate_error(reply, f"HGETALL {meta}") from reply
+            with checking_reply(f"HGETALL {meta}"):
                 facts = convert(reply, dict[str, str])
             if facts:
                 states[number] = _state_of(facts)
@@ -162,10 +164,12 @@ class Partitions:
         Raises RedisUnavailable, UnexpectedReply.
         """
         events = PartitionKeys(partition).events
-        if not await ask(self._client.exists(events), int, f"EXISTS {events}"):
+        if not await read_reply(self._client.exists(events), int, f"EXISTS {events}"):
             return Backlog()
-        stream = await ask(self._client.xinfo_stream(events), _Stream, f"XINFO STREAM {events}")
-        groups = await ask(
+        stream = await read_reply(
+            self._client.xinfo_stream(events), _Stream, f"XINFO STREAM {events}"
+        )
+        groups = await read_reply(
             self._client.xinfo_groups(events), list[_Group], f"XINFO GROUPS {events}"
         )
         group = next((one for one in groups if one.name == GROUP), None)
@@ -176,21 +180,21 @@ class Partitions:
             delivered_id=group.delivered_id if group else "",
         )
 
-    async def history(self) -> str:
+    async def replication_id(self) -> str:
         """Name the history of writes that the server continues: another after each failover.
 
         Read it before what is later acted on: trim and repair refuse where it has changed.
 
         Raises RedisUnavailable, ScriptFailed.
         """
-        return await read_history(self._client)
+        return await read_replication_id(self._client)
 
     async def now_s(self) -> float:
         """Read Redis's clock, which names the generations of the seen window (seconds since 1970).
 
         Raises RedisUnavailable, UnexpectedReply.
         """
-        seconds, microseconds = await ask(self._client.time(), tuple[_Count, _Count], "TIME")
+        seconds, microseconds = await read_reply(self._client.time(), tuple[_Count, _Count], "TIME")
         return seconds + microseconds / 1_000_000
 
     async def trim(
@@ -199,7 +203,7 @@ class Partitions:
         last_id: str,
         acknowledged: Sequence[bytes],
         *,
-        history: str,
+        replication_id: str,
         epoch: int,
         first_seq: int,
         last_seq: int,
@@ -217,6 +221,6 @@ class Partitions:
         keys = PartitionKeys(partition)
         names = [keys.events, keys.meta]
         channel = COMMITS_PREFIX + partition.board
-        args: list[object] = [GROUP, history, epoch, last_id, first_seq, last_seq, channel]
+        args: list[object] = [GROUP, replication_id, epoch, last_id, first_seq, last_seq, channel]
         args += acknowledged
         return await call(self._client, _TRIM, names, args, int)

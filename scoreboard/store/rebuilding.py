@@ -76,7 +76,7 @@ class Rebuilding:
         keys = PartitionKeys(partition)
         flat = [value for pair in page for value in pair]
         args = [token, int(first), expires_at_s, *flat]
-        return await call(self._client, _REMEMBER, [keys.meta, keys.seen(*seen)], args, int)
+        return await call(self._client, _REMEMBER, [keys.meta, keys.dedup_shard(*seen)], args, int)
 
     async def retire(self, partition: Partition, token: str, layout: Layout) -> None:
         """Empty a fenced partition that its board no longer has; callers learn ``layout`` there.

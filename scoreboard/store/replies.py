@@ -23,10 +23,10 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from scoreboard.errors import RedisUnavailable, ScoreboardError, UnexpectedReply
 
-LOST: Final = (RedisConnectionError, RedisTimeoutError, OSError)
+CONNECTION_ERRORS: Final = (RedisConnectionError, RedisTimeoutError, OSError)
 """What redis-py raises when the connection failed: nothing is known of what was sent."""
 
-UNREADABLE: Final = (
+PARSE_ERRORS: Final = (
     msgspec.MsgspecError,
     TypeError,
     ValueError,
@@ -44,27 +44,27 @@ _REFUSED: Final = (ReadOnlyError, OutOfMemoryError, AuthenticationError, NoPermi
 _Shape = TypeVar("_Shape")
 
 
-async def ask(waiting: Awaitable[Any], shape: type[_Shape], what: str) -> _Shape:
+async def read_reply(waiting: Awaitable[Any], shape: type[_Shape], what: str) -> _Shape:
     """Await a reply and convert it; ``what`` names the command and key in an error.
 
     Raises RedisUnavailable, UnexpectedReply.
     """
     try:
         return convert(await waiting, shape)
-    except (*LOST, RedisError, *UNREADABLE) as error:
-        raise error_of(error, what) from error
+    except (*CONNECTION_ERRORS, RedisError, *PARSE_ERRORS) as error:
+        raise translate_error(error, what) from error
 
 
 @contextmanager
-def reading(what: str) -> Iterator[None]:
+def checking_reply(what: str) -> Iterator[None]:
     """Let a block work on replies that have the right shape and may still contradict each other.
 
     Raises UnexpectedReply.
     """
     try:
         yield
-    except UNREADABLE as error:
-        raise error_of(error, what) from error
+    except PARSE_ERRORS as error:
+        raise translate_error(error, what) from error
 
 
 def convert(reply: Any, shape: type[_Shape]) -> _Shape:  # noqa: ANN401 (that is the point)
@@ -75,19 +75,19 @@ def convert(reply: Any, shape: type[_Shape]) -> _Shape:  # noqa: ANN401 (that is
     return msgspec.convert(reply, shape, strict=False)
 
 
-def error_of(error: Exception, what: str) -> ScoreboardError:
+def translate_error(error: Exception, what: str) -> ScoreboardError:
     """Translate what a command raised."""
-    if isinstance(error, LOST):
+    if isinstance(error, CONNECTION_ERRORS):
         return RedisUnavailable()
     if isinstance(error, _REFUSED) or (
-        isinstance(error, ResponseError) and first_word(error) in SERVER_REFUSALS
+        isinstance(error, ResponseError) and error_code(error) in SERVER_REFUSALS
     ):
         return RedisUnavailable("The live store refuses the command")
     if isinstance(error, RedisError):
-        return UnexpectedReply(f"{what}: {first_word(error)[:64] or type(error).__name__}")
+        return UnexpectedReply(f"{what}: {error_code(error)[:64] or type(error).__name__}")
     return UnexpectedReply(f"{what}: the reply has another shape ({type(error).__name__})")
 
 
-def first_word(error: Exception) -> str:
+def error_code(error: Exception) -> str:
     """Give the code of a refusal; the rest is data and words, to which servers append."""
     return str(error).partition(" ")[0]

@@ -12,18 +12,18 @@ import redis.asyncio as aioredis
 from scoreboard.errors import UnexpectedReply
 from scoreboard.model import PACKED_MAX, Layout, Partition
 from scoreboard.store.keys import PartitionKeys
-from scoreboard.store.replies import ask, reading
+from scoreboard.store.replies import checking_reply, read_reply
 
 PAGE: Final = 1000
 """Members of one read."""
 
-SCANS_MORE: Final = 1000
+EXTRA_SCANS_MAX: Final = 1000
 """Reads of a walk beyond one for each member: more than a board that grows meanwhile needs."""
 
-ODD: Final = -1
+INVALID_SCORE: Final = -1
 """Stands for what is no packed score: beyond the range, or no whole number."""
 
-UNEXPIRING: Final = -1
+NO_EXPIRY: Final = -1
 """What PTTL answers for a key that never goes."""
 
 
@@ -40,9 +40,9 @@ class Scanner:
         Raises RedisUnavailable, UnexpectedReply.
         """
         board = PartitionKeys(partition).board
-        return await ask(self._client.zcard(board), int, f"ZCARD {board}")
+        return await read_reply(self._client.zcard(board), int, f"ZCARD {board}")
 
-    async def packed_of(self, partition: Partition, users: Sequence[str]) -> list[int | None]:
+    async def packed_scores(self, partition: Partition, users: Sequence[str]) -> list[int | None]:
         """Read the packed scores of some users: None for who is no member, ODD for what is none.
 
         Raises RedisUnavailable, UnexpectedReply.
@@ -51,7 +51,7 @@ class Scanner:
             return []
         board = PartitionKeys(partition).board
         reply = self._client.zmscore(board, list(users))
-        found = await ask(reply, list[float | None], f"ZMSCORE {board}")
+        found = await read_reply(reply, list[float | None], f"ZMSCORE {board}")
         if len(found) != len(users):
             raise UnexpectedReply(f"ZMSCORE {board} answered {len(found)} of {len(users)} users")
         return [None if packed is None else _whole(packed) for packed in found]
@@ -63,40 +63,46 @@ class Scanner:
         """
         board = PartitionKeys(partition).board
         cursor = 0
-        for _ in range(await self.count(partition) + SCANS_MORE):
+        for _ in range(await self.count(partition) + EXTRA_SCANS_MAX):
             reply = self._client.zscan(board, cursor, count=PAGE)
-            cursor, pairs = await ask(reply, tuple[int, list[tuple[str, float]]], f"ZSCAN {board}")
+            cursor, pairs = await read_reply(
+                reply, tuple[int, list[tuple[str, float]]], f"ZSCAN {board}"
+            )
             yield [user for user, _ in pairs]
             if not cursor:
                 return
         raise UnexpectedReply(f"ZSCAN {board} does not end")
 
-    async def some_members(self, partition: Partition, count: int) -> list[str]:
+    async def random_members(self, partition: Partition, count: int) -> list[str]:
         """Choose up to ``count`` different members by chance.
 
         Raises RedisUnavailable, UnexpectedReply.
         """
         board = PartitionKeys(partition).board
-        return await ask(self._client.zrandmember(board, count), list[str], f"ZRANDMEMBER {board}")
+        return await read_reply(
+            self._client.zrandmember(board, count), list[str], f"ZRANDMEMBER {board}"
+        )
 
-    async def unexpiring(self, partition: Partition, layout: Layout, generation: int) -> list[str]:
+    async def keys_without_expiry(
+        self, partition: Partition, layout: Layout, generation: int
+    ) -> list[str]:
         """List the seen hashes around a generation that never go: memory would grow for ever.
 
         Raises RedisUnavailable, UnexpectedReply.
         """
         keys = PartitionKeys(partition)
         names = [
-            keys.seen(near, shard)
+            keys.dedup_shard(near, shard)
             for near in (generation - 1, generation, generation + 1)
             for shard in range(layout.seen_shards)
         ]
         async with self._client.pipeline(transaction=False) as pipe:
             for name in names:
                 pipe.pttl(name)
-            replies = await ask(pipe.execute(), list[int], f"PTTL {keys.tag}:seen")
-        with reading(f"PTTL {keys.tag}:seen"):
-            return [name for name, left in zip(names, replies, strict=True) if left == UNEXPIRING]
+            replies = await read_reply(pipe.execute(), list[int], f"PTTL {keys.tag}:seen")
+        with checking_reply(f"PTTL {keys.tag}:seen"):
+            return [name for name, left in zip(names, replies, strict=True) if left == NO_EXPIRY]
 
 
 def _whole(packed: float) -> int:
-    return int(packed) if packed.is_integer() and 0 <= packed <= PACKED_MAX else ODD
+    return int(packed) if packed.is_integer() and 0 <= packed <= PACKED_MAX else INVALID_SCORE

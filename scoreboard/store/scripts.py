@@ -16,7 +16,13 @@ from scoreboard.errors import (
 )
 from scoreboard.runtime import resources
 from scoreboard.runtime.telemetry import CALLS_REFUSED, REDIS_CALLS
-from scoreboard.store.replies import LOST, UNREADABLE, convert, error_of, first_word
+from scoreboard.store.replies import (
+    CONNECTION_ERRORS,
+    PARSE_ERRORS,
+    convert,
+    error_code,
+    translate_error,
+)
 
 _EXPLAINED: Final = frozenset({"FENCE", "STALE", "LAG"})
 """Refusals whose words the caller passes on."""
@@ -38,17 +44,17 @@ class Script(Struct, frozen=True):
         return cls(name, text, hashlib.sha1(text, usedforsecurity=False).hexdigest())
 
 
-def as_error(error: Exception, script: Script, key: str) -> ScoreboardError:
+def refusal_error(error: Exception, script: Script, key: str) -> ScoreboardError:
     """Translate what redis-py raised for a script's reply; counts refusals.
 
     ``key`` is one of the call's, which tells an operator the partition.
 
     BUCKET and LAYOUT are the caller's to handle before it comes here.
     """
-    code = first_word(error) if isinstance(error, ResponseError) else ""
+    code = error_code(error) if isinstance(error, ResponseError) else ""
     kind = REFUSALS.get(code)
     if kind is None:
-        known = error_of(error, f"{script.name} {key}".rstrip())
+        known = translate_error(error, f"{script.name} {key}".rstrip())
         return ScriptFailed(known.detail) if isinstance(known, UnexpectedReply) else known
     CALLS_REFUSED.labels(code.lower()).inc()
     if issubclass(kind, ScriptFailed):
@@ -79,7 +85,7 @@ async def call(
                 await client.script_load(script.text)  # pyright: ignore[reportArgumentType]
                 reply = await client.execute_command(command, script.sha, len(keys), *keys, *args)
             return convert(reply, shape)
-        except (*LOST, RedisError, *UNREADABLE) as error:
-            known = as_error(error, script, keys[0] if keys else "")
+        except (*CONNECTION_ERRORS, RedisError, *PARSE_ERRORS) as error:
+            known = refusal_error(error, script, keys[0] if keys else "")
             is_cause = isinstance(known, RedisUnavailable | UnexpectedReply)
             raise known from (error if is_cause else None)  # a refusal explains itself

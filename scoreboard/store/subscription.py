@@ -18,7 +18,7 @@ from scoreboard.runtime.lifecycle import backoff_s
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import counter, gauge, get_logger
 from scoreboard.store.client import make_pool
-from scoreboard.store.replies import LOST, UNREADABLE
+from scoreboard.store.replies import CONNECTION_ERRORS, PARSE_ERRORS
 
 PING_S: Final = 5.0
 SILENCE_S: Final = 15.0
@@ -84,7 +84,7 @@ class Subscription:
             reason = ""
             try:
                 await self._listen()
-            except (*LOST, RedisError, *UNREADABLE) as error:
+            except (*CONNECTION_ERRORS, RedisError, *PARSE_ERRORS) as error:
                 reason = type(error).__name__
             finally:
                 await self._drop()

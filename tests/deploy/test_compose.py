@@ -378,10 +378,10 @@ def valkey_conf(name: str) -> dict[str, str]:
 
 
 def test_valkey_is_as_the_services_demand() -> None:
-    from scoreboard.store.client import REQUIRED
+    from scoreboard.store.client import REQUIRED_SETTINGS
 
     lines = valkey_conf("valkey.conf")
-    assert {name: lines[name] for name in REQUIRED} == REQUIRED
+    assert {name: lines[name] for name in REQUIRED_SETTINGS} == REQUIRED_SETTINGS
     assert int(lines["maxmemory"].removesuffix("mb")) > 0
     assert lines["aclfile"].startswith({s: t for s, t, *_ in mounts("valkey")}["secrets-valkey"])
     assert SERVICES["valkey"]["command"][1] in {target for _, target, *_ in mounts("valkey")}

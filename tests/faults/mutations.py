@@ -43,7 +43,7 @@ MUTATIONS = [
     ),
     Mutation(
         "entries are acknowledged before COMMIT",
-        "flusher/lane.py",
+        "flusher/partition.py",
         "        with metrics.FLUSH_DURATION.time():\n            result = await writer.flush(",
         "        await self.consumer.acknowledge(\n"
         "            batch, history=self._history, epoch=self._epoch, skip_gaps=True\n"

@@ -24,7 +24,7 @@ from scoreboard.ledger import migrations
 from scoreboard.ledger import pool as postgres
 from scoreboard.ledger.boards import insert_board
 from scoreboard.model import Board, Layout
-from scoreboard.recovery.reseed import SESSION, find_closed, reseed
+from scoreboard.recovery.reseed import SESSION, find_unavailable, reseed
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.security.tokens import LOCAL_ISSUER, READ, UPDATE_ANY, LocalIssuer
 from scoreboard.store.client import make_client
@@ -130,7 +130,7 @@ class Stack:
         """Put the board back from PostgreSQL, as ``scoreboard reseed`` does."""
         connection = await postgres.connect(self.settings, name="faults", **SESSION)
         async with self.store() as store, connection:
-            closed = await find_closed(store, self.board)
+            closed = await find_unavailable(store, self.board)
             await reseed(store, connection, self.board, closed or [0], actor="faults")
 
     async def start(self, *names: str) -> None:

@@ -14,8 +14,8 @@ from flusher.recovery import GAP_FENCE, REWIND_FENCE
 from flusher.service import Flusher
 from flusher.status import Condition
 from scoreboard.errors import Busy, Fenced
+from scoreboard.ledger.dead_letters import fields_of
 from scoreboard.ledger.migrations import migrate
-from scoreboard.ledger.parked import fields_of
 from scoreboard.model import SCORE_MAX, Action, Partition, Receipt
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.store.keys import GROUP
@@ -78,7 +78,8 @@ async def drained(settings: Settings, within_s: float = 15) -> None:
 
 async def becomes(flusher: Flusher, condition: Condition, within_s: float = 10) -> None:
     await eventually_async(
-        lambda: bool(flusher.lanes) and flusher.lanes[0].status.condition is condition, within_s
+        lambda: bool(flusher.partitions) and flusher.partitions[0].status.condition is condition,
+        within_s,
     )
 
 
@@ -141,7 +142,7 @@ async def test_too_much_poison_stops_the_lane_and_parks_nothing(
 
     async with flushing(settings) as flusher:
         await becomes(flusher, Condition.BROKEN)
-        assert "poison-flood" in flusher.lanes[0].status.reason
+        assert "poison-flood" in flusher.partitions[0].status.reason
 
     assert query(settings, "SELECT 1 FROM dead_events") == []
     assert client.xlen(KEYS.events) == 40
@@ -305,7 +306,9 @@ async def test_a_zombie_that_wakes_up_does_no_harm(settings: Settings, tmp_path:
         await drained(settings)
         zombie.pause()
         with FlusherProcess(settings, tmp_path / "two") as successor:
-            await eventually_async(lambda: bool(successor.lines("lane_changed")), within_s=10)
+            await eventually_async(
+                lambda: bool(successor.lines("partition_condition_changed")), within_s=10
+            )
             await act(settings, *actions[20:40])
             # What idle_session_timeout does to a session that has been silent for too long.
             query(
@@ -318,7 +321,7 @@ async def test_a_zombie_that_wakes_up_does_no_harm(settings: Settings, tmp_path:
             successor.wait_for("lease_taken")
             await drained(settings)
             zombie.resume()
-            zombie.wait_for("lane_troubled")
+            zombie.wait_for("partition_degraded")
             await act(settings, *actions[40:])
             await drained(settings)
 
@@ -401,7 +404,7 @@ async def test_what_a_crash_left_uncorrected_is_corrected_at_the_next_start(
         async def dies_before_correcting(*_: object) -> bool:
             return True
 
-        patch.setattr("flusher.lane.correct", dies_before_correcting)
+        patch.setattr("flusher.partition.correct", dies_before_correcting)
         async with flushing(settings):
             await act(settings, *actions)
             await drained(settings)

@@ -141,7 +141,7 @@ async def test_a_flusher_waits_for_its_board_and_for_redis_to_be_loaded(
         await drained(settings)
         client.flushall()
         await eventually_async(
-            lambda: flusher.lanes[0].status.condition.value == "uninitialised", within_s=5
+            lambda: flusher.partitions[0].status.condition.value == "uninitialised", within_s=5
         )
         assert client.keys() == []
 
@@ -208,7 +208,7 @@ async def test_two_flushers_at_once_never_count_twice(
     async def nobody_waits(self: Writer, stop: object) -> bool:
         return True
 
-    monkeypatch.setattr(Writer, "take_lease", nobody_waits)
+    monkeypatch.setattr(Writer, "acquire_lease", nobody_waits)
     await make_board(settings)
     few = Settings(
         redis_url=settings.redis_url,
@@ -236,7 +236,7 @@ async def test_a_standby_takes_over_at_once_when_the_leader_is_killed(
     with FlusherProcess(settings, tmp_path / "one") as leader:
         leader.wait_for("lease_taken")
         with FlusherProcess(settings, tmp_path / "two") as standby:
-            standby.wait_for("lane_changed")
+            standby.wait_for("partition_condition_changed")
             leader.kill()
             standby.wait_for("lease_taken", within_s=2)
             await act(settings, *some(10))

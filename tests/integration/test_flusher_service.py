@@ -233,9 +233,9 @@ async def test_servers_that_come_later_are_waited_for(
     valkey.stop()
 
     with FlusherProcess(settings, tmp_path / "log") as process:
-        process.wait_for("server_awaited")
+        process.wait_for("dependency_unavailable")
         await asyncio.to_thread(valkey.start)
-        process.wait_for("server_awaited", count=2)
+        process.wait_for("dependency_unavailable", count=2)
         await asyncio.to_thread(postgres.start)
         await eventually_async(lambda: is_drained(settings), within_s=15)
         assert process.stop() == 0

@@ -10,7 +10,7 @@ from scoreboard.errors import Fenced, OperatorMistake
 from scoreboard.ledger.boards import select_board
 from scoreboard.ledger.pool import connect
 from scoreboard.model import Action, Board, Layout, Partition, Receipt, partition_of
-from scoreboard.recovery.reseed import SESSION, find_closed, find_due, reseed
+from scoreboard.recovery.reseed import SESSION, choose_partitions, find_unavailable, reseed
 from scoreboard.recovery.verify import verify
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.store.client import make_client
@@ -60,7 +60,7 @@ def set_layout(settings: Settings, layout: Layout) -> None:
 async def do_reseed(settings: Settings, store: Store, *, force: bool = False, **how: Any) -> None:
     async with await connect(settings, name="test", **SESSION) as connection:  # pyright: ignore[reportArgumentType]
         board = await select_board(connection, "main")
-        numbers = await find_due(store, board, force=force)
+        numbers = await choose_partitions(store, board, force=force)
         await reseed(store, connection, board, numbers, actor="test", **how)
 
 
@@ -185,7 +185,7 @@ async def test_a_run_that_dies_while_the_layout_shrinks_twice_is_completed_by_th
                 await do_reseed(settings, store)
         acknowledged += await play(stale, "between")
         set_layout(settings, Layout(partitions=2))
-        assert await find_closed(store, Board(layout=Layout(partitions=2))) == [0, 1]
+        assert await find_unavailable(store, Board(layout=Layout(partitions=2))) == [0, 1]
         await do_reseed(settings, store)
 
         for user in USERS:
@@ -212,7 +212,7 @@ async def test_a_flusher_started_before_the_reseed_drains_what_the_board_will_lo
                 lambda: (
                     sorted(
                         (lane.partition.number, lane.status.condition.value)
-                        for lane in flusher.lanes
+                        for lane in flusher.partitions
                     )
                     == [(0, "flushing"), (1, "retired"), (2, "retired"), (3, "retired")]
                 )

@@ -19,26 +19,26 @@ from hypothesis import strategies as st
 from api.edge.rate_limit import Limiter
 from cli.commands.reseed import reseed_board
 from flusher.consumer import Consumer
-from flusher.lane import PartitionFlusher
+from flusher.partition import PartitionFlusher
 from flusher.status import Condition
 from scoreboard.broadcast.frames import Leaderboard
 from scoreboard.broadcast.state import BoardState
 from scoreboard.broadcast.watcher import BoardWatcher
 from scoreboard.errors import ScoreboardError
 from scoreboard.model import Action, Board, Layout, Partition, Receipt, Row
-from scoreboard.recovery.reseed import silent
+from scoreboard.recovery.reseed import report_nothing
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.security.tokens import Caller
 from scoreboard.store.catalogue import Catalogue
 from scoreboard.store.client import check_durability, make_client
-from scoreboard.store.commits import Commits
+from scoreboard.store.commit_waiter import CommitWaiter
 from scoreboard.store.corrections import ExpectedScore
 from scoreboard.store.dispatcher import Dispatcher
 from scoreboard.store.keys import ACTIONS, GROUP, PartitionKeys
 from scoreboard.store.partitions import PartitionState
 from scoreboard.store.scanner import Scanner
 from scoreboard.store.store import Store
-from scoreboard.store.tail import Tail
+from scoreboard.store.uncommitted import UncommittedDeltas
 from tests.support.data.boards import open_board
 from tests.support.eventually import eventually_async
 from tests.support.fakes.odd_server import odd_server
@@ -66,9 +66,9 @@ class Calls:
     def __init__(self, settings: Settings, text: Any, raw: Any, dispatcher: Dispatcher) -> None:
         self.dispatcher = dispatcher
         store = self.store = Store(text)
-        census = Scanner(text)
+        scanner = Scanner(text)
         consumer = Consumer(raw, store, MAIN, timeout_s=settings.redis_timeout_s)
-        self.commits = Commits(
+        self.commits = CommitWaiter(
             msgspec.structs.replace(settings, commit_timeout_s=LIMIT_S), store, dispatcher
         )
         self.limiter = Limiter(settings)
@@ -79,29 +79,29 @@ class Calls:
             "board": lambda: store.board("main"),
             "leaderboard": lambda: store.leaderboard("main"),
             "standing": lambda: store.standing("main", "alice", around=2),
-            "standing_at": lambda: store.standing_at(MAIN, 1, most=10),
+            "standing_at": lambda: store.users_at_score(MAIN, 1, most=10),
             "now": store.now_s,
             "backlog": lambda: store.backlog(MAIN),
             "points": store.points,
             "catalogue": Catalogue(settings, store).load,
-            "count": lambda: census.count(MAIN),
-            "packed_of": lambda: census.packed_of(MAIN, ["alice", "bob"]),
-            "members": lambda: _all(census.members(MAIN)),
-            "some_members": lambda: census.some_members(MAIN, 3),
-            "unexpiring": lambda: census.unexpiring(MAIN, board.layout, 5),
+            "count": lambda: scanner.count(MAIN),
+            "packed_of": lambda: scanner.packed_scores(MAIN, ["alice", "bob"]),
+            "members": lambda: _all(scanner.members(MAIN)),
+            "some_members": lambda: scanner.random_members(MAIN, 3),
+            "unexpiring": lambda: scanner.keys_without_expiry(MAIN, board.layout, 5),
             "claim": consumer.claim,
             "read": lambda: consumer.read(10, block=False),
             "before": lambda: consumer.before("5-0"),
             "facts": consumer.facts,
             "trim": lambda: store.trim(
-                MAIN, "5-0", [b"5-0"], history="", epoch=1, first_seq=1, last_seq=1
+                MAIN, "5-0", [b"5-0"], replication_id="", epoch=1, first_seq=1, last_seq=1
             ),
-            "history": store.history,
-            "tail": lambda: store.tail(MAIN, epoch=1, seq=0, stream_id="0-0"),
+            "history": store.replication_id,
+            "tail": lambda: store.read_uncommitted(MAIN, epoch=1, seq=0, stream_id="0-0"),
             "repair": lambda: store.repair(
                 MAIN,
                 [ExpectedScore("alice", 1)],
-                Tail(history="", epoch=1, seq=0, stream_id="0-0"),
+                UncommittedDeltas(replication_id="", epoch=1, seq=0, stream_id="0-0"),
             ),
             "ensure_group": consumer.ensure_group,
             "start_over": consumer.start_over,
@@ -422,7 +422,7 @@ async def test_a_missing_layout_is_answered_as_not_loaded_and_a_reseed_writes_it
             )
         assert (await client.get(LEADERBOARD_PATH)).status_code == 503
         done = await reseed_board(
-            settings, "main", force=False, only_closed=True, actor="test", report=silent
+            settings, "main", force=False, only_closed=True, actor="test", report=report_nothing
         )
 
         assert done is not None
@@ -455,7 +455,7 @@ async def test_a_reseed_repairs_what_it_writes_anew(
                 CORRUPTIONS[name](client)
 
             done = await reseed_board(
-                settings, "main", force=True, only_closed=False, actor="test", report=silent
+                settings, "main", force=True, only_closed=False, actor="test", report=report_nothing
             )
 
             assert done is not None, name
@@ -472,12 +472,12 @@ async def test_a_seen_hash_of_another_type_is_replaced_by_a_reseed(settings: Set
         await eventually_async(lambda: is_drained(settings))
         generation = int(await store.now_s() // 43_200)
         with redis.Redis.from_url(settings.redis_url.reveal()) as client:
-            client.set(KEYS.seen(generation, 0), "rubbish")
+            client.set(KEYS.dedup_shard(generation, 0), "rubbish")
         [refused] = await act(settings, Action("alice", "win:2", 5))
         assert isinstance(refused, ScoreboardError)
 
         await reseed_board(
-            settings, "main", force=True, only_closed=False, actor="test", report=silent
+            settings, "main", force=True, only_closed=False, actor="test", report=report_nothing
         )
 
         [receipt] = await act(settings, Action("alice", "win:1", 5))
@@ -511,13 +511,13 @@ async def test_an_error_names_the_partition_whose_key_has_another_type(
 async def test_the_flusher_lives_on_whatever_the_keys_hold(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flusher.lane.LOOK_EVERY_S", 0.05)
-    monkeypatch.setattr("flusher.lane.backoff_s", lambda *_: 0.02)
+    monkeypatch.setattr("flusher.partition.LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr("flusher.partition.backoff_s", lambda *_: 0.02)
     monkeypatch.setattr("flusher.consumer.BLOCK_MS", 20)
     await make_board(settings)
     async with store_of(settings) as store, flushing(settings) as flusher:
-        await eventually_async(lambda: flusher.lanes)
-        (lane,) = flusher.lanes
+        await eventually_async(lambda: flusher.partitions)
+        (lane,) = flusher.partitions
         for number, (name, corrupt) in enumerate(CORRUPTIONS.items()):
             with redis.Redis.from_url(
                 settings.redis_url.reveal(), encoding_errors="surrogateescape"

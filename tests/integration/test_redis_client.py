@@ -5,7 +5,7 @@ from pathlib import Path
 
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.store.client import check_durability, make_client
-from scoreboard.store.link import Link
+from scoreboard.store.pipelined_connection import PipelinedConnection
 from tests.support.servers.stores import OwnValkey
 
 STEPS = 40
@@ -41,7 +41,7 @@ async def test_redis_is_reached_over_a_unix_socket(own_valkey: OwnValkey, tmp_pa
     server = own_valkey(settings={"unixsocket": str(socket), "unixsocketperm": "700"})
     url = f"unix://:{server.password}@{socket}?db=0"
     settings = Settings(redis_url=Secret(url))
-    client, link = make_client(settings, name="test"), Link(settings, name="test")
+    client, link = make_client(settings, name="test"), PipelinedConnection(settings, name="test")
 
     try:
         durability = await check_durability(client)

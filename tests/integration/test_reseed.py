@@ -15,7 +15,7 @@ from scoreboard.ledger.pool import Connection, connect
 from scoreboard.ledger.positions import lock_operator
 from scoreboard.model import Action, Board, Layout, Partition, Receipt
 from scoreboard.recovery import reseed as reseed_module
-from scoreboard.recovery.reseed import SESSION, Reseeded, find_due, reseed
+from scoreboard.recovery.reseed import SESSION, Reseeded, choose_partitions, reseed
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.store.client import make_client
 from scoreboard.store.dispatcher import Dispatcher
@@ -64,7 +64,7 @@ async def run(
 ) -> Reseeded:
     board = board or Board()
     async with operator(settings) as connection:
-        numbers = await find_due(store, board, force=force)
+        numbers = await choose_partitions(store, board, force=force)
         return await reseed(store, connection, board, numbers, actor="test", **how)
 
 
@@ -174,7 +174,7 @@ async def test_an_open_board_with_scores_is_left_alone_unless_forced(
     await run(settings, store)
 
     with pytest.raises(OperatorMistake, match="--force"):
-        await find_due(store, Board())
+        await choose_partitions(store, Board())
 
     assert (await store.state(MAIN)).is_open
     assert (await run(settings, store, force=True)).epochs == (3,)
@@ -281,7 +281,7 @@ STEPS: dict[str, tuple[object, str]] = {
     "before the scores": (reseed_module, "select_totals"),
     "amid the scores": (Store, "restore"),
     "amid the memories": (Store, "remember"),
-    "before the position": (reseed_module, "move_position"),
+    "before the position": (reseed_module, "begin_epoch"),
     "before the opening": (Store, "open"),
 }
 

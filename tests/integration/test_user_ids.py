@@ -64,7 +64,7 @@ def entries_of(actions: list[tuple[str, int]]) -> list[Entry]:
     return entries
 
 
-def scores_of(configured: Settings, board: str) -> dict[str, int]:
+def read_scores(configured: Settings, board: str) -> dict[str, int]:
     return dict(
         query(
             configured,
@@ -117,7 +117,7 @@ def test_no_two_ids_ever_share_a_row(configured: Settings) -> None:
             entries = entries_of(actions)
             partition = runner.run(write(entries, [min(cut, len(entries)) for cut in cuts]))
 
-            assert scores_of(configured, partition.board) == wanted
+            assert read_scores(configured, partition.board) == wanted
 
         try:
             check()
@@ -142,7 +142,7 @@ async def test_two_boards_at_once_agree_on_the_id_of_a_new_user(configured: Sett
     assert sorted(user for _, user in rows) == sorted(["alice", taken])
     assert len({row[0] for row in rows}) == 2
     for writer in writers:
-        assert scores_of(configured, writer.partition.board) == {"alice": 5, taken: 5}
+        assert read_scores(configured, writer.partition.board) == {"alice": 5, taken: 5}
 
 
 def test_a_user_is_called_by_the_preferred_id_or_by_a_random_one(database_url: str) -> None:
@@ -248,11 +248,12 @@ def test_every_read_tells_them_apart(command: Run, redis_url: str, database_url:
     assert command("reseed", "--force", "--yes").code == 0
     assert command("verify", "--full").code == 0
     stands = with_database(
-        configured, lambda connection: checks.scores_of(connection, "main", ["alice", taken])
+        configured, lambda connection: checks.read_scores(connection, "main", ["alice", taken])
     )
     assert {user: stand.score for user, stand in stands.items()} == {"alice": 7, taken: 7}
     order = with_database(
-        configured, lambda connection: checks.arrivals(connection, "main", [taken, "alice"], 7)
+        configured,
+        lambda connection: checks.select_arrival_order(connection, "main", [taken, "alice"], 7),
     )
     assert order == ["alice", taken]
 

@@ -15,7 +15,7 @@ import redis
 from scoreboard.ledger.pool import connect
 from scoreboard.model import SLOT_COUNT, Action, Board, Layout, Partition, pack
 from scoreboard.recovery.repair import repair
-from scoreboard.recovery.reseed import SESSION, find_due, reseed, silent
+from scoreboard.recovery.reseed import SESSION, choose_partitions, report_nothing, reseed
 from scoreboard.recovery.verify import Drift, Verdict, verify
 from scoreboard.runtime.settings import Settings
 from scoreboard.store.client import make_client
@@ -48,7 +48,7 @@ async def opened(
     board = board or Board()
     write_history(settings.database_url.reveal(), HISTORY if history is None else history, board)
     async with await connect(settings, name="test", **SESSION) as connection:
-        numbers = await find_due(store, board)
+        numbers = await choose_partitions(store, board)
         await reseed(store, connection, board, numbers, actor="test")
     return board
 
@@ -59,7 +59,9 @@ async def verified(
     client = make_client(settings, name="test")
     try:
         async with await connect(settings, name="test", **SESSION) as connection:
-            return await verify(client, connection, board or Board(), sample=sample, report=silent)
+            return await verify(
+                client, connection, board or Board(), sample=sample, report=report_nothing
+            )
     finally:
         await client.aclose()
 
@@ -207,7 +209,7 @@ async def test_a_late_duplicate_on_its_way_to_correction_is_known_and_no_drift(
 
 
 async def test_parked_actions_are_owed_and_no_drift(settings: Settings, store: Store) -> None:
-    from flusher.quarantine import park
+    from flusher.dead_letters import park
 
     await opened(settings, store)
     fields = {"q": 61, "u": "user-07", "a": "parked", "d": 4, "s": 15, "e": 2}
@@ -342,8 +344,10 @@ async def test_repair_sets_right_what_drifted_and_a_second_run_changes_nothing(
     drifted = (await verified(settings)).drifted
 
     async with await connect(settings, name="test") as connection:
-        first = await repair(store, connection, Board(), drifted, actor="me", report=silent)
-        second = await repair(store, connection, Board(), drifted, actor="me", report=silent)
+        first = await repair(store, connection, Board(), drifted, actor="me", report=report_nothing)
+        second = await repair(
+            store, connection, Board(), drifted, actor="me", report=report_nothing
+        )
 
     assert {(one.user_id, one.change) for one in first} == {
         ("user-07", -88),

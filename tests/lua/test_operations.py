@@ -248,7 +248,7 @@ def test_an_operator_without_the_fence_changes_nothing(opened: Scripts) -> None:
     opened.fence("T")
     before = opened.snapshot()
     swap = ("U", 2, 0, "0-0", GROUP, str(LAYOUT), 1, 0)
-    seen = KEYS.seen(1, 1)
+    seen = KEYS.dedup_shard(1, 1)
 
     for script, keys, args in [
         ("restore", [KEYS.meta, KEYS.shadow], ("U", 1, 5, "eve")),
@@ -265,7 +265,7 @@ def test_remembered_actions_are_replays_after_opening(scripts: Scripts) -> None:
     shard = int.from_bytes(digest[:4], "big") % LAYOUT.seen_shards
     scripts.fence("T")
     scripts.run("restore", [KEYS.meta, KEYS.shadow], "T", 1, pack(40, SLOT_COUNT - 1), "alice")
-    seen = [KEYS.meta, KEYS.seen(scripts.generation, shard)]
+    seen = [KEYS.meta, KEYS.dedup_shard(scripts.generation, shard)]
     expiry = scripts.now() + 500
     assert scripts.run("remember", seen, "T", 1, expiry, digest, "30:40:12") == 1
 

@@ -8,17 +8,17 @@ from cli.commands import user_file
 from cli.commands.user_file import open_user_file
 from scoreboard.errors import Invalid, Malformed
 from scoreboard.ledger.users import Profile
-from scoreboard.recovery.reseed import silent
+from scoreboard.recovery.reseed import report_nothing
 
 
 def count_users(file: Path) -> int:
-    with open_user_file(file, silent) as users:
-        return users.count(silent)
+    with open_user_file(file, report_nothing) as users:
+        return users.count(report_nothing)
 
 
 def read_users(file: Path) -> list[Profile]:
-    with open_user_file(file, silent) as users:
-        return list(users.users(users.count(silent), silent))
+    with open_user_file(file, report_nothing) as users:
+        return list(users.users(users.count(report_nothing), report_nothing))
 
 
 @pytest.fixture

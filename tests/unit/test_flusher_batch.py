@@ -4,11 +4,11 @@ from uuid import UUID
 
 import pytest
 
-from flusher.batch import COLUMNS, Entry, Gap, Progress, build, follow, rows
-from flusher.quarantine import park
+from flusher.batch import COLUMNS, Entry, Gap, Progress, advance, build, rows
+from flusher.dead_letters import park
 from flusher.writer import TYPES
 from scoreboard.events import BadRecord
-from scoreboard.ledger.parked import fields_of
+from scoreboard.ledger.dead_letters import fields_of
 from scoreboard.runtime import resources
 
 
@@ -81,12 +81,12 @@ def test_the_last_row_of_each_user_is_marked() -> None:
 def test_a_batch_is_followed_from_where_the_partition_stands(
     seqs: list[int], committed: int, progress: Progress
 ) -> None:
-    assert follow(build([entry(seq) for seq in seqs]), committed) == progress
+    assert advance(build([entry(seq) for seq in seqs]), committed) == progress
 
 
 def test_a_record_that_cannot_be_read_stands_for_the_seq_missing_in_its_place() -> None:
-    assert follow(build([entry(1), entry(2, q="?"), entry(3)]), 0) == Progress(3)
-    assert follow(build([entry(1), entry(2, q="?"), entry(4)]), 0).gap == Gap(2, 4, "1000-4")
+    assert advance(build([entry(1), entry(2, q="?"), entry(3)]), 0) == Progress(3)
+    assert advance(build([entry(1), entry(2, q="?"), entry(4)]), 0).gap == Gap(2, 4, "1000-4")
 
 
 def test_a_parked_entry_comes_back_byte_by_byte() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flusher.recovery import GAP_FENCE, REWIND_FENCE, Finding, diagnose
+from flusher.recovery import GAP_FENCE, REWIND_FENCE, Finding, compare_positions
 from scoreboard.ledger.positions import Position
 from scoreboard.store.partitions import PartitionState
 
@@ -31,7 +31,7 @@ def state(epoch: int = 3, seq: int = 50, *, fence: str = "") -> PartitionState:
     ],
 )
 def test_where_both_stand_says_what_to_do(found: PartitionState, finding: Finding) -> None:
-    assert diagnose(COMMITTED, found) is finding
+    assert compare_positions(COMMITTED, found) is finding
 
 
 def test_only_what_redis_lost_begins_a_way_back() -> None:

@@ -21,9 +21,9 @@ import psycopg
 import redis
 import uvloop
 
-from flusher import lane as lane_module
+from flusher import partition as partition_module
 from flusher.consumer import Consumer
-from flusher.lane import PartitionFlusher
+from flusher.partition import PartitionFlusher
 from flusher.writer import Writer
 from scoreboard.errors import Unavailable
 from scoreboard.model import Action, Partition
@@ -58,7 +58,7 @@ async def drain(
     stage: Servers, settings: Settings, partition: Partition, events: int, writer: type[Writer]
 ) -> tuple[float, float, float]:
     """Flush a full stream; give seconds, our processor seconds and PostgreSQL's."""
-    lane_module.Writer = writer
+    partition_module.Writer = writer
     reader = make_client(settings, name="reader", decode=False)
     scripts = make_client(settings, name="scripts")
     store = Store(scripts)

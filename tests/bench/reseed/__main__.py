@@ -19,7 +19,7 @@ from cli.embedded.servers import EmbeddedPostgres, EmbeddedValkey
 from scoreboard.ledger.migrations import migrate
 from scoreboard.ledger.pool import connect
 from scoreboard.model import Board
-from scoreboard.recovery.reseed import SESSION, find_due, reseed, silent
+from scoreboard.recovery.reseed import SESSION, choose_partitions, report_nothing, reseed
 from scoreboard.recovery.verify import verify
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.store.client import make_client
@@ -66,11 +66,11 @@ async def measure(settings: Settings) -> dict[str, float]:
             store = Store(client)
             cpu_s = time.process_time()
             done = await reseed(
-                store, connection, board, await find_due(store, board), actor="bench"
+                store, connection, board, await choose_partitions(store, board), actor="bench"
             )
             reseed_cpu_s = time.process_time() - cpu_s
         async with await connect(settings, name="bench", **SESSION) as connection:
-            verdict = await verify(client, connection, board, sample=None, report=silent)
+            verdict = await verify(client, connection, board, sample=None, report=report_nothing)
     finally:
         await client.aclose()
     assert verdict.is_sound, verdict.findings

@@ -75,7 +75,10 @@ class Scripts:
             shard = shard_of(digest, LAYOUT.seen_shards)
             if shard not in pairs:
                 pairs[shard] = len(pairs) + 1
-                keys += [KEYS.seen(generation, shard), KEYS.seen(generation - 1, shard)]
+                keys += [
+                    KEYS.dedup_shard(generation, shard),
+                    KEYS.dedup_shard(generation - 1, shard),
+                ]
             stated, request = (*more, "")[:2] if more else (0, "")
             args += [user, action, digest, delta, int(stated), request, pairs[shard]]
         return keys, args

@@ -179,7 +179,7 @@ class Proxy:
                 if self._delay_s:
                     await asyncio.sleep(self._delay_s)
                 await self._flowing.wait()
-                allowed, trigger = self._judge(direction, data, overlap)
+                allowed, trigger = self._recheck(direction, data, overlap)
                 overlap = (overlap + data)[-256:]
                 sink.write(data[:allowed])
                 await sink.drain()
@@ -196,7 +196,7 @@ class Proxy:
             # RuntimeError is uvloop's for a write to a connection that is gone.
             _reset(sink)
 
-    def _judge(
+    def _recheck(
         self,
         direction: Direction,
         data: bytes,

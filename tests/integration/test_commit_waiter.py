@@ -16,7 +16,7 @@ from scoreboard.ledger.pool import connect
 from scoreboard.model import Action, Board, Receipt
 from scoreboard.recovery.reseed import SESSION, reseed
 from scoreboard.runtime.settings import Secret, Settings
-from scoreboard.store.commits import Commits
+from scoreboard.store.commit_waiter import CommitWaiter
 from scoreboard.store.dispatcher import Dispatcher
 from scoreboard.store.keys import PartitionKeys
 from scoreboard.store.store import Store
@@ -47,7 +47,7 @@ class Waiting(NamedTuple):
     """A dispatcher, and the waits for what it submitted."""
 
     dispatcher: Dispatcher
-    commits: Commits
+    commits: CommitWaiter
 
     async def act(self, user: str, action: str = "1") -> Receipt:
         return await self.dispatcher.submit("main", Action(user, action, 5))
@@ -62,7 +62,7 @@ async def waiting(
 ) -> AsyncIterator[Waiting]:
     async with dispatching(settings) as dispatcher:
         within = msgspec.structs.replace(settings, commit_timeout_s=limit_s)
-        commits = Commits(within, store, dispatcher)
+        commits = CommitWaiter(within, store, dispatcher)
         task = asyncio.create_task(commits.run())
         try:
             yield Waiting(dispatcher, commits)
@@ -71,7 +71,7 @@ async def waiting(
             await asyncio.wait({task})
 
 
-def waits(commits: Commits) -> int:
+def waits(commits: CommitWaiter) -> int:
     return sum(len(watch.waiting) for watch in commits._watches.values())
 
 
@@ -224,17 +224,17 @@ async def test_a_failover_between_the_look_and_the_confirmation_confirms_nobody(
 ) -> None:
     """The position says that seq 2 is committed; by then another server answers."""
     settings, redis = failing
-    reach = Commits._reach
+    reach = CommitWaiter._reach
     looks = 0
 
-    async def reach_and_fail(self: Commits, *args: Any) -> None:
+    async def reach_and_fail(self: CommitWaiter, *args: Any) -> None:
         nonlocal looks
         await reach(self, *args)
         looks += 1
         if looks == 1:
             await redis.fail_over()
 
-    monkeypatch.setattr(Commits, "_reach", reach_and_fail)
+    monkeypatch.setattr(CommitWaiter, "_reach", reach_and_fail)
     async with store_of(settings) as store, waiting(settings, store, limit_s=20) as one:
         receipt = await one.act("alice")
         async with flushing(settings):

@@ -32,7 +32,7 @@ UNHEARD_S: Final = 0.01
 """The same while the subscription is down."""
 
 
-class _Watch:
+class _PartitionWaiters:
     """One partition: where it stands, and who waits for which seq, lowest first."""
 
     def __init__(self, partition: Partition) -> None:
@@ -72,7 +72,7 @@ def _wake(future: "asyncio.Future[None]") -> None:
         future.set_result(None)
 
 
-class Commits:
+class CommitWaiter:
     """Waits for commits. Run ``run`` in a task group; ``confirm`` from anywhere."""
 
     def __init__(self, settings: Settings, store: Store, dispatcher: Dispatcher) -> None:
@@ -90,7 +90,7 @@ class Commits:
             on_down=self._is_due.set,
         )
         self._partitions: dict[str, int] = {}
-        self._watches: dict[Partition, _Watch] = {}
+        self._watches: dict[Partition, _PartitionWaiters] = {}
         self._order = count()
         self._is_needed = asyncio.Event()
 
@@ -140,7 +140,7 @@ class Commits:
             if watch.waiting:
                 self._is_needed.set()
 
-    def _move(self, watch: _Watch, state: PartitionState) -> None:
+    def _move(self, watch: _PartitionWaiters, state: PartitionState) -> None:
         known = self._partitions.get(watch.partition.board)
         if known is not None and (state.layout is None or state.layout.partitions != known):
             # A reseed may have given the board another layout, and users other partitions.
@@ -150,7 +150,7 @@ class Commits:
     async def _reach(self, board: str, user_id: str, seq: int) -> None:
         """Wait until the committed position has reached a seq, or that seq may be another's."""
         partition = Partition(board, partition_of(user_id, await self._count(board)))
-        watch = self._watches.setdefault(partition, _Watch(partition))
+        watch = self._watches.setdefault(partition, _PartitionWaiters(partition))
         future = asyncio.get_running_loop().create_future()
         watch.add(next(self._order), seq, future)
         self._is_needed.set()

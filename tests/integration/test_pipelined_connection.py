@@ -10,7 +10,7 @@ from redis.exceptions import NoScriptError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from scoreboard.runtime.settings import Settings, load
-from scoreboard.store.link import Link
+from scoreboard.store.pipelined_connection import PipelinedConnection
 from tests.support.eventually import eventually_async
 from tests.support.fakes.proxy import MakeProxy, Proxy
 from tests.support.servers.stores import EmbeddedValkey
@@ -21,8 +21,8 @@ def settings_for(url: str) -> Settings:
 
 
 @pytest.fixture
-async def link(redis_url: str) -> AsyncIterator[Link]:
-    link = Link(settings_for(redis_url), name="test")
+async def link(redis_url: str) -> AsyncIterator[PipelinedConnection]:
+    link = PipelinedConnection(settings_for(redis_url), name="test")
     await link.connect()
     yield link
     await link.close()
@@ -34,26 +34,26 @@ async def proxy(make_proxy: MakeProxy, valkey_server: EmbeddedValkey) -> Proxy:
 
 
 @pytest.fixture
-async def far_link(proxy: Proxy, redis_url: str) -> AsyncIterator[Link]:
-    link = Link(settings_for(proxy.through(redis_url)), name="test")
+async def far_link(proxy: Proxy, redis_url: str) -> AsyncIterator[PipelinedConnection]:
+    link = PipelinedConnection(settings_for(proxy.through(redis_url)), name="test")
     await link.connect()
     yield link
     await link.close()
 
 
-async def test_replies_come_in_the_order_of_the_commands(link: Link) -> None:
+async def test_replies_come_in_the_order_of_the_commands(link: PipelinedConnection) -> None:
     replies = await link.exchange(
         [("SET", "a", b"\x00\xff"), ("STRLEN", "a"), ("GET", "none"), ("ECHO", "é")]
     )
     assert replies == ["OK", 2, None, "é"]
 
 
-async def test_a_large_reply_is_put_together(link: Link) -> None:
+async def test_a_large_reply_is_put_together(link: PipelinedConnection) -> None:
     text = "x" * 300_000
     assert await link.exchange([("ECHO", text)]) == [text]
 
 
-async def test_an_error_reply_is_a_value_of_its_class(link: Link) -> None:
+async def test_an_error_reply_is_a_value_of_its_class(link: PipelinedConnection) -> None:
     unknown, wrong, fine = await link.exchange(
         [("EVALSHA", "0" * 40, 0), ("EVAL", "return redis.error_reply('MINE 1 2')", 0), ("PING",)]
     )
@@ -63,7 +63,7 @@ async def test_an_error_reply_is_a_value_of_its_class(link: Link) -> None:
     assert fine == "PONG"
 
 
-async def test_one_exchange_at_a_time(link: Link) -> None:
+async def test_one_exchange_at_a_time(link: PipelinedConnection) -> None:
     first = asyncio.ensure_future(link.exchange([("PING",)]))
     await asyncio.sleep(0)
     with pytest.raises(RedisConnectionError):
@@ -71,7 +71,7 @@ async def test_one_exchange_at_a_time(link: Link) -> None:
     assert await first == ["PONG"]
 
 
-async def test_silence_ends_the_link(proxy: Proxy, far_link: Link) -> None:
+async def test_silence_ends_the_link(proxy: Proxy, far_link: PipelinedConnection) -> None:
     proxy.freeze()
     with pytest.raises(RedisTimeoutError):
         await far_link.exchange([("PING",)])
@@ -81,14 +81,18 @@ async def test_silence_ends_the_link(proxy: Proxy, far_link: Link) -> None:
     assert await far_link.exchange([("ECHO", "again")]) == ["again"]
 
 
-async def test_a_cut_while_idle_shows_before_anything_is_sent(proxy: Proxy, far_link: Link) -> None:
+async def test_a_cut_while_idle_shows_before_anything_is_sent(
+    proxy: Proxy, far_link: PipelinedConnection
+) -> None:
     proxy.cut()
     await eventually_async(lambda: not far_link.is_connected)
     await far_link.connect()
     assert await far_link.exchange([("PING",)]) == ["PONG"]
 
 
-async def test_an_exchange_given_up_closes_the_link(proxy: Proxy, far_link: Link) -> None:
+async def test_an_exchange_given_up_closes_the_link(
+    proxy: Proxy, far_link: PipelinedConnection
+) -> None:
     proxy.freeze()
     exchange = asyncio.ensure_future(far_link.exchange([("PING",)]))
     await asyncio.sleep(0)
@@ -98,7 +102,9 @@ async def test_an_exchange_given_up_closes_the_link(proxy: Proxy, far_link: Link
     assert not far_link.is_connected
 
 
-async def test_what_was_not_asked_closes_the_link(link: Link, redis_url: str) -> None:
+async def test_what_was_not_asked_closes_the_link(
+    link: PipelinedConnection, redis_url: str
+) -> None:
     with redis.Redis.from_url(redis_url) as other:
         await link.exchange([("SUBSCRIBE", "chatter")])
         other.publish("chatter", "hello")

@@ -14,7 +14,7 @@ from scoreboard.errors import Busy, NotInTime
 from scoreboard.ledger.pool import connect
 from scoreboard.model import Action, Board, Partition, pack, unpack_score
 from scoreboard.recovery.repair import repair
-from scoreboard.recovery.reseed import SESSION, silent
+from scoreboard.recovery.reseed import SESSION, report_nothing
 from scoreboard.recovery.verify import Drift, Verdict, verify
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.store.client import make_client
@@ -76,7 +76,7 @@ async def verified(settings: Settings, *, sample: int | None = None) -> Verdict:
     client = make_client(settings, name="test")
     try:
         async with await connect(settings, name="test", **SESSION) as connection:
-            return await verify(client, connection, Board(), sample=sample, report=silent)
+            return await verify(client, connection, Board(), sample=sample, report=report_nothing)
     finally:
         await client.aclose()
 
@@ -124,7 +124,7 @@ async def test_verify_and_repair_complete_while_thousands_wait(
         verdict = await verified(settings)
         async with await connect(settings, name="test") as connection:
             done = await repair(
-                store, connection, Board(), verdict.drifted, actor="me", report=silent
+                store, connection, Board(), verdict.drifted, actor="me", report=report_nothing
             )
 
         assert {one.user_id for one in verdict.drifted} == {"user199", "ghost", "user198"}
@@ -173,7 +173,7 @@ async def uncorrected(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
         return True
 
     with monkeypatch.context() as patch:
-        patch.setattr("flusher.lane.correct", corrects_nothing)
+        patch.setattr("flusher.partition.correct", corrects_nothing)
         yield
 
 
@@ -230,7 +230,7 @@ async def test_who_acted_while_thousands_wait_keeps_the_place_that_is_due(
 
     drifted = (await verified(settings)).drifted
     async with await connect(settings, name="test") as connection:
-        await repair(store, connection, Board(), drifted, actor="me", report=silent)
+        await repair(store, connection, Board(), drifted, actor="me", report=report_nothing)
     async with flushing(settings):
         await eventually_async(lambda: is_drained(settings), within_s=20)
     assert drifted
@@ -262,6 +262,6 @@ async def test_more_than_can_be_added_up_is_said(
     await act(settings, *many(2100))
 
     with pytest.raises(Busy, match="More than 1000"):
-        await store.tail(MAIN, epoch=1, seq=1, stream_id="0-1")
+        await store.read_uncommitted(MAIN, epoch=1, seq=1, stream_id="0-1")
     with pytest.raises(NotInTime, match="More than 1000"):
         await verified(settings)

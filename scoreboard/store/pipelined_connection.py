@@ -28,7 +28,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from scoreboard.runtime.settings import Settings
 from scoreboard.store.client import make_connection
-from scoreboard.store.replies import UNREADABLE
+from scoreboard.store.replies import PARSE_ERRORS
 
 Command = tuple[str | bytes | int, ...]
 
@@ -44,7 +44,7 @@ ERRORS: Final[dict[str, type[RedisError]]] = {
 """Errors that redis-py has classes for, by their first word; all others are ResponseErrors."""
 
 
-class Link(asyncio.Protocol):
+class PipelinedConnection(asyncio.Protocol):
     """A connection that exchanges batches of commands for their replies."""
 
     def __init__(self, settings: Settings, *, name: str) -> None:
@@ -116,7 +116,7 @@ class Link(asyncio.Protocol):
             self._reader.feed(data)
             while (reply := self._reader.gets()) is not False:
                 replies.append(reply)
-        except (hiredis.HiredisError, *UNREADABLE):
+        except (hiredis.HiredisError, *PARSE_ERRORS):
             self._fail(RedisConnectionError("the server does not speak Redis's protocol"))
             return
         if len(replies) < self._wanted:

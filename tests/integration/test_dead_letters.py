@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from scoreboard.errors import OperatorMistake
-from scoreboard.ledger import parked
+from scoreboard.ledger import dead_letters
 from scoreboard.ledger.boards import select_board
 from scoreboard.ledger.pool import connect
 from scoreboard.model import (
@@ -432,11 +432,11 @@ async def test_two_operators_and_a_flusher_count_it_once(settings: Settings) -> 
             board = await select_board(connection, "main")
             try:
                 if actor == "three":
-                    done = await parked.discard(
+                    done = await dead_letters.discard(
                         connection, board, number, actor=actor, reason="race"
                     )
                 else:
-                    done = await parked.apply(connection, board, number, actor=actor)
+                    done = await dead_letters.apply(connection, board, number, actor=actor)
             except OperatorMistake as error:
                 return error.detail
             return done.outcome
@@ -465,9 +465,9 @@ async def test_a_resolution_that_dies_on_its_way_changes_nothing(settings: Setti
         async with await connect(settings, name="test") as connection:
             board = await select_board(connection, "main")
             with pytest.raises(psycopg.Error):
-                await parked.apply(connection, board, number, actor="test")
+                await dead_letters.apply(connection, board, number, actor="test")
             with pytest.raises(psycopg.Error):
-                await parked.discard(connection, board, number, actor="test", reason="x")
+                await dead_letters.discard(connection, board, number, actor="test", reason="x")
 
     check_rows = query(settings, "SELECT resolved_at, resolution FROM dead_events")
     assert check_rows == [(None, None)]
@@ -491,7 +491,7 @@ def test_a_reseed_and_a_resolution_keep_out_of_each_others_way(
 
     async def hold(connection: Any) -> None:
         board = await select_board(connection, "main")
-        await parked.lock_board(connection, board)
+        await dead_letters.lock_board(connection, board)
         done = await asyncio.to_thread(command, "dead", "apply", "--all", "--yes")
         assert (done.code, "Another operator" in done.err) == (5, True)
         done = await asyncio.to_thread(command, "reseed", "--force", "--yes")
@@ -598,9 +598,9 @@ async def test_a_resolution_waits_for_a_correction_in_the_partition_the_user_has
     async def resolve() -> None:
         async with await connect(settings, name="test") as connection:
             if how == "apply":
-                await parked.apply(connection, board, number, actor="test")
+                await dead_letters.apply(connection, board, number, actor="test")
             else:
-                await parked.discard(connection, board, number, actor="test", reason="x")
+                await dead_letters.discard(connection, board, number, actor="test", reason="x")
 
     async with await connect(settings, name="test-corrector") as corrector:
         async with corrector.transaction():

@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from flusher.corrector import correct
-from flusher.lane import PartitionFlusher
+from flusher.partition import PartitionFlusher
 from flusher.writer import Writer
 from scoreboard.errors import DatabaseUnavailable, Outdated, ScoreboardError
 from scoreboard.ledger.pool import connect
@@ -109,7 +109,7 @@ async def test_an_overtaken_corrector_sets_nobody_back(
         async def corrects_nothing(*_: object) -> bool:
             return True
 
-        patch.setattr("flusher.lane.correct", corrects_nothing)
+        patch.setattr("flusher.partition.correct", corrects_nothing)
         async with flushing(settings):
             await act(settings, first)
             await eventually_async(lambda: is_drained(settings))
@@ -231,7 +231,7 @@ async def test_entries_that_an_overtaken_flusher_took_are_committed_without_new_
                 client.xreadgroup, GROUP, "leader", {KEYS.events: ">"}, count=10, block=5000
             )
         )
-        lane: PartitionFlusher = flusher.lanes[0]
+        lane: PartitionFlusher = flusher.partitions[0]
         while not taken.done():
             await act(settings, Action("alice", f"win:{client.hget(KEYS.meta, 'seq')}2", 10))
         assert await taken

@@ -13,12 +13,12 @@ ENTRIES_MAX: Final = 100_000
 """Most entries summed up: a second or two, during which nobody may commit."""
 
 
-class Tail:
+class UncommittedDeltas:
     """The sums behind one position, valid as long as nobody commits and no failover happens."""
 
-    def __init__(self, *, history: str, epoch: int, seq: int, stream_id: str) -> None:
+    def __init__(self, *, replication_id: str, epoch: int, seq: int, stream_id: str) -> None:
         """Take the committed position, and the history of writes read before any entry."""
-        self.history = history
+        self.replication_id = replication_id
         self.epoch = epoch
         self.seq = seq
         self.up_to = stream_id

@@ -19,7 +19,7 @@ POISON_CLASSES: Final = ("22", "23")
 CHECK_VIOLATION: Final = "23514"
 
 
-class Meaning(Enum):
+class ErrorClass(Enum):
     """What to do about an error."""
 
     AWAY = "connect anew, for ever"
@@ -28,20 +28,20 @@ class Meaning(Enum):
     SCHEMA = "stop and alert"
 
 
-def meaning_of(error: psycopg.Error) -> Meaning:  # noqa: PLR0911 (a table, row by row)
+def classify(error: psycopg.Error) -> ErrorClass:  # noqa: PLR0911 (a table, row by row)
     """Classify an error by its SQLSTATE."""
     state = error.sqlstate
     if state is None:
         # The driver's own: a value it cannot write, or a connection that is gone.
-        return Meaning.POISON if isinstance(error, psycopg.DataError) else Meaning.AWAY
+        return ErrorClass.POISON if isinstance(error, psycopg.DataError) else ErrorClass.AWAY
     if state in CONTENTION:
-        return Meaning.CONTENTION
+        return ErrorClass.CONTENTION
     if state in AWAY or state.startswith(AWAY_CLASSES):
-        return Meaning.AWAY
+        return ErrorClass.AWAY
     if state == CHECK_VIOLATION and not error.diag.constraint_name:
-        return Meaning.SCHEMA  # "no partition of relation found for row"
+        return ErrorClass.SCHEMA  # "no partition of relation found for row"
     if state.startswith(SCHEMA_CLASSES):
-        return Meaning.SCHEMA
+        return ErrorClass.SCHEMA
     if state.startswith(POISON_CLASSES):
-        return Meaning.POISON
-    return Meaning.AWAY
+        return ErrorClass.POISON
+    return ErrorClass.AWAY

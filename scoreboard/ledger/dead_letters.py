@@ -15,12 +15,12 @@ import psycopg
 from msgspec import Struct
 
 from scoreboard.errors import Invalid, NotFound, OperatorMistake
-from scoreboard.events import BIGINT_MAX, CORRECTION, Event, decode, moment
+from scoreboard.events import BIGINT_MAX, CORRECTION, Event, decode, event_time
 from scoreboard.ledger import checks
 from scoreboard.ledger.audit import insert_audit
-from scoreboard.ledger.pool import Connection, describe, reaching
+from scoreboard.ledger.pool import Connection, describe, translate_errors
 from scoreboard.ledger.positions import lock_operator
-from scoreboard.ledger.users import adopt_user
+from scoreboard.ledger.users import ensure_user
 from scoreboard.model import (
     POINTS_MAX,
     SCORE_MAX,
@@ -37,10 +37,10 @@ _SELECT_RESOLVED: Final = resources.query("select_resolved_events")
 _SELECT_COUNTED: Final = resources.query("select_counted_places")
 _LOCK_DEAD: Final = resources.query("lock_dead_event")
 _RESOLVE_DEAD: Final = resources.query("resolve_dead_event")
-_COUNT_PARKED: Final = resources.query("count_parked_event")
-_INSERT_RESOLVED: Final = resources.query("insert_resolved")
+_COUNT_DEAD: Final = resources.query("count_dead_event")
+_INSERT_CORRECTION: Final = resources.query("insert_resolution_correction")
 
-OWED_MAX: Final = 100_000
+UNRESOLVED_MAX: Final = 100_000
 """Most parked actions of a board that are summed; a flusher stops long before there are so many."""
 
 _RESOLUTION: Final = ("resolution", "resolved_at", "resolved_by", "resolved_reason")
@@ -71,7 +71,7 @@ class Entry(Struct, frozen=True, kw_only=True):
     resolved_reason: str | None = None
 
 
-class Given(Struct, frozen=True):
+class Overrides(Struct, frozen=True):
     """What an operator states of an entry that cannot be read."""
 
     user_id: str | None = None
@@ -103,7 +103,7 @@ class _Action(Struct, frozen=True):
     occurred_at: datetime
 
 
-def due(score: int | None, owed: int | None) -> int | None:
+def expected_score(score: int | None, owed: int | None) -> int | None:
     """Return what Redis owes a user beside the stream: None where nothing is known of a score.
 
     Redis refuses what would leave the range of a score. So parked actions that lead out of it were
@@ -125,18 +125,18 @@ def fields_of(raw: bytes) -> dict[bytes, bytes]:
         return {}
 
 
-async def owed(connection: Connection, board: str) -> dict[str, int]:
+async def sum_unresolved(connection: Connection, board: str) -> dict[str, int]:
     """Sum up, by user, the parked actions that Redis counted and PostgreSQL still owes.
 
     Raises OperatorMistake where there are too many to sum, DatabaseUnavailable.
     """
     sums: dict[str, int] = {}
-    for event in await owed_events(connection, board):
+    for event in await select_unresolved_events(connection, board):
         sums[event.user_id] = sums.get(event.user_id, 0) + event.delta
     return sums
 
 
-async def owed_events(connection: Connection, board: str) -> list[Event]:
+async def select_unresolved_events(connection: Connection, board: str) -> list[Event]:
     """List the parked actions that Redis counted and PostgreSQL still owes, oldest first.
 
     Raises OperatorMistake where there are too many to list, DatabaseUnavailable.
@@ -147,9 +147,10 @@ async def owed_events(connection: Connection, board: str) -> list[Event]:
         records = [decode(row[2].encode(), fields_of(row[3])) for row in rows]
         page = [one for one in records if isinstance(one, Event) and one.kind != CORRECTION]
         events += await _uncounted(connection, board, page)
-        if len(events) > OWED_MAX:
+        if len(events) > UNRESOLVED_MAX:
             raise OperatorMistake(
-                f"More than {OWED_MAX} actions of board {board} are parked: scoreboard dead list"
+                f"Board {board} has more than {UNRESOLVED_MAX} unresolved dead letters: "
+                "scoreboard dead list"
             )
         after = rows[-1][0]
     return events
@@ -168,13 +169,15 @@ async def _uncounted(connection: Connection, board: str, page: Sequence[Event]) 
         "epochs": [one.epoch for one in placed],
         "seqs": [one.seq for one in placed],
     }
-    async with reaching():
+    async with translate_errors():
         rows = await (await connection.execute(_SELECT_COUNTED, parameters)).fetchall()
     counted = set(rows)
     return [one for one in page if (one.user_id, one.action_id, one.epoch, one.seq) not in counted]
 
 
-async def entries(connection: Connection, board: str, *, after: int, limit: int) -> list[Entry]:
+async def select_entries(
+    connection: Connection, board: str, *, after: int, limit: int
+) -> list[Entry]:
     """List parked entries that are not resolved, oldest first, from behind an id.
 
     Raises DatabaseUnavailable.
@@ -186,28 +189,28 @@ async def _page(
     connection: Connection, board: str, *, after: int, limit: int
 ) -> list[tuple[Any, ...]]:
     parameters = {"board": board, "after": after, "limit": limit}
-    async with reaching():
+    async with translate_errors():
         return await (await connection.execute(_SELECT_DEAD, parameters)).fetchall()
 
 
-async def resolved_entries(connection: Connection, board: str, *, limit: int) -> list[Entry]:
+async def select_resolved(connection: Connection, board: str, *, limit: int) -> list[Entry]:
     """List resolved entries, newest first.
 
     Raises DatabaseUnavailable.
     """
     parameters = {"board": board, "limit": limit}
-    async with reaching():
+    async with translate_errors():
         rows = await (await connection.execute(_SELECT_RESOLVED, parameters)).fetchall()
     return [_entry(row) for row in rows]
 
 
-async def ids_of(connection: Connection, board: str) -> AsyncIterator[int]:
+async def select_ids(connection: Connection, board: str) -> AsyncIterator[int]:
     """Walk over the ids of all entries that are not resolved.
 
     Raises DatabaseUnavailable.
     """
     after = 0
-    while page := await entries(connection, board, after=after, limit=PAGE):
+    while page := await select_entries(connection, board, after=after, limit=PAGE):
         for entry in page:
             yield entry.id
         after = page[-1].id
@@ -232,19 +235,19 @@ async def apply(
     entry_id: int,
     *,
     actor: str,
-    given: Given | None = None,
+    overrides: Overrides | None = None,
     is_dry: bool = False,
 ) -> Resolved:
-    """Put a parked action into the ledger, once; give what became of it.
+    """Insert a dead letter's action into the ledger, once; return the outcome.
 
-    ``given`` states what of the entry cannot be read. ``is_dry`` changes nothing. ``connection`` is
-    in autocommit and holds ``lock_board``.
+    ``overrides`` supplies the fields that cannot be read. ``is_dry`` changes nothing.
+    ``connection`` is in autocommit and holds ``lock_board``.
 
     Raises NotFound, Invalid, DatabaseUnavailable.
     """
-    async with reaching(), connection.transaction(force_rollback=is_dry):
+    async with translate_errors(), connection.transaction(force_rollback=is_dry):
         entry = await _lock(connection, board, entry_id)
-        action = _action_of(entry, given or Given())
+        action = _action_of(entry, overrides or Overrides())
         try:
             async with connection.transaction():
                 outcome = await _count(connection, board, entry, action)
@@ -273,17 +276,17 @@ async def discard(
 
     Raises NotFound, DatabaseUnavailable.
     """
-    async with reaching(), connection.transaction(force_rollback=is_dry):
+    async with translate_errors(), connection.transaction(force_rollback=is_dry):
         entry = await _lock(connection, board, entry_id)
         try:
-            action = None if entry.is_correction else _action_of(entry, Given())
+            action = None if entry.is_correction else _action_of(entry, Overrides())
         except Invalid:
             action = None  # it names no user whose score it may have changed
         if action is not None:
             row = _row(board, entry, action)
             await _hold_home(connection, board, row["home"], entry)
-            await adopt_user(connection, action.user_id)
-            await connection.execute(_INSERT_RESOLVED, {**row, "excess": action.delta})
+            await ensure_user(connection, action.user_id)
+            await connection.execute(_INSERT_CORRECTION, {**row, "excess": action.delta})
         done = _result(entry, action, "discarded", reason)
         await _note(connection, board, done, entry, actor=actor, reason=reason)
     return done
@@ -298,7 +301,7 @@ async def _lock(connection: Connection, board: Board, entry_id: int) -> Entry:
     if entry.resolution is not None:
         raise OperatorMistake(f"Entry {entry_id} is resolved already: {entry.resolution}")
     # As whoever commits a batch: the position first.
-    await checks.hold_position(connection, Partition(board.name, entry.partition))
+    await checks.lock_position_shared(connection, Partition(board.name, entry.partition))
     return entry
 
 
@@ -306,13 +309,13 @@ async def _count(connection: Connection, board: Board, entry: Entry, action: _Ac
     """Add an action to the ledger and the score, if it is new there; tell which."""
     row = _row(board, entry, action)
     await _hold_home(connection, board, row["home"], entry)
-    await adopt_user(connection, action.user_id)
-    cursor = await connection.execute(_COUNT_PARKED, row)
+    await ensure_user(connection, action.user_id)
+    cursor = await connection.execute(_COUNT_DEAD, row)
     is_new = bool((await cursor.fetchone() or (0,))[0])
     if not is_new:
-        await connection.execute(_INSERT_RESOLVED, {**row, "excess": action.delta})
+        await connection.execute(_INSERT_CORRECTION, {**row, "excess": action.delta})
     elif action.score_after is None:  # Redis may never have counted it
-        await connection.execute(_INSERT_RESOLVED, {**row, "excess": -action.delta})
+        await connection.execute(_INSERT_CORRECTION, {**row, "excess": -action.delta})
     return "applied" if is_new else "duplicate"
 
 
@@ -322,7 +325,7 @@ async def _hold_home(connection: Connection, board: Board, home: int, entry: Ent
     After a change of the layout the user's partition is another one than that of the entry.
     """
     if home != entry.partition:
-        await checks.hold_position(connection, Partition(board.name, home))
+        await checks.lock_position_shared(connection, Partition(board.name, home))
 
 
 def _row(board: Board, entry: Entry, action: _Action) -> dict[str, Any]:
@@ -400,7 +403,7 @@ def _number(fields: Mapping[bytes, bytes], name: bytes) -> int | None:
     return int(text) if digits.isdigit() and len(digits) <= len(str(BIGINT_MAX)) else None
 
 
-def _action_of(entry: Entry, given: Given) -> _Action:
+def _action_of(entry: Entry, overrides: Overrides) -> _Action:
     """Read an entry as an action, with what an operator states of it.
 
     Raises Invalid, naming what is missing or cannot be stated.
@@ -410,7 +413,7 @@ def _action_of(entry: Entry, given: Given) -> _Action:
     raw = {name.encode("latin-1"): text.encode("latin-1") for name, text in entry.fields.items()}
     event = decode(entry.stream_id.encode(), raw)
     if isinstance(event, Event):
-        if given != Given():
+        if overrides != Overrides():
             raise Invalid(f"Entry {entry.id} can be read as it is: state nothing of it")
         has_place = event.seq <= BIGINT_MAX and event.epoch <= BIGINT_MAX
         return _Action(
@@ -421,11 +424,11 @@ def _action_of(entry: Entry, given: Given) -> _Action:
             seq=event.seq if has_place else 0,
             score_after=event.score_after,
             request_id=event.request_id or None,
-            occurred_at=moment(event.stream_id),
+            occurred_at=event_time(event.stream_id),
         )
     values: dict[str, Any] = {}
     for name, option in (("user_id", "--user"), ("action_id", "--action"), ("delta", "--delta")):
-        stated, found = getattr(given, name), getattr(entry, name)
+        stated, found = getattr(overrides, name), getattr(entry, name)
         value = found if stated is None else stated
         if value is None:
             raise Invalid(f"Entry {entry.id} cannot be read ({event.reason}): state {option}")
@@ -442,7 +445,7 @@ def _action_of(entry: Entry, given: Given) -> _Action:
         seq=0,
         score_after=None,
         request_id=None,
-        occurred_at=moment(entry.stream_id),
+        occurred_at=event_time(entry.stream_id),
     )
 
 

@@ -10,10 +10,10 @@ import time
 from typing import Final
 
 from flusher import metrics
-from flusher.batch import Batch, Gap, build, order_of
+from flusher.batch import Batch, Gap, build
 from flusher.consumer import Consumer, GroupMissing
 from flusher.corrector import correct
-from flusher.recovery import GAP_FENCE, REWIND_FENCE, Finding, diagnose, reseed_partition
+from flusher.recovery import GAP_FENCE, REWIND_FENCE, Finding, compare_positions, reseed_partition
 from flusher.status import Condition, PartitionStatus
 from flusher.writer import Flushed, GapFound, Superseded, Writer
 from scoreboard.errors import (
@@ -25,6 +25,7 @@ from scoreboard.errors import (
     Unavailable,
     Uninitialised,
 )
+from scoreboard.events import stream_id_key
 from scoreboard.ledger.positions import Position
 from scoreboard.model import Partition
 from scoreboard.runtime.lifecycle import Stop, backoff_s
@@ -48,7 +49,7 @@ CORRECT_EVERY_S: Final = 3.0
 _log = get_logger(__name__)
 
 
-class _Reorient(Exception):  # noqa: N818 (says what to do)
+class _PositionChanged(Exception):  # noqa: N818 (says what to do)
     """Something began anew: look again where the partition stands."""
 
 
@@ -69,7 +70,7 @@ class PartitionFlusher:
         self._may_drift = False
         self._has_passed = False
         self._must_start_over = False
-        self._history = ""
+        self._replication_id = ""
         self._epoch = 0
         self._is_idle = False
         self._lagged_at = 0
@@ -86,18 +87,18 @@ class PartitionFlusher:
             try:
                 await self._serve(stop)
             except DatabaseUnavailable as error:
-                self.status.trouble(Condition.DATABASE_AWAY, error)
+                self.status.set_failed(Condition.DATABASE_AWAY, error)
             except ScoreboardError as error:
-                self.status.trouble(Condition.BROKEN, error)
+                self.status.set_failed(Condition.BROKEN, error)
             await self._pause(stop)
-        self.status.become(Condition.STOPPED)
+        self.status.set_condition(Condition.STOPPED)
 
     async def _serve(self, stop: Stop) -> None:
         writer = await Writer.open(self._settings, self.partition)
         try:
-            self.status.become(Condition.STANDBY)
+            self.status.set_condition(Condition.STANDBY)
             self.status.position = None  # whoever leads moves it now
-            if not await writer.take_lease(stop):
+            if not await writer.acquire_lease(stop):
                 return
             self._leading.set(1)
             _log.info("lease_taken", partition=str(self.partition))
@@ -113,67 +114,73 @@ class PartitionFlusher:
                 if self._must_start_over:
                     await self.consumer.start_over()
                     self._must_start_over = self._must_claim = False
-                if not await self._orient(writer, stop):
+                if not await self._check_position(writer, stop):
                     await writer.ping()
                     self._succeed()  # waiting for an operator is no failure of ours
                     await stop.sleep(LOOK_EVERY_S)
                     continue
                 if self._must_claim:
-                    await self._take_over(writer, stop)
+                    await self._claim_pending(writer, stop)
                 self._must_claim = True
                 await self._follow(writer, stop)
-            except _Reorient:
+            except _PositionChanged:
                 continue
             except Outdated as error:
                 # Another server, another epoch, or entries that somebody hid from the group.
-                _log.warning("lane_outdated", partition=str(self.partition), reason=error.detail)
+                _log.warning(
+                    "position_outdated", partition=str(self.partition), reason=error.detail
+                )
                 metrics.FAULTS.labels("outdated").inc()
                 self._must_start_over = True
                 await self._pause(stop)
             except (RedisUnavailable, Uninitialised, GroupMissing) as error:
                 self._must_start_over = False
-                self.status.trouble(Condition.REDIS_AWAY, error)
+                self.status.set_failed(Condition.REDIS_AWAY, error)
                 await self._pause(stop)
                 await writer.ping()
 
-    async def _orient(self, writer: Writer, stop: Stop) -> bool:
+    async def _check_position(self, writer: Writer, stop: Stop) -> bool:
         """Learn where PostgreSQL and Redis stand; tell whether there is anything to follow.
 
         The history of writes first: what is read later is acknowledged in that one or not at all.
         PostgreSQL before Redis: what is committed may not pass what Redis accepted.
         """
-        self._history = await self._store.history()
+        self._replication_id = await self._store.replication_id()
         position = await writer.position()
         state = await self._store.state(self.partition)
         self._epoch = state.epoch
         if not state.epoch:
-            self.status.become(Condition.RETIRED if state.is_retired else Condition.UNINITIALISED)
+            self.status.set_condition(
+                Condition.RETIRED if state.is_retired else Condition.UNINITIALISED
+            )
             return False
         if position is None:
             await writer.begin(state.epoch)
-            raise _Reorient
+            raise _PositionChanged
         self._position = position
         self.status.position = position
-        finding = diagnose(position, state)
+        finding = compare_positions(position, state)
         if finding is Finding.WAIT:
-            self.status.become(Condition.FENCED)
+            self.status.set_condition(Condition.FENCED)
             return False
         if await self.consumer.ensure_group():
-            _log.warning("group_made", partition=str(self.partition))
+            _log.warning("consumer_group_created", partition=str(self.partition))
         if finding.is_rewind or (self._has_passed and state.is_open):
             # "passed": an action new to the ledger had a seq that was committed before.
             sign = finding.value if finding.is_rewind else "passed"
             await self._recover(writer, stop, sign, state)
-        self.status.become(Condition.FLUSHING)
+        self.status.set_condition(Condition.FLUSHING)
         return True
 
-    async def _take_over(self, writer: Writer, stop: Stop, *, is_draining: bool = False) -> None:
+    async def _claim_pending(
+        self, writer: Writer, stop: Stop, *, is_draining: bool = False
+    ) -> None:
         """Flush what was delivered to this or an earlier leader and never acknowledged."""
         cursor, is_last = "0-0", False
         while not is_last and not stop.is_set:
             page = await self.consumer.claim(cursor)
-            committed = order_of(self._position.stream_id)
-            lost = [one for one in page.vanished if order_of(one) > committed]
+            committed = stream_id_key(self._position.stream_id)
+            lost = [one for one in page.vanished if stream_id_key(one) > committed]
             if lost:
                 metrics.FAULTS.labels("vanished").inc(len(lost))
                 _log.error(
@@ -185,7 +192,9 @@ class PartitionFlusher:
                 )
             if page.entries:
                 _log.info(
-                    "entries_taken_over", partition=str(self.partition), count=len(page.entries)
+                    "pending_entries_claimed",
+                    partition=str(self.partition),
+                    count=len(page.entries),
                 )
                 await self._flush(writer, build(page.entries), is_draining=is_draining)
             cursor, is_last = page.cursor, page.is_last
@@ -233,14 +242,18 @@ class PartitionFlusher:
         """See whether Redis is still where it was, and keep the lease's session alive."""
         self._looked_at_s = time.monotonic()
         await writer.ping()
-        history = await self._store.history()
+        replication_id = await self._store.replication_id()
         state = await self._store.state(self.partition)
-        is_fine = diagnose(self._position, state) is Finding.FINE
-        if not is_fine or state.epoch != self._position.epoch or history != self._history:
-            raise _Reorient
+        is_fine = compare_positions(self._position, state) is Finding.FINE
+        if (
+            not is_fine
+            or state.epoch != self._position.epoch
+            or replication_id != self._replication_id
+        ):
+            raise _PositionChanged
         # A flusher that lost its lease may have read entries and gone: they wait, unseen.
         if self._is_idle and state.seq > self._position.seq and self._lagged_at == state.seq:
-            raise _Reorient
+            raise _PositionChanged
         self._lagged_at = state.seq if self._is_idle else 0
         is_due = self._looked_at_s - self._corrected_at_s >= CORRECT_EVERY_S
         if (self._may_be_late or is_due) and state.is_open:
@@ -277,7 +290,7 @@ class PartitionFlusher:
             )
             await self._store.fence(self.partition, REWIND_FENCE, state)
             self._has_passed = False  # the fence remembers it from here
-        self.status.become(Condition.RECOVERING)
+        self.status.set_condition(Condition.RECOVERING)
         await self._drain(writer, stop)
         if not stop.is_set:
             done = await reseed_partition(self._settings, self._store, self.partition, writer)
@@ -288,11 +301,11 @@ class PartitionFlusher:
                 users=done.users,
                 duration_s=round(done.duration_s, 3),
             )
-        raise _Reorient
+        raise _PositionChanged
 
     async def _drain(self, writer: Writer, stop: Stop) -> None:
         """Flush all that the stream holds, whatever its positions say."""
-        await self._take_over(writer, stop, is_draining=True)
+        await self._claim_pending(writer, stop, is_draining=True)
         await self.consumer.start_over()
         while not stop.is_set:
             entries = await self.consumer.read(self._settings.flush_batch, block=False)
@@ -309,24 +322,24 @@ class PartitionFlusher:
             case Superseded():
                 metrics.BATCHES.labels("superseded").inc()
                 _log.warning("batch_superseded", partition=str(self.partition))
-                raise _Reorient
+                raise _PositionChanged
             case GapFound(gap):
                 metrics.BATCHES.labels("gap").inc()
-                await self._close_gap(writer, gap)
+                await self._handle_gap(writer, gap)
                 await self._flush(writer, batch, is_draining=True)
                 return
             case Flushed():
                 self._account(result, oldest_s=batch.oldest_ms / 1000, is_draining=is_draining)
         await self.consumer.acknowledge(
-            batch, history=self._history, epoch=self._epoch, skip_gaps=is_draining
+            batch, replication_id=self._replication_id, epoch=self._epoch, skip_gaps=is_draining
         )
         if result.rewound and not is_draining:
             self._has_passed = True
-            raise _Reorient
+            raise _PositionChanged
         if result.late and not is_draining:
             await self._correct(writer)
 
-    async def _close_gap(self, writer: Writer, gap: Gap) -> None:
+    async def _handle_gap(self, writer: Writer, gap: Gap) -> None:
         """Find out why seqs are missing: hidden entries are read again, lost ones fence.
 
         Returns where they are lost: here Redis knows more than any ledger, so nothing is repaired.
@@ -337,10 +350,10 @@ class PartitionFlusher:
             metrics.FAULTS.labels("hidden").inc()
             await self.consumer.start_over()
             self._must_claim = False
-            raise _Reorient
+            raise _PositionChanged
         state = await self._store.state(self.partition)
         if await writer.position() != self._position:
-            raise _Reorient  # another flusher committed and cut them
+            raise _PositionChanged  # another flusher committed and cut them
         metrics.FAULTS.labels("gap").inc()
         _log.error(
             "entries_lost",

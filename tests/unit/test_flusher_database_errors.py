@@ -1,0 +1,53 @@
+"""What an SQLSTATE means: parked, tried again, or stopped for."""
+
+from unittest.mock import PropertyMock
+
+import psycopg
+import pytest
+from psycopg import errors
+
+from flusher.database_errors import ErrorClass, classify
+
+
+@pytest.mark.parametrize(
+    ("error", "meaning"),
+    [
+        (psycopg.OperationalError("connection lost"), ErrorClass.AWAY),
+        (psycopg.InterfaceError("closed"), ErrorClass.AWAY),
+        (errors.AdminShutdown(), ErrorClass.AWAY),
+        (errors.IdleSessionTimeout(), ErrorClass.AWAY),
+        (errors.IdleInTransactionSessionTimeout(), ErrorClass.AWAY),
+        (errors.CannotConnectNow(), ErrorClass.AWAY),
+        (errors.DiskFull(), ErrorClass.AWAY),
+        (errors.TooManyConnections(), ErrorClass.AWAY),
+        (errors.ReadOnlySqlTransaction(), ErrorClass.AWAY),
+        (errors.InternalError_(), ErrorClass.AWAY),
+        (errors.DeadlockDetected(), ErrorClass.CONTENTION),
+        (errors.SerializationFailure(), ErrorClass.CONTENTION),
+        (errors.LockNotAvailable(), ErrorClass.CONTENTION),
+        (errors.QueryCanceled(), ErrorClass.CONTENTION),
+        (errors.NumericValueOutOfRange(), ErrorClass.POISON),
+        (errors.ForeignKeyViolation(), ErrorClass.POISON),
+        (psycopg.DataError("NUL"), ErrorClass.POISON),
+        (errors.UndefinedTable(), ErrorClass.SCHEMA),
+        (errors.UndefinedColumn(), ErrorClass.SCHEMA),
+        (errors.InsufficientPrivilege(), ErrorClass.SCHEMA),
+        (errors.InvalidSchemaName(), ErrorClass.SCHEMA),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_each_error_means_one_thing(error: psycopg.Error, meaning: ErrorClass) -> None:
+    assert classify(error) is meaning
+
+
+@pytest.mark.parametrize(
+    ("constraint", "meaning"), [("scores_score", ErrorClass.POISON), (None, ErrorClass.SCHEMA)]
+)
+def test_a_missing_ledger_partition_is_no_poison(
+    constraint: str | None, meaning: ErrorClass, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes as a check violation; taken for poison, the whole stream would be parked."""
+    diagnosis = type("Diagnosis", (), {"constraint_name": constraint})()
+    monkeypatch.setattr(psycopg.Error, "diag", PropertyMock(return_value=diagnosis))
+
+    assert classify(errors.CheckViolation()) is meaning
