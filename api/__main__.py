@@ -17,11 +17,16 @@ from api.app import create_app
 from api.server import bind, serve
 from scoreboard.http.operator_port import OperatorPort, bind_operators
 from scoreboard.runtime import lifecycle, sockets
-from scoreboard.runtime.lifecycle import Stop
-from scoreboard.runtime.settings import Settings, variable_of
+from scoreboard.runtime.lifecycle import StopEvent
+from scoreboard.runtime.settings import Settings, variable_name
 from scoreboard.runtime.startup import start
 from scoreboard.runtime.telemetry import BUILD_INFO
-from scoreboard.runtime.workers import LONGER_THAN_WORKERS_S, Keeper, Worker, worker_of
+from scoreboard.runtime.workers import (
+    SUPERVISOR_EXTRA_GRACE_S,
+    Supervisor,
+    Worker,
+    parse_worker_arguments,
+)
 
 GC_THRESHOLDS: Final = (20_000, 20, 20)
 """Requests leave little that only the collector can free; let it look less often."""
@@ -31,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the service; give the exit code."""
 
     def run(chosen: Settings) -> int:
-        worker = worker_of(list(arguments))
+        worker = parse_worker_arguments(list(arguments))
         if worker is None and chosen.api_workers > 1:
             return _keep(chosen)
         return _serve(chosen, worker)
@@ -48,7 +53,7 @@ def _serve(chosen: Settings, worker: Worker | None) -> int:
         operators = sockets.bind("127.0.0.1", 0)  # asked by the keeper alone
     BUILD_INFO.labels(version("scoreboard"), "api").set(1)
 
-    async def run(stop: Stop) -> None:
+    async def run(stop: StopEvent) -> None:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(OperatorPort(operators))
             await stack.enter_async_context(app.running())
@@ -56,7 +61,7 @@ def _serve(chosen: Settings, worker: Worker | None) -> int:
             if worker is not None:
                 await stack.enter_async_context(worker.kept(stop))
                 metrics_port = operators.getsockname()[1] if operators is not None else 0
-                started = partial(worker.tell_started, metrics_port)
+                started = partial(worker.notify_started, metrics_port)
             _leave_start_to_rest()
             await serve(app, chosen, listener, stop, started=started)
 
@@ -68,14 +73,14 @@ def _keep(chosen: Settings) -> int:
     with bind(chosen.api_host, chosen.api_port) as probe:
         port: int = probe.getsockname()[1]
     held = bind(chosen.api_host, port, shared=True)
-    keeper = Keeper("api", chosen.api_workers, held, variable_of("api_port"))
+    supervisor = Supervisor("api", chosen.api_workers, held, variable_name("api_port"))
     operators = _bind_metrics(chosen)
 
-    async def run(stop: Stop) -> None:
-        async with OperatorPort(operators, registry=keeper.metrics(), is_slow=True):
-            await keeper.run(stop)
+    async def run(stop: StopEvent) -> None:
+        async with OperatorPort(operators, registry=supervisor.metrics(), is_slow=True):
+            await supervisor.run(stop)
 
-    return lifecycle.run(run, grace_s=chosen.drain_s + LONGER_THAN_WORKERS_S)
+    return lifecycle.run(run, grace_s=chosen.drain_s + SUPERVISOR_EXTRA_GRACE_S)
 
 
 def _bind_metrics(chosen: Settings) -> socket.socket | None:

@@ -15,24 +15,24 @@ from litestar.datastructures import State
 
 from api.documents import openapi
 from api.edge import problems
-from api.edge.middleware import DirectHandler, Edge
-from api.edge.rate_limit import Limiter
-from api.endpoints import page
-from api.endpoints.direct import FastUpdate
+from api.edge.rate_limit import RateLimiter
+from api.edge.router import DirectHandler, Router
+from api.endpoints import static_files
+from api.endpoints.board_reader import BoardReader
+from api.endpoints.event_streams import PATH as STREAM_PATH
+from api.endpoints.event_streams import EventStreams
+from api.endpoints.fast_update import FastUpdate
 from api.endpoints.health import Health, make_handlers
-from api.endpoints.names import Names
-from api.endpoints.reads import Reads
+from api.endpoints.name_cache import NameCache
 from api.endpoints.scores import Scores, Services
-from api.endpoints.stream import PATH as STREAM_PATH
-from api.endpoints.stream import EventStream
-from api.endpoints.updates import Updates
+from api.endpoints.updates import UpdateService
 from scoreboard.errors import DatabaseUnavailable, RedisUnavailable, UnsafeDatabase
 from scoreboard.ledger import migrations
 from scoreboard.ledger import pool as postgres
 from scoreboard.runtime.resources import web_path
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
-from scoreboard.security.credentials import keep_fresh
+from scoreboard.security.credentials import refresh_secrets
 from scoreboard.security.tokens import Verifier
 from scoreboard.store.catalogue import Catalogue
 from scoreboard.store.client import make_client, require_durability
@@ -61,7 +61,7 @@ class Api:
         self._verifier = Verifier(settings)
         self._catalogue = Catalogue(settings, self._store)
         self._dispatcher = Dispatcher(settings, name="api-dispatcher")
-        self._limiter = Limiter(settings) if settings.rate_limit == "app" else None
+        self._limiter = RateLimiter(settings) if settings.rate_limit == "app" else None
         self.health = Health(
             settings,
             client=self._client,
@@ -75,14 +75,16 @@ class Api:
             if settings.acknowledge == "committed"
             else None
         )
-        updates = Updates(settings, self._catalogue, self._dispatcher, self._limiter, self._commits)
-        self._names = Names(self._pool)
-        reads = Reads(settings, self._store, self._names)
+        updates = UpdateService(
+            settings, self._catalogue, self._dispatcher, self._limiter, self._commits
+        )
+        self._names = NameCache(self._pool)
+        reads = BoardReader(settings, self._store, self._names)
         self.litestar = Litestar(
             route_handlers=[
                 Scores,
                 *make_handlers(self.health),
-                *page.make_handlers(settings, web_path()),
+                *static_files.make_handlers(settings, web_path()),
                 *openapi.make_handlers(settings),
             ],
             exception_handlers={Exception: problems.respond},
@@ -91,11 +93,11 @@ class Api:
             request_max_body_size=settings.body_bytes,
             state=State({"services": Services(settings, self._verifier, updates, reads)}),
         )
-        self._stream = EventStream(settings, self._verifier, self.health.draining)
+        self._stream = EventStreams(settings, self._verifier, self.health.draining)
         handlers: dict[tuple[str, str], DirectHandler] = {("GET", STREAM_PATH): self._stream}
         if direct:
             handlers["POST", "/api/scores/update"] = FastUpdate(self._verifier, updates)
-        self.edge = Edge(settings, self.litestar, handlers)
+        self.edge = Router(settings, self.litestar, handlers)
         """Answers requests: the server's handler."""
 
     @asynccontextmanager
@@ -118,7 +120,7 @@ class Api:
                     tasks.create_task(self._catalogue.run()),
                     tasks.create_task(self._stream.run()),
                     tasks.create_task(self._names.run()),
-                    tasks.create_task(keep_fresh()),
+                    tasks.create_task(refresh_secrets()),
                 ]
                 if self._commits is not None:
                     side.append(tasks.create_task(self._commits.run()))

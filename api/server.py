@@ -16,7 +16,7 @@ from api.metrics import CONNECTIONS
 from scoreboard.errors import SettingInvalid
 from scoreboard.http.server import Server, ServerLimits
 from scoreboard.runtime import sockets
-from scoreboard.runtime.lifecycle import Stop
+from scoreboard.runtime.lifecycle import StopEvent
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
 from scoreboard.security.addresses import trusted_networks
@@ -55,7 +55,7 @@ async def serve(
     app: Api,
     settings: Settings,
     listener: socket.socket,
-    stop: Stop,
+    stop: StopEvent,
     *,
     started: Callable[[], None] | None = None,
 ) -> None:
@@ -85,7 +85,7 @@ async def serve(
 def limits_of(settings: Settings) -> ServerLimits:
     """Return what clients may take of the api."""
     wanted = settings.connections
-    files = sockets.allow_open_files(wanted + RESERVED_FILES)
+    files = sockets.raise_open_files_limit(wanted + RESERVED_FILES)
     connections = min(wanted, max(files - RESERVED_FILES, files // 2))
     if connections < wanted:
         _log.warning("connections_limited_by_open_files", connections=connections, files=files)

@@ -51,7 +51,7 @@ async def reseed_board(
 ) -> Reseeded | None:
     """Reseed a board by its name; give what was done, None where ``only_closed`` left it alone.
 
-    Raises UnknownBoard, OperatorMistake, NotInTime, SchemaMismatch, RedisUnavailable,
+    Raises UnknownBoard, OperatorMistake, WaitTimeout, SchemaMismatch, RedisUnavailable,
     DatabaseUnavailable.
     """
     async with open_store(settings) as store, open_database(settings, **SESSION) as connection:

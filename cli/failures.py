@@ -17,16 +17,16 @@ from yoyo.exceptions import BadMigration, LockTimeout, MigrationConflict
 
 from cli.render import OutputFailed, give_up, tell
 from scoreboard.errors import (
+    ClientError,
     DatabaseUnavailable,
     Forbidden,
     NotFound,
-    NotInTime,
-    Refused,
     ScoreboardError,
     Unauthenticated,
     Unavailable,
+    WaitTimeout,
 )
-from scoreboard.runtime.connection_urls import cause_of, passwords_of, words_of
+from scoreboard.runtime.connection_urls import driver_error, error_text, extract_passwords
 from scoreboard.runtime.lifecycle import DeadlinePassed
 from scoreboard.runtime.telemetry import redact
 
@@ -34,8 +34,8 @@ EXIT_CODES: Final[tuple[tuple[type[ScoreboardError], int], ...]] = (
     (NotFound, 3),
     (Unauthenticated, 4),
     (Forbidden, 4),
-    (Refused, 5),
-    (NotInTime, 75),
+    (ClientError, 5),
+    (WaitTimeout, 75),
     (Unavailable, 69),
     (OutputFailed, 74),
     (ScoreboardError, 1),
@@ -100,8 +100,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, ScoreboardError):
         return _explain_ours(error)
     if isinstance(error, DeadlinePassed):
-        return "It did not end in time after it was asked to", exit_code_of(NotInTime())
-    words = words_of(error)
+        return "It did not end in time after it was asked to", exit_code_of(WaitTimeout())
+    words = error_text(error)
     for kind, title, code in DRIVERS:
         if isinstance(error, kind):
             return f"{title}: {words}", code
@@ -113,7 +113,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
 
 
 def _explain_ours(error: ScoreboardError) -> tuple[str, int]:
-    cause = cause_of(error) if isinstance(error, Unavailable) else None
+    cause = driver_error(error) if isinstance(error, Unavailable) else None
     if cause is None:
         details = [error.title, *([error.detail] if error.detail != error.title else [])]
         return ": ".join(details), exit_code_of(error)
@@ -121,7 +121,7 @@ def _explain_ours(error: ScoreboardError) -> tuple[str, int]:
     title, code = row[1:] if row else (error.title, exit_code_of(error))
     if isinstance(error, DatabaseUnavailable):
         return f"{title}: {error.detail}", code  # it names its cause by itself
-    words = words_of(cause)
+    words = error_text(cause)
     if words in error.detail:
         return f"{title}: {error.detail}", code
     detail = f" {error.detail}:" if error.detail not in {error.title, ""} else ""
@@ -134,7 +134,7 @@ def exit_code_of(error: ScoreboardError) -> int:
 
 
 def _without_passwords(text: str) -> str:
-    for password in passwords_of(*(os.environ.get(name, "") for name in _ADDRESSES)):
+    for password in extract_passwords(*(os.environ.get(name, "") for name in _ADDRESSES)):
         if len(password) >= HIDDEN_MIN:
             text = text.replace(password, "***")
     return redact(text)

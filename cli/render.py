@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from cli.text import visible
-from scoreboard.errors import Broken, OperatorMistake
+from scoreboard.errors import InternalError, OperatorMistake
 from scoreboard.recovery.reseed import ReportProgress
 from scoreboard.runtime.telemetry import setup_logging
 
@@ -29,7 +29,7 @@ LINE_EVERY_S: Final = 5.0
 """Time between two progress lines where there is no terminal."""
 
 
-class OutputFailed(Broken):
+class OutputFailed(InternalError):  # noqa: N818 (says what happened)
     """Stdout cannot be written: it is closed, its disk is full, or nobody reads it any more."""
 
     code = "output-failed"

@@ -25,7 +25,7 @@ from scoreboard.ledger.pool import Connection, connect
 from scoreboard.ledger.sessions import require_session
 from scoreboard.model import is_board_name
 from scoreboard.runtime import settings as settings_module
-from scoreboard.runtime.connection_urls import shown
+from scoreboard.runtime.connection_urls import redact_url
 from scoreboard.runtime.settings import UNPREFIXED, Settings
 from scoreboard.security.tokens import LocalIssuer
 from scoreboard.store.client import make_client
@@ -158,7 +158,7 @@ def stores_of(environ: Mapping[str, str]) -> str:
     """Describe the stores that an environment names, without passwords."""
     kinds = {REDIS: "Redis", DATABASE: "PostgreSQL"}
     return " and ".join(
-        f"{kind} {shown(environ[name])}" for name, kind in kinds.items() if environ.get(name)
+        f"{kind} {redact_url(environ[name])}" for name, kind in kinds.items() if environ.get(name)
     )
 
 

@@ -17,10 +17,10 @@ from flusher.recovery import GAP_FENCE, REWIND_FENCE, Finding, compare_positions
 from flusher.status import Condition, PartitionStatus
 from flusher.writer import Flushed, GapFound, Superseded, Writer
 from scoreboard.errors import (
+    ClientError,
     DatabaseUnavailable,
     Outdated,
     RedisUnavailable,
-    Refused,
     ScoreboardError,
     Unavailable,
     Uninitialised,
@@ -28,7 +28,7 @@ from scoreboard.errors import (
 from scoreboard.events import stream_id_key
 from scoreboard.ledger.positions import Position
 from scoreboard.model import Partition
-from scoreboard.runtime.lifecycle import Stop, backoff_s
+from scoreboard.runtime.lifecycle import StopEvent, backoff_s
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
 from scoreboard.store.partitions import PartitionState
@@ -81,7 +81,7 @@ class PartitionFlusher:
         self._leading = metrics.LEADING.labels(*labels)
         self._last_success = metrics.LAST_SUCCESS.labels(*labels)
 
-    async def run(self, stop: Stop) -> None:
+    async def run(self, stop: StopEvent) -> None:
         """Flush the partition whenever its lease is ours, until ``stop``."""
         while not stop.is_set:
             try:
@@ -93,7 +93,7 @@ class PartitionFlusher:
             await self._pause(stop)
         self.status.set_condition(Condition.STOPPED)
 
-    async def _serve(self, stop: Stop) -> None:
+    async def _serve(self, stop: StopEvent) -> None:
         writer = await Writer.open(self._settings, self.partition)
         try:
             self.status.set_condition(Condition.STANDBY)
@@ -107,7 +107,7 @@ class PartitionFlusher:
             self._leading.set(0)
             await writer.aclose()
 
-    async def _lead(self, writer: Writer, stop: Stop) -> None:
+    async def _lead(self, writer: Writer, stop: StopEvent) -> None:
         self._must_claim = True
         while not stop.is_set:
             try:
@@ -139,7 +139,7 @@ class PartitionFlusher:
                 await self._pause(stop)
                 await writer.ping()
 
-    async def _check_position(self, writer: Writer, stop: Stop) -> bool:
+    async def _check_position(self, writer: Writer, stop: StopEvent) -> bool:
         """Learn where PostgreSQL and Redis stand; tell whether there is anything to follow.
 
         The history of writes first: what is read later is acknowledged in that one or not at all.
@@ -173,7 +173,7 @@ class PartitionFlusher:
         return True
 
     async def _claim_pending(
-        self, writer: Writer, stop: Stop, *, is_draining: bool = False
+        self, writer: Writer, stop: StopEvent, *, is_draining: bool = False
     ) -> None:
         """Flush what was delivered to this or an earlier leader and never acknowledged."""
         cursor, is_last = "0-0", False
@@ -199,7 +199,7 @@ class PartitionFlusher:
                 await self._flush(writer, build(page.entries), is_draining=is_draining)
             cursor, is_last = page.cursor, page.is_last
 
-    async def _follow(self, writer: Writer, stop: Stop) -> None:
+    async def _follow(self, writer: Writer, stop: StopEvent) -> None:
         usual = self._settings.flush_batch
         linger_s = self._settings.flush_linger_ms / 1000
         batch: Batch | None = None
@@ -219,7 +219,7 @@ class PartitionFlusher:
             if time.monotonic() - self._looked_at_s >= LOOK_EVERY_S:
                 await self._look(writer)
 
-    async def _flush_and_read(self, writer: Writer, batch: Batch, stop: Stop) -> Batch | None:
+    async def _flush_and_read(self, writer: Writer, batch: Batch, stop: StopEvent) -> Batch | None:
         """Commit a batch, and make the next one meanwhile: PostgreSQL and we work at once."""
         if stop.is_set:
             await self._flush(writer, batch)
@@ -270,10 +270,12 @@ class PartitionFlusher:
                     return
         except (DatabaseUnavailable, RedisUnavailable):
             raise
-        except (Unavailable, Refused) as error:
+        except (Unavailable, ClientError) as error:
             _log.warning("correction_postponed", partition=str(self.partition), reason=error.detail)
 
-    async def _recover(self, writer: Writer, stop: Stop, sign: str, state: PartitionState) -> None:
+    async def _recover(
+        self, writer: Writer, stop: StopEvent, sign: str, state: PartitionState
+    ) -> None:
         """Come back from a Redis that lost what it acknowledged: fence, drain, reseed.
 
         What survived anywhere counts once. What only the lost Redis held is gone, and not even
@@ -303,7 +305,7 @@ class PartitionFlusher:
             )
         raise _PositionChanged
 
-    async def _drain(self, writer: Writer, stop: Stop) -> None:
+    async def _drain(self, writer: Writer, stop: StopEvent) -> None:
         """Flush all that the stream holds, whatever its positions say."""
         await self._claim_pending(writer, stop, is_draining=True)
         await self.consumer.start_over()
@@ -394,7 +396,7 @@ class PartitionFlusher:
         self.status.last_success_s = time.time()
         self._last_success.set(self.status.last_success_s)
 
-    async def _pause(self, stop: Stop) -> None:
+    async def _pause(self, stop: StopEvent) -> None:
         if not stop.is_set:
             await stop.sleep(backoff_s(self._attempt))
             self._attempt += 1

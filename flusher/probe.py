@@ -12,7 +12,7 @@ import msgspec
 from flusher import metrics
 from flusher.partition import PartitionFlusher
 from scoreboard.errors import ScoreboardError
-from scoreboard.runtime.lifecycle import Stop
+from scoreboard.runtime.lifecycle import StopEvent
 from scoreboard.store.store import Store
 
 OBSERVE_EVERY_S: Final = 1.0
@@ -25,7 +25,7 @@ class Probe:
         self._lanes = lanes
         self._store = store
 
-    async def observe(self, stop: Stop) -> None:
+    async def observe(self, stop: StopEvent) -> None:
         """Measure streams until ``stop``, also while PostgreSQL is away or we do not lead."""
         while not await stop.sleep(OBSERVE_EVERY_S):
             for lane in self._lanes:

@@ -24,10 +24,10 @@ from scoreboard.ledger.pool import Connection, connect
 from scoreboard.ledger.positions import select_partitions
 from scoreboard.ledger.sessions import require_session
 from scoreboard.model import Board, Partition
-from scoreboard.runtime.lifecycle import Stop, backoff_s
+from scoreboard.runtime.lifecycle import StopEvent, backoff_s
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import BUILD_INFO, REDIS_DURABLE, get_logger
-from scoreboard.security.credentials import keep_fresh
+from scoreboard.security.credentials import refresh_secrets
 from scoreboard.store.client import make_client, require_durability
 from scoreboard.store.store import Store
 
@@ -50,7 +50,7 @@ class Flusher:
         self._awaited: set[str] = set()
         self._unreadable: set[Partition] = set()
 
-    async def serve(self, stop: Stop) -> None:
+    async def serve(self, stop: StopEvent) -> None:
         """Flush every partition of every board until ``stop``.
 
         Raises UnsafeRedis, SchemaMismatch, UnsafeDatabase at the start.
@@ -69,12 +69,12 @@ class Flusher:
             await stack.enter_async_context(OperatorPort(operators, probe.health))
             async with asyncio.TaskGroup() as group:
                 group.create_task(probe.observe(stop))
-                group.create_task(keep_fresh(stop))
+                group.create_task(refresh_secrets(stop))
                 group.create_task(self._search(group, stack, store, stop))
         _log.info("flusher_stopped")
 
     async def _search(
-        self, group: asyncio.TaskGroup, clients: AsyncExitStack, store: Store, stop: Stop
+        self, group: asyncio.TaskGroup, clients: AsyncExitStack, store: Store, stop: StopEvent
     ) -> None:
         """Start a lane for every partition that needs one and has none, until ``stop``."""
         attempt = 0
@@ -187,7 +187,7 @@ class Flusher:
             await connection.close()
 
 
-async def _wait_until_ready(check: Callable[[], Awaitable[None]], stop: Stop) -> None:
+async def _wait_until_ready(check: Callable[[], Awaitable[None]], stop: StopEvent) -> None:
     """Repeat a check until its server answers."""
     attempt = 0
     while not stop.is_set:

@@ -19,7 +19,7 @@ from scoreboard.ledger.positions import Position
 from scoreboard.ledger.sessions import require_session
 from scoreboard.model import Partition
 from scoreboard.runtime import resources
-from scoreboard.runtime.lifecycle import Stop
+from scoreboard.runtime.lifecycle import StopEvent
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
 
@@ -93,7 +93,7 @@ class Session:
         with suppress(psycopg.Error):
             await self.connection.close()
 
-    async def acquire_lease(self, stop: Stop) -> bool:
+    async def acquire_lease(self, stop: StopEvent) -> bool:
         """Wait until this flusher is the active one; tell whether it is (else: asked to stop).
 
         Raises DatabaseUnavailable.
@@ -163,7 +163,7 @@ class Session:
         async with self.time_limit(QUICK_LIMIT_S):
             await self.connection.execute(_SET_LIMITS, limits)
 
-    async def _wait_for_lease(self, lease: Mapping[str, int], stop: Stop) -> None:
+    async def _wait_for_lease(self, lease: Mapping[str, int], stop: StopEvent) -> None:
         while not stop.is_set:
             try:
                 async with self.time_limit(LEASE_SLICE_S + 10, raw=True):
@@ -174,7 +174,7 @@ class Session:
                 raise DatabaseUnavailable(describe(error)) from error
             return
 
-    async def _cancel_on(self, stop: Stop) -> None:
+    async def _cancel_on(self, stop: StopEvent) -> None:
         await stop.wait()
         while True:  # until the wait has ended: the first cancel may come before its statement
             with suppress(psycopg.Error):

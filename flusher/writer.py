@@ -24,7 +24,7 @@ from flusher.batch import (
 from flusher.database_errors import ErrorClass, classify
 from flusher.dead_letters import DeadEvent, park, park_bad
 from flusher.session import TRANSACTION_LIMIT_S, Session
-from scoreboard.errors import DatabaseUnavailable, PoisonFlood, SchemaMismatch
+from scoreboard.errors import DatabaseUnavailable, SchemaMismatch, TooManyPoisonEvents
 from scoreboard.events import BIGINT_MAX, Event, event_time
 from scoreboard.ledger import dead_letters
 from scoreboard.ledger.pool import describe
@@ -108,7 +108,7 @@ class Writer(Session):
         passed over.
 
         Raises DatabaseUnavailable (it may have been committed: read and flush again),
-        SchemaMismatch, PoisonFlood (nothing was written).
+        SchemaMismatch, TooManyPoisonEvents (nothing was written).
         """
         isolate = False
         attempt = 0
@@ -239,7 +239,7 @@ class Writer(Session):
     ) -> _Tally:
         """Count what can be stored, in stream order, halving around what cannot; park that.
 
-        Raises PoisonFlood.
+        Raises TooManyPoisonEvents.
         """
         try:
             async with self.connection.transaction():
@@ -259,7 +259,9 @@ class Writer(Session):
             )
             dead.append(park(event.stream_id, fields, reason))
             if len(dead) - len(batch.bad) > POISON_MAX:
-                raise PoisonFlood(f"More than {POISON_MAX} rows of a batch fit no table: {reason}")
+                raise TooManyPoisonEvents(
+                    f"More than {POISON_MAX} rows of a batch fit no table: {reason}"
+                )
             return _Tally()
         middle = len(actions) // 2
         first = await self._isolate(batch, actions[:middle], committed, dead)

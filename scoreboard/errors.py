@@ -1,51 +1,51 @@
 """The tree of errors. Services map it to their own edge: HTTP status, close code, exit code.
 
 ScoreboardError
-├── Refused                 the caller's; never alerts
-│   ├── Malformed             the request cannot be read
-│   ├── Invalid               it can be read, but a value breaks a rule
+├── ClientError             the caller's fault; never alerts
+│   ├── Malformed             the request cannot be parsed
+│   ├── Invalid               a value violates a constraint
 │   │   ├── UnknownKind         the kind of action earns no points
 │   │   └── ScoreOutOfRange     the score would leave 0…2³¹−1
-│   ├── Unauthenticated       no token, or one that does not verify
-│   ├── Forbidden             a good token that may not do this
+│   ├── Unauthenticated       no token, or an invalid one
+│   ├── Forbidden             the token does not allow this
 │   ├── NotFound
 │   │   ├── UnknownUser         the user has no score on the board
 │   │   └── UnknownBoard
-│   ├── ActionConflict        the action counted before with other points
+│   ├── ActionConflict        the action was applied before with other points
 │   ├── BodyTooLarge
 │   ├── TargetTooLong         the request line is too long
-│   ├── HeadTooLarge          the head of the request is too large
+│   ├── HeadTooLarge          the request line and headers are too large
 │   ├── VersionUnsupported    neither HTTP/1.1 nor HTTP/1.0
-│   ├── ExpectationFailed     another expectation than 100-continue
-│   ├── ForeignOrigin         a page of an origin that may not connect
+│   ├── ExpectationFailed     an expectation other than 100-continue
+│   ├── ForeignOrigin         a page of an origin that is not allowed
 │   ├── UnsupportedMedia
-│   ├── MethodNotAllowed      the address exists, for other methods
-│   ├── UpgradeRequired       the address speaks WebSocket only
-│   ├── RateLimited           too many calls by this caller
-│   │   └── TooManyConnections  the address or the user has its share of viewers
-│   └── OperatorMistake       a command that would do harm, or cannot apply
-├── Unavailable             a dependency's; the same request may succeed later
-│   ├── Uninitialised         Redis is empty: reseed it
-│   ├── Fenced                an operator's repair is under way
+│   ├── MethodNotAllowed      the path exists, for other methods
+│   ├── UpgradeRequired       the path accepts only WebSocket handshakes
+│   ├── RateLimited           too many requests of this caller
+│   │   └── TooManyConnections  the address or the user is at its connection limit
+│   └── OperatorMistake       a command that would do harm, or does not apply
+├── Unavailable             a dependency failed; the same request may succeed later
+│   ├── Uninitialised         the board is not loaded into Redis: reseed it
+│   ├── Fenced                a repair is in progress
 │   ├── Busy                  the stream is at its cap: PostgreSQL is behind
-│   ├── Overloaded            this process has all the work it may hold
+│   ├── Overloaded            this process is at its limit
 │   ├── RedisUnavailable      nothing was sent, or it was only a read
-│   ├── OutcomeUnknown        sent, no answer: repeat with the same actionId
-│   ├── Outdated              what was known of a partition has changed: read it again
+│   ├── OutcomeUnknown        sent, but no reply: repeat with the same actionId
+│   ├── Outdated              the cached state of a partition has changed: read it again
 │   ├── DatabaseUnavailable
 │   ├── KeysUnavailable       the issuer's key set could not be read
-│   ├── SecretsUnavailable    a secret could not be read, nor was it before
-│   └── NotInTime             a command waited for something that did not come
-└── Broken                  ours; alerts
-    ├── UnexpectedReply       Redis answered what cannot be used
-    │   └── ScriptFailed        a script answered what its header does not list
+│   ├── SecretsUnavailable    a secret was never read successfully
+│   └── WaitTimeout           a command timed out while waiting
+└── InternalError           a fault of the service or its installation; alerts
+    ├── UnexpectedReply       Redis sent a reply that cannot be used
+    │   └── ScriptFailed        a script sent a reply that its header does not list
     ├── SettingInvalid        a setting is wrong: the process does not start
     ├── SchemaMismatch        the database is behind or ahead of the code
     ├── UnsafeRedis           Redis is configured to lose or evict data
-    ├── UnsafeDatabase        PostgreSQL is configured to lose what it has committed
-    ├── PoisonFlood           too many rows of one batch fit no table: not the rows' fault
+    ├── UnsafeDatabase        PostgreSQL is configured to lose committed data
+    ├── TooManyPoisonEvents   most rows of a batch were rejected: not the fault of the rows
     ├── EmbeddedFailed        an embedded server did not start
-    └── ServiceEnded          a part of `scoreboard up` ended by itself
+    └── ServiceExited         a service of `scoreboard up` exited
 """
 
 from typing import ClassVar
@@ -71,16 +71,16 @@ class ScoreboardError(Exception):
         return str(self.args[0])
 
 
-class Refused(ScoreboardError):  # noqa: N818 (says what happened)
+class ClientError(ScoreboardError):
     """The caller's mistake or missing right; repeating the same request changes nothing."""
 
 
-class Malformed(Refused):
+class Malformed(ClientError):
     code = "malformed"
     title = "The request cannot be read"
 
 
-class Invalid(Refused):
+class Invalid(ClientError):
     code = "invalid"
     title = "A value breaks a rule"
 
@@ -95,7 +95,7 @@ class ScoreOutOfRange(Invalid):
     title = "The score would leave 0…2147483647"
 
 
-class Unauthenticated(Refused):
+class Unauthenticated(ClientError):
     code = "unauthenticated"
     title = "A valid bearer token is needed"
 
@@ -105,7 +105,7 @@ class Unauthenticated(Refused):
         self.reason = reason
 
 
-class Forbidden(Refused):
+class Forbidden(ClientError):
     code = "forbidden"
     title = "The token does not allow this"
 
@@ -115,7 +115,7 @@ class Forbidden(Refused):
         self.scope = scope
 
 
-class NotFound(Refused):
+class NotFound(ClientError):
     code = "not-found"
     title = "There is nothing here"
 
@@ -130,47 +130,47 @@ class UnknownBoard(NotFound):
     title = "There is no such board"
 
 
-class ActionConflict(Refused):
+class ActionConflict(ClientError):
     code = "action-conflict"
     title = "This action counted before with other points"
 
 
-class BodyTooLarge(Refused):
+class BodyTooLarge(ClientError):
     code = "body-too-large"
     title = "The request body is too large"
 
 
-class TargetTooLong(Refused):
+class TargetTooLong(ClientError):
     code = "uri-too-long"
     title = "The request line is too long"
 
 
-class HeadTooLarge(Refused):
+class HeadTooLarge(ClientError):
     code = "head-too-large"
     title = "The head of the request is too large"
 
 
-class VersionUnsupported(Refused):
+class VersionUnsupported(ClientError):
     code = "http-version"
     title = "This version of HTTP is not supported"
 
 
-class ExpectationFailed(Refused):
+class ExpectationFailed(ClientError):
     code = "expectation-failed"
     title = "The expectation cannot be met"
 
 
-class ForeignOrigin(Refused):
+class ForeignOrigin(ClientError):
     code = "origin"
     title = "Pages of this origin may not connect"
 
 
-class UnsupportedMedia(Refused):
+class UnsupportedMedia(ClientError):
     code = "unsupported-media"
     title = "The body must be application/json"
 
 
-class MethodNotAllowed(Refused):
+class MethodNotAllowed(ClientError):
     code = "method-not-allowed"
     title = "This address does not take that method"
 
@@ -180,12 +180,12 @@ class MethodNotAllowed(Refused):
         self.allow = allow
 
 
-class UpgradeRequired(Refused):
+class UpgradeRequired(ClientError):
     code = "upgrade-required"
     title = "This address speaks WebSocket only"
 
 
-class RateLimited(Refused):
+class RateLimited(ClientError):
     code = "rate-limited"
     title = "Too many requests"
     retryable = True
@@ -200,12 +200,12 @@ class TooManyConnections(RateLimited):
     title = "Too many connections"
 
 
-class OperatorMistake(Refused):
+class OperatorMistake(ClientError):
     code = "operator-mistake"
     title = "The command was not carried out"
 
 
-class Unavailable(ScoreboardError):  # noqa: N818 (says what happened)
+class Unavailable(ScoreboardError):
     """A dependency is away or busy; ``retry_after_s`` is a fair wait in whole seconds."""
 
     code = "unavailable"
@@ -273,19 +273,19 @@ class SecretsUnavailable(Unavailable):
     retry_after_s = 5
 
 
-class NotInTime(Unavailable):
+class WaitTimeout(Unavailable):
     code = "not-in-time"
     title = "It did not happen in time"
 
 
-class Broken(ScoreboardError):  # noqa: N818 (says what happened)
+class InternalError(ScoreboardError):
     """Our own fault or the installation's; someone must look."""
 
     code = "internal"
     title = "The service failed"
 
 
-class UnexpectedReply(Broken):
+class UnexpectedReply(InternalError):
     code = "unexpected-reply"
     title = "Redis gave an answer that cannot be used"
 
@@ -295,32 +295,32 @@ class ScriptFailed(UnexpectedReply):
     title = "A script answered what its contract does not list"
 
 
-class SettingInvalid(Broken):
+class SettingInvalid(InternalError):
     code = "setting-invalid"
     title = "A setting is wrong"
 
 
-class SchemaMismatch(Broken):
+class SchemaMismatch(InternalError):
     code = "schema-mismatch"
     title = "The database schema does not fit this version"
 
 
-class UnsafeRedis(Broken):
+class UnsafeRedis(InternalError):
     code = "unsafe-redis"
     title = "Redis is configured to lose data"
 
 
-class UnsafeDatabase(Broken):
+class UnsafeDatabase(InternalError):
     code = "unsafe-database"
     title = "PostgreSQL is configured to lose data"
 
 
-class PoisonFlood(Broken):
+class TooManyPoisonEvents(InternalError):
     code = "poison-flood"
     title = "Too many events cannot be stored"
 
 
-class EmbeddedFailed(Broken):
+class EmbeddedFailed(InternalError):
     code = "embedded-failed"
     title = "An embedded server did not start"
 
@@ -340,6 +340,6 @@ REFUSALS: dict[str, type[ScoreboardError] | None] = {
 """First words of refusals, the closed list (lua/README.md); None: for the dispatcher alone."""
 
 
-class ServiceEnded(Broken):
+class ServiceExited(InternalError):
     code = "service-ended"
     title = "A part of the system ended"

@@ -8,10 +8,15 @@ up.
 import sys
 
 from scoreboard.runtime import lifecycle
-from scoreboard.runtime.lifecycle import Stop
-from scoreboard.runtime.settings import Settings, variable_of
+from scoreboard.runtime.lifecycle import StopEvent
+from scoreboard.runtime.settings import Settings, variable_name
 from scoreboard.runtime.startup import start
-from scoreboard.runtime.workers import LONGER_THAN_WORKERS_S, Keeper, Worker, worker_of
+from scoreboard.runtime.workers import (
+    SUPERVISOR_EXTRA_GRACE_S,
+    Supervisor,
+    Worker,
+    parse_worker_arguments,
+)
 from streamer import server
 from streamer.handshake.listener import make_listener
 
@@ -20,7 +25,7 @@ def main(arguments: list[str]) -> int:
     """Run the service; give the exit code."""
 
     def run(settings: Settings) -> int:
-        worker = worker_of(arguments)
+        worker = parse_worker_arguments(arguments)
         if worker is None and settings.ws_workers > 1:
             return _keep(settings)
         return _serve(settings, worker)
@@ -29,7 +34,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _serve(settings: Settings, worker: Worker | None) -> int:
-    async def run(stop: Stop) -> None:
+    async def run(stop: StopEvent) -> None:
         if worker is None:
             await server.serve(settings, stop)
             return
@@ -44,8 +49,10 @@ def _keep(settings: Settings) -> int:
     with make_listener(settings, shared=False) as probe:
         port: int = probe.getsockname()[1]
     held = make_listener(settings, port=port, shared=True)
-    keeper = Keeper("streamer", settings.ws_workers, held, variable_of("ws_port"))
-    return lifecycle.run(keeper.run, grace_s=server.grace_s(settings) + LONGER_THAN_WORKERS_S)
+    supervisor = Supervisor("streamer", settings.ws_workers, held, variable_name("ws_port"))
+    return lifecycle.run(
+        supervisor.run, grace_s=server.grace_s(settings) + SUPERVISOR_EXTRA_GRACE_S
+    )
 
 
 if __name__ == "__main__":

@@ -17,12 +17,12 @@ from typing import Final
 from scoreboard.broadcast.close_codes import CloseCode
 from scoreboard.broadcast.watcher import BoardWatcher
 from scoreboard.http.operator_port import OperatorPort, bind_operators
-from scoreboard.runtime.lifecycle import Stop
+from scoreboard.runtime.lifecycle import StopEvent
 from scoreboard.runtime.settings import Settings
-from scoreboard.runtime.sockets import Listening
+from scoreboard.runtime.sockets import Acceptor
 from scoreboard.runtime.telemetry import BUILD_INFO, get_logger
 from scoreboard.runtime.workers import Worker
-from scoreboard.security.credentials import keep_fresh
+from scoreboard.security.credentials import refresh_secrets
 from scoreboard.security.tokens import Verifier
 from streamer import metrics
 from streamer.fanout.venue import ConnectionManager
@@ -75,7 +75,7 @@ class Streamer:
         )
         self.relay = BoardWatcher(settings, self.venue, name="streamer")
         self.is_draining = False
-        self._listening = Listening()
+        self._listening = Acceptor()
 
     def state(self) -> tuple[bool, Mapping[str, str]]:
         """Tell whether new viewers should be sent here, and why."""
@@ -96,7 +96,7 @@ class Streamer:
             self.venue.use(tasks)
             tasks.create_task(self.verifier.run())
             tasks.create_task(self.relay.run())
-            tasks.create_task(keep_fresh())
+            tasks.create_task(refresh_secrets())
             tasks.create_task(self._sweep())
             tasks.create_task(self._keep_time())
 
@@ -221,7 +221,7 @@ async def running(streamer: Streamer) -> AsyncIterator[None]:
             task.cancel()
 
 
-async def serve(settings: Settings, stop: Stop, *, worker: Worker | None = None) -> None:
+async def serve(settings: Settings, stop: StopEvent, *, worker: Worker | None = None) -> None:
     """Serve viewers until asked to stop, then let them go.
 
     ``worker`` is this process, where it is one of several. Raises SettingInvalid when an address
@@ -251,7 +251,7 @@ async def serve(settings: Settings, stop: Stop, *, worker: Worker | None = None)
         host, port = listener.getsockname()[:2]
         _log.info("streamer_listening", host=host, port=port, worker=number)
         if worker is not None:
-            worker.tell_started(metrics_port)
+            worker.notify_started(metrics_port)
         await stop.wait()
         await streamer.drain()
 

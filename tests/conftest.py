@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from scoreboard.runtime.telemetry import LIMITED
+from scoreboard.runtime.telemetry import RATE_LIMIT_FILTER
 
 pytest.register_assert_rewrite("tests.support")
 
@@ -67,7 +67,7 @@ def logging_is_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def log_limit() -> None:
     """Let each test write its lines, whatever those before it wrote."""
-    LIMITED.limit.flush()
+    RATE_LIMIT_FILTER.limit.flush()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

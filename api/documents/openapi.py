@@ -22,10 +22,10 @@ from litestar.params import FromPath
 from api.documents import schemas
 from api.documents.responses import EVERYWHERE
 from api.endpoints.health import make_handlers as make_probes
-from api.endpoints.page import COMMON, policy
 from api.endpoints.scores import BEARER, Scores
+from api.endpoints.static_files import COMMON, policy
 from scoreboard.errors import NotFound, ScoreboardError
-from scoreboard.http.problems import KINDS, TYPE_PREFIX, Problem
+from scoreboard.http.problems import PROBLEM_TYPES, TYPE_PREFIX, Problem
 from scoreboard.model import BOARD_PATTERN, POINTS_MAX
 from scoreboard.runtime.settings import Settings
 
@@ -68,7 +68,7 @@ _HEADERS: Final[dict[str, dict[str, Any]]] = {
         "schema": {"type": "string", "examples": ['"default";r=9;t=60']},
     },
     "RateLimitPolicy": {
-        "description": "Updates allowed, per seconds. Only where the api limits.",
+        "description": "UpdateService allowed, per seconds. Only where the api limits.",
         "schema": {"type": "string", "examples": ['"default";q=10;w=60']},
     },
 }
@@ -254,7 +254,7 @@ def problems_text() -> str:
         "`request_id`. The `type` is an address on the API itself and never changes its meaning;",
         "`detail` says what to change in this very request.",
     ]
-    for kind, about in KINDS.items():
+    for kind, about in PROBLEM_TYPES.items():
         lines += [
             "",
             f"## {kind.code}",
@@ -269,7 +269,7 @@ def problems_text() -> str:
 def make_handlers(settings: Settings) -> list[HTTPRouteHandler]:
     """Make the handlers of the documents."""
     headers = {**COMMON, "Content-Security-Policy": policy(settings, "/docs")}
-    by_code = {kind.code: kind for kind in KINDS}
+    by_code = {kind.code: kind for kind in PROBLEM_TYPES}
 
     @get("/openapi.json", include_in_schema=False, media_type="application/json")
     async def document() -> Response[bytes]:
@@ -277,7 +277,9 @@ def make_handlers(settings: Settings) -> list[HTTPRouteHandler]:
 
     @get("/docs/problems", include_in_schema=False)
     async def problems() -> Response[str]:
-        return Response(_page("Problems", list(KINDS)), headers=headers, media_type="text/html")
+        return Response(
+            _page("Problems", list(PROBLEM_TYPES)), headers=headers, media_type="text/html"
+        )
 
     @get("/docs/problems/{code:str}", include_in_schema=False)
     async def problem(code: FromPath[str]) -> Response[str]:
@@ -292,8 +294,8 @@ def make_handlers(settings: Settings) -> list[HTTPRouteHandler]:
 def _page(title: str, kinds: list[type[ScoreboardError]]) -> str:
     entries = "".join(
         f'<h2 id="{kind.code}">{html.escape(kind.title)}</h2>'
-        f"<p><code>{TYPE_PREFIX}{kind.code}</code> · {KINDS[kind].status}</p>"
-        f"<p>{html.escape(KINDS[kind].advice).replace('**', '')}</p>"
+        f"<p><code>{TYPE_PREFIX}{kind.code}</code> · {PROBLEM_TYPES[kind].status}</p>"
+        f"<p>{html.escape(PROBLEM_TYPES[kind].advice).replace('**', '')}</p>"
         for kind in kinds
     )
     return (

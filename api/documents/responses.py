@@ -6,7 +6,7 @@ from typing import Final
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
 
-from scoreboard.http.problems import KINDS, MEDIA_TYPE, TYPE_PREFIX, Problem
+from scoreboard.http.problems import MEDIA_TYPE, PROBLEM_TYPES, TYPE_PREFIX, Problem
 
 EVERYWHERE: Final = (405, 414, 417, 431, 500, 505)
 """Any address may answer with these; the document describes each of them once."""
@@ -58,7 +58,7 @@ def _problem(status: int) -> ResponseSpec:
                 "request_id": "5f0c2a9b7d31-2a",
             },
         )
-        for kind, about in KINDS.items()
+        for kind, about in PROBLEM_TYPES.items()
         if about.status == status and about.is_of_api
     ]
     return ResponseSpec(

@@ -12,8 +12,8 @@ from scoreboard.security.tokens import (
     UPDATE_ANY,
     Caller,
     Verifier,
-    bearer_of,
-    refusal,
+    bearer_token,
+    unauthenticated,
 )
 
 
@@ -22,7 +22,7 @@ async def authenticate(verifier: Verifier, headers: Mapping[bytes, bytes]) -> Ca
 
     Raises Unauthenticated, KeysUnavailable.
     """
-    return await verifier.verify(bearer_of(headers.get(b"authorization")))
+    return await verifier.verify(bearer_token(headers.get(b"authorization")))
 
 
 def require_reader(caller: Caller) -> None:
@@ -60,9 +60,9 @@ def require_self(caller: Caller, user_id: str) -> None:
 
 __all__ = [
     "authenticate",
-    "bearer_of",
-    "refusal",
+    "bearer_token",
     "require_reader",
     "require_self",
     "require_updater",
+    "unauthenticated",
 ]

@@ -15,7 +15,7 @@ from litestar.exceptions import (
 
 from scoreboard.errors import (
     BodyTooLarge,
-    Broken,
+    InternalError,
     Invalid,
     Malformed,
     MethodNotAllowed,
@@ -23,7 +23,7 @@ from scoreboard.errors import (
     ScoreboardError,
     UnsupportedMedia,
 )
-from scoreboard.http.problems import MEDIA_TYPE, body_of, headers_of, status_of
+from scoreboard.http.problems import MEDIA_TYPE, encode_problem, problem_headers, status_of
 from scoreboard.runtime.telemetry import get_logger
 
 _log = get_logger(__name__)
@@ -31,7 +31,7 @@ _log = get_logger(__name__)
 
 def as_scoreboard_error(error: Exception) -> ScoreboardError:
     """Translate what the framework raises by itself; anything unknown is ours to mend."""
-    known: ScoreboardError = Broken()
+    known: ScoreboardError = InternalError()
     match error:
         case ScoreboardError():
             known = error
@@ -66,14 +66,14 @@ def _validation_detail(error: ValidationException) -> str:
 def respond(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """Answer with the problem of whatever a handler raised (Litestar's exception handler)."""
     known = as_scoreboard_error(error)
-    if isinstance(known, Broken):
+    if isinstance(known, InternalError):
         _log.error("request_failed", code=known.code, exc_info=error)
     state = request.scope["state"]
     state["code"] = known.code  # for the line in the log
     request_id = str(state.get("request_id", ""))
     return Response(
-        body_of(known, request_id),
+        encode_problem(known, request_id),
         status_code=status_of(type(known)),
-        headers={name.decode(): value.decode() for name, value in headers_of(known)},
+        headers={name.decode(): value.decode() for name, value in problem_headers(known)},
         media_type=MEDIA_TYPE,
     )

@@ -15,7 +15,7 @@ from limits.errors import StorageError
 from msgspec import Struct
 
 from scoreboard.errors import RedisUnavailable
-from scoreboard.http.problems import Headers, QuotaSpent, quota_headers
+from scoreboard.http.problems import Headers, QuotaExceeded, quota_headers
 from scoreboard.runtime.settings import Settings
 from scoreboard.security.tokens import Caller
 from scoreboard.store.client import make_pool
@@ -38,7 +38,7 @@ class Quota(Struct, frozen=True):
         return quota_headers(self.limit, WINDOW_S, self.remaining, self.reset_s)
 
 
-class Limiter:
+class RateLimiter:
     """Counts updates per token subject."""
 
     def __init__(self, settings: Settings) -> None:
@@ -58,7 +58,7 @@ class Limiter:
     async def take(self, caller: Caller, *, trusted: bool) -> Quota | None:
         """Count one update; give what is left, or None where there is no limit.
 
-        Raises QuotaSpent, RedisUnavailable, UnexpectedReply.
+        Raises QuotaExceeded, RedisUnavailable, UnexpectedReply.
         """
         item = self._trusted if trusted else self._user
         if item is None:
@@ -72,7 +72,7 @@ class Limiter:
         except StorageError as error:
             raise RedisUnavailable from error
         if not is_allowed:
-            raise QuotaSpent(limit=item.amount, window_s=WINDOW_S, retry_after_s=reset_s)
+            raise QuotaExceeded(limit=item.amount, window_s=WINDOW_S, retry_after_s=reset_s)
         return Quota(item.amount, max(0, stats.remaining), reset_s)
 
     async def close(self) -> None:

@@ -41,7 +41,7 @@ _NOT_LOADED: Final = "not loaded"
 _log = get_logger(__name__)
 
 
-class _Kept:
+class _CachedCheck:
     """One check, asked at most once in ``kept_s``, by one caller at a time."""
 
     def __init__(self, ask: Callable[[], Awaitable[Check]], kept_s: float) -> None:
@@ -86,10 +86,10 @@ class Health:
         self._verifier = verifier
         self._catalogue = catalogue
         self._pool = pool
-        self._ping = _Kept(self._ask_redis, PING_KEPT_S)
-        self._board_states = _Kept(self._ask_boards, BOARDS_KEPT_S)
-        self._durability = _Kept(self._ask_durability, DURABILITY_KEPT_S)
-        self._database = _Kept(self._ask_database, DATABASE_KEPT_S)
+        self._ping = _CachedCheck(self._ask_redis, PING_KEPT_S)
+        self._board_states = _CachedCheck(self._ask_boards, BOARDS_KEPT_S)
+        self._durability = _CachedCheck(self._ask_durability, DURABILITY_KEPT_S)
+        self._database = _CachedCheck(self._ask_database, DATABASE_KEPT_S)
         self.draining = asyncio.Event()
         """Set when the process is about to stop."""
 

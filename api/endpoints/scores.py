@@ -1,7 +1,7 @@
 """The score endpoints: parse, one call, shape the reply.
 
-``update`` is the plain form of the update; in service api.endpoints.direct answers in its place,
-and api.endpoints.stream in that of ``stream``.
+``update`` is the reference implementation: api.endpoints.fast_update serves updates in its place.
+``stream`` only describes the endpoint: api.endpoints.event_streams serves it.
 """
 
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from litestar.params import JSONBody, PathParameter, QueryParameter
 from api.documents.responses import problems, problems_of_a_read
 from api.documents.schemas import LeaderboardReply, StandingReply, UpdateReply, UpdateRequest
 from api.edge.authentication import authenticate, require_reader, require_updater
-from api.endpoints.direct import check_media
-from api.endpoints.reads import Page, Reads, is_known_to_client
-from api.endpoints.updates import Updates
+from api.endpoints.board_reader import BoardReader, Page, etag_matches
+from api.endpoints.fast_update import check_media
+from api.endpoints.updates import UpdateService
 from scoreboard.errors import Invalid, MethodNotAllowed
-from scoreboard.http.query import read_query
+from scoreboard.http.query import parse_query
 from scoreboard.model import AROUND_MAX, ID_PATTERN, PAGE_MAX, SCORE_MAX, is_identifier
 from scoreboard.runtime.settings import Settings
-from scoreboard.security.tokens import READ, UPDATE, UPDATE_ANY, Caller, Verifier, bearer_of
+from scoreboard.security.tokens import READ, UPDATE, UPDATE_ANY, Caller, Verifier, bearer_token
 
 AnyRequest = Request[Any, Any, Any]
 AnyConnection = ASGIConnection[Any, Any, Any, Any]
@@ -74,11 +74,11 @@ class Services:
 
     settings: Settings
     verifier: Verifier
-    updates: Updates
-    reads: Reads
+    updates: UpdateService
+    reads: BoardReader
 
 
-def services_of(connection: AnyConnection) -> Services:
+def get_services(connection: AnyConnection) -> Services:
     """Give the services of the application that a request came to."""
     return cast("Services", connection.app.state["services"])
 
@@ -88,7 +88,7 @@ async def read_parameters(connection: AnyConnection, handler: BaseRouteHandler) 
 
     The framework then gets it in the one form that has one reading.
     """
-    values = read_query(connection.scope["query_string"], _parameters_of(handler))
+    values = parse_query(connection.scope["query_string"], _parameters_of(handler))
     connection.state["board_name"] = values.get("board")
     connection.scope["query_string"] = urlencode(values).encode()
 
@@ -104,7 +104,7 @@ def _parameters_of(handler: BaseRouteHandler) -> frozenset[str]:
 async def updaters_only(connection: AnyConnection, _: BaseRouteHandler) -> None:
     """Let updaters pass, before the body is parsed (a guard)."""
     headers = dict(connection.scope["headers"])
-    caller = await authenticate(services_of(connection).verifier, headers)
+    caller = await authenticate(get_services(connection).verifier, headers)
     connection.state["caller"] = caller
     connection.state["trusted"] = require_updater(caller)
     check_media(headers.get(b"content-type"))
@@ -112,9 +112,9 @@ async def updaters_only(connection: AnyConnection, _: BaseRouteHandler) -> None:
 
 async def readers_only(connection: AnyConnection, _: BaseRouteHandler) -> None:
     """Let everyone read a public board, and readers the others (a guard)."""
-    services = services_of(connection)
+    services = get_services(connection)
     headers = dict(connection.scope["headers"])
-    bearer_of(headers.get(b"authorization"))  # its form is checked on a public board, too
+    bearer_token(headers.get(b"authorization"))  # its form is checked on a public board, too
     board = services.reads.choose(connection.state["board_name"])
     facts = await services.reads.facts(board)
     connection.state["board"] = facts
@@ -144,7 +144,7 @@ class Scores(Controller):
     ) -> Response[UpdateReply]:
         """Count one action of a user."""
         caller: Caller = request.state["caller"]
-        receipt, quota = await services_of(request).updates.apply(
+        receipt, quota = await get_services(request).updates.apply(
             caller,
             data,
             board,
@@ -178,7 +178,7 @@ class Scores(Controller):
         ] = False,
     ) -> Response[LeaderboardReply]:
         """Read a window of the ranking."""
-        reads = services_of(request).reads
+        reads = get_services(request).reads
         page = await reads.leaderboard(reads.choose(board), limit=limit, offset=offset, names=names)
         return cast("Response[LeaderboardReply]", _answer(request, page))
 
@@ -203,7 +203,7 @@ class Scores(Controller):
         """Read one user's place."""
         if not is_identifier(user_id):
             raise Invalid("userId: 1 to 128 characters of A-Z a-z 0-9 . _ | : @ -")
-        reads = services_of(request).reads
+        reads = get_services(request).reads
         page = await reads.standing(reads.choose(board), user_id, around=around)
         return cast("Response[StandingReply]", _answer(request, page))
 
@@ -218,7 +218,7 @@ class Scores(Controller):
         sync_to_thread=False,
     )
     def stream(self, board: Board = None) -> str:  # noqa: ARG002 (described)
-        """Follow the top of the ranking. Only described here: api.endpoints.stream answers it.
+        """Follow the top of the ranking. Described here; api.endpoints.event_streams serves it.
 
         What arrives here is HEAD, which the framework is asked as GET.
         """
@@ -232,6 +232,6 @@ def _answer(request: AnyRequest, page: Page) -> Response[bytes]:
         "Cache-Control": _PUBLIC if is_public else _PRIVATE,
         "Vary": _VARY,
     }
-    if is_known_to_client(request.headers.get("if-none-match"), page.etag):
+    if etag_matches(request.headers.get("if-none-match"), page.etag):
         return Response(b"", status_code=304, headers=headers, media_type="application/json")
     return Response(page.body, headers=headers, media_type="application/json")

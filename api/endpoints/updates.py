@@ -1,12 +1,12 @@
 """What an update is: who may send it, what it is worth, and the one call that applies it.
 
 Two handlers stand before it: the plain one of api.endpoints.scores, which the documents are made
-from, and the direct one of api.endpoints.direct, which serves. Both call ``apply``.
+from, and the direct one of api.endpoints.fast_update, which serves. Both call ``apply``.
 """
 
 from api.documents.schemas import UpdateRequest
 from api.edge.authentication import require_self
-from api.edge.rate_limit import Limiter, Quota
+from api.edge.rate_limit import Quota, RateLimiter
 from api.metrics import UPDATES
 from scoreboard.errors import (
     ActionConflict,
@@ -36,7 +36,7 @@ _OUTCOMES = {
 _RATE_LIMITED = UPDATES.labels("rate_limited")
 
 
-class Updates:
+class UpdateService:
     """Applies updates for callers whose token was verified."""
 
     def __init__(
@@ -44,7 +44,7 @@ class Updates:
         settings: Settings,
         catalogue: Catalogue,
         dispatcher: Dispatcher,
-        limiter: Limiter | None,
+        limiter: RateLimiter | None,
         commits: CommitWaiter | None = None,
     ) -> None:
         """``limiter`` is None where a gateway limits, ``commits`` where Redis's fsync is enough."""

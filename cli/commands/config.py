@@ -17,7 +17,7 @@ from scoreboard.ledger import checks, migrations
 from scoreboard.ledger.boards import select_board
 from scoreboard.model import Partition
 from scoreboard.runtime.settings import Secret, Settings, describe, service_links
-from scoreboard.security.key_set import parse_keys, source_of
+from scoreboard.security.key_set import make_source, parse_keys
 from scoreboard.store.client import check_durability, make_client, replicas_needed
 
 STARS: Final = "***"
@@ -176,7 +176,7 @@ async def _check_keys(settings: Settings) -> Check:
     if not settings.jwks_url and not settings.jwks_file:
         return Check(subject, "neither SCOREBOARD_JWKS_URL nor SCOREBOARD_JWKS_FILE is set")
     try:
-        parse_keys(await source_of(settings).read())
+        parse_keys(await make_source(settings).read())
     except Exception as error:  # noqa: BLE001
         return Check(subject, explain(error)[0])
     return Check(subject)

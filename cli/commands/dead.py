@@ -19,7 +19,7 @@ from cli.target import (
     settings_to_change,
 )
 from cli.text import find_harmful
-from scoreboard.errors import NotFound, Refused
+from scoreboard.errors import ClientError, NotFound
 from scoreboard.events import BIGINT_MAX
 from scoreboard.ledger import dead_letters
 from scoreboard.ledger.boards import select_board
@@ -269,7 +269,7 @@ async def _resolve(
                 done.append(await resolve(connection, board, entry_id))
             except NotFound as error:
                 done.append(Resolved(id=entry_id, outcome="unknown", detail=error.detail))
-            except Refused as error:
+            except ClientError as error:
                 done.append(Resolved(id=entry_id, outcome="refused", detail=error.detail))
             report("entries", len(done), len(ids or ()))
     return done

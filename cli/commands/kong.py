@@ -21,10 +21,10 @@ from cli.parameters import Seconds
 from cli.render import put, say
 from scoreboard.errors import KeysUnavailable, OperatorMistake
 from scoreboard.runtime import settings as settings_module
-from scoreboard.runtime.lifecycle import Stop, backoff_s, run
+from scoreboard.runtime.lifecycle import StopEvent, backoff_s, run
 from scoreboard.runtime.resources import kong_path
 from scoreboard.runtime.telemetry import setup_logging
-from scoreboard.security.key_set import Source, read_key_set, source_of
+from scoreboard.security.key_set import Source, make_source, read_key_set
 
 PROBE_PORT: Final = 9103
 
@@ -127,7 +127,7 @@ def render_command(
     settings = settings_module.load(os.environ)
     options = GatewayOptions.of(settings, **given)
     check(options)
-    source, base = source_of(settings), _template(template)
+    source, base = make_source(settings), _template(template)
     before = rows_before(output) if output is not None else ()
     try:
         rows = merge_rows(
@@ -199,7 +199,7 @@ def sync_command(
     )
     gateway = GatewayOptions.of(settings, **given)
     check(gateway)
-    source, base = source_of(settings), _template(template)
+    source, base = make_source(settings), _template(template)
     rows_before(output)
     options = SyncOptions(
         output=output,
@@ -219,7 +219,7 @@ def sync_command(
         return run(partial(_serve, sync), grace_s=settings.drain_s)
 
 
-async def _serve(sync: KongSync, stop: Stop) -> None:
+async def _serve(sync: KongSync, stop: StopEvent) -> None:
     """End a turn that is under way at once: the file is replaced whole, and Kong loads whole."""
     async with asyncio.TaskGroup() as tasks:
         loop = tasks.create_task(sync.serve(stop))

@@ -22,7 +22,7 @@ from cli.render import say
 from cli.running.kinds import POINTS
 from cli.target import audience_of, data_dir_option, issuer_of, running_on
 from scoreboard.errors import OperatorMistake, Unavailable
-from scoreboard.runtime.lifecycle import Stop, backoff_s, supervise
+from scoreboard.runtime.lifecycle import StopEvent, backoff_s, supervise
 from scoreboard.security.tokens import UPDATE_ANY, LocalIssuer
 
 NAMES: Final = tuple(
@@ -31,7 +31,7 @@ NAMES: Final = tuple(
     karen katherine ken leslie lynn margaret mary niklaus radia ruth shafi sophie stephen sue tim
     """.split()  # noqa: SIM905 (read as a list of names)
 )
-KINDS: Final = ("kill", "kill", "kill", "quest", "quest", "win", "bonus")
+PROBLEM_TYPES: Final = ("kill", "kill", "kill", "quest", "quest", "win", "bonus")
 MEAN_S: Final = 7.0
 """Mean time between two actions of a player; with LEAST_S some eight a minute."""
 LEAST_S: Final = 1.5
@@ -72,7 +72,7 @@ class Players:
         self._token = ""
         self._expires_at_s = 0.0
 
-    async def play(self, stop: Stop) -> None:
+    async def play(self, stop: StopEvent) -> None:
         """Play until ``stop``."""
         limits = httpx.Limits(max_connections=16)
         async with (
@@ -82,11 +82,11 @@ class Players:
             for name in self._names:
                 group.create_task(self._play_one(client, name, stop))
 
-    async def _play_one(self, client: httpx.AsyncClient, name: str, stop: Stop) -> None:
+    async def _play_one(self, client: httpx.AsyncClient, name: str, stop: StopEvent) -> None:
         # A skill of one's own makes leaders; the dice make them change.
         skill = self._random.uniform(0.7, 1.4)
         while not await stop.sleep(LEAST_S + self._random.expovariate(skill / (MEAN_S - LEAST_S))):
-            kind = self._random.choice(KINDS)
+            kind = self._random.choice(PROBLEM_TYPES)
             body = msgspec.json.encode(
                 {
                     "userId": name,
@@ -97,7 +97,7 @@ class Players:
             for _ in range(2 if self._random.random() < REPEAT_SHARE else 1):
                 await self._send(client, body, stop)
 
-    async def _send(self, client: httpx.AsyncClient, body: bytes, stop: Stop) -> None:
+    async def _send(self, client: httpx.AsyncClient, body: bytes, stop: StopEvent) -> None:
         """Send one action until its outcome is known, or until ``stop``."""
         attempt = 0
         while not stop.is_set:
@@ -155,7 +155,7 @@ def simulate(
     issuer, audience = issuer_of(data_dir), audience_of(data_dir)
     game = Players(api.rstrip("/"), issuer, audience, players=players, seed=seed)
 
-    async def serve(stop: Stop) -> None:
+    async def serve(stop: StopEvent) -> None:
         if seconds:
             asyncio.get_running_loop().call_later(seconds, stop.set)
         await game.play(stop)

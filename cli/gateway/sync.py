@@ -22,7 +22,7 @@ from cli.gateway.config import GatewayOptions, render, write_atomically
 from cli.gateway.keys import KeyRow, merge_rows, rows_in, rows_of
 from cli.gateway.kong_yaml import read_text
 from scoreboard.errors import OperatorMistake
-from scoreboard.runtime.lifecycle import Stop, backoff_s
+from scoreboard.runtime.lifecycle import StopEvent, backoff_s
 from scoreboard.runtime.telemetry import counter, gauge, get_logger
 from scoreboard.security.key_set import Source, read_key_set
 
@@ -118,7 +118,7 @@ class KongSync:
         self._last: HttpResponse | None = None
         self._faults: tuple[str, ...] = ()
 
-    async def serve(self, stop: Stop) -> None:
+    async def serve(self, stop: StopEvent) -> None:
         """Synchronise until ``stop``; sooner than the interval after a failure."""
         timeout = httpx.Timeout(LOAD_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
         async with httpx.AsyncClient(timeout=timeout, trust_env=False) as client:

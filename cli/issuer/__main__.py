@@ -62,7 +62,7 @@ def main(folder: Path, host: str, port: int, redirect_uris: Sequence[str], audie
         issuer = LocalIssuer.create(folder, issuer=url)
         grants = Grants(issuer, audience, client_secret(folder))
     except ScoreboardError as error:
-        sys.exit(lifecycle.fail_start(error))
+        sys.exit(lifecycle.report_startup_error(error))
     setup_logging(
         "issuer",
         level=os.environ.get("SCOREBOARD_LOG_LEVEL") or "info",
@@ -71,7 +71,7 @@ def main(folder: Path, host: str, port: int, redirect_uris: Sequence[str], audie
     )
     site = IssuerSite(issuer, grants, Seal(), redirect_uris)
 
-    async def serve(stop: lifecycle.Stop) -> None:
+    async def serve(stop: lifecycle.StopEvent) -> None:
         _log.warning("development_issuer_started", url=url, never_for="production")
         server = Server(site, LIMITS)
         async with server.listening(listener):

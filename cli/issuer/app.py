@@ -25,7 +25,7 @@ from cli.issuer.grants import (
     read_sign_in,
 )
 from scoreboard.errors import ScoreboardError
-from scoreboard.http.asgi import ask, scope_of
+from scoreboard.http.asgi import ask, build_scope
 from scoreboard.http.problems import status_of
 from scoreboard.http.request import Request as Http1Request
 from scoreboard.http.response import HttpResponse
@@ -75,7 +75,7 @@ class IssuerSite:
     async def __call__(self, request: Http1Request) -> HttpResponse:
         """Answer one request."""
         try:
-            return await ask(self.app, scope_of(request), request)
+            return await ask(self.app, build_scope(request), request)
         except ScoreboardError as error:
             return self.refuse(error, request.peer[0])
 

@@ -53,7 +53,7 @@ def open_boards(settings: Settings, check: Callable[[], None]) -> None:
 
     The flusher must be running: it commits what a stream still holds.
 
-    Raises UnknownBoard, OperatorMistake, NotInTime, RedisUnavailable, DatabaseUnavailable.
+    Raises UnknownBoard, OperatorMistake, WaitTimeout, RedisUnavailable, DatabaseUnavailable.
     """
     for name in settings.boards:
         with progress() as show:

@@ -19,7 +19,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from cli.embedded import child
-from scoreboard.errors import NotInTime, ServiceEnded
+from scoreboard.errors import ServiceExited, WaitTimeout
 from scoreboard.runtime.telemetry import redact
 
 READY_TIMEOUT_S: Final = 60.0
@@ -59,7 +59,7 @@ class Service:
     def start(self) -> None:
         """Start the child with a new log; the one before is kept once.
 
-        Raises ServiceEnded when it cannot be started.
+        Raises ServiceExited when it cannot be started.
         """
         if self.is_running:
             return
@@ -74,7 +74,7 @@ class Service:
                 environment=_with_safe_path(self._environment),
             )
         except OSError as error:
-            raise ServiceEnded(f"The {self.name} cannot be started: {error.strerror}") from error
+            raise ServiceExited(f"The {self.name} cannot be started: {error.strerror}") from error
 
     def stop(self) -> bool:
         """Stop the child in its orderly way, by force past its deadline; say which it was."""
@@ -106,10 +106,10 @@ class Service:
     def check(self) -> None:
         """Make sure the child is alive.
 
-        Raises ServiceEnded with its last words.
+        Raises ServiceExited with its last words.
         """
         if not self.is_running:
-            raise ServiceEnded(
+            raise ServiceExited(
                 f"The {self.name} ended with code {self.exit_code}: "
                 f"{last_words(self.log) or 'it said nothing'} (see {self.log})"
             )
@@ -142,7 +142,7 @@ class Service:
 def wait_until_ready(services: Sequence[Service], check: Callable[[], None]) -> None:
     """Wait until every service says that it is ready; ``check`` runs in between and may raise.
 
-    Raises ServiceEnded, NotInTime.
+    Raises ServiceExited, WaitTimeout.
     """
     deadline = time.monotonic() + READY_TIMEOUT_S
     for service in services:
@@ -150,7 +150,7 @@ def wait_until_ready(services: Sequence[Service], check: Callable[[], None]) -> 
             check()
             service.check()
             if time.monotonic() > deadline:
-                raise NotInTime(
+                raise WaitTimeout(
                     f"The {service.name} is not ready within {READY_TIMEOUT_S:g} s: {lack} "
                     f"(see {service.log})"
                 )

@@ -62,7 +62,7 @@ class System:
     def run(self) -> None:
         """Start everything, wait until asked to stop or a part ends, stop everything.
 
-        Raises ServiceEnded, EmbeddedFailed, SettingInvalid and what opening the boards raises.
+        Raises ServiceExited, EmbeddedFailed, SettingInvalid and what opening the boards raises.
         """
         with self._stack:
             try:
@@ -113,7 +113,7 @@ class System:
     def _look_around(self) -> None:
         """Make sure that nobody asked to stop, that all services live, and that logs are capped.
 
-        Raises ServiceEnded.
+        Raises ServiceExited.
         """
         self._check()
         for service in self._services.values():

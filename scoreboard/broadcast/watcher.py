@@ -14,7 +14,7 @@ import msgspec
 
 from scoreboard.broadcast.frames import StaleReason
 from scoreboard.broadcast.state import BoardState, Verdict
-from scoreboard.errors import Broken, ScoreboardError, Uninitialised
+from scoreboard.errors import InternalError, ScoreboardError, Uninitialised
 from scoreboard.model import WATCHED_TOP, Board, Partition, Window
 from scoreboard.runtime.lifecycle import backoff_s
 from scoreboard.runtime.settings import Settings
@@ -205,7 +205,7 @@ class BoardWatcher:
             return
         except ScoreboardError as error:
             watch.failures += 1
-            if isinstance(error, Broken):
+            if isinstance(error, InternalError):
                 _log.error("board_unreadable", board=feed.board, reason=error.detail)
             self._doubt(watch)
             return

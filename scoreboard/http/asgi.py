@@ -20,7 +20,7 @@ _SERVERS: Final = frozenset({b"connection", b"content-length", b"date", b"transf
 """Headers that the server writes itself."""
 
 
-def scope_of(request: Request) -> Scope:
+def build_scope(request: Request) -> Scope:
     """Return the ASGI scope of a request. HEAD is asked for as GET: the server omits the body."""
     head = request.head
     return {
@@ -55,7 +55,7 @@ async def ask(app: AsgiApp, scope: Scope, request: Request) -> HttpResponse:
     async def receive() -> dict[str, Any]:
         nonlocal is_read
         if is_read:
-            await request.peer_left()
+            await request.wait_disconnected()
             return {"type": "http.disconnect"}
         is_read = True
         return {"type": "http.request", "body": await request.read_body(), "more_body": False}

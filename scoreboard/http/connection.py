@@ -18,7 +18,7 @@ from scoreboard.http.body import ChunkReader, LengthReader
 from scoreboard.http.head import CHUNKED, Head, head_size, read_head
 from scoreboard.http.request import Request, TimeLimit
 from scoreboard.http.response import Fields, HttpResponse, encode_head, has_body
-from scoreboard.runtime.sockets import bound_sending
+from scoreboard.runtime.sockets import limit_send_buffer
 from scoreboard.runtime.telemetry import get_logger
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ class Connection(asyncio.Protocol):
         name = self._transport.get_extra_info("sockname")
         return name[:2] if isinstance(name, tuple) else ("", 0)
 
-    async def peer_left(self) -> None:
+    async def wait_disconnected(self) -> None:
         """Wait until the peer has closed its side."""
         if self._phase == _SERVING and not self._is_half_closed:
             self._leave_waiter = self._server.loop.create_future()
@@ -235,7 +235,7 @@ class Connection(asyncio.Protocol):
             raise self._body_error
         return self._body
 
-    def begin_stream(self, status: int, headers: Fields, *, is_chunked: bool) -> None:
+    def start_stream(self, status: int, headers: Fields, *, is_chunked: bool) -> None:
         """Write the head of an answer that ends with the connection.
 
         Raises ConnectionError where the peer is gone.
@@ -248,7 +248,7 @@ class Connection(asyncio.Protocol):
         if connection is not None:
             # What is not sent stays here, where something newer can take its place.
             with suppress(OSError):  # the peer has gone, and the loop has not noticed yet
-                bound_sending(connection)
+                limit_send_buffer(connection)
         lines = [self._server.date_line, _CLOSE, *([_CHUNKED] if is_chunked else [])]
         self._transport.write(encode_head(status, headers, *lines))
 

@@ -17,7 +17,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from scoreboard.errors import MethodNotAllowed, NotFound, ScoreboardError, SettingInvalid
 from scoreboard.http.request import Request
 from scoreboard.http.request_ids import HEADER, RequestIds
-from scoreboard.http.response import NOSNIFF, HttpResponse, answer_of
+from scoreboard.http.response import NOSNIFF, HttpResponse, error_response
 from scoreboard.http.server import Server, ServerLimits
 from scoreboard.runtime.limits import HeadLimits
 from scoreboard.runtime.sockets import bind
@@ -80,14 +80,14 @@ class OperatorPort:
         try:
             answer = await self._respond(request)
         except ScoreboardError as error:
-            answer = answer_of(error, request.id)
+            answer = error_response(error, request.id)
         answer.headers.append((HEADER, request.id.encode()))
         return answer
 
     def refuse(self, error: ScoreboardError, peer: str) -> HttpResponse:  # noqa: ARG002 (the server's)
         """Return the answer to what the server could not read, or has no place for."""
         request_id = self._ids.new()
-        answer = answer_of(error, request_id)
+        answer = error_response(error, request_id)
         answer.headers.append((HEADER, request_id.encode()))
         return answer
 

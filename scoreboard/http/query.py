@@ -19,7 +19,7 @@ _SHOWN: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 """Names that an error may repeat."""
 
 
-def read_query(query: bytes, known: Container[str] | None = None) -> dict[str, str]:
+def parse_query(query: bytes, known: Container[str] | None = None) -> dict[str, str]:
     """Return the parameters of a query string; ``known`` are those that may come, None for any.
 
     Raises Malformed, naming the parameter, for one that came twice or is not known, and for what

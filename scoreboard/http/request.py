@@ -51,9 +51,9 @@ class Request:
         """Address and port of this end."""
         return self._connection.local
 
-    async def peer_left(self) -> None:
+    async def wait_disconnected(self) -> None:
         """Wait until the peer has closed its side."""
-        await self._connection.peer_left()
+        await self._connection.wait_disconnected()
 
     async def read_body(self) -> bytes:
         """Return the whole body.
@@ -69,10 +69,10 @@ class Request:
         """Limit what the handler does in a ``with``, which raises TimeoutError when it is late."""
         return TimeLimit(self._connection, seconds)
 
-    def begin_stream(self, status: int, headers: Fields, *, send_s: float) -> "Stream":
+    def start_stream(self, status: int, headers: Fields, *, send_s: float) -> "Stream":
         """Begin an answer that ends with the connection; each write must be taken in ``send_s``."""
         is_chunked = bool(self.head.minor)
-        self._connection.begin_stream(status, headers, is_chunked=is_chunked)
+        self._connection.start_stream(status, headers, is_chunked=is_chunked)
         return Stream(self._connection, is_chunked=is_chunked, send_s=send_s)
 
 

@@ -6,7 +6,7 @@ from typing import Final
 from msgspec import Struct
 
 from scoreboard.errors import ScoreboardError
-from scoreboard.http.problems import MEDIA_TYPE, body_of, headers_of, status_of
+from scoreboard.http.problems import MEDIA_TYPE, encode_problem, problem_headers, status_of
 
 Fields = list[tuple[bytes, bytes]]
 
@@ -26,10 +26,10 @@ class HttpResponse(Struct, frozen=True):
     body: bytes = b""
 
 
-def answer_of(error: ScoreboardError, request_id: str) -> HttpResponse:
+def error_response(error: ScoreboardError, request_id: str) -> HttpResponse:
     """Return the whole answer of an error."""
-    headers = [(b"content-type", MEDIA_TYPE.encode()), *headers_of(error), NOSNIFF]
-    return HttpResponse(status_of(type(error)), headers, body_of(error, request_id))
+    headers = [(b"content-type", MEDIA_TYPE.encode()), *problem_headers(error), NOSNIFF]
+    return HttpResponse(status_of(type(error)), headers, encode_problem(error, request_id))
 
 
 def has_body(status: int) -> bool:

@@ -21,7 +21,7 @@ from scoreboard.errors import Overloaded, ScoreboardError, TooManyConnections
 from scoreboard.http.connection import Connection
 from scoreboard.http.request import Handler
 from scoreboard.runtime.limits import HeadLimits
-from scoreboard.runtime.sockets import Listening, bound_requests
+from scoreboard.runtime.sockets import Acceptor, limit_buffers
 from scoreboard.runtime.telemetry import get_logger
 from scoreboard.security.addresses import Network, client_address, is_trusted_hop
 
@@ -96,12 +96,12 @@ class Server:
         self._refused: dict[Connection, None] = {}
         """Connections beyond the limits, which are not counted; the oldest first."""
         self._is_empty = asyncio.Event()
-        self._listening = Listening()
+        self._listening = Acceptor()
 
     @asynccontextmanager
     async def listening(self, listener: socket.socket) -> AsyncIterator[None]:
         """Serve while the block runs; then end whatever is left, at once."""
-        bound_requests(listener)
+        limit_buffers(listener)
         await self._listening.begin(listener, lambda: Connection(self), BACKLOG)
         sweeping = self.loop.create_task(self._sweep())
         try:

@@ -27,7 +27,7 @@ from scoreboard.errors import (
 )
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
-from scoreboard.security.credentials import SecretStore, store_of
+from scoreboard.security.credentials import SecretStore, secret_store
 from scoreboard.security.secret_backends import Credentials
 
 SESSION: Final = {
@@ -160,7 +160,7 @@ async def connect(
     that refuses session settings.
     """
     kwargs = arguments(settings, name=name, **session)
-    store = store_of(settings, "database")
+    store = secret_store(settings, "database")
     try:
         if store is not None:
             return await _StoredLogin.connect(store=store, autocommit=autocommit, **kwargs)
@@ -176,7 +176,7 @@ def make_pool(settings: Settings, *, name: str) -> AsyncConnectionPool[Connectio
     """
     kwargs = arguments(settings, name=name)
     conninfo = kwargs.pop("conninfo")
-    store = store_of(settings, "database")
+    store = secret_store(settings, "database")
     pool = AsyncConnectionPool(
         conninfo,
         connection_class=Connection if store is None else _StoredLogin,

@@ -20,7 +20,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from scoreboard.errors import NotInTime, OperatorMistake, ScoreboardError, ScriptFailed
+from scoreboard.errors import OperatorMistake, ScoreboardError, ScriptFailed, WaitTimeout
 from scoreboard.events import Event, stream_id_key
 from scoreboard.ledger import checks, dead_letters
 from scoreboard.ledger.audit import insert_audit
@@ -156,7 +156,7 @@ async def wait_until_drained(
 ) -> None:
     """Wait until the flusher has committed everything the streams hold.
 
-    Raises NotInTime when it makes no progress for ``STALL_S``; RedisUnavailable.
+    Raises WaitTimeout when it makes no progress for ``STALL_S``; RedisUnavailable.
     """
     backlogs = [await store.backlog(partition) for partition in partitions]
     total = sum(backlog.entries for backlog in backlogs)
@@ -169,7 +169,7 @@ async def wait_until_drained(
             progress_at = time.monotonic()
         elif time.monotonic() - progress_at > STALL_S:
             waiting = sum(backlog.entries for backlog in backlogs)
-            raise NotInTime(
+            raise WaitTimeout(
                 f"The flusher commits nothing; {waiting} entries wait and the board stays fenced: "
                 "start the flusher, then reseed again"
             )
@@ -193,7 +193,7 @@ async def reseed(
     the flusher's own where it calls this itself.
 
     Raises OperatorMistake (another operator is at work, or the layout changed and ``numbers`` are
-    not the whole board), Outdated (another operator was at work, meanwhile), NotInTime (not
+    not the whole board), Outdated (another operator was at work, meanwhile), WaitTimeout (not
     drained), RedisUnavailable, DatabaseUnavailable: the board stays fenced until a later run
     succeeds.
     """

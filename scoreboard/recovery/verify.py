@@ -18,7 +18,7 @@ import msgspec
 import redis.asyncio as aioredis
 from msgspec import Struct
 
-from scoreboard.errors import Busy, NotInTime, Outdated
+from scoreboard.errors import Busy, Outdated, WaitTimeout
 from scoreboard.ledger import checks, dead_letters
 from scoreboard.ledger.pool import Connection, snapshot, translate_errors
 from scoreboard.ledger.positions import Position, select_position
@@ -104,7 +104,7 @@ async def verify(
 
     ``connection`` is in autocommit and made with ``reseed.SESSION``.
 
-    Raises NotInTime (the flusher is too far behind to judge), Fenced, RedisUnavailable,
+    Raises WaitTimeout (the flusher is too far behind to judge), Fenced, RedisUnavailable,
     DatabaseUnavailable.
     """
     return await _Verification(client, connection, board, report).run(sample)
@@ -448,7 +448,7 @@ class _Verification:
 async def _retry_while_behind(partition: Partition, look: Callable[[], Awaitable[_Seen]]) -> _Seen:
     """Look again while the flusher is too far behind, or the partition changes hands.
 
-    Raises NotInTime.
+    Raises WaitTimeout.
     """
     deadline = time.monotonic() + CATCH_UP_S
     while True:
@@ -456,7 +456,7 @@ async def _retry_while_behind(partition: Partition, look: Callable[[], Awaitable
             return await look()
         except (Busy, Outdated) as error:
             if time.monotonic() > deadline:
-                raise NotInTime(f"{partition} cannot be judged: {error.detail}") from error
+                raise WaitTimeout(f"{partition} cannot be judged: {error.detail}") from error
         await asyncio.sleep(_POLL_S)
 
 

@@ -54,7 +54,7 @@ def check_database_url(text: str) -> None:
         raise _wrong("DATABASE_URL", f"after the host stands one name of a database; {_ENCODE}")
 
 
-def shown(url: str) -> str:
+def redact_url(url: str) -> str:
     """Return an address without its password and its parameters, for people."""
     check = check_redis_url if url.startswith(REDIS_SCHEMES) else check_database_url
     try:
@@ -67,7 +67,7 @@ def shown(url: str) -> str:
     return f"{parts.scheme}://{name + '@' if name else ''}{hosts}{parts.path}"
 
 
-def cause_of(error: ScoreboardError) -> BaseException | None:
+def driver_error(error: ScoreboardError) -> BaseException | None:
     """Return the driver's error behind one of ours; None without one."""
     cause = error.__cause__
     while cause is not None and isinstance(cause, ScoreboardError):
@@ -75,7 +75,7 @@ def cause_of(error: ScoreboardError) -> BaseException | None:
     return cause
 
 
-def words_of(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """Return what an error says, on one line of bounded length."""
     # PostgreSQL's own sentence, without the place in the statement, where there is one.
     diagnosis = getattr(error, "diag", None)
@@ -84,7 +84,7 @@ def words_of(error: BaseException) -> str:
     return words if len(words) <= _WORDS_MAX else words[: _WORDS_MAX - 1] + "…"
 
 
-def passwords_of(*urls: str) -> list[str]:
+def extract_passwords(*urls: str) -> list[str]:
     """Return the passwords of addresses as written and as decoded, also of unreadable ones."""
     found: set[str] = set()
     for url in urls:

@@ -26,7 +26,7 @@ class DeadlinePassed(Exception):  # noqa: N818 (says what happened)
     """The process was asked to stop and did not within its grace."""
 
 
-class Stop:
+class StopEvent:
     """The stop event of a process."""
 
     def __init__(self, grace_s: float, on_set: Callable[[], None] | None = None) -> None:
@@ -83,14 +83,14 @@ class _Deadline:
             self._timer.cancel()
 
 
-async def supervise(serve: Callable[[Stop], Awaitable[None]], *, grace_s: float) -> None:
+async def supervise(serve: Callable[[StopEvent], Awaitable[None]], *, grace_s: float) -> None:
     """Run ``serve`` until it returns, which it must within ``grace_s`` once ``stop`` is set.
 
     The first signal sets it. Raises DeadlinePassed when it does not return, and whatever ``serve``
     raises.
     """
     deadline = _Deadline(grace_s)
-    stop = Stop(grace_s, deadline.start)
+    stop = StopEvent(grace_s, deadline.start)
     loop = asyncio.get_running_loop()
 
     def on_signal(name: str) -> None:
@@ -115,7 +115,7 @@ async def supervise(serve: Callable[[Stop], Awaitable[None]], *, grace_s: float)
             loop.remove_signal_handler(number)
 
 
-def run(serve: Callable[[Stop], Awaitable[None]], *, grace_s: float) -> int:
+def run(serve: Callable[[StopEvent], Awaitable[None]], *, grace_s: float) -> int:
     """Run a service in this process to its end; give the exit code.
 
     The one place, with the command line, that turns an error into a line and a code.
@@ -136,7 +136,7 @@ def run(serve: Callable[[Stop], Awaitable[None]], *, grace_s: float) -> int:
     return 0
 
 
-def fail_start(error: ScoreboardError) -> int:
+def report_startup_error(error: ScoreboardError) -> int:
     """Say in one plain line why the process does not start (before logging is set up)."""
     sys.stderr.write(f"scoreboard: {error.detail}\n")
     return EXIT_FAILURE

@@ -23,7 +23,7 @@ VALUE_LENGTH_MAX: Final = 2000
 STACK_LENGTH_MAX: Final = 16_000
 
 
-class LineLimit:
+class LineRateLimiter:
     """Admits lines by their kind. ``report`` is called with the kind and number of dropped ones.
 
     It may be used from any thread.
@@ -85,12 +85,12 @@ class LineLimit:
                 self._report(kind, count - LINES_MAX)
 
 
-def kind_of(event: Mapping[str, Any]) -> str:
+def event_kind(event: Mapping[str, Any]) -> str:
     """Give the kind of a line: its event, and the status and code that tell its cases apart."""
     return " ".join(str(event[name]) for name in ("event", "status", "code") if name in event)
 
 
-def shorten(key: str, text: str) -> str:
+def truncate(key: str, text: str) -> str:
     """Give a value without what is too long: the end of a text, the beginning of a stack trace."""
     if key == "exception":
         return text if len(text) <= STACK_LENGTH_MAX else "… " + text[-STACK_LENGTH_MAX:]

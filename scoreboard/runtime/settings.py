@@ -292,7 +292,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         )
 
 
-def variable_of(field: str) -> str:
+def variable_name(field: str) -> str:
     """Name the environment variable of a field."""
     return UNPREFIXED.get(field, PREFIX + field.upper())
 
@@ -303,7 +303,7 @@ def describe() -> Iterator[tuple[str, str, object]]:
     for field in msgspec.structs.fields(Settings):
         metas = [meta for meta in hints[field.name].__metadata__ if isinstance(meta, Meta)]
         text = next(meta.description for meta in metas if meta.description)
-        yield variable_of(field.name), text, field.default
+        yield variable_name(field.name), text, field.default
 
 
 def load(environ: Mapping[str, str]) -> Settings:
@@ -311,7 +311,7 @@ def load(environ: Mapping[str, str]) -> Settings:
 
     Raises SettingInvalid, naming the variable: one that is unknown, missing or out of its range.
     """
-    fields = {variable_of(field.name): field for field in msgspec.structs.fields(Settings)}
+    fields = {variable_name(field.name): field for field in msgspec.structs.fields(Settings)}
     links = service_links(environ)
     environ = {name: text for name, text in environ.items() if name not in links}
     unknown = sorted(name for name in environ if name.startswith(PREFIX) and name not in fields)

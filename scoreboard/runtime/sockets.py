@@ -29,7 +29,7 @@ a busy process new connections would wait behind all that were queued before the
 _TCP_NOTSENT_LOWAT: Final = 25
 
 
-def bound_sending(connection: socket.socket) -> None:
+def limit_send_buffer(connection: socket.socket) -> None:
     """Let little lie unsent; on a listening socket every accepted one inherits it."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
     if sys.platform == "linux":
@@ -55,7 +55,7 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     return taken
 
 
-class Listening:
+class Acceptor:
     """Accepts connections on a bound socket until it is closed."""
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class Listening:
         self._servers.clear()
 
 
-def bound_requests(listener: socket.socket) -> None:
+def limit_buffers(listener: socket.socket) -> None:
     """Bound what the kernel keeps for a client of HTTP; accepted connections inherit it."""
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ANSWER_BYTES)
@@ -87,7 +87,7 @@ def bound_requests(listener: socket.socket) -> None:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
 
 
-def allow_open_files(wanted: int) -> int:
+def raise_open_files_limit(wanted: int) -> int:
     """Raise the limit on open files towards ``wanted``; return what the process may open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:

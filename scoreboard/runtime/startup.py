@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from scoreboard.errors import ScoreboardError
 from scoreboard.runtime import settings
-from scoreboard.runtime.lifecycle import EXIT_FAILURE, fail_start
+from scoreboard.runtime.lifecycle import EXIT_FAILURE, report_startup_error
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger, setup_logging
 
@@ -21,7 +21,7 @@ def start(service: str, run: Callable[[Settings], int]) -> int:
     try:
         chosen = settings.load(os.environ)
     except ScoreboardError as error:
-        return fail_start(error)
+        return report_startup_error(error)
     setup_logging(
         service, level=chosen.log_level, form=chosen.log_format, environment=chosen.environment
     )
@@ -31,7 +31,7 @@ def start(service: str, run: Callable[[Settings], int]) -> int:
     try:
         return run(chosen)
     except ScoreboardError as error:
-        return fail_start(error)
+        return report_startup_error(error)
     except Exception as error:  # noqa: BLE001 (process entry)
         _log.critical("process_crashed", exc_info=error)
         return EXIT_FAILURE

@@ -16,7 +16,7 @@ from typing import Any, Final
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from scoreboard.runtime.log_limits import WINDOW_S, LineLimit, kind_of, shorten
+from scoreboard.runtime.log_limits import WINDOW_S, LineRateLimiter, event_kind, truncate
 
 ECS_VERSION: Final = "8.17.0"
 
@@ -81,7 +81,7 @@ def _redact_event(
         if _SECRET_KEY.search(key) and key != "token_reason":
             event[key] = _REDACTED
         elif isinstance(value, str):
-            event[key] = redact(shorten(key, value))
+            event[key] = redact(truncate(key, value))
     return event
 
 
@@ -119,20 +119,20 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
     return structlog.stdlib.get_logger(name)
 
 
-class _Limited(logging.Filter):
+class _RateLimitFilter(logging.Filter):
     """Drops lines of which there are too many: structlog's early, others' at the handler."""
 
     REPORT: Final = "log_lines_dropped"
 
     def __init__(self) -> None:
         super().__init__()
-        self.limit = LineLimit(self._report)
+        self.limit = LineRateLimiter(self._report)
 
     def __call__(
         self, _logger: object, _method: str, event: MutableMapping[str, Any]
     ) -> MutableMapping[str, Any]:
         """Let a line of structlog's go on (as a processor)."""
-        if event["event"] != self.REPORT and not self._admits(kind_of(event)):
+        if event["event"] != self.REPORT and not self._admits(event_kind(event)):
             raise structlog.DropEvent
         return event
 
@@ -151,13 +151,13 @@ class _Limited(logging.Filter):
         get_logger(__name__).warning(self.REPORT, of=kind, count=count, within_s=WINDOW_S)
 
 
-LIMITED: Final = _Limited()
+RATE_LIMIT_FILTER: Final = _RateLimitFilter()
 """One for the process, whatever is set up how often."""
 
 
 def setup_logging(service: str, *, level: str, form: str, environment: str) -> None:
     """Send structlog's and the standard library's records through one chain to stderr."""
-    atexit.register(LIMITED.limit.flush)
+    atexit.register(RATE_LIMIT_FILTER.limit.flush)
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -169,7 +169,7 @@ def setup_logging(service: str, *, level: str, form: str, environment: str) -> N
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
-            LIMITED,
+            RATE_LIMIT_FILTER,
             *shared,
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],
@@ -183,7 +183,7 @@ def setup_logging(service: str, *, level: str, form: str, environment: str) -> N
         else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     )
     handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(LIMITED)
+    handler.addFilter(RATE_LIMIT_FILTER)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

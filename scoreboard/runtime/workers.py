@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from scoreboard.errors import SettingInvalid
-from scoreboard.runtime.lifecycle import Stop, backoff_s
+from scoreboard.runtime.lifecycle import StopEvent, backoff_s
 from scoreboard.runtime.telemetry import get_logger
 
 WORKER_FLAG: Final = "--worker"
@@ -35,7 +35,7 @@ STEADY_S: Final = 60.0
 FORCED_S: Final = 1.0
 """Time for a worker to end by force before it is killed."""
 
-LONGER_THAN_WORKERS_S: Final = 2.0
+SUPERVISOR_EXTRA_GRACE_S: Final = 2.0
 """Grace of the keeper beyond that of its workers, to see them end."""
 
 SCRAPE_S: Final = 1.0
@@ -45,7 +45,7 @@ _OPENER: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _log = get_logger(__name__)
 
 
-class Keeper:
+class Supervisor:
     """Keeps the workers of one service, ``python -m MODULE --worker NUMBER LINE``."""
 
     def __init__(self, module: str, count: int, held: socket.socket, port_variable: str) -> None:
@@ -61,10 +61,10 @@ class Keeper:
     def metrics(self) -> CollectorRegistry:
         """Give the metrics of all workers, with the label ``worker``; slow to collect."""
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Together(self._metrics_ports))
+        registry.register(_WorkersCollector(self._metrics_ports))
         return registry
 
-    async def run(self, stop: Stop) -> None:
+    async def run(self, stop: StopEvent) -> None:
         """Keep the workers until ``stop``, then let them finish.
 
         Raises SettingInvalid where a worker does not come up the first time.
@@ -75,7 +75,7 @@ class Keeper:
                     tasks.create_task(self._keep(number, stop))
         _log.info("workers_stopped")
 
-    async def _keep(self, number: int, stop: Stop) -> None:
+    async def _keep(self, number: int, stop: StopEvent) -> None:
         loop = asyncio.get_running_loop()
         attempt = 0
         while not stop.is_set:
@@ -90,7 +90,7 @@ class Keeper:
             _log.error("worker_died", worker=number, attempt=attempt)
             await stop.sleep(backoff_s(attempt))
 
-    async def _live_once(self, number: int, stop: Stop) -> bool:
+    async def _live_once(self, number: int, stop: StopEvent) -> bool:
         """Run one worker to its end; tell whether it came up."""
         ours, theirs = socket.socketpair()
         with ours:
@@ -109,7 +109,7 @@ class Keeper:
                 await _end(child)
 
     async def _watch(
-        self, number: int, child: asyncio.subprocess.Process, line: socket.socket, stop: Stop
+        self, number: int, child: asyncio.subprocess.Process, line: socket.socket, stop: StopEvent
     ) -> bool:
         line.setblocking(False)
         loop = asyncio.get_running_loop()
@@ -133,7 +133,7 @@ class Keeper:
         return bool(told)
 
 
-async def _stop(child: asyncio.subprocess.Process, stop: Stop) -> None:
+async def _stop(child: asyncio.subprocess.Process, stop: StopEvent) -> None:
     await stop.wait()
     with suppress(ProcessLookupError):
         child.send_signal(signal.SIGTERM)
@@ -156,7 +156,7 @@ async def _end(child: asyncio.subprocess.Process) -> None:
             await child.wait()
 
 
-class _Together(Collector):
+class _WorkersCollector(Collector):
     """Asks every worker at each scrape."""
 
     def __init__(self, ports: dict[int, int]) -> None:
@@ -194,13 +194,13 @@ class Worker:
         self._line = socket.socket(fileno=int(descriptor))
         self._line.setblocking(False)
 
-    def tell_started(self, metrics_port: int = 0) -> None:
+    def notify_started(self, metrics_port: int = 0) -> None:
         """Tell the keeper that this process listens, and where its metrics are; 0: nowhere."""
         with suppress(OSError):  # a keeper that is gone ends this process in its own way
             self._line.send(str(metrics_port).encode())
 
     @asynccontextmanager
-    async def kept(self, stop: Stop) -> AsyncIterator[None]:
+    async def kept(self, stop: StopEvent) -> AsyncIterator[None]:
         """Set ``stop`` when the keeper is gone, as long as the caller's block runs."""
         async with asyncio.TaskGroup() as tasks:
             watching = tasks.create_task(self._wait_for_end(stop))
@@ -209,13 +209,13 @@ class Worker:
             finally:
                 watching.cancel()
 
-    async def _wait_for_end(self, stop: Stop) -> None:
+    async def _wait_for_end(self, stop: StopEvent) -> None:
         with suppress(OSError):
             await asyncio.get_running_loop().sock_recv(self._line, 1)
         stop.set()
 
 
-def worker_of(arguments: list[str]) -> Worker | None:
+def parse_worker_arguments(arguments: list[str]) -> Worker | None:
     """Read the command line of a service; None where it is no worker."""
     match arguments:
         case [flag, number, descriptor] if flag == WORKER_FLAG:

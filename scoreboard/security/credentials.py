@@ -1,9 +1,11 @@
-"""Secret references: credentials from AWS Secrets Manager, a file, or the environment.
+"""Credentials from AWS Secrets Manager, a file, or the environment.
 
-``redis_client`` and ``postgres`` ask a ``SecretStore`` at every new connection, so a rotated secret
-needs no restart; each service runs ``keep_fresh`` in its task group. What stays true: one read of a
-secret is under way at a time, in a thread; what was read once is used on while its store is away;
-versions are logged, values never, and no value stands in a repr or an error.
+The Redis client and the PostgreSQL pool ask a ``SecretStore`` at every new connection, so a rotated
+secret needs no restart. Each service runs ``refresh_secrets`` in its task group.
+
+Invariants: at most one read of a secret is in progress, in a thread; the last value read stays in
+use while the secret store is unreachable; versions are logged, values never; no repr and no error
+contains a value.
 """
 
 import asyncio
@@ -16,10 +18,10 @@ from contextlib import suppress
 from typing import Final, Literal
 
 from scoreboard.errors import SecretsUnavailable, SettingInvalid
-from scoreboard.runtime.lifecycle import Stop, backoff_s
-from scoreboard.runtime.settings import Settings, variable_of
+from scoreboard.runtime.lifecycle import StopEvent, backoff_s
+from scoreboard.runtime.settings import Settings, variable_name
 from scoreboard.runtime.telemetry import counter, gauge, get_logger
-from scoreboard.security.secret_backends import Backend, Credentials, backend_of
+from scoreboard.security.secret_backends import Backend, Credentials, make_backend
 
 Owner = Literal["redis", "database"]
 """Whose credentials a secret holds: a closed set, the label of the metrics."""
@@ -89,7 +91,7 @@ class SecretStore:
         self._listeners.append(weakref.WeakMethod(listener))
 
     async def check(self) -> None:
-        """Start a read if one is due, and tell of a change; ``keep_fresh`` does it each second."""
+        """Start a read if one is due, and report a change; called each second."""
         if self._is_due:
             self._start()
         if self._held is not None:
@@ -168,7 +170,7 @@ _stores: Final[dict[tuple[str, Owner, str], SecretStore]] = {}
 """The stores of this process, one a secret: they outlive their pools, as must what they hold."""
 
 
-def store_of(settings: Settings, owner: Owner) -> SecretStore | None:
+def secret_store(settings: Settings, owner: Owner) -> SecretStore | None:
     """Give this process's store of a login; None where the address itself carries it.
 
     Raises SettingInvalid where credentials come from a store and the secret is not named.
@@ -179,17 +181,17 @@ def store_of(settings: Settings, owner: Owner) -> SecretStore | None:
         if settings.secrets == "env":
             return None
         raise SettingInvalid(
-            f"{variable_of(field)} is not set, and SCOREBOARD_SECRETS is {settings.secrets}"
+            f"{variable_name(field)} is not set, and SCOREBOARD_SECRETS is {settings.secrets}"
         )
     store = _stores.get((settings.secrets, owner, name))
     if store is None:
         store = _stores[settings.secrets, owner, name] = SecretStore(
-            owner, backend_of(settings.secrets, name)
+            owner, make_backend(settings.secrets, name)
         )
     return store
 
 
-async def keep_fresh(stop: Stop | None = None) -> None:
+async def refresh_secrets(stop: StopEvent | None = None) -> None:
     """Keep this process's secrets fresh and its pools on them, until ``stop`` or cancelled."""
     while True:
         for store in list(_stores.values()):

@@ -242,7 +242,7 @@ class UrlSource:
             raise OSError(f"the issuer cannot be reached: {type(error).__name__}") from error
 
 
-def source_of(settings: Settings) -> Source:
+def make_source(settings: Settings) -> Source:
     """Choose where keys come from.
 
     Raises SettingInvalid where neither or both are set, the URL cannot be read, or plain HTTP would

@@ -130,7 +130,7 @@ class EnvironmentBackend:
         return parse(self._variable, os.environ.get(self._variable, ""), "environment")
 
 
-def backend_of(kind: str, name: str) -> Backend:
+def make_backend(kind: str, name: str) -> Backend:
     """Choose where a secret of the settings is kept: ``aws``, ``file`` or ``env``."""
     match kind:
         case "aws":

@@ -19,7 +19,7 @@ from scoreboard.errors import KeysUnavailable, SettingInvalid, Unauthenticated
 from scoreboard.model import is_identifier
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import AUTH_FAILURES
-from scoreboard.security.key_set import ALGORITHMS, KeyCache, source_of
+from scoreboard.security.key_set import ALGORITHMS, KeyCache, make_source
 from scoreboard.security.local_issuer import LOCAL_ISSUER, LocalIssuer
 
 __all__ = [
@@ -31,7 +31,7 @@ __all__ = [
     "Caller",
     "LocalIssuer",
     "Verifier",
-    "bearer_of",
+    "bearer_token",
 ]
 
 UPDATE: Final = "update:score"
@@ -140,7 +140,7 @@ class Verifier:
         self._issuer = settings.issuer
         self._audience = settings.audience
         self._leeway_s = settings.token_leeway_s
-        self._keys = KeyCache(source_of(settings), self._forget)
+        self._keys = KeyCache(make_source(settings), self._forget)
         self._verified: dict[str, _Verified] = {}
         self._older: dict[str, _Verified] = {}
         """Token → caller and kid. What is used stays: a full ``_verified`` becomes ``_older``,
@@ -190,15 +190,15 @@ class Verifier:
 
     async def _verify(self, token: str) -> Caller:
         if not token:
-            raise refusal("missing")
+            raise unauthenticated("missing")
         if len(token) > TOKEN_BYTES_MAX:
-            raise refusal("too-long")
+            raise unauthenticated("too-long")
         if not token.isascii():
-            raise refusal("malformed")
+            raise unauthenticated("malformed")
         header = _header(token)
         key = await self._keys.find(header.kid)
         if key is None:
-            raise refusal("unknown-key")
+            raise unauthenticated("unknown-key")
         try:
             claims: dict[str, Any] = jwt.decode(
                 token,
@@ -210,7 +210,9 @@ class Verifier:
                 options={"require": ["exp", "iss", "aud", "sub"]},
             )
         except (jwt.PyJWTError, ValueError, OverflowError, RecursionError) as error:
-            raise refusal(next(why for kind, why in _FAILURES if isinstance(error, kind))) from None
+            raise unauthenticated(
+                next(why for kind, why in _FAILURES if isinstance(error, kind))
+            ) from None
         caller = _caller(claims)
         if caller.expires_at_s > time.time() and self._keys.known(header.kid) is key:
             self._remember(token, (caller, header.kid))
@@ -223,7 +225,7 @@ class Verifier:
                 del tokens[token]
 
 
-def bearer_of(authorization: bytes | None) -> str:
+def bearer_token(authorization: bytes | None) -> str:
     """Return the token of an Authorization header, or "" where there is no such header.
 
     Raises Unauthenticated where it is not ``Bearer`` (in any case) and one token (RFC 6750, 2.1).
@@ -233,11 +235,11 @@ def bearer_of(authorization: bytes | None) -> str:
     found = _BEARER.fullmatch(authorization)
     if found is None:
         AUTH_FAILURES.labels("missing").inc()
-        raise refusal("missing")
+        raise unauthenticated("missing")
     return found[1].decode("ascii")
 
 
-def refusal(reason: Reason) -> Unauthenticated:
+def unauthenticated(reason: Reason) -> Unauthenticated:
     """Make the error of a reason, with the sentence that says what to change."""
     return Unauthenticated(_DETAILS[reason], reason=reason)
 
@@ -246,9 +248,9 @@ def _header(token: str) -> _Header:
     try:
         header = msgspec.convert(jwt.get_unverified_header(token), _Header)
     except (jwt.PyJWTError, ValueError, RecursionError):
-        raise refusal("malformed") from None
+        raise unauthenticated("malformed") from None
     if header.alg not in ALGORITHMS:
-        raise refusal("algorithm")
+        raise unauthenticated("algorithm")
     return header
 
 
@@ -256,7 +258,7 @@ def _caller(claims: Mapping[str, Any]) -> Caller:
     try:
         read = msgspec.convert(claims, _Claims)
     except msgspec.ValidationError:
-        raise refusal("claims") from None
+        raise unauthenticated("claims") from None
     if not is_identifier(read.sub):
-        raise refusal("subject")
+        raise unauthenticated("subject")
     return Caller(read.sub, read.scopes(), read.exp, read.iss)

@@ -28,7 +28,7 @@ from scoreboard.errors import (
     UnsafeRedis,
 )
 from scoreboard.runtime.settings import Settings
-from scoreboard.security.credentials import SecretStore, store_of
+from scoreboard.security.credentials import SecretStore, secret_store
 from scoreboard.security.secret_backends import Credentials
 from scoreboard.store.replies import checking_reply, read_reply
 
@@ -140,7 +140,7 @@ def make_pool(
 
     Raises ValueError if the URL is no Redis URL, SettingInvalid if a secret is not named.
     """
-    store = store_of(settings, "redis")
+    store = secret_store(settings, "redis")
     url = settings.redis_url.reveal()
     pool = _Pool.from_url(
         url,

@@ -9,7 +9,7 @@ from typing import Final
 
 from scoreboard.errors import SettingInvalid
 from scoreboard.runtime.settings import Settings
-from scoreboard.runtime.sockets import allow_open_files, bind, bound_sending
+from scoreboard.runtime.sockets import bind, limit_send_buffer, raise_open_files_limit
 from scoreboard.runtime.telemetry import get_logger
 from streamer.handshake.admission import Capacity
 
@@ -43,7 +43,7 @@ def make_listener(settings: Settings, *, shared: bool, port: int | None = None) 
             f"SCOREBOARD_WS_HOST, SCOREBOARD_WS_PORT: cannot listen on {host}:{port}: "
             f"{error.strerror}"
         ) from error
-    bound_sending(listener)
+    limit_send_buffer(listener)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
     return listener
 
@@ -51,7 +51,7 @@ def make_listener(settings: Settings, *, shared: bool, port: int | None = None) 
 def capacity_of(settings: Settings) -> Capacity:
     """Give how many connections this process may hold: the settings, or what open files allow."""
     wanted = settings.viewers + settings.handshakes + RESERVED_FILES
-    files = allow_open_files(wanted)
+    files = raise_open_files_limit(wanted)
     if files >= wanted:
         return Capacity(settings.viewers, settings.handshakes)
     free = files - min(RESERVED_FILES, files // 2)

@@ -23,13 +23,13 @@ from scoreboard.errors import (
     VersionUnsupported,
 )
 from scoreboard.http.head import Head, list_of
-from scoreboard.http.problems import MEDIA_TYPE, body_of, headers_of, status_of
-from scoreboard.http.query import read_query
+from scoreboard.http.problems import MEDIA_TYPE, encode_problem, problem_headers, status_of
+from scoreboard.http.query import parse_query
 from scoreboard.http.request_ids import HEADER
 from scoreboard.runtime.settings import Settings
 from scoreboard.security.addresses import client_address, trusted_networks
 from scoreboard.security.origins import Origins
-from scoreboard.security.tokens import bearer_of
+from scoreboard.security.tokens import bearer_token
 from streamer.protocol import BEARER_PREFIX, PATH, SUBPROTOCOL
 
 _END: Final = b"\r\n\r\n"
@@ -83,14 +83,14 @@ def answer_of(error: ScoreboardError, request_id: str, *, with_body: bool = True
     The answer to HEAD is one without the body.
     """
     status = status_of(type(error))
-    body = body_of(error, request_id)
+    body = encode_problem(error, request_id)
     upgrade = b"upgrade, " if isinstance(error, UpgradeRequired) else b""
     fields = [
         (b"content-type", MEDIA_TYPE.encode()),
         (b"content-length", b"%d" % len(body)),
         (b"x-content-type-options", b"nosniff"),
         (HEADER, request_id.encode()),
-        *headers_of(error),
+        *problem_headers(error),
         (b"connection", upgrade + b"close"),
     ]
     lines = [b"HTTP/1.1 %d %s" % (status, HTTPStatus(status).phrase.encode())]
@@ -107,7 +107,7 @@ def _board(head: Head, rules: Rules) -> str:
         raise NotFound(f"Viewers connect to {PATH}")
     if head.length:
         raise Malformed("A handshake has no body")
-    board = read_query(head.query).get("board", rules.boards[0])
+    board = parse_query(head.query).get("board", rules.boards[0])
     if board not in rules.boards:
         raise UnknownBoard
     return board
@@ -138,4 +138,4 @@ def _token(headers: dict[bytes, bytes], offered: list[str]) -> str:
         raise Malformed("Send one token: in the Authorization header or as a subprotocol")
     if in_offers:
         return in_offers[0][len(BEARER_PREFIX) :] or "."
-    return bearer_of(authorization)
+    return bearer_token(authorization)

@@ -9,7 +9,7 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from api.documents import openapi
-from scoreboard.http.problems import KINDS
+from scoreboard.http.problems import PROBLEM_TYPES
 from scoreboard.runtime.resources import web_path
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +69,7 @@ def test_every_error_is_a_problem_with_an_example_per_kind() -> None:
                 shown.add(code)
                 assert example["value"]["status"] == int(status)
                 assert example["value"]["type"].endswith(f"/{code}")
-    assert shown == {kind.code for kind, about in KINDS.items() if about.is_of_api}
+    assert shown == {kind.code for kind, about in PROBLEM_TYPES.items() if about.is_of_api}
 
 
 def test_every_operation_may_answer_what_any_request_may_get() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from api.endpoints import names
-from api.endpoints.page import find_files
+from api.endpoints import name_cache
+from api.endpoints.static_files import find_files
 from scoreboard.model import user_uuid
 from tests.support.servers.api import LEADERBOARD_PATH, StartApi
 
@@ -111,7 +111,7 @@ async def test_names_are_added_where_they_are_known(
         LEADERBOARD_PATH, params={"names": "true"}, headers={"If-None-Match": tag}
     )
     assert kept.status_code == 304  # remembered for a minute
-    monkeypatch.setattr(names, "FRESH_S", 0.0)
+    monkeypatch.setattr(name_cache, "FRESH_S", 0.0)
     client.api._names._known.clear()
     fresh = await client.get(
         LEADERBOARD_PATH, params={"names": "true"}, headers={"If-None-Match": tag}

@@ -43,7 +43,7 @@ NEEDS_REDIS_ALONE = {"board top"}
 NEEDS_DATABASE_ALONE = {"db migrate", "db status"}
 
 
-def words_of(verb: str) -> tuple[str, ...]:
+def error_text(verb: str) -> tuple[str, ...]:
     return (*verb.split(), *VERBS[verb])
 
 
@@ -88,7 +88,7 @@ def test_one_address_is_not_completed_by_the_note_of_another_system(
     monkeypatch.delenv("DATABASE_URL")
     before = picture(noted, other_redis)
 
-    done = command(*words_of(verb))
+    done = command(*error_text(verb))
 
     assert done.code == 5, done
     assert "REDIS_URL is set and DATABASE_URL is not" in done.err
@@ -104,7 +104,7 @@ def test_a_database_is_not_completed_by_the_note_of_another_system(
     monkeypatch.delenv("REDIS_URL")
     before = picture(noted, other_redis)
 
-    done = command(*words_of(verb))
+    done = command(*error_text(verb))
 
     assert done.code == 5, done
     assert "DATABASE_URL is set and REDIS_URL is not" in done.err
@@ -118,7 +118,7 @@ def test_a_named_folder_and_an_environment_that_disagree_are_refused(
     monkeypatch.setenv("REDIS_URL", other_redis)
     before = picture(noted, other_redis)
 
-    done = command(*words_of(verb), "--data-dir", HERE)
+    done = command(*error_text(verb), "--data-dir", HERE)
 
     assert done.code == 5, done
     assert "name another" in done.err
@@ -144,10 +144,10 @@ def test_what_changes_a_system_first_tells_which(
         f"postgresql://scoreboard@{noted.database.partition('@')[2]}",
     ]
 
-    given = command(*words_of(verb)).err.splitlines()[0]
+    given = command(*error_text(verb)).err.splitlines()[0]
     monkeypatch.delenv("REDIS_URL")
     monkeypatch.delenv("DATABASE_URL")
-    found = command(*words_of(verb)).err.splitlines()[0]
+    found = command(*error_text(verb)).err.splitlines()[0]
 
     for line, source in ((given, "the environment"), (found, f"runs on {HERE}")):
         assert line.startswith("Acting on ")

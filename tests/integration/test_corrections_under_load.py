@@ -10,7 +10,7 @@ import redis
 
 from flusher.corrector import correct
 from flusher.writer import Writer
-from scoreboard.errors import Busy, NotInTime
+from scoreboard.errors import Busy, WaitTimeout
 from scoreboard.ledger.pool import connect
 from scoreboard.model import Action, Board, Partition, pack, unpack_score
 from scoreboard.recovery.repair import repair
@@ -263,5 +263,5 @@ async def test_more_than_can_be_added_up_is_said(
 
     with pytest.raises(Busy, match="More than 1000"):
         await store.read_uncommitted(MAIN, epoch=1, seq=1, stream_id="0-1")
-    with pytest.raises(NotInTime, match="More than 1000"):
+    with pytest.raises(WaitTimeout, match="More than 1000"):
         await verified(settings)

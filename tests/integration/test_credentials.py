@@ -27,7 +27,7 @@ from scoreboard.ledger import pool as postgres
 from scoreboard.model import Action
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.runtime.telemetry import REGISTRY, setup_logging
-from scoreboard.security.credentials import INVALIDATE_EVERY_S, keep_fresh, store_of
+from scoreboard.security.credentials import INVALIDATE_EVERY_S, refresh_secrets, secret_store
 from scoreboard.security.secret_backends import AwsBackend
 from scoreboard.store import client as redis_client
 from scoreboard.store.dispatcher import Dispatcher
@@ -138,7 +138,7 @@ async def kept_fresh(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
     """Refresh as services do, but a few hundred times as often."""
     monkeypatch.setattr(AwsBackend, "ttl_s", 0.3)
     monkeypatch.setattr("scoreboard.security.credentials.CHECK_S", 0.05)
-    task = asyncio.create_task(keep_fresh())
+    task = asyncio.create_task(refresh_secrets())
     try:
         yield
     finally:
@@ -382,7 +382,7 @@ async def test_without_aws_and_without_an_old_value_nothing_hangs(
 async def test_the_code_that_aws_answers_is_the_reason(
     secrets_manager: SecretsManager, redis_user: RedisUser
 ) -> None:
-    store = store_of(redis_settings(redis_user.address, "scoreboard/none"), "redis")
+    store = secret_store(redis_settings(redis_user.address, "scoreboard/none"), "redis")
     assert store is not None
 
     with pytest.raises(SecretsUnavailable, match=r"scoreboard/none.*ResourceNotFoundException"):
@@ -443,7 +443,7 @@ async def test_a_file_being_written_or_gone_leaves_the_old_login_in_use(
     aws_environment.setattr("scoreboard.security.credentials.backoff_s", lambda *_, **__: 0.0)
     path = tmp_path / "redis.json"
     path.write_text('{"username": "app", "password": "first"}')
-    store = store_of(redis_settings("redis://localhost", str(path), secrets="file"), "redis")
+    store = secret_store(redis_settings("redis://localhost", str(path), secrets="file"), "redis")
     assert store is not None
     first = await store.get()
 
@@ -477,7 +477,7 @@ async def test_no_password_reaches_logs_reprs_or_errors(
         async with pool, pool.connection() as connection:
             await client.ping()
             shown += [client, client.connection_pool, pool, pool.kwargs, connection]
-            shown += [store_of(settings, "redis"), store_of(database, "database")]
+            shown += [secret_store(settings, "redis"), secret_store(database, "database")]
         with pytest.raises(DatabaseUnavailable) as caught:
             await postgres.connect(wrong, name="test")
         shown += [caught.value, caught.value.__cause__]

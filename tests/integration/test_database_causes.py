@@ -24,7 +24,7 @@ def deaf_port() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-async def cause_of(url: str) -> str:
+async def driver_error(url: str) -> str:
     settings = Settings(
         redis_url=Secret("redis://none"), database_url=Secret(url), database_timeout_s=2.0
     )
@@ -34,13 +34,13 @@ async def cause_of(url: str) -> str:
 
 
 async def test_a_port_where_nobody_listens() -> None:
-    said = await cause_of(f"postgresql://user:{PASSWORD}@127.0.0.1:1/db")
+    said = await driver_error(f"postgresql://user:{PASSWORD}@127.0.0.1:1/db")
 
     assert said == 'connection to server at "127.0.0.1", port 1 failed: Connection refused'
 
 
 async def test_a_server_that_says_nothing(deaf_port: int) -> None:
-    said = await cause_of(f"postgresql://user:{PASSWORD}@127.0.0.1:{deaf_port}/db")
+    said = await driver_error(f"postgresql://user:{PASSWORD}@127.0.0.1:{deaf_port}/db")
 
     assert "timeout" in said
     assert PASSWORD not in said
@@ -50,8 +50,8 @@ async def test_a_wrong_password_and_a_missing_database(database_url: str) -> Non
     parts = urlsplit(database_url)
     address = f"127.0.0.1:{parts.port}"
 
-    wrong = await cause_of(f"postgresql://{parts.username}:{PASSWORD}@{address}/scoreboard")
-    missing = await cause_of(
+    wrong = await driver_error(f"postgresql://{parts.username}:{PASSWORD}@{address}/scoreboard")
+    missing = await driver_error(
         f"postgresql://{parts.username}:{quote(str(parts.password))}@{address}/nosuch"
     )
 
@@ -70,7 +70,7 @@ async def test_a_wrong_password_and_a_missing_database(database_url: str) -> Non
     ],
 )
 async def test_a_password_that_is_taken_for_a_host_is_not_shown(address: str) -> None:
-    said = await cause_of(address)
+    said = await driver_error(address)
 
     assert PASSWORD not in said
     assert "resolve host" in said

@@ -22,7 +22,7 @@ from scoreboard.errors import EmbeddedFailed
 from tests.support.eventually import eventually
 from tests.support.servers.stores import OwnPostgres, OwnValkey
 
-KINDS = [EmbeddedValkey, EmbeddedPostgres]
+PROBLEM_TYPES = [EmbeddedValkey, EmbeddedPostgres]
 
 
 def is_gone(pid: int) -> bool:
@@ -90,7 +90,7 @@ def test_postgres_has_every_commit_after_it_was_killed(own_postgres: OwnPostgres
     assert query(server.url, "SELECT count(*) FROM kept") == [(100,)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PROBLEM_TYPES)
 def test_a_server_stops_in_order_and_starts_again_with_its_password(kind, tmp_path: Path):
     server = kind(tmp_path / "data")
     with server:
@@ -186,7 +186,7 @@ def test_the_password_is_for_our_eyes_only(fixture: str, request: pytest.Fixture
 # --- failures -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PROBLEM_TYPES)
 def test_a_port_in_use_is_named(kind, tmp_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -197,7 +197,7 @@ def test_a_port_in_use_is_named(kind, tmp_path: Path):
     assert "Address already in use" in line
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PROBLEM_TYPES)
 def test_a_folder_with_other_files_is_left_untouched(kind, tmp_path: Path):
     (tmp_path / "PG_VERSION").write_text("15")
 
@@ -208,7 +208,7 @@ def test_a_folder_with_other_files_is_left_untouched(kind, tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["PG_VERSION"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PROBLEM_TYPES)
 def test_a_folder_of_another_user_is_left_untouched(kind, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
 
@@ -218,7 +218,7 @@ def test_a_folder_of_another_user_is_left_untouched(kind, tmp_path: Path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PROBLEM_TYPES)
 def test_a_second_server_on_the_same_folder_is_refused(kind, tmp_path: Path, monkeypatch):
     monkeypatch.setattr("cli.embedded.data_folder.LOCK_WAIT_S", 0.1)
     with kind(tmp_path / "data") as first:

@@ -87,9 +87,9 @@ class Site:
                 return HttpResponse(200, [], request.head.path.encode())
 
     async def _stream(self, request: Request) -> None:
-        stream = request.begin_stream(200, [(b"content-type", b"text/plain")], send_s=0.5)
+        stream = request.start_stream(200, [(b"content-type", b"text/plain")], send_s=0.5)
         outcome = "ended"
-        leaving = asyncio.ensure_future(request.peer_left())
+        leaving = asyncio.ensure_future(request.wait_disconnected())
         try:
             await stream.write(b"first")
             if request.head.query == b"flood":

@@ -19,7 +19,7 @@ from scoreboard.ledger import migrations
 from scoreboard.ledger.pool import connect
 from scoreboard.ledger.sessions import require_session
 from scoreboard.model import Action
-from scoreboard.runtime.lifecycle import Stop
+from scoreboard.runtime.lifecycle import StopEvent
 from scoreboard.runtime.settings import Secret, Settings
 from tests.support.clients.commands import Run
 from tests.support.eventually import eventually, eventually_async
@@ -42,7 +42,7 @@ async def refusal(settings: Settings) -> str:
     """Start a flusher; give why it ends."""
     with pytest.raises(UnsafeDatabase) as caught:
         async with asyncio.timeout(15):
-            await Flusher(settings).serve(Stop(2.0))
+            await Flusher(settings).serve(StopEvent(2.0))
     return caught.value.detail
 
 

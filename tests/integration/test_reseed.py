@@ -10,7 +10,7 @@ import psycopg
 import pytest
 import redis
 
-from scoreboard.errors import DatabaseUnavailable, Fenced, NotInTime, OperatorMistake
+from scoreboard.errors import DatabaseUnavailable, Fenced, OperatorMistake, WaitTimeout
 from scoreboard.ledger.pool import Connection, connect
 from scoreboard.ledger.positions import lock_operator
 from scoreboard.model import Action, Board, Layout, Partition, Receipt
@@ -271,7 +271,7 @@ async def test_a_flusher_that_commits_nothing_is_not_waited_for_without_end(
     async with dispatching(settings) as dispatcher:
         await dispatcher.submit("main", Action("alice", "a", 5))
 
-    with pytest.raises(NotInTime, match="start the flusher"):
+    with pytest.raises(WaitTimeout, match="start the flusher"):
         await run(settings, store, force=True)
 
     assert not (await store.state(MAIN)).is_open

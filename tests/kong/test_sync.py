@@ -16,7 +16,7 @@ from cli.gateway.config import GatewayOptions
 from cli.gateway.keys import rows_in
 from cli.gateway.probe import serve_probe
 from cli.gateway.sync import HttpResponse, KongSync, SyncOptions
-from scoreboard.runtime.lifecycle import Stop
+from scoreboard.runtime.lifecycle import StopEvent
 from scoreboard.runtime.resources import kong_path
 from scoreboard.runtime.telemetry import REGISTRY
 from scoreboard.security.key_set import UrlSource, parse_keys
@@ -343,7 +343,7 @@ async def test_the_loop_comes_back_and_ends_when_asked(
 ) -> None:
     sync = make(admin, clock, output, interval_s=0.05)
     admin.answers.append(429)
-    stop = Stop(5)
+    stop = StopEvent(5)
     async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
         tasks.create_task(sync.serve(stop))
         await eventually_async(lambda: len(admin.posted) >= 3)

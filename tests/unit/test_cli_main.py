@@ -7,14 +7,14 @@ import pytest
 
 from cli import failures, group, main
 from scoreboard.errors import (
-    Broken,
     Forbidden,
-    NotInTime,
+    InternalError,
     OperatorMistake,
     RedisUnavailable,
     ScoreboardError,
     Unauthenticated,
     UnknownBoard,
+    WaitTimeout,
 )
 
 
@@ -32,13 +32,13 @@ def test_every_error_has_an_exit_code(kind: type[ScoreboardError]) -> None:
 @pytest.mark.parametrize(
     ("kind", "code"),
     [
-        (Broken, 1),
+        (InternalError, 1),
         (UnknownBoard, 3),
         (Unauthenticated, 4),
         (Forbidden, 4),
         (OperatorMistake, 5),
         (RedisUnavailable, 69),
-        (NotInTime, 75),
+        (WaitTimeout, 75),
     ],
 )
 def test_exit_codes_stay_as_they_are(kind: type[ScoreboardError], code: int) -> None:

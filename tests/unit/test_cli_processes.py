@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cli.running.processes import Service, last_words, wait_until_ready
-from scoreboard.errors import NotInTime, ServiceEnded
+from scoreboard.errors import ServiceExited, WaitTimeout
 from tests.support.eventually import eventually
 
 
@@ -81,7 +81,7 @@ def test_a_service_that_ends_says_why(make_service) -> None:
     service = make_service("import sys; sys.exit('scoreboard: port 8000: in use')")
     eventually(lambda: not service.is_running)
 
-    with pytest.raises(ServiceEnded, match=r"The api ended with code 1: scoreboard: port 8000"):
+    with pytest.raises(ServiceExited, match=r"The api ended with code 1: scoreboard: port 8000"):
         service.check()
 
 
@@ -111,10 +111,10 @@ def test_waiting_ends_when_a_service_dies_or_never_gets_ready(
     make_service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dead = make_service("pass", ready_url="http://127.0.0.1:1/health/ready")
-    with pytest.raises(ServiceEnded):
+    with pytest.raises(ServiceExited):
         wait_until_ready([dead], lambda: None)
 
     monkeypatch.setattr("cli.running.processes.READY_TIMEOUT_S", 0.2)
     slow = make_service("import time; time.sleep(60)", ready_url="http://127.0.0.1:1/x")
-    with pytest.raises(NotInTime, match="does not answer"):
+    with pytest.raises(WaitTimeout, match="does not answer"):
         wait_until_ready([slow], lambda: None)

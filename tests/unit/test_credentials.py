@@ -11,7 +11,12 @@ from scoreboard.errors import SecretsUnavailable, SettingInvalid
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.runtime.telemetry import REGISTRY
 from scoreboard.security import credentials
-from scoreboard.security.credentials import FETCH_WAIT_S, INVALIDATE_EVERY_S, SecretStore, store_of
+from scoreboard.security.credentials import (
+    FETCH_WAIT_S,
+    INVALIDATE_EVERY_S,
+    SecretStore,
+    secret_store,
+)
 from scoreboard.security.secret_backends import Credentials, parse
 from tests.support.eventually import eventually_async
 
@@ -310,8 +315,8 @@ def test_what_else_a_document_holds_is_left_alone() -> None:
 def test_the_address_carries_the_login_where_nothing_else_is_named() -> None:
     settings = Settings(redis_url=Secret("redis://localhost"))
 
-    assert store_of(settings, "redis") is None
-    assert store_of(settings, "database") is None
+    assert secret_store(settings, "redis") is None
+    assert secret_store(settings, "database") is None
 
 
 @pytest.mark.parametrize(
@@ -324,21 +329,21 @@ def test_a_store_without_the_name_of_the_secret_is_a_wrong_setting(
     settings = Settings(redis_url=Secret("redis://localhost"), secrets="aws")
 
     with pytest.raises(SettingInvalid, match=variable):
-        store_of(settings, owner)
+        secret_store(settings, owner)
 
 
 def test_a_process_has_one_store_per_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(credentials, "_stores", {})
     settings = Settings(redis_url=Secret("redis://localhost"), secrets="aws", redis_secret="sb/r")
 
-    assert store_of(settings, "redis") is store_of(settings, "redis")
+    assert secret_store(settings, "redis") is secret_store(settings, "redis")
 
 
 async def test_a_variable_may_hold_the_login(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(credentials, "_stores", {})
     monkeypatch.setenv("REDIS_LOGIN", '{"username": "app", "password": "hunter2"}')
     settings = Settings(redis_url=Secret("redis://localhost"), redis_secret="REDIS_LOGIN")
-    store = store_of(settings, "redis")
+    store = secret_store(settings, "redis")
     assert store is not None
 
     found = await store.get()
@@ -351,7 +356,7 @@ async def _holds(store: SecretStore, wanted: Credentials) -> bool:
 
 
 async def _check_until(store: SecretStore, wanted: Credentials, pool: Pool) -> int:
-    """Check as keep_fresh does until a value is there and told; how often the pool was told."""
+    """Check like refresh_secrets until the pool was told of a value; return how often."""
     await store.check()
     await eventually_async(lambda: wanted.version in repr(store))
     await store.check()

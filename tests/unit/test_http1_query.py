@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scoreboard.errors import Malformed
-from scoreboard.http.query import read_query
+from scoreboard.http.query import parse_query
 
 KNOWN = frozenset({"board", "limit"})
 
@@ -26,7 +26,7 @@ KNOWN = frozenset({"board", "limit"})
     ],
 )
 def test_a_query_is_read_into_its_parameters(query: bytes, values: dict[str, str]) -> None:
-    assert read_query(query, KNOWN) == values
+    assert parse_query(query, KNOWN) == values
 
 
 @pytest.mark.parametrize(
@@ -48,22 +48,22 @@ def test_a_query_is_read_into_its_parameters(query: bytes, values: dict[str, str
 )
 def test_a_query_that_cannot_be_meant_is_refused_by_name(query: bytes, named: str) -> None:
     with pytest.raises(Malformed, match=named) as caught:
-        read_query(query, KNOWN)
+        parse_query(query, KNOWN)
     assert "abc" not in caught.value.detail
     assert "<" not in caught.value.detail
 
 
 def test_any_parameter_may_come_once_where_none_is_listed() -> None:
-    assert read_query(b"a=1&b=2") == {"a": "1", "b": "2"}
+    assert parse_query(b"a=1&b=2") == {"a": "1", "b": "2"}
     with pytest.raises(Malformed):
-        read_query(b"a=1&a=1")
+        parse_query(b"a=1&a=1")
 
 
 @given(st.dictionaries(st.text(min_size=1), st.text(), max_size=5))
 def test_what_is_accepted_is_what_others_read(values: dict[str, str]) -> None:
     query = urlencode(values, errors="surrogatepass").encode()
     try:
-        found = read_query(query)
+        found = parse_query(query)
     except Malformed:
         assert any(
             "\ud800" <= letter <= "\udfff" for pair in values.items() for letter in "".join(pair)

@@ -1,7 +1,7 @@
 """What the api tells the page of the issuer, and lets it talk to."""
 
 from api.documents.schemas import PageConfig, SignInConfig
-from api.endpoints.page import policy, sign_in
+from api.endpoints.static_files import policy, sign_in
 from scoreboard.runtime.settings import Settings, load
 
 ISSUER = {

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from scoreboard.runtime.lifecycle import EXIT_DEADLINE, Stop, backoff_s, supervise
+from scoreboard.runtime.lifecycle import EXIT_DEADLINE, StopEvent, backoff_s, supervise
 
 PROGRAM = """
 import asyncio, os, signal, sys
@@ -35,7 +35,7 @@ def run(body: str) -> "subprocess.CompletedProcess[str]":
 
 
 async def test_the_first_signal_asks_to_stop() -> None:
-    async def serve(stop: Stop) -> None:
+    async def serve(stop: StopEvent) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         await stop.wait()
 
@@ -43,11 +43,11 @@ async def test_the_first_signal_asks_to_stop() -> None:
 
 
 async def test_sleeping_ends_when_asked_to_stop() -> None:
-    stop = Stop(1)
+    stop = StopEvent(1)
     stop.set()
 
     assert await asyncio.wait_for(stop.sleep(60), 1)
-    assert not await Stop(1).sleep(0.001)
+    assert not await StopEvent(1).sleep(0.001)
 
 
 def test_a_process_that_does_not_stop_in_time_is_ended() -> None:

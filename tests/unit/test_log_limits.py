@@ -12,9 +12,9 @@ from scoreboard.runtime.log_limits import (
     STACK_LENGTH_MAX,
     VALUE_LENGTH_MAX,
     WINDOW_S,
-    LineLimit,
-    kind_of,
-    shorten,
+    LineRateLimiter,
+    event_kind,
+    truncate,
 )
 from tests.support.eventually import eventually
 
@@ -30,7 +30,9 @@ class Limited:
     def __init__(self) -> None:
         self.reports: list[tuple[str, int]] = []
         self.clock = Clock()
-        self.limit = LineLimit(lambda kind, count: self.reports.append((kind, count)), self.clock)
+        self.limit = LineRateLimiter(
+            lambda kind, count: self.reports.append((kind, count)), self.clock
+        )
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def test_what_was_dropped_is_reported_though_no_further_line_comes(
 ) -> None:
     monkeypatch.setattr(log_limits, "WINDOW_S", 0.05)
     reports: list[tuple[str, int]] = []
-    limit = LineLimit(lambda kind, count: reports.append((kind, count)))
+    limit = LineRateLimiter(lambda kind, count: reports.append((kind, count)))
     for _ in range(LINES_MAX + 3):
         limit.admits("refused")
 
@@ -103,14 +105,14 @@ def test_threads_share_the_limit(limited: Limited) -> None:
 def test_a_status_and_a_code_tell_kinds_apart() -> None:
     served = {"event": "request_served", "status": 401, "code": "unauthenticated", "client": "a"}
 
-    assert kind_of(served) == kind_of(served | {"client": "b"})
-    assert kind_of(served) != kind_of(served | {"status": 503})
-    assert kind_of(served) != kind_of(served | {"code": "missing"})
+    assert event_kind(served) == event_kind(served | {"client": "b"})
+    assert event_kind(served) != event_kind(served | {"status": 503})
+    assert event_kind(served) != event_kind(served | {"code": "missing"})
 
 
 def test_long_values_are_cut() -> None:
-    assert shorten("detail", "x" * 5000) == "x" * VALUE_LENGTH_MAX + " …"
-    assert shorten("detail", "short") == "short"
-    stack = shorten("exception", "begin" + "x" * 50_000 + "ValueError: last")
+    assert truncate("detail", "x" * 5000) == "x" * VALUE_LENGTH_MAX + " …"
+    assert truncate("detail", "short") == "short"
+    stack = truncate("exception", "begin" + "x" * 50_000 + "ValueError: last")
     assert stack.endswith("ValueError: last")
     assert len(stack) <= STACK_LENGTH_MAX + 2

@@ -15,19 +15,25 @@ from litestar.exceptions import (
 import api.app  # noqa: F401 (so that every class of errors is there to be walked)
 from api.edge import problems
 from scoreboard.errors import (
-    Broken,
+    ClientError,
     Forbidden,
+    InternalError,
     OperatorMistake,
     OutcomeUnknown,
     RateLimited,
-    Refused,
     ScoreboardError,
     ScriptFailed,
     SettingInvalid,
     Unauthenticated,
     Unavailable,
 )
-from scoreboard.http.problems import KINDS, QuotaSpent, headers_of, problem_of, status_of
+from scoreboard.http.problems import (
+    PROBLEM_TYPES,
+    QuotaExceeded,
+    problem_headers,
+    problem_of,
+    status_of,
+)
 
 
 def tree(kind: type[ScoreboardError] = ScoreboardError) -> Iterator[type[ScoreboardError]]:
@@ -37,8 +43,8 @@ def tree(kind: type[ScoreboardError] = ScoreboardError) -> Iterator[type[Scorebo
 
 
 def make(kind: type[ScoreboardError]) -> ScoreboardError:
-    if kind is QuotaSpent:
-        return QuotaSpent(limit=10, window_s=60, retry_after_s=5)
+    if kind is QuotaExceeded:
+        return QuotaExceeded(limit=10, window_s=60, retry_after_s=5)
     return kind()
 
 
@@ -49,30 +55,33 @@ def test_every_error_has_a_problem(kind: type[ScoreboardError]) -> None:
     if issubclass(kind, Unavailable):
         assert status == 503
     elif (
-        issubclass(kind, Refused) and not issubclass(kind, OperatorMistake) and kind is not Refused
+        issubclass(kind, ClientError)
+        and not issubclass(kind, OperatorMistake)
+        and kind is not ClientError
     ):
         assert status in {400, 401, 403, 404, 405, 409, 413, 414, 415, 417, 422, 426, 429, 431, 505}
     else:
         assert status == 500  # what no request should meet is our fault
     problem = problem_of(error, "request-1")
     assert problem.status == status
-    assert problem.type.removeprefix("/docs/problems/") in {one.code for one in KINDS}
+    assert problem.type.removeprefix("/docs/problems/") in {one.code for one in PROBLEM_TYPES}
     assert problem.title
     assert problem.detail
     assert problem.request_id == "request-1"
-    names = {name for name, _ in headers_of(error)}
+    names = {name for name, _ in problem_headers(error)}
     assert (b"retry-after" in names) == (status in {429, 503})
     if status == 401:
         assert b"www-authenticate" in names
 
 
 def test_codes_are_not_shared() -> None:
-    codes = [kind.code for kind in KINDS]
+    codes = [kind.code for kind in PROBLEM_TYPES]
     assert len(set(codes)) == len(codes)
 
 
 @pytest.mark.parametrize(
-    "error", [ScriptFailed("submit: ERR at /srv"), SettingInvalid("REDIS_URL: x"), Broken("sql")]
+    "error",
+    [ScriptFailed("submit: ERR at /srv"), SettingInvalid("REDIS_URL: x"), InternalError("sql")],
 )
 def test_our_faults_are_not_explained_to_strangers(error: ScoreboardError) -> None:
     problem = problem_of(error, "r")
@@ -87,7 +96,7 @@ def test_an_error_without_words_of_its_own_gives_the_advice() -> None:
 
 def test_challenges_follow_rfc_6750() -> None:
     def challenge(error: ScoreboardError) -> bytes:
-        return dict(headers_of(error))[b"www-authenticate"]
+        return dict(problem_headers(error))[b"www-authenticate"]
 
     assert challenge(Unauthenticated()) == b'Bearer realm="scoreboard"'
     refused = challenge(Unauthenticated('has "quotes" \\ and é', reason="expired"))
@@ -97,15 +106,15 @@ def test_challenges_follow_rfc_6750() -> None:
     )
     forbidden = challenge(Forbidden("no", scope="update:score"))
     assert b'error="insufficient_scope", scope="update:score"' in forbidden
-    assert b"www-authenticate" not in dict(headers_of(Forbidden("no")))
+    assert b"www-authenticate" not in dict(problem_headers(Forbidden("no")))
 
 
 def test_a_spent_quota_says_when_to_come_back() -> None:
-    headers = dict(headers_of(QuotaSpent(limit=10, window_s=60, retry_after_s=7)))
+    headers = dict(problem_headers(QuotaExceeded(limit=10, window_s=60, retry_after_s=7)))
     assert headers[b"retry-after"] == b"7"
     assert headers[b"ratelimit-policy"] == b'"default";q=10;w=60'
     assert headers[b"ratelimit"] == b'"default";r=0;t=7'
-    assert issubclass(QuotaSpent, RateLimited)
+    assert issubclass(QuotaExceeded, RateLimited)
 
 
 @pytest.mark.parametrize(
@@ -128,4 +137,4 @@ def test_what_the_framework_raises_is_translated(raised: Any, status: int) -> No
     assert status_of(type(error)) == status
     assert "secret" not in problem_of(error, "r").detail
     if status == 405:
-        assert dict(headers_of(error))[b"allow"] == b"GET"
+        assert dict(problem_headers(error))[b"allow"] == b"GET"

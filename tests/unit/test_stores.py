@@ -5,12 +5,12 @@ import pytest
 from scoreboard.errors import DatabaseUnavailable, RedisUnavailable, SettingInvalid
 from scoreboard.runtime import settings
 from scoreboard.runtime.connection_urls import (
-    cause_of,
     check_database_url,
     check_redis_url,
-    passwords_of,
-    shown,
-    words_of,
+    driver_error,
+    error_text,
+    extract_passwords,
+    redact_url,
 )
 
 PASSWORD = "s3cretTiger"  # every part of it must stay hidden
@@ -104,22 +104,27 @@ def test_what_is_not_an_address_of_postgresql_is_refused_without_the_password(ur
 
 
 def test_an_address_is_shown_without_password_and_parameters() -> None:
-    assert shown(f"redis://:{PASSWORD}@127.0.0.1:6379/0") == "redis://127.0.0.1:6379/0"
-    assert shown(f"postgresql://scott:{PASSWORD}@h:1,i:2/db?password={PASSWORD}") == (
+    assert redact_url(f"redis://:{PASSWORD}@127.0.0.1:6379/0") == "redis://127.0.0.1:6379/0"
+    assert redact_url(f"postgresql://scott:{PASSWORD}@h:1,i:2/db?password={PASSWORD}") == (
         "postgresql://scott@h:1,i:2/db"
     )
-    assert HINT not in shown(f"redis://:{PASSWORD}@[::1")
+    assert HINT not in redact_url(f"redis://:{PASSWORD}@[::1")
 
 
 @pytest.mark.parametrize("url", [*BAD_REDIS, *BAD_DATABASE])
 def test_an_address_that_cannot_be_read_is_not_shown(url: str) -> None:
-    assert HINT not in shown(url)
+    assert HINT not in redact_url(url)
 
 
 def test_passwords_are_found_in_addresses_that_cannot_be_read() -> None:
-    assert passwords_of("postgresql+psycopg://scott:s3c%23ret@h/db") == ["s3c%23ret", "s3c#ret"]
-    assert passwords_of("redis://:a/b@h", "redis://h/0") == ["a/b"]
-    assert passwords_of("postgresql://h/db?sslmode=off&password=s3c%23ret&sslpassword=t0p") == [
+    assert extract_passwords("postgresql+psycopg://scott:s3c%23ret@h/db") == [
+        "s3c%23ret",
+        "s3c#ret",
+    ]
+    assert extract_passwords("redis://:a/b@h", "redis://h/0") == ["a/b"]
+    assert extract_passwords(
+        "postgresql://h/db?sslmode=off&password=s3c%23ret&sslpassword=t0p"
+    ) == [
         "s3c%23ret",
         "s3c#ret",
         "t0p",
@@ -132,8 +137,8 @@ def test_the_cause_is_the_drivers_words_on_one_line() -> None:
     outer = RedisUnavailable()
     outer.__cause__ = error
 
-    assert cause_of(error) is cause_of(outer) is cause
-    assert cause_of(RedisUnavailable()) is None
-    assert words_of(cause) == "connection failed: Connection refused"
-    assert words_of(TimeoutError()) == "TimeoutError"
-    assert len(words_of(OSError("x" * 1000))) == 300
+    assert driver_error(error) is driver_error(outer) is cause
+    assert driver_error(RedisUnavailable()) is None
+    assert error_text(cause) == "connection failed: Connection refused"
+    assert error_text(TimeoutError()) == "TimeoutError"
+    assert len(error_text(OSError("x" * 1000))) == 300

@@ -8,7 +8,7 @@ import pytest
 
 from scoreboard.errors import ScoreboardError, SettingInvalid
 from scoreboard.http.head import Head, read_head
-from scoreboard.http.problems import KINDS, status_of
+from scoreboard.http.problems import PROBLEM_TYPES, status_of
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.security.addresses import client_address
 from streamer.handshake.request import Rules, Wish, answer_of, judge
@@ -105,7 +105,7 @@ def test_a_handshake_that_is_none_is_refused_without_repeating_it(
     problem = json.loads(body)
     assert problem["status"] == expected
     assert problem["type"] == f"/docs/problems/{error.code}"
-    assert type(error) in KINDS, "docs/problems.md describes it"
+    assert type(error) in PROBLEM_TYPES, "docs/problems.md describes it"
     assert problem["request_id"] == "request-1"
     assert b"\r\nx-request-id: request-1\r\n" in head
     assert b"\r\ncontent-type: application/problem+json\r\n" in head

@@ -78,7 +78,7 @@ def test_a_flood_of_one_kind_is_a_few_lines_and_a_count(lines: io.StringIO) -> N
         log.info("request_served", status=401, client=str(number))
     log.info("request_served", status=503)
     telemetry.get_logger("y").error("batch_failed")
-    telemetry.LIMITED.limit.flush()
+    telemetry.RATE_LIMIT_FILTER.limit.flush()
 
     written = [json.loads(line) for line in lines.getvalue().splitlines()]
     events = [line["message"] for line in written]
@@ -93,7 +93,7 @@ def test_a_flood_of_one_kind_is_a_few_lines_and_a_count(lines: io.StringIO) -> N
 def test_a_flood_of_the_standard_library_is_limited_too(lines: io.StringIO) -> None:
     for number in range(1000):
         logging.getLogger("uvicorn.error").warning("Invalid request %d", number)
-    telemetry.LIMITED.limit.flush()
+    telemetry.RATE_LIMIT_FILTER.limit.flush()
 
     assert len(lines.getvalue().splitlines()) == 21
 

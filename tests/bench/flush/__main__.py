@@ -27,7 +27,7 @@ from flusher.partition import PartitionFlusher
 from flusher.writer import Writer
 from scoreboard.errors import Unavailable
 from scoreboard.model import Action, Partition
-from scoreboard.runtime.lifecycle import Stop
+from scoreboard.runtime.lifecycle import StopEvent
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import setup_logging
 from scoreboard.store.client import make_client
@@ -62,7 +62,7 @@ async def drain(
     reader = make_client(settings, name="reader", decode=False)
     scripts = make_client(settings, name="scripts")
     store = Store(scripts)
-    stop = Stop(5.0)
+    stop = StopEvent(5.0)
     lane = PartitionFlusher(
         partition,
         settings,
@@ -141,7 +141,7 @@ async def feed(
 
 
 async def sample(
-    stage: Servers, settings: Settings, partition: Partition, stop: Stop
+    stage: Servers, settings: Settings, partition: Partition, stop: StopEvent
 ) -> list[tuple[float, int]]:
     """Give (time, actions accepted and not committed) until ``stop``."""
     client = make_client(settings, name="sampler")
@@ -188,7 +188,7 @@ def steady(stage: Servers, rate: int, seconds: float) -> dict[str, float]:
     flusher = subprocess.Popen([sys.executable, "-m", "flusher"], env=environment)
 
     async def run() -> tuple[int, list[tuple[float, int]], float, float]:
-        stop = Stop(5.0)
+        stop = StopEvent(5.0)
         sampling = asyncio.create_task(sample(stage, settings, partition, stop))
         await feed(settings, board, 100, 0.1, part="first")
         await eventually_async(lambda: is_level(stage, board), within_s=60)

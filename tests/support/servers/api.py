@@ -19,7 +19,7 @@ import pytest
 from api.app import Api, create_app
 from api.server import bind, serve
 from scoreboard.model import Board
-from scoreboard.runtime.lifecycle import Stop
+from scoreboard.runtime.lifecycle import StopEvent
 from scoreboard.runtime.settings import PREFIX, Settings, load
 from scoreboard.store.client import make_client
 from scoreboard.store.store import Store
@@ -34,7 +34,7 @@ class ApiClient(httpx.AsyncClient):
     """An HTTP client of one api, with tokens for it."""
 
     api: Api
-    stop: Stop
+    stop: StopEvent
     served: "asyncio.Task[None]"
     port: int = 0
     make_token: MakeToken
@@ -123,7 +123,7 @@ async def start_api(
             port = listener.getsockname()[1]
             client = ApiClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=15)
             client.port = port
-            client.api, client.stop, client.make_token = api, Stop(5), make_token
+            client.api, client.stop, client.make_token = api, StopEvent(5), make_token
             started = asyncio.Event()
             client.served = asyncio.create_task(_hold(client, settings, listener, started))
             stack.push_async_callback(_end, client)

@@ -22,7 +22,7 @@ import redis
 
 from flusher.service import Flusher
 from scoreboard.model import Action, Board, Partition, Receipt, unpack_score
-from scoreboard.runtime.lifecycle import Stop
+from scoreboard.runtime.lifecycle import StopEvent
 from scoreboard.runtime.settings import Settings
 from scoreboard.store.client import make_client
 from scoreboard.store.dispatcher import Dispatcher
@@ -67,7 +67,7 @@ async def make_board(settings: Settings, board: Board | None = None) -> Board:
 @asynccontextmanager
 async def flushing(settings: Settings) -> AsyncIterator[Flusher]:
     """Run a flusher on this loop; stop it in its orderly way."""
-    stop = Stop(5.0)
+    stop = StopEvent(5.0)
     flusher = Flusher(settings)
     task = asyncio.create_task(flusher.serve(stop))
     try:

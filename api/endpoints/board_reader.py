@@ -14,7 +14,7 @@ import msgspec
 from msgspec import UNSET, Struct
 
 from api.documents.schemas import LeaderboardReply, RankedUser, StandingReply
-from api.endpoints.names import Names
+from api.endpoints.name_cache import NameCache
 from scoreboard.errors import Invalid, ScoreboardError, UnknownBoard
 from scoreboard.model import Board, Row
 from scoreboard.runtime.settings import Settings
@@ -43,7 +43,7 @@ class _LeaderGone(Exception):  # noqa: N818 (says what happened)
     """The request that was reading for others went away."""
 
 
-class Shared(Generic[T]):
+class SingleFlight(Generic[T]):
     """Joins equal calls of one turn of the loop: the first to ask reads for all."""
 
     def __init__(self) -> None:
@@ -81,16 +81,16 @@ class _Facts(Struct):
     until_s: float
 
 
-class Reads:
+class BoardReader:
     """Answers of the read endpoints."""
 
-    def __init__(self, settings: Settings, store: Store, names: Names) -> None:
+    def __init__(self, settings: Settings, store: Store, names: NameCache) -> None:
         self._boards = settings.boards
         self._store = store
         self._names = names
         self._facts: dict[str, _Facts] = {}
-        self._shared_facts: Shared[Board] = Shared()
-        self._shared_pages: Shared[Page] = Shared()
+        self._shared_facts: SingleFlight[Board] = SingleFlight()
+        self._shared_pages: SingleFlight[Page] = SingleFlight()
 
     def choose(self, board: str | None) -> str:
         """Give the board that a request means.
@@ -181,7 +181,7 @@ def _plain(rows: tuple[Row, ...]) -> tuple[RankedUser, ...]:
     return tuple(RankedUser(rank=row.rank, user_id=row.user_id, score=row.score) for row in rows)
 
 
-def is_known_to_client(if_none_match: str | None, etag: str) -> bool:
+def etag_matches(if_none_match: str | None, etag: str) -> bool:
     """Tell whether a client already has what a tag names (weak comparison, RFC 9110)."""
     if if_none_match is None:
         return False

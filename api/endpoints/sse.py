@@ -1,7 +1,7 @@
 """One event stream and what it should have: server-sent events of the live board's messages.
 
-Used by api.endpoints.stream alone. What stays true: a stream holds one slot, the channel's newest
-frame; it ends when its time is over, with a ``bye`` that says why.
+Invariants: a stream holds one slot, the channel's newest frame; it ends when its time is over, with
+a ``bye`` that says why.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ class Channel:
 
     def __init__(self, board: str) -> None:
         self.board = board
-        self.streams: set[Stream] = set()
+        self.streams: set[EventStream] = set()
         self.event_id = ""
         self.frame = b""
         self.status = b""
@@ -71,7 +71,7 @@ class Channel:
             stream.woken.set()
 
 
-class Stream:
+class EventStream:
     """One client: what it was sent last, and whether it should end."""
 
     def __init__(self, grant: Grant, channel: Channel) -> None:

@@ -15,9 +15,9 @@ from functools import partial
 from typing import Final
 
 from api.edge.authentication import require_reader
-from api.edge.middleware import Streaming
-from api.endpoints.direct import PARAMETERS
-from api.endpoints.events import Channel, Grant, Stream
+from api.edge.router import Streaming
+from api.endpoints.fast_update import PARAMETERS
+from api.endpoints.sse import Channel, EventStream, Grant
 from scoreboard.broadcast.close_codes import CloseCode
 from scoreboard.broadcast.frames import Status
 from scoreboard.broadcast.state import BoardState
@@ -30,14 +30,14 @@ from scoreboard.errors import (
     Uninitialised,
     UnknownBoard,
 )
-from scoreboard.http.query import read_query
+from scoreboard.http.query import parse_query
 from scoreboard.http.request import Request
 from scoreboard.http.response import NOSNIFF
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import counter, gauge
 from scoreboard.security.addresses import client_address, trusted_networks
 from scoreboard.security.origins import Origins
-from scoreboard.security.tokens import READ, Caller, Verifier, bearer_of
+from scoreboard.security.tokens import READ, Caller, Verifier, bearer_token
 
 PATH: Final = "/api/scores/stream"
 
@@ -62,7 +62,7 @@ _HEADERS: Final = (
 )
 
 
-class EventStream:
+class EventStreams:
     """Admits event streams and serves them."""
 
     def __init__(self, settings: Settings, verifier: Verifier, draining: asyncio.Event) -> None:
@@ -129,9 +129,9 @@ class EventStream:
 
     async def _admit(self, request: Request) -> Grant:
         headers = request.head.headers
-        board = read_query(request.head.query, PARAMETERS).get("board", self._settings.boards[0])
+        board = parse_query(request.head.query, PARAMETERS).get("board", self._settings.boards[0])
         self._origins.check(headers.get(b"origin"), headers.get(b"host", b""))
-        token = bearer_of(headers.get(b"authorization"))
+        token = bearer_token(headers.get(b"authorization"))
         if self._draining.is_set():
             raise Overloaded("This server is stopping; connect again")
         if board not in self._channels:
@@ -199,7 +199,7 @@ class EventStream:
 
     async def _serve(self, request: Request, grant: Grant) -> None:
         channel = self._channels[grant.board]
-        stream = Stream(grant, channel)
+        stream = EventStream(grant, channel)
         channel.streams.add(stream)
         reason = "error"
         try:
@@ -209,12 +209,12 @@ class EventStream:
             channel.streams.discard(stream)
             self._give_back(grant)
 
-    async def _follow(self, request: Request, stream: Stream) -> str:
+    async def _follow(self, request: Request, stream: EventStream) -> str:
         """Write a stream to its end; return why it ended."""
         settings = self._settings
         try:
             headers = [*_HEADERS, (b"x-request-id", request.id.encode())]
-            answer = request.begin_stream(200, headers, send_s=settings.slow_viewer_s)
+            answer = request.start_stream(200, headers, send_s=settings.slow_viewer_s)
             async with asyncio.TaskGroup() as tasks:
                 leaving = tasks.create_task(_watch_leaving(request, stream))
                 try:
@@ -238,8 +238,8 @@ class EventStream:
             await asyncio.sleep(spread_s / len(streams))
 
 
-async def _watch_leaving(request: Request, stream: Stream) -> None:
-    await request.peer_left()
+async def _watch_leaving(request: Request, stream: EventStream) -> None:
+    await request.wait_disconnected()
     stream.leave()
 
 

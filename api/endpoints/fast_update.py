@@ -10,9 +10,9 @@ import msgspec
 
 from api.documents.schemas import UpdateReply, UpdateRequest
 from api.edge.authentication import authenticate, require_updater
-from api.endpoints.updates import Updates
+from api.endpoints.updates import UpdateService
 from scoreboard.errors import Invalid, Malformed, UnsupportedMedia
-from scoreboard.http.query import read_query
+from scoreboard.http.query import parse_query
 from scoreboard.http.request import Request
 from scoreboard.http.response import NOSNIFF, HttpResponse
 from scoreboard.security.tokens import Verifier
@@ -30,7 +30,7 @@ _encode: Final = msgspec.json.Encoder().encode
 class FastUpdate:
     """Handles ``POST /api/scores/update``."""
 
-    def __init__(self, verifier: Verifier, updates: Updates) -> None:
+    def __init__(self, verifier: Verifier, updates: UpdateService) -> None:
         self._verifier = verifier
         self._updates = updates
 
@@ -40,7 +40,7 @@ class FastUpdate:
         Raises any ScoreboardError, which the caller turns into a problem.
         """
         headers = request.head.headers
-        board = read_query(request.head.query, PARAMETERS).get("board")
+        board = parse_query(request.head.query, PARAMETERS).get("board")
         caller = await authenticate(self._verifier, headers)
         trusted = require_updater(caller)
         check_media(headers.get(b"content-type"))

@@ -16,7 +16,7 @@ from litestar import Request, Response, get
 from litestar.handlers import HTTPRouteHandler
 
 from api.documents.schemas import PageConfig, SignInConfig
-from api.endpoints.reads import is_known_to_client
+from api.endpoints.board_reader import etag_matches
 from scoreboard.errors import NotFound
 from scoreboard.runtime.settings import Settings
 
@@ -117,7 +117,7 @@ def make_handlers(settings: Settings, folder: Path) -> list[HTTPRouteHandler]:
             "Content-Security-Policy": policy(settings, address),
             "ETag": file.etag,
         }
-        if is_known_to_client(request.headers.get("if-none-match"), file.etag):
+        if etag_matches(request.headers.get("if-none-match"), file.etag):
             return Response(b"", status_code=304, headers=headers, media_type=file.media_type)
         return Response(file.content, headers=headers, media_type=file.media_type)
 

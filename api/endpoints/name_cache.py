@@ -37,7 +37,7 @@ PAUSE_S: Final = 5.0
 LOOKUP_S: Final = 5.0
 """Longest that one question to PostgreSQL may take."""
 
-_MISSED = counter("names_unavailable_total", "Reads answered without fresh names")
+_MISSED = counter("names_unavailable_total", "BoardReader answered without fresh names")
 _log = get_logger(__name__)
 
 
@@ -46,7 +46,7 @@ class _Known(Struct):
     until_s: float
 
 
-class Names:
+class NameCache:
     """Looks up names by user id. Run ``run`` in a task group."""
 
     def __init__(self, pool: AsyncConnectionPool[Connection] | None) -> None:

@@ -16,17 +16,17 @@ import structlog
 
 from api import metrics
 from scoreboard.errors import (
-    Broken,
+    InternalError,
     OutcomeUnknown,
     Overloaded,
     ScoreboardError,
     Unavailable,
 )
-from scoreboard.http.asgi import AsgiApp, ask, scope_of
+from scoreboard.http.asgi import AsgiApp, ask, build_scope
 from scoreboard.http.problems import status_of
 from scoreboard.http.request import Request
 from scoreboard.http.request_ids import HEADER, RequestIds
-from scoreboard.http.response import NOSNIFF, HttpResponse, answer_of
+from scoreboard.http.response import NOSNIFF, HttpResponse, error_response
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
 
@@ -41,7 +41,7 @@ DirectHandler = Callable[[Request], Awaitable[HttpResponse | Streaming]]
 _log = get_logger(__name__)
 
 
-class Edge:
+class Router:
     """Serves direct handlers itself and leaves everything else to the framework's application."""
 
     def __init__(
@@ -91,7 +91,7 @@ class Edge:
         except Exception as error:  # noqa: BLE001 (a request's entry: its caller gets an answer)
             known = _as_known(error, head.method, request.id)
             status, code = status_of(type(known)), known.code
-            answer = answer_of(known, request.id)
+            answer = error_response(known, request.id)
         finally:
             self._under_way -= 1
             seconds = time.perf_counter() - started_s
@@ -116,7 +116,7 @@ class Edge:
     def refuse(self, error: ScoreboardError, peer: str) -> HttpResponse:
         """Return the answer to what the server could not read, or has no place for."""
         request_id = self._ids.new()
-        answer = answer_of(error, request_id)
+        answer = error_response(error, request_id)
         answer.headers.append((HEADER, request_id.encode()))
         metrics.observe("", metrics.UNMATCHED, answer.status, 0.0)
         _log.info(
@@ -146,7 +146,7 @@ class Edge:
 
     async def _framed(self, request: Request) -> tuple[HttpResponse, str, str]:
         """Let the framework answer; return its answer, the route and the code of its problem."""
-        scope = scope_of(request)
+        scope = build_scope(request)
         scope["state"]["request_id"] = request.id
         with structlog.contextvars.bound_contextvars(request_id=request.id):
             answer = await ask(self._inner, scope, request)
@@ -163,4 +163,4 @@ def _as_known(error: Exception, method: str, request_id: str) -> ScoreboardError
     if isinstance(error, TimeoutError):
         return OutcomeUnknown() if method == "POST" else Unavailable("It took too long")
     _log.error("request_failed", request_id=request_id, exc_info=error)
-    return Broken()
+    return InternalError()
