@@ -23,7 +23,7 @@ _SECONDS = histogram(
 )
 CONNECTIONS = gauge("http_connections", "Connections open")
 IN_PROGRESS = gauge("http_requests_in_progress", "Requests being answered")
-UPDATES = counter("score_updates_total", "UpdateService by what became of them", "outcome")
+UPDATES = counter("score_updates_total", "Updates by outcome", "outcome")
 
 _children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 

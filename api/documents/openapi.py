@@ -68,7 +68,7 @@ _HEADERS: Final[dict[str, dict[str, Any]]] = {
         "schema": {"type": "string", "examples": ['"default";r=9;t=60']},
     },
     "RateLimitPolicy": {
-        "description": "UpdateService allowed, per seconds. Only where the api limits.",
+        "description": "Updates allowed per window in seconds. Only if the api enforces the limit.",
         "schema": {"type": "string", "examples": ['"default";q=10;w=60']},
     },
 }

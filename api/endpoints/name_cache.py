@@ -37,7 +37,7 @@ PAUSE_S: Final = 5.0
 LOOKUP_S: Final = 5.0
 """Longest that one question to PostgreSQL may take."""
 
-_MISSED = counter("names_unavailable_total", "BoardReader answered without fresh names")
+_MISSED = counter("names_unavailable_total", "Reads answered without fresh names")
 _log = get_logger(__name__)
 
 
