@@ -16,7 +16,7 @@ from litestar.datastructures import State
 from api.documents import openapi
 from api.edge import problems
 from api.edge.rate_limit import RateLimiter
-from api.edge.router import DirectHandler, Router
+from api.edge.router import RouteHandler, Router
 from api.endpoints import static_files
 from api.endpoints.board_reader import BoardReader
 from api.endpoints.event_streams import PATH as STREAM_PATH
@@ -94,7 +94,7 @@ class Api:
             state=State({"services": Services(settings, self._verifier, updates, reads)}),
         )
         self._stream = EventStreams(settings, self._verifier, self.health.draining)
-        handlers: dict[tuple[str, str], DirectHandler] = {("GET", STREAM_PATH): self._stream}
+        handlers: dict[tuple[str, str], RouteHandler] = {("GET", STREAM_PATH): self._stream}
         if direct:
             handlers["POST", "/api/scores/update"] = FastUpdate(self._verifier, updates)
         self.edge = Router(settings, self.litestar, handlers)

@@ -33,10 +33,10 @@ from scoreboard.runtime.telemetry import get_logger
 LOGGED_SHARE: Final = 0.01
 """Share of good answers that get a line in the log; all others do."""
 
-Streaming = Callable[[], Awaitable[None]]
+StreamResponder = Callable[[], Awaitable[None]]
 """What a handler returns that was granted a stream: it runs beyond the limits of a request."""
 
-DirectHandler = Callable[[Request], Awaitable[HttpResponse | Streaming]]
+RouteHandler = Callable[[Request], Awaitable[HttpResponse | StreamResponder]]
 
 _log = get_logger(__name__)
 
@@ -48,7 +48,7 @@ class Router:
         self,
         settings: Settings,
         inner: AsgiApp,
-        direct: Mapping[tuple[str, str], DirectHandler],
+        direct: Mapping[tuple[str, str], RouteHandler],
     ) -> None:
         """``direct`` maps method and path to handlers that need no framework."""
         self._inner = inner

@@ -1,58 +1,50 @@
-"""The live board as server-sent events: ``GET /api/scores/stream``, for who cannot WebSocket.
+"""The live board as server-sent events: ``GET /api/scores/stream``, for clients without WebSocket.
 
-A direct handler: admitting a stream is a request like any other, and what follows has neither the
-end nor the time limit of one (docs/decisions/0007). One relay per process, begun by the first
-stream. What stays true: streams are bounded in number and age; a peer that takes nothing is hung up
-on; a stream ends with its token.
+Admission of a stream is a request like any other; the stream itself has neither the place nor the
+time limit of a request (docs/decisions/0007). The first stream of a process starts its
+BoardWatcher.
+
+Invariants: streams are bounded in number and age; a client that reads nothing is disconnected; a
+stream ends with its token.
 """
 
 import asyncio
 import random
 import time
-from collections import Counter
 from contextlib import suppress
 from functools import partial
 from typing import Final
 
-from api.edge.authentication import require_reader
-from api.edge.router import Streaming
+from api.edge.router import StreamResponder
 from api.endpoints.fast_update import PARAMETERS
-from api.endpoints.sse import Channel, EventStream, Grant
+from api.endpoints.sse import Admission, EventChannel, EventStream
+from scoreboard.broadcast.admission import ConnectionCounts
 from scoreboard.broadcast.close_codes import CloseCode
-from scoreboard.broadcast.frames import Status
 from scoreboard.broadcast.state import BoardState
 from scoreboard.broadcast.watcher import BoardWatcher
-from scoreboard.errors import (
-    Overloaded,
-    ScoreboardError,
-    TooManyConnections,
-    Unauthenticated,
-    Uninitialised,
-    UnknownBoard,
-)
+from scoreboard.errors import Overloaded, ScoreboardError, Uninitialised, UnknownBoard
 from scoreboard.http.query import parse_query
 from scoreboard.http.request import Request
 from scoreboard.http.response import NOSNIFF
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import counter, gauge
+from scoreboard.security.access import can_read, require_read
 from scoreboard.security.addresses import client_address, trusted_networks
 from scoreboard.security.origins import Origins
-from scoreboard.security.tokens import READ, Caller, Verifier, bearer_token
+from scoreboard.security.tokens import Caller, Verifier, bearer_token
 
 PATH: Final = "/api/scores/stream"
 
 FIRST_READ_S: Final = 2.0
-"""The first stream of a process waits this long for its board."""
+"""Longest wait of the first stream of a process for its board."""
 
 AGE_SPREAD: Final = 0.2
-HURRY_PER_S: Final = 50
-"""Streams ended a second when the process stops, unless its grace is shorter."""
-
-RETRY_AFTER_S: Final = 30
+ENDED_PER_S: Final = 50
+"""Streams ended per second when the process stops, unless the drain time is shorter."""
 
 _STREAMS = gauge("event_streams", "Event streams open")
-_OPENED = counter("event_streams_opened_total", "Event streams by how they began", "result")
-_ENDED = counter("event_streams_ended_total", "Event streams by why they ended", "reason")
+_OPENED = counter("event_streams_opened_total", "Event streams by result of admission", "result")
+_ENDED = counter("event_streams_ended_total", "Event streams by the reason of their end", "reason")
 
 _HEADERS: Final = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -66,68 +58,71 @@ class EventStreams:
     """Admits event streams and serves them."""
 
     def __init__(self, settings: Settings, verifier: Verifier, draining: asyncio.Event) -> None:
-        """Take the event that is set when the api drains; connects to nothing yet.
+        """Take the event that is set when the api drains; nothing connects yet.
 
-        Raises SettingInvalid where the trusted hops or the origins cannot be read.
+        Raises SettingInvalid if the trusted hops or the origins are invalid.
         """
         self._settings = settings
         self._verifier = verifier
         self._draining = draining
         self._hops = trusted_networks(settings.trusted_hops)
         self._origins = Origins(settings.origins)
-        self._relay = BoardWatcher(settings, self, name="api-stream")
-        self._channels = {board: Channel(board) for board in settings.boards}
+        self._watcher = BoardWatcher(settings, self, name="api-stream")
+        self._channels = {board: EventChannel(board) for board in settings.boards}
         self._is_wanted = asyncio.Event()
-        self._addresses: Counter[str] = Counter()
-        self._subjects: Counter[str] = Counter()
+        self._counts = ConnectionCounts(
+            "streams",
+            capacity=settings.event_streams,
+            per_address=settings.viewers_per_address,
+            per_subject=settings.viewers_per_subject,
+        )
         _STREAMS.set_function(lambda: self.count)
 
     @property
     def count(self) -> int:
-        """Count the streams that are open."""
-        return self._addresses.total()
+        """The number of open streams."""
+        return self._counts.total
 
-    async def __call__(self, request: Request) -> Streaming:
-        """Admit a stream; return what serves it, which must be run.
+    async def __call__(self, request: Request) -> StreamResponder:
+        """Admit a stream; return the function that serves it, which must be called.
 
-        Raises any ScoreboardError where it is not admitted.
+        Raises any ScoreboardError for a request that is refused.
         """
         try:
-            grant = await self._admit(request)
+            admission = await self._admit(request)
         except ScoreboardError as error:
             _OPENED.labels(error.code).inc()
             raise
         _OPENED.labels("granted").inc()
-        return partial(self._serve, request, grant)
+        return partial(self._serve, request, admission)
 
     async def run(self) -> None:
-        """Follow the boards once somebody wants them, and end all streams when the api drains."""
+        """Watch the boards from the first stream on; end all streams when the api drains."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._end_all())
             await self._is_wanted.wait()
-            await self._relay.run()
+            await self._watcher.run()
 
-    # The relay's listener
+    # The listener of BoardWatcher
 
     def board_changed(self, feed: BoardState, noticed_at_s: float) -> None:  # noqa: ARG002
-        """Wake the board's streams."""
-        self._channels[feed.board].show(feed)
+        """Send a new board to its streams."""
+        if feed.frame is not None:
+            self._channels[feed.board].publish(feed.frame)
 
     def status_changed(self, feed: BoardState) -> None:
         """Tell the board's streams whether it is live."""
-        status = Status("stale", feed.trouble) if feed.trouble else Status("live")
-        self._channels[feed.board].tell(status)
+        self._channels[feed.board].publish_status(feed.status)
 
     def access_changed(self, feed: BoardState) -> None:
-        """End the streams that only the board's being public had let in."""
+        """End the streams that may no longer read the board."""
         for stream in self._channels[feed.board].streams:
-            caller = stream.grant.caller
-            if not feed.is_public and not (caller and caller.has(READ)):
+            if not can_read(stream.admission.caller, is_public=feed.is_public):
                 stream.finish(CloseCode.FORBIDDEN)
 
-    # Who may have a stream
+    # Admission
 
-    async def _admit(self, request: Request) -> Grant:
+    async def _admit(self, request: Request) -> Admission:
         headers = request.head.headers
         board = parse_query(request.head.query, PARAMETERS).get("board", self._settings.boards[0])
         self._origins.check(headers.get(b"origin"), headers.get(b"host", b""))
@@ -137,23 +132,20 @@ class EventStreams:
         if board not in self._channels:
             raise UnknownBoard
         caller = await self._verifier.verify(token) if token else None
-        feed = self._relay.feeds[board]
+        feed = self._watcher.feeds[board]
         if feed.frame is None:
             self._is_wanted.set()
             with suppress(TimeoutError):
                 async with asyncio.timeout(FIRST_READ_S):
-                    await self._relay.settle()
+                    await self._watcher.settle()
         if feed.frame is None:
             raise Uninitialised
-        if not feed.is_public:
-            if caller is None:
-                raise Unauthenticated("This board is not public: connect with a token")
-            require_reader(caller)
-        grant = self._grant(request, board, caller)
-        self._take(grant)
-        return grant
+        require_read(caller, is_public=feed.is_public)
+        admission = self._describe(request, board, caller)
+        self._counts.admit(admission.address, admission.subject)
+        return admission
 
-    def _grant(self, request: Request, board: str, caller: Caller | None) -> Grant:
+    def _describe(self, request: Request, board: str, caller: Caller | None) -> Admission:
         headers = request.head.headers
         now_s = asyncio.get_running_loop().time()
         spread = random.uniform(1 - AGE_SPREAD, 1 + AGE_SPREAD)  # noqa: S311 (jitter)
@@ -163,7 +155,7 @@ class EventStreams:
             if token_ends_at_s < ends_at_s:
                 ends_at_s, ends_with = token_ends_at_s, CloseCode.TOKEN_EXPIRED
         forwarded = headers.get(b"x-forwarded-for", b"").decode("latin-1")
-        return Grant(
+        return Admission(
             board=board,
             address=client_address(request.peer[0], [forwarded], self._hops),
             caller=caller,
@@ -172,56 +164,33 @@ class EventStreams:
             last_event_id=headers.get(b"last-event-id", b"").decode("latin-1"),
         )
 
-    def _take(self, grant: Grant) -> None:
-        settings = self._settings
-        if self.count >= settings.event_streams:
-            raise Overloaded("This server has all the streams it may hold")
-        most = settings.viewers_per_address
-        if self._addresses[grant.address] >= most:
-            raise TooManyConnections(
-                f"One address may have {most} streams", retry_after_s=RETRY_AFTER_S
-            )
-        most = settings.viewers_per_subject
-        if grant.caller is not None and self._subjects[grant.caller.subject] >= most:
-            raise TooManyConnections(
-                f"One user may have {most} streams", retry_after_s=RETRY_AFTER_S
-            )
-        self._addresses[grant.address] += 1
-        if grant.caller is not None:
-            self._subjects[grant.caller.subject] += 1
-
-    def _give_back(self, grant: Grant) -> None:
-        _decrement(self._addresses, grant.address)
-        if grant.caller is not None:
-            _decrement(self._subjects, grant.caller.subject)
-
     # One stream
 
-    async def _serve(self, request: Request, grant: Grant) -> None:
-        channel = self._channels[grant.board]
-        stream = EventStream(grant, channel)
+    async def _serve(self, request: Request, admission: Admission) -> None:
+        channel = self._channels[admission.board]
+        stream = EventStream(admission, channel)
         channel.streams.add(stream)
         reason = "error"
         try:
-            reason = await self._follow(request, stream)
+            reason = await self._write(request, stream)
         finally:
             _ENDED.labels(reason).inc()
             channel.streams.discard(stream)
-            self._give_back(grant)
+            self._counts.release(admission.address, admission.subject)
 
-    async def _follow(self, request: Request, stream: EventStream) -> str:
-        """Write a stream to its end; return why it ended."""
+    async def _write(self, request: Request, stream: EventStream) -> str:
+        """Write a stream until it ends; return the reason."""
         settings = self._settings
         try:
             headers = [*_HEADERS, (b"x-request-id", request.id.encode())]
             answer = request.start_stream(200, headers, send_s=settings.slow_viewer_s)
             async with asyncio.TaskGroup() as tasks:
-                leaving = tasks.create_task(_watch_leaving(request, stream))
+                watching = tasks.create_task(_watch_disconnect(request, stream))
                 try:
-                    reason = await stream.follow(answer.write, settings.heartbeat_s)
+                    reason = await stream.run(answer.write, settings.heartbeat_s)
                     await answer.end()
                 finally:
-                    leaving.cancel()
+                    watching.cancel()
         except* TimeoutError:
             reason = "too-slow"
         except* ConnectionError:
@@ -232,18 +201,12 @@ class EventStreams:
         await self._draining.wait()
         streams = [one for channel in self._channels.values() for one in channel.streams]
         random.shuffle(streams)
-        spread_s = min(self._settings.drain_s / 2, len(streams) / HURRY_PER_S)
+        spread_s = min(self._settings.drain_s / 2, len(streams) / ENDED_PER_S)
         for stream in streams:
             stream.finish(CloseCode.RESTART)
             await asyncio.sleep(spread_s / len(streams))
 
 
-async def _watch_leaving(request: Request, stream: EventStream) -> None:
+async def _watch_disconnect(request: Request, stream: EventStream) -> None:
     await request.wait_disconnected()
-    stream.leave()
-
-
-def _decrement(counts: Counter[str], name: str) -> None:
-    counts[name] -= 1
-    if counts[name] <= 0:
-        del counts[name]
+    stream.note_disconnect()

@@ -1,7 +1,7 @@
-"""One event stream and what it should have: server-sent events of the live board's messages.
+"""One event stream: the viewers' messages as server-sent events.
 
-Invariants: a stream holds one slot, the channel's newest frame; it ends when its time is over, with
-a ``bye`` that says why.
+Invariants: a stream holds no queue; it is sent the channel's newest frame, and skips those before;
+it ends at its deadline, with a ``bye`` that says why.
 """
 
 import asyncio
@@ -11,19 +11,19 @@ from typing import Final
 
 from msgspec import Struct
 
+from scoreboard.broadcast.channel import BoardChannel
 from scoreboard.broadcast.close_codes import CloseCode, bye_of
-from scoreboard.broadcast.frames import Heartbeat, Message, Status, encode
-from scoreboard.broadcast.state import BoardState
+from scoreboard.broadcast.frames import Heartbeat, Leaderboard, Message, Status, encode
 from scoreboard.security.tokens import Caller
 
 RETRY_MS: Final = 3000
-"""What EventSource waits before it reconnects, where no ``bye`` says otherwise."""
+"""Delay before EventSource reconnects, unless a ``bye`` says otherwise."""
 
 Write = Callable[[bytes], Awaitable[None]]
 
 
-class Grant(Struct, frozen=True):
-    """What a stream was granted: whose it is, and when it ends at the latest (loop's clock)."""
+class Admission(Struct, frozen=True):
+    """An admitted stream: who opened it, and when it ends at the latest (the loop's clock)."""
 
     board: str
     address: str
@@ -32,39 +32,30 @@ class Grant(Struct, frozen=True):
     ends_with: CloseCode
     last_event_id: str
 
+    @property
+    def subject(self) -> str | None:
+        """The token's subject; None without a token."""
+        return self.caller.subject if self.caller else None
 
-class Channel:
-    """One board's streams and what they should have."""
+
+class EventChannel(BoardChannel):
+    """One board's event streams and the events to send them."""
+
+    __slots__ = ("streams",)
 
     def __init__(self, board: str) -> None:
-        self.board = board
+        super().__init__(board, encode_event)
         self.streams: set[EventStream] = set()
-        self.event_id = ""
-        self.frame = b""
-        self.status = b""
-        self.is_stale = False
-        self._position = (0, 0)
 
-    def show(self, feed: BoardState) -> None:
-        """Hold a new board and wake everyone."""
-        if feed.frame is None:
-            return
-        self._position = feed.frame.epoch, feed.frame.seq
-        self.event_id = f"{feed.frame.epoch}-{feed.frame.seq}"
-        self.frame = event(feed.frame, self.event_id)
+    def publish(self, state: Leaderboard) -> None:
+        """Replace the leaderboard and wake every stream."""
+        self.set_board(state)
         self._wake()
 
-    def tell(self, status: Status) -> None:
-        """Hold a new status and wake everyone."""
-        self.is_stale = status.state == "stale"
-        self.status = event(status)
+    def publish_status(self, status: Status) -> None:
+        """Replace the status and wake every stream."""
+        self.set_status(status)
         self._wake()
-
-    def heartbeat(self) -> bytes:
-        """Give a heartbeat with the held frame's position."""
-        epoch, seq = self._position
-        now_ms = time.time_ns() // 1_000_000
-        return event(Heartbeat(self.board, epoch, seq, now_ms), self.event_id)
 
     def _wake(self) -> None:
         for stream in self.streams:
@@ -74,43 +65,43 @@ class Channel:
 class EventStream:
     """One client: what it was sent last, and whether it should end."""
 
-    def __init__(self, grant: Grant, channel: Channel) -> None:
-        self.grant = grant
+    def __init__(self, admission: Admission, channel: EventChannel) -> None:
+        self.admission = admission
         self.woken = asyncio.Event()
         self._channel = channel
         self._is_gone = False
         self._end: CloseCode | None = None
-        self._seen = b""
-        self._told = b"" if channel.is_stale else channel.status
+        self._sent_frame = b""
+        self._sent_status = channel.initial_status
 
     def finish(self, code: CloseCode) -> None:
-        """Have the stream say ``bye`` and end."""
+        """End the stream, with a ``bye``."""
         self._end = self._end or code
         self.woken.set()
 
-    def leave(self) -> None:
-        """Note that the client has gone."""
+    def note_disconnect(self) -> None:
+        """Record that the client has disconnected."""
         self._is_gone = True
         self.woken.set()
 
-    async def follow(self, write: Write, heartbeat_s: float) -> str:
-        """Write what is new until the stream ends; give why it did.
+    async def run(self, write: Write, heartbeat_s: float) -> str:
+        """Write events until the stream ends; return the reason, a label of the metrics.
 
-        ``write`` may take long; what comes meanwhile is skipped for what is newest after it.
+        ``write`` may take long: afterwards only the newest frame is sent.
         """
         loop = asyncio.get_running_loop()
-        ends_at_s = self.grant.ends_at_s
-        data = self._greeting()
+        ends_at_s = self.admission.ends_at_s
+        data = self._opening()
         while True:
-            data += self._news()
+            data += self._unsent()
             if data:
                 await write(data)
             if self._is_gone:
                 return "client"
             if loop.time() >= ends_at_s:
-                self._end = self._end or self.grant.ends_with
+                self._end = self._end or self.admission.ends_with
             if self._end is not None:
-                await write(event(bye_of(self._end)))
+                await write(encode_event(bye_of(self._end)))
                 return str(int(self._end))
             data = b""
             try:
@@ -118,30 +109,40 @@ class EventStream:
                     await self.woken.wait()
             except TimeoutError:
                 if loop.time() < ends_at_s:
-                    data = self._channel.heartbeat()
+                    data = self._heartbeat()
             self.woken.clear()
 
-    def _greeting(self) -> bytes:
+    def _opening(self) -> bytes:
         retry = b"retry: %d\n\n" % RETRY_MS
-        if self.grant.last_event_id != self._channel.event_id:
+        state = self._channel.state
+        if state is None or self.admission.last_event_id != event_id(state):
             return retry
-        # The client holds this very board: a sign of life will do.
-        self._seen = self._channel.frame
-        return retry + self._channel.heartbeat()
+        # The client has the current board: a heartbeat is enough.
+        self._sent_frame = self._channel.frame
+        return retry + self._heartbeat()
 
-    def _news(self) -> bytes:
-        news = b""
-        if self._seen is not self._channel.frame:
-            self._seen = self._channel.frame
-            news = self._seen
-        if self._told is not self._channel.status:
-            self._told = self._channel.status
-            news += self._told
-        return news
+    def _heartbeat(self) -> bytes:
+        return self._channel.heartbeat(time.time_ns() // 1_000_000)
+
+    def _unsent(self) -> bytes:
+        data = b""
+        if self._sent_frame is not self._channel.frame:
+            self._sent_frame = self._channel.frame
+            data = self._sent_frame
+        if self._sent_status is not self._channel.status:
+            self._sent_status = self._channel.status
+            data += self._sent_status
+        return data
 
 
-def event(message: Message, event_id: str = "") -> bytes:
-    """Give a message as a server-sent event, named by its type."""
-    name = str(type(message).__struct_config__.tag)
-    line = f"event: {name}\n" + (f"id: {event_id}\n" if event_id else "")
-    return line.encode() + b"data: " + encode(message) + b"\n\n"
+def event_id(message: Leaderboard | Heartbeat) -> str:
+    """Return the id of an event: the position of its board."""
+    return f"{message.epoch}-{message.seq}"
+
+
+def encode_event(message: Message) -> bytes:
+    """Encode a message as a server-sent event, named by its type."""
+    lines = f"event: {type(message).__struct_config__.tag}\n"
+    if isinstance(message, Leaderboard | Heartbeat):
+        lines += f"id: {event_id(message)}\n"
+    return lines.encode() + b"data: " + encode(message) + b"\n\n"

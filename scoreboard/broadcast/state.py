@@ -8,7 +8,7 @@ would ignore every update until ``seq`` had caught up, or take an older epoch fo
 
 from enum import Enum
 
-from scoreboard.broadcast.frames import Leaderboard, StaleReason
+from scoreboard.broadcast.frames import Leaderboard, StaleReason, Status
 from scoreboard.model import Window
 
 
@@ -33,6 +33,11 @@ class BoardState:
         self.trouble: StaleReason | None = None
         """Why viewers have been told that the board may be old; None while it is live."""
         self._positions: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def status(self) -> Status:
+        """The message that tells viewers whether the board is live."""
+        return Status("stale", self.trouble) if self.trouble else Status("live")
 
     def take(self, window: Window, at_ms: int) -> Verdict:
         """Judge a read, and keep it unless it is older than what was accepted before.

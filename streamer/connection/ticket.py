@@ -6,7 +6,8 @@ loop's clock, converted once, so that no change of the wall clock ends or prolon
 
 from scoreboard.errors import Forbidden, Malformed
 from scoreboard.runtime.settings import Settings
-from scoreboard.security.tokens import READ, Caller
+from scoreboard.security.access import require_read
+from scoreboard.security.tokens import Caller
 
 
 class TokenSession:
@@ -35,8 +36,7 @@ class TokenSession:
         """
         if (caller.subject, caller.issuer) != (self.caller.subject, self.caller.issuer):
             raise Forbidden("The new token is another user's")
-        if not is_public and not caller.has(READ):
-            raise Forbidden(f"This board needs the scope {READ}", scope=READ)
+        require_read(caller, is_public=is_public)
         if caller.expires_at_s <= self.caller.expires_at_s:
             raise Malformed("The new token does not end later than the one it would replace")
         self.caller = caller

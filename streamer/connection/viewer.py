@@ -21,7 +21,8 @@ from websockets.protocol import State
 from scoreboard.broadcast.close_codes import CloseCode, bye_of
 from scoreboard.broadcast.frames import AuthExpiring, Heartbeat, Message, Problem, encode
 from scoreboard.errors import Forbidden, Malformed, ScoreboardError
-from scoreboard.security.tokens import READ, Caller
+from scoreboard.security.access import can_read
+from scoreboard.security.tokens import Caller
 from streamer import metrics
 from streamer.connection.framing import close_frame, text_frame
 from streamer.connection.inbound import CHUNK_BYTES, Inbound, Parser, Unwelcome
@@ -87,7 +88,7 @@ class Viewer(asyncio.Protocol):
         self._code = 0
         self._by = ""
         self._seen = b""
-        self._told = b"" if room.is_stale else room.status
+        self._told = room.initial_status
         self._pace = FlowControl(settings, now_s)
         self._leaves_at_s = now_s + spread(settings.viewer_age_s, AGE_SPREAD)
         self._deadline_s = 0.0
@@ -267,7 +268,8 @@ class Viewer(asyncio.Protocol):
 
     def access_lost(self, room: Channel) -> None:
         """End if only the board's being public let this viewer in."""
-        if room is self._room and not (self._ticket and self._ticket.caller.has(READ)):
+        caller = self._ticket.caller if self._ticket else None
+        if room is self._room and not can_read(caller, is_public=room.is_public):
             self.close(CloseCode.FORBIDDEN)
 
     def leave(self, code: CloseCode, delay_ms: tuple[int, int]) -> None:

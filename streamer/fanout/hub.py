@@ -9,7 +9,8 @@ can take data is offered the newest frame, whoever joins or leaves during a lap.
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from scoreboard.broadcast.frames import Heartbeat, Leaderboard, Status, encode
+from scoreboard.broadcast.channel import BoardChannel
+from scoreboard.broadcast.frames import Leaderboard, Message, Status, encode
 from streamer.connection.framing import ping_frame, text_frame
 
 CHUNK: Final = 50
@@ -30,8 +31,8 @@ class Watcher(Protocol):
         ...
 
 
-class Channel:
-    """One board's viewers, and what they should have."""
+class Channel(BoardChannel):
+    """One board's viewers, and the frames to send them."""
 
     __slots__ = (
         "_cursor",
@@ -39,34 +40,21 @@ class Channel:
         "_lap",
         "_on_work",
         "ack",
-        "board",
-        "frame",
         "frame_at_s",
-        "is_public",
-        "is_stale",
         "noticed_at_s",
         "number",
         "paced",
         "sent",
         "skipped",
-        "state",
-        "status",
         "viewers",
     )
 
     def __init__(self, board: str, on_work: Callable[[], None]) -> None:
-        self.board = board
-        self.is_public = False
-        self.is_stale = False
+        super().__init__(board, _text_frame)
         self.viewers: list[Watcher] = []
-        self.state: Leaderboard | None = None
-        self.frame = b""
-        """The newest board, framed; empty until the first."""
         self.paced = b""
-        """The same followed by a ping that carries ``ack``, for viewers whose pace is watched."""
+        """``frame`` followed by a ping that carries ``ack``, for viewers whose pace is watched."""
         self.ack = b""
-        self.status = b""
-        """The newest status, framed; empty as long as the board has always been live."""
         self.number = 0
         self.frame_at_s = 0.0
         self.noticed_at_s = 0.0
@@ -81,8 +69,7 @@ class Channel:
     def show(self, state: Leaderboard, now_s: float, noticed_at_s: float) -> None:
         """Hold a new board and begin a lap."""
         self.number += 1
-        self.state = state
-        self.frame = text_frame(encode(state))
+        self.set_board(state)
         self.ack = b"%d" % self.number
         self.paced = self.frame + ping_frame(self.ack)
         self.frame_at_s = now_s
@@ -91,20 +78,17 @@ class Channel:
 
     def tell(self, status: Status) -> None:
         """Hold a new status and begin a lap."""
-        self.is_stale = status.state == "stale"
+        self.set_status(status)
         self.noticed_at_s = 0.0
-        self.status = text_frame(encode(status))
         self._start_lap(b"")
 
     def beat(self, now_s: float, at_ms: int) -> None:
         """Begin a lap of heartbeats with the held frame's position."""
         if self.state is None or self._lap:
             return
-        state = self.state
-        heartbeat = Heartbeat(state.board, state.epoch, state.seq, at_ms)
         self.frame_at_s = now_s
         self.noticed_at_s = 0.0
-        self._start_lap(text_frame(encode(heartbeat)))
+        self._start_lap(self.heartbeat(at_ms))
 
     def add(self, viewer: Watcher) -> None:
         """Let a viewer in; it has been shown the current frame already."""
@@ -158,6 +142,10 @@ class Channel:
         self._lap = len(self.viewers)
         if self._lap:
             self._on_work()
+
+
+def _text_frame(message: Message) -> bytes:
+    return text_frame(encode(message))
 
 
 class Hub:

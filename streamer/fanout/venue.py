@@ -9,7 +9,6 @@ from collections import OrderedDict
 from typing import Final, Protocol
 
 from scoreboard.broadcast.close_codes import CloseCode
-from scoreboard.broadcast.frames import Status
 from scoreboard.broadcast.state import BoardState
 from scoreboard.errors import KeysUnavailable, ScoreboardError, Unauthenticated
 from scoreboard.http.request_ids import RequestIds
@@ -166,8 +165,7 @@ class ConnectionManager:
 
     def status_changed(self, feed: BoardState) -> None:
         """Tell everyone in the room whether the board is live."""
-        status = Status("stale", feed.trouble) if feed.trouble else Status("live")
-        self.room(feed.board).tell(status)
+        self.room(feed.board).tell(feed.status)
 
     def access_changed(self, feed: BoardState) -> None:
         """Heed that a board became public or private; who may no longer watch is closed."""

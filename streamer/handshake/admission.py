@@ -7,13 +7,12 @@ so that nobody's refused attempts keep others out. What stays true: every count 
 exactly once, so that after the last connection all of them are zero.
 """
 
-import random
 from collections import Counter
 from typing import Final
 
 from msgspec import Struct
 
-from scoreboard.errors import Overloaded, TooManyConnections
+from scoreboard.broadcast.admission import ConnectionCounts, decrement, overloaded
 from scoreboard.runtime.settings import Settings
 
 ATTEMPTS_PER_VIEWER: Final = 6
@@ -22,11 +21,6 @@ docs/protocol.md asks tries four times."""
 
 REMEMBERED_MAX: Final = 50_000
 """Most addresses whose rates are remembered at a time."""
-
-RETRY_S: Final = 10
-"""Ceiling of the wait told to whom there was no room for; jittered, or they come back as one."""
-
-RETRY_ADDRESS_S: Final = 30
 
 
 class Capacity(Struct, frozen=True):
@@ -93,16 +87,18 @@ class Admission:
         self.capacity = capacity
         self.viewers = 0
         """Viewers that boards are sent to."""
-        self._places = 0
-        """Viewers, those included whose connection is about to end."""
         self._per_address = settings.viewers_per_address
-        self._per_subject = settings.viewers_per_subject
+        self._counts = ConnectionCounts(
+            "viewers",
+            capacity=capacity.viewers,
+            per_address=settings.viewers_per_address,
+            per_subject=settings.viewers_per_subject,
+        )
+        """Viewers, including those whose connection is about to end."""
         self._new = Bucket(settings.new_viewers_per_second, settings.new_viewers_burst, now_s)
         self._attempts = Buckets(ATTEMPTS_PER_VIEWER * self._per_address, now_s)
         self._expired = Buckets(settings.expired_per_minute, now_s)
         self._handshakes: Counter[str] = Counter()
-        self._addresses: Counter[str] = Counter()
-        self._subjects: Counter[str] = Counter()
 
     def may_try(self, address: str, now_s: float) -> bool:
         """Tell whether an address may try to connect once more; it counts whatever comes of it."""
@@ -120,9 +116,7 @@ class Admission:
 
         Raises TooManyConnections when the address has its share.
         """
-        if self._addresses[address] >= self._per_address:
-            raise _too_many(f"One address may have {self._per_address} viewers")
-        self._addresses[address] += 1
+        self._counts.add_address(address)
 
     def take_place(self, subject: str | None, now_s: float) -> None:
         """Count a viewer whose handshake nothing else stands against.
@@ -130,36 +124,29 @@ class Admission:
         ``subject`` is its token's, if it has one. Raises TooManyConnections when the subject has
         its share, Overloaded when the process is full or too many come at once.
         """
-        if subject is not None and self._subjects[subject] >= self._per_subject:
-            raise _too_many(f"One user may have {self._per_subject} viewers")
-        self.check_room()
+        self._counts.check(subject)
         if not self._new.take(now_s):
-            raise _overloaded("Too many viewers connect at once")
-        self._places += 1
-        if subject is not None:
-            self._subjects[subject] += 1
+            raise overloaded("Too many viewers connect at once")
+        self._counts.add(subject)
 
     def check_room(self) -> None:
         """Let pass while there is room for one more viewer.
 
         Raises Overloaded.
         """
-        if self._places >= self.capacity.viewers:
-            raise _overloaded("This server has all the viewers it may hold")
+        self._counts.check_capacity()
 
     def give_handshake(self, address: str) -> None:
         """Give a count of ``take_handshake`` back."""
-        _give(self._handshakes, address)
+        decrement(self._handshakes, address)
 
     def give_address(self, address: str) -> None:
         """Give a count of ``take_address`` back."""
-        _give(self._addresses, address)
+        self._counts.remove_address(address)
 
     def give_place(self, subject: str | None) -> None:
         """Give a count of ``take_place`` back."""
-        self._places -= 1
-        if subject is not None:
-            _give(self._subjects, subject)
+        self._counts.remove(subject)
 
     def may_expire(self, address: str, now_s: float) -> bool:
         """Tell whether an expired token of this address is told so by close code.
@@ -171,19 +158,4 @@ class Admission:
     @property
     def is_empty(self) -> bool:
         """Tell whether every count is zero."""
-        held = self._handshakes, self._addresses, self._subjects
-        return not (self.viewers or self._places or any(held))
-
-
-def _give(counts: Counter[str], name: str) -> None:
-    counts[name] -= 1
-    if counts[name] <= 0:
-        del counts[name]
-
-
-def _overloaded(detail: str) -> Overloaded:
-    return Overloaded(detail, retry_after_s=random.randint(1, RETRY_S))  # noqa: S311 (jitter)
-
-
-def _too_many(detail: str) -> TooManyConnections:
-    return TooManyConnections(detail, retry_after_s=RETRY_ADDRESS_S)
+        return not self.viewers and not self._handshakes and self._counts.is_empty

@@ -26,8 +26,9 @@ from scoreboard.http.head import head_size, read_head
 from scoreboard.http.problems import status_of
 from scoreboard.http.request_ids import HEADER
 from scoreboard.runtime.telemetry import get_logger
+from scoreboard.security.access import require_read
 from scoreboard.security.addresses import client_address, is_trusted_hop
-from scoreboard.security.tokens import READ, Caller
+from scoreboard.security.tokens import Caller
 from streamer import metrics
 from streamer.connection.inbound import Parser
 from streamer.connection.viewer import Viewer
@@ -164,9 +165,10 @@ class Handshake(asyncio.Protocol):
             return
         room = self._venue.room(self._wish.board)
         if isinstance(outcome, Caller):
-            if not room.is_public and not outcome.has(READ):
-                detail = f"This board needs the scope {READ}"
-                self._refuse(Forbidden(detail, scope=READ))
+            try:
+                require_read(outcome, is_public=room.is_public)
+            except Forbidden as error:
+                self._refuse(error)
             else:
                 self._welcome(room, outcome)
         elif (
@@ -262,10 +264,9 @@ class Handshake(asyncio.Protocol):
             self._phase = _Phase.CHECKING
             self._transport.pause_reading()
             venue.check(self, wish.token)
-        elif room.is_public:
-            self._welcome(room, None)
         else:
-            raise Unauthenticated("This board is not public: connect with a token")
+            require_read(None, is_public=room.is_public)
+            self._welcome(room, None)
 
     def _welcome(
         self, room: Channel, caller: Caller | None, *, end: CloseCode | None = None

@@ -252,7 +252,7 @@ async def test_a_client_that_takes_nothing_is_hung_up_on_and_costs_little(
         stream = client.api._stream
         await eventually_async(lambda: stream.count == 1)
         async with listening(client) as healthy:
-            feed = stream._relay.feeds["main"]
+            feed = stream._watcher.feeds["main"]
             sent = 0
 
             async def flood() -> None:

@@ -97,7 +97,7 @@ def test_a_full_process_charges_nobody() -> None:
     admission = make(viewers=1, new_viewers_burst=2, new_viewers_per_second=1)
     admission.take_place(None, 0.0)
     for _ in range(10):
-        with pytest.raises(Overloaded, match="all the viewers"):
+        with pytest.raises(Overloaded, match="limit of viewers"):
             admission.take_place(None, 0.0)
 
     admission.give_place(None)
