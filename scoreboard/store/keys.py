@@ -23,9 +23,13 @@ COMMITS_PREFIX: Final = "sb:commits:"
 LIMIT_PREFIX: Final = "sb:limit"
 """Prefix of the api's own rate-limit counters (only with SCOREBOARD_RATE_LIMIT=app)."""
 
-
 PULSE: Final = "sb:pulse"
 """Counter that the dispatcher raises before it waits for replicas (docs/decisions/0006)."""
+
+
+def limit_key(kind: str, caller: str, per_minute: int) -> str:
+    """Name the list of a caller's updates in the last minute; another limit has another list."""
+    return f"{LIMIT_PREFIX}:LIMITER/{kind}/{caller}/{per_minute}/1/minute"
 
 
 class PartitionKeys:

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from api.edge.rate_limit import Limiter
+from api.edge.rate_limit import RateLimiter
 from cli.commands.reseed import reseed_board
 from flusher.consumer import Consumer
 from flusher.partition import PartitionFlusher
@@ -71,7 +71,7 @@ class Calls:
         self.commits = CommitWaiter(
             msgspec.structs.replace(settings, commit_timeout_s=LIMIT_S), store, dispatcher
         )
-        self.limiter = Limiter(settings)
+        self.limiter = RateLimiter(settings)
         board = Board("main", Layout(2, 60, 2))
         self.table: dict[str, Call] = {
             "submit": lambda: dispatcher.submit("main", Action("alice", "win:1", 1, stated=True)),

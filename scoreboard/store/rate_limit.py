@@ -1,0 +1,33 @@
+"""Sliding-window counters of calls, one list per caller (lua/rate_limit.lua)."""
+
+from typing import Annotated, Final
+
+import redis.asyncio as aioredis
+from msgspec import Meta, Struct
+
+from scoreboard.model import COUNT_MAX
+from scoreboard.store.keys import limit_key
+from scoreboard.store.scripts import Script, call
+
+WINDOW_S: Final = 60
+_Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
+_RATE_LIMIT: Final = Script.load("rate_limit")
+
+
+class Window(Struct, frozen=True, array_like=True):
+    """The calls of one caller after an attempt."""
+
+    is_counted: Annotated[int, Meta(ge=0, le=1)]
+    """1 if the call was within the limit."""
+    remaining: _Count
+    reset_ms: _Count
+    """Time until the oldest call leaves the window."""
+
+
+async def count_call(client: aioredis.Redis, kind: str, caller: str, *, per_minute: int) -> Window:
+    """Count one call of a caller, if fewer than ``per_minute`` lie in the last minute.
+
+    Raises RedisUnavailable, ScriptFailed.
+    """
+    key = limit_key(kind, caller, per_minute)
+    return await call(client, _RATE_LIMIT, [key], [per_minute, WINDOW_S], Window)
