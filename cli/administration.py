@@ -25,7 +25,7 @@ from scoreboard.recovery.reseed import reseed as rebuild
 from scoreboard.runtime.settings import Settings
 
 
-async def make_board(connection: Connection, made: Board, *, actor: str) -> bool:
+async def create_board(connection: Connection, made: Board, *, actor: str) -> bool:
     """Make a board, with its note in the audit log; tell whether it is new.
 
     Raises DatabaseUnavailable.
@@ -66,7 +66,7 @@ async def reseed_board(
         return await rebuild(store, connection, found, numbers, actor=actor, report=report)
 
 
-async def fill_catalogue(settings: Settings, kinds: Mapping[str, int], *, actor: str) -> None:
+async def seed_catalogue(settings: Settings, kinds: Mapping[str, int], *, actor: str) -> None:
     """Put kinds with their points into a catalogue that has none, and let the api know.
 
     Raises DatabaseUnavailable, RedisUnavailable.
@@ -77,11 +77,11 @@ async def fill_catalogue(settings: Settings, kinds: Mapping[str, int], *, actor:
         async with translate_errors(), connection.transaction():
             for kind, points in kinds.items():
                 if await insert_action(connection, kind, points):
-                    await note_points(connection, kind, points, actor=actor)
-        await announce_catalogue(settings, connection)
+                    await audit_points(connection, kind, points, actor=actor)
+        await publish_catalogue(settings, connection)
 
 
-async def note_points(connection: Connection, kind: str, points: int, *, actor: str) -> None:
+async def audit_points(connection: Connection, kind: str, points: int, *, actor: str) -> None:
     """Record in the audit log what a kind is now worth, in the transaction of the change."""
     await insert_audit(
         connection,
@@ -92,7 +92,7 @@ async def note_points(connection: Connection, kind: str, points: int, *, actor: 
     )
 
 
-async def announce_catalogue(settings: Settings, connection: Connection) -> None:
+async def publish_catalogue(settings: Settings, connection: Connection) -> None:
     """Copy the catalogue to Redis; every api follows.
 
     Raises RedisUnavailable, DatabaseUnavailable.

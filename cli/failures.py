@@ -15,7 +15,7 @@ import psycopg
 import redis.exceptions
 from yoyo.exceptions import BadMigration, LockTimeout, MigrationConflict
 
-from cli.render import OutputFailed, give_up, tell
+from cli.output import OutputError, redirect_to_devnull, write_stderr
 from scoreboard.errors import (
     ClientError,
     DatabaseUnavailable,
@@ -37,7 +37,7 @@ EXIT_CODES: Final[tuple[tuple[type[ScoreboardError], int], ...]] = (
     (ClientError, 5),
     (WaitTimeout, 75),
     (Unavailable, 69),
-    (OutputFailed, 74),
+    (OutputError, 74),
     (ScoreboardError, 1),
 )
 """The first class that fits names the exit code; 2 is click's own, for a wrong command line."""
@@ -72,19 +72,19 @@ def report(error: Exception, *, is_debug: bool = False) -> int:
         try:
             error.show()
         except OSError:
-            give_up(sys.stderr)
+            redirect_to_devnull(sys.stderr)
         return error.exit_code
-    if isinstance(error, OSError | OutputFailed):
+    if isinstance(error, OSError | OutputError):
         is_reader_gone = _is_reader_gone()
-        give_up(sys.stdout)
+        redirect_to_devnull(sys.stdout)
         if is_reader_gone:
             return 0  # whoever reads stdout has enough
     line, code = explain(error)
-    tell(f"scoreboard: {line}")
+    write_stderr(f"scoreboard: {line}")
     if is_debug:
         for part in traceback.format_exception(error):
             for text in part.splitlines():
-                tell(_without_passwords(text))
+                write_stderr(_without_passwords(text))
     return code
 
 

@@ -62,7 +62,7 @@ for command in (
     scoreboard.add_command(command)
 
 
-def carry_out(words: Sequence[str]) -> int:
+def invoke(words: Sequence[str]) -> int:
     """Carry out one command line and return its exit code.
 
     Raises whatever goes wrong. click's own `main` does not: it ends the process with 1 when the

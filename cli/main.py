@@ -21,7 +21,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         from cli import failures, group  # noqa: PLC0415
 
         try:
-            code = group.carry_out(words)
+            code = group.invoke(words)
             if sys.stdout is not None:
                 sys.stdout.flush()
         except Exception as error:  # noqa: BLE001 (process entry)
@@ -36,7 +36,7 @@ def main() -> None:
     _open_closed_streams()
     _leave_current_folder()
     try:
-        from cli.render import prepare_streams  # noqa: PLC0415
+        from cli.output import prepare_streams  # noqa: PLC0415
 
         prepare_streams(is_debug="--debug" in sys.argv)
     except KeyboardInterrupt:

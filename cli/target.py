@@ -19,7 +19,7 @@ from click.core import ParameterSource
 from msgspec import Struct
 
 from cli.embedded.data_folder import write_private
-from cli.render import say
+from cli.output import print_message
 from scoreboard.errors import OperatorMistake
 from scoreboard.ledger.pool import Connection, connect
 from scoreboard.ledger.sessions import require_session
@@ -33,18 +33,18 @@ from scoreboard.store.store import Store
 
 DATA_DIR: Final = Path(".data")
 NOTE: Final = "running.json"
-ISSUER: Final = "issuer"
+ISSUER_DIR: Final = "issuer"
 
-REDIS: Final = UNPREFIXED["redis_url"]
-DATABASE: Final = UNPREFIXED["database_url"]
-BOTH: Final = (REDIS, DATABASE)
-NOT_SET: Final = "redis://unset"
+REDIS_URL: Final = UNPREFIXED["redis_url"]
+DATABASE_URL: Final = UNPREFIXED["database_url"]
+STORE_URLS: Final = (REDIS_URL, DATABASE_URL)
+REDIS_URL_UNSET: Final = "redis://unset"
 """Stands for a Redis where settings are read for another reason than to reach it."""
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-class Running(Struct, frozen=True):
+class RunningSystem(Struct, frozen=True):
     """Where a running `up` can be reached, and the settings of its services by variable.
 
     ``redis`` and ``database`` hold passwords.
@@ -61,7 +61,7 @@ class Running(Struct, frozen=True):
     @property
     def addresses(self) -> dict[str, str]:
         """Return the addresses of both stores by variable."""
-        return {REDIS: self.redis, DATABASE: self.database}
+        return {REDIS_URL: self.redis, DATABASE_URL: self.database}
 
 
 def data_dir_option(command: _Command) -> _Command:
@@ -77,7 +77,7 @@ def data_dir_option(command: _Command) -> _Command:
 
 
 def board_option(command: _Command) -> _Command:
-    """Add `--board`; `board_of` gives the default."""
+    """Add `--board`; `board_or_default` gives the default."""
     return click.option(
         "--board",
         callback=_check_board,
@@ -85,7 +85,7 @@ def board_option(command: _Command) -> _Command:
     )(command)
 
 
-def board_of(settings: Settings, board: str | None) -> str:
+def board_or_default(settings: Settings, board: str | None) -> str:
     """Return the board that is meant: the system's first where the command line names none."""
     return settings.boards[0] if board is None else board
 
@@ -98,7 +98,7 @@ def _check_board(
     return value
 
 
-def write_note(data_dir: Path, running: Running) -> None:
+def write_state_file(data_dir: Path, running: RunningSystem) -> None:
     """Leave the note by which other commands find this system, in one step.
 
     Raises OSError; the note before it then stays.
@@ -108,7 +108,7 @@ def write_note(data_dir: Path, running: Running) -> None:
     draft.replace(data_dir / NOTE)
 
 
-def read_note(data_dir: Path) -> Running | None:
+def read_state_file(data_dir: Path) -> RunningSystem | None:
     """Read the note of a running `up`; None where none runs.
 
     Raises OperatorMistake where somebody else may have written it.
@@ -116,7 +116,7 @@ def read_note(data_dir: Path) -> Running | None:
     path = data_dir / NOTE
     try:
         facts = path.stat()
-        note = msgspec.json.decode(path.read_bytes(), type=Running)
+        note = msgspec.json.decode(path.read_bytes(), type=RunningSystem)
     except (OSError, msgspec.DecodeError):
         return None
     trusted = {os.geteuid()} | ({facts.st_uid} if _is_named() and os.geteuid() == 0 else set())
@@ -128,13 +128,13 @@ def read_note(data_dir: Path) -> Running | None:
     return note
 
 
-def drop_note(data_dir: Path) -> None:
+def remove_state_file(data_dir: Path) -> None:
     """Take the note away."""
     with suppress(OSError):
         (data_dir / NOTE).unlink()
 
 
-def settings_of(data_dir: Path, needs: Sequence[str] = BOTH) -> Settings:
+def load_settings(data_dir: Path, needs: Sequence[str] = STORE_URLS) -> Settings:
     """Return the settings of the system to act on; ``needs`` are the addresses that must be known.
 
     Raises OperatorMistake where they are not all of one system, SettingInvalid.
@@ -143,31 +143,31 @@ def settings_of(data_dir: Path, needs: Sequence[str] = BOTH) -> Settings:
     return read_settings(environ)
 
 
-def settings_to_change(data_dir: Path, needs: Sequence[str] = BOTH) -> Settings:
+def load_settings_to_change(data_dir: Path, needs: Sequence[str] = STORE_URLS) -> Settings:
     """Return the settings of the system to change, and tell the operator which one that is.
 
-    Raises what ``settings_of`` does.
+    Raises what ``load_settings`` does.
     """
     environ, source = _environment(data_dir, needs)
     found = read_settings(environ)
-    say(f"Acting on {stores_of(environ)}, named by {source}")
+    print_message(f"Acting on {describe_stores(environ)}, named by {source}")
     return found
 
 
-def stores_of(environ: Mapping[str, str]) -> str:
+def describe_stores(environ: Mapping[str, str]) -> str:
     """Describe the stores that an environment names, without passwords."""
-    kinds = {REDIS: "Redis", DATABASE: "PostgreSQL"}
+    kinds = {REDIS_URL: "Redis", DATABASE_URL: "PostgreSQL"}
     return " and ".join(
         f"{kind} {redact_url(environ[name])}" for name, kind in kinds.items() if environ.get(name)
     )
 
 
-def running_on(data_dir: Path, option: str) -> Running:
+def load_running_system(data_dir: Path, option: str) -> RunningSystem:
     """Return the note of the system to act on; ``option`` names the address by hand.
 
     Raises OperatorMistake where none runs, or the environment names another system.
     """
-    note = read_note(data_dir)
+    note = read_state_file(data_dir)
     if note is None:
         raise OperatorMistake(f"No scoreboard runs on {data_dir}: give {option}")
     given = _given()
@@ -179,12 +179,12 @@ def running_on(data_dir: Path, option: str) -> Running:
     return note
 
 
-def audience_of(data_dir: Path) -> str:
+def load_audience(data_dir: Path) -> str:
     """Return the audience of the tokens of a data folder.
 
     Raises SettingInvalid.
     """
-    note = read_note(data_dir)
+    note = read_state_file(data_dir)
     environ = os.environ if note is None else note.settings
     return read_settings(environ).audience
 
@@ -194,15 +194,15 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
 
     Raises SettingInvalid.
     """
-    return settings_module.load({**environ, REDIS: environ.get(REDIS) or NOT_SET})
+    return settings_module.load({**environ, REDIS_URL: environ.get(REDIS_URL) or REDIS_URL_UNSET})
 
 
-def issuer_of(data_dir: Path) -> LocalIssuer:
+def load_issuer(data_dir: Path) -> LocalIssuer:
     """Load the local issuer of a data folder.
 
     Raises OperatorMistake where there is none.
     """
-    return LocalIssuer.load(data_dir / ISSUER)
+    return LocalIssuer.load(data_dir / ISSUER_DIR)
 
 
 def _environment(data_dir: Path, needs: Sequence[str]) -> tuple[dict[str, str], str]:
@@ -215,23 +215,23 @@ def _environment(data_dir: Path, needs: Sequence[str]) -> tuple[dict[str, str], 
                 f"{' and '.join(given)} is set and {' and '.join(missing)} is not: set both, or "
                 f"neither to act on the scoreboard that runs on {data_dir}"
             )
-        note = read_note(data_dir) if _is_named() else None
+        note = read_state_file(data_dir) if _is_named() else None
         if note is not None and _disagrees(given, note):
             raise OperatorMistake(
                 f"--data-dir names the scoreboard that runs on {data_dir}, and "
                 f"{' and '.join(given)} name another: leave out the one or unset the other"
             )
         return dict(os.environ), "the environment"
-    note = read_note(data_dir)
+    note = read_state_file(data_dir)
     if note is None:
         raise OperatorMistake(
             f"No scoreboard runs on {data_dir}: start `scoreboard up`, or set {' and '.join(needs)}"
         )
-    forget_postgres_variables()
+    unset_libpq_variables()
     return {**note.settings, **note.addresses}, f"the scoreboard that runs on {data_dir}"
 
 
-def forget_postgres_variables() -> None:
+def unset_libpq_variables() -> None:
     """Take libpq's variables (PGSSLMODE, PGOPTIONS, PGSERVICE …) out of this process.
 
     They belong to servers that the operator names, and would lead libpq elsewhere or stop it on
@@ -242,10 +242,10 @@ def forget_postgres_variables() -> None:
 
 
 def _given() -> dict[str, str]:
-    return {name: os.environ[name] for name in BOTH if os.environ.get(name)}
+    return {name: os.environ[name] for name in STORE_URLS if os.environ.get(name)}
 
 
-def _disagrees(given: dict[str, str], note: Running) -> bool:
+def _disagrees(given: dict[str, str], note: RunningSystem) -> bool:
     return any(text != note.addresses[name] for name, text in given.items())
 
 
@@ -280,7 +280,7 @@ async def open_database(settings: Settings, **session: str) -> AsyncIterator[Con
         await connection.close()
 
 
-def operator() -> str:
+def operator_name() -> str:
     """Name who acts, for the audit log: the user this process was started by."""
     try:
         return os.environ.get("SUDO_USER") or getpass.getuser()

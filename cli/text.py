@@ -20,7 +20,7 @@ _HARMFUL: Final = re.compile(
 )
 
 
-def find_harmful(text: str) -> str | None:
+def find_unsafe(text: str) -> str | None:
     """Describe the first character that a name may not have, and where it is; None without one."""
     match = _HARMFUL.search(text)
     if match is None:
@@ -30,7 +30,7 @@ def find_harmful(text: str) -> str | None:
     return f"{name.lower()} (U+{ord(character):04X}) at character {match.start() + 1}"
 
 
-def visible(text: str) -> str:
+def escape_unsafe(text: str) -> str:
     """Return a text for a terminal: harmful characters become escapes, so that they do nothing."""
     return _HARMFUL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 

@@ -11,14 +11,14 @@ from typing import Final
 
 import click
 
-from cli.administration import announce_catalogue, note_points
-from cli.render import print_json, print_table, say
+from cli.administration import audit_points, publish_catalogue
+from cli.output import print_json, print_message, print_table
 from cli.target import (
     data_dir_option,
+    load_settings,
+    load_settings_to_change,
     open_database,
-    operator,
-    settings_of,
-    settings_to_change,
+    operator_name,
 )
 from scoreboard.errors import NotFound
 from scoreboard.ledger.actions import (
@@ -47,7 +47,7 @@ def action() -> None:
 @data_dir_option
 def list_actions(*, as_json: bool, data_dir: Path) -> None:
     """List the kinds of actions with their points."""
-    found = asyncio.run(_list(settings_of(data_dir)))
+    found = asyncio.run(_list(load_settings(data_dir)))
     if as_json:
         print_json(found)
     else:
@@ -71,11 +71,11 @@ def set_action(*, kind: str, points: int, if_missing: bool, data_dir: Path) -> N
     """  # noqa: D301
     if not KIND.fullmatch(kind):
         raise click.BadParameter("a kind is 1 to 64 characters of A-Z a-z 0-9 . _ | @ -")
-    settings = settings_to_change(data_dir)
+    settings = load_settings_to_change(data_dir)
     if asyncio.run(_set(settings, kind, points, if_missing=if_missing)):
-        say(f"Actions of kind {kind} count {points}")
+        print_message(f"Actions of kind {kind} count {points}")
     else:
-        say(f"The catalogue has the kind {kind}; it stays as it is")
+        print_message(f"The catalogue has the kind {kind}; it stays as it is")
 
 
 @action.command()
@@ -83,8 +83,8 @@ def set_action(*, kind: str, points: int, if_missing: bool, data_dir: Path) -> N
 @data_dir_option
 def disable(*, kind: str, data_dir: Path) -> None:
     """Refuse actions of KIND from now on; `action set` lets them count again."""
-    asyncio.run(_disable(settings_to_change(data_dir), kind))
-    say(f"Actions of kind {kind} are refused")
+    asyncio.run(_disable(load_settings_to_change(data_dir), kind))
+    print_message(f"Actions of kind {kind} are refused")
 
 
 async def _list(settings: Settings) -> list[Kind]:
@@ -99,8 +99,8 @@ async def _set(settings: Settings, kind: str, points: int, *, if_missing: bool) 
                 await upsert_action(connection, kind, points)
             elif not await insert_action(connection, kind, points):
                 return False
-            await note_points(connection, kind, points, actor=operator())
-        await announce_catalogue(settings, connection)
+            await audit_points(connection, kind, points, actor=operator_name())
+        await publish_catalogue(settings, connection)
     return True
 
 
@@ -111,9 +111,9 @@ async def _disable(settings: Settings, kind: str) -> None:
                 raise NotFound(f"The catalogue has no kind {kind}: scoreboard action list")
             await insert_audit(
                 connection,
-                actor=operator(),
+                actor=operator_name(),
                 action="action disable",
                 board=None,
                 detail={"kind": kind},
             )
-        await announce_catalogue(settings, connection)
+        await publish_catalogue(settings, connection)

@@ -6,22 +6,22 @@ from pathlib import Path
 
 import click
 
-from cli.administration import make_board
-from cli.commands import board_watch as watching
-from cli.render import print_json, print_table, say
+from cli import board_viewer
+from cli.administration import create_board
+from cli.output import print_json, print_message, print_table
 from cli.target import (
-    REDIS,
-    audience_of,
-    board_of,
+    REDIS_URL,
     board_option,
+    board_or_default,
     data_dir_option,
-    issuer_of,
+    load_audience,
+    load_issuer,
+    load_running_system,
+    load_settings,
+    load_settings_to_change,
     open_database,
     open_store,
-    operator,
-    running_on,
-    settings_of,
-    settings_to_change,
+    operator_name,
 )
 from scoreboard.errors import OperatorMistake, Uninitialised
 from scoreboard.ledger.boards import select_board, select_boards
@@ -69,15 +69,15 @@ def create(
     if not is_board_name(name):
         raise click.BadParameter("a board is 1 to 32 characters of a-z 0-9 _ . -")
     made = Board(name, Layout(partitions, seen_seconds, seen_shards), not is_private)
-    if asyncio.run(_create(settings_to_change(data_dir), made)):
-        say(f"Board {name} is made; scoreboard reseed --board {name} opens it")
+    if asyncio.run(_create(load_settings_to_change(data_dir), made)):
+        print_message(f"Board {name} is made; scoreboard reseed --board {name} opens it")
     elif not if_missing:
         raise OperatorMistake(f"There is a board {name} already")
 
 
 async def _create(settings: Settings, made: Board) -> bool:
     async with open_database(settings) as connection:
-        return await make_board(connection, made, actor=operator())
+        return await create_board(connection, made, actor=operator_name())
 
 
 @board.command(name="list")
@@ -85,7 +85,7 @@ async def _create(settings: Settings, made: Board) -> bool:
 @data_dir_option
 def list_boards(*, as_json: bool, data_dir: Path) -> None:
     """List the boards."""
-    found = asyncio.run(_list(settings_of(data_dir)))
+    found = asyncio.run(_list(load_settings(data_dir)))
     if as_json:
         print_json(found)
         return
@@ -118,8 +118,8 @@ async def _list(settings: Settings) -> list[Board]:
 @data_dir_option
 def top(*, board: str | None, limit: int, offset: int, as_json: bool, data_dir: Path) -> None:
     """Print the best of a board, as Redis ranks them now."""
-    settings = settings_of(data_dir, needs=[REDIS])
-    board = board_of(settings, board)
+    settings = load_settings(data_dir, needs=[REDIS_URL])
+    board = board_or_default(settings, board)
     window = asyncio.run(_top(settings, board, offset, limit))
     if as_json:
         print_json(
@@ -163,8 +163,8 @@ def watch(
     """
     token = None
     if url is None:
-        url = running_on(data_dir, "--url").ws
-        audience = audience_of(data_dir)
+        url = load_running_system(data_dir, "--url").ws
+        audience = load_audience(data_dir)
         with suppress(OperatorMistake):  # tokens of another issuer: public boards only
-            token = issuer_of(data_dir).issue("operator", [READ], audience=audience)
-    asyncio.run(watching.follow(url, board, token=token, count=count, as_json=as_json))
+            token = load_issuer(data_dir).issue("operator", [READ], audience=audience)
+    asyncio.run(board_viewer.follow(url, board, token=token, count=count, as_json=as_json))

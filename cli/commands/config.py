@@ -11,8 +11,8 @@ import msgspec
 from msgspec import Struct
 
 from cli.failures import explain
-from cli.render import print_json, print_table, put
-from cli.target import data_dir_option, open_database, open_store, read_settings, settings_of
+from cli.output import print_json, print_table, write_stdout
+from cli.target import data_dir_option, load_settings, open_database, open_store, read_settings
 from scoreboard.ledger import checks, migrations
 from scoreboard.ledger.boards import select_board
 from scoreboard.model import Partition
@@ -72,7 +72,7 @@ def check(*, as_json: bool, data_dir: Path) -> int:
 
     Exit 1 if something is not as the services need it.
     """
-    found = asyncio.run(_check(settings_of(data_dir)))
+    found = asyncio.run(_check(load_settings(data_dir)))
     if as_json:
         print_json(found)
     else:
@@ -83,7 +83,7 @@ def check(*, as_json: bool, data_dir: Path) -> int:
 @config.command()
 def example() -> None:
     """Print .env.example: every setting with its meaning and default (`make env` keeps it)."""
-    put(render_example())
+    write_stdout(render_example())
 
 
 def entries(environ: Mapping[str, str]) -> Iterator[Entry]:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from cli.render import print_json, print_lines, print_table, say
-from cli.target import DATABASE, data_dir_option, settings_of, settings_to_change
+from cli.output import print_json, print_lines, print_message, print_table
+from cli.target import DATABASE_URL, data_dir_option, load_settings, load_settings_to_change
 from scoreboard.ledger import migrations
 
 
@@ -23,9 +23,11 @@ def migrate(data_dir: Path) -> None:
     Example:
       DATABASE_URL=postgresql://… scoreboard db migrate
     """  # noqa: D301
-    done = migrations.migrate(settings_to_change(data_dir, needs=[DATABASE]).database_url.reveal())
+    done = migrations.migrate(
+        load_settings_to_change(data_dir, needs=[DATABASE_URL]).database_url.reveal()
+    )
     print_lines(done)
-    say(f"{len(done)} migrations ran" if done else "The database is current")
+    print_message(f"{len(done)} migrations ran" if done else "The database is current")
 
 
 @db.command()
@@ -33,7 +35,7 @@ def migrate(data_dir: Path) -> None:
 @data_dir_option
 def status(*, as_json: bool, data_dir: Path) -> int:
     """List the migrations, and whether each has run; exit 1 if one has not."""
-    found = migrations.status(settings_of(data_dir, needs=[DATABASE]).database_url.reveal())
+    found = migrations.status(load_settings(data_dir, needs=[DATABASE_URL]).database_url.reveal())
     if as_json:
         print_json([{"migration": name, "applied": applied} for name, applied in found])
     else:

@@ -7,18 +7,18 @@ from typing import Final
 
 import click
 
-from cli.render import confirm, print_json, print_table, progress, say
+from cli.output import confirm, print_json, print_message, print_table, progress
 from cli.target import (
-    DATABASE,
-    board_of,
+    DATABASE_URL,
     board_option,
+    board_or_default,
     data_dir_option,
+    load_settings,
+    load_settings_to_change,
     open_database,
-    operator,
-    settings_of,
-    settings_to_change,
+    operator_name,
 )
-from cli.text import find_harmful
+from cli.text import find_unsafe
 from scoreboard.errors import ClientError, NotFound
 from scoreboard.events import BIGINT_MAX
 from scoreboard.ledger import dead_letters
@@ -61,8 +61,10 @@ def list_dead(
     *, board: str | None, resolved: bool, limit: int, as_json: bool, data_dir: Path
 ) -> None:
     """List entries that the flusher could not read or store."""
-    settings = settings_of(data_dir, needs=(DATABASE,))
-    found = asyncio.run(_list(settings, board_of(settings, board), limit, resolved=resolved))
+    settings = load_settings(data_dir, needs=(DATABASE_URL,))
+    found = asyncio.run(
+        _list(settings, board_or_default(settings, board), limit, resolved=resolved)
+    )
     if as_json:
         print_json(found)
         return
@@ -83,7 +85,7 @@ def list_dead(
     ]
     print_table((*columns, "became", "by", "because") if resolved else columns, rows)
     if len(found) == limit:
-        say(f"The first {limit} are listed; --limit lists more")
+        print_message(f"The first {limit} are listed; --limit lists more")
 
 
 async def _list(settings: Settings, name: str, limit: int, *, resolved: bool) -> list[Entry]:
@@ -133,7 +135,7 @@ def apply(
     overrides = Overrides(user_id, action_id, delta)
     if overrides != Overrides() and (everything or len(ids) != 1):
         raise click.UsageError("--user, --action and --delta are for one entry: give its ID")
-    actor = operator()
+    actor = operator_name()
 
     async def resolve(connection: Connection, found: Board, entry_id: int) -> Resolved:
         return await dead_letters.apply(
@@ -185,9 +187,9 @@ def discard(
     """  # noqa: D301
     if not reason.strip() or len(reason) > REASON_MAX:
         raise click.BadParameter(f"--reason is 1 to {REASON_MAX} characters")
-    if harmful := find_harmful(reason):
+    if harmful := find_unsafe(reason):
         raise click.BadParameter(f"--reason has a {harmful}")
-    actor = operator()
+    actor = operator_name()
 
     async def resolve(connection: Connection, found: Board, entry_id: int) -> Resolved:
         return await dead_letters.discard(
@@ -222,8 +224,8 @@ def _run(
     """Resolve entries one by one, print what became of each, and give the exit code."""
     if everything == bool(ids):
         raise click.UsageError("Give the IDs of entries, or --all")
-    settings = settings_to_change(data_dir, needs=(DATABASE,))
-    name = board_of(settings, board)
+    settings = load_settings_to_change(data_dir, needs=(DATABASE_URL,))
+    name = board_or_default(settings, board)
     if is_asking:
         confirm(question.format("every parked entry" if everything else f"{len(ids)} entries"))
     with progress() as report:
@@ -239,7 +241,7 @@ def _run(
     refused = sum(one.outcome == "refused" for one in done)
     unknown = sum(one.outcome == "unknown" for one in done)
     would = "would be " if is_dry else ""
-    say(
+    print_message(
         f"Board {name}: {len(done) - refused - unknown} entries {would}resolved, "
         f"{refused} {would}refused, {unknown} unknown"
     )
@@ -263,7 +265,7 @@ async def _resolve(
         chosen = dead_letters.select_ids(connection, name) if ids is None else _each(ids)
         async for entry_id in chosen:
             if len(done) == ALL_MAX:
-                say(f"{ALL_MAX} entries are done; run it again for the rest")
+                print_message(f"{ALL_MAX} entries are done; run it again for the rest")
                 break
             try:
                 done.append(await resolve(connection, board, entry_id))

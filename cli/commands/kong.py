@@ -16,9 +16,9 @@ from cli.gateway.config import GatewayOptions, check, load_template, render, wri
 from cli.gateway.keys import KeyRow, merge_rows, rows_of
 from cli.gateway.kong_yaml import read_text
 from cli.gateway.probe import serve_probe
-from cli.gateway.sync import ADMIN_URL, INTERVAL_S, KongSync, SyncOptions, rows_before
+from cli.gateway.sync import ADMIN_URL, INTERVAL_S, KongSync, SyncOptions, read_current_rows
+from cli.output import print_message, write_stdout
 from cli.parameters import Seconds
-from cli.render import put, say
 from scoreboard.errors import KeysUnavailable, OperatorMistake
 from scoreboard.runtime import settings as settings_module
 from scoreboard.runtime.lifecycle import StopEvent, backoff_s, run
@@ -128,7 +128,7 @@ def render_command(
     options = GatewayOptions.of(settings, **given)
     check(options)
     source, base = make_source(settings), _template(template)
-    before = rows_before(output) if output is not None else ()
+    before = read_current_rows(output) if output is not None else ()
     try:
         rows = merge_rows(
             before,
@@ -141,17 +141,17 @@ def render_command(
         text = render(base, rows, options)
     except (KeysUnavailable, ValueError) as error:
         if keep_on_failure and before:
-            say(f"The configuration stays as it is: {error}")
+            print_message(f"The configuration stays as it is: {error}")
             return
         raise KeysUnavailable(str(error)) from error
     if output is None:
-        put(text)
+        write_stdout(text)
         return
     try:
         changed = write_atomically(output, text)
     except OSError as error:
         raise OperatorMistake(f"{output} cannot be written: {error.strerror}") from error
-    say(f"{output}: {len(rows)} keys, {'written' if changed else 'unchanged'}")
+    print_message(f"{output}: {len(rows)} keys, {'written' if changed else 'unchanged'}")
 
 
 @kong.command("sync")
@@ -200,7 +200,7 @@ def sync_command(
     gateway = GatewayOptions.of(settings, **given)
     check(gateway)
     source, base = make_source(settings), _template(template)
-    rows_before(output)
+    read_current_rows(output)
     options = SyncOptions(
         output=output,
         template=base,
@@ -245,7 +245,7 @@ async def _read_keys(source: Source, wait_s: float) -> tuple[KeyRow, ...]:
                 raise KeysUnavailable(f"The key set cannot be used: {error}") from error
         else:
             for fault in found.faults:
-                say(f"Ignored in the key set: {fault}")
+                print_message(f"Ignored in the key set: {fault}")
             return rows_of(found.keys)
         await asyncio.sleep(backoff_s(attempt, most_s=2.0))
         attempt += 1

@@ -6,13 +6,13 @@ from pathlib import Path
 import click
 
 from cli.administration import reseed_board
-from cli.render import confirm, print_json, progress, say
+from cli.output import confirm, print_json, print_message, progress
 from cli.target import (
-    board_of,
     board_option,
+    board_or_default,
     data_dir_option,
-    operator,
-    settings_to_change,
+    load_settings_to_change,
+    operator_name,
 )
 
 
@@ -41,8 +41,8 @@ def reseed(
       scoreboard reseed
       scoreboard reseed --board weekly --force --yes
     """  # noqa: D301
-    settings = settings_to_change(data_dir)
-    board = board_of(settings, board)
+    settings = load_settings_to_change(data_dir)
+    board = board_or_default(settings, board)
     if force and not yes:
         confirm(f"Board {board} answers 503 to updates meanwhile. Go on?")
     with progress() as report:
@@ -52,16 +52,16 @@ def reseed(
                 board,
                 force=force,
                 only_closed=if_uninitialised,
-                actor=operator(),
+                actor=operator_name(),
                 report=report,
             )
         )
     if done is None:
-        say(f"Board {board} is open; nothing was done")
+        print_message(f"Board {board} is open; nothing was done")
     elif as_json:
         print_json(done)
     else:
-        say(
+        print_message(
             f"Board {board} is open: {done.users} users, {done.actions} remembered actions, "
             f"epoch {max(done.epochs)}, {done.duration_s:.1f} s"
         )

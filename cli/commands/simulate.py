@@ -17,10 +17,10 @@ import httpx
 import msgspec
 from msgspec import Struct
 
+from cli.output import print_message
 from cli.parameters import Seconds
-from cli.render import say
-from cli.running.kinds import POINTS
-from cli.target import audience_of, data_dir_option, issuer_of, running_on
+from cli.running.default_actions import SIMULATED_POINTS
+from cli.target import data_dir_option, load_audience, load_issuer, load_running_system
 from scoreboard.errors import OperatorMistake, Unavailable
 from scoreboard.runtime.lifecycle import StopEvent, backoff_s, supervise
 from scoreboard.security.tokens import UPDATE_ANY, LocalIssuer
@@ -31,7 +31,7 @@ NAMES: Final = tuple(
     karen katherine ken leslie lynn margaret mary niklaus radia ruth shafi sophie stephen sue tim
     """.split()  # noqa: SIM905 (read as a list of names)
 )
-PROBLEM_TYPES: Final = ("kill", "kill", "kill", "quest", "quest", "win", "bonus")
+KINDS: Final = ("kill", "kill", "kill", "quest", "quest", "win", "bonus")
 MEAN_S: Final = 7.0
 """Mean time between two actions of a player; with LEAST_S some eight a minute."""
 LEAST_S: Final = 1.5
@@ -86,12 +86,12 @@ class Players:
         # A skill of one's own makes leaders; the dice make them change.
         skill = self._random.uniform(0.7, 1.4)
         while not await stop.sleep(LEAST_S + self._random.expovariate(skill / (MEAN_S - LEAST_S))):
-            kind = self._random.choice(PROBLEM_TYPES)
+            kind = self._random.choice(KINDS)
             body = msgspec.json.encode(
                 {
                     "userId": name,
                     "actionId": f"{kind}:{self._run}-{next(self._numbers)}",
-                    "points": POINTS[kind],
+                    "points": SIMULATED_POINTS[kind],
                 }
             )
             for _ in range(2 if self._random.random() < REPEAT_SHARE else 1):
@@ -149,10 +149,10 @@ def simulate(
     Fails where actions were sent and none counted.
     """
     if api is None:
-        api = running_on(data_dir, "--api").api
+        api = load_running_system(data_dir, "--api").api
     elif not _is_address(api):
         raise click.BadParameter("the api is an http:// or https:// address", param_hint="'--api'")
-    issuer, audience = issuer_of(data_dir), audience_of(data_dir)
+    issuer, audience = load_issuer(data_dir), load_audience(data_dir)
     game = Players(api.rstrip("/"), issuer, audience, players=players, seed=seed)
 
     async def serve(stop: StopEvent) -> None:
@@ -162,7 +162,7 @@ def simulate(
 
     asyncio.run(supervise(serve, grace_s=TIMEOUT_S + 1))
     tally = game.tally
-    say(
+    print_message(
         f"{players} players: {tally.counted} actions counted, {tally.replayed} replayed, "
         f"{tally.refused} refused, {tally.repeated} tries repeated"
     )

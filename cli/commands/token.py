@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from cli.render import print_lines
-from cli.target import audience_of, data_dir_option, issuer_of
+from cli.output import print_lines
+from cli.target import data_dir_option, load_audience, load_issuer
 from scoreboard.security.tokens import READ, UPDATE
 
 
@@ -28,5 +28,5 @@ def token(sub: str, scope: str, ttl_s: int, data_dir: Path) -> None:
       scoreboard token --sub alice
       scoreboard token --sub arena-7 --scope update:score:any --ttl 86400
     """  # noqa: D301
-    issuer, audience = issuer_of(data_dir), audience_of(data_dir)
+    issuer, audience = load_issuer(data_dir), load_audience(data_dir)
     print_lines([issuer.issue(sub, scope.split(), ttl_s, audience=audience)])

@@ -8,7 +8,7 @@ from typing import Final
 
 import click
 
-from cli.running.guards import catching_signals, claiming
+from cli.running.data_dir_lock import lock_data_dir, stop_on_signals
 from cli.running.plan import Options, Plan
 from cli.running.system import System
 from cli.target import DATA_DIR
@@ -54,5 +54,5 @@ def up(**options: object) -> None:
       scoreboard up --data-dir /tmp/try --api-port 0 --ws-port 0 --json
     """  # noqa: D301
     chosen = Options(**options)  # pyright: ignore[reportArgumentType]
-    with catching_signals() as stop, claiming(chosen.data_dir):
+    with stop_on_signals() as stop, lock_data_dir(chosen.data_dir):
         System(Plan(chosen), stop).run()

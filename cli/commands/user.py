@@ -6,18 +6,18 @@ from pathlib import Path
 
 import click
 
-from cli.commands.user_file import check_email, check_name, open_user_file
-from cli.render import print_json, print_table, progress, say
+from cli.output import print_json, print_message, print_table, progress
 from cli.target import (
-    board_of,
     board_option,
+    board_or_default,
     data_dir_option,
+    load_settings,
+    load_settings_to_change,
     open_database,
     open_store,
-    operator,
-    settings_of,
-    settings_to_change,
+    operator_name,
 )
+from cli.user_csv import check_email, check_name, open_user_file
 from scoreboard.errors import Invalid, Uninitialised, UnknownUser
 from scoreboard.ledger.audit import insert_audit
 from scoreboard.ledger.boards import select_board
@@ -40,8 +40,8 @@ def user() -> None:
 def show(*, user_id: str, board: str | None, as_json: bool, data_dir: Path) -> None:
     """Show what Redis and PostgreSQL know of USER_ID."""
     _check_id(user_id)
-    settings = settings_of(data_dir)
-    board = board_of(settings, board)
+    settings = load_settings(data_dir)
+    board = board_or_default(settings, board)
     standing, known = asyncio.run(_show(settings, user_id, board))
     facts: dict[str, object] = {
         "userId": user_id,
@@ -92,7 +92,7 @@ def set_user(*, user_id: str, name: str | None, email: str | None, data_dir: Pat
     problem = check_name(name) or check_email(email)
     if problem:
         raise Invalid(problem)
-    asyncio.run(_set(settings_to_change(data_dir), Profile(user_id, name, email)))
+    asyncio.run(_set(load_settings_to_change(data_dir), Profile(user_id, name, email)))
 
 
 def _check_id(user_id: str) -> None:
@@ -111,7 +111,7 @@ async def _set(settings: Settings, profile: Profile) -> None:
         await upsert_user(connection, profile)
         await insert_audit(
             connection,
-            actor=operator(),
+            actor=operator_name(),
             action="user set",
             board=None,
             # Which fields, not what they say: nobody can be forgotten in an append-only table.
@@ -135,11 +135,11 @@ def import_(*, file: Path, data_dir: Path) -> None:
       printf 'userId,name,email\\nalice,Alice,alice@example.org\\n' > users.csv
       scoreboard user import users.csv
     """  # noqa: D301
-    settings = settings_to_change(data_dir)
+    settings = load_settings_to_change(data_dir)
     with progress() as report, open_user_file(file, report) as users:
         total = users.count(report)
         done = asyncio.run(_import(settings, users.users(total, report)))
-    say(f"{done} users imported")
+    print_message(f"{done} users imported")
 
 
 async def _import(settings: Settings, users: Iterator[Profile]) -> int:
@@ -150,6 +150,10 @@ async def _import(settings: Settings, users: Iterator[Profile]) -> int:
     ):
         done = await import_users(connection, users)
         await insert_audit(
-            connection, actor=operator(), action="user import", board=None, detail={"users": done}
+            connection,
+            actor=operator_name(),
+            action="user import",
+            board=None,
+            detail={"users": done},
         )
     return done

@@ -8,15 +8,15 @@ from typing import Final
 import click
 from msgspec import Struct
 
-from cli.render import confirm, print_json, print_table, progress, say
+from cli.output import confirm, print_json, print_message, print_table, progress
 from cli.target import (
-    board_of,
     board_option,
+    board_or_default,
     data_dir_option,
+    load_settings,
+    load_settings_to_change,
     open_database,
-    operator,
-    settings_of,
-    settings_to_change,
+    operator_name,
 )
 from scoreboard.errors import OperatorMistake
 from scoreboard.ledger.boards import select_board
@@ -67,15 +67,15 @@ def verify(*, board: str | None, full: bool, sample: int, as_json: bool, data_di
       scoreboard verify
       scoreboard verify --full --json > verdict.json
     """  # noqa: D301
-    settings = settings_of(data_dir)
-    board = board_of(settings, board)
+    settings = load_settings(data_dir)
+    board = board_or_default(settings, board)
     with progress() as report:
         verdict = asyncio.run(_verify(settings, board, None if full else sample, report))
     if as_json:
         print_json(verdict)
     else:
         _print(verdict)
-    say(
+    print_message(
         f"Board {board}: {verdict.users} users compared in {verdict.duration_s:.1f} s, "
         f"{len(verdict.drifted)} differ, {len(verdict.known)} are being corrected, "
         f"{_count(verdict)} other findings"
@@ -104,7 +104,7 @@ def _count(verdict: Verdict) -> str:
 
 def _print(verdict: Verdict) -> None:
     for warning in verdict.warnings:
-        say(f"Warning: {warning}")
+        print_message(f"Warning: {warning}")
     rows = [("differs", one.user_id, one.redis, one.wanted) for one in verdict.drifted]
     rows += [("being corrected", one.user_id, one.redis, one.wanted) for one in verdict.known]
     if rows:
@@ -134,8 +134,8 @@ def repair(*, board: str | None, dry_run: bool, yes: bool, as_json: bool, data_d
       scoreboard repair --dry-run
       scoreboard repair --yes
     """  # noqa: D301
-    settings = settings_to_change(data_dir)
-    board = board_of(settings, board)
+    settings = load_settings_to_change(data_dir)
+    board = board_or_default(settings, board)
     with progress() as report:
         verdict = asyncio.run(_verify(settings, board, None, report))
     if not as_json:
@@ -149,7 +149,7 @@ def repair(*, board: str | None, dry_run: bool, yes: bool, as_json: bool, data_d
     numbers = sorted(n for n in closed if n is not None and n < verdict.partitions)
     drifted = tuple(one for one in verdict.drifted if one.partition not in closed)
     if not numbers and not drifted:
-        say(f"Board {board}: there is nothing to repair")
+        print_message(f"Board {board}: there is nothing to repair")
         done = Repair(board, left=left, is_dry=dry_run)
     elif dry_run:
         _announce(numbers, drifted)
@@ -160,20 +160,22 @@ def repair(*, board: str | None, dry_run: bool, yes: bool, as_json: bool, data_d
             confirm("Go on?")
         with progress() as report:
             changes = asyncio.run(_repair(settings, board, numbers, drifted, report))
-        say(f"{len(changes)} users set right, {len(numbers)} partitions reseeded")
+        print_message(f"{len(changes)} users set right, {len(numbers)} partitions reseeded")
         done = Repair(board, tuple(changes), tuple(numbers), left)
     if as_json:
         print_json(done)
     if left:
-        say(f"{len(left)} findings are left that a repair does not mend; see docs/commands.md")
+        print_message(
+            f"{len(left)} findings are left that a repair does not mend; see docs/commands.md"
+        )
     return 1 if left else 0
 
 
 def _announce(numbers: Sequence[int], drifted: Sequence[Drift]) -> None:
     if numbers:
-        say(f"To be reseeded: partitions {', '.join(map(str, numbers))}")
+        print_message(f"To be reseeded: partitions {', '.join(map(str, numbers))}")
     if drifted:
-        say(f"To be set right online: {len(drifted)} users")
+        print_message(f"To be set right online: {len(drifted)} users")
 
 
 async def _repair(
@@ -191,7 +193,7 @@ async def _repair(
             if numbers:
                 await _reseed(store, connection, board, numbers, report)
             return await set_right(
-                store, connection, board, drifted, actor=operator(), report=report
+                store, connection, board, drifted, actor=operator_name(), report=report
             )
     finally:
         await client.aclose()
@@ -205,7 +207,7 @@ async def _reseed(
     report: ReportProgress,
 ) -> Reseeded:
     try:
-        return await reseed(store, connection, board, numbers, actor=operator(), report=report)
+        return await reseed(store, connection, board, numbers, actor=operator_name(), report=report)
     except OperatorMistake as error:
         raise OperatorMistake(
             f"{error.detail}; if that is the flusher, it repairs this by itself"

@@ -10,7 +10,7 @@ HOST: Final = "127.0.0.1"
 _EVERYWHERE: Final = {"": HOST, "0.0.0.0": HOST, "::": "::1"}  # noqa: S104 (compared, not bound)
 
 
-def reachable(host: str) -> str:
+def connect_host(host: str) -> str:
     """Return the address of this machine where a service that listens on ``host`` is reached."""
     return _EVERYWHERE.get(host, host)
 
@@ -20,7 +20,7 @@ def netloc(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def refuse_taken(host: str, port: int, name: str) -> None:
+def check_port_free(host: str, port: int, name: str) -> None:
     """Make sure that a port can be listened on; port 0 is not checked.
 
     Raises EmbeddedFailed, naming the setting.

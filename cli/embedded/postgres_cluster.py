@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from cli.embedded import child, identity
+from cli.embedded import child, os_user
 from cli.embedded.binaries import PostgresPrograms
 from cli.embedded.data_folder import DataFolder, write_private
 from scoreboard.errors import EmbeddedFailed
@@ -29,7 +29,7 @@ class Cluster:
         self.path = folder.path / "cluster"
         self.programs = programs
         # What another user's identity made stays that user's, whatever has become possible since.
-        self.identity = identity.for_postgres(allow_namespace=not self.path.is_symlink())
+        self.process_user = os_user.choose_postgres_user(allow_namespace=not self.path.is_symlink())
         self._folder = folder
 
     def ensure(self, *, user: str, sync: bool, timeout_s: float) -> None:
@@ -83,10 +83,10 @@ class Cluster:
             ],
             on_parent_death=signal.SIGKILL,
             output=self._folder.log,
-            environment=plain_environment(),
-            prefix=self.identity.prefix,
-            user=self.identity.user,
-            group=self.identity.group,
+            environment=server_environment(),
+            prefix=self.process_user.prefix,
+            user=self.process_user.user,
+            group=self.process_user.group,
         )
         try:
             process.wait(timeout_s)
@@ -125,11 +125,11 @@ class Cluster:
             pid_file.unlink()
 
     def _other_user(self) -> tuple[int, int] | None:
-        user, group = self.identity.user, self.identity.group
+        user, group = self.process_user.user, self.process_user.group
         return None if user is None or group is None else (user, group)
 
 
-def plain_environment() -> dict[str, str]:
+def server_environment() -> dict[str, str]:
     """Give our environment without what would lead PostgreSQL's programs elsewhere."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_"))}
     return kept | {"LC_ALL": "C", "LANG": "C"}

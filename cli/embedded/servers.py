@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from cli.embedded import binaries, child
 from cli.embedded.data_folder import write_private
-from cli.embedded.postgres_cluster import Cluster, plain_environment
+from cli.embedded.postgres_cluster import Cluster, server_environment
 from cli.embedded.server import HOST, START_TIMEOUT_S, EmbeddedServer, free_port
 
 __all__ = ["EmbeddedPostgres", "EmbeddedServer", "EmbeddedValkey", "free_port"]
@@ -164,10 +164,10 @@ class EmbeddedPostgres(EmbeddedServer):
             [cluster.programs.path("postgres"), "-D", str(cluster.path.resolve()), *options],
             on_parent_death=self.stop_signal,
             output=self.folder.log,
-            environment=plain_environment(),
-            prefix=cluster.identity.prefix,
-            user=cluster.identity.user,
-            group=cluster.identity.group,
+            environment=server_environment(),
+            prefix=cluster.process_user.prefix,
+            user=cluster.process_user.user,
+            group=cluster.process_user.group,
             pass_fds=[lock],
         )
 
@@ -198,7 +198,7 @@ class EmbeddedPostgres(EmbeddedServer):
         try:
             return subprocess.run(  # noqa: S603 - a fixed program, no shell
                 command,
-                env=plain_environment() | access,
+                env=server_environment() | access,
                 capture_output=True,
                 check=False,
                 text=True,

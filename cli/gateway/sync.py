@@ -151,7 +151,7 @@ class KongSync:
 
     async def _turn(self, client: httpx.AsyncClient) -> HttpResponse:
         try:
-            before = await asyncio.to_thread(rows_before, self._options.output)
+            before = await asyncio.to_thread(read_current_rows, self._options.output)
         except OperatorMistake as error:
             # Somebody else's file is not replaced, and nothing is handed over that is not kept.
             _log.error("configuration_unusable", reason=str(error))
@@ -245,7 +245,7 @@ class KongSync:
         )
 
 
-def rows_before(path: Path) -> tuple[KeyRow, ...]:
+def read_current_rows(path: Path) -> tuple[KeyRow, ...]:
     """Return the keys of the file that will be replaced.
 
     Raises OperatorMistake where something else stands there.

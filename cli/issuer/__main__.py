@@ -15,10 +15,10 @@ from typing import Final
 import click
 
 from cli.embedded.server import HOST
-from cli.issuer.app import BODY_BYTES_MAX, BODY_TIMEOUT_S, IssuerSite
-from cli.issuer.form import Seal
-from cli.issuer.grants import Grants
-from cli.issuer.place import PORT, address_of, check_redirect_uri, client_secret
+from cli.issuer.app import BODY_BYTES_MAX, BODY_TIMEOUT_S, IssuerApp
+from cli.issuer.config import PORT, check_redirect_uri, issuer_url, load_client_secret
+from cli.issuer.form import FormSigner
+from cli.issuer.oauth import AuthorizationServer
 from scoreboard.errors import OperatorMistake, ScoreboardError
 from scoreboard.http.server import Server, ServerLimits
 from scoreboard.runtime import lifecycle
@@ -55,12 +55,12 @@ def main(folder: Path, host: str, port: int, redirect_uris: Sequence[str], audie
             raise OperatorMistake(
                 f"The development issuer does not run in the environment {environment!r}"
             )
-        url = address_of(host, port)
+        url = issuer_url(host, port)
         for uri in redirect_uris:
             check_redirect_uri(uri)
         listener = _listen(host, port)
         issuer = LocalIssuer.create(folder, issuer=url)
-        grants = Grants(issuer, audience, client_secret(folder))
+        grants = AuthorizationServer(issuer, audience, load_client_secret(folder))
     except ScoreboardError as error:
         sys.exit(lifecycle.report_startup_error(error))
     setup_logging(
@@ -69,7 +69,7 @@ def main(folder: Path, host: str, port: int, redirect_uris: Sequence[str], audie
         form=os.environ.get("SCOREBOARD_LOG_FORMAT") or "json",
         environment=environment,
     )
-    site = IssuerSite(issuer, grants, Seal(), redirect_uris)
+    site = IssuerApp(issuer, grants, FormSigner(), redirect_uris)
 
     async def serve(stop: lifecycle.StopEvent) -> None:
         _log.warning("development_issuer_started", url=url, never_for="production")

@@ -14,15 +14,15 @@ import msgspec
 from litestar import Litestar, Request, Response, get, post
 from litestar.exceptions import HTTPException
 
-from cli.issuer.form import STYLE_HASH, Seal, render_form, render_refusal
-from cli.issuer.grants import (
+from cli.issuer.form import STYLE_HASH, FormSigner, render_error, render_form
+from cli.issuer.oauth import (
     CLIENTS,
+    AuthorizationRequest,
+    AuthorizationServer,
     Fields,
-    Grants,
-    RefusedAtPage,
-    RequestRefused,
-    SignInRequest,
-    read_sign_in,
+    OAuthError,
+    RedirectableError,
+    parse_authorization_request,
 )
 from scoreboard.errors import ScoreboardError
 from scoreboard.http.asgi import ask, build_scope
@@ -45,11 +45,15 @@ _log = get_logger(__name__)
 HttpRequest = Request[Any, Any, Any]
 
 
-class IssuerSite:
+class IssuerApp:
     """The routes, with what they need: the handler of a server (scoreboard.http)."""
 
     def __init__(
-        self, issuer: LocalIssuer, grants: Grants, seal: Seal, redirect_uris: Sequence[str]
+        self,
+        issuer: LocalIssuer,
+        grants: AuthorizationServer,
+        seal: FormSigner,
+        redirect_uris: Sequence[str],
     ) -> None:
         """``issuer.issuer`` is the address served; ``redirect_uris`` are the page's own."""
         self._url: Final = issuer.issuer
@@ -118,36 +122,36 @@ class IssuerSite:
 
     def _ask(self, fields: Fields) -> Response[str]:
         try:
-            request = read_sign_in(fields, self._redirect_uris)
-        except RefusedAtPage as refused:
+            request = parse_authorization_request(fields, self._redirect_uris)
+        except RedirectableError as refused:
             _log.info("sign_in_refused", error=refused.error)
             answer = {"error": refused.error, "error_description": refused.description}
             return self._send_back(refused.redirect_uri, refused.state, answer)
-        except RequestRefused as refused:
+        except OAuthError as refused:
             _log.info("sign_in_refused", error=refused.error)
-            return _html(render_refusal(refused), HTTPStatus.BAD_REQUEST)
+            return _html(render_error(refused), HTTPStatus.BAD_REQUEST)
         return _html(render_form(request, self._seal.close(request)))
 
     def _agree(self, http: HttpRequest, fields: Fields) -> Response[str]:
         # The signed form says what was asked; only the browser can say whose page sent it.
         if http.headers.get("origin") != self._url:
-            refused = RequestRefused("invalid_request", "This form was sent from another page.")
-            return _html(render_refusal(refused), HTTPStatus.FORBIDDEN)
+            refused = OAuthError("invalid_request", "This form was sent from another page.")
+            return _html(render_error(refused), HTTPStatus.FORBIDDEN)
         values = dict(fields)
         try:
             request = self._seal.open(values.get("form", ""))
-        except RequestRefused as refused:
-            return _html(render_refusal(refused), HTTPStatus.BAD_REQUEST)
+        except OAuthError as refused:
+            return _html(render_error(refused), HTTPStatus.BAD_REQUEST)
         if values.get("answer") == "cancel":
             return self._send_back(request.redirect_uri, request.state, {"error": "access_denied"})
         return self._sign_in(request, values.get("name", "").strip())
 
-    def _sign_in(self, request: SignInRequest, name: str) -> Response[str]:
+    def _sign_in(self, request: AuthorizationRequest, name: str) -> Response[str]:
         if not is_identifier(name):
             wrong = "Use 1 to 128 of these characters: A-Z a-z 0-9 . _ | : @ -"
             form = render_form(request, self._seal.close(request), name=name[:128], wrong=wrong)
             return _html(form, HTTPStatus.UNPROCESSABLE_ENTITY)
-        code = self._grants.make_code(request, name)
+        code = self._grants.create_code(request, name)
         _log.info("player_signed_in", user_id=name)
         return self._send_back(request.redirect_uri, request.state, {"code": code})
 
@@ -155,7 +159,7 @@ class IssuerSite:
         authorization = request.headers.get("authorization", "")
         try:
             issued = self._grants.issue(await _form(request), authorization)
-        except RequestRefused as refused:
+        except OAuthError as refused:
             _log.info("grant_refused", error=refused.error)
             is_unknown = refused.error == "invalid_client"
             status = HTTPStatus.UNAUTHORIZED if is_unknown else HTTPStatus.BAD_REQUEST
@@ -185,8 +189,8 @@ class IssuerSite:
     def _refuse_other_hosts(self, request: HttpRequest) -> Response[str] | None:
         if request.headers.get("host") == self._host:
             return None
-        refused = RequestRefused("invalid_request", f"This issuer is found at {self._url} only.")
-        return _html(render_refusal(refused), HTTPStatus.MISDIRECTED_REQUEST)
+        refused = OAuthError("invalid_request", f"This issuer is found at {self._url} only.")
+        return _html(render_error(refused), HTTPStatus.MISDIRECTED_REQUEST)
 
     def _protect(self, response: Response[Any]) -> Response[Any]:
         response.headers |= self._protection

@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from cli.issuer.grants import RequestRefused, SignInRequest
+from cli.issuer.oauth import AuthorizationRequest, OAuthError
 from scoreboard.security.tokens import READ, UPDATE, UPDATE_ANY
 
 FORM_LIFE_S: Final = 600.0
@@ -57,12 +57,12 @@ STYLE_HASH: Final = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).d
 """What the content security policy allows of styles."""
 
 
-class _Sealed(Struct, frozen=True):
-    request: SignInRequest
+class _SignedForm(Struct, frozen=True):
+    request: AuthorizationRequest
     until_s: float
 
 
-class Seal:
+class FormSigner:
     """Signs what a form carries round, so that a form that was not given out is noticed."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -70,15 +70,15 @@ class Seal:
         self._key = secrets.token_bytes(32)
         self._clock = clock
 
-    def close(self, request: SignInRequest) -> str:
+    def close(self, request: AuthorizationRequest) -> str:
         """Give the text that stands for ``request`` for FORM_LIFE_S seconds."""
-        body = msgspec.json.encode(_Sealed(request, self._clock() + FORM_LIFE_S))
+        body = msgspec.json.encode(_SignedForm(request, self._clock() + FORM_LIFE_S))
         return base64.urlsafe_b64encode(self._sign(body) + body).decode()
 
-    def open(self, text: str) -> SignInRequest:
+    def open(self, text: str) -> AuthorizationRequest:
         """Give the request of a text.
 
-        Raises RequestRefused where this process did not make it, or made it too long ago.
+        Raises OAuthError where this process did not make it, or made it too long ago.
         """
         try:
             raw = base64.b64decode(text.encode("ascii"), altchars=b"-_", validate=True)
@@ -86,17 +86,19 @@ class Seal:
             raw = b""
         signature, body = raw[:32], raw[32:]
         if not hmac.compare_digest(signature, self._sign(body)):
-            raise RequestRefused("invalid_request", "This form was not given out here.")
-        sealed = msgspec.json.decode(body, type=_Sealed)
+            raise OAuthError("invalid_request", "This form was not given out here.")
+        sealed = msgspec.json.decode(body, type=_SignedForm)
         if sealed.until_s <= self._clock():
-            raise RequestRefused("invalid_request", "This form has lain too long; go back.")
+            raise OAuthError("invalid_request", "This form has lain too long; go back.")
         return sealed.request
 
     def _sign(self, body: bytes) -> bytes:
         return hmac.digest(self._key, body, "sha256")
 
 
-def render_form(request: SignInRequest, sealed: str, *, name: str = "", wrong: str = "") -> str:
+def render_form(
+    request: AuthorizationRequest, sealed: str, *, name: str = "", wrong: str = ""
+) -> str:
     """Draw the form; ``wrong`` says what to change about ``name``."""
     allowed = " and ".join(_MEANINGS[scope] for scope in request.scopes)
     error = f'<p class="wrong" id="wrong" role="alert">{escape(wrong)}</p>' if wrong else ""
@@ -117,7 +119,7 @@ def render_form(request: SignInRequest, sealed: str, *, name: str = "", wrong: s
     )
 
 
-def render_refusal(refused: RequestRefused) -> str:
+def render_error(refused: OAuthError) -> str:
     """Draw why nobody can be signed in by this request."""
     return _page(
         "This sign-in cannot go on",

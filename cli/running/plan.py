@@ -12,12 +12,19 @@ from typing import Final
 
 from msgspec import Struct
 
-from cli.embedded.ports import HOST, netloc, reachable, refuse_taken
+from cli.embedded.ports import HOST, check_port_free, connect_host, netloc
 from cli.embedded.server import free_port
-from cli.issuer.grants import PAGE
-from cli.issuer.place import PORT as ISSUER_PORT
-from cli.issuer.place import address_of
-from cli.target import BOTH, DATABASE, ISSUER, NOT_SET, REDIS, forget_postgres_variables
+from cli.issuer.config import PORT as ISSUER_PORT
+from cli.issuer.config import issuer_url
+from cli.issuer.oauth import PAGE
+from cli.target import (
+    DATABASE_URL,
+    ISSUER_DIR,
+    REDIS_URL,
+    REDIS_URL_UNSET,
+    STORE_URLS,
+    unset_libpq_variables,
+)
 from scoreboard.errors import OperatorMistake
 from scoreboard.runtime import settings as settings_module
 from scoreboard.runtime.settings import Settings, describe, service_links
@@ -60,11 +67,11 @@ class Plan:
         self.has_own_servers = _has_own_servers()
         """Whether `up` starts Valkey and PostgreSQL itself."""
         if self.has_own_servers:
-            forget_postgres_variables()
+            unset_libpq_variables()
         links = service_links(os.environ)
         self.environment = {name: text for name, text in os.environ.items() if name not in links}
         if self.has_own_servers:
-            self.environment |= {REDIS: NOT_SET, DATABASE: ""}
+            self.environment |= {REDIS_URL: REDIS_URL_UNSET, DATABASE_URL: ""}
         self.issuer_port = 0
         """The port of our own issuer; 0 where none runs."""
         given = settings_module.load(self.environment)
@@ -83,7 +90,7 @@ class Plan:
     def noted(self) -> dict[str, str]:
         """Give the settings of the services by variable, for commands that act on this system."""
         links = service_links(self.environment)
-        known = [name for name, _, _ in describe() if name not in {*BOTH, *links}]
+        known = [name for name, _, _ in describe() if name not in {*STORE_URLS, *links}]
         return {name: text for name in known if (text := self.environment.get(name))}
 
     @property
@@ -95,19 +102,19 @@ class Plan:
     def api_url(self) -> str:
         """Where a browser on this machine finds the page."""
         settings = self.settings
-        return f"http://{netloc(reachable(settings.api_host), settings.api_port)}"
+        return f"http://{netloc(connect_host(settings.api_host), settings.api_port)}"
 
     @property
     def ws_url(self) -> str:
         """Where a viewer on this machine connects."""
         settings = self.settings
-        return f"ws://{netloc(reachable(settings.ws_host), settings.ws_port)}{WS_PATH}"
+        return f"ws://{netloc(connect_host(settings.ws_host), settings.ws_port)}{WS_PATH}"
 
     @property
     def pages(self) -> list[str]:
         """The origins under which a browser on this machine opens the page."""
         settings = self.settings
-        hosts = dict.fromkeys((reachable(settings.api_host), "localhost", HOST))
+        hosts = dict.fromkeys((connect_host(settings.api_host), "localhost", HOST))
         return [f"http://{netloc(host, settings.api_port)}" for host in hosts]
 
     @property
@@ -128,7 +135,7 @@ class Plan:
         if self.has_own_servers and (given.redis_secret or given.database_secret):
             raise OperatorMistake(
                 "SCOREBOARD_REDIS_SECRET and SCOREBOARD_DATABASE_SECRET are for servers of yours: "
-                f"set {REDIS} and {DATABASE}, too, or unset them to run on embedded servers"
+                f"set {REDIS_URL} and {DATABASE_URL}, too, or unset them to run on embedded servers"
             )
 
     def _name_files_in_full(self, given: Settings) -> None:
@@ -157,7 +164,7 @@ class Plan:
                 port = _free_port({*ports.values(), self.issuer_port})
             if port and port in {*ports.values(), self.issuer_port}:
                 raise OperatorMistake(f"Port {port} (SCOREBOARD_{name}) is taken by another part")
-            refuse_taken(hosts.get(name, given.metrics_host), port, f"SCOREBOARD_{name}")
+            check_port_free(hosts.get(name, given.metrics_host), port, f"SCOREBOARD_{name}")
             ports[name] = port
             environment[f"SCOREBOARD_{name}"] = str(port)
         environment["SCOREBOARD_WS_PUBLIC_URL"] = given.ws_public_url or self.ws_url
@@ -174,11 +181,11 @@ class Plan:
             default = ISSUER_PORT if api_port else 0
             port = default if options.issuer_port is None else options.issuer_port
             self.issuer_port = port or free_port()
-            refuse_taken(HOST, self.issuer_port, "--issuer-port")
-            name = address_of(HOST, self.issuer_port)
+            check_port_free(HOST, self.issuer_port, "--issuer-port")
+            name = issuer_url(HOST, self.issuer_port)
             environment["SCOREBOARD_SIGN_IN_ISSUER"] = name
             environment["SCOREBOARD_SIGN_IN_CLIENT_ID"] = PAGE.id
-        issuer = LocalIssuer.create(options.data_dir / ISSUER, issuer=name)
+        issuer = LocalIssuer.create(options.data_dir / ISSUER_DIR, issuer=name)
         environment["SCOREBOARD_JWKS_FILE"] = str(issuer.jwks_file.absolute())
         environment["SCOREBOARD_ISSUER"] = issuer.issuer
 
@@ -188,9 +195,9 @@ def _has_own_servers() -> bool:
 
     Raises OperatorMistake where the environment names one of the two: a board is in both.
     """
-    given = [name for name in BOTH if os.environ.get(name)]
+    given = [name for name in STORE_URLS if os.environ.get(name)]
     if len(given) == 1:
-        (missing,) = set(BOTH) - set(given)
+        (missing,) = set(STORE_URLS) - set(given)
         raise OperatorMistake(
             f"{given[0]} is set and {missing} is not: set both to run on servers of yours, "
             "or neither to run on embedded ones"

@@ -17,28 +17,28 @@ from typing import Final
 
 import click
 
-from cli.administration import fill_catalogue
-from cli.embedded.ports import HOST, netloc, reachable
+from cli.administration import seed_catalogue
+from cli.embedded.ports import HOST, connect_host, netloc
 from cli.embedded.servers import EmbeddedPostgres, EmbeddedServer, EmbeddedValkey
-from cli.issuer.place import address_of, is_here
-from cli.render import print_json, say
-from cli.running.keeper import Keeper
-from cli.running.kinds import EXAMPLES, POINTS
-from cli.running.log_files import cap
-from cli.running.opening import make_boards, open_boards
+from cli.issuer.config import is_loopback_url, issuer_url
+from cli.output import print_json, print_message
+from cli.running.boards import create_boards, open_boards
+from cli.running.default_actions import EXAMPLE_POINTS, SIMULATED_POINTS
+from cli.running.log_rotation import cap
 from cli.running.plan import Plan
-from cli.running.processes import Service, wait_until_ready
+from cli.running.service import Service, wait_until_ready
+from cli.running.supervisor import ServerSupervisor
 from cli.target import (
-    BOTH,
     DATA_DIR,
-    DATABASE,
-    ISSUER,
-    REDIS,
-    Running,
-    drop_note,
-    operator,
-    stores_of,
-    write_note,
+    DATABASE_URL,
+    ISSUER_DIR,
+    REDIS_URL,
+    STORE_URLS,
+    RunningSystem,
+    describe_stores,
+    operator_name,
+    remove_state_file,
+    write_state_file,
 )
 from scoreboard.ledger import migrations
 
@@ -71,25 +71,27 @@ class System:
                 raise click.Abort from None
             with suppress(_Stopped):
                 self._watch()
-            say("Stopping …")
+            print_message("Stopping …")
 
     def _start(self) -> None:
         plan, options = self._plan, self._plan.options
         self._start_servers()
-        say(f"Logs are in {plan.logs}")
+        print_message(f"Logs are in {plan.logs}")
         settings = plan.settings
         migrations.migrate(settings.database_url.reveal())
         self._check()
-        asyncio.run(make_boards(settings, is_public=not options.is_private))
-        asyncio.run(fill_catalogue(settings, POINTS | EXAMPLES, actor=operator()))
-        operators = reachable(settings.metrics_host)
+        asyncio.run(create_boards(settings, is_public=not options.is_private))
+        asyncio.run(
+            seed_catalogue(settings, SIMULATED_POINTS | EXAMPLE_POINTS, actor=operator_name())
+        )
+        operators = connect_host(settings.metrics_host)
         self._start_service("flusher", _ready_at(operators, settings.flusher_metrics_port))
         open_boards(settings, self._check)
-        viewers = f"tcp://{netloc(reachable(settings.ws_host), settings.ws_port)}"
+        viewers = f"tcp://{netloc(connect_host(settings.ws_host), settings.ws_port)}"
         self._start_service("streamer", _ready_at(operators, settings.ws_metrics_port) or viewers)
         if plan.issuer_port:
             self._start_issuer()
-        self._start_service("api", _ready_at(reachable(settings.api_host), settings.api_port))
+        self._start_service("api", _ready_at(connect_host(settings.api_host), settings.api_port))
         wait_until_ready(list(self._services.values()), self._check)
         running = self._leave_note()
         self._say_what_next(running)
@@ -99,7 +101,7 @@ class System:
             print_json(running)
 
     def _watch(self) -> None:
-        keepers = [Keeper(server) for server in self._servers]
+        keepers = [ServerSupervisor(server) for server in self._servers]
         is_noted = True
         while not self._stop.wait(WATCH_EVERY_S):
             for keeper in keepers:
@@ -107,7 +109,7 @@ class System:
             self._look_around()
             if not is_noted:
                 with suppress(OSError):  # the disk is still full: try again
-                    write_note(self._plan.options.data_dir, self._running())
+                    write_state_file(self._plan.options.data_dir, self._running())
                     is_noted = True
 
     def _look_around(self) -> None:
@@ -132,14 +134,16 @@ class System:
     def _start_servers(self) -> None:
         plan, options = self._plan, self._plan.options
         if not plan.has_own_servers:
-            say(f"Running on {stores_of(plan.environment)}, named by the environment")
+            print_message(
+                f"Running on {describe_stores(plan.environment)}, named by the environment"
+            )
             return
         valkey = EmbeddedValkey(options.data_dir / "valkey", options.redis_port)
         self._start_server(valkey)
-        plan.environment[REDIS] = valkey.url
+        plan.environment[REDIS_URL] = valkey.url
         postgres = EmbeddedPostgres(options.data_dir / "postgres", options.postgres_port)
         self._start_server(postgres)
-        plan.environment[DATABASE] = postgres.url
+        plan.environment[DATABASE_URL] = postgres.url
 
     def _start_server(self, server: EmbeddedServer) -> None:
         self._check()
@@ -162,24 +166,24 @@ class System:
     def _start_issuer(self) -> None:
         plan = self._plan
         settings = plan.settings
-        pages = [f"{page}/" for page in plan.pages if is_here(page)]
+        pages = [f"{page}/" for page in plan.pages if is_loopback_url(page)]
         self._add(
             Service(
                 "issuer",
                 [
                     *("-m", "cli.issuer", "--port", str(plan.issuer_port)),
-                    *("--folder", str((plan.options.data_dir / ISSUER).absolute())),
+                    *("--folder", str((plan.options.data_dir / ISSUER_DIR).absolute())),
                     *("--audience", settings.audience),
                     *(word for page in pages for word in ("--redirect-uri", page)),
                 ],
                 # It asks nobody anything, so it gets no password of a server.
-                {name: text for name, text in plan.environment.items() if name not in BOTH},
+                {name: text for name, text in plan.environment.items() if name not in STORE_URLS},
                 plan.logs / "issuer.log",
-                ready_url=f"{address_of(HOST, plan.issuer_port)}/jwks.json",
+                ready_url=f"{issuer_url(HOST, plan.issuer_port)}/jwks.json",
             )
         )
 
-    def _start_players(self, running: Running) -> None:
+    def _start_players(self, running: RunningSystem) -> None:
         options = self._plan.options
         self._add(
             Service(
@@ -199,22 +203,22 @@ class System:
         service.start()
         self._services[service.name] = service
 
-    def _leave_note(self) -> Running:
+    def _leave_note(self) -> RunningSystem:
         """Leave the note by which other commands find this system."""
         running = self._running()
-        self._stack.callback(drop_note, self._plan.options.data_dir)
-        write_note(self._plan.options.data_dir, running)
+        self._stack.callback(remove_state_file, self._plan.options.data_dir)
+        write_state_file(self._plan.options.data_dir, running)
         return running
 
-    def _running(self) -> Running:
+    def _running(self) -> RunningSystem:
         plan = self._plan
         servers = {server.kind: server.pid for server in self._servers}
         services = {name: service.pid for name, service in self._services.items()}
-        return Running(
+        return RunningSystem(
             api=plan.api_url,
             ws=plan.ws_url,
-            redis=plan.environment[REDIS],
-            database=plan.environment[DATABASE],
+            redis=plan.environment[REDIS_URL],
+            database=plan.environment[DATABASE_URL],
             issuer=plan.issuer_url,
             settings=plan.noted,
             pids={
@@ -225,11 +229,11 @@ class System:
             },
         )
 
-    def _say_what_next(self, running: Running) -> None:
+    def _say_what_next(self, running: RunningSystem) -> None:
         folder = self._plan.options.data_dir
         where = "" if folder == DATA_DIR else f" --data-dir {shlex.quote(str(folder))}"
         command = os.path.relpath(sys.argv[0]) if os.sep in sys.argv[0] else "scoreboard"
-        say(
+        print_message(
             f"The scoreboard runs. Its page: {running.api}/   its API: {running.api}/docs\n"
             f"Raise a score {'there by signing in, or ' if running.issuer else ''}from another "
             "terminal:\n"

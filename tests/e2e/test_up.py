@@ -18,8 +18,8 @@ import pytest
 import redis
 
 from cli.embedded.server import free_port
-from cli.running.kinds import EXAMPLES, POINTS
-from cli.running.log_files import LOG_BYTES
+from cli.running.default_actions import EXAMPLE_POINTS, SIMULATED_POINTS
+from cli.running.log_rotation import LOG_BYTES
 from scoreboard.model import Partition
 from scoreboard.store.keys import PartitionKeys
 from tests.support.eventually import eventually
@@ -111,7 +111,7 @@ def test_one_command_runs_everything_and_scores_outlive_it(start_up: StartUp) ->
     assert page.status_code == 200
     assert raise_score(running["api"], up.folder, "win:1")["newScore"] == 10
     listed = run_command("action", "list", "--data-dir", str(up.folder)).stdout
-    worth = POINTS | EXAMPLES
+    worth = SIMULATED_POINTS | EXAMPLE_POINTS
     assert listed.splitlines() == [f"{kind}\t{worth[kind]}\tyes" for kind in sorted(worth)]
     watched = run_command("board", "watch", "--count", "1", "--json", "--data-dir", str(up.folder))
     assert json.loads(watched.stdout)["board"] == "main"

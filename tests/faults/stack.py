@@ -19,7 +19,7 @@ import redis.asyncio as aioredis
 
 from cli.embedded.server import free_port
 from cli.embedded.servers import EmbeddedPostgres, EmbeddedValkey
-from cli.running.processes import Service
+from cli.running.service import Service
 from scoreboard.ledger import migrations
 from scoreboard.ledger import pool as postgres
 from scoreboard.ledger.boards import insert_board

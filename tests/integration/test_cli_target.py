@@ -13,7 +13,7 @@ import psycopg
 import pytest
 import redis
 
-from cli.target import Running, write_note
+from cli.target import RunningSystem, write_state_file
 from tests.support.clients.commands import Run
 from tests.support.data.ledger import Counted, write_history
 
@@ -48,15 +48,15 @@ def error_text(verb: str) -> tuple[str, ...]:
 
 
 @pytest.fixture
-def noted(command: Run, redis_url: str, database_url: str, tmp_path: Path) -> Running:
+def noted(command: Run, redis_url: str, database_url: str, tmp_path: Path) -> RunningSystem:
     """A system with a user on its board, which the note in `.data` of the current folder names."""
     write_history(database_url, [Counted("alice", "a", 5, time.time())])
     assert command("reseed").code == 0
-    note = Running(
+    note = RunningSystem(
         "http://127.0.0.1:1", "ws://127.0.0.1:1/ws/scoreboard", redis_url, database_url, {}
     )
     (tmp_path / HERE).mkdir()
-    write_note(tmp_path / HERE, note)
+    write_state_file(tmp_path / HERE, note)
     (tmp_path / "users.csv").write_text("userId,name\nbob,Bob\n")
     return note
 
@@ -67,7 +67,7 @@ def other_redis(redis_url: str) -> str:
     return redis_url.removesuffix("/0") + "/1"
 
 
-def picture(note: Running, other_redis: str) -> tuple[object, ...]:
+def picture(note: RunningSystem, other_redis: str) -> tuple[object, ...]:
     """Everything that a command could have changed."""
     with psycopg.connect(note.database) as connection:
         rows = connection.execute("SELECT count(*), max(id) FROM audit_log").fetchall()
@@ -82,7 +82,7 @@ def picture(note: Running, other_redis: str) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("verb", sorted(set(VERBS) - NEEDS_REDIS_ALONE))
 def test_one_address_is_not_completed_by_the_note_of_another_system(
-    verb: str, command: Run, noted: Running, other_redis: str, monkeypatch: pytest.MonkeyPatch
+    verb: str, command: Run, noted: RunningSystem, other_redis: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REDIS_URL", other_redis)
     monkeypatch.delenv("DATABASE_URL")
@@ -98,7 +98,7 @@ def test_one_address_is_not_completed_by_the_note_of_another_system(
 
 @pytest.mark.parametrize("verb", sorted(set(VERBS) - NEEDS_DATABASE_ALONE))
 def test_a_database_is_not_completed_by_the_note_of_another_system(
-    verb: str, command: Run, noted: Running, other_redis: str, monkeypatch: pytest.MonkeyPatch
+    verb: str, command: Run, noted: RunningSystem, other_redis: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://127.0.0.1:1/other")
     monkeypatch.delenv("REDIS_URL")
@@ -113,7 +113,7 @@ def test_a_database_is_not_completed_by_the_note_of_another_system(
 
 @pytest.mark.parametrize("verb", sorted(VERBS))
 def test_a_named_folder_and_an_environment_that_disagree_are_refused(
-    verb: str, command: Run, noted: Running, other_redis: str, monkeypatch: pytest.MonkeyPatch
+    verb: str, command: Run, noted: RunningSystem, other_redis: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REDIS_URL", other_redis)
     before = picture(noted, other_redis)
@@ -126,7 +126,7 @@ def test_a_named_folder_and_an_environment_that_disagree_are_refused(
 
 
 def test_what_one_store_is_enough_for_asks_for_no_more(
-    command: Run, noted: Running, monkeypatch: pytest.MonkeyPatch
+    command: Run, noted: RunningSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DATABASE_URL")
     assert command("board", "top").out == "1\talice\t5\n"
@@ -137,7 +137,7 @@ def test_what_one_store_is_enough_for_asks_for_no_more(
 
 @pytest.mark.parametrize("verb", sorted(CHANGES))
 def test_what_changes_a_system_first_tells_which(
-    verb: str, command: Run, noted: Running, monkeypatch: pytest.MonkeyPatch
+    verb: str, command: Run, noted: RunningSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = [
         f"redis://{noted.redis.partition('@')[2]}",
@@ -156,12 +156,12 @@ def test_what_changes_a_system_first_tells_which(
 
 
 def test_the_settings_come_from_the_same_place_as_the_addresses(
-    command: Run, noted: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Run, noted: RunningSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import msgspec
 
     settings = {"SCOREBOARD_BOARDS": "weekly,main", "SCOREBOARD_AUDIENCE": "games"}
-    write_note(tmp_path / HERE, msgspec.structs.replace(noted, settings=settings))
+    write_state_file(tmp_path / HERE, msgspec.structs.replace(noted, settings=settings))
     assert command("board", "top").out == "1\talice\t5\n"  # the environment's board is main
     monkeypatch.delenv("REDIS_URL")
     monkeypatch.delenv("DATABASE_URL")
@@ -175,7 +175,7 @@ def test_the_settings_come_from_the_same_place_as_the_addresses(
 def test_what_plays_or_watches_does_not_mistake_one_system_for_another(
     words: Sequence[str],
     command: Run,
-    noted: Running,
+    noted: RunningSystem,
     other_redis: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -188,7 +188,7 @@ def test_what_plays_or_watches_does_not_mistake_one_system_for_another(
 
 
 def test_a_note_that_others_may_write_is_not_used(
-    command: Run, noted: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Run, noted: RunningSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("REDIS_URL")
     monkeypatch.delenv("DATABASE_URL")
@@ -220,7 +220,7 @@ def test_up_takes_both_servers_or_none(
 
 
 def test_a_board_that_does_not_exist_is_told_from_one_that_is_not_loaded(
-    command: Run, noted: Running, redis_url: str
+    command: Run, noted: RunningSystem, redis_url: str
 ) -> None:
     assert command("board", "top", "--board", "nosuch").code == 3
     assert command("user", "show", "alice", "--board", "nosuch").code == 3

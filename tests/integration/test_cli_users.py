@@ -87,7 +87,7 @@ def test_one_bad_line_imports_nothing(command: Run, database_url: str, tmp_path:
 MEASURED = """
 import resource, sys
 from pathlib import Path
-from cli.commands.user_file import open_user_file
+from cli.user_csv import open_user_file
 from scoreboard.recovery.reseed import silent
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 with open_user_file(Path(sys.argv[1]), silent) as users:

@@ -16,7 +16,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from cli.embedded import binaries, child, identity, servers
+from cli.embedded import binaries, child, os_user, servers
 from cli.embedded.servers import EmbeddedPostgres, EmbeddedServer, EmbeddedValkey, free_port
 from scoreboard.errors import EmbeddedFailed
 from tests.support.eventually import eventually
@@ -340,7 +340,7 @@ def test_root_without_user_namespaces_becomes_another_user(
     reached = Path(binaries.find_postgres().path("postgres")).resolve()
     if not all(folder.stat().st_mode & stat.S_IXOTH for folder in reached.parents):
         pytest.skip(f"only root can reach {reached}")
-    monkeypatch.setattr(identity, "_runs", lambda _command: False)
+    monkeypatch.setattr(os_user, "_runs", lambda _command: False)
     modes = {path: path.stat() for path in (tmp_path, *tmp_path.parents)}
 
     with EmbeddedPostgres(tmp_path / "data", fsync=False) as server:
@@ -366,10 +366,10 @@ def test_root_without_user_namespaces_becomes_another_user(
 
 def test_a_user_without_a_name_is_told_what_to_do(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 54321)
-    monkeypatch.setattr(identity, "_runs", lambda _command: False)
+    monkeypatch.setattr(os_user, "_runs", lambda _command: False)
 
-    with pytest.raises(EmbeddedFailed, match="54321 has no name here: set DATABASE_URL"):
-        identity.for_postgres()
+    with pytest.raises(EmbeddedFailed, match="54321 has no name here: set REDIS_URL"):
+        os_user.choose_postgres_user()
 
 
 # --- the end of the parent ------------------------------------------------------------------------

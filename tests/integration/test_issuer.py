@@ -13,9 +13,9 @@ import pytest
 
 from cli.embedded.server import free_port
 from cli.issuer.__main__ import LIMITS
-from cli.issuer.app import IssuerSite
-from cli.issuer.form import FORM_LIFE_S, Seal
-from cli.issuer.grants import CODE_LIFE_S, Grants
+from cli.issuer.app import IssuerApp
+from cli.issuer.form import FORM_LIFE_S, FormSigner
+from cli.issuer.oauth import CODE_LIFE_S, AuthorizationServer
 from scoreboard.http.server import Server
 from scoreboard.runtime.settings import load
 from scoreboard.runtime.sockets import bind
@@ -50,9 +50,9 @@ def issuer(tmp_path: Path) -> LocalIssuer:
 
 @pytest.fixture
 async def http(issuer: LocalIssuer, clock: Clock) -> AsyncIterator[httpx.AsyncClient]:
-    grants = Grants(issuer, "scoreboard", SECRET, clock=clock)
+    grants = AuthorizationServer(issuer, "scoreboard", SECRET, clock=clock)
     uris = [PAGE_URI, "http://localhost:8000/"]
-    app = IssuerSite(issuer, grants, Seal(clock=clock), uris).app
+    app = IssuerApp(issuer, grants, FormSigner(clock=clock), uris).app
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app)) as client:
         yield client
 
@@ -297,7 +297,9 @@ async def test_the_issuer_answers_to_its_own_address_only(
 @asynccontextmanager
 async def serving(issuer: LocalIssuer) -> AsyncIterator[int]:
     """Serve an issuer as its process does; give the port."""
-    site = IssuerSite(issuer, Grants(issuer, "scoreboard", SECRET), Seal(), [PAGE_URI])
+    site = IssuerApp(
+        issuer, AuthorizationServer(issuer, "scoreboard", SECRET), FormSigner(), [PAGE_URI]
+    )
     with bind("127.0.0.1", 0) as listener:
         async with Server(site, LIMITS).listening(listener):
             yield listener.getsockname()[1]

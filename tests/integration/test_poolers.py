@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from cli.embedded import identity
+from cli.embedded import os_user
 from cli.embedded.servers import free_port
 from flusher.service import Flusher
 from scoreboard.errors import DatabaseUnavailable, UnsafeDatabase
@@ -187,7 +187,7 @@ class Bouncer:
             f"listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
             "auth_type = any\n" + "\n".join(lines) + "\n"
         )
-        who = identity.for_postgres(allow_namespace=True)
+        who = os_user.choose_postgres_user(allow_namespace=True)
         self._process = subprocess.Popen(
             [*who.prefix, self._program, str(config)], stdout=self._log, stderr=self._log
         )

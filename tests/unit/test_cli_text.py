@@ -2,8 +2,8 @@
 
 import pytest
 
-from cli.commands.user_file import check_email, check_name
-from cli.text import find_harmful, visible
+from cli.text import escape_unsafe, find_unsafe
+from cli.user_csv import check_email, check_name
 
 GOOD = [
     "山田\u3000太郎",  # ideographic space
@@ -45,7 +45,7 @@ BAD = [
 @pytest.mark.parametrize("name", GOOD)
 def test_names_that_people_have_are_taken_and_shown_as_they_are(name: str) -> None:
     assert check_name(name) is None
-    assert visible(name) == name
+    assert escape_unsafe(name) == name
 
 
 @pytest.mark.parametrize(("name", "what"), BAD, ids=ascii)
@@ -55,7 +55,7 @@ def test_what_changes_the_text_around_it_is_refused_by_name_and_place(name: str,
     assert problem is not None
     assert what in problem
     assert problem.isprintable()
-    assert find_harmful(visible(name)) is None
+    assert find_unsafe(escape_unsafe(name)) is None
 
 
 def test_an_email_has_neither_spaces_nor_control_characters() -> None:

@@ -6,19 +6,19 @@ from pathlib import Path
 import jwt
 import pytest
 
-from cli.issuer.form import FORM_LIFE_S, Seal, render_form, render_refusal
-from cli.issuer.grants import (
+from cli.issuer.config import check_redirect_uri, issuer_url, load_client_secret
+from cli.issuer.form import FORM_LIFE_S, FormSigner, render_error, render_form
+from cli.issuer.oauth import (
     CODE_LIFE_S,
     CODES_MAX,
     GAME_SERVER,
     PAGE,
-    Grants,
-    RefusedAtPage,
-    RequestRefused,
-    SignInRequest,
-    read_sign_in,
+    AuthorizationRequest,
+    AuthorizationServer,
+    OAuthError,
+    RedirectableError,
+    parse_authorization_request,
 )
-from cli.issuer.place import address_of, check_redirect_uri, client_secret
 from scoreboard.errors import OperatorMistake
 from scoreboard.security.tokens import LOCAL_ISSUER, READ, UPDATE, UPDATE_ANY, LocalIssuer
 from tests.support.clients.issuer import challenge_of
@@ -42,9 +42,9 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def grants(tmp_path: Path, clock: Clock) -> Grants:
+def grants(tmp_path: Path, clock: Clock) -> AuthorizationServer:
     issuer = LocalIssuer.create(tmp_path, issuer=URL)
-    return Grants(issuer, "scoreboard", SECRET, clock=clock)
+    return AuthorizationServer(issuer, "scoreboard", SECRET, clock=clock)
 
 
 def question(**changes: str | None) -> list[tuple[str, str]]:
@@ -59,7 +59,7 @@ def question(**changes: str | None) -> list[tuple[str, str]]:
     return [(name, value) for name, value in fields.items() if value is not None]
 
 
-def request(**changes: object) -> SignInRequest:
+def request(**changes: object) -> AuthorizationRequest:
     values = {
         "client_id": PAGE.id,
         "redirect_uri": PAGE_URI,
@@ -67,7 +67,7 @@ def request(**changes: object) -> SignInRequest:
         "challenge": challenge_of(VERIFIER),
         "scopes": (UPDATE, READ),
     } | changes
-    return SignInRequest(**values)
+    return AuthorizationRequest(**values)
 
 
 def redemption(made: str, **changes: str | None) -> list[tuple[str, str]]:
@@ -89,8 +89,10 @@ def claims_of(token: str) -> dict:
     return jwt.decode(token, options={"verify_signature": False})
 
 
-def error_of(grants: Grants, fields: list[tuple[str, str]], authorization: str = "") -> str:
-    with pytest.raises(RequestRefused) as caught:
+def error_of(
+    grants: AuthorizationServer, fields: list[tuple[str, str]], authorization: str = ""
+) -> str:
+    with pytest.raises(OAuthError) as caught:
         grants.issue(fields, authorization)
     return caught.value.error
 
@@ -99,11 +101,11 @@ def error_of(grants: Grants, fields: list[tuple[str, str]], authorization: str =
 
 
 def test_a_request_without_scopes_asks_for_all_of_the_page_s() -> None:
-    assert read_sign_in(question(), [PAGE_URI]) == request()
+    assert parse_authorization_request(question(), [PAGE_URI]) == request()
 
 
 def test_a_request_may_ask_for_less() -> None:
-    assert read_sign_in(question(scope=READ), [PAGE_URI]).scopes == (READ,)
+    assert parse_authorization_request(question(scope=READ), [PAGE_URI]).scopes == (READ,)
 
 
 @pytest.mark.parametrize(
@@ -122,14 +124,14 @@ def test_a_request_may_ask_for_less() -> None:
 def test_a_browser_is_sent_nowhere_by_a_request_of_unknown_origin(
     changes: dict[str, str | None],
 ) -> None:
-    with pytest.raises(RequestRefused) as caught:
-        read_sign_in(question(**changes), [PAGE_URI])
-    assert not isinstance(caught.value, RefusedAtPage)
+    with pytest.raises(OAuthError) as caught:
+        parse_authorization_request(question(**changes), [PAGE_URI])
+    assert not isinstance(caught.value, RedirectableError)
 
 
 def test_a_parameter_sent_twice_is_refused() -> None:
-    with pytest.raises(RequestRefused, match="twice"):
-        read_sign_in([*question(), ("redirect_uri", PAGE_URI)], [PAGE_URI])
+    with pytest.raises(OAuthError, match="twice"):
+        parse_authorization_request([*question(), ("redirect_uri", PAGE_URI)], [PAGE_URI])
 
 
 @pytest.mark.parametrize(
@@ -150,37 +152,39 @@ def test_a_parameter_sent_twice_is_refused() -> None:
     ],
 )
 def test_other_mistakes_are_told_to_the_page(changes: dict[str, str | None], error: str) -> None:
-    with pytest.raises(RefusedAtPage) as caught:
-        read_sign_in(question(**changes), [PAGE_URI])
+    with pytest.raises(RedirectableError) as caught:
+        parse_authorization_request(question(**changes), [PAGE_URI])
     assert (caught.value.error, caught.value.redirect_uri) == (error, PAGE_URI)
 
 
 # --- codes ---
 
 
-def test_a_code_becomes_a_token_of_the_player_who_agreed(grants: Grants) -> None:
-    issued = grants.issue(redemption(grants.make_code(request(), "auth0|42")))
+def test_a_code_becomes_a_token_of_the_player_who_agreed(grants: AuthorizationServer) -> None:
+    issued = grants.issue(redemption(grants.create_code(request(), "auth0|42")))
     claims = claims_of(issued.access_token)
     assert (claims["iss"], claims["aud"], claims["sub"]) == (URL, "scoreboard", "auth0|42")
     assert claims["scope"] == issued.scope == f"{UPDATE} {READ}"
     assert claims["exp"] - claims["iat"] == issued.expires_in == PAGE.token_life_s
 
 
-def test_a_code_works_once(grants: Grants) -> None:
-    code = grants.make_code(request(), "alice")
+def test_a_code_works_once(grants: AuthorizationServer) -> None:
+    code = grants.create_code(request(), "alice")
     grants.issue(redemption(code))
     assert error_of(grants, redemption(code)) == "invalid_grant"
 
 
 @pytest.mark.parametrize("late_s", [0.0, 3600.0])
-def test_a_code_ends_after_its_minute(grants: Grants, clock: Clock, late_s: float) -> None:
-    code = grants.make_code(request(), "alice")
+def test_a_code_ends_after_its_minute(
+    grants: AuthorizationServer, clock: Clock, late_s: float
+) -> None:
+    code = grants.create_code(request(), "alice")
     clock.now_s += CODE_LIFE_S + late_s
     assert error_of(grants, redemption(code)) == "invalid_grant"
 
 
-def test_a_code_lives_until_its_minute_is_over(grants: Grants, clock: Clock) -> None:
-    code = grants.make_code(request(), "alice")
+def test_a_code_lives_until_its_minute_is_over(grants: AuthorizationServer, clock: Clock) -> None:
+    code = grants.create_code(request(), "alice")
     clock.now_s += CODE_LIFE_S - 0.01
     assert grants.issue(redemption(code)).access_token
 
@@ -206,30 +210,30 @@ def test_a_code_lives_until_its_minute_is_over(grants: Grants, clock: Clock) -> 
     ],
 )
 def test_a_code_is_worth_nothing_with_anything_else_wrong(
-    grants: Grants, changes: dict[str, str | None], error: str
+    grants: AuthorizationServer, changes: dict[str, str | None], error: str
 ) -> None:
-    code = grants.make_code(request(), "alice")
+    code = grants.create_code(request(), "alice")
     assert error_of(grants, redemption(code, **changes)) == error
 
 
-def test_a_code_that_came_with_a_wrong_verifier_is_spent(grants: Grants) -> None:
-    code = grants.make_code(request(), "alice")
+def test_a_code_that_came_with_a_wrong_verifier_is_spent(grants: AuthorizationServer) -> None:
+    code = grants.create_code(request(), "alice")
     error_of(grants, redemption(code, code_verifier="w" * 43))
     assert error_of(grants, redemption(code)) == "invalid_grant"
 
 
-def test_codes_beyond_the_bound_push_out_the_oldest(grants: Grants) -> None:
-    codes = [grants.make_code(request(), "alice") for _ in range(CODES_MAX + 1)]
+def test_codes_beyond_the_bound_push_out_the_oldest(grants: AuthorizationServer) -> None:
+    codes = [grants.create_code(request(), "alice") for _ in range(CODES_MAX + 1)]
     assert error_of(grants, redemption(codes[0])) == "invalid_grant"
     assert grants.issue(redemption(codes[1])).access_token
     assert len(grants._codes) == CODES_MAX - 1
 
 
-def test_codes_nobody_redeemed_are_forgotten(grants: Grants, clock: Clock) -> None:
+def test_codes_nobody_redeemed_are_forgotten(grants: AuthorizationServer, clock: Clock) -> None:
     for _ in range(5):
-        grants.make_code(request(), "alice")
+        grants.create_code(request(), "alice")
     clock.now_s += CODE_LIFE_S
-    grants.make_code(request(), "alice")
+    grants.create_code(request(), "alice")
     assert len(grants._codes) == 1
 
 
@@ -237,7 +241,9 @@ def test_codes_nobody_redeemed_are_forgotten(grants: Grants, clock: Clock) -> No
 
 
 @pytest.mark.parametrize("is_header", [True, False])
-def test_a_game_server_gets_a_token_by_its_secret(grants: Grants, is_header: bool) -> None:
+def test_a_game_server_gets_a_token_by_its_secret(
+    grants: AuthorizationServer, is_header: bool
+) -> None:
     fields = [("grant_type", "client_credentials")]
     if is_header:
         issued = grants.issue(fields, basic("game-server", SECRET))
@@ -268,7 +274,7 @@ def test_a_game_server_gets_a_token_by_its_secret(grants: Grants, is_header: boo
     ],
 )
 def test_a_game_server_is_refused(
-    grants: Grants, more: list[tuple[str, str]], authorization: str, error: str
+    grants: AuthorizationServer, more: list[tuple[str, str]], authorization: str, error: str
 ) -> None:
     fields = [("grant_type", "client_credentials"), *more]
     assert error_of(grants, fields, authorization) == error
@@ -278,34 +284,34 @@ def test_a_game_server_is_refused(
 
 
 def test_a_seal_gives_back_what_it_closed() -> None:
-    seal = Seal()
+    seal = FormSigner()
     assert seal.open(seal.close(request())) == request()
 
 
 @pytest.mark.parametrize("spoil", [lambda text: "", lambda text: text[4:], lambda text: "ü"])
 def test_a_form_that_was_not_given_out_is_refused(spoil) -> None:
-    seal = Seal()
-    with pytest.raises(RequestRefused, match="not given out"):
+    seal = FormSigner()
+    with pytest.raises(OAuthError, match="not given out"):
         seal.open(spoil(seal.close(request())))
 
 
 def test_a_form_of_another_process_is_refused() -> None:
-    with pytest.raises(RequestRefused, match="not given out"):
-        Seal().open(Seal().close(request()))
+    with pytest.raises(OAuthError, match="not given out"):
+        FormSigner().open(FormSigner().close(request()))
 
 
 def test_a_form_that_lay_too_long_is_refused(clock: Clock) -> None:
-    seal = Seal(clock=clock)
+    seal = FormSigner(clock=clock)
     sealed = seal.close(request())
     clock.now_s += FORM_LIFE_S
-    with pytest.raises(RequestRefused, match="too long"):
+    with pytest.raises(OAuthError, match="too long"):
         seal.open(sealed)
 
 
 def test_what_came_from_outside_is_escaped() -> None:
     nasty = "\"'><script>alert(1)</script>"
     drawn = render_form(request(redirect_uri=nasty), nasty, name=nasty, wrong=nasty)
-    drawn += render_refusal(RequestRefused(nasty, nasty))
+    drawn += render_error(OAuthError(nasty, nasty))
     assert "<script" not in drawn
     assert "\"'>" not in drawn
 
@@ -315,7 +321,7 @@ def test_what_came_from_outside_is_escaped() -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1"])
 def test_a_loopback_address_is_accepted(host: str) -> None:
-    assert host in address_of(host, 8002)
+    assert host in issuer_url(host, 8002)
 
 
 @pytest.mark.parametrize(
@@ -323,7 +329,7 @@ def test_a_loopback_address_is_accepted(host: str) -> None:
 )
 def test_an_address_that_others_could_reach_is_refused(host: str) -> None:
     with pytest.raises(OperatorMistake, match="no password"):
-        address_of(host, 8002)
+        issuer_url(host, 8002)
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:8000/", "http://localhost:8000/"])
@@ -349,21 +355,21 @@ def test_no_other_page_may(uri: str) -> None:
 
 
 def test_the_client_secret_is_made_once_and_kept_to_its_owner(tmp_path: Path) -> None:
-    secret = client_secret(tmp_path)
+    secret = load_client_secret(tmp_path)
     path = tmp_path / "game-server-secret"
     assert len(secret) >= 32
-    assert client_secret(tmp_path) == secret
+    assert load_client_secret(tmp_path) == secret
     assert path.stat().st_mode & 0o777 == 0o600
     path.chmod(0o640)
     with pytest.raises(OperatorMistake, match="chmod 600"):
-        client_secret(tmp_path)
+        load_client_secret(tmp_path)
 
 
 def test_an_empty_client_secret_is_no_secret(tmp_path: Path) -> None:
-    client_secret(tmp_path)
+    load_client_secret(tmp_path)
     (tmp_path / "game-server-secret").write_text("\n")
     with pytest.raises(OperatorMistake, match="no secret"):
-        client_secret(tmp_path)
+        load_client_secret(tmp_path)
 
 
 # --- the name in tokens ---

@@ -13,7 +13,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import redis
 
 from cli.embedded import binaries
-from cli.embedded.postgres_cluster import plain_environment
+from cli.embedded.postgres_cluster import server_environment
 
 DOCKER = Path(__file__).parents[3] / "deploy" / "docker"
 REDIS_USERS = ("api", "streamer", "flusher", "operator")
@@ -48,7 +48,8 @@ def make_roles(owner_url: str, password: str) -> None:
             binaries.find_postgres().path("psql"),
             *("-q", "-v", "ON_ERROR_STOP=1", "-f", str(DOCKER / "postgres-roles.sql"), owner_url),
         ],
-        env=plain_environment() | {f"{name.upper()}_PASSWORD": password for name in DATABASE_USERS},
+        env=server_environment()
+        | {f"{name.upper()}_PASSWORD": password for name in DATABASE_USERS},
         check=True,
         timeout=30,
         capture_output=True,

@@ -14,8 +14,8 @@ import pytest
 
 from cli.embedded.server import free_port
 from cli.embedded.servers import EmbeddedPostgres, EmbeddedValkey
-from cli.running.processes import Service, wait_until_ready
-from cli.target import Running, write_note
+from cli.running.service import Service, wait_until_ready
+from cli.target import RunningSystem, write_state_file
 from scoreboard.ledger import migrations
 from scoreboard.security.tokens import LOCAL_ISSUER, READ, UPDATE, UPDATE_ANY, LocalIssuer
 
@@ -76,8 +76,10 @@ class System:
             for name, text in environment.items()
             if name.startswith("SCOREBOARD_") and "SECRET" not in name
         }
-        running = Running(self.api, self.ws, self.valkey.url, self.postgres.url, {}, settings=noted)
-        write_note(self.folder, running)
+        running = RunningSystem(
+            self.api, self.ws, self.valkey.url, self.postgres.url, {}, settings=noted
+        )
+        write_state_file(self.folder, running)
         assert self.run("board", "create", "main", "--if-missing").returncode == 0
         assert self.run("reseed", "--if-uninitialised").returncode == 0
         health = {

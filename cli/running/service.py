@@ -111,7 +111,7 @@ class Service:
         if not self.is_running:
             raise ServiceExited(
                 f"The {self.name} ended with code {self.exit_code}: "
-                f"{last_words(self.log) or 'it said nothing'} (see {self.log})"
+                f"{summarize_log_tail(self.log) or 'it said nothing'} (see {self.log})"
             )
 
     def ask_ready(self) -> str:
@@ -171,7 +171,7 @@ def _with_safe_path(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def last_words(log: Path) -> str:
+def summarize_log_tail(log: Path) -> str:
     """Give the end of a log as one line, without anything that looks like a credential."""
     try:
         with log.open("rb") as file:

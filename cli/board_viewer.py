@@ -18,8 +18,8 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.typing import Subprotocol
 
-from cli.render import is_terminal, plain_console, print_lines, say
-from cli.text import visible
+from cli.output import is_terminal, plain_console, print_lines, print_message
+from cli.text import escape_unsafe
 from scoreboard.errors import (
     Forbidden,
     Malformed,
@@ -90,7 +90,7 @@ async def _boards(url: str, token: str | None) -> AsyncGenerator[tuple[Shown, st
                 raise kind from error
             if not was_connected:
                 raise Unavailable(f"No streamer answers at {url}") from error
-        say("The connection was lost; connecting again")
+        print_message("The connection was lost; connecting again")
         await asyncio.sleep(backoff_s(attempt))
         attempt += 1
 
@@ -113,7 +113,7 @@ async def _visit(url: str, token: str | None) -> AsyncGenerator[tuple[Shown, str
             if message.get("type") == "leaderboard":
                 yield msgspec.convert(message, Shown), text
             elif message.get("type") == "status":
-                say(f"The board is {message.get('state')}")
+                print_message(f"The board is {message.get('state')}")
 
 
 def _final(error: Exception) -> ScoreboardError | None:
@@ -130,15 +130,15 @@ def _final(error: Exception) -> ScoreboardError | None:
 
 
 def _line(shown: Shown) -> str:
-    places = [f"{row.rank} {visible(row.user_id)} {row.score}" for row in shown.leaderboard]
+    places = [f"{row.rank} {escape_unsafe(row.user_id)} {row.score}" for row in shown.leaderboard]
     return "\t".join([f"{shown.epoch}:{shown.seq}", *places])
 
 
 def _table(shown: Shown) -> Table:
-    table = Table(box=None, title=visible(f"{shown.board}  {shown.epoch}:{shown.seq}"))
+    table = Table(box=None, title=escape_unsafe(f"{shown.board}  {shown.epoch}:{shown.seq}"))
     table.add_column("rank", justify="right")
     table.add_column("user")
     table.add_column("score", justify="right")
     for row in shown.leaderboard:
-        table.add_row(str(row.rank), visible(row.user_id), str(row.score))
+        table.add_row(str(row.rank), escape_unsafe(row.user_id), str(row.score))
     return table

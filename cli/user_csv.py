@@ -16,8 +16,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from cli.render import say
-from cli.text import find_harmful, visible
+from cli.output import print_message
+from cli.text import escape_unsafe, find_unsafe
 from scoreboard.errors import Invalid, Malformed
 from scoreboard.ledger.users import Profile
 from scoreboard.model import is_identifier
@@ -44,7 +44,7 @@ def check_name(name: str | None) -> str | None:
         return None
     if len(name) > NAME_MAX:
         return f"the name is longer than {NAME_MAX} characters"
-    harmful = find_harmful(name)
+    harmful = find_unsafe(name)
     return f"the name has a {harmful}" if harmful else None
 
 
@@ -53,7 +53,7 @@ def check_email(email: str | None) -> str | None:
     if not email:
         return None
     local, _, domain = email.rpartition("@")
-    is_plain = not find_harmful(email) and not any(map(str.isspace, email))
+    is_plain = not find_unsafe(email) and not any(map(str.isspace, email))
     if not local or not domain or len(email) > EMAIL_MAX or not is_plain:
         return "the email is not an address"
     return None
@@ -148,11 +148,11 @@ def open_user_file(path: Path, report: ReportProgress) -> Iterator[UserFile]:
         if path == STDIN:
             if sys.stdin is None:
                 raise Malformed("There is nothing to read: stdin is closed")
-            say("Reading users from stdin")
+            print_message("Reading users from stdin")
             _copy(sys.stdin.buffer, content, report)
         else:
             if not stat.S_ISREG(path.stat().st_mode):
-                say(f"Reading users from {path}")  # a pipe may keep us waiting
+                print_message(f"Reading users from {path}")  # a pipe may keep us waiting
             with path.open("rb") as source:
                 _copy(source, content, report)
         yield UserFile(content)
@@ -201,4 +201,4 @@ def _repeated(digests: "array[int]") -> set[int]:
 
 
 def _quoted(text: str) -> str:
-    return f'"{visible(text[:40])}{"…" if len(text) > 40 else ""}"'
+    return f'"{escape_unsafe(text[:40])}{"…" if len(text) > 40 else ""}"'

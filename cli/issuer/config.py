@@ -18,7 +18,7 @@ SECRET_FILE: Final = "game-server-secret"  # noqa: S105 (a file name)
 SECRET_LENGTH_MIN: Final = 32
 
 
-def address_of(host: str, port: int) -> str:
+def issuer_url(host: str, port: int) -> str:
     """Give the issuer's address on a loopback IP, which is also its name in tokens.
 
     Raises OperatorMistake where others could reach it.
@@ -38,13 +38,19 @@ def address_of(host: str, port: int) -> str:
 def check_redirect_uri(uri: str) -> None:
     """Raise OperatorMistake where ``uri`` is no plain address of a page on this machine."""
     parts = urlsplit(uri)
-    if not is_here(uri) or parts.scheme != "http" or parts.query or parts.fragment or "@" in uri:
+    if (
+        not is_loopback_url(uri)
+        or parts.scheme != "http"
+        or parts.query
+        or parts.fragment
+        or "@" in uri
+    ):
         raise OperatorMistake(
             f"The development issuer sends players back to pages on this machine only, not {uri!r}"
         )
 
 
-def is_here(url: str) -> bool:
+def is_loopback_url(url: str) -> bool:
     """Tell whether only this machine can reach an address."""
     host = urlsplit(url).hostname or ""
     try:
@@ -53,7 +59,7 @@ def is_here(url: str) -> bool:
         return False
 
 
-def client_secret(folder: Path) -> str:
+def load_client_secret(folder: Path) -> str:
     """Give the game servers' client secret of a folder, made at the first call.
 
     Raises OperatorMistake where others may read it, or it was shortened.

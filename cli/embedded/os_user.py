@@ -14,7 +14,7 @@ from scoreboard.errors import EmbeddedFailed
 
 
 @dataclass(frozen=True)
-class Identity:
+class ProcessUser:
     """How to run a program as an accepted user.
 
     ``prefix`` runs the rest of a command in a user namespace, where our files look like an ordinary
@@ -26,13 +26,13 @@ class Identity:
     group: int | None = None
 
 
-def for_postgres(*, allow_namespace: bool = True) -> Identity:
+def choose_postgres_user(*, allow_namespace: bool = True) -> ProcessUser:
     """Choose an identity that PostgreSQL accepts: ours, a namespace's, or another user's.
 
     Raises EmbeddedFailed where none of them is possible.
     """
     if os.geteuid() != 0 and _has_account(os.geteuid()):
-        return Identity()
+        return ProcessUser()
     account = _ordinary_account()
     unshare, probe = find_program("unshare"), find_program("true")
     if unshare and probe and allow_namespace:
@@ -43,9 +43,9 @@ def for_postgres(*, allow_namespace: bool = True) -> Identity:
             f"--map-group={account.pw_gid}",
         )
         if _runs([*prefix, probe]):
-            return Identity(prefix=prefix)
+            return ProcessUser(prefix=prefix)
     if os.geteuid() == 0:
-        return Identity(user=account.pw_uid, group=account.pw_gid)
+        return ProcessUser(user=account.pw_uid, group=account.pw_gid)
     raise EmbeddedFailed(
         f"PostgreSQL needs a named user, and user id {os.geteuid()} has no name here: "
         "set REDIS_URL and DATABASE_URL to servers of yours",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.running.log_files import cap
+from cli.running.log_rotation import cap
 
 
 @pytest.fixture

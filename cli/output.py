@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from cli.text import visible
+from cli.text import escape_unsafe
 from scoreboard.errors import InternalError, OperatorMistake
 from scoreboard.recovery.reseed import ReportProgress
 from scoreboard.runtime.telemetry import setup_logging
@@ -29,7 +29,7 @@ LINE_EVERY_S: Final = 5.0
 """Time between two progress lines where there is no terminal."""
 
 
-class OutputFailed(InternalError):  # noqa: N818 (says what happened)
+class OutputError(InternalError):
     """Stdout cannot be written: it is closed, its disk is full, or nobody reads it any more."""
 
     code = "output-failed"
@@ -47,37 +47,37 @@ def prepare_streams(*, is_debug: bool) -> None:
         handler.setLevel(logging.DEBUG if is_debug else logging.CRITICAL)
 
 
-def say(message: str) -> None:
+def print_message(message: str) -> None:
     """Tell the operator something, on stderr; silent with --quiet."""
     if not _is_quiet():
-        tell(message)
+        write_stderr(message)
 
 
-def tell(message: str) -> None:
+def write_stderr(message: str) -> None:
     """Write lines to stderr; where nobody can read them, the command goes on."""
     try:
-        click.echo("\n".join(map(visible, message.split("\n"))), err=True)
+        click.echo("\n".join(map(escape_unsafe, message.split("\n"))), err=True)
     except OSError:
-        give_up(sys.stderr)
+        redirect_to_devnull(sys.stderr)
 
 
-def give_up(stream: TextIO | None) -> None:
+def redirect_to_devnull(stream: TextIO | None) -> None:
     """Send what a stream still holds nowhere, or Python complains again when it closes it."""
     with suppress(AttributeError, OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # pyright: ignore[reportOptionalMemberAccess]
 
 
-def put(text: str | bytes) -> None:
+def write_stdout(text: str | bytes) -> None:
     """Write data to stdout at once.
 
-    Raises OutputFailed.
+    Raises OutputError.
     """
     if sys.stdout is None:
-        raise OutputFailed("stdout is closed")
+        raise OutputError("stdout is closed")
     try:
         click.echo(text, nl=False)
     except OSError as error:
-        raise OutputFailed(error.strerror or type(error).__name__) from error
+        raise OutputError(error.strerror or type(error).__name__) from error
 
 
 def confirm(question: str) -> None:
@@ -92,17 +92,17 @@ def confirm(question: str) -> None:
 
 def print_json(data: object) -> None:
     """Print one line of JSON on stdout, at once; in UTF-8, whatever the locale says."""
-    put(msgspec.json.encode(data) + b"\n")
+    write_stdout(msgspec.json.encode(data) + b"\n")
 
 
 def print_lines(lines: Iterable[str]) -> None:
     """Print lines of data on stdout, at once."""
-    put("".join(f"{line}\n" for line in lines))
+    write_stdout("".join(f"{line}\n" for line in lines))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print rows on stdout: a table on a terminal, tab-separated without a head elsewhere."""
-    cells = [["" if value is None else visible(str(value)) for value in row] for row in rows]
+    cells = [["" if value is None else escape_unsafe(str(value)) for value in row] for row in rows]
     if not is_terminal(sys.stdout):
         print_lines("\t".join(row) for row in cells)
         return
@@ -115,7 +115,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
     console = plain_console()
     with console.capture() as captured:
         console.print(table)
-    put(captured.get())
+    write_stdout(captured.get())
 
 
 def plain_console(*, stderr: bool = False) -> Console:
@@ -169,7 +169,7 @@ class _Lines:
     def report(self, step: str, done: int, total: int) -> None:
         if time.monotonic() - self._said_at_s >= LINE_EVERY_S:
             self._said_at_s = time.monotonic()
-            tell(f"{step}: {done} of {total}" if total else f"{step}: {done}")
+            write_stderr(f"{step}: {done} of {total}" if total else f"{step}: {done}")
 
 
 def _is_quiet() -> bool:

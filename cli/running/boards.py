@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from cli.administration import make_board, reseed_board
-from cli.render import progress, say
-from cli.target import open_database, open_store, operator
+from cli.administration import create_board, reseed_board
+from cli.output import print_message, progress
+from cli.target import open_database, open_store, operator_name
 from scoreboard.errors import OperatorMistake
 from scoreboard.ledger.audit import insert_audit
 from scoreboard.ledger.boards import publish_board, select_board
@@ -27,21 +27,21 @@ OTHERS_S: Final = 120.0
 _POLL_S: Final = 0.1
 
 
-async def make_boards(settings: Settings, *, is_public: bool) -> None:
+async def create_boards(settings: Settings, *, is_public: bool) -> None:
     """Make the boards that are missing, and see that all are as public as is wished for.
 
     Raises DatabaseUnavailable.
     """
     async with open_database(settings) as connection:
         for name in settings.boards:
-            await make_board(connection, Board(name, is_public=is_public), actor=operator())
+            await create_board(connection, Board(name, is_public=is_public), actor=operator_name())
             if (await select_board(connection, name)).is_public == is_public:
                 continue
             async with translate_errors(), connection.transaction():
                 await publish_board(connection, name, is_public=is_public)
                 await insert_audit(
                     connection,
-                    actor=operator(),
+                    actor=operator_name(),
                     action="board publish",
                     board=name,
                     detail={"public": is_public},
@@ -64,7 +64,7 @@ def open_boards(settings: Settings, check: Callable[[], None]) -> None:
 
             users = asyncio.run(_open_board(settings, name, report))
         if users:
-            say(f"Board {name} came back from PostgreSQL: {users} users")
+            print_message(f"Board {name} came back from PostgreSQL: {users} users")
 
 
 async def _open_board(settings: Settings, name: str, report: ReportProgress) -> int:
@@ -77,7 +77,7 @@ async def _open_board(settings: Settings, name: str, report: ReportProgress) -> 
                 name,
                 force=await _tells_wrong_privacy(settings, name),
                 only_closed=True,
-                actor=operator(),
+                actor=operator_name(),
                 report=report,
             )
         except OperatorMistake:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from cli.embedded.server import EmbeddedServer
-from cli.render import say
+from cli.output import print_message
 from scoreboard.errors import EmbeddedFailed
 from scoreboard.runtime.lifecycle import backoff_s
 
@@ -25,7 +25,7 @@ TELL_EVERY_S: Final = 60.0
 """Least time between two messages of a server that keeps ending."""
 
 
-class Keeper:
+class ServerSupervisor:
     """Keeps one server, which is running when it is handed over."""
 
     def __init__(self, server: EmbeddedServer) -> None:
@@ -46,7 +46,7 @@ class Keeper:
         if self.server.is_running:
             if self._told_at_s is not None and now_s - self._started_at_s > SETTLED_S:
                 self._told_at_s = None
-                say(f"{self.server.title} runs again")
+                print_message(f"{self.server.title} runs again")
             return False
         if self._due_at_s is None:
             if now_s - self._started_at_s > STEADY_S:
@@ -68,4 +68,4 @@ class Keeper:
         self._attempt += 1
         if self._told_at_s is None or now_s - self._told_at_s > TELL_EVERY_S:
             self._told_at_s = now_s
-            say(f"{why}\n{self.server.title} is started again until it runs")
+            print_message(f"{why}\n{self.server.title} is started again until it runs")

@@ -9,15 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from cli.target import drop_note, read_note
-from cli.text import find_harmful
+from cli.target import read_state_file, remove_state_file
+from cli.text import find_unsafe
 from scoreboard.errors import EmbeddedFailed, OperatorMistake
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
-def catching_signals() -> Iterator[threading.Event]:
+def stop_on_signals() -> Iterator[threading.Event]:
     """Give an event that the first signal sets; the second interrupts whatever is going on."""
     stop = threading.Event()
 
@@ -35,13 +35,13 @@ def catching_signals() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def claiming(data_dir: Path) -> Iterator[None]:
+def lock_data_dir(data_dir: Path) -> Iterator[None]:
     """Hold the data folder for this process alone; the kernel lets go of it when we die.
 
     Raises OperatorMistake where another `up` has it or its name is not plain text, EmbeddedFailed
     where it cannot be used.
     """
-    if find_harmful(str(data_dir.absolute())):
+    if find_unsafe(str(data_dir.absolute())):
         raise OperatorMistake(
             "The name of the data folder must be UTF-8 without control characters: it stands in "
             "the configuration of Valkey"
@@ -55,10 +55,10 @@ def claiming(data_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            note = read_note(data_dir)
+            note = read_state_file(data_dir)
             where = f" at {note.api}" if note else ""
             raise OperatorMistake(f"Another `scoreboard up` runs on {data_dir}{where}") from None
-        drop_note(data_dir)
+        remove_state_file(data_dir)
         yield
     finally:
         os.close(lock)

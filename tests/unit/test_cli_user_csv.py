@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.commands import user_file
-from cli.commands.user_file import open_user_file
+from cli import user_csv
+from cli.user_csv import open_user_file
 from scoreboard.errors import Invalid, Malformed
 from scoreboard.ledger.users import Profile
 from scoreboard.recovery.reseed import report_nothing
@@ -141,7 +141,7 @@ def test_repeated_users_are_named_beside_other_mistakes_in_their_order(file: Pat
 
 
 def test_a_long_line_is_refused_as_soon_as_it_is_too_long(file: Path) -> None:
-    file.write_bytes(b"userId\n" + b"x" * (user_file.LINE_BYTES + 1))
+    file.write_bytes(b"userId\n" + b"x" * (user_csv.LINE_BYTES + 1))
     with pytest.raises(Malformed, match="longer than 16384 bytes"):
         count_users(file)
     with pytest.raises(Malformed, match="longer than 16384 bytes"):
@@ -149,7 +149,7 @@ def test_a_long_line_is_refused_as_soon_as_it_is_too_long(file: Path) -> None:
 
 
 def test_a_file_that_is_too_large_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(user_file, "FILE_BYTES", 1 << 20)
+    monkeypatch.setattr(user_csv, "FILE_BYTES", 1 << 20)
     file.write_bytes(b"userId\n" + b"alice\n" * 200_000)
 
     with pytest.raises(Malformed, match="larger than 1 MiB"):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.running.processes import Service, last_words, wait_until_ready
+from cli.running.service import Service, summarize_log_tail, wait_until_ready
 from scoreboard.errors import ServiceExited, WaitTimeout
 from tests.support.eventually import eventually
 
@@ -28,18 +28,18 @@ def test_last_words_are_events_with_their_reasons(tmp_path: Path) -> None:
         )
     )
 
-    assert last_words(log) == (
+    assert summarize_log_tail(log) == (
         "api_listening | process_failed: no room | process_crashed: ValueError: x | "
         "scoreboard: a plain line"
     )
-    assert last_words(tmp_path / "none.log") == ""
+    assert summarize_log_tail(tmp_path / "none.log") == ""
 
 
 def test_last_words_hold_no_credentials(tmp_path: Path) -> None:
     log = tmp_path / "api.log"
     log.write_text("cannot reach redis://:hunter2@127.0.0.1 with Bearer eyJhbGciOi.eyJzdWIi.c2ln\n")
 
-    words = last_words(log)
+    words = summarize_log_tail(log)
 
     assert "hunter2" not in words
     assert "eyJ" not in words
@@ -114,7 +114,7 @@ def test_waiting_ends_when_a_service_dies_or_never_gets_ready(
     with pytest.raises(ServiceExited):
         wait_until_ready([dead], lambda: None)
 
-    monkeypatch.setattr("cli.running.processes.READY_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("cli.running.service.READY_TIMEOUT_S", 0.2)
     slow = make_service("import time; time.sleep(60)", ready_url="http://127.0.0.1:1/x")
     with pytest.raises(WaitTimeout, match="does not answer"):
         wait_until_ready([slow], lambda: None)

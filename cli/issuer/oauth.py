@@ -50,7 +50,7 @@ GAME_SERVER: Final = Client("game-server", "client_credentials", (UPDATE_ANY, RE
 CLIENTS: Final = {client.id: client for client in (PAGE, GAME_SERVER)}
 
 
-class RequestRefused(Exception):  # noqa: N818 (says what happened)
+class OAuthError(Exception):
     """A refusal in the words of RFC 6749: ``error`` is a code of its lists."""
 
     def __init__(self, error: str, description: str) -> None:
@@ -59,7 +59,7 @@ class RequestRefused(Exception):  # noqa: N818 (says what happened)
         self.description = description
 
 
-class RefusedAtPage(RequestRefused):
+class RedirectableError(OAuthError):
     """A refusal the browser takes back to the page: the address is known to be the page's."""
 
     def __init__(self, error: str, description: str, redirect_uri: str, state: str) -> None:
@@ -68,7 +68,7 @@ class RefusedAtPage(RequestRefused):
         self.state = state
 
 
-class SignInRequest(Struct, frozen=True):
+class AuthorizationRequest(Struct, frozen=True):
     """A checked authorization request: what the form asks a player to agree to."""
 
     client_id: str
@@ -78,7 +78,7 @@ class SignInRequest(Struct, frozen=True):
     scopes: tuple[str, ...]
 
 
-class Issued(Struct, frozen=True, kw_only=True):
+class TokenResponse(Struct, frozen=True, kw_only=True):
     """The token endpoint's answer (RFC 6749, 5.1)."""
 
     access_token: str
@@ -87,29 +87,31 @@ class Issued(Struct, frozen=True, kw_only=True):
     scope: str
 
 
-def read_sign_in(fields: Fields, redirect_uris: Collection[str]) -> SignInRequest:
+def parse_authorization_request(
+    fields: Fields, redirect_uris: Collection[str]
+) -> AuthorizationRequest:
     """Check an authorization request.
 
-    Raises RequestRefused where the browser must not be sent anywhere, RefusedAtPage where it may.
+    Raises OAuthError where the browser must not be sent anywhere, RedirectableError where it may.
     """
     values = _once(fields)
     client = CLIENTS.get(values.get("client_id", ""))
     if client is None:
-        raise RequestRefused("invalid_request", "The client_id is of no client of this issuer.")
+        raise OAuthError("invalid_request", "The client_id is of no client of this issuer.")
     redirect_uri = values.get("redirect_uri", "")
     if redirect_uri not in redirect_uris:
-        raise RequestRefused("invalid_request", "The redirect_uri is not the scoreboard page's.")
+        raise OAuthError("invalid_request", "The redirect_uri is not the scoreboard page's.")
     state = values.get("state", "")
     try:
         _check_sign_in(values, client)
         scopes = _scopes(values, client)
-    except RequestRefused as refused:
+    except OAuthError as refused:
         shown = state if len(state) <= STATE_LENGTH_MAX else ""
-        raise RefusedAtPage(refused.error, refused.description, redirect_uri, shown) from None
-    return SignInRequest(client.id, redirect_uri, state, values["code_challenge"], scopes)
+        raise RedirectableError(refused.error, refused.description, redirect_uri, shown) from None
+    return AuthorizationRequest(client.id, redirect_uri, state, values["code_challenge"], scopes)
 
 
-class Grants:
+class AuthorizationServer:
     """Hands out codes and tokens of one local issuer."""
 
     def __init__(
@@ -128,7 +130,7 @@ class Grants:
         self._codes: dict[str, _Grant] = {}
         """Code → what it stands for; all live equally long, so the first is the oldest."""
 
-    def make_code(self, request: SignInRequest, subject: str) -> str:
+    def create_code(self, request: AuthorizationRequest, subject: str) -> str:
         """Make the code that stands for ``subject`` having agreed to ``request``."""
         now_s = self._clock()
         while self._codes:
@@ -140,20 +142,20 @@ class Grants:
         self._codes[code] = _Grant(request, subject, now_s + CODE_LIFE_S)
         return code
 
-    def issue(self, fields: Fields, authorization: str = "") -> Issued:
+    def issue(self, fields: Fields, authorization: str = "") -> TokenResponse:
         """Answer a token request; ``authorization`` is the header of that name.
 
-        Raises RequestRefused.
+        Raises OAuthError.
         """
         values = _once(fields)
         grant = values.get("grant_type", "")
         if not grant:
-            raise RequestRefused("invalid_request", "grant_type is missing.")
+            raise OAuthError("invalid_request", "grant_type is missing.")
         if grant not in {client.grant for client in CLIENTS.values()}:
-            raise RequestRefused("unsupported_grant_type", "This issuer knows no such grant_type.")
+            raise OAuthError("unsupported_grant_type", "This issuer knows no such grant_type.")
         client = self._authenticate(values, authorization)
         if client.grant != grant:
-            raise RequestRefused("unauthorized_client", f"{client.id} may not use this grant_type.")
+            raise OAuthError("unauthorized_client", f"{client.id} may not use this grant_type.")
         if grant == "client_credentials":
             return self._sign(client, client.id, _scopes(values, client))
         redeemed = self._redeem(values, client)
@@ -163,16 +165,16 @@ class Grants:
         client_id, secret = values.get("client_id", ""), values.get("client_secret", "")
         if authorization:
             if secret:
-                raise RequestRefused("invalid_request", "Send the secret in one way, not in two.")
+                raise OAuthError("invalid_request", "Send the secret in one way, not in two.")
             named, secret = _basic(authorization)
             if client_id not in {"", named}:
-                raise RequestRefused("invalid_request", "Two different client_ids were sent.")
+                raise OAuthError("invalid_request", "Two different client_ids were sent.")
             client_id = named
         client = CLIENTS.get(client_id)
         expected = self._secret if client is GAME_SERVER else ""
         is_right = hmac.compare_digest(secret.encode(), expected.encode())
         if client is None or not is_right:
-            raise RequestRefused("invalid_client", "No such client, or not with this secret.")
+            raise OAuthError("invalid_client", "No such client, or not with this secret.")
         return client
 
     def _redeem(self, values: Mapping[str, str], client: Client) -> "_Grant":
@@ -180,7 +182,7 @@ class Grants:
         grant = self._codes.pop(values.get("code", ""), None)
         verifier = values.get("code_verifier", "")
         if not verifier or "code" not in values or "redirect_uri" not in values:
-            raise RequestRefused("invalid_request", "Send code, redirect_uri and code_verifier.")
+            raise OAuthError("invalid_request", "Send code, redirect_uri and code_verifier.")
         if (
             grant is None
             or grant.until_s <= self._clock()
@@ -189,13 +191,13 @@ class Grants:
             or not _fits(verifier, grant.request.challenge)
         ):
             # Which of these it was is nobody's business who holds another's code.
-            raise RequestRefused(
+            raise OAuthError(
                 "invalid_grant", "The code is unknown, used, expired, or for another request."
             )
         return grant
 
-    def _sign(self, client: Client, subject: str, scopes: Sequence[str]) -> Issued:
-        return Issued(
+    def _sign(self, client: Client, subject: str, scopes: Sequence[str]) -> TokenResponse:
+        return TokenResponse(
             access_token=self._issuer.issue(
                 subject, scopes, client.token_life_s, audience=self._audience
             ),
@@ -205,7 +207,7 @@ class Grants:
 
 
 class _Grant(Struct, frozen=True):
-    request: SignInRequest
+    request: AuthorizationRequest
     subject: str
     until_s: float
 
@@ -214,30 +216,30 @@ def _once(fields: Fields) -> dict[str, str]:
     """Give the fields by name; an empty one counts as absent, a repeated one is refused."""
     values = {name: value for name, value in fields if value}
     if len({name for name, _ in fields}) < len(fields):
-        raise RequestRefused("invalid_request", "A parameter was sent twice.")
+        raise OAuthError("invalid_request", "A parameter was sent twice.")
     return values
 
 
 def _check_sign_in(values: Mapping[str, str], client: Client) -> None:
     if "response_type" not in values:
-        raise RequestRefused("invalid_request", "response_type is missing.")
+        raise OAuthError("invalid_request", "response_type is missing.")
     if values["response_type"] != "code":
-        raise RequestRefused("unsupported_response_type", "The response_type must be code.")
+        raise OAuthError("unsupported_response_type", "The response_type must be code.")
     if client.grant != "authorization_code":
-        raise RequestRefused("unauthorized_client", f"{client.id} signs nobody in.")
+        raise OAuthError("unauthorized_client", f"{client.id} signs nobody in.")
     if len(values.get("state", "")) > STATE_LENGTH_MAX:
-        raise RequestRefused("invalid_request", f"state has at most {STATE_LENGTH_MAX} characters.")
+        raise OAuthError("invalid_request", f"state has at most {STATE_LENGTH_MAX} characters.")
     if values.get("code_challenge_method") != "S256":
-        raise RequestRefused("invalid_request", "PKCE with code_challenge_method S256 is required.")
+        raise OAuthError("invalid_request", "PKCE with code_challenge_method S256 is required.")
     if not _CHALLENGE.fullmatch(values.get("code_challenge", "")):
-        raise RequestRefused("invalid_request", "code_challenge must be base64url of a SHA-256.")
+        raise OAuthError("invalid_request", "code_challenge must be base64url of a SHA-256.")
 
 
 def _scopes(values: Mapping[str, str], client: Client) -> tuple[str, ...]:
     """Give the scopes asked for, the client's where none were; in the client's order."""
     wanted = frozenset(values.get("scope", "").split()) or frozenset(client.scopes)
     if not wanted <= frozenset(client.scopes):
-        raise RequestRefused("invalid_scope", f"{client.id} may have: {' '.join(client.scopes)}.")
+        raise OAuthError("invalid_scope", f"{client.id} may have: {' '.join(client.scopes)}.")
     return tuple(scope for scope in client.scopes if scope in wanted)
 
 
@@ -253,10 +255,10 @@ def _basic(authorization: str) -> tuple[str, str]:
     """Read id and secret of a Basic header; both are form-encoded inside (RFC 6749, 2.3.1)."""
     scheme, _, encoded = authorization.partition(" ")
     if scheme.lower() != "basic":
-        raise RequestRefused("invalid_client", "The only scheme here is Basic.")
+        raise OAuthError("invalid_client", "The only scheme here is Basic.")
     try:
         text = base64.b64decode(encoded.strip(), validate=True).decode()
     except (binascii.Error, ValueError):
-        raise RequestRefused("invalid_client", "The Authorization header cannot be read.") from None
+        raise OAuthError("invalid_client", "The Authorization header cannot be read.") from None
     client_id, _, secret = text.partition(":")
     return unquote_plus(client_id), unquote_plus(secret)
