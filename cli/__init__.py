@@ -1,1 +1,1 @@
-"""The `scoreboard` command: run everything, look, repair, measure."""
+"""The `scoreboard` command: run, operate, repair and measure a scoreboard."""

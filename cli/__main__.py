@@ -1,4 +1,4 @@
-"""`python -m cli`: the `scoreboard` command where its script is not on the path."""
+"""`python -m cli`: the `scoreboard` command where its script is not on PATH."""
 
 from cli.main import main
 

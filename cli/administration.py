@@ -1,7 +1,4 @@
-"""Changes to boards and to the catalogue, each with its row in the audit log.
-
-The commands and `scoreboard up` share them.
-"""
+"""Changes to boards and to the catalogue of actions, each with its row in the audit log."""
 
 from collections.abc import Mapping
 
@@ -25,17 +22,17 @@ from scoreboard.recovery.reseed import reseed as rebuild
 from scoreboard.runtime.settings import Settings
 
 
-async def create_board(connection: Connection, made: Board, *, actor: str) -> bool:
-    """Make a board, with its note in the audit log; tell whether it is new.
+async def create_board(connection: Connection, board: Board, *, actor: str) -> bool:
+    """Create a board and its row in the audit log; return whether it is new.
 
     Raises DatabaseUnavailable.
     """
     async with translate_errors(), connection.transaction():
-        if not await insert_board(connection, made):
+        if not await insert_board(connection, board):
             return False
-        detail = {"layout": str(made.layout), "public": made.is_public}
+        detail = {"layout": str(board.layout), "public": board.is_public}
         await insert_audit(
-            connection, actor=actor, action="board create", board=made.name, detail=detail
+            connection, actor=actor, action="board create", board=board.name, detail=detail
         )
     return True
 
@@ -49,25 +46,25 @@ async def reseed_board(
     actor: str,
     report: ReportProgress,
 ) -> Reseeded | None:
-    """Reseed a board by its name; give what was done, None where ``only_closed`` left it alone.
+    """Reseed a board; return None if ``only_closed`` is set and the board is open.
 
     Raises UnknownBoard, OperatorMistake, WaitTimeout, SchemaMismatch, RedisUnavailable,
     DatabaseUnavailable.
     """
     async with open_store(settings) as store, open_database(settings, **SESSION) as connection:
         await require_current(connection)
-        found = await select_board(connection, name)
+        board = await select_board(connection, name)
         if only_closed and not force:
-            numbers = await find_unavailable(store, found)
+            numbers = await find_unavailable(store, board)
             if not numbers:
                 return None
         else:
-            numbers = await choose_partitions(store, found, force=force)
-        return await rebuild(store, connection, found, numbers, actor=actor, report=report)
+            numbers = await choose_partitions(store, board, force=force)
+        return await rebuild(store, connection, board, numbers, actor=actor, report=report)
 
 
-async def seed_catalogue(settings: Settings, kinds: Mapping[str, int], *, actor: str) -> None:
-    """Put kinds with their points into a catalogue that has none, and let the api know.
+async def seed_catalogue(settings: Settings, points: Mapping[str, int], *, actor: str) -> None:
+    """Insert kinds of actions with their points into an empty catalogue and publish it.
 
     Raises DatabaseUnavailable, RedisUnavailable.
     """
@@ -75,14 +72,14 @@ async def seed_catalogue(settings: Settings, kinds: Mapping[str, int], *, actor:
         if await select_actions(connection):
             return
         async with translate_errors(), connection.transaction():
-            for kind, points in kinds.items():
-                if await insert_action(connection, kind, points):
-                    await audit_points(connection, kind, points, actor=actor)
+            for kind, value in points.items():
+                if await insert_action(connection, kind, value):
+                    await audit_points(connection, kind, value, actor=actor)
         await publish_catalogue(settings, connection)
 
 
 async def audit_points(connection: Connection, kind: str, points: int, *, actor: str) -> None:
-    """Record in the audit log what a kind is now worth, in the transaction of the change."""
+    """Record the new points of a kind in the audit log, in the transaction of the change."""
     await insert_audit(
         connection,
         actor=actor,
@@ -93,7 +90,7 @@ async def audit_points(connection: Connection, kind: str, points: int, *, actor:
 
 
 async def publish_catalogue(settings: Settings, connection: Connection) -> None:
-    """Copy the catalogue to Redis; every api follows.
+    """Copy the catalogue to Redis, from which every api reads it.
 
     Raises RedisUnavailable, DatabaseUnavailable.
     """
@@ -102,5 +99,5 @@ async def publish_catalogue(settings: Settings, connection: Connection) -> None:
             await mirror_catalogue(store, connection)
     except RedisUnavailable as error:
         raise RedisUnavailable(
-            "PostgreSQL has the change, but Redis could not be told: run the command again"
+            "The change is in PostgreSQL but not in Redis; run the command again"
         ) from error

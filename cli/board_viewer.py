@@ -1,6 +1,6 @@
-"""Follows a board over the WebSocket, as any viewer does. Called by `scoreboard board watch`.
+"""A WebSocket viewer of a board, for `scoreboard board watch`.
 
-A lost connection is made again, later and later; what refuses us for good ends the command.
+A lost connection is made again after growing waits; an error that a retry cannot fix is raised.
 """
 
 import asyncio
@@ -34,16 +34,16 @@ from scoreboard.runtime.lifecycle import backoff_s
 SUBPROTOCOL: Final = Subprotocol("scoreboard.v1")
 CONNECT_TIMEOUT_S: Final = 5.0
 FRAME_BYTES: Final = 65_536
-LOST: Final = (OSError, TimeoutError, InvalidHandshake, ConnectionClosed)
-"""How a connection ends or is not made; it may succeed later."""
-SOMETHING_ELSE: Final = (InvalidURI, ValueError, msgspec.MsgspecError)
-"""What comes of an address, or of messages, that are not a streamer's."""
-STATUS_FOR_GOOD: Final = {401: Unauthenticated, 403: Forbidden, 404: UnknownBoard}
-CLOSED_FOR_GOOD: Final = {4401: Unauthenticated, 4403: Forbidden}
+CONNECTION_ERRORS: Final = (OSError, TimeoutError, InvalidHandshake, ConnectionClosed)
+"""A connection failed or was closed; a retry may succeed."""
+PROTOCOL_ERRORS: Final = (InvalidURI, ValueError, msgspec.MsgspecError)
+"""The address or the messages are not those of a streamer."""
+FATAL_STATUSES: Final = {401: Unauthenticated, 403: Forbidden, 404: UnknownBoard}
+FATAL_CLOSE_CODES: Final = {4401: Unauthenticated, 4403: Forbidden}
 
 
-class Shown(Struct, frozen=True):
-    """One board as the streamer sent it."""
+class BoardMessage(Struct, frozen=True):
+    """A board as the streamer sent it."""
 
     board: str
     epoch: int
@@ -54,9 +54,9 @@ class Shown(Struct, frozen=True):
 async def follow(
     url: str, board: str | None, *, token: str | None, count: int | None, as_json: bool
 ) -> None:
-    """Print every board the streamer sends, ``count`` of them or until cancelled.
+    """Print every board that the streamer sends, until ``count`` or until cancelled.
 
-    Raises Malformed (no such address), UnknownBoard, Unauthenticated, Forbidden, Unavailable.
+    Raises Malformed (invalid address), UnknownBoard, Unauthenticated, Forbidden, Unavailable.
     """
     console = plain_console()
     separator = "&" if "?" in url else "?"
@@ -65,38 +65,39 @@ async def follow(
     with Live(console=console, auto_refresh=False) if is_drawn else nullcontext() as screen:
         async with aclosing(_boards(address, token)) as boards:
             number = 0
-            async for shown, text in boards:
+            async for message, text in boards:
                 if screen is not None:
-                    screen.update(_table(shown), refresh=True)
+                    screen.update(_table(message), refresh=True)
                 else:
-                    print_lines([text if as_json else _line(shown)])
+                    print_lines([text if as_json else _line(message)])
                 number += 1
                 if number == count:
                     return
 
 
-async def _boards(url: str, token: str | None) -> AsyncGenerator[tuple[Shown, str], None]:
+async def _boards(url: str, token: str | None) -> AsyncGenerator[tuple[BoardMessage, str], None]:
+    """Yield the boards of all connections, parsed and as sent."""
     was_connected = False
     attempt = 0
     while True:
         try:
-            async with aclosing(_visit(url, token)) as shown_ones:
-                async for shown in shown_ones:
+            async with aclosing(_receive(url, token)) as received:
+                async for message in received:
                     was_connected, attempt = True, 0
-                    yield shown
-        except (*LOST, *SOMETHING_ELSE) as error:
-            kind = _final(error)
-            if kind is not None:
-                raise kind from error
+                    yield message
+        except (*CONNECTION_ERRORS, *PROTOCOL_ERRORS) as error:
+            fatal = _fatal_error(error)
+            if fatal is not None:
+                raise fatal from error
             if not was_connected:
                 raise Unavailable(f"No streamer answers at {url}") from error
-        print_message("The connection was lost; connecting again")
+        print_message("Connection lost, reconnecting")
         await asyncio.sleep(backoff_s(attempt))
         attempt += 1
 
 
-async def _visit(url: str, token: str | None) -> AsyncGenerator[tuple[Shown, str], None]:
-    """Give the boards of one connection, as parsed and as sent."""
+async def _receive(url: str, token: str | None) -> AsyncGenerator[tuple[BoardMessage, str], None]:
+    """Yield the boards of one connection, parsed and as sent."""
     async with connect(
         url,
         subprotocols=[SUBPROTOCOL],
@@ -105,40 +106,41 @@ async def _visit(url: str, token: str | None) -> AsyncGenerator[tuple[Shown, str
         open_timeout=CONNECT_TIMEOUT_S,
         max_size=FRAME_BYTES,
         user_agent_header="scoreboard-cli",
-        proxy=None,  # the streamer of the target itself, whatever the environment says
+        proxy=None,  # connect to the target itself, whatever proxy the environment names
     ) as viewer:
         async for frame in viewer:
             text = frame if isinstance(frame, str) else frame.decode()
             message = msgspec.json.decode(text, type=dict[str, Any])
             if message.get("type") == "leaderboard":
-                yield msgspec.convert(message, Shown), text
+                yield msgspec.convert(message, BoardMessage), text
             elif message.get("type") == "status":
                 print_message(f"The board is {message.get('state')}")
 
 
-def _final(error: Exception) -> ScoreboardError | None:
-    """Give what trying again would not change; None where it may help."""
-    if isinstance(error, SOMETHING_ELSE):
-        return Malformed("The URL is not an address of a streamer")
+def _fatal_error(error: Exception) -> ScoreboardError | None:
+    """Return the error to raise if a retry cannot help, else None."""
+    if isinstance(error, PROTOCOL_ERRORS):
+        return Malformed("The URL is not the address of a streamer")
     if isinstance(error, InvalidStatus):
-        kind = STATUS_FOR_GOOD.get(error.response.status_code)
+        kind = FATAL_STATUSES.get(error.response.status_code)
     elif isinstance(error, ConnectionClosed):
-        kind = CLOSED_FOR_GOOD.get(error.rcvd.code if error.rcvd else 0)
+        kind = FATAL_CLOSE_CODES.get(error.rcvd.code if error.rcvd else 0)
     else:
         kind = None
     return kind() if kind else None
 
 
-def _line(shown: Shown) -> str:
-    places = [f"{row.rank} {escape_unsafe(row.user_id)} {row.score}" for row in shown.leaderboard]
-    return "\t".join([f"{shown.epoch}:{shown.seq}", *places])
+def _line(message: BoardMessage) -> str:
+    rows = [f"{row.rank} {escape_unsafe(row.user_id)} {row.score}" for row in message.leaderboard]
+    return "\t".join([f"{message.epoch}:{message.seq}", *rows])
 
 
-def _table(shown: Shown) -> Table:
-    table = Table(box=None, title=escape_unsafe(f"{shown.board}  {shown.epoch}:{shown.seq}"))
+def _table(message: BoardMessage) -> Table:
+    title = escape_unsafe(f"{message.board}  {message.epoch}:{message.seq}")
+    table = Table(box=None, title=title)
     table.add_column("rank", justify="right")
     table.add_column("user")
     table.add_column("score", justify="right")
-    for row in shown.leaderboard:
+    for row in message.leaderboard:
         table.add_row(str(row.rank), escape_unsafe(row.user_id), str(row.score))
     return table

@@ -1,7 +1,6 @@
-"""What the operator is told when a command fails: one line on stderr and an exit code.
+"""Report the error of a command: one line on stderr and an exit code.
 
-Called by `cli.main`, the only place where an error becomes text. What stays true: the line holds
-no password; every exit code is in docs/commands.md.
+Invariants: the line contains no password; every exit code is in docs/commands.md.
 """
 
 import os
@@ -40,34 +39,50 @@ EXIT_CODES: Final[tuple[tuple[type[ScoreboardError], int], ...]] = (
     (OutputError, 74),
     (ScoreboardError, 1),
 )
-"""The first class that fits names the exit code; 2 is click's own, for a wrong command line."""
+"""The first class that matches sets the exit code; 2 is click's, for a wrong command line."""
+
+_OUTDATED: Final = "The database schema is outdated (run scoreboard db migrate)"
 
 DRIVERS: Final[tuple[tuple[type[Exception], str, int], ...]] = (
-    (psycopg.errors.InsufficientPrivilege, "The login of PostgreSQL may not do this", 4),
+    (psycopg.errors.InsufficientPrivilege, "Permission denied by PostgreSQL", 4),
     (psycopg.errors.ReadOnlySqlTransaction, "The database is read-only", 5),
-    (psycopg.errors.UndefinedTable, "The database needs scoreboard db migrate", 1),
-    (psycopg.errors.UndefinedColumn, "The database needs scoreboard db migrate", 1),
-    (psycopg.errors.UndefinedFunction, "The database needs scoreboard db migrate", 1),
-    (psycopg.OperationalError, "The database cannot be reached", 69),
-    (psycopg.Error, "PostgreSQL refused a statement", 1),
-    (redis.exceptions.NoPermissionError, "The login of Redis may not do this", 4),
-    (redis.exceptions.ReadOnlyError, "This Redis is a replica, which takes no writes", 5),
-    (redis.exceptions.ConnectionError, "The live store cannot be reached", 69),
-    (redis.exceptions.TimeoutError, "The live store cannot be reached", 69),
-    (redis.exceptions.RedisError, "Redis refused a command", 1),
+    (
+        psycopg.errors.UndefinedTable,
+        _OUTDATED,
+        1,
+    ),
+    (
+        psycopg.errors.UndefinedColumn,
+        _OUTDATED,
+        1,
+    ),
+    (
+        psycopg.errors.UndefinedFunction,
+        _OUTDATED,
+        1,
+    ),
+    (psycopg.OperationalError, "PostgreSQL is unreachable", 69),
+    (psycopg.Error, "PostgreSQL rejected a statement", 1),
+    (redis.exceptions.NoPermissionError, "Permission denied by Redis", 4),
+    (redis.exceptions.ReadOnlyError, "This Redis server is a read-only replica", 5),
+    (redis.exceptions.ConnectionError, "Redis is unreachable", 69),
+    (redis.exceptions.TimeoutError, "Redis is unreachable", 69),
+    (redis.exceptions.RedisError, "Redis rejected a command", 1),
     (LockTimeout, "Another migration is running", 5),
     (BadMigration, "A migration cannot be read", 1),
-    (MigrationConflict, "The migrations contradict each other", 1),
+    (MigrationConflict, "The migrations conflict", 1),
 )
-"""Errors of drivers, as they are or as the cause of one of ours: the first class that fits."""
+"""Errors of drivers, raised directly or as the cause of a ScoreboardError: first match wins."""
 
 FILE_FAILED: Final = 74
+"""A file or stdout could not be read or written (EX_IOERR)."""
+
 HIDDEN_MIN: Final = 4
-"""A shorter password is not searched for in a line: it would be found in ordinary words."""
+"""Shorter passwords are not replaced in messages: they would match parts of ordinary words."""
 
 
 def report(error: Exception, *, is_debug: bool = False) -> int:
-    """Print the one line that an error deserves and return its exit code."""
+    """Print the line that describes an error and return its exit code."""
     if isinstance(error, click.ClickException):
         try:
             error.show()
@@ -78,7 +93,7 @@ def report(error: Exception, *, is_debug: bool = False) -> int:
         is_reader_gone = _is_reader_gone()
         redirect_to_devnull(sys.stdout)
         if is_reader_gone:
-            return 0  # whoever reads stdout has enough
+            return 0  # the reader of stdout needs no more
     line, code = explain(error)
     write_stderr(f"scoreboard: {line}")
     if is_debug:
@@ -98,21 +113,21 @@ def _explain(error: BaseException) -> tuple[str, int]:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     if isinstance(error, ScoreboardError):
-        return _explain_ours(error)
+        return _explain_scoreboard_error(error)
     if isinstance(error, DeadlinePassed):
-        return "It did not end in time after it was asked to", exit_code_of(WaitTimeout())
+        return "The command did not stop in time", exit_code_of(WaitTimeout())
     words = error_text(error)
     for kind, title, code in DRIVERS:
         if isinstance(error, kind):
             return f"{title}: {words}", code
     if isinstance(error, OSError) and error.strerror:
-        where = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
-        return f"Reading or writing failed: {where}{error.strerror}", FILE_FAILED
+        where = f" {os.fsdecode(error.filename)}" if error.filename is not None else ""
+        return f"Cannot read or write{where}: {error.strerror}", FILE_FAILED
     what = f"{type(error).__name__}: {words}"
-    return f"The command failed unexpectedly: {what} (scoreboard --debug … shows where)", 1
+    return f"Internal error: {what} (scoreboard --debug prints the traceback)", 1
 
 
-def _explain_ours(error: ScoreboardError) -> tuple[str, int]:
+def _explain_scoreboard_error(error: ScoreboardError) -> tuple[str, int]:
     cause = driver_error(error) if isinstance(error, Unavailable) else None
     if cause is None:
         details = [error.title, *([error.detail] if error.detail != error.title else [])]
@@ -120,7 +135,7 @@ def _explain_ours(error: ScoreboardError) -> tuple[str, int]:
     row = next((row for row in DRIVERS if isinstance(cause, row[0])), None)
     title, code = row[1:] if row else (error.title, exit_code_of(error))
     if isinstance(error, DatabaseUnavailable):
-        return f"{title}: {error.detail}", code  # it names its cause by itself
+        return f"{title}: {error.detail}", code  # the detail contains the cause
     words = error_text(cause)
     if words in error.detail:
         return f"{title}: {error.detail}", code
@@ -129,7 +144,7 @@ def _explain_ours(error: ScoreboardError) -> tuple[str, int]:
 
 
 def exit_code_of(error: ScoreboardError) -> int:
-    """Return the exit code of an error of ours."""
+    """Return the exit code of a ScoreboardError."""
     return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
 
 
@@ -144,7 +159,7 @@ _ADDRESSES: Final = ("REDIS_URL", "DATABASE_URL")
 
 
 def _is_reader_gone() -> bool:
-    """Tell whether stdout is a pipe or a socket that nobody reads any more."""
+    """Return whether stdout is a pipe or a socket whose reader has closed it."""
     try:
         number = sys.stdout.fileno()
     except (AttributeError, OSError, ValueError):

@@ -1,8 +1,8 @@
-"""The process of the `scoreboard` command: from its start to its exit code.
+"""The process of the `scoreboard` command.
 
-What stays true: however a verb ends, it is one line on stderr and a documented exit code (see
-`cli.failures`), never a traceback; an interrupt at any moment is 130. The verbs are imported inside
-`run`, because the interrupt may come while they are.
+Invariants: an error is one line on stderr and a documented exit code (see `cli.failures`), never a
+traceback; an interrupt at any moment exits with 130. The commands are imported inside `run`,
+because an interrupt may arrive during the import.
 """
 
 import os
@@ -15,7 +15,7 @@ INTERRUPTED: Final = 130
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line (this process's own without ``arguments``); return its exit code."""
+    """Run one command line (this process's own without ``arguments``) and return its exit code."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
         from cli import failures, group  # noqa: PLC0415
@@ -32,9 +32,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def main() -> None:
-    """Run the command line of this process and end it."""
+    """Run the command line of this process and exit."""
     _open_closed_streams()
-    _leave_current_folder()
+    _remove_current_folder_from_path()
     try:
         from cli.output import prepare_streams  # noqa: PLC0415
 
@@ -44,27 +44,27 @@ def main() -> None:
     sys.exit(run())
 
 
-def _leave_current_folder() -> None:
-    """Import what is installed alone, and nothing that happens to lie in the current folder.
+def _remove_current_folder_from_path() -> None:
+    """Remove the current folder from sys.path, so that no file in it is imported.
 
     `python -m cli` puts that folder first, and so does an empty or relative entry of PYTHONPATH.
     """
     try:
-        here = Path.cwd()
+        current = Path.cwd()
     except OSError:
-        return  # it was deleted: nothing can be imported from it
+        return  # it was deleted, so nothing can be imported from it
     entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    wanted = {entry for entry in entries if Path(entry).is_absolute()}
-    wanted.add(str(Path(__file__).resolve().parents[1]))
-    strays = {str((here / entry).resolve()) for entry in entries if entry not in wanted}
-    strays |= {"", str(here)}
-    sys.path[:] = [entry for entry in sys.path if entry in wanted or entry not in strays]
+    kept = {entry for entry in entries if Path(entry).is_absolute()}
+    kept.add(str(Path(__file__).resolve().parents[1]))
+    removed = {str((current / entry).resolve()) for entry in entries if entry not in kept}
+    removed |= {"", str(current)}
+    sys.path[:] = [entry for entry in sys.path if entry in kept or entry not in removed]
 
 
 def _open_closed_streams() -> None:
-    """Take the numbers 0 to 2, so that no socket or file of ours becomes somebody's stdout."""
+    """Open descriptors 0 to 2 if they are closed, so that no later file or socket gets them."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDONLY)  # gets the lowest free number: this one
+            os.open(os.devnull, os.O_RDONLY)  # gets the lowest free descriptor, which is this one

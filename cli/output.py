@@ -1,7 +1,7 @@
-"""How commands speak: data on stdout, as a table or as JSON; messages and progress on stderr.
+"""Output of the commands: data on stdout, as a table or JSON; messages and progress on stderr.
 
-Every command prints through here. Colours and bars appear on a terminal only (rich follows
-NO_COLOR); elsewhere progress is a plain line now and then.
+Colours and progress bars appear on a terminal only (rich honours NO_COLOR); elsewhere progress is
+a plain line every few seconds.
 """
 
 import io
@@ -26,35 +26,35 @@ from scoreboard.recovery.reseed import ReportProgress
 from scoreboard.runtime.telemetry import setup_logging
 
 LINE_EVERY_S: Final = 5.0
-"""Time between two progress lines where there is no terminal."""
+"""Time between two progress lines without a terminal."""
 
 
 class OutputError(InternalError):
-    """Stdout cannot be written: it is closed, its disk is full, or nobody reads it any more."""
+    """Stdout cannot be written: it is closed, its disk is full, or its reader has gone."""
 
     code = "output-failed"
     title = "The output could not be written"
 
 
 def prepare_streams(*, is_debug: bool) -> None:
-    """Make stdout take any character, and send the logs of libraries to stderr, with --debug."""
+    """Let stdout accept any character and, with --debug, log the libraries' messages to stderr."""
     if sys.stderr is None:
-        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 (for as long as the process lives)
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 (open until the process exits)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a locale may know ASCII alone
+        sys.stdout.reconfigure(errors="backslashreplace")  # the locale may allow ASCII only
     setup_logging("cli", level="debug", form="console", environment="")
     for handler in logging.getLogger().handlers:
         handler.setLevel(logging.DEBUG if is_debug else logging.CRITICAL)
 
 
 def print_message(message: str) -> None:
-    """Tell the operator something, on stderr; silent with --quiet."""
+    """Print a message for the operator to stderr, unless --quiet is given."""
     if not _is_quiet():
         write_stderr(message)
 
 
 def write_stderr(message: str) -> None:
-    """Write lines to stderr; where nobody can read them, the command goes on."""
+    """Write lines to stderr; an error of the stream does not stop the command."""
     try:
         click.echo("\n".join(map(escape_unsafe, message.split("\n"))), err=True)
     except OSError:
@@ -62,13 +62,13 @@ def write_stderr(message: str) -> None:
 
 
 def redirect_to_devnull(stream: TextIO | None) -> None:
-    """Send what a stream still holds nowhere, or Python complains again when it closes it."""
+    """Redirect a broken stream to /dev/null, so that closing it at exit raises no second error."""
     with suppress(AttributeError, OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def write_stdout(text: str | bytes) -> None:
-    """Write data to stdout at once.
+    """Write data to stdout and flush it.
 
     Raises OutputError.
     """
@@ -81,27 +81,29 @@ def write_stdout(text: str | bytes) -> None:
 
 
 def confirm(question: str) -> None:
-    """Go on only if the operator at the terminal says so.
+    """Ask the operator to confirm.
 
-    Raises OperatorMistake where there is nobody to ask, click.Abort at a no.
+    Raises OperatorMistake without a terminal, click.Abort if the answer is no.
     """
     if sys.stdin is None or not sys.stdin.isatty():
-        raise OperatorMistake("This asks before it goes on: give --yes where there is no terminal")
+        raise OperatorMistake(
+            "This command asks for confirmation; use --yes where stdin is not a terminal"
+        )
     click.confirm(question, abort=True, err=True)
 
 
 def print_json(data: object) -> None:
-    """Print one line of JSON on stdout, at once; in UTF-8, whatever the locale says."""
+    """Print one line of JSON to stdout and flush it; always in UTF-8."""
     write_stdout(msgspec.json.encode(data) + b"\n")
 
 
 def print_lines(lines: Iterable[str]) -> None:
-    """Print lines of data on stdout, at once."""
+    """Print lines of data to stdout and flush them."""
     write_stdout("".join(f"{line}\n" for line in lines))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows on stdout: a table on a terminal, tab-separated without a head elsewhere."""
+    """Print rows to stdout: a table on a terminal, else tab-separated lines without a header."""
     cells = [["" if value is None else escape_unsafe(str(value)) for value in row] for row in rows]
     if not is_terminal(sys.stdout):
         print_lines("\t".join(row) for row in cells)
@@ -119,21 +121,21 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
 
 
 def plain_console(*, stderr: bool = False) -> Console:
-    """Make a console that prints what it is given: no markup, no emoji codes, no own colours.
+    """Return a console without markup, emoji codes and highlighting.
 
-    A name such as `[/b]` or `:smile:` is a name.
+    A user's name such as `[/b]` or `:smile:` is printed as it is.
     """
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Tell whether a stream is a terminal; one that was closed before the start is None."""
+    """Return whether a stream is a terminal; None is a stream that was closed at the start."""
     return stream is not None and stream.isatty()
 
 
 @contextmanager
 def progress() -> Iterator[ReportProgress]:
-    """Give what long work reports its steps to: bars on a terminal, else a line every 5 s."""
+    """Yield the function that reports progress: bars on a terminal, else a line every 5 s."""
     if _is_quiet():
         yield lambda _step, _done, _total: None
     elif is_terminal(sys.stderr):
@@ -164,11 +166,11 @@ def _bars() -> Iterator[ReportProgress]:
 
 class _Lines:
     def __init__(self) -> None:
-        self._said_at_s = time.monotonic()
+        self._printed_at_s = time.monotonic()
 
     def report(self, step: str, done: int, total: int) -> None:
-        if time.monotonic() - self._said_at_s >= LINE_EVERY_S:
-            self._said_at_s = time.monotonic()
+        if time.monotonic() - self._printed_at_s >= LINE_EVERY_S:
+            self._printed_at_s = time.monotonic()
             write_stderr(f"{step}: {done} of {total}" if total else f"{step}: {done}")
 
 

@@ -1,9 +1,9 @@
-"""Which system a command acts on: the one the environment names, or the `up` of a data folder.
+"""The system a command acts on: named by the environment or by the state file of `scoreboard up`.
 
-What stays true: a target is whole. Both addresses and all settings come from the environment, or
-all of them come from the note that a running `up` left in its data folder; where the two disagree,
-the command is refused. The note holds passwords, so it is readable by its owner alone, and one
-that belongs to somebody else is not used.
+Invariants: both addresses and all settings come from the environment, or all of them come from the
+state file that a running `up` writes to its data folder; a command fails if the two disagree. The
+state file contains passwords, so only its owner can read it, and a file that another user owns or
+can write is not used.
 """
 
 import getpass
@@ -20,10 +20,10 @@ from msgspec import Struct
 
 from cli.embedded.data_folder import write_private
 from cli.output import print_message
+from cli.parameters import BOARD
 from scoreboard.errors import OperatorMistake
 from scoreboard.ledger.pool import Connection, connect
 from scoreboard.ledger.sessions import require_session
-from scoreboard.model import is_board_name
 from scoreboard.runtime import settings as settings_module
 from scoreboard.runtime.connection_urls import redact_url
 from scoreboard.runtime.settings import UNPREFIXED, Settings
@@ -32,22 +32,22 @@ from scoreboard.store.client import make_client
 from scoreboard.store.store import Store
 
 DATA_DIR: Final = Path(".data")
-NOTE: Final = "running.json"
+STATE_FILE: Final = "running.json"
 ISSUER_DIR: Final = "issuer"
 
 REDIS_URL: Final = UNPREFIXED["redis_url"]
 DATABASE_URL: Final = UNPREFIXED["database_url"]
 STORE_URLS: Final = (REDIS_URL, DATABASE_URL)
 REDIS_URL_UNSET: Final = "redis://unset"
-"""Stands for a Redis where settings are read for another reason than to reach it."""
+"""Placeholder where settings are loaded without a need to reach Redis."""
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 class RunningSystem(Struct, frozen=True):
-    """Where a running `up` can be reached, and the settings of its services by variable.
+    """The addresses of a running `up`, and the settings of its services by variable.
 
-    ``redis`` and ``database`` hold passwords.
+    ``redis`` and ``database`` contain passwords.
     """
 
     api: str
@@ -60,97 +60,96 @@ class RunningSystem(Struct, frozen=True):
 
     @property
     def addresses(self) -> dict[str, str]:
-        """Return the addresses of both stores by variable."""
+        """The addresses of both stores by variable."""
         return {REDIS_URL: self.redis, DATABASE_URL: self.database}
 
 
 def data_dir_option(command: _Command) -> _Command:
-    """Add `--data-dir`, by which a command finds a running `up`."""
+    """Add `--data-dir`, the data folder of a running `up`."""
     return click.option(
         "--data-dir",
         type=click.Path(path_type=Path),
         default=DATA_DIR,
         show_default=True,
-        help="Folder of the running `scoreboard up` to act on, unless REDIS_URL and DATABASE_URL "
-        "name a system.",
+        help="Data folder of the running `scoreboard up` to act on. Not used if REDIS_URL and "
+        "DATABASE_URL are set.",
     )(command)
 
 
+def json_option(command: _Command) -> _Command:
+    """Add `--json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+def yes_option(command: _Command) -> _Command:
+    """Add `--yes`."""
+    return click.option("--yes", is_flag=True, help="Do not ask for confirmation.")(command)
+
+
 def board_option(command: _Command) -> _Command:
-    """Add `--board`; `board_or_default` gives the default."""
+    """Add `--board`; see `board_or_default`."""
     return click.option(
-        "--board",
-        callback=_check_board,
-        help="The board.  [default: the first that the system serves]",
+        "--board", type=BOARD, help="Board to use.  [default: the first board of the system]"
     )(command)
 
 
 def board_or_default(settings: Settings, board: str | None) -> str:
-    """Return the board that is meant: the system's first where the command line names none."""
+    """Return ``board``, or the first board of the system if it is None."""
     return settings.boards[0] if board is None else board
 
 
-def _check_board(
-    _context: click.Context, _parameter: click.Parameter, value: str | None
-) -> str | None:
-    if value is not None and not is_board_name(value):
-        raise click.BadParameter("a board is 1 to 32 characters of a-z 0-9 _ . -")
-    return value
-
-
 def write_state_file(data_dir: Path, running: RunningSystem) -> None:
-    """Leave the note by which other commands find this system, in one step.
+    """Replace the state file atomically.
 
-    Raises OSError; the note before it then stays.
+    Raises OSError; the previous file is then unchanged.
     """
-    draft = data_dir / f"{NOTE}.new"
+    draft = data_dir / f"{STATE_FILE}.new"
     write_private(draft, msgspec.json.encode(running).decode())
-    draft.replace(data_dir / NOTE)
+    draft.replace(data_dir / STATE_FILE)
 
 
 def read_state_file(data_dir: Path) -> RunningSystem | None:
-    """Read the note of a running `up`; None where none runs.
+    """Read the state file of a running `up`; return None if there is no usable file.
 
-    Raises OperatorMistake where somebody else may have written it.
+    Raises OperatorMistake if another user owns it or can write it.
     """
-    path = data_dir / NOTE
+    path = data_dir / STATE_FILE
     try:
         facts = path.stat()
-        note = msgspec.json.decode(path.read_bytes(), type=RunningSystem)
+        running = msgspec.json.decode(path.read_bytes(), type=RunningSystem)
     except (OSError, msgspec.DecodeError):
         return None
-    trusted = {os.geteuid()} | ({facts.st_uid} if _is_named() and os.geteuid() == 0 else set())
+    trusted = {os.geteuid()}
+    if _is_data_dir_given() and os.geteuid() == 0:
+        trusted.add(facts.st_uid)
     if facts.st_uid not in trusted or facts.st_mode & 0o022:
-        raise OperatorMistake(
-            f"{path} was written by another user or may be, so it does not say which system "
-            "to act on"
-        )
-    return note
+        raise OperatorMistake(f"{path} is not used because another user owns it or can write to it")
+    return running
 
 
 def remove_state_file(data_dir: Path) -> None:
-    """Take the note away."""
+    """Remove the state file, if there is one."""
     with suppress(OSError):
-        (data_dir / NOTE).unlink()
+        (data_dir / STATE_FILE).unlink()
 
 
 def load_settings(data_dir: Path, needs: Sequence[str] = STORE_URLS) -> Settings:
-    """Return the settings of the system to act on; ``needs`` are the addresses that must be known.
+    """Return the settings of the system to act on; ``needs`` are the required address variables.
 
-    Raises OperatorMistake where they are not all of one system, SettingInvalid.
+    Raises OperatorMistake if the system is not clearly named, SettingInvalid.
     """
-    environ, _ = _environment(data_dir, needs)
+    environ, _ = _find_environment(data_dir, needs)
     return read_settings(environ)
 
 
 def load_settings_to_change(data_dir: Path, needs: Sequence[str] = STORE_URLS) -> Settings:
-    """Return the settings of the system to change, and tell the operator which one that is.
+    """Return the settings of the system to change, and print its addresses.
 
-    Raises what ``load_settings`` does.
+    Raises as ``load_settings`` does.
     """
-    environ, source = _environment(data_dir, needs)
+    environ, source = _find_environment(data_dir, needs)
     found = read_settings(environ)
-    print_message(f"Acting on {describe_stores(environ)}, named by {source}")
+    print_message(f"Acting on {describe_stores(environ)}, from {source}")
     return found
 
 
@@ -163,20 +162,20 @@ def describe_stores(environ: Mapping[str, str]) -> str:
 
 
 def load_running_system(data_dir: Path, option: str) -> RunningSystem:
-    """Return the note of the system to act on; ``option`` names the address by hand.
+    """Return the running system of a data folder; ``option`` is named in errors as the alternative.
 
-    Raises OperatorMistake where none runs, or the environment names another system.
+    Raises OperatorMistake if none is running, or if the environment names another system.
     """
-    note = read_state_file(data_dir)
-    if note is None:
-        raise OperatorMistake(f"No scoreboard runs on {data_dir}: give {option}")
-    given = _given()
-    if _disagrees(given, note):
+    running = read_state_file(data_dir)
+    if running is None:
+        raise OperatorMistake(f"No scoreboard runs on {data_dir}; use {option}")
+    given = _given_addresses()
+    if _differs(given, running):
         raise OperatorMistake(
-            f"{' and '.join(given)} name another system than the one on {data_dir}: "
-            f"give {option}, or unset them"
+            f"{' and '.join(given)} name another system than the one on {data_dir}; "
+            f"use {option}, or unset them"
         )
-    return note
+    return running
 
 
 def load_audience(data_dir: Path) -> str:
@@ -184,13 +183,13 @@ def load_audience(data_dir: Path) -> str:
 
     Raises SettingInvalid.
     """
-    note = read_state_file(data_dir)
-    environ = os.environ if note is None else note.settings
+    running = read_state_file(data_dir)
+    environ = os.environ if running is None else running.settings
     return read_settings(environ).audience
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:
-    """Return the settings of an environment that need not name a Redis.
+    """Return the settings of an environment, in which REDIS_URL may be missing.
 
     Raises SettingInvalid.
     """
@@ -200,66 +199,66 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
 def load_issuer(data_dir: Path) -> LocalIssuer:
     """Load the local issuer of a data folder.
 
-    Raises OperatorMistake where there is none.
+    Raises OperatorMistake if there is none.
     """
     return LocalIssuer.load(data_dir / ISSUER_DIR)
 
 
-def _environment(data_dir: Path, needs: Sequence[str]) -> tuple[dict[str, str], str]:
-    """Return the environment of the system to act on, and what named it."""
-    given = _given()
+def _find_environment(data_dir: Path, needs: Sequence[str]) -> tuple[dict[str, str], str]:
+    """Return the environment of the system to act on, and a description of its source."""
+    given = _given_addresses()
     if given:
         missing = [name for name in needs if name not in given]
         if missing:
             raise OperatorMistake(
-                f"{' and '.join(given)} is set and {' and '.join(missing)} is not: set both, or "
+                f"{' and '.join(given)} is set and {' and '.join(missing)} is not; set both, or "
                 f"neither to act on the scoreboard that runs on {data_dir}"
             )
-        note = read_state_file(data_dir) if _is_named() else None
-        if note is not None and _disagrees(given, note):
+        running = read_state_file(data_dir) if _is_data_dir_given() else None
+        if running is not None and _differs(given, running):
             raise OperatorMistake(
-                f"--data-dir names the scoreboard that runs on {data_dir}, and "
-                f"{' and '.join(given)} name another: leave out the one or unset the other"
+                f"--data-dir names the scoreboard that runs on {data_dir}, but "
+                f"{' and '.join(given)} name another system; omit --data-dir or unset them"
             )
         return dict(os.environ), "the environment"
-    note = read_state_file(data_dir)
-    if note is None:
+    running = read_state_file(data_dir)
+    if running is None:
         raise OperatorMistake(
-            f"No scoreboard runs on {data_dir}: start `scoreboard up`, or set {' and '.join(needs)}"
+            f"No scoreboard runs on {data_dir}; start `scoreboard up`, or set {' and '.join(needs)}"
         )
     unset_libpq_variables()
-    return {**note.settings, **note.addresses}, f"the scoreboard that runs on {data_dir}"
+    return {**running.settings, **running.addresses}, f"the scoreboard that runs on {data_dir}"
 
 
 def unset_libpq_variables() -> None:
-    """Take libpq's variables (PGSSLMODE, PGOPTIONS, PGSERVICE …) out of this process.
+    """Remove libpq's variables (PGSSLMODE, PGOPTIONS, PGSERVICE …) from this process.
 
-    They belong to servers that the operator names, and would lead libpq elsewhere or stop it on
-    one that `up` has started.
+    They are meant for servers that the operator names; with a server that `up` has started, libpq
+    would connect elsewhere or fail.
     """
     for name in [name for name in os.environ if name.startswith("PG")]:
         del os.environ[name]
 
 
-def _given() -> dict[str, str]:
+def _given_addresses() -> dict[str, str]:
     return {name: os.environ[name] for name in STORE_URLS if os.environ.get(name)}
 
 
-def _disagrees(given: dict[str, str], note: RunningSystem) -> bool:
-    return any(text != note.addresses[name] for name, text in given.items())
+def _differs(given: dict[str, str], running: RunningSystem) -> bool:
+    return any(text != running.addresses[name] for name, text in given.items())
 
 
-def _is_named() -> bool:
-    """Tell whether `--data-dir` was given on the command line."""
+def _is_data_dir_given() -> bool:
+    """Return whether `--data-dir` was given on the command line."""
     context = click.get_current_context(silent=True)
     source = context.get_parameter_source("data_dir") if context else None
     return source is ParameterSource.COMMANDLINE
 
 
 @asynccontextmanager
-async def open_store(settings: Settings) -> AsyncIterator[Store]:
-    """Give typed access to Redis, closed at the end."""
-    client = make_client(settings, name="cli")
+async def open_store(settings: Settings, *, name: str = "cli") -> AsyncIterator[Store]:
+    """Yield a store on Redis and close its connections at the end."""
+    client = make_client(settings, name=name)
     try:
         yield Store(client)
     finally:
@@ -268,7 +267,7 @@ async def open_store(settings: Settings) -> AsyncIterator[Store]:
 
 @asynccontextmanager
 async def open_database(settings: Settings, **session: str) -> AsyncIterator[Connection]:
-    """Give a connection to PostgreSQL, closed at the end; ``session`` overrides its settings.
+    """Yield a connection to PostgreSQL and close it at the end; ``session`` overrides its settings.
 
     Raises DatabaseUnavailable, UnsafeDatabase, SettingInvalid.
     """
@@ -281,8 +280,8 @@ async def open_database(settings: Settings, **session: str) -> AsyncIterator[Con
 
 
 def operator_name() -> str:
-    """Name who acts, for the audit log: the user this process was started by."""
+    """Return the operator's name for the audit log: the user who started this process."""
     try:
         return os.environ.get("SUDO_USER") or getpass.getuser()
     except (KeyError, OSError):
-        return str(os.getuid())  # a container's user need not have a name
+        return str(os.getuid())  # the user of a container may have no name

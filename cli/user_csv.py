@@ -1,8 +1,8 @@
-"""Reads CSV files of users: checks every line and says which are bad, then gives them one by one.
+"""CSV files of users, for `scoreboard user import`: check every line, then yield the users.
 
-Called by `scoreboard user import`. What stays true: nothing is given of a file with a bad line. A
-file is copied once, to a temporary file of our own, so that a pipe can be read twice and a file
-that is being changed cannot; memory grows by eight bytes a user.
+Invariants: no user of a file with an invalid line is yielded. The input is copied to a temporary
+file first, so that a pipe can be read twice and a change of the file has no effect; memory grows
+by eight bytes per user.
 """
 
 import csv
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from cli.output import print_message
-from cli.text import escape_unsafe, find_unsafe
+from cli.text import ID_RULE, escape_unsafe, find_unsafe
 from scoreboard.errors import Invalid, Malformed
 from scoreboard.ledger.users import Profile
 from scoreboard.model import is_identifier
@@ -26,11 +26,11 @@ from scoreboard.recovery.reseed import ReportProgress
 COLUMNS: Final = ("userId", "name", "email")
 STDIN: Final = Path("-")
 SHOWN_MAX: Final = 20
-"""Most bad lines told of at once."""
+"""Most invalid lines listed in one error."""
 NAME_MAX: Final = 200
 EMAIL_MAX: Final = 320
 LINE_BYTES: Final = 16_384
-"""A userId, a name and an email of the greatest length, quoted, in UTF-8, take a quarter of it."""
+"""Four times the longest valid line: a userId, a name and an email, quoted, in UTF-8."""
 FILE_BYTES: Final = 1 << 30
 REPORT_EVERY: Final = 1000
 _CHUNK_BYTES: Final = 1 << 20
@@ -39,46 +39,46 @@ Row = dict[str, str]
 
 
 def check_name(name: str | None) -> str | None:
-    """Say what is wrong with a name; None where nothing is."""
+    """Describe what is wrong with a name, or return None."""
     if not name:
         return None
     if len(name) > NAME_MAX:
         return f"the name is longer than {NAME_MAX} characters"
-    harmful = find_unsafe(name)
-    return f"the name has a {harmful}" if harmful else None
+    unsafe = find_unsafe(name)
+    return f"the name contains a {unsafe}" if unsafe else None
 
 
 def check_email(email: str | None) -> str | None:
-    """Say what is wrong with an e-mail address; None where nothing is."""
+    """Describe what is wrong with an e-mail address, or return None."""
     if not email:
         return None
     local, _, domain = email.rpartition("@")
     is_plain = not find_unsafe(email) and not any(map(str.isspace, email))
     if not local or not domain or len(email) > EMAIL_MAX or not is_plain:
-        return "the email is not an address"
+        return "the email is not a valid address"
     return None
 
 
 class UserFile:
-    """The lines of one file; made by ``open_user_file``."""
+    """The lines of one file; see ``open_user_file``."""
 
     def __init__(self, content: BinaryIO) -> None:
         self._content = content
 
     def count(self, report: ReportProgress) -> int:
-        """Check every line; return how many users there are.
+        """Check every line and return the number of users.
 
-        Raises Malformed where this is not such a file, Invalid with the numbers of its bad lines.
+        Raises Malformed for a file of another format, Invalid with the numbers of invalid lines.
         """
         problems: list[tuple[int, str]] = []
-        bad = 0
+        invalid = 0
         digests = array("q")
         for line, row in self._rows():
             problem = _problem_of(row)
             if problem is None:
                 digests.append(hash(row["userId"]))
             else:
-                bad += 1
+                invalid += 1
                 if len(problems) < SHOWN_MAX:
                     problems.append((line, problem))
             if line % REPORT_EVERY == 0:
@@ -86,16 +86,16 @@ class UserFile:
         repeated = _repeated(digests)
         if repeated:
             found = list(self._find_repeated(repeated))
-            bad += len(found)
+            invalid += len(found)
             problems = sorted([*problems, *found])[:SHOWN_MAX]
-        if bad:
-            told = "; ".join(f"line {line}: {problem}" for line, problem in problems)
-            more = f"; and {bad - SHOWN_MAX} more" if bad > SHOWN_MAX else ""
-            raise Invalid(f"Nothing was imported. {told}{more}")
+        if invalid:
+            listed = "; ".join(f"line {line}: {problem}" for line, problem in problems)
+            more = f"; and {invalid - SHOWN_MAX} more" if invalid > SHOWN_MAX else ""
+            raise Invalid(f"Nothing was imported. {listed}{more}")
         return len(digests)
 
     def users(self, total: int, report: ReportProgress) -> Iterator[Profile]:
-        """Give the users of a file that was checked."""
+        """Yield the users of a checked file."""
         done = 0
         for done, (_, row) in enumerate(self._rows(), 1):
             yield Profile(row["userId"], row.get("name") or None, row.get("email") or None)
@@ -110,21 +110,21 @@ class UserFile:
             if hash(user_id) in repeated and _problem_of(row) is None:
                 first = seen.setdefault(user_id, line)
                 if first != line:
-                    yield line, f"the user of line {first} again"
+                    yield line, f"the userId repeats line {first}"
 
     def _rows(self) -> Iterator[tuple[int, Row]]:
-        """Give the number and the fields of each line; too many or too few make an empty row."""
+        """Yield the number and fields of each line; a wrong number of fields gives an empty row."""
         lines = self._lines()
-        _, head = next(lines, (1, []))
-        _check_head(head)
+        _, header = next(lines, (1, []))
+        _check_header(header)
         for number, fields in lines:
             if fields:  # else a blank line
-                is_whole = len(fields) == len(head)
-                yield number, dict(zip(head, fields, strict=True)) if is_whole else {}
+                is_whole = len(fields) == len(header)
+                yield number, dict(zip(header, fields, strict=True)) if is_whole else {}
 
     def _lines(self) -> Iterator[tuple[int, list[str]]]:
-        # Line by line, as no field may hold a line break: a quote that is not closed is then a
-        # fault of its own line, and not of the last one that the parser has swallowed.
+        # Each line is parsed alone, as no field may contain a line break: an unclosed quote is then
+        # an error of its own line instead of the last line that the parser consumed.
         self._content.seek(0)
         for number, line in enumerate(self._content, 1):
             try:
@@ -134,25 +134,25 @@ class UserFile:
                 raise Malformed(f"Line {number} is not UTF-8") from None
             except csv.Error:
                 raise Invalid(
-                    f"Nothing was imported. line {number}: a quote or a line break is out of place"
+                    f"Nothing was imported. line {number}: misplaced quote or line break"
                 ) from None
 
 
 @contextmanager
 def open_user_file(path: Path, report: ReportProgress) -> Iterator[UserFile]:
-    """Read a file, a pipe or (path `-`) stdin to its end, and give its lines.
+    """Read a file, a pipe or stdin (path `-`) to its end and yield its lines.
 
-    Raises Malformed where it is too large, not made of lines, or a closed stdin; OSError.
+    Raises Malformed if it is too large, has too long lines, or if stdin is closed; OSError.
     """
     with tempfile.TemporaryFile() as content:
         if path == STDIN:
             if sys.stdin is None:
-                raise Malformed("There is nothing to read: stdin is closed")
+                raise Malformed("Cannot read users: stdin is closed")
             print_message("Reading users from stdin")
             _copy(sys.stdin.buffer, content, report)
         else:
             if not stat.S_ISREG(path.stat().st_mode):
-                print_message(f"Reading users from {path}")  # a pipe may keep us waiting
+                print_message(f"Reading users from {path}")  # reading a pipe may block
             with path.open("rb") as source:
                 _copy(source, content, report)
         yield UserFile(content)
@@ -163,7 +163,7 @@ def _copy(source: BinaryIO, target: BinaryIO, report: ReportProgress) -> None:
     while chunk := source.read(_CHUNK_BYTES):
         size += len(chunk)
         if size > FILE_BYTES:
-            raise Malformed(f"The file is larger than {FILE_BYTES >> 20} MiB: import it in parts")
+            raise Malformed(f"The file is larger than {FILE_BYTES >> 20} MiB; split it")
         for part in chunk.splitlines(keepends=True):
             line_bytes += len(part)
             if line_bytes > LINE_BYTES:
@@ -174,24 +174,24 @@ def _copy(source: BinaryIO, target: BinaryIO, report: ReportProgress) -> None:
         report("read", size, 0)
 
 
-def _check_head(head: list[str]) -> None:
-    """Raise Malformed where the first line does not name the columns."""
-    rule = "the first line names userId, and may name name and email, with commas between them"
-    twice = [name for name in head if head.count(name) > 1]
-    unknown = [name for name in head if name not in COLUMNS]
-    if twice:
-        raise Malformed(f"The first line names {_quoted(twice[0])} twice: {rule}")
+def _check_header(header: list[str]) -> None:
+    """Raise Malformed if the first line does not name the columns."""
+    rule = "it must contain userId and may contain name and email, separated by commas"
+    repeated = [name for name in header if header.count(name) > 1]
+    unknown = [name for name in header if name not in COLUMNS]
+    if repeated:
+        raise Malformed(f"The header contains {_quoted(repeated[0])} twice; {rule}")
     if unknown:
-        raise Malformed(f"The first line names {_quoted(unknown[0])}: {rule}")
-    if "userId" not in head:
-        raise Malformed(f"The first line does not name userId: {rule}")
+        raise Malformed(f"The header contains {_quoted(unknown[0])}; {rule}")
+    if "userId" not in header:
+        raise Malformed(f"The header does not contain userId; {rule}")
 
 
 def _problem_of(row: Row) -> str | None:
     if not row:
-        return "it has not as many fields as the first line"
+        return "the number of fields differs from the header"
     if not is_identifier(row["userId"]):
-        return "the userId is not 1 to 128 characters of A-Z a-z 0-9 . _ | : @ -"
+        return f"the userId must have {ID_RULE}"
     return check_name(row.get("name")) or check_email(row.get("email"))
 
 

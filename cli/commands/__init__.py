@@ -1,1 +1,1 @@
-"""One module per noun, as `scoreboard --help` lists them."""
+"""The commands of `scoreboard --help`, one module for each."""

@@ -1,20 +1,20 @@
-"""`scoreboard action`: the catalogue, which says what each kind of action is worth.
+"""`scoreboard action`: the catalogue, which sets the points of each kind of action.
 
-Changes are made in PostgreSQL with a note in the audit log, then copied to Redis and announced;
-every api follows without a restart.
+A change is written to PostgreSQL with a row in the audit log, then copied to Redis and announced;
+every api applies it without a restart.
 """
 
 import asyncio
-import re
 from pathlib import Path
-from typing import Final
 
 import click
 
 from cli.administration import audit_points, publish_catalogue
 from cli.output import print_json, print_message, print_table
+from cli.parameters import KIND
 from cli.target import (
     data_dir_option,
+    json_option,
     load_settings,
     load_settings_to_change,
     open_database,
@@ -33,17 +33,14 @@ from scoreboard.ledger.pool import translate_errors
 from scoreboard.model import POINTS_MAX
 from scoreboard.runtime.settings import Settings
 
-KIND: Final = re.compile(r"[A-Za-z0-9._|@-]{1,64}")
-"""What may stand before the colon of an actionId; the table checks the same."""
-
 
 @click.group()
 def action() -> None:
-    """List kinds of actions, and set what they are worth."""
+    """List kinds of actions and set their points."""
 
 
 @action.command(name="list")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @data_dir_option
 def list_actions(*, as_json: bool, data_dir: Path) -> None:
     """List the kinds of actions with their points."""
@@ -56,35 +53,33 @@ def list_actions(*, as_json: bool, data_dir: Path) -> None:
 
 
 @action.command(name="set")
-@click.argument("kind")
+@click.argument("kind", type=KIND)
 @click.argument("points", type=click.IntRange(1, POINTS_MAX))
-@click.option("--if-missing", is_flag=True, help="Leave a kind that the catalogue has as it is.")
+@click.option("--if-missing", is_flag=True, help="Do not change a kind that exists.")
 @data_dir_option
 def set_action(*, kind: str, points: int, if_missing: bool, data_dir: Path) -> None:
-    """Let actions of KIND count POINTS from now on.
+    """Set the points of actions of KIND.
 
-    What has counted stays as it is, and so do repeats of it.
+    Actions that were counted before keep their points, also when they are sent again.
 
     \b
     Example:
       scoreboard action set win 50
     """  # noqa: D301
-    if not KIND.fullmatch(kind):
-        raise click.BadParameter("a kind is 1 to 64 characters of A-Z a-z 0-9 . _ | @ -")
     settings = load_settings_to_change(data_dir)
     if asyncio.run(_set(settings, kind, points, if_missing=if_missing)):
-        print_message(f"Actions of kind {kind} count {points}")
+        print_message(f"Actions of kind {kind} now count {points} points")
     else:
-        print_message(f"The catalogue has the kind {kind}; it stays as it is")
+        print_message(f"Kind {kind} exists and was not changed")
 
 
 @action.command()
 @click.argument("kind")
 @data_dir_option
 def disable(*, kind: str, data_dir: Path) -> None:
-    """Refuse actions of KIND from now on; `action set` lets them count again."""
+    """Reject actions of KIND until `action set` enables it again."""
     asyncio.run(_disable(load_settings_to_change(data_dir), kind))
-    print_message(f"Actions of kind {kind} are refused")
+    print_message(f"Actions of kind {kind} are now rejected")
 
 
 async def _list(settings: Settings) -> list[Kind]:
@@ -108,7 +103,7 @@ async def _disable(settings: Settings, kind: str) -> None:
     async with open_database(settings) as connection:
         async with translate_errors(), connection.transaction():
             if not await disable_action(connection, kind):
-                raise NotFound(f"The catalogue has no kind {kind}: scoreboard action list")
+                raise NotFound(f"Unknown kind {kind}; see scoreboard action list")
             await insert_audit(
                 connection,
                 actor=operator_name(),

@@ -1,4 +1,4 @@
-"""`scoreboard config`: what is set and from where, whether it works, and an example of it all."""
+"""`scoreboard config`: show, check and document the settings."""
 
 import asyncio
 import os
@@ -12,7 +12,14 @@ from msgspec import Struct
 
 from cli.failures import explain
 from cli.output import print_json, print_table, write_stdout
-from cli.target import data_dir_option, load_settings, open_database, open_store, read_settings
+from cli.target import (
+    data_dir_option,
+    json_option,
+    load_settings,
+    open_database,
+    open_store,
+    read_settings,
+)
 from scoreboard.ledger import checks, migrations
 from scoreboard.ledger.boards import select_board
 from scoreboard.model import Partition
@@ -26,11 +33,11 @@ EXAMPLES: Final = {
     "REDIS_URL": "redis://127.0.0.1:6379/0",
     "DATABASE_URL": "postgresql://scoreboard@127.0.0.1:5432/scoreboard",
 }
-"""What has no useful default."""
+"""Values in .env.example for settings without a useful default."""
 
 
 class Entry(Struct, frozen=True):
-    """One setting: ``source`` is the environment or the default."""
+    """One setting; ``source`` is `environment` or `default`."""
 
     variable: str
     value: str
@@ -39,7 +46,7 @@ class Entry(Struct, frozen=True):
 
 
 class Check(Struct, frozen=True):
-    """One thing the settings lead to, and what is wrong with it (empty: nothing)."""
+    """The result of one check; ``problem`` is empty if there is none."""
 
     subject: str
     problem: str = ""
@@ -47,14 +54,14 @@ class Check(Struct, frozen=True):
 
 @click.group()
 def config() -> None:
-    """Show the settings, and check that they work."""
+    """Show and check the settings."""
 
 
 @config.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--changed", is_flag=True, help="Only what the environment sets.")
+@json_option
+@click.option("--changed", is_flag=True, help="Show only settings from the environment.")
 def show(*, as_json: bool, changed: bool) -> None:
-    """Show every setting with its value and where it comes from; secrets as stars."""
+    """Show every setting with its value and source; secrets are masked."""
     found = [one for one in entries(os.environ) if not changed or one.source != "default"]
     if as_json:
         print_json(found)
@@ -65,12 +72,12 @@ def show(*, as_json: bool, changed: bool) -> None:
 
 
 @config.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @data_dir_option
 def check(*, as_json: bool, data_dir: Path) -> int:
-    """Reach everything the settings name: Redis, PostgreSQL, the boards, the issuer's keys.
+    """Check Redis, PostgreSQL, the boards and the issuer's keys.
 
-    Exit 1 if something is not as the services need it.
+    Exit 1 if any check fails.
     """
     found = asyncio.run(_check(load_settings(data_dir)))
     if as_json:
@@ -82,14 +89,14 @@ def check(*, as_json: bool, data_dir: Path) -> int:
 
 @config.command()
 def example() -> None:
-    """Print .env.example: every setting with its meaning and default (`make env` keeps it)."""
+    """Print .env.example: every setting with its description and default."""
     write_stdout(render_example())
 
 
 def entries(environ: Mapping[str, str]) -> Iterator[Entry]:
-    """Give every setting as it is in force.
+    """Yield every setting with its current value.
 
-    Raises SettingInvalid for a wrong or unknown one.
+    Raises SettingInvalid for an invalid or unknown setting.
     """
     chosen = read_settings(environ)
     links = service_links(environ)
@@ -101,7 +108,7 @@ def entries(environ: Mapping[str, str]) -> Iterator[Entry]:
 
 
 def render_example() -> str:
-    """Give the text of .env.example."""
+    """Return the text of .env.example."""
     lines = [
         "# Every setting with its default. Made by `make env` from scoreboard/runtime/settings.py.",
         "# Copy it to .env, uncomment what you change, and keep it out of version control.",
@@ -129,12 +136,12 @@ async def _check_redis(settings: Settings) -> list[Check]:
     try:
         found = await check_durability(client, replicas=replicas_needed(settings))
         problems = found.problems
-    except Exception as error:  # noqa: BLE001 (whatever is wrong is what was asked for)
+    except Exception as error:  # noqa: BLE001 (any error is the result of the check)
         return [Check("redis", explain(error)[0])]
     finally:
         await client.aclose()
-    vouched = " (SCOREBOARD_UNSAFE_REDIS vouches for it)" if settings.unsafe_redis else ""
-    return [Check("redis", problem + vouched) for problem in problems] or [Check("redis")]
+    accepted = " (accepted by SCOREBOARD_UNSAFE_REDIS)" if settings.unsafe_redis else ""
+    return [Check("redis", problem + accepted) for problem in problems] or [Check("redis")]
 
 
 async def _check_database(settings: Settings) -> list[Check]:
@@ -148,7 +155,7 @@ async def _check_database(settings: Settings) -> list[Check]:
     if session.is_standby:
         found.append(Check("postgresql", "the server is a standby"))
     if session.fsync != "on":
-        found.append(Check("postgresql", f"fsync is {session.fsync}: a crash loses commits"))
+        found.append(Check("postgresql", f"fsync is {session.fsync}, so a crash can lose commits"))
     return found or [Check("postgresql")]
 
 
@@ -163,7 +170,7 @@ async def _check_board(settings: Settings, name: str) -> Check:
                     return Check(subject, f"not loaded: scoreboard reseed --board {name}")
                 if state.layout != board.layout:
                     held = state.layout or "missing"
-                    return Check(subject, f"its layout is {held}, not {board.layout}")
+                    return Check(subject, f"the layout is {held} instead of {board.layout}")
                 if not state.is_open:
                     return Check(subject, f"fenced by {state.fence}")
     except Exception as error:  # noqa: BLE001

@@ -1,22 +1,29 @@
-"""`scoreboard dead`: entries that the flusher could not read or store, and what becomes of them."""
+"""`scoreboard dead`: list, apply and discard parked entries.
+
+The flusher parks an entry of the stream that it cannot read or store in `dead_events`.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
+from msgspec import Struct
 
 from cli.output import confirm, print_json, print_message, print_table, progress
+from cli.parameters import ACTION_ID, USER_ID
 from cli.target import (
     DATABASE_URL,
     board_option,
     board_or_default,
     data_dir_option,
+    json_option,
     load_settings,
     load_settings_to_change,
     open_database,
     operator_name,
+    yes_option,
 )
 from cli.text import find_unsafe
 from scoreboard.errors import ClientError, NotFound
@@ -38,24 +45,43 @@ ALL_MAX: Final = 10_000
 
 Resolve = Callable[[Connection, Board, int], Awaitable[Resolved]]
 
-_ids = click.argument("ids", nargs=-1, type=click.IntRange(1, BIGINT_MAX), metavar="[ID]…")
-_all = click.option("--all", "everything", is_flag=True, help="Every entry that is not resolved.")
-_dry_run = click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
-_yes = click.option("--yes", is_flag=True, help="Do not ask.")
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+class Selection(Struct, frozen=True, kw_only=True):
+    """The options that `apply` and `discard` have in common."""
+
+    ids: Sequence[int]
+    everything: bool
+    board: str | None
+    dry_run: bool
+    yes: bool
+    as_json: bool
+    data_dir: Path
+
+
+def _selection_options(command: Callable[..., int]) -> Callable[..., int]:
+    """Add the options of ``Selection``."""
+    command = data_dir_option(json_option(yes_option(command)))
+    for option in (
+        click.option("--dry-run", is_flag=True, help="Show the changes without making them."),
+        board_option,
+        click.option("--all", "everything", is_flag=True, help="Select every parked entry."),
+        click.argument("ids", nargs=-1, type=click.IntRange(1, BIGINT_MAX), metavar="[ID]…"),
+    ):
+        command = option(command)
+    return command
 
 
 @click.group()
 def dead() -> None:
-    """List parked entries of the stream, and apply or discard them."""
+    """List, apply and discard parked entries of the stream."""
 
 
 @dead.command(name="list")
 @board_option
-@click.option("--resolved", is_flag=True, help="Those that are resolved, newest first.")
+@click.option("--resolved", is_flag=True, help="List resolved entries, newest first.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True,
-              help="Most entries listed.")  # fmt: skip
-@_json
+              help="Largest number of entries to list.")  # fmt: skip
+@json_option
 @data_dir_option
 def list_dead(
     *, board: str | None, resolved: bool, limit: int, as_json: bool, data_dir: Path
@@ -83,9 +109,9 @@ def list_dead(
         )
         for one in found
     ]
-    print_table((*columns, "became", "by", "because") if resolved else columns, rows)
+    print_table((*columns, "resolution", "by", "comment") if resolved else columns, rows)
     if len(found) == limit:
-        print_message(f"The first {limit} are listed; --limit lists more")
+        print_message(f"Only the first {limit} entries are listed; use --limit for more")
 
 
 async def _list(settings: Settings, name: str, limit: int, *, resolved: bool) -> list[Entry]:
@@ -98,33 +124,21 @@ async def _list(settings: Settings, name: str, limit: int, *, resolved: bool) ->
 
 
 @dead.command()
-@_ids
-@_all
-@board_option
-@click.option("--user", "user_id", help="The user of an entry that cannot be read.")
-@click.option("--action", "action_id", help="Its action.")
-@click.option("--delta", type=click.IntRange(1, POINTS_MAX), help="Its points.")
-@_dry_run
-@_yes
-@_json
-@data_dir_option
+@click.option("--user", "user_id", type=USER_ID, help="User id of an unreadable entry.")
+@click.option("--action", "action_id", type=ACTION_ID, help="Action id of an unreadable entry.")
+@click.option("--delta", type=click.IntRange(1, POINTS_MAX), help="Points of an unreadable entry.")
+@_selection_options
 def apply(
     *,
-    ids: Sequence[int],
-    everything: bool,
-    board: str | None,
     user_id: str | None,
     action_id: str | None,
     delta: int | None,
-    dry_run: bool,
-    yes: bool,
-    as_json: bool,
-    data_dir: Path,
+    **selected: Any,  # noqa: ANN401 (Selection's fields)
 ) -> int:
-    """Count parked actions: each gets its row of the ledger, once.
+    """Write parked actions to the ledger, each exactly once.
 
-    An entry that still cannot be stored stays parked, and the command exits with 5. For an entry
-    that cannot be read, --user, --action and --delta state what is missing.
+    Use --user, --action and --delta for the missing fields of an unreadable entry. An entry that
+    cannot be stored remains parked, and the command exits with 5.
 
     \b
     Examples:
@@ -132,105 +146,65 @@ def apply(
       scoreboard dead apply --all --dry-run
       scoreboard dead apply 19 --user alice --action win:7 --delta 10
     """  # noqa: D301
+    selection = Selection(**selected)
     overrides = Overrides(user_id, action_id, delta)
-    if overrides != Overrides() and (everything or len(ids) != 1):
-        raise click.UsageError("--user, --action and --delta are for one entry: give its ID")
+    if overrides != Overrides() and (selection.everything or len(selection.ids) != 1):
+        raise click.UsageError("--user, --action and --delta need exactly one ID")
     actor = operator_name()
 
-    async def resolve(connection: Connection, found: Board, entry_id: int) -> Resolved:
+    async def resolve(connection: Connection, board: Board, entry_id: int) -> Resolved:
         return await dead_letters.apply(
-            connection, found, entry_id, actor=actor, overrides=overrides, is_dry=dry_run
+            connection, board, entry_id, actor=actor, overrides=overrides, is_dry=selection.dry_run
         )
 
-    return _run(
-        data_dir,
-        board,
-        ids,
-        resolve,
-        question="Count {} in the ledger?",
-        everything=everything,
-        is_asking=not (yes or dry_run),
-        as_json=as_json,
-        is_dry=dry_run,
-    )
+    return _run(selection, resolve, question="Write {} to the ledger?")
 
 
 @dead.command()
-@_ids
-@_all
-@board_option
-@click.option("--reason", required=True, help="Why; kept with the entry and in the audit log.")
-@_dry_run
-@_yes
-@_json
-@data_dir_option
+@click.option("--reason", required=True, help="Reason; kept with the entry and in the audit log.")
+@_selection_options
 def discard(
     *,
-    ids: Sequence[int],
-    everything: bool,
-    board: str | None,
     reason: str,
-    dry_run: bool,
-    yes: bool,
-    as_json: bool,
-    data_dir: Path,
+    **selected: Any,  # noqa: ANN401 (Selection's fields)
 ) -> int:
-    """Give parked entries up for good: they never count.
+    """Discard parked entries permanently; they never count.
 
-    Redis has counted them. The flusher lowers the scores of their users to what is due, within
-    seconds.
+    Redis has counted them. The flusher lowers the scores of their users within seconds.
 
     \b
     Examples:
       scoreboard dead discard 17 --reason "written by a test"
-      scoreboard dead discard --all --reason "rubbish of 3 May" --dry-run
+      scoreboard dead discard --all --reason "invalid data of 3 May" --dry-run
     """  # noqa: D301
     if not reason.strip() or len(reason) > REASON_MAX:
-        raise click.BadParameter(f"--reason is 1 to {REASON_MAX} characters")
-    if harmful := find_unsafe(reason):
-        raise click.BadParameter(f"--reason has a {harmful}")
+        raise click.BadParameter(f"--reason must have 1 to {REASON_MAX} characters")
+    if unsafe := find_unsafe(reason):
+        raise click.BadParameter(f"--reason contains a {unsafe}")
+    selection = Selection(**selected)
     actor = operator_name()
 
-    async def resolve(connection: Connection, found: Board, entry_id: int) -> Resolved:
+    async def resolve(connection: Connection, board: Board, entry_id: int) -> Resolved:
         return await dead_letters.discard(
-            connection, found, entry_id, actor=actor, reason=reason, is_dry=dry_run
+            connection, board, entry_id, actor=actor, reason=reason, is_dry=selection.dry_run
         )
 
-    return _run(
-        data_dir,
-        board,
-        ids,
-        resolve,
-        question="Discard {} for good?",
-        everything=everything,
-        is_asking=not (yes or dry_run),
-        as_json=as_json,
-        is_dry=dry_run,
-    )
+    return _run(selection, resolve, question="Discard {} permanently?")
 
 
-def _run(
-    data_dir: Path,
-    board: str | None,
-    ids: Sequence[int],
-    resolve: Resolve,
-    *,
-    question: str,
-    everything: bool,
-    is_asking: bool,
-    as_json: bool,
-    is_dry: bool,
-) -> int:
-    """Resolve entries one by one, print what became of each, and give the exit code."""
-    if everything == bool(ids):
-        raise click.UsageError("Give the IDs of entries, or --all")
-    settings = load_settings_to_change(data_dir, needs=(DATABASE_URL,))
-    name = board_or_default(settings, board)
-    if is_asking:
-        confirm(question.format("every parked entry" if everything else f"{len(ids)} entries"))
+def _run(selection: Selection, resolve: Resolve, *, question: str) -> int:
+    """Resolve the entries one by one, print the outcomes and return the exit code."""
+    if selection.everything == bool(selection.ids):
+        raise click.UsageError("Give either IDs of entries or --all")
+    settings = load_settings_to_change(selection.data_dir, needs=(DATABASE_URL,))
+    name = board_or_default(settings, selection.board)
+    if not (selection.yes or selection.dry_run):
+        count = "every parked entry" if selection.everything else f"{len(selection.ids)} entries"
+        confirm(question.format(count))
+    ids = None if selection.everything else selection.ids
     with progress() as report:
-        done = asyncio.run(_resolve(settings, name, None if everything else ids, resolve, report))
-    if as_json:
+        done = asyncio.run(_resolve(settings, name, ids, resolve, report))
+    if selection.as_json:
         print_json(done)
     else:
         columns = ("id", "outcome", "user", "action", "points", "detail")
@@ -240,7 +214,7 @@ def _run(
         print_table(columns, rows)
     refused = sum(one.outcome == "refused" for one in done)
     unknown = sum(one.outcome == "unknown" for one in done)
-    would = "would be " if is_dry else ""
+    would = "would be " if selection.dry_run else ""
     print_message(
         f"Board {name}: {len(done) - refused - unknown} entries {would}resolved, "
         f"{refused} {would}refused, {unknown} unknown"
@@ -265,7 +239,7 @@ async def _resolve(
         chosen = dead_letters.select_ids(connection, name) if ids is None else _each(ids)
         async for entry_id in chosen:
             if len(done) == ALL_MAX:
-                print_message(f"{ALL_MAX} entries are done; run it again for the rest")
+                print_message(f"{ALL_MAX} entries processed; run the command again for the rest")
                 break
             try:
                 done.append(await resolve(connection, board, entry_id))

@@ -1,4 +1,4 @@
-"""`scoreboard reseed`: what mends a board whose Redis and PostgreSQL do not agree."""
+"""`scoreboard reseed`: rebuild a board in Redis from PostgreSQL."""
 
 import asyncio
 from pathlib import Path
@@ -11,6 +11,7 @@ from cli.target import (
     board_option,
     board_or_default,
     data_dir_option,
+    json_option,
     load_settings_to_change,
     operator_name,
 )
@@ -18,10 +19,10 @@ from cli.target import (
 
 @click.command()
 @board_option
-@click.option("--force", is_flag=True, help="Also a board that is open and has scores.")
-@click.option("--if-uninitialised", is_flag=True, help="Leave an open board alone, without error.")
-@click.option("--yes", is_flag=True, help="Do not ask before a board that is open is closed.")
-@click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
+@click.option("--force", is_flag=True, help="Reseed a board even if it is open and has scores.")
+@click.option("--if-uninitialised", is_flag=True, help="Do nothing if the board is open.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation of --force.")
+@json_option
 @data_dir_option
 def reseed(
     *,
@@ -32,9 +33,10 @@ def reseed(
     as_json: bool,
     data_dir: Path,
 ) -> None:
-    """Fill an emptied Redis from PostgreSQL and let the board accept again.
+    """Rebuild a board in Redis from PostgreSQL and open it.
 
-    Updates answer 503 meanwhile. A run that was killed is simply run again.
+    Updates of the board are answered with 503 during the reseed. If the command is killed, run it
+    again.
 
     \b
     Examples:
@@ -44,7 +46,7 @@ def reseed(
     settings = load_settings_to_change(data_dir)
     board = board_or_default(settings, board)
     if force and not yes:
-        confirm(f"Board {board} answers 503 to updates meanwhile. Go on?")
+        confirm(f"Updates of board {board} are answered with 503 during the reseed. Continue?")
     with progress() as report:
         done = asyncio.run(
             reseed_board(

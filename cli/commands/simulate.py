@@ -1,8 +1,7 @@
-"""`scoreboard simulate`: players who play over HTTP, so that there is something to see.
+"""`scoreboard simulate`: simulated players that send updates over HTTP.
 
-Started by `scoreboard up --simulate N`. They act through a game server's token, at the pace of
-people, below ten actions a minute each. Every answer that is not final is asked for again with the
-same actionId, as a real client should.
+They use the token of a game server and act at the pace of people, fewer than ten actions a minute
+each. As in a real client, a retry after an answer that is not final has the same actionId.
 """
 
 import asyncio
@@ -32,36 +31,37 @@ NAMES: Final = tuple(
     """.split()  # noqa: SIM905 (read as a list of names)
 )
 KINDS: Final = ("kill", "kill", "kill", "quest", "quest", "win", "bonus")
-MEAN_S: Final = 7.0
-"""Mean time between two actions of a player; with LEAST_S some eight a minute."""
-LEAST_S: Final = 1.5
+INTERVAL_MEAN_S: Final = 7.0
+"""Mean time between two actions of a player: about eight a minute."""
+INTERVAL_MIN_S: Final = 1.5
 REPEAT_SHARE: Final = 0.04
-"""Share of actions sent twice, as over a bad network: the second must count nothing."""
-TOKEN_S: Final = 3600
-RENEW_S: Final = 600
+"""Share of actions sent twice, as over a bad network; the second must not count."""
+TOKEN_LIFE_S: Final = 3600
+TOKEN_RENEW_S: Final = 600
+"""Remaining life of a token at which it is replaced."""
 TIMEOUT_S: Final = 5.0
-RETRY_MAX_S: Final = 60.0
+RETRY_AFTER_MAX_S: Final = 60.0
 PORT_MAX: Final = 65_535
 SECONDS_MAX: Final = 31_536_000
 
 
-class Tally(Struct):
-    """What happened so far; ``reason`` is why the last action that did not count did not."""
+class Counts(Struct):
+    """Numbers of actions by outcome; ``reason`` is of the last action that was not counted."""
 
     counted: int = 0
     replayed: int = 0
     refused: int = 0
-    repeated: int = 0
+    retries: int = 0
     reason: str = ""
 
 
-class Players:
+class Simulation:
     """Players of one game server."""
 
     def __init__(
         self, api: str, issuer: LocalIssuer, audience: str, *, players: int, seed: int | None
     ) -> None:
-        self.tally = Tally()
+        self.counts = Counts()
         self._address = f"{api}/api/scores/update"
         self._issuer = issuer
         self._audience = audience
@@ -72,7 +72,7 @@ class Players:
         self._token = ""
         self._expires_at_s = 0.0
 
-    async def play(self, stop: StopEvent) -> None:
+    async def run(self, stop: StopEvent) -> None:
         """Play until ``stop``."""
         limits = httpx.Limits(max_connections=16)
         async with (
@@ -80,12 +80,12 @@ class Players:
             asyncio.TaskGroup() as group,
         ):
             for name in self._names:
-                group.create_task(self._play_one(client, name, stop))
+                group.create_task(self._play(client, name, stop))
 
-    async def _play_one(self, client: httpx.AsyncClient, name: str, stop: StopEvent) -> None:
-        # A skill of one's own makes leaders; the dice make them change.
-        skill = self._random.uniform(0.7, 1.4)
-        while not await stop.sleep(LEAST_S + self._random.expovariate(skill / (MEAN_S - LEAST_S))):
+    async def _play(self, client: httpx.AsyncClient, name: str, stop: StopEvent) -> None:
+        # Different rates make leaders; the randomness makes them change.
+        rate = self._random.uniform(0.7, 1.4) / (INTERVAL_MEAN_S - INTERVAL_MIN_S)
+        while not await stop.sleep(INTERVAL_MIN_S + self._random.expovariate(rate)):
             kind = self._random.choice(KINDS)
             body = msgspec.json.encode(
                 {
@@ -105,76 +105,77 @@ class Players:
             try:
                 answer = await client.post(self._address, content=body, headers=self._headers())
             except httpx.HTTPError as error:
-                # The outcome is unknown: the same action again.
-                self.tally.reason = str(error) or type(error).__name__
+                # The outcome is unknown, so the same action is sent again.
+                self.counts.reason = str(error) or type(error).__name__
             else:
                 if answer.status_code == 200 and (is_replay := _is_replay(answer)) is not None:
                     if is_replay:
-                        self.tally.replayed += 1
+                        self.counts.replayed += 1
                     else:
-                        self.tally.counted += 1
+                        self.counts.counted += 1
                     return
-                self.tally.reason = _reason_of(answer)
+                self.counts.reason = _reason_of(answer)
                 if answer.status_code not in {429, 503}:
-                    self.tally.refused += 1
+                    self.counts.refused += 1
                     return
-                wait_s = _wait_of(answer, wait_s)
-            self.tally.repeated += 1
+                wait_s = _retry_after_s(answer, wait_s)
+            self.counts.retries += 1
             attempt += 1
             await stop.sleep(wait_s)
 
     def _headers(self) -> dict[str, str]:
         now_s = time.time()
-        if now_s > self._expires_at_s - RENEW_S:
+        if now_s > self._expires_at_s - TOKEN_RENEW_S:
             self._token = self._issuer.issue(
-                "simulation", [UPDATE_ANY], TOKEN_S, audience=self._audience
+                "simulation", [UPDATE_ANY], TOKEN_LIFE_S, audience=self._audience
             )
-            self._expires_at_s = now_s + TOKEN_S
+            self._expires_at_s = now_s + TOKEN_LIFE_S
         return {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
 
 
 @click.command()
 @click.option("--players", type=click.IntRange(1, 10_000), default=20, show_default=True,
-              help="How many play.")  # fmt: skip
-@click.option("--api", help="The api, http:// or https://; default: that of the running `up`.")
+              help="Number of players.")  # fmt: skip
+@click.option("--api", help="Address of the api, http:// or https://.  [default: that of the "
+              "running `scoreboard up`]")  # fmt: skip
 @click.option("--seconds", type=Seconds(0, SECONDS_MAX), default=0.0,
-              help="End after so long; 0: play on.")  # fmt: skip
-@click.option("--seed", type=int, help="Play the same game again.")
+              help="Stop after this time; 0 for never.")  # fmt: skip
+@click.option("--seed", type=int, help="Seed of the random numbers, to repeat a simulation.")
 @data_dir_option
 def simulate(
     *, players: int, api: str | None, seconds: float, seed: int | None, data_dir: Path
 ) -> None:
-    """Let players play until Ctrl-C, or for a while.
+    """Send updates as simulated players, until Ctrl-C.
 
-    Fails where actions were sent and none counted.
+    The command fails if it sent actions and none was counted.
     """
     if api is None:
         api = load_running_system(data_dir, "--api").api
-    elif not _is_address(api):
-        raise click.BadParameter("the api is an http:// or https:// address", param_hint="'--api'")
+    elif not _is_http_url(api):
+        raise click.BadParameter("must be an http:// or https:// address", param_hint="'--api'")
     issuer, audience = load_issuer(data_dir), load_audience(data_dir)
-    game = Players(api.rstrip("/"), issuer, audience, players=players, seed=seed)
+    simulation = Simulation(api.rstrip("/"), issuer, audience, players=players, seed=seed)
 
     async def serve(stop: StopEvent) -> None:
         if seconds:
             asyncio.get_running_loop().call_later(seconds, stop.set)
-        await game.play(stop)
+        await simulation.run(stop)
 
     asyncio.run(supervise(serve, grace_s=TIMEOUT_S + 1))
-    tally = game.tally
+    counts = simulation.counts
     print_message(
-        f"{players} players: {tally.counted} actions counted, {tally.replayed} replayed, "
-        f"{tally.refused} refused, {tally.repeated} tries repeated"
+        f"{players} players: {counts.counted} actions counted, {counts.replayed} replayed, "
+        f"{counts.refused} refused, {counts.retries} retries"
     )
-    if tally.counted or tally.replayed:
+    if counts.counted or counts.replayed:
         return
-    if tally.refused:
-        raise OperatorMistake(f"{api} counted no action: {tally.reason}")
-    if tally.repeated:
-        raise Unavailable(f"{api} counted no action: {tally.reason}")
+    if counts.refused:
+        raise OperatorMistake(f"{api} counted no action: {counts.reason}")
+    if counts.retries:
+        raise Unavailable(f"{api} counted no action: {counts.reason}")
 
 
-def _is_address(url: str) -> bool:
+def _is_http_url(url: str) -> bool:
     try:
         parts = httpx.URL(url)
     except httpx.InvalidURL:
@@ -184,7 +185,7 @@ def _is_address(url: str) -> bool:
 
 
 def _is_replay(answer: httpx.Response) -> bool | None:
-    """Tell whether an action had counted before; None where this is not the answer of an api."""
+    """Return whether the action had counted before; None if this is not an answer of the api."""
     try:
         outcome: Any = answer.json()
         return bool(outcome["replayed"])
@@ -193,7 +194,7 @@ def _is_replay(answer: httpx.Response) -> bool | None:
 
 
 def _reason_of(answer: httpx.Response) -> str:
-    """Return what an answer that is not a success says."""
+    """Return the status and the detail of an answer that is not a success."""
     try:
         problem: Any = answer.json()
         words = str(problem["detail"])
@@ -202,13 +203,13 @@ def _reason_of(answer: httpx.Response) -> str:
     return f"{answer.status_code} {words}"
 
 
-def _wait_of(answer: httpx.Response, otherwise_s: float) -> float:
+def _retry_after_s(answer: httpx.Response, default_s: float) -> float:
     try:
-        return min(float(answer.headers["Retry-After"]), RETRY_MAX_S)
+        return min(float(answer.headers["Retry-After"]), RETRY_AFTER_MAX_S)
     except (KeyError, ValueError):
-        return otherwise_s
+        return default_s
 
 
 def _name(number: int) -> str:
-    round_, place = divmod(number, len(NAMES))
-    return f"{NAMES[place]}-{round_ + 1}" if round_ else NAMES[place]
+    round_, index = divmod(number, len(NAMES))
+    return f"{NAMES[index]}-{round_ + 1}" if round_ else NAMES[index]

@@ -1,4 +1,4 @@
-"""`scoreboard token`: prints a token of the local issuer, and nothing else."""
+"""`scoreboard token`: print a token of the local issuer."""
 
 from pathlib import Path
 
@@ -10,18 +10,20 @@ from scoreboard.security.tokens import READ, UPDATE
 
 
 @click.command()
-@click.option("--sub", required=True, help="The user, or the game server, the token is for.")
+@click.option("--sub", required=True, help="The user or the game server that the token is for.")
 @click.option(
     "--scope",
     default=f"{UPDATE} {READ}",
     show_default=True,
-    help="What it allows, by space; update:score:any makes it a game server's.",
+    help="Scopes, separated by spaces; update:score:any is the scope of game servers.",
 )
 @click.option("--ttl", "ttl_s", type=click.IntRange(min=1), default=3600, show_default=True,
-              metavar="SECONDS", help="How long it is valid.")  # fmt: skip
+              metavar="SECONDS", help="Lifetime of the token.")  # fmt: skip
 @data_dir_option
 def token(sub: str, scope: str, ttl_s: int, data_dir: Path) -> None:
-    """Print a token of the local issuer that `scoreboard up` made.
+    """Print a token of the local issuer.
+
+    `scoreboard up` creates the issuer's key in its data folder.
 
     \b
     Examples:

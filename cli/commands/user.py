@@ -1,4 +1,4 @@
-"""`scoreboard user`: who users are, besides their ids. Scores are changed by actions only."""
+"""`scoreboard user`: show, change and import users. Only actions change scores."""
 
 import asyncio
 from collections.abc import Iterator
@@ -7,10 +7,12 @@ from pathlib import Path
 import click
 
 from cli.output import print_json, print_message, print_table, progress
+from cli.parameters import USER_ID
 from cli.target import (
     board_option,
     board_or_default,
     data_dir_option,
+    json_option,
     load_settings,
     load_settings_to_change,
     open_database,
@@ -23,23 +25,22 @@ from scoreboard.ledger.audit import insert_audit
 from scoreboard.ledger.boards import select_board
 from scoreboard.ledger.pool import translate_errors
 from scoreboard.ledger.users import Profile, User, import_users, select_user, upsert_user
-from scoreboard.model import Standing, is_identifier
+from scoreboard.model import Standing
 from scoreboard.runtime.settings import Settings
 
 
 @click.group()
 def user() -> None:
-    """Show users, and say who they are."""
+    """Show, change and import users."""
 
 
 @user.command()
-@click.argument("user_id")
+@click.argument("user_id", type=USER_ID)
 @board_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @data_dir_option
 def show(*, user_id: str, board: str | None, as_json: bool, data_dir: Path) -> None:
-    """Show what Redis and PostgreSQL know of USER_ID."""
-    _check_id(user_id)
+    """Show the data of USER_ID in Redis and PostgreSQL."""
     settings = load_settings(data_dir)
     board = board_or_default(settings, board)
     standing, known = asyncio.run(_show(settings, user_id, board))
@@ -70,7 +71,7 @@ async def _show(
         except UnknownUser:
             pass
         except Uninitialised:
-            # Redis does not tell a board that is not loaded from one that does not exist.
+            # Redis cannot distinguish a board that is not loaded from one that does not exist.
             await select_board(connection, board)
             raise
         try:
@@ -82,26 +83,31 @@ async def _show(
 
 
 @user.command(name="set")
-@click.argument("user_id")
-@click.option("--name", help="What people call the user.")
-@click.option("--email", help="Where the user can be reached.")
+@click.argument("user_id", type=USER_ID)
+@click.option("--name", help="Display name.")
+@click.option("--email", help="E-mail address.")
 @data_dir_option
 def set_user(*, user_id: str, name: str | None, email: str | None, data_dir: Path) -> None:
-    """Say who USER_ID is; what is not given stays as it is."""
-    _check_id(user_id)
+    """Set the name or the e-mail address of USER_ID.
+
+    A user who does not exist is created. A field that is not given does not change.
+
+    \b
+    Example:
+      scoreboard user set alice --name Alice --email alice@example.org
+    """  # noqa: D301
+    if name is None and email is None:
+        raise click.UsageError("Give --name, --email or both")
     problem = check_name(name) or check_email(email)
     if problem:
         raise Invalid(problem)
-    asyncio.run(_set(load_settings_to_change(data_dir), Profile(user_id, name, email)))
+    profile = Profile(user_id, name, email)
+    fields = asyncio.run(_set(load_settings_to_change(data_dir), profile))
+    print_message(f"User {user_id}: {' and '.join(fields)} set")
 
 
-def _check_id(user_id: str) -> None:
-    """Raise Invalid for what cannot be the id of a user."""
-    if not is_identifier(user_id):
-        raise Invalid("the id is not 1 to 128 of A-Z a-z 0-9 . _ | : @ -")
-
-
-async def _set(settings: Settings, profile: Profile) -> None:
+async def _set(settings: Settings, profile: Profile) -> list[str]:
+    """Write the given fields of a user and return their names."""
     fields = [name for name in ("name", "email") if getattr(profile, name) is not None]
     async with (
         open_database(settings) as connection,
@@ -114,9 +120,10 @@ async def _set(settings: Settings, profile: Profile) -> None:
             actor=operator_name(),
             action="user set",
             board=None,
-            # Which fields, not what they say: nobody can be forgotten in an append-only table.
+            # Names of fields without their values: personal data cannot be erased from this table.
             detail={"user": profile.user_id, "fields": fields},
         )
+    return fields
 
 
 @user.command(name="import")
@@ -125,10 +132,10 @@ async def _set(settings: Settings, profile: Profile) -> None:
 )
 @data_dir_option
 def import_(*, file: Path, data_dir: Path) -> None:
-    """Say who users are, by a CSV FILE with the columns userId, name, email.
+    """Import users from a CSV FILE with the columns userId, name and email.
 
-    FILE is UTF-8 with commas, a pipe, or - for stdin. Every line is checked before anything is
-    written, and all is written in one transaction. Empty fields change nothing.
+    FILE is a comma-separated UTF-8 file, a pipe, or - for stdin. Every line is checked before any
+    is written, and all are written in one transaction. An empty field does not change the user.
 
     \b
     Example:

@@ -1,1 +1,1 @@
-"""Valkey and PostgreSQL as child processes."""
+"""Embedded Valkey and PostgreSQL servers."""

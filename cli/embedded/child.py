@@ -1,7 +1,8 @@
-"""Child processes that end when this one ends.
+"""Child processes that end when this process ends.
 
-What stays true: a child sits in a session of its own, so a terminal's Ctrl-C reaches only us, and
-we stop the children in order; when we are killed, the kernel ends each of them (Linux: `launch`).
+Invariants: a child runs in its own session, so Ctrl-C on the terminal reaches only this process,
+which stops the children in order; if this process is killed, the kernel ends each child (on Linux,
+see `launch`).
 """
 
 import os
@@ -31,11 +32,11 @@ def spawn(
 ) -> Process:
     """Start ``command`` (its first word an absolute path) and return at once.
 
-    ``output`` receives stdout and stderr: a path is appended to, readable by us alone; without one
-    they are ours. ``prefix`` is a program that runs the rest, such as `unshare`; ``user`` and
-    ``group`` are ids that the child takes.
+    stdout and stderr are appended to the file ``output``, which only the owner can read, or are
+    inherited without one. ``prefix`` is a program that runs the rest, such as `unshare`; ``user``
+    and ``group`` are the ids of the child.
 
-    Raises OSError when the program cannot be started.
+    Raises OSError if the program cannot be started.
     """
     identity = (KEEP_IDENTITY, KEEP_IDENTITY) if user is None else (user, group or user)
     launcher = str(Path(__file__).with_name("launch.py"))
@@ -66,15 +67,18 @@ def spawn(
 
 @cache
 def _spawner() -> ThreadPoolExecutor:
-    # The kernel watches the *thread* that made a child. This one lives as long as the process, so a
-    # server started from a passing worker thread does not stop with that thread.
+    # The kernel sends the signal when the *thread* that forked the child ends. This thread lives as
+    # long as the process, so a server started in a short-lived thread does not end with it.
     return ThreadPoolExecutor(max_workers=1, thread_name_prefix="spawner")
 
 
-def end(process: Process, how: signal.Signals, *, within_s: float) -> bool:
-    """Send ``how`` and wait; past the deadline kill the session. Say whether it went in time."""
+def terminate(process: Process, stop_signal: signal.Signals, *, within_s: float) -> bool:
+    """Send a signal and wait; kill the session after the deadline.
+
+    Return whether the process ended in time.
+    """
     if process.poll() is None:
-        process.send_signal(how)
+        process.send_signal(stop_signal)
         try:
             process.wait(within_s)
         except subprocess.TimeoutExpired:
@@ -84,7 +88,7 @@ def end(process: Process, how: signal.Signals, *, within_s: float) -> bool:
 
 
 def kill(process: Process) -> None:
-    """Kill the process and its session with SIGKILL and collect it."""
+    """Kill the process and its session with SIGKILL and wait for its end."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -1,9 +1,8 @@
-"""The folder of one embedded server: whose it is, who uses it, the password, the log.
+"""The data folder of an embedded server: owner, lock, password and log.
 
-Called by `cli.embedded.servers`. What stays true: one server at a time uses a folder (by a lock
-that the server itself holds, down to its last process, so it outlives us if the server does); the
-password is in a file for us alone and in no argument list; a folder that is not ours is left
-untouched.
+Invariants: one server at a time uses a folder (the server's processes inherit the lock and hold it
+until the last of them ends, even if this process ends first); the password is in a file that only
+the owner can read and in no argument list; a folder with foreign files is not changed.
 """
 
 import fcntl
@@ -13,16 +12,16 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from cli.embedded.log_tail import read_last_lines
 from scoreboard.errors import EmbeddedFailed
 
 LOCK_WAIT_S = 5.0
-"""How long a server that is just going away may still hold its folder."""
+"""How long a server that is stopping may still hold the lock."""
 _LOG_TAIL_LINES = 5
-_LOG_TAIL_BYTES = 4096
 
 
 class DataFolder:
-    """A folder for ``kind`` (`valkey` or `postgres`); nothing is touched before `claim`."""
+    """A folder for ``kind`` (`valkey` or `postgres`); nothing is changed before `lock`."""
 
     def __init__(self, path: Path, kind: str) -> None:
         self.path = path.absolute()
@@ -32,17 +31,17 @@ class DataFolder:
         self._draft = self._password_file.with_suffix(".new")
         self._lock_file = self.path / "lock"
 
-    def claim(self, password: str | None = None) -> int:
-        """Make the folder if need be and lock it; give the locked file, for the server to inherit.
+    def lock(self, password: str | None = None) -> int:
+        """Create the folder if needed and lock it; return the lock's descriptor for the server.
 
-        ``password`` is kept at the first start; without one, one is made.
+        The first start saves ``password``, or a random password without one.
 
-        Raises EmbeddedFailed: another's folder, no permission, or a server runs on it.
+        Raises EmbeddedFailed for a foreign folder, without permission, or if a server uses it.
         """
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._check_ours()
-            lock = self._lock()
+            self._check_owner()
+            lock = self._acquire_lock()
             try:
                 if not self._password_file.exists():
                     self._write_password(password or secrets.token_urlsafe(24))
@@ -51,35 +50,30 @@ class DataFolder:
                 os.close(lock)
                 raise
         except OSError as error:
-            raise EmbeddedFailed(f"{self.path} cannot hold data: {error.strerror}") from error
+            raise EmbeddedFailed(
+                f"Cannot use the data folder {self.path}: {error.strerror}"
+            ) from error
         return lock
 
-    def note_holder(self, lock: int, pid: int) -> None:
-        """Leave the process id of the server in the locked file, for whoever finds it locked."""
-        with suppress(OSError):  # a full disk: the lock holds all the same
+    def write_pid(self, lock: int, pid: int) -> None:
+        """Write the server's process id to the lock file, for error messages."""
+        with suppress(OSError):  # the lock works without it, for example on a full disk
             os.ftruncate(lock, 0)
             os.pwrite(lock, str(pid).encode("ascii"), 0)
 
     @property
     def password(self) -> str:
-        """The server's password; there is one as soon as the folder was claimed once."""
+        """The server's password; it exists after the first `lock`."""
         return self._password_file.read_text("ascii")
 
     def log_tail(self) -> str:
-        """Give the last lines of the server's log as one line, without the password."""
-        try:
-            with self.log.open("rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(max(0, size - _LOG_TAIL_BYTES))
-                text = file.read().decode("utf-8", "replace")
-        except OSError:
-            return ""
-        text = text.replace(self.password, "***")
-        lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
-        return " | ".join(lines[-_LOG_TAIL_LINES:])
+        """Return the last lines of the server's log as one line, without the password."""
+        lines = read_last_lines(self.log, _LOG_TAIL_LINES)
+        text = " | ".join(" ".join(line.split()) for line in lines)
+        return text.replace(self.password, "***") if text else ""
 
     def wait_until_free(self, within_s: float) -> bool:
-        """Wait until no process holds the folder any more; say whether that happened in time."""
+        """Wait until no process holds the lock; return whether that happened in time."""
         try:
             lock = os.open(self._lock_file, os.O_RDWR)
         except FileNotFoundError:
@@ -89,28 +83,28 @@ class DataFolder:
         finally:
             os.close(lock)
 
-    def _check_ours(self) -> None:
+    def _check_owner(self) -> None:
         owner = self.path.stat().st_uid
         if owner != os.geteuid():
             raise EmbeddedFailed(
-                f"{self.path} belongs to user id {owner} and this is user id {os.geteuid()}: "
-                "run as its owner, or choose another folder",
+                f"{self.path} belongs to user id {owner}, but this is user id {os.geteuid()}; "
+                "run as its owner or use another folder",
             )
         known = {self._lock_file.name, self._draft.name}
-        strangers = sorted({entry.name for entry in self.path.iterdir()} - known)
-        if strangers and not self._password_file.exists():
+        foreign = sorted({entry.name for entry in self.path.iterdir()} - known)
+        if foreign and not self._password_file.exists():
             raise EmbeddedFailed(
-                f"{self.path} holds files that are not of our {self._kind} "
-                f"({', '.join(strangers[:3])}): choose another folder",
+                f"{self.path} contains files that are not of a {self._kind} server of scoreboard "
+                f"({', '.join(foreign[:3])}); use another folder",
             )
 
-    def _lock(self) -> int:
+    def _acquire_lock(self) -> int:
         lock = os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o600)
         if not _lock_within(lock, LOCK_WAIT_S):
             holder = os.pread(lock, 20, 0).decode("ascii", "replace")
             os.close(lock)
             raise EmbeddedFailed(
-                f"a running {self._kind} server already uses {self.path} (process {holder or '?'})",
+                f"A running {self._kind} server already uses {self.path} (process {holder or '?'})",
             )
         return lock
 
@@ -124,7 +118,7 @@ class DataFolder:
 
 
 def write_private(path: Path, text: str, *, owner: tuple[int, int] | None = None) -> None:
-    """Write a file that only its owner (user and group id; us, if not told) can read."""
+    """Write a file that only its owner can read; ``owner`` is a user and a group id."""
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         if owner is not None:

@@ -1,10 +1,10 @@
-"""Becomes another program that cannot outlive the process that asked for it.
+"""Exec a program that the kernel ends when its parent ends.
 
-Run as a script by `cli.embedded.child`: `python -I -S launch.py PARENT SIGNAL UID GID PROGRAM
-ARGUMENT…`. It stays the same process, so its pid is the program's. A step of its own, because code
-run between fork and exec in a process with threads may deadlock, and because taking another user id
-or entering a namespace can clear the request made of the kernel: whoever does so stands before this
-step. On systems without that request (all but Linux) the program does outlive a killed parent.
+`cli.embedded.child` runs this script: `python -I -S launch.py PARENT SIGNAL UID GID PROGRAM
+ARGUMENT…`. The process id stays the same. It is a separate script because code between fork and
+exec can deadlock in a process with threads, and because a change of the user id or a new namespace
+can clear PR_SET_PDEATHSIG, so these must come before it. On systems other than Linux the program
+outlives a killed parent.
 """
 
 import ctypes
@@ -17,19 +17,19 @@ KEEP_IDENTITY = -1
 
 
 def main(arguments: list[str]) -> None:
-    """Take the identity, ask for SIGNAL at the parent's death, become PROGRAM."""
+    """Set the user and the parent-death signal, and exec PROGRAM."""
     parent, signal_number, user, group = (int(word) for word in arguments[:4])
     program = arguments[4:]
     if user != KEEP_IDENTITY:
         os.setgroups([])
         os.setgid(group)
         os.setuid(user)
-    # What a non-interactive shell's `&` made deaf would stay so through exec.
+    # Signals that a non-interactive shell ignores for `&` would stay ignored after exec.
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal_number)
-    # The parent may have died before the kernel knew what to do about it.
+    # The parent may have ended before the call of prctl.
     if os.getppid() != parent:
         sys.exit(1)
     try:

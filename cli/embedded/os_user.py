@@ -1,7 +1,7 @@
-"""As whom PostgreSQL runs. It refuses root, and needs its user id in the password database.
+"""The user that PostgreSQL runs as: it refuses root, and its user id must be in the user database.
 
-Called by `cli.embedded.servers`. What stays true: no user is made, and no mode or owner is changed
-of anything this project did not make itself.
+Invariants: no user is created, and the mode and owner of files that this project did not create are
+not changed.
 """
 
 import os
@@ -15,10 +15,10 @@ from scoreboard.errors import EmbeddedFailed
 
 @dataclass(frozen=True)
 class ProcessUser:
-    """How to run a program as an accepted user.
+    """How to run a program as a user that PostgreSQL accepts.
 
-    ``prefix`` runs the rest of a command in a user namespace, where our files look like an ordinary
-    user's; ``user`` and ``group`` really become another user, whose folder must then be its own.
+    ``prefix`` runs a command in a user namespace, in which the files of this user appear as an
+    ordinary user's. ``user`` and ``group`` change to another user, who must own the data folder.
     """
 
     prefix: tuple[str, ...] = ()
@@ -27,9 +27,9 @@ class ProcessUser:
 
 
 def choose_postgres_user(*, allow_namespace: bool = True) -> ProcessUser:
-    """Choose an identity that PostgreSQL accepts: ours, a namespace's, or another user's.
+    """Choose a user that PostgreSQL accepts: this one, a namespace's, or another one.
 
-    Raises EmbeddedFailed where none of them is possible.
+    Raises EmbeddedFailed if none is possible.
     """
     if os.geteuid() != 0 and _has_account(os.geteuid()):
         return ProcessUser()
@@ -47,8 +47,8 @@ def choose_postgres_user(*, allow_namespace: bool = True) -> ProcessUser:
     if os.geteuid() == 0:
         return ProcessUser(user=account.pw_uid, group=account.pw_gid)
     raise EmbeddedFailed(
-        f"PostgreSQL needs a named user, and user id {os.geteuid()} has no name here: "
-        "set REDIS_URL and DATABASE_URL to servers of yours",
+        f"PostgreSQL needs a named user, but user id {os.geteuid()} has no name; "
+        "set REDIS_URL and DATABASE_URL to use your own servers",
     )
 
 
@@ -64,8 +64,8 @@ def _ordinary_account() -> pwd.struct_passwd:
     accounts = {account.pw_name: account for account in pwd.getpwall() if account.pw_uid != 0}
     if not accounts:
         raise EmbeddedFailed(
-            "PostgreSQL refuses to run as root, and there is no other user here: "
-            "set REDIS_URL and DATABASE_URL to servers of yours",
+            "PostgreSQL does not run as root, and there is no other user; "
+            "set REDIS_URL and DATABASE_URL to use your own servers",
         )
     return accounts.get("nobody") or next(iter(accounts.values()))
 

@@ -1,42 +1,67 @@
-"""Addresses on this machine: how one that is listened on is reached, written and found free."""
+"""Host and port of listeners on this machine: formatting, and checks whether a port is free."""
 
+import random
 import socket
 from typing import Final
 
 from scoreboard.errors import EmbeddedFailed
 
 HOST: Final = "127.0.0.1"
-"""Where everything listens that is not told otherwise."""
-_EVERYWHERE: Final = {"": HOST, "0.0.0.0": HOST, "::": "::1"}  # noqa: S104 (compared, not bound)
+"""The default host of all listeners."""
+_WILDCARDS: Final = {"": HOST, "0.0.0.0": HOST, "::": "::1"}  # noqa: S104 (compared, not bound)
 
 
 def connect_host(host: str) -> str:
-    """Return the address of this machine where a service that listens on ``host`` is reached."""
-    return _EVERYWHERE.get(host, host)
+    """Return the host to connect to for a service that listens on ``host``."""
+    return _WILDCARDS.get(host, host)
 
 
 def netloc(host: str, port: int) -> str:
-    """Return host and port as they stand in a URL."""
+    """Return host and port in the form of a URL."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def check_port_free(host: str, port: int, name: str) -> None:
-    """Make sure that a port can be listened on; port 0 is not checked.
+    """Check that a port can be listened on; port 0 is not checked.
 
-    Raises EmbeddedFailed, naming the setting.
+    Raises EmbeddedFailed, which names the setting ``name``.
     """
     if not port:
         return
     try:
-        family, kind, number, _, address = socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, number) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+        try_bind(host, port)
     except OSError as error:
         raise EmbeddedFailed(
-            f"Port {port} ({name}) cannot be used on {host}: {error.strerror}"
+            f"Cannot listen on port {port} ({name}) of {host}: {error.strerror}"
         ) from error
     except UnicodeError as error:
         raise EmbeddedFailed(f"{host!r} ({name}) is not an address") from error
+
+
+def find_free_port() -> int:
+    """Return a free loopback port.
+
+    It is below the ports that the kernel assigns to outgoing connections, so that none of these
+    takes it before the server starts or while it restarts.
+    """
+    for _ in range(200):
+        port = random.randint(15_000, 32_000)  # noqa: S311 - not a secret
+        try:
+            try_bind(HOST, port)
+        except OSError:
+            continue
+        return port
+    raise EmbeddedFailed("There is no free port between 15000 and 32000")
+
+
+def try_bind(host: str, port: int) -> None:
+    """Bind a socket to an address and close it.
+
+    Raises OSError, or UnicodeError for a host that is not a name.
+    """
+    family, kind, number, _, address = socket.getaddrinfo(
+        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    with socket.socket(family, kind, number) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)

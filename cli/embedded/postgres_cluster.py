@@ -1,8 +1,9 @@
-"""PostgreSQL's files on disk (its "cluster"): made once, checked at every start.
+"""A PostgreSQL cluster (its files on disk): created once, checked at every start.
 
-Called by `cli.embedded.servers`, which holds the lock of the folder around it. What stays true: a
-cluster is there whole or not at all, belongs to the identity it runs as, and is of the programs'
-version.
+The caller must hold the lock of the data folder.
+
+Invariants: a cluster is complete or does not exist, belongs to the user it runs as, and has the
+major version of the programs.
 """
 
 import os
@@ -19,52 +20,52 @@ from scoreboard.errors import EmbeddedFailed
 
 
 class Cluster:
-    """The cluster in a data folder; ``identity`` is as whom all of PostgreSQL's programs run on it.
+    """The cluster in a data folder; ``process_user`` runs all of PostgreSQL's programs on it.
 
-    Where that is another user, the files lie in a temporary folder of that user's, behind a link:
-    the data folder may be out of that user's reach, and nobody's modes are changed for it.
+    If that is another user, the files are in a temporary folder of that user behind a symbolic
+    link, because the user may have no access to the data folder and its modes are not changed.
     """
 
     def __init__(self, folder: DataFolder, programs: PostgresPrograms) -> None:
         self.path = folder.path / "cluster"
         self.programs = programs
-        # What another user's identity made stays that user's, whatever has become possible since.
+        # A cluster of another user keeps its user, even if a namespace has become possible since.
         self.process_user = os_user.choose_postgres_user(allow_namespace=not self.path.is_symlink())
         self._folder = folder
 
     def ensure(self, *, user: str, sync: bool, timeout_s: float) -> None:
-        """Make the cluster unless it is there, with ``user`` as its superuser, and check it.
+        """Create the cluster with ``user`` as its superuser if it does not exist, and check it.
 
-        Without ``sync`` a new cluster may not survive a lost machine.
+        Without ``sync`` a new cluster may be lost in a crash of the machine.
 
-        Raises EmbeddedFailed: initdb's own words, or a cluster that these programs cannot run.
+        Raises EmbeddedFailed with the message of initdb, or if these programs cannot run it.
         """
         if not self.path.exists():
             if self.path.is_symlink():
-                raise EmbeddedFailed(f"{self.path} leads to a folder that is no longer there")
-            self._make(user=user, sync=sync, timeout_s=timeout_s)
+                raise EmbeddedFailed(f"{self.path} links to a folder that no longer exists")
+            self._create(user=user, sync=sync, timeout_s=timeout_s)
         self._check_version()
-        self._drop_stale_pid_file()
+        self._remove_stale_pid_file()
 
-    def _make(self, *, user: str, sync: bool, timeout_s: float) -> None:
-        # Made beside its place and moved there when complete: a killed initdb leaves no half.
+    def _create(self, *, user: str, sync: bool, timeout_s: float) -> None:
+        # Created elsewhere and moved when complete, so a killed initdb leaves no partial cluster.
         other = self._other_user()
         if other is None:
-            workshop = self._folder.path / "making"
-            shutil.rmtree(workshop, ignore_errors=True)
-            workshop.mkdir(mode=0o700)
+            temporary = self._folder.path / "making"
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(mode=0o700)
         else:
-            workshop = Path(tempfile.mkdtemp(prefix="scoreboard-postgres-", dir="/var/tmp"))
-            os.chown(workshop, *other)
-        made = workshop / "cluster"
+            temporary = Path(tempfile.mkdtemp(prefix="scoreboard-postgres-", dir="/var/tmp"))
+            os.chown(temporary, *other)
+        made = temporary / "cluster"
         try:
             self._initdb(made, user=user, sync=sync, timeout_s=timeout_s)
         except BaseException:
-            shutil.rmtree(workshop, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
             raise
         if other is None:
             made.rename(self.path)
-            workshop.rmdir()
+            temporary.rmdir()
         else:
             self.path.symlink_to(made)
 
@@ -77,7 +78,7 @@ class Cluster:
                 self.programs.path("initdb"),
                 *("-D", str(made), "-U", user, "-E", "UTF8"),
                 *("-A", "scram-sha-256", f"--pwfile={password_file}"),
-                # Before version 17 the nearest thing that needs no locale of the system's.
+                # The closest equivalent before version 17 that needs no locale of the system.
                 *(builtin if self.programs.major >= 17 else ["--no-locale"]),
                 *([] if sync else ["--no-sync"]),
             ],
@@ -97,8 +98,8 @@ class Cluster:
             password_file.unlink(missing_ok=True)
         if process.returncode != 0:
             raise EmbeddedFailed(
-                "initdb failed (REDIS_URL and DATABASE_URL may name servers of yours instead); "
-                f"its log ends: {self._folder.log_tail()}",
+                "initdb failed (set REDIS_URL and DATABASE_URL to use your own servers); "
+                f"last lines of its log: {self._folder.log_tail()}",
             )
 
     def _check_version(self) -> None:
@@ -108,13 +109,14 @@ class Cluster:
             raise EmbeddedFailed(f"{self.path} is not a PostgreSQL cluster") from error
         if made_by != str(self.programs.major):
             raise EmbeddedFailed(
-                f"{self.path} was made by PostgreSQL {made_by} and this is {self.programs.major}: "
-                "move the folder away, or set REDIS_URL and DATABASE_URL to servers of yours",
+                f"{self.path} was created by PostgreSQL {made_by}, "
+                f"but this is {self.programs.major}; move the folder away, "
+                "or set REDIS_URL and DATABASE_URL to use your own servers",
             )
 
-    def _drop_stale_pid_file(self) -> None:
-        # PostgreSQL ignores the file of a dead process, but not when another process has got its
-        # number since, which after a reboot is likely. We hold the folder's lock, so none is ours.
+    def _remove_stale_pid_file(self) -> None:
+        # PostgreSQL ignores the pid file of a dead process, but not if another process has its id,
+        # which is likely after a reboot. The folder is locked, so no server uses this cluster.
         pid_file = self.path / "postmaster.pid"
         try:
             pid = int(pid_file.read_text("ascii").split("\n", 1)[0])
@@ -130,6 +132,6 @@ class Cluster:
 
 
 def server_environment() -> dict[str, str]:
-    """Give our environment without what would lead PostgreSQL's programs elsewhere."""
+    """Return the environment without variables that would redirect PostgreSQL's programs."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_"))}
     return kept | {"LC_ALL": "C", "LANG": "C"}

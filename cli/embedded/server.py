@@ -1,13 +1,11 @@
-"""What both embedded servers have in common: the way to a started process, and to its end.
+"""The base class of the embedded servers: start, readiness and stop of one process.
 
-`cli.embedded.servers` adds how each is launched and asked. What stays true: `start` returns when a
-client with the password gets an answer, or leaves nothing running and says why in one line.
+Invariants: `start` returns when a client with the password gets an answer, or leaves nothing
+running and raises the reason in one line.
 """
 
 import os
-import random
 import signal
-import socket
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -16,17 +14,17 @@ from typing import ClassVar, Self
 
 from cli.embedded import child
 from cli.embedded.data_folder import DataFolder
-from cli.embedded.ports import HOST
+from cli.embedded.ports import HOST, find_free_port, try_bind
 from scoreboard.errors import EmbeddedFailed
 
 START_TIMEOUT_S = 60.0
-"""Long enough to replay a large append-only file or write-ahead log."""
+"""Allows the replay of a large append-only file or write-ahead log."""
 STOP_TIMEOUT_S = 15.0
 _POLL_S = 0.02
 
 
 class EmbeddedServer(ABC):
-    """One server: `start`, `stop` and `kill` may be repeated in any order, from any thread."""
+    """One server. `start`, `stop` and `kill` may be repeated in any order, from any thread."""
 
     title: ClassVar[str]
     kind: ClassVar[str]
@@ -41,8 +39,8 @@ class EmbeddedServer(ABC):
         settings: Mapping[str, str] | None = None,
         start_timeout_s: float = START_TIMEOUT_S,
     ) -> None:
-        """Take a free port for ``port`` 0; ``settings`` go to the server last, so they win."""
-        self.port = port or free_port()
+        """Use a free port if ``port`` is 0; ``settings`` override the server's defaults."""
+        self.port = port or find_free_port()
         self.folder = DataFolder(data_dir, self.kind)
         self.settings: dict[str, str] = dict(settings or {})
         self._given_password = password
@@ -50,40 +48,40 @@ class EmbeddedServer(ABC):
         self._process: child.Process | None = None
 
     def start(self, check: Callable[[], None] = lambda: None) -> None:
-        """Start the server and return when it answers a client that has the password.
+        """Start the server and wait until it answers a client with the password.
 
-        ``check`` is called again and again meanwhile; what it raises ends the server.
+        ``check`` is called repeatedly during the wait; if it raises, the server is killed.
 
-        Raises EmbeddedFailed with the end of the server's log.
+        Raises EmbeddedFailed with the last lines of the server's log.
         """
         if self.is_running:
             return
-        self._refuse_taken_port()
-        lock = self.folder.claim(self._given_password)
+        self._check_port()
+        lock = self.folder.lock(self._given_password)
         try:
             self._process = self._launch(lock)
-            self.folder.note_holder(lock, self._process.pid)
+            self.folder.write_pid(lock, self._process.pid)
         except OSError as error:
             raise self._failure(f"{error.filename or 'system'}: {error.strerror}") from error
         finally:
             os.close(lock)
         try:
-            self._await_answer(check)
-            self._prepare()
+            self._wait_until_ready(check)
+            self._initialize()
         except BaseException:
             self.kill()
             raise
 
     def stop(self, *, within_s: float = STOP_TIMEOUT_S) -> bool:
-        """Stop the server in its orderly way, by force past the deadline; say which it was."""
+        """Stop the server, with SIGKILL after the deadline; return whether it was in time."""
         if self._process is None:
             return True
-        in_time = child.end(self._process, self.stop_signal, within_s=within_s)
+        in_time = child.terminate(self._process, self.stop_signal, within_s=within_s)
         self._process = None
         return self.folder.wait_until_free(within_s) and in_time
 
     def kill(self) -> None:
-        """Kill the server with SIGKILL, as a lost machine would."""
+        """Kill the server with SIGKILL, as after a crash of the machine."""
         if self._process is not None:
             child.kill(self._process)
             self._process = None
@@ -91,22 +89,22 @@ class EmbeddedServer(ABC):
 
     @property
     def is_running(self) -> bool:
-        """Whether the process that `start` made is alive."""
+        """Whether the server process is alive."""
         return self._process is not None and self._process.poll() is None
 
     @property
     def pid(self) -> int | None:
-        """The server's own process id; None where it does not run."""
+        """The server's process id; None if it is not running."""
         return self._process.pid if self._process is not None and self.is_running else None
 
     @property
     @abstractmethod
     def url(self) -> str:
-        """The address with its password: for clients, never for a log or an argument."""
+        """The address with the password; it must not be logged or passed as an argument."""
 
     @property
     def password(self) -> str:
-        """The password; it exists from the first start on."""
+        """The password; it exists after the first start."""
         return self.folder.password
 
     def __enter__(self) -> Self:
@@ -118,54 +116,34 @@ class EmbeddedServer(ABC):
 
     @abstractmethod
     def _launch(self, lock: int) -> child.Process:
-        """Start the process; it inherits ``lock``, and so holds the folder while it lives."""
+        """Start the process; it inherits ``lock``, which keeps the folder locked while it runs."""
 
     @abstractmethod
-    def _answers(self) -> bool:
-        """Ask once, as a client; say whether the server is ready."""
+    def _is_ready(self) -> bool:
+        """Connect once as a client; return whether the server answers."""
 
-    def _prepare(self) -> None:  # noqa: B027 - most servers need nothing
-        """Make in the running server what must be there."""
+    def _initialize(self) -> None:  # noqa: B027 - optional
+        """Create what the running server must contain."""
 
-    def _await_answer(self, check: Callable[[], None]) -> None:
+    def _wait_until_ready(self, check: Callable[[], None]) -> None:
         deadline = time.monotonic() + self._start_timeout_s
         while True:
             check()
             if not self.is_running:
-                raise self._failure("it ended")
-            if self._answers():
+                raise self._failure("the process ended")
+            if self._is_ready():
                 return
             if time.monotonic() > deadline:
                 raise self._failure(f"no answer within {self._start_timeout_s:g} s")
             time.sleep(_POLL_S)
 
-    def _refuse_taken_port(self) -> None:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, self.port))
-            except OSError as error:
-                raise self._failure(f"the port cannot be used: {error.strerror}") from error
+    def _check_port(self) -> None:
+        try:
+            try_bind(HOST, self.port)
+        except OSError as error:
+            raise self._failure(f"cannot listen on the port: {error.strerror}") from error
 
-    def _failure(self, why: str) -> EmbeddedFailed:
+    def _failure(self, reason: str) -> EmbeddedFailed:
         tail = self.folder.log_tail()
-        ending = f"; its log ends: {tail}" if tail else ""
-        return EmbeddedFailed(f"{self.title} did not start on {HOST}:{self.port}: {why}{ending}")
-
-
-def free_port() -> int:
-    """Give a loopback port that nobody listens on.
-
-    It lies below the ports the kernel hands to outgoing connections, so that none of those takes it
-    before the server does, or while the server is away.
-    """
-    for _ in range(200):
-        port = random.randint(15_000, 32_000)  # noqa: S311 - not a secret
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                continue
-            return port
-    raise EmbeddedFailed("no free port between 15000 and 32000")
+        log = f"; last lines of its log: {tail}" if tail else ""
+        return EmbeddedFailed(f"{self.title} did not start on {HOST}:{self.port}: {reason}{log}")

@@ -1,8 +1,8 @@
-"""Valkey and PostgreSQL as child processes of this one, for `scoreboard up` and the tests.
+"""Embedded Valkey and PostgreSQL servers, for `scoreboard up` and the tests.
 
-What stays true: they listen on loopback alone and want a password; they keep their data in a folder
-of their own and start again on it after any death; they end with this process, however it ends.
-Their settings are those a production server needs, unless the caller says otherwise.
+Invariants: a server listens on loopback only and requires a password; it keeps its data in its own
+folder and can be restarted on it after any end; it ends with this process, however this process
+ends. The settings are those of a production server unless the caller overrides them.
 """
 
 import signal
@@ -16,15 +16,15 @@ from urllib.parse import quote
 from cli.embedded import binaries, child
 from cli.embedded.data_folder import write_private
 from cli.embedded.postgres_cluster import Cluster, server_environment
-from cli.embedded.server import HOST, START_TIMEOUT_S, EmbeddedServer, free_port
+from cli.embedded.server import HOST, START_TIMEOUT_S, EmbeddedServer
 
-__all__ = ["EmbeddedPostgres", "EmbeddedServer", "EmbeddedValkey", "free_port"]
+__all__ = ["EmbeddedPostgres", "EmbeddedServer", "EmbeddedValkey"]
 
 _MAXMEMORY_BYTES = 1 << 30
 
 
 class EmbeddedValkey(EmbeddedServer):
-    """Valkey, or a Redis of this system: durable to every answered write, never evicting."""
+    """Valkey, or Redis: every answered write is durable, and no key is evicted."""
 
     title = "Valkey"
     kind = "valkey"
@@ -41,9 +41,9 @@ class EmbeddedValkey(EmbeddedServer):
         settings: Mapping[str, str] | None = None,
         start_timeout_s: float = START_TIMEOUT_S,
     ) -> None:
-        """Take ``settings`` as lines of valkey.conf, a value as it would stand there.
+        """Take ``settings`` as lines of valkey.conf, each value as it is written there.
 
-        ``environment`` is the server's, in place of ours.
+        ``environment`` replaces this process's environment.
         """
         super().__init__(
             data_dir,
@@ -80,19 +80,19 @@ class EmbeddedValkey(EmbeddedServer):
             "daemonize": "no",
             "dir": _quoted(str(self.folder.path)),
             "requirepass": _quoted(self.password),
-            # An answer means that the write is on disk; nothing is ever thrown away for room.
+            # An answered write is on disk, and no key is evicted.
             "appendonly": "yes",
             "appendfsync": "always",
             "no-appendfsync-on-rewrite": "no",
             "save": '""',
             "maxmemory": str(self._maxmemory_bytes),
             "maxmemory-policy": "noeviction",
-            # Seen hashes of up to 512 digests stay compact: a third of the memory.
+            # Seen hashes of up to 512 digests stay in the compact encoding: a third of the memory.
             "hash-max-listpack-entries": "512",
         }
         return "".join(f"{name} {value}\n" for name, value in (lines | self.settings).items())
 
-    def _answers(self) -> bool:
+    def _is_ready(self) -> bool:
         password = self.password.encode()
         request = b"*2\r\n$4\r\nAUTH\r\n$%d\r\n%b\r\n*1\r\n$4\r\nPING\r\n" % (
             len(password),
@@ -112,7 +112,7 @@ class EmbeddedPostgres(EmbeddedServer):
 
     title = "PostgreSQL"
     kind = "postgres"
-    stop_signal = signal.SIGINT  # "fast": ends sessions, writes a checkpoint
+    stop_signal = signal.SIGINT  # "fast" shutdown: ends sessions, writes a checkpoint
     user: ClassVar[str] = "scoreboard"
     database: ClassVar[str] = "scoreboard"
 
@@ -126,7 +126,7 @@ class EmbeddedPostgres(EmbeddedServer):
         settings: Mapping[str, str] | None = None,
         start_timeout_s: float = START_TIMEOUT_S,
     ) -> None:
-        """Take ``fsync=False`` in tests alone: a lost machine then loses the database."""
+        """Set ``fsync=False`` in tests only: a crash of the machine then loses the database."""
         super().__init__(
             data_dir,
             port,
@@ -143,7 +143,7 @@ class EmbeddedPostgres(EmbeddedServer):
         return self.url_of(self.database)
 
     def url_of(self, database: str) -> str:
-        """Give the address of another database of this server."""
+        """Return the address of another database of this server."""
         password = quote(self.password, safe="")
         return f"postgresql://{self.user}:{password}@{HOST}:{self.port}/{database}"
 
@@ -171,13 +171,13 @@ class EmbeddedPostgres(EmbeddedServer):
             pass_fds=[lock],
         )
 
-    def _answers(self) -> bool:
+    def _is_ready(self) -> bool:
         asked = self._psql("SELECT 1", "postgres")
         if "password authentication failed" in asked.stderr:
-            raise self._failure("its password is not the one in our folder")
+            raise self._failure("its password differs from the one in the data folder")
         return asked.returncode == 0
 
-    def _prepare(self) -> None:
+    def _initialize(self) -> None:
         exists = self._psql(
             f"SELECT 1 FROM pg_database WHERE datname = '{self.database}'",  # noqa: S608 - a constant
             "postgres",
@@ -185,10 +185,12 @@ class EmbeddedPostgres(EmbeddedServer):
         if not exists.stdout.strip():
             made = self._psql(f"CREATE DATABASE {self.database}", "postgres")
             if made.returncode != 0:
-                raise self._failure(f"its database was not made: {' '.join(made.stderr.split())}")
+                raise self._failure(
+                    f"its database was not created: {' '.join(made.stderr.split())}"
+                )
 
     def _psql(self, statement: str, database: str) -> subprocess.CompletedProcess[str]:
-        # psql, not a driver: the driver belongs to the modules that hold queries.
+        # psql instead of a driver: only scoreboard.ledger uses the driver.
         access = {"PGPASSWORD": self.password, "PGCONNECT_TIMEOUT": "5"}
         command = [
             self._psql_program,
@@ -205,7 +207,7 @@ class EmbeddedPostgres(EmbeddedServer):
                 timeout=self._start_timeout_s,
             )
         except subprocess.TimeoutExpired as error:
-            raise self._failure("it took a connection and gave no answer") from error
+            raise self._failure("it accepted a connection and did not answer") from error
 
 
 def _quoted(text: str) -> str:

@@ -1,1 +1,1 @@
-"""What `scoreboard up` runs: plan, start, watch, stop."""
+"""The parts of `scoreboard up`: planning, starting, supervising and stopping."""

@@ -1,8 +1,7 @@
-"""Makes and opens the boards before `scoreboard up` serves anyone.
+"""Create and open the boards before `scoreboard up` starts serving.
 
-A board that is open is left as it is. One whose Redis is new or was emptied, or that a killed
-reseed left fenced, comes back from PostgreSQL; so does one whose privacy was changed, as readers
-learn it from Redis.
+An open board is not changed. A board is reseeded from PostgreSQL if Redis is new or was emptied, if
+a killed reseed left it fenced, or if its privacy, which the services read from Redis, has changed.
 """
 
 import asyncio
@@ -21,14 +20,14 @@ from scoreboard.model import Board, Partition
 from scoreboard.recovery.reseed import ReportProgress, find_unavailable
 from scoreboard.runtime.settings import Settings
 
-OTHERS_S: Final = 120.0
-"""How long somebody else, such as the flusher after a rewind, may take to mend a board."""
+LOCK_WAIT_S: Final = 120.0
+"""How long another process, such as the flusher after a rewind, may hold a board's lock."""
 
 _POLL_S: Final = 0.1
 
 
 async def create_boards(settings: Settings, *, is_public: bool) -> None:
-    """Make the boards that are missing, and see that all are as public as is wished for.
+    """Create the missing boards and set the privacy of all.
 
     Raises DatabaseUnavailable.
     """
@@ -49,9 +48,9 @@ async def create_boards(settings: Settings, *, is_public: bool) -> None:
 
 
 def open_boards(settings: Settings, check: Callable[[], None]) -> None:
-    """Open every board that is closed; ``check`` is called again and again and may raise.
+    """Open every closed board; ``check`` is called repeatedly and may raise.
 
-    The flusher must be running: it commits what a stream still holds.
+    The flusher must be running: it commits what the streams still hold.
 
     Raises UnknownBoard, OperatorMistake, WaitTimeout, RedisUnavailable, DatabaseUnavailable.
     """
@@ -64,24 +63,24 @@ def open_boards(settings: Settings, check: Callable[[], None]) -> None:
 
             users = asyncio.run(_open_board(settings, name, report))
         if users:
-            print_message(f"Board {name} came back from PostgreSQL: {users} users")
+            print_message(f"Board {name} was restored from PostgreSQL: {users} users")
 
 
 async def _open_board(settings: Settings, name: str, report: ReportProgress) -> int:
-    """Open one board; give how many users came back, 0 where there was nothing to do."""
-    deadline = time.monotonic() + OTHERS_S
+    """Open one board; return the number of users restored, 0 if it was open."""
+    deadline = time.monotonic() + LOCK_WAIT_S
     while True:
         try:
             done = await reseed_board(
                 settings,
                 name,
-                force=await _tells_wrong_privacy(settings, name),
+                force=await _is_privacy_outdated(settings, name),
                 only_closed=True,
                 actor=operator_name(),
                 report=report,
             )
         except OperatorMistake:
-            # The flusher mends a Redis that came back older by itself, under the same lock.
+            # If Redis has lost data, the flusher reseeds the board by itself under the same lock.
             report("wait", 0, 0)
             if time.monotonic() > deadline:
                 raise
@@ -90,7 +89,8 @@ async def _open_board(settings: Settings, name: str, report: ReportProgress) -> 
             return done.users if done else 0
 
 
-async def _tells_wrong_privacy(settings: Settings, name: str) -> bool:
+async def _is_privacy_outdated(settings: Settings, name: str) -> bool:
+    """Return whether an open board has another privacy in Redis than in PostgreSQL."""
     async with open_database(settings) as connection, open_store(settings) as store:
         board = await select_board(connection, name)
         if await find_unavailable(store, board):

@@ -1,4 +1,4 @@
-"""Log files of `scoreboard up`'s children: each is capped, and one before it is kept."""
+"""Log files of the children of `scoreboard up`: a size limit and one older file."""
 
 import shutil
 from contextlib import suppress
@@ -6,27 +6,27 @@ from pathlib import Path
 from typing import Final
 
 LOG_BYTES: Final = 8 << 20
-"""A file is moved aside soon after it has grown beyond this."""
+"""A file that has grown beyond this is rotated."""
 
 
-def cap(log: Path, limit_bytes: int = LOG_BYTES) -> bool:
-    """Move what a log holds to `NAME.1` where it is too large; tell whether it was.
+def rotate_if_large(log: Path, limit_bytes: int = LOG_BYTES) -> bool:
+    """Copy a log that is too large to `NAME.1` and truncate it; return whether it was too large.
 
-    The child goes on writing to the same file, which it appends to. What it writes in the moment
-    between copying and emptying is lost; on a full disk the copy is, and the space is free again.
+    The child keeps its file open for appending. Lines written between the copy and the truncation
+    are lost. If the disk is full, the copy is dropped and the space is freed.
     """
     try:
         if log.stat().st_size <= limit_bytes:
             return False
     except OSError:
         return False
-    before = log.with_name(f"{log.name}.1")
+    older = log.with_name(f"{log.name}.1")
     try:
-        shutil.copyfile(log, before)
-        before.chmod(0o600)
+        shutil.copyfile(log, older)
+        older.chmod(0o600)
     except OSError:
         with suppress(OSError):
-            before.unlink()
+            older.unlink()
     with suppress(OSError), log.open("r+b") as file:
         file.truncate(0)
     return True

@@ -1,8 +1,8 @@
-"""What `scoreboard up` is going to run, settled before anything starts: ports, issuer, environment.
+"""The plan of `scoreboard up`: ports, issuer and environment of the services, before any starts.
 
-Called by `cli.commands.up`. What stays true: a flag wins over the environment, which wins over a
-default; a port that is taken or a setting that is wrong is refused before there is anything to
-stop; both stores are ours or both are named by the environment.
+Invariants: an option overrides the environment, which overrides a default; a port in use or an
+invalid setting is reported before anything is started; both stores are embedded, or the environment
+names both.
 """
 
 import os
@@ -12,8 +12,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from cli.embedded.ports import HOST, check_port_free, connect_host, netloc
-from cli.embedded.server import free_port
+from cli.embedded.ports import HOST, check_port_free, connect_host, find_free_port, netloc
 from cli.issuer.config import PORT as ISSUER_PORT
 from cli.issuer.config import issuer_url
 from cli.issuer.oauth import PAGE
@@ -35,10 +34,10 @@ FILES: Final = ("SCOREBOARD_JWKS_FILE",)
 SECRET_FILES: Final = ("SCOREBOARD_REDIS_SECRET", "SCOREBOARD_DATABASE_SECRET")
 
 
-class Options(Struct, frozen=True, kw_only=True):
-    """What the command line says; None leaves it to the environment and the default.
+class UpOptions(Struct, frozen=True, kw_only=True):
+    """The options of the command line; None means the environment's value or the default.
 
-    Port 0 is any free one; of metrics it is none.
+    Port 0 means any free port, or none for a metrics port.
     """
 
     data_dir: Path
@@ -56,57 +55,57 @@ class Options(Struct, frozen=True, kw_only=True):
 
 
 class Plan:
-    """The environment of the services, in the making. ``settings`` is what they will read."""
+    """The options and the environment of the services."""
 
-    def __init__(self, options: Options) -> None:
-        """Settle everything but the addresses of servers that we start ourselves.
+    def __init__(self, options: UpOptions) -> None:
+        """Decide everything except the addresses of embedded servers.
 
-        Raises OperatorMistake, SettingInvalid, EmbeddedFailed where a port is taken.
+        Raises OperatorMistake, SettingInvalid, EmbeddedFailed if a port is in use.
         """
         self.options = options
-        self.has_own_servers = _has_own_servers()
+        self.is_embedded = _is_embedded()
         """Whether `up` starts Valkey and PostgreSQL itself."""
-        if self.has_own_servers:
+        if self.is_embedded:
             unset_libpq_variables()
         links = service_links(os.environ)
         self.environment = {name: text for name, text in os.environ.items() if name not in links}
-        if self.has_own_servers:
+        if self.is_embedded:
             self.environment |= {REDIS_URL: REDIS_URL_UNSET, DATABASE_URL: ""}
         self.issuer_port = 0
-        """The port of our own issuer; 0 where none runs."""
+        """The port of the local issuer; 0 if none runs."""
         given = settings_module.load(self.environment)
-        self._refuse_half_of_it(given)
-        self._name_files_in_full(given)
+        self._check_consistent(given)
+        self._make_paths_absolute(given)
         if not given.jwks_url and not given.jwks_file:
             self._choose_issuer(given)
         self._choose_ports(given)
 
     @property
     def settings(self) -> Settings:
-        """Give the settings as the services will read them."""
+        """The settings as the services will read them."""
         return settings_module.load(self.environment)
 
     @property
-    def noted(self) -> dict[str, str]:
-        """Give the settings of the services by variable, for commands that act on this system."""
+    def saved_settings(self) -> dict[str, str]:
+        """The settings by variable that the state file provides to other commands."""
         links = service_links(self.environment)
         known = [name for name, _, _ in describe() if name not in {*STORE_URLS, *links}]
         return {name: text for name in known if (text := self.environment.get(name))}
 
     @property
     def logs(self) -> Path:
-        """The folder of the children's logs."""
+        """The folder of the services' logs."""
         return self.options.data_dir / "logs"
 
     @property
     def api_url(self) -> str:
-        """Where a browser on this machine finds the page."""
+        """The address of the page for a browser on this machine."""
         settings = self.settings
         return f"http://{netloc(connect_host(settings.api_host), settings.api_port)}"
 
     @property
     def ws_url(self) -> str:
-        """Where a viewer on this machine connects."""
+        """The address of the streamer for a viewer on this machine."""
         settings = self.settings
         return f"ws://{netloc(connect_host(settings.ws_host), settings.ws_port)}{WS_PATH}"
 
@@ -119,27 +118,27 @@ class Plan:
 
     @property
     def issuer_url(self) -> str:
-        """The name and address of our own issuer; empty where none runs."""
+        """The name and address of the local issuer; empty if none runs."""
         return self.environment["SCOREBOARD_ISSUER"] if self.issuer_port else ""
 
-    def _refuse_half_of_it(self, given: Settings) -> None:
-        """Refuse settings that would be overwritten or could not work, instead of guessing.
+    def _check_consistent(self, given: Settings) -> None:
+        """Reject settings that would be overwritten or could not work.
 
         Raises OperatorMistake.
         """
         if given.issuer and not given.jwks_url and not given.jwks_file:
             raise OperatorMistake(
-                "SCOREBOARD_ISSUER is set without its keys: set SCOREBOARD_JWKS_URL or "
-                "SCOREBOARD_JWKS_FILE, too, or unset it to use the local issuer"
+                "SCOREBOARD_ISSUER is set without its keys; also set SCOREBOARD_JWKS_URL or "
+                "SCOREBOARD_JWKS_FILE, or unset it to use the local issuer"
             )
-        if self.has_own_servers and (given.redis_secret or given.database_secret):
+        if self.is_embedded and (given.redis_secret or given.database_secret):
             raise OperatorMistake(
-                "SCOREBOARD_REDIS_SECRET and SCOREBOARD_DATABASE_SECRET are for servers of yours: "
-                f"set {REDIS_URL} and {DATABASE_URL}, too, or unset them to run on embedded servers"
+                "SCOREBOARD_REDIS_SECRET and SCOREBOARD_DATABASE_SECRET need your own servers; "
+                f"also set {REDIS_URL} and {DATABASE_URL}, or unset them to use embedded servers"
             )
 
-    def _name_files_in_full(self, given: Settings) -> None:
-        """Name files so that commands started elsewhere find them."""
+    def _make_paths_absolute(self, given: Settings) -> None:
+        """Make paths absolute, so that commands started in other folders find the files."""
         for name in (*FILES, *(SECRET_FILES if given.secrets == "file" else ())):
             if self.environment.get(name):
                 self.environment[name] = str(Path(self.environment[name]).absolute())
@@ -161,26 +160,26 @@ class Plan:
             if option is not None:
                 port = None if option == 0 and name in hosts else option
             if port is None:
-                port = _free_port({*ports.values(), self.issuer_port})
+                port = _find_other_port({*ports.values(), self.issuer_port})
             if port and port in {*ports.values(), self.issuer_port}:
-                raise OperatorMistake(f"Port {port} (SCOREBOARD_{name}) is taken by another part")
+                raise OperatorMistake(f"Port {port} (SCOREBOARD_{name}) is used by another part")
             check_port_free(hosts.get(name, given.metrics_host), port, f"SCOREBOARD_{name}")
             ports[name] = port
             environment[f"SCOREBOARD_{name}"] = str(port)
         environment["SCOREBOARD_WS_PUBLIC_URL"] = given.ws_public_url or self.ws_url
-        # The page is not of the streamer's own host: its port is another one.
+        # The streamer has another port than the page, so the page's origin must be allowed.
         origins = dict.fromkeys((*given.origins, *self.pages))
         environment["SCOREBOARD_ORIGINS"] = ",".join(origins)
 
     def _choose_issuer(self, given: Settings) -> None:
-        """Name the local issuer, by its address where it will sign players in."""
+        """Name the local issuer; in development its name is the address of its sign-in."""
         options, environment = self.options, self.environment
         name = None
         if given.environment == "development":
             api_port = given.api_port if options.api_port is None else options.api_port
             default = ISSUER_PORT if api_port else 0
             port = default if options.issuer_port is None else options.issuer_port
-            self.issuer_port = port or free_port()
+            self.issuer_port = port or find_free_port()
             check_port_free(HOST, self.issuer_port, "--issuer-port")
             name = issuer_url(HOST, self.issuer_port)
             environment["SCOREBOARD_SIGN_IN_ISSUER"] = name
@@ -190,22 +189,22 @@ class Plan:
         environment["SCOREBOARD_ISSUER"] = issuer.issuer
 
 
-def _has_own_servers() -> bool:
-    """Tell whether to start servers of our own.
+def _is_embedded() -> bool:
+    """Return whether to start embedded servers.
 
-    Raises OperatorMistake where the environment names one of the two: a board is in both.
+    Raises OperatorMistake if the environment names only one store: a board needs both.
     """
     given = [name for name in STORE_URLS if os.environ.get(name)]
     if len(given) == 1:
         (missing,) = set(STORE_URLS) - set(given)
         raise OperatorMistake(
-            f"{given[0]} is set and {missing} is not: set both to run on servers of yours, "
-            "or neither to run on embedded ones"
+            f"{given[0]} is set and {missing} is not; set both to use your own servers, "
+            "or neither to use embedded servers"
         )
     return not given
 
 
-def _free_port(taken: Collection[int]) -> int:
-    while (port := free_port()) in taken:
+def _find_other_port(taken: Collection[int]) -> int:
+    while (port := find_free_port()) in taken:
         pass
     return port

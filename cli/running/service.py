@@ -1,8 +1,8 @@
-"""A service of ours as a child process: its environment, its log, whether it is ready, its end.
+"""A service as a child process: environment, log, readiness and end.
 
-Called by `cli.commands.up`. What stays true: secrets reach a child in its environment only; a child
-ends with us, however we end (`cli.embedded.child`); it and its workers import what is installed,
-and nothing that lies in the current folder.
+Invariants: secrets reach a child in its environment only; a child ends when this process ends, even
+if it is killed (`cli.embedded.child`); a child and its workers import installed modules only, and
+nothing from the current folder.
 """
 
 import http.client
@@ -19,23 +19,28 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from cli.embedded import child
+from cli.embedded.log_tail import read_last_lines
 from scoreboard.errors import ServiceExited, WaitTimeout
 from scoreboard.runtime.telemetry import redact
 
 READY_TIMEOUT_S: Final = 60.0
 STOP_MARGIN_S: Final = 3.0
-"""What a service may take beyond its own deadline before it is killed."""
+"""Time after a service's own deadline after which it is killed."""
 
-_ASK_TIMEOUT_S: Final = 2.0
+_PROBE_TIMEOUT_S: Final = 2.0
 _POLL_S: Final = 0.05
-_TAIL_BYTES: Final = 8192
 _TAIL_LINES: Final = 4
-_SHOWN: Final = ("scoreboard.reason", "scoreboard.code", "scoreboard.error", "error.stack_trace")
-"""Fields of a log line that say why."""
+_REASON_FIELDS: Final = (
+    "scoreboard.reason",
+    "scoreboard.code",
+    "scoreboard.error",
+    "error.stack_trace",
+)
+"""Fields of a log line that explain its event."""
 
 
 class Service:
-    """One child. ``start``, ``stop`` and ``kill`` may be repeated in any order."""
+    """One child process. ``start``, ``stop`` and ``kill`` may be repeated in any order."""
 
     def __init__(
         self,
@@ -47,7 +52,7 @@ class Service:
         ready_url: str = "",
         drain_s: float = 5.0,
     ) -> None:
-        """Take the ``python`` ``arguments`` of the child; ``drain_s`` is its own deadline."""
+        """Take the arguments of ``python``; ``drain_s`` is the child's own deadline for a stop."""
         self.name = name
         self.log = log
         self._arguments = arguments
@@ -57,9 +62,9 @@ class Service:
         self._process: child.Process | None = None
 
     def start(self) -> None:
-        """Start the child with a new log; the one before is kept once.
+        """Start the child with a new log; the previous log is kept as `NAME.1`.
 
-        Raises ServiceExited when it cannot be started.
+        Raises ServiceExited if it cannot be started.
         """
         if self.is_running:
             return
@@ -77,11 +82,11 @@ class Service:
             raise ServiceExited(f"The {self.name} cannot be started: {error.strerror}") from error
 
     def stop(self) -> bool:
-        """Stop the child in its orderly way, by force past its deadline; say which it was."""
+        """Stop the child, with SIGKILL after its deadline; return whether it ended in time."""
         if self._process is None:
             return True
         within_s = self._drain_s + STOP_MARGIN_S
-        return child.end(self._process, signal.SIGTERM, within_s=within_s)
+        return child.terminate(self._process, signal.SIGTERM, within_s=within_s)
 
     def kill(self) -> None:
         """Kill the child with SIGKILL."""
@@ -95,30 +100,31 @@ class Service:
 
     @property
     def pid(self) -> int | None:
-        """The child's process id; None where it does not run."""
+        """The child's process id; None if it is not running."""
         return self._process.pid if self._process is not None and self.is_running else None
 
     @property
     def exit_code(self) -> int | None:
-        """How the child ended; None while it runs or before it was started."""
+        """The child's exit code, negative for a signal; None while it runs or before its start."""
         return self._process.poll() if self._process is not None else None
 
     def check(self) -> None:
-        """Make sure the child is alive.
+        """Check that the child is alive.
 
-        Raises ServiceExited with its last words.
+        Raises ServiceExited with the last lines of its log.
         """
         if not self.is_running:
+            tail = summarize_log_tail(self.log) or "(none)"
             raise ServiceExited(
-                f"The {self.name} ended with code {self.exit_code}: "
-                f"{summarize_log_tail(self.log) or 'it said nothing'} (see {self.log})"
+                f"The {self.name} {_describe_exit(self.exit_code)}; "
+                f"last lines of its log {self.log}: {tail}"
             )
 
-    def ask_ready(self) -> str:
-        """Ask the child once; give what still lacks, empty when it is ready.
+    def probe_ready(self) -> str:
+        """Probe the child once; return why it is not ready, or an empty string if it is.
 
-        A child whose address is `tcp://` is ready when it listens there, one without any when it
-        lives.
+        With a `tcp://` address the child is ready when it listens there, without an address as
+        soon as it runs.
         """
         if not self._ready_url:
             return ""
@@ -126,10 +132,12 @@ class Service:
         try:
             if parts.scheme == "tcp":
                 address = (parts.hostname or "", parts.port or 0)
-                socket.create_connection(address, _ASK_TIMEOUT_S).close()
+                socket.create_connection(address, _PROBE_TIMEOUT_S).close()
                 return ""
             with closing(
-                http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=_ASK_TIMEOUT_S)
+                http.client.HTTPConnection(
+                    parts.hostname or "", parts.port, timeout=_PROBE_TIMEOUT_S
+                )
             ) as connection:
                 connection.request("GET", parts.path)
                 answer = connection.getresponse()
@@ -140,18 +148,18 @@ class Service:
 
 
 def wait_until_ready(services: Sequence[Service], check: Callable[[], None]) -> None:
-    """Wait until every service says that it is ready; ``check`` runs in between and may raise.
+    """Wait until every service is ready; ``check`` is called between the probes and may raise.
 
     Raises ServiceExited, WaitTimeout.
     """
     deadline = time.monotonic() + READY_TIMEOUT_S
     for service in services:
-        while lack := service.ask_ready():
+        while reason := service.probe_ready():
             check()
             service.check()
             if time.monotonic() > deadline:
                 raise WaitTimeout(
-                    f"The {service.name} is not ready within {READY_TIMEOUT_S:g} s: {lack} "
+                    f"The {service.name} is not ready after {READY_TIMEOUT_S:g} s: {reason} "
                     f"(see {service.log})"
                 )
             time.sleep(_POLL_S)
@@ -160,8 +168,8 @@ def wait_until_ready(services: Sequence[Service], check: Callable[[], None]) -> 
 def _with_safe_path(environment: Mapping[str, str]) -> dict[str, str]:
     """Return an environment in which Python and its children do not import from the current folder.
 
-    `python -m flusher` would run a `flusher.py` that lies there. PYTHONPATH keeps its absolute
-    entries: an empty or relative one means that folder, too.
+    `python -m flusher` would run a `flusher.py` in that folder. PYTHONPATH keeps its absolute
+    entries: an empty or relative entry refers to that folder, too.
     """
     entries = environment.get("PYTHONPATH", "").split(os.pathsep)
     return {
@@ -171,25 +179,28 @@ def _with_safe_path(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def summarize_log_tail(log: Path) -> str:
-    """Give the end of a log as one line, without anything that looks like a credential."""
+def _describe_exit(code: int | None) -> str:
+    if code is None or code >= 0:
+        return f"exited with code {code}"
     try:
-        with log.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _TAIL_BYTES))
-            text = file.read().decode("utf-8", "replace")
-    except OSError:
-        return ""
-    lines = [line for line in text.splitlines() if line.strip()]
-    return redact(" | ".join(_short(line) for line in lines[-_TAIL_LINES:]))
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"
 
 
-def _short(line: str) -> str:
-    """Give what a line says: of a structured one the event and the reason."""
+def summarize_log_tail(log: Path) -> str:
+    """Return the last lines of a log as one line, without credentials."""
+    lines = read_last_lines(log, _TAIL_LINES)
+    return redact(" | ".join(_summarize(line) for line in lines))
+
+
+def _summarize(line: str) -> str:
+    """Return the event and the reason of a structured log line, or a plain line as it is."""
     try:
         event: Any = json.loads(line)
         words = [str(event["message"])]
     except (ValueError, KeyError, TypeError):
         return " ".join(line.split())
-    words += [str(event[name]).strip().splitlines()[-1] for name in _SHOWN if event.get(name)]
+    reasons = [str(event[name]) for name in _REASON_FIELDS if event.get(name)]
+    words += [reason.strip().splitlines()[-1] for reason in reasons]
     return ": ".join(words)

@@ -1,9 +1,10 @@
-"""Starts an embedded server again when it has ended: for as long as it takes, later and later.
+"""Restarts an embedded server that has ended, after growing waits.
 
-Called by `cli.running.system`. Valkey ends when it cannot write its append-only file, PostgreSQL
-when it cannot write its log: a full disk ends both, and they lose nothing that they have
-acknowledged. What stays true: the services go on, and updates answer 503 while Valkey is away; a
-server that keeps ending is started about every half minute.
+Valkey ends when it cannot write its append-only file, PostgreSQL when it cannot write its log; a
+full disk ends both, and neither loses acknowledged data. The services continue: without Valkey,
+updates are answered with 503.
+
+Invariants: restarts are tried without limit, at most about every 30 s if the server keeps ending.
 """
 
 import time
@@ -15,57 +16,60 @@ from cli.output import print_message
 from scoreboard.errors import EmbeddedFailed
 from scoreboard.runtime.lifecycle import backoff_s
 
-LEAST_S: Final = 0.5
-MOST_S: Final = 30.0
-SETTLED_S: Final = 5.0
-"""A server that ran this long is said to run again: a full disk ends it at its first write."""
-STEADY_S: Final = 60.0
-"""One that ran this long has recovered: the next wait is a short one."""
-TELL_EVERY_S: Final = 60.0
-"""Least time between two messages of a server that keeps ending."""
+WAIT_MIN_S: Final = 0.5
+WAIT_MAX_S: Final = 30.0
+RECOVERED_AFTER_S: Final = 5.0
+"""Run time after which a restart is reported: a full disk ends a server at its first write."""
+STABLE_AFTER_S: Final = 60.0
+"""Run time after which the next wait is short again."""
+MESSAGE_INTERVAL_S: Final = 60.0
+"""Least time between two messages about a server that ends again and again."""
 
 
 class ServerSupervisor:
-    """Keeps one server, which is running when it is handed over."""
+    """Supervises one server, which must be running at first."""
 
     def __init__(self, server: EmbeddedServer) -> None:
         self.server = server
         self._attempt = 0
         self._started_at_s = time.monotonic()
-        self._due_at_s: float | None = None
+        self._restart_at_s: float | None = None
         """When to start the server again; None while it runs."""
-        self._told_at_s: float | None = None
-        """When the operator was last told that it had ended; None while it runs as it should."""
+        self._reported_at_s: float | None = None
+        """When the end was last reported; None while the server runs normally."""
 
-    def look(self, check: Callable[[], None]) -> bool:
-        """Start the server again where it has ended and it is time; tell whether it was started.
+    def restart_if_due(self, check: Callable[[], None]) -> bool:
+        """Start the server if it has ended and its wait is over; return whether it was started.
 
-        ``check`` is called again and again meanwhile, and may raise.
+        ``check`` is called repeatedly during the start and may raise.
         """
         now_s = time.monotonic()
         if self.server.is_running:
-            if self._told_at_s is not None and now_s - self._started_at_s > SETTLED_S:
-                self._told_at_s = None
-                print_message(f"{self.server.title} runs again")
+            if self._reported_at_s is not None and now_s - self._started_at_s > RECOVERED_AFTER_S:
+                self._reported_at_s = None
+                print_message(f"{self.server.title} is running again")
             return False
-        if self._due_at_s is None:
-            if now_s - self._started_at_s > STEADY_S:
+        if self._restart_at_s is None:
+            if now_s - self._started_at_s > STABLE_AFTER_S:
                 self._attempt = 0
-            self._wait(f"{self.server.title} ended: {self.server.folder.log_tail()}")
-        if self._due_at_s is None or now_s < self._due_at_s:
+            self._schedule(
+                f"{self.server.title} ended; last log lines: {self.server.folder.log_tail()}"
+            )
+        if self._restart_at_s is None or now_s < self._restart_at_s:
             return False
         try:
             self.server.start(check)
         except EmbeddedFailed as error:
-            self._wait(error.detail)
+            self._schedule(error.detail)
             return False
-        self._due_at_s, self._started_at_s = None, time.monotonic()
+        self._restart_at_s, self._started_at_s = None, time.monotonic()
         return True
 
-    def _wait(self, why: str) -> None:
+    def _schedule(self, reason: str) -> None:
         now_s = time.monotonic()
-        self._due_at_s = now_s + backoff_s(self._attempt, least_s=LEAST_S, most_s=MOST_S)
+        wait_s = backoff_s(self._attempt, least_s=WAIT_MIN_S, most_s=WAIT_MAX_S)
+        self._restart_at_s = now_s + wait_s
         self._attempt += 1
-        if self._told_at_s is None or now_s - self._told_at_s > TELL_EVERY_S:
-            self._told_at_s = now_s
-            print_message(f"{why}\n{self.server.title} is started again until it runs")
+        if self._reported_at_s is None or now_s - self._reported_at_s > MESSAGE_INTERVAL_S:
+            self._reported_at_s = now_s
+            print_message(f"{reason}\nRestarting {self.server.title} until it runs")

@@ -1,8 +1,8 @@
-"""The parts of `scoreboard up`: started in order, watched, and stopped in reverse.
+"""The parts of `scoreboard up`: start them in order, supervise them, stop them in reverse order.
 
-What stays true: whatever ends this process, no child stays behind. They are stopped in the order in
-which work flows: players, api, issuer, streamer, flusher, and then the servers. A service that ends
-ends the whole; a server of our own is started again.
+Invariants: no child outlives this process, however it ends. The children are stopped in the order
+in which work flows: players, api, issuer, streamer, flusher, then the servers. If a service ends,
+`up` ends; an embedded server is restarted.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from cli.issuer.config import is_loopback_url, issuer_url
 from cli.output import print_json, print_message
 from cli.running.boards import create_boards, open_boards
 from cli.running.default_actions import EXAMPLE_POINTS, SIMULATED_POINTS
-from cli.running.log_rotation import cap
+from cli.running.log_rotation import rotate_if_large
 from cli.running.plan import Plan
 from cli.running.service import Service, wait_until_ready
 from cli.running.supervisor import ServerSupervisor
@@ -42,15 +42,15 @@ from cli.target import (
 )
 from scoreboard.ledger import migrations
 
-WATCH_EVERY_S: Final = 0.2
+CHECK_INTERVAL_S: Final = 0.2
 
 
-class _Stopped(BaseException):
-    """A signal asked to stop."""
+class _StopRequested(BaseException):
+    """A signal has requested the stop."""
 
 
 class System:
-    """All parts of one plan; ``stop`` is set when a signal asks for the end."""
+    """All parts of one plan; a signal sets ``stop``."""
 
     def __init__(self, plan: Plan, stop: threading.Event) -> None:
         self._plan = plan
@@ -60,17 +60,17 @@ class System:
         self._services: dict[str, Service] = {}
 
     def run(self) -> None:
-        """Start everything, wait until asked to stop or a part ends, stop everything.
+        """Start all parts, wait until a stop is requested or a part ends, and stop all parts.
 
-        Raises ServiceExited, EmbeddedFailed, SettingInvalid and what opening the boards raises.
+        Raises ServiceExited, EmbeddedFailed, SettingInvalid and the errors of `open_boards`.
         """
         with self._stack:
             try:
                 self._start()
-            except _Stopped:
+            except _StopRequested:
                 raise click.Abort from None
-            with suppress(_Stopped):
-                self._watch()
+            with suppress(_StopRequested):
+                self._supervise()
             print_message("Stopping …")
 
     def _start(self) -> None:
@@ -84,36 +84,36 @@ class System:
         asyncio.run(
             seed_catalogue(settings, SIMULATED_POINTS | EXAMPLE_POINTS, actor=operator_name())
         )
-        operators = connect_host(settings.metrics_host)
-        self._start_service("flusher", _ready_at(operators, settings.flusher_metrics_port))
+        host = connect_host(settings.metrics_host)
+        self._start_service("flusher", _ready_url(host, settings.flusher_metrics_port))
         open_boards(settings, self._check)
         viewers = f"tcp://{netloc(connect_host(settings.ws_host), settings.ws_port)}"
-        self._start_service("streamer", _ready_at(operators, settings.ws_metrics_port) or viewers)
+        self._start_service("streamer", _ready_url(host, settings.ws_metrics_port) or viewers)
         if plan.issuer_port:
             self._start_issuer()
-        self._start_service("api", _ready_at(connect_host(settings.api_host), settings.api_port))
+        self._start_service("api", _ready_url(connect_host(settings.api_host), settings.api_port))
         wait_until_ready(list(self._services.values()), self._check)
-        running = self._leave_note()
-        self._say_what_next(running)
+        running = self._save_state()
+        self._print_instructions(running)
         if options.players:
             self._start_players(running)
         if options.as_json:
             print_json(running)
 
-    def _watch(self) -> None:
-        keepers = [ServerSupervisor(server) for server in self._servers]
-        is_noted = True
-        while not self._stop.wait(WATCH_EVERY_S):
-            for keeper in keepers:
-                is_noted = not keeper.look(self._look_around) and is_noted
-            self._look_around()
-            if not is_noted:
-                with suppress(OSError):  # the disk is still full: try again
-                    write_state_file(self._plan.options.data_dir, self._running())
-                    is_noted = True
+    def _supervise(self) -> None:
+        supervisors = [ServerSupervisor(server) for server in self._servers]
+        is_saved = True
+        while not self._stop.wait(CHECK_INTERVAL_S):
+            for supervisor in supervisors:
+                is_saved = not supervisor.restart_if_due(self._check_services) and is_saved
+            self._check_services()
+            if not is_saved:
+                with suppress(OSError):  # the disk is still full; retry in the next turn
+                    write_state_file(self._plan.options.data_dir, self._state())
+                    is_saved = True
 
-    def _look_around(self) -> None:
-        """Make sure that nobody asked to stop, that all services live, and that logs are capped.
+    def _check_services(self) -> None:
+        """Check for a requested stop and that all services are alive, and rotate the logs.
 
         Raises ServiceExited.
         """
@@ -121,7 +121,7 @@ class System:
         for service in self._services.values():
             service.check()
         for log in self._logs():
-            cap(log)
+            rotate_if_large(log)
 
     def _logs(self) -> Iterator[Path]:
         yield from (server.folder.log for server in self._servers)
@@ -129,14 +129,12 @@ class System:
 
     def _check(self) -> None:
         if self._stop.is_set():
-            raise _Stopped
+            raise _StopRequested
 
     def _start_servers(self) -> None:
         plan, options = self._plan, self._plan.options
-        if not plan.has_own_servers:
-            print_message(
-                f"Running on {describe_stores(plan.environment)}, named by the environment"
-            )
+        if not plan.is_embedded:
+            print_message(f"Running on {describe_stores(plan.environment)}, from the environment")
             return
         valkey = EmbeddedValkey(options.data_dir / "valkey", options.redis_port)
         self._start_server(valkey)
@@ -176,7 +174,7 @@ class System:
                     *("--audience", settings.audience),
                     *(word for page in pages for word in ("--redirect-uri", page)),
                 ],
-                # It asks nobody anything, so it gets no password of a server.
+                # The issuer connects to no server, so it needs no password.
                 {name: text for name, text in plan.environment.items() if name not in STORE_URLS},
                 plan.logs / "issuer.log",
                 ready_url=f"{issuer_url(HOST, plan.issuer_port)}/jwks.json",
@@ -203,14 +201,14 @@ class System:
         service.start()
         self._services[service.name] = service
 
-    def _leave_note(self) -> RunningSystem:
-        """Leave the note by which other commands find this system."""
-        running = self._running()
+    def _save_state(self) -> RunningSystem:
+        """Write the state file, by which other commands find this system."""
+        running = self._state()
         self._stack.callback(remove_state_file, self._plan.options.data_dir)
         write_state_file(self._plan.options.data_dir, running)
         return running
 
-    def _running(self) -> RunningSystem:
+    def _state(self) -> RunningSystem:
         plan = self._plan
         servers = {server.kind: server.pid for server in self._servers}
         services = {name: service.pid for name, service in self._services.items()}
@@ -220,7 +218,7 @@ class System:
             redis=plan.environment[REDIS_URL],
             database=plan.environment[DATABASE_URL],
             issuer=plan.issuer_url,
-            settings=plan.noted,
+            settings=plan.saved_settings,
             pids={
                 "redis": servers.get("valkey"),
                 "postgres": servers.get("postgres"),
@@ -229,23 +227,23 @@ class System:
             },
         )
 
-    def _say_what_next(self, running: RunningSystem) -> None:
+    def _print_instructions(self, running: RunningSystem) -> None:
         folder = self._plan.options.data_dir
         where = "" if folder == DATA_DIR else f" --data-dir {shlex.quote(str(folder))}"
         command = os.path.relpath(sys.argv[0]) if os.sep in sys.argv[0] else "scoreboard"
         print_message(
-            f"The scoreboard runs. Its page: {running.api}/   its API: {running.api}/docs\n"
-            f"Raise a score {'there by signing in, or ' if running.issuer else ''}from another "
-            "terminal:\n"
+            f"The scoreboard is running. Page: {running.api}/   API: {running.api}/docs\n"
+            f"To raise a score, {'sign in on the page, or ' if running.issuer else ''}run in "
+            "another terminal:\n"
             f'  curl {running.api}/api/scores/update -H "Authorization: Bearer '
             f'$({command} token --sub alice{where})" \\\n'
             "    -H 'Content-Type: application/json' "
             """-d '{"userId": "alice", "actionId": "win:'$(date +%s%N)'"}'\n"""
-            f"Watch the board here: {command} board watch{where}\n"
-            "Ctrl-C stops everything; scores are kept."
+            f"To watch the board: {command} board watch{where}\n"
+            "Press Ctrl-C to stop; scores are kept."
         )
 
 
-def _ready_at(host: str, port: int) -> str:
-    """Return where a service says that it is ready; empty where it has no such port."""
+def _ready_url(host: str, port: int) -> str:
+    """Return the readiness address of a service; empty if it has no such port."""
     return f"http://{netloc(host, port)}/health/ready" if port else ""

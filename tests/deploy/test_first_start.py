@@ -27,7 +27,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from cli.embedded import binaries
-from cli.embedded.servers import EmbeddedPostgres, free_port
+from cli.embedded.ports import find_free_port
+from cli.embedded.servers import EmbeddedPostgres
 from tests.deploy.compose import ROOT, SERVICES, environment
 from tests.kong.admin import fake_admin
 from tests.support.eventually import eventually
@@ -109,7 +110,7 @@ def bootstrap(root: Path, environ: dict[str, str]) -> str:
 
 def start_valkey(stack: ExitStack, conf: str, acl: Path, data: Path) -> int:
     """Start a server with a configuration of the compose file; give its port."""
-    port = free_port()
+    port = find_free_port()
     valkey = subprocess.Popen(
         [
             str(binaries.find_valkey()), str(DOCKER / conf), "--port", str(port),
@@ -336,7 +337,11 @@ def test_nobody_else_gets_in(installation: Installation) -> None:
 def test_an_update_reaches_postgresql_with_the_rights_of_compose(
     installation: Installation, make_token: MakeToken
 ) -> None:
-    port, viewers, metrics = free_port(), free_port(), [free_port(), free_port()]
+    port, viewers, metrics = (
+        find_free_port(),
+        find_free_port(),
+        [find_free_port(), find_free_port()],
+    )
     ours = {"SCOREBOARD_API_HOST": "127.0.0.1", "SCOREBOARD_API_PORT": str(port)}
     api = installation.environment("api", SCOREBOARD_API_METRICS_PORT="0", **ours)
     flusher = installation.environment("flusher", SCOREBOARD_FLUSHER_METRICS_PORT=str(metrics[0]))

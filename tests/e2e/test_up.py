@@ -17,7 +17,7 @@ import psycopg
 import pytest
 import redis
 
-from cli.embedded.server import free_port
+from cli.embedded.ports import find_free_port
 from cli.running.default_actions import EXAMPLE_POINTS, SIMULATED_POINTS
 from cli.running.log_rotation import LOG_BYTES
 from scoreboard.model import Partition
@@ -143,7 +143,7 @@ def test_one_command_runs_everything_and_scores_outlive_it(start_up: StartUp) ->
 
     os.kill(running["pids"]["flusher"], signal.SIGKILL)
     assert again.await_end() == 1
-    assert "The flusher ended with code -9" in again.errors.read_text().splitlines()[-1]
+    assert "The flusher was killed by SIGKILL" in again.errors.read_text().splitlines()[-1]
     assert processes_of(up.folder) == []
 
 
@@ -204,7 +204,7 @@ def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
 
 
 def test_a_port_that_is_given_twice_is_one_clear_line(tmp_path: Path) -> None:
-    port = str(free_port())
+    port = str(find_free_port())
 
     done = run_command(
         *("up", "--data-dir", str(tmp_path / "data"), "--api-port", port, "--ws-port", port)

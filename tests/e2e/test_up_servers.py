@@ -112,7 +112,7 @@ def test_a_killed_server_is_started_again_under_load(
     with playing(up, running) as load:
         os.kill(running["pids"][server], signal.SIGKILL)
 
-        eventually(lambda: f"{title} runs again" in said(up), within_s=30)
+        eventually(lambda: f"{title} is running again" in said(up), within_s=30)
 
         load.await_more()
     check_counted_once(up, running, load)
@@ -153,7 +153,7 @@ def test_a_server_whose_disk_is_full_is_started_again_until_there_is_room(
         limit_files(up.process.pid, 2048)
         for one in (pid, *children_of(pid)):
             limit_files(one, 2048)
-        eventually(lambda: f"{title} ended: " in said(up), within_s=30)
+        eventually(lambda: f"{title} ended; " in said(up), within_s=30)
         eventually(lambda: 503 in load.statuses or server == "postgres", within_s=30)
         assert up.process.poll() is None
 
@@ -161,7 +161,7 @@ def test_a_server_whose_disk_is_full_is_started_again_until_there_is_room(
         for one in children_of(up.process.pid):
             limit_files(one, -1)  # one that was started under the limit
 
-        eventually(lambda: said(up).rstrip().endswith(f"{title} runs again"), within_s=60)
+        eventually(lambda: said(up).rstrip().endswith(f"{title} is running again"), within_s=60)
         load.await_more(within_s=60)
     check_counted_once(up, running, load)
     assert Path(f"/proc/{running['pids']['api']}").exists(), "the services went on"

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from cli.embedded.server import free_port
+from cli.embedded.ports import find_free_port
 
 SCOREBOARD = Path(sys.executable).with_name("scoreboard")
 STRAYS = (
@@ -81,7 +81,7 @@ def test_nothing_of_the_current_folder_is_run_and_commands_know_the_settings(
     trap: Path, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
-    metrics = free_port()
+    metrics = find_free_port()
     astray = {
         "PATH": ".::/usr/bin:/bin",
         "http_proxy": "http://127.0.0.1:9",

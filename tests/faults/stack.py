@@ -17,7 +17,7 @@ from pathlib import Path
 import psycopg
 import redis.asyncio as aioredis
 
-from cli.embedded.server import free_port
+from cli.embedded.ports import find_free_port
 from cli.embedded.servers import EmbeddedPostgres, EmbeddedValkey
 from cli.running.service import Service
 from scoreboard.ledger import migrations
@@ -56,7 +56,11 @@ class Stack:
         self.database_proxy = Proxy(self.postgres.port)
         self.issuer = LocalIssuer.create(folder / "issuer")
         self.token = self.issuer.issue("game-server", [UPDATE_ANY, READ], 86_400)
-        self.api_port, self.ws_port, self.flusher_port = free_port(), free_port(), free_port()
+        self.api_port, self.ws_port, self.flusher_port = (
+            find_free_port(),
+            find_free_port(),
+            find_free_port(),
+        )
         self.services: dict[str, Service] = {}
         self.load: Load
         self.rewound_epochs: set[int] = set()
@@ -169,7 +173,7 @@ class Stack:
             "SCOREBOARD_API_PORT": str(self.api_port),
             "SCOREBOARD_API_METRICS_PORT": "0",
             "SCOREBOARD_WS_PORT": str(self.ws_port),
-            "SCOREBOARD_WS_METRICS_PORT": str(free_port()),
+            "SCOREBOARD_WS_METRICS_PORT": str(find_free_port()),
             "SCOREBOARD_FLUSHER_METRICS_PORT": str(self.flusher_port),
             "SCOREBOARD_STREAM_CAP": str(self._stream_cap),
             "SCOREBOARD_REDIS_TIMEOUT_S": "1",
@@ -193,7 +197,7 @@ class Stack:
 def _is_ready(service: Service) -> bool:
     # Asked in a thread: the proxies that the answer needs run on the loop.
     service.check()
-    return not service.ask_ready()
+    return not service.probe_ready()
 
 
 @asynccontextmanager

@@ -48,7 +48,7 @@ def test_a_kind_that_is_there_already_stays_as_it_is(command: Run, redis_url: st
     again = command("action", "set", "win", "10", "--if-missing")
 
     assert again.code == 0
-    assert "stays as it is" in again.err
+    assert "was not changed" in again.err
     assert command("action", "list").out == "win\t50\tyes\n"
     with redis.Redis.from_url(redis_url, decode_responses=True) as client:
         assert client.hget(ACTIONS, "win") == "50"

@@ -365,7 +365,7 @@ def test_a_database_without_tables_says_what_to_run(
         assert (done.code, "scoreboard db migrate" in done.err) == (1, True)
     checked = command("config", "check")
     assert checked.code == 1
-    assert "board main\tThe database needs scoreboard db migrate" in checked.out
+    assert "board main\tThe database schema is outdated (run scoreboard db migrate)" in checked.out
 
 
 def test_the_cause_is_told_once_with_the_address(command: Run, monkeypatch) -> None:
@@ -374,7 +374,7 @@ def test_the_cause_is_told_once_with_the_address(command: Run, monkeypatch) -> N
     done = command("board", "top")
 
     assert done.err == (
-        "scoreboard: The live store cannot be reached: Error 111 connecting to 127.0.0.1:1. "
+        "scoreboard: Redis is unreachable: Error 111 connecting to 127.0.0.1:1. "
         "Connect call failed ('127.0.0.1', 1)\n"
     )
 

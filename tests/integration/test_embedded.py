@@ -17,7 +17,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from cli.embedded import binaries, child, os_user, servers
-from cli.embedded.servers import EmbeddedPostgres, EmbeddedServer, EmbeddedValkey, free_port
+from cli.embedded.ports import find_free_port
+from cli.embedded.servers import EmbeddedPostgres, EmbeddedServer, EmbeddedValkey
 from scoreboard.errors import EmbeddedFailed
 from tests.support.eventually import eventually
 from tests.support.servers.stores import OwnPostgres, OwnValkey
@@ -231,7 +232,9 @@ def test_a_second_server_on_the_same_folder_is_refused(kind, tmp_path: Path, mon
 def test_a_path_that_is_no_folder_is_named(tmp_path: Path):
     (tmp_path / "file").touch()
 
-    assert f"{tmp_path / 'file'} cannot hold data" in failure_of(EmbeddedValkey(tmp_path / "file"))
+    assert f"Cannot use the data folder {tmp_path / 'file'}" in failure_of(
+        EmbeddedValkey(tmp_path / "file")
+    )
 
 
 def test_a_cluster_of_another_major_version_is_named(tmp_path: Path):
@@ -239,7 +242,7 @@ def test_a_cluster_of_another_major_version_is_named(tmp_path: Path):
         server.stop()
         (tmp_path / "data" / "cluster" / "PG_VERSION").write_text("9\n")
 
-        assert "was made by PostgreSQL 9 and this is 1" in failure_of(server)
+        assert "was created by PostgreSQL 9, but this is 1" in failure_of(server)
 
 
 def test_a_changed_password_file_is_named(tmp_path: Path):
@@ -247,7 +250,7 @@ def test_a_changed_password_file_is_named(tmp_path: Path):
         server.stop()
         (tmp_path / "data" / "postgres-password").write_text("changed")
 
-        assert "password is not the one in our folder" in failure_of(server)
+        assert "password differs from the one in the data folder" in failure_of(server)
 
 
 def test_a_bad_setting_ends_in_the_last_lines_of_the_log(tmp_path: Path):
@@ -368,7 +371,7 @@ def test_a_user_without_a_name_is_told_what_to_do(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 54321)
     monkeypatch.setattr(os_user, "_runs", lambda _command: False)
 
-    with pytest.raises(EmbeddedFailed, match="54321 has no name here: set REDIS_URL"):
+    with pytest.raises(EmbeddedFailed, match="54321 has no name; set REDIS_URL"):
         os_user.choose_postgres_user()
 
 
@@ -454,7 +457,7 @@ def test_a_child_of_a_parent_that_is_already_gone_does_not_start():
 
 def test_free_ports_are_free_and_out_of_the_kernels_way():
     first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    port = free_port()
+    port = find_free_port()
 
     assert port < first_ephemeral
     with socket.create_server(("127.0.0.1", port)):

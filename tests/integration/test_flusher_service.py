@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from cli.embedded.servers import free_port
+from cli.embedded.ports import find_free_port
 from flusher.session import LEASE_LOCK
 from scoreboard.ledger.pool import connect
 from scoreboard.model import Action, Partition
@@ -36,7 +36,7 @@ def settings(redis_url: str, database_url: str) -> Settings:
     return Settings(
         redis_url=Secret(redis_url),
         database_url=Secret(database_url),
-        flusher_metrics_port=free_port(),
+        flusher_metrics_port=find_free_port(),
     )
 
 
@@ -127,7 +127,7 @@ async def test_lag_and_age_are_measured_while_postgres_is_away(
     settings = Settings(
         redis_url=Secret(redis_url),
         database_url=Secret(postgres.url),
-        flusher_metrics_port=free_port(),
+        flusher_metrics_port=find_free_port(),
     )
     await make_board(settings)
     async with flushing(settings):

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from cli.embedded.server import free_port
+from cli.embedded.ports import find_free_port
 from cli.issuer.__main__ import LIMITS
 from cli.issuer.app import IssuerApp
 from cli.issuer.form import FORM_LIFE_S, FormSigner
@@ -380,7 +380,7 @@ class Process:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port = free_port()
+        self.port = find_free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder.parent / "issuer.log"
         self._running: subprocess.Popen[bytes] | None = None
@@ -452,7 +452,7 @@ async def test_a_process_signs_in_logs_no_secret_and_stops_when_asked(process: P
 def test_a_process_that_others_could_use_does_not_start(
     tmp_path: Path, more: list[str], environment: dict[str, str], reason: str
 ) -> None:
-    refused = run(command(tmp_path / "identity", free_port(), *more), environment)
+    refused = run(command(tmp_path / "identity", find_free_port(), *more), environment)
     assert refused.returncode == 1
     assert reason in refused.stderr
     assert len(refused.stderr.splitlines()) == 1

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from cli.embedded import os_user
-from cli.embedded.servers import free_port
+from cli.embedded.ports import find_free_port
 from flusher.service import Flusher
 from scoreboard.errors import DatabaseUnavailable, UnsafeDatabase
 from scoreboard.ledger import migrations
@@ -176,7 +176,7 @@ class Bouncer:
         self._log = (folder / "log").open("wb")
 
     def start(self, *lines: str) -> str:
-        port = free_port()
+        port = find_free_port()
         target = self._target
         config = self._folder / "pgbouncer.ini"
         config.write_text(

@@ -3,7 +3,7 @@
 import pytest
 
 from cli.embedded import binaries
-from cli.running.plan import Options, Plan
+from cli.running.plan import Plan, UpOptions
 from scoreboard.errors import EmbeddedFailed, OperatorMistake
 
 
@@ -14,7 +14,7 @@ def test_missing_programs_name_both_addresses(find, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(binaries, "find_program", lambda _name: None)
     monkeypatch.setattr(binaries, "_postgres_folders", lambda: iter(()))
 
-    with pytest.raises(EmbeddedFailed, match="set REDIS_URL and DATABASE_URL to servers of yours"):
+    with pytest.raises(EmbeddedFailed, match="set REDIS_URL and DATABASE_URL to use your own"):
         find()
 
 
@@ -23,4 +23,4 @@ def test_one_address_alone_is_refused(tmp_path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("REDIS_URL", raising=False)
 
     with pytest.raises(OperatorMistake, match="set both"):
-        Plan(Options(data_dir=tmp_path))
+        Plan(UpOptions(data_dir=tmp_path))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.running.log_rotation import cap
+from cli.running.log_rotation import rotate_if_large
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def log(tmp_path: Path) -> Path:
 def test_a_log_that_is_too_large_is_moved_aside_and_written_on(log: Path) -> None:
     with log.open("ab", buffering=0) as child:
         child.write(b"x" * 11)
-        assert cap(log, 10)
+        assert rotate_if_large(log, 10)
         child.write(b"next")
 
     assert log.read_bytes() == b"next"
@@ -26,9 +26,9 @@ def test_a_log_that_is_too_large_is_moved_aside_and_written_on(log: Path) -> Non
 
 
 def test_a_small_log_and_none_are_left_alone(log: Path) -> None:
-    assert not cap(log, 10)
+    assert not rotate_if_large(log, 10)
     log.write_bytes(b"x" * 10)
-    assert not cap(log, 10)
+    assert not rotate_if_large(log, 10)
     assert list(log.parent.iterdir()) == [log]
 
 
@@ -37,6 +37,6 @@ def test_a_log_that_cannot_be_copied_is_emptied_all_the_same(log: Path) -> None:
     log.write_bytes(b"x" * 11)
     log.with_name("api.log.1").mkdir()
 
-    assert cap(log, 10)
+    assert rotate_if_large(log, 10)
 
     assert log.read_bytes() == b""

@@ -87,6 +87,18 @@ def test_a_command_says_its_own_exit_code(failing: list[BaseException]) -> None:
     assert main.run(["fail"]) == 7
 
 
+def test_help_lists_every_command_in_one_section_and_the_completion(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main.run(["--help"]) == 0
+
+    out = capsys.readouterr().out
+    listed = [command.name for commands in group.SECTIONS.values() for command in commands]
+    assert sorted(listed) == sorted(group.scoreboard.commands)
+    assert all(f"{section}:" in out for section in group.SECTIONS)
+    assert all(f"_SCOREBOARD_COMPLETE={shell}_source" in out for shell in ("bash", "zsh", "fish"))
+
+
 @pytest.mark.parametrize("name", sorted(group.scoreboard.commands))
 def test_every_verb_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run([name, "--help"]) == 0

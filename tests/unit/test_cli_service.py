@@ -81,7 +81,7 @@ def test_a_service_that_ends_says_why(make_service) -> None:
     service = make_service("import sys; sys.exit('scoreboard: port 8000: in use')")
     eventually(lambda: not service.is_running)
 
-    with pytest.raises(ServiceExited, match=r"The api ended with code 1: scoreboard: port 8000"):
+    with pytest.raises(ServiceExited, match=r"exited with code 1; .*: scoreboard: port 8000"):
         service.check()
 
 

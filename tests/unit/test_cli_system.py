@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.running.plan import Options, Plan
+from cli.running.plan import Plan, UpOptions
 from cli.running.system import System
 
 
@@ -22,6 +22,6 @@ def test_a_signal_amid_a_look_at_the_parts_is_a_clean_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(System, "_start", lambda _self: None)
-    plan = Plan(Options(data_dir=tmp_path, api_port=0, ws_port=0))
+    plan = Plan(UpOptions(data_dir=tmp_path, api_port=0, ws_port=0))
 
     System(plan, AskedAmidALook()).run()

@@ -61,4 +61,4 @@ def test_what_changes_the_text_around_it_is_refused_by_name_and_place(name: str,
 def test_an_email_has_neither_spaces_nor_control_characters() -> None:
     assert check_email("jörg@exämple.org") is None
     for wrong in ("a b@c", "a\u3000b@c", "a\u202e@c", "a@", "@b", "nobody", "a@b\x00"):
-        assert check_email(wrong) == "the email is not an address"
+        assert check_email(wrong) == "the email is not a valid address"

@@ -44,7 +44,7 @@ USERS = 500
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -77,7 +77,7 @@ def make_tokens(folder: Path) -> list[tuple[str, str]]:
 @contextmanager
 def server(name: str, environ: dict[str, str], core: int | None) -> Iterator[tuple[int, int]]:
     """Run a server; give its pid and port."""
-    port = free_port()
+    port = find_free_port()
     command = [sys.executable, *SERVERS[name], *([str(port)] if name == "baseline" else [])]
     process = subprocess.Popen(
         command, cwd=ROOT, env=os.environ | environ | {"SCOREBOARD_API_PORT": str(port)}

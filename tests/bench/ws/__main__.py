@@ -44,7 +44,7 @@ TARGET_RATIO, TARGET_KB, TARGET_MS = 0.7, 8.0, 150.0
 Figures = dict[str, float]
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -82,7 +82,7 @@ def environment(redis_url: str, folder: Path, port: int) -> dict[str, str]:
 @contextmanager
 def serving(name: str, redis_url: str, folder: Path) -> Iterator[tuple[int, int]]:
     """Run a server; give its port and pid once it answers."""
-    port = free_port()
+    port = find_free_port()
     words = (
         ["-m", "streamer"]
         if name == "ours"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.embedded.server import free_port
+from cli.embedded.ports import find_free_port
 from cli.embedded.servers import EmbeddedPostgres, EmbeddedValkey
 from cli.running.service import Service, wait_until_ready
 from cli.target import RunningSystem, write_state_file
@@ -51,7 +51,7 @@ class System:
             self._stack.callback(server.stop)
             server.start()
         migrations.migrate(self.postgres.url)
-        ports = {name: free_port() for name in ("api", "ws", "ws_health", "flusher_health")}
+        ports = {name: find_free_port() for name in ("api", "ws", "ws_health", "flusher_health")}
         self.api = f"http://127.0.0.1:{ports['api']}"
         self.ws = f"ws://127.0.0.1:{ports['ws']}/ws/scoreboard"
         environment = {

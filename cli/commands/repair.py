@@ -1,0 +1,150 @@
+"""`scoreboard repair`: correct Redis where it differs from PostgreSQL."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import click
+from msgspec import Struct
+
+from cli.commands.verify import print_verdict, read_verdict
+from cli.output import confirm, print_json, print_message, progress
+from cli.target import (
+    board_option,
+    board_or_default,
+    data_dir_option,
+    json_option,
+    load_settings_to_change,
+    open_database,
+    open_store,
+    operator_name,
+    yes_option,
+)
+from scoreboard.errors import OperatorMistake
+from scoreboard.ledger.boards import select_board
+from scoreboard.ledger.pool import Connection
+from scoreboard.model import Board
+from scoreboard.recovery.repair import Change
+from scoreboard.recovery.repair import repair as correct_scores
+from scoreboard.recovery.reseed import SESSION, ReportProgress
+from scoreboard.recovery.reseed import reseed as rebuild
+from scoreboard.recovery.verify import Drift, Finding, Verdict
+from scoreboard.runtime.settings import Settings
+from scoreboard.store.store import Store
+
+RESEED_ABOVE: Final = 5000
+"""With more differing users than this, a reseed is faster than single corrections."""
+
+RESEED_CHECKS: Final = frozenset({"epoch", "state", "rewind", "layout"})
+"""Findings that only a reseed of the partition repairs."""
+
+
+class Repair(Struct, frozen=True):
+    """The result of a repair, or the plan of a dry run."""
+
+    board: str
+    changes: tuple[Drift | Change, ...] = ()
+    reseeded: tuple[int, ...] = ()
+    left: tuple[Finding, ...] = ()
+    is_dry: bool = False
+
+
+@click.command()
+@board_option
+@click.option("--dry-run", is_flag=True, help="Show the changes without making them.")
+@yes_option
+@json_option
+@data_dir_option
+def repair(*, board: str | None, dry_run: bool, yes: bool, as_json: bool, data_dir: Path) -> int:
+    """Correct Redis where it differs from PostgreSQL.
+
+    The command verifies all users and shows the differences. Up to 5,000 users are corrected while
+    updates continue. With more of them, or if Redis has lost data, the partition is reseeded;
+    updates are then answered with 503. Exit 1 if findings remain.
+
+    \b
+    Examples:
+      scoreboard repair --dry-run
+      scoreboard repair --yes
+    """  # noqa: D301
+    settings = load_settings_to_change(data_dir)
+    board = board_or_default(settings, board)
+    with progress() as report:
+        verdict = asyncio.run(read_verdict(settings, board, None, report))
+    if not as_json:
+        print_verdict(verdict)
+    numbers, drifted = _plan(verdict)
+    left = tuple(one for one in verdict.findings if one.check not in RESEED_CHECKS)
+    if not numbers and not drifted:
+        print_message(f"Board {board}: nothing to repair")
+        done = Repair(board, left=left, is_dry=dry_run)
+    elif dry_run:
+        _print_plan(numbers, drifted)
+        done = Repair(board, drifted, numbers, left, is_dry=True)
+    else:
+        _print_plan(numbers, drifted)
+        if not yes:
+            confirm("Continue?")
+        with progress() as report:
+            changes = asyncio.run(_repair(settings, board, numbers, drifted, report))
+        print_message(f"{len(changes)} users corrected, {len(numbers)} partitions reseeded")
+        done = Repair(board, tuple(changes), numbers, left)
+    if as_json:
+        print_json(done)
+    if left:
+        print_message(f"{len(left)} findings remain that repair cannot fix; see docs/commands.md")
+    return 1 if left else 0
+
+
+def _plan(verdict: Verdict) -> tuple[tuple[int, ...], tuple[Drift, ...]]:
+    """Return the partitions to reseed and, of the others, the users to correct."""
+    reseeded = {one.partition for one in verdict.findings if one.check in RESEED_CHECKS}
+    if len(verdict.drifted) > RESEED_ABOVE:
+        reseeded |= {one.partition for one in verdict.drifted}
+    if any(one.check == "layout" for one in verdict.findings):
+        reseeded |= set(range(verdict.partitions))  # a layout changes for the whole board
+    numbers = sorted(n for n in reseeded if n is not None and n < verdict.partitions)
+    drifted = tuple(one for one in verdict.drifted if one.partition not in reseeded)
+    return tuple(numbers), drifted
+
+
+def _print_plan(numbers: Sequence[int], drifted: Sequence[Drift]) -> None:
+    if numbers:
+        print_message(f"Partitions to reseed: {', '.join(map(str, numbers))}")
+    if drifted:
+        print_message(f"Users to correct: {len(drifted)}")
+
+
+async def _repair(
+    settings: Settings,
+    name: str,
+    numbers: Sequence[int],
+    drifted: Sequence[Drift],
+    report: ReportProgress,
+) -> list[Change]:
+    async with (
+        open_store(settings, name="repair") as store,
+        open_database(settings, **SESSION) as connection,
+    ):
+        board = await select_board(connection, name)
+        if numbers:
+            await _reseed(store, connection, board, numbers, report)
+        return await correct_scores(
+            store, connection, board, drifted, actor=operator_name(), report=report
+        )
+
+
+async def _reseed(
+    store: Store,
+    connection: Connection,
+    board: Board,
+    numbers: Sequence[int],
+    report: ReportProgress,
+) -> None:
+    try:
+        await rebuild(store, connection, board, numbers, actor=operator_name(), report=report)
+    except OperatorMistake as error:
+        raise OperatorMistake(
+            f"{error.detail}; the flusher repairs this board by itself if it holds the lock"
+        ) from error
