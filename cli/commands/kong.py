@@ -1,10 +1,10 @@
-"""``scoreboard kong``: the gateway's configuration, made once (render) or kept current (sync)."""
+"""`scoreboard kong`: render the gateway's configuration once, or keep it up to date."""
 
 import asyncio
 import os
+import socket
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -12,17 +12,24 @@ from urllib.parse import urlsplit
 
 import click
 
-from cli.gateway.config import GatewayOptions, check, load_template, render, write_atomically
+from cli.gateway.config import (
+    GatewayOptions,
+    check_options,
+    load_template,
+    render,
+    write_atomically,
+)
 from cli.gateway.keys import KeyRow, merge_rows, rows_of
 from cli.gateway.kong_yaml import read_text
-from cli.gateway.probe import serve_probe
 from cli.gateway.sync import ADMIN_URL, INTERVAL_S, KongSync, SyncOptions, read_current_rows
 from cli.output import print_message, write_stdout
-from cli.parameters import Seconds
+from cli.parameters import FILE, PORT, Seconds
 from scoreboard.errors import KeysUnavailable, OperatorMistake
+from scoreboard.http.operator_port import OperatorPort
 from scoreboard.runtime import settings as settings_module
 from scoreboard.runtime.lifecycle import StopEvent, backoff_s, run
 from scoreboard.runtime.resources import kong_path
+from scoreboard.runtime.sockets import bind
 from scoreboard.runtime.telemetry import setup_logging
 from scoreboard.security.key_set import Source, make_source, read_key_set
 
@@ -31,63 +38,64 @@ PROBE_PORT: Final = 9103
 Command = Callable[..., object]
 
 
-def _checked_urls(
+def _check_urls(
     _context: click.Context, _parameter: click.Parameter, urls: tuple[str, ...]
 ) -> tuple[str, ...]:
     for url in urls:
         try:
             parts = urlsplit(url)
-            is_good = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+            is_valid = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
         except ValueError:
-            is_good = False
-        if not is_good:
+            is_valid = False
+        if not is_valid:
             raise click.BadParameter(f"{url!r} is not an address such as {ADMIN_URL}")
     return urls
 
 
 @click.group()
 def kong() -> None:
-    """Configure the gateway.
+    """Write the configuration of the Kong gateway.
 
-    Issuer, audience, key set, origins and limits are the services' own settings (SCOREBOARD_*);
-    REDIS_URL is where Kong keeps its counters, with the name of its user and no password: Kong
-    reads REDIS_PASSWORD by itself.
+    Issuer, audience, key set, origins and limits are taken from the services' settings
+    (SCOREBOARD_*). REDIS_URL is the address of Kong's counters, with a user name and no password;
+    Kong reads the password from REDIS_PASSWORD.
     """
 
 
 def _gateway_options(command: Command) -> Command:
-    """Add the options that render and sync have in common."""
+    """Add the options that render and sync share."""
     for option in reversed(
         (
             click.option(
                 "--template",
                 type=click.Path(exists=True, dir_okay=False, path_type=Path),
-                help="Configuration without keys; default: the one of this version.",
+                help="Configuration without keys.  [default: the template of this version]",
             ),
             click.option(
                 "--api", "api_targets", multiple=True, default=["api:8000"], show_default=True,
-                metavar="HOST:PORT", help="Where Kong finds the api; may be given more than once.",
+                metavar="HOST:PORT", help="Address of the api for Kong; can be repeated.",
             ),
             click.option(
                 "--streamer", "streamer_targets", multiple=True, default=["streamer:8001"],
-                show_default=True, metavar="HOST:PORT", help="Where Kong finds the streamer.",
+                show_default=True, metavar="HOST:PORT",
+                help="Address of the streamer for Kong; can be repeated.",
             ),
             click.option(
                 "--public/--private", "is_public", default=False, show_default=True,
-                help="Whether the leaderboard needs no token.",
+                help="Whether the leaderboard can be read without a token.",
             ),
             click.option(
                 "--cors-origin", "cors_origins", multiple=True, metavar="ORIGIN",
-                help="Another origin whose pages may call the REST interface.",
+                help="Other origin whose pages may call the REST API; can be repeated.",
             ),
             click.option(
                 "--token-life", "token_life_s", type=click.IntRange(1, 31_536_000),
                 default=86_400, show_default=True, metavar="SECONDS",
-                help="Longest life of a token; so long a vanished key stays, too.",
+                help="Longest lifetime of a token; a retired key is kept for this time.",
             ),
             click.option(
                 "--revoke", "revoked", multiple=True, metavar="KID",
-                help="A key that must not be trusted from now on, whoever names it.",
+                help="Key to remove at once, even if the issuer publishes it; can be repeated.",
             ),
         )
     ):  # fmt: skip
@@ -98,16 +106,16 @@ def _gateway_options(command: Command) -> Command:
 @kong.command("render")
 @_gateway_options
 @click.option(
-    "--output", type=click.Path(dir_okay=False, path_type=Path),
-    help="File to replace, in one step; default: standard output.",
+    "--output", type=FILE,
+    help="File to replace atomically.  [default: stdout]",
 )  # fmt: skip
 @click.option(
     "--keep-on-failure", is_flag=True,
-    help="Where the key set cannot be read and OUTPUT exists: keep it, and succeed.",
+    help="If the key set cannot be read and the output file exists, keep it and exit with 0.",
 )  # fmt: skip
 @click.option(
     "--wait", "wait_s", type=Seconds(0, 3600), default=0, show_default=True, metavar="SECONDS",
-    help="How long to try again while the key set cannot be read.",
+    help="Time for retries while the key set cannot be read.",
 )  # fmt: skip
 def render_command(
     template: Path | None,
@@ -118,61 +126,61 @@ def render_command(
     wait_s: float,
     **given: Any,  # noqa: ANN401 (GatewayOptions' fields)
 ) -> None:
-    """Write the configuration for Kong, once.
+    """Write the configuration for Kong once.
 
     \b
-    scoreboard kong render --output kong.rendered.yml
-    scoreboard kong render --public --api api-1:8000 --api api-2:8000 > kong.rendered.yml
-    """  # noqa: D301 (click's own mark)
+    Examples:
+      scoreboard kong render --output kong.rendered.yml
+      scoreboard kong render --public --api api-1:8000 --api api-2:8000 > kong.rendered.yml
+    """  # noqa: D301
     settings = settings_module.load(os.environ)
     options = GatewayOptions.of(settings, **given)
-    check(options)
-    source, base = make_source(settings), _template(template)
+    check_options(options)
+    source, base = make_source(settings), _read_template(template)
     before = read_current_rows(output) if output is not None else ()
     try:
         rows = merge_rows(
             before,
             asyncio.run(_read_keys(source, wait_s)),
             now_s=int(time.time()),
-            # A restart must not cut off living tokens, so vanished keys stay as they do in sync.
+            # A restart must not invalidate tokens, so retired keys are kept as in sync.
             grace_s=options.token_life_s,
             revoked=frozenset(revoked),
         )
         text = render(base, rows, options)
     except (KeysUnavailable, ValueError) as error:
         if keep_on_failure and before:
-            print_message(f"The configuration stays as it is: {error}")
+            print_message(f"The configuration was not changed: {error}")
             return
         raise KeysUnavailable(str(error)) from error
     if output is None:
         write_stdout(text)
         return
-    try:
-        changed = write_atomically(output, text)
-    except OSError as error:
-        raise OperatorMistake(f"{output} cannot be written: {error.strerror}") from error
+    changed = write_atomically(output, text)
     print_message(f"{output}: {len(rows)} keys, {'written' if changed else 'unchanged'}")
 
 
 @kong.command("sync")
 @_gateway_options
 @click.option(
-    "--output", type=click.Path(dir_okay=False, path_type=Path), required=True,
-    help="The file that Kong starts with.",
+    "--output", type=FILE, required=True,
+    help="File that Kong starts with.",
 )  # fmt: skip
 @click.option(
     "--admin", "admin_urls", multiple=True, default=[ADMIN_URL], show_default=True, metavar="URL",
-    callback=_checked_urls, help="Admin API of a Kong; may be given more than once.",
+    callback=_check_urls, help="Admin API of a Kong node; can be repeated.",
 )  # fmt: skip
 @click.option(
     "--interval", "interval_s", type=Seconds(1, 86_400), default=INTERVAL_S,
     show_default=True, metavar="SECONDS",
-    help="Time between two looks at the key set, ±10 %.",
+    help="Interval between two reads of the key set, ±10 %.",
 )  # fmt: skip
-@click.option("--probe-host", default="127.0.0.1", show_default=True, help="Of health and metrics.")
 @click.option(
-    "--probe-port", type=click.IntRange(0, 65_535), default=PROBE_PORT, show_default=True,
-    help="Of health and metrics; 0 for a free one.",
+    "--probe-host", default="127.0.0.1", show_default=True, help="Host of health and metrics."
+)
+@click.option(
+    "--probe-port", type=PORT, default=PROBE_PORT, show_default=True,
+    help="Port of health and metrics; 0 for any.",
 )  # fmt: skip
 def sync_command(
     template: Path | None,
@@ -185,10 +193,10 @@ def sync_command(
     probe_port: int,
     **given: Any,  # noqa: ANN401 (GatewayOptions' fields)
 ) -> int:
-    """Keep the gateway's keys those of the issuer, beside a running Kong.
+    """Keep the keys of a running Kong up to date with the issuer's.
 
-    A new key is there an interval after the issuer publishes it; a vanished one stays for one
-    token's life. Whatever fails, Kong goes on with what it has.
+    A new key is loaded within one interval after the issuer publishes it. A retired key is kept for
+    the lifetime of a token. After a failure, Kong keeps its previous configuration.
     """
     settings = settings_module.load(os.environ)
     setup_logging(
@@ -198,8 +206,8 @@ def sync_command(
         environment=settings.environment,
     )
     gateway = GatewayOptions.of(settings, **given)
-    check(gateway)
-    source, base = make_source(settings), _template(template)
+    check_options(gateway)
+    source, base = make_source(settings), _read_template(template)
     read_current_rows(output)
     options = SyncOptions(
         output=output,
@@ -210,25 +218,29 @@ def sync_command(
         revoked=frozenset(revoked),
     )
     sync = KongSync(options, source)
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(serve_probe(probe_host, probe_port, sync.health))
-        except OSError as error:
-            where = f"{probe_host}:{probe_port}"
-            raise OperatorMistake(f"{where} cannot be listened on: {error.strerror}") from error
-        return run(partial(_serve, sync), grace_s=settings.drain_s)
+    try:
+        listener = bind(probe_host, probe_port)
+    except OSError as error:
+        raise OperatorMistake(
+            f"Cannot listen on {probe_host}:{probe_port}: {error.strerror}"
+        ) from error
+    return run(partial(_serve, sync, listener), grace_s=settings.drain_s)
 
 
-async def _serve(sync: KongSync, stop: StopEvent) -> None:
-    """End a turn that is under way at once: the file is replaced whole, and Kong loads whole."""
-    async with asyncio.TaskGroup() as tasks:
+async def _serve(sync: KongSync, listener: socket.socket, stop: StopEvent) -> None:
+    """Synchronise and answer probes until ``stop``.
+
+    A turn in progress is cancelled at once: the file is replaced atomically, and Kong loads a
+    configuration completely or not at all.
+    """
+    async with OperatorPort(listener, sync.state), asyncio.TaskGroup() as tasks:
         loop = tasks.create_task(sync.serve(stop))
         await stop.wait()
         loop.cancel()
 
 
-def _template(path: Path | None) -> str:
-    """Read a template and make sure that it is one, before anything else is done."""
+def _read_template(path: Path | None) -> str:
+    """Read and check a template."""
     text = read_text(path or kong_path() / "kong.yml")
     load_template(text)
     return text
@@ -242,7 +254,7 @@ async def _read_keys(source: Source, wait_s: float) -> tuple[KeyRow, ...]:
             found = read_key_set(await source.read())
         except (OSError, ValueError) as error:
             if time.monotonic() >= deadline_s:
-                raise KeysUnavailable(f"The key set cannot be used: {error}") from error
+                raise KeysUnavailable(f"The key set is unusable: {error}") from error
         else:
             for fault in found.faults:
                 print_message(f"Ignored in the key set: {fault}")

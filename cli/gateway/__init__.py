@@ -1,1 +1,1 @@
-"""Kong's configuration: rendered once, or kept current."""
+"""Kong's configuration: rendered once, or kept up to date."""

@@ -1,8 +1,9 @@
-"""Makes the gateway's configuration: the template, with keys, issuer, addresses and limits.
+"""Render the gateway's configuration: the template with keys, issuer, addresses and limits.
 
-Pure but for ``write_atomically``; called by cli.commands.kong and cli.gateway.sync. What stays
-true: the same input gives the same bytes; no secret is ever written, only the reference by which
-Kong finds it; no configuration without a key leaves here.
+No I/O except in ``write_atomically``.
+
+Invariants: equal input gives equal bytes; a secret is never written, only the reference by which
+Kong reads it; a configuration contains at least one key.
 """
 
 import os
@@ -25,26 +26,26 @@ from scoreboard.security.key_set import ALGORITHMS
 
 FIRST_LINE: Final = "# Written by `scoreboard kong render`: change kong/kong.yml instead.\n"
 PASSWORD_REFERENCE: Final = "{vault://env/redis-password}"  # noqa: S105 (a reference)
-"""Kong reads REDIS_PASSWORD by itself; the password never stands in a file."""
+"""Kong reads the variable REDIS_PASSWORD itself, so the password is in no file."""
 
 PUBLIC_ROUTES: Final = frozenset({"scores-leaderboard", "scores-stream", "ws-scoreboard"})
-"""Routes that need no token where the board is public: architecture's table of HTTP."""
+"""Routes that need no token if the board is public."""
 
 ORIGIN_ROUTES: Final = frozenset({"scores-stream", "ws-scoreboard"})
-"""Routes that judge Origin themselves, because CORS does not cover them."""
+"""Routes whose Origin scoreboard-intake checks, because CORS does not cover them."""
 
 CORS_ROUTES: Final = frozenset(
     {"scores-update", "scores-leaderboard", "scores-users", "scores-stream"}
 )
-AS_GOOD_AS_NONE: Final = 1_000_000
-"""No limit is no word of Kong's, and without the entry a player's limit would apply."""
+UNLIMITED: Final = 1_000_000
+"""Kong has no value for no limit, and without the entry the limit of players would apply."""
 
 _ORIGIN: Final = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?")
 _TARGET: Final = re.compile(r"[A-Za-z0-9._-]+:[0-9]{1,5}")
 
 
 class _Plugin(Struct):
-    """The parts of a template that render changes; whatever else stands there is Kong's."""
+    """The parts of a plugin's entry that are changed; other fields are passed to Kong."""
 
     name: str
     config: Entity
@@ -79,7 +80,7 @@ class _Template(Struct):
 
 
 class GatewayOptions(Struct, frozen=True, kw_only=True):
-    """What differs from one installation to the next. Limits are per minute."""
+    """The options of an installation. Limits are per minute."""
 
     issuer: str
     audiences: tuple[str, ...]
@@ -95,7 +96,7 @@ class GatewayOptions(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, settings: Settings, **given: Any) -> "GatewayOptions":  # noqa: ANN401 (its fields)
-        """Take from the services' settings what the gateway must agree with them about."""
+        """Return options from the services' settings; ``given`` are the other fields."""
         return cls(
             issuer=settings.issuer,
             audiences=(settings.audience,),
@@ -108,64 +109,77 @@ class GatewayOptions(Struct, frozen=True, kw_only=True):
 
 
 def load_template(text: str) -> Entity:
-    """Read a template.
+    """Parse a template.
 
-    Raises OperatorMistake where it is not one.
+    Raises OperatorMistake if it is not a template.
     """
     document, template = parse(text, _Template, "The template")
     if PLAYERS not in {consumer.username for consumer in template.consumers}:
-        raise OperatorMistake(f"The template has no consumer {PLAYERS}, who owns the keys")
+        raise OperatorMistake(f"The template has no consumer {PLAYERS}, which owns the keys")
     return document
 
 
 def render(template: str, rows: Iterable[KeyRow], options: GatewayOptions) -> str:
-    """Give the text of the configuration for Kong.
+    """Return the text of the configuration for Kong.
 
-    Raises SettingInvalid for an option that would open the gate or not load, OperatorMistake for a
-    template that is none, ValueError without keys.
+    Raises SettingInvalid for an unsafe or invalid option, OperatorMistake for an invalid template,
+    ValueError without keys.
     """
-    check(options)
+    check_options(options)
     document = load_template(template)
     secrets = [secret_of(row) for row in sorted(rows, key=lambda row: row.kid)]
     if not secrets:
-        raise ValueError("a gateway without keys would refuse everybody")
+        raise ValueError("a gateway without keys would reject every token")
     next(c for c in document["consumers"] if c["username"] == PLAYERS)["jwt_secrets"] = secrets
     for upstream in document["upstreams"]:
         is_api = upstream["name"] == "scoreboard-api.upstream"
         targets = options.api_targets if is_api else options.streamer_targets
         upstream["targets"] = [{"target": target} for target in sorted(set(targets))]
     for route in _routes(document):
-        _fit_route(route, options)
+        _configure_route(route, options)
     redis = _redis(options.redis_url)
     for plugin, route_name in _plugins(document):
-        _fit_plugin(plugin, route_name, options, redis)
+        _configure_plugin(plugin, route_name, options, redis)
     return FIRST_LINE + yaml.dump(
         document, Dumper=_Dumper, sort_keys=False, width=100_000, allow_unicode=False
     )
 
 
 def write_atomically(path: Path, text: str) -> bool:
-    """Put a text in place of a file at once; tell whether it differed. Kong may read any time."""
+    """Replace a file atomically, because Kong may read it at any time.
+
+    Return whether the text differs from the file. Raises OSError, which names ``path``.
+    """
     data = text.encode()
     with suppress(FileNotFoundError):
         if path.read_bytes() == data:
             return False
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        _replace(path, data)
+    except OSError as error:
+        if error.strerror:
+            error.filename = str(path)  # instead of the temporary file
+        raise
+    return True
+
+
+def _replace(path: Path, data: bytes) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(aside).chmod(0o644)  # public keys only; Kong runs as another user
-        Path(aside).replace(path)
+        temporary.chmod(0o644)  # it contains public keys only, and Kong runs as another user
+        temporary.replace(path)
     except BaseException:
-        Path(aside).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
-    return True
 
 
 class _Dumper(yaml.SafeDumper):
-    """Plain YAML: no anchors, and PEMs as blocks that people can read."""
+    """Plain YAML without anchors, in which PEMs are readable blocks."""
 
     def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002 (PyYAML's signature)
         return True
@@ -185,7 +199,7 @@ def _routes(document: Entity) -> Iterator[Entity]:
 
 
 def _plugins(document: Entity) -> Iterator[tuple[Entity, str]]:
-    """Give each plugin with the name of its route, or the empty string."""
+    """Yield each plugin with the name of its route, or an empty string."""
     for route in _routes(document):
         for plugin in route["plugins"]:
             yield plugin, route["name"]
@@ -193,13 +207,13 @@ def _plugins(document: Entity) -> Iterator[tuple[Entity, str]]:
         yield plugin, plugin.get("route", "")
 
 
-def _fit_route(route: Entity, options: GatewayOptions) -> None:
+def _configure_route(route: Entity, options: GatewayOptions) -> None:
     name, plugins = route["name"], route["plugins"]
     if options.is_public and name in PUBLIC_ROUTES:
         plugins[:] = [p for p in plugins if p["name"] not in {"jwt", "scoreboard-authz"}]
         for plugin in plugins:
             if plugin["name"] == "rate-limiting":
-                plugin["config"]["limit_by"] = "ip"  # by intent: there is no credential
+                plugin["config"]["limit_by"] = "ip"  # there is no credential on a public route
     if options.origins and name in ORIGIN_ROUTES:
         intake = next((p for p in plugins if p["name"] == "scoreboard-intake"), None)
         if intake is None:
@@ -211,7 +225,7 @@ def _fit_route(route: Entity, options: GatewayOptions) -> None:
         plugins.insert(0, {"name": "cors", "config": _cors(options.cors_origins)})
 
 
-def _fit_plugin(
+def _configure_plugin(
     plugin: Entity, route_name: str, options: GatewayOptions, redis: Mapping[str, object]
 ) -> None:
     config = plugin["config"]
@@ -224,11 +238,11 @@ def _fit_plugin(
             config["issuer"] = options.issuer
             config["audiences"] = sorted(set(options.audiences))
         case "rate-limiting":
-            # Time-outs and such stay the template's.
+            # Other fields, such as timeouts, are those of the template.
             kept = {k: v for k, v in config.get("redis", {}).items() if k not in _ADDRESS}
             config["redis"] = {**redis, **kept}
             if plugin.get("consumer"):
-                config["minute"] = options.trusted_updates_per_minute or AS_GOOD_AS_NONE
+                config["minute"] = options.trusted_updates_per_minute or UNLIMITED
             elif route_name == "scores-update":
                 config["minute"] = options.updates_per_minute
         case _:
@@ -260,13 +274,13 @@ _ADDRESS: Final = frozenset(
 
 
 def _redis(url: str) -> Entity:
-    """Give Kong's address of the counters; a password is always a reference."""
+    """Return the address of the counters for Kong; a password is always a reference."""
     try:
         parts = urlsplit(url)
         database = int(parts.path.strip("/") or "0")
         host, port = parts.hostname, parts.port or 6379
     except ValueError as error:
-        raise SettingInvalid("REDIS_URL cannot be read") from error
+        raise SettingInvalid("REDIS_URL is not a valid address") from error
     if parts.scheme not in {"redis", "rediss"} or not host:
         raise SettingInvalid("REDIS_URL of the gateway must be redis:// or rediss:// with a host")
     address: Entity = {"host": host, "port": port, "database": database}
@@ -279,20 +293,22 @@ def _redis(url: str) -> Entity:
     return address
 
 
-def check(options: GatewayOptions) -> None:
-    """Raise SettingInvalid for an option that would open the gate or not load."""
+def check_options(options: GatewayOptions) -> None:
+    """Raise SettingInvalid for an option that is invalid or would make the gateway unsafe."""
     if not options.issuer:
-        raise SettingInvalid("SCOREBOARD_ISSUER is not set: any issuer's tokens would fit")
+        raise SettingInvalid("SCOREBOARD_ISSUER is not set; tokens of any issuer would be accepted")
     if not all(options.audiences):
-        raise SettingInvalid("SCOREBOARD_AUDIENCE is not set: tokens for others would fit")
+        raise SettingInvalid(
+            "SCOREBOARD_AUDIENCE is not set; tokens of any audience would be accepted"
+        )
     for origin in (*options.origins, *options.cors_origins):
-        # Exact, in lower case: browsers send no other form, and Kong takes odd ones for patterns.
+        # Exact and in lower case, as browsers send it; Kong treats other forms as patterns.
         if not _ORIGIN.fullmatch(origin):
-            raise SettingInvalid(f"{origin!r} is no origin such as https://play.example")
+            raise SettingInvalid(f"{origin!r} is not an origin such as https://play.example")
     for targets in (options.api_targets, options.streamer_targets):
         if not targets or not all(_TARGET.fullmatch(target) for target in targets):
-            raise SettingInvalid("a target is host:port")
+            raise SettingInvalid("a target must have the form host:port")
     if options.updates_per_minute < 1 or options.trusted_updates_per_minute < 0:
-        raise SettingInvalid("a limit is a positive number of updates per minute")
+        raise SettingInvalid("a limit must be a positive number of updates per minute")
     if not 1 <= options.token_life_s <= 31_536_000:
-        raise SettingInvalid("the longest token life is between a second and a year")
+        raise SettingInvalid("the token lifetime must be between a second and a year")

@@ -1,8 +1,7 @@
-"""The issuer's keys as rows of the gateway, and what becomes of a key that vanished.
+"""The issuer's keys as rows of the gateway's configuration, including retired keys. No I/O.
 
-Pure; called by cli.commands.kong, cli.gateway.config, cli.gateway.sync. What stays true: a vanished
-key stays for one token's life, and since when is noted in its own row, so the rendered file is all
-the state there is.
+Invariants: a key that the issuer no longer publishes is kept for the lifetime of a token; its row
+contains the time of its retirement, so the rendered file is the only state.
 """
 
 import re
@@ -18,13 +17,13 @@ from scoreboard.errors import OperatorMistake
 from scoreboard.security.key_set import ALGORITHMS, Keys
 
 PLAYERS: Final = "players"
-"""The consumer that owns every key, and so every token, of the issuer."""
+"""The consumer that owns every key, and therefore every token, of the issuer."""
 
 _RETIRED: Final = re.compile(r"retired-at-([0-9]{1,12})")
 
 
 class KeyRow(Struct, frozen=True):
-    """A key as the gateway holds it; ``retired_at_s`` is when the issuer stopped naming it."""
+    """A key of the gateway; ``retired_at_s`` is when the issuer stopped publishing it."""
 
     kid: str
     algorithm: str
@@ -58,9 +57,9 @@ def rows_of(keys: Keys) -> tuple[KeyRow, ...]:
 
 
 def rows_in(rendered: str) -> tuple[KeyRow, ...]:
-    """Return the rows of a configuration that was rendered before; an empty text has none.
+    """Return the rows of a rendered configuration; an empty text has none.
 
-    Raises OperatorMistake for any other text: it may be somebody's work.
+    Raises OperatorMistake for any other text, which must not be overwritten.
     """
     if not rendered.strip():
         return ()
@@ -72,7 +71,7 @@ def rows_in(rendered: str) -> tuple[KeyRow, ...]:
         for secret in consumer.jwt_secrets
     ]
     if not rows or any(row.algorithm not in ALGORITHMS for row in rows):
-        raise OperatorMistake("The file to replace is no rendered configuration")
+        raise OperatorMistake("The file to replace is not a rendered configuration")
     return tuple(rows)
 
 
@@ -84,10 +83,11 @@ def merge_rows(
     grace_s: int,
     revoked: frozenset[str] = frozenset(),
 ) -> tuple[KeyRow, ...]:
-    """Join the keys of now with those that vanished less than ``grace_s`` seconds ago.
+    """Merge the current keys with those retired less than ``grace_s`` seconds ago.
 
-    Tokens signed with a vanished key may still be alive; a ``revoked`` kid goes at once.
-    Raises ValueError where nothing is left.
+    Tokens signed with a retired key may still be valid. A ``revoked`` kid is removed at once.
+
+    Raises ValueError if no key remains.
     """
     merged = {row.kid: row for row in now}
     for row in before:
@@ -96,18 +96,18 @@ def merge_rows(
             merged[row.kid] = KeyRow(row.kid, row.algorithm, row.pem, since_s)
     rows = tuple(row for kid, row in sorted(merged.items()) if kid not in revoked)
     if not rows:
-        raise ValueError("no key would be left")
+        raise ValueError("no key would remain")
     return rows
 
 
 def secret_of(row: KeyRow) -> dict[str, Any]:
-    """Give the entry of ``jwt_secrets`` for a row.
+    """Return the entry of ``jwt_secrets`` for a row.
 
-    Raises ValueError for an algorithm that no service verifies.
+    Raises ValueError for an algorithm that the services do not verify.
     """
     if row.algorithm not in ALGORITHMS:
-        raise ValueError(f"{row.algorithm} is no algorithm of this service")
-    # Without `algorithm` Kong would take the public key for the secret of HS256.
+        raise ValueError(f"the algorithm {row.algorithm} is not supported")
+    # Without `algorithm` Kong would use the public key as the secret of HS256.
     secret: dict[str, Any] = {"key": row.kid, "algorithm": row.algorithm, "rsa_public_key": row.pem}
     if row.retired_at_s is not None:
         secret["tags"] = [f"retired-at-{row.retired_at_s}"]

@@ -1,8 +1,7 @@
-"""Reads Kong's YAML: the template and rendered configurations. Strict, bounded, one line per fault.
+"""Read Kong's YAML, the template and rendered configurations: strict, bounded, one-line errors.
 
-Called by cli.commands.kong, cli.gateway.config and cli.gateway.keys. What stays true: a document
-that is read has the shape its reader needs, names no key twice and shares nothing between its
-parts.
+Invariants: a parsed document has the shape that its reader needs, contains no duplicate key and
+shares no value between its parts.
 """
 
 from pathlib import Path
@@ -14,27 +13,24 @@ import yaml
 from scoreboard.errors import OperatorMistake
 
 BYTES_MAX: Final = 1_048_576
-"""A rendered configuration has some 20 KB."""
+"""A rendered configuration has about 20 KB."""
 
 NODES_MAX: Final = 100_000
-"""Most values of a document with its anchors written out; a rendered one has some 500."""
+"""Most values of a document with its anchors expanded; a rendered one has about 500."""
 
 Entity = dict[str, Any]
 T = TypeVar("T")
 
 
 def read_text(path: Path) -> str:
-    """Read a file of configuration.
+    """Read a configuration file.
 
-    Raises OperatorMistake where it is none that can be read.
+    Raises OSError, OperatorMistake if it is too large or not UTF-8.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(BYTES_MAX + 1)
-    except OSError as error:
-        raise OperatorMistake(f"{path} cannot be read: {error.strerror}") from error
+    with path.open("rb") as file:
+        data = file.read(BYTES_MAX + 1)
     if len(data) > BYTES_MAX:
-        raise OperatorMistake(f"{path} has more than {BYTES_MAX} bytes")
+        raise OperatorMistake(f"{path} is larger than {BYTES_MAX} bytes")
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -42,9 +38,9 @@ def read_text(path: Path) -> str:
 
 
 def parse(text: str, shape: type[T], what: str) -> tuple[Entity, T]:
-    """Return a document as plain mappings and, checked, as a ``shape``; ``what`` names it.
+    """Return a document as plain mappings and as a ``shape``; ``what`` names it in errors.
 
-    Raises OperatorMistake where it is not YAML, or of another shape.
+    Raises OperatorMistake if it is not YAML or has another shape.
     """
     try:
         document = _unshared(yaml.load(text, Loader=_Loader), [NODES_MAX])  # noqa: S506 (is safe)
@@ -54,14 +50,14 @@ def parse(text: str, shape: type[T], what: str) -> tuple[Entity, T]:
         where = f" in line {mark.line + 1}" if mark is not None else ""
         raise OperatorMistake(f"{what} is not valid YAML: {error.problem}{where}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        # msgspec's errors are ValueErrors, as are those of odd dates and numbers.
+        # msgspec raises ValueErrors, as PyYAML does for invalid dates and numbers.
         is_deep = isinstance(error, RecursionError)
         words = "it is nested too deeply" if is_deep else " ".join(str(error).split())
         raise OperatorMistake(f"{what} cannot be used: {words}") from error
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML, in which a repeated key is an error; PyYAML would take its last value."""
+    """Plain YAML in which a duplicate key is an error; PyYAML would use the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -72,16 +68,16 @@ class _Loader(yaml.SafeLoader):
                 )
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is given twice", key.start_mark
+                    None, None, f"the key {key.value!r} appears twice", key.start_mark
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 def _unshared(value: object, left: list[int]) -> object:
-    """Copy what anchors share, so that a change in one place stays there.
+    """Copy values that anchors share, so that a change affects one place only.
 
-    ``left`` holds how many more values there may be: anchors can stand for very many.
+    ``left`` holds the number of values still allowed, because anchors can expand to very many.
     """
     left[0] -= 1
     if left[0] < 0:

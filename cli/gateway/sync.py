@@ -1,9 +1,11 @@
-"""Keeps the gateway's keys those of the issuer: fetches the set, renders, hands it to Kong.
+"""Synchronise the gateway's keys with the issuer's: fetch the key set, render, load it into Kong.
 
-Called by cli.commands.kong; runs beside each Kong. What stays true: a set without a usable key
-changes nothing; a configuration that Kong refused never replaces the file that Kong starts with,
-and a file that is no rendered configuration is never replaced; the file is the only state, so a
-restart forgets nothing; no file, key set or answer ends the loop.
+The synchronisation runs beside each Kong.
+
+Invariants: a key set without a usable key changes nothing; a configuration that Kong rejected never
+replaces the file that Kong starts with, and a file that is not a rendered configuration is never
+replaced; the file is the only state, so a restart loses nothing; no file, key set or answer ends
+the loop.
 """
 
 import asyncio
@@ -29,7 +31,10 @@ from scoreboard.security.key_set import Source, read_key_set
 INTERVAL_S: Final = 300.0
 ADMIN_URL: Final = "http://127.0.0.1:8001"
 LOAD_TIMEOUT_S: Final = 30.0
-"""Kong answers after the new configuration is built; its own limit for that is 60 s by default."""
+"""Kong answers after it has built the configuration, for which its default limit is 60 s."""
+
+TURN_TIMEOUT_S: Final = 3 * LOAD_TIMEOUT_S
+"""Time for the key set and the files, and for each Kong."""
 
 CONNECT_TIMEOUT_S: Final = 2.0
 REASON_LENGTH_MAX: Final = 500
@@ -44,57 +49,57 @@ KEYS: Final = gauge("kong_sync_keys", "Keys the gateway holds", "state")
 _log = get_logger(__name__)
 
 
-class HttpResponse(StrEnum):
-    """What a Kong made of a configuration, or why it was not asked."""
+class LoadResult(StrEnum):
+    """The result of loading a configuration into Kong, or the reason why it was not loaded."""
 
     LOADED = "loaded"
     UNCHANGED = "unchanged"
     REFUSED = "refused"
-    """400: invalid; it goes on with the one before."""
+    """400: invalid. Kong keeps the previous one."""
     FULL = "full"
-    """413: it does not fit into Kong's store; it goes on with the one before."""
+    """413: too large for Kong's store. Kong keeps the previous one."""
     BUSY = "busy"
-    """429: another load is under way."""
+    """429: another load is in progress."""
     AWAY = "away"
-    """No answer, or 5xx: it may come yet."""
+    """No answer, or 5xx."""
     NO_KEYS = "no_keys"
-    """The issuer's key set could not be used; the last good one stays."""
+    """The issuer's key set is unusable. The previous keys are kept."""
     NO_FILE = "no_file"
-    """The file that Kong starts with cannot be read or written, or is no rendered configuration."""
+    """The file cannot be read or written, or is not a rendered configuration."""
 
     @property
     def is_good(self) -> bool:
-        """Tell whether Kong holds what it was given."""
-        return self in {HttpResponse.LOADED, HttpResponse.UNCHANGED}
+        """Whether Kong has loaded the configuration."""
+        return self in {LoadResult.LOADED, LoadResult.UNCHANGED}
 
     @property
     def is_rejection(self) -> bool:
-        """Tell whether Kong would not start with this configuration either."""
-        return self in {HttpResponse.REFUSED, HttpResponse.FULL}
+        """Whether Kong would also fail to start with this configuration."""
+        return self in {LoadResult.REFUSED, LoadResult.FULL}
 
 
 _ANSWERS: Final = {
-    201: HttpResponse.LOADED,
-    200: HttpResponse.LOADED,
-    304: HttpResponse.UNCHANGED,
-    400: HttpResponse.REFUSED,
-    413: HttpResponse.FULL,
-    429: HttpResponse.BUSY,
+    201: LoadResult.LOADED,
+    200: LoadResult.LOADED,
+    304: LoadResult.UNCHANGED,
+    400: LoadResult.REFUSED,
+    413: LoadResult.FULL,
+    429: LoadResult.BUSY,
 }
 _WORST_FIRST: Final = (
-    HttpResponse.NO_FILE,
-    HttpResponse.REFUSED,
-    HttpResponse.FULL,
-    HttpResponse.AWAY,
-    HttpResponse.BUSY,
-    HttpResponse.NO_KEYS,
-    HttpResponse.LOADED,
-    HttpResponse.UNCHANGED,
+    LoadResult.NO_FILE,
+    LoadResult.REFUSED,
+    LoadResult.FULL,
+    LoadResult.AWAY,
+    LoadResult.BUSY,
+    LoadResult.NO_KEYS,
+    LoadResult.LOADED,
+    LoadResult.UNCHANGED,
 )
 
 
 class SyncOptions(Struct, frozen=True, kw_only=True):
-    """How to synchronise. ``grace_s`` is how long a vanished key stays."""
+    """The options of the synchronisation."""
 
     output: Path
     template: str
@@ -105,7 +110,7 @@ class SyncOptions(Struct, frozen=True, kw_only=True):
 
 
 class KongSync:
-    """One loop: read the key set, render, hand over. ``health`` tells how it fares."""
+    """The loop that reads the key set, renders and loads; ``state`` returns its readiness."""
 
     def __init__(
         self, options: SyncOptions, source: Source, now: Callable[[], float] = time.time
@@ -113,13 +118,12 @@ class KongSync:
         self._options = options
         self._source = source
         self._now = now
-        self._began_at_s = 0.0
         self._succeeded_at_s: float | None = None
-        self._last: HttpResponse | None = None
+        self._last: LoadResult | None = None
         self._faults: tuple[str, ...] = ()
 
     async def serve(self, stop: StopEvent) -> None:
-        """Synchronise until ``stop``; sooner than the interval after a failure."""
+        """Synchronise at each interval, or sooner after a failure, until ``stop``."""
         timeout = httpx.Timeout(LOAD_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
         async with httpx.AsyncClient(timeout=timeout, trust_env=False) as client:
             attempt = 0
@@ -135,51 +139,61 @@ class KongSync:
                 if await stop.sleep(wait_s):
                     return
 
-    async def turn(self, client: httpx.AsyncClient) -> HttpResponse:
-        """Do it once; give the worst answer of the nodes."""
-        self._began_at_s = self._now()
-        answer = await self._turn(client)
+    async def turn(self, client: httpx.AsyncClient) -> LoadResult:
+        """Synchronise once; return the worst result of the nodes.
+
+        A turn has a deadline, so that neither a hanging file system nor a hanging server stops the
+        loop.
+        """
+        try:
+            async with asyncio.timeout(TURN_TIMEOUT_S * (1 + len(self._options.admin_urls))):
+                answer = await self._turn(client)
+        except TimeoutError:
+            _log.error("synchronisation_timed_out")
+            answer = LoadResult.AWAY
         TURNS.labels(answer.value).inc()
         if answer.is_good:
             self._succeeded_at_s = self._now()
             LAST_SUCCESS.set(self._succeeded_at_s)
         if answer is not self._last:
-            log = _log.info if answer.is_good else _log.warning
-            log("gateway_synchronised" if answer.is_good else "gateway_behind", result=answer.value)
+            if answer.is_good:
+                _log.info("gateway_synchronised", result=answer.value)
+            else:
+                _log.warning("gateway_outdated", result=answer.value)
         self._last = answer
         return answer
 
-    async def _turn(self, client: httpx.AsyncClient) -> HttpResponse:
+    async def _turn(self, client: httpx.AsyncClient) -> LoadResult:
         try:
             before = await asyncio.to_thread(read_current_rows, self._options.output)
-        except OperatorMistake as error:
-            # Somebody else's file is not replaced, and nothing is handed over that is not kept.
+        except (OSError, OperatorMistake) as error:
+            # A foreign file is not replaced, and nothing is loaded that cannot be saved.
             _log.error("configuration_unusable", reason=str(error))
-            return HttpResponse.NO_FILE
+            return LoadResult.NO_FILE
         try:
             rows = self._rows_of(await self._source.read())
             is_fresh = True
         except (OSError, ValueError) as error:
-            # What stands in the file goes on; its vanished keys must not live for ever either.
-            _log.warning("key_set_kept", reason=str(error))
+            # The keys of the file remain, but its retired keys still expire.
+            _log.warning("key_set_unusable", reason=str(error))
             if not before:
-                return HttpResponse.NO_KEYS
+                return LoadResult.NO_KEYS
             rows = tuple(row for row in before if row.retired_at_s is None)
             is_fresh = False
         try:
             rows = self._merge(before, rows)
         except ValueError as error:
-            _log.error("keys_withheld", reason=str(error))
-            return HttpResponse.NO_KEYS
+            _log.error("keys_rejected", reason=str(error))
+            return LoadResult.NO_KEYS
         text = render(self._options.template, rows, self._options.gateway)
-        answer = await self._hand_over(client, text)
+        answer = await self._load(client, text)
         if not answer.is_rejection:
             if not await self._write(text, len(rows)):
-                return HttpResponse.NO_FILE
+                return LoadResult.NO_FILE
             retired = sum(row.retired_at_s is not None for row in rows)
             KEYS.labels("current").set(len(rows) - retired)
             KEYS.labels("retired").set(retired)
-        return answer if is_fresh or not answer.is_good else HttpResponse.NO_KEYS
+        return answer if is_fresh or not answer.is_good else LoadResult.NO_KEYS
 
     def _rows_of(self, document: bytes) -> tuple[KeyRow, ...]:
         found = read_key_set(document)
@@ -189,12 +203,12 @@ class KongSync:
         return rows_of(found.keys)
 
     async def _write(self, text: str, key_count: int) -> bool:
-        """Put the text where Kong starts from; tell whether that went well."""
+        """Write the file that Kong starts with; return whether that succeeded."""
         try:
             if await asyncio.to_thread(write_atomically, self._options.output, text):
                 _log.info("configuration_written", keys=key_count)
         except OSError as error:
-            _log.error("configuration_not_written", reason=error.strerror or type(error).__name__)
+            _log.error("configuration_write_failed", reason=error.strerror or type(error).__name__)
             return False
         return True
 
@@ -207,51 +221,44 @@ class KongSync:
             revoked=self._options.revoked,
         )
 
-    async def _hand_over(self, client: httpx.AsyncClient, text: str) -> HttpResponse:
+    async def _load(self, client: httpx.AsyncClient, text: str) -> LoadResult:
         answers = [await self._post(client, url, text) for url in self._options.admin_urls]
         return next(answer for answer in _WORST_FIRST if answer in answers)
 
-    async def _post(self, client: httpx.AsyncClient, url: str, text: str) -> HttpResponse:
+    async def _post(self, client: httpx.AsyncClient, url: str, text: str) -> LoadResult:
         try:
-            # As text: a JSON object with _format_version would be loaded anew every time.
+            # As text, because Kong would reload a JSON object with _format_version every time.
             response = await client.post(
                 f"{url.rstrip('/')}/config",
                 params={"check_hash": "1"},
                 json={"config": text},
             )
         except httpx.HTTPError as error:
-            _log.warning("kong_away", url=url, reason=type(error).__name__)
-            return HttpResponse.AWAY
-        answer = _ANSWERS.get(response.status_code, HttpResponse.AWAY)
+            _log.warning("kong_unreachable", url=url, reason=type(error).__name__)
+            return LoadResult.AWAY
+        answer = _ANSWERS.get(response.status_code, LoadResult.AWAY)
         if answer.is_rejection:
             reason = response.text[:REASON_LENGTH_MAX]
-            _log.error("configuration_refused", url=url, result=answer.value, reason=reason)
+            _log.error("configuration_rejected", url=url, result=answer.value, reason=reason)
         elif not answer.is_good:
-            _log.warning("kong_not_ready", url=url, status=response.status_code)
+            _log.warning("kong_load_failed", url=url, status=response.status_code)
         return answer
 
-    def health(self) -> tuple[bool, bool, dict[str, object]]:
-        """Tell whether the loop turns, whether Kong holds the issuer's keys, and the facts."""
-        now_s = self._now()
-        # A turn is bounded by its time-outs, so a loop that began none for this long hangs.
-        patience_s = 2 * self._options.interval_s + LOAD_TIMEOUT_S * len(self._options.admin_urls)
-        is_live = now_s - self._began_at_s < patience_s
-        age_s = None if self._succeeded_at_s is None else now_s - self._succeeded_at_s
-        is_ready = age_s is not None and age_s < patience_s
-        return (
-            is_live,
-            is_ready,
-            {"status": "ready" if is_ready else "not ready", "last": self._last, "age_s": age_s},
-        )
+    def state(self) -> tuple[bool, dict[str, object]]:
+        """Return whether Kong has recently loaded the issuer's keys, and the facts behind it."""
+        recent_s = 2 * self._options.interval_s + LOAD_TIMEOUT_S * len(self._options.admin_urls)
+        age_s = None if self._succeeded_at_s is None else self._now() - self._succeeded_at_s
+        is_ready = age_s is not None and age_s < recent_s
+        return is_ready, {"last": self._last, "age_s": age_s}
 
 
 def read_current_rows(path: Path) -> tuple[KeyRow, ...]:
-    """Return the keys of the file that will be replaced.
+    """Return the keys of the file that will be replaced; none if it does not exist.
 
-    Raises OperatorMistake where something else stands there.
+    Raises OSError, OperatorMistake if it is not a rendered configuration.
     """
     if not os.path.lexists(path):
         return ()
     if path.exists() and not path.is_file():
-        raise OperatorMistake(f"{path} is not a regular file, so it cannot be replaced")
+        raise OperatorMistake(f"{path} is not a regular file and cannot be replaced")
     return rows_in(read_text(path))

@@ -108,7 +108,7 @@ def test_no_limit_for_game_servers_still_is_an_entry(rows: tuple[KeyRow, ...]) -
     options = msgspec.structs.replace(OPTIONS, trusted_updates_per_minute=0)
     document = yaml.safe_load(render(TEMPLATE, rows, options))
     (entry,) = [p for p in document["plugins"] if p["name"] == "rate-limiting"]
-    assert entry["config"]["minute"] == kong_config.AS_GOOD_AS_NONE
+    assert entry["config"]["minute"] == kong_config.UNLIMITED
 
 
 def test_readers_are_not_refused_because_the_counters_are_away(rendered: Entity) -> None:

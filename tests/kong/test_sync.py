@@ -14,10 +14,11 @@ from prometheus_client import generate_latest
 
 from cli.gateway.config import GatewayOptions
 from cli.gateway.keys import rows_in
-from cli.gateway.probe import serve_probe
-from cli.gateway.sync import HttpResponse, KongSync, SyncOptions
+from cli.gateway.sync import KongSync, LoadResult, SyncOptions
+from scoreboard.http.operator_port import OperatorPort
 from scoreboard.runtime.lifecycle import StopEvent
 from scoreboard.runtime.resources import kong_path
+from scoreboard.runtime.sockets import bind
 from scoreboard.runtime.telemetry import REGISTRY
 from scoreboard.security.key_set import UrlSource, parse_keys
 from tests.kong.admin import FakeAdmin, fake_admin
@@ -64,7 +65,7 @@ def make(admin: FakeAdmin, clock: Clock, output: Path, **changes: Any) -> KongSy
     return KongSync(options, UrlSource(admin.jwks_url), clock)
 
 
-async def turn(sync: KongSync) -> HttpResponse:
+async def turn(sync: KongSync) -> LoadResult:
     async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
         return await sync.turn(client)
 
@@ -100,7 +101,7 @@ def kids(text: str | None) -> list[str]:
 async def test_kong_gets_yaml_text_with_the_hash_check_and_the_file_is_the_same(
     sync: KongSync, admin: FakeAdmin, output: Path
 ) -> None:
-    assert await turn(sync) is HttpResponse.LOADED
+    assert await turn(sync) is LoadResult.LOADED
     ((path, text),) = admin.posted
     assert path == "/config?check_hash=1"
     assert text == text_of(output)
@@ -110,13 +111,11 @@ async def test_kong_gets_yaml_text_with_the_hash_check_and_the_file_is_the_same(
 
 async def test_a_second_turn_changes_nothing(sync: KongSync, admin: FakeAdmin) -> None:
     await turn(sync)
-    assert await turn(sync) is HttpResponse.UNCHANGED
+    assert await turn(sync) is LoadResult.UNCHANGED
     assert admin.posted[0] == admin.posted[1]
 
 
-@pytest.mark.parametrize(
-    ("status", "answer"), [(400, HttpResponse.REFUSED), (413, HttpResponse.FULL)]
-)
+@pytest.mark.parametrize(("status", "answer"), [(400, LoadResult.REFUSED), (413, LoadResult.FULL)])
 async def test_what_kong_refuses_never_becomes_the_file_it_starts_with(
     *,
     sync: KongSync,
@@ -124,7 +123,7 @@ async def test_what_kong_refuses_never_becomes_the_file_it_starts_with(
     output: Path,
     rsa_key: KeyPair,
     status: int,
-    answer: HttpResponse,
+    answer: LoadResult,
 ) -> None:
     await turn(sync)
     good = text_of(output)
@@ -132,26 +131,26 @@ async def test_what_kong_refuses_never_becomes_the_file_it_starts_with(
     admin.answers.append(status)
     assert await turn(sync) is answer
     assert text_of(output) == good
-    assert await turn(sync) is HttpResponse.LOADED
+    assert await turn(sync) is LoadResult.LOADED
     assert text_of(output) != good
 
 
 @pytest.mark.parametrize(
     ("status", "answer"),
     [
-        (429, HttpResponse.BUSY),
-        (503, HttpResponse.AWAY),
-        (504, HttpResponse.AWAY),
-        (500, HttpResponse.AWAY),
+        (429, LoadResult.BUSY),
+        (503, LoadResult.AWAY),
+        (504, LoadResult.AWAY),
+        (500, LoadResult.AWAY),
     ],
 )
 async def test_while_kong_cannot_load_the_file_is_ready_for_it(
-    sync: KongSync, admin: FakeAdmin, output: Path, status: int, answer: HttpResponse
+    sync: KongSync, admin: FakeAdmin, output: Path, status: int, answer: LoadResult
 ) -> None:
     admin.answers.append(status)
     assert await turn(sync) is answer
     assert kids(text_of(output)) == ["test-ec", "test-rsa"]
-    assert await turn(sync) is HttpResponse.LOADED
+    assert await turn(sync) is LoadResult.LOADED
 
 
 async def test_a_kong_that_does_not_answer_is_waited_for(
@@ -161,7 +160,7 @@ async def test_a_kong_that_does_not_answer_is_waited_for(
         taken.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{taken.getsockname()[1]}"
         sync = make(admin, clock, output, admin_urls=(nobody,))
-        assert await turn(sync) is HttpResponse.AWAY
+        assert await turn(sync) is LoadResult.AWAY
     assert text_of(output)
 
 
@@ -171,8 +170,8 @@ async def test_every_node_is_given_the_configuration(
     with fake_admin() as second:
         sync = make(admin, clock, output, admin_urls=(admin.url, second.url))
         second.answers.append(503)
-        assert await turn(sync) is HttpResponse.AWAY
-        assert await turn(sync) is HttpResponse.LOADED
+        assert await turn(sync) is LoadResult.AWAY
+        assert await turn(sync) is LoadResult.LOADED
         assert admin.held == second.held == text_of(output)
 
 
@@ -194,7 +193,7 @@ async def test_a_bad_key_set_leaves_everything_as_it_was(
     await turn(sync)
     good = text_of(output)
     admin.jwks, admin.jwks_status = document, status
-    assert await turn(sync) is HttpResponse.NO_KEYS
+    assert await turn(sync) is LoadResult.NO_KEYS
     assert text_of(output) == good
     # A Kong that was restarted meanwhile still gets the last good one.
     assert admin.posted[-1][1] == good
@@ -204,7 +203,7 @@ async def test_without_any_key_set_nothing_is_written_or_sent(
     sync: KongSync, admin: FakeAdmin, output: Path
 ) -> None:
     admin.jwks = b'{"keys":[]}'
-    assert await turn(sync) is HttpResponse.NO_KEYS
+    assert await turn(sync) is LoadResult.NO_KEYS
     assert text_of(output) is None
     assert admin.posted == []
 
@@ -213,7 +212,7 @@ async def test_an_empty_file_is_filled_like_an_absent_one(
     sync: KongSync, admin: FakeAdmin, output: Path
 ) -> None:
     put(output, b"")
-    assert await turn(sync) is HttpResponse.LOADED
+    assert await turn(sync) is LoadResult.LOADED
     assert kids(text_of(output)) == ["test-ec", "test-rsa"]
     assert text_of(output) == admin.held
 
@@ -224,7 +223,7 @@ async def test_a_file_of_somebody_else_is_neither_replaced_nor_the_end(
 ) -> None:
     await turn(sync)
     put(output, text)
-    assert await turn(sync) is HttpResponse.NO_FILE
+    assert await turn(sync) is LoadResult.NO_FILE
     assert bytes_of(output) == text
     assert len(admin.posted) == 1
     remove(output)
@@ -237,8 +236,8 @@ async def test_a_file_that_cannot_be_written_is_tried_again(
 ) -> None:
     output = tmp_path / "config" / "kong.yml"
     sync = make(admin, clock, output)
-    assert await turn(sync) is HttpResponse.NO_FILE
-    assert sync.health()[1] is False
+    assert await turn(sync) is LoadResult.NO_FILE
+    assert sync.state()[0] is False
     make_folder(output.parent)
     assert (await turn(sync)).is_good
     assert text_of(output) == admin.held
@@ -246,7 +245,7 @@ async def test_a_file_that_cannot_be_written_is_tried_again(
 
 async def test_a_directory_in_the_place_of_the_file_is_no_end(sync: KongSync, output: Path) -> None:
     make_folder(output)
-    assert await turn(sync) is HttpResponse.NO_FILE
+    assert await turn(sync) is LoadResult.NO_FILE
 
 
 async def test_one_unreadable_key_costs_no_other(
@@ -256,7 +255,7 @@ async def test_one_unreadable_key_costs_no_other(
     only_x5c = {"kty": "RSA", "kid": "x5c", "x5c": ["MIIB"]}
     odd = [half, only_x5c, {"kty": 5}, "a word", {**ec_key.jwk, "kid": "a b"}]
     admin.jwks = json.dumps({"keys": [*odd, rsa_key.jwk]}).encode()
-    assert await turn(sync) is HttpResponse.LOADED
+    assert await turn(sync) is LoadResult.LOADED
     assert kids(admin.held) == ["test-rsa"]
 
 
@@ -281,9 +280,9 @@ async def test_a_rotated_key_stays_for_one_tokens_life(
     await turn(sync)
     assert kids(admin.held) == ["test-ec", "test-rsa"]
     clock.now_s += LIFE_S - 1
-    assert await turn(sync) is HttpResponse.UNCHANGED
+    assert await turn(sync) is LoadResult.UNCHANGED
     clock.now_s += 1
-    assert await turn(sync) is HttpResponse.LOADED
+    assert await turn(sync) is LoadResult.LOADED
     assert kids(admin.held) == ["test-ec"]
 
 
@@ -302,7 +301,7 @@ async def test_the_grace_outlives_a_restart(
     await turn(sync)
     clock.now_s += LIFE_S - 1
     after_restart = make(admin, clock, output)
-    assert await turn(after_restart) is HttpResponse.UNCHANGED
+    assert await turn(after_restart) is LoadResult.UNCHANGED
     clock.now_s += 1
     await turn(after_restart)
     assert kids(admin.held) == ["test-ec"]
@@ -317,7 +316,7 @@ async def test_a_vanished_key_ends_also_while_the_issuer_is_away(
     await turn(sync)
     admin.jwks_status = 503
     clock.now_s += LIFE_S
-    assert await turn(sync) is HttpResponse.NO_KEYS
+    assert await turn(sync) is LoadResult.NO_KEYS
     assert kids(admin.held) == ["test-ec"]
 
 
@@ -334,7 +333,7 @@ async def test_revoking_the_last_key_is_withheld(
 ) -> None:
     publish(admin, rsa_key)
     sync = make(admin, clock, output, revoked=frozenset({"test-rsa"}))
-    assert await turn(sync) is HttpResponse.NO_KEYS
+    assert await turn(sync) is LoadResult.NO_KEYS
     assert admin.posted == []
 
 
@@ -351,34 +350,53 @@ async def test_the_loop_comes_back_and_ends_when_asked(
     assert admin.held == text_of(output)
 
 
+class HangingSource:
+    """A key set that is never read to its end."""
+
+    async def read(self) -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
+
+async def test_a_turn_that_hangs_is_ended_at_its_deadline(
+    clock: Clock, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cli.gateway.sync.TURN_TIMEOUT_S", 0.05)
+    options = SyncOptions(output=output, template="", gateway=OPTIONS)
+
+    assert await turn(KongSync(options, HangingSource(), clock)) is LoadResult.AWAY
+
+
 # Health and metrics -----------------------------------------------------------------------------
 
 
 async def test_ready_means_that_kong_holds_the_issuers_keys_of_late(
     sync: KongSync, admin: FakeAdmin, clock: Clock
 ) -> None:
-    assert sync.health()[1] is False
+    assert sync.state()[0] is False
     admin.answers.append(503)
     await turn(sync)
-    assert sync.health()[:2] == (True, False)
+    assert sync.state()[0] is False
     await turn(sync)
-    assert sync.health()[:2] == (True, True)
+    assert sync.state()[0] is True
     clock.now_s += 3 * 300
-    assert sync.health()[:2] == (False, False)
+    assert sync.state()[0] is False
 
 
 async def test_probes_and_metrics_are_served_on_one_port(sync: KongSync) -> None:
-    with serve_probe("127.0.0.1", 0, sync.health) as port:
-        async with httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{port}", trust_env=False
-        ) as client:
-            assert (await client.get("/health/ready")).status_code == 503
-            await turn(sync)
-            ready = await client.get("/health/ready")
-            assert (ready.status_code, ready.json()["status"]) == (200, "ready")
-            assert (await client.get("/health/live?x=1")).status_code == 200
-            assert (await client.get("/other")).status_code == 404
-            metrics = (await client.get("/metrics")).text
+    listener = bind("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    async with (
+        OperatorPort(listener, sync.state),
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client,
+    ):
+        assert (await client.get("/health/ready")).status_code == 503
+        await turn(sync)
+        ready = await client.get("/health/ready")
+        assert (ready.status_code, ready.json()["status"]) == (200, "ready")
+        assert (await client.get("/health/live?x=1")).status_code == 200
+        assert (await client.get("/other")).status_code == 404
+        metrics = (await client.get("/metrics")).text
     assert 'scoreboard_kong_sync_turns_total{result="loaded"}' in metrics
 
 
