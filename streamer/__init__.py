@@ -1,1 +1,1 @@
-"""WebSockets: one Redis subscription per process, the same bytes to every viewer."""
+"""The WebSocket service: one Redis subscription per process, the same bytes for every viewer."""

@@ -1,8 +1,8 @@
-"""Starts the streamer: ``python -m streamer``.
+"""Entry point of the streamer: ``python -m streamer``.
 
-Settings, logs, then one process, or the keeper of several where SCOREBOARD_WS_WORKERS asks for
-them. Phases of a stop: not ready, stop listening, ``bye`` and 1012 spread over the drain time, hang
-up.
+Runs one process, or a supervisor of several if SCOREBOARD_WS_WORKERS is greater than 1. Shutdown
+has phases: report not ready, stop listening, send ``bye`` and 1012 spread over the drain time, drop
+the remaining connections.
 """
 
 import sys
@@ -22,12 +22,12 @@ from streamer.handshake.listener import make_listener
 
 
 def main(arguments: list[str]) -> int:
-    """Run the service; give the exit code."""
+    """Run the service; return the exit code."""
 
     def run(settings: Settings) -> int:
         worker = parse_worker_arguments(arguments)
         if worker is None and settings.ws_workers > 1:
-            return _keep(settings)
+            return _supervise(settings)
         return _serve(settings, worker)
 
     return start("streamer", run)
@@ -44,8 +44,8 @@ def _serve(settings: Settings, worker: Worker | None) -> int:
     return lifecycle.run(run, grace_s=server.grace_s(settings))
 
 
-def _keep(settings: Settings) -> int:
-    # Without SO_REUSEPORT first: with it, a second streamer would share the port unnoticed.
+def _supervise(settings: Settings) -> int:
+    # Bind without SO_REUSEPORT first; otherwise a second streamer would silently share the port.
     with make_listener(settings, shared=False) as probe:
         port: int = probe.getsockname()[1]
     held = make_listener(settings, port=port, shared=True)

@@ -1,7 +1,7 @@
-"""The words of subprotocol ``scoreboard.v1`` from viewers. No I/O.
+"""Messages from viewers in the subprotocol ``scoreboard.v1``. No I/O.
 
-Used by the whole streamer. Messages to viewers are ``scoreboard.broadcast.frames``, close codes
-``scoreboard.broadcast.close_codes``, refused handshakes ``scoreboard.http.problems``.
+Messages to viewers are in ``scoreboard.broadcast.messages``, close codes in
+``scoreboard.broadcast.close_codes``, rejected handshakes in ``scoreboard.http.problems``.
 """
 
 from typing import Annotated, Final
@@ -18,26 +18,26 @@ BEARER_PREFIX: Final = "bearer."
 
 
 class Auth(Struct, frozen=True, tag="auth", tag_field="type"):
-    """A new token for this connection, of the same issuer and subject, that ends later."""
+    """A new token for this connection: same issuer and subject, later expiry."""
 
     token: Annotated[str, Meta(min_length=1, max_length=TOKEN_BYTES_MAX)]
 
 
 class Sync(Struct, frozen=True, tag="sync", tag_field="type"):
-    """Send the current board, whatever was sent before."""
+    """Request the current board, even if it was already sent."""
 
 
 _decoder: Final = msgspec.json.Decoder(Auth | Sync)
 
 
 def decode(text: str) -> Auth | Sync:
-    """Read a viewer's message.
+    """Parse a viewer's message.
 
-    Raises Malformed, saying what is wrong without repeating it.
+    Raises Malformed; its detail does not repeat the message.
     """
     try:
         return _decoder.decode(text)
     except msgspec.ValidationError:
         raise Malformed('Send {"type":"sync"} or {"type":"auth","token":"…"}') from None
     except (msgspec.DecodeError, RecursionError):
-        raise Malformed("A message is one JSON object") from None
+        raise Malformed("A message must be one JSON object") from None

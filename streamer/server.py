@@ -1,8 +1,8 @@
-"""Composes the streamer: listener, relay, hub, clock, health; and lets viewers go at the end.
+"""The streamer process: listener, board watcher, connection manager, timers, operator port.
 
-``serve`` runs one process's whole life. Stopping has phases: not ready, stop listening, ``bye`` and
-1012 in random order over the drain time (or 1001 to all at once, when the process is ended by
-force), then hang up on whoever is left.
+``serve`` runs the whole life of one process. Shutdown has phases: report not ready, stop listening,
+send ``bye`` and 1012 in random order over the drain time (or 1001 to all at once, if the process is
+ended by force), then drop the remaining connections.
 """
 
 import asyncio
@@ -25,229 +25,231 @@ from scoreboard.runtime.workers import Worker
 from scoreboard.security.credentials import refresh_secrets
 from scoreboard.security.tokens import Verifier
 from streamer import metrics
-from streamer.fanout.venue import ConnectionManager
-from streamer.handshake.greeting import Handshake
+from streamer.fanout.manager import ConnectionManager
 from streamer.handshake.listener import BACKLOG, capacity_of, make_listener
+from streamer.handshake.opening import OpeningHandshake
 
 TURN_VIEWERS: Final = 500
 TURN_S: Final = 0.005
-"""A turn of a sweep ends at either, so that reads, pings and Redis get theirs in between."""
+"""A turn of a sweep ends at either limit, so that reads, pings and Redis run in between."""
 
 LATE_S: Final = 0.5
-"""After a tick this late nobody is judged: their pongs may lie unread."""
+"""After a tick this late no deadlines are enforced: pongs may be waiting unread."""
 
-LATE_TICKS_MOST: Final = 5
-DUE_CHUNK: Final = 200
-"""Deadlines met between two turns of the loop."""
+LATE_TICKS_MAX: Final = 5
+DEADLINES_PER_TURN: Final = 200
+"""Deadlines handled in one iteration of the loop."""
 
 ACCEPT_S: Final = 0.05
-"""Time to take what the kernel has queued before the listener closes, or it would be reset."""
+"""Time to accept what the kernel has queued; closing the listener would reset it."""
 
-HANG_UP_S: Final = 2.5
+DROP_AFTER_S: Final = 2.5
 FIRST_READ_S: Final = 2.0
-"""Without Redis the process listens all the same, and says 503."""
+"""Without Redis the process starts listening after this time, and answers 503."""
 
-RETURN_PER_S: Final = 300
-"""How many returning viewers the remaining processes can greet a second."""
+RECONNECTS_PER_S: Final = 300
+"""Reconnecting viewers that the remaining processes can accept per second."""
 
-DRAIN_MOST_S: Final = 60.0
-HURRY_PER_S: Final = 20
-"""A few viewers need not be spread over the whole drain time: they are no storm."""
+DRAIN_MAX_S: Final = 60.0
+DRAIN_MIN_PER_S: Final = 20
+"""A few viewers are drained at this rate instead of over the whole drain time."""
 
-WORKER_STEP: Final = 10
-"""Metrics of worker n are on the metrics port plus n times this."""
+WORKER_PORT_STEP: Final = 10
+"""Worker n serves its metrics on the metrics port plus n times this."""
 
 _log = get_logger(__name__)
 
 
 class Streamer:
-    """One process's streamer. ``run`` in a task group; ``drain`` to end."""
+    """The streamer of one process. Start ``run`` in a task group; stop with ``drain``."""
 
     def __init__(self, settings: Settings, *, tick_s: float = 1.0) -> None:
-        """Take the settings; connects to nothing yet.
+        """Read the settings; connect to nothing yet.
 
-        Raises SettingInvalid where one cannot be read.
+        Raises SettingInvalid if a setting is invalid.
         """
         self.settings = settings
         self.verifier = Verifier(settings)
-        self.venue = ConnectionManager(
+        self.manager = ConnectionManager(
             settings, self.verifier, capacity=capacity_of(settings), tick_s=tick_s
         )
-        self.relay = BoardWatcher(settings, self.venue, name="streamer")
+        self.watcher = BoardWatcher(settings, self.manager, name="streamer")
         self.is_draining = False
         self._listening = Acceptor()
 
-    def state(self) -> tuple[bool, Mapping[str, str]]:
-        """Tell whether new viewers should be sent here, and why."""
-        feeds = self.relay.feeds.values()
+    def readiness(self) -> tuple[bool, Mapping[str, str]]:
+        """Return whether new viewers should be sent here, and the state of each part."""
         parts = {
-            feed.board: feed.trouble or ("live" if feed.frame else "unknown") for feed in feeds
+            state.board: state.stale_reason or ("live" if state.message else "unknown")
+            for state in self.watcher.states.values()
         }
         parts["draining"] = "yes" if self.is_draining else "no"
-        return self.relay.is_ready and not self.is_draining, parts
+        return self.watcher.is_ready and not self.is_draining, parts
 
     async def listen(self, listener: socket.socket) -> None:
-        """Accept viewers."""
-        await self._listening.begin(listener, lambda: Handshake(self.venue), BACKLOG)
+        """Start accepting viewers."""
+        await self._listening.begin(listener, lambda: OpeningHandshake(self.manager), BACKLOG)
 
     async def run(self) -> None:
-        """Follow the boards and show them until cancelled."""
+        """Follow the boards and send them to viewers until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            self.venue.use(tasks)
+            self.manager.use_tasks(tasks)
             tasks.create_task(self.verifier.run())
-            tasks.create_task(self.relay.run())
+            tasks.create_task(self.watcher.run())
             tasks.create_task(refresh_secrets())
             tasks.create_task(self._sweep())
-            tasks.create_task(self._keep_time())
+            tasks.create_task(self._run_timers())
 
     async def stop_listening(self) -> None:
-        """Take what waits in the kernel's queue, then accept nobody more."""
+        """Accept what waits in the kernel's queue, then close the listener."""
         self.is_draining = True
         await asyncio.sleep(ACCEPT_S)
         self._listening.close()
 
     async def drain(self) -> None:
-        """Send everyone away, spread out, while boards go on; those left are hung up on."""
+        """Close all connections spread over the drain time, while boards are still sent."""
         await self.stop_listening()
-        guests = list(self.venue.present)
-        random.shuffle(guests)
-        spread_s = drain_time_s(len(guests), self.settings.drain_s)
-        _log.info("drain_started", viewers=len(guests), spread_s=round(spread_s, 1))
+        connections = list(self.manager.connections)
+        random.shuffle(connections)
+        spread_s = drain_time_s(len(connections), self.settings.drain_s)
+        _log.info("drain_started", viewers=len(connections), spread_s=round(spread_s, 1))
         loop = asyncio.get_running_loop()
         started_at_s = loop.time()
-        for number, guest in enumerate(guests):
-            wait_s = started_at_s + spread_s * number / len(guests) - loop.time()
+        for number, connection in enumerate(connections):
+            wait_s = started_at_s + spread_s * number / len(connections) - loop.time()
             if wait_s > 0:
                 await asyncio.sleep(wait_s)
-            guest.leave(CloseCode.RESTART, (0, 1000))
+            connection.shut_down(CloseCode.RESTART, (0, 1000))
         with suppress(TimeoutError):
-            async with asyncio.timeout(HANG_UP_S):
-                await self.venue.is_empty.wait()
-        _log.info("drain_ended", left=len(self.venue.present))
+            async with asyncio.timeout(DROP_AFTER_S):
+                await self.manager.is_empty.wait()
+        _log.info("drain_ended", left=len(self.manager.connections))
 
-    async def end(self) -> None:
-        """Close what is still there, at once."""
+    async def close(self) -> None:
+        """Close all remaining connections at once."""
         self._listening.close()
-        for guest in tuple(self.venue.present):
-            guest.leave(CloseCode.GOING_AWAY, (500, 5000))
-        # One turn for the writes, one for the connections to notice.
+        for connection in tuple(self.manager.connections):
+            connection.shut_down(CloseCode.GOING_AWAY, (500, 5000))
+        # One iteration of the loop for the writes, one for connection_lost.
         await asyncio.sleep(0)
-        for guest in tuple(self.venue.present):
-            guest.abort()
+        for connection in tuple(self.manager.connections):
+            connection.abort()
         await asyncio.sleep(0)
 
     async def _sweep(self) -> None:
-        """Write what is new to everyone, a turn at a time."""
-        venue = self.venue
-        clock = venue.clock
+        """Send new boards to all viewers, one bounded turn at a time."""
+        manager = self.manager
+        clock = manager.clock
         while True:
-            await venue.work.wait()
-            venue.work.clear()
-            while venue.hub.is_busy:
+            await manager.sweep_needed.wait()
+            manager.sweep_needed.clear()
+            while manager.hub.is_busy:
                 started_at_s = clock()
-                rooms = venue.hub.turn(TURN_VIEWERS, clock, started_at_s + TURN_S)
+                channels = manager.hub.turn(TURN_VIEWERS, clock, started_at_s + TURN_S)
                 now_s = clock()
                 metrics.SWEEP.observe(now_s - started_at_s)
-                for room in rooms:
-                    if room.noticed_at_s:
-                        metrics.CHANGE_TO_WRITE.observe(now_s - room.noticed_at_s)
-                        if not room.is_in_lap:
-                            room.noticed_at_s = 0.0
-                self._count()
+                for channel in channels:
+                    if channel.noticed_at_s:
+                        metrics.CHANGE_TO_WRITE.observe(now_s - channel.noticed_at_s)
+                        if not channel.is_in_lap:
+                            channel.noticed_at_s = 0.0
+                self._count_frames()
                 await asyncio.sleep(0)
 
-    async def _keep_time(self) -> None:
-        """Meet the deadlines of viewers and heartbeats, one timer for all."""
-        venue, loop = self.venue, asyncio.get_running_loop()
+    async def _run_timers(self) -> None:
+        """Handle the deadlines of all connections and send heartbeats."""
+        manager, loop = self.manager, asyncio.get_running_loop()
         late_ticks = 0
-        due_s = loop.time() + venue.wheel.width_s
+        due_s = loop.time() + manager.wheel.width_s
         while True:
             await asyncio.sleep(max(due_s - loop.time(), 0.0))
             now_s = loop.time()
-            late_s, due_s = now_s - due_s, now_s + venue.wheel.width_s
+            late_s, due_s = now_s - due_s, now_s + manager.wheel.width_s
             metrics.LOOP_LAG.set(late_s)
-            if late_s > LATE_S and late_ticks < LATE_TICKS_MOST:
+            if late_s > LATE_S and late_ticks < LATE_TICKS_MAX:
                 late_ticks += 1
                 _log.warning("loop_lagged", late_s=round(late_s, 3))
                 continue
             late_ticks = 0
-            for number, guest in enumerate(venue.wheel.advance(now_s), 1):
-                guest.due(now_s)
-                if number % DUE_CHUNK == 0:
+            for number, connection in enumerate(manager.wheel.advance(now_s), 1):
+                connection.on_deadline(now_s)
+                if number % DEADLINES_PER_TURN == 0:
                     await asyncio.sleep(0)
-            venue.beat(now_s)
-            self._count()
+            manager.send_heartbeats(now_s)
+            self._count_frames()
 
-    def _count(self) -> None:
-        for room in self.venue.hub.rooms.values():
-            if room.sent:
-                metrics.FRAMES_SENT.inc(room.sent)
-                room.sent = 0
-            if room.skipped:
-                metrics.FRAMES_SKIPPED.inc(room.skipped)
-                room.skipped = 0
+    def _count_frames(self) -> None:
+        for channel in self.manager.hub.rooms.values():
+            if channel.sent:
+                metrics.FRAMES_SENT.inc(channel.sent)
+                channel.sent = 0
+            if channel.skipped:
+                metrics.FRAMES_SKIPPED.inc(channel.skipped)
+                channel.skipped = 0
 
 
 def drain_time_s(viewers: int, drain_s: float) -> float:
-    """Give the time over which to send viewers away, so that nobody is stormed by them."""
-    needed_s = min(max(drain_s, viewers / RETURN_PER_S), DRAIN_MOST_S)
-    return min(needed_s, viewers / HURRY_PER_S)
+    """Return the time over which to close viewers, so that their reconnects are spread out."""
+    needed_s = min(max(drain_s, viewers / RECONNECTS_PER_S), DRAIN_MAX_S)
+    return min(needed_s, viewers / DRAIN_MIN_PER_S)
 
 
 def grace_s(settings: Settings) -> float:
-    """Give the most time a process needs from the first signal to its end."""
-    longest_s = min(max(settings.drain_s, settings.viewers / RETURN_PER_S), DRAIN_MOST_S)
-    return longest_s + HANG_UP_S + 2.5
+    """Return the most time a process needs from the first signal to its end."""
+    longest_s = min(max(settings.drain_s, settings.viewers / RECONNECTS_PER_S), DRAIN_MAX_S)
+    return longest_s + DROP_AFTER_S + 2.5
 
 
-def watch_counts(venue: ConnectionManager) -> None:
-    """Have the gauges read their counts when they are asked for."""
-    metrics.CONNECTIONS.labels("open").set_function(lambda: venue.admission.viewers)
+def register_gauges(manager: ConnectionManager) -> None:
+    """Make the connection gauges read the manager's counts when they are scraped."""
+    metrics.CONNECTIONS.labels("open").set_function(lambda: manager.admission.viewers)
     metrics.CONNECTIONS.labels("other").set_function(
-        lambda: len(venue.present) - venue.admission.viewers
+        lambda: len(manager.connections) - manager.admission.viewers
     )
-    metrics.ACK_PACED.set_function(lambda: sum(guest.is_watched for guest in venue.present))
+    metrics.ACK_PACED.set_function(
+        lambda: sum(connection.is_ack_paced for connection in manager.connections)
+    )
 
 
 @asynccontextmanager
 async def running(streamer: Streamer) -> AsyncIterator[None]:
-    """Run a streamer beside the caller's block; whatever ends the block ends it too."""
+    """Run a streamer in a task until the block ends; an error in either ends both."""
     async with asyncio.TaskGroup() as tasks:
         task = tasks.create_task(streamer.run())
         try:
             yield
         finally:
-            await streamer.end()
+            await streamer.close()
             task.cancel()
 
 
 async def serve(settings: Settings, stop: StopEvent, *, worker: Worker | None = None) -> None:
-    """Serve viewers until asked to stop, then let them go.
+    """Serve viewers until asked to stop, then drain.
 
-    ``worker`` is this process, where it is one of several. Raises SettingInvalid when an address
-    cannot be had.
+    ``worker`` is this process if it is one of several. Raises SettingInvalid if an address cannot
+    be bound.
     """
     streamer = Streamer(settings)
     listener = make_listener(settings, shared=worker is not None)
     number = 0 if worker is None else worker.number
-    metrics_port = settings.ws_metrics_port and settings.ws_metrics_port + number * WORKER_STEP
+    metrics_port = settings.ws_metrics_port and settings.ws_metrics_port + number * WORKER_PORT_STEP
     operators = bind_operators(
         settings.metrics_host,
         metrics_port,
         variables="SCOREBOARD_METRICS_HOST, SCOREBOARD_WS_METRICS_PORT",
     )
     BUILD_INFO.labels(version("scoreboard"), "streamer").set(1)
-    watch_counts(streamer.venue)
+    register_gauges(streamer.manager)
     async with (
-        OperatorPort(operators, streamer.state),
+        OperatorPort(operators, streamer.readiness),
         running(streamer),
     ):
-        # A port shared with other processes brings viewers at once: know the boards first.
+        # On a shared port viewers arrive at once, so read the boards first.
         with suppress(TimeoutError):
             async with asyncio.timeout(FIRST_READ_S):
-                await streamer.relay.settle()
+                await streamer.watcher.wait_for_first_reads()
         await streamer.listen(listener)
-        _calm_garbage_collector()
+        _freeze_garbage_collector()
         host, port = listener.getsockname()[:2]
         _log.info("streamer_listening", host=host, port=port, worker=number)
         if worker is not None:
@@ -256,7 +258,7 @@ async def serve(settings: Settings, stop: StopEvent, *, worker: Worker | None = 
         await streamer.drain()
 
 
-def _calm_garbage_collector() -> None:
-    # What start-up made lives for ever: collections need not look at it again.
+def _freeze_garbage_collector() -> None:
+    # Objects made at start-up live until the end: exclude them from collections.
     gc.collect()
     gc.freeze()

@@ -105,19 +105,19 @@ class EventStreams:
 
     # The listener of BoardWatcher
 
-    def board_changed(self, feed: BoardState, noticed_at_s: float) -> None:  # noqa: ARG002
+    def board_changed(self, state: BoardState, noticed_at_s: float) -> None:  # noqa: ARG002
         """Send a new board to its streams."""
-        if feed.frame is not None:
-            self._channels[feed.board].publish(feed.frame)
+        if state.message is not None:
+            self._channels[state.board].publish(state.message)
 
-    def status_changed(self, feed: BoardState) -> None:
+    def status_changed(self, state: BoardState) -> None:
         """Tell the board's streams whether it is live."""
-        self._channels[feed.board].publish_status(feed.status)
+        self._channels[state.board].publish_status(state.status)
 
-    def access_changed(self, feed: BoardState) -> None:
+    def access_changed(self, state: BoardState) -> None:
         """End the streams that may no longer read the board."""
-        for stream in self._channels[feed.board].streams:
-            if not can_read(stream.admission.caller, is_public=feed.is_public):
+        for stream in self._channels[state.board].streams:
+            if not can_read(stream.admission.caller, is_public=state.is_public):
                 stream.finish(CloseCode.FORBIDDEN)
 
     # Admission
@@ -132,15 +132,15 @@ class EventStreams:
         if board not in self._channels:
             raise UnknownBoard
         caller = await self._verifier.verify(token) if token else None
-        feed = self._watcher.feeds[board]
-        if feed.frame is None:
+        state = self._watcher.states[board]
+        if state.message is None:
             self._is_wanted.set()
             with suppress(TimeoutError):
                 async with asyncio.timeout(FIRST_READ_S):
-                    await self._watcher.settle()
-        if feed.frame is None:
+                    await self._watcher.wait_for_first_reads()
+        if state.message is None:
             raise Uninitialised
-        require_read(caller, is_public=feed.is_public)
+        require_read(caller, is_public=state.is_public)
         admission = self._describe(request, board, caller)
         self._counts.admit(admission.address, admission.subject)
         return admission

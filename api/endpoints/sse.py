@@ -12,8 +12,8 @@ from typing import Final
 from msgspec import Struct
 
 from scoreboard.broadcast.channel import BoardChannel
-from scoreboard.broadcast.close_codes import CloseCode, bye_of
-from scoreboard.broadcast.frames import Heartbeat, Leaderboard, Message, Status, encode
+from scoreboard.broadcast.close_codes import CloseCode, make_bye
+from scoreboard.broadcast.messages import Heartbeat, Leaderboard, Message, Status, encode
 from scoreboard.security.tokens import Caller
 
 RETRY_MS: Final = 3000
@@ -101,7 +101,7 @@ class EventStream:
             if loop.time() >= ends_at_s:
                 self._end = self._end or self.admission.ends_with
             if self._end is not None:
-                await write(encode_event(bye_of(self._end)))
+                await write(encode_event(make_bye(self._end)))
                 return str(int(self._end))
             data = b""
             try:

@@ -1,1 +1,1 @@
-"""What viewers are shown: board state, frames, close codes."""
+"""What viewers receive: board state, messages, close codes."""

@@ -7,7 +7,7 @@ no queue: a slow connection skips to the newest board.
 
 from collections.abc import Callable
 
-from scoreboard.broadcast.frames import Heartbeat, Leaderboard, Message, Status
+from scoreboard.broadcast.messages import Heartbeat, Leaderboard, Message, Status
 
 
 class BoardChannel:

@@ -1,7 +1,8 @@
-"""Why a viewer's connection ends, in numbers and words; shared by WebSockets and event streams.
+"""Close codes and their reasons, shared by WebSockets and event streams.
 
-docs/protocol.md says per code what a viewer should do, docs/asyncapi.yaml repeats the table; tests
-compare.
+Codes below 4000 are named after the WebSocket Close Code Number Registry (RFC 6455, section 11.7).
+docs/protocol.md says what a viewer should do on each code; docs/asyncapi.yaml repeats the table.
+Tests compare both with this module.
 """
 
 from enum import IntEnum
@@ -9,59 +10,59 @@ from typing import Final
 
 from msgspec import Struct
 
-from scoreboard.broadcast.frames import Bye
+from scoreboard.broadcast.messages import Bye
 
 
 class CloseCode(IntEnum):
-    """Why a connection ends. A viewer must survive codes it does not know: back off."""
+    """Why a connection ends. Viewers must handle unknown codes: back off and reconnect."""
 
     NORMAL = 1000
     GOING_AWAY = 1001
     PROTOCOL_ERROR = 1002
-    UNSUPPORTED = 1003
-    BAD_TEXT = 1007
-    TOO_BIG = 1009
-    INTERNAL = 1011
+    UNSUPPORTED_DATA = 1003
+    INVALID_PAYLOAD = 1007
+    MESSAGE_TOO_BIG = 1009
+    INTERNAL_ERROR = 1011
     RESTART = 1012
-    FULL = 1013
+    TRY_AGAIN_LATER = 1013
     MALFORMED = 4400
     TOKEN_EXPIRED = 4401
     FORBIDDEN = 4403
-    NO_PONG = 4408
-    TOO_CHATTY = 4429
+    PONG_TIMEOUT = 4408
+    RATE_LIMITED = 4429
     TOO_SLOW = 4450
 
 
 class CloseReason(Struct, frozen=True):
-    """What a viewer is told with a close code, and whether and when it should come back."""
+    """The reason sent with a close code, and whether and when the viewer should reconnect."""
 
     reason: str
     reconnect: bool
     delay_ms: tuple[int, int]
 
 
-ENDINGS: Final[dict[CloseCode, CloseReason]] = {
+CLOSE_REASONS: Final[dict[CloseCode, CloseReason]] = {
     CloseCode.NORMAL: CloseReason("closed by the viewer", False, (0, 0)),
-    CloseCode.GOING_AWAY: CloseReason("the server stops now", True, (500, 5000)),
-    CloseCode.PROTOCOL_ERROR: CloseReason("a frame breaks RFC 6455", False, (0, 0)),
-    CloseCode.UNSUPPORTED: CloseReason("messages are text", False, (0, 0)),
-    CloseCode.BAD_TEXT: CloseReason("a message is not UTF-8", False, (0, 0)),
-    CloseCode.TOO_BIG: CloseReason("a message is too big", False, (0, 0)),
-    CloseCode.INTERNAL: CloseReason("the server failed", True, (1000, 10_000)),
+    CloseCode.GOING_AWAY: CloseReason("the server is stopping now", True, (500, 5000)),
+    CloseCode.PROTOCOL_ERROR: CloseReason("invalid frame (RFC 6455)", False, (0, 0)),
+    CloseCode.UNSUPPORTED_DATA: CloseReason("messages must be text", False, (0, 0)),
+    CloseCode.INVALID_PAYLOAD: CloseReason("messages must be valid UTF-8", False, (0, 0)),
+    CloseCode.MESSAGE_TOO_BIG: CloseReason("message too big", False, (0, 0)),
+    CloseCode.INTERNAL_ERROR: CloseReason("internal server error", True, (1000, 10_000)),
     CloseCode.RESTART: CloseReason(
-        "connect again: a restart or an old connection", True, (100, 3000)
+        "service restart or connection too old: reconnect", True, (100, 3000)
     ),
-    CloseCode.FULL: CloseReason("the server is full", True, (5000, 15_000)),
-    CloseCode.MALFORMED: CloseReason("too many messages that cannot be read", False, (0, 0)),
+    CloseCode.TRY_AGAIN_LATER: CloseReason("the server is full", True, (5000, 15_000)),
+    CloseCode.MALFORMED: CloseReason("too many unreadable messages", False, (0, 0)),
     CloseCode.TOKEN_EXPIRED: CloseReason("the token has expired", True, (0, 0)),
     CloseCode.FORBIDDEN: CloseReason("the token does not allow this board", False, (0, 0)),
-    CloseCode.NO_PONG: CloseReason("no pong came", True, (500, 5000)),
-    CloseCode.TOO_CHATTY: CloseReason("too many messages", True, (30_000, 60_000)),
-    CloseCode.TOO_SLOW: CloseReason("the connection takes no data", True, (500, 5000)),
+    CloseCode.PONG_TIMEOUT: CloseReason("pong timeout", True, (500, 5000)),
+    CloseCode.RATE_LIMITED: CloseReason("too many messages", True, (30_000, 60_000)),
+    CloseCode.TOO_SLOW: CloseReason("the connection is too slow", True, (500, 5000)),
 }
 
 
-def bye_of(code: CloseCode, delay_ms: tuple[int, int] | None = None) -> Bye:
-    """Give the message that goes before an end."""
-    ending = ENDINGS[code]
-    return Bye(code, ending.reason, ending.reconnect, delay_ms or ending.delay_ms)
+def make_bye(code: CloseCode, delay_ms: tuple[int, int] | None = None) -> Bye:
+    """Return the message that precedes a close; ``delay_ms`` overrides the default."""
+    close = CLOSE_REASONS[code]
+    return Bye(code, close.reason, close.reconnect, delay_ms or close.delay_ms)

@@ -1,9 +1,11 @@
-"""Follows the boards for one process: subscribe, read, tell a listener what viewers should see.
+"""Follow the boards in Redis for one process: subscribe, read, notify a listener.
 
-The streamer and the api's event stream each run one. What stays true: at most one read per frame
-interval and board, whatever the write rate; a read follows every confirmed subscription, so nothing
-published in between is missed; a lost message is mended by the next reconciliation; a listener is
-never told an older board, and never an empty one for want of Redis.
+The streamer and the api's event stream each run one.
+
+Invariants: at most one read per frame interval and board, at any write rate; a read follows every
+confirmed subscription, so no change published in between is missed; the next reconciliation
+corrects a lost message; the listener never gets an older board, nor an empty one because Redis is
+unreachable.
 """
 
 import asyncio
@@ -12,8 +14,8 @@ from typing import Final, Protocol
 
 import msgspec
 
-from scoreboard.broadcast.frames import StaleReason
-from scoreboard.broadcast.state import BoardState, Verdict
+from scoreboard.broadcast.messages import StaleReason
+from scoreboard.broadcast.state import BoardState, ReadResult
 from scoreboard.errors import InternalError, ScoreboardError, Uninitialised
 from scoreboard.model import WATCHED_TOP, Board, Partition, Window
 from scoreboard.runtime.lifecycle import backoff_s
@@ -26,70 +28,78 @@ from scoreboard.store.subscription import RECONNECT_MOST_S, Subscription
 
 READ_TIMEOUT_S: Final = 2.0
 RECONCILE_S: Final = 5.0
-"""A message may be lost; this bounds for how long viewers can miss a change."""
+"""Interval of reconciling reads: the longest time that a lost message can delay a change."""
 
 STALE_AFTER_S: Final = 2.0
-"""A reconnection within this is nobody's business."""
+"""Viewers are not told of an outage shorter than this."""
 
 LOST_AFTER_S: Final = 1.0
-"""A change found by reconciling whose message has not come by then counts as lost."""
+"""A change found by reconciliation counts as a lost message unless it arrives in this time."""
 
 READ_CONNECTIONS: Final = 4
 
 _SEQ = gauge("board_seq", "Sequence number of the last accepted read", "board")
 _EPOCH = gauge("board_epoch", "Epoch of the last accepted read", "board")
 _AGE = gauge("board_age_seconds", "Time since the last accepted read", "board")
-_REGRESSIONS = counter("board_regressions_total", "Times a board came back older", "board")
-_MISMATCHES = counter("reconcile_mismatches_total", "Changes whose message never came", "board")
+_REGRESSIONS = counter("board_regressions_total", "Reads older than the last accepted one", "board")
+_MISMATCHES = counter("reconcile_mismatches_total", "Changes whose message was lost", "board")
 _log = get_logger(__name__)
 
 
 class Listener(Protocol):
-    """Who is told. All three are called on the loop and must not block."""
+    """Receiver of changes. All methods are called on the event loop and must not block."""
 
-    def board_changed(self, feed: BoardState, noticed_at_s: float) -> None:
-        """Show ``feed.frame``; ``noticed_at_s`` is when the change was first heard of (loop)."""
+    def board_changed(self, state: BoardState, noticed_at_s: float) -> None:
+        """Send ``state.message``; ``noticed_at_s`` is when its change was noticed (loop time)."""
         ...
 
-    def status_changed(self, feed: BoardState) -> None:
-        """Show whether ``feed.trouble`` is None (live) or a reason (stale)."""
+    def status_changed(self, state: BoardState) -> None:
+        """Send whether ``state.stale_reason`` is None (live) or a reason (stale)."""
         ...
 
-    def access_changed(self, feed: BoardState) -> None:
-        """Heed that ``feed.is_public`` differs."""
+    def access_changed(self, state: BoardState) -> None:
+        """Apply that ``state.is_public`` has changed."""
         ...
 
 
-class _Watch:
-    """One board's reading: its feed, its wake-up, its pace."""
+class _WatchedBoard:
+    """One board: its state, its wake-up event, the schedule of its reads."""
 
-    __slots__ = ("dirty", "failures", "feed", "messages", "next_at_s", "noticed_at_s", "stale")
+    __slots__ = (
+        "dirty",
+        "failures",
+        "messages",
+        "next_read_at_s",
+        "noticed_at_s",
+        "stale_timer",
+        "state",
+    )
 
     def __init__(self, board: str) -> None:
-        self.feed = BoardState(board)
+        self.state = BoardState(board)
         self.dirty = asyncio.Event()
         self.failures = 0
         self.messages = 0
-        self.next_at_s = 0.0
+        self.next_read_at_s = 0.0
         self.noticed_at_s = 0.0
-        self.stale: asyncio.TimerHandle | None = None
+        self.stale_timer: asyncio.TimerHandle | None = None
 
 
 class BoardWatcher:
-    """The one subscription and the reads of a process. Run ``run`` in a task group."""
+    """The subscription and the reads of one process. Start ``run`` in a task group."""
 
     def __init__(self, settings: Settings, listener: Listener, *, name: str) -> None:
-        """Take the settings and whom to tell; connects to nothing yet."""
+        """Read the settings; connect to nothing yet."""
         self._settings = msgspec.structs.replace(
             settings, redis_timeout_s=min(settings.redis_timeout_s, READ_TIMEOUT_S)
         )
         self._listener = listener
         self._name = name
         self._interval_s = settings.frame_interval_ms / 1000
-        self._watches = {board: _Watch(board) for board in settings.boards}
+        self._watched = {board: _WatchedBoard(board) for board in settings.boards}
         self._unread = set(settings.boards)
-        self._settled = asyncio.Event()
-        self._by_channel: dict[str, _Watch] = {}
+        self._all_read = asyncio.Event()
+        self._by_channel: dict[str, _WatchedBoard] = {}
         for board in settings.boards:
             self._channels(Board(board))
         self._changes = Subscription(
@@ -102,40 +112,40 @@ class BoardWatcher:
         )
 
     @property
-    def feeds(self) -> dict[str, BoardState]:
-        """Give the feed of each board served, by name."""
-        return {board: watch.feed for board, watch in self._watches.items()}
+    def states(self) -> dict[str, BoardState]:
+        """Return the state of each board served, by name."""
+        return {name: watched.state for name, watched in self._watched.items()}
 
-    async def settle(self) -> None:
-        """Wait until every board has been read, or could not be, once."""
-        await self._settled.wait()
+    async def wait_for_first_reads(self) -> None:
+        """Wait until the first read of every board has succeeded or failed."""
+        await self._all_read.wait()
 
     @property
     def is_ready(self) -> bool:
-        """Tell whether some board is known and the live store answers."""
-        feeds = [watch.feed for watch in self._watches.values()]
+        """Return whether at least one board is known and Redis is reachable."""
+        states = [watched.state for watched in self._watched.values()]
         return (
             self._changes.is_up
-            and any(feed.frame is not None for feed in feeds)
-            and all(feed.trouble != "unreachable" for feed in feeds)
+            and any(state.message is not None for state in states)
+            and all(state.stale_reason != "unreachable" for state in states)
         )
 
     async def run(self) -> None:
-        """Follow the boards until cancelled; losing Redis never ends it."""
+        """Follow the boards until cancelled; losing Redis does not end it."""
         client = make_client(
             self._settings,
             name=f"{self._name}-reads",
-            connections=min(READ_CONNECTIONS, len(self._watches)),
+            connections=min(READ_CONNECTIONS, len(self._watched)),
         )
         store = Store(client)
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._changes.run())
-                for watch in self._watches.values():
-                    tasks.create_task(self._follow(store, watch))
+                for watched in self._watched.values():
+                    tasks.create_task(self._read_changes(store, watched))
         finally:
-            for watch in self._watches.values():
-                _cancel_stale(watch)
+            for watched in self._watched.values():
+                _cancel_stale_timer(watched)
             await client.aclose()
 
     def _channels(self, board: Board) -> list[str]:
@@ -143,135 +153,136 @@ class BoardWatcher:
             PartitionKeys(Partition(board.name, number)).changes
             for number in range(board.layout.partitions)
         ]
-        self._by_channel.update(dict.fromkeys(names, self._watches[board.name]))
+        self._by_channel.update(dict.fromkeys(names, self._watched[board.name]))
         return names
 
     def _on_change(self, channel: str) -> None:
-        watch = self._by_channel.get(channel)
-        if watch is not None:
-            watch.messages += 1
-            self._wake(watch)
+        watched = self._by_channel.get(channel)
+        if watched is not None:
+            watched.messages += 1
+            self._wake(watched)
 
     def _on_up(self) -> None:
-        for watch in self._watches.values():
-            watch.failures = 0
-            self._wake(watch)
+        for watched in self._watched.values():
+            watched.failures = 0
+            self._wake(watched)
 
     def _on_down(self) -> None:
-        for watch in self._watches.values():
-            self._doubt(watch)
+        for watched in self._watched.values():
+            self._schedule_stale(watched)
 
-    def _wake(self, watch: _Watch) -> None:
-        if not watch.dirty.is_set():
-            watch.noticed_at_s = asyncio.get_running_loop().time()
-            watch.dirty.set()
+    def _wake(self, watched: _WatchedBoard) -> None:
+        if not watched.dirty.is_set():
+            watched.noticed_at_s = asyncio.get_running_loop().time()
+            watched.dirty.set()
 
-    async def _follow(self, store: Store, watch: _Watch) -> None:
+    async def _read_changes(self, store: Store, watched: _WatchedBoard) -> None:
         loop = asyncio.get_running_loop()
         reconcile_at_s = loop.time()
         while True:
             wait_s = reconcile_at_s - loop.time()
-            if watch.failures:
-                wait_s = min(wait_s, backoff_s(watch.failures, most_s=RECONNECT_MOST_S))
-            if not watch.dirty.is_set():
+            if watched.failures:
+                wait_s = min(wait_s, backoff_s(watched.failures, most_s=RECONNECT_MOST_S))
+            if not watched.dirty.is_set():
                 try:
                     async with asyncio.timeout(max(wait_s, 0.0)):
-                        await watch.dirty.wait()
+                        await watched.dirty.wait()
                 except TimeoutError:
-                    watch.noticed_at_s = loop.time()
-            await asyncio.sleep(max(watch.next_at_s - loop.time(), 0.0))
-            was_told = watch.dirty.is_set()
-            watch.dirty.clear()
+                    watched.noticed_at_s = loop.time()
+            await asyncio.sleep(max(watched.next_read_at_s - loop.time(), 0.0))
+            was_notified = watched.dirty.is_set()
+            watched.dirty.clear()
             started_at_s = loop.time()
-            watch.next_at_s = started_at_s + self._interval_s
-            if started_at_s >= reconcile_at_s or watch.feed.frame is None:
+            watched.next_read_at_s = started_at_s + self._interval_s
+            with_board = started_at_s >= reconcile_at_s or watched.state.message is None
+            if with_board:
                 reconcile_at_s = started_at_s + RECONCILE_S
-                await self._read(store, watch, was_told=was_told, with_board=True)
-            else:
-                await self._read(store, watch, was_told=was_told, with_board=False)
-            self._unread.discard(watch.feed.board)
+            await self._read(store, watched, was_notified=was_notified, with_board=with_board)
+            self._unread.discard(watched.state.board)
             if not self._unread:
-                self._settled.set()
+                self._all_read.set()
 
-    async def _read(self, store: Store, watch: _Watch, *, was_told: bool, with_board: bool) -> None:
-        feed = watch.feed
+    async def _read(
+        self, store: Store, watched: _WatchedBoard, *, was_notified: bool, with_board: bool
+    ) -> None:
+        state = watched.state
         try:
             if with_board:
-                await self._read_board(store, feed)
-            window = await self._read_window(store, feed)
+                await self._read_board(store, state)
+            window = await self._read_window(store, state)
         except Uninitialised:
-            watch.failures = 0
-            self._tell(watch, "uninitialised")
+            watched.failures = 0
+            self._mark_stale(watched, "uninitialised")
             return
         except ScoreboardError as error:
-            watch.failures += 1
+            watched.failures += 1
             if isinstance(error, InternalError):
-                _log.error("board_unreadable", board=feed.board, reason=error.detail)
-            self._doubt(watch)
+                _log.error("board_unreadable", board=state.board, reason=error.detail)
+            self._schedule_stale(watched)
             return
-        watch.failures = 0
-        had_frame = feed.frame is not None
-        verdict = feed.take(window, time.time_ns() // 1_000_000)
-        if verdict is Verdict.REWOUND:
-            if feed.trouble != "rewound":
-                _REGRESSIONS.labels(feed.board).inc()
-                _log.error("board_rewound", board=feed.board, epoch=window.epoch, seq=window.seq)
-            self._tell(watch, "rewound")
+        watched.failures = 0
+        had_message = state.message is not None
+        result = state.apply(window, time.time_ns() // 1_000_000)
+        if result is ReadResult.REWOUND:
+            if state.stale_reason != "rewound":
+                _REGRESSIONS.labels(state.board).inc()
+                _log.error("board_rewound", board=state.board, epoch=window.epoch, seq=window.seq)
+            self._mark_stale(watched, "rewound")
             return
         loop = asyncio.get_running_loop()
         accepted_at_s = loop.time()
-        _AGE.labels(feed.board).set_function(lambda: loop.time() - accepted_at_s)
-        _EPOCH.labels(feed.board).set(window.epoch)
-        _SEQ.labels(feed.board).set(window.seq)
-        if verdict is Verdict.NEWS:
-            if had_frame and not was_told:
-                loop.call_later(LOST_AFTER_S, self._count_lost, watch, watch.messages)
-            self._listener.board_changed(feed, watch.noticed_at_s)
+        _AGE.labels(state.board).set_function(lambda: loop.time() - accepted_at_s)
+        _EPOCH.labels(state.board).set(window.epoch)
+        _SEQ.labels(state.board).set(window.seq)
+        if result is ReadResult.CHANGED:
+            if had_message and not was_notified:
+                loop.call_later(LOST_AFTER_S, self._count_lost, watched, watched.messages)
+            self._listener.board_changed(state, watched.noticed_at_s)
         if self._changes.is_up:
-            self._trust(watch)
+            self._mark_live(watched)
 
-    async def _read_window(self, store: Store, feed: BoardState) -> Window:
-        window = await store.leaderboard(feed.board, limit=WATCHED_TOP)
-        if feed.frame is not None and feed.frame.epoch != window.epoch:
-            await self._read_board(store, feed)  # a reseed may have changed what is fixed
+    async def _read_window(self, store: Store, state: BoardState) -> Window:
+        window = await store.leaderboard(state.board, limit=WATCHED_TOP)
+        if state.message is not None and state.message.epoch != window.epoch:
+            await self._read_board(store, state)  # a reseed may have changed layout or access
         return window
 
-    async def _read_board(self, store: Store, feed: BoardState) -> None:
-        board = await store.board(feed.board)
+    async def _read_board(self, store: Store, state: BoardState) -> None:
+        board = await store.board(state.board)
         self._changes.want(self._channels(board))
-        if board.is_public != feed.is_public:
-            feed.is_public = board.is_public
-            self._listener.access_changed(feed)
+        if board.is_public != state.is_public:
+            state.is_public = board.is_public
+            self._listener.access_changed(state)
 
-    def _count_lost(self, watch: _Watch, messages_before: int) -> None:
-        if watch.messages == messages_before:
-            _MISMATCHES.labels(watch.feed.board).inc()
+    def _count_lost(self, watched: _WatchedBoard, messages_before: int) -> None:
+        if watched.messages == messages_before:
+            _MISMATCHES.labels(watched.state.board).inc()
 
-    def _doubt(self, watch: _Watch) -> None:
-        """Say that the store cannot be reached, unless it comes back soon."""
-        if watch.stale is None and watch.feed.trouble is None:
-            watch.stale = asyncio.get_running_loop().call_later(
-                STALE_AFTER_S, self._tell, watch, "unreachable"
+    def _schedule_stale(self, watched: _WatchedBoard) -> None:
+        """Mark the board stale after STALE_AFTER_S, unless Redis comes back before."""
+        if watched.stale_timer is None and watched.state.stale_reason is None:
+            watched.stale_timer = asyncio.get_running_loop().call_later(
+                STALE_AFTER_S, self._mark_stale, watched, "unreachable"
             )
 
-    def _trust(self, watch: _Watch) -> None:
-        """Take note of a good read on a live subscription."""
-        _cancel_stale(watch)
-        if watch.feed.trouble is not None:
-            watch.feed.trouble = None
-            _log.info("board_live", board=watch.feed.board)
-            self._listener.status_changed(watch.feed)
+    def _mark_live(self, watched: _WatchedBoard) -> None:
+        """Mark the board live, after a successful read with the subscription up."""
+        _cancel_stale_timer(watched)
+        if watched.state.stale_reason is not None:
+            watched.state.stale_reason = None
+            _log.info("board_live", board=watched.state.board)
+            self._listener.status_changed(watched.state)
 
-    def _tell(self, watch: _Watch, reason: StaleReason) -> None:
-        _cancel_stale(watch)
-        was_live = watch.feed.trouble is None
-        watch.feed.trouble = reason
+    def _mark_stale(self, watched: _WatchedBoard, reason: StaleReason) -> None:
+        _cancel_stale_timer(watched)
+        was_live = watched.state.stale_reason is None
+        watched.state.stale_reason = reason
         if was_live:
-            _log.warning("board_stale", board=watch.feed.board, reason=reason)
-            self._listener.status_changed(watch.feed)
+            _log.warning("board_stale", board=watched.state.board, reason=reason)
+            self._listener.status_changed(watched.state)
 
 
-def _cancel_stale(watch: _Watch) -> None:
-    if watch.stale is not None:
-        watch.stale.cancel()
-        watch.stale = None
+def _cancel_stale_timer(watched: _WatchedBoard) -> None:
+    if watched.stale_timer is not None:
+        watched.stale_timer.cancel()
+        watched.stale_timer = None

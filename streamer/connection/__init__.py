@@ -1,1 +1,1 @@
-"""One viewer after the handshake."""
+"""One viewer after the opening handshake."""

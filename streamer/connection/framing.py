@@ -1,11 +1,12 @@
-"""Frames as a server writes them: unmasked, whole, without extensions. Pure.
+"""Build server frames (RFC 6455, section 5.2): unmasked, unfragmented, without extensions.
 
-Built once and written to every viewer, which is exact only because nothing negotiated alters them.
+A frame is built once and written to every viewer. This is correct because no extension is
+negotiated that would change it.
 """
 
 
 def text_frame(payload: bytes) -> bytes:
-    """Frame a whole text message."""
+    """Return a text frame."""
     size = len(payload)
     if size < 126:
         return b"\x81" + size.to_bytes(1, "big") + payload
@@ -15,11 +16,11 @@ def text_frame(payload: bytes) -> bytes:
 
 
 def ping_frame(payload: bytes) -> bytes:
-    """Frame a ping; ``payload`` has at most 125 bytes and comes back in the pong."""
+    """Return a ping frame; ``payload`` has at most 125 bytes and comes back in the pong."""
     return b"\x89" + len(payload).to_bytes(1, "big") + payload
 
 
 def close_frame(code: int, reason: str) -> bytes:
-    """Frame a close; ``reason`` has at most 123 bytes."""
+    """Return a close frame; ``reason`` has at most 123 bytes."""
     payload = code.to_bytes(2, "big") + reason.encode()
     return b"\x88" + len(payload).to_bytes(1, "big") + payload

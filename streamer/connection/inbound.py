@@ -1,9 +1,9 @@
-"""What one viewer sends: how much, how often, and put together into messages. No I/O.
+"""Frames from one viewer: rate limits, and reassembly into messages. No I/O.
 
-Made by streamer.connection.viewer when a viewer first sends anything but an awaited pong. The
-library checks a frame by itself (mask, reserved bits, opcode, size); joining fragments, their
-number and size, strict UTF-8 and every rate are ours. What stays true: at most one unfinished
-message is held.
+The websockets library validates single frames (mask, reserved bits, opcode, size). This module
+joins fragments, limits their number and size, checks UTF-8, and limits every rate.
+
+Invariants: at most one unfinished message is held per viewer.
 """
 
 import logging
@@ -20,9 +20,9 @@ from streamer.handshake.admission import Bucket
 from streamer.protocol import Auth, Sync, decode
 
 CHUNK_BYTES: Final = 1024
-"""Fed to the parser at once: the smallest frames of 1 KiB take it 0.6 ms, 256 KB of them 160 ms."""
+"""Size of the parser's input: 1 KiB of the smallest frames takes 0.6 ms, 256 KB of them 160 ms."""
 
-_NAMES: Final = {
+_TYPES: Final = {
     Opcode.CONT: "continuation",
     Opcode.TEXT: "text",
     Opcode.BINARY: "binary",
@@ -33,29 +33,29 @@ _NAMES: Final = {
 
 
 _LOGGER: Final = logging.getLogger("websockets.streamer")
-# The library logs every header at DEBUG, tokens too, and two lines per viewer at INFO.
+# The library logs all headers, including tokens, at DEBUG, and two lines per viewer at INFO.
 _LOGGER.setLevel(logging.WARNING)
 
 
 class Parser(ServerProtocol):
-    """The library's parser of one connection, with control frames amid fragments (RFC 6455, 5.4).
+    """The library's parser, with control frames between fragments (RFC 6455, 5.4).
 
-    The library refuses a close frame between fragments, and counts a ping there against the size
-    of the message. Here the limit holds for each frame; Inbound adds up the fragments.
+    The library rejects a close frame between fragments, and counts a ping there against the size
+    of the message. Here the limit applies to each frame; MessageReader adds up the fragments.
     """
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(max_size=(None, settings.message_bytes), logger=_LOGGER)
 
     def recv_frame(self, frame: Frame) -> None:
-        """Take a frame; a close ends an unfinished message too."""
+        """Process a frame; a close frame also ends an unfinished message."""
         if frame.opcode is Opcode.CLOSE:
             self.current_size = None
         super().recv_frame(frame)
 
 
-class Unwelcome(Exception):  # noqa: N818 (says what it is)
-    """A frame that ends the connection with ``code``."""
+class FrameError(Exception):
+    """A frame that fails the connection with a close code."""
 
     def __init__(self, code: CloseCode, reason: str) -> None:
         super().__init__(code, reason)
@@ -63,39 +63,39 @@ class Unwelcome(Exception):  # noqa: N818 (says what it is)
         self.reason = reason
 
 
-class Inbound:
-    """The frames of one viewer."""
+class MessageReader:
+    """Reads the messages of one viewer from its frames."""
 
-    __slots__ = ("_bucket", "_mistakes", "_parts", "_settings", "_size", "_synced_at_s")
+    __slots__ = ("_bucket", "_fragments", "_malformed", "_settings", "_size", "_synced_at_s")
 
     def __init__(self, settings: Settings, now_s: float) -> None:
         rate, burst = settings.viewer_frames_per_second, settings.viewer_frames_burst
         self._settings = settings
         self._bucket = Bucket(rate, burst, now_s)
-        self._parts: list[bytes] = []
+        self._fragments: list[bytes] = []
         self._size = 0
-        self._mistakes = 0
+        self._malformed = 0
         self._synced_at_s = float("-inf")
 
-    def take(self, frame: Frame, now_s: float) -> Auth | Sync | None:
-        """Take a frame; give the message it completes.
+    def receive(self, frame: Frame, now_s: float) -> Auth | Sync | None:
+        """Process a frame; return the message that it completes.
 
-        Raises Unwelcome where the connection must end, Malformed for a message that cannot be read
-        as long as there have been few.
+        Raises FrameError if the connection must fail, Malformed for an unreadable message while
+        there have been few of them.
         """
         verdict = "refused"
         try:
-            message = self._judge(frame, now_s)
+            message = self._process(frame, now_s)
             verdict = "taken"
         finally:
-            metrics.INBOUND.labels(_NAMES[frame.opcode], verdict).inc()
+            metrics.INBOUND.labels(_TYPES[frame.opcode], verdict).inc()
         return message
 
-    def _judge(self, frame: Frame, now_s: float) -> Auth | Sync | None:
+    def _process(self, frame: Frame, now_s: float) -> Auth | Sync | None:
         if not self._bucket.take(now_s):
-            raise Unwelcome(CloseCode.TOO_CHATTY, "too many frames")
+            raise FrameError(CloseCode.RATE_LIMITED, "too many frames")
         if frame.opcode is Opcode.BINARY:
-            raise Unwelcome(CloseCode.UNSUPPORTED, "messages are text")
+            raise FrameError(CloseCode.UNSUPPORTED_DATA, "messages must be text")
         if frame.opcode is not Opcode.TEXT and frame.opcode is not Opcode.CONT:
             return None  # the library answers pings and closes
         text = self._join(frame)
@@ -104,32 +104,36 @@ class Inbound:
         try:
             message = decode(text)
         except Malformed:
-            self._mistakes += 1
-            if self._mistakes > self._settings.viewer_mistakes:
-                raise Unwelcome(CloseCode.MALFORMED, "too many unreadable messages") from None
+            self._malformed += 1
+            if self._malformed > self._settings.viewer_mistakes:
+                raise FrameError(CloseCode.MALFORMED, "too many unreadable messages") from None
             raise
         if isinstance(message, Sync):
             if now_s - self._synced_at_s < self._settings.sync_interval_s:
-                raise Unwelcome(CloseCode.TOO_CHATTY, "too many sync")
+                raise FrameError(CloseCode.RATE_LIMITED, "too many sync messages")
             self._synced_at_s = now_s
         return message
 
     def _join(self, frame: Frame) -> str | None:
+        """Add a fragment; return the text of a complete message."""
         settings = self._settings
-        if len(self._parts) >= settings.message_fragments:
-            most = settings.message_fragments
-            raise Unwelcome(CloseCode.TOO_BIG, f"a message has at most {most} fragments")
-        self._parts.append(bytes(frame.data))
+        if len(self._fragments) >= settings.message_fragments:
+            limit = settings.message_fragments
+            raise FrameError(
+                CloseCode.MESSAGE_TOO_BIG, f"a message may have at most {limit} fragments"
+            )
+        self._fragments.append(bytes(frame.data))
         self._size += len(frame.data)
         if self._size > settings.message_bytes:
-            raise Unwelcome(
-                CloseCode.TOO_BIG, f"a message has at most {settings.message_bytes} bytes"
+            raise FrameError(
+                CloseCode.MESSAGE_TOO_BIG,
+                f"a message may have at most {settings.message_bytes} bytes",
             )
         if not frame.fin:
             return None
-        whole = b"".join(self._parts)
-        self._parts, self._size = [], 0
+        message = b"".join(self._fragments)
+        self._fragments, self._size = [], 0
         try:
-            return whole.decode()
+            return message.decode()
         except UnicodeDecodeError:
-            raise Unwelcome(CloseCode.BAD_TEXT, "a message is UTF-8") from None
+            raise FrameError(CloseCode.INVALID_PAYLOAD, "messages must be valid UTF-8") from None

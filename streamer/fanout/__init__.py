@@ -1,1 +1,1 @@
-"""Who watches which board, and whose turn it is."""
+"""Send boards to viewers: channels, shared connection state, deadlines."""

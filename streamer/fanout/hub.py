@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from scoreboard.broadcast.channel import BoardChannel
-from scoreboard.broadcast.frames import Leaderboard, Message, Status, encode
+from scoreboard.broadcast.messages import Leaderboard, Message, Status, encode
 from streamer.connection.framing import ping_frame, text_frame
 
 CHUNK: Final = 50

@@ -1,1 +1,1 @@
-"""From accept to 101: admission, request head, refusals."""
+"""The opening handshake, from accept to the 101 response: admission, request, rejection."""

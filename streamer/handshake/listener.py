@@ -1,7 +1,7 @@
-"""The listening socket: where viewers connect, and what every accepted connection inherits.
+"""The listening socket of the streamer, and how many connections the process may hold.
 
-Options are set before ``listen``: the kernel copies them to each accepted socket, which spares a
-call and a socket object per viewer.
+Socket options are set before ``listen``: accepted sockets inherit them, which saves a system call
+and a socket object per viewer.
 """
 
 import socket
@@ -14,25 +14,25 @@ from scoreboard.runtime.telemetry import get_logger
 from streamer.handshake.admission import Capacity
 
 RECEIVE_BYTES: Final = 16_384
-"""Bounds what one read can bring, and with it the work of one turn of the loop."""
+"""Limits the size of one read, and with it the work of one iteration of the loop."""
 
 BACKLOG: Final = 4096
-"""A restart brings everyone back at once; the kernel cuts it to net.core.somaxconn."""
+"""After a restart all viewers reconnect at once; the kernel caps this at net.core.somaxconn."""
 
 RESERVED_FILES: Final = 100
-"""Descriptors kept for Redis, probes, the issuer, logs and what Python itself opens."""
+"""File descriptors reserved for Redis, probes, the issuer, logs and Python itself."""
 
 HANDSHAKES_SHARE: Final = 4
-"""Where open files are few, one in this many is for connections that are no viewers."""
+"""With few open files allowed, one in this many is for connections that are not viewers."""
 
 _log = get_logger(__name__)
 
 
 def make_listener(settings: Settings, *, shared: bool, port: int | None = None) -> socket.socket:
-    """Bind the viewers' port; ``shared`` lets other processes of this service bind it too.
+    """Bind the viewers' port.
 
-    ``port`` is another one than that of the settings. Raises SettingInvalid, naming the variables,
-    when the address cannot be had.
+    ``shared`` lets other processes of this service bind it too. ``port`` overrides the settings.
+    Raises SettingInvalid, naming the variables, if the address cannot be bound.
     """
     host = settings.ws_host
     port = settings.ws_port if port is None else port
@@ -49,7 +49,7 @@ def make_listener(settings: Settings, *, shared: bool, port: int | None = None) 
 
 
 def capacity_of(settings: Settings) -> Capacity:
-    """Give how many connections this process may hold: the settings, or what open files allow."""
+    """Return the limits of the settings, reduced to what the open files limit allows."""
     wanted = settings.viewers + settings.handshakes + RESERVED_FILES
     files = raise_open_files_limit(wanted)
     if files >= wanted:

@@ -1,9 +1,9 @@
-"""Judges a viewer's HTTP request before the 101: what it asks for, or how it is refused. No I/O.
+"""Validate the HTTP request of an opening handshake (RFC 6455, section 4.2.1). No I/O.
 
-scoreboard.http.head has read the request; the WebSocket library computes the answer to the key. It
-repeats header values in its refusals, which ours never do. The order is fixed: request line,
-headers, origin, subprotocol, token; who is let in is decided by streamer.handshake.admission and
-the board.
+scoreboard.http.head has parsed the request. The websockets library computes Sec-WebSocket-Accept,
+but its error responses repeat header values; ours never do. The order of the checks is fixed:
+request line, headers, origin, subprotocol, token. streamer.handshake.admission and the board decide
+who is admitted.
 """
 
 import base64
@@ -35,8 +35,8 @@ from streamer.protocol import BEARER_PREFIX, PATH, SUBPROTOCOL
 _END: Final = b"\r\n\r\n"
 
 
-class Wish(Struct, frozen=True):
-    """What a well-formed handshake asks for."""
+class HandshakeRequest(Struct, frozen=True):
+    """The parameters of a valid handshake."""
 
     board: str
     address: str
@@ -44,13 +44,13 @@ class Wish(Struct, frozen=True):
     offers_subprotocol: bool = False
 
 
-class Rules:
-    """What handshakes are judged by; made once per process."""
+class HandshakeConfig:
+    """The settings that handshakes are validated against; created once per process."""
 
     def __init__(self, settings: Settings) -> None:
-        """Read origins and trusted hops.
+        """Parse origins and trusted hops.
 
-        Raises SettingInvalid, naming the variable, where one of them cannot be read.
+        Raises SettingInvalid, naming the variable, if one of them is invalid.
         """
         self.boards = settings.boards
         self.limits = settings.head_limits()
@@ -58,29 +58,29 @@ class Rules:
         self.hops = trusted_networks(settings.trusted_hops)
 
 
-def judge(head: Head, peer: str, rules: Rules) -> Wish:
-    """Return what a request asks for.
+def parse_request(head: Head, peer: str, config: HandshakeConfig) -> HandshakeRequest:
+    """Return the parameters of a handshake.
 
     Raises Malformed, MethodNotAllowed, VersionUnsupported, NotFound, UpgradeRequired, ForeignOrigin
-    or Unauthenticated, whose problem it gets instead; none of them repeats what the request held.
+    or Unauthenticated; none of them repeats the content of the request.
     """
-    board = _board(head, rules)
+    board = _board(head, config)
     headers = head.headers
     _check_upgrade(headers)
     forwarded = headers.get(b"x-forwarded-for", b"").decode("latin-1")
-    address = client_address(peer, [forwarded], rules.hops)
-    rules.origins.check(headers.get(b"origin"), headers[b"host"])
+    address = client_address(peer, [forwarded], config.hops)
+    config.origins.check(headers.get(b"origin"), headers[b"host"])
     protocols = headers.get(b"sec-websocket-protocol", b"").decode("latin-1")
     offered = [word.strip() for word in protocols.split(",")] if protocols else []
     if offered and SUBPROTOCOL not in offered:
         raise Malformed(f"Offer the subprotocol {SUBPROTOCOL}, or none")
-    return Wish(board, address, _token(headers, offered), bool(offered))
+    return HandshakeRequest(board, address, _token(headers, offered), bool(offered))
 
 
-def answer_of(error: ScoreboardError, request_id: str, *, with_body: bool = True) -> bytes:
-    """Return the whole HTTP answer to a refused handshake; the connection ends with it.
+def error_response(error: ScoreboardError, request_id: str, *, with_body: bool = True) -> bytes:
+    """Return the HTTP response to a rejected handshake; the connection ends with it.
 
-    The answer to HEAD is one without the body.
+    The response to HEAD has no body.
     """
     status = status_of(type(error))
     body = encode_problem(error, request_id)
@@ -98,17 +98,17 @@ def answer_of(error: ScoreboardError, request_id: str, *, with_body: bool = True
     return b"\r\n".join(lines) + _END + (body if with_body else b"")
 
 
-def _board(head: Head, rules: Rules) -> str:
+def _board(head: Head, config: HandshakeConfig) -> str:
     if head.method != "GET":
-        raise MethodNotAllowed("A handshake is a GET", allow="GET")
+        raise MethodNotAllowed("A handshake must use GET", allow="GET")
     if not head.minor:
-        raise VersionUnsupported("A handshake is HTTP/1.1")
+        raise VersionUnsupported("A handshake requires HTTP/1.1")
     if head.path != PATH:
         raise NotFound(f"Viewers connect to {PATH}")
     if head.length:
-        raise Malformed("A handshake has no body")
-    board = parse_query(head.query).get("board", rules.boards[0])
-    if board not in rules.boards:
+        raise Malformed("A handshake must not have a body")
+    board = parse_query(head.query).get("board", config.boards[0])
+    if board not in config.boards:
         raise UnknownBoard
     return board
 

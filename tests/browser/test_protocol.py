@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Error
 
-from scoreboard.broadcast.close_codes import ENDINGS, CloseCode
+from scoreboard.broadcast.close_codes import CLOSE_REASONS, CloseCode
 from tests.support.fakes.stage import Stage
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -100,9 +100,11 @@ async def test_every_close_code_says_what_to_do(call, code: int, action: str, fl
 
 
 async def test_the_client_and_the_streamer_mean_the_same_by_every_close_code(call):
-    said = {code: await call("afterClose", int(code)) for code in ENDINGS}
+    said = {code: await call("afterClose", int(code)) for code in CLOSE_REASONS}
     # Nobody but the viewer closes with 1000, and it does not ask itself what to do.
-    theirs = {code: ending for code, ending in ENDINGS.items() if code is not CloseCode.NORMAL}
+    theirs = {
+        code: ending for code, ending in CLOSE_REASONS.items() if code is not CloseCode.NORMAL
+    }
 
     comes_back = {code: said[code]["action"] != "stop" for code in theirs}
     assert comes_back == {code: ending.reconnect for code, ending in theirs.items()}

@@ -6,20 +6,20 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from scoreboard.broadcast import frames
-from scoreboard.broadcast.close_codes import ENDINGS, CloseCode
+from scoreboard.broadcast import messages
+from scoreboard.broadcast.close_codes import CLOSE_REASONS, CloseCode
 from scoreboard.runtime.settings import describe
 from streamer import protocol
 from tests.support.asyncapi import check_message, document, payload_names
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 SENT = (
-    frames.Leaderboard,
-    frames.Heartbeat,
-    frames.Status,
-    frames.AuthExpiring,
-    frames.Problem,
-    frames.Bye,
+    messages.Leaderboard,
+    messages.Heartbeat,
+    messages.Status,
+    messages.AuthExpiring,
+    messages.Problem,
+    messages.Bye,
 )
 TAKEN = (protocol.Auth, protocol.Sync)
 
@@ -38,7 +38,7 @@ def test_every_schema_is_that_of_the_struct_which_encodes() -> None:
 
 
 def test_the_operations_name_every_message_and_no_other() -> None:
-    every = set(frames.Message.__subclasses__())
+    every = set(messages.Message.__subclasses__())
 
     assert every == set(SENT)
     assert set(payload_names("send")) == tags(SENT)
@@ -61,9 +61,9 @@ def test_the_close_codes_are_those_of_the_code() -> None:
             "reconnect": ending.reconnect,
             "delay_ms": list(ending.delay_ms),
         }
-        for code, ending in ENDINGS.items()
+        for code, ending in CLOSE_REASONS.items()
     }
-    assert set(ENDINGS) == set(CloseCode)
+    assert set(CLOSE_REASONS) == set(CloseCode)
 
 
 def test_a_message_with_a_field_nobody_described_is_refused() -> None:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 import redis
 
-from scoreboard.broadcast.frames import Leaderboard
+from scoreboard.broadcast.messages import Leaderboard
 from scoreboard.broadcast.state import BoardState
 from scoreboard.broadcast.watcher import BoardWatcher
 from scoreboard.model import Action, Board, Layout, Partition, partition_of
@@ -53,13 +53,13 @@ class Showing:
 
     frame: Leaderboard | None = None
 
-    def board_changed(self, feed: BoardState, noticed_at_s: float) -> None:
-        self.frame = feed.frame
+    def board_changed(self, state: BoardState, noticed_at_s: float) -> None:
+        self.frame = state.message
 
-    def status_changed(self, feed: BoardState) -> None:
+    def status_changed(self, state: BoardState) -> None:
         pass
 
-    def access_changed(self, feed: BoardState) -> None:
+    def access_changed(self, state: BoardState) -> None:
         pass
 
 

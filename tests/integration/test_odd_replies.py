@@ -21,7 +21,7 @@ from cli.commands.reseed import reseed_board
 from flusher.consumer import Consumer
 from flusher.partition import PartitionFlusher
 from flusher.status import Condition
-from scoreboard.broadcast.frames import Leaderboard
+from scoreboard.broadcast.messages import Leaderboard
 from scoreboard.broadcast.state import BoardState
 from scoreboard.broadcast.watcher import BoardWatcher
 from scoreboard.errors import ScoreboardError
@@ -559,18 +559,18 @@ class Silent:
         self.boards = 0
         self.frame = Leaderboard("main", 1, 0, 0, ())
 
-    def board_changed(self, feed: BoardState, noticed_at_s: float) -> None:
-        msgspec.json.encode(feed.frame)
+    def board_changed(self, state: BoardState, noticed_at_s: float) -> None:
+        msgspec.json.encode(state.message)
         self.boards += 1
-        self.frame = feed.frame or self.frame
+        self.frame = state.message or self.frame
 
     def shows(self, user: str, score: int) -> bool:
         return self.frame.leaderboard == (Row(1, user, score),)
 
-    def status_changed(self, feed: BoardState) -> None:
+    def status_changed(self, state: BoardState) -> None:
         pass
 
-    def access_changed(self, feed: BoardState) -> None:
+    def access_changed(self, state: BoardState) -> None:
         pass
 
 

@@ -252,7 +252,7 @@ async def test_a_client_that_takes_nothing_is_hung_up_on_and_costs_little(
         stream = client.api._stream
         await eventually_async(lambda: stream.count == 1)
         async with listening(client) as healthy:
-            feed = stream._watcher.feeds["main"]
+            state = stream._watcher.states["main"]
             sent = 0
 
             async def flood() -> None:
@@ -260,8 +260,8 @@ async def test_a_client_that_takes_nothing_is_hung_up_on_and_costs_little(
                 while stream.count == 2:
                     sent += 1
                     rows = tuple(Row(n, "u" * 120, sent) for n in range(1, 11))
-                    feed.frame = feed.frame.__class__("main", 1, sent, 1, rows)  # type: ignore[union-attr]
-                    stream.board_changed(feed, 0.0)
+                    state.message = state.message.__class__("main", 1, sent, 1, rows)  # type: ignore[union-attr]
+                    stream.board_changed(state, 0.0)
                     await asyncio.sleep(0.002)  # pace: of the writes
 
             async with asyncio.timeout(10):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from scoreboard.broadcast.close_codes import ENDINGS, CloseCode
+from scoreboard.broadcast.close_codes import CLOSE_REASONS, CloseCode
 from tests.support.clients.viewer import (
     BINARY,
     CLOSE,
@@ -409,12 +409,12 @@ async def test_floods_do_not_delay_the_others(
         asyncio.ensure_future(flood(viewer, masked_frame(PING, b""), 20_000)) for viewer in noisy
     ]
     loop = asyncio.get_running_loop()
-    room = running.streamer.venue.room("main")
+    channel = running.streamer.manager.channel("main")
 
     took_s = []
     for _ in range(10):
         began_s = loop.time()
-        room.show(room.state, began_s, began_s)
+        channel.show(channel.state, began_s, began_s)
         for viewer in quiet:
             await viewer.next("leaderboard")
         took_s.append(loop.time() - began_s)
@@ -461,6 +461,6 @@ async def test_a_viewer_that_does_not_answer_a_close_is_hung_up_on(
 
     assert loop.time() - began_s < 3.0
     assert viewer.messages[-1]["type"] == "bye"
-    assert viewer.messages[-1]["delay_ms"] == list(ENDINGS[CloseCode.RESTART].delay_ms)
+    assert viewer.messages[-1]["delay_ms"] == list(CLOSE_REASONS[CloseCode.RESTART].delay_ms)
     viewer.close()
     await running.is_empty()

@@ -430,8 +430,8 @@ async def test_unfinished_handshakes_of_many_addresses_keep_nobody_out(
             await one.send(sent)
         for _ in range(30):
             (await connect(running.port)).close()
-        assert len(running.streamer.venue.present) <= 21
-        assert await are_gone(connections[:40]) == 40, "the oldest are displaced"
+        assert len(running.streamer.manager.connections) <= 21
+        assert await are_gone(connections[:40]) == 40, "the oldest are evicted"
     await running.is_empty()
 
 
@@ -447,7 +447,7 @@ async def test_refused_peers_that_do_not_hang_up_keep_nobody_out(
                 await one.send(request_bytes("/nowhere"))
         for _ in range(5):
             (await connect(running.port)).close()
-        assert len(running.streamer.venue.present) <= 21
+        assert len(running.streamer.manager.connections) <= 21
     await running.is_empty()
 
 
@@ -457,7 +457,7 @@ async def test_a_trusted_hop_may_have_any_number_of_unfinished_handshakes(
     running = await start_streamer(viewers_per_address=3, trusted_hops="127.0.0.2")
 
     async with silent(running.port, ["127.0.0.2"] * 30) as connections:
-        await eventually_async(lambda: len(running.streamer.venue.present) == 30)
+        await eventually_async(lambda: len(running.streamer.manager.connections) == 30)
         for number, one in enumerate(connections):
             forwarded = [("X-Forwarded-For", f"203.0.113.{number}")]
             await one.send(request_bytes(headers=forwarded))

@@ -86,7 +86,7 @@ async def test_writes_during_the_start_are_all_in_the_end_state(
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(write())
             second = await start_streamer(opened=False)
-            await eventually_async(lambda: second.streamer.relay.is_ready)
+            await eventually_async(lambda: second.streamer.watcher.is_ready)
             viewer = await connect(second.port)
     await shown(viewer, "ada", 300)
 
@@ -226,13 +226,13 @@ async def test_a_redis_that_is_gone_is_one_stale_and_one_live(
         await submit("ada", 700)
     late = await connect(running.port)
     assert [(await late.next())["type"], (await late.next())["type"]] == ["leaderboard", "status"]
-    assert not running.streamer.relay.is_ready
+    assert not running.streamer.watcher.is_ready
     await proxy.restore()
 
     await shown(viewer, "ada", 700)
     assert (await viewer.next("status"))["state"] == "live"
     assert statuses(viewer) == ["stale", "live"]
-    await eventually_async(lambda: running.streamer.relay.is_ready)
+    await eventually_async(lambda: running.streamer.watcher.is_ready)
 
 
 async def test_viewers_hear_of_a_recovery_in_time_however_long_redis_was_away(
@@ -300,7 +300,7 @@ async def test_a_link_that_drops_everything_is_noticed_and_made_anew(
     async with playing(running.settings) as submit:
         await submit("ada", 800)
     await shown(viewer, "ada", 800)
-    await eventually_async(lambda: running.streamer.relay.is_ready)
+    await eventually_async(lambda: running.streamer.watcher.is_ready)
 
 
 @pytest.mark.parametrize(
@@ -362,7 +362,7 @@ async def test_ties_few_users_long_ids_and_the_highest_score_are_shown_as_they_a
 async def test_an_empty_board_is_a_board(start_streamer: StartStreamer, connect: Connect) -> None:
     running = await start_streamer(opened=False)
     await open_board(running.store)
-    await eventually_async(lambda: running.streamer.relay.is_ready)
+    await eventually_async(lambda: running.streamer.watcher.is_ready)
     viewer = await connect(running.port)
 
     assert (await viewer.next())["leaderboard"] == []
@@ -401,7 +401,7 @@ async def test_two_boards_do_not_mix(start_streamer: StartStreamer, connect: Con
     running = await start_streamer(boards="main,weekly")
     await open_board(running.store, Board("weekly"), scores=[("wanda", 3)])
     main = await connect(running.port)
-    await eventually_async(lambda: running.streamer.venue.room("weekly").frame != b"")
+    await eventually_async(lambda: running.streamer.manager.channel("weekly").frame != b"")
     weekly = await connect(running.port, "/ws/scoreboard?board=weekly")
 
     assert (await weekly.next())["leaderboard"][0]["userId"] == "wanda"
@@ -420,7 +420,7 @@ async def test_a_restarted_redis_is_followed_again(
     client = make_client(running.settings, name="test")
     await open_board(Store(client), scores=[("ada", 10)])
     await client.aclose()
-    await eventually_async(lambda: running.streamer.relay.is_ready)
+    await eventually_async(lambda: running.streamer.watcher.is_ready)
     viewer = await connect(running.port)
     await viewer.next()
 

@@ -116,7 +116,7 @@ async def test_one_token_opens_connections_to_many_processes(
     token = make_token()
     first = await start_streamer(board=PRIVATE)
     second = await start_streamer(opened=False)
-    await eventually_async(lambda: second.streamer.relay.is_ready)
+    await eventually_async(lambda: second.streamer.watcher.is_ready)
 
     for running in (first, second):
         viewer = await connect(running.port, token=token)
@@ -245,7 +245,7 @@ async def test_a_wall_clock_that_jumps_neither_ends_nor_prolongs_a_token(
     ending = await connect(running.port, token=make_token("bob", exp=int(time.time()) + 2))
     real = time.time
 
-    monkeypatch.setattr("streamer.fanout.venue.time.time", lambda: real() + 3600)
+    monkeypatch.setattr("streamer.fanout.manager.time.time", lambda: real() + 3600)
     monkeypatch.setattr(
         "streamer.connection.viewer.time.time_ns", lambda: int((real() + 3600) * 1e9)
     )

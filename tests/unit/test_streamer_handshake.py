@@ -11,7 +11,12 @@ from scoreboard.http.head import Head, read_head
 from scoreboard.http.problems import PROBLEM_TYPES, status_of
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.security.addresses import client_address
-from streamer.handshake.request import Rules, Wish, answer_of, judge
+from streamer.handshake.request import (
+    HandshakeConfig,
+    HandshakeRequest,
+    error_response,
+    parse_request,
+)
 from tests.support.clients.viewer import Headers, request_bytes
 
 JWT = "eyJhbGciOiJSUzI1NiJ9.e30.c2ln"
@@ -25,9 +30,11 @@ def head(path: str = "/ws/scoreboard", **request: Any) -> Head:
     return read_head(request_bytes(path, **request), settings().head_limits())
 
 
-def judged(peer: str = "192.0.2.7", *, path: str = "/ws/scoreboard", **request: Any) -> Wish:
-    rules = Rules(settings(**request.pop("settings", {})))
-    return judge(head(path, **request), peer, rules)
+def judged(
+    peer: str = "192.0.2.7", *, path: str = "/ws/scoreboard", **request: Any
+) -> HandshakeRequest:
+    rules = HandshakeConfig(settings(**request.pop("settings", {})))
+    return parse_request(head(path, **request), peer, rules)
 
 
 def refused(**request: Any) -> ScoreboardError:
@@ -52,7 +59,7 @@ def status(error: ScoreboardError) -> int:
 def test_connection_is_a_list_of_words(headers: Headers) -> None:
     wish = judged(drop=("Connection", "Upgrade"), headers=headers)
 
-    assert wish == Wish("main", "192.0.2.7")
+    assert wish == HandshakeRequest("main", "192.0.2.7")
 
 
 @pytest.mark.parametrize(
@@ -100,7 +107,7 @@ def test_a_handshake_that_is_none_is_refused_without_repeating_it(
     error = refused(**request_)
 
     assert status(error) == expected
-    answer = answer_of(error, "request-1")
+    answer = error_response(error, "request-1")
     head, _, body = answer.partition(b"\r\n\r\n")
     problem = json.loads(body)
     assert problem["status"] == expected
@@ -115,7 +122,7 @@ def test_a_handshake_that_is_none_is_refused_without_repeating_it(
 
 
 def test_an_upgrade_is_asked_for_by_its_name_and_version() -> None:
-    answer = answer_of(refused(drop=("Connection", "Upgrade")), "request-1")
+    answer = error_response(refused(drop=("Connection", "Upgrade")), "request-1")
 
     assert answer.startswith(b"HTTP/1.1 426 Upgrade Required\r\n")
     assert b"\r\nupgrade: websocket\r\n" in answer
@@ -249,4 +256,4 @@ def test_a_wrong_list_stops_the_start_and_names_its_variable(
     wrong: dict[str, Any], variable: str
 ) -> None:
     with pytest.raises(SettingInvalid, match=variable):
-        Rules(settings(**wrong))
+        HandshakeConfig(settings(**wrong))

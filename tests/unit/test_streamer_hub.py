@@ -6,7 +6,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scoreboard.broadcast.frames import Leaderboard, Status
+from scoreboard.broadcast.messages import Leaderboard, Status
 from streamer.connection.framing import ping_frame, text_frame
 from streamer.fanout.hub import Channel, Hub
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scoreboard.broadcast.close_codes import ENDINGS, CloseCode
+from scoreboard.broadcast.close_codes import CLOSE_REASONS, CloseCode
 from scoreboard.errors import Malformed
 from streamer.protocol import Auth, Sync, decode
 
@@ -53,8 +53,8 @@ def test_what_is_no_message_is_malformed_and_not_repeated(text: str) -> None:
 
 
 def test_every_code_says_why_and_who_should_come_back_and_when() -> None:
-    assert set(ENDINGS) == set(CloseCode)
-    for code, ending in ENDINGS.items():
+    assert set(CLOSE_REASONS) == set(CloseCode)
+    for code, ending in CLOSE_REASONS.items():
         assert 0 < len(ending.reason.encode()) <= 123, code
         least, most = ending.delay_ms
         assert 0 <= least <= most

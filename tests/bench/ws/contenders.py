@@ -14,7 +14,7 @@ import uvloop
 from litestar import Litestar, WebSocket, websocket
 from websockets.asyncio.server import ServerConnection, broadcast, serve
 
-from scoreboard.broadcast.frames import encode
+from scoreboard.broadcast.messages import encode
 from scoreboard.broadcast.state import BoardState
 from scoreboard.broadcast.watcher import BoardWatcher
 from scoreboard.runtime.settings import Settings, load
@@ -27,15 +27,15 @@ class Newest:
         self.text = ""
         self.changed = asyncio.Event()
 
-    def board_changed(self, feed: BoardState, noticed_at_s: float) -> None:
-        assert feed.frame is not None
-        self.text = encode(feed.frame).decode()
+    def board_changed(self, state: BoardState, noticed_at_s: float) -> None:
+        assert state.message is not None
+        self.text = encode(state.message).decode()
         self.changed.set()
 
-    def status_changed(self, feed: BoardState) -> None:
+    def status_changed(self, state: BoardState) -> None:
         pass
 
-    def access_changed(self, feed: BoardState) -> None:
+    def access_changed(self, state: BoardState) -> None:
         pass
 
 

@@ -317,20 +317,20 @@ class RunningStreamer:
 
     @property
     def viewers(self) -> int:
-        return self.streamer.venue.admission.viewers
+        return self.streamer.manager.admission.viewers
 
     async def is_quiet(self, board: str = "main") -> None:
         """Wait until the reads that follow a start or a board are over."""
-        room, clock = self.streamer.venue.room(board), self.streamer.venue.clock
-        await eventually_async(lambda: clock() - room.frame_at_s > 0.3)
+        channel, clock = self.streamer.manager.channel(board), self.streamer.manager.clock
+        await eventually_async(lambda: clock() - channel.frame_at_s > 0.3)
 
     async def is_empty(self, within_s: float = 5.0) -> None:
         """Wait until nothing is left of anybody."""
-        venue = self.streamer.venue
+        manager = self.streamer.manager
         await eventually_async(
-            lambda: venue.admission.is_empty and not venue.present, within_s=within_s
+            lambda: manager.admission.is_empty and not manager.connections, within_s=within_s
         )
-        assert venue.hub.viewer_count == 0
+        assert manager.hub.viewer_count == 0
 
 
 StartStreamer = Callable[..., Awaitable[RunningStreamer]]
@@ -380,7 +380,7 @@ async def start_streamer(redis_url: str, jwks_file: Path) -> AsyncIterator[Start
             listener = make_listener(chosen, shared=False)
             await streamer.listen(listener)
             if opened:
-                await eventually_async(lambda: streamer.relay.is_ready)
+                await eventually_async(lambda: streamer.watcher.is_ready)
             return RunningStreamer(streamer, chosen, listener.getsockname()[1], store)
 
         yield start

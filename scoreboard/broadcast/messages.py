@@ -1,7 +1,7 @@
-"""What the server tells viewers, as tagged messages: JSON text, the same over WebSocket and SSE.
+"""Messages to viewers: tagged JSON, the same over WebSocket and server-sent events.
 
-The relay builds them, the streamer and the api send them; docs/asyncapi.yaml and docs/protocol.md
-describe them (tests compare). Viewers ignore fields they do not know: fields are only ever added.
+docs/asyncapi.yaml and docs/protocol.md describe them; tests compare. Viewers ignore unknown fields,
+so fields may be added but never removed or changed.
 """
 
 from typing import Annotated, Final, Literal
@@ -11,14 +11,16 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from scoreboard.model import BoardName, Row
 
-Epoch = Annotated[int, Meta(ge=1, description="The board's life; take a frame of any other one.")]
+Epoch = Annotated[
+    int, Meta(ge=1, description="Raised by every reseed or repair. Always apply a different epoch.")
+]
 Seq = Annotated[int, Meta(ge=0, description="Rises with every change; gaps are normal.")]
-AtMs = Annotated[int, Meta(ge=0, description="When the frame was built, milliseconds UTC.")]
-ExpiryS = Annotated[int, Meta(ge=0, description="When the token ends, seconds UTC.")]
+AtMs = Annotated[int, Meta(ge=0, description="When the message was built, milliseconds UTC.")]
+ExpiryS = Annotated[int, Meta(ge=0, description="When the token expires, seconds UTC.")]
 DelayMs = Annotated[int, Meta(ge=0, description="Milliseconds.")]
 
 StaleReason = Literal["unreachable", "uninitialised", "rewound"]
-"""Why the board may be old: the live store is away, was emptied, or came back older."""
+"""Why the board may be outdated: Redis is unreachable, was emptied, or lost recent changes."""
 
 
 class Message(Struct, frozen=True, tag_field="type", rename="camel"):
@@ -26,7 +28,7 @@ class Message(Struct, frozen=True, tag_field="type", rename="camel"):
 
 
 class Leaderboard(Message, frozen=True, tag="leaderboard"):
-    """The whole top of a board: first thing after the handshake, and at every change."""
+    """The top 10 of a board: sent after the handshake and at every change."""
 
     board: BoardName
     epoch: Epoch
@@ -36,7 +38,7 @@ class Leaderboard(Message, frozen=True, tag="leaderboard"):
 
 
 class Heartbeat(Message, frozen=True, tag="heartbeat"):
-    """Nothing changed, the connection lives; ``exp`` answers a renewed token."""
+    """The connection is alive and the board unchanged; ``exp`` confirms a renewed token."""
 
     board: BoardName
     epoch: Epoch
@@ -46,28 +48,28 @@ class Heartbeat(Message, frozen=True, tag="heartbeat"):
 
 
 class Status(Message, frozen=True, tag="status"):
-    """The board may be old from here on (``stale``), or follows the store again (``live``)."""
+    """The board may be outdated from now on (``stale``), or is current again (``live``)."""
 
     state: Literal["stale", "live"]
     reason: StaleReason | UnsetType = UNSET
 
 
 class AuthExpiring(Message, frozen=True, tag="auth_expiring", rename=None):
-    """The token ends soon: send ``auth`` with a new one before ``exp`` plus ``grace_ms``."""
+    """The token expires soon: send ``auth`` with a new one before ``exp`` plus ``grace_ms``."""
 
     exp: ExpiryS
     grace_ms: DelayMs
 
 
 class Problem(Message, frozen=True, tag="error"):
-    """The viewer's last message was refused; the connection goes on."""
+    """The viewer's last message was rejected; the connection stays open."""
 
     code: str
     detail: str
 
 
 class Bye(Message, frozen=True, tag="bye", rename=None):
-    """The server closes next, with ``code``; ``delay_ms`` is the range to reconnect in."""
+    """The server closes next, with ``code``. Reconnect after a random delay in ``delay_ms``."""
 
     code: int
     reason: str
@@ -79,5 +81,5 @@ _encoder: Final = msgspec.json.Encoder()
 
 
 def encode(message: Message) -> bytes:
-    """Give the JSON text of a message."""
+    """Return a message as JSON."""
     return _encoder.encode(message)

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from scoreboard.broadcast.frames import Leaderboard
+from scoreboard.broadcast.messages import Leaderboard
 from scoreboard.model import Row
 from scoreboard.runtime.telemetry import REGISTRY
 from streamer.connection.viewer import Viewer
@@ -26,11 +26,11 @@ def closes(code: int) -> float:
 
 
 class Show:
-    """Puts boards into the room as fast as a test likes, without Redis in between."""
+    """Puts boards into the channel as fast as a test likes, without Redis in between."""
 
     def __init__(self, running: RunningStreamer) -> None:
-        self.room = running.streamer.venue.room("main")
-        self.clock = running.streamer.venue.clock
+        self.channel = running.streamer.manager.channel("main")
+        self.clock = running.streamer.manager.clock
         self.seq = 1000
         self.shown_at_s: dict[int, float] = {}
 
@@ -39,7 +39,7 @@ class Show:
         rows = tuple(Row(n, "u" * 124 + str(n), self.seq) for n in range(1, 11))
         board = Leaderboard("main", 1, self.seq, time.time_ns() // 1_000_000, rows)
         self.shown_at_s[self.seq] = self.clock()
-        self.room.show(board, self.clock(), self.clock())
+        self.channel.show(board, self.clock(), self.clock())
         return self.seq
 
     @asynccontextmanager
@@ -58,7 +58,7 @@ class Show:
 
 
 def viewers_of(running: RunningStreamer) -> list[Viewer]:
-    return [one for one in running.streamer.venue.present if isinstance(one, Viewer)]
+    return [one for one in running.streamer.manager.connections if isinstance(one, Viewer)]
 
 
 def seqs(viewer: RawViewer) -> list[int]:
@@ -99,14 +99,14 @@ async def test_viewers_that_never_read_are_skipped_bounded_and_dropped_with_4450
         def is_paused() -> bool:
             sizes = [one._transport.get_write_buffer_size() for one in viewers_of(running)]
             held.append(max(sizes, default=0))
-            return sum(one._pace.is_held for one in viewers_of(running)) == len(stalled)
+            return sum(one._flow.is_held for one in viewers_of(running)) == len(stalled)
 
         await eventually_async(is_paused, within_s=5)
         await eventually_async(lambda: running.viewers == len(healthy), within_s=5)
         late = [value for one in await asyncio.gather(*reading) for value in one]
 
     assert closes(4450) == before + len(stalled)
-    assert max(held) <= len(show.room.paced), "at most one board waits in the process"
+    assert max(held) <= len(show.channel.paced), "at most one board waits in the process"
     is_undelayed(late)
     for viewer in stalled:
         got = b"" if not viewer.buffer else bytes(viewer.buffer)
@@ -122,7 +122,7 @@ async def test_a_viewer_that_stalls_and_reads_on_sees_rising_boards_and_the_newe
     await viewer.next("leaderboard")
 
     async with show.at(100.0):
-        await eventually_async(lambda: any(one._pace.is_held for one in viewers_of(running)))
+        await eventually_async(lambda: any(one._flow.is_held for one in viewers_of(running)))
         first_held = show.seq
         await eventually_async(lambda: show.seq > first_held + 50)
     newest = show.seq
@@ -133,7 +133,7 @@ async def test_a_viewer_that_stalls_and_reads_on_sees_rising_boards_and_the_newe
     assert found == sorted(set(found))
     assert found[-1] == newest
     assert newest - found[-2] > 40, "what lay between was skipped, not queued"
-    assert any(one.is_watched for one in viewers_of(running))
+    assert any(one.is_ack_paced for one in viewers_of(running))
 
 
 async def test_half_the_viewers_stalling_does_not_delay_the_other_half(
@@ -166,7 +166,7 @@ async def test_a_long_round_trip_is_noticed_and_boards_then_wait_for_their_pong(
     proxy.delay(0.6)
     show = Show(running)
     reading = asyncio.ensure_future(read_all(viewer))
-    await eventually_async(lambda: any(one.is_watched for one in viewers_of(running)))
+    await eventually_async(lambda: any(one.is_ack_paced for one in viewers_of(running)))
 
     viewer.messages.clear()
     async with show.at(50.0):
@@ -227,10 +227,10 @@ async def test_a_viewer_closed_in_mid_frame_gets_no_mixed_bytes(
     viewer = await connect(running.port, receive_bytes=4096)
     show = Show(running)
     async with show.at(200.0):
-        await eventually_async(lambda: any(one._pace.is_held for one in viewers_of(running)))
+        await eventually_async(lambda: any(one._flow.is_held for one in viewers_of(running)))
 
     for one in viewers_of(running):
-        one.leave(1012, (0, 0))
+        one.shut_down(1012, (0, 0))
 
     # Whole boards, perhaps a part of one, and the end: the reader checks each byte it parses.
     assert await viewer.closed() == 1006
@@ -266,27 +266,27 @@ async def test_a_healthy_viewer_on_a_short_line_is_never_watched(
 
     assert viewer.pings
     assert all(ping == b"k" for ping in viewer.pings)
-    assert not any(one.is_watched for one in viewers_of(running))
+    assert not any(one.is_ack_paced for one in viewers_of(running))
 
 
 @pytest.mark.parametrize("kind", ["heartbeat", "status"])
 async def test_a_held_viewer_gets_the_status_it_missed_and_not_the_heartbeats(
     start_streamer: StartStreamer, connect: Connect, kind: str
 ) -> None:
-    from scoreboard.broadcast.frames import Status
+    from scoreboard.broadcast.messages import Status
 
     running = await start_streamer(heartbeat_s=0.2 if kind == "heartbeat" else 60)
     viewer = await connect(running.port, receive_bytes=4096)
     show = Show(running)
     async with show.at(200.0):
-        await eventually_async(lambda: any(one._pace.is_held for one in viewers_of(running)))
+        await eventually_async(lambda: any(one._flow.is_held for one in viewers_of(running)))
     if kind == "status":
-        show.room.tell(Status("stale", "unreachable"))
-        show.room.tell(Status("live"))
-        show.room.tell(Status("stale", "rewound"))
+        show.channel.tell(Status("stale", "unreachable"))
+        show.channel.tell(Status("live"))
+        show.channel.tell(Status("stale", "rewound"))
     else:
-        began_s = show.room.frame_at_s
-        await eventually_async(lambda: show.room.frame_at_s > began_s + 0.5)
+        began_s = show.channel.frame_at_s
+        await eventually_async(lambda: show.channel.frame_at_s > began_s + 0.5)
 
     newest = show.seq
     while seqs(viewer)[-1:] != [newest]:

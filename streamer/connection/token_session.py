@@ -1,7 +1,7 @@
-"""The life of a viewer's token after the handshake: warned, renewed in place, or over. No I/O.
+"""The lifetime of a viewer's token: expiry warning, renewal in place, expiry. No I/O.
 
-The gateway looks at a token once; that it ends is the streamer's alone to heed. Moments are the
-loop's clock, converted once, so that no change of the wall clock ends or prolongs a token.
+The gateway checks a token once, at the handshake; the streamer enforces its expiry. Times are the
+loop's clock, converted once, so that a change of the wall clock neither ends nor extends a token.
 """
 
 from scoreboard.errors import Forbidden, Malformed
@@ -22,23 +22,23 @@ class TokenSession:
         self.is_checking = False
         self.tried_at_s = float("-inf")
 
-    def due_s(self, settings: Settings) -> float:
-        """Give the next moment at which something is to be done about it."""
+    def next_deadline_s(self, settings: Settings) -> float:
+        """Return when to warn the viewer, or to close after the warning."""
         if self.is_warned:
             return self.ends_at_s + settings.token_grace_s
         return self.ends_at_s - settings.token_warning_s
 
     def renew(self, caller: Caller, ends_at_s: float, *, is_public: bool) -> None:
-        """Let a verified token take the place of this one.
+        """Replace the token by a verified one.
 
-        Raises Forbidden if it speaks for someone else or allows less than the board asks for,
-        Malformed if it does not end later.
+        Raises Forbidden if it belongs to another user or lacks the scope that the board requires,
+        Malformed if it does not expire later.
         """
         if (caller.subject, caller.issuer) != (self.caller.subject, self.caller.issuer):
-            raise Forbidden("The new token is another user's")
+            raise Forbidden("The new token belongs to another user")
         require_read(caller, is_public=is_public)
         if caller.expires_at_s <= self.caller.expires_at_s:
-            raise Malformed("The new token does not end later than the one it would replace")
+            raise Malformed("The new token does not expire later than the current one")
         self.caller = caller
         self.ends_at_s = ends_at_s
         self.is_warned = False

@@ -189,7 +189,7 @@ async def test_while_it_drains_it_is_not_ready_and_boards_go_on(
     draining = asyncio.ensure_future(running.streamer.drain())
     await eventually_async(lambda: running.viewers < 29)
 
-    assert running.streamer.state()[0] is False
+    assert running.streamer.readiness()[0] is False
     with pytest.raises(OSError):
         await RawViewer.open(running.port)
     async with playing(running.settings) as submit:
@@ -449,7 +449,7 @@ async def test_churn_leaves_nothing_behind(start_streamer: StartStreamer) -> Non
     assert counts() == before
     assert before[0] == 0
     # The wheel forgets who is gone when the slot comes; until then it holds a shell each.
-    assert len(running.streamer.venue.wheel) <= 3 * 45 * 20
+    assert len(running.streamer.manager.wheel) <= 3 * 45 * 20
 
 
 async def test_a_storm_of_reconnections_is_served_in_time(start_streamer: StartStreamer) -> None:
@@ -504,8 +504,8 @@ async def test_a_loop_that_stood_still_judges_nobody_by_it(
     viewers = [await connect(running.port) for _ in range(5)]
 
     def is_pinged() -> bool:
-        present = running.streamer.venue.present
-        return all(one._pace._pinged_at_s > 0 for one in present)  # type: ignore[attr-defined]
+        present = running.streamer.manager.connections
+        return all(one._flow._keepalive_sent_at_s > 0 for one in present)  # type: ignore[attr-defined]
 
     await eventually_async(is_pinged, every_s=0.001)
 
@@ -518,8 +518,8 @@ async def test_a_loop_that_stood_still_judges_nobody_by_it(
     reading = [asyncio.ensure_future(read(viewer)) for viewer in viewers]
     time.sleep(1.3)  # pace: the loop stands still  # noqa: ASYNC251
     await asyncio.gather(*reading)
-    answered_s = running.streamer.venue.clock()
-    await eventually_async(lambda: running.streamer.venue.clock() > answered_s + 0.3)
+    answered_s = running.streamer.manager.clock()
+    await eventually_async(lambda: running.streamer.manager.clock() > answered_s + 0.3)
 
     assert running.viewers == 5
     assert [viewer.messages[-1]["type"] for viewer in viewers] == ["leaderboard"] * 5
@@ -530,7 +530,7 @@ async def test_leaving_amid_a_sweep_the_first_frame_or_a_resume_harms_nobody(
 ) -> None:
     running = await start_streamer()
     staying = [await connect(running.port) for _ in range(10)]
-    room, clock = running.streamer.venue.room("main"), running.streamer.venue.clock
+    channel, clock = running.streamer.manager.channel("main"), running.streamer.manager.clock
 
     for _ in range(10):
         leaving = [await RawViewer.open(running.port) for _ in range(10)]
@@ -538,11 +538,11 @@ async def test_leaving_amid_a_sweep_the_first_frame_or_a_resume_harms_nobody(
             await viewer.send(request_bytes())
             if number % 2:
                 viewer.reset()
-        room.show(room.state, clock(), clock())
+        channel.show(channel.state, clock(), clock())
         await asyncio.sleep(0)
         for viewer in leaving[::2]:
             viewer.reset()
-        room.show(room.state, clock(), clock())
+        channel.show(channel.state, clock(), clock())
 
     await eventually_async(lambda: running.viewers == len(staying))
     async with playing(running.settings) as submit:

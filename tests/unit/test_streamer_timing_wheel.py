@@ -1,6 +1,6 @@
 """Deadlines come up once they have passed, and within one slot after."""
 
-from streamer.fanout.wheel import TimingWheel
+from streamer.fanout.timing_wheel import TimingWheel
 
 
 class Entry:
@@ -15,7 +15,7 @@ def names(wheel: TimingWheel[Entry], now_s: float) -> list[str]:
 
 def test_an_entry_comes_up_after_its_deadline_and_once() -> None:
     wheel: TimingWheel[Entry] = TimingWheel(100.0)
-    wheel.put(Entry("a"), 102.5)
+    wheel.schedule(Entry("a"), 102.5)
 
     assert names(wheel, 102.9) == []
     assert names(wheel, 103.0) == ["a"]
@@ -24,7 +24,7 @@ def test_an_entry_comes_up_after_its_deadline_and_once() -> None:
 
 def test_a_deadline_that_has_passed_comes_up_in_the_next_slot() -> None:
     wheel: TimingWheel[Entry] = TimingWheel(100.0)
-    wheel.put(Entry("late"), 50.0)
+    wheel.schedule(Entry("late"), 50.0)
 
     assert names(wheel, 101.0) == ["late"]
 
@@ -32,9 +32,9 @@ def test_a_deadline_that_has_passed_comes_up_in_the_next_slot() -> None:
 def test_an_earlier_deadline_moves_an_entry_and_a_later_one_does_not() -> None:
     wheel: TimingWheel[Entry] = TimingWheel(100.0)
     entry = Entry("a")
-    wheel.put(entry, 120.0)
-    wheel.put(entry, 105.0)
-    wheel.put(entry, 110.0)
+    wheel.schedule(entry, 120.0)
+    wheel.schedule(entry, 105.0)
+    wheel.schedule(entry, 110.0)
 
     assert names(wheel, 106.0) == ["a"]
     assert names(wheel, 200.0) == []
@@ -44,8 +44,8 @@ def test_moving_to_and_fro_leaves_no_more_places_than_moves_forward() -> None:
     wheel: TimingWheel[Entry] = TimingWheel(100.0)
     entry = Entry("a")
     for _ in range(1000):
-        wheel.put(entry, 110.0)
-        wheel.put(entry, 130.0)
+        wheel.schedule(entry, 110.0)
+        wheel.schedule(entry, 130.0)
 
     assert len(wheel) == 1
 
@@ -53,7 +53,7 @@ def test_moving_to_and_fro_leaves_no_more_places_than_moves_forward() -> None:
 def test_slots_that_were_slept_through_all_come_up() -> None:
     wheel: TimingWheel[Entry] = TimingWheel(100.0)
     for second in range(10):
-        wheel.put(Entry(str(second)), 100.0 + second)
+        wheel.schedule(Entry(str(second)), 100.0 + second)
 
     assert names(wheel, 111.0) == [str(second) for second in range(10)]
 
@@ -61,11 +61,11 @@ def test_slots_that_were_slept_through_all_come_up() -> None:
 def test_an_entry_put_while_its_slot_is_served_waits_for_the_next() -> None:
     wheel: TimingWheel[Entry] = TimingWheel(100.0)
     entry = Entry("again")
-    wheel.put(entry, 100.5)
+    wheel.schedule(entry, 100.5)
     served = 0
     for due in wheel.advance(102.0):
         served += 1
-        wheel.put(due, 102.5)
+        wheel.schedule(due, 102.5)
 
     assert served == 1
     assert names(wheel, 103.0) == ["again"]
@@ -73,7 +73,7 @@ def test_an_entry_put_while_its_slot_is_served_waits_for_the_next() -> None:
 
 def test_slots_may_be_narrow() -> None:
     wheel: TimingWheel[Entry] = TimingWheel(100.0, width_s=0.1)
-    wheel.put(Entry("a"), 100.25)
+    wheel.schedule(Entry("a"), 100.25)
 
     assert names(wheel, 100.29) == []
     assert names(wheel, 100.31) == ["a"]

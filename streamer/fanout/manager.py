@@ -1,0 +1,177 @@
+"""State shared by all connections of a process: limits, channels, deadlines and token checks.
+
+The manager also is the listener that the BoardWatcher notifies.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from typing import Final, Protocol
+
+from scoreboard.broadcast.close_codes import CloseCode
+from scoreboard.broadcast.state import BoardState
+from scoreboard.errors import KeysUnavailable, ScoreboardError, Unauthenticated
+from scoreboard.http.request_ids import RequestIds
+from scoreboard.runtime.settings import Settings
+from scoreboard.security.tokens import Caller, Verifier
+from streamer.fanout.hub import Channel, Hub
+from streamer.fanout.timing_wheel import TimingWheel
+from streamer.handshake.admission import Admission, Capacity
+from streamer.handshake.request import HandshakeConfig
+
+CHECK_TIMEOUT_S: Final = 5.0
+"""Most time for one token check; the issuer's keys may have to be fetched."""
+
+
+class Connection(Protocol):
+    """A connection as the manager sees it, before or after its opening handshake."""
+
+    slot: int
+
+    @property
+    def is_ack_paced(self) -> bool:
+        """Return whether boards wait for its pongs."""
+        ...
+
+    def on_deadline(self, now_s: float) -> None:
+        """Handle what is due, and schedule the next deadline."""
+        ...
+
+    def token_checked(self, outcome: Caller | ScoreboardError) -> None:
+        """Apply the result of a token check."""
+        ...
+
+    def access_revoked(self, channel: Channel) -> None:
+        """Apply that a board is no longer public."""
+        ...
+
+    def shut_down(self, code: CloseCode, delay_ms: tuple[int, int]) -> None:
+        """Close: a viewer gets ``bye`` first, a handshake is rejected."""
+        ...
+
+    def abort(self) -> None:
+        """Drop the connection at once."""
+        ...
+
+
+class PendingConnection(Connection, Protocol):
+    """A connection that is not a viewer yet."""
+
+    def evict(self) -> None:
+        """Drop the connection: newer ones need its place."""
+        ...
+
+
+class ConnectionManager:
+    """The connections of one process."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        verifier: Verifier,
+        *,
+        capacity: Capacity,
+        tick_s: float = 1.0,
+    ) -> None:
+        """Read the settings.
+
+        Raises SettingInvalid if origins or trusted hops are invalid.
+        """
+        self.settings = settings
+        self.handshake_config = HandshakeConfig(settings)
+        self.request_ids = RequestIds()
+        self.clock = asyncio.get_running_loop().time
+        self.sweep_needed = asyncio.Event()
+        self.hub = Hub(settings.boards, self.sweep_needed.set)
+        self.wheel: TimingWheel[Connection] = TimingWheel(self.clock(), width_s=tick_s)
+        self.admission = Admission(settings, capacity, self.clock())
+        self.connections: set[Connection] = set()
+        """Every connection that is not lost, in any state."""
+        self.is_empty = asyncio.Event()
+        self.is_empty.set()
+        self._pending: OrderedDict[PendingConnection, None] = OrderedDict()
+        """Connections that are not viewers, oldest first."""
+        self._verifier = verifier
+        self._tasks: asyncio.TaskGroup | None = None
+
+    def use_tasks(self, tasks: asyncio.TaskGroup) -> None:
+        """Run token checks in this task group; there is at most one check per connection."""
+        self._tasks = tasks
+
+    def add(self, connection: PendingConnection) -> None:
+        """Add a connection; if too many are pending, drop the oldest of them.
+
+        A viewer's handshake takes one round trip, so it usually ends long before it is the oldest.
+        """
+        self.connections.add(connection)
+        self.is_empty.clear()
+        self._pending[connection] = None
+        if len(self._pending) > self.admission.capacity.handshakes:
+            self._pending.popitem(last=False)[0].evict()
+
+    def promote(self, connection: PendingConnection, viewer: Connection) -> None:
+        """Replace a pending connection by the viewer that it has become."""
+        self.connections.remove(connection)
+        self._pending.pop(connection, None)
+        self.connections.add(viewer)
+
+    def remove(self, connection: Connection) -> None:
+        """Remove a lost viewer."""
+        self.connections.remove(connection)
+        if not self.connections:
+            self.is_empty.set()
+
+    def remove_pending(self, connection: PendingConnection) -> None:
+        """Remove a lost connection that never became a viewer."""
+        self._pending.pop(connection, None)
+        self.remove(connection)
+
+    def channel(self, board: str) -> Channel:
+        """Return the channel of a board that this process serves."""
+        return self.hub.rooms[board]
+
+    def send_heartbeats(self, now_s: float) -> None:
+        """Send a heartbeat on every channel that has been silent for the heartbeat interval."""
+        for channel in self.hub.rooms.values():
+            if now_s - channel.frame_at_s >= self.settings.heartbeat_s:
+                channel.beat(now_s, time.time_ns() // 1_000_000)
+
+    def to_loop_time(self, unix_s: float) -> float:
+        """Convert wall-clock time to the loop's clock, which no clock change moves."""
+        return self.clock() + unix_s - time.time()
+
+    def check_token(self, connection: Connection, token: str) -> None:
+        """Verify a token in a task; pass the result to ``connection.token_checked``."""
+        if self._tasks is not None:
+            self._tasks.create_task(self._check_token(connection, token))
+
+    async def _check_token(self, connection: Connection, token: str) -> None:
+        connection.token_checked(await self._verify(token))
+
+    async def _verify(self, token: str) -> Caller | ScoreboardError:
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_S):
+                return await self._verifier.verify(token)
+        except (Unauthenticated, KeysUnavailable) as error:
+            return error
+        except TimeoutError:
+            return KeysUnavailable()
+
+    # Called by the BoardWatcher.
+
+    def board_changed(self, state: BoardState, noticed_at_s: float) -> None:
+        """Send a new board to all viewers of its channel."""
+        if state.message is not None:
+            self.channel(state.board).show(state.message, self.clock(), noticed_at_s)
+
+    def status_changed(self, state: BoardState) -> None:
+        """Send the status of a board to all viewers of its channel."""
+        self.channel(state.board).tell(state.status)
+
+    def access_changed(self, state: BoardState) -> None:
+        """Apply that a board became public or private; close viewers that lost access."""
+        channel = self.channel(state.board)
+        channel.is_public = state.is_public
+        if not state.is_public:
+            for connection in tuple(self.connections):
+                connection.access_revoked(channel)

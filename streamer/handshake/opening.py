@@ -1,0 +1,341 @@
+"""The opening handshake of one connection: read the request, then accept or reject it.
+
+Invariants: nothing after the request head is parsed before the 101 response; a rejection ends the
+connection, so that no second request can pass behind a proxy's rules; a token check delays only the
+connection that it is for.
+"""
+
+import asyncio
+from enum import Enum
+from typing import Final, cast
+
+from websockets.http11 import Request
+from websockets.typing import Subprotocol
+
+from scoreboard.broadcast.close_codes import CloseCode
+from scoreboard.errors import (
+    Forbidden,
+    Malformed,
+    Overloaded,
+    ScoreboardError,
+    TooManyConnections,
+    Unauthenticated,
+    Uninitialised,
+)
+from scoreboard.http.head import head_size, read_head
+from scoreboard.http.problems import status_of
+from scoreboard.http.request_ids import HEADER
+from scoreboard.runtime.telemetry import get_logger
+from scoreboard.security.access import require_read
+from scoreboard.security.addresses import client_address, is_trusted_hop
+from scoreboard.security.tokens import Caller
+from streamer import metrics
+from streamer.connection.inbound import Parser
+from streamer.connection.viewer import Viewer
+from streamer.fanout.hub import Channel
+from streamer.fanout.manager import ConnectionManager
+from streamer.handshake.request import HandshakeRequest, error_response, parse_request
+from streamer.protocol import SUBPROTOCOL
+
+LINGER_S: Final = 2.0
+"""Most time for a rejected peer to read the response and close."""
+
+DISCARD_BYTES: Final = 65_536
+"""Most bytes discarded meanwhile. Closing with unread data would reset the response away."""
+
+UNREADABLE_HEADER: Final = "A header of the handshake is invalid"
+
+_log = get_logger(__name__)
+
+
+class _State(Enum):
+    HEAD = "head"
+    CHECKING = "checking"
+    REJECTED = "rejected"
+    DONE = "done"
+
+
+class OpeningHandshake(asyncio.Protocol):
+    """One connection until its 101 response."""
+
+    __slots__ = (
+        "_address",
+        "_deadline_s",
+        "_discarded",
+        "_head",
+        "_is_body_wanted",
+        "_manager",
+        "_peer",
+        "_peer_address",
+        "_protocol",
+        "_request",
+        "_request_id",
+        "_rest",
+        "_state",
+        "_transport",
+        "_ws_request",
+        "slot",
+    )
+
+    def __init__(self, manager: ConnectionManager) -> None:
+        self._manager = manager
+        self._transport: asyncio.Transport
+        self._state = _State.HEAD
+        self._head = bytearray()
+        self._is_body_wanted = True
+        self._rest = b""
+        self._discarded = 0
+        self._deadline_s = 0.0
+        self._peer = ""
+        self._peer_address = ""
+        """The address that this pending connection counts for; empty behind a trusted hop, where
+        the client's address is known only from the request head."""
+        self._address = ""
+        self._request_id = ""
+        self._request: HandshakeRequest
+        self._ws_request: Request
+        self._protocol: Parser
+        self.slot = 0
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Start the handshake and its deadline, unless the address has reached its limit."""
+        manager = self._manager
+        self._transport = cast("asyncio.Transport", transport)
+        peer = transport.get_extra_info("peername")
+        self._peer = peer[0] if peer else ""
+        if not self._peer or not self._count_peer():  # without a peer it is already disconnected
+            self._state = _State.DONE
+            metrics.HANDSHAKES.labels("dropped").inc()
+            self._transport.abort()
+            return
+        self._transport.set_write_buffer_limits(high=0)
+        manager.add(self)
+        self._deadline_s = manager.clock() + manager.settings.handshake_timeout_s
+        manager.wheel.schedule(self, self._deadline_s)
+
+    def data_received(self, data: bytes) -> None:
+        """Read the request head; buffer data that arrives during the token check."""
+        if self._state is _State.HEAD:
+            self._read_head(data)
+            return
+        self._discarded += len(data)
+        if self._state is _State.CHECKING:
+            self._rest += data
+        if self._discarded > DISCARD_BYTES:
+            self._transport.abort()
+
+    def eof_received(self) -> bool:
+        """Close: half-closed connections are not accepted."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (asyncio's name)
+        """Release the counts of a connection that never became a viewer."""
+        manager = self._manager
+        if self not in manager.connections:
+            return
+        manager.remove_pending(self)
+        self._release_counts()
+        if self._state in {_State.HEAD, _State.CHECKING}:
+            metrics.HANDSHAKES.labels("abandoned").inc()
+        self._state = _State.DONE
+
+    # Called by the connection manager.
+
+    @property
+    def is_ack_paced(self) -> bool:
+        """Return False: no boards are sent yet."""
+        return False
+
+    def on_deadline(self, now_s: float) -> None:
+        """Drop a handshake, or a rejected peer, that took too long."""
+        if self._state is _State.DONE:
+            return
+        if now_s < self._deadline_s:
+            self._manager.wheel.schedule(self, self._deadline_s)
+            return
+        if self._state is not _State.REJECTED:
+            metrics.HANDSHAKES.labels("timeout").inc()
+            self._state = _State.REJECTED
+        self._transport.abort()
+
+    def token_checked(self, outcome: Caller | ScoreboardError) -> None:
+        """Accept or reject the handshake by the result of the token check."""
+        if self._state is not _State.CHECKING:
+            return
+        channel = self._manager.channel(self._request.board)
+        if isinstance(outcome, Caller):
+            try:
+                require_read(outcome, is_public=channel.is_public)
+            except Forbidden as error:
+                self._reject(error)
+            else:
+                self._accept(channel, outcome)
+        elif (
+            isinstance(outcome, Unauthenticated)
+            and outcome.reason == "expired"
+            and self._manager.admission.may_expire(self._address, self._manager.clock())
+        ):
+            # Browsers hide the status of a rejected handshake; a close code tells what to do.
+            self._accept(channel, None, end=CloseCode.TOKEN_EXPIRED)
+        else:
+            self._reject(outcome)
+
+    def access_revoked(self, channel: Channel) -> None:
+        """Do nothing: access is checked after the token."""
+
+    def shut_down(self, code: CloseCode, delay_ms: tuple[int, int]) -> None:  # noqa: ARG002
+        """Reject the handshake: the process is stopping."""
+        if self._state in {_State.HEAD, _State.CHECKING}:
+            self._reject(Overloaded("This server is stopping; connect again"))
+
+    def abort(self) -> None:
+        """Drop the connection at once."""
+        self._transport.abort()
+
+    def evict(self) -> None:
+        """Drop the connection: newer ones need its place."""
+        metrics.HANDSHAKES.labels("displaced").inc()
+        self._state = _State.DONE
+        self._transport.abort()
+
+    # The steps of the handshake
+
+    def _count_peer(self) -> bool:
+        """Count the connection for its address; return False if that has reached its limit."""
+        manager = self._manager
+        hops = manager.handshake_config.hops
+        if is_trusted_hop(self._peer, hops):
+            return True
+        address = client_address(self._peer, (), hops)
+        if not manager.admission.may_try(address, manager.clock()):
+            return False
+        if not manager.admission.take_handshake(address):
+            return False
+        self._peer_address = address
+        return True
+
+    def _release_counts(self) -> None:
+        """Release the counts that this connection holds while it is pending."""
+        admission = self._manager.admission
+        if self._peer_address:
+            admission.give_handshake(self._peer_address)
+            self._peer_address = ""
+        if self._address:
+            admission.give_address(self._address)
+            self._address = ""
+
+    def _read_head(self, data: bytes) -> None:
+        head, searched = self._head, len(self._head)
+        head += data
+        try:
+            size = head_size(head, searched, self._manager.handshake_config.limits)
+            if size:
+                self._rest = bytes(head[size:])
+                self._handle_request(bytes(head[:size]))
+        except ScoreboardError as error:
+            self._is_body_wanted = not head.startswith(b"HEAD ")
+            self._reject(error)
+
+    def _handle_request(self, data: bytes) -> None:
+        manager, config = self._manager, self._manager.handshake_config
+        self._head = bytearray()
+        head = read_head(data, config.limits)
+        self._request_id = manager.request_ids.of(head.headers)
+        self._request = request = parse_request(head, self._peer, config)
+        admission = manager.admission
+        if not self._peer_address and not admission.may_try(request.address, manager.clock()):
+            raise TooManyConnections("This address connects too often", retry_after_s=60)
+        admission.take_address(request.address)
+        self._address = request.address
+        admission.check_room()
+        channel = manager.channel(request.board)
+        if not channel.frame:
+            raise Uninitialised
+        self._protocol = Parser(manager.settings)
+        self._protocol.receive_data(data)
+        events = self._protocol.events_received()
+        if not events:
+            # The library accepts lines of up to 8 KiB.
+            raise Malformed(UNREADABLE_HEADER)
+        self._ws_request = cast("Request", events[0])
+        if request.token:
+            self._state = _State.CHECKING
+            self._transport.pause_reading()
+            manager.check_token(self, request.token)
+        else:
+            require_read(None, is_public=channel.is_public)
+            self._accept(channel, None)
+
+    def _accept(
+        self, channel: Channel, caller: Caller | None, *, end: CloseCode | None = None
+    ) -> None:
+        manager, protocol = self._manager, self._protocol
+        if self._request.offers_subprotocol:
+            protocol.available_subprotocols = [Subprotocol(SUBPROTOCOL)]
+        response = protocol.accept(self._ws_request)
+        if response.status_code != 101:
+            # The library parses lists more strictly than streamer.handshake.request.
+            self._reject(Malformed(UNREADABLE_HEADER))
+            return
+        try:
+            manager.admission.take_place(caller.subject if caller else None, manager.clock())
+        except ScoreboardError as error:
+            self._reject(error)
+            return
+        response.headers[HEADER.decode()] = self._request_id
+        protocol.send_response(response)
+        metrics.HANDSHAKES.labels(_result_of(end)).inc()
+        viewer = Viewer(
+            manager, self._transport, protocol, channel, address=self._address, caller=caller
+        )
+        was_checking, self._state = self._state is _State.CHECKING, _State.DONE
+        manager.promote(self, viewer)
+        self._address = ""  # from here on the viewer releases it
+        self._release_counts()
+        self._transport.set_protocol(viewer)
+        viewer.start(b"".join(protocol.data_to_send()), self._rest, end)
+        # The wheel may hold this object for a while; it must not keep the parser alive.
+        del self._protocol, self._ws_request
+        if was_checking and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _reject(self, error: ScoreboardError) -> None:
+        """Send the error response, half-close, and discard what the peer still sends."""
+        if self._state is _State.CHECKING:
+            self._transport.resume_reading()
+        status = status_of(type(error))
+        request_id = self._request_id or self._manager.request_ids.new()
+        metrics.HANDSHAKES.labels(str(status)).inc()
+        _log.info(
+            "handshake_refused",
+            status=status,
+            code=error.code,
+            client=self._address or self._peer_address or self._peer,
+            request_id=request_id,
+        )
+        self._state = _State.REJECTED
+        if self._address:
+            self._manager.admission.give_address(self._address)
+            self._address = ""
+        self._head = bytearray()
+        self._rest = b""
+        if self._transport.is_closing():
+            return
+        self._transport.write(error_response(error, request_id, with_body=self._is_body_wanted))
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        self._deadline_s = self._manager.clock() + LINGER_S
+        self._manager.wheel.schedule(self, self._deadline_s)
+
+
+def _result_of(end: CloseCode | None) -> str:
+    """Return the metric label of an accepted handshake that ends with a close code, if any."""
+    match end:
+        case None:
+            return "accepted"
+        case CloseCode.TOKEN_EXPIRED:
+            return "expired"
+        case _:
+            return "failed"

@@ -1,0 +1,100 @@
+"""What a read says against the last accepted one: no board goes back, and no wrong news (I8)."""
+
+import pytest
+
+from scoreboard.broadcast.state import BoardState, ReadResult
+from scoreboard.model import Row, Window
+
+TOP = (Row(1, "ada", 30),)
+OTHER_TOP = (Row(1, "bob", 40),)
+
+
+def window(
+    epoch: int = 2,
+    seq: int = 10,
+    rows: tuple[Row, ...] = TOP,
+    positions: tuple[tuple[int, int], ...] = (),
+) -> Window:
+    return Window(epoch, seq, len(rows), rows, positions)
+
+
+def fed(*windows: Window) -> BoardState:
+    state = BoardState("main")
+    for one in windows:
+        state.apply(one, at_ms=1)
+    return state
+
+
+def test_the_first_read_is_news_even_when_the_board_is_empty() -> None:
+    state = BoardState("main")
+
+    assert state.apply(window(rows=()), at_ms=5) is ReadResult.CHANGED
+    assert state.message is not None
+    assert state.message.leaderboard == ()
+
+
+@pytest.mark.parametrize(
+    ("read", "verdict"),
+    [
+        (window(epoch=3, seq=0), ReadResult.CHANGED),
+        (window(epoch=3, seq=0, rows=OTHER_TOP), ReadResult.CHANGED),
+        (window(seq=11, rows=OTHER_TOP), ReadResult.CHANGED),
+        (window(seq=11), ReadResult.UNCHANGED),
+        (window(), ReadResult.UNCHANGED),
+        (window(seq=9, rows=OTHER_TOP), ReadResult.REWOUND),
+        (window(seq=9), ReadResult.REWOUND),
+        (window(epoch=1, seq=99, rows=OTHER_TOP), ReadResult.REWOUND),
+    ],
+    ids=[
+        "new epoch, same rows",
+        "new epoch",
+        "higher seq",
+        "higher seq, same rows",
+        "the same",
+        "lower seq",
+        "lower seq, same rows",
+        "older epoch",
+    ],
+)
+def test_a_read_is_judged_by_the_last_accepted_one(read: Window, verdict: ReadResult) -> None:
+    state = fed(window())
+    held = state.message
+
+    assert state.apply(read, at_ms=2) is verdict
+    assert (state.message is not held) == (verdict is ReadResult.CHANGED)
+
+
+def test_a_rewound_board_is_compared_with_what_was_accepted_not_with_what_was_read() -> None:
+    state = fed(window(seq=10), window(seq=4))
+
+    assert state.apply(window(seq=9, rows=OTHER_TOP), at_ms=3) is ReadResult.REWOUND
+    assert state.apply(window(seq=10), at_ms=4) is ReadResult.UNCHANGED
+
+
+def test_a_higher_seq_with_the_same_rows_still_counts_against_a_later_rewind() -> None:
+    state = fed(window(seq=10), window(seq=20))
+
+    assert state.apply(window(seq=15, rows=OTHER_TOP), at_ms=3) is ReadResult.REWOUND
+
+
+def test_one_partition_going_back_is_seen_though_the_sum_rose() -> None:
+    state = fed(window(epoch=2, seq=20, positions=((1, 10), (1, 10))))
+
+    back = window(epoch=2, seq=104, rows=OTHER_TOP, positions=((1, 4), (1, 100)))
+
+    assert state.apply(back, at_ms=2) is ReadResult.REWOUND
+
+
+def test_one_partition_repaired_is_news_though_its_seq_fell() -> None:
+    state = fed(window(epoch=2, seq=20, positions=((1, 10), (1, 10))))
+
+    repaired = window(epoch=3, seq=14, positions=((2, 4), (1, 10)))
+
+    assert state.apply(repaired, at_ms=2) is ReadResult.CHANGED
+
+
+def test_a_board_made_anew_with_other_partitions_needs_a_higher_epoch() -> None:
+    state = fed(window(epoch=4, seq=20, positions=((2, 10), (2, 10))))
+
+    assert state.apply(window(epoch=3, positions=((3, 10),)), at_ms=2) is ReadResult.REWOUND
+    assert state.apply(window(epoch=5, positions=((5, 0),)), at_ms=2) is ReadResult.CHANGED
