@@ -270,6 +270,10 @@ class Viewer(asyncio.Protocol):
                 exp = int(outcome.expires_at_s)
                 self._send(Heartbeat(state.board, state.epoch, state.seq, _now_ms(), exp))
 
+    def token_check_failed(self) -> None:
+        """Close with 1011: the token check failed by an error of the server."""
+        self.close(CloseCode.INTERNAL_ERROR)
+
     def access_revoked(self, channel: Channel) -> None:
         """Close if this viewer was admitted only because the board was public."""
         caller = self._session.caller if self._session else None

@@ -13,6 +13,7 @@ from scoreboard.broadcast.state import BoardState
 from scoreboard.errors import KeysUnavailable, ScoreboardError, Unauthenticated
 from scoreboard.http.request_ids import RequestIds
 from scoreboard.runtime.settings import Settings
+from scoreboard.runtime.telemetry import get_logger
 from scoreboard.security.tokens import Caller, Verifier
 from streamer.fanout.hub import Channel, Hub
 from streamer.fanout.timing_wheel import TimingWheel
@@ -21,6 +22,8 @@ from streamer.handshake.request import HandshakeConfig
 
 CHECK_TIMEOUT_S: Final = 5.0
 """Most time for one token check; the issuer's keys may have to be fetched."""
+
+_log = get_logger(__name__)
 
 
 class Connection(Protocol):
@@ -39,6 +42,10 @@ class Connection(Protocol):
 
     def token_checked(self, outcome: Caller | ScoreboardError) -> None:
         """Apply the result of a token check."""
+        ...
+
+    def token_check_failed(self) -> None:
+        """Close with 1011: the token check failed by an error of the server."""
         ...
 
     def access_revoked(self, channel: Channel) -> None:
@@ -146,7 +153,11 @@ class ConnectionManager:
             self._tasks.create_task(self._check_token(connection, token))
 
     async def _check_token(self, connection: Connection, token: str) -> None:
-        connection.token_checked(await self._verify(token))
+        try:
+            connection.token_checked(await self._verify(token))
+        except Exception as error:  # noqa: BLE001 (it would end the task group, and the process)
+            _log.error("token_check_failed", exc_info=error)
+            connection.token_check_failed()
 
     async def _verify(self, token: str) -> Caller | ScoreboardError:
         try:

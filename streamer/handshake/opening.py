@@ -182,6 +182,14 @@ class OpeningHandshake(asyncio.Protocol):
         else:
             self._reject(outcome)
 
+    def token_check_failed(self) -> None:
+        """Accept and close with 1011: browsers hide the status of a rejected handshake."""
+        if self._state is _State.CHECKING:
+            channel = self._manager.channel(self._request.board)
+            self._accept(channel, None, end=CloseCode.INTERNAL_ERROR)
+        elif self._state is _State.DONE:
+            self._transport.abort()
+
     def access_revoked(self, channel: Channel) -> None:
         """Do nothing: access is checked after the token."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from prometheus_client import generate_latest
+from structlog.testing import capture_logs
 
 from scoreboard.model import Board, Partition
 from scoreboard.runtime.telemetry import REGISTRY, setup_logging
@@ -288,3 +289,39 @@ async def test_no_token_and_no_query_is_in_a_log_a_metric_or_an_answer(
     for secret in (good, bad, good.split(".")[1], bad.split(".")[2], "tell-nobody"):
         assert secret not in said
     assert "alice" not in generate_latest(REGISTRY).decode()
+
+
+class VerifierError(Exception):
+    """An error that the verifier is not meant to raise."""
+
+
+async def test_unexpected_error_in_token_check_closes_only_that_viewer_with_1011(
+    start_streamer: StartStreamer,
+    connect: Connect,
+    make_token: MakeToken,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # It used to cancel the task group of the streamer, and with it every viewer.
+    running = await start_streamer()
+    other = await connect(running.port)
+    renewing = await connect(running.port, token=make_token())
+
+    async def verify(token: str) -> None:
+        raise VerifierError
+
+    monkeypatch.setattr(running.streamer.verifier, "verify", verify)
+    with capture_logs() as lines:
+        await renewing.send_json({"type": "auth", "token": make_token()})
+        joining = await connect(running.port, token=make_token())
+
+        assert await renewing.closed() == 1011
+        assert renewing.messages[-1]["type"] == "bye"
+        assert await joining.closed() == 1011
+
+    logged = [line for line in lines if line["event"] == "token_check_failed"]
+    assert [type(line["exc_info"]) for line in logged] == [VerifierError, VerifierError]
+    await other.send_json({"type": "sync"})
+    assert (await other.next("leaderboard"))["board"] == "main"
+    joining.close()
+    renewing.close()
+    await eventually_async(lambda: running.viewers == 1)
