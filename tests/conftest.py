@@ -42,6 +42,7 @@ FOLDERS = frozenset(
         "kong",
         "deploy",
         "documents",
+        "javascript",
     },
 )
 HERE = Path(__file__).parent

@@ -1,64 +1,77 @@
 /**
- * Tells people who listen instead of look what happened, at a pace that can be listened to.
+ * Announces changes to screen readers.
  *
- * Boards come up to ten times a second; a polite live region gets one sentence at most every ten
- * seconds, about the difference between what was last said and what holds now.
+ * Boards arrive up to ten times a second. A polite live region gets one text at most every ten
+ * seconds, with the changes since the last one.
+ *
+ * @typedef {import("./scoreboard-protocol.js").Row} Row
  */
 
-const PACE_MS = 10_000;
-const LONGEST_NAME = 24;
-const MOST_MOVES = 2;
+const INTERVAL_MS = 10_000;
+const NAME_LENGTH_MAX = 24;
+const MOVES_MAX = 2;
 
 const numbers = new Intl.NumberFormat("en");
 
-/** Say in a sentence what changed between two boards' rows; empty where no place did. */
+/**
+ * Describe the changes of rank between two boards; empty if there are none.
+ *
+ * @param {Row[] | null} before
+ * @param {Row[]} after
+ */
 export function summarise(before, after) {
   if (after.length === 0) return before?.length ? "The board is empty." : "";
   const leader = after[0];
-  const leads = `${spoken(leader)} leads with ${numbers.format(leader.score)} points.`;
+  const leads = `${spokenName(leader)} leads with ${numbers.format(leader.score)} points.`;
   if (!before?.length) return leads;
   const ranks = new Map(before.map(({ userId, rank }) => [userId, rank]));
-  const said = [];
+  const sentences = [];
   if (before[0].userId !== leader.userId) {
-    said.push(`${spoken(leader)} takes the lead with ${numbers.format(leader.score)} points.`);
+    sentences.push(`${spokenName(leader)} takes the lead with ${numbers.format(leader.score)} points.`);
   }
   const moves = after.slice(1).flatMap((row) => {
     const rank = ranks.get(row.userId);
-    if (rank === undefined) return `${spoken(row)} enters at ${row.rank}.`;
-    return rank > row.rank ? `${spoken(row)} rises to ${row.rank}.` : [];
+    if (rank === undefined) return `${spokenName(row)} enters at ${row.rank}.`;
+    return rank > row.rank ? `${spokenName(row)} rises to ${row.rank}.` : [];
   });
-  said.push(...moves.slice(0, MOST_MOVES));
-  if (moves.length > MOST_MOVES) said.push(`${moves.length - MOST_MOVES} more moved up.`);
-  return said.join(" ");
+  sentences.push(...moves.slice(0, MOVES_MAX));
+  if (moves.length > MOVES_MAX) sentences.push(`${moves.length - MOVES_MAX} more moved up.`);
+  return sentences.join(" ");
 }
 
-function spoken({ userId }) {
+/** @param {Row} row */
+function spokenName({ userId }) {
   const letters = [...userId];
-  return letters.length > LONGEST_NAME ? `${letters.slice(0, LONGEST_NAME).join("")}…` : userId;
+  return letters.length > NAME_LENGTH_MAX ? `${letters.slice(0, NAME_LENGTH_MAX).join("")}…` : userId;
 }
 
 export class Announcer {
-  #region;
-  #said = null;
-  #newest = null;
-  #timer = null;
+  /** @type {HTMLElement} */ #region;
+  /** @type {Row[] | null} */ #announced = null;
+  /** @type {Row[]} */ #newest = [];
+  /** @type {ReturnType<typeof setTimeout> | null} */ #timer = null;
 
+  /** @param {HTMLElement} region  a live region */
   constructor(region) {
     this.#region = region;
   }
 
-  /** Note the newest rows; they are spoken of now, or together with what follows soon. */
-  note(rows) {
+  /**
+   * Announce the newest rows, now or when the interval is over.
+   *
+   * @param {Row[]} rows
+   */
+  update(rows) {
     this.#newest = rows;
-    if (this.#timer === null) this.#speak();
+    if (this.#timer === null) this.#announce();
   }
 
-  #speak() {
+  #announce() {
     this.#timer = null;
-    const sentence = summarise(this.#said, this.#newest);
-    this.#said = this.#newest;
-    if (!sentence) return;
-    this.#region.textContent = sentence;
-    this.#timer = setTimeout(() => this.#speak(), PACE_MS);
+    const text = summarise(this.#announced, this.#newest);
+    this.#announced = this.#newest;
+    if (!text) return;
+    this.#region.textContent = text;
+    this.#timer = setTimeout(() => this.#announce(), INTERVAL_MS);
   }
 }

@@ -1,14 +1,16 @@
 /**
- * The rows of the board: one element per player that lives as long as the player is in the top 10.
+ * The rows of the board. Each player in the top 10 has one element, reused across updates.
  *
- * `render` puts the rows in their new order and lets each glide from where it was seen to where it
- * belongs (also out of the middle of an earlier glide); changed scores flash. Ids are only ever set
- * as text. Without motion (`prefers-reduced-motion`) rows change places at once.
+ * `render` reorders the rows and animates each from its old position (also in the middle of an
+ * earlier animation) to the new one; changed scores flash. User ids are only ever set as text. With
+ * `prefers-reduced-motion`, rows change places at once.
+ *
+ * @typedef {import("./scoreboard-protocol.js").Board} Board
  */
 
 import { drawSprite } from "./sprite.js";
 
-const GLIDE_MS = 450;
+const SLIDE_MS = 450;
 const ENTER_MS = 350;
 const EASING = "cubic-bezier(0.2, 0.8, 0.2, 1)";
 const ROWS = 10;
@@ -16,31 +18,39 @@ const ROWS = 10;
 const numbers = new Intl.NumberFormat("en");
 
 export class BoardView {
-  #list;
-  #rows = new Map();
-  #calm = matchMedia("(prefers-reduced-motion: reduce)");
+  /** @type {HTMLElement} */ #list;
+  /** @type {Map<string, Row>} */ #rows = new Map();
+  #reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 
+  /** @param {HTMLElement} list */
   constructor(list) {
     this.#list = list;
-    list.addEventListener("animationend", ({ target }) => {
-      // What has faded away gives its room back.
+    list.addEventListener("animationend", (event) => {
+      const target = /** @type {Element} */ (event.target);
+      // A faded text must not take up space.
       if (target.matches(".row")) target.classList.remove("is-flashing");
       else target.textContent = "";
       target.removeAttribute("data-direction");
     });
   }
 
-  /** Show `board`; the first one, or one nobody is looking at, without any motion. */
+  /**
+   * Show a board; the first one, or one on a hidden page, without animations.
+   *
+   * @param {Board} board
+   */
   render(board) {
     const entries = board.leaderboard.slice(0, ROWS);
-    const isMoving = this.#rows.size > 0 && !this.#calm.matches && !document.hidden;
+    const isAnimated = this.#rows.size > 0 && !this.#reducedMotion.matches && !document.hidden;
     const isFlashing = this.#rows.size > 0 && !document.hidden;
+    /** @type {Map<string, number>} */
     const before = new Map();
-    if (isMoving) {
+    if (isAnimated) {
       for (const [userId, { element }] of this.#rows) before.set(userId, topOf(element));
     }
 
     const kept = new Map();
+    /** @type {HTMLElement[]} */
     const flashing = [];
     for (const entry of entries) {
       const row = this.#rows.get(entry.userId) ?? new Row(entry.userId);
@@ -49,11 +59,12 @@ export class BoardView {
     }
     this.#arrange(kept);
     this.#flash(flashing);
-    if (isMoving) this.#glide(before);
-    this.#list.dataset.epoch = board.epoch;
-    this.#list.dataset.seq = board.seq;
+    if (isAnimated) this.#animateMoves(before);
+    this.#list.dataset.epoch = String(board.epoch);
+    this.#list.dataset.seq = String(board.seq);
   }
 
+  /** @param {Map<string, Row>} kept */
   #arrange(kept) {
     for (const [userId, row] of this.#rows) {
       if (!kept.has(userId)) row.element.remove();
@@ -66,45 +77,53 @@ export class BoardView {
     }
   }
 
+  /** @param {HTMLElement[]} elements */
   #flash(elements) {
     for (const element of elements) element.classList.remove("is-flashing");
-    // One look at the layout between off and on starts the animation anew.
+    // Reading the layout between the two class changes restarts the animation.
     void this.#list.offsetWidth;
     for (const element of elements) element.classList.add("is-flashing");
   }
 
-  #glide(before) {
+  /** @param {Map<string, number>} before  the old top of each row */
+  #animateMoves(before) {
     for (const { element } of this.#rows.values()) {
       for (const animation of element.getAnimations()) {
-        if (animation.id === "glide") animation.cancel();
+        if (animation.id === "slide") animation.cancel();
       }
     }
-    // All is read before anything is set in motion: one layout, not ten.
+    // Read all positions before starting any animation: one layout instead of ten.
     const moves = [...this.#rows].map(([userId, { element }]) => {
       const from = before.get(userId);
       return { element, from, by: from === undefined ? 0 : from - topOf(element) };
     });
     for (const { element, from, by } of moves) {
       if (from === undefined) enter(element);
-      else if (Math.abs(by) >= 1) glide(element, by);
+      else if (Math.abs(by) >= 1) slide(element, by);
     }
   }
 }
 
+/** @param {Element} element */
 function topOf(element) {
   return element.getBoundingClientRect().top;
 }
 
-function glide(element, by) {
-  element.classList.add("is-gliding");
+/**
+ * @param {HTMLElement} element
+ * @param {number} by  pixels
+ */
+function slide(element, by) {
+  element.classList.add("is-sliding");
   element.classList.toggle("is-rising", by > 0);
   const animation = element.animate(
     [{ transform: `translateY(${by}px)` }, { transform: "none" }],
-    { id: "glide", duration: GLIDE_MS, easing: EASING },
+    { id: "slide", duration: SLIDE_MS, easing: EASING },
   );
-  animation.onfinish = () => element.classList.remove("is-gliding", "is-rising");
+  animation.onfinish = () => element.classList.remove("is-sliding", "is-rising");
 }
 
+/** @param {HTMLElement} element */
 function enter(element) {
   element.animate(
     [{ opacity: 0, transform: "translateY(0.75rem)" }, { opacity: 1, transform: "none" }],
@@ -113,10 +132,11 @@ function enter(element) {
 }
 
 class Row {
-  #rank = null;
-  #score = null;
+  /** @type {number | null} */ #rank = null;
+  /** @type {number | null} */ #score = null;
   #parts;
 
+  /** @param {string} userId */
   constructor(userId) {
     this.element = document.createElement("li");
     this.element.className = "row";
@@ -146,27 +166,33 @@ class Row {
     );
   }
 
-  /** Write rank and score; true where the score differs from one shown before. */
+  /**
+   * Show rank and score; return whether a score shown before has changed.
+   *
+   * @param {{rank: number, score: number}} entry
+   * @param {number} topScore
+   */
   show({ rank, score }, topScore) {
     const { element } = this;
-    const { bar, rank: place, score: points, move, gain } = this.#parts;
+    const { bar, rank: rankPart, score: scorePart, move: moved, gain } = this.#parts;
     if (this.#rank !== null && rank !== this.#rank) {
       const climbed = this.#rank - rank;
-      move.textContent = `${climbed > 0 ? "▲" : "▼"} ${Math.abs(climbed)}`;
-      restart(move, climbed > 0 ? "up" : "down");
+      moved.textContent = `${climbed > 0 ? "▲" : "▼"} ${Math.abs(climbed)}`;
+      restart(moved, climbed > 0 ? "up" : "down");
     }
     if (rank !== this.#rank) {
-      element.dataset.rank = rank;
-      place.textContent = rank;
+      element.dataset.rank = String(rank);
+      rankPart.textContent = String(rank);
     }
-    const isChanged = this.#score !== null && score !== this.#score;
+    const shownScore = this.#score;
+    const isChanged = shownScore !== null && score !== shownScore;
     if (isChanged) {
-      const gained = score - this.#score;
+      const gained = score - shownScore;
       gain.textContent = `${gained > 0 ? "+" : "−"}${numbers.format(Math.abs(gained))}`;
     }
     if (score !== this.#score) {
-      points.value = score;
-      points.textContent = numbers.format(score);
+      scorePart.value = String(score);
+      scorePart.textContent = numbers.format(score);
     }
     bar.style.setProperty("--share", topScore > 0 ? (score / topScore).toFixed(4) : "0");
     this.#rank = rank;
@@ -175,6 +201,12 @@ class Row {
   }
 }
 
+/**
+ * @template {keyof HTMLElementTagNameMap} Tag
+ * @param {Tag} tag
+ * @param {string} className
+ * @param {string} [text]
+ */
 function part(tag, className, text = "") {
   const element = document.createElement(tag);
   element.className = className;
@@ -182,11 +214,21 @@ function part(tag, className, text = "") {
   return element;
 }
 
+/**
+ * @template {Element} T
+ * @param {T} element
+ */
 function hidden(element) {
   element.setAttribute("aria-hidden", "true");
   return element;
 }
 
+/**
+ * Restart the CSS animation of a direction.
+ *
+ * @param {HTMLElement} element
+ * @param {"up" | "down"} direction
+ */
 function restart(element, direction) {
   element.removeAttribute("data-direction");
   void element.offsetWidth;

@@ -1,9 +1,12 @@
 /**
- * The live page: asks where the streamer is, follows the board, and says how things stand.
+ * The live page: finds the streamer, follows the board, shows the connection status.
  *
- * `/config.json` gives `{"ws", "oauth"}`: the streamer's address, empty where it is on this page's
- * own origin, and where players sign in, null where they do not. `?board=` of the page chooses the
- * board. The page watches as anybody may, and as the signed-in player only a board that asks for it.
+ * `/config.json` returns `{"ws", "oauth"}`: the streamer's address (empty: the page's own origin)
+ * and the issuer where players sign in (null: no sign-in). The page's `?board=` selects the board.
+ * The page connects anonymously; it uses the player's token only for a board that requires one.
+ *
+ * @typedef {import("./scoreboard-client.js").Status} Status
+ * @typedef {import("./scoreboard-protocol.js").Board} Board
  */
 
 import { Announcer } from "./announcer.js";
@@ -11,170 +14,206 @@ import { BoardView } from "./board-view.js";
 import { showPlayer } from "./player.js";
 import { connect } from "./scoreboard-client.js";
 import { SignIn } from "./sign-in.js";
-import { ago, sentenceFor, whyStopped, WORDS } from "./words.js";
+import { formatAge, STATE_LABELS, statusText, stopText } from "./texts.js";
 
 const SAME_ORIGIN = "/ws/scoreboard";
 const FETCH_MS = 5_000;
 const TICK_MS = 1_000;
-/** A reconnection this short is nothing to tell people about. */
+/** A reconnection shorter than this is not shown. */
 const GRACE_MS = 1_500;
-/** What another try would not change. */
+/** Errors that another attempt would not change. */
 const FINAL = new Set(["no-such-board", "bad-name"]);
 const BOARD_NAME = /^[a-z0-9_.-]{1,32}$/;
 
 const root = document.documentElement;
-const find = (id) => document.getElementById(id);
+/**
+ * @param {string} id
+ * @returns {HTMLElement}
+ */
+const find = (id) => /** @type {HTMLElement} */ (document.getElementById(id));
 const view = new BoardView(find("rows"));
 const announcer = new Announcer(find("news"));
 
+/** @type {ReturnType<typeof connect> | null} */
 let connection = null;
-let status = { state: "connecting", reason: null, attempt: 0, retryAtMs: null };
+/** @type {Status} */
+let status = initialStatus();
+/** @type {Board | null} */
 let board = null;
+/** @type {number | null} */
 let changedAtMs = null;
-let lostAtMs = null;
-let steady = "live"; // the state before the last loss
-let verdict = null; // what is wrong beyond the connection, once it is known
-let signIn = null; // where the deployment lets players sign in
-let isPrivate = false; // the board is shown to a token only
+let lostAtMs = 0;
+/** @type {"live" | "stale"} */
+let stateBeforeLoss = "live";
+/** @type {string | null} */
+let failure = null; // an error found by the page itself
+/** @type {SignIn | null} */
+let signIn = null; // null where the deployment has no sign-in
+let isPrivate = false; // whether the board requires a token
 
+/** @returns {Status} */
+function initialStatus() {
+  return {
+    state: "connecting", reason: null, code: null, attempt: 0, retryAtMs: null, isMandated: false,
+  };
+}
+
+/**
+ * @param {string} id
+ * @param {string} text
+ */
 function write(id, text) {
   const element = find(id);
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** Bring everything but the rows in line with what is known; cheap, and runs every second. */
-function show() {
+/** Update everything except the rows; cheap, because it runs every second. */
+function refresh() {
   const nowMs = Date.now();
   const isBrief = status.state === "reconnecting" && board !== null && nowMs - lostAtMs < GRACE_MS;
-  const state = verdict !== null ? "stopped" : isBrief ? steady : status.state;
+  const state = failure !== null ? "stopped" : isBrief ? stateBeforeLoss : status.state;
   root.dataset.state = state;
   if (board !== null) root.dataset.view = board.leaderboard.length ? "board" : "empty";
   else root.dataset.view = state === "stopped" ? "stopped" : "loading";
 
-  const reason = verdict ?? status.reason;
-  const isDated = state === "live" && changedAtMs !== null;
-  const sentence = isDated
-    ? `Last change ${ago(nowMs - changedAtMs)}`
-    : sentenceFor({ ...status, state, reason }, nowMs);
-  write("connection", WORDS[state]);
-  write("detail", root.dataset.view === "stopped" ? "" : sentence);
-  const canHurry = state === "reconnecting" && status.retryAtMs !== null && !status.isMandated;
-  const canRestart = state === "stopped" && !FINAL.has(reason);
-  find("retry").hidden = !(canHurry || (canRestart && board !== null));
+  const reason = failure ?? status.reason;
+  const text =
+    state === "live" && changedAtMs !== null
+      ? `Last change ${formatAge(nowMs - changedAtMs)}`
+      : statusText({ ...status, state, reason }, nowMs);
+  write("connection", STATE_LABELS[state]);
+  write("detail", root.dataset.view === "stopped" ? "" : text);
+  const canRetry = state === "reconnecting" && status.retryAtMs !== null && !status.isMandated;
+  const canRestart = state === "stopped" && !FINAL.has(reason ?? "");
+  find("retry").hidden = !(canRetry || (canRestart && board !== null));
   find("restart").hidden = !canRestart;
 
   if (root.dataset.view === "empty") {
     write("panel-title", "No scores yet");
-    write("panel-text", "The first action puts somebody on the board.");
+    write("panel-text", "The first score appears here.");
   } else if (root.dataset.view === "stopped") {
-    const [title, text] = whyStopped(reason);
+    const [title, explanation] = stopText(reason);
     write("panel-title", title);
-    write("panel-text", text);
+    write("panel-text", explanation);
   }
-}
-
-function onBoard(newer, { isSnapshot }) {
-  // The server's clock dates what happened before we looked; what we see happen, ours does.
-  const nowMs = Date.now();
-  changedAtMs = isSnapshot && Number.isFinite(newer.at) ? Math.min(newer.at, nowMs) : nowMs;
-  board = newer;
-  verdict = null;
-  view.render(newer);
-  announcer.note(newer.leaderboard);
-  write("board-name", newer.board);
-  document.title = `${newer.board} · Scoreboard`;
-  show();
-}
-
-function onStatus(newer) {
-  if (newer.state === "reconnecting" && status.state !== "reconnecting") lostAtMs = Date.now();
-  if (newer.state === "live" || newer.state === "stale") steady = newer.state;
-  status = newer;
-  if (newer.state === "live" || newer.state === "stale") verdict = null;
-  if (newer.state === "reconnecting" && newer.attempt === 1 && board === null) diagnose();
-  show();
 }
 
 /**
- * A browser does not say why a handshake was refused. Where not even the first one worked, the api
- * is asked the same question over HTTP: it has words for a board that is unknown or not public.
+ * @param {Board} newBoard
+ * @param {{isSnapshot: boolean}} how
+ */
+function onBoard(newBoard, { isSnapshot }) {
+  // The server's clock dates a snapshot; the local clock dates the changes that arrive live.
+  const nowMs = Date.now();
+  const atMs = newBoard.at;
+  const isDated = isSnapshot && typeof atMs === "number" && Number.isFinite(atMs);
+  changedAtMs = isDated ? Math.min(atMs, nowMs) : nowMs;
+  board = newBoard;
+  failure = null;
+  view.render(newBoard);
+  announcer.update(newBoard.leaderboard);
+  write("board-name", newBoard.board);
+  document.title = `${newBoard.board} · Scoreboard`;
+  refresh();
+}
+
+/** @param {Status} newStatus */
+function onStatus(newStatus) {
+  const { state } = newStatus;
+  if (state === "reconnecting" && status.state !== "reconnecting") lostAtMs = Date.now();
+  status = newStatus;
+  if (state === "live" || state === "stale") {
+    stateBeforeLoss = state;
+    failure = null;
+  }
+  if (state === "reconnecting" && newStatus.attempt === 1 && board === null) diagnose();
+  refresh();
+}
+
+/**
+ * Find out why the first handshake failed. Browsers hide the status of a rejected handshake, so ask
+ * the api for the same board over HTTP: its status tells if the board is unknown or not public.
  */
 async function diagnose() {
-  const question = new URL("/api/scores/leaderboard?limit=1", location.href);
-  if (wishedBoard) question.searchParams.set("board", wishedBoard);
-  let answer;
+  const url = new URL("/api/scores/leaderboard?limit=1", location.href);
+  if (requestedBoard) url.searchParams.set("board", requestedBoard);
+  let response;
   try {
-    answer = await fetch(question, { signal: AbortSignal.timeout(FETCH_MS) });
+    response = await fetch(url, { signal: AbortSignal.timeout(FETCH_MS) });
   } catch {
-    return; // out of reach altogether: the connection goes on trying
+    return; // unreachable: the connection keeps retrying
   }
   if (board !== null) return;
-  if (answer.status === 404) giveUp("no-such-board");
-  if (answer.status === 401 || answer.status === 403) {
-    giveUp("private");
+  if (response.status === 404) fail("no-such-board");
+  if (response.status === 401 || response.status === 403) {
+    fail("private");
     watchAsPlayer();
   }
 }
 
-/** Watch a board that is not public with the player's token, where that has not been tried. */
+/** Follow a board that is not public with the player's token, unless that was already tried. */
 function watchAsPlayer() {
-  if (verdict !== "private" || isPrivate || !signIn?.token) return;
+  if (failure !== "private" || isPrivate || !signIn?.token) return;
   isPrivate = true;
   start();
 }
 
-function giveUp(why) {
-  verdict = why;
+/** @param {string} reason */
+function fail(reason) {
+  failure = reason;
   connection?.close();
   connection = null;
-  show();
+  refresh();
 }
 
-async function configuration() {
+/** @returns {Promise<{ws?: string, oauth?: {issuer: string, clientId: string} | null}>} */
+async function fetchConfig() {
   try {
-    const answer = await fetch("/config.json", { signal: AbortSignal.timeout(FETCH_MS) });
-    if (answer.ok) return await answer.json();
+    const response = await fetch("/config.json", { signal: AbortSignal.timeout(FETCH_MS) });
+    if (response.ok) return await response.json();
   } catch {
-    // a page that was served can as well find its streamer beside itself
+    // use the defaults: the streamer is on the page's own origin
   }
   return {};
 }
 
+/** @param {{issuer: string, clientId: string} | null | undefined} oauth */
 function offerSignIn(oauth) {
   if (!oauth || signIn !== null) return;
+  /** @type {ReturnType<typeof showPlayer> | null} */
   let player = null;
   const onChange = () => {
     player?.refresh();
     if (signIn?.token) watchAsPlayer();
-    else if (isPrivate) location.reload(); // what only the player might see leaves with them
+    else if (isPrivate) location.reload(); // remove what only the player may see
   };
   signIn = new SignIn({ ...oauth, onChange });
-  player = showPlayer(find("player"), { signIn, board: wishedBoard || undefined });
+  player = showPlayer(find("player"), { signIn, board: requestedBoard || undefined });
 }
 
 async function start() {
-  verdict = null;
-  status = { state: "connecting", reason: null, attempt: 0, retryAtMs: null };
-  show();
-  if (wishedBoard && !BOARD_NAME.test(wishedBoard)) {
-    giveUp("bad-name");
+  failure = null;
+  status = initialStatus();
+  refresh();
+  if (requestedBoard && !BOARD_NAME.test(requestedBoard)) {
+    fail("bad-name");
     return;
   }
-  const { ws, oauth } = await configuration();
+  const { ws, oauth } = await fetchConfig();
   offerSignIn(oauth);
-  const tokenProvider = isPrivate ? () => signIn.token : undefined;
+  const tokenProvider = isPrivate ? () => signIn?.token ?? null : undefined;
   const url = ws || SAME_ORIGIN;
-  connection = connect({ url, board: wishedBoard || undefined, tokenProvider, onBoard, onStatus });
+  connection = connect({ url, board: requestedBoard || undefined, tokenProvider, onBoard, onStatus });
 }
 
-const wishedBoard = new URL(location.href).searchParams.get("board");
-if (wishedBoard && BOARD_NAME.test(wishedBoard)) write("board-name", wishedBoard);
+const requestedBoard = new URL(location.href).searchParams.get("board");
+if (requestedBoard && BOARD_NAME.test(requestedBoard)) write("board-name", requestedBoard);
 for (const button of ["retry", "restart"]) {
   find(button).addEventListener("click", () => {
     if (connection === null) start();
     else connection.retry();
   });
 }
-setInterval(show, TICK_MS);
-document.addEventListener("visibilitychange", () => document.hidden || show());
+setInterval(refresh, TICK_MS);
+document.addEventListener("visibilitychange", () => document.hidden || refresh());
 start();

@@ -1,5 +1,5 @@
 /**
- * A live scoreboard in a browser: one WebSocket, kept alive, that hands over the newest top 10.
+ * A live scoreboard in a browser: keeps one WebSocket connected and delivers the newest top 10.
  *
  *     import { connect } from "./scoreboard-client.js";
  *
@@ -9,133 +9,152 @@
  *       onStatus: ({ state }) => showState(state),
  *     });
  *
- * Two files, no dependency, no build step. What stays true: a board that was handed over is never
- * followed by an older one of the same epoch, whatever reconnects in between, and the server's wish
- * to be left alone for a while is obeyed. docs/client.md describes every option and state.
+ * Two files, no dependencies, no build step. docs/client.md describes every option and state.
+ *
+ * Invariants: a delivered board is never followed by an older one of the same epoch, across
+ * reconnects too; a delay requested by the server is respected.
+ *
+ * @typedef {import("./scoreboard-protocol.js").Board} Board
+ * @typedef {import("./scoreboard-protocol.js").Message} Message
+ * @typedef {"connecting" | "live" | "stale" | "reconnecting" | "stopped"} State
+ * @typedef {"first" | "expired" | "expiring" | "rejected" | "refused"} TokenReason
+ *
+ * @typedef {object} Status
+ * @property {State} state
+ * @property {string | null} reason      why the client reconnects or has stopped
+ * @property {number | null} code        the close code, if there was one
+ * @property {number} attempt            number of failures in a row
+ * @property {number | null} retryAtMs   when the next attempt starts
+ * @property {boolean} isMandated        whether the server requested the delay
+ *
+ * @typedef {object} Options
+ * @property {string | URL} url      where the streamer listens; may be relative to the page
+ * @property {string} [board]        the board; default: the server's first one
+ * @property {string} [token]        a JWT that will not be renewed
+ * @property {(why: {reason: TokenReason}) => Promise<string | null> | string | null} [tokenProvider]
+ *   returns a current JWT, or null for none
+ * @property {(board: Board, how: {isSnapshot: boolean}) => void} [onBoard]
+ *   called with each newer board; `isSnapshot` marks the first one of a connection
+ * @property {(status: Status) => void} [onStatus]  called when the status changes
+ * @property {(error: {code: string, detail?: string}) => void} [onError]
+ *   called with errors that do not end the connection
+ * @property {() => number} [random]                for tests
+ * @property {typeof globalThis.WebSocket} [WebSocket]  for tests
  */
 
 import {
-  addressOf,
-  afterClose,
   backoffMs,
-  isNews,
-  readMessage,
+  closeAction,
+  isNewer,
+  parseMessage,
   subprotocols,
   tokenExpiryMs,
+  webSocketUrl,
 } from "./scoreboard-protocol.js";
 
-/** The server speaks at least every 15 s; after two and a half times that the line is dead. */
+/** The server sends something at least every 15 s; the limit is two and a half times that. */
 const SILENCE_MS = 37_000;
 /** The first board follows the handshake at once. */
 const FIRST_MESSAGE_MS = 10_000;
 const PROVIDER_MS = 15_000;
-/** A connection that lasted this long was a good one: the next trouble starts from the beginning. */
+/** A connection that lasted this long resets the backoff. */
 const SETTLED_MS = 10_000;
-/** The server answers one `sync` a second and looks at one `auth` in ten. */
-const SYNC_EVERY_MS = 2_000;
-const RENEW_EVERY_MS = 10_000;
-const RENEW_TRIES = 4;
-/** A proxy that refuses a token looks like a lost network; after so many a new token is tried. */
-const UNHEARD_TRIES = 2;
-/** A token within this of its end is not worth a handshake. */
+/** The server accepts one `sync` per second and one `auth` per 10 seconds. */
+const SYNC_INTERVAL_MS = 2_000;
+const RENEW_INTERVAL_MS = 10_000;
+const RENEW_ATTEMPTS = 4;
+/** A proxy that rejects a token looks like a lost network; after so many, get a new token. */
+const SILENT_FAILURES_MAX = 2;
+/** A token this close to its expiry is not used for a handshake. */
 const EXPIRY_MARGIN_MS = 5_000;
-/** No server may send a page away for longer than this. */
+/** The longest delay that a server can request. */
 const LONGEST_WAIT_MS = 120_000;
 
-/** What a status says beside its state while nothing is wrong. */
-const CALM = { reason: null, code: null, attempt: 0, retryAtMs: null, isMandated: false };
+/** The rest of the status while nothing is wrong. */
+const NO_TROUBLE = { reason: null, code: null, attempt: 0, retryAtMs: null, isMandated: false };
 
 /**
- * Follow a board until `close()` is called or there is no point in going on.
+ * Follow a board until `close()` is called or retrying is pointless.
  *
- * @param {object} options
- * @param {string|URL} options.url        where the streamer listens; may be relative to the page
- * @param {string} [options.board]        which board; the server's default where absent
- * @param {string} [options.token]        a JWT that will not be renewed
- * @param {(why: {reason: string}) => Promise<string|null>|string|null} [options.tokenProvider]
- *   gives a current JWT, or null for none; the reason is `first`, `expired`, `expiring`, `rejected`
- *   or `refused`
- * @param {(board: object, how: {isSnapshot: boolean}) => void} [options.onBoard]
- *   called with each newer board; `isSnapshot` marks the first of a connection
- * @param {(status: object) => void} [options.onStatus]
- *   called when `{state, reason, code, attempt, retryAtMs, isMandated}` changes
- * @param {(error: {code: string, detail?: string}) => void} [options.onError]
- *   called with what went wrong without ending the connection
+ * @param {Options} options
  * @returns {Connection}
- * @throws {TypeError} where `url` is no address
+ * @throws {TypeError} if `url` is invalid
  */
 export function connect(options) {
   return new Connection(options);
 }
 
 class Connection {
-  #address;
-  #options;
-  #random;
+  /** @type {string} */ #url;
+  /** @type {Options} */ #options;
+  /** @type {() => number} */ #random;
 
-  #status = Object.freeze({ state: "connecting", ...CALM });
-  #board = null;
-  #token = null;
+  /** @type {Readonly<Status>} */ #status = Object.freeze({ state: "connecting", ...NO_TROUBLE });
+  /** @type {Board | null} */ #board = null;
+  /** @type {string | null} */ #token = null;
 
-  #socket = null;
-  #turn = 0; // raised whenever what is under way has become outdated
-  #timer = null; // the next attempt, or the watchdog: never both
+  /** @type {WebSocket | null} */ #socket = null;
+  #generation = 0; // raised whenever operations under way become outdated
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #timer; // the next attempt or the watchdog, never both
   #failures = 0;
   #rejections = 0;
-  #unheard = 0; // connections in a row that ended without a word from the server
-  #renewal = 0; // which try of a renewal is on its way; 0 for none
+  #silentFailures = 0; // connections in a row that ended before any message
+  #renewal = 0; // attempt number of the renewal under way; 0 for none
   #openedAtMs = 0;
   #syncedAtMs = -Infinity;
-  #bye = null;
-  #hasHeard = false;
+  /** @type {Message | null} */ #bye = null;
+  #hasMessage = false;
   #hasTried = false;
   #isStale = false;
-  #onOnline = () => this.#comeBackOnline();
+  #onOnline = () => this.#reconnectOnline();
 
+  /** @param {Options} options */
   constructor(options) {
     this.#options = { ...options };
-    this.#address = addressOf(options.url, options.board);
+    this.#url = webSocketUrl(options.url, options.board);
     this.#random = options.random ?? Math.random;
     this.#token = options.token ?? null;
     globalThis.addEventListener?.("online", this.#onOnline);
-    const turn = this.#turn;
-    // Later, so that the first callback finds the caller with this object in hand.
+    const generation = this.#generation;
+    // Deferred, so that the caller has the connection before the first callback.
     queueMicrotask(() => {
-      if (turn !== this.#turn) return;
+      if (generation !== this.#generation) return;
       this.#call("onStatus", this.#status);
       this.#open("first");
     });
   }
 
-  /** The newest board taken, or null before the first. */
+  /** The newest board received, or null before the first. */
   get board() {
     return this.#board;
   }
 
-  /** The state as `onStatus` last heard it. */
+  /** The current status, as last passed to `onStatus`. */
   get status() {
     return this.#status;
   }
 
-  /** Ask the server for the current board; true where it could be asked. */
+  /** Request the current board; return whether the request was sent. */
   sync() {
     const nowMs = performance.now();
-    if (this.#socket?.readyState !== 1 || nowMs - this.#syncedAtMs < SYNC_EVERY_MS) return false;
+    const socket = this.#socket;
+    if (socket?.readyState !== 1 || nowMs - this.#syncedAtMs < SYNC_INTERVAL_MS) return false;
     this.#syncedAtMs = nowMs;
-    this.#socket.send('{"type":"sync"}');
+    socket.send('{"type":"sync"}');
     return true;
   }
 
   /**
-   * Try at once instead of waiting, or start again after a stop. False where there is nothing to
-   * hurry, or the server itself asked for the wait.
+   * Connect now instead of waiting, or start again after a stop. Return false if there is no wait
+   * to skip, or the server requested it.
    */
   retry() {
     const { state, retryAtMs, isMandated, reason } = this.#status;
     if (state === "stopped" && reason !== "closed") {
-      this.#failures = this.#rejections = this.#unheard = 0;
+      this.#failures = this.#rejections = this.#silentFailures = 0;
       globalThis.addEventListener?.("online", this.#onOnline);
-      this.#tell({ state: "reconnecting", ...CALM });
+      this.#update({ state: "reconnecting", ...NO_TROUBLE });
       this.#open("first");
       return true;
     }
@@ -144,86 +163,97 @@ class Connection {
     return true;
   }
 
-  /** End for good; the last board stays readable. */
+  /** Close permanently; `board` remains readable. */
   close() {
     this.#stop("closed", null);
   }
 
-  // --- one attempt ---
+  // --- connecting ---
 
+  /** @param {TokenReason} why */
   async #open(why) {
-    const turn = this.#abandon();
+    const generation = this.#abandon();
     if (this.#status.state !== "connecting") {
-      this.#tell({ state: "reconnecting", retryAtMs: null, isMandated: false });
+      this.#update({ state: "reconnecting", retryAtMs: null, isMandated: false });
     }
     let token;
     try {
-      token = await this.#freshToken(why);
+      token = await this.#currentToken(why);
     } catch (error) {
-      if (turn !== this.#turn) return;
+      if (generation !== this.#generation) return;
       this.#report({ code: "token-provider", detail: String(error) });
       this.#wait("token-provider", null);
       return;
     }
-    if (turn !== this.#turn) return;
+    if (generation !== this.#generation) return;
     if (token === undefined) {
       this.#stop("signed-out", null);
       return;
     }
     this.#token = token;
     this.#hasTried = true;
-    this.#hasHeard = this.#isStale = false;
+    this.#hasMessage = this.#isStale = false;
     this.#renewal = 0;
     this.#bye = null;
     this.#openedAtMs = performance.now();
     try {
       const WebSocketClass = this.#options.WebSocket ?? globalThis.WebSocket;
-      this.#socket = new WebSocketClass(this.#address, subprotocols(token));
+      this.#socket = new WebSocketClass(this.#url, subprotocols(token));
     } catch (error) {
-      // A token that is no token, or a ws:// address on an https:// page: no retry mends that.
-      this.#report({ code: "refused-by-browser", detail: error.name });
+      // An invalid token, or a ws:// URL on an https:// page: retrying does not help.
+      const detail = error instanceof Error ? error.name : String(error);
+      this.#report({ code: "refused-by-browser", detail });
       this.#stop("refused-by-browser", null);
       return;
     }
-    this.#socket.onmessage = ({ data }) => this.#hear(data);
-    this.#socket.onclose = ({ code }) => this.#lose(code);
+    this.#socket.onmessage = ({ data }) => this.#onMessage(data);
+    this.#socket.onclose = ({ code }) => this.#onClose(code);
     this.#watch(FIRST_MESSAGE_MS);
   }
 
-  /** Give the token for this attempt, null for none, undefined where only signing in would help. */
-  async #freshToken(why) {
+  /**
+   * Return the token for this attempt: null for none, undefined if the user must sign in.
+   *
+   * @param {TokenReason} why
+   */
+  async #currentToken(why) {
     const { tokenProvider } = this.#options;
     const expiryMs = this.#token === null ? null : tokenExpiryMs(this.#token);
-    const isOver = expiryMs !== null && Date.now() > expiryMs - EXPIRY_MARGIN_MS;
+    const isExpired = expiryMs !== null && Date.now() > expiryMs - EXPIRY_MARGIN_MS;
     if (!tokenProvider) {
-      // Tried once all the same: it may be this clock that is wrong.
-      return isOver && this.#hasTried ? undefined : this.#token;
+      // An expired token is tried once: the local clock may be wrong.
+      return isExpired && this.#hasTried ? undefined : this.#token;
     }
     const isRejected = why === "rejected";
-    const isRefused = this.#token !== null && this.#unheard >= UNHEARD_TRIES;
-    if (!isRejected && !isRefused && this.#token !== null && !isOver) return this.#token;
-    this.#unheard = 0;
-    const reason = isRefused && !isOver ? "refused" : this.#token === null ? "first" : "expired";
-    const token = await this.#ask(isRejected ? why : reason);
+    const isRefused = this.#token !== null && this.#silentFailures >= SILENT_FAILURES_MAX;
+    if (!isRejected && !isRefused && this.#token !== null && !isExpired) return this.#token;
+    this.#silentFailures = 0;
+    const reason = isRefused && !isExpired ? "refused" : this.#token === null ? "first" : "expired";
+    const token = await this.#requestToken(isRejected ? why : reason);
     return token === null && isRejected ? undefined : token;
   }
 
-  async #ask(reason) {
+  /** @param {TokenReason} reason */
+  async #requestToken(reason) {
+    /** @type {ReturnType<typeof setTimeout> | undefined} */
     let timer;
+    /** @type {Promise<never>} */
     const limit = new Promise((_, reject) => {
-      timer = setTimeout(() => reject(new Error("no token in time")), PROVIDER_MS);
+      timer = setTimeout(() => reject(new Error("tokenProvider timed out")), PROVIDER_MS);
     });
     try {
-      return (await Promise.race([this.#options.tokenProvider({ reason }), limit])) ?? null;
+      const token = this.#options.tokenProvider?.({ reason }) ?? null;
+      return (await Promise.race([token, limit])) ?? null;
     } finally {
       clearTimeout(timer);
     }
   }
 
-  // --- what the server says ---
+  // --- messages from the server ---
 
-  #hear(data) {
-    const message = typeof data === "string" ? readMessage(data) : null;
+  /** @param {unknown} data */
+  #onMessage(data) {
+    const message = typeof data === "string" ? parseMessage(data) : null;
     this.#watch(SILENCE_MS);
     if (message === null) {
       this.#report({ code: "bad-frame" });
@@ -231,81 +261,94 @@ class Connection {
     }
     switch (message.type) {
       case "leaderboard":
-        this.#take(message);
+        this.#onLeaderboard(/** @type {Board & Message} */ (message));
         break;
       case "heartbeat":
         if (message.exp) this.#renewal = 0;
-        this.#becomeLive();
-        if (isNews(this.#board, message)) this.sync();
+        this.#setLive();
+        if (isNewer(this.#board, /** @type {Board & Message} */ (message))) this.sync();
         break;
       case "status":
         this.#isStale = message.state === "stale";
-        this.#becomeLive();
+        this.#setLive();
         break;
       case "auth_expiring":
-        this.#renew(this.#turn, 1);
+        this.#renew(this.#generation, 1);
         break;
       case "error":
         this.#report({ code: String(message.code), detail: message.detail });
-        if (this.#renewal > 0) this.#renewLater(this.#turn, this.#renewal);
+        if (this.#renewal > 0) this.#renewLater(this.#generation, this.#renewal);
         break;
       case "bye":
         this.#bye = message;
         break;
-      default: // a newer server may say more
+      default: // newer servers may send other types
     }
   }
 
-  #take(frame) {
+  /** @param {Board} received */
+  #onLeaderboard(received) {
     const { board } = this.#options;
-    if (board && frame.board !== board) {
-      this.#report({ code: "other-board", detail: frame.board });
+    if (board && received.board !== board) {
+      this.#report({ code: "other-board", detail: received.board });
       return;
     }
-    const isSnapshot = !this.#hasHeard;
-    this.#becomeLive();
-    // The kept position means nothing on another board, which a new default can bring.
-    if (this.#board?.board === frame.board && !isNews(this.#board, frame)) return;
-    this.#board = frame;
-    this.#call("onBoard", frame, { isSnapshot });
+    const isSnapshot = !this.#hasMessage;
+    this.#setLive();
+    // Positions of different boards do not compare; the server's default board can change.
+    if (this.#board?.board === received.board && !isNewer(this.#board, received)) return;
+    this.#board = received;
+    this.#call("onBoard", received, { isSnapshot });
   }
 
-  #becomeLive() {
-    this.#hasHeard = true;
-    this.#unheard = 0;
-    this.#tell({ state: this.#isStale ? "stale" : "live", ...CALM });
+  #setLive() {
+    this.#hasMessage = true;
+    this.#silentFailures = 0;
+    this.#update({ state: this.#isStale ? "stale" : "live", ...NO_TROUBLE });
   }
 
-  async #renew(turn, attempt) {
+  /**
+   * @param {number} generation
+   * @param {number} attempt
+   */
+  async #renew(generation, attempt) {
     if (!this.#options.tokenProvider) return;
     let token = null;
     try {
-      token = await this.#ask("expiring");
+      token = await this.#requestToken("expiring");
     } catch (error) {
       this.#report({ code: "token-provider", detail: String(error) });
     }
-    if (turn !== this.#turn) return;
+    if (generation !== this.#generation) return;
     if (token !== null && this.#socket?.readyState === 1) {
       this.#token = token;
       this.#renewal = attempt;
       this.#socket.send(JSON.stringify({ type: "auth", token }));
     } else {
-      this.#renewLater(turn, attempt);
+      this.#renewLater(generation, attempt);
     }
   }
 
-  #renewLater(turn, attempt) {
+  /**
+   * @param {number} generation
+   * @param {number} attempt
+   */
+  #renewLater(generation, attempt) {
     this.#renewal = 0;
-    if (attempt >= RENEW_TRIES) return;
-    setTimeout(() => turn === this.#turn && this.#renew(turn, attempt + 1), RENEW_EVERY_MS);
+    if (attempt >= RENEW_ATTEMPTS) return;
+    setTimeout(
+      () => generation === this.#generation && this.#renew(generation, attempt + 1),
+      RENEW_INTERVAL_MS,
+    );
   }
 
-  // --- losing the line ---
+  // --- disconnecting ---
 
-  #lose(code) {
+  /** @param {number} code */
+  #onClose(code) {
     const lastedMs = performance.now() - this.#openedAtMs;
-    if (this.#hasHeard && lastedMs >= SETTLED_MS) this.#failures = this.#rejections = 0;
-    const { action, reason, floorMs } = afterClose(code);
+    if (this.#hasMessage && lastedMs >= SETTLED_MS) this.#failures = this.#rejections = 0;
+    const { action, reason, floorMs } = closeAction(code);
     const bye = this.#bye;
     if (action === "stop") {
       this.#stop(reason, code);
@@ -324,78 +367,105 @@ class Connection {
     }
   }
 
-  #wait(reason, code, delay, floorMs) {
-    const turn = this.#abandon();
+  /**
+   * Schedule the next attempt.
+   *
+   * @param {string} reason
+   * @param {number | null} code
+   * @param {unknown} [delayMs]  the range that the server requests
+   * @param {number} [floorMs]
+   */
+  #wait(reason, code, delayMs, floorMs) {
+    const generation = this.#abandon();
     this.#failures += 1;
-    if (!this.#hasHeard) this.#unheard += 1;
-    const ranged = Array.isArray(delay) && delay.length === 2 && delay.every((ms) => ms >= 0);
-    const waitMs = ranged
-      ? Math.min(LONGEST_WAIT_MS, delay[0] + this.#random() * Math.max(0, delay[1] - delay[0]))
+    if (!this.#hasMessage) this.#silentFailures += 1;
+    const isRange = Array.isArray(delayMs) && delayMs.length === 2 && delayMs.every((ms) => ms >= 0);
+    const waitMs = isRange
+      ? Math.min(LONGEST_WAIT_MS, delayMs[0] + this.#random() * Math.max(0, delayMs[1] - delayMs[0]))
       : backoffMs(this.#failures, this.#random(), floorMs);
-    this.#timer = setTimeout(() => turn === this.#turn && this.#open("expired"), waitMs);
-    this.#tell({
+    this.#openLater(generation, waitMs);
+    this.#update({
       state: "reconnecting",
       reason,
       code,
       attempt: this.#failures,
       retryAtMs: Date.now() + waitMs,
-      isMandated: ranged || floorMs !== undefined,
+      isMandated: isRange || floorMs !== undefined,
     });
   }
 
+  /**
+   * @param {number} generation
+   * @param {number} waitMs
+   */
+  #openLater(generation, waitMs) {
+    this.#timer = setTimeout(() => generation === this.#generation && this.#open("expired"), waitMs);
+  }
+
+  /**
+   * @param {string} reason
+   * @param {number | null} code
+   */
   #stop(reason, code) {
     if (this.#status.state === "stopped" && reason !== "closed") return;
     this.#abandon();
     globalThis.removeEventListener?.("online", this.#onOnline);
-    this.#tell({ state: "stopped", ...CALM, reason, code });
+    this.#update({ state: "stopped", ...NO_TROUBLE, reason, code });
   }
 
-  /** Leave whatever is under way behind, and give the number of the turn that begins. */
+  /** Cancel what is under way; return the number of the new generation. */
   #abandon() {
     clearTimeout(this.#timer);
-    this.#timer = null;
     const socket = this.#socket;
     this.#socket = null;
     if (socket !== null) {
       socket.onmessage = socket.onclose = null;
       if (socket.readyState < 2) socket.close(1000);
     }
-    this.#turn += 1;
-    return this.#turn;
+    this.#generation += 1;
+    return this.#generation;
   }
 
+  /** @param {number} limitMs */
   #watch(limitMs) {
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => this.#wait("silent", null), limitMs);
   }
 
-  #comeBackOnline() {
+  #reconnectOnline() {
     const { state, retryAtMs, isMandated } = this.#status;
     if (state !== "reconnecting" || retryAtMs === null || isMandated) return;
-    const turn = this.#abandon();
-    // Everybody behind the same router comes back in the same instant.
-    const waitMs = this.#random() * 1_000;
-    this.#timer = setTimeout(() => turn === this.#turn && this.#open("expired"), waitMs);
+    // Jitter: all clients behind the same router come back at the same moment.
+    this.#openLater(this.#abandon(), this.#random() * 1_000);
   }
 
-  // --- telling the caller ---
+  // --- callbacks ---
 
-  #tell(change) {
+  /** @param {Partial<Status>} change */
+  #update(change) {
     const before = this.#status;
     const after = { ...before, ...change };
-    if (Object.keys(after).every((key) => after[key] === before[key])) return;
+    const names = /** @type {(keyof Status)[]} */ (Object.keys(after));
+    if (names.every((name) => after[name] === before[name])) return;
     this.#status = Object.freeze(after);
     this.#call("onStatus", this.#status);
   }
 
+  /** @param {{code: string, detail?: string}} error */
   #report(error) {
     this.#call("onError", error);
   }
 
-  /** Call back; a fault of the page is the page's to see, and must not end the connection. */
+  /**
+   * Call a callback; report its error to the page without ending the connection.
+   *
+   * @param {"onBoard" | "onStatus" | "onError"} name
+   * @param {any[]} values
+   */
   #call(name, ...values) {
+    const callback = /** @type {((...values: any[]) => void) | undefined} */ (this.#options[name]);
     try {
-      this.#options[name]?.(...values);
+      callback?.(...values);
     } catch (error) {
       globalThis.reportError?.(error);
     }

@@ -1,7 +1,12 @@
 /**
- * The rules of `scoreboard.v1` as a viewer sees them, free of sockets and clocks.
+ * The rules of the subprotocol `scoreboard.v1` for a viewer: pure functions without sockets, clocks
+ * or state. scoreboard-client.js applies them.
  *
- * scoreboard-client.js lives by them; tests try them one by one. Nothing here keeps state.
+ * @typedef {{rank: number, userId: string, score: number}} Row
+ * @typedef {{epoch: number, seq: number}} Position
+ * @typedef {Position & {board: string, at?: number, leaderboard: Row[]}} Board
+ * @typedef {{action: "retry" | "renew" | "stop", reason: string, floorMs?: number}} CloseAction
+ * @typedef {{[name: string]: any, type: string}} Message
  */
 
 export const SUBPROTOCOL = "scoreboard.v1";
@@ -9,14 +14,22 @@ const BEARER = "bearer.";
 const BACKOFF_FLOOR_MS = 500;
 const BACKOFF_CEILING_MS = 30_000;
 
-/** Tell whether a frame at `position` is to be taken by a viewer that holds `kept` (or nothing). */
-export function isNews(kept, position) {
-  return kept === null || position.epoch !== kept.epoch || position.seq > kept.seq;
+/**
+ * Return whether `position` is newer than `current`, the position of the board held (null: none).
+ *
+ * @param {Position | null} current
+ * @param {Position} position
+ */
+export function isNewer(current, position) {
+  return current === null || position.epoch !== current.epoch || position.seq > current.seq;
 }
 
 /**
- * Give a waiting time in milliseconds with full jitter, for the `attempt`-th failure in a row.
- * `random` is in 0…1; with a higher floor the whole range moves up.
+ * Return the delay in milliseconds before a reconnect, with full jitter.
+ *
+ * @param {number} attempt    number of failures in a row
+ * @param {number} random     in 0…1
+ * @param {number} [floorMs]  least delay; a higher floor shifts the whole range
  */
 export function backoffMs(attempt, random, floorMs = BACKOFF_FLOOR_MS) {
   const grown = Math.min(BACKOFF_CEILING_MS, 1_000 * 2 ** Math.min(attempt, 10));
@@ -25,16 +38,19 @@ export function backoffMs(attempt, random, floorMs = BACKOFF_FLOOR_MS) {
 }
 
 /**
- * Say what a close code asks of a viewer: `{action, reason, floorMs?}`, where action is `retry`,
- * `renew` (get a new token, then retry) or `stop`, and `floorMs` the least wait where it is more
- * than usual. Codes nobody knows yet are retried: a page must survive them.
+ * Return what a viewer must do after a close code: `retry`, `renew` (get a new token, then retry)
+ * or `stop`. `floorMs` is the least delay where it is longer than usual. Unknown codes are retried,
+ * so that a page survives codes of newer servers.
+ *
+ * @param {number} code
+ * @returns {CloseAction}
  */
-export function afterClose(code) {
+export function closeAction(code) {
   switch (code) {
     case 1002: // protocol error
-    case 1003: // binary
-    case 1007: // not UTF-8
-    case 1009: // too big
+    case 1003: // unsupported data
+    case 1007: // invalid payload
+    case 1009: // message too big
       return { action: "stop", reason: "protocol-error" };
     case 4400:
       return { action: "stop", reason: "malformed" };
@@ -54,19 +70,41 @@ export function afterClose(code) {
   }
 }
 
-/** Read when a JWT ends, in milliseconds since 1970; null where it does not say. Verifies nothing. */
-export function tokenExpiryMs(token) {
+/**
+ * Decode the claims of a JWT without verifying it; null if it is not a JWT.
+ *
+ * @param {string} token
+ * @returns {{[name: string]: any} | null}
+ */
+export function jwtClaims(token) {
   try {
     const body = token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/");
-    const { exp } = JSON.parse(atob(body));
-    return Number.isFinite(exp) ? exp * 1_000 : null;
+    const bytes = Uint8Array.from(atob(body), (letter) => letter.charCodeAt(0));
+    const claims = JSON.parse(new TextDecoder().decode(bytes));
+    return claims !== null && typeof claims === "object" ? claims : null;
   } catch {
     return null;
   }
 }
 
-/** Parse a text from the server; null where it is no message of ours. */
-export function readMessage(text) {
+/**
+ * Return when a JWT expires, in milliseconds since 1970; null if it has no expiry.
+ *
+ * @param {string} token
+ * @returns {number | null}
+ */
+export function tokenExpiryMs(token) {
+  const exp = jwtClaims(token)?.exp;
+  return Number.isFinite(exp) ? exp * 1_000 : null;
+}
+
+/**
+ * Parse a message from the server; null if it is invalid.
+ *
+ * @param {string} text
+ * @returns {Message | null}
+ */
+export function parseMessage(text) {
   let message;
   try {
     message = JSON.parse(text);
@@ -79,10 +117,12 @@ export function readMessage(text) {
   return typeof message.type === "string" ? message : null;
 }
 
+/** @param {{epoch?: unknown, seq?: unknown}} message */
 function isPosition({ epoch, seq }) {
   return Number.isSafeInteger(epoch) && Number.isSafeInteger(seq);
 }
 
+/** @param {{[name: string]: any}} message */
 function isBoard(message) {
   return (
     isPosition(message) &&
@@ -99,17 +139,28 @@ function isBoard(message) {
   );
 }
 
-/** Give the WebSocket's address: `http` becomes `ws`, relative is to the page, `board` is added. */
-export function addressOf(url, board, base = globalThis.location?.href) {
+/**
+ * Return the WebSocket URL: `http` becomes `ws`, relative URLs are resolved against `base`.
+ *
+ * @param {string | URL} url
+ * @param {string} [board]
+ * @param {string} [base]   default: the address of the page
+ * @throws {TypeError} if `url` is invalid
+ */
+export function webSocketUrl(url, board, base = globalThis.location?.href) {
   const address = new URL(url, base);
   address.protocol = address.protocol.replace(/^http/, "ws");
-  if (!/^wss?:$/.test(address.protocol)) throw new TypeError(`no WebSocket address: ${url}`);
+  if (!/^wss?:$/.test(address.protocol)) throw new TypeError(`not a WebSocket URL: ${url}`);
   address.hash = "";
   if (board) address.searchParams.set("board", board);
   return address.href;
 }
 
-/** Give what to offer in the handshake; a token travels there and never in the address. */
+/**
+ * Return the subprotocols to offer. A token travels there, and never in the URL.
+ *
+ * @param {string | null} token
+ */
 export function subprotocols(token) {
   return token ? [SUBPROTOCOL, BEARER + token] : [SUBPROTOCOL];
 }

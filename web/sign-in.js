@@ -1,121 +1,132 @@
 /**
- * Signs a player in by OAuth 2.0: authorization code with PKCE, at any issuer found by discovery.
+ * Player sign-in with OAuth 2.0: authorization code flow with PKCE, at any issuer with discovery.
  *
  *     const signIn = new SignIn({ issuer: "https://id.example.com", clientId: "scoreboard-page" });
- *     await signIn.resume();             // on every load: takes up an answer in the page's address
+ *     await signIn.resume();             // on every load: processes a response in the page's URL
  *     if (signIn.player === null) button.onclick = () => signIn.begin();
  *     connect({ url, tokenProvider: () => signIn.token });
  *
- * What stays true: a token lies in this tab's session storage and nowhere else; a code leaves the
- * address before anything is loaded by it; an answer is taken only in the tab that asked, once,
- * from the issuer that was asked. docs/sign-in.md tells the whole way.
+ * docs/sign-in.md describes the whole flow.
+ *
+ * Invariants: the token is stored only in this tab's session storage; a code is removed from the URL
+ * before any other request; a response is accepted once, in the tab that sent the request, and only
+ * from the issuer it was sent to.
+ *
+ * @typedef {{sub: string, exp: number, [name: string]: any}} Claims
+ * @typedef {{state: string, verifier: string, redirectUri: string, returnTo: string,
+ *   startedAtMs: number}} Pending
  */
+
+import { jwtClaims } from "./scoreboard-protocol.js";
 
 const PENDING = "scoreboard.sign-in.pending";
 const TOKEN = "scoreboard.sign-in.token";
 const SCOPE = "update:score read:leaderboard";
 const FETCH_MS = 10_000;
-/** A form that was left open longer than this is answered by a new one. */
+/** A response that takes longer than this is rejected. */
 const PENDING_MS = 15 * 60_000;
-/** A token this close to its end would end under way. */
+/** A token this close to its expiry is not used any more. */
 const MARGIN_MS = 5_000;
 const LONGEST_TIMER_MS = 2 ** 31 - 1;
-const ANSWER_FIELDS = [
+const RESPONSE_FIELDS = [
   "code", "state", "iss", "error", "error_description", "error_uri", "session_state",
 ];
 
-/** A sign-in that did not come about; `message` is a sentence for the player. */
-export class SignInFailed extends Error {
-  name = "SignInFailed";
+/** A failed sign-in; `message` is a sentence for the player. */
+export class SignInError extends Error {
+  name = "SignInError";
 }
 
 export class SignIn {
-  #issuer;
-  #clientId;
-  #audience;
-  #onChange;
-  #answer;
-  #token = null;
-  #claims = null;
-  #timer = null;
+  /** @type {string} */ #issuer;
+  /** @type {string} */ #clientId;
+  /** @type {string | undefined} */ #audience;
+  /** @type {() => void} */ #onChange;
+  /** @type {URLSearchParams | null} */ #response;
+  /** @type {string | null} */ #token = null;
+  /** @type {Claims | null} */ #claims = null;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */ #timer;
 
   /**
-   * Takes an answer out of the page's address at once; `resume` then acts on it.
+   * Remove a response of the issuer from the page's URL at once; `resume` processes it.
    *
    * @param {object} options
-   * @param {string} options.issuer      as its metadata and its tokens name it
+   * @param {string} options.issuer      as in its metadata and tokens
    * @param {string} options.clientId    of this page, a public client
-   * @param {string} [options.audience]  sent along for issuers that ask which API a token is for
-   * @param {() => void} [options.onChange]  called when the player signs in, out, or the token ends
+   * @param {string} [options.audience]  for issuers that need to know which API a token is for
+   * @param {() => void} [options.onChange]
+   *   called when the player signs in or out, or the token expires
    */
   constructor({ issuer, clientId, audience, onChange }) {
     this.#issuer = issuer;
     this.#clientId = clientId;
     this.#audience = audience;
     this.#onChange = onChange ?? (() => {});
-    this.#answer = takeAnswer();
-    this.#take(recall(TOKEN)?.token ?? null);
+    this.#response = takeResponse();
+    this.#use(load(TOKEN)?.token ?? null);
   }
 
-  /** The signed-in player's id, or null. */
+  /** The user id of the signed-in player, or null. */
   get player() {
-    return this.token === null ? null : this.#claims.sub;
+    return this.token === null || this.#claims === null ? null : this.#claims.sub;
   }
 
-  /** A token that is good for now, or null. */
+  /** The current token, or null. */
   get token() {
-    if (this.#token !== null && Date.now() > this.#claims.exp * 1_000 - MARGIN_MS) this.signOut();
+    if (this.#claims !== null && Date.now() > this.#claims.exp * 1_000 - MARGIN_MS) this.signOut();
     return this.#token;
   }
 
   /**
-   * Finish a sign-in where the page was opened by the issuer's answer; else do nothing.
+   * Complete a sign-in if the page was opened by a response of the issuer; otherwise do nothing.
    *
-   * @throws {SignInFailed} where the answer is a refusal, not ours, or leads to no token
+   * @throws {SignInError} if the response is an error, does not belong to this tab, or gets no token
    */
   async resume() {
-    const answer = this.#answer;
-    this.#answer = null;
-    if (answer === null) return;
-    const pending = recall(PENDING);
-    forget(PENDING);
-    if (pending === null || !isSame(answer.get("state"), pending.state)) {
-      throw new SignInFailed("This sign-in was not started here. Please sign in again.");
+    const response = this.#response;
+    this.#response = null;
+    if (response === null) return;
+    const pending = /** @type {Pending | null} */ (load(PENDING));
+    remove(PENDING);
+    if (pending === null || !isSame(response.get("state"), pending.state)) {
+      throw new SignInError("This sign-in was not started in this tab. Please sign in again.");
     }
     history.replaceState(history.state, "", pending.returnTo);
     if (Date.now() > pending.startedAtMs + PENDING_MS) {
-      throw new SignInFailed("The sign-in took too long. Please sign in again.");
+      throw new SignInError("The sign-in took too long. Please sign in again.");
     }
     const metadata = await this.#discover();
-    const named = answer.get("iss");
-    const mustName = metadata.authorization_response_iss_parameter_supported === true;
-    if (named === null ? mustName : named !== this.#issuer) {
-      throw new SignInFailed("The answer came from another issuer. Please sign in again.");
+    const issuer = response.get("iss");
+    const isRequired = metadata.authorization_response_iss_parameter_supported === true;
+    if (issuer === null ? isRequired : issuer !== this.#issuer) {
+      throw new SignInError("The response came from another issuer. Please sign in again.");
     }
-    if (answer.has("error")) throw refusalOf(answer);
-    this.#keep(await this.#redeem(metadata, answer.get("code"), pending));
+    const error = response.get("error");
+    if (error !== null) throw errorOf(error);
+    this.#store(await this.#redeem(metadata, response.get("code"), pending));
   }
 
   /**
-   * Leave the page for the issuer's form.
+   * Redirect to the sign-in page of the issuer.
    *
-   * @throws {SignInFailed} where the issuer cannot be reached, or nothing can be kept meanwhile
+   * @throws {SignInError} if the issuer is unreachable, or session storage is not available
    */
   async begin() {
     const { authorization_endpoint: endpoint } = await this.#discover();
-    const verifier = randomText();
+    const verifier = randomString();
     const pending = {
-      state: randomText(),
+      state: randomString(),
       verifier,
       redirectUri: new URL(".", location.href.split(/[?#]/)[0]).href,
       returnTo: location.pathname + location.search + location.hash,
       startedAtMs: Date.now(),
     };
-    if (!remember(PENDING, pending)) {
-      throw new SignInFailed("Signing in needs session storage, which this browser forbids here.");
+    if (!save(PENDING, pending)) {
+      throw new SignInError("Sign-in requires session storage, which this browser blocks.");
     }
     const address = new URL(endpoint);
-    const question = {
+    /** @type {{[name: string]: string}} */
+    const request = {
       response_type: "code",
       client_id: this.#clientId,
       redirect_uri: pending.redirectUri,
@@ -124,14 +135,14 @@ export class SignIn {
       code_challenge: await challengeOf(verifier),
       code_challenge_method: "S256",
     };
-    if (this.#audience) question.audience = this.#audience;
-    for (const [name, value] of Object.entries(question)) address.searchParams.set(name, value);
+    if (this.#audience) request.audience = this.#audience;
+    for (const [name, value] of Object.entries(request)) address.searchParams.set(name, value);
     location.assign(address);
   }
 
-  /** Forget the token. It stays good until it ends, so it must not have been kept elsewhere. */
+  /** Delete the token. It is not revoked: it stays valid until it expires. */
   signOut() {
-    forget(TOKEN);
+    remove(TOKEN);
     clearTimeout(this.#timer);
     this.#token = this.#claims = null;
     this.#onChange();
@@ -139,15 +150,23 @@ export class SignIn {
 
   async #discover() {
     const address = `${this.#issuer.replace(/\/$/, "")}/.well-known/openid-configuration`;
-    const { answer, body } = await ask(address);
-    if (!answer.ok || body?.issuer !== this.#issuer) {
-      throw new SignInFailed("The issuer does not say how to sign in.");
+    const { response, body } = await fetchJson(address);
+    if (!response.ok || body?.issuer !== this.#issuer) {
+      throw new SignInError("The issuer's configuration is invalid.");
     }
     return body;
   }
 
+  /**
+   * Exchange an authorization code for a token.
+   *
+   * @param {{[name: string]: any}} metadata
+   * @param {string | null} code
+   * @param {Pending} pending
+   * @returns {Promise<string>}
+   */
   async #redeem(metadata, code, { redirectUri, verifier }) {
-    const { answer, body } = await ask(metadata.token_endpoint, {
+    const { response, body } = await fetchJson(metadata.token_endpoint, {
       method: "POST",
       body: new URLSearchParams({
         grant_type: "authorization_code",
@@ -157,24 +176,26 @@ export class SignIn {
         code_verifier: verifier,
       }),
     });
-    const isToken = answer.ok && /^bearer$/i.test(body?.token_type ?? "");
+    const isToken = response.ok && /^bearer$/i.test(body?.token_type ?? "");
     if (!isToken || claimsOf(body.access_token) === null) {
-      throw new SignInFailed("The issuer gave no token. Please sign in again.");
+      throw new SignInError("The issuer did not return a token. Please sign in again.");
     }
     return body.access_token;
   }
 
-  #keep(token) {
-    remember(TOKEN, { token });
-    this.#take(token);
+  /** @param {string} token */
+  #store(token) {
+    save(TOKEN, { token });
+    this.#use(token);
     this.#onChange();
   }
 
-  #take(token) {
+  /** @param {string | null} token */
+  #use(token) {
     const claims = token === null ? null : claimsOf(token);
     const leftMs = claims === null ? 0 : claims.exp * 1_000 - MARGIN_MS - Date.now();
     if (leftMs <= 0) {
-      forget(TOKEN);
+      remove(TOKEN);
       return;
     }
     [this.#token, this.#claims] = [token, claims];
@@ -183,47 +204,56 @@ export class SignIn {
   }
 }
 
-/** Read what a JWT says of its bearer and its end; null where it is none. Verifies nothing. */
+/**
+ * Return the claims of a JWT that has a subject and an expiry, without verifying it; otherwise null.
+ *
+ * @param {string} token
+ */
 export function claimsOf(token) {
-  try {
-    const body = token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/");
-    const bytes = Uint8Array.from(atob(body), (letter) => letter.charCodeAt(0));
-    const claims = JSON.parse(new TextDecoder().decode(bytes));
-    return typeof claims.sub === "string" && Number.isFinite(claims.exp) ? claims : null;
-  } catch {
-    return null;
-  }
+  const claims = jwtClaims(token);
+  const isUsable = typeof claims?.sub === "string" && Number.isFinite(claims.exp);
+  return isUsable ? /** @type {Claims} */ (claims) : null;
 }
 
-/** Give the PKCE challenge (S256) of a verifier. */
+/**
+ * Return the PKCE challenge (S256) of a verifier.
+ *
+ * @param {string} verifier
+ */
 export async function challengeOf(verifier) {
   const digest = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(verifier));
   return base64url(new Uint8Array(digest));
 }
 
-/** Take the issuer's answer out of the page's address, so that no reload or copy carries it. */
-function takeAnswer() {
+/** Remove the issuer's response from the page's URL, so that a reload or copy does not repeat it. */
+function takeResponse() {
   const address = new URL(location.href);
   const fields = address.searchParams;
   if (!fields.has("state") || !(fields.has("code") || fields.has("error"))) return null;
-  const answer = new URLSearchParams();
-  for (const name of ANSWER_FIELDS) {
-    if (fields.has(name)) answer.set(name, fields.get(name));
+  const response = new URLSearchParams();
+  for (const name of RESPONSE_FIELDS) {
+    const value = fields.get(name);
+    if (value !== null) response.set(name, value);
     fields.delete(name);
   }
   history.replaceState(history.state, "", address);
-  return answer;
+  return response;
 }
 
-function refusalOf(answer) {
-  if (answer.get("error") === "access_denied") return new SignInFailed("You did not sign in.");
-  const word = answer.get("error").replaceAll(/[^a-z_]/g, "").slice(0, 40);
-  return new SignInFailed(`The issuer refused the sign-in (${word}).`);
+/** @param {string} code */
+function errorOf(code) {
+  if (code === "access_denied") return new SignInError("The sign-in was cancelled.");
+  const word = code.replaceAll(/[^a-z_]/g, "").slice(0, 40);
+  return new SignInError(`The issuer rejected the sign-in (${word}).`);
 }
 
-async function ask(address, options = {}) {
+/**
+ * @param {string} address
+ * @param {RequestInit} [options]
+ */
+async function fetchJson(address, options = {}) {
   try {
-    const answer = await fetch(address, {
+    const response = await fetch(address, {
       ...options,
       credentials: "omit",
       cache: "no-store",
@@ -231,43 +261,54 @@ async function ask(address, options = {}) {
       referrerPolicy: "no-referrer",
       signal: AbortSignal.timeout(FETCH_MS),
     });
-    return { answer, body: await answer.json() };
+    return { response, body: await response.json() };
   } catch {
-    throw new SignInFailed("The issuer cannot be reached. Please try again.");
+    throw new SignInError("The issuer is unreachable. Please try again.");
   }
 }
 
-function randomText() {
+function randomString() {
   return base64url(crypto.getRandomValues(new Uint8Array(32)));
 }
 
+/** @param {Uint8Array} bytes */
 function base64url(bytes) {
   const text = btoa(String.fromCharCode(...bytes));
   return text.replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
 }
 
+/**
+ * @param {string | null} one
+ * @param {string} other
+ */
 function isSame(one, other) {
   return typeof one === "string" && one !== "" && one === other;
 }
 
-function recall(key) {
+/** @param {string} key */
+function load(key) {
   try {
-    return JSON.parse(sessionStorage.getItem(key));
+    return JSON.parse(sessionStorage.getItem(key) ?? "null");
   } catch {
     return null;
   }
 }
 
-function remember(key, value) {
+/**
+ * @param {string} key
+ * @param {unknown} value
+ */
+function save(key, value) {
   try {
     sessionStorage.setItem(key, JSON.stringify(value));
     return true;
   } catch {
-    return false; // storage can be forbidden; a token then lasts as long as the page
+    return false; // storage can be blocked; the token is then lost with the page
   }
 }
 
-function forget(key) {
+/** @param {string} key */
+function remove(key) {
   try {
     sessionStorage.removeItem(key);
   } catch {

@@ -1,13 +1,17 @@
 /**
- * A small face for every player, drawn from nothing but the id: the same id, the same sprite.
+ * Player avatars, derived from the user id: the same id always has the same sprite.
  *
- * Five by five cells, mirrored, in one hue; it lets the eye follow a row as it moves.
+ * Five by five cells, mirrored, in one colour. They make it easier to follow a moving row.
  */
 
 const SVG = "http://www.w3.org/2000/svg";
 const SIDE = 5;
 
-/** Spread a text over 32 bits (FNV-1a with a final mix). */
+/**
+ * Return a 32-bit hash (FNV-1a with a final mix).
+ *
+ * @param {string} text
+ */
 export function hash(text) {
   let bits = 0x811c9dc5;
   for (let index = 0; index < text.length; index += 1) {
@@ -18,7 +22,11 @@ export function hash(text) {
   return (bits ^ (bits >>> 15)) >>> 0;
 }
 
-/** Draw the sprite of `id` as an SVG element that assistive technology passes over. */
+/**
+ * Return the sprite of `id` as an SVG element, hidden from assistive technology.
+ *
+ * @param {string} id
+ */
 export function drawSprite(id) {
   const bits = hash(id);
   const path = document.createElementNS(SVG, "path");
@@ -32,12 +40,13 @@ export function drawSprite(id) {
   return sprite;
 }
 
+/** @param {number} bits */
 function cells(bits) {
   const filled = [];
   for (let y = 0; y < SIDE; y += 1) {
     for (let x = 0; x < 3; x += 1) {
       const isFilled = (bits >>> (y * 3 + x)) & 1;
-      // The middle is always there, so that no id is left without a face.
+      // The centre is always filled, so that no sprite is empty.
       if (!isFilled && !(x === 2 && y === 2)) continue;
       filled.push([x, y]);
       if (x < 2) filled.push([SIDE - 1 - x, y]);

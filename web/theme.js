@@ -1,22 +1,24 @@
 /**
- * Dark or light, decided before the first paint; loaded in the head and therefore not a module.
+ * Sets the dark or light theme before the first paint, as `data-theme` on the root element. Modules
+ * are deferred, so this is a classic script in the head.
  *
- * The system's wish counts until somebody presses the button; a choice that agrees with the system
- * is forgotten again, so that the page goes on following it. Sets `data-theme` on the root element.
+ * The system setting applies until the user presses the button. A choice that equals the system
+ * setting is not stored, so that the page continues to follow the system.
  */
 (() => {
   const KEY = "scoreboard.theme";
   const system = matchMedia("(prefers-color-scheme: dark)");
 
-  function chosen() {
+  function load() {
     try {
       return localStorage.getItem(KEY);
     } catch {
-      return null; // storage can be forbidden; the theme then lasts as long as the page
+      return null; // storage can be blocked; the choice is then lost with the page
     }
   }
 
-  function remember(theme) {
+  /** @param {string | null} theme */
+  function save(theme) {
     try {
       if (theme === null) localStorage.removeItem(KEY);
       else localStorage.setItem(KEY, theme);
@@ -25,25 +27,26 @@
     }
   }
 
-  function wished() {
-    const choice = chosen();
+  function current() {
+    const choice = load();
     if (choice === "dark" || choice === "light") return choice;
     return system.matches ? "dark" : "light";
   }
 
+  /** @param {string} theme */
   function show(theme) {
     document.documentElement.dataset.theme = theme;
     document.querySelector("#theme")?.setAttribute("aria-pressed", String(theme === "dark"));
   }
 
-  show(wished());
-  system.addEventListener("change", () => show(wished()));
-  addEventListener("storage", () => show(wished()));
+  show(current());
+  system.addEventListener("change", () => show(current()));
+  addEventListener("storage", () => show(current()));
   addEventListener("DOMContentLoaded", () => {
-    show(wished());
-    document.querySelector("#theme").addEventListener("click", () => {
+    show(current());
+    document.querySelector("#theme")?.addEventListener("click", () => {
       const theme = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
-      remember(theme === (system.matches ? "dark" : "light") ? null : theme);
+      save(theme === (system.matches ? "dark" : "light") ? null : theme);
       show(theme);
     });
   });

@@ -88,7 +88,7 @@ async def test_a_burst_ends_in_its_last_board(open_page: OpenPage, stage: Stage)
         ["3", "bob", "157"],
         ["4", "carol", "156"],
     )
-    await expect(page.locator(".is-gliding")).to_have_count(0)
+    await expect(page.locator(".is-sliding")).to_have_count(0)
 
 
 async def test_an_older_board_changes_nothing(open_page: OpenPage, stage: Stage):
@@ -125,10 +125,10 @@ async def test_moved_rows_glide_from_their_old_places_and_changed_scores_flash(
     await shows(page, ["1", "alice", "30"], ["2", "bob", "20"], ["3", "carol", "10"])
     await page.evaluate(RECORD)
     await page.evaluate("""
-      window.glides = {};
+      window.slides = {};
       const animate = Element.prototype.animate;
       Element.prototype.animate = function (frames, options) {
-        if (options.id === "glide") glides[this.dataset.user] = frames[0].transform;
+        if (options.id === "slide") slides[this.dataset.user] = frames[0].transform;
         return animate.call(this, frames, options);
       }; 0
     """)
@@ -138,17 +138,17 @@ async def test_moved_rows_glide_from_their_old_places_and_changed_scores_flash(
 
     assert await recorded(page) == {
         "bob is-flashing",
-        "bob is-gliding",
+        "bob is-sliding",
         "bob is-rising",
-        "alice is-gliding",
+        "alice is-sliding",
     }
     row_px = await page.evaluate("document.querySelector('.row').offsetHeight")
-    assert await page.evaluate("glides") == {
+    assert await page.evaluate("slides") == {
         "bob": f"translateY({row_px}px)",
         "alice": f"translateY(-{row_px}px)",
     }
     assert set(await page.evaluate("said")) == {"bob +15", "bob ▲ 1", "alice ▼ 1"}
-    await expect(page.locator(".is-gliding, .is-rising, .is-flashing")).to_have_count(0)
+    await expect(page.locator(".is-sliding, .is-rising, .is-flashing")).to_have_count(0)
     await expect(page.locator(".gain:not(:empty), .move:not(:empty)")).to_have_count(0)
 
 

@@ -282,7 +282,7 @@ async def test_pictures_are_kept(open_page: OpenPage, stage: Stage, name: str, o
     await expect(page.locator(".row")).to_have_count(10)
     await stage.show(*PLAYERS[:2], ("ada.lovelace", 11_926), *PLAYERS[2:3], *PLAYERS[4:])
     await expect(page.locator("[data-user='ada.lovelace']")).to_have_attribute("data-rank", "3")
-    await expect(page.locator(".is-gliding")).to_have_count(0)
+    await expect(page.locator(".is-sliding")).to_have_count(0)
 
     path = await keep_screenshot(page, name)
 
@@ -305,7 +305,7 @@ async def test_the_picture_of_the_readme_is_kept(open_page: OpenPage, stage: Sta
     # The rows have arrived, and what flashes is still to be seen.
     await page.evaluate("""
       for (const animation of document.getAnimations()) {
-        if (animation.id === "glide" || animation.transitionProperty) animation.finish();
+        if (animation.id === "slide" || animation.transitionProperty) animation.finish();
         else { animation.pause(); animation.currentTime = 420; }
       }
     """)

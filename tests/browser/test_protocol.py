@@ -51,7 +51,7 @@ async def test_a_frame_is_news_of_another_epoch_or_a_greater_seq(call, kept, fra
     def position(pair):
         return None if pair is None else {"epoch": pair[0], "seq": pair[1]}
 
-    assert await call("isNews", position(kept), position(frame)) is is_news
+    assert await call("isNewer", position(kept), position(frame)) is is_news
 
 
 @pytest.mark.parametrize("attempt", [1, 2, 5, 6, 40, 2000])
@@ -92,7 +92,7 @@ async def test_a_higher_floor_moves_the_whole_range(call):
     ],
 )
 async def test_every_close_code_says_what_to_do(call, code: int, action: str, floor_ms: int | None):
-    said = await call("afterClose", code)
+    said = await call("closeAction", code)
 
     assert said["action"] == action
     assert said.get("floorMs") == floor_ms
@@ -100,7 +100,7 @@ async def test_every_close_code_says_what_to_do(call, code: int, action: str, fl
 
 
 async def test_the_client_and_the_streamer_mean_the_same_by_every_close_code(call):
-    said = {code: await call("afterClose", int(code)) for code in CLOSE_REASONS}
+    said = {code: await call("closeAction", int(code)) for code in CLOSE_REASONS}
     # Nobody but the viewer closes with 1000, and it does not ask itself what to do.
     theirs = {
         code: ending for code, ending in CLOSE_REASONS.items() if code is not CloseCode.NORMAL
@@ -135,12 +135,14 @@ async def test_the_end_of_a_token_is_read_where_it_says_one(call, token: str, ex
     ],
 )
 async def test_the_address_is_a_websocket_with_the_board(call, url, board, address):
-    assert await call("addressOf", url, board, "http://page.test:8/index.html?board=no") == address
+    assert (
+        await call("webSocketUrl", url, board, "http://page.test:8/index.html?board=no") == address
+    )
 
 
 async def test_an_address_of_another_kind_is_refused(call):
-    with pytest.raises(Error, match="no WebSocket address"):
-        await call("addressOf", "javascript:alert(1)", None, "http://page.test/")
+    with pytest.raises(Error, match="not a WebSocket URL"):
+        await call("webSocketUrl", "javascript:alert(1)", None, "http://page.test/")
 
 
 async def test_a_board_is_read_with_fields_it_does_not_know(call):
@@ -153,4 +155,4 @@ async def test_a_board_is_read_with_fields_it_does_not_know(call):
         "leaderboard": [{"rank": 1, "userId": "alice", "score": 3, "medal": "gold"}],
         "mood": "good",
     }
-    assert await call("readMessage", json.dumps(frame)) == frame
+    assert await call("parseMessage", json.dumps(frame)) == frame

@@ -141,7 +141,7 @@ async def test_a_minute_s_actions_end_kindly_and_go_on_later(
 
     await press(page)
 
-    await says(page, "all that counts in one minute")
+    await says(page, "Rate limit reached")
     button = page.locator(".player-score")
     await expect(button).to_have_text(re.compile(r"^Score again in [1-6]?\d s$"))
     await expect(button).to_have_attribute("aria-disabled", "true")
@@ -149,7 +149,7 @@ async def test_a_minute_s_actions_end_kindly_and_go_on_later(
     await press_in_vain(page)
     await expect(row_of(page, "carol").locator(".score")).to_have_text("100")
     await page.clock.run_for(61_000)
-    await says(page, "You can go on.")
+    await says(page, "You can score again.")
     await expect(button).to_have_text("Score!")
 
 
@@ -225,7 +225,7 @@ async def test_a_token_the_server_no_longer_takes_ends_the_sign_in(
 
     await page.route(UPDATE, refuse)
     await press(page)
-    await says(page, "Your sign-in has ended.")
+    await says(page, "Your sign-in has expired.")
     await expect(page.get_by_role("button", name="Sign in to play")).to_be_focused()
 
 
@@ -236,7 +236,7 @@ async def test_the_sign_in_ends_with_its_token(open_page: OpenPage, up: Up, guar
     await page.clock.fast_forward("59:40")
     await expect(page.locator(".player-name")).to_have_text("grace")
     await page.clock.fast_forward("00:20")
-    await says(page, "Your sign-in has ended.")
+    await says(page, "Your sign-in has expired.")
 
 
 async def test_a_wrong_name_is_asked_again_and_cancelling_leads_back(
@@ -253,7 +253,7 @@ async def test_a_wrong_name_is_asked_again_and_cancelling_leads_back(
     await expect(page.get_by_label("Player name")).to_have_attribute("aria-invalid", "true")
     await keep_screenshot(page, "sign-in")
     await page.get_by_role("button", name="Cancel").click()
-    await says(page, "You did not sign in.")
+    await says(page, "The sign-in was cancelled.")
     assert page.url == up["api"] + "/"
 
 
@@ -262,7 +262,7 @@ async def test_an_answer_to_a_question_not_asked_here_is_refused(
     open_page: OpenPage, up: Up, answer: str
 ):
     page = await open_page(f"{up['api']}/?board=main&{answer}")
-    await says(page, "This sign-in was not started here.")
+    await says(page, "This sign-in was not started in this tab.")
     assert page.url == up["api"] + "/?board=main"
     await expect(page.get_by_role("button", name="Sign in to play")).to_be_visible()
 
@@ -270,10 +270,10 @@ async def test_an_answer_to_a_question_not_asked_here_is_refused(
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ({"state": "another"}, "not started here"),
+        ({"state": "another"}, "not started in this tab"),
         ({"iss": "http://127.0.0.1:1"}, "another issuer"),
         ({"iss": None}, "another issuer"),
-        ({"code": "another"}, "gave no token"),
+        ({"code": "another"}, "did not return a token"),
     ],
 )
 async def test_an_answer_that_was_changed_under_way_is_refused(
@@ -305,11 +305,11 @@ async def test_a_private_board_appears_to_who_signs_in_and_goes_with_them(
 ):
     guard.expect_lost_server()  # and 401
     page = await open_page(private_up["api"])
-    await expect(page.locator("#panel-text")).to_contain_text("Only those who are signed in")
+    await expect(page.locator("#panel-text")).to_contain_text("Sign in to watch this board")
     await sign_in(page, "alice")
     await expect(page.locator("html")).to_have_attribute("data-state", "live")
     await press(page)
     await expect(row_of(page, "alice").locator(".score")).to_have_text("10")
     await page.get_by_role("button", name="Sign out").click()
-    await expect(page.locator("#panel-text")).to_contain_text("Only those who are signed in")
+    await expect(page.locator("#panel-text")).to_contain_text("Sign in to watch this board")
     await expect(page.locator(".row")).to_have_count(0)

@@ -1,0 +1,38 @@
+"""The browser code in web/ passes ESLint and the type checker of TypeScript."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.clients import npm
+from tests.support.repository import ROOT
+
+HERE = ROOT / "tests/javascript"
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def packages() -> None:
+    npm.install(HERE)
+
+
+def test_web_passes_eslint_and_the_type_checker() -> None:
+    assert npm.findings(HERE, ROOT / "web") == []
+
+
+def test_errors_are_found(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "page.js").write_text('export const width = "wide";\nlet unused = 1;\n')
+    (tmp_path / "docs/start.js").write_text(
+        'import { width } from "../page.js";\nMath.max(width);\n'
+    )
+
+    found = npm.findings(HERE, tmp_path)
+
+    rules = [": ".join(one.split(": ")[:2]) for one in found]
+    assert rules == [
+        "page.js:2: no-unused-vars",
+        "page.js:2: prefer-const",
+        "docs/start.js:2: TS2345",
+    ]
