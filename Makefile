@@ -63,7 +63,7 @@ bench-ws: $(VENV)/.dev  ## a board to thousands of viewers, against broadcast() 
 bench-flush: $(VENV)/.dev  ## events a second from the stream to COMMIT, against executemany
 	$(BIN)/python -m tests.bench.flush $(BENCH_ARGS)
 
-openapi: $(VENV)/.dev  ## write docs/openapi.json and docs/problems.md
+openapi: $(VENV)/.dev  ## write docs/openapi.json and docs/reference/problems.md
 	$(BIN)/python -m api.documents.openapi
 
 env: $(VENV)/.dev  ## write .env.example from the settings

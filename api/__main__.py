@@ -94,7 +94,7 @@ def _bind_metrics(chosen: Settings) -> socket.socket | None:
 def _leave_start_to_rest() -> None:
     """Keep the collector from going over all that starting has made, again and again.
 
-    It saves about 7 % of the CPU of an update (docs/benchmarks.md, section API).
+    It saves about 7 % of the CPU of an update (docs/explanation/benchmarks.md, section API).
     """
     gc.collect()
     gc.freeze()

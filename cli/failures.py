@@ -1,6 +1,6 @@
 """Report the error of a command: one line on stderr and an exit code.
 
-Invariants: the line contains no password; every exit code is in docs/commands.md.
+Invariants: the line contains no password; every exit code is in docs/reference/cli.md.
 """
 
 import os

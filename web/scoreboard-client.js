@@ -9,7 +9,7 @@
  *       onStatus: ({ state }) => showState(state),
  *     });
  *
- * Two files, no dependencies, no build step. docs/client.md describes every option and state.
+ * Two files, no dependencies, no build step. docs/reference/browser-client.md describes every option and state.
  *
  * Invariants: a delivered board is never followed by an older one of the same epoch, across
  * reconnects too; a delay requested by the server is respected.

@@ -6,7 +6,7 @@
  *     if (signIn.player === null) button.onclick = () => signIn.begin();
  *     connect({ url, tokenProvider: () => signIn.token });
  *
- * docs/sign-in.md describes the whole flow.
+ * docs/reference/sign-in.md describes the whole flow.
  *
  * Invariants: the token is stored only in this tab's session storage; a code is removed from the URL
  * before any other request; a response is accepted once, in the tab that sent the request, and only

@@ -244,7 +244,7 @@ def encoded() -> bytes:
 
 
 def problems_text() -> str:
-    """Write docs/problems.md."""
+    """Write docs/reference/problems.md."""
     lines = [
         f"<!-- Made by `{MADE_BY}` from scoreboard/http/problems.py. -->",
         "# Problems",
@@ -312,7 +312,7 @@ def _page(title: str, kinds: list[type[ScoreboardError]]) -> str:
 def main() -> None:
     """Write the committed documents."""
     (FOLDER / "openapi.json").write_bytes(encoded())
-    (FOLDER / "problems.md").write_text(problems_text(), encoding="utf-8")
+    (FOLDER / "reference" / "problems.md").write_text(problems_text(), encoding="utf-8")
 
 
 if __name__ == "__main__":

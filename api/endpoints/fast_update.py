@@ -1,7 +1,8 @@
 """The update without the framework: the one request whose cost matters, in few steps.
 
 It does what api.endpoints.scores.update does and answers the same; a test sends both the same
-requests. It saves routing, signature models and response objects (docs/benchmarks.md, section API).
+requests. It saves routing, signature models and response objects
+(docs/explanation/benchmarks.md, section API).
 """
 
 from typing import Final

@@ -93,7 +93,9 @@ def repair(*, board: str | None, dry_run: bool, yes: bool, as_json: bool, data_d
     if as_json:
         print_json(done)
     if left:
-        print_message(f"{len(left)} findings remain that repair cannot fix; see docs/commands.md")
+        print_message(
+            f"{len(left)} findings remain that repair cannot fix; see docs/reference/cli.md"
+        )
     return 1 if left else 0
 
 

@@ -244,7 +244,7 @@ def _metadata(url: str) -> dict[str, Any]:
         ],
         "authorization_response_iss_parameter_supported": True,
         "subject_types_supported": ["public"],
-        "service_documentation": "docs/sign-in.md: for development only, never for production",
+        "service_documentation": "docs/reference/sign-in.md: for development only",
     }
 
 

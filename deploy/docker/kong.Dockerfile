@@ -1,4 +1,4 @@
-# Kong with our two plugins. 3.9 is the last open-source line (docs/gateway.md, «The version»); pin
+# Kong with our two plugins. 3.9 is the last open-source line (docs/explanation/gateway.md, «The version»); pin
 # the digest too, once you have pulled it: kong:3.9.3@sha256:…
 FROM kong:3.9.3
 COPY kong/plugins/scoreboard-intake/ /usr/local/share/lua/5.1/kong/plugins/scoreboard-intake/

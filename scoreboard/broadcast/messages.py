@@ -1,6 +1,6 @@
 """Messages to viewers: tagged JSON, the same over WebSocket and server-sent events.
 
-docs/asyncapi.yaml and docs/protocol.md describe them; tests compare. Viewers ignore unknown fields,
+docs/asyncapi.yaml and docs/reference/websocket.md describe them; tests compare. Viewers ignore unknown fields,
 so fields may be added but never removed or changed.
 """
 

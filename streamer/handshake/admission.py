@@ -17,7 +17,7 @@ from scoreboard.runtime.settings import Settings
 
 ATTEMPTS_PER_VIEWER: Final = 6
 """How often a minute an address may try to connect, per viewer it may have. Who backs off as
-docs/protocol.md asks tries four times."""
+docs/reference/websocket.md asks tries four times."""
 
 REMEMBERED_MAX: Final = 50_000
 """Most addresses whose rates are remembered at a time."""

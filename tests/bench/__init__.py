@@ -1,1 +1,1 @@
-"""Benchmarks: run by `make bench-…`, never by `make test`. Figures stand in docs/benchmarks.md."""
+"""Benchmarks: run by `make bench-…`, never by `make test`. Figures: docs/explanation/benchmarks.md."""

@@ -22,7 +22,7 @@ def test_openapi_json_is_what_the_handlers_say() -> None:
 
 
 def test_problems_md_is_what_the_problems_are() -> None:
-    committed = (ROOT / "docs" / "problems.md").read_text(encoding="utf-8")
+    committed = (ROOT / "docs" / "reference" / "problems.md").read_text(encoding="utf-8")
     assert committed == openapi.problems_text(), "run `make openapi`"
 
 

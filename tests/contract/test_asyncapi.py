@@ -1,4 +1,4 @@
-"""docs/asyncapi.yaml and docs/protocol.md say what the code says."""
+"""docs/asyncapi.yaml and docs/reference/websocket.md say what the code says."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ from scoreboard.runtime.settings import describe
 from streamer import protocol
 from tests.support.asyncapi import check_message, document, payload_names
 
-GUIDE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
+GUIDE = (Path(__file__).parents[2] / "docs" / "reference" / "websocket.md").read_text()
 SENT = (
     messages.Leaderboard,
     messages.Heartbeat,

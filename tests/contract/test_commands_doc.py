@@ -1,4 +1,4 @@
-"""docs/commands.md lists the verbs there are and the exit codes they have."""
+"""docs/reference/cli.md lists the verbs there are and the exit codes they have."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ from cli.failures import DRIVERS, EXIT_CODES, FILE_FAILED
 from cli.group import scoreboard
 from cli.main import INTERRUPTED
 
-TEXT = (Path(__file__).parents[2] / "docs/commands.md").read_text()
+TEXT = (Path(__file__).parents[2] / "docs/reference/cli.md").read_text()
 
 
 def test_every_verb_is_listed_and_no_other() -> None:

@@ -1,8 +1,8 @@
 """Clients with fixed lists of actions; each logs what it asked and what it was told.
 
 An action whose outcome is unknown (time-out, cut, 503) is repeated with the same ``actionId`` until
-the answer is definite, as docs/protocol.md tells client authors. The log is a JSON line per event,
-handed to the operating system before the next step, so it outlives this process.
+the answer is definite, as docs/reference/websocket.md tells client authors.
+The log is a JSON line per event, handed to the operating system before the next step, so it outlives this process.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ class History:
     unknown: int = 0
     is_rewound: bool = False
     """Between a Redis that came back older and its repair a repeat may count there as new: I5 is
-    suspended, and the ledger alone decides (docs/reliability.md)."""
+    suspended, and the ledger alone decides (docs/explanation/durability.md)."""
 
     @property
     def acknowledged(self) -> int:

@@ -38,7 +38,9 @@ NOWHERE = {
 }
 DOCUMENTED = {
     int(code)
-    for code in re.findall(r"^\| (\d+) \|", (ROOT / "docs/commands.md").read_text(), re.MULTILINE)
+    for code in re.findall(
+        r"^\| (\d+) \|", (ROOT / "docs/reference/cli.md").read_text(), re.MULTILINE
+    )
 }
 WORDS = {
     "up": ("--api-port", "0", "--ws-port", "0", "--issuer-port", "0"),

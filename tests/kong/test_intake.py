@@ -569,7 +569,7 @@ def test_every_kind_of_problem_that_the_handler_names_is_documented() -> None:
     source = (PLUGINS / "scoreboard-intake" / "handler.lua").read_text()
     table = source.partition("local PROBLEMS = {")[2].partition("\n}")[0]
     named = re.findall(r"([a-z-]+)(?:'\])? = \{", table)
-    documented = (ROOT / "docs/problems.md").read_text()
+    documented = (ROOT / "docs/reference/problems.md").read_text()
     assert len(named) == table.count("= {") > 10
     for code in named:
         assert f"\n## {code}\n" in documented

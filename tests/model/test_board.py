@@ -1,6 +1,6 @@
 """The board against a plain dict: whatever the mixture of calls, both agree after every step.
 
-Names of invariants are those of docs/data-model.md.
+Names of invariants are those of docs/reference/data-model.md.
 """
 
 from collections.abc import Iterator

@@ -112,7 +112,7 @@ def test_a_handshake_that_is_none_is_refused_without_repeating_it(
     problem = json.loads(body)
     assert problem["status"] == expected
     assert problem["type"] == f"/docs/problems/{error.code}"
-    assert type(error) in PROBLEM_TYPES, "docs/problems.md describes it"
+    assert type(error) in PROBLEM_TYPES, "docs/reference/problems.md describes it"
     assert problem["request_id"] == "request-1"
     assert b"\r\nx-request-id: request-1\r\n" in head
     assert b"\r\ncontent-type: application/problem+json\r\n" in head

@@ -269,7 +269,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def render(figures: dict[str, Any]) -> str:
-    """Give the figures as the Markdown that stands in docs/benchmarks.md."""
+    """Give the figures as the Markdown that stands in docs/explanation/benchmarks.md."""
     lines = [
         "| writing | events/s, median (min…max) | flusher, CPU per event | PostgreSQL |",
         "|---|---|---|---|",
