@@ -1,8 +1,8 @@
 """Close codes and their reasons, shared by WebSockets and event streams.
 
 Codes below 4000 are named after the WebSocket Close Code Number Registry (RFC 6455, section 11.7).
-docs/reference/websocket.md says what a viewer should do on each code; docs/asyncapi.yaml repeats the table.
-Tests compare both with this module.
+docs/reference/websocket.md says what a viewer should do on each code; docs/asyncapi.yaml repeats
+the table. Tests compare both with this module.
 """
 
 from enum import IntEnum

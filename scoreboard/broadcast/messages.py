@@ -1,7 +1,7 @@
 """Messages to viewers: tagged JSON, the same over WebSocket and server-sent events.
 
-docs/asyncapi.yaml and docs/reference/websocket.md describe them; tests compare. Viewers ignore unknown fields,
-so fields may be added but never removed or changed.
+docs/asyncapi.yaml and docs/reference/websocket.md describe them; tests compare. Viewers ignore
+unknown fields, so fields may be added but never removed or changed.
 """
 
 from typing import Annotated, Final, Literal

@@ -1,8 +1,8 @@
 """Reads the head of an HTTP/1.1 request. No I/O, no state.
 
 What stays true: whatever two readers could understand differently is refused, not repaired, so that
-a gateway and a service never see two different requests (RFC 9112, 11.2).
-docs/reference/http.md lists the rules; a test compares everything that is accepted with h11's reading.
+a gateway and a service never see two different requests (RFC 9112, 11.2). docs/reference/http.md
+lists the rules; a test compares everything that is accepted with h11's reading.
 """
 
 import re

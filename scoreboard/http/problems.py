@@ -1,8 +1,8 @@
 """Describes every error as an RFC 9457 problem. The only home of HTTP statuses. No I/O.
 
-The api and the streamer answer with these; docs/reference/problems.md is written from here.
-What stays true: every error has a problem; a problem says what to change and holds no trace, token or statement;
-``type`` is stable and documented at the address it names.
+The api and the streamer answer with these; docs/reference/problems.md is written from here. What
+stays true: every error has a problem; a problem says what to change and holds no trace, token or
+statement; ``type`` is stable and documented at the address it names.
 """
 
 from collections.abc import Mapping

@@ -2,9 +2,9 @@
 
 The dispatcher owns these. redis-py connects and logs in (address, TLS, credentials are its
 business); then the socket is taken over, because its own way of sending and reading costs a task
-and several timers each time (docs/explanation/benchmarks.md, section API).
-What stays true: one exchange is under way at a time, replies belong to it in their order, and a link on which anything else happens
-is closed rather than trusted.
+and several timers each time (docs/explanation/benchmarks.md, section API). What stays true: one
+exchange is under way at a time, replies belong to it in their order, and a link on which anything
+else happens is closed rather than trusted.
 """
 
 import asyncio

@@ -1,1 +1,1 @@
-"""Benchmarks: run by `make bench-…`, never by `make test`. Figures: docs/explanation/benchmarks.md."""
+"""Benchmarks for `make bench-…`; figures: docs/explanation/benchmarks.md."""

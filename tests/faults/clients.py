@@ -1,8 +1,8 @@
 """Clients with fixed lists of actions; each logs what it asked and what it was told.
 
 An action whose outcome is unknown (time-out, cut, 503) is repeated with the same ``actionId`` until
-the answer is definite, as docs/reference/websocket.md tells client authors.
-The log is a JSON line per event, handed to the operating system before the next step, so it outlives this process.
+the answer is definite, as docs/reference/websocket.md tells client authors. The log is a JSON line
+per event, handed to the operating system before the next step, so it outlives this process.
 """
 
 import asyncio
