@@ -7,7 +7,7 @@ UP_ARGS ?= --simulate 20
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: bench-api bench-ws bench-flush bench-reseed faults help up setup test down check lint types layers format lock env openapi checksums wheel
+.PHONY: bench-api bench-ws bench-flush bench-reseed faults help up docs reference setup test down check lint types layers format lock env openapi checksums wheel
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -18,7 +18,7 @@ up: $(VENV)/.up  ## run the whole system on embedded servers; Ctrl-C stops it
 test: $(VENV)/.dev  ## run every test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-check: lint types layers test  ## what CI runs
+check: lint types layers test docs  ## what CI runs
 
 lint: $(VENV)/.dev  ## style and formatting
 	$(BIN)/ruff check .
@@ -45,6 +45,8 @@ lock: $(VENV)/.dev  ## resolve requirements/*.txt anew, with hashes and no index
 	$(COMPILE) --extra embedded --group build -c requirements/dev.txt -o requirements/up.txt
 	$(BIN)/uv pip compile -q --generate-hashes --universal --no-emit-index-url --no-header \
 	  --python-version 3.11 --group build -c requirements/dev.txt -o requirements/build.txt
+	$(BIN)/uv pip compile -q --generate-hashes --universal --no-emit-index-url --no-header \
+	  --python-version 3.11 --group docs -c requirements/dev.txt -o requirements/docs.txt
 
 FAULTS_ARGS ?= --minutes 15
 
@@ -65,6 +67,13 @@ bench-flush: $(VENV)/.dev  ## events a second from the stream to COMMIT, against
 
 openapi: $(VENV)/.dev  ## write docs/openapi.json and docs/reference/problems.md
 	$(BIN)/python -m api.documents.openapi
+
+reference: $(VENV)/.dev  ## write docs/reference/{settings,metrics,commands}.md from the code
+	$(BIN)/python docs/generate.py
+
+docs: $(VENV)/.docs  ## build the documentation into build/docs/html; a warning is an error
+	$(BIN)/python -m sphinx -q -n -W --keep-going -b html -d build/docs/doctrees docs build/docs/html
+	@echo 'Open build/docs/html/index.html'
 
 env: $(VENV)/.dev  ## write .env.example from the settings
 	$(BIN)/scoreboard config example > .env.example
@@ -95,3 +104,7 @@ $(VENV)/.dev: requirements/dev.txt pyproject.toml | $(VENV)/bin/python
 	$(PIP) --require-hashes -r requirements/dev.txt
 	$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@ $(VENV)/.up
+
+$(VENV)/.docs: requirements/docs.txt $(VENV)/.dev
+	$(PIP) --require-hashes -r requirements/docs.txt
+	@touch $@

@@ -48,7 +48,8 @@ def test_every_direct_dependency_says_what_needs_it() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     names = PROJECT["project"]["dependencies"]
     names += PROJECT["project"]["optional-dependencies"]["embedded"]
-    names += [name for name in PROJECT["dependency-groups"]["dev"] if isinstance(name, str)]
+    for group in PROJECT["dependency-groups"].values():
+        names += [name for name in group if isinstance(name, str)]
 
     for name in names:
         assert re.search(rf'"{re.escape(name)}",\s+# \S', text), name

@@ -1,4 +1,4 @@
-"""What docs/explanation/gateway.md claims to be proven names tests that exist."""
+"""What docs/explanation/security.md claims to be proven names tests that exist."""
 
 import ast
 import re
@@ -7,7 +7,7 @@ import pytest
 
 from tests.kong.runtime import ROOT
 
-TEXT = (ROOT / "docs/explanation/gateway.md").read_text()
+TEXT = (ROOT / "docs/explanation/security.md").read_text()
 
 
 def named() -> list[tuple[str, str]]:

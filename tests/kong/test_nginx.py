@@ -546,8 +546,8 @@ async def test_what_nginx_refuses_by_itself_is_a_problem_of_ours(stage: Stage, n
 
 
 def documented_setting(name: str) -> str:
-    """Give the value that docs/explanation/gateway.md recommends for a setting of Kong."""
-    text = (ROOT / "docs/explanation/gateway.md").read_text()
+    """Give the value that docs/how-to/run-kong.md recommends for a setting of Kong."""
+    text = (ROOT / "docs/how-to/run-kong.md").read_text()
     return re.search(rf'{name}="([^"]+)"', text)[1]  # type: ignore[index]
 
 

@@ -1,0 +1,201 @@
+"""Write the reference pages that are made from the code: settings, metrics and commands.
+
+`make reference` writes them; `--check` compares instead and exits 1 where one is out of date.
+"""
+
+import inspect
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Final, Literal, get_args, get_origin, get_type_hints
+
+import click
+import msgspec
+from msgspec import Meta
+
+from cli.group import scoreboard
+from scoreboard.runtime.settings import Secret, Settings, describe
+
+FOLDER: Final = Path(__file__).parent / "reference"
+NOTICE: Final = "<!-- Made by `make reference` from the code. -->\n"
+WIDTH: Final = 88
+
+SERVICES: Final = {
+    "api": ("api.__main__", "`SCOREBOARD_API_METRICS_PORT` (9100)"),
+    "streamer": ("streamer.__main__", "`SCOREBOARD_WS_METRICS_PORT` (9101)"),
+    "flusher": ("flusher.__main__", "`SCOREBOARD_FLUSHER_METRICS_PORT` (9102)"),
+    "scoreboard kong sync": ("cli.gateway.sync", "`--probe-port` (9103)"),
+}
+"""What has a metrics port: the module that a process of it imports, and the port."""
+
+LIST_METRICS: Final = """
+import importlib, json, sys
+importlib.import_module(sys.argv[1])
+from scoreboard.runtime.telemetry import REGISTRY
+found = []
+for one in REGISTRY._collector_to_names:
+    name = one._name + ("_total" if one._type == "counter" else "")
+    found.append((name, one._type, list(one._labelnames), one._documentation))
+print(json.dumps(sorted(found)))
+"""
+"""A program of its own for each service: metrics register when their module is imported."""
+
+
+SETTINGS: Final = """\
+# Settings
+
+Every setting is an environment variable. An empty value means the default. An unknown
+`SCOREBOARD_*` variable, or a value out of its range, stops the process with a message that names
+it. Times are in seconds and sizes in bytes, unless the name says otherwise.
+
+`scoreboard config show` prints the settings in force, `scoreboard config check` tries them, and
+`scoreboard config example` prints them all as a `.env` file."""
+
+METRICS: Final = """\
+# Metrics
+
+Each process serves its metrics at `/metrics` of its metrics port, in the Prometheus text format.
+Labels have a closed set of values: never a user, a token or an action.
+
+## All services
+"""
+
+COMMANDS: Final = """\
+# Commands
+
+The help text of every command. [The command line](cli.md) describes what all commands have in
+common, and the exit codes."""
+
+
+def settings_page() -> Iterator[str]:
+    """Return the lines of the page of all settings."""
+    yield SETTINGS
+    hints = get_type_hints(Settings, include_extras=True)
+    groups = _groups()
+    group = ""
+    for field, (variable, about, default) in zip(
+        msgspec.structs.fields(Settings), describe(), strict=True
+    ):
+        if groups[field.name] != group:
+            group = groups[field.name]
+            yield from ("", f"## {group}", "", "| setting | type | default | meaning |")
+            yield "|---|---|---|---|"
+        kind = _kind(hints[field.name])
+        yield f"| `{variable}` | {kind} | {_default(default)} | {_cell(about)} |"
+
+
+def metrics_page() -> Iterator[str]:
+    """Return the lines of the page of all metrics."""
+    metrics = {service: _metrics_of(module) for service, (module, _) in SERVICES.items()}
+    everywhere = [
+        one
+        for one in metrics["api"]
+        if all(one in metrics[service] for service in ("streamer", "flusher"))
+    ]
+    yield from (METRICS, *_metrics_table(everywhere))
+    for service, (_, port) in SERVICES.items():
+        own = [one for one in metrics[service] if one not in everywhere]
+        yield from ("", f"## {service}", "", f"Port: {port}.", "", *_metrics_table(own))
+
+
+def commands_page() -> Iterator[str]:
+    """Return the lines of the page of all commands."""
+    yield COMMANDS
+    yield from _command(scoreboard, click.Context(scoreboard, info_name="scoreboard"))
+
+
+PAGES: Final = {
+    "settings.md": settings_page,
+    "metrics.md": metrics_page,
+    "commands.md": commands_page,
+}
+
+
+def _groups() -> dict[str, str]:
+    """Return the group of each setting: the comments between the fields."""
+    found: dict[str, str] = {}
+    group = "Servers"
+    for line in inspect.getsource(Settings).splitlines():
+        if comment := re.fullmatch(r"    # (.+)", line):
+            group = comment[1]
+        elif field := re.match(r"    (\w+): ", line):
+            found[field[1]] = group
+    return found
+
+
+def _kind(hint: object) -> str:
+    """Return a type and its bounds in words."""
+    bounds = []
+    while get_origin(hint) is Annotated:
+        hint, *metas = get_args(hint)
+        for meta in metas:
+            if isinstance(meta, Meta):
+                bounds += [f"> {meta.gt:g}"] if meta.gt is not None else []
+                bounds += [f"≥ {meta.ge:g}"] if meta.ge is not None else []
+                bounds += [f"≤ {meta.le:,.0f}"] if meta.le is not None else []
+    if get_origin(hint) is Literal:
+        return " or ".join(f"`{word}`" for word in get_args(hint))
+    names = {Secret: "secret", str: "text", int: "integer", float: "number", bool: "boolean"}
+    name = names.get(hint, "list, by comma")
+    return ", ".join([name, *bounds])
+
+
+def _default(value: object) -> str:
+    if value is msgspec.NODEFAULT:
+        return "required"
+    if isinstance(value, Secret):
+        return ""
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    text = text.lower() if isinstance(value, bool) else text
+    return f"`{text}`" if text else ""
+
+
+def _metrics_of(module: str) -> list[list[object]]:
+    done = subprocess.run(  # noqa: S603 (a program and names of this file)
+        [sys.executable, "-c", LIST_METRICS, module], capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+def _metrics_table(metrics: list[list[object]]) -> Iterator[str]:
+    yield from ("| metric | type | labels | meaning |", "|---|---|---|---|")
+    for name, kind, labels, about in metrics:
+        words = ", ".join(f"`{label}`" for label in labels)  # type: ignore[attr-defined]
+        yield f"| `{name}` | {kind} | {words} | {_cell(str(about))} |"
+
+
+def _command(command: click.Command, context: click.Context) -> Iterator[str]:
+    context.terminal_width = context.max_content_width = WIDTH
+    context.help_option_names = ["-h", "--help"]
+    yield from ("", f"## {context.command_path}", "", "```text", command.get_help(context), "```")
+    if isinstance(command, click.Group):
+        for name in sorted(command.commands):
+            child = command.commands[name]
+            yield from _command(child, click.Context(child, parent=context, info_name=name))
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def main() -> int:
+    """Write the pages, or compare them; return the exit code."""
+    is_check = sys.argv[1:] == ["--check"]
+    stale = []
+    for name, page in PAGES.items():
+        text = NOTICE + "\n".join(line.rstrip() for line in "\n".join(page()).splitlines()) + "\n"
+        path = FOLDER / name
+        if not path.exists() or path.read_text() != text:
+            stale.append(name)
+            if not is_check:
+                path.write_text(text)
+    for name in stale:
+        print(f"docs/reference/{name}", "is out of date: make reference" if is_check else "written")
+    return int(is_check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

