@@ -1,0 +1,40 @@
+"""What documentation pages name exists: files, settings and metrics."""
+
+import re
+
+import pytest
+
+from scoreboard.runtime.settings import describe
+from tests.support.repository import ROOT, files_of
+
+PAGES = [name for name in files_of() if name.endswith(".md") and name != "CHANGELOG.md"]
+FOLDERS = "api|cli|deploy|docs|flusher|kong|lua|scoreboard|sql|streamer|tests|web"
+SETTING = re.compile(r"\bSCOREBOARD_[A-Z_]+[A-Z]\b")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_files_that_a_page_names_exist(page: str) -> None:
+    named = set(re.findall(rf"`((?:{FOLDERS})/[\w./-]+)`", (ROOT / page).read_text()))
+
+    missing = {name for name in named if "NNNN" not in name and not (ROOT / name).exists()}
+
+    assert missing == set()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_settings_that_a_page_names_exist(page: str) -> None:
+    known = {variable for variable, _, _ in describe()}
+
+    named = set(SETTING.findall((ROOT / page).read_text()))
+
+    assert {name for name in named if not name.endswith("_METRICS_PORT")} <= known
+
+
+def test_the_metrics_that_the_alerts_use_exist() -> None:
+    known = set(re.findall(r"`(scoreboard_\w+)`", (ROOT / "docs/reference/metrics.md").read_text()))
+    alerts = (ROOT / "docs/how-to/monitor.md").read_text()
+
+    named = set(re.findall(r"\bscoreboard_\w+", alerts))
+
+    assert named
+    assert named <= known
