@@ -143,15 +143,15 @@ class Streamer:
         while True:
             await manager.sweep_needed.wait()
             manager.sweep_needed.clear()
-            while manager.hub.is_busy:
+            while manager.hub.is_sweeping:
                 started_at_s = clock()
-                channels = manager.hub.turn(TURN_VIEWERS, clock, started_at_s + TURN_S)
+                channels = manager.hub.run_turn(TURN_VIEWERS, clock, started_at_s + TURN_S)
                 now_s = clock()
                 metrics.SWEEP.observe(now_s - started_at_s)
                 for channel in channels:
                     if channel.noticed_at_s:
                         metrics.CHANGE_TO_WRITE.observe(now_s - channel.noticed_at_s)
-                        if not channel.is_in_lap:
+                        if not channel.is_sweeping:
                             channel.noticed_at_s = 0.0
                 self._count_frames()
                 await asyncio.sleep(0)
@@ -179,7 +179,7 @@ class Streamer:
             self._count_frames()
 
     def _count_frames(self) -> None:
-        for channel in self.manager.hub.rooms.values():
+        for channel in self.manager.hub.channels.values():
             if channel.sent:
                 metrics.FRAMES_SENT.inc(channel.sent)
                 channel.sent = 0

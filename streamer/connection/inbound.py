@@ -16,7 +16,7 @@ from scoreboard.broadcast.close_codes import CloseCode
 from scoreboard.errors import Malformed
 from scoreboard.runtime.settings import Settings
 from streamer import metrics
-from streamer.handshake.admission import Bucket
+from streamer.handshake.admission import TokenBucket
 from streamer.protocol import Auth, Sync, decode
 
 CHUNK_BYTES: Final = 1024
@@ -71,7 +71,7 @@ class MessageReader:
     def __init__(self, settings: Settings, now_s: float) -> None:
         rate, burst = settings.viewer_frames_per_second, settings.viewer_frames_burst
         self._settings = settings
-        self._bucket = Bucket(rate, burst, now_s)
+        self._bucket = TokenBucket(rate, burst, now_s)
         self._fragments: list[bytes] = []
         self._size = 0
         self._malformed = 0

@@ -121,7 +121,7 @@ class Viewer(asyncio.Protocol):
         if received:
             self.data_received(received)
 
-    # Called by the hub.
+    # Called by the channel.
 
     def push(self) -> None:
         """Write the frame and the status that this viewer lacks, unless it cannot take data."""
@@ -147,9 +147,9 @@ class Viewer(asyncio.Protocol):
         now_s = manager.clock()
         self._flow.await_pong(self._channel.ack, now_s)
         manager.wheel.schedule(self, now_s + manager.settings.slow_viewer_s)
-        self._transport.write(self._channel.paced)
+        self._transport.write(self._channel.frame_with_ping)
 
-    def beat(self, frame: bytes) -> None:
+    def push_heartbeat(self, frame: bytes) -> None:
         """Write a heartbeat, unless this viewer cannot take data."""
         if not self._flow.is_held:
             self._transport.write(frame)
@@ -209,8 +209,8 @@ class Viewer(asyncio.Protocol):
         code = str(self._close_code) if self._close_code in _KNOWN_CODES else "other"
         metrics.CLOSES.labels(code, self._closed_by).inc()
         manager.remove(self)
-        manager.admission.give_address(self._address)
-        manager.admission.give_place(self._session.caller.subject if self._session else None)
+        manager.admission.remove_address(self._address)
+        manager.admission.remove_viewer(self._session.caller.subject if self._session else None)
         # The parser refers to itself, and the wheel may hold this viewer for a while.
         self._protocol.parser.close()
         del self._protocol

@@ -1,9 +1,11 @@
-"""Who watches which board, and whose turn it is to be shown it. Bookkeeping without I/O.
+"""The viewers of each board, and the order in which new frames are pushed to them. No I/O.
 
-A room is a board's viewers and the bytes they should have: the newest frame, and the newest word on
-whether it is stale. A sweep walks the room in turns of bounded work and ends one full lap after the
-last new frame; a newer frame in mid-lap is what the rest get. What stays true: every viewer that
-can take data is offered the newest frame, whoever joins or leaves during a lap.
+A channel holds a board's viewers and their current frames: the newest board and its status. A sweep
+visits all viewers once, in turns of bounded work. A newer frame restarts the sweep at the current
+position, so that the remaining viewers get the newer frame and all others are visited again.
+
+Invariants: every viewer that can take data is offered the newest frame, whichever viewers join or
+leave during a sweep.
 """
 
 from collections.abc import Callable
@@ -14,20 +16,20 @@ from scoreboard.broadcast.messages import Leaderboard, Message, Status, encode
 from streamer.connection.framing import ping_frame, text_frame
 
 CHUNK: Final = 50
-"""Viewers between two looks at the clock."""
+"""Viewers visited between two reads of the clock."""
 
 
-class Watcher(Protocol):
-    """A viewer as the hub knows it; ``index`` belongs to the hub."""
+class Subscriber(Protocol):
+    """A viewer as its channel sees it. The channel owns ``index``."""
 
     index: int
 
     def push(self) -> None:
-        """Write what the room has and this viewer does not, if it can take it now."""
+        """Write the channel's frames that this viewer lacks, if it can take data."""
         ...
 
-    def beat(self, frame: bytes) -> None:
-        """Write a heartbeat, if it can be taken now."""
+    def push_heartbeat(self, frame: bytes) -> None:
+        """Write a heartbeat, if it can take data."""
         ...
 
 
@@ -37,111 +39,111 @@ class Channel(BoardChannel):
     __slots__ = (
         "_cursor",
         "_heartbeat",
-        "_lap",
-        "_on_work",
+        "_number",
+        "_on_sweep",
+        "_remaining",
         "ack",
         "frame_at_s",
+        "frame_with_ping",
         "noticed_at_s",
-        "number",
-        "paced",
         "sent",
         "skipped",
         "viewers",
     )
 
-    def __init__(self, board: str, on_work: Callable[[], None]) -> None:
+    def __init__(self, board: str, on_sweep: Callable[[], None]) -> None:
         super().__init__(board, _text_frame)
-        self.viewers: list[Watcher] = []
-        self.paced = b""
-        """``frame`` followed by a ping that carries ``ack``, for viewers whose pace is watched."""
+        self.viewers: list[Subscriber] = []
+        self.frame_with_ping = b""
+        """``frame`` followed by a ping with the payload ``ack``, for ack-paced viewers."""
         self.ack = b""
-        self.number = 0
         self.frame_at_s = 0.0
         self.noticed_at_s = 0.0
-        """When the change was first heard of; 0 when the lap shows none."""
+        """When the change was noticed; 0 if the sweep carries no new board."""
         self.sent = 0
         self.skipped = 0
+        self._number = 0
         self._heartbeat = b""
         self._cursor = 0
-        self._lap = 0
-        self._on_work = on_work
+        self._remaining = 0
+        self._on_sweep = on_sweep
 
-    def show(self, state: Leaderboard, now_s: float, noticed_at_s: float) -> None:
-        """Hold a new board and begin a lap."""
-        self.number += 1
-        self.set_board(state)
-        self.ack = b"%d" % self.number
-        self.paced = self.frame + ping_frame(self.ack)
+    def publish(self, board: Leaderboard, now_s: float, noticed_at_s: float) -> None:
+        """Replace the board and start a sweep."""
+        self._number += 1
+        self.set_board(board)
+        self.ack = b"%d" % self._number
+        self.frame_with_ping = self.frame + ping_frame(self.ack)
         self.frame_at_s = now_s
         self.noticed_at_s = noticed_at_s
-        self._start_lap(b"")
+        self._start_sweep(b"")
 
-    def tell(self, status: Status) -> None:
-        """Hold a new status and begin a lap."""
+    def publish_status(self, status: Status) -> None:
+        """Replace the status and start a sweep."""
         self.set_status(status)
         self.noticed_at_s = 0.0
-        self._start_lap(b"")
+        self._start_sweep(b"")
 
-    def beat(self, now_s: float, at_ms: int) -> None:
-        """Begin a lap of heartbeats with the held frame's position."""
-        if self.state is None or self._lap:
+    def publish_heartbeat(self, now_s: float, at_ms: int) -> None:
+        """Start a sweep of heartbeats, unless there is no board or a sweep is under way."""
+        if self.state is None or self._remaining:
             return
         self.frame_at_s = now_s
         self.noticed_at_s = 0.0
-        self._start_lap(self.heartbeat(at_ms))
+        self._start_sweep(self.heartbeat(at_ms))
 
-    def add(self, viewer: Watcher) -> None:
-        """Let a viewer in; it has been shown the current frame already."""
+    def add(self, viewer: Subscriber) -> None:
+        """Add a viewer that already has the current frame."""
         viewer.index = len(self.viewers)
         self.viewers.append(viewer)
-        if self._lap:
-            # The lap will come by here, and must not end one short of where it began.
-            self._lap += 1
+        if self._remaining:
+            # The sweep will visit this viewer too; it must not end before its starting point.
+            self._remaining += 1
 
-    def remove(self, viewer: Watcher) -> None:
-        """Let a viewer go; the last in the list takes its place."""
+    def remove(self, viewer: Subscriber) -> None:
+        """Remove a viewer; the last one in the list takes its place."""
         index, last = viewer.index, self.viewers.pop()
         viewer.index = -1
         if last is viewer:
             return
         self.viewers[index] = last
         last.index = index
-        if self._lap:
-            # It may have moved behind the cursor, where this lap would not find it.
+        if self._remaining:
+            # It may have moved behind the cursor, where this sweep would miss it.
             last.push()
 
-    def turn(self, most: int, clock: Callable[[], float], until_s: float) -> int:
-        """Serve up to ``most`` viewers, or until the time is over; give how many."""
-        served = 0
-        while self._lap and served < most and (not served or clock() < until_s):
+    def run_turn(self, limit: int, clock: Callable[[], float], until_s: float) -> int:
+        """Visit up to ``limit`` viewers, or until the time is over; return how many."""
+        visited = 0
+        while self._remaining and visited < limit and (not visited or clock() < until_s):
             if self._cursor >= len(self.viewers):
                 self._cursor = 0
-            count = min(self._lap, CHUNK, most - served)
+            count = min(self._remaining, CHUNK, limit - visited)
             batch = self.viewers[self._cursor : self._cursor + count]
             if not batch:
-                self._lap = 0
+                self._remaining = 0
                 break
             if self._heartbeat:
                 for viewer in batch:
-                    viewer.beat(self._heartbeat)
+                    viewer.push_heartbeat(self._heartbeat)
             else:
                 for viewer in batch:
                     viewer.push()
             self._cursor += len(batch)
-            self._lap -= len(batch)
-            served += len(batch)
-        return served
+            self._remaining -= len(batch)
+            visited += len(batch)
+        return visited
 
     @property
-    def is_in_lap(self) -> bool:
-        """Tell whether some viewers are still to be served."""
-        return self._lap > 0
+    def is_sweeping(self) -> bool:
+        """Return whether some viewers remain to be visited."""
+        return self._remaining > 0
 
-    def _start_lap(self, heartbeat: bytes) -> None:
+    def _start_sweep(self, heartbeat: bytes) -> None:
         self._heartbeat = heartbeat
-        self._lap = len(self.viewers)
-        if self._lap:
-            self._on_work()
+        self._remaining = len(self.viewers)
+        if self._remaining:
+            self._on_sweep()
 
 
 def _text_frame(message: Message) -> bytes:
@@ -149,24 +151,26 @@ def _text_frame(message: Message) -> bytes:
 
 
 class Hub:
-    """The rooms of a process. ``on_work`` is called when a lap begins."""
+    """The channels of one process. ``on_sweep`` is called when a sweep starts."""
 
-    def __init__(self, boards: tuple[str, ...], on_work: Callable[[], None]) -> None:
-        self.rooms = {board: Channel(board, on_work) for board in boards}
+    def __init__(self, boards: tuple[str, ...], on_sweep: Callable[[], None]) -> None:
+        self.channels = {board: Channel(board, on_sweep) for board in boards}
 
     @property
     def viewer_count(self) -> int:
-        """Count the viewers of all rooms."""
-        return sum(len(room.viewers) for room in self.rooms.values())
+        """Count the viewers of all channels."""
+        return sum(len(channel.viewers) for channel in self.channels.values())
 
-    def turn(self, most: int, clock: Callable[[], float], until_s: float) -> tuple[Channel, ...]:
-        """Serve each room in a lap for one turn; give the rooms served."""
-        busy = tuple(room for room in self.rooms.values() if room.is_in_lap)
-        for room in busy:
-            room.turn(max(most // len(busy), CHUNK), clock, until_s)
-        return busy
+    def run_turn(
+        self, limit: int, clock: Callable[[], float], until_s: float
+    ) -> tuple[Channel, ...]:
+        """Run one turn of each sweeping channel; return these channels."""
+        sweeping = tuple(channel for channel in self.channels.values() if channel.is_sweeping)
+        for channel in sweeping:
+            channel.run_turn(max(limit // len(sweeping), CHUNK), clock, until_s)
+        return sweeping
 
     @property
-    def is_busy(self) -> bool:
-        """Tell whether any room is in a lap."""
-        return any(room.is_in_lap for room in self.rooms.values())
+    def is_sweeping(self) -> bool:
+        """Return whether any channel is sweeping."""
+        return any(channel.is_sweeping for channel in self.channels.values())

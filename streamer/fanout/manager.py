@@ -135,13 +135,13 @@ class ConnectionManager:
 
     def channel(self, board: str) -> Channel:
         """Return the channel of a board that this process serves."""
-        return self.hub.rooms[board]
+        return self.hub.channels[board]
 
     def send_heartbeats(self, now_s: float) -> None:
         """Send a heartbeat on every channel that has been silent for the heartbeat interval."""
-        for channel in self.hub.rooms.values():
+        for channel in self.hub.channels.values():
             if now_s - channel.frame_at_s >= self.settings.heartbeat_s:
-                channel.beat(now_s, time.time_ns() // 1_000_000)
+                channel.publish_heartbeat(now_s, time.time_ns() // 1_000_000)
 
     def to_loop_time(self, unix_s: float) -> float:
         """Convert wall-clock time to the loop's clock, which no clock change moves."""
@@ -173,11 +173,11 @@ class ConnectionManager:
     def board_changed(self, state: BoardState, noticed_at_s: float) -> None:
         """Send a new board to all viewers of its channel."""
         if state.message is not None:
-            self.channel(state.board).show(state.message, self.clock(), noticed_at_s)
+            self.channel(state.board).publish(state.message, self.clock(), noticed_at_s)
 
     def status_changed(self, state: BoardState) -> None:
         """Send the status of a board to all viewers of its channel."""
-        self.channel(state.board).tell(state.status)
+        self.channel(state.board).publish_status(state.status)
 
     def access_changed(self, state: BoardState) -> None:
         """Apply that a board became public or private; close viewers that lost access."""

@@ -1,10 +1,11 @@
-"""Counts who is connected and enforces limits: per process, address, subject, second. No I/O.
+"""Limits on viewers: per process, per address, per token subject, per second. No I/O.
 
-One per process, used by its connections. An address is what is counted by: an IPv4 address or an
-IPv6 network. The order of the checks is part of the rules: what concerns one address or user comes
-first, and the rate of the process is charged last, only by handshakes that are granted otherwise,
-so that nobody's refused attempts keep others out. What stays true: every count taken is given back
-exactly once, so that after the last connection all of them are zero.
+One per process. Connections are counted per address: an IPv4 address or an IPv6 network. The order
+of the checks matters: limits of one address or user are checked first, and the rate of the process
+is charged last, only by handshakes that pass all other checks. Rejected attempts therefore do not
+keep other viewers out.
+
+Invariants: every count taken is released exactly once, so after the last connection all are zero.
 """
 
 from collections import Counter
@@ -16,11 +17,11 @@ from scoreboard.broadcast.admission import ConnectionCounts, decrement, overload
 from scoreboard.runtime.settings import Settings
 
 ATTEMPTS_PER_VIEWER: Final = 6
-"""How often a minute an address may try to connect, per viewer it may have. Who backs off as
-docs/reference/websocket.md asks tries four times."""
+"""Attempts to connect per minute and address, for each viewer that the address may have. A client
+that backs off as docs/reference/websocket.md says makes four."""
 
 REMEMBERED_MAX: Final = 50_000
-"""Most addresses whose rates are remembered at a time."""
+"""Most addresses whose rates are remembered."""
 
 
 class Capacity(Struct, frozen=True):
@@ -30,8 +31,8 @@ class Capacity(Struct, frozen=True):
     handshakes: int
 
 
-class Bucket:
-    """A token bucket: ``rate`` a second, ``burst`` at once."""
+class TokenBucket:
+    """A token bucket that refills ``rate`` tokens per second, up to ``burst``."""
 
     __slots__ = ("_at_s", "_burst", "_left", "_rate")
 
@@ -42,7 +43,7 @@ class Bucket:
         self._at_s = now_s
 
     def take(self, now_s: float) -> bool:
-        """Take one if there is one."""
+        """Take a token; return False if there is none."""
         self._left = min(self._burst, self._left + (now_s - self._at_s) * self._rate)
         self._at_s = now_s
         if self._left < 1.0:
@@ -51,37 +52,37 @@ class Bucket:
         return True
 
 
-class Buckets:
-    """A token bucket per name, for ``per_minute``, all of them at once if need be.
+class TokenBuckets:
+    """A token bucket per name, with ``per_minute`` tokens per minute and the same burst.
 
-    An unused bucket is full again after a minute, so what was not used for one is forgotten.
+    A bucket unused for a minute is full again, so it is forgotten.
     """
 
     def __init__(self, per_minute: int, now_s: float) -> None:
         self._per_minute = per_minute
-        self._used: dict[str, Bucket] = {}
-        self._older: dict[str, Bucket] = {}
+        self._used: dict[str, TokenBucket] = {}
+        self._older: dict[str, TokenBucket] = {}
         self._since_s = now_s
 
     def take(self, name: str, now_s: float) -> bool:
-        """Take one of a name's if there is one."""
+        """Take a token of a name; return False if there is none."""
         if now_s - self._since_s >= 60.0 or len(self._used) >= REMEMBERED_MAX // 2:
             self._older, self._used, self._since_s = self._used, {}, now_s
         bucket = self._used.get(name)
         if bucket is None:
-            bucket = self._older.pop(name, None) or Bucket(
+            bucket = self._older.pop(name, None) or TokenBucket(
                 self._per_minute / 60, self._per_minute, now_s
             )
             self._used[name] = bucket
         return bucket.take(now_s)
 
     def __len__(self) -> int:
-        """Count the names that are remembered."""
+        """Count the remembered names."""
         return len(self._used) + len(self._older)
 
 
 class Admission:
-    """The counts of a process."""
+    """The limits and counts of one process."""
 
     def __init__(self, settings: Settings, capacity: Capacity, now_s: float) -> None:
         self.capacity = capacity
@@ -94,68 +95,66 @@ class Admission:
             per_address=settings.viewers_per_address,
             per_subject=settings.viewers_per_subject,
         )
-        """Viewers, including those whose connection is about to end."""
-        self._new = Bucket(settings.new_viewers_per_second, settings.new_viewers_burst, now_s)
-        self._attempts = Buckets(ATTEMPTS_PER_VIEWER * self._per_address, now_s)
-        self._expired = Buckets(settings.expired_per_minute, now_s)
+        """Viewers, including those whose connection is closing."""
+        self._new = TokenBucket(settings.new_viewers_per_second, settings.new_viewers_burst, now_s)
+        self._attempts = TokenBuckets(ATTEMPTS_PER_VIEWER * self._per_address, now_s)
+        self._expired = TokenBuckets(settings.expired_per_minute, now_s)
         self._handshakes: Counter[str] = Counter()
 
-    def may_try(self, address: str, now_s: float) -> bool:
-        """Tell whether an address may try to connect once more; it counts whatever comes of it."""
+    def allow_attempt(self, address: str, now_s: float) -> bool:
+        """Count an attempt to connect, of any result; return False above the rate limit."""
         return self._attempts.take(address, now_s)
 
-    def take_handshake(self, address: str) -> bool:
-        """Count a connection of an address that is no viewer, unless it has its share of them."""
+    def add_handshake(self, address: str) -> bool:
+        """Count a connection that is not a viewer yet; return False at the limit per address."""
         if self._handshakes[address] >= self._per_address:
             return False
         self._handshakes[address] += 1
         return True
 
-    def take_address(self, address: str) -> None:
-        """Count a well-formed handshake, and what becomes of it, for its address.
+    def remove_handshake(self, address: str) -> None:
+        """Release a count of ``add_handshake``."""
+        decrement(self._handshakes, address)
 
-        Raises TooManyConnections when the address has its share.
+    def add_address(self, address: str) -> None:
+        """Count a valid handshake, and the viewer that it becomes, for its address.
+
+        Raises TooManyConnections at the limit per address.
         """
         self._counts.add_address(address)
 
-    def take_place(self, subject: str | None, now_s: float) -> None:
-        """Count a viewer whose handshake nothing else stands against.
+    def remove_address(self, address: str) -> None:
+        """Release a count of ``add_address``."""
+        self._counts.remove_address(address)
 
-        ``subject`` is its token's, if it has one. Raises TooManyConnections when the subject has
-        its share, Overloaded when the process is full or too many come at once.
+    def check_capacity(self) -> None:
+        """Raise Overloaded when the process is full."""
+        self._counts.check_capacity()
+
+    def add_viewer(self, subject: str | None, now_s: float) -> None:
+        """Count a viewer whose handshake has passed all other checks.
+
+        ``subject`` is that of its token, if any. Raises TooManyConnections at the limit per
+        subject, Overloaded when the process is full or too many viewers connect at once.
         """
         self._counts.check(subject)
         if not self._new.take(now_s):
             raise overloaded("Too many viewers connect at once")
         self._counts.add(subject)
 
-    def check_room(self) -> None:
-        """Let pass while there is room for one more viewer.
-
-        Raises Overloaded.
-        """
-        self._counts.check_capacity()
-
-    def give_handshake(self, address: str) -> None:
-        """Give a count of ``take_handshake`` back."""
-        decrement(self._handshakes, address)
-
-    def give_address(self, address: str) -> None:
-        """Give a count of ``take_address`` back."""
-        self._counts.remove_address(address)
-
-    def give_place(self, subject: str | None) -> None:
-        """Give a count of ``take_place`` back."""
+    def remove_viewer(self, subject: str | None) -> None:
+        """Release a count of ``add_viewer``."""
         self._counts.remove(subject)
 
-    def may_expire(self, address: str, now_s: float) -> bool:
-        """Tell whether an expired token of this address is told so by close code.
+    def allow_expired(self, address: str, now_s: float) -> bool:
+        """Return whether to accept a handshake with an expired token, to close it with 4401.
 
-        A browser cannot read the status of a refused handshake, so this costs a whole one.
+        Browsers hide the status of a rejected handshake, so this costs a complete one; hence the
+        limit per address.
         """
         return self._expired.take(address, now_s)
 
     @property
     def is_empty(self) -> bool:
-        """Tell whether every count is zero."""
+        """Return whether every count is zero."""
         return not self.viewers and not self._handshakes and self._counts.is_empty

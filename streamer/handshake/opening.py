@@ -175,7 +175,7 @@ class OpeningHandshake(asyncio.Protocol):
         elif (
             isinstance(outcome, Unauthenticated)
             and outcome.reason == "expired"
-            and self._manager.admission.may_expire(self._address, self._manager.clock())
+            and self._manager.admission.allow_expired(self._address, self._manager.clock())
         ):
             # Browsers hide the status of a rejected handshake; a close code tells what to do.
             self._accept(channel, None, end=CloseCode.TOKEN_EXPIRED)
@@ -217,9 +217,9 @@ class OpeningHandshake(asyncio.Protocol):
         if is_trusted_hop(self._peer, hops):
             return True
         address = client_address(self._peer, (), hops)
-        if not manager.admission.may_try(address, manager.clock()):
+        if not manager.admission.allow_attempt(address, manager.clock()):
             return False
-        if not manager.admission.take_handshake(address):
+        if not manager.admission.add_handshake(address):
             return False
         self._peer_address = address
         return True
@@ -228,10 +228,10 @@ class OpeningHandshake(asyncio.Protocol):
         """Release the counts that this connection holds while it is pending."""
         admission = self._manager.admission
         if self._peer_address:
-            admission.give_handshake(self._peer_address)
+            admission.remove_handshake(self._peer_address)
             self._peer_address = ""
         if self._address:
-            admission.give_address(self._address)
+            admission.remove_address(self._address)
             self._address = ""
 
     def _read_head(self, data: bytes) -> None:
@@ -253,11 +253,11 @@ class OpeningHandshake(asyncio.Protocol):
         self._request_id = manager.request_ids.of(head.headers)
         self._request = request = parse_request(head, self._peer, config)
         admission = manager.admission
-        if not self._peer_address and not admission.may_try(request.address, manager.clock()):
+        if not self._peer_address and not admission.allow_attempt(request.address, manager.clock()):
             raise TooManyConnections("This address connects too often", retry_after_s=60)
-        admission.take_address(request.address)
+        admission.add_address(request.address)
         self._address = request.address
-        admission.check_room()
+        admission.check_capacity()
         channel = manager.channel(request.board)
         if not channel.frame:
             raise Uninitialised
@@ -288,7 +288,7 @@ class OpeningHandshake(asyncio.Protocol):
             self._reject(Malformed(UNREADABLE_HEADER))
             return
         try:
-            manager.admission.take_place(caller.subject if caller else None, manager.clock())
+            manager.admission.add_viewer(caller.subject if caller else None, manager.clock())
         except ScoreboardError as error:
             self._reject(error)
             return
@@ -325,7 +325,7 @@ class OpeningHandshake(asyncio.Protocol):
         )
         self._state = _State.REJECTED
         if self._address:
-            self._manager.admission.give_address(self._address)
+            self._manager.admission.remove_address(self._address)
             self._address = ""
         self._head = bytearray()
         self._rest = b""

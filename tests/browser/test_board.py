@@ -1,15 +1,15 @@
-"""The rows of the live page: who stands where, what moves, what flashes."""
+"""The rows of the live page: order, animations, limits."""
 
 import pytest
 from playwright.async_api import Page, expect
 
 from tests.support.clients.browser import OpenPage
 from tests.support.eventually import eventually_async
-from tests.support.fakes.stage import Stage
+from tests.support.fakes.site import FakeSite
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-# Keeps which rows ever carried which class, and what was said beside their scores.
+# Records the classes that each row has had, and the texts beside its score.
 RECORD = """
   window.seen = [];
   window.said = [];
@@ -51,10 +51,10 @@ async def recorded(page: Page) -> set[str]:
     return set(await page.evaluate("seen"))
 
 
-async def test_the_page_shows_the_board_it_finds(open_page: OpenPage, stage: Stage):
-    await stage.show(("alice", 1234567), ("bob", 20), ("carol", 0))
+async def test_page_shows_the_current_board(open_page: OpenPage, site: FakeSite):
+    await site.send_board(("alice", 1234567), ("bob", 20), ("carol", 0))
 
-    page = await open_page(stage.url)
+    page = await open_page(site.url)
 
     await shows(page, ["1", "alice", "1,234,567"], ["2", "bob", "20"], ["3", "carol", "0"])
     await expect(page.locator("#connection")).to_have_text("Live")
@@ -62,24 +62,24 @@ async def test_the_page_shows_the_board_it_finds(open_page: OpenPage, stage: Sta
     await expect(page.locator("#rows")).to_have_attribute("data-seq", "1")
 
 
-async def test_the_page_follows_scores_ranks_comers_and_goers(open_page: OpenPage, stage: Stage):
-    await stage.show(("alice", 30), ("bob", 20), ("carol", 10))
-    page = await open_page(stage.url)
+async def test_page_follows_scores_ranks_and_entries(open_page: OpenPage, site: FakeSite):
+    await site.send_board(("alice", 30), ("bob", 20), ("carol", 10))
+    page = await open_page(site.url)
     await shows(page, ["1", "alice", "30"], ["2", "bob", "20"], ["3", "carol", "10"])
 
-    await stage.show(("carol", 45), ("alice", 30), ("dave", 25))
+    await site.send_board(("carol", 45), ("alice", 30), ("dave", 25))
 
     await shows(page, ["1", "carol", "45"], ["2", "alice", "30"], ["3", "dave", "25"])
 
 
-async def test_a_burst_ends_in_its_last_board(open_page: OpenPage, stage: Stage):
-    page = await open_page(stage.url)
+async def test_burst_ends_with_its_last_board(open_page: OpenPage, site: FakeSite):
+    page = await open_page(site.url)
     await expect(page.locator("#connection")).to_have_text("Live")
 
     names = ["alice", "bob", "carol", "dave"]
     for turn in range(60):
         shifted = names[turn % 4 :] + names[: turn % 4]
-        await stage.show(*((name, 100 + turn - place) for place, name in enumerate(shifted)))
+        await site.send_board(*((name, 100 + turn - place) for place, name in enumerate(shifted)))
 
     await shows(
         page,
@@ -91,37 +91,37 @@ async def test_a_burst_ends_in_its_last_board(open_page: OpenPage, stage: Stage)
     await expect(page.locator(".is-sliding")).to_have_count(0)
 
 
-async def test_an_older_board_changes_nothing(open_page: OpenPage, stage: Stage):
-    await stage.show(("alice", 30), seq=10)
-    page = await open_page(stage.url)
+async def test_older_board_is_ignored(open_page: OpenPage, site: FakeSite):
+    await site.send_board(("alice", 30), seq=10)
+    page = await open_page(site.url)
     await shows(page, ["1", "alice", "30"])
 
-    await stage.show(("alice", 20), seq=9)
-    await stage.show(("alice", 25), seq=10)
-    await stage.show(("bob", 40), seq=11)
+    await site.send_board(("alice", 20), seq=9)
+    await site.send_board(("alice", 25), seq=10)
+    await site.send_board(("bob", 40), seq=11)
 
     await shows(page, ["1", "bob", "40"])
     assert await page.evaluate("document.querySelector('#rows').dataset.seq") == "11"
 
 
-async def test_rows_keep_their_element_while_they_move(open_page: OpenPage, stage: Stage):
-    await stage.show(("alice", 30), ("bob", 20))
-    page = await open_page(stage.url)
+async def test_rows_keep_their_element_while_they_move(open_page: OpenPage, site: FakeSite):
+    await site.send_board(("alice", 30), ("bob", 20))
+    page = await open_page(site.url)
     await shows(page, ["1", "alice", "30"], ["2", "bob", "20"])
     await page.evaluate("document.querySelector('[data-user=bob]').mark = 'the same'")
 
-    await stage.show(("bob", 40), ("alice", 30))
+    await site.send_board(("bob", 40), ("alice", 30))
 
     await shows(page, ["1", "bob", "40"], ["2", "alice", "30"])
     assert await page.evaluate("document.querySelector('[data-user=bob]').mark") == "the same"
 
 
-async def test_moved_rows_glide_from_their_old_places_and_changed_scores_flash(
+async def test_moved_rows_slide_from_their_old_positions_and_changed_scores_flash(
     open_page: OpenPage,
-    stage: Stage,
+    site: FakeSite,
 ):
-    await stage.show(("alice", 30), ("bob", 20), ("carol", 10))
-    page = await open_page(stage.url)
+    await site.send_board(("alice", 30), ("bob", 20), ("carol", 10))
+    page = await open_page(site.url)
     await shows(page, ["1", "alice", "30"], ["2", "bob", "20"], ["3", "carol", "10"])
     await page.evaluate(RECORD)
     await page.evaluate("""
@@ -133,7 +133,7 @@ async def test_moved_rows_glide_from_their_old_places_and_changed_scores_flash(
       }; 0
     """)
 
-    await stage.show(("bob", 35), ("alice", 30), ("carol", 10))
+    await site.send_board(("bob", 35), ("alice", 30), ("carol", 10))
     await shows(page, ["1", "bob", "35"], ["2", "alice", "30"], ["3", "carol", "10"])
 
     assert await recorded(page) == {
@@ -152,25 +152,25 @@ async def test_moved_rows_glide_from_their_old_places_and_changed_scores_flash(
     await expect(page.locator(".gain:not(:empty), .move:not(:empty)")).to_have_count(0)
 
 
-async def test_the_first_board_neither_glides_nor_flashes(open_page: OpenPage, stage: Stage):
-    stage.greet = False
-    page = await open_page(stage.url)
+async def test_first_board_is_not_animated(open_page: OpenPage, site: FakeSite):
+    site.sends_snapshot = False
+    page = await open_page(site.url)
     await page.evaluate(RECORD)
-    await eventually_async(lambda: stage.viewers)
+    await eventually_async(lambda: site.viewers)
 
-    await stage.show(("alice", 30), ("bob", 20))
+    await site.send_board(("alice", 30), ("bob", 20))
 
     await shows(page, ["1", "alice", "30"], ["2", "bob", "20"])
     assert await recorded(page) == set()
 
 
-async def test_who_wishes_for_less_motion_sees_no_row_travel(open_page: OpenPage, stage: Stage):
-    await stage.show(("alice", 30), ("bob", 20))
-    page = await open_page(stage.url, reduced_motion="reduce")
+async def test_reduced_motion_disables_row_animations(open_page: OpenPage, site: FakeSite):
+    await site.send_board(("alice", 30), ("bob", 20))
+    page = await open_page(site.url, reduced_motion="reduce")
     await shows(page, ["1", "alice", "30"], ["2", "bob", "20"])
     await page.evaluate(RECORD)
 
-    await stage.show(("bob", 40), ("alice", 30), ("carol", 5))
+    await site.send_board(("bob", 40), ("alice", 30), ("carol", 5))
     await shows(page, ["1", "bob", "40"], ["2", "alice", "30"], ["3", "carol", "5"])
 
     assert await recorded(page) == {"bob is-flashing"}
@@ -181,19 +181,19 @@ async def test_who_wishes_for_less_motion_sees_no_row_travel(open_page: OpenPage
     assert moving == 0
 
 
-async def test_more_than_ten_rows_are_not_shown(open_page: OpenPage, stage: Stage):
-    await stage.show(*((f"player-{number}", 100 - number) for number in range(12)))
+async def test_more_than_ten_rows_are_not_shown(open_page: OpenPage, site: FakeSite):
+    await site.send_board(*((f"player-{number}", 100 - number) for number in range(12)))
 
-    page = await open_page(stage.url)
+    page = await open_page(site.url)
 
     await expect(page.locator(".row")).to_have_count(10)
 
 
-async def test_the_same_player_has_the_same_sprite_everywhere(open_page: OpenPage, stage: Stage):
-    await stage.show(("alice", 3), ("bob", 2))
+async def test_same_player_has_the_same_sprite_everywhere(open_page: OpenPage, site: FakeSite):
+    await site.send_board(("alice", 3), ("bob", 2))
     drawn = []
     for _ in range(2):
-        page = await open_page(stage.url)
+        page = await open_page(site.url)
         await expect(page.locator(".row")).to_have_count(2)
         script = "[...document.querySelectorAll('.sprite')].map((sprite) => sprite.outerHTML)"
         drawn.append(await page.evaluate(script))

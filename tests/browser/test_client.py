@@ -1,4 +1,4 @@
-"""web/scoreboard-client.js over a real WebSocket in Chromium, against a streamer on command."""
+"""web/scoreboard-client.js over a real WebSocket in Chromium, against a scripted streamer."""
 
 import base64
 import json
@@ -12,13 +12,13 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page
 
-from tests.support.clients.browser import NOTE_VIOLATIONS, PATIENCE_MS, Guard
+from tests.support.clients.browser import RECORD_VIOLATIONS, TIMEOUT_MS, PageGuard
 from tests.support.eventually import eventually_async
-from tests.support.fakes.stage import Stage
+from tests.support.fakes.site import FakeSite
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-# Connects, and keeps what the client said; `random` of 0 makes every wait its shortest.
+# Connects and records the callbacks; `random` of 0 makes every delay the shortest.
 CONNECT = """
 async ({ url, board, token, tokens, random = 0 }) => {
   const { connect } = await import("/scoreboard-client.js");
@@ -48,7 +48,7 @@ Connect = Callable[..., Awaitable["Client"]]
 
 
 class Client:
-    """The client in a blank page, and what it said so far."""
+    """The client in a blank page, with a record of its callbacks."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
@@ -57,7 +57,7 @@ class Client:
         return await self.page.evaluate(f"window.{name}")
 
     async def positions(self) -> list[list[int]]:
-        """The epoch and seq of each board handed over."""
+        """The epoch and seq of each delivered board."""
         return [board[:2] for board in await self.heard("boards")]
 
     async def status(self) -> str:
@@ -80,7 +80,7 @@ class Client:
         await eventually_async(check)
 
     async def waits_for(self, count: int) -> None:
-        """Wait until that many times a connection was lost and the next one put off."""
+        """Wait until this many reconnects were scheduled."""
 
         async def check():
             waits = await self.heard("waits")
@@ -90,7 +90,7 @@ class Client:
         await eventually_async(check)
 
     async def freezes(self) -> None:
-        """Let time pass only where the test says so."""
+        """Stop the clock; only the test advances it."""
         await self.page.clock.pause_at(await self.page.evaluate("Date.now() / 1000 + 0.1"))
 
     async def passes(self, seconds: float) -> None:
@@ -99,10 +99,10 @@ class Client:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def tab(browser: Browser) -> AsyncIterator[Page]:
-    """One tab for all: a new process for every client would take most of the time."""
+    """One tab for all tests; a new process per client would take most of the time."""
     context = await browser.new_context()
-    context.set_default_timeout(PATIENCE_MS)
-    await context.add_init_script(NOTE_VIOLATIONS)
+    context.set_default_timeout(TIMEOUT_MS)
+    await context.add_init_script(RECORD_VIOLATIONS)
     page = await context.new_page()
     await page.clock.install()
     yield page
@@ -110,35 +110,35 @@ async def tab(browser: Browser) -> AsyncIterator[Page]:
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def connect(tab: Page, stage: Stage, guard: Guard) -> AsyncIterator[Connect]:
-    """Give a connecter of clients, each in a fresh document whose clock the test moves."""
+async def connect(tab: Page, site: FakeSite, guard: PageGuard) -> AsyncIterator[Connect]:
+    """Return a function that connects a client, in a new document with a controlled clock."""
 
     async def connect_(**options: Any) -> Client:
         guard.watch(tab)
-        # Earlier tests have moved it, or stopped it.
+        # Earlier tests may have moved or stopped the clock.
         await tab.clock.resume()
         await tab.clock.set_system_time(time.time())
-        await tab.goto(f"{stage.url}blank.html")
-        await tab.evaluate(CONNECT, {"url": stage.ws_url} | options)
+        await tab.goto(f"{site.url}blank.html")
+        await tab.evaluate(CONNECT, {"url": site.ws_url} | options)
         return Client(tab)
 
     yield connect_
     await guard.check()
-    guard.leave()
+    guard.detach()
     await tab.goto("about:blank")
 
 
 def token_until(expires_at_s: float) -> str:
-    """A JWT as far as a client reads one."""
+    """An unsigned JWT with an expiry."""
     body = base64.urlsafe_b64encode(json.dumps({"exp": int(expires_at_s)}).encode())
     return f"e30.{body.decode().rstrip('=')}.c2lnbmF0dXJl"
 
 
-async def seen(stage: Stage, count: int) -> None:
-    """Wait until that many handshakes were asked for, and no more."""
+async def seen(site: FakeSite, count: int) -> None:
+    """Wait until exactly this many handshakes were received."""
 
     def check():
-        assert len(stage.handshakes) == count, stage.handshakes
+        assert len(site.handshakes) == count, site.handshakes
         return True
 
     await eventually_async(check)
@@ -147,84 +147,84 @@ async def seen(stage: Stage, count: int) -> None:
 # --- the handshake --------------------------------------------------------------------------------
 
 
-async def test_a_viewer_without_a_token_offers_the_plain_subprotocol(connect, stage: Stage):
-    stage.board = "weekly"
+async def test_client_without_a_token_offers_the_plain_subprotocol(connect, site: FakeSite):
+    site.board = "weekly"
     client = await connect(board="weekly")
     await client.becomes("live")
 
-    (handshake,) = stage.handshakes
+    (handshake,) = site.handshakes
     assert handshake.subprotocols == ["scoreboard.v1"]
     assert handshake.board == "weekly"
 
 
-async def test_a_token_travels_as_a_second_subprotocol_and_not_in_the_address(
+async def test_token_is_sent_as_a_second_subprotocol_and_not_in_the_url(
     connect,
-    stage: Stage,
+    site: FakeSite,
 ):
     token = token_until(time.time() + 600)
 
     client = await connect(token=token)
     await client.becomes("live")
 
-    (handshake,) = stage.handshakes
+    (handshake,) = site.handshakes
     assert handshake.subprotocols == ["scoreboard.v1", f"bearer.{token}"]
     assert token not in handshake.path
 
 
-async def test_a_token_that_is_none_stops_with_a_reason(connect, stage: Stage):
+async def test_invalid_token_stops_with_a_reason(connect, site: FakeSite):
     client = await connect(token="no token")
 
     await client.becomes("stopped: refused-by-browser")
-    assert stage.handshakes == []
+    assert site.handshakes == []
 
 
-# --- which boards are taken -----------------------------------------------------------------------
+# --- which boards are delivered -------------------------------------------------------------------
 
 
-async def test_the_first_board_of_a_connection_is_marked_as_a_snapshot(connect, stage: Stage):
-    stage.seq = 4
+async def test_first_board_of_a_connection_is_marked_as_a_snapshot(connect, site: FakeSite):
+    site.seq = 4
     client = await connect()
     await client.shows(1, 4)
 
-    await stage.show(("alice", 10))
+    await site.send_board(("alice", 10))
 
     await client.shows(1, 5)
     assert await client.heard("boards") == [[1, 4, True], [1, 5, False]]
 
 
-async def test_only_newer_boards_and_other_epochs_are_taken(connect, stage: Stage):
+async def test_only_newer_boards_and_other_epochs_are_delivered(connect, site: FakeSite):
     client = await connect()
     await client.shows(1, 0)
 
     for epoch, seq in [(1, 5), (1, 5), (1, 4), (1, 9), (2, 3), (2, 2), (2, 4)]:
-        await stage.send(**stage.frame(epoch=epoch, seq=seq))
+        await site.send(**site.board_message(epoch=epoch, seq=seq))
 
     await client.shows(2, 4)
     assert await client.positions() == [[1, 0], [1, 5], [1, 9], [2, 3], [2, 4]]
 
 
-async def test_a_board_of_another_name_is_reported_and_not_taken(connect, stage: Stage):
+async def test_board_with_another_name_is_reported_and_ignored(connect, site: FakeSite):
     client = await connect(board="main")
     await client.shows(1, 0)
 
-    await stage.send(**stage.frame(board="weekly", seq=5))
-    await stage.send(**stage.frame(seq=6))
+    await site.send(**site.board_message(board="weekly", seq=5))
+    await site.send(**site.board_message(seq=6))
 
     await client.shows(1, 6)
     assert await client.positions() == [[1, 0], [1, 6]]
     assert await client.heard("errors") == ["other-board"]
 
 
-async def test_a_heartbeat_ahead_of_the_viewer_makes_it_ask(connect, stage: Stage):
+async def test_heartbeat_ahead_of_the_client_sends_a_sync(connect, site: FakeSite):
     client = await connect()
     await client.shows(1, 0)
-    await stage.send(type="heartbeat", board="main", epoch=1, seq=0, at=0)
-    stage.seq = 7
+    await site.send(type="heartbeat", board="main", epoch=1, seq=0, at=0)
+    site.seq = 7
 
-    await stage.send(type="heartbeat", board="main", epoch=1, seq=7, at=0)
+    await site.send(type="heartbeat", board="main", epoch=1, seq=7, at=0)
 
     await client.shows(1, 7)
-    assert stage.received == [{"type": "sync"}]
+    assert site.received == [{"type": "sync"}]
 
 
 @pytest.mark.parametrize(
@@ -240,33 +240,35 @@ async def test_a_heartbeat_ahead_of_the_viewer_makes_it_ask(connect, stage: Stag
         '{"type":"heartbeat"}',
     ],
 )
-async def test_what_is_no_message_is_reported_and_ends_nothing(connect, stage: Stage, text: str):
+async def test_invalid_message_is_reported_and_keeps_the_connection(
+    connect, site: FakeSite, text: str
+):
     client = await connect()
     await client.shows(1, 0)
 
-    await stage.send_text(text)
-    await stage.send(type="from-the-future", wisdom=42)
-    await stage.send(**stage.frame(seq=6))
+    await site.send_text(text)
+    await site.send(type="from-the-future", wisdom=42)
+    await site.send(**site.board_message(seq=6))
 
     await client.shows(1, 6)
     assert await client.heard("errors") == ["bad-frame"]
 
 
-async def test_an_error_of_the_server_is_handed_on(connect, stage: Stage):
+async def test_server_error_is_reported(connect, site: FakeSite):
     client = await connect()
     await client.becomes("live")
 
-    await stage.send(type="error", code="unknown_type", detail="say auth or sync")
+    await site.send(type="error", code="unknown_type", detail="say auth or sync")
 
     await eventually_async(lambda: client.heard("errors.length"))
     assert await client.heard("errors") == ["unknown_type"]
     assert await client.status() == "live"
 
 
-async def test_a_callback_that_throws_does_not_end_the_connection(
+async def test_callback_that_throws_does_not_end_the_connection(
     connect,
-    stage: Stage,
-    guard: Guard,
+    site: FakeSite,
+    guard: PageGuard,
 ):
     guard.expect("the page is broken")
     client = await connect()
@@ -275,8 +277,8 @@ async def test_a_callback_that_throws_does_not_end_the_connection(
         boards.push = () => { delete boards.push; throw new Error("the page is broken"); }; 0
     """)
 
-    await stage.show(("alice", 1))
-    await stage.show(("alice", 2))
+    await site.send_board(("alice", 1))
+    await site.send_board(("alice", 2))
 
     await client.shows(1, 2)
 
@@ -284,46 +286,46 @@ async def test_a_callback_that_throws_does_not_end_the_connection(
 # --- stale and live -------------------------------------------------------------------------------
 
 
-async def test_stale_and_live_are_told_as_the_server_says(connect, stage: Stage):
+async def test_stale_and_live_follow_the_server(connect, site: FakeSite):
     client = await connect()
     await client.becomes("live")
 
-    await stage.send(type="status", state="stale", reason="redis")
+    await site.send(type="status", state="stale", reason="redis")
     await client.becomes("stale")
-    await stage.send(type="heartbeat", board="main", epoch=1, seq=0, at=0)
-    await stage.send(type="status", state="live")
+    await site.send(type="heartbeat", board="main", epoch=1, seq=0, at=0)
+    await site.send(type="status", state="live")
     await client.becomes("live")
 
     assert await client.heard("statuses") == ["connecting", "live", "stale", "live"]
 
 
-# --- losing the line ------------------------------------------------------------------------------
+# --- lost connections -----------------------------------------------------------------------------
 
 
-async def test_a_restart_of_the_server_takes_nobody_back(
+async def test_server_restart_delivers_no_older_board(
     connect,
-    stage: Stage,
-    guard: Guard,
+    site: FakeSite,
+    guard: PageGuard,
 ):
     guard.expect_lost_server()
-    await stage.show(("alice", 1), seq=50)
+    await site.send_board(("alice", 1), seq=50)
     client = await connect()
     await client.shows(1, 50)
 
-    await stage.stop_streamer()
+    await site.stop_streamer()
     await client.becomes("reconnecting: lost")
-    stage.seq = 49
-    await stage.start_streamer()
+    site.seq = 49
+    await site.start_streamer()
     await client.passes(31)
     await client.becomes("live")
-    await stage.show(("alice", 2), seq=50)
-    await stage.show(("alice", 3), seq=51)
+    await site.send_board(("alice", 2), seq=50)
+    await site.send_board(("alice", 3), seq=51)
 
     await client.shows(1, 51)
     assert await client.positions() == [[1, 50], [1, 51]]
 
 
-async def test_silence_longer_than_two_heartbeats_and_a_half_reconnects(connect, stage: Stage):
+async def test_silence_longer_than_two_heartbeats_and_a_half_reconnects(connect, site: FakeSite):
     client = await connect()
     await client.becomes("live")
 
@@ -335,26 +337,26 @@ async def test_silence_longer_than_two_heartbeats_and_a_half_reconnects(connect,
     await client.passes(31)
 
     await client.becomes("live")
-    await seen(stage, 2)
+    await seen(site, 2)
 
 
-async def test_heartbeats_keep_a_quiet_connection(connect, stage: Stage):
+async def test_heartbeats_keep_a_quiet_connection(connect, site: FakeSite):
     client = await connect()
     await client.becomes("live")
 
     for seq in (3, 4, 5):
         await client.passes(30)
-        await stage.show(("alice", seq), seq=seq)
+        await site.send_board(("alice", seq), seq=seq)
         await client.shows(1, seq)
 
-    await seen(stage, 1)
+    await seen(site, 1)
     assert await client.heard("statuses") == ["connecting", "live"]
 
 
-async def test_a_handshake_that_brings_no_board_is_given_up(connect, stage: Stage):
-    stage.greet = False
+async def test_handshake_without_a_board_times_out(connect, site: FakeSite):
+    site.sends_snapshot = False
     client = await connect()
-    await seen(stage, 1)
+    await seen(site, 1)
 
     await client.passes(11)
 
@@ -362,20 +364,20 @@ async def test_a_handshake_that_brings_no_board_is_given_up(connect, stage: Stag
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 1011, 1012, 3999, 4408, 4450, 4999])
-async def test_the_line_is_taken_up_again_after_codes_known_and_unknown(
+async def test_client_reconnects_after_known_and_unknown_codes(
     connect,
-    stage: Stage,
+    site: FakeSite,
     code: int,
 ):
     client = await connect()
     await client.becomes("live")
 
-    await stage.close_viewers(code)
+    await site.close_viewers(code)
     await client.waits_for(1)
     await client.passes(1)
 
     await client.becomes("live")
-    await seen(stage, 2)
+    await seen(site, 2)
 
 
 @pytest.mark.parametrize(
@@ -389,76 +391,76 @@ async def test_the_line_is_taken_up_again_after_codes_known_and_unknown(
         (4403, "forbidden"),
     ],
 )
-async def test_codes_that_no_retry_would_mend_stop(connect, stage: Stage, code: int, reason: str):
+async def test_permanent_close_codes_stop(connect, site: FakeSite, code: int, reason: str):
     client = await connect()
     await client.becomes("live")
 
-    await stage.close_viewers(code)
+    await site.close_viewers(code)
 
     await client.becomes(f"stopped: {reason}")
     await client.passes(120)
-    await seen(stage, 1)
+    await seen(site, 1)
 
 
 @pytest.mark.parametrize(("code", "least_s"), [(1013, 5), (4429, 30)])
-async def test_a_server_that_wants_to_be_left_alone_is(
+async def test_delay_requested_by_the_server_is_respected(
     connect,
-    stage: Stage,
+    site: FakeSite,
     code: int,
     least_s: int,
 ):
     client = await connect()
     await client.becomes("live")
 
-    await stage.close_viewers(code)
+    await site.close_viewers(code)
     await client.waits_for(1)
 
     (wait_ms,) = await client.heard("waits")
     assert least_s * 1000 - 100 <= wait_ms <= least_s * 2000
     assert await client.page.evaluate("connection.retry()") is False
     await client.page.evaluate("dispatchEvent(new Event('online'))")
-    await seen(stage, 1)
+    await seen(site, 1)
     await client.passes(least_s)
-    await seen(stage, 2)
+    await seen(site, 2)
 
 
 @pytest.mark.parametrize(("random", "wait_ms"), [(0, 2_000), (0.5, 3_000)])
-async def test_the_delay_of_a_goodbye_comes_before_our_own(
+async def test_delay_of_bye_overrides_the_backoff(
     connect,
-    stage: Stage,
+    site: FakeSite,
     random: float,
     wait_ms: int,
 ):
     client = await connect(random=random)
     await client.becomes("live")
 
-    await stage.send(type="bye", code=1012, reason="drain", reconnect=True, delay_ms=[2000, 4000])
-    await stage.close_viewers(1012)
+    await site.send(type="bye", code=1012, reason="drain", reconnect=True, delay_ms=[2000, 4000])
+    await site.close_viewers(1012)
     await client.waits_for(1)
 
     (heard_ms,) = await client.heard("waits")
     assert abs(heard_ms - wait_ms) < 100
 
 
-async def test_a_goodbye_for_good_is_believed(connect, stage: Stage):
+async def test_bye_without_reconnect_stops_the_client(connect, site: FakeSite):
     client = await connect()
     await client.becomes("live")
 
-    await stage.send(type="bye", code=1001, reason="gone", reconnect=False, delay_ms=[0, 0])
-    await stage.close_viewers(1001)
+    await site.send(type="bye", code=1001, reason="gone", reconnect=False, delay_ms=[0, 0])
+    await site.close_viewers(1001)
 
     await client.becomes("stopped: goodbye")
 
 
-async def test_waits_grow_while_the_server_stays_away_and_shrink_after_a_good_connection(
+async def test_backoff_grows_and_resets_after_a_lasting_connection(
     connect,
-    stage: Stage,
-    guard: Guard,
+    site: FakeSite,
+    guard: PageGuard,
 ):
     guard.expect_lost_server()
     client = await connect(random=1)
     await client.becomes("live")
-    await stage.stop_streamer()
+    await site.stop_streamer()
 
     for count in range(1, 8):
         await client.waits_for(count)
@@ -468,23 +470,23 @@ async def test_waits_grow_while_the_server_stays_away_and_shrink_after_a_good_co
     rounded = [round(wait_ms / 1000) for wait_ms in await client.heard("waits")]
     assert rounded[:7] == [2, 4, 8, 16, 30, 30, 30]
 
-    await stage.start_streamer()
+    await site.start_streamer()
     await client.passes(30)
     await client.becomes("live")
     await client.passes(11)
-    await stage.close_viewers(1011)
+    await site.close_viewers(1011)
     await client.becomes("reconnecting: lost")
     assert round((await client.heard("waits"))[-1] / 1000) == 2
 
 
-async def test_coming_back_online_cuts_a_wait_short(connect, stage: Stage, guard: Guard):
+async def test_online_event_shortens_the_wait(connect, site: FakeSite, guard: PageGuard):
     guard.expect_lost_server()
     client = await connect(random=1)
     await client.becomes("live")
     await client.freezes()
-    await stage.stop_streamer()
+    await site.stop_streamer()
     await client.waits_for(1)
-    await stage.start_streamer()
+    await site.start_streamer()
 
     await client.page.evaluate("dispatchEvent(new Event('online'))")
     await client.passes(1)
@@ -493,53 +495,53 @@ async def test_coming_back_online_cuts_a_wait_short(connect, stage: Stage, guard
     assert await client.heard("waits") == [2_000]
 
 
-async def test_after_close_nothing_more_happens(connect, stage: Stage):
+async def test_close_is_permanent(connect, site: FakeSite):
     client = await connect()
     await client.becomes("live")
 
     await client.page.evaluate("connection.close()")
 
     assert await client.status() == "stopped: closed"
-    await eventually_async(lambda: not stage.viewers)
+    await eventually_async(lambda: not site.viewers)
     assert await client.page.evaluate("connection.retry()") is False
     assert await client.page.evaluate("connection.sync()") is False
     await client.passes(120)
-    await seen(stage, 1)
+    await seen(site, 1)
 
 
 # --- tokens ---------------------------------------------------------------------------------------
 
 
-async def test_a_refused_token_is_replaced_once(connect, stage: Stage):
+async def test_rejected_token_is_replaced_once(connect, site: FakeSite):
     old, new = token_until(time.time() + 600), token_until(time.time() + 1200)
     client = await connect(tokens=[old, new])
     await client.becomes("live")
 
-    await stage.close_viewers(4401)
+    await site.close_viewers(4401)
 
-    await seen(stage, 2)
+    await seen(site, 2)
     await client.becomes("live")
-    assert [handshake.token for handshake in stage.handshakes] == [old, new]
+    assert [handshake.token for handshake in site.handshakes] == [old, new]
     assert await client.heard("asked") == ["first", "rejected"]
 
 
-async def test_a_token_refused_twice_means_sign_in(connect, stage: Stage):
-    stage.close_at_once = 4401
+async def test_token_rejected_twice_requires_sign_in(connect, site: FakeSite):
+    site.close_at_once = 4401
     fresh = token_until(time.time() + 600)
 
     client = await connect(tokens=[fresh, fresh, fresh, fresh])
 
     await client.becomes("stopped: signed-out")
     await client.passes(120)
-    await seen(stage, 2)
+    await seen(site, 2)
 
 
-async def test_a_stopped_viewer_starts_again_when_it_is_told_to(connect, stage: Stage):
-    stage.close_at_once = 4401
+async def test_stopped_client_restarts_on_retry(connect, site: FakeSite):
+    site.close_at_once = 4401
     fresh = token_until(time.time() + 600)
     client = await connect(tokens=[fresh, fresh, fresh])
     await client.becomes("stopped: signed-out")
-    stage.close_at_once = None
+    site.close_at_once = None
 
     assert await client.page.evaluate("connection.retry()") is True
 
@@ -547,123 +549,123 @@ async def test_a_stopped_viewer_starts_again_when_it_is_told_to(connect, stage: 
 
 
 @pytest.mark.parametrize("options", [{"token": "e30.e30.c2ln"}, {"tokens": ["e30.e30.c2ln"]}, {}])
-async def test_a_refused_token_without_another_means_sign_in(connect, stage: Stage, options):
+async def test_rejected_token_without_another_requires_sign_in(connect, site: FakeSite, options):
     client = await connect(**options)
     await client.becomes("live")
 
-    await stage.close_viewers(4401)
+    await site.close_viewers(4401)
 
     await client.becomes("stopped: signed-out")
-    await seen(stage, 1)
+    await seen(site, 1)
 
 
-async def test_an_expired_token_is_replaced_before_it_is_offered(connect, stage: Stage):
+async def test_expired_token_is_replaced_before_the_handshake(connect, site: FakeSite):
     old, new = token_until(time.time() - 1), token_until(time.time() + 600)
 
     client = await connect(token=old, tokens=[new])
 
     await client.becomes("live")
-    assert [handshake.token for handshake in stage.handshakes] == [new]
+    assert [handshake.token for handshake in site.handshakes] == [new]
 
 
-async def test_a_token_that_cannot_be_renewed_is_tried_once_in_case_our_clock_is_wrong(
+async def test_expired_token_without_provider_is_tried_once(
     connect,
-    stage: Stage,
-    guard: Guard,
+    site: FakeSite,
+    guard: PageGuard,
 ):
     guard.expect_lost_server()
-    stage.refuse = HTTPStatus.UNAUTHORIZED
+    site.reject_status = HTTPStatus.UNAUTHORIZED
 
     client = await connect(token=token_until(time.time() - 3600))
     await client.becomes("reconnecting: lost")
     await client.passes(31)
 
     await client.becomes("stopped: signed-out")
-    await seen(stage, 1)
+    await seen(site, 1)
 
 
-async def test_a_provider_that_fails_is_asked_again_later(connect, stage: Stage):
+async def test_failed_token_provider_is_called_again_later(connect, site: FakeSite):
     fresh = token_until(time.time() + 600)
     client = await connect(tokens=["fail", fresh])
     await client.becomes("reconnecting: token-provider")
-    assert stage.handshakes == []
+    assert site.handshakes == []
 
     await client.passes(31)
 
     await client.becomes("live")
-    assert stage.handshakes[0].token == fresh
+    assert site.handshakes[0].token == fresh
 
 
-async def test_a_token_is_renewed_in_place_when_it_is_about_to_expire(connect, stage: Stage):
+async def test_expiring_token_is_renewed_in_place(connect, site: FakeSite):
     old, new = token_until(time.time() + 30), token_until(time.time() + 900)
     client = await connect(tokens=[old, new])
     await client.becomes("live")
 
-    await stage.send(type="auth_expiring", exp=int(time.time()) + 30, grace_ms=25_000)
+    await site.send(type="auth_expiring", exp=int(time.time()) + 30, grace_ms=25_000)
 
-    await eventually_async(lambda: stage.received == [{"type": "auth", "token": new}])
-    await seen(stage, 1)
+    await eventually_async(lambda: site.received == [{"type": "auth", "token": new}])
+    await seen(site, 1)
     assert await client.heard("asked") == ["first", "expiring"]
 
 
-async def test_a_renewal_that_fails_is_tried_again_on_the_same_connection(connect, stage: Stage):
+async def test_failed_renewal_is_retried_on_the_same_connection(connect, site: FakeSite):
     old, new = token_until(time.time() + 30), token_until(time.time() + 900)
     client = await connect(tokens=[old, "fail", new])
     await client.becomes("live")
 
-    await stage.send(type="auth_expiring", exp=int(time.time()) + 30, grace_ms=25_000)
+    await site.send(type="auth_expiring", exp=int(time.time()) + 30, grace_ms=25_000)
     await eventually_async(lambda: client.heard("errors.length"))
     await client.passes(11)
 
-    await eventually_async(lambda: stage.received == [{"type": "auth", "token": new}])
-    await seen(stage, 1)
+    await eventually_async(lambda: site.received == [{"type": "auth", "token": new}])
+    await seen(site, 1)
 
 
-async def test_a_renewal_the_server_could_not_check_is_tried_again(connect, stage: Stage):
+async def test_renewal_that_the_server_could_not_check_is_retried(connect, site: FakeSite):
     old, new = token_until(time.time() + 30), token_until(time.time() + 900)
     client = await connect(tokens=[old, new, new])
     await client.becomes("live")
-    await stage.send(type="auth_expiring", exp=int(time.time()) + 30, grace_ms=25_000)
-    await eventually_async(lambda: stage.received == [{"type": "auth", "token": new}])
+    await site.send(type="auth_expiring", exp=int(time.time()) + 30, grace_ms=25_000)
+    await eventually_async(lambda: site.received == [{"type": "auth", "token": new}])
 
-    await stage.send(type="error", code="keys-unavailable", detail="try again in 10 seconds")
+    await site.send(type="error", code="keys-unavailable", detail="try again in 10 seconds")
     await eventually_async(lambda: client.heard("errors.length"))
     await client.passes(11)
-    await eventually_async(lambda: stage.received == [{"type": "auth", "token": new}] * 2)
+    await eventually_async(lambda: site.received == [{"type": "auth", "token": new}] * 2)
 
-    await stage.send(type="heartbeat", board="main", epoch=1, seq=0, at=0, exp=int(time.time()))
-    await stage.send(type="error", code="malformed", detail="about something else")
+    await site.send(type="heartbeat", board="main", epoch=1, seq=0, at=0, exp=int(time.time()))
+    await site.send(type="error", code="malformed", detail="about something else")
     await eventually_async(lambda: client.heard("errors.length === 2"))
     await client.passes(11)
-    assert len(stage.received) == 2
+    assert len(site.received) == 2
 
 
-async def test_a_token_that_opens_no_connection_is_replaced_after_a_while(
+async def test_token_that_opens_no_connection_is_replaced(
     connect,
-    stage: Stage,
-    guard: Guard,
+    site: FakeSite,
+    guard: PageGuard,
 ):
     guard.expect_lost_server()
-    stage.refuse = HTTPStatus.UNAUTHORIZED
+    site.reject_status = HTTPStatus.UNAUTHORIZED
     old, new = token_until(time.time() + 600), token_until(time.time() + 900)
     client = await connect(tokens=[old, new])
 
     for count in (1, 2):
-        await seen(stage, count)
+        await seen(site, count)
         await client.waits_for(count)
-        stage.refuse = None if count == 2 else stage.refuse
+        site.reject_status = None if count == 2 else site.reject_status
         await client.passes(31)
 
     await client.becomes("live")
-    assert [handshake.token for handshake in stage.handshakes] == [old, old, new]
+    assert [handshake.token for handshake in site.handshakes] == [old, old, new]
     assert await client.heard("asked") == ["first", "refused"]
 
 
-async def test_no_token_is_left_where_others_read(connect, stage: Stage):
+async def test_token_is_not_exposed(connect, site: FakeSite):
     secret = token_until(time.time() + 600)
     client = await connect(tokens=[secret, secret])
     await client.becomes("live")
-    await stage.close_viewers(4403)
+    await site.close_viewers(4403)
     await client.becomes("stopped: forbidden")
 
     spoken = await client.page.evaluate("JSON.stringify([statuses, errors, connection.status])")

@@ -1,10 +1,10 @@
-"""The live page for people who listen, tab, squint, hold a phone, or try to break it."""
+"""Accessibility, themes, narrow screens, hostile user ids and screenshots of the live page."""
 
 import pytest
 from playwright.async_api import Page, expect
 
-from tests.support.clients.browser import Guard, OpenPage, keep_screenshot
-from tests.support.fakes.stage import Stage
+from tests.support.clients.browser import OpenPage, PageGuard, keep_screenshot
+from tests.support.fakes.site import FakeSite
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -33,7 +33,7 @@ HOSTILE = [
     "{{constructor.constructor('window.hacked=1')()}}",
 ]
 
-# WCAG's contrast of the colours an element really has, over the first opaque ground behind it.
+# WCAG contrast between an element's text and the first opaque background behind it.
 CONTRAST = """
 (selector) => {
   const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
@@ -62,16 +62,16 @@ async def is_live(page: Page) -> None:
     await expect(page.locator("html")).to_have_attribute("data-state", "live")
 
 
-# --- people who listen ----------------------------------------------------------------------------
+# --- screen readers -------------------------------------------------------------------------------
 
 
-async def test_the_board_reads_as_a_list_with_rank_name_and_points(
+async def test_accessibility_tree_is_a_list_with_rank_name_and_points(
     open_page: OpenPage,
-    stage: Stage,
+    site: FakeSite,
 ):
-    await stage.show(("alice", 1_200), ("bob", 20))
+    await site.send_board(("alice", 1_200), ("bob", 20))
 
-    page = await open_page(stage.url)
+    page = await open_page(site.url)
 
     await is_live(page)
     await expect(page.get_by_role("main")).to_match_aria_snapshot("""
@@ -84,9 +84,9 @@ async def test_the_board_reads_as_a_list_with_rank_name_and_points(
     await expect(page.get_by_role("banner").get_by_role("status")).to_have_text("Live")
 
 
-async def test_changes_are_told_in_sentences_at_a_calm_pace(open_page: OpenPage, stage: Stage):
-    await stage.show(("alice", 30), ("bob", 20))
-    page = await open_page(stage.url, clock=True)
+async def test_changes_are_announced_at_intervals(open_page: OpenPage, site: FakeSite):
+    await site.send_board(("alice", 30), ("bob", 20))
+    page = await open_page(site.url, clock=True)
     news = page.locator("#news")
     await expect(news).to_have_attribute("aria-live", "polite")
     await expect(news).to_have_text("alice leads with 30 points.")
@@ -96,9 +96,9 @@ async def test_changes_are_told_in_sentences_at_a_calm_pace(open_page: OpenPage,
         .observe(document.querySelector("#news"), { childList: true }); 0
     """)
 
-    await stage.show(("bob", 35), ("alice", 30))
-    await stage.show(("bob", 35), ("alice", 30), ("carol", 5))
-    await stage.show(("bob", 36), ("carol", 33), ("alice", 30))
+    await site.send_board(("bob", 35), ("alice", 30))
+    await site.send_board(("bob", 35), ("alice", 30), ("carol", 5))
+    await site.send_board(("bob", 36), ("carol", 33), ("alice", 30))
     await expect(page.locator(".row")).to_have_count(3)
     assert await page.evaluate("told") == []
     await page.clock.fast_forward(10_000)
@@ -107,29 +107,29 @@ async def test_changes_are_told_in_sentences_at_a_calm_pace(open_page: OpenPage,
     assert len(await page.evaluate("told")) == 1
 
 
-async def test_scores_that_move_nobody_are_not_told(open_page: OpenPage, stage: Stage):
-    await stage.show(("alice", 30), ("bob", 20))
-    page = await open_page(stage.url, clock=True)
+async def test_scores_without_rank_changes_are_not_announced(open_page: OpenPage, site: FakeSite):
+    await site.send_board(("alice", 30), ("bob", 20))
+    page = await open_page(site.url, clock=True)
     news = page.locator("#news")
     await expect(news).to_have_text("alice leads with 30 points.")
 
-    await stage.show(("alice", 31), ("bob", 21))
+    await site.send_board(("alice", 31), ("bob", 21))
     await expect(page.locator(".row .score").first).to_have_text("31")
     await page.clock.fast_forward(10_000)
     await expect(news).to_have_text("alice leads with 30 points.")
-    await stage.show(("bob", 40), ("alice", 31))
+    await site.send_board(("bob", 40), ("alice", 31))
 
     await expect(news).to_have_text("bob takes the lead with 40 points.")
 
 
-# --- people who tab and squint --------------------------------------------------------------------
+# --- keyboard, theme, contrast --------------------------------------------------------------------
 
 
-async def test_the_theme_follows_the_system_until_somebody_chooses(
+async def test_theme_follows_the_system_until_the_user_chooses(
     open_page: OpenPage,
-    stage: Stage,
+    site: FakeSite,
 ):
-    page = await open_page(stage.url, color_scheme="dark")
+    page = await open_page(site.url, color_scheme="dark")
     root, button = page.locator("html"), page.get_by_role("button", name="Dark theme")
     await expect(root).to_have_attribute("data-theme", "dark")
     await expect(button).to_have_attribute("aria-pressed", "true")
@@ -148,8 +148,8 @@ async def test_the_theme_follows_the_system_until_somebody_chooses(
     await expect(root).to_have_attribute("data-theme", "dark")
 
 
-async def test_the_theme_is_there_before_anything_is_painted(open_page: OpenPage, stage: Stage):
-    page = await open_page(stage.url, color_scheme="light")
+async def test_theme_is_set_before_the_first_paint(open_page: OpenPage, site: FakeSite):
+    page = await open_page(site.url, color_scheme="light")
     await page.evaluate("localStorage.setItem('scoreboard.theme', 'dark')")
     await page.add_init_script("""
       new MutationObserver(() => {
@@ -162,12 +162,12 @@ async def test_the_theme_is_there_before_anything_is_painted(open_page: OpenPage
     assert await page.evaluate("themeAtBody") == "dark"
 
 
-async def test_everything_can_be_done_with_the_keyboard_and_seen(
+async def test_page_works_with_the_keyboard_and_shows_the_focus(
     open_page: OpenPage,
-    stage: Stage,
+    site: FakeSite,
 ):
-    await stage.show(("alice", 10))
-    page = await open_page(stage.url)
+    await site.send_board(("alice", 10))
+    page = await open_page(site.url)
     await is_live(page)
 
     await page.keyboard.press("Tab")
@@ -183,14 +183,14 @@ async def test_everything_can_be_done_with_the_keyboard_and_seen(
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_words_stand_out_from_their_ground(
+async def test_text_contrast_is_sufficient(
     open_page: OpenPage,
-    stage: Stage,
-    guard: Guard,
+    site: FakeSite,
+    guard: PageGuard,
     scheme: str,
 ):
-    await stage.show(*PLAYERS[:5])
-    page = await open_page(stage.url, color_scheme=scheme)
+    await site.send_board(*PLAYERS[:5])
+    page = await open_page(site.url, color_scheme=scheme)
     await is_live(page)
     await page.evaluate("""
       for (const move of document.querySelectorAll(".move")) move.dataset.direction = "down";
@@ -203,27 +203,27 @@ async def test_words_stand_out_from_their_ground(
         "[data-rank='4'] .rank",
     ]
     contrasts = {word: await page.evaluate(CONTRAST, word) for word in words}
-    await stage.send(type="status", state="stale")
+    await site.send(type="status", state="stale")
     await expect(page.locator("html")).to_have_attribute("data-state", "stale")
     contrasts["#detail when stale"] = await page.evaluate(CONTRAST, "#detail")
 
     assert {word: ratio for word, ratio in contrasts.items() if ratio < 4.5} == {}
 
 
-# --- people with a phone, or with a name ----------------------------------------------------------
+# --- narrow screens, hostile names ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("width_px", [320, 390, 560])
-async def test_nothing_sticks_out_of_a_narrow_screen(
+async def test_narrow_screens_have_no_overflow(
     open_page: OpenPage,
-    stage: Stage,
+    site: FakeSite,
     width_px: int,
 ):
-    await stage.show(*((name, 2**31 - 1 - place) for place, name in enumerate(HOSTILE)))
-    page = await open_page(stage.url, viewport={"width": width_px, "height": 640})
+    await site.send_board(*((name, 2**31 - 1 - place) for place, name in enumerate(HOSTILE)))
+    page = await open_page(site.url, viewport={"width": width_px, "height": 640})
     await expect(page.locator(".row")).to_have_count(10)
 
-    await stage.send(type="status", state="stale")
+    await site.send(type="status", state="stale")
     await expect(page.locator("#connection")).to_have_text("Paused")
 
     widths = "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
@@ -239,10 +239,10 @@ async def test_nothing_sticks_out_of_a_narrow_screen(
     assert overlapping == []
 
 
-async def test_ids_are_text_whatever_they_hold(open_page: OpenPage, stage: Stage):
-    await stage.show(*((name, 100 - place) for place, name in enumerate(HOSTILE)))
+async def test_user_ids_are_rendered_as_text(open_page: OpenPage, site: FakeSite):
+    await site.send_board(*((name, 100 - place) for place, name in enumerate(HOSTILE)))
 
-    page = await open_page(stage.url)
+    page = await open_page(site.url)
     await expect(page.locator(".row")).to_have_count(10)
 
     names = await page.evaluate("""
@@ -265,7 +265,7 @@ async def test_ids_are_text_whatever_they_hold(open_page: OpenPage, stage: Stage
     await expect(long).to_have_css("text-overflow", "ellipsis")
 
 
-# --- pictures -------------------------------------------------------------------------------------
+# --- screenshots ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -276,11 +276,11 @@ async def test_ids_are_text_whatever_they_hold(open_page: OpenPage, stage: Stage
         ("phone", {"color_scheme": "light", "viewport": {"width": 390, "height": 844}}),
     ],
 )
-async def test_pictures_are_kept(open_page: OpenPage, stage: Stage, name: str, options: dict):
-    await stage.show(*PLAYERS)
-    page = await open_page(stage.url, device_scale_factor=2, **options)
+async def test_screenshots_are_saved(open_page: OpenPage, site: FakeSite, name: str, options: dict):
+    await site.send_board(*PLAYERS)
+    page = await open_page(site.url, device_scale_factor=2, **options)
     await expect(page.locator(".row")).to_have_count(10)
-    await stage.show(*PLAYERS[:2], ("ada.lovelace", 11_926), *PLAYERS[2:3], *PLAYERS[4:])
+    await site.send_board(*PLAYERS[:2], ("ada.lovelace", 11_926), *PLAYERS[2:3], *PLAYERS[4:])
     await expect(page.locator("[data-user='ada.lovelace']")).to_have_attribute("data-rank", "3")
     await expect(page.locator(".is-sliding")).to_have_count(0)
 
@@ -289,20 +289,20 @@ async def test_pictures_are_kept(open_page: OpenPage, stage: Stage, name: str, o
     assert path.stat().st_size > 10_000
 
 
-async def test_the_picture_of_the_readme_is_kept(open_page: OpenPage, stage: Stage):
+async def test_readme_screenshot_is_saved(open_page: OpenPage, site: FakeSite):
     """docs/images/live-page.png is a copy of .artifacts/live-page.png."""
-    await stage.show(*PLAYERS)
+    await site.send_board(*PLAYERS)
     page = await open_page(
-        stage.url,
+        site.url,
         color_scheme="light",
         device_scale_factor=1.5,
         viewport={"width": 800, "height": 860},
     )
     await expect(page.locator(".row")).to_have_count(10)
     risen = [PLAYERS[0], ("kestrel", 11_985), PLAYERS[1], *PLAYERS[3:6], ("orbit", 7_690)]
-    await stage.show(*risen, PLAYERS[6], *PLAYERS[8:])
+    await site.send_board(*risen, PLAYERS[6], *PLAYERS[8:])
     await expect(page.locator("[data-user=kestrel]")).to_have_attribute("data-rank", "2")
-    # The rows have arrived, and what flashes is still to be seen.
+    # The rows are in place, and flashes are still visible.
     await page.evaluate("""
       for (const animation of document.getAnimations()) {
         if (animation.id === "slide" || animation.transitionProperty) animation.finish();

@@ -1,4 +1,4 @@
-"""web/scoreboard-protocol.js: the viewer's rules, one by one, in Chromium."""
+"""The functions of web/scoreboard-protocol.js in Chromium."""
 
 import json
 import time
@@ -10,7 +10,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, Error
 
 from scoreboard.broadcast.close_codes import CLOSE_REASONS, CloseCode
-from tests.support.fakes.stage import Stage
+from tests.support.fakes.site import FakeSite
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -19,10 +19,10 @@ Call = Callable[..., Awaitable[Any]]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def call(browser: Browser) -> AsyncIterator[Call]:
-    """Give a caller of the module's functions; they keep no state, so one page does for all."""
-    async with Stage() as stage:
+    """Return a function that calls the module's functions; all tests share one page."""
+    async with FakeSite() as site:
         page = await browser.new_page()
-        await page.goto(f"{stage.url}blank.html")
+        await page.goto(f"{site.url}blank.html")
 
         async def call_(name: str, *arguments: Any) -> Any:
             script = """async ([name, values]) => {
@@ -47,7 +47,7 @@ async def call(browser: Browser) -> AsyncIterator[Call]:
         ((2, 5), (1, 900), True),
     ],
 )
-async def test_a_frame_is_news_of_another_epoch_or_a_greater_seq(call, kept, frame, is_news):
+async def test_board_is_newer_with_another_epoch_or_a_greater_seq(call, kept, frame, is_news):
     def position(pair):
         return None if pair is None else {"epoch": pair[0], "seq": pair[1]}
 
@@ -55,7 +55,7 @@ async def test_a_frame_is_news_of_another_epoch_or_a_greater_seq(call, kept, fra
 
 
 @pytest.mark.parametrize("attempt", [1, 2, 5, 6, 40, 2000])
-async def test_waits_lie_between_half_a_second_and_half_a_minute(call, attempt: int):
+async def test_backoff_is_between_500_ms_and_30_s(call, attempt: int):
     shortest = await call("backoffMs", attempt, 0)
     longest = await call("backoffMs", attempt, 1)
 
@@ -63,7 +63,7 @@ async def test_waits_lie_between_half_a_second_and_half_a_minute(call, attempt: 
     assert longest == min(30_000, 1000 * 2**attempt)
 
 
-async def test_a_higher_floor_moves_the_whole_range(call):
+async def test_higher_floor_shifts_the_whole_range(call):
     assert await call("backoffMs", 1, 0, 30_000) == 30_000
     assert await call("backoffMs", 1, 1, 30_000) == 60_000
 
@@ -91,7 +91,7 @@ async def test_a_higher_floor_moves_the_whole_range(call):
         (4999, "retry", None),
     ],
 )
-async def test_every_close_code_says_what_to_do(call, code: int, action: str, floor_ms: int | None):
+async def test_every_close_code_has_an_action(call, code: int, action: str, floor_ms: int | None):
     said = await call("closeAction", code)
 
     assert said["action"] == action
@@ -99,9 +99,9 @@ async def test_every_close_code_says_what_to_do(call, code: int, action: str, fl
     assert said["reason"]
 
 
-async def test_the_client_and_the_streamer_mean_the_same_by_every_close_code(call):
+async def test_client_and_streamer_agree_on_every_close_code(call):
     said = {code: await call("closeAction", int(code)) for code in CLOSE_REASONS}
-    # Nobody but the viewer closes with 1000, and it does not ask itself what to do.
+    # Only the client itself closes with 1000.
     theirs = {
         code: ending for code, ending in CLOSE_REASONS.items() if code is not CloseCode.NORMAL
     }
@@ -122,7 +122,7 @@ async def test_the_client_and_the_streamer_mean_the_same_by_every_close_code(cal
         ("", None),
     ],
 )
-async def test_the_end_of_a_token_is_read_where_it_says_one(call, token: str, expiry_ms):
+async def test_token_expiry_is_decoded(call, token: str, expiry_ms):
     assert await call("tokenExpiryMs", token) == expiry_ms
 
 
@@ -134,18 +134,18 @@ async def test_the_end_of_a_token_is_read_where_it_says_one(call, token: str, ex
         ("/ws/scoreboard", "a&b", "ws://page.test:8/ws/scoreboard?board=a%26b"),
     ],
 )
-async def test_the_address_is_a_websocket_with_the_board(call, url, board, address):
+async def test_url_is_a_websocket_url_with_the_board(call, url, board, address):
     assert (
         await call("webSocketUrl", url, board, "http://page.test:8/index.html?board=no") == address
     )
 
 
-async def test_an_address_of_another_kind_is_refused(call):
+async def test_url_with_another_scheme_is_rejected(call):
     with pytest.raises(Error, match="not a WebSocket URL"):
         await call("webSocketUrl", "javascript:alert(1)", None, "http://page.test/")
 
 
-async def test_a_board_is_read_with_fields_it_does_not_know(call):
+async def test_board_with_unknown_fields_is_parsed(call):
     frame = {
         "type": "leaderboard",
         "board": "main",

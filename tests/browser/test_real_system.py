@@ -1,4 +1,4 @@
-"""The live page on the real system: api, streamer and Valkey as processes that come and go."""
+"""The live page on the real system, while api, streamer and Valkey stop and start."""
 
 import asyncio
 import itertools
@@ -9,21 +9,21 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Page, expect
 
-from tests.support.clients.browser import Guard, OpenPage
+from tests.support.clients.browser import OpenPage, PageGuard
 from tests.support.eventually import eventually_async
 from tests.support.servers.system import System
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(120)]
 
-# A new connection waits up to half a minute; under load a service needs some seconds to start.
-PATIENCE_MS = 45_000
+# A reconnect may wait for 30 s, and under load a service takes some seconds to start.
+TIMEOUT_MS = 45_000
 
 _numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """One system for this module; each test uses players of its own, above those before."""
+    """One system for this module; each test adds players with higher scores."""
     made = System(tmp_path_factory.mktemp("page") / "system")
     try:
         made.start()
@@ -32,15 +32,15 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         made.stop()
 
 
-class Arena:
-    """A game server that says who scored."""
+class GameServer:
+    """A game server that reports scores."""
 
     def __init__(self, system: System, client: httpx.AsyncClient) -> None:
         self._system = system
         self._client = client
 
     async def score(self, user_id: str, points: int) -> int:
-        """Raise a score over HTTP, with the same action until it is answered; give the new one."""
+        """Update a score over HTTP, repeating the same action until it is answered; return it."""
         action = {"userId": user_id, "actionId": f"win:{next(_numbers)}", "points": points}
 
         async def answered():
@@ -52,10 +52,10 @@ class Arena:
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def arena(system: System) -> AsyncIterator[Arena]:
+async def game_server(system: System) -> AsyncIterator[GameServer]:
     headers = system.game_server()
     async with httpx.AsyncClient(base_url=system.api, headers=headers, timeout=10) as client:
-        yield Arena(system, client)
+        yield GameServer(system, client)
 
 
 async def top_of(page: Page, count: int) -> list[list[str]]:
@@ -71,12 +71,12 @@ async def shows(page: Page, *rows: list[str]) -> None:
         assert await top_of(page, len(rows)) == list(rows)
         return True
 
-    await eventually_async(check, within_s=PATIENCE_MS / 1000)
+    await eventually_async(check, within_s=TIMEOUT_MS / 1000)
 
 
 async def state_is(page: Page, state: str) -> None:
     root = page.locator("html")
-    await expect(root).to_have_attribute("data-state", state, timeout=PATIENCE_MS)
+    await expect(root).to_have_attribute("data-state", state, timeout=TIMEOUT_MS)
 
 
 async def position_of(page: Page) -> tuple[int, int]:
@@ -88,15 +88,15 @@ async def position_of(page: Page) -> tuple[int, int]:
     )
 
 
-async def test_the_page_follows_what_is_posted(open_page: OpenPage, system: System, arena: Arena):
-    await arena.score("first-alice", 100)
+async def test_page_follows_updates(open_page: OpenPage, system: System, game_server: GameServer):
+    await game_server.score("first-alice", 100)
     page = await open_page(f"{system.api}/")
     await shows(page, ["1", "first-alice", "100"])
 
-    await arena.score("first-bob", 70)
+    await game_server.score("first-bob", 70)
     await shows(page, ["1", "first-alice", "100"], ["2", "first-bob", "70"])
-    await arena.score("first-bob", 40)
-    await arena.score("first-carol", 100)
+    await game_server.score("first-bob", 40)
+    await game_server.score("first-carol", 100)
 
     await shows(
         page,
@@ -106,20 +106,20 @@ async def test_the_page_follows_what_is_posted(open_page: OpenPage, system: Syst
     )
 
 
-async def test_a_restart_of_the_streamer_is_survived(
+async def test_page_survives_a_restart_of_the_streamer(
     open_page: OpenPage,
     system: System,
-    arena: Arena,
-    guard: Guard,
+    game_server: GameServer,
+    guard: PageGuard,
 ):
     guard.expect_lost_server()
-    await arena.score("second-alice", 1_000)
+    await game_server.score("second-alice", 1_000)
     page = await open_page(f"{system.api}/")
     await shows(page, ["1", "second-alice", "1,000"])
     before = await position_of(page)
 
     await asyncio.to_thread(system.services["streamer"].stop)
-    await arena.score("second-bob", 2_000)
+    await game_server.score("second-bob", 2_000)
     await state_is(page, "reconnecting")
     assert await top_of(page, 1) == [["1", "second-alice", "1,000"]]
     await asyncio.to_thread(system.services["streamer"].start)
@@ -128,34 +128,34 @@ async def test_a_restart_of_the_streamer_is_survived(
     await state_is(page, "live")
     epoch, seq = await position_of(page)
     assert (epoch, seq) > before
-    await arena.score("second-alice", 5_000)
+    await game_server.score("second-alice", 5_000)
     await shows(page, ["1", "second-alice", "6,000"])
 
 
-async def test_a_killed_streamer_is_survived(
+async def test_page_survives_a_killed_streamer(
     open_page: OpenPage,
     system: System,
-    arena: Arena,
-    guard: Guard,
+    game_server: GameServer,
+    guard: PageGuard,
 ):
     guard.expect_lost_server()
-    await arena.score("third-alice", 10_000)
+    await game_server.score("third-alice", 10_000)
     page = await open_page(f"{system.api}/")
     await shows(page, ["1", "third-alice", "10,000"])
 
     await asyncio.to_thread(system.services["streamer"].kill)
-    await arena.score("third-alice", 1)
+    await game_server.score("third-alice", 1)
     await asyncio.to_thread(system.services["streamer"].start)
 
     await shows(page, ["1", "third-alice", "10,001"])
 
 
-async def test_without_redis_the_page_says_so_and_goes_on_when_it_is_back(
+async def test_page_shows_a_redis_outage_and_its_end(
     open_page: OpenPage,
     system: System,
-    arena: Arena,
+    game_server: GameServer,
 ):
-    await arena.score("fourth-alice", 100_000)
+    await game_server.score("fourth-alice", 100_000)
     page = await open_page(f"{system.api}/")
     await shows(page, ["1", "fourth-alice", "100,000"])
 
@@ -165,5 +165,5 @@ async def test_without_redis_the_page_says_so_and_goes_on_when_it_is_back(
     await asyncio.to_thread(system.valkey.start)
 
     await state_is(page, "live")
-    await arena.score("fourth-bob", 200_000)
+    await game_server.score("fourth-bob", 200_000)
     await shows(page, ["1", "fourth-bob", "200,000"], ["2", "fourth-alice", "100,000"])

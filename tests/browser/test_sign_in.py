@@ -1,6 +1,6 @@
-"""Signing in on the live page and scoring by a press, on what `scoreboard up` runs.
+"""Sign-in and scoring on the live page, with `scoreboard up`.
 
-Where the server must fail, the browser's requests are intercepted; all else is real.
+Server errors are simulated by intercepting the browser's requests; the rest is real.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, Route, expect
 
-from tests.support.clients.browser import Guard, OpenPage, keep_screenshot
+from tests.support.clients.browser import OpenPage, PageGuard, keep_screenshot
 from tests.support.eventually import eventually_async
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(90)]
@@ -72,8 +72,8 @@ async def press(page: Page) -> None:
     await page.locator(".player-score").click()
 
 
-async def press_in_vain(page: Page) -> None:
-    """Press what says that it is disabled, and see that nothing is sent."""
+async def press_disabled(page: Page) -> None:
+    """Click a disabled button, and check that nothing is sent."""
     sent: list[str] = []
     page.on("request", lambda request: sent.append(request.url))
     await page.locator(".player-score").click(force=True)
@@ -88,7 +88,7 @@ def row_of(page: Page, name: str) -> Any:
     return page.locator(".row").filter(has=page.get_by_text(name, exact=True))
 
 
-async def test_a_player_signs_in_and_raises_their_score_by_pressing(open_page: OpenPage, up: Up):
+async def test_player_signs_in_and_scores(open_page: OpenPage, up: Up):
     page = await open_page(up["api"])
     await sign_in(page, "alice")
     assert page.url == up["api"] + "/"
@@ -112,7 +112,7 @@ async def test_a_player_signs_in_and_raises_their_score_by_pressing(open_page: O
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_the_longest_name_fits_a_phone(open_page: OpenPage, up: Up, scheme: str):
+async def test_longest_name_fits_a_phone(open_page: OpenPage, up: Up, scheme: str):
     page = await open_page(up["api"], viewport={"width": 320, "height": 640}, color_scheme=scheme)
     await sign_in(page, "w" * 128)
     await press(page)
@@ -122,17 +122,15 @@ async def test_the_longest_name_fits_a_phone(open_page: OpenPage, up: Up, scheme
     assert width <= 320
 
 
-async def test_the_page_comes_back_as_it_was_left(open_page: OpenPage, up: Up):
+async def test_sign_in_returns_to_the_same_page(open_page: OpenPage, up: Up):
     address = up["api"] + "/?board=main#rows"
     page = await open_page(address)
     await sign_in(page, "bob")
     assert page.url == address
 
 
-async def test_a_minute_s_actions_end_kindly_and_go_on_later(
-    open_page: OpenPage, up: Up, guard: Guard
-):
-    guard.expect_lost_server()  # the clock runs away from the live connection
+async def test_rate_limit_is_shown_and_ends(open_page: OpenPage, up: Up, guard: PageGuard):
+    guard.expect_lost_server()  # the clock advances further than the live connection allows
     page = await open_page(up["api"], clock=True)
     await sign_in(page, "carol")
     for score in range(10, 101, 10):
@@ -146,15 +144,15 @@ async def test_a_minute_s_actions_end_kindly_and_go_on_later(
     await expect(button).to_have_text(re.compile(r"^Score again in [1-6]?\d s$"))
     await expect(button).to_have_attribute("aria-disabled", "true")
     await keep_screenshot(page, "limit-reached")
-    await press_in_vain(page)
+    await press_disabled(page)
     await expect(row_of(page, "carol").locator(".score")).to_have_text("100")
     await page.clock.run_for(61_000)
     await says(page, "You can score again.")
     await expect(button).to_have_text("Score!")
 
 
-async def test_an_action_without_an_answer_is_sent_again_and_counts_once(
-    open_page: OpenPage, up: Up, guard: Guard
+async def test_action_without_a_response_is_resent_and_counts_once(
+    open_page: OpenPage, up: Up, guard: PageGuard
 ):
     guard.expect("Failed to load resource")
     page = await open_page(up["api"])
@@ -166,7 +164,7 @@ async def test_an_action_without_an_answer_is_sent_again_and_counts_once(
         if len(sent) == 1:
             await route.abort()
         elif len(sent) == 2:
-            # It counted, but the answer is lost on its way.
+            # The action counts, but its response is lost.
             await route.fetch()
             await route.abort()
         elif len(sent) == 3:
@@ -186,8 +184,8 @@ async def test_an_action_without_an_answer_is_sent_again_and_counts_once(
     assert len(set(sent)) == 2
 
 
-async def test_a_press_after_giving_up_is_the_same_action(
-    open_page: OpenPage, up: Up, guard: Guard
+async def test_click_after_the_last_attempt_resends_the_same_action(
+    open_page: OpenPage, up: Up, guard: PageGuard
 ):
     guard.expect_lost_server()
     page = await open_page(up["api"], clock=True)
@@ -201,11 +199,11 @@ async def test_a_press_after_giving_up_is_the_same_action(
     await page.route(UPDATE, lose)
     await press(page)
 
-    async def has_given_up() -> bool:
+    async def has_stopped_retrying() -> bool:
         await page.clock.run_for(2_000)
         return "Press again" in await page.locator(".player-news").inner_text()
 
-    await eventually_async(has_given_up)
+    await eventually_async(has_stopped_retrying)
     await page.unroute(UPDATE)
     async with page.expect_request(UPDATE) as asked:
         await press(page)
@@ -213,8 +211,8 @@ async def test_a_press_after_giving_up_is_the_same_action(
     assert json.loads((await asked.value).post_data or "{}")["actionId"] == sent[0]
 
 
-async def test_a_token_the_server_no_longer_takes_ends_the_sign_in(
-    open_page: OpenPage, up: Up, guard: Guard
+async def test_token_rejected_by_the_server_ends_the_sign_in(
+    open_page: OpenPage, up: Up, guard: PageGuard
 ):
     guard.expect("401")
     page = await open_page(up["api"])
@@ -229,7 +227,7 @@ async def test_a_token_the_server_no_longer_takes_ends_the_sign_in(
     await expect(page.get_by_role("button", name="Sign in to play")).to_be_focused()
 
 
-async def test_the_sign_in_ends_with_its_token(open_page: OpenPage, up: Up, guard: Guard):
+async def test_sign_in_ends_when_its_token_expires(open_page: OpenPage, up: Up, guard: PageGuard):
     guard.expect_lost_server()
     page = await open_page(up["api"], clock=True)
     await sign_in(page, "grace")
@@ -239,8 +237,8 @@ async def test_the_sign_in_ends_with_its_token(open_page: OpenPage, up: Up, guar
     await says(page, "Your sign-in has expired.")
 
 
-async def test_a_wrong_name_is_asked_again_and_cancelling_leads_back(
-    open_page: OpenPage, up: Up, guard: Guard
+async def test_invalid_name_is_asked_again_and_cancel_returns(
+    open_page: OpenPage, up: Up, guard: PageGuard
 ):
     guard.expect("422")
     page = await open_page(up["api"])
@@ -258,9 +256,7 @@ async def test_a_wrong_name_is_asked_again_and_cancelling_leads_back(
 
 
 @pytest.mark.parametrize("answer", ["code=stolen&state=guessed", "error=server_error&state=x"])
-async def test_an_answer_to_a_question_not_asked_here_is_refused(
-    open_page: OpenPage, up: Up, answer: str
-):
+async def test_response_to_another_tab_is_rejected(open_page: OpenPage, up: Up, answer: str):
     page = await open_page(f"{up['api']}/?board=main&{answer}")
     await says(page, "This sign-in was not started in this tab.")
     assert page.url == up["api"] + "/?board=main"
@@ -276,8 +272,8 @@ async def test_an_answer_to_a_question_not_asked_here_is_refused(
         ({"code": "another"}, "did not return a token"),
     ],
 )
-async def test_an_answer_that_was_changed_under_way_is_refused(
-    open_page: OpenPage, up: Up, guard: Guard, changed: dict[str, str | None], sentence: str
+async def test_tampered_response_is_rejected(
+    open_page: OpenPage, up: Up, guard: PageGuard, changed: dict[str, str | None], sentence: str
 ):
     guard.expect("400")
     page = await open_page(up["api"])
@@ -300,8 +296,8 @@ async def test_an_answer_that_was_changed_under_way_is_refused(
     assert page.url == up["api"] + "/"
 
 
-async def test_a_private_board_appears_to_who_signs_in_and_goes_with_them(
-    open_page: OpenPage, private_up: Up, guard: Guard
+async def test_private_board_is_shown_only_while_signed_in(
+    open_page: OpenPage, private_up: Up, guard: PageGuard
 ):
     guard.expect_lost_server()  # and 401
     page = await open_page(private_up["api"])

@@ -546,14 +546,14 @@ def is_in_ledger(settings: Settings, action: str, after: str) -> bool:
     return True
 
 
-def is_settled(relay: BoardWatcher, *, messages: int) -> bool:
-    """Whether so many messages have come, and what they said has been read."""
-    (watch,) = relay._watches.values()
-    return watch.messages >= messages and not watch.dirty.is_set()
+def has_read_messages(watcher: BoardWatcher, *, messages: int) -> bool:
+    """Return whether this many messages were received, and their changes read."""
+    (watched,) = watcher._watched.values()
+    return watched.messages >= messages and not watched.dirty.is_set()
 
 
-class Silent:
-    """A listener that is told everything and shows nothing."""
+class RecordingListener:
+    """A listener that records the boards."""
 
     def __init__(self) -> None:
         self.boards = 0
@@ -575,23 +575,23 @@ class Silent:
 
 
 @pytest.mark.timeout(180)
-async def test_the_relay_lives_on_whatever_the_keys_hold(redis_url: str) -> None:
+async def test_watcher_survives_any_content_of_the_keys(redis_url: str) -> None:
     settings = Settings(redis_url=Secret(redis_url), frame_interval_ms=10)
     async with store_of(settings) as store:
         await open_board(store, scores=[("alice", 5)])
-        listener = Silent()
-        relay = BoardWatcher(settings, listener, name="test")
-        task = asyncio.create_task(relay.run())
+        listener = RecordingListener()
+        watcher = BoardWatcher(settings, listener, name="test")
+        task = asyncio.create_task(watcher.run())
         try:
             await eventually_async(lambda: listener.boards == 1)
             for number, corrupt in enumerate(CORRUPTIONS.values(), 2):
                 with redis.Redis.from_url(redis_url, encoding_errors="surrogateescape") as client:
                     corrupt(client)
-                    (watch,) = relay._watches.values()
-                    due = watch.messages + 2
+                    (watched,) = watcher._watched.values()
+                    due = watched.messages + 2
                     for message in ("1:1", "::", b"\xff", "9" * 400, "1:2"):
                         client.publish(KEYS.changes, message)
-                    await eventually_async(lambda due=due: is_settled(relay, messages=due))
+                    await eventually_async(lambda due=due: has_read_messages(watcher, messages=due))
                     client.flushall()
                 await open_board(store, scores=[("bob", number)])
                 with redis.Redis.from_url(redis_url) as client:

@@ -1,11 +1,11 @@
-"""A change in Redis reaches every viewer: the snapshot first, then the newest, then silence."""
+"""A change in Redis reaches every viewer: first a snapshot, then changes, then heartbeats."""
 
 import asyncio
 
 from tests.support.clients.viewer import Connect, StartStreamer, playing
 
 
-async def test_the_current_board_is_the_first_message(
+async def test_first_message_is_the_current_board(
     start_streamer: StartStreamer, connect: Connect
 ) -> None:
     running = await start_streamer(scores=[("ada", 30), ("bob", 20)])
@@ -22,7 +22,7 @@ async def test_the_current_board_is_the_first_message(
     ]
 
 
-async def test_a_change_reaches_every_viewer_within_a_tenth_of_a_second(
+async def test_change_reaches_every_viewer_within_100_ms(
     start_streamer: StartStreamer, connect: Connect
 ) -> None:
     running = await start_streamer()
@@ -44,7 +44,7 @@ async def test_a_change_reaches_every_viewer_within_a_tenth_of_a_second(
         assert board["seq"] == seq
 
 
-async def test_silence_is_filled_with_heartbeats_and_pings(
+async def test_heartbeats_and_pings_are_sent_when_idle(
     start_streamer: StartStreamer, connect: Connect
 ) -> None:
     running = await start_streamer(heartbeat_s=0.3, ping_s=0.3)
@@ -60,7 +60,7 @@ async def test_silence_is_filled_with_heartbeats_and_pings(
     assert running.viewers == 1
 
 
-async def test_who_does_not_answer_a_ping_is_closed_with_4408(
+async def test_viewer_without_pong_is_closed_with_4408(
     start_streamer: StartStreamer, connect: Connect
 ) -> None:
     running = await start_streamer(ping_s=0.2, pong_timeout_s=0.3)

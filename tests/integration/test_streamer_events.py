@@ -1,4 +1,4 @@
-"""The event stream: the viewers' messages over plain HTTP, for who cannot WebSocket."""
+"""The event stream: the messages to viewers as server-sent events, without WebSocket."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Events:
-    """A reader of server-sent events, as strict as the standard."""
+    """A strict parser of server-sent events."""
 
     def __init__(self, answer: httpx.Response) -> None:
         self.answer = answer
@@ -39,7 +39,7 @@ class Events:
         self._lines = answer.aiter_lines()
 
     async def next(self, kind: str | None = None, within_s: float = 5.0) -> dict[str, Any]:
-        """Read on to the next event (of a kind)."""
+        """Read until the next event (of a type)."""
         async with asyncio.timeout(within_s):
             name, data = "", ""
             async for line in self._lines:
@@ -63,7 +63,7 @@ class Events:
         raise AssertionError("the stream ended")
 
     async def end(self, within_s: float = 5.0) -> dict[str, Any]:
-        """Read to the end; give the ``bye`` before it."""
+        """Read until the end; return the preceding ``bye``."""
         bye = await self.next("bye", within_s)
         async with asyncio.timeout(within_s):
             async for line in self._lines:
@@ -88,7 +88,7 @@ def ended(reason: str) -> float:
     return REGISTRY.get_sample_value("scoreboard_event_streams_ended_total", labels) or 0.0
 
 
-async def test_the_board_comes_first_and_every_change_after_it(start_api: StartApi) -> None:
+async def test_stream_sends_the_board_then_every_change(start_api: StartApi) -> None:
     client = await start_api()
     async with listening(client) as events:
         assert events.answer.headers["content-type"] == "text/event-stream; charset=utf-8"
@@ -104,7 +104,7 @@ async def test_the_board_comes_first_and_every_change_after_it(start_api: StartA
     assert events.last_id == f"{board['epoch']}-{board['seq']}"
 
 
-async def test_who_comes_back_with_the_board_it_holds_is_spared_it(start_api: StartApi) -> None:
+async def test_last_event_id_of_the_current_board_skips_it(start_api: StartApi) -> None:
     client = await start_api()
     await client.update("alice", "win:1")
     async with listening(client) as events:
@@ -121,7 +121,7 @@ async def test_who_comes_back_with_the_board_it_holds_is_spared_it(start_api: St
         assert (await other.next())["type"] == "leaderboard"
 
 
-async def test_silence_is_filled_with_heartbeats(start_api: StartApi) -> None:
+async def test_heartbeats_are_sent_when_idle(start_api: StartApi) -> None:
     client = await start_api(heartbeat_s=0.2)
     async with listening(client) as events:
         board = await events.next("leaderboard")
@@ -131,7 +131,7 @@ async def test_silence_is_filled_with_heartbeats(start_api: StartApi) -> None:
     assert (heartbeat["epoch"], heartbeat["seq"]) == (board["epoch"], board["seq"])
 
 
-async def test_a_private_board_needs_a_token_with_the_scope(start_api: StartApi) -> None:
+async def test_private_board_requires_a_token_with_the_scope(start_api: StartApi) -> None:
     client = await start_api(open=(PRIVATE,))
 
     none = await client.get(PATH)
@@ -157,7 +157,7 @@ async def test_a_private_board_needs_a_token_with_the_scope(start_api: StartApi)
         ("GET", f"{PATH}?board=weekly", 503),
     ],
 )
-async def test_what_cannot_be_streamed_is_a_problem(
+async def test_invalid_stream_request_returns_a_problem(
     start_api: StartApi, method: str, path: str, status: int
 ) -> None:
     client = await start_api(boards="main,weekly")
@@ -169,7 +169,7 @@ async def test_what_cannot_be_streamed_is_a_problem(
     assert answer.json()["request_id"] == "abcdefgh-1"
 
 
-async def test_a_stream_ends_with_its_token(start_api: StartApi) -> None:
+async def test_stream_ends_when_its_token_expires(start_api: StartApi) -> None:
     client = await start_api(open=(PRIVATE,))
     exp = int(time.time()) + 2
     async with listening(client, headers=client.bearer(exp=exp)) as events:
@@ -179,7 +179,7 @@ async def test_a_stream_ends_with_its_token(start_api: StartApi) -> None:
     assert exp - 0.2 <= time.time() < exp + 1.5
 
 
-async def test_a_stream_ends_with_its_age_and_may_come_back(start_api: StartApi) -> None:
+async def test_stream_ends_at_its_maximum_age_and_can_reconnect(start_api: StartApi) -> None:
     client = await start_api(event_stream_s=0.5)
     async with listening(client) as events:
         bye = await events.end()
@@ -187,7 +187,7 @@ async def test_a_stream_ends_with_its_age_and_may_come_back(start_api: StartApi)
     assert (bye["code"], bye["reconnect"]) == (1012, True)
 
 
-async def test_a_board_that_becomes_private_ends_the_anonymous_streams(
+async def test_anonymous_streams_end_when_the_board_becomes_private(
     start_api: StartApi, redis_url: str
 ) -> None:
     client = await start_api()
@@ -203,7 +203,7 @@ async def test_a_board_that_becomes_private_ends_the_anonymous_streams(
         await known.next("leaderboard")
 
 
-async def test_streams_are_bounded_and_their_counts_come_back(start_api: StartApi) -> None:
+async def test_streams_are_limited_and_their_counts_released(start_api: StartApi) -> None:
     client = await start_api(
         event_streams=3,
         viewers_per_address=2,
@@ -229,18 +229,18 @@ async def test_streams_are_bounded_and_their_counts_come_back(start_api: StartAp
         await events.next("leaderboard")
 
 
-async def test_streams_take_no_place_among_the_requests(start_api: StartApi) -> None:
+async def test_streams_do_not_count_as_requests(start_api: StartApi) -> None:
     client = await start_api(requests_in_flight=1, request_timeout_s=0.3)
     async with listening(client) as events:
         await events.next("leaderboard")
         assert (await client.get("/api/scores/leaderboard")).status_code == 200
-        await asyncio.sleep(0.6)  # pace: twice the time a request may take
+        await asyncio.sleep(0.6)  # pace: twice the request timeout
         await client.update("alice", "win:1")
 
         assert (await events.next("leaderboard"))["leaderboard"][0]["userId"] == "alice"
 
 
-async def test_a_client_that_takes_nothing_is_hung_up_on_and_costs_little(
+async def test_client_that_reads_nothing_is_dropped_and_uses_little_memory(
     start_api: StartApi,
 ) -> None:
     client = await start_api(slow_viewer_s=0.5)
@@ -280,7 +280,7 @@ async def test_a_client_that_takes_nothing_is_hung_up_on_and_costs_little(
     assert got < 150_000, "boards were skipped, not queued"
 
 
-async def test_a_stop_ends_streams_with_a_bye_and_is_not_held_up(start_api: StartApi) -> None:
+async def test_shutdown_ends_streams_with_a_bye_without_delay(start_api: StartApi) -> None:
     client = await start_api(drain_s=4)
     async with listening(client) as first, listening(client) as second:
         await first.next("leaderboard")
@@ -296,9 +296,7 @@ async def test_a_stop_ends_streams_with_a_bye_and_is_not_held_up(start_api: Star
     assert {one["code"] for one in byes} == {1012}
 
 
-async def test_an_emptied_redis_is_stale_on_a_stream_too(
-    start_api: StartApi, redis_url: str
-) -> None:
+async def test_stream_is_stale_when_redis_is_emptied(start_api: StartApi, redis_url: str) -> None:
     client = await start_api()
     async with listening(client) as events:
         await events.next("leaderboard")
@@ -314,7 +312,7 @@ async def test_an_emptied_redis_is_stale_on_a_stream_too(
     assert status["reason"] == "uninitialised"
 
 
-async def test_a_process_without_streams_asks_redis_nothing_for_them(
+async def test_process_without_streams_does_not_read_redis_for_them(
     start_api: StartApi, redis_url: str
 ) -> None:
     await start_api()
@@ -325,7 +323,9 @@ async def test_a_process_without_streams_asks_redis_nothing_for_them(
     assert not any("stream" in name for name in names)
 
 
-async def test_forged_identity_opens_nothing(start_api: StartApi, make_token: MakeToken) -> None:
+async def test_forged_identity_headers_are_ignored(
+    start_api: StartApi, make_token: MakeToken
+) -> None:
     client = await start_api(open=(PRIVATE,))
 
     answers = [

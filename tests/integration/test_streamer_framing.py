@@ -1,4 +1,4 @@
-"""What viewers may not send, and what it ends with; nothing they send costs others anything."""
+"""Invalid input from viewers, its close codes, and its isolation from other viewers."""
 
 import asyncio
 import struct
@@ -86,7 +86,7 @@ def close_frame(code: int | None, reason: bytes = b"") -> bytes:
         "close reason",
     ],
 )
-async def test_a_frame_that_breaks_the_rules_ends_with_the_right_code(
+async def test_invalid_frame_closes_with_the_right_code(
     start_streamer: StartStreamer, connect: Connect, sent: bytes, code: int
 ) -> None:
     running = await start_streamer()
@@ -103,7 +103,7 @@ async def test_a_frame_that_breaks_the_rules_ends_with_the_right_code(
 @pytest.mark.parametrize(
     "code", [0, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65_535]
 )
-async def test_a_close_code_that_nobody_may_send_breaks_the_rules(
+async def test_reserved_close_code_is_a_protocol_error(
     start_streamer: StartStreamer, connect: Connect, code: int
 ) -> None:
     running = await start_streamer()
@@ -117,7 +117,7 @@ async def test_a_close_code_that_nobody_may_send_breaks_the_rules(
 @pytest.mark.parametrize(
     "code", [1000, 1001, 1002, 1003, *range(1007, 1015), 3000, 3999, 4000, 4999, None]
 )
-async def test_a_viewer_that_closes_is_answered_with_its_own_code(
+async def test_close_frame_is_echoed_with_its_code(
     start_streamer: StartStreamer, connect: Connect, code: int | None
 ) -> None:
     running = await start_streamer()
@@ -131,7 +131,7 @@ async def test_a_viewer_that_closes_is_answered_with_its_own_code(
     await running.is_empty()
 
 
-async def test_a_message_in_fragments_with_a_ping_between_is_one_message(
+async def test_fragments_with_a_ping_between_form_one_message(
     start_streamer: StartStreamer, connect: Connect
 ) -> None:
     running = await start_streamer()
@@ -156,10 +156,10 @@ NEARLY_FULL = masked_frame(TEXT, b"{" + b" " * 4599, fin=False)
 @pytest.mark.parametrize(
     "payload", [b"", struct.pack("!H", 1000), struct.pack("!H", 4999) + b"x" * 123]
 )
-async def test_a_close_between_fragments_is_echoed(
+async def test_close_between_fragments_is_echoed(
     start_streamer: StartStreamer, connect: Connect, begun: bytes, payload: bytes
 ) -> None:
-    """RFC 6455, 5.4 and 5.5.1: a control frame may stand between fragments, and is answered."""
+    """RFC 6455, 5.4 and 5.5.1: a control frame may arrive between fragments, and is answered."""
     running = await start_streamer()
     viewer = await connect(running.port)
     await viewer.next("leaderboard")
@@ -177,7 +177,7 @@ async def test_a_close_between_fragments_is_echoed(
     [(b"\x03", 1002), (struct.pack("!H", 1005), 1002), (struct.pack("!H", 1000) + b"\xff", 1007)],
     ids=["too short", "reserved", "not UTF-8"],
 )
-async def test_a_bad_close_between_fragments_fails_as_any_other(
+async def test_invalid_close_between_fragments_is_a_protocol_error(
     start_streamer: StartStreamer, connect: Connect, payload: bytes, code: int
 ) -> None:
     running = await start_streamer()
@@ -189,7 +189,7 @@ async def test_a_bad_close_between_fragments_fails_as_any_other(
     assert await viewer.eof() == b""
 
 
-async def test_a_ping_does_not_count_against_the_size_of_the_message_around_it(
+async def test_ping_does_not_count_towards_the_size_of_a_fragmented_message(
     start_streamer: StartStreamer, connect: Connect
 ) -> None:
     running = await start_streamer()
@@ -214,10 +214,10 @@ async def test_a_ping_does_not_count_against_the_size_of_the_message_around_it(
     ],
     ids=["not UTF-8", "binary", "flood", "too big"],
 )
-async def test_a_close_behind_a_frame_that_breaks_the_rules_changes_nothing(
+async def test_close_after_an_invalid_frame_is_ignored(
     start_streamer: StartStreamer, connect: Connect, broken: bytes, code: int
 ) -> None:
-    """The first fault counts, also where the viewer's own close came in the same packet."""
+    """The first error decides the close code, even if a close frame follows in the same packet."""
     running = await start_streamer()
     viewer = await connect(running.port)
     await viewer.next("leaderboard")
@@ -228,7 +228,7 @@ async def test_a_close_behind_a_frame_that_breaks_the_rules_changes_nothing(
     assert await viewer.eof(1.0) == b""
 
 
-async def test_nothing_is_answered_behind_a_close(
+async def test_frames_after_a_close_are_ignored(
     start_streamer: StartStreamer, connect: Connect
 ) -> None:
     running = await start_streamer()
@@ -248,7 +248,7 @@ async def test_nothing_is_answered_behind_a_close(
     [b"", BEGUN, masked_frame(PING, b"late"), masked_frame(TEXT, b'{"type":"sync"}')],
     ids=["close", "amid fragments", "behind a ping", "behind a message"],
 )
-async def test_the_answer_to_our_own_close_ends_the_connection_at_once(
+async def test_answer_to_a_server_close_ends_the_connection_at_once(
     start_streamer: StartStreamer, connect: Connect, behind: bytes
 ) -> None:
     running = await start_streamer(viewer_age_s=0.3)
@@ -265,10 +265,10 @@ async def test_the_answer_to_our_own_close_ends_the_connection_at_once(
     await running.is_empty()
 
 
-async def test_a_ping_behind_our_own_close_is_answered(
+async def test_ping_after_a_server_close_is_answered(
     start_streamer: StartStreamer, connect: Connect
 ) -> None:
-    """RFC 6455, 5.5.2: only after a close was received a ping may go unanswered."""
+    """RFC 6455, 5.5.2: a ping must be answered unless a close frame was received."""
     running = await start_streamer(viewer_age_s=0.3)
     viewer = await connect(running.port)
     assert await viewer.closed() == 1012
@@ -278,7 +278,7 @@ async def test_a_ping_behind_our_own_close_is_answered(
     assert (await viewer.frame()).payload == b"still here"
 
 
-async def test_a_character_may_be_split_over_fragments(
+async def test_character_can_be_split_across_fragments(
     start_streamer: StartStreamer, connect: Connect
 ) -> None:
     running = await start_streamer()
@@ -293,7 +293,7 @@ async def test_a_character_may_be_split_over_fragments(
     assert (await viewer.next())["type"] == "leaderboard"
 
 
-async def test_sync_brings_the_current_board_again(
+async def test_sync_sends_the_current_board_again(
     start_streamer: StartStreamer, connect: Connect
 ) -> None:
     running = await start_streamer()
@@ -310,7 +310,7 @@ async def test_sync_brings_the_current_board_again(
     [b"nonsense", b'{"type":"dance"}', b"[" * 1000, b'{"a":1,"a":2}', b"9" * 400, b"NaN"],
     ids=["text", "type", "depth", "double keys", "huge int", "NaN"],
 )
-async def test_unreadable_messages_are_errors_and_the_fourth_is_the_last(
+async def test_unreadable_messages_are_errors_and_the_fourth_closes(
     start_streamer: StartStreamer, connect: Connect, message: bytes
 ) -> None:
     running = await start_streamer()
@@ -340,7 +340,7 @@ async def flood(viewer: RawViewer, frame: bytes, count: int) -> None:
     ],
     ids=["ping", "big ping", "pong", "sync", "auth"],
 )
-async def test_a_flood_of_any_frame_ends_with_4429_and_bounded_answers(
+async def test_flood_of_any_frame_closes_with_4429_and_limited_answers(
     start_streamer: StartStreamer, connect: Connect, frame: bytes
 ) -> None:
     running = await start_streamer()
@@ -350,7 +350,7 @@ async def test_a_flood_of_any_frame_ends_with_4429_and_bounded_answers(
     sending = asyncio.ensure_future(flood(viewer, frame, 50_000))
     code = await viewer.closed()
 
-    # The server stops reading, so its close frame may be lost to the reset that answers the rest.
+    # The server stops reading, so a TCP reset may discard its close frame.
     assert code in {4429, 1006}
     assert viewer.frames_read <= 40
     sending.cancel()
@@ -358,7 +358,7 @@ async def test_a_flood_of_any_frame_ends_with_4429_and_bounded_answers(
     await running.is_empty()
 
 
-async def test_twenty_frames_at_once_are_no_flood(
+async def test_burst_of_twenty_frames_is_accepted(
     start_streamer: StartStreamer, connect: Connect
 ) -> None:
     running = await start_streamer()
@@ -372,7 +372,7 @@ async def test_twenty_frames_at_once_are_no_flood(
     assert running.viewers == 1
 
 
-async def test_a_second_sync_within_a_second_is_too_many(
+async def test_second_sync_within_a_second_closes_with_4429(
     start_streamer: StartStreamer, connect: Connect
 ) -> None:
     running = await start_streamer()
@@ -384,7 +384,7 @@ async def test_a_second_sync_within_a_second_is_too_many(
     assert await viewer.closed() == 4429
 
 
-async def test_a_second_auth_within_ten_seconds_is_too_many(
+async def test_second_auth_within_ten_seconds_closes_with_4429(
     start_streamer: StartStreamer, connect: Connect, make_token: Any
 ) -> None:
     running = await start_streamer()
@@ -397,7 +397,7 @@ async def test_a_second_auth_within_ten_seconds_is_too_many(
     assert await viewer.closed() == 4429
 
 
-async def test_floods_do_not_delay_the_others(
+async def test_floods_do_not_delay_other_viewers(
     start_streamer: StartStreamer, connect: Connect
 ) -> None:
     running = await start_streamer()
@@ -414,7 +414,7 @@ async def test_floods_do_not_delay_the_others(
     took_s = []
     for _ in range(10):
         began_s = loop.time()
-        channel.show(channel.state, began_s, began_s)
+        channel.publish(channel.state, began_s, began_s)
         for viewer in quiet:
             await viewer.next("leaderboard")
         took_s.append(loop.time() - began_s)
@@ -426,7 +426,7 @@ async def test_floods_do_not_delay_the_others(
 
 
 @pytest.mark.parametrize("how", ["half-close", "reset", "reset in mid-frame", "silent close"])
-async def test_a_viewer_that_goes_in_any_way_leaves_nothing(
+async def test_every_kind_of_disconnect_releases_all_resources(
     start_streamer: StartStreamer, connect: Connect, how: str
 ) -> None:
     running = await start_streamer()
@@ -448,7 +448,7 @@ async def test_a_viewer_that_goes_in_any_way_leaves_nothing(
     await running.is_empty()
 
 
-async def test_a_viewer_that_does_not_answer_a_close_is_hung_up_on(
+async def test_viewer_that_does_not_answer_a_close_is_dropped(
     start_streamer: StartStreamer, connect: Connect
 ) -> None:
     running = await start_streamer(viewer_age_s=0.3)

@@ -1,6 +1,6 @@
-"""Handshakes over real sockets: what is granted, what is refused, and what a refusal leaves open.
+"""Opening handshakes over real sockets: acceptance, rejection, limits.
 
-Every rule of the request itself stands in tests/unit/test_streamer_handshake.py.
+The validation of the request is tested in tests/unit/test_streamer_handshake.py.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ def accepted() -> float:
     return REGISTRY.get_sample_value("scoreboard_ws_handshakes_total", labels) or 0.0
 
 
-async def test_a_gateways_connection_header_is_granted(
+async def test_connection_header_of_a_gateway_is_accepted(
     start_streamer: StartStreamer, handshake: Handshake
 ) -> None:
     running = await start_streamer()
@@ -58,7 +58,7 @@ async def test_a_gateways_connection_header_is_granted(
     assert "sec-websocket-extensions" not in answer.headers
 
 
-async def test_a_stock_client_connects_without_compression_and_with_the_plain_subprotocol(
+async def test_standard_client_connects_without_compression_and_with_the_plain_subprotocol(
     start_streamer: StartStreamer, make_token: MakeToken
 ) -> None:
     running = await start_streamer(board=PRIVATE)
@@ -78,7 +78,7 @@ async def test_a_stock_client_connects_without_compression_and_with_the_plain_su
         assert token not in str(client.response.headers)
 
 
-async def test_a_plain_get_is_told_to_upgrade_and_the_connection_ends(
+async def test_plain_get_returns_426_and_closes(
     start_streamer: StartStreamer,
 ) -> None:
     running = await start_streamer()
@@ -103,7 +103,7 @@ async def test_a_plain_get_is_told_to_upgrade_and_the_connection_ends(
         (b"HEAD /ws/scoreboard HTTP/3.0", b"505 HTTP Version Not Supported"),
     ],
 )
-async def test_head_is_refused_without_a_body(
+async def test_head_request_is_rejected_without_a_body(
     start_streamer: StartStreamer, request_line: bytes, status: bytes
 ) -> None:
     running = await start_streamer()
@@ -118,7 +118,7 @@ async def test_head_is_refused_without_a_body(
     assert answer.endswith(b"\r\n\r\n")
 
 
-async def test_a_second_request_behind_a_refused_one_is_never_answered(
+async def test_second_request_after_a_rejected_one_is_not_answered(
     start_streamer: StartStreamer,
 ) -> None:
     running = await start_streamer()
@@ -135,7 +135,7 @@ async def test_a_second_request_behind_a_refused_one_is_never_answered(
     await running.is_empty()
 
 
-async def test_frames_glued_to_the_request_are_answered_after_the_101(
+async def test_frames_sent_with_the_request_are_answered_after_the_101(
     start_streamer: StartStreamer,
 ) -> None:
     running = await start_streamer()
@@ -151,7 +151,7 @@ async def test_frames_glued_to_the_request_are_answered_after_the_101(
     viewer.close()
 
 
-async def test_frames_glued_to_a_request_whose_token_is_checked_wait_for_it(
+async def test_frames_sent_with_the_request_wait_for_the_token_check(
     start_streamer: StartStreamer, make_token: MakeToken
 ) -> None:
     running = await start_streamer(board=PRIVATE)
@@ -165,14 +165,14 @@ async def test_frames_glued_to_a_request_whose_token_is_checked_wait_for_it(
     viewer.close()
 
 
-async def test_a_handshake_that_takes_too_long_is_dropped(start_streamer: StartStreamer) -> None:
+async def test_slow_handshake_is_dropped(start_streamer: StartStreamer) -> None:
     running = await start_streamer(handshake_timeout_s=0.4)
     viewer = await RawViewer.open(running.port)
     began_s = time.monotonic()
     with suppress(OSError):
         for byte in request_bytes():
             await viewer.send(bytes([byte]))
-            await asyncio.sleep(0.05)  # pace: of the attack
+            await asyncio.sleep(0.05)  # pace: interval of the attack
 
     assert await viewer.eof() == b""
     assert time.monotonic() - began_s < 2.0
@@ -180,7 +180,7 @@ async def test_a_handshake_that_takes_too_long_is_dropped(start_streamer: StartS
     await running.is_empty()
 
 
-async def test_a_head_that_is_too_big_is_refused_while_it_still_comes(
+async def test_oversized_head_is_rejected_while_it_arrives(
     start_streamer: StartStreamer, handshake: Handshake
 ) -> None:
     running = await start_streamer()
@@ -205,7 +205,7 @@ async def test_a_head_that_is_too_big_is_refused_while_it_still_comes(
     ],
     ids=["tls", "no version", "http/2", "chunked", "body", "list", "header", "path"],
 )
-async def test_what_is_no_request_gets_400_and_nothing_of_it_back(
+async def test_invalid_request_returns_400_without_repeating_it(
     start_streamer: StartStreamer, handshake: Handshake, raw: bytes
 ) -> None:
     running = await start_streamer()
@@ -218,7 +218,7 @@ async def test_what_is_no_request_gets_400_and_nothing_of_it_back(
     await running.is_empty()
 
 
-async def test_heads_with_two_readings_are_refused(
+async def test_ambiguous_heads_are_rejected(
     start_streamer: StartStreamer, handshake: Handshake
 ) -> None:
     running = await start_streamer()
@@ -228,7 +228,7 @@ async def test_heads_with_two_readings_are_refused(
     assert {name: status for name, status in answers.items() if status != 400} == {}
 
 
-async def test_a_private_board_needs_a_token_with_the_scope(
+async def test_private_board_requires_a_token_with_the_scope(
     start_streamer: StartStreamer, handshake: Handshake, make_token: MakeToken
 ) -> None:
     running = await start_streamer(board=PRIVATE)
@@ -242,7 +242,7 @@ async def test_a_private_board_needs_a_token_with_the_scope(
     assert 'scope="read:leaderboard"' in scopeless.headers["www-authenticate"]
 
 
-async def test_a_handshake_answers_with_the_id_of_the_request(
+async def test_response_carries_the_request_id(
     start_streamer: StartStreamer, handshake: Handshake
 ) -> None:
     running = await start_streamer()
@@ -258,7 +258,7 @@ async def test_a_handshake_answers_with_the_id_of_the_request(
     assert unreadable.headers["x-request-id"] == unreadable.problem["request_id"] != ""
 
 
-async def test_forged_headers_of_a_gateway_open_nothing(
+async def test_forged_gateway_headers_are_ignored(
     start_streamer: StartStreamer, handshake: Handshake, make_token: MakeToken
 ) -> None:
     running = await start_streamer(board=PRIVATE)
@@ -275,7 +275,7 @@ async def test_forged_headers_of_a_gateway_open_nothing(
     assert (by_header.status, by_url.status) == (401, 401)
 
 
-async def test_a_board_that_is_not_loaded_yet_is_503_and_one_not_served_404(
+async def test_unloaded_board_returns_503_and_unknown_board_404(
     start_streamer: StartStreamer, handshake: Handshake
 ) -> None:
     running = await start_streamer(boards="main,weekly")
@@ -288,10 +288,10 @@ async def test_a_board_that_is_not_loaded_yet_is_503_and_one_not_served_404(
     assert other.status == 404
 
 
-# Each limit, what it answers, and that the counts come back to zero.
+# Each limit, its response, and the release of its counts.
 
 
-async def test_a_full_process_refuses_with_503(
+async def test_full_process_returns_503(
     start_streamer: StartStreamer, connect: Connect, handshake: Handshake
 ) -> None:
     running = await start_streamer(viewers=2)
@@ -307,7 +307,7 @@ async def test_a_full_process_refuses_with_503(
     assert (await handshake(running.port)).status == 101
 
 
-async def test_a_process_that_filled_up_during_a_token_check_refuses_with_503(
+async def test_process_that_fills_up_during_a_token_check_returns_503(
     start_streamer: StartStreamer,
     connect: Connect,
     make_token: MakeToken,
@@ -335,7 +335,7 @@ async def test_a_process_that_filled_up_during_a_token_check_refuses_with_503(
     await running.is_empty()
 
 
-async def test_one_address_may_have_its_share_and_no_more(
+async def test_viewers_per_address_are_limited(
     start_streamer: StartStreamer, connect: Connect, handshake: Handshake
 ) -> None:
     running = await start_streamer(viewers_per_address=2, trusted_hops="127.0.0.0/8")
@@ -351,7 +351,7 @@ async def test_one_address_may_have_its_share_and_no_more(
     assert (await handshake(running.port, headers=there)).status == 101
 
 
-async def test_one_user_may_have_their_share_and_no_more(
+async def test_viewers_per_user_are_limited(
     start_streamer: StartStreamer, connect: Connect, handshake: Handshake, make_token: MakeToken
 ) -> None:
     running = await start_streamer(viewers_per_subject=2)
@@ -367,7 +367,7 @@ async def test_one_user_may_have_their_share_and_no_more(
     assert (await handshake(running.port, token=make_token("alice"))).status == 101
 
 
-async def test_new_viewers_come_at_a_bounded_rate(
+async def test_rate_of_new_viewers_is_limited(
     start_streamer: StartStreamer, handshake: Handshake
 ) -> None:
     running = await start_streamer(new_viewers_burst=3, new_viewers_per_second=1)
@@ -381,7 +381,7 @@ async def test_new_viewers_come_at_a_bounded_rate(
 
 @asynccontextmanager
 async def silent(port: int, sources: Iterable[str]) -> AsyncIterator[list[RawViewer]]:
-    """Connections that send nothing, one from each source."""
+    """Open connections that send nothing, one per source address."""
     viewers: list[RawViewer] = []
     try:
         for source in sources:
@@ -393,7 +393,7 @@ async def silent(port: int, sources: Iterable[str]) -> AsyncIterator[list[RawVie
 
 
 async def are_gone(viewers: list[RawViewer]) -> int:
-    """Count the connections that the server has ended."""
+    """Count the connections that the server has closed."""
     found = await asyncio.gather(*map(is_gone, viewers))
     return sum(found)
 
@@ -405,10 +405,10 @@ async def is_gone(viewer: RawViewer) -> bool:
         return False
 
 
-async def test_silent_connections_of_one_address_are_as_few_as_its_viewers(
+async def test_pending_connections_per_address_are_limited(
     start_streamer: StartStreamer, connect: Connect
 ) -> None:
-    """Incident: one address that connected and said nothing kept all viewers out."""
+    """Incident: one address with silent connections blocked all viewers."""
     running = await start_streamer(viewers_per_address=3)
 
     async with silent(running.port, ["127.0.0.2"] * 10) as connections:
@@ -419,7 +419,7 @@ async def test_silent_connections_of_one_address_are_as_few_as_its_viewers(
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /ws/scoreboard HTTP/1.1\r\nHost: a\r\n"])
-async def test_unfinished_handshakes_of_many_addresses_keep_nobody_out(
+async def test_pending_handshakes_of_many_addresses_do_not_block_viewers(
     start_streamer: StartStreamer, connect: Connect, sent: bytes
 ) -> None:
     running = await start_streamer(handshakes=20)
@@ -435,7 +435,7 @@ async def test_unfinished_handshakes_of_many_addresses_keep_nobody_out(
     await running.is_empty()
 
 
-async def test_refused_peers_that_do_not_hang_up_keep_nobody_out(
+async def test_rejected_peers_that_stay_connected_do_not_block_viewers(
     start_streamer: StartStreamer, connect: Connect
 ) -> None:
     running = await start_streamer(handshakes=20)
@@ -451,7 +451,7 @@ async def test_refused_peers_that_do_not_hang_up_keep_nobody_out(
     await running.is_empty()
 
 
-async def test_a_trusted_hop_may_have_any_number_of_unfinished_handshakes(
+async def test_pending_handshakes_of_a_trusted_hop_are_not_limited(
     start_streamer: StartStreamer, connect: Connect
 ) -> None:
     running = await start_streamer(viewers_per_address=3, trusted_hops="127.0.0.2")
@@ -466,7 +466,7 @@ async def test_a_trusted_hop_may_have_any_number_of_unfinished_handshakes(
     await running.is_empty()
 
 
-async def test_an_address_that_tries_too_often_is_dropped_and_harms_nobody_else(
+async def test_address_above_the_attempt_rate_is_dropped_without_affecting_others(
     start_streamer: StartStreamer, connect: Connect, handshake: Handshake
 ) -> None:
     running = await start_streamer(viewers_per_address=2)
@@ -483,7 +483,7 @@ async def test_an_address_that_tries_too_often_is_dropped_and_harms_nobody_else(
     (await connect(running.port)).close()
 
 
-async def test_an_address_behind_a_trusted_hop_that_tries_too_often_gets_429(
+async def test_address_behind_a_trusted_hop_above_the_attempt_rate_gets_429(
     start_streamer: StartStreamer, handshake: Handshake
 ) -> None:
     running = await start_streamer(viewers_per_address=2, trusted_hops="127.0.0.0/8")
@@ -500,10 +500,10 @@ async def test_an_address_behind_a_trusted_hop_that_tries_too_often_gets_429(
     assert (await handshake(running.port)).status == 101
 
 
-async def test_an_address_at_its_limit_does_not_use_up_the_rate_of_the_process(
+async def test_address_at_its_limit_does_not_use_the_process_rate(
     start_streamer: StartStreamer, connect: Connect, handshake: Handshake
 ) -> None:
-    """Incident: the rate was charged first, so refused attempts of one kept all others out."""
+    """Incident: the rate was charged first, so rejected attempts of one address blocked others."""
     running = await start_streamer(
         viewers_per_address=3,
         new_viewers_burst=5,
@@ -521,7 +521,7 @@ async def test_an_address_at_its_limit_does_not_use_up_the_rate_of_the_process(
         viewer.close()
 
 
-async def test_bad_tokens_do_not_use_up_the_rate_of_the_process_or_places_of_the_address(
+async def test_invalid_tokens_do_not_use_the_process_rate_or_the_address_limit(
     start_streamer: StartStreamer, handshake: Handshake, make_token: MakeToken
 ) -> None:
     running = await start_streamer(
@@ -535,10 +535,10 @@ async def test_bad_tokens_do_not_use_up_the_rate_of_the_process_or_places_of_the
     assert (await handshake(running.port)).status == 101
 
 
-async def test_a_viewer_has_its_place_until_its_connection_has_ended(
+async def test_viewer_is_counted_until_its_connection_has_ended(
     start_streamer: StartStreamer, connect: Connect, handshake: Handshake
 ) -> None:
-    """Connections that are about to end hold a descriptor each, so they count."""
+    """A closing connection holds a file descriptor, so it counts."""
     running = await start_streamer(viewers=1)
     viewer = await connect(running.port)
     await viewer.send(masked_frame(CLOSE, b"\x03\xe8"))
@@ -552,7 +552,7 @@ async def test_a_viewer_has_its_place_until_its_connection_has_ended(
     assert (await handshake(running.port)).status == 101
 
 
-async def test_a_connection_that_ends_while_its_token_is_checked_leaves_nothing(
+async def test_disconnect_during_a_token_check_releases_all_resources(
     start_streamer: StartStreamer, make_token: MakeToken, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running = await start_streamer(board=PRIVATE, handshake_timeout_s=0.3)
@@ -579,7 +579,7 @@ async def test_a_connection_that_ends_while_its_token_is_checked_leaves_nothing(
     viewer.close()
 
 
-async def test_a_check_that_finds_no_keys_is_503(
+async def test_token_check_without_keys_returns_503(
     start_streamer: StartStreamer, handshake: Handshake, make_token: MakeToken, tmp_path: Any
 ) -> None:
     running = await start_streamer(jwks_file=tmp_path / "missing.json")

@@ -1,4 +1,4 @@
-"""A streamer process from its first viewer to its last: stops, kills, storms, churn, limits."""
+"""The life of a streamer process: shutdown, crashes, mass reconnects, churn, limits."""
 
 import asyncio
 import gc
@@ -48,7 +48,7 @@ def free_port() -> int:
 
 
 class Program:
-    """The streamer as it is shipped: ``python -m streamer``."""
+    """The streamer as a process: ``python -m streamer``."""
 
     def __init__(self, redis_url: str, jwks_file: Path, *, files: int = 0, **more: object) -> None:
         self.port, self.metrics_port = free_port(), free_port()
@@ -74,7 +74,7 @@ class Program:
             process_group=0,
         )
         if files:
-            # Long before its interpreter has come to look at the limit.
+            # Sent before the process reads its limit of open files.
             resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE, (files, files))
         self.log = ""
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -123,7 +123,7 @@ StartProgram = Callable[..., Program]
 
 @pytest.fixture
 def start_program(redis_url: str, jwks_file: Path) -> Iterator[StartProgram]:
-    """Give a maker of streamer processes on an open board; all are stopped after the test."""
+    """Return a function that starts streamer processes; all are stopped after the test."""
 
     async def open_main() -> None:
         client = make_client(streamer_settings(redis_url, jwks_file=jwks_file), name="test")
@@ -131,7 +131,7 @@ def start_program(redis_url: str, jwks_file: Path) -> Iterator[StartProgram]:
         await client.aclose()
 
     with ExitStack() as stack:
-        # In a thread: asyncio.run in the test's own would take its loop away.
+        # In a thread, because asyncio.run would replace the event loop of the test.
         thread = threading.Thread(target=lambda: asyncio.run(open_main()))
         thread.start()
         thread.join()
@@ -156,14 +156,16 @@ async def join(port: int, count: int) -> list[RawViewer]:
             assert (await viewer.answer()).status == 101
             await viewer.next("leaderboard")
     except BaseException:
-        # A dying worker may let a connection in and never answer it.
+        # A dying worker may accept a connection and never answer it.
         for viewer in viewers:
             viewer.close()
         raise
     return viewers
 
 
-async def test_sigterm_says_bye_to_everyone_and_ends_in_time(start_program: StartProgram) -> None:
+async def test_sigterm_sends_bye_to_every_viewer_and_exits_in_time(
+    start_program: StartProgram,
+) -> None:
     program = start_program()
     viewers = await join(program.port, 60)
     began_s = time.monotonic()
@@ -181,7 +183,7 @@ async def test_sigterm_says_bye_to_everyone_and_ends_in_time(start_program: Star
     assert time.monotonic() - began_s < 6.0
 
 
-async def test_while_it_drains_it_is_not_ready_and_boards_go_on(
+async def test_draining_process_is_not_ready_and_still_sends_boards(
     start_streamer: StartStreamer, connect: Connect
 ) -> None:
     running = await start_streamer(drain_s=1.5)
@@ -208,7 +210,7 @@ async def test_while_it_drains_it_is_not_ready_and_boards_go_on(
         assert viewer.messages[-1]["type"] == "bye"
 
 
-async def test_a_second_signal_ends_it_at_once_with_1001(start_program: StartProgram) -> None:
+async def test_second_signal_closes_at_once_with_1001(start_program: StartProgram) -> None:
     program = start_program(drain_s=60)
     viewers = await join(program.port, 200)
 
@@ -224,7 +226,7 @@ async def test_a_second_signal_ends_it_at_once_with_1001(start_program: StartPro
     assert await asyncio.to_thread(program.process.wait, 5) == 75
 
 
-async def test_a_killed_worker_is_replaced_and_its_viewers_come_back(
+async def test_killed_worker_is_replaced_and_its_viewers_reconnect(
     start_program: StartProgram,
 ) -> None:
     program = start_program(ws_workers=2)
@@ -238,7 +240,7 @@ async def test_a_killed_worker_is_replaced_and_its_viewers_come_back(
     os.kill(pids[0], signal.SIGKILL)
 
     async def stay(viewer: RawViewer) -> RawViewer | None:
-        """Give the viewer if it is still served, else one that came back."""
+        """Return the viewer if it is still connected, else a new connection."""
         try:
             while True:
                 await viewer.frame(0.5)
@@ -250,7 +252,7 @@ async def test_a_killed_worker_is_replaced_and_its_viewers_come_back(
             try:
                 return (await join(program.port, 1))[0]
             except (OSError, Closed, TimeoutError):
-                await asyncio.sleep(0.05)  # pace: of the changes
+                await asyncio.sleep(0.05)  # pace: interval of the changes
 
     async with asyncio.timeout(30):
         returned = [one for one in await asyncio.gather(*map(stay, viewers)) if one is not None]
@@ -274,10 +276,10 @@ STOPS: dict[str, HowToStop] = {
 
 
 @pytest.mark.parametrize("how", STOPS)
-async def test_workers_drain_once_however_the_stop_is_asked_for(
+async def test_workers_drain_once_for_any_kind_of_stop(
     start_program: StartProgram, how: str
 ) -> None:
-    """Incident: a signal to the group reached workers twice; viewers got 1001 instead of 1012."""
+    """Incident: a signal to the process group reached workers twice; viewers got 1001, not 1012."""
     program = start_program(ws_workers=2)
     await asyncio.to_thread(
         eventually, lambda: len(program.lines("worker_started")) == 2, within_s=30
@@ -301,7 +303,7 @@ async def test_workers_drain_once_however_the_stop_is_asked_for(
     assert not program.lines("stop_forced")
 
 
-async def test_a_second_signal_to_the_keeper_ends_the_workers_at_once_with_1001(
+async def test_second_signal_to_the_supervisor_closes_workers_at_once_with_1001(
     start_program: StartProgram,
 ) -> None:
     program = start_program(ws_workers=2, drain_s=60)
@@ -322,7 +324,7 @@ async def test_a_second_signal_to_the_keeper_ends_the_workers_at_once_with_1001(
     assert await asyncio.to_thread(program.process.wait, 5) == 75
 
 
-def test_a_worker_that_cannot_start_ends_the_whole_with_its_reason(
+def test_worker_that_cannot_start_stops_the_service_with_its_reason(
     redis_url: str, jwks_file: Path
 ) -> None:
     with socket.socket() as other:
@@ -339,7 +341,7 @@ def test_a_worker_that_cannot_start_ends_the_whole_with_its_reason(
     assert "Traceback" not in program.log
 
 
-async def test_few_open_files_neither_end_it_nor_make_it_spin(start_program: StartProgram) -> None:
+async def test_low_open_files_limit_neither_crashes_nor_spins(start_program: StartProgram) -> None:
     program = start_program(files=256)
     viewers = [await RawViewer.open(program.port) for _ in range(300)]
     for viewer in viewers:
@@ -353,7 +355,7 @@ async def test_few_open_files_neither_end_it_nor_make_it_spin(start_program: Sta
         return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
 
     before_s = cpu_s()
-    await asyncio.sleep(1.0)  # pace: the time over which it must not spin
+    await asyncio.sleep(1.0)  # pace: the period in which it must not spin
     assert cpu_s() - before_s < 0.5
     for viewer in viewers:
         viewer.close()
@@ -366,7 +368,7 @@ async def test_few_open_files_neither_end_it_nor_make_it_spin(start_program: Sta
     assert "viewers_limited_by_open_files" in program.log
 
 
-def test_a_port_in_use_is_one_clear_line(redis_url: str, jwks_file: Path) -> None:
+def test_port_in_use_is_reported_in_one_line(redis_url: str, jwks_file: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -380,7 +382,7 @@ def test_a_port_in_use_is_one_clear_line(redis_url: str, jwks_file: Path) -> Non
     assert "Traceback" not in program.log
 
 
-def test_a_wrong_setting_is_one_clear_line(redis_url: str, jwks_file: Path) -> None:
+def test_invalid_setting_is_reported_in_one_line(redis_url: str, jwks_file: Path) -> None:
     program = Program(redis_url, jwks_file, ping_s="often")
     assert program.process.wait(30) == 1
     program.stop()
@@ -389,7 +391,7 @@ def test_a_wrong_setting_is_one_clear_line(redis_url: str, jwks_file: Path) -> N
     assert program.log.count("\n") == 1
 
 
-def test_health_and_metrics_are_on_their_own_port(start_program: StartProgram) -> None:
+def test_health_and_metrics_have_their_own_port(start_program: StartProgram) -> None:
     program = start_program()
 
     assert program.get("/health/live").json() == {"status": "live"}
@@ -407,7 +409,7 @@ def test_health_and_metrics_are_on_their_own_port(start_program: StartProgram) -
         assert f"# HELP scoreboard_{name} " in metrics, name
 
 
-async def test_refusals_that_anybody_can_cause_are_a_few_lines_and_a_count(
+async def test_logs_of_rejections_are_limited_and_counted(
     start_program: StartProgram,
 ) -> None:
     program = start_program()
@@ -427,7 +429,7 @@ async def test_refusals_that_anybody_can_cause_are_a_few_lines_and_a_count(
     assert dropped["scoreboard.count"] == 100 - LINES_MAX
 
 
-async def test_churn_leaves_nothing_behind(start_streamer: StartStreamer) -> None:
+async def test_churn_releases_all_resources(start_streamer: StartStreamer) -> None:
     running = await start_streamer()
 
     async def churn(rounds: int) -> None:
@@ -448,11 +450,11 @@ async def test_churn_leaves_nothing_behind(start_streamer: StartStreamer) -> Non
 
     assert counts() == before
     assert before[0] == 0
-    # The wheel forgets who is gone when the slot comes; until then it holds a shell each.
+    # The wheel holds lost connections until their slot comes up.
     assert len(running.streamer.manager.wheel) <= 3 * 45 * 20
 
 
-async def test_a_storm_of_reconnections_is_served_in_time(start_streamer: StartStreamer) -> None:
+async def test_mass_reconnect_is_served_in_time(start_streamer: StartStreamer) -> None:
     running = await start_streamer(new_viewers_burst=50, new_viewers_per_second=60)
     refused = 0
 
@@ -469,7 +471,7 @@ async def test_a_storm_of_reconnections_is_served_in_time(start_streamer: StartS
                     return
                 refused += 1
                 viewer.close()
-                await asyncio.sleep(random.uniform(0.1, 1.0))  # pace: the back-off of the guide
+                await asyncio.sleep(random.uniform(0.1, 1.0))  # pace: the documented backoff
 
         async with asyncio.timeout(20):
             await asyncio.gather(*(come_back() for _ in range(200)))
@@ -479,7 +481,7 @@ async def test_a_storm_of_reconnections_is_served_in_time(start_streamer: StartS
     await running.is_empty()
 
 
-async def test_connections_end_at_different_ages(start_streamer: StartStreamer) -> None:
+async def test_maximum_age_of_connections_is_jittered(start_streamer: StartStreamer) -> None:
     running = await start_streamer(viewer_age_s=1.0)
     viewers = await join(running.port, 40)
     loop = asyncio.get_running_loop()
@@ -497,7 +499,7 @@ async def test_connections_end_at_different_ages(start_streamer: StartStreamer) 
     assert max(ages) - min(ages) > 0.2
 
 
-async def test_a_loop_that_stood_still_judges_nobody_by_it(
+async def test_blocked_loop_does_not_close_viewers(
     start_streamer: StartStreamer, connect: Connect
 ) -> None:
     running = await start_streamer(ping_s=0.3, pong_timeout_s=1.0)
@@ -513,8 +515,8 @@ async def test_a_loop_that_stood_still_judges_nobody_by_it(
         while not viewer.pings:
             await viewer.frame()
 
-    # The pings are out, the viewers on their way to answer, and then nothing moves: longer than a
-    # pong may take.
+    # Pings are sent and pongs are on their way; then the loop blocks for longer than the pong
+    # timeout.
     reading = [asyncio.ensure_future(read(viewer)) for viewer in viewers]
     time.sleep(1.3)  # pace: the loop stands still  # noqa: ASYNC251
     await asyncio.gather(*reading)
@@ -525,7 +527,7 @@ async def test_a_loop_that_stood_still_judges_nobody_by_it(
     assert [viewer.messages[-1]["type"] for viewer in viewers] == ["leaderboard"] * 5
 
 
-async def test_leaving_amid_a_sweep_the_first_frame_or_a_resume_harms_nobody(
+async def test_disconnect_during_sweep_first_frame_or_resume_does_not_affect_others(
     start_streamer: StartStreamer, connect: Connect
 ) -> None:
     running = await start_streamer()
@@ -538,11 +540,11 @@ async def test_leaving_amid_a_sweep_the_first_frame_or_a_resume_harms_nobody(
             await viewer.send(request_bytes())
             if number % 2:
                 viewer.reset()
-        channel.show(channel.state, clock(), clock())
+        channel.publish(channel.state, clock(), clock())
         await asyncio.sleep(0)
         for viewer in leaving[::2]:
             viewer.reset()
-        channel.show(channel.state, clock(), clock())
+        channel.publish(channel.state, clock(), clock())
 
     await eventually_async(lambda: running.viewers == len(staying))
     async with playing(running.settings) as submit:
@@ -556,13 +558,13 @@ async def test_leaving_amid_a_sweep_the_first_frame_or_a_resume_harms_nobody(
     ("viewers", "drain_s", "seconds"),
     [(0, 10, 0), (10, 10, 0.5), (200, 10, 10), (3000, 10, 10), (9000, 10, 30), (60_000, 10, 60)],
 )
-def test_the_time_to_drain_grows_with_the_viewers_and_has_an_end(
+def test_drain_time_grows_with_the_viewers_up_to_a_maximum(
     viewers: int, drain_s: float, seconds: float
 ) -> None:
     assert drain_time_s(viewers, drain_s) == pytest.approx(seconds)
 
 
-async def test_the_counters_tell_what_happened(
+async def test_counters_match_what_happened(
     start_streamer: StartStreamer, connect: Connect
 ) -> None:
     def value(name: str, **labels: str) -> float:

@@ -1,6 +1,6 @@
-"""The relay under everything Redis can do: boards are mended, kept when stale, and never go back.
+"""BoardWatcher and Redis: lost messages, outages, rewinds, reseeds, several partitions.
 
-I8: two seconds after the last change every viewer shows Redis's top 10, and no viewer goes back.
+I8: two seconds after the last change every viewer has Redis's top 10; no viewer goes back.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ KEYS = PartitionKeys(Partition("main"))
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let seconds be tenths: the same rules, sooner."""
+    """Shorten the intervals of the watcher tenfold."""
     monkeypatch.setattr("scoreboard.broadcast.watcher.RECONCILE_S", 0.5)
     monkeypatch.setattr("scoreboard.broadcast.watcher.STALE_AFTER_S", 0.2)
     monkeypatch.setattr("scoreboard.broadcast.watcher.LOST_AFTER_S", 0.1)
@@ -47,7 +47,7 @@ def value(name: str, **labels: str) -> float:
 
 
 async def shown(viewer: RawViewer, user: str, score: int, within_s: float = 3.0) -> dict[str, Any]:
-    """Read on until a board shows the user's score; boards rise strictly meanwhile."""
+    """Read until a board has the user's score; check that ``seq`` rises strictly."""
     async with asyncio.timeout(within_s):
         while True:
             board = await viewer.next("leaderboard")
@@ -73,7 +73,7 @@ async def started(start: StartStreamer, connect: Connect, **more: Any) -> tuple[
     return running, viewer
 
 
-async def test_writes_during_the_start_are_all_in_the_end_state(
+async def test_writes_during_startup_are_in_the_final_state(
     start_streamer: StartStreamer, connect: Connect
 ) -> None:
     first = await start_streamer()
@@ -91,7 +91,7 @@ async def test_writes_during_the_start_are_all_in_the_end_state(
     await shown(viewer, "ada", 300)
 
 
-async def test_repeated_and_reordered_messages_change_nothing(
+async def test_repeated_and_reordered_messages_are_ignored(
     start_streamer: StartStreamer, connect: Connect, client: aioredis.Redis
 ) -> None:
     running, viewer = await started(start_streamer, connect, heartbeat_s=0.5)
@@ -106,7 +106,7 @@ async def test_repeated_and_reordered_messages_change_nothing(
     assert [one["type"] for one in viewer.messages].count("leaderboard") == 2
 
 
-async def test_a_lost_message_is_mended_by_reconciling_and_counted(
+async def test_lost_message_is_corrected_by_reconciliation_and_counted(
     start_streamer: StartStreamer, connect: Connect, client: aioredis.Redis
 ) -> None:
     running, viewer = await started(start_streamer, connect)
@@ -122,7 +122,7 @@ async def test_a_lost_message_is_mended_by_reconciling_and_counted(
     await eventually_async(lambda: value("reconcile_mismatches_total", board="main") == before + 1)
 
 
-async def test_a_higher_seq_with_the_same_rows_sends_nothing(
+async def test_higher_seq_with_the_same_rows_sends_nothing(
     start_streamer: StartStreamer, connect: Connect, client: aioredis.Redis
 ) -> None:
     _, viewer = await started(start_streamer, connect, heartbeat_s=1.2)
@@ -135,7 +135,7 @@ async def test_a_higher_seq_with_the_same_rows_sends_nothing(
     assert heartbeat["seq"] == viewer.messages[0]["seq"], "a heartbeat speaks of the held board"
 
 
-async def test_an_emptied_redis_is_stale_and_keeps_the_board_until_it_is_reseeded(
+async def test_emptied_redis_makes_the_board_stale_until_it_is_reseeded(
     start_streamer: StartStreamer, connect: Connect, client: aioredis.Redis
 ) -> None:
     running, viewer = await started(start_streamer, connect)
@@ -159,7 +159,7 @@ async def test_an_emptied_redis_is_stale_and_keeps_the_board_until_it_is_reseede
 
 
 @pytest.mark.parametrize("field", ["seq", "epoch"])
-async def test_a_redis_that_came_back_older_is_stale_until_its_epoch_rises(
+async def test_rewound_redis_makes_the_board_stale_until_its_epoch_rises(
     start_streamer: StartStreamer, connect: Connect, client: aioredis.Redis, field: str
 ) -> None:
     running = await start_streamer()
@@ -189,7 +189,7 @@ async def test_a_redis_that_came_back_older_is_stale_until_its_epoch_rises(
     assert (await viewer.next("status"))["state"] == "live"
 
 
-async def test_a_new_epoch_is_sent_though_its_rows_are_the_same(
+async def test_new_epoch_is_sent_even_with_the_same_rows(
     start_streamer: StartStreamer, connect: Connect
 ) -> None:
     running, viewer = await started(start_streamer, connect, scores=[("ada", 10)])
@@ -201,7 +201,7 @@ async def test_a_new_epoch_is_sent_though_its_rows_are_the_same(
     assert board["leaderboard"] == viewer.messages[0]["leaderboard"]
 
 
-async def test_a_fenced_board_is_still_shown_and_followed(
+async def test_fenced_board_is_still_followed(
     start_streamer: StartStreamer, connect: Connect
 ) -> None:
     running, viewer = await started(start_streamer, connect, heartbeat_s=0.8)
@@ -214,7 +214,7 @@ async def test_a_fenced_board_is_still_shown_and_followed(
     assert (await late.next())["type"] == "leaderboard"
 
 
-async def test_a_redis_that_is_gone_is_one_stale_and_one_live(
+async def test_redis_outage_sends_one_stale_and_one_live(
     start_streamer: StartStreamer, connect: Connect, make_proxy: MakeProxy, redis_url: str
 ) -> None:
     proxy = await make_proxy(int(redis_url.rpartition(":")[2].partition("/")[0]))
@@ -235,20 +235,20 @@ async def test_a_redis_that_is_gone_is_one_stale_and_one_live(
     await eventually_async(lambda: running.streamer.watcher.is_ready)
 
 
-async def test_viewers_hear_of_a_recovery_in_time_however_long_redis_was_away(
+async def test_recovery_is_noticed_in_time_after_any_outage(
     start_streamer: StartStreamer,
     connect: Connect,
     make_proxy: MakeProxy,
     redis_url: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Incident: the wait before a new attempt grew to 5 s; viewers are promised 2 s."""
+    """Incident: the delay between attempts grew to 5 s; the documented limit is 2 s."""
     monkeypatch.setattr("scoreboard.runtime.lifecycle.random.uniform", lambda _least, most: most)
     proxy = await make_proxy(int(redis_url.rpartition(":")[2].partition("/")[0]))
     _, viewer = await started(start_streamer, connect, url=proxy.through(redis_url))
     proxy.refuse()
     assert (await viewer.next("status"))["state"] == "stale"
-    await asyncio.sleep(3.5)  # pace: time for the waits between attempts to grow
+    await asyncio.sleep(3.5)  # pace: lets the delay between attempts grow
     async with playing(Settings(redis_url=Secret(redis_url))) as submit:
         await submit("ada", 300)
     began_s = time.monotonic()
@@ -260,7 +260,7 @@ async def test_viewers_hear_of_a_recovery_in_time_however_long_redis_was_away(
     assert time.monotonic() - began_s < 1.2
 
 
-async def test_a_short_reconnection_is_nobodys_business_and_misses_nothing(
+async def test_short_reconnection_sends_no_status_and_misses_no_change(
     start_streamer: StartStreamer,
     connect: Connect,
     client: aioredis.Redis,
@@ -276,13 +276,13 @@ async def test_a_short_reconnection_is_nobodys_business_and_misses_nothing(
     await client.client_kill_filter(_type="pubsub")
     await eventually_async(lambda: value("pubsub_reconnects_total") == lost + 1)
     async with playing(running.settings) as submit:
-        await submit("ada", 900)  # nobody is subscribed now
+        await submit("ada", 900)  # no subscriber at this moment
 
     await shown(viewer, "ada", 900, within_s=1.5)
     assert statuses(viewer) == []
 
 
-async def test_a_link_that_drops_everything_is_noticed_and_made_anew(
+async def test_silent_redis_connection_is_detected_and_replaced(
     start_streamer: StartStreamer, connect: Connect, make_proxy: MakeProxy, redis_url: str
 ) -> None:
     proxy = await make_proxy(int(redis_url.rpartition(":")[2].partition("/")[0]))
@@ -306,7 +306,7 @@ async def test_a_link_that_drops_everything_is_noticed_and_made_anew(
 @pytest.mark.parametrize(
     "message", ["", "nonsense", "1", "1:", "-1:5", "1:5 ", "x" * 100_000, b"\xff\xfe"], ids=repr
 )
-async def test_a_message_that_is_none_is_counted_and_dropped(
+async def test_invalid_message_is_counted_and_ignored(
     start_streamer: StartStreamer,
     connect: Connect,
     client: aioredis.Redis,
@@ -324,7 +324,7 @@ async def test_a_message_that_is_none_is_counted_and_dropped(
     assert statuses(viewer) == []
 
 
-async def test_ten_thousand_messages_a_second_are_ten_frames_and_the_last_state(
+async def test_ten_thousand_messages_per_second_cause_ten_frames_and_the_last_state(
     start_streamer: StartStreamer, connect: Connect, client: aioredis.Redis
 ) -> None:
     running, viewer = await started(start_streamer, connect)
@@ -345,7 +345,7 @@ async def test_ten_thousand_messages_a_second_are_ten_frames_and_the_last_state(
     assert board["leaderboard"][0]["userId"] == "ada"
 
 
-async def test_ties_few_users_long_ids_and_the_highest_score_are_shown_as_they_are(
+async def test_ties_few_users_long_ids_and_the_highest_score_are_sent_unchanged(
     start_streamer: StartStreamer, connect: Connect
 ) -> None:
     long = "L" * 128
@@ -359,7 +359,7 @@ async def test_ties_few_users_long_ids_and_the_highest_score_are_shown_as_they_a
     ]
 
 
-async def test_an_empty_board_is_a_board(start_streamer: StartStreamer, connect: Connect) -> None:
+async def test_empty_board_is_sent(start_streamer: StartStreamer, connect: Connect) -> None:
     running = await start_streamer(opened=False)
     await open_board(running.store)
     await eventually_async(lambda: running.streamer.watcher.is_ready)
@@ -371,7 +371,7 @@ async def test_an_empty_board_is_a_board(start_streamer: StartStreamer, connect:
     await shown(viewer, "ada", 1)
 
 
-async def test_only_ten_rows_are_shown(start_streamer: StartStreamer, connect: Connect) -> None:
+async def test_only_ten_rows_are_sent(start_streamer: StartStreamer, connect: Connect) -> None:
     _, viewer = await started(
         start_streamer, connect, scores=[(f"user{n}", 100 - n) for n in range(15)]
     )
@@ -412,7 +412,7 @@ async def test_two_boards_do_not_mix(start_streamer: StartStreamer, connect: Con
     assert {one["board"] for one in [await main.next(), await main.next()]} == {"main"}
 
 
-async def test_a_restarted_redis_is_followed_again(
+async def test_restarted_redis_is_followed_again(
     start_streamer: StartStreamer, connect: Connect, own_valkey: OwnValkey
 ) -> None:
     server = own_valkey()

@@ -1,4 +1,4 @@
-"""Slow viewers cost nobody anything: they skip, get the newest, and go when hopeless (I7, I8)."""
+"""Slow viewers skip boards, get the newest one, and do not affect others (I7, I8)."""
 
 import asyncio
 import socket
@@ -25,8 +25,8 @@ def closes(code: int) -> float:
     return REGISTRY.get_sample_value("scoreboard_ws_closes_total", labels) or 0.0
 
 
-class Show:
-    """Puts boards into the channel as fast as a test likes, without Redis in between."""
+class Publisher:
+    """Publishes boards on a channel at any rate, without Redis."""
 
     def __init__(self, running: RunningStreamer) -> None:
         self.channel = running.streamer.manager.channel("main")
@@ -39,7 +39,7 @@ class Show:
         rows = tuple(Row(n, "u" * 124 + str(n), self.seq) for n in range(1, 11))
         board = Leaderboard("main", 1, self.seq, time.time_ns() // 1_000_000, rows)
         self.shown_at_s[self.seq] = self.clock()
-        self.channel.show(board, self.clock(), self.clock())
+        self.channel.publish(board, self.clock(), self.clock())
         return self.seq
 
     @asynccontextmanager
@@ -47,7 +47,7 @@ class Show:
         async def run() -> None:
             while True:
                 self.next()
-                await asyncio.sleep(1 / per_s)  # pace: of the line
+                await asyncio.sleep(1 / per_s)  # pace: rate of the link
 
         async with asyncio.TaskGroup() as tasks:
             task = tasks.create_task(run())
@@ -65,36 +65,36 @@ def seqs(viewer: RawViewer) -> list[int]:
     return [one["seq"] for one in viewer.messages if one["type"] == "leaderboard"]
 
 
-async def latencies(viewer: RawViewer, show: Show, count: int) -> list[float]:
-    """Read on; give how late each board was."""
-    viewer.checks_messages = False  # it takes longer than everything that is measured
+async def latencies(viewer: RawViewer, publisher: Publisher, count: int) -> list[float]:
+    """Read boards; return the delay of each."""
+    viewer.checks_messages = False  # longer than everything that is measured
     found = []
     while len(found) < count:
         board = await viewer.next("leaderboard")
-        if board["seq"] in show.shown_at_s:
-            found.append(show.clock() - show.shown_at_s[board["seq"]])
+        if board["seq"] in publisher.shown_at_s:
+            found.append(publisher.clock() - publisher.shown_at_s[board["seq"]])
     return found
 
 
 def is_undelayed(late: list[float]) -> None:
-    """Tell by what a busy machine leaves standing; `make bench-ws` measures it in earnest."""
+    """Check with tolerances for a busy machine; `make bench-ws` measures it exactly."""
     late.sort()
     assert late[len(late) // 2] < 0.1
     assert late[len(late) * 9 // 10] < 0.3
 
 
-async def test_viewers_that_never_read_are_skipped_bounded_and_dropped_with_4450(
+async def test_viewers_that_never_read_use_little_memory_and_close_with_4450(
     start_streamer: StartStreamer, connect: Connect
 ) -> None:
     running = await start_streamer(slow_viewer_s=1.5)
     healthy = [await connect(running.port) for _ in range(20)]
     stalled = [await connect(running.port, receive_bytes=4096) for _ in range(20)]
-    show = Show(running)
+    publisher = Publisher(running)
     before = closes(4450)
     held: list[int] = []
 
-    async with show.at(100.0):
-        reading = [asyncio.ensure_future(latencies(one, show, 250)) for one in healthy]
+    async with publisher.at(100.0):
+        reading = [asyncio.ensure_future(latencies(one, publisher, 250)) for one in healthy]
 
         def is_paused() -> bool:
             sizes = [one._transport.get_write_buffer_size() for one in viewers_of(running)]
@@ -106,26 +106,26 @@ async def test_viewers_that_never_read_are_skipped_bounded_and_dropped_with_4450
         late = [value for one in await asyncio.gather(*reading) for value in one]
 
     assert closes(4450) == before + len(stalled)
-    assert max(held) <= len(show.channel.paced), "at most one board waits in the process"
+    assert max(held) <= len(publisher.channel.frame_with_ping), "at most one board waits"
     is_undelayed(late)
     for viewer in stalled:
         got = b"" if not viewer.buffer else bytes(viewer.buffer)
         assert len(got) < KERNEL_BYTES
 
 
-async def test_a_viewer_that_stalls_and_reads_on_sees_rising_boards_and_the_newest_last(
+async def test_viewer_that_resumes_gets_rising_boards_and_the_newest_last(
     start_streamer: StartStreamer, connect: Connect
 ) -> None:
     running = await start_streamer()
     viewer = await connect(running.port, receive_bytes=4096)
-    show = Show(running)
+    publisher = Publisher(running)
     await viewer.next("leaderboard")
 
-    async with show.at(100.0):
+    async with publisher.at(100.0):
         await eventually_async(lambda: any(one._flow.is_held for one in viewers_of(running)))
-        first_held = show.seq
-        await eventually_async(lambda: show.seq > first_held + 50)
-    newest = show.seq
+        first_held = publisher.seq
+        await eventually_async(lambda: publisher.seq > first_held + 50)
+    newest = publisher.seq
     while not seqs(viewer) or seqs(viewer)[-1] < newest:
         await viewer.next("leaderboard")
 
@@ -143,18 +143,18 @@ async def test_half_the_viewers_stalling_does_not_delay_the_other_half(
     healthy = [await connect(running.port) for _ in range(30)]
     for _ in range(30):
         await connect(running.port, receive_bytes=4096)
-    show = Show(running)
+    publisher = Publisher(running)
 
-    async with show.at(50.0):
-        found = await asyncio.gather(*(latencies(one, show, 100) for one in healthy))
+    async with publisher.at(50.0):
+        found = await asyncio.gather(*(latencies(one, publisher, 100) for one in healthy))
 
     is_undelayed([value for one in found for value in one])
 
 
-async def test_a_long_round_trip_is_noticed_and_boards_then_wait_for_their_pong(
+async def test_long_round_trip_makes_boards_wait_for_pongs(
     start_streamer: StartStreamer, make_proxy: MakeProxy
 ) -> None:
-    # A proxy between takes everything at once, so only the pong says what the viewer has seen.
+    # A proxy accepts everything at once, so only the pong shows what the viewer has received.
     running = await start_streamer(ping_s=0.2, pong_timeout_s=20)
     proxy = await make_proxy(running.port)
     from tests.support.clients.viewer import request_bytes
@@ -164,17 +164,17 @@ async def test_a_long_round_trip_is_noticed_and_boards_then_wait_for_their_pong(
     await viewer.answer()
     await viewer.next("leaderboard")
     proxy.delay(0.6)
-    show = Show(running)
+    publisher = Publisher(running)
     reading = asyncio.ensure_future(read_all(viewer))
     await eventually_async(lambda: any(one.is_ack_paced for one in viewers_of(running)))
 
     viewer.messages.clear()
-    async with show.at(50.0):
-        first = show.seq
-        await eventually_async(lambda: show.seq > first + 150, within_s=10)
+    async with publisher.at(50.0):
+        first = publisher.seq
+        await eventually_async(lambda: publisher.seq > first + 150, within_s=10)
 
     assert 1 <= len(seqs(viewer)) <= 5, "one board per round trip, whatever the rate"
-    newest = show.seq
+    newest = publisher.seq
     await eventually_async(lambda: seqs(viewer)[-1] == newest, within_s=5)
     viewer.close()
     reading.cancel()
@@ -188,25 +188,25 @@ async def read_all(viewer: RawViewer) -> None:
         pass
 
 
-async def test_a_thin_line_is_never_dropped_and_never_far_behind(
+async def test_slow_link_is_never_dropped_and_never_far_behind(
     start_streamer: StartStreamer, connect: Connect
 ) -> None:
     running = await start_streamer(slow_viewer_s=2.0, ping_s=0.5)
     viewer = await connect(running.port, receive_bytes=4096)
-    show = Show(running)
+    publisher = Publisher(running)
     loop = asyncio.get_running_loop()
     ages: list[float] = []
 
-    async with show.at(50.0):
+    async with publisher.at(50.0):
         until_s = loop.time() + 6.0
         while loop.time() < until_s:
-            # 56 kbit/s: 700 bytes in a tenth of a second.
+            # 56 kbit/s: 700 bytes per 100 ms.
             viewer.buffer += await loop.sock_recv(viewer.connection, 700)
             while (found := viewer._parse()) is not None:
                 await answer(viewer, found.opcode, found.payload)
-                if found.opcode == 1 and found.message["seq"] in show.shown_at_s:
-                    ages.append(loop.time() - show.shown_at_s[found.message["seq"]])
-            await asyncio.sleep(0.1)  # pace: of the sampling
+                if found.opcode == 1 and found.message["seq"] in publisher.shown_at_s:
+                    ages.append(loop.time() - publisher.shown_at_s[found.message["seq"]])
+            await asyncio.sleep(0.1)  # pace: interval of the sampling
 
         assert running.viewers == 1
         assert len(ages) >= 10
@@ -220,26 +220,26 @@ async def answer(viewer: RawViewer, opcode: int, payload: bytes) -> None:
         await viewer.send(masked_frame(PONG, payload))
 
 
-async def test_a_viewer_closed_in_mid_frame_gets_no_mixed_bytes(
+async def test_close_within_a_frame_sends_no_mixed_bytes(
     start_streamer: StartStreamer, connect: Connect
 ) -> None:
     running = await start_streamer()
     viewer = await connect(running.port, receive_bytes=4096)
-    show = Show(running)
-    async with show.at(200.0):
+    publisher = Publisher(running)
+    async with publisher.at(200.0):
         await eventually_async(lambda: any(one._flow.is_held for one in viewers_of(running)))
 
     for one in viewers_of(running):
         one.shut_down(1012, (0, 0))
 
-    # Whole boards, perhaps a part of one, and the end: the reader checks each byte it parses.
+    # Whole boards, perhaps a partial one, then the end; the client validates every frame.
     assert await viewer.closed() == 1006
     assert seqs(viewer) == sorted(set(seqs(viewer)))
     viewer.close()
     await running.is_empty()
 
 
-async def test_the_kernel_keeps_little_for_a_viewer(
+async def test_kernel_buffers_little_per_viewer(
     start_streamer: StartStreamer, connect: Connect
 ) -> None:
     running = await start_streamer()
@@ -254,15 +254,15 @@ async def test_the_kernel_keeps_little_for_a_viewer(
     assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 20_000
 
 
-async def test_a_healthy_viewer_on_a_short_line_is_never_watched(
+async def test_fast_viewer_is_never_ack_paced(
     start_streamer: StartStreamer, connect: Connect
 ) -> None:
     running = await start_streamer(ping_s=0.2)
     viewer = await connect(running.port)
-    show = Show(running)
+    publisher = Publisher(running)
 
-    async with show.at(50.0):
-        await latencies(viewer, show, 60)
+    async with publisher.at(50.0):
+        await latencies(viewer, publisher, 60)
 
     assert viewer.pings
     assert all(ping == b"k" for ping in viewer.pings)
@@ -270,25 +270,25 @@ async def test_a_healthy_viewer_on_a_short_line_is_never_watched(
 
 
 @pytest.mark.parametrize("kind", ["heartbeat", "status"])
-async def test_a_held_viewer_gets_the_status_it_missed_and_not_the_heartbeats(
+async def test_held_viewer_gets_the_missed_status_but_not_the_heartbeats(
     start_streamer: StartStreamer, connect: Connect, kind: str
 ) -> None:
     from scoreboard.broadcast.messages import Status
 
     running = await start_streamer(heartbeat_s=0.2 if kind == "heartbeat" else 60)
     viewer = await connect(running.port, receive_bytes=4096)
-    show = Show(running)
-    async with show.at(200.0):
+    publisher = Publisher(running)
+    async with publisher.at(200.0):
         await eventually_async(lambda: any(one._flow.is_held for one in viewers_of(running)))
     if kind == "status":
-        show.channel.tell(Status("stale", "unreachable"))
-        show.channel.tell(Status("live"))
-        show.channel.tell(Status("stale", "rewound"))
+        publisher.channel.publish_status(Status("stale", "unreachable"))
+        publisher.channel.publish_status(Status("live"))
+        publisher.channel.publish_status(Status("stale", "rewound"))
     else:
-        began_s = show.channel.frame_at_s
-        await eventually_async(lambda: show.channel.frame_at_s > began_s + 0.5)
+        began_s = publisher.channel.frame_at_s
+        await eventually_async(lambda: publisher.channel.frame_at_s > began_s + 0.5)
 
-    newest = show.seq
+    newest = publisher.seq
     while seqs(viewer)[-1:] != [newest]:
         await viewer.next("leaderboard")
 

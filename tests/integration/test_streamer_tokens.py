@@ -1,4 +1,4 @@
-"""A token's life on a connection: let in, warned, renewed in place, over; and seen nowhere."""
+"""Tokens: verification, expiry warning, renewal, expiry, and their absence from logs."""
 
 import asyncio
 import logging
@@ -44,7 +44,7 @@ async def status_of(port: int, **request: Any) -> int:
     ],
     ids=str,
 )
-async def test_a_token_that_does_not_verify_is_401_on_a_public_board_too(
+async def test_invalid_token_returns_401_on_a_public_board_too(
     start_streamer: StartStreamer, make_token: MakeToken, claims: dict[str, Any]
 ) -> None:
     running = await start_streamer()
@@ -52,7 +52,7 @@ async def test_a_token_that_does_not_verify_is_401_on_a_public_board_too(
     assert await status_of(running.port, token=make_token(**claims)) == 401
 
 
-async def test_unknown_kids_keep_nobody_out_while_the_issuer_hangs(
+async def test_unknown_kids_do_not_block_others_while_the_issuer_hangs(
     start_streamer: StartStreamer, make_token: MakeToken, jwks: dict[str, Any]
 ) -> None:
     async with serving_keys(jwks) as keys:
@@ -74,7 +74,7 @@ async def test_unknown_kids_keep_nobody_out_while_the_issuer_hangs(
         assert keys.asked == 2
 
 
-async def test_unsigned_and_confused_tokens_are_401(
+async def test_unsigned_and_algorithm_confused_tokens_return_401(
     start_streamer: StartStreamer, make_token: MakeToken, rsa_key: KeyPair
 ) -> None:
     running = await start_streamer()
@@ -87,7 +87,7 @@ async def test_unsigned_and_confused_tokens_are_401(
     assert await status_of(running.port, token="x" * 20_000) == 431
 
 
-async def test_clock_skew_within_the_leeway_is_forgiven(
+async def test_clock_skew_within_the_leeway_is_accepted(
     start_streamer: StartStreamer, make_token: MakeToken
 ) -> None:
     running = await start_streamer(board=PRIVATE, token_leeway_s=30)
@@ -95,7 +95,7 @@ async def test_clock_skew_within_the_leeway_is_forgiven(
     assert await status_of(running.port, token=make_token(nbf=time.time() + 20)) == 101
 
 
-async def test_an_expired_token_is_told_so_by_4401_and_a_few_times_only(
+async def test_expired_token_closes_with_4401_a_limited_number_of_times(
     start_streamer: StartStreamer, connect: Connect, make_token: MakeToken
 ) -> None:
     running = await start_streamer(board=PRIVATE, expired_per_minute=2)
@@ -111,7 +111,7 @@ async def test_an_expired_token_is_told_so_by_4401_and_a_few_times_only(
     await running.is_empty()
 
 
-async def test_one_token_opens_connections_to_many_processes(
+async def test_one_token_can_connect_to_many_processes(
     start_streamer: StartStreamer, connect: Connect, make_token: MakeToken
 ) -> None:
     token = make_token()
@@ -124,7 +124,7 @@ async def test_one_token_opens_connections_to_many_processes(
         assert (await viewer.next())["type"] == "leaderboard"
 
 
-async def test_a_token_that_ends_is_warned_of_and_then_closes_with_4401(
+async def test_expiring_token_is_announced_then_closes_with_4401(
     start_streamer: StartStreamer, connect: Connect, make_token: MakeToken
 ) -> None:
     running = await start_streamer(board=PRIVATE, token_warning_s=1.2, token_grace_s=0.4)
@@ -142,7 +142,7 @@ async def test_a_token_that_ends_is_warned_of_and_then_closes_with_4401(
     await running.is_empty()
 
 
-async def test_a_renewed_token_keeps_the_connection_and_the_answer_names_its_end(
+async def test_renewed_token_keeps_the_connection_and_the_reply_has_its_expiry(
     start_streamer: StartStreamer, connect: Connect, make_token: MakeToken
 ) -> None:
     running = await start_streamer(board=PRIVATE, token_warning_s=1.5, token_grace_s=0.3)
@@ -165,7 +165,7 @@ def viewer_end(viewer: RawViewer) -> int:
 @pytest.mark.parametrize(
     "claims", [{"sub": "bob"}, {"scope": "update:score"}], ids=["other user", "scope lost"]
 )
-async def test_a_renewal_that_is_not_the_same_right_closes_with_4403(
+async def test_renewal_for_another_user_or_scope_closes_with_4403(
     start_streamer: StartStreamer, connect: Connect, make_token: MakeToken, claims: dict[str, Any]
 ) -> None:
     running = await start_streamer(board=PRIVATE)
@@ -181,7 +181,7 @@ async def test_a_renewal_that_is_not_the_same_right_closes_with_4403(
     ("renewal", "code"),
     [("nonsense", "unauthenticated"), ("earlier", "malformed"), ("expired", "unauthenticated")],
 )
-async def test_a_refused_renewal_is_an_error_and_the_old_token_stands(
+async def test_rejected_renewal_is_an_error_and_the_old_token_stays_valid(
     start_streamer: StartStreamer,
     connect: Connect,
     make_token: MakeToken,
@@ -203,7 +203,7 @@ async def test_a_refused_renewal_is_an_error_and_the_old_token_stands(
     assert (await viewer.next("leaderboard"))["epoch"] == 1
 
 
-async def test_an_anonymous_viewer_has_nothing_to_renew(
+async def test_anonymous_viewer_cannot_renew(
     start_streamer: StartStreamer, connect: Connect, make_token: MakeToken
 ) -> None:
     running = await start_streamer()
@@ -214,7 +214,7 @@ async def test_an_anonymous_viewer_has_nothing_to_renew(
     assert (await viewer.next("error"))["code"] == "no-token"
 
 
-async def test_a_board_that_becomes_private_closes_who_came_without_the_right(
+async def test_board_that_becomes_private_closes_viewers_without_the_scope(
     start_streamer: StartStreamer,
     connect: Connect,
     make_token: MakeToken,
@@ -235,7 +235,7 @@ async def test_a_board_that_becomes_private_closes_who_came_without_the_right(
     assert await status_of(running.port) == 401
 
 
-async def test_a_wall_clock_that_jumps_neither_ends_nor_prolongs_a_token(
+async def test_wall_clock_jump_neither_ends_nor_extends_a_token(
     start_streamer: StartStreamer,
     connect: Connect,
     make_token: MakeToken,
@@ -256,7 +256,7 @@ async def test_a_wall_clock_that_jumps_neither_ends_nor_prolongs_a_token(
     assert (await lasting.next("leaderboard"))["board"] == "main"
 
 
-async def test_no_token_and_no_query_is_in_a_log_a_metric_or_an_answer(
+async def test_tokens_and_queries_are_not_in_logs_metrics_or_responses(
     start_streamer: StartStreamer,
     connect: Connect,
     make_token: MakeToken,
@@ -301,7 +301,7 @@ async def test_unexpected_error_in_token_check_closes_only_that_viewer_with_1011
     make_token: MakeToken,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # It used to cancel the task group of the streamer, and with it every viewer.
+    # Incident: the error cancelled the task group of the streamer, and with it every viewer.
     running = await start_streamer()
     other = await connect(running.port)
     renewing = await connect(running.port, token=make_token())

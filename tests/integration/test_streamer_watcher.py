@@ -1,4 +1,4 @@
-"""The relay and its subscription by themselves: they end when they are told to, at any moment."""
+"""BoardWatcher and Subscription end when cancelled, at any moment."""
 
 import asyncio
 import contextlib
@@ -45,7 +45,7 @@ async def settings(redis_url: str, jwks_file: object) -> Settings:
 
 @pytest.fixture
 async def busy(settings: Settings) -> AsyncIterator[None]:
-    """Publish changes all the time, so that the loops are never at rest."""
+    """Publish changes continuously, so that the loops are never idle."""
     client = make_client(settings, name="test")
 
     async def publish() -> None:
@@ -68,8 +68,8 @@ async def ends(task: "asyncio.Task[None]", within_s: float = 1.0) -> bool:
 
 
 @pytest.mark.usefixtures("busy")
-async def test_a_relay_ends_whenever_it_is_cancelled(settings: Settings) -> None:
-    """Incident: a relay survived its task group's cancellation, and the api hung while stopping."""
+async def test_watcher_ends_whenever_it_is_cancelled(settings: Settings) -> None:
+    """Incident: a watcher survived its task group's cancellation, and the api hung at shutdown."""
     survivors = []
     for steps in range(STEPS):
         task = asyncio.create_task(BoardWatcher(settings, Listener(), name="test").run())
@@ -82,14 +82,14 @@ async def test_a_relay_ends_whenever_it_is_cancelled(settings: Settings) -> None
 
 
 @pytest.mark.usefixtures("busy")
-async def test_a_relay_that_reads_and_hears_ends_whenever_it_is_cancelled(
+async def test_busy_watcher_ends_whenever_it_is_cancelled(
     settings: Settings,
 ) -> None:
     survivors = []
     for steps in range(0, STEPS, 2):
-        relay = BoardWatcher(settings, Listener(), name="test")
-        task = asyncio.create_task(relay.run())
-        await eventually_async(lambda relay=relay: relay.is_ready, every_s=0.001)
+        watcher = BoardWatcher(settings, Listener(), name="test")
+        task = asyncio.create_task(watcher.run())
+        await eventually_async(lambda watcher=watcher: watcher.is_ready, every_s=0.001)
         for _ in range(steps):
             await asyncio.sleep(0)
         if not await ends(task):
@@ -99,7 +99,7 @@ async def test_a_relay_that_reads_and_hears_ends_whenever_it_is_cancelled(
 
 
 @pytest.mark.usefixtures("busy")
-async def test_a_subscription_ends_whenever_it_is_cancelled(settings: Settings) -> None:
+async def test_subscription_ends_whenever_it_is_cancelled(settings: Settings) -> None:
     survivors = []
     for steps in range(STEPS):
         changes = Subscription(
@@ -120,14 +120,14 @@ async def test_a_subscription_ends_whenever_it_is_cancelled(settings: Settings) 
 
 
 @pytest.mark.parametrize("trouble", ["refuse", "freeze"])
-async def test_a_relay_without_its_redis_ends_at_once(
+async def test_watcher_without_redis_ends_at_once(
     settings: Settings, make_proxy: MakeProxy, redis_url: str, trouble: str, jwks_file: object
 ) -> None:
     proxy = await make_proxy(int(redis_url.rpartition(":")[2].partition("/")[0]))
     through = streamer_settings(proxy.through(redis_url), jwks_file=jwks_file)
-    relay = BoardWatcher(through, Listener(), name="test")
-    task = asyncio.create_task(relay.run())
-    await eventually_async(lambda: relay.is_ready)
+    watcher = BoardWatcher(through, Listener(), name="test")
+    task = asyncio.create_task(watcher.run())
+    await eventually_async(lambda: watcher.is_ready)
     getattr(proxy, trouble)()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(0.7):

@@ -1,4 +1,4 @@
-"""What a read says against the last accepted one: no board goes back, and no wrong news (I8)."""
+"""BoardState accepts newer reads and rejects older ones (I8)."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def fed(*windows: Window) -> BoardState:
     return state
 
 
-def test_the_first_read_is_news_even_when_the_board_is_empty() -> None:
+def test_first_read_is_a_change_even_if_the_board_is_empty() -> None:
     state = BoardState("main")
 
     assert state.apply(window(rows=()), at_ms=5) is ReadResult.CHANGED
@@ -56,7 +56,7 @@ def test_the_first_read_is_news_even_when_the_board_is_empty() -> None:
         "older epoch",
     ],
 )
-def test_a_read_is_judged_by_the_last_accepted_one(read: Window, verdict: ReadResult) -> None:
+def test_read_is_compared_with_the_last_accepted_one(read: Window, verdict: ReadResult) -> None:
     state = fed(window())
     held = state.message
 
@@ -64,20 +64,20 @@ def test_a_read_is_judged_by_the_last_accepted_one(read: Window, verdict: ReadRe
     assert (state.message is not held) == (verdict is ReadResult.CHANGED)
 
 
-def test_a_rewound_board_is_compared_with_what_was_accepted_not_with_what_was_read() -> None:
+def test_read_after_a_rewind_is_compared_with_the_last_accepted_one() -> None:
     state = fed(window(seq=10), window(seq=4))
 
     assert state.apply(window(seq=9, rows=OTHER_TOP), at_ms=3) is ReadResult.REWOUND
     assert state.apply(window(seq=10), at_ms=4) is ReadResult.UNCHANGED
 
 
-def test_a_higher_seq_with_the_same_rows_still_counts_against_a_later_rewind() -> None:
+def test_unchanged_read_with_higher_seq_raises_the_rewind_limit() -> None:
     state = fed(window(seq=10), window(seq=20))
 
     assert state.apply(window(seq=15, rows=OTHER_TOP), at_ms=3) is ReadResult.REWOUND
 
 
-def test_one_partition_going_back_is_seen_though_the_sum_rose() -> None:
+def test_rewind_of_one_partition_is_detected_if_the_sum_rises() -> None:
     state = fed(window(epoch=2, seq=20, positions=((1, 10), (1, 10))))
 
     back = window(epoch=2, seq=104, rows=OTHER_TOP, positions=((1, 4), (1, 100)))
@@ -85,7 +85,7 @@ def test_one_partition_going_back_is_seen_though_the_sum_rose() -> None:
     assert state.apply(back, at_ms=2) is ReadResult.REWOUND
 
 
-def test_one_partition_repaired_is_news_though_its_seq_fell() -> None:
+def test_repair_of_one_partition_is_a_change_if_its_seq_falls() -> None:
     state = fed(window(epoch=2, seq=20, positions=((1, 10), (1, 10))))
 
     repaired = window(epoch=3, seq=14, positions=((2, 4), (1, 10)))
@@ -93,7 +93,7 @@ def test_one_partition_repaired_is_news_though_its_seq_fell() -> None:
     assert state.apply(repaired, at_ms=2) is ReadResult.CHANGED
 
 
-def test_a_board_made_anew_with_other_partitions_needs_a_higher_epoch() -> None:
+def test_change_of_partition_count_requires_a_higher_epoch() -> None:
     state = fed(window(epoch=4, seq=20, positions=((2, 10), (2, 10))))
 
     assert state.apply(window(epoch=3, positions=((3, 10),)), at_ms=2) is ReadResult.REWOUND

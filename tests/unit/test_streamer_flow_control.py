@@ -1,4 +1,4 @@
-"""Who can take a board now, whose boards wait for a pong, and who is given up."""
+"""FlowControl: holding boards, ack-pacing, stalled viewers, keepalive pings."""
 
 from scoreboard.runtime.settings import Secret, Settings
 from streamer.connection.flow_control import FAST_FOR_S, KEEPALIVE, FlowControl
@@ -15,7 +15,7 @@ def ping(flow: FlowControl, at_s: float, answered_s: float) -> None:
     assert flow.pong_received(KEEPALIVE, SETTINGS, answered_s)
 
 
-def test_a_full_buffer_holds_boards_back_and_makes_the_next_ones_wait_for_pongs() -> None:
+def test_full_buffer_holds_boards_and_starts_ack_pacing() -> None:
     flow = flow_control_at()
     flow.pause(101.0)
     assert flow.is_held
@@ -26,7 +26,7 @@ def test_a_full_buffer_holds_boards_back_and_makes_the_next_ones_wait_for_pongs(
     assert flow.is_ack_paced
 
 
-def test_a_long_round_trip_makes_boards_wait_and_a_short_one_does_not() -> None:
+def test_long_round_trip_starts_ack_pacing() -> None:
     flow = flow_control_at()
     ping(flow, 130.0, 130.9)
     assert not flow.is_ack_paced
@@ -36,7 +36,7 @@ def test_a_long_round_trip_makes_boards_wait_and_a_short_one_does_not() -> None:
     assert flow.is_ack_paced
 
 
-def test_an_awaited_pong_lets_the_next_board_go_and_any_other_does_not() -> None:
+def test_only_the_awaited_pong_releases_the_next_board() -> None:
     flow = flow_control_at()
     flow.await_pong(b"7", 101.0)
 
@@ -48,7 +48,7 @@ def test_an_awaited_pong_lets_the_next_board_go_and_any_other_does_not() -> None
     assert not flow.pong_received(b"7", SETTINGS, 101.3)
 
 
-def test_a_pong_does_not_empty_the_buffer() -> None:
+def test_pong_does_not_release_a_full_buffer() -> None:
     flow = flow_control_at()
     flow.await_pong(b"7", 101.0)
     flow.pause(101.0)
@@ -58,12 +58,12 @@ def test_a_pong_does_not_empty_the_buffer() -> None:
     assert not flow.is_held
 
 
-def test_calm_round_trips_for_long_enough_end_the_watch() -> None:
+def test_fast_round_trips_end_ack_pacing() -> None:
     flow = flow_control_at()
     ping(flow, 110.0, 112.0)
     ping(flow, 120.0, 120.1)
     assert flow.is_ack_paced
-    ping(flow, 130.0, 130.7)  # neither slow nor calm: the time begins anew
+    ping(flow, 130.0, 130.7)  # neither slow nor fast: the period restarts
     ping(flow, 130.7 + FAST_FOR_S - 2, 130.7 + FAST_FOR_S - 1)
     assert flow.is_ack_paced
 
@@ -73,7 +73,7 @@ def test_calm_round_trips_for_long_enough_end_the_watch() -> None:
     assert not flow.is_ack_paced
 
 
-def test_too_long_without_taking_anything_is_stuck() -> None:
+def test_viewer_that_takes_no_data_is_stalled() -> None:
     paused, unacked = flow_control_at(), flow_control_at()
     paused.pause(100.0)
     unacked.await_pong(b"1", 100.0)
@@ -84,7 +84,7 @@ def test_too_long_without_taking_anything_is_stuck() -> None:
         assert flow.next_deadline_s(SETTINGS) <= 100.0 + SETTINGS.slow_viewer_s
 
 
-def test_pings_come_around_their_interval_and_not_behind_a_full_buffer() -> None:
+def test_pings_are_jittered_and_not_sent_behind_a_full_buffer() -> None:
     due = [flow_control_at().next_deadline_s(SETTINGS) - 100.0 for _ in range(200)]
     assert min(due) >= SETTINGS.ping_s * 0.8
     assert max(due) <= SETTINGS.ping_s * 1.2
@@ -99,7 +99,7 @@ def test_pings_come_around_their_interval_and_not_behind_a_full_buffer() -> None
     assert not flow.is_ping_due(300.0)
 
 
-def test_an_unanswered_ping_is_silence() -> None:
+def test_unanswered_ping_becomes_overdue() -> None:
     flow = flow_control_at()
     flow.ping_sent(200.0)
 

@@ -1,4 +1,4 @@
-"""What a handshake asks for, or how it is refused: request line, headers, origin, token."""
+"""Validation of handshake requests: request line, headers, origin, token."""
 
 import json
 from ipaddress import ip_network
@@ -30,16 +30,16 @@ def head(path: str = "/ws/scoreboard", **request: Any) -> Head:
     return read_head(request_bytes(path, **request), settings().head_limits())
 
 
-def judged(
+def parsed(
     peer: str = "192.0.2.7", *, path: str = "/ws/scoreboard", **request: Any
 ) -> HandshakeRequest:
-    rules = HandshakeConfig(settings(**request.pop("settings", {})))
-    return parse_request(head(path, **request), peer, rules)
+    config = HandshakeConfig(settings(**request.pop("settings", {})))
+    return parse_request(head(path, **request), peer, config)
 
 
-def refused(**request: Any) -> ScoreboardError:
+def rejected(**request: Any) -> ScoreboardError:
     with pytest.raises(ScoreboardError) as caught:
-        judged(**request)
+        parsed(**request)
     return caught.value
 
 
@@ -56,10 +56,10 @@ def status(error: ScoreboardError) -> int:
     ],
     ids=["gateway", "mixed case", "two headers"],
 )
-def test_connection_is_a_list_of_words(headers: Headers) -> None:
-    wish = judged(drop=("Connection", "Upgrade"), headers=headers)
+def test_connection_header_is_parsed_as_a_list(headers: Headers) -> None:
+    request = parsed(drop=("Connection", "Upgrade"), headers=headers)
 
-    assert wish == HandshakeRequest("main", "192.0.2.7")
+    assert request == HandshakeRequest("main", "192.0.2.7")
 
 
 @pytest.mark.parametrize(
@@ -101,10 +101,10 @@ def test_connection_is_a_list_of_words(headers: Headers) -> None:
     ],
     ids=str,
 )
-def test_a_handshake_that_is_none_is_refused_without_repeating_it(
+def test_invalid_handshake_is_rejected_without_repeating_its_content(
     request_: dict[str, Any], expected: int
 ) -> None:
-    error = refused(**request_)
+    error = rejected(**request_)
 
     assert status(error) == expected
     answer = error_response(error, "request-1")
@@ -121,8 +121,8 @@ def test_a_handshake_that_is_none_is_refused_without_repeating_it(
         assert secret.encode() not in answer
 
 
-def test_an_upgrade_is_asked_for_by_its_name_and_version() -> None:
-    answer = error_response(refused(drop=("Connection", "Upgrade")), "request-1")
+def test_426_names_protocol_and_version() -> None:
+    answer = error_response(rejected(drop=("Connection", "Upgrade")), "request-1")
 
     assert answer.startswith(b"HTTP/1.1 426 Upgrade Required\r\n")
     assert b"\r\nupgrade: websocket\r\n" in answer
@@ -134,11 +134,11 @@ def test_an_upgrade_is_asked_for_by_its_name_and_version() -> None:
     ("query", "board"),
     [("", "main"), ("?board=weekly", "weekly"), ("?x=1&board=main&token=abc", "main")],
 )
-def test_the_board_is_the_first_served_unless_named(query: str, board: str) -> None:
-    wish = judged(path=f"/ws/scoreboard{query}")
+def test_default_board_is_the_first_one(query: str, board: str) -> None:
+    request = parsed(path=f"/ws/scoreboard{query}")
 
-    assert wish.board == board
-    assert wish.token == ""
+    assert request.board == board
+    assert request.token == ""
 
 
 @pytest.mark.parametrize(
@@ -155,12 +155,12 @@ def test_the_board_is_the_first_served_unless_named(query: str, board: str) -> N
     ],
     ids=str,
 )
-def test_a_token_comes_by_header_or_subprotocol_and_no_other_way(
+def test_token_is_read_only_from_header_or_subprotocol(
     request_: dict[str, Any], token: str, offers: bool
 ) -> None:
-    wish = judged(**request_)
+    request = parsed(**request_)
 
-    assert (wish.token, wish.offers_subprotocol) == (token, offers)
+    assert (request.token, request.offers_subprotocol) == (token, offers)
 
 
 LISTED = {"origins": ("https://app.example.com", "http://localhost:3000")}
@@ -176,8 +176,8 @@ LISTED = {"origins": ("https://app.example.com", "http://localhost:3000")}
         None,
     ],
 )
-def test_a_listed_origin_and_none_at_all_may_connect(origin: str | None) -> None:
-    assert judged(origin=origin, settings=LISTED).board == "main"
+def test_listed_or_missing_origin_is_accepted(origin: str | None) -> None:
+    assert parsed(origin=origin, settings=LISTED).board == "main"
 
 
 @pytest.mark.parametrize(
@@ -197,28 +197,28 @@ def test_a_listed_origin_and_none_at_all_may_connect(origin: str | None) -> None
         "http://scoreboard.test:8000",
     ],
 )
-def test_an_origin_that_is_neither_listed_nor_the_same_host_may_not(origin: str) -> None:
-    assert status(refused(origin=origin, settings=LISTED)) == 403
+def test_other_origin_is_rejected(origin: str) -> None:
+    assert status(rejected(origin=origin, settings=LISTED)) == 403
 
 
-def test_two_origins_may_not_connect() -> None:
+def test_two_origin_headers_are_rejected() -> None:
     twice = [("Origin", "https://app.example.com")]
 
-    error = refused(origin="https://app.example.com", headers=twice, settings=LISTED)
+    error = rejected(origin="https://app.example.com", headers=twice, settings=LISTED)
 
     assert status(error) == 400
 
 
-def test_a_list_adds_to_the_pages_of_the_same_host() -> None:
-    # A list with a partner's origin kept the service's own page out.
-    assert judged(origin="http://scoreboard.test", settings=LISTED).board == "main"
+def test_same_host_is_accepted_in_addition_to_the_list() -> None:
+    # Incident: a list with only a partner's origin blocked the service's own page.
+    assert parsed(origin="http://scoreboard.test", settings=LISTED).board == "main"
 
 
-def test_without_a_list_only_pages_of_the_same_host_may_connect() -> None:
-    assert judged(origin="https://scoreboard.test").board == "main"
-    assert judged(origin="http://scoreboard.test").board == "main"
-    assert status(refused(origin="http://scoreboard.test:8000")) == 403
-    assert status(refused(origin="https://other.test")) == 403
+def test_without_a_list_only_the_same_host_is_accepted() -> None:
+    assert parsed(origin="https://scoreboard.test").board == "main"
+    assert parsed(origin="http://scoreboard.test").board == "main"
+    assert status(rejected(origin="http://scoreboard.test:8000")) == 403
+    assert status(rejected(origin="https://other.test")) == 403
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_without_a_list_only_pages_of_the_same_host_may_connect() -> None:
         ("10.0.0.5", ["2001:db8:1:2::9"], "2001:db8:1:2::/64"),
     ],
 )
-def test_an_address_is_believed_as_far_as_trusted_hops_wrote_it(
+def test_forwarded_address_is_trusted_only_from_trusted_hops(
     peer: str, forwarded: list[str], address: str
 ) -> None:
     assert client_address(peer, forwarded, (ip_network("10.0.0.0/8"),)) == address
@@ -252,7 +252,7 @@ def test_an_address_is_believed_as_far_as_trusted_hops_wrote_it(
         ({"trusted_hops": ("kong",)}, "SCOREBOARD_TRUSTED_HOPS"),
     ],
 )
-def test_a_wrong_list_stops_the_start_and_names_its_variable(
+def test_invalid_list_raises_an_error_that_names_the_variable(
     wrong: dict[str, Any], variable: str
 ) -> None:
     with pytest.raises(SettingInvalid, match=variable):

@@ -1,4 +1,4 @@
-"""Everyone who can take it is offered the newest frame, whoever comes and goes meanwhile."""
+"""Sweeps offer the newest frame to every viewer that can take data."""
 
 import json
 import random
@@ -13,128 +13,128 @@ from streamer.fanout.hub import Channel, Hub
 NEVER_S = 1e9
 
 
-class Watcher:
-    """A viewer that notes what it was shown."""
+class Viewer:
+    """A viewer that records what it was sent."""
 
-    def __init__(self, room: Channel) -> None:
-        self.room = room
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
         self.index = -1
-        self.seen = room.frame
-        self.beats = 0
+        self.received = channel.frame
+        self.heartbeats = 0
         self.pushes = 0
-        room.add(self)
+        channel.add(self)
 
     def push(self) -> None:
         self.pushes += 1
-        self.seen = self.room.frame
+        self.received = self.channel.frame
 
-    def beat(self, frame: bytes) -> None:
-        self.beats += 1
+    def push_heartbeat(self, frame: bytes) -> None:
+        self.heartbeats += 1
 
 
 def board(seq: int) -> Leaderboard:
     return Leaderboard("main", 1, seq, 0, ())
 
 
-def room_of(count: int) -> tuple[Channel, list[Watcher]]:
-    room = Channel("main", lambda: None)
-    room.show(board(0), 0.0, 0.0)
-    return room, [Watcher(room) for _ in range(count)]
+def channel_of(count: int) -> tuple[Channel, list[Viewer]]:
+    channel = Channel("main", lambda: None)
+    channel.publish(board(0), 0.0, 0.0)
+    return channel, [Viewer(channel) for _ in range(count)]
 
 
 def clock() -> float:
     return 0.0
 
 
-def test_a_lap_shows_the_frame_to_everyone_once_and_ends() -> None:
-    room, watchers = room_of(120)
-    room.show(board(1), 0.0, 0.0)
+def test_sweep_pushes_once_to_every_viewer() -> None:
+    channel, viewers = channel_of(120)
+    channel.publish(board(1), 0.0, 0.0)
 
-    assert room.turn(1000, clock, NEVER_S) == 120
-    assert not room.is_in_lap
-    assert [one.pushes for one in watchers] == [1] * 120
-
-
-def test_a_turn_ends_with_its_number_and_with_its_time() -> None:
-    room, _ = room_of(300)
-    room.show(board(1), 0.0, 0.0)
-
-    assert room.turn(70, clock, NEVER_S) == 70
-    assert room.turn(1000, lambda: 1.0, until_s=0.5) == 50
-    assert room.is_in_lap
+    assert channel.run_turn(1000, clock, NEVER_S) == 120
+    assert not channel.is_sweeping
+    assert [one.pushes for one in viewers] == [1] * 120
 
 
-def test_a_newer_frame_in_mid_lap_is_what_the_rest_get_and_then_the_first() -> None:
-    room, watchers = room_of(100)
-    room.show(board(1), 0.0, 0.0)
-    room.turn(50, clock, NEVER_S)
-    room.show(board(2), 0.0, 0.0)
+def test_turn_ends_at_its_count_or_its_time() -> None:
+    channel, _ = channel_of(300)
+    channel.publish(board(1), 0.0, 0.0)
 
-    room.turn(50, clock, NEVER_S)
+    assert channel.run_turn(70, clock, NEVER_S) == 70
+    assert channel.run_turn(1000, lambda: 1.0, until_s=0.5) == 50
+    assert channel.is_sweeping
 
-    assert [one.seen is room.frame for one in watchers] == [False] * 50 + [True] * 50
-    room.turn(50, clock, NEVER_S)
-    assert all(one.seen is room.frame for one in watchers)
-    assert not room.is_in_lap
+
+def test_newer_frame_during_a_sweep_reaches_the_rest_then_the_first() -> None:
+    channel, viewers = channel_of(100)
+    channel.publish(board(1), 0.0, 0.0)
+    channel.run_turn(50, clock, NEVER_S)
+    channel.publish(board(2), 0.0, 0.0)
+
+    channel.run_turn(50, clock, NEVER_S)
+
+    assert [one.received is channel.frame for one in viewers] == [False] * 50 + [True] * 50
+    channel.run_turn(50, clock, NEVER_S)
+    assert all(one.received is channel.frame for one in viewers)
+    assert not channel.is_sweeping
 
 
 @given(st.integers(0, 2**32))
-def test_whoever_leaves_during_a_lap_nobody_is_left_out(seed: int) -> None:
+def test_every_viewer_gets_the_frame_if_others_join_or_leave_during_a_sweep(seed: int) -> None:
     chance = random.Random(seed)
-    room, watchers = room_of(chance.randint(1, 40))
+    channel, viewers = channel_of(chance.randint(1, 40))
     for seq in range(1, 6):
-        room.show(board(seq), 0.0, 0.0)
-        while room.is_in_lap:
-            room.turn(chance.randint(1, 7), clock, NEVER_S)
+        channel.publish(board(seq), 0.0, 0.0)
+        while channel.is_sweeping:
+            channel.run_turn(chance.randint(1, 7), clock, NEVER_S)
             for _ in range(chance.randint(0, 3)):
-                if watchers and chance.random() < 0.5:
-                    room.remove(watchers.pop(chance.randrange(len(watchers))))
+                if viewers and chance.random() < 0.5:
+                    channel.remove(viewers.pop(chance.randrange(len(viewers))))
                 elif chance.random() < 0.4:
-                    watchers.append(Watcher(room))
-        assert all(one.seen is room.frame for one in watchers)
-        assert sorted(one.index for one in watchers) == list(range(len(watchers)))
+                    viewers.append(Viewer(channel))
+        assert all(one.received is channel.frame for one in viewers)
+        assert sorted(one.index for one in viewers) == list(range(len(viewers)))
 
 
-def test_a_heartbeat_says_where_the_held_frame_stands_and_gives_way_to_a_board() -> None:
-    room, watchers = room_of(60)
-    room.beat(15.0, at_ms=7)
-    room.turn(50, clock, NEVER_S)
-    assert sum(one.beats for one in watchers) == 50
+def test_board_replaces_a_heartbeat_sweep() -> None:
+    channel, viewers = channel_of(60)
+    channel.publish_heartbeat(15.0, at_ms=7)
+    channel.run_turn(50, clock, NEVER_S)
+    assert sum(one.heartbeats for one in viewers) == 50
 
-    room.show(board(1), 0.0, 0.0)
-    room.turn(100, clock, NEVER_S)
+    channel.publish(board(1), 0.0, 0.0)
+    channel.run_turn(100, clock, NEVER_S)
 
-    assert sum(one.beats for one in watchers) == 50
-    assert all(one.seen is room.frame for one in watchers)
-
-
-def test_no_heartbeat_before_there_is_a_board() -> None:
-    room = Channel("main", lambda: None)
-    room.beat(15.0, at_ms=7)
-
-    assert not room.is_in_lap
+    assert sum(one.heartbeats for one in viewers) == 50
+    assert all(one.received is channel.frame for one in viewers)
 
 
-def test_a_paced_frame_is_the_board_with_a_ping_that_carries_its_number() -> None:
-    room, _ = room_of(0)
-    room.show(board(5), 0.0, 0.0)
+def test_no_heartbeat_before_the_first_board() -> None:
+    channel = Channel("main", lambda: None)
+    channel.publish_heartbeat(15.0, at_ms=7)
 
-    assert room.paced == room.frame + ping_frame(room.ack)
-    first = room.ack
-    room.show(board(6), 0.0, 0.0)
-    assert room.ack != first
+    assert not channel.is_sweeping
 
 
-def test_rooms_share_a_turn() -> None:
+def test_frame_with_ping_is_the_board_and_a_ping_with_its_number() -> None:
+    channel, _ = channel_of(0)
+    channel.publish(board(5), 0.0, 0.0)
+
+    assert channel.frame_with_ping == channel.frame + ping_frame(channel.ack)
+    first = channel.ack
+    channel.publish(board(6), 0.0, 0.0)
+    assert channel.ack != first
+
+
+def test_channels_share_a_turn() -> None:
     woken: list[int] = []
     hub = Hub(("main", "weekly"), lambda: woken.append(1))
-    watchers = [Watcher(room) for room in hub.rooms.values() for _ in range(80)]
-    for room in hub.rooms.values():
-        room.show(board(1), 0.0, 0.0)
+    viewers = [Viewer(channel) for channel in hub.channels.values() for _ in range(80)]
+    for channel in hub.channels.values():
+        channel.publish(board(1), 0.0, 0.0)
 
-    hub.turn(100, clock, NEVER_S)
+    hub.run_turn(100, clock, NEVER_S)
 
-    assert [sum(one.pushes for one in watchers[:80]), sum(one.pushes for one in watchers[80:])] == [
+    assert [sum(one.pushes for one in viewers[:80]), sum(one.pushes for one in viewers[80:])] == [
         50,
         50,
     ]
@@ -142,21 +142,21 @@ def test_rooms_share_a_turn() -> None:
     assert hub.viewer_count == 160
 
 
-def test_a_status_is_kept_for_those_who_join_later() -> None:
-    room, _ = room_of(1)
-    room.tell(Status("stale", "unreachable"))
+def test_status_is_kept_for_later_viewers() -> None:
+    channel, _ = channel_of(1)
+    channel.publish_status(Status("stale", "unreachable"))
 
-    assert room.is_stale
-    assert json.loads(room.status[2:]) == {
+    assert channel.is_stale
+    assert json.loads(channel.status[2:]) == {
         "type": "status",
         "state": "stale",
         "reason": "unreachable",
     }
-    room.tell(Status("live"))
-    assert not room.is_stale
+    channel.publish_status(Status("live"))
+    assert not channel.is_stale
 
 
-def test_frames_of_every_size_have_the_shortest_head() -> None:
+def test_frame_header_is_minimal_for_every_size() -> None:
     assert text_frame(b"x" * 125)[:2] == bytes([0x81, 125])
     assert text_frame(b"x" * 126)[:4] == bytes([0x81, 126, 0, 126])
     assert text_frame(b"x" * 65_535)[:4] == bytes([0x81, 126, 255, 255])

@@ -1,4 +1,4 @@
-"""Messages are read strictly; codes say what comes next."""
+"""Strict parsing of viewers' messages, and the table of close codes."""
 
 import pytest
 
@@ -16,7 +16,7 @@ from streamer.protocol import Auth, Sync, decode
         ('{"type":"sync","type":"sync"}', Sync()),
     ],
 )
-def test_messages_are_read_and_unknown_fields_ignored(text: str, message: object) -> None:
+def test_valid_messages_are_decoded_and_unknown_fields_ignored(text: str, message: object) -> None:
     assert decode(text) == message
 
 
@@ -44,7 +44,7 @@ def test_messages_are_read_and_unknown_fields_ignored(text: str, message: object
     ],
     ids=lambda text: text[:24],
 )
-def test_what_is_no_message_is_malformed_and_not_repeated(text: str) -> None:
+def test_invalid_message_is_malformed_and_not_repeated(text: str) -> None:
     with pytest.raises(Malformed) as caught:
         decode(text)
 
@@ -52,7 +52,7 @@ def test_what_is_no_message_is_malformed_and_not_repeated(text: str) -> None:
     assert len(caught.value.detail) < 100
 
 
-def test_every_code_says_why_and_who_should_come_back_and_when() -> None:
+def test_every_close_code_has_a_valid_reason_and_delay() -> None:
     assert set(CLOSE_REASONS) == set(CloseCode)
     for code, ending in CLOSE_REASONS.items():
         assert 0 < len(ending.reason.encode()) <= 123, code

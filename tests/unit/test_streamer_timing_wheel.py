@@ -1,4 +1,4 @@
-"""Deadlines come up once they have passed, and within one slot after."""
+"""TimingWheel: entries come up within one slot after their deadline."""
 
 from streamer.fanout.timing_wheel import TimingWheel
 
@@ -13,7 +13,7 @@ def names(wheel: TimingWheel[Entry], now_s: float) -> list[str]:
     return [entry.name for entry in wheel.advance(now_s)]
 
 
-def test_an_entry_comes_up_after_its_deadline_and_once() -> None:
+def test_entry_comes_up_once_after_its_deadline() -> None:
     wheel: TimingWheel[Entry] = TimingWheel(100.0)
     wheel.schedule(Entry("a"), 102.5)
 
@@ -22,14 +22,14 @@ def test_an_entry_comes_up_after_its_deadline_and_once() -> None:
     assert names(wheel, 200.0) == []
 
 
-def test_a_deadline_that_has_passed_comes_up_in_the_next_slot() -> None:
+def test_past_deadline_comes_up_in_the_next_slot() -> None:
     wheel: TimingWheel[Entry] = TimingWheel(100.0)
     wheel.schedule(Entry("late"), 50.0)
 
     assert names(wheel, 101.0) == ["late"]
 
 
-def test_an_earlier_deadline_moves_an_entry_and_a_later_one_does_not() -> None:
+def test_only_an_earlier_deadline_moves_an_entry() -> None:
     wheel: TimingWheel[Entry] = TimingWheel(100.0)
     entry = Entry("a")
     wheel.schedule(entry, 120.0)
@@ -40,7 +40,7 @@ def test_an_earlier_deadline_moves_an_entry_and_a_later_one_does_not() -> None:
     assert names(wheel, 200.0) == []
 
 
-def test_moving_to_and_fro_leaves_no_more_places_than_moves_forward() -> None:
+def test_alternating_deadlines_do_not_accumulate_references() -> None:
     wheel: TimingWheel[Entry] = TimingWheel(100.0)
     entry = Entry("a")
     for _ in range(1000):
@@ -50,7 +50,7 @@ def test_moving_to_and_fro_leaves_no_more_places_than_moves_forward() -> None:
     assert len(wheel) == 1
 
 
-def test_slots_that_were_slept_through_all_come_up() -> None:
+def test_all_missed_slots_come_up() -> None:
     wheel: TimingWheel[Entry] = TimingWheel(100.0)
     for second in range(10):
         wheel.schedule(Entry(str(second)), 100.0 + second)
@@ -58,7 +58,7 @@ def test_slots_that_were_slept_through_all_come_up() -> None:
     assert names(wheel, 111.0) == [str(second) for second in range(10)]
 
 
-def test_an_entry_put_while_its_slot_is_served_waits_for_the_next() -> None:
+def test_entry_rescheduled_during_advance_waits_for_its_next_slot() -> None:
     wheel: TimingWheel[Entry] = TimingWheel(100.0)
     entry = Entry("again")
     wheel.schedule(entry, 100.5)
@@ -71,7 +71,7 @@ def test_an_entry_put_while_its_slot_is_served_waits_for_the_next() -> None:
     assert names(wheel, 103.0) == ["again"]
 
 
-def test_slots_may_be_narrow() -> None:
+def test_slots_can_be_narrow() -> None:
     wheel: TimingWheel[Entry] = TimingWheel(100.0, width_s=0.1)
     wheel.schedule(Entry("a"), 100.25)
 

@@ -1,1 +1,1 @@
-"""What it costs to show a board to thousands: `make bench-ws`."""
+"""Cost of sending a board to thousands of viewers: `make bench-ws`."""

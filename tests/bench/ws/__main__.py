@@ -1,11 +1,12 @@
-"""`make bench-ws`: what one board a tenth of a second costs per viewer, and how late it is.
+"""`make bench-ws`: cost per viewer, and delay, of ten boards a second.
 
-Ours, websockets' broadcast() and Litestar on uvicorn, one after the other in every run, each in a
-process of its own on the same relay and the same Valkey; the viewers are raw sockets in another
-process. Per size and server: processor time of the server per frame that arrived, memory per
-viewer, and milliseconds until a board is at a viewer that reads, from just before its update was
-sent (which includes the pace of ten boards a second) and from when it was built. Medians of the
-runs, with the least and the most. ``--check`` fails where a target is missed.
+Compares the streamer, websockets' broadcast() and Litestar on uvicorn, one after the other in every
+run. Each runs in its own process with the same BoardWatcher and the same Valkey; the viewers are
+raw sockets in another process. Reports per size and server: CPU time of the server per delivered
+frame, memory per viewer, and milliseconds until a board reaches a reading viewer, measured from
+just before its update was sent (which includes the frame interval of 100 ms) and from when it was
+built. The figures are medians of the runs, with minimum and maximum. ``--check`` fails if a target
+is missed.
 """
 
 import argparse
@@ -74,7 +75,7 @@ def environment(redis_url: str, folder: Path, port: int) -> dict[str, str]:
         "SCOREBOARD_NEW_VIEWERS_BURST": "100000",
         "SCOREBOARD_DRAIN_S": "0.2",
         "SCOREBOARD_LOG_LEVEL": "error",
-        # Stalled viewers stay for the whole of a run.
+        # Stalled viewers stay connected for the whole run.
         "SCOREBOARD_SLOW_VIEWER_S": "600",
     }
 
@@ -110,11 +111,11 @@ def serving(name: str, redis_url: str, folder: Path) -> Iterator[tuple[int, int]
         server.wait()
 
 
-class CrowdProcess:
-    """Viewers in a process of their own."""
+class ViewersProcess:
+    """The process that holds the viewers."""
 
     def __init__(self, port: int, viewers: int, stalled: int) -> None:
-        words = ["-m", "tests.bench.ws.crowd", str(port), str(viewers - stalled), str(stalled)]
+        words = ["-m", "tests.bench.ws.viewers", str(port), str(viewers - stalled), str(stalled)]
         self._process = subprocess.Popen(
             [sys.executable, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -149,7 +150,7 @@ class CrowdProcess:
 
 
 async def publish(redis_url: str, seconds: float) -> dict[int, float]:
-    """Change the top ten times a second; give when each change was sent, by seq."""
+    """Change the top 10 ten times a second; return when each change was sent, by seq."""
     sent: dict[int, float] = {}
     settings = load({"REDIS_URL": redis_url, "SCOREBOARD_ISSUER": "https://issuer.test/"})
     async with playing(settings) as submit:
@@ -174,14 +175,14 @@ async def open_main(redis_url: str) -> None:
 
 
 def measure(name: str, redis_url: str, *, viewers: int, stalled: int, seconds: float) -> Figures:
-    """Run one server under one crowd."""
+    """Run one server with one number of viewers."""
     asyncio.run(open_main(redis_url))
     with (
         tempfile.TemporaryDirectory() as folder,
         serving(name, redis_url, Path(folder)) as (port, pid),
     ):
         alone_kb = memory_kb(pid)
-        crowd = CrowdProcess(port, viewers, stalled)
+        crowd = ViewersProcess(port, viewers, stalled)
         try:
             asyncio.run(publish(redis_url, WARM_UP_S))
             with_crowd_kb = memory_kb(pid)
@@ -212,7 +213,7 @@ def measure(name: str, redis_url: str, *, viewers: int, stalled: int, seconds: f
 
 
 def middle(runs: list[Figures]) -> dict[str, tuple[float, float, float]]:
-    """Give median, least and most of each figure."""
+    """Return median, minimum and maximum of each figure."""
     return {
         key: (
             statistics.median(one[key] for one in runs),
@@ -244,7 +245,7 @@ def table(results: dict[str, dict[str, tuple[float, float, float]]]) -> str:
 
 
 def misses(results: dict[str, dict[str, tuple[float, float, float]]]) -> list[str]:
-    """Name the targets that were missed."""
+    """Return the targets that were missed."""
     found = []
     for label, figures in results.items():
         size, server = label.split("/")

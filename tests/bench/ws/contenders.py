@@ -1,4 +1,4 @@
-"""The obvious ways to show the same board, fed by the same relay: run as a program each.
+"""Other implementations with the same BoardWatcher, each run as a program.
 
 `python -m tests.bench.ws.contenders broadcast PORT` · websockets' own server and its broadcast()
 `python -m tests.bench.ws.contenders litestar PORT` · Litestar on uvicorn, one send per viewer
@@ -21,7 +21,7 @@ from scoreboard.runtime.settings import Settings, load
 
 
 class Newest:
-    """The relay's listener: the newest text, and a wake-up."""
+    """The listener of the watcher: the newest message and a wake-up event."""
 
     def __init__(self) -> None:
         self.text = ""

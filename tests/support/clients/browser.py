@@ -1,7 +1,7 @@
-"""Chromium for the tests of the page, and a guard over everything the page does in it.
+"""Chromium for the tests of the page, and checks on what the page does in it.
 
-Debian's Chromium is driven by Playwright (`apt-get install chromium`). Where it is missing, tests
-are skipped and say so; with CI=true they fail. One browser a session, a new profile per test.
+Playwright controls Debian's Chromium (`apt-get install chromium`). If it is missing, tests are
+skipped; with CI=true they fail. One browser per session, one profile per test.
 """
 
 import os
@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, Playwright, WebSocket, async_playwright
 
-from tests.support.fakes.stage import Stage
+from tests.support.fakes.site import FakeSite
 
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = [
@@ -31,9 +31,9 @@ ARGUMENTS = [
     "--disable-sync",
 ]
 ARTIFACTS = Path(__file__).parents[3] / ".artifacts"
-PATIENCE_MS = 5_000
+TIMEOUT_MS = 5_000
 _LOCAL = frozenset({"127.0.0.1", "localhost"})
-NOTE_VIOLATIONS = """
+RECORD_VIOLATIONS = """
   window.policyViolations = [];
   addEventListener("securitypolicyviolation",
     (event) => policyViolations.push(`${event.violatedDirective} ${event.blockedURI}`));
@@ -43,22 +43,22 @@ OpenPage = Callable[..., Awaitable[Page]]
 
 
 @dataclass
-class Guard:
-    """What the page did that a page of ours never does; checked when a test ends."""
+class PageGuard:
+    """Records errors, policy violations and external requests; checked when a test ends."""
 
     complaints: list[str] = field(default_factory=list)
-    foreign: list[str] = field(default_factory=list)
+    external: list[str] = field(default_factory=list)
     pages: list[Page] = field(default_factory=list)
     sockets: list[WebSocket] = field(default_factory=list)
     expected: re.Pattern[str] | None = None
-    _heard: list[tuple[Page, dict[str, Callable[[Any], None]]]] = field(default_factory=list)
+    _handlers: list[tuple[Page, dict[str, Callable[[Any], None]]]] = field(default_factory=list)
 
     def expect(self, pattern: str) -> None:
-        """Let console errors pass that match: those of the browser itself, for a lost server."""
+        """Ignore matching console errors, such as those of the browser for a lost server."""
         self.expected = re.compile(pattern)
 
     def expect_lost_server(self) -> None:
-        """Let the browser complain that it could not connect."""
+        """Ignore the browser's errors for failed connections."""
         self.expect(r"WebSocket connection to|Failed to load resource")
 
     def watch(self, page: Page) -> None:
@@ -71,11 +71,11 @@ class Guard:
         for event, handler in heard.items():
             page.on(event, handler)
         self.pages.append(page)
-        self._heard.append((page, heard))
+        self._handlers.append((page, heard))
 
-    def leave(self) -> None:
-        """Stop watching, for a page that outlives the test."""
-        for page, heard in self._heard:
+    def detach(self) -> None:
+        """Stop recording, for a page that outlives the test."""
+        for page, heard in self._handlers:
             for event, handler in heard.items():
                 page.remove_listener(event, handler)
 
@@ -91,19 +91,19 @@ class Guard:
     def _see(self, url: str) -> None:
         parts = urlsplit(url)
         if parts.scheme not in {"data", "blob"} and parts.hostname not in _LOCAL:
-            self.foreign.append(url)
+            self.external.append(url)
 
     async def check(self) -> None:
         for page in self.pages:
             violations = await page.evaluate("window.policyViolations")
             assert violations == [], "content security policy"
-        assert self.complaints == [], "the console"
-        assert self.foreign == [], "requests to elsewhere"
+        assert self.complaints == [], "console errors"
+        assert self.external == [], "external requests"
 
 
 @pytest.fixture(scope="session")
 def chromium_path() -> str:
-    """The path of Chromium; without one, the test skips, or fails in CI."""
+    """The path of Chromium; if it is missing, skip the test, or fail in CI."""
     path = shutil.which(CHROMIUM)
     if path is None:
         text = f"no {CHROMIUM}: apt-get install chromium"
@@ -129,25 +129,25 @@ async def browser(chromium_path: str) -> AsyncIterator[Browser]:
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def stage() -> AsyncIterator[Stage]:
-    async with Stage() as stage:
-        yield stage
+async def site() -> AsyncIterator[FakeSite]:
+    async with FakeSite() as site:
+        yield site
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def guard() -> Guard:
-    return Guard()
+async def guard() -> PageGuard:
+    return PageGuard()
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def open_page(browser: Browser, guard: Guard, stage: Stage) -> AsyncIterator[OpenPage]:
-    """Give an opener of pages, each in a profile of its own, with a context's options.
+async def open_page(browser: Browser, guard: PageGuard, site: FakeSite) -> AsyncIterator[OpenPage]:
+    """Return a function that opens pages, each in its own profile, with a context's options.
 
-    With `clock=True` the page's time stands under `page.clock`; `random` is what its dice give.
-    When the test ends, no page may have complained on its console, offended its policy, or asked
-    anything of another machine; the stage stands until then, as a page that sees it go complains.
+    With `clock=True` the test controls the page's time by `page.clock`; `random` fixes the result
+    of `Math.random`. When the test ends, no page may have logged an error, violated its policy, or
+    sent a request to another host. The site is stopped after that check.
     """
-    del stage
+    del site
     contexts = []
 
     async def open_(
@@ -160,8 +160,8 @@ async def open_page(browser: Browser, guard: Guard, stage: Stage) -> AsyncIterat
         options = {"viewport": {"width": 1000, "height": 900}, "locale": "en-US"} | options
         context = await browser.new_context(**options)
         contexts.append(context)
-        context.set_default_timeout(PATIENCE_MS)
-        await context.add_init_script(NOTE_VIOLATIONS)
+        context.set_default_timeout(TIMEOUT_MS)
+        await context.add_init_script(RECORD_VIOLATIONS)
         if random is not None:
             await context.add_init_script(f"Math.random = () => {random}")
         page = await context.new_page()
@@ -184,7 +184,7 @@ async def keep_screenshot(
     name: str,
     animations: Literal["allow", "disabled"] = "disabled",
 ) -> Path:
-    """Write a picture of the page into the git-ignored `.artifacts/`."""
+    """Save a screenshot of the page in the git-ignored `.artifacts/`."""
     ARTIFACTS.mkdir(exist_ok=True)
     path = ARTIFACTS / f"{name}.png"
     await page.screenshot(path=path, animations=animations)

@@ -1,11 +1,11 @@
-"""Viewers for the tests: one that speaks bytes, and the streamer they connect to.
+"""A raw WebSocket client for tests, and fixtures that start a streamer.
 
     streamer = await start_streamer(viewers_per_address=5)
     viewer = await connect(streamer.port)              # handshake done, nothing read yet
     board = await viewer.next("leaderboard")
 
-A raw viewer reads only when asked, so a test decides who is slow. It knows RFC 6455 well enough to
-notice a server that breaks it, and every message it reads is held against docs/asyncapi.yaml.
+A raw viewer reads only when asked, so a test controls which viewers are slow. It checks that the
+server follows RFC 6455, and validates every message against docs/asyncapi.yaml.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ Headers = list[tuple[str, str]]
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], Any]]:
-    """Run the services' tests on the loop they run on; it writes and pauses in its own way."""
+    """Run the tests of a service on the event loop it uses; uvloop buffers writes differently."""
     if item.path.name.startswith("test_http1"):
         return {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
     if item.path.name.startswith(("test_streamer", "test_api", "test_operator_port")):
@@ -66,7 +66,7 @@ def request_bytes(
     subprotocols: str | None = None,
     origin: str | None = None,
 ) -> bytes:
-    """Build a handshake; ``drop`` leaves standard headers out, ``headers`` adds any."""
+    """Return a handshake request; ``drop`` omits standard headers, ``headers`` adds others."""
     standard = [
         ("Host", "scoreboard.test"),
         ("Connection", "Upgrade"),
@@ -95,7 +95,7 @@ def masked_frame(
     mask: bool = True,
     length: int | None = None,
 ) -> bytes:
-    """Build a frame as a client sends it; the options break rules on purpose."""
+    """Return a client frame; the options can make it invalid."""
     size = len(payload) if length is None else length
     head = bytes([(0x80 if fin else 0) | rsv << 4 | opcode])
     bit = 0x80 if mask else 0
@@ -113,7 +113,7 @@ def masked_frame(
 
 @dataclass(frozen=True)
 class HttpResponse:
-    """An HTTP answer to a handshake."""
+    """An HTTP response to a handshake."""
 
     status: int
     headers: Mapping[str, str]
@@ -138,12 +138,12 @@ class Received:
 
     @property
     def code(self) -> int:
-        """The code of a close frame; 1005 where it has none."""
+        """The code of a close frame; 1005 if it has none."""
         return struct.unpack("!H", self.payload[:2])[0] if self.payload else 1005
 
 
 class Closed(Exception):  # noqa: N818 (says what happened)
-    """The connection ended; ``code`` is that of the close frame, 1006 without one."""
+    """The connection has ended; ``code`` is that of the close frame, or 1006 without one."""
 
     def __init__(self, code: int, payload: bytes = b"") -> None:
         super().__init__(code)
@@ -153,7 +153,7 @@ class Closed(Exception):  # noqa: N818 (says what happened)
 
 @dataclass(eq=False)
 class RawViewer:
-    """A connection that does what the test says and nothing else, except answering pings."""
+    """A connection controlled by the test; only pings are answered automatically."""
 
     connection: socket.socket
     buffer: bytearray = field(default_factory=bytearray)
@@ -167,9 +167,9 @@ class RawViewer:
     async def open(
         cls, port: int, *, receive_bytes: int | None = None, source: str | None = None
     ) -> Self:
-        """Connect; ``receive_bytes`` makes the kernel take little for it.
+        """Connect; ``receive_bytes`` limits the receive buffer of the kernel.
 
-        ``source`` is the address to come from, such as 127.0.0.2.
+        ``source`` is the local address, such as 127.0.0.2.
         """
         connection = socket.socket()
         connection.setblocking(False)
@@ -192,7 +192,7 @@ class RawViewer:
         await self.send(masked_frame(TEXT, json.dumps(message).encode()))
 
     async def answer(self, within_s: float = 5.0) -> HttpResponse:
-        """Read an HTTP answer."""
+        """Read an HTTP response."""
         async with asyncio.timeout(within_s):
             while b"\r\n\r\n" not in self.buffer:
                 await self._fill()
@@ -211,7 +211,7 @@ class RawViewer:
         return HttpResponse(int(lines[0].split(" ")[1]), headers, body)
 
     async def frame(self, within_s: float = 5.0) -> Received:
-        """Read one frame, whatever it is; answers a ping. Raises Closed."""
+        """Read one frame of any type; answer a ping. Raises Closed."""
         async with asyncio.timeout(within_s):
             while True:
                 found = self._parse()
@@ -233,7 +233,7 @@ class RawViewer:
                 return found
 
     async def next(self, kind: str | None = None, within_s: float = 5.0) -> dict[str, Any]:
-        """Read on to the next message (of a kind). Raises Closed."""
+        """Read until the next message (of a type). Raises Closed."""
         async with asyncio.timeout(within_s):
             while True:
                 found = await self.frame(within_s)
@@ -241,7 +241,7 @@ class RawViewer:
                     return found.message
 
     async def closed(self, within_s: float = 5.0) -> int:
-        """Read on to the end; give the close code."""
+        """Read until the end; return the close code."""
         async with asyncio.timeout(within_s):
             try:
                 while True:
@@ -250,7 +250,7 @@ class RawViewer:
                 return closed.code
 
     async def close_payload(self, within_s: float = 5.0) -> bytes:
-        """Read on to the close frame; give its payload."""
+        """Read until the close frame; return its payload."""
         async with asyncio.timeout(within_s):
             try:
                 while True:
@@ -259,7 +259,7 @@ class RawViewer:
                 return closed.payload
 
     async def eof(self, within_s: float = 5.0) -> bytes:
-        """Read until the server has closed the connection; give what came."""
+        """Read until the server has closed the connection; return what was received."""
         async with asyncio.timeout(within_s):
             try:
                 while True:
@@ -271,7 +271,7 @@ class RawViewer:
         self.connection.close()
 
     def reset(self) -> None:
-        """Vanish with a RST."""
+        """Close with a TCP reset."""
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
 
@@ -289,9 +289,9 @@ class RawViewer:
         if len(buffer) < 2:
             return None
         first, second = buffer[0], buffer[1]
-        assert first & 0x80, "the server never fragments"
-        assert not first & 0x70, "the server negotiates no extension"
-        assert not second & 0x80, "a server never masks"
+        assert first & 0x80, "the server does not fragment"
+        assert not first & 0x70, "no extension is negotiated"
+        assert not second & 0x80, "a server must not mask"
         size, start = second & 0x7F, 2
         if size == 126:
             if len(buffer) < 4:
@@ -308,7 +308,7 @@ class RawViewer:
 
 @dataclass
 class RunningStreamer:
-    """A streamer in the test's own process."""
+    """A streamer in the process of the test."""
 
     streamer: Streamer
     settings: Settings
@@ -320,12 +320,12 @@ class RunningStreamer:
         return self.streamer.manager.admission.viewers
 
     async def is_quiet(self, board: str = "main") -> None:
-        """Wait until the reads that follow a start or a board are over."""
+        """Wait until the reads after a start or a change have ended."""
         channel, clock = self.streamer.manager.channel(board), self.streamer.manager.clock
         await eventually_async(lambda: clock() - channel.frame_at_s > 0.3)
 
     async def is_empty(self, within_s: float = 5.0) -> None:
-        """Wait until nothing is left of anybody."""
+        """Wait until all connections and counts are released."""
         manager = self.streamer.manager
         await eventually_async(
             lambda: manager.admission.is_empty and not manager.connections, within_s=within_s
@@ -337,7 +337,7 @@ StartStreamer = Callable[..., Awaitable[RunningStreamer]]
 
 
 def streamer_settings(redis_url: str, **more: object) -> Settings:
-    """Settings of a streamer; ``more`` are fields, such as ``viewers_per_address=5``."""
+    """Return settings of a streamer; ``more`` are fields, such as ``viewers_per_address=5``."""
     environ = {
         "REDIS_URL": redis_url,
         "SCOREBOARD_ISSUER": ISSUER,
@@ -355,7 +355,7 @@ def streamer_settings(redis_url: str, **more: object) -> Settings:
 
 @pytest.fixture
 async def start_streamer(redis_url: str, jwks_file: Path) -> AsyncIterator[StartStreamer]:
-    """Give a maker of running streamers on the test's Redis, with a public board by default."""
+    """Return a function that starts streamers on the test's Redis, with a public board."""
     async with AsyncExitStack() as stack:
 
         async def start(
@@ -388,12 +388,12 @@ async def start_streamer(redis_url: str, jwks_file: Path) -> AsyncIterator[Start
 
 Submit = Callable[..., Awaitable[int]]
 
-_numbers = itertools.count(1)  # no action of one test run repeats another
+_numbers = itertools.count(1)  # unique within a test run
 
 
 @asynccontextmanager
 async def playing(settings: Settings) -> AsyncIterator[Submit]:
-    """Give a submitter of actions, ``await submit("ada", 10)``, which answers their seq."""
+    """Yield a function that submits an action, ``await submit("ada", 10)``, and returns its seq."""
     dispatcher = Dispatcher(settings)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(dispatcher.run())
@@ -413,7 +413,7 @@ Connect = Callable[..., Awaitable[RawViewer]]
 
 @pytest.fixture
 async def connect() -> AsyncIterator[Connect]:
-    """Give a maker of viewers whose handshake is done; all are closed after the test."""
+    """Return a function that connects viewers; all are closed after the test."""
     viewers: list[RawViewer] = []
 
     async def make(port: int, path: str = PATH, **request: Any) -> RawViewer:
@@ -432,7 +432,7 @@ async def connect() -> AsyncIterator[Connect]:
 
 @pytest.fixture
 async def handshake() -> AsyncIterator[Callable[..., Awaitable[HttpResponse]]]:
-    """Give a sender of one handshake that reads the answer; a granted one stays open."""
+    """Return a function that sends a handshake and reads the response; accepted ones stay open."""
     viewers: list[RawViewer] = []
 
     async def send(

@@ -1,12 +1,12 @@
-"""A streamer and a web server that do as a test says, to bring the page into every state.
+"""A scripted streamer and web server, to bring the page into every state.
 
-    async with Stage() as stage:
-        await stage.show(("alice", 30), ("bob", 20))     # the next seq, to every viewer
-        await stage.send(type="status", state="stale")
-        await stage.close_viewers(4401)
+    async with FakeSite() as site:
+        await site.send_board(("alice", 30), ("bob", 20))     # the next seq, to every viewer
+        await site.send(type="status", state="stale")
+        await site.close_viewers(4401)
 
-It speaks `scoreboard.v1` as far as a viewer can see it, on a port of its own, and serves `web/` on
-another, under the policy the api sends. tests/browser/test_real_system.py has the real ones.
+The streamer speaks `scoreboard.v1` on one port; the web server serves `web/` on another, with the
+policy of the api. tests/browser/test_real_system.py uses the real services.
 """
 
 import json
@@ -27,7 +27,7 @@ from scoreboard.runtime.resources import web_path
 from scoreboard.runtime.settings import load
 
 HOST = "127.0.0.1"
-# For tests of the client alone; the icon keeps the browser from asking for one.
+# For tests of the client alone; the icon prevents a request for /favicon.ico.
 BLANK = b'<!doctype html><title>blank</title><link rel="icon" href="data:,">'
 CONTENT_TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -40,7 +40,7 @@ CONTENT_TYPES = {
 
 @dataclass
 class Handshake:
-    """What a viewer asked for."""
+    """A handshake request of a viewer."""
 
     path: str
     board: str | None
@@ -54,15 +54,15 @@ class Handshake:
 
 
 @dataclass
-class Stage:
-    """The servers; an async context manager."""
+class FakeSite:
+    """Both servers; an async context manager."""
 
     epoch: int = 1
     seq: int = 0
     board: str = "main"
     rows: list[dict[str, Any]] = field(default_factory=list)
-    refuse: HTTPStatus | None = None
-    greet: bool = True
+    reject_status: HTTPStatus | None = None
+    sends_snapshot: bool = True
     api_status: HTTPStatus = HTTPStatus.NOT_FOUND
     handshakes: list[Handshake] = field(default_factory=list)
     received: list[dict[str, Any]] = field(default_factory=list)
@@ -93,22 +93,22 @@ class Stage:
 
     @property
     def url(self) -> str:
-        """The address of the page."""
+        """The URL of the page."""
         assert self._pages is not None
         return f"http://{HOST}:{_port_of(self._pages)}/"
 
     @property
     def ws_url(self) -> str:
-        """The address of the pretended streamer."""
+        """The URL of the fake streamer."""
         return f"ws://{HOST}:{self._ws_port}/ws/scoreboard"
 
     async def start_streamer(self) -> None:
-        """Listen for viewers, after a stop on the same port as before."""
+        """Listen for viewers; after a stop, on the same port."""
         self._streamer = await serve(
             self._serve_viewer,
             HOST,
             self._ws_port,
-            process_request=self._judge_viewer,
+            process_request=self._handle_handshake,
             select_subprotocol=_select_subprotocol,
             ping_interval=None,
             close_timeout=0.5,
@@ -116,7 +116,7 @@ class Stage:
         self._ws_port = _port_of(self._streamer)
 
     async def stop_streamer(self) -> None:
-        """Close the port and cut every viewer off without a word."""
+        """Close the port and abort every connection."""
         if self._streamer is not None:
             for viewer in tuple(self.viewers):
                 viewer.transport.abort()
@@ -124,17 +124,17 @@ class Stage:
             await self._streamer.wait_closed()
             self._streamer = None
 
-    async def show(self, *rows: tuple[str, int], seq: int | None = None) -> None:
-        """Send these players, best first, to every viewer, and to those who come later."""
+    async def send_board(self, *rows: tuple[str, int], seq: int | None = None) -> None:
+        """Send these players, best first, to every viewer, now and after later handshakes."""
         self.seq = self.seq + 1 if seq is None else seq
         self.rows = [
             {"rank": rank, "userId": user_id, "score": score}
             for rank, (user_id, score) in enumerate(rows, start=1)
         ]
-        await self.send(**self.frame())
+        await self.send(**self.board_message())
 
-    def frame(self, **changes: Any) -> dict[str, Any]:
-        """Give the current board as a message."""
+    def board_message(self, **changes: Any) -> dict[str, Any]:
+        """Return the current board as a message."""
         return {
             "type": "leaderboard",
             "board": self.board,
@@ -149,7 +149,7 @@ class Stage:
         await self.send_text(json.dumps(message))
 
     async def send_text(self, text: str) -> None:
-        """Send a text as it is to every viewer."""
+        """Send a text unchanged to every viewer."""
         for viewer in tuple(self.viewers):
             with suppress(ConnectionClosed):
                 await viewer.send(text)
@@ -165,31 +165,31 @@ class Stage:
             if self.close_at_once is not None:
                 await viewer.close(self.close_at_once)
                 return
-            if self.greet:
-                await viewer.send(json.dumps(self.frame()))
+            if self.sends_snapshot:
+                await viewer.send(json.dumps(self.board_message()))
             async for text in viewer:
                 message = json.loads(text)
                 self.received.append(message)
                 if message["type"] == "sync":
-                    await viewer.send(json.dumps(self.frame()))
+                    await viewer.send(json.dumps(self.board_message()))
         except ConnectionClosed:
             pass
         finally:
             self.viewers.discard(viewer)
 
-    def _judge_viewer(self, viewer: ServerConnection, request: Request) -> Response | None:
+    def _handle_handshake(self, viewer: ServerConnection, request: Request) -> Response | None:
         offered = ",".join(request.headers.get_all("Sec-WebSocket-Protocol"))
         board = parse_qs(urlsplit(request.path).query).get("board", [None])[0]
         names = [name.strip() for name in offered.split(",") if name.strip()]
         self.handshakes.append(Handshake(request.path, board, names))
-        if self.refuse is not None:
-            return _answer(self.refuse)
+        if self.reject_status is not None:
+            return _answer(self.reject_status)
         return None
 
     def _serve_page(self, viewer: ServerConnection, request: Request) -> Response | None:
         path = urlsplit(request.path).path
         if path == "/ws/scoreboard":
-            return self._judge_viewer(viewer, request)
+            return self._handle_handshake(viewer, request)
         if path == "/config.json":
             config = {"ws": self.ws_url} if self.config is None else self.config
             return _answer(HTTPStatus.OK, json.dumps(config).encode(), ".json")

@@ -1,8 +1,9 @@
-"""A process full of viewers that do as little as they can: connect, read, note when, answer pings.
+"""A process with many minimal viewers: connect, read, record the time, answer pings.
 
-`python -m tests.bench.ws.crowd PORT COUNT STALLED`, told by lines on standard input: ``begin``
-forgets what came so far, ``end`` writes one line of JSON, ``[[seq, seconds, milliseconds since it
-was built], …]``, and leaves. Raw sockets and one epoll: they take processor time from the server.
+`python -m tests.bench.ws.viewers PORT COUNT STALLED` reads commands from standard input: ``begin``
+discards what was recorded so far, ``end`` prints one line of JSON, ``[[seq, seconds, milliseconds
+since it was built], …]``, and exits. It uses raw sockets and one epoll, because the viewers compete
+with the server for CPU time.
 """
 
 import json
@@ -19,8 +20,8 @@ PENDING = 200
 """Handshakes under way at once."""
 
 
-class Crowd:
-    """Viewers by file descriptor, each with what it has not parsed yet."""
+class Viewers:
+    """The viewers by file descriptor, each with its unparsed bytes."""
 
     def __init__(self, port: int, count: int, stalled: int) -> None:
         self.port = port
@@ -32,7 +33,7 @@ class Crowd:
             self.join([self.connect() for _ in range(min(PENDING, count - start))])
         for _ in range(stalled):
             viewer = self.connect(receive_bytes=4096)
-            viewer.recv(1)  # its handshake is done; nothing more is read
+            viewer.recv(1)  # stalled: its handshake is done, nothing more is read
             self.stalled.append(viewer)
 
     def connect(self, receive_bytes: int = 0) -> socket.socket:
@@ -105,4 +106,4 @@ class Crowd:
 
 
 if __name__ == "__main__":
-    Crowd(*(int(word) for word in sys.argv[1:4])).run()
+    Viewers(*(int(word) for word in sys.argv[1:4])).run()
