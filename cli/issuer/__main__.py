@@ -1,8 +1,8 @@
-"""Runs the development issuer: `python -m cli.issuer`, a child of `scoreboard up`.
+"""`python -m cli.issuer`: the development issuer, a child of `scoreboard up`.
 
-It signs players in by name alone and game servers by a generated secret, so that everything works
-on a machine without an identity provider. Never for production: it refuses to start there, and to
-listen where another machine could reach it.
+It signs in players by name only and game servers by a generated secret, so that the system works
+without an identity provider. It is not for production: it starts in the environment `development`
+only and listens on loopback only.
 """
 
 import os
@@ -42,13 +42,20 @@ _log = get_logger(__name__)
 
 
 @click.command()
-@click.option("--folder", type=click.Path(path_type=Path), required=True, help="Key and secret.")
-@click.option("--host", default=HOST, show_default=True, help="127.0.0.1 or ::1.")
-@click.option("--port", type=click.IntRange(1, 65535), default=PORT, show_default=True)
-@click.option("--redirect-uri", "redirect_uris", multiple=True, required=True, help="The page's.")
-@click.option("--audience", default="scoreboard", show_default=True, help="The tokens' aud.")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder of the key and secret.",
+)
+@click.option("--host", default=HOST, show_default=True, help="Host: 127.0.0.1 or ::1.")
+@click.option("--port", type=click.IntRange(1, 65535), default=PORT, show_default=True,
+              help="Port.")  # fmt: skip
+@click.option("--redirect-uri", "redirect_uris", multiple=True, required=True,
+              help="Address of the page; can be repeated.")  # fmt: skip
+@click.option("--audience", default="scoreboard", show_default=True, help="Audience of the tokens.")
 def main(folder: Path, host: str, port: int, redirect_uris: Sequence[str], audience: str) -> None:
-    """Sign players in without a password. For development only."""
+    """Run the development issuer, which signs in players without a password."""
     try:
         environment = os.environ.get("SCOREBOARD_ENVIRONMENT") or "development"
         if environment != "development":
@@ -69,11 +76,11 @@ def main(folder: Path, host: str, port: int, redirect_uris: Sequence[str], audie
         form=os.environ.get("SCOREBOARD_LOG_FORMAT") or "json",
         environment=environment,
     )
-    site = IssuerApp(issuer, grants, FormSigner(), redirect_uris)
+    app = IssuerApp(issuer, grants, FormSigner(), redirect_uris)
 
     async def serve(stop: lifecycle.StopEvent) -> None:
         _log.warning("development_issuer_started", url=url, never_for="production")
-        server = Server(site, LIMITS)
+        server = Server(app, LIMITS)
         async with server.listening(listener):
             await stop.wait()
             await server.drain(DRAIN_S)

@@ -1,8 +1,8 @@
-"""The development issuer over HTTP: metadata, key set, sign-in form, token endpoint.
+"""The HTTP application of the development issuer: metadata, key set, sign-in form, token endpoint.
 
-Run by `cli.issuer`. What stays true: it answers to its own address only, so no page can
-reach it under another name; a form is taken from its own page only; browsers of other origins than
-the scoreboard page's can read nothing; nothing it answers is stored or framed.
+Invariants: only requests with the issuer's own Host are accepted, so that no page can reach it by
+another name; a form is accepted from the issuer's own page only; only the origins of the scoreboard
+page can read answers; no answer may be stored or framed.
 """
 
 from collections.abc import Sequence
@@ -24,6 +24,7 @@ from cli.issuer.oauth import (
     RedirectableError,
     parse_authorization_request,
 )
+from cli.text import ID_RULE
 from scoreboard.errors import ScoreboardError
 from scoreboard.http.asgi import ask, build_scope
 from scoreboard.http.problems import status_of
@@ -46,30 +47,33 @@ HttpRequest = Request[Any, Any, Any]
 
 
 class IssuerApp:
-    """The routes, with what they need: the handler of a server (scoreboard.http)."""
+    """The routes of the issuer; the request handler of a `scoreboard.http` server."""
 
     def __init__(
         self,
         issuer: LocalIssuer,
         grants: AuthorizationServer,
-        seal: FormSigner,
+        signer: FormSigner,
         redirect_uris: Sequence[str],
     ) -> None:
-        """``issuer.issuer`` is the address served; ``redirect_uris`` are the page's own."""
+        """Serve the address ``issuer.issuer`` for the page at ``redirect_uris``."""
         self._url: Final = issuer.issuer
         self._host: Final = urlsplit(issuer.issuer).netloc
         self._key_set = issuer.jwks_file.read_bytes()
         self._metadata = msgspec.json.encode(_metadata(self._url))
         self._grants = grants
-        self._seal = seal
+        self._signer = signer
         self._redirect_uris = frozenset(redirect_uris)
         self._page_origins = frozenset(_origin_of(uri) for uri in redirect_uris)
-        self._protection = _protection(self._page_origins)
+        self._security_headers = _security_headers(self._page_origins)
         self.app: Final = Litestar(
             route_handlers=self._handlers(),
             before_request=self._refuse_other_hosts,
-            after_request=self._protect,
-            exception_handlers={HTTPException: self._say_status, Exception: self._say_failure},
+            after_request=self._add_security_headers,
+            exception_handlers={
+                HTTPException: self._report_status,
+                Exception: self._report_failure,
+            },
             request_max_body_size=BODY_BYTES_MAX,
             logging_config=None,
             openapi_config=None,
@@ -84,10 +88,10 @@ class IssuerApp:
             return self.refuse(error, request.peer[0])
 
     def refuse(self, error: ScoreboardError, peer: str) -> HttpResponse:
-        """Return the answer to what could not be read, or has no place."""
+        """Return the answer to a request that was invalid or exceeded a limit."""
         _log.info("request_refused", code=error.code, client=peer)
         answer = {"error": "invalid_request", "error_description": error.detail}
-        fields = [(name.encode(), value.encode()) for name, value in self._protection.items()]
+        fields = [(name.encode(), value.encode()) for name, value in self._security_headers.items()]
         return HttpResponse(
             status_of(type(error)),
             [(b"Content-Type", _JSON.encode()), *fields],
@@ -100,60 +104,62 @@ class IssuerApp:
             name="metadata",
         )
         async def metadata(request: HttpRequest) -> Response[bytes]:
-            return self._shared(request, self._metadata)
+            return self._respond(request, self._metadata)
 
         @get("/jwks.json", name="jwks")
         async def jwks(request: HttpRequest) -> Response[bytes]:
-            return self._shared(request, self._key_set)
+            return self._respond(request, self._key_set)
 
-        @get("/authorize", name="ask")
-        async def ask(request: HttpRequest) -> Response[str]:
-            return self._ask(_pairs(request.scope["query_string"]))
+        @get("/authorize", name="authorize")
+        async def authorize(request: HttpRequest) -> Response[str]:
+            return self._authorize(_pairs(request.scope["query_string"]))
 
-        @post("/authorize", name="agree")
-        async def agree(request: HttpRequest) -> Response[str]:
-            return self._agree(request, await _form(request))
+        @post("/authorize", name="submit")
+        async def submit(request: HttpRequest) -> Response[str]:
+            return self._submit(request, await _form(request))
 
         @post("/token", name="token")
         async def token(request: HttpRequest) -> Response[bytes]:
             return await self._token(request)
 
-        return [metadata, jwks, ask, agree, token]
+        return [metadata, jwks, authorize, submit, token]
 
-    def _ask(self, fields: Fields) -> Response[str]:
+    def _authorize(self, fields: Fields) -> Response[str]:
         try:
             request = parse_authorization_request(fields, self._redirect_uris)
         except RedirectableError as refused:
             _log.info("sign_in_refused", error=refused.error)
             answer = {"error": refused.error, "error_description": refused.description}
-            return self._send_back(refused.redirect_uri, refused.state, answer)
+            return self._redirect(refused.redirect_uri, refused.state, answer)
         except OAuthError as refused:
             _log.info("sign_in_refused", error=refused.error)
             return _html(render_error(refused), HTTPStatus.BAD_REQUEST)
-        return _html(render_form(request, self._seal.close(request)))
+        return _html(render_form(request, self._signer.sign(request)))
 
-    def _agree(self, http: HttpRequest, fields: Fields) -> Response[str]:
-        # The signed form says what was asked; only the browser can say whose page sent it.
+    def _submit(self, http: HttpRequest, fields: Fields) -> Response[str]:
+        # The signature covers the request; only Origin shows which page sent the form.
         if http.headers.get("origin") != self._url:
-            refused = OAuthError("invalid_request", "This form was sent from another page.")
+            refused = OAuthError("invalid_request", "The form was sent from another page.")
             return _html(render_error(refused), HTTPStatus.FORBIDDEN)
         values = dict(fields)
         try:
-            request = self._seal.open(values.get("form", ""))
+            request = self._signer.verify(values.get("form", ""))
         except OAuthError as refused:
             return _html(render_error(refused), HTTPStatus.BAD_REQUEST)
         if values.get("answer") == "cancel":
-            return self._send_back(request.redirect_uri, request.state, {"error": "access_denied"})
+            return self._redirect(request.redirect_uri, request.state, {"error": "access_denied"})
         return self._sign_in(request, values.get("name", "").strip())
 
     def _sign_in(self, request: AuthorizationRequest, name: str) -> Response[str]:
         if not is_identifier(name):
-            wrong = "Use 1 to 128 of these characters: A-Z a-z 0-9 . _ | : @ -"
-            form = render_form(request, self._seal.close(request), name=name[:128], wrong=wrong)
+            problem = f"Use {ID_RULE}."
+            form = render_form(
+                request, self._signer.sign(request), name=name[:128], problem=problem
+            )
             return _html(form, HTTPStatus.UNPROCESSABLE_ENTITY)
         code = self._grants.create_code(request, name)
         _log.info("player_signed_in", user_id=name)
-        return self._send_back(request.redirect_uri, request.state, {"code": code})
+        return self._redirect(request.redirect_uri, request.state, {"code": code})
 
     async def _token(self, request: HttpRequest) -> Response[bytes]:
         authorization = request.headers.get("authorization", "")
@@ -164,22 +170,22 @@ class IssuerApp:
             is_unknown = refused.error == "invalid_client"
             status = HTTPStatus.UNAUTHORIZED if is_unknown else HTTPStatus.BAD_REQUEST
             answer = {"error": refused.error, "error_description": refused.description}
-            response = self._shared(request, msgspec.json.encode(answer), status)
+            response = self._respond(request, msgspec.json.encode(answer), status)
             if is_unknown and authorization:
                 response.headers["WWW-Authenticate"] = 'Basic realm="scoreboard"'
             return response
-        return self._shared(request, msgspec.json.encode(issued))
+        return self._respond(request, msgspec.json.encode(issued))
 
-    def _send_back(self, redirect_uri: str, state: str, answer: dict[str, str]) -> Response[str]:
-        """Send the browser to the page, with who answers (RFC 9207) against mixing issuers up."""
+    def _redirect(self, redirect_uri: str, state: str, answer: dict[str, str]) -> Response[str]:
+        """Redirect the browser to the page, with `iss` against mix-up attacks (RFC 9207)."""
         query = answer | ({"state": state} if state else {}) | {"iss": self._url}
         headers = {"Location": f"{redirect_uri}?{urlencode(query)}"}
         return Response("", status_code=HTTPStatus.SEE_OTHER, headers=headers)
 
-    def _shared(
+    def _respond(
         self, request: HttpRequest, body: bytes, status: HTTPStatus = HTTPStatus.OK
     ) -> Response[bytes]:
-        """Answer what the page's script may read, and no other page's."""
+        """Return an answer that only the scripts of the scoreboard page can read."""
         headers = {"Vary": "Origin"}
         origin = request.headers.get("origin")
         if origin in self._page_origins:
@@ -189,27 +195,27 @@ class IssuerApp:
     def _refuse_other_hosts(self, request: HttpRequest) -> Response[str] | None:
         if request.headers.get("host") == self._host:
             return None
-        refused = OAuthError("invalid_request", f"This issuer is found at {self._url} only.")
+        refused = OAuthError("invalid_request", f"The address of this issuer is {self._url}.")
         return _html(render_error(refused), HTTPStatus.MISDIRECTED_REQUEST)
 
-    def _protect(self, response: Response[Any]) -> Response[Any]:
-        response.headers |= self._protection
+    def _add_security_headers(self, response: Response[Any]) -> Response[Any]:
+        response.headers |= self._security_headers
         return response
 
-    def _say_status(self, _request: HttpRequest, error: HTTPException) -> Response[bytes]:
+    def _report_status(self, _request: HttpRequest, error: HTTPException) -> Response[bytes]:
         answer = {"error": "invalid_request", "error_description": error.detail}
         body, status = msgspec.json.encode(answer), error.status_code
-        return self._protect(Response(body, status_code=status, media_type=_JSON))
+        return self._add_security_headers(Response(body, status_code=status, media_type=_JSON))
 
-    def _say_failure(self, _request: HttpRequest, error: Exception) -> Response[bytes]:
+    def _report_failure(self, _request: HttpRequest, error: Exception) -> Response[bytes]:
         _log.error("request_failed", exc_info=error)
         body, status = b'{"error":"server_error"}', HTTPStatus.INTERNAL_SERVER_ERROR
-        return self._protect(Response(body, status_code=status, media_type=_JSON))
+        return self._add_security_headers(Response(body, status_code=status, media_type=_JSON))
 
 
-def _protection(page_origins: frozenset[str]) -> dict[str, str]:
-    """Return the headers that keep every answer from being stored, framed or read elsewhere."""
-    # Chromium applies form-action to where the form's answer leads, too: hence the page.
+def _security_headers(page_origins: frozenset[str]) -> dict[str, str]:
+    """Return the headers that prevent answers from being stored, framed or read by other pages."""
+    # Chromium also applies form-action to the redirect after the form, so it includes the page.
     allowed = " ".join(("'self'", *sorted(page_origins)))
     return {
         "Cache-Control": "no-store",
@@ -220,13 +226,13 @@ def _protection(page_origins: frozenset[str]) -> dict[str, str]:
         ),
         "X-Frame-Options": "DENY",
         "X-Content-Type-Options": "nosniff",
-        # Not no-referrer: browsers then send the form with the origin "null".
+        # With no-referrer, browsers would send the form with the origin "null".
         "Referrer-Policy": "same-origin",
     }
 
 
 def _metadata(url: str) -> dict[str, Any]:
-    """Give the authorization server metadata (RFC 8414); OpenID's address serves the same."""
+    """Return the authorization server metadata (RFC 8414), also served at OpenID's address."""
     return {
         "issuer": url,
         "authorization_endpoint": f"{url}/authorize",
@@ -251,7 +257,9 @@ def _metadata(url: str) -> dict[str, Any]:
 async def _form(request: HttpRequest) -> Fields:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != _FORM:
-        raise HTTPException(f"Send {_FORM}", status_code=HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
+        raise HTTPException(
+            f"The Content-Type must be {_FORM}", status_code=HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+        )
     try:
         return _pairs(await request.body())
     except ScoreboardError as error:
@@ -265,7 +273,7 @@ def _pairs(text: bytes) -> Fields:
         )
     except ValueError:
         raise HTTPException(
-            "The fields cannot be read", status_code=HTTPStatus.BAD_REQUEST
+            "The fields are not form-encoded", status_code=HTTPStatus.BAD_REQUEST
         ) from None
 
 

@@ -1,7 +1,6 @@
-"""Where the development issuer may run, for which pages, and with what secret.
+"""The address, the redirect URIs and the client secret of the development issuer.
 
-Called by `cli.issuer`, which runs it, and `cli.commands.up`, which must know its name
-beforehand. What stays true: nothing but this machine can reach it, or be given what it issues.
+Invariant: only this machine can reach the issuer, and it redirects to pages of this machine only.
 """
 
 import secrets
@@ -19,9 +18,9 @@ SECRET_LENGTH_MIN: Final = 32
 
 
 def issuer_url(host: str, port: int) -> str:
-    """Give the issuer's address on a loopback IP, which is also its name in tokens.
+    """Return the issuer's address on a loopback IP, which is also its name in tokens.
 
-    Raises OperatorMistake where others could reach it.
+    Raises OperatorMistake if other machines could reach it.
     """
     try:
         address = ip_address(host)
@@ -29,14 +28,14 @@ def issuer_url(host: str, port: int) -> str:
         address = None
     if address is None or not address.is_loopback:
         raise OperatorMistake(
-            f"The development issuer asks for no password: it listens on 127.0.0.1 or ::1, "
+            f"The development issuer has no passwords and listens on 127.0.0.1 or ::1 only, "
             f"not on {host!r}"
         )
     return f"http://[{address}]:{port}" if address.version == 6 else f"http://{address}:{port}"
 
 
 def check_redirect_uri(uri: str) -> None:
-    """Raise OperatorMistake where ``uri`` is no plain address of a page on this machine."""
+    """Raise OperatorMistake unless ``uri`` is the plain http address of a page on this machine."""
     parts = urlsplit(uri)
     if (
         not is_loopback_url(uri)
@@ -46,12 +45,12 @@ def check_redirect_uri(uri: str) -> None:
         or "@" in uri
     ):
         raise OperatorMistake(
-            f"The development issuer sends players back to pages on this machine only, not {uri!r}"
+            f"The development issuer redirects to pages on this machine only, not to {uri!r}"
         )
 
 
 def is_loopback_url(url: str) -> bool:
-    """Tell whether only this machine can reach an address."""
+    """Return whether an address is a loopback address."""
     host = urlsplit(url).hostname or ""
     try:
         return host == "localhost" or ip_address(host).is_loopback
@@ -60,16 +59,16 @@ def is_loopback_url(url: str) -> bool:
 
 
 def load_client_secret(folder: Path) -> str:
-    """Give the game servers' client secret of a folder, made at the first call.
+    """Return the client secret of the game servers in a folder, created at the first call.
 
-    Raises OperatorMistake where others may read it, or it was shortened.
+    Raises OperatorMistake if other users can read it, or if it is too short.
     """
     path = folder / SECRET_FILE
     if not path.exists():
         write_private(path, secrets.token_urlsafe(SECRET_LENGTH_MIN))
     if path.stat().st_mode & 0o077:
-        raise OperatorMistake(f"{path} may be read by others: chmod 600 {path}")
+        raise OperatorMistake(f"Other users can read {path}; run chmod 600 {path}")
     secret = path.read_text().strip()
     if len(secret) < SECRET_LENGTH_MIN:
-        raise OperatorMistake(f"{path} holds no secret; remove it, and a new one is made")
+        raise OperatorMistake(f"{path} contains no valid secret; remove it to create a new one")
     return secret

@@ -1,8 +1,7 @@
-"""The development issuer's one form: "sign in as", without a password, and its refusals.
+"""The pages of the development issuer: the sign-in form, which asks for a name only, and errors.
 
-Called by `cli.issuer.app`. What stays true: everything that came from outside is escaped; nothing
-is loaded, framed or run; a form comes back only as it was given out by this process, and for a
-while only.
+Invariants: all input is escaped; the pages load no resource, run no script and cannot be framed; a
+form is accepted only with this process's signature and for a limited time.
 """
 
 import base64
@@ -22,7 +21,7 @@ from scoreboard.security.tokens import READ, UPDATE, UPDATE_ANY
 
 FORM_LIFE_S: Final = 600.0
 
-_MEANINGS: Final = {
+_SCOPE_TEXTS: Final = {
     UPDATE: "raise your score",
     UPDATE_ANY: "raise anyone's score",
     READ: "read the leaderboard",
@@ -54,60 +53,60 @@ button[value=agree] { border-color: var(--accent); background: var(--accent);
 """
 
 STYLE_HASH: Final = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-"""What the content security policy allows of styles."""
+"""The hash of the style in the content security policy."""
 
 
-class _SignedForm(Struct, frozen=True):
+class _Payload(Struct, frozen=True):
     request: AuthorizationRequest
-    until_s: float
+    expires_at_s: float
 
 
 class FormSigner:
-    """Signs what a form carries round, so that a form that was not given out is noticed."""
+    """Signs the request in a form, so that a forged or expired form is detected."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Make a key for this process; ``clock`` gives seconds that only grow."""
+        """Create a random key; ``clock`` must be monotonic, in seconds."""
         self._key = secrets.token_bytes(32)
         self._clock = clock
 
-    def close(self, request: AuthorizationRequest) -> str:
-        """Give the text that stands for ``request`` for FORM_LIFE_S seconds."""
-        body = msgspec.json.encode(_SignedForm(request, self._clock() + FORM_LIFE_S))
-        return base64.urlsafe_b64encode(self._sign(body) + body).decode()
+    def sign(self, request: AuthorizationRequest) -> str:
+        """Return the signed text of a request, which is valid for FORM_LIFE_S seconds."""
+        body = msgspec.json.encode(_Payload(request, self._clock() + FORM_LIFE_S))
+        return base64.urlsafe_b64encode(self._signature(body) + body).decode()
 
-    def open(self, text: str) -> AuthorizationRequest:
-        """Give the request of a text.
+    def verify(self, text: str) -> AuthorizationRequest:
+        """Return the request of a signed text.
 
-        Raises OAuthError where this process did not make it, or made it too long ago.
+        Raises OAuthError if its signature is wrong or it has expired.
         """
         try:
             raw = base64.b64decode(text.encode("ascii"), altchars=b"-_", validate=True)
         except ValueError:
             raw = b""
         signature, body = raw[:32], raw[32:]
-        if not hmac.compare_digest(signature, self._sign(body)):
-            raise OAuthError("invalid_request", "This form was not given out here.")
-        sealed = msgspec.json.decode(body, type=_SignedForm)
-        if sealed.until_s <= self._clock():
-            raise OAuthError("invalid_request", "This form has lain too long; go back.")
-        return sealed.request
+        if not hmac.compare_digest(signature, self._signature(body)):
+            raise OAuthError("invalid_request", "The form is not from this issuer.")
+        payload = msgspec.json.decode(body, type=_Payload)
+        if payload.expires_at_s <= self._clock():
+            raise OAuthError("invalid_request", "The form has expired; go back and sign in again.")
+        return payload.request
 
-    def _sign(self, body: bytes) -> bytes:
+    def _signature(self, body: bytes) -> bytes:
         return hmac.digest(self._key, body, "sha256")
 
 
 def render_form(
-    request: AuthorizationRequest, sealed: str, *, name: str = "", wrong: str = ""
+    request: AuthorizationRequest, signed: str, *, name: str = "", problem: str = ""
 ) -> str:
-    """Draw the form; ``wrong`` says what to change about ``name``."""
-    allowed = " and ".join(_MEANINGS[scope] for scope in request.scopes)
-    error = f'<p class="wrong" id="wrong" role="alert">{escape(wrong)}</p>' if wrong else ""
-    marks = 'aria-invalid="true" aria-describedby="wrong hint"' if wrong else _PLAIN
+    """Return the page of the form; ``problem`` describes what is wrong with ``name``."""
+    allowed = " and ".join(_SCOPE_TEXTS[scope] for scope in request.scopes)
+    error = f'<p class="wrong" id="wrong" role="alert">{escape(problem)}</p>' if problem else ""
+    marks = 'aria-invalid="true" aria-describedby="wrong hint"' if problem else _PLAIN
     return _page(
         "Sign in to Scoreboard",
         f"""<p>The page at <b>{escape(request.redirect_uri)}</b> will be able to {allowed}.</p>
 <form method="post" action="/authorize">
-<input type="hidden" name="form" value="{escape(sealed)}">
+<input type="hidden" name="form" value="{escape(signed)}">
 <label for="name">Player name</label>
 {error}
 <input id="name" name="name" value="{escape(name)}" required maxlength="128" autofocus
@@ -119,11 +118,11 @@ def render_form(
     )
 
 
-def render_error(refused: OAuthError) -> str:
-    """Draw why nobody can be signed in by this request."""
+def render_error(error: OAuthError) -> str:
+    """Return the page of a request that cannot be answered."""
     return _page(
-        "This sign-in cannot go on",
-        f'<p>{escape(refused.description)}</p><p class="hint">{escape(refused.error)}</p>',
+        "Sign-in failed",
+        f'<p>{escape(error.description)}</p><p class="hint">{escape(error.error)}</p>',
     )
 
 
@@ -137,6 +136,6 @@ def _page(title: str, body: str) -> str:
 <meta name="robots" content="noindex"><style>{_STYLE}</style></head>
 <body><main><h1>{title}</h1>
 {body}
-<p class="only">For development only, never for production: there is no password, so whoever can
-open this page can be any player.</p></main></body></html>
+<p class="only">For development only, never for production: there is no password, so anyone who can
+open this page can sign in as any player.</p></main></body></html>
 """

@@ -20,7 +20,7 @@ from scoreboard.http.server import Server
 from scoreboard.runtime.settings import load
 from scoreboard.runtime.sockets import bind
 from scoreboard.security.tokens import READ, UPDATE, UPDATE_ANY, LocalIssuer, Verifier
-from tests.support.clients.issuer import Player, answer_in, sealed_in
+from tests.support.clients.issuer import Player, answer_in, signed_form_in
 from tests.support.clients.smuggling import CHUNKS, HEADS
 from tests.support.eventually import eventually
 
@@ -223,7 +223,7 @@ async def test_a_name_that_is_no_identifier_is_asked_again(player: Player, name:
 
 @pytest.mark.parametrize("origin", [PAGE_ORIGIN, "http://localhost:8002", "null", None])
 async def test_a_form_sent_from_another_page_is_refused(player: Player, origin: str | None) -> None:
-    form = {"form": sealed_in((await player.ask()).text), "name": "mallory"}
+    form = {"form": signed_form_in((await player.ask()).text), "name": "mallory"}
     headers = {} if origin is None else {"Origin": origin}
     refused = await player.http.post(f"{URL}/authorize", data=form, headers=headers)
     assert refused.status_code == 403
@@ -233,7 +233,7 @@ async def test_a_form_sent_from_another_page_is_refused(player: Player, origin: 
 async def test_a_form_with_other_contents_is_refused(player: Player) -> None:
     form, other = (await player.ask()).text, (await player.ask(scope=READ)).text
     # The signature of one form before the contents of another.
-    mixed = sealed_in(form)[:40] + sealed_in(other)[40:]
+    mixed = signed_form_in(form)[:40] + signed_form_in(other)[40:]
     refused = await player.agree(form, "alice", form=mixed)
     assert refused.status_code == 400
 
@@ -444,7 +444,7 @@ async def test_a_process_signs_in_logs_no_secret_and_stops_when_asked(process: P
 @pytest.mark.parametrize(
     ("more", "environment", "reason"),
     [
-        (["--host", "0.0.0.0"], {}, "asks for no password"),
+        (["--host", "0.0.0.0"], {}, "has no passwords"),
         (["--redirect-uri", "https://scores.test/"], {}, "this machine only"),
         ([], {"SCOREBOARD_ENVIRONMENT": "production"}, "'production'"),
     ],

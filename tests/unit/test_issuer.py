@@ -283,34 +283,34 @@ def test_a_game_server_is_refused(
 # --- the form ---
 
 
-def test_a_seal_gives_back_what_it_closed() -> None:
-    seal = FormSigner()
-    assert seal.open(seal.close(request())) == request()
+def test_a_signed_form_returns_its_request() -> None:
+    signer = FormSigner()
+    assert signer.verify(signer.sign(request())) == request()
 
 
 @pytest.mark.parametrize("spoil", [lambda text: "", lambda text: text[4:], lambda text: "ü"])
 def test_a_form_that_was_not_given_out_is_refused(spoil) -> None:
-    seal = FormSigner()
-    with pytest.raises(OAuthError, match="not given out"):
-        seal.open(spoil(seal.close(request())))
+    signer = FormSigner()
+    with pytest.raises(OAuthError, match="not from this issuer"):
+        signer.verify(spoil(signer.sign(request())))
 
 
 def test_a_form_of_another_process_is_refused() -> None:
-    with pytest.raises(OAuthError, match="not given out"):
-        FormSigner().open(FormSigner().close(request()))
+    with pytest.raises(OAuthError, match="not from this issuer"):
+        FormSigner().verify(FormSigner().sign(request()))
 
 
 def test_a_form_that_lay_too_long_is_refused(clock: Clock) -> None:
-    seal = FormSigner(clock=clock)
-    sealed = seal.close(request())
+    signer = FormSigner(clock=clock)
+    signed = signer.sign(request())
     clock.now_s += FORM_LIFE_S
-    with pytest.raises(OAuthError, match="too long"):
-        seal.open(sealed)
+    with pytest.raises(OAuthError, match="expired"):
+        signer.verify(signed)
 
 
 def test_what_came_from_outside_is_escaped() -> None:
     nasty = "\"'><script>alert(1)</script>"
-    drawn = render_form(request(redirect_uri=nasty), nasty, name=nasty, wrong=nasty)
+    drawn = render_form(request(redirect_uri=nasty), nasty, name=nasty, problem=nasty)
     drawn += render_error(OAuthError(nasty, nasty))
     assert "<script" not in drawn
     assert "\"'>" not in drawn
@@ -368,7 +368,7 @@ def test_the_client_secret_is_made_once_and_kept_to_its_owner(tmp_path: Path) ->
 def test_an_empty_client_secret_is_no_secret(tmp_path: Path) -> None:
     load_client_secret(tmp_path)
     (tmp_path / "game-server-secret").write_text("\n")
-    with pytest.raises(OperatorMistake, match="no secret"):
+    with pytest.raises(OperatorMistake, match="no valid secret"):
         load_client_secret(tmp_path)
 
 

@@ -51,7 +51,7 @@ class Player:
     async def agree(self, shown: str, name: str, **changes: Any) -> httpx.Response:
         """Send the form that was shown, as a browser would."""
         headers = {"Origin": self.issuer} | changes.pop("headers", {})
-        fields = {"form": sealed_in(shown), "name": name, "answer": "agree"} | changes
+        fields = {"form": signed_form_in(shown), "name": name, "answer": "agree"} | changes
         return await self.http.post(f"{self.issuer}/authorize", data=fields, headers=headers)
 
     async def code(self, name: str = "alice", **changes: str | None) -> str:
@@ -77,7 +77,7 @@ def challenge_of(verifier: str) -> str:
     return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
-def sealed_in(form: str) -> str:
+def signed_form_in(form: str) -> str:
     found = re.search(r'name="form" value="([^"]+)"', form)
     assert found is not None, form
     return unescape(found[1])
