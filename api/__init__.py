@@ -1,1 +1,1 @@
-"""HTTP: authentication, validation, error shapes; one script call per request."""
+"""The HTTP API: authentication, validation, problems; one script call per request."""

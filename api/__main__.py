@@ -1,7 +1,6 @@
 """Starts the api: ``python -m api``.
 
-Settings, logs, metrics, then the server under the lifecycle; with several workers, their keeper.
-The phases of a stop stand in api.server.
+One process serves; with several workers, it supervises them. api.server describes the shutdown.
 """
 
 import gc
@@ -29,16 +28,16 @@ from scoreboard.runtime.workers import (
 )
 
 GC_THRESHOLDS: Final = (20_000, 20, 20)
-"""Requests leave little that only the collector can free; let it look less often."""
+"""Requests create few reference cycles, so the garbage collector runs less often."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the service; give the exit code."""
+    """Run the service; return the exit code."""
 
     def run(chosen: Settings) -> int:
         worker = parse_worker_arguments(list(arguments))
         if worker is None and chosen.api_workers > 1:
-            return _keep(chosen)
+            return _supervise(chosen)
         return _serve(chosen, worker)
 
     return start("api", run)
@@ -50,7 +49,7 @@ def _serve(chosen: Settings, worker: Worker | None) -> int:
     if worker is None or not chosen.api_metrics_port:
         operators = _bind_metrics(chosen)
     else:
-        operators = sockets.bind("127.0.0.1", 0)  # asked by the keeper alone
+        operators = sockets.bind_listener("127.0.0.1", 0)  # scraped by the supervisor only
     BUILD_INFO.labels(version("scoreboard"), "api").set(1)
 
     async def run(stop: StopEvent) -> None:
@@ -62,14 +61,14 @@ def _serve(chosen: Settings, worker: Worker | None) -> int:
                 await stack.enter_async_context(worker.kept(stop))
                 metrics_port = operators.getsockname()[1] if operators is not None else 0
                 started = partial(worker.notify_started, metrics_port)
-            _leave_start_to_rest()
+            _tune_garbage_collector()
             await serve(app, chosen, listener, stop, started=started)
 
     return lifecycle.run(run, grace_s=chosen.drain_s)
 
 
-def _keep(chosen: Settings) -> int:
-    # Without SO_REUSEPORT first: with it, a second api would share the port unnoticed.
+def _supervise(chosen: Settings) -> int:
+    # First without SO_REUSEPORT, which would let a second api share the port unnoticed.
     with bind(chosen.api_host, chosen.api_port) as probe:
         port: int = probe.getsockname()[1]
     held = bind(chosen.api_host, port, shared=True)
@@ -91,10 +90,10 @@ def _bind_metrics(chosen: Settings) -> socket.socket | None:
     )
 
 
-def _leave_start_to_rest() -> None:
-    """Keep the collector from going over all that starting has made, again and again.
+def _tune_garbage_collector() -> None:
+    """Exclude the objects made at startup from garbage collection.
 
-    It saves about 7 % of the CPU of an update (docs/explanation/benchmarks.md, section API).
+    This saves about 7 % of the CPU time of an update (docs/explanation/benchmarks.md, section API).
     """
     gc.collect()
     gc.freeze()

@@ -1,8 +1,8 @@
-"""Puts the api together: the only file that knows every part.
+"""Composes the api from its parts.
 
-``create_app`` does no I/O; ``Api.running`` opens what must be open while requests are served. Order
-at the end: the server has finished its requests, then the dispatcher sends what waits, then
-connections close.
+``create_app`` does no I/O. ``Api.running`` holds connections and background tasks while requests
+are served. Shutdown order: the server has finished its requests, then the dispatcher sends what is
+queued, then connections close.
 """
 
 import asyncio
@@ -17,12 +17,12 @@ from api.documents import openapi
 from api.edge import problems
 from api.edge.rate_limit import RateLimiter
 from api.edge.router import RouteHandler, Router
-from api.endpoints import static_files
+from api.endpoints import health, static_files
 from api.endpoints.board_reader import BoardReader
 from api.endpoints.event_streams import PATH as STREAM_PATH
 from api.endpoints.event_streams import EventStreams
+from api.endpoints.fast_update import PATH as UPDATE_PATH
 from api.endpoints.fast_update import FastUpdate
-from api.endpoints.health import Health, make_handlers
 from api.endpoints.name_cache import NameCache
 from api.endpoints.scores import Scores, Services
 from api.endpoints.updates import UpdateService
@@ -41,16 +41,16 @@ from scoreboard.store.dispatcher import Dispatcher
 from scoreboard.store.store import Store
 
 POOL_CLOSE_S: Final = 1.0
-"""Time for the pool's own tasks to end; one may be connecting to a server that does not answer."""
+"""Time for the pool's tasks to end; one may be connecting to an unresponsive server."""
 
 _log = get_logger(__name__)
 
 
 class Api:
-    """The application behind the server, with everything that it needs."""
+    """The application behind the server, with its dependencies."""
 
-    def __init__(self, settings: Settings, *, direct: bool = True) -> None:
-        """``direct`` false leaves the update to the framework's handler, to compare the two.
+    def __init__(self, settings: Settings, *, fast_updates: bool = True) -> None:
+        """``fast_updates`` false serves updates by the framework's handler, for comparison.
 
         Raises SettingInvalid.
         """
@@ -62,7 +62,7 @@ class Api:
         self._catalogue = Catalogue(settings, self._store)
         self._dispatcher = Dispatcher(settings, name="api-dispatcher")
         self._limiter = RateLimiter(settings) if settings.rate_limit == "app" else None
-        self.health = Health(
+        self.health = health.Health(
             settings,
             client=self._client,
             store=self._store,
@@ -83,7 +83,7 @@ class Api:
         self.litestar = Litestar(
             route_handlers=[
                 Scores,
-                *make_handlers(self.health),
+                *health.make_handlers(),
                 *static_files.make_handlers(settings, web_path()),
                 *openapi.make_handlers(settings),
             ],
@@ -93,19 +93,21 @@ class Api:
             request_max_body_size=settings.body_bytes,
             state=State({"services": Services(settings, self._verifier, updates, reads)}),
         )
-        self._stream = EventStreams(settings, self._verifier, self.health.draining)
-        handlers: dict[tuple[str, str], RouteHandler] = {("GET", STREAM_PATH): self._stream}
-        if direct:
-            handlers["POST", "/api/scores/update"] = FastUpdate(self._verifier, updates)
-        self.edge = Router(settings, self.litestar, handlers)
-        """Answers requests: the server's handler."""
+        self._streams = EventStreams(settings, self._verifier, self.health.draining)
+        routes: dict[tuple[str, str], RouteHandler] = {("GET", STREAM_PATH): self._streams}
+        for method in ("GET", "HEAD"):
+            routes[method, health.LIVE_PATH] = self.health.answer_live
+            routes[method, health.READY_PATH] = self.health.answer_ready
+        if fast_updates:
+            routes["POST", UPDATE_PATH] = FastUpdate(self._verifier, updates)
+        self.router = Router(settings, self.litestar, routes)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Hold open what requests need; a side task that dies ends the block with its error.
+        """Hold connections and background tasks; a failed task ends the block with its error.
 
-        Raises UnsafeRedis or SchemaMismatch where a reachable server cannot be used. One that is
-        not reachable is waited for, with ready red.
+        Raises UnsafeRedis or SchemaMismatch if a reachable server cannot be used. The api starts
+        without a server that is unreachable, and is not ready until it is reachable.
         """
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._client.aclose)
@@ -115,21 +117,21 @@ class Api:
             await self._open_database(stack)
             async with asyncio.TaskGroup() as tasks:
                 dispatcher = tasks.create_task(self._dispatcher.run())
-                side = [
+                background = [
                     tasks.create_task(self._verifier.run()),
                     tasks.create_task(self._catalogue.run()),
-                    tasks.create_task(self._stream.run()),
+                    tasks.create_task(self._streams.run()),
                     tasks.create_task(self._names.run()),
                     tasks.create_task(refresh_secrets()),
                 ]
                 if self._commits is not None:
-                    side.append(tasks.create_task(self._commits.run()))
+                    background.append(tasks.create_task(self._commits.run()))
                 try:
                     yield
                     self._dispatcher.close()
                     await dispatcher
                 finally:
-                    for task in side:
+                    for task in background:
                         task.cancel()
 
     async def _check_redis(self) -> None:
@@ -137,7 +139,7 @@ class Api:
             await require_durability(self._client, self._settings)
             await self._catalogue.load()
         except RedisUnavailable:
-            _log.warning("redis_not_reachable_at_start")
+            _log.warning("redis_unreachable_at_start")
 
     async def _open_database(self, stack: AsyncExitStack) -> None:
         if self._pool is None:
@@ -147,14 +149,14 @@ class Api:
             async with connection:
                 await migrations.require_current(connection)
         except (DatabaseUnavailable, UnsafeDatabase) as error:
-            _log.warning("database_not_reachable_at_start", reason=error.detail)
+            _log.warning("database_unreachable_at_start", reason=error.detail)
         await self._pool.open(wait=False)
         stack.push_async_callback(self._pool.close, POOL_CLOSE_S)
 
 
-def create_app(settings: Settings, *, direct: bool = True) -> Api:
-    """Make the application. It does no I/O; serve it within ``running``.
+def create_app(settings: Settings, *, fast_updates: bool = True) -> Api:
+    """Make the application without I/O; serve it within ``running``.
 
     Raises SettingInvalid.
     """
-    return Api(settings, direct=direct)
+    return Api(settings, fast_updates=fast_updates)

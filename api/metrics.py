@@ -1,4 +1,4 @@
-"""The api's own metrics; what it shares with others stands in scoreboard.runtime.telemetry."""
+"""Metrics of the api; scoreboard.runtime.telemetry defines those shared by services."""
 
 from typing import Final
 
@@ -7,15 +7,15 @@ from prometheus_client import Counter, Histogram
 from scoreboard.runtime.telemetry import HTTP_BUCKETS, counter, gauge, histogram
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-"""Methods that are labels; a caller may send any word, and labels come from closed sets."""
+"""Methods used as labels; any other method is OTHER, so that the set of labels is closed."""
 
 UNMATCHED: Final = "unmatched"
-"""The route label of addresses that do not exist."""
+"""The route label of paths that do not exist."""
 
 _REQUESTS = counter("http_requests_total", "Requests answered", "method", "route", "status")
 _SECONDS = histogram(
     "http_request_duration_seconds",
-    "Time from the request's head to the end of its answer",
+    "Time from the request head to the response",
     HTTP_BUCKETS,
     "method",
     "route",
@@ -29,7 +29,7 @@ _children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
 
 def observe(method: str, route: str, status: int, seconds: float) -> None:
-    """Count one answered request. Children are kept: finding one costs more than counting."""
+    """Count one answered request. Label lookups are cached: they cost more than the counting."""
     key = (method, route, status)
     found = _children.get(key)
     if found is None:

@@ -1,19 +1,17 @@
-"""Runs the api behind scoreboard.http: the address, the limits, and the way it stops.
+"""Serves the api by scoreboard.http: the address, the limits, the shutdown.
 
-Phases of a stop: ready turns red, and requests are still taken for a moment, each answer ending its
-connection; the port closes; requests under way are finished; the caller then closes what they
-needed.
+Shutdown phases: the api is not ready, still accepts requests for a moment, and closes each
+connection after its response; the port closes; requests in flight finish; the caller then closes
+their dependencies.
 """
 
 import asyncio
-import errno
 import socket
 from collections.abc import Callable
 from typing import Final
 
 from api.app import Api
 from api.metrics import CONNECTIONS
-from scoreboard.errors import SettingInvalid
 from scoreboard.http.server import Server, ServerLimits
 from scoreboard.runtime import sockets
 from scoreboard.runtime.lifecycle import StopEvent
@@ -22,33 +20,27 @@ from scoreboard.runtime.telemetry import get_logger
 from scoreboard.security.addresses import trusted_networks
 
 KEEP_ALIVE_S: Final = 75.0
-"""Longer than gateways keep an idle connection (60 s): theirs must be the side that closes it."""
+"""Longer than the idle timeout of gateways (60 s), so that the gateway closes the connection."""
 
 SEND_S: Final = 20.0
-"""Time for a client to take 64 KiB: 26 kbit/s."""
+"""Time for a client to read 64 KiB: 26 kbit/s."""
 
 RESERVED_FILES: Final = 200
-"""Descriptors kept for Redis, PostgreSQL, metrics and logs."""
+"""File descriptors reserved for Redis, PostgreSQL, metrics and logs."""
 
-END_S: Final = 0.5
-"""Part of the drain time that is kept for what comes behind the last request."""
+CLOSE_S: Final = 0.5
+"""Part of the drain time reserved for closing dependencies after the last request."""
 
 _log = get_logger(__name__)
 
 
 def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
-    """Take the address to listen on; ``shared`` with other workers (SO_REUSEPORT).
+    """Bind the address of the api; ``shared`` with other workers (SO_REUSEPORT).
 
-    Raises SettingInvalid, naming the variable, where it cannot be had.
+    Raises SettingInvalid, naming the settings, if the address cannot be bound.
     """
-    try:
-        return sockets.bind(host, port, shared=shared)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise SettingInvalid(f"SCOREBOARD_API_PORT: port {port} is in use") from error
-        raise SettingInvalid(
-            f"SCOREBOARD_API_HOST: cannot listen on {host}:{port}: {error.strerror}"
-        ) from error
+    variables = "SCOREBOARD_API_HOST, SCOREBOARD_API_PORT"
+    return sockets.bind_listener(host, port, variables=variables, shared=shared)
 
 
 async def serve(
@@ -59,11 +51,11 @@ async def serve(
     *,
     started: Callable[[], None] | None = None,
 ) -> None:
-    """Serve until ``stop``, then finish what is under way.
+    """Serve until ``stop``, then finish the requests in flight.
 
-    ``started`` is called once requests are taken.
+    ``started`` is called once requests are accepted.
     """
-    server = Server(app.edge, limits_of(settings))
+    server = Server(app.router, limits_of(settings))
     CONNECTIONS.set_function(lambda: server.count)
     notice_s = min(settings.drain_notice_s, settings.drain_s / 2)
     async with server.listening(listener):
@@ -75,15 +67,15 @@ async def serve(
         app.health.drain()
         server.is_draining = True
         await asyncio.sleep(notice_s)
-        within_s = max(settings.drain_s - notice_s - END_S, 0.0)
+        within_s = max(settings.drain_s - notice_s - CLOSE_S, 0.0)
         _log.info(
-            "drain_started", requests=app.edge.under_way + app.edge.waiting, within_s=within_s
+            "drain_started", requests=app.router.in_flight + app.router.waiting, within_s=within_s
         )
         await server.drain(within_s)
 
 
 def limits_of(settings: Settings) -> ServerLimits:
-    """Return what clients may take of the api."""
+    """Return the limits on clients, as far as the limit on open files allows."""
     wanted = settings.connections
     files = sockets.raise_open_files_limit(wanted + RESERVED_FILES)
     connections = min(wanted, max(files - RESERVED_FILES, files // 2))

@@ -122,7 +122,7 @@ def openapi() -> dict[str, Any]:
     """Make the OpenAPI document."""
     described = Litestar(
         # The probes are only described here, so nothing stands behind them.
-        route_handlers=[Scores, *make_probes(None)],
+        route_handlers=[Scores, *make_probes()],
         openapi_config=OpenAPIConfig(
             title="Scoreboard",
             version=version("scoreboard"),

@@ -1,1 +1,1 @@
-"""Around every request: middleware, authentication, rate limit, problems."""
+"""Request handling around the endpoints: router, authentication, rate limit, problems."""

@@ -1,13 +1,13 @@
-"""From the Authorization header to a caller, and what a caller may do.
+"""Authentication of requests, and checks of the caller's scopes.
 
-The token alone decides: no header that a gateway sets is read for identity.
+Only the token identifies a caller: identity headers of a gateway are ignored.
 """
 
 from collections.abc import Mapping
 
 from scoreboard.errors import Forbidden
+from scoreboard.security.access import require_read
 from scoreboard.security.tokens import (
-    READ,
     UPDATE,
     UPDATE_ANY,
     Caller,
@@ -18,7 +18,7 @@ from scoreboard.security.tokens import (
 
 
 async def authenticate(verifier: Verifier, headers: Mapping[bytes, bytes]) -> Caller:
-    """Give the caller of a request.
+    """Return the caller of a request.
 
     Raises Unauthenticated, KeysUnavailable.
     """
@@ -26,16 +26,15 @@ async def authenticate(verifier: Verifier, headers: Mapping[bytes, bytes]) -> Ca
 
 
 def require_reader(caller: Caller) -> None:
-    """Let pass who may read boards that are not public.
+    """Check that a caller may read boards that are not public.
 
     Raises Forbidden, naming the missing scope.
     """
-    if not caller.has(READ):
-        raise Forbidden(f"The token needs the scope {READ}", scope=READ)
+    require_read(caller, is_public=False)
 
 
 def require_updater(caller: Caller) -> bool:
-    """Let pass who may update; tell whether for anyone.
+    """Check that a caller may update scores; return whether those of any user.
 
     Raises Forbidden, naming the missing scope.
     """
@@ -47,7 +46,7 @@ def require_updater(caller: Caller) -> bool:
 
 
 def require_self(caller: Caller, user_id: str) -> None:
-    """Let pass who acts for themselves.
+    """Check that a caller updates their own score.
 
     Raises Forbidden.
     """

@@ -1,4 +1,4 @@
-"""Turns what a handler or the framework raised into a problem document."""
+"""Turns exceptions of handlers and of the framework into problem documents."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,20 +30,20 @@ _log = get_logger(__name__)
 
 
 def as_scoreboard_error(error: Exception) -> ScoreboardError:
-    """Translate what the framework raises by itself; anything unknown is ours to mend."""
+    """Translate the framework's exceptions; an unknown exception is an internal error."""
     known: ScoreboardError = InternalError()
     match error:
         case ScoreboardError():
             known = error
         case NotFoundException():
-            known = NotFound("There is nothing at this address; /docs shows what there is")
+            known = NotFound("No such path; /docs lists the API")
         case MethodNotAllowedException():
             allow = (error.headers or {}).get("allow", "")
             known = MethodNotAllowed(f"Use {allow or 'another method'}", allow=allow)
         case ValidationException():
             known = Invalid(_validation_detail(error))
         case SerializationException():
-            known = Malformed("The body is not JSON")
+            known = Malformed("The body is not valid JSON")
         case HTTPException(status_code=413):
             known = BodyTooLarge()
         case HTTPException(status_code=415):
@@ -58,18 +58,18 @@ def as_scoreboard_error(error: Exception) -> ScoreboardError:
 def _validation_detail(error: ValidationException) -> str:
     extra: Any = error.extra
     if not isinstance(extra, list):
-        return "A value breaks a rule"
+        return "A value violates a constraint"
     entries: Sequence[Mapping[str, Any]] = extra
     return "; ".join(f"{entry.get('key', 'request')}: {entry.get('message')}" for entry in entries)
 
 
 def respond(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    """Answer with the problem of whatever a handler raised (Litestar's exception handler)."""
+    """Answer with the problem of an exception (an exception handler of Litestar)."""
     known = as_scoreboard_error(error)
     if isinstance(known, InternalError):
         _log.error("request_failed", code=known.code, exc_info=error)
     state = request.scope["state"]
-    state["code"] = known.code  # for the line in the log
+    state["code"] = known.code  # for the access log
     request_id = str(state.get("request_id", ""))
     return Response(
         encode_problem(known, request_id),

@@ -1,9 +1,7 @@
-"""Around every request: its id, its limits, its metrics, its line in the log.
+"""Routes requests, with their id, limits, metrics and access log: the handler of the server.
 
-The handler behind the server (scoreboard.http). What stays true: the gateway's request id wins,
-and an id from outside is taken only in a safe form; no more requests are under way than the
-settings allow, and one whose body is still coming takes no place; every request ends in time and in
-an answer; no token and no body reaches a log.
+Invariants: no more requests are in flight than the settings allow, and one that waits for its body
+is not counted; every request ends in time, with a response; no token and no body is logged.
 """
 
 import random
@@ -22,7 +20,7 @@ from scoreboard.errors import (
     ScoreboardError,
     Unavailable,
 )
-from scoreboard.http.asgi import AsgiApp, ask, build_scope
+from scoreboard.http.asgi import AsgiApp, build_scope, call_app
 from scoreboard.http.problems import status_of
 from scoreboard.http.request import Request
 from scoreboard.http.request_ids import HEADER, RequestIds
@@ -31,10 +29,10 @@ from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
 
 LOGGED_SHARE: Final = 0.01
-"""Share of good answers that get a line in the log; all others do."""
+"""Share of successful responses that are logged; failed ones always are."""
 
 StreamResponder = Callable[[], Awaitable[None]]
-"""What a handler returns that was granted a stream: it runs beyond the limits of a request."""
+"""Writes a stream, outside the limits of a request; returned by the handler that admits it."""
 
 RouteHandler = Callable[[Request], Awaitable[HttpResponse | StreamResponder]]
 
@@ -42,58 +40,58 @@ _log = get_logger(__name__)
 
 
 class Router:
-    """Serves direct handlers itself and leaves everything else to the framework's application."""
+    """Serves ``routes`` itself and leaves every other request to the framework's application."""
 
     def __init__(
         self,
         settings: Settings,
-        inner: AsgiApp,
-        direct: Mapping[tuple[str, str], RouteHandler],
+        framework: AsgiApp,
+        routes: Mapping[tuple[str, str], RouteHandler],
     ) -> None:
-        """``direct`` maps method and path to handlers that need no framework."""
-        self._inner = inner
-        self._direct = direct
-        self._most = settings.requests_in_flight
-        self._limit_s = settings.request_timeout_s
-        self._under_way = 0
+        """``routes`` maps method and path to handlers without the framework."""
+        self._framework = framework
+        self._routes = routes
+        self._max_in_flight = settings.requests_in_flight
+        self._timeout_s = settings.request_timeout_s
+        self._in_flight = 0
         self._waiting = 0
-        metrics.IN_PROGRESS.set_function(lambda: self._under_way)
+        metrics.IN_PROGRESS.set_function(lambda: self._in_flight)
         self._ids = RequestIds()
 
     @property
-    def under_way(self) -> int:
-        """How many requests are being answered."""
-        return self._under_way
+    def in_flight(self) -> int:
+        """The number of requests being answered."""
+        return self._in_flight
 
     @property
     def waiting(self) -> int:
-        """How many more wait for the rest of their body."""
+        """The number of requests that wait for the rest of their body."""
         return self._waiting
 
     async def __call__(self, request: Request) -> HttpResponse | None:
-        """Answer one request; None where a stream answered it."""
+        """Answer one request; return None if it was answered by a stream."""
         started_s = time.perf_counter()
         head = request.head
         request.id = self._ids.of(head.headers)
-        request.awaiting = self._without_a_place
-        handler = self._direct.get((head.method, head.path))
+        request.body_wait = self._waiting_for_body
+        handler = self._routes.get((head.method, head.path))
         status, route, code = 500, metrics.UNMATCHED if handler is None else head.path, ""
-        self._under_way += 1
+        self._in_flight += 1
         try:
-            with request.within(self._limit_s):
-                if self._under_way > self._most and not head.path.startswith("/health/"):
-                    raise Overloaded  # noqa: TRY301 (all refusals are answered below)
+            with request.time_limit(self._timeout_s):
+                if self._in_flight > self._max_in_flight and not head.path.startswith("/health/"):
+                    raise Overloaded  # noqa: TRY301 (all errors are answered below)
                 if handler is None:
-                    answer, route, code = await self._framed(request)
+                    answer, route, code = await self._call_framework(request)
                 else:
                     answer = await handler(request)
             status = answer.status if isinstance(answer, HttpResponse) else 200
-        except Exception as error:  # noqa: BLE001 (a request's entry: its caller gets an answer)
-            known = _as_known(error, head.method, request.id)
+        except Exception as error:  # noqa: BLE001 (entry point of a request)
+            known = _as_scoreboard_error(error, head.method, request.id)
             status, code = status_of(type(known)), known.code
             answer = error_response(known, request.id)
         finally:
-            self._under_way -= 1
+            self._in_flight -= 1
             seconds = time.perf_counter() - started_s
             metrics.observe(head.method, route, status, seconds)
             if status >= 400 or random.random() < LOGGED_SHARE:  # noqa: S311 (sampling)
@@ -114,7 +112,7 @@ class Router:
         return answer
 
     def refuse(self, error: ScoreboardError, peer: str) -> HttpResponse:
-        """Return the answer to what the server could not read, or has no place for."""
+        """Return the response to an unreadable request or to a connection over the limit."""
         request_id = self._ids.new()
         answer = error_response(error, request_id)
         answer.headers.append((HEADER, request_id.encode()))
@@ -129,35 +127,35 @@ class Router:
         return answer
 
     @contextmanager
-    def _without_a_place(self) -> Iterator[None]:
-        """Leave the request's place to others while its body comes: anyone can send it slowly.
+    def _waiting_for_body(self) -> Iterator[None]:
+        """Do not count the request as in flight while its body arrives: it may be sent slowly.
 
-        Raises Overloaded where there is none afterwards.
+        Raises Overloaded if the limit is reached afterwards.
         """
-        self._under_way -= 1
+        self._in_flight -= 1
         self._waiting += 1
         try:
             yield
         finally:
             self._waiting -= 1
-            self._under_way += 1
-        if self._under_way > self._most:
+            self._in_flight += 1
+        if self._in_flight > self._max_in_flight:
             raise Overloaded
 
-    async def _framed(self, request: Request) -> tuple[HttpResponse, str, str]:
-        """Let the framework answer; return its answer, the route and the code of its problem."""
+    async def _call_framework(self, request: Request) -> tuple[HttpResponse, str, str]:
+        """Return the framework's response, the route and the code of its problem."""
         scope = build_scope(request)
         scope["state"]["request_id"] = request.id
         with structlog.contextvars.bound_contextvars(request_id=request.id):
-            answer = await ask(self._inner, scope, request)
+            answer = await call_app(self._framework, scope, request)
         if not any(name == NOSNIFF[0] for name, _ in answer.headers):
             answer.headers.append(NOSNIFF)
         route = str(scope.get("path_template") or metrics.UNMATCHED)
         return answer, route, str(scope["state"].get("code", ""))
 
 
-def _as_known(error: Exception, method: str, request_id: str) -> ScoreboardError:
-    """Return the error to answer with; what nobody expected is logged here."""
+def _as_scoreboard_error(error: Exception, method: str, request_id: str) -> ScoreboardError:
+    """Return the error to answer with; log an unexpected one."""
     if isinstance(error, ScoreboardError):
         return error
     if isinstance(error, TimeoutError):

@@ -1,1 +1,1 @@
-"""One module per group of endpoints, and what they share."""
+"""The endpoints, one module per group, and their helpers."""

@@ -1,8 +1,7 @@
-"""The update without the framework: the one request whose cost matters, in few steps.
+"""The update without the framework, because it is the most frequent request.
 
-It does what api.endpoints.scores.update does and answers the same; a test sends both the same
-requests. It saves routing, signature models and response objects
-(docs/explanation/benchmarks.md, section API).
+It answers exactly as api.endpoints.scores.update does; a test sends both the same requests. It
+saves routing, signature models and response objects (docs/explanation/benchmarks.md, section API).
 """
 
 from typing import Final
@@ -18,9 +17,10 @@ from scoreboard.http.request import Request
 from scoreboard.http.response import NOSNIFF, HttpResponse
 from scoreboard.security.tokens import Verifier
 
+PATH: Final = "/api/scores/update"
 JSON: Final = b"application/json"
 PARAMETERS: Final = frozenset({"board"})
-"""What the query of an update may name."""
+"""Query parameters of an update."""
 
 _HEADERS: Final = [(b"content-type", JSON), (b"cache-control", b"no-store"), NOSNIFF]
 
@@ -38,14 +38,14 @@ class FastUpdate:
     async def __call__(self, request: Request) -> HttpResponse:
         """Apply one action.
 
-        Raises any ScoreboardError, which the caller turns into a problem.
+        Raises any ScoreboardError; the router turns it into a problem.
         """
         headers = request.head.headers
         board = parse_query(request.head.query, PARAMETERS).get("board")
         caller = await authenticate(self._verifier, headers)
         trusted = require_updater(caller)
-        check_media(headers.get(b"content-type"))
-        update = parse(await request.read_body())
+        check_media_type(headers.get(b"content-type"))
+        update = parse_update(await request.read_body())
         receipt, quota = await self._updates.apply(
             caller, update, board, request.id, trusted=trusted
         )
@@ -53,8 +53,8 @@ class FastUpdate:
         return HttpResponse(200, [*_HEADERS, *(quota.headers() if quota else ())], reply)
 
 
-def check_media(content_type: bytes | None) -> None:
-    """Let JSON pass.
+def check_media_type(content_type: bytes | None) -> None:
+    """Check that a body is JSON.
 
     Raises UnsupportedMedia.
     """
@@ -64,10 +64,10 @@ def check_media(content_type: bytes | None) -> None:
         raise UnsupportedMedia("Send the header Content-Type: application/json")
 
 
-def parse(body: bytes) -> UpdateRequest:
-    """Read an update.
+def parse_update(body: bytes) -> UpdateRequest:
+    """Parse an update.
 
-    Raises Malformed for what is no JSON, Invalid for what is no update.
+    Raises Malformed for invalid JSON, Invalid for a value that violates the schema.
     """
     try:
         return _decode(body)

@@ -1,9 +1,9 @@
-"""Live and ready. Live asks nothing; ready is Redis and its durability, and says how the rest is.
+"""Liveness and readiness of the api.
 
-PostgreSQL is reported where it is configured, but its absence does not take the api out of service:
-updates and reads do without it. Ready is red where no board is loaded, as neither an update nor a
-read could succeed; a board that is fenced answers reads. While the process drains, ready is red so
-that no new work comes.
+Liveness checks no dependency. Readiness requires Redis, its durability and a loaded board, and
+reports the other dependencies. The api stays ready without PostgreSQL, because updates and reads do
+not need it, and while a board is fenced, because its reads succeed. It is not ready while it
+drains, so that no new requests arrive.
 """
 
 import asyncio
@@ -12,14 +12,17 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 import redis.asyncio as aioredis
-from litestar import Response, get
+from litestar import get
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.datastructures import ResponseSpec
 from psycopg_pool import AsyncConnectionPool
 
 from api.documents.responses import problems
 from api.documents.schemas import Alive, Check, Readiness
-from scoreboard.errors import NotFound, ScoreboardError, Uninitialised
+from scoreboard.errors import MethodNotAllowed, ScoreboardError, Uninitialised
+from scoreboard.http import probes
+from scoreboard.http.request import Request
+from scoreboard.http.response import HttpResponse
 from scoreboard.ledger.pool import Connection, translate_errors
 from scoreboard.model import Partition
 from scoreboard.runtime.settings import Settings
@@ -29,10 +32,13 @@ from scoreboard.store.catalogue import Catalogue
 from scoreboard.store.client import check_durability, replicas_needed
 from scoreboard.store.store import Store
 
-PING_KEPT_S: Final = 1.0
-BOARDS_KEPT_S: Final = 1.0
-DURABILITY_KEPT_S: Final = 10.0
-DATABASE_KEPT_S: Final = 5.0
+LIVE_PATH: Final = "/health/live"
+READY_PATH: Final = "/health/ready"
+
+REDIS_TTL_S: Final = 1.0
+BOARDS_TTL_S: Final = 1.0
+DURABILITY_TTL_S: Final = 10.0
+DATABASE_TTL_S: Final = 5.0
 TIMEOUT_S: Final = 1.0
 
 UP: Final = Check("up")
@@ -42,31 +48,31 @@ _log = get_logger(__name__)
 
 
 class _CachedCheck:
-    """One check, asked at most once in ``kept_s``, by one caller at a time."""
+    """One check, run at most once in ``ttl_s``, and not concurrently."""
 
-    def __init__(self, ask: Callable[[], Awaitable[Check]], kept_s: float) -> None:
-        self._ask = ask
-        self._kept_s = kept_s
+    def __init__(self, check: Callable[[], Awaitable[Check]], ttl_s: float) -> None:
+        self._check = check
+        self._ttl_s = ttl_s
         self._lock = asyncio.Lock()
-        self._until_s = 0.0
+        self._expires_at_s = 0.0
         self._last = Check("unknown")
 
     async def get(self) -> Check:
         async with self._lock:
-            if time.monotonic() >= self._until_s:
+            if time.monotonic() >= self._expires_at_s:
                 try:
                     async with asyncio.timeout(TIMEOUT_S):
-                        self._last = await self._ask()
+                        self._last = await self._check()
                 except TimeoutError:
                     self._last = Check("down", "no answer in time")
                 except ScoreboardError as error:
                     self._last = Check("down", error.title)
-                self._until_s = time.monotonic() + self._kept_s
+                self._expires_at_s = time.monotonic() + self._ttl_s
             return self._last
 
 
 class Health:
-    """Knows how this process and its dependencies stand."""
+    """The health of this process and its dependencies."""
 
     def __init__(
         self,
@@ -86,21 +92,21 @@ class Health:
         self._verifier = verifier
         self._catalogue = catalogue
         self._pool = pool
-        self._ping = _CachedCheck(self._ask_redis, PING_KEPT_S)
-        self._board_states = _CachedCheck(self._ask_boards, BOARDS_KEPT_S)
-        self._durability = _CachedCheck(self._ask_durability, DURABILITY_KEPT_S)
-        self._database = _CachedCheck(self._ask_database, DATABASE_KEPT_S)
+        self._ping = _CachedCheck(self._check_redis, REDIS_TTL_S)
+        self._board_states = _CachedCheck(self._check_boards, BOARDS_TTL_S)
+        self._durability = _CachedCheck(self._check_durability, DURABILITY_TTL_S)
+        self._database = _CachedCheck(self._check_database, DATABASE_TTL_S)
         self.draining = asyncio.Event()
         """Set when the process is about to stop."""
 
     def drain(self) -> None:
-        """Turn ready red for good: the process is about to stop."""
+        """Become not ready: the process is about to stop."""
         self.draining.set()
 
     async def ready(self) -> Readiness:
-        """Tell how each dependency stands, and whether requests should come here."""
+        """Return the state of each dependency, and whether this process should get requests."""
         if self.draining.is_set():
-            return Readiness("draining", {})  # at once: whoever asks should turn away soon
+            return Readiness("draining", {})  # without checks, so that traffic moves away soon
         redis, database = await asyncio.gather(self._ping.get(), self._database.get())
         durability = boards = Check("unknown")
         if redis.state == "up":
@@ -123,11 +129,21 @@ class Health:
         )
         return Readiness("ready" if is_able else "not ready", checks)
 
-    async def _ask_redis(self) -> Check:
+    async def answer_live(self, _: Request) -> HttpResponse:
+        """Answer the liveness probe."""
+        return probes.liveness(Alive().status)
+
+    async def answer_ready(self, _: Request) -> HttpResponse:
+        """Answer the readiness probe."""
+        found = await self.ready()
+        facts = {"status": found.status, "checks": found.checks}
+        return probes.readiness(is_ready=found.status == "ready", facts=facts)
+
+    async def _check_redis(self) -> Check:
         await self._store.now_s()
         return UP
 
-    async def _ask_boards(self) -> Check:
+    async def _check_boards(self) -> Check:
         states = {name: await self._state_of(name) for name in self._boards}
         wrong = "; ".join(f"{name}: {state}" for name, state in states.items() if state != _OPEN)
         if not wrong:
@@ -146,7 +162,7 @@ class Health:
             return _NOT_LOADED
         return _OPEN if all(partition.is_open for partition in partitions) else "fenced"
 
-    async def _ask_durability(self) -> Check:
+    async def _check_durability(self) -> Check:
         found = await check_durability(self._client, replicas=self._replicas)
         REDIS_DURABLE.set(1 if found.is_safe else 0)
         if found.is_safe:
@@ -156,7 +172,7 @@ class Health:
         _log.error("redis_not_durable", problems=found.problems)
         return Check("unsafe", "; ".join(found.problems))
 
-    async def _ask_database(self) -> Check:
+    async def _check_database(self) -> Check:
         if self._pool is None:
             return Check("not configured")
         async with translate_errors(), self._pool.connection(timeout=TIMEOUT_S) as connection:
@@ -164,38 +180,35 @@ class Health:
         return UP
 
 
-def make_handlers(health: Health | None) -> list[HTTPRouteHandler]:
-    """Make the two probes; without ``health``, only to be described."""
+def make_handlers() -> list[HTTPRouteHandler]:
+    """Make the descriptions of the probes; the router serves them by ``Health``."""
 
     @get(
-        "/health/live",
+        LIVE_PATH,
         tags=["health"],
         operation_id="isAlive",
-        summary="Is the process alive",
-        description="Answers as long as the process does; asks nothing of others.",
+        summary="Check liveness",
+        description="Succeeds while the process runs. Checks no dependency.",
         responses=problems(400, 429, 503),
         sync_to_thread=False,
     )
     def live() -> Alive:
-        """Tell that the process answers; asks nothing of others."""
-        return Alive()
+        """Check liveness."""
+        raise MethodNotAllowed("Use GET or HEAD", allow="GET, HEAD")
 
     @get(
-        "/health/ready",
+        READY_PATH,
         tags=["health"],
         operation_id="isReady",
-        summary="Should requests come here",
-        description="Red while Redis is away or could lose data, while no board is loaded, and "
-        "while the process stops.",
+        summary="Check readiness",
+        description="Fails while Redis is unreachable or could lose data, while no board is "
+        "loaded, and while the process stops.",
         responses=problems(400, 429)
-        | {503: ResponseSpec(Readiness, False, "Send requests elsewhere.")},
+        | {503: ResponseSpec(Readiness, False, "Not ready: send requests elsewhere.")},
+        sync_to_thread=False,
     )
-    async def ready() -> Response[Readiness]:
-        """Tell whether requests should come here, and how each dependency stands."""
-        if health is None:
-            raise NotFound
-        found = await health.ready()
-        status = 200 if found.status == "ready" else 503
-        return Response(found, status_code=status, headers={"Cache-Control": "no-store"})
+    def ready() -> Readiness:
+        """Check readiness."""
+        raise MethodNotAllowed("Use GET or HEAD", allow="GET, HEAD")
 
     return [live, ready]

@@ -18,7 +18,7 @@ from api.documents.responses import problems, problems_of_a_read
 from api.documents.schemas import LeaderboardReply, StandingReply, UpdateReply, UpdateRequest
 from api.edge.authentication import authenticate, require_reader, require_updater
 from api.endpoints.board_reader import BoardReader, Page, etag_matches
-from api.endpoints.fast_update import check_media
+from api.endpoints.fast_update import check_media_type
 from api.endpoints.updates import UpdateService
 from scoreboard.errors import Invalid, MethodNotAllowed
 from scoreboard.http.query import parse_query
@@ -107,7 +107,7 @@ async def updaters_only(connection: AnyConnection, _: BaseRouteHandler) -> None:
     caller = await authenticate(get_services(connection).verifier, headers)
     connection.state["caller"] = caller
     connection.state["trusted"] = require_updater(caller)
-    check_media(headers.get(b"content-type"))
+    check_media_type(headers.get(b"content-type"))
 
 
 async def readers_only(connection: AnyConnection, _: BaseRouteHandler) -> None:

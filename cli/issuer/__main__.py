@@ -6,7 +6,6 @@ only and listens on loopback only.
 """
 
 import os
-import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from cli.issuer.oauth import AuthorizationServer
 from scoreboard.errors import OperatorMistake, ScoreboardError
 from scoreboard.http.server import Server, ServerLimits
 from scoreboard.runtime import lifecycle
-from scoreboard.runtime.sockets import bind
+from scoreboard.runtime.sockets import bind_listener
 from scoreboard.runtime.telemetry import get_logger, setup_logging
 from scoreboard.security.tokens import LocalIssuer
 
@@ -65,7 +64,7 @@ def main(folder: Path, host: str, port: int, redirect_uris: Sequence[str], audie
         url = issuer_url(host, port)
         for uri in redirect_uris:
             check_redirect_uri(uri)
-        listener = _listen(host, port)
+        listener = bind_listener(host, port, variables="--host, --port")
         issuer = LocalIssuer.create(folder, issuer=url)
         grants = AuthorizationServer(issuer, audience, load_client_secret(folder))
     except ScoreboardError as error:
@@ -86,15 +85,6 @@ def main(folder: Path, host: str, port: int, redirect_uris: Sequence[str], audie
             await server.drain(DRAIN_S)
 
     sys.exit(lifecycle.run(serve, grace_s=GRACE_S))
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        return bind(host, port)
-    except OSError as error:
-        raise OperatorMistake(
-            f"The issuer cannot listen on {host}:{port}: {error.strerror}"
-        ) from error
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from cli.issuer.oauth import (
 )
 from cli.text import ID_RULE
 from scoreboard.errors import ScoreboardError
-from scoreboard.http.asgi import ask, build_scope
+from scoreboard.http.asgi import build_scope, call_app
 from scoreboard.http.problems import status_of
 from scoreboard.http.request import Request as Http1Request
 from scoreboard.http.response import HttpResponse
@@ -83,7 +83,7 @@ class IssuerApp:
     async def __call__(self, request: Http1Request) -> HttpResponse:
         """Answer one request."""
         try:
-            return await ask(self.app, build_scope(request), request)
+            return await call_app(self.app, build_scope(request), request)
         except ScoreboardError as error:
             return self.refuse(error, request.peer[0])
 

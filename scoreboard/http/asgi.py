@@ -1,7 +1,7 @@
-"""Asks an ASGI application for the answer to a request.
+"""Calls an ASGI application with a request.
 
-Answers are gathered whole, so the application never waits for the peer; the server writes them
-under its own limits. Applications of ours have small answers.
+Responses are buffered whole, so the application never waits for the client; the server writes them
+within its limits. The responses of our applications are small.
 """
 
 from collections.abc import Awaitable, Callable
@@ -16,12 +16,14 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 AsgiApp = Callable[[Any, Any, Any], Awaitable[None]]
 
-_SERVERS: Final = frozenset({b"connection", b"content-length", b"date", b"transfer-encoding"})
-"""Headers that the server writes itself."""
+_SERVER_HEADERS: Final = frozenset(
+    {b"connection", b"content-length", b"date", b"transfer-encoding"}
+)
+"""Headers written by the server."""
 
 
 def build_scope(request: Request) -> Scope:
-    """Return the ASGI scope of a request. HEAD is asked for as GET: the server omits the body."""
+    """Return the ASGI scope of a request. HEAD is passed as GET: the server omits the body."""
     head = request.head
     return {
         "type": "http",
@@ -41,14 +43,14 @@ def build_scope(request: Request) -> Scope:
     }
 
 
-async def ask(app: AsgiApp, scope: Scope, request: Request) -> HttpResponse:
-    """Return the application's answer.
+async def call_app(app: AsgiApp, scope: Scope, request: Request) -> HttpResponse:
+    """Return the application's response.
 
-    Raises NotFound for an address with a slash at its end, which frameworks take for the address
-    without it, and gateways do not; and whatever the application raises.
+    Raises NotFound for a path with a trailing slash, which frameworks accept and gateways do not,
+    and the exceptions of the application.
     """
     if request.head.path.endswith("/") and request.head.path != "/":
-        raise NotFound("There is nothing at this address; leave out the slash at its end")
+        raise NotFound("No such path; remove the trailing slash")
     status, headers, parts = 0, Fields(), list[bytes]()
     is_read = False
 
@@ -64,7 +66,9 @@ async def ask(app: AsgiApp, scope: Scope, request: Request) -> HttpResponse:
         nonlocal status, headers
         if message["type"] == "http.response.start":
             status = message["status"]
-            headers = [field for field in message["headers"] if field[0].lower() not in _SERVERS]
+            headers = [
+                field for field in message["headers"] if field[0].lower() not in _SERVER_HEADERS
+            ]
         else:
             parts.append(message.get("body", b""))
 

@@ -1,8 +1,8 @@
 """Health and metrics of one process on the operators' port: /health/live, /health/ready, /metrics.
 
-Used by every service; never through the gateway. It is served on the loop that does the work, so
-that a live answer means a live loop, and by scoreboard.http, so that heads, times and connections
-are bounded, and silent connections keep no probe out.
+The port is not reachable through the gateway. It is served on the process's event loop, so a live
+response means that the loop runs, and by scoreboard.http, so request heads, times and connections
+are bounded, and idle connections cannot block probes.
 """
 
 import asyncio
@@ -11,16 +11,16 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any, Final, Self
 
-import msgspec
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 
-from scoreboard.errors import MethodNotAllowed, NotFound, ScoreboardError, SettingInvalid
+from scoreboard.errors import MethodNotAllowed, NotFound, ScoreboardError
+from scoreboard.http import probes
 from scoreboard.http.request import Request
 from scoreboard.http.request_ids import HEADER, RequestIds
-from scoreboard.http.response import NOSNIFF, HttpResponse, error_response
+from scoreboard.http.response import HttpResponse, error_response
 from scoreboard.http.server import Server, ServerLimits
 from scoreboard.runtime.limits import HeadLimits
-from scoreboard.runtime.sockets import bind
+from scoreboard.runtime.sockets import bind_listener
 from scoreboard.runtime.telemetry import REGISTRY
 
 LIMITS: Final = ServerLimits(
@@ -33,12 +33,10 @@ LIMITS: Final = ServerLimits(
     connections=32,
     connections_per_address=32,
 )
-"""Probes are few; beyond these connections the longest idle one is closed."""
-
-_JSON: Final = b"application/json"
+"""Probes are few; for one more connection, the longest idle one is closed."""
 
 State = Callable[[], tuple[bool, Mapping[str, Any]]]
-"""Tells whether the process is ready, and the state of each thing that decides it."""
+"""Returns whether the process is ready, and the facts that decide it."""
 
 
 class OperatorPort:
@@ -52,9 +50,9 @@ class OperatorPort:
         registry: CollectorRegistry = REGISTRY,
         is_slow: bool = False,
     ) -> None:
-        """Take a bound socket; None serves nothing. Without ``state`` readiness is told elsewhere.
+        """Take a bound socket; None serves nothing. Without ``state`` there is no /health/ready.
 
-        Metrics of a ``registry`` that is slow to collect are collected in a thread.
+        A ``registry`` that is slow to collect is collected in a thread.
         """
         self._listener = listener
         self._state = state
@@ -71,7 +69,7 @@ class OperatorPort:
         return self
 
     async def __aexit__(self, *exception: object) -> None:
-        """Stop serving, at once."""
+        """Stop serving immediately."""
         await self._stack.aclose()
 
     async def __call__(self, request: Request) -> HttpResponse:
@@ -85,7 +83,7 @@ class OperatorPort:
         return answer
 
     def refuse(self, error: ScoreboardError, peer: str) -> HttpResponse:  # noqa: ARG002 (the server's)
-        """Return the answer to what the server could not read, or has no place for."""
+        """Return the response to an unreadable request or to a connection over the limit."""
         request_id = self._ids.new()
         answer = error_response(error, request_id)
         answer.headers.append((HEADER, request_id.encode()))
@@ -96,15 +94,14 @@ class OperatorPort:
             raise MethodNotAllowed("Use GET or HEAD", allow="GET, HEAD")
         match request.head.path:
             case "/metrics":
-                return _answer(200, CONTENT_TYPE_LATEST.encode(), await self._metrics())
+                return probes.metrics(await self._metrics())
             case "/health/live":
-                return _answer(200, _JSON, msgspec.json.encode({"status": "live"}))
+                return probes.liveness()
             case "/health/ready" if self._state is not None:
                 is_ready, facts = self._state()
-                body = {"status": "ready" if is_ready else "not ready", **facts}
-                return _answer(200 if is_ready else 503, _JSON, msgspec.json.encode(body))
+                return probes.readiness(is_ready=is_ready, facts=facts)
             case _:
-                raise NotFound("There is /health/live, /health/ready and /metrics")
+                raise NotFound("This port serves /health/live, /health/ready and /metrics")
 
     async def _metrics(self) -> bytes:
         if self._is_slow:
@@ -113,20 +110,8 @@ class OperatorPort:
 
 
 def bind_operators(host: str, port: int, *, variables: str) -> socket.socket | None:
-    """Take the address of an operators' port; None for port 0.
+    """Bind an operators' port; return None for port 0.
 
-    Raises SettingInvalid, naming its ``variables``, where it cannot be had.
+    Raises SettingInvalid, naming ``variables``, if the address cannot be bound.
     """
-    if not port:
-        return None
-    try:
-        return bind(host, port)
-    except OSError as error:
-        raise SettingInvalid(
-            f"{variables}: cannot listen on {host}:{port}: {error.strerror}"
-        ) from error
-
-
-def _answer(status: int, kind: bytes, body: bytes) -> HttpResponse:
-    headers = [(b"content-type", kind), (b"cache-control", b"no-store"), NOSNIFF]
-    return HttpResponse(status, headers, body)
+    return bind_listener(host, port, variables=variables) if port else None

@@ -1,4 +1,4 @@
-"""What a handler gets of a request, and its two ways to answer: a whole Answer, or a stream."""
+"""A request as handlers get it, and its two kinds of response: an HttpResponse or a stream."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -20,64 +20,64 @@ class Handler(Protocol):
     """The application behind a server."""
 
     def __call__(self, request: "Request") -> Awaitable[HttpResponse | None]:
-        """Answer a request; None where it was answered by a stream."""
+        """Answer a request; return None if it was answered by a stream."""
         ...
 
     def refuse(self, error: ScoreboardError, peer: str) -> HttpResponse:
-        """Return the answer to what the server does not serve: it could not be read, or held."""
+        """Return the response to an unreadable request or to a connection over the limit."""
         ...
 
 
 class Request:
-    """One request. The server has read its head; the body comes when it is asked for."""
+    """One request. The server has read its head; ``read_body`` reads the body."""
 
-    __slots__ = ("_connection", "awaiting", "head", "id")
+    __slots__ = ("_connection", "body_wait", "head", "id")
 
     def __init__(self, connection: "Connection", head: Head) -> None:
         self._connection = connection
         self.head = head
         self.id = ""
-        """Names the request in logs and answers; the handler sets it."""
-        self.awaiting: Callable[[], AbstractContextManager[None]] = nullcontext
-        """Made around the wait for a body that has not come whole; the handler may set it."""
+        """Identifies the request in logs and responses; set by the handler."""
+        self.body_wait: Callable[[], AbstractContextManager[None]] = nullcontext
+        """Makes the context in which an incomplete body is awaited; the handler may set it."""
 
     @property
     def peer(self) -> tuple[str, int]:
-        """Address and port of the other end."""
+        """Address and port of the peer."""
         return self._connection.peer
 
     @property
     def local(self) -> tuple[str, int]:
-        """Address and port of this end."""
+        """Local address and port."""
         return self._connection.local
 
     async def wait_disconnected(self) -> None:
-        """Wait until the peer has closed its side."""
+        """Wait until the peer has disconnected or closed its sending half."""
         await self._connection.wait_disconnected()
 
     async def read_body(self) -> bytes:
         """Return the whole body.
 
-        Raises BodyTooLarge, and Malformed for a body that cannot be read or does not come in time.
+        Raises BodyTooLarge, and Malformed for a body that is invalid or does not arrive in time.
         """
         if self._connection.has_body:
             return await self._connection.read_body()
-        with self.awaiting():
+        with self.body_wait():
             return await self._connection.read_body()
 
-    def within(self, seconds: float) -> "TimeLimit":
-        """Limit what the handler does in a ``with``, which raises TimeoutError when it is late."""
+    def time_limit(self, seconds: float) -> "TimeLimit":
+        """Limit the time of a ``with`` block, which raises TimeoutError at the limit."""
         return TimeLimit(self._connection, seconds)
 
     def start_stream(self, status: int, headers: Fields, *, send_s: float) -> "Stream":
-        """Begin an answer that ends with the connection; each write must be taken in ``send_s``."""
+        """Start a response that ends with the connection; ``send_s`` limits each write."""
         is_chunked = bool(self.head.minor)
         self._connection.start_stream(status, headers, is_chunked=is_chunked)
         return Stream(self._connection, is_chunked=is_chunked, send_s=send_s)
 
 
 class Stream:
-    """An answer whose parts are written as they come."""
+    """A response that is written in parts."""
 
     __slots__ = ("_connection", "_is_chunked", "_send_s")
 
@@ -87,25 +87,25 @@ class Stream:
         self._send_s = send_s
 
     async def write(self, data: bytes) -> None:
-        """Write a part and wait until nothing of it is left here.
+        """Write a part and wait until it has left the process.
 
-        Raises TimeoutError where the peer did not take it in time (the connection is aborted), and
-        ConnectionError where the peer is gone.
+        Raises TimeoutError if the peer did not read it in time (the connection is aborted), and
+        ConnectionError if the peer has disconnected.
         """
         if self._is_chunked:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         await self._connection.write(data, send_s=self._send_s)
 
     async def end(self) -> None:
-        """Say that this was all."""
+        """End the response."""
         if self._is_chunked:
             await self._connection.write(_LAST_CHUNK, send_s=self._send_s)
 
 
 class TimeLimit:
-    """A limit on a part of a handler; the server's sweep enforces it.
+    """A time limit on a part of a handler, enforced by the server's sweep.
 
-    It costs no timer, unlike ``asyncio.timeout``, and is kept to within the sweep's tick.
+    Unlike ``asyncio.timeout``, it needs no timer; it is accurate to one tick of the sweep.
     """
 
     __slots__ = ("_connection", "_is_late", "_seconds", "_task", "due_s")
@@ -126,7 +126,7 @@ class TimeLimit:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._connection.limit = None
-        # As asyncio.timeout does: our own cancellation becomes an error, others' stay.
+        # Like asyncio.timeout: our own cancellation becomes TimeoutError, others propagate.
         is_cut = self._is_late and kind is asyncio.CancelledError and self._task is not None
         if is_cut and self._task is not None and self._task.uncancel() == 0:
             raise TimeoutError

@@ -7,9 +7,8 @@ and a socket object per viewer.
 import socket
 from typing import Final
 
-from scoreboard.errors import SettingInvalid
 from scoreboard.runtime.settings import Settings
-from scoreboard.runtime.sockets import bind, limit_send_buffer, raise_open_files_limit
+from scoreboard.runtime.sockets import bind_listener, limit_send_buffer, raise_open_files_limit
 from scoreboard.runtime.telemetry import get_logger
 from streamer.handshake.admission import Capacity
 
@@ -36,13 +35,8 @@ def make_listener(settings: Settings, *, shared: bool, port: int | None = None) 
     """
     host = settings.ws_host
     port = settings.ws_port if port is None else port
-    try:
-        listener = bind(host, port, shared=shared)
-    except OSError as error:
-        raise SettingInvalid(
-            f"SCOREBOARD_WS_HOST, SCOREBOARD_WS_PORT: cannot listen on {host}:{port}: "
-            f"{error.strerror}"
-        ) from error
+    variables = "SCOREBOARD_WS_HOST, SCOREBOARD_WS_PORT"
+    listener = bind_listener(host, port, variables=variables, shared=shared)
     limit_send_buffer(listener)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
     return listener

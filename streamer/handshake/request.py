@@ -8,8 +8,6 @@ who is admitted.
 
 import base64
 import binascii
-from http import HTTPStatus
-from typing import Final
 
 from msgspec import Struct
 
@@ -23,16 +21,14 @@ from scoreboard.errors import (
     VersionUnsupported,
 )
 from scoreboard.http.head import Head, list_of
-from scoreboard.http.problems import MEDIA_TYPE, encode_problem, problem_headers, status_of
 from scoreboard.http.query import parse_query
 from scoreboard.http.request_ids import HEADER
+from scoreboard.http.response import encode_head, error_response
 from scoreboard.runtime.settings import Settings
 from scoreboard.security.addresses import client_address, trusted_networks
 from scoreboard.security.origins import Origins
 from scoreboard.security.tokens import bearer_token
 from streamer.protocol import BEARER_PREFIX, PATH, SUBPROTOCOL
-
-_END: Final = b"\r\n\r\n"
 
 
 class HandshakeRequest(Struct, frozen=True):
@@ -82,20 +78,15 @@ def error_response(error: ScoreboardError, request_id: str, *, with_body: bool =
 
     The response to HEAD has no body.
     """
-    status = status_of(type(error))
-    body = encode_problem(error, request_id)
+    answer = error_response(error, request_id)
     upgrade = b"upgrade, " if isinstance(error, UpgradeRequired) else b""
-    fields = [
-        (b"content-type", MEDIA_TYPE.encode()),
-        (b"content-length", b"%d" % len(body)),
-        (b"x-content-type-options", b"nosniff"),
+    headers = [
+        *answer.headers,
         (HEADER, request_id.encode()),
-        *problem_headers(error),
+        (b"content-length", b"%d" % len(answer.body)),
         (b"connection", upgrade + b"close"),
     ]
-    lines = [b"HTTP/1.1 %d %s" % (status, HTTPStatus(status).phrase.encode())]
-    lines += [b"%s: %s" % field for field in fields]
-    return b"\r\n".join(lines) + _END + (body if with_body else b"")
+    return encode_head(answer.status, headers) + (answer.body if with_body else b"")
 
 
 def _board(head: Head, config: HandshakeConfig) -> str:

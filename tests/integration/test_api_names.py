@@ -135,7 +135,7 @@ async def test_readiness_is_told_in_time_while_the_database_is_silent(
     client = await start_api(database_url=proxy.through(database_url))
     assert (await client.get("/health/ready")).status_code == 200
     proxy.freeze()
-    client.api.health._database._until_s = 0.0
+    client.api.health._database._expires_at_s = 0.0
     began_s = time.monotonic()
 
     answer = await client.get("/health/ready")

@@ -178,11 +178,11 @@ async def test_what_needs_no_token_looks_at_none(start_api: StartApi, path: str)
         (UPDATE_PATH, "points=5", "points"),
     ],
 )
-@pytest.mark.parametrize("direct", [True, False])
+@pytest.mark.parametrize("is_fast", [True, False])
 async def test_a_parameter_comes_once_and_is_known(
-    start_api: StartApi, path: str, query: str, named: str, direct: bool
+    start_api: StartApi, path: str, query: str, named: str, is_fast: bool
 ) -> None:
-    client = await start_api(direct=direct)
+    client = await start_api(fast_updates=is_fast)
     if path == UPDATE_PATH:
         answer = await client.post(
             f"{path}?{query}", json=json.loads(update_body()), headers=client.bearer("alice")

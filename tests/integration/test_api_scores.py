@@ -198,7 +198,7 @@ async def test_a_body_that_is_no_update_is_refused(
 async def test_the_direct_handler_answers_as_the_framework_s(
     start_api: StartApi, redis_url: str
 ) -> None:
-    direct, plain = await start_api(), await start_api(direct=False, open=())
+    direct, plain = await start_api(), await start_api(fast_updates=False, open=())
     calls: list[dict[str, Any]] = [
         {"json": {"userId": "alice", "actionId": "a:1"}},
         {"json": {"userId": "bob", "actionId": "a:1"}},

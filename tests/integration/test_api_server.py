@@ -101,7 +101,7 @@ async def test_a_body_that_does_not_come_is_refused_in_time(start_api: StartApi)
     assert (status, problem["type"]) == (400, "/docs/problems/malformed")
     assert "0.3 s" in problem["detail"]
     assert time.monotonic() - began_s < 3
-    assert client.api.edge.under_way == 0
+    assert client.api.router.in_flight == 0
 
 
 async def test_a_head_that_does_not_come_ends_the_connection(start_api: StartApi) -> None:
@@ -142,11 +142,11 @@ async def test_clients_that_leave_in_the_middle_leak_nothing(
         # A third leaves within the head, a third within the body, a third awaits the answer.
         writer.write(request[: (100, len(request) - 5, len(request))[number % 3]])
         writers.append(writer)
-    await eventually_async(lambda: client.api.edge.under_way >= 20)
+    await eventually_async(lambda: client.api.router.in_flight >= 20)
     for writer in writers:
         writer.transport.abort()
     await proxy.restore()
-    await eventually_async(lambda: client.api.edge.under_way == 0, within_s=10)
+    await eventually_async(lambda: client.api.router.in_flight == 0, within_s=10)
     await eventually_async(
         lambda: (
             not [
@@ -166,7 +166,7 @@ async def test_more_requests_than_it_may_hold_are_sent_away(
     await client.update("alice", "first:1")
     proxy.freeze()
     held = [asyncio.ensure_future(client.update("alice", f"held:{n}")) for n in range(3)]
-    await eventually_async(lambda: client.api.edge.under_way == 3)
+    await eventually_async(lambda: client.api.router.in_flight == 3)
     answer = await client.update("alice", "beyond:1")
     assert (answer.status_code, answer.json()["type"]) == (503, "/docs/problems/overloaded")
     assert answer.headers["retry-after"] == "1"
@@ -183,7 +183,7 @@ async def test_bodies_that_are_still_coming_take_nobodys_place(start_api: StartA
     slow = [await asyncio.open_connection("127.0.0.1", client.port) for _ in range(8)]
     for _, writer in slow:
         writer.write(request + body[:1])
-    await eventually_async(lambda: client.api.edge.waiting == len(slow))
+    await eventually_async(lambda: client.api.router.waiting == len(slow))
 
     assert (await client.update("alice", "next:1")).status_code == 200
     assert (await client.get(LEADERBOARD_PATH)).status_code == 200
@@ -197,7 +197,7 @@ async def test_bodies_that_are_still_coming_take_nobodys_place(start_api: StartA
     statuses = {int(answer.split()[1]) for answer in answers}
     assert 200 in statuses
     assert statuses <= {200, 503}
-    assert (client.api.edge.under_way, client.api.edge.waiting) == (0, 0)
+    assert (client.api.router.in_flight, client.api.router.waiting) == (0, 0)
 
 
 async def test_whole_bodies_do_not_exceed_the_limit_of_requests(
@@ -210,10 +210,10 @@ async def test_whole_bodies_do_not_exceed_the_limit_of_requests(
     request = head(client, f"Content-Length: {len(body)}", "Connection: close")
     reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
     writer.write(request + body[:1])
-    await eventually_async(lambda: client.api.edge.waiting == 1)
+    await eventually_async(lambda: client.api.router.waiting == 1)
     proxy.freeze()
     held = [asyncio.ensure_future(client.update("alice", f"held:{n}")) for n in range(3)]
-    await eventually_async(lambda: client.api.edge.under_way == 3)
+    await eventually_async(lambda: client.api.router.in_flight == 3)
 
     writer.write(body[1:])
     async with asyncio.timeout(8):
@@ -314,7 +314,7 @@ async def test_ready_says_how_each_dependency_stands(
     assert await ready(200, "database", "up")
     with redis.Redis.from_url(server.url) as admin:
         admin.config_set("appendfsync", "everysec")
-    client.api.health._durability._until_s = 0.0
+    client.api.health._durability._expires_at_s = 0.0
     assert await ready(503, "durability", "unsafe")
 
 
@@ -323,7 +323,7 @@ async def test_ready_is_red_while_no_board_is_loaded(start_api: StartApi, redis_
     client = await start_api(open=(), boards="main,weekly")
 
     async def ready(status: int, state: str, detail: str = "") -> bool:
-        client.api.health._board_states._until_s = 0.0
+        client.api.health._board_states._expires_at_s = 0.0
         answer = await client.get("/health/ready")
         boards = answer.json()["checks"]["boards"]
         return (answer.status_code, boards["state"], boards.get("detail", "")) == (
@@ -360,7 +360,7 @@ async def test_a_database_that_is_away_is_reported_and_harms_nothing(
     )
     assert (await client.get("/health/ready")).json()["checks"]["database"]["state"] == "up"
     proxy.refuse()
-    client.api.health._database._until_s = 0.0
+    client.api.health._database._expires_at_s = 0.0
     answer = await client.get("/health/ready")
     assert (answer.status_code, answer.json()["checks"]["database"]["state"]) == (200, "down")
     assert (await client.update()).status_code == 200
@@ -378,7 +378,7 @@ async def test_a_stop_finishes_what_is_under_way(
     await client.update("alice", "win:1")
     proxy.freeze()
     under_way = asyncio.ensure_future(client.update("alice", "win:2"))
-    await eventually_async(lambda: client.api.edge.under_way == 1)
+    await eventually_async(lambda: client.api.router.in_flight == 1)
     client.stop.set()
 
     async def is_draining() -> bool:

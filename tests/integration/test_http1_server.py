@@ -19,7 +19,7 @@ from scoreboard.http.problems import status_of
 from scoreboard.http.request import Request
 from scoreboard.http.response import HttpResponse
 from scoreboard.http.server import Server, ServerLimits
-from scoreboard.runtime.sockets import bind
+from scoreboard.runtime.sockets import bind_listener
 from scoreboard.security.addresses import trusted_networks
 from tests.support.clients.smuggling import CHUNKS, HEADS
 from tests.support.eventually import eventually_async
@@ -65,7 +65,7 @@ class Site:
                 return HttpResponse(200, [], b"waited")
             case "/late":
                 try:
-                    with request.within(0.1):
+                    with request.time_limit(0.1):
                         await asyncio.Event().wait()
                 except TimeoutError:
                     self.outcomes.append("late")
@@ -144,7 +144,7 @@ async def serve() -> AsyncIterator[Serve]:
             }
             site = Site()
             server = Server(site, ServerLimits(**defaults | limits))
-            listener = stack.enter_context(bind("127.0.0.1", 0))
+            listener = stack.enter_context(bind_listener("127.0.0.1", 0))
             await stack.enter_async_context(server.listening(listener))
             return Served(server, site, listener.getsockname()[1])
 

@@ -18,7 +18,7 @@ from cli.issuer.form import FORM_LIFE_S, FormSigner
 from cli.issuer.oauth import CODE_LIFE_S, AuthorizationServer
 from scoreboard.http.server import Server
 from scoreboard.runtime.settings import load
-from scoreboard.runtime.sockets import bind
+from scoreboard.runtime.sockets import bind_listener
 from scoreboard.security.tokens import READ, UPDATE, UPDATE_ANY, LocalIssuer, Verifier
 from tests.support.clients.issuer import Player, answer_in, signed_form_in
 from tests.support.clients.smuggling import CHUNKS, HEADS
@@ -297,10 +297,8 @@ async def test_the_issuer_answers_to_its_own_address_only(
 @asynccontextmanager
 async def serving(issuer: LocalIssuer) -> AsyncIterator[int]:
     """Serve an issuer as its process does; give the port."""
-    site = IssuerApp(
-        issuer, AuthorizationServer(issuer, "scoreboard", SECRET), FormSigner(), [PAGE_URI]
-    )
-    with bind("127.0.0.1", 0) as listener:
+    site = IssuerSite(issuer, Grants(issuer, "scoreboard", SECRET), Seal(), [PAGE_URI])
+    with bind_listener("127.0.0.1", 0) as listener:
         async with Server(site, LIMITS).listening(listener):
             yield listener.getsockname()[1]
 

@@ -224,7 +224,7 @@ async def test_streams_are_limited_and_their_counts_released(start_api: StartApi
 
     assert (same_user.status_code, same_address.status_code, full.status_code) == (429, 429, 503)
     assert int(full.headers["retry-after"]) > 0
-    await eventually_async(lambda: client.api._stream.count == 0)
+    await eventually_async(lambda: client.api._streams.count == 0)
     async with listening(client, headers=at("203.0.113.1") | alice) as events:
         await events.next("leaderboard")
 
@@ -249,7 +249,7 @@ async def test_client_that_reads_nothing_is_dropped_and_uses_little_memory(
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         deaf.connect(("127.0.0.1", client.port))
         deaf.sendall(f"GET {PATH} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
-        stream = client.api._stream
+        stream = client.api._streams
         await eventually_async(lambda: stream.count == 1)
         async with listening(client) as healthy:
             state = stream._watcher.states["main"]
