@@ -1,4 +1,4 @@
-"""The tree of errors. Services map it to their own edge: HTTP status, close code, exit code.
+"""The hierarchy of errors. Each edge maps it: to HTTP statuses, close codes, exit codes.
 
 ScoreboardError
 ├── ClientError             the caller's fault; never alerts
@@ -52,10 +52,10 @@ from typing import ClassVar
 
 
 class ScoreboardError(Exception):
-    """Base of every error this project raises on purpose.
+    """Base class of all errors that this project raises.
 
-    ``code`` is stable and machine-readable (it names the problem type, the frame's error and the
-    metric label); ``title`` is the sentence people read first; ``str(error)`` says what to change.
+    ``code`` is stable and machine-readable: the problem type, the error code in frames, the metric
+    label. ``title`` is a short description; ``str(error)`` says what to change.
     """
 
     code: ClassVar[str] = "error"
@@ -67,22 +67,22 @@ class ScoreboardError(Exception):
 
     @property
     def detail(self) -> str:
-        """The sentence for the caller. It never holds a token, a statement or a key."""
+        """The message for the caller. It never contains a token, an SQL statement or a key."""
         return str(self.args[0])
 
 
 class ClientError(ScoreboardError):
-    """The caller's mistake or missing right; repeating the same request changes nothing."""
+    """A fault of the caller; repeating the same request gives the same result."""
 
 
 class Malformed(ClientError):
     code = "malformed"
-    title = "The request cannot be read"
+    title = "The request is malformed"
 
 
 class Invalid(ClientError):
     code = "invalid"
-    title = "A value breaks a rule"
+    title = "A value violates a constraint"
 
 
 class UnknownKind(Invalid):
@@ -92,47 +92,47 @@ class UnknownKind(Invalid):
 
 class ScoreOutOfRange(Invalid):
     code = "score-out-of-range"
-    title = "The score would leave 0…2147483647"
+    title = "The score would leave the range 0 to 2147483647"
 
 
 class Unauthenticated(ClientError):
     code = "unauthenticated"
-    title = "A valid bearer token is needed"
+    title = "A valid bearer token is required"
 
     def __init__(self, detail: str = "", *, reason: str = "missing") -> None:
-        """``reason`` is a word of a closed set, for the metric and the WWW-Authenticate header."""
+        """``reason`` is from a closed set, for the metric and the WWW-Authenticate header."""
         super().__init__(detail)
         self.reason = reason
 
 
 class Forbidden(ClientError):
     code = "forbidden"
-    title = "The token does not allow this"
+    title = "The token does not allow this request"
 
     def __init__(self, detail: str = "", *, scope: str | None = None) -> None:
-        """``scope`` names the missing scope where one would have been enough."""
+        """``scope`` is the missing scope, if one scope would suffice."""
         super().__init__(detail)
         self.scope = scope
 
 
 class NotFound(ClientError):
     code = "not-found"
-    title = "There is nothing here"
+    title = "Not found"
 
 
 class UnknownUser(NotFound):
     code = "unknown-user"
-    title = "This user has no score"
+    title = "The user has no score"
 
 
 class UnknownBoard(NotFound):
     code = "unknown-board"
-    title = "There is no such board"
+    title = "No such board"
 
 
 class ActionConflict(ClientError):
     code = "action-conflict"
-    title = "This action counted before with other points"
+    title = "The action was applied before with other points"
 
 
 class BodyTooLarge(ClientError):
@@ -147,22 +147,22 @@ class TargetTooLong(ClientError):
 
 class HeadTooLarge(ClientError):
     code = "head-too-large"
-    title = "The head of the request is too large"
+    title = "The request headers are too large"
 
 
 class VersionUnsupported(ClientError):
     code = "http-version"
-    title = "This version of HTTP is not supported"
+    title = "The HTTP version is not supported"
 
 
 class ExpectationFailed(ClientError):
     code = "expectation-failed"
-    title = "The expectation cannot be met"
+    title = "The expectation is not supported"
 
 
 class ForeignOrigin(ClientError):
     code = "origin"
-    title = "Pages of this origin may not connect"
+    title = "The origin is not allowed"
 
 
 class UnsupportedMedia(ClientError):
@@ -172,17 +172,17 @@ class UnsupportedMedia(ClientError):
 
 class MethodNotAllowed(ClientError):
     code = "method-not-allowed"
-    title = "This address does not take that method"
+    title = "The path does not support this method"
 
     def __init__(self, detail: str = "", *, allow: str = "") -> None:
-        """``allow`` lists the methods that are taken, for the header of that name."""
+        """``allow`` lists the supported methods, for the header Allow."""
         super().__init__(detail)
         self.allow = allow
 
 
 class UpgradeRequired(ClientError):
     code = "upgrade-required"
-    title = "This address speaks WebSocket only"
+    title = "The path accepts only WebSocket handshakes"
 
 
 class RateLimited(ClientError):
@@ -206,10 +206,10 @@ class OperatorMistake(ClientError):
 
 
 class Unavailable(ScoreboardError):
-    """A dependency is away or busy; ``retry_after_s`` is a fair wait in whole seconds."""
+    """A dependency is unavailable or busy; ``retry_after_s`` is the delay before a retry."""
 
     code = "unavailable"
-    title = "The service cannot answer now"
+    title = "The service is unavailable"
     retryable = True
     retry_after_s: int = 1
 
@@ -228,7 +228,7 @@ class Fenced(Unavailable):
 
 class Busy(Unavailable):
     code = "busy"
-    title = "The board accepts no new actions for the moment"
+    title = "The board does not accept actions at the moment"
     retry_after_s = 5
 
 
@@ -243,27 +243,27 @@ class Overloaded(Unavailable):
 
 class RedisUnavailable(Unavailable):
     code = "redis-unavailable"
-    title = "The live store cannot be reached"
+    title = "Redis is unreachable"
 
 
 class OutcomeUnknown(Unavailable):
     code = "outcome-unknown"
-    title = "It is not known whether the action counted"
+    title = "It is unknown whether the action was applied"
 
 
 class Outdated(Unavailable):
     code = "outdated"
-    title = "The partition has changed since it was looked at"
+    title = "The partition has changed since it was read"
 
 
 class DatabaseUnavailable(Unavailable):
     code = "database-unavailable"
-    title = "The database cannot be reached"
+    title = "The database is unreachable"
 
 
 class KeysUnavailable(Unavailable):
     code = "keys-unavailable"
-    title = "Tokens cannot be verified now"
+    title = "Tokens cannot be verified at the moment"
     retry_after_s = 5
 
 
@@ -275,34 +275,34 @@ class SecretsUnavailable(Unavailable):
 
 class WaitTimeout(Unavailable):
     code = "not-in-time"
-    title = "It did not happen in time"
+    title = "The wait timed out"
 
 
 class InternalError(ScoreboardError):
-    """Our own fault or the installation's; someone must look."""
+    """A fault of the service or its installation, which needs attention."""
 
     code = "internal"
-    title = "The service failed"
+    title = "Internal error"
 
 
 class UnexpectedReply(InternalError):
     code = "unexpected-reply"
-    title = "Redis gave an answer that cannot be used"
+    title = "Redis sent an unexpected reply"
 
 
 class ScriptFailed(UnexpectedReply):
     code = "script-failed"
-    title = "A script answered what its contract does not list"
+    title = "A script sent a reply that its header does not list"
 
 
 class SettingInvalid(InternalError):
     code = "setting-invalid"
-    title = "A setting is wrong"
+    title = "A setting is invalid"
 
 
 class SchemaMismatch(InternalError):
     code = "schema-mismatch"
-    title = "The database schema does not fit this version"
+    title = "The database schema does not match this version"
 
 
 class UnsafeRedis(InternalError):
@@ -317,7 +317,7 @@ class UnsafeDatabase(InternalError):
 
 class TooManyPoisonEvents(InternalError):
     code = "poison-flood"
-    title = "Too many events cannot be stored"
+    title = "Too many events were rejected"
 
 
 class EmbeddedFailed(InternalError):
@@ -328,18 +328,18 @@ class EmbeddedFailed(InternalError):
 REFUSALS: dict[str, type[ScoreboardError] | None] = {
     "UNINIT": Uninitialised,
     "FENCED": Fenced,
-    # The dispatcher learns from these two and sends the actions again.
+    # The dispatcher updates its state from these two and sends the actions again.
     "BUCKET": None,
-    "LAYOUT": Uninitialised,  # one that cannot be read: a reseed writes it anew
+    "LAYOUT": Uninitialised,  # unreadable: a reseed writes it again
     "FENCE": OperatorMistake,
     "STALE": Outdated,
     "LAG": Busy,
     "RANGE": ScoreOutOfRange,
     "BADARG": ScriptFailed,
 }
-"""First words of refusals, the closed list (lua/README.md); None: for the dispatcher alone."""
+"""Error codes of scripts, a closed list (lua/README.md); None: handled by the dispatcher."""
 
 
 class ServiceExited(InternalError):
     code = "service-ended"
-    title = "A part of the system ended"
+    title = "A service exited"

@@ -1,7 +1,7 @@
-"""The API's documents: openapi.json, and a page for the type of every problem.
+"""The API's documents: openapi.json, and a page for every problem type.
 
-Both are made from the handlers and from scoreboard.http.problems. ``make openapi`` writes them to
-docs/, where a change is seen in review; a test compares.
+They are generated from the handlers and from scoreboard.http.problems. ``make openapi`` writes them
+to docs/, so that reviews show changes; a test compares.
 """
 
 import html
@@ -23,7 +23,7 @@ from api.documents import schemas
 from api.documents.responses import EVERYWHERE
 from api.endpoints.health import make_handlers as make_probes
 from api.endpoints.scores import BEARER, Scores
-from api.endpoints.static_files import COMMON, policy
+from api.endpoints.static_files import SECURITY_HEADERS, content_security_policy
 from scoreboard.errors import NotFound, ScoreboardError
 from scoreboard.http.problems import PROBLEM_TYPES, TYPE_PREFIX, Problem
 from scoreboard.model import BOARD_PATTERN, POINTS_MAX
@@ -33,38 +33,38 @@ MADE_BY: Final = "make openapi"
 FOLDER: Final = Path(__file__).parents[2] / "docs"
 
 _ABOUT: Final = """\
-Scores of a real-time scoreboard. An action counts **once, ever**, by its `actionId`: repeat a
-request whose answer you did not get, with the same `actionId`, as often as you like.
+The API of a real-time scoreboard. An action is applied **exactly once** per `actionId`: if you get
+no response, repeat the request with the same `actionId` as often as needed.
 
-Every error is a problem (RFC 9457). Its `type` says which kind, for good;
-[/docs/problems](/docs/problems) says what to do about each. Live changes come over the WebSocket
-`/ws/scoreboard`.
+Every error is a problem document (RFC 9457). Its `type` is stable, and
+[/docs/problems](/docs/problems) describes how to handle each type. Live updates are sent over the
+WebSocket `/ws/scoreboard`.
 
-Tokens are JSON Web Tokens of the issuer this service trusts, signed with RS256 or ES256, with the
-scopes `update:score` (one's own score), `update:score:any` (game servers: anyone's, with stated
-points) and `read:leaderboard` (boards that are not public).
+Tokens are JSON Web Tokens of the configured issuer, signed with RS256 or ES256, with the scopes
+`update:score` (update one's own score), `update:score:any` (game servers: update any user and set
+the points) and `read:leaderboard` (read boards that are not public).
 """
 _HEADERS: Final[dict[str, dict[str, Any]]] = {
     "RequestId": {
-        "description": "Names the request in our logs: the gateway's id, else yours if it is safe.",
+        "description": "Identifies the request in logs: the gateway's id, else the client's.",
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{8,128}$"},
     },
     "ETag": {
-        "description": "Weak; send it back in `If-None-Match` to hear 304 while nothing changed.",
+        "description": "Weak. Send it in `If-None-Match` to get 304 if nothing has changed.",
         "schema": {"type": "string", "examples": ['W/"3-1042"']},
     },
     "CacheControl": {"schema": {"type": "string"}},
     "Challenge": {
-        "description": "What is wrong with the token, or which scope it lacks (RFC 6750).",
+        "description": "Why the token is refused, or which scope is missing (RFC 6750).",
         "schema": {"type": "string"},
     },
-    "Allow": {"description": "Methods of this address.", "schema": {"type": "string"}},
+    "Allow": {"description": "Methods of this path.", "schema": {"type": "string"}},
     "RetryAfter": {
         "description": "Seconds to wait.",
         "schema": {"type": "integer", "minimum": 1},
     },
     "RateLimit": {
-        "description": "Left in the window, seconds until it moves on. Only where the api limits.",
+        "description": "Requests left, seconds until one is freed. Only if the api limits.",
         "schema": {"type": "string", "examples": ['"default";r=9;t=60']},
     },
     "RateLimitPolicy": {
@@ -93,7 +93,7 @@ _EXAMPLES: Final[dict[str, tuple[Any, Any]]] = {
                 "value": {"userId": "auth0|64f1", "actionId": "win:01J9ZQ4T8B6W3M"},
             },
             "game-server": {
-                "summary": "A game server, for a player, with points",
+                "summary": "A game server's update for a player, with points",
                 "value": {"userId": "auth0|64f1", "actionId": "quest:77", "points": 250},
             },
         },
@@ -114,24 +114,25 @@ _EXAMPLES: Final[dict[str, tuple[Any, Any]]] = {
         {"status": "ready", "checks": {"redis": {"state": "up"}, "durability": {"state": "safe"}}},
     ),
 }
-"""Bodies of a request and of its good answer, by operation."""
+"""Examples of the request and the successful response, by operation."""
 
 
 @cache
 def openapi() -> dict[str, Any]:
-    """Make the OpenAPI document."""
+    """Generate the OpenAPI document."""
     described = Litestar(
-        # The probes are only described here, so nothing stands behind them.
         route_handlers=[Scores, *make_probes()],
         openapi_config=OpenAPIConfig(
             title="Scoreboard",
             version=version("scoreboard"),
-            summary="Real-time scores, counted exactly once.",
+            summary="Real-time scores with exactly-once updates.",
             description=_ABOUT,
             license=License(name="MIT", identifier="MIT"),
             tags=[
-                Tag(name="scores", description="Raise scores, read the ranking."),
-                Tag(name="health", description="For the platform; not through the gateway."),
+                Tag(name="scores", description="Update scores and read the ranking."),
+                Tag(
+                    name="health", description="Probes of the platform; not exposed by the gateway."
+                ),
             ],
             components=Components(
                 security_schemes={
@@ -139,7 +140,7 @@ def openapi() -> dict[str, Any]:
                         type="http",
                         scheme="bearer",
                         bearer_format="JWT",
-                        description="A token of the issuer; see above for its scopes.",
+                        description="A token of the issuer; the scopes are listed above.",
                     )
                 }
             ),
@@ -147,37 +148,37 @@ def openapi() -> dict[str, Any]:
         ),
         logging_config=None,
     )
-    document = _mend(described.openapi_schema.to_schema())
+    document = _normalize(described.openapi_schema.to_schema())
     _add_headers_and_examples(document)
-    _describe_once(document)
-    _add_what_types_say(document["components"]["schemas"])
+    _share_responses(document)
+    _complete_schemas(document["components"]["schemas"])
     return {"openapi": document.pop("openapi"), "x-made-by": MADE_BY, **document}
 
 
-def _mend(node: Any) -> Any:  # noqa: ANN401 (any part of a JSON document)
-    """Put right what the framework writes of parameters, examples and whole numbers."""
+def _normalize(node: Any) -> Any:  # noqa: ANN401 (any part of a JSON document)
+    """Correct the framework's schemas of optional parameters, examples and integers."""
     if isinstance(node, list):
-        return [_mend(value) for value in node]
+        return [_normalize(value) for value in node]
     if isinstance(node, float) and node.is_integer():
         return int(node)
-    return _mend_object(node) if isinstance(node, dict) else node
+    return _normalize_object(node) if isinstance(node, dict) else node
 
 
-def _mend_object(node: dict[str, Any]) -> dict[str, Any]:
+def _normalize_object(node: dict[str, Any]) -> dict[str, Any]:
     match node:
         case {"oneOf": [{"type": "string"}, {"type": "null"}], **rest}:
-            # It takes a parameter that may be left out for one that may be null.
+            # The framework describes an optional parameter as nullable.
             return {"type": "string", "pattern": BOARD_PATTERN, **rest}
         case {"oneOf": [dict(only)], **rest}:
-            return _mend_object(only) | rest
+            return _normalize_object(only) | rest
         case {"id": str(), "summary": _, **rest}:
             return {"summary": node["summary"], **rest}
         case _:
-            return {key: _mend(value) for key, value in node.items()}
+            return {key: _normalize(value) for key, value in node.items()}
 
 
 def _add_headers_and_examples(document: dict[str, Any]) -> None:
-    """Say which headers come with which answer, and show one; handlers have no place for it."""
+    """Add response headers and examples, which handlers cannot declare."""
     document["components"]["headers"] = _HEADERS
     for path, item in document["paths"].items():
         for operation in item.values():
@@ -196,7 +197,7 @@ def _add_headers_and_examples(document: dict[str, Any]) -> None:
 
 
 def _headers_of(path: str, operation: dict[str, Any], status: str) -> dict[str, str]:
-    """Return the headers of an operation's answer, each with its description's name."""
+    """Return the headers of a response, each with the name of its description."""
     names = {"X-Request-Id": "RequestId"}
     if path.startswith("/api/scores/") and status in {"200", "304"}:
         names["Cache-Control"] = "CacheControl"
@@ -213,8 +214,8 @@ def _headers_of(path: str, operation: dict[str, Any], status: str) -> dict[str, 
     return names
 
 
-def _describe_once(document: dict[str, Any]) -> None:
-    """Move the answers that any operation may give to the components."""
+def _share_responses(document: dict[str, Any]) -> None:
+    """Move the responses common to all operations to the components."""
     shared = document["components"].setdefault("responses", {})
     for item in document["paths"].values():
         for operation in item.values():
@@ -224,8 +225,8 @@ def _describe_once(document: dict[str, Any]) -> None:
                 operation["responses"][status] = {"$ref": f"#/components/responses/{name}"}
 
 
-def _add_what_types_say(shapes: dict[str, dict[str, Any]]) -> None:
-    """Say of the types what the framework leaves out."""
+def _complete_schemas(shapes: dict[str, dict[str, Any]]) -> None:
+    """Add descriptions and constraints of types that the framework omits."""
     types = {**vars(schemas), Problem.__name__: Problem}
     for name, shape in shapes.items():
         about = inspect.cleandoc(types[name].__doc__ or "")
@@ -239,20 +240,20 @@ def _add_what_types_say(shapes: dict[str, dict[str, Any]]) -> None:
 
 @cache
 def encoded() -> bytes:
-    """Give openapi.json, as it is committed and served."""
+    """Return openapi.json, as committed and served."""
     return msgspec.json.format(msgspec.json.encode(openapi()), indent=2) + b"\n"
 
 
 def problems_text() -> str:
-    """Write docs/reference/problems.md."""
+    """Return the text of docs/reference/problems.md."""
     lines = [
-        f"<!-- Made by `{MADE_BY}` from scoreboard/http/problems.py. -->",
+        f"<!-- Generated by `{MADE_BY}` from scoreboard/http/problems.py. -->",
         "# Problems",
         "",
         "Every error of the API, and every refused WebSocket handshake, is",
         "`application/problem+json` (RFC 9457) with `type`, `title`, `status`, `detail` and",
-        "`request_id`. The `type` is an address on the API itself and never changes its meaning;",
-        "`detail` says what to change in this very request.",
+        "`request_id`. The `type` is a path of the API and never changes its meaning;",
+        "`detail` says what to change in this request.",
     ]
     for kind, about in PROBLEM_TYPES.items():
         lines += [
@@ -267,13 +268,16 @@ def problems_text() -> str:
 
 
 def make_handlers(settings: Settings) -> list[HTTPRouteHandler]:
-    """Make the handlers of the documents."""
-    headers = {**COMMON, "Content-Security-Policy": policy(settings, "/docs")}
+    """Make the handlers that serve the documents."""
+    headers = {
+        **SECURITY_HEADERS,
+        "Content-Security-Policy": content_security_policy(settings, "/docs"),
+    }
     by_code = {kind.code: kind for kind in PROBLEM_TYPES}
 
     @get("/openapi.json", include_in_schema=False, media_type="application/json")
     async def document() -> Response[bytes]:
-        return Response(encoded(), headers=COMMON, media_type="application/json")
+        return Response(encoded(), headers=SECURITY_HEADERS, media_type="application/json")
 
     @get("/docs/problems", include_in_schema=False)
     async def problems() -> Response[str]:
@@ -285,7 +289,7 @@ def make_handlers(settings: Settings) -> list[HTTPRouteHandler]:
     async def problem(code: FromPath[str]) -> Response[str]:
         kind = by_code.get(code)
         if kind is None:
-            raise NotFound("There is no such problem; /docs/problems lists them")
+            raise NotFound("No such problem; /docs/problems lists all")
         return Response(_page(kind.title, [kind]), headers=headers, media_type="text/html")
 
     return [document, problems, problem]
@@ -310,7 +314,7 @@ def _page(title: str, kinds: list[type[ScoreboardError]]) -> str:
 
 
 def main() -> None:
-    """Write the committed documents."""
+    """Write the documents to docs/."""
     (FOLDER / "openapi.json").write_bytes(encoded())
     (FOLDER / "reference" / "problems.md").write_text(problems_text(), encoding="utf-8")
 

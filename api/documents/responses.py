@@ -1,4 +1,4 @@
-"""What the documents say of errors: one entry per status, with an example per kind of problem."""
+"""Error responses in the OpenAPI document: one per status, with an example per problem type."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -9,38 +9,38 @@ from litestar.openapi.spec import Example
 from scoreboard.http.problems import MEDIA_TYPE, PROBLEM_TYPES, TYPE_PREFIX, Problem
 
 EVERYWHERE: Final = (405, 414, 417, 431, 500, 505)
-"""Any address may answer with these; the document describes each of them once."""
+"""Statuses that any path may return; the document describes each once."""
 
 _DESCRIPTIONS: Final[Mapping[int, str]] = {
-    400: "The request cannot be read.",
-    401: "No token, or one that does not verify.",
-    403: "The token lacks a scope, or acts for somebody else.",
-    404: "There is no such user or board here.",
-    405: "The address exists, for other methods.",
-    409: "The action counted before with other points.",
+    400: "The request cannot be parsed.",
+    401: "The token is missing or invalid.",
+    403: "The token does not allow this request.",
+    404: "The user or board does not exist.",
+    405: "The path does not support this method.",
+    409: "The action was applied before with other points.",
     413: "The body is too large.",
     414: "The request line is too long.",
-    415: "The body is not declared as JSON.",
-    417: "The expectation cannot be met.",
-    422: "A value breaks a rule.",
+    415: "The content type is not application/json.",
+    417: "The expectation is not supported.",
+    422: "A value violates a constraint.",
     429: "Too many requests.",
-    431: "The head of the request is too large.",
-    500: "The service failed.",
-    503: "Not now; repeat the request after `Retry-After`.",
-    505: "The request is neither HTTP/1.1 nor HTTP/1.0.",
+    431: "The request line and headers are too large.",
+    500: "Internal error.",
+    503: "Temporarily unavailable; repeat the request after `Retry-After`.",
+    505: "The HTTP version is not supported.",
 }
 _NOT_MODIFIED: Final = ResponseSpec(
-    data_container=None, generate_examples=False, description="What the client has is current."
+    data_container=None, generate_examples=False, description="The client's copy is current."
 )
 
 
 def problems(*statuses: int) -> dict[int, ResponseSpec]:
-    """Describe the errors of an operation."""
+    """Describe the error responses of an operation."""
     return {status: _problem(status) for status in (*statuses, *EVERYWHERE)}
 
 
-def problems_of_a_read(*statuses: int) -> dict[int, ResponseSpec]:
-    """Describe the errors of an operation that also answers 304."""
+def read_problems(*statuses: int) -> dict[int, ResponseSpec]:
+    """Describe the error responses of an operation that may return 304."""
     return {304: _NOT_MODIFIED} | problems(*statuses)
 
 

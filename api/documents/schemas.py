@@ -1,4 +1,4 @@
-"""Requests and replies of the API as types: what is parsed, sent and documented."""
+"""Requests and replies of the API as types, for parsing, encoding and the documents."""
 
 from typing import Annotated
 
@@ -8,65 +8,67 @@ from scoreboard.model import POINTS_MAX, ActionId, Points, UserId, is_identifier
 
 
 class UpdateRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
-    """One action of one user. The same `actionId` counts once, ever, however often it is sent."""
+    """One action of one user. An `actionId` is applied once, however often it is sent."""
 
     user_id: UserId
     action_id: ActionId
     points: Annotated[
         Points | float | UnsetType,
-        Meta(description="Only with `update:score:any`; else the catalogue of actions decides."),
+        Meta(description="Requires `update:score:any`; by default the catalogue sets the points."),
     ] = UNSET
 
     def __post_init__(self) -> None:
-        """Refuse what the documented pattern lets through: its ``$`` also fits before a newline.
+        """Check what the schema cannot express.
 
-        And what is no whole number of points; 5.0 is one, to JSON and to its schemas.
+        A pattern's ``$`` also matches before a final newline. In JSON, 5.0 is a whole number.
         """
         if not (is_identifier(self.user_id) and is_identifier(self.action_id)):
-            raise ValueError("userId and actionId hold no line break")
+            raise ValueError("userId and actionId must not contain line breaks")
         if isinstance(self.points, float) and (
             not self.points.is_integer() or not 1 <= self.points <= POINTS_MAX
         ):
-            raise ValueError(f"points is a whole number from 1 to {POINTS_MAX}")
+            raise ValueError(f"points must be an integer from 1 to {POINTS_MAX}")
 
     @property
     def stated_points(self) -> int | None:
-        """The points as a whole number; None where they were left out."""
+        """The points as an integer; None if omitted."""
         return None if self.points is UNSET else int(self.points)
 
 
 class UpdateReply(Struct, frozen=True, rename="camel"):
-    """The lasting answer to an action: a repeat gets the same `newScore`."""
+    """The result of an action; a repeated request gets the same `newScore`."""
 
-    success: Annotated[bool, Meta(description="Always true; everything else is a problem.")]
+    success: Annotated[bool, Meta(description="Always true; errors are problems.")]
     new_score: Annotated[int, Meta(ge=0, description="The user's score after this action.")]
-    replayed: Annotated[bool, Meta(description="True where the action had counted before.")]
+    replayed: Annotated[bool, Meta(description="True if the action had been applied before.")]
 
 
 class RankedUser(Struct, frozen=True, rename="camel", omit_defaults=True):
-    """One row of a ranking; ranks are unique, and who reached a score first stays ahead.
+    """One row of a ranking. Ranks are unique; equal scores are ordered by the time reached.
 
-    On a board of several partitions that holds within each; equals of different ones have one
-    order for every reader, not by time.
+    On a board of several partitions this holds within each partition; equal scores of different
+    partitions have a fixed order.
     """
 
     rank: Annotated[int, Meta(ge=1)]
     user_id: UserId
     score: Annotated[int, Meta(ge=0)]
-    name: Annotated[str | UnsetType, Meta(description="With `names=true`, where known.")] = UNSET
+    name: Annotated[str | UnsetType, Meta(description="With `names=true`, if known.")] = UNSET
 
 
 class LeaderboardReply(Struct, frozen=True):
-    """A window of the ranking, of one moment within each partition of the board."""
+    """A window of the ranking: a snapshot of each partition of the board."""
 
     leaderboard: tuple[RankedUser, ...]
     total: Annotated[int, Meta(ge=0, description="Users on the board.")]
-    epoch: Annotated[int, Meta(description="The board's life; rises when history was mended.")]
-    seq: Annotated[int, Meta(description="Changes applied in this epoch; never falls within it.")]
+    epoch: Annotated[int, Meta(description="Epoch of the board; rises when it is restored.")]
+    seq: Annotated[
+        int, Meta(description="Number of changes in this epoch; never decreases within it.")
+    ]
 
 
 class StandingReply(Struct, frozen=True, rename="camel"):
-    """One user's place, with the rows around it where asked for."""
+    """A user's standing, with neighbouring rows if requested."""
 
     user_id: UserId
     rank: Annotated[int, Meta(ge=1)]
@@ -76,26 +78,26 @@ class StandingReply(Struct, frozen=True, rename="camel"):
     seq: int
     neighbours: Annotated[
         tuple[RankedUser, ...],
-        Meta(description="`around` rows to each side, the user's own among them; more on one side "
-             "where the other ends."),
+        Meta(description="`around` rows on each side and the user's own; more on one side at the "
+             "end of the ranking."),
     ]  # fmt: skip
 
 
 class Alive(Struct, frozen=True):
-    """The process answers."""
+    """The process is running."""
 
     status: str = "alive"
 
 
 class Check(Struct, frozen=True, omit_defaults=True):
-    """How one dependency stands."""
+    """The state of one dependency."""
 
     state: str
     detail: str = ""
 
 
 class Readiness(Struct, frozen=True):
-    """Whether this process should get requests, and how each dependency stands."""
+    """Whether this process should get requests, and the state of each dependency."""
 
     status: Annotated[str, Meta(description="`ready`, `not ready` or `draining`.")]
     checks: dict[str, Check]
@@ -110,8 +112,8 @@ class SignInConfig(Struct, frozen=True, rename="camel"):
 
 
 class PageConfig(Struct, frozen=True):
-    """What the live page must know."""
+    """Configuration of the live page."""
 
-    ws: Annotated[str, Meta(description="Address of the live updates; empty: this host.")]
+    ws: Annotated[str, Meta(description="URL of the live updates; empty for this host.")]
     boards: tuple[str, ...]
     oauth: SignInConfig | None = None

@@ -1,7 +1,7 @@
-"""Reads of the board for HTTP: shared within a turn of the loop, encoded once, tagged.
+"""Reads of a board for HTTP: coalesced, encoded once, with an ETag.
 
-Equal reads that arrive in one turn share one call to Redis. Only reads not yet sent are joined: a
-caller whose update was answered sees it in the read that follows.
+Equal reads that arrive in the same loop iteration share one call to Redis. A read joins only calls
+that were not sent yet, so a caller whose update was answered sees it in the next read.
 """
 
 import asyncio
@@ -21,11 +21,11 @@ from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
 from scoreboard.store.store import Store
 
-FACTS_S: Final = 5.0
-"""How long it is believed whether a board is public."""
+BOARD_TTL_S: Final = 5.0
+"""How long a board's layout and visibility are cached."""
 
 MERGED_DEPTH_MAX: Final = 10_000
-"""Deepest row of a board of several partitions: each of them must read as far."""
+"""Deepest row of a board of several partitions: every partition must read up to it."""
 
 T = TypeVar("T")
 _encode: Final = msgspec.json.Encoder().encode
@@ -33,24 +33,24 @@ _log = get_logger(__name__)
 
 
 class Page(Struct, frozen=True):
-    """An encoded answer and the tag by which a client recognises it."""
+    """An encoded reply and its ETag."""
 
     etag: str
     body: bytes
 
 
 class _LeaderGone(Exception):  # noqa: N818 (says what happened)
-    """The request that was reading for others went away."""
+    """The request that read for others was cancelled."""
 
 
 class SingleFlight(Generic[T]):
-    """Joins equal calls of one turn of the loop: the first to ask reads for all."""
+    """Coalesces equal calls of one loop iteration: the first caller reads for all."""
 
     def __init__(self) -> None:
         self._gathering: dict[Hashable, asyncio.Future[T]] = {}
 
     async def get(self, key: Hashable, read: Callable[[], Awaitable[T]]) -> T:
-        """Give what ``read`` gives, or raise what it raises; ``key`` says which calls are equal."""
+        """Return or raise the result of ``read``; calls with the same ``key`` are equal."""
         joined = self._gathering.get(key)
         if joined is None:
             return await self._lead(key, read)
@@ -64,85 +64,87 @@ class SingleFlight(Generic[T]):
         self._gathering[key] = future
         try:
             try:
-                await asyncio.sleep(0)  # whoever else runs in this turn may join
+                await asyncio.sleep(0)  # other tasks of this iteration may join
             finally:
                 del self._gathering[key]
             result = await read()
         except BaseException as error:
             future.set_exception(error if isinstance(error, Exception) else _LeaderGone())
-            future.exception()  # nobody may have joined: that is no unseen error
+            future.exception()  # mark it as retrieved: possibly no call has joined
             raise
         future.set_result(result)
         return result
 
 
-class _Facts(Struct):
+class _CachedBoard(Struct):
     board: Board
-    until_s: float
+    expires_at_s: float
 
 
 class BoardReader:
-    """Answers of the read endpoints."""
+    """Replies of the read endpoints."""
 
     def __init__(self, settings: Settings, store: Store, names: NameCache) -> None:
         self._boards = settings.boards
         self._store = store
         self._names = names
-        self._facts: dict[str, _Facts] = {}
-        self._shared_facts: SingleFlight[Board] = SingleFlight()
-        self._shared_pages: SingleFlight[Page] = SingleFlight()
+        self._cached: dict[str, _CachedBoard] = {}
+        self._board_reads: SingleFlight[Board] = SingleFlight()
+        self._page_reads: SingleFlight[Page] = SingleFlight()
 
-    def choose(self, board: str | None) -> str:
-        """Give the board that a request means.
+    def resolve(self, board: str | None) -> str:
+        """Return the name of the board that a request addresses; None is the default board.
 
-        Raises UnknownBoard for one that is not served here.
+        Raises UnknownBoard for a board that is not served here.
         """
         if board is None:
             return self._boards[0]
         if board not in self._boards:
-            raise UnknownBoard(f"There is no board of that name; {self._boards[0]} is one")
+            raise UnknownBoard(f"No such board; for example, there is {self._boards[0]}")
         return board
 
-    async def facts(self, board: str) -> Board:
-        """Give what was fixed when a board was made; the last answer holds while Redis is away.
+    async def board(self, board: str) -> Board:
+        """Return a board's layout and visibility; cached, also while Redis is unreachable.
 
-        Raises Uninitialised, RedisUnavailable where it was never read.
+        Raises Uninitialised, RedisUnavailable if it was never read.
         """
-        known = self._facts.get(board)
+        known = self._cached.get(board)
         now_s = time.monotonic()
-        if known is not None and now_s < known.until_s:
+        if known is not None and now_s < known.expires_at_s:
             return known.board
         if known is not None:
-            known.until_s = now_s + FACTS_S  # others go on with what is known
+            known.expires_at_s = now_s + BOARD_TTL_S  # concurrent reads use the cached value
         try:
-            found = await self._shared_facts.get(board, lambda: self._store.board(board))
+            found = await self._board_reads.get(board, lambda: self._store.board(board))
         except ScoreboardError as error:
             if known is None:
                 raise
-            _log.warning("board_facts_kept", board=board, code=error.code)
+            _log.warning("board_refresh_failed", board=board, code=error.code)
             return known.board
-        self._facts[board] = _Facts(found, time.monotonic() + FACTS_S)
+        self._cached[board] = _CachedBoard(found, time.monotonic() + BOARD_TTL_S)
         return found
 
     async def leaderboard(self, board: str, *, limit: int, offset: int, names: bool) -> Page:
         """Read and encode a window of the ranking.
 
-        Raises Invalid for a window too deep, Uninitialised, RedisUnavailable.
+        Raises Invalid for a window that is too deep, Uninitialised, RedisUnavailable.
         """
-        facts = await self.facts(board)
-        if facts.layout.partitions > 1 and offset + limit > MERGED_DEPTH_MAX:
+        found = await self.board(board)
+        if found.layout.partitions > 1 and offset + limit > MERGED_DEPTH_MAX:
             raise Invalid(f"offset + limit is at most {MERGED_DEPTH_MAX} on this board")
 
         async def read() -> Page:
             window = await self._store.leaderboard(board, limit=limit, offset=offset)
-            rows, mark = await self._named(window.rows) if names else (_plain(window.rows), "")
+            rows, mark = (
+                await self._add_names(window.rows) if names else (_unnamed(window.rows), "")
+            )
             reply = LeaderboardReply(rows, window.total, window.epoch, window.seq)
             return Page(f'W/"{window.epoch}-{window.seq}{mark}"', _encode(reply))
 
-        return await self._shared_pages.get((board, limit, offset, names), read)
+        return await self._page_reads.get((board, limit, offset, names), read)
 
     async def standing(self, board: str, user_id: str, *, around: int) -> Page:
-        """Read and encode a user's place.
+        """Read and encode a user's standing.
 
         Raises UnknownUser, Uninitialised, RedisUnavailable.
         """
@@ -156,14 +158,14 @@ class BoardReader:
                 found.total,
                 found.epoch,
                 found.seq,
-                _plain(found.neighbours),
+                _unnamed(found.neighbours),
             )
             return Page(f'W/"{found.epoch}-{found.seq}"', _encode(reply))
 
-        return await self._shared_pages.get((board, user_id, around), read)
+        return await self._page_reads.get((board, user_id, around), read)
 
-    async def _named(self, rows: tuple[Row, ...]) -> tuple[tuple[RankedUser, ...], str]:
-        """Add names; they change without ``seq``, so the tag gets a mark of theirs."""
+    async def _add_names(self, rows: tuple[Row, ...]) -> tuple[tuple[RankedUser, ...], str]:
+        """Add names; they change independently of ``seq``, so the ETag includes their checksum."""
         names = await self._names.of([row.user_id for row in rows])
         named = tuple(
             RankedUser(
@@ -177,12 +179,12 @@ class BoardReader:
         return named, f"-{zlib.crc32(repr(sorted(names.items())).encode()):08x}"
 
 
-def _plain(rows: tuple[Row, ...]) -> tuple[RankedUser, ...]:
+def _unnamed(rows: tuple[Row, ...]) -> tuple[RankedUser, ...]:
     return tuple(RankedUser(rank=row.rank, user_id=row.user_id, score=row.score) for row in rows)
 
 
 def etag_matches(if_none_match: str | None, etag: str) -> bool:
-    """Tell whether a client already has what a tag names (weak comparison, RFC 9110)."""
+    """Return whether If-None-Match matches an ETag (weak comparison, RFC 9110, 13.1.2)."""
     if if_none_match is None:
         return False
     tags = [tag.strip() for tag in if_none_match.split(",")]

@@ -1,8 +1,8 @@
-"""Users' names for the leaderboard: a bounded memory over PostgreSQL that never holds a read up.
+"""A bounded cache of users' names, read from PostgreSQL.
 
-What stays true: one task asks PostgreSQL, for all reads together; a read waits for it a quarter of
-a second at most, few do at once, and where it did not answer, none for five seconds; old names are
-shown rather than none; nothing here fails.
+Invariants: one task queries PostgreSQL for all reads; a read waits at most a quarter of a second,
+few reads wait at once, and none waits for five seconds after a wait that timed out; outdated names
+are returned rather than none; errors are never raised to a read.
 """
 
 import asyncio
@@ -20,48 +20,48 @@ from scoreboard.ledger.users import select_names
 from scoreboard.runtime.telemetry import counter, get_logger
 
 NAMES_MAX: Final = 20_000
-"""Most users remembered; the longest unread go first."""
+"""Maximum number of cached users; the least recently read are evicted."""
 
 FRESH_S: Final = 60.0
-"""After this a name is asked for again."""
+"""Age at which a name is read again."""
 
 WAIT_S: Final = 0.25
 """Longest wait of a read for names."""
 
 WAITING_MAX: Final = 16
-"""Most reads that wait at once; each holds the place of a request."""
+"""Maximum number of reads that wait at once; each counts as a request in flight."""
 
 PAUSE_S: Final = 5.0
-"""Time in which no read waits after one that waited in vain."""
+"""Time in which no read waits, after a wait that timed out."""
 
 LOOKUP_S: Final = 5.0
-"""Longest that one question to PostgreSQL may take."""
+"""Time limit of one query."""
 
 _MISSED = counter("names_unavailable_total", "Reads answered without fresh names")
 _log = get_logger(__name__)
 
 
-class _Known(Struct):
+class _CachedName(Struct):
     name: str | None
-    until_s: float
+    expires_at_s: float
 
 
 class NameCache:
     """Looks up names by user id. Run ``run`` in a task group."""
 
     def __init__(self, pool: AsyncConnectionPool[Connection] | None) -> None:
-        """Take an open pool, or None where there is no database: then no name is known."""
+        """Take an open pool, or None without a database: then no user has a name."""
         self._pool = pool
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, _CachedName] = {}
         self._wanted: set[str] = set()
         self._is_wanted = asyncio.Event()
         self._has_looked = asyncio.Event()
-        """Set at the end of a lookup, and then replaced."""
+        """Set after a lookup, and then replaced."""
         self._waiting = 0
         self._paused_until_s = 0.0
 
     async def of(self, user_ids: Sequence[str]) -> dict[str, str]:
-        """Give the names of those users who have one."""
+        """Return the names of the users that have one."""
         missing = self._missing(user_ids)
         if missing and self._pool is not None and not await self._wait_for(missing):
             _MISSED.inc()
@@ -69,20 +69,20 @@ class NameCache:
         for user_id in user_ids:
             known = self._known.pop(user_id, None)
             if known is not None:
-                self._known[user_id] = known  # the most recently read stand last
+                self._known[user_id] = known  # the most recently read are last
                 if known.name:
                     names[user_id] = known.name
         return names
 
     async def run(self) -> None:
-        """Look up what reads ask for, until cancelled."""
+        """Look up requested names until cancelled."""
         if self._pool is None:
             return
         while True:
             await self._is_wanted.wait()
             self._is_wanted.clear()
             wanted, self._wanted = sorted(self._wanted), set()
-            if not await self._learn(self._pool, wanted):
+            if not await self._look_up(self._pool, wanted):
                 self._pause()
             self._has_looked.set()
             self._has_looked = asyncio.Event()
@@ -92,7 +92,7 @@ class NameCache:
         return [
             user_id
             for user_id in user_ids
-            if (known := self._known.get(user_id)) is None or known.until_s < now_s
+            if (known := self._known.get(user_id)) is None or known.expires_at_s < now_s
         ]
 
     @property
@@ -103,7 +103,7 @@ class NameCache:
         self._paused_until_s = time.monotonic() + PAUSE_S
 
     async def _wait_for(self, user_ids: list[str]) -> bool:
-        """Wait for the lookup of some users; tell whether they are known now."""
+        """Wait for the lookup of users; return whether all are cached now."""
         if self._is_paused or self._waiting >= WAITING_MAX:
             return False
         self._wanted.update(user_ids)
@@ -122,7 +122,7 @@ class NameCache:
             self._waiting -= 1
         return True
 
-    async def _learn(self, pool: AsyncConnectionPool[Connection], user_ids: list[str]) -> bool:
+    async def _look_up(self, pool: AsyncConnectionPool[Connection], user_ids: list[str]) -> bool:
         try:
             async with (
                 asyncio.timeout(LOOKUP_S),
@@ -133,9 +133,9 @@ class NameCache:
         except (TimeoutError, DatabaseUnavailable, psycopg.Error) as error:
             _log.warning("names_unavailable", error=type(error).__name__)
             return False
-        until_s = time.monotonic() + FRESH_S
+        expires_at_s = time.monotonic() + FRESH_S
         for user_id in user_ids:
-            self._known[user_id] = _Known(found.get(user_id), until_s)
+            self._known[user_id] = _CachedName(found.get(user_id), expires_at_s)
         while len(self._known) > NAMES_MAX:
             del self._known[next(iter(self._known))]
         return True

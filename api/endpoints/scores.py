@@ -1,4 +1,4 @@
-"""The score endpoints: parse, one call, shape the reply.
+"""The score endpoints of the framework.
 
 ``update`` is the reference implementation: api.endpoints.fast_update serves updates in its place.
 ``stream`` only describes the endpoint: api.endpoints.event_streams serves it.
@@ -14,7 +14,7 @@ from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 from litestar.params import JSONBody, PathParameter, QueryParameter
 
-from api.documents.responses import problems, problems_of_a_read
+from api.documents.responses import problems, read_problems
 from api.documents.schemas import LeaderboardReply, StandingReply, UpdateReply, UpdateRequest
 from api.edge.authentication import authenticate, require_reader, require_updater
 from api.endpoints.board_reader import BoardReader, Page, etag_matches
@@ -31,37 +31,41 @@ AnyConnection = ASGIConnection[Any, Any, Any, Any]
 
 Board = Annotated[
     str | None,
-    QueryParameter(name="board", description="Which board; the default one where left out."),
+    QueryParameter(name="board", description="The board; the default board if omitted."),
 ]
 UserPath = Annotated[
-    str, PathParameter(pattern=ID_PATTERN, description="A user, as the token's `sub` names it.")
+    str,
+    PathParameter(
+        pattern=ID_PATTERN, description="The user id, which is the `sub` of the user's token."
+    ),
 ]
 
 BEARER: Final = "bearer"
-"""The security scheme of the documents."""
+"""Name of the security scheme in the documents."""
 
 _UPDATE: Final = (
-    "The same `actionId` counts once, ever: repeat a request whose answer got lost, and the answer "
-    "is the same, with `replayed: true`. Points come from the catalogue of actions by the kind in "
-    "`kind:unique`, and a kind that it does not have is refused. Only callers with "
-    "`update:score:any` may state them, and act for other users."
+    "An `actionId` is applied once: if a response is lost, repeat the request, and the response is "
+    "the same, with `replayed: true`. The catalogue of actions sets the points by the kind in "
+    "`kind:unique`; unknown kinds are refused. Only callers with the scope `update:score:any` may "
+    "set `points` and update other users."
 )
 _LEADERBOARD: Final = (
-    "Rows `offset + 1` to `offset + limit` with the total, of one moment within each partition of "
-    "the board (by default it has one). Whoever reached a score first stays ahead; equals of "
-    "different partitions have one order for every reader, not by time. A board that is public "
-    "needs no token."
+    "Returns rows `offset + 1` to `offset + limit` and the number of users, as a snapshot of each "
+    "partition of the board (by default there is one). Users with equal scores are ordered by the "
+    "time they reached the score; those of different partitions have a fixed order. Public boards "
+    "need no token."
 )
 _STANDING: Final = (
-    "Rank, score and, with `around`, the neighbours: as many to each side, and more on one side "
-    "where the other ends. A board that is public needs no token."
+    "Returns rank, score and, with `around`, that many neighbours on each side, or more on one "
+    "side at the end of the ranking. Public boards need no token."
 )
 _STREAM: Final = (
-    "Server-sent events (`text/event-stream`) with the messages of the WebSocket `/ws/scoreboard`, "
-    "for clients that cannot use one: `event` is a message's type, `data` the message as JSON "
-    "(docs/asyncapi.yaml). The board comes first, then each change of its top 10, heartbeats in "
-    "silence, and a `bye` before the stream ends. `Last-Event-ID` spares a client that comes back "
-    "the board it has. A page of another origin gets 403 unless the operator listed it."
+    "Sends the messages of the WebSocket `/ws/scoreboard` as server-sent events "
+    "(`text/event-stream`), for clients that cannot use WebSocket: `event` is the message type, "
+    "`data` the message as JSON (docs/asyncapi.yaml). The stream starts with the board, continues "
+    "with each change of its top 10 and with heartbeats, and ends with a `bye`. With "
+    "`Last-Event-ID`, a client that has the current board gets a heartbeat first. Pages of other "
+    "origins get 403 unless the operator lists the origin."
 )
 _VARY = "Accept-Encoding, Authorization"
 _PUBLIC = "public, max-age=1, stale-while-revalidate=2"
@@ -70,7 +74,7 @@ _PRIVATE = "private, no-store"
 
 @dataclass(frozen=True)
 class Services:
-    """What the handlers need; kept in the application's state as ``services``."""
+    """Dependencies of the handlers, in the application's state as ``services``."""
 
     settings: Settings
     verifier: Verifier
@@ -79,14 +83,14 @@ class Services:
 
 
 def get_services(connection: AnyConnection) -> Services:
-    """Give the services of the application that a request came to."""
+    """Return the services of a request's application."""
     return cast("Services", connection.app.state["services"])
 
 
 async def read_parameters(connection: AnyConnection, handler: BaseRouteHandler) -> None:
-    """Read the query, which may name the handler's parameters, each once (a guard).
+    """Parse the query strictly: known parameters, each at most once (a guard).
 
-    The framework then gets it in the one form that has one reading.
+    The framework then gets it in an unambiguous form.
     """
     values = parse_query(connection.scope["query_string"], _parameters_of(handler))
     connection.state["board_name"] = values.get("board")
@@ -101,8 +105,8 @@ def _parameters_of(handler: BaseRouteHandler) -> frozenset[str]:
     )
 
 
-async def updaters_only(connection: AnyConnection, _: BaseRouteHandler) -> None:
-    """Let updaters pass, before the body is parsed (a guard)."""
+async def require_update_access(connection: AnyConnection, _: BaseRouteHandler) -> None:
+    """Authenticate an update before its body is parsed (a guard)."""
     headers = dict(connection.scope["headers"])
     caller = await authenticate(get_services(connection).verifier, headers)
     connection.state["caller"] = caller
@@ -110,15 +114,17 @@ async def updaters_only(connection: AnyConnection, _: BaseRouteHandler) -> None:
     check_media_type(headers.get(b"content-type"))
 
 
-async def readers_only(connection: AnyConnection, _: BaseRouteHandler) -> None:
-    """Let everyone read a public board, and readers the others (a guard)."""
+async def require_read_access(connection: AnyConnection, _: BaseRouteHandler) -> None:
+    """Check that the caller may read the board (a guard)."""
     services = get_services(connection)
     headers = dict(connection.scope["headers"])
-    bearer_token(headers.get(b"authorization"))  # its form is checked on a public board, too
-    board = services.reads.choose(connection.state["board_name"])
-    facts = await services.reads.facts(board)
-    connection.state["board"] = facts
-    if not facts.is_public:
+    bearer_token(
+        headers.get(b"authorization")
+    )  # malformed headers are refused on public boards too
+    board = services.reads.resolve(connection.state["board_name"])
+    found = await services.reads.board(board)
+    connection.state["board"] = found
+    if not found.is_public:
         require_reader(await authenticate(services.verifier, headers))
 
 
@@ -132,9 +138,9 @@ class Scores(Controller):
     @post(
         "/update",
         status_code=200,
-        guards=[updaters_only],
+        guards=[require_update_access],
         operation_id="updateScore",
-        summary="Count one action of a user",
+        summary="Apply one action of a user",
         description=_UPDATE,
         security=[{BEARER: [UPDATE]}, {BEARER: [UPDATE_ANY]}],
         responses=problems(400, 401, 403, 404, 409, 413, 415, 422, 429, 503),
@@ -142,7 +148,7 @@ class Scores(Controller):
     async def update(
         self, request: AnyRequest, data: JSONBody[UpdateRequest], board: Board = None
     ) -> Response[UpdateReply]:
-        """Count one action of a user."""
+        """Apply one action of a user."""
         caller: Caller = request.state["caller"]
         receipt, quota = await get_services(request).updates.apply(
             caller,
@@ -158,38 +164,42 @@ class Scores(Controller):
 
     @get(
         "/leaderboard",
-        guards=[readers_only],
+        guards=[require_read_access],
         operation_id="readLeaderboard",
         summary="Read a window of the ranking",
         description=_LEADERBOARD,
         security=[{}, {BEARER: [READ]}],
-        responses=problems_of_a_read(400, 401, 403, 404, 422, 429, 503),
+        responses=read_problems(400, 401, 403, 404, 422, 429, 503),
     )
     async def leaderboard(
         self,
         request: AnyRequest,
         board: Board = None,
-        limit: Annotated[int, QueryParameter(ge=1, le=PAGE_MAX, description="Rows wanted.")] = 10,
+        limit: Annotated[
+            int, QueryParameter(ge=1, le=PAGE_MAX, description="Number of rows.")
+        ] = 10,
         offset: Annotated[
-            int, QueryParameter(ge=0, le=SCORE_MAX, description="Rows to pass over.")
+            int, QueryParameter(ge=0, le=SCORE_MAX, description="Number of rows to skip.")
         ] = 0,
         names: Annotated[
-            bool, QueryParameter(description="Add users' names, where they are known.")
+            bool, QueryParameter(description="Include users' names, if known.")
         ] = False,
     ) -> Response[LeaderboardReply]:
         """Read a window of the ranking."""
         reads = get_services(request).reads
-        page = await reads.leaderboard(reads.choose(board), limit=limit, offset=offset, names=names)
+        page = await reads.leaderboard(
+            reads.resolve(board), limit=limit, offset=offset, names=names
+        )
         return cast("Response[LeaderboardReply]", _answer(request, page))
 
     @get(
         "/users/{user_id:str}",
-        guards=[readers_only],
+        guards=[require_read_access],
         operation_id="readStanding",
-        summary="Read one user's place",
+        summary="Read the standing of a user",
         description=_STANDING,
         security=[{}, {BEARER: [READ]}],
-        responses=problems_of_a_read(400, 401, 403, 404, 422, 429, 503),
+        responses=read_problems(400, 401, 403, 404, 422, 429, 503),
     )
     async def standing(
         self,
@@ -197,30 +207,31 @@ class Scores(Controller):
         user_id: UserPath,
         board: Board = None,
         around: Annotated[
-            int, QueryParameter(ge=0, le=AROUND_MAX, description="Neighbours to each side.")
+            int,
+            QueryParameter(ge=0, le=AROUND_MAX, description="Number of neighbours on each side."),
         ] = 0,
     ) -> Response[StandingReply]:
-        """Read one user's place."""
+        """Read the standing of a user."""
         if not is_identifier(user_id):
             raise Invalid("userId: 1 to 128 characters of A-Z a-z 0-9 . _ | : @ -")
         reads = get_services(request).reads
-        page = await reads.standing(reads.choose(board), user_id, around=around)
+        page = await reads.standing(reads.resolve(board), user_id, around=around)
         return cast("Response[StandingReply]", _answer(request, page))
 
     @get(
         "/stream",
         operation_id="streamLeaderboard",
-        summary="Follow the top of the ranking",
+        summary="Stream the top of the ranking",
         description=_STREAM,
         security=[{}, {BEARER: [READ]}],
         media_type="text/event-stream",
         responses=problems(400, 401, 403, 404, 429, 503),
         sync_to_thread=False,
     )
-    def stream(self, board: Board = None) -> str:  # noqa: ARG002 (described)
-        """Follow the top of the ranking. Described here; api.endpoints.event_streams serves it.
+    def stream(self, board: Board = None) -> str:  # noqa: ARG002 (for the documents)
+        """Stream the top of the ranking. Described here; api.endpoints.event_streams serves it.
 
-        What arrives here is HEAD, which the framework is asked as GET.
+        Only HEAD requests arrive here, because the framework gets them as GET.
         """
         raise MethodNotAllowed("Use GET", allow="GET")
 

@@ -1,8 +1,8 @@
-"""Serves the live page and the documents: files of the web folder, and nothing beside them.
+"""Serves the live page and the API documents: the files of the web folder.
 
-Only what stands in the folder when the app is made has an address, so no request can name another
-file. A strict policy lets the page load from here alone, and talk to the streamer and to the issuer
-that signs players in alone.
+Only files that exist in the folder at startup have a path, so no request can name another file. A
+strict Content-Security-Policy lets the page load from this origin only, and connect only to this
+origin, the streamer and the issuer that signs players in.
 """
 
 import asyncio
@@ -28,18 +28,18 @@ _POLICY: Final = (
     "font-src 'self'; manifest-src 'self'; connect-src 'self'{others}; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
 )
-COMMON: Final = {
+SECURITY_HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    # Names do not change with their content: a browser asks each time and mostly hears 304.
+    # File names do not change with their content: browsers revalidate, mostly with 304.
     "Cache-Control": "no-cache",
 }
 
 
 class _File:
-    """One file of the page, read again when it has changed."""
+    """One file, read again after it changes."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -52,9 +52,9 @@ class _File:
         )
 
     def refresh(self) -> None:
-        """Read the file where it has changed.
+        """Read the file if it has changed.
 
-        Raises NotFound where it has gone.
+        Raises NotFound if it no longer exists.
         """
         try:
             facts = self._path.stat()
@@ -68,7 +68,7 @@ class _File:
 
 
 def find_files(folder: Path) -> dict[str, _File]:
-    """Give each file of the folder its address; ``index.html`` also gets its folder's."""
+    """Map paths to the files of a folder; ``index.html`` is also served at its folder's path."""
     found: dict[str, _File] = {}
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
@@ -82,29 +82,29 @@ def find_files(folder: Path) -> dict[str, _File]:
     return found
 
 
-def policy(settings: Settings, address: str) -> str:
-    """Give the Content-Security-Policy of an address."""
+def content_security_policy(settings: Settings, address: str) -> str:
+    """Return the Content-Security-Policy of a path."""
     others = _origin(settings.ws_public_url) + _origin(settings.sign_in_issuer)
-    # The documents' viewer sets style attributes as it draws.
+    # Swagger UI sets style attributes.
     is_document = address == "/docs" or address.startswith("/docs/")
     return _POLICY.format(inline=" 'unsafe-inline'" if is_document else "", others=others)
 
 
-def sign_in(settings: Settings) -> SignInConfig | None:
-    """Give how the page signs players in; None where it does not."""
+def sign_in_config(settings: Settings) -> SignInConfig | None:
+    """Return how the page signs players in; None without sign-in."""
     if not settings.sign_in_issuer or not settings.sign_in_client_id:
         return None
     return SignInConfig(settings.sign_in_issuer, settings.sign_in_client_id, settings.audience)
 
 
 def _origin(url: str) -> str:
-    """Give the origin of an address as one more source of a policy."""
+    """Return the origin of a URL as an additional source of a policy."""
     parts = urlsplit(url)
     return f" {parts.scheme}://{parts.netloc}" if parts.netloc else ""
 
 
 def make_handlers(settings: Settings, folder: Path) -> list[HTTPRouteHandler]:
-    """Make the handlers of the page's files and of what the page must know."""
+    """Make the handlers of the files and of the page's configuration."""
     files = find_files(folder)
 
     @get(sorted(files), include_in_schema=False)
@@ -113,8 +113,8 @@ def make_handlers(settings: Settings, folder: Path) -> list[HTTPRouteHandler]:
         file = files[address]
         await asyncio.to_thread(file.refresh)
         headers = {
-            **COMMON,
-            "Content-Security-Policy": policy(settings, address),
+            **SECURITY_HEADERS,
+            "Content-Security-Policy": content_security_policy(settings, address),
             "ETag": file.etag,
         }
         if etag_matches(request.headers.get("if-none-match"), file.etag):
@@ -123,7 +123,7 @@ def make_handlers(settings: Settings, folder: Path) -> list[HTTPRouteHandler]:
 
     @get("/config.json", include_in_schema=False, sync_to_thread=False)
     def config() -> Response[PageConfig]:
-        known = PageConfig(settings.ws_public_url, settings.boards, sign_in(settings))
-        return Response(known, headers=COMMON)
+        known = PageConfig(settings.ws_public_url, settings.boards, sign_in_config(settings))
+        return Response(known, headers=SECURITY_HEADERS)
 
     return [page, config] if files else [config]

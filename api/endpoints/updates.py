@@ -1,7 +1,7 @@
-"""What an update is: who may send it, what it is worth, and the one call that applies it.
+"""Updates: who may send one, how many points it earns, and the call that applies it.
 
-Two handlers stand before it: the plain one of api.endpoints.scores, which the documents are made
-from, and the direct one of api.endpoints.fast_update, which serves. Both call ``apply``.
+api.endpoints.fast_update serves updates; the handler of api.endpoints.scores is its reference
+implementation, from which the documents are generated. Both call ``apply``.
 """
 
 from api.documents.schemas import UpdateRequest
@@ -37,7 +37,7 @@ _RATE_LIMITED = UPDATES.labels("rate_limited")
 
 
 class UpdateService:
-    """Applies updates for callers whose token was verified."""
+    """Applies the updates of authenticated callers."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class UpdateService:
         limiter: RateLimiter | None,
         commits: CommitWaiter | None = None,
     ) -> None:
-        """``limiter`` is None where a gateway limits, ``commits`` where Redis's fsync is enough."""
+        """``limiter`` is None behind a gateway, ``commits`` if updates do not await COMMIT."""
         self._boards = frozenset(settings.boards)
         self._default_board = settings.boards[0]
         self._catalogue = catalogue
@@ -64,9 +64,9 @@ class UpdateService:
         *,
         trusted: bool,
     ) -> tuple[Receipt, Quota | None]:
-        """Apply one action; give its lasting answer and what is left of the caller's quota.
+        """Apply one action; return its receipt and the rest of the caller's quota.
 
-        ``trusted`` callers act for anyone and may state the points. Raises Forbidden,
+        ``trusted`` callers may update any user and set the points. Raises Forbidden,
         UnknownBoard, UnknownKind, RateLimited, and what Dispatcher.submit raises.
         """
         stated_points = request.stated_points
@@ -74,11 +74,11 @@ class UpdateService:
             require_self(caller, request.user_id)
             if stated_points is not None:
                 raise Forbidden(
-                    f"Leave out points: stating them needs the scope {UPDATE_ANY}", scope=UPDATE_ANY
+                    f"Omit points: setting them needs the scope {UPDATE_ANY}", scope=UPDATE_ANY
                 )
         board = self._default_board if board is None else board
         if board not in self._boards:
-            raise UnknownBoard(f"There is no board of that name; {self._default_board} is one")
+            raise UnknownBoard(f"No such board; for example, there is {self._default_board}")
         points = (
             stated_points
             if stated_points is not None

@@ -1,1 +1,1 @@
-"""HTTP/1.1, read strictly: heads, bodies and queries without I/O, and the server built on them."""
+"""A strict HTTP/1.1 server, on parsers of heads, bodies and queries without I/O."""

@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from scoreboard.errors import NotFound
+from scoreboard.http.problems import Headers
 from scoreboard.http.request import Request
-from scoreboard.http.response import Fields, HttpResponse
+from scoreboard.http.response import HttpResponse
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -51,7 +52,7 @@ async def call_app(app: AsgiApp, scope: Scope, request: Request) -> HttpResponse
     """
     if request.head.path.endswith("/") and request.head.path != "/":
         raise NotFound("No such path; remove the trailing slash")
-    status, headers, parts = 0, Fields(), list[bytes]()
+    status, headers, parts = 0, Headers(), list[bytes]()
     is_read = False
 
     async def receive() -> dict[str, Any]:

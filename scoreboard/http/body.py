@@ -1,7 +1,9 @@
-"""Reads the body of an HTTP/1.1 request: by length, or in chunks. No I/O.
+"""Parsers of HTTP/1.1 request bodies, by length or chunked. No I/O.
 
-One reader per body. What stays true: a body does not grow beyond its limit, what frames its chunks
-is bounded too, and no byte behind its end is taken for a part of it.
+Use one reader per body.
+
+Invariants: the size of a body and of its chunk framing is bounded; bytes after the end of a body
+are never part of it.
 """
 
 import re
@@ -10,10 +12,10 @@ from typing import Final
 from scoreboard.errors import BodyTooLarge, Malformed
 
 FRAMING_BYTES: Final = 16_384
-"""Most bytes of a body in chunks that are sizes, extensions and line ends."""
+"""Maximum bytes of chunk sizes, extensions and line ends in a body."""
 
 EXTENSION_BYTES: Final = 64
-"""Longest extension of a chunk; extensions are ignored (RFC 9112, 7.1.1)."""
+"""Maximum length of a chunk extension; extensions are ignored (RFC 9112, 7.1.1)."""
 
 _LINE_END: Final = b"\r\n"
 _EXTENSION: Final = rb"(?:;[\t -~]{0,%d})?" % EXTENSION_BYTES
@@ -22,7 +24,7 @@ _BEGUN_SIZE_LINE: Final = re.compile(rb"(?:[0-9A-Fa-f]{1,8}" + _EXTENSION + rb"\
 
 
 class LengthReader:
-    """Reads a body of a known length."""
+    """Reads a body with a Content-Length."""
 
     __slots__ = ("_left", "_parts", "is_complete")
 
@@ -32,7 +34,7 @@ class LengthReader:
         self._parts: list[bytes] = []
 
     def take(self, data: bytes) -> bytes:
-        """Take what belongs to the body; return what comes behind it."""
+        """Consume the bytes of the body; return those after it."""
         part = data[: self._left]
         self._parts.append(part)
         self._left -= len(part)
@@ -40,12 +42,12 @@ class LengthReader:
         return data[len(part) :]
 
     def body(self) -> bytes:
-        """Return what was read."""
+        """Return the bytes read."""
         return b"".join(self._parts)
 
 
 class ChunkReader:
-    """Reads a body of at most ``limit`` bytes that comes in chunks, without trailers."""
+    """Reads a chunked body of at most ``limit`` bytes, without trailers."""
 
     __slots__ = (
         "_begun",
@@ -64,14 +66,14 @@ class ChunkReader:
         self._size = 0
         self._framing = 0
         self._left = 0
-        """Bytes of the chunk that are still to come, its line end included."""
+        """Remaining bytes of the chunk, including its line end."""
         self._is_last = False
         self._begun = b""
-        """The beginning of a size line, or of a line end."""
+        """An incomplete size line or line end."""
         self._parts: list[bytes] = []
 
     def take(self, data: bytes) -> bytes:
-        """Take what belongs to the body; return what comes behind it.
+        """Consume the bytes of the body; return those after it.
 
         Raises Malformed, or BodyTooLarge as soon as a chunk would exceed the limit.
         """
@@ -86,29 +88,29 @@ class ChunkReader:
         return data[at:]
 
     def body(self) -> bytes:
-        """Return what was read."""
+        """Return the bytes read."""
         return b"".join(self._parts)
 
     def _take_size(self, data: bytes, at: int) -> int:
-        """Take a size line; return its length, or 0 while it is incomplete."""
+        """Consume a size line; return its length, or 0 while it is incomplete."""
         line = _SIZE_LINE.match(data, at)
         if line is None:
             if not _BEGUN_SIZE_LINE.fullmatch(data, at):
-                raise Malformed("A chunk begins with its size in hexadecimal digits")
+                raise Malformed("A chunk must begin with its size in hexadecimal digits")
             return 0
         size = int(line[1], 16)
         self._size += size
         if self._size > self._limit:
-            raise BodyTooLarge(f"A body has at most {self._limit} bytes")
+            raise BodyTooLarge(f"The body must not exceed {self._limit} bytes")
         self._framing += len(line[0]) + len(_LINE_END)
         if self._framing > FRAMING_BYTES:
-            raise Malformed("The chunks are too small for what frames them")
+            raise Malformed("The chunks are too small for their framing")
         self._left = size + len(_LINE_END)
         self._is_last = not size
         return len(line[0])
 
     def _take_chunk(self, data: bytes, at: int) -> int:
-        """Take what is there of a chunk and its line end; return how much, or 0 for nothing."""
+        """Consume the available bytes of a chunk and its line end; return their number."""
         part = data[at : at + self._left - len(_LINE_END)]
         if part:
             self._parts.append(part)
@@ -117,7 +119,7 @@ class ChunkReader:
         end = data[at : at + len(_LINE_END)]
         if not _LINE_END.startswith(end):
             raise Malformed(
-                "Trailers are not accepted" if self._is_last else "A chunk ends after its size"
+                "Trailers are not supported" if self._is_last else "A chunk is longer than its size"
             )
         if len(end) < len(_LINE_END):
             return 0

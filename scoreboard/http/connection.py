@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Final, cast
 from scoreboard.errors import BodyTooLarge, Malformed, ScoreboardError
 from scoreboard.http.body import ChunkReader, LengthReader
 from scoreboard.http.head import CHUNKED, Head, head_size, read_head
+from scoreboard.http.problems import Headers
 from scoreboard.http.request import Request, TimeLimit
-from scoreboard.http.response import Fields, HttpResponse, encode_head, has_body
+from scoreboard.http.response import HttpResponse, encode_head, has_body
 from scoreboard.runtime.sockets import limit_send_buffer
 from scoreboard.runtime.telemetry import get_logger
 
@@ -235,7 +236,7 @@ class Connection(asyncio.Protocol):
             raise self._body_error
         return self._body
 
-    def start_stream(self, status: int, headers: Fields, *, is_chunked: bool) -> None:
+    def start_stream(self, status: int, headers: Headers, *, is_chunked: bool) -> None:
         """Write the head of an answer that ends with the connection.
 
         Raises ConnectionError where the peer is gone.

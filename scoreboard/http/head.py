@@ -1,8 +1,8 @@
-"""Reads the head of an HTTP/1.1 request. No I/O, no state.
+"""Parser of HTTP/1.1 request heads: request line and headers. No I/O, no state.
 
-What stays true: whatever two readers could understand differently is refused, not repaired, so that
-a gateway and a service never see two different requests (RFC 9112, 11.2). docs/reference/http.md
-lists the rules; a test compares everything that is accepted with h11's reading.
+Invariant: ambiguous requests are refused, never repaired, so that a gateway and a service cannot
+interpret one differently (request smuggling; RFC 9112, 11.2). docs/reference/http.md lists the
+rules; a test compares the parser with h11.
 """
 
 import re
@@ -21,7 +21,7 @@ from scoreboard.errors import (
 from scoreboard.runtime.limits import HeadLimits
 
 CHUNKED: Final = -1
-"""The length of a body that comes in chunks."""
+"""The length of a chunked body."""
 
 LENGTH_DIGITS: Final = 15
 
@@ -41,15 +41,15 @@ ONCE: Final = frozenset(
         b"x-request-id",
     }
 )
-"""Fields that are no lists. If one came twice, a gateway may have looked at the other one."""
+"""Headers that are not lists. If one is repeated, a gateway may have used the other value."""
 
 _END: Final = b"\r\n\r\n"
 _TEXT: Final = bytes([9, *range(32, 127), *range(128, 256)])
-"""Every byte that may stand in a line; what is left of a good head is its line ends."""
+"""Bytes allowed in a line; without them, a valid head consists of line ends."""
 
 _TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _TARGET: Final = re.compile(rb"/[!-\"$-\[\]-~]*")
-"""Visible ASCII. A fragment is never sent, and some readers take a backslash for a slash."""
+"""Visible ASCII without ``#`` (no fragment is sent) and backslash (some parsers read a slash)."""
 
 _ABSOLUTE: Final = re.compile(rb"(?i:https?)://([^/?]*)(.*)", re.DOTALL)
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
@@ -58,10 +58,10 @@ _MINORS: Final = {b"HTTP/1.1": 1, b"HTTP/1.0": 0}
 _BROKEN: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r[^\n]")
 _BAD_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _NEEDLESS: Final = re.compile(rb"%(?:3[0-9]|[46][1-9A-Fa-f]|[57][0-9Aa])")
-"""Letters and digits as escapes: no client writes them so, and not every gateway decodes them."""
+"""Percent-encoded letters and digits: clients do not send them, and some gateways keep them."""
 
 _HIDDEN: Final = re.compile(rb"[\x00-\x1f\x7f/\\]")
-"""What an escape in a path must not hide."""
+"""Characters that must not be percent-encoded in a path."""
 
 _METHODS: Final = {
     name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -80,36 +80,36 @@ _NAMES: Final = {
     for name in _SPELLINGS
     for spelling in (name, name.lower())
 }
-"""Usual spellings of usual names; any other name is checked and lowered each time."""
+"""Common spellings of common names; any other name is validated and lowered each time."""
 
 
 class Head(Struct):
-    """A request without its body. Names of fields are in lower case."""
+    """A request without its body. Header names are in lower case."""
 
     method: str
     target: bytes
-    """As it was sent."""
+    """The request target as sent."""
     path: str
-    """Decoded. It begins with a slash; no segment is ``.``, ``..``, or empty (but the last)."""
+    """Decoded. It begins with a slash; no segment is ``.``, ``..``, or empty, except the last."""
     query: bytes
     minor: int
     """0 for HTTP/1.0, 1 for HTTP/1.1."""
     fields: list[tuple[bytes, bytes]]
-    """Every field, in the order in which they came."""
+    """All header fields, in order."""
     headers: dict[bytes, bytes]
-    """Fields by name; lists that came in several fields are joined by commas (RFC 9110, 5.3)."""
+    """Values by name; repeated list headers are joined by commas (RFC 9110, 5.3)."""
     length: int
-    """Bytes of the body, or CHUNKED."""
+    """Length of the body in bytes, or CHUNKED."""
     is_last: bool
-    """Whether the client wants the connection closed after the answer."""
+    """Whether the connection ends after the response."""
     expects_continue: bool
 
 
 def head_size(received: bytes | bytearray, searched: int, limits: HeadLimits) -> int:
-    """Return the size of a complete head, its blank line included, or 0 while it is incomplete.
+    """Return the size of a complete head, including its blank line, or 0 while it is incomplete.
 
-    ``searched`` is how much of ``received`` was looked at before. Raises Malformed, TargetTooLong
-    or HeadTooLarge as soon as it is certain that no good head will come.
+    ``searched`` is the length of ``received`` in the previous call. Raises Malformed, TargetTooLong
+    or HeadTooLarge as soon as the head cannot become valid.
     """
     end = received.find(_END, max(0, searched - 3))
     if end >= 0:
@@ -126,7 +126,7 @@ def head_size(received: bytes | bytearray, searched: int, limits: HeadLimits) ->
 
 
 def read_head(data: bytes, limits: HeadLimits) -> Head:
-    """Read a complete head, its blank line included.
+    """Parse a complete head, including its blank line.
 
     Raises Malformed, TargetTooLong, HeadTooLarge, VersionUnsupported or ExpectationFailed.
     """
@@ -141,7 +141,7 @@ def read_head(data: bytes, limits: HeadLimits) -> Head:
     words = lines[0].split(b" ")
     if len(words) != 3:
         raise Malformed(
-            "A request line is a method, a target and a version, with one space between"
+            "The request line must be a method, a target and a version, separated by one space"
         )
     minor = _MINORS.get(words[2])
     if minor is None:
@@ -175,12 +175,12 @@ def read_head(data: bytes, limits: HeadLimits) -> Head:
 
 
 def list_of(value: bytes) -> list[bytes]:
-    """Return the members of a field that is a list, in lower case."""
+    """Return the members of a list header, in lower case."""
     return [member.strip(b" \t") for member in value.lower().split(b",")]
 
 
 def _check_line(received: bytes | bytearray, limits: HeadLimits) -> None:
-    # The line end may have come by half.
+    # Half of the line end may have arrived.
     if len(received) > limits.line_bytes + 1 and (
         received.find(b"\r\n", 0, limits.line_bytes + 2) < 0
     ):
@@ -196,12 +196,12 @@ def _method(word: bytes) -> str:
 def _bad_version(word: bytes) -> Malformed | VersionUnsupported:
     if _VERSION.fullmatch(word):
         return VersionUnsupported("Use HTTP/1.1")
-    return Malformed("The request line does not end in HTTP/1.1")
+    return Malformed("The request line must end with HTTP/1.1")
 
 
 def _lowered(name: bytes, colon: bytes) -> bytes:
     if not colon or not _TOKEN.fullmatch(name):
-        raise Malformed("A header line is a name, a colon and a value, on one line")
+        raise Malformed("A header must be a name, a colon and a value, on one line")
     return name.lower()
 
 
@@ -211,7 +211,7 @@ def _joined(fields: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
         if name not in headers:
             headers[name] = value
         elif name in ONCE:
-            raise Malformed(f"Send the header {name.decode()} once")
+            raise Malformed(f"The header {name.decode()} must not be repeated")
         else:
             headers[name] += (b"; " if name == b"cookie" else b", ") + value
     return headers
@@ -221,25 +221,25 @@ def _host(headers: dict[bytes, bytes], minor: int) -> bytes:
     host = headers.get(b"host")
     if host is None:
         if minor:
-            raise Malformed("Send the header Host")
+            raise Malformed("The header Host is required")
         return b""
     if not _HOST.fullmatch(host):
-        raise Malformed("The header Host is not a host, or a host and a port")
+        raise Malformed("The header Host must be a host, or a host and a port")
     return host
 
 
 def _split(target: bytes, host: bytes) -> tuple[str, bytes]:
     """Return the path and the query of a target."""
     if not target.startswith(b"/"):
-        # A client that takes us for a proxy (RFC 9112, 3.2.2): served where it means us.
+        # The absolute form, as sent to proxies (RFC 9112, 3.2.2); accepted if it names this host.
         absolute = _ABSOLUTE.fullmatch(target)
         if absolute is None or absolute[1].lower() != host.lower():
             raise Malformed(
-                "A request target is a path, or an address at the host of the header Host"
+                "The request target must be a path, or a URL of the host in the header Host"
             )
         target = absolute[2] if absolute[2].startswith(b"/") else b"/" + absolute[2]
     if not _TARGET.fullmatch(target):
-        raise Malformed("A request target has visible ASCII characters only, without # and \\")
+        raise Malformed("The request target must be visible ASCII characters without # and \\")
     path, _, query = target.partition(b"?")
     if b"%" in path or b"//" in path or b"/." in path:
         return _decoded(path), query
@@ -248,18 +248,20 @@ def _split(target: bytes, host: bytes) -> tuple[str, bytes]:
 
 def _decoded(path: bytes) -> str:
     if _BAD_ESCAPE.search(path):
-        raise Malformed("A % in a path is followed by two hexadecimal digits")
+        raise Malformed("A % in a path must be followed by two hexadecimal digits")
     if _NEEDLESS.search(path):
-        raise Malformed("A path has letters and digits as themselves, not as escapes")
+        raise Malformed("Letters and digits in a path must not be percent-encoded")
     segments = [unquote_to_bytes(segment) for segment in path.split(b"/")[1:]]
     if b"" in segments[:-1]:
-        raise Malformed("A path has no empty segment")
+        raise Malformed("A path must not have empty segments")
     if any(segment in {b".", b".."} or _HIDDEN.search(segment) for segment in segments):
-        raise Malformed("A path has no dot segment, and no slash or control character as an escape")
+        raise Malformed(
+            "A path must not have dot segments, or encoded slashes or control characters"
+        )
     try:
         return "/" + b"/".join(segments).decode()
     except UnicodeDecodeError:
-        raise Malformed("A path is UTF-8") from None
+        raise Malformed("A path must be UTF-8") from None
 
 
 def _length(headers: dict[bytes, bytes], minor: int) -> int:
@@ -269,12 +271,12 @@ def _length(headers: dict[bytes, bytes], minor: int) -> int:
         if length is not None:
             raise Malformed("Send Content-Length or Transfer-Encoding, not both")
         if not minor or coding.lower() != b"chunked":
-            raise Malformed("The only transfer coding is chunked, in HTTP/1.1")
+            raise Malformed("The only supported transfer coding is chunked, in HTTP/1.1")
         return CHUNKED
     if length is None:
         return 0
     if not length.isdigit() or len(length) > LENGTH_DIGITS:
-        raise Malformed("Content-Length is a number of bytes")
+        raise Malformed("Content-Length must be a number of bytes")
     return int(length)
 
 
@@ -285,19 +287,19 @@ def _is_last(options: bytes, minor: int) -> bool:
 
 def _expects_continue(expectation: bytes, minor: int) -> bool:
     if expectation.lower() != b"100-continue":
-        raise ExpectationFailed("The only expectation is 100-continue")
+        raise ExpectationFailed("The only supported expectation is 100-continue")
     return bool(minor)
 
 
 def _unreadable() -> Malformed:
-    return Malformed("A request has lines that end in CR LF, without control characters")
+    return Malformed("Lines must end with CR LF and contain no control characters")
 
 
 def _too_long(limits: HeadLimits) -> TargetTooLong:
-    return TargetTooLong(f"A request line has at most {limits.line_bytes} bytes")
+    return TargetTooLong(f"The request line must not exceed {limits.line_bytes} bytes")
 
 
 def _too_large(limits: HeadLimits) -> HeadTooLarge:
     return HeadTooLarge(
-        f"A head has at most {limits.head_bytes} bytes and {limits.fields} header lines"
+        f"The head must not exceed {limits.head_bytes} bytes and {limits.fields} headers"
     )

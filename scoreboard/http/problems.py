@@ -1,8 +1,9 @@
-"""Describes every error as an RFC 9457 problem. The only home of HTTP statuses. No I/O.
+"""Problem documents (RFC 9457) of all errors; the only table of HTTP statuses. No I/O.
 
-The api and the streamer answer with these; docs/reference/problems.md is written from here. What
-stays true: every error has a problem; a problem says what to change and holds no trace, token or
-statement; ``type`` is stable and documented at the address it names.
+The api and the streamer respond with these; docs/reference/problems.md is generated from here.
+
+Invariants: every error has a problem; a problem says what to change, and contains no stack trace,
+token or SQL statement; ``type`` is stable and documented at the path it names.
 """
 
 from collections.abc import Mapping
@@ -55,17 +56,17 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 class Problem(Struct, frozen=True):
-    """What went wrong, and what to change (RFC 9457)."""
+    """A problem document (RFC 9457)."""
 
-    type: Annotated[str, Meta(description="Which kind of problem; stable, documented there.")]
+    type: Annotated[str, Meta(description="The problem type: a stable path to its documentation.")]
     title: str
     status: int
     detail: str
-    request_id: Annotated[str, Meta(description="Names this request in our logs.")]
+    request_id: Annotated[str, Meta(description="Identifies this request in the logs.")]
 
 
 class QuotaExceeded(RateLimited):
-    """The api's own limit refused; ``limit`` updates are allowed in ``window_s`` seconds."""
+    """The caller exceeded ``limit`` updates in ``window_s`` seconds."""
 
     def __init__(self, *, limit: int, window_s: int, retry_after_s: int) -> None:
         super().__init__(
@@ -77,113 +78,110 @@ class QuotaExceeded(RateLimited):
 
 
 class ProblemType(Struct, frozen=True):
-    """What all errors of a class have in common at this edge."""
+    """The HTTP status and the advice of a class of errors."""
 
     status: int
     advice: str
     is_of_api: bool = True
-    """False for what only the streamer answers: no operation of the api lists it."""
+    """False for problems that only the streamer returns: the OpenAPI document omits them."""
 
 
 PROBLEM_TYPES: Final[Mapping[type[ScoreboardError], ProblemType]] = {
-    Malformed: ProblemType(400, "Change what `detail` names: the request cannot be read as it is."),
+    Malformed: ProblemType(400, "The request cannot be parsed. Fix what `detail` names."),
     Unauthenticated: ProblemType(
         401,
-        "Send `Authorization: Bearer <token>` with a token of the issuer that is still valid. "
-        "`WWW-Authenticate` and `detail` say what is wrong with the one that was sent.",
+        "Send `Authorization: Bearer <token>` with a valid token of the issuer. `WWW-Authenticate` "
+        "and `detail` say why the token was refused.",
     ),
     Forbidden: ProblemType(
         403,
-        "The token is good, but not for this: it lacks the scope that `WWW-Authenticate` names, or "
-        "`userId` is somebody else's.",
+        "The token is valid, but does not allow this request: it lacks the scope that "
+        "`WWW-Authenticate` names, or `userId` is another user.",
     ),
     ForeignOrigin: ProblemType(
         403,
-        "The page comes from another host that the deployment does not list, and may not connect.",
+        "The page's origin is not allowed. The operator can add it to the allowed origins.",
     ),
-    NotFound: ProblemType(404, "Compare the address with those of this documentation."),
-    UnknownUser: ProblemType(
-        404, "The user has not scored on this board yet; not an error for a page."
-    ),
-    UnknownBoard: ProblemType(404, "Leave `board` out, or name a board that is served here."),
-    MethodNotAllowed: ProblemType(405, "Use a method of the header `Allow`."),
+    NotFound: ProblemType(404, "Check the path against this documentation."),
+    UnknownUser: ProblemType(404, "The user has not scored on this board yet."),
+    UnknownBoard: ProblemType(404, "Omit `board`, or name an existing board."),
+    MethodNotAllowed: ProblemType(405, "Use a method that the header `Allow` lists."),
     ActionConflict: ProblemType(
         409,
-        "This `actionId` counted before with other points. Nothing was changed. Two different "
-        "actions need two ids; a repeat must state the points of the first try.",
+        "This `actionId` was applied before with other points. Nothing was changed. Use a new id "
+        "for a new action; a repeated request must state the same points.",
     ),
-    BodyTooLarge: ProblemType(413, "Send one action, which takes a few hundred bytes."),
-    TargetTooLong: ProblemType(414, "Send a shorter address."),
-    UnsupportedMedia: ProblemType(415, "Send JSON, and say so: `Content-Type: application/json`."),
-    ExpectationFailed: ProblemType(417, "Send no `Expect`, or `Expect: 100-continue`."),
+    BodyTooLarge: ProblemType(413, "Send a smaller body; an action needs a few hundred bytes."),
+    TargetTooLong: ProblemType(414, "Send a shorter request target."),
+    UnsupportedMedia: ProblemType(415, "Send JSON with `Content-Type: application/json`."),
+    ExpectationFailed: ProblemType(417, "Omit `Expect`, or send `Expect: 100-continue`."),
     Invalid: ProblemType(422, "Change the value that `detail` names."),
     UnknownKind: ProblemType(
         422,
-        "The part of `actionId` before the first colon names the kind of action, and this kind "
-        "earns no points here: the catalogue of actions does not have it, or it is disabled. Ask "
-        "the operator for the catalogue.",
+        "The part of `actionId` before the first colon is the kind of action. This kind is not in "
+        "the catalogue of actions, or is disabled. Ask the operator for the catalogue.",
     ),
-    ScoreOutOfRange: ProblemType(422, "The score would leave 0…2147483647. Nothing was changed."),
+    ScoreOutOfRange: ProblemType(
+        422, "The score would leave the range 0 to 2147483647. Nothing was changed."
+    ),
     UpgradeRequired: ProblemType(
         426,
-        "Connect with a WebSocket client: a GET over HTTP/1.1 that asks for the upgrade to "
-        "version 13.",
+        "Connect with a WebSocket client: a GET over HTTP/1.1 that requests the upgrade to version "
+        "13.",
         is_of_api=False,
     ),
     RateLimited: ProblemType(
-        429, "Wait as many seconds as `Retry-After` says; then send it again."
+        429, "Wait for the seconds in `Retry-After`, then send the request again."
     ),
     TooManyConnections: ProblemType(
         429,
-        "The address or the user has as many connections as it may have, or opens too many. Close "
-        "one, or wait as many seconds as `Retry-After` says.",
+        "The address or the user is at its limit of connections, or connects too often. Close a "
+        "connection, or wait for the seconds in `Retry-After`.",
     ),
     HeadTooLarge: ProblemType(431, "Send fewer or shorter headers."),
     Unavailable: ProblemType(
-        503, "Wait as many seconds as `Retry-After` says; then send it again."
+        503, "Wait for the seconds in `Retry-After`, then send the request again."
     ),
     Uninitialised: ProblemType(
-        503, "The board is not loaded. An operator must load it; go on trying at a slow pace."
+        503, "The board is not loaded. An operator must load it; retry slowly."
     ),
     Fenced: ProblemType(
-        503, "The board is being mended, which takes seconds; send the action again."
+        503, "The board is being repaired, which takes seconds. Send the action again."
     ),
     Busy: ProblemType(
         503,
-        "The action did not count: too many wait to be stored. Send it again after `Retry-After`.",
+        "The action was not applied: too many wait to be stored. Retry after `Retry-After`.",
     ),
-    Overloaded: ProblemType(
-        503, "This process has all the work it may hold. Send the request again."
-    ),
+    Overloaded: ProblemType(503, "This process is at its limit. Send the request again."),
     RedisUnavailable: ProblemType(
-        503, "The action did not count. Send it again after `Retry-After`."
+        503, "The action was not applied. Send it again after `Retry-After`."
     ),
     OutcomeUnknown: ProblemType(
         503,
-        "The answer was lost, so the action may have counted. Send it again **with the same "
-        "`actionId`**: it counts once, and the answer tells the score.",
+        "Redis did not reply, so the action may have been applied. Send it again **with the same "
+        "`actionId`**: it is applied once, and the response states the score.",
     ),
     KeysUnavailable: ProblemType(
-        503, "The issuer's keys cannot be read now. Send the request again."
+        503, "The issuer's keys cannot be read at the moment. Send the request again."
     ),
-    InternalError: ProblemType(500, "Our fault. Tell the operator the `request_id`."),
+    InternalError: ProblemType(500, "Internal error. Report the `request_id` to the operator."),
     VersionUnsupported: ProblemType(505, "Use HTTP/1.1."),
 }
-"""Every kind of problem there is; a class that is not listed is what its nearest base is."""
+"""All problem types; a class that is not listed has the type of its nearest base class."""
 
 
 def problem_class(error: type[ScoreboardError]) -> type[ScoreboardError]:
-    """Give the documented class that an error's class belongs to."""
+    """Return the listed class that a class of errors belongs to."""
     return next((base for base in error.__mro__ if base in PROBLEM_TYPES), InternalError)
 
 
 def status_of(error: type[ScoreboardError]) -> int:
-    """Give the HTTP status of a class of errors."""
+    """Return the HTTP status of a class of errors."""
     return PROBLEM_TYPES[problem_class(error)].status
 
 
 def problem_of(error: ScoreboardError, request_id: str) -> Problem:
-    """Describe an error to the caller. What is ours to mend is not explained to strangers."""
+    """Return the problem document of an error. Details of internal errors are omitted."""
     kind = problem_class(type(error))
     status, advice = (
         PROBLEM_TYPES[kind].status,
@@ -195,7 +193,7 @@ def problem_of(error: ScoreboardError, request_id: str) -> Problem:
 
 
 def problem_headers(error: ScoreboardError) -> Headers:
-    """Give the headers that belong to an error."""
+    """Return the headers of an error response."""
     headers: Headers = [(b"cache-control", b"no-store")]
     match error:
         case Unauthenticated():
@@ -217,7 +215,7 @@ def problem_headers(error: ScoreboardError) -> Headers:
 
 
 def quota_headers(limit: int, window_s: int, remaining: int, reset_s: int) -> Headers:
-    """Give the RateLimit headers of the IETF draft (version 11)."""
+    """Return the RateLimit headers of the IETF draft (version 11)."""
     return [
         (b"ratelimit-policy", b'"default";q=%d;w=%d' % (limit, window_s)),
         (b"ratelimit", b'"default";r=%d;t=%d' % (remaining, reset_s)),
@@ -225,7 +223,7 @@ def quota_headers(limit: int, window_s: int, remaining: int, reset_s: int) -> He
 
 
 def encode_problem(error: ScoreboardError, request_id: str) -> bytes:
-    """Encode the problem of an error."""
+    """Encode the problem document of an error."""
     return _encode(problem_of(error, request_id))
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from scoreboard.errors import ScoreboardError
 from scoreboard.http.head import Head
-from scoreboard.http.response import Fields, HttpResponse
+from scoreboard.http.problems import Headers
+from scoreboard.http.response import HttpResponse
 
 if TYPE_CHECKING:
     from scoreboard.http.connection import Connection
@@ -69,7 +70,7 @@ class Request:
         """Limit the time of a ``with`` block, which raises TimeoutError at the limit."""
         return TimeLimit(self._connection, seconds)
 
-    def start_stream(self, status: int, headers: Fields, *, send_s: float) -> "Stream":
+    def start_stream(self, status: int, headers: Headers, *, send_s: float) -> "Stream":
         """Start a response that ends with the connection; ``send_s`` limits each write."""
         is_chunked = bool(self.head.minor)
         self._connection.start_stream(status, headers, is_chunked=is_chunked)

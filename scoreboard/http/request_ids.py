@@ -1,7 +1,7 @@
-"""Gives every request an id: the gateway's, else the client's, else a new one. No I/O.
+"""Request ids: the gateway's, else the client's, else a new one. No I/O.
 
-What stays true: an id that comes from outside is taken only in a safe form, because it reaches logs
-and answers; the gateway's wins, because its own log has it too.
+Invariants: an id from outside is used only in a safe form, because it is written to logs and
+responses; the gateway's id takes precedence, because the gateway logs it too.
 """
 
 import itertools
@@ -20,12 +20,12 @@ class RequestIds:
     """The ids of one process."""
 
     def __init__(self) -> None:
-        # Unique over processes and restarts, and cheap: a request must not wait for randomness.
+        # Unique over processes and restarts; a counter is cheaper than randomness per request.
         self._prefix = secrets.token_hex(6)
         self._numbers = itertools.count(1)
 
     def of(self, headers: Mapping[bytes, bytes]) -> str:
-        """Return the id of a request; names of ``headers`` are in lower case."""
+        """Return the id of a request; ``headers`` have names in lower case."""
         for name in (GATEWAY_HEADER, HEADER):
             given = headers.get(name)
             if given is not None and _SAFE.fullmatch(given):
@@ -33,5 +33,5 @@ class RequestIds:
         return self.new()
 
     def new(self) -> str:
-        """Return an id for a request that has none, or could not be read."""
+        """Return a new id, for a request without one or one that could not be read."""
         return f"{self._prefix}-{next(self._numbers):x}"

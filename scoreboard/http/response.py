@@ -1,4 +1,4 @@
-"""Answers, those to errors among them, and how their heads are written. No I/O."""
+"""Responses, including error responses, and the encoding of their heads. No I/O."""
 
 from http import HTTPStatus
 from typing import Final
@@ -6,9 +6,7 @@ from typing import Final
 from msgspec import Struct
 
 from scoreboard.errors import ScoreboardError
-from scoreboard.http.problems import MEDIA_TYPE, encode_problem, problem_headers, status_of
-
-Fields = list[tuple[bytes, bytes]]
+from scoreboard.http.problems import MEDIA_TYPE, Headers, encode_problem, problem_headers, status_of
 
 NOSNIFF: Final = (b"x-content-type-options", b"nosniff")
 
@@ -19,33 +17,33 @@ _STATUS_LINES: Final = {
 
 
 class HttpResponse(Struct, frozen=True):
-    """A whole answer. The server adds its length, the date, and whether the connection goes on."""
+    """A whole response. The server adds Content-Length, Date and Connection."""
 
     status: int
-    headers: Fields
+    headers: Headers
     body: bytes = b""
 
 
 def error_response(error: ScoreboardError, request_id: str) -> HttpResponse:
-    """Return the whole answer of an error."""
+    """Return the response to an error."""
     headers = [(b"content-type", MEDIA_TYPE.encode()), *problem_headers(error), NOSNIFF]
     return HttpResponse(status_of(type(error)), headers, encode_problem(error, request_id))
 
 
 def has_body(status: int) -> bool:
-    """Tell whether an answer of a status has a body at all (RFC 9110, 6.4.1)."""
+    """Return whether a response with a status may have a body (RFC 9110, 6.4.1)."""
     return status >= 200 and status not in {204, 304}
 
 
-def encode_head(status: int, headers: Fields, *added: bytes) -> bytes:
-    """Write the head of an answer; ``added`` are whole lines.
+def encode_head(status: int, headers: Headers, *added: bytes) -> bytes:
+    """Encode the head of a response; ``added`` are whole lines.
 
-    Raises ValueError for a header that would end its line early.
+    Raises ValueError for a header that contains a line end.
     """
     lines = [_STATUS_LINES[status], *added]
     lines += [b"%b: %b\r\n" % field for field in headers]
     lines.append(b"\r\n")
     head = b"".join(lines)
     if head.count(b"\n") != len(lines):
-        raise ValueError("A header holds a line end")
+        raise ValueError("A header contains a line end")
     return head

@@ -80,7 +80,7 @@ async def test_the_document_and_the_problems_are_served(start_api: StartApi) -> 
     problem = (await client.get("/nowhere")).json()
     page = await client.get(problem["type"])
     assert page.status_code == 200
-    assert "There is nothing here" in page.text
+    assert "Not found" in page.text
     assert (await client.get("/docs/problems")).text.count("<h2") > 15
     assert (await client.get("/docs/problems/none")).status_code == 404
 

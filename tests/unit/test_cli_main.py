@@ -69,7 +69,7 @@ def test_an_error_is_one_line_on_stderr(
 
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == "scoreboard: There is no such board: There is no board x\n"
+    assert captured.err == "scoreboard: No such board: There is no board x\n"
 
 
 def test_an_interrupt_is_130(failing: list[BaseException]) -> None:

@@ -32,8 +32,8 @@ def test_a_query_is_read_into_its_parameters(query: bytes, values: dict[str, str
 @pytest.mark.parametrize(
     ("query", "named"),
     [
-        (b"board=a&board=a", "board once"),
-        (b"board=a&%62oard=b", "board once"),
+        (b"board=a&board=a", "not repeat the parameter board"),
+        (b"board=a&%62oard=b", "not repeat the parameter board"),
         (b"boards=a", "boards"),
         (b"Board=a", "Board"),
         (b"token=abc", "token"),

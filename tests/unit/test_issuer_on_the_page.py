@@ -1,7 +1,7 @@
 """What the api tells the page of the issuer, and lets it talk to."""
 
 from api.documents.schemas import PageConfig, SignInConfig
-from api.endpoints.static_files import policy, sign_in
+from api.endpoints.static_files import content_security_policy, sign_in_config
 from scoreboard.runtime.settings import Settings, load
 
 ISSUER = {
@@ -15,18 +15,18 @@ def settings(**more: str) -> Settings:
 
 
 def sources(settings: Settings, directive: str) -> list[str]:
-    parts = (part.split() for part in policy(settings, "/").split(";"))
+    parts = (part.split() for part in content_security_policy(settings, "/").split(";"))
     return next(words for name, *words in parts if name == directive)
 
 
 def test_without_an_issuer_the_page_signs_nobody_in() -> None:
     for given in ({}, {"SCOREBOARD_SIGN_IN_ISSUER": "https://id.example.com/"}):
-        assert sign_in(settings(**given)) is None
+        assert sign_in_config(settings(**given)) is None
     assert sources(settings(), "connect-src") == ["'self'"]
 
 
 def test_the_page_learns_issuer_client_and_audience() -> None:
-    found = sign_in(settings(**ISSUER, SCOREBOARD_AUDIENCE="scores"))
+    found = sign_in_config(settings(**ISSUER, SCOREBOARD_AUDIENCE="scores"))
     assert found == SignInConfig("https://id.example.com/realms/games", "scoreboard-page", "scores")
     assert PageConfig("", ("main",), found).oauth is found
 

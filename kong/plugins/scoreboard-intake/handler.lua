@@ -46,21 +46,21 @@ local REQUEST_IDS = { ['x-request-id'] = true, ['x-kong-request-id'] = true }
 
 -- The kinds of problem the gateway answers with: status and title of the services' own errors.
 local PROBLEMS = {
-  malformed = { 400, 'The request cannot be read' },
-  unauthenticated = { 401, 'A valid bearer token is needed' },
-  forbidden = { 403, 'The token does not allow this' },
-  origin = { 403, 'Pages of this origin may not connect' },
-  ['not-found'] = { 404, 'There is nothing here' },
-  ['method-not-allowed'] = { 405, 'This address does not take that method' },
+  malformed = { 400, 'The request is malformed' },
+  unauthenticated = { 401, 'A valid bearer token is required' },
+  forbidden = { 403, 'The token does not allow this request' },
+  origin = { 403, 'The origin is not allowed' },
+  ['not-found'] = { 404, 'Not found' },
+  ['method-not-allowed'] = { 405, 'The path does not support this method' },
   ['body-too-large'] = { 413, 'The request body is too large' },
   ['uri-too-long'] = { 414, 'The request line is too long' },
   ['unsupported-media'] = { 415, 'The body must be application/json' },
   ['rate-limited'] = { 429, 'Too many requests' },
   ['too-many-connections'] = { 429, 'Too many connections' },
-  ['head-too-large'] = { 431, 'The head of the request is too large' },
-  unavailable = { 503, 'The service cannot answer now' },
-  ['outcome-unknown'] = { 503, 'It is not known whether the action counted' },
-  ['http-version'] = { 505, 'This version of HTTP is not supported' },
+  ['head-too-large'] = { 431, 'The request headers are too large' },
+  unavailable = { 503, 'The service is unavailable' },
+  ['outcome-unknown'] = { 503, 'It is unknown whether the action was applied' },
+  ['http-version'] = { 505, 'The HTTP version is not supported' },
 }
 
 -- The kind of a status that Kong or nginx made. Others below 500 are malformed, others unavailable.

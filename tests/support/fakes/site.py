@@ -22,7 +22,7 @@ from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
-from api.endpoints.static_files import policy as page_policy
+from api.endpoints.static_files import content_security_policy as page_policy
 from scoreboard.runtime.resources import web_path
 from scoreboard.runtime.settings import load
 
