@@ -1,32 +1,23 @@
-"""Loads the fixtures and marks each test by the folder it stands in.
+"""Shared fixtures, and a marker on every test for the folder it is in.
 
-A server that is missing fails the test that needs it; nothing here skips.
+A missing server fails the tests that need it; nothing is skipped.
 """
 
+import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import structlog
+import uvloop
 
 from scoreboard.runtime.telemetry import RATE_LIMIT_FILTER
 
 pytest.register_assert_rewrite("tests.support")
 
-pytest_plugins = [
-    "tests.support.servers.stores",
-    "tests.support.fakes.aws",
-    "tests.support.fakes.tokens",
-    "tests.support.fakes.proxy",
-    "tests.support.fakes.pooler",
-    "tests.support.servers.api",
-    "tests.support.servers.api_process",
-    "tests.support.clients.viewer",
-    "tests.support.clients.browser",
-    "tests.support.servers.system",
-    "tests.support.clients.commands",
-]
+# Fixtures of one folder are imported by its own conftest.py, so other runs do not load them.
+pytest_plugins = ["tests.support.servers.stores", "tests.support.fakes.tokens"]
 
 FOLDERS = frozenset(
     {
@@ -50,7 +41,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(autouse=True)
 def logging_is_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Undo what a test that sets up logging leaves: handlers of its stderr, cached loggers."""
+    """Undo logging set-up by tests: handlers on a captured stderr, cached loggers."""
     configure = structlog.configure
 
     def configure_uncached(**options: object) -> None:
@@ -67,8 +58,19 @@ def logging_is_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def log_limit() -> None:
-    """Let each test write its lines, whatever those before it wrote."""
-    RATE_LIMIT_FILTER.limit.flush()
+    """Reset the log rate limit, so that each test can log."""
+    LIMITED.limit.flush()
+
+
+def pytest_asyncio_loop_factories(
+    item: pytest.Item,
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run tests of services on uvloop, as in production: it writes and pauses differently."""
+    if item.path.name.startswith("test_http1"):
+        return {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
+    if item.path.name.startswith(("test_streamer", "test_api", "test_operator_port")):
+        return {"uvloop": uvloop.new_event_loop}
+    return {"asyncio": asyncio.new_event_loop}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

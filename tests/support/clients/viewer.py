@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
-import uvloop
 
 from scoreboard.model import Action, Board
 from scoreboard.runtime.settings import PREFIX, Settings, load
@@ -44,15 +43,6 @@ TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 CONTINUATION = 0
 
 Headers = list[tuple[str, str]]
-
-
-def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], Any]]:
-    """Run the tests of a service on the event loop it uses; uvloop buffers writes differently."""
-    if item.path.name.startswith("test_http1"):
-        return {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
-    if item.path.name.startswith(("test_streamer", "test_api", "test_operator_port")):
-        return {"uvloop": uvloop.new_event_loop}
-    return {"asyncio": asyncio.new_event_loop}
 
 
 def request_bytes(

@@ -1,0 +1,3 @@
+"""Fixtures of the end-to-end tests."""
+
+from tests.support.servers.system import system
