@@ -33,6 +33,7 @@ from tests.deploy.compose import ROOT, SERVICES, environment
 from tests.kong.admin import fake_admin
 from tests.support.eventually import eventually
 from tests.support.fakes.tokens import ISSUER, MakeToken
+from tests.support.servers.postgres_template import copy_postgres
 
 DOCKER = ROOT / "deploy/docker"
 REDIS_USERS = ("api", "streamer", "flusher", "operator")
@@ -173,7 +174,9 @@ def installation(
             stack, "valkey-counters.conf", secrets / "counters/users.acl", counters
         )
 
-        postgres = stack.enter_context(EmbeddedPostgres(folder / "postgres", fsync=False))
+        postgres = stack.enter_context(
+            EmbeddedPostgres(copy_postgres(folder / "postgres"), fsync=False)
+        )
         owner = (secrets / "postgres/owner").read_text()
         with psycopg.connect(postgres.url_of("postgres"), autocommit=True) as connection:
             role = "CREATE ROLE scoreboard_owner SUPERUSER LOGIN PASSWORD {}"

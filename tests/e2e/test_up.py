@@ -23,6 +23,7 @@ from cli.running.log_rotation import LOG_BYTES
 from scoreboard.model import Partition
 from scoreboard.store.keys import PartitionKeys
 from tests.support.eventually import eventually
+from tests.support.servers.postgres_template import copy_postgres
 from tests.support.servers.system import processes_of, run_command
 
 SLOW_S = 60
@@ -73,7 +74,9 @@ StartUp = Callable[..., Up]
 def start_up(tmp_path: Path) -> Iterator[StartUp]:
     started: list[Up] = []
 
-    def start(*arguments: str, **settings: str) -> Up:
+    def start(*arguments: str, initdb: bool = False, **settings: str) -> Up:
+        if not initdb and "DATABASE_URL" not in settings:
+            copy_postgres(tmp_path / "data" / "postgres")
         started.append(Up(tmp_path / "data", *arguments, **settings))
         return started[-1]
 
@@ -101,7 +104,7 @@ def raise_score(api: str, folder: Path, action: str) -> dict[str, Any]:
 
 @pytest.mark.timeout(180)
 def test_one_command_runs_everything_and_scores_outlive_it(start_up: StartUp) -> None:
-    up = start_up("--simulate", "3")
+    up = start_up("--simulate", "3", initdb=True)
     running = up.await_running()
     assert set(running) >= {"api", "ws", "redis", "database", "pids"}
     assert set(running["pids"]) >= {"redis", "postgres", "api", "streamer", "flusher"}

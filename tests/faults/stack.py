@@ -32,6 +32,7 @@ from scoreboard.store.store import Store
 from tests.faults.clients import Load
 from tests.support.eventually import eventually_async
 from tests.support.fakes.proxy import Proxy
+from tests.support.servers.postgres_template import copy_postgres
 
 LAYOUT = Layout(partitions=1, seen_seconds=3600, seen_shards=16)
 SERVICES = ("flusher", "api", "streamer")
@@ -50,7 +51,8 @@ class Stack:
     ) -> None:
         self.valkey = valkey or EmbeddedValkey(folder / "valkey")
         self.postgres = EmbeddedPostgres(
-            folder / "postgres", settings={"max_connections": "60", "deadlock_timeout": "200ms"}
+            copy_postgres(folder / "postgres"),
+            settings={"max_connections": "60", "deadlock_timeout": "200ms"},
         )
         self.redis_proxy = Proxy(self.valkey.port)
         self.database_proxy = Proxy(self.postgres.port)

@@ -1,7 +1,7 @@
-"""Real servers for the tests: one Valkey and one PostgreSQL a session, emptied between tests.
+"""Real servers for the tests: one Valkey and one PostgreSQL per session, emptied between tests.
 
-Tests that kill, stop or reconfigure a server make one of their own with `own_valkey` and
-`own_postgres`. All listen on free loopback ports and are stopped whatever happens.
+Tests that kill, stop or reconfigure a server start their own with `own_valkey` and
+`own_postgres`. All listen on free loopback ports and are stopped when the test ends.
 """
 
 import itertools
@@ -16,6 +16,7 @@ import redis
 from psycopg import sql
 
 from cli.embedded.servers import EmbeddedPostgres, EmbeddedValkey
+from tests.support.servers.postgres_template import copy_postgres
 
 OwnValkey = Callable[..., EmbeddedValkey]
 OwnPostgres = Callable[..., EmbeddedPostgres]
@@ -33,14 +34,14 @@ def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded
 
 @pytest.fixture(scope="session")
 def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
-    folder = tmp_path_factory.mktemp("postgres")
+    folder = copy_postgres(tmp_path_factory.mktemp("servers") / "postgres")
     with EmbeddedPostgres(folder, fsync=False, settings=_POSTGRES_SETTINGS) as server:
         yield server
 
 
 @pytest.fixture
 def redis_url(valkey_server: EmbeddedValkey) -> str:
-    """The address of an empty Valkey."""
+    """Return the URL of an empty Valkey."""
     with redis.Redis.from_url(valkey_server.url) as client:
         client.flushall()
     return valkey_server.url
@@ -48,19 +49,19 @@ def redis_url(valkey_server: EmbeddedValkey) -> str:
 
 @pytest.fixture
 def empty_database_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
-    """The address of a database of this test's own, without any table."""
+    """Return the URL of a new database without tables."""
     yield from _database(postgres_server, template="template1")
 
 
 @pytest.fixture
 def database_url(postgres_server: EmbeddedPostgres, migrated_template: str) -> Iterator[str]:
-    """The address of a database of this test's own, migrated to the newest schema."""
+    """Return the URL of a new database with the current schema."""
     yield from _database(postgres_server, template=migrated_template)
 
 
 @pytest.fixture(scope="session")
 def migrated_template(postgres_server: EmbeddedPostgres) -> str:
-    """The name of a migrated database that nobody is connected to, to copy from."""
+    """Return the name of a migrated database to copy; it has no connections."""
     from scoreboard.ledger.migrations import migrate
 
     _execute(postgres_server, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(_TEMPLATE)))
@@ -70,7 +71,7 @@ def migrated_template(postgres_server: EmbeddedPostgres) -> str:
 
 @pytest.fixture
 def own_valkey(tmp_path: Path) -> Iterator[OwnValkey]:
-    """Give a maker of started Valkeys of this test's own, with EmbeddedValkey's options."""
+    """Return a function that starts a Valkey with the options of EmbeddedValkey."""
     with ExitStack() as stack:
         numbers = itertools.count(1)
 
@@ -83,12 +84,12 @@ def own_valkey(tmp_path: Path) -> Iterator[OwnValkey]:
 
 @pytest.fixture
 def own_postgres(tmp_path: Path) -> Iterator[OwnPostgres]:
-    """Give a maker of started PostgreSQLs of this test's own, with EmbeddedPostgres's options."""
+    """Return a function that starts a PostgreSQL with the options of EmbeddedPostgres."""
     with ExitStack() as stack:
         numbers = itertools.count(1)
 
         def make(data_dir: Path | None = None, **options: Any) -> EmbeddedPostgres:
-            folder = data_dir or tmp_path / f"postgres-{next(numbers)}"
+            folder = copy_postgres(data_dir or tmp_path / f"postgres-{next(numbers)}")
             options = {"fsync": False, "settings": _POSTGRES_SETTINGS} | options
             return stack.enter_context(EmbeddedPostgres(folder, **options))
 

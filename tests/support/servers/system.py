@@ -1,6 +1,6 @@
-"""The whole system as processes, each of which a test may kill and start again.
+"""The whole system as processes that a test can kill and start again.
 
-`scoreboard up` ends when one of its parts does; here the parts stand by themselves.
+`scoreboard up` ends when one of its services ends; here each service runs by itself.
 """
 
 import os
@@ -18,6 +18,7 @@ from cli.running.service import Service, wait_until_ready
 from cli.target import RunningSystem, write_state_file
 from scoreboard.ledger import migrations
 from scoreboard.security.tokens import LOCAL_ISSUER, READ, UPDATE, UPDATE_ANY, LocalIssuer
+from tests.support.servers.postgres_template import copy_postgres
 
 NAMES = ("flusher", "streamer", "api")
 
@@ -38,7 +39,7 @@ class System:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.valkey = EmbeddedValkey(folder / "valkey")
-        self.postgres = EmbeddedPostgres(folder / "postgres", fsync=False)
+        self.postgres = EmbeddedPostgres(copy_postgres(folder / "postgres"), fsync=False)
         self.issuer = LocalIssuer.create(folder / "issuer")
         self.services: dict[str, Service] = {}
         self._settings = settings
@@ -46,7 +47,7 @@ class System:
         self._stack = ExitStack()
 
     def start(self) -> None:
-        """Start everything on an opened board, and wait until it answers."""
+        """Start everything with an open board, and wait until it is ready."""
         for server in (self.valkey, self.postgres):
             self._stack.callback(server.stop)
             server.start()
@@ -101,7 +102,7 @@ class System:
         self.wait_until_ready()
 
     def wait_until_ready(self, *names: str) -> None:
-        """Wait until the named services, or all, say that they are ready."""
+        """Wait until the named services, or all, are ready."""
         wait_until_ready([self.services[name] for name in names or NAMES], lambda: None)
 
     def stop(self) -> None:
@@ -109,11 +110,11 @@ class System:
         self._stack.close()
 
     def token(self, sub: str = "alice", *scopes: str) -> str:
-        """Give a token; without scopes a player's."""
+        """Return a token; without scopes, a player's."""
         return self.issuer.issue(sub, scopes or (UPDATE, READ))
 
     def game_server(self) -> dict[str, str]:
-        """Give the headers of a game server, which no limit slows down."""
+        """Return the headers of a game server, which is not rate-limited."""
         return {"Authorization": f"Bearer {self.token('arena', UPDATE_ANY, READ)}"}
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -122,7 +123,7 @@ class System:
 
 
 def run_command(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    """Run a `scoreboard` command as a process of its own, with ``settings`` in its environment."""
+    """Run a `scoreboard` command in a process, with ``settings`` in its environment."""
     environment = {
         name: text
         for name, text in os.environ.items()
@@ -139,7 +140,7 @@ def run_command(*arguments: str, **settings: str) -> subprocess.CompletedProcess
 
 
 def processes_of(folder: Path) -> list[str]:
-    """List the processes, except our own, that name the folder in arguments or environment."""
+    """Return the other processes with the folder in their arguments or environment."""
     wanted = str(folder).encode()
     found = []
     for process in Path("/proc").glob("[0-9]*"):
@@ -155,7 +156,7 @@ def processes_of(folder: Path) -> list[str]:
 
 @pytest.fixture
 def system(tmp_path: Path) -> Iterator[System]:
-    """A started system of this test's own."""
+    """Return a running system."""
     made = System(tmp_path / "system")
     try:
         made.start()
