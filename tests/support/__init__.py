@@ -1,1 +1,1 @@
-"""What tests share: one module per concern, each a pytest plugin where it has fixtures."""
+"""Code shared by tests: servers, clients, fakes and data, some of it as fixtures."""

@@ -1,4 +1,4 @@
-"""Holds every message the tests receive against docs/asyncapi.yaml."""
+"""Check the messages that tests receive against docs/asyncapi.yaml."""
 
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,7 @@ def document() -> dict[str, Any]:
 
 
 def payload_names(action: str) -> dict[str, str]:
-    """Give the schema of each message the server sends (``send``) or takes (``receive``)."""
+    """Return the schema of each message the server sends (``send``) or takes (``receive``)."""
     channel = document()["channels"]["scoreboard"]["messages"]
     found: dict[str, str] = {}
     for operation in document()["operations"].values():
@@ -46,7 +46,7 @@ def _names(action: str) -> dict[str, str]:
 
 
 def check_message(message: dict[str, Any], action: str = "send") -> None:
-    """Fail if a message is not what the document promises; unknown fields are a failure too."""
+    """Fail if a message does not match the document; unknown fields are failures too."""
     names = _names(action)
     assert message.get("type") in names, f"docs/asyncapi.yaml knows no message {message!r}"
     schema = names[message["type"]]

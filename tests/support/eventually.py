@@ -1,7 +1,7 @@
-"""Waiting for a state instead of sleeping and hoping.
+"""Wait for a condition instead of sleeping.
 
-A check says what must be true: it returns something true, or fails an assertion. Anything else it
-raises is a fault of the test and goes through at once.
+A check returns a true value when the condition holds; until then it returns a false value or fails
+an assertion. Any other exception is an error of the test and is raised at once.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def eventually(check: Callable[[], T], within_s: float = 5.0, every_s: float = 0.02) -> T:
-    """Repeat ``check`` until it returns something true, and give that.
+    """Repeat ``check`` until it returns a true value; return that value.
 
     Raises AssertionError with the last failure when ``within_s`` has passed.
     """
@@ -38,9 +38,9 @@ async def eventually_async(
     within_s: float = 5.0,
     every_s: float = 0.02,
 ) -> T:
-    """Repeat ``check``, plain or async, until it returns something true, and give that.
+    """Repeat ``check``, plain or async, until it returns a true value; return that value.
 
-    Raises AssertionError with the last failure when ``within_s`` has passed, also while it hangs.
+    Raises AssertionError with the last failure when ``within_s`` has passed, even if a check hangs.
     """
     limit = asyncio.timeout(within_s)
     result: T | None = None
@@ -71,5 +71,5 @@ def _too_late(
 ) -> AssertionError:
     name = getattr(check, "__qualname__", repr(check))
     last = str(failure) if failure is not None else f"it returned {result!r}"
-    hint = " (a check must return something true)" if failure is None and result is None else ""
-    return AssertionError(f"{name} did not hold within {within_s:g} s; at last: {last}{hint}")
+    hint = " (a check must return a true value)" if failure is None and result is None else ""
+    return AssertionError(f"{name} was not true within {within_s:g} s; last result: {last}{hint}")

@@ -1,4 +1,4 @@
-"""Which files belong to the repository, also where an archive without `.git` was unpacked."""
+"""List the files of the repository, also in an unpacked archive without `.git`."""
 
 import os
 import subprocess
@@ -10,8 +10,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def files_of(root: Path = ROOT) -> list[str]:
-    """The repository's files: what git tracks, without git all that `.gitignore` does not name."""
-    # Only a repository of its own: an archive may lie inside another one.
+    """Return the files git tracks or, without git, those `.gitignore` does not exclude."""
+    # Only its own repository: an archive may be unpacked inside another one.
     if (root / ".git").exists():
         return _tracked(root)
     return sorted(_walk(root))

@@ -1,1 +1,1 @@
-"""Stand-ins for other people's programs, and peers that misbehave."""
+"""Fakes of external services, and peers that misbehave."""

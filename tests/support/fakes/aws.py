@@ -1,4 +1,4 @@
-"""An imitation of AWS Secrets Manager (moto) on loopback, and secrets in it."""
+"""A fake AWS Secrets Manager (moto) on loopback."""
 
 import itertools
 import json
@@ -15,10 +15,10 @@ _numbers = itertools.count(1)
 
 
 class SecretsManager:
-    """The imitation: `stop` takes it away; `client` is one of an operator's."""
+    """A running fake; `client` has an operator's access."""
 
     def __init__(self) -> None:
-        from moto.server import ThreadedMotoServer  # takes half a second, which few tests need
+        from moto.server import ThreadedMotoServer  # the import takes half a second
 
         self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         self._server.start()
@@ -32,13 +32,13 @@ class SecretsManager:
         return self._client
 
     def create(self, username: str, password: str, **more: object) -> str:
-        """Make a secret of this test's own; its name."""
+        """Create a secret; return its name."""
         name = f"scoreboard/test/{next(_numbers)}"
         self.client.create_secret(Name=name, SecretString=_document(username, password, more))
         return name
 
     def put(self, name: str, username: str, password: str) -> str:
-        """Make new credentials the current ones; the id of their version."""
+        """Store new credentials as the current version; return the version's id."""
         document = _document(username, password, {})
         return self.client.put_secret_value(SecretId=name, SecretString=document)["VersionId"]
 
@@ -54,7 +54,7 @@ def _document(username: str, password: str, more: dict[str, object]) -> str:
 
 @pytest.fixture
 def aws_environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """The environment of a process with an identity on AWS, and nothing of the machine's own."""
+    """Set the AWS environment variables of a process with an identity; remove the machine's."""
     for name in list(os.environ):
         if name.startswith("AWS_"):
             monkeypatch.delenv(name)

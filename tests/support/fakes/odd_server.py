@@ -1,4 +1,4 @@
-"""A TCP server that shakes hands like Redis and then answers every command with the same bytes.
+"""A TCP server that completes the Redis handshake, then answers every command with the same bytes.
 
 async with odd_server(b"+what\r\n") as url:
     ...
@@ -16,7 +16,7 @@ HANDSHAKE = frozenset({b"AUTH", b"CLIENT", b"SELECT", b"HELLO", b"READONLY"})
 
 @asynccontextmanager
 async def odd_server(answer: bytes) -> AsyncIterator[str]:
-    """Serve on a free loopback port; give the address."""
+    """Serve on a free loopback port; return the URL."""
     peers: set[asyncio.StreamWriter] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,11 +1,11 @@
-"""A pooler for the tests that lends sessions of PostgreSQL transaction by transaction.
+"""A connection pooler that assigns PostgreSQL sessions per transaction.
 
     async with Pooler(postgres.url) as pooler:
         connect(pooler.url)                     # as PgBouncer with pool_mode = transaction
 
-It speaks the protocol as far as PgBouncer does between a client and a server: its own answer to the
-login, then messages carried both ways until the server is outside of a transaction. What clients
-ask for at their login (`options`) is carried to the server, dropped, or refused.
+It implements the part of the protocol that PgBouncer does: it answers the login itself, then
+forwards messages both ways until the server is outside a transaction. The startup parameter
+`options` is forwarded to the server, dropped, or refused.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ class _Server:
 
 
 class Pooler:
-    """Lends sessions; ``keeps`` lends them for as long as a client stays. A context manager."""
+    """A pooler, as an async context manager; ``keeps`` keeps a session per client."""
 
     def __init__(
         self, database_url: str, *, options: Options = "carry", size: int = 5, keeps: bool = False
@@ -105,26 +105,26 @@ class Pooler:
                     return
                 server = server or await self._lend(options)
                 server.writer.write(message)
-                if message[:1] in {b"Q", b"S"}:  # a simple query, or the end of a longer one
+                if message[:1] in {b"Q", b"S"}:  # a simple query, or Sync
                     state = await _carry_answer(server.reader, writer)
                     if state == b"I" and not self._keeps:
                         self._give_back(server)
                         server = None
         finally:
-            if server is not None:  # amid a transaction, or kept
+            if server is not None:  # inside a transaction, or kept
                 server.writer.close()
                 server.connection.close()
                 self._room.release()
 
     async def _lend(self, options: str) -> _Server:
-        """Give the session that was used last, as PgBouncer does, or a new one."""
+        """Return the most recently used session, as PgBouncer does, or a new one."""
         await self._room.acquire()
         if self._free:
             return self._free.pop()
         connection = await asyncio.to_thread(
             psycopg.connect, self._database_url, options=options, autocommit=True
         )
-        # The session is logged in; from here its bytes are carried, past the driver.
+        # The session is logged in; from here bytes are forwarded without the driver.
         handle = socket.socket(fileno=os.dup(connection.fileno()))
         handle.setblocking(False)
         server = _Server(connection, *await asyncio.open_connection(sock=handle))
@@ -137,7 +137,7 @@ class Pooler:
 
 
 async def _startup(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> dict[str, str]:
-    """Read what a client says at its login; no encryption here."""
+    """Read the startup message; encryption is refused."""
     while True:
         length = int.from_bytes(await reader.readexactly(4), "big")
         body = await reader.readexactly(length - 4)
@@ -157,7 +157,7 @@ async def _message(reader: asyncio.StreamReader) -> bytes:
 
 
 async def _carry_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
-    """Carry messages to a client until the server is ready; give the state of its transaction."""
+    """Forward messages to a client until the server is ready; return its transaction status."""
     while True:
         message = await _message(reader)
         writer.write(message)
@@ -176,7 +176,7 @@ MakePooler = Callable[..., Awaitable[Pooler]]
 
 @pytest.fixture
 async def make_pooler(database_url: str) -> AsyncIterator[MakePooler]:
-    """Give a maker of poolers to the test's database; all are closed after the test."""
+    """Return a function that starts poolers for the test's database; all are closed at the end."""
     async with AsyncExitStack() as stack:
 
         async def make(**options: object) -> Pooler:

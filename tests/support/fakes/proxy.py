@@ -1,11 +1,11 @@
-"""A TCP proxy that misbehaves on command, between a client of ours and a real server.
+"""A TCP proxy between a client and a real server that injects network faults.
 
     async with Proxy(postgres.port) as proxy:
         connect(proxy.through(postgres.url))
-        proxy.freeze()                                  # accepts, stays deaf
-        seen = proxy.cut_when(TO_SERVER, b"COMMIT")     # delivered, and the answer never comes
+        proxy.freeze()                                  # accepts, forwards nothing
+        seen = proxy.cut_when(TO_SERVER, b"COMMIT")     # delivered; the answer is lost
 
-It runs on the loop of the test: whoever blocks that loop stops the traffic too.
+It runs on the test's event loop: blocking that loop stops the traffic too.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Direction(Enum):
-    """Which way bytes go."""
+    """The direction of a transfer."""
 
     TO_SERVER = "to server"
     TO_CLIENT = "to client"
@@ -46,7 +46,7 @@ class _Trigger:
 
 
 class Proxy:
-    """Carries bytes to a port of 127.0.0.1, from a port of its own; an async context manager."""
+    """Forwards its own port to a port of 127.0.0.1; an async context manager."""
 
     def __init__(self, target_port: int) -> None:
         self.port = 0
@@ -73,7 +73,7 @@ class Proxy:
             await asyncio.gather(*self._handlers)
 
     def through(self, url: str) -> str:
-        """Give ``url`` with this proxy's port in place of the server's."""
+        """Return ``url`` with this proxy's port instead of the server's."""
         parts = urlsplit(url)
         credentials = parts.netloc.rpartition("@")[0]
         address = f"{HOST}:{self.port}"
@@ -82,40 +82,40 @@ class Proxy:
 
     @property
     def open_connections(self) -> int:
-        """How many clients are being served."""
+        """Return the number of connected clients."""
         return len(self._handlers)
 
     def cut(self) -> None:
-        """Reset every connection; new ones are accepted."""
+        """Reset every connection; accept new ones."""
         for writer in tuple(self._writers):
             _reset(writer)
 
     def refuse(self) -> None:
-        """Reset every connection and let no new one in, as if the server had gone."""
+        """Reset every connection and refuse new ones, as if the server had stopped."""
         if self._listener is not None:
             self._listener.close()
             self._listener = None
         self.cut()
 
     def freeze(self) -> None:
-        """Carry nothing more in either direction; go on accepting, and stay deaf."""
+        """Forward nothing in either direction; still accept connections."""
         self._flowing.clear()
 
     def delay(self, delay_s: float) -> None:
-        """Hold every chunk back for ``delay_s`` from now on."""
+        """Delay every chunk by ``delay_s`` from now on."""
         self._delay_s = delay_s
 
     async def restore(self) -> None:
-        """End refusing, freezing and delaying, and forget what has not been triggered."""
+        """Stop refusing, freezing and delaying; remove triggers that have not fired."""
         self._delay_s = 0.0
         self._triggers.clear()
         self._flowing.set()
         await self._listen()
 
     def cut_after(self, direction: Direction, byte_count: int) -> asyncio.Event:
-        """Carry ``byte_count`` more bytes that way, then reset the connection they went over.
+        """Forward ``byte_count`` more bytes in that direction, then reset their connection.
 
-        The event is set when it has happened; it happens once.
+        The event is set when that has happened; it happens once.
         """
         return self._arm(_Trigger(direction, bytes_left=byte_count))
 
@@ -126,9 +126,9 @@ class Proxy:
         *,
         deliver: bool = True,
     ) -> asyncio.Event:
-        """Reset the connection on which ``pattern`` is seen, once it was delivered, or instead.
+        """Reset the connection on which ``pattern`` is seen, after or instead of delivering it.
 
-        Delivered to the server, it is acted on: only the answer is lost. The event is set when it
+        The server acts on a delivered pattern: only the answer is lost. The event is set when that
         has happened; it happens once.
         """
         return self._arm(_Trigger(direction, pattern=pattern, deliver=deliver))
@@ -184,7 +184,7 @@ class Proxy:
                 sink.write(data[:allowed])
                 await sink.drain()
                 if trigger is not None:
-                    # Closed in order, so that the server still reads what was delivered to it.
+                    # An orderly close: the server still reads what was delivered.
                     server.close()
                     _reset(client)
                     trigger.fired.set()
@@ -193,7 +193,7 @@ class Proxy:
             if not sink.is_closing():
                 sink.write_eof()
         except (OSError, RuntimeError):
-            # RuntimeError is uvloop's for a write to a connection that is gone.
+            # uvloop raises RuntimeError for a write to a closed connection.
             _reset(sink)
 
     def _recheck(
@@ -235,7 +235,7 @@ MakeProxy = Callable[[int], Awaitable[Proxy]]
 
 @pytest.fixture
 async def make_proxy() -> AsyncIterator[MakeProxy]:
-    """Give a maker of proxies to a port; all are closed after the test."""
+    """Return a function that starts a proxy to a port; all are closed after the test."""
     async with AsyncExitStack() as stack:
 
         async def make(target_port: int) -> Proxy:

@@ -1,4 +1,4 @@
-"""Keys and tokens of a pretended issuer, in the shape the services are configured to trust."""
+"""Keys and tokens of a fake issuer that the services are configured to trust."""
 
 import json
 import time
@@ -19,7 +19,7 @@ MakeToken = Callable[..., str]
 
 @dataclass(frozen=True, kw_only=True)
 class KeyPair:
-    """A signing key and how it is named and used."""
+    """A signing key with its id and algorithm."""
 
     kid: str
     algorithm: str
@@ -27,7 +27,7 @@ class KeyPair:
 
     @property
     def jwk(self) -> dict[str, Any]:
-        """The public half, as it stands in a key set."""
+        """Return the public key as a JWK."""
         shape = jwt.get_algorithm_by_name(self.algorithm).to_jwk(
             self.private.public_key(),
             as_dict=True,
@@ -62,7 +62,7 @@ def jwks_file(jwks: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def make_token(rsa_key: KeyPair) -> MakeToken:
-    """Give a maker of tokens; a claim overridden with None is left out.
+    """Return a function that makes tokens; a claim overridden with None is left out.
 
     ``make_token("alice", "update:score", exp=0, key=ec_key, headers={"kid": "other"})``
     """

@@ -1,6 +1,6 @@
-"""A PostgreSQL cluster made once per process; servers of the tests start on copies of it.
+"""A PostgreSQL cluster made once per process; test servers start on copies of it.
 
-A copy takes a tenth of the time of initdb. Invariant: a copy is taken of a stopped cluster.
+A copy takes a tenth of the time of initdb. It is a copy of a stopped cluster.
 """
 
 import atexit
@@ -24,11 +24,12 @@ def copy_postgres(folder: Path) -> Path:
 
 @functools.cache
 def _template(program: str) -> Path | None:
-    """Make the cluster with one PostgreSQL; None where it cannot be copied.
+    """Make the cluster; return None where it cannot be copied.
 
-    A cluster that belongs to another user lies elsewhere, behind a link.
+    Clusters of different versions differ, so ``program`` is the key of the cache. A cluster that
+    belongs to another user is elsewhere, behind a link, and is not copied.
     """
-    del program  # the key of the cache: clusters of different versions differ
+    del program
     root = Path(tempfile.mkdtemp(prefix="scoreboard-tests-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     folder = root / "postgres"

@@ -1,4 +1,4 @@
-"""The deployed users of Valkey and roles of PostgreSQL, on servers of the tests.
+"""Create the deployed users of Valkey and roles of PostgreSQL on test servers.
 
 Both come from the files that a deployment uses: deploy/docker/users.acl, postgres-roles.sql and
 sql/grants.sql (by `migrate`).
@@ -21,7 +21,7 @@ DATABASE_USERS = ("api", "flusher", "operator")
 
 
 def load_script(path: Path) -> Any:
-    """Import a script that is in no package."""
+    """Import a script that is not in a package."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -31,7 +31,7 @@ def load_script(path: Path) -> Any:
 
 
 def make_users(admin: redis.Redis, password: str) -> None:
-    """Make the deployed users on a server; the default one stays as it is."""
+    """Create the deployed users on a server; the default user does not change."""
     bootstrap = load_script(DOCKER / "bootstrap.py")
     template = (DOCKER / "users.acl").read_text()
     lines = bootstrap.fill_in(template, dict.fromkeys(REDIS_USERS, password)).splitlines()
@@ -42,7 +42,7 @@ def make_users(admin: redis.Redis, password: str) -> None:
 
 
 def make_roles(owner_url: str, password: str) -> None:
-    """Make the deployed roles, as the owner of a database does before it is migrated."""
+    """Create the deployed roles, as the owner of a database does before migrating it."""
     subprocess.run(
         [
             binaries.find_postgres().path("psql"),
@@ -57,7 +57,7 @@ def make_roles(owner_url: str, password: str) -> None:
 
 
 def as_user(url: str, name: str, password: str) -> str:
-    """Return an address with another login."""
+    """Return a URL with another login."""
     parts = urlsplit(url)
     address = parts.netloc.rpartition("@")[2]
     return urlunsplit(parts._replace(netloc=f"{name}:{quote(password, safe='')}@{address}"))
