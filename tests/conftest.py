@@ -5,6 +5,7 @@ A missing server fails the tests that need it; nothing is skipped.
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ pytest.register_assert_rewrite("tests.support")
 # Fixtures of one folder are imported by its own conftest.py, so other runs do not load them.
 pytest_plugins = ["tests.support.servers.stores", "tests.support.fakes.tokens"]
 
+SLOW_FOLDERS = frozenset({"faults", "e2e", "browser", "deploy", "documents"})
 FOLDERS = frozenset(
     {
         "unit",
@@ -81,3 +83,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if folder not in FOLDERS:
             raise pytest.UsageError(f"{item.path}: tests/{folder} has no marker (see conftest.py)")
         item.add_marker(folder)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # Start the longest files first, so that the workers end at about the same time.
+        items.sort(key=lambda item: not SLOW_FOLDERS.intersection(item.path.parts))

@@ -32,7 +32,7 @@ async def test_broken_code_is_seen(tmp_path: Path, mutation: Mutation) -> None:
         [FAULTS[name] for name in mutation.faults],
         clients=6,
         source=source,
-        settle_s=8,
+        settle_s=5,
     )
 
     assert any(sentence.startswith(mutation.breaks) for sentence in report.violations), (

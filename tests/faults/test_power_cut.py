@@ -77,7 +77,7 @@ async def test_the_same_cut_is_seen_where_redis_syncs_once_a_second(
     )
 
     report = await run_campaign(
-        tmp_path, [power_cut(notes)] * 3, clients=8, valkey=valkey, settle_s=8
+        tmp_path, [power_cut(notes)] * 3, clients=8, valkey=valkey, settle_s=5
     )
 
     assert any(sentence.startswith(("I1", "I5", "at rest")) for sentence in report.violations)

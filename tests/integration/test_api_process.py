@@ -11,10 +11,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from cli.embedded.server import free_port
 from tests.support.eventually import eventually
 from tests.support.fakes.tokens import MakeToken
 from tests.support.servers.api import UPDATE_PATH, open_boards
-from tests.support.servers.api_process import RunApi, client_of, free_port
+from tests.support.servers.api_process import RunApi, client_of
 
 
 def body(action: str) -> dict[str, str]:

@@ -11,10 +11,10 @@ import pytest
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.registry import Collector
 
+from cli.embedded.server import free_port
 from scoreboard.errors import SettingInvalid
 from scoreboard.http.operator_port import LIMITS, OperatorPort, bind_operators
 from tests.support.clients.viewer import HttpResponse, RawViewer
-from tests.support.servers.api_process import free_port
 
 
 class Process:

@@ -110,14 +110,5 @@ def _end(api: ApiProcess) -> None:
         api.process.wait()
 
 
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def client_of(api: ApiProcess) -> httpx.Client:
     return httpx.Client(base_url=api.url, trust_env=False, timeout=15)
