@@ -5,9 +5,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 UP_ARGS ?= --simulate 20
 PYTEST_ARGS ?=
+SLOW := browser deploy documents e2e faults
+WORKERS ?= 2
+# A file is run by one worker, so its fixtures are made once; the slowest files come first.
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: bench-api bench-ws bench-flush bench-reseed faults help up docs reference setup test down check lint types layers format lock env openapi checksums wheel
+.PHONY: bench-api bench-ws bench-flush bench-reseed faults help up setup test test-fast coverage check lint types layers format lock env openapi checksums wheel
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -15,8 +19,17 @@ help:            ## this list
 up: $(VENV)/.up  ## run the whole system on embedded servers; Ctrl-C stops it
 	$(BIN)/scoreboard up $(UP_ARGS)
 
-test: $(VENV)/.dev  ## run every test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(VENV)/.dev  ## run every test, in WORKERS=2 processes
+	$(PYTEST) $(PYTEST_ARGS)
+
+test-fast: $(VENV)/.dev  ## run the tests that start no processes of the system: about a minute
+	@echo 'Left out: tests marked slow, and tests/{$(shell echo $(SLOW) | tr " " ",")} (make test runs them)'
+	$(PYTEST) -m 'not slow' $(addprefix --ignore=tests/,$(SLOW)) $(PYTEST_ARGS)
+
+coverage: $(VENV)/.dev  ## run every test and report the lines and branches that none reaches
+	rm -rf .coverage && mkdir .coverage
+	$(BIN)/coverage run -m pytest $(PYTEST_ARGS); status=$$?; \
+	  $(BIN)/coverage combine -q && $(BIN)/coverage report; exit $$status
 
 check: lint types layers test docs  ## what CI runs
 
