@@ -61,7 +61,7 @@ def logging_is_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def log_limit() -> None:
     """Reset the log rate limit, so that each test can log."""
-    LIMITED.limit.flush()
+    RATE_LIMIT_FILTER.limit.flush()
 
 
 def pytest_asyncio_loop_factories(

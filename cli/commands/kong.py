@@ -24,12 +24,12 @@ from cli.gateway.kong_yaml import read_text
 from cli.gateway.sync import ADMIN_URL, INTERVAL_S, KongSync, SyncOptions, read_current_rows
 from cli.output import print_message, write_stdout
 from cli.parameters import FILE, PORT, Seconds
-from scoreboard.errors import KeysUnavailable, OperatorMistake
+from scoreboard.errors import KeysUnavailable, OperatorMistake, SettingInvalid
 from scoreboard.http.operator_port import OperatorPort
 from scoreboard.runtime import settings as settings_module
 from scoreboard.runtime.lifecycle import StopEvent, backoff_s, run
 from scoreboard.runtime.resources import kong_path
-from scoreboard.runtime.sockets import bind
+from scoreboard.runtime.sockets import bind_listener
 from scoreboard.runtime.telemetry import setup_logging
 from scoreboard.security.key_set import Source, make_source, read_key_set
 
@@ -219,11 +219,9 @@ def sync_command(
     )
     sync = KongSync(options, source)
     try:
-        listener = bind(probe_host, probe_port)
-    except OSError as error:
-        raise OperatorMistake(
-            f"Cannot listen on {probe_host}:{probe_port}: {error.strerror}"
-        ) from error
+        listener = bind_listener(probe_host, probe_port, variables="--probe-host, --probe-port")
+    except SettingInvalid as error:
+        raise OperatorMistake(error.detail) from error
     return run(partial(_serve, sync, listener), grace_s=settings.drain_s)
 
 

@@ -34,7 +34,7 @@ from streamer.connection.inbound import Parser
 from streamer.connection.viewer import Viewer
 from streamer.fanout.hub import Channel
 from streamer.fanout.manager import ConnectionManager
-from streamer.handshake.request import HandshakeRequest, error_response, parse_request
+from streamer.handshake.request import HandshakeRequest, encode_rejection, parse_request
 from streamer.protocol import SUBPROTOCOL
 
 LINGER_S: Final = 2.0
@@ -331,7 +331,7 @@ class OpeningHandshake(asyncio.Protocol):
         self._rest = b""
         if self._transport.is_closing():
             return
-        self._transport.write(error_response(error, request_id, with_body=self._is_body_wanted))
+        self._transport.write(encode_rejection(error, request_id, with_body=self._is_body_wanted))
         if self._transport.can_write_eof():
             self._transport.write_eof()
         self._deadline_s = self._manager.clock() + LINGER_S

@@ -73,7 +73,7 @@ def parse_request(head: Head, peer: str, config: HandshakeConfig) -> HandshakeRe
     return HandshakeRequest(board, address, _token(headers, offered), bool(offered))
 
 
-def error_response(error: ScoreboardError, request_id: str, *, with_body: bool = True) -> bytes:
+def encode_rejection(error: ScoreboardError, request_id: str, *, with_body: bool = True) -> bytes:
     """Return the HTTP response to a rejected handshake; the connection ends with it.
 
     The response to HEAD has no body.

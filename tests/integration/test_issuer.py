@@ -297,9 +297,10 @@ async def test_the_issuer_answers_to_its_own_address_only(
 @asynccontextmanager
 async def serving(issuer: LocalIssuer) -> AsyncIterator[int]:
     """Serve an issuer as its process does; give the port."""
-    site = IssuerSite(issuer, Grants(issuer, "scoreboard", SECRET), Seal(), [PAGE_URI])
+    authorization = AuthorizationServer(issuer, "scoreboard", SECRET)
+    app = IssuerApp(issuer, authorization, FormSigner(), [PAGE_URI])
     with bind_listener("127.0.0.1", 0) as listener:
-        async with Server(site, LIMITS).listening(listener):
+        async with Server(app, LIMITS).listening(listener):
             yield listener.getsockname()[1]
 
 
@@ -341,7 +342,8 @@ async def test_what_has_two_readings_is_refused_as_everything_is(issuer: LocalIs
             assert b"access_token" not in body, name
         answer = await talk(port, HEADS["two Hosts"])
         assert (
-            b'{"error":"invalid_request","error_description":"Send the header host once"}' in answer
+            b'{"error":"invalid_request","error_description":"The header host must not be repeated"}'
+            in answer
         )
 
 

@@ -18,7 +18,7 @@ from cli.gateway.sync import KongSync, LoadResult, SyncOptions
 from scoreboard.http.operator_port import OperatorPort
 from scoreboard.runtime.lifecycle import StopEvent
 from scoreboard.runtime.resources import kong_path
-from scoreboard.runtime.sockets import bind
+from scoreboard.runtime.sockets import bind_listener
 from scoreboard.runtime.telemetry import REGISTRY
 from scoreboard.security.key_set import UrlSource, parse_keys
 from tests.kong.admin import FakeAdmin, fake_admin
@@ -157,7 +157,7 @@ async def test_a_kong_that_does_not_answer_is_waited_for(
     admin: FakeAdmin, clock: Clock, output: Path
 ) -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
+        taken.bind_listener(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{taken.getsockname()[1]}"
         sync = make(admin, clock, output, admin_urls=(nobody,))
         assert await turn(sync) is LoadResult.AWAY
@@ -384,7 +384,7 @@ async def test_ready_means_that_kong_holds_the_issuers_keys_of_late(
 
 
 async def test_probes_and_metrics_are_served_on_one_port(sync: KongSync) -> None:
-    listener = bind("127.0.0.1", 0)
+    listener = bind_listener("127.0.0.1", 0)
     port = listener.getsockname()[1]
     async with (
         OperatorPort(listener, sync.state),

@@ -14,7 +14,7 @@ from scoreboard.security.addresses import client_address
 from streamer.handshake.request import (
     HandshakeConfig,
     HandshakeRequest,
-    error_response,
+    encode_rejection,
     parse_request,
 )
 from tests.support.clients.viewer import Headers, request_bytes
@@ -107,7 +107,7 @@ def test_invalid_handshake_is_rejected_without_repeating_its_content(
     error = rejected(**request_)
 
     assert status(error) == expected
-    answer = error_response(error, "request-1")
+    answer = encode_rejection(error, "request-1")
     head, _, body = answer.partition(b"\r\n\r\n")
     problem = json.loads(body)
     assert problem["status"] == expected
@@ -122,7 +122,7 @@ def test_invalid_handshake_is_rejected_without_repeating_its_content(
 
 
 def test_426_names_protocol_and_version() -> None:
-    answer = error_response(rejected(drop=("Connection", "Upgrade")), "request-1")
+    answer = encode_rejection(rejected(drop=("Connection", "Upgrade")), "request-1")
 
     assert answer.startswith(b"HTTP/1.1 426 Upgrade Required\r\n")
     assert b"\r\nupgrade: websocket\r\n" in answer
