@@ -58,7 +58,7 @@ def _serve(chosen: Settings, worker: Worker | None) -> int:
             await stack.enter_async_context(app.running())
             started = None
             if worker is not None:
-                await stack.enter_async_context(worker.kept(stop))
+                await stack.enter_async_context(worker.supervised(stop))
                 metrics_port = operators.getsockname()[1] if operators is not None else 0
                 started = partial(worker.notify_started, metrics_port)
             _tune_garbage_collector()

@@ -38,7 +38,7 @@ def _serve(settings: Settings, worker: Worker | None) -> int:
         if worker is None:
             await server.serve(settings, stop)
             return
-        async with worker.kept(stop):
+        async with worker.supervised(stop):
             await server.serve(settings, stop, worker=worker)
 
     return lifecycle.run(run, grace_s=server.grace_s(settings))

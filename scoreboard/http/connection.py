@@ -1,11 +1,11 @@
-"""One client's connection: requests are read one at a time, and each is answered before the next.
+"""One client connection, which serves its requests one after the other.
 
-Made by scoreboard.http.server. What stays true:
+Invariants:
 
-- nothing is read ahead: what comes behind a request waits until it is answered, and reading pauses;
-- every wait on the peer has a limit, which the server's sweep enforces (``overdue``);
-- behind a request that could not be read, or whose body was not read to its end, nothing is read;
-- what was received whole before the peer closed its sending half is answered (RFC 9112, 9.6).
+- pipelined requests wait until the current one is answered, and reading pauses meanwhile;
+- every wait for the peer has a time limit, enforced by the server's sweep (``overdue``);
+- after an unreadable request, or one whose body was not read completely, nothing more is read;
+- a complete request is answered even if the peer has closed its sending half (RFC 9112, 9.6).
 """
 
 import asyncio
@@ -26,28 +26,28 @@ if TYPE_CHECKING:
     from scoreboard.http.server import Address, Server
 
 LINGER_S: Final = 2.0
-"""A peer that is still sending has this long to read its answer; a close would reset it away."""
+"""Time for a peer that still sends to read its response; closing would reset the connection."""
 
 DISCARD_BYTES: Final = 65_536
-"""Most bytes that are read only to be thrown away."""
+"""Maximum bytes that are read only to be discarded."""
 
 SLICE_BYTES: Final = 65_536
-"""So much of a long answer is written at once; each slice must be taken within the limit."""
+"""Long responses are written in slices; the peer must read each within the limit."""
 
-FAREWELL_S: Final = 1.0
-"""Time for a request that has begun to come, or for the first one, once the server drains."""
+RETIRE_S: Final = 1.0
+"""Time for an incomplete head, or for the first request, once the server drains."""
 
-_WAITING: Final = 0
-"""Nothing of a request has come."""
+_IDLE: Final = 0
+"""No byte of a request has arrived."""
 
 _READING: Final = 1
-"""A part of a head has come."""
+"""A part of a head has arrived."""
 
 _SERVING: Final = 2
 _LINGERING: Final = 3
-"""The last answer is written; what still comes is thrown away."""
+"""The last response is written; received bytes are discarded."""
 
-_GONE: Final = 4
+_CLOSED: Final = 4
 
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _CLOSE: Final = b"connection: close\r\n"
@@ -58,13 +58,14 @@ _log = get_logger(__name__)
 
 
 class Connection(asyncio.Protocol):
-    """One connection, from its acceptance to its end."""
+    """One connection, from accept to close."""
 
     __slots__ = (
         "_body",
         "_body_error",
         "_body_waiter",
         "_discarded",
+        "_disconnect_waiter",
         "_drain_waiter",
         "_held",
         "_is_continue_due",
@@ -75,7 +76,6 @@ class Connection(asyncio.Protocol):
         "_is_stalled",
         "_is_unread",
         "_is_used",
-        "_leave_waiter",
         "_phase",
         "_reader",
         "_server",
@@ -91,55 +91,55 @@ class Connection(asyncio.Protocol):
     def __init__(self, server: "Server") -> None:
         self._server = server
         self._transport: asyncio.Transport
-        self._phase = _WAITING
+        self._phase = _IDLE
         self.now_s = server.now_s
         self.peer = ("", 0)
         self.address: Address | None = None
-        """By what the server counts this connection; None where it counts in total only."""
+        """The address the connection is counted for; None if it counts in total only."""
         self.due_s = inf
-        """When the peer is overdue."""
+        """The deadline of the current wait for the peer."""
         self.limit: TimeLimit | None = None
         self.task: asyncio.Task[None] | None = None
-        """Serves the request under way."""
+        """Serves the current request."""
         self._held = b""
-        """Received, and not read yet."""
+        """Received bytes that are not parsed yet."""
         self._reader: LengthReader | ChunkReader | None = None
-        """Of the body under way, until it is complete."""
+        """Reads the current body, until it is complete."""
         self._body = b""
         self._body_error: ScoreboardError | None = None
         self._body_waiter: asyncio.Future[None] | None = None
         self._drain_waiter: asyncio.Future[None] | None = None
-        self._leave_waiter: asyncio.Future[None] | None = None
+        self._disconnect_waiter: asyncio.Future[None] | None = None
         self._discarded = 0
         self._is_continue_due = False
         self._is_half_closed = False
         self._is_last = False
-        """Whether the connection ends with the answer under way."""
+        """Whether the connection ends after the current response."""
         self._is_overdue = False
         self._is_paused = False
         self._is_stalled = False
         self._is_unread = False
-        """Whether the peer sent, or may be sending, what is not read."""
+        """Whether the peer has sent, or may send, bytes that are not read."""
         self._is_used = False
 
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Enter the server, or be refused."""
+        """Register with the server, or refuse the connection at its limits."""
         self._transport = cast("asyncio.Transport", transport)
-        # So pause_writing() tells at once that the kernel did not take everything.
+        # pause_writing() is then called as soon as the kernel buffer is full.
         self._transport.set_write_buffer_limits(high=0)
         peer = transport.get_extra_info("peername")
         if isinstance(peer, tuple):
             self.peer = peer[:2]
-        refusal = self._server.enter(self)
+        refusal = self._server.add(self)
         if refusal is None:
             self.due_s = self.now_s() + self._server.limits.head_s
         else:
             self._refuse(refusal)
 
     def data_received(self, data: bytes) -> None:
-        """Read what the peer sent, as far as it is its turn."""
+        """Handle received bytes according to the phase."""
         phase = self._phase
         if phase <= _READING:
             self._read(data)
@@ -152,7 +152,7 @@ class Connection(asyncio.Protocol):
             self._discard(len(data))
 
     def eof_received(self) -> bool:
-        """Go on while something is to be answered: a peer may close its sending half alone."""
+        """Keep the connection open while a request is served: the peer may still read."""
         self._is_half_closed = True
         if self._phase != _SERVING:
             return False
@@ -160,24 +160,24 @@ class Connection(asyncio.Protocol):
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (asyncio's name)
-        """Leave the server, and wake whoever waits for the peer."""
-        self._leave()
+        """Unregister from the server, and wake the waiters."""
+        self._unregister()
         self._note_end()
         _wake(self._drain_waiter)
 
     def pause_writing(self) -> None:
-        """Note that the peer has not taken everything."""
+        """Note that the send buffer is not empty."""
         self._is_stalled = True
 
     def resume_writing(self) -> None:
-        """Note that the peer has taken everything."""
+        """Note that the send buffer is empty."""
         self._is_stalled = False
         _wake(self._drain_waiter)
 
-    # For the server
+    # Called by the server
 
     def overdue(self) -> None:
-        """End the wait whose limit has passed."""
+        """End the wait whose deadline has passed."""
         if self._body_waiter is not None:
             limit_s = self._server.limits.body_s
             self._fail_body(Malformed(f"The body did not arrive within {limit_s:g} s"))
@@ -186,38 +186,38 @@ class Connection(asyncio.Protocol):
         self.abort()
 
     def retire(self) -> None:
-        """End soon: the server drains, and there is no request under way."""
-        if self._phase == _WAITING and self._is_used:
+        """Close soon: the server drains, and no request is being served."""
+        if self._phase == _IDLE and self._is_used:
             self._close()
         else:
-            self.due_s = min(self.due_s, self.now_s() + FAREWELL_S)
+            self.due_s = min(self.due_s, self.now_s() + RETIRE_S)
 
     def abort(self) -> None:
-        """End at once, whatever is under way."""
-        self._leave()
+        """Close the connection immediately."""
+        self._unregister()
         self._transport.abort()
 
-    # For the handler, by scoreboard.http.request
+    # Called by the handler, through scoreboard.http.request
 
     @property
     def local(self) -> tuple[str, int]:
-        """Address and port of this end."""
+        """Local address and port."""
         name = self._transport.get_extra_info("sockname")
         return name[:2] if isinstance(name, tuple) else ("", 0)
 
     async def wait_disconnected(self) -> None:
-        """Wait until the peer has closed its side."""
+        """Wait until the peer has disconnected or closed its sending half."""
         if self._phase == _SERVING and not self._is_half_closed:
-            self._leave_waiter = self._server.loop.create_future()
-            await self._leave_waiter
+            self._disconnect_waiter = self._server.loop.create_future()
+            await self._disconnect_waiter
 
     @property
     def has_body(self) -> bool:
-        """Tell whether the body of the request under way is there, or will not come."""
+        """Return whether the current body has arrived, or has failed."""
         return self._reader is None
 
     async def read_body(self) -> bytes:
-        """Return the body of the request under way.
+        """Return the body of the current request.
 
         Raises BodyTooLarge, Malformed.
         """
@@ -237,26 +237,26 @@ class Connection(asyncio.Protocol):
         return self._body
 
     def start_stream(self, status: int, headers: Headers, *, is_chunked: bool) -> None:
-        """Write the head of an answer that ends with the connection.
+        """Write the head of a response that ends with the connection.
 
-        Raises ConnectionError where the peer is gone.
+        Raises ConnectionError if the peer has disconnected.
         """
         if self._phase != _SERVING:
             raise ConnectionResetError
         self._end_requests()
-        self._adjust_reading()  # so that the peer's leaving is noticed
+        self._adjust_reading()  # so that a disconnect is noticed
         connection = self._transport.get_extra_info("socket")
         if connection is not None:
-            # What is not sent stays here, where something newer can take its place.
-            with suppress(OSError):  # the peer has gone, and the loop has not noticed yet
+            # Keep unsent data out of the kernel, so that newer data can replace it.
+            with suppress(OSError):  # the peer has disconnected, unnoticed by the loop
                 limit_send_buffer(connection)
         lines = [self._server.date_line, _CLOSE, *([_CHUNKED] if is_chunked else [])]
         self._transport.write(encode_head(status, headers, *lines))
 
     async def write(self, data: bytes | memoryview, *, send_s: float) -> None:
-        """Write a part of an answer, and wait until the peer has taken everything.
+        """Write a part of a response, and wait until the send buffer is empty.
 
-        Raises TimeoutError where it did not in time, ConnectionError where it is gone.
+        Raises TimeoutError if it does not empty in time, ConnectionError after a disconnect.
         """
         if self._phase == _SERVING and not self._transport.is_closing():
             self._transport.write(data)
@@ -271,10 +271,10 @@ class Connection(asyncio.Protocol):
         if self._phase != _SERVING or self._transport.is_closing():
             raise TimeoutError if self._is_overdue else ConnectionResetError
 
-    # Requests, one after the other
+    # Requests
 
     def _read(self, data: bytes) -> None:
-        """Read on in a head; serve the request when it is complete."""
+        """Parse a head; serve the request once it is complete."""
         searched = len(self._held)
         if searched:
             data = self._held + data
@@ -289,15 +289,15 @@ class Connection(asyncio.Protocol):
             self._refuse(error, is_head=data.startswith(b"HEAD "))
             return
         self._held = data
-        if self._phase == _WAITING:
+        if self._phase == _IDLE:
             self._phase = _READING
             if self._is_used:
                 self.due_s = self.now_s() + limits.head_s
 
     def _begin(self, head: Head, rest: bytes) -> None:
-        """Serve a request; ``rest`` came behind its head.
+        """Serve a request; ``rest`` are the bytes after its head.
 
-        Raises Malformed where the body cannot be read.
+        Raises Malformed if the body is invalid.
         """
         length, limit = head.length, self._server.limits.body_bytes
         self._is_last = head.is_last
@@ -305,7 +305,7 @@ class Connection(asyncio.Protocol):
         if 0 <= length <= len(rest) and length <= limit:
             self._body, rest = rest[:length], rest[length:]
         elif length > limit:
-            rest = self._fail_body(BodyTooLarge(f"A body has at most {limit} bytes"))
+            rest = self._fail_body(BodyTooLarge(f"The body must not exceed {limit} bytes"))
         else:
             self._reader = ChunkReader(limit) if length == CHUNKED else LengthReader(length)
             self._is_continue_due = head.expects_continue
@@ -316,7 +316,7 @@ class Connection(asyncio.Protocol):
             if isinstance(self._body_error, Malformed):
                 raise self._body_error
         self._phase = _SERVING
-        self._server.begin(self)
+        self._server.mark_busy(self)
         self.due_s = inf
         self.task = self._server.loop.create_task(self._serve(Request(self, head)))
         if rest:
@@ -324,9 +324,9 @@ class Connection(asyncio.Protocol):
         self._adjust_reading()
 
     def _take_body(self, data: bytes) -> bytes:
-        """Give what came to the body's reader; return what lies behind the body."""
+        """Pass bytes to the body's reader; return those after the body."""
         reader = self._reader
-        assert reader is not None  # noqa: S101 (the caller has looked)
+        assert reader is not None  # noqa: S101 (the caller has checked)
         self._is_continue_due = False
         try:
             rest = reader.take(data)
@@ -339,27 +339,27 @@ class Connection(asyncio.Protocol):
         return rest
 
     def _fail_body(self, error: ScoreboardError) -> bytes:
-        """Tell the handler why there is no body; return what can be read behind it: nothing."""
+        """Fail the body with an error; return the bytes that can be read after it: none."""
         self._body_error = error
         self._end_requests()
         _wake(self._body_waiter)
         return b""
 
     def _note_end(self) -> None:
-        """Note that the peer sends no more."""
+        """Note that the peer sends no more data."""
         if self._reader is not None:
-            self._fail_body(Malformed("The body ended before it was complete"))
-        _wake(self._leave_waiter)
+            self._fail_body(Malformed("The body is incomplete"))
+        _wake(self._disconnect_waiter)
 
     def _end_requests(self) -> None:
-        """Read no further request from this connection."""
+        """Stop reading requests from this connection."""
         self._reader = None
         self._held = b""
         self._is_last = True
         self._is_unread = True
 
     def _hold(self, data: bytes) -> None:
-        """Keep what came behind the request under way."""
+        """Keep bytes that follow the current request."""
         if self._is_last:
             self._discard(len(data))
         else:
@@ -372,7 +372,7 @@ class Connection(asyncio.Protocol):
             self.abort()
 
     def _adjust_reading(self) -> None:
-        """Read, unless what was read already has to wait."""
+        """Pause reading while received bytes have to wait, resume it otherwise."""
         pauses = self._phase == _SERVING and (bool(self._held) or self._discarded > DISCARD_BYTES)
         if pauses is self._is_paused or self._is_half_closed:
             return
@@ -383,31 +383,31 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     async def _serve(self, request: Request) -> None:
-        """Answer one request, and turn to the next."""
+        """Answer one request, then continue with the next."""
         try:
             answer = await self._server.handler(request)
             if answer is not None:
                 await self._answer(request.head, answer)
-        except Exception as error:  # noqa: BLE001 (a request's entry)
+        except Exception as error:  # noqa: BLE001 (entry point of a request)
             _log.error("request_aborted", exc_info=error)
             self.abort()
         finally:
             self.task = None
-            self._server.end(self)
+            self._server.request_ended(self)
         if self._phase == _SERVING:
             self._next()
 
     async def _answer(self, head: Head, answer: HttpResponse) -> None:
-        """Write an answer; end the connection where the peer does not take it."""
+        """Write a response; close the connection if the peer does not read it."""
         if self._reader is not None:
-            # What is missing of the body must not be taken for the next request.
+            # The rest of the body must not be parsed as the next request.
             self._end_requests()
         if self._server.is_draining:
             self._is_last = True
         written, body = self._encode(answer, head)
         send_s = self._server.limits.send_s
         try:
-            # A long body is not copied: its bytes may be those of many answers.
+            # A long body is not copied: many responses may share it.
             await self.write(written + body[:SLICE_BYTES], send_s=send_s)
             for start in range(SLICE_BYTES, len(body), SLICE_BYTES):
                 await self.write(memoryview(body)[start : start + SLICE_BYTES], send_s=send_s)
@@ -415,9 +415,9 @@ class Connection(asyncio.Protocol):
             self.abort()
 
     def _encode(self, answer: HttpResponse, head: Head | None = None) -> tuple[bytes, bytes]:
-        """Return head and body of an answer to a request, or to what was none.
+        """Return the encoded head and the body of a response.
 
-        In the second case the connection ends.
+        Without a request, as for an unreadable one, the connection ends.
         """
         lines = [self._server.date_line]
         if head is None or self._is_last:
@@ -431,14 +431,14 @@ class Connection(asyncio.Protocol):
         return written, b"" if head is not None and head.method == "HEAD" else answer.body
 
     def _next(self) -> None:
-        """Read what came behind the request that was answered, or wait for the next."""
+        """Parse the bytes after the answered request, or wait for the next request."""
         if self._is_last:
             self._finish()
             return
-        self._phase = _WAITING
+        self._phase = _IDLE
         self._is_used = True
         self._body = b""
-        self._server.wait(self)
+        self._server.mark_idle(self)
         self.due_s = self.now_s() + self._server.limits.keep_alive_s
         if self._held:
             held, self._held = self._held, b""
@@ -447,10 +447,10 @@ class Connection(asyncio.Protocol):
             self._close()
         self._adjust_reading()
 
-    # Ends
+    # Closing
 
     def _refuse(self, error: ScoreboardError, *, is_head: bool = False) -> None:
-        """Answer what could not be read, or held; nothing is read behind it."""
+        """Answer an unreadable request, or a connection over the limit, and stop reading."""
         self._end_requests()
         answer = self._server.handler.refuse(error, self.peer[0])
         head, body = self._encode(answer)
@@ -458,27 +458,27 @@ class Connection(asyncio.Protocol):
         self._finish()
 
     def _finish(self) -> None:
-        """End behind the last answer, once the peer has had time to read it."""
+        """Close after the last response, once the peer has had time to read it."""
         if not self._is_unread or self._is_half_closed:
             self._close()
             return
         self._phase = _LINGERING
-        self._server.linger(self)
+        self._server.mark_lingering(self)
         self.due_s = self.now_s() + LINGER_S
         self._adjust_reading()
         try:
             self._transport.write_eof()
-        except OSError:  # the peer has gone, and the loop has not noticed yet
+        except OSError:  # the peer has disconnected, unnoticed by the loop
             self.abort()
 
     def _close(self) -> None:
-        self._leave()
+        self._unregister()
         self._transport.close()
 
-    def _leave(self) -> None:
-        if self._phase != _GONE:
-            self._phase = _GONE
-            self._server.leave(self)
+    def _unregister(self) -> None:
+        if self._phase != _CLOSED:
+            self._phase = _CLOSED
+            self._server.remove(self)
 
 
 def _wake(waiter: "asyncio.Future[None] | None") -> None:

@@ -1,10 +1,10 @@
-"""The server: accepts connections, bounds their number and their time, and lets them finish.
+"""The server: accepts connections, limits their number and time, and drains them.
 
-Used by the api and by the development issuer. What stays true:
+Invariants:
 
-- there are no more connections than the limits allow, in total and from one address; for one more,
-  the connection that has been without a request for longest is closed, so silence keeps nobody out;
-- one sweep enforces all limits of time, to within ``TICK_S``;
+- connections are limited in total and per address; at a limit, a new connection replaces the one
+  that has been idle for longest, so idle connections cannot block new ones;
+- one sweep enforces all time limits, accurate to ``TICK_S``;
 - no connection and no task outlives ``listening``.
 """
 
@@ -29,18 +29,18 @@ BACKLOG: Final = 1024
 TICK_S: Final = 0.25
 
 LATE_S: Final = 0.5
-"""After a tick this late nobody is judged: what they sent may lie unread."""
+"""After a tick this late, no deadline is enforced: received data may be unread."""
 
 RETRY_AFTER_S: Final = 5
 
 REFUSED_MAX: Final = 64
-"""Most connections beyond the limits that still read their refusal. One more ends the oldest."""
+"""Maximum number of refused connections that still read their response; the oldest is closed."""
 
 _log = get_logger(__name__)
 
 
 class ServerLimits(Struct, frozen=True, kw_only=True):
-    """What peers may take of a server."""
+    """The limits on clients of a server."""
 
     head: HeadLimits = HeadLimits()
     body_bytes: int
@@ -54,53 +54,53 @@ class ServerLimits(Struct, frozen=True, kw_only=True):
     """Time between two requests of a connection."""
 
     send_s: float
-    """Time to take a piece of an answer."""
+    """Time to read a slice of a response."""
 
     connections: int
     connections_per_address: int
     trusted_hops: tuple[Network, ...] = ()
-    """Gateways, whose connections are those of many clients: they count in total only."""
+    """Gateways, whose connections carry many clients: they count in total only."""
 
 
 class Address:
     """The connections of one address."""
 
-    __slots__ = ("count", "name", "waiting")
+    __slots__ = ("count", "idle", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.count = 0
-        self.waiting: dict[Connection, None] = {}
-        """Those without a request under way, the longest waiting first."""
+        self.idle: dict[Connection, None] = {}
+        """Idle connections, the longest idle first."""
 
 
 class Server:
-    """One server. Make it in a running loop."""
+    """One server. Create it in a running loop."""
 
     def __init__(self, handler: Handler, limits: ServerLimits) -> None:
-        """Take the application behind it."""
+        """Take the application that answers requests."""
         self.handler = handler
         self.limits = limits
         self.loop = asyncio.get_running_loop()
         self.now_s = self.loop.time
         self.is_draining = False
-        """Whether each answer ends its connection."""
+        """Whether each response ends its connection."""
         self.date_line = _date_line()
         self.count = 0
-        """Connections that are open."""
+        """The number of open connections."""
         self._addresses: dict[str, Address] = {}
-        self._waiting: dict[Connection, None] = {}
-        """Connections without a request under way, the longest waiting first."""
+        self._idle: dict[Connection, None] = {}
+        """Idle connections, the longest idle first."""
         self._serving: set[Connection] = set()
-        """Connections with a task, also of peers that have gone."""
+        """Connections with a task, including those of disconnected peers."""
         self._refused: dict[Connection, None] = {}
-        """Connections beyond the limits, which are not counted; the oldest first."""
+        """Connections over the limits, which are not counted; the oldest first."""
         self._is_empty = asyncio.Event()
         self._listening = Acceptor()
 
     @asynccontextmanager
     async def listening(self, listener: socket.socket) -> AsyncIterator[None]:
-        """Serve while the block runs; then end whatever is left, at once."""
+        """Serve while the block runs; then abort the remaining connections."""
         limit_buffers(listener)
         await self._listening.begin(listener, lambda: Connection(self), BACKLOG)
         sweeping = self.loop.create_task(self._sweep())
@@ -109,77 +109,77 @@ class Server:
         finally:
             self._listening.close()
             sweeping.cancel()
-            await asyncio.gather(sweeping, *self._cut(), return_exceptions=True)
+            await asyncio.gather(sweeping, *self._abort_all(), return_exceptions=True)
 
     async def drain(self, within_s: float) -> None:
-        """Accept no more, let the requests under way finish, and close every connection."""
+        """Stop accepting, let requests in flight finish, and close every connection."""
         self.is_draining = True
         self._listening.close()
-        for connection in tuple(self._waiting):
+        for connection in tuple(self._idle):
             connection.retire()
         self._note_if_empty()
         try:
             async with asyncio.timeout(within_s):
                 await self._is_empty.wait()
         except TimeoutError:
-            _log.warning("requests_cut", requests=len(self._serving), connections=self.count)
+            _log.warning("requests_aborted", requests=len(self._serving), connections=self.count)
 
-    # For connections
+    # Called by connections
 
-    def enter(self, connection: Connection) -> ScoreboardError | None:
-        """Count a new connection; return the error by which it is refused instead."""
+    def add(self, connection: Connection) -> ScoreboardError | None:
+        """Count a new connection, or return the error to refuse it with."""
         refusal = self._refusal_of(connection)
         if refusal is not None:
             if len(self._refused) >= REFUSED_MAX:
-                _make_room(self._refused)
+                _close_oldest(self._refused)
             self._refused[connection] = None
         return refusal
 
     def _refusal_of(self, connection: Connection) -> ScoreboardError | None:
         limits, address = self.limits, self._address_of(connection.peer[0])
         most = limits.connections_per_address
-        if address is not None and address.count >= most and not _make_room(address.waiting):
+        if address is not None and address.count >= most and not _close_oldest(address.idle):
             return TooManyConnections(
-                f"One address may have {most} connections", retry_after_s=RETRY_AFTER_S
+                f"At most {most} connections per address", retry_after_s=RETRY_AFTER_S
             )
-        if self.count >= limits.connections and not _make_room(self._waiting):
-            return Overloaded("This process has all the connections it may hold")
+        if self.count >= limits.connections and not _close_oldest(self._idle):
+            return Overloaded("This process is at its limit of connections")
         self.count += 1
         if address is not None:
             connection.address = address
             address.count += 1
             self._addresses[address.name] = address
-        self.wait(connection)
+        self.mark_idle(connection)
         return None
 
-    def wait(self, connection: Connection) -> None:
-        """Note that a connection has no request under way."""
-        self._waiting[connection] = None
+    def mark_idle(self, connection: Connection) -> None:
+        """Note that a connection serves no request."""
+        self._idle[connection] = None
         if connection.address is not None:
-            connection.address.waiting[connection] = None
+            connection.address.idle[connection] = None
 
-    def linger(self, connection: Connection) -> None:
-        """Note that a connection has had its last answer, and stays until its peer has read it."""
+    def mark_lingering(self, connection: Connection) -> None:
+        """Note that a connection stays open only until its peer has read the last response."""
         if connection not in self._refused:
-            self.wait(connection)
+            self.mark_idle(connection)
 
-    def begin(self, connection: Connection) -> None:
-        """Note that a connection has a request under way."""
-        self._forget_waiting(connection)
+    def mark_busy(self, connection: Connection) -> None:
+        """Note that a connection serves a request."""
+        self._remove_idle(connection)
         self._serving.add(connection)
 
-    def end(self, connection: Connection) -> None:
+    def request_ended(self, connection: Connection) -> None:
         """Note that the task of a request has ended."""
         self._serving.discard(connection)
         if self.is_draining:
             self._note_if_empty()
 
-    def leave(self, connection: Connection) -> None:
-        """Forget a connection."""
+    def remove(self, connection: Connection) -> None:
+        """Remove a closed connection."""
         if connection in self._refused:
             del self._refused[connection]
             return
-        self._forget_waiting(connection)
+        self._remove_idle(connection)
         self.count -= 1
         address = connection.address
         if address is not None:
@@ -190,32 +190,32 @@ class Server:
             self._note_if_empty()
 
     def _address_of(self, peer: str) -> "Address | None":
-        """Return by what a connection is counted; None for a trusted hop's."""
+        """Return the address a connection is counted for; None for a trusted hop."""
         if is_trusted_hop(peer, self.limits.trusted_hops):
             return None
         name = client_address(peer, (), ())
         return self._addresses.get(name) or Address(name)
 
-    def _forget_waiting(self, connection: Connection) -> None:
-        self._waiting.pop(connection, None)
+    def _remove_idle(self, connection: Connection) -> None:
+        self._idle.pop(connection, None)
         if connection.address is not None:
-            connection.address.waiting.pop(connection, None)
+            connection.address.idle.pop(connection, None)
 
     def _note_if_empty(self) -> None:
         if not self.count and not self._serving:
             self._is_empty.set()
 
-    def _cut(self) -> "list[asyncio.Task[None]]":
+    def _abort_all(self) -> "list[asyncio.Task[None]]":
         """Abort every connection and cancel every task; return the tasks."""
         tasks = [one.task for one in self._serving if one.task is not None]
-        for connection in (*self._refused, *self._waiting, *self._serving):
+        for connection in (*self._refused, *self._idle, *self._serving):
             connection.abort()
         for task in tasks:
             task.cancel()
         return tasks
 
     async def _sweep(self) -> None:
-        """Enforce the limits of time until cancelled."""
+        """Enforce the time limits until cancelled."""
         was_late = False
         while True:
             due_s = self.now_s() + TICK_S
@@ -224,10 +224,10 @@ class Server:
             self.date_line = _date_line()
             was_late = now_s - due_s > LATE_S and not was_late
             if not was_late:
-                self._end_overdue(now_s)
+                self._enforce_deadlines(now_s)
 
-    def _end_overdue(self, now_s: float) -> None:
-        for connection in (*self._refused, *self._waiting, *self._serving):
+    def _enforce_deadlines(self, now_s: float) -> None:
+        for connection in (*self._refused, *self._idle, *self._serving):
             if connection.due_s <= now_s:
                 connection.overdue()
             limit = connection.limit
@@ -235,12 +235,12 @@ class Server:
                 limit.expire()
 
 
-def _make_room(waiting: dict[Connection, None]) -> bool:
-    """Close the connection that waits longest; tell whether there is one."""
-    longest = next(iter(waiting), None)
-    if longest is None:
+def _close_oldest(connections: dict[Connection, None]) -> bool:
+    """Close the first connection; return whether there was one."""
+    oldest = next(iter(connections), None)
+    if oldest is None:
         return False
-    longest.abort()
+    oldest.abort()
     return True
 
 

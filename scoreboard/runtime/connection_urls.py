@@ -1,8 +1,9 @@
-"""Addresses of Redis and PostgreSQL: checked, shown without a password, and why one failed. No I/O.
+"""Connection URLs of Redis and PostgreSQL: validation, redaction, and causes of errors. No I/O.
 
-`scoreboard.runtime.settings` checks both addresses before a driver sees them: the drivers' own
-messages repeat the text that they cannot parse, and with it the password. What holds for every
-function here: no part of a password is in what it returns or raises.
+The settings validate both URLs before a driver parses them, because the drivers' error messages
+repeat an invalid URL with its password.
+
+Invariant: no return value and no error contains a part of a password, except ``extract_passwords``.
 """
 
 import re
@@ -14,12 +15,12 @@ from scoreboard.errors import ScoreboardError, SettingInvalid
 REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
 DATABASE_SCHEMES: Final = ("postgresql", "postgres")
 
-_ENCODE: Final = "write / ? # @ : % and spaces inside a user name or password as %2F %3F %23 …"
+_ENCODE: Final = "encode / ? # @ : % and spaces in a user name or password as %2F %3F %23 …"
 _TLS_PARAMETERS: Final = (
     *("ssl_cert_reqs", "ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile"),
     "ssl_check_hostname",
 )
-"""No time limits: those are settings, and redis-py lets a parameter of the address win."""
+"""No timeouts: those are settings, and redis-py prefers parameters of the URL."""
 _TLS_CHECKS: Final = ("none", "optional", "required")
 _BAD_PERCENT: Final = re.compile(r"%(?:00|(?![0-9A-Fa-f]{2}))")
 _DATABASE_NUMBER: Final = re.compile(r"[0-9]{1,4}")
@@ -28,39 +29,41 @@ _WORDS_MAX: Final = 300
 
 
 def check_redis_url(text: str) -> None:
-    """Raise SettingInvalid where ``text`` is not an address of Redis, without repeating it."""
+    """Raise SettingInvalid, without repeating it, if ``text`` is not a URL of Redis."""
     parts = _split("REDIS_URL", text, REDIS_SCHEMES)
     allowed = {"redis": (), "rediss": _TLS_PARAMETERS, "unix": ("db",)}[parts.scheme]
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name not in allowed or (name == "ssl_cert_reqs" and value not in _TLS_CHECKS):
-            known = f"known are {', '.join(allowed)}" if allowed else "this scheme has none"
-            raise _wrong("REDIS_URL", f"one of its parameters is unknown or wrong; {known}")
+            known = f"allowed are {', '.join(allowed)}" if allowed else "this scheme allows none"
+            raise _wrong("REDIS_URL", f"a parameter is unknown or invalid; {known}")
         if name == "db" and not _DATABASE_NUMBER.fullmatch(value):
-            raise _wrong("REDIS_URL", "db is the number of the database")
+            raise _wrong("REDIS_URL", "db must be the number of the database")
     if parts.scheme == "unix":
         if not parts.path.startswith("/") or parts.path == "/":
-            raise _wrong("REDIS_URL", "after unix:// stands the full path of a socket")
+            raise _wrong("REDIS_URL", "unix:// must be followed by the absolute path of a socket")
         return
     _check_hosts("REDIS_URL", parts, most=1)
     if parts.path not in {"", "/"} and not _DATABASE_NUMBER.fullmatch(parts.path[1:]):
-        raise _wrong("REDIS_URL", "after the host stands the number of the database, such as /0")
+        raise _wrong(
+            "REDIS_URL", "the host may be followed by the number of the database, such as /0"
+        )
 
 
 def check_database_url(text: str) -> None:
-    """Raise SettingInvalid where ``text`` is not an address of PostgreSQL, without repeating it."""
+    """Raise SettingInvalid, without repeating it, if ``text`` is not a URL of PostgreSQL."""
     parts = _split("DATABASE_URL", text, DATABASE_SCHEMES)
     _check_hosts("DATABASE_URL", parts, most=16)
     if "/" in parts.path[1:]:
-        raise _wrong("DATABASE_URL", f"after the host stands one name of a database; {_ENCODE}")
+        raise _wrong("DATABASE_URL", f"the host must be followed by one database name; {_ENCODE}")
 
 
 def redact_url(url: str) -> str:
-    """Return an address without its password and its parameters, for people."""
+    """Return a URL without its password and its parameters, for display."""
     check = check_redis_url if url.startswith(REDIS_SCHEMES) else check_database_url
     try:
         check(url)
     except SettingInvalid:
-        return "an address that cannot be read"
+        return "an invalid URL"
     parts = urlsplit(url)
     user, _, hosts = parts.netloc.rpartition("@")
     name = user.partition(":")[0]
@@ -68,7 +71,7 @@ def redact_url(url: str) -> str:
 
 
 def driver_error(error: ScoreboardError) -> BaseException | None:
-    """Return the driver's error behind one of ours; None without one."""
+    """Return the driver's error that caused one of ours; None without one."""
     cause = error.__cause__
     while cause is not None and isinstance(cause, ScoreboardError):
         cause = cause.__cause__
@@ -76,8 +79,8 @@ def driver_error(error: ScoreboardError) -> BaseException | None:
 
 
 def error_text(error: BaseException) -> str:
-    """Return what an error says, on one line of bounded length."""
-    # PostgreSQL's own sentence, without the place in the statement, where there is one.
+    """Return the message of an error, as one line of bounded length."""
+    # The primary message of PostgreSQL, if any, without the position in the statement.
     diagnosis = getattr(error, "diag", None)
     text = getattr(diagnosis, "message_primary", None) or str(error)
     words = " ".join(text.split()).rstrip(".") or type(error).__name__
@@ -85,7 +88,7 @@ def error_text(error: BaseException) -> str:
 
 
 def extract_passwords(*urls: str) -> list[str]:
-    """Return the passwords of addresses as written and as decoded, also of unreadable ones."""
+    """Return the passwords of URLs, encoded and decoded, also of invalid URLs."""
     found: set[str] = set()
     for url in urls:
         rest = url.partition("://")[2] or url
@@ -105,7 +108,9 @@ def _split(variable: str, text: str, schemes: tuple[str, ...]) -> SplitResult:
     except ValueError:
         raise _wrong(variable, _ENCODE) from None
     if parts.scheme not in schemes or not text.startswith(f"{parts.scheme}://"):
-        raise _wrong(variable, f"it begins with {' or '.join(f'{name}://' for name in schemes)}")
+        raise _wrong(
+            variable, f"it must begin with {' or '.join(f'{name}://' for name in schemes)}"
+        )
     if "#" in text or _BAD_PERCENT.search(text) or any(not " " < one < "\x7f" for one in text):
         raise _wrong(variable, _ENCODE)
     return parts
@@ -117,13 +122,13 @@ def _check_hosts(variable: str, parts: SplitResult, *, most: int) -> None:
         raise _wrong(variable, _ENCODE)
     listed = hosts.split(",")
     if len(listed) > most:
-        raise _wrong(variable, f"it names at most {most} host{'s' if most > 1 else ''}")
+        raise _wrong(variable, f"it may name at most {most} host{'s' if most > 1 else ''}")
     for one in listed:
         match = _HOST_PORT.fullmatch(one)
         if match is None or (match["port"] and not 1 <= int(match["port"][:9]) <= 65535):
-            raise _wrong(variable, f"a port is a number from 1 to 65535; {_ENCODE}")
+            raise _wrong(variable, f"a port must be a number from 1 to 65535; {_ENCODE}")
 
 
 def _wrong(variable: str, rule: str) -> SettingInvalid:
     kind = "Redis" if variable == "REDIS_URL" else "PostgreSQL"
-    return SettingInvalid(f"{variable} is not an address of {kind}: {rule}")
+    return SettingInvalid(f"{variable} is not a URL of {kind}: {rule}")

@@ -1,7 +1,7 @@
-"""Process life: signals, the stop event, the deadline, supervised tasks, back-off.
+"""The lifecycle of a process: signals, the stop event, the deadline, exit codes, backoff.
 
 Every service runs as ``run(serve)``: the first SIGTERM or SIGINT sets ``stop`` and starts the
-deadline, a second ends the process at once, a task that dies ends the group with its error.
+deadline, a second one ends the process immediately, a failed task ends the group with its error.
 """
 
 import asyncio
@@ -23,25 +23,25 @@ _log = get_logger(__name__)
 
 
 class DeadlinePassed(Exception):  # noqa: N818 (says what happened)
-    """The process was asked to stop and did not within its grace."""
+    """The process did not stop within its grace period."""
 
 
 class StopEvent:
     """The stop event of a process."""
 
     def __init__(self, grace_s: float, on_set: Callable[[], None] | None = None) -> None:
-        """``on_set`` is called once, by whatever asks first: it starts the deadline."""
+        """``on_set`` is called on the first ``set``: it starts the deadline."""
         self.grace_s = grace_s
         self._on_set = on_set
         self._event = asyncio.Event()
 
     @property
     def is_set(self) -> bool:
-        """Tell whether the process is asked to stop."""
+        """Return whether the process should stop."""
         return self._event.is_set()
 
     def set(self) -> None:
-        """Ask the process to stop; harmless when repeated."""
+        """Ask the process to stop; idempotent."""
         if not self._event.is_set():
             self._event.set()
             if self._on_set is not None:
@@ -52,7 +52,7 @@ class StopEvent:
         await self._event.wait()
 
     async def sleep(self, seconds: float) -> bool:
-        """Sleep, but no longer than until ``stop``; tell whether it was set."""
+        """Sleep until the time has passed or ``stop`` is set; return whether it is set."""
         try:
             async with asyncio.timeout(seconds):
                 await self._event.wait()
@@ -62,7 +62,7 @@ class StopEvent:
 
 
 class _Deadline:
-    """Cancels the task that made it, once its time is over."""
+    """Cancels the task that created it when the time has passed."""
 
     def __init__(self, grace_s: float) -> None:
         self.is_over = False
@@ -84,10 +84,9 @@ class _Deadline:
 
 
 async def supervise(serve: Callable[[StopEvent], Awaitable[None]], *, grace_s: float) -> None:
-    """Run ``serve`` until it returns, which it must within ``grace_s`` once ``stop`` is set.
+    """Run ``serve`` until it returns, at most ``grace_s`` after the first signal set ``stop``.
 
-    The first signal sets it. Raises DeadlinePassed when it does not return, and whatever ``serve``
-    raises.
+    Raises DeadlinePassed if it does not return in time, and the exceptions of ``serve``.
     """
     deadline = _Deadline(grace_s)
     stop = StopEvent(grace_s, deadline.start)
@@ -116,9 +115,9 @@ async def supervise(serve: Callable[[StopEvent], Awaitable[None]], *, grace_s: f
 
 
 def run(serve: Callable[[StopEvent], Awaitable[None]], *, grace_s: float) -> int:
-    """Run a service in this process to its end; give the exit code.
+    """Run a service in this process; return the exit code.
 
-    The one place, with the command line, that turns an error into a line and a code.
+    Besides the command line, only this function maps errors to log lines and exit codes.
     """
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -126,7 +125,7 @@ def run(serve: Callable[[StopEvent], Awaitable[None]], *, grace_s: float) -> int
     except DeadlinePassed:
         _log.error("stop_deadline_passed", grace_s=grace_s)
         return EXIT_DEADLINE
-    except Exception as error:  # noqa: BLE001 (process entry)
+    except Exception as error:  # noqa: BLE001 (entry point of the process)
         for leaf in _leaves(error):
             if isinstance(leaf, ScoreboardError):
                 _log.critical("process_failed", code=leaf.code, reason=leaf.detail)
@@ -137,7 +136,7 @@ def run(serve: Callable[[StopEvent], Awaitable[None]], *, grace_s: float) -> int
 
 
 def report_startup_error(error: ScoreboardError) -> int:
-    """Say in one plain line why the process does not start (before logging is set up)."""
+    """Print why the process does not start, in one line; logging is not set up yet."""
     sys.stderr.write(f"scoreboard: {error.detail}\n")
     return EXIT_FAILURE
 
@@ -151,6 +150,6 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 def backoff_s(attempt: int, *, least_s: float = 0.1, most_s: float = 5.0) -> float:
-    """Give the wait before try number ``attempt`` (from 0): exponential with full jitter."""
+    """Return the delay before attempt number ``attempt`` (from 0): exponential, with jitter."""
     ceiling = min(most_s, least_s * 2 ** min(attempt, 16))
-    return random.uniform(least_s / 2, ceiling)  # noqa: S311 (jitter, no secret)
+    return random.uniform(least_s / 2, ceiling)  # noqa: S311 (jitter)

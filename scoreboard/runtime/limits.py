@@ -1,20 +1,20 @@
-"""Default bounds of requests: settings change them, `scoreboard.http` enforces them. No I/O."""
+"""Default limits of request heads; settings change them, scoreboard.http enforces them. No I/O."""
 
 from typing import Final
 
 from msgspec import Struct
 
 HEAD_BYTES: Final = 16_384
-"""Room for a token of 4,096 bytes, 8 KiB of cookies, and what browsers and gateways add."""
+"""Enough for a token of 4,096 bytes, 8 KiB of cookies, and headers of browsers and gateways."""
 
 HEAD_FIELDS: Final = 64
-"""A browser sends about 20 fields, a gateway and a content network add about as many."""
+"""A browser sends about 20 headers; gateways and content networks add about as many."""
 
 REQUEST_LINE_BYTES: Final = 4096
 
 
 class HeadLimits(Struct, frozen=True):
-    """How large a head may be."""
+    """Limits on the size of a request head."""
 
     head_bytes: int = HEAD_BYTES
     fields: int = HEAD_FIELDS

@@ -1,7 +1,7 @@
-"""Limits on what is logged: so many lines of one kind in a time, and so much of a value. No I/O.
+"""Limits on logging: lines of one kind per window, and the length of values. No I/O.
 
-Used by scoreboard.runtime.telemetry for every line of every process. What stays true: whoever can
-cause a line cannot cause many; what is dropped is counted, and the count is logged.
+Invariants: clients that cause log lines cannot flood the log; dropped lines are counted, and the
+count is logged.
 """
 
 import threading
@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 LINES_MAX: Final = 20
-"""Lines of one kind in one window; the rest are counted."""
+"""Maximum lines of one kind per window; further lines are counted."""
 
 WINDOW_S: Final = 10.0
 KINDS_MAX: Final = 256
-"""Kinds told apart in one window; further ones share a limit."""
+"""Maximum kinds per window; further kinds share one limit."""
 
 OTHERS: Final = "(others)"
 
@@ -24,9 +24,9 @@ STACK_LENGTH_MAX: Final = 16_000
 
 
 class LineRateLimiter:
-    """Admits lines by their kind. ``report`` is called with the kind and number of dropped ones.
+    """Limits lines by kind. ``report`` is called with the kind and the number of dropped lines.
 
-    It may be used from any thread.
+    Thread-safe.
     """
 
     def __init__(
@@ -36,14 +36,14 @@ class LineRateLimiter:
     ) -> None:
         self._report = report
         self._clock = clock
-        # Reentrant, as logging's own: collecting garbage may log amid anything.
+        # Reentrant, like the lock of logging: garbage collection may log at any point.
         self._lock = threading.RLock()
         self._counts: Counter[str] = Counter()
         self._ends_at_s = 0.0
         self._timer: threading.Timer | None = None
 
-    def admits(self, kind: str) -> bool:
-        """Count a line; tell whether it may be written."""
+    def allow(self, kind: str) -> bool:
+        """Count a line; return whether it may be written."""
         ended: Counter[str] = Counter()
         with self._lock:
             now_s = self._clock()
@@ -53,45 +53,45 @@ class LineRateLimiter:
             if kind not in self._counts and len(self._counts) >= KINDS_MAX:
                 kind = OTHERS
             self._counts[kind] += 1
-            is_admitted = self._counts[kind] <= LINES_MAX
-            if not is_admitted and self._timer is None:
+            is_allowed = self._counts[kind] <= LINES_MAX
+            if not is_allowed and self._timer is None:
                 self._timer = self._start_timer(self._ends_at_s - now_s)
-        self._tell(ended)
-        return is_admitted
+        self._report_dropped(ended)
+        return is_allowed
 
     def flush(self) -> None:
-        """End the window, and report what was dropped in it."""
+        """End the window and report the dropped lines."""
         with self._lock:
             ended, self._counts = self._counts, Counter()
             self._ends_at_s = 0.0
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
-        self._tell(ended)
+        self._report_dropped(ended)
 
     def _start_timer(self, wait_s: float) -> threading.Timer | None:
-        """Have the count reported where no further line comes."""
+        """Start a timer that reports the count if no further line is logged."""
         timer = threading.Timer(wait_s, self.flush)
         timer.daemon = True
         try:
             timer.start()
         except RuntimeError:
-            return None  # no thread is to be had: the next line reports it
+            return None  # no thread can be started: the next line reports the count
         return timer
 
-    def _tell(self, ended: Counter[str]) -> None:
+    def _report_dropped(self, ended: Counter[str]) -> None:
         for kind, count in ended.items():
             if count > LINES_MAX:
                 self._report(kind, count - LINES_MAX)
 
 
 def event_kind(event: Mapping[str, Any]) -> str:
-    """Give the kind of a line: its event, and the status and code that tell its cases apart."""
+    """Return the kind of a line: its event, status and code."""
     return " ".join(str(event[name]) for name in ("event", "status", "code") if name in event)
 
 
 def truncate(key: str, text: str) -> str:
-    """Give a value without what is too long: the end of a text, the beginning of a stack trace."""
+    """Truncate a long value: the end of a text, the beginning of a stack trace."""
     if key == "exception":
         return text if len(text) <= STACK_LENGTH_MAX else "… " + text[-STACK_LENGTH_MAX:]
     return text if len(text) <= VALUE_LENGTH_MAX else text[:VALUE_LENGTH_MAX] + " …"

@@ -1,7 +1,7 @@
-"""Starts a service process: settings, logs, and one line where it cannot start.
+"""Startup of a service process: settings, logging, and the error line if it fails.
 
-Called by the `__main__` of api, streamer and flusher. What stays true: a process that cannot start
-says why in one line on stderr and exits 1; nothing it prints holds a password.
+Invariants: a process that cannot start prints the reason in one line on stderr and exits with 1;
+no output contains a password.
 """
 
 import os
@@ -17,7 +17,7 @@ _log = get_logger(__name__)
 
 
 def start(service: str, run: Callable[[Settings], int]) -> int:
-    """Run a service with the settings of this process's environment; return the exit code."""
+    """Run a service with the settings of the environment; return the exit code."""
     try:
         chosen = settings.load(os.environ)
     except ScoreboardError as error:
@@ -32,6 +32,6 @@ def start(service: str, run: Callable[[Settings], int]) -> int:
         return run(chosen)
     except ScoreboardError as error:
         return report_startup_error(error)
-    except Exception as error:  # noqa: BLE001 (process entry)
+    except Exception as error:  # noqa: BLE001 (entry point of the process)
         _log.critical("process_crashed", exc_info=error)
         return EXIT_FAILURE

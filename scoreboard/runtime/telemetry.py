@@ -1,9 +1,8 @@
-"""Logs, context variables, and every metric with its sentence.
+"""Structured logging, and the metrics that services share.
 
-One JSON object a line on stderr (ECS field names), so that any shipper can take it up. What looks
-like a credential never leaves: keys by name, bearer tokens by shape, in tracebacks too. Of each
-kind of line few are written in a time (scoreboard.runtime.log_limits), as strangers can cause some
-of them.
+Log lines are JSON objects on stderr with ECS field names. Credentials are redacted: values by the
+name of their key, tokens and passwords by their form, also in tracebacks. Lines are rate-limited by
+kind (scoreboard.runtime.log_limits), because clients can cause some of them.
 """
 
 import atexit
@@ -21,7 +20,7 @@ from scoreboard.runtime.log_limits import WINDOW_S, LineRateLimiter, event_kind,
 ECS_VERSION: Final = "8.17.0"
 
 REGISTRY: Final = CollectorRegistry(auto_describe=True)
-"""All metrics of this process. One process, one port: no multiprocess mode."""
+"""All metrics of this process. Each process has its own port; there is no multiprocess mode."""
 
 HTTP_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 REDIS_BUCKETS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1)
@@ -31,7 +30,7 @@ BATCH_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64)
 
 
 def counter(name: str, about: str, *labels: str) -> Counter:
-    """Make a counter; labels come from closed sets, never a user, token or action."""
+    """Make a counter. Label values are from closed sets, never users, tokens or actions."""
     return Counter(f"scoreboard_{name}", about, labels, registry=REGISTRY)
 
 
@@ -41,22 +40,22 @@ def gauge(name: str, about: str, *labels: str) -> Gauge:
 
 
 def histogram(name: str, about: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-    """Make a histogram with the bucket list of its subject."""
+    """Make a histogram with the given buckets."""
     return Histogram(f"scoreboard_{name}", about, labels, registry=REGISTRY, buckets=buckets)
 
 
-# Shared by more than one process; a service's own metrics stand in its own metrics.py.
+# Metrics of more than one service; others are in the metrics.py of their service.
 REDIS_CALLS = histogram(
     "redis_call_duration_seconds",
-    "Time of one script call, seen by the caller",
+    "Time of one script call, as seen by the caller",
     REDIS_BUCKETS,
     "script",
 )
-CALLS_REFUSED = counter("calls_refused_total", "Script calls refused as a whole", "reason")
-REDIS_DURABLE = gauge("redis_durable", "1 when Redis loses nothing it acknowledged")
+CALLS_REFUSED = counter("calls_refused_total", "Script calls refused", "reason")
+REDIS_DURABLE = gauge("redis_durable", "1 if Redis keeps all acknowledged writes")
 AUTH_FAILURES = counter("auth_failures_total", "Tokens refused", "reason")
 BUILD_INFO = gauge("build_info", "Always 1", "version", "service")
-LINES_DROPPED = counter("log_lines_dropped_total", "Log lines not written: too many of one kind")
+LINES_DROPPED = counter("log_lines_dropped_total", "Log lines dropped by the rate limit")
 
 _SECRET_KEY = re.compile(
     r"authorization|cookie|password|passwd|secret|token|dsn|database_url|redis_url", re.IGNORECASE
@@ -70,7 +69,7 @@ _REDACTED = "[redacted]"
 
 
 def redact(text: str) -> str:
-    """Take out of a text whatever looks like a credential."""
+    """Replace credentials in a text."""
     return _SECRET_TEXT.sub(_REDACTED, text)
 
 
@@ -86,7 +85,7 @@ def _redact_event(
 
 
 class _Ecs:
-    """Gives a line the field names of the Elastic Common Schema."""
+    """Renames fields to those of the Elastic Common Schema."""
 
     def __init__(self, service: str, environment: str) -> None:
         self._fixed = {
@@ -115,12 +114,12 @@ class _Ecs:
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
-    """Give the logger of a module."""
+    """Return the logger of a module."""
     return structlog.stdlib.get_logger(name)
 
 
 class _RateLimitFilter(logging.Filter):
-    """Drops lines of which there are too many: structlog's early, others' at the handler."""
+    """Rate-limits lines: those of structlog as a processor, others as a filter of the handler."""
 
     REPORT: Final = "log_lines_dropped"
 
@@ -131,32 +130,32 @@ class _RateLimitFilter(logging.Filter):
     def __call__(
         self, _logger: object, _method: str, event: MutableMapping[str, Any]
     ) -> MutableMapping[str, Any]:
-        """Let a line of structlog's go on (as a processor)."""
-        if event["event"] != self.REPORT and not self._admits(event_kind(event)):
+        """Drop a line over the limit (a processor of structlog)."""
+        if event["event"] != self.REPORT and not self._allow(event_kind(event)):
             raise structlog.DropEvent
         return event
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let a record of the standard library's go on; its kind is its text without arguments."""
+        """Return whether a record may be written; its kind is its text without arguments."""
         is_ours = isinstance(record.msg, dict)
-        return is_ours or self._admits(f"{record.name} {str(record.msg)[:100]}")
+        return is_ours or self._allow(f"{record.name} {str(record.msg)[:100]}")
 
-    def _admits(self, kind: str) -> bool:
-        is_admitted = self.limit.admits(kind)
-        if not is_admitted:
+    def _allow(self, kind: str) -> bool:
+        is_allowed = self.limit.allow(kind)
+        if not is_allowed:
             LINES_DROPPED.inc()
-        return is_admitted
+        return is_allowed
 
     def _report(self, kind: str, count: int) -> None:
         get_logger(__name__).warning(self.REPORT, of=kind, count=count, within_s=WINDOW_S)
 
 
 RATE_LIMIT_FILTER: Final = _RateLimitFilter()
-"""One for the process, whatever is set up how often."""
+"""One instance per process, even if logging is set up repeatedly."""
 
 
 def setup_logging(service: str, *, level: str, form: str, environment: str) -> None:
-    """Send structlog's and the standard library's records through one chain to stderr."""
+    """Send the records of structlog and of logging through the same processors to stderr."""
     atexit.register(RATE_LIMIT_FILTER.limit.flush)
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -194,5 +193,5 @@ def setup_logging(service: str, *, level: str, form: str, environment: str) -> N
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     for noisy in ("httpx", "httpcore", "websockets", "botocore", "boto3", "urllib3", "asyncio"):
-        # Some of these write headers, and with them tokens, at DEBUG.
+        # Some of these log headers, including tokens, at DEBUG.
         logging.getLogger(noisy).setLevel(logging.WARNING)

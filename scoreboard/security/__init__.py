@@ -1,1 +1,1 @@
-"""Tokens, keys, addresses, origins and credentials."""
+"""Tokens, keys, access rights, client addresses, origins and credentials."""

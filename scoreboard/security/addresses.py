@@ -1,4 +1,4 @@
-"""Whose connection it is: the peer's address, or what trusted hops say of it. No I/O."""
+"""Client addresses: the peer's, or the one that trusted proxies forward. No I/O."""
 
 from collections.abc import Iterable
 from functools import lru_cache
@@ -10,18 +10,18 @@ Network = IPv4Network | IPv6Network
 
 
 def trusted_networks(listed: Iterable[str]) -> tuple[Network, ...]:
-    """Read SCOREBOARD_TRUSTED_HOPS.
+    """Parse SCOREBOARD_TRUSTED_HOPS.
 
-    Raises SettingInvalid, naming it, for what is no address or network.
+    Raises SettingInvalid, naming it, for an invalid address or network.
     """
     return tuple(_network(text) for text in listed)
 
 
 def client_address(peer: str, forwarded: Iterable[str], hops: tuple[Network, ...]) -> str:
-    """Give whose connection it is, in the form that is counted: an IPv4, or an IPv6 network.
+    """Return the client's address in the form that limits count: IPv4, or an IPv6 /64 network.
 
-    ``forwarded`` are the values of X-Forwarded-For. They are read from the right, as far as they
-    were written by trusted hops.
+    ``forwarded`` are the values of X-Forwarded-For. They are read from the right, as far as trusted
+    hops wrote them.
     """
     address = _parse(peer)
     if address is None:
@@ -35,13 +35,13 @@ def client_address(peer: str, forwarded: Iterable[str], hops: tuple[Network, ...
             if not _is_trusted(named, hops):
                 break
     if isinstance(address, IPv6Address):
-        # One household or server commands a whole /64.
+        # A household or a server usually has a whole /64.
         return str(IPv6Network((address, 64), strict=False))
     return str(address)
 
 
 def is_trusted_hop(peer: str, hops: tuple[Network, ...]) -> bool:
-    """Tell whether a peer is a trusted hop, which brings the requests of many clients."""
+    """Return whether a peer is a trusted hop, which forwards requests of many clients."""
     address = _parse(peer)
     return address is not None and _is_trusted(address, hops)
 
@@ -66,5 +66,5 @@ def _network(text: str) -> Network:
         return ip_network(text.strip(), strict=False)
     except ValueError:
         raise SettingInvalid(
-            f"SCOREBOARD_TRUSTED_HOPS: {text!r} is no address or network"
+            f"SCOREBOARD_TRUSTED_HOPS: {text!r} is not an address or network"
         ) from None

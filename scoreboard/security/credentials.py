@@ -24,28 +24,26 @@ from scoreboard.runtime.telemetry import counter, gauge, get_logger
 from scoreboard.security.secret_backends import Backend, Credentials, make_backend
 
 Owner = Literal["redis", "database"]
-"""Whose credentials a secret holds: a closed set, the label of the metrics."""
+"""The server that a secret's credentials are for: a closed set, used as a metric label."""
 
 FETCH_WAIT_S: Final = 5.0
-"""Longest wait for a first or a better value; the read itself goes on, for whoever asks next."""
+"""Longest wait for a first or a replacement value; the read itself continues after it."""
 
 STALE_WAIT_S: Final = 1.0
-"""Longest wait for a newer value where one is at hand that most likely still serves."""
+"""Longest wait for a newer value if an old one is available."""
 
 INVALIDATE_EVERY_S: Final = 5.0
-"""Least time between two reads that refused logins ask for: a wrong secret must not flood AWS."""
+"""Minimum time between reads caused by refused logins: a wrong secret must not flood AWS."""
 
 LISTENER_TIMEOUT_S: Final = 5.0
 CHECK_S: Final = 1.0
-_REFRESHES = counter(
-    "secret_refresh_total", "Reads of a secret, by what they brought", "owner", "outcome"
-)
-_AGE = gauge("secret_age_seconds", "Time since a secret was last read with success", "owner")
+_REFRESHES = counter("secret_refresh_total", "Reads of a secret by outcome", "owner", "outcome")
+_AGE = gauge("secret_age_seconds", "Time since a secret was last read successfully", "owner")
 _log = get_logger(__name__)
 
 
 class SecretStore:
-    """One secret, as last read. ``get`` at every login; ``renew`` where a login was refused."""
+    """One secret, cached. Call ``get`` at every login, ``renew`` after a refused login."""
 
     def __init__(
         self, owner: Owner, backend: Backend, *, clock: Callable[[], float] = time.monotonic
@@ -58,7 +56,7 @@ class SecretStore:
         self._listeners: list[weakref.WeakMethod[Callable[[], Awaitable[None]]]] = []
         self._has_news = False
         self._failures = 0
-        self._reason = "it was not read yet"
+        self._reason = "not read yet"
         self._read_at_s = self._due_at_s = self._started_at_s = clock()
         self._invalidated_at_s = float("-inf")
 
@@ -67,26 +65,26 @@ class SecretStore:
         return f"SecretStore(owner={self._owner!r}, version={version!r})"
 
     async def get(self) -> Credentials:
-        """Give the credentials; those at hand, though old, where newer ones do not come soon.
+        """Return the credentials; the cached ones if a newer value does not arrive soon.
 
-        Raises SecretsUnavailable while there are none.
+        Raises SecretsUnavailable if there are none.
         """
         return await self._get(STALE_WAIT_S)
 
     async def renew(self, refused: Credentials) -> Credentials | None:
-        """Give other credentials than those a server has just refused; None if there are none."""
+        """Return credentials other than the refused ones; None if there are none."""
         if self._held == refused:
             self.invalidate()
         found = await self._get(FETCH_WAIT_S)
         return None if found == refused else found
 
     def invalidate(self) -> None:
-        """Have the next ``get`` read the secret anew; ignored within 5 s of the last time."""
+        """Make the next ``get`` read the secret again; ignored within 5 s of the last call."""
         if self._clock() - self._invalidated_at_s >= INVALIDATE_EVERY_S:
             self._invalidated_at_s = self._due_at_s = self._clock()
 
     def on_change(self, listener: Callable[[], Awaitable[None]]) -> None:
-        """Call a bound method after every change; it is held weakly, so its pool may go."""
+        """Call a bound method after every change; it is referenced weakly."""
         self._listeners = [held for held in self._listeners if held() is not None]
         self._listeners.append(weakref.WeakMethod(listener))
 
@@ -105,30 +103,30 @@ class SecretStore:
                     async with asyncio.timeout(LISTENER_TIMEOUT_S):
                         await listener()
                 except TimeoutError:
-                    _log.warning("secret_change_not_taken_up_in_time", owner=self._owner)
+                    _log.warning("secret_listener_timed_out", owner=self._owner)
 
     @property
     def _is_due(self) -> bool:
         return self._clock() >= self._due_at_s
 
-    async def _get(self, patience_s: float) -> Credentials:
+    async def _get(self, timeout_s: float) -> Credentials:
         if self._is_due or self._flight is not None:
-            # A caller that goes away, or has no more patience, leaves the read to the others.
-            limit_s = FETCH_WAIT_S if self._held is None else patience_s
+            # The read continues for other callers if this one is cancelled or times out.
+            limit_s = FETCH_WAIT_S if self._held is None else timeout_s
             await asyncio.wait([self._start()], timeout=limit_s)
         if self._held is None:
             raise SecretsUnavailable(f"The {self._owner} credentials: {self._reason}")
         return self._held
 
     def _start(self) -> asyncio.Future[Credentials]:
-        """Begin a read, or give the one under way."""
+        """Start a read, or return the one in progress."""
         loop = asyncio.get_running_loop()
         if self._flight is None or self._flight.get_loop() is not loop:
             self._flight = loop.create_future()
             self._flight.add_done_callback(self._land)
             self._started_at_s = self._clock()
-            # A daemon, not the loop's executor: that one is waited for when a process stops, and a
-            # silent AWS would hold up the stop for as long as all its attempts last.
+            # A daemon thread: a process waits for the loop's executor at shutdown, and an
+            # unresponsive AWS would delay the shutdown by all its attempts.
             reader = threading.Thread(
                 target=_read_into, args=(self._backend, self._flight, loop), daemon=True
             )
@@ -158,7 +156,7 @@ class SecretStore:
         found, before = flight.result(), self._held
         self._held, self._read_at_s, self._failures = found, self._clock(), 0
         is_newer = self._started_at_s >= self._invalidated_at_s
-        jitter = random.uniform(0.9, 1.1)  # noqa: S311 (no secret)
+        jitter = random.uniform(0.9, 1.1)  # noqa: S311 (jitter)
         self._due_at_s = self._clock() + (self._backend.ttl_s * jitter if is_newer else 0.0)
         _REFRESHES.labels(self._owner, "same" if found == before else "changed").inc()
         if found != before:
@@ -167,13 +165,13 @@ class SecretStore:
 
 
 _stores: Final[dict[tuple[str, Owner, str], SecretStore]] = {}
-"""The stores of this process, one a secret: they outlive their pools, as must what they hold."""
+"""The stores of this process, one per secret; they outlive the pools that use them."""
 
 
 def secret_store(settings: Settings, owner: Owner) -> SecretStore | None:
-    """Give this process's store of a login; None where the address itself carries it.
+    """Return the store of a server's credentials; None if its URL contains them.
 
-    Raises SettingInvalid where credentials come from a store and the secret is not named.
+    Raises SettingInvalid if credentials come from a store and the secret is not named.
     """
     field = "redis_secret" if owner == "redis" else "database_secret"
     name: str = getattr(settings, field)
@@ -192,7 +190,7 @@ def secret_store(settings: Settings, owner: Owner) -> SecretStore | None:
 
 
 async def refresh_secrets(stop: StopEvent | None = None) -> None:
-    """Keep this process's secrets fresh and its pools on them, until ``stop`` or cancelled."""
+    """Refresh the secrets of this process until ``stop`` is set or the task is cancelled."""
     while True:
         for store in list(_stores.values()):
             await store.check()
@@ -205,10 +203,10 @@ async def refresh_secrets(stop: StopEvent | None = None) -> None:
 def _read_into(
     backend: Backend, flight: "asyncio.Future[Credentials]", loop: asyncio.AbstractEventLoop
 ) -> None:
-    """Read, and hand what came to the loop: the body of a reader thread."""
+    """Read a secret and pass the result to the loop; runs in a thread."""
     try:
         found, failure = backend.read(), None
-    except Exception as error:  # noqa: BLE001 (a thread's entry: whatever it is, they wait for it)
+    except Exception as error:  # noqa: BLE001 (entry point of a thread)
         found, failure = None, error
 
     def settle() -> None:
@@ -219,5 +217,5 @@ def _read_into(
         elif failure is not None:
             flight.set_exception(failure)
 
-    with suppress(RuntimeError):  # the loop has ended: nobody waits any more
+    with suppress(RuntimeError):  # the loop is closed
         loop.call_soon_threadsafe(settle)

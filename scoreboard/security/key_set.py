@@ -1,9 +1,8 @@
-"""The issuer's public keys: reads a key set from a file or a URL, and keeps the last good one.
+"""The issuer's public keys: reads a JWK set from a file or a URL, and caches the last valid one.
 
-Called by scoreboard.security.tokens, and by the commands that render the gateway's keys. What stays
-true: only RS256 and ES256 keys are ever held; a key that cannot be used never costs another one; a
-set without a usable key never replaces a good one; a good one is kept 24 h at most; one fetch is
-under way at a time, strangers cannot cause more than one in 30 s, and few callers wait for it.
+Invariants: only RS256 and ES256 keys are used; an unusable key does not affect the others; a set
+without usable keys never replaces a valid one; a set is cached for at most 24 h; at most one fetch
+is in progress, tokens with unknown keys cause at most one per 30 s, and few callers wait for it.
 """
 
 import asyncio
@@ -28,43 +27,43 @@ from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
 
 ALGORITHMS: Final = ("RS256", "ES256")
-"""What tokens may be signed with. Neither ``none`` nor a shared secret, whatever a key set says."""
+"""Allowed signature algorithms; never ``none`` or a shared secret, whatever the key set says."""
 
 RSA_BITS_MIN: Final = 2048
 RSA_BITS_MAX: Final = 16_384
-"""A larger key makes each check slower than an answer may be."""
+"""Verification with a larger key would be too slow."""
 
 DOCUMENT_BYTES_MAX: Final = 65_536
-"""A key set is a few KB; a server that sends more is not an issuer's."""
+"""A key set is usually a few KB."""
 
 KID_LENGTH_MAX: Final = 256
 KID: Final = re.compile(rf"[\x21-\x7e]{{1,{KID_LENGTH_MAX}}}")
-"""What a kid looks like; the gateway can hold no other."""
+"""A valid kid; the gateway supports no other."""
 
 FAULTS_SHOWN: Final = 8
 SHOWN_LENGTH: Final = 128
-"""Bounds of what is logged of a key set with faults."""
+"""Limits on logged faults of a key set."""
 
 FETCH_TIMEOUT_S: Final = 5.0
 REFRESH_S: Final = 300.0
 FORCED_REFRESH_S: Final = 30.0
-"""Least time between two fetches that an unknown ``kid`` causes: anyone can send one."""
+"""Minimum time between fetches caused by an unknown ``kid``, which any client can send."""
 
 WAITING_MAX: Final = 16
-"""Most callers that wait for an unknown key; each holds a request's or a handshake's place."""
+"""Maximum number of callers waiting for an unknown key; each is a request or a handshake."""
 
 WAIT_S: Final = 4.0
-"""Longest such wait: less than a request or a handshake may take."""
+"""Longest such wait; shorter than the time limits of requests and handshakes."""
 
 FILE_CHECK_S: Final = 2.0
 KEPT_S: Final = 24 * 3600.0
-"""How long the last good set is trusted while no newer one can be read."""
+"""How long the last valid set is trusted while no newer one can be read."""
 
 _log = get_logger(__name__)
 
 
 class Key(Struct, frozen=True):
-    """A public key with what it was made of, so that a changed one is seen."""
+    """A public key with its parameters, to detect a changed key."""
 
     public: jwt.PyJWK
     material: tuple[tuple[str, str], ...]
@@ -74,7 +73,7 @@ Keys = Mapping[str, Key]
 
 
 class _Jwk(Struct, frozen=True):
-    """The members of a JWK that matter here; private ones are never read."""
+    """The members of a JWK that are used; private ones are never read."""
 
     kty: str = ""
     kid: str = ""
@@ -89,7 +88,7 @@ class _Jwk(Struct, frozen=True):
 
     @property
     def material(self) -> tuple[tuple[str, str], ...]:
-        """The public members of the key's type."""
+        """The public parameters of the key's type."""
         names = ("kty", "n", "e") if self.kty == "RSA" else ("kty", "crv", "x", "y")
         return tuple((name, getattr(self, name)) for name in names)
 
@@ -99,20 +98,20 @@ class _Document(Struct, frozen=True):
 
 
 class KeySet(Struct, frozen=True):
-    """What a JWK set holds for us."""
+    """The usable keys of a JWK set, and its faults."""
 
     keys: Keys
     """Never empty."""
     faults: tuple[str, ...]
-    """Which keys are ignored because they cannot be used as they are; a sentence each."""
+    """Why keys are ignored; one message each."""
 
 
 def read_key_set(document: bytes) -> KeySet:
-    """Read a JWK set as RFC 7517, section 5 asks: keys that cannot be used are ignored, one by one.
+    """Parse a JWK set; unusable keys are ignored individually (RFC 7517, section 5).
 
-    Keys of other types, algorithms or uses are meant for others and no fault. Two different keys
-    with one kid are both ignored: which of them a token means cannot be known
-    (docs/decisions/0055). Raises ValueError where it is no key set or holds no key that fits.
+    Keys of other types, algorithms or uses are not faults. Two different keys with the same kid are
+    both ignored, because a token could mean either (docs/decisions/0055). Raises ValueError for an
+    invalid key set or one without usable keys.
     """
     try:
         entries = msgspec.json.decode(document, type=_Document).keys
@@ -136,23 +135,23 @@ def read_key_set(document: bytes) -> KeySet:
         del keys[kid]
         faults.append(f"two keys have the kid {kid[:SHOWN_LENGTH]!r}")
     if not keys:
-        raise ValueError("the key set holds no RS256 or ES256 key with a kid")
+        raise ValueError("the key set has no RS256 or ES256 key with a kid")
     more = [f"and {len(faults) - FAULTS_SHOWN} more"] if len(faults) > FAULTS_SHOWN else []
     return KeySet(keys, (*(text[:SHOWN_LENGTH] for text in faults[:FAULTS_SHOWN]), *more))
 
 
 def parse_keys(document: bytes) -> Keys:
-    """Read the keys of a JWK set.
+    """Parse the keys of a JWK set.
 
-    Raises ValueError where it is no key set or holds no key that fits.
+    Raises ValueError for an invalid key set or one without usable keys.
     """
     return read_key_set(document).keys
 
 
 def _read_key(raw: msgspec.Raw) -> tuple[str, Key] | None:
-    """Read a key and its kid; None for a key that is meant for others.
+    """Parse a key and its kid; return None for a key of another type, algorithm or use.
 
-    Raises ValueError or PyJWTError for a key that cannot be used as it is.
+    Raises ValueError or PyJWTError for an invalid key.
     """
     jwk = msgspec.json.decode(raw, type=_Jwk)
     algorithm = {("RSA", ""): "RS256", ("EC", "P-256"): "ES256"}.get((jwk.kty, jwk.crv))
@@ -164,21 +163,21 @@ def _read_key(raw: msgspec.Raw) -> tuple[str, Key] | None:
     ):
         return None
     if not KID.fullmatch(jwk.kid):
-        raise ValueError("the kid is not 1 to 256 printable ASCII characters without space")
+        raise ValueError("the kid must be 1 to 256 printable ASCII characters without spaces")
     public = jwt.PyJWK(dict(jwk.material), algorithm)
     if algorithm == "RS256" and not RSA_BITS_MIN <= public.key.key_size <= RSA_BITS_MAX:
-        raise ValueError(f"an RSA key has {RSA_BITS_MIN} to {RSA_BITS_MAX} bits")
+        raise ValueError(f"an RSA key must have {RSA_BITS_MIN} to {RSA_BITS_MAX} bits")
     return jwk.kid, Key(public, jwk.material)
 
 
 class Source(Protocol):
-    """Where a key set is read from."""
+    """A source of a key set."""
 
     check_s: float
     forced_check_s: float
 
     async def read(self) -> bytes:
-        """Give the document.
+        """Return the document.
 
         Raises OSError or ValueError.
         """
@@ -186,7 +185,7 @@ class Source(Protocol):
 
 
 class FileSource:
-    """A key set in a file, looked at often enough that a change of keys needs no restart."""
+    """A key set in a file, read often, so that changed keys need no restart."""
 
     check_s = FILE_CHECK_S
     forced_check_s = FILE_CHECK_S / 4
@@ -195,30 +194,30 @@ class FileSource:
         self._path = path
 
     async def read(self) -> bytes:
-        """Read the file, in a thread: it may lie on a slow mount."""
+        """Read the file in a thread, because the file system may be slow."""
         return await asyncio.to_thread(self._read)
 
     def _read(self) -> bytes:
         with self._path.open("rb") as file:
             document = file.read(DOCUMENT_BYTES_MAX + 1)
         if len(document) > DOCUMENT_BYTES_MAX:
-            raise ValueError(f"a key set has at most {DOCUMENT_BYTES_MAX} bytes")
+            raise ValueError(f"the key set exceeds {DOCUMENT_BYTES_MAX} bytes")
         return document
 
 
 _HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity"}
-"""Nothing compressed: the limit of size holds for what is received."""
+"""No compression, so that the size limit applies to the received bytes."""
 
 
 class UrlSource:
-    """A key set at a URL: no redirects, a size limit, a time limit over the whole."""
+    """A key set at a URL, fetched without redirects, with limits on size and total time."""
 
     check_s = REFRESH_S
     forced_check_s = FORCED_REFRESH_S
 
     def __init__(self, url: str) -> None:
         self._url = url
-        # Made once: loading the certificate store takes tens of milliseconds of the loop.
+        # Created once: loading the certificate store blocks the loop for tens of milliseconds.
         self._tls: Any = httpx.create_ssl_context() if url.startswith("https:") else True
 
     async def read(self) -> bytes:
@@ -226,27 +225,27 @@ class UrlSource:
         try:
             async with (
                 asyncio.timeout(FETCH_TIMEOUT_S),
-                # Only what the settings name is asked: no proxy or .netrc of the environment.
+                # Ignore proxies and .netrc of the environment.
                 httpx.AsyncClient(verify=self._tls, trust_env=False) as client,
                 client.stream("GET", self._url, headers=_HEADERS) as response,
             ):
                 if response.status_code != httpx.codes.OK:
-                    raise ValueError(f"the issuer answered {response.status_code}")
+                    raise ValueError(f"the issuer responded with status {response.status_code}")
                 document = bytearray()
                 async for chunk in response.aiter_raw():
                     document += chunk
                     if len(document) > DOCUMENT_BYTES_MAX:
-                        raise ValueError(f"a key set has at most {DOCUMENT_BYTES_MAX} bytes")
+                        raise ValueError(f"the key set exceeds {DOCUMENT_BYTES_MAX} bytes")
                 return bytes(document)
         except (httpx.HTTPError, TimeoutError) as error:
-            raise OSError(f"the issuer cannot be reached: {type(error).__name__}") from error
+            raise OSError(f"the issuer is unreachable: {type(error).__name__}") from error
 
 
 def make_source(settings: Settings) -> Source:
-    """Choose where keys come from.
+    """Return the source of keys that the settings name.
 
-    Raises SettingInvalid where neither or both are set, the URL cannot be read, or plain HTTP would
-    carry keys afar.
+    Raises SettingInvalid if neither or both are set, if the URL is invalid, or if it is plain HTTP
+    to another machine.
     """
     if bool(settings.jwks_url) == bool(settings.jwks_file):
         raise SettingInvalid("set one of SCOREBOARD_JWKS_FILE and SCOREBOARD_JWKS_URL")
@@ -256,9 +255,9 @@ def make_source(settings: Settings) -> Source:
         parts = urlsplit(settings.jwks_url)
         is_port = parts.port != 0
     except ValueError:
-        raise SettingInvalid("SCOREBOARD_JWKS_URL is not an address") from None
+        raise SettingInvalid("SCOREBOARD_JWKS_URL is not a valid URL") from None
     if not is_port:
-        raise SettingInvalid("SCOREBOARD_JWKS_URL is not an address: a port is at least 1")
+        raise SettingInvalid("SCOREBOARD_JWKS_URL is not a valid URL: the port must be at least 1")
     is_plain = parts.scheme == "http" and (
         settings.environment == "development" or _is_loopback(parts.hostname or "")
     )
@@ -277,10 +276,10 @@ def _is_loopback(host: str) -> bool:
 
 
 class KeyCache:
-    """Holds the issuer's keys; ``run`` refreshes them, sooner where an unknown kid asks for it."""
+    """Caches the issuer's keys; ``run`` refreshes them periodically and for unknown kids."""
 
     def __init__(self, source: Source, on_gone: Callable[[frozenset[str]], None]) -> None:
-        """``on_gone`` is told which kids are no longer trusted, or now mean another key."""
+        """``on_gone`` is called with the kids that were removed or now have another key."""
         self._source = source
         self._on_gone = on_gone
         self._keys: Keys = {}
@@ -293,35 +292,34 @@ class KeyCache:
         self._is_running = False
         self._is_reading = False
         self._has_read = asyncio.Event()
-        """Set at the end of a read, and then replaced."""
+        """Set after a read, and then replaced."""
 
     @property
     def is_loaded(self) -> bool:
-        """Tell whether there are keys to verify with."""
+        """Return whether there are keys."""
         return bool(self._keys)
 
     def known(self, kid: str) -> Key | None:
-        """Give the key of a kid where it is held and not too old."""
-        self._forget_old()
+        """Return the cached key of a kid, if it has not expired."""
+        self._drop_expired()
         return self._keys.get(kid)
 
     async def find(self, kid: str) -> Key | None:
-        """Give the key of a kid, reading the set anew where it is unknown and long enough unread.
+        """Return the key of a kid; for an unknown kid, read the set again if that is allowed.
 
-        Raises KeysUnavailable where it cannot be told now: there are no keys at all, or the issuer
-        takes long to answer. A few callers wait for it; the others are told at once, so that
-        unknown kids never hold up anybody else.
+        Raises KeysUnavailable if there are no keys, or if the issuer responds slowly. A few callers
+        wait for the read; others fail immediately, so that unknown kids do not block requests.
         """
         key = self.known(kid)
-        if key is None and self._may_look():
-            await self._look(kid)
+        if key is None and self._may_read():
+            await self._wait_for_key(kid)
             key = self.known(kid)
         if key is None and not self._keys:
-            raise KeysUnavailable("The issuer's keys cannot be read; try again")
+            raise KeysUnavailable("The issuer's keys cannot be read; retry")
         return key
 
     async def run(self) -> None:
-        """Refresh for ever; retries sooner, with back-off, while the issuer is away."""
+        """Refresh until cancelled; retry with backoff after failures."""
         attempt = 0
         self._is_running = True
         try:
@@ -331,33 +329,33 @@ class KeyCache:
                     attempt, wait_s = 0, self._source.check_s * jitter
                 else:
                     attempt, wait_s = attempt + 1, backoff_s(attempt, least_s=0.5, most_s=30.0)
-                self._forget_old()
+                self._drop_expired()
                 await self._sleep(wait_s)
         finally:
             self._is_running = False
 
     async def _sleep(self, wait_s: float) -> None:
-        """Wait, or until an unknown kid asks for a read."""
+        """Sleep until the time has passed or an unknown kid requests a read."""
         self._wanted.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 await self._wanted.wait()
                 self._note_forced()
 
-    def _may_look(self) -> bool:
+    def _may_read(self) -> bool:
         return self._is_reading or time.monotonic() >= self._forced_until_s
 
     def _note_forced(self) -> None:
         self._forced_until_s = time.monotonic() + self._source.forced_check_s
 
-    async def _look(self, kid: str) -> None:
-        """Wait as long as a read may bring the key of a kid."""
+    async def _wait_for_key(self, kid: str) -> None:
+        """Wait for reads until the key of a kid is known or no read is allowed."""
         if self._waiting >= WAITING_MAX:
-            raise KeysUnavailable("The issuer's keys are being read; try again")
+            raise KeysUnavailable("The issuer's keys are being read; retry")
         self._waiting += 1
         try:
             async with asyncio.timeout(WAIT_S):
-                while self.known(kid) is None and self._may_look():
+                while self.known(kid) is None and self._may_read():
                     if self._is_reading:
                         await self._has_read.wait()
                     elif self._is_running:
@@ -367,12 +365,12 @@ class KeyCache:
                         self._note_forced()
                         await self._refresh()
         except TimeoutError:
-            raise KeysUnavailable("The issuer does not answer; try again") from None
+            raise KeysUnavailable("The issuer does not respond; retry") from None
         finally:
             self._waiting -= 1
 
     async def _refresh(self) -> bool:
-        """Read the set; tell whether that went well."""
+        """Read the set; return whether that succeeded."""
         self._is_reading = True
         try:
             document = await self._source.read()
@@ -396,7 +394,7 @@ class KeyCache:
             _log.warning("keys_ignored", reasons=faults)
         self._faults = faults
 
-    def _forget_old(self) -> None:
+    def _drop_expired(self) -> None:
         if self._keys and time.monotonic() - self._read_at_s > KEPT_S:
             _log.error("key_set_expired", keys=len(self._keys))
             self._document = b""

@@ -1,7 +1,7 @@
-"""Issues tokens where no identity provider stands: development, tests, `scoreboard token`.
+"""Issues tokens without an identity provider: for development, tests and `scoreboard token`.
 
-One EC P-256 key in a folder, readable by its owner alone, with the key set the services verify by
-beside it. Called through scoreboard.security.tokens by the command line.
+It has one EC P-256 key in a folder, readable only by its owner, next to the key set that the
+services verify tokens with.
 """
 
 import base64
@@ -25,16 +25,16 @@ from scoreboard.errors import OperatorMistake
 from scoreboard.model import is_identifier
 
 LOCAL_ISSUER: Final = "urn:scoreboard:local"
-"""The ``iss`` of its tokens until it is given an address: set SCOREBOARD_ISSUER to it."""
+"""The ``iss`` of its tokens until it has a URL: set SCOREBOARD_ISSUER to it."""
 
 KEY_FILE: Final = "issuer-key.pem"
 JWKS_FILE: Final = "jwks.json"
 NAME_FILE: Final = "issuer-name"
-"""Holds the ``iss`` where it is not LOCAL_ISSUER, for all who issue from this folder."""
+"""Contains the ``iss`` if it is not LOCAL_ISSUER."""
 
 
 class LocalIssuer:
-    """An issuer with its key in a folder; make it with ``create`` or ``load``."""
+    """An issuer with its key in a folder; use ``create`` or ``load``."""
 
     def __init__(self, folder: Path, key: ec.EllipticCurvePrivateKey) -> None:
         self.issuer: Final = _name(folder)
@@ -46,12 +46,10 @@ class LocalIssuer:
 
     @classmethod
     def create(cls, folder: Path, *, issuer: str | None = None) -> "LocalIssuer":
-        """Make the issuer of a folder, or load the one that is there; writes its key set.
+        """Create the issuer of a folder, or load the existing one; write its key set.
 
-        ``issuer`` is its name from now on: the address where it is found, if it has one. Without
-        it, the folder's name stays.
-
-        Raises OperatorMistake as ``load`` does.
+        ``issuer`` becomes its ``iss``, such as its URL; None keeps the current one. Raises
+        OperatorMistake as ``load`` does.
         """
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / KEY_FILE).exists():
@@ -60,13 +58,13 @@ class LocalIssuer:
                 serialization.PrivateFormat.PKCS8,
                 serialization.NoEncryption(),
             )
-            # A link never overwrites: of two that start at once, one makes the key, both load it.
-            made = _write_aside(folder, pem)
+            # A link never overwrites: of two concurrent calls, one creates the key, both load it.
+            made = _write_temporary(folder, pem)
             with contextlib.suppress(FileExistsError):
                 os.link(made, folder / KEY_FILE)
             made.unlink()
         if issuer is not None and issuer != _name(folder):
-            _write_aside(folder, issuer.encode()).replace(folder / NAME_FILE)
+            _write_temporary(folder, issuer.encode()).replace(folder / NAME_FILE)
         found = cls.load(folder)
         found.publish()
         return found
@@ -75,28 +73,28 @@ class LocalIssuer:
     def load(cls, folder: Path) -> "LocalIssuer":
         """Load the issuer of a folder.
 
-        Raises OperatorMistake where there is none, or others may read its key.
+        Raises OperatorMistake if there is none, or if others can read its key.
         """
         path = folder / KEY_FILE
         try:
             if path.stat().st_mode & 0o077:
-                raise OperatorMistake(f"{path} may be read by others: chmod 600 {path}")
+                raise OperatorMistake(f"{path} is readable by others: chmod 600 {path}")
             key = serialization.load_pem_private_key(path.read_bytes(), password=None)
         except FileNotFoundError:
             raise OperatorMistake(
-                f"There is no local issuer in {folder}: `scoreboard up` makes one"
+                f"There is no local issuer in {folder}: `scoreboard up` creates one"
             ) from None
         except (ValueError, TypeError) as error:
-            raise OperatorMistake(f"{path} is no private key") from error
+            raise OperatorMistake(f"{path} is not a private key") from error
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp256r1":
-            raise OperatorMistake(f"{path} is no P-256 key")
+            raise OperatorMistake(f"{path} is not a P-256 key")
         return cls(folder, key)
 
     def publish(self) -> None:
-        """Write the key set where it is missing or another key's."""
+        """Write the key set if it is missing or of another key."""
         document = json.dumps({"keys": [self._jwk]}, indent=2).encode()
         if not self.jwks_file.exists() or self.jwks_file.read_bytes() != document:
-            aside = _write_aside(self.jwks_file.parent, document)
+            aside = _write_temporary(self.jwks_file.parent, document)
             aside.chmod(0o644)
             aside.replace(self.jwks_file)
 
@@ -110,14 +108,14 @@ class LocalIssuer:
     ) -> str:
         """Sign a token for ``sub`` with ``scopes``, valid for ``ttl_s`` seconds from now.
 
-        Raises OperatorMistake for a subject that no userId could equal.
+        Raises OperatorMistake for a subject that is not a valid userId.
         """
         if not is_identifier(sub):
             raise OperatorMistake(
                 "The subject must be 1 to 128 characters of A-Z a-z 0-9 . _ | : @ -"
             )
         if ttl_s < 1:
-            raise OperatorMistake("A token lives at least one second")
+            raise OperatorMistake("A token must be valid for at least one second")
         now_s = int(time.time())
         claims: dict[str, Any] = {
             "iss": self.issuer,
@@ -141,7 +139,7 @@ def _name(folder: Path) -> str:
 
 
 def _jwk(key: ec.EllipticCurvePrivateKey) -> dict[str, str]:
-    """Give the public half; its kid is the RFC 7638 thumbprint, so that it names this very key."""
+    """Return the public key; its kid is the RFC 7638 thumbprint, which identifies the key."""
     shape = ECAlgorithm.to_jwk(key.public_key(), as_dict=True)
     members = {name: str(shape[name]) for name in ("crv", "kty", "x", "y")}
     canonical = json.dumps(members, separators=(",", ":"), sort_keys=True).encode()
@@ -149,8 +147,8 @@ def _jwk(key: ec.EllipticCurvePrivateKey) -> dict[str, str]:
     return members | {"kid": thumbprint.decode(), "alg": "ES256", "use": "sig"}
 
 
-def _write_aside(folder: Path, content: bytes) -> Path:
-    """Write a file only its owner may read, under a name of its own."""
+def _write_temporary(folder: Path, content: bytes) -> Path:
+    """Write a temporary file that only its owner can read."""
     handle, name = tempfile.mkstemp(dir=folder, prefix=".new-")
     with os.fdopen(handle, "wb") as file:
         file.write(content)

@@ -1,7 +1,7 @@
-"""Which pages may open a stream: their origins, listed or of the same host. No I/O.
+"""Origins of pages that may open live connections: listed ones and those of the same host. No I/O.
 
-CORS guards neither WebSockets nor server-sent events that nobody reads, so streamer and api compare
-the header Origin themselves.
+CORS does not prevent WebSocket handshakes or the opening of event streams, so the streamer and the
+api check the header Origin.
 """
 
 from collections.abc import Iterable
@@ -14,21 +14,21 @@ from scoreboard.errors import ForeignOrigin, SettingInvalid
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 Origin = tuple[str, str, int]
-"""Scheme, host, port: what must agree exactly."""
+"""Scheme, host and port."""
 
 
 class Origins:
-    """The origins that may connect."""
+    """The allowed origins."""
 
     def __init__(self, listed: Iterable[str]) -> None:
-        """Read SCOREBOARD_ORIGINS.
+        """Parse SCOREBOARD_ORIGINS.
 
-        Raises SettingInvalid, naming it, for what is no origin.
+        Raises SettingInvalid, naming it, for an invalid origin.
         """
         self._listed = frozenset(_listed_origin(text) for text in listed)
 
     def check(self, origin: bytes | None, host: bytes) -> None:
-        """Let a request pass: one without an origin is no page's, its token decides.
+        """Check the origin of a request; one without an origin does not come from a page.
 
         Raises ForeignOrigin.
         """
@@ -59,5 +59,7 @@ def _parse(text: str) -> Origin | None:
 def _listed_origin(text: str) -> Origin:
     origin = _parse(text.strip())
     if origin is None:
-        raise SettingInvalid(f"SCOREBOARD_ORIGINS: {text!r} is no origin like https://example.com")
+        raise SettingInvalid(
+            f"SCOREBOARD_ORIGINS: {text!r} is not an origin like https://example.com"
+        )
     return origin

@@ -1,7 +1,6 @@
-"""Where secrets are kept: AWS Secrets Manager, files, environment variables.
+"""Backends of secrets: AWS Secrets Manager, files, environment variables.
 
-``credentials`` reads through the backends here, each in a thread of its own; ``rotation`` writes to
-AWS through the same client. boto3 is known nowhere else.
+scoreboard.security.credentials reads them in threads. Only this module uses boto3.
 """
 
 import os
@@ -16,17 +15,17 @@ from scoreboard.errors import SecretsUnavailable
 from scoreboard.runtime.settings import Secret
 
 AWS_TTL_S: Final = 120.0
-"""A rotated secret is in use everywhere within this time, at some 5 calls per 10 minutes each."""
+"""Maximum delay of a rotated secret; each process makes about 5 calls per 10 minutes."""
 
 FILE_TTL_S: Final = 5.0
-"""A look at the file's date costs microseconds, so it is taken often."""
+"""Checking the file's date takes microseconds, so it is done often."""
 
 DOCUMENT_BYTES_MAX: Final = 65_536
-"""What AWS allows for one secret."""
+"""The limit of AWS."""
 
 
 class Credentials(Struct, frozen=True):
-    """A login. ``version`` names the version of the secret it came from, and may be logged."""
+    """A login. ``version`` is the version of the secret, and may be logged."""
 
     username: str
     password: Secret
@@ -34,14 +33,14 @@ class Credentials(Struct, frozen=True):
 
 
 class _Document(Struct, frozen=True):
-    """A secret as it is stored; what else it holds is somebody else's."""
+    """The document of a secret; other members are ignored."""
 
     password: Annotated[str, Meta(min_length=1)]
     username: str = ""
 
 
 class Backend(Protocol):
-    """Where a secret is kept. ``read`` blocks and runs in a thread, one call at a time."""
+    """A backend of one secret. ``read`` blocks; it is called in a thread, one call at a time."""
 
     ttl_s: float
 
@@ -54,19 +53,21 @@ class Backend(Protocol):
 
 
 def parse(name: str, document: str | bytes, version: str) -> Credentials:
-    """Read the JSON of a secret.
+    """Parse the JSON of a secret.
 
-    Raises SecretsUnavailable, naming the secret and nothing of what is in it.
+    Raises SecretsUnavailable, naming the secret, but none of its content.
     """
     try:
         found = msgspec.json.decode(document, type=_Document)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        raise SecretsUnavailable(f"{name} is no JSON object with username and password") from None
+        raise SecretsUnavailable(
+            f"{name} is not a JSON object with username and password"
+        ) from None
     return Credentials(found.username, Secret(found.password), version)
 
 
 class AwsBackend:
-    """A secret of AWS Secrets Manager, by name or ARN: its version AWSCURRENT."""
+    """The version AWSCURRENT of a secret in AWS Secrets Manager, by name or ARN."""
 
     ttl_s = AWS_TTL_S
 
@@ -75,9 +76,9 @@ class AwsBackend:
         self._client: Any = None
 
     def read(self) -> Credentials:
-        """Get the current version.
+        """Read the current version.
 
-        Raises SecretsUnavailable with the code AWS answered, or the kind of failure.
+        Raises SecretsUnavailable with the error code of AWS, or the type of the failure.
         """
         answer = call_aws(self._name, lambda: self._ready().get_secret_value(SecretId=self._name))
         return parse(self._name, answer.get("SecretString", ""), answer["VersionId"])
@@ -88,7 +89,7 @@ class AwsBackend:
 
 
 class FileBackend:
-    """A secret in a file, as orchestrators mount them; read again when the file has changed."""
+    """A secret in a file, as mounted by orchestrators; read again when the file changes."""
 
     ttl_s = FILE_TTL_S
 
@@ -97,13 +98,13 @@ class FileBackend:
         self._held: Credentials | None = None
 
     def read(self) -> Credentials:
-        """Read the file, unless it is the one that was read last.
+        """Read the file if it has changed since the last read.
 
         Raises SecretsUnavailable.
         """
         try:
             found = self._path.stat()
-            # The inode too: a mount is replaced as a whole, and may keep the dates of its making.
+            # Include the inode: a replaced mount may keep the modification time.
             version = f"{found.st_mtime_ns}-{found.st_ino}-{found.st_size}"
             if self._held is None or self._held.version != version:
                 with self._path.open("rb") as file:
@@ -115,7 +116,7 @@ class FileBackend:
 
 
 class EnvironmentBackend:
-    """A secret in an environment variable; that cannot change while the process runs."""
+    """A secret in an environment variable, which is constant while the process runs."""
 
     ttl_s = 3600.0
 
@@ -131,7 +132,7 @@ class EnvironmentBackend:
 
 
 def make_backend(kind: str, name: str) -> Backend:
-    """Choose where a secret of the settings is kept: ``aws``, ``file`` or ``env``."""
+    """Make the backend of a secret: ``aws``, ``file`` or ``env``."""
     match kind:
         case "aws":
             return AwsBackend(name)
@@ -142,12 +143,12 @@ def make_backend(kind: str, name: str) -> Backend:
 
 
 def make_aws_client() -> Any:  # noqa: ANN401 (boto3 makes its classes at run time)
-    """Make a client of AWS Secrets Manager, its limits said; blocks for some 0.4 s.
+    """Make a client of AWS Secrets Manager, with explicit timeouts; blocks for about 0.4 s.
 
-    Region, identity and ``AWS_ENDPOINT_URL_SECRETS_MANAGER`` come from the environment, by AWS's
-    own rules.
+    Region, identity and ``AWS_ENDPOINT_URL_SECRETS_MANAGER`` come from the environment, as boto3
+    defines.
     """
-    # Here, not above: the import takes 0.3 s and 20 MB, which only deployments on AWS need.
+    # A local import, because it takes 0.3 s and 20 MB, and only deployments on AWS need it.
     from boto3.session import Session  # noqa: PLC0415
     from botocore.config import Config  # noqa: PLC0415
 
@@ -158,9 +159,9 @@ def make_aws_client() -> Any:  # noqa: ANN401 (boto3 makes its classes at run ti
 
 
 def call_aws(name: str, call: Callable[[], Any]) -> Any:  # noqa: ANN401 (as above)
-    """Make a call about a secret.
+    """Call AWS about a secret.
 
-    Raises SecretsUnavailable with the code AWS answered, or the kind of failure.
+    Raises SecretsUnavailable with the error code of AWS, or the type of the failure.
     """
     from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
 
@@ -168,6 +169,6 @@ def call_aws(name: str, call: Callable[[], Any]) -> Any:  # noqa: ANN401 (as abo
         return call()
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "an error")
-        raise SecretsUnavailable(f"{name}: AWS answered {code}") from error
+        raise SecretsUnavailable(f"{name}: AWS returned {code}") from error
     except BotoCoreError as error:
         raise SecretsUnavailable(f"{name}: {type(error).__name__}") from error

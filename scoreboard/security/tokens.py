@@ -1,9 +1,10 @@
-"""Verifies bearer tokens: allowed algorithms, the issuer's keys, claims, scopes.
+"""Verifies bearer tokens: algorithm, the issuer's keys, claims, scopes.
 
-The api and the streamer share it; neither believes a header of the gateway instead. What stays
-true: a token is accepted only with an RS256 or ES256 signature of a key in the issuer's current
-set, our ``iss`` and ``aud``, an ``exp`` to come and a ``sub`` that may be a userId. No token leaves
-this module: not into a log, an error or a repr.
+The api and the streamer identify callers by their tokens only, never by headers of the gateway.
+
+Invariants: an accepted token has an RS256 or ES256 signature by a key of the issuer's current set,
+the configured ``iss`` and ``aud``, an ``exp`` in the future and a ``sub`` that is a valid userId.
+No log line, error or repr contains a token.
 """
 
 import re
@@ -35,19 +36,19 @@ __all__ = [
 ]
 
 UPDATE: Final = "update:score"
-"""Raise one's own score."""
+"""Update one's own score."""
 
 UPDATE_ANY: Final = "update:score:any"
-"""Raise anyone's score and state the points: game servers."""
+"""Update any user's score and set the points: for game servers."""
 
 READ: Final = "read:leaderboard"
 """Read a board that is not public."""
 
 TOKEN_BYTES_MAX: Final = 4096
-"""A longer token is refused before anything of it is parsed (the gateway's limit too)."""
+"""A longer token is refused before it is parsed (also by the gateway)."""
 
 CACHE_MAX: Final = 10_000
-"""Most verified tokens remembered: some 10 MB, and a new check for whoever was pushed out."""
+"""Maximum number of cached tokens, about 10 MB; an evicted token is verified again."""
 
 Reason = Literal[
     "missing", "too-long", "malformed", "algorithm", "unknown-key", "signature",
@@ -59,16 +60,16 @@ _BEARER: Final = re.compile(rb"(?i:bearer) +([A-Za-z0-9._~+/-]+=*)")
 
 _DETAILS: Final[Mapping[Reason, str]] = {
     "missing": "Send the header Authorization: Bearer <token>",
-    "too-long": f"A token has at most {TOKEN_BYTES_MAX} bytes",
-    "malformed": "The token is no JSON Web Token",
-    "algorithm": f"Tokens are signed with {' or '.join(ALGORITHMS)}",
-    "unknown-key": "The token's kid is no key of the issuer",
-    "signature": "The token's signature does not fit",
-    "expired": "The token has expired; get a new one",
-    "not-yet-valid": "The token is not valid yet; compare the clocks",
-    "issuer": "The token comes from another issuer (iss)",
-    "audience": "The token is meant for another audience (aud)",
-    "claims": "The token needs the claims exp, iss, aud and sub, each of its right type",
+    "too-long": f"The token must not exceed {TOKEN_BYTES_MAX} bytes",
+    "malformed": "Invalid JWT",
+    "algorithm": f"Tokens must be signed with {' or '.join(ALGORITHMS)}",
+    "unknown-key": "The token's kid is not a key of the issuer",
+    "signature": "The token's signature is invalid",
+    "expired": "The token has expired",
+    "not-yet-valid": "The token is not valid yet; check the clocks",
+    "issuer": "The token is from another issuer (iss)",
+    "audience": "The token is for another audience (aud)",
+    "claims": "The token needs valid claims exp, iss, aud and sub",
     "subject": "The token's sub must be 1 to 128 characters of A-Z a-z 0-9 . _ | : @ -",
 }
 
@@ -84,11 +85,11 @@ _FAILURES: Final[tuple[tuple[type[Exception], Reason], ...]] = (
     (jwt.InvalidAlgorithmError, "algorithm"),
     (Exception, "malformed"),
 )
-"""The first class that fits names the reason."""
+"""The first matching class determines the reason."""
 
 
 class Caller(Struct, frozen=True):
-    """Who a verified token speaks for, and what it allows."""
+    """The subject of a verified token, and its scopes."""
 
     subject: str
     scopes: frozenset[str]
@@ -96,7 +97,7 @@ class Caller(Struct, frozen=True):
     issuer: str
 
     def has(self, scope: str) -> bool:
-        """Tell whether the token carries a scope."""
+        """Return whether the token has a scope."""
         return scope in self.scopes
 
 
@@ -109,7 +110,7 @@ class _Header(Struct, frozen=True):
 
 
 class _Claims(Struct, frozen=True):
-    """What is read of a verified token; scopes stand in one of two claims, in one of two forms."""
+    """The claims read from a verified token; scopes are in one of two claims, as text or list."""
 
     sub: str
     iss: str
@@ -118,7 +119,7 @@ class _Claims(Struct, frozen=True):
     scp: str | list[str] | None = None
 
     def scopes(self) -> frozenset[str]:
-        """Give the whole words of both claims."""
+        """Return the scopes of both claims."""
         found: set[str] = set()
         for claim in (self.scope, self.scp):
             found.update(claim.split() if isinstance(claim, str) else claim or ())
@@ -126,12 +127,12 @@ class _Claims(Struct, frozen=True):
 
 
 class Verifier:
-    """Turns a token into its Caller. Run ``run`` in a task group to keep the keys fresh."""
+    """Verifies tokens. Run ``run`` in a task group to refresh the keys."""
 
     def __init__(self, settings: Settings) -> None:
-        """Take issuer, audience and where the keys are; reads nothing yet.
+        """Take issuer, audience and the source of keys; nothing is read yet.
 
-        Raises SettingInvalid where one of these is missing.
+        Raises SettingInvalid if one of these is missing.
         """
         if not settings.issuer:
             raise SettingInvalid("SCOREBOARD_ISSUER is not set; see .env.example")
@@ -140,47 +141,47 @@ class Verifier:
         self._issuer = settings.issuer
         self._audience = settings.audience
         self._leeway_s = settings.token_leeway_s
-        self._keys = KeyCache(make_source(settings), self._forget)
+        self._keys = KeyCache(make_source(settings), self._drop)
         self._verified: dict[str, _Verified] = {}
         self._older: dict[str, _Verified] = {}
-        """Token → caller and kid. What is used stays: a full ``_verified`` becomes ``_older``,
-        whose tokens come back as they are used; the others go with the next change. So a hit is
-        one lookup, without the reordering of a strict order of use."""
+        """The cache, in two generations: token to caller and kid. A full ``_verified`` becomes
+        ``_older``; tokens that are used return to ``_verified``, others are dropped at the next
+        change. A hit costs one lookup, without the reordering of an LRU cache."""
 
     @property
     def is_ready(self) -> bool:
-        """Tell whether there are keys to verify with."""
+        """Return whether there are keys."""
         return self._keys.is_loaded
 
     async def run(self) -> None:
-        """Keep the keys fresh until cancelled."""
+        """Refresh the keys until cancelled."""
         await self._keys.run()
 
-    def remembered(self, token: str) -> Caller | None:
-        """Give the caller of a token that was verified before and has not expired."""
+    def cached(self, token: str) -> Caller | None:
+        """Return the caller of a cached token that has not expired."""
         found = self._verified.get(token)
         if found is None:
             found = self._older.pop(token, None)
             if found is None:
                 return None
-            self._remember(token, found)
+            self._cache(token, found)
         if found[0].expires_at_s <= time.time():
             self._verified.pop(token, None)
             return None
         return found[0]
 
-    def _remember(self, token: str, found: _Verified) -> None:
+    def _cache(self, token: str, found: _Verified) -> None:
         if len(self._verified) >= CACHE_MAX // 2:
             self._older, self._verified = self._verified, {}
         self._verified[token] = found
 
     async def verify(self, token: str) -> Caller:
-        """Give the caller of a token.
+        """Return the caller of a token.
 
-        Raises Unauthenticated with its reason, KeysUnavailable while there are no keys.
+        Raises Unauthenticated with its reason, KeysUnavailable if there are no keys.
         """
         try:
-            return self.remembered(token) or await self._verify(token)
+            return self.cached(token) or await self._verify(token)
         except Unauthenticated as error:
             AUTH_FAILURES.labels(error.reason).inc()
             raise
@@ -215,20 +216,20 @@ class Verifier:
             ) from None
         caller = _caller(claims)
         if caller.expires_at_s > time.time() and self._keys.known(header.kid) is key:
-            self._remember(token, (caller, header.kid))
+            self._cache(token, (caller, header.kid))
         return caller
 
-    def _forget(self, kids: frozenset[str]) -> None:
-        """Drop the tokens whose key is no longer the issuer's."""
+    def _drop(self, kids: frozenset[str]) -> None:
+        """Drop cached tokens whose key was removed or changed."""
         for tokens in (self._verified, self._older):
             for token in [token for token, found in tokens.items() if found[1] in kids]:
                 del tokens[token]
 
 
 def bearer_token(authorization: bytes | None) -> str:
-    """Return the token of an Authorization header, or "" where there is no such header.
+    """Return the token of an Authorization header, or "" without the header.
 
-    Raises Unauthenticated where it is not ``Bearer`` (in any case) and one token (RFC 6750, 2.1).
+    Raises Unauthenticated if it is not ``Bearer`` (case-insensitive) and one token (RFC 6750, 2.1).
     """
     if authorization is None:
         return ""
@@ -240,7 +241,7 @@ def bearer_token(authorization: bytes | None) -> str:
 
 
 def unauthenticated(reason: Reason) -> Unauthenticated:
-    """Make the error of a reason, with the sentence that says what to change."""
+    """Make the error of a reason, with its message."""
     return Unauthenticated(_DETAILS[reason], reason=reason)
 
 

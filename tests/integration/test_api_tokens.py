@@ -205,7 +205,7 @@ async def test_keys_too_old_are_trusted_no_longer(
         monkeypatch.setattr(key_set, "KEPT_S", -1.0)
         with pytest.raises(KeysUnavailable):
             await verifier.verify(make_token("another"))
-        assert verifier.remembered(token) is None
+        assert verifier.cached(token) is None
 
 
 def test_only_keys_that_may_verify_are_taken(rsa_key: KeyPair, ec_key: KeyPair) -> None:

@@ -87,7 +87,7 @@ def test_an_address_that_libpq_cannot_read_is_a_wrong_setting(
     done = command(*words)
 
     assert done.code == 1
-    assert "A setting is invalid: DATABASE_URL is not an address of PostgreSQL" in done.err
+    assert "A setting is invalid: DATABASE_URL is not a URL of PostgreSQL" in done.err
     assert PASSWORD not in done.err
 
 

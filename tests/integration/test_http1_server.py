@@ -120,7 +120,7 @@ class Served:
 
     def connection(self) -> Connection:
         """The only connection."""
-        [found] = (*self.server._waiting, *self.server._serving)
+        [found] = (*self.server._idle, *self.server._serving)
         return found
 
 
@@ -850,7 +850,7 @@ async def test_nothing_is_left_of_any_mixture(
     await eventually_async(
         lambda: not (served.server.count or served.server._serving or served.server._refused)
     )
-    assert not served.server._waiting
+    assert not served.server._idle
     assert not served.server._addresses
     assert served.site.under_way == 0
     assert failures == []

@@ -218,13 +218,13 @@ async def test_a_verified_token_is_remembered_until_it_expires(
     verifier: Verifier, make_token: MakeToken, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = make_token()
-    assert verifier.remembered(token) is None
+    assert verifier.cached(token) is None
     caller = await verifier.verify(token)
-    assert verifier.remembered(token) is caller
+    assert verifier.cached(token) is caller
     monkeypatch.setattr(auth.time, "time", lambda: caller.expires_at_s)
-    assert verifier.remembered(token) is None
+    assert verifier.cached(token) is None
     monkeypatch.undo()
-    assert verifier.remembered(token) is None
+    assert verifier.cached(token) is None
 
 
 async def test_the_memory_of_tokens_is_bounded_and_keeps_the_used_ones(
@@ -235,10 +235,10 @@ async def test_the_memory_of_tokens_is_bounded_and_keeps_the_used_ones(
     await verifier.verify(used)
     for token in others:
         await verifier.verify(token)
-        assert verifier.remembered(used)
+        assert verifier.cached(used)
         assert len(verifier._verified) + len(verifier._older) <= 4
-    assert verifier.remembered(others[-1])
-    assert not verifier.remembered(others[0])
+    assert verifier.cached(others[-1])
+    assert not verifier.cached(others[0])
 
 
 async def test_tokens_of_a_vanished_key_are_dropped(
@@ -255,11 +255,11 @@ async def test_tokens_of_a_vanished_key_are_dropped(
     async def is_dropped() -> bool:
         # An unknown kid makes it look at the file again.
         await reason_of(verifier, make_token(headers={"kid": "who"}))
-        return verifier.remembered(by_rsa) is None
+        return verifier.cached(by_rsa) is None
 
     await eventually_async(is_dropped)
     assert await reason_of(verifier, by_rsa) == "unknown-key"
-    assert verifier.remembered(by_ec)
+    assert verifier.cached(by_ec)
 
 
 async def test_a_broken_key_set_never_replaces_a_good_one(

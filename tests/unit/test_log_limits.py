@@ -41,24 +41,24 @@ def limited() -> Limited:
 
 
 def test_a_few_lines_of_a_kind_are_admitted_and_the_rest_reported_once(limited: Limited) -> None:
-    admitted = sum(limited.limit.admits("refused") for _ in range(1000))
+    admitted = sum(limited.limit.allow("refused") for _ in range(1000))
     limited.clock.now_s += WINDOW_S
-    assert limited.limit.admits("started")
+    assert limited.limit.allow("started")
 
     assert admitted == LINES_MAX
     assert limited.reports == [("refused", 1000 - LINES_MAX)]
-    assert limited.limit.admits("refused"), "a new window has begun"
+    assert limited.limit.allow("refused"), "a new window has begun"
 
 
 def test_kinds_do_not_take_each_others_lines(limited: Limited) -> None:
     for _ in range(1000):
-        limited.limit.admits("refused")
+        limited.limit.allow("refused")
 
-    assert limited.limit.admits("failed")
+    assert limited.limit.allow("failed")
 
 
 def test_the_number_of_kinds_is_bounded(limited: Limited) -> None:
-    admitted = sum(limited.limit.admits(str(number)) for number in range(10_000))
+    admitted = sum(limited.limit.allow(str(number)) for number in range(10_000))
     limited.limit.flush()
 
     assert admitted == KINDS_MAX + LINES_MAX
@@ -72,14 +72,14 @@ def test_what_was_dropped_is_reported_though_no_further_line_comes(
     reports: list[tuple[str, int]] = []
     limit = LineRateLimiter(lambda kind, count: reports.append((kind, count)))
     for _ in range(LINES_MAX + 3):
-        limit.admits("refused")
+        limit.allow("refused")
 
     eventually(lambda: reports == [("refused", 3)])
 
 
 def test_nothing_is_reported_where_nothing_was_dropped(limited: Limited) -> None:
     for _ in range(LINES_MAX):
-        assert limited.limit.admits("started")
+        assert limited.limit.allow("started")
     limited.limit.flush()
 
     assert limited.reports == []
@@ -89,7 +89,7 @@ def test_threads_share_the_limit(limited: Limited) -> None:
     admitted: list[bool] = []
 
     def flood() -> None:
-        admitted.extend([limited.limit.admits("refused") for _ in range(500)])
+        admitted.extend([limited.limit.allow("refused") for _ in range(500)])
 
     threads = [threading.Thread(target=flood) for _ in range(8)]
     for thread in threads:

@@ -87,7 +87,7 @@ def test_what_is_not_an_address_of_redis_is_refused_without_the_password(url: st
     with pytest.raises(SettingInvalid) as refused:
         settings.load({"REDIS_URL": url})
 
-    assert refused.value.detail.startswith("REDIS_URL is not an address of Redis: ")
+    assert refused.value.detail.startswith("REDIS_URL is not a URL of Redis: ")
     assert HINT not in refused.value.detail
     assert "\n" not in refused.value.detail
     assert HINT not in repr(refused.value.__context__)
@@ -98,7 +98,7 @@ def test_what_is_not_an_address_of_postgresql_is_refused_without_the_password(ur
     with pytest.raises(SettingInvalid) as refused:
         settings.load({"REDIS_URL": "redis://localhost", "DATABASE_URL": url})
 
-    assert refused.value.detail.startswith("DATABASE_URL is not an address of PostgreSQL: ")
+    assert refused.value.detail.startswith("DATABASE_URL is not a URL of PostgreSQL: ")
     assert HINT not in refused.value.detail
     assert HINT not in repr(refused.value.__context__)
 
