@@ -776,7 +776,7 @@ async def test_a_drain_has_an_end_and_nothing_is_left_of_it(serve: Serve) -> Non
         began_s = time.monotonic()
         await served.server.drain(0.2)
         assert time.monotonic() - began_s < 1
-        await asyncio.gather(*served.server._cut(), return_exceptions=True)
+        await asyncio.gather(*served.server._abort_all(), return_exceptions=True)
         assert await client.rest(1) == b""
     assert served.site.under_way == 0
     assert served.server.count == 0
