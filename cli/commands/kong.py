@@ -219,7 +219,8 @@ def sync_command(
     )
     sync = KongSync(options, source)
     try:
-        listener = bind_listener(probe_host, probe_port, variables="--probe-host, --probe-port")
+        options_of_port = "--probe-host, --probe-port"
+        listener = bind_listener(probe_host, probe_port, variables=options_of_port)
     except SettingInvalid as error:
         raise OperatorMistake(error.detail) from error
     return run(partial(_serve, sync, listener), grace_s=settings.drain_s)

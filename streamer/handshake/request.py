@@ -20,10 +20,11 @@ from scoreboard.errors import (
     UpgradeRequired,
     VersionUnsupported,
 )
+from scoreboard.http import response
 from scoreboard.http.head import Head, list_of
 from scoreboard.http.query import parse_query
 from scoreboard.http.request_ids import HEADER
-from scoreboard.http.response import encode_head, error_response
+from scoreboard.http.response import encode_head
 from scoreboard.runtime.settings import Settings
 from scoreboard.security.addresses import client_address, trusted_networks
 from scoreboard.security.origins import Origins
@@ -78,7 +79,7 @@ def encode_rejection(error: ScoreboardError, request_id: str, *, with_body: bool
 
     The response to HEAD has no body.
     """
-    answer = error_response(error, request_id)
+    answer = response.error_response(error, request_id)
     upgrade = b"upgrade, " if isinstance(error, UpgradeRequired) else b""
     headers = [
         *answer.headers,

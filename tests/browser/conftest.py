@@ -1,5 +1,5 @@
 """Fixtures of the browser tests."""
 
-from tests.support.clients.browser import browser, chromium_path, guard, open_page, stage
+from tests.support.clients.browser import browser, chromium_path, guard, open_page, site
 from tests.support.clients.viewer import connect, handshake, start_streamer
 from tests.support.servers.system import system

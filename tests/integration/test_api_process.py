@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cli.embedded.server import free_port
+from cli.embedded.ports import find_free_port
 from tests.support.eventually import eventually
 from tests.support.fakes.tokens import MakeToken
 from tests.support.servers.api import UPDATE_PATH, open_boards
@@ -34,7 +34,7 @@ async def test_one_action_over_four_workers_counts_once(
     run_api: RunApi, redis_url: str, make_token: MakeToken
 ) -> None:
     await open_boards(redis_url)
-    metrics_port = free_port()
+    metrics_port = find_free_port()
     # A proxy of the environment was asked for the metrics of the workers.
     proxies = {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
     api = run_api(api_workers=4, api_metrics_port=metrics_port, environ=proxies)

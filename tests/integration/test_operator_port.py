@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.registry import Collector
 
-from cli.embedded.server import free_port
+from cli.embedded.ports import find_free_port
 from scoreboard.errors import SettingInvalid
 from scoreboard.http.operator_port import LIMITS, OperatorPort, bind_operators
 from tests.support.clients.viewer import HttpResponse, RawViewer
@@ -23,7 +23,7 @@ class Process:
     is_ready = True
 
     def __init__(self) -> None:
-        listener = bind_operators("127.0.0.1", free_port(), variables="HOST, PORT")
+        listener = bind_operators("127.0.0.1", find_free_port(), variables="HOST, PORT")
         assert listener is not None
         self.port: int = listener.getsockname()[1]
         self.served = OperatorPort(listener, self.state)

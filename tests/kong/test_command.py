@@ -194,7 +194,7 @@ def test_an_address_of_keys_that_cannot_be_used_is_a_wrong_setting(
 
     code, line = refusal(capsys, "render")
 
-    assert (code, "SCOREBOARD_JWKS_URL is not an address" in line) == (1, True)
+    assert (code, "SCOREBOARD_JWKS_URL is not a valid URL" in line) == (1, True)
 
 
 @pytest.mark.usefixtures("in_environ")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from scoreboard import errors
-from scoreboard.http.problems import KINDS, TYPE_PREFIX
+from scoreboard.http.problems import PROBLEM_TYPES, TYPE_PREFIX
 from tests.kong.runtime import (
     PLUGINS,
     ROOT,
@@ -553,7 +553,7 @@ def test_a_preflight_answered_by_the_gateway_is_left_alone(gateway: Gateway) -> 
 
 def test_codes_titles_and_statuses_are_those_of_the_services(gateway: Gateway) -> None:
     assert type_of("") == TYPE_PREFIX
-    of_services = {kind.code: (kind.title, about.status) for kind, about in KINDS.items()}
+    of_services = {kind.code: (kind.title, about.status) for kind, about in PROBLEM_TYPES.items()}
     seen = [fail(gateway, f"kong.response.exit({own})").problem for own, _, _ in STATUSES]
     seen += [
         fail(gateway, "kong.response.exit(502)", method="POST").problem,
