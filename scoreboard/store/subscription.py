@@ -1,6 +1,6 @@
 """The subscription to the boards' changes: confirmed, watched, and made anew when it dies.
 
-One connection per process, owned by the relay. A message says that the top may differ
+One connection per process, owned by the BoardWatcher. A message says that the top may differ
 (``epoch:seq``); it is a wake-up, never the board itself. The Redis client's own health check
 demands no answer and its time-outs look like silence, so the watchdog here is our own: a PING every
 few seconds, and a connection on which nothing comes is dropped.

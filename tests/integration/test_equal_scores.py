@@ -64,7 +64,7 @@ class Showing:
 
 
 async def frame_of(settings: Settings) -> Leaderboard:
-    """Give what a relay shows its viewers."""
+    """Return what a BoardWatcher shows its viewers."""
     showing = Showing()
     task = asyncio.create_task(BoardWatcher(settings, showing, name="test").run())
     try:

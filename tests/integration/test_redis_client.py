@@ -13,7 +13,7 @@ STEPS = 40
 
 
 async def test_a_cancellation_is_never_dropped(redis_url: str) -> None:
-    """Incident: a relay survived its task group's cancellation, and the api hung while stopping.
+    """Incident: a watcher survived its task group's cancellation, and the api hung while stopping.
 
     redis-py sends through ``asyncio.wait_for``, which before Python 3.12 drops a cancellation that
     arrives in the same turn of the loop as the result (python/cpython#86296).

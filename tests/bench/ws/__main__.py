@@ -212,7 +212,7 @@ def measure(name: str, redis_url: str, *, viewers: int, stalled: int, seconds: f
     }
 
 
-def middle(runs: list[Figures]) -> dict[str, tuple[float, float, float]]:
+def summarise(runs: list[Figures]) -> dict[str, tuple[float, float, float]]:
     """Return median, minimum and maximum of each figure."""
     return {
         key: (
@@ -244,7 +244,7 @@ def table(results: dict[str, dict[str, tuple[float, float, float]]]) -> str:
     return "\n".join(lines)
 
 
-def misses(results: dict[str, dict[str, tuple[float, float, float]]]) -> list[str]:
+def missed_targets(results: dict[str, dict[str, tuple[float, float, float]]]) -> list[str]:
     """Return the targets that were missed."""
     found = []
     for label, figures in results.items():
@@ -291,7 +291,7 @@ def main() -> int:
                         )
                         runs.setdefault(f"{size}, {count}/{name}", []).append(figures)
                         print(f"run {number + 1}: {size}, {count} {name}", figures, file=sys.stderr)
-    results = {label: middle(found) for label, found in runs.items()}
+    results = {label: summarise(found) for label, found in runs.items()}
     if options.json:
         print(json.dumps(results, indent=2))
         return 0
@@ -302,7 +302,7 @@ def main() -> int:
     )
     print(table(results))
     print()
-    found = misses(results)
+    found = missed_targets(results)
     print("\n".join(found) or "every target is met")
     return 1 if found and options.check else 0
 
