@@ -65,12 +65,12 @@ class Player {
 
   /** Show the signed-in player. */
   refresh() {
-    const { enter, who, name, face, score, leave } = this.#parts;
+    const { enter, identity, name, face, score, leave } = this.#parts;
     const { player } = this.#signIn;
     const { activeElement } = document;
     const hadFocus = [enter, score, leave].some((part) => part === activeElement);
     enter.hidden = player !== null;
-    who.hidden = score.hidden = leave.hidden = player === null;
+    identity.hidden = score.hidden = leave.hidden = player === null;
     if (player !== null && name.textContent !== player) {
       name.textContent = player;
       face.replaceChildren(drawSprite(player));
@@ -217,14 +217,14 @@ function build(element) {
   const name = make("bdi", "player-name");
   const label = make("span");
   label.textContent = "Playing as";
-  const who = make("p", "player-who");
-  who.append(face, label, " ", name);
+  const identity = make("p", "player-identity");
+  identity.append(face, label, " ", name);
   const score = button("player-score", "Score!");
   const leave = button("player-leave", "Sign out");
   const news = make("p", "player-news");
   news.setAttribute("role", "status");
-  element.replaceChildren(enter, who, score, leave, news);
-  return { enter, face, name, who, score, leave, news };
+  element.replaceChildren(enter, identity, score, leave, news);
+  return { enter, face, name, identity, score, leave, news };
 }
 
 /**

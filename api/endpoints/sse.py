@@ -49,7 +49,7 @@ class EventChannel(BoardChannel):
 
     def publish(self, state: Leaderboard) -> None:
         """Replace the leaderboard and wake every stream."""
-        self.set_board(state)
+        self.set_leaderboard(state)
         self._wake()
 
     def publish_status(self, status: Status) -> None:
@@ -114,7 +114,7 @@ class EventStream:
 
     def _opening(self) -> bytes:
         retry = b"retry: %d\n\n" % RETRY_MS
-        state = self._channel.state
+        state = self._channel.leaderboard
         if state is None or self.admission.last_event_id != event_id(state):
             return retry
         # The client has the current board: a heartbeat is enough.

@@ -13,23 +13,23 @@ from scoreboard.broadcast.messages import Heartbeat, Leaderboard, Message, Statu
 class BoardChannel:
     """One board's newest leaderboard and status, encoded by ``encode``."""
 
-    __slots__ = ("_encode", "board", "frame", "is_public", "is_stale", "state", "status")
+    __slots__ = ("_encode", "board", "frame", "is_public", "is_stale", "leaderboard", "status")
 
     def __init__(self, board: str, encode: Callable[[Message], bytes]) -> None:
         self.board = board
         self.is_public = False
         self.is_stale = False
-        self.state: Leaderboard | None = None
+        self.leaderboard: Leaderboard | None = None
         self.frame = b""
         """The newest leaderboard, encoded; empty until the first."""
         self.status = b""
         """The newest status, encoded; empty as long as the board was never stale."""
         self._encode = encode
 
-    def set_board(self, state: Leaderboard) -> None:
+    def set_leaderboard(self, leaderboard: Leaderboard) -> None:
         """Replace the leaderboard."""
-        self.state = state
-        self.frame = self._encode(state)
+        self.leaderboard = leaderboard
+        self.frame = self._encode(leaderboard)
 
     def set_status(self, status: Status) -> None:
         """Replace the status."""
@@ -38,12 +38,12 @@ class BoardChannel:
 
     @property
     def initial_status(self) -> bytes:
-        """The status that a new connection need not be sent: the board is live, or always was."""
+        """The status that counts as sent on a new connection; none while stale, so it is sent."""
         return b"" if self.is_stale else self.status
 
     def heartbeat(self, at_ms: int) -> bytes:
         """Return a heartbeat with the position of the current leaderboard, or b"" without one."""
-        state = self.state
-        if state is None:
+        leaderboard = self.leaderboard
+        if leaderboard is None:
             return b""
-        return self._encode(Heartbeat(state.board, state.epoch, state.seq, at_ms))
+        return self._encode(Heartbeat(leaderboard.board, leaderboard.epoch, leaderboard.seq, at_ms))

@@ -41,7 +41,7 @@ READ_CONNECTIONS: Final = 4
 _SEQ = gauge("board_seq", "Sequence number of the last accepted read", "board")
 _EPOCH = gauge("board_epoch", "Epoch of the last accepted read", "board")
 _AGE = gauge("board_age_seconds", "Time since the last accepted read", "board")
-_REGRESSIONS = counter("board_regressions_total", "Reads older than the last accepted one", "board")
+_REGRESSIONS = counter("board_regressions_total", "Times a board was rewound", "board")
 _MISMATCHES = counter("reconcile_mismatches_total", "Changes whose message was lost", "board")
 _log = get_logger(__name__)
 
@@ -101,7 +101,7 @@ class BoardWatcher:
         self._all_read = asyncio.Event()
         self._by_channel: dict[str, _WatchedBoard] = {}
         for board in settings.boards:
-            self._channels(Board(board))
+            self._register_channels(Board(board))
         self._changes = Subscription(
             self._settings,
             self._by_channel,
@@ -148,7 +148,7 @@ class BoardWatcher:
                 _cancel_stale_timer(watched)
             await client.aclose()
 
-    def _channels(self, board: Board) -> list[str]:
+    def _register_channels(self, board: Board) -> list[str]:
         names = [
             PartitionKeys(Partition(board.name, number)).changes
             for number in range(board.layout.partitions)
@@ -249,7 +249,7 @@ class BoardWatcher:
 
     async def _read_board(self, store: Store, state: BoardState) -> None:
         board = await store.board(state.board)
-        self._changes.want(self._channels(board))
+        self._changes.want(self._register_channels(board))
         if board.is_public != state.is_public:
             state.is_public = board.is_public
             self._listener.access_changed(state)

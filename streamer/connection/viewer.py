@@ -265,10 +265,10 @@ class Viewer(asyncio.Protocol):
         else:
             metrics.RENEWALS.labels("renewed").inc()
             self._manager.wheel.schedule(self, session.next_deadline_s(self._manager.settings))
-            state = self._channel.state
-            if state is not None:
+            board = self._channel.leaderboard
+            if board is not None:
                 exp = int(outcome.expires_at_s)
-                self._send(Heartbeat(state.board, state.epoch, state.seq, _now_ms(), exp))
+                self._send(Heartbeat(board.board, board.epoch, board.seq, _now_ms(), exp))
 
     def token_check_failed(self) -> None:
         """Close with 1011: the token check failed by an error of the server."""

@@ -68,10 +68,10 @@ class Channel(BoardChannel):
         self._remaining = 0
         self._on_sweep = on_sweep
 
-    def publish(self, board: Leaderboard, now_s: float, noticed_at_s: float) -> None:
+    def publish(self, leaderboard: Leaderboard, now_s: float, noticed_at_s: float) -> None:
         """Replace the board and start a sweep."""
         self._number += 1
-        self.set_board(board)
+        self.set_leaderboard(leaderboard)
         self.ack = b"%d" % self._number
         self.frame_with_ping = self.frame + ping_frame(self.ack)
         self.frame_at_s = now_s
@@ -86,7 +86,7 @@ class Channel(BoardChannel):
 
     def publish_heartbeat(self, now_s: float, at_ms: int) -> None:
         """Start a sweep of heartbeats, unless there is no board or a sweep is under way."""
-        if self.state is None or self._remaining:
+        if self.leaderboard is None or self._remaining:
             return
         self.frame_at_s = now_s
         self.noticed_at_s = 0.0

@@ -62,6 +62,7 @@ class OpeningHandshake(asyncio.Protocol):
         "_address",
         "_deadline_s",
         "_discarded",
+        "_early_data",
         "_head",
         "_is_body_wanted",
         "_manager",
@@ -70,7 +71,6 @@ class OpeningHandshake(asyncio.Protocol):
         "_protocol",
         "_request",
         "_request_id",
-        "_rest",
         "_state",
         "_transport",
         "_ws_request",
@@ -83,7 +83,7 @@ class OpeningHandshake(asyncio.Protocol):
         self._state = _State.HEAD
         self._head = bytearray()
         self._is_body_wanted = True
-        self._rest = b""
+        self._early_data = b""
         self._discarded = 0
         self._deadline_s = 0.0
         self._peer = ""
@@ -122,7 +122,7 @@ class OpeningHandshake(asyncio.Protocol):
             return
         self._discarded += len(data)
         if self._state is _State.CHECKING:
-            self._rest += data
+            self._early_data += data
         if self._discarded > DISCARD_BYTES:
             self._transport.abort()
 
@@ -240,7 +240,7 @@ class OpeningHandshake(asyncio.Protocol):
         try:
             size = head_size(head, searched, self._manager.handshake_config.limits)
             if size:
-                self._rest = bytes(head[size:])
+                self._early_data = bytes(head[size:])
                 self._handle_request(bytes(head[:size]))
         except ScoreboardError as error:
             self._is_body_wanted = not head.startswith(b"HEAD ")
@@ -303,7 +303,7 @@ class OpeningHandshake(asyncio.Protocol):
         self._address = ""  # from here on the viewer releases it
         self._release_counts()
         self._transport.set_protocol(viewer)
-        viewer.start(b"".join(protocol.data_to_send()), self._rest, end)
+        viewer.start(b"".join(protocol.data_to_send()), self._early_data, end)
         # The wheel may hold this object for a while; it must not keep the parser alive.
         del self._protocol, self._ws_request
         if was_checking and not self._transport.is_closing():
@@ -328,7 +328,7 @@ class OpeningHandshake(asyncio.Protocol):
             self._manager.admission.remove_address(self._address)
             self._address = ""
         self._head = bytearray()
-        self._rest = b""
+        self._early_data = b""
         if self._transport.is_closing():
             return
         self._transport.write(encode_rejection(error, request_id, with_body=self._is_body_wanted))

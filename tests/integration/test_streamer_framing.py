@@ -246,7 +246,7 @@ async def test_frames_after_a_close_are_ignored(
 @pytest.mark.parametrize(
     "behind",
     [b"", BEGUN, masked_frame(PING, b"late"), masked_frame(TEXT, b'{"type":"sync"}')],
-    ids=["close", "amid fragments", "behind a ping", "behind a message"],
+    ids=["close", "between fragments", "behind a ping", "behind a message"],
 )
 async def test_answer_to_a_server_close_ends_the_connection_at_once(
     start_streamer: StartStreamer, connect: Connect, behind: bytes
@@ -414,7 +414,7 @@ async def test_floods_do_not_delay_other_viewers(
     took_s = []
     for _ in range(10):
         began_s = loop.time()
-        channel.publish(channel.state, began_s, began_s)
+        channel.publish(channel.leaderboard, began_s, began_s)
         for viewer in quiet:
             await viewer.next("leaderboard")
         took_s.append(loop.time() - began_s)

@@ -540,11 +540,11 @@ async def test_disconnect_during_sweep_first_frame_or_resume_does_not_affect_oth
             await viewer.send(request_bytes())
             if number % 2:
                 viewer.reset()
-        channel.publish(channel.state, clock(), clock())
+        channel.publish(channel.leaderboard, clock(), clock())
         await asyncio.sleep(0)
         for viewer in leaving[::2]:
             viewer.reset()
-        channel.publish(channel.state, clock(), clock())
+        channel.publish(channel.leaderboard, clock(), clock())
 
     await eventually_async(lambda: running.viewers == len(staying))
     async with playing(running.settings) as submit:

@@ -84,7 +84,7 @@ async def by_litestar(settings: Settings, port: int) -> None:
             for viewer in tuple(viewers):
                 try:
                     await viewer.send_text(text)
-                except Exception:  # noqa: BLE001 (whoever is gone is gone)
+                except Exception:  # noqa: BLE001 (the viewer has disconnected)
                     viewers.discard(viewer)
 
     app = Litestar([handle], openapi_config=None, logging_config=None)
