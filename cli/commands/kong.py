@@ -219,8 +219,7 @@ def sync_command(
     )
     sync = KongSync(options, source)
     try:
-        options_of_port = "--probe-host, --probe-port"
-        listener = bind_listener(probe_host, probe_port, variables=options_of_port)
+        listener = bind_listener(probe_host, probe_port, variables="--probe-host, --probe-port")
     except SettingInvalid as error:
         raise OperatorMistake(error.detail) from error
     return run(partial(_serve, sync, listener), grace_s=settings.drain_s)

@@ -20,7 +20,6 @@ from scoreboard.errors import (
     UpgradeRequired,
     VersionUnsupported,
 )
-from scoreboard.http import response
 from scoreboard.http.head import Head, list_of
 from scoreboard.http.query import parse_query
 from scoreboard.http.request_ids import HEADER
@@ -79,15 +78,15 @@ def encode_rejection(error: ScoreboardError, request_id: str, *, with_body: bool
 
     The response to HEAD has no body.
     """
-    answer = response.error_response(error, request_id)
+    response = error_response(error, request_id)
     upgrade = b"upgrade, " if isinstance(error, UpgradeRequired) else b""
     headers = [
-        *answer.headers,
+        *response.headers,
         (HEADER, request_id.encode()),
-        (b"content-length", b"%d" % len(answer.body)),
+        (b"content-length", b"%d" % len(response.body)),
         (b"connection", upgrade + b"close"),
     ]
-    return encode_head(answer.status, headers) + (answer.body if with_body else b"")
+    return encode_head(response.status, headers) + (response.body if with_body else b"")
 
 
 def _board(head: Head, config: HandshakeConfig) -> str:

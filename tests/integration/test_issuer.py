@@ -297,7 +297,7 @@ async def test_the_issuer_answers_to_its_own_address_only(
 @asynccontextmanager
 async def serving(issuer: LocalIssuer) -> AsyncIterator[int]:
     """Serve an issuer as its process does; give the port."""
-    site = IssuerApp(
+    app = IssuerApp(
         issuer, AuthorizationServer(issuer, "scoreboard", SECRET), FormSigner(), [PAGE_URI]
     )
     with bind_listener("127.0.0.1", 0) as listener:
