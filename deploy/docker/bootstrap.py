@@ -1,7 +1,7 @@
-"""Make the passwords of a new installation, once, each where only its readers mount it.
+"""Create the passwords of a new installation once, each in the volume of its readers.
 
-Runs as the service `secrets` of docker-compose.yml. Later runs change nothing: to have new
-passwords, remove the volumes. AWS Secrets Manager (here: moto) is then filled by seed_secrets.py.
+Runs as the service `secrets` of docker-compose.yml. Later runs change nothing; to create new
+passwords, remove the volumes. seed_secrets.py writes them to AWS Secrets Manager (here: moto).
 """
 
 import json
@@ -14,20 +14,20 @@ from string import Template
 PREFIX = "scoreboard/development"
 DATABASE = "scoreboard"
 
-# Who logs in to Valkey and to PostgreSQL (users.acl, postgres-roles.sql); `kong` to counters.acl's.
+# The users of Valkey and PostgreSQL (users.acl, postgres-roles.sql); `kong` is in counters.acl.
 REDIS_USERS = ("api", "streamer", "flusher", "operator")
 DATABASE_USERS = ("api", "flusher", "operator")
 
 
 def write(path: Path, text: str, mode: int) -> None:
-    """Write a file anew; its readers run as other users, in containers of their own."""
+    """Replace a file; its readers run as other users in other containers."""
     path.unlink(missing_ok=True)
     path.write_text(text)
     path.chmod(mode)
 
 
 def fill_in(template: str, passwords: dict[str, str]) -> str:
-    """Make an ACL file: no comments, a line for each user, passwords in place of their names."""
+    """Render an ACL file: without comments, one line per user, with passwords."""
     lines: list[str] = []
     for line in template.splitlines():
         if line.startswith(" "):
@@ -38,7 +38,7 @@ def fill_in(template: str, passwords: dict[str, str]) -> str:
 
 
 def bootstrap(root: Path, templates: Path) -> bool:
-    """Write all files below ``root``; tell whether there was anything to do."""
+    """Write all files below ``root``; return False if they exist."""
     done = root / "seed" / "secrets.json"
     if done.exists():
         return False
@@ -49,7 +49,7 @@ def bootstrap(root: Path, templates: Path) -> bool:
         write(root / folder / "users.acl", fill_in(template, redis), 0o444)
     for name, password in database.items():
         write(root / "postgres" / name, password, 0o444)
-    # libpq ignores a pgpass that others may read; only our own image mounts it.
+    # libpq ignores a pgpass that other users can read; only the scoreboard image mounts it.
     write(
         root / "owner" / "pgpass",
         f"*:*:{DATABASE}:scoreboard_owner:{database['owner']}\n",
@@ -66,7 +66,7 @@ def bootstrap(root: Path, templates: Path) -> bool:
         }
         for name in DATABASE_USERS
     }
-    # Last: its existence says that all others are there.
+    # Written last, so that its existence means that all files exist.
     write(done, json.dumps(documents), 0o400)
     return True
 
@@ -76,4 +76,4 @@ if __name__ == "__main__":
         Path(os.environ.get("SECRETS_ROOT", "/var/lib/scoreboard/secrets")),
         Path(__file__).parent,
     )
-    sys.stderr.write("passwords made\n" if made else "passwords kept\n")
+    sys.stderr.write("passwords created\n" if made else "passwords exist\n")

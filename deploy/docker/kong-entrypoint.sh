@@ -1,5 +1,5 @@
 #!/bin/sh
-# Kong's vault knows environment variables only: take the counters' password out of its file.
+# Kong's vault reads environment variables only, so the counters' password is read from its file.
 set -eu
 if [ -n "${REDIS_PASSWORD_FILE:-}" ]; then
   REDIS_PASSWORD="$(cat "$REDIS_PASSWORD_FILE")"
@@ -10,5 +10,5 @@ for entrypoint in /docker-entrypoint.sh /entrypoint.sh; do
     exec "$entrypoint" "$@"
   fi
 done
-echo 'this image has no entrypoint of Kong' >&2
+echo 'Kong entrypoint not found in this image' >&2
 exit 1

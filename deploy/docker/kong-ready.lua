@@ -1,4 +1,4 @@
--- Ends with 0 if Kong has loaded and built a configuration: the health check of its container.
+-- Exits with 0 if Kong has loaded and built a configuration: the health check of its container.
 local socket = ngx.socket.tcp()
 socket:settimeout(2000)
 local ok = socket:connect('127.0.0.1', 8100)

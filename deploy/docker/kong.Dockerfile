@@ -1,10 +1,10 @@
-# Kong with our two plugins. 3.9 is the last open-source line (docs/explanation/gateway.md, «The version»); pin
-# the digest too, once you have pulled it: kong:3.9.3@sha256:…
+# Kong with the two plugins. 3.9 is the last open-source line (docs/explanation/gateway.md, «The version»). Also
+# pin the digest after the first pull: kong:3.9.3@sha256:…
 FROM kong:3.9.3
 COPY kong/plugins/scoreboard-intake/ /usr/local/share/lua/5.1/kong/plugins/scoreboard-intake/
 COPY kong/plugins/scoreboard-authz/ /usr/local/share/lua/5.1/kong/plugins/scoreboard-authz/
 COPY deploy/docker/kong-entrypoint.sh deploy/docker/kong-ready.lua /usr/local/share/scoreboard/
-# What is the same wherever it runs. The Admin API and the Manager stay inside; Status is for probes.
+# Settings of every installation. The Admin API is on loopback, the Manager is off; Status is for probes.
 ENV KONG_DATABASE=off \
     KONG_PLUGINS=cors,jwt,rate-limiting,request-size-limiting,prometheus,file-log,scoreboard-intake,scoreboard-authz \
     KONG_PREFIX=/var/lib/kong \
@@ -26,13 +26,13 @@ ENV KONG_DATABASE=off \
     KONG_NGINX_PROXY_LIMIT_CONN_STATUS=429 \
     KONG_NGINX_MAIN_WORKER_SHUTDOWN_TIMEOUT=60s \
     KONG_DNS_VALID_TTL=5
-# By name: which number it has is the base image's business.
+# By name, because the base image chooses the uid.
 # hadolint ignore=DL3066
 USER kong
 ENTRYPOINT ["sh", "/usr/local/share/scoreboard/kong-entrypoint.sh"]
 CMD ["kong", "docker-start"]
 STOPSIGNAL SIGQUIT
-# `kong health` sees only that nginx runs; this asks whether a configuration is loaded. The image has
-# no curl, but always resty, in which kong itself is written.
+# `kong health` only checks that nginx runs; this checks that a configuration is loaded. The image may
+# have no curl, but has resty, which runs the kong command itself.
 HEALTHCHECK --interval=5s --timeout=4s --start-period=20s --retries=6 \
     CMD ["/usr/local/openresty/bin/resty", "/usr/local/share/scoreboard/kong-ready.lua"]

@@ -1,5 +1,5 @@
-# An OAuth 2.0 provider for development, never for production: it signs in whoever asks, as whomever
-# they say. Its image holds nothing that could ask it for its health, so busybox is put beside it.
+# An OAuth 2.0 provider for development, never for production: it signs in anyone under any name. Its
+# image has no program for the health check, so busybox is added.
 FROM busybox:1.37.0-musl AS tools
 FROM ghcr.io/navikt/mock-oauth2-server:2.1.10
 COPY --from=tools /bin/busybox /usr/local/bin/busybox

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Run once, by PostgreSQL's entrypoint, on an empty data volume: makes the logins of the services.
-# Passwords go by the environment of psql, as arguments can be read by every process.
+# PostgreSQL's entrypoint runs this once on an empty data volume. It creates the logins of the
+# services. psql gets the passwords in its environment, because every process can read arguments.
 set -eu
 secrets=/var/lib/scoreboard/secrets/postgres
 API_PASSWORD="$(cat "$secrets/api")"

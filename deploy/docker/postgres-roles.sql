@@ -1,6 +1,6 @@
--- Roles and logins of the services. Run once with psql, by the owner of the database; the passwords
--- come from the environment. A migrator then gives the roles their rights: sql/grants.sql, by
--- `scoreboard db migrate`. Each second login has no password until a rotation gives it one.
+-- Roles and logins of the services. The owner of the database runs it once with psql; the passwords
+-- come from the environment. `scoreboard db migrate` grants the rights of the roles (sql/grants.sql).
+-- The second login of each role has no password until a rotation sets one.
 \getenv api API_PASSWORD
 \getenv flusher FLUSHER_PASSWORD
 \getenv operator OPERATOR_PASSWORD
@@ -14,7 +14,7 @@ CREATE ROLE scoreboard_flusher_b LOGIN IN ROLE scoreboard_flusher;
 CREATE ROLE scoreboard_operator_a LOGIN PASSWORD :'operator' IN ROLE scoreboard_operator;
 CREATE ROLE scoreboard_operator_b LOGIN IN ROLE scoreboard_operator;
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
--- The staging tables of a batch and of an import are temporary ones.
+-- Batches and imports use temporary staging tables.
 DO $$
 BEGIN
     EXECUTE format('REVOKE ALL ON DATABASE %I FROM PUBLIC', current_database());

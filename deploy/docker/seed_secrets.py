@@ -1,7 +1,7 @@
-"""Put the passwords of bootstrap.py into the imitation of AWS Secrets Manager.
+"""Write the passwords of bootstrap.py to moto, which imitates AWS Secrets Manager.
 
-Runs as the service `seed` of docker-compose.yml. moto keeps nothing: after its restart, run it
-again (`docker compose up -d seed`). Running services go on with what they have read.
+Runs as the service `seed` of docker-compose.yml. moto loses its data at a restart; then run it
+again (`docker compose up -d seed`). Running services continue with the values they have read.
 """
 
 import json
@@ -14,7 +14,7 @@ import boto3
 
 
 def seed(client: Any, documents: dict[str, dict[str, str]]) -> list[str]:  # noqa: ANN401 (boto3 has no types)
-    """Create each secret, or put a new version where it holds another value; name the changed."""
+    """Create each secret, or a new version if its value differs; return the changed names."""
     changed = []
     for name, document in sorted(documents.items()):
         text = json.dumps(document)

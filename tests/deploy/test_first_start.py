@@ -165,7 +165,7 @@ def installation(
         "SECRETS_ROOT": str(secrets),
     }
     with ExitStack() as stack:
-        assert bootstrap(secrets, plain) == "passwords made\n"
+        assert bootstrap(secrets, plain) == "passwords created\n"
 
         port = start_valkey(stack, "valkey.conf", secrets / "valkey/users.acl", data)
         counters = folder / "counters"
@@ -227,7 +227,7 @@ def installation(
 
 def test_a_second_start_keeps_every_password(installation: Installation) -> None:
     before = {path: path.read_bytes() for path in installation.secrets.rglob("*") if path.is_file()}
-    assert bootstrap(installation.secrets, installation.environ) == "passwords kept\n"
+    assert bootstrap(installation.secrets, installation.environ) == "passwords exist\n"
     assert before == {
         path: path.read_bytes() for path in installation.secrets.rglob("*") if path.is_file()
     }

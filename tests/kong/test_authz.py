@@ -179,7 +179,7 @@ def test_a_missing_consumer_of_game_servers_fails_closed(gateway: Gateway) -> No
         consumers=["players"],
     )
     assert (outcome.status, outcome.authenticated) == (503, 0)
-    assert outcome.errors == ["consumer game-servers cannot be loaded: no such one"]
+    assert outcome.errors == ["consumer game-servers cannot be loaded: not found"]
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def test_the_longest_token_and_the_longest_kid_pass(gateway: Gateway) -> None:
 
 def test_a_refusal_says_what_is_wrong_with_the_token(gateway: Gateway) -> None:
     outcome = send(gateway, [bearer("a.b")])
-    assert outcome.problem["detail"] == "The token is not three base64url parts."
+    assert outcome.problem["detail"] == "The token must have three base64url parts."
     assert fail(gateway, "kong.response.exit(429)").problem["detail"].startswith("Wait as many")
     assert fail(gateway, "kong.response.exit(413)").problem["detail"].startswith("The request body")
     for own, words in ((411, "Content-Length"), (408, "in time"), (501, "transfer coding")):

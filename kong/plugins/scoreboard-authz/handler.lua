@@ -1,13 +1,13 @@
--- scoreboard-authz: who may do this, and whose limit it counts against.
--- WHY       jwt verifies the signature and exp and nothing else; all tokens of an issuer belong to
---           one Kong consumer, and the limit is per user
+-- scoreboard-authz: checks the claims of a token, and sets the user whose limit applies.
+-- WHY       jwt verifies only the signature and exp; all tokens of an issuer belong to one Kong
+--           consumer, but the limit is per user
 -- CONFIG    issuer · audiences · scopes · clock_skew · trusted_scope · trusted_consumer · token_types
--- ACCESS    401 no verified token, a foreign issuer or audience, not valid yet, a useless sub
+-- ACCESS    401 no verified token, another issuer or audience, not yet valid, an invalid sub
 --           403 none of the scopes · 503 trusted_consumer does not exist
 --           else the request is authenticated with a credential whose id is the token's sub
--- SHARED    reads kong.ctx.shared.authenticated_jwt_token, left by jwt once it verified the token
---           leaves kong.ctx.shared.scoreboard_detail for scoreboard-intake
--- COST      one parse of the token; the trusted consumer comes from Kong's cache
+-- SHARED    reads kong.ctx.shared.authenticated_jwt_token, which jwt sets for a verified token
+--           sets kong.ctx.shared.scoreboard_detail for scoreboard-intake
+-- COST      one parse of the token; the trusted consumer is read from Kong's cache
 
 local jwt_parser = require 'kong.plugins.jwt.jwt_parser'
 
@@ -30,8 +30,8 @@ local function refuse_token(detail)
   return refuse(401, detail, REALM .. ', error="invalid_token"')
 end
 
--- Collect a claim that is a string or an array of strings into a set. JSON null is userdata, so
--- types are tested and never truth.
+-- Collect a claim that is a string or an array of strings into a set. JSON null is userdata, which is
+-- true in Lua, so types are tested.
 local function collect(claim, is_list_of_words, set)
   if type(claim) == 'table' then
     for _, value in ipairs(claim) do
@@ -59,7 +59,7 @@ local function has_any(set, wanted)
   return false
 end
 
--- Tell whether a time claim is absent or reached, within the skew.
+-- Return whether a time claim is absent or in the past, within the clock skew.
 local function is_reached(claim, clock_skew)
   return claim == nil or (type(claim) == 'number' and claim <= ngx.time() + clock_skew)
 end
@@ -72,7 +72,7 @@ local function is_listed_type(typ, token_types)
   return has_any({ [short] = true }, token_types)
 end
 
--- Say what is wrong with a verified token, or nil.
+-- Return what is wrong with a verified token, or nil.
 local function fault_of(jwt, conf)
   local claims = jwt.claims
   if claims.iss ~= conf.issuer then
@@ -87,18 +87,18 @@ local function fault_of(jwt, conf)
     return 'The token is not valid yet.'
   end
   if conf.token_types and not is_listed_type(jwt.header.typ, conf.token_types) then
-    return 'The token is of another type.'
+    return 'The token has another type.'
   end
   local sub = claims.sub
-  -- It becomes part of a Redis key and of log lines; the narrower form of a userId is the api's.
+  -- It becomes part of a Redis key and of log lines; the api checks the stricter form of a userId.
   if type(sub) ~= 'string' or #sub > SUB_MAX_BYTES or not sub:find('^[\33-\126]+$') then
-    return 'The subject of the token cannot be a user.'
+    return 'The subject of the token is not a valid user.'
   end
   return nil
 end
 
--- Give a consumer by name, from Kong's cache.
-local function consumer_named(username)
+-- Return a consumer by name, from Kong's cache.
+local function get_consumer(username)
   local key = kong.db.consumers:cache_key(username)
   return kong.cache:get(key, nil, kong.client.load_consumer, username, true)
 end
@@ -106,9 +106,9 @@ end
 function Authz:access(conf)
   local token = kong.ctx.shared.authenticated_jwt_token
   local consumer = kong.client.get_consumer()
-  -- jwt absent, anonymous or skipped: closed.
+  -- Fail closed if jwt is absent, anonymous or was skipped.
   if type(token) ~= 'string' or type(consumer) ~= 'table' then
-    return refuse(401, 'A token is needed.', REALM)
+    return refuse(401, 'A token is required.', REALM)
   end
   local jwt = jwt_parser:new(token)
   local fault = not jwt and 'The token cannot be decoded.' or jwt and fault_of(jwt, conf)
@@ -125,12 +125,12 @@ function Authz:access(conf)
       REALM .. ', error="insufficient_scope", scope="' .. wanted .. '"')
   end
 
-  -- A game server writes for many users: by its own sub it would have one player's limit.
+  -- A game server sends updates of many users; with its own sub it would have the limit of one player.
   if conf.trusted_scope and granted[conf.trusted_scope] then
-    local trusted, err = consumer_named(conf.trusted_consumer)
+    local trusted, err = get_consumer(conf.trusted_consumer)
     if not trusted then
-      kong.log.err('consumer ', conf.trusted_consumer, ' cannot be loaded: ', err or 'no such one')
-      return refuse(503, 'The limit of game servers is not set up.')
+      kong.log.err('consumer ', conf.trusted_consumer, ' cannot be loaded: ', err or 'not found')
+      return refuse(503, 'The limit of game servers is not configured.')
     end
     consumer = trusted
   end

@@ -1,4 +1,4 @@
--- Configuration of scoreboard-authz. It stands only beside jwt, on routes that need a token.
+-- Configuration of scoreboard-authz, which is used together with jwt on routes that need a token.
 
 local typedefs = require 'kong.db.schema.typedefs'
 
@@ -13,25 +13,25 @@ return {
       type = 'record',
       fields = {
         { issuer = {
-          description = 'The `iss` of accepted tokens, to the last slash.',
+          description = 'The exact `iss` of accepted tokens.',
           type = 'string', required = true,
         } },
         { audiences = words },
         { scopes = words },
         { clock_skew = {
-          description = 'Seconds by which `nbf` and `iat` may lie ahead.',
+          description = 'Seconds by which `nbf` and `iat` may be in the future.',
           type = 'integer', required = true, default = 30, between = { 0, 300 },
         } },
         { trusted_scope = {
-          description = 'The scope whose holders count against trusted_consumer.',
+          description = 'The scope whose holders have the limit of trusted_consumer.',
           type = 'string', required = false,
         } },
         { trusted_consumer = {
-          description = 'The consumer, by username, with the limit of game servers.',
+          description = 'The username of the consumer with the limit of game servers.',
           type = 'string', required = false,
         } },
         { token_types = {
-          description = 'Accepted `typ`s in lower case, such as at+jwt; absent: all.',
+          description = 'Accepted values of `typ` in lower case, such as at+jwt; absent: all.',
           type = 'array', required = false, len_min = 1, elements = { type = 'string' },
         } },
       },

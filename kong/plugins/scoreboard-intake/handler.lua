@@ -1,15 +1,15 @@
--- scoreboard-intake: the first word on every request, and the last on every error of the gateway.
--- WHY       jwt reads tokens loosely and answers some malformed ones with 500; browsers can carry a
---           token to a WebSocket only as a subprotocol; Kong has four shapes of error, we have one
+-- scoreboard-intake: validates every request first, and formats every error of the gateway.
+-- WHY       jwt parses tokens loosely and answers some malformed ones with 500; browsers can send a
+--           token to a WebSocket only as a subprotocol; Kong has four error formats, the API has one
 -- CONFIG    algorithms · max_token_bytes · subprotocol (WebSocket route) · allowed_origins
--- ACCESS    400 header tricks, two tokens, a handshake with a body · 401 a token jwt could not read
---           403 a foreign origin
---           else Authorization is absent or exactly `Bearer <token>` for what comes next, and an
---           upgrade is forwarded by the WebSocket route alone
--- FILTERS   every error that no service wrote becomes problem+json with a status of the contract
--- LOG       request headers, queries and tokens stay out of what the log plugins write
--- SHARED    reads kong.ctx.shared.scoreboard_detail, a sentence that a refusing plugin left
--- COST      O(bytes of the headers); nothing here waits
+-- ACCESS    400 invalid headers, two tokens, a handshake with a body · 401 an invalid token
+--           403 an origin that is not allowed
+--           else Authorization is absent or exactly `Bearer <token>` for later plugins, and only the
+--           WebSocket route forwards an upgrade
+-- FILTERS   every error that no service wrote becomes problem+json with a documented status
+-- LOG       removes request headers, queries and tokens from the output of the log plugins
+-- SHARED    reads kong.ctx.shared.scoreboard_detail, the detail of an error of another plugin
+-- COST      O(bytes of the headers); never blocks
 
 local base64 = require 'ngx.base64'
 local json = require 'cjson.safe'
@@ -26,25 +26,25 @@ local PROBLEM = 'application/problem+json'
 local PROBLEM_TYPE_PREFIX = '/docs/problems/'
 local KID_MAX_BYTES = 256
 
--- What a hop-by-hop list may name. Kong deletes every other header named there *after* its plugins
--- ran, so `Connection: authorization` would take the checked token away from the service.
+-- Allowed options of Connection. Kong deletes every header named there *after* its plugins have run,
+-- so `Connection: authorization` would remove the validated token.
 local CONNECTION_OPTIONS = {
   ['close'] = true, ['keep-alive'] = true, ['upgrade'] = true, ['te'] = true,
   ['http2-settings'] = true,
 }
 
--- Characters of the signature where jwt raises, and so answers 500, on any other length.
+-- Signature lengths in characters; on any other length jwt raises an error and answers 500.
 local SIGNATURE_LENGTHS = {
   ES256 = 86, ES384 = 128, ES512 = 176, PS256 = 342, PS384 = 342, PS512 = 342,
 }
 
--- Headers by which a gateway names a user. No service of ours reads them; a client's stay outside.
+-- Headers by which a gateway names a user. The services do not read them; a client's are removed.
 local IDENTITY_PREFIXES = { 'x-consumer-', 'x-credential-', 'x-authenticated-', 'x-anonymous-' }
 
--- Headers that name a request: the id of Kong's own wins, in X-Kong-Request-Id and every log line.
+-- Headers with a request id. Kong's own id is used, in X-Kong-Request-Id and in every log line.
 local REQUEST_IDS = { ['x-request-id'] = true, ['x-kong-request-id'] = true }
 
--- The kinds of problem the gateway answers with: status and title of the services' own errors.
+-- The problems of the gateway: status and title as in the services (scoreboard.http.problems).
 local PROBLEMS = {
   malformed = { 400, 'The request is malformed' },
   unauthenticated = { 401, 'A valid bearer token is required' },
@@ -63,34 +63,34 @@ local PROBLEMS = {
   ['http-version'] = { 505, 'The HTTP version is not supported' },
 }
 
--- The kind of a status that Kong or nginx made. Others below 500 are malformed, others unavailable.
+-- The problem of a status from Kong or nginx. Others below 500 are malformed, the rest unavailable.
 local KINDS = {
   [401] = 'unauthenticated', [403] = 'forbidden', [404] = 'not-found', [405] = 'method-not-allowed',
   [413] = 'body-too-large', [414] = 'uri-too-long', [415] = 'unsupported-media',
-  [417] = 'body-too-large', -- what request-size-limiting answers to Expect: 100-continue
+  [417] = 'body-too-large', -- request-size-limiting's answer to Expect: 100-continue
   [429] = 'rate-limited', [431] = 'head-too-large',
-  [494] = 'head-too-large', -- nginx's own number for it
+  [494] = 'head-too-large', -- nginx's own status for it
   [501] = 'malformed', [505] = 'http-version',
 }
 
--- What to change, by the status that was made; where nothing is said here, the title says it.
+-- The details by original status; without an entry, the title is used.
 local DETAILS = {
-  [404] = 'No route of this gateway has this method and path.',
-  [405] = 'The gateway takes GET, HEAD and POST.',
+  [404] = 'No route of the gateway matches this method and path.',
+  [405] = 'The gateway accepts GET, HEAD and POST.',
   [408] = 'The request did not arrive in time.',
-  [411] = 'The request needs a Content-Length.',
+  [411] = 'The request must have a Content-Length.',
   [421] = 'The connection was made for another host.',
   [429] = 'Wait as many seconds as Retry-After says.',
-  [495] = 'The certificate of the client is not accepted.',
-  [496] = 'A certificate of the client is needed.',
-  [497] = 'This port speaks HTTPS.',
+  [495] = 'The client certificate is not accepted.',
+  [496] = 'A client certificate is required.',
+  [497] = 'This port requires HTTPS.',
   [501] = 'The transfer coding of the request is not supported.',
 }
 local REPEAT = 'Repeat the same request after Retry-After; '
   .. 'an update repeated with its actionId counts once.'
 local LOST = 'The answer was lost. Repeat the update with the same actionId: it counts once.'
 
--- Give the items of a comma-separated header: absent, one line, or several.
+-- Return the items of a comma-separated header, which may be absent or have several lines.
 local function items_of(header)
   local items = {}
   local lines = type(header) == 'table' and header or { header }
@@ -111,15 +111,15 @@ local function contains(list, wanted)
   return false
 end
 
--- Stop here. Sentence and kind travel to header_filter, where every error gets its shape.
+-- Reject the request. header_filter formats the error with this detail and kind.
 local function refuse(status, detail, kind)
   kong.ctx.shared.scoreboard_detail = detail
   kong.ctx.plugin.kind = kind
   return kong.response.exit(status, { message = detail })
 end
 
--- Drop what only the gateway may say, and what looks like it: nginx joins `X_Foo` with `X-Foo`.
-local function drop_lookalikes(headers)
+-- Remove headers that only the gateway may set, and names with `_`: nginx treats `X_Foo` as `X-Foo`.
+local function drop_reserved_headers(headers)
   for name in pairs(headers) do
     local drop = name:find('_', 1, true) or REQUEST_IDS[name:lower()]
     for _, prefix in ipairs(IDENTITY_PREFIXES) do
@@ -131,9 +131,9 @@ local function drop_lookalikes(headers)
   end
 end
 
--- Forward no upgrade: only the streamer answers one, and a service that reads the bytes after the
--- head as another protocol would find requests in a body that nothing has limited. Kong has noted
--- the upgrade in these two variables before its plugins; nginx makes the headers it sends of them.
+-- Do not forward an upgrade: only the streamer supports one. A service that reads the bytes after the
+-- head as another protocol would accept requests in a body that no plugin has checked. Kong sets
+-- these two variables before its plugins run, and nginx sends the headers from them.
 local function drop_upgrade()
   ngx.var.upstream_upgrade = ''
   ngx.var.upstream_connection = 'keep-alive'
@@ -141,8 +141,8 @@ local function drop_upgrade()
   kong.service.request.clear_header('HTTP2-Settings')
 end
 
--- Tell whether a page was loaded from the host that it asks now, as the services judge it.
-local function is_of_same_host(origin, host)
+-- Return whether a page has the host of the request as its origin, by the same rule as the services.
+local function is_same_host(origin, host)
   local scheme, authority = origin:lower():match('^(https?)://([^/?#@]+)$')
   if not scheme or type(host) ~= 'string' then
     return false
@@ -152,7 +152,7 @@ local function is_of_same_host(origin, host)
 end
 
 local function may_connect(origin, host, allowed)
-  return type(origin) == 'string' and (contains(allowed, origin) or is_of_same_host(origin, host))
+  return type(origin) == 'string' and (contains(allowed, origin) or is_same_host(origin, host))
 end
 
 local function has_body(headers)
@@ -160,16 +160,16 @@ local function has_body(headers)
   return headers['transfer-encoding'] ~= nil or (length ~= nil and length ~= '0')
 end
 
--- Take `bearer.<jwt>` out of the offered subprotocols. The header is clean before any refusal,
--- because log plugins read the live one. Gives token, or nil and what is wrong.
+-- Remove `bearer.<jwt>` from the offered subprotocols, before any rejection, because log plugins read
+-- the header later. Return the token, or nil and what is wrong.
 local function take_subprotocol_token(offered, subprotocol)
-  local tokens, is_spoken, is_misspelt = {}, false, false
+  local tokens, is_offered, has_wrong_case = {}, false, false
   for _, item in ipairs(items_of(offered)) do
     if item:sub(1, 7):lower() == 'bearer.' then
       tokens[#tokens + 1] = item:sub(8)
-      is_misspelt = is_misspelt or item:sub(1, 7) ~= 'bearer.'
+      has_wrong_case = has_wrong_case or item:sub(1, 7) ~= 'bearer.'
     elseif item == subprotocol then
-      is_spoken = true
+      is_offered = true
     end
   end
   if #tokens == 0 then
@@ -177,32 +177,32 @@ local function take_subprotocol_token(offered, subprotocol)
   end
   kong.service.request.set_header('Sec-WebSocket-Protocol', subprotocol)
   if #tokens > 1 then
-    return nil, 'Sec-WebSocket-Protocol carries more than one token.'
-  elseif is_misspelt then
-    return nil, 'The subprotocol of a token begins with bearer. in lower case.'
-  elseif not is_spoken then
-    return nil, 'Beside the token the subprotocol ' .. subprotocol .. ' must be offered.'
+    return nil, 'Sec-WebSocket-Protocol contains more than one token.'
+  elseif has_wrong_case then
+    return nil, 'The subprotocol of a token must begin with bearer. in lower case.'
+  elseif not is_offered then
+    return nil, 'The subprotocol ' .. subprotocol .. ' must be offered in addition to the token.'
   end
   return tokens[1]
 end
 
 local function decode_object(part)
   local text = base64.decode_base64url(part)
-  -- cjson gives a table for an array too, and jwt indexes whatever it gets.
+  -- cjson decodes an array to a table, too, and jwt indexes the result without a check.
   if not text or not text:find('^%s*{') then
     return nil
   end
   return json.decode(text)
 end
 
--- Say what is wrong with a token's form, or nil. Its signature and claims are judged later.
+-- Return what is wrong with a token's form, or nil. jwt and authz check its signature and claims.
 local function fault_of(token, conf)
   if #token > conf.max_token_bytes then
     return 'The token is too long.'
   end
   local head, body, signature = token:match('^([%w_-]+)%.([%w_-]+)%.([%w_-]+)$')
   if not head then
-    return 'The token is not three base64url parts.'
+    return 'The token must have three base64url parts.'
   end
   local header, claims = decode_object(head), decode_object(body)
   if not header or not claims or not base64.decode_base64url(signature) then
@@ -213,18 +213,18 @@ local function fault_of(token, conf)
   end
   local kid = header.kid
   if type(kid) ~= 'string' or #kid > KID_MAX_BYTES or not kid:find('^[\33-\126]+$') then
-    return 'The token names no key.'
+    return 'The token has no valid kid.'
   end
-  -- jwt looks for the key's name in the claims first.
+  -- jwt reads kid from the claims first.
   if claims.kid ~= nil and claims.kid ~= kid then
-    return 'The token names two keys.'
+    return 'The token has two different kids.'
   end
   if header.crit ~= nil then
-    return 'The token demands an extension that is not known here.'
+    return 'The token requires an extension (crit) that is not supported.'
   end
   local length = SIGNATURE_LENGTHS[header.alg]
   if length and #signature ~= length then
-    return 'The signature of the token has a wrong length.'
+    return 'The signature of the token has the wrong length.'
   end
   return nil
 end
@@ -237,7 +237,7 @@ function Intake:access(conf)
   else
     drop_upgrade()
   end
-  drop_lookalikes(headers)
+  drop_reserved_headers(headers)
 
   if truncated then
     return refuse(400, 'The request has too many headers.')
@@ -251,13 +251,13 @@ function Intake:access(conf)
     return refuse(400, fault)
   end
   if conf.subprotocol and has_body(headers) then
-    return refuse(400, 'The request for a WebSocket carries a body.')
+    return refuse(400, 'The WebSocket handshake has a body.')
   end
 
   local authorization = headers['authorization']
   if authorization ~= nil then
     if token then
-      return refuse(400, 'The request carries two tokens.')
+      return refuse(400, 'The request contains two tokens.')
     end
     kong.ctx.plugin.has_token = true
     local scheme
@@ -265,7 +265,7 @@ function Intake:access(conf)
       scheme, token = authorization:match('^(%a+) +(%S+)$')
     end
     if not scheme or scheme:lower() ~= 'bearer' then
-      return refuse(401, 'Authorization must be one Bearer token.')
+      return refuse(401, 'Authorization must contain one Bearer token.')
     end
   end
   if token then
@@ -274,43 +274,43 @@ function Intake:access(conf)
     if fault then
       return refuse(401, fault)
     end
-    -- Set anew, so that jwt and the service see exactly what was checked.
+    -- Replaced, so that jwt and the service read exactly the validated token.
     kong.service.request.set_header('Authorization', 'Bearer ' .. token)
   end
 
-  -- CORS does not cover WebSocket handshakes, and Kong's cors plugin never refuses. A client
-  -- without Origin is no browser: its token decides.
+  -- CORS does not cover WebSocket handshakes, and Kong's cors plugin never rejects a request. A client
+  -- without Origin is not a browser and needs no check.
   local origin = headers['origin']
   if conf.allowed_origins and origin ~= nil
       and not may_connect(origin, headers['host'], conf.allowed_origins) then
-    return refuse(403, 'The list of origins does not name the origin of this page.', 'origin')
+    return refuse(403, 'The origin of this page is not in the list of allowed origins.', 'origin')
   end
 end
 
--- Give the kind of problem that a status of the gateway's own stands for.
+-- Return the problem of a status from the gateway.
 local function kind_of(status)
   if status == 429 and kong.response.get_source() == 'error' then
-    return 'too-many-connections' -- limit_conn of nginx: no plugin made it
+    return 'too-many-connections' -- nginx's limit_conn; no plugin answers this
   elseif (status == 502 or status == 504) and kong.request.get_method() == 'POST' then
-    return 'outcome-unknown' -- the service may have had the request
+    return 'outcome-unknown' -- the service may have received the request
   end
   return KINDS[status] or (status < 500 and 'malformed' or 'unavailable')
 end
 
-local function detail_of(made, kind)
+local function detail_of(original, kind)
   if kind == 'outcome-unknown' then
     return LOST
   end
-  return DETAILS[made] or (PROBLEMS[kind][1] == 503 and REPEAT) or PROBLEMS[kind][2] .. '.'
+  return DETAILS[original] or (PROBLEMS[kind][1] == 503 and REPEAT) or PROBLEMS[kind][2] .. '.'
 end
 
 function Intake:header_filter()
   local response = kong.response
-  local made = response.get_status()
-  if made < 400 or response.get_source() == 'service' then
+  local original = response.get_status()
+  if original < 400 or response.get_source() == 'service' then
     return
   end
-  local kind = kong.ctx.plugin.kind or kind_of(made)
+  local kind = kong.ctx.plugin.kind or kind_of(original)
   local status, title = PROBLEMS[kind][1], PROBLEMS[kind][2]
   response.set_status(status)
   response.set_header('Content-Type', PROBLEM)
@@ -323,14 +323,14 @@ function Intake:header_filter()
     response.set_header('Allow', 'GET, HEAD, POST')
   end
   if status == 401 then
-    -- jwt's own challenge lacks a comma, and names an error where no token was sent.
+    -- jwt's challenge lacks a comma, and names an error even if no token was sent.
     response.set_header('WWW-Authenticate', kong.ctx.plugin.has_token and INVALID_TOKEN or REALM)
   end
   kong.ctx.plugin.problem = json.encode({
     type = PROBLEM_TYPE_PREFIX .. kind,
     title = title,
     status = status,
-    detail = kong.ctx.shared.scoreboard_detail or detail_of(made, kind),
+    detail = kong.ctx.shared.scoreboard_detail or detail_of(original, kind),
     request_id = ngx.var.kong_request_id,
   })
 end
@@ -342,8 +342,8 @@ function Intake:body_filter()
   end
 end
 
--- Give what log lines and metrics need of a route or service. It must stay a table with a name:
--- prometheus raises on anything else, and that ends the log phase for every plugin behind it.
+-- Return the parts of a route or service for log lines and metrics. It must be a table with a name:
+-- prometheus raises an error on anything else, which ends the log phase of all later plugins.
 local function named(entity)
   return entity and { name = entity.name }
 end
@@ -354,7 +354,7 @@ function Intake:log()
   set('service', named(kong.router.get_service()))
   set('tries', nil)
   set('request.headers', nil)
-  -- No service reads a token from a query, but callers put them there: no query is logged.
+  -- No query is logged: services read no token from it, but clients may put one there.
   set('request.uri', kong.request.get_raw_path())
   set('request.url', nil)
   set('request.querystring', nil)
