@@ -221,7 +221,7 @@ def sync_command(
     try:
         listener = bind_listener(probe_host, probe_port, variables="--probe-host, --probe-port")
     except SettingInvalid as error:
-        raise OperatorMistake(error.detail) from error
+        raise OperatorMistake(error.detail) from error  # an option, not a setting
     return run(partial(_serve, sync, listener), grace_s=settings.drain_s)
 
 

@@ -20,6 +20,7 @@ from scoreboard.errors import (
     UpgradeRequired,
     VersionUnsupported,
 )
+from scoreboard.http import response as http_response
 from scoreboard.http.head import Head, list_of
 from scoreboard.http.query import parse_query
 from scoreboard.http.request_ids import HEADER
@@ -78,7 +79,7 @@ def encode_rejection(error: ScoreboardError, request_id: str, *, with_body: bool
 
     The response to HEAD has no body.
     """
-    response = error_response(error, request_id)
+    answer = http_response.error_response(error, request_id)
     upgrade = b"upgrade, " if isinstance(error, UpgradeRequired) else b""
     headers = [
         *response.headers,

@@ -297,9 +297,8 @@ async def test_the_issuer_answers_to_its_own_address_only(
 @asynccontextmanager
 async def serving(issuer: LocalIssuer) -> AsyncIterator[int]:
     """Serve an issuer as its process does; give the port."""
-    app = IssuerApp(
-        issuer, AuthorizationServer(issuer, "scoreboard", SECRET), FormSigner(), [PAGE_URI]
-    )
+    grants = AuthorizationServer(issuer, "scoreboard", SECRET)
+    app = IssuerApp(issuer, grants, FormSigner(), [PAGE_URI])
     with bind_listener("127.0.0.1", 0) as listener:
         async with Server(app, LIMITS).listening(listener):
             yield listener.getsockname()[1]
