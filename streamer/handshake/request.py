@@ -20,11 +20,10 @@ from scoreboard.errors import (
     UpgradeRequired,
     VersionUnsupported,
 )
-from scoreboard.http import response as http_response
 from scoreboard.http.head import Head, list_of
 from scoreboard.http.query import parse_query
 from scoreboard.http.request_ids import HEADER
-from scoreboard.http.response import encode_head
+from scoreboard.http.response import encode_head, error_response
 from scoreboard.runtime.settings import Settings
 from scoreboard.security.addresses import client_address, trusted_networks
 from scoreboard.security.origins import Origins
@@ -79,7 +78,7 @@ def encode_rejection(error: ScoreboardError, request_id: str, *, with_body: bool
 
     The response to HEAD has no body.
     """
-    answer = http_response.error_response(error, request_id)
+    response = error_response(error, request_id)
     upgrade = b"upgrade, " if isinstance(error, UpgradeRequired) else b""
     headers = [
         *response.headers,

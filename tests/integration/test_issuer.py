@@ -341,10 +341,7 @@ async def test_what_has_two_readings_is_refused_as_everything_is(issuer: LocalIs
             assert b"no-store" in head, name
             assert b"access_token" not in body, name
         answer = await talk(port, HEADS["two Hosts"])
-        assert (
-            b'{"error":"invalid_request","error_description":"The header host must not be repeated"}'
-            in answer
-        )
+        assert b'"error_description":"The header host must not be repeated"}' in answer
 
 
 @pytest.mark.parametrize("target", ["/token/", "//token", "/%74oken", "/x/../token"])
