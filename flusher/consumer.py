@@ -8,7 +8,6 @@ end.
 
 import re
 from collections.abc import Awaitable, Sequence
-from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 import redis.asyncio as aioredis
@@ -56,25 +55,6 @@ class Claimed(Struct, frozen=True):
     def is_last(self) -> bool:
         """Tell whether there is no further page."""
         return self.cursor == "0-0"
-
-
-class _Pending(Struct, frozen=True):
-    """What XPENDING says, as far as it is needed."""
-
-    pending: int
-
-
-class StreamFacts(Struct, frozen=True):
-    """What a stream holds for the flusher; ``first_id`` is empty where nothing waits."""
-
-    length: int = 0
-    pending: int = 0
-    first_id: str = ""
-
-    @property
-    def oldest_ms(self) -> int | None:
-        """When Redis accepted the first entry, ms since 1970; None where nothing waits."""
-        return int(self.first_id.partition("-")[0]) if self.first_id else None
 
 
 class Consumer:
@@ -180,24 +160,6 @@ class Consumer:
         entries = await self._ask(before, list[Entry], "XREVRANGE")
         _check_ids([stream_id for stream_id, _ in entries])
         return entries
-
-    async def facts(self) -> StreamFacts:
-        """Read what the stream holds; its first entry is the oldest not committed.
-
-        (What is acknowledged is cut at once.) Without its group nothing is pending.
-
-        Raises RedisUnavailable, UnexpectedReply.
-        """
-        length = await self._ask(self._client.xlen(self._events), int, "XLEN")
-        if not length:
-            return StreamFacts()
-        first = await self._ask(self._client.xrange(self._events, count=1), list[Entry], "XRANGE")
-        _check_ids([stream_id for stream_id, _ in first])
-        pending = 0
-        with suppress(GroupMissing):
-            facts = self._client.xpending(self._events, GROUP)
-            pending = (await self._ask(facts, _Pending, "XPENDING")).pending
-        return StreamFacts(length, pending, first[0][0].decode() if first else "")
 
     async def _ask(self, waiting: Awaitable[Any], shape: type[_Shape], command: str) -> _Shape:
         try:

@@ -12,7 +12,7 @@ from typing import Final
 from flusher import metrics
 from flusher.batch import Batch, Gap, build
 from flusher.consumer import Consumer, GroupMissing
-from flusher.corrector import correct
+from flusher.late_duplicates import correct_late_duplicates
 from flusher.recovery import GAP_FENCE, REWIND_FENCE, Finding, compare_positions, reseed_partition
 from flusher.status import Condition, PartitionStatus
 from flusher.writer import Flushed, GapFound, Superseded, Writer
@@ -265,7 +265,9 @@ class PartitionFlusher:
         epoch = self._position.epoch
         try:
             for _ in range(CORRECTIONS):
-                self._may_be_late = await correct(writer, self._store, self.partition, epoch)
+                self._may_be_late = await correct_late_duplicates(
+                    writer, self._store, self.partition, epoch
+                )
                 if not self._may_be_late:
                     return
         except (DatabaseUnavailable, RedisUnavailable):

@@ -36,12 +36,13 @@ class Probe:
         labels = (lane.partition.board, str(lane.partition.number))
         committed = lane.status.position  # before Redis is asked, so that lag is never negative
         state = await self._store.state(lane.partition)
-        facts = await lane.consumer.facts()
-        lane.status.note_backlog(facts.first_id)
+        backlog = await self._store.backlog(lane.partition)
+        lane.status.note_backlog(backlog.first_id)
         metrics.ACCEPTING.labels(*labels).set(state.is_open)
-        metrics.STREAM_LENGTH.labels(*labels).set(facts.length)
-        metrics.STREAM_PENDING.labels(*labels).set(facts.pending)
-        age_s = 0.0 if facts.oldest_ms is None else max(0.0, time.time() - facts.oldest_ms / 1000)
+        metrics.STREAM_LENGTH.labels(*labels).set(backlog.entries)
+        metrics.STREAM_PENDING.labels(*labels).set(backlog.pending)
+        oldest_ms = backlog.oldest_ms
+        age_s = 0.0 if oldest_ms is None else max(0.0, time.time() - oldest_ms / 1000)
         metrics.STREAM_AGE.labels(*labels).set(age_s)
         if committed is not None:
             metrics.STREAM_LAG.labels(*labels).set(max(0, state.seq - committed.seq))

@@ -13,9 +13,10 @@ from typing import Any, Final, Self
 import psycopg
 
 from scoreboard.errors import DatabaseUnavailable, UnsafeDatabase
+from scoreboard.ledger.checks import read_session
 from scoreboard.ledger.migrations import require_current
-from scoreboard.ledger.pool import Connection, connect, describe, translate_errors
-from scoreboard.ledger.positions import Position
+from scoreboard.ledger.pool import Connection, connect, describe
+from scoreboard.ledger.positions import Position, find_position
 from scoreboard.ledger.sessions import require_session
 from scoreboard.model import Partition
 from scoreboard.runtime import resources
@@ -25,11 +26,9 @@ from scoreboard.runtime.telemetry import get_logger
 
 _CREATE_BATCH: Final = resources.query("create_flush_batch")
 _LOCK_STATE: Final = resources.query("lock_position")
-_SELECT_STATE: Final = resources.query("select_position")
 _INSERT_STATE: Final = resources.query("insert_flush_state")
 _LOCK_LEASE: Final = resources.query("lock_flusher")
 _SET_LIMITS: Final = resources.query("set_limits")
-_SELECT_SESSION: Final = resources.query("select_session")
 
 LEASE_LOCK: Final = 0x5B0F
 """Class of the advisory locks that make one flusher of a partition active."""
@@ -128,9 +127,7 @@ class Session:
         Raises DatabaseUnavailable.
         """
         async with self.time_limit(QUICK_LIMIT_S):
-            cursor = await self.connection.execute(_SELECT_STATE, self.where)
-            row = await cursor.fetchone()
-        return Position(*row) if row else None
+            return await find_position(self.connection, self.partition)
 
     async def begin(self, epoch: int) -> None:
         """Make the partition's record, at the start of an epoch.
@@ -205,13 +202,11 @@ async def require_ready(connection: Connection) -> None:
     Raises SchemaMismatch, UnsafeDatabase; DatabaseUnavailable, also for a standby, which may be
     promoted.
     """
-    async with translate_errors():
-        row = await (await connection.execute(_SELECT_SESSION)).fetchone()
-    synchronous_commit, fsync, is_standby = row or ("", "", True)
-    if is_standby:
+    session = await read_session(connection)
+    if session.is_standby:
         raise DatabaseUnavailable("The database is a standby")
-    if synchronous_commit == "off":
+    if session.synchronous_commit == "off":
         raise UnsafeDatabase("synchronous_commit is off for the flusher's session")
-    if fsync != "on":
+    if session.fsync != "on":
         _log.warning("database_fsync_off")
     await require_current(connection)

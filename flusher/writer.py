@@ -26,7 +26,6 @@ from flusher.dead_letters import DeadEvent, park, park_bad
 from flusher.session import TRANSACTION_LIMIT_S, Session
 from scoreboard.errors import DatabaseUnavailable, SchemaMismatch, TooManyPoisonEvents
 from scoreboard.events import BIGINT_MAX, Event, event_time
-from scoreboard.ledger import dead_letters
 from scoreboard.ledger.pool import describe
 from scoreboard.ledger.positions import Position
 from scoreboard.model import user_uuid
@@ -44,7 +43,6 @@ _INSERT_CORRECTION: Final = resources.query("insert_correction")
 _CLOSE_LATE_DUPLICATES: Final = resources.query("close_late_duplicates")
 _INSERT_DEAD: Final = resources.query("insert_dead_event")
 _SELECT_OPEN: Final = resources.query("select_open_duplicates")
-_SELECT_ARRIVAL_ORDER: Final = resources.query("select_arrival_order")
 _ADVANCE_STATE: Final = resources.query("advance_flush_state")
 
 TYPES: Final = (
@@ -132,22 +130,13 @@ class Writer(Session):
                     case _:
                         raise DatabaseUnavailable(describe(error)) from error
 
-    # The next four belong inside of ``holding``, which limits them and translates their errors.
+    # Call the next two inside of ``locked``, which limits their time and translates their errors.
 
-    async def open_late_duplicates(self) -> list[tuple[str, int | None]]:
-        """List (user, score in PostgreSQL) for users to be corrected, a page of them."""
+    async def open_late_duplicates(self) -> list[str]:
+        """List a page of users with open late duplicates."""
         parameters = {**self.where, "limit": REPAIR_MAX}
-        return await (await self.connection.execute(_SELECT_OPEN, parameters)).fetchall()
-
-    async def arrivals(self, users: Sequence[str], score: int) -> list[str]:
-        """Give those of ``users`` who have a score, in the order in which they reached it."""
-        parameters = {"board": self.partition.board, "users": list(users), "score": score}
-        rows = await (await self.connection.execute(_SELECT_ARRIVAL_ORDER, parameters)).fetchall()
+        rows = await (await self.connection.execute(_SELECT_OPEN, parameters)).fetchall()
         return [str(row[0]) for row in rows]
-
-    async def owed(self) -> dict[str, int]:
-        """Sum up, by user, the parked actions that Redis counted and PostgreSQL still owes."""
-        return await dead_letters.sum_unresolved(self.connection, self.partition.board)
 
     async def close_late_duplicates(self, user_id: str, position: Position) -> None:
         """Mark a user's late duplicates up to a position as corrected."""

@@ -15,7 +15,6 @@ from scoreboard.ledger.positions import Position
 from scoreboard.model import Partition, user_uuid
 from scoreboard.runtime import resources
 
-_LOCK_POSITION_SHARED: Final = resources.query("lock_position_shared")
 _SELECT_SCORES_OF: Final = resources.query("select_scores_of")
 _SELECT_SCORES_FROM: Final = resources.query("select_scores_from")
 _SELECT_ARRIVAL_ORDER: Final = resources.query("select_arrival_order")
@@ -69,16 +68,6 @@ class Session(Struct, frozen=True):
     synchronous_commit: str
     fsync: str
     is_standby: bool
-
-
-async def lock_position_shared(connection: Connection, partition: Partition) -> Position | None:
-    """Read a partition's position and let nobody commit until the transaction ends.
-
-    None where the partition has none yet. Raises DatabaseUnavailable.
-    """
-    async with translate_errors():
-        row = await (await connection.execute(_LOCK_POSITION_SHARED, _where(partition))).fetchone()
-    return Position(*row) if row else None
 
 
 async def read_scores(

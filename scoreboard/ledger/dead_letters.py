@@ -16,10 +16,9 @@ from msgspec import Struct
 
 from scoreboard.errors import Invalid, NotFound, OperatorMistake
 from scoreboard.events import BIGINT_MAX, CORRECTION, Event, decode, event_time
-from scoreboard.ledger import checks
 from scoreboard.ledger.audit import insert_audit
 from scoreboard.ledger.pool import Connection, describe, translate_errors
-from scoreboard.ledger.positions import lock_operator
+from scoreboard.ledger.positions import lock_operator, lock_position_shared
 from scoreboard.ledger.users import ensure_user
 from scoreboard.model import (
     POINTS_MAX,
@@ -301,7 +300,7 @@ async def _lock(connection: Connection, board: Board, entry_id: int) -> Entry:
     if entry.resolution is not None:
         raise OperatorMistake(f"Entry {entry_id} is resolved already: {entry.resolution}")
     # As whoever commits a batch: the position first.
-    await checks.lock_position_shared(connection, Partition(board.name, entry.partition))
+    await lock_position_shared(connection, Partition(board.name, entry.partition))
     return entry
 
 
@@ -325,7 +324,7 @@ async def _hold_home(connection: Connection, board: Board, home: int, entry: Ent
     After a change of the layout the user's partition is another one than that of the entry.
     """
     if home != entry.partition:
-        await checks.lock_position_shared(connection, Partition(board.name, home))
+        await lock_position_shared(connection, Partition(board.name, home))
 
 
 def _row(board: Board, entry: Entry, action: _Action) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""How far each partition's stream is committed, and the lock of operators.
+"""The committed position of each partition's stream, and the operators' lock.
 
-Callers bring a connection and own its transaction. A query's file name is its constant here; a
+The caller owns the connection and its transaction. Each constant has the name of its query file; a
 test compares the two sets.
 """
 
@@ -16,12 +16,13 @@ from scoreboard.model import Partition
 from scoreboard.runtime import resources
 
 _SELECT_POSITION: Final = resources.query("select_position")
+_LOCK_POSITION_SHARED: Final = resources.query("lock_position_shared")
 _SELECT_PARTITIONS: Final = resources.query("select_partitions")
 _BEGIN_EPOCH: Final = resources.query("begin_epoch")
 _CLOSE_CORRECTIONS: Final = resources.query("close_corrections")
 _LOCK_OPERATOR: Final = resources.query("lock_operator")
 OPERATOR_LOCK: Final = 0x5B0A
-"""Class of the advisory locks that let one operator at a time mend a partition."""
+"""Class of the advisory locks that admit one operator at a time to a partition."""
 
 
 class Position(Struct, frozen=True):
@@ -32,15 +33,35 @@ class Position(Struct, frozen=True):
     stream_id: str = "0-0"
 
 
-async def select_position(connection: Connection, partition: Partition) -> Position:
-    """Read how far a partition's stream is committed.
+async def find_position(connection: Connection, partition: Partition) -> Position | None:
+    """Read the committed position of a partition; None if it has none yet.
 
     Raises DatabaseUnavailable.
     """
+    return await _position(connection, _SELECT_POSITION, partition)
+
+
+async def select_position(connection: Connection, partition: Partition) -> Position:
+    """Read the committed position of a partition; all zero if it has none yet.
+
+    Raises DatabaseUnavailable.
+    """
+    return await find_position(connection, partition) or Position()
+
+
+async def lock_position_shared(connection: Connection, partition: Partition) -> Position | None:
+    """Read the committed position and block commits until the transaction ends.
+
+    Returns None if the partition has no position yet. Raises DatabaseUnavailable.
+    """
+    return await _position(connection, _LOCK_POSITION_SHARED, partition)
+
+
+async def _position(connection: Connection, query: bytes, partition: Partition) -> Position | None:
     async with translate_errors():
         parameters = {"board": partition.board, "part": partition.number}
-        row = await (await connection.execute(_SELECT_POSITION, parameters)).fetchone()
-    return Position(*row) if row else Position()
+        row = await (await connection.execute(query, parameters)).fetchone()
+    return Position(*row) if row else None
 
 
 async def select_partitions(connection: Connection, board: str) -> list[int]:
@@ -54,7 +75,7 @@ async def select_partitions(connection: Connection, board: str) -> list[int]:
 
 
 async def begin_epoch(connection: Connection, partition: Partition, position: Position) -> bool:
-    """Begin a new epoch of a partition; tell whether it was newer than the one on record.
+    """Begin a new epoch of a partition; return whether it is newer than the recorded one.
 
     Raises DatabaseUnavailable.
     """
@@ -71,7 +92,7 @@ async def begin_epoch(connection: Connection, partition: Partition, position: Po
 
 
 async def close_corrections(connection: Connection, board: str, parts: Sequence[int]) -> None:
-    """Close what was still to be corrected in partitions that are rebuilt from PostgreSQL.
+    """Close the open corrections of partitions that are rebuilt from PostgreSQL.
 
     Raises DatabaseUnavailable.
     """
@@ -80,9 +101,9 @@ async def close_corrections(connection: Connection, board: str, parts: Sequence[
 
 
 async def lock_operator(connection: Connection, partition: Partition) -> bool:
-    """Take the operators' lock on a partition until the connection ends; tell whether it was free.
+    """Try to take the operators' lock on a partition; return whether it was free.
 
-    Raises DatabaseUnavailable.
+    The lock is held until the connection ends. Raises DatabaseUnavailable.
     """
     # Advisory locks take two signed 32-bit numbers.
     key = zlib.crc32(str(partition).encode()) - 2**31

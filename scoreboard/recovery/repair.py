@@ -1,8 +1,7 @@
-"""Sets scores in Redis right where they drifted, while everybody goes on playing.
+"""Corrects scores in Redis that differ from PostgreSQL, while the board stays open.
 
-Called by `scoreboard repair` with what a verification found. What stays true: a score is set to
-what PostgreSQL, the stream and the parked events say, never moved by a difference, so a second run
-changes nothing; nobody commits while a page is set; every change is in the audit log.
+Invariants: a page of users is corrected under a lock that blocks commits; every change is in the
+audit log; a second run changes nothing.
 """
 
 from collections import defaultdict
@@ -12,18 +11,19 @@ import msgspec
 from msgspec import Struct
 
 from scoreboard.errors import OperatorMistake
-from scoreboard.ledger import checks
 from scoreboard.ledger.audit import insert_audit
 from scoreboard.ledger.pool import Connection, translate_errors
+from scoreboard.ledger.positions import lock_position_shared
 from scoreboard.model import Board, Partition
+from scoreboard.recovery.corrections import correct_users
 from scoreboard.recovery.reseed import ReportProgress
-from scoreboard.recovery.verify import Drift, read_expected_scores
-from scoreboard.store.corrections import REPAIR_MAX, correct_scores
+from scoreboard.recovery.verify import Drift
+from scoreboard.store.corrections import REPAIR_MAX
 from scoreboard.store.store import Store
 
 
 class Change(Struct, frozen=True):
-    """What was done about a user; ``seq`` 0 where it only left the board."""
+    """What was done for a user; ``seq`` is 0 if the user was only removed from the board."""
 
     user_id: str
     partition: int
@@ -41,13 +41,13 @@ async def repair(
     actor: str,
     report: ReportProgress,
 ) -> list[Change]:
-    """Set drifted users right; give what was changed, which may be less than was found.
+    """Correct drifted users; return the changes, which may be fewer than were found.
 
     ``connection`` is in autocommit.
 
-    Raises Busy (too much is not committed), Outdated (a reseed or a failover came between),
-    OperatorMistake (PostgreSQL has no position), Fenced, RedisUnavailable, DatabaseUnavailable:
-    what is done is done, run it again.
+    Raises Busy (too many uncommitted actions), Outdated (a reseed or a failover happened),
+    OperatorMistake (PostgreSQL has no position of the partition, or too many dead letters),
+    Fenced, RedisUnavailable, DatabaseUnavailable: finished pages stay corrected, run it again.
     """
     users: dict[Partition, list[str]] = defaultdict(list)
     for drift in drifted:
@@ -66,20 +66,15 @@ async def repair(
 async def _repair_page(
     store: Store, connection: Connection, partition: Partition, users: Sequence[str], actor: str
 ) -> list[Change]:
-    async def arrivals(candidates: Sequence[str], score: int) -> list[str]:
-        return await checks.select_arrival_order(connection, partition.board, candidates, score)
-
     async with translate_errors(), connection.transaction():
-        position = await checks.lock_position_shared(connection, partition)
+        position = await lock_position_shared(connection, partition)
         if position is None:
             raise OperatorMistake(f"PostgreSQL has no position of {partition}: reseed it")
-        expected_scores = await read_expected_scores(connection, partition, users)
-        uncommitted = await store.read_uncommitted(partition, **msgspec.structs.asdict(position))
-        states = await correct_scores(store, partition, expected_scores, uncommitted, arrivals)
+        results = await correct_users(store, connection, partition, users, position)
         changes = [
-            Change(expected.user_id, partition.number, state.change, state.score, state.seq)
-            for expected, state in zip(expected_scores, states, strict=True)
-            if state.outcome == "corrected"
+            Change(user, partition.number, result.change, result.score, result.seq)
+            for user, result in zip(users, results, strict=True)
+            if result.outcome == "corrected"
         ]
         if changes:
             await insert_audit(

@@ -21,12 +21,13 @@ from msgspec import Struct
 from scoreboard.errors import Busy, Outdated, WaitTimeout
 from scoreboard.ledger import checks, dead_letters
 from scoreboard.ledger.pool import Connection, snapshot, translate_errors
-from scoreboard.ledger.positions import Position, select_position
+from scoreboard.ledger.positions import Position, lock_position_shared, select_position
 from scoreboard.ledger.scores import select_ranking, select_totals
 from scoreboard.model import Board, Partition, partition_of, unpack_score
+from scoreboard.recovery.corrections import read_expected_scores
 from scoreboard.recovery.reseed import ReportProgress
 from scoreboard.store.client import check_durability
-from scoreboard.store.corrections import REPAIR_MAX, ExpectedScore
+from scoreboard.store.corrections import REPAIR_MAX
 from scoreboard.store.scanner import PAGE, Scanner
 from scoreboard.store.store import Store
 from scoreboard.store.uncommitted import UncommittedDeltas
@@ -338,7 +339,7 @@ class _Verification:
 
     async def _recheck_now(self, partition: Partition, users: Sequence[str]) -> None:
         async with translate_errors(), self._connection.transaction():
-            position = await checks.lock_position_shared(self._connection, partition)
+            position = await lock_position_shared(self._connection, partition)
             if position is None:
                 return
             expected_scores = await read_expected_scores(self._connection, partition, users)
@@ -359,7 +360,7 @@ class _Verification:
         for first, second in self._disordered:
             partition = self._partitions[partition_of(first, len(self._partitions))]
             async with translate_errors(), self._connection.transaction():
-                await checks.lock_position_shared(self._connection, partition)
+                await lock_position_shared(self._connection, partition)
                 packed = await self._scanner.packed_scores(partition, [first, second])
                 stands = await checks.read_scores(
                     self._connection, self._board.name, [first, second]
@@ -458,21 +459,3 @@ async def _retry_while_behind(partition: Partition, look: Callable[[], Awaitable
             if time.monotonic() > deadline:
                 raise WaitTimeout(f"{partition} cannot be judged: {error.detail}") from error
         await asyncio.sleep(_POLL_S)
-
-
-async def read_expected_scores(
-    connection: Connection, partition: Partition, users: Sequence[str]
-) -> list[ExpectedScore]:
-    """Say what PostgreSQL has of some users, what is parked included; hold the position meanwhile.
-
-    Raises DatabaseUnavailable.
-    """
-    stands = await checks.read_scores(connection, partition.board, users)
-    owed = await dead_letters.sum_unresolved(connection, partition.board)
-    expected_scores: list[ExpectedScore] = []
-    for user in users:
-        stand = stands.get(user)
-        expected_scores.append(
-            ExpectedScore(user, dead_letters.expected_score(stand and stand.score, owed.get(user)))
-        )
-    return expected_scores

@@ -1,11 +1,10 @@
-"""Boards as readers see them: layout, leaderboard, standing.
+"""Reads of boards: layout, leaderboard, standing.
 
-A board of several partitions is merged here: by packed score, then partition number. Each
+The partitions of a board are merged here, by packed score and then partition number. Each
 partition is read at a moment of its own.
 """
 
-import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from heapq import merge
 from itertools import islice
@@ -14,10 +13,7 @@ from typing import Annotated, Final, TypeVar
 import redis.asyncio as aioredis
 from msgspec import Meta, Struct
 
-from scoreboard.errors import (
-    Uninitialised,
-    UnknownUser,
-)
+from scoreboard.errors import Uninitialised, UnknownUser
 from scoreboard.model import (
     COUNT_MAX,
     PACKED_MAX,
@@ -31,13 +27,13 @@ from scoreboard.model import (
     unpack_score,
 )
 from scoreboard.store.keys import PartitionKeys
-from scoreboard.store.partitions import read_state
-from scoreboard.store.replies import checking_reply
-from scoreboard.store.scripts import Script, call
+from scoreboard.store.partitions import Partitions
+from scoreboard.store.replies import checking_reply, parse_whole
+from scoreboard.store.scripts import Script, call_many
 
-_WHOLE: Final = re.compile(r"\d{1,16}", re.ASCII)
-READ_AGAIN: Final = 2
-"""Most repetitions of a read because partitions began other epochs meanwhile."""
+READS_MAX: Final = 3
+"""Most times that a board is read because its partitions began new epochs."""
+
 _Reply = TypeVar("_Reply")
 _Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
 _Epoch = Annotated[int, Meta(ge=1, le=COUNT_MAX)]
@@ -48,6 +44,8 @@ _NEIGHBOURS: Final = Script.load("neighbours")
 
 
 class _Page(Struct, frozen=True, array_like=True):
+    """The reply of leaderboard.lua."""
+
     epoch: _Epoch
     seq: _Count
     total: _Count
@@ -58,6 +56,8 @@ class _Page(Struct, frozen=True, array_like=True):
 
 
 class _Place(Struct, frozen=True, array_like=True):
+    """The reply of standing.lua."""
+
     epoch: _Epoch
     seq: _Count
     total: _Count
@@ -71,6 +71,8 @@ class _Place(Struct, frozen=True, array_like=True):
 
 
 class _Near(Struct, frozen=True, array_like=True):
+    """The reply of neighbours.lua."""
+
     epoch: _Epoch
     seq: _Count
     total: _Count
@@ -83,61 +85,60 @@ class _Near(Struct, frozen=True, array_like=True):
         _check_rows(self.below)
 
 
-class _Placed(Struct, frozen=True, order=True):
-    """A member in the order of a whole board: best first."""
+class _Member(Struct, frozen=True, order=True):
+    """A member of a board; members sort in ranking order."""
 
-    sort_packed: int
+    negative_packed: int
     partition: int
     user_id: str
 
     @property
     def packed(self) -> int:
-        return -self.sort_packed
+        return -self.negative_packed
 
 
 def _check_rows(rows: Sequence[str]) -> None:
-    """Raise ValueError unless users and packed scores stand in turn."""
-    if len(rows) % 2 or not all(
-        _WHOLE.fullmatch(packed) and int(packed) <= PACKED_MAX for packed in rows[1::2]
-    ):
-        raise ValueError("rows are users and packed scores in turn")
+    """Raise ValueError unless users and packed scores alternate."""
+    scores = [parse_whole(packed) for packed in rows[1::2]]
+    if len(rows) % 2 or not all(score is not None and score <= PACKED_MAX for score in scores):
+        raise ValueError("rows are not alternating users and packed scores")
 
 
-def _pairs(flat: Sequence[str], partition: int) -> list[_Placed]:
+def _members(flat: Sequence[str], partition: int) -> list[_Member]:
     return [
-        _Placed(-int(packed), partition, user)
+        _Member(-int(packed), partition, user)
         for user, packed in zip(flat[::2], flat[1::2], strict=True)
     ]
 
 
-def _rows(placed: Sequence[_Placed], first_index: int) -> tuple[Row, ...]:
+def _rows(members: Sequence[_Member], first_index: int) -> tuple[Row, ...]:
     return tuple(
-        Row(rank, one.user_id, unpack_score(one.packed))
-        for rank, one in enumerate(placed, first_index + 1)
+        Row(rank, member.user_id, unpack_score(member.packed))
+        for rank, member in enumerate(members, first_index + 1)
     )
 
 
 class _EpochChanged(Uninitialised):
-    """A partition began another epoch: the layout of its board may be another one."""
+    """A partition began a new epoch, so the layout of its board may have changed."""
 
 
-class Boards:
-    """Boards as readers see them: layout, leaderboard, standing."""
+class Boards(Partitions):
+    """Reads of boards: layout, leaderboard, standing."""
 
     def __init__(self, client: aioredis.Redis) -> None:
-        """Take a client that decodes replies (store.client.make_client does)."""
-        self._client = client
+        """Use a client that decodes replies, as ``store.client.make_client`` returns it."""
+        super().__init__(client)
         self._layouts: dict[str, Layout] = {}
         self._epochs: dict[str, dict[int, int]] = {}
-        """Epoch of each partition as it was first read under the layout that is known."""
+        """The epoch of each partition at its first read under the known layout."""
 
     async def board(self, name: str) -> Board:
-        """Read what was fixed when a board was made, as partition 0 carries it.
+        """Read the properties of a board from its partition 0.
 
-        Raises Uninitialised on an emptied Redis and where the layout is missing, RedisUnavailable,
+        Raises Uninitialised if Redis is empty or the layout is missing, RedisUnavailable,
         UnexpectedReply.
         """
-        state = await read_state(self._client, Partition(name))
+        state = await self.state(Partition(name))
         if not state.epoch or state.layout is None:
             raise Uninitialised
         if state.layout != self._layouts.get(name):
@@ -146,65 +147,70 @@ class Boards:
         return Board(name, state.layout, state.is_public)
 
     async def leaderboard(self, board: str, *, offset: int = 0, limit: int = 10) -> Window:
-        """Read rows offset…offset+limit of a board, with total, epoch and seq of the same moments.
+        """Read rows offset…offset+limit of a board, with the total, epoch and seq.
+
+        All partitions are read in one round trip.
 
         Raises Uninitialised, RedisUnavailable, ScriptFailed.
         """
-        return await self._current(board, lambda: self._leaderboard(board, offset, limit))
+        return await self._with_layout(
+            board, lambda layout: self._leaderboard(board, layout, offset, limit)
+        )
 
-    async def _leaderboard(self, board: str, offset: int, limit: int) -> Window:
-        layout = await self._layout(board)
+    async def _leaderboard(self, board: str, layout: Layout, offset: int, limit: int) -> Window:
+        numbers = range(layout.partitions)
         if layout.partitions == 1:
-            page = await self._page(Partition(board), offset, limit)
-            rows = _rows(_pairs(page.rows, 0), offset)
+            (page,) = await self._read(_LEADERBOARD, board, {0: [offset, limit]}, _Page)
+            rows = _rows(_members(page.rows, 0), offset)
             return Window(page.epoch, page.seq, page.total, rows, ((page.epoch, page.seq),))
-        pages = [
-            await self._page(Partition(board, number), 0, offset + limit if limit else 0)
-            for number in range(layout.partitions)
-        ]
-        best = merge(*(_pairs(page.rows, number) for number, page in enumerate(pages)))
+        # Any partition may hold all of the rows, so each is read from its first one.
+        args: list[object] = [0, offset + limit if limit else 0]
+        pages = await self._read(_LEADERBOARD, board, dict.fromkeys(numbers, args), _Page)
+        ranking = merge(*(_members(page.rows, number) for number, page in enumerate(pages)))
         return Window(
             epoch=sum(page.epoch for page in pages),
             seq=sum(page.seq for page in pages),
             total=sum(page.total for page in pages),
-            rows=_rows(list(islice(best, offset, offset + limit)), offset),
+            rows=_rows(list(islice(ranking, offset, offset + limit)), offset),
             positions=tuple((page.epoch, page.seq) for page in pages),
         )
 
     async def standing(self, board: str, user_id: str, *, around: int = 0) -> Standing:
-        """Read a user's place, and ``around`` rows to each side (more on one where the other ends).
+        """Read a user's rank and score, with ``around`` rows on each side.
+
+        Near an end of the ranking the rows missing on one side are added on the other. The user's
+        partition is read in one round trip, all others in a second one.
 
         Raises UnknownUser, Uninitialised, RedisUnavailable, ScriptFailed.
         """
-        return await self._current(board, lambda: self._standing(board, user_id, around))
+        return await self._with_layout(
+            board, lambda layout: self._standing(board, layout, user_id, around)
+        )
 
-    async def _standing(self, board: str, user_id: str, around: int) -> Standing:
-        layout = await self._layout(board)
+    async def _standing(self, board: str, layout: Layout, user_id: str, around: int) -> Standing:
         home = partition_of(user_id, layout.partitions)
         # Neighbours of other partitions may fill a whole window on either side.
         width = around if layout.partitions == 1 else 2 * around
-        place = await self._read(_STANDING, Partition(board, home), [user_id, width], _Place)
+        (place,) = await self._read(_STANDING, board, {home: [user_id, width]}, _Place)
         if place.index < 0:
             raise UnknownUser(f"The user has no score on board {board}")
         epoch, seq, total, index = place.epoch, place.seq, place.total, place.index
-        near = _pairs(place.rows, home)
+        near = _members(place.rows, home)
         first = place.first
         if layout.partitions > 1:
-            for number in range(layout.partitions):
-                if number == home:
-                    continue
-                other = await self._read(
-                    _NEIGHBOURS,
-                    Partition(board, number),
-                    [place.packed, int(number < home), width],
-                    _Near,
-                )
+            args: dict[int, list[object]] = {
+                number: [place.packed, int(number < home), width]
+                for number in range(layout.partitions)
+                if number != home
+            }
+            others = await self._read(_NEIGHBOURS, board, args, _Near)
+            for number, other in zip(args, others, strict=True):
                 epoch, seq, total = epoch + other.epoch, seq + other.seq, total + other.total
                 index += other.count_above
-                near += _pairs(other.above, number) + _pairs(other.below, number)
+                near += _members(other.above, number) + _members(other.below, number)
             near.sort()
             with checking_reply(_STANDING.name):
-                at = near.index(_Placed(-place.packed, home, user_id))
+                at = near.index(_Member(-place.packed, home, user_id))
             first = max(0, min(index - around, total - 1 - 2 * around))
             start = max(0, at - (index - first))
             near = near[start : start + 2 * around + 1]
@@ -218,34 +224,41 @@ class Boards:
             neighbours=_rows(near, first) if around else (),
         )
 
-    async def _current(self, board: str, read: Callable[[], Awaitable[_Reply]]) -> _Reply:
-        """Read by the layout that is known; if that may have changed, learn it and read again.
+    async def _with_layout(self, board: str, read: Callable[[Layout], Awaitable[_Reply]]) -> _Reply:
+        """Read by the known layout; if that may have changed, learn it and read again.
 
-        A layout changes together with the epoch of each partition, or its partitions are retired.
+        A change of layout gives each partition a new epoch or retires it.
         """
-        for _ in range(READ_AGAIN):
+        for _ in range(READS_MAX - 1):
             with suppress(Uninitialised):
-                return await read()
+                return await read(self._layouts.get(board) or (await self.board(board)).layout)
             await self.board(board)
             self._epochs.pop(board, None)
-        return await read()
-
-    async def _layout(self, board: str) -> Layout:
-        return self._layouts.get(board) or (await self.board(board)).layout
-
-    async def _page(self, partition: Partition, offset: int, limit: int) -> _Page:
-        return await self._read(_LEADERBOARD, partition, [offset, limit], _Page)
+        return await read(self._layouts[board])
 
     async def _read(
-        self, script: Script, partition: Partition, args: list[object], shape: type[_Read]
-    ) -> _Read:
-        keys = PartitionKeys(partition)
-        names = [keys.board, keys.meta]
-        found = await call(self._client, script, names, args, shape, reads=True)
-        epochs = self._epochs.setdefault(partition.board, {})
-        known = epochs.get(partition.number)
-        if known is None or found.epoch > known:
-            epochs[partition.number] = found.epoch
-        if known is not None and found.epoch > known:
+        self, script: Script, board: str, args: dict[int, list[object]], shape: type[_Read]
+    ) -> list[_Read]:
+        """Run a script on partitions of a board in one round trip; ``args`` by partition number.
+
+        Raises _EpochChanged if a partition has begun a new epoch.
+        """
+        all_keys = [PartitionKeys(Partition(board, number)) for number in args]
+        calls = [
+            ([keys.board, keys.meta], values)
+            for keys, values in zip(all_keys, args.values(), strict=True)
+        ]
+        replies = await call_many(self._client, script, calls, shape)
+        self._check_epochs(board, zip(args, (reply.epoch for reply in replies), strict=True))
+        return replies
+
+    def _check_epochs(self, board: str, epochs: Iterable[tuple[int, int]]) -> None:
+        known = self._epochs.setdefault(board, {})
+        is_changed = False
+        for number, epoch in epochs:
+            before = known.get(number)
+            if before is None or epoch > before:
+                known[number] = epoch
+            is_changed = is_changed or (before is not None and epoch > before)
+        if is_changed:
             raise _EpochChanged
-        return found

@@ -1,44 +1,39 @@
-"""Sets scores in Redis to what PostgreSQL expects. Called by the flusher and by `repair`."""
+"""Sets scores in Redis to the expected ones, beside the traffic."""
 
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
-import msgspec
-import redis.asyncio as aioredis
 from msgspec import Struct
 
-from scoreboard.errors import (
-    Busy,
-    ScriptFailed,
-)
-from scoreboard.model import (
-    SLOT_COUNT,
-    Partition,
-    pack,
-)
+from scoreboard.errors import Busy, ScriptFailed
+from scoreboard.model import SLOT_COUNT, Partition, pack
 from scoreboard.store.keys import PartitionKeys
-from scoreboard.store.partitions import read_replication_id
+from scoreboard.store.partitions import Partitions
 from scoreboard.store.replies import checking_reply, read_reply
 from scoreboard.store.scripts import Script, call
 from scoreboard.store.uncommitted import ENTRIES_MAX, UncommittedDeltas
 
-EXTENSIONS: Final = 5
-"""Times a tail is read on because more came meanwhile than a script may add up."""
-_Entry = tuple[bytes, dict[bytes, bytes]]
-_REPAIR: Final = Script.load("repair")
+EXTENSIONS_MAX: Final = 5
+"""Most times that new entries are read because there are more than a script adds up."""
+
 STREAM_PAGE: Final = 1000
 """Stream entries of one read."""
 
 REPAIR_MAX: Final = 64
 """Most users of one repair call; lua/repair.lua enforces the same limit."""
 
+EQUALS_MAX: Final = 512
+"""Most users of one score that are put in order; lua/repair.lua enforces the same limit."""
+
+_Entry = tuple[bytes, dict[bytes, bytes]]
+_REPAIR: Final = Script.load("repair")
+
 
 class ExpectedScore(Struct, frozen=True):
-    """What PostgreSQL says of a user; ``score`` None where it has no score of theirs.
+    """A user's score according to PostgreSQL, dead letters included; None for no score.
 
-    ``equals`` are the users whom it knows at the score to be set, in order of arrival: with them
-    the user gets the place that is due, else the last one.
+    ``equals`` are the users with the score to be set, in order of arrival, the user among them.
+    Without them the user is placed last.
     """
 
     user_id: str
@@ -47,7 +42,7 @@ class ExpectedScore(Struct, frozen=True):
 
 
 class Repaired(Struct, frozen=True, array_like=True):
-    """What was, or in a dry run would be, done about a user: ``score`` is the right one."""
+    """What was done for a user, or would be in a dry run; ``score`` is the expected one."""
 
     outcome: str
     change: int
@@ -55,23 +50,18 @@ class Repaired(Struct, frozen=True, array_like=True):
     seq: int
 
 
-class Corrections:
-    """Sets scores in Redis to what PostgreSQL expects. Called by the flusher and by `repair`."""
-
-    def __init__(self, client: aioredis.Redis) -> None:
-        """Take a client that decodes replies (store.client.make_client does)."""
-        self._client = client
+class Corrections(Partitions):
+    """Sets scores in Redis to the expected ones, beside the traffic."""
 
     async def read_uncommitted(
         self, partition: Partition, *, epoch: int, seq: int, stream_id: str
     ) -> UncommittedDeltas:
-        """Sum up what the stream adds to a committed position, which may not move meanwhile.
+        """Sum up the deltas behind a committed position, which must not move meanwhile.
 
         Raises Busy (more than ``ENTRIES_MAX`` actions), RedisUnavailable, UnexpectedReply.
         """
-        replication_id = await read_replication_id(self._client)
         uncommitted = UncommittedDeltas(
-            replication_id=replication_id, epoch=epoch, seq=seq, stream_id=stream_id
+            replication_id=await self.replication_id(), epoch=epoch, seq=seq, stream_id=stream_id
         )
         await self._extend(partition, uncommitted)
         return uncommitted
@@ -84,21 +74,21 @@ class Corrections:
         *,
         is_dry: bool = False,
     ) -> list[Repaired]:
-        """Set up to 64 users' scores to what PostgreSQL has plus what the stream still adds.
+        """Set up to ``REPAIR_MAX`` users' scores to the expected ones; return what was done.
 
-        ``uncommitted`` belongs to the committed position, which may not move meanwhile: hold the
-        partition's row of flush_state. A second run changes nothing.
+        ``uncommitted`` starts at the committed position, which must not move meanwhile: hold the
+        lock on the partition's row of flush_state. A second run changes nothing.
 
-        Raises Outdated (it moved all the same, or another history or epoch began), Busy (too many
-        actions are not committed), ScoreOutOfRange, Fenced, Uninitialised, RedisUnavailable
-        (repeat it), ScriptFailed.
+        Raises Outdated (the position moved, or another replication id or epoch began), Busy (too
+        many uncommitted actions), ScoreOutOfRange, Fenced, Uninitialised, RedisUnavailable
+        (repeat the call), ScriptFailed.
         """
-        for _ in range(EXTENSIONS):
+        for _ in range(EXTENSIONS_MAX):
             try:
                 return await self._repair(partition, expected_scores, uncommitted, is_dry=is_dry)
             except Busy:
                 await self._extend(partition, uncommitted)
-        raise Busy("Actions come faster than they can be added up")
+        raise Busy("Actions arrive faster than they can be added up")
 
     async def _repair(
         self,
@@ -118,17 +108,17 @@ class Corrections:
             int(is_dry),
         ]
         for expected in expected_scores:
-            due = uncommitted.due(expected.user_id, expected.score)
-            args += [expected.user_id, due, len(expected.equals), *expected.equals]
-        states = await call(self._client, _REPAIR, names, args, list[Repaired])
-        if len(states) != len(expected_scores):
+            score = uncommitted.expected_score(expected.user_id, expected.score)
+            args += [expected.user_id, score, len(expected.equals), *expected.equals]
+        results = await call(self._client, _REPAIR, names, args, list[Repaired])
+        if len(results) != len(expected_scores):
             raise ScriptFailed(
-                f"{_REPAIR.name} answered {len(states)} of {len(expected_scores)} users"
+                f"{_REPAIR.name} answered {len(results)} of {len(expected_scores)} users"
             )
-        return states
+        return results
 
     async def _extend(self, partition: Partition, uncommitted: UncommittedDeltas) -> None:
-        """Read a tail to the present end of the stream."""
+        """Read on to the current end of the stream."""
         events = PartitionKeys(partition).events
         while True:
             page = self._client.execute_command(
@@ -137,60 +127,18 @@ class Corrections:
             )
             entries = await read_reply(page, list[_Entry], f"XRANGE {events}")
             with checking_reply(f"XRANGE {events}"):
-                uncommitted.take(entries)
+                uncommitted.add(entries)
             if len(entries) < STREAM_PAGE:
                 return
             if uncommitted.count > ENTRIES_MAX:
                 raise Busy(f"More than {ENTRIES_MAX} actions are not committed yet")
 
-    async def users_at_score(self, partition: Partition, score: int, *, most: int) -> list[str]:
-        """Give up to ``most`` users of a partition who stand at a score, best first.
+    async def users_at_score(self, partition: Partition, score: int, *, limit: int) -> list[str]:
+        """Read up to ``limit`` users of a partition with a score, in ranking order.
 
         Raises RedisUnavailable, UnexpectedReply.
         """
         low, high = pack(score, 0), pack(score, SLOT_COUNT - 1)
         board = PartitionKeys(partition).board
-        reply = self._client.zrange(board, high, low, desc=True, byscore=True, offset=0, num=most)
+        reply = self._client.zrange(board, high, low, desc=True, byscore=True, offset=0, num=limit)
         return await read_reply(reply, list[str], f"ZRANGE {board}")
-
-
-EQUALS_MAX: Final = 512
-"""Most users of one score whose places are dealt anew; lua/repair.lua says the same."""
-
-ArrivalOrder = Callable[[Sequence[str], int], Awaitable[list[str]]]
-"""Gives those of some users who have a score in PostgreSQL, in order of arrival."""
-
-
-async def correct_scores(
-    store: Corrections,
-    partition: Partition,
-    expected_scores: Sequence[ExpectedScore],
-    uncommitted: UncommittedDeltas,
-    arrivals: ArrivalOrder,
-) -> list[Repaired]:
-    """Set up to 64 users right; give what was done about each, in order.
-
-    ``uncommitted`` belongs to the committed position, which may not move meanwhile.
-
-    Raises what Live.repair raises.
-    """
-    states = await store.repair(partition, expected_scores, uncommitted, is_dry=True)
-    coming: dict[int, list[int]] = defaultdict(list)
-    for place, state in enumerate(states):
-        if state.outcome != "unchanged":
-            coming[state.score].append(place)
-    due: dict[int, ExpectedScore] = {}
-    for score, places in coming.items():
-        standing = await store.users_at_score(partition, score, most=EQUALS_MAX)
-        users = [*standing, *(expected_scores[place].user_id for place in places)]
-        equals: tuple[str, ...] = ()
-        # Of too many nobody knows the order: whoever comes takes the last place.
-        if len(users) <= EQUALS_MAX:
-            equals = tuple(uncommitted.order(users, await arrivals(users, score)))
-        for place in places:
-            due[place] = msgspec.structs.replace(expected_scores[place], equals=equals)
-    if due:
-        done = await store.repair(partition, list(due.values()), uncommitted)
-        for place, state in zip(due, done, strict=True):
-            states[place] = state
-    return states

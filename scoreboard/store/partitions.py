@@ -1,26 +1,25 @@
-"""What a partition of Redis says of itself, and its stream of events."""
+"""The state of a partition and its stream of events."""
 
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, Final
 
-import redis.asyncio as aioredis
 from msgspec import Meta, Struct, field
 from redis.exceptions import RedisError
 
-from scoreboard.model import (
-    COUNT_MAX,
-    PARTITIONS_MAX,
-    Layout,
-    Partition,
-    StreamId,
-)
+from scoreboard.model import COUNT_MAX, PARTITIONS_MAX, Layout, Partition, StreamId
+from scoreboard.store.base import StoreClient
 from scoreboard.store.keys import COMMITS_PREFIX, GROUP, PartitionKeys
-from scoreboard.store.replies import checking_reply, convert, read_reply, translate_error
+from scoreboard.store.replies import (
+    checking_reply,
+    convert,
+    parse_whole,
+    read_reply,
+    translate_error,
+)
 from scoreboard.store.scripts import Script, call
 
-_WHOLE: Final = re.compile(r"\d{1,16}", re.ASCII)
 _FENCE_TOKEN: Final = re.compile(r"[!-~]+")
 _COMMITTED: Final = re.compile(r"(\d{1,16}):(\d{1,16})", re.ASCII)
 _Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
@@ -29,14 +28,15 @@ _HISTORY: Final = Script.load("history")
 
 
 class _Stream(Struct, frozen=True):
-    """What XINFO STREAM says."""
+    """The fields of XINFO STREAM that are used."""
 
     length: _Count
     last_id: StreamId = field(name="last-generated-id")
+    first_entry: tuple[StreamId, Any] | None = field(name="first-entry")
 
 
 class _Group(Struct, frozen=True):
-    """What XINFO GROUPS says of one group."""
+    """The fields of a group in XINFO GROUPS that are used."""
 
     name: str
     pending: _Count
@@ -44,10 +44,10 @@ class _Group(Struct, frozen=True):
 
 
 class PartitionState(Struct, frozen=True):
-    """What a partition's meta hash says. ``epoch`` 0: emptied, nothing is accepted.
+    """The contents of a partition's meta hash.
 
-    A field that cannot be read counts as missing, as it does in the scripts. ``layout`` None: it is
-    missing, and nothing is accepted either.
+    ``epoch`` 0: the partition is empty. ``layout`` None: the field is missing. In both cases no
+    action is accepted. A field that cannot be parsed counts as missing, as in the scripts.
     """
 
     epoch: int = 0
@@ -59,31 +59,32 @@ class PartitionState(Struct, frozen=True):
     is_retired: bool = False
     """Whether the board no longer has this partition; then ``epoch`` is 0."""
     committed_seq: int = 0
-    """What PostgreSQL is known to have committed of this epoch."""
+    """The highest seq of this epoch known to be committed to PostgreSQL."""
 
 
 class Backlog(Struct, frozen=True):
-    """What a partition's stream still holds for the flusher."""
+    """What a partition's stream holds for the flusher. Committed entries are trimmed at once."""
 
     entries: int = 0
     pending: int = 0
+    first_id: str = ""
+    """The oldest entry, empty if there is none."""
     last_id: str = "0-0"
     delivered_id: str = ""
 
     @property
     def is_drained(self) -> bool:
-        """Tell whether everything was delivered and acknowledged, which follows its COMMIT."""
+        """Return whether every entry was delivered and acknowledged, so it is committed."""
         return not self.entries or (not self.pending and self.delivered_id == self.last_id)
 
+    @property
+    def oldest_ms(self) -> int | None:
+        """When Redis accepted the oldest entry, ms since 1970; None if there is no entry."""
+        return int(self.first_id.partition("-")[0]) if self.first_id else None
 
-def _whole(text: str | None) -> int | None:
-    """Read a whole number as the scripts do; None where it is none, or beyond a double."""
-    number = int(text) if text is not None and _WHOLE.fullmatch(text) else None
-    return number if number is None or number <= COUNT_MAX else None
 
-
-def _state_of(facts: Mapping[str, str]) -> PartitionState:
-    epoch, seq = _whole(facts.get("epoch")), _whole(facts.get("seq"))
+def _parse_state(facts: Mapping[str, str]) -> PartitionState:
+    epoch, seq = parse_whole(facts.get("epoch")), parse_whole(facts.get("seq"))
     fence = facts.get("fence", "")
     fence = fence if _FENCE_TOKEN.fullmatch(fence) else ""
     if not epoch or seq is None:
@@ -99,45 +100,27 @@ def _state_of(facts: Mapping[str, str]) -> PartitionState:
         layout=layout,
         is_public=facts.get("public") == "1",
         fence=fence,
-        committed_seq=_whole(committed[2]) or 0
-        if committed and _whole(committed[1]) == epoch
+        committed_seq=parse_whole(committed[2]) or 0
+        if committed and parse_whole(committed[1]) == epoch
         else 0,
     )
 
 
-async def read_replication_id(client: aioredis.Redis) -> str:
-    """Name the history of writes that the server continues: another after each failover.
-
-    Raises RedisUnavailable, ScriptFailed.
-    """
-    return await call(client, _HISTORY, [], [], str, reads=True)
-
-
-async def read_state(client: aioredis.Redis, partition: Partition) -> PartitionState:
-    """Read where a partition stands.
-
-    Raises RedisUnavailable, UnexpectedReply.
-    """
-    meta = PartitionKeys(partition).meta
-    return _state_of(await read_reply(client.hgetall(meta), dict[str, str], f"HGETALL {meta}"))
-
-
-class Partitions:
-    """What a partition of Redis says of itself, and its stream of events."""
-
-    def __init__(self, client: aioredis.Redis) -> None:
-        """Take a client that decodes replies (store.client.make_client does)."""
-        self._client = client
+class Partitions(StoreClient):
+    """The state of partitions and their streams of events."""
 
     async def state(self, partition: Partition) -> PartitionState:
-        """Read where a partition stands.
+        """Read the state of a partition.
 
         Raises RedisUnavailable, UnexpectedReply.
         """
-        return await read_state(self._client, partition)
+        meta = PartitionKeys(partition).meta
+        return _parse_state(
+            await read_reply(self._client.hgetall(meta), dict[str, str], f"HGETALL {meta}")
+        )
 
     async def states(self, board: str) -> dict[int, PartitionState]:
-        """Read where every partition stands that Redis knows of a board, whatever its layout.
+        """Read the states of all partitions of a board that Redis has, whatever its layout.
 
         Raises RedisUnavailable, UnexpectedReply.
         """
@@ -155,11 +138,11 @@ class Partitions:
             with checking_reply(f"HGETALL {meta}"):
                 facts = convert(reply, dict[str, str])
             if facts:
-                states[number] = _state_of(facts)
+                states[number] = _parse_state(facts)
         return states
 
     async def backlog(self, partition: Partition) -> Backlog:
-        """Read what the stream of a partition still holds for the flusher.
+        """Read what the stream of a partition holds for the flusher.
 
         Raises RedisUnavailable, UnexpectedReply.
         """
@@ -176,21 +159,23 @@ class Partitions:
         return Backlog(
             entries=stream.length,
             pending=group.pending if group else 0,
+            first_id=stream.first_entry[0] if stream.first_entry else "",
             last_id=stream.last_id,
             delivered_id=group.delivered_id if group else "",
         )
 
     async def replication_id(self) -> str:
-        """Name the history of writes that the server continues: another after each failover.
+        """Read the server's replication id, which changes with every failover and restart.
 
-        Read it before what is later acted on: trim and repair refuse where it has changed.
+        Read it before the data that a later call depends on: trim and repair are refused if it
+        has changed since.
 
         Raises RedisUnavailable, ScriptFailed.
         """
-        return await read_replication_id(self._client)
+        return await call(self._client, _HISTORY, [], [], str, reads=True)
 
     async def now_s(self) -> float:
-        """Read Redis's clock, which names the generations of the seen window (seconds since 1970).
+        """Read Redis's clock in seconds since 1970; it decides the generation of an action.
 
         Raises RedisUnavailable, UnexpectedReply.
         """
@@ -208,15 +193,15 @@ class Partitions:
         first_seq: int,
         last_seq: int,
     ) -> int:
-        """Acknowledge a committed batch and cut the stream behind it; give how many entries went.
+        """Acknowledge a committed batch and trim the stream; return how many entries were removed.
 
-        ``last_id`` is the id of its last entry, ``first_seq`` and ``last_seq`` are the seqs it
-        spans: the last one becomes the committed position, told to whoever waits for it.
-        ``first_seq`` is 0 where entries before it are known to be missing, both are 0 where no seq
-        of the batch can be read.
+        ``last_id`` is the id of its last entry. ``first_seq`` and ``last_seq`` are the seqs it
+        spans; the last one becomes the committed position, which is published. ``first_seq`` is 0
+        if entries before the batch are known to be missing, both are 0 if no seq of the batch can
+        be parsed.
 
-        Raises Outdated (other history or epoch, or something before the batch is not committed:
-        read from the start of the stream again), Uninitialised, RedisUnavailable, ScriptFailed.
+        Raises Outdated (another replication id or epoch, or an entry before the batch is not
+        committed: read the stream from its start), Uninitialised, RedisUnavailable, ScriptFailed.
         """
         keys = PartitionKeys(partition)
         names = [keys.events, keys.meta]

@@ -3,21 +3,17 @@
 from collections.abc import Sequence
 from typing import Annotated, Final
 
-import redis.asyncio as aioredis
 from msgspec import Meta
 
-from scoreboard.model import (
-    COUNT_MAX,
-    Board,
-    Layout,
-    Partition,
-)
+from scoreboard.model import COUNT_MAX, Board, Layout, Partition
+from scoreboard.store.base import StoreClient
 from scoreboard.store.keys import GROUP, PartitionKeys
 from scoreboard.store.partitions import PartitionState
 from scoreboard.store.scripts import Script, call
 
 PAGE: Final = 1000
 """Most scores or dedup records of one call."""
+
 _Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
 _FENCE: Final = Script.load("fence")
 _RESTORE: Final = Script.load("restore")
@@ -26,20 +22,17 @@ _RETIRE: Final = Script.load("retire")
 _OPEN: Final = Script.load("open")
 
 
-class Rebuilding:
+class Rebuilding(StoreClient):
     """The steps of a reseed: fence, restore, remember, open, retire."""
-
-    def __init__(self, client: aioredis.Redis) -> None:
-        """Take a client that decodes replies (store.client.make_client does)."""
-        self._client = client
 
     async def fence(
         self, partition: Partition, token: str, seen: PartitionState, *, committed: int = -1
     ) -> tuple[int, int]:
-        """Stop accepting, in the name of ``token``; give epoch and seq (0, 0 on an emptied Redis).
+        """Stop accepting actions; return epoch and seq, (0, 0) if the partition is empty.
 
-        ``seen`` is the state that the caller saw while it was sure that it alone may do this;
-        ``committed`` the highest committed seq that it knows of, -1 where that does not matter.
+        ``token`` identifies the fence. ``seen`` is the state that the caller read while it held
+        the operators' lock. ``committed`` is the highest committed seq the caller knows of, -1 to
+        skip that check.
 
         Raises Outdated (the partition has changed since), RedisUnavailable, ScriptFailed.
         """
@@ -50,7 +43,9 @@ class Rebuilding:
     async def restore(
         self, partition: Partition, token: str, page: Sequence[tuple[int, str]], *, first: bool
     ) -> int:
-        """Put a page of (packed, user) into the shadow board; give its size.
+        """Add a page of (packed score, user) to the shadow board; return its size.
+
+        ``first`` empties the shadow board before.
 
         Raises OperatorMistake if another operator holds the fence, RedisUnavailable, ScriptFailed.
         """
@@ -63,26 +58,29 @@ class Rebuilding:
         self,
         partition: Partition,
         token: str,
-        seen: tuple[int, int],
+        shard: tuple[int, int],
         page: Sequence[tuple[bytes, str]],
         *,
         expires_at_s: int,
         first: bool,
     ) -> int:
-        """Put (digest, ``delta:score:seq``) into the seen hash (generation, shard); give its size.
+        """Add (digest, ``delta:score:seq``) to a shard of the dedup window; return its size.
+
+        ``shard`` is (generation, number). ``first`` empties the shard before. ``expires_at_s`` is
+        in seconds since 1970.
 
         Raises OperatorMistake if another operator holds the fence, RedisUnavailable, ScriptFailed.
         """
         keys = PartitionKeys(partition)
         flat = [value for pair in page for value in pair]
         args = [token, int(first), expires_at_s, *flat]
-        return await call(self._client, _REMEMBER, [keys.meta, keys.dedup_shard(*seen)], args, int)
+        return await call(self._client, _REMEMBER, [keys.meta, keys.dedup_shard(*shard)], args, int)
 
     async def retire(self, partition: Partition, token: str, layout: Layout) -> None:
-        """Empty a fenced partition that its board no longer has; callers learn ``layout`` there.
+        """Empty a fenced partition that its board no longer has; later callers learn ``layout``.
 
-        Raises OperatorMistake if another operator holds the fence, Busy if actions of the stream
-        are not committed, RedisUnavailable (repeat it), ScriptFailed.
+        Raises OperatorMistake if another operator holds the fence, Busy if the stream holds
+        uncommitted actions, RedisUnavailable (repeat the call), ScriptFailed.
         """
         keys = PartitionKeys(partition)
         names = [keys.meta, keys.board, keys.shadow, keys.events]
@@ -99,10 +97,12 @@ class Rebuilding:
         stream_id: str,
         members: int,
     ) -> int:
-        """Make the shadow the board, under a new epoch, and accept again; give its members.
+        """Replace the board with the shadow board under a new epoch and accept actions again.
 
-        Raises OperatorMistake if the fence was lost or the shadow is incomplete, RedisUnavailable
-        (it may have happened: read ``state``), ScriptFailed.
+        Returns the number of members.
+
+        Raises OperatorMistake if the fence was lost or the shadow board is incomplete,
+        RedisUnavailable (the call may have succeeded: read ``state``), ScriptFailed.
         """
         keys = PartitionKeys(partition)
         names = [keys.board, keys.shadow, keys.events, keys.meta, keys.changes]

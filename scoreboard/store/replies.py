@@ -1,10 +1,11 @@
-"""Turns replies of Redis into values, and whatever goes wrong into an error of this project.
+"""Converts replies of Redis to values, and failures to errors of this project.
 
-All reads of Redis pass through here. What stays true: whatever a server answers, the caller gets a
-value of the shape it asked for, or a ScoreboardError; never an exception of a parser, which would
-end the task that owns it and with it the process.
+Every read of Redis uses this module. Invariant: whatever a server answers, the caller gets a value
+of the requested shape or a ScoreboardError, never an exception of a parser, which would end the
+task that owns it and with it the process.
 """
 
+import re
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
@@ -22,9 +23,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from scoreboard.errors import RedisUnavailable, ScoreboardError, UnexpectedReply
+from scoreboard.model import COUNT_MAX
 
 CONNECTION_ERRORS: Final = (RedisConnectionError, RedisTimeoutError, OSError)
-"""What redis-py raises when the connection failed: nothing is known of what was sent."""
+"""Raised by redis-py when the connection failed: the outcome of what was sent is unknown."""
 
 PARSE_ERRORS: Final = (
     msgspec.MsgspecError,
@@ -34,12 +36,13 @@ PARSE_ERRORS: Final = (
     AttributeError,
     ArithmeticError,
 )
-"""What parsers raise for a reply of another shape: ours, redis-py's and hiredis's."""
+"""Raised by parsers (ours, redis-py's and hiredis's) for a reply of another shape."""
 
 SERVER_REFUSALS: Final = frozenset({"MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "BUSY"})
-"""First words by which the server refuses a command before it writes anything."""
+"""Error codes with which the server refuses a command before it writes anything."""
 
 _REFUSED: Final = (ReadOnlyError, OutOfMemoryError, AuthenticationError, NoPermissionError)
+_WHOLE: Final = re.compile(r"\d{1,16}", re.ASCII)
 
 _Shape = TypeVar("_Shape")
 
@@ -57,7 +60,7 @@ async def read_reply(waiting: Awaitable[Any], shape: type[_Shape], what: str) ->
 
 @contextmanager
 def checking_reply(what: str) -> Iterator[None]:
-    """Let a block work on replies that have the right shape and may still contradict each other.
+    """Guard a block that works on replies whose contents may contradict each other.
 
     Raises UnexpectedReply.
     """
@@ -67,27 +70,33 @@ def checking_reply(what: str) -> Iterator[None]:
         raise translate_error(error, what) from error
 
 
-def convert(reply: Any, shape: type[_Shape]) -> _Shape:  # noqa: ANN401 (that is the point)
-    """Give a reply in the shape asked for; numbers may be text.
+def convert(reply: Any, shape: type[_Shape]) -> _Shape:  # noqa: ANN401 (any reply)
+    """Return a reply in the requested shape; numbers may be text.
 
-    Raises one of UNREADABLE.
+    Raises one of PARSE_ERRORS.
     """
     return msgspec.convert(reply, shape, strict=False)
 
 
+def parse_whole(text: str | None) -> int | None:
+    """Return a whole number from 0 to 2⁵³-1, as the scripts parse it; None for anything else."""
+    number = int(text) if text is not None and _WHOLE.fullmatch(text) else None
+    return number if number is None or number <= COUNT_MAX else None
+
+
 def translate_error(error: Exception, what: str) -> ScoreboardError:
-    """Translate what a command raised."""
+    """Return the error to raise for what a command raised."""
     if isinstance(error, CONNECTION_ERRORS):
         return RedisUnavailable()
     if isinstance(error, _REFUSED) or (
         isinstance(error, ResponseError) and error_code(error) in SERVER_REFUSALS
     ):
-        return RedisUnavailable("The live store refuses the command")
+        return RedisUnavailable("Redis refuses the command")
     if isinstance(error, RedisError):
         return UnexpectedReply(f"{what}: {error_code(error)[:64] or type(error).__name__}")
     return UnexpectedReply(f"{what}: the reply has another shape ({type(error).__name__})")
 
 
 def error_code(error: Exception) -> str:
-    """Give the code of a refusal; the rest is data and words, to which servers append."""
+    """Return the first word of an error reply; servers append text and data to it."""
     return str(error).partition(" ")[0]

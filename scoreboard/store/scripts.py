@@ -1,7 +1,8 @@
-"""Runs scripts by their digest and turns refusals into errors; used by live and dispatcher only."""
+"""Runs Lua scripts by their digest and turns refusals into errors."""
 
 import hashlib
-from typing import Any, Final, TypeVar
+from collections.abc import Sequence
+from typing import Any, Final, NoReturn, TypeVar
 
 import redis.asyncio as aioredis
 from msgspec import Struct
@@ -25,9 +26,11 @@ from scoreboard.store.replies import (
 )
 
 _EXPLAINED: Final = frozenset({"FENCE", "STALE", "LAG"})
-"""Refusals whose words the caller passes on."""
+"""Refusals whose text becomes the detail of the error."""
 
 _Shape = TypeVar("_Shape")
+_Call = tuple[Sequence[str], Sequence[Any]]
+"""Keys and arguments of a call."""
 
 
 class Script(Struct, frozen=True):
@@ -45,11 +48,10 @@ class Script(Struct, frozen=True):
 
 
 def refusal_error(error: Exception, script: Script, key: str) -> ScoreboardError:
-    """Translate what redis-py raised for a script's reply; counts refusals.
+    """Translate what redis-py raised for a script's reply; count refusals.
 
-    ``key`` is one of the call's, which tells an operator the partition.
-
-    BUCKET and LAYOUT are the caller's to handle before it comes here.
+    ``key`` is a key of the call, which names the partition in a message. The caller handles BUCKET
+    and LAYOUT itself.
     """
     code = error_code(error) if isinstance(error, ResponseError) else ""
     kind = REFUSALS.get(code)
@@ -65,27 +67,72 @@ def refusal_error(error: Exception, script: Script, key: str) -> ScoreboardError
 async def call(
     client: aioredis.Redis,
     script: Script,
-    keys: list[str],
-    args: list[Any],
+    keys: Sequence[str],
+    args: Sequence[Any],
     shape: type[_Shape],
     *,
     reads: bool = False,
 ) -> _Shape:
-    """Run one script and give its reply in ``shape``; load it where the server does not know it.
+    """Run a script and return its reply as ``shape``; load the script if the server lacks it.
 
-    Raises RedisUnavailable when the connection fails (a write may or may not have happened: only
-    repeatable scripts are run this way), ScriptFailed, and the error of a refusal.
+    Raises RedisUnavailable when the connection fails (a write may have happened: only repeatable
+    scripts are run this way), ScriptFailed, and the error of a refusal.
     """
-    command = "EVALSHA_RO" if reads else "EVALSHA"
+    command = _command(script, (keys, args), reads=reads)
     with REDIS_CALLS.labels(script.name).time():
         try:
             try:
-                reply = await client.execute_command(command, script.sha, len(keys), *keys, *args)
+                reply = await client.execute_command(*command)
             except NoScriptError:
                 await client.script_load(script.text)  # pyright: ignore[reportArgumentType]
-                reply = await client.execute_command(command, script.sha, len(keys), *keys, *args)
+                reply = await client.execute_command(*command)
             return convert(reply, shape)
         except (*CONNECTION_ERRORS, RedisError, *PARSE_ERRORS) as error:
-            known = refusal_error(error, script, keys[0] if keys else "")
-            is_cause = isinstance(known, RedisUnavailable | UnexpectedReply)
-            raise known from (error if is_cause else None)  # a refusal explains itself
+            _raise(error, script, keys)
+
+
+async def call_many(
+    client: aioredis.Redis, script: Script, calls: Sequence[_Call], shape: type[_Shape]
+) -> list[_Shape]:
+    """Run a reading script several times in one round trip; return the replies in order.
+
+    Raises what ``call`` raises, for the first call that failed.
+    """
+    if len(calls) == 1:
+        keys, args = calls[0]
+        return [await call(client, script, keys, args, shape, reads=True)]
+    with REDIS_CALLS.labels(script.name).time():
+        try:
+            replies = await _pipeline(client, script, calls)
+            if any(isinstance(reply, NoScriptError) for reply in replies):
+                await client.script_load(script.text)  # pyright: ignore[reportArgumentType]
+                replies = await _pipeline(client, script, calls)
+        except (*CONNECTION_ERRORS, RedisError, *PARSE_ERRORS) as error:
+            _raise(error, script, calls[0][0])
+    found: list[_Shape] = []
+    for (keys, _), reply in zip(calls, replies, strict=True):
+        try:
+            if isinstance(reply, Exception):
+                raise reply
+            found.append(convert(reply, shape))
+        except (*CONNECTION_ERRORS, RedisError, *PARSE_ERRORS) as error:
+            _raise(error, script, keys)
+    return found
+
+
+async def _pipeline(client: aioredis.Redis, script: Script, calls: Sequence[_Call]) -> list[Any]:
+    async with client.pipeline(transaction=False) as pipe:
+        for one in calls:
+            pipe.execute_command(*_command(script, one, reads=True))
+        return await pipe.execute(raise_on_error=False)
+
+
+def _command(script: Script, one: _Call, *, reads: bool) -> tuple[Any, ...]:
+    keys, args = one
+    return ("EVALSHA_RO" if reads else "EVALSHA", script.sha, len(keys), *keys, *args)
+
+
+def _raise(error: Exception, script: Script, keys: Sequence[str]) -> NoReturn:
+    known = refusal_error(error, script, keys[0] if keys else "")
+    is_cause = isinstance(known, RedisUnavailable | UnexpectedReply)
+    raise known from (error if is_cause else None)  # a refusal explains itself

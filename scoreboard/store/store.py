@@ -1,20 +1,14 @@
-"""All that Redis holds, behind one client. Nothing else runs scripts, but for the dispatcher.
+"""Typed access to everything in Redis except updates, which go through the dispatcher.
 
-Reads may be repeated by the caller at will. Updates go through scoreboard.store.dispatcher.
+Reads may be repeated at any time. A component that needs only a part of this interface is typed by
+that part: ``Boards``, ``Partitions``, ``CatalogueMirror``.
 """
-
-import redis.asyncio as aioredis
 
 from scoreboard.store.boards import Boards
 from scoreboard.store.catalogue_mirror import CatalogueMirror
 from scoreboard.store.corrections import Corrections
-from scoreboard.store.partitions import Partitions
 from scoreboard.store.rebuilding import Rebuilding
 
 
-class Store(Boards, Partitions, Corrections, Rebuilding, CatalogueMirror):
-    """Typed access to the scripts over one client, which the caller owns and closes."""
-
-    def __init__(self, client: aioredis.Redis) -> None:
-        """Take a client that decodes replies (store.client.make_client does)."""
-        super().__init__(client)
+class Store(Boards, Corrections, Rebuilding, CatalogueMirror):
+    """All parts of the store over one client."""

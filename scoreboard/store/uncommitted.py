@@ -1,7 +1,8 @@
-"""What a partition's stream adds to a committed position, summed up outside of any script. No I/O.
+"""The changes that a stream holds behind the committed position, summed up by user. No I/O.
 
-Live reads the pages; lua/repair.lua adds what came after the last one. So a correction needs no
-more of Redis's time when thousands of actions wait for PostgreSQL, which is normal under load.
+The store reads the pages of the stream; lua/repair.lua adds the entries that came after the last
+page. A correction therefore takes little of Redis's time even when thousands of actions are not
+committed yet, which is normal under load.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,25 +11,25 @@ from typing import Final
 from scoreboard.events import CORRECTION, Event, decode
 
 ENTRIES_MAX: Final = 100_000
-"""Most entries summed up: a second or two, during which nobody may commit."""
+"""Most entries summed up: one or two seconds, during which commits are blocked."""
 
 
 class UncommittedDeltas:
-    """The sums behind one position, valid as long as nobody commits and no failover happens."""
+    """Sums of deltas since one committed position; valid until a commit or a failover."""
 
     def __init__(self, *, replication_id: str, epoch: int, seq: int, stream_id: str) -> None:
-        """Take the committed position, and the history of writes read before any entry."""
+        """Start at the committed position; ``replication_id`` was read before any entry."""
         self.replication_id = replication_id
         self.epoch = epoch
         self.seq = seq
         self.up_to = stream_id
-        """The last stream id taken into account."""
+        """The last stream id that is included."""
         self.count = 0
         self._sums: dict[str, int] = {}
         self._places: dict[str, int] = {}
 
-    def take(self, entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]]) -> None:
-        """Add the next entries of the stream; what the flusher would park counts for nothing."""
+    def add(self, entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]]) -> None:
+        """Add the next entries of the stream; ignore those the flusher makes dead letters."""
         for stream_id, fields in entries:
             self.count += 1
             self.up_to = stream_id.decode()
@@ -38,22 +39,22 @@ class UncommittedDeltas:
                 self._places[record.user_id] = self.count
 
     def has(self, user_id: str) -> bool:
-        """Tell whether a user has acted since the position."""
+        """Return whether a user has acted since the position."""
         return user_id in self._sums
 
-    def due(self, user_id: str, committed: int | None) -> int:
-        """Give a user's score at the end of the tail; -1 where nobody knows the user.
+    def expected_score(self, user_id: str, committed: int | None) -> int:
+        """Return a user's score after the last entry; -1 if the user has none.
 
         ``committed`` is the score in PostgreSQL, None for none.
         """
         added = self._sums.get(user_id)
         return -1 if committed is None and added is None else (committed or 0) + (added or 0)
 
-    def order(self, users: Sequence[str], arrivals: Sequence[str]) -> list[str]:
-        """Put users who stand at one score into the order of their arrival.
+    def order(self, users: Sequence[str], committed_order: Sequence[str]) -> list[str]:
+        """Sort users with the same score by arrival.
 
-        ``arrivals`` are those who stood there at the committed position, in order. Who acted since
-        then arrived after all of them.
+        ``committed_order`` are the users who had the score at the committed position, in order.
+        Users who acted since then arrived after all of them.
         """
         recent = sorted(set(users) & self._places.keys(), key=self._places.__getitem__)
-        return [user for user in arrivals if user not in self._places] + recent
+        return [user for user in committed_order if user not in self._places] + recent

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 import redis
 
-from flusher.corrector import correct
+from flusher.late_duplicates import correct_late_duplicates
 from flusher.writer import Writer
 from scoreboard.errors import Busy, WaitTimeout
 from scoreboard.ledger.pool import connect
@@ -150,7 +150,7 @@ async def test_late_duplicates_are_corrected_while_thousands_wait(
 
     writer = await Writer.open(settings, MAIN)
     pages = 0
-    while await correct(writer, store, MAIN, 1):
+    while await correct_late_duplicates(writer, store, MAIN, 1):
         pages += 1
         # The flusher does this with the corrections' own records: the stream stays as long here.
         query(settings, "UPDATE rejected_events SET corrected_at = now() WHERE user_id IN"
@@ -173,7 +173,7 @@ async def uncorrected(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
         return True
 
     with monkeypatch.context() as patch:
-        patch.setattr("flusher.partition.correct", corrects_nothing)
+        patch.setattr("flusher.partition.correct_late_duplicates", corrects_nothing)
         yield
 
 

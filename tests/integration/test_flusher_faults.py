@@ -404,7 +404,7 @@ async def test_what_a_crash_left_uncorrected_is_corrected_at_the_next_start(
         async def dies_before_correcting(*_: object) -> bool:
             return True
 
-        patch.setattr("flusher.partition.correct", dies_before_correcting)
+        patch.setattr("flusher.partition.correct_late_duplicates", dies_before_correcting)
         async with flushing(settings):
             await act(settings, *actions)
             await drained(settings)

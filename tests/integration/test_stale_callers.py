@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import redis
 
-from flusher.corrector import correct
+from flusher.late_duplicates import correct_late_duplicates
 from flusher.partition import PartitionFlusher
 from flusher.writer import Writer
 from scoreboard.errors import DatabaseUnavailable, Outdated, ScoreboardError
@@ -109,7 +109,7 @@ async def test_an_overtaken_corrector_sets_nobody_back(
         async def corrects_nothing(*_: object) -> bool:
             return True
 
-        patch.setattr("flusher.partition.correct", corrects_nothing)
+        patch.setattr("flusher.partition.correct_late_duplicates", corrects_nothing)
         async with flushing(settings):
             await act(settings, first)
             await eventually_async(lambda: is_drained(settings))
@@ -119,7 +119,7 @@ async def test_an_overtaken_corrector_sets_nobody_back(
             await eventually_async(lambda: is_drained(settings))
     halting: Any = Halting(store, "repair")
     writer = await Writer.open(settings, MAIN)
-    overtaken = asyncio.create_task(correct(writer, halting, MAIN, 1))
+    overtaken = asyncio.create_task(correct_late_duplicates(writer, halting, MAIN, 1))
     await halting.is_reached.wait()
     end_sessions(settings, "flusher")
     async with flushing(settings):

@@ -1,8 +1,10 @@
-"""Live on a real server: one order and one rank over all partitions; durability is checked."""
+"""The store on a real server: ranking over all partitions, durability checks."""
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator
+from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -23,6 +25,7 @@ from scoreboard.store.dispatcher import Dispatcher
 from scoreboard.store.partitions import PartitionState
 from scoreboard.store.store import Store
 from tests.support.data.boards import fence, open_board
+from tests.support.fakes.proxy import MakeProxy
 from tests.support.servers.stores import OwnValkey
 
 
@@ -45,6 +48,42 @@ async def submit_all(settings: Settings, actions: list[Action]) -> None:
         await dispatcher.submit("main", action)
     dispatcher.close()
     await task
+
+
+async def test_reads_of_many_partitions_take_few_round_trips(
+    store: Store, settings: Settings, make_proxy: MakeProxy, redis_url: str
+) -> None:
+    proxy = await make_proxy(urlsplit(redis_url).port or 6379)
+    board = Board("main", Layout(partitions=64, seen_seconds=600, seen_shards=4))
+    await open_board(store, board)
+    await submit_all(settings, [Action(f"user{n}", "1", 1 + n) for n in range(100)])
+    client = make_client(Settings(redis_url=Secret(proxy.through(redis_url))), name="test")
+    try:
+        distant = Store(client)
+        await distant.board("main")
+        proxy.delay(0.05)
+        began_s = time.monotonic()
+        window = await distant.leaderboard("main", limit=10)
+        standing = await distant.standing("main", "user97", around=1)
+        took_s = time.monotonic() - began_s
+    finally:
+        await client.aclose()
+
+    assert [row.score for row in window.rows] == list(range(100, 90, -1))
+    assert [row.score for row in standing.neighbours] == [99, 98, 97]
+    assert took_s < 3, "65 round trips of 0.1 s take longer"
+
+
+async def test_reads_of_several_partitions_load_a_flushed_script(
+    store: Store, settings: Settings, redis_url: str
+) -> None:
+    await open_board(store, Board("main", Layout(partitions=3, seen_seconds=600, seen_shards=4)))
+    await submit_all(settings, [Action("alice", "1", 5)])
+    with redis.Redis.from_url(redis_url) as direct:
+        direct.script_flush()
+
+    assert (await store.leaderboard("main")).total == 1
+    assert (await store.standing("main", "alice")).rank == 1
 
 
 @pytest.mark.parametrize("partitions", [1, 3])

@@ -1,0 +1,86 @@
+"""Corrects scores in Redis while the board stays open. Used by the flusher, verify and repair.
+
+Invariant: a score is set to what PostgreSQL and the stream say, never moved by a difference, so a
+second run changes nothing.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import msgspec
+
+from scoreboard.ledger import checks, dead_letters
+from scoreboard.ledger.pool import Connection
+from scoreboard.ledger.positions import Position
+from scoreboard.model import Partition
+from scoreboard.store.corrections import EQUALS_MAX, ExpectedScore, Repaired
+from scoreboard.store.store import Store
+from scoreboard.store.uncommitted import UncommittedDeltas
+
+
+async def read_expected_scores(
+    connection: Connection, partition: Partition, users: Sequence[str]
+) -> list[ExpectedScore]:
+    """Read the scores of users in PostgreSQL, including dead letters that Redis has counted.
+
+    The caller holds a lock on the partition's position.
+
+    Raises OperatorMistake (too many dead letters), DatabaseUnavailable.
+    """
+    scores = await checks.read_scores(connection, partition.board, users)
+    unresolved = await dead_letters.sum_unresolved(connection, partition.board)
+    expected_scores: list[ExpectedScore] = []
+    for user in users:
+        held = scores.get(user)
+        expected = dead_letters.expected_score(held and held.score, unresolved.get(user))
+        expected_scores.append(ExpectedScore(user, expected))
+    return expected_scores
+
+
+async def correct_users(
+    store: Store,
+    connection: Connection,
+    partition: Partition,
+    users: Sequence[str],
+    position: Position,
+) -> list[Repaired]:
+    """Correct up to ``REPAIR_MAX`` users; return what was done for each, in order.
+
+    ``position`` is the committed one; the caller holds a lock on it.
+
+    Raises what Store.repair raises, OperatorMistake (too many dead letters), DatabaseUnavailable.
+    """
+    expected_scores = await read_expected_scores(connection, partition, users)
+    uncommitted = await store.read_uncommitted(partition, **msgspec.structs.asdict(position))
+    results = await store.repair(partition, expected_scores, uncommitted, is_dry=True)
+    by_score: dict[int, list[int]] = defaultdict(list)
+    for index, result in enumerate(results):
+        if result.outcome != "unchanged":
+            by_score[result.score].append(index)
+    differing: dict[int, ExpectedScore] = {}
+    for score, indices in by_score.items():
+        comers = [users[index] for index in indices]
+        members = await store.users_at_score(partition, score, limit=EQUALS_MAX)
+        equals: tuple[str, ...] = ()
+        if len(members) + len(comers) <= EQUALS_MAX:  # else the order stays unknown
+            equals = await _order_by_arrival(
+                connection, partition.board, [*members, *comers], score, uncommitted
+            )
+        for index in indices:
+            differing[index] = msgspec.structs.replace(expected_scores[index], equals=equals)
+    if differing:
+        done = await store.repair(partition, list(differing.values()), uncommitted)
+        for index, result in zip(differing, done, strict=True):
+            results[index] = result
+    return results
+
+
+async def _order_by_arrival(
+    connection: Connection,
+    board: str,
+    users: Sequence[str],
+    score: int,
+    uncommitted: UncommittedDeltas,
+) -> tuple[str, ...]:
+    committed = await checks.select_arrival_order(connection, board, users, score)
+    return tuple(uncommitted.order(users, committed))
