@@ -1,1 +1,1 @@
-"""Stream to PostgreSQL, exactly once."""
+"""Writes the streams of events to PostgreSQL, exactly once."""

@@ -1,4 +1,4 @@
-"""`python -m flusher`: reads the settings and runs the service to its end."""
+"""`python -m flusher`: reads the settings and runs the service."""
 
 import sys
 

@@ -1,8 +1,8 @@
-"""Turns stream entries into rows for PostgreSQL. Pure: no clock, no network, no driver.
+"""Converts stream entries to rows for PostgreSQL. No clock, no I/O.
 
-The consumer brings entries, the writer takes batches. What stays true: every entry ends up in
-exactly one of three lists (actions, corrections, bad records), so nothing is acknowledged without
-a row; and the position to store never passes a seq that was not in the stream.
+Invariants: every entry is in exactly one of three lists (actions, corrections, bad records), so
+every acknowledged entry has a row; the stored position never passes a seq that was not in the
+stream.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,10 +22,10 @@ from scoreboard.events import (
 from scoreboard.model import kind_of, user_uuid
 
 Entry = tuple[bytes, Mapping[bytes, bytes]]
-"""One stream entry as Redis gives it: its id and its fields."""
+"""A stream entry as Redis returns it: id and fields."""
 
 Row = tuple[Any, ...]
-"""One action for the staging table, columns as in ``COLUMNS``."""
+"""An action for the staging table; columns as in ``COLUMNS``."""
 
 COLUMNS: Final = (
     "user_id",
@@ -46,7 +46,7 @@ _user_uuid = lru_cache(maxsize=65_536)(user_uuid)
 
 
 class Gap(Struct, frozen=True):
-    """Seqs that should stand before an entry, and do not."""
+    """Seqs that are missing before an entry."""
 
     expected: int
     found: int
@@ -54,23 +54,23 @@ class Gap(Struct, frozen=True):
 
 
 class Progress(Struct, frozen=True):
-    """How far a batch brings a partition: the last seq reached, and the first gap on the way."""
+    """The last seq of a batch, and the first gap before it."""
 
     seq: int
     gap: Gap | None = None
 
 
 class Batch(Struct, frozen=True):
-    """Entries of one partition in stream order, sorted by what happens to them."""
+    """Entries of one partition in stream order, grouped by how they are stored."""
 
     entries: tuple[Entry, ...]
     actions: tuple[Event, ...]
     corrections: tuple[Event, ...]
     bad: tuple[BadRecord, ...]
     steps: tuple[tuple[str, int], ...]
-    """Stream id and seq of each entry, 0 where the seq cannot be read."""
+    """Stream id and seq of each entry; seq 0 if it cannot be parsed."""
     rows: list[Row]
-    """The rows of ``actions``: made here, so that the next batch is ready when one is committed."""
+    """The rows of ``actions``, built here so that the next batch is ready after a COMMIT."""
 
     @property
     def ids(self) -> list[bytes]:
@@ -89,7 +89,7 @@ class Batch(Struct, frozen=True):
 
 
 def build(entries: Iterable[Entry]) -> Batch:
-    """Read entries and sort them."""
+    """Decode entries and group them."""
     kept = tuple(entries)
     actions: list[Event] = []
     corrections: list[Event] = []
@@ -110,10 +110,10 @@ def build(entries: Iterable[Entry]) -> Batch:
 
 
 def advance(batch: Batch, committed: int) -> Progress:
-    """Walk a batch from the committed seq; a gap is reported once, and then walked past.
+    """Return how far a batch advances from the committed seq, and its first gap.
 
-    An entry whose seq cannot be read may stand for a missing one, as it takes its place in the
-    stream; seqs that were committed before are repeats and count for nothing here.
+    An entry whose seq cannot be parsed fills the place of one missing seq. Seqs that are already
+    committed are ignored.
     """
     reached, unread = committed, 0
     gap: Gap | None = None
@@ -132,7 +132,7 @@ def advance(batch: Batch, committed: int) -> Progress:
 
 
 def rows(actions: Sequence[Event]) -> list[Row]:
-    """Give the rows of actions."""
+    """Return the rows of actions."""
     last = {event.user_id: place for place, event in enumerate(actions)}
     return [
         (
@@ -153,7 +153,7 @@ def rows(actions: Sequence[Event]) -> list[Row]:
 
 
 def _beyond_columns(event: Event) -> str:
-    """Say why an event, though readable, fits no row; empty where it does."""
+    """Return why a decoded event fits no row; empty if it does."""
     if event.seq > BIGINT_MAX or event.epoch > BIGINT_MAX:
-        return "seq or epoch is beyond a BIGINT"
+        return "seq or epoch exceeds a BIGINT"
     return ""

@@ -1,9 +1,8 @@
-"""Reads a partition's stream as the one consumer of its group; acknowledges what is committed.
+"""Reads a partition's stream as the only consumer of its group; acknowledges committed entries.
 
-Called by the lane of a partition. What stays true: entries left unacknowledged, by whichever
-consumer, are taken over before new ones are read; acknowledgement and trimming come after COMMIT,
-in the order of the stream; a vanished group is made again at the start of the stream, never at its
-end.
+Invariants: pending entries are claimed before new ones are read; acknowledgement and trimming
+follow the COMMIT, in stream order; a missing group is created at the start of the stream, never at
+its end.
 """
 
 import re
@@ -18,34 +17,34 @@ from flusher.batch import Batch, Entry
 from scoreboard.errors import Unavailable, UnexpectedReply
 from scoreboard.model import STREAM_ID_PATTERN, Partition
 from scoreboard.store.keys import GROUP, PartitionKeys
+from scoreboard.store.partitions import Partitions
 from scoreboard.store.replies import error_code, read_reply
-from scoreboard.store.store import Store
 
 RedisClient = aioredis.Redis
-"""What the service makes and closes, so that it need not know the driver."""
+"""The type of the clients that the service creates and closes."""
 
 CONSUMER: Final = "leader"
-"""The same for every flusher process: the next leader inherits what the last one left."""
+"""The same name in every process, so the next leader gets the pending entries of the last."""
 
 BLOCK_MS: Final = 500
-"""Longest wait for new entries: a stop is noticed within it."""
+"""Longest wait for new entries, and so the longest delay of a stop."""
 
 CLAIM_PAGE: Final = 1000
-"""Entries taken over per call."""
+"""Entries claimed per call."""
 
 _STREAM_ID: Final = re.compile(STREAM_ID_PATTERN.encode())
 _Shape = TypeVar("_Shape")
 
 
 class GroupMissing(Unavailable):
-    """The stream or its group is gone: Redis was emptied, or somebody destroyed the group."""
+    """The stream or its group is missing: Redis was emptied, or the group was destroyed."""
 
     code = "group-missing"
-    title = "The consumer group is gone"
+    title = "The consumer group is missing"
 
 
 class Claimed(Struct, frozen=True):
-    """A page of entries taken over; ``vanished`` are ids whose entries are gone unacknowledged."""
+    """A page of claimed entries; ``vanished`` are pending ids whose entries were deleted."""
 
     entries: list[Entry]
     vanished: list[str]
@@ -53,17 +52,17 @@ class Claimed(Struct, frozen=True):
 
     @property
     def is_last(self) -> bool:
-        """Tell whether there is no further page."""
+        """Return whether this is the last page."""
         return self.cursor == "0-0"
 
 
 class Consumer:
-    """One partition's stream. ``client`` gives bytes, ``live`` text; the caller owns both."""
+    """The stream of one partition. ``client`` returns bytes; the caller owns and closes it."""
 
     def __init__(
-        self, client: RedisClient, store: Store, partition: Partition, *, timeout_s: float
+        self, client: RedisClient, store: Partitions, partition: Partition, *, timeout_s: float
     ) -> None:
-        """Take the client's time-out: a read that outlasts it would lose its batch unseen."""
+        """Use the client's time-out ``timeout_s``: a longer blocking read would lose its batch."""
         self._block_ms = min(BLOCK_MS, int(timeout_s * 500))
         self._client = client
         self._store = store
@@ -71,10 +70,10 @@ class Consumer:
         self._events = PartitionKeys(partition).events
 
     async def ensure_group(self) -> bool:
-        """Make the group where it is missing, at the start of the stream; tell whether it was.
+        """Create the group at the start of the stream if it is missing; return whether it was.
 
-        From the start, as ids may have gone back with a failover: the ledger drops what repeats.
-        Call it only while the partition has an epoch.
+        It starts at the beginning because a failover may have moved ids back; the ledger ignores
+        repeated entries. Call it only while the partition has an epoch.
 
         Raises RedisUnavailable, UnexpectedReply.
         """
@@ -89,7 +88,7 @@ class Consumer:
         return True
 
     async def claim(self, cursor: str = "0-0") -> Claimed:
-        """Take over a page of entries that were delivered to anyone and not acknowledged.
+        """Claim a page of entries that were delivered to any consumer and not acknowledged.
 
         Raises GroupMissing, RedisUnavailable, UnexpectedReply.
         """
@@ -105,8 +104,8 @@ class Consumer:
     async def read(self, count: int, *, block: bool = True) -> list[Entry]:
         """Read up to ``count`` new entries, waiting for the first for at most ``BLOCK_MS``.
 
-        Raises GroupMissing, RedisUnavailable, UnexpectedReply: then ``claim`` first, as an answer
-        may be lost.
+        Raises GroupMissing, RedisUnavailable, UnexpectedReply: then call ``claim`` first, because
+        the reply may be lost.
         """
         read = self._client.xreadgroup(
             GROUP,
@@ -123,16 +122,16 @@ class Consumer:
     async def acknowledge(
         self, batch: Batch, *, replication_id: str, epoch: int, skip_gaps: bool = False
     ) -> None:
-        """Give up the entries of a committed batch, cut the stream, announce how far it reached.
+        """Acknowledge a committed batch, trim the stream and publish the committed position.
 
         ``replication_id`` was read before the entries. ``skip_gaps``: entries before them may be
         missing.
 
-        Raises Outdated (``start_over``), Uninitialised, RedisUnavailable, ScriptFailed: the entries
-        come again and are dropped by the ledger.
+        Raises Outdated (call ``start_over``), Uninitialised, RedisUnavailable, ScriptFailed: the
+        entries are delivered again and ignored by the ledger.
         """
         seqs = [seq for _, seq in batch.steps if seq]
-        # A record that cannot be read may stand for the seq before the first one.
+        # A record that cannot be decoded may be the seq before the first one.
         is_whole = len(seqs) == len(batch.steps) and not skip_gaps
         await self._store.trim(
             self._partition,
@@ -145,14 +144,14 @@ class Consumer:
         )
 
     async def start_over(self) -> None:
-        """Have everything in the stream delivered again.
+        """Reset the group, so that the whole stream is delivered again.
 
         Raises GroupMissing, RedisUnavailable, UnexpectedReply.
         """
         await self._ask(self._client.xgroup_setid(self._events, GROUP, id="0"), object, "XGROUP")
 
-    async def before(self, stream_id: str, count: int = 100) -> list[Entry]:
-        """Give the entries just before a stream id, nearest first.
+    async def entries_before(self, stream_id: str, count: int = 100) -> list[Entry]:
+        """Return the entries just before a stream id, nearest first.
 
         Raises RedisUnavailable, UnexpectedReply.
         """
@@ -176,4 +175,4 @@ class Consumer:
 def _check_ids(stream_ids: Sequence[bytes]) -> None:
     """Raise UnexpectedReply unless all of them are stream ids."""
     if not all(map(_STREAM_ID.fullmatch, stream_ids)):
-        raise UnexpectedReply("A stream id is none")
+        raise UnexpectedReply("A stream id is malformed")

@@ -1,8 +1,8 @@
-"""What an error of PostgreSQL means to a flusher. Used by the writer alone.
+"""Classifies PostgreSQL errors by SQLSTATE for the writer.
 
-The distinction that matters: a row that can never be stored is parked, everything else is tried
-again. A wrong schema looks like a bad row at first sight (a missing ledger partition is a check
-violation), and taken for one it would empty the stream into dead_events.
+A row that can never be stored becomes a dead letter; after every other error the batch is retried.
+A wrong schema can look like a bad row (a missing ledger partition is a check violation); treated as
+one it would move the whole stream to dead_events.
 """
 
 from enum import Enum
@@ -12,7 +12,7 @@ import psycopg
 
 AWAY_CLASSES: Final = ("08", "53", "57P")
 AWAY: Final = frozenset({"25006", "25P03"})
-"""Read only (a standby), and a session ended for idling in its transaction."""
+"""Read-only transaction (a standby), and idle-in-transaction timeout."""
 CONTENTION: Final = frozenset({"40001", "40P01", "55P03", "57014"})
 SCHEMA_CLASSES: Final = ("42", "3F")
 POISON_CLASSES: Final = ("22", "23")
@@ -20,19 +20,19 @@ CHECK_VIOLATION: Final = "23514"
 
 
 class ErrorClass(Enum):
-    """What to do about an error."""
+    """How to handle an error."""
 
-    AWAY = "connect anew, for ever"
-    CONTENTION = "the same batch again"
-    POISON = "find the row and park it"
+    AWAY = "reconnect, without a limit"
+    CONTENTION = "retry the batch"
+    POISON = "find the row and make it a dead letter"
     SCHEMA = "stop and alert"
 
 
-def classify(error: psycopg.Error) -> ErrorClass:  # noqa: PLR0911 (a table, row by row)
+def classify(error: psycopg.Error) -> ErrorClass:  # noqa: PLR0911 (one return per rule)
     """Classify an error by its SQLSTATE."""
     state = error.sqlstate
     if state is None:
-        # The driver's own: a value it cannot write, or a connection that is gone.
+        # Raised by the driver: a value it cannot write, or a lost connection.
         return ErrorClass.POISON if isinstance(error, psycopg.DataError) else ErrorClass.AWAY
     if state in CONTENTION:
         return ErrorClass.CONTENTION

@@ -1,7 +1,7 @@
-"""What cannot be read or stored, made ready to be parked in dead_events with its reason.
+"""Dead letters: entries that cannot be decoded or stored, as rows of dead_events. No I/O.
 
-Pure. The writer stores it in the transaction that moves past the entry, so nothing is acknowledged
-without a row. The form keeps every byte: an operator can read it, and apply it later.
+The writer inserts them in the transaction that moves past the entry, so every acknowledged entry
+has a row. The form keeps every byte, so an operator can read an entry and apply it later.
 """
 
 import hashlib
@@ -14,13 +14,13 @@ from msgspec import Struct
 from scoreboard.events import BIGINT_MAX, BadRecord
 
 REASON_MAX: Final = 500
-"""Longest reason stored; a server's message may quote a whole row."""
+"""Longest stored reason in characters; a server's message may quote a whole row."""
 
 _encode = msgspec.json.Encoder(order="sorted").encode
 
 
 class DeadEvent(Struct, frozen=True):
-    """One row of dead_events."""
+    """A row of dead_events."""
 
     stream_id: str
     raw: bytes
@@ -29,10 +29,10 @@ class DeadEvent(Struct, frozen=True):
     seq: int | None
 
 
-def park(stream_id: str, fields: Mapping[bytes, bytes], reason: str) -> DeadEvent:
-    """Make the row of an entry.
+def dead_event(stream_id: str, fields: Mapping[bytes, bytes], reason: str) -> DeadEvent:
+    """Return the row of an entry.
 
-    ``raw`` is a JSON object of the fields in which each character stands for one byte (latin-1).
+    ``raw`` is a JSON object of the fields; each character represents one byte (latin-1).
     """
     raw = _encode(
         {name.decode("latin-1"): value.decode("latin-1") for name, value in fields.items()}
@@ -46,9 +46,9 @@ def park(stream_id: str, fields: Mapping[bytes, bytes], reason: str) -> DeadEven
     )
 
 
-def park_bad(record: BadRecord) -> DeadEvent:
-    """Make the row of a record that could not be read."""
-    return park(record.stream_id, record.fields, record.reason)
+def dead_event_of(record: BadRecord) -> DeadEvent:
+    """Return the row of a record that could not be decoded."""
+    return dead_event(record.stream_id, record.fields, record.reason)
 
 
 def _seq(text: bytes) -> int | None:

@@ -1,4 +1,4 @@
-"""The flusher's metrics, each with its sentence."""
+"""The flusher's metrics."""
 
 import time
 
@@ -7,7 +7,7 @@ from scoreboard.runtime.telemetry import FLUSH_BUCKETS, counter, gauge, histogra
 
 PARTITION = ("board", "part")
 
-STREAM_LENGTH = gauge("stream_length", "Entries a stream holds", *PARTITION)
+STREAM_LENGTH = gauge("stream_length", "Entries in a stream", *PARTITION)
 STREAM_PENDING = gauge(
     "stream_pending_entries", "Entries delivered and not yet acknowledged", *PARTITION
 )
@@ -17,22 +17,24 @@ STREAM_LAG = gauge(
 STREAM_AGE = gauge(
     "stream_oldest_unacked_age_seconds", "Age of the oldest entry not committed", *PARTITION
 )
-LEADING = gauge("flusher_leading", "1 where this process holds the partition's lease", *PARTITION)
-ACCEPTING = gauge("partition_open", "1 where the partition accepts actions", *PARTITION)
+LEADING = gauge("flusher_leading", "1 if this process holds the partition's lease", *PARTITION)
+ACCEPTING = gauge("partition_open", "1 if the partition accepts actions", *PARTITION)
 LAST_SUCCESS = gauge(
     "flusher_last_success_timestamp_seconds",
-    "When a turn last went well, a turn without work included",
+    "Time of the last successful iteration, with or without entries",
     *PARTITION,
 )
-BATCHES = counter("flusher_batches_total", "Batches by how they ended", "result")
-ROWS = counter("flusher_rows_total", "Stream entries committed, by what became of them", "result")
-DEAD_LETTERS = counter("flusher_dead_letter_total", "Entries parked in dead_events")
+BATCHES = counter("flusher_batches_total", "Batches by result", "result")
+ROWS = counter("flusher_rows_total", "Committed stream entries by result", "result")
+DEAD_LETTERS = counter("flusher_dead_letter_total", "Entries stored in dead_events")
 DRIFTED = counter(
-    "flusher_drifted_total", "Users whose score in PostgreSQL was not what Redis had said"
+    "flusher_drifted_total", "Users whose score in PostgreSQL differed from the score in the stream"
 )
-FAULTS = counter("flusher_faults_total", "Signs that Redis lost or hid entries", "kind")
+FAULTS = counter(
+    "flusher_faults_total", "Signs that Redis lost entries or did not deliver them", "kind"
+)
 FLUSH_DURATION = histogram(
-    "flusher_flush_duration_seconds", "Time of one batch's transaction", FLUSH_BUCKETS
+    "flusher_flush_duration_seconds", "Duration of a batch's transaction", FLUSH_BUCKETS
 )
 BATCH_ROWS = histogram(
     "flusher_batch_rows", "Entries of one batch", (1, 10, 50, 100, 250, 500, 1000, 2000, 5000)

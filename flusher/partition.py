@@ -1,8 +1,7 @@
-"""Flushes one partition: takes its lease, reads, commits, acknowledges, until asked to stop.
+"""Flushes one partition: takes its lease, then reads, commits and acknowledges until stopped.
 
-Started by the service, one lane for each partition. What stays true: nothing is acknowledged before
-its COMMIT; every error leads back to reading what was left unacknowledged; a partition in trouble
-is tried again for ever, and never holds up another one.
+Invariants: an entry is acknowledged only after its COMMIT; after every error the pending entries
+are read again; a failing partition is retried without a limit and does not affect others.
 """
 
 import asyncio
@@ -35,26 +34,26 @@ from scoreboard.store.partitions import PartitionState
 from scoreboard.store.store import Store
 
 CATCH_UP_FACTOR: Final = 2.5
-"""How much larger batches get while the stream is longer than one."""
+"""Factor of the batch size while the stream holds more than one batch."""
 
-CORRECTIONS: Final = 16
-"""Pages of corrections in a row; then new actions are flushed first."""
+CORRECTION_PAGES_MAX: Final = 16
+"""Most pages of corrections in a row; then new actions are flushed."""
 
-LOOK_EVERY_S: Final = 1.0
-"""How often the partition's state is compared with what is committed, and the lease kept alive."""
+CHECK_EVERY_S: Final = 1.0
+"""Interval of comparing the positions and keeping the lease alive."""
 
 CORRECT_EVERY_S: Final = 3.0
-"""How often scores to be set right are looked for that others left, such as an operator."""
+"""Interval of searching for corrections left by others, such as an operator."""
 
 _log = get_logger(__name__)
 
 
-class _PositionChanged(Exception):  # noqa: N818 (says what to do)
-    """Something began anew: look again where the partition stands."""
+class _PositionChanged(Exception):  # noqa: N818 (not an error)
+    """The epoch, server or position changed: compare the positions again."""
 
 
 class PartitionFlusher:
-    """One partition's loop; ``status`` may be read at any time."""
+    """Flushes one partition; ``status`` may be read at any time."""
 
     def __init__(
         self, partition: Partition, settings: Settings, consumer: Consumer, store: Store
@@ -66,23 +65,23 @@ class PartitionFlusher:
         self._store = store
         self._attempt = 0
         self._must_claim = True
-        self._may_be_late = True
-        self._may_drift = False
-        self._has_passed = False
+        self._has_late_duplicates = True
+        self._has_dead_letters = False
+        self._has_passed_seq = False
         self._must_start_over = False
         self._replication_id = ""
         self._epoch = 0
         self._is_idle = False
-        self._lagged_at = 0
+        self._lagging_seq = 0
         self._position = Position()
-        self._looked_at_s = 0.0
+        self._checked_at_s = 0.0
         self._corrected_at_s = 0.0
         labels = (partition.board, str(partition.number))
         self._leading = metrics.LEADING.labels(*labels)
         self._last_success = metrics.LAST_SUCCESS.labels(*labels)
 
     async def run(self, stop: StopEvent) -> None:
-        """Flush the partition whenever its lease is ours, until ``stop``."""
+        """Flush the partition while holding its lease, until ``stop``."""
         while not stop.is_set:
             try:
                 await self._serve(stop)
@@ -97,7 +96,7 @@ class PartitionFlusher:
         writer = await Writer.open(self._settings, self.partition)
         try:
             self.status.set_condition(Condition.STANDBY)
-            self.status.position = None  # whoever leads moves it now
+            self.status.position = None  # the leader moves it
             if not await writer.acquire_lease(stop):
                 return
             self._leading.set(1)
@@ -116,8 +115,8 @@ class PartitionFlusher:
                     self._must_start_over = self._must_claim = False
                 if not await self._check_position(writer, stop):
                     await writer.ping()
-                    self._succeed()  # waiting for an operator is no failure of ours
-                    await stop.sleep(LOOK_EVERY_S)
+                    self._succeed()  # waiting for an operator is not a failure
+                    await stop.sleep(CHECK_EVERY_S)
                     continue
                 if self._must_claim:
                     await self._claim_pending(writer, stop)
@@ -126,7 +125,7 @@ class PartitionFlusher:
             except _PositionChanged:
                 continue
             except Outdated as error:
-                # Another server, another epoch, or entries that somebody hid from the group.
+                # Another server, another epoch, or entries not delivered to the group.
                 _log.warning(
                     "position_outdated", partition=str(self.partition), reason=error.detail
                 )
@@ -140,10 +139,10 @@ class PartitionFlusher:
                 await writer.ping()
 
     async def _check_position(self, writer: Writer, stop: StopEvent) -> bool:
-        """Learn where PostgreSQL and Redis stand; tell whether there is anything to follow.
+        """Read and compare the positions; return whether the partition can be flushed.
 
-        The history of writes first: what is read later is acknowledged in that one or not at all.
-        PostgreSQL before Redis: what is committed may not pass what Redis accepted.
+        The replication id is read first: entries read later are acknowledged under that id only.
+        PostgreSQL is read before Redis, so that its position is never ahead.
         """
         self._replication_id = await self._store.replication_id()
         position = await writer.position()
@@ -155,7 +154,7 @@ class PartitionFlusher:
             )
             return False
         if position is None:
-            await writer.begin(state.epoch)
+            await writer.insert_position(state.epoch)
             raise _PositionChanged
         self._position = position
         self.status.position = position
@@ -165,8 +164,8 @@ class PartitionFlusher:
             return False
         if await self.consumer.ensure_group():
             _log.warning("consumer_group_created", partition=str(self.partition))
-        if finding.is_rewind or (self._has_passed and state.is_open):
-            # "passed": an action new to the ledger had a seq that was committed before.
+        if finding.is_rewind or (self._has_passed_seq and state.is_open):
+            # "passed": an action new to the ledger had a seq that was already committed.
             sign = finding.value if finding.is_rewind else "passed"
             await self._recover(writer, stop, sign, state)
         self.status.set_condition(Condition.FLUSHING)
@@ -175,7 +174,7 @@ class PartitionFlusher:
     async def _claim_pending(
         self, writer: Writer, stop: StopEvent, *, is_draining: bool = False
     ) -> None:
-        """Flush what was delivered to this or an earlier leader and never acknowledged."""
+        """Flush the entries that were delivered to this or an earlier leader and are pending."""
         cursor, is_last = "0-0", False
         while not is_last and not stop.is_set:
             page = await self.consumer.claim(cursor)
@@ -212,15 +211,15 @@ class PartitionFlusher:
                 following = await self._flush_and_read(writer, batch, stop)
             elif batch:
                 await self._flush(writer, batch)
-                # What comes meanwhile shares the next batch; after a silence nobody waits.
+                # Entries that arrive meanwhile share the next batch.
                 await stop.sleep(linger_s)
             batch = following
             self._succeed()
-            if time.monotonic() - self._looked_at_s >= LOOK_EVERY_S:
-                await self._look(writer)
+            if time.monotonic() - self._checked_at_s >= CHECK_EVERY_S:
+                await self._check_state(writer)
 
     async def _flush_and_read(self, writer: Writer, batch: Batch, stop: StopEvent) -> Batch | None:
-        """Commit a batch, and make the next one meanwhile: PostgreSQL and we work at once."""
+        """Commit a batch and read the next one concurrently."""
         if stop.is_set:
             await self._flush(writer, batch)
             return None
@@ -229,7 +228,7 @@ class PartitionFlusher:
             self._flush(writer, batch), self._read(larger, block=False), return_exceptions=True
         )
         if isinstance(flushed, BaseException):
-            raise flushed  # what was read meanwhile stays pending, and is claimed again
+            raise flushed  # the entries read meanwhile stay pending and are claimed
         if isinstance(following, BaseException):
             raise following
         return following
@@ -238,9 +237,9 @@ class PartitionFlusher:
         entries = await self.consumer.read(count, block=block)
         return build(entries) if entries else None
 
-    async def _look(self, writer: Writer) -> None:
-        """See whether Redis is still where it was, and keep the lease's session alive."""
-        self._looked_at_s = time.monotonic()
+    async def _check_state(self, writer: Writer) -> None:
+        """Check that Redis is unchanged, and keep the lease's session alive."""
+        self._checked_at_s = time.monotonic()
         await writer.ping()
         replication_id = await self._store.replication_id()
         state = await self._store.state(self.partition)
@@ -251,24 +250,24 @@ class PartitionFlusher:
             or replication_id != self._replication_id
         ):
             raise _PositionChanged
-        # A flusher that lost its lease may have read entries and gone: they wait, unseen.
-        if self._is_idle and state.seq > self._position.seq and self._lagged_at == state.seq:
+        # A flusher that lost its lease may have left pending entries.
+        if self._is_idle and state.seq > self._position.seq and self._lagging_seq == state.seq:
             raise _PositionChanged
-        self._lagged_at = state.seq if self._is_idle else 0
-        is_due = self._looked_at_s - self._corrected_at_s >= CORRECT_EVERY_S
-        if (self._may_be_late or is_due) and state.is_open:
-            self._corrected_at_s = self._looked_at_s
+        self._lagging_seq = state.seq if self._is_idle else 0
+        is_due = self._checked_at_s - self._corrected_at_s >= CORRECT_EVERY_S
+        if (self._has_late_duplicates or is_due) and state.is_open:
+            self._corrected_at_s = self._checked_at_s
             await self._correct(writer)
 
     async def _correct(self, writer: Writer) -> None:
-        """Set Redis right after late duplicates; what cannot be done now is tried again."""
+        """Correct late duplicates; on failure they are retried later."""
         epoch = self._position.epoch
         try:
-            for _ in range(CORRECTIONS):
-                self._may_be_late = await correct_late_duplicates(
+            for _ in range(CORRECTION_PAGES_MAX):
+                self._has_late_duplicates = await correct_late_duplicates(
                     writer, self._store, self.partition, epoch
                 )
-                if not self._may_be_late:
+                if not self._has_late_duplicates:
                     return
         except (DatabaseUnavailable, RedisUnavailable):
             raise
@@ -278,10 +277,10 @@ class PartitionFlusher:
     async def _recover(
         self, writer: Writer, stop: StopEvent, sign: str, state: PartitionState
     ) -> None:
-        """Come back from a Redis that lost what it acknowledged: fence, drain, reseed.
+        """Recover from a Redis that lost acknowledged actions: fence, drain, reseed.
 
-        What survived anywhere counts once. What only the lost Redis held is gone, and not even
-        its number is known: both positions are logged.
+        Every surviving action is counted once. The number of lost actions is not known; both
+        positions are logged.
         """
         if sign != Finding.RESUME.value:
             metrics.FAULTS.labels("rewind").inc()
@@ -293,7 +292,7 @@ class PartitionFlusher:
                 committed=[self._position.epoch, self._position.seq],
             )
             await self._store.fence(self.partition, REWIND_FENCE, state)
-            self._has_passed = False  # the fence remembers it from here
+            self._has_passed_seq = False  # from here the fence records it
         self.status.set_condition(Condition.RECOVERING)
         await self._drain(writer, stop)
         if not stop.is_set:
@@ -308,7 +307,7 @@ class PartitionFlusher:
         raise _PositionChanged
 
     async def _drain(self, writer: Writer, stop: StopEvent) -> None:
-        """Flush all that the stream holds, whatever its positions say."""
+        """Flush everything in the stream, regardless of its positions."""
         await self._claim_pending(writer, stop, is_draining=True)
         await self.consumer.start_over()
         while not stop.is_set:
@@ -318,7 +317,7 @@ class PartitionFlusher:
             await self._flush(writer, build(entries), is_draining=True)
 
     async def _flush(self, writer: Writer, batch: Batch, *, is_draining: bool = False) -> None:
-        """Commit and acknowledge a batch. While draining, gaps and repeats are no news."""
+        """Commit and acknowledge a batch. While draining, gaps and repeats are expected."""
         metrics.BATCH_ROWS.observe(len(batch.entries))
         with metrics.FLUSH_DURATION.time():
             result = await writer.flush(batch, epoch=self._position.epoch, skip_gaps=is_draining)
@@ -338,26 +337,28 @@ class PartitionFlusher:
             batch, replication_id=self._replication_id, epoch=self._epoch, skip_gaps=is_draining
         )
         if result.rewound and not is_draining:
-            self._has_passed = True
+            self._has_passed_seq = True
             raise _PositionChanged
         if result.late and not is_draining:
             await self._correct(writer)
 
     async def _handle_gap(self, writer: Writer, gap: Gap) -> None:
-        """Find out why seqs are missing: hidden entries are read again, lost ones fence.
+        """Read undelivered entries again; fence the partition if entries are lost.
 
-        Returns where they are lost: here Redis knows more than any ledger, so nothing is repaired.
+        Returns if they are lost. Redis then has more than the ledger, so nothing is repaired.
         """
-        entries = await self.consumer.before(gap.stream_id)
+        entries = await self.consumer.entries_before(gap.stream_id)
         if any(seq >= gap.expected for _, seq in build(entries).steps):
-            _log.warning("entries_hidden", partition=str(self.partition), expected=gap.expected)
+            _log.warning(
+                "undelivered_entries_found", partition=str(self.partition), expected=gap.expected
+            )
             metrics.FAULTS.labels("hidden").inc()
             await self.consumer.start_over()
             self._must_claim = False
             raise _PositionChanged
         state = await self._store.state(self.partition)
         if await writer.position() != self._position:
-            raise _PositionChanged  # another flusher committed and cut them
+            raise _PositionChanged  # another flusher committed and trimmed them
         metrics.FAULTS.labels("gap").inc()
         _log.error(
             "entries_lost",
@@ -373,13 +374,15 @@ class PartitionFlusher:
         self.status.position = result.position
         metrics.count(result, oldest_s=oldest_s)
         if result.late:
-            self._may_be_late = True
+            self._has_late_duplicates = True
             _log.warning("late_duplicates_found", partition=str(self.partition), count=result.late)
         if result.dead:
-            self._may_drift = True
-            _log.error("entries_parked", partition=str(self.partition), count=result.dead)
-        # What is parked, or late and not corrected yet, explains a difference.
-        if result.drifted and not (is_draining or self._may_be_late or self._may_drift):
+            self._has_dead_letters = True
+            _log.error("dead_letters_stored", partition=str(self.partition), count=result.dead)
+        # Dead letters and uncorrected late duplicates explain a difference.
+        if result.drifted and not (
+            is_draining or self._has_late_duplicates or self._has_dead_letters
+        ):
             metrics.DRIFTED.inc(result.drifted)
             _log.error("scores_drifted", partition=str(self.partition), users=result.drifted)
         _log.debug(

@@ -1,4 +1,4 @@
-"""How the flusher fares: whether every lane works, no backlog is stalled, and measures of streams.
+"""The flusher's health check and the metrics of its streams.
 
 scoreboard.http.operator_port serves both.
 """
@@ -13,31 +13,34 @@ from flusher import metrics
 from flusher.partition import PartitionFlusher
 from scoreboard.errors import ScoreboardError
 from scoreboard.runtime.lifecycle import StopEvent
-from scoreboard.store.store import Store
+from scoreboard.store.partitions import Partitions
 
 OBSERVE_EVERY_S: Final = 1.0
 
 
 class Probe:
-    """Answers probes about lanes, and measures their streams. ``lanes`` may grow."""
+    """Reports the health of partition flushers and measures their streams.
 
-    def __init__(self, lanes: list[PartitionFlusher], store: Store) -> None:
-        self._lanes = lanes
+    ``partitions`` may grow while the probe is in use.
+    """
+
+    def __init__(self, partitions: list[PartitionFlusher], store: Partitions) -> None:
+        self._partitions = partitions
         self._store = store
 
     async def observe(self, stop: StopEvent) -> None:
-        """Measure streams until ``stop``, also while PostgreSQL is away or we do not lead."""
+        """Measure streams until ``stop``, also without PostgreSQL or the lease."""
         while not await stop.sleep(OBSERVE_EVERY_S):
-            for lane in self._lanes:
-                with suppress(ScoreboardError):  # the lane itself says what is wrong with Redis
-                    await self._measure(lane)
+            for worker in self._partitions:
+                with suppress(ScoreboardError):  # the partition flusher logs it
+                    await self._measure(worker)
 
-    async def _measure(self, lane: PartitionFlusher) -> None:
-        labels = (lane.partition.board, str(lane.partition.number))
-        committed = lane.status.position  # before Redis is asked, so that lag is never negative
-        state = await self._store.state(lane.partition)
-        backlog = await self._store.backlog(lane.partition)
-        lane.status.note_backlog(backlog.first_id)
+    async def _measure(self, worker: PartitionFlusher) -> None:
+        labels = (worker.partition.board, str(worker.partition.number))
+        committed = worker.status.position  # before Redis is asked, so that lag is never negative
+        state = await self._store.state(worker.partition)
+        backlog = await self._store.backlog(worker.partition)
+        worker.status.note_backlog(backlog.first_id)
         metrics.ACCEPTING.labels(*labels).set(state.is_open)
         metrics.STREAM_LENGTH.labels(*labels).set(backlog.entries)
         metrics.STREAM_PENDING.labels(*labels).set(backlog.pending)
@@ -51,19 +54,21 @@ class Probe:
                 metrics.STREAM_LAG.remove(*labels)
 
     def health(self) -> tuple[bool, dict[str, Any]]:
-        """Tell whether every lane does its work, and how each fares."""
-        is_ready = bool(self._lanes) and all(lane.status.is_ready for lane in self._lanes)
+        """Return whether every partition flusher is ready, and the status of each."""
+        is_ready = bool(self._partitions) and all(
+            worker.status.is_ready for worker in self._partitions
+        )
         return is_ready, {
             "partitions": [
                 {
-                    "board": lane.partition.board,
-                    "part": lane.partition.number,
-                    "condition": lane.status.condition.value,
-                    "reason": lane.status.reason,
-                    "stalled": lane.status.is_stalled,
-                    "committed": msgspec.to_builtins(lane.status.position),
-                    "last_success_s": round(lane.status.last_success_s, 3),
+                    "board": worker.partition.board,
+                    "part": worker.partition.number,
+                    "condition": worker.status.condition.value,
+                    "reason": worker.status.reason,
+                    "stalled": worker.status.is_stalled,
+                    "committed": msgspec.to_builtins(worker.status.position),
+                    "last_success_s": round(worker.status.last_success_s, 3),
                 }
-                for lane in self._lanes
+                for worker in self._partitions
             ],
         }

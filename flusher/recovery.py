@@ -1,8 +1,8 @@
-"""What to make of where Redis and PostgreSQL stand, and the way back from an older Redis.
+"""Compares the positions of Redis and PostgreSQL, and recovers from a Redis that lost data.
 
-Called by the lane. What stays true: a fence in another's name is respected; the way back begins
-with a fence and a drain through the ledger, so whatever survived anywhere is counted; it ends with
-a reseed, which raises the epoch, and may be killed and begun again at any step.
+Invariants: another component's fence is respected; recovery starts with a fence and a drain into
+the ledger, so every surviving action is counted; it ends with a reseed, which raises the epoch; it
+can be interrupted and restarted at any step.
 """
 
 import asyncio
@@ -20,17 +20,17 @@ from scoreboard.runtime.settings import Settings
 from scoreboard.store.partitions import PartitionState
 from scoreboard.store.store import Store
 
-REWIND_FENCE: Final = "flusher:rewind"  # no secret: in whose name a partition is stopped
-"""Begins the token of a fence set because Redis came back older; whoever leads goes on from it."""
+REWIND_FENCE: Final = "flusher:rewind"  # not a secret
+"""Prefix of the token of a fence set because Redis lost data; any leader resumes from it."""
 
 GAP_FENCE: Final = "flusher:gap"
-"""The token of a fence set because entries vanished: only an operator can say what they were."""
+"""Token of a fence set because entries vanished; only an operator can resolve it."""
 
 KEEP_ALIVE_S: Final = 5.0
 
 
 class Finding(Enum):
-    """What the two positions mean together."""
+    """The result of comparing the two positions."""
 
     FINE = "fine"
     EMPTY = "empty"
@@ -41,18 +41,18 @@ class Finding(Enum):
 
     @property
     def is_rewind(self) -> bool:
-        """Tell whether Redis lost what it had acknowledged."""
+        """Return whether Redis lost acknowledged actions."""
         return self in {Finding.REWOUND, Finding.OLD_EPOCH, Finding.RESUME}
 
 
 def compare_positions(committed: Position, state: PartitionState) -> Finding:
-    """Compare what is committed with where Redis stands; read the first before the second."""
+    """Compare the committed position with the state of Redis, which was read after it."""
     if not state.epoch:
         return Finding.EMPTY
     if not state.is_open and state.fence.startswith(REWIND_FENCE):
         return Finding.RESUME
     if state.epoch < committed.epoch:
-        # Closed, it is a reseed between its two last steps.
+        # A closed partition is between the last two steps of a reseed.
         return Finding.OLD_EPOCH if state.is_open else Finding.WAIT
     if state.seq < committed.seq and state.is_open:
         return Finding.REWOUND
@@ -62,9 +62,9 @@ def compare_positions(committed: Position, state: PartitionState) -> Finding:
 async def reseed_partition(
     settings: Settings, store: Store, partition: Partition, writer: Writer
 ) -> Reseeded:
-    """Rebuild a drained partition from PostgreSQL under a new epoch; keep the lease meanwhile.
+    """Reseed a drained partition under a new epoch while keeping the lease.
 
-    Raises what scoreboard.recovery.reseed.reseed does; the partition then stays fenced.
+    Raises the errors of scoreboard.recovery.reseed.reseed; the partition then stays fenced.
     """
     connection = await connect(settings, name="flusher-reseed", **SESSION)  # pyright: ignore[reportArgumentType]
     try:
@@ -77,7 +77,7 @@ async def reseed_partition(
                     store, connection, board, [partition.number], actor=REWIND_FENCE
                 )
             except ScoreboardError as error:
-                done = error  # raised below: a task group would wrap it
+                done = error  # raised below: the task group would wrap it
             keeper.cancel()
     finally:
         await connection.close()
@@ -92,4 +92,4 @@ async def _keep_alive(writer: Writer) -> None:
         try:
             await writer.ping()
         except DatabaseUnavailable:
-            return  # the reseed has a connection of its own, and its own lock
+            return  # the reseed has its own connection and lock

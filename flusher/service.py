@@ -1,10 +1,10 @@
-"""Wires the flusher: clients, probe, one lane for each partition that needs one; owns their tasks.
+"""The flusher service: creates clients, the probe and one task per partition.
 
-Start: Redis must be durable and PostgreSQL current; while either is away the flusher waits, and it
-waits for boards that do not exist yet. Then it looks again and again for partitions without a lane:
-those of the boards in the settings, those that a board no longer has and that are not retired, and
-those of other boards whose streams hold actions. Stop: lanes stop reading, commit and acknowledge
-what they hold, and give up their leases, which standbys take over at once.
+Start: Redis must be durable and the schema of PostgreSQL current; the flusher waits while either is
+unreachable, and for boards that do not exist yet. It then searches periodically for partitions to
+flush: those of the boards in the settings, those that a board no longer has and that are not
+retired, and those of other boards whose streams hold entries. Stop: each task stops reading,
+commits and acknowledges its batch, and releases its lease, which a standby then takes.
 """
 
 import asyncio
@@ -32,22 +32,22 @@ from scoreboard.store.client import make_client, require_durability
 from scoreboard.store.store import Store
 
 SEARCH_EVERY_S: Final = 2.0
-"""Time between two searches for partitions without a lane: a new board waits for one so long."""
+"""Interval of searches for new partitions: the longest delay for a new board."""
 
 SEARCH_LIMIT_S: Final = 10.0
-"""Longest search; then the connection is made anew."""
+"""Longest search; after it the connection is replaced."""
 
 _log = get_logger(__name__)
 
 
 class Flusher:
-    """The service; ``serve`` runs it to its end."""
+    """The service; ``serve`` runs it until it is stopped."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.partitions: list[PartitionFlusher] = []
-        """One for each partition that was found to need one."""
-        self._awaited: set[str] = set()
+        """One for each partition found so far."""
+        self._missing_boards: set[str] = set()
         self._unreadable: set[Partition] = set()
 
     async def serve(self, stop: StopEvent) -> None:
@@ -76,7 +76,7 @@ class Flusher:
     async def _search(
         self, group: asyncio.TaskGroup, clients: AsyncExitStack, store: Store, stop: StopEvent
     ) -> None:
-        """Start a lane for every partition that needs one and has none, until ``stop``."""
+        """Start a task for every partition without one, until ``stop``."""
         attempt = 0
         while not stop.is_set:
             try:
@@ -85,8 +85,8 @@ class Flusher:
                         async with asyncio.timeout(SEARCH_LIMIT_S):
                             found = await self._find(connection, store)
                         for partition in found:
-                            lane = self._add_partition(clients, store, partition)
-                            group.create_task(lane.run(stop))
+                            worker = self._add_partition(clients, store, partition)
+                            group.create_task(worker.run(stop))
                         attempt = 0
                         await stop.sleep(SEARCH_EVERY_S)
             except (ScoreboardError, TimeoutError) as error:
@@ -97,12 +97,12 @@ class Flusher:
             attempt += 1
 
     async def _find(self, connection: Connection, store: Store) -> list[Partition]:
-        """List the partitions that need a lane and have none."""
+        """List the partitions that need a task and have none."""
         boards = await select_boards(connection)
         missing = set(self._settings.boards) - {board.name for board in boards}
-        for name in sorted(missing - self._awaited):
+        for name in sorted(missing - self._missing_boards):
             _log.warning("board_missing", board=name)
-        self._awaited = missing
+        self._missing_boards = missing
         return [
             partition
             for board in boards
@@ -112,7 +112,7 @@ class Flusher:
     async def _unserved(
         self, connection: Connection, store: Store, board: Board
     ) -> list[Partition]:
-        served = {lane.partition for lane in self.partitions}
+        served = {worker.partition for worker in self.partitions}
         numbers = range(board.layout.partitions)
         is_ours = board.name in self._settings.boards
         found: list[Partition] = []
@@ -126,9 +126,9 @@ class Flusher:
         return sorted(found, key=lambda partition: partition.number)
 
     async def _is_left_over(self, store: Store, partition: Partition, *, is_ours: bool) -> bool:
-        """Tell whether a partition that no lane should need holds something; log why it does.
+        """Return whether a partition outside of the configured boards still needs flushing; log it.
 
-        One whose keys cannot be read holds up no other one.
+        A partition whose keys cannot be parsed does not affect others.
         """
         try:
             if is_ours:
@@ -150,13 +150,13 @@ class Flusher:
     def _add_partition(
         self, clients: AsyncExitStack, store: Store, partition: Partition
     ) -> PartitionFlusher:
-        # A client each: a blocking read occupies its connection.
+        # Each partition has its own client: a blocking read occupies the connection.
         client = make_client(self._settings, name="flusher-reader", decode=False, connections=2)
         clients.push_async_callback(client.aclose)
         consumer = Consumer(client, store, partition, timeout_s=self._settings.redis_timeout_s)
-        lane = PartitionFlusher(partition, self._settings, consumer, store)
-        self.partitions.append(lane)
-        return lane
+        worker = PartitionFlusher(partition, self._settings, consumer, store)
+        self.partitions.append(worker)
+        return worker
 
     async def _require_redis(self) -> None:
         async with self._client("flusher-check", connections=1) as client:
@@ -188,7 +188,7 @@ class Flusher:
 
 
 async def _wait_until_ready(check: Callable[[], Awaitable[None]], stop: StopEvent) -> None:
-    """Repeat a check until its server answers."""
+    """Repeat a check until its server is available."""
     attempt = 0
     while not stop.is_set:
         try:

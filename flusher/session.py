@@ -1,7 +1,7 @@
-"""A flusher's session with PostgreSQL: connection, lease, position, limits on every call.
+"""A flusher's PostgreSQL session: connection, lease, position, and a time limit on every call.
 
-The writer stands on it. What stays true: lease and transactions share one connection, so they are
-lost together; a leader that falls silent loses the session; no call waits without an end.
+Invariants: the lease and the transactions share one connection, so they are lost together; a leader
+that stops responding loses the session; every call has a time limit.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 import psycopg
 
 from scoreboard.errors import DatabaseUnavailable, UnsafeDatabase
-from scoreboard.ledger.checks import read_session
+from scoreboard.ledger.checks import read_durability
 from scoreboard.ledger.migrations import require_current
 from scoreboard.ledger.pool import Connection, connect, describe
 from scoreboard.ledger.positions import Position, find_position
@@ -31,10 +31,10 @@ _LOCK_LEASE: Final = resources.query("lock_flusher")
 _SET_LIMITS: Final = resources.query("set_limits")
 
 LEASE_LOCK: Final = 0x5B0F
-"""Class of the advisory locks that make one flusher of a partition active."""
+"""Class of the advisory locks that make one flusher per partition the leader."""
 
 LEASE_SLICE_S: Final = 60
-"""A standby asks anew after this long, so that a connection that hangs is noticed."""
+"""A standby repeats its request after this time, to detect a dead connection."""
 
 CANCEL_AGAIN_S: Final = 0.2
 
@@ -42,19 +42,19 @@ LOCK_LIMIT_S: Final = 5
 STATEMENT_LIMIT_S: Final = 30
 
 IDLE_LIMIT_S: Final = 20
-"""A leader that says nothing for so long (stopped, swapped out) loses its session and its lease."""
+"""A leader idle for this long (stopped, swapped out) loses its session and its lease."""
 
 TRANSACTION_LIMIT_S: Final = 40.0
-"""Longest transaction seen from here; the server's own limits are shorter, if it still answers."""
+"""Longest transaction; the server's own limits are shorter and apply while it responds."""
 
 QUICK_LIMIT_S: Final = 10.0
-"""Longest single look."""
+"""Longest single statement."""
 
 _log = get_logger(__name__)
 
 
 class Session:
-    """One partition's connection; close it with ``aclose``."""
+    """The connection of one partition; close it with ``aclose``."""
 
     def __init__(self, connection: Connection, partition: Partition) -> None:
         self.connection = connection
@@ -63,7 +63,7 @@ class Session:
 
     @classmethod
     async def open(cls, settings: Settings, partition: Partition) -> Self:
-        """Connect and check that a COMMIT here is for good.
+        """Connect and check that a COMMIT is durable.
 
         Raises DatabaseUnavailable, SchemaMismatch, UnsafeDatabase.
         """
@@ -71,8 +71,8 @@ class Session:
             settings,
             name="flusher",
             idle_session_timeout=f"{IDLE_LIMIT_S}s",
-            # Plans are kept for long, and tables grow meanwhile: a plan that was right for a small
-            # table must not scan it when it is large. Every query here has an index (its header).
+            # Prepared plans are kept while tables grow: a plan made for a small table must not scan
+            # a large one. Every query here has an index, named in its header.
             enable_seqscan="off",
             jit="off",
         )
@@ -88,12 +88,12 @@ class Session:
         return session
 
     async def aclose(self) -> None:
-        """Close the connection; the lease goes with it."""
+        """Close the connection, which releases the lease."""
         with suppress(psycopg.Error):
             await self.connection.close()
 
     async def acquire_lease(self, stop: StopEvent) -> bool:
-        """Wait until this flusher is the active one; tell whether it is (else: asked to stop).
+        """Wait until this flusher is the leader; return False if it was stopped before.
 
         Raises DatabaseUnavailable.
         """
@@ -105,7 +105,7 @@ class Session:
             try:
                 await self._wait_for_lease(lease, stop)
             except DatabaseUnavailable as error:
-                failure = error  # raised below: a task group would wrap it
+                failure = error  # raised below: the task group would wrap it
             canceller.cancel()
         if failure:
             raise failure
@@ -115,22 +115,22 @@ class Session:
         return True
 
     async def ping(self) -> None:
-        """Show the server that this leader lives.
+        """Keep the session alive.
 
         Raises DatabaseUnavailable: the lease may be gone.
         """
         await self.position()
 
     async def position(self) -> Position | None:
-        """Read how far the partition is committed; None where it has no record yet.
+        """Read the committed position; None if the partition has none yet.
 
         Raises DatabaseUnavailable.
         """
         async with self.time_limit(QUICK_LIMIT_S):
             return await find_position(self.connection, self.partition)
 
-    async def begin(self, epoch: int) -> None:
-        """Make the partition's record, at the start of an epoch.
+    async def insert_position(self, epoch: int) -> None:
+        """Insert the partition's position at the start of an epoch.
 
         Raises DatabaseUnavailable.
         """
@@ -139,7 +139,7 @@ class Session:
 
     @asynccontextmanager
     async def locked(self, epoch: int) -> AsyncIterator[Position | None]:
-        """Let nobody commit while the block runs; gives None where another epoch began.
+        """Block commits during the block; yield None if another epoch began.
 
         Raises DatabaseUnavailable.
         """
@@ -148,9 +148,9 @@ class Session:
             yield position if position and position.epoch == epoch else None
 
     async def lock_position(self) -> Position | None:
-        """Read the position and let no other flusher commit before this transaction ends.
+        """Read the position and block other commits until this transaction ends.
 
-        Raises psycopg.Error, for the transaction around it.
+        Raises psycopg.Error, which ``flush`` classifies.
         """
         row = await (await self.connection.execute(_LOCK_STATE, self.where)).fetchone()
         return Position(*row) if row else None
@@ -173,16 +173,16 @@ class Session:
 
     async def _cancel_on(self, stop: StopEvent) -> None:
         await stop.wait()
-        while True:  # until the wait has ended: the first cancel may come before its statement
+        while True:  # repeated, because a cancel may come before the statement
             with suppress(psycopg.Error):
                 await self.connection.cancel_safe(timeout=2.0)
             await asyncio.sleep(CANCEL_AGAIN_S)
 
     @asynccontextmanager
     async def time_limit(self, limit_s: float, *, raw: bool = False) -> AsyncIterator[None]:
-        """Limit a call; turn a lost or silent connection into DatabaseUnavailable.
+        """Limit the time of a block; raise DatabaseUnavailable for every error of PostgreSQL.
 
-        With ``raw`` the server's own errors pass, for the caller to tell apart.
+        With ``raw`` the server's errors pass, for the caller to classify.
         """
         try:
             async with asyncio.timeout(limit_s):
@@ -197,12 +197,12 @@ class Session:
 
 
 async def require_ready(connection: Connection) -> None:
-    """Refuse a server whose COMMIT may be lost (the stream is cut right behind it), or its schema.
+    """Check that a COMMIT is durable, as the stream is trimmed after it, and the schema current.
 
     Raises SchemaMismatch, UnsafeDatabase; DatabaseUnavailable, also for a standby, which may be
     promoted.
     """
-    session = await read_session(connection)
+    session = await read_durability(connection)
     if session.is_standby:
         raise DatabaseUnavailable("The database is a standby")
     if session.synchronous_commit == "off":

@@ -1,4 +1,4 @@
-"""How a lane fares, for whoever looks at it from outside: the health check and the tests."""
+"""The status of a partition flusher, for the health check."""
 
 import time
 from enum import Enum
@@ -15,7 +15,7 @@ _log = get_logger(__name__)
 
 
 class Condition(Enum):
-    """How a lane fares, for the health check."""
+    """The condition of a partition flusher."""
 
     STARTING = "starting"
     STANDBY = "standby"
@@ -31,7 +31,7 @@ class Condition(Enum):
 
     @property
     def is_ready(self) -> bool:
-        """Tell whether the lane does, or could at once do, its work."""
+        """Return whether the partition is being flushed, or would be as soon as there is work."""
         return self in {
             Condition.STANDBY,
             Condition.FLUSHING,
@@ -42,11 +42,11 @@ class Condition(Enum):
 
 
 STALLED_S: Final = 30.0
-"""Longest time for which entries may wait without any commit, by whichever flusher."""
+"""Longest time that entries may wait without a commit by any flusher."""
 
 
 class PartitionStatus(Struct):
-    """What a lane lets others see; ``position`` is None where another flusher moves it."""
+    """The status of a partition flusher; ``position`` is None while another process leads."""
 
     partition: Partition
     condition: Condition = Condition.STARTING
@@ -54,24 +54,24 @@ class PartitionStatus(Struct):
     reason: str = ""
     last_success_s: float = 0.0
     first_id: str = ""
-    """The oldest entry that waits, as last seen; empty where none does."""
+    """The oldest waiting entry at the last measurement; empty for none."""
     waits_since_s: float = 0.0
-    """Since when it has been the oldest one (monotonic clock)."""
+    """When it became the oldest one (monotonic clock)."""
     is_stall_logged: bool = False
-    """Whether it was logged that the backlog is stalled."""
+    """Whether the stalled backlog was logged."""
 
     @property
     def is_ready(self) -> bool:
-        """Tell whether the lane does its work and the backlog is not stalled."""
+        """Return whether the condition is ready and the backlog is not stalled."""
         return self.condition.is_ready and not self.is_stalled
 
     @property
     def is_stalled(self) -> bool:
-        """Tell whether entries wait and nobody commits: a commit cuts the stream behind it."""
+        """Return whether entries wait and no flusher commits (a commit trims the stream)."""
         return bool(self.first_id) and time.monotonic() - self.waits_since_s >= STALLED_S
 
     def note_backlog(self, first_id: str) -> None:
-        """Take note of the oldest entry that waits, and log it once if it stays for too long."""
+        """Record the oldest waiting entry; log once when the backlog stalls or moves again."""
         if first_id != self.first_id:
             self.first_id, self.waits_since_s = first_id, time.monotonic()
         if self.is_stalled != self.is_stall_logged:
@@ -81,7 +81,7 @@ class PartitionStatus(Struct):
             level(event, partition=str(self.partition), first=first_id)
 
     def set_condition(self, condition: Condition, reason: str = "") -> None:
-        """Take a condition, and log it if it is news."""
+        """Set the condition; log a change."""
         if (condition, reason) == (self.condition, self.reason):
             return
         self.condition, self.reason = condition, reason
@@ -93,5 +93,5 @@ class PartitionStatus(Struct):
             _log.info("partition_condition_changed", **fields)
 
     def set_failed(self, condition: Condition, error: ScoreboardError) -> None:
-        """Take a condition that an error explains."""
+        """Set a condition caused by an error."""
         self.set_condition(condition, f"{error.code}: {error.detail}")

@@ -1,9 +1,9 @@
-"""Writes batches to PostgreSQL: one transaction each.
+"""Writes batches to PostgreSQL, one transaction each.
 
-Called by the lane of a partition. What stays true: the ledger's key alone decides what counts, and
-scores move by the sum of what was inserted, so a batch may come twice, late or from two flushers;
-the row of ``flush_state`` is locked first, so commits of a partition are one after another, and it
-moves in the same transaction; whatever is acknowledged afterwards has a row somewhere.
+Invariants: only the ledger's primary key decides what counts, and scores change by the sum of the
+inserted rows, so a batch may be repeated, late, or written by two flushers; the row of
+``flush_state`` is locked first, so the commits of a partition are serialised, and it is updated in
+the same transaction; every entry acknowledged afterwards has a row.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from flusher.batch import (
     rows,
 )
 from flusher.database_errors import ErrorClass, classify
-from flusher.dead_letters import DeadEvent, park, park_bad
+from flusher.dead_letters import DeadEvent, dead_event, dead_event_of
 from flusher.session import TRANSACTION_LIMIT_S, Session
 from scoreboard.errors import DatabaseUnavailable, SchemaMismatch, TooManyPoisonEvents
 from scoreboard.events import BIGINT_MAX, Event, event_time
@@ -49,22 +49,22 @@ TYPES: Final = (
     *("uuid", "text", "text", "int8", "int8", "int4"),
     *("int4", "text", "text", "timestamptz", "bool"),
 )
-"""Types of ``batch.COLUMNS``: binary COPY converts nothing."""
+"""Types of ``batch.COLUMNS``: binary COPY does not convert values."""
 
-CONTENTION_TRIES: Final = 20
-"""Tries of a batch under contention before the connection is made anew."""
+CONTENTION_ATTEMPTS_MAX: Final = 20
+"""Attempts of a batch under contention before the connection is replaced."""
 
-RESOLVE_TRIES: Final = 3
-"""Counts of a batch: once, and once more after ids were resolved; users are never deleted."""
+RESOLVE_ATTEMPTS_MAX: Final = 3
+"""Attempts to count a batch: user ids may have to be resolved between two of them."""
 
 POISON_MAX: Final = 10
-"""More unstorable rows in one batch than these are no accident of rows: stop, park none."""
+"""Most unstorable rows of a batch; more of them point to a fault elsewhere: stop."""
 
 _log = get_logger(__name__)
 
 
 class Flushed(Struct, frozen=True):
-    """What a committed batch did. ``position`` is where the partition stands after it."""
+    """The result of a committed batch. ``position`` is the committed position after it."""
 
     position: Position
     counted: int = 0
@@ -74,11 +74,11 @@ class Flushed(Struct, frozen=True):
     corrections: int = 0
     drifted: int = 0
     rewound: int = 0
-    """Rows counted although their seq was committed before: Redis came back older."""
+    """Counted rows whose seq was committed before: Redis lost data."""
 
 
 class Superseded(Struct, frozen=True):
-    """Nothing was written: another epoch began since the batch was read."""
+    """Nothing was written: another epoch began after the batch was read."""
 
 
 class GapFound(Struct, frozen=True):
@@ -100,12 +100,12 @@ class Writer(Session):
     async def flush(
         self, batch: Batch, *, epoch: int, skip_gaps: bool = False
     ) -> Flushed | Superseded | GapFound:
-        """Commit a batch that was read in an epoch.
+        """Commit a batch that was read in ``epoch``.
 
-        Contention is waited out; unstorable rows are parked. With ``skip_gaps`` missing seqs are
-        passed over.
+        Retries under contention; unstorable rows become dead letters. With ``skip_gaps`` missing
+        seqs are ignored.
 
-        Raises DatabaseUnavailable (it may have been committed: read and flush again),
+        Raises DatabaseUnavailable (the batch may be committed: read and flush it again),
         SchemaMismatch, TooManyPoisonEvents (nothing was written).
         """
         isolate = False
@@ -119,7 +119,7 @@ class Writer(Session):
                     case ErrorClass.POISON if not isolate:
                         _log.warning("unstorable_row_found", reason=describe(error))
                         isolate = True
-                    case ErrorClass.CONTENTION if attempt < CONTENTION_TRIES:
+                    case ErrorClass.CONTENTION if attempt < CONTENTION_ATTEMPTS_MAX:
                         _log.info("flush_contended", attempt=attempt, reason=describe(error))
                         await asyncio.sleep(backoff_s(attempt, least_s=0.02, most_s=1.0))
                         attempt += 1
@@ -154,23 +154,23 @@ class Writer(Session):
         self, batch: Batch, epoch: int, *, skip_gaps: bool, isolate: bool
     ) -> Flushed | Superseded | GapFound:
         async with self.connection.transaction():
-            stood = await self.lock_position()
-            if stood is None or stood.epoch != epoch:
+            previous = await self.lock_position()
+            if previous is None or previous.epoch != epoch:
                 return Superseded()
-            progress = advance(batch, stood.seq)
+            progress = advance(batch, previous.seq)
             if progress.gap and not skip_gaps:
                 return GapFound(progress.gap)
-            dead = [park_bad(record) for record in batch.bad]
+            dead = [dead_event_of(record) for record in batch.bad]
             if isolate:
-                tally = await self._isolate(batch, batch.actions, stood.seq, dead)
+                tally = await self._isolate(batch, batch.actions, previous.seq, dead)
             else:
-                tally = await self._count(batch.rows, stood.seq)
+                tally = await self._count(batch.rows, previous.seq)
             for event in dead:
                 await self.connection.execute(_INSERT_DEAD, {**self.where, **_as_row(event)})
             for correction in batch.corrections:
                 await self._correct(correction)
-            reached = stood
-            if progress.seq > stood.seq:
+            reached = previous
+            if progress.seq > previous.seq:
                 reached = Position(epoch, progress.seq, batch.last_id)
                 await self.connection.execute(
                     _ADVANCE_STATE,
@@ -189,7 +189,7 @@ class Writer(Session):
             late=tally.late,
             dead=len(dead),
             corrections=len(batch.corrections),
-            # Beside a late duplicate or a dead row Redis rightly says another score.
+            # With late duplicates or dead letters Redis rightly has another score.
             drifted=0 if tally.late or dead or batch.corrections else tally.drifted,
             rewound=tally.rewound,
         )
@@ -204,15 +204,15 @@ class Writer(Session):
                 for row in staged:
                     await copy.write_row(row)
             counting = {**self.where, "seq": committed}
-            for _ in range(RESOLVE_TRIES):
+            for _ in range(RESOLVE_ATTEMPTS_MAX):
                 await cursor.execute(_COUNT_BATCH, counting)
-                counted, rewound, drifted, has_strangers = await cursor.fetchone() or (
+                counted, rewound, drifted, has_unresolved = await cursor.fetchone() or (
                     0,
                     0,
                     0,
                     True,
                 )
-                if not has_strangers:
+                if not has_unresolved:
                     break
                 await cursor.execute(_RESOLVE_USERS)
             else:
@@ -226,7 +226,7 @@ class Writer(Session):
     async def _isolate(
         self, batch: Batch, actions: Sequence[Event], committed: int, dead: list[DeadEvent]
     ) -> _Tally:
-        """Count what can be stored, in stream order, halving around what cannot; park that.
+        """Count the storable rows in stream order; add the others, found by bisection, to ``dead``.
 
         Raises TooManyPoisonEvents.
         """
@@ -246,10 +246,10 @@ class Writer(Session):
                 for stream_id, fields in batch.entries
                 if stream_id == event.stream_id.encode()
             )
-            dead.append(park(event.stream_id, fields, reason))
+            dead.append(dead_event(event.stream_id, fields, reason))
             if len(dead) - len(batch.bad) > POISON_MAX:
                 raise TooManyPoisonEvents(
-                    f"More than {POISON_MAX} rows of a batch fit no table: {reason}"
+                    f"More than {POISON_MAX} rows of a batch cannot be stored: {reason}"
                 )
             return _Tally()
         middle = len(actions) // 2
@@ -262,7 +262,7 @@ class Writer(Session):
         )
 
     async def _correct(self, event: Event) -> None:
-        """Record a correction: it adds to nothing, Redis has only come back to the ledger."""
+        """Insert a correction: it changes no score in PostgreSQL."""
         row = {
             **self.where,
             "user_id": event.user_id,
@@ -292,4 +292,4 @@ def _as_row(event: DeadEvent) -> dict[str, Any]:
     }
 
 
-assert len(COLUMNS) == len(TYPES)  # noqa: S101 (one row, two descriptions)
+assert len(COLUMNS) == len(TYPES)  # noqa: S101 (two descriptions of one row)

@@ -1,11 +1,11 @@
 -- fence: stop accepting actions, in the name of a token.
--- WHY       nothing may be accepted while history is being put back (I9)
+-- WHY       no action may be accepted while the partition is rebuilt (I9)
 -- KEYS      1 meta hash
--- ARGV      1 token, a word that nobody else uses · 2 epoch int the caller saw, 0 for none · 3 fence the caller saw, empty for none · 4 committed seq int, the highest the caller knows of, or -1 for any
--- BELIEFS   the caller alone may mend the partition; it saw the partition since that was sure, and any other who may mend it changes epoch or fence
--- RETURNS   epoch or 0, seq or 0: where the partition stood
+-- ARGV      1 token, unique · 2 epoch int the caller read, 0 for none · 3 fence the caller read, empty for none · 4 committed seq int, the highest the caller knows of, or -1 for any
+-- ASSUMES   the caller has exclusive access to the partition and read it while it had; any other caller with access changes epoch or fence
+-- RETURNS   epoch or 0, seq or 0: the position before
 -- OUTCOMES  none
--- REFUSES   STALE the partition is not as the caller saw it · BADARG arguments
+-- REFUSES   STALE the partition has changed since the caller read it · BADARG arguments
 -- WRITES    meta
 -- EMITS     nothing
 -- COST      O(1)
@@ -15,7 +15,7 @@ local token, seen_epoch, seen_fence, seen_committed = ARGV[1], tonumber(ARGV[2])
 if not token or not string.match(token, '^[!-~]+$') or not seen_epoch or not seen_fence or not seen_committed then
   return redis.error_reply('BADARG a token of printable ASCII, epoch, fence and committed are needed')
 end
--- A field that is no whole number counts as missing: tonumber alone would take '1e5', '0x1' and 'inf'.
+-- A field that is not a whole number counts as missing: tonumber alone accepts '1e5', '0x1' and 'inf'.
 local function whole(text)
   local number = tonumber(string.match(text or '', '^%d+$'))
   return number and number < 2 ^ 53 and number or nil

@@ -1,9 +1,9 @@
--- history: name the history of writes that this server continues.
+-- history: read the replication id of this server.
 -- WHY       after a failover the same epoch, seq and stream id may belong to other actions
 -- KEYS      none
 -- ARGV      none
--- BELIEFS   none
--- RETURNS   the replication id, which differs after every failover and every start; empty where the server hides it
+-- ASSUMES   none
+-- RETURNS   the replication id, which differs after every failover and every start; empty if the server does not show it
 -- OUTCOMES  none
 -- REFUSES   none
 -- WRITES    nothing

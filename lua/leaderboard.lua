@@ -1,9 +1,9 @@
--- leaderboard: a window of the ranking with total, epoch and seq, all of one moment.
--- WHY       rows and position must belong together, or a viewer could take old rows for new
+-- leaderboard: read a window of the ranking with total, epoch and seq, all of one moment.
+-- WHY       rows and position must be of one moment, or a viewer could take old rows for new ones
 -- KEYS      1 board zset · 2 meta hash
 -- ARGV      1 offset int · 2 limit int, 0 for none
--- BELIEFS   none
--- RETURNS   epoch, seq, total, rows: user and packed score in turn, best first
+-- ASSUMES   none
+-- RETURNS   epoch, seq, total, rows: alternating user and packed score, best first
 -- OUTCOMES  none
 -- REFUSES   UNINIT no epoch · BADARG arguments
 -- WRITES    nothing
@@ -15,7 +15,7 @@ local offset, limit = tonumber(ARGV[1]), tonumber(ARGV[2])
 if not offset or not limit or offset < 0 or limit < 0 then
   return redis.error_reply('BADARG offset and limit are whole numbers from 0')
 end
--- A field that is no whole number counts as missing: tonumber alone would take '1e5', '0x1' and 'inf'.
+-- A field that is not a whole number counts as missing: tonumber alone accepts '1e5', '0x1' and 'inf'.
 local function whole(text)
   local number = tonumber(string.match(text or '', '^%d+$'))
   return number and number < 2 ^ 53 and number or nil

@@ -1,11 +1,11 @@
--- mirror: replace the catalogue that the api reads, and announce it.
--- WHY       of two copies that are made at once, the older one must not be the last
+-- mirror: replace the catalogue that the api reads, and publish the change.
+-- WHY       of two concurrent copies, the older one must not be the last
 -- KEYS      1 actions hash
--- ARGV      1 version int the caller saw, 0 for none · 2 channel · 3+ kind, points int
--- BELIEFS   nobody has copied a newer catalogue: the caller saw the version before it read the catalogue, and each copy raises it
+-- ARGV      1 version int the caller read, 0 for none · 2 channel · 3+ kind, points int
+-- ASSUMES   no newer catalogue was copied: the caller read the version before the catalogue, and each copy increments it
 -- RETURNS   the new version
 -- OUTCOMES  none
--- REFUSES   STALE another copy was made meanwhile · BADARG arguments
+-- REFUSES   STALE another copy was made since · BADARG arguments
 -- WRITES    actions
 -- EMITS     to the channel, once: the version
 -- COST      O(n), n kinds
@@ -20,13 +20,13 @@ for i = 4, #ARGV, 2 do
     return redis.error_reply('BADARG points are whole numbers')
   end
 end
--- A field that is no whole number counts as missing: tonumber alone would take '1e5', '0x1' and 'inf'.
+-- A field that is not a whole number counts as missing: tonumber alone accepts '1e5', '0x1' and 'inf'.
 local function whole(text)
   local number = tonumber(string.match(text or '', '^%d+$'))
   return number and number < 2 ^ 53 and number or nil
 end
-local held = redis.pcall('HGET', actions, ':version') -- no kind has a colon in its name
--- A key of another type holds no version, and is replaced.
+local held = redis.pcall('HGET', actions, ':version') -- kinds contain no colon
+-- A key of another type has no version and is replaced.
 local version = type(held) == 'string' and whole(held) or 0
 if version ~= seen then
   return redis.error_reply('STALE another copy of the catalogue was made')

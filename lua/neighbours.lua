@@ -1,9 +1,9 @@
--- neighbours: how many stand above a packed score that is not of this partition, and who is nearest.
--- WHY       a user's place on a board of several partitions is the sum of such counts
+-- neighbours: count the members above a packed score of another partition, and read the nearest.
+-- WHY       a user's rank on a board of several partitions is the sum of such counts
 -- KEYS      1 board zset · 2 meta hash
--- ARGV      1 packed score int · 2 wins 0 or 1: an equal packed score here stands above · 3 around int
--- BELIEFS   the packed score is still the user's: not checked; a change between two partitions' reads shows as a rank of either moment
--- RETURNS   epoch, seq, total, count above, rows above nearest first, rows below nearest first: user and packed score in turn
+-- ARGV      1 packed score int · 2 wins 0 or 1: an equal packed score here ranks above · 3 around int
+-- ASSUMES   the packed score is still the user's: not checked; after a change between two reads the rank is that of either moment
+-- RETURNS   epoch, seq, total, count above, rows above nearest first, rows below nearest first: alternating user and packed score
 -- OUTCOMES  none
 -- REFUSES   UNINIT no epoch · BADARG arguments
 -- WRITES    nothing
@@ -15,7 +15,7 @@ local packed, wins, around = tonumber(ARGV[1]), ARGV[2] == '1', tonumber(ARGV[3]
 if not packed or not around or around < 0 then
   return redis.error_reply('BADARG packed and around are whole numbers')
 end
--- A field that is no whole number counts as missing: tonumber alone would take '1e5', '0x1' and 'inf'.
+-- A field that is not a whole number counts as missing: tonumber alone accepts '1e5', '0x1' and 'inf'.
 local function whole(text)
   local number = tonumber(string.match(text or '', '^%d+$'))
   return number and number < 2 ^ 53 and number or nil

@@ -1,11 +1,11 @@
--- open: make the shadow board the board, raise the epoch and accept again.
--- WHY       viewers and callers see the old board or the whole new one, never a mixture (I9)
+-- open: replace the board with the shadow board, raise the epoch and accept actions again.
+-- WHY       viewers and callers see the old board or the complete new one (I9)
 -- KEYS      1 board zset · 2 shadow zset · 3 events stream · 4 meta hash · 5 changes channel
--- ARGV      1 token of the fence · 2 epoch int · 3 seq int · 4 stream id from which new events go on · 5 group · 6 layout · 7 public 0 or 1 · 8 members int the shadow must have
--- BELIEFS   the caller alone mends the partition: its token, which every other fence replaces · PostgreSQL has all that the stream holds: everything was delivered and acknowledged · the shadow is what the caller loaded: its members · neither epoch nor seq goes back
+-- ARGV      1 token of the fence · 2 epoch int · 3 seq int · 4 stream id after which new events follow · 5 group · 6 layout · 7 public 0 or 1 · 8 members int the shadow must have
+-- ASSUMES   the caller has exclusive access to the partition: its token is compared, and every other fence replaces it · PostgreSQL has everything in the stream: all was delivered and acknowledged · the shadow board is what the caller loaded: its members are compared · epoch and seq do not decrease
 -- RETURNS   members of the board
 -- OUTCOMES  none
--- REFUSES   FENCE another token holds the fence, or the shadow is not complete · LAG the stream holds what is not committed · BADARG arguments
+-- REFUSES   FENCE another token holds the fence, or the shadow board is incomplete · LAG the stream holds uncommitted entries · BADARG arguments
 -- WRITES    board shadow events meta
 -- EMITS     to changes, once
 -- COST      O(n), n entries left in the stream, all of them committed
@@ -24,7 +24,7 @@ if not epoch or epoch < 1 or not seq or seq < 0 or not position_ms or not member
     or not string.match(layout, '^%d+:%d+:%d+$') or (public ~= '0' and public ~= '1') then
   return redis.error_reply('BADARG epoch, seq, stream id, layout, public or members')
 end
--- A field that is no whole number counts as missing: tonumber alone would take '1e5', '0x1' and 'inf'.
+-- A field that is not a whole number counts as missing: tonumber alone accepts '1e5', '0x1' and 'inf'.
 local function whole(text)
   local number = tonumber(string.match(text or '', '^%d+$'))
   return number and number < 2 ^ 53 and number or nil
@@ -59,7 +59,7 @@ if redis.call('EXISTS', events) == 1 then
     end
   end
   local last_ms, last_n = parse(stream['last-generated-id'])
-  -- Ids never go back: XSETID refuses it, and occurred_at is read from them.
+  -- Ids never decrease: XSETID refuses that, and occurred_at is derived from them.
   if last_ms > position_ms or (last_ms == position_ms and last_n > position_n) then
     position = stream['last-generated-id']
   end
@@ -79,10 +79,10 @@ else
 end
 redis.call('XTRIM', events, 'MAXLEN', 0)
 redis.call('XSETID', events, position)
--- All that is remembered was read from the ledger: it is committed.
-local place = string.format('%.0f:%.0f', epoch, seq)
+-- The dedup window was filled from the ledger, so all of it is committed.
+local committed = string.format('%.0f:%.0f', epoch, seq)
 redis.call('UNLINK', meta)
 redis.call('HSET', meta, 'epoch', string.format('%.0f', epoch), 'seq', string.format('%.0f', seq),
-  'state', 'open', 'layout', layout, 'public', public, 'committed', place)
-redis.call('PUBLISH', changes, place)
+  'state', 'open', 'layout', layout, 'public', public, 'committed', committed)
+redis.call('PUBLISH', changes, committed)
 return members

@@ -1,8 +1,8 @@
--- restore: put a page of scores into the shadow board.
--- WHY       two operators at once, or one that lost its fence, must not mix their pages
+-- restore: add a page of scores to the shadow board.
+-- WHY       concurrent operators, or one that lost its fence, must not mix their pages
 -- KEYS      1 meta hash · 2 shadow zset
--- ARGV      1 token of the fence · 2 first 0 or 1: the first page, which drops what a killed run left · 3+ packed score int, user
--- BELIEFS   the caller alone mends the partition: its token, which every other fence replaces
+-- ARGV      1 token of the fence · 2 first 0 or 1: the first page, which removes the pages of an interrupted run · 3+ packed score int, user
+-- ASSUMES   the caller has exclusive access to the partition: its token is compared, and every other fence replaces it
 -- RETURNS   members in the shadow board
 -- OUTCOMES  none
 -- REFUSES   FENCE another token holds the fence · BADARG arguments

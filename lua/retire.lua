@@ -1,8 +1,8 @@
--- retire: empty a fenced partition that its board no longer has, and name the layout that replaced it.
--- WHY       a caller that still knows the old layout must be refused, and learn the new one (I9)
+-- retire: empty a fenced partition that its board no longer has, and store the layout that replaced it.
+-- WHY       a caller with the old layout must be refused and learn the new one (I9)
 -- KEYS      1 meta hash · 2 board zset · 3 shadow zset · 4 events stream
 -- ARGV      1 token of the fence · 2 layout that the board has now · 3 group
--- BELIEFS   the caller alone mends the partition: its token, which every other fence replaces · PostgreSQL has all that the stream holds: everything was delivered and acknowledged
+-- ASSUMES   the caller has exclusive access to the partition: its token is compared, and every other fence replaces it · PostgreSQL has everything in the stream: all was delivered and acknowledged
 -- RETURNS   1
 -- OUTCOMES  none
 -- REFUSES   FENCE another token holds the fence · LAG the stream holds actions that are not committed · BADARG arguments
@@ -39,7 +39,7 @@ if redis.call('EXISTS', events) == 1 then
   end
 end
 
--- write: without an epoch, reads refuse as on an emptied partition; a second run is harmless
+-- write: without an epoch reads are refused as for an empty partition; a second run changes nothing
 redis.call('UNLINK', meta, board, shadow, events)
 redis.call('HSET', meta, 'state', 'retired', 'layout', layout, 'fence', token)
 return 1

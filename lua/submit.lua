@@ -1,9 +1,9 @@
--- submit: apply up to 64 actions of one partition, each of them once, ever.
--- WHY       score, stream record and memory of the action change together or not at all (I4)
+-- submit: apply up to 64 actions of one partition, each exactly once.
+-- WHY       score, stream record and dedup record of an action change together or not at all (I4)
 -- KEYS      1 board zset · 2 events stream · 3 meta hash · 4 changes channel · 5+ seen hash
--- ARGV      1 generation int, the one the caller built its seen keys from · 2 layout · 3 cap int · 4+ user, action, digest, delta int, stated 0 or 1, request id, pair int: which pair of seen keys
--- BELIEFS   the keys are those of this moment and board: generation and layout are compared
--- RETURNS   per action, in order: outcome, delta, score, seq, committed 0 or 1: this very change is known to be in PostgreSQL
+-- ARGV      1 generation int from which the caller built its seen keys · 2 layout · 3 cap int · 4+ user, action, digest, delta int, stated 0 or 1, request id, pair int: which pair of seen keys
+-- ASSUMES   the keys match time and layout of the board: both are compared
+-- RETURNS   per action, in order: outcome, delta, score, seq, committed 0 or 1: this change is known to be in PostgreSQL
 -- OUTCOMES  applied replayed conflict busy range
 -- REFUSES   UNINIT no epoch, seq or layout · FENCED not accepting · LAYOUT other layout or a retired partition, the second word is the right layout · BUCKET other generation, the second word is Redis's time in s · BADARG arguments
 -- WRITES    board events meta seen
@@ -49,7 +49,7 @@ for i = 1, count do
 end
 
 -- read
--- A field that is no whole number counts as missing: tonumber alone would take '1e5', '0x1' and 'inf'.
+-- A field that is not a whole number counts as missing: tonumber alone accepts '1e5', '0x1' and 'inf'.
 local function whole(text)
   local number = tonumber(string.match(text or '', '^%d+$'))
   return number and number < 2 ^ 53 and number or nil
@@ -73,18 +73,18 @@ local now = tonumber(redis.call('TIME')[1])
 if math.floor(now / seen_seconds) ~= generation then
   return redis.error_reply(string.format('BUCKET %.0f is the time, in s', now))
 end
--- Every seen key is read here, so that one of a wrong type shows before the first write.
+-- Every seen key is read here, so that a wrong type fails before the first write.
 for i = 5, #KEYS do
   redis.call('HLEN', KEYS[i])
 end
 local room = cap - redis.call('XLEN', events)
--- Packed score of the last watched row; nobody is below it while rows are free.
+-- Packed score of the last watched row; -1 while there are fewer rows.
 local last_watched = redis.call('ZRANGE', board, WATCHED_TOP - 1, WATCHED_TOP - 1, 'REV', 'WITHSCORES')
 local threshold = tonumber(last_watched[2]) or -1
 
--- What cannot be read is no memory: the action counts anew, and the ledger refuses the repeat.
-local committed -- seq, once it is asked for
-local function recall(text)
+-- An invalid dedup record is ignored: the action counts again, and the ledger refuses the repeat.
+local committed -- seq, read on first use
+local function parse_record(text)
   local delta, score, at = string.match(text, '^(-?%d+):(%d+):(%d+)$')
   score, at = whole(score), whole(at)
   if not score or not at then
@@ -104,9 +104,10 @@ local function next_slot(score)
   return lowest[2] and math.floor(tonumber(lowest[2])) - floor - 1 or SLOT_COUNT - 1
 end
 
--- Slots of those who left are free, and a score runs out of them below. So a sweep goes from the best
--- member of the score to the last one, some at each arrival, and moves each up to the slot below the
--- one it moved before: nobody's place changes. It returns whether it has reached the last one.
+-- Members that leave a score free their slots, but new members take slots below the lowest one. A sweep
+-- recovers free slots: it moves the members of the score, from the best to the last and a few per
+-- arrival, up to the slot below the previous member, so the order is unchanged. Returns whether it has
+-- reached the last member.
 local visible = false
 local function sweep(score)
   local floor, field = score * SLOT_COUNT, string.format('sweep:%.0f', score)
@@ -115,14 +116,14 @@ local function sweep(score)
     string.format('%.0f', floor), 'BYSCORE', 'REV', 'LIMIT', 0, MOVES, 'WITHSCORES')
   local is_over = #members < 2 * MOVES
   for i = 1, #members, 2 do
-    local packed, due = tonumber(members[i + 1]), floor + frontier - 1
-    if packed > due then -- they share the last slot: there is no room
+    local packed, target = tonumber(members[i + 1]), floor + frontier - 1
+    if packed > target then -- members share the last slot: there is no room
       is_over = true
       break
     end
-    if packed < due then
-      redis.call('ZADD', board, string.format('%.0f', due), members[i])
-      visible = visible or due >= threshold
+    if packed < target then
+      redis.call('ZADD', board, string.format('%.0f', target), members[i])
+      visible = visible or target >= threshold
     end
     frontier = frontier - 1
   end
@@ -134,20 +135,20 @@ local function sweep(score)
   return is_over
 end
 
--- decide and write, action by action: each sees what those before it did
+-- decide and write, action by action: each sees the effects of those before it
 local replies, touched = {}, {}
 local wrote, sweeps_more = false, SWEEPS_MORE
 for i = 1, count do
   local action = actions[i]
   local current, previous = KEYS[3 + 2 * action.pair], KEYS[4 + 2 * action.pair]
-  local remembered = redis.call('HGET', current, action.digest) or redis.call('HGET', previous, action.digest)
-  local memory = remembered and recall(remembered)
-  if memory then
+  local stored = redis.call('HGET', current, action.digest) or redis.call('HGET', previous, action.digest)
+  local record = stored and parse_record(stored)
+  if record then
     local outcome = 'replayed'
-    if action.stated and memory.delta ~= action.delta then
+    if action.stated and record.delta ~= action.delta then
       outcome = 'conflict'
     end
-    replies[i] = { outcome, memory.delta, memory.score, memory.seq, memory.committed }
+    replies[i] = { outcome, record.delta, record.score, record.seq, record.committed }
   else
     local before = tonumber(redis.call('ZSCORE', board, action.user))
     local held = math.max(0, math.min(math.floor((before or 0) / SLOT_COUNT), SCORE_MAX))
@@ -157,12 +158,12 @@ for i = 1, count do
     elseif score < 0 or score > SCORE_MAX then
       replies[i] = { 'range', action.delta, held, 0, 0 }
     else
-      -- First to reach a score stays ahead: take the slot below the lowest one in use there.
+      -- The first user at a score ranks first: take the slot below the lowest one in use.
       local slot = next_slot(score)
       if slot < SWEEP_BELOW then
         local is_over = sweep(score)
         slot = next_slot(score)
-        -- Nothing is left below: go on as far as a call may.
+        -- No slot is left below: sweep on within the limit of a call.
         while slot < 0 and not is_over and sweeps_more > 0 do
           is_over, sweeps_more = sweep(score), sweeps_more - 1
           slot = next_slot(score)
@@ -173,12 +174,12 @@ for i = 1, count do
       seq = seq + 1
       room = room - 1
       wrote = true
-      local record = { 'q', seq, 'u', action.user, 'a', action.id, 'd', action.delta, 's', score, 'e', epoch }
+      local event = { 'q', seq, 'u', action.user, 'a', action.id, 'd', action.delta, 's', score, 'e', epoch }
       if action.request ~= '' then
-        record[13], record[14] = 't', action.request
+        event[13], event[14] = 't', action.request
       end
-      -- First what can fail on a stream that somebody else has filled with rubbish.
-      redis.call('XADD', events, '*', unpack(record))
+      -- XADD first: it can fail, if another program wrote to the stream.
+      redis.call('XADD', events, '*', unpack(event))
       redis.call('ZADD', board, string.format('%.0f', packed), action.user)
       redis.call('HSET', current, action.digest, string.format('%.0f:%.0f:%.0f', action.delta, score, seq))
       touched[current] = true

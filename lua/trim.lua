@@ -1,23 +1,23 @@
--- trim: acknowledge a committed batch, say how far PostgreSQL is, and cut the stream behind it.
--- WHY       the stream is the only copy of what was acknowledged and not yet committed (I1); in one call, as each call waits for the disk
+-- trim: acknowledge a committed batch, publish the committed position, and trim the stream.
+-- WHY       the stream is the only copy of acknowledged, uncommitted actions (I1); one call, because each call waits for an fsync
 -- KEYS      1 events stream · 2 meta hash
--- ARGV      1 group · 2 history under which the caller read · 3 epoch int · 4 stream id of the batch's last entry · 5 first seq int of the batch, 0 where it does not tell · 6 last seq int of the batch, 0 for none · 7 channel that announces commits · 8+ stream id to acknowledge
--- BELIEFS   the entries stand in this very stream: history and epoch are compared · nothing before them waits for PostgreSQL: the first seq follows on the one known to be committed, or, where it does not tell, each entry before is acknowledged now or known to be committed; what is pending or was not delivered is not cut
--- RETURNS   entries cut
+-- ARGV      1 group · 2 replication id, read before the batch · 3 epoch int · 4 stream id of the batch's last entry · 5 first seq int of the batch, 0 if unknown · 6 last seq int of the batch, 0 for none · 7 channel that announces commits · 8+ stream id to acknowledge
+-- ASSUMES   the entries are in this stream: replication id and epoch are compared · no entry before them is uncommitted: the first seq follows the committed one, or, if unknown, each entry before is acknowledged now or known to be committed; pending and undelivered entries are not trimmed
+-- RETURNS   entries removed
 -- OUTCOMES  none
--- REFUSES   UNINIT no epoch · STALE other history, other epoch, or something is left out before the batch · BADARG arguments
+-- REFUSES   UNINIT no epoch · STALE other replication id, other epoch, or an entry before the batch is not committed · BADARG arguments
 -- WRITES    events meta
--- EMITS     `epoch:seq` on the channel where the committed position moved
--- COST      O(n), n entries acknowledged or cut
+-- EMITS     `epoch:seq` to the channel, if the committed position moved
+-- COST      O(n), n entries acknowledged or removed
 
 local ACKNOWLEDGED_AT_ONCE = 1000
 local READ_AT_ONCE = 1000
 local events, meta = KEYS[1], KEYS[2]
-local group, history, epoch, last_id = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
+local group, replication_id, epoch, last_id = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local first, last = tonumber(ARGV[5]), tonumber(ARGV[6])
 local channel = ARGV[7]
 
--- Ids are compared as two numbers; as text '9-0' would stand behind '10-0'.
+-- Ids are compared as two numbers; as text, '9-0' would follow '10-0'.
 local function parse(id)
   local ms, n = string.match(id, '^(%d+)-(%d+)$')
   return tonumber(ms), tonumber(n)
@@ -31,18 +31,18 @@ local function after(id)
   local ms, n = parse(id)
   return string.format('%.0f-%.0f', ms, n + 1)
 end
--- A field that is no whole number counts as missing: tonumber alone would take '1e5', '0x1' and 'inf'.
+-- A field that is not a whole number counts as missing: tonumber alone accepts '1e5', '0x1' and 'inf'.
 local function whole(text)
   local number = tonumber(string.match(text or '', '^%d+$'))
   return number and number < 2 ^ 53 and number or nil
 end
 
-if not history or not epoch or not last_id or not parse(last_id) or not first or not last or not channel then
-  return redis.error_reply('BADARG expected a history, an epoch, a stream id, two seqs and a channel')
+if not replication_id or not epoch or not last_id or not parse(last_id) or not first or not last or not channel then
+  return redis.error_reply('BADARG expected a replication id, an epoch, a stream id, two seqs and a channel')
 end
 for i = 8, #ARGV do
   if not parse(ARGV[i]) then
-    return redis.error_reply('BADARG an id to acknowledge is no stream id')
+    return redis.error_reply('BADARG an id to acknowledge is not a stream id')
   end
 end
 
@@ -55,9 +55,9 @@ end
 if meta_epoch ~= epoch then
   return redis.error_reply('STALE another epoch began')
 end
-local info = redis.pcall('INFO', 'replication') -- a server may hide it; then history is empty too
-if (type(info) == 'string' and string.match(info, 'master_replid:(%w+)') or '') ~= history then
-  return redis.error_reply('STALE another server continues the history')
+local info = redis.pcall('INFO', 'replication') -- a server may not show it; then both are empty
+if (type(info) == 'string' and string.match(info, 'master_replid:(%w+)') or '') ~= replication_id then
+  return redis.error_reply('STALE the replication id has changed')
 end
 local known_epoch, known = string.match(facts[2] or '', '^(%d+):(%d+)$')
 known = whole(known_epoch) == epoch and whole(known)
@@ -105,9 +105,9 @@ end
 if last > (known or 0) then
   local position = string.format('%.0f:%.0f', epoch, last)
   redis.call('HSET', meta, 'committed', position)
-  redis.pcall('PUBLISH', channel, position) -- a hint only: a user without the channel may trim all the same
+  redis.pcall('PUBLISH', channel, position) -- pcall: the user may lack access to the channel
 end
-if not delivered then -- without its group nobody knows what was delivered: cut nothing
+if not delivered then -- without its group it is unknown what was delivered: remove nothing
   return 0
 end
 for from = 8, #ARGV, ACKNOWLEDGED_AT_ONCE do

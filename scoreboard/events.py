@@ -1,10 +1,10 @@
-"""Stream records: what each one-letter field means, encoder and decoder.
+"""Stream records: the meaning of each one-letter field, and their decoder.
 
 ``q`` seq · ``u`` user · ``a`` action · ``d`` delta · ``s`` score after · ``e`` epoch ·
 ``k`` kind of event (absent: an action; ``c``: a correction) · ``t`` request id (absent: none).
 
-lua/submit.lua writes them, the flusher reads them. Decoding trusts nothing: a record that breaks
-a rule becomes a ``BadRecord`` with its reason, never an exception that could stop the stream.
+lua/submit.lua writes them, the flusher reads them. An invalid record becomes a ``BadRecord`` with
+its reason, never an exception, which would stop the stream.
 """
 
 from collections.abc import Mapping
@@ -31,13 +31,13 @@ BIGINT_MAX: Final = 2**63 - 1
 """Greatest seq and epoch that PostgreSQL stores."""
 
 MOMENT_MAX_MS: Final = 253_402_300_799_999
-"""Last millisecond of the year 9999, where Python's calendar ends."""
+"""Last millisecond of the year 9999, the greatest that Python's datetime can hold."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def event_time(stream_id: str) -> datetime:
-    """Return the moment that a stream id states; beyond the calendar, the calendar's last one."""
+    """Return the time of a stream id, at most the last one that a datetime can hold."""
     milliseconds = int(stream_id.partition("-")[0])
     return _EPOCH + timedelta(milliseconds=min(milliseconds, MOMENT_MAX_MS))
 
@@ -49,7 +49,7 @@ def stream_id_key(stream_id: str) -> tuple[int, int]:
 
 
 class Event(Struct, frozen=True):
-    """One applied change, as the stream carries it. ``stream_id`` is Redis's ``ms-n``."""
+    """One applied change in the stream. ``stream_id`` is Redis's ``ms-n``."""
 
     stream_id: str
     seq: int
@@ -63,22 +63,22 @@ class Event(Struct, frozen=True):
 
     @property
     def occurred_at_ms(self) -> int:
-        """When Redis applied it, ms UTC: the time part of the stream id, which never goes back."""
+        """When Redis applied it, ms since 1970: the stream id's time, which never decreases."""
         return int(self.stream_id.partition("-")[0])
 
 
 class BadRecord(Struct, frozen=True):
-    """A stream record that cannot be read, with why, and its fields as received."""
+    """A stream record that cannot be decoded: the reason, and its fields as received."""
 
     stream_id: str
     reason: str
     fields: dict[bytes, bytes]
 
 
-def decode(  # noqa: C901, PLR0911 (a list of rules, each with its reason)
+def decode(  # noqa: C901, PLR0911 (one return per rule)
     stream_id: bytes, fields: Mapping[bytes, bytes]
 ) -> Event | BadRecord:
-    """Read one stream record."""
+    """Decode one stream record."""
     position = stream_id.decode("ascii", "replace")
 
     def bad(reason: str) -> BadRecord:
@@ -100,17 +100,17 @@ def decode(  # noqa: C901, PLR0911 (a list of rules, each with its reason)
         name = error.args[0].decode()
         return bad(f"field {name} ({FIELDS[name]}) is missing")
     except ValueError as error:
-        return bad(f"a field cannot be read: {error}")
+        return bad(f"a field cannot be parsed: {error}")
     if not is_identifier(event.user_id):
-        return bad("the user is no identifier")
+        return bad("the user is not an identifier")
     if not is_identifier(event.action_id):
-        return bad("the action is no identifier")
+        return bad("the action is not an identifier")
     if event.kind not in {"", CORRECTION}:
         return bad("unknown kind of event")
     if event.delta == 0 or abs(event.delta) > SCORE_MAX:
-        return bad("the delta is zero or beyond an INT")
+        return bad("the delta is zero or exceeds an INT")
     if not 0 <= event.score_after <= SCORE_MAX:
-        return bad("the score is beyond an INT")
+        return bad("the score exceeds an INT")
     if event.seq < 1 or event.epoch < 1:
         return bad("seq and epoch start at 1")
     if len(event.request_id) > 128 or not event.request_id.isprintable():

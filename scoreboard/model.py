@@ -1,7 +1,7 @@
-"""Words of the domain as types: boards, users, actions, packed scores. No I/O.
+"""Domain types: boards, users, actions, packed scores. No I/O.
 
-Standard library and msgspec only. What must hold: packing round-trips, and packed scores order by
-score, then, within a partition, by arrival.
+Uses only the standard library and msgspec. Invariants: packing is reversible; packed scores sort by
+score and then, within a partition, by arrival.
 """
 
 import hashlib
@@ -16,31 +16,31 @@ SCORE_MAX: Final = 2**31 - 1
 """Scores are PostgreSQL INTs: 0…SCORE_MAX."""
 
 SLOT_COUNT: Final = 2**21
-"""Places in arrival order on one score; score × SLOT_COUNT + slot < 2⁵² is exact in a double."""
+"""Places by arrival within one score; score × SLOT_COUNT + slot < 2⁵² is exact in a double."""
 
 WATCHED_TOP: Final = 10
-"""Rows every viewer sees; lua/submit.lua announces only changes among these (a test compares)."""
+"""Rows that viewers see; lua/submit.lua publishes changes among these only (a test compares)."""
 
 PAGE_MAX: Final = 100
 """Most rows of one leaderboard read."""
 
 AROUND_MAX: Final = 25
-"""Most neighbours to each side of a user's standing."""
+"""Most neighbours on each side of a user's standing."""
 
 BATCH_MAX: Final = 64
 """Most actions of one submit call; bounds how long a script holds Redis."""
 
 POINTS_MAX: Final = 1_000_000
-"""Most points one action may state."""
+"""Most points of one action."""
 
 PACKED_MAX: Final = (SCORE_MAX + 1) * SLOT_COUNT - 1
 """Greatest packed score."""
 
 COUNT_MAX: Final = 2**53 - 1
-"""Greatest epoch, seq or count: Lua counts in doubles, which are exact up to here."""
+"""Greatest epoch, seq or count: Lua numbers are doubles, which are exact up to here."""
 
 PARTITIONS_MAX: Final = 256
-"""Most partitions of a board; each has a flusher's lane, and a read of the board asks each."""
+"""Most partitions of a board: each has its own flusher task, and reads query all of them."""
 
 SEEN_SECONDS_MAX: Final = 2**31 - 1
 SEEN_SHARDS_MAX: Final = 65_536
@@ -55,7 +55,7 @@ UserId = Annotated[
         pattern=ID_PATTERN,
         min_length=1,
         max_length=128,
-        description="A user, as the issuer of tokens names it (`sub`).",
+        description="The user's id: the `sub` claim of its tokens.",
         examples=["018f6d0e-5f2c-7c3a-9f57-3a1f6f0f9f11", "auth0|64f1"],
     ),
 ]
@@ -65,7 +65,7 @@ ActionId = Annotated[
         pattern=ID_PATTERN,
         min_length=1,
         max_length=128,
-        description="One thing the user did; counts once, ever. `kind:unique` chooses the points.",
+        description="An action of the user; counts exactly once. `kind:unique` selects the points.",
         examples=["win:01J9ZQ4T8B6W3M"],
     ),
 ]
@@ -84,20 +84,20 @@ _BOARD = re.compile(BOARD_PATTERN[:-1] + r"\Z")
 
 
 def is_identifier(text: str) -> bool:
-    """Tell whether ``text`` may be a ``userId`` or an ``actionId``."""
+    """Return whether ``text`` is a valid ``userId`` or ``actionId``."""
     return _ID.match(text) is not None
 
 
 def is_board_name(text: str) -> bool:
-    """Tell whether ``text`` may name a board."""
+    """Return whether ``text`` is a valid board name."""
     return _BOARD.match(text) is not None
 
 
 class Layout(Struct, frozen=True):
-    """What is fixed when a board is made; changing it would hide remembered actions.
+    """Partitions and dedup window of a board. Only a reseed may change them.
 
-    ``seen_seconds`` is the length of one generation of the seen window (an action is remembered
-    for one to two of them), ``seen_shards`` the number of hashes a generation is spread over.
+    ``seen_seconds`` is the length of a generation of the dedup window; an action is remembered for
+    one to two generations. ``seen_shards`` is the number of hashes of one generation.
     """
 
     partitions: int = 1
@@ -105,14 +105,14 @@ class Layout(Struct, frozen=True):
     seen_shards: int = 64
 
     def __str__(self) -> str:
-        """Give the form in which scripts compare layouts: ``partitions:seconds:shards``."""
+        """Return the form that the scripts compare: ``partitions:seconds:shards``."""
         return f"{self.partitions}:{self.seen_seconds}:{self.seen_shards}"
 
     @classmethod
     def parse(cls, text: str) -> "Layout":
-        """Read the form of ``__str__``.
+        """Parse the form of ``__str__``.
 
-        Raises ValueError on anything else, and beyond the limits.
+        Raises ValueError for any other text and for values beyond the limits.
         """
         found = _LAYOUT.fullmatch(text)
         if found is None:
@@ -123,12 +123,12 @@ class Layout(Struct, frozen=True):
             and 1 <= layout.seen_seconds <= SEEN_SECONDS_MAX
             and 1 <= layout.seen_shards <= SEEN_SHARDS_MAX
         ):
-            raise ValueError("a layout is beyond its limits")
+            raise ValueError("a layout exceeds its limits")
         return layout
 
 
 class Board(Struct, frozen=True):
-    """A named ranking with what was fixed when it was made."""
+    """A named ranking and its properties."""
 
     name: str = DEFAULT_BOARD
     layout: Layout = Layout()
@@ -146,11 +146,11 @@ class Partition(Struct, frozen=True):
 
 
 class Action(Struct, frozen=True):
-    """One thing a user did, ready to be applied.
+    """A user's action, ready to be applied.
 
-    ``stated`` is true when the caller gave the points: then the same action with other points is
-    a conflict. Points from the catalogue may change between two tries of one action, so a replay
-    of those always gets its first answer (docs/decisions/0004).
+    ``stated`` is true if the caller supplied the points: a replay with other points is then a
+    conflict. Points from the catalogue may change between two attempts, so a replay without stated
+    points always gets the first answer (docs/decisions/0004).
     """
 
     user_id: str
@@ -161,9 +161,9 @@ class Action(Struct, frozen=True):
 
 
 class Receipt(Struct, frozen=True):
-    """The lasting answer to an action: the user's score after it, and its place in the stream.
+    """The permanent answer to an action: the user's score after it and its place in the stream.
 
-    ``committed``: when Redis answered, PostgreSQL was known to have this very change.
+    ``committed``: PostgreSQL was known to have this change when Redis answered.
     """
 
     score: int
@@ -173,7 +173,7 @@ class Receipt(Struct, frozen=True):
 
 
 class Row(Struct, frozen=True, rename="camel"):
-    """One row of a ranking, as clients see it."""
+    """One row of a ranking."""
 
     rank: int
     user_id: str
@@ -181,13 +181,12 @@ class Row(Struct, frozen=True, rename="camel"):
 
 
 class Window(Struct, frozen=True):
-    """A read of part of a ranking, of one moment within each partition.
+    """Part of a ranking; each partition is read at one moment.
 
-    Equal scores of one partition stand in order of arrival; those of different partitions by packed
-    score, then partition number, which is the same for every reader and not by time
-    (docs/decisions/0044). With several partitions ``epoch`` and ``seq`` are sums, which rise
-    whenever a part does; ``positions`` holds (epoch, seq) of each, because a sum can hide that one
-    went back.
+    Equal scores of one partition are ordered by arrival. Those of different partitions are ordered
+    by packed score and partition number, which is the same for every reader but not by time
+    (docs/decisions/0044). With several partitions ``epoch`` and ``seq`` are sums, which grow when
+    one of them does; ``positions`` has (epoch, seq) of each, because a sum can hide a decrease.
     """
 
     epoch: int
@@ -198,7 +197,7 @@ class Window(Struct, frozen=True):
 
 
 class Standing(Struct, frozen=True):
-    """One user's place, with the rows around it (the user's own among them) when asked for."""
+    """A user's rank and score, with the rows around it (its own included) on request."""
 
     user_id: str
     rank: int
@@ -210,34 +209,34 @@ class Standing(Struct, frozen=True):
 
 
 def pack(score: int, slot: int) -> int:
-    """Join score and arrival slot into the number Redis sorts by."""
+    """Combine score and arrival slot into the number that Redis sorts by."""
     return score * SLOT_COUNT + slot
 
 
 def unpack_score(packed: int) -> int:
-    """Give the score of a packed number."""
+    """Return the score of a packed score."""
     return packed // SLOT_COUNT
 
 
 def partition_of(user_id: str, partitions: int) -> int:
-    """Give the partition a user lives in: crc32 of the id, the same in every process."""
+    """Return the partition number of a user: crc32 of the id modulo ``partitions``."""
     return zlib.crc32(user_id.encode()) % partitions if partitions > 1 else 0
 
 
 def kind_of(action_id: str) -> str:
-    """Give the kind of an action: what stands before the first colon, else the empty string."""
+    """Return the kind of an action: the part before the first colon, or an empty string."""
     kind, colon, _ = action_id.partition(":")
     return kind if colon else ""
 
 
 def digest_of(board: str, user_id: str, action_id: str) -> bytes:
-    """Give the 16 bytes by which an action is remembered in Redis."""
+    """Return the 16-byte key of an action in the dedup window."""
     named = f"{board}\0{user_id}\0{action_id}".encode()
     return hashlib.blake2b(named, digest_size=16).digest()
 
 
 def shard_of(digest: bytes, shards: int) -> int:
-    """Give the shard of the seen window that remembers a digest."""
+    """Return the shard of the dedup window for a digest."""
     return int.from_bytes(digest[:4], "big") % shards
 
 

@@ -1,1 +1,1 @@
-"""Everything PostgreSQL executes: migrations and queries. Data only."""
+"""SQL files: migrations, queries and grants."""

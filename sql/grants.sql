@@ -1,6 +1,6 @@
--- What the roles of the services may do with each table, and nothing else.
--- Run by `scoreboard db migrate` after the migrations, where deploy/docker/postgres-roles.sql made
--- the roles; harmless when repeated. Rows of the ledger and of the audit log are only ever added.
+-- The privileges of the services' roles.
+-- `scoreboard db migrate` runs this file after the migrations if deploy/docker/postgres-roles.sql has
+-- created the roles; it can be repeated. Rows of the ledger and of the audit log can only be added.
 REVOKE ALL ON ALL TABLES IN SCHEMA public
     FROM scoreboard_api, scoreboard_flusher, scoreboard_operator;
 GRANT USAGE ON SCHEMA public TO scoreboard_api, scoreboard_flusher, scoreboard_operator;

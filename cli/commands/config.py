@@ -148,7 +148,7 @@ async def _check_database(settings: Settings) -> list[Check]:
     try:
         async with open_database(settings) as connection:
             await migrations.require_current(connection)
-            session = await checks.read_session(connection)
+            session = await checks.read_durability(connection)
     except Exception as error:  # noqa: BLE001
         return [Check("postgresql", explain(error)[0])]
     found = []

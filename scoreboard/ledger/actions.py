@@ -1,6 +1,6 @@
-"""The catalogue of actions in PostgreSQL: what each kind is worth.
+"""The action catalogue in PostgreSQL: the points of each kind.
 
-Callers bring a connection and own its transaction. A query's file name is its constant here; a
+The caller owns the connection and its transaction. Each constant has the name of its query file; a
 test compares the two sets.
 """
 
@@ -19,7 +19,7 @@ _INSERT_ACTION: Final = resources.query("insert_action")
 _DISABLE_ACTION: Final = resources.query("disable_action")
 _LOCK_CATALOGUE: Final = resources.query("lock_catalogue")
 CATALOGUE_LOCK: Final = 0x5B0C
-"""Class of the advisory lock that orders copies of the catalogue."""
+"""Class of the advisory lock that serialises copies of the catalogue."""
 
 
 class Kind(Struct, frozen=True):
@@ -32,7 +32,7 @@ class Kind(Struct, frozen=True):
 
 
 async def select_points(connection: Connection) -> dict[str, int]:
-    """Read the catalogue as Redis mirrors it: points per kind, 0 where the kind is disabled.
+    """Read the points of each kind, 0 where the kind is disabled.
 
     Raises DatabaseUnavailable.
     """
@@ -42,7 +42,7 @@ async def select_points(connection: Connection) -> dict[str, int]:
 
 
 async def select_actions(connection: Connection) -> list[Kind]:
-    """List the catalogue with what is disabled.
+    """List all kinds, including disabled ones.
 
     Raises DatabaseUnavailable.
     """
@@ -52,7 +52,7 @@ async def select_actions(connection: Connection) -> list[Kind]:
 
 
 async def upsert_action(connection: Connection, kind: str, points: int) -> None:
-    """Set what a kind of action is worth; a disabled kind counts again.
+    """Set the points of a kind; a disabled kind is enabled again.
 
     Raises DatabaseUnavailable.
     """
@@ -61,7 +61,7 @@ async def upsert_action(connection: Connection, kind: str, points: int) -> None:
 
 
 async def insert_action(connection: Connection, kind: str, points: int) -> bool:
-    """Set what a kind of action is worth unless the catalogue has it; tell whether it is new.
+    """Add a kind unless the catalogue has it; return whether it was added.
 
     Raises DatabaseUnavailable.
     """
@@ -71,7 +71,7 @@ async def insert_action(connection: Connection, kind: str, points: int) -> bool:
 
 
 async def disable_action(connection: Connection, kind: str) -> bool:
-    """Let a kind of action earn nothing any more; tell whether there is such a kind.
+    """Disable a kind; return whether it exists.
 
     Raises DatabaseUnavailable.
     """
@@ -81,7 +81,7 @@ async def disable_action(connection: Connection, kind: str) -> bool:
 
 
 async def lock_catalogue(connection: Connection) -> None:
-    """Wait until nobody else copies the catalogue; held until the transaction ends.
+    """Lock the catalogue against other copies until the transaction ends.
 
     Raises DatabaseUnavailable.
     """

@@ -1,6 +1,6 @@
 """The audit log: one row per administrative change.
 
-Callers bring a connection and own its transaction. A query's file name is its constant here; a
+The caller owns the connection and its transaction. Each constant has the name of its query file; a
 test compares the two sets.
 """
 

@@ -1,6 +1,6 @@
-"""Boards in PostgreSQL: one typed function per query.
+"""Boards in PostgreSQL.
 
-Callers bring a connection and own its transaction. A query's file name is its constant here; a
+The caller owns the connection and its transaction. Each constant has the name of its query file; a
 test compares the two sets.
 """
 
@@ -25,7 +25,7 @@ def _board(row: tuple[Any, ...]) -> Board:
 
 
 async def insert_board(connection: Connection, board: Board) -> bool:
-    """Make a board; tell whether it is new.
+    """Create a board; return whether it is new.
 
     Raises DatabaseUnavailable.
     """
@@ -49,7 +49,9 @@ async def select_board(connection: Connection, name: str) -> Board:
     async with translate_errors():
         row = await (await connection.execute(_SELECT_BOARD, {"board": name})).fetchone()
     if row is None:
-        raise UnknownBoard(f"There is no board {name}: scoreboard board create {name}")
+        raise UnknownBoard(
+            f"Board {name} does not exist; create it with: scoreboard board create {name}"
+        )
     return _board(row)
 
 
@@ -64,7 +66,7 @@ async def select_boards(connection: Connection) -> list[Board]:
 
 
 async def publish_board(connection: Connection, name: str, *, is_public: bool) -> None:
-    """Say whether everybody may read a board; Redis learns it at the next reseed.
+    """Set whether a board is public; Redis is updated by the next reseed.
 
     Raises DatabaseUnavailable.
     """

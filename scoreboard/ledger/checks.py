@@ -1,6 +1,6 @@
-"""What PostgreSQL's own books say, for verify and repair: one typed function per query.
+"""Consistency checks of the ledger, for verify and repair.
 
-Callers bring a connection and own its transaction.
+The caller owns the connection and its transaction.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ _SELECT_SESSION: Final = resources.query("select_session")
 
 
 class UserScore(Struct, frozen=True):
-    """A user's score in PostgreSQL, with what ranks it among equals."""
+    """A user's score in PostgreSQL, with the columns that order equal scores."""
 
     score: int
     reached_at: datetime
@@ -35,7 +35,7 @@ class UserScore(Struct, frozen=True):
 
 
 class Imbalance(Struct, frozen=True):
-    """A user whose score or count is not what the ledger adds up to (None: not there at all)."""
+    """A user whose score or count differs from the sum of the ledger (None: no row)."""
 
     user_id: str
     score: int | None
@@ -45,7 +45,7 @@ class Imbalance(Struct, frozen=True):
 
 
 class Break(Struct, frozen=True):
-    """An action whose score is not the one before plus its points."""
+    """An action whose score is not the previous score plus its points."""
 
     user_id: str
     seq: int
@@ -55,15 +55,15 @@ class Break(Struct, frozen=True):
 
 
 class Span(Struct, frozen=True):
-    """Changes on record, and the seqs they span; dense where the count fills the span."""
+    """The number of recorded changes and the seqs they span; dense if the count equals the span."""
 
     count: int
     first: int
     last: int
 
 
-class Session(Struct, frozen=True):
-    """What a COMMIT of this session is worth."""
+class Durability(Struct, frozen=True):
+    """The settings that decide whether a COMMIT of this session is durable."""
 
     synchronous_commit: str
     fsync: str
@@ -73,7 +73,7 @@ class Session(Struct, frozen=True):
 async def read_scores(
     connection: Connection, board: str, user_ids: Sequence[str]
 ) -> dict[str, UserScore]:
-    """Read the scores of some users; who has none is left out.
+    """Read the scores of users; users without a score are left out.
 
     Raises DatabaseUnavailable.
     """
@@ -86,7 +86,7 @@ async def read_scores(
 async def read_scores_from(
     connection: Connection, board: str, start: UUID, *, limit: int
 ) -> list[tuple[str, int]]:
-    """Read (user, score) from a place in the order of ids.
+    """Read (user, score) from a given id on, in order of ids.
 
     Raises DatabaseUnavailable.
     """
@@ -98,7 +98,7 @@ async def read_scores_from(
 async def select_arrival_order(
     connection: Connection, board: str, user_ids: Sequence[str], score: int
 ) -> list[str]:
-    """Give those of some users who have a score, in the order in which they reached it.
+    """Return the users who have a score, in the order in which they reached it.
 
     Raises DatabaseUnavailable.
     """
@@ -111,7 +111,7 @@ async def select_arrival_order(
 async def sum_late_duplicates(
     connection: Connection, partition: Partition, user_ids: Sequence[str]
 ) -> dict[str, int]:
-    """Sum up, by user, what Redis counts too much until the flusher has corrected it.
+    """Return, by user, the sum of late duplicates that the flusher has not corrected yet.
 
     Raises DatabaseUnavailable.
     """
@@ -124,7 +124,7 @@ async def sum_late_duplicates(
 async def check_sums(
     connection: Connection, board: str, user_ids: Sequence[str] | None, *, limit: int
 ) -> list[Imbalance]:
-    """List users (of all, for None) whose score is not the sum of their ledger.
+    """List users (of all if None) whose score is not the sum of their ledger rows.
 
     Raises DatabaseUnavailable.
     """
@@ -138,9 +138,9 @@ async def check_sums(
 async def check_chain(
     connection: Connection, partition: Partition, epoch: int, *, parked: Sequence[str], limit: int
 ) -> list[Break]:
-    """List actions of an epoch whose score is not the one before plus their points.
+    """List actions of an epoch whose score is not the previous score plus their points.
 
-    ``parked`` are users with parked actions, of which the ledger has no row.
+    ``parked`` are users with dead letters, which have no row in the ledger.
 
     Raises DatabaseUnavailable.
     """
@@ -156,7 +156,7 @@ async def check_chain(
 
 
 async def check_density(connection: Connection, partition: Partition, position: Position) -> Span:
-    """Count the changes of an epoch that are on record, and the seqs they span.
+    """Count the recorded changes of an epoch and the seqs they span.
 
     Raises DatabaseUnavailable.
     """
@@ -182,14 +182,14 @@ async def shared_rows(
         return await (await connection.execute(_SELECT_SHARED_ROWS, parameters)).fetchall()
 
 
-async def read_session(connection: Connection) -> Session:
-    """Read what a COMMIT of this session is worth.
+async def read_durability(connection: Connection) -> Durability:
+    """Read the settings that decide whether a COMMIT of this session is durable.
 
     Raises DatabaseUnavailable.
     """
     async with translate_errors():
         row: Any = await (await connection.execute(_SELECT_SESSION)).fetchone()
-    return Session(*row)
+    return Durability(*row)
 
 
 def _where(partition: Partition) -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""Parked entries: what the flusher could not read or store, listed, applied or discarded.
+"""Dead letters: entries that the flusher could not decode or store (table dead_events).
 
-Called by `scoreboard dead`, and for what is owed by verify, repair, reseed and the flusher. What
-stays true: an entry is resolved once, in one transaction with its rows and its note in the audit
-log; the ledger's key decides whether an applied action counts; wherever Redis may now differ from
-what is due, a row of rejected_events has the flusher set it right, also after a crash.
+Operators list, apply and discard them. Until then their actions are counted in Redis and not in
+PostgreSQL, which verify, repair, reseed and the flusher take into account. Invariants: an entry is
+resolved once, in one transaction with its rows and its audit record; the ledger's key decides
+whether an applied action counts; if Redis may then differ from the expected score, a row of
+rejected_events makes the flusher correct it, also after a crash.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -40,18 +41,18 @@ _COUNT_DEAD: Final = resources.query("count_dead_event")
 _INSERT_CORRECTION: Final = resources.query("insert_resolution_correction")
 
 UNRESOLVED_MAX: Final = 100_000
-"""Most parked actions of a board that are summed; a flusher stops long before there are so many."""
+"""Most unresolved actions of a board; a flusher stops long before that many."""
 
 _RESOLUTION: Final = ("resolution", "resolved_at", "resolved_by", "resolved_reason")
 
 PAGE: Final = 500
-"""Parked entries of one read."""
+"""Entries of one read."""
 
 
 class Entry(Struct, frozen=True, kw_only=True):
-    """A parked entry: where it stood in the stream, its fields, and why it was parked.
+    """A dead letter: its place in the stream, its fields, and the reason.
 
-    ``user_id``, ``action_id`` and ``delta`` are None where they cannot be read.
+    ``user_id``, ``action_id`` and ``delta`` are None if they cannot be parsed.
     """
 
     id: int
@@ -71,7 +72,7 @@ class Entry(Struct, frozen=True, kw_only=True):
 
 
 class Overrides(Struct, frozen=True):
-    """What an operator states of an entry that cannot be read."""
+    """Values that an operator supplies for an entry that cannot be decoded."""
 
     user_id: str | None = None
     action_id: str | None = None
@@ -79,7 +80,7 @@ class Overrides(Struct, frozen=True):
 
 
 class Resolved(Struct, frozen=True, kw_only=True):
-    """What became of an entry: ``applied``, ``duplicate``, ``discarded``, or ``refused``."""
+    """The outcome for an entry: ``applied``, ``duplicate``, ``discarded`` or ``refused``."""
 
     id: int
     outcome: str
@@ -90,7 +91,7 @@ class Resolved(Struct, frozen=True, kw_only=True):
 
 
 class _Action(Struct, frozen=True):
-    """A parked action, ready for the ledger; ``score_after`` None: as PostgreSQL has it then."""
+    """An action ready for the ledger; ``score_after`` None: the score that PostgreSQL computes."""
 
     user_id: str
     action_id: str
@@ -102,32 +103,32 @@ class _Action(Struct, frozen=True):
     occurred_at: datetime
 
 
-def expected_score(score: int | None, owed: int | None) -> int | None:
-    """Return what Redis owes a user beside the stream: None where nothing is known of a score.
+def expected_score(score: int | None, unresolved: int | None) -> int | None:
+    """Return a user's score in PostgreSQL plus its ``unresolved`` deltas; None for no score.
 
-    Redis refuses what would leave the range of a score. So parked actions that lead out of it were
-    written by somebody else, and nothing of them is due.
+    Redis refuses actions that leave the range of a score. Deltas that do were written by another
+    program and are ignored.
     """
-    total = (score or 0) + (owed or 0)
-    if owed is None or not 0 <= total <= SCORE_MAX:
+    total = (score or 0) + (unresolved or 0)
+    if unresolved is None or not 0 <= total <= SCORE_MAX:
         return score
     return total
 
 
 def fields_of(raw: bytes) -> dict[bytes, bytes]:
-    """Return the fields of an entry from the ``raw`` of its row; none where it cannot be read."""
+    """Return the fields of an entry from the ``raw`` of its row; empty if it cannot be decoded."""
     try:
         named = msgspec.json.decode(raw, type=dict[str, str])
-        # Each character stands for one byte: a parked entry keeps all of them.
+        # Each character represents one byte.
         return {name.encode("latin-1"): value.encode("latin-1") for name, value in named.items()}
     except (msgspec.MsgspecError, UnicodeError):  # a row that the flusher did not write
         return {}
 
 
 async def sum_unresolved(connection: Connection, board: str) -> dict[str, int]:
-    """Sum up, by user, the parked actions that Redis counted and PostgreSQL still owes.
+    """Return, by user, the sum of unresolved deltas: counted by Redis, not by PostgreSQL.
 
-    Raises OperatorMistake where there are too many to sum, DatabaseUnavailable.
+    Raises OperatorMistake (more than ``UNRESOLVED_MAX`` actions), DatabaseUnavailable.
     """
     sums: dict[str, int] = {}
     for event in await select_unresolved_events(connection, board):
@@ -136,9 +137,9 @@ async def sum_unresolved(connection: Connection, board: str) -> dict[str, int]:
 
 
 async def select_unresolved_events(connection: Connection, board: str) -> list[Event]:
-    """List the parked actions that Redis counted and PostgreSQL still owes, oldest first.
+    """List the unresolved actions, oldest first: counted by Redis, not by PostgreSQL.
 
-    Raises OperatorMistake where there are too many to list, DatabaseUnavailable.
+    Raises OperatorMistake (more than ``UNRESOLVED_MAX`` actions), DatabaseUnavailable.
     """
     events: list[Event] = []
     after = 0
@@ -156,9 +157,9 @@ async def select_unresolved_events(connection: Connection, board: str) -> list[E
 
 
 async def _uncounted(connection: Connection, board: str, page: Sequence[Event]) -> list[Event]:
-    """Leave out what the ledger has by now: an older Redis delivered it again, and it was stored.
+    """Return the events that are not in the ledger; a redelivered one may have been stored.
 
-    A repeat of the action has another place in the stream; Redis has counted both.
+    A repeated action has another place in the stream; Redis has counted both.
     """
     placed = [one for one in page if max(one.epoch, one.seq) <= BIGINT_MAX]
     parameters = {
@@ -177,7 +178,7 @@ async def _uncounted(connection: Connection, board: str, page: Sequence[Event]) 
 async def select_entries(
     connection: Connection, board: str, *, after: int, limit: int
 ) -> list[Entry]:
-    """List parked entries that are not resolved, oldest first, from behind an id.
+    """List unresolved entries, oldest first, after an id.
 
     Raises DatabaseUnavailable.
     """
@@ -204,7 +205,7 @@ async def select_resolved(connection: Connection, board: str, *, limit: int) -> 
 
 
 async def select_ids(connection: Connection, board: str) -> AsyncIterator[int]:
-    """Walk over the ids of all entries that are not resolved.
+    """Iterate over the ids of all unresolved entries.
 
     Raises DatabaseUnavailable.
     """
@@ -218,14 +219,14 @@ async def select_ids(connection: Connection, board: str) -> AsyncIterator[int]:
 async def lock_board(connection: Connection, board: Board) -> None:
     """Take the operators' lock on every partition of a board, until the connection ends.
 
-    A reseed must not read a board while its parked entries are resolved.
+    A reseed must not read a board while its dead letters are resolved.
 
-    Raises OperatorMistake where somebody else has one, DatabaseUnavailable.
+    Raises OperatorMistake if another operator holds one, DatabaseUnavailable.
     """
     for number in range(board.layout.partitions):
         partition = Partition(board.name, number)
         if not await lock_operator(connection, partition):
-            raise OperatorMistake(f"Another operator is at work on {partition}")
+            raise OperatorMistake(f"Another operator is working on {partition}")
 
 
 async def apply(
@@ -254,7 +255,7 @@ async def apply(
             return _result(
                 entry, action, "refused", f"it still cannot be stored: {describe(error)}"
             )
-        detail = "counted" if outcome == "applied" else "the ledger has this action already"
+        detail = "counted" if outcome == "applied" else "the ledger already has this action"
         done = _result(entry, action, outcome, detail)
         await _note(connection, board, done, entry, actor=actor, reason=None)
     return done
@@ -269,7 +270,7 @@ async def discard(
     reason: str,
     is_dry: bool = False,
 ) -> Resolved:
-    """Give a parked entry up for good; Redis comes back to what is due without it.
+    """Discard a dead letter permanently; Redis is corrected to the score without it.
 
     ``is_dry`` changes nothing. ``connection`` is in autocommit and holds ``lock_board``.
 
@@ -280,10 +281,10 @@ async def discard(
         try:
             action = None if entry.is_correction else _action_of(entry, Overrides())
         except Invalid:
-            action = None  # it names no user whose score it may have changed
+            action = None  # it names no valid user, so it changed no score
         if action is not None:
             row = _row(board, entry, action)
-            await _hold_home(connection, board, row["home"], entry)
+            await _lock_home(connection, board, row["home"], entry)
             await ensure_user(connection, action.user_id)
             await connection.execute(_INSERT_CORRECTION, {**row, "excess": action.delta})
         done = _result(entry, action, "discarded", reason)
@@ -295,19 +296,19 @@ async def _lock(connection: Connection, board: Board, entry_id: int) -> Entry:
     parameters = {"board": board.name, "id": entry_id}
     row = await (await connection.execute(_LOCK_DEAD, parameters)).fetchone()
     if row is None:
-        raise NotFound(f"Board {board.name} has no parked entry {entry_id}")
+        raise NotFound(f"Board {board.name} has no dead letter {entry_id}")
     entry = _entry(row)
     if entry.resolution is not None:
-        raise OperatorMistake(f"Entry {entry_id} is resolved already: {entry.resolution}")
-    # As whoever commits a batch: the position first.
+        raise OperatorMistake(f"Entry {entry_id} is already resolved: {entry.resolution}")
+    # Locks are taken in the same order as by a commit: the position first.
     await lock_position_shared(connection, Partition(board.name, entry.partition))
     return entry
 
 
 async def _count(connection: Connection, board: Board, entry: Entry, action: _Action) -> str:
-    """Add an action to the ledger and the score, if it is new there; tell which."""
+    """Add an action to ledger and score if it is new; return ``applied`` or ``duplicate``."""
     row = _row(board, entry, action)
-    await _hold_home(connection, board, row["home"], entry)
+    await _lock_home(connection, board, row["home"], entry)
     await ensure_user(connection, action.user_id)
     cursor = await connection.execute(_COUNT_DEAD, row)
     is_new = bool((await cursor.fetchone() or (0,))[0])
@@ -318,10 +319,10 @@ async def _count(connection: Connection, board: Board, entry: Entry, action: _Ac
     return "applied" if is_new else "duplicate"
 
 
-async def _hold_home(connection: Connection, board: Board, home: int, entry: Entry) -> None:
-    """Let no correction of the user run: it would take what is owed now for what is due later.
+async def _lock_home(connection: Connection, board: Board, home: int, entry: Entry) -> None:
+    """Block corrections of the user, which would use the unresolved deltas of before.
 
-    After a change of the layout the user's partition is another one than that of the entry.
+    After a layout change the user's partition may differ from that of the entry.
     """
     if home != entry.partition:
         await lock_position_shared(connection, Partition(board.name, home))
@@ -403,17 +404,19 @@ def _number(fields: Mapping[bytes, bytes], name: bytes) -> int | None:
 
 
 def _action_of(entry: Entry, overrides: Overrides) -> _Action:
-    """Read an entry as an action, with what an operator states of it.
+    """Return the action of an entry, completed with an operator's values.
 
-    Raises Invalid, naming what is missing or cannot be stated.
+    Raises Invalid, naming a value that is missing, invalid or not needed.
     """
     if entry.is_correction:
-        raise Invalid(f"Entry {entry.id} is a correction, which counts nothing: discard it")
+        raise Invalid(f"Entry {entry.id} is a correction, which changes no score: discard it")
     raw = {name.encode("latin-1"): text.encode("latin-1") for name, text in entry.fields.items()}
     event = decode(entry.stream_id.encode(), raw)
     if isinstance(event, Event):
         if overrides != Overrides():
-            raise Invalid(f"Entry {entry.id} can be read as it is: state nothing of it")
+            raise Invalid(
+                f"Entry {entry.id} can be decoded: --user, --action and --delta are not allowed"
+            )
         has_place = event.seq <= BIGINT_MAX and event.epoch <= BIGINT_MAX
         return _Action(
             user_id=event.user_id,
@@ -427,17 +430,17 @@ def _action_of(entry: Entry, overrides: Overrides) -> _Action:
         )
     values: dict[str, Any] = {}
     for name, option in (("user_id", "--user"), ("action_id", "--action"), ("delta", "--delta")):
-        stated, found = getattr(overrides, name), getattr(entry, name)
-        value = found if stated is None else stated
+        override, found = getattr(overrides, name), getattr(entry, name)
+        value = found if override is None else override
         if value is None:
-            raise Invalid(f"Entry {entry.id} cannot be read ({event.reason}): state {option}")
+            raise Invalid(f"Entry {entry.id} cannot be decoded ({event.reason}): add {option}")
         values[name] = value
     for name in ("user_id", "action_id"):
         if not is_identifier(values[name]):
             raise Invalid(f"{values[name]!r} is not 1 to 128 of A-Z a-z 0-9 . _ | : @ -")
     if not 1 <= values["delta"] <= POINTS_MAX:
-        raise Invalid(f"The points of entry {entry.id} must be 1 to {POINTS_MAX}: state --delta")
-    # Its place in the stream is not known for sure, so it gets none.
+        raise Invalid(f"The points of entry {entry.id} must be 1 to {POINTS_MAX}: add --delta")
+    # Its place in the stream is uncertain, so it gets none.
     return _Action(
         **values,
         epoch=0,

@@ -1,8 +1,8 @@
-"""Drives the migration runner (yoyo) over sql/migrations; tells whether a database is current.
+"""Runs the migrations in sql/migrations with yoyo, and checks whether a database is current.
 
 ``scoreboard db migrate`` calls ``migrate``; services call ``require_current`` and never migrate.
-We add what the runner lacks: one migrator at a time by a session advisory lock (yoyo's own lock
-row outlives a killed process, so under ours it may be broken), time limits, a plain error.
+This module adds a session advisory lock that admits one migrator at a time (yoyo's own lock row
+outlives a killed process, so it is broken under this lock), time limits, and error messages.
 """
 
 import zlib
@@ -16,12 +16,12 @@ from yoyo import get_backend, read_migrations
 from yoyo.backends import DatabaseBackend
 from yoyo.migrations import MigrationList
 
-from scoreboard.errors import DatabaseUnavailable, OperatorMistake, SchemaMismatch, UnsafeDatabase
-from scoreboard.ledger.pool import Connection, check_parameters, connection_error, describe
+from scoreboard.errors import OperatorMistake, SchemaMismatch, UnsafeDatabase
+from scoreboard.ledger.pool import Connection, check_parameters, connection_error, translate_errors
 from scoreboard.runtime import resources
 
 ROLES: Final = ("scoreboard_api", "scoreboard_flusher", "scoreboard_operator")
-"""Roles of the services, made by whoever owns the database (deploy/docker/postgres-roles.sql)."""
+"""Roles of the services, created by the database's owner (deploy/docker/postgres-roles.sql)."""
 
 LOCK_KEY: Final = zlib.crc32(b"scoreboard:migrate")
 _APPLIED: Final = b"SELECT migration_id FROM _yoyo_migration"
@@ -29,19 +29,18 @@ _SESSION: Final = "-c lock_timeout=4s -c statement_timeout=30s -c timezone=UTC"
 
 
 def known() -> list[str]:
-    """Name the migrations of this version, in order."""
+    """Return the names of the migrations of this version, in order."""
     return sorted(path.stem for path in resources.migrations_path().glob("*.sql"))
 
 
 def migrate(database_url: str) -> list[str]:
-    """Bring a database up to this version; give the migrations that ran.
+    """Migrate a database to this version; return the migrations that ran.
 
-    Where the services have roles of their own, these get their rights (sql/grants.sql).
+    If the roles of the services exist, they are granted their privileges (sql/grants.sql).
 
-    Raises DatabaseUnavailable; SettingInvalid for an address that libpq cannot read;
-    UnsafeDatabase behind a connection pooler, which may lose the lock;
-    OperatorMistake if another migrator is at work;
-    SchemaMismatch if the database is ahead of this version.
+    Raises DatabaseUnavailable; SettingInvalid for an invalid URL; UnsafeDatabase behind a
+    connection pooler, which may lose the lock; OperatorMistake if another migration is running;
+    SchemaMismatch if the database is newer than this version.
     """
     with (
         _locked(database_url) as connection,
@@ -49,7 +48,7 @@ def migrate(database_url: str) -> list[str]:
     ):
         ahead = _applied_names(backend) - set(known())
         if ahead:
-            raise SchemaMismatch(f"The database is ahead of this version: {min(ahead)}")
+            raise SchemaMismatch(f"The database is newer than this version: it has {min(ahead)}")
         backend.break_lock()
         with backend.lock():
             pending = backend.to_apply(migrations)
@@ -60,9 +59,9 @@ def migrate(database_url: str) -> list[str]:
 
 
 def status(database_url: str) -> list[tuple[str, bool]]:
-    """List every migration of this version or of the database, with whether it has run.
+    """List the migrations of this version and of the database, with whether each has run.
 
-    Only reads, so that an operator's login is enough.
+    Only reads, so an operator's login is sufficient.
 
     Raises DatabaseUnavailable, SettingInvalid.
     """
@@ -76,22 +75,23 @@ def status(database_url: str) -> list[tuple[str, bool]]:
 
 
 async def require_current(connection: Connection) -> None:
-    """Refuse a database that is behind or ahead of this version.
+    """Check that a database has exactly the migrations of this version.
 
-    Raises SchemaMismatch, saying what to do; DatabaseUnavailable.
+    Raises SchemaMismatch with the command to run, DatabaseUnavailable.
     """
     try:
-        rows = await (await connection.execute(_APPLIED)).fetchall()
+        async with translate_errors():
+            rows = await (await connection.execute(_APPLIED)).fetchall()
     except psycopg.errors.UndefinedTable:
         rows = []
-    except psycopg.OperationalError as error:
-        raise DatabaseUnavailable(describe(error)) from error
     applied = {str(row[0]) for row in rows}
     behind, ahead = set(known()) - applied, applied - set(known())
     if behind:
         raise SchemaMismatch(f"The database lacks {min(behind)}: run scoreboard db migrate")
     if ahead:
-        raise SchemaMismatch(f"The database has {min(ahead)}, unknown here: update this service")
+        raise SchemaMismatch(
+            f"The database has the unknown migration {min(ahead)}: update this service"
+        )
 
 
 def _applied_names(backend: DatabaseBackend) -> set[str]:
@@ -102,7 +102,7 @@ def _applied_names(backend: DatabaseBackend) -> set[str]:
 
 
 def _grant(connection: psycopg.Connection[Any]) -> None:
-    """Give the services' roles their rights; a database without all of the roles stays as it is."""
+    """Grant the services' roles their privileges; do nothing unless all of the roles exist."""
     found = connection.execute(
         "SELECT count(*) FROM pg_roles WHERE rolname = ANY(%s)", (list(ROLES),)
     ).fetchone()
@@ -117,12 +117,12 @@ def _locked(database_url: str) -> Iterator[psycopg.Connection[Any]]:
         backend = connection.execute("SELECT pg_backend_pid()").fetchone()
         if backend != (connection.info.backend_pid,):
             raise UnsafeDatabase(
-                "DATABASE_URL leads through a connection pooler such as PgBouncer: "
-                "migrate by a direct connection"
+                "DATABASE_URL points to a connection pooler such as PgBouncer: "
+                "run migrations through a direct connection"
             )
         row = connection.execute("SELECT pg_try_advisory_lock(%s)", (LOCK_KEY,)).fetchone()
         if row is None or not row[0]:
-            raise OperatorMistake("Another migration is running; wait for it")
+            raise OperatorMistake("Another migration is running; wait until it ends")
         yield connection
 
 

@@ -1,8 +1,9 @@
-"""Makes PostgreSQL connections and pools: session settings, application name, time limits.
+"""Creates PostgreSQL connections and pools: session settings, application name, time limits.
 
-No pooler in transaction mode (scoreboard.ledger.sessions refuses it): the flusher keeps a temporary
-table and session locks. ``synchronous_commit`` is forced on, as the stream is trimmed right behind
-a COMMIT. Where credentials come from a secret store, every connection asks it as it logs in.
+A pooler in transaction mode is not supported (scoreboard.ledger.sessions refuses it): the flusher
+uses a temporary table and session locks. ``synchronous_commit`` is always on, because the stream is
+trimmed right after a COMMIT. With credentials from a secret store, every new connection logs in
+with the current ones.
 """
 
 import asyncio
@@ -38,16 +39,16 @@ SESSION: Final = {
     "timezone": "UTC",
 }
 CANCEL_S: Final = 0.5
-"""Time to ask the server to end a statement whose caller has gone."""
+"""Longest time for asking the server to cancel a statement."""
 
 POOLER_HINT: Final = (
-    "DATABASE_URL leads through a connection pooler such as PgBouncer in transaction mode. Connect "
+    "DATABASE_URL points to a connection pooler such as PgBouncer in transaction mode. Connect "
     "to PostgreSQL directly, or through a pooler in session mode that passes `options` on"
 )
-"""What to do where a session is not one's own."""
+"""Advice for a connection without a session of its own."""
 
 CAUSE_MAX: Final = 300
-"""Longest cause of a failed connection that is shown."""
+"""Longest cause of a failed connection in a message, in characters."""
 
 _POOLERS_REFUSAL: Final = "unsupported startup parameter"
 _QUOTED_HOST: Final = re.compile(r"""\b(host(?: name)?) (?:'[^']*'|"[^"]*")""")
@@ -57,8 +58,8 @@ _log = get_logger(__name__)
 class Connection(psycopg.AsyncConnection[TupleRow]):
     """A connection whose cancelled calls end at once.
 
-    psycopg waits up to ten seconds then for a server that does not answer, so that no time limit
-    around a call would hold. Here the server is told to stop, and the connection is closed.
+    psycopg waits up to ten seconds for a server that does not answer, which would exceed every time
+    limit. This class asks the server to cancel the statement and closes the connection.
     """
 
     async def wait(
@@ -81,7 +82,7 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
 
 
 class _StoredLogin(Connection):
-    """A connection whose credentials come from a store and win over the address's."""
+    """A connection whose credentials come from a store and override those of the URL."""
 
     @classmethod
     async def connect(  # pyright: ignore[reportIncompatibleMethodOverride] (asked only by us)
@@ -91,7 +92,7 @@ class _StoredLogin(Connection):
         store: SecretStore,
         **kwargs: Any,  # noqa: ANN401 (psycopg's own)
     ) -> Self:
-        """Connect; refused, do it once more if the store turns out to have other credentials.
+        """Connect; if the login is refused, retry once with renewed credentials.
 
         Raises psycopg.OperationalError, as connecting alone would.
         """
@@ -102,8 +103,8 @@ class _StoredLogin(Connection):
         try:
             return await super().connect(conninfo, **kwargs, **_login(used))
         except psycopg.OperationalError as error:
-            # A failed login has no SQLSTATE here, and its text follows lc_messages. That a password
-            # was asked for and sent is known; a full or missing database is asked about in vain.
+            # A failed login has no SQLSTATE here, and its text depends on lc_messages. It is only
+            # known that a password was sent, so this also retries for a missing database.
             if error.pgconn is None or not error.pgconn.used_password:
                 raise
             newer = await store.renew(used)
@@ -118,9 +119,9 @@ def _login(credentials: Credentials) -> dict[str, Any]:
 
 
 def arguments(settings: Settings, *, name: str, **session: str) -> dict[str, Any]:
-    """Give what every connection is made with; ``session`` overrides single session settings.
+    """Return the connection arguments; ``session`` overrides single session settings.
 
-    Raises SettingInvalid if no database is set, or its address has a parameter libpq does not know.
+    Raises SettingInvalid if DATABASE_URL is not set or has a parameter that libpq does not know.
     """
     if not settings.database_url:
         raise SettingInvalid("DATABASE_URL is not set; see .env.example")
@@ -139,7 +140,7 @@ def arguments(settings: Settings, *, name: str, **session: str) -> dict[str, Any
 
 
 def check_parameters(database_url: str) -> None:
-    """Make sure that libpq can read an address; its own message repeats parts of it.
+    """Check that libpq can parse a URL; its own message would quote parts of it.
 
     Raises SettingInvalid.
     """
@@ -170,9 +171,9 @@ async def connect(
 
 
 def make_pool(settings: Settings, *, name: str) -> AsyncConnectionPool[Connection]:
-    """Make a pool, not yet opened; waiting for a connection is limited by the settings.
+    """Create a pool, not yet opened; the settings limit the wait for a connection.
 
-    Raises SettingInvalid if no database is set, or its secret is not named.
+    Raises SettingInvalid if DATABASE_URL is not set or its secret is not named.
     """
     kwargs = arguments(settings, name=name)
     conninfo = kwargs.pop("conninfo")
@@ -196,33 +197,33 @@ def make_pool(settings: Settings, *, name: str) -> AsyncConnectionPool[Connectio
 
 
 def _note_reconnect_failed(pool: AsyncConnectionPool[Connection]) -> None:
-    # The pool has given up on one connection; it tries anew for whoever asks for one next.
+    # The pool stopped reconnecting; the next request for a connection starts it again.
     _log.error("database_reconnect_failed", pool=pool.name)
 
 
 def connection_error(error: psycopg.Error) -> DatabaseUnavailable | UnsafeDatabase:
-    """Return the error to raise where PostgreSQL could not be reached, with the cause."""
+    """Return the error to raise for a failed connection, with the cause."""
     if _POOLERS_REFUSAL in str(error):
-        return UnsafeDatabase(f"Session settings are refused: {POOLER_HINT}")
+        return UnsafeDatabase(f"The session settings are refused: {POOLER_HINT}")
     return DatabaseUnavailable(describe(error))
 
 
 def describe(error: psycopg.Error) -> str:
-    """Return what went wrong, in one line.
+    """Return the cause of an error in one line.
 
-    It never holds the detail of an error of the server, which quotes rows, or the name of a host
-    that was not found, which may be part of a password.
+    It omits the detail of a server error, which quotes rows, and the name of a host that was not
+    found, which may be part of a password.
     """
     if error.sqlstate is None and error.diag.message_primary is None:
-        said = str(error).strip().partition("\n")[0].removeprefix("connection failed: ")
-        return _QUOTED_HOST.sub(r"\1", said)[:CAUSE_MAX] or type(error).__name__
-    said = error.diag.message_primary or type(error).__name__
-    return " ".join(filter(None, [error.sqlstate, error.diag.constraint_name, said]))
+        text = str(error).strip().partition("\n")[0].removeprefix("connection failed: ")
+        return _QUOTED_HOST.sub(r"\1", text)[:CAUSE_MAX] or type(error).__name__
+    text = error.diag.message_primary or type(error).__name__
+    return " ".join(filter(None, [error.sqlstate, error.diag.constraint_name, text]))
 
 
 @asynccontextmanager
 async def translate_errors() -> AsyncIterator[None]:
-    """Turn a lost or refused connection into DatabaseUnavailable; other errors pass."""
+    """Raise DatabaseUnavailable for a lost or refused connection; other errors pass."""
     try:
         yield
     except (psycopg.OperationalError, psycopg.InterfaceError) as error:
@@ -231,7 +232,7 @@ async def translate_errors() -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def snapshot(connection: Connection) -> AsyncIterator[None]:
-    """Let everything read inside be of one moment, without holding anybody up.
+    """Run the block in one snapshot (REPEATABLE READ), without blocking other sessions.
 
     ``connection`` is in autocommit. Raises DatabaseUnavailable.
     """
@@ -247,9 +248,9 @@ async def snapshot(connection: Connection) -> AsyncIterator[None]:
 async def pages(
     connection: Connection, query: bytes, parameters: dict[str, Any], page: int
 ) -> AsyncIterator[list[Any]]:
-    """Read the rows of a query, ``page`` at a time; needs a transaction around it.
+    """Read the rows of a query, ``page`` at a time, within the caller's transaction.
 
-    A server-side cursor keeps one snapshot and never more than a page in memory.
+    A server-side cursor keeps one snapshot and at most one page in memory.
 
     Raises DatabaseUnavailable.
     """

@@ -1,6 +1,6 @@
 """Scores and counted actions in PostgreSQL, read in ranking order or page by page.
 
-Callers bring a connection and own its transaction. A query's file name is its constant here; a
+The caller owns the connection and its transaction. Each constant has the name of its query file; a
 test compares the two sets.
 """
 
@@ -21,7 +21,7 @@ _COUNT_DEDUP_RECORDS: Final = resources.query("count_dedup_records")
 
 
 class ScoreRow(Struct, frozen=True):
-    """A user's row of ``scores``, with the id the api speaks."""
+    """A user's row of ``scores``, with the external user id."""
 
     user_id: str
     score: int
@@ -30,7 +30,7 @@ class ScoreRow(Struct, frozen=True):
 
 
 class DedupRecord(Struct, frozen=True):
-    """A counted action, as the seen window remembers it."""
+    """A counted action, as the dedup window stores it."""
 
     user_id: str
     action_id: str
@@ -63,7 +63,7 @@ async def select_ranking(
 
 
 async def select_totals(connection: Connection, board: str) -> tuple[int, int]:
-    """Count the users of a board and sum their scores.
+    """Return the number of users of a board and the sum of their scores.
 
     Raises DatabaseUnavailable.
     """

@@ -1,6 +1,6 @@
 """Users in PostgreSQL: ids, names and e-mail addresses.
 
-Callers bring a connection and own its transaction. A query's file name is its constant here; a
+The caller owns the connection and its transaction. Each constant has the name of its query file; a
 test compares the two sets.
 """
 
@@ -29,7 +29,7 @@ _MERGE_USER_IMPORT: Final = resources.query("merge_user_import")
 
 
 class User(Struct, frozen=True, kw_only=True):
-    """Who a user is, and what PostgreSQL has of it on a board (None: nothing)."""
+    """A user and its score on a board (None: no score)."""
 
     id: UUID
     name: str | None
@@ -41,7 +41,7 @@ class User(Struct, frozen=True, kw_only=True):
 
 
 class Profile(Struct, frozen=True):
-    """What an operator says of a user; None leaves a field as it is."""
+    """The attributes of a user that an operator sets; None leaves one unchanged."""
 
     user_id: str
     name: str | None = None
@@ -49,7 +49,7 @@ class Profile(Struct, frozen=True):
 
 
 async def select_names(connection: Connection, user_ids: Sequence[str]) -> dict[str, str]:
-    """Read the names of those users who have one.
+    """Read the names of users; users without a name are left out.
 
     Raises DatabaseUnavailable.
     """
@@ -60,7 +60,7 @@ async def select_names(connection: Connection, user_ids: Sequence[str]) -> dict[
 
 
 async def select_user(connection: Connection, user_id: str, *, board: str) -> User:
-    """Read who a user is, and what PostgreSQL has of it on a board.
+    """Read a user and its score on a board.
 
     Raises UnknownUser, DatabaseUnavailable.
     """
@@ -68,13 +68,13 @@ async def select_user(connection: Connection, user_id: str, *, board: str) -> Us
         parameters = {"user_id": user_id, "board": board}
         row = await (await connection.execute(_SELECT_USER, parameters)).fetchone()
     if row is None:
-        raise UnknownUser(f"PostgreSQL knows no user {user_id}")
+        raise UnknownUser(f"User {user_id} does not exist")
     names = User.__struct_fields__
     return User(**dict(zip(names, row, strict=True)))
 
 
 async def ensure_user(connection: Connection, user_id: str) -> None:
-    """Make a user's row where there is none; run it in a transaction.
+    """Insert a user's row if there is none; run it in a transaction.
 
     Raises DatabaseUnavailable.
     """
@@ -85,7 +85,7 @@ async def ensure_user(connection: Connection, user_id: str) -> None:
 
 
 async def upsert_user(connection: Connection, profile: Profile) -> None:
-    """Say who a user is; what is None stays as it is. Run it in a transaction.
+    """Insert or update a user; None leaves an attribute unchanged. Run it in a transaction.
 
     Raises DatabaseUnavailable.
     """
@@ -95,7 +95,7 @@ async def upsert_user(connection: Connection, profile: Profile) -> None:
 
 
 async def import_users(connection: Connection, profiles: Iterable[Profile]) -> int:
-    """Say who many users are, all or none: run it in a transaction. Give how many.
+    """Insert or update many users; return how many. Run it in a transaction.
 
     Raises DatabaseUnavailable.
     """

@@ -1,1 +1,1 @@
-"""Reseed, verify and repair: keep Redis and PostgreSQL in agreement."""
+"""Reseed, verify and repair: keep Redis and PostgreSQL consistent."""

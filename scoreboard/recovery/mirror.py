@@ -1,25 +1,24 @@
-"""Copies the catalogue of actions from PostgreSQL, which keeps it, to Redis, which the api reads.
+"""Copies the action catalogue from PostgreSQL to Redis, after every change and in a reseed.
 
-Called after every change and by a reseed. What stays true: copies are made one after the other,
-each of what is committed then, so the last one is the newest.
+Invariant: copies are serialised and each reads the committed catalogue, so the last is the newest.
 """
 
 from scoreboard.ledger.actions import lock_catalogue, select_points
 from scoreboard.ledger.pool import Connection, translate_errors
-from scoreboard.store.store import Store
+from scoreboard.store.catalogue_mirror import CatalogueMirror
 
 
-async def mirror_catalogue(store: Store, connection: Connection) -> int:
-    """Copy the catalogue and tell the api; give how many kinds it has.
+async def mirror_catalogue(store: CatalogueMirror, connection: Connection) -> int:
+    """Copy the catalogue and publish the change; return the number of kinds.
 
-    ``connection`` is in autocommit and in no transaction.
+    ``connection`` is in autocommit and outside of a transaction.
 
     Raises RedisUnavailable, Outdated, DatabaseUnavailable: run it again.
     """
     async with translate_errors(), connection.transaction():
         await lock_catalogue(connection)
         seen = await store.catalogue_version()
-        # A session that answers now has held the lock since before the version was read.
+        # The answer proves that the session held the lock when the version was read.
         points = await select_points(connection)
         await store.mirror_actions(points, seen=seen)
     return len(points)

@@ -1,11 +1,10 @@
-"""Puts a board back into Redis from PostgreSQL and lets it accept again, under a new epoch.
+"""Rebuilds a board in Redis from PostgreSQL and opens it under a new epoch.
 
-Called by `scoreboard reseed` and `scoreboard up` on an emptied Redis, and by the flusher when Redis
-came back older than the ledger. What stays true: nothing is accepted between the fence and the
-opening; a killed run leaves the board fenced and is simply run again; two runs never mix, because
-each write names the token of its fence. A changed layout takes effect here and nowhere else: all
-partitions are fenced and drained, those that the new layout lacks are retired, and only then are
-the others opened.
+Used by `scoreboard reseed`, by `scoreboard up` for an empty Redis, and by the flusher when Redis is
+older than the ledger. Invariants: no action is accepted between fence and opening; an interrupted
+run leaves the board fenced and can be repeated; concurrent runs cannot mix, because every write
+names the token of its fence. Only a reseed applies a changed layout: all partitions are fenced and
+drained, those that the new layout lacks are retired, and only then the others are opened.
 """
 
 import asyncio
@@ -49,6 +48,7 @@ from scoreboard.model import (
     shard_of,
 )
 from scoreboard.recovery.mirror import mirror_catalogue
+from scoreboard.store.partitions import Partitions, PartitionState
 from scoreboard.store.rebuilding import PAGE
 from scoreboard.store.store import Store
 
@@ -57,32 +57,32 @@ SESSION: Final = {
     "idle_in_transaction_session_timeout": "0",
     "work_mem": "128MB",
 }
-"""Session settings of the connection a reseed needs: one long snapshot, sorted in memory."""
+"""Session settings for the connection of a reseed: one long snapshot, sorted in memory."""
 
 FETCH: Final = 10 * PAGE
-"""Rows of one read from PostgreSQL."""
+"""Rows of one fetch from PostgreSQL."""
 
 CALLS_MAX: Final = 8
-"""Calls to Redis under way at once: enough to share one fsync, few enough to bound the memory."""
+"""Most concurrent calls to Redis: enough to share an fsync, few enough to bound memory."""
 
 STALL_S: Final = 30.0
-"""How long the flusher may make no progress before waiting for it is given up."""
+"""Longest time to wait for a flusher that makes no progress."""
 
 SEEN_GRACE_S: Final = 60
-"""How much longer than its window a seen hash lives; lua/submit.lua says the same."""
+"""Added to the expiry of a dedup shard; lua/submit.lua uses the same value."""
 
 _POLL_S: Final = 0.05
 _UNPRINTABLE: Final = re.compile(r"[^!-~]")
 
 ReportProgress = Callable[[str, int, int], None]
-"""Told a step's name, how much of it is done, and how much there is; 0 of 0 where nobody knows."""
+"""Called with a step's name, the amount done and the total; 0 and 0 if the total is unknown."""
 
 Call = Callable[[], Awaitable[None]]
 Drain = Callable[[Store, Sequence[Partition], ReportProgress], Awaitable[None]]
 
 
 class Reseeded(Struct, frozen=True):
-    """What a reseed did. ``epochs`` belong to ``partitions``, in their order."""
+    """The result of a reseed. ``epochs`` are those of ``partitions``, in order."""
 
     board: str
     partitions: tuple[int, ...]
@@ -93,28 +93,28 @@ class Reseeded(Struct, frozen=True):
 
 
 def report_nothing(_step: str, _done: int, _total: int) -> None:
-    """Report to nobody."""
+    """Ignore the progress."""
 
 
 class _Layouts(Struct, frozen=True):
-    """How the partitions that Redis holds compare with the board's layout."""
+    """The partitions in Redis compared with the board's layout."""
 
     differing: tuple[int, ...]
-    """Partitions of the board that still have another layout."""
+    """Partitions of the board that have another layout."""
     strays: tuple[int, ...]
     """Partitions that the board no longer has and that are not retired."""
     closed: tuple[int, ...]
-    """Partitions of the board that accept nothing: emptied, or fenced."""
+    """Partitions of the board that accept no actions: empty or fenced."""
     epochs: int
     """Sum of the epochs of all of these."""
 
     @property
-    def are_settled(self) -> bool:
-        """Tell whether every partition has the board's layout."""
+    def are_current(self) -> bool:
+        """Return whether every partition has the board's layout."""
         return not self.differing and not self.strays
 
 
-async def _compare_layouts(store: Store, board: Board) -> _Layouts:
+async def _compare_layouts(store: Partitions, board: Board) -> _Layouts:
     states = await store.states(board.name)
     numbers = range(board.layout.partitions)
     used = {number: state for number, state in states.items() if state.epoch}
@@ -126,19 +126,19 @@ async def _compare_layouts(store: Store, board: Board) -> _Layouts:
     )
 
 
-async def find_unavailable(store: Store, board: Board) -> list[int]:
-    """List the partitions that need a reseed: emptied, fenced, or all after a change of layout.
+async def find_unavailable(store: Partitions, board: Board) -> list[int]:
+    """List the partitions that need a reseed: empty or fenced ones, or all after a layout change.
 
     Raises RedisUnavailable.
     """
     layouts = await _compare_layouts(store, board)
-    return list(layouts.closed if layouts.are_settled else range(board.layout.partitions))
+    return list(layouts.closed if layouts.are_current else range(board.layout.partitions))
 
 
 async def choose_partitions(store: Store, board: Board, *, force: bool = False) -> list[int]:
-    """Choose the partitions to reseed: all when forced, else those that need it.
+    """Choose the partitions to reseed: all if ``force``, else those that need it.
 
-    Raises OperatorMistake where that is none and the board has scores; RedisUnavailable.
+    Raises OperatorMistake if none needs it and the board has scores; RedisUnavailable.
     """
     everything = list(range(board.layout.partitions))
     if force:
@@ -146,7 +146,7 @@ async def choose_partitions(store: Store, board: Board, *, force: bool = False) 
     closed = await find_unavailable(store, board)
     if not closed and (await store.leaderboard(board.name, limit=0)).total:
         raise OperatorMistake(
-            f"Board {board.name} is open and has scores; --force reseeds it all the same"
+            f"Board {board.name} is open and has scores; use --force to reseed it anyway"
         )
     return closed or everything
 
@@ -170,7 +170,7 @@ async def wait_until_drained(
         elif time.monotonic() - progress_at > STALL_S:
             waiting = sum(backlog.entries for backlog in backlogs)
             raise WaitTimeout(
-                f"The flusher commits nothing; {waiting} entries wait and the board stays fenced: "
+                f"The flusher makes no progress: {waiting} entries wait, the board stays fenced; "
                 "start the flusher, then reseed again"
             )
     report("drain", total, total)
@@ -188,12 +188,11 @@ async def reseed(
 ) -> Reseeded:
     """Rebuild partitions of a board from PostgreSQL and open them under a new epoch.
 
-    ``connection`` is in autocommit, made with ``SESSION``, and carries the operators' lock until it
-    is closed; ``actor`` is written into the audit log and begins the fence's token; ``drain`` is
-    the flusher's own where it calls this itself.
+    ``connection`` is in autocommit, opened with ``SESSION``, and holds the operators' lock until it
+    is closed. ``actor`` is recorded in the audit log and is the prefix of the fence's token.
 
-    Raises OperatorMistake (another operator is at work, or the layout changed and ``numbers`` are
-    not the whole board), Outdated (another operator was at work, meanwhile), WaitTimeout (not
+    Raises OperatorMistake (another operator holds the lock, or the layout changed and ``numbers``
+    are not the whole board), Outdated (another operator changed the partitions), WaitTimeout (not
     drained), RedisUnavailable, DatabaseUnavailable: the board stays fenced until a later run
     succeeds.
     """
@@ -202,7 +201,7 @@ async def reseed(
     partitions = [Partition(board.name, number) for number in numbers]
     await _lock(connection, partitions)
     layouts = await _compare_layouts(store, board)
-    if not layouts.are_settled and list(numbers) != list(range(board.layout.partitions)):
+    if not layouts.are_current and list(numbers) != list(range(board.layout.partitions)):
         raise OperatorMistake(
             f"The layout of board {board.name} has changed: "
             f"scoreboard reseed --board {board.name} --force"
@@ -210,35 +209,36 @@ async def reseed(
     strays = [Partition(board.name, number) for number in layouts.strays]
     await _lock(connection, strays)
     everything = [*partitions, *strays]
-    seen = [await store.state(partition) for partition in everything]
-    # A session that answers now has held its locks since before the states were read. Whoever
-    # takes them later changes what was seen, and the fence is refused.
+    states = await store.states(board.name)
+    seen = [states.get(partition.number, PartitionState()) for partition in everything]
+    # The answer proves that the session held its locks when the states were read. A later holder
+    # of the locks changes the states, and the fence is refused.
     if await select_board(connection, board.name) != board:
-        raise OperatorMistake(f"Board {board.name} was changed meanwhile: run it again")
-    stood = [
+        raise OperatorMistake(f"Board {board.name} was changed during the reseed: run it again")
+    previous = [
         await store.fence(partition, token, state)
         for partition, state in zip(everything, seen, strict=True)
     ]
-    fenced = stood[: len(partitions)]
+    fenced = previous[: len(partitions)]
     await drain(store, everything, report)
     rebuilding = _Rebuilding(store, connection, board, numbers=numbers, token=token, report=report)
     async with snapshot(connection):
-        owed = await dead_letters.select_unresolved_events(connection, board.name)
-        members = await rebuilding.load_scores(owed)
+        unresolved = await dead_letters.select_unresolved_events(connection, board.name)
+        members = await rebuilding.load_scores(unresolved)
         actions = await rebuilding.load_dedup_records()
-        await rebuilding.load_unresolved_records(owed)
+        await rebuilding.load_unresolved_records(unresolved)
     positions = [
-        await _next_position(store, connection, partition, stood)
-        for partition, stood in zip(partitions, fenced, strict=True)
+        await _next_position(store, connection, partition, before)
+        for partition, before in zip(partitions, fenced, strict=True)
     ]
     if strays or layouts.differing:
-        positions = _above(positions, layouts.epochs)
+        positions = _raise_epochs(positions, layouts.epochs)
     await mirror_catalogue(store, connection)
     async with translate_errors(), connection.transaction():
         for partition, position in zip(partitions, positions, strict=True):
             if not await begin_epoch(connection, partition, position):
-                raise OperatorMistake(f"Another operator has opened {partition}")
-        # Redis gets the scores that are due; of a partition that is retired nothing is left.
+                raise OperatorMistake(f"Another operator has already opened {partition}")
+        # Open partitions get the expected scores; retired ones keep nothing.
         parts = [partition.number for partition in (*partitions, *strays)]
         await close_corrections(connection, board.name, parts)
         await insert_audit(
@@ -250,13 +250,13 @@ async def reseed(
                 "partitions": list(numbers),
                 "layout": str(board.layout),
                 "retired": list(layouts.strays),
-                "before": [list(stood) for stood in fenced],
+                "before": [list(before) for before in fenced],
                 "after": [[position.epoch, position.seq] for position in positions],
                 "users": sum(members.values()),
                 "actions": actions,
             },
         )
-    # Before any opening: a caller must not find an old partition and a new one that hold one user.
+    # Retire first: a user must not be found in an old and a new partition.
     for stray in strays:
         await store.retire(stray, token, board.layout)
     for partition, position in zip(partitions, positions, strict=True):
@@ -280,7 +280,7 @@ async def reseed(
 
 
 class _Rebuilding:
-    """The loading steps of one run, all of one snapshot and under one fence."""
+    """Loads the data of a reseed, from one snapshot and under one fence."""
 
     def __init__(
         self,
@@ -300,15 +300,15 @@ class _Rebuilding:
         self._token = token
         self._report = report
 
-    async def load_scores(self, owed: Sequence[Event]) -> dict[int, int]:
-        """Fill the shadow boards in ranking order; give the members of each partition.
+    async def load_scores(self, unresolved: Sequence[Event]) -> dict[int, int]:
+        """Fill the shadow boards in ranking order; return the number of members by partition.
 
-        The first user at a score gets the highest slot there, each next one the one below. Users
-        with parked actions, ``owed`` to them, come last at the scores that they are due.
+        The first user at a score gets its highest slot, each later one the slot below. Users with
+        ``unresolved`` dead letters are placed last at their expected scores.
         """
-        due = await self._due(owed)
+        expected = await self._expected_scores(unresolved)
         lowest: dict[tuple[int, int], int] = {}
-        scores_due = frozenset(due.values())
+        expected_values = frozenset(expected.values())
         total, _ = await select_totals(self._connection, self._board.name)
         for number in self._numbers:
             await self._restore(number, [], first=True)
@@ -320,12 +320,12 @@ class _Rebuilding:
             async for rows in select_ranking(self._connection, self._board.name, page=FETCH):
                 for user_id, score in rows:
                     number = partition_of(user_id, self._layout.partitions)
-                    if number not in self._numbers or user_id in due:
+                    if number not in self._numbers or user_id in expected:
                         continue
                     last_score, slot = reached[number]
                     slot = max(slot - 1, 0) if score == last_score else SLOT_COUNT - 1
                     reached[number] = (score, slot)
-                    if score in scores_due:
+                    if score in expected_values:
                         lowest[number, score] = slot
                     page = pages[number]
                     page.append((pack(score, slot), user_id))
@@ -339,7 +339,7 @@ class _Rebuilding:
                 if page:
                     await send(partial(self._restore, number, page))
         async with _bounded_calls() as send:
-            for user_id, score in due.items():
+            for user_id, score in expected.items():
                 number = partition_of(user_id, self._layout.partitions)
                 slot = max(lowest.get((number, score), SLOT_COUNT) - 1, 0)
                 lowest[number, score] = slot
@@ -347,28 +347,28 @@ class _Rebuilding:
                 await send(partial(self._restore, number, [(pack(score, slot), user_id)]))
         return members
 
-    async def _due(self, owed: Sequence[Event]) -> dict[str, int]:
-        """Add parked actions to the scores of their users; give what these are due."""
+    async def _expected_scores(self, unresolved: Sequence[Event]) -> dict[str, int]:
+        """Return the scores of users with dead letters, where those change them."""
         sums: dict[str, int] = {}
-        for event in owed:
+        for event in unresolved:
             if partition_of(event.user_id, self._layout.partitions) in self._numbers:
                 sums[event.user_id] = sums.get(event.user_id, 0) + event.delta
         if not sums:
             return {}
-        stands = await checks.read_scores(self._connection, self._board.name, list(sums))
-        due: dict[str, int] = {}
+        scores = await checks.read_scores(self._connection, self._board.name, list(sums))
+        expected: dict[str, int] = {}
         for user, total in sums.items():
-            held = stands[user].score if user in stands else None
+            held = scores[user].score if user in scores else None
             score = dead_letters.expected_score(held, total)
             if score is not None and score != held:
-                due[user] = score
-        return due
+                expected[user] = score
+        return expected
 
     async def load_dedup_records(self) -> int:
-        """Fill the seen window from the ledger; give how many actions it remembers.
+        """Fill the dedup window from the ledger; return the number of actions in it.
 
-        What the window held before goes: the event of a remembered action may be lost, and its
-        repeat would be answered for what never counted.
+        The previous contents are deleted: the event of a remembered action may be lost, and a
+        repeat would then get the answer of an action that was never counted.
         """
         window_s = self._layout.seen_seconds
         current = int(await self._store.now_s() // window_s)
@@ -392,7 +392,7 @@ class _Rebuilding:
                     if number not in self._numbers:
                         continue
                     digest = digest_of(self._board.name, record.user_id, record.action_id)
-                    # An emptied server may run behind the clock that the ledger was written by.
+                    # The clock of this server may be behind the one that dated the ledger.
                     generation = min(record.occurred_at_ms // (window_s * 1000), current)
                     place = (number, generation, shard_of(digest, self._layout.seen_shards))
                     page = pages.setdefault(place, [])
@@ -411,12 +411,12 @@ class _Rebuilding:
                 await send(partial(self._remember, place, [], count))
         return sum(counts.values())
 
-    async def load_unresolved_records(self, owed: Sequence[Event]) -> None:
-        """Add parked actions to the seen window: Redis has counted them."""
+    async def load_unresolved_records(self, unresolved: Sequence[Event]) -> None:
+        """Add dead letters to the dedup window: Redis has counted them."""
         window_s = self._layout.seen_seconds
         current = int(await self._store.now_s() // window_s)
         async with _bounded_calls() as send:
-            for event in owed:
+            for event in unresolved:
                 number = partition_of(event.user_id, self._layout.partitions)
                 generation = min(event.occurred_at_ms // (window_s * 1000), current)
                 if number not in self._numbers or generation < current - 1:
@@ -447,12 +447,12 @@ class _Rebuilding:
             self._token,
             (generation, shard),
             page,
-            # Looked into until the end of the generation after its own.
+            # Read until the end of the following generation.
             expires_at_s=(generation + 2) * self._layout.seen_seconds + SEEN_GRACE_S,
             first=first,
         )
         if expected and remembered != expected:
-            raise ScriptFailed(f"A seen hash holds {remembered} actions, not {expected}")
+            raise ScriptFailed(f"A dedup shard holds {remembered} actions, not {expected}")
 
 
 async def _lock(connection: Connection, partitions: Sequence[Partition]) -> None:
@@ -462,23 +462,23 @@ async def _lock(connection: Connection, partitions: Sequence[Partition]) -> None
     """
     for partition in partitions:
         if not await lock_operator(connection, partition):
-            raise OperatorMistake(f"Another operator is mending {partition}")
+            raise OperatorMistake(f"Another operator is working on {partition}")
 
 
-def _above(positions: Sequence[Position], epochs: int) -> list[Position]:
-    """Give positions one epoch whose sum is above ``epochs``.
+def _raise_epochs(positions: Sequence[Position], epochs: int) -> list[Position]:
+    """Return positions with one epoch, such that their sum exceeds ``epochs``.
 
-    Readers compare the sums of a board's epochs, and fewer partitions would make a smaller sum.
+    Readers compare the sums of a board's epochs; fewer partitions would have a smaller sum.
     """
     epoch = max(*[position.epoch for position in positions], epochs // len(positions) + 1)
     return [msgspec.structs.replace(position, epoch=epoch) for position in positions]
 
 
 async def _next_position(
-    store: Store, connection: Connection, partition: Partition, stood: tuple[int, int]
+    store: Store, connection: Connection, partition: Partition, before: tuple[int, int]
 ) -> Position:
-    """Go on from the higher of both sides, so that neither epoch, seq nor stream id goes back."""
-    epoch, seq = stood
+    """Return a position after those of both stores, so no part of it decreases."""
+    epoch, seq = before
     on_record = await select_position(connection, partition)
     last_id = (await store.backlog(partition)).last_id
     return Position(
@@ -490,9 +490,9 @@ async def _next_position(
 
 @asynccontextmanager
 async def _bounded_calls() -> AsyncIterator[Callable[[Call], Awaitable[None]]]:
-    """Give a function that starts a call as soon as one of the ``CALLS_MAX`` is free.
+    """Yield a function that starts a call when fewer than ``CALLS_MAX`` are running.
 
-    All calls have ended when the context ends; the first error is raised as itself.
+    All calls have ended when the context ends; the first error is raised, not grouped.
     """
     free = asyncio.Semaphore(CALLS_MAX)
 

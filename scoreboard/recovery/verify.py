@@ -1,9 +1,8 @@
-"""Checks that Redis and PostgreSQL hold the same, user by user, while everybody goes on playing.
+"""Checks that Redis and PostgreSQL agree on every user, while the board stays open.
 
-Called by `scoreboard verify` and `scoreboard repair`. For each user must hold: score in Redis =
-score in PostgreSQL + what the stream still carries + what is parked (dead_events) + what waits for
-its correction (rejected_events). The first pass compares without any lock; what differs there is
-looked at again while the partition's position is held, so that a difference of timing vanishes.
+For each user: score in Redis = score in PostgreSQL + uncommitted deltas of the stream + dead
+letters (dead_events) + uncorrected late duplicates (rejected_events). The first pass takes no
+lock; differences are checked again while commits are blocked, which removes those of timing.
 """
 
 import asyncio
@@ -36,23 +35,23 @@ SHOWN_MAX: Final = 100
 """Most findings of one check that are listed."""
 
 ORDER_MAX: Final = 1000
-"""Most pairs of equals whose order is looked at again."""
+"""Most pairs of equal scores whose order is checked again."""
 
 CATCH_UP_S: Final = 30.0
-"""How long the flusher may be too far behind to judge before that is given up."""
+"""Longest time to retry while the flusher is too far behind."""
 
 BACKLOG_S: Final = 10.0
-"""How long actions may wait for PostgreSQL while none is committed."""
+"""Longest time that actions may wait for PostgreSQL while none is committed."""
 
 RANGES: Final = 10
-"""Places in the order of ids at which a sample is taken."""
+"""Number of places in the order of ids at which a sample is taken."""
 
 _POLL_S: Final = 0.2
 _Seen = TypeVar("_Seen")
 
 
 class Drift(Struct, frozen=True):
-    """A user whose score in Redis is not what PostgreSQL and the stream say."""
+    """A user whose score in Redis differs from the expected one (``wanted``)."""
 
     user_id: str
     partition: int
@@ -61,7 +60,7 @@ class Drift(Struct, frozen=True):
 
 
 class Finding(Struct, frozen=True):
-    """Something else that is not as it must be. ``check`` is a word of a closed set."""
+    """Another inconsistency. ``check`` is one of a fixed set of names."""
 
     check: str
     detail: str
@@ -69,11 +68,11 @@ class Finding(Struct, frozen=True):
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
-    """What a verification found.
+    """The result of a verification.
 
-    ``users`` counts different users, whichever store has them. ``known`` differ, but their
-    correction is on its way. ``truncated`` names checks that found more than is listed.
-    ``warnings`` is what a test or a trial may have wished for, such as PostgreSQL without fsync.
+    ``users`` counts the distinct users of both stores. ``known`` are users whose correction is
+    pending. ``truncated`` names checks that found more than is listed. ``warnings`` are settings
+    that are acceptable in tests only, such as PostgreSQL without fsync.
     """
 
     board: str
@@ -89,7 +88,7 @@ class Verdict(Struct, frozen=True, kw_only=True):
 
     @property
     def is_sound(self) -> bool:
-        """Tell whether everything is as it must be."""
+        """Return whether no inconsistency was found."""
         return not self.drifted and not self.findings
 
 
@@ -101,18 +100,18 @@ async def verify(
     sample: int | None,
     report: ReportProgress,
 ) -> Verdict:
-    """Compare both stores: all users for ``sample`` None, else about so many.
+    """Compare both stores: about ``sample`` users, all for None.
 
     ``connection`` is in autocommit and made with ``reseed.SESSION``.
 
-    Raises WaitTimeout (the flusher is too far behind to judge), Fenced, RedisUnavailable,
+    Raises WaitTimeout (the flusher is too far behind), Fenced, RedisUnavailable,
     DatabaseUnavailable.
     """
     return await _Verification(client, connection, board, report).run(sample)
 
 
 class _Verification:
-    """One run: collects suspects, judges them, and notes whatever else is wrong."""
+    """One verification: collects suspects, checks them again, and runs all other checks."""
 
     def __init__(
         self, client: aioredis.Redis, connection: Connection, board: Board, report: ReportProgress
@@ -170,7 +169,7 @@ class _Verification:
         )
 
     def _find(self, check: str, detail: str, partition: Partition | None = None) -> None:
-        """Note a finding; of one check only so many are listed."""
+        """Add a finding, at most ``SHOWN_MAX`` of one check."""
         found = self._findings.setdefault(check, [])
         if len(found) < SHOWN_MAX:
             found.append(Finding(check, detail, partition.number if partition else None))
@@ -180,26 +179,28 @@ class _Verification:
     async def _check_settings(self) -> None:
         for problem in (await check_durability(self._client)).problems:
             self._find("redis settings", problem)
-        session = await checks.read_session(self._connection)
+        session = await checks.read_durability(self._connection)
         if session.fsync != "on":
-            self._warnings.append(f"PostgreSQL loses what it committed: fsync is {session.fsync}")
+            self._warnings.append(
+                f"PostgreSQL may lose committed transactions: fsync is {session.fsync}"
+            )
         if session.is_standby:
             self._find("postgresql settings", "the server is a standby")
 
     async def _check_strays(self) -> None:
-        """Find partitions that the board no longer has and that still hold a part of it."""
+        """Find partitions that the board no longer has and that are not retired."""
         for number, state in (await self._store.states(self._board.name)).items():
             if number >= len(self._partitions) and state.epoch:
                 accepts = "accepts actions" if state.is_open else "is fenced and not retired"
                 self._find(
                     "layout",
-                    f"no partition of {self._board.layout}, but it {accepts}",
+                    f"not a partition of {self._board.layout}, but it {accepts}",
                     Partition(self._board.name, number),
                 )
 
     async def _check_position(self, partition: Partition) -> bool:
-        """Compare positions and the seen window; tell whether users can be judged at all."""
-        # In this order: what is committed later does not make Redis look behind.
+        """Check positions and dedup window; return whether the users can be compared."""
+        # PostgreSQL first, so that later commits do not make Redis appear behind.
         committed = await select_position(self._connection, partition)
         self._began[partition] = committed
         state = await self._store.state(partition)
@@ -222,7 +223,7 @@ class _Verification:
         return False
 
     async def _compare_all(self) -> None:
-        """Walk over PostgreSQL in ranking order, and over Redis where it has more users."""
+        """Compare all users of PostgreSQL in ranking order, and of Redis if it has more."""
         board = self._board.name
         found = dict.fromkeys(self._partitions, 0)
         above: dict[Partition, tuple[int, int, str]] = {}
@@ -241,7 +242,7 @@ class _Verification:
                 await self._find_unknown_members(partition)
 
     async def _compare_some(self, sample: int) -> list[str]:
-        """Look at users by chance, half of them from each side; give who they are."""
+        """Compare random users, half of them from each store; return their ids."""
         board = self._board.name
         await self._read_uncommitted()
         rows: dict[str, int] = {}
@@ -249,7 +250,7 @@ class _Verification:
             start = UUID(bytes=secrets.token_bytes(16))
             limit = max(1, sample // 2 // RANGES)
             some = await checks.read_scores_from(self._connection, board, start, limit=limit)
-            # Past the greatest id the order begins anew.
+            # After the greatest id the order starts again.
             some = some or await checks.read_scores_from(
                 self._connection, board, UUID(int=0), limit=limit
             )
@@ -284,12 +285,12 @@ class _Verification:
     async def _compare(
         self, partition: Partition, page: Sequence[tuple[str, int]]
     ) -> list[tuple[str, int, int | None]]:
-        """Note who differs; give (user, score, packed or None where it differs) of all members."""
+        """Collect differing users; return (user, score, packed or None if different) of members."""
         replies = await self._scanner.packed_scores(partition, [user for user, _ in page])
         held: list[tuple[str, int, int | None]] = []
         for (user, score), packed in zip(page, replies, strict=True):
             is_equal = packed is not None and unpack_score(packed) == score
-            # Who has acted since must differ.
+            # Users who have acted since are expected to differ.
             if not is_equal or self._uncommitted[partition].has(user):
                 self._suspects[partition].add(user)
             if packed is not None:
@@ -302,7 +303,7 @@ class _Verification:
         held: Sequence[tuple[str, int, int | None]],
         above: dict[Partition, tuple[int, int, str]],
     ) -> None:
-        """Note neighbours of one score whom Redis ranks the other way round."""
+        """Collect neighbours with equal scores whose order differs in Redis."""
         for user, score, packed in held:
             if packed is None:
                 continue
@@ -315,7 +316,7 @@ class _Verification:
             above[partition] = (score, packed, user)
 
     async def _find_unknown_members(self, partition: Partition) -> None:
-        """Note members of Redis whom PostgreSQL does not know; most are on their way."""
+        """Collect members that PostgreSQL does not have; most are not committed yet."""
         async for members in self._scanner.members(partition):
             known = await checks.read_scores(self._connection, self._board.name, members)
             unknown = set(members) - known.keys() - self._suspects[partition]
@@ -323,7 +324,7 @@ class _Verification:
             self._users += len(unknown)
 
     async def _read_uncommitted(self) -> None:
-        """Learn who has acted since the positions of the snapshot."""
+        """Read the changes since the positions of the snapshot."""
         for partition in self._partitions:
             position = await select_position(self._connection, partition)
             self._uncommitted[partition] = await _retry_while_behind(
@@ -334,7 +335,7 @@ class _Verification:
             )
 
     async def _recheck(self, partition: Partition, users: Sequence[str]) -> None:
-        """Look at suspects again while nobody commits; what still differs is drift, or known."""
+        """Check suspects again while commits are blocked; sort them into drifted and known."""
         await _retry_while_behind(partition, partial(self._recheck_now, partition, users))
 
     async def _recheck_now(self, partition: Partition, users: Sequence[str]) -> None:
@@ -356,16 +357,16 @@ class _Verification:
             (self._known if is_known else self._drifted).append(drift)
 
     async def _recheck_order(self) -> None:
-        """Look at pairs again whose order differed: both must stand as they stood."""
+        """Check pairs again whose order differed."""
         for first, second in self._disordered:
             partition = self._partitions[partition_of(first, len(self._partitions))]
             async with translate_errors(), self._connection.transaction():
                 await lock_position_shared(self._connection, partition)
                 packed = await self._scanner.packed_scores(partition, [first, second])
-                stands = await checks.read_scores(
+                scores = await checks.read_scores(
                     self._connection, self._board.name, [first, second]
                 )
-            one, other = stands.get(first), stands.get(second)
+            one, other = scores.get(first), scores.get(second)
             if one is None or other is None or packed[0] is None or packed[1] is None:
                 continue
             are_equal = (
@@ -376,7 +377,7 @@ class _Verification:
                 self._find("order", f"{first} reached {one.score} before {second}", partition)
 
     async def _check_backlog(self, partition: Partition) -> None:
-        """Find out whether actions wait and nobody commits; a commit at any time is enough."""
+        """Report a backlog that does not move; one commit since the start is sufficient."""
         began = self._began[partition]
         while True:
             committed = await select_position(self._connection, partition)
@@ -388,7 +389,7 @@ class _Verification:
                 self._find(
                     "backlog",
                     f"{state.seq - committed.seq} actions wait for PostgreSQL, and none was "
-                    f"committed in {waited_s:.0f} s: is the flusher up?",
+                    f"committed in {waited_s:.0f} s: is the flusher running?",
                     partition,
                 )
                 return
@@ -396,7 +397,7 @@ class _Verification:
             await asyncio.sleep(_POLL_S)
 
     async def _check_rows(self) -> None:
-        """Find drifted users whose actions an older version counted for another user."""
+        """Report drifted users whose actions an older version counted for another user."""
         users = [drift.user_id for drift in self._drifted]
         shared = await checks.shared_rows(self._connection, users, limit=SHOWN_MAX)
         for user, owner in shared:
@@ -405,7 +406,7 @@ class _Verification:
             )
 
     async def _check_ledger(self, chosen: Sequence[str] | None) -> None:
-        """Let PostgreSQL check its own books: sums always, chain and density for all users."""
+        """Check the ledger: sums always, chain and density for a full verification."""
         self._report("ledger", 0, 0)
         for one in await checks.check_sums(
             self._connection, self._board.name, chosen, limit=SHOWN_MAX + 1
@@ -417,7 +418,7 @@ class _Verification:
             )
         if chosen is not None:
             return
-        owed = await dead_letters.sum_unresolved(self._connection, self._board.name)
+        unresolved = await dead_letters.sum_unresolved(self._connection, self._board.name)
         for partition in self._partitions:
             async with snapshot(self._connection):
                 position = await select_position(self._connection, partition)
@@ -435,7 +436,7 @@ class _Verification:
                 self._connection,
                 partition,
                 position.epoch,
-                parked=list(owed),
+                parked=list(unresolved),
                 limit=SHOWN_MAX + 1,
             ):
                 self._find(
@@ -446,16 +447,16 @@ class _Verification:
                 )
 
 
-async def _retry_while_behind(partition: Partition, look: Callable[[], Awaitable[_Seen]]) -> _Seen:
-    """Look again while the flusher is too far behind, or the partition changes hands.
+async def _retry_while_behind(partition: Partition, read: Callable[[], Awaitable[_Seen]]) -> _Seen:
+    """Retry while the flusher is too far behind, or after a reseed or failover.
 
     Raises WaitTimeout.
     """
     deadline = time.monotonic() + CATCH_UP_S
     while True:
         try:
-            return await look()
+            return await read()
         except (Busy, Outdated) as error:
             if time.monotonic() > deadline:
-                raise WaitTimeout(f"{partition} cannot be judged: {error.detail}") from error
+                raise WaitTimeout(f"{partition} cannot be checked: {error.detail}") from error
         await asyncio.sleep(_POLL_S)

@@ -1,1 +1,1 @@
-"""Redis: keys, scripts, connections, and what they hold."""
+"""Redis: keys, scripts, connections, reads and updates."""

@@ -1,10 +1,9 @@
-"""What each kind of action is worth, kept in memory and fresh without a restart.
+"""The action catalogue in memory: the points of each kind, updated without a restart.
 
-The api asks it on every update. PostgreSQL holds the catalogue, ``sb:actions`` mirrors it, and a
-message says that it changed; it is read again every half minute and after each reconnection as
-well, so that a lost message costs little. What stays true: before the first good read nothing has a
-value, and updates wait (503) rather than count with points that nobody set; while Redis is away the
-last good read holds.
+The api reads it on every update. PostgreSQL holds the catalogue, ``sb:actions`` is a copy, and a
+message announces each change. The copy is also read every 30 s and after each reconnection, in case
+a message is lost. Invariants: updates are refused (503) until the catalogue was read once; while
+Redis is unreachable the last values are used.
 """
 
 import asyncio
@@ -17,8 +16,8 @@ from scoreboard.model import kind_of
 from scoreboard.runtime.lifecycle import backoff_s
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
+from scoreboard.store.catalogue_mirror import CatalogueMirror
 from scoreboard.store.keys import ACTIONS_CHANGED
-from scoreboard.store.store import Store
 from scoreboard.store.subscription import Subscription
 
 RELOAD_S: Final = 30.0
@@ -29,7 +28,7 @@ _log = get_logger(__name__)
 class Catalogue:
     """Points per kind. Run ``run`` in a task group."""
 
-    def __init__(self, settings: Settings, store: Store) -> None:
+    def __init__(self, settings: Settings, store: CatalogueMirror) -> None:
         self._store = store
         self._default = settings.default_points
         self._counts_unknown = settings.unknown_kinds == "default"
@@ -47,19 +46,18 @@ class Catalogue:
 
     @property
     def is_loaded(self) -> bool:
-        """Tell whether the catalogue was read at least once."""
+        """Return whether the catalogue was read at least once."""
         return self._points is not None
 
     def points_of(self, action_id: str) -> int:
-        """Give what an action is worth.
+        """Return the points of an action; the default for an action without a kind.
 
-        One that names no kind is worth the default. Raises UnknownKind where its kind is disabled
-        or, unless the settings count such, not in the catalogue; RedisUnavailable before the first
-        read.
+        Raises UnknownKind if its kind is disabled, or is not in the catalogue and the settings do
+        not allow unknown kinds; RedisUnavailable before the first read.
         """
         points = self._points
         if points is None:
-            raise RedisUnavailable("The catalogue of actions is not loaded yet")
+            raise RedisUnavailable("The action catalogue is not loaded yet")
         kind = kind_of(action_id)
         value = points.get(kind)
         if value is None and (not kind or self._counts_unknown):
@@ -68,14 +66,14 @@ class Catalogue:
             raise UnknownKind(
                 f"Actions of kind {kind!r} earn no points"
                 if kind
-                else "Name the kind of the action: actionId is kind:unique"
+                else "The actionId must start with a kind, as in kind:unique"
             )
         return value
 
     async def load(self) -> None:
         """Read the catalogue now.
 
-        Raises RedisUnavailable, UnexpectedReply where the mirror holds no points.
+        Raises RedisUnavailable, UnexpectedReply if a value is not a number of points.
         """
         points = await self._store.points()
         if points != self._points:
@@ -83,7 +81,7 @@ class Catalogue:
         self._points = points
 
     async def run(self) -> None:
-        """Keep the catalogue fresh until cancelled."""
+        """Keep the catalogue current until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._changes.run())
             tasks.create_task(self._reload())

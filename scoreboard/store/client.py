@@ -1,9 +1,9 @@
-"""Makes Redis clients: every time-out said, no hidden retries, a name; and checks durability.
+"""Creates Redis clients with explicit time limits and no retries, and checks durability.
 
-redis-py's own defaults differ between ``Redis(…)`` (ten retries, time-outs included) and
-``from_url`` (none), so everything is explicit here. Retries are none: the callers of this project
-repeat knowingly or not at all. Where credentials come from a secret store, every connection asks it
-as it logs in: a new connection has the newest ones.
+redis-py's defaults differ between ``Redis(…)`` (ten retries, also after time-outs) and
+``from_url`` (none), so every option is set here. Retries are off: callers repeat only calls that
+are safe to repeat. With credentials from a secret store, every new connection logs in with the
+current ones.
 """
 
 import asyncio
@@ -38,17 +38,17 @@ REQUIRED_SETTINGS: Final = {
     "no-appendfsync-on-rewrite": "no",
     "maxmemory-policy": "noeviction",
 }
-"""Settings without which an acknowledged action may be lost, or counted twice after an eviction."""
+"""Without these an acknowledged action may be lost, or counted twice after an eviction."""
 
 
 class _HiredisPacking:
-    """Packs commands by hiredis, some ten times faster than the loop that redis-py's async has.
+    """Packs commands with hiredis, about ten times faster than redis-py's asyncio client.
 
-    What saves most is batches and pages: commands of hundreds of arguments.
+    The gain is largest for batches and pages: commands of hundreds of arguments.
     """
 
     def pack_command(self, *args: Any) -> list[bytes]:  # noqa: ANN401 (as redis-py declares it)
-        """Give the bytes of one command; its name may be two words, such as SCRIPT LOAD."""
+        """Return the bytes of one command; its name may be two words, such as SCRIPT LOAD."""
         name, *arguments = args
         words = name.encode().split() if isinstance(name, str) else name.split()
         command: Any = (*words, *arguments)  # its stub allows a tuple of one
@@ -56,12 +56,12 @@ class _HiredisPacking:
 
 
 class _DirectSend:
-    """Sends commands in the task that asks for it, within the connection's time limit.
+    """Sends commands in the calling task, within the connection's time limit.
 
-    redis-py sends through ``asyncio.wait_for``, which before Python 3.12 drops a cancellation that
-    arrives together with the result (python/cpython#86296): the loop around the call then goes on,
-    and nothing ends it. uvloop raises RuntimeError for a write to a connection that the peer has
-    reset, which redis-py lets through.
+    redis-py sends through ``asyncio.wait_for``, which before Python 3.12 loses a cancellation that
+    arrives together with the result (python/cpython#86296), so the calling task would run on.
+    uvloop raises RuntimeError for a write to a connection that the peer has reset; redis-py does
+    not handle it.
     """
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:  # noqa: ANN401 (as redis-py declares it)
@@ -86,19 +86,19 @@ class _DirectSend:
             await connection.disconnect(nowait=True)
             raise RedisConnectionError("the connection was closed") from error
         except BaseException:
-            # Half a command may be out: nothing else can be sent behind it.
+            # Part of the command may have been sent, so the connection cannot be used again.
             await connection.disconnect(nowait=True)
             raise
 
 
 class _Login:
-    """Logs new connections in with the credentials of a store, which win over the URL's."""
+    """Authenticates new connections with a store's credentials, which override the URL's."""
 
     def __init__(self, store: SecretStore) -> None:
         self._store = store
 
     async def connect(self, connection: AbstractConnection) -> None:
-        """Shake hands; refused, do it once more if the store turns out to have other credentials.
+        """Run the handshake; if it is refused, retry once with renewed credentials.
 
         Raises RedisError, as the handshake alone would.
         """
@@ -123,22 +123,22 @@ class _Login:
 
 class _Pool(aioredis.BlockingConnectionPool):
     async def reauthenticate(self) -> None:
-        """Let go of connections, which have older credentials than the next will: busy ones later.
+        """Close connections that use older credentials: idle ones now, busy ones after use.
 
-        A subscription stays as it is: the server does not ask again who is logged in.
+        A subscription stays open: the server does not authenticate a connection again.
         """
         await self.update_active_connections_for_reconnect()
         for connection in tuple(self._available_connections):
-            # Without a wait: in one, somebody could be given the connection that is closing.
+            # No await: during one, a task could get the connection that is being closed.
             await connection.disconnect(nowait=True)
 
 
 def make_pool(
     settings: Settings, *, name: str, decode: bool = True, connections: int = 16
 ) -> aioredis.BlockingConnectionPool:
-    """Make a bounded pool; waiting for a free connection is limited like any call.
+    """Create a bounded pool; the wait for a free connection has the time limit of a call.
 
-    Raises ValueError if the URL is no Redis URL, SettingInvalid if a secret is not named.
+    Raises ValueError for an invalid Redis URL, SettingInvalid if a secret is not named.
     """
     store = secret_store(settings, "redis")
     url = settings.redis_url.reveal()
@@ -154,14 +154,14 @@ def make_pool(
         retry_on_error=[],
         health_check_interval=0,
         decode_responses=decode,
-        encoding_errors="replace",  # a name that is no UTF-8 must not end who reads it
+        encoding_errors="replace",  # invalid UTF-8 must not raise in the reader
         protocol=2,
         client_name=f"scoreboard-{name}",
         redis_connect_func=_Login(store).connect if store else None,
     )
     if store is not None:
         store.on_change(pool.reauthenticate)
-    # The kind of connection follows from the URL's scheme, so it is known only now.
+    # The connection class follows from the URL's scheme.
     kind: type[AbstractConnection] = pool.connection_class
     pool.connection_class = type(kind.__name__, (_HiredisPacking, _DirectSend, kind), {})
     return pool
@@ -170,46 +170,47 @@ def make_pool(
 def make_client(
     settings: Settings, *, name: str, decode: bool = True, connections: int = 16
 ) -> aioredis.Redis:
-    """Make a client with a pool of its own; close it with ``aclose``."""
+    """Create a client with its own pool; close it with ``aclose``."""
     return aioredis.Redis.from_pool(
         make_pool(settings, name=name, decode=decode, connections=connections)
     )
 
 
 def make_connection(settings: Settings, *, name: str) -> AbstractConnection:
-    """Make one unconnected connection, for the dispatcher, which owns its sockets."""
+    """Create one connection, not yet connected, for the dispatcher, which owns its sockets."""
     pool = make_pool(settings, name=name, connections=1)
     return pool.make_connection()
 
 
 MIN_REPLICAS: Final = "min-replicas-to-write"
-"""Without it a primary that was cut off would go on accepting what no replica will ever have."""
+"""Without it an isolated primary would go on accepting updates that no replica receives."""
 
 
 def replicas_needed(settings: Settings) -> int:
-    """Give how many replicas must have an update before it is answered."""
+    """Return how many replicas must have an update before it is answered."""
     return settings.replicas if settings.acknowledge == "replicated" else 0
 
 
 class Durability(Struct, frozen=True):
-    """What a Redis promises: ``problems`` is empty when nothing acknowledged can be lost."""
+    """The durability of a Redis server; without ``problems`` no acknowledged update can be lost."""
 
     problems: tuple[str, ...]
     run_id: str = ""
 
     @property
     def is_safe(self) -> bool:
-        """Tell whether nothing acknowledged can be lost."""
+        """Return whether no acknowledged update can be lost."""
         return not self.problems
 
 
 async def check_durability(client: aioredis.Redis, *, replicas: int = 0) -> Durability:
-    """Compare the server's settings with what the promise needs.
+    """Compare the server's settings with the required ones.
 
     ``replicas`` is how many must have an update before it is answered (settings.acknowledge).
+    Managed servers may refuse CONFIG GET; that is then reported as a problem, which
+    SCOREBOARD_UNSAFE_REDIS accepts.
 
-    Raises RedisUnavailable or UnexpectedReply if the server cannot be asked. A server that hides
-    CONFIG (managed ones do) has that as its problem: SCOREBOARD_UNSAFE_REDIS vouches for it.
+    Raises RedisUnavailable, UnexpectedReply.
     """
     server = await read_reply(client.info("server"), dict[str, Any], "INFO server")
     replication = await read_reply(client.info("replication"), dict[str, Any], "INFO replication")
@@ -221,7 +222,7 @@ async def check_durability(client: aioredis.Redis, *, replicas: int = 0) -> Dura
 
 
 async def _config_of(client: aioredis.Redis) -> Mapping[str, str] | None:
-    """Read the settings that matter; None where the server hides them."""
+    """Read the required settings; None if the server refuses CONFIG GET."""
     try:
         return await read_reply(
             client.config_get(*REQUIRED_SETTINGS, MIN_REPLICAS), dict[str, str], "CONFIG GET"
@@ -261,14 +262,14 @@ def _problems_of(
 
 
 async def require_durability(client: aioredis.Redis, settings: Settings) -> Durability:
-    """Refuse a Redis that may lose acknowledged actions, unless the settings allow it.
+    """Check durability and raise if acknowledged actions may be lost and settings forbid that.
 
-    Raises UnsafeRedis with every problem named, RedisUnavailable if it cannot be asked.
+    Raises UnsafeRedis with every problem named, RedisUnavailable.
     """
     found = await check_durability(client, replicas=replicas_needed(settings))
     if found.problems and not settings.unsafe_redis:
         raise UnsafeRedis(
             f"Redis may lose acknowledged actions: {'; '.join(found.problems)}. "
-            "Mend its configuration, or vouch for it with SCOREBOARD_UNSAFE_REDIS=true"
+            "Fix its configuration, or accept the risk with SCOREBOARD_UNSAFE_REDIS=true"
         )
     return found

@@ -1,4 +1,4 @@
-"""Lets callers wait until PostgreSQL has committed what Redis accepted.
+"""Waits until PostgreSQL has committed an action that Redis accepted.
 
 The api uses it with ``SCOREBOARD_ACKNOWLEDGE=committed``. The flusher's trim writes the committed
 position into the partition's meta and announces it; one reader per process then reads the positions
@@ -19,44 +19,44 @@ from typing import Final
 from scoreboard.errors import OutcomeUnknown, ScoreboardError
 from scoreboard.model import Action, Partition, Receipt, partition_of
 from scoreboard.runtime.settings import Settings
+from scoreboard.store.boards import Boards
 from scoreboard.store.dispatcher import Dispatcher
 from scoreboard.store.keys import COMMITS_PREFIX
 from scoreboard.store.partitions import PartitionState
-from scoreboard.store.store import Store
 from scoreboard.store.subscription import Subscription
 
 READ_EVERY_S: Final = 0.25
-"""Between two reads while somebody waits and commits are announced: a message may be lost."""
+"""Interval of reads while callers wait and commits are announced: a message may be lost."""
 
 UNHEARD_S: Final = 0.01
-"""The same while the subscription is down."""
+"""Interval of reads while the subscription is down."""
 
 
 class _PartitionWaiters:
-    """One partition: where it stands, and who waits for which seq, lowest first."""
+    """The waiting callers of one partition, by seq, lowest first."""
 
     def __init__(self, partition: Partition) -> None:
         self.partition = partition
         self.epoch = 0
         self.waiting: list[tuple[int, int, asyncio.Future[None]]] = []
-        self._given_up = 0
+        self._cancelled = 0
         self._highest = 0
 
     def add(self, order: int, seq: int, future: "asyncio.Future[None]") -> None:
-        """Let a future wait for a seq."""
+        """Add a future that waits for a seq."""
         heappush(self.waiting, (seq, order, future))
         self._highest = max(self._highest, seq)
 
     def forget(self) -> None:
-        """Note that somebody gave up; drop those when they are the most: outages may be long."""
-        self._given_up += 1
-        if 2 * self._given_up > len(self.waiting):
+        """Count a cancelled future; remove cancelled ones once they are the majority."""
+        self._cancelled += 1
+        if 2 * self._cancelled > len(self.waiting):
             self.waiting = [one for one in self.waiting if not one[2].done()]
             heapify(self.waiting)
-            self._given_up = 0
+            self._cancelled = 0
 
     def move(self, state: PartitionState) -> None:
-        """Wake whose seq is committed; everybody after a reseed or on a Redis that is older."""
+        """Wake callers whose seq is committed, and all after a reseed or on an older Redis."""
         is_new = bool(self.epoch) and state.epoch != self.epoch
         self.epoch = state.epoch
         while self.waiting and self.waiting[0][0] <= state.committed_seq:
@@ -73,9 +73,9 @@ def _wake(future: "asyncio.Future[None]") -> None:
 
 
 class CommitWaiter:
-    """Waits for commits. Run ``run`` in a task group; ``confirm`` from anywhere."""
+    """Waits for commits. Run ``run`` in a task group; call ``confirm`` from any task."""
 
-    def __init__(self, settings: Settings, store: Store, dispatcher: Dispatcher) -> None:
+    def __init__(self, settings: Settings, store: Boards, dispatcher: Dispatcher) -> None:
         self._store = store
         self._dispatcher = dispatcher
         self._limit_s = settings.commit_timeout_s
@@ -90,34 +90,34 @@ class CommitWaiter:
             on_down=self._is_due.set,
         )
         self._partitions: dict[str, int] = {}
-        self._watches: dict[Partition, _PartitionWaiters] = {}
+        self._waiters: dict[Partition, _PartitionWaiters] = {}
         self._order = count()
         self._is_needed = asyncio.Event()
 
     async def confirm(self, board: str, action: Action, receipt: Receipt) -> Receipt:
-        """Wait until an action is in PostgreSQL; give its lasting answer.
+        """Wait until an action is committed to PostgreSQL; return its permanent answer.
 
-        That is another one than ``receipt`` where Redis lost the action and it was applied again.
+        It differs from ``receipt`` if Redis lost the action and it was applied again.
 
-        Raises OutcomeUnknown where it is not known within the limit: the action counts in Redis,
-        and a repeat of it waits again.
+        Raises OutcomeUnknown if that is not known within the time limit: the action counts in
+        Redis, and repeating it waits again.
         """
         try:
             async with asyncio.timeout(self._limit_s):
                 while not receipt.committed:
-                    await self._reach(board, action.user_id, receipt.seq)
+                    await self._wait_for_seq(board, action.user_id, receipt.seq)
                     again = await self._dispatcher.submit(board, action)
                     is_repeat = receipt.replayed and again.replayed
                     receipt = Receipt(again.score, again.seq, is_repeat, again.committed)
         except (TimeoutError, ScoreboardError) as error:
             self._partitions.pop(board, None)  # a reseed may have given the board another layout
             raise OutcomeUnknown(
-                "The action counts, but is not in the database yet: repeat it to be sure"
+                "The action counts but is not yet committed to the database: repeat it to confirm"
             ) from error
         return receipt
 
     async def run(self) -> None:
-        """Follow the committed positions while anybody waits, until cancelled."""
+        """Read committed positions while callers wait, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._announcements.run())
             while True:
@@ -131,34 +131,34 @@ class CommitWaiter:
                         await self._is_due.wait()
 
     async def _read_positions(self) -> None:
-        for watch in list(self._watches.values()):
-            if not watch.waiting:
-                watch.epoch = 0
+        for waiters in list(self._waiters.values()):
+            if not waiters.waiting:
+                waiters.epoch = 0
                 continue
-            with suppress(ScoreboardError):  # the waits have a limit of their own
-                self._move(watch, await self._store.state(watch.partition))
-            if watch.waiting:
+            with suppress(ScoreboardError):  # each wait has its own limit
+                self._move(waiters, await self._store.state(waiters.partition))
+            if waiters.waiting:
                 self._is_needed.set()
 
-    def _move(self, watch: _PartitionWaiters, state: PartitionState) -> None:
-        known = self._partitions.get(watch.partition.board)
+    def _move(self, waiters: _PartitionWaiters, state: PartitionState) -> None:
+        known = self._partitions.get(waiters.partition.board)
         if known is not None and (state.layout is None or state.layout.partitions != known):
-            # A reseed may have given the board another layout, and users other partitions.
-            del self._partitions[watch.partition.board]
-        watch.move(state)
+            # A reseed may have changed the layout and so the partitions of users.
+            del self._partitions[waiters.partition.board]
+        waiters.move(state)
 
-    async def _reach(self, board: str, user_id: str, seq: int) -> None:
-        """Wait until the committed position has reached a seq, or that seq may be another's."""
+    async def _wait_for_seq(self, board: str, user_id: str, seq: int) -> None:
+        """Wait until a seq is committed, or may belong to another action after a reseed."""
         partition = Partition(board, partition_of(user_id, await self._count(board)))
-        watch = self._watches.setdefault(partition, _PartitionWaiters(partition))
+        waiters = self._waiters.setdefault(partition, _PartitionWaiters(partition))
         future = asyncio.get_running_loop().create_future()
-        watch.add(next(self._order), seq, future)
+        waiters.add(next(self._order), seq, future)
         self._is_needed.set()
         try:
             await future
         finally:
             if future.cancelled():
-                watch.forget()
+                waiters.forget()
 
     async def _count(self, board: str) -> int:
         known = self._partitions.get(board)

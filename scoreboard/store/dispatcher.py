@@ -1,12 +1,12 @@
-"""Sends updates to Redis in batches: one per free connection and turn of the loop.
+"""Sends updates to Redis in batches: one per free connection and turn of the event loop.
 
-The api puts actions in; what waits when a connection is free goes out as one write, so that
-concurrency makes batches and an idle service adds no wait. The dispatcher owns its sockets: a
-request that goes away gives up its future, never a connection, so no caller ever gets another's
-answer. Part of scoreboard.store.store; nothing else runs submit.lua.
+All updates that are queued when a connection becomes free are sent in one write, so batches grow
+with concurrency and an idle service adds no delay. The dispatcher owns its connections: a cancelled
+request drops its future and never a connection, so no caller gets the answer of another one. Only
+this module runs submit.lua.
 
-A batch whose answer was lost is sent once more (replays are harmless); lost again, its callers get
-OutcomeUnknown, never a guess.
+A batch whose reply was lost is sent once more (replays are harmless). If that reply is lost too,
+its callers get OutcomeUnknown.
 """
 
 import asyncio
@@ -49,13 +49,13 @@ from scoreboard.store.replies import CONNECTION_ERRORS, PARSE_ERRORS, convert
 from scoreboard.store.scripts import Script, refusal_error
 
 WRITE_ACTIONS_MAX: Final = 4 * BATCH_MAX
-"""Most actions of one write: four scripts, a few ms of Redis's time, one fsync."""
+"""Most actions of one write: four script calls, a few ms of Redis's time, one fsync."""
 
 ATTEMPTS_MAX: Final = 2
-"""A batch is sent once more after a lost connection; then its outcome is unknown."""
+"""Most sends of a batch whose connection is lost; after the last the outcome is unknown."""
 
 REBUILDS_MAX: Final = 4
-"""Most times a batch is built anew because generation, layout or script cache were out of date."""
+"""Most times a batch is rebuilt because generation, layout or script cache were outdated."""
 
 _SECONDS: Final = re.compile(r"\d{1,12}", re.ASCII)
 _SUBMIT: Final = Script.load("submit")
@@ -76,7 +76,7 @@ class _Outcome(Struct, frozen=True, array_like=True):
 
 
 class _Entry:
-    """One waiting update: the action, its digest, and the future its caller awaits."""
+    """A queued update: the action, its digest, and the future its caller awaits."""
 
     __slots__ = ("action", "board", "digest", "future")
 
@@ -88,7 +88,7 @@ class _Entry:
 
 
 class _Call:
-    """One submit call: entries of one partition, and the layout it was built for."""
+    """A submit call: entries of one partition, and the layout it was built for."""
 
     __slots__ = ("entries", "layout", "partition")
 
@@ -99,9 +99,9 @@ class _Call:
 
 
 class Dispatcher:
-    """Turns single updates into batches. Run ``run`` in a task group; ``submit`` from anywhere.
+    """Batches single updates. Run ``run`` in a task group; call ``submit`` from any task.
 
-    ``close`` lets what waits go out and then ends ``run``.
+    ``close`` sends what is queued and then ends ``run``.
     """
 
     def __init__(self, settings: Settings, *, name: str = "dispatcher") -> None:
@@ -113,8 +113,8 @@ class Dispatcher:
         self._is_closing = False
         self._layouts: dict[str, Layout] = {}
         self._clock_offset_s = 0.0
-        # WAIT waits for this connection's last write. A replay writes nothing, and without the
-        # pulse before it WAIT would let pass what no replica has.
+        # WAIT waits for this connection's last write. A replay writes nothing, so without the
+        # INCR, WAIT would return at once for an action that no replica has.
         self._wait: list[Command] = (
             [
                 ("INCR", PULSE),
@@ -125,10 +125,10 @@ class Dispatcher:
         )
 
     async def submit(self, board: str, action: Action) -> Receipt:
-        """Apply one action, once ever, and give its lasting answer.
+        """Apply an action exactly once and return its permanent answer.
 
         Raises ActionConflict, ScoreOutOfRange, Busy, Fenced, Uninitialised, Overloaded,
-        RedisUnavailable (nothing was sent) or OutcomeUnknown (repeat the same action).
+        RedisUnavailable (nothing was sent) or OutcomeUnknown (repeat the action).
         """
         if self._is_closing or len(self._queue) >= self._settings.dispatch_waiting:
             raise Overloaded
@@ -138,7 +138,7 @@ class Dispatcher:
         return await future
 
     def close(self) -> None:
-        """Accept nothing more; ``run`` ends when what waits has gone out."""
+        """Refuse new updates; ``run`` ends when the queued ones are sent."""
         self._is_closing = True
         for idle in self._idle:
             if not idle.done():
@@ -146,7 +146,7 @@ class Dispatcher:
         self._idle.clear()
 
     async def run(self) -> None:
-        """Serve until closed. On cancellation what still waits fails with OutcomeUnknown."""
+        """Serve until closed. On cancellation queued updates fail with OutcomeUnknown."""
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._settings.dispatch_connections):
@@ -157,7 +157,7 @@ class Dispatcher:
             self._queue.clear()
 
     def _wake_one(self) -> None:
-        # One lane at a time: the first awake takes all that this turn of the loop has queued.
+        # One connection at a time: the first takes all that this turn of the loop has queued.
         if not self._is_woken and self._idle:
             self._is_woken = True
             self._idle.pop().set_result(None)
@@ -182,12 +182,12 @@ class Dispatcher:
                 try:
                     await self._process(connection, entries)
                 finally:
-                    _fail(entries, OutcomeUnknown)  # only what an error above left unresolved
+                    _fail(entries, OutcomeUnknown)  # entries left unresolved by an error above
         finally:
             await connection.close()
 
     async def _process(self, connection: PipelinedConnection, entries: list[_Entry]) -> None:
-        """Bring every entry's future to an end, whatever happens."""
+        """Send entries until the future of each is resolved."""
         was_sent = False
         for attempt in range(ATTEMPTS_MAX):
             try:
@@ -201,7 +201,7 @@ class Dispatcher:
                     if not entries:
                         return
                 _fail(entries, ScriptFailed)
-                return  # noqa: TRY300 (the loop above has an end of its own)
+                return  # noqa: TRY300 (the loop returns when it is done)
             except CONNECTION_ERRORS as error:
                 await connection.close()
                 _log.warning("redis_connection_lost", attempt=attempt, error=type(error).__name__)
@@ -209,7 +209,7 @@ class Dispatcher:
                     _fail(entries, RedisUnavailable)
                     return
             except (RedisError, *PARSE_ERRORS) as error:
-                # The handshake was refused (a wrong password, loading …), or makes no sense.
+                # The handshake was refused (wrong password, loading …) or could not be parsed.
                 await connection.close()
                 _log.warning("redis_handshake_refused", error=type(error).__name__)
                 _fail(entries, OutcomeUnknown if was_sent else RedisUnavailable)
@@ -221,7 +221,7 @@ class Dispatcher:
         await _load_script(connection)
 
     def _plan(self, entries: Sequence[_Entry]) -> list[_Call]:
-        """Sort entries into calls of one partition and at most BATCH_MAX actions, in order."""
+        """Group entries into calls of one partition and at most BATCH_MAX actions, in order."""
         calls: list[_Call] = []
         open_calls: dict[tuple[str, int], _Call] = {}
         for entry in entries:
@@ -263,9 +263,9 @@ class Dispatcher:
         return ("EVALSHA", _SUBMIT.sha, len(names), *names, *args)
 
     async def _exchange(self, connection: PipelinedConnection, calls: Sequence[_Call]) -> list[Any]:
-        """Send the calls as one write; give each one's reply or the error it answered with.
+        """Send calls in one write; return the reply or error of each.
 
-        Raises RedisTimeoutError where too few replicas have what was written.
+        Raises RedisTimeoutError if too few replicas have the batch.
         """
         began_s = time.perf_counter()
         try:
@@ -276,7 +276,7 @@ class Dispatcher:
             _CALL_SECONDS.observe(time.perf_counter() - began_s)
         if self._wait:
             *replies, pulse, copies = replies
-            # An error is no count: whatever it says, nobody vouches for a copy.
+            # An error reply proves no copy.
             counts = isinstance(pulse, int) and isinstance(copies, int)
             if not counts or copies < self._settings.replicas:
                 raise RedisTimeoutError("too few replicas have the batch")
@@ -285,7 +285,7 @@ class Dispatcher:
     async def _handle_replies(
         self, connection: PipelinedConnection, calls: Sequence[_Call], replies: Sequence[Any]
     ) -> list[_Entry]:
-        """Resolve futures; give the entries that must be sent again because we were out of date."""
+        """Resolve futures; return the entries to be sent again with updated facts."""
         again: list[_Entry] = []
         for call, reply in zip(calls, replies, strict=True):
             if not isinstance(reply, Exception):
@@ -303,7 +303,7 @@ class Dispatcher:
         return again
 
     def _update_from_refusal(self, board: str, refusal: Exception) -> bool:
-        """Take over the time or the layout that a refusal states; tell whether it states one."""
+        """Use the time or layout that a refusal contains; return whether it contains one."""
         code, _, rest = str(refusal).partition(" ")
         fact = rest.partition(" ")[0]
         if code == "BUCKET" and _SECONDS.fullmatch(fact):
@@ -317,22 +317,22 @@ class Dispatcher:
 
 
 async def _load_script(connection: PipelinedConnection) -> None:
-    """Make the script known to the server.
+    """Load the script on the server.
 
-    Raises RedisError where it refuses.
+    Raises RedisError if the server refuses it.
     """
     [reply] = await connection.exchange([("SCRIPT", "LOAD", _SUBMIT.text)])
     if isinstance(reply, RedisError):
         raise reply
 
 
-def _resolve(entries: Sequence[_Entry], reply: Any) -> None:  # noqa: ANN401 (checked right here)
+def _resolve(entries: Sequence[_Entry], reply: Any) -> None:  # noqa: ANN401 (checked below)
     try:
         outcomes = convert(reply, list[_Outcome])
     except PARSE_ERRORS:
         outcomes = []
     if len(outcomes) != len(entries):
-        _log.error("script_failed", script=_SUBMIT.name, reason="the reply does not fit the call")
+        _log.error("script_failed", script=_SUBMIT.name, reason="the reply does not match the call")
         _fail(entries, OutcomeUnknown)
         return
     for entry, outcome in zip(entries, outcomes, strict=True):
@@ -350,7 +350,7 @@ def _resolve(entries: Sequence[_Entry], reply: Any) -> None:  # noqa: ANN401 (ch
                 )
             case "conflict":
                 entry.future.set_exception(
-                    ActionConflict(f"This actionId counted with {outcome.delta} points")
+                    ActionConflict(f"This actionId was already counted with {outcome.delta} points")
                 )
             case "busy":
                 entry.future.set_exception(Busy())

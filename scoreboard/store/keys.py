@@ -1,7 +1,7 @@
-"""The only place where a Redis key, hash tag or channel is spelled.
+"""Names of all Redis keys, hash tags and channels. No I/O.
 
-Every key of a partition carries the hash tag ``{board:partition}``: one script, one slot, also on
-Redis Cluster. Strings only; no I/O.
+Every key of a partition has the hash tag ``{board:partition}``, so the keys of a script share one
+slot, also on Redis Cluster.
 """
 
 from typing import Final
@@ -12,10 +12,10 @@ GROUP: Final = "flusher"
 """The consumer group of every events stream."""
 
 ACTIONS: Final = "sb:actions"
-"""Hash kind → points, mirrored from PostgreSQL. Not a partition's: its values travel in ARGV."""
+"""Hash kind → points, copied from PostgreSQL. It has no hash tag: scripts get points in ARGV."""
 
 ACTIONS_CHANGED: Final = "sb:actions:changed"
-"""Channel: the catalogue was written; the message is its version."""
+"""Channel of catalogue changes; the message is the version."""
 
 COMMITS_PREFIX: Final = "sb:commits:"
 """Channel of a board: PostgreSQL committed actions; the message is ``epoch:seq`` of a partition."""
@@ -24,7 +24,7 @@ LIMIT_PREFIX: Final = "sb:limit"
 """Prefix of the api's own rate-limit counters (only with SCOREBOARD_RATE_LIMIT=app)."""
 
 PULSE: Final = "sb:pulse"
-"""Counter that the dispatcher raises before it waits for replicas (docs/decisions/0006)."""
+"""Counter that the dispatcher increments before it waits for replicas (docs/decisions/0006)."""
 
 
 def limit_key(kind: str, caller: str, per_minute: int) -> str:
@@ -44,8 +44,8 @@ class PartitionKeys:
         self.meta = f"{tag}:meta"
         self.changes = f"{tag}:changes"
         self.shadow = f"{tag}:shadow"
-        """The board a reseed is loading; renamed to ``board`` when it is complete."""
+        """The board that a reseed loads; renamed to ``board`` when it is complete."""
 
     def dedup_shard(self, generation: int, shard: int) -> str:
-        """Name the hash that remembers actions of one generation and shard."""
+        """Return the key of one shard of the dedup window of one generation."""
         return f"{self.tag}:seen:{generation}:{shard}"

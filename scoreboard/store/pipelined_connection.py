@@ -1,10 +1,9 @@
-"""One connection to Redis for batches: a write, then as many replies, and no task in between.
+"""A connection to Redis for pipelined commands: one write, then one reply per command.
 
-The dispatcher owns these. redis-py connects and logs in (address, TLS, credentials are its
-business); then the socket is taken over, because its own way of sending and reading costs a task
-and several timers each time (docs/explanation/benchmarks.md, section API). What stays true: one
-exchange is under way at a time, replies belong to it in their order, and a link on which anything
-else happens is closed rather than trusted.
+redis-py connects and authenticates (address, TLS, credentials); then this class takes over the
+socket, because redis-py's way of sending and reading costs a task and several timers per call
+(docs/explanation/benchmarks.md, section API). Invariants: at most one exchange is in progress;
+replies belong to its commands in order; a connection on which anything else happens is closed.
 """
 
 import asyncio
@@ -41,11 +40,11 @@ ERRORS: Final[dict[str, type[RedisError]]] = {
     "WRONGPASS": AuthenticationError,
     "NOPERM": NoPermissionError,
 }
-"""Errors that redis-py has classes for, by their first word; all others are ResponseErrors."""
+"""redis-py's exception classes by error code; every other code is a ResponseError."""
 
 
 class PipelinedConnection(asyncio.Protocol):
-    """A connection that exchanges batches of commands for their replies."""
+    """A connection that sends commands in one write and returns their replies."""
 
     def __init__(self, settings: Settings, *, name: str) -> None:
         self._settings = settings
@@ -58,15 +57,15 @@ class PipelinedConnection(asyncio.Protocol):
 
     @property
     def is_connected(self) -> bool:
-        """Tell whether commands can be sent."""
+        """Return whether commands can be sent."""
         return self._transport is not None
 
     async def connect(self) -> None:
-        """Connect and log in.
+        """Connect and authenticate.
 
-        Raises what redis-py raises, TimeoutError.
+        Raises redis-py's errors, TimeoutError.
         """
-        await self.close()  # redis-py does not know what became of the socket before
+        await self.close()  # redis-py does not know the state of the previous socket
         async with asyncio.timeout(self._settings.redis_connect_timeout_s * 2):
             await self._connection.connect()
         connection: Any = self._connection
@@ -76,13 +75,13 @@ class PipelinedConnection(asyncio.Protocol):
         self._transport = transport
 
     async def exchange(self, commands: Sequence[Command]) -> list[Any]:
-        """Send commands as one write; give their replies, an error reply as an exception.
+        """Send commands in one write; return their replies, an error reply as an exception.
 
-        Raises redis-py's ConnectionError or TimeoutError when the replies did not come; what was
-        sent may have been carried out, and the link is closed. To be cancelled also closes it.
+        Raises redis-py's ConnectionError or TimeoutError if the replies do not arrive: the commands
+        may have been executed, and the connection is closed. A cancellation also closes it.
         """
         if self._transport is None or self._exchange is not None:
-            raise RedisConnectionError("the link is not free")
+            raise RedisConnectionError("the connection is in use or closed")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Any]] = loop.create_future()
         self._exchange, self._wanted, self._replies = future, len(commands), []
@@ -93,11 +92,11 @@ class PipelinedConnection(asyncio.Protocol):
         try:
             self._transport.write(b"".join(map(pack, commands)))
             return await future
-        except RuntimeError as error:  # uvloop's for a socket that is closed and not yet told of
+        except RuntimeError as error:  # raised by uvloop for a closed socket
             self._fail(RedisConnectionError("the connection was closed"))
             raise RedisConnectionError("the connection was closed") from error
         except asyncio.CancelledError:
-            self._fail(RedisConnectionError("the exchange was given up"))
+            self._fail(RedisConnectionError("the exchange was cancelled"))
             raise
         finally:
             timer.cancel()
@@ -106,29 +105,29 @@ class PipelinedConnection(asyncio.Protocol):
     async def close(self) -> None:
         """Close the connection; ``connect`` may open it again."""
         self._transport = None
-        # Not waited for: redis-py would wait for a protocol that is no longer the transport's.
+        # nowait: redis-py would wait for a protocol that the transport no longer has.
         await self._connection.disconnect(nowait=True)
 
     def data_received(self, data: bytes) -> None:
-        """Take what the server sent."""
+        """Parse received bytes and complete the exchange when all replies are there."""
         replies = self._replies
         try:
             self._reader.feed(data)
             while (reply := self._reader.gets()) is not False:
                 replies.append(reply)
         except (hiredis.HiredisError, *PARSE_ERRORS):
-            self._fail(RedisConnectionError("the server does not speak Redis's protocol"))
+            self._fail(RedisConnectionError("the server sent invalid RESP"))
             return
         if len(replies) < self._wanted:
             return
         exchange = self._exchange
         if exchange is None or len(replies) > self._wanted:
-            self._fail(RedisConnectionError("the server answered what was not asked"))
+            self._fail(RedisConnectionError("the server sent an unexpected reply"))
         elif not exchange.done():
             exchange.set_result(replies)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Note that the server is gone."""
+        """Fail the exchange in progress."""
         self._fail(RedisConnectionError(str(exc or "closed by the server")))
 
     def _fail(self, error: RedisError) -> None:

@@ -1,16 +1,14 @@
-"""Reads a partition of Redis member by member, page by page, without stopping anybody. For verify.
+"""Reads whole partitions of Redis in pages, without blocking the server. Used by verify.
 
-What is read here is of no single moment: whatever looks wrong is looked at again under a lock
-(scoreboard.recovery.verify). Reads only.
+The pages are read at different moments, so verify checks each difference again under a lock.
 """
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
-import redis.asyncio as aioredis
-
 from scoreboard.errors import UnexpectedReply
 from scoreboard.model import PACKED_MAX, Layout, Partition
+from scoreboard.store.base import StoreClient
 from scoreboard.store.keys import PartitionKeys
 from scoreboard.store.replies import checking_reply, read_reply
 
@@ -18,21 +16,17 @@ PAGE: Final = 1000
 """Members of one read."""
 
 EXTRA_SCANS_MAX: Final = 1000
-"""Reads of a walk beyond one for each member: more than a board that grows meanwhile needs."""
+"""Most ZSCAN calls beyond one per member: more than a growing board needs."""
 
 INVALID_SCORE: Final = -1
-"""Stands for what is no packed score: beyond the range, or no whole number."""
+"""Returned for a value that is not a packed score: out of range, or not a whole number."""
 
 NO_EXPIRY: Final = -1
-"""What PTTL answers for a key that never goes."""
+"""PTTL's reply for a key without an expiry."""
 
 
-class Scanner:
-    """Reads of whole partitions over one client, which the caller owns and closes."""
-
-    def __init__(self, client: aioredis.Redis) -> None:
-        """Take a client that decodes replies (redis_client.make_client does)."""
-        self._client = client
+class Scanner(StoreClient):
+    """Reads of whole partitions."""
 
     async def count(self, partition: Partition) -> int:
         """Count the members of a partition.
@@ -43,7 +37,7 @@ class Scanner:
         return await read_reply(self._client.zcard(board), int, f"ZCARD {board}")
 
     async def packed_scores(self, partition: Partition, users: Sequence[str]) -> list[int | None]:
-        """Read the packed scores of some users: None for who is no member, ODD for what is none.
+        """Read the packed scores of users: None for a non-member, INVALID_SCORE for a bad value.
 
         Raises RedisUnavailable, UnexpectedReply.
         """
@@ -57,7 +51,7 @@ class Scanner:
         return [None if packed is None else _whole(packed) for packed in found]
 
     async def members(self, partition: Partition) -> AsyncIterator[list[str]]:
-        """Walk over all members, a page at a time; some may come twice.
+        """Iterate over all members in pages; a member may be returned twice.
 
         Raises RedisUnavailable, UnexpectedReply.
         """
@@ -71,10 +65,10 @@ class Scanner:
             yield [user for user, _ in pairs]
             if not cursor:
                 return
-        raise UnexpectedReply(f"ZSCAN {board} does not end")
+        raise UnexpectedReply(f"ZSCAN {board} did not end")
 
     async def random_members(self, partition: Partition, count: int) -> list[str]:
-        """Choose up to ``count`` different members by chance.
+        """Return up to ``count`` different members, chosen at random.
 
         Raises RedisUnavailable, UnexpectedReply.
         """
@@ -86,7 +80,7 @@ class Scanner:
     async def keys_without_expiry(
         self, partition: Partition, layout: Layout, generation: int
     ) -> list[str]:
-        """List the seen hashes around a generation that never go: memory would grow for ever.
+        """List the dedup shards around a generation that have no expiry and would never be deleted.
 
         Raises RedisUnavailable, UnexpectedReply.
         """

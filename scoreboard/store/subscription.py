@@ -1,9 +1,8 @@
-"""The subscription to the boards' changes: confirmed, watched, and made anew when it dies.
+"""A Redis subscription that is confirmed, monitored and re-established when it fails.
 
-One connection per process, owned by the BoardWatcher. A message says that the top may differ
-(``epoch:seq``); it is a wake-up, never the board itself. The Redis client's own health check
-demands no answer and its time-outs look like silence, so the watchdog here is our own: a PING every
-few seconds, and a connection on which nothing comes is dropped.
+A message announces a change (``epoch:seq``) and does not contain the data. redis-py's health check
+does not wait for an answer and its time-outs cannot be told from silence, so this module sends a
+PING every few seconds and drops a connection that receives nothing.
 """
 
 import asyncio
@@ -22,22 +21,22 @@ from scoreboard.store.replies import CONNECTION_ERRORS, PARSE_ERRORS
 
 PING_S: Final = 5.0
 SILENCE_S: Final = 15.0
-"""Three unanswered PINGs: the link is dead, whatever the kernel believes."""
+"""After three unanswered PINGs the connection is considered dead."""
 
 MESSAGE_BYTES_MAX: Final = 64
-"""``epoch:seq`` is at most 41 bytes; longer ones are not ours."""
+"""``epoch:seq`` is at most 41 bytes; longer messages are dropped."""
 
 RECONNECT_MOST_S: Final = 0.5
-"""Longest wait before a new attempt: viewers are promised the board two seconds after Redis is
-back. One attempt a process costs Redis little."""
+"""Longest wait before a reconnection: viewers must have the board two seconds after Redis is
+back. One attempt per process costs Redis little."""
 
 BURST: Final = 100
-"""Messages handled before the loop gets a turn: a backlog must not hold up the viewers."""
+"""Messages handled before other tasks run: a backlog must not delay the viewers."""
 
 _MESSAGE: Final = re.compile(rb"\d{1,20}:\d{1,20}")
 _RECONNECTS = counter("pubsub_reconnects_total", "Times the subscription was lost")
 _MALFORMED = counter("pubsub_malformed_total", "Messages dropped because they are not epoch:seq")
-_SILENCE = gauge("pubsub_silence_seconds", "Time since the subscription was last heard of")
+_SILENCE = gauge("pubsub_silence_seconds", "Time since the subscription last received anything")
 _log = get_logger(__name__)
 
 
@@ -45,7 +44,7 @@ class Subscription:
     """Calls ``on_change(channel)`` per message, ``on_up`` after each confirmed subscription.
 
     ``on_down`` is called once whenever a confirmed subscription is lost, or the first one fails.
-    What happened while it was down is unknown: whoever is told ``on_up`` reads everything again.
+    Messages sent while it was down are lost, so the owner reads everything again on ``on_up``.
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class Subscription:
         on_down: Callable[[], None],
         message: re.Pattern[bytes] = _MESSAGE,
     ) -> None:
-        """``message`` is what a whole message must look like; others are counted and dropped."""
+        """``message`` matches valid messages; others are counted and dropped."""
         self._message = message
         self._pool = make_pool(settings, name=name, decode=False, connections=1)
         self._confirm_timeout_s = settings.redis_timeout_s
@@ -73,13 +72,13 @@ class Subscription:
         self.is_up = False
 
     def want(self, channels: Iterable[str]) -> None:
-        """Listen to these too; takes effect within one PING."""
+        """Subscribe to more channels, within one PING interval."""
         self._channels.update(channels)
 
     async def run(self) -> None:
         """Keep the subscription alive until cancelled."""
         attempt = 0
-        is_told = False
+        was_reported = False
         while True:
             reason = ""
             try:
@@ -90,8 +89,8 @@ class Subscription:
                 await self._drop()
             if self.is_up:
                 attempt = 0
-            if self.is_up or not is_told:
-                is_told = True
+            if self.is_up or not was_reported:
+                was_reported = True
                 self.is_up = False
                 _RECONNECTS.inc()
                 _log.warning("subscription_lost", error=reason)
@@ -140,7 +139,7 @@ class Subscription:
         if missing:
             await connection.send_command("SUBSCRIBE", *sorted(missing), check_health=False)
 
-    def _take(self, reply: Any) -> None:  # noqa: ANN401 (whatever the server pushes)
+    def _take(self, reply: Any) -> None:  # noqa: ANN401 (any push message)
         match reply:
             case [b"message", bytes(channel), bytes(data)]:
                 if len(data) > MESSAGE_BYTES_MAX or self._message.fullmatch(data) is None:

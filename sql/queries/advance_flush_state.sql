@@ -1,4 +1,4 @@
--- Move a partition's position forward, never back.
+-- Advance a partition's position; it never decreases.
 -- Index: flush_state_pk
 UPDATE flush_state
 SET seq = %(seq)s, stream_id = %(stream_id)s,

@@ -1,4 +1,4 @@
--- Begin a new epoch of a partition: what a flusher of the old one still holds is refused from here.
+-- Begin a new epoch of a partition: a flusher of the old epoch can no longer commit.
 -- Index: flush_state_pk
 INSERT INTO flush_state AS f (board, part, epoch, seq, stream_id)
 VALUES (%(board)s, %(part)s, %(epoch)s, %(seq)s, %(stream_id)s)

@@ -1,6 +1,6 @@
--- List actions whose score is not the one before plus their points, in the newest epoch of a partition.
+-- List actions whose score is not the previous score plus their points, in the newest epoch of a partition.
 -- Index: none, one pass over the ledger
--- Users with rejected or parked actions are left out: there Redis went another way.
+-- Users with rejected actions or dead letters are left out: Redis counted those actions.
 SELECT u.external_id, c.seq, c.before, c.delta, c.score_after
 FROM (
     SELECT user_id, seq, delta, score_after,

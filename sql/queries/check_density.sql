@@ -1,4 +1,4 @@
--- Count the changes of the newest epoch of a partition that are on record, and the seqs they span.
+-- Count the recorded changes of the newest epoch of a partition, and the seqs they span.
 -- Index: none, one pass over the ledger
 WITH known AS (
     SELECT seq FROM score_events

@@ -1,5 +1,5 @@
--- List users whose score is not the sum of their ledger, or whose actions are not its rows.
--- Index: none where all users are asked for: one pass over ledger and scores; else users_external_id_key
+-- List users whose score is not the sum of their ledger rows, or whose actions are not their number.
+-- Index: none for all users: one pass over ledger and scores; else users_external_id_key
 -- and the primary keys
 WITH chosen AS (SELECT array_agg(id) AS ids FROM users WHERE external_id = ANY(%(users)s::TEXT[]))
 SELECT u.external_id, s.score, l.total, s.actions, l.rows

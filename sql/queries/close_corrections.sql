@@ -1,4 +1,4 @@
--- Close what was still to be corrected in partitions that a reseed has rebuilt from PostgreSQL.
+-- Close the open corrections of partitions that a reseed has rebuilt from PostgreSQL.
 -- Index: rejected_events_due
 UPDATE rejected_events SET corrected_at = now()
 WHERE board = %(board)s AND part = ANY(%(parts)s)

@@ -1,6 +1,6 @@
--- Count one parked action: the ledger decides whether it is new, the score moves only if it is.
+-- Count the action of a dead letter: the ledger decides whether it is new, and only then the score changes.
 -- Index: users_external_id_key, score_events_pk, scores_pk
--- Without a score of its own (NULL) the entry gets the score that PostgreSQL has after it.
+-- Without a score (NULL) the row gets the score that PostgreSQL has after it.
 WITH counted AS (
     INSERT INTO score_events (
         board, part, user_id, action_id, epoch, seq, delta, score_after, kind, request_id, occurred_at

@@ -1,11 +1,11 @@
--- Count a staged batch: the ledger decides what is new, scores move by the sum of that and no more.
+-- Count a staged batch: the ledger decides which rows are new, and scores change by their sum.
 -- Index: users_pk, flush_state_pk, score_events_pk, scores_pk
--- Rows are taken in one order everywhere (users by id, ledger by its key, scores by user), so that
--- flushers never deadlock. Returns: rows counted; of these, rows whose seq was committed before
--- (impossible unless Redis lost acknowledged data); users whose score is not what Redis said;
--- whether a staged id is not the id of its user's row: then nothing was counted.
--- The moment of a row is that of its stream id, at most a minute from now, and never before that of
--- an earlier row: stream ids stay in the future after Redis's clock has jumped there and back.
+-- All statements lock rows in the same order (users by id, ledger by its key, scores by user), so
+-- flushers cannot deadlock. Returns: rows counted; of these, rows whose seq was committed before
+-- (Redis lost acknowledged data); users whose score differs from the one in the stream; whether a
+-- staged id is not the id of its user's row: then nothing was counted.
+-- The time of a row is that of its stream id, at most a minute from now and never before that of an
+-- earlier row: stream ids stay in the future after Redis's clock has jumped forward and back.
 WITH missing AS MATERIALIZED (
     SELECT user_id, external_id FROM flush_batch b
     WHERE is_last

@@ -1,4 +1,4 @@
--- Make the staging table of a flusher's connection; emptied by each COMMIT.
+-- Create the staging table of a flusher's connection; each COMMIT empties it.
 -- Index: none, read whole
 CREATE TEMP TABLE IF NOT EXISTS flush_batch (
     user_id     UUID        NOT NULL,

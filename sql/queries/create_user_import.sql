@@ -1,4 +1,4 @@
--- Make the table an import is staged in; it goes with the transaction.
+-- Create the staging table of an import; it is dropped at the end of the transaction.
 -- Index: none
 CREATE TEMP TABLE user_import (id UUID NOT NULL, external_id TEXT NOT NULL, name TEXT, email TEXT)
 ON COMMIT DROP

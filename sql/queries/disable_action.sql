@@ -1,3 +1,3 @@
--- Let a kind of action earn nothing any more.
+-- Disable a kind of action.
 -- Index: actions_pk
 UPDATE actions SET enabled = FALSE, updated_at = now() WHERE kind = %(kind)s

@@ -1,4 +1,4 @@
--- Record what a staged batch repeats under another position: Redis counted it twice, the ledger once.
+-- Record staged actions that repeat counted ones at another position: Redis counted them twice.
 -- Index: score_events_pk
 INSERT INTO rejected_events (
     board, part, user_id, action_id, epoch, seq, delta, score_after, request_id, reason, occurred_at

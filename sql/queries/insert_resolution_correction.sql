@@ -1,7 +1,7 @@
--- Have the flusher set a user's score in Redis to what is due after a parked entry was resolved.
+-- Request a correction of a user's score in Redis after a dead letter was resolved.
 -- Index: users_external_id_key, flush_state_pk, rejected_events_pk
--- Its seq is one above what is committed: a correction on its way did not know of it yet. An action
--- of the stream may take that seq later; no action has an id with a space, so the key stays free.
+-- Its seq is one above the committed one: a correction in progress does not include it. An action of
+-- the stream may get that seq later; the action id contains a space, so the keys cannot conflict.
 INSERT INTO rejected_events (
     board, part, user_id, action_id, epoch, seq, delta, score_after, request_id, reason, occurred_at
 )

@@ -1,3 +1,3 @@
--- Wait until nobody else copies the catalogue; held until this transaction ends.
+-- Lock the catalogue against other copies until this transaction ends.
 -- Index: none, advisory
 SELECT pg_advisory_xact_lock(%(class)s, 0)

@@ -1,3 +1,3 @@
--- Take the lock of operators on one partition, for this session; tells whether it was free.
+-- Try to take the operators' lock on a partition, for this session; return whether it was free.
 -- Index: none, advisory
 SELECT pg_try_advisory_lock(%(class)s, %(key)s)

@@ -1,3 +1,3 @@
--- Read how far a partition is committed, and let nobody commit until this transaction ends.
+-- Read a partition's committed position and block commits until this transaction ends.
 -- Index: flush_state_pk
 SELECT epoch, seq, stream_id FROM flush_state WHERE board = %(board)s AND part = %(part)s FOR SHARE

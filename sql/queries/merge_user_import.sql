@@ -1,4 +1,4 @@
--- Take over the staged users, in the order in which everyone locks them; empty fields change nothing.
+-- Update the staged users, in the common lock order; empty fields change nothing.
 -- Index: users_external_id_key, users_pk
 INSERT INTO users AS u (id, external_id, name, email)
 SELECT known.id, i.external_id, i.name, i.email

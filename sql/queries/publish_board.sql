@@ -1,3 +1,3 @@
--- Let everybody read a board, or only who has a token.
+-- Set whether a board is public.
 -- Index: boards_pk
 UPDATE boards SET is_public = %(is_public)s WHERE board = %(board)s

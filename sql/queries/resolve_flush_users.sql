@@ -1,4 +1,4 @@
--- Give staged rows the id of their user's row where that is not the staged one.
+-- Set the ids of staged rows to the ids of their users' rows where they differ.
 -- Index: users_pk, users_external_id_key
 UPDATE flush_batch b SET user_id = known.id
 FROM (

@@ -1,3 +1,3 @@
--- List the catalogue with what is disabled.
+-- List all kinds of actions, including disabled ones.
 -- Index: none, a handful of rows
 SELECT kind, points, enabled, updated_at FROM actions ORDER BY kind

@@ -1,4 +1,4 @@
--- Put those of some users who have a score into the order in which they reached it.
+-- Return the users who have a score, in the order in which they reached it.
 -- Index: users_external_id_key, then scores_pk
 SELECT u.external_id
 FROM scores s JOIN users u ON u.id = s.user_id

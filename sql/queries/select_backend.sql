@@ -1,3 +1,3 @@
--- Read which process of the server serves this statement, and a setting that each session asks for.
+-- Read the server process of this session, and a setting that every session requests.
 -- Index: none
 SELECT pg_backend_pid(), current_setting('lock_timeout')

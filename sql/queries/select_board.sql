@@ -1,3 +1,3 @@
--- Read what was fixed when a board was made.
+-- Read the properties of a board.
 -- Index: boards_pk
 SELECT board, partitions, seen_seconds, seen_shards, is_public FROM boards WHERE board = %(board)s

@@ -1,4 +1,4 @@
--- List which of some actions the ledger has with the very place that they had in the stream.
+-- List the actions that the ledger has at the given places in the stream.
 -- Index: users_external_id_key, score_events_pk
 SELECT c.user_id, c.action_id, c.epoch, c.seq
 FROM unnest(%(users)s::TEXT[], %(actions)s::TEXT[], %(epochs)s::BIGINT[], %(seqs)s::BIGINT[])

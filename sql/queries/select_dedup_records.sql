@@ -1,4 +1,4 @@
--- Read the actions of a board since a moment, as the seen window remembers them. For a reseed.
+-- Read the actions of a board since a time, for the dedup window of a reseed.
 -- Index: score_events_occurred_at
 SELECT u.external_id, e.action_id, e.delta, e.score_after, e.seq,
        (extract(epoch FROM e.occurred_at) * 1000)::BIGINT

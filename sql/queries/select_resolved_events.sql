@@ -1,4 +1,4 @@
--- List what of a board was parked and is resolved, newest first.
+-- List the resolved dead letters of a board, newest first.
 -- Index: none, a handful of rows
 SELECT id, part, stream_id, raw, reason, recorded_at, resolution, resolved_at, resolved_by,
        resolved_reason

@@ -1,4 +1,4 @@
--- Read some scores from a place in the order of ids, which is as good as random. For a sample.
+-- Read scores from a given id on, in order of ids, for a random sample.
 -- Index: scores_pk, then users_pk
 SELECT u.external_id, s.score
 FROM scores s JOIN users u ON u.id = s.user_id

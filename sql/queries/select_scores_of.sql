@@ -1,4 +1,4 @@
--- Read the scores of some users, with what ranks them among equals.
+-- Read the scores of users, with the columns that order equal scores.
 -- Index: users_external_id_key, then scores_pk
 SELECT u.external_id, s.score, s.reached_at, s.last_seq
 FROM scores s JOIN users u ON u.id = s.user_id

@@ -1,4 +1,4 @@
--- Read the best scores of a board in the order of the ranking: score, then first to reach it.
+-- Read the best scores of a board in ranking order: score, then first to reach it.
 -- Index: scores_pk for the board, then a sort; for operators and tests, never for requests
 SELECT u.external_id, s.score, s.actions, s.reached_at
 FROM scores s JOIN users u ON u.id = s.user_id

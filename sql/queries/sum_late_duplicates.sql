@@ -1,4 +1,4 @@
--- Sum up what Redis counts too much for some users until the flusher has corrected it.
+-- Sum the late duplicates of users that the flusher has not corrected yet.
 -- Index: rejected_events_due
 SELECT u.external_id, sum(r.delta)
 FROM rejected_events r JOIN users u ON u.id = r.user_id

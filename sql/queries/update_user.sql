@@ -1,4 +1,4 @@
--- Say who a user is; what is not given stays as it is.
+-- Update a user; NULL leaves an attribute unchanged.
 -- Index: users_external_id_key
 UPDATE users
 SET name = coalesce(%(name)s, name), email = coalesce(%(email)s, email)

@@ -15,7 +15,7 @@ SECTIONS = [
     "WHY",
     "KEYS",
     "ARGV",
-    "BELIEFS",
+    "ASSUMES",
     "RETURNS",
     "OUTCOMES",
     "REFUSES",
@@ -92,7 +92,7 @@ def test_nothing_is_refused_after_the_first_write(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_readers_write_nothing_and_writers_say_so(name: str) -> None:
+def test_reading_scripts_write_nothing_and_writing_scripts_declare_it(name: str) -> None:
     _, sections, body = read(name)
 
     writes = {word for word in WRITING.findall(body) if word != "PUBLISH"}

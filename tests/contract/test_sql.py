@@ -19,7 +19,7 @@ def test_every_query_file_is_used_and_every_used_one_exists() -> None:
 
 
 @pytest.mark.parametrize("path", QUERIES, ids=lambda path: path.stem)
-def test_a_query_says_its_purpose_and_the_index_that_serves_it(path: Path) -> None:
+def test_a_query_states_its_purpose_and_index(path: Path) -> None:
     first, second, *_ = path.read_text().splitlines()
 
     assert re.match(r"-- \S.{10,}", first)

@@ -1,6 +1,6 @@
-"""Breaks the code on purpose, in a copy: each change must turn the named invariant red.
+"""Mutation tests: each change of the code, made in a copy, must violate the named invariant.
 
-A suite that stays green over one of these could not have seen the fault it stands for.
+A suite that passes with one of these changes could not detect that fault.
 """
 
 import shutil
@@ -13,7 +13,7 @@ PACKAGES = ("api", "cli", "flusher", "lua", "scoreboard", "sql", "streamer", "we
 
 @dataclass(frozen=True)
 class Mutation:
-    """One change of one file: ``old`` stands in it exactly once."""
+    """A change of one file, in which ``old`` occurs exactly once."""
 
     name: str
     file: str
@@ -21,14 +21,14 @@ class Mutation:
     new: str
     faults: tuple[str, ...]
     breaks: tuple[str, ...]
-    """Beginnings of sentences; one of them must be among the violations."""
+    """Prefixes; one of the violations must start with one of them."""
 
 
 MUTATIONS = [
     Mutation(
         "repeats are not recognised",
         "lua/submit.lua",
-        "  if memory then\n",
+        "  if record then\n",
         "  if false then\n",
         ("redis_cut",),
         ("I5",),
@@ -36,8 +36,8 @@ MUTATIONS = [
     Mutation(
         "the stream is trimmed by its length",
         "lua/submit.lua",
-        "redis.call('XADD', events, '*', unpack(record))",
-        "redis.call('XADD', events, 'MAXLEN', 5, '*', unpack(record))",
+        "redis.call('XADD', events, '*', unpack(event))",
+        "redis.call('XADD', events, 'MAXLEN', 5, '*', unpack(event))",
         ("flusher_stands_still", "flusher_stands_still"),
         ("I1", "at rest"),
     ),
@@ -46,14 +46,15 @@ MUTATIONS = [
         "flusher/partition.py",
         "        with metrics.FLUSH_DURATION.time():\n            result = await writer.flush(",
         "        await self.consumer.acknowledge(\n"
-        "            batch, history=self._history, epoch=self._epoch, skip_gaps=True\n"
+        "            batch, replication_id=self._replication_id,"
+        " epoch=self._epoch, skip_gaps=True\n"
         "        )\n"
         "        with metrics.FLUSH_DURATION.time():\n            result = await writer.flush(",
         ("commits_lost", "backends_terminated", "commits_lost", "database_stopped_at_once"),
         ("I1", "at rest"),
     ),
     Mutation(
-        "scores are overwritten by what Redis says",
+        "scores are overwritten by the score in the stream",
         "sql/queries/count_flush_batch.sql",
         "SET score = s.score + excluded.score,",
         "SET score = (SELECT max(b.score_after) FROM flush_batch b"
@@ -62,7 +63,7 @@ MUTATIONS = [
         ("I2", "at rest"),
     ),
     Mutation(
-        "memories never expire",
+        "dedup records never expire",
         "lua/submit.lua",
         "    redis.call('EXPIRE', key, 2 * seen_seconds + 60, 'NX')\n",
         "",
@@ -81,7 +82,7 @@ MUTATIONS = [
 
 
 def mutated_copy(mutation: Mutation, folder: Path) -> Path:
-    """Copy the packages and change one; give the folder to import them from."""
+    """Copy the packages and apply a mutation; return the folder to import them from."""
     for package in PACKAGES:
         shutil.copytree(
             ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__")

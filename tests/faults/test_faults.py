@@ -24,7 +24,7 @@ async def test_nothing_acknowledged_is_lost_or_doubled_under_any_fault(tmp_path:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
-async def test_broken_code_is_seen(tmp_path: Path, mutation: Mutation) -> None:
+async def test_mutations_are_detected(tmp_path: Path, mutation: Mutation) -> None:
     source = mutated_copy(mutation, tmp_path / "source")
 
     report = await run_campaign(

@@ -69,7 +69,7 @@ async def test_a_power_cut_loses_nothing_acknowledged(
 
 
 @pytest.mark.timeout(120)
-async def test_the_same_cut_is_seen_where_redis_syncs_once_a_second(
+async def test_the_power_cut_is_detected_with_fsync_every_second(
     tmp_path: Path, notes: Path, environment: dict[str, str]
 ) -> None:
     valkey = EmbeddedValkey(

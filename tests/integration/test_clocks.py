@@ -68,7 +68,7 @@ async def test_rows_are_at_most_a_minute_ahead_and_in_order(
     assert query(settings, "SELECT 1 FROM dead_events") == []
 
 
-async def test_rows_never_go_back_when_the_clock_of_postgresql_does(settings: Settings) -> None:
+async def test_row_times_never_decrease_when_postgresqls_clock_does(settings: Settings) -> None:
     await make_board(settings)
     async with flushing(settings):
         await play(settings, [("zoe", "win:1", 5)])
@@ -85,7 +85,7 @@ async def test_rows_never_go_back_when_the_clock_of_postgresql_does(settings: Se
     assert moments[1:] == [(clock,), (clock,)], "their seq orders them"
 
 
-def test_a_reseed_after_a_jump_remembers_and_ranks(
+def test_a_reseed_after_a_clock_jump_restores_records_and_order(
     command: Run, settings: Settings, redis_url: str
 ) -> None:
     actions = [(user, "win:1", 5) for user in ("dave", "alice", "carol")]

@@ -72,10 +72,10 @@ async def waiting(
 
 
 def waits(commits: CommitWaiter) -> int:
-    return sum(len(watch.waiting) for watch in commits._watches.values())
+    return sum(len(waiters.waiting) for waiters in commits._waiters.values())
 
 
-async def test_who_waits_is_told_when_postgres_has_it(settings: Settings) -> None:
+async def test_a_wait_ends_when_postgres_has_the_action(settings: Settings) -> None:
     await make_board(settings)
     async with store_of(settings) as store, waiting(settings, store) as one:
         first, second = await one.act("alice"), await one.act("bob")
@@ -102,7 +102,7 @@ async def test_who_waits_is_told_when_postgres_has_it(settings: Settings) -> Non
 async def test_the_announcement_of_a_commit_ends_the_wait(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scoreboard.store.commits.READ_EVERY_S", 60.0)
+    monkeypatch.setattr("scoreboard.store.commit_waiter.READ_EVERY_S", 60.0)
     await make_board(settings)
     async with store_of(settings) as store, waiting(settings, store) as one, flushing(settings):
         await eventually_async(lambda: one.commits._announcements.is_up)
@@ -121,7 +121,7 @@ async def test_a_lost_announcement_delays_a_wait_by_one_read(settings: Settings)
         assert (await one.confirm("alice", receipt)).committed
 
 
-async def test_a_wait_ends_and_says_that_it_is_not_known(settings: Settings) -> None:
+async def test_a_wait_ends_with_outcome_unknown(settings: Settings) -> None:
     await make_board(settings)
     async with store_of(settings) as store, waiting(settings, store, limit_s=0.1) as one:
         receipt = await one.act("alice")
@@ -141,7 +141,7 @@ async def reseeded(settings: Settings) -> None:
         await reseed(store, connection, Board(), [0], actor="test")
 
 
-async def test_a_reseed_confirms_what_the_ledger_has_and_what_is_lost_is_applied_again(
+async def test_a_reseed_confirms_committed_actions_and_lost_ones_are_applied_again(
     settings: Settings,
 ) -> None:
     await make_board(settings)
@@ -202,7 +202,7 @@ async def failing(
     return settings, failing
 
 
-async def test_another_users_action_of_the_same_seq_confirms_nobody(
+async def test_another_users_action_with_the_same_seq_confirms_nothing(
     failing: tuple[Settings, Failing],
 ) -> None:
     """Alice's action got seq 2 and was lost; Bob's got seq 2 on the server behind."""
@@ -219,12 +219,12 @@ async def test_another_users_action_of_the_same_seq_confirms_nobody(
     assert (told.score, told.seq, told.replayed, told.committed) == (5, 3, False, True)
 
 
-async def test_a_failover_between_the_look_and_the_confirmation_confirms_nobody(
+async def test_a_failover_between_read_and_confirmation_confirms_nothing(
     failing: tuple[Settings, Failing], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The position says that seq 2 is committed; by then another server answers."""
     settings, redis = failing
-    reach = CommitWaiter._reach
+    reach = CommitWaiter._wait_for_seq
     looks = 0
 
     async def reach_and_fail(self: CommitWaiter, *args: Any) -> None:
@@ -234,7 +234,7 @@ async def test_a_failover_between_the_look_and_the_confirmation_confirms_nobody(
         if looks == 1:
             await redis.fail_over()
 
-    monkeypatch.setattr(CommitWaiter, "_reach", reach_and_fail)
+    monkeypatch.setattr(CommitWaiter, "_wait_for_seq", reach_and_fail)
     async with store_of(settings) as store, waiting(settings, store, limit_s=20) as one:
         receipt = await one.act("alice")
         async with flushing(settings):
@@ -247,7 +247,7 @@ async def test_a_failover_between_the_look_and_the_confirmation_confirms_nobody(
     assert (again.score, again.replayed, again.committed) == (5, True, True)
 
 
-async def test_a_wait_whose_seq_redis_has_lost_goes_on_at_once(
+async def test_a_wait_for_a_lost_seq_ends_at_once(
     failing: tuple[Settings, Failing],
 ) -> None:
     settings, redis = failing
@@ -282,7 +282,7 @@ async def test_the_api_answers_once_postgres_has_the_action(
     assert committed == {0: 2}
 
 
-async def test_a_board_that_is_not_loaded_is_not_waited_for_without_end(settings: Settings) -> None:
+async def test_waiting_for_an_unloaded_board_has_a_limit(settings: Settings) -> None:
     async with store_of(settings) as store, waiting(settings, store) as one:
         with pytest.raises(OutcomeUnknown):
             await one.confirm("alice", Receipt(5, 1, replayed=False))

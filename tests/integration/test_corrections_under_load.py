@@ -204,7 +204,7 @@ def are_corrected(settings: Settings, count: int) -> bool:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_who_acted_while_thousands_wait_keeps_the_place_that_is_due(
+async def test_users_who_act_with_a_large_backlog_keep_their_place(
     seed: int, settings: Settings, store: Store, client: Client
 ) -> None:
     """Many stand at few scores; some drift; when all is flushed PostgreSQL ranks as Redis does."""
@@ -238,7 +238,7 @@ async def test_who_acted_while_thousands_wait_keeps_the_place_that_is_due(
 
 
 @pytest.mark.parametrize("sample", [None, 20])
-async def test_a_drift_that_looks_like_the_committed_score_is_found(
+async def test_a_drift_to_the_committed_score_is_found(
     sample: int | None, settings: Settings, client: Client
 ) -> None:
     """Alice's last action is not committed, and Redis has lost it again."""
@@ -252,7 +252,7 @@ async def test_a_drift_that_looks_like_the_committed_score_is_found(
     assert verdict.drifted == (Drift("alice", 0, 5, 8),)
 
 
-async def test_more_than_can_be_added_up_is_said(
+async def test_too_many_uncommitted_entries_are_reported(
     settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("scoreboard.store.corrections.ENTRIES_MAX", 1000)

@@ -171,7 +171,7 @@ async def light_load(*works: Callable[[int], Awaitable[object]]) -> AsyncIterato
             stop.set()
 
 
-async def test_redis_stays_in_use_over_rotations_of_its_password(
+async def test_redis_stays_available_during_password_rotations(
     secrets_manager: SecretsManager, redis_user: RedisUser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     redis_user.change(">first")
@@ -210,7 +210,7 @@ async def test_redis_stays_in_use_over_rotations_of_its_password(
     assert standing.score == updates
 
 
-async def test_a_redis_password_changed_without_notice_is_taken_up_as_the_next_login_fails(
+async def test_a_changed_redis_password_is_used_after_a_failed_login(
     secrets_manager: SecretsManager, redis_user: RedisUser
 ) -> None:
     redis_user.change(">first")
@@ -226,7 +226,7 @@ async def test_a_redis_password_changed_without_notice_is_taken_up_as_the_next_l
     await client.aclose()
 
 
-async def test_a_redis_connection_in_use_logs_in_anew_when_it_comes_back(
+async def test_a_busy_redis_connection_reauthenticates_after_use(
     secrets_manager: SecretsManager, redis_user: RedisUser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     redis_user.change(">first", ">second")
@@ -246,7 +246,7 @@ async def test_a_redis_connection_in_use_logs_in_anew_when_it_comes_back(
     await pool.aclose()
 
 
-async def test_the_stored_login_wins_over_the_address(
+async def test_stored_credentials_override_the_url(
     secrets_manager: SecretsManager, redis_user: RedisUser
 ) -> None:
     redis_user.change(">first")
@@ -258,7 +258,7 @@ async def test_the_stored_login_wins_over_the_address(
     await client.aclose()
 
 
-async def test_a_wrong_secret_is_an_unreachable_redis_and_is_not_asked_for_all_the_time(
+async def test_a_wrong_secret_is_an_unreachable_redis_and_is_not_read_constantly(
     secrets_manager: SecretsManager, redis_user: RedisUser
 ) -> None:
     redis_user.change(">right")
@@ -283,7 +283,7 @@ async def test_a_wrong_secret_is_an_unreachable_redis_and_is_not_asked_for_all_t
     assert 2 <= reads_of("redis") - before <= 2 + intervals
 
 
-async def test_postgres_stays_in_use_over_rotations_between_two_logins(
+async def test_postgres_stays_available_during_rotations_between_two_logins(
     secrets_manager: SecretsManager, logins: Logins, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logins.set_password("app_a", "first")
@@ -306,7 +306,7 @@ async def test_postgres_stays_in_use_over_rotations_between_two_logins(
     assert done[0] > 150
 
 
-async def test_a_postgres_password_changed_without_notice_is_taken_up_as_the_next_login_fails(
+async def test_a_changed_postgres_password_is_used_after_a_failed_login(
     secrets_manager: SecretsManager, logins: Logins
 ) -> None:
     logins.set_password("app_a", "first")
@@ -336,7 +336,7 @@ async def test_a_wrong_database_secret_is_an_unreachable_database(
         await postgres.connect(database_settings(logins, secret), name="test")
 
 
-async def test_new_connections_log_in_while_aws_is_away(
+async def test_new_connections_log_in_while_aws_is_unreachable(
     secrets_manager: SecretsManager,
     redis_user: RedisUser,
     logins: Logins,
@@ -362,7 +362,7 @@ async def test_new_connections_log_in_while_aws_is_away(
     assert time.monotonic() - began_s < 4
 
 
-async def test_without_aws_and_without_an_old_value_nothing_hangs(
+async def test_without_aws_and_a_cached_value_calls_fail_at_once(
     secrets_manager: SecretsManager, redis_user: RedisUser, logins: Logins
 ) -> None:
     secret = secrets_manager.create("app", "first")
@@ -379,7 +379,7 @@ async def test_without_aws_and_without_an_old_value_nothing_hangs(
     assert time.monotonic() - began_s < 12
 
 
-async def test_the_code_that_aws_answers_is_the_reason(
+async def test_the_reason_is_the_error_code_of_aws(
     secrets_manager: SecretsManager, redis_user: RedisUser
 ) -> None:
     store = secret_store(redis_settings(redis_user.address, "scoreboard/none"), "redis")
@@ -389,7 +389,7 @@ async def test_the_code_that_aws_answers_is_the_reason(
         await store.get()
 
 
-def test_a_silent_aws_does_not_hold_up_the_end_of_a_process(
+def test_an_unresponsive_aws_does_not_delay_a_process_exit(
     aws_environment: pytest.MonkeyPatch,
 ) -> None:
     script = (

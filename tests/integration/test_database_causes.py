@@ -39,7 +39,7 @@ async def test_a_port_where_nobody_listens() -> None:
     assert said == 'connection to server at "127.0.0.1", port 1 failed: Connection refused'
 
 
-async def test_a_server_that_says_nothing(deaf_port: int) -> None:
+async def test_a_server_that_does_not_answer(deaf_port: int) -> None:
     said = await driver_error(f"postgresql://user:{PASSWORD}@127.0.0.1:{deaf_port}/db")
 
     assert "timeout" in said
@@ -69,7 +69,7 @@ async def test_a_wrong_password_and_a_missing_database(database_url: str) -> Non
         f"postgresql://user:a@{PASSWORD}/db",
     ],
 )
-async def test_a_password_that_is_taken_for_a_host_is_not_shown(address: str) -> None:
+async def test_a_password_parsed_as_a_host_is_not_shown(address: str) -> None:
     said = await driver_error(address)
 
     assert PASSWORD not in said
@@ -91,7 +91,9 @@ def test_an_address_that_libpq_cannot_read_is_a_wrong_setting(
     assert PASSWORD not in done.err
 
 
-def test_commands_and_migrations_say_it_too(command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_and_migrations_report_it_too(
+    command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url = f"postgresql://user:{PASSWORD}@127.0.0.1:1/db"
     monkeypatch.setenv("DATABASE_URL", url)
 

@@ -102,9 +102,7 @@ def open_corrections(settings: Settings) -> int:
     return count
 
 
-def test_an_acknowledged_action_that_was_parked_gets_its_row_once(
-    command: Run, settings: Settings
-) -> None:
+def test_an_applied_dead_letter_gets_one_ledger_row(command: Run, settings: Settings) -> None:
     asyncio.run(park(settings))
     [entry] = json.loads(command("dead", "list", "--json").out)
     assert (entry["user_id"], entry["action_id"], entry["delta"]) == BAD
@@ -135,7 +133,7 @@ def test_an_acknowledged_action_that_was_parked_gets_its_row_once(
     [(detail,)] = query(settings, "SELECT detail FROM audit_log WHERE action = 'dead apply'")
     assert (detail["user"], detail["action"], detail["delta"]) == BAD
     again = command("dead", "apply", number, "--yes")
-    assert (again.code, "resolved already" in again.out) == (5, True)
+    assert (again.code, "already resolved" in again.out) == (5, True)
     assert command("dead", "apply", "999", "--yes").code == 3
     check_books(settings, [*GOOD, BAD])
 
@@ -165,7 +163,7 @@ def test_a_replay_of_an_applied_action_does_not_count_again(
     assert command("verify", "--full").code == 0
 
 
-def test_a_parked_action_that_counted_by_a_repeat_is_a_duplicate(
+def test_a_dead_letter_whose_repeat_counted_is_a_duplicate(
     command: Run, settings: Settings, client: "redis.Redis[str]"
 ) -> None:
     asyncio.run(park(settings, board=Board(layout=Layout(1, 1, 1))))
@@ -194,7 +192,7 @@ def test_a_parked_action_that_counted_by_a_repeat_is_a_duplicate(
     assert command("verify", "--full").code == 0
 
 
-def test_a_parked_entry_that_an_older_redis_delivers_again_is_owed_no_longer(
+def test_a_redelivered_and_stored_dead_letter_is_not_unresolved(
     command: Run, settings: Settings, client: "redis.Redis[str]"
 ) -> None:
     asyncio.run(park(settings))
@@ -221,7 +219,7 @@ def test_a_parked_entry_that_an_older_redis_delivers_again_is_owed_no_longer(
 
 
 @pytest.mark.parametrize("partitions", [1, 3])
-def test_a_discarded_action_leaves_redis_with_what_is_due(
+def test_redis_is_corrected_after_a_discard(
     partitions: int, command: Run, settings: Settings, client: "redis.Redis[str]"
 ) -> None:
     asyncio.run(park(settings, board=Board(layout=Layout(partitions=partitions))))
@@ -276,7 +274,7 @@ def test_a_user_with_nothing_but_a_discarded_action_leaves_the_board(
     assert command("verify", "--full").code == 0
 
 
-def test_a_discard_after_a_correction_was_written_is_not_forgotten(
+def test_a_discard_after_a_correction_is_still_corrected(
     command: Run, settings: Settings, client: "redis.Redis[str]"
 ) -> None:
     """That correction was made for what was due before, and must not close the later one."""
@@ -293,7 +291,7 @@ def test_a_discard_after_a_correction_was_written_is_not_forgotten(
     assert command("verify", "--full").code == 0
 
 
-def test_a_reseed_restores_what_is_parked_and_remembers_it(
+def test_a_reseed_restores_dead_letters_and_their_records(
     command: Run, settings: Settings, client: "redis.Redis[str]"
 ) -> None:
     asyncio.run(park(settings))
@@ -332,7 +330,7 @@ def test_a_reseed_after_a_discard_leaves_nothing_to_correct(
     assert command("verify", "--full").code == 0
 
 
-def test_an_entry_that_cannot_be_read_counts_with_what_is_stated(
+def test_an_undecodable_entry_counts_with_the_supplied_values(
     command: Run, settings: Settings, client: "redis.Redis[str]"
 ) -> None:
     async def prepare() -> None:
@@ -348,7 +346,7 @@ def test_an_entry_that_cannot_be_read_counts_with_what_is_stated(
     assert (first["user_id"], first["delta"]) == ("alice", None)
 
     missing = command("dead", "apply", str(first["id"]), "--yes")
-    assert (missing.code, "state --delta" in missing.out) == (5, True)
+    assert (missing.code, "add --delta" in missing.out) == (5, True)
     all_of_them = command("dead", "apply", "--all", "--yes", "--json")
     assert all_of_them.code == 5
     assert [one["outcome"] for one in json.loads(all_of_them.out)] == ["refused"] * 2
@@ -403,7 +401,7 @@ def test_a_late_duplicate_right_after_a_resolution_is_corrected(
     assert command("verify", "--full").code == 0
 
 
-def test_what_can_be_read_is_not_restated_and_ids_or_all_are_needed(
+def test_values_are_allowed_for_undecodable_entries_only_and_ids_or_all_are_required(
     command: Run, settings: Settings
 ) -> None:
     asyncio.run(park(settings))
@@ -412,7 +410,7 @@ def test_what_can_be_read_is_not_restated_and_ids_or_all_are_needed(
 
     restated = command("dead", "apply", number, "--delta", "1000", "--yes")
 
-    assert (restated.code, "can be read as it is" in restated.out) == (5, True)
+    assert (restated.code, "can be decoded" in restated.out) == (5, True)
     assert command("dead", "apply", "--yes").code == 2
     assert command("dead", "apply", number, "--all", "--yes").code == 2
     assert command("dead", "apply", "0", "--yes").code == 2
@@ -448,7 +446,7 @@ async def test_two_operators_and_a_flusher_count_it_once(settings: Settings) -> 
             *(dispatcher.submit("main", Action(*one)) for one in more),
         )
         results = [outcome for outcome in outcomes if isinstance(outcome, str)]
-        assert sum("resolved already" in outcome for outcome in results) == 2
+        assert sum("already resolved" in outcome for outcome in results) == 2
         await eventually_async(
             lambda: is_drained(settings) and not open_corrections(settings), within_s=15
         )
@@ -456,7 +454,7 @@ async def test_two_operators_and_a_flusher_count_it_once(settings: Settings) -> 
     check_books(settings, [*GOOD, *more, *([BAD] if counted else [])])
 
 
-async def test_a_resolution_that_dies_on_its_way_changes_nothing(settings: Settings) -> None:
+async def test_an_interrupted_resolution_changes_nothing(settings: Settings) -> None:
     await park(settings)
     allow_bad(settings)
     [(number,)] = query(settings, "SELECT id FROM dead_events")
@@ -483,9 +481,7 @@ def breaking(settings: Settings) -> Iterator[None]:
     query(settings, "ALTER TABLE audit_log DROP CONSTRAINT broken")
 
 
-def test_a_reseed_and_a_resolution_keep_out_of_each_others_way(
-    command: Run, settings: Settings
-) -> None:
+def test_a_reseed_and_a_resolution_exclude_each_other(command: Run, settings: Settings) -> None:
     asyncio.run(park(settings))
     allow_bad(settings)
 
@@ -533,7 +529,7 @@ def drift(settings: Settings, client: "redis.Redis[str]", user: str) -> None:
     )
 
 
-def test_parked_entries_that_no_score_can_take_hold_up_no_correction(
+def test_dead_letters_out_of_range_do_not_block_corrections(
     command: Run, settings: Settings, client: "redis.Redis[str]"
 ) -> None:
     park_foreign(settings, SCORE_MAX, SCORE_MAX)
@@ -548,7 +544,7 @@ def test_parked_entries_that_no_score_can_take_hold_up_no_correction(
     assert command("verify", "--full").code == 0
 
 
-def test_a_parked_entry_that_leads_below_zero_takes_nobody_off_the_board(
+def test_a_dead_letter_below_zero_removes_no_member(
     command: Run, settings: Settings, client: "redis.Redis[str]"
 ) -> None:
     park_foreign(settings, -50)
@@ -563,7 +559,7 @@ def test_a_parked_entry_that_leads_below_zero_takes_nobody_off_the_board(
 
 
 @pytest.mark.parametrize("raw", [b"nonsense", b"\xff", b'{"q": 1}', '{"u": "\u20ac"}'.encode()])
-def test_a_row_that_nobody_can_read_ends_no_command_and_can_be_discarded(
+def test_an_undecodable_row_can_be_listed_and_discarded(
     raw: bytes, command: Run, settings: Settings, client: "redis.Redis[str]"
 ) -> None:
     park_foreign(settings, -50)
@@ -583,7 +579,7 @@ def test_a_row_that_nobody_can_read_ends_no_command_and_can_be_discarded(
 
 
 @pytest.mark.parametrize("how", ["apply", "discard"])
-async def test_a_resolution_waits_for_a_correction_in_the_partition_the_user_has_now(
+async def test_a_resolution_waits_for_a_correction_in_the_users_current_partition(
     how: str, settings: Settings
 ) -> None:
     """The correction has read what is owed; it must not close what the resolution notes later."""

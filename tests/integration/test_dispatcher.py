@@ -92,7 +92,7 @@ async def test_outcomes_become_errors_of_their_own(store: Store, redis_url: str)
     assert (again.score, again.seq, again.replayed) == (5, first.seq, True)
 
 
-async def test_a_score_beyond_its_range_is_the_callers_error(store: Store, redis_url: str) -> None:
+async def test_a_score_out_of_range_is_a_client_error(store: Store, redis_url: str) -> None:
     await open_board(store)
     async with running(settings_for(redis_url)) as dispatcher:
         with pytest.raises(ScoreOutOfRange):
@@ -126,7 +126,7 @@ async def test_the_layout_is_learned_from_the_refusal(store: Store, redis_url: s
     assert [row.rank for row in standing.neighbours] == [14, 15, 16, 17, 18]
 
 
-async def test_a_forgotten_script_is_loaded_again_unseen(store: Store, redis_url: str) -> None:
+async def test_a_flushed_script_is_loaded_again(store: Store, redis_url: str) -> None:
     await open_board(store)
     async with running(settings_for(redis_url)) as dispatcher:
         await dispatcher.submit("main", Action("a", "1", 1))
@@ -138,7 +138,7 @@ async def test_a_forgotten_script_is_loaded_again_unseen(store: Store, redis_url
     assert receipt.score == 2
 
 
-async def test_a_cut_connection_is_mended_and_counts_once(store: Store, redis_url: str) -> None:
+async def test_an_update_counts_once_after_a_lost_connection(store: Store, redis_url: str) -> None:
     await open_board(store)
     async with running(settings_for(redis_url, dispatch_connections=1)) as dispatcher:
         await dispatcher.submit("main", Action("a", "1", 1))
@@ -152,7 +152,7 @@ async def test_a_cut_connection_is_mended_and_counts_once(store: Store, redis_ur
     assert (receipt.score, receipt.replayed) == (2, False)
 
 
-async def test_a_server_that_is_away_is_said_quickly_and_found_again(
+async def test_an_unreachable_server_is_reported_quickly_and_used_again(
     own_valkey: OwnValkey,
 ) -> None:
     server = own_valkey()
@@ -173,7 +173,9 @@ async def test_a_server_that_is_away_is_said_quickly_and_found_again(
     assert receipt.score == 2
 
 
-async def test_a_caller_that_goes_away_costs_nobody_an_answer(store: Store, redis_url: str) -> None:
+async def test_a_cancelled_caller_does_not_affect_other_answers(
+    store: Store, redis_url: str
+) -> None:
     await open_board(store)
     async with running(settings_for(redis_url, dispatch_connections=1)) as dispatcher:
         tasks = [
@@ -189,7 +191,7 @@ async def test_a_caller_that_goes_away_costs_nobody_an_answer(store: Store, redi
     assert all(isinstance(one, asyncio.CancelledError) for one in done[::2])
 
 
-async def test_what_waits_is_bounded(store: Store, redis_url: str) -> None:
+async def test_the_queue_is_bounded(store: Store, redis_url: str) -> None:
     await open_board(store)
     async with running(settings_for(redis_url, dispatch_waiting=10)) as dispatcher:
         done = await asyncio.gather(
@@ -200,7 +202,7 @@ async def test_what_waits_is_bounded(store: Store, redis_url: str) -> None:
     assert sum(isinstance(one, Overloaded) for one in done) == 10
 
 
-async def test_closing_lets_what_waits_go_out(store: Store, redis_url: str) -> None:
+async def test_closing_sends_queued_updates(store: Store, redis_url: str) -> None:
     await open_board(store)
     async with running(settings_for(redis_url)) as dispatcher:
         waiting = [

@@ -91,7 +91,7 @@ async def check_one_order(store: Store, settings: Settings) -> list[tuple[str, i
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_list_rank_neighbours_and_frames_show_one_order(
+async def test_list_rank_neighbours_and_frames_have_one_order(
     seed: int, store: Store, settings: Settings
 ) -> None:
     arrived = await play(settings, seed=seed)
@@ -127,7 +127,7 @@ async def test_equal_packed_scores_rank_by_the_number_of_the_partition(
     ]
 
 
-async def test_who_was_first_in_time_may_stand_behind_an_equal_of_another_partition(
+async def test_equals_of_different_partitions_are_not_ordered_by_time(
     store: Store, settings: Settings
 ) -> None:
     """What the documents say of several partitions, seen to happen."""
@@ -141,7 +141,7 @@ async def test_who_was_first_in_time_may_stand_behind_an_equal_of_another_partit
     assert [user for user, _ in await check_one_order(store, settings)] == [filler, late, early]
 
 
-async def test_viewers_of_a_streamer_see_the_order_that_a_read_gives(
+async def test_viewers_see_the_order_of_a_read(
     start_streamer: StartStreamer, connect: Connect, redis_url: str
 ) -> None:
     async with store_of(Settings(redis_url=Secret(redis_url))) as store:

@@ -96,7 +96,7 @@ def add_poison(client: Client, count: int, *, first: int = 1) -> None:
 # Entries that cannot be read or stored
 
 
-async def test_poison_is_parked_and_the_rest_of_its_batch_counts(
+async def test_an_unstorable_row_becomes_a_dead_letter_and_the_rest_counts(
     settings: Settings, client: Client
 ) -> None:
     await make_board(settings)
@@ -117,7 +117,7 @@ async def test_poison_is_parked_and_the_rest_of_its_batch_counts(
     assert positions(settings) == {0: 86}
 
 
-async def test_rubbish_is_parked_in_the_transaction_that_passes_it(
+async def test_an_invalid_record_becomes_a_dead_letter_in_the_same_transaction(
     settings: Settings, client: Client
 ) -> None:
     await make_board(settings)
@@ -134,7 +134,7 @@ async def test_rubbish_is_parked_in_the_transaction_that_passes_it(
     assert len(query(settings, "SELECT 1 FROM dead_events")) == 2
 
 
-async def test_too_much_poison_stops_the_lane_and_parks_nothing(
+async def test_too_many_unstorable_rows_stop_the_flusher_without_dead_letters(
     settings: Settings, client: Client
 ) -> None:
     await make_board(settings)
@@ -148,7 +148,7 @@ async def test_too_much_poison_stops_the_lane_and_parks_nothing(
     assert client.xlen(KEYS.events) == 40
 
 
-async def test_a_missing_ledger_partition_stops_the_lane_and_parks_nothing(
+async def test_a_missing_ledger_partition_stops_the_flusher_without_dead_letters(
     settings: Settings,
 ) -> None:
     """It comes as a check violation, which looks like a bad row."""
@@ -173,7 +173,7 @@ async def test_a_missing_ledger_partition_stops_the_lane_and_parks_nothing(
 # PostgreSQL goes, comes, and contends
 
 
-async def test_terminated_sessions_and_lock_waits_are_waited_out(settings: Settings) -> None:
+async def test_terminated_sessions_and_lock_time_outs_are_retried(settings: Settings) -> None:
     await make_board(settings)
     actions = some(120)
 
@@ -210,7 +210,7 @@ async def test_a_commit_whose_answer_is_lost_counts_once(
     check_books(settings, told(actions))
 
 
-async def test_while_postgres_is_down_updates_go_on_to_the_cap_and_then_are_busy(
+async def test_without_postgres_updates_succeed_up_to_the_cap_and_are_then_busy(
     redis_url: str, own_postgres: OwnPostgres
 ) -> None:
     postgres = own_postgres()
@@ -238,7 +238,7 @@ async def test_while_postgres_is_down_updates_go_on_to_the_cap_and_then_are_busy
     check_books(settings, told(actions))
 
 
-async def test_a_redis_that_restarts_is_followed_on(
+async def test_flushing_continues_after_a_redis_restart(
     database_url: str, own_valkey: OwnValkey
 ) -> None:
     valkey = own_valkey()
@@ -256,7 +256,7 @@ async def test_a_redis_that_restarts_is_followed_on(
     check_books(settings, told(actions))
 
 
-async def test_servers_that_accept_and_say_nothing_are_given_up_and_found_again(
+async def test_unresponsive_servers_time_out_and_are_used_again(
     settings: Settings,
     make_proxy: MakeProxy,
     postgres_server: EmbeddedPostgres,
@@ -297,7 +297,7 @@ async def gives_up_at_once(*_: object, **__: object) -> None:
     raise psycopg.errors.CancellationTimeout
 
 
-async def test_a_zombie_that_wakes_up_does_no_harm(settings: Settings, tmp_path: Path) -> None:
+async def test_a_resumed_former_leader_changes_nothing(settings: Settings, tmp_path: Path) -> None:
     await make_board(settings)
     actions = some(60)
     with FlusherProcess(settings, tmp_path / "one") as zombie:
@@ -394,7 +394,7 @@ async def test_many_late_duplicates_at_once_with_traffic_are_all_corrected(
     check_books(settings, told(actions + fresh))
 
 
-async def test_what_a_crash_left_uncorrected_is_corrected_at_the_next_start(
+async def test_corrections_interrupted_by_a_crash_are_made_at_the_next_start(
     settings: Settings, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await make_board(settings)
@@ -423,7 +423,7 @@ async def test_what_a_crash_left_uncorrected_is_corrected_at_the_next_start(
 # Redis lost or hid something
 
 
-async def test_hidden_entries_are_read_again_before_anything_is_cut(
+async def test_undelivered_entries_are_read_before_anything_is_trimmed(
     settings: Settings, client: Client
 ) -> None:
     await make_board(settings)
@@ -441,7 +441,7 @@ async def test_hidden_entries_are_read_again_before_anything_is_cut(
     assert client.hget(KEYS.meta, "state") == "open"
 
 
-async def test_an_entry_that_rubbish_seems_to_stand_for_is_not_cut(
+async def test_an_entry_hidden_by_an_invalid_record_is_not_trimmed(
     settings: Settings, client: Client
 ) -> None:
     """A record without a seq may stand for a missing one; here the missing one is only hidden."""
@@ -463,7 +463,7 @@ async def test_an_entry_that_rubbish_seems_to_stand_for_is_not_cut(
     check_scores(settings)
 
 
-async def test_entries_that_vanished_fence_the_partition_and_the_rest_counts(
+async def test_vanished_entries_fence_the_partition_and_the_rest_counts(
     settings: Settings, client: Client
 ) -> None:
     await make_board(settings)
@@ -500,7 +500,7 @@ async def rewound(valkey: object, settings: Settings, actions: list[Action], cop
 
 
 @pytest.mark.parametrize("fresh", [0, 5, 30])
-async def test_a_redis_that_came_back_older_is_fenced_drained_and_reseeded(
+async def test_an_older_redis_is_fenced_drained_and_reseeded(
     database_url: str, own_valkey: OwnValkey, tmp_path: Path, fresh: int
 ) -> None:
     """With 30 fresh actions its seq has reached the committed one: only the ledger sees it."""
@@ -553,9 +553,7 @@ def check_scores(settings: Settings) -> None:
     assert {user: unpack_score(int(packed)) for user, packed in rows} == scores
 
 
-async def test_a_way_back_that_was_interrupted_is_gone_on_with(
-    settings: Settings, client: Client
-) -> None:
+async def test_an_interrupted_recovery_is_resumed(settings: Settings, client: Client) -> None:
     await make_board(settings)
     actions = some(30)
     async with flushing(settings):
@@ -572,9 +570,7 @@ async def test_a_way_back_that_was_interrupted_is_gone_on_with(
     assert query(settings, "SELECT count(*) FROM score_events") == [(30,)]
 
 
-async def test_a_redis_of_before_the_last_reseed_is_brought_to_a_new_epoch(
-    settings: Settings, client: Client
-) -> None:
+async def test_a_redis_with_an_old_epoch_is_reseeded(settings: Settings, client: Client) -> None:
     await make_board(settings)
     query(settings, "INSERT INTO flush_state VALUES ('main', 0, 7, 0, '0-0')")
     actions = some(20)
@@ -604,7 +600,7 @@ async def test_another_operators_fence_is_respected_and_the_stream_is_drained(
 
 
 @pytest.mark.parametrize("signal", ["stop", "kill"])
-def test_a_flusher_process_leaves_no_lease_behind(
+def test_a_stopped_flusher_process_releases_its_lease(
     settings: Settings, tmp_path: Path, signal: str
 ) -> None:
     asyncio.run(make_board(settings))

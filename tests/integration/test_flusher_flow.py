@@ -59,7 +59,7 @@ async def drained(settings: Settings, **how: int) -> None:
     await eventually_async(lambda: is_drained(settings, **how), within_s=15)
 
 
-async def test_what_redis_accepted_is_in_postgres_once_with_the_right_sums(
+async def test_accepted_actions_are_in_postgres_once_with_correct_sums(
     settings: Settings,
 ) -> None:
     await make_board(settings)
@@ -73,7 +73,7 @@ async def test_what_redis_accepted_is_in_postgres_once_with_the_right_sums(
     check_books(settings, told(actions))
 
 
-async def test_the_ledger_row_says_all_that_is_known(settings: Settings) -> None:
+async def test_the_ledger_row_has_all_fields(settings: Settings) -> None:
     await make_board(settings)
     user = "018f6d0e-5f2c-7c3a-9f57-3a1f6f0f9f11"
 
@@ -95,7 +95,7 @@ async def test_the_ledger_row_says_all_that_is_known(settings: Settings) -> None
     assert score == (12, 2, 2)
 
 
-async def test_every_partition_has_its_own_lane(settings: Settings) -> None:
+async def test_every_partition_has_its_own_flusher(settings: Settings) -> None:
     await make_board(settings, Board(layout=Layout(partitions=3)))
     actions = some(120)
 
@@ -149,7 +149,7 @@ async def test_a_flusher_waits_for_its_board_and_for_redis_to_be_loaded(
     assert check == [(10,)]
 
 
-async def test_a_stop_commits_and_acknowledges_what_was_read(settings: Settings) -> None:
+async def test_a_stop_commits_and_acknowledges_the_batch(settings: Settings) -> None:
     await make_board(settings)
     actions = some(500)
     await act(settings, *actions)
@@ -175,7 +175,7 @@ def waits_for_a_lock(settings: Settings) -> bool:
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-async def test_kill_9_around_the_commit_loses_and_doubles_nothing(
+async def test_sigkill_around_a_commit_loses_and_doubles_nothing(
     settings: Settings, tmp_path: Path, moment: str, client: "redis.Redis[str]"
 ) -> None:
     await make_board(settings)
@@ -246,7 +246,7 @@ async def test_a_standby_takes_over_at_once_when_the_leader_is_killed(
     check_books(settings, told(some(10)))
 
 
-async def test_a_lost_group_is_made_again_at_the_start_of_the_stream(
+async def test_a_missing_group_is_created_at_the_start_of_the_stream(
     settings: Settings, client: "redis.Redis[str]"
 ) -> None:
     await make_board(settings)

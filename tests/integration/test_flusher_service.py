@@ -61,7 +61,7 @@ def metric(text: str, name: str) -> float:
     return float(lines[0].split()[-1])
 
 
-async def test_the_probe_says_how_the_flusher_fares(settings: Settings) -> None:
+async def test_the_probe_reports_health(settings: Settings) -> None:
     async with flushing(settings):
         await eventually_async(lambda: asyncio.to_thread(listens, settings))
         assert (await ask(settings, "/health/live"))[0] == 200
@@ -89,7 +89,7 @@ def listens(settings: Settings) -> bool:
     return True
 
 
-async def test_a_backlog_that_nobody_commits_is_not_ready(
+async def test_a_stalled_backlog_makes_the_flusher_not_ready(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A lease that nobody gives up: every flusher is a healthy standby, and none commits."""
@@ -117,7 +117,7 @@ async def answers(settings: Settings, status: int, condition: str) -> bool:
     return (found, [lane["condition"] for lane in lanes]) == (status, [condition])
 
 
-async def test_lag_and_age_are_measured_while_postgres_is_away(
+async def test_lag_and_age_are_measured_without_postgres(
     redis_url: str, own_postgres: OwnPostgres
 ) -> None:
     from scoreboard.ledger.migrations import migrate
@@ -152,7 +152,7 @@ async def test_lag_and_age_are_measured_while_postgres_is_away(
     check_books(settings)
 
 
-async def test_the_committed_position_is_told_in_redis(settings: Settings) -> None:
+async def test_the_committed_position_is_stored_in_redis(settings: Settings) -> None:
     from tests.support.servers.flushers import MAIN, store_of
 
     await make_board(settings)
@@ -219,7 +219,7 @@ def test_a_wrong_setting_is_named_in_one_line(environment: dict[str, str], named
     assert len(done.stderr.splitlines()) == 1
 
 
-async def test_servers_that_come_later_are_waited_for(
+async def test_the_flusher_waits_for_its_servers(
     own_valkey: OwnValkey, own_postgres: OwnPostgres, tmp_path: Path
 ) -> None:
     from scoreboard.ledger.migrations import migrate
@@ -244,9 +244,7 @@ async def test_servers_that_come_later_are_waited_for(
     check_books(settings, [("alice", "win:1", 5)])
 
 
-def test_a_partition_that_cannot_be_read_holds_up_no_other_one(
-    settings: Settings, tmp_path: Path
-) -> None:
+def test_an_unreadable_partition_does_not_affect_others(settings: Settings, tmp_path: Path) -> None:
     """The search for partitions that need a lane looks at keys of every board."""
     asyncio.run(make_board(settings))
     query(settings, "INSERT INTO boards VALUES ('other', 1, 60, 1, true)")

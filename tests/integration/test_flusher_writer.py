@@ -140,7 +140,7 @@ async def test_a_batch_of_another_epoch_is_refused_and_writes_nothing(
     assert books(configured, board)["ledger"] == []
 
 
-async def test_a_gap_is_refused_unless_it_is_to_be_skipped(
+async def test_a_gap_is_refused_unless_gaps_are_skipped(
     configured: Settings, writer: Writer
 ) -> None:
     batch = build(entries_of([(1, 5), (2, 5), (1, 5)])[1:])
@@ -155,7 +155,7 @@ async def test_a_gap_is_refused_unless_it_is_to_be_skipped(
     assert skipped.drifted == 1, "the user's score is not what Redis said: its first action is lost"
 
 
-async def test_the_position_never_goes_back(configured: Settings, writer: Writer) -> None:
+async def test_the_position_never_decreases(configured: Settings, writer: Writer) -> None:
     entries = entries_of([(1, 5), (2, 5), (1, 5)])
     await writer.flush(build(entries), epoch=1)
 

@@ -91,7 +91,7 @@ class Calls:
             "keys_without_expiry": lambda: scanner.keys_without_expiry(MAIN, board.layout, 5),
             "claim": consumer.claim,
             "read": lambda: consumer.read(10, block=False),
-            "before": lambda: consumer.before("5-0"),
+            "entries_before": lambda: consumer.entries_before("5-0"),
             "trim": lambda: store.trim(
                 MAIN, "5-0", [b"5-0"], replication_id="", epoch=1, first_seq=1, last_seq=1
             ),
@@ -261,7 +261,7 @@ ANSWERS = [
 
 
 @pytest.mark.parametrize("answer", ANSWERS, ids=lambda answer: repr(answer[:24]))
-async def test_every_caller_gets_a_value_or_an_error_of_ours(answer: bytes) -> None:
+async def test_every_call_returns_a_value_or_a_project_error(answer: bytes) -> None:
     async with odd_server(answer) as url, calling(url, timeout_s=0.1) as calls:
         await calls.try_all()
 
@@ -285,7 +285,7 @@ TREES = st.recursive(
 
 
 @pytest.mark.timeout(120)
-def test_every_caller_gets_a_value_or_an_error_of_ours_for_any_tree_of_values() -> None:
+def test_every_call_returns_a_value_or_a_project_error_for_any_reply() -> None:
     @given(answer=TREES)
     @hypothesis_settings(
         max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), database=None
@@ -386,7 +386,7 @@ CORRUPTIONS = dict(corruptions())
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-async def test_keys_that_somebody_wrote_into_end_no_process(name: str, redis_url: str) -> None:
+async def test_corrupted_keys_end_no_process(name: str, redis_url: str) -> None:
     async with calling(redis_url) as calls:
         await open_board(calls.store, Board("main", Layout(1, 60, 2)))
         await calls.dispatcher.submit("main", Action("alice", "first", 5))
@@ -402,7 +402,7 @@ async def test_keys_that_somebody_wrote_into_end_no_process(name: str, redis_url
         assert receipt.score == 5
 
 
-async def test_a_missing_layout_is_answered_as_not_loaded_and_a_reseed_writes_it_anew(
+async def test_a_missing_layout_counts_as_not_loaded_until_a_reseed(
     settings: Settings, start_api: StartApi
 ) -> None:
     await make_board(settings)
@@ -438,7 +438,7 @@ def repairable() -> Iterator[str]:
 
 
 @pytest.mark.timeout(120)
-async def test_a_reseed_repairs_what_it_writes_anew(
+async def test_a_reseed_replaces_corrupted_keys(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("scoreboard.recovery.reseed.STALL_S", 5.0)
@@ -464,7 +464,7 @@ async def test_a_reseed_repairs_what_it_writes_anew(
             assert (standing.score, standing.total) == (score, 1), name
 
 
-async def test_a_seen_hash_of_another_type_is_replaced_by_a_reseed(settings: Settings) -> None:
+async def test_a_dedup_shard_of_another_type_is_replaced_by_a_reseed(settings: Settings) -> None:
     await make_board(settings, Board(layout=Layout(1, 43_200, 1)))
     async with flushing(settings), store_of(settings) as store:
         await act(settings, Action("alice", "win:1", 5))
@@ -507,10 +507,10 @@ async def test_an_error_names_the_partition_whose_key_has_another_type(
 
 
 @pytest.mark.timeout(180)
-async def test_the_flusher_lives_on_whatever_the_keys_hold(
+async def test_the_flusher_survives_any_contents_of_the_keys(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flusher.partition.LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr("flusher.partition.CHECK_EVERY_S", 0.05)
     monkeypatch.setattr("flusher.partition.backoff_s", lambda *_: 0.02)
     monkeypatch.setattr("flusher.consumer.BLOCK_MS", 20)
     await make_board(settings)
@@ -522,7 +522,7 @@ async def test_the_flusher_lives_on_whatever_the_keys_hold(
                 settings.redis_url.reveal(), encoding_errors="surrogateescape"
             ) as client:
                 corrupt(client)
-                before = lane._looked_at_s
+                before = lane._checked_at_s
                 await eventually_async(lambda before=before: has_noticed(lane, before))
                 client.flushall()
             # As a reseed would do it, whatever the flusher made of the rubbish.
@@ -537,7 +537,7 @@ async def test_the_flusher_lives_on_whatever_the_keys_hold(
 
 def has_noticed(lane: PartitionFlusher, looked_at_s: float) -> bool:
     """Whether a lane is in trouble, or has looked at Redis since and found none."""
-    return lane.status.condition is not Condition.FLUSHING or lane._looked_at_s > looked_at_s
+    return lane.status.condition is not Condition.FLUSHING or lane._checked_at_s > looked_at_s
 
 
 def is_in_ledger(settings: Settings, action: str, after: str) -> bool:

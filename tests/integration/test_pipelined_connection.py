@@ -48,7 +48,7 @@ async def test_replies_come_in_the_order_of_the_commands(link: PipelinedConnecti
     assert replies == ["OK", 2, None, "é"]
 
 
-async def test_a_large_reply_is_put_together(link: PipelinedConnection) -> None:
+async def test_a_large_reply_is_assembled(link: PipelinedConnection) -> None:
     text = "x" * 300_000
     assert await link.exchange([("ECHO", text)]) == [text]
 
@@ -71,7 +71,7 @@ async def test_one_exchange_at_a_time(link: PipelinedConnection) -> None:
     assert await first == ["PONG"]
 
 
-async def test_silence_ends_the_link(proxy: Proxy, far_link: PipelinedConnection) -> None:
+async def test_silence_closes_the_connection(proxy: Proxy, far_link: PipelinedConnection) -> None:
     proxy.freeze()
     with pytest.raises(RedisTimeoutError):
         await far_link.exchange([("PING",)])
@@ -81,7 +81,7 @@ async def test_silence_ends_the_link(proxy: Proxy, far_link: PipelinedConnection
     assert await far_link.exchange([("ECHO", "again")]) == ["again"]
 
 
-async def test_a_cut_while_idle_shows_before_anything_is_sent(
+async def test_a_connection_closed_while_idle_is_detected_before_a_send(
     proxy: Proxy, far_link: PipelinedConnection
 ) -> None:
     proxy.cut()
@@ -90,7 +90,7 @@ async def test_a_cut_while_idle_shows_before_anything_is_sent(
     assert await far_link.exchange([("PING",)]) == ["PONG"]
 
 
-async def test_an_exchange_given_up_closes_the_link(
+async def test_a_cancelled_exchange_closes_the_connection(
     proxy: Proxy, far_link: PipelinedConnection
 ) -> None:
     proxy.freeze()
@@ -102,7 +102,7 @@ async def test_an_exchange_given_up_closes_the_link(
     assert not far_link.is_connected
 
 
-async def test_what_was_not_asked_closes_the_link(
+async def test_an_unexpected_reply_closes_the_connection(
     link: PipelinedConnection, redis_url: str
 ) -> None:
     with redis.Redis.from_url(redis_url) as other:

@@ -55,18 +55,18 @@ async def test_a_direct_connection_has_a_session_of_its_own(
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
-async def test_a_pooler_that_lends_sessions_is_refused_by_name(
+async def test_a_transaction_pooler_is_refused_by_name(
     size: int, redis_url: str, make_pooler: MakePooler
 ) -> None:
     pooler = await make_pooler(size=size)
 
     said = await refusal(settings_of(redis_url, pooler.url))
 
-    assert "lends the session to other clients" in said
+    assert "shares the session with other clients" in said
     assert "PgBouncer in transaction mode" in said
 
 
-async def test_a_pooler_that_lends_sessions_is_found_amid_other_clients(
+async def test_a_transaction_pooler_is_detected_with_other_clients(
     redis_url: str, make_pooler: MakePooler
 ) -> None:
     pooler = await make_pooler(size=8)
@@ -99,7 +99,7 @@ async def test_a_pooler_that_refuses_session_settings_is_refused_by_name(
 
     said = await refusal(settings_of(redis_url, pooler.url))
 
-    assert "Session settings are refused" in said
+    assert "The session settings are refused" in said
     assert "PgBouncer" in said
 
 
@@ -111,7 +111,7 @@ async def test_a_pooler_that_drops_session_settings_is_refused_by_name(
 
     said = await refusal(settings_of(redis_url, pooler.url))
 
-    assert "Session settings do not reach PostgreSQL" in said
+    assert "PostgreSQL did not get the session settings" in said
 
 
 async def test_a_pooler_that_keeps_sessions_is_used(
@@ -213,15 +213,15 @@ class Bouncer:
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        (["pool_mode = session"], "Session settings are refused"),
-        (["pool_mode = transaction"], "Session settings are refused"),
+        (["pool_mode = session"], "The session settings are refused"),
+        (["pool_mode = transaction"], "The session settings are refused"),
         (
             ["pool_mode = transaction", "ignore_startup_parameters = options"],
-            "Session settings do not reach PostgreSQL",
+            "PostgreSQL did not get the session settings",
         ),
         (
             ["pool_mode = session", "ignore_startup_parameters = options"],
-            "Session settings do not reach PostgreSQL",
+            "PostgreSQL did not get the session settings",
         ),
         (
             [
@@ -229,7 +229,7 @@ class Bouncer:
                 "ignore_startup_parameters = options",
                 "server_check_delay = 0",
             ],
-            "Session settings do not reach PostgreSQL",
+            "PostgreSQL did not get the session settings",
         ),
     ],
 )
@@ -247,7 +247,7 @@ async def test_pgbouncer_is_refused_by_name(
 
 
 @pytest.mark.parametrize("mode", ["transaction", "session"])
-async def test_pgbouncer_whose_sessions_have_our_settings_is_judged_by_its_mode(
+async def test_pgbouncer_with_the_session_settings_is_accepted_by_its_mode(
     mode: str, pgbouncer: Bouncer, redis_url: str, database_url: str
 ) -> None:
     """A role may carry the settings, so that they are there although `options` are dropped."""
@@ -260,7 +260,7 @@ async def test_pgbouncer_whose_sessions_have_our_settings_is_judged_by_its_mode(
         )
         settings = settings_of(redis_url, url)
         if mode == "transaction":
-            assert "lends the session" in await refusal(settings)
+            assert "shares the session" in await refusal(settings)
             return
         await make_board(settings_of(redis_url, database_url))
         async with flushing(settings):

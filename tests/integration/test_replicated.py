@@ -43,7 +43,7 @@ def settings_for(server: EmbeddedValkey, *, timeout_ms: int = 2000) -> Settings:
     )
 
 
-async def test_what_was_answered_is_on_the_replica(
+async def test_answered_updates_are_on_the_replica(
     pair: tuple[EmbeddedValkey, EmbeddedValkey],
 ) -> None:
     primary, replica = pair
@@ -66,7 +66,7 @@ async def test_what_was_answered_is_on_the_replica(
     }
 
 
-async def test_a_replica_that_stands_still_makes_every_outcome_unknown_also_a_replays(
+async def test_a_stopped_replica_makes_every_outcome_unknown(
     pair: tuple[EmbeddedValkey, EmbeddedValkey],
 ) -> None:
     primary, replica = pair
@@ -93,7 +93,7 @@ async def test_a_replica_that_stands_still_makes_every_outcome_unknown_also_a_re
     assert (receipt.score, receipt.replayed) == (5, True)
 
 
-async def test_a_primary_that_would_go_on_alone_is_refused(own_valkey: OwnValkey) -> None:
+async def test_a_primary_without_min_replicas_is_refused(own_valkey: OwnValkey) -> None:
     settings = settings_for(own_valkey())
     client = make_client(settings, name="test")
 

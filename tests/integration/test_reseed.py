@@ -68,7 +68,7 @@ async def run(
         return await reseed(store, connection, board, numbers, actor="test", **how)
 
 
-async def test_scores_come_back_in_the_order_in_which_they_were_reached(
+async def test_scores_are_restored_in_order_of_arrival(
     settings: Settings, store: Store, database_url: str
 ) -> None:
     history = [
@@ -93,7 +93,7 @@ async def test_scores_come_back_in_the_order_in_which_they_were_reached(
     assert (done.users, done.actions, done.epochs) == (4, 5, (2,))
 
 
-async def test_an_action_of_the_seen_window_replays_and_a_new_one_goes_on(
+async def test_after_a_reseed_remembered_actions_replay_and_new_ones_count(
     settings: Settings, store: Store, database_url: str
 ) -> None:
     write_history(
@@ -110,7 +110,7 @@ async def test_an_action_of_the_seen_window_replays_and_a_new_one_goes_on(
     assert fresh == Receipt(42, 3, replayed=False)
 
 
-async def test_an_action_of_the_generation_before_replays_and_an_older_one_is_forgotten(
+async def test_an_action_of_the_previous_generation_replays_and_an_older_one_does_not(
     settings: Settings, store: Store, database_url: str
 ) -> None:
     board = Board(layout=Layout(seen_seconds=1000, seen_shards=4))
@@ -133,7 +133,7 @@ async def test_an_action_of_the_generation_before_replays_and_an_older_one_is_fo
         assert client.expiretime(seen[0]) == (current + 1) * 1000 + 60
 
 
-async def test_what_the_seen_window_held_before_is_forgotten(
+async def test_a_reseed_empties_the_dedup_window(
     settings: Settings, store: Store, database_url: str
 ) -> None:
     write_history(database_url, [])
@@ -167,7 +167,7 @@ async def test_the_audit_log_and_the_catalogue_are_written(
     assert await store.points() == {"win": 50, "old": 0}
 
 
-async def test_an_open_board_with_scores_is_left_alone_unless_forced(
+async def test_an_open_board_with_scores_is_reseeded_only_if_forced(
     settings: Settings, store: Store, database_url: str
 ) -> None:
     write_history(database_url, [Counted("alice", "a", 1, NOW_S)])
@@ -180,7 +180,7 @@ async def test_an_open_board_with_scores_is_left_alone_unless_forced(
     assert (await run(settings, store, force=True)).epochs == (3,)
 
 
-async def test_every_partition_of_a_board_comes_back(
+async def test_every_partition_of_a_board_is_reseeded(
     settings: Settings, store: Store, database_url: str
 ) -> None:
     board = Board(layout=Layout(partitions=3))
@@ -195,7 +195,7 @@ async def test_every_partition_of_a_board_comes_back(
     assert window.epoch == 6
 
 
-async def test_only_the_partitions_that_accept_nothing_are_done_again(
+async def test_only_closed_partitions_are_reseeded(
     settings: Settings, store: Store, database_url: str
 ) -> None:
     board = Board(layout=Layout(partitions=3))
@@ -209,7 +209,7 @@ async def test_only_the_partitions_that_accept_nothing_are_done_again(
     assert done.epochs == (3,)
 
 
-async def test_a_second_operator_is_refused_while_one_is_at_work(
+async def test_a_second_operator_is_refused(
     settings: Settings, store: Store, database_url: str
 ) -> None:
     write_history(database_url, [])
@@ -222,7 +222,7 @@ async def test_a_second_operator_is_refused_while_one_is_at_work(
     assert not (await store.state(MAIN)).epoch
 
 
-async def test_nothing_is_read_before_the_flusher_has_committed_the_stream(
+async def test_a_reseed_reads_after_the_stream_is_committed(
     settings: Settings, store: Store, database_url: str
 ) -> None:
     write_history(database_url, [])
@@ -262,7 +262,7 @@ async def test_nothing_is_read_before_the_flusher_has_committed_the_stream(
     assert (await store.leaderboard("main")).rows[0].score == 5
 
 
-async def test_a_flusher_that_commits_nothing_is_not_waited_for_without_end(
+async def test_waiting_for_a_stuck_flusher_has_a_limit(
     settings: Settings, store: Store, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("scoreboard.recovery.reseed.STALL_S", 0.1)
@@ -287,7 +287,7 @@ STEPS: dict[str, tuple[object, str]] = {
 
 
 @pytest.mark.parametrize("step", STEPS)
-async def test_a_run_that_dies_at_any_step_leaves_a_fenced_board_that_the_next_one_opens(
+async def test_an_interrupted_reseed_leaves_a_fenced_board_that_the_next_one_opens(
     step: str,
     settings: Settings,
     store: Store,
@@ -320,7 +320,7 @@ async def test_a_run_that_dies_at_any_step_leaves_a_fenced_board_that_the_next_o
     assert done.actions == 50
 
 
-async def test_an_operator_whose_fence_was_taken_over_opens_nothing(
+async def test_an_operator_who_lost_the_fence_opens_nothing(
     settings: Settings, store: Store, database_url: str
 ) -> None:
     write_history(database_url, [Counted("alice", "a", 1, NOW_S)])

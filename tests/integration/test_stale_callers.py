@@ -98,7 +98,7 @@ def score_of(client: "redis.Redis[str]", user: str) -> int:
     return unpack_score(int(client.zscore(KEYS.board, user) or 0))
 
 
-async def test_an_overtaken_corrector_sets_nobody_back(
+async def test_an_outdated_correction_lowers_no_score(
     settings: Settings, store: Store, client: "redis.Redis[str]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stood before its correction; another flusher corrected, and committed 100 more."""
@@ -137,7 +137,7 @@ async def test_an_overtaken_corrector_sets_nobody_back(
     check_books(settings, [("alice", "win:1", 10), ("alice", "win:2", 100)])
 
 
-async def test_an_overtaken_operator_fences_nobody(
+async def test_an_outdated_operator_sets_no_fence(
     settings: Settings, store: Store, client: "redis.Redis[str]"
 ) -> None:
     await make_board(settings)
@@ -169,7 +169,7 @@ async def test_an_overtaken_operator_fences_nobody(
     assert client.hget(KEYS.meta, "epoch") == "2"
 
 
-async def test_an_operator_who_fences_over_a_killed_run_is_let_pass(
+async def test_a_fence_over_an_interrupted_run_is_accepted(
     settings: Settings, store: Store, client: "redis.Redis[str]"
 ) -> None:
     await make_board(settings)
@@ -182,7 +182,7 @@ async def test_an_operator_who_fences_over_a_killed_run_is_let_pass(
 
 
 @pytest.mark.parametrize("sign", ["rewind", "gap"])
-async def test_an_overtaken_flusher_fences_nobody(
+async def test_an_outdated_flusher_sets_no_fence(
     sign: str, settings: Settings, store: Store, client: "redis.Redis[str]"
 ) -> None:
     """It saw a rewind or a gap and stood still; the successor has repaired it since."""
@@ -218,7 +218,7 @@ async def test_an_older_copy_of_the_catalogue_never_replaces_a_newer_one(
     assert await store.points() == {"win": 20}
 
 
-async def test_entries_that_an_overtaken_flusher_took_are_committed_without_new_ones(
+async def test_entries_read_by_a_former_leader_are_committed_without_new_ones(
     settings: Settings, client: "redis.Redis[str]"
 ) -> None:
     await make_board(settings)
@@ -240,7 +240,7 @@ async def test_entries_that_an_overtaken_flusher_took_are_committed_without_new_
         await eventually_async(lambda: is_drained(settings), within_s=8)
 
 
-async def test_what_was_read_from_another_server_is_acknowledged_only_after_it_was_read_again(
+async def test_entries_of_another_server_are_acknowledged_only_after_a_new_read(
     database_url: str, own_valkey: OwnValkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A start gives the server a new history, as a failover does."""

@@ -87,7 +87,7 @@ async def test_reads_of_several_partitions_load_a_flushed_script(
 
 
 @pytest.mark.parametrize("partitions", [1, 3])
-async def test_list_rank_and_neighbours_tell_one_order(
+async def test_list_rank_and_neighbours_have_one_order(
     store: Store, settings: Settings, partitions: int
 ) -> None:
     layout = Layout(partitions=partitions, seen_seconds=600, seen_shards=4)
@@ -114,14 +114,14 @@ async def test_list_rank_and_neighbours_tell_one_order(
             assert standing.neighbours == expected
 
 
-async def test_who_has_no_score_has_no_standing(store: Store) -> None:
+async def test_a_user_without_a_score_has_no_standing(store: Store) -> None:
     await open_board(store)
 
     with pytest.raises(UnknownUser):
         await store.standing("main", "nobody")
 
 
-async def test_an_emptied_redis_says_so(store: Store) -> None:
+async def test_an_empty_redis_is_reported(store: Store) -> None:
     assert await store.state(Partition("main")) == PartitionState()
     with pytest.raises(Uninitialised):
         await store.board("main")
@@ -129,7 +129,7 @@ async def test_an_emptied_redis_says_so(store: Store) -> None:
         await store.leaderboard("main")
 
 
-async def test_what_was_fixed_when_a_board_was_made_is_read_back(store: Store) -> None:
+async def test_the_properties_of_a_board_are_read_back(store: Store) -> None:
     board = Board("main", Layout(2, 60, 8), is_public=False)
     await open_board(store, board)
 
@@ -146,7 +146,7 @@ async def test_only_the_holder_of_the_fence_restores(store: Store) -> None:
         await store.restore(Partition("main"), "yours", [(1, "eve")], first=True)
 
 
-async def test_a_refusal_is_explained_by_itself_and_not_by_the_driver(store: Store) -> None:
+async def test_a_refusal_has_no_driver_error_as_its_cause(store: Store) -> None:
     await open_board(store)
     seen = await store.state(Partition("main"))
     await fence(store, Partition("main"), "mine")
@@ -158,7 +158,7 @@ async def test_a_refusal_is_explained_by_itself_and_not_by_the_driver(store: Sto
     assert explain(caught.value) == (f"{title}: {detail}", 69)
 
 
-async def test_a_server_that_is_away_is_one_error() -> None:
+async def test_an_unreachable_server_is_one_error() -> None:
     client = make_client(Settings(redis_url=Secret("redis://127.0.0.1:1")), name="test")
 
     with pytest.raises(RedisUnavailable):
@@ -182,7 +182,9 @@ async def test_a_server_that_may_lose_data_is_refused_and_every_reason_named(
     await client.aclose()
 
 
-async def test_a_server_that_hides_its_settings_must_be_vouched_for(own_valkey: OwnValkey) -> None:
+async def test_a_server_that_hides_its_settings_needs_an_explicit_setting(
+    own_valkey: OwnValkey,
+) -> None:
     server = own_valkey()
     with redis.Redis.from_url(server.url) as admin:
         admin.acl_setuser(

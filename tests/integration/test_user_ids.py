@@ -145,7 +145,7 @@ async def test_two_boards_at_once_agree_on_the_id_of_a_new_user(configured: Sett
         assert read_scores(configured, writer.partition.board) == {"alice": 5, taken: 5}
 
 
-def test_a_user_is_called_by_the_preferred_id_or_by_a_random_one(database_url: str) -> None:
+def test_a_user_gets_the_preferred_id_or_a_random_one(database_url: str) -> None:
     taken = str(user_uuid("alice"))
     with psycopg.connect(database_url, autocommit=True) as connection:
 
@@ -163,9 +163,7 @@ def test_a_user_is_called_by_the_preferred_id_or_by_a_random_one(database_url: s
         assert (id_of("alice"), id_of(taken)) == (user_uuid("alice"), other)
 
 
-def test_names_go_to_the_user_they_were_given_for(
-    command: Run, database_url: str, tmp_path: Path
-) -> None:
+def test_names_are_set_for_the_right_user(command: Run, database_url: str, tmp_path: Path) -> None:
     taken = str(user_uuid("alice"))
     assert command("user", "set", "alice", "--name", "Alice").code == 0
     assert command("user", "set", taken, "--name", "Stranger").code == 0
@@ -224,7 +222,9 @@ async def test_a_late_duplicate_is_corrected_for_the_user_who_sent_it(
     ) == [(taken,)]
 
 
-def test_every_read_tells_them_apart(command: Run, redis_url: str, database_url: str) -> None:
+def test_every_read_distinguishes_similar_users(
+    command: Run, redis_url: str, database_url: str
+) -> None:
     taken = str(user_uuid("alice"))
     configured = Settings(
         redis_url=Secret(redis_url), database_url=Secret(database_url), flusher_metrics_port=0
@@ -258,7 +258,7 @@ def test_every_read_tells_them_apart(command: Run, redis_url: str, database_url:
     assert order == ["alice", taken]
 
 
-async def test_a_plan_made_for_a_small_table_uses_the_indexes_a_large_one_needs(
+async def test_plans_made_for_small_tables_use_indexes(
     configured: Settings,
 ) -> None:
     """Prepared statements keep their plans while tables grow."""
@@ -276,7 +276,7 @@ async def test_a_plan_made_for_a_small_table_uses_the_indexes_a_large_one_needs(
     assert "Seq Scan on users" not in plan
 
 
-def test_users_that_an_older_version_merged_are_named(
+def test_users_merged_by_an_older_version_are_reported(
     command: Run, redis_url: str, database_url: str
 ) -> None:
     taken = str(user_uuid("alice"))

@@ -89,7 +89,9 @@ def execute(settings: Settings, statement: str) -> None:
 
 
 @pytest.mark.parametrize("sample", [None, 40])
-async def test_equal_stores_are_sound(sample: int | None, settings: Settings, store: Store) -> None:
+async def test_equal_stores_pass_verification(
+    sample: int | None, settings: Settings, store: Store
+) -> None:
     await opened(settings, store)
 
     verdict = await verified(settings, sample=sample)
@@ -117,7 +119,7 @@ async def test_users_are_counted_once_each(
     assert verdict.suspects == len(verdict.drifted) == partitions
 
 
-async def test_findings_beyond_those_that_are_listed_are_said(
+async def test_findings_beyond_the_listed_ones_are_reported(
     settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("scoreboard.recovery.verify.SHOWN_MAX", 10)
@@ -131,7 +133,7 @@ async def test_findings_beyond_those_that_are_listed_are_said(
     assert (len(more.findings), more.truncated) == (10, ("ledger sum",))
 
 
-async def test_what_the_flusher_has_not_committed_is_no_drift_but_a_backlog_if_it_stays(
+async def test_uncommitted_actions_are_not_drift_but_a_backlog_if_they_stay(
     settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("scoreboard.recovery.verify.BACKLOG_S", 0.5)
@@ -150,7 +152,7 @@ async def test_what_the_flusher_has_not_committed_is_no_drift_but_a_backlog_if_i
     assert finding.detail.startswith("6 actions wait for PostgreSQL, and none was committed")
 
 
-async def test_a_backlog_of_which_something_is_committed_meanwhile_is_sound(
+async def test_a_backlog_with_commits_during_the_check_is_not_reported(
     settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await opened(settings, store)
@@ -170,7 +172,7 @@ async def test_a_backlog_of_which_something_is_committed_meanwhile_is_sound(
 
 
 @pytest.mark.parametrize("sample", [None, 200])
-async def test_a_score_that_drifted_is_found_whichever_way(
+async def test_a_drifted_score_is_found_in_both_directions(
     sample: int | None, settings: Settings, store: Store
 ) -> None:
     await opened(settings, store)
@@ -189,7 +191,7 @@ async def test_a_score_that_drifted_is_found_whichever_way(
     assert not verdict.is_sound
 
 
-async def test_a_late_duplicate_on_its_way_to_correction_is_known_and_no_drift(
+async def test_a_late_duplicate_with_a_pending_correction_is_not_drift(
     settings: Settings, store: Store
 ) -> None:
     await opened(settings, store)
@@ -208,12 +210,12 @@ async def test_a_late_duplicate_on_its_way_to_correction_is_known_and_no_drift(
     assert verdict.drifted == ()
 
 
-async def test_parked_actions_are_owed_and_no_drift(settings: Settings, store: Store) -> None:
-    from flusher.dead_letters import park
+async def test_dead_letters_are_not_drift(settings: Settings, store: Store) -> None:
+    from flusher.dead_letters import dead_event
 
     await opened(settings, store)
     fields = {"q": 61, "u": "user-07", "a": "parked", "d": 4, "s": 15, "e": 2}
-    parked = park("9-1", {k.encode(): str(v).encode() for k, v in fields.items()}, "poison")
+    parked = dead_event("9-1", {k.encode(): str(v).encode() for k, v in fields.items()}, "poison")
     with direct(settings) as client:
         client.zadd(KEYS.board, {"user-07": pack(15, 0)})
     with psycopg.connect(settings.database_url.reveal()) as connection:
@@ -243,9 +245,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("check", BROKEN)
-async def test_each_check_of_the_books_can_fail(
-    check: str, settings: Settings, store: Store
-) -> None:
+async def test_each_ledger_check_can_fail(check: str, settings: Settings, store: Store) -> None:
     await opened(settings, store)
     # The history was written under epoch 1; the checks look at the newest.
     execute(settings, "UPDATE score_events SET epoch = 2")
@@ -268,7 +268,7 @@ async def test_equals_in_the_wrong_order_are_found(settings: Settings, store: St
     assert {one.check for one in findings} == {"order"}
 
 
-async def test_a_seen_hash_that_never_goes_is_found(settings: Settings, store: Store) -> None:
+async def test_a_dedup_shard_without_expiry_is_found(settings: Settings, store: Store) -> None:
     await opened(settings, store)
     with direct(settings) as client:
         key = next(client.scan_iter(f"{KEYS.tag}:seen:*"))
@@ -292,9 +292,7 @@ async def test_unsafe_settings_of_redis_are_found(settings: Settings, store: Sto
     assert [one.check for one in findings] == ["redis settings"]
 
 
-async def test_a_board_of_several_partitions_is_compared_whole(
-    settings: Settings, store: Store
-) -> None:
+async def test_all_partitions_of_a_board_are_compared(settings: Settings, store: Store) -> None:
     board = await opened(settings, store, board=Board(layout=Layout(partitions=3)))
     assert (await verified(settings, board)).is_sound
     keys = PartitionKeys(Partition("main", 1))
@@ -308,7 +306,7 @@ async def test_a_board_of_several_partitions_is_compared_whole(
     assert drift.redis == drift.wanted + 1
 
 
-async def test_a_verification_amid_writes_calls_nobody_drifted(
+async def test_a_verification_during_writes_finds_no_drift(
     settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("scoreboard.recovery.verify.BACKLOG_S", 0.0)
@@ -333,7 +331,7 @@ async def test_a_verification_amid_writes_calls_nobody_drifted(
     assert {one.check for verdict in verdicts for one in verdict.findings} == {"backlog"}
 
 
-async def test_repair_sets_right_what_drifted_and_a_second_run_changes_nothing(
+async def test_repair_corrects_drift_and_a_second_run_changes_nothing(
     settings: Settings, store: Store
 ) -> None:
     await opened(settings, store)
@@ -381,7 +379,7 @@ async def flush(settings: Settings) -> None:
         await eventually_async(lambda: is_drained(settings), within_s=10)
 
 
-def test_the_commands_show_ask_and_repair(
+def test_the_commands_show_confirm_and_repair(
     command: Run, settings: Settings, database_url: str
 ) -> None:
     write_history(database_url, HISTORY)
@@ -409,9 +407,7 @@ def test_the_commands_show_ask_and_repair(
     assert "nothing to repair" in command("repair", "--yes").err
 
 
-def test_a_redis_that_came_back_older_is_reseeded(
-    command: Run, settings: Settings, database_url: str
-) -> None:
+def test_an_older_redis_is_reseeded(command: Run, settings: Settings, database_url: str) -> None:
     write_history(database_url, HISTORY)
     assert command("reseed").code == 0
     with direct(settings) as client:
@@ -426,7 +422,7 @@ def test_a_redis_that_came_back_older_is_reseeded(
     assert command("verify", "--full").code == 0
 
 
-def test_books_that_disagree_are_left_and_said(
+def test_ledger_inconsistencies_are_reported_and_not_repaired(
     command: Run, settings: Settings, database_url: str
 ) -> None:
     write_history(database_url, HISTORY)

@@ -36,7 +36,7 @@ def trim(scripts: Scripts, got: list[str], *, first: int, last: int, epoch: int 
 
 
 @on_the_real_server
-def test_trimming_acknowledges_cuts_and_says_how_far_postgres_is(streamed: Scripts) -> None:
+def test_trim_acknowledges_removes_and_stores_the_committed_position(streamed: Scripts) -> None:
     got = deliver(streamed, 6)
 
     assert trim(streamed, got, first=1, last=6) == 6
@@ -47,7 +47,7 @@ def test_trimming_acknowledges_cuts_and_says_how_far_postgres_is(streamed: Scrip
 
 
 @on_the_real_server
-def test_trim_announces_a_committed_position_that_moved(streamed: Scripts) -> None:
+def test_trim_publishes_a_new_committed_position(streamed: Scripts) -> None:
     got = deliver(streamed, 6)
     with streamed.client.pubsub(ignore_subscribe_messages=True) as listener:
         listener.subscribe(COMMITS)
@@ -63,7 +63,7 @@ def test_trim_announces_a_committed_position_that_moved(streamed: Scripts) -> No
 
 
 @on_the_real_server
-def test_trimming_stops_before_the_oldest_pending_entry(streamed: Scripts) -> None:
+def test_trim_stops_before_the_oldest_pending_entry(streamed: Scripts) -> None:
     got = deliver(streamed, 6)
 
     trim(streamed, [*got[:2], *got[3:]], first=1, last=6)
@@ -72,7 +72,7 @@ def test_trimming_stops_before_the_oldest_pending_entry(streamed: Scripts) -> No
 
 
 @on_the_real_server
-def test_trimming_never_cuts_what_was_not_delivered(streamed: Scripts) -> None:
+def test_trim_keeps_undelivered_entries(streamed: Scripts) -> None:
     everything = ids(streamed)
     got = deliver(streamed, 3)
 
@@ -82,7 +82,7 @@ def test_trimming_never_cuts_what_was_not_delivered(streamed: Scripts) -> None:
 
 
 @on_the_real_server
-def test_trimming_without_a_group_or_a_stream_cuts_nothing(opened: Scripts) -> None:
+def test_trim_without_a_group_or_stream_removes_nothing(opened: Scripts) -> None:
     opened.client.delete(KEYS.events)
     assert trim(opened, ["5-0"], first=1, last=7) == 0
     opened.client.xadd(KEYS.events, {"q": "1"})
@@ -95,7 +95,7 @@ def test_trimming_without_a_group_or_a_stream_cuts_nothing(opened: Scripts) -> N
 @pytest.mark.parametrize(
     "changed", [{1: "0123"}, {2: 2}, {4: 8}], ids=["history", "epoch", "a gap before it"]
 )
-def test_trimming_for_a_caller_that_believes_something_else_changes_nothing(
+def test_trim_changes_nothing_for_an_outdated_caller(
     streamed: Scripts, changed: dict[int, object]
 ) -> None:
     got = deliver(streamed, 9)
@@ -111,7 +111,7 @@ def test_trimming_for_a_caller_that_believes_something_else_changes_nothing(
 
 
 @on_the_real_server
-def test_trimming_again_what_is_committed_never_takes_the_position_back(streamed: Scripts) -> None:
+def test_repeated_trims_never_lower_the_position(streamed: Scripts) -> None:
     got = deliver(streamed, 6)
     trim(streamed, got, first=1, last=6)
 
@@ -120,7 +120,7 @@ def test_trimming_again_what_is_committed_never_takes_the_position_back(streamed
 
 
 @on_the_real_server
-def test_trimming_after_a_known_gap_and_of_what_has_no_seq_is_not_held_up(
+def test_trim_accepts_known_gaps_and_entries_without_a_seq(
     streamed: Scripts,
 ) -> None:
     got = deliver(streamed, 9)
@@ -136,7 +136,7 @@ def test_trimming_after_a_known_gap_and_of_what_has_no_seq_is_not_held_up(
 
 @on_the_real_server
 @pytest.mark.parametrize("is_whole", [True, False])
-def test_what_a_deleted_consumer_had_is_not_cut_behind_rubbish(
+def test_entries_of_a_deleted_consumer_are_not_trimmed_after_invalid_records(
     streamed: Scripts, is_whole: bool
 ) -> None:
     """The group says that it was delivered and is not pending, and nobody has committed it."""
@@ -154,14 +154,14 @@ def test_what_a_deleted_consumer_had_is_not_cut_behind_rubbish(
 
 
 @on_the_real_server
-def test_trimming_an_emptied_partition_is_refused(scripts: Scripts) -> None:
+def test_trim_is_refused_for_an_empty_partition(scripts: Scripts) -> None:
     args = (GROUP, scripts.history, 1, "5-0", 1, 1, COMMITS)
 
     assert scripts.refuses("trim", TRIM, *args).startswith("UNINIT ")
 
 
 @on_the_real_server
-def test_trimming_wants_a_stream_id(opened: Scripts) -> None:
+def test_trim_needs_a_stream_id(opened: Scripts) -> None:
     good: list[object] = [GROUP, opened.history, 1, "5-0", 1, 1, COMMITS, "5-0"]
     for place, value in [(3, "soon"), (2, "x"), (4, "x"), (5, "x"), (7, "soon")]:
         args = [*good[:place], value, *good[place + 1 :]]
@@ -178,7 +178,7 @@ def test_thousands_of_entries_are_acknowledged_in_one_call(opened: Scripts) -> N
     assert trim(opened, got, first=1, last=5120) == 5120
 
 
-def test_a_fence_says_where_the_partition_stood(scripts: Scripts) -> None:
+def test_a_fence_returns_the_position(scripts: Scripts) -> None:
     assert scripts.fence("T") == [0, 0]
     scripts.open(epoch=3, seq=7)
 
@@ -189,7 +189,7 @@ def test_a_fence_says_where_the_partition_stood(scripts: Scripts) -> None:
 @pytest.mark.parametrize(
     "args", [(), ("",), ("T",), ("a token", 0, "", -1), ("T", "x", "", -1), ("T", 0, "", "x")]
 )
-def test_a_fence_wants_a_token_and_what_the_caller_saw(
+def test_a_fence_needs_a_token_and_the_state_the_caller_read(
     opened: Scripts, args: tuple[object, ...]
 ) -> None:
     before = opened.snapshot()
@@ -208,7 +208,7 @@ def test_a_fence_wants_a_token_and_what_the_caller_saw(
         ({"committed": "1:8"}, (1, "", 7)),
     ],
 )
-def test_a_fence_of_a_caller_whom_others_have_overtaken_is_refused(
+def test_a_fence_of_an_outdated_caller_is_refused(
     opened: Scripts, meanwhile: dict[str, object], seen: tuple[object, ...]
 ) -> None:
     opened.client.hset(KEYS.meta, mapping=meanwhile)
@@ -219,7 +219,7 @@ def test_a_fence_of_a_caller_whom_others_have_overtaken_is_refused(
 
 
 @on_the_real_server
-def test_a_fence_that_depends_on_the_position_passes_where_nothing_more_is_committed(
+def test_a_fence_with_the_committed_position_is_accepted(
     opened: Scripts,
 ) -> None:
     opened.client.hset(KEYS.meta, "committed", "1:7")
@@ -234,7 +234,7 @@ def test_a_fenced_board_can_still_be_read(opened: Scripts) -> None:
     assert opened.run("leaderboard", [KEYS.board, KEYS.meta], 0, 10)[2] == 1
 
 
-def test_pages_of_scores_add_up_and_the_first_drops_what_was_left(scripts: Scripts) -> None:
+def test_pages_of_scores_accumulate_and_the_first_empties_the_shadow(scripts: Scripts) -> None:
     scripts.fence("T")
     scripts.client.zadd(KEYS.shadow, {"left by a killed run": 1})
     pair = [KEYS.meta, KEYS.shadow]
@@ -277,7 +277,7 @@ def test_remembered_actions_are_replays_after_opening(scripts: Scripts) -> None:
 
 
 @on_the_real_server
-def test_opening_swaps_board_stream_and_meta_at_once(opened: Scripts) -> None:
+def test_opening_replaces_board_stream_and_meta_atomically(opened: Scripts) -> None:
     opened.submit(("old", "1", 5))
     trim(opened, deliver(opened, 1), first=1, last=1)
     opened.client.hset(KEYS.meta, "rubbish", "what somebody wrote")
@@ -302,7 +302,7 @@ def test_opening_swaps_board_stream_and_meta_at_once(opened: Scripts) -> None:
 
 
 @on_the_real_server
-def test_stream_ids_never_go_back_over_a_reopening(opened: Scripts) -> None:
+def test_stream_ids_never_decrease_after_a_reopening(opened: Scripts) -> None:
     opened.submit(("alice", "1", 5))
     (last,) = deliver(opened, 1)
     trim(opened, [last], first=1, last=1)
@@ -347,9 +347,7 @@ def test_an_incomplete_shadow_is_not_opened(opened: Scripts) -> None:
 
 @on_the_real_server
 @pytest.mark.parametrize("delivered", [0, 1, 2])
-def test_a_stream_with_what_is_not_committed_is_not_opened_over(
-    opened: Scripts, delivered: int
-) -> None:
+def test_opening_is_refused_with_uncommitted_entries(opened: Scripts, delivered: int) -> None:
     opened.submit(("alice", "1", 5), ("bob", "1", 5))
     if delivered:
         deliver(opened, delivered)
@@ -363,7 +361,7 @@ def test_a_stream_with_what_is_not_committed_is_not_opened_over(
 
 
 @on_the_real_server
-def test_a_stream_without_its_group_is_not_opened_over(opened: Scripts) -> None:
+def test_opening_is_refused_for_a_stream_without_its_group(opened: Scripts) -> None:
     opened.submit(("alice", "1", 5))
     opened.client.xgroup_destroy(KEYS.events, GROUP)
     opened.fence("T")
@@ -373,7 +371,7 @@ def test_a_stream_without_its_group_is_not_opened_over(opened: Scripts) -> None:
     assert refusal.startswith("LAG ")
 
 
-def test_of_two_copies_of_the_catalogue_the_later_one_stays(scripts: Scripts) -> None:
+def test_the_later_of_two_catalogue_copies_remains(scripts: Scripts) -> None:
     def mirror(seen: int, **points: int) -> int:
         flat = [value for pair in points.items() for value in pair]
         return scripts.run("mirror", [ACTIONS], seen, "told", *flat)
@@ -391,7 +389,9 @@ def test_of_two_copies_of_the_catalogue_the_later_one_stays(scripts: Scripts) ->
 @pytest.mark.parametrize(
     "args", [(), (0,), ("x", "told"), (0, "told", "win"), (0, "t", "win", "x")]
 )
-def test_a_copy_of_the_catalogue_wants_points(scripts: Scripts, args: tuple[object, ...]) -> None:
+def test_a_copy_of_the_catalogue_needs_valid_points(
+    scripts: Scripts, args: tuple[object, ...]
+) -> None:
     assert scripts.refuses("mirror", [ACTIONS], *args).startswith("BADARG ")
 
 
@@ -403,12 +403,12 @@ def test_a_catalogue_of_another_type_is_replaced(scripts: Scripts) -> None:
 
 
 @on_the_real_server
-def test_the_history_is_named_by_the_replication_id(scripts: Scripts) -> None:
+def test_history_returns_the_replication_id(scripts: Scripts) -> None:
     assert scripts.history == scripts.client.info("replication")["master_replid"]
 
 
 @on_the_real_server
-def test_a_server_that_hides_its_history_from_scripts_is_still_trimmed(streamed: Scripts) -> None:
+def test_a_server_that_hides_its_replication_id_is_still_trimmed(streamed: Scripts) -> None:
     got = deliver(streamed, 6)
     streamed.client.acl_setuser(
         "blind", enabled=True, nopass=True, keys="*", categories=["+@all"], commands=["-info"]
@@ -427,7 +427,7 @@ RETIRE = [KEYS.meta, KEYS.board, KEYS.shadow, KEYS.events]
 
 
 @on_the_real_server
-def test_a_retired_partition_teaches_the_new_layout_and_reads_as_empty(opened: Scripts) -> None:
+def test_a_retired_partition_returns_the_new_layout_and_reads_as_empty(opened: Scripts) -> None:
     opened.submit(("alice", "1", 5))
     got = deliver(opened, 1)
     trim(opened, got, first=1, last=1)

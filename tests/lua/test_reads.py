@@ -22,7 +22,7 @@ def names(flat: list[object]) -> list[str]:
     return [text(value) for value in flat[::2]]
 
 
-def test_a_window_comes_with_total_epoch_and_seq(opened: Scripts) -> None:
+def test_a_window_has_total_epoch_and_seq(opened: Scripts) -> None:
     users = fill(opened, 12)
 
     epoch, seq, total, rows = opened.run("leaderboard", READ, 0, 10)
@@ -32,7 +32,7 @@ def test_a_window_comes_with_total_epoch_and_seq(opened: Scripts) -> None:
     assert int(rows[1]) == pack(100, SLOT_COUNT - 1)
 
 
-def test_pages_meet_without_overlap_also_inside_a_tie(opened: Scripts) -> None:
+def test_pages_do_not_overlap_within_equal_scores(opened: Scripts) -> None:
     users = fill(opened, 11)
 
     pages = [opened.run("leaderboard", READ, offset, 3)[3] for offset in (0, 3, 6, 9, 12)]
@@ -94,7 +94,7 @@ def test_reads_with_wrong_arguments_are_refused(
     assert opened.refuses(script, READ, *args).startswith("BADARG ")
 
 
-def test_neighbours_of_a_foreign_score_are_counted_and_nearest_first(opened: Scripts) -> None:
+def test_neighbours_of_another_partitions_score_are_counted_nearest_first(opened: Scripts) -> None:
     users = fill(opened, 6)
     packed = dict(opened.board())
     between = packed[users[2]]

@@ -49,7 +49,7 @@ def played(opened: Scripts) -> Scripts:
     return opened
 
 
-def test_a_score_that_is_too_high_is_set_back_and_announced(played: Scripts) -> None:
+def test_a_score_that_is_too_high_is_lowered_and_published(played: Scripts) -> None:
     listener = played.client.pubsub()
     listener.subscribe(KEYS.changes)
     listener.get_message(timeout=1)
@@ -93,7 +93,7 @@ def test_actions_not_yet_committed_are_added_and_corrections_are_not(played: Scr
     assert ("alice", 32) in scores(played)
 
 
-def test_a_dry_run_says_what_differs_and_writes_nothing(played: Scripts) -> None:
+def test_a_dry_run_reports_differences_and_writes_nothing(played: Scripts) -> None:
     before = played.snapshot()
 
     found = repair(played, ("alice", 25, []), ("bob", 20, []), committed=last_id(played), dry=1)
@@ -112,7 +112,7 @@ def test_a_dry_run_says_what_differs_and_writes_nothing(played: Scripts) -> None
         (["alice"], ["alice", "bob", "carol"]),
     ],
 )
-def test_among_equals_the_place_is_the_one_that_postgres_says(
+def test_a_corrected_user_is_placed_in_the_order_of_postgres(
     played: Scripts, order: list[str], expected: list[str]
 ) -> None:
     repair(played, ("alice", 20, order), committed=last_id(played))
@@ -122,7 +122,7 @@ def test_among_equals_the_place_is_the_one_that_postgres_says(
     assert scores(played)[-1] == ("dave", 20), "who comes later stands behind them all"
 
 
-def test_who_acted_since_stands_behind_those_who_did_not_in_the_order_of_the_stream(
+def test_users_who_acted_since_rank_last_in_stream_order(
     played: Scripts,
 ) -> None:
     committed = last_id(played)
@@ -133,7 +133,7 @@ def test_who_acted_since_stands_behind_those_who_did_not_in_the_order_of_the_str
     assert [user for user, _ in scores(played)] == ["bob", "carol", "dave", "alice", "erin"]
 
 
-def test_among_very_many_equals_the_place_is_the_last(opened: Scripts) -> None:
+def test_a_corrected_user_is_placed_last_among_very_many_equals(opened: Scripts) -> None:
     opened.cap = 5000
     opened.submit(("alice", "1", 30))
     for start in range(0, 576, 64):
@@ -146,14 +146,14 @@ def test_among_very_many_equals_the_place_is_the_last(opened: Scripts) -> None:
     assert len(opened.board()) == 577
 
 
-def test_a_user_whom_postgres_does_not_know_leaves(played: Scripts) -> None:
+def test_a_user_without_a_score_in_postgres_is_removed(played: Scripts) -> None:
     done = repair(played, ("alice", -1, []), committed=last_id(played))
 
     assert done == [["corrected", -30, 0, 4]]
     assert scores(played) == [("bob", 20), ("carol", 20)]
 
 
-def test_a_user_whom_redis_lost_comes_back(played: Scripts) -> None:
+def test_a_user_lost_by_redis_is_restored(played: Scripts) -> None:
     done = repair(played, ("zoe", 22, []), committed=last_id(played))
 
     assert done == [["corrected", 22, 22, 4]]
@@ -175,9 +175,7 @@ def test_a_user_whom_redis_lost_comes_back(played: Scripts) -> None:
         ((1, 3, "0-0", 0, "bob", 20, 0, "alice", SCORE_MAX, 0), "RANGE"),
     ],
 )
-def test_refusals_leave_everything_as_it_was(
-    played: Scripts, args: tuple[object, ...], code: str
-) -> None:
+def test_refusals_change_nothing(played: Scripts, args: tuple[object, ...], code: str) -> None:
     played.client.hset(KEYS.meta, "committed", "1:2")
     before = played.snapshot()
 
@@ -191,7 +189,7 @@ def test_a_caller_that_read_the_stream_of_another_server_is_refused(played: Scri
     assert refusal.startswith("STALE ")
 
 
-def test_a_flusher_that_was_overtaken_sets_no_score_back(played: Scripts) -> None:
+def test_an_outdated_flusher_lowers_no_score(played: Scripts) -> None:
     """It held the position at seq 3 and stood still; another one committed 100 more and cut."""
     committed = last_id(played)
     played.submit(("alice", "2", 100))
@@ -205,7 +203,7 @@ def test_a_flusher_that_was_overtaken_sets_no_score_back(played: Scripts) -> Non
 
 
 @pytest.mark.parametrize("odd", [float("inf"), float("-inf"), -5, 1.5, 25 * 2**21 + 0.5, 2.0**60])
-def test_what_is_no_packed_score_is_set_anew(played: Scripts, odd: float) -> None:
+def test_an_invalid_packed_score_is_replaced(played: Scripts, odd: float) -> None:
     played.client.zadd(KEYS.board, {"alice": odd})
 
     (found,) = repair(played, ("alice", 25, []), committed=last_id(played), seq=3, dry=1)
@@ -216,7 +214,7 @@ def test_what_is_no_packed_score_is_set_anew(played: Scripts, odd: float) -> Non
     assert scores(played)[0] == ("alice", 25)
 
 
-def test_a_member_with_no_points_that_redis_lost_comes_back(played: Scripts) -> None:
+def test_repair_restores_a_lost_member_with_score_zero(played: Scripts) -> None:
     (done,) = repair(played, ("zoe", 0, []), committed=last_id(played), seq=3)
 
     assert done == ["corrected", 0, 0, 0]
@@ -232,9 +230,7 @@ def test_a_member_with_no_points_that_redis_lost_comes_back(played: Scripts) -> 
         {"q": "x", "u": "alice", "a": "1", "d": "7", "s": "1", "e": "1"},
     ],
 )
-def test_entries_that_the_flusher_parks_add_nothing(
-    played: Scripts, fields: dict[str, str]
-) -> None:
+def test_invalid_entries_add_nothing(played: Scripts, fields: dict[str, str]) -> None:
     committed = last_id(played)
     played.client.xadd(KEYS.events, fields)
 
@@ -243,7 +239,7 @@ def test_entries_that_the_flusher_parks_add_nothing(
     ]
 
 
-def test_more_than_a_script_may_add_up_is_refused(played: Scripts) -> None:
+def test_too_many_new_entries_are_refused(played: Scripts) -> None:
     played.cap = 5000
     for start in range(0, 1024, 64):
         played.submit(*((f"user{number}", "1", 1) for number in range(start, start + 64)))
@@ -253,7 +249,7 @@ def test_more_than_a_script_may_add_up_is_refused(played: Scripts) -> None:
     assert refusal.startswith("LAG ")
 
 
-def test_what_the_caller_added_up_is_not_added_again(played: Scripts) -> None:
+def test_entries_summed_by_the_caller_are_not_added_again(played: Scripts) -> None:
     played.submit(("alice", "2", 7))
     up_to = last_id(played)
     played.submit(("alice", "3", 1))

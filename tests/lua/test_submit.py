@@ -17,7 +17,7 @@ def test_a_first_action_is_applied(opened: Scripts) -> None:
     assert text(opened.client.hget(KEYS.meta, "seq")) == "1"
 
 
-def test_a_replay_answers_with_the_first_score_and_changes_nothing(opened: Scripts) -> None:
+def test_a_replay_returns_the_first_score_and_changes_nothing(opened: Scripts) -> None:
     opened.submit(("alice", "win:1", 10), ("alice", "win:2", 10))
     before = opened.snapshot()
 
@@ -36,7 +36,7 @@ def test_a_replay_answers_with_the_first_score_and_changes_nothing(opened: Scrip
         ("1:x", [0, 0, 0]),
     ],
 )
-def test_a_replay_says_whether_its_change_is_committed(
+def test_a_replay_reports_whether_its_change_is_committed(
     opened: Scripts, committed: str | None, known: list[int]
 ) -> None:
     opened.submit(("alice", "win:1", 10), ("bob", "win:1", 10))
@@ -62,13 +62,13 @@ def test_other_stated_points_are_a_conflict(opened: Scripts) -> None:
     assert opened.snapshot() == before
 
 
-def test_points_of_the_catalogue_may_change_between_tries(opened: Scripts) -> None:
+def test_catalogue_points_may_change_between_attempts(opened: Scripts) -> None:
     opened.submit(("alice", "win:1", 10))
 
     assert opened.submit(("alice", "win:1", 20)) == [["replayed", 10, 10, 1]]
 
 
-def test_an_action_of_the_generation_before_is_still_known(opened: Scripts) -> None:
+def test_an_action_of_the_previous_generation_is_a_replay(opened: Scripts) -> None:
     generation = opened.generation
     keys, args = opened.submit_call(("alice", "win:1", 10))
     opened.run("submit", keys, *args)
@@ -92,7 +92,7 @@ def test_busy_at_the_cap_still_answers_replays(opened: Scripts) -> None:
 @pytest.mark.parametrize(
     ("held", "delta"), [(0, -1), (SCORE_MAX, 1), (SCORE_MAX - 5, 6), (5, -6), (1, SCORE_MAX)]
 )
-def test_a_score_beyond_its_range_is_refused_and_not_remembered(
+def test_a_score_out_of_range_is_refused_and_not_remembered(
     opened: Scripts, held: int, delta: int
 ) -> None:
     if held:
@@ -115,7 +115,7 @@ def test_the_first_to_reach_a_score_stays_ahead(opened: Scripts, score: int) -> 
     ]
 
 
-def test_who_comes_to_zero_again_is_kept_on_the_board(opened: Scripts) -> None:
+def test_a_user_with_score_zero_stays_on_the_board(opened: Scripts) -> None:
     opened.submit(("alice", "up", 5))
 
     assert opened.submit(("alice", "down", -5)) == [["applied", -5, 0, 2]]
@@ -138,7 +138,7 @@ def test_a_score_that_runs_out_of_slots_recovers_those_of_users_who_left(opened:
     assert "sweep:7" not in [text(field) for field in opened.client.hkeys(KEYS.meta)]
 
 
-def test_every_seen_key_has_a_time_to_live_that_is_not_prolonged(opened: Scripts) -> None:
+def test_every_dedup_shard_has_a_fixed_expiry(opened: Scripts) -> None:
     keys, args = opened.submit_call(("alice", "win:1", 10))
     opened.run("submit", keys, *args)
     opened.client.expire(keys[4], 100)
@@ -173,7 +173,7 @@ def test_a_fenced_partition_accepts_nothing_not_even_replays(opened: Scripts) ->
     assert opened.snapshot() == before
 
 
-def test_a_caller_with_another_generation_is_told_the_time(opened: Scripts) -> None:
+def test_another_generation_is_refused_with_the_time(opened: Scripts) -> None:
     keys, args = opened.submit_call(("alice", "win:1", 10), generation=7)
 
     refusal = opened.refuses("submit", keys, *args)
@@ -184,7 +184,7 @@ def test_a_caller_with_another_generation_is_told_the_time(opened: Scripts) -> N
     assert opened.board() == []
 
 
-def test_a_caller_with_another_layout_is_told_the_right_one(opened: Scripts) -> None:
+def test_another_layout_is_refused_with_the_current_one(opened: Scripts) -> None:
     keys, args = opened.submit_call(("alice", "win:1", 10), layout="2:1000:4")
 
     assert opened.refuses("submit", keys, *args).split()[:2] == ["LAYOUT", str(LAYOUT)]
@@ -209,7 +209,7 @@ def test_more_than_64_actions_are_refused(opened: Scripts) -> None:
     assert len(opened.submit(*((f"user{n}", "1", 1) for n in range(64)))) == 64
 
 
-def test_a_key_of_a_wrong_type_shows_before_the_first_write(opened: Scripts) -> None:
+def test_a_key_of_a_wrong_type_fails_before_the_first_write(opened: Scripts) -> None:
     keys, args = opened.submit_call(("bob", "1", 1), ("alice", "win:1", 1))
     opened.client.set(keys[-2], "no hash")
     before = opened.snapshot()
@@ -218,7 +218,7 @@ def test_a_key_of_a_wrong_type_shows_before_the_first_write(opened: Scripts) -> 
     assert opened.snapshot() == before
 
 
-def test_changes_are_announced_once_and_only_when_the_top_can_differ(opened: Scripts) -> None:
+def test_changes_are_published_once_and_only_if_the_top_may_differ(opened: Scripts) -> None:
     with opened.client.pubsub() as subscription:
         subscription.subscribe(KEYS.changes)
         subscription.get_message(timeout=1)
@@ -235,7 +235,7 @@ def test_changes_are_announced_once_and_only_when_the_top_can_differ(opened: Scr
     assert announced == ["1:10", "1:12", "1:13"]
 
 
-def test_a_score_that_has_run_out_already_is_swept_at_once(opened: Scripts) -> None:
+def test_a_score_without_free_slots_is_swept_at_once(opened: Scripts) -> None:
     """As the version before this one may have left it."""
     opened.client.zadd(KEYS.board, {f"u{n:03}": pack(7, 999 - n) for n in range(1000)})
 
@@ -244,7 +244,7 @@ def test_a_score_that_has_run_out_already_is_swept_at_once(opened: Scripts) -> N
     assert [user for user, _ in opened.board()][-4:] == ["u999", "b", "c", "a"]
 
 
-def test_a_sweep_that_moves_watched_rows_is_announced(opened: Scripts) -> None:
+def test_a_sweep_that_moves_watched_rows_is_published(opened: Scripts) -> None:
     """On a board of several partitions it may change the order of equals."""
     opened.client.zadd(KEYS.board, {f"u{n:02}": pack(7, 100 - n) for n in range(20)})
     with opened.client.pubsub() as subscription:

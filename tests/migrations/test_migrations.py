@@ -14,7 +14,7 @@ def settings_for(url: str) -> Settings:
     return Settings(redis_url=Secret("redis://unused"), database_url=Secret(url))
 
 
-def test_an_empty_database_is_brought_to_head_and_then_left_alone(empty_database_url: str) -> None:
+def test_an_empty_database_is_migrated_once(empty_database_url: str) -> None:
     assert migrations.migrate(empty_database_url) == migrations.known()
     assert migrations.migrate(empty_database_url) == []
     assert migrations.status(empty_database_url) == [(name, True) for name in migrations.known()]

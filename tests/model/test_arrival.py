@@ -79,7 +79,7 @@ PHASES = st.lists(st.tuples(LEAVING, st.integers(1, 60), st.integers(1, LIMIT)),
 
 
 @pytest.mark.timeout(180)
-def test_the_order_of_arrival_is_exact_however_many_come_and_go(
+def test_the_order_of_arrival_is_exact_for_any_number_of_changes(
     client: "redis.Redis[str]",
 ) -> None:
     @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
@@ -115,7 +115,7 @@ def place_of(leaving: str, count: int, chance: random.Random) -> int:
 
 @pytest.mark.parametrize("leaving", ["first", "last", "middle", "any", "half"])
 @pytest.mark.parametrize("standing", [1, 2, LIMIT // 2, LIMIT - 1, LIMIT])
-def test_at_the_limit_a_score_never_runs_out(
+def test_a_score_below_the_limit_never_runs_out_of_slots(
     client: "redis.Redis[str]", leaving: str, standing: int
 ) -> None:
     """Twenty times as many come as there are slots, and always as many go."""
@@ -128,7 +128,7 @@ def test_at_the_limit_a_score_never_runs_out(
     assert len({packed for _, packed in small.board()}) == len(small.board()), "one slot each"
 
 
-def test_where_nobody_leaves_every_slot_is_used(client: "redis.Redis[str]") -> None:
+def test_every_slot_is_used_if_no_user_leaves(client: "redis.Redis[str]") -> None:
     small = start(client)
 
     small.arrive(SLOTS)
@@ -137,7 +137,7 @@ def test_where_nobody_leaves_every_slot_is_used(client: "redis.Redis[str]") -> N
     assert client.zcount(KEYS.board, HERE * SLOTS, HERE * SLOTS) == 1
 
 
-def test_beyond_all_slots_the_last_is_shared_by_name_and_room_is_used_again(
+def test_without_free_slots_the_last_is_shared_until_one_is_free(
     client: "redis.Redis[str]",
 ) -> None:
     small = start(client)
@@ -155,7 +155,7 @@ def test_beyond_all_slots_the_last_is_shared_by_name_and_room_is_used_again(
     assert small.here() == small.standing, "exact again"
 
 
-def test_a_sweep_that_was_left_alone_does_no_harm(client: "redis.Redis[str]") -> None:
+def test_an_abandoned_sweep_changes_no_order(client: "redis.Redis[str]") -> None:
     """Whatever position a sweep is said to have reached, nobody's place changes."""
     small, chance = start(client), random.Random(9)
     small.arrive(10)
@@ -168,7 +168,7 @@ def test_a_sweep_that_was_left_alone_does_no_harm(client: "redis.Redis[str]") ->
         assert [user for user in small.here() if user != small.standing[-1]] == before
 
 
-def test_the_limit_that_the_docs_state_follows_from_the_constants() -> None:
+def test_the_documented_limit_follows_from_the_constants() -> None:
     text = resources.script("submit").decode()
     moves = int(re.findall(r"local MOVES = (\d+)", text)[0])
     limit = SLOT_COUNT * (moves - 1) // (moves + 1)

@@ -151,7 +151,7 @@ def machine(redis_url: str) -> Iterator[type[BoardMachine]]:
 
 
 @pytest.mark.timeout(120)
-def test_the_board_agrees_with_a_dict(machine: type[BoardMachine]) -> None:
+def test_the_board_equals_a_dict(machine: type[BoardMachine]) -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
     run_state_machine_as_test(

@@ -15,7 +15,7 @@ GOOD = {
 }
 
 
-def test_a_record_is_read() -> None:
+def test_a_record_is_decoded() -> None:
     event = decode(b"1700000000123-4", GOOD)
 
     assert event == Event("1700000000123-4", 7, "alice", "win:1", 10, 30, 2, "", "req-1")

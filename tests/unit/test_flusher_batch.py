@@ -5,7 +5,7 @@ from uuid import UUID
 import pytest
 
 from flusher.batch import COLUMNS, Entry, Gap, Progress, advance, build, rows
-from flusher.dead_letters import park
+from flusher.dead_letters import dead_event
 from flusher.writer import TYPES
 from scoreboard.events import BadRecord
 from scoreboard.ledger.dead_letters import fields_of
@@ -17,7 +17,7 @@ def entry(seq: int, *, at: str = "", **fields: str) -> Entry:
     return (at or f"1000-{seq}").encode(), {k.encode(): v.encode() for k, v in known.items() if v}
 
 
-def test_every_entry_ends_up_in_exactly_one_list() -> None:
+def test_every_entry_is_in_exactly_one_list() -> None:
     entries = [entry(1), entry(2, k="c"), entry(3, d=""), entry(4, u="no spaces"), entry(5)]
 
     batch = build(entries)
@@ -32,13 +32,11 @@ def test_every_entry_ends_up_in_exactly_one_list() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"q": str(2**63)}, "beyond a BIGINT"),
-        ({"e": str(2**63)}, "beyond a BIGINT"),
+        ({"q": str(2**63)}, "exceeds a BIGINT"),
+        ({"e": str(2**63)}, "exceeds a BIGINT"),
     ],
 )
-def test_what_fits_no_column_is_bad_before_it_reaches_the_database(
-    change: dict[str, str], reason: str
-) -> None:
+def test_values_that_fit_no_column_are_bad_records(change: dict[str, str], reason: str) -> None:
     (record,) = build([entry(1, **change)]).bad
 
     assert reason in record.reason
@@ -78,21 +76,21 @@ def test_the_last_row_of_each_user_is_marked() -> None:
         ([4, 7, 9], 3, Progress(9, Gap(5, 7, "1000-7"))),
     ],
 )
-def test_a_batch_is_followed_from_where_the_partition_stands(
+def test_a_batch_advances_from_the_committed_position(
     seqs: list[int], committed: int, progress: Progress
 ) -> None:
     assert advance(build([entry(seq) for seq in seqs]), committed) == progress
 
 
-def test_a_record_that_cannot_be_read_stands_for_the_seq_missing_in_its_place() -> None:
+def test_an_undecodable_record_fills_one_missing_seq() -> None:
     assert advance(build([entry(1), entry(2, q="?"), entry(3)]), 0) == Progress(3)
     assert advance(build([entry(1), entry(2, q="?"), entry(4)]), 0).gap == Gap(2, 4, "1000-4")
 
 
-def test_a_parked_entry_comes_back_byte_by_byte() -> None:
+def test_a_dead_letter_keeps_every_byte() -> None:
     fields = {b"q": b"12", b"u": bytes(range(256)), b"\xff\x00": b"\0"}
 
-    dead = park("5-1", fields, "why\0" + "x" * 1000)
+    dead = dead_event("5-1", fields, "why\0" + "x" * 1000)
 
     assert fields_of(dead.raw) == fields
     assert dead.seq == 12
@@ -101,8 +99,8 @@ def test_a_parked_entry_comes_back_byte_by_byte() -> None:
 
 
 @pytest.mark.parametrize("seq", [b"", b"-1", b"0", b"x", b"9" * 30])
-def test_a_seq_that_is_none_is_stored_as_none(seq: bytes) -> None:
-    assert park("5-1", {b"q": seq}, "why").seq is None
+def test_an_invalid_seq_is_stored_as_null(seq: bytes) -> None:
+    assert dead_event("5-1", {b"q": seq}, "why").seq is None
 
 
 def test_the_reason_of_a_bad_record_is_kept() -> None:

@@ -36,14 +36,14 @@ from flusher.database_errors import ErrorClass, classify
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_each_error_means_one_thing(error: psycopg.Error, meaning: ErrorClass) -> None:
+def test_each_error_has_one_class(error: psycopg.Error, meaning: ErrorClass) -> None:
     assert classify(error) is meaning
 
 
 @pytest.mark.parametrize(
     ("constraint", "meaning"), [("scores_score", ErrorClass.POISON), (None, ErrorClass.SCHEMA)]
 )
-def test_a_missing_ledger_partition_is_no_poison(
+def test_a_missing_ledger_partition_is_not_a_bad_row(
     constraint: str | None, meaning: ErrorClass, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It comes as a check violation; taken for poison, the whole stream would be parked."""

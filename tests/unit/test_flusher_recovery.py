@@ -30,11 +30,11 @@ def state(epoch: int = 3, seq: int = 50, *, fence: str = "") -> PartitionState:
         (state(epoch=2, fence=f"{REWIND_FENCE}:0a1b"), Finding.RESUME),
     ],
 )
-def test_where_both_stand_says_what_to_do(found: PartitionState, finding: Finding) -> None:
+def test_the_positions_decide_what_to_do(found: PartitionState, finding: Finding) -> None:
     assert compare_positions(COMMITTED, found) is finding
 
 
-def test_only_what_redis_lost_begins_a_way_back() -> None:
+def test_only_lost_data_starts_a_recovery() -> None:
     assert {one for one in Finding if one.is_rewind} == {
         Finding.REWOUND,
         Finding.OLD_EPOCH,

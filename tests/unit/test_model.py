@@ -22,7 +22,7 @@ def test_packing_round_trips_and_is_exact_in_a_double(score: int, slot: int) -> 
 
 
 @given(SCORES, SLOTS, SCORES, SLOTS)
-def test_packed_scores_order_by_score_then_by_arrival(a: int, p: int, b: int, q: int) -> None:
+def test_packed_scores_sort_by_score_then_by_arrival(a: int, p: int, b: int, q: int) -> None:
     assert (pack(a, p) < pack(b, q)) == ((a, p) < (b, q))
 
 
@@ -32,7 +32,7 @@ def test_identifiers(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "x" * 129, "a b", "a\n", "é", "a/b", "a,b", "a\0", "<b>"])
-def test_what_is_no_identifier(text: str) -> None:
+def test_invalid_identifiers(text: str) -> None:
     assert not model.is_identifier(text)
 
 
@@ -42,7 +42,7 @@ def test_board_names(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "Main", "x" * 33, "a{b", "a:b", "main\n"])
-def test_what_is_no_board_name(text: str) -> None:
+def test_invalid_board_names(text: str) -> None:
     assert not model.is_board_name(text)
 
 
@@ -57,7 +57,7 @@ def test_only_canonical_uuids_are_their_own_preferred_id() -> None:
     assert all(row.version == 5 for row in rows[1:])
 
 
-def test_digests_tell_apart_what_concatenation_would_confuse() -> None:
+def test_digests_differ_where_concatenations_are_equal() -> None:
     assert model.digest_of("main", "ab", "c") != model.digest_of("main", "a", "bc")
     assert model.digest_of("main", "a", "b") != model.digest_of("mai", "na", "b")
     assert len(model.digest_of("main", "a", "b")) == 16
@@ -76,7 +76,7 @@ def test_layouts_round_trip() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "1:2", "1:2:3:4", "0:1:1", "a:b:c"])
-def test_what_is_no_layout(text: str) -> None:
+def test_invalid_layouts(text: str) -> None:
     with pytest.raises(ValueError):
         Layout.parse(text)
 

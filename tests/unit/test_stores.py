@@ -73,17 +73,17 @@ BAD_DATABASE = [
 
 
 @pytest.mark.parametrize("url", GOOD_REDIS)
-def test_an_address_of_redis_is_taken(url: str) -> None:
+def test_a_redis_url_is_accepted(url: str) -> None:
     check_redis_url(url)
 
 
 @pytest.mark.parametrize("url", GOOD_DATABASE)
-def test_an_address_of_postgresql_is_taken(url: str) -> None:
+def test_a_postgresql_url_is_accepted(url: str) -> None:
     check_database_url(url)
 
 
 @pytest.mark.parametrize("url", BAD_REDIS)
-def test_what_is_not_an_address_of_redis_is_refused_without_the_password(url: str) -> None:
+def test_an_invalid_redis_url_is_refused_without_its_password(url: str) -> None:
     with pytest.raises(SettingInvalid) as refused:
         settings.load({"REDIS_URL": url})
 
@@ -94,7 +94,7 @@ def test_what_is_not_an_address_of_redis_is_refused_without_the_password(url: st
 
 
 @pytest.mark.parametrize("url", BAD_DATABASE)
-def test_what_is_not_an_address_of_postgresql_is_refused_without_the_password(url: str) -> None:
+def test_an_invalid_postgresql_url_is_refused_without_its_password(url: str) -> None:
     with pytest.raises(SettingInvalid) as refused:
         settings.load({"REDIS_URL": "redis://localhost", "DATABASE_URL": url})
 
@@ -116,7 +116,7 @@ def test_an_address_that_cannot_be_read_is_not_shown(url: str) -> None:
     assert HINT not in redact_url(url)
 
 
-def test_passwords_are_found_in_addresses_that_cannot_be_read() -> None:
+def test_passwords_are_found_in_malformed_urls() -> None:
     assert extract_passwords("postgresql+psycopg://scott:s3c%23ret@h/db") == [
         "s3c%23ret",
         "s3c#ret",
@@ -131,7 +131,7 @@ def test_passwords_are_found_in_addresses_that_cannot_be_read() -> None:
     ]
 
 
-def test_the_cause_is_the_drivers_words_on_one_line() -> None:
+def test_the_cause_is_the_drivers_message_on_one_line() -> None:
     error, cause = DatabaseUnavailable(), OSError("connection failed:\n  Connection refused.\n")
     error.__cause__ = cause
     outer = RedisUnavailable()
