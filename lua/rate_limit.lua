@@ -2,7 +2,7 @@
 -- WHY       checking and counting in two steps would let parallel calls exceed the limit
 -- KEYS      1 times list of the last counted calls, newest first, in seconds
 -- ARGV      1 limit int, calls per window · 2 window int, in seconds
--- BELIEFS   none
+-- ASSUMES   none
 -- RETURNS   1 if the call was counted or else 0, calls left, milliseconds until the oldest call leaves the window
 -- OUTCOMES  none
 -- REFUSES   BADARG arguments
