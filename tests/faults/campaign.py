@@ -143,7 +143,7 @@ async def _rest(stack: Stack, load: Load, viewer: Viewer, report: Report, settle
 
 
 def endless(seed: int) -> list[Fault]:
-    """Give a long schedule in which every kind comes before any comes again."""
+    """Return a long schedule in which every kind occurs before any is repeated."""
     chance = random.Random(seed)
     schedule: list[Fault] = []
     for _ in range(100):

@@ -106,7 +106,7 @@ def seqs_are_dense(connection: psycopg.Connection, rewound: set[int]) -> Iterabl
 
 
 def ranked(connection: psycopg.Connection) -> list[tuple[str, int]]:
-    """Give the board as PostgreSQL ranks it."""
+    """Return the board as PostgreSQL ranks it."""
     return connection.execute(
         "SELECT u.external_id, s.score FROM scores s JOIN users u ON u.id = s.user_id "
         "ORDER BY s.score DESC, s.reached_at, s.last_seq"

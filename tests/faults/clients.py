@@ -25,7 +25,7 @@ REPEATS = 0.2
 
 @dataclass
 class Told:
-    """What was said about one action."""
+    """The answers to one action."""
 
     points: int
     new_score: int | None = None
@@ -65,7 +65,7 @@ class Client:
         self._mine: list[tuple[str, str]] = []
 
     def plan(self) -> Iterator[tuple[str, str, int]]:
-        """Give this client's actions, the same in every run: user, action, points."""
+        """Yield this client's actions (user, action, points), the same in every run."""
         while True:
             self._sent += 1
             user = f"player-{self._random.randrange(60)}"
@@ -168,7 +168,7 @@ class Load:
                 task.result()
 
     def pause(self) -> None:
-        """Let every client finish what it began and then wait."""
+        """Pause all clients after their current calls."""
         self._going.clear()
 
     def resume(self) -> None:

@@ -1,4 +1,4 @@
-"""The faults: each breaks one thing, waits until that has had its effect, and mends it.
+"""The faults: each breaks one thing, waits for the effect, and repairs it.
 
 A fault is an async function of the stack and a seeded random. It returns when the system can serve
 again; what it costs meanwhile is the clients' to bear.
@@ -61,7 +61,7 @@ async def _stand_still(stack: Stack, name: str, seconds: float) -> None:
 
 @fault()
 async def api_killed(stack: Stack, _: random.Random) -> None:
-    """SIGKILL the api amid requests."""
+    """SIGKILL the api during requests."""
     await _kill_and_start(stack, "api")
 
 
@@ -73,7 +73,7 @@ async def flusher_killed(stack: Stack, _: random.Random) -> None:
 
 @fault()
 async def streamer_killed(stack: Stack, _: random.Random) -> None:
-    """SIGKILL the streamer; viewers come back by themselves."""
+    """SIGKILL the streamer; viewers reconnect by themselves."""
     await _kill_and_start(stack, "streamer")
 
 
@@ -86,7 +86,7 @@ async def redis_killed(stack: Stack, _: random.Random) -> None:
 
 @fault()
 async def append_only_file_torn(stack: Stack, chance: random.Random) -> None:
-    """Kill Redis and leave half a transaction behind the last fsync, as a power cut would."""
+    """Kill Redis and leave part of a transaction after the last fsync, as a power cut would."""
     await asyncio.to_thread(stack.valkey.kill)
     file = stack.append_only_file
     command = b"*1\r\n$5\r\nMULTI\r\n*4\r\n$4\r\nZADD\r\n$17\r\nsb:{main:0}:board\r\n$3\r\n999\r\n"
@@ -103,7 +103,7 @@ async def redis_stands_still(stack: Stack, chance: random.Random) -> None:
 
 @fault()
 async def flusher_stands_still(stack: Stack, chance: random.Random) -> None:
-    """A zombie: stopped, woken when the world has moved on."""
+    """Pause a flusher and resume it after another one took the lease."""
     await _stand_still(stack, "flusher", chance.uniform(0.5, 2.5))
 
 
@@ -118,7 +118,7 @@ async def scripts_forgotten(stack: Stack, _: random.Random) -> None:
 
 @fault()
 async def group_destroyed(stack: Stack, _: random.Random) -> None:
-    """XGROUP DESTROY: all positions and pending entries of the group are gone."""
+    """XGROUP DESTROY: all positions and pending entries of the group are lost."""
     async with stack.redis() as client:
         await client.xgroup_destroy(KEYS.events, GROUP)
 
@@ -133,7 +133,7 @@ async def consumers_deleted(stack: Stack, _: random.Random) -> None:
 
 @fault()
 async def clients_killed(stack: Stack, _: random.Random) -> None:
-    """CLIENT KILL everybody, every tenth of a second."""
+    """CLIENT KILL for all clients, every tenth of a second."""
     async with stack.redis() as client:
         for _ in range(8):
             await client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
@@ -200,7 +200,7 @@ async def commits_lost(stack: Stack, _: random.Random) -> None:
 
 @fault()
 async def backends_terminated(stack: Stack, _: random.Random) -> None:
-    """pg_terminate_backend for every connection of ours."""
+    """pg_terminate_backend for every connection of the services."""
     with stack.sql() as connection:
         for _ in range(5):
             connection.execute(
@@ -212,7 +212,7 @@ async def backends_terminated(stack: Stack, _: random.Random) -> None:
 
 @fault()
 async def ledger_locked(stack: Stack, _: random.Random) -> None:
-    """Somebody holds the ledger locked for longer than lock_timeout allows to wait."""
+    """A session locks the ledger for longer than lock_timeout."""
     with stack.sql() as connection, connection.transaction():
         connection.execute("LOCK TABLE score_events IN EXCLUSIVE MODE")
         await asyncio.sleep(2)
@@ -237,7 +237,7 @@ async def deadlocks(stack: Stack, _: random.Random) -> None:
 
 @fault()
 async def poison(stack: Stack, chance: random.Random) -> None:
-    """Records that nobody can read lie between the good ones."""
+    """Undecodable records between valid ones."""
     records: list[dict[str, bytes]] = [
         {"x": b"rubbish"},
         {"q": b"NaN", "u": b"a", "a": b"b", "d": b"1", "s": b"1", "e": b"1"},
@@ -273,7 +273,7 @@ async def redis_emptied(stack: Stack, _: random.Random) -> None:
 
 @fault(needs_rest=True)
 async def redis_rewound(stack: Stack, chance: random.Random) -> None:
-    """Redis comes back older than PostgreSQL, as after a lossy failover, and is used at once.
+    """Redis restarts with older data than PostgreSQL, as after a lossy failover, and is used.
 
     What it lost is committed, so nothing acknowledged may be missing when it has been mended.
     """

@@ -17,7 +17,7 @@ class HttpResponse:
 
 
 class HttpConnection:
-    """One connection to an api on loopback, opened when needed; one call at a time."""
+    """A connection to an api on loopback, opened on demand; one call at a time."""
 
     def __init__(self, port: int, token: str) -> None:
         self._port = port
@@ -25,7 +25,7 @@ class HttpConnection:
         self._stream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def update(self, user: str, action: str, points: int) -> HttpResponse:
-        """Send one update; a cut or late answer is status 0."""
+        """Send an update; return status 0 for a lost or late answer."""
         body = json.dumps({"userId": user, "actionId": action, "points": points}).encode()
         head = (
             "POST /api/scores/update HTTP/1.1\r\nHost: 127.0.0.1\r\n"

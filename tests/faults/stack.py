@@ -91,7 +91,7 @@ class Stack:
         return copy
 
     def restore_redis_files(self, copy: Path) -> None:
-        """Put kept files back in place of those a stopped Redis left."""
+        """Replace the files of a stopped Redis with kept ones."""
         place = self.append_only_file.parent
         shutil.rmtree(place)
         shutil.copytree(copy, place)
@@ -133,7 +133,7 @@ class Stack:
             self.services[name] = self._service(name)
 
     async def reseed(self) -> None:
-        """Put the board back from PostgreSQL, as ``scoreboard reseed`` does."""
+        """Rebuild the board from PostgreSQL, as ``scoreboard reseed`` does."""
         connection = await postgres.connect(self.settings, name="faults", **SESSION)
         async with self.store() as store, connection:
             closed = await find_unavailable(store, self.board)
@@ -210,7 +210,7 @@ async def running_stack(
     stream_cap: int = 200_000,
     valkey: EmbeddedValkey | None = None,
 ) -> AsyncIterator[Stack]:
-    """Run the whole system in a folder, with its board open; stop it whatever happens.
+    """Run the whole system in a folder, with its board open; always stop it.
 
     ``valkey`` takes the place of the durable default: one that is set otherwise, or watched.
     """

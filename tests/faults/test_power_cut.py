@@ -1,4 +1,4 @@
-"""A power cut loses what was written and not yet synced: nothing acknowledged, by our settings.
+"""A power cut loses unsynced writes, and with the required settings no acknowledged one.
 
 The other half shows that the test can see a loss: set to sync once a second, Redis loses
 acknowledged actions, and the promise is broken.
@@ -42,7 +42,7 @@ def environment(tmp_path: Path, notes: Path) -> dict[str, str]:
 
 def power_cut(notes: Path) -> Fault:
     async def inflict(stack: Stack, chance: random.Random) -> None:
-        """Let work pile up before PostgreSQL, then cut the power and bring it back."""
+        """Build up a backlog before PostgreSQL, then cut the power and restore it."""
         stack.signal("flusher", signal.SIGSTOP)
         await asyncio.sleep(chance.uniform(0.3, 0.7))  # pace: of the fault, nothing is awaited
         await asyncio.to_thread(stack.valkey.kill)

@@ -1,4 +1,4 @@
-"""A viewer that never goes away, and notes every time it is shown something older (I8)."""
+"""A viewer that stays connected and records every older board it receives (I8)."""
 
 import asyncio
 import json
@@ -9,7 +9,7 @@ from websockets.asyncio.client import connect
 
 
 class Viewer:
-    """Reconnects for ever; ``rows`` is what it shows now."""
+    """Reconnects without a limit; ``rows`` is the current board."""
 
     def __init__(self, port: int) -> None:
         self._url = f"ws://127.0.0.1:{port}/ws/scoreboard"
@@ -44,7 +44,7 @@ class Viewer:
         if position < self._sent:
             self.violations.append(f"I8: sent {position} after {self._sent}")
         self._sent = position
-        # A viewer's own duty: a process that was started anew cannot know what others have sent.
+        # The viewer checks this: a restarted process cannot know what others have sent.
         if position[0] != self.position[0] or position[1] > self.position[1]:
             if position[0] < self.position[0]:
                 self.violations.append(f"I8: shown {position} after {self.position}")

@@ -1,4 +1,4 @@
-"""Redis's clock jumps there and back: stream ids stay in the future, rows of the ledger do not."""
+"""Redis's clock jumps forward and back: stream ids stay in the future, ledger rows do not."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""Waiting for PostgreSQL: who is told, who is not, and that every wait ends."""
+"""Waiting for commits: confirmations, lost actions, and that every wait ends."""
 
 import asyncio
 import shutil
@@ -166,7 +166,7 @@ async def test_a_reseed_confirms_committed_actions_and_lost_ones_are_applied_aga
 
 
 class Failing:
-    """A Redis that fails over to a replica behind: its state is kept, and brought back."""
+    """A Redis that fails over to a lagging replica: its state is kept and restored."""
 
     def __init__(self, server: EmbeddedValkey, kept: Path) -> None:
         self._server = server
@@ -222,7 +222,7 @@ async def test_another_users_action_with_the_same_seq_confirms_nothing(
 async def test_a_failover_between_read_and_confirmation_confirms_nothing(
     failing: tuple[Settings, Failing], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The position says that seq 2 is committed; by then another server answers."""
+    """Seq 2 is read as committed; then another server answers."""
     settings, redis = failing
     reach = CommitWaiter._wait_for_seq
     looks = 0

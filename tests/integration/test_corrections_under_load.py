@@ -207,7 +207,7 @@ def are_corrected(settings: Settings, count: int) -> bool:
 async def test_users_who_act_with_a_large_backlog_keep_their_place(
     seed: int, settings: Settings, store: Store, client: Client
 ) -> None:
-    """Many stand at few scores; some drift; when all is flushed PostgreSQL ranks as Redis does."""
+    """Many users have few scores and some drift; after the flush both stores rank equally."""
     chance = random.Random(seed)
     await make_board(settings)
     await flushed(settings, *(Action(f"user{n}", "first", chance.randint(1, 4)) for n in range(60)))

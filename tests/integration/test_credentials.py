@@ -1,4 +1,4 @@
-"""Secrets that change while Redis and PostgreSQL stay in use, and an AWS that goes away.
+"""Secrets change while Redis and PostgreSQL are in use, and AWS becomes unreachable.
 
 AWS Secrets Manager is imitated by moto; the servers that are logged in to are real.
 """
@@ -41,7 +41,7 @@ AWKWARD = "p@ss:/w%0rd #?\\'"
 
 
 class RedisUser:
-    """An ACL user of the server, with whatever passwords it has at the time."""
+    """An ACL user of the server with its current passwords."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)

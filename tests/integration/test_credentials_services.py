@@ -45,7 +45,7 @@ class Rotated:
         self.rotate("first", "a")
 
     def rotate(self, password: str, login: str) -> None:
-        """Give users and logins a password, and write the files that say so."""
+        """Set the password of users and logins, and write the secret files."""
         for name, role in USERS.items():
             self.redis.execute_command("ACL", "SETUSER", name, f">{password}")
             write(self.folder / f"redis-{name}.json", name, password)
@@ -94,7 +94,7 @@ def rotated(tmp_path: Path) -> Iterator[Rotated]:
 
 
 def update(system: System, action: str) -> int:
-    """Let alice do something; her score."""
+    """Submit an action of alice; return her score."""
     body = json.dumps({"userId": "alice", "actionId": action, "points": 5}).encode()
     headers = {"Content-Type": "application/json", **system.game_server()}
     request = urllib.request.Request(f"{system.api}/api/scores/update", body, headers)

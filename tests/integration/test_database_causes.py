@@ -1,4 +1,4 @@
-"""A database that cannot be reached says why, in one line and without a password."""
+"""An unreachable database is reported with the cause in one line, without a password."""
 
 import socket
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ PASSWORD = "s3cr3t-word"
 
 @pytest.fixture
 def deaf_port() -> Iterator[int]:
-    """A port that takes connections and says nothing."""
+    """A port that accepts connections and never answers."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()

@@ -1,4 +1,4 @@
-"""Parked entries have a way back: applied once, or discarded, and both stores agree afterwards."""
+"""Dead letters are applied once or discarded, and both stores agree afterwards."""
 
 import asyncio
 import json
@@ -277,7 +277,7 @@ def test_a_user_with_nothing_but_a_discarded_action_leaves_the_board(
 def test_a_discard_after_a_correction_is_still_corrected(
     command: Run, settings: Settings, client: "redis.Redis[str]"
 ) -> None:
-    """That correction was made for what was due before, and must not close the later one."""
+    """That correction used the earlier expected score and must not close the later one."""
     asyncio.run(park(settings))
     seq = int(client.hget(KEYS.meta, "seq") or 0)
     client.zadd(KEYS.board, {"bob": pack(11, 3)})
@@ -500,7 +500,7 @@ def test_a_reseed_and_a_resolution_exclude_each_other(command: Run, settings: Se
 
 
 def park_foreign(settings: Settings, *deltas: int) -> None:
-    """Have the flusher park entries of alice that somebody wrote and no score could take."""
+    """Make the flusher store dead letters of alice that are out of range."""
 
     async def flush() -> None:
         await make_board(settings)
@@ -582,7 +582,7 @@ def test_an_undecodable_row_can_be_listed_and_discarded(
 async def test_a_resolution_waits_for_a_correction_in_the_users_current_partition(
     how: str, settings: Settings
 ) -> None:
-    """The correction has read what is owed; it must not close what the resolution notes later."""
+    """The correction has read the dead letters; it must not close the later resolution."""
     layout = Layout(partitions=3)
     assert partition_of("bob", layout.partitions) != 0
     await park(settings, board=Board(layout=layout))

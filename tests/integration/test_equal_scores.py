@@ -1,4 +1,4 @@
-"""Equals of several partitions stand in one order, whoever asks and however.
+"""Equal scores of several partitions have one order in every read.
 
 Within a partition that is the order of arrival; across partitions it is fixed, and not by time.
 """
@@ -39,7 +39,7 @@ async def store(settings: Settings) -> AsyncIterator[Store]:
 
 
 async def play(settings: Settings, *, seed: int) -> list[str]:
-    """Let users reach few scores, one after another; give who came, in that order."""
+    """Let users reach few scores one after another; return them in that order."""
     chance = random.Random(seed)
     users = [f"user{chance.getrandbits(32):08x}" for _ in range(40)]
     async with dispatching(settings) as dispatcher:
@@ -64,7 +64,7 @@ class Showing:
 
 
 async def frame_of(settings: Settings) -> Leaderboard:
-    """Return what a BoardWatcher shows its viewers."""
+    """Return the board that a relay sends to its viewers."""
     showing = Showing()
     task = asyncio.create_task(BoardWatcher(settings, showing, name="test").run())
     try:
@@ -130,7 +130,7 @@ async def test_equal_packed_scores_rank_by_the_number_of_the_partition(
 async def test_equals_of_different_partitions_are_not_ordered_by_time(
     store: Store, settings: Settings
 ) -> None:
-    """What the documents say of several partitions, seen to happen."""
+    """The documented behaviour of several partitions."""
     home = {n: [u for u in map(str, range(50)) if partition_of(u, PARTITIONS) == n] for n in (0, 1)}
     early, filler, late = home[0][0], home[0][1], home[1][0]
     async with dispatching(settings) as dispatcher:

@@ -1,4 +1,4 @@
-"""What goes wrong around the flusher, and that nothing is lost, doubled or parked for nothing."""
+"""Faults around the flusher: no action is lost, counted twice or wrongly made a dead letter."""
 
 import asyncio
 import shutil
@@ -170,7 +170,7 @@ async def test_a_missing_ledger_partition_stops_the_flusher_without_dead_letters
     check_books(settings, told(actions))
 
 
-# PostgreSQL goes, comes, and contends
+# PostgreSQL stops, restarts and has lock contention
 
 
 async def test_terminated_sessions_and_lock_time_outs_are_retried(settings: Settings) -> None:
@@ -332,7 +332,7 @@ async def test_a_resumed_former_leader_changes_nothing(settings: Settings, tmp_p
 
 
 def forget(client: Client) -> None:
-    """Let the seen window pass."""
+    """Delete the dedup window, as if it had expired."""
     for key in client.keys("sb:*:seen:*"):
         client.delete(key)
 
@@ -444,7 +444,7 @@ async def test_undelivered_entries_are_read_before_anything_is_trimmed(
 async def test_an_entry_hidden_by_an_invalid_record_is_not_trimmed(
     settings: Settings, client: Client
 ) -> None:
-    """A record without a seq may stand for a missing one; here the missing one is only hidden."""
+    """A record without a seq may fill a missing one; here the missing one was not delivered."""
     await make_board(settings)
     actions = some(3)
     await act(settings, actions[0])
@@ -483,7 +483,7 @@ async def test_vanished_entries_fence_the_partition_and_the_rest_counts(
 
 
 async def rewound(valkey: object, settings: Settings, actions: list[Action], copy: Path) -> None:
-    """Flush 60 actions of 90, and bring Redis back as it was after 30 of them."""
+    """Flush 60 of 90 actions, and restore Redis to its state after 30 of them."""
     await make_board(settings)
     async with flushing(settings):
         await act(settings, *actions[:30])

@@ -117,7 +117,7 @@ async def test_a_redelivered_batch_inserts_nothing(
     async with flushing(settings):
         await drained(settings)
 
-    # The group is set back to before all, and the entries are there again, as after a failover.
+    # The group is reset to the start and the entries are present again, as after a failover.
     client.xgroup_setid(KEYS.events, GROUP, "0")
     client.delete(KEYS.events)
     for stream_id, fields in entries:
@@ -164,7 +164,7 @@ async def test_a_stop_commits_and_acknowledges_the_batch(settings: Settings) -> 
 
 
 def waits_for_a_lock(settings: Settings) -> bool:
-    """Whether a flusher's transaction stands still at somebody's lock on a table."""
+    """Return whether a flusher's transaction waits for a table lock."""
     return bool(
         query(
             settings,

@@ -1,4 +1,4 @@
-"""The flusher as a service: what it refuses, what it waits for, what it says of itself."""
+"""The flusher as a service: start checks, waiting, health and metrics."""
 
 import asyncio
 import json
@@ -92,7 +92,7 @@ def listens(settings: Settings) -> bool:
 async def test_a_stalled_backlog_makes_the_flusher_not_ready(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A lease that nobody gives up: every flusher is a healthy standby, and none commits."""
+    """The lease is never released: every flusher is a healthy standby, and none commits."""
     monkeypatch.setattr("flusher.status.STALLED_S", 1.0)
     await make_board(settings)
     lease = {"class": LEASE_LOCK, "key": zlib.crc32(b"main:0") - 2**31}
@@ -245,7 +245,7 @@ async def test_the_flusher_waits_for_its_servers(
 
 
 def test_an_unreadable_partition_does_not_affect_others(settings: Settings, tmp_path: Path) -> None:
-    """The search for partitions that need a lane looks at keys of every board."""
+    """The search for partitions reads keys of every board."""
     asyncio.run(make_board(settings))
     query(settings, "INSERT INTO boards VALUES ('other', 1, 60, 1, true)")
     for board, part in (("main", 1), ("other", 0)):

@@ -1,4 +1,4 @@
-"""The one transaction: however a stream is cut and repeated, the tables come out the same."""
+"""The writer's transaction: any division and repetition of a stream gives the same tables."""
 
 import asyncio
 import itertools
@@ -39,7 +39,7 @@ async def writer(configured: Settings) -> AsyncIterator[Writer]:
 
 
 def entries_of(deltas: list[tuple[int, int]], *, epoch: int = 1) -> list[Entry]:
-    """Give the stream of (user number, delta), one action each."""
+    """Return a stream of (user number, delta), one action each."""
     held: dict[int, int] = {}
     entries: list[Entry] = []
     for place, (user, delta) in enumerate(deltas, 1):
@@ -85,7 +85,7 @@ def books(configured: Settings, board: str) -> dict[str, list[tuple[object, ...]
 
 @st.composite
 def cut_streams(draw: st.DrawFn) -> tuple[list[tuple[int, int]], list[Cut]]:
-    """A stream and slices of it that cover it in order, each reaching back as far as it likes."""
+    """A stream and slices that cover it in order; each may overlap the one before."""
     stream = draw(
         st.lists(st.tuples(st.integers(0, 4), st.integers(1, 9)), min_size=1, max_size=30)
     )

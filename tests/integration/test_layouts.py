@@ -1,4 +1,4 @@
-"""A board whose layout changes: nothing is accepted where nobody would look for it."""
+"""Layout changes: no action is accepted in a partition that is not read."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -65,7 +65,7 @@ async def do_reseed(settings: Settings, store: Store, *, force: bool = False, **
 
 
 async def play(dispatcher: Dispatcher, part: str) -> list[tuple[str, str, int]]:
-    """Submit one action per user; give what was acknowledged."""
+    """Submit one action per user; return the receipts."""
     actions = [Action(user, f"{part}:{user}", 5) for user in USERS]
     results = await asyncio.gather(
         *(dispatcher.submit("main", action) for action in actions), return_exceptions=True

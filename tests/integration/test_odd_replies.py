@@ -1,4 +1,4 @@
-"""Whatever Redis answers, callers get a value or an error of ours, and processes live on.
+"""For any reply of Redis callers get a value or a project error, and no process ends.
 
 Real servers answer oddly where somebody has written into the keys; for answers that no server
 gives, a TCP server stands in that gives them.
@@ -124,7 +124,7 @@ class Calls:
         }
 
     async def try_all(self) -> dict[str, object]:
-        """Make every call; give what each returned or raised. Only our own errors may come."""
+        """Make every call; return the result or error of each. Only project errors are allowed."""
         found: dict[str, object] = {}
         for name, call in self.table.items():
             try:
@@ -301,7 +301,7 @@ def test_every_call_returns_a_value_or_a_project_error_for_any_reply() -> None:
 
 
 def rubbish(key: str) -> Iterator[tuple[str, Callable[["redis.Redis[str]"], object]]]:
-    """Name what may stand in place of a key."""
+    """Yield replacements for a key."""
     yield f"{key} is text", lambda c: c.set(key, "rubbish")
     yield f"{key} is a list", lambda c: c.rpush(key, "rubbish")
     yield f"{key} is a hash", lambda c: c.hset(key, "a", "b")
@@ -525,7 +525,7 @@ async def test_the_flusher_survives_any_contents_of_the_keys(
                 before = lane._checked_at_s
                 await eventually_async(lambda before=before: has_noticed(lane, before))
                 client.flushall()
-            # As a reseed would do it, whatever the flusher made of the rubbish.
+            # As a reseed would do it, independent of the flusher's reaction.
             query(settings, "DELETE FROM flush_state")
             await open_board(store, Board())
             await act(settings, Action("alice", f"win:{number}", 5))
@@ -536,7 +536,7 @@ async def test_the_flusher_survives_any_contents_of_the_keys(
 
 
 def has_noticed(lane: PartitionFlusher, looked_at_s: float) -> bool:
-    """Whether a lane is in trouble, or has looked at Redis since and found none."""
+    """Return whether a partition flusher is degraded, or has checked Redis since."""
     return lane.status.condition is not Condition.FLUSHING or lane._checked_at_s > looked_at_s
 
 

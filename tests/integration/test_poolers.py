@@ -39,7 +39,7 @@ def settings_of(redis_url: str, database_url: str) -> Settings:
 
 
 async def refusal(settings: Settings) -> str:
-    """Start a flusher; give why it ends."""
+    """Start a flusher; return the reason why it ends."""
     with pytest.raises(UnsafeDatabase) as caught:
         async with asyncio.timeout(15):
             await Flusher(settings).serve(StopEvent(2.0))

@@ -1,4 +1,4 @@
-"""A board comes back from PostgreSQL: order, seen window, epoch, and every way it can stop."""
+"""Reseed: order, dedup window, epoch, and interruptions at every step."""
 
 import asyncio
 import time

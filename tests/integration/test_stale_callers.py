@@ -1,4 +1,4 @@
-"""Whoever stands still between reading and writing does no harm when it goes on.
+"""A caller paused between reading and writing changes nothing when it resumes.
 
 A lease or a lock may have ended meanwhile, another flusher or operator may have finished the work,
 or another server may have taken over. Each test stops a caller at such a point, lets the world move
@@ -62,7 +62,7 @@ async def store(settings: Settings) -> AsyncIterator[Store]:
 
 
 class Halting:
-    """Stands in for a Live and stops its caller before one kind of call."""
+    """A store that pauses its caller before one kind of call."""
 
     def __init__(self, store: Store, method: str) -> None:
         self._store = store
@@ -101,7 +101,7 @@ def score_of(client: "redis.Redis[str]", user: str) -> int:
 async def test_an_outdated_correction_lowers_no_score(
     settings: Settings, store: Store, client: "redis.Redis[str]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It stood before its correction; another flusher corrected, and committed 100 more."""
+    """It was paused before its correction; another flusher corrected and committed 100 more."""
     await make_board(settings)
     first = Action("alice", "win:1", 10)
     with monkeypatch.context() as patch:
@@ -185,7 +185,7 @@ async def test_a_fence_over_an_interrupted_run_is_accepted(
 async def test_an_outdated_flusher_sets_no_fence(
     sign: str, settings: Settings, store: Store, client: "redis.Redis[str]"
 ) -> None:
-    """It saw a rewind or a gap and stood still; the successor has repaired it since."""
+    """It was paused after finding a rewind or a gap; its successor has repaired it since."""
     await make_board(settings)
     seen = await store.state(MAIN)
     changes = {"rewind": {"epoch": 2}, "gap": {"committed": "1:9", "seq": 9}}
@@ -243,7 +243,7 @@ async def test_entries_read_by_a_former_leader_are_committed_without_new_ones(
 async def test_entries_of_another_server_are_acknowledged_only_after_a_new_read(
     database_url: str, own_valkey: OwnValkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A start gives the server a new history, as a failover does."""
+    """A restart changes the replication id, as a failover does."""
     valkey = own_valkey()
     settings = Settings(
         redis_url=Secret(valkey.url), database_url=Secret(database_url), flusher_metrics_port=0

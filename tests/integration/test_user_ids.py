@@ -1,4 +1,4 @@
-"""Users are told apart by the id of their token's subject, whatever UUID their rows have."""
+"""Users are identified by their token's subject, whatever the UUID of their row."""
 
 import asyncio
 import itertools
@@ -49,7 +49,7 @@ def fresh_board(configured: Settings) -> Partition:
 
 
 def entries_of(actions: list[tuple[str, int]]) -> list[Entry]:
-    """Give the stream of (user, delta), one action each."""
+    """Return a stream of (user, delta), one action each."""
     held: dict[str, int] = {}
     entries: list[Entry] = []
     for place, (user, delta) in enumerate(actions, 1):

@@ -109,7 +109,7 @@ async def test_users_are_counted_once_each(
     board = Board(layout=Layout(partitions=partitions))
     await opened(settings, store, HISTORY[:45], board)
     with direct(settings) as client:
-        for number in range(partitions):  # nobody whom PostgreSQL knows
+        for number in range(partitions):  # no user of PostgreSQL
             keys = PartitionKeys(Partition("main", number))
             client.zadd(keys.board, {f"ghost-{number}": pack(5, 0)})
 
@@ -318,7 +318,7 @@ async def test_a_verification_during_writes_finds_no_drift(
         while not is_over.is_set():
             number += 1
             await dispatcher.submit("main", Action(f"user-{player:02}", f"x{number}", 1))
-            if number == 150:  # nobody flushes here: stay below what can be judged
+            if number == 150:  # no flusher runs: stay below the limit
                 return
 
     async with dispatching(settings) as dispatcher, asyncio.TaskGroup() as group:

@@ -139,7 +139,7 @@ def test_trim_accepts_known_gaps_and_entries_without_a_seq(
 def test_entries_of_a_deleted_consumer_are_not_trimmed_after_invalid_records(
     streamed: Scripts, is_whole: bool
 ) -> None:
-    """The group says that it was delivered and is not pending, and nobody has committed it."""
+    """The group counts the entry as delivered and not pending, but it is not committed."""
     deliver(streamed, 10)
     streamed.client.xgroup_delconsumer(KEYS.events, GROUP, "one")
     streamed.client.xadd(KEYS.events, {"rubbish": "1"})

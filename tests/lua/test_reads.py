@@ -9,7 +9,7 @@ READ = [KEYS.board, KEYS.meta]
 
 
 def fill(scripts: Scripts, count: int) -> list[str]:
-    """Give ``count`` users falling scores, every second one a tie; the order is the list's."""
+    """Add ``count`` users with falling scores, each second one equal; return them in order."""
     users = [f"user{n}" for n in range(count)]
     scores = [100 - n // 2 for n in range(count)]
     for n in range(0, count, 64):

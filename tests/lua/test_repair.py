@@ -1,4 +1,4 @@
-"""repair.lua: scores come back to the ledger, once, and everyone keeps the place that is due."""
+"""repair.lua: scores are set to the expected ones once, and users keep their order."""
 
 import pytest
 
@@ -190,7 +190,7 @@ def test_a_caller_that_read_the_stream_of_another_server_is_refused(played: Scri
 
 
 def test_an_outdated_flusher_lowers_no_score(played: Scripts) -> None:
-    """It held the position at seq 3 and stood still; another one committed 100 more and cut."""
+    """The caller was paused at seq 3; another flusher committed 100 more."""
     committed = last_id(played)
     played.submit(("alice", "2", 100))
     played.client.xtrim(KEYS.events, maxlen=0)

@@ -1,4 +1,4 @@
-"""The schema: empty → head, twice; append-only audit; who may start on which database."""
+"""The schema: migrations run twice, the audit log is append-only, services check the version."""
 
 import psycopg
 import pytest

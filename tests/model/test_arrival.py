@@ -19,15 +19,15 @@ from tests.support.clients.scripts import KEYS, Scripts
 
 SLOTS, MOVES = 40, 4
 LIMIT = SLOTS * (MOVES - 1) // (MOVES + 1)
-"""Users who may stand on a score at once with an exact order, however many come and go."""
+"""Most users of one score whose order is exact, for any number of changes."""
 
 HERE = 1
 AWAY = 50
-"""Whoever leaves goes to a score of their own, from here on."""
+"""Users who leave a score get scores of their own, from this one on."""
 
 
 class Small(Scripts):
-    """Runs submit.lua with few slots; every name is another one and says nothing of its age."""
+    """Runs submit.lua with few slots; the random user names do not depend on arrival."""
 
     def __init__(self, client: "redis.Redis[str]") -> None:
         super().__init__(client, is_real=True)
@@ -156,7 +156,7 @@ def test_without_free_slots_the_last_is_shared_until_one_is_free(
 
 
 def test_an_abandoned_sweep_changes_no_order(client: "redis.Redis[str]") -> None:
-    """Whatever position a sweep is said to have reached, nobody's place changes."""
+    """The order is unchanged for any stored position of a sweep."""
     small, chance = start(client), random.Random(9)
     small.arrive(10)
     values = ["0", "7", str(SLOTS), "99999", "abc", "-3"]

@@ -1,4 +1,4 @@
-"""The board against a plain dict: whatever the mixture of calls, both agree after every step.
+"""The board and a plain dict agree after every step of any sequence of calls.
 
 Names of invariants are those of docs/reference/data-model.md.
 """
@@ -42,7 +42,7 @@ class BoardMachine(RuleBasedStateMachine):
         self.stream: list[tuple[int, str, int]] = []
 
     def expect(self, user: str, action: str, delta: int, *, stated: bool) -> list[Any]:
-        """Say what submit.lua must answer to one action, and do it to the model."""
+        """Return the expected answer of submit.lua to an action, and apply it to the model."""
         if (user, action) in self.memory:
             first, score, seq = self.memory[user, action]
             is_conflict = stated and first != delta
@@ -99,7 +99,7 @@ class BoardMachine(RuleBasedStateMachine):
 
     @rule()
     def reseed(self) -> None:
-        """Drain, then put the same history back under a new epoch."""
+        """Drain, then rebuild the same history under a new epoch."""
         self.flush(10_000)
         self.scripts.fence("T")
         ranked = sorted(self.scores, key=lambda user: (self.scores[user], self.arrivals[user]))
@@ -120,7 +120,7 @@ class BoardMachine(RuleBasedStateMachine):
 
     @invariant()
     def scores_and_order_agree(self) -> None:
-        """Rank by score, then by who reached it first (I3, and the order of equals)."""
+        """Rank by score, then by arrival (I3, and the order of equal scores)."""
         if not hasattr(self, "scores"):
             return
         ranked = sorted(self.scores, key=lambda user: (-self.scores[user], self.arrivals[user]))

@@ -1,4 +1,4 @@
-"""What an SQLSTATE means: parked, tried again, or stopped for."""
+"""Classification of SQLSTATEs: dead letter, retry, or stop."""
 
 from unittest.mock import PropertyMock
 
@@ -46,7 +46,7 @@ def test_each_error_has_one_class(error: psycopg.Error, meaning: ErrorClass) -> 
 def test_a_missing_ledger_partition_is_not_a_bad_row(
     constraint: str | None, meaning: ErrorClass, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It comes as a check violation; taken for poison, the whole stream would be parked."""
+    """It is a check violation; treated as a bad row, the whole stream would become dead letters."""
     diagnosis = type("Diagnosis", (), {"constraint_name": constraint})()
     monkeypatch.setattr(psycopg.Error, "diag", PropertyMock(return_value=diagnosis))
 

@@ -51,7 +51,7 @@ class Scripts:
         )
 
     def fence(self, token: str) -> Reply:
-        """Fence in the name of a token, whatever the partition holds."""
+        """Fence with a token, whatever the partition holds."""
         epoch, seq, fence = (text(one or b"") for one in self._facts("epoch", "seq", "fence"))
         return self.run("fence", [KEYS.meta], token, epoch if epoch and seq else 0, fence, -1)
 

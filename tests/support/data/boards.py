@@ -7,7 +7,7 @@ from scoreboard.store.store import Store
 
 
 async def fence(store: Store, partition: Partition, token: str) -> tuple[int, int]:
-    """Fence a partition as it stands, in the name of a token."""
+    """Fence a partition in its current state, with a token."""
     return await store.fence(partition, token, await store.state(partition))
 
 

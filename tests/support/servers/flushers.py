@@ -91,7 +91,7 @@ async def dispatching(settings: Settings) -> AsyncIterator[Dispatcher]:
 async def act(
     settings: Settings, *actions: Action, board: str = "main"
 ) -> list[Receipt | BaseException]:
-    """Submit actions at once; give each one's receipt or error."""
+    """Submit actions concurrently; return the receipt or error of each."""
     async with dispatching(settings) as dispatcher:
         return await asyncio.gather(
             *(dispatcher.submit(board, action) for action in actions), return_exceptions=True
@@ -139,7 +139,7 @@ class FlusherProcess:
         self.process.wait()
 
     def stop(self, within_s: float = 10) -> int:
-        """SIGTERM; give the exit code."""
+        """Send SIGTERM; return the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(within_s)
 
@@ -150,7 +150,7 @@ class FlusherProcess:
         self.process.send_signal(signal.SIGCONT)
 
     def lines(self, event: str = "") -> list[dict[str, Any]]:
-        """Give the log lines, or those of one event."""
+        """Return the log lines, or those of one event."""
         if not self.log.exists():
             return []
         lines = [
@@ -161,7 +161,7 @@ class FlusherProcess:
         return [line for line in lines if not event or line["message"] == event]
 
     def wait_for(self, event: str, count: int = 1, within_s: float = 10) -> dict[str, Any]:
-        """Wait until an event was logged ``count`` times; give the last one."""
+        """Wait until an event was logged ``count`` times; return the last one."""
 
         def logged() -> list[dict[str, Any]]:
             found = self.lines(event)
@@ -179,12 +179,12 @@ def query(settings: Settings, statement: str, *parameters: object) -> list[tuple
 
 
 def positions(settings: Settings, board: str = "main") -> dict[int, int]:
-    """Give the committed seq of each partition."""
+    """Return the committed seq of each partition."""
     return dict(query(settings, "SELECT part, seq FROM flush_state WHERE board = %s", board))
 
 
 def is_drained(settings: Settings, board: str = "main", partitions: int = 1) -> bool:
-    """Whether PostgreSQL has all that Redis accepted, and the stream has been cut behind it."""
+    """Return whether PostgreSQL has all accepted actions and the stream is trimmed."""
     committed = positions(settings, board)
     with redis.Redis.from_url(settings.redis_url.reveal(), decode_responses=True) as client:
         for number in range(partitions):
@@ -252,7 +252,7 @@ def check_books(
                 "%(p)s", str(number)
             ),
         )
-        taken = [(seq,) for (seq,) in taken if seq]  # 0: a parked entry that could not be read
+        taken = [(seq,) for (seq,) in taken if seq]  # 0: a dead letter that could not be decoded
         assert [seq for (seq,) in taken] == list(range(1, len(taken) + 1)), "I6: seq is dense"
 
 
