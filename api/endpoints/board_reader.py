@@ -19,7 +19,7 @@ from scoreboard.errors import Invalid, ScoreboardError, UnknownBoard
 from scoreboard.model import Board, Row
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
-from scoreboard.store.store import Store
+from scoreboard.store.boards import Boards
 
 BOARD_TTL_S: Final = 5.0
 """How long a board's layout and visibility are cached."""
@@ -84,7 +84,7 @@ class _CachedBoard(Struct):
 class BoardReader:
     """Replies of the read endpoints."""
 
-    def __init__(self, settings: Settings, store: Store, names: NameCache) -> None:
+    def __init__(self, settings: Settings, store: Boards, names: NameCache) -> None:
         self._boards = settings.boards
         self._store = store
         self._names = names

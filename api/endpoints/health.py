@@ -28,9 +28,9 @@ from scoreboard.model import Partition
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import REDIS_DURABLE, get_logger
 from scoreboard.security.tokens import Verifier
+from scoreboard.store.boards import Boards
 from scoreboard.store.catalogue import Catalogue
 from scoreboard.store.client import check_durability, replicas_needed
-from scoreboard.store.store import Store
 
 LIVE_PATH: Final = "/health/live"
 READY_PATH: Final = "/health/ready"
@@ -79,7 +79,7 @@ class Health:
         settings: Settings,
         *,
         client: aioredis.Redis,
-        store: Store,
+        store: Boards,
         verifier: Verifier,
         catalogue: Catalogue,
         pool: AsyncConnectionPool[Connection] | None,

@@ -21,9 +21,9 @@ from scoreboard.model import WATCHED_TOP, Board, Partition, Window
 from scoreboard.runtime.lifecycle import backoff_s
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import counter, gauge, get_logger
+from scoreboard.store.boards import Boards
 from scoreboard.store.client import make_client
 from scoreboard.store.keys import PartitionKeys
-from scoreboard.store.store import Store
 from scoreboard.store.subscription import RECONNECT_MOST_S, Subscription
 
 READ_TIMEOUT_S: Final = 2.0
@@ -137,7 +137,7 @@ class BoardWatcher:
             name=f"{self._name}-reads",
             connections=min(READ_CONNECTIONS, len(self._watched)),
         )
-        store = Store(client)
+        store = Boards(client)
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._changes.run())
@@ -176,7 +176,7 @@ class BoardWatcher:
             watched.noticed_at_s = asyncio.get_running_loop().time()
             watched.dirty.set()
 
-    async def _read_changes(self, store: Store, watched: _WatchedBoard) -> None:
+    async def _read_changes(self, store: Boards, watched: _WatchedBoard) -> None:
         loop = asyncio.get_running_loop()
         reconcile_at_s = loop.time()
         while True:
@@ -203,7 +203,7 @@ class BoardWatcher:
                 self._all_read.set()
 
     async def _read(
-        self, store: Store, watched: _WatchedBoard, *, was_notified: bool, with_board: bool
+        self, store: Boards, watched: _WatchedBoard, *, was_notified: bool, with_board: bool
     ) -> None:
         state = watched.state
         try:
@@ -241,13 +241,13 @@ class BoardWatcher:
         if self._changes.is_up:
             self._mark_live(watched)
 
-    async def _read_window(self, store: Store, state: BoardState) -> Window:
+    async def _read_window(self, store: Boards, state: BoardState) -> Window:
         window = await store.leaderboard(state.board, limit=WATCHED_TOP)
         if state.message is not None and state.message.epoch != window.epoch:
             await self._read_board(store, state)  # a reseed may have changed layout or access
         return window
 
-    async def _read_board(self, store: Store, state: BoardState) -> None:
+    async def _read_board(self, store: Boards, state: BoardState) -> None:
         board = await store.board(state.board)
         self._changes.want(self._register_channels(board))
         if board.is_public != state.is_public:
