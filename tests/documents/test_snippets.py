@@ -173,6 +173,9 @@ def test_the_commands_of_a_page_do_what_it_says(
         case "servers":
             redis_url = request.getfixturevalue("redis_url")
             database_url = request.getfixturevalue("database_url")
+            command = request.getfixturevalue("command")
+            for words in ("board create main", "action set win 10", "reseed"):
+                assert command(*words.split()).code == 0
             folder = checkout(tmp_path / "scoreboard")
             environment, addresses = on_servers(folder, redis_url, database_url)
             run_page(replaced(snippets, addresses), folder, environment, SERVICES)
