@@ -94,7 +94,7 @@ def repair(*, board: str | None, dry_run: bool, yes: bool, as_json: bool, data_d
         print_json(done)
     if left:
         print_message(
-            f"{len(left)} findings remain that repair cannot fix; see docs/reference/cli.md"
+            f"{len(left)} findings cannot be repaired; see docs/how-to/verify-and-repair.md"
         )
     return 1 if left else 0
 
