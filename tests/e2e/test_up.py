@@ -203,7 +203,7 @@ def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
 
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
-    assert f"Port {port} (SCOREBOARD_API_PORT) cannot be used" in done.stderr
+    assert f"Cannot listen on port {port} (SCOREBOARD_API_PORT)" in done.stderr
 
 
 def test_a_port_that_is_given_twice_is_one_clear_line(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_a_port_that_is_given_twice_is_one_clear_line(tmp_path: Path) -> None:
     )
 
     assert done.returncode == 5
-    assert f"Port {port} (SCOREBOARD_WS_PORT) is taken by another part" in done.stderr
+    assert f"Port {port} (SCOREBOARD_WS_PORT) is used by another part" in done.stderr
 
 
 def test_a_data_folder_that_is_none_is_one_clear_line(tmp_path: Path) -> None:

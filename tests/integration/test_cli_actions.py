@@ -9,7 +9,7 @@ from scoreboard.store.keys import ACTIONS, ACTIONS_CHANGED
 from tests.support.clients.commands import Run
 
 
-def test_a_change_is_kept_noted_copied_and_announced(
+def test_action_set_writes_audits_mirrors_and_announces(
     command: Run, redis_url: str, database_url: str
 ) -> None:
     with redis.Redis.from_url(redis_url, decode_responses=True) as client, client.pubsub() as heard:
@@ -25,9 +25,7 @@ def test_a_change_is_kept_noted_copied_and_announced(
     assert noted == [("action set", {"kind": "win", "points": 50})]
 
 
-def test_a_disabled_kind_is_worth_nothing_until_it_is_set_again(
-    command: Run, redis_url: str
-) -> None:
+def test_a_disabled_kind_has_0_points_until_set_again(command: Run, redis_url: str) -> None:
     command("action", "set", "win", "50")
 
     assert command("action", "disable", "win").code == 0
@@ -41,7 +39,7 @@ def test_a_disabled_kind_is_worth_nothing_until_it_is_set_again(
     assert (listed["kind"], listed["points"], listed["enabled"]) == ("win", 5, True)
 
 
-def test_a_kind_that_is_there_already_stays_as_it_is(command: Run, redis_url: str) -> None:
+def test_if_missing_does_not_change_an_existing_kind(command: Run, redis_url: str) -> None:
     assert command("action", "set", "win", "10", "--if-missing").code == 0
     command("action", "set", "win", "50")
 
@@ -54,7 +52,7 @@ def test_a_kind_that_is_there_already_stays_as_it_is(command: Run, redis_url: st
         assert client.hget(ACTIONS, "win") == "50"
 
 
-def test_what_is_no_kind_or_no_points_is_refused(command: Run) -> None:
+def test_invalid_kinds_and_points_are_rejected(command: Run) -> None:
     assert command("action", "set", "a:b", "5").code == 2
     assert command("action", "set", "win", "0").code == 2
     assert command("action", "set", "win", "1000001").code == 2
@@ -62,7 +60,7 @@ def test_what_is_no_kind_or_no_points_is_refused(command: Run) -> None:
     assert command("action", "list").out == ""
 
 
-def test_a_redis_that_is_away_says_that_the_change_is_kept(command: Run, monkeypatch) -> None:
+def test_an_unreachable_redis_reports_that_the_change_was_saved(command: Run, monkeypatch) -> None:
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
 
     done = command("action", "set", "win", "50")

@@ -15,7 +15,7 @@ from tests.support.data.ledger import Counted, write_history
 NOW_S = time.time()
 
 
-def test_a_board_is_made_once_listed_and_opened(command: Run, database_url: str) -> None:
+def test_a_board_is_created_once_listed_and_opened(command: Run, database_url: str) -> None:
     made = command("board", "create", "weekly", "--partitions", "3", "--private")
     assert (made.code, made.out) == (0, "")
     assert "scoreboard reseed --board weekly" in made.err
@@ -52,7 +52,7 @@ def test_the_top_is_what_postgresql_ranks(
     assert [row["rank"] for row in page["leaderboard"]] == [21, 22, 23, 24, 25]
 
 
-def test_an_open_board_is_reseeded_only_when_told_to(command: Run, database_url: str) -> None:
+def test_an_open_board_is_reseeded_only_with_force(command: Run, database_url: str) -> None:
     write_history(database_url, [Counted("alice", "a", 1, NOW_S)])
     assert command("reseed").code == 0
 
@@ -64,7 +64,7 @@ def test_an_open_board_is_reseeded_only_when_told_to(command: Run, database_url:
     assert json.loads(done.out)["epochs"] == [3]
 
 
-def test_a_forced_reseed_goes_on_only_if_told_so(
+def test_a_forced_reseed_needs_yes_without_a_terminal(
     command: Run, database_url: str, monkeypatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO())
@@ -77,15 +77,13 @@ def test_a_forced_reseed_goes_on_only_if_told_so(
     assert "--yes" in refused.err
 
 
-def test_a_board_that_is_not_there_is_3_and_an_emptied_redis_69(
-    command: Run, database_url: str
-) -> None:
+def test_an_unknown_board_exits_3_and_an_empty_redis_69(command: Run, database_url: str) -> None:
     assert command("reseed", "--board", "nowhere").code == 3
     write_history(database_url, [])
     assert command("board", "top").code == 69
 
 
-def test_a_database_behind_is_refused_and_migrated(
+def test_an_outdated_database_is_rejected_and_migrated(
     command: Run, empty_database_url: str, monkeypatch, redis_url: str
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", empty_database_url)
@@ -101,7 +99,7 @@ def test_a_database_behind_is_refused_and_migrated(
     assert all(one["applied"] for one in json.loads(status.out))
 
 
-def test_commands_without_a_system_say_what_to_do(command: Run, monkeypatch) -> None:
+def test_commands_without_a_system_explain_what_to_do(command: Run, monkeypatch) -> None:
     monkeypatch.delenv("REDIS_URL")
     monkeypatch.delenv("DATABASE_URL")
 
@@ -113,7 +111,7 @@ def test_commands_without_a_system_say_what_to_do(command: Run, monkeypatch) -> 
     assert "There is no local issuer" in command("token", "--sub", "alice").err
 
 
-def test_a_redis_that_is_away_is_one_line_and_69(command: Run, monkeypatch) -> None:
+def test_an_unreachable_redis_is_one_line_and_exit_69(command: Run, monkeypatch) -> None:
     monkeypatch.setenv("REDIS_URL", "redis://:secret@127.0.0.1:1/0")
 
     done = command("board", "top")
@@ -123,7 +121,7 @@ def test_a_redis_that_is_away_is_one_line_and_69(command: Run, monkeypatch) -> N
     assert "secret" not in done.err
 
 
-def test_quiet_says_nothing(command: Run, redis_url: str) -> None:
+def test_quiet_prints_no_messages(command: Run, redis_url: str) -> None:
     assert command("-q", "board", "create", "weekly").err == ""
     with redis.Redis.from_url(redis_url) as client:
         assert not client.exists("sb:{weekly:0}:meta")

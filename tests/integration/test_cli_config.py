@@ -8,7 +8,7 @@ import redis
 from tests.support.clients.commands import Run
 
 
-def test_secrets_are_stars_and_sources_are_named(command: Run, monkeypatch) -> None:
+def test_secrets_are_masked_and_sources_are_shown(command: Run, monkeypatch) -> None:
     monkeypatch.setenv("SCOREBOARD_API_PORT", "8123")
 
     shown = command("config", "show")
@@ -40,7 +40,7 @@ def test_an_unknown_setting_is_named(command: Run, monkeypatch) -> None:
     assert "SCOREBOARD_APIPORT" in done.err
 
 
-def test_what_works_is_ok_and_what_does_not_is_said(
+def test_config_check_reports_ok_and_problems(
     command: Run, redis_url: str, jwks_file: Path, monkeypatch
 ) -> None:
     monkeypatch.setenv("SCOREBOARD_JWKS_FILE", str(jwks_file))
@@ -62,7 +62,7 @@ def test_what_works_is_ok_and_what_does_not_is_said(
     assert {"redis\tok", "board main\tok", "issuer's keys\tok"} <= set(lines)
 
 
-def test_what_is_away_is_said_without_its_password(command: Run, monkeypatch) -> None:
+def test_unreachable_servers_are_reported_without_passwords(command: Run, monkeypatch) -> None:
     monkeypatch.setenv("REDIS_URL", "redis://:secret@127.0.0.1:1/0")
     monkeypatch.setenv("DATABASE_URL", "postgresql://u:secret@127.0.0.1:1/x")
     monkeypatch.setenv("SCOREBOARD_JWKS_URL", "http://127.0.0.1:1/jwks.json")

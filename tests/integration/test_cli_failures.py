@@ -156,7 +156,7 @@ DATA = (("config", "show"), ("config", "example"), ("board", "list"), ("--help",
 
 
 @pytest.mark.parametrize("words", DATA, ids=" ".join)
-def test_a_reader_that_has_gone_is_no_error(
+def test_a_closed_pipe_on_stdout_is_not_an_error(
     words: Sequence[str], database_url: str, redis_url: str, tmp_path: Path
 ) -> None:
     ours, theirs = os.pipe()
@@ -370,7 +370,7 @@ def test_a_database_without_tables_says_what_to_run(
     assert "board main\tThe database schema is outdated (run scoreboard db migrate)" in checked.out
 
 
-def test_the_cause_is_told_once_with_the_address(command: Run, monkeypatch) -> None:
+def test_the_cause_is_printed_once_with_the_address(command: Run, monkeypatch) -> None:
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
 
     done = command("board", "top")
@@ -483,7 +483,7 @@ def test_names_are_shown_as_they_are_on_a_terminal(
 @pytest.mark.parametrize(
     "locale", [{"LC_ALL": "C"}, {"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"}]
 )
-def test_any_locale_will_do(
+def test_output_works_in_any_locale(
     locale: dict[str, str], command: Run, redis_url: str, database_url: str, tmp_path: Path
 ) -> None:
     command("board", "create", "main")
@@ -530,7 +530,7 @@ def test_up_refuses_a_folder_whose_name_is_not_plain_text(name: bytes, tmp_path:
     ],
     ids=" ".join,
 )
-def test_simulate_refuses_what_it_could_not_do(options: Sequence[str], tmp_path: Path) -> None:
+def test_simulate_rejects_invalid_options(options: Sequence[str], tmp_path: Path) -> None:
     done = run(tmp_path, "simulate", *options)
 
     assert done.returncode == 2

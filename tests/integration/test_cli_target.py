@@ -81,7 +81,7 @@ def picture(note: RunningSystem, other_redis: str) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("verb", sorted(set(VERBS) - NEEDS_REDIS_ALONE))
-def test_one_address_is_not_completed_by_the_note_of_another_system(
+def test_a_redis_url_alone_is_not_completed_from_the_state_file(
     verb: str, command: Run, noted: RunningSystem, other_redis: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REDIS_URL", other_redis)
@@ -97,7 +97,7 @@ def test_one_address_is_not_completed_by_the_note_of_another_system(
 
 
 @pytest.mark.parametrize("verb", sorted(set(VERBS) - NEEDS_DATABASE_ALONE))
-def test_a_database_is_not_completed_by_the_note_of_another_system(
+def test_a_database_url_alone_is_not_completed_from_the_state_file(
     verb: str, command: Run, noted: RunningSystem, other_redis: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://127.0.0.1:1/other")
@@ -125,7 +125,7 @@ def test_a_named_folder_and_an_environment_that_disagree_are_refused(
     assert picture(noted, other_redis) == before
 
 
-def test_what_one_store_is_enough_for_asks_for_no_more(
+def test_commands_need_only_the_addresses_they_use(
     command: Run, noted: RunningSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DATABASE_URL")
@@ -136,7 +136,7 @@ def test_what_one_store_is_enough_for_asks_for_no_more(
 
 
 @pytest.mark.parametrize("verb", sorted(CHANGES))
-def test_what_changes_a_system_first_tells_which(
+def test_changing_commands_print_the_system_first(
     verb: str, command: Run, noted: RunningSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = [
@@ -172,7 +172,7 @@ def test_the_settings_come_from_the_same_place_as_the_addresses(
 
 
 @pytest.mark.parametrize("words", [("board", "watch"), ("simulate", "--seconds", "1")])
-def test_what_plays_or_watches_does_not_mistake_one_system_for_another(
+def test_simulate_and_watch_reject_another_system(
     words: Sequence[str],
     command: Run,
     noted: RunningSystem,
@@ -187,7 +187,7 @@ def test_what_plays_or_watches_does_not_mistake_one_system_for_another(
     assert "name another system" in done.err
 
 
-def test_a_note_that_others_may_write_is_not_used(
+def test_a_state_file_that_others_can_write_is_not_used(
     command: Run, noted: RunningSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("REDIS_URL")
@@ -206,7 +206,7 @@ def test_a_note_that_others_may_write_is_not_used(
 
 
 @pytest.mark.parametrize("given", ["REDIS_URL", "DATABASE_URL"])
-def test_up_takes_both_servers_or_none(
+def test_up_needs_both_addresses_or_none(
     given: str, command: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     # An up on the Redis of a running system and a database of its own would empty its stream.

@@ -31,7 +31,7 @@ def test_a_user_is_shown_from_redis_and_postgresql(command: Run, database_url: s
     assert command("user", "show", "nobody").code == 3
 
 
-def test_what_is_not_given_stays(command: Run, database_url: str) -> None:
+def test_user_set_keeps_fields_that_are_not_given(command: Run, database_url: str) -> None:
     command("user", "set", "alice", "--name", "Alice")
 
     assert command("user", "set", "alice", "--email", "a@b.org").code == 0
@@ -60,7 +60,7 @@ def test_user_set_reports_the_fields_it_set(command: Run) -> None:
     assert done.err.splitlines()[-1] == "User alice: name and email set"
 
 
-def test_a_bad_id_or_email_is_refused(command: Run) -> None:
+def test_invalid_ids_and_emails_are_rejected(command: Run) -> None:
     for wrong in ("a b", "[/b]", "\x1b[31m", "\udcff", "", "a" * 129):
         assert command("user", "show", wrong).code == 5
     assert command("user", "set", "a b", "--name", "x").code == 5
@@ -88,7 +88,7 @@ def test_an_import_fills_many_and_keeps_what_is_empty(
     assert one == ("Before", "u1@b.org")
 
 
-def test_one_bad_line_imports_nothing(command: Run, database_url: str, tmp_path: Path) -> None:
+def test_an_invalid_line_stops_the_import(command: Run, database_url: str, tmp_path: Path) -> None:
     file = tmp_path / "users.csv"
     file.write_text("userId,name\nalice,Alice\nb b,Bob\n")
 

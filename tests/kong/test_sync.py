@@ -157,7 +157,7 @@ async def test_a_kong_that_does_not_answer_is_waited_for(
     admin: FakeAdmin, clock: Clock, output: Path
 ) -> None:
     with socket.socket() as taken:
-        taken.bind_listener(("127.0.0.1", 0))
+        taken.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{taken.getsockname()[1]}"
         sync = make(admin, clock, output, admin_urls=(nobody,))
         assert await turn(sync) is LoadResult.AWAY

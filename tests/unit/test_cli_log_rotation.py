@@ -13,7 +13,7 @@ def log(tmp_path: Path) -> Path:
     return tmp_path / "api.log"
 
 
-def test_a_log_that_is_too_large_is_moved_aside_and_written_on(log: Path) -> None:
+def test_a_large_log_is_copied_and_truncated(log: Path) -> None:
     with log.open("ab", buffering=0) as child:
         child.write(b"x" * 11)
         assert rotate_if_large(log, 10)
@@ -25,14 +25,14 @@ def test_a_log_that_is_too_large_is_moved_aside_and_written_on(log: Path) -> Non
     assert stat.S_IMODE(before.stat().st_mode) == 0o600
 
 
-def test_a_small_log_and_none_are_left_alone(log: Path) -> None:
+def test_a_small_or_missing_log_is_not_changed(log: Path) -> None:
     assert not rotate_if_large(log, 10)
     log.write_bytes(b"x" * 10)
     assert not rotate_if_large(log, 10)
     assert list(log.parent.iterdir()) == [log]
 
 
-def test_a_log_that_cannot_be_copied_is_emptied_all_the_same(log: Path) -> None:
+def test_a_log_that_cannot_be_copied_is_truncated(log: Path) -> None:
     # On a full disk the log itself is what can be given up.
     log.write_bytes(b"x" * 11)
     log.with_name("api.log.1").mkdir()

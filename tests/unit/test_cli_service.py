@@ -14,7 +14,7 @@ def line(message: str, **fields: str) -> str:
     return json.dumps({"message": message, **fields})
 
 
-def test_last_words_are_events_with_their_reasons(tmp_path: Path) -> None:
+def test_log_tail_contains_events_with_their_reasons(tmp_path: Path) -> None:
     log = tmp_path / "api.log"
     log.write_text(
         "\n".join(
@@ -35,7 +35,7 @@ def test_last_words_are_events_with_their_reasons(tmp_path: Path) -> None:
     assert summarize_log_tail(tmp_path / "none.log") == ""
 
 
-def test_last_words_hold_no_credentials(tmp_path: Path) -> None:
+def test_log_tail_contains_no_credentials(tmp_path: Path) -> None:
     log = tmp_path / "api.log"
     log.write_text("cannot reach redis://:hunter2@127.0.0.1 with Bearer eyJhbGciOi.eyJzdWIi.c2ln\n")
 
@@ -77,7 +77,7 @@ def test_a_service_imports_nothing_from_the_current_folder(
     assert "REDIS_URL is not set" in log.read_text()
 
 
-def test_a_service_that_ends_says_why(make_service) -> None:
+def test_a_service_that_exits_is_reported_with_its_log(make_service) -> None:
     service = make_service("import sys; sys.exit('scoreboard: port 8000: in use')")
     eventually(lambda: not service.is_running)
 
@@ -85,7 +85,7 @@ def test_a_service_that_ends_says_why(make_service) -> None:
         service.check()
 
 
-def test_a_service_stops_when_asked_and_is_killed_when_deaf(make_service) -> None:
+def test_a_service_that_ignores_sigterm_is_killed(make_service) -> None:
     deaf = "import signal,time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); "
     willing = make_service("import time; time.sleep(60)")
     assert willing.stop()
@@ -98,7 +98,7 @@ def test_a_service_stops_when_asked_and_is_killed_when_deaf(make_service) -> Non
     assert stubborn.exit_code == -9
 
 
-def test_the_log_before_is_kept_once(make_service, tmp_path: Path) -> None:
+def test_one_previous_log_is_kept(make_service, tmp_path: Path) -> None:
     service = make_service("print('first')")
     eventually(lambda: not service.is_running)
     service.start()
@@ -107,7 +107,7 @@ def test_the_log_before_is_kept_once(make_service, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["api.log", "api.log.1"]
 
 
-def test_waiting_ends_when_a_service_dies_or_never_gets_ready(
+def test_wait_until_ready_raises_for_dead_and_slow_services(
     make_service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dead = make_service("pass", ready_url="http://127.0.0.1:1/health/ready")

@@ -9,7 +9,7 @@ from cli.running.plan import Plan, UpOptions
 from cli.running.system import System
 
 
-class AskedAmidALook(threading.Event):
+class StopSetDuringCheck(threading.Event):
     """A stop event that is set right after a wait for it has timed out."""
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -18,10 +18,10 @@ class AskedAmidALook(threading.Event):
         return was_set
 
 
-def test_a_signal_amid_a_look_at_the_parts_is_a_clean_end(
+def test_a_signal_during_a_check_stops_without_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(System, "_start", lambda _self: None)
     plan = Plan(UpOptions(data_dir=tmp_path, api_port=0, ws_port=0))
 
-    System(plan, AskedAmidALook()).run()
+    System(plan, StopSetDuringCheck()).run()

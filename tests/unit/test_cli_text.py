@@ -43,13 +43,13 @@ BAD = [
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_names_that_people_have_are_taken_and_shown_as_they_are(name: str) -> None:
+def test_real_names_are_accepted_and_printed_unchanged(name: str) -> None:
     assert check_name(name) is None
     assert escape_unsafe(name) == name
 
 
 @pytest.mark.parametrize(("name", "what"), BAD, ids=ascii)
-def test_what_changes_the_text_around_it_is_refused_by_name_and_place(name: str, what: str) -> None:
+def test_unsafe_characters_are_rejected_with_name_and_position(name: str, what: str) -> None:
     problem = check_name(name)
 
     assert problem is not None
@@ -58,7 +58,7 @@ def test_what_changes_the_text_around_it_is_refused_by_name_and_place(name: str,
     assert find_unsafe(escape_unsafe(name)) is None
 
 
-def test_an_email_has_neither_spaces_nor_control_characters() -> None:
+def test_an_email_without_a_valid_form_is_rejected() -> None:
     assert check_email("jörg@exämple.org") is None
     for wrong in ("a b@c", "a\u3000b@c", "a\u202e@c", "a@", "@b", "nobody", "a@b\x00"):
         assert check_email(wrong) == "the email is not a valid address"

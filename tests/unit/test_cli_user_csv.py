@@ -26,7 +26,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "users.csv"
 
 
-def test_users_come_out_as_they_stand(file: Path) -> None:
+def test_users_are_read_from_the_file(file: Path) -> None:
     file.write_text('userId,email,name\nalice,a@b.org,"Alice, A."\nbob,,\n')
 
     assert read_users(file) == [
@@ -35,7 +35,7 @@ def test_users_come_out_as_they_stand(file: Path) -> None:
     ]
 
 
-def test_a_byte_order_mark_of_a_spreadsheet_is_no_part_of_the_head(file: Path) -> None:
+def test_a_byte_order_mark_is_ignored(file: Path) -> None:
     file.write_bytes(b"\xef\xbb\xbfuserId\r\nalice\r\n")
 
     assert count_users(file) == 1
@@ -57,7 +57,7 @@ def test_a_byte_order_mark_of_a_spreadsheet_is_no_part_of_the_head(file: Path) -
         ('alice,"x', "line 3"),
     ],
 )
-def test_a_bad_line_is_named_with_its_number(file: Path, line: str, reason: str) -> None:
+def test_an_invalid_line_is_reported_with_its_number(file: Path, line: str, reason: str) -> None:
     file.write_text(f"userId,name,email\nfirst,x,\n{line}\n")
 
     with pytest.raises(Invalid, match=reason) as caught:
@@ -67,7 +67,7 @@ def test_a_bad_line_is_named_with_its_number(file: Path, line: str, reason: str)
     assert str(caught.value).startswith("Nothing was imported")
 
 
-def test_many_bad_lines_are_counted(file: Path) -> None:
+def test_more_than_20_invalid_lines_are_counted(file: Path) -> None:
     file.write_text("userId\n" + "a b\n" * 25)
 
     with pytest.raises(Invalid, match=r"line 21: .*; and 5 more"):
@@ -91,34 +91,34 @@ def test_many_bad_lines_are_counted(file: Path) -> None:
         ("userId,na\x1b[31mme\n", r'contains "na\\x1b\[31mme"'),
     ],
 )
-def test_a_file_with_another_head_is_refused(file: Path, text: str, reason: str) -> None:
+def test_an_invalid_header_is_rejected(file: Path, text: str, reason: str) -> None:
     file.write_text(text)
 
     with pytest.raises(Malformed, match=reason):
         count_users(file)
 
 
-def test_a_file_that_is_no_text_is_refused(file: Path) -> None:
+def test_a_file_that_is_not_utf_8_is_rejected(file: Path) -> None:
     file.write_bytes(b"userId\nalic\xe9\n")
 
     with pytest.raises(Malformed, match="Line 2 is not UTF-8"):
         count_users(file)
 
 
-def test_a_spreadsheets_utf_16_is_refused(file: Path) -> None:
+def test_utf_16_is_rejected(file: Path) -> None:
     file.write_text("userId\nalice\n", "utf-16")
 
     with pytest.raises(Malformed, match="Line 1 is not UTF-8"):
         count_users(file)
 
 
-def test_lines_end_as_they_do_on_any_system_and_blank_ones_are_skipped(file: Path) -> None:
+def test_all_line_endings_are_accepted_and_blank_lines_skipped(file: Path) -> None:
     file.write_bytes(b'\xef\xbb\xbfuserId,name\r\nalice,"A ""x"""\r\n\r\nbob,B\n\ncarol,C')
 
     assert [user.name for user in read_users(file)] == ['A "x"', "B", "C"]
 
 
-def test_a_quote_that_is_not_closed_is_named_where_it_stands(file: Path) -> None:
+def test_an_unclosed_quote_is_reported_on_its_line(file: Path) -> None:
     lines = ["userId,name", 'alice,"A', *(f"user-{number},N" for number in range(9000))]
     file.write_text("\n".join(lines))
 
@@ -126,7 +126,7 @@ def test_a_quote_that_is_not_closed_is_named_where_it_stands(file: Path) -> None
         count_users(file)
 
 
-def test_repeated_users_are_named_beside_other_mistakes_in_their_order(file: Path) -> None:
+def test_repeated_users_are_reported_in_line_order(file: Path) -> None:
     file.write_text("userId\nalice\nbob\nb b\nalice\nbob\nalice\n")
 
     with pytest.raises(Invalid) as caught:
@@ -140,7 +140,7 @@ def test_repeated_users_are_named_beside_other_mistakes_in_their_order(file: Pat
     )
 
 
-def test_a_long_line_is_refused_as_soon_as_it_is_too_long(file: Path) -> None:
+def test_a_line_that_is_too_long_is_rejected_early(file: Path) -> None:
     file.write_bytes(b"userId\n" + b"x" * (user_csv.LINE_BYTES + 1))
     with pytest.raises(Malformed, match="longer than 16384 bytes"):
         count_users(file)
