@@ -111,7 +111,7 @@ class EventStreams:
             self._channels[state.board].publish(state.message)
 
     def status_changed(self, state: BoardState) -> None:
-        """Tell the board's streams whether it is live."""
+        """Send whether the board is live to its streams."""
         self._channels[state.board].publish_status(state.status)
 
     def access_changed(self, state: BoardState) -> None:

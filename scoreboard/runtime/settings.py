@@ -1,10 +1,9 @@
-"""Typed settings from a mapping of environment variables. Nothing is read at import.
+"""Typed settings, from environment variables. Nothing is read at import.
 
-``load`` gives the frozen ``Settings``; every variable is ``SCOREBOARD_<NAME>`` of a field below,
-and an unknown ``SCOREBOARD_*`` stops the process by name: a typing error must not become a default.
-The variables that Kubernetes sets for a Service of that name are not settings and are ignored.
-``REDIS_URL`` and ``DATABASE_URL`` are the two names everybody knows. ``.env.example`` is made from
-the descriptions here (``make env``).
+``load`` returns the frozen ``Settings``. Every field is set by ``SCOREBOARD_<NAME>``, except
+``REDIS_URL`` and ``DATABASE_URL``. An unknown ``SCOREBOARD_*`` is an error, so that a misspelled
+variable does not fall back to a default. The variables that Kubernetes sets for a Service of that
+name are ignored. ``.env.example`` is generated from the descriptions here (``make env``).
 """
 
 import difflib
@@ -37,17 +36,17 @@ _LINK_VALUES = {
     "number": re.compile(r"\d{1,5}"),
     "proto": re.compile(r"tcp|udp|sctp"),
 }
-"""What Kubernetes puts into each of these variables of a Service."""
+"""The form of the values that Kubernetes sets in each of these variables."""
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 PositiveInt = Annotated[int, Meta(ge=1)]
 WholeInt = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
-"""At most a year: every wait ends, and every clock and driver can count it."""
+"""At most a year, which every clock and driver supports."""
 
 
 class Secret:
-    """Text whose repr is stars; ``reveal`` gives it to the one call that needs it."""
+    """Text that its repr hides; ``reveal`` returns it."""
 
     __slots__ = ("_text",)
 
@@ -55,7 +54,7 @@ class Secret:
         self._text = text
 
     def reveal(self) -> str:
-        """Give the text itself; never log it, never put it in an argument of a process."""
+        """Return the text; never log it or pass it as a process argument."""
         return self._text
 
     def __repr__(self) -> str:
@@ -73,218 +72,269 @@ class Secret:
         return hash(self._text)
 
 
-def _about(text: str) -> Meta:
+def _description(text: str) -> Meta:
     return Meta(description=text)
 
 
 class Settings(Struct, frozen=True, kw_only=True):
-    """Everything that can be set. Times are seconds, sizes bytes, unless a name says so."""
+    """All settings. Times are in seconds and sizes in bytes, unless the name has another unit."""
 
     redis_url: Annotated[
-        Secret, _about("Redis or Valkey, redis:// or rediss://; may hold a password")
+        Secret,
+        _description("URL of Redis or Valkey, redis:// or rediss://; may contain a password"),
     ]
-    database_url: Annotated[Secret, _about("PostgreSQL, postgresql://; may hold a password")] = (
-        Secret("")
-    )
+    database_url: Annotated[
+        Secret, _description("URL of PostgreSQL, postgresql://; may contain a password")
+    ] = Secret("")
 
     # Addresses
-    api_host: Annotated[str, _about("Address the api listens on")] = "127.0.0.1"
-    api_port: Annotated[Port, _about("Port of the api")] = 8000
-    api_workers: Annotated[PositiveInt, _about("Worker processes of the api")] = 1
-    api_metrics_port: Annotated[Port, _about("Metrics of the api; 0 for none")] = 9100
-    ws_host: Annotated[str, _about("Address the streamer listens on")] = "127.0.0.1"
-    ws_port: Annotated[Port, _about("Port of the streamer")] = 8001
-    ws_workers: Annotated[PositiveInt, _about("Streamer processes, sharing the port")] = 1
+    api_host: Annotated[str, _description("Address the api listens on")] = "127.0.0.1"
+    api_port: Annotated[Port, _description("Port of the api")] = 8000
+    api_workers: Annotated[PositiveInt, _description("Worker processes of the api")] = 1
+    api_metrics_port: Annotated[Port, _description("Metrics of the api; 0 for none")] = 9100
+    ws_host: Annotated[str, _description("Address the streamer listens on")] = "127.0.0.1"
+    ws_port: Annotated[Port, _description("Port of the streamer")] = 8001
+    ws_workers: Annotated[PositiveInt, _description("Streamer processes, sharing the port")] = 1
     ws_metrics_port: Annotated[
         Port,
-        _about("Metrics and health of the streamer, of worker n on this plus 10 n; 0 for none"),
+        _description(
+            "Metrics and health of the streamer, of worker n on this plus 10 n; 0 for none"
+        ),
     ] = 9101
     flusher_metrics_port: Annotated[
-        Port, _about("Metrics and health of the flusher; 0 for none")
+        Port, _description("Metrics and health of the flusher; 0 for none")
     ] = 9102
-    metrics_host: Annotated[str, _about("Address the metrics ports listen on")] = "127.0.0.1"
+    metrics_host: Annotated[str, _description("Address the metrics ports listen on")] = "127.0.0.1"
     ws_public_url: Annotated[
-        str, _about("Address of the live updates for the page (ws:// or wss://); empty: same host")
+        str,
+        _description("URL of the live updates for the page (ws:// or wss://); empty: same host"),
     ] = ""
 
     # The board
     boards: Annotated[
         tuple[BoardName, ...],
         Meta(min_length=1),
-        _about("Boards served here, by comma; the first is meant where a request names none"),
+        _description("Boards, separated by commas; the first is the default"),
     ] = (DEFAULT_BOARD,)
     stream_cap: Annotated[
-        PositiveInt, _about("Actions waiting for PostgreSQL before updates answer busy")
+        PositiveInt,
+        _description("Actions waiting for PostgreSQL before updates are refused as busy"),
     ] = 1_000_000
     unknown_kinds: Annotated[
         Literal["refuse", "default"],
-        _about("An action whose kind is not in the catalogue: refuse it, or count default_points"),
+        _description(
+            "Actions whose kind is not in the catalogue: refuse them, or apply default_points"
+        ),
     ] = "refuse"
     default_points: Annotated[
-        WholeInt, _about("Points of an action whose actionId names no kind; 0 to refuse it")
+        WholeInt, _description("Points of an action whose actionId names no kind; 0 to refuse it")
     ] = 10
 
     # Tokens
-    jwks_url: Annotated[str, _about("Key set of the issuer of tokens, by URL")] = ""
-    jwks_file: Annotated[str, _about("Key set of the issuer of tokens, by file")] = ""
-    issuer: Annotated[str, _about("Required `iss` of tokens")] = ""
-    audience: Annotated[str, _about("Required `aud` of tokens")] = "scoreboard"
-    token_leeway_s: Annotated[WholeInt, _about("Clock skew forgiven on exp and nbf")] = 30
+    jwks_url: Annotated[str, _description("URL of the token issuer's key set")] = ""
+    jwks_file: Annotated[str, _description("File with the token issuer's key set")] = ""
+    issuer: Annotated[str, _description("Required `iss` of tokens")] = ""
+    audience: Annotated[str, _description("Required `aud` of tokens")] = "scoreboard"
+    token_leeway_s: Annotated[WholeInt, _description("Allowed clock skew of exp and nbf")] = 30
     sign_in_issuer: Annotated[
-        str, _about("Issuer by which the page signs players in; empty: the page signs nobody in")
+        str, _description("Issuer with which the page signs players in; empty: no sign-in")
     ] = ""
-    sign_in_client_id: Annotated[str, _about("Client id of the page at that issuer")] = ""
+    sign_in_client_id: Annotated[str, _description("Client id of the page at that issuer")] = ""
 
     # Limits
     rate_limit: Annotated[
         Literal["app", "gateway"],
-        _about("Who limits updates: the api itself (app) or the gateway before it (gateway)"),
+        _description("Where updates are limited: in the api (app) or in the gateway (gateway)"),
     ] = "app"
-    updates_per_minute: Annotated[PositiveInt, _about("Updates a user may send, sliding")] = 10
+    updates_per_minute: Annotated[
+        PositiveInt, _description("Updates per user in a sliding minute")
+    ] = 10
     trusted_updates_per_minute: Annotated[
-        WholeInt, _about("Updates a token with update:score:any may send; 0 for no limit")
+        WholeInt, _description("Updates per token with update:score:any; 0 for no limit")
     ] = 0
     connections: Annotated[
         PositiveInt,
-        _about("Connections of one api process; for one more, the longest idle one is closed"),
+        _description(
+            "Connections of one api process; for one more, the longest idle one is closed"
+        ),
     ] = 4096
     connections_per_address: Annotated[
         PositiveInt,
-        _about(
-            "Connections from one IP address that is no trusted hop, likewise; each may hold one "
+        _description(
+            "Connections per IP address, except trusted hops, likewise; each may have one "
             "of SCOREBOARD_REQUESTS_IN_FLIGHT"
         ),
     ] = 256
-    requests_in_flight: Annotated[PositiveInt, _about("Requests one api process holds")] = 512
+    requests_in_flight: Annotated[
+        PositiveInt, _description("Requests in flight per api process")
+    ] = 512
     head_bytes: Annotated[
-        PositiveInt, _about("Largest head of a request, to the api or the streamer")
+        PositiveInt,
+        _description("Maximum size of request line and headers, of the api and the streamer"),
     ] = HEAD_BYTES
-    head_fields: Annotated[PositiveInt, _about("Most header lines of a request")] = HEAD_FIELDS
-    request_line_bytes: Annotated[PositiveInt, _about("Longest request line")] = REQUEST_LINE_BYTES
-    body_bytes: Annotated[PositiveInt, _about("Largest request body")] = 16_384
+    head_fields: Annotated[PositiveInt, _description("Maximum number of headers of a request")] = (
+        HEAD_FIELDS
+    )
+    request_line_bytes: Annotated[
+        PositiveInt, _description("Maximum length of the request line")
+    ] = REQUEST_LINE_BYTES
+    body_bytes: Annotated[PositiveInt, _description("Maximum size of a request body")] = 16_384
     body_timeout_s: Annotated[
-        Seconds, _about("Time to send a request's head, and again its whole body")
+        Seconds, _description("Time to send the head of a request, and again for its body")
     ] = 5.0
-    request_timeout_s: Annotated[Seconds, _about("Time for a whole request")] = 10.0
+    request_timeout_s: Annotated[Seconds, _description("Time for a whole request")] = 10.0
 
     # Viewers
-    frame_interval_ms: Annotated[PositiveInt, _about("Least time between two boards")] = 100
-    heartbeat_s: Annotated[Seconds, _about("Silence after which viewers get a heartbeat")] = 15.0
-    ping_s: Annotated[Seconds, _about("Time between pings to a viewer")] = 25.0
-    pong_timeout_s: Annotated[Seconds, _about("Time a viewer has to answer a ping")] = 10.0
-    viewers: Annotated[PositiveInt, _about("Viewers of one streamer process")] = 20_000
+    frame_interval_ms: Annotated[PositiveInt, _description("Least time between two boards")] = 100
+    heartbeat_s: Annotated[
+        Seconds, _description("Time without messages after which viewers get a heartbeat")
+    ] = 15.0
+    ping_s: Annotated[Seconds, _description("Time between pings to a viewer")] = 25.0
+    pong_timeout_s: Annotated[Seconds, _description("Time a viewer has to answer a ping")] = 10.0
+    viewers: Annotated[PositiveInt, _description("Viewers of one streamer process")] = 20_000
     handshakes: Annotated[
         PositiveInt,
-        _about("Connections of one streamer process that are no viewers; beyond, the oldest ends"),
+        _description(
+            "Handshakes in progress per streamer process; for one more, the oldest is closed"
+        ),
     ] = 1000
     viewers_per_address: Annotated[
         PositiveInt,
-        _about("Viewers from one IP address; it may try to connect six times as often in a minute"),
+        _description(
+            "Viewers from one IP address; it may try to connect six times as often in a minute"
+        ),
     ] = 100
-    viewers_per_subject: Annotated[PositiveInt, _about("Viewers with one token subject")] = 10
-    new_viewers_per_second: Annotated[PositiveInt, _about("New viewers of one process")] = 300
-    new_viewers_burst: Annotated[PositiveInt, _about("New viewers of one process at once")] = 600
+    viewers_per_subject: Annotated[PositiveInt, _description("Viewers with one token subject")] = 10
+    new_viewers_per_second: Annotated[PositiveInt, _description("New viewers of one process")] = 300
+    new_viewers_burst: Annotated[
+        PositiveInt, _description("New viewers of one process at once")
+    ] = 600
     viewer_age_s: Annotated[
-        Seconds, _about("Age at which a viewer is asked to reconnect, give or take a quarter")
+        Seconds, _description("Age at which a viewer is asked to reconnect, give or take a quarter")
     ] = 14_400.0
     slow_viewer_s: Annotated[
-        Seconds, _about("Time a viewer may take no data before it is closed as too slow")
+        Seconds, _description("Time a viewer may take no data before it is closed as too slow")
     ] = 10.0
-    token_warning_s: Annotated[Seconds, _about("Warning before a viewer's token ends")] = 30.0
-    token_grace_s: Annotated[Seconds, _about("Time to renew a token after its end")] = 25.0
+    token_warning_s: Annotated[Seconds, _description("Warning before a viewer's token ends")] = 30.0
+    token_grace_s: Annotated[Seconds, _description("Time to renew a token after its end")] = 25.0
     expired_per_minute: Annotated[
-        PositiveInt, _about("Expired tokens of one address told so by close code, not by 401")
+        PositiveInt, _description("Expired tokens of one address told so by close code, not by 401")
     ] = 20
-    handshake_timeout_s: Annotated[Seconds, _about("Time for a viewer's whole handshake")] = 5.0
-    message_bytes: Annotated[PositiveInt, _about("Largest message from a viewer")] = 4608
-    message_fragments: Annotated[PositiveInt, _about("Most fragments of such a message")] = 8
+    handshake_timeout_s: Annotated[Seconds, _description("Time for a viewer's whole handshake")] = (
+        5.0
+    )
+    message_bytes: Annotated[
+        PositiveInt, _description("Maximum size of a message from a viewer")
+    ] = 4608
+    message_fragments: Annotated[
+        PositiveInt, _description("Maximum number of fragments of such a message")
+    ] = 8
     viewer_frames_per_second: Annotated[
-        Seconds, _about("WebSocket frames a viewer may send, of any kind")
+        Seconds, _description("WebSocket frames a viewer may send, of any kind")
     ] = 5.0
-    viewer_frames_burst: Annotated[PositiveInt, _about("Such frames at once")] = 20
-    sync_interval_s: Annotated[Seconds, _about("Least time between two `sync` of a viewer")] = 1.0
-    auth_interval_s: Annotated[Seconds, _about("Least time between two `auth` of a viewer")] = 10.0
+    viewer_frames_burst: Annotated[PositiveInt, _description("Such frames at once")] = 20
+    sync_interval_s: Annotated[
+        Seconds, _description("Least time between two `sync` of a viewer")
+    ] = 1.0
+    auth_interval_s: Annotated[
+        Seconds, _description("Least time between two `auth` of a viewer")
+    ] = 10.0
     viewer_mistakes: Annotated[
-        PositiveInt, _about("Unreadable messages after which a viewer is closed")
+        PositiveInt, _description("Unreadable messages after which a viewer is closed")
     ] = 3
     event_streams: Annotated[
-        PositiveInt, _about("Event streams (SSE) of one api process, for who cannot WebSocket")
+        PositiveInt,
+        _description("Event streams (SSE) per api process, for clients without WebSocket"),
     ] = 1000
     event_stream_s: Annotated[
-        Seconds, _about("Age at which an event stream is asked to reconnect, give or take a fifth")
+        Seconds,
+        _description("Age at which an event stream is asked to reconnect, give or take a fifth"),
     ] = 900.0
     origins: Annotated[
         tuple[str, ...],
-        _about("Origins whose pages may connect, by comma, besides those of the same host"),
+        _description("Origins whose pages may connect, besides the same host; separated by commas"),
     ] = ()
     trusted_hops: Annotated[
         tuple[str, ...],
-        _about("Addresses or networks whose X-Forwarded-For is believed, by comma"),
+        _description(
+            "Addresses or networks of trusted proxies (X-Forwarded-For); separated by commas"
+        ),
     ] = ()
 
     # Redis and PostgreSQL
     dispatch_connections: Annotated[
-        Annotated[int, Meta(ge=1, le=4)], _about("Connections of one api process for updates")
+        Annotated[int, Meta(ge=1, le=4)], _description("Connections of one api process for updates")
     ] = 2
     dispatch_waiting: Annotated[
-        PositiveInt, _about("Updates one api process holds before it answers 503")
+        PositiveInt, _description("Queued updates per api process; beyond, 503")
     ] = 4096
-    redis_connect_timeout_s: Annotated[Seconds, _about("Time to connect to Redis")] = 1.0
-    redis_timeout_s: Annotated[Seconds, _about("Time for one call to Redis")] = 3.0
-    database_pool: Annotated[PositiveInt, _about("Most connections to PostgreSQL per process")] = 4
-    database_timeout_s: Annotated[Seconds, _about("Time to get a connection or an answer")] = 5.0
+    redis_connect_timeout_s: Annotated[Seconds, _description("Time to connect to Redis")] = 1.0
+    redis_timeout_s: Annotated[Seconds, _description("Time for one call to Redis")] = 3.0
+    database_pool: Annotated[
+        PositiveInt, _description("Maximum connections to PostgreSQL per process")
+    ] = 4
+    database_timeout_s: Annotated[
+        Seconds, _description("Time to get a connection or an answer")
+    ] = 5.0
     unsafe_redis: Annotated[
         bool,
-        _about("Run on a Redis that may lose acknowledged actions (or that hides its settings)"),
+        _description(
+            "Allow a Redis that may lose acknowledged actions (or that hides its settings)"
+        ),
     ] = False
     acknowledge: Annotated[
         Literal["fsync", "replicated", "committed"],
-        _about(
+        _description(
             "When an update is answered: once it is on Redis's disk (fsync), once a replica has it "
             "too (replicated), or once PostgreSQL has committed it (committed)"
         ),
     ] = "fsync"
     replicas: Annotated[
-        PositiveInt, _about("Replicas that must have an update before it is answered (replicated)")
+        PositiveInt,
+        _description("Replicas that must have an update before it is answered (replicated)"),
     ] = 1
     replica_timeout_ms: Annotated[
-        PositiveInt, _about("Longest wait for them; then once more, then 503 and a repeat waits")
+        PositiveInt,
+        _description("Longest wait for them; then once more, then 503 and a repeat waits"),
     ] = 200
     commit_timeout_s: Annotated[
-        Seconds, _about("Longest wait for that COMMIT; then 503, and a repeat waits again")
+        Seconds, _description("Longest wait for that COMMIT; then 503, and a repeat waits again")
     ] = 3.0
     flush_batch: Annotated[
-        PositiveInt, _about("Events of one transaction; 2.5 times as many when behind")
+        PositiveInt, _description("Events of one transaction; 2.5 times as many when behind")
     ] = 2000
-    flush_linger_ms: Annotated[WholeInt, _about("Wait for more events after a short batch")] = 20
+    flush_linger_ms: Annotated[
+        WholeInt, _description("Wait for more events after a short batch")
+    ] = 20
 
     # Process
-    drain_s: Annotated[Seconds, _about("Time to finish after SIGTERM")] = 10.0
+    drain_s: Annotated[Seconds, _description("Time to finish after SIGTERM")] = 10.0
     drain_notice_s: Annotated[
-        Seconds, _about("Part of it in which readiness is red and the api still takes requests")
+        Seconds, _description("Part of it in which the api is not ready and still accepts requests")
     ] = 0.5
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], _about("Least severe log line written")
+        Literal["debug", "info", "warning", "error"], _description("Minimum severity of log lines")
     ] = "info"
-    log_format: Annotated[Literal["json", "console"], _about("Form of log lines")] = "json"
-    environment: Annotated[str, _about("Name of this deployment, for logs")] = "development"
+    log_format: Annotated[Literal["json", "console"], _description("Format of log lines")] = "json"
+    environment: Annotated[str, _description("Name of this deployment, for logs")] = "development"
     secrets: Annotated[
         Literal["env", "file", "aws"],
-        _about("Where credentials come from: these variables, files, or AWS Secrets Manager"),
+        _description("Where credentials come from: these variables, files, or AWS Secrets Manager"),
     ] = "env"
     redis_secret: Annotated[
         str,
-        _about(
+        _description(
             "Redis credentials, JSON with username and password: their name in AWS, path of the "
             "file, or environment variable; empty: those of REDIS_URL"
         ),
     ] = ""
     database_secret: Annotated[
-        str, _about("PostgreSQL credentials, likewise; empty: those of DATABASE_URL (env only)")
+        str,
+        _description("PostgreSQL credentials, likewise; empty: those of DATABASE_URL (env only)"),
     ] = ""
 
     def head_limits(self) -> HeadLimits:
-        """Return how large the head of a request may be."""
+        """Return the limits on request heads."""
         return HeadLimits(
             head_bytes=self.head_bytes,
             fields=self.head_fields,
@@ -293,12 +343,12 @@ class Settings(Struct, frozen=True, kw_only=True):
 
 
 def variable_name(field: str) -> str:
-    """Name the environment variable of a field."""
+    """Return the environment variable of a field."""
     return UNPREFIXED.get(field, PREFIX + field.upper())
 
 
 def describe() -> Iterator[tuple[str, str, object]]:
-    """Give variable, description and default of every setting, in the order of their groups."""
+    """Return variable, description and default of every setting, in order."""
     hints = get_type_hints(Settings, include_extras=True)
     for field in msgspec.structs.fields(Settings):
         metas = [meta for meta in hints[field.name].__metadata__ if isinstance(meta, Meta)]
@@ -307,9 +357,9 @@ def describe() -> Iterator[tuple[str, str, object]]:
 
 
 def load(environ: Mapping[str, str]) -> Settings:
-    """Read settings from environment variables.
+    """Read the settings from environment variables.
 
-    Raises SettingInvalid, naming the variable: one that is unknown, missing or out of its range.
+    Raises SettingInvalid, naming the variable, if one is unknown, missing or invalid.
     """
     fields = {variable_name(field.name): field for field in msgspec.structs.fields(Settings)}
     links = service_links(environ)
@@ -337,7 +387,7 @@ def load(environ: Mapping[str, str]) -> Settings:
             )
         except msgspec.ValidationError as error:
             shown = "the value" if kind is Secret else repr(text)
-            raise SettingInvalid(f"{variable}: {shown} does not fit: {error}") from None
+            raise SettingInvalid(f"{variable}: {shown} is invalid: {error}") from None
     found = Settings(**values)
     check_redis_url(found.redis_url.reveal())
     if found.database_url:
@@ -346,10 +396,10 @@ def load(environ: Mapping[str, str]) -> Settings:
 
 
 def service_links(environ: Mapping[str, str]) -> list[str]:
-    """Name the variables that Kubernetes sets for Services called `scoreboard` or `scoreboard-…`.
+    """Return the variables that Kubernetes sets for Services called `scoreboard` or `scoreboard-…`.
 
-    A pod gets them for every Service of its namespace (`enableServiceLinks`). One is recognised by
-    its name and its value together: SCOREBOARD_API_PORT is a setting where it holds a number.
+    A pod gets them for every Service of its namespace (`enableServiceLinks`). They are recognised
+    by name and value: SCOREBOARD_API_PORT is a setting if its value is a number.
     """
     return sorted(
         name
@@ -363,7 +413,7 @@ def _suffix_of(link: re.Match[str]) -> str:
 
 
 def _bare(hint: object) -> object:
-    """Give the type below its annotations."""
+    """Return the type without annotations."""
     return _bare(get_args(hint)[0]) if get_origin(hint) is Annotated else hint
 
 
