@@ -226,7 +226,7 @@ def test_a_data_folder_that_is_none_is_one_clear_line(tmp_path: Path) -> None:
     assert done.stderr.splitlines()[0].startswith("scoreboard: An embedded server did not start")
 
 
-def test_a_wrong_setting_is_one_line_that_names_it(tmp_path: Path) -> None:
+def test_an_invalid_setting_is_reported_in_one_line(tmp_path: Path) -> None:
     done = run_command(
         *("up", "--data-dir", str(tmp_path / "data"), "--api-port", "0", "--ws-port", "0"),
         SCOREBOARD_STREAM_CAP="none",

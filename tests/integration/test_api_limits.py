@@ -5,7 +5,9 @@ import asyncio
 from tests.support.servers.api import StartApi
 
 
-async def test_ten_updates_a_minute_then_429_that_says_when(start_api: StartApi) -> None:
+async def test_the_eleventh_update_in_a_minute_returns_429_with_retry_after(
+    start_api: StartApi,
+) -> None:
     client = await start_api(rate_limit="app")
     for left in range(9, -1, -1):
         answer = await client.update(action=f"win:{left}")
@@ -19,7 +21,7 @@ async def test_ten_updates_a_minute_then_429_that_says_when(start_api: StartApi)
     assert (await client.update("bob")).status_code == 200  # another user has a limit of their own
 
 
-async def test_parallel_updates_get_exactly_the_limit(start_api: StartApi) -> None:
+async def test_parallel_updates_never_exceed_the_rate_limit(start_api: StartApi) -> None:
     client = await start_api(rate_limit="app")
     answers = await asyncio.gather(*(client.update(action=f"win:{n}") for n in range(30)))
     assert sorted(answer.status_code for answer in answers) == [200] * 10 + [429] * 20
@@ -31,7 +33,9 @@ async def test_two_processes_share_one_limit(start_api: StartApi) -> None:
     assert statuses == [200] * 10 + [429] * 2
 
 
-async def test_replays_count_and_refused_requests_do_not(start_api: StartApi) -> None:
+async def test_replays_count_against_the_limit_and_invalid_requests_do_not(
+    start_api: StartApi,
+) -> None:
     client = await start_api(rate_limit="app", updates_per_minute=2)
     for _ in range(5):
         assert (await client.update("alice", "bad id")).status_code == 422
@@ -41,7 +45,7 @@ async def test_replays_count_and_refused_requests_do_not(start_api: StartApi) ->
     assert (await client.update()).status_code == 429
 
 
-async def test_game_servers_have_a_limit_of_their_own_or_none(start_api: StartApi) -> None:
+async def test_game_servers_have_a_separate_limit_or_none(start_api: StartApi) -> None:
     client = await start_api(rate_limit="app", updates_per_minute=1)
     server = client.bearer("server-1", "update:score:any")
     for number in range(5):
@@ -55,7 +59,7 @@ async def test_game_servers_have_a_limit_of_their_own_or_none(start_api: StartAp
     assert statuses == [200, 200, 200, 429]
 
 
-async def test_behind_a_gateway_there_is_none_here(start_api: StartApi) -> None:
+async def test_the_api_does_not_limit_behind_a_gateway(start_api: StartApi) -> None:
     client = await start_api(rate_limit="gateway", updates_per_minute=1)
     for number in range(3):
         answer = await client.update(action=f"win:{number}")

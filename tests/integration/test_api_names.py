@@ -38,7 +38,7 @@ async def proxy(make_proxy: MakeProxy, postgres_server: Any) -> Proxy:
     return await make_proxy(postgres_server.port)
 
 
-async def test_names_come_with_the_ranking_where_they_are_asked_for(
+async def test_the_ranking_includes_names_on_request(
     start_api: StartApi, database_url: str
 ) -> None:
     name_users(database_url, alice="Alice", bob="Bob")
@@ -51,7 +51,7 @@ async def test_names_come_with_the_ranking_where_they_are_asked_for(
     assert all("name" not in row for row in plain)
 
 
-async def test_a_silent_database_costs_the_ranking_a_quarter_of_a_second_at_most(
+async def test_an_unresponsive_database_delays_the_ranking_by_a_quarter_of_a_second_at_most(
     start_api: StartApi, database_url: str, proxy: Proxy
 ) -> None:
     """Incident: a database that took the query and did not answer cost 10 s and a 503."""
@@ -78,7 +78,7 @@ async def test_a_silent_database_costs_the_ranking_a_quarter_of_a_second_at_most
     await eventually_async(is_named, within_s=20)
 
 
-async def test_a_silent_database_takes_few_places_of_requests(
+async def test_an_unresponsive_database_occupies_few_requests(
     start_api: StartApi, database_url: str, proxy: Proxy
 ) -> None:
     client = await start_api(
@@ -129,7 +129,7 @@ async def test_few_wait_for_names_at_once(
     assert {read.result().status_code for read in reads} == {200}
 
 
-async def test_readiness_is_told_in_time_while_the_database_is_silent(
+async def test_readiness_answers_in_time_while_the_database_is_unresponsive(
     start_api: StartApi, database_url: str, proxy: Proxy
 ) -> None:
     client = await start_api(database_url=proxy.through(database_url))
@@ -144,7 +144,7 @@ async def test_readiness_is_told_in_time_while_the_database_is_silent(
     assert time.monotonic() - began_s < 2.5
 
 
-async def test_a_silent_database_does_not_hold_up_the_stop(
+async def test_an_unresponsive_database_does_not_delay_the_shutdown(
     start_api: StartApi, database_url: str, proxy: Proxy
 ) -> None:
     client = await start_api(database_url=proxy.through(database_url))

@@ -15,7 +15,9 @@ FILES = ["/", "/index.html", "/docs", "/docs/start.js", "/docs/swagger-ui/swagge
 
 
 @pytest.mark.parametrize("address", FILES)
-async def test_the_page_is_served_under_a_strict_policy(start_api: StartApi, address: str) -> None:
+async def test_the_page_has_a_strict_content_security_policy(
+    start_api: StartApi, address: str
+) -> None:
     client = await start_api(open=(), ws_public_url="wss://live.example.com:8001/ws/scoreboard")
     answer = await client.get(address)
     assert answer.status_code == 200
@@ -28,7 +30,7 @@ async def test_the_page_is_served_under_a_strict_policy(start_api: StartApi, add
     assert (again.status_code, again.content) == (304, b"")
 
 
-async def test_everything_the_pages_load_is_served_here(start_api: StartApi) -> None:
+async def test_everything_the_pages_load_is_served_by_the_api(start_api: StartApi) -> None:
     client = await start_api(open=())
     for page in ("/", "/docs"):
         html = (await client.get(page)).text
@@ -51,13 +53,13 @@ async def test_everything_the_pages_load_is_served_here(start_api: StartApi) -> 
         "/index.html%00.js",
     ],
 )
-async def test_nothing_beside_the_folder_is_served(start_api: StartApi, address: str) -> None:
+async def test_files_outside_the_folder_are_not_served(start_api: StartApi, address: str) -> None:
     client = await start_api(open=())
     answer = await client.get(address)
     assert answer.status_code in {400, 404}
 
 
-def test_hidden_files_and_links_have_no_address(tmp_path: Path) -> None:
+def test_hidden_files_and_links_are_not_served(tmp_path: Path) -> None:
     (tmp_path / ".hidden").write_text("x")
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "config").write_text("x")
@@ -66,7 +68,7 @@ def test_hidden_files_and_links_have_no_address(tmp_path: Path) -> None:
     assert set(find_files(tmp_path)) == {"/", "/index.html"}
 
 
-async def test_the_page_learns_where_the_live_updates_are(start_api: StartApi) -> None:
+async def test_the_page_configuration_names_the_live_updates(start_api: StartApi) -> None:
     client = await start_api(open=(), boards="main,weekly", ws_public_url="ws://127.0.0.1:1/ws")
     known = (await client.get("/config.json")).json()
     assert known["ws"] == "ws://127.0.0.1:1/ws"
@@ -85,7 +87,7 @@ async def test_the_document_and_the_problems_are_served(start_api: StartApi) -> 
     assert (await client.get("/docs/problems/none")).status_code == 404
 
 
-async def test_names_are_added_where_they_are_known(
+async def test_known_names_are_added(
     start_api: StartApi, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = await start_api(database_url=database_url)
@@ -119,7 +121,7 @@ async def test_names_are_added_where_they_are_known(
     assert fresh.json()["leaderboard"][0]["name"] == "Alice the Great"
 
 
-async def test_without_a_database_no_name_is_known(start_api: StartApi) -> None:
+async def test_there_are_no_names_without_a_database(start_api: StartApi) -> None:
     client = await start_api()
     await client.update()
     answer = await client.get(LEADERBOARD_PATH, params={"names": "true"})

@@ -30,7 +30,7 @@ def descendants(pid: int) -> list[int]:
     return children
 
 
-async def test_one_action_over_four_workers_counts_once(
+async def test_an_action_sent_to_four_workers_is_applied_once(
     run_api: RunApi, redis_url: str, make_token: MakeToken
 ) -> None:
     await open_boards(redis_url)
@@ -82,9 +82,7 @@ def listening(pid: int) -> set[int]:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-async def test_port_0_of_metrics_opens_no_port(
-    workers: int, run_api: RunApi, redis_url: str
-) -> None:
+async def test_metrics_port_0_opens_no_port(workers: int, run_api: RunApi, redis_url: str) -> None:
     await open_boards(redis_url)
     api = run_api(api_workers=workers, api_metrics_port=0)
     port = int(api.url.rsplit(":", 1)[1])
@@ -109,7 +107,7 @@ async def test_port_0_of_metrics_opens_no_port(
         "SIGKILL of the keeper",
     ],
 )
-async def test_workers_end_once_and_with_their_keeper(
+async def test_workers_stop_once_and_with_their_supervisor(
     run_api: RunApi, redis_url: str, ask: Callable[[int], None], code: int
 ) -> None:
     await open_boards(redis_url)
@@ -124,7 +122,7 @@ async def test_workers_end_once_and_with_their_keeper(
     assert not api.lines("stop_deadline_passed")
 
 
-async def test_a_second_signal_ends_it_at_once(
+async def test_a_second_signal_stops_the_process_immediately(
     run_api: RunApi, redis_url: str, make_token: MakeToken
 ) -> None:
     await open_boards(redis_url)
@@ -165,7 +163,7 @@ async def test_a_stop_is_clean_and_quick(run_api: RunApi, redis_url: str) -> Non
         ({"SCOREBOARD_API_HOST": "203.0.113.1"}, "SCOREBOARD_API_HOST"),
     ],
 )
-def test_a_wrong_setting_is_one_line_that_names_it(
+def test_an_invalid_setting_is_reported_in_one_line(
     run_api: RunApi, changes: dict[str, str], named: str
 ) -> None:
     api = run_api(wait=False, environ=changes)
@@ -177,7 +175,7 @@ def test_a_wrong_setting_is_one_line_that_names_it(
 
 @pytest.mark.parametrize("setting", ["api_port", "api_metrics_port"])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_port_in_use_is_one_line(run_api: RunApi, setting: str, workers: int) -> None:
+def test_a_port_in_use_is_reported_in_one_line(run_api: RunApi, setting: str, workers: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         api = run_api(wait=False, api_workers=workers, **{setting: port})
@@ -186,7 +184,7 @@ def test_a_port_in_use_is_one_line(run_api: RunApi, setting: str, workers: int) 
     assert str(port) in line
 
 
-async def test_no_token_reaches_the_log_and_refusals_do(
+async def test_refusals_are_logged_without_the_token(
     run_api: RunApi, redis_url: str, make_token: MakeToken
 ) -> None:
     await open_boards(redis_url)
@@ -208,7 +206,7 @@ async def test_no_token_reaches_the_log_and_refusals_do(
     assert "win:1" not in api.output
 
 
-async def test_an_unsafe_redis_is_refused_by_name(
+async def test_an_unsafe_redis_stops_the_start_with_its_problems(
     run_api: RunApi, redis_url: str, own_valkey: object
 ) -> None:
     import redis

@@ -72,7 +72,7 @@ async def score_of(client: ApiClient) -> int:
     return int((await client.get(LEADERBOARD_PATH)).json()["total"])
 
 
-async def test_what_has_two_readings_is_a_problem_with_an_id(start_api: StartApi) -> None:
+async def test_ambiguous_requests_get_a_problem_with_a_request_id(start_api: StartApi) -> None:
     client = await start_api()
     token = client.bearer("alice")["Authorization"]
     usual = f"Host: a\r\nAuthorization: {token}\r\nContent-Type: application/json\r\n".encode()
@@ -98,21 +98,21 @@ async def test_what_has_two_readings_is_a_problem_with_an_id(start_api: StartApi
         (request("GET", "/", "Expect: rain"), 417, "expectation-failed"),
     ],
 )
-async def test_what_is_not_read_is_a_problem(
+async def test_unreadable_requests_get_a_problem(
     start_api: StartApi, data: bytes, status: int, code: str
 ) -> None:
     client = await start_api()
     problem_of(await talk(client, data, end=False), status, code)
 
 
-async def test_a_refusal_comes_before_the_body_does(start_api: StartApi) -> None:
+async def test_a_refusal_does_not_wait_for_the_body(start_api: StartApi) -> None:
     client = await start_api()
     head = request("POST", UPDATE_PATH, "Content-Type: application/json", "Content-Length: 100")
     problem_of(await talk(client, head, end=False), 401, "unauthenticated")
 
 
 @pytest.mark.parametrize("path", [*READS, *OTHERS, UPDATE_PATH])
-async def test_two_of_a_header_that_is_no_list_are_refused_everywhere(
+async def test_repeated_headers_that_are_not_lists_are_refused(
     start_api: StartApi, path: str
 ) -> None:
     client = await start_api()
@@ -135,7 +135,7 @@ async def test_two_of_a_header_that_is_no_list_are_refused_everywhere(
 
 @pytest.mark.parametrize("path", READS)
 @pytest.mark.parametrize("public", [True, False])
-async def test_an_authorization_is_a_bearer_token_or_refused(
+async def test_an_authorization_header_without_a_bearer_token_is_refused(
     start_api: StartApi, path: str, public: bool
 ) -> None:
     client = await start_api(open=(Board(is_public=public),))
@@ -151,7 +151,7 @@ async def test_an_authorization_is_a_bearer_token_or_refused(
 
 
 @pytest.mark.parametrize("path", OTHERS)
-async def test_what_needs_no_token_looks_at_none(start_api: StartApi, path: str) -> None:
+async def test_public_paths_ignore_the_token(start_api: StartApi, path: str) -> None:
     client = await start_api()
     plain = await client.get(path)
     answer = await client.get(path, headers={"Authorization": "Basic YTpi"})
@@ -179,7 +179,7 @@ async def test_what_needs_no_token_looks_at_none(start_api: StartApi, path: str)
     ],
 )
 @pytest.mark.parametrize("is_fast", [True, False])
-async def test_a_parameter_comes_once_and_is_known(
+async def test_repeated_and_unknown_parameters_are_refused(
     start_api: StartApi, path: str, query: str, named: str, is_fast: bool
 ) -> None:
     client = await start_api(fast_updates=is_fast)
@@ -194,7 +194,7 @@ async def test_a_parameter_comes_once_and_is_known(
     assert "hush" not in answer.text
 
 
-async def test_a_parameter_means_the_same_however_it_is_escaped(start_api: StartApi) -> None:
+async def test_percent_encoded_parameters_are_decoded(start_api: StartApi) -> None:
     client = await start_api()
     server = client.bearer("server", "update:score:any")
     for number in range(3):
@@ -222,7 +222,7 @@ SPELLINGS = [
 
 
 @pytest.mark.parametrize("target", SPELLINGS)
-async def test_an_address_has_one_spelling(start_api: StartApi, target: str) -> None:
+async def test_a_path_has_one_spelling(start_api: StartApi, target: str) -> None:
     client = await start_api()
     authorization = f"Authorization: {client.bearer('alice')['Authorization']}"
     data = request("POST", target, authorization, body=update_body())
@@ -230,7 +230,7 @@ async def test_an_address_has_one_spelling(start_api: StartApi, target: str) -> 
     assert await score_of(client) == 0
 
 
-async def test_a_target_may_name_the_host(start_api: StartApi) -> None:
+async def test_an_absolute_target_of_this_host_is_accepted(start_api: StartApi) -> None:
     client = await start_api()
     assert answer_of(await talk(client, request("GET", "http://a/health/live")))[0] == 200
 
@@ -283,7 +283,7 @@ async def test_the_gateways_request_id_is_stored_with_the_action(
         ("https://app.example.com", "http://127.0.0.1", 403),
     ],
 )
-async def test_a_stream_is_for_pages_of_the_same_host_and_of_listed_origins(
+async def test_streams_are_open_to_pages_of_the_same_host_and_listed_origins(
     start_api: StartApi, origins: str, origin: str | None, status: int
 ) -> None:
     client = await start_api(origins=origins)
@@ -317,7 +317,7 @@ async def test_head_is_get_without_the_body(start_api: StartApi, path: str) -> N
     }
 
 
-async def test_a_full_api_makes_room_for_who_speaks(start_api: StartApi) -> None:
+async def test_a_full_api_closes_idle_connections_for_new_ones(start_api: StartApi) -> None:
     client = await start_api(connections=4, connections_per_address=4)
     writers = [(await asyncio.open_connection("127.0.0.1", client.port))[1] for _ in range(10)]
     async with httpx.AsyncClient(trust_env=False) as other:

@@ -22,7 +22,7 @@ async def api(run_api: RunApi, redis_url: str) -> ApiProcess:
     return run_api()
 
 
-def test_the_api_keeps_to_its_document(api: ApiProcess, make_token: MakeToken) -> None:
+def test_the_api_conforms_to_its_openapi_document(api: ApiProcess, make_token: MakeToken) -> None:
     token = make_token("server", "update:score:any read:leaderboard")
     headers = {"Authorization": f"Bearer {token}"}
     met: set[str] = set()

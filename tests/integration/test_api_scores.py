@@ -49,7 +49,7 @@ async def ranking(client: ApiClient, **params: Any) -> list[tuple[int, str, int]
     return [(row["rank"], row["userId"], row["score"]) for row in answer.json()["leaderboard"]]
 
 
-async def test_an_update_raises_the_score_and_a_repeat_does_not(start_api: StartApi) -> None:
+async def test_a_repeated_update_does_not_raise_the_score_again(start_api: StartApi) -> None:
     client = await start_api()
     first = await client.update("alice", "win:1")
     assert first.status_code == 200
@@ -60,7 +60,7 @@ async def test_an_update_raises_the_score_and_a_repeat_does_not(start_api: Start
     assert await ranking(client) == [(1, "alice", 20)]
 
 
-async def test_the_request_id_travels_into_the_stream_event(
+async def test_the_request_id_is_stored_in_the_stream_event(
     start_api: StartApi, redis_url: str
 ) -> None:
     client = await start_api()
@@ -93,7 +93,7 @@ async def test_points_come_from_the_catalogue(start_api: StartApi, redis_url: st
     assert (await client.update(action=":plain")).json()["newScore"] == 70
 
 
-async def test_unknown_kinds_count_where_the_settings_say_so(
+async def test_unknown_kinds_are_applied_if_the_settings_allow_it(
     start_api: StartApi, redis_url: str
 ) -> None:
     mirror(redis_url, {"win": 50, "loss": 0})
@@ -104,7 +104,7 @@ async def test_unknown_kinds_count_where_the_settings_say_so(
 
 
 @pytest.mark.parametrize("unknown_kinds", ["refuse", "default"])
-async def test_actions_without_a_kind_are_refused_where_they_earn_nothing(
+async def test_actions_without_a_kind_are_refused_if_default_points_are_zero(
     unknown_kinds: str, start_api: StartApi, redis_url: str
 ) -> None:
     mirror(redis_url, {"win": 50})
@@ -114,7 +114,7 @@ async def test_actions_without_a_kind_are_refused_where_they_earn_nothing(
         assert "kind" in problem(await client.update(action=action), 422, "unknown-kind")["detail"]
 
 
-async def test_a_game_server_acts_for_anyone_and_states_points(start_api: StartApi) -> None:
+async def test_a_game_server_updates_any_user_and_sets_the_points(start_api: StartApi) -> None:
     client = await start_api()
     server = client.bearer("server-1", "update:score:any")
     assert (await client.update("bob", "x:1", headers=server, points=7)).json()["newScore"] == 7
@@ -129,9 +129,7 @@ async def test_a_game_server_acts_for_anyone_and_states_points(start_api: StartA
 
 
 @pytest.mark.parametrize("written", ["5", "5.0", "0.5e1", "50E-1"])
-async def test_points_are_a_whole_number_however_it_is_written(
-    start_api: StartApi, written: str
-) -> None:
+async def test_points_may_be_any_json_form_of_an_integer(start_api: StartApi, written: str) -> None:
     client = await start_api()
     headers = client.bearer("server-1", "update:score:any") | {"Content-Type": "application/json"}
     body = f'{{"userId":"bob","actionId":"x:1","points":{written}}}'
@@ -150,7 +148,7 @@ async def test_points_outside_their_range_are_refused(start_api: StartApi, point
     assert "points" in problem(answer, 422, "invalid")["detail"]
 
 
-async def test_a_player_may_not_state_points_or_act_for_another(start_api: StartApi) -> None:
+async def test_a_player_cannot_set_points_or_update_another_user(start_api: StartApi) -> None:
     client = await start_api()
     mine = client.bearer("alice", "update:score")
     body = problem(await client.update("alice", headers=mine, points=5), 403, "forbidden")
@@ -187,7 +185,7 @@ async def test_a_score_never_leaves_its_range(start_api: StartApi, redis_url: st
         (b'{"userId":"alice","actionId":"' + b"a" * 17_000 + b'"}', 413, "body-too-large"),
     ],
 )
-async def test_a_body_that_is_no_update_is_refused(
+async def test_an_invalid_body_is_refused(
     start_api: StartApi, body: bytes, status: int, code: str
 ) -> None:
     client = await start_api()
@@ -195,7 +193,7 @@ async def test_a_body_that_is_no_update_is_refused(
     problem(await client.post(UPDATE_PATH, content=body, headers=headers), status, code)
 
 
-async def test_the_direct_handler_answers_as_the_framework_s(
+async def test_the_fast_update_answers_like_the_framework_handler(
     start_api: StartApi, redis_url: str
 ) -> None:
     direct, plain = await start_api(), await start_api(fast_updates=False, open=())
@@ -258,19 +256,19 @@ async def test_reads_page_through_the_ranking(start_api: StartApi) -> None:
 @pytest.mark.parametrize(
     "query", ["limit=0", "limit=101", "limit=x", "offset=-1", "offset=99999999999", "names=maybe"]
 )
-async def test_a_window_outside_its_bounds_is_refused(start_api: StartApi, query: str) -> None:
+async def test_a_window_out_of_range_is_refused(start_api: StartApi, query: str) -> None:
     client = await start_api()
     body = problem(await client.get(f"{LEADERBOARD_PATH}?{query}"), 422, "invalid")
     assert query.split("=", maxsplit=1)[0] in body["detail"]
 
 
-async def test_a_merged_board_is_not_read_to_any_depth(start_api: StartApi) -> None:
+async def test_the_depth_of_a_partitioned_board_is_limited(start_api: StartApi) -> None:
     client = await start_api(open=(Board(layout=Layout(partitions=2)),))
     assert await ranking(client, offset=9_000) == []
     problem(await client.get(LEADERBOARD_PATH, params={"offset": 10_000}), 422, "invalid")
 
 
-async def test_an_unchanged_board_is_not_sent_again(start_api: StartApi) -> None:
+async def test_an_unchanged_board_returns_304(start_api: StartApi) -> None:
     client = await start_api()
     await client.update("alice", "win:1")
     first = await client.get(LEADERBOARD_PATH)
@@ -310,7 +308,7 @@ async def test_a_user_without_a_score_is_not_found(start_api: StartApi) -> None:
     problem(await client.get("/api/scores/users/nobody?around=26"), 422, "invalid")
 
 
-async def test_boards_are_apart_and_unlisted_ones_unknown(start_api: StartApi) -> None:
+async def test_boards_are_independent_and_unlisted_ones_return_404(start_api: StartApi) -> None:
     client = await start_api(
         open=(Board("main"), Board("weekly"), Board("hidden")), boards="main,weekly"
     )
@@ -324,7 +322,7 @@ async def test_boards_are_apart_and_unlisted_ones_unknown(start_api: StartApi) -
     problem(await client.get(LEADERBOARD_PATH, params={"board": "hidden"}), 404, "unknown-board")
 
 
-async def test_a_private_board_needs_the_scope_to_read(start_api: StartApi) -> None:
+async def test_a_private_board_requires_the_scope_to_read(start_api: StartApi) -> None:
     client = await start_api(open=(Board(is_public=False),))
     await client.update("alice", "win:1")
     for path in (LEADERBOARD_PATH, "/api/scores/users/alice"):
@@ -339,16 +337,14 @@ async def test_a_private_board_needs_the_scope_to_read(start_api: StartApi) -> N
         assert answer.headers["cache-control"] == "private, no-store"
 
 
-async def test_an_update_without_its_scope_is_refused_by_name(start_api: StartApi) -> None:
+async def test_an_update_without_its_scope_names_the_scope(start_api: StartApi) -> None:
     client = await start_api()
     answer = await client.update(headers=client.bearer("alice", "read:leaderboard"))
     assert "update:score" in problem(answer, 403, "forbidden")["detail"]
     assert 'scope="update:score"' in answer.headers["www-authenticate"]
 
 
-async def test_an_emptied_redis_is_unavailable_and_not_zero(
-    start_api: StartApi, redis_url: str
-) -> None:
+async def test_an_emptied_redis_returns_503(start_api: StartApi, redis_url: str) -> None:
     client = await start_api()
     await client.update("alice", "win:1")
     with redis.Redis.from_url(redis_url) as server:
@@ -359,14 +355,16 @@ async def test_an_emptied_redis_is_unavailable_and_not_zero(
     problem(await client.get(LEADERBOARD_PATH), 503, "uninitialised")
 
 
-async def test_a_fenced_board_asks_to_retry(start_api: StartApi, redis_url: str) -> None:
+async def test_a_fenced_board_returns_503_with_retry_after(
+    start_api: StartApi, redis_url: str
+) -> None:
     client = await start_api()
     with redis.Redis.from_url(redis_url) as server:
         server.hset(PartitionKeys(Partition("main")).meta, "state", "fenced")
     problem(await client.update(), 503, "fenced")
 
 
-async def test_equal_reads_of_one_turn_share_one_read_of_redis(
+async def test_concurrent_equal_reads_share_one_call_to_redis(
     start_api: StartApi, redis_url: str
 ) -> None:
     client = await start_api()
@@ -387,7 +385,7 @@ async def test_equal_reads_of_one_turn_share_one_read_of_redis(
         assert calls() == before + 1
 
 
-async def test_a_change_of_the_catalogue_is_taken_up_without_a_restart(
+async def test_a_changed_catalogue_is_used_without_a_restart(
     start_api: StartApi, redis_url: str
 ) -> None:
     client = await start_api()

@@ -50,7 +50,7 @@ def status_and_problem(answer: bytes) -> tuple[int, dict[str, Any]]:
     return int(start.split()[1]), json.loads(body)
 
 
-async def test_two_pipelined_requests_get_two_answers_in_order(start_api: StartApi) -> None:
+async def test_pipelined_requests_get_responses_in_order(start_api: StartApi) -> None:
     client = await start_api()
     requests = b""
     for number in (1, 2):
@@ -61,7 +61,7 @@ async def test_two_pipelined_requests_get_two_answers_in_order(start_api: StartA
     assert [part.split(b",")[0] for part in answers.split(b'"newScore":')[1:]] == [b"10", b"20"]
 
 
-async def test_an_answer_to_head_has_no_body(start_api: StartApi) -> None:
+async def test_a_response_to_head_has_no_body(start_api: StartApi) -> None:
     client = await start_api()
     answer = await client.head(LEADERBOARD_PATH)
     assert answer.status_code == 200
@@ -69,14 +69,16 @@ async def test_an_answer_to_head_has_no_body(start_api: StartApi) -> None:
     assert (await client.get(LEADERBOARD_PATH)).status_code == 200
 
 
-async def test_a_body_that_is_announced_too_large_is_not_awaited(start_api: StartApi) -> None:
+async def test_a_body_with_a_too_large_content_length_is_refused_immediately(
+    start_api: StartApi,
+) -> None:
     client = await start_api()
     answer = await talk(client, head(client, "Content-Length: 16385", "Connection: close"))
     status, problem = status_and_problem(answer)
     assert (status, problem["type"]) == (413, "/docs/problems/body-too-large")
 
 
-async def test_a_chunked_body_is_capped_as_it_comes(start_api: StartApi) -> None:
+async def test_a_chunked_body_is_limited_while_it_arrives(start_api: StartApi) -> None:
     client = await start_api()
     chunk = b"1000\r\n" + b" " * 4096 + b"\r\n"
     request = head(client, "Transfer-Encoding: chunked", "Connection: close") + chunk * 5
@@ -84,7 +86,7 @@ async def test_a_chunked_body_is_capped_as_it_comes(start_api: StartApi) -> None
     assert (status, problem["type"]) == (413, "/docs/problems/body-too-large")
 
 
-async def test_a_chunked_body_within_the_cap_counts(start_api: StartApi) -> None:
+async def test_a_chunked_body_within_the_limit_is_accepted(start_api: StartApi) -> None:
     client = await start_api()
     body = b'{"userId":"alice","actionId":"win:1"}'
     halves = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:10], body[10:]))
@@ -93,7 +95,7 @@ async def test_a_chunked_body_within_the_cap_counts(start_api: StartApi) -> None
     assert b'"newScore":10' in answer
 
 
-async def test_a_body_that_does_not_come_is_refused_in_time(start_api: StartApi) -> None:
+async def test_a_body_that_does_not_arrive_is_refused_in_time(start_api: StartApi) -> None:
     client = await start_api(body_timeout_s=0.3)
     began_s = time.monotonic()
     request = head(client, "Content-Length: 30", "Connection: close") + b'{"userId"'
@@ -104,19 +106,19 @@ async def test_a_body_that_does_not_come_is_refused_in_time(start_api: StartApi)
     assert client.api.router.in_flight == 0
 
 
-async def test_a_head_that_does_not_come_ends_the_connection(start_api: StartApi) -> None:
+async def test_a_head_that_does_not_arrive_ends_the_connection(start_api: StartApi) -> None:
     client = await start_api(body_timeout_s=0.3)
     for start in (b"", b"POST /api/scores/update HTTP/1.1\r\nHost:"):
         assert await talk(client, start) == b""
 
 
-async def test_what_is_not_http_is_a_problem_too(start_api: StartApi) -> None:
+async def test_input_that_is_not_http_gets_a_problem(start_api: StartApi) -> None:
     client = await start_api()
     status, problem = status_and_problem(await talk(client, b"\x16\x03\x01 nonsense\r\n\r\n"))
     assert (status, problem["type"]) == (400, "/docs/problems/malformed")
 
 
-async def test_a_header_that_stands_twice_is_refused(start_api: StartApi) -> None:
+async def test_a_repeated_header_is_refused(start_api: StartApi) -> None:
     client = await start_api()
     body = b'{"userId":"alice","actionId":"win:1"}'
     twice = client.bearer("bob")["Authorization"]
@@ -125,7 +127,7 @@ async def test_a_header_that_stands_twice_is_refused(start_api: StartApi) -> Non
     assert (status, "authorization" in problem["detail"]) == (400, True)
 
 
-async def test_clients_that_leave_in_the_middle_leak_nothing(
+async def test_clients_that_disconnect_during_a_request_leak_nothing(
     start_api: StartApi, make_proxy: MakeProxy, valkey_server: EmbeddedValkey, redis_url: str
 ) -> None:
     proxy = await make_proxy(valkey_server.port)
@@ -158,7 +160,7 @@ async def test_clients_that_leave_in_the_middle_leak_nothing(
     assert (await client.update("alice", "after:1")).status_code == 200
 
 
-async def test_more_requests_than_it_may_hold_are_sent_away(
+async def test_requests_over_the_limit_return_503(
     start_api: StartApi, make_proxy: MakeProxy, valkey_server: EmbeddedValkey, redis_url: str
 ) -> None:
     proxy = await make_proxy(valkey_server.port)
@@ -175,7 +177,9 @@ async def test_more_requests_than_it_may_hold_are_sent_away(
     assert {answer.status_code for answer in await asyncio.gather(*held)} == {200}
 
 
-async def test_bodies_that_are_still_coming_take_nobodys_place(start_api: StartApi) -> None:
+async def test_requests_that_wait_for_their_body_do_not_count_as_in_flight(
+    start_api: StartApi,
+) -> None:
     client = await start_api(requests_in_flight=2)
     await client.update("alice", "first:1")
     body = b'{"userId":"mallory","actionId":"slow:1"}'
@@ -225,7 +229,7 @@ async def test_whole_bodies_do_not_exceed_the_limit_of_requests(
     assert {answer.status_code for answer in await asyncio.gather(*held)} == {200}
 
 
-async def test_a_redis_that_is_gone_is_said_quickly_and_found_again(
+async def test_an_unreachable_redis_is_reported_quickly_and_reconnected(
     start_api: StartApi, make_proxy: MakeProxy, valkey_server: EmbeddedValkey, redis_url: str
 ) -> None:
     proxy = await make_proxy(valkey_server.port)
@@ -253,7 +257,7 @@ async def test_a_redis_that_is_gone_is_said_quickly_and_found_again(
     assert (await client.get(LEADERBOARD_PATH)).json()["leaderboard"][0]["score"] == 20
 
 
-async def test_an_answer_that_got_lost_is_unknown_and_its_repeat_counts_once(
+async def test_a_lost_reply_has_an_unknown_outcome_and_a_repeat_applies_once(
     start_api: StartApi, make_proxy: MakeProxy, valkey_server: EmbeddedValkey, redis_url: str
 ) -> None:
     proxy = await make_proxy(valkey_server.port)
@@ -298,7 +302,7 @@ async def test_an_api_started_without_redis_waits_for_it(
     await eventually_async(works, within_s=10)
 
 
-async def test_ready_says_how_each_dependency_stands(
+async def test_readiness_reports_each_dependency(
     start_api: StartApi, own_valkey: OwnValkey, database_url: str
 ) -> None:
     server = own_valkey()
@@ -318,7 +322,9 @@ async def test_ready_says_how_each_dependency_stands(
     assert await ready(503, "durability", "unsafe")
 
 
-async def test_ready_is_red_while_no_board_is_loaded(start_api: StartApi, redis_url: str) -> None:
+async def test_the_api_is_not_ready_while_no_board_is_loaded(
+    start_api: StartApi, redis_url: str
+) -> None:
     # It was green on an emptied Redis, where every update and every read answered 503.
     client = await start_api(open=(), boards="main,weekly")
 
@@ -351,7 +357,7 @@ async def test_ready_is_red_while_no_board_is_loaded(start_api: StartApi, redis_
         assert await ready(503, "down", "main: not loaded; weekly: not loaded")
 
 
-async def test_a_database_that_is_away_is_reported_and_harms_nothing(
+async def test_an_unreachable_database_is_reported_and_the_api_stays_ready(
     start_api: StartApi, make_proxy: MakeProxy, database_url: str, postgres_server: Any
 ) -> None:
     proxy = await make_proxy(postgres_server.port)
@@ -370,7 +376,7 @@ async def test_a_database_that_is_away_is_reported_and_harms_nothing(
     assert time.monotonic() - began_s < 1
 
 
-async def test_a_stop_finishes_what_is_under_way(
+async def test_a_shutdown_finishes_requests_in_flight(
     start_api: StartApi, make_proxy: MakeProxy, valkey_server: EmbeddedValkey, redis_url: str
 ) -> None:
     proxy = await make_proxy(valkey_server.port)
@@ -405,7 +411,9 @@ async def test_a_stop_finishes_what_is_under_way(
 
 
 @pytest.mark.parametrize("size", [1, 50])
-async def test_the_same_action_at_once_counts_once(start_api: StartApi, size: int) -> None:
+async def test_the_same_action_sent_concurrently_is_applied_once(
+    start_api: StartApi, size: int
+) -> None:
     client = await start_api()
     answers = await asyncio.gather(*(client.update("alice", "win:1") for _ in range(size)))
     assert {answer.json()["newScore"] for answer in answers} == {10}

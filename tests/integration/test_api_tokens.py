@@ -59,7 +59,7 @@ FORGED: dict[str, Forge] = {
 
 
 @pytest.mark.parametrize("name", list(FORGED))
-async def test_a_token_that_does_not_verify_is_401(
+async def test_an_invalid_token_returns_401(
     start_api: StartApi, make_token: MakeToken, rsa_key: KeyPair, name: str
 ) -> None:
     client = await start_api()
@@ -82,14 +82,14 @@ async def test_a_token_that_does_not_verify_is_401(
         {"X-User-Id": "alice", "X-Forwarded-User": "alice"},
     ],
 )
-async def test_what_a_gateway_says_is_no_token(
+async def test_identity_headers_of_a_gateway_are_ignored(
     start_api: StartApi, headers: dict[str, str]
 ) -> None:
     client = await start_api()
     assert (await client.update(headers=headers)).status_code == 401
 
 
-async def test_the_scheme_is_read_in_any_case(start_api: StartApi) -> None:
+async def test_the_bearer_scheme_is_case_insensitive(start_api: StartApi) -> None:
     client = await start_api()
     token = client.bearer("alice")["Authorization"].removeprefix("Bearer ")
     for scheme in ("bearer", "BEARER"):
@@ -107,9 +107,7 @@ def settings_for(url: str) -> Settings:
     )
 
 
-async def test_keys_come_by_url_and_are_asked_for_once(
-    jwks: dict[str, Any], make_token: MakeToken
-) -> None:
+async def test_keys_are_fetched_by_url_once(jwks: dict[str, Any], make_token: MakeToken) -> None:
     async with serving_keys(jwks) as keys:
         verifier = Verifier(settings_for(keys.url))
         callers = await asyncio.gather(*(verifier.verify(make_token(f"u{n}")) for n in range(5)))
@@ -117,7 +115,7 @@ async def test_keys_come_by_url_and_are_asked_for_once(
         assert keys.asked == 1
 
 
-async def test_unknown_kids_keep_no_good_token_out_while_the_issuer_hangs(
+async def test_unknown_kids_do_not_block_valid_tokens_while_the_issuer_hangs(
     start_api: StartApi, jwks: dict[str, Any], make_token: MakeToken
 ) -> None:
     """Incident: unknown kids waited for the issuer in every place for requests; others got 503."""
@@ -142,7 +140,7 @@ async def test_unknown_kids_keep_no_good_token_out_while_the_issuer_hangs(
         assert keys.asked == 2
 
 
-async def test_an_unknown_kid_makes_it_ask_again_but_not_at_strangers_will(
+async def test_unknown_kids_cause_a_limited_number_of_fetches(
     jwks: dict[str, Any], make_token: MakeToken, ec_key: KeyPair, rsa_key: KeyPair
 ) -> None:
     async with serving_keys({"keys": [rsa_key.jwk]}) as keys:
@@ -161,7 +159,7 @@ async def test_an_unknown_kid_makes_it_ask_again_but_not_at_strangers_will(
 
 
 @pytest.mark.parametrize("trouble", ["gone", "500", "redirect", "huge", "empty", "two of a kid"])
-async def test_the_last_good_keys_hold_while_the_issuer_is_in_trouble(
+async def test_the_last_valid_keys_are_used_while_the_issuer_fails(
     monkeypatch: pytest.MonkeyPatch,
     jwks: dict[str, Any],
     make_token: MakeToken,
@@ -194,7 +192,7 @@ async def test_the_last_good_keys_hold_while_the_issuer_is_in_trouble(
             running.cancel()
 
 
-async def test_keys_too_old_are_trusted_no_longer(
+async def test_expired_keys_are_not_trusted(
     monkeypatch: pytest.MonkeyPatch, jwks: dict[str, Any], make_token: MakeToken
 ) -> None:
     async with serving_keys(jwks) as keys:
@@ -208,7 +206,7 @@ async def test_keys_too_old_are_trusted_no_longer(
         assert verifier.cached(token) is None
 
 
-def test_only_keys_that_may_verify_are_taken(rsa_key: KeyPair, ec_key: KeyPair) -> None:
+def test_only_verification_keys_are_used(rsa_key: KeyPair, ec_key: KeyPair) -> None:
     good = [rsa_key.jwk, ec_key.jwk]
     odd = [
         {"kty": "oct", "k": "c2VjcmV0", "kid": "shared", "alg": "HS256"},
@@ -223,7 +221,7 @@ def test_only_keys_that_may_verify_are_taken(rsa_key: KeyPair, ec_key: KeyPair) 
     assert set(key_set.parse_keys(document)) == {"test-rsa", "test-ec"}
 
 
-async def test_a_private_board_is_read_with_a_token_only(start_api: StartApi) -> None:
+async def test_a_private_board_requires_a_token(start_api: StartApi) -> None:
     from scoreboard.model import Board
 
     client: ApiClient = await start_api(open=(Board(is_public=False),))

@@ -188,7 +188,7 @@ def test_the_password_is_for_our_eyes_only(fixture: str, request: pytest.Fixture
 
 
 @pytest.mark.parametrize("kind", PROBLEM_TYPES)
-def test_a_port_in_use_is_named(kind, tmp_path: Path):
+def test_a_port_in_use_is_reported_with_its_settings(kind, tmp_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
 

@@ -202,7 +202,7 @@ def post(body: bytes, *lines: str, path: str = "/echo") -> bytes:
 # --- one request after the other ---
 
 
-async def test_a_connection_serves_one_request_after_the_other(serve: Serve) -> None:
+async def test_a_connection_serves_requests_in_sequence(serve: Serve) -> None:
     served = await serve()
     async with talking(served) as client:
         for number in range(3):
@@ -223,7 +223,7 @@ async def test_a_connection_serves_one_request_after_the_other(serve: Serve) -> 
     ("lines", "kept"),
     [((), False), (("Connection: keep-alive",), True), (("Connection: x",), False)],
 )
-async def test_http_1_0_is_kept_alive_where_it_asks_for_it(
+async def test_http_1_0_connections_are_kept_alive_on_request(
     serve: Serve, lines: tuple[str, ...], kept: bool
 ) -> None:
     served = await serve()
@@ -246,7 +246,7 @@ async def test_pipelined_requests_are_answered_in_order(serve: Serve) -> None:
     assert answers == [b"%d" % number for number in range(2000)]
 
 
-async def test_what_waits_behind_a_request_is_not_read(serve: Serve) -> None:
+async def test_pipelined_requests_are_not_read_ahead(serve: Serve) -> None:
     served = await serve()
     with socket.create_connection(("127.0.0.1", served.port)) as flooding:
         flooding.setblocking(False)
@@ -293,7 +293,7 @@ async def test_a_body_belongs_to_its_request(
 
 
 @pytest.mark.parametrize("path", ["/long", "/none", "/same"])
-async def test_answers_without_a_body_leave_none_behind(serve: Serve, path: str) -> None:
+async def test_responses_without_a_body_send_none(serve: Serve, path: str) -> None:
     served = await serve()
     async with talking(served) as client:
         method = "HEAD" if path == "/long" else "GET"
@@ -308,7 +308,7 @@ async def test_answers_without_a_body_leave_none_behind(serve: Serve, path: str)
 
 
 @pytest.mark.parametrize("split", [False, True])
-async def test_nothing_is_served_behind_what_has_two_readings(serve: Serve, split: bool) -> None:
+async def test_nothing_is_served_after_an_ambiguous_request(serve: Serve, split: bool) -> None:
     served = await serve(body_bytes=16_384)
     wrong = {}
     vectors = HEADS | {name: data.replace(b" / ", b" /echo ") for name, data in CHUNKS.items()}
@@ -342,7 +342,7 @@ async def test_nothing_is_served_behind_what_has_two_readings(serve: Serve, spli
         get("/echo", "Transfer-Encoding: chunked", method="HEAD") + b"g\r\n",
     ],
 )
-async def test_a_refusal_of_head_has_no_body(
+async def test_an_error_response_to_head_has_no_body(
     serve: Serve, split: bool, request_bytes: bytes
 ) -> None:
     served = await serve()
@@ -369,7 +369,7 @@ async def test_a_refusal_reaches_a_peer_that_is_still_sending(serve: Serve) -> N
     assert served.site.refused == ["head-too-large"]
 
 
-async def test_who_goes_on_sending_behind_a_refusal_is_cut_off(serve: Serve) -> None:
+async def test_a_peer_that_keeps_sending_after_a_refusal_is_disconnected(serve: Serve) -> None:
     served = await serve()
     async with talking(served) as client:
         await client.send(b"\0" * 100)
@@ -384,7 +384,7 @@ async def test_who_goes_on_sending_behind_a_refusal_is_cut_off(serve: Serve) -> 
 # --- bodies that do not come as they should ---
 
 
-async def test_an_answer_before_the_body_ends_the_connection(serve: Serve) -> None:
+async def test_a_response_before_the_body_ends_the_connection(serve: Serve) -> None:
     served = await serve()
     async with talking(served) as client:
         await client.send(get("/early", "Content-Length: 500", method="POST") + b"x" * 100)
@@ -395,7 +395,7 @@ async def test_an_answer_before_the_body_ends_the_connection(serve: Serve) -> No
     assert served.site.seen == ["POST /early"]
 
 
-async def test_a_body_too_large_is_refused_before_it_comes(serve: Serve) -> None:
+async def test_a_too_large_body_is_refused_before_it_arrives(serve: Serve) -> None:
     served = await serve()
     for coded in (("Content-Length: 1001", b""), ("Transfer-Encoding: chunked", b"3e9\r\n")):
         async with talking(served) as client:
@@ -406,7 +406,7 @@ async def test_a_body_too_large_is_refused_before_it_comes(serve: Serve) -> None
     assert served.site.refused == ["body-too-large"] * 2
 
 
-async def test_a_body_that_stops_is_refused_in_time(serve: Serve) -> None:
+async def test_an_incomplete_body_is_refused_in_time(serve: Serve) -> None:
     served = await serve(body_s=0.2)
     async with talking(served) as client:
         await client.send(get("/echo", "Content-Length: 5", method="POST") + b"hell")
@@ -416,7 +416,7 @@ async def test_a_body_that_stops_is_refused_in_time(serve: Serve) -> None:
     assert 0.2 <= time.monotonic() - began_s < 2
 
 
-async def test_a_client_may_ask_before_it_sends_a_body(serve: Serve) -> None:
+async def test_expect_100_continue_is_answered(serve: Serve) -> None:
     served = await serve()
     ask = ("Expect: 100-continue", "Content-Length: 5")
     async with talking(served) as client:
@@ -437,7 +437,7 @@ async def test_a_client_may_ask_before_it_sends_a_body(serve: Serve) -> None:
 # --- peers that close their sending half ---
 
 
-async def test_what_was_received_whole_is_answered_after_a_half_close(serve: Serve) -> None:
+async def test_a_complete_request_is_answered_after_a_half_close(serve: Serve) -> None:
     served = await serve()
     async with talking(served) as client:
         await client.send(get("/wait") + post(b"hello") + get("/third") + b"GET /fourth HTT")
@@ -453,7 +453,7 @@ async def test_what_was_received_whole_is_answered_after_a_half_close(serve: Ser
     assert served.site.seen == ["GET /wait", "POST /echo", "GET /third"]
 
 
-async def test_a_body_that_a_half_close_cuts_short_is_refused(serve: Serve) -> None:
+async def test_a_body_truncated_by_a_half_close_is_refused(serve: Serve) -> None:
     served = await serve()
     async with talking(served) as client:
         await client.send(get("/echo", "Content-Length: 5", method="POST") + b"hell")
@@ -464,7 +464,7 @@ async def test_a_body_that_a_half_close_cuts_short_is_refused(serve: Serve) -> N
     assert served.site.bodies == []
 
 
-async def test_a_body_that_was_cut_short_behind_another_request_is_not_awaited(
+async def test_a_truncated_pipelined_body_is_not_awaited(
     serve: Serve,
 ) -> None:
     served = await serve(body_s=60)
@@ -484,9 +484,7 @@ async def test_a_body_that_was_cut_short_behind_another_request_is_not_awaited(
 
 
 @pytest.mark.parametrize("start", [b"", b"G", get()[:-2]])
-async def test_a_connection_that_does_not_finish_a_head_is_closed(
-    serve: Serve, start: bytes
-) -> None:
+async def test_a_connection_with_an_incomplete_head_is_closed(serve: Serve, start: bytes) -> None:
     served = await serve(head_s=0.3)
     async with talking(served) as client:
         await client.send(start)
@@ -494,7 +492,7 @@ async def test_a_connection_that_does_not_finish_a_head_is_closed(
     assert served.site.seen == []
 
 
-async def test_a_head_that_trickles_is_not_given_more_time(serve: Serve) -> None:
+async def test_a_slowly_sent_head_gets_no_additional_time(serve: Serve) -> None:
     served = await serve(head_s=0.5)
     began_s = time.monotonic()
     async with talking(served) as client:
@@ -518,7 +516,7 @@ async def test_an_idle_connection_is_closed_and_a_second_request_has_time(serve:
         assert (await slow.answer())[0] == 200
 
 
-async def test_a_peer_that_does_not_read_is_given_up(serve: Serve) -> None:
+async def test_a_peer_that_does_not_read_is_disconnected(serve: Serve) -> None:
     served = await serve(send_s=0.3)
     with socket.socket() as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -531,7 +529,7 @@ async def test_a_peer_that_does_not_read_is_given_up(serve: Serve) -> None:
     assert served.site.seen == ["GET /long"]
 
 
-async def test_long_answers_that_nobody_reads_are_no_copies(serve: Serve) -> None:
+async def test_unread_long_responses_are_not_copied(serve: Serve) -> None:
     served = await serve()
     tracemalloc.start()
     try:
@@ -551,7 +549,7 @@ async def test_long_answers_that_nobody_reads_are_no_copies(serve: Serve) -> Non
     assert now - before < 2 * len(LONG)
 
 
-async def test_a_long_answer_arrives_whole_at_a_peer_that_reads_slowly(serve: Serve) -> None:
+async def test_a_slow_reader_receives_a_long_response_completely(serve: Serve) -> None:
     served = await serve(send_s=0.5)
     async with talking(served) as client:
         await client.send(get("/long"))
@@ -564,7 +562,7 @@ async def test_a_long_answer_arrives_whole_at_a_peer_that_reads_slowly(serve: Se
         assert got == LONG
 
 
-async def test_a_handler_is_limited_also_when_its_peer_has_left(serve: Serve) -> None:
+async def test_the_time_limit_applies_after_the_peer_has_disconnected(serve: Serve) -> None:
     served = await serve()
     async with talking(served) as client:
         await client.send(get("/late"))
@@ -578,7 +576,7 @@ async def test_a_handler_is_limited_also_when_its_peer_has_left(serve: Serve) ->
 # --- how many ---
 
 
-async def test_the_longest_idle_connection_makes_room(serve: Serve) -> None:
+async def test_the_longest_idle_connection_is_closed_for_a_new_one(serve: Serve) -> None:
     served = await serve(connections=3)
     async with talking(served) as first, talking(served) as second, talking(served) as third:
         for client in (third, first, second):
@@ -593,7 +591,7 @@ async def test_the_longest_idle_connection_makes_room(serve: Serve) -> None:
     await eventually_async(lambda: served.server.count == 0)
 
 
-async def test_a_queue_of_new_connections_takes_few_turns_of_the_loop(serve: Serve) -> None:
+async def test_queued_connections_are_accepted_in_few_loop_iterations(serve: Serve) -> None:
     served = await serve()
     with contextlib.ExitStack() as stack:
         for _ in range(64):  # the kernel queues them while the loop stands still
@@ -607,7 +605,7 @@ async def test_a_queue_of_new_connections_takes_few_turns_of_the_loop(serve: Ser
     await eventually_async(lambda: served.server.count == 0)
 
 
-async def test_where_all_are_busy_one_more_is_refused(serve: Serve) -> None:
+async def test_a_connection_is_refused_if_all_others_are_busy(serve: Serve) -> None:
     served = await serve(connections=2)
     async with talking(served) as one, talking(served) as two:
         for client in (one, two):
@@ -620,7 +618,7 @@ async def test_where_all_are_busy_one_more_is_refused(serve: Serve) -> None:
         assert [await one.answer(), await two.answer()] == [(200, b"waited")] * 2
 
 
-async def test_who_is_refused_at_once_may_go_on_sending_and_sees_why(serve: Serve) -> None:
+async def test_a_refused_connection_can_read_its_response_while_sending(serve: Serve) -> None:
     served = await serve(connections=1)
     async with talking(served) as busy:
         await busy.send(get("/wait"))
@@ -637,7 +635,7 @@ async def test_who_is_refused_at_once_may_go_on_sending_and_sees_why(serve: Serv
         assert served.server.count == 1
 
 
-async def test_few_refused_connections_are_kept(
+async def test_the_number_of_refused_connections_is_limited(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("scoreboard.http.server.REFUSED_MAX", 3)
@@ -655,7 +653,7 @@ async def test_few_refused_connections_are_kept(
         await eventually_async(lambda: not served.server._refused, within_s=LINGER_S + 2)
 
 
-async def test_silence_of_one_address_keeps_nobody_out(serve: Serve) -> None:
+async def test_idle_connections_of_one_address_do_not_block_others(serve: Serve) -> None:
     served = await serve(connections=20, connections_per_address=5)
     async with AsyncExitStack() as stack:
         silent = [await stack.enter_async_context(talking(served, "127.0.0.2")) for _ in range(12)]
@@ -669,7 +667,7 @@ async def test_silence_of_one_address_keeps_nobody_out(serve: Serve) -> None:
     assert not served.server._addresses
 
 
-async def test_one_address_may_be_busy_with_its_share_only(serve: Serve) -> None:
+async def test_busy_connections_per_address_are_limited(serve: Serve) -> None:
     served = await serve(connections_per_address=2, trusted_hops=trusted_networks(["127.0.0.9"]))
     async with AsyncExitStack() as stack:
 
@@ -691,7 +689,7 @@ async def test_one_address_may_be_busy_with_its_share_only(serve: Serve) -> None
 
 
 @pytest.mark.parametrize("path", ["/broken", "/split"])
-async def test_a_handler_that_fails_ends_its_connection_alone(serve: Serve, path: str) -> None:
+async def test_a_failed_handler_ends_only_its_connection(serve: Serve, path: str) -> None:
     served = await serve()
     async with talking(served) as client, talking(served) as other:
         await client.send(get(path))
@@ -718,7 +716,7 @@ async def test_a_stream_ends_with_its_connection(
     assert served.site.outcomes == ["ended"]
 
 
-async def test_a_stream_hears_that_its_peer_leaves(serve: Serve) -> None:
+async def test_a_stream_notices_a_disconnect(serve: Serve) -> None:
     served = await serve()
     async with talking(served) as half_closing:
         await half_closing.send(get("/stream"))
@@ -735,7 +733,7 @@ async def test_a_stream_hears_that_its_peer_leaves(serve: Serve) -> None:
     assert served.site.seen == ["GET /stream"] * 2
 
 
-async def test_a_stream_that_is_not_read_is_given_up(serve: Serve) -> None:
+async def test_an_unread_stream_is_aborted(serve: Serve) -> None:
     served = await serve()
     with socket.socket() as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -748,7 +746,7 @@ async def test_a_stream_that_is_not_read_is_given_up(serve: Serve) -> None:
 # --- the end ---
 
 
-async def test_a_drain_finishes_requests_and_closes_the_idle(serve: Serve) -> None:
+async def test_a_drain_finishes_requests_and_closes_idle_connections(serve: Serve) -> None:
     served = await serve()
     async with talking(served) as idle, talking(served) as busy, talking(served) as new:
         await idle.send(get())
@@ -768,7 +766,7 @@ async def test_a_drain_finishes_requests_and_closes_the_idle(serve: Serve) -> No
     await asyncio.wait_for(draining, 2)
 
 
-async def test_a_drain_has_an_end_and_nothing_is_left_of_it(serve: Serve) -> None:
+async def test_a_drain_ends_in_time_and_leaves_no_connection(serve: Serve) -> None:
     served = await serve()
     async with talking(served) as client:
         await client.send(get("/wait"))
@@ -782,7 +780,7 @@ async def test_a_drain_has_an_end_and_nothing_is_left_of_it(serve: Serve) -> Non
     assert served.server.count == 0
 
 
-async def test_a_late_sweep_judges_nobody(serve: Serve) -> None:
+async def test_a_late_sweep_enforces_no_deadline(serve: Serve) -> None:
     served = await serve(head_s=0.3)
     async with talking(served) as client:
         await client.send(b"GET / HTTP/1.1\r\n")
@@ -826,7 +824,7 @@ async def misbehave(served: Served, randomness: random.Random) -> None:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_nothing_is_left_of_any_mixture(
+async def test_mixed_traffic_leaks_nothing(
     serve: Serve, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = await serve(

@@ -345,7 +345,7 @@ async def test_what_has_two_readings_is_refused_as_everything_is(issuer: LocalIs
 
 
 @pytest.mark.parametrize("target", ["/token/", "//token", "/%74oken", "/x/../token"])
-async def test_an_address_has_one_spelling(issuer: LocalIssuer, target: str) -> None:
+async def test_a_path_has_one_spelling(issuer: LocalIssuer, target: str) -> None:
     async with serving(issuer) as port:
         answer = await talk(port, token_request(target=target))
     assert answer.split()[1] in {b"400", b"404"}

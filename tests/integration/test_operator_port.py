@@ -66,7 +66,7 @@ async def test_probes_and_metrics_are_answered(process: Process) -> None:
         assert answer.headers["x-request-id"]
 
 
-async def test_head_is_answered_as_get_without_the_body(process: Process) -> None:
+async def test_head_is_answered_like_get_without_the_body(process: Process) -> None:
     get = await process.get("/health/live")
     caller = await RawViewer.open(process.port)
     await caller.send(b"HEAD /health/live HTTP/1.0\r\n\r\n")
@@ -93,7 +93,7 @@ async def test_head_is_answered_as_get_without_the_body(process: Process) -> Non
         (b"GET /metrics HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 9000, 431, "head-too-large"),
     ],
 )
-async def test_anything_else_is_a_problem_with_a_request_id(
+async def test_other_requests_get_a_problem_with_a_request_id(
     process: Process, raw: bytes, status: int, code: str
 ) -> None:
     answer = await process.ask(raw)
@@ -105,7 +105,7 @@ async def test_anything_else_is_a_problem_with_a_request_id(
         assert answer.headers["allow"] == "GET, HEAD"
 
 
-async def test_silent_connections_keep_no_probe_out(process: Process) -> None:
+async def test_idle_connections_do_not_block_probes(process: Process) -> None:
     silent = [await RawViewer.open(process.port) for _ in range(3 * LIMITS.connections)]
     try:
         for _ in range(5):
@@ -116,7 +116,7 @@ async def test_silent_connections_keep_no_probe_out(process: Process) -> None:
             one.close()
 
 
-async def test_a_caller_that_resets_harms_nobody(process: Process) -> None:
+async def test_a_connection_reset_affects_no_other_client(process: Process) -> None:
     errors: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
     for _ in range(50):
@@ -128,7 +128,7 @@ async def test_a_caller_that_resets_harms_nobody(process: Process) -> None:
     assert errors == []
 
 
-def test_a_port_in_use_is_named() -> None:
+def test_a_port_in_use_is_reported_with_its_settings() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(SettingInvalid, match=f"HOST, PORT: cannot listen on .*:{port}"):
@@ -141,7 +141,7 @@ async def test_port_0_serves_nothing() -> None:
         pass
 
 
-async def test_what_is_slow_to_collect_does_not_hold_up_the_loop() -> None:
+async def test_slow_metrics_do_not_block_the_loop() -> None:
     class Slow(Collector):
         def collect(self) -> Iterable[Metric]:
             time.sleep(0.3)  # pace: of a worker that is slow to answer

@@ -32,7 +32,7 @@ def run(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedP
         ("SCOREBOARD_API_PRT", "8000"),
     ],
 )
-def test_a_wrong_setting_is_one_line_without_its_password(
+def test_an_invalid_setting_is_reported_in_one_line_without_its_password(
     service: str, variable: str, value: str, tmp_path: Path
 ) -> None:
     done = run(tmp_path, "-m", service, **{"REDIS_URL": NOWHERE, variable: value})
@@ -58,7 +58,7 @@ sys.exit(start("api", run))
 """
 
 
-def test_service_links_are_ignored_with_one_line(tmp_path: Path) -> None:
+def test_service_links_are_ignored_and_logged(tmp_path: Path) -> None:
     links = {
         "SCOREBOARD_API_SERVICE_HOST": "10.0.0.1",
         "SCOREBOARD_API_PORT": "tcp://10.0.0.1:9999",
@@ -73,7 +73,7 @@ def test_service_links_are_ignored_with_one_line(tmp_path: Path) -> None:
     assert run(tmp_path, "-c", STARTED, REDIS_URL=NOWHERE).stderr == ""
 
 
-def test_an_unforeseen_failure_is_one_line_of_the_log(tmp_path: Path) -> None:
+def test_an_unexpected_error_is_logged_in_one_line(tmp_path: Path) -> None:
     done = run(tmp_path, "-c", FAILING, REDIS_URL="redis://:s3cretTiger@127.0.0.1:1/0")
 
     assert done.returncode == 1
