@@ -64,7 +64,7 @@ class Showing:
 
 
 async def frame_of(settings: Settings) -> Leaderboard:
-    """Return the board that a relay sends to its viewers."""
+    """Return the board that a BoardWatcher sends to its viewers."""
     showing = Showing()
     task = asyncio.create_task(BoardWatcher(settings, showing, name="test").run())
     try:
