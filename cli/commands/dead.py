@@ -1,6 +1,6 @@
-"""`scoreboard dead`: list, apply and discard parked entries.
+"""`scoreboard dead`: list, apply and discard dead letters.
 
-The flusher parks an entry of the stream that it cannot read or store in `dead_events`.
+The flusher moves an entry of the stream that it cannot read or store to `dead_events`.
 """
 
 import asyncio
@@ -64,7 +64,7 @@ def _selection_options(command: Callable[..., int]) -> Callable[..., int]:
     for option in (
         click.option("--dry-run", is_flag=True, help="Show the changes without making them."),
         board_option,
-        click.option("--all", "everything", is_flag=True, help="Select every parked entry."),
+        click.option("--all", "everything", is_flag=True, help="Select every dead letter."),
         click.argument("ids", nargs=-1, type=click.IntRange(1, BIGINT_MAX), metavar="[ID]…"),
     ):
         command = option(command)
@@ -73,7 +73,7 @@ def _selection_options(command: Callable[..., int]) -> Callable[..., int]:
 
 @click.group()
 def dead() -> None:
-    """List, apply and discard parked entries of the stream."""
+    """List, apply and discard dead letters of the stream."""
 
 
 @dead.command(name="list")
@@ -94,7 +94,7 @@ def list_dead(
     if as_json:
         print_json(found)
         return
-    columns = ("id", "partition", "stream id", "parked at", "user", "action", "points", "reason")
+    columns = ("id", "partition", "stream id", "recorded at", "user", "action", "points", "reason")
     rows = [
         (
             one.id,
@@ -135,10 +135,10 @@ def apply(
     delta: int | None,
     **selected: Any,  # noqa: ANN401 (Selection's fields)
 ) -> int:
-    """Write parked actions to the ledger, each exactly once.
+    """Write dead letters to the ledger, each exactly once.
 
     Use --user, --action and --delta for the missing fields of an unreadable entry. An entry that
-    cannot be stored remains parked, and the command exits with 5.
+    cannot be stored stays a dead letter, and the command exits with 5.
 
     \b
     Examples:
@@ -168,7 +168,7 @@ def discard(
     reason: str,
     **selected: Any,  # noqa: ANN401 (Selection's fields)
 ) -> int:
-    """Discard parked entries permanently; they never count.
+    """Discard dead letters permanently; they never count.
 
     Redis has counted them. The flusher lowers the scores of their users within seconds.
 
@@ -199,7 +199,7 @@ def _run(selection: Selection, resolve: Resolve, *, question: str) -> int:
     settings = load_settings_to_change(selection.data_dir, needs=(DATABASE_URL,))
     name = board_or_default(settings, selection.board)
     if not (selection.yes or selection.dry_run):
-        count = "every parked entry" if selection.everything else f"{len(selection.ids)} entries"
+        count = "every dead letter" if selection.everything else f"{len(selection.ids)} entries"
         confirm(question.format(count))
     ids = None if selection.everything else selection.ids
     with progress() as report:

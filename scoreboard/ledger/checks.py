@@ -136,18 +136,18 @@ async def check_sums(
 
 
 async def check_chain(
-    connection: Connection, partition: Partition, epoch: int, *, parked: Sequence[str], limit: int
+    connection: Connection, partition: Partition, epoch: int, *, excluded: Sequence[str], limit: int
 ) -> list[Break]:
     """List actions of an epoch whose score is not the previous score plus their points.
 
-    ``parked`` are users with dead letters, which have no row in the ledger.
+    ``excluded`` are users with dead letters, which have no row in the ledger.
 
     Raises DatabaseUnavailable.
     """
     parameters = {
         **_where(partition),
         "epoch": epoch,
-        "parked": list(parked),
+        "excluded": list(excluded),
         "limit": limit,
     }
     async with translate_errors():

@@ -436,7 +436,7 @@ class _Verification:
                 self._connection,
                 partition,
                 position.epoch,
-                parked=list(unresolved),
+                excluded=list(unresolved),
                 limit=SHOWN_MAX + 1,
             ):
                 self._find(

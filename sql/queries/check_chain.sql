@@ -10,7 +10,7 @@ FROM (
 ) c
 JOIN users u ON u.id = c.user_id
 WHERE c.before + c.delta <> c.score_after
-  AND u.external_id <> ALL(%(parked)s)
+  AND u.external_id <> ALL(%(excluded)s)
   AND NOT EXISTS (
       SELECT FROM rejected_events r WHERE r.board = %(board)s AND r.user_id = c.user_id
   )

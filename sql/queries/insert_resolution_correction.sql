@@ -5,7 +5,7 @@
 INSERT INTO rejected_events (
     board, part, user_id, action_id, epoch, seq, delta, score_after, request_id, reason, occurred_at
 )
-SELECT %(board)s, %(home)s, u.id, 'parked entry ' || %(id)s::BIGINT,
+SELECT %(board)s, %(home)s, u.id, 'dead letter ' || %(id)s::BIGINT,
        coalesce(f.epoch, 0), coalesce(f.seq, 0) + 1, %(excess)s,
        coalesce(%(score_after)s::INT, 0), %(request_id)s, 'resolved', least(%(occurred_at)s, now() + INTERVAL '1 minute')
 FROM users u LEFT JOIN flush_state f ON f.board = %(board)s AND f.part = %(home)s

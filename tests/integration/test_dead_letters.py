@@ -70,8 +70,8 @@ def allow_bad(settings: Settings) -> None:
     query(settings, "ALTER TABLE score_events DROP CONSTRAINT too_strict")
 
 
-async def park(settings: Settings, *, board: Board | None = None) -> None:
-    """Acknowledge four actions, one of which the flusher has to park."""
+async def make_dead_letter(settings: Settings, *, board: Board | None = None) -> None:
+    """Acknowledge four actions, one of which the flusher cannot store."""
     await make_board(settings, board)
     refuse_bad(settings)
     partitions = (board or Board()).layout.partitions
@@ -103,7 +103,7 @@ def open_corrections(settings: Settings) -> int:
 
 
 def test_an_applied_dead_letter_gets_one_ledger_row(command: Run, settings: Settings) -> None:
-    asyncio.run(park(settings))
+    asyncio.run(make_dead_letter(settings))
     [entry] = json.loads(command("dead", "list", "--json").out)
     assert (entry["user_id"], entry["action_id"], entry["delta"]) == BAD
     assert "too_strict" in entry["reason"]
@@ -141,7 +141,7 @@ def test_an_applied_dead_letter_gets_one_ledger_row(command: Run, settings: Sett
 def test_a_replay_of_an_applied_action_does_not_count_again(
     command: Run, settings: Settings
 ) -> None:
-    asyncio.run(park(settings, board=Board(layout=Layout(1, 1, 1))))
+    asyncio.run(make_dead_letter(settings, board=Board(layout=Layout(1, 1, 1))))
     allow_bad(settings)
     assert command("dead", "apply", "--all", "--yes").code == 0
 
@@ -166,7 +166,7 @@ def test_a_replay_of_an_applied_action_does_not_count_again(
 def test_a_dead_letter_whose_repeat_counted_is_a_duplicate(
     command: Run, settings: Settings, client: "redis.Redis[str]"
 ) -> None:
-    asyncio.run(park(settings, board=Board(layout=Layout(1, 1, 1))))
+    asyncio.run(make_dead_letter(settings, board=Board(layout=Layout(1, 1, 1))))
     allow_bad(settings)
 
     async def repeat() -> None:
@@ -195,7 +195,7 @@ def test_a_dead_letter_whose_repeat_counted_is_a_duplicate(
 def test_a_redelivered_and_stored_dead_letter_is_not_unresolved(
     command: Run, settings: Settings, client: "redis.Redis[str]"
 ) -> None:
-    asyncio.run(park(settings))
+    asyncio.run(make_dead_letter(settings))
     allow_bad(settings)
     [(seq,)] = query(settings, "SELECT seq FROM dead_events")
     user, action, delta = BAD
@@ -224,7 +224,7 @@ def test_a_redelivered_and_stored_dead_letter_is_not_unresolved(
 def test_redis_is_corrected_after_a_discard(
     partitions: int, command: Run, settings: Settings, client: "redis.Redis[str]"
 ) -> None:
-    asyncio.run(park(settings, board=Board(layout=Layout(partitions=partitions))))
+    asyncio.run(make_dead_letter(settings, board=Board(layout=Layout(partitions=partitions))))
     number = str(json.loads(command("dead", "list", "--json").out)[0]["id"])
     assert command("dead", "discard", number, "--yes").code == 2, "it wants a reason"
     for wrong in (" ", "a" * 501, "a\nb", "\u202egnp.exe"):
@@ -280,7 +280,7 @@ def test_a_discard_after_a_correction_is_still_corrected(
     command: Run, settings: Settings, client: "redis.Redis[str]"
 ) -> None:
     """That correction used the earlier expected score and must not close the later one."""
-    asyncio.run(park(settings))
+    asyncio.run(make_dead_letter(settings))
     seq = int(client.hget(KEYS.meta, "seq") or 0)
     client.zadd(KEYS.board, {"bob": pack(11, 3)})
     client.hset(KEYS.meta, "seq", seq + 1)
@@ -296,7 +296,7 @@ def test_a_discard_after_a_correction_is_still_corrected(
 def test_a_reseed_restores_dead_letters_and_their_records(
     command: Run, settings: Settings, client: "redis.Redis[str]"
 ) -> None:
-    asyncio.run(park(settings))
+    asyncio.run(make_dead_letter(settings))
     client.flushall()
 
     assert command("reseed").code == 0
@@ -321,7 +321,7 @@ def test_a_reseed_restores_dead_letters_and_their_records(
 def test_a_reseed_after_a_discard_leaves_nothing_to_correct(
     command: Run, settings: Settings, client: "redis.Redis[str]"
 ) -> None:
-    asyncio.run(park(settings))
+    asyncio.run(make_dead_letter(settings))
     assert command("dead", "discard", "--all", "--reason", "x", "--yes").code == 0
     query(settings, "UPDATE boards SET partitions = 2")
 
@@ -406,7 +406,7 @@ def test_a_late_duplicate_right_after_a_resolution_is_corrected(
 def test_values_are_allowed_for_undecodable_entries_only_and_ids_or_all_are_required(
     command: Run, settings: Settings
 ) -> None:
-    asyncio.run(park(settings))
+    asyncio.run(make_dead_letter(settings))
     allow_bad(settings)
     number = str(json.loads(command("dead", "list", "--json").out)[0]["id"])
 
@@ -423,7 +423,7 @@ def test_values_are_allowed_for_undecodable_entries_only_and_ids_or_all_are_requ
 
 
 async def test_two_operators_and_a_flusher_count_it_once(settings: Settings) -> None:
-    await park(settings)
+    await make_dead_letter(settings)
     allow_bad(settings)
     [(number,)] = query(settings, "SELECT id FROM dead_events")
 
@@ -457,7 +457,7 @@ async def test_two_operators_and_a_flusher_count_it_once(settings: Settings) -> 
 
 
 async def test_an_interrupted_resolution_changes_nothing(settings: Settings) -> None:
-    await park(settings)
+    await make_dead_letter(settings)
     allow_bad(settings)
     [(number,)] = query(settings, "SELECT id FROM dead_events")
 
@@ -484,7 +484,7 @@ def breaking(settings: Settings) -> Iterator[None]:
 
 
 def test_a_reseed_and_a_resolution_exclude_each_other(command: Run, settings: Settings) -> None:
-    asyncio.run(park(settings))
+    asyncio.run(make_dead_letter(settings))
     allow_bad(settings)
 
     async def hold(connection: Any) -> None:
@@ -587,7 +587,7 @@ async def test_a_resolution_waits_for_a_correction_in_the_users_current_partitio
     """The correction has read the dead letters; it must not close the later resolution."""
     layout = Layout(partitions=3)
     assert partition_of("bob", layout.partitions) != 0
-    await park(settings, board=Board(layout=layout))
+    await make_dead_letter(settings, board=Board(layout=layout))
     allow_bad(settings)
     [(number,)] = query(settings, "SELECT id FROM dead_events")
     board = Board(layout=Layout(partitions=1))
