@@ -148,7 +148,7 @@ def check_parameters(database_url: str) -> None:
         conninfo_to_dict(database_url)
     except psycopg.ProgrammingError:
         raise SettingInvalid(
-            "DATABASE_URL is not an address of PostgreSQL: libpq does not know a parameter of it"
+            "DATABASE_URL is not a URL of PostgreSQL: libpq does not know a parameter of it"
         ) from None
 
 

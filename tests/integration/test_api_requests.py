@@ -129,7 +129,7 @@ async def test_repeated_headers_that_are_not_lists_are_refused(
         problem = problem_of(
             await talk(client, request(method, path, *pair, body=body)), 400, "malformed"
         )
-        assert "once" in problem["detail"]
+        assert "repeated" in problem["detail"]
     assert await score_of(client) == 0
 
 

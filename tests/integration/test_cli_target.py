@@ -167,7 +167,7 @@ def test_the_settings_come_from_the_same_place_as_the_addresses(
     monkeypatch.delenv("DATABASE_URL")
     monkeypatch.setenv("SCOREBOARD_BOARDS", "daily")
 
-    assert "no board weekly" in command("board", "top").err
+    assert "Board weekly does not exist" in command("board", "top").err
     assert command("board", "top", "--board", "main").code == 0
 
 
