@@ -22,9 +22,9 @@ up: $(VENV)/.up  ## run the whole system on embedded servers; Ctrl-C stops it
 test: $(VENV)/.dev  ## run every test, in WORKERS=2 processes
 	$(PYTEST) $(PYTEST_ARGS)
 
-test-fast: $(VENV)/.dev  ## run the tests that start no processes of the system: about a minute
-	@echo 'Left out: tests/{$(shell echo $(SLOW) | tr " " ",")} (make test runs them)'
-	$(PYTEST) $(addprefix --ignore=tests/,$(SLOW)) $(PYTEST_ARGS)
+test-fast: $(VENV)/.dev  ## run the tests of the inner loop, in about a minute
+	@echo 'Left out: tests marked slow and tests/{$(shell echo $(SLOW) | tr " " ",")} (make test runs them)'
+	$(PYTEST) -m 'not slow' $(addprefix --ignore=tests/,$(SLOW)) $(PYTEST_ARGS)
 
 coverage: $(VENV)/.dev  ## run every test and report the lines and branches that none reaches
 	rm -rf .coverage && mkdir .coverage

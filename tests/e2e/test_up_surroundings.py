@@ -127,7 +127,7 @@ def test_nothing_of_the_current_folder_is_run_and_commands_know_the_settings(
         )
         assert update.status_code == 200, update.text
         code, _, said = run(
-            *(trap, data, "simulate", "--players", "8", "--seconds", "5", "--seed", "7"), **astray
+            *(trap, data, "simulate", "--players", "8", "--seconds", "3", "--seed", "7"), **astray
         )
         assert code == 0, said
         assert " 0 actions counted" not in said

@@ -17,6 +17,8 @@ from tests.support.fakes.tokens import MakeToken
 from tests.support.servers.api import UPDATE_PATH, open_boards
 from tests.support.servers.api_process import RunApi, client_of
 
+pytestmark = pytest.mark.slow
+
 
 def body(action: str) -> dict[str, str]:
     return {"userId": "alice", "actionId": action}

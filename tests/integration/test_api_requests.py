@@ -15,6 +15,8 @@ from scoreboard.store.keys import PartitionKeys
 from tests.support.clients.smuggling import CHUNKS, HEADS
 from tests.support.servers.api import LEADERBOARD_PATH, UPDATE_PATH, ApiClient, StartApi
 
+pytestmark = pytest.mark.slow
+
 STREAM_PATH = "/api/scores/stream"
 STANDING_PATH = "/api/scores/users/alice"
 READS = [LEADERBOARD_PATH, STANDING_PATH, STREAM_PATH]

@@ -23,6 +23,8 @@ from tests.support.servers.api import (
 )
 from tests.support.servers.stores import EmbeddedValkey, OwnValkey
 
+pytestmark = pytest.mark.slow
+
 
 async def talk(client: ApiClient, data: bytes, *, end: bool = False) -> bytes:
     """Send bytes over a connection of their own, and read until the server closes."""

@@ -27,6 +27,8 @@ from scoreboard.security.tokens import LocalIssuer
 from tests.support.clients.commands import Run
 from tests.support.eventually import eventually
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 COMMAND = Path(sys.executable).with_name("scoreboard")
 PASSWORD = "s3cretTiger"

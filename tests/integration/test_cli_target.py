@@ -17,6 +17,8 @@ from cli.target import RunningSystem, write_state_file
 from tests.support.clients.commands import Run
 from tests.support.data.ledger import Counted, write_history
 
+pytestmark = pytest.mark.slow
+
 HERE = ".data"
 VERBS = {
     "board create": ("weekly",),

@@ -7,10 +7,13 @@ import time
 from pathlib import Path
 
 import psycopg
+import pytest
 
 from scoreboard.model import user_uuid
 from tests.support.clients.commands import Run
 from tests.support.data.ledger import Counted, write_history
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_user_is_shown_from_redis_and_postgresql(command: Run, database_url: str) -> None:

@@ -35,6 +35,8 @@ from tests.support.servers.flushers import (
 )
 from tests.support.servers.stores import OwnValkey
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def settings(redis_url: str, database_url: str) -> Settings:

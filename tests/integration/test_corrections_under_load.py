@@ -33,6 +33,8 @@ from tests.support.servers.flushers import (
     store_of,
 )
 
+pytestmark = pytest.mark.slow
+
 MAIN = Partition("main")
 KEYS = PartitionKeys(MAIN)
 LAG = 3000

@@ -36,6 +36,8 @@ from tests.support.data.boards import open_board
 from tests.support.eventually import eventually_async
 from tests.support.fakes.aws import SecretsManager
 
+pytestmark = pytest.mark.slow
+
 AWKWARD = "p@ss:/w%0rd #?\\'"
 """A password that would break any address it were put into."""
 

@@ -16,6 +16,8 @@ from tests.support.eventually import eventually
 from tests.support.servers.rights import make_roles, make_users
 from tests.support.servers.system import System
 
+pytestmark = pytest.mark.slow
+
 USERS = {"api": "scoreboard_api", "flusher": "scoreboard_flusher", "streamer": None}
 
 

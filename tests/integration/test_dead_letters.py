@@ -41,6 +41,8 @@ from tests.support.servers.flushers import (
     query,
 )
 
+pytestmark = pytest.mark.slow
+
 BAD = ("bob", "win:bad", 7)
 GOOD = [("alice", "win:1", 5), ("bob", "win:1", 5), ("carol", "win:1", 12)]
 

@@ -23,6 +23,8 @@ from scoreboard.errors import EmbeddedFailed
 from tests.support.eventually import eventually
 from tests.support.servers.stores import OwnPostgres, OwnValkey
 
+pytestmark = pytest.mark.slow
+
 PROBLEM_TYPES = [EmbeddedValkey, EmbeddedPostgres]
 
 

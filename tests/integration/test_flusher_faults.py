@@ -37,6 +37,8 @@ from tests.support.servers.flushers import (
 )
 from tests.support.servers.stores import OwnPostgres, OwnValkey
 
+pytestmark = pytest.mark.slow
+
 Client = redis.Redis
 
 

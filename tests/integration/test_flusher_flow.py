@@ -25,6 +25,8 @@ from tests.support.servers.flushers import (
     store_of,
 )
 
+pytestmark = pytest.mark.slow
+
 USERS = 20
 
 

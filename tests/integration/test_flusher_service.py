@@ -30,6 +30,8 @@ from tests.support.servers.flushers import (
 )
 from tests.support.servers.stores import OwnPostgres, OwnValkey
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def settings(redis_url: str, database_url: str) -> Settings:

@@ -24,6 +24,8 @@ from scoreboard.security.addresses import trusted_networks
 from tests.support.clients.smuggling import CHUNKS, HEADS
 from tests.support.eventually import eventually_async
 
+pytestmark = pytest.mark.slow
+
 LONG = b"0123456789abcdef" * 262_144
 """An answer of 4 MiB, far more than the kernel holds for a peer."""
 

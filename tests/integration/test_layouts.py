@@ -28,6 +28,8 @@ from tests.support.servers.flushers import (
     query,
 )
 
+pytestmark = pytest.mark.slow
+
 USERS = [f"user{number}" for number in range(24)]
 
 

@@ -45,6 +45,8 @@ from tests.support.fakes.odd_server import odd_server
 from tests.support.servers.api import LEADERBOARD_PATH, StartApi
 from tests.support.servers.flushers import act, flushing, is_drained, make_board, query, store_of
 
+pytestmark = pytest.mark.slow
+
 MAIN = Partition("main")
 KEYS = PartitionKeys(MAIN)
 LIMIT_S = 0.15

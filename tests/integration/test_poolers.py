@@ -26,6 +26,8 @@ from tests.support.eventually import eventually, eventually_async
 from tests.support.fakes.pooler import MakePooler
 from tests.support.servers.flushers import act, check_books, flushing, is_drained, make_board
 
+pytestmark = pytest.mark.slow
+
 PGBOUNCER = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
 
 

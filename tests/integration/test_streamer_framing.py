@@ -22,6 +22,8 @@ from tests.support.clients.viewer import (
 )
 from tests.support.eventually import eventually_async
 
+pytestmark = pytest.mark.slow
+
 
 def close_frame(code: int | None, reason: bytes = b"") -> bytes:
     return masked_frame(CLOSE, b"" if code is None else struct.pack("!H", code) + reason)

@@ -40,6 +40,8 @@ from tests.support.data.boards import open_board
 from tests.support.eventually import eventually, eventually_async
 from tests.support.fakes.tokens import AUDIENCE, ISSUER
 
+pytestmark = pytest.mark.slow
+
 
 def free_port() -> int:
     with socket.socket() as probe:

@@ -23,6 +23,8 @@ from tests.support.eventually import eventually_async
 from tests.support.fakes.proxy import MakeProxy
 from tests.support.servers.stores import OwnValkey
 
+pytestmark = pytest.mark.slow
+
 KEYS = PartitionKeys(Partition("main"))
 
 

@@ -16,6 +16,8 @@ from tests.support.clients.viewer import Closed, Connect, RawViewer, RunningStre
 from tests.support.eventually import eventually_async
 from tests.support.fakes.proxy import MakeProxy
 
+pytestmark = pytest.mark.slow
+
 KERNEL_BYTES = 100_000
 """What may lie in the kernels' buffers for a viewer that does not read, both ends together."""
 

@@ -32,6 +32,8 @@ from tests.support.servers.flushers import (
     query,
 )
 
+pytestmark = pytest.mark.slow
+
 _boards = itertools.count(1)
 IDS = st.text("ABYZabyz0189._|:@-", min_size=1, max_size=128) | st.uuids().map(str)
 

@@ -27,6 +27,8 @@ from tests.support.data.ledger import Counted, write_history
 from tests.support.eventually import eventually_async
 from tests.support.servers.flushers import flushing, is_drained
 
+pytestmark = pytest.mark.slow
+
 NOW_S = time.time()
 KEYS = PartitionKeys(Partition("main"))
 HISTORY = [Counted(f"user-{n:02}", f"a{n}", 10 + n % 3, NOW_S + n / 1000) for n in range(60)]

@@ -9,7 +9,7 @@ from tests.support.repository import ROOT
 
 HERE = ROOT / "tests/javascript"
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -16,6 +16,8 @@ from tests.kong.admin import FakeAdmin
 from tests.support.eventually import eventually
 from tests.support.fakes.tokens import KeyPair
 
+pytestmark = pytest.mark.slow
+
 KONG = [sys.executable, "-m", "cli", "kong"]
 
 

@@ -33,6 +33,8 @@ from tests.kong.runtime import ROOT, Gateway, encode_part
 from tests.support.eventually import eventually_async
 from tests.support.fakes.tokens import AUDIENCE, ISSUER, KeyPair, MakeToken
 
+pytestmark = pytest.mark.slow
+
 READ_TIMEOUT_MS = 1500
 UPDATE = "/api/scores/update"
 READER = "read:leaderboard"

@@ -26,6 +26,8 @@ from tests.kong.nginx_gateway import NginxGateway, nginx_gateway, require_nginx
 from tests.kong.runtime import Gateway
 from tests.support.servers.system import System
 
+pytestmark = pytest.mark.slow
+
 ORIGIN = "https://play.example"
 HEARTBEAT_S = 0.5
 READ_TIMEOUT_MS = 1500

@@ -17,6 +17,8 @@ from scoreboard.model import SLOT_COUNT
 from scoreboard.runtime import resources
 from tests.support.clients.scripts import KEYS, Scripts
 
+pytestmark = pytest.mark.slow
+
 SLOTS, MOVES = 40, 4
 LIMIT = SLOTS * (MOVES - 1) // (MOVES + 1)
 """Most users of one score whose order is exact, for any number of changes."""
