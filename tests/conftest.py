@@ -6,6 +6,7 @@ A missing server fails the tests that need it; nothing is skipped.
 import asyncio
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -39,6 +40,12 @@ FOLDERS = frozenset(
     },
 )
 HERE = Path(__file__).parent
+
+
+def pytest_configure() -> None:
+    # A shell starts background jobs with SIGINT ignored, and the programs under test inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

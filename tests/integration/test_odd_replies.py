@@ -149,7 +149,7 @@ async def calling(url: str, *, timeout_s: float = 3.0) -> AsyncIterator[Calls]:
     settings = Settings(
         redis_url=Secret(url),
         redis_timeout_s=timeout_s,
-        redis_connect_timeout_s=0.5,
+        redis_connect_timeout_s=timeout_s,
         dispatch_connections=1,
         rate_limit="app",
     )
