@@ -46,11 +46,12 @@ the points) and `read:leaderboard` (read boards that are not public).
 """
 _HEADERS: Final[dict[str, dict[str, Any]]] = {
     "RequestId": {
-        "description": "Identifies the request in logs: the gateway's id, else the client's.",
+        "description": "Identifies the request in logs: the id of the gateway, else of the client, "
+        "else a new one.",
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{8,128}$"},
     },
     "ETag": {
-        "description": "Weak. Send it in `If-None-Match` to get 304 if nothing has changed.",
+        "description": "Weak validator. Send it in `If-None-Match` to get 304 if nothing changed.",
         "schema": {"type": "string", "examples": ['W/"3-1042"']},
     },
     "CacheControl": {"schema": {"type": "string"}},
@@ -60,15 +61,17 @@ _HEADERS: Final[dict[str, dict[str, Any]]] = {
     },
     "Allow": {"description": "Methods of this path.", "schema": {"type": "string"}},
     "RetryAfter": {
-        "description": "Seconds to wait.",
+        "description": "Number of seconds to wait.",
         "schema": {"type": "integer", "minimum": 1},
     },
     "RateLimit": {
-        "description": "Requests left, seconds until one is freed. Only if the api limits.",
+        "description": "Updates left (`r`) and seconds until the next one is allowed (`t`). Sent "
+        "only if the api enforces the limit.",
         "schema": {"type": "string", "examples": ['"default";r=9;t=60']},
     },
     "RateLimitPolicy": {
-        "description": "Updates allowed per window in seconds. Only if the api enforces the limit.",
+        "description": "Updates allowed (`q`) per window of `w` seconds. Sent only if the api "
+        "enforces the limit.",
         "schema": {"type": "string", "examples": ['"default";q=10;w=60']},
     },
 }
@@ -131,7 +134,8 @@ def openapi() -> dict[str, Any]:
             tags=[
                 Tag(name="scores", description="Update scores and read the ranking."),
                 Tag(
-                    name="health", description="Probes of the platform; not exposed by the gateway."
+                    name="health",
+                    description="Probes for the orchestrator; the gateway does not expose them.",
                 ),
             ],
             components=Components(
@@ -140,7 +144,7 @@ def openapi() -> dict[str, Any]:
                         type="http",
                         scheme="bearer",
                         bearer_format="JWT",
-                        description="A token of the issuer; the scopes are listed above.",
+                        description="A token of the issuer; the scopes are listed at the top.",
                     )
                 }
             ),

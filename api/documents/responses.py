@@ -1,21 +1,32 @@
 """Error responses in the OpenAPI document: one per status, with an example per problem type."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
 
+from scoreboard.errors import (
+    Busy,
+    Fenced,
+    OutcomeUnknown,
+    ScoreboardError,
+    ScoreOutOfRange,
+    UnknownKind,
+)
 from scoreboard.http.problems import MEDIA_TYPE, PROBLEM_TYPES, TYPE_PREFIX, Problem
 
 EVERYWHERE: Final = (405, 414, 417, 431, 500, 505)
 """Statuses that any path may return; the document describes each once."""
 
+UPDATE_ONLY: Final = frozenset({UnknownKind, ScoreOutOfRange, Fenced, Busy, OutcomeUnknown})
+"""Problems that only an update can have."""
+
 _DESCRIPTIONS: Final[Mapping[int, str]] = {
     400: "The request cannot be parsed.",
     401: "The token is missing or invalid.",
     403: "The token does not allow this request.",
-    404: "The user or board does not exist.",
+    404: "The path, the board or the user does not exist.",
     405: "The path does not support this method.",
     409: "The action was applied before with other points.",
     413: "The body is too large.",
@@ -26,7 +37,7 @@ _DESCRIPTIONS: Final[Mapping[int, str]] = {
     429: "Too many requests.",
     431: "The request line and headers are too large.",
     500: "Internal error.",
-    503: "Temporarily unavailable; repeat the request after `Retry-After`.",
+    503: "Temporarily unavailable; send the request again after `Retry-After`.",
     505: "The HTTP version is not supported.",
 }
 _NOT_MODIFIED: Final = ResponseSpec(
@@ -34,17 +45,21 @@ _NOT_MODIFIED: Final = ResponseSpec(
 )
 
 
-def problems(*statuses: int) -> dict[int, ResponseSpec]:
-    """Describe the error responses of an operation."""
-    return {status: _problem(status) for status in (*statuses, *EVERYWHERE)}
+def problems(
+    *statuses: int, omitted: Collection[type[ScoreboardError]] = ()
+) -> dict[int, ResponseSpec]:
+    """Describe the error responses of an operation that cannot have the ``omitted`` problems."""
+    return {status: _problem(status, omitted) for status in (*statuses, *EVERYWHERE)}
 
 
-def read_problems(*statuses: int) -> dict[int, ResponseSpec]:
-    """Describe the error responses of an operation that may return 304."""
-    return {304: _NOT_MODIFIED} | problems(*statuses)
+def read_problems(
+    *statuses: int, omitted: Collection[type[ScoreboardError]] = ()
+) -> dict[int, ResponseSpec]:
+    """Describe the error responses of a read, which may return 304."""
+    return {304: _NOT_MODIFIED} | problems(*statuses, omitted={*UPDATE_ONLY, *omitted})
 
 
-def _problem(status: int) -> ResponseSpec:
+def _problem(status: int, omitted: Collection[type[ScoreboardError]]) -> ResponseSpec:
     examples = [
         Example(
             id=kind.code,
@@ -59,7 +74,7 @@ def _problem(status: int) -> ResponseSpec:
             },
         )
         for kind, about in PROBLEM_TYPES.items()
-        if about.status == status and about.is_of_api
+        if about.status == status and about.is_of_api and kind not in omitted
     ]
     return ResponseSpec(
         data_container=Problem,

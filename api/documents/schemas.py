@@ -40,7 +40,9 @@ class UpdateReply(Struct, frozen=True, rename="camel"):
 
     success: Annotated[bool, Meta(description="Always true; errors are problems.")]
     new_score: Annotated[int, Meta(ge=0, description="The user's score after this action.")]
-    replayed: Annotated[bool, Meta(description="True if the action had been applied before.")]
+    replayed: Annotated[
+        bool, Meta(description="True if the action was applied before this request.")
+    ]
 
 
 class RankedUser(Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -57,11 +59,13 @@ class RankedUser(Struct, frozen=True, rename="camel", omit_defaults=True):
 
 
 class LeaderboardReply(Struct, frozen=True):
-    """A window of the ranking: a snapshot of each partition of the board."""
+    """A page of the ranking."""
 
     leaderboard: tuple[RankedUser, ...]
     total: Annotated[int, Meta(ge=0, description="Users on the board.")]
-    epoch: Annotated[int, Meta(description="Epoch of the board; rises when it is restored.")]
+    epoch: Annotated[
+        int, Meta(description="Epoch of the board; increases when the board is reloaded.")
+    ]
     seq: Annotated[
         int, Meta(description="Number of changes in this epoch; never decreases within it.")
     ]
@@ -78,8 +82,8 @@ class StandingReply(Struct, frozen=True, rename="camel"):
     seq: int
     neighbours: Annotated[
         tuple[RankedUser, ...],
-        Meta(description="`around` rows on each side and the user's own; more on one side at the "
-             "end of the ranking."),
+        Meta(description="The user's row and `around` rows on each side (near the start or the end "
+             "of the ranking more on the other side)."),
     ]  # fmt: skip
 
 
@@ -114,6 +118,6 @@ class SignInConfig(Struct, frozen=True, rename="camel"):
 class PageConfig(Struct, frozen=True):
     """Configuration of the live page."""
 
-    ws: Annotated[str, Meta(description="URL of the live updates; empty for this host.")]
+    ws: Annotated[str, Meta(description="WebSocket URL of the streamer; empty: same host.")]
     boards: tuple[str, ...]
     oauth: SignInConfig | None = None

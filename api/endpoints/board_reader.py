@@ -125,7 +125,7 @@ class BoardReader:
         return found
 
     async def leaderboard(self, board: str, *, limit: int, offset: int, names: bool) -> Page:
-        """Read and encode a window of the ranking.
+        """Read and encode a page of the ranking.
 
         Raises Invalid for a window that is too deep, Uninitialised, RedisUnavailable.
         """

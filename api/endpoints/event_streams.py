@@ -43,8 +43,8 @@ ENDED_PER_S: Final = 50
 """Streams ended per second when the process stops, unless the drain time is shorter."""
 
 _STREAMS = gauge("event_streams", "Event streams open")
-_OPENED = counter("event_streams_opened_total", "Event streams by result of admission", "result")
-_ENDED = counter("event_streams_ended_total", "Event streams by the reason of their end", "reason")
+_OPENED = counter("event_streams_opened_total", "Requested event streams by result", "result")
+_ENDED = counter("event_streams_ended_total", "Ended event streams by reason", "reason")
 
 _HEADERS: Final = (
     (b"content-type", b"text/event-stream; charset=utf-8"),

@@ -17,7 +17,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.datastructures import ResponseSpec
 from psycopg_pool import AsyncConnectionPool
 
-from api.documents.responses import problems
+from api.documents.responses import UPDATE_ONLY, problems
 from api.documents.schemas import Alive, Check, Readiness
 from scoreboard.errors import MethodNotAllowed, ScoreboardError, Uninitialised
 from scoreboard.http import probes
@@ -189,7 +189,8 @@ def make_handlers() -> list[HTTPRouteHandler]:
         operation_id="isAlive",
         summary="Check liveness",
         description="Succeeds while the process runs. Checks no dependency.",
-        responses=problems(400, 429, 503),
+        response_description="The process runs.",
+        responses=problems(400, 429, 503, omitted=UPDATE_ONLY),
         sync_to_thread=False,
     )
     def live() -> Alive:
@@ -203,6 +204,7 @@ def make_handlers() -> list[HTTPRouteHandler]:
         summary="Check readiness",
         description="Fails while Redis is unreachable or could lose data, while no board is "
         "loaded, and while the process stops.",
+        response_description="Ready: the process can receive requests.",
         responses=problems(400, 429)
         | {503: ResponseSpec(Readiness, False, "Not ready: send requests elsewhere.")},
         sync_to_thread=False,

@@ -37,7 +37,7 @@ PAUSE_S: Final = 5.0
 LOOKUP_S: Final = 5.0
 """Time limit of one query."""
 
-_MISSED = counter("names_unavailable_total", "Reads answered without fresh names")
+_MISSED = counter("names_unavailable_total", "Reads answered with missing or outdated names")
 _log = get_logger(__name__)
 
 

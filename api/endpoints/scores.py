@@ -14,13 +14,13 @@ from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 from litestar.params import JSONBody, PathParameter, QueryParameter
 
-from api.documents.responses import problems, read_problems
+from api.documents.responses import UPDATE_ONLY, problems, read_problems
 from api.documents.schemas import LeaderboardReply, StandingReply, UpdateReply, UpdateRequest
 from api.edge.authentication import authenticate, require_reader, require_updater
 from api.endpoints.board_reader import BoardReader, Page, etag_matches
 from api.endpoints.fast_update import check_media_type
 from api.endpoints.updates import UpdateService
-from scoreboard.errors import Invalid, MethodNotAllowed
+from scoreboard.errors import ForeignOrigin, Invalid, MethodNotAllowed, UnknownUser
 from scoreboard.http.query import parse_query
 from scoreboard.model import AROUND_MAX, ID_PATTERN, PAGE_MAX, SCORE_MAX, is_identifier
 from scoreboard.runtime.settings import Settings
@@ -50,14 +50,14 @@ _UPDATE: Final = (
     "set `points` and update other users."
 )
 _LEADERBOARD: Final = (
-    "Returns rows `offset + 1` to `offset + limit` and the number of users, as a snapshot of each "
-    "partition of the board (by default there is one). Users with equal scores are ordered by the "
-    "time they reached the score; those of different partitions have a fixed order. Public boards "
-    "need no token."
+    "Returns rows `offset + 1` to `offset + limit` and the number of users. On a board of several "
+    "partitions (the default is one), each partition is read at one moment of its own. Users with "
+    "equal scores are ordered by the time they reached the score; those of different partitions "
+    "have a fixed order. Public boards need no token."
 )
 _STANDING: Final = (
-    "Returns rank, score and, with `around`, that many neighbours on each side, or more on one "
-    "side at the end of the ranking. Public boards need no token."
+    "Returns rank, score and, with `around`, that many neighbours on each side (near the start or "
+    "the end of the ranking more on the other side). Public boards need no token."
 )
 _STREAM: Final = (
     "Sends the messages of the WebSocket `/ws/scoreboard` as server-sent events "
@@ -143,7 +143,11 @@ class Scores(Controller):
         summary="Apply one action of a user",
         description=_UPDATE,
         security=[{BEARER: [UPDATE]}, {BEARER: [UPDATE_ANY]}],
-        responses=problems(400, 401, 403, 404, 409, 413, 415, 422, 429, 503),
+        response_description="The action was applied, by this or an earlier request.",
+        responses=problems(
+            *(400, 401, 403, 404, 409, 413, 415, 422, 429, 503),
+            omitted={ForeignOrigin, UnknownUser},
+        ),
     )
     async def update(
         self, request: AnyRequest, data: JSONBody[UpdateRequest], board: Board = None
@@ -166,10 +170,13 @@ class Scores(Controller):
         "/leaderboard",
         guards=[require_read_access],
         operation_id="readLeaderboard",
-        summary="Read a window of the ranking",
+        summary="Read a page of the ranking",
         description=_LEADERBOARD,
         security=[{}, {BEARER: [READ]}],
-        responses=read_problems(400, 401, 403, 404, 422, 429, 503),
+        response_description="A page of the ranking.",
+        responses=read_problems(
+            *(400, 401, 403, 404, 422, 429, 503), omitted={ForeignOrigin, UnknownUser}
+        ),
     )
     async def leaderboard(
         self,
@@ -185,7 +192,7 @@ class Scores(Controller):
             bool, QueryParameter(description="Include users' names, if known.")
         ] = False,
     ) -> Response[LeaderboardReply]:
-        """Read a window of the ranking."""
+        """Read a page of the ranking."""
         reads = get_services(request).reads
         page = await reads.leaderboard(
             reads.resolve(board), limit=limit, offset=offset, names=names
@@ -199,7 +206,8 @@ class Scores(Controller):
         summary="Read the standing of a user",
         description=_STANDING,
         security=[{}, {BEARER: [READ]}],
-        responses=read_problems(400, 401, 403, 404, 422, 429, 503),
+        response_description="The user's rank and score.",
+        responses=read_problems(*(400, 401, 403, 404, 422, 429, 503), omitted={ForeignOrigin}),
     )
     async def standing(
         self,
@@ -225,7 +233,8 @@ class Scores(Controller):
         description=_STREAM,
         security=[{}, {BEARER: [READ]}],
         media_type="text/event-stream",
-        responses=problems(400, 401, 403, 404, 429, 503),
+        response_description="The event stream.",
+        responses=problems(*(400, 401, 403, 404, 429, 503), omitted={*UPDATE_ONLY, UnknownUser}),
         sync_to_thread=False,
     )
     def stream(self, board: Board = None) -> str:  # noqa: ARG002 (for the documents)

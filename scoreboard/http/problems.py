@@ -131,38 +131,44 @@ PROBLEM_TYPES: Final[Mapping[type[ScoreboardError], ProblemType]] = {
         is_of_api=False,
     ),
     RateLimited: ProblemType(
-        429, "Wait for the seconds in `Retry-After`, then send the request again."
+        429, "Wait for the number of seconds in `Retry-After`, then send the request again."
     ),
     TooManyConnections: ProblemType(
         429,
-        "The address or the user is at its limit of connections, or connects too often. Close a "
-        "connection, or wait for the seconds in `Retry-After`.",
+        "The address or the user has too many connections, or opens them too often. Close a "
+        "connection, or wait for the number of seconds in `Retry-After`.",
     ),
     HeadTooLarge: ProblemType(431, "Send fewer or shorter headers."),
     Unavailable: ProblemType(
-        503, "Wait for the seconds in `Retry-After`, then send the request again."
+        503, "Wait for the number of seconds in `Retry-After`, then send the request again."
     ),
     Uninitialised: ProblemType(
-        503, "The board is not loaded. An operator must load it; retry slowly."
+        503, "The board is not loaded; an operator must load it. Retry at long intervals."
     ),
     Fenced: ProblemType(
-        503, "The board is being repaired, which takes seconds. Send the action again."
+        503,
+        "Nothing was changed: the board is being repaired, which takes seconds. Send the request "
+        "again after `Retry-After`.",
     ),
     Busy: ProblemType(
         503,
-        "The action was not applied: too many wait to be stored. Retry after `Retry-After`.",
+        "Nothing was changed: too many actions wait for PostgreSQL. Send the request again after "
+        "`Retry-After`.",
     ),
-    Overloaded: ProblemType(503, "This process is at its limit. Send the request again."),
+    Overloaded: ProblemType(
+        503,
+        "This process is at a limit or is stopping. Send the request again after `Retry-After`.",
+    ),
     RedisUnavailable: ProblemType(
-        503, "The action was not applied. Send it again after `Retry-After`."
+        503, "Nothing was changed. Send the request again after `Retry-After`."
     ),
     OutcomeUnknown: ProblemType(
         503,
-        "Redis did not reply, so the action may have been applied. Send it again **with the same "
-        "`actionId`**: it is applied once, and the response states the score.",
+        "There was no confirmation in time, so the action may have been applied. Send it again "
+        "**with the same `actionId`**: it is applied once, and the response contains the score.",
     ),
     KeysUnavailable: ProblemType(
-        503, "The issuer's keys cannot be read at the moment. Send the request again."
+        503, "The issuer's keys cannot be read at the moment. Send the request again later."
     ),
     InternalError: ProblemType(500, "Internal error. Report the `request_id` to the operator."),
     VersionUnsupported: ProblemType(505, "Use HTTP/1.1."),
