@@ -1,4 +1,4 @@
-# Everything a developer or a newcomer runs. `make up` and `make test` need only Python ≥ 3.11 with venv.
+# `make up` and `make test` need only Python ≥ 3.11 with venv.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -7,13 +7,13 @@ UP_ARGS ?= --simulate 20
 PYTEST_ARGS ?=
 SLOW := browser deploy documents e2e faults
 WORKERS ?= 2
-# A file is run by one worker, so its fixtures are made once; the slowest files come first.
+# One worker runs all tests of a file, so its fixtures are created once; the slowest files run first.
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: bench-api bench-ws bench-flush bench-reseed faults help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel
 
-help:            ## this list
+help:            ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 up: $(VENV)/.up  ## run the whole system on embedded servers; Ctrl-C stops it
@@ -22,37 +22,37 @@ up: $(VENV)/.up  ## run the whole system on embedded servers; Ctrl-C stops it
 test: $(VENV)/.dev  ## run every test, in WORKERS=2 processes
 	$(PYTEST) $(PYTEST_ARGS)
 
-test-fast: $(VENV)/.dev  ## run the tests of the inner loop, in about a minute
+test-fast: $(VENV)/.dev  ## run the fast tests, in about a minute
 	@echo 'Left out: tests marked slow and tests/{$(shell echo $(SLOW) | tr " " ",")} (make test runs them)'
 	$(PYTEST) -m 'not slow' $(addprefix --ignore=tests/,$(SLOW)) $(PYTEST_ARGS)
 
-coverage: $(VENV)/.dev  ## run every test and report the lines and branches that none reaches
+coverage: $(VENV)/.dev  ## run every test and report lines and branches without coverage
 	rm -rf .coverage && mkdir .coverage
 	$(BIN)/coverage run -m pytest $(PYTEST_ARGS); status=$$?; \
 	  $(BIN)/coverage combine -q && $(BIN)/coverage report; exit $$status
 
-check: lint types layers test docs  ## what CI runs
+check: lint types layers test docs  ## run what CI runs
 
-lint: $(VENV)/.dev  ## style and formatting
+lint: $(VENV)/.dev  ## check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(VENV)/.dev  ## static types
+types: $(VENV)/.dev  ## check static types
 	$(BIN)/basedpyright --warnings
 
-layers: $(VENV)/.dev  ## who imports whom
+layers: $(VENV)/.dev  ## check the import contracts
 	$(BIN)/lint-imports
 
-format: $(VENV)/.dev  ## rewrite in the house style
+format: $(VENV)/.dev  ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-setup: $(VENV)/.dev  ## the virtual environment with everything for development
+setup: $(VENV)/.dev  ## create .venv with the development dependencies
 
 COMPILE := $(BIN)/uv pip compile -q --generate-hashes --universal --no-emit-index-url --no-header \
 	--python-version 3.11 pyproject.toml
 
-lock: $(VENV)/.dev  ## resolve requirements/*.txt anew, with hashes and no index address
+lock: $(VENV)/.dev  ## update the pins in requirements/*.txt, with hashes
 	$(COMPILE) --extra embedded --group dev -o requirements/dev.txt
 	$(COMPILE) -c requirements/dev.txt -o requirements/base.txt
 	$(COMPILE) --extra embedded --group build -c requirements/dev.txt -o requirements/up.txt
@@ -63,19 +63,19 @@ lock: $(VENV)/.dev  ## resolve requirements/*.txt anew, with hashes and no index
 
 FAULTS_ARGS ?= --minutes 15
 
-faults: $(VENV)/.dev  ## a long campaign of faults under load: FAULTS_ARGS="--seed 7 --minutes 15"
+faults: $(VENV)/.dev  ## inject faults under load: FAULTS_ARGS="--seed 7 --minutes 15"
 	$(BIN)/python -m tests.faults.campaign $(FAULTS_ARGS)
 
-bench-reseed: $(VENV)/.dev  ## a million users reseeded from PostgreSQL, then verified
+bench-reseed: $(VENV)/.dev  ## benchmark reseed and verify with a million users
 	$(BIN)/python -m tests.bench.reseed $(BENCH_ARGS)
 
-bench-api: $(VENV)/.dev  ## an update through the api, against the obvious way of writing it
+bench-api: $(VENV)/.dev  ## benchmark updates through the api, against a plain Litestar handler
 	$(BIN)/python -m tests.bench.api $(BENCH_ARGS)
 
-bench-ws: $(VENV)/.dev  ## a board to thousands of viewers, against broadcast() and Litestar
+bench-ws: $(VENV)/.dev  ## benchmark the fan-out, against websockets.broadcast() and Litestar
 	$(BIN)/python -m tests.bench.ws $(BENCH_ARGS)
 
-bench-flush: $(VENV)/.dev  ## events a second from the stream to COMMIT, against executemany
+bench-flush: $(VENV)/.dev  ## benchmark the flusher, COPY against executemany
 	$(BIN)/python -m tests.bench.flush $(BENCH_ARGS)
 
 openapi: $(VENV)/.dev  ## write docs/openapi.json and docs/reference/problems.md
@@ -91,18 +91,18 @@ docs: $(VENV)/.docs  ## build the documentation into build/docs/html; a warning 
 env: $(VENV)/.dev  ## write .env.example from the settings
 	$(BIN)/scoreboard config example > .env.example
 
-checksums:       ## note a new migration in sql/migrations/CHECKSUMS
+checksums:       ## write the checksums of the migrations
 	cd sql/migrations && sha256sum 0*.sql > CHECKSUMS
 
 wheel: $(VENV)/.dev  ## build the wheel into dist/
 	$(BIN)/python -m hatchling build -t wheel
 
-# The stamps make the second run quick: pip is asked only when the pins have changed.
+# Stamp files: pip runs only if the pins have changed.
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo 'scoreboard needs Python 3.11 or later: make PYTHON=/path/to/python3.11 …' >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) \
-	  || { echo 'python3 cannot make a virtual environment (Debian: apt install python3-venv)' >&2; exit 1; }
+	  || { echo 'python3 cannot create a virtual environment (Debian: apt install python3-venv)' >&2; exit 1; }
 
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 

@@ -60,7 +60,7 @@ def list_actions(*, as_json: bool, data_dir: Path) -> None:
 def set_action(*, kind: str, points: int, if_missing: bool, data_dir: Path) -> None:
     """Set the points of actions of KIND.
 
-    Actions that were counted before keep their points, also when they are sent again.
+    Actions that were already counted keep their points, even if they are sent again.
 
     \b
     Example:

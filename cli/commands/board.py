@@ -42,13 +42,14 @@ def board() -> None:
 @board.command()
 @click.argument("name", type=BOARD)
 @click.option("--partitions", type=click.IntRange(1, 256), default=DEFAULT.partitions,
-              show_default=True, help="Number of partitions; each has one flusher.")  # fmt: skip
+              show_default=True, help="Number of partitions; one flusher at a time "
+              "serves each.")  # fmt: skip
 @click.option("--seen-seconds", type=click.IntRange(min=1), default=DEFAULT.seen_seconds,
-              show_default=True, help="Shortest time for which Redis remembers an "
+              show_default=True, help="Minimum time for which Redis remembers an "
               "action.")  # fmt: skip
 @click.option("--seen-shards", type=click.IntRange(1, 65536), default=DEFAULT.seen_shards,
-              show_default=True, help="Hashes of remembered actions; use the number of actions "
-              "expected in that time, divided by 250.")  # fmt: skip
+              show_default=True, help="Number of Redis hashes for remembered actions; use the "
+              "number of actions expected in --seen-seconds, divided by 250.")  # fmt: skip
 @click.option("--private", "is_private", is_flag=True, help="Require a token to read the board.")
 @click.option("--if-missing", is_flag=True, help="Do not change a board that exists.")
 @data_dir_option
@@ -64,8 +65,7 @@ def create(
 ) -> None:
     """Create board NAME; open it with `scoreboard reseed --board NAME`.
 
-    The numbers of partitions and shards and the seen time change only with a reseed of the whole
-    board.
+    To change --partitions, --seen-seconds or --seen-shards later, the whole board must be reseeded.
 
     \b
     Example:

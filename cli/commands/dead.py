@@ -80,7 +80,7 @@ def dead() -> None:
 @board_option
 @click.option("--resolved", is_flag=True, help="List resolved entries, newest first.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True,
-              help="Largest number of entries to list.")  # fmt: skip
+              help="Maximum number of entries to list.")  # fmt: skip
 @json_option
 @data_dir_option
 def list_dead(
@@ -170,7 +170,7 @@ def discard(
 ) -> int:
     """Discard dead letters permanently; they never count.
 
-    Redis has counted them. The flusher lowers the scores of their users within seconds.
+    Redis has already counted them, so the flusher lowers the scores of their users within seconds.
 
     \b
     Examples:

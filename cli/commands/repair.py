@@ -60,8 +60,8 @@ def repair(*, board: str | None, dry_run: bool, yes: bool, as_json: bool, data_d
     """Correct Redis where it differs from PostgreSQL.
 
     The command verifies all users and shows the differences. Up to 5,000 users are corrected while
-    updates continue. With more of them, or if Redis has lost data, the partition is reseeded;
-    updates are then answered with 503. Exit 1 if findings remain.
+    updates continue. If there are more, or if Redis has lost data, the partition is reseeded, and
+    its updates are answered with 503 until that is done. Exit 1 if differences remain.
 
     \b
     Examples:

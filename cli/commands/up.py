@@ -21,7 +21,7 @@ from cli.target import DATA_DIR
               help="Port of the api and the page; 0 for any.  [default: 8000]")  # fmt: skip
 @click.option("--ws-port", type=PORT,
               help="Port of the streamer; 0 for any.  [default: 8001]")  # fmt: skip
-@click.option("--issuer-port", type=PORT, help="Port of the sign-in; 0 for any.  [default: 8002, "
+@click.option("--issuer-port", type=PORT, help="Port of the issuer; 0 for any.  [default: 8002, "
               "or any if --api-port is 0]")  # fmt: skip
 @click.option("--redis-port", type=PORT, default=0, help="Port of Valkey; 0 for any.")
 @click.option("--postgres-port", type=PORT, default=0, help="Port of PostgreSQL; 0 for any.")

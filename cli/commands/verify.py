@@ -42,7 +42,7 @@ def verify(*, board: str | None, full: bool, sample: int, as_json: bool, data_di
     \b
     Examples:
       scoreboard verify
-      scoreboard verify --full --json > verdict.json
+      scoreboard verify --full --json > report.json
     """  # noqa: D301
     settings = load_settings(data_dir)
     board = board_or_default(settings, board)

@@ -40,7 +40,9 @@ CONNECT_TIMEOUT_S: Final = 2.0
 REASON_LENGTH_MAX: Final = 500
 RETRY_MOST_S: Final = 30.0
 
-TURNS: Final = counter("kong_sync_turns_total", "Turns of the key synchronisation", "result")
+TURNS: Final = counter(
+    "kong_sync_turns_total", "Iterations of the key synchronisation by result", "result"
+)
 LAST_SUCCESS: Final = gauge(
     "kong_sync_last_success_timestamp_seconds", "When every Kong last held the issuer's keys"
 )

@@ -12,11 +12,16 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from scoreboard.model import BoardName, Row
 
 Epoch = Annotated[
-    int, Meta(ge=1, description="Raised by every reseed or repair. Always apply a different epoch.")
+    int, Meta(ge=1, description="Increases when the board is reloaded. Accept any other epoch.")
 ]
-Seq = Annotated[int, Meta(ge=0, description="Rises with every change; gaps are normal.")]
-AtMs = Annotated[int, Meta(ge=0, description="When the message was built, milliseconds UTC.")]
-ExpiryS = Annotated[int, Meta(ge=0, description="When the token expires, seconds UTC.")]
+Seq = Annotated[int, Meta(ge=0, description="Increases with every change; gaps are normal.")]
+AtMs = Annotated[
+    int,
+    Meta(ge=0, description="Time at which the message was built, in milliseconds since 1970 UTC."),
+]
+ExpiryS = Annotated[
+    int, Meta(ge=0, description="Time at which the token expires, in seconds since 1970 UTC.")
+]
 DelayMs = Annotated[int, Meta(ge=0, description="Milliseconds.")]
 
 StaleReason = Literal["unreachable", "uninitialised", "rewound"]
@@ -69,7 +74,7 @@ class Problem(Message, frozen=True, tag="error"):
 
 
 class Bye(Message, frozen=True, tag="bye", rename=None):
-    """The server closes next, with ``code``. Reconnect after a random delay in ``delay_ms``."""
+    """The server closes the connection next; ``delay_ms`` limits the wait before a reconnect."""
 
     code: int
     reason: str

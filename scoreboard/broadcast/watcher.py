@@ -38,11 +38,17 @@ LOST_AFTER_S: Final = 1.0
 
 READ_CONNECTIONS: Final = 4
 
-_SEQ = gauge("board_seq", "Sequence number of the last accepted read", "board")
-_EPOCH = gauge("board_epoch", "Epoch of the last accepted read", "board")
-_AGE = gauge("board_age_seconds", "Time since the last accepted read", "board")
-_REGRESSIONS = counter("board_regressions_total", "Times a board was rewound", "board")
-_MISMATCHES = counter("reconcile_mismatches_total", "Changes whose message was lost", "board")
+_SEQ = gauge("board_seq", "seq of the board as last read", "board")
+_EPOCH = gauge("board_epoch", "Epoch of the board as last read", "board")
+_AGE = gauge("board_age_seconds", "Time since the board was last read", "board")
+_REGRESSIONS = counter(
+    "board_regressions_total", "Times Redis returned an older state of a board", "board"
+)
+_MISMATCHES = counter(
+    "reconcile_mismatches_total",
+    "Changes found by polling because their notification was lost",
+    "board",
+)
 _log = get_logger(__name__)
 
 

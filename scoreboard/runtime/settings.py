@@ -123,7 +123,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     unknown_kinds: Annotated[
         Literal["refuse", "default"],
         _description(
-            "Actions whose kind is not in the catalogue: refuse them, or apply default_points"
+            "Actions whose kind is not in the catalogue: refuse them, or count "
+            "SCOREBOARD_DEFAULT_POINTS"
         ),
     ] = "refuse"
     default_points: Annotated[
@@ -155,18 +156,19 @@ class Settings(Struct, frozen=True, kw_only=True):
     connections: Annotated[
         PositiveInt,
         _description(
-            "Connections of one api process; for one more, the longest idle one is closed"
+            "Maximum connections of one api process; at the limit, a new connection closes the "
+            "longest idle one"
         ),
     ] = 4096
     connections_per_address: Annotated[
         PositiveInt,
         _description(
-            "Connections per IP address, except trusted hops, likewise; each may have one "
-            "of SCOREBOARD_REQUESTS_IN_FLIGHT"
+            "The same limit per IP address, except for trusted proxies; keep it below "
+            "SCOREBOARD_REQUESTS_IN_FLIGHT, so that one address cannot use all of them"
         ),
     ] = 256
     requests_in_flight: Annotated[
-        PositiveInt, _description("Requests in flight per api process")
+        PositiveInt, _description("Maximum requests in flight per api process")
     ] = 512
     head_bytes: Annotated[
         PositiveInt,
@@ -185,40 +187,53 @@ class Settings(Struct, frozen=True, kw_only=True):
     request_timeout_s: Annotated[Seconds, _description("Time for a whole request")] = 10.0
 
     # Viewers
-    frame_interval_ms: Annotated[PositiveInt, _description("Least time between two boards")] = 100
+    frame_interval_ms: Annotated[
+        PositiveInt, _description("Minimum interval between two boards")
+    ] = 100
     heartbeat_s: Annotated[
-        Seconds, _description("Time without messages after which viewers get a heartbeat")
+        Seconds, _description("Interval of heartbeats while a board does not change")
     ] = 15.0
     ping_s: Annotated[Seconds, _description("Time between pings to a viewer")] = 25.0
     pong_timeout_s: Annotated[Seconds, _description("Time a viewer has to answer a ping")] = 10.0
-    viewers: Annotated[PositiveInt, _description("Viewers of one streamer process")] = 20_000
+    viewers: Annotated[PositiveInt, _description("Maximum viewers of one streamer process")] = (
+        20_000
+    )
     handshakes: Annotated[
         PositiveInt,
         _description(
-            "Handshakes in progress per streamer process; for one more, the oldest is closed"
+            "Maximum handshakes in progress per streamer process; at the limit, a new connection "
+            "closes the oldest"
         ),
     ] = 1000
     viewers_per_address: Annotated[
         PositiveInt,
         _description(
-            "Viewers from one IP address; it may try to connect six times as often in a minute"
+            "Maximum viewers from one IP address; the limit of its connection attempts per "
+            "minute is six times as high"
         ),
     ] = 100
-    viewers_per_subject: Annotated[PositiveInt, _description("Viewers with one token subject")] = 10
-    new_viewers_per_second: Annotated[PositiveInt, _description("New viewers of one process")] = 300
+    viewers_per_subject: Annotated[
+        PositiveInt, _description("Maximum viewers per token subject")
+    ] = 10
+    new_viewers_per_second: Annotated[
+        PositiveInt, _description("Maximum rate of new viewers per process")
+    ] = 300
     new_viewers_burst: Annotated[
-        PositiveInt, _description("New viewers of one process at once")
+        PositiveInt, _description("Maximum burst of new viewers per process")
     ] = 600
     viewer_age_s: Annotated[
-        Seconds, _description("Age at which a viewer is asked to reconnect, give or take a quarter")
+        Seconds, _description("Age at which a viewer is asked to reconnect; random, ±25 %")
     ] = 14_400.0
     slow_viewer_s: Annotated[
-        Seconds, _description("Time a viewer may take no data before it is closed as too slow")
+        Seconds, _description("Time without accepting data after which a viewer is disconnected")
     ] = 10.0
-    token_warning_s: Annotated[Seconds, _description("Warning before a viewer's token ends")] = 30.0
-    token_grace_s: Annotated[Seconds, _description("Time to renew a token after its end")] = 25.0
+    token_warning_s: Annotated[
+        Seconds, _description("Time between the warning and a token's expiry")
+    ] = 30.0
+    token_grace_s: Annotated[Seconds, _description("Time to renew a token after its expiry")] = 25.0
     expired_per_minute: Annotated[
-        PositiveInt, _description("Expired tokens of one address told so by close code, not by 401")
+        PositiveInt,
+        _description("Handshakes with an expired token per address that end with 4401, not 401"),
     ] = 20
     handshake_timeout_s: Annotated[Seconds, _description("Time for a viewer's whole handshake")] = (
         5.0
@@ -230,29 +245,29 @@ class Settings(Struct, frozen=True, kw_only=True):
         PositiveInt, _description("Maximum number of fragments of such a message")
     ] = 8
     viewer_frames_per_second: Annotated[
-        Seconds, _description("WebSocket frames a viewer may send, of any kind")
+        Seconds, _description("Maximum rate of WebSocket frames from a viewer, of any kind")
     ] = 5.0
-    viewer_frames_burst: Annotated[PositiveInt, _description("Such frames at once")] = 20
+    viewer_frames_burst: Annotated[PositiveInt, _description("Maximum burst of such frames")] = 20
     sync_interval_s: Annotated[
-        Seconds, _description("Least time between two `sync` of a viewer")
+        Seconds, _description("Minimum interval between two `sync` messages of a viewer")
     ] = 1.0
     auth_interval_s: Annotated[
-        Seconds, _description("Least time between two `auth` of a viewer")
+        Seconds, _description("Minimum interval between two `auth` messages of a viewer")
     ] = 10.0
     viewer_mistakes: Annotated[
-        PositiveInt, _description("Unreadable messages after which a viewer is closed")
+        PositiveInt, _description("Unreadable messages tolerated before a viewer is disconnected")
     ] = 3
     event_streams: Annotated[
         PositiveInt,
-        _description("Event streams (SSE) per api process, for clients without WebSocket"),
+        _description("Maximum event streams (SSE) per api process"),
     ] = 1000
     event_stream_s: Annotated[
         Seconds,
-        _description("Age at which an event stream is asked to reconnect, give or take a fifth"),
+        _description("Age at which an event stream is asked to reconnect; random, ±20 %"),
     ] = 900.0
     origins: Annotated[
         tuple[str, ...],
-        _description("Origins whose pages may connect, besides the same host; separated by commas"),
+        _description("Origins whose pages may connect, besides those of the same host"),
     ] = ()
     trusted_hops: Annotated[
         tuple[str, ...],
@@ -266,7 +281,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=1, le=4)], _description("Connections of one api process for updates")
     ] = 2
     dispatch_waiting: Annotated[
-        PositiveInt, _description("Queued updates per api process; beyond, 503")
+        PositiveInt, _description("Maximum queued updates per api process; above it, 503")
     ] = 4096
     redis_connect_timeout_s: Annotated[Seconds, _description("Time to connect to Redis")] = 1.0
     redis_timeout_s: Annotated[Seconds, _description("Time for one call to Redis")] = 3.0
@@ -295,22 +310,26 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = 1
     replica_timeout_ms: Annotated[
         PositiveInt,
-        _description("Longest wait for them; then once more, then 503 and a repeat waits"),
+        _description("Time to wait for these replicas; after one retry, 503 outcome-unknown"),
     ] = 200
     commit_timeout_s: Annotated[
-        Seconds, _description("Longest wait for that COMMIT; then 503, and a repeat waits again")
+        Seconds, _description("Time to wait for the COMMIT (committed); then 503 outcome-unknown")
     ] = 3.0
     flush_batch: Annotated[
-        PositiveInt, _description("Events of one transaction; 2.5 times as many when behind")
+        PositiveInt,
+        _description("Maximum events per transaction; 2.5 times as many during catch-up"),
     ] = 2000
     flush_linger_ms: Annotated[
-        WholeInt, _description("Wait for more events after a short batch")
+        WholeInt, _description("Time to wait for more events after a batch that was not full")
     ] = 20
 
     # Process
-    drain_s: Annotated[Seconds, _description("Time to finish after SIGTERM")] = 10.0
+    drain_s: Annotated[Seconds, _description("Time to shut down after SIGTERM")] = 10.0
     drain_notice_s: Annotated[
-        Seconds, _description("Part of it in which the api is not ready and still accepts requests")
+        Seconds,
+        _description(
+            "Part of SCOREBOARD_DRAIN_S in which the api accepts requests but is not ready"
+        ),
     ] = 0.5
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], _description("Minimum severity of log lines")
@@ -324,13 +343,13 @@ class Settings(Struct, frozen=True, kw_only=True):
     redis_secret: Annotated[
         str,
         _description(
-            "Redis credentials, JSON with username and password: their name in AWS, path of the "
-            "file, or environment variable; empty: those of REDIS_URL"
+            "Where the Redis credentials (JSON with username and password) are: name in AWS, path "
+            "of a file, or environment variable; may be empty with env: those of REDIS_URL"
         ),
     ] = ""
     database_secret: Annotated[
         str,
-        _description("PostgreSQL credentials, likewise; empty: those of DATABASE_URL (env only)"),
+        _description("The same for PostgreSQL; may be empty with env: those of DATABASE_URL"),
     ] = ""
 
     def head_limits(self) -> HeadLimits:

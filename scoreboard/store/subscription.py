@@ -35,7 +35,7 @@ BURST: Final = 100
 
 _MESSAGE: Final = re.compile(rb"\d{1,20}:\d{1,20}")
 _RECONNECTS = counter("pubsub_reconnects_total", "Times the subscription was lost")
-_MALFORMED = counter("pubsub_malformed_total", "Messages dropped because they are not epoch:seq")
+_MALFORMED = counter("pubsub_malformed_total", "Malformed notifications dropped")
 _SILENCE = gauge("pubsub_silence_seconds", "Time since the subscription last received anything")
 _log = get_logger(__name__)
 

@@ -11,7 +11,7 @@ TEXT = (Path(__file__).parents[2] / "docs/reference/cli.md").read_text()
 
 
 def test_every_verb_is_listed_and_no_other() -> None:
-    table = TEXT[TEXT.index("| verb |") : TEXT.index("## Exit codes")]
+    table = TEXT[TEXT.index("| command |") : TEXT.index("## Exit codes")]
     cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
 
     named = {verb for cell in cells for verb in re.findall(r"`([a-z]+)", cell)}
