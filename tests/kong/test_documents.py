@@ -19,7 +19,7 @@ def named() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("path", "name"), named())
-def test_every_proof_in_the_reviewers_table_exists(path: str, name: str) -> None:
+def test_every_test_named_on_the_security_page_exists(path: str, name: str) -> None:
     tree = ast.parse((ROOT / "tests" / path).read_text())
     functions = {
         node.name
