@@ -22,7 +22,7 @@ _SECONDS = histogram(
     "status",
 )
 CONNECTIONS = gauge("http_connections", "Connections open")
-IN_PROGRESS = gauge("http_requests_in_progress", "Requests being answered")
+IN_PROGRESS = gauge("http_requests_in_progress", "Requests in progress")
 UPDATES = counter("score_updates_total", "Updates by outcome", "outcome")
 
 _children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}

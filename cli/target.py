@@ -71,8 +71,8 @@ def data_dir_option(command: _Command) -> _Command:
         type=click.Path(path_type=Path),
         default=DATA_DIR,
         show_default=True,
-        help="Data folder of the running `scoreboard up` to act on. Not used if REDIS_URL and "
-        "DATABASE_URL are set.",
+        help="Data folder of the running `scoreboard up` to act on, if REDIS_URL and DATABASE_URL "
+        "are not set.",
     )(command)
 
 

@@ -98,7 +98,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     ws_metrics_port: Annotated[
         Port,
         _description(
-            "Metrics and health of the streamer, of worker n on this plus 10 n; 0 for none"
+            "Metrics and health of the streamer; worker n uses this port plus 10 n; 0 for none"
         ),
     ] = 9101
     flusher_metrics_port: Annotated[
@@ -107,7 +107,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     metrics_host: Annotated[str, _description("Address the metrics ports listen on")] = "127.0.0.1"
     ws_public_url: Annotated[
         str,
-        _description("URL of the live updates for the page (ws:// or wss://); empty: same host"),
+        _description("URL of the streamer for the page (ws:// or wss://); empty: same host"),
     ] = ""
 
     # The board
@@ -118,7 +118,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = (DEFAULT_BOARD,)
     stream_cap: Annotated[
         PositiveInt,
-        _description("Actions waiting for PostgreSQL before updates are refused as busy"),
+        _description("Maximum actions per partition that wait for PostgreSQL; above it, 503 busy"),
     ] = 1_000_000
     unknown_kinds: Annotated[
         Literal["refuse", "default"],
@@ -128,7 +128,8 @@ class Settings(Struct, frozen=True, kw_only=True):
         ),
     ] = "refuse"
     default_points: Annotated[
-        WholeInt, _description("Points of an action whose actionId names no kind; 0 to refuse it")
+        WholeInt,
+        _description("Points of an action whose actionId has no kind; 0: such actions are refused"),
     ] = 10
 
     # Tokens
@@ -148,10 +149,10 @@ class Settings(Struct, frozen=True, kw_only=True):
         _description("Where updates are limited: in the api (app) or in the gateway (gateway)"),
     ] = "app"
     updates_per_minute: Annotated[
-        PositiveInt, _description("Updates per user in a sliding minute")
+        PositiveInt, _description("Maximum updates per user in a sliding minute")
     ] = 10
     trusted_updates_per_minute: Annotated[
-        WholeInt, _description("Updates per token with update:score:any; 0 for no limit")
+        WholeInt, _description("The same with update:score:any, per token subject; 0: no limit")
     ] = 0
     connections: Annotated[
         PositiveInt,
@@ -294,14 +295,14 @@ class Settings(Struct, frozen=True, kw_only=True):
     unsafe_redis: Annotated[
         bool,
         _description(
-            "Allow a Redis that may lose acknowledged actions (or that hides its settings)"
+            "Accept a Redis that may lose acknowledged actions, or that hides its settings"
         ),
     ] = False
     acknowledge: Annotated[
         Literal["fsync", "replicated", "committed"],
         _description(
-            "When an update is answered: once it is on Redis's disk (fsync), once a replica has it "
-            "too (replicated), or once PostgreSQL has committed it (committed)"
+            "An update is answered when it is on Redis's disk (fsync), when replicas have it too "
+            "(replicated), or when PostgreSQL has committed it (committed)"
         ),
     ] = "fsync"
     replicas: Annotated[
@@ -335,7 +336,9 @@ class Settings(Struct, frozen=True, kw_only=True):
         Literal["debug", "info", "warning", "error"], _description("Minimum severity of log lines")
     ] = "info"
     log_format: Annotated[Literal["json", "console"], _description("Format of log lines")] = "json"
-    environment: Annotated[str, _description("Name of this deployment, for logs")] = "development"
+    environment: Annotated[
+        str, _description("Name, for logs; development allows a local issuer and http:// key sets")
+    ] = "development"
     secrets: Annotated[
         Literal["env", "file", "aws"],
         _description("Where credentials come from: these variables, files, or AWS Secrets Manager"),
