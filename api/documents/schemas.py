@@ -67,7 +67,7 @@ class LeaderboardReply(Struct, frozen=True):
         int, Meta(description="Epoch of the board; increases when the board is reloaded.")
     ]
     seq: Annotated[
-        int, Meta(description="Number of changes in this epoch; never decreases within it.")
+        int, Meta(description="Increases with each change; comparable only within an epoch.")
     ]
 
 
