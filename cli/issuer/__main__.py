@@ -15,7 +15,7 @@ import click
 
 from cli.embedded.server import HOST
 from cli.issuer.app import BODY_BYTES_MAX, BODY_TIMEOUT_S, IssuerApp
-from cli.issuer.config import PORT, check_redirect_uri, issuer_url, load_client_secret
+from cli.issuer.config import PORT, check_redirect_uri, issuer_url, load_client_secrets
 from cli.issuer.form import FormSigner
 from cli.issuer.oauth import AuthorizationServer
 from scoreboard.errors import OperatorMistake, ScoreboardError
@@ -27,6 +27,7 @@ from scoreboard.security.tokens import LocalIssuer
 
 GRACE_S: Final = 5.0
 DRAIN_S: Final = 2.0
+PUBLISH_S: Final = 0.5
 LIMITS: Final = ServerLimits(
     body_bytes=BODY_BYTES_MAX,
     head_s=BODY_TIMEOUT_S,
@@ -66,7 +67,8 @@ def main(folder: Path, host: str, port: int, redirect_uris: Sequence[str], audie
             check_redirect_uri(uri)
         listener = bind_listener(host, port, variables="--host, --port")
         issuer = LocalIssuer.create(folder, issuer=url)
-        grants = AuthorizationServer(issuer, audience, load_client_secret(folder))
+        client_secrets = load_client_secrets(folder)
+        grants = AuthorizationServer(issuer, audience, lambda: client_secrets.read().all)
     except ScoreboardError as error:
         sys.exit(lifecycle.report_startup_error(error))
     setup_logging(
@@ -81,10 +83,21 @@ def main(folder: Path, host: str, port: int, redirect_uris: Sequence[str], audie
         _log.warning("development_issuer_started", url=url, never_for="production")
         server = Server(app, LIMITS)
         async with server.listening(listener):
-            await stop.wait()
+            await _publish_keys(issuer, stop)
             await server.drain(DRAIN_S)
 
     sys.exit(lifecycle.run(serve, grace_s=GRACE_S))
+
+
+async def _publish_keys(issuer: LocalIssuer, stop: lifecycle.StopEvent) -> None:
+    """Keep the file of the key set current until ``stop``; requests read the keys themselves."""
+    while not await stop.sleep(PUBLISH_S):
+        try:
+            if issuer.publish():
+                kids = [key.kid for key in issuer.keys.all]
+                _log.info("key_set_published", kids=kids)
+        except OSError as error:
+            _log.error("key_set_not_published", reason=error.strerror)
 
 
 if __name__ == "__main__":

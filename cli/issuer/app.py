@@ -59,7 +59,7 @@ class IssuerApp:
         """Serve the address ``issuer.issuer`` for the page at ``redirect_uris``."""
         self._url: Final = issuer.issuer
         self._host: Final = urlsplit(issuer.issuer).netloc
-        self._key_set = issuer.jwks_file.read_bytes()
+        self._issuer = issuer
         self._metadata = msgspec.json.encode(_metadata(self._url))
         self._grants = grants
         self._signer = signer
@@ -108,7 +108,7 @@ class IssuerApp:
 
         @get("/jwks.json", name="jwks")
         async def jwks(request: HttpRequest) -> Response[bytes]:
-            return self._respond(request, self._key_set)
+            return self._respond(request, self._issuer.key_set)
 
         @get("/authorize", name="authorize")
         async def authorize(request: HttpRequest) -> Response[str]:

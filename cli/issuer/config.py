@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 from cli.embedded.data_folder import write_private
 from scoreboard.errors import OperatorMistake
+from scoreboard.runtime.settings import Secret
+from scoreboard.security.staged_file import StagedFile
 
 PORT: Final = 8002
 SECRET_FILE: Final = "game-server-secret"  # noqa: S105 (a file name)
@@ -58,17 +60,31 @@ def is_loopback_url(url: str) -> bool:
         return False
 
 
-def load_client_secret(folder: Path) -> str:
-    """Return the client secret of the game servers in a folder, created at the first call.
+def load_client_secrets(folder: Path) -> StagedFile[Secret]:
+    """Return the client secrets of the game servers in a folder; the first call creates one.
 
     Raises OperatorMistake if other users can read it, or if it is too short.
     """
     path = folder / SECRET_FILE
     if not path.exists():
-        write_private(path, secrets.token_urlsafe(SECRET_LENGTH_MIN))
-    if path.stat().st_mode & 0o077:
-        raise OperatorMistake(f"Other users can read {path}; run chmod 600 {path}")
-    secret = path.read_text().strip()
-    if len(secret) < SECRET_LENGTH_MIN:
-        raise OperatorMistake(f"{path} contains no valid secret; remove it to create a new one")
-    return secret
+        write_private(path, make_client_secret().reveal())
+    return StagedFile(path, parse_client_secret)
+
+
+def make_client_secret() -> Secret:
+    """Make a new client secret."""
+    return Secret(secrets.token_urlsafe(SECRET_LENGTH_MIN))
+
+
+def parse_client_secret(content: bytes) -> Secret:
+    """Parse the content of a file.
+
+    Raises ValueError, without the content, if it is not a client secret.
+    """
+    try:
+        text = content.decode().strip()
+    except UnicodeDecodeError:
+        text = ""
+    if len(text) < SECRET_LENGTH_MIN:
+        raise ValueError("contains no valid secret; remove it to create a new one")
+    return Secret(text)

@@ -17,6 +17,7 @@ from urllib.parse import unquote_plus
 
 from msgspec import Struct
 
+from scoreboard.runtime.settings import Secret
 from scoreboard.security.tokens import READ, UPDATE, UPDATE_ANY, LocalIssuer
 
 CODE_LIFE_S: Final = 60.0
@@ -121,14 +122,17 @@ class AuthorizationServer:
         self,
         issuer: LocalIssuer,
         audience: str,
-        game_server_secret: str,
+        game_server_secrets: Callable[[], Sequence[Secret]],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``clock`` must be monotonic, in seconds."""
+        """``game_server_secrets`` returns the secrets that are valid now, at each call.
+
+        ``clock`` must be monotonic, in seconds.
+        """
         self._issuer = issuer
         self._audience = audience
-        self._secret = game_server_secret
+        self._secrets = game_server_secrets
         self._clock = clock
         self._codes: dict[str, _Grant] = {}
         """Grants by code; all codes have the same lifetime, so the first is the oldest."""
@@ -176,8 +180,10 @@ class AuthorizationServer:
                 )
             client_id = named
         client = CLIENTS.get(client_id)
-        expected = self._secret if client is GAME_SERVER else ""
-        is_valid = hmac.compare_digest(secret.encode(), expected.encode())
+        expected = self._secrets() if client is GAME_SERVER else (Secret(""),)
+        # All are compared, so that the time does not tell which one is similar.
+        matches = [hmac.compare_digest(secret.encode(), one.reveal().encode()) for one in expected]
+        is_valid = any(matches)
         if client is None or not is_valid:
             raise OAuthError("invalid_client", "The client or its secret is invalid.")
         return client

@@ -1,28 +1,36 @@
 """Issues tokens without an identity provider: for development, tests and `scoreboard token`.
 
-It has one EC P-256 key in a folder, readable only by its owner, next to the key set that the
-services verify tokens with.
+It has an EC P-256 key in a folder, readable only by its owner, next to the key set that the
+services verify tokens with. During a rotation it has two: see ``StagedFile``.
+
+Invariants: tokens are signed with the current key; the key set contains every key of the folder,
+and is replaced atomically, with the state of the folder at that moment.
 """
 
 import base64
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import jwt
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
+from msgspec import Struct
 
 from scoreboard.errors import OperatorMistake
 from scoreboard.model import is_identifier
+from scoreboard.runtime.settings import Secret
+from scoreboard.security.staged_file import StagedFile, Versions
 
 LOCAL_ISSUER: Final = "urn:scoreboard:local"
 """The ``iss`` of its tokens until it has a URL: set SCOREBOARD_ISSUER to it."""
@@ -33,16 +41,30 @@ NAME_FILE: Final = "issuer-name"
 """Contains the ``iss`` if it is not LOCAL_ISSUER."""
 
 
+class SigningKey(Struct, frozen=True):
+    """A private key, and the JWK of its public key."""
+
+    private: ec.EllipticCurvePrivateKey
+    jwk: dict[str, str]
+
+    @property
+    def kid(self) -> str:
+        """The thumbprint of the public key."""
+        return self.jwk["kid"]
+
+    def __repr__(self) -> str:
+        return f"SigningKey(kid={self.kid!r})"
+
+
 class LocalIssuer:
     """An issuer with its key in a folder; use ``create`` or ``load``."""
 
-    def __init__(self, folder: Path, key: ec.EllipticCurvePrivateKey) -> None:
+    def __init__(self, folder: Path, keys: StagedFile[SigningKey]) -> None:
         self.issuer: Final = _name(folder)
         """The ``iss`` of its tokens: set SCOREBOARD_ISSUER to it."""
         self.jwks_file: Final = folder / JWKS_FILE
         """The key set to point SCOREBOARD_JWKS_FILE at."""
-        self._key = key
-        self._jwk = _jwk(key)
+        self._files = keys
 
     @classmethod
     def create(cls, folder: Path, *, issuer: str | None = None) -> "LocalIssuer":
@@ -53,13 +75,8 @@ class LocalIssuer:
         """
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / KEY_FILE).exists():
-            pem = ec.generate_private_key(ec.SECP256R1()).private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            )
             # A link never overwrites: of two concurrent calls, one creates the key, both load it.
-            made = _write_temporary(folder, pem)
+            made = _write_temporary(folder, make_signing_key().reveal().encode())
             with contextlib.suppress(FileExistsError):
                 os.link(made, folder / KEY_FILE)
             made.unlink()
@@ -75,28 +92,37 @@ class LocalIssuer:
 
         Raises OperatorMistake if there is none, or if others can read its key.
         """
-        path = folder / KEY_FILE
         try:
-            if path.stat().st_mode & 0o077:
-                raise OperatorMistake(f"{path} is readable by others: chmod 600 {path}")
-            key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+            return cls(folder, StagedFile(folder / KEY_FILE, parse_signing_key))
         except FileNotFoundError:
             raise OperatorMistake(
                 f"There is no local issuer in {folder}: `scoreboard up` creates one"
             ) from None
-        except (ValueError, TypeError) as error:
-            raise OperatorMistake(f"{path} is not a private key") from error
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp256r1":
-            raise OperatorMistake(f"{path} is not a P-256 key")
-        return cls(folder, key)
 
-    def publish(self) -> None:
-        """Write the key set if it is missing or of another key."""
-        document = json.dumps({"keys": [self._jwk]}, indent=2).encode()
-        if not self.jwks_file.exists() or self.jwks_file.read_bytes() != document:
-            aside = _write_temporary(self.jwks_file.parent, document)
+    @property
+    def keys(self) -> Versions[SigningKey]:
+        """The keys as they are in the folder now; the last valid ones if it cannot be read."""
+        return self._files.read()
+
+    @property
+    def key_set(self) -> bytes:
+        """The JWK set of all keys; the current one is the first."""
+        # The current and the previous key are the same for a moment of a rotation.
+        jwks = {key.kid: key.jwk for key in self.keys.all}
+        return json.dumps({"keys": list(jwks.values())}, indent=2).encode()
+
+    def publish(self) -> bool:
+        """Write the key set if it is missing or of other keys; return whether it was written."""
+        folder = self.jwks_file.parent
+        # Locked, so that a slower process does not replace the set with an older one.
+        with _locked(folder):
+            document = self.key_set
+            if self.jwks_file.exists() and self.jwks_file.read_bytes() == document:
+                return False
+            aside = _write_temporary(folder, document)
             aside.chmod(0o644)
             aside.replace(self.jwks_file)
+        return True
 
     def issue(
         self,
@@ -105,10 +131,12 @@ class LocalIssuer:
         ttl_s: int = 3600,
         *,
         audience: str = "scoreboard",
+        key: SigningKey | None = None,
     ) -> str:
         """Sign a token for ``sub`` with ``scopes``, valid for ``ttl_s`` seconds from now.
 
-        Raises OperatorMistake for a subject that is not a valid userId.
+        ``key`` is another key than the current one, to try it. Raises OperatorMistake for a subject
+        that is not a valid userId.
         """
         if not is_identifier(sub):
             raise OperatorMistake(
@@ -126,9 +154,42 @@ class LocalIssuer:
             "exp": now_s + ttl_s,
             "jti": uuid.uuid4().hex,
         }
-        return jwt.encode(
-            claims, self._key, algorithm="ES256", headers={"kid": str(self._jwk["kid"])}
-        )
+        key = key or self.keys.current
+        return jwt.encode(claims, key.private, algorithm="ES256", headers={"kid": key.kid})
+
+
+def make_signing_key() -> Secret:
+    """Make a new key and return its PEM."""
+    pem = ec.generate_private_key(ec.SECP256R1()).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    return Secret(pem.decode())
+
+
+def parse_signing_key(pem: bytes) -> SigningKey:
+    """Parse the PEM of a private key.
+
+    Raises ValueError, without the content, if it is not a P-256 key.
+    """
+    try:
+        key = serialization.load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise ValueError("is not a private key") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp256r1":
+        raise ValueError("is not a P-256 key")
+    return SigningKey(key, _jwk(key))
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _name(folder: Path) -> str:

@@ -17,7 +17,7 @@ from cli.issuer.app import IssuerApp
 from cli.issuer.form import FORM_LIFE_S, FormSigner
 from cli.issuer.oauth import CODE_LIFE_S, AuthorizationServer
 from scoreboard.http.server import Server
-from scoreboard.runtime.settings import load
+from scoreboard.runtime.settings import Secret, load
 from scoreboard.runtime.sockets import bind_listener
 from scoreboard.security.tokens import READ, UPDATE, UPDATE_ANY, LocalIssuer, Verifier
 from tests.support.clients.issuer import Player, answer_in, signed_form_in
@@ -50,7 +50,7 @@ def issuer(tmp_path: Path) -> LocalIssuer:
 
 @pytest.fixture
 async def http(issuer: LocalIssuer, clock: Clock) -> AsyncIterator[httpx.AsyncClient]:
-    grants = AuthorizationServer(issuer, "scoreboard", SECRET, clock=clock)
+    grants = AuthorizationServer(issuer, "scoreboard", lambda: [Secret(SECRET)], clock=clock)
     uris = [PAGE_URI, "http://localhost:8000/"]
     app = IssuerApp(issuer, grants, FormSigner(clock=clock), uris).app
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app)) as client:
@@ -297,7 +297,7 @@ async def test_the_issuer_answers_to_its_own_address_only(
 @asynccontextmanager
 async def serving(issuer: LocalIssuer) -> AsyncIterator[int]:
     """Serve an issuer as its process does; give the port."""
-    grants = AuthorizationServer(issuer, "scoreboard", SECRET)
+    grants = AuthorizationServer(issuer, "scoreboard", lambda: [Secret(SECRET)])
     app = IssuerApp(issuer, grants, FormSigner(), [PAGE_URI])
     with bind_listener("127.0.0.1", 0) as listener:
         async with Server(app, LIMITS).listening(listener):

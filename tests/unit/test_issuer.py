@@ -6,7 +6,7 @@ from pathlib import Path
 import jwt
 import pytest
 
-from cli.issuer.config import check_redirect_uri, issuer_url, load_client_secret
+from cli.issuer.config import check_redirect_uri, issuer_url, load_client_secrets
 from cli.issuer.form import FORM_LIFE_S, FormSigner, render_error, render_form
 from cli.issuer.oauth import (
     CODE_LIFE_S,
@@ -20,6 +20,7 @@ from cli.issuer.oauth import (
     parse_authorization_request,
 )
 from scoreboard.errors import OperatorMistake
+from scoreboard.runtime.settings import Secret
 from scoreboard.security.tokens import LOCAL_ISSUER, READ, UPDATE, UPDATE_ANY, LocalIssuer
 from tests.support.clients.issuer import challenge_of
 
@@ -44,7 +45,7 @@ def clock() -> Clock:
 @pytest.fixture
 def grants(tmp_path: Path, clock: Clock) -> AuthorizationServer:
     issuer = LocalIssuer.create(tmp_path, issuer=URL)
-    return AuthorizationServer(issuer, "scoreboard", SECRET, clock=clock)
+    return AuthorizationServer(issuer, "scoreboard", lambda: [Secret(SECRET)], clock=clock)
 
 
 def question(**changes: str | None) -> list[tuple[str, str]]:
@@ -355,21 +356,21 @@ def test_no_other_page_may(uri: str) -> None:
 
 
 def test_the_client_secret_is_made_once_and_kept_to_its_owner(tmp_path: Path) -> None:
-    secret = load_client_secret(tmp_path)
+    secret = load_client_secrets(tmp_path).read().current
     path = tmp_path / "game-server-secret"
-    assert len(secret) >= 32
-    assert load_client_secret(tmp_path) == secret
+    assert len(secret.reveal()) >= 32
+    assert load_client_secrets(tmp_path).read().current == secret
     assert path.stat().st_mode & 0o777 == 0o600
     path.chmod(0o640)
     with pytest.raises(OperatorMistake, match="chmod 600"):
-        load_client_secret(tmp_path)
+        load_client_secrets(tmp_path)
 
 
 def test_an_empty_client_secret_is_no_secret(tmp_path: Path) -> None:
-    load_client_secret(tmp_path)
+    load_client_secrets(tmp_path)
     (tmp_path / "game-server-secret").write_text("\n")
     with pytest.raises(OperatorMistake, match="no valid secret"):
-        load_client_secret(tmp_path)
+        load_client_secrets(tmp_path)
 
 
 # --- the name in tokens ---
