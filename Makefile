@@ -22,7 +22,7 @@ up: $(VENV)/.up  ## run the whole system on embedded servers; Ctrl-C stops it
 test: $(VENV)/.dev  ## run every test, in WORKERS=2 processes
 	$(PYTEST) $(PYTEST_ARGS)
 
-test-fast: $(VENV)/.dev  ## run the fast tests, in about a minute
+test-fast: $(VENV)/.dev  ## run the fast tests, in about 80 seconds
 	@echo 'Left out: tests marked slow and tests/{$(shell echo $(SLOW) | tr " " ",")} (make test runs them)'
 	$(PYTEST) -m 'not slow' $(addprefix --ignore=tests/,$(SLOW)) $(PYTEST_ARGS)
 

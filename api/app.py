@@ -35,9 +35,10 @@ from scoreboard.runtime.telemetry import get_logger
 from scoreboard.security.credentials import refresh_secrets
 from scoreboard.security.tokens import Verifier
 from scoreboard.store.catalogue import Catalogue
-from scoreboard.store.client import make_client, require_durability
+from scoreboard.store.client import make_client
 from scoreboard.store.commit_waiter import CommitWaiter
 from scoreboard.store.dispatcher import Dispatcher
+from scoreboard.store.durability import require_durability
 from scoreboard.store.store import Store
 
 POOL_CLOSE_S: Final = 1.0

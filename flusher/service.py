@@ -28,7 +28,8 @@ from scoreboard.runtime.lifecycle import StopEvent, backoff_s
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import BUILD_INFO, REDIS_DURABLE, get_logger
 from scoreboard.security.credentials import refresh_secrets
-from scoreboard.store.client import make_client, require_durability
+from scoreboard.store.client import make_client
+from scoreboard.store.durability import require_durability
 from scoreboard.store.store import Store
 
 SEARCH_EVERY_S: Final = 2.0

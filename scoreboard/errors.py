@@ -60,7 +60,6 @@ class ScoreboardError(Exception):
 
     code: ClassVar[str] = "error"
     title: ClassVar[str] = "Something went wrong"
-    retryable: ClassVar[bool] = False
 
     def __init__(self, detail: str = "") -> None:
         super().__init__(detail or self.title)
@@ -188,7 +187,6 @@ class UpgradeRequired(ClientError):
 class RateLimited(ClientError):
     code = "rate-limited"
     title = "Too many requests"
-    retryable = True
 
     def __init__(self, detail: str = "", *, retry_after_s: int = 60) -> None:
         super().__init__(detail)
@@ -210,7 +208,6 @@ class Unavailable(ScoreboardError):
 
     code = "unavailable"
     title = "The service is unavailable"
-    retryable = True
     retry_after_s: int = 1
 
 

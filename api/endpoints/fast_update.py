@@ -9,12 +9,13 @@ from typing import Final
 import msgspec
 
 from api.documents.schemas import UpdateReply, UpdateRequest
-from api.edge.authentication import authenticate, require_updater
+from api.edge.authentication import authenticate
 from api.endpoints.updates import UpdateService
 from scoreboard.errors import Invalid, Malformed, UnsupportedMedia
 from scoreboard.http.query import parse_query
 from scoreboard.http.request import Request
 from scoreboard.http.response import NOSNIFF, HttpResponse
+from scoreboard.security.access import require_updater
 from scoreboard.security.tokens import Verifier
 
 PATH: Final = "/api/scores/update"

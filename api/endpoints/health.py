@@ -30,7 +30,7 @@ from scoreboard.runtime.telemetry import REDIS_DURABLE, get_logger
 from scoreboard.security.tokens import Verifier
 from scoreboard.store.boards import Boards
 from scoreboard.store.catalogue import Catalogue
-from scoreboard.store.client import check_durability, replicas_needed
+from scoreboard.store.durability import check_durability, replicas_needed
 
 LIVE_PATH: Final = "/health/live"
 READY_PATH: Final = "/health/ready"

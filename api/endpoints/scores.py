@@ -16,7 +16,7 @@ from litestar.params import JSONBody, PathParameter, QueryParameter
 
 from api.documents.responses import UPDATE_ONLY, problems, read_problems
 from api.documents.schemas import LeaderboardReply, StandingReply, UpdateReply, UpdateRequest
-from api.edge.authentication import authenticate, require_reader, require_updater
+from api.edge.authentication import authenticate
 from api.endpoints.board_reader import BoardReader, Page, etag_matches
 from api.endpoints.fast_update import check_media_type
 from api.endpoints.updates import UpdateService
@@ -24,6 +24,7 @@ from scoreboard.errors import ForeignOrigin, Invalid, MethodNotAllowed, UnknownU
 from scoreboard.http.query import parse_query
 from scoreboard.model import AROUND_MAX, ID_PATTERN, PAGE_MAX, SCORE_MAX, is_identifier
 from scoreboard.runtime.settings import Settings
+from scoreboard.security.access import require_read, require_updater
 from scoreboard.security.tokens import READ, UPDATE, UPDATE_ANY, Caller, Verifier, bearer_token
 
 AnyRequest = Request[Any, Any, Any]
@@ -125,7 +126,7 @@ async def require_read_access(connection: AnyConnection, _: BaseRouteHandler) ->
     found = await services.reads.board(board)
     connection.state["board"] = found
     if not found.is_public:
-        require_reader(await authenticate(services.verifier, headers))
+        require_read(await authenticate(services.verifier, headers), is_public=False)
 
 
 class Scores(Controller):

@@ -5,7 +5,6 @@ implementation, from which the documents are generated. Both call ``apply``.
 """
 
 from api.documents.schemas import UpdateRequest
-from api.edge.authentication import require_self
 from api.edge.rate_limit import Quota, RateLimiter
 from api.metrics import UPDATES
 from scoreboard.errors import (
@@ -20,6 +19,7 @@ from scoreboard.errors import (
 )
 from scoreboard.model import Action, Receipt
 from scoreboard.runtime.settings import Settings
+from scoreboard.security.access import require_self
 from scoreboard.security.tokens import UPDATE_ANY, Caller
 from scoreboard.store.catalogue import Catalogue
 from scoreboard.store.commit_waiter import CommitWaiter

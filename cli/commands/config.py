@@ -25,7 +25,8 @@ from scoreboard.ledger.boards import select_board
 from scoreboard.model import Partition
 from scoreboard.runtime.settings import Secret, Settings, describe, service_links
 from scoreboard.security.key_set import make_source, parse_keys
-from scoreboard.store.client import check_durability, make_client, replicas_needed
+from scoreboard.store.client import make_client
+from scoreboard.store.durability import check_durability, replicas_needed
 
 STARS: Final = "***"
 WIDTH: Final = 98

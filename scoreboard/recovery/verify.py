@@ -25,8 +25,8 @@ from scoreboard.ledger.scores import select_ranking, select_totals
 from scoreboard.model import Board, Partition, partition_of, unpack_score
 from scoreboard.recovery.corrections import read_expected_scores
 from scoreboard.recovery.reseed import ReportProgress
-from scoreboard.store.client import check_durability
 from scoreboard.store.corrections import REPAIR_MAX
+from scoreboard.store.durability import check_durability
 from scoreboard.store.scanner import PAGE, Scanner
 from scoreboard.store.store import Store
 from scoreboard.store.uncommitted import UncommittedDeltas

@@ -1,7 +1,11 @@
-"""Who may read a board: everyone if it is public, else callers with the scope to read. No I/O."""
+"""Who may read a board, and who may update whose score. No I/O.
+
+Everyone may read a public board, and callers with the scope to read any board. A player may update
+their own score, a game server that of any user.
+"""
 
 from scoreboard.errors import Forbidden, Unauthenticated
-from scoreboard.security.tokens import READ, Caller
+from scoreboard.security.tokens import READ, UPDATE, UPDATE_ANY, Caller
 
 
 def can_read(caller: Caller | None, *, is_public: bool) -> bool:
@@ -19,3 +23,27 @@ def require_read(caller: Caller | None, *, is_public: bool) -> None:
     if caller is None:
         raise Unauthenticated("This board is not public: send a token")
     raise Forbidden(f"The token needs the scope {READ}", scope=READ)
+
+
+def require_updater(caller: Caller) -> bool:
+    """Check that a caller may update scores; return whether those of any user.
+
+    Raises Forbidden, naming the missing scope.
+    """
+    if caller.has(UPDATE_ANY):
+        return True
+    if not caller.has(UPDATE):
+        raise Forbidden(f"The token needs the scope {UPDATE}", scope=UPDATE)
+    return False
+
+
+def require_self(caller: Caller, user_id: str) -> None:
+    """Check that a caller updates their own score.
+
+    Raises Forbidden.
+    """
+    if caller.subject != user_id:
+        raise Forbidden(
+            f"userId must be the token's sub; acting for others needs the scope {UPDATE_ANY}",
+            scope=UPDATE_ANY,
+        )

@@ -1,4 +1,4 @@
-"""Creates Redis clients with explicit time limits and no retries, and checks durability.
+"""Creates Redis clients with explicit time limits and no retries.
 
 redis-py's defaults differ between ``Redis(…)`` (ten retries, also after time-outs) and
 ``from_url`` (none), so every option is set here. Retries are off: callers repeat only calls that
@@ -7,38 +7,22 @@ current ones.
 """
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 import hiredis
 import redis.asyncio as aioredis
-from msgspec import Struct
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.credentials import UsernamePasswordCredentialProvider
-from redis.exceptions import AuthenticationError, ResponseError
+from redis.exceptions import AuthenticationError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from scoreboard.errors import (
-    RedisUnavailable,
-    SecretsUnavailable,
-    UnexpectedReply,
-    UnsafeRedis,
-)
+from scoreboard.errors import SecretsUnavailable
 from scoreboard.runtime.settings import Settings
 from scoreboard.security.credentials import SecretStore, secret_store
 from scoreboard.security.secret_backends import Credentials
-from scoreboard.store.replies import checking_reply, read_reply
-
-REQUIRED_SETTINGS: Final = {
-    "appendonly": "yes",
-    "appendfsync": "always",
-    "no-appendfsync-on-rewrite": "no",
-    "maxmemory-policy": "noeviction",
-}
-"""Without these an acknowledged action may be lost, or counted twice after an eviction."""
 
 
 class _HiredisPacking:
@@ -180,96 +164,3 @@ def make_connection(settings: Settings, *, name: str) -> AbstractConnection:
     """Create one connection, not yet connected, for the dispatcher, which owns its sockets."""
     pool = make_pool(settings, name=name, connections=1)
     return pool.make_connection()
-
-
-MIN_REPLICAS: Final = "min-replicas-to-write"
-"""Without it an isolated primary would go on accepting updates that no replica receives."""
-
-
-def replicas_needed(settings: Settings) -> int:
-    """Return how many replicas must have an update before it is answered."""
-    return settings.replicas if settings.acknowledge == "replicated" else 0
-
-
-class Durability(Struct, frozen=True):
-    """The durability of a Redis server; without ``problems`` no acknowledged update can be lost."""
-
-    problems: tuple[str, ...]
-    run_id: str = ""
-
-    @property
-    def is_safe(self) -> bool:
-        """Return whether no acknowledged update can be lost."""
-        return not self.problems
-
-
-async def check_durability(client: aioredis.Redis, *, replicas: int = 0) -> Durability:
-    """Compare the server's settings with the required ones.
-
-    ``replicas`` is how many must have an update before it is answered (settings.acknowledge).
-    Managed servers may refuse CONFIG GET; that is then reported as a problem, which
-    SCOREBOARD_UNSAFE_REDIS accepts.
-
-    Raises RedisUnavailable, UnexpectedReply.
-    """
-    server = await read_reply(client.info("server"), dict[str, Any], "INFO server")
-    replication = await read_reply(client.info("replication"), dict[str, Any], "INFO replication")
-    persistence = await read_reply(client.info("persistence"), dict[str, Any], "INFO persistence")
-    config = await _config_of(client)
-    with checking_reply("INFO"):
-        problems = _problems_of(replication, persistence, config, replicas)
-    return Durability(tuple(problems), str(server.get("run_id", "")))
-
-
-async def _config_of(client: aioredis.Redis) -> Mapping[str, str] | None:
-    """Read the required settings; None if the server refuses CONFIG GET."""
-    try:
-        return await read_reply(
-            client.config_get(*REQUIRED_SETTINGS, MIN_REPLICAS), dict[str, str], "CONFIG GET"
-        )
-    except (RedisUnavailable, UnexpectedReply) as error:
-        if isinstance(error.__cause__, ResponseError):
-            return None
-        raise
-
-
-def _problems_of(
-    replication: Mapping[str, Any],
-    persistence: Mapping[str, Any],
-    config: Mapping[str, str] | None,
-    replicas: int,
-) -> list[str]:
-    problems: list[str] = []
-    if config is None:
-        problems.append("CONFIG GET is refused, so durability cannot be checked")
-    else:
-        problems += [
-            f"{name} is {config.get(name, 'unknown')}, must be {wanted}"
-            for name, wanted in REQUIRED_SETTINGS.items()
-            if config.get(name) != wanted
-        ]
-        if int(config.get(MIN_REPLICAS) or 0) < replicas:
-            problems.append(f"{MIN_REPLICAS} is {config.get(MIN_REPLICAS)}, must be {replicas}")
-    if int(replication.get("connected_slaves", 0)) < replicas:
-        problems.append(f"{replication.get('connected_slaves')} replicas, must be {replicas}")
-    if replication.get("role") != "master":
-        problems.append(f"role is {replication.get('role')}, must be master")
-    if int(persistence.get("loading", 0)):
-        problems.append("the data set is still loading")
-    if persistence.get("aof_last_write_status", "ok") != "ok":
-        problems.append("the last write to the append-only file failed")
-    return problems
-
-
-async def require_durability(client: aioredis.Redis, settings: Settings) -> Durability:
-    """Check durability and raise if acknowledged actions may be lost and settings forbid that.
-
-    Raises UnsafeRedis with every problem named, RedisUnavailable.
-    """
-    found = await check_durability(client, replicas=replicas_needed(settings))
-    if found.problems and not settings.unsafe_redis:
-        raise UnsafeRedis(
-            f"Redis may lose acknowledged actions: {'; '.join(found.problems)}. "
-            "Fix its configuration, or accept the risk with SCOREBOARD_UNSAFE_REDIS=true"
-        )
-    return found

@@ -378,7 +378,7 @@ def valkey_conf(name: str) -> dict[str, str]:
 
 
 def test_valkey_is_as_the_services_demand() -> None:
-    from scoreboard.store.client import REQUIRED_SETTINGS
+    from scoreboard.store.durability import REQUIRED_SETTINGS
 
     lines = valkey_conf("valkey.conf")
     assert {name: lines[name] for name in REQUIRED_SETTINGS} == REQUIRED_SETTINGS

@@ -31,6 +31,7 @@ from scoreboard.security.credentials import INVALIDATE_EVERY_S, refresh_secrets,
 from scoreboard.security.secret_backends import AwsBackend
 from scoreboard.store import client as redis_client
 from scoreboard.store.dispatcher import Dispatcher
+from scoreboard.store.durability import check_durability
 from scoreboard.store.store import Store
 from tests.support.data.boards import open_board
 from tests.support.eventually import eventually_async
@@ -276,7 +277,7 @@ async def test_a_wrong_secret_is_an_unreachable_redis_and_is_not_read_constantly
             with pytest.raises(RedisUnavailable):
                 await dispatcher.submit("main", Action("alice", f"win:{number}", 1))
             with pytest.raises(RedisUnavailable):
-                await redis_client.check_durability(client)
+                await check_durability(client)
         dispatcher.close()
     await client.aclose()
 
@@ -373,7 +374,7 @@ async def test_without_aws_and_a_cached_value_calls_fail_at_once(
     began_s = time.monotonic()
 
     with pytest.raises(RedisUnavailable):
-        await redis_client.check_durability(client)
+        await check_durability(client)
     with pytest.raises(DatabaseUnavailable):
         await postgres.connect(database_settings(logins, secret), name="test")
 

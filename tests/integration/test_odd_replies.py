@@ -30,10 +30,11 @@ from scoreboard.recovery.reseed import report_nothing
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.security.tokens import Caller
 from scoreboard.store.catalogue import Catalogue
-from scoreboard.store.client import check_durability, make_client
+from scoreboard.store.client import make_client
 from scoreboard.store.commit_waiter import CommitWaiter
 from scoreboard.store.corrections import ExpectedScore
 from scoreboard.store.dispatcher import Dispatcher
+from scoreboard.store.durability import check_durability
 from scoreboard.store.keys import ACTIONS, GROUP, PartitionKeys
 from scoreboard.store.partitions import PartitionState
 from scoreboard.store.scanner import Scanner

@@ -4,7 +4,8 @@ import asyncio
 from pathlib import Path
 
 from scoreboard.runtime.settings import Secret, Settings
-from scoreboard.store.client import check_durability, make_client
+from scoreboard.store.client import make_client
+from scoreboard.store.durability import check_durability
 from scoreboard.store.pipelined_connection import PipelinedConnection
 from tests.support.servers.stores import OwnValkey
 

@@ -13,7 +13,8 @@ from cli.embedded.servers import EmbeddedValkey
 from scoreboard.errors import OutcomeUnknown, UnsafeRedis
 from scoreboard.model import Action, Receipt, unpack_score
 from scoreboard.runtime.settings import Secret, Settings
-from scoreboard.store.client import make_client, require_durability
+from scoreboard.store.client import make_client
+from scoreboard.store.durability import require_durability
 from scoreboard.store.store import Store
 from tests.integration.test_dispatcher import running
 from tests.support.data.boards import open_board

@@ -20,8 +20,9 @@ from scoreboard.errors import (
 )
 from scoreboard.model import Action, Board, Layout, Partition
 from scoreboard.runtime.settings import Secret, Settings
-from scoreboard.store.client import check_durability, make_client, require_durability
+from scoreboard.store.client import make_client
 from scoreboard.store.dispatcher import Dispatcher
+from scoreboard.store.durability import check_durability, require_durability
 from scoreboard.store.partitions import PartitionState
 from scoreboard.store.store import Store
 from tests.support.data.boards import fence, open_board
