@@ -136,7 +136,7 @@ def replaced(snippets: list[Snippet], addresses: dict[str, str]) -> list[Snippet
 def on_servers(folder: Path, redis_url: str, database_url: str) -> tuple[dict[str, str], dict]:
     """Return the environment of a system whose servers run, and how its page calls its ports."""
     issuer = LocalIssuer.create(folder / "issuer")
-    ports = {8000: find_free_port(), 8001: find_free_port(), 8010: find_free_port()}
+    ports = {port: find_free_port() for port in (8000, 8001, 8010, 9110)}
     environment = environment_of(folder) | {
         "REDIS_URL": redis_url,
         "DATABASE_URL": database_url,
@@ -155,7 +155,7 @@ def on_servers(folder: Path, redis_url: str, database_url: str) -> tuple[dict[st
     return environment, {
         form.format(shown): form.format(real)
         for shown, real in ports.items()
-        for form in ("127.0.0.1:{}", "SCOREBOARD_API_PORT={}")
+        for form in ("127.0.0.1:{}", "SCOREBOARD_API_PORT={}", "SCOREBOARD_API_METRICS_PORT={}")
     }
 
 
