@@ -44,7 +44,7 @@ ScoreboardError
     ├── UnsafeRedis           Redis is configured to lose or evict data
     ├── UnsafeDatabase        PostgreSQL is configured to lose committed data
     ├── TooManyPoisonEvents   most rows of a batch were rejected: not the fault of the rows
-    ├── EmbeddedFailed        an embedded server did not start
+    ├── EmbeddedFailed        `scoreboard up` or one of its servers cannot start
     └── ServiceExited         a service of `scoreboard up` exited
 """
 
@@ -319,7 +319,7 @@ class TooManyPoisonEvents(InternalError):
 
 class EmbeddedFailed(InternalError):
     code = "embedded-failed"
-    title = "An embedded server did not start"
+    title = "The system did not start"
 
 
 REFUSALS: dict[str, type[ScoreboardError] | None] = {

@@ -223,7 +223,7 @@ def test_a_data_folder_that_is_none_is_one_clear_line(tmp_path: Path) -> None:
     done = run_command("up", "--data-dir", str(tmp_path / "data"))
 
     assert done.returncode == 1
-    assert done.stderr.splitlines()[0].startswith("scoreboard: An embedded server did not start")
+    assert done.stderr.splitlines()[0].startswith("scoreboard: The system did not start")
 
 
 def test_an_invalid_setting_is_reported_in_one_line(tmp_path: Path) -> None:
