@@ -233,7 +233,7 @@ async def test_five_rotations_under_load_refuse_no_token(
                 counts["api", await api_status(api, token)] += 1
                 counts["streamer", await streamer_status(port, token)] += 1
             del held[:-20]
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)  # pace: the load, up to a hundred rounds a second
 
     async def is_pending_published(source: Source) -> bool:
         assert issuer.keys.pending is not None
