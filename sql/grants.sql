@@ -30,3 +30,41 @@ GRANT INSERT, UPDATE (epoch, seq, stream_id) ON flush_state TO scoreboard_operat
 GRANT INSERT, UPDATE (corrected_at) ON rejected_events TO scoreboard_operator;
 GRANT UPDATE (resolved_at, resolution, resolved_by, resolved_reason) ON dead_events
     TO scoreboard_operator;
+
+-- The rotator sets passwords and ends sessions by these functions, which run with the owner's rights, and
+-- has no other right. With CREATEROLE and ADMIN OPTION instead, it could create, rename and drop roles
+-- and become a member of each; and two logins cannot have ADMIN OPTION on each other.
+CREATE OR REPLACE FUNCTION set_login_password(login TEXT, verifier TEXT) RETURNS VOID
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF NOT EXISTS (
+        SELECT FROM pg_roles
+        WHERE rolname = login AND rolcanlogin AND NOT rolsuper
+            AND rolname ~ '^scoreboard_(api|flusher|operator|rotator)_[ab]$'
+    ) THEN
+        RAISE insufficient_privilege USING MESSAGE = format('%L is not the login of a service', login);
+    END IF;
+    -- Plain text could get into a log.
+    IF verifier !~ '^SCRAM-SHA-256\$[0-9]+:[A-Za-z0-9+/=]+\$[A-Za-z0-9+/=]+:[A-Za-z0-9+/=]+$' THEN
+        RAISE invalid_password USING MESSAGE = 'the password is not a SCRAM-SHA-256 verifier';
+    END IF;
+    EXECUTE format('ALTER ROLE %I PASSWORD %L', login, verifier);
+END $$;
+CREATE OR REPLACE FUNCTION end_login_sessions(login TEXT) RETURNS INTEGER
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF login IS NULL OR login !~ '^scoreboard_(api|flusher|operator|rotator)_[ab]$' THEN
+        RAISE insufficient_privilege USING MESSAGE = format('%L is not the login of a service', login);
+    END IF;
+    RETURN (
+        SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity
+        WHERE usename = login AND pid <> pg_backend_pid()
+    );
+END $$;
+REVOKE ALL ON FUNCTION set_login_password, end_login_sessions FROM PUBLIC;
+DO $$
+BEGIN
+    IF to_regrole('scoreboard_rotator') IS NOT NULL THEN
+        GRANT EXECUTE ON FUNCTION set_login_password, end_login_sessions TO scoreboard_rotator;
+    END IF;
+END $$;

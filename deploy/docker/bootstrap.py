@@ -1,33 +1,77 @@
-"""Create the passwords of a new installation once, each in the volume of its readers.
+"""Create the logins of a new installation, each in the folder of the service that uses it.
 
-Runs as the service `secrets` of docker-compose.yml. Later runs change nothing; to create new
-passwords, remove the volumes. seed_secrets.py writes them to AWS Secrets Manager (here: moto).
+Runs as the service `secrets` of docker-compose.yml, which keeps each folder in a volume. Every file
+that exists is kept, so it can be repeated, also after it was killed or after an upgrade. It writes
+
+- SERVICE/redis, SERVICE/database, SERVICE/counters: a login, {"username": …, "password": …};
+- valkey/users.acl, counters/users.acl: the ACL files of both Valkeys, with hashes of the passwords;
+- postgres/owner, owner/pgpass: the password of the database's owner.
+
+It takes passwords over from the files of earlier versions. With ``--remove-old`` it removes those.
 """
 
+import hashlib
 import json
 import os
 import secrets
 import sys
+import tempfile
 from pathlib import Path
 from string import Template
 
-PREFIX = "scoreboard/development"
-DATABASE = "scoreboard"
+DATABASE, OWNER = "scoreboard", "scoreboard_owner"
 
-# The users of Valkey and PostgreSQL (users.acl, postgres-roles.sql); `kong` is in counters.acl.
-REDIS_USERS = ("api", "streamer", "flusher", "operator")
-DATABASE_USERS = ("api", "flusher", "operator")
+LOGINS = {
+    "api": ("redis", "database"),
+    "streamer": ("redis",),
+    "flusher": ("redis", "database"),
+    "operator": ("redis", "database"),
+    "rotator": ("redis", "database", "counters"),
+    "kong": ("counters",),
+}
+"""The secrets of each service; the users are in users.acl, counters.acl, postgres-roles.sql."""
+
+ACL_FILES = {"valkey": ("users.acl", "redis"), "counters": ("counters.acl", "counters")}
+"""Template, and kind of secret, of the ACL file in each folder."""
+
+OLD_FILES = (
+    "seed/secrets.json",
+    "kong/redis-password",
+    *(f"postgres/{service}" for service in ("api", "flusher", "operator")),
+)
+"""What earlier versions wrote and this one does not use."""
 
 
-def write(path: Path, text: str, mode: int) -> None:
-    """Replace a file; its readers run as other users in other containers."""
-    path.unlink(missing_ok=True)
-    path.write_text(text)
+def write(path: Path, text: str, mode: int, group: int = -1) -> None:
+    """Replace a file atomically."""
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".new-")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fchown(handle, -1, group)
+            os.fchmod(handle, mode)
+            os.fsync(handle)
+        Path(draft).replace(path)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise
+
+
+def open_folder(path: Path, mode: int, group: int = -1) -> None:
+    """Set who may use a folder; a new volume has the mode of the image's folder."""
+    path.mkdir(parents=True, exist_ok=True)
+    os.chown(path, -1, group)
     path.chmod(mode)
 
 
+def hash_of(password: str) -> str:
+    """Return a password as an ACL rule."""
+    return "#" + hashlib.sha256(password.encode()).hexdigest()
+
+
 def fill_in(template: str, passwords: dict[str, str]) -> str:
-    """Render an ACL file: without comments, one line per user, with passwords."""
+    """Render an ACL file: no comments, one line per user; ``passwords`` are rules by user."""
     lines: list[str] = []
     for line in template.splitlines():
         if line.startswith(" "):
@@ -37,43 +81,133 @@ def fill_in(template: str, passwords: dict[str, str]) -> str:
     return Template("\n".join(lines) + "\n").substitute(passwords)
 
 
-def bootstrap(root: Path, templates: Path) -> bool:
-    """Write all files below ``root``; return False if they exist."""
-    done = root / "seed" / "secrets.json"
-    if done.exists():
+def users_in(acl: str) -> dict[str, str]:
+    """Return the lines of an ACL file by user."""
+    return {line.split()[1]: line for line in acl.splitlines() if line.startswith("user ")}
+
+
+def passwords_in(line: str) -> list[str]:
+    """Return the hashes of a user's passwords."""
+    rules = line.split()[2:]
+    return [rule if rule[0] == "#" else hash_of(rule[1:]) for rule in rules if rule[0] in "#>"]
+
+
+def write_acl(folder: Path, template: str, passwords: dict[str, str], group: int) -> bool:
+    """Write an ACL file unless it has all users and passwords; return whether it was written.
+
+    The server rewrites the file (ACL SAVE). Therefore passwords that it has are kept, and so are
+    users that the template does not have; rights are those of the template.
+    """
+    path, seen = folder / "users.acl", folder / ".template"
+    digest = hashlib.sha256(template.encode()).hexdigest()
+    users = users_in(path.read_text()) if path.exists() else {}
+    known = {name: passwords_in(line) for name, line in users.items()}
+    rules = {name: hash_of(password) for name, password in passwords.items()}
+    complete = all(rule in known.get(name, ()) for name, rule in rules.items())
+    if complete and seen.exists() and seen.read_text() == digest:
         return False
-    redis = {name: secrets.token_urlsafe(32) for name in (*REDIS_USERS, "kong")}
-    database = {name: secrets.token_urlsafe(32) for name in (*DATABASE_USERS, "owner")}
-    for folder, name in (("valkey", "users.acl"), ("counters", "counters.acl")):
-        template = (templates / name).read_text()
-        write(root / folder / "users.acl", fill_in(template, redis), 0o444)
-    for name, password in database.items():
-        write(root / "postgres" / name, password, 0o444)
-    # libpq ignores a pgpass that other users can read; only the scoreboard image mounts it.
-    write(
-        root / "owner" / "pgpass",
-        f"*:*:{DATABASE}:scoreboard_owner:{database['owner']}\n",
-        0o600,
-    )
-    write(root / "kong" / "redis-password", redis["kong"], 0o444)
-    documents = {
-        f"{PREFIX}/redis-{name}": {"username": name, "password": redis[name]}
-        for name in REDIS_USERS
-    } | {
-        f"{PREFIX}/database-{name}": {
-            "username": f"scoreboard_{name}_a",
-            "password": database[name],
-        }
-        for name in DATABASE_USERS
+    merged = {
+        name: " ".join(dict.fromkeys([*known.get(name, ()), rule])) for name, rule in rules.items()
     }
-    # Written last, so that its existence means that all files exist.
-    write(done, json.dumps(documents), 0o400)
+    text = fill_in(template, merged)
+    added = [line for name, line in users.items() if name not in users_in(text)]
+    write(path, text + "".join(f"{line}\n" for line in added), 0o640, group)
+    write(seen, digest, 0o600)
     return True
 
 
-if __name__ == "__main__":
+def old_documents(root: Path) -> dict[str, dict[str, str]]:
+    """Return the logins that an earlier version has stored, by their names now."""
+    found: dict[str, dict[str, str]] = {}
+    seeded = root / "seed" / "secrets.json"
+    if seeded.exists():
+        for name, document in json.loads(seeded.read_text()).items():
+            kind, _, service = name.rpartition("/")[2].partition("-")
+            found[f"{service}/{kind}"] = document
+    kong = root / "kong" / "redis-password"
+    if kong.exists():
+        found["kong/counters"] = {"username": "kong", "password": kong.read_text()}
+    return found
+
+
+def new_document(service: str, kind: str) -> dict[str, str]:
+    """Return a login with a new password."""
+    username = f"scoreboard_{service}_a" if kind == "database" else service
+    return {"username": username, "password": secrets.token_urlsafe(32)}
+
+
+def owner_password(root: Path) -> str:
+    """Return the owner's password: one that is stored, or a new one."""
+    stored, pgpass = root / "postgres" / "owner", root / "owner" / "pgpass"
+    if stored.exists():
+        return stored.read_text()
+    if pgpass.exists():
+        return pgpass.read_text().strip().rpartition(":")[2]
+    return secrets.token_urlsafe(32)
+
+
+def bootstrap(root: Path, templates: Path, *, valkey: int = -1, postgres: int = -1) -> list[str]:
+    """Write what is missing below ``root``; return the names of what was written.
+
+    ``valkey`` and ``postgres`` are the groups of these servers, which run as other users.
+    """
+    for service in (*LOGINS, "owner"):
+        # Kong's image chooses its user, so others may read this folder, which only Kong mounts.
+        open_folder(root / service, 0o755 if service == "kong" else 0o700)
+    open_folder(root / "postgres", 0o750, postgres)
+    for folder in ACL_FILES:
+        # ACL SAVE writes a file beside the old one and renames it.
+        open_folder(root / folder, 0o2770, valkey)
+    made: list[str] = []
+
+    owner = owner_password(root)
+    # libpq ignores a pgpass that other users can read.
+    for name, text, mode, group in (
+        ("postgres/owner", owner, 0o440, postgres),
+        ("owner/pgpass", f"*:*:{DATABASE}:{OWNER}:{owner}\n", 0o600, -1),
+    ):
+        if not (root / name).exists():
+            write(root / name, text, mode, group)
+            made.append(name)
+
+    old = old_documents(root)
+    for service, kinds in LOGINS.items():
+        for kind in kinds:
+            name = f"{service}/{kind}"
+            if not (root / name).exists():
+                document = old.get(name) or new_document(service, kind)
+                write(root / name, json.dumps(document), 0o444 if service == "kong" else 0o600)
+                made.append(name)
+
+    for folder, (template, kind) in ACL_FILES.items():
+        passwords = {
+            service: json.loads((root / service / kind).read_text())["password"]
+            for service, kinds in LOGINS.items()
+            if kind in kinds
+        }
+        if write_acl(root / folder, (templates / template).read_text(), passwords, valkey):
+            made.append(f"{folder}/users.acl")
+    return made
+
+
+def main(arguments: list[str]) -> None:
+    """Run as a command; names of files are printed, passwords never."""
+    root = Path(os.environ.get("SECRETS_ROOT", "/var/lib/scoreboard/secrets"))
     made = bootstrap(
-        Path(os.environ.get("SECRETS_ROOT", "/var/lib/scoreboard/secrets")),
+        root,
         Path(__file__).parent,
+        valkey=int(os.environ.get("VALKEY_GROUP", "-1")),
+        postgres=int(os.environ.get("POSTGRES_GROUP", "-1")),
     )
-    sys.stderr.write("passwords created\n" if made else "passwords exist\n")
+    sys.stderr.write(f"written: {', '.join(made)}\n" if made else "nothing to write\n")
+    left = [name for name in OLD_FILES if (root / name).exists()]
+    if "--remove-old" in arguments:
+        for name in left:
+            (root / name).unlink()
+        sys.stderr.write(f"removed: {', '.join(left)}\n")
+    elif left:
+        sys.stderr.write(f"of an earlier version, no longer used: {', '.join(left)}\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

