@@ -268,7 +268,9 @@ def test_secrets_are_closed_to_others(installation: Installation) -> None:
 
 
 def test_acl_files_contain_no_password(installation: Installation) -> None:
-    acls = [(installation.secrets / name / "users.acl").read_text() for name in ("valkey", "counters")]
+    acls = [
+        (installation.secrets / name / "users.acl").read_text() for name in ("valkey", "counters")
+    ]
     for path in [*installation.secrets.glob("*/redis"), *installation.secrets.glob("*/counters")]:
         password = json.loads(path.read_text())["password"]
         assert not any(password in text for text in acls), path

@@ -4,6 +4,7 @@ The users come from deploy/docker/users.acl, the roles from postgres-roles.sql, 
 sql/grants.sql: what a deployment has.
 """
 
+import hashlib
 import json
 import urllib.request
 from collections.abc import Iterator
@@ -402,6 +403,245 @@ def test_a_migration_takes_away_what_was_granted_beyond(deployed: Deployed) -> N
             pytest.raises(psycopg.errors.InsufficientPrivilege),
         ):
             connection.execute(statement.encode())
+
+
+# The rotator ------------------------------------------------------------------------------------
+
+HASH = hashlib.sha256(b"rotated").hexdigest()
+
+
+def test_the_rotator_changes_a_password_of_valkey(deployed: Deployed) -> None:
+    deployed.refused()
+    with as_redis(deployed, "rotator") as rotator, as_redis(deployed, "streamer") as streamer:
+        assert rotator.execute_command("ACL", "WHOAMI") == "rotator"
+        streamer.ping()
+        rotator.execute_command("ACL", "SETUSER", "streamer", f"#{HASH}")
+        assert HASH in str(rotator.execute_command("ACL", "GETUSER", "streamer"))
+        url = as_user(deployed.system.valkey.url, "streamer", "rotated")
+        with redis.Redis.from_url(url) as changed:
+            assert changed.ping()
+        rotator.execute_command("ACL", "SETUSER", "streamer", f"!{HASH}")
+        with pytest.raises(redis.exceptions.ResponseError, match="not configured to use an ACL"):
+            rotator.execute_command("ACL", "SAVE")  # this server has no file of users
+        assert rotator.execute_command("CLIENT", "KILL", "USER", "streamer") >= 1
+    assert deployed.refused() == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(words for words in FORBIDDEN if words[:2] != ("CLIENT", "KILL")),
+        ("ACL", "DELUSER", "api"),
+        ("ACL", "LOAD"),
+        ("ACL", "LOG"),
+        ("ACL", "USERS"),
+        ("ACL", "GENPASS"),
+        ("CONFIG", "GET", "*"),
+        ("CLIENT", "LIST"),
+        ("INFO",),
+        ("HGETALL", KEYS.meta),
+        ("ZRANGE", KEYS.board, "0", "1"),
+        ("SUBSCRIBE", KEYS.changes),
+        ("PUBLISH", KEYS.changes, "9:9"),
+        ("SCRIPT", "LOAD", "return 1"),
+        ("EVALSHA", "0" * 40, "0"),
+        ("MODULE", "LIST"),
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_the_rotator_may_do_nothing_else_in_valkey(
+    deployed: Deployed, command: tuple[str, ...]
+) -> None:
+    with (
+        as_redis(deployed, "rotator") as client,
+        pytest.raises(redis.exceptions.NoPermissionError),
+    ):
+        client.execute_command(*command)
+
+
+def test_valkey_cannot_limit_acl_setuser_to_passwords(deployed: Deployed) -> None:
+    """What docs/reference/credentials.md says about the rotator; change both together."""
+    with as_redis(deployed, "rotator") as rotator:
+        rotator.execute_command("ACL", "SETUSER", "streamer", "+get")
+        rotator.execute_command("ACL", "SETUSER", "streamer", "-get")
+
+
+VERIFIER = "SCRAM-SHA-256$4096:c2FsdHNhbHRzYWx0c2FsdA==$c3RvcmVk:c2VydmVy"
+
+
+@pytest.fixture
+def rotator(deployed: Deployed) -> Iterator[psycopg.Connection[Any]]:
+    url = deployed.environment("rotator")["DATABASE_URL"]
+    with psycopg.connect(url, autocommit=True) as connection:
+        yield connection
+
+
+def set_password(rotator: psycopg.Connection[Any], login: str, password: str | None) -> None:
+    verifier = None
+    if password is not None:
+        verifier = rotator.pgconn.encrypt_password(
+            password.encode(), login.encode(), b"scram-sha-256"
+        ).decode()
+    rotator.execute("SELECT set_login_password(%s, %s)", (login, verifier))
+
+
+@pytest.mark.parametrize("service", ["api", "flusher", "operator", "rotator"])
+def test_the_rotator_sets_and_removes_passwords_of_logins(
+    deployed: Deployed, rotator: psycopg.Connection[Any], service: str
+) -> None:
+    login = f"scoreboard_{service}_b"
+    url = as_user(deployed.system.postgres.url, login, "rotated")
+
+    set_password(rotator, login, "rotated")
+
+    with psycopg.connect(url) as connection:
+        usable = connection.execute(
+            "SELECT pg_has_role(%s, 'USAGE')", (f"scoreboard_{service}",)
+        ).fetchone()
+        assert usable == (True,)
+    set_password(rotator, login, None)
+    with pytest.raises(psycopg.OperationalError):
+        psycopg.connect(url)
+
+
+def test_each_login_of_the_rotator_changes_the_other(deployed: Deployed) -> None:
+    first, second = "scoreboard_rotator_a", "scoreboard_rotator_b"
+    url = deployed.environment("rotator")["DATABASE_URL"]
+    with psycopg.connect(url, autocommit=True) as rotator:
+        set_password(rotator, second, "second")
+    with psycopg.connect(
+        as_user(deployed.system.postgres.url, second, "second"), autocommit=True
+    ) as rotator:
+        set_password(rotator, first, PASSWORD)
+    with psycopg.connect(url, autocommit=True) as rotator:
+        set_password(rotator, second, None)
+
+
+def test_the_rotator_ends_sessions_of_one_login(
+    deployed: Deployed, rotator: psycopg.Connection[Any]
+) -> None:
+    url = deployed.environment("operator")["DATABASE_URL"]
+    with psycopg.connect(url) as session:
+        seen = rotator.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE usename = 'scoreboard_operator_a'"
+        ).fetchone()
+        ended = rotator.execute("SELECT end_login_sessions('scoreboard_operator_a')").fetchone()
+        assert seen == ended
+        with pytest.raises(psycopg.OperationalError):
+            session.execute("SELECT 1")
+    found = rotator.execute(
+        "SELECT rolcanlogin FROM pg_roles WHERE rolname = 'scoreboard_api_b'"
+    ).fetchone()
+    assert found == (True,)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        *STATEMENTS,
+        *API_TOO,
+        "SELECT name FROM users",
+        "SELECT 1 FROM actions",
+        "SELECT 1 FROM boards",
+        "SELECT 1 FROM flush_state",
+        "SELECT 1 FROM _yoyo_migration",
+        "ALTER ROLE scoreboard SUPERUSER",
+        "ALTER ROLE scoreboard PASSWORD 'x'",
+        "ALTER ROLE scoreboard_rotator_a SUPERUSER",
+        "ALTER ROLE scoreboard_rotator_a CREATEROLE",
+        "ALTER ROLE scoreboard_api_a PASSWORD 'x'",
+        "ALTER ROLE scoreboard_api_a NOLOGIN",
+        "ALTER ROLE scoreboard_api_a SUPERUSER",
+        "DROP ROLE scoreboard_api_b",
+        "GRANT scoreboard_api TO scoreboard_rotator_a",
+        "GRANT scoreboard_api_a TO scoreboard_rotator_a",
+        "GRANT scoreboard_rotator TO scoreboard_api_a",
+        "SET ROLE scoreboard_api",
+        "SET ROLE scoreboard_operator_a",
+        "SET ROLE scoreboard",
+        "SET SESSION AUTHORIZATION scoreboard",
+        "CREATE DATABASE other",
+        "SELECT set_login_password('scoreboard', NULL)",
+        "SELECT set_login_password('scoreboard_api', NULL)",
+        "SELECT set_login_password('postgres', NULL)",
+        "SELECT set_login_password('x; DROP TABLE users', NULL)",
+        "SELECT set_login_password(NULL, NULL)",
+        "SELECT end_login_sessions('scoreboard')",
+        "SELECT end_login_sessions(NULL)",
+        "ALTER FUNCTION set_login_password SECURITY INVOKER",
+        "DROP FUNCTION set_login_password",
+        "ALTER FUNCTION end_login_sessions OWNER TO scoreboard_rotator",
+    ],
+)
+def test_the_rotator_may_do_nothing_else_in_postgresql(
+    rotator: psycopg.Connection[Any], statement: str
+) -> None:
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        rotator.execute(statement.encode())
+
+
+def test_the_rotator_ends_no_session_by_its_number(
+    deployed: Deployed, rotator: psycopg.Connection[Any]
+) -> None:
+    number = deployed.owner.info.backend_pid
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        rotator.execute("SELECT pg_terminate_backend(%s)", (number,))
+    assert deployed.owner.execute("SELECT 1").fetchone() == (1,)
+
+
+@pytest.mark.parametrize(
+    "verifier", ["plain", "", "md5" + "0" * 32, VERIFIER + "\n", VERIFIER + "'; DROP TABLE users"]
+)
+def test_only_verifiers_are_set_as_passwords(
+    rotator: psycopg.Connection[Any], verifier: str
+) -> None:
+    with pytest.raises(psycopg.errors.InvalidPassword):
+        rotator.execute("SELECT set_login_password('scoreboard_api_b', %s)", (verifier,))
+
+
+def test_a_login_that_became_a_superuser_is_not_changed(
+    deployed: Deployed, rotator: psycopg.Connection[Any]
+) -> None:
+    deployed.owner.execute("ALTER ROLE scoreboard_api_b SUPERUSER")
+    try:
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            set_password(rotator, "scoreboard_api_b", "x")
+    finally:
+        deployed.owner.execute("ALTER ROLE scoreboard_api_b NOSUPERUSER")
+
+
+def test_functions_of_the_rotator_ignore_its_temporary_objects(
+    deployed: Deployed, rotator: psycopg.Connection[Any]
+) -> None:
+    """They run with the owner's rights, so a name must not lead to an object of the caller."""
+    deployed.owner.execute("GRANT TEMPORARY ON DATABASE scoreboard TO scoreboard_rotator")
+    try:
+        rotator.execute("CREATE TEMP VIEW pg_roles AS SELECT 'scoreboard'::name AS rolname,"
+                        " true AS rolcanlogin, false AS rolsuper")  # fmt: skip
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            set_password(rotator, "scoreboard", "x")
+    finally:
+        deployed.owner.execute("REVOKE TEMPORARY ON DATABASE scoreboard FROM scoreboard_rotator")
+
+
+@pytest.mark.parametrize("role", ["api", "flusher", "operator"])
+@pytest.mark.parametrize(
+    "statement",
+    ["SELECT set_login_password('scoreboard_api_b', NULL)",
+     "SELECT end_login_sessions('scoreboard_api_b')"],
+)  # fmt: skip
+def test_services_cannot_use_the_functions_of_the_rotator(
+    deployed: Deployed, role: str, statement: str
+) -> None:
+    url = deployed.environment(role)["DATABASE_URL"]
+    with (
+        psycopg.connect(url) as connection,
+        pytest.raises(psycopg.errors.InsufficientPrivilege),
+    ):
+        connection.execute(statement.encode())
+
+
+# The tests themselves ---------------------------------------------------------------------------
 
 
 def test_refusals_are_noticed_at_all(deployed: Deployed) -> None:
