@@ -199,7 +199,7 @@ def test_there_are_commands_to_check() -> None:
 
 def test_rotation_is_the_command_of_its_containers() -> None:
     assert SERVICES["rotate"]["entrypoint"] == ["scoreboard", "secrets", "rotate"]
-    assert SERVICES["rotate-kong"]["entrypoint"] == ["scoreboard", "secrets", "rotate", "kong"]
+    assert SERVICES["rotate-kong"]["entrypoint"] == ["scoreboard", "secrets"]
 
 
 # Addresses --------------------------------------------------------------------------------------
@@ -337,7 +337,8 @@ def test_dependencies_exist_and_can_come_true(service: str) -> None:
     for other, rule in SERVICES[service].get("depends_on", {}).items():
         expected = "service_completed_successfully" if other in ONE_SHOTS else "service_healthy"
         optional = {"required": False} if other in PROFILES and service not in PROFILES else {}
-        assert rule == {"condition": expected, **optional}, other
+        joined = SERVICES[service].get("network_mode") == f"service:{other}"
+        assert rule == {"condition": expected, **optional, **({"restart": True} if joined else {})}
 
 
 def test_nothing_waits_for_itself() -> None:
