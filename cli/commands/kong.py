@@ -31,6 +31,7 @@ from scoreboard.runtime.lifecycle import StopEvent, backoff_s, run
 from scoreboard.runtime.resources import kong_path
 from scoreboard.runtime.sockets import bind_listener
 from scoreboard.runtime.telemetry import setup_logging
+from scoreboard.security.credentials import refresh_secrets, secret_store
 from scoreboard.security.key_set import Source, make_source, read_key_set
 
 PROBE_PORT: Final = 9103
@@ -58,7 +59,8 @@ def kong() -> None:
 
     Issuer, audience, key set, origins and limits are taken from the services' settings
     (SCOREBOARD_*). REDIS_URL is the address of Kong's counters, with a user name and no password;
-    Kong reads the password from REDIS_PASSWORD.
+    Kong reads the password from REDIS_PASSWORD at its start. With SCOREBOARD_REDIS_SECRET, sync
+    reads the password and sends it to the running Kong; no configuration file contains it.
     """
 
 
@@ -176,6 +178,11 @@ def render_command(
     help="Interval between two reads of the key set, ±10 %.",
 )  # fmt: skip
 @click.option(
+    "--password-file", type=FILE,
+    help="File to keep current with the password of SCOREBOARD_REDIS_SECRET, for Kong's start. "
+    "It keeps its group and mode.",
+)  # fmt: skip
+@click.option(
     "--probe-host", default="127.0.0.1", show_default=True, help="Host of health and metrics."
 )
 @click.option(
@@ -189,6 +196,7 @@ def sync_command(
     admin_urls: tuple[str, ...],
     *,
     interval_s: float,
+    password_file: Path | None,
     probe_host: str,
     probe_port: int,
     **given: Any,  # noqa: ANN401 (GatewayOptions' fields)
@@ -197,6 +205,9 @@ def sync_command(
 
     A new key is loaded within one interval after the issuer publishes it. A retired key is kept for
     the lifetime of a token. After a failure, Kong keeps its previous configuration.
+
+    With SCOREBOARD_REDIS_SECRET, a new password of the counters is loaded as soon as it is read:
+    within 5 seconds from a file, within 2 minutes from AWS.
     """
     settings = settings_module.load(os.environ)
     setup_logging(
@@ -209,6 +220,9 @@ def sync_command(
     check_options(gateway)
     source, base = make_source(settings), _read_template(template)
     read_current_rows(output)
+    secret = secret_store(settings, "redis") if settings.redis_secret else None
+    if password_file is not None and secret is None:
+        raise OperatorMistake("--password-file needs SCOREBOARD_REDIS_SECRET")
     options = SyncOptions(
         output=output,
         template=base,
@@ -216,8 +230,9 @@ def sync_command(
         admin_urls=admin_urls,
         interval_s=interval_s,
         revoked=frozenset(revoked),
+        password_file=password_file,
     )
-    sync = KongSync(options, source)
+    sync = KongSync(options, source, secret=secret)
     try:
         listener = bind_listener(probe_host, probe_port, variables="--probe-host, --probe-port")
     except SettingInvalid as error:
@@ -232,9 +247,10 @@ async def _serve(sync: KongSync, listener: socket.socket, stop: StopEvent) -> No
     configuration completely or not at all.
     """
     async with OperatorPort(listener, sync.state), asyncio.TaskGroup() as tasks:
-        loop = tasks.create_task(sync.serve(stop))
+        loops = [tasks.create_task(sync.serve(stop)), tasks.create_task(refresh_secrets(stop))]
         await stop.wait()
-        loop.cancel()
+        for loop in loops:
+            loop.cancel()
 
 
 def _read_template(path: Path | None) -> str:

@@ -1,9 +1,9 @@
 """Render the gateway's configuration: the template with keys, issuer, addresses and limits.
 
-No I/O except in ``write_atomically``.
+No I/O except in ``write_atomically`` and ``write_password``.
 
-Invariants: equal input gives equal bytes; a secret is never written, only the reference by which
-Kong reads it; a configuration contains at least one key.
+Invariants: equal input gives equal bytes; a configuration contains a password only if ``render``
+is given one, otherwise the reference by which Kong reads it; it contains at least one key.
 """
 
 import os
@@ -21,12 +21,12 @@ from msgspec import Struct
 from cli.gateway.keys import PLAYERS, KeyRow, secret_of
 from cli.gateway.kong_yaml import Entity, parse
 from scoreboard.errors import OperatorMistake, SettingInvalid
-from scoreboard.runtime.settings import Settings
+from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.security.key_set import ALGORITHMS
 
 FIRST_LINE: Final = "# Written by `scoreboard kong render`: change kong/kong.yml instead.\n"
 PASSWORD_REFERENCE: Final = "{vault://env/redis-password}"  # noqa: S105 (a reference)
-"""Kong reads the variable REDIS_PASSWORD itself, so the password is in no file."""
+"""Kong reads the variable REDIS_PASSWORD at its start, so the password is not in the file."""
 
 PUBLIC_ROUTES: Final = frozenset({"scores-leaderboard", "scores-stream", "ws-scoreboard"})
 """Routes that need no token if the board is public."""
@@ -93,6 +93,10 @@ class GatewayOptions(Struct, frozen=True, kw_only=True):
     updates_per_minute: int = 10
     trusted_updates_per_minute: int = 0
     token_life_s: int = 86_400
+    has_secret: bool = False
+    """Whether the login to the counters comes from a store of secrets, and not from the address."""
+    username: str = ""
+    """The user of that login; empty: the one of ``redis_url``."""
 
     @classmethod
     def of(cls, settings: Settings, **given: Any) -> "GatewayOptions":  # noqa: ANN401 (its fields)
@@ -104,6 +108,7 @@ class GatewayOptions(Struct, frozen=True, kw_only=True):
             origins=settings.origins,
             updates_per_minute=settings.updates_per_minute,
             trusted_updates_per_minute=settings.trusted_updates_per_minute,
+            has_secret=bool(settings.redis_secret),
             **given,
         )
 
@@ -119,8 +124,15 @@ def load_template(text: str) -> Entity:
     return document
 
 
-def render(template: str, rows: Iterable[KeyRow], options: GatewayOptions) -> str:
+def render(
+    template: str,
+    rows: Iterable[KeyRow],
+    options: GatewayOptions,
+    password: Secret | None = None,
+) -> str:
     """Return the text of the configuration for Kong.
+
+    With ``password``, the text contains it and must not be written or logged.
 
     Raises SettingInvalid for an unsafe or invalid option, OperatorMistake for an invalid template,
     ValueError without keys.
@@ -137,7 +149,7 @@ def render(template: str, rows: Iterable[KeyRow], options: GatewayOptions) -> st
         upstream["targets"] = [{"target": target} for target in sorted(set(targets))]
     for route in _routes(document):
         _configure_route(route, options)
-    redis = _redis(options.redis_url)
+    redis = _redis(options, password)
     for plugin, route_name in _plugins(document):
         _configure_plugin(plugin, route_name, options, redis)
     return FIRST_LINE + yaml.dump(
@@ -155,7 +167,7 @@ def write_atomically(path: Path, text: str) -> bool:
         if path.read_bytes() == data:
             return False
     try:
-        _replace(path, data)
+        _replace(path, data, 0o644)  # it contains public keys only, and Kong runs as another user
     except OSError as error:
         if error.strerror:
             error.filename = str(path)  # instead of the temporary file
@@ -163,15 +175,38 @@ def write_atomically(path: Path, text: str) -> bool:
     return True
 
 
-def _replace(path: Path, data: bytes) -> None:
+def write_password(path: Path, password: Secret) -> bool:
+    """Replace the file of Kong's password atomically, keeping its group and mode; return as above.
+
+    A new file can be read by its owner only. Raises OSError, which names ``path``.
+    """
+    data = password.reveal().encode()
+    mode, group = 0o600, -1
+    with suppress(FileNotFoundError):
+        if path.read_bytes() == data:
+            return False
+        found = path.stat()
+        mode, group = found.st_mode & 0o666, found.st_gid
+    try:
+        _replace(path, data, mode, group)
+    except OSError as error:
+        if error.strerror:
+            error.filename = str(path)  # instead of the temporary file
+        raise
+    return True
+
+
+def _replace(path: Path, data: bytes, mode: int, group: int = -1) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)  # it contains public keys only, and Kong runs as another user
+            if group not in {-1, os.fstat(handle).st_gid}:
+                os.fchown(handle, -1, group)
+            os.fchmod(handle, mode)
+            os.fsync(handle)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -273,10 +308,16 @@ _ADDRESS: Final = frozenset(
 )
 
 
-def _redis(url: str) -> Entity:
-    """Return the address of the counters for Kong; a password is always a reference."""
+def is_reference(password: Secret) -> bool:
+    """Return whether Kong would resolve a password as a reference to a vault."""
+    text = password.reveal()
+    return text.startswith("{vault://") and text.endswith("}")
+
+
+def _redis(options: GatewayOptions, password: Secret | None) -> Entity:
+    """Return the address of the counters for Kong, with a password or a reference to it."""
     try:
-        parts = urlsplit(url)
+        parts = urlsplit(options.redis_url)
         database = int(parts.path.strip("/") or "0")
         host, port = parts.hostname, parts.port or 6379
     except ValueError as error:
@@ -284,9 +325,12 @@ def _redis(url: str) -> Entity:
     if parts.scheme not in {"redis", "rediss"} or not host:
         raise SettingInvalid("REDIS_URL of the gateway must be redis:// or rediss:// with a host")
     address: Entity = {"host": host, "port": port, "database": database}
-    if parts.username:
-        address["username"] = parts.username
-    if parts.username or parts.password:
+    username = options.username or parts.username
+    if username:
+        address["username"] = username
+    if password is not None:
+        address["password"] = password.reveal()
+    elif username or parts.password or options.has_secret:
         address["password"] = PASSWORD_REFERENCE
     if parts.scheme == "rediss":
         address |= {"ssl": True, "ssl_verify": True, "server_name": host}

@@ -5,28 +5,39 @@ The synchronisation runs beside each Kong.
 Invariants: a key set without a usable key changes nothing; a configuration that Kong rejected never
 replaces the file that Kong starts with, and a file that is not a rendered configuration is never
 replaced; the file is the only state, so a restart loses nothing; no file, key set or answer ends
-the loop.
+the loop; a password is in what Kong is sent and in the password file, and nowhere else.
 """
 
 import asyncio
+import json
 import os
 import random
 import time
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import httpx
+import msgspec
 from msgspec import Struct
 
-from cli.gateway.config import GatewayOptions, render, write_atomically
+from cli.gateway.config import (
+    GatewayOptions,
+    is_reference,
+    render,
+    write_atomically,
+    write_password,
+)
 from cli.gateway.keys import KeyRow, merge_rows, rows_in, rows_of
 from cli.gateway.kong_yaml import read_text
-from scoreboard.errors import OperatorMistake
+from scoreboard.errors import OperatorMistake, SecretsUnavailable
 from scoreboard.runtime.lifecycle import StopEvent, backoff_s
+from scoreboard.runtime.settings import Secret
 from scoreboard.runtime.telemetry import counter, gauge, get_logger
+from scoreboard.security.credentials import SecretStore
 from scoreboard.security.key_set import Source, read_key_set
+from scoreboard.security.secret_backends import Credentials
 
 INTERVAL_S: Final = 300.0
 ADMIN_URL: Final = "http://127.0.0.1:8001"
@@ -67,7 +78,9 @@ class LoadResult(StrEnum):
     NO_KEYS = "no_keys"
     """The issuer's key set is unusable. The previous keys are kept."""
     NO_FILE = "no_file"
-    """The file cannot be read or written, or is not a rendered configuration."""
+    """A file cannot be read or written, or is not a rendered configuration."""
+    NO_SECRET = "no_secret"  # noqa: S105 (a result)
+    """The login to the counters was never read, or cannot be used. Kong keeps the previous one."""
 
     @property
     def is_good(self) -> bool:
@@ -92,6 +105,7 @@ _WORST_FIRST: Final = (
     LoadResult.NO_FILE,
     LoadResult.REFUSED,
     LoadResult.FULL,
+    LoadResult.NO_SECRET,
     LoadResult.AWAY,
     LoadResult.BUSY,
     LoadResult.NO_KEYS,
@@ -109,14 +123,26 @@ class SyncOptions(Struct, frozen=True, kw_only=True):
     admin_urls: tuple[str, ...] = (ADMIN_URL,)
     interval_s: float = INTERVAL_S
     revoked: frozenset[str] = frozenset()
+    password_file: Path | None = None
 
 
 class KongSync:
     """The loop that reads the key set, renders and loads; ``state`` returns its readiness."""
 
     def __init__(
-        self, options: SyncOptions, source: Source, now: Callable[[], float] = time.time
+        self,
+        options: SyncOptions,
+        source: Source,
+        now: Callable[[], float] = time.time,
+        *,
+        secret: SecretStore | None = None,
     ) -> None:
+        """``secret`` is the login to the counters; without one, Kong reads the password itself."""
+        self._secret = secret
+        self._has_news = asyncio.Event()
+        self._sent_version: str | None = None
+        if secret is not None:
+            secret.on_change(self._wake)
         self._options = options
         self._source = source
         self._now = now
@@ -125,11 +151,12 @@ class KongSync:
         self._faults: tuple[str, ...] = ()
 
     async def serve(self, stop: StopEvent) -> None:
-        """Synchronise at each interval, or sooner after a failure, until ``stop``."""
+        """Synchronise at each interval, after a new password, or sooner after a failure."""
         timeout = httpx.Timeout(LOAD_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
         async with httpx.AsyncClient(timeout=timeout, trust_env=False) as client:
             attempt = 0
             while not stop.is_set:
+                self._has_news.clear()
                 answer = await self.turn(client)
                 if answer.is_good:
                     attempt = 0
@@ -138,8 +165,19 @@ class KongSync:
                     most_s = min(RETRY_MOST_S, self._options.interval_s)
                     wait_s = backoff_s(attempt, least_s=1.0, most_s=most_s)
                     attempt += 1
-                if await stop.sleep(wait_s):
-                    return
+                await self._sleep(stop, wait_s)
+
+    async def _wake(self) -> None:
+        self._has_news.set()
+
+    async def _sleep(self, stop: StopEvent, wait_s: float) -> None:
+        """Sleep until the time has passed, the secret has changed, or ``stop`` is set."""
+        events = [asyncio.create_task(one.wait()) for one in (stop, self._has_news)]
+        try:
+            await asyncio.wait(events, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for event in events:
+                event.cancel()
 
     async def turn(self, client: httpx.AsyncClient) -> LoadResult:
         """Synchronise once; return the worst result of the nodes.
@@ -187,10 +225,10 @@ class KongSync:
         except ValueError as error:
             _log.error("keys_rejected", reason=str(error))
             return LoadResult.NO_KEYS
-        text = render(self._options.template, rows, self._options.gateway)
-        answer = await self._load(client, text)
+        login = await self._read_login()
+        text, answer = await self._load(client, rows, login)
         if not answer.is_rejection:
-            if not await self._write(text, len(rows)):
+            if not await self._write(text, len(rows)) or not await self._write_password(login):
                 return LoadResult.NO_FILE
             retired = sum(row.retired_at_s is not None for row in rows)
             KEYS.labels("current").set(len(rows) - retired)
@@ -223,11 +261,58 @@ class KongSync:
             revoked=self._options.revoked,
         )
 
-    async def _load(self, client: httpx.AsyncClient, text: str) -> LoadResult:
-        answers = [await self._post(client, url, text) for url in self._options.admin_urls]
-        return next(answer for answer in _WORST_FIRST if answer in answers)
+    async def _read_login(self) -> Credentials | None:
+        """Return the login to the counters; None if there is none that can be used."""
+        if self._secret is None:
+            return None
+        try:
+            login = await self._secret.get()
+        except SecretsUnavailable as error:
+            _log.warning("counters_secret_unavailable", reason=str(error))
+            return None
+        if is_reference(login.password):
+            reason = "Kong would take the password for a reference; rotate the secret"
+            _log.error("counters_secret_unusable", reason=reason, version=login.version)
+            return None
+        return login
 
-    async def _post(self, client: httpx.AsyncClient, url: str, text: str) -> LoadResult:
+    async def _load(
+        self, client: httpx.AsyncClient, rows: Sequence[KeyRow], login: Credentials | None
+    ) -> tuple[str, LoadResult]:
+        """Load the configuration into every Kong; return its text without a password."""
+        template, gateway = self._options.template, self._options.gateway
+        if login is not None and login.username:
+            gateway = msgspec.structs.replace(gateway, username=login.username)
+        text = render(template, rows, gateway)
+        if self._secret is not None and login is None:
+            # Kong may already have a newer password than the one of its start.
+            return text, LoadResult.NO_SECRET
+        password = None if login is None else login.password
+        body = text if password is None else render(template, rows, gateway, password)
+        urls = self._options.admin_urls
+        answers = [await self._post(client, url, body, password) for url in urls]
+        answer = next(answer for answer in _WORST_FIRST if answer in answers)
+        if answer.is_good and login is not None and login.version != self._sent_version:
+            self._sent_version = login.version
+            _log.info("counters_secret_sent", version=login.version)
+        return text, answer
+
+    async def _write_password(self, login: Credentials | None) -> bool:
+        """Write the password that Kong starts with; return whether that succeeded."""
+        path = self._options.password_file
+        if path is None or login is None:
+            return True
+        try:
+            if await asyncio.to_thread(write_password, path, login.password):
+                _log.info("password_file_written", version=login.version)
+        except OSError as error:
+            _log.error("password_file_write_failed", reason=error.strerror or type(error).__name__)
+            return False
+        return True
+
+    async def _post(
+        self, client: httpx.AsyncClient, url: str, text: str, password: Secret | None
+    ) -> LoadResult:
         try:
             # As text, because Kong would reload a JSON object with _format_version every time.
             response = await client.post(
@@ -240,7 +325,7 @@ class KongSync:
             return LoadResult.AWAY
         answer = _ANSWERS.get(response.status_code, LoadResult.AWAY)
         if answer.is_rejection:
-            reason = response.text[:REASON_LENGTH_MAX]
+            reason = _reason_in(response, password)
             _log.error("configuration_rejected", url=url, result=answer.value, reason=reason)
         elif not answer.is_good:
             _log.warning("kong_load_failed", url=url, status=response.status_code)
@@ -251,7 +336,39 @@ class KongSync:
         recent_s = 2 * self._options.interval_s + LOAD_TIMEOUT_S * len(self._options.admin_urls)
         age_s = None if self._succeeded_at_s is None else self._now() - self._succeeded_at_s
         is_ready = age_s is not None and age_s < recent_s
-        return is_ready, {"last": self._last, "age_s": age_s}
+        facts: dict[str, object] = {"last": self._last, "age_s": age_s}
+        if self._secret is not None:
+            facts["secret_version"] = self._sent_version
+        return is_ready, facts
+
+
+def _reason_in(response: httpx.Response, password: Secret | None) -> str:
+    """Return the reason of a rejection; Kong may quote the configuration in it."""
+    if password is None:
+        return response.text[:REASON_LENGTH_MAX]
+    try:
+        document = json.loads(response.content)
+    except (ValueError, RecursionError):
+        return "not shown, because it may contain the password"
+    return json.dumps(_without(document, password.reveal()))[:REASON_LENGTH_MAX]
+
+
+def _without(document: Any, password: str) -> Any:  # noqa: ANN401 (JSON)
+    """Return a JSON document in which a password is replaced, also if it is quoted as JSON."""
+    match document:
+        case str():
+            for text in (password, json.dumps(password)[1:-1]):
+                document = document.replace(text, "***")
+            return document
+        case list():
+            return [_without(item, password) for item in document]
+        case dict():
+            return {
+                _without(name, password): _without(value, password)
+                for name, value in document.items()
+            }
+        case _:
+            return document
 
 
 def read_current_rows(path: Path) -> tuple[KeyRow, ...]:

@@ -1,8 +1,9 @@
 """A small server on loopback that speaks the two parts of HTTP which kong-sync meets.
 
 It is not Kong: it records what is posted to ``/config`` and answers as it is told, or, left alone,
-with 201 for a configuration it does not hold and 304 for the one it does. ``/jwks.json`` is the
-issuer.
+with 400 for one that Kong 3.9 refuses (as far as ``fault_of`` knows), with 304 for the one it holds
+and with 201 for another. Like Kong, it returns the configuration with 201, passwords included.
+``/jwks.json`` is the issuer.
 """
 
 import json
@@ -13,6 +14,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+import yaml
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_REDIS_FIELDS = {
+    "host": str,
+    "port": int,
+    "timeout": int,
+    "username": str,
+    "password": str,
+    "database": int,
+    "ssl": bool,
+    "ssl_verify": bool,
+    "server_name": str,
+}
 
 
 @dataclass
@@ -31,6 +48,38 @@ class FakeAdmin:
     def jwks_url(self) -> str:
         """Where the key set is."""
         return f"{self.url}/jwks.json"
+
+
+def load_yaml(text: str) -> Any:
+    """Parse YAML with the fast loader."""
+    return yaml.load(text, Loader=_LOADER)
+
+
+def fault_of(text: str) -> str | None:
+    """Return why Kong would refuse a configuration, quoting it; None if it would not."""
+    try:
+        document = load_yaml(text)
+    except yaml.YAMLError as error:
+        return f"failed parsing declarative configuration: {error}"
+    if not isinstance(document, dict) or document.get("_format_version") != "3.0":
+        return f"declarative config is invalid: {document!r}"
+    plugins = list(document["plugins"])
+    for service in document["services"]:
+        for route in service["routes"]:
+            plugins += route["plugins"]
+    for plugin in plugins:
+        for name, value in plugin["config"].get("redis", {}).items():
+            kind = _REDIS_FIELDS.get(name)
+            # Kong's integers are no booleans; a string may be empty.
+            if kind is None or type(value) is not kind:
+                return f"declarative config is invalid: redis: {name} = {value!r}"
+    for consumer in document["consumers"]:
+        for row in consumer.get("jwt_secrets", []):
+            try:
+                load_pem_public_key(row["rsa_public_key"].encode())
+            except (KeyError, ValueError):
+                return f"declarative config is invalid: rsa_public_key: {row!r}"
+    return None
 
 
 @contextmanager
@@ -61,13 +110,18 @@ def fake_admin() -> Iterator[FakeAdmin]:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             text = json.loads(body)["config"]
             state.posted.append((self.path, text))
+            fault = fault_of(text)
             if state.answers:
                 status = state.answers.popleft()
+            elif fault:
+                status = 400
             else:
                 status = 304 if text == state.held else 201
+            answer: object = {"message": fault or "what is wrong", "fields": {"config": text}}
             if status == 201:
                 state.held = text
-            self.reply(status, b"" if status == 304 else b'{"message":"what is wrong"}')
+                answer = load_yaml(text)
+            self.reply(status, b"" if status == 304 else json.dumps(answer).encode())
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True

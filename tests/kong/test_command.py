@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -313,3 +314,45 @@ def test_sync_runs_beside_kong_and_ends_cleanly_on_sigterm(
     assert messages[:2] == ["configuration_written", "gateway_synchronised"]
     assert "stop_requested" in messages
     assert "BEGIN PUBLIC" not in log
+
+
+def test_sync_sends_a_changed_password_and_shows_it_nowhere(
+    environ: dict[str, str], admin: FakeAdmin, output: Path, tmp_path: Path
+) -> None:
+    secret, password_file, log = (tmp_path / name for name in ("secret", "password", "log"))
+    planted = ["planted-password-1", "planted-password-2"]
+    secret.write_text(json.dumps({"username": "kong", "password": planted[0]}))
+    environ |= {"SCOREBOARD_SECRETS": "file", "SCOREBOARD_REDIS_SECRET": str(secret)}
+    command = [*KONG, "sync", "--output", str(output), "--admin", admin.url, "--probe-port", "0"]
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            [*command, "--password-file", str(password_file)], env=environ, stdout=sink, stderr=sink
+        )
+    try:
+        eventually(lambda: planted[0] in admin.held, within_s=20)
+        eventually(password_file.exists)
+        started_s = time.monotonic()
+        draft = tmp_path / "draft"
+        draft.write_text(json.dumps({"username": "kong", "password": planted[1]}))
+        draft.replace(secret)
+        eventually(lambda: planted[1] in admin.held, within_s=10)
+        print(f"sent after {time.monotonic() - started_s:.2f} s")  # noqa: T201 (a measurement)
+        eventually(lambda: password_file.read_text() == planted[1])
+        arguments = Path(f"/proc/{process.pid}/cmdline").read_text()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.wait()
+    printed = run(environ, "render")
+    assert printed.returncode == 0
+    texts = (log.read_text(), arguments, output.read_text(), printed.stdout, printed.stderr)
+    assert "counters_secret_sent" in texts[0]
+    assert [word for word in planted for text in texts if word in text] == []
+    assert "{vault://env/redis-password}" in printed.stdout
+
+
+def test_a_password_file_needs_a_secret(environ: dict[str, str], output: Path) -> None:
+    failed = run(environ, "sync", "--output", str(output), "--password-file", f"{output}.password")
+    assert failed.returncode != 0
+    assert "SCOREBOARD_REDIS_SECRET" in failed.stderr
