@@ -207,7 +207,7 @@ def sync_command(
     the lifetime of a token. After a failure, Kong keeps its previous configuration.
 
     With SCOREBOARD_REDIS_SECRET, a new password of the counters is loaded as soon as it is read:
-    within 5 seconds from a file, within 2 minutes from AWS.
+    within about 6 seconds from a file, about 2 minutes from AWS.
     """
     settings = settings_module.load(os.environ)
     setup_logging(

@@ -1,11 +1,16 @@
 #!/bin/sh
-# Kong's vault reads environment variables only, so the counters' password is read from its secret at
-# each start. A rotation makes passwords that JSON does not escape; others are refused.
+# Kong's vault reads environment variables only, so the counters' password is read at each start: from
+# its secret, a JSON document, or from the file that `scoreboard kong sync --password-file` writes.
 set -eu
 if [ -n "${REDIS_PASSWORD_FILE:-}" ]; then
-  REDIS_PASSWORD="$(sed -n 's/.*"password": *"\([^"\\]*\)".*/\1/p' "$REDIS_PASSWORD_FILE")"
+  REDIS_PASSWORD="$(cat "$REDIS_PASSWORD_FILE")"
+  case "$REDIS_PASSWORD" in
+    "{"*)  # A rotation makes passwords that JSON does not escape; others are refused.
+      REDIS_PASSWORD="$(printf '%s' "$REDIS_PASSWORD" \
+        | sed -n 's/.*"password": *"\([^"\\]*\)".*/\1/p')" ;;
+  esac
   if [ -z "$REDIS_PASSWORD" ]; then
-    echo "$REDIS_PASSWORD_FILE has no \"password\", or one with \" or a backslash" >&2
+    echo "$REDIS_PASSWORD_FILE has no password, or one with \" or a backslash in JSON" >&2
     exit 1
   fi
   export REDIS_PASSWORD
