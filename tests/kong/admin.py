@@ -82,6 +82,11 @@ def fault_of(text: str) -> str | None:
     return None
 
 
+def passwords_in(text: str) -> list[str]:
+    """Return the lines with passwords, as an error that quotes the configuration contains them."""
+    return [line.strip() for line in text.splitlines() if "password:" in line]
+
+
 @contextmanager
 def fake_admin() -> Iterator[FakeAdmin]:
     """Run the server inside the block."""
@@ -117,7 +122,7 @@ def fake_admin() -> Iterator[FakeAdmin]:
                 status = 400
             else:
                 status = 304 if text == state.held else 201
-            answer: object = {"message": fault or "what is wrong", "fields": {"config": text}}
+            answer: object = {"quoted": passwords_in(text), "message": fault or "what is wrong"}
             if status == 201:
                 state.held = text
                 answer = load_yaml(text)

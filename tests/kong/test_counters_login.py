@@ -213,17 +213,20 @@ async def test_a_secret_that_cannot_be_read_any_more_stays_in_use(
     assert login_in(admin.held)[1] == "first-password"
 
 
+@pytest.mark.parametrize("password", ["Planted_pass-word.1", None])
 async def test_a_rejection_is_logged_without_the_password(
-    admin: FakeAdmin, output: Path, store: Store
+    admin: FakeAdmin, output: Path, store: Store, password: str | None
 ) -> None:
-    password = make_password()
+    is_shown = password is not None
+    password = password or make_password()
     store.put(password)
     sync = make(admin, output, store.open())
     admin.answers.append(400)
     with capture_logs() as logs:
         assert await turn(sync) is LoadResult.REFUSED
     (event,) = [log for log in logs if log["event"] == "configuration_rejected"]
-    assert "what is wrong" in event["reason"]
+    assert ("***" in event["reason"]) is is_shown
+    assert ("not shown" in event["reason"]) is not is_shown
     for form in (password, json.dumps(password)[1:-1], repr(password)[1:-1]):
         assert form not in repr(logs)
         assert form not in str(event["reason"])
