@@ -148,7 +148,7 @@ def test_every_service_starts_with_its_environment(service: str) -> None:
 
 def test_gateway_and_services_agree() -> None:
     render, sync = environment("kong-render"), environment("kong-sync")
-    assert render == sync
+    assert {name: sync[name] for name in render} == render
     api, streamer = environment("api"), environment("streamer")
     for name in render:
         if name != "REDIS_URL":

@@ -33,7 +33,7 @@ from scoreboard.security.key_set import UrlSource, parse_keys
 from scoreboard.security.secret_backends import FileBackend
 from tests.kong.admin import FakeAdmin, load_yaml
 from tests.support.eventually import eventually_async
-from tests.support.servers.rights import DOCKER, load_script
+from tests.support.servers.rights import make_users
 from tests.support.servers.stores import OwnValkey
 
 TEMPLATE = (kong_path() / "kong.yml").read_text()
@@ -322,14 +322,8 @@ class Limiter:
 def counters(own_valkey: OwnValkey) -> Iterator[tuple[redis.Redis, int]]:
     """A Valkey with the users of counters.acl, except that the default user stays for the test."""
     server = own_valkey(settings={"appendonly": "no"})  # as the deployed one
-    lines = load_script(DOCKER / "bootstrap.py").fill_in(
-        (DOCKER / "counters.acl").read_text(), {"kong": "first-password"}
-    )
     with redis.Redis.from_url(server.url) as client:
-        for line in lines.splitlines():
-            _, user, *rules = line.split()
-            if user != "default":
-                client.execute_command("ACL", "SETUSER", user, *rules)
+        make_users(client, "first-password", "counters.acl")
         yield client, server.port
 
 

@@ -31,11 +31,11 @@ def load_script(path: Path) -> Any:
     return module
 
 
-def make_users(admin: redis.Redis, password: str) -> None:
-    """Create the deployed users on a server; the default user does not change."""
+def make_users(admin: redis.Redis, password: str, file: str = "users.acl") -> None:
+    """Create the deployed users of a file on a server; the default user does not change."""
     bootstrap = load_script(DOCKER / "bootstrap.py")
-    template = (DOCKER / "users.acl").read_text()
-    rules = dict.fromkeys(REDIS_USERS, bootstrap.hash_of(password))
+    template = (DOCKER / file).read_text()
+    rules = dict.fromkeys((*REDIS_USERS, "kong"), bootstrap.hash_of(password))
     for line in bootstrap.fill_in(template, rules).splitlines():
         _, name, *rules = _words(line)
         if name != "default":
