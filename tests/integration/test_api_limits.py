@@ -1,4 +1,4 @@
-"""The api's own limit on updates: sliding, exact over parallel requests, and told in headers."""
+"""The api's own limit on updates: sliding, exact for parallel requests, reported in headers."""
 
 import asyncio
 
@@ -18,7 +18,7 @@ async def test_the_eleventh_update_in_a_minute_returns_429_with_retry_after(
     assert (answer.status_code, answer.json()["type"]) == (429, "/docs/problems/rate-limited")
     assert 1 <= int(answer.headers["retry-after"]) <= 60
     assert answer.headers["ratelimit"].startswith('"default";r=0;t=')
-    assert (await client.update("bob")).status_code == 200  # another user has a limit of their own
+    assert (await client.update("bob")).status_code == 200  # the limit is per user
 
 
 async def test_parallel_updates_never_exceed_the_rate_limit(start_api: StartApi) -> None:

@@ -1,4 +1,4 @@
-"""Names beside the ranking: from PostgreSQL, and never at the price of the ranking."""
+"""Names in the ranking: read from PostgreSQL, without delaying the ranking."""
 
 import asyncio
 import time
@@ -15,8 +15,8 @@ from tests.support.eventually import eventually_async
 from tests.support.fakes.proxy import MakeProxy, Proxy
 from tests.support.servers.api import LEADERBOARD_PATH, ApiClient, StartApi
 
-PROMISE_S = WAIT_S + 0.25
-"""The longest wait for names, and what the rest of an answer takes on a busy machine."""
+LONGEST_S = WAIT_S + 0.25
+"""The longest wait for names, plus the rest of a response on a busy machine."""
 
 
 def name_users(database_url: str, **names: str) -> None:
@@ -67,10 +67,10 @@ async def test_an_unresponsive_database_delays_the_ranking_by_a_quarter_of_a_sec
 
     rows, took_s = await named(client)
 
-    assert rows == {"alice": "Alice", "bob": None}, "the name that is known, and nobody's else"
-    assert took_s < PROMISE_S
+    assert rows == {"alice": "Alice", "bob": None}, "only the known name is included"
+    assert took_s < LONGEST_S
     for _ in range(5):
-        assert (await named(client))[1] < 0.2, "nobody waits for it again"
+        assert (await named(client))[1] < 0.2, "later reads do not wait for the database"
     await proxy.restore()
 
     async def is_named() -> bool:
@@ -89,10 +89,10 @@ async def test_an_unresponsive_database_occupies_few_requests(
         await client.update(f"user{number}", headers=client.bearer("server", "update:score:any"))
     proxy.freeze()
 
-    # Windows of their own, so that the reads are not joined.
+    # Different windows, so that the reads are not combined.
     async with asyncio.timeout(10):
         answers: list[httpx.Response] = []
-        for start in range(0, 60, 4):  # as many at once as there are places beside the waiting
+        for start in range(0, 60, 4):  # fewer at once than requests_in_flight minus WAITING_MAX
             answers += await asyncio.gather(
                 *(
                     client.get(
@@ -105,7 +105,7 @@ async def test_an_unresponsive_database_occupies_few_requests(
     assert {answer.status_code for answer in answers} == {200}
 
 
-async def test_few_wait_for_names_at_once(
+async def test_the_number_of_requests_that_wait_for_names_is_limited(
     start_api: StartApi, database_url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The first wait that times out ends all others; on a busy machine the reads arrive late.

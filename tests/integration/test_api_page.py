@@ -1,4 +1,4 @@
-"""The live page, the documents beside it, and names on the leaderboard."""
+"""The live page, the served documents, and names on the leaderboard."""
 
 import re
 from pathlib import Path
@@ -112,7 +112,7 @@ async def test_known_names_are_added(
     kept = await client.get(
         LEADERBOARD_PATH, params={"names": "true"}, headers={"If-None-Match": tag}
     )
-    assert kept.status_code == 304  # remembered for a minute
+    assert kept.status_code == 304  # the name is cached for a minute
     monkeypatch.setattr(name_cache, "FRESH_S", 0.0)
     client.api._names._known.clear()
     fresh = await client.get(

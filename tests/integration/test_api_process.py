@@ -1,4 +1,4 @@
-"""`python -m api` as a program: workers, signals, mistakes in its settings, what it logs."""
+"""`python -m api` as a process: workers, signals, invalid settings, logs."""
 
 import asyncio
 import contextlib
@@ -24,8 +24,8 @@ def body(action: str) -> dict[str, str]:
     return {"userId": "alice", "actionId": action}
 
 
-def descendants(pid: int) -> list[int]:
-    """The processes that a process has started, and they in turn."""
+def children_of(pid: int) -> list[int]:
+    """Return the child processes of a process."""
     children: list[int] = []
     for task in Path(f"/proc/{pid}/task").iterdir():
         children += map(int, (task / "children").read_text(encoding="utf-8").split())
@@ -37,13 +37,13 @@ async def test_an_action_sent_to_four_workers_is_applied_once(
 ) -> None:
     await open_boards(redis_url)
     metrics_port = find_free_port()
-    # A proxy of the environment was asked for the metrics of the workers.
+    # Incident: the workers' metrics were requested through the proxy of the environment.
     proxies = {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
     api = run_api(api_workers=4, api_metrics_port=metrics_port, environ=proxies)
     headers = {"Authorization": f"Bearer {make_token('alice')}"}
 
     async def send() -> httpx.Response:
-        # A connection each, so that the kernel spreads them over the workers.
+        # One connection per request, so that the kernel distributes them over the workers.
         async with httpx.AsyncClient(trust_env=False, timeout=20) as client:
             return await client.post(api.url + UPDATE_PATH, json=body("win:1"), headers=headers)
 
@@ -61,7 +61,7 @@ async def test_an_action_sent_to_four_workers_is_applied_once(
     busy = {line.split('worker="')[1][0] for line in counted if not line.endswith(" 0.0")}
     assert len(busy) > 1
 
-    workers = descendants(api.process.pid)
+    workers = children_of(api.process.pid)
     assert len(workers) == 4
     os.kill(workers[0], signal.SIGKILL)
     eventually(lambda: len(api.lines("worker_started")) == 5, within_s=30)
@@ -69,8 +69,8 @@ async def test_an_action_sent_to_four_workers_is_applied_once(
     eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
 
 
-def listening(pid: int) -> set[int]:
-    """The TCP ports that a process listens on."""
+def listening_ports(pid: int) -> set[int]:
+    """Return the TCP ports on which a process listens."""
     inodes = set()
     for file in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):
@@ -89,7 +89,7 @@ async def test_metrics_port_0_opens_no_port(workers: int, run_api: RunApi, redis
     api = run_api(api_workers=workers, api_metrics_port=0)
     port = int(api.url.rsplit(":", 1)[1])
 
-    opened = set().union(*map(listening, (api.process.pid, *descendants(api.process.pid))))
+    opened = set().union(*map(listening_ports, (api.process.pid, *children_of(api.process.pid))))
 
     assert opened == {port}
 
@@ -105,8 +105,8 @@ async def test_metrics_port_0_opens_no_port(workers: int, run_api: RunApi, redis
     ids=[
         "Ctrl-C in the terminal",
         "SIGTERM to the group",
-        "SIGTERM to the keeper",
-        "SIGKILL of the keeper",
+        "SIGTERM to the supervisor",
+        "SIGKILL of the supervisor",
     ],
 )
 async def test_workers_stop_once_and_with_their_supervisor(
@@ -114,7 +114,7 @@ async def test_workers_stop_once_and_with_their_supervisor(
 ) -> None:
     await open_boards(redis_url)
     api = run_api(api_workers=2)
-    workers = descendants(api.process.pid)
+    workers = children_of(api.process.pid)
 
     ask(api.process.pid)
 
@@ -222,7 +222,7 @@ async def test_an_unsafe_redis_stops_the_start_with_its_problems(
     assert api.process.wait(20) == 1
     [line] = api.lines("process_failed")
     assert "appendfsync is everysec" in line["scoreboard.reason"]
-    vouched = run_api(environ={"REDIS_URL": server.url}, unsafe_redis="true")
-    with client_of(vouched) as client:
+    accepted = run_api(environ={"REDIS_URL": server.url}, unsafe_redis="true")
+    with client_of(accepted) as client:
         answer = client.get("/health/ready")
     assert answer.json()["checks"]["durability"]["state"] == "vouched"

@@ -1,4 +1,4 @@
-"""One strict reading of requests, whatever they ask for: headers, addresses, parameters, ids."""
+"""Requests are read strictly: headers, addresses, parameters, request ids."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ OTHERS += ["/health/live", "/health/ready", "/nothing"]
 
 
 async def talk(client: ApiClient, data: bytes, *, end: bool = True) -> bytes:
-    """Send bytes over a connection of their own, and read until the server closes."""
+    """Send bytes over a new connection; return what the server sends until it closes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
     try:
         writer.write(data)
@@ -50,7 +50,7 @@ def update_body(action: str = "win:1") -> str:
 
 
 def answer_of(data: bytes) -> tuple[int, dict[str, str], bytes]:
-    """Take the first answer apart, and check that it is the only one."""
+    """Check that there is one response; return its status, headers and body."""
     assert data.count(b"HTTP/1.1 ") == 1, data
     head, _, body = data.partition(b"\r\n\r\n")
     lines = head.decode().split("\r\n")
@@ -59,7 +59,7 @@ def answer_of(data: bytes) -> tuple[int, dict[str, str], bytes]:
 
 
 def problem_of(data: bytes, status: int, code: str) -> dict[str, Any]:
-    """Check that an answer is a whole problem with an id, and that the connection ends with it."""
+    """Check that a response is a complete problem document with a request id; return it."""
     found, headers, body = answer_of(data)
     assert (found, headers["content-type"]) == (status, "application/problem+json"), data
     problem: dict[str, Any] = json.loads(body)
@@ -224,7 +224,7 @@ SPELLINGS = [
 
 
 @pytest.mark.parametrize("target", SPELLINGS)
-async def test_a_path_has_one_spelling(start_api: StartApi, target: str) -> None:
+async def test_another_spelling_of_a_path_is_refused(start_api: StartApi, target: str) -> None:
     client = await start_api()
     authorization = f"Authorization: {client.bearer('alice')['Authorization']}"
     data = request("POST", target, authorization, body=update_body())
@@ -238,7 +238,7 @@ async def test_an_absolute_target_of_this_host_is_accepted(start_api: StartApi) 
 
 
 @pytest.mark.parametrize("path", [*READS, *OTHERS, UPDATE_PATH])
-async def test_the_gateways_request_id_wins(start_api: StartApi, path: str) -> None:
+async def test_the_gateways_request_id_is_preferred(start_api: StartApi, path: str) -> None:
     client = await start_api()
     await client.update("alice", "win:0")
     method = "POST" if path == UPDATE_PATH else "GET"
@@ -309,12 +309,14 @@ async def test_another_method_is_not_allowed(
 
 
 @pytest.mark.parametrize("path", [LEADERBOARD_PATH, "/", "/docs", "/openapi.json", "/health/live"])
-async def test_head_is_get_without_the_body(start_api: StartApi, path: str) -> None:
+async def test_head_returns_the_headers_of_get_without_the_body(
+    start_api: StartApi, path: str
+) -> None:
     client = await start_api()
-    got, headed = await client.get(path), await client.head(path)
-    assert (headed.status_code, headed.content) == (200, b"")
+    got, head = await client.get(path), await client.head(path)
+    assert (head.status_code, head.content) == (200, b"")
     ignored = {"x-request-id", "date"}
-    assert {n: v for n, v in headed.headers.items() if n not in ignored} == {
+    assert {n: v for n, v in head.headers.items() if n not in ignored} == {
         n: v for n, v in got.headers.items() if n not in ignored
     }
 

@@ -1,4 +1,4 @@
-"""The score endpoints on a real Redis: what they answer, and that a retry counts once."""
+"""The score endpoints on a real Redis: responses, refusals, and idempotent retries."""
 
 import asyncio
 import functools
@@ -26,7 +26,7 @@ PROBLEM = "application/problem+json"
 
 
 def problem(answer: Any, status: int, code: str) -> dict[str, Any]:
-    """Check that an answer is a whole problem, and give it."""
+    """Check that a response is a complete problem document; return it."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == PROBLEM
     body: dict[str, Any] = answer.json()
@@ -85,7 +85,7 @@ async def test_points_come_from_the_catalogue(start_api: StartApi, redis_url: st
     mirror(redis_url, {"win": 50, "loss": 0})
     client = await start_api(unknown_kinds="")
     assert (await client.update(action="win:1")).json()["newScore"] == 50
-    # A kind with a typing error earned the default points, as did any that a player invented.
+    # Incident: misspelled and invented kinds earned the default points.
     for action in ("other:1", "Win:1", "loss:1"):
         detail = problem(await client.update(action=action), 422, "unknown-kind")["detail"]
         assert repr(action.split(":")[0]) in detail
@@ -159,7 +159,9 @@ async def test_a_player_cannot_set_points_or_update_another_user(start_api: Star
     assert await ranking(client) == []
 
 
-async def test_a_score_never_leaves_its_range(start_api: StartApi, redis_url: str) -> None:
+async def test_an_update_beyond_the_score_limit_is_refused(
+    start_api: StartApi, redis_url: str
+) -> None:
     client = await start_api(open=())
     await open_boards(redis_url, scores=[("bob", 2**31 - 5)])
     answer = await client.update("bob", "x:1")
@@ -393,7 +395,7 @@ async def test_a_changed_catalogue_is_used_without_a_restart(
     writer = make_client(load({"REDIS_URL": redis_url}), name="test")
     numbers = itertools.count(2)
 
-    async def is_worth(points: int) -> bool:
+    async def adds(points: int) -> bool:
         before = (await client.update("bob", f"win:{next(numbers)}")).json()["newScore"]
         after = (await client.update("bob", f"win:{next(numbers)}")).json()["newScore"]
         return after - before == points
@@ -402,6 +404,6 @@ async def test_a_changed_catalogue_is_used_without_a_restart(
         for points in (33, 44):
             store = Store(writer)
             await store.mirror_actions({"win": points}, seen=await store.catalogue_version())
-            await eventually_async(functools.partial(is_worth, points))
+            await eventually_async(functools.partial(adds, points))
     finally:
         await writer.aclose()

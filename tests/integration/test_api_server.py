@@ -1,4 +1,4 @@
-"""The api on real sockets: slow and broken clients, a Redis that goes away, the way it stops."""
+"""The api on real sockets: slow and broken clients, an unavailable Redis, shutdown."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 
 async def talk(client: ApiClient, data: bytes, *, end: bool = False) -> bytes:
-    """Send bytes over a connection of their own, and read until the server closes."""
+    """Send bytes over a new connection; return what the server sends until it closes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
     try:
         writer.write(data)
@@ -143,7 +143,7 @@ async def test_clients_that_disconnect_during_a_request_leak_nothing(
         _, writer = await asyncio.open_connection("127.0.0.1", client.port)
         body = b'{"userId":"alice","actionId":"left:%d"}' % number
         request = head(client, f"Content-Length: {len(body)}") + body
-        # A third leaves within the head, a third within the body, a third awaits the answer.
+        # A third disconnects in the head, a third in the body, a third while waiting.
         writer.write(request[: (100, len(request) - 5, len(request))[number % 3]])
         writers.append(writer)
     await eventually_async(lambda: client.api.router.in_flight >= 20)
@@ -273,10 +273,10 @@ async def test_a_lost_reply_has_an_unknown_outcome_and_a_repeat_applies_once(
     assert time.monotonic() - began_s < 5
     await proxy.restore()
 
-    async def counted() -> bool:
+    async def is_applied() -> bool:
         return (await client.update("alice", "win:2")).status_code == 200
 
-    await eventually_async(counted)
+    await eventually_async(is_applied)
     assert (await client.update("alice", "win:2")).json() == {
         "success": True,
         "newScore": 20,
@@ -327,7 +327,7 @@ async def test_readiness_reports_each_dependency(
 async def test_the_api_is_not_ready_while_no_board_is_loaded(
     start_api: StartApi, redis_url: str
 ) -> None:
-    # It was green on an emptied Redis, where every update and every read answered 503.
+    # Incident: it was ready on an emptied Redis, where every update and read returned 503.
     client = await start_api(open=(), boards="main,weekly")
 
     async def ready(status: int, state: str, detail: str = "") -> bool:

@@ -1,4 +1,4 @@
-"""Who is turned away over HTTP, with which words; and an issuer's keys that come by URL."""
+"""Refusals of tokens over HTTP; and key sets that are fetched from an issuer's URL."""
 
 import asyncio
 import base64
@@ -112,13 +112,13 @@ async def test_keys_are_fetched_by_url_once(jwks: dict[str, Any], make_token: Ma
         verifier = Verifier(settings_for(keys.url))
         callers = await asyncio.gather(*(verifier.verify(make_token(f"u{n}")) for n in range(5)))
         assert [caller.subject for caller in callers] == [f"u{n}" for n in range(5)]
-        assert keys.asked == 1
+        assert keys.requests == 1
 
 
 async def test_unknown_kids_do_not_block_valid_tokens_while_the_issuer_hangs(
     start_api: StartApi, jwks: dict[str, Any], make_token: MakeToken
 ) -> None:
-    """Incident: unknown kids waited for the issuer in every place for requests; others got 503."""
+    """Incident: requests with unknown kids used the whole capacity; others got 503."""
     async with serving_keys(jwks) as keys:
         client = await start_api(jwks_file="", jwks_url=keys.url, requests_in_flight=40)
         await eventually_async(lambda: client.api._verifier.is_ready)
@@ -127,17 +127,17 @@ async def test_unknown_kids_do_not_block_valid_tokens_while_the_issuer_hangs(
             {"Authorization": f"Bearer {make_token(headers={'kid': f'who-{n}'})}"}
             for n in range(100)
         ]
-        flood = [asyncio.ensure_future(client.update(headers=one)) for one in headers]
-        await eventually_async(lambda: keys.asked == 2)
+        requests = [asyncio.ensure_future(client.update(headers=one)) for one in headers]
+        await eventually_async(lambda: keys.requests == 2)
 
         good = [await client.update(action=f"win:{number}") for number in range(5)]
 
         assert [answer.status_code for answer in good] == [200] * 5
         keys.answers.set()
-        refused = [answer.status_code for answer in await asyncio.gather(*flood)]
-        assert refused.count(503) == 100 - key_set.WAITING_MAX, "told at once to try again"
+        refused = [answer.status_code for answer in await asyncio.gather(*requests)]
+        assert refused.count(503) == 100 - key_set.WAITING_MAX, "the others are refused at once"
         assert refused.count(401) == key_set.WAITING_MAX
-        assert keys.asked == 2
+        assert keys.requests == 2
 
 
 async def test_unknown_kids_cause_a_limited_number_of_fetches(
@@ -153,18 +153,18 @@ async def test_unknown_kids_cause_a_limited_number_of_fetches(
             for _ in range(10):
                 with pytest.raises(Unauthenticated):
                     await verifier.verify(make_token(headers={"kid": "who"}))
-            assert keys.asked == 2
+            assert keys.requests == 2
         finally:
             running.cancel()
 
 
-@pytest.mark.parametrize("trouble", ["gone", "500", "redirect", "huge", "empty", "two of a kid"])
+@pytest.mark.parametrize("failure", ["gone", "500", "redirect", "huge", "empty", "two of a kid"])
 async def test_the_last_valid_keys_are_used_while_the_issuer_fails(
     monkeypatch: pytest.MonkeyPatch,
     jwks: dict[str, Any],
     make_token: MakeToken,
     rsa_key: KeyPair,
-    trouble: str,
+    failure: str,
 ) -> None:
     monkeypatch.setattr(key_set.UrlSource, "check_s", 0.05)
     async with serving_keys(jwks) as keys:
@@ -172,11 +172,11 @@ async def test_the_last_valid_keys_are_used_while_the_issuer_fails(
         running = asyncio.ensure_future(verifier.run())
         try:
             await eventually_async(lambda: verifier.is_ready)
-            match trouble:
+            match failure:
                 case "gone":
                     keys.body, keys.status = b"", ""
                 case "500":
-                    keys.status = "500 Oops"
+                    keys.status = "500 Internal Server Error"
                 case "redirect":
                     keys.status, keys.extra = "302 Found", f"Location: {keys.url}\r\n"
                 case "huge":
@@ -185,8 +185,8 @@ async def test_the_last_valid_keys_are_used_while_the_issuer_fails(
                     keys.body = b'{"keys": []}'
                 case _:
                     keys.body = json.dumps({"keys": [rsa_key.jwk, rsa_key.jwk]}).encode()
-            asked = keys.asked
-            await eventually_async(lambda: keys.asked > asked + 1)
+            requests = keys.requests
+            await eventually_async(lambda: keys.requests > requests + 1)
             assert (await verifier.verify(make_token("late"))).subject == "late"
         finally:
             running.cancel()
@@ -199,7 +199,7 @@ async def test_expired_keys_are_not_trusted(
         verifier = Verifier(settings_for(keys.url))
         token = make_token()
         await verifier.verify(token)
-        keys.status = "500 Oops"
+        keys.status = "500 Internal Server Error"
         monkeypatch.setattr(key_set, "KEPT_S", -1.0)
         with pytest.raises(KeysUnavailable):
             await verifier.verify(make_token("another"))
@@ -208,16 +208,16 @@ async def test_expired_keys_are_not_trusted(
 
 def test_only_verification_keys_are_used(rsa_key: KeyPair, ec_key: KeyPair) -> None:
     good = [rsa_key.jwk, ec_key.jwk]
-    odd = [
+    unusable = [
         {"kty": "oct", "k": "c2VjcmV0", "kid": "shared", "alg": "HS256"},
         rsa_key.jwk | {"kid": "enc", "use": "enc"},
         rsa_key.jwk | {"kid": "ps", "alg": "PS256"},
         rsa_key.jwk | {"kid": "sign-only", "key_ops": ["sign"]},
         {name: value for name, value in rsa_key.jwk.items() if name != "kid"},
         ec_key.jwk | {"kid": "curve", "crv": "P-384"},
-        "no key at all",
+        "not a key",
     ]
-    document = json.dumps({"keys": [*good, *odd]}).encode()
+    document = json.dumps({"keys": [*good, *unusable]}).encode()
     assert set(key_set.parse_keys(document)) == {"test-rsa", "test-ec"}
 
 

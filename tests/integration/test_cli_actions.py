@@ -1,4 +1,4 @@
-"""`scoreboard action`: the catalogue in PostgreSQL, its copy in Redis, and who is told."""
+"""`scoreboard action`: the catalogue in PostgreSQL, its copy in Redis, and the notification."""
 
 import json
 
@@ -12,17 +12,20 @@ from tests.support.clients.commands import Run
 def test_action_set_writes_audits_mirrors_and_announces(
     command: Run, redis_url: str, database_url: str
 ) -> None:
-    with redis.Redis.from_url(redis_url, decode_responses=True) as client, client.pubsub() as heard:
-        heard.subscribe(ACTIONS_CHANGED)
-        assert heard.get_message(timeout=5)["type"] == "subscribe"
+    with (
+        redis.Redis.from_url(redis_url, decode_responses=True) as client,
+        client.pubsub() as listener,
+    ):
+        listener.subscribe(ACTIONS_CHANGED)
+        assert listener.get_message(timeout=5)["type"] == "subscribe"
 
         assert command("action", "set", "win", "50").code == 0
 
-        assert heard.get_message(timeout=5)["type"] == "message"
+        assert listener.get_message(timeout=5)["type"] == "message"
         assert client.hget(ACTIONS, "win") == "50"
     with psycopg.connect(database_url) as connection:
-        noted = connection.execute("SELECT action, detail FROM audit_log").fetchall()
-    assert noted == [("action set", {"kind": "win", "points": 50})]
+        audited = connection.execute("SELECT action, detail FROM audit_log").fetchall()
+    assert audited == [("action set", {"kind": "win", "points": 50})]
 
 
 def test_a_disabled_kind_has_0_points_until_set_again(command: Run, redis_url: str) -> None:

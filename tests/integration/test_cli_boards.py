@@ -28,11 +28,11 @@ def test_a_board_is_created_once_listed_and_opened(command: Run, database_url: s
     assert command("reseed", "--board", "weekly").code == 0
     assert command("board", "top", "--board", "weekly").out == ""
     with psycopg.connect(database_url) as connection:
-        noted = connection.execute("SELECT action FROM audit_log ORDER BY id").fetchall()
-    assert [action for (action,) in noted] == ["board create", "reseed"]
+        audited = connection.execute("SELECT action FROM audit_log ORDER BY id").fetchall()
+    assert [action for (action,) in audited] == ["board create", "reseed"]
 
 
-def test_the_top_is_what_postgresql_ranks(
+def test_board_top_matches_the_ranking_of_postgresql(
     command: Run, database_url: str, settings: Settings
 ) -> None:
     from scoreboard.ledger.scores import select_top

@@ -1,4 +1,4 @@
-"""`scoreboard config`: what is set, and whether it works."""
+"""`scoreboard config`: the settings, and a check of the servers."""
 
 import json
 from pathlib import Path

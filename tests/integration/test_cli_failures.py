@@ -1,7 +1,7 @@
-"""Whatever an operator does wrong ends in one line and a documented exit code.
+"""Every failure of a command is one line and a documented exit code.
 
-Most of these were a traceback once: logins without rights, a standby, a full disk, a reader that
-has gone, an interrupt in the middle of an import.
+Incidents: logins without rights, a standby, a full disk, a closed pipe and an interrupt during an
+import ended in tracebacks.
 """
 
 import os
@@ -57,12 +57,12 @@ WORDS = {
     "action disable": ("win",),
     "repair": ("--yes",),
     "dead apply": ("1", "--yes"),
-    "dead discard": ("1", "--reason", "rubbish", "--yes"),
+    "dead discard": ("1", "--reason", "invalid", "--yes"),
     "kong sync": ("--output", "kong.yml"),
 }
-"""What a verb needs to get as far as the servers."""
+"""The arguments with which a command connects to the servers."""
 SERVES = {"kong sync"}
-"""Verbs that go on while their servers are away."""
+"""Commands that keep running while their servers are unavailable."""
 NEEDS_NOTHING = {"config show", "config example"}
 
 
@@ -80,7 +80,7 @@ VERBS = sorted(set(verbs_of(scoreboard)) - SERVES)
 def run(
     folder: Path, *words: str, before: object = None, **settings: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command line as a process in a folder, with these settings and little else."""
+    """Run a command line as a process in a folder, with only these settings."""
     return subprocess.run(
         [str(COMMAND), *words],
         capture_output=True,
@@ -111,7 +111,7 @@ def check_line(code: int, err: str) -> None:
 
 
 @pytest.mark.parametrize("verb", sorted(set(VERBS) - NEEDS_NOTHING))
-def test_servers_that_are_away_are_one_line(verb: str, users_file: Path) -> None:
+def test_unavailable_servers_are_reported_in_one_line(verb: str, users_file: Path) -> None:
     words = (*verb.split(), *WORDS.get(verb, ()))
 
     done = run(users_file.parent, *words, **NOWHERE)
@@ -125,7 +125,7 @@ def test_servers_that_are_away_are_one_line(verb: str, users_file: Path) -> None
 
 
 @pytest.mark.parametrize("verb", sorted(set(VERBS) - NEEDS_NOTHING - {"up"}))
-def test_without_a_system_a_verb_says_what_to_do(
+def test_a_command_without_a_system_explains_what_to_do(
     verb: str, users_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from cli import main
@@ -140,15 +140,15 @@ def test_without_a_system_a_verb_says_what_to_do(
 
     code = main.run(words)
 
-    said = capsys.readouterr().err
-    check_line(code, said)
+    errors = capsys.readouterr().err
+    check_line(code, errors)
     if not verb.startswith("kong"):
         assert code == 5
-        assert "scoreboard up" in said or "--url" in said
+        assert "scoreboard up" in errors or "--url" in errors
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_is_described_however_narrow_the_terminal(verb: str, tmp_path: Path) -> None:
+def test_every_command_prints_help_on_a_narrow_terminal(verb: str, tmp_path: Path) -> None:
     done = run(tmp_path, *verb.split(), "--help", COLUMNS="1", TERM="dumb")
 
     assert (done.returncode, done.stderr) == (0, "")
@@ -161,12 +161,12 @@ DATA = (("config", "show"), ("config", "example"), ("board", "list"), ("--help",
 def test_a_closed_pipe_on_stdout_is_not_an_error(
     words: Sequence[str], database_url: str, redis_url: str, tmp_path: Path
 ) -> None:
-    ours, theirs = os.pipe()
-    os.close(ours)
+    reading, writing = os.pipe()
+    os.close(reading)
 
     done = subprocess.run(
         [COMMAND, *words],
-        stdout=theirs,
+        stdout=writing,
         stderr=subprocess.PIPE,
         text=True,
         check=False,
@@ -174,13 +174,15 @@ def test_a_closed_pipe_on_stdout_is_not_an_error(
         cwd=tmp_path,
         env={"PATH": "/usr/bin:/bin", "REDIS_URL": redis_url, "DATABASE_URL": database_url},
     )
-    os.close(theirs)
+    os.close(writing)
 
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("words", DATA, ids=" ".join)
-def test_a_full_disk_behind_stdout_is_one_line_and_74(words: Sequence[str], tmp_path: Path) -> None:
+def test_a_full_disk_behind_stdout_is_reported_in_one_line_with_exit_code_74(
+    words: Sequence[str], tmp_path: Path
+) -> None:
     if words[0] == "board":
         words = ("config", "example")
     with Path("/dev/full").open("w") as full:
@@ -201,7 +203,9 @@ def test_a_full_disk_behind_stdout_is_one_line_and_74(words: Sequence[str], tmp_
 
 
 @pytest.mark.parametrize("words", [("config", "show"), ("kong", "render")], ids=" ".join)
-def test_a_closed_stdout_is_one_line_and_74(words: Sequence[str], tmp_path: Path) -> None:
+def test_a_closed_stdout_is_reported_in_one_line_with_exit_code_74(
+    words: Sequence[str], tmp_path: Path
+) -> None:
     """Incident: kong render wrote nothing to a closed stdout and succeeded."""
     LocalIssuer.create(tmp_path / "issuer", issuer="http://127.0.0.1:1")
     issuer = {"SCOREBOARD_JWKS_FILE": "issuer/jwks.json", "SCOREBOARD_ISSUER": "http://127.0.0.1:1"}
@@ -218,14 +222,14 @@ def test_a_closed_stdout_is_one_line_and_74(words: Sequence[str], tmp_path: Path
 
 
 @pytest.mark.parametrize("closed", [0, 2])
-def test_a_closed_stdin_or_stderr_changes_nothing(closed: int, tmp_path: Path) -> None:
+def test_a_closed_stdin_or_stderr_does_not_change_the_output(closed: int, tmp_path: Path) -> None:
     done = run(tmp_path, "config", "example", before=lambda: os.close(closed))
 
     assert done.returncode == 0
     assert done.stdout.startswith("# Every setting")
 
 
-def test_an_import_from_a_closed_stdin_says_so(
+def test_an_import_from_a_closed_stdin_is_refused(
     redis_url: str, database_url: str, tmp_path: Path
 ) -> None:
     done = run(
@@ -241,7 +245,7 @@ def test_an_import_from_a_closed_stdin_says_so(
     assert "stdin is closed" in done.stderr
 
 
-def test_a_full_disk_behind_stderr_changes_nothing_but_the_message(tmp_path: Path) -> None:
+def test_a_full_disk_behind_stderr_does_not_change_the_exit_code(tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [COMMAND, "board", "list"],
@@ -258,7 +262,7 @@ def test_a_full_disk_behind_stderr_changes_nothing_but_the_message(tmp_path: Pat
 
 @pytest.fixture
 def login(database_url: str) -> Iterator[str]:
-    """The address of the test's database for a login that may read and nothing else."""
+    """Return the URL of the test's database for a role that can only read."""
     parts = urlsplit(database_url)
     name = f"reader_{parts.path.strip('/')}"
     role = sql.Identifier(name)
@@ -283,7 +287,7 @@ WRITES = (
 
 
 @pytest.mark.parametrize("words", WRITES, ids=" ".join)
-def test_a_login_without_rights_is_one_line_and_4(
+def test_a_database_login_without_rights_is_reported_in_one_line_with_exit_code_4(
     words: Sequence[str], command: Run, login: str, users_file: Path, monkeypatch
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", login)
@@ -296,7 +300,7 @@ def test_a_login_without_rights_is_one_line_and_4(
 
 
 @pytest.mark.parametrize("words", WRITES, ids=" ".join)
-def test_a_read_only_database_is_one_line_and_5(
+def test_a_read_only_database_is_reported_in_one_line_with_exit_code_5(
     words: Sequence[str], command: Run, database_url: str, users_file: Path, monkeypatch
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", database_url)
@@ -313,7 +317,7 @@ def test_a_read_only_database_is_one_line_and_5(
     assert "read-only" in done.err
 
 
-def test_a_wrong_password_is_one_line_without_it(
+def test_a_wrong_password_is_reported_in_one_line_without_the_password(
     command: Run, database_url: str, redis_url: str, monkeypatch
 ) -> None:
     parts = urlsplit(redis_url)
@@ -332,16 +336,16 @@ def test_a_wrong_password_is_one_line_without_it(
     assert "password authentication failed" in done.err
 
 
-def test_a_login_of_redis_without_rights_is_one_line_and_4(
+def test_a_redis_login_without_rights_is_reported_in_one_line_with_exit_code_4(
     command: Run, redis_url: str, monkeypatch
 ) -> None:
     command("board", "create", "main")
     parts = urlsplit(redis_url)
     with redis.Redis.from_url(redis_url) as admin:
-        admin.execute_command("ACL", "SETUSER", "poor", "on", f">{PASSWORD}", "~*", "+select")
+        admin.execute_command("ACL", "SETUSER", "limited", "on", f">{PASSWORD}", "~*", "+select")
         try:
             monkeypatch.setenv(
-                "REDIS_URL", f"redis://poor:{PASSWORD}@{parts.netloc.split('@')[1]}/0"
+                "REDIS_URL", f"redis://limited:{PASSWORD}@{parts.netloc.split('@')[1]}/0"
             )
             for words in (
                 ("board", "top"),
@@ -354,11 +358,11 @@ def test_a_login_of_redis_without_rights_is_one_line_and_4(
                 assert done.code == 4
                 assert "has no permissions to run" in done.err
         finally:
-            admin.execute_command("ACL", "DELUSER", "poor")
+            admin.execute_command("ACL", "DELUSER", "limited")
     assert "run the command again" in done.err, "PostgreSQL has the change"
 
 
-def test_a_database_without_tables_says_what_to_run(
+def test_a_database_without_tables_is_reported_with_the_command_to_run(
     command: Run, empty_database_url: str, monkeypatch
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", empty_database_url)
@@ -384,7 +388,7 @@ def test_the_cause_is_printed_once_with_the_address(command: Run, monkeypatch) -
 
 
 @pytest.mark.parametrize("words", [("db", "migrate"), ("user", "import", "users.csv")])
-def test_an_interrupt_is_130_and_changes_nothing(
+def test_an_interrupt_exits_with_130_and_changes_nothing(
     words: Sequence[str], database_url: str, redis_url: str, users_file: Path
 ) -> None:
     with psycopg.connect(database_url) as blocker:
@@ -424,23 +428,23 @@ def is_waiting(database_url: str) -> bool:
 def on_a_terminal(
     folder: Path, *words: str, columns: int = 80, **settings: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    ours, theirs = pty.openpty()
+    reading, writing = pty.openpty()
     process = subprocess.Popen(
         [COMMAND, *words],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
+        stdin=writing,
+        stdout=writing,
+        stderr=writing,
         cwd=folder,
         env={"PATH": "/usr/bin:/bin", "TERM": "xterm", "COLUMNS": str(columns), **settings},
     )
-    os.close(theirs)
-    process.shown = ours  # type: ignore[attr-defined]
+    os.close(writing)
+    process.shown = reading  # type: ignore[attr-defined]
     try:
         yield process
     finally:
         process.kill()
         process.wait()
-        os.close(ours)
+        os.close(reading)
 
 
 def read_all(process: subprocess.Popen[bytes]) -> str:
@@ -449,17 +453,17 @@ def read_all(process: subprocess.Popen[bytes]) -> str:
         try:
             part = os.read(process.shown, 65536)  # type: ignore[attr-defined]
         except OSError:
-            return text.decode()  # the terminal's other side is closed
+            return text.decode()  # the other end of the terminal is closed
         if not part:
             return text.decode()
         text += part
 
 
 @pytest.mark.parametrize("columns", [1, 80])
-def test_names_are_shown_as_they_are_on_a_terminal(
+def test_names_are_printed_literally_on_a_terminal(
     columns: int, command: Run, redis_url: str, database_url: str, tmp_path: Path
 ) -> None:
-    # `[/b]` ended the command as markup, `:smile:` became a picture.
+    # Incident: `[/b]` was read as markup and ended the command; `:smile:` was replaced by an emoji.
     command("board", "create", "main")
     command("reseed")
     command("user", "set", "alice", "--name", "[/b][red]:smile:")
@@ -540,7 +544,7 @@ def test_simulate_rejects_invalid_options(options: Sequence[str], tmp_path: Path
 
 
 @pytest.mark.parametrize("url", ["http://x", "ws://[::1", "ws://", "nonsense", "ws://x:port/"])
-def test_what_is_not_an_address_of_a_streamer_is_refused(url: str, tmp_path: Path) -> None:
+def test_an_invalid_streamer_address_is_refused(url: str, tmp_path: Path) -> None:
     done = run(tmp_path, "board", "watch", "--url", url)
 
     check_line(done.returncode, done.stderr)
@@ -559,7 +563,9 @@ def test_what_is_not_an_address_of_a_streamer_is_refused(url: str, tmp_path: Pat
     ],
     ids=repr,
 )
-def test_odd_paths_are_one_clear_message(words: Sequence[str | bytes], users_file: Path) -> None:
+def test_an_unusable_path_is_reported_without_a_traceback(
+    words: Sequence[str | bytes], users_file: Path
+) -> None:
     done = subprocess.run(
         [os.fsencode(COMMAND), *map(os.fsencode, words)],
         capture_output=True,
@@ -579,17 +585,17 @@ def test_a_folder_instead_of_a_file_is_refused(command: Run, tmp_path: Path) -> 
     assert command("user", "import", str(tmp_path / "nothing.csv")).code == 2
 
 
-def test_no_more_files_is_one_line(tmp_path: Path) -> None:
-    def few_files() -> None:
+def test_the_limit_of_open_files_is_reported_without_a_traceback(tmp_path: Path) -> None:
+    def limit_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (8, 8))
 
-    done = run(tmp_path, "board", "list", before=few_files, **NOWHERE)
+    done = run(tmp_path, "board", "list", before=limit_open_files, **NOWHERE)
 
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
 
 
-def test_debug_shows_where_an_error_came_from_and_no_password(tmp_path: Path) -> None:
+def test_debug_shows_the_traceback_without_the_password(tmp_path: Path) -> None:
     done = run(tmp_path, "--debug", "board", "list", **NOWHERE)
 
     assert done.returncode == 69

@@ -1,7 +1,7 @@
-"""A command acts on one whole system: the environment's, or that of a data folder, never on parts.
+"""A command uses the addresses of one system: from the environment, or from a state file.
 
-`REDIS_URL=… scoreboard repair --yes` took the database from the note of another running system, and
-replaced that Redis's board with it.
+Incident: `REDIS_URL=… scoreboard repair --yes` took the database from the state file of another
+system, and replaced the board in that Redis.
 """
 
 import os
@@ -45,37 +45,37 @@ NEEDS_REDIS_ALONE = {"board top"}
 NEEDS_DATABASE_ALONE = {"db migrate", "db status"}
 
 
-def error_text(verb: str) -> tuple[str, ...]:
+def command_line(verb: str) -> tuple[str, ...]:
     return (*verb.split(), *VERBS[verb])
 
 
 @pytest.fixture
-def noted(command: Run, redis_url: str, database_url: str, tmp_path: Path) -> RunningSystem:
-    """A system with a user on its board, which the note in `.data` of the current folder names."""
+def system(command: Run, redis_url: str, database_url: str, tmp_path: Path) -> RunningSystem:
+    """Return a system with a user on its board, and write its state file to `.data`."""
     write_history(database_url, [Counted("alice", "a", 5, time.time())])
     assert command("reseed").code == 0
-    note = RunningSystem(
+    state = RunningSystem(
         "http://127.0.0.1:1", "ws://127.0.0.1:1/ws/scoreboard", redis_url, database_url, {}
     )
     (tmp_path / HERE).mkdir()
-    write_state_file(tmp_path / HERE, note)
+    write_state_file(tmp_path / HERE, state)
     (tmp_path / "users.csv").write_text("userId,name\nbob,Bob\n")
-    return note
+    return state
 
 
 @pytest.fixture
 def other_redis(redis_url: str) -> str:
-    """The address of another Redis, which holds the same board with other scores."""
+    """Return the URL of another database of the server, which has no board."""
     return redis_url.removesuffix("/0") + "/1"
 
 
-def picture(note: RunningSystem, other_redis: str) -> tuple[object, ...]:
-    """Everything that a command could have changed."""
-    with psycopg.connect(note.database) as connection:
+def snapshot(state: RunningSystem, other_redis: str) -> tuple[object, ...]:
+    """Return everything that a command could have changed."""
+    with psycopg.connect(state.database) as connection:
         rows = connection.execute("SELECT count(*), max(id) FROM audit_log").fetchall()
         users = connection.execute("SELECT external_id, name FROM users ORDER BY 1").fetchall()
     found = []
-    for url in (note.redis, other_redis):
+    for url in (state.redis, other_redis):
         with redis.Redis.from_url(url) as client:
             keys = sorted(client.scan_iter())
             found.append([(key, client.dump(key)) for key in keys])
@@ -84,72 +84,84 @@ def picture(note: RunningSystem, other_redis: str) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("verb", sorted(set(VERBS) - NEEDS_REDIS_ALONE))
 def test_a_redis_url_alone_is_not_completed_from_the_state_file(
-    verb: str, command: Run, noted: RunningSystem, other_redis: str, monkeypatch: pytest.MonkeyPatch
+    verb: str,
+    command: Run,
+    system: RunningSystem,
+    other_redis: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("REDIS_URL", other_redis)
     monkeypatch.delenv("DATABASE_URL")
-    before = picture(noted, other_redis)
+    before = snapshot(system, other_redis)
 
-    done = command(*error_text(verb))
+    done = command(*command_line(verb))
 
     assert done.code == 5, done
     assert "REDIS_URL is set and DATABASE_URL is not" in done.err
     assert len(done.err.splitlines()) == 1
-    assert picture(noted, other_redis) == before
+    assert snapshot(system, other_redis) == before
 
 
 @pytest.mark.parametrize("verb", sorted(set(VERBS) - NEEDS_DATABASE_ALONE))
 def test_a_database_url_alone_is_not_completed_from_the_state_file(
-    verb: str, command: Run, noted: RunningSystem, other_redis: str, monkeypatch: pytest.MonkeyPatch
+    verb: str,
+    command: Run,
+    system: RunningSystem,
+    other_redis: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://127.0.0.1:1/other")
     monkeypatch.delenv("REDIS_URL")
-    before = picture(noted, other_redis)
+    before = snapshot(system, other_redis)
 
-    done = command(*error_text(verb))
+    done = command(*command_line(verb))
 
     assert done.code == 5, done
     assert "DATABASE_URL is set and REDIS_URL is not" in done.err
-    assert picture(noted, other_redis) == before
+    assert snapshot(system, other_redis) == before
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS))
 def test_a_named_folder_and_an_environment_that_disagree_are_refused(
-    verb: str, command: Run, noted: RunningSystem, other_redis: str, monkeypatch: pytest.MonkeyPatch
+    verb: str,
+    command: Run,
+    system: RunningSystem,
+    other_redis: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("REDIS_URL", other_redis)
-    before = picture(noted, other_redis)
+    before = snapshot(system, other_redis)
 
-    done = command(*error_text(verb), "--data-dir", HERE)
+    done = command(*command_line(verb), "--data-dir", HERE)
 
     assert done.code == 5, done
     assert "name another" in done.err
-    assert picture(noted, other_redis) == before
+    assert snapshot(system, other_redis) == before
 
 
 def test_commands_need_only_the_addresses_they_use(
-    command: Run, noted: RunningSystem, monkeypatch: pytest.MonkeyPatch
+    command: Run, system: RunningSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DATABASE_URL")
     assert command("board", "top").out == "1\talice\t5\n"
     monkeypatch.delenv("REDIS_URL")
-    monkeypatch.setenv("DATABASE_URL", noted.database)
+    monkeypatch.setenv("DATABASE_URL", system.database)
     assert command("db", "status").code == 0
 
 
 @pytest.mark.parametrize("verb", sorted(CHANGES))
 def test_changing_commands_print_the_system_first(
-    verb: str, command: Run, noted: RunningSystem, monkeypatch: pytest.MonkeyPatch
+    verb: str, command: Run, system: RunningSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = [
-        f"redis://{noted.redis.partition('@')[2]}",
-        f"postgresql://scoreboard@{noted.database.partition('@')[2]}",
+        f"redis://{system.redis.partition('@')[2]}",
+        f"postgresql://scoreboard@{system.database.partition('@')[2]}",
     ]
 
-    given = command(*error_text(verb)).err.splitlines()[0]
+    given = command(*command_line(verb)).err.splitlines()[0]
     monkeypatch.delenv("REDIS_URL")
     monkeypatch.delenv("DATABASE_URL")
-    found = command(*error_text(verb)).err.splitlines()[0]
+    found = command(*command_line(verb)).err.splitlines()[0]
 
     for line, source in ((given, "the environment"), (found, f"runs on {HERE}")):
         assert line.startswith("Acting on ")
@@ -157,13 +169,13 @@ def test_changing_commands_print_the_system_first(
         assert all(address in line for address in shown)
 
 
-def test_the_settings_come_from_the_same_place_as_the_addresses(
-    command: Run, noted: RunningSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_settings_come_from_the_same_source_as_the_addresses(
+    command: Run, system: RunningSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import msgspec
 
     settings = {"SCOREBOARD_BOARDS": "weekly,main", "SCOREBOARD_AUDIENCE": "games"}
-    write_state_file(tmp_path / HERE, msgspec.structs.replace(noted, settings=settings))
+    write_state_file(tmp_path / HERE, msgspec.structs.replace(system, settings=settings))
     assert command("board", "top").out == "1\talice\t5\n"  # the environment's board is main
     monkeypatch.delenv("REDIS_URL")
     monkeypatch.delenv("DATABASE_URL")
@@ -177,7 +189,7 @@ def test_the_settings_come_from_the_same_place_as_the_addresses(
 def test_simulate_and_watch_reject_another_system(
     words: Sequence[str],
     command: Run,
-    noted: RunningSystem,
+    system: RunningSystem,
     other_redis: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -190,7 +202,7 @@ def test_simulate_and_watch_reject_another_system(
 
 
 def test_a_state_file_that_others_can_write_is_not_used(
-    command: Run, noted: RunningSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Run, system: RunningSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("REDIS_URL")
     monkeypatch.delenv("DATABASE_URL")
@@ -201,7 +213,7 @@ def test_a_state_file_that_others_can_write_is_not_used(
     assert command("board", "top").code == 5
     file.chmod(0o600)
     if os.geteuid() == 0:
-        # `/tmp/.data` could be anybody's: root uses it where it is named, and not by chance.
+        # `/tmp/.data` could be another user's: root uses such a folder only if it is named.
         os.chown(file, 65534, 65534)
         assert "another user" in command("board", "top").err
         assert command("board", "top", "--data-dir", HERE).code == 0
@@ -211,7 +223,7 @@ def test_a_state_file_that_others_can_write_is_not_used(
 def test_up_needs_both_addresses_or_none(
     given: str, command: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    # An up on the Redis of a running system and a database of its own would empty its stream.
+    # With the Redis of a running system and its own database, `up` would empty the stream.
     (other,) = {"REDIS_URL", "DATABASE_URL"} - {given}
     monkeypatch.delenv(other)
 
@@ -221,8 +233,8 @@ def test_up_needs_both_addresses_or_none(
     assert f"{given} is set and {other} is not" in done.err
 
 
-def test_a_board_that_does_not_exist_is_told_from_one_that_is_not_loaded(
-    command: Run, noted: RunningSystem, redis_url: str
+def test_an_unknown_board_and_an_unloaded_board_have_different_exit_codes(
+    command: Run, system: RunningSystem, redis_url: str
 ) -> None:
     assert command("board", "top", "--board", "nosuch").code == 3
     assert command("user", "show", "alice", "--board", "nosuch").code == 3

@@ -1,4 +1,4 @@
-"""`scoreboard user`: shown from both stores, set, and imported all or none."""
+"""`scoreboard user`: shown from both stores, set, and imported atomically."""
 
 import json
 import subprocess
@@ -31,7 +31,7 @@ def test_a_user_is_shown_from_redis_and_postgresql(command: Run, database_url: s
     assert (shown["score"], shown["committedScore"], shown["actions"]) == (5, 5, 1)
     assert (shown["name"], shown["email"]) == ("Alice", "a@b.org")
     assert "name\tAlice" in command("user", "show", "alice").out
-    assert command("user", "show", "nobody").code == 3
+    assert command("user", "show", "unknown").code == 3
 
 
 def test_user_set_keeps_fields_that_are_not_given(command: Run, database_url: str) -> None:
@@ -67,10 +67,10 @@ def test_invalid_ids_and_emails_are_rejected(command: Run) -> None:
     for wrong in ("a b", "[/b]", "\x1b[31m", "\udcff", "", "a" * 129):
         assert command("user", "show", wrong).code == 5
     assert command("user", "set", "a b", "--name", "x").code == 5
-    assert command("user", "set", "alice", "--email", "nobody").code == 5
+    assert command("user", "set", "alice", "--email", "unknown").code == 5
 
 
-def test_an_import_fills_many_and_keeps_what_is_empty(
+def test_an_import_keeps_values_for_which_the_file_is_empty(
     command: Run, database_url: str, tmp_path: Path
 ) -> None:
     command("user", "set", "user-1", "--name", "Before")
@@ -103,7 +103,7 @@ def test_an_invalid_line_stops_the_import(command: Run, database_url: str, tmp_p
         assert connection.execute("SELECT count(*) FROM users").fetchone() == (0,)
 
 
-MEASURED = """
+MEASURE = """
 import resource, sys
 from pathlib import Path
 from cli.user_csv import open_user_file
@@ -124,7 +124,7 @@ def test_a_million_users_take_little_memory(tmp_path: Path) -> None:
             lines.write(f"018f6d0e-5f2c-7c3a-9f57-{number:012},Name of {number},u{number}@b.org\n")
 
     done = subprocess.run(
-        [sys.executable, "-c", MEASURED, file], capture_output=True, text=True, check=True
+        [sys.executable, "-c", MEASURE, file], capture_output=True, text=True, check=True
     )
 
     total, grown_mb = map(int, done.stdout.split())
@@ -132,10 +132,10 @@ def test_a_million_users_take_little_memory(tmp_path: Path) -> None:
     assert grown_mb < 120
 
 
-def test_a_pipe_is_imported_as_a_file_is(
+def test_a_pipe_can_be_imported(
     command: Run, database_url: str, redis_url: str, tmp_path: Path
 ) -> None:
-    # It was opened a second time, for which nobody wrote any more.
+    # Incident: the pipe was opened a second time, without a writer.
     text = "userId,name\n" + "".join(f"user-{number},N\n" for number in range(5000))
     environ = {"PATH": "/usr/bin:/bin", "REDIS_URL": redis_url, "DATABASE_URL": database_url}
 
@@ -157,7 +157,7 @@ def test_a_pipe_is_imported_as_a_file_is(
         assert connection.execute("SELECT count(*) FROM users").fetchone() == (5000,)
 
 
-def test_nothing_is_imported_of_a_file_whose_head_names_a_column_twice(
+def test_a_file_with_a_repeated_column_is_not_imported(
     command: Run, database_url: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "users.csv"

@@ -1,4 +1,4 @@
-"""Redis's clock jumps forward and back: stream ids stay in the future, ledger rows do not."""
+"""Redis's clock jumps: stream ids stay in the future, ledger rows do not."""
 
 import asyncio
 import time
@@ -15,7 +15,7 @@ from tests.support.eventually import eventually_async
 from tests.support.servers.flushers import (
     KEYS,
     act,
-    check_books,
+    check_invariants,
     flushing,
     is_drained,
     make_board,
@@ -34,13 +34,13 @@ def settings(redis_url: str, database_url: str) -> Settings:
 
 
 def jump(settings: Settings, ms: int) -> None:
-    """Leave the stream as a jump of the clock does: the next ids go on from there."""
+    """Move the last stream id, as a jump of the clock does."""
     with redis.Redis.from_url(settings.redis_url.reveal()) as client:
         client.execute_command("XSETID", KEYS.events, f"{int(time.time() * 1000) + ms}-0")
 
 
 async def play(settings: Settings, actions: list[tuple[str, str, int]]) -> None:
-    """Submit actions one after the other, so that equals have an order."""
+    """Submit actions one after the other, so that equal scores have an order."""
     for action in actions:
         await act(settings, Action(*action))
     await eventually_async(lambda: is_drained(settings), within_s=10)
@@ -57,10 +57,10 @@ async def test_rows_are_at_most_a_minute_ahead_and_in_order(
         await play(settings, before)
         jump(settings, jump_ms)
         await play(settings, after)
-    async with flushing(settings):  # another session, which knows nothing of the jump
+    async with flushing(settings):  # a new session, without knowledge of the jump
         await play(settings, [("frank", "win:1", 5)])
 
-    check_books(settings, [*before, *after, ("frank", "win:1", 5)])
+    check_invariants(settings, [*before, *after, ("frank", "win:1", 5)])
     latest = datetime.now(UTC) + timedelta(minutes=1)
     moments = query(settings, "SELECT occurred_at FROM score_events ORDER BY seq")
     assert all(moment <= latest for (moment,) in moments)
@@ -68,7 +68,7 @@ async def test_rows_are_at_most_a_minute_ahead_and_in_order(
     assert query(settings, "SELECT 1 FROM dead_events") == []
 
 
-async def test_row_times_never_decrease_when_postgresqls_clock_does(settings: Settings) -> None:
+async def test_row_times_do_not_decrease_with_postgresqls_clock(settings: Settings) -> None:
     await make_board(settings)
     async with flushing(settings):
         await play(settings, [("zoe", "win:1", 5)])
@@ -79,7 +79,7 @@ async def test_row_times_never_decrease_when_postgresqls_clock_does(settings: Se
         )
         await play(settings, [("yves", "win:1", 5), ("adam", "win:1", 5)])
 
-    check_books(settings, [("zoe", "win:1", 5), ("yves", "win:1", 5), ("adam", "win:1", 5)])
+    check_invariants(settings, [("zoe", "win:1", 5), ("yves", "win:1", 5), ("adam", "win:1", 5)])
     moments = query(settings, "SELECT occurred_at FROM score_events ORDER BY seq")
     assert moments[0] < (clock,)
     assert moments[1:] == [(clock,), (clock,)], "their seq orders them"

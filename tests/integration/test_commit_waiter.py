@@ -1,4 +1,4 @@
-"""Waiting for commits: confirmations, lost actions, and that every wait ends."""
+"""CommitWaiter: confirmations, lost actions, and the end of every wait."""
 
 import asyncio
 import shutil
@@ -46,7 +46,7 @@ def settings(redis_url: str, database_url: str) -> Settings:
 
 
 class Waiting(NamedTuple):
-    """A dispatcher, and the waits for what it submitted."""
+    """A dispatcher and the CommitWaiter for its actions."""
 
     dispatcher: Dispatcher
     commits: CommitWaiter
@@ -86,13 +86,13 @@ async def test_a_wait_ends_when_postgres_has_the_action(settings: Settings) -> N
             for user, receipt in [("bob", second), ("alice", first), ("alice", first)]
         ]
         await eventually_async(lambda: waits(one.commits) == 3)
-        assert not any(task.done() for task in tasks), "nobody has committed anything"
+        assert not any(task.done() for task in tasks), "nothing is committed"
 
         async with flushing(settings):
-            told = await asyncio.gather(*tasks)
+            confirmed = await asyncio.gather(*tasks)
 
         assert positions(settings) == {0: 2}
-        assert {(receipt.seq, receipt.replayed, receipt.committed) for receipt in told} == {
+        assert {(receipt.seq, receipt.replayed, receipt.committed) for receipt in confirmed} == {
             (1, False, True),
             (2, False, True),
         }
@@ -132,7 +132,7 @@ async def test_a_wait_ends_with_outcome_unknown(settings: Settings) -> None:
             with pytest.raises(OutcomeUnknown):
                 await one.confirm("alice", receipt)
 
-        assert waits(one.commits) == 0, "nothing piles up"
+        assert waits(one.commits) == 0, "ended waits are removed"
 
 
 async def reseeded(settings: Settings) -> None:
@@ -157,25 +157,28 @@ async def test_a_reseed_confirms_committed_actions_and_lost_ones_are_applied_aga
             for user, receipt in [("alice", kept), ("bob", lost)]
         ]
         await eventually_async(lambda: waits(one.commits) == 1)
-        await store._client.delete(PartitionKeys(MAIN).events)  # as where the disk was lost
+        await store._client.delete(PartitionKeys(MAIN).events)  # as after the loss of the disk
         async with flushing(settings):
             await reseeded(settings)
-            told = await asyncio.gather(*tasks)
+            confirmed = await asyncio.gather(*tasks)
 
-        assert [(receipt.seq, receipt.replayed) for receipt in told] == [(1, False), (3, False)]
+        assert [(receipt.seq, receipt.replayed) for receipt in confirmed] == [
+            (1, False),
+            (3, False),
+        ]
         ledger = query(settings, "SELECT action_id, epoch, seq FROM score_events ORDER BY seq")
         assert ledger == [("1", 1, 1), ("1", 2, 3)]
 
 
-class Failing:
-    """A Redis that fails over to a lagging replica: its state is kept and restored."""
+class LaggingFailover:
+    """Replaces the state of a Redis by an earlier one, as a failover to a lagging replica."""
 
     def __init__(self, server: EmbeddedValkey, kept: Path) -> None:
         self._server = server
         self._kept = kept
         self._files = server.folder.path / "appendonlydir"
 
-    async def keep(self) -> None:
+    async def save_state(self) -> None:
         self._server.stop()
         shutil.copytree(self._files, self._kept)
         await asyncio.to_thread(self._server.start)
@@ -190,7 +193,7 @@ class Failing:
 @pytest.fixture
 async def failing(
     own_valkey: OwnValkey, database_url: str, tmp_path: Path
-) -> tuple[Settings, Failing]:
+) -> tuple[Settings, LaggingFailover]:
     server = own_valkey()
     settings = Settings(
         redis_url=Secret(server.url), database_url=Secret(database_url), flusher_metrics_port=0
@@ -199,13 +202,13 @@ async def failing(
     await act(settings, Action("carol", "1", 5))
     async with flushing(settings):
         await eventually_async(lambda: is_drained(settings))
-    failing = Failing(server, tmp_path / "kept")
-    await failing.keep()
+    failing = LaggingFailover(server, tmp_path / "kept")
+    await failing.save_state()
     return settings, failing
 
 
-async def test_another_users_action_with_the_same_seq_confirms_nothing(
-    failing: tuple[Settings, Failing],
+async def test_another_action_with_the_same_seq_confirms_nothing(
+    failing: tuple[Settings, LaggingFailover],
 ) -> None:
     """Alice's action got seq 2 and was lost; Bob's got seq 2 on the server behind."""
     settings, redis = failing
@@ -215,34 +218,39 @@ async def test_another_users_action_with_the_same_seq_confirms_nothing(
         other = await one.act("bob")
         assert lost.seq == other.seq
         async with flushing(settings):
-            told = await one.confirm("alice", lost)
+            confirmed = await one.confirm("alice", lost)
             assert query(settings, "SELECT count(*) FROM score_events") == [(3,)]
 
-    assert (told.score, told.seq, told.replayed, told.committed) == (5, 3, False, True)
+    assert (confirmed.score, confirmed.seq, confirmed.replayed, confirmed.committed) == (
+        5,
+        3,
+        False,
+        True,
+    )
 
 
 async def test_a_failover_between_read_and_confirmation_confirms_nothing(
-    failing: tuple[Settings, Failing], monkeypatch: pytest.MonkeyPatch
+    failing: tuple[Settings, LaggingFailover], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Seq 2 is read as committed; then another server answers."""
     settings, redis = failing
-    reach = CommitWaiter._wait_for_seq
-    looks = 0
+    wait_for_seq = CommitWaiter._wait_for_seq
+    reads = 0
 
-    async def reach_and_fail(self: CommitWaiter, *args: Any) -> None:
-        nonlocal looks
-        await reach(self, *args)
-        looks += 1
-        if looks == 1:
+    async def wait_and_fail_over(self: CommitWaiter, *args: Any) -> None:
+        nonlocal reads
+        await wait_for_seq(self, *args)
+        reads += 1
+        if reads == 1:
             await redis.fail_over()
 
-    monkeypatch.setattr(CommitWaiter, "_wait_for_seq", reach_and_fail)
+    monkeypatch.setattr(CommitWaiter, "_wait_for_seq", wait_and_fail_over)
     async with store_of(settings) as store, waiting(settings, store, limit_s=20) as one:
         receipt = await one.act("alice")
         async with flushing(settings):
-            told = await one.confirm("alice", receipt)
-            assert told.committed
-            assert looks >= 2, "what the first look said was not believed"
+            confirmed = await one.confirm("alice", receipt)
+            assert confirmed.committed
+            assert reads >= 2, "the first read does not confirm"
             rows = "SELECT count(*) FROM score_events WHERE action_id = '1'"
             assert query(settings, rows) == [(2,)]
             again = await one.act("alice")
@@ -250,7 +258,7 @@ async def test_a_failover_between_read_and_confirmation_confirms_nothing(
 
 
 async def test_a_wait_for_a_lost_seq_ends_at_once(
-    failing: tuple[Settings, Failing],
+    failing: tuple[Settings, LaggingFailover],
 ) -> None:
     settings, redis = failing
     async with store_of(settings) as store, waiting(settings, store) as one:
@@ -259,9 +267,9 @@ async def test_a_wait_for_a_lost_seq_ends_at_once(
         await eventually_async(lambda: waits(one.commits) == 1)
         await redis.fail_over()
         async with flushing(settings):
-            told = await last
+            confirmed = await last
 
-    assert (told.score, told.seq) == (5, 2), "the four before it are lost with their server"
+    assert (confirmed.score, confirmed.seq) == (5, 2), "the four before it are lost in the failover"
 
 
 async def test_the_api_answers_once_postgres_has_the_action(

@@ -24,7 +24,7 @@ from scoreboard.store.store import Store
 from tests.support.eventually import eventually_async
 from tests.support.servers.flushers import (
     act,
-    check_books,
+    check_invariants,
     dispatching,
     flushing,
     is_drained,
@@ -85,12 +85,12 @@ async def verified(settings: Settings, *, sample: int | None = None) -> Verdict:
 
 @asynccontextmanager
 async def playing(dispatcher: Dispatcher, *, players: int = 20) -> AsyncIterator[None]:
-    """Act without a pause, a few thousand times a second, until the block ends."""
-    is_over = False
+    """Submit actions continuously, thousands per second, until the block ends."""
+    is_done = False
 
     async def play(player: int) -> None:
         number = 0
-        while not is_over:
+        while not is_done:
             number += 1
             await dispatcher.submit("main", Action(f"user{player}", f"play:{number}", 1))
 
@@ -100,11 +100,11 @@ async def playing(dispatcher: Dispatcher, *, players: int = 20) -> AsyncIterator
         try:
             yield
         finally:
-            is_over = True
+            is_done = True
 
 
 def faults(verdict: Verdict) -> list[str]:
-    """Name what a verification found wrong."""
+    """Return the users and checks that a verification reports."""
     return [*(one.user_id for one in verdict.drifted), *(one.check for one in verdict.findings)]
 
 
@@ -154,7 +154,7 @@ async def test_late_duplicates_are_corrected_while_thousands_wait(
     pages = 0
     while await correct_late_duplicates(writer, store, MAIN, 1):
         pages += 1
-        # The flusher does this with the corrections' own records: the stream stays as long here.
+        # The flusher does this with the corrections' records; here they stay in the stream.
         query(settings, "UPDATE rejected_events SET corrected_at = now() WHERE user_id IN"
               " (SELECT user_id FROM rejected_events WHERE corrected_at IS NULL"
               " ORDER BY user_id LIMIT 64)")  # fmt: skip
@@ -166,16 +166,16 @@ async def test_late_duplicates_are_corrected_while_thousands_wait(
         assert unpack_score(packed) == 1 + LAG // 200
     async with flushing(settings):
         await eventually_async(lambda: is_drained(settings), within_s=20)
-    check_books(settings, [(a.user_id, a.action_id, a.delta) for a in [*first, *many(LAG)]])
+    check_invariants(settings, [(a.user_id, a.action_id, a.delta) for a in [*first, *many(LAG)]])
 
 
 @asynccontextmanager
 async def uncorrected(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
-    async def corrects_nothing(*_: object) -> bool:
+    async def correct_nothing(*_: object) -> bool:
         return True
 
     with monkeypatch.context() as patch:
-        patch.setattr("flusher.partition.correct_late_duplicates", corrects_nothing)
+        patch.setattr("flusher.partition.correct_late_duplicates", correct_nothing)
         yield
 
 
@@ -193,7 +193,7 @@ async def test_a_running_flusher_corrects_under_steady_load(
             await asyncio.gather(*(dispatcher.submit("main", one) for one in first))
             await eventually_async(lambda: are_corrected(settings, 200), within_s=20)
         await eventually_async(lambda: is_drained(settings), within_s=20)
-    check_books(settings)
+    check_invariants(settings)
 
 
 def are_corrected(settings: Settings, count: int) -> bool:
@@ -236,7 +236,7 @@ async def test_users_who_act_with_a_large_backlog_keep_their_place(
     async with flushing(settings):
         await eventually_async(lambda: is_drained(settings), within_s=20)
     assert drifted
-    check_books(settings)
+    check_invariants(settings)
 
 
 @pytest.mark.parametrize("sample", [None, 20])

@@ -1,6 +1,6 @@
 """Secrets change while Redis and PostgreSQL are in use, and AWS becomes unreachable.
 
-AWS Secrets Manager is imitated by moto; the servers that are logged in to are real.
+AWS Secrets Manager is moto; Redis and PostgreSQL are real.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ from tests.support.fakes.aws import SecretsManager
 pytestmark = pytest.mark.slow
 
 AWKWARD = "p@ss:/w%0rd #?\\'"
-"""A password that would break any address it were put into."""
+"""A password with the special characters of URLs and shells."""
 
 
 class RedisUser:
@@ -71,7 +71,7 @@ def redis_user(redis_url: str) -> Iterator[RedisUser]:
 
 
 class Logins:
-    """Two logins of PostgreSQL that hold the same rights."""
+    """Two roles of PostgreSQL with the same rights."""
 
     NAMES = ("app_a", "app_b")
 
@@ -137,8 +137,8 @@ def database_settings(logins: Logins, secret: str, **changes: object) -> Setting
 
 
 @asynccontextmanager
-async def kept_fresh(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
-    """Refresh as services do, but a few hundred times as often."""
+async def fast_refresh(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """Run refresh_secrets with short intervals."""
     monkeypatch.setattr(AwsBackend, "ttl_s", 0.3)
     monkeypatch.setattr("scoreboard.security.credentials.CHECK_S", 0.05)
     task = asyncio.create_task(refresh_secrets())
@@ -152,7 +152,7 @@ async def kept_fresh(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def light_load(*works: Callable[[int], Awaitable[object]]) -> AsyncIterator[list[int]]:
-    """Do each work again and again; an error of one fails the test. Counts what was done."""
+    """Repeat each call until the block ends; yield the count of calls. An error fails the test."""
     done = [0]
     stop = asyncio.Event()
 
@@ -190,7 +190,7 @@ async def test_redis_stays_available_during_password_rotations(
         await dispatcher.submit("main", Action("alice", f"win:{number}", 1))
         updates += 1
 
-    async with kept_fresh(monkeypatch), asyncio.TaskGroup() as group:
+    async with fast_refresh(monkeypatch), asyncio.TaskGroup() as group:
         await open_board(Store(client))
         group.create_task(dispatcher.run())
         async with light_load(update, *[lambda _: client.incr("load")] * 3) as done:
@@ -235,16 +235,16 @@ async def test_a_busy_redis_connection_reauthenticates_after_use(
     redis_user.change(">first", ">second")
     secret = secrets_manager.create("app", "first")
     pool = redis_client.make_pool(redis_settings(redis_user.address, secret), name="test")
-    async with kept_fresh(monkeypatch):
+    async with fast_refresh(monkeypatch):
         idle, busy = await pool.get_connection(), await pool.get_connection()
         await pool.release(idle)
 
         await asyncio.to_thread(secrets_manager.put, secret, "app", "second")
         await eventually_async(lambda: not idle.is_connected)
-        was_left_alone = busy.is_connected
+        stayed_connected = busy.is_connected
         await pool.release(busy)
 
-    assert was_left_alone
+    assert stayed_connected
     assert not busy.is_connected
     await pool.aclose()
 
@@ -261,7 +261,7 @@ async def test_stored_credentials_override_the_url(
     await client.aclose()
 
 
-async def test_a_wrong_secret_is_an_unreachable_redis_and_is_not_read_constantly(
+async def test_a_wrong_secret_makes_redis_unavailable_and_is_not_read_constantly(
     secrets_manager: SecretsManager, redis_user: RedisUser
 ) -> None:
     redis_user.change(">right")
@@ -281,7 +281,7 @@ async def test_a_wrong_secret_is_an_unreachable_redis_and_is_not_read_constantly
         dispatcher.close()
     await client.aclose()
 
-    # One to begin with, one after the first refusal, and one for each interval of refusals.
+    # The first read, one after the first refusal, and one per interval of refusals.
     intervals = int((time.monotonic() - began_s) / INVALIDATE_EVERY_S)
     assert 2 <= reads_of("redis") - before <= 2 + intervals
 
@@ -297,7 +297,7 @@ async def test_postgres_stays_available_during_rotations_between_two_logins(
         async with pool.connection() as connection:
             await connection.execute("SELECT 1")
 
-    async with kept_fresh(monkeypatch), pool, light_load(ask, ask, ask) as done:
+    async with fast_refresh(monkeypatch), pool, light_load(ask, ask, ask) as done:
         turns = (("app_b", "second"), ("app_a", AWKWARD), ("app_b", "fourth"))
         for name, password in turns:
             count = done[0]
@@ -329,7 +329,7 @@ async def test_a_changed_postgres_password_is_used_after_a_failed_login(
         await alone.close()
 
 
-async def test_a_wrong_database_secret_is_an_unreachable_database(
+async def test_a_wrong_database_secret_makes_the_database_unavailable(
     secrets_manager: SecretsManager, logins: Logins
 ) -> None:
     logins.set_password("app_a", "right")
@@ -351,7 +351,7 @@ async def test_new_connections_log_in_while_aws_is_unreachable(
     settings = redis_settings(redis_user.address, redis_secret)
     database = database_settings(logins, secrets_manager.create("app_a", "first"))
     client = redis_client.make_client(settings, name="test")
-    async with kept_fresh(monkeypatch):
+    async with fast_refresh(monkeypatch):
         await client.ping()
         await (await postgres.connect(database, name="test")).close()
 
@@ -401,25 +401,25 @@ def test_an_unresponsive_aws_does_not_delay_a_process_exit(
         "from scoreboard.security.secret_backends import AwsBackend\n"
         "async def main():\n"
         "    try: await asyncio.wait_for(SecretStore('redis', AwsBackend('sb')).get(), 1.5)\n"
-        "    except TimeoutError: print('left')\n"
+        "    except TimeoutError: print('timed out')\n"
         "asyncio.run(main())\n"
     )
-    with socket.create_server(("127.0.0.1", 0)) as deaf:
-        url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         aws_environment.setenv("AWS_ENDPOINT_URL_SECRETS_MANAGER", url)
         began_s = time.monotonic()
         ended = subprocess.run(
             [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=30
         )
 
-    assert ended.stdout == "left\n"
+    assert ended.stdout == "timed out\n"
     assert time.monotonic() - began_s < 8  # three attempts at a silent server take more than nine
 
 
 async def test_a_file_is_read_again_when_it_was_replaced(
     redis_user: RedisUser, aws_environment: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """As orchestrators do it: the path is a link into a folder, which is exchanged as a whole."""
+    """Orchestrators mount secrets like this: the path is a link to a folder that is replaced."""
     aws_environment.setattr("scoreboard.security.secret_backends.FileBackend.ttl_s", 0.1)
     redis_user.change(">first", f">{AWKWARD}")
     mount(tmp_path, 1, "first")
@@ -427,7 +427,7 @@ async def test_a_file_is_read_again_when_it_was_replaced(
         redis_user.address, str(tmp_path / "current" / "redis.json"), secrets="file"
     )
     client = redis_client.make_client(settings, name="test")
-    async with kept_fresh(aws_environment):
+    async with fast_refresh(aws_environment):
         await client.ping()
         before = redis_user.connections()
 
@@ -494,7 +494,7 @@ async def test_no_password_reaches_logs_reprs_or_errors(
 
 
 def mount(folder: Path, number: int, password: str) -> None:
-    """Exchange the folder behind the link ``current`` for another one."""
+    """Replace the folder of the link ``current`` by a new one."""
     version = folder / str(number)
     version.mkdir()
     (version / "redis.json").write_text(json.dumps({"username": "app", "password": password}))

@@ -60,7 +60,7 @@ class Rotated:
                 write(self.folder / f"database-{name}.json", f"{role}_{login}", password)
 
     def redis_connections(self) -> set[str]:
-        """The connections of the api that come and go; updates have others, which stay."""
+        """Return the api's connections for reads; updates use other, permanent connections."""
         return {
             client["id"]
             for client in self.redis.client_list()

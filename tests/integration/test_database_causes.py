@@ -16,8 +16,8 @@ PASSWORD = "s3cr3t-word"
 
 
 @pytest.fixture
-def deaf_port() -> Iterator[int]:
-    """A port that accepts connections and never answers."""
+def silent_port() -> Iterator[int]:
+    """Return a port that accepts connections and does not answer."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -33,20 +33,20 @@ async def driver_error(url: str) -> str:
     return caught.value.detail
 
 
-async def test_a_port_where_nobody_listens() -> None:
-    said = await driver_error(f"postgresql://user:{PASSWORD}@127.0.0.1:1/db")
+async def test_a_refused_connection_is_reported_with_its_address() -> None:
+    detail = await driver_error(f"postgresql://user:{PASSWORD}@127.0.0.1:1/db")
 
-    assert said == 'connection to server at "127.0.0.1", port 1 failed: Connection refused'
-
-
-async def test_a_server_that_does_not_answer(deaf_port: int) -> None:
-    said = await driver_error(f"postgresql://user:{PASSWORD}@127.0.0.1:{deaf_port}/db")
-
-    assert "timeout" in said
-    assert PASSWORD not in said
+    assert detail == 'connection to server at "127.0.0.1", port 1 failed: Connection refused'
 
 
-async def test_a_wrong_password_and_a_missing_database(database_url: str) -> None:
+async def test_a_server_that_does_not_answer_is_reported_as_a_timeout(silent_port: int) -> None:
+    detail = await driver_error(f"postgresql://user:{PASSWORD}@127.0.0.1:{silent_port}/db")
+
+    assert "timeout" in detail
+    assert PASSWORD not in detail
+
+
+async def test_a_wrong_password_and_a_missing_database_are_reported(database_url: str) -> None:
     parts = urlsplit(database_url)
     address = f"127.0.0.1:{parts.port}"
 
@@ -70,15 +70,15 @@ async def test_a_wrong_password_and_a_missing_database(database_url: str) -> Non
     ],
 )
 async def test_a_password_parsed_as_a_host_is_not_shown(address: str) -> None:
-    said = await driver_error(address)
+    detail = await driver_error(address)
 
-    assert PASSWORD not in said
-    assert "resolve host" in said
+    assert PASSWORD not in detail
+    assert "resolve host" in detail
 
 
 @pytest.mark.parametrize("words", [("board", "list"), ("db", "migrate"), ("db", "status")])
 @pytest.mark.parametrize("parameters", [f"nosuch={PASSWORD}", f"password={PASSWORD}%00"])
-def test_an_address_that_libpq_cannot_read_is_a_wrong_setting(
+def test_a_url_that_libpq_cannot_read_is_an_invalid_setting(
     parameters: str, words: tuple[str, ...], command: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Incident: db migrate repeated the value that libpq refused, and it was the password."""
@@ -91,7 +91,7 @@ def test_an_address_that_libpq_cannot_read_is_a_wrong_setting(
     assert PASSWORD not in done.err
 
 
-def test_commands_and_migrations_report_it_too(
+def test_commands_and_migrations_report_a_refused_connection(
     command: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = f"postgresql://user:{PASSWORD}@127.0.0.1:1/db"

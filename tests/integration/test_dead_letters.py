@@ -33,7 +33,7 @@ from tests.support.eventually import eventually_async
 from tests.support.servers.flushers import (
     KEYS,
     act,
-    check_books,
+    check_invariants,
     dispatching,
     flushing,
     is_drained,
@@ -61,7 +61,7 @@ def client(redis_url: str) -> Iterator["redis.Redis[str]"]:
 
 
 def refuse_bad(settings: Settings) -> None:
-    """Have the ledger refuse one action, as a rule that was too strict would."""
+    """Add a constraint with which the ledger refuses one action."""
     query(
         settings,
         "ALTER TABLE score_events ADD CONSTRAINT too_strict CHECK (action_id <> 'win:bad')",
@@ -80,8 +80,8 @@ async def make_dead_letter(settings: Settings, *, board: Board | None = None) ->
     async with flushing(settings):
         await act(settings, *(Action(*one) for one in [*GOOD, BAD]))
         await eventually_async(lambda: is_drained(settings, partitions=partitions))
-    [(parked_count,)] = query(settings, "SELECT count(*) FROM dead_events")
-    assert parked_count == 1
+    [(count,)] = query(settings, "SELECT count(*) FROM dead_events")
+    assert count == 1
 
 
 async def flush_until(settings: Settings, check: Any) -> None:
@@ -122,12 +122,14 @@ def test_an_applied_dead_letter_gets_one_ledger_row(command: Run, settings: Sett
     dry = command("dead", "apply", number, "--dry-run", "--json")
     assert (dry.code, json.loads(dry.out)[0]["outcome"]) == (0, "applied")
     assert query(settings, "SELECT count(*) FROM audit_log") == before
-    assert command("dead", "apply", number).code == 5, "it asks, and nobody is there"
+    assert command("dead", "apply", number).code == 5, (
+        "it requires a confirmation, and there is no terminal"
+    )
 
     done = command("dead", "apply", number, "--yes", "--json")
 
     assert (done.code, json.loads(done.out)[0]["outcome"]) == (0, "applied")
-    check_books(settings, [*GOOD, BAD])
+    check_invariants(settings, [*GOOD, BAD])
     assert command("verify", "--full").code == 0
     assert json.loads(command("dead", "list", "--json").out) == []
     [kept] = json.loads(command("dead", "list", "--resolved", "--json").out)
@@ -137,7 +139,7 @@ def test_an_applied_dead_letter_gets_one_ledger_row(command: Run, settings: Sett
     again = command("dead", "apply", number, "--yes")
     assert (again.code, "already resolved" in again.out) == (5, True)
     assert command("dead", "apply", "999", "--yes").code == 3
-    check_books(settings, [*GOOD, BAD])
+    check_invariants(settings, [*GOOD, BAD])
 
 
 def test_a_replay_of_an_applied_action_does_not_count_again(
@@ -161,7 +163,7 @@ def test_a_replay_of_an_applied_action_does_not_count_again(
             )
 
     asyncio.run(repeat())
-    check_books(settings, [*GOOD, BAD])
+    check_invariants(settings, [*GOOD, BAD])
     assert command("verify", "--full").code == 0
 
 
@@ -219,7 +221,7 @@ def test_a_redelivered_and_stored_dead_letter_is_not_unresolved(
     assert json.loads(done.out)[0]["outcome"] == "duplicate"
     asyncio.run(flush_until(settings, lambda: not open_corrections(settings)))
     assert score_of(client, "bob") == 12
-    check_books(settings, [*GOOD, BAD])
+    check_invariants(settings, [*GOOD, BAD])
 
 
 @pytest.mark.parametrize("partitions", [1, 3])
@@ -228,7 +230,7 @@ def test_redis_is_corrected_after_a_discard(
 ) -> None:
     asyncio.run(make_dead_letter(settings, board=Board(layout=Layout(partitions=partitions))))
     number = str(json.loads(command("dead", "list", "--json").out)[0]["id"])
-    assert command("dead", "discard", number, "--yes").code == 2, "it wants a reason"
+    assert command("dead", "discard", number, "--yes").code == 2, "a reason is required"
     for wrong in (" ", "a" * 501, "a\nb", "\u202egnp.exe"):
         assert command("dead", "discard", number, "--reason", wrong, "--yes").code == 2
     reason = "یک \u200cآزمایش 👩\u200d🚀"
@@ -250,14 +252,14 @@ def test_redis_is_corrected_after_a_discard(
             )
 
     asyncio.run(correct())
-    check_books(settings, GOOD, partitions=partitions)
+    check_invariants(settings, GOOD, partitions=partitions)
     assert command("verify", "--full").code == 0
     [kept] = json.loads(command("dead", "list", "--resolved", "--json").out)
     assert (kept["resolution"], kept["resolved_reason"]) == ("discarded", reason)
     assert reason in command("dead", "list", "--resolved").out
 
 
-def test_a_user_with_nothing_but_a_discarded_action_leaves_the_board(
+def test_a_user_whose_only_action_is_discarded_is_removed_from_the_board(
     command: Run, settings: Settings, client: "redis.Redis[str]"
 ) -> None:
     async def prepare() -> None:
@@ -274,7 +276,7 @@ def test_a_user_with_nothing_but_a_discarded_action_leaves_the_board(
     asyncio.run(flush_until(settings, lambda: not open_corrections(settings)))
 
     assert score_of(client, "dave") is None
-    check_books(settings, [("alice", "win:1", 5)])
+    check_invariants(settings, [("alice", "win:1", 5)])
     assert command("verify", "--full").code == 0
 
 
@@ -360,13 +362,13 @@ def test_an_undecodable_entry_counts_with_the_supplied_values(
 
     done = command("dead", "apply", str(first["id"]), "--delta", "10", "--yes")
     assert done.code == 0, done
-    assert command("dead", "discard", str(second["id"]), "--reason", "rubbish", "--yes").code == 0
+    assert command("dead", "discard", str(second["id"]), "--reason", "invalid", "--yes").code == 0
 
     verdict = json.loads(command("verify", "--full", "--json").out)
     assert [(one["redis"], one["wanted"]) for one in verdict["known"]] == [(5, 15)]
     assert not verdict["drifted"]
     asyncio.run(flush_until(settings, lambda: not open_corrections(settings)))
-    check_books(settings, [*GOOD, ("alice", "win:lost", 10)])
+    check_invariants(settings, [*GOOD, ("alice", "win:lost", 10)])
     assert command("verify", "--full").code == 0
     assert command("reseed", "--force", "--yes").code == 0
     assert command("verify", "--full").code == 0
@@ -375,7 +377,7 @@ def test_an_undecodable_entry_counts_with_the_supplied_values(
 def test_a_late_duplicate_right_after_a_resolution_is_corrected(
     command: Run, settings: Settings, client: "redis.Redis[str]"
 ) -> None:
-    """It takes the seq that the row of the resolution carries."""
+    """Its seq is that of the resolution's row."""
 
     async def prepare() -> None:
         await make_board(settings)
@@ -394,14 +396,16 @@ def test_a_late_duplicate_right_after_a_resolution_is_corrected(
             )
 
     asyncio.run(prepare())
-    client.zincrby(KEYS.board, pack(10, 0), "alice")  # Redis has counted what cannot be read
+    client.zincrby(
+        KEYS.board, pack(10, 0), "alice"
+    )  # Redis has counted the entry that cannot be decoded
     number = str(json.loads(command("dead", "list", "--json").out)[0]["id"])
     assert command("dead", "apply", number, "--delta", "10", "--yes").code == 0
     asyncio.run(flush_until(settings, lambda: not open_corrections(settings)))
 
     asyncio.run(repeat())
 
-    check_books(settings, [("alice", "win:1", 5), ("alice", "win:lost", 10)])
+    check_invariants(settings, [("alice", "win:1", 5), ("alice", "win:lost", 10)])
     assert command("verify", "--full").code == 0
 
 
@@ -424,7 +428,7 @@ def test_values_are_allowed_for_undecodable_entries_only_and_ids_or_all_are_requ
     assert command("dead", "apply", number, "--board", "other", "--yes").code == 3
 
 
-async def test_two_operators_and_a_flusher_count_it_once(settings: Settings) -> None:
+async def test_concurrent_resolutions_count_a_dead_letter_once(settings: Settings) -> None:
     await make_dead_letter(settings)
     allow_bad(settings)
     [(number,)] = query(settings, "SELECT id FROM dead_events")
@@ -455,7 +459,7 @@ async def test_two_operators_and_a_flusher_count_it_once(settings: Settings) -> 
             lambda: is_drained(settings) and not open_corrections(settings), within_s=15
         )
     counted = "applied" in results
-    check_books(settings, [*GOOD, *more, *([BAD] if counted else [])])
+    check_invariants(settings, [*GOOD, *more, *([BAD] if counted else [])])
 
 
 async def test_an_interrupted_resolution_changes_nothing(settings: Settings) -> None:
@@ -463,7 +467,7 @@ async def test_an_interrupted_resolution_changes_nothing(settings: Settings) -> 
     allow_bad(settings)
     [(number,)] = query(settings, "SELECT id FROM dead_events")
 
-    with breaking(settings):
+    with failing_audit(settings):
         async with await connect(settings, name="test") as connection:
             board = await select_board(connection, "main")
             with pytest.raises(psycopg.Error):
@@ -478,8 +482,8 @@ async def test_an_interrupted_resolution_changes_nothing(settings: Settings) -> 
 
 
 @contextmanager
-def breaking(settings: Settings) -> Iterator[None]:
-    """Have the last statement of a resolution fail."""
+def failing_audit(settings: Settings) -> Iterator[None]:
+    """Add a constraint with which the last statement of a resolution fails."""
     query(settings, "ALTER TABLE audit_log ADD CONSTRAINT broken CHECK (action NOT LIKE 'dead%%')")
     yield
     query(settings, "ALTER TABLE audit_log DROP CONSTRAINT broken")
@@ -503,7 +507,7 @@ def test_a_reseed_and_a_resolution_exclude_each_other(command: Run, settings: Se
     assert time.monotonic() - started_at < 5
 
 
-def park_foreign(settings: Settings, *deltas: int) -> None:
+def make_foreign_dead_letters(settings: Settings, *deltas: int) -> None:
     """Make the flusher store dead letters of alice that are out of range."""
 
     async def flush() -> None:
@@ -522,7 +526,7 @@ def park_foreign(settings: Settings, *deltas: int) -> None:
 
 
 def drift(settings: Settings, client: "redis.Redis[str]", user: str) -> None:
-    """Have Redis count six points too much, as after a late duplicate that awaits correction."""
+    """Add six points in Redis only, as a late duplicate that is not yet corrected does."""
     client.zadd(KEYS.board, {user: pack(11, 3)})
     query(
         settings,
@@ -536,7 +540,7 @@ def drift(settings: Settings, client: "redis.Redis[str]", user: str) -> None:
 def test_dead_letters_out_of_range_do_not_block_corrections(
     command: Run, settings: Settings, client: "redis.Redis[str]"
 ) -> None:
-    park_foreign(settings, SCORE_MAX, SCORE_MAX)
+    make_foreign_dead_letters(settings, SCORE_MAX, SCORE_MAX)
     number = str(json.loads(command("dead", "list", "--json").out)[0]["id"])
     assert command("dead", "discard", number, "--reason", "foreign", "--yes").code == 0
     drift(settings, client, "bob")
@@ -551,7 +555,7 @@ def test_dead_letters_out_of_range_do_not_block_corrections(
 def test_a_dead_letter_below_zero_removes_no_member(
     command: Run, settings: Settings, client: "redis.Redis[str]"
 ) -> None:
-    park_foreign(settings, -50)
+    make_foreign_dead_letters(settings, -50)
     drift(settings, client, "alice")
 
     asyncio.run(flush_until(settings, lambda: not open_corrections(settings)))
@@ -566,7 +570,7 @@ def test_a_dead_letter_below_zero_removes_no_member(
 def test_an_undecodable_row_can_be_listed_and_discarded(
     raw: bytes, command: Run, settings: Settings, client: "redis.Redis[str]"
 ) -> None:
-    park_foreign(settings, -50)
+    make_foreign_dead_letters(settings, -50)
     query(settings, "UPDATE dead_events SET raw = %s", raw)
     drift(settings, client, "bob")
 
@@ -593,7 +597,7 @@ async def test_a_resolution_waits_for_a_correction_in_the_users_current_partitio
     allow_bad(settings)
     [(number,)] = query(settings, "SELECT id FROM dead_events")
     board = Board(layout=Layout(partitions=1))
-    home = Partition("main", 0)
+    partition = Partition("main", 0)
 
     async def resolve() -> None:
         async with await connect(settings, name="test") as connection:
@@ -606,7 +610,7 @@ async def test_a_resolution_waits_for_a_correction_in_the_users_current_partitio
         async with corrector.transaction():
             await corrector.execute(
                 b"SELECT 1 FROM flush_state WHERE board = 'main' AND part = %s FOR UPDATE",
-                (home.number,),
+                (partition.number,),
             )
             resolving = asyncio.create_task(resolve())
             holder = corrector.info.backend_pid

@@ -49,7 +49,7 @@ async def store(redis_url: str) -> AsyncIterator[Store]:
 
 
 def calls(url: str) -> int:
-    """How many scripts the server has run."""
+    """Return the number of scripts that the server has run."""
     with redis.Redis.from_url(url) as client:
         return int(client.info("commandstats").get("cmdstat_evalsha", {}).get("calls", 0))
 
@@ -78,7 +78,7 @@ async def test_each_caller_gets_its_own_answer(store: Store, redis_url: str) -> 
     assert [receipt.score for receipt in receipts] == list(range(1, 301))
 
 
-async def test_outcomes_become_errors_of_their_own(store: Store, redis_url: str) -> None:
+async def test_each_outcome_raises_its_error(store: Store, redis_url: str) -> None:
     await open_board(store)
     async with running(settings_for(redis_url, stream_cap=1)) as dispatcher:
         first = await dispatcher.submit("main", Action("a", "1", 5, stated=True))
@@ -109,7 +109,7 @@ async def test_an_emptied_or_fenced_board_accepts_nothing(store: Store, redis_ur
             await dispatcher.submit("main", Action("a", "1", 1))
 
 
-async def test_the_layout_is_learned_from_the_refusal(store: Store, redis_url: str) -> None:
+async def test_the_layout_is_read_from_the_refusal(store: Store, redis_url: str) -> None:
     layout = Layout(partitions=3, seen_seconds=60, seen_shards=2)
     await open_board(store, Board("main", layout))
 

@@ -1,4 +1,4 @@
-"""The embedded servers: what they promise to `scoreboard up` and to every other test."""
+"""The embedded servers of `scoreboard up` and of the tests: durability, settings, failures."""
 
 import os
 import shutil
@@ -25,11 +25,11 @@ from tests.support.servers.stores import OwnPostgres, OwnValkey
 
 pytestmark = pytest.mark.slow
 
-PROBLEM_TYPES = [EmbeddedValkey, EmbeddedPostgres]
+SERVER_TYPES = [EmbeddedValkey, EmbeddedPostgres]
 
 
 def is_gone(pid: int) -> bool:
-    """Whether a process that is not our child has ended."""
+    """Return whether a process that is not a child of this one has ended."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -38,7 +38,7 @@ def is_gone(pid: int) -> bool:
 
 
 def listeners(port: int) -> set[str]:
-    """The addresses, as the kernel prints them, on which somebody listens at a port."""
+    """Return the addresses, as the kernel prints them, of the listeners on a port."""
     found = set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
@@ -56,7 +56,7 @@ def query(url: str, statement: str) -> list[tuple]:
 
 
 def failure_of(server: EmbeddedServer) -> str:
-    """The line a start fails with; nothing runs afterwards."""
+    """Return the error of a failed start; check that the server is not running."""
     with pytest.raises(EmbeddedFailed) as caught:
         server.start()
     assert not server.is_running
@@ -67,7 +67,7 @@ def failure_of(server: EmbeddedServer) -> str:
 # --- data -----------------------------------------------------------------------------------------
 
 
-def test_valkey_has_every_answered_write_after_it_was_killed(own_valkey: OwnValkey):
+def test_valkey_has_every_acknowledged_write_after_sigkill(own_valkey: OwnValkey):
     server = own_valkey()
     with redis.Redis.from_url(server.url) as client:
         for number in range(100):
@@ -82,7 +82,7 @@ def test_valkey_has_every_answered_write_after_it_was_killed(own_valkey: OwnValk
         assert client.get("key-99") == b"99"
 
 
-def test_postgres_has_every_commit_after_it_was_killed(own_postgres: OwnPostgres):
+def test_postgres_has_every_commit_after_sigkill(own_postgres: OwnPostgres):
     server = own_postgres()
     query(server.url, "CREATE TABLE kept AS SELECT generate_series(1, 100)")
     os.kill(server.pid, signal.SIGKILL)
@@ -93,8 +93,8 @@ def test_postgres_has_every_commit_after_it_was_killed(own_postgres: OwnPostgres
     assert query(server.url, "SELECT count(*) FROM kept") == [(100,)]
 
 
-@pytest.mark.parametrize("kind", PROBLEM_TYPES)
-def test_a_server_stops_in_order_and_starts_again_with_its_password(kind, tmp_path: Path):
+@pytest.mark.parametrize("kind", SERVER_TYPES)
+def test_a_stopped_server_starts_again_with_its_password(kind, tmp_path: Path):
     server = kind(tmp_path / "data")
     with server:
         pid, url = server.pid, server.url
@@ -122,7 +122,7 @@ def test_a_server_that_does_not_stop_is_killed_at_the_deadline(own_valkey: OwnVa
 # --- settings -------------------------------------------------------------------------------------
 
 
-def test_valkey_is_configured_to_lose_and_evict_nothing(valkey_server: EmbeddedValkey):
+def test_valkey_is_configured_for_durability_without_eviction(valkey_server: EmbeddedValkey):
     wanted = {
         "appendonly": "yes",
         "appendfsync": "always",
@@ -150,7 +150,7 @@ def test_single_settings_can_be_overridden(own_valkey: OwnValkey, own_postgres: 
     assert query(postgres.url, "SHOW fsync") == [("on",)]
 
 
-def test_postgres_sorts_by_code_point_in_utf8_and_speaks_english(postgres_server):
+def test_postgres_uses_utf8_code_point_order_and_english_messages(postgres_server):
     assert query(
         postgres_server.url,
         "SELECT current_user, current_database(), datlocprovider, datlocale, "
@@ -159,37 +159,37 @@ def test_postgres_sorts_by_code_point_in_utf8_and_speaks_english(postgres_server
     ) == [("scoreboard", "scoreboard", "b", "C.UTF-8", "UTF8", "C", "UTC")]
 
 
-def test_the_servers_listen_on_loopback_alone(valkey_server, postgres_server):
+def test_the_servers_listen_only_on_loopback(valkey_server, postgres_server):
     assert listeners(valkey_server.port) == {"0100007F"}
     assert listeners(postgres_server.port) == {"0100007F"}
     assert query(postgres_server.url, "SHOW unix_socket_directories") == [("",)]
 
 
-def test_nobody_gets_in_without_the_password(valkey_server, postgres_server):
-    stranger = redis.Redis(port=valkey_server.port, retry=Retry(NoBackoff(), 0))
-    with stranger, pytest.raises(redis.AuthenticationError):
-        stranger.ping()
+def test_a_connection_without_the_password_is_refused(valkey_server, postgres_server):
+    client = redis.Redis(port=valkey_server.port, retry=Retry(NoBackoff(), 0))
+    with client, pytest.raises(redis.AuthenticationError):
+        client.ping()
     url = postgres_server.url.replace(postgres_server.password, "guess")
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
         psycopg.connect(url)
 
 
 @pytest.mark.parametrize("fixture", ["valkey_server", "postgres_server"])
-def test_the_password_is_for_our_eyes_only(fixture: str, request: pytest.FixtureRequest):
+def test_the_password_is_only_in_private_files(fixture: str, request: pytest.FixtureRequest):
     server = request.getfixturevalue(fixture)
     for part in ("cmdline", "environ"):
         assert server.password.encode() not in Path(f"/proc/{server.pid}/{part}").read_bytes()
     assert server.password not in repr(server)
-    holders = [path for path in server.folder.path.iterdir() if path.is_file()]
-    assert holders
-    for path in holders:
+    files = [path for path in server.folder.path.iterdir() if path.is_file()]
+    assert files
+    for path in files:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
 
 
 # --- failures -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", PROBLEM_TYPES)
+@pytest.mark.parametrize("kind", SERVER_TYPES)
 def test_a_port_in_use_is_reported_with_its_settings(kind, tmp_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -200,7 +200,7 @@ def test_a_port_in_use_is_reported_with_its_settings(kind, tmp_path: Path):
     assert "Address already in use" in line
 
 
-@pytest.mark.parametrize("kind", PROBLEM_TYPES)
+@pytest.mark.parametrize("kind", SERVER_TYPES)
 def test_a_folder_with_other_files_is_left_untouched(kind, tmp_path: Path):
     (tmp_path / "PG_VERSION").write_text("15")
 
@@ -211,7 +211,7 @@ def test_a_folder_with_other_files_is_left_untouched(kind, tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["PG_VERSION"]
 
 
-@pytest.mark.parametrize("kind", PROBLEM_TYPES)
+@pytest.mark.parametrize("kind", SERVER_TYPES)
 def test_a_folder_of_another_user_is_left_untouched(kind, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
 
@@ -221,7 +221,7 @@ def test_a_folder_of_another_user_is_left_untouched(kind, tmp_path: Path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("kind", PROBLEM_TYPES)
+@pytest.mark.parametrize("kind", SERVER_TYPES)
 def test_a_second_server_on_the_same_folder_is_refused(kind, tmp_path: Path, monkeypatch):
     monkeypatch.setattr("cli.embedded.data_folder.LOCK_WAIT_S", 0.1)
     with kind(tmp_path / "data") as first:
@@ -231,7 +231,7 @@ def test_a_second_server_on_the_same_folder_is_refused(kind, tmp_path: Path, mon
         assert f"already uses {tmp_path / 'data'} (process {first.pid})" in line
 
 
-def test_a_path_that_is_no_folder_is_named(tmp_path: Path):
+def test_a_path_that_is_not_a_folder_is_refused_by_name(tmp_path: Path):
     (tmp_path / "file").touch()
 
     assert f"Cannot use the data folder {tmp_path / 'file'}" in failure_of(
@@ -239,7 +239,7 @@ def test_a_path_that_is_no_folder_is_named(tmp_path: Path):
     )
 
 
-def test_a_cluster_of_another_major_version_is_named(tmp_path: Path):
+def test_a_cluster_of_another_major_version_is_refused(tmp_path: Path):
     with EmbeddedPostgres(tmp_path / "data", fsync=False) as server:
         server.stop()
         (tmp_path / "data" / "cluster" / "PG_VERSION").write_text("9\n")
@@ -247,7 +247,7 @@ def test_a_cluster_of_another_major_version_is_named(tmp_path: Path):
         assert "was created by PostgreSQL 9, but this is 1" in failure_of(server)
 
 
-def test_a_changed_password_file_is_named(tmp_path: Path):
+def test_a_changed_password_file_is_reported(tmp_path: Path):
     with EmbeddedPostgres(tmp_path / "data", fsync=False) as server:
         server.stop()
         (tmp_path / "data" / "postgres-password").write_text("changed")
@@ -255,7 +255,7 @@ def test_a_changed_password_file_is_named(tmp_path: Path):
         assert "password differs from the one in the data folder" in failure_of(server)
 
 
-def test_a_bad_setting_ends_in_the_last_lines_of_the_log(tmp_path: Path):
+def test_an_invalid_setting_is_reported_with_the_last_log_lines(tmp_path: Path):
     valkey = EmbeddedValkey(tmp_path / "valkey", settings={"appendfsync": "sometimes"})
     postgres = EmbeddedPostgres(tmp_path / "postgres", settings={"max_connections": "many"})
 
@@ -263,7 +263,7 @@ def test_a_bad_setting_ends_in_the_last_lines_of_the_log(tmp_path: Path):
     assert 'invalid value for parameter "max_connections"' in failure_of(postgres)
 
 
-def test_a_line_about_a_failure_never_holds_the_password(tmp_path: Path):
+def test_an_error_does_not_contain_the_password(tmp_path: Path):
     server = EmbeddedValkey(tmp_path, password="hunter2", settings={"masterauth": "hunter2 more"})
 
     line = failure_of(server)
@@ -272,7 +272,7 @@ def test_a_line_about_a_failure_never_holds_the_password(tmp_path: Path):
     assert "hunter2" not in line
 
 
-def test_without_any_programs_the_line_names_what_to_install(tmp_path: Path, monkeypatch):
+def test_missing_programs_are_reported_with_the_package_to_install(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(binaries, "_package_folders", lambda _name: [])
     monkeypatch.setattr(binaries, "_postgres_folders", lambda: iter([tmp_path]))
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -283,7 +283,9 @@ def test_without_any_programs_the_line_names_what_to_install(tmp_path: Path, mon
         assert variable in line
 
 
-def test_a_redis_of_the_system_will_do(tmp_path: Path, own_valkey: OwnValkey, monkeypatch):
+def test_redis_server_of_the_system_is_used_without_the_wheel(
+    tmp_path: Path, own_valkey: OwnValkey, monkeypatch
+):
     (tmp_path / "redis-server").symlink_to(binaries.find_valkey())
     monkeypatch.setattr(binaries, "_package_folders", lambda _name: [])
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -293,26 +295,26 @@ def test_a_redis_of_the_system_will_do(tmp_path: Path, own_valkey: OwnValkey, mo
     assert b"redis-server" in Path(f"/proc/{server.pid}/cmdline").read_bytes()
 
 
-# --- PostgreSQL's particulars ---------------------------------------------------------------------
+# --- PostgreSQL -----------------------------------------------------------------------------------
 
 
-def test_a_process_id_that_another_process_got_since_does_not_hinder(own_postgres: OwnPostgres):
+def test_a_stale_process_id_of_another_process_does_not_prevent_a_start(own_postgres: OwnPostgres):
     server = own_postgres()
     pid_file = server.folder.path / "cluster" / "postmaster.pid"
     text = pid_file.read_text()
     server.kill()
-    stranger = child.spawn(["/bin/sleep", "60"], on_parent_death=signal.SIGKILL)
+    other = child.spawn(["/bin/sleep", "60"], on_parent_death=signal.SIGKILL)
     try:
-        pid_file.write_text(text.replace(text.split("\n")[0], str(stranger.pid), 1))
+        pid_file.write_text(text.replace(text.split("\n")[0], str(other.pid), 1))
 
         server.start()
 
         assert query(server.url, "SELECT 1") == [(1,)]
     finally:
-        child.kill(stranger)
+        child.kill(other)
 
 
-def test_an_interrupted_initdb_leaves_nothing_in_the_way(tmp_path: Path):
+def test_an_interrupted_initdb_does_not_prevent_a_start(tmp_path: Path):
     with EmbeddedPostgres(tmp_path / "data", fsync=False) as server:
         server.stop()
         (tmp_path / "data" / "cluster").rename(tmp_path / "data" / "making")
@@ -322,12 +324,12 @@ def test_an_interrupted_initdb_leaves_nothing_in_the_way(tmp_path: Path):
         assert query(server.url, "SELECT 1") == [(1,)]
 
 
-def test_a_postgres_of_the_system_will_do(own_postgres: OwnPostgres, monkeypatch):
+def test_postgres_of_the_system_is_used_without_the_wheel(own_postgres: OwnPostgres, monkeypatch):
     monkeypatch.setattr(binaries, "_package_folders", lambda _name: [])
     try:
         programs = binaries.find_postgres()
     except EmbeddedFailed:
-        pytest.skip("this system has no PostgreSQL of its own, only the wheel's")
+        pytest.skip("PostgreSQL is not installed on this system, only the wheel")
 
     server = own_postgres()
 
@@ -336,8 +338,8 @@ def test_a_postgres_of_the_system_will_do(own_postgres: OwnPostgres, monkeypatch
     assert query(server.url, "SELECT 'Z' < 'a'") == [(True,)]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_root_without_user_namespaces_becomes_another_user(
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its user")
+def test_root_without_user_namespaces_runs_postgres_as_another_user(
     tmp_path: Path,
     monkeypatch,
     request: pytest.FixtureRequest,
@@ -349,12 +351,12 @@ def test_root_without_user_namespaces_becomes_another_user(
     modes = {path: path.stat() for path in (tmp_path, *tmp_path.parents)}
 
     with EmbeddedPostgres(tmp_path / "data", fsync=False) as server:
-        workshop = (tmp_path / "data" / "cluster").resolve().parent
-        request.addfinalizer(lambda: shutil.rmtree(workshop))
+        folder = (tmp_path / "data" / "cluster").resolve().parent
+        request.addfinalizer(lambda: shutil.rmtree(folder))
         query(server.url, "CREATE TABLE kept ()")
         assert Path(f"/proc/{server.pid}").stat().st_uid != 0
         server.kill()
-        # Whatever becomes possible later, the cluster stays its owner's.
+        # With user namespaces available again, the cluster keeps its owner.
         monkeypatch.undo()
         server.start()
         assert query(server.url, "SELECT * FROM kept") == []
@@ -366,10 +368,10 @@ def test_root_without_user_namespaces_becomes_another_user(
             before.st_gid,
             before.st_mode,
         )
-    assert workshop.parent == Path("/var/tmp")
+    assert folder.parent == Path("/var/tmp")
 
 
-def test_a_user_without_a_name_is_told_what_to_do(tmp_path: Path, monkeypatch):
+def test_a_user_without_a_name_is_refused_with_advice(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 54321)
     monkeypatch.setattr(os_user, "_runs", lambda _command: False)
 
@@ -392,7 +394,7 @@ signal.pause()
 """
 
 
-def test_servers_die_with_a_killed_parent_and_start_again(
+def test_servers_end_with_a_killed_parent_and_start_again(
     tmp_path: Path,
     own_valkey: OwnValkey,
     own_postgres: OwnPostgres,
@@ -415,14 +417,14 @@ def test_servers_die_with_a_killed_parent_and_start_again(
     assert query(own_postgres(tmp_path / "postgres").url, "SELECT 1") == [(1,)]
 
 
-def test_a_terminal_that_interrupts_us_does_not_reach_the_servers(valkey_server, postgres_server):
+def test_the_servers_run_in_their_own_sessions(valkey_server, postgres_server):
     for server in (valkey_server, postgres_server):
         assert os.getsid(server.pid) == server.pid
         assert os.getsid(server.pid) != os.getsid(0)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel watches threads on Linux only")
-def test_a_child_outlives_the_thread_that_asked_for_it():
+def test_a_child_outlives_the_thread_that_started_it():
     started: list[child.Process] = []
 
     def start() -> None:
@@ -442,10 +444,10 @@ def test_a_child_outlives_the_thread_that_asked_for_it():
         child.kill(started[0])
 
 
-def test_a_child_of_a_parent_that_is_already_gone_does_not_start():
+def test_a_child_of_an_ended_parent_does_not_start():
     launcher = Path(servers.__file__).with_name("launch.py")
-    not_its_parent = str(os.getppid())
-    words = [not_its_parent, str(int(signal.SIGTERM)), "-1", "-1", "/bin/echo", "started"]
+    other_pid = str(os.getppid())
+    words = [other_pid, str(int(signal.SIGTERM)), "-1", "-1", "/bin/echo", "started"]
 
     done = subprocess.run(
         [sys.executable, "-I", "-S", str(launcher), *words],
@@ -457,7 +459,7 @@ def test_a_child_of_a_parent_that_is_already_gone_does_not_start():
     assert done.stdout == b""
 
 
-def test_free_ports_are_free_and_out_of_the_kernels_way():
+def test_free_ports_are_free_and_not_in_the_ephemeral_range():
     first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     port = find_free_port()
 
@@ -469,7 +471,7 @@ def test_free_ports_are_free_and_out_of_the_kernels_way():
 # --- the fixtures ---------------------------------------------------------------------------------
 
 
-def test_a_test_begins_with_an_empty_valkey_and_a_migrated_database(redis_url, database_url):
+def test_fixtures_return_an_empty_valkey_and_a_migrated_database(redis_url, database_url):
     with redis.Redis.from_url(redis_url) as client:
         assert client.dbsize() == 0
         client.set("left", "behind")
@@ -477,7 +479,7 @@ def test_a_test_begins_with_an_empty_valkey_and_a_migrated_database(redis_url, d
     query(database_url, "DROP TABLE score_events CASCADE")
 
 
-def test_the_next_test_sees_nothing_of_it(redis_url, database_url):
+def test_changes_of_the_previous_test_are_removed(redis_url, database_url):
     with redis.Redis.from_url(redis_url) as client:
         assert client.dbsize() == 0
     assert query(database_url, "SELECT count(*) FROM score_events") == [(0,)]

@@ -1,6 +1,6 @@
-"""Equal scores of several partitions have one order in every read.
+"""Equal scores of several partitions have the same order in every read.
 
-Within a partition that is the order of arrival; across partitions it is fixed, and not by time.
+Within a partition that is the order of arrival; across partitions it is fixed, but not by time.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ async def store(settings: Settings) -> AsyncIterator[Store]:
 
 
 async def play(settings: Settings, *, seed: int) -> list[str]:
-    """Let users reach few scores one after another; return them in that order."""
+    """Submit one action per user in turn, with few scores; return the users in that order."""
     chance = random.Random(seed)
     users = [f"user{chance.getrandbits(32):08x}" for _ in range(40)]
     async with dispatching(settings) as dispatcher:
@@ -48,8 +48,8 @@ async def play(settings: Settings, *, seed: int) -> list[str]:
     return users
 
 
-class Showing:
-    """A listener that keeps the newest frame."""
+class Listener:
+    """A listener that stores the latest frame."""
 
     frame: Leaderboard | None = None
 
@@ -65,15 +65,15 @@ class Showing:
 
 async def frame_of(settings: Settings) -> Leaderboard:
     """Return the board that a BoardWatcher sends to its viewers."""
-    showing = Showing()
-    task = asyncio.create_task(BoardWatcher(settings, showing, name="test").run())
+    listener = Listener()
+    task = asyncio.create_task(BoardWatcher(settings, listener, name="test").run())
     try:
-        await eventually_async(lambda: showing.frame is not None)
+        await eventually_async(lambda: listener.frame is not None)
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-    assert showing.frame is not None
-    return showing.frame
+    assert listener.frame is not None
+    return listener.frame
 
 
 async def check_one_order(store: Store, settings: Settings) -> list[tuple[str, int]]:
@@ -100,12 +100,12 @@ async def test_list_rank_neighbours_and_frames_have_one_order(
 
     for number in range(PARTITIONS):
         for score in (5, 7):
-            equals = [
+            equal = [
                 user
                 for user, held in order
                 if held == score and partition_of(user, PARTITIONS) == number
             ]
-            assert equals == [user for user in arrived if user in equals], "in order of arrival"
+            assert equal == [user for user in arrived if user in equal], "in order of arrival"
 
 
 async def test_equal_packed_scores_rank_by_the_number_of_the_partition(
@@ -118,7 +118,7 @@ async def test_equal_packed_scores_rank_by_the_number_of_the_partition(
             keys = PartitionKeys(Partition("main", number))
             users = {f"p{number}-{n}": packed - n for n in range(20)}
             client.zadd(keys.board, users)
-    # Written where they do not belong: only lists and frames find them.
+    # Written to wrong partitions: only lists and frames contain them.
     whole = (await store.leaderboard("main", limit=100)).rows
     at = [row.user_id for row in whole].index("p0-0")
     assert [row.user_id for row in whole[at : at + 6]] == [
@@ -127,7 +127,7 @@ async def test_equal_packed_scores_rank_by_the_number_of_the_partition(
     ]
 
 
-async def test_equals_of_different_partitions_are_not_ordered_by_time(
+async def test_equal_scores_of_different_partitions_are_not_ordered_by_time(
     store: Store, settings: Settings
 ) -> None:
     """The documented behaviour of several partitions."""

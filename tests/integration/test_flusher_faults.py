@@ -27,7 +27,7 @@ from tests.support.servers.flushers import (
     MAIN,
     FlusherProcess,
     act,
-    check_books,
+    check_invariants,
     flushing,
     is_drained,
     make_board,
@@ -63,14 +63,14 @@ def client(redis_url: str) -> Iterator[Client]:
         yield client
 
 
-def some(count: int, *, start: int = 0) -> list[Action]:
+def make_actions(count: int, *, start: int = 0) -> list[Action]:
     return [
         Action(f"user{number % 20}", f"win:{number}", 1 + number % 7)
         for number in range(start, start + count)
     ]
 
 
-def told(actions: list[Action]) -> list[tuple[str, str, int]]:
+def acknowledged(actions: list[Action]) -> list[tuple[str, str, int]]:
     return [(one.user_id, one.action_id, one.delta) for one in actions]
 
 
@@ -78,7 +78,7 @@ async def drained(settings: Settings, within_s: float = 15) -> None:
     await eventually_async(lambda: is_drained(settings), within_s)
 
 
-async def becomes(flusher: Flusher, condition: Condition, within_s: float = 10) -> None:
+async def wait_for_condition(flusher: Flusher, condition: Condition, within_s: float = 10) -> None:
     await eventually_async(
         lambda: bool(flusher.partitions) and flusher.partitions[0].status.condition is condition,
         within_s,
@@ -86,7 +86,7 @@ async def becomes(flusher: Flusher, condition: Condition, within_s: float = 10) 
 
 
 def add_poison(client: Client, count: int, *, first: int = 1) -> None:
-    """Put events into the stream that can be read, and whose sum fits no INT."""
+    """Add decodable events to the stream whose sum exceeds an INT."""
     for number in range(first, first + count):
         seq = client.hincrby(KEYS.meta, "seq", 1)
         for action in ("huge", "more"):
@@ -98,11 +98,11 @@ def add_poison(client: Client, count: int, *, first: int = 1) -> None:
 # Entries that cannot be read or stored
 
 
-async def test_an_unstorable_row_becomes_a_dead_letter_and_the_rest_counts(
+async def test_an_unstorable_row_is_a_dead_letter_and_the_others_are_stored(
     settings: Settings, client: Client
 ) -> None:
     await make_board(settings)
-    before, after = some(40), some(40, start=40)
+    before, after = make_actions(40), make_actions(40, start=40)
     await act(settings, *before)
     add_poison(client, 3)
     await act(settings, *after)
@@ -119,11 +119,11 @@ async def test_an_unstorable_row_becomes_a_dead_letter_and_the_rest_counts(
     assert positions(settings) == {0: 86}
 
 
-async def test_an_invalid_record_becomes_a_dead_letter_in_the_same_transaction(
+async def test_an_invalid_record_is_stored_as_a_dead_letter_in_the_same_transaction(
     settings: Settings, client: Client
 ) -> None:
     await make_board(settings)
-    actions = some(30)
+    actions = make_actions(30)
     await act(settings, *actions[:15])
     client.xadd(KEYS.events, {"q": "x", "u": "\xff\x00"})
     client.xadd(KEYS.events, {"hello": "world"})
@@ -132,7 +132,7 @@ async def test_an_invalid_record_becomes_a_dead_letter_in_the_same_transaction(
     async with flushing(settings):
         await drained(settings)
 
-    check_books(settings, told(actions))
+    check_invariants(settings, acknowledged(actions))
     assert len(query(settings, "SELECT 1 FROM dead_events")) == 2
 
 
@@ -143,7 +143,7 @@ async def test_too_many_unstorable_rows_stop_the_flusher_without_dead_letters(
     add_poison(client, 20)
 
     async with flushing(settings) as flusher:
-        await becomes(flusher, Condition.BROKEN)
+        await wait_for_condition(flusher, Condition.BROKEN)
         assert "poison-flood" in flusher.partitions[0].status.reason
 
     assert query(settings, "SELECT 1 FROM dead_events") == []
@@ -153,14 +153,14 @@ async def test_too_many_unstorable_rows_stop_the_flusher_without_dead_letters(
 async def test_a_missing_ledger_partition_stops_the_flusher_without_dead_letters(
     settings: Settings,
 ) -> None:
-    """It comes as a check violation, which looks like a bad row."""
+    """PostgreSQL reports a check violation, as it does for an invalid row."""
     await make_board(settings)
-    actions = some(12)  # few enough to pass for an accident of rows
+    actions = make_actions(12)  # fewer than the limit of unstorable rows
     query(settings, "ALTER TABLE score_events DETACH PARTITION score_events_2")
 
     async with flushing(settings) as flusher:
         await act(settings, *actions)
-        await becomes(flusher, Condition.BROKEN)
+        await wait_for_condition(flusher, Condition.BROKEN)
         assert query(settings, "SELECT 1 FROM dead_events") == []
         query(
             settings,
@@ -169,7 +169,7 @@ async def test_a_missing_ledger_partition_stops_the_flusher_without_dead_letters
         )
         await drained(settings)
 
-    check_books(settings, told(actions))
+    check_invariants(settings, acknowledged(actions))
 
 
 # PostgreSQL stops, restarts and has lock contention
@@ -177,7 +177,7 @@ async def test_a_missing_ledger_partition_stops_the_flusher_without_dead_letters
 
 async def test_terminated_sessions_and_lock_time_outs_are_retried(settings: Settings) -> None:
     await make_board(settings)
-    actions = some(120)
+    actions = make_actions(120)
 
     async with flushing(settings):
         for start in range(0, 120, 40):
@@ -189,7 +189,7 @@ async def test_terminated_sessions_and_lock_time_outs_are_retried(settings: Sett
             )
         await drained(settings)
 
-    check_books(settings, told(actions))
+    check_invariants(settings, acknowledged(actions))
 
 
 async def test_a_commit_whose_answer_is_lost_counts_once(
@@ -200,16 +200,16 @@ async def test_a_commit_whose_answer_is_lost_counts_once(
         settings.redis_url.reveal(), proxy.through(settings.database_url.reveal())
     )
     await make_board(settings)
-    actions = some(50)
+    actions = make_actions(50)
 
     async with flushing(through) as flusher:
-        await becomes(flusher, Condition.FLUSHING)
+        await wait_for_condition(flusher, Condition.FLUSHING)
         cut = proxy.cut_when(TO_SERVER, b"COMMIT")
         await act(settings, *actions)
         await asyncio.wait_for(cut.wait(), 10)
         await drained(settings)
 
-    check_books(settings, told(actions))
+    check_invariants(settings, acknowledged(actions))
 
 
 async def test_without_postgres_updates_succeed_up_to_the_cap_and_are_then_busy(
@@ -219,13 +219,13 @@ async def test_without_postgres_updates_succeed_up_to_the_cap_and_are_then_busy(
     migrate(postgres.url)
     settings = settings_for(redis_url, postgres.url, stream_cap=100)
     await make_board(settings)
-    actions = some(150)
+    actions = make_actions(150)
 
     async with flushing(settings) as flusher:
-        await becomes(flusher, Condition.FLUSHING)
+        await wait_for_condition(flusher, Condition.FLUSHING)
         postgres.kill()
         early = await act(settings, *actions[:100])
-        await becomes(flusher, Condition.DATABASE_AWAY)
+        await wait_for_condition(flusher, Condition.DATABASE_AWAY)
         late = await act(settings, *actions[100:])
         replays = await act(settings, *actions[:10])
         await asyncio.to_thread(postgres.start)
@@ -237,7 +237,7 @@ async def test_without_postgres_updates_succeed_up_to_the_cap_and_are_then_busy(
     assert [type(receipt) for receipt in late] == [Busy] * 50
     assert [receipt.replayed for receipt in replays if isinstance(receipt, Receipt)] == [True] * 10
     assert all(isinstance(receipt, Receipt) for receipt in again)
-    check_books(settings, told(actions))
+    check_invariants(settings, acknowledged(actions))
 
 
 async def test_flushing_continues_after_a_redis_restart(
@@ -246,7 +246,7 @@ async def test_flushing_continues_after_a_redis_restart(
     valkey = own_valkey()
     settings = settings_for(valkey.url, database_url)
     await make_board(settings)
-    actions = some(60)
+    actions = make_actions(60)
 
     async with flushing(settings):
         for start in range(0, 60, 20):
@@ -255,7 +255,7 @@ async def test_flushing_continues_after_a_redis_restart(
             await asyncio.to_thread(valkey.start)
         await drained(settings)
 
-    check_books(settings, told(actions))
+    check_invariants(settings, acknowledged(actions))
 
 
 async def test_unresponsive_servers_time_out_and_are_used_again(
@@ -267,7 +267,7 @@ async def test_unresponsive_servers_time_out_and_are_used_again(
 ) -> None:
     monkeypatch.setattr("flusher.session.QUICK_LIMIT_S", 0.5)
     monkeypatch.setattr("flusher.writer.TRANSACTION_LIMIT_S", 0.5)
-    monkeypatch.setattr("psycopg.AsyncConnection.cancel_safe", gives_up_at_once)
+    monkeypatch.setattr("psycopg.AsyncConnection.cancel_safe", raise_cancellation_timeout)
     database = await make_proxy(postgres_server.port)
     valkey = await make_proxy(valkey_server.port)
     through = settings_for(
@@ -276,43 +276,43 @@ async def test_unresponsive_servers_time_out_and_are_used_again(
         redis_timeout_s=0.5,
     )
     await make_board(settings)
-    actions = some(60)
+    actions = make_actions(60)
 
     async with flushing(through) as flusher:
-        await becomes(flusher, Condition.FLUSHING)
+        await wait_for_condition(flusher, Condition.FLUSHING)
         valkey.freeze()
         await act(settings, *actions[:30])
-        await becomes(flusher, Condition.REDIS_AWAY)
+        await wait_for_condition(flusher, Condition.REDIS_AWAY)
         await valkey.restore()
         await drained(settings)
         database.freeze()
         await act(settings, *actions[30:])
-        await becomes(flusher, Condition.DATABASE_AWAY, within_s=20)
+        await wait_for_condition(flusher, Condition.DATABASE_AWAY, within_s=20)
         await database.restore()
         await drained(settings)
 
-    check_books(settings, told(actions))
+    check_invariants(settings, acknowledged(actions))
 
 
-async def gives_up_at_once(*_: object, **__: object) -> None:
-    """The driver's cancelling of a silent server takes its own ten seconds; not here."""
+async def raise_cancellation_timeout(*_: object, **__: object) -> None:
+    """Raise at once; the driver waits ten seconds for the cancellation on a frozen server."""
     raise psycopg.errors.CancellationTimeout
 
 
 async def test_a_resumed_former_leader_changes_nothing(settings: Settings, tmp_path: Path) -> None:
     await make_board(settings)
-    actions = some(60)
-    with FlusherProcess(settings, tmp_path / "one") as zombie:
-        zombie.wait_for("lease_taken")
+    actions = make_actions(60)
+    with FlusherProcess(settings, tmp_path / "one") as former:
+        former.wait_for("lease_taken")
         await act(settings, *actions[:20])
         await drained(settings)
-        zombie.pause()
+        former.pause()
         with FlusherProcess(settings, tmp_path / "two") as successor:
             await eventually_async(
                 lambda: bool(successor.lines("partition_condition_changed")), within_s=10
             )
             await act(settings, *actions[20:40])
-            # What idle_session_timeout does to a session that has been silent for too long.
+            # As idle_session_timeout does.
             query(
                 settings,
                 "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
@@ -322,12 +322,12 @@ async def test_a_resumed_former_leader_changes_nothing(settings: Settings, tmp_p
             )
             successor.wait_for("lease_taken")
             await drained(settings)
-            zombie.resume()
-            zombie.wait_for("partition_degraded")
+            former.resume()
+            former.wait_for("partition_degraded")
             await act(settings, *actions[40:])
             await drained(settings)
 
-    check_books(settings, told(actions))
+    check_invariants(settings, acknowledged(actions))
 
 
 # Late duplicates
@@ -371,11 +371,11 @@ async def test_a_late_duplicate_is_refused_by_the_ledger_and_redis_is_corrected_
         await corrected(settings, 1)
         await drained(settings)
 
-    check_books(settings, [*told(actions), ("alice", "win:2", 5)])
+    check_invariants(settings, [*acknowledged(actions), ("alice", "win:2", 5)])
     rejected = query(settings, "SELECT reason, delta FROM rejected_events ORDER BY seq")
     assert rejected == [("late_duplicate", 20), ("correction", -20)]
     seqs = [message["data"] for message in iter(lambda: listener.get_message(timeout=0.2), None)]
-    assert seqs[-1] == "1:6", "viewers are told"
+    assert seqs[-1] == "1:6", "viewers are acknowledged"
     listener.close()
 
 
@@ -383,30 +383,30 @@ async def test_many_late_duplicates_at_once_with_traffic_are_all_corrected(
     settings: Settings, client: Client
 ) -> None:
     await make_board(settings)
-    actions = some(200)
+    actions = make_actions(200)
     async with flushing(settings):
         await act(settings, *actions)
         await drained(settings)
         forget(client)
-        fresh = some(100, start=200)
+        fresh = make_actions(100, start=200)
         await act(settings, *actions[:90], *fresh)
         await corrected(settings, 90)
         await drained(settings)
 
-    check_books(settings, told(actions + fresh))
+    check_invariants(settings, acknowledged(actions + fresh))
 
 
 async def test_corrections_interrupted_by_a_crash_are_made_at_the_next_start(
     settings: Settings, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await make_board(settings)
-    actions = some(20)
+    actions = make_actions(20)
     with monkeypatch.context() as patch:
 
-        async def dies_before_correcting(*_: object) -> bool:
+        async def correct_nothing(*_: object) -> bool:
             return True
 
-        patch.setattr("flusher.partition.correct_late_duplicates", dies_before_correcting)
+        patch.setattr("flusher.partition.correct_late_duplicates", correct_nothing)
         async with flushing(settings):
             await act(settings, *actions)
             await drained(settings)
@@ -419,17 +419,17 @@ async def test_corrections_interrupted_by_a_crash_are_made_at_the_next_start(
         await corrected(settings, 5)
         await drained(settings)
 
-    check_books(settings, told(actions))
+    check_invariants(settings, acknowledged(actions))
 
 
-# Redis lost or hid something
+# Redis has lost or does not deliver entries
 
 
 async def test_undelivered_entries_are_read_before_anything_is_trimmed(
     settings: Settings, client: Client
 ) -> None:
     await make_board(settings)
-    actions = some(90)
+    actions = make_actions(90)
     await act(settings, *actions[:30])
     client.xgroup_setid(KEYS.events, GROUP, "$")
     await act(settings, *actions[30:60])
@@ -439,7 +439,7 @@ async def test_undelivered_entries_are_read_before_anything_is_trimmed(
         await act(settings, *actions[60:])
         await drained(settings)
 
-    check_books(settings, told(actions))
+    check_invariants(settings, acknowledged(actions))
     assert client.hget(KEYS.meta, "state") == "open"
 
 
@@ -448,11 +448,11 @@ async def test_an_entry_hidden_by_an_invalid_record_is_not_trimmed(
 ) -> None:
     """A record without a seq may fill a missing one; here the missing one was not delivered."""
     await make_board(settings)
-    actions = some(3)
+    actions = make_actions(3)
     await act(settings, actions[0])
     client.xreadgroup(GROUP, "leader", {KEYS.events: ">"})
     client.xgroup_delconsumer(KEYS.events, GROUP, "leader")
-    client.xadd(KEYS.events, {"rubbish": "1"})
+    client.xadd(KEYS.events, {"invalid": "1"})
     await act(settings, actions[1])
 
     async with flushing(settings), store_of(settings) as store:
@@ -465,11 +465,11 @@ async def test_an_entry_hidden_by_an_invalid_record_is_not_trimmed(
     check_scores(settings)
 
 
-async def test_vanished_entries_fence_the_partition_and_the_rest_counts(
+async def test_missing_entries_fence_the_partition_and_the_others_are_stored(
     settings: Settings, client: Client
 ) -> None:
     await make_board(settings)
-    actions = some(30)
+    actions = make_actions(30)
     await act(settings, *actions)
     (victim, _), *_ = client.xrange(KEYS.events)[10:]
     client.xdel(KEYS.events, victim)
@@ -505,10 +505,10 @@ async def rewound(valkey: object, settings: Settings, actions: list[Action], cop
 async def test_an_older_redis_is_fenced_drained_and_reseeded(
     database_url: str, own_valkey: OwnValkey, tmp_path: Path, fresh: int
 ) -> None:
-    """With 30 fresh actions its seq has reached the committed one: only the ledger sees it."""
+    """After 30 new actions its seq equals the committed one; only the ledger shows the loss."""
     valkey = own_valkey()
     settings = settings_for(valkey.url, database_url)
-    actions = some(90)
+    actions = make_actions(90)
     await rewound(valkey, settings, actions, tmp_path / "older")
     receipts = await act(settings, *actions[60 : 60 + fresh])
 
@@ -524,7 +524,7 @@ async def test_an_older_redis_is_fenced_drained_and_reseeded(
         settings,
         "SELECT u.external_id, action_id, delta FROM score_events JOIN users u ON u.id = user_id",
     )
-    assert sorted(ledger) == sorted(told(actions))
+    assert sorted(ledger) == sorted(acknowledged(actions))
     check_scores(settings)
     (audit,) = query(settings, "SELECT actor, action FROM audit_log")
     assert audit == (REWIND_FENCE, "reseed")
@@ -536,7 +536,7 @@ async def epoch_is(store: object, epoch: int) -> bool:
 
 
 def check_scores(settings: Settings) -> None:
-    """I2 and I3 where seq is not unique any more."""
+    """Assert I2 and I3 on a board whose seqs are not unique."""
     from scoreboard.model import unpack_score
 
     scores = dict(
@@ -557,7 +557,7 @@ def check_scores(settings: Settings) -> None:
 
 async def test_an_interrupted_recovery_is_resumed(settings: Settings, client: Client) -> None:
     await make_board(settings)
-    actions = some(30)
+    actions = make_actions(30)
     async with flushing(settings):
         await act(settings, *actions[:20])
         await drained(settings)
@@ -575,7 +575,7 @@ async def test_an_interrupted_recovery_is_resumed(settings: Settings, client: Cl
 async def test_a_redis_with_an_old_epoch_is_reseeded(settings: Settings, client: Client) -> None:
     await make_board(settings)
     query(settings, "INSERT INTO flush_state VALUES ('main', 0, 7, 0, '0-0')")
-    actions = some(20)
+    actions = make_actions(20)
     await act(settings, *actions)
 
     async with flushing(settings), store_of(settings) as store:
@@ -589,7 +589,7 @@ async def test_another_operators_fence_is_respected_and_the_stream_is_drained(
     settings: Settings, client: Client
 ) -> None:
     await make_board(settings)
-    actions = some(20)
+    actions = make_actions(20)
     await act(settings, *actions)
     async with store_of(settings) as store:
         await fence(store, Partition("main"), "an-operator")
@@ -597,7 +597,7 @@ async def test_another_operators_fence_is_respected_and_the_stream_is_drained(
     async with flushing(settings):
         await drained(settings)
 
-    check_books(settings, told(actions))
+    check_invariants(settings, acknowledged(actions))
     assert client.hget(KEYS.meta, "fence") == "an-operator"
 
 

@@ -1,4 +1,4 @@
-"""A score's way into PostgreSQL: sums, redelivery, kills, two at once, servers that go and come."""
+"""From the stream to PostgreSQL: sums, redelivery, SIGKILL, several flushers, restarts."""
 
 import asyncio
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from tests.support.servers.flushers import (
     KEYS,
     FlusherProcess,
     act,
-    check_books,
+    check_invariants,
     flushing,
     is_drained,
     make_board,
@@ -46,14 +46,14 @@ def client(redis_url: str) -> Iterator["redis.Redis[str]"]:
         yield client
 
 
-def some(count: int, *, start: int = 0) -> list[Action]:
+def make_actions(count: int, *, start: int = 0) -> list[Action]:
     return [
         Action(f"user{number % USERS}", f"win:{number}", 1 + number % 7)
         for number in range(start, start + count)
     ]
 
 
-def told(actions: list[Action]) -> list[tuple[str, str, int]]:
+def acknowledged(actions: list[Action]) -> list[tuple[str, str, int]]:
     return [(one.user_id, one.action_id, one.delta) for one in actions]
 
 
@@ -65,14 +65,14 @@ async def test_accepted_actions_are_in_postgres_once_with_correct_sums(
     settings: Settings,
 ) -> None:
     await make_board(settings)
-    actions = some(300)
+    actions = make_actions(300)
 
     async with flushing(settings):
         receipts = await act(settings, *actions, *actions[:50])
         await drained(settings)
 
     assert all(isinstance(receipt, Receipt) for receipt in receipts)
-    check_books(settings, told(actions))
+    check_invariants(settings, acknowledged(actions))
 
 
 async def test_the_ledger_row_has_all_fields(settings: Settings) -> None:
@@ -99,13 +99,13 @@ async def test_the_ledger_row_has_all_fields(settings: Settings) -> None:
 
 async def test_every_partition_has_its_own_flusher(settings: Settings) -> None:
     await make_board(settings, Board(layout=Layout(partitions=3)))
-    actions = some(120)
+    actions = make_actions(120)
 
     async with flushing(settings):
         await act(settings, *actions)
         await drained(settings, partitions=3)
 
-    check_books(settings, told(actions), partitions=3)
+    check_invariants(settings, acknowledged(actions), partitions=3)
     assert len({partition_of(one.user_id, 3) for one in actions}) == 3
 
 
@@ -113,7 +113,7 @@ async def test_a_redelivered_batch_inserts_nothing(
     settings: Settings, client: "redis.Redis[str]"
 ) -> None:
     await make_board(settings)
-    actions = some(100)
+    actions = make_actions(100)
     await act(settings, *actions)
     entries = client.xrange(KEYS.events)
     async with flushing(settings):
@@ -127,14 +127,14 @@ async def test_a_redelivered_batch_inserts_nothing(
     async with flushing(settings):
         await drained(settings)
 
-    check_books(settings, told(actions))
+    check_invariants(settings, acknowledged(actions))
     assert positions(settings) == {0: 100}
 
 
 async def test_a_flusher_waits_for_its_board_and_for_redis_to_be_loaded(
     settings: Settings, client: "redis.Redis[str]"
 ) -> None:
-    actions = some(10)
+    actions = make_actions(10)
 
     async with flushing(settings) as flusher:
         await asyncio.sleep(0)
@@ -153,7 +153,7 @@ async def test_a_flusher_waits_for_its_board_and_for_redis_to_be_loaded(
 
 async def test_a_stop_commits_and_acknowledges_the_batch(settings: Settings) -> None:
     await make_board(settings)
-    actions = some(500)
+    actions = make_actions(500)
     await act(settings, *actions)
 
     async with flushing(settings):
@@ -177,15 +177,15 @@ def waits_for_a_lock(settings: Settings) -> bool:
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-async def test_sigkill_around_a_commit_loses_and_doubles_nothing(
+async def test_sigkill_around_a_commit_neither_loses_nor_repeats_actions(
     settings: Settings, tmp_path: Path, moment: str, client: "redis.Redis[str]"
 ) -> None:
     await make_board(settings)
-    actions = some(200)
+    actions = make_actions(200)
     await act(settings, *actions)
     with FlusherProcess(settings, tmp_path / "log") as process:
         if moment == "before":
-            # Its transaction waits for a lock of ours: it has read, and cannot commit.
+            # Its transaction waits for this lock: it has read the entries and cannot commit.
             blocker = "LOCK TABLE score_events IN ACCESS EXCLUSIVE MODE"
             with psycopg.connect(settings.database_url.reveal()) as connection:
                 connection.execute(blocker.encode())
@@ -198,19 +198,19 @@ async def test_sigkill_around_a_commit_loses_and_doubles_nothing(
         process.start()
         await drained(settings)
 
-    check_books(settings, told(actions))
+    check_invariants(settings, acknowledged(actions))
 
 
-async def test_two_flushers_at_once_never_count_twice(
+async def test_concurrent_flushers_count_each_action_once(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the lease, which only saves work: ledger and row lock decide."""
+    """The lease only avoids work; without it the ledger and the row lock decide."""
     from flusher.writer import Writer
 
-    async def nobody_waits(self: Writer, stop: object) -> bool:
+    async def acquire_immediately(self: Writer, stop: object) -> bool:
         return True
 
-    monkeypatch.setattr(Writer, "acquire_lease", nobody_waits)
+    monkeypatch.setattr(Writer, "acquire_lease", acquire_immediately)
     await make_board(settings)
     few = Settings(
         redis_url=settings.redis_url,
@@ -219,19 +219,19 @@ async def test_two_flushers_at_once_never_count_twice(
         flush_linger_ms=0,
         flush_batch=20,
     )
-    actions = some(600)
+    actions = make_actions(600)
 
     async with flushing(few), flushing(few), flushing(few):
         for start in range(0, 600, 100):
             await act(settings, *actions[start : start + 100])
         await drained(settings)
 
-    check_books(settings, told(actions))
+    check_invariants(settings, acknowledged(actions))
     async with store_of(settings) as store:
         assert (await store.state(Partition("main"))).is_open
 
 
-async def test_a_standby_takes_over_at_once_when_the_leader_is_killed(
+async def test_a_standby_takes_over_when_the_leader_is_killed(
     settings: Settings, tmp_path: Path
 ) -> None:
     await make_board(settings)
@@ -241,18 +241,18 @@ async def test_a_standby_takes_over_at_once_when_the_leader_is_killed(
             standby.wait_for("partition_condition_changed")
             leader.kill()
             standby.wait_for("lease_taken", within_s=2)
-            await act(settings, *some(10))
+            await act(settings, *make_actions(10))
             await drained(settings)
             assert standby.stop() == 0
 
-    check_books(settings, told(some(10)))
+    check_invariants(settings, acknowledged(make_actions(10)))
 
 
 async def test_a_missing_group_is_created_at_the_start_of_the_stream(
     settings: Settings, client: "redis.Redis[str]"
 ) -> None:
     await make_board(settings)
-    actions = some(90)
+    actions = make_actions(90)
 
     async with flushing(settings):
         for start in range(0, 90, 30):
@@ -261,4 +261,4 @@ async def test_a_missing_group_is_created_at_the_start_of_the_stream(
             client.script_flush()
         await drained(settings)
 
-    check_books(settings, told(actions))
+    check_invariants(settings, acknowledged(actions))

@@ -22,7 +22,7 @@ from tests.support.eventually import eventually, eventually_async
 from tests.support.servers.flushers import (
     FlusherProcess,
     act,
-    check_books,
+    check_invariants,
     flushing,
     is_drained,
     make_board,
@@ -59,7 +59,7 @@ async def ask(settings: Settings, path: str, method: str = "GET") -> tuple[int, 
 
 def metric(text: str, name: str) -> float:
     lines = [one for one in text.splitlines() if one.startswith(f"scoreboard_{name}")]
-    assert len(lines) == 1, f"{name} is not measured yet"
+    assert len(lines) == 1, f"{name} has no value yet"
     return float(lines[0].split()[-1])
 
 
@@ -67,7 +67,7 @@ async def test_the_probe_reports_health(settings: Settings) -> None:
     async with flushing(settings):
         await eventually_async(lambda: asyncio.to_thread(listens, settings))
         assert (await ask(settings, "/health/live"))[0] == 200
-        assert (await ask(settings, "/health/ready"))[0] == 503, "it has no board yet"
+        assert (await ask(settings, "/health/ready"))[0] == 503, "there is no board yet"
 
         await make_board(settings)
         await act(settings, Action("alice", "win:1", 5))
@@ -75,9 +75,13 @@ async def test_the_probe_reports_health(settings: Settings) -> None:
         status, body = await ask(settings, "/health/ready")
 
         assert status == 200
-        (lane,) = json.loads(body)["partitions"]
-        assert (lane["board"], lane["part"], lane["condition"]) == ("main", 0, "flushing")
-        assert lane["committed"]["seq"] == 1
+        (partition,) = json.loads(body)["partitions"]
+        assert (partition["board"], partition["part"], partition["condition"]) == (
+            "main",
+            0,
+            "flushing",
+        )
+        assert partition["committed"]["seq"] == 1
         assert (await ask(settings, "/health/ready", "HEAD")) == (200, "")
         assert (await ask(settings, "/elsewhere"))[0] == 404
         assert (await ask(settings, "/metrics", "POST"))[0] == 405
@@ -94,7 +98,7 @@ def listens(settings: Settings) -> bool:
 async def test_a_stalled_backlog_makes_the_flusher_not_ready(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The lease is never released: every flusher is a healthy standby, and none commits."""
+    """The lease is never released, so every flusher is a healthy standby and none commits."""
     monkeypatch.setattr("flusher.status.STALLED_S", 1.0)
     await make_board(settings)
     lease = {"class": LEASE_LOCK, "key": zlib.crc32(b"main:0") - 2**31}
@@ -108,15 +112,15 @@ async def test_a_stalled_backlog_makes_the_flusher_not_ready(
             await orphan.close()
 
             await eventually_async(lambda: answers(settings, 200, "flushing"), within_s=10)
-            check_books(settings, [("alice", "win:1", 5)])
+            check_invariants(settings, [("alice", "win:1", 5)])
 
 
 async def answers(settings: Settings, status: int, condition: str) -> bool:
     if not await asyncio.to_thread(listens, settings):
         return False
     found, body = await ask(settings, "/health/ready")
-    lanes = json.loads(body)["partitions"]
-    return (found, [lane["condition"] for lane in lanes]) == (status, [condition])
+    partitions = json.loads(body)["partitions"]
+    return (found, [partition["condition"] for partition in partitions]) == (status, [condition])
 
 
 async def test_lag_and_age_are_measured_without_postgres(
@@ -151,7 +155,7 @@ async def test_lag_and_age_are_measured_without_postgres(
         await asyncio.to_thread(postgres.start)
         await eventually_async(lambda: is_drained(settings), within_s=15)
 
-    check_books(settings)
+    check_invariants(settings)
 
 
 async def test_the_committed_position_is_stored_in_redis(settings: Settings) -> None:
@@ -165,7 +169,7 @@ async def test_the_committed_position_is_stored_in_redis(settings: Settings) -> 
         assert (await store.state(MAIN)).committed_seq == 7
 
 
-def run_to_its_end(settings: Settings, tmp_path: Path, **environment: str) -> tuple[int, str]:
+def run_until_exit(settings: Settings, tmp_path: Path, **environment: str) -> tuple[int, str]:
     process = FlusherProcess(settings, tmp_path / "log", **environment)
     process.start()
     try:
@@ -180,18 +184,18 @@ def test_a_redis_that_may_lose_data_is_refused(
     valkey = own_valkey(settings={"appendfsync": "everysec"})
     settings = Settings(redis_url=Secret(valkey.url), database_url=Secret(database_url))
 
-    code, log = run_to_its_end(settings, tmp_path)
+    code, log = run_until_exit(settings, tmp_path)
 
     assert code == 1
     assert "appendfsync is everysec, must be always" in log
 
 
-def test_a_database_that_is_behind_is_refused(
+def test_an_outdated_database_is_refused(
     redis_url: str, empty_database_url: str, tmp_path: Path
 ) -> None:
     settings = Settings(redis_url=Secret(redis_url), database_url=Secret(empty_database_url))
 
-    code, log = run_to_its_end(settings, tmp_path)
+    code, log = run_until_exit(settings, tmp_path)
 
     assert code == 1
     assert "run scoreboard db migrate" in log
@@ -205,7 +209,9 @@ def test_a_database_that_is_behind_is_refused(
         ({"DATABASE_URL": ""}, "DATABASE_URL"),
     ],
 )
-def test_a_wrong_setting_is_named_in_one_line(environment: dict[str, str], named: str) -> None:
+def test_an_invalid_setting_is_reported_in_one_line(
+    environment: dict[str, str], named: str
+) -> None:
     base = {"REDIS_URL": "redis://127.0.0.1:1", "DATABASE_URL": "postgresql://127.0.0.1:1/x"}
     done = subprocess.run(
         [sys.executable, "-m", "flusher"],
@@ -243,11 +249,11 @@ async def test_the_flusher_waits_for_its_servers(
         assert process.stop() == 0
         assert eventually(lambda: process.lines("flusher_stopped"))
 
-    check_books(settings, [("alice", "win:1", 5)])
+    check_invariants(settings, [("alice", "win:1", 5)])
 
 
 def test_an_unreadable_partition_does_not_affect_others(settings: Settings, tmp_path: Path) -> None:
-    """The search for partitions reads keys of every board."""
+    """The flusher reads keys of every board to find partitions."""
     asyncio.run(make_board(settings))
     query(settings, "INSERT INTO boards VALUES ('other', 1, 60, 1, true)")
     for board, part in (("main", 1), ("other", 0)):

@@ -1,4 +1,4 @@
-"""The writer's transaction: any division and repetition of a stream gives the same tables."""
+"""The writer's transaction: the tables do not depend on the batches and repetitions of a stream."""
 
 import asyncio
 import itertools
@@ -61,7 +61,7 @@ def entries_of(deltas: list[tuple[int, int]], *, epoch: int = 1) -> list[Entry]:
     return entries
 
 
-def books(configured: Settings, board: str) -> dict[str, list[tuple[object, ...]]]:
+def tables(configured: Settings, board: str) -> dict[str, list[tuple[object, ...]]]:
     return {
         "ledger": query(
             configured,
@@ -85,7 +85,7 @@ def books(configured: Settings, board: str) -> dict[str, list[tuple[object, ...]
 
 @st.composite
 def cut_streams(draw: st.DrawFn) -> tuple[list[tuple[int, int]], list[Cut]]:
-    """A stream and slices that cover it in order; each may overlap the one before."""
+    """Generate a stream and slices that cover it in order; each may overlap the previous one."""
     stream = draw(
         st.lists(st.tuples(st.integers(0, 4), st.integers(1, 9)), min_size=1, max_size=30)
     )
@@ -99,7 +99,7 @@ def cut_streams(draw: st.DrawFn) -> tuple[list[tuple[int, int]], list[Cut]]:
     return stream, slices
 
 
-def test_any_cut_of_a_stream_with_any_repeats_gives_the_same_tables(configured: Settings) -> None:
+def test_the_tables_do_not_depend_on_batches_and_repetitions(configured: Settings) -> None:
     with asyncio.Runner() as runner:
         opened = runner.run(Writer.open(configured, fresh_board(configured)))
 
@@ -120,7 +120,7 @@ def test_any_cut_of_a_stream_with_any_repeats_gives_the_same_tables(configured: 
             runner.run(write(whole, entries, [(0, len(entries))]))
             runner.run(write(cut, entries, cuts))
 
-            assert books(configured, cut.board) == books(configured, whole.board)
+            assert tables(configured, cut.board) == tables(configured, whole.board)
 
         try:
             check()
@@ -137,7 +137,7 @@ async def test_a_batch_of_another_epoch_is_refused_and_writes_nothing(
     result = await writer.flush(build(entries_of([(1, 5)])), epoch=1)
 
     assert isinstance(result, Superseded)
-    assert books(configured, board)["ledger"] == []
+    assert tables(configured, board)["ledger"] == []
 
 
 async def test_a_gap_is_refused_unless_gaps_are_skipped(
@@ -152,7 +152,7 @@ async def test_a_gap_is_refused_unless_gaps_are_skipped(
     assert refused.gap.expected == 1
     assert isinstance(skipped, Flushed)
     assert skipped.position == Position(1, 3, "1003-0")
-    assert skipped.drifted == 1, "the user's score is not what Redis said: its first action is lost"
+    assert skipped.drifted == 1, "the user's score differs from Redis: the first action is lost"
 
 
 async def test_the_position_never_decreases(configured: Settings, writer: Writer) -> None:

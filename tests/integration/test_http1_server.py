@@ -1,4 +1,4 @@
-"""The HTTP/1.1 server on real sockets: framing, limits, slow and silent peers, and how it ends."""
+"""The HTTP/1.1 server on real sockets: framing, limits, slow and silent peers, shutdown."""
 
 import asyncio
 import contextlib
@@ -27,30 +27,30 @@ from tests.support.eventually import eventually_async
 pytestmark = pytest.mark.slow
 
 LONG = b"0123456789abcdef" * 262_144
-"""An answer of 4 MiB, far more than the kernel holds for a peer."""
+"""A body of 4 MiB, more than the kernel's buffers of a connection."""
 
 
 class Site:
-    """The application behind the server; each path shows one behaviour."""
+    """The application of the server; each path has one behaviour."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
         self.bodies: list[bytes] = []
-        self.go_on = asyncio.Event()
-        self.under_way = 0
+        self.released = asyncio.Event()
+        self.in_progress = 0
         self.outcomes: list[str] = []
         self.refused: list[str] = []
 
     async def __call__(self, request: Request) -> HttpResponse | None:
         head = request.head
         self.seen.append(f"{head.method} {head.path}")
-        self.under_way += 1
+        self.in_progress += 1
         try:
             return await self._answer(request)
         except ScoreboardError as error:
             return self.refuse(error, "")
         finally:
-            self.under_way -= 1
+            self.in_progress -= 1
 
     def refuse(self, error: ScoreboardError, peer: str) -> HttpResponse:
         self.refused.append(error.code)
@@ -63,7 +63,7 @@ class Site:
                 self.bodies.append(body)
                 return HttpResponse(200, [(b"content-type", b"text/plain")], body)
             case "/wait":
-                await self.go_on.wait()
+                await self.released.wait()
                 return HttpResponse(200, [], b"waited")
             case "/late":
                 try:
@@ -97,7 +97,7 @@ class Site:
             if request.head.query == b"flood":
                 while True:
                     await stream.write(b"x" * 100_000)
-            waiting = asyncio.ensure_future(self.go_on.wait())
+            waiting = asyncio.ensure_future(self.released.wait())
             await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
             waiting.cancel()
             if leaving.done():
@@ -113,7 +113,7 @@ class Site:
 
 
 class Served:
-    """A running server, and how to reach it."""
+    """A running server with its application and port."""
 
     def __init__(self, server: Server, site: Site, port: int) -> None:
         self.server = server
@@ -121,7 +121,7 @@ class Served:
         self.port = port
 
     def connection(self) -> Connection:
-        """The only connection."""
+        """Return the only connection."""
         [found] = (*self.server._idle, *self.server._serving)
         return found
 
@@ -131,7 +131,7 @@ Serve = Callable[..., Awaitable[Served]]
 
 @pytest.fixture
 async def serve() -> AsyncIterator[Serve]:
-    """Give a starter of servers; keywords are limits."""
+    """Return a function that starts servers; keywords are limits."""
     async with AsyncExitStack() as stack:
 
         async def start(**limits: Any) -> Served:
@@ -154,7 +154,7 @@ async def serve() -> AsyncIterator[Serve]:
 
 
 class Client:
-    """A connection that says exactly what it is told."""
+    """A raw connection of a client."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -201,7 +201,7 @@ def post(body: bytes, *lines: str, path: str = "/echo") -> bytes:
     return get(path, length, *lines, method="POST") + body
 
 
-# --- one request after the other ---
+# --- sequences of requests ---
 
 
 async def test_a_connection_serves_requests_in_sequence(serve: Serve) -> None:
@@ -253,10 +253,10 @@ async def test_pipelined_requests_are_not_read_ahead(serve: Serve) -> None:
     with socket.create_connection(("127.0.0.1", served.port)) as flooding:
         flooding.setblocking(False)
         flooding.send(get("/wait"))
-        await eventually_async(lambda: served.site.under_way == 1)
+        await eventually_async(lambda: served.site.in_progress == 1)
         taken, data = 0, get("/flood") * 1000
         last_s = time.monotonic()
-        while time.monotonic() < last_s + 0.3:  # until the kernels are full
+        while time.monotonic() < last_s + 0.3:  # until the kernel's buffers are full
             with contextlib.suppress(BlockingIOError):
                 taken += flooding.send(data)
                 last_s = time.monotonic()
@@ -265,7 +265,7 @@ async def test_pipelined_requests_are_not_read_ahead(serve: Serve) -> None:
         assert taken < 16_000_000
         assert served.site.seen == ["GET /wait"]
         flooding.setblocking(True)
-        served.site.go_on.set()
+        served.site.released.set()
         await asyncio.to_thread(flooding.recv, 100)
     await eventually_async(lambda: served.server.count == 0)
 
@@ -306,7 +306,7 @@ async def test_responses_without_a_body_send_none(serve: Serve, path: str) -> No
         assert await client.answer() == (200, b"/next")
 
 
-# --- what cannot be read ---
+# --- invalid requests ---
 
 
 @pytest.mark.parametrize("split", [False, True])
@@ -383,7 +383,7 @@ async def test_a_peer_that_keeps_sending_after_a_refusal_is_disconnected(serve: 
     await eventually_async(lambda: served.server.count == 0, within_s=LINGER_S / 2)
 
 
-# --- bodies that do not come as they should ---
+# --- incomplete, late and large bodies ---
 
 
 async def test_a_response_before_the_body_ends_the_connection(serve: Serve) -> None:
@@ -427,7 +427,7 @@ async def test_expect_100_continue_is_answered(serve: Serve) -> None:
         await client.send(b"hello")
         assert await client.answer() == (200, b"hello")
         await client.send(get("/echo", *ask, method="POST") + b"there")
-        assert await client.answer() == (200, b"there")  # it did not wait: no word needed
+        assert await client.answer() == (200, b"there")  # no 100: the body arrived with the head
         await client.send(get("/early", *ask, method="POST"))
         status, headers = await client.head()
         assert (status, headers["connection"]) == (200, "close")
@@ -444,8 +444,8 @@ async def test_a_complete_request_is_answered_after_a_half_close(serve: Serve) -
     async with talking(served) as client:
         await client.send(get("/wait") + post(b"hello") + get("/third") + b"GET /fourth HTT")
         client.writer.write_eof()
-        await eventually_async(lambda: served.site.under_way == 1)
-        served.site.go_on.set()
+        await eventually_async(lambda: served.site.in_progress == 1)
+        served.site.released.set()
         assert [await client.answer() for _ in range(3)] == [
             (200, b"waited"),
             (200, b"hello"),
@@ -473,8 +473,8 @@ async def test_a_truncated_pipelined_body_is_not_awaited(
     async with talking(served) as client:
         await client.send(get("/wait") + get("/echo", "Content-Length: 5", method="POST") + b"he")
         client.writer.write_eof()
-        await eventually_async(lambda: served.site.under_way == 1)
-        served.site.go_on.set()
+        await eventually_async(lambda: served.site.in_progress == 1)
+        served.site.released.set()
         assert (await client.answer())[0] == 200
         status, detail = await client.answer()
         assert (status, b"complete" in detail) == (400, True)
@@ -482,7 +482,7 @@ async def test_a_truncated_pipelined_body_is_not_awaited(
     assert served.site.bodies == []
 
 
-# --- time ---
+# --- time limits ---
 
 
 @pytest.mark.parametrize("start", [b"", b"G", get()[:-2]])
@@ -520,10 +520,10 @@ async def test_an_idle_connection_is_closed_and_a_second_request_has_time(serve:
 
 async def test_a_peer_that_does_not_read_is_disconnected(serve: Serve) -> None:
     served = await serve(send_s=0.3)
-    with socket.socket() as deaf:
-        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        deaf.connect(("127.0.0.1", served.port))
-        deaf.sendall(get("/long") * 100)
+    with socket.socket() as unread:
+        unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        unread.connect(("127.0.0.1", served.port))
+        unread.sendall(get("/long") * 100)
         await eventually_async(lambda: served.site.seen == ["GET /long"])
         transport = served.connection()._transport
         assert transport.get_write_buffer_size() <= SLICE_BYTES + 500
@@ -538,10 +538,10 @@ async def test_unread_long_responses_are_not_copied(serve: Serve) -> None:
         before, _ = tracemalloc.get_traced_memory()
         async with AsyncExitStack() as stack:
             for _ in range(30):
-                deaf = stack.enter_context(socket.socket())
-                deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-                deaf.connect(("127.0.0.1", served.port))
-                deaf.sendall(get("/long"))
+                unread = stack.enter_context(socket.socket())
+                unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                unread.connect(("127.0.0.1", served.port))
+                unread.sendall(get("/long"))
             await eventually_async(
                 lambda: sum(one._is_stalled for one in served.server._serving) == 30
             )
@@ -560,7 +560,7 @@ async def test_a_slow_reader_receives_a_long_response_completely(serve: Serve) -
         got = b""
         while len(got) < len(LONG):
             got += await client.reader.read(200_000)
-            await asyncio.sleep(0.05)  # pace: all of it takes longer than one piece may
+            await asyncio.sleep(0.05)  # pace: in total longer than send_s
         assert got == LONG
 
 
@@ -570,12 +570,12 @@ async def test_the_time_limit_applies_after_the_peer_has_disconnected(serve: Ser
         await client.send(get("/late"))
         assert await client.answer() == (503, b"late")
         await client.send(get("/late"))
-        await eventually_async(lambda: served.site.under_way == 1)
+        await eventually_async(lambda: served.site.in_progress == 1)
     await eventually_async(lambda: served.site.outcomes == ["late", "late"])
     await eventually_async(lambda: not served.server._serving)
 
 
-# --- how many ---
+# --- limits of connections ---
 
 
 async def test_the_longest_idle_connection_is_closed_for_a_new_one(serve: Serve) -> None:
@@ -596,7 +596,7 @@ async def test_the_longest_idle_connection_is_closed_for_a_new_one(serve: Serve)
 async def test_queued_connections_are_accepted_in_few_loop_iterations(serve: Serve) -> None:
     served = await serve()
     with contextlib.ExitStack() as stack:
-        for _ in range(64):  # the kernel queues them while the loop stands still
+        for _ in range(64):  # the kernel queues them while the loop is blocked
             address = ("127.0.0.1", served.port)
             stack.enter_context(socket.create_connection(address, timeout=5))
         turns = 0
@@ -612,11 +612,11 @@ async def test_a_connection_is_refused_if_all_others_are_busy(serve: Serve) -> N
     async with talking(served) as one, talking(served) as two:
         for client in (one, two):
             await client.send(get("/wait"))
-        await eventually_async(lambda: served.site.under_way == 2)
+        await eventually_async(lambda: served.site.in_progress == 2)
         async with talking(served) as third:
             assert (await third.answer())[0] == 503
             assert await third.rest() == b""
-        served.site.go_on.set()
+        served.site.released.set()
         assert [await one.answer(), await two.answer()] == [(200, b"waited")] * 2
 
 
@@ -624,7 +624,7 @@ async def test_a_refused_connection_can_read_its_response_while_sending(serve: S
     served = await serve(connections=1)
     async with talking(served) as busy:
         await busy.send(get("/wait"))
-        await eventually_async(lambda: served.site.under_way == 1)
+        await eventually_async(lambda: served.site.in_progress == 1)
         with socket.create_connection(("127.0.0.1", served.port), timeout=5) as refused:
             refused.sendall(get("/echo", "Content-Length: 20", method="POST"))
             await eventually_async(lambda: served.site.refused == ["overloaded"])
@@ -645,12 +645,12 @@ async def test_the_number_of_refused_connections_is_limited(
     async with AsyncExitStack() as stack:
         busy = await stack.enter_async_context(talking(served))
         await busy.send(get("/wait"))
-        await eventually_async(lambda: served.site.under_way == 1)
+        await eventually_async(lambda: served.site.in_progress == 1)
         for number in range(1, 9):
             await stack.enter_async_context(talking(served))
             await eventually_async(lambda count=number: len(served.site.refused) == count)
             assert len(served.server._refused) <= 3
-        served.site.go_on.set()
+        served.site.released.set()
         assert (await busy.answer())[0] == 200
         await eventually_async(lambda: not served.server._refused, within_s=LINGER_S + 2)
 
@@ -679,11 +679,11 @@ async def test_busy_connections_per_address_are_limited(serve: Serve) -> None:
             return client
 
         held = [await busy("127.0.0.2"), await busy("127.0.0.2")]
-        await eventually_async(lambda: served.site.under_way == 2)
+        await eventually_async(lambda: served.site.in_progress == 2)
         assert (await (await busy("127.0.0.2")).answer())[0] == 429
         held += [await busy("127.0.0.3"), *[await busy("127.0.0.9") for _ in range(5)]]
-        await eventually_async(lambda: served.site.under_way == 8)
-        served.site.go_on.set()
+        await eventually_async(lambda: served.site.in_progress == 8)
+        served.site.released.set()
         assert {await one.answer() for one in held} == {(200, b"waited")}
 
 
@@ -713,7 +713,7 @@ async def test_a_stream_ends_with_its_connection(
         _, headers = await client.head()
         assert headers["connection"] == "close"
         assert "content-length" not in headers
-        served.site.go_on.set()
+        served.site.released.set()
         assert await client.rest(LINGER_S + 1) == written
     assert served.site.outcomes == ["ended"]
 
@@ -737,15 +737,15 @@ async def test_a_stream_notices_a_disconnect(serve: Serve) -> None:
 
 async def test_an_unread_stream_is_aborted(serve: Serve) -> None:
     served = await serve()
-    with socket.socket() as deaf:
-        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        deaf.connect(("127.0.0.1", served.port))
-        deaf.sendall(get("/stream?flood"))
+    with socket.socket() as unread:
+        unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        unread.connect(("127.0.0.1", served.port))
+        unread.sendall(get("/stream?flood"))
         await eventually_async(lambda: served.site.outcomes == ["too slow"], within_s=3)
     await eventually_async(lambda: served.server.count == 0)
 
 
-# --- the end ---
+# --- shutdown ---
 
 
 async def test_a_drain_finishes_requests_and_closes_idle_connections(serve: Serve) -> None:
@@ -754,7 +754,7 @@ async def test_a_drain_finishes_requests_and_closes_idle_connections(serve: Serv
         await idle.send(get())
         await idle.answer()
         await busy.send(get("/wait"))
-        await eventually_async(lambda: served.site.under_way == 1)
+        await eventually_async(lambda: served.site.in_progress == 1)
         draining = asyncio.ensure_future(served.server.drain(5))
         assert await idle.rest(within_s=1) == b""
         with pytest.raises(ConnectionError):
@@ -762,7 +762,7 @@ async def test_a_drain_finishes_requests_and_closes_idle_connections(serve: Serv
         await new.send(get("/new"))  # it was accepted before
         assert (await new.head())[1]["connection"] == "close"
         assert not draining.done()
-        served.site.go_on.set()
+        served.site.released.set()
         status, headers = await busy.head()
         assert (status, headers["connection"]) == (200, "close")
     await asyncio.wait_for(draining, 2)
@@ -772,13 +772,13 @@ async def test_a_drain_ends_in_time_and_leaves_no_connection(serve: Serve) -> No
     served = await serve()
     async with talking(served) as client:
         await client.send(get("/wait"))
-        await eventually_async(lambda: served.site.under_way == 1)
+        await eventually_async(lambda: served.site.in_progress == 1)
         began_s = time.monotonic()
         await served.server.drain(0.2)
         assert time.monotonic() - began_s < 1
         await asyncio.gather(*served.server._abort_all(), return_exceptions=True)
         assert await client.rest(1) == b""
-    assert served.site.under_way == 0
+    assert served.site.in_progress == 0
     assert served.server.count == 0
 
 
@@ -792,7 +792,7 @@ async def test_a_late_sweep_enforces_no_deadline(serve: Serve) -> None:
         assert (await client.answer())[0] == 200
 
 
-# --- everything at once ---
+# --- mixed traffic ---
 
 GOOD = [
     get("/a"), get("/late"), get("/long"), get("/long", method="HEAD"), get("/stream"),
@@ -803,8 +803,8 @@ GOOD = [
 BAD = [*HEADS.values(), *CHUNKS.values(), get("/echo", "Content-Length: 9") + b"x", b"A" * 40_000]
 
 
-async def misbehave(served: Served, randomness: random.Random) -> None:
-    """Send a mixture in pieces; leave early, late, by half, or by a reset."""
+async def send_mixture(served: Served, randomness: random.Random) -> None:
+    """Send valid and invalid requests in pieces; disconnect at random, half-close or reset."""
     pick = randomness.choice
     data = b"".join(pick(GOOD if randomness.random() < 0.9 else BAD) for _ in range(6))
     async with talking(served, pick(["127.0.0.1", "127.0.0.2"])) as client:
@@ -845,14 +845,14 @@ async def test_mixed_traffic_leaks_nothing(
     randomness = random.Random(seed)
 
     for _ in range(6):
-        await asyncio.gather(*(misbehave(served, randomness) for _ in range(40)))
+        await asyncio.gather(*(send_mixture(served, randomness) for _ in range(40)))
 
     await eventually_async(
         lambda: not (served.server.count or served.server._serving or served.server._refused)
     )
     assert not served.server._idle
     assert not served.server._addresses
-    assert served.site.under_way == 0
+    assert served.site.in_progress == 0
     assert failures == []
     async with talking(served) as client:
         await client.send(get("/after"))

@@ -1,4 +1,4 @@
-"""The development issuer over HTTP: in this process for each rule, as a process for its life."""
+"""The development issuer over HTTP, in this process and as its own process."""
 
 import asyncio
 import subprocess
@@ -20,7 +20,7 @@ from scoreboard.http.server import Server
 from scoreboard.runtime.settings import Secret, load
 from scoreboard.runtime.sockets import bind_listener
 from scoreboard.security.tokens import READ, UPDATE, UPDATE_ANY, LocalIssuer, Verifier
-from tests.support.clients.issuer import Player, answer_in, signed_form_in
+from tests.support.clients.issuer import Player, redirect_parameters, signed_form_in
 from tests.support.clients.smuggling import CHUNKS, HEADS
 from tests.support.eventually import eventually
 
@@ -74,13 +74,13 @@ def verifier_of(issuer: LocalIssuer) -> Verifier:
     )
 
 
-# --- the whole way ---
+# --- sign-in ---
 
 
-async def test_a_player_signs_in_and_gets_a_token_that_verifies(
+async def test_a_player_signs_in_and_gets_a_valid_token(
     player: Player, issuer: LocalIssuer
 ) -> None:
-    answer = answer_in(await player.agree((await player.ask()).text, "auth0|42"))
+    answer = redirect_parameters(await player.agree((await player.ask()).text, "auth0|42"))
     assert answer.keys() == {"code", "state", "iss"}
     assert (answer["state"], answer["iss"]) == (player.state, URL)
 
@@ -95,7 +95,7 @@ async def test_a_player_signs_in_and_gets_a_token_that_verifies(
     assert caller.scopes == {UPDATE, READ}
 
 
-async def test_a_game_server_gets_a_token_that_verifies(
+async def test_a_game_server_gets_a_valid_token(
     http: httpx.AsyncClient, issuer: LocalIssuer
 ) -> None:
     response = await http.post(
@@ -107,7 +107,7 @@ async def test_a_game_server_gets_a_token_that_verifies(
 
 
 @pytest.mark.parametrize("name", ["openid-configuration", "oauth-authorization-server"])
-async def test_discovery_names_the_issuer_it_was_asked_at(
+async def test_discovery_documents_contain_the_urls_of_the_issuer(
     http: httpx.AsyncClient, issuer: LocalIssuer, name: str
 ) -> None:
     found = (await http.get(f"{URL}/.well-known/{name}")).json()
@@ -119,10 +119,10 @@ async def test_discovery_names_the_issuer_it_was_asked_at(
     assert (await http.post(found["token_endpoint"], data={"a": "b"})).status_code == 400
 
 
-# --- what is refused at the token endpoint ---
+# --- refusals of the token endpoint ---
 
 
-async def test_a_wrong_verifier_gets_nothing_and_spends_the_code(player: Player) -> None:
+async def test_a_wrong_verifier_is_refused_and_uses_up_the_code(player: Player) -> None:
     code = await player.code()
     refused = await player.redeem(code, code_verifier="w" * 43)
     assert (refused.status_code, refused.json()["error"]) == (400, "invalid_grant")
@@ -136,24 +136,24 @@ async def test_a_code_is_redeemed_once(player: Player) -> None:
     assert (again.status_code, again.json()["error"]) == (400, "invalid_grant")
 
 
-async def test_an_expired_code_gets_nothing(player: Player, clock: Clock) -> None:
+async def test_an_expired_code_is_refused(player: Player, clock: Clock) -> None:
     code = await player.code()
     clock.now_s += CODE_LIFE_S
     refused = await player.redeem(code)
     assert (refused.status_code, refused.json()["error"]) == (400, "invalid_grant")
 
 
-async def test_a_wrong_secret_gets_401_and_how_to_authenticate(http: httpx.AsyncClient) -> None:
-    asked = {"grant_type": "client_credentials"}
-    refused = await http.post(f"{URL}/token", data=asked, auth=("game-server", "wrong"))
+async def test_a_wrong_secret_gets_401_with_www_authenticate(http: httpx.AsyncClient) -> None:
+    form = {"grant_type": "client_credentials"}
+    refused = await http.post(f"{URL}/token", data=form, auth=("game-server", "wrong"))
     assert (refused.status_code, refused.json()["error"]) == (401, "invalid_client")
     assert refused.headers["www-authenticate"].startswith("Basic ")
     assert refused.headers["cache-control"] == "no-store"
 
 
-async def test_a_game_server_does_not_get_a_player_s_scope(http: httpx.AsyncClient) -> None:
-    asked = {"grant_type": "client_credentials", "scope": UPDATE}
-    refused = await http.post(f"{URL}/token", data=asked, auth=("game-server", SECRET))
+async def test_a_game_server_cannot_request_the_scope_of_a_player(http: httpx.AsyncClient) -> None:
+    form = {"grant_type": "client_credentials", "scope": UPDATE}
+    refused = await http.post(f"{URL}/token", data=form, auth=("game-server", SECRET))
     assert (refused.status_code, refused.json()["error"]) == (400, "invalid_scope")
 
 
@@ -169,7 +169,7 @@ async def test_a_game_server_does_not_get_a_player_s_scope(http: httpx.AsyncClie
         (b"", "application/x-www-form-urlencoded", 400),
     ],
 )
-async def test_a_body_that_is_no_small_form_is_refused(
+async def test_a_body_that_is_not_a_small_form_is_refused(
     http: httpx.AsyncClient, content: bytes, content_type: str, status: int
 ) -> None:
     headers = {"Content-Type": content_type} if content_type else {}
@@ -178,7 +178,7 @@ async def test_a_body_that_is_no_small_form_is_refused(
     assert refused.headers["cache-control"] == "no-store"
 
 
-# --- what is refused at the authorization endpoint ---
+# --- refusals of the authorization endpoint ---
 
 
 @pytest.mark.parametrize(
@@ -190,35 +190,35 @@ async def test_a_body_that_is_no_small_form_is_refused(
         ({"response_type": "token"}, "unsupported_response_type"),
     ],
 )
-async def test_a_wrong_request_goes_back_to_the_page_with_its_state(
+async def test_an_invalid_request_is_redirected_to_the_page_with_its_state(
     player: Player, changes: dict[str, str | None], error: str
 ) -> None:
-    answer = answer_in(await player.ask(**changes))
+    answer = redirect_parameters(await player.ask(**changes))
     assert (answer["error"], answer["state"], answer["iss"]) == (error, player.state, URL)
 
 
 @pytest.mark.parametrize(
     "uri", ["https://evil.test/", "http://127.0.0.1:8000/elsewhere", "http://127.0.0.1:9999/"]
 )
-async def test_nobody_is_sent_to_a_foreign_address(player: Player, uri: str) -> None:
+async def test_an_unregistered_redirect_uri_is_not_redirected_to(player: Player, uri: str) -> None:
     answer = await player.ask(redirect_uri=uri)
     assert answer.status_code == 400
     assert "location" not in answer.headers
     assert "redirect_uri" in answer.text
 
 
-async def test_cancelling_tells_the_page_so(player: Player) -> None:
-    answer = answer_in(await player.agree((await player.ask()).text, "", answer="cancel"))
+async def test_a_cancelled_sign_in_redirects_with_access_denied(player: Player) -> None:
+    answer = redirect_parameters(await player.agree((await player.ask()).text, "", answer="cancel"))
     assert answer == {"error": "access_denied", "state": player.state, "iss": URL}
 
 
 @pytest.mark.parametrize("name", ["", "   ", "a b", "ü", "x" * 129, '"><script>'])
-async def test_a_name_that_is_no_identifier_is_asked_again(player: Player, name: str) -> None:
+async def test_an_invalid_name_shows_the_form_again(player: Player, name: str) -> None:
     again = await player.agree((await player.ask()).text, name)
     assert again.status_code == 422
     assert 'aria-invalid="true"' in again.text
     assert "<script" not in again.text
-    assert answer_in(await player.agree(again.text, "alice"))["code"]
+    assert redirect_parameters(await player.agree(again.text, "alice"))["code"]
 
 
 @pytest.mark.parametrize("origin", [PAGE_ORIGIN, "http://localhost:8002", "null", None])
@@ -230,15 +230,15 @@ async def test_a_form_sent_from_another_page_is_refused(player: Player, origin: 
     assert "location" not in refused.headers
 
 
-async def test_a_form_with_other_contents_is_refused(player: Player) -> None:
+async def test_a_form_with_the_content_of_another_is_refused(player: Player) -> None:
     form, other = (await player.ask()).text, (await player.ask(scope=READ)).text
-    # The signature of one form before the contents of another.
+    # The signature of one form with the content of another.
     mixed = signed_form_in(form)[:40] + signed_form_in(other)[40:]
     refused = await player.agree(form, "alice", form=mixed)
     assert refused.status_code == 400
 
 
-async def test_a_form_that_lay_too_long_is_refused(player: Player, clock: Clock) -> None:
+async def test_an_expired_form_is_refused(player: Player, clock: Clock) -> None:
     form = (await player.ask()).text
     clock.now_s += FORM_LIFE_S
     assert (await player.agree(form, "alice")).status_code == 400
@@ -247,7 +247,7 @@ async def test_a_form_that_lay_too_long_is_refused(player: Player, clock: Clock)
 # --- browsers ---
 
 
-async def test_the_form_can_neither_be_framed_nor_run_nor_kept(player: Player) -> None:
+async def test_the_form_cannot_be_framed_scripted_or_cached(player: Player) -> None:
     headers = (await player.ask()).headers
     policy = headers["content-security-policy"]
     assert "default-src 'none'" in policy
@@ -263,7 +263,7 @@ async def test_the_form_can_neither_be_framed_nor_run_nor_kept(player: Player) -
     ("origin", "allowed"),
     [(PAGE_ORIGIN, PAGE_ORIGIN), ("http://127.0.0.1:9999", None), ("null", None), (None, None)],
 )
-async def test_only_the_page_s_script_may_read_answers(
+async def test_only_the_page_can_read_responses_cross_origin(
     http: httpx.AsyncClient, origin: str | None, allowed: str | None
 ) -> None:
     headers = {} if origin is None else {"Origin": origin}
@@ -276,16 +276,18 @@ async def test_only_the_page_s_script_may_read_answers(
         assert answer.headers["vary"] == "Origin"
 
 
-async def test_no_script_of_any_page_may_read_the_form(player: Player) -> None:
+async def test_the_form_cannot_be_read_cross_origin(player: Player) -> None:
     headers = {"Origin": PAGE_ORIGIN}
-    form = await player.http.get(f"{URL}/authorize", params=player.question(), headers=headers)
+    form = await player.http.get(
+        f"{URL}/authorize", params=player.authorization_query(), headers=headers
+    )
     assert form.status_code == 200
     assert "access-control-allow-origin" not in form.headers
 
 
 @pytest.mark.parametrize("host", ["evil.test", "evil.test:8002", "localhost:8002", "127.0.0.1"])
 @pytest.mark.parametrize("path", ["/authorize", "/jwks.json"])
-async def test_the_issuer_answers_to_its_own_address_only(
+async def test_a_request_with_another_host_is_refused(
     http: httpx.AsyncClient, host: str, path: str
 ) -> None:
     assert (await http.get(f"{URL}{path}", headers={"Host": host})).status_code == 421
@@ -296,7 +298,7 @@ async def test_the_issuer_answers_to_its_own_address_only(
 
 @asynccontextmanager
 async def serving(issuer: LocalIssuer) -> AsyncIterator[int]:
-    """Serve an issuer as its process does; give the port."""
+    """Serve an issuer as its process does; yield the port."""
     grants = AuthorizationServer(issuer, "scoreboard", lambda: [Secret(SECRET)])
     app = IssuerApp(issuer, grants, FormSigner(), [PAGE_URI])
     with bind_listener("127.0.0.1", 0) as listener:
@@ -324,13 +326,13 @@ def token_request(*lines: str, target: str = "/token") -> bytes:
     return "\r\n".join([f"POST {target} HTTP/1.1", *usual, *lines, "", TOKEN_FORM]).encode()
 
 
-async def test_an_offered_upgrade_takes_no_form(issuer: LocalIssuer) -> None:
+async def test_an_upgrade_header_does_not_affect_the_form(issuer: LocalIssuer) -> None:
     async with serving(issuer) as port:
         for lines in ((), ("Connection: Upgrade", "Upgrade: h2c")):
             assert b'"access_token"' in await talk(port, token_request(*lines))
 
 
-async def test_what_has_two_readings_is_refused_as_everything_is(issuer: LocalIssuer) -> None:
+async def test_an_ambiguous_request_gets_an_error_of_the_issuer(issuer: LocalIssuer) -> None:
     async with serving(issuer) as port:
         for name, data in (HEADS | CHUNKS).items():
             answer = await talk(port, data.replace(b" / ", b" /token "))
@@ -345,20 +347,20 @@ async def test_what_has_two_readings_is_refused_as_everything_is(issuer: LocalIs
 
 
 @pytest.mark.parametrize("target", ["/token/", "//token", "/%74oken", "/x/../token"])
-async def test_a_path_has_one_spelling(issuer: LocalIssuer, target: str) -> None:
+async def test_another_spelling_of_a_path_is_refused(issuer: LocalIssuer, target: str) -> None:
     async with serving(issuer) as port:
         answer = await talk(port, token_request(target=target))
     assert answer.split()[1] in {b"400", b"404"}
 
 
-async def test_a_form_too_large_is_refused_before_it_comes(issuer: LocalIssuer) -> None:
+async def test_a_form_that_is_too_large_is_refused_before_it_arrives(issuer: LocalIssuer) -> None:
     head = token_request().partition(b"\r\nContent-Length")[0]
     async with serving(issuer) as port:
         answer = await talk(port, head + b"\r\nContent-Length: 999999\r\n\r\n")
     assert answer.split()[1] == b"413"
 
 
-async def test_silent_connections_keep_nobody_out(issuer: LocalIssuer) -> None:
+async def test_silent_connections_do_not_block_others(issuer: LocalIssuer) -> None:
     async with serving(issuer) as port:
         silent = [
             (await asyncio.open_connection("127.0.0.1", port))[1]
@@ -418,7 +420,9 @@ def process(tmp_path: Path) -> Iterator[Process]:
         process.kill()
 
 
-async def test_a_process_signs_in_logs_no_secret_and_stops_when_asked(process: Process) -> None:
+async def test_a_process_signs_players_in_without_logging_secrets_and_stops(
+    process: Process,
+) -> None:
     process.start()
     async with httpx.AsyncClient(trust_env=False) as http:
         player = Player(http, process.url, PAGE_URI)
@@ -446,7 +450,7 @@ async def test_a_process_signs_in_logs_no_secret_and_stops_when_asked(process: P
         ([], {"SCOREBOARD_ENVIRONMENT": "production"}, "'production'"),
     ],
 )
-def test_a_process_that_others_could_use_does_not_start(
+def test_a_process_does_not_start_with_an_unsafe_setting(
     tmp_path: Path, more: list[str], environment: dict[str, str], reason: str
 ) -> None:
     refused = run(command(tmp_path / "identity", find_free_port(), *more), environment)
@@ -456,7 +460,7 @@ def test_a_process_that_others_could_use_does_not_start(
     assert not (tmp_path / "identity").exists()
 
 
-def test_a_taken_port_is_named_and_changes_nothing(process: Process) -> None:
+def test_a_port_in_use_is_reported_in_one_line(process: Process) -> None:
     process.start()
     refused = run(command(process.folder.parent / "other", process.port))
     assert refused.returncode == 1

@@ -21,7 +21,7 @@ from tests.support.data.boards import fence
 from tests.support.eventually import eventually_async
 from tests.support.servers.flushers import (
     act,
-    check_books,
+    check_invariants,
     dispatching,
     flushing,
     is_drained,
@@ -81,9 +81,9 @@ async def play(dispatcher: Dispatcher, part: str) -> list[tuple[str, str, int]]:
     ]
 
 
-async def check_sound(settings: Settings, partitions: int, wanted: list[Any]) -> None:
+async def check_consistent(settings: Settings, partitions: int, wanted: list[Any]) -> None:
     await eventually_async(lambda: is_drained(settings, partitions=partitions), within_s=15)
-    check_books(settings, wanted, partitions=partitions)
+    check_invariants(settings, wanted, partitions=partitions)
     client = make_client(settings, name="test")
     async with await connect(settings, name="test", **SESSION) as connection:  # pyright: ignore[reportArgumentType]
         board = await select_board(connection, "main")
@@ -94,7 +94,7 @@ async def check_sound(settings: Settings, partitions: int, wanted: list[Any]) ->
 
 
 @pytest.mark.parametrize("sizes", [(4, 2), (4, 1), (1, 3), (2, 4), (4, 3, 1), (4, 2, 4)], ids=str)
-async def test_an_api_with_an_old_layout_learns_the_new_one(
+async def test_an_api_with_an_old_layout_gets_the_new_one(
     sizes: tuple[int, ...], settings: Settings, store: Store
 ) -> None:
     set_layout(settings, Layout(partitions=sizes[0]))
@@ -106,7 +106,7 @@ async def test_an_api_with_an_old_layout_learns_the_new_one(
         for turn, size in enumerate(sizes[1:]):
             set_layout(settings, Layout(partitions=size))
             await do_reseed(settings, store)
-            # Each of the old partitions is asked by a process that knows the old layout only.
+            # A process with the old layout submits to each of the old partitions.
             for user in USERS:
                 stale._layouts["main"] = known
                 receipt = await stale.submit("main", Action(user, f"stale{turn}:{user}", 3))
@@ -115,13 +115,13 @@ async def test_an_api_with_an_old_layout_learns_the_new_one(
                 assert stale._layouts["main"].partitions == size
             acknowledged += await play(stale, f"turn{turn}")
             assert (await store.leaderboard("main", limit=0)).total == len(USERS)
-            await check_sound(settings, size, acknowledged)
+            await check_consistent(settings, size, acknowledged)
 
 
 async def test_a_new_epoch_is_above_the_sum_of_the_old_ones(
     settings: Settings, store: Store
 ) -> None:
-    """Readers compare sums, and would take a smaller one for an older board."""
+    """Readers compare sums; a smaller sum would look like an older board."""
     set_layout(settings, Layout(partitions=4))
     await do_reseed(settings, store)
     async with flushing(settings):
@@ -160,7 +160,7 @@ async def test_a_reader_with_an_old_layout_gets_all_users(settings: Settings, st
 async def test_an_interrupted_layout_change_is_completed_by_the_next_reseed(
     step: str, settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class DiedError(Exception):
+    class InterruptedReseedError(Exception):
         pass
 
     set_layout(settings, Layout(partitions=4))
@@ -172,16 +172,16 @@ async def test_an_interrupted_layout_change_is_completed_by_the_next_reseed(
         calls = 0
         real = getattr(Store, "backlog" if step == "drain" else step)
 
-        async def die(*arguments: Any, **named: Any) -> Any:
+        async def fail(*arguments: Any, **named: Any) -> Any:
             nonlocal calls
             calls += 1
             if calls == (1 if step in {"drain", "retire"} else 2):
-                raise DiedError
+                raise InterruptedReseedError
             return await real(*arguments, **named)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Store, "backlog" if step == "drain" else step, die)
-            with pytest.raises((DiedError, ExceptionGroup)):
+            patch.setattr(Store, "backlog" if step == "drain" else step, fail)
+            with pytest.raises((InterruptedReseedError, ExceptionGroup)):
                 await do_reseed(settings, store)
         acknowledged += await play(stale, "between")
         set_layout(settings, Layout(partitions=2))
@@ -192,7 +192,7 @@ async def test_an_interrupted_layout_change_is_completed_by_the_next_reseed(
             stale._layouts["main"] = old
             await stale.submit("main", Action(user, f"stale:{user}", 3))
             acknowledged.append((user, f"stale:{user}", 3))
-        await check_sound(settings, 2, acknowledged)
+        await check_consistent(settings, 2, acknowledged)
 
 
 async def test_a_running_flusher_drains_partitions_that_a_reseed_removes(
@@ -206,13 +206,13 @@ async def test_a_running_flusher_drains_partitions_that_a_reseed_removes(
 
         async with flushing(settings) as flusher:
             await do_reseed(settings, store)
-            await check_sound(settings, 1, acknowledged)
+            await check_consistent(settings, 1, acknowledged)
 
             await eventually_async(
                 lambda: (
                     sorted(
-                        (lane.partition.number, lane.status.condition.value)
-                        for lane in flusher.partitions
+                        (partition.partition.number, partition.status.condition.value)
+                        for partition in flusher.partitions
                     )
                     == [(0, "flushing"), (1, "retired"), (2, "retired"), (3, "retired")]
                 )
@@ -227,7 +227,7 @@ async def test_open_partitions_of_an_older_layout_are_found_and_counted(
     async with dispatching(settings) as stale, flushing(settings):
         acknowledged = await play(stale, "first")
         await eventually_async(lambda: is_drained(settings, partitions=2))
-        # As a reseed did that knew only the partitions of the new layout.
+        # As an earlier version of reseed did, which used only the partitions of the new layout.
         board = Board(layout=Layout(partitions=1))
         set_layout(settings, board.layout)
         partition = Partition("main")
@@ -248,7 +248,7 @@ async def test_open_partitions_of_an_older_layout_are_found_and_counted(
         assert ("layout", 1) in {(one.check, one.partition) for one in verdict.findings}
 
         await do_reseed(settings, store)
-        await check_sound(settings, 1, acknowledged)
+        await check_consistent(settings, 1, acknowledged)
 
 
 async def test_the_dedup_window_changes_for_all_partitions_or_none(
@@ -268,7 +268,7 @@ async def test_the_dedup_window_changes_for_all_partitions_or_none(
         for user, action, delta in acknowledged:
             receipt = await dispatcher.submit("main", Action(user, action, delta))
             assert receipt.replayed
-        await check_sound(settings, 2, acknowledged)
+        await check_consistent(settings, 2, acknowledged)
 
 
 async def test_a_board_that_left_the_settings_is_still_flushed(
@@ -285,7 +285,7 @@ async def test_a_board_that_left_the_settings_is_still_flushed(
         flusher_metrics_port=0,
     )
     async with flushing(others):
-        await check_sound(settings, 1, acknowledged)
+        await check_consistent(settings, 1, acknowledged)
 
 
 async def test_a_retired_partition_keeps_only_the_layout(settings: Settings, store: Store) -> None:

@@ -1,7 +1,7 @@
-"""For any reply of Redis callers get a value or a project error, and no process ends.
+"""For any reply of Redis, callers get a value or a project error, and no process ends.
 
-Real servers answer oddly where somebody has written into the keys; for answers that no server
-gives, a TCP server stands in that gives them.
+A real server with corrupted keys gives unexpected replies; a fake TCP server gives replies that no
+real server gives.
 """
 
 import asyncio
@@ -64,7 +64,7 @@ def settings(redis_url: str, database_url: str) -> Settings:
 
 
 class Calls:
-    """Everything that reads from Redis, over clients of one server."""
+    """All calls to Redis, with clients of one server."""
 
     def __init__(self, settings: Settings, text: Any, raw: Any, dispatcher: Dispatcher) -> None:
         self.dispatcher = dispatcher
@@ -146,7 +146,7 @@ async def _all(pages: AsyncIterator[list[str]]) -> list[list[str]]:
 
 @asynccontextmanager
 async def calling(url: str, *, timeout_s: float = 3.0) -> AsyncIterator[Calls]:
-    """Run what owns tasks; none of them may end before it is asked to."""
+    """Run the tasks of a process; none of them may end by itself."""
     settings = Settings(
         redis_url=Secret(url),
         redis_timeout_s=timeout_s,
@@ -206,7 +206,7 @@ ANSWERS = [
     b"*4\r\n:0\r\n:-1\r\n:1\r\n*0\r\n",
     b"*7\r\n:1\r\n:1\r\n:1\r\n:0\r\n:5\r\n:0\r\n*0\r\n",
     b"*1\r\n*4\r\n$7\r\napplied\r\n:1\r\n:1\r\n:-1\r\n",
-    b"*1\r\n*4\r\n$7\r\nunheard\r\n:1\r\n:1\r\n:1\r\n",
+    b"*1\r\n*4\r\n$7\r\nunknown\r\n:1\r\n:1\r\n:1\r\n",
     b"*2\r\n-ERR inner\r\n:1\r\n",
     b"*1\r\n" * 40 + b":1\r\n",
     b"*2\r\n$5\r\nepoch\r\n$40\r\n" + b"9" * 40 + b"\r\n",
@@ -303,10 +303,10 @@ def test_every_call_returns_a_value_or_a_project_error_for_any_reply() -> None:
     check()
 
 
-def rubbish(key: str) -> Iterator[tuple[str, Callable[["redis.Redis[str]"], object]]]:
+def replacements(key: str) -> Iterator[tuple[str, Callable[["redis.Redis[str]"], object]]]:
     """Yield replacements for a key."""
-    yield f"{key} is text", lambda c: c.set(key, "rubbish")
-    yield f"{key} is a list", lambda c: c.rpush(key, "rubbish")
+    yield f"{key} is text", lambda c: c.set(key, "invalid")
+    yield f"{key} is a list", lambda c: c.rpush(key, "invalid")
     yield f"{key} is a hash", lambda c: c.hset(key, "a", "b")
     yield f"{key} is a set of scores", lambda c: c.zadd(key, {"a": 1})
     yield f"{key} is a stream", lambda c: c.xadd(key, {"a": "b"})
@@ -324,7 +324,7 @@ def field(name: str, value: str | bytes | None) -> Callable[["redis.Redis[str]"]
 FIELD_VALUES: Mapping[str, list[str | bytes | None]] = {
     "epoch": [None, "", "abc", "0", "-1", "1.5", "inf", "1e5", "0x10", "9" * 16, "9" * 40],
     "seq": [None, "", "abc", "-1", "1.5", "nan", "9" * 16, "9" * 40],
-    "state": [None, "", "ajar", b"\xff\xfe"],
+    "state": [None, "", "unknown", b"\xff\xfe"],
     "layout": [None, "", "x", "1:1", "0:0:0", "1:0:1", "-1:60:2", "9" * 40 + ":1:1", "300:60:2"],
     "committed": [
         None,
@@ -351,7 +351,7 @@ BOARD_MEMBERS: list[tuple[str | bytes, float]] = [
     ("x" * 10_000, 5 * 2**21),
 ]
 ENTRIES: list[dict[str | bytes, str | bytes]] = [
-    {"x": "rubbish"},
+    {"x": "invalid"},
     {b"\xff": b"\xfe"},
     {"q": "1", "u": b"\xff\xfe", "a": "b", "d": "inf", "s": "-1", "e": "nan"},
     {"q": "9" * 400, "u": "alice", "a": "b", "d": "9" * 400, "s": "9" * 400, "e": "9" * 400},
@@ -361,7 +361,7 @@ ENTRIES: list[dict[str | bytes, str | bytes]] = [
 
 def corruptions() -> Iterator[tuple[str, Callable[["redis.Redis[str]"], object]]]:
     for key in (KEYS.board, KEYS.events, KEYS.meta, KEYS.shadow, ACTIONS):
-        for name, write in rubbish(key):
+        for name, write in replacements(key):
             yield name, lambda c, key=key, write=write: (c.delete(key), write(c))
     for name, values in FIELD_VALUES.items():
         for value in values:
@@ -380,7 +380,7 @@ def corruptions() -> Iterator[tuple[str, Callable[["redis.Redis[str]"], object]]
     yield "points are text", lambda c: c.hset(ACTIONS, "win", "many")
     yield "points are negative", lambda c: c.hset(ACTIONS, "win", "-5")
     yield "points are huge", lambda c: c.hset(ACTIONS, "win", "9" * 400)
-    yield "a kind is no text", lambda c: c.hset(ACTIONS, b"\xff", "1")
+    yield "a kind is not UTF-8", lambda c: c.hset(ACTIONS, b"\xff", "1")
     yield "the group is gone", lambda c: c.xgroup_destroy(KEYS.events, GROUP)
     yield "everything is gone", lambda c: c.flushall()
 
@@ -389,7 +389,7 @@ CORRUPTIONS = dict(corruptions())
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-async def test_corrupted_keys_end_no_process(name: str, redis_url: str) -> None:
+async def test_corrupted_keys_do_not_end_a_process(name: str, redis_url: str) -> None:
     async with calling(redis_url) as calls:
         await open_board(calls.store, Board("main", Layout(1, 60, 2)))
         await calls.dispatcher.submit("main", Action("alice", "first", 5))
@@ -433,11 +433,11 @@ async def test_a_missing_layout_counts_as_not_loaded_until_a_reseed(
 
 
 def repairable() -> Iterator[str]:
-    """Name the corruptions that a reseed repairs by itself."""
+    """Yield the names of the corruptions that a reseed repairs."""
     for name in ("epoch", "seq", "layout", "committed"):
         yield from (f"{name} is {value!r:.30}" for value in FIELD_VALUES[name])
     for key in (KEYS.board, KEYS.shadow):
-        yield from (name for name, _ in rubbish(key))
+        yield from (name for name, _ in replacements(key))
 
 
 @pytest.mark.timeout(120)
@@ -474,7 +474,7 @@ async def test_a_dedup_shard_of_another_type_is_replaced_by_a_reseed(settings: S
         await eventually_async(lambda: is_drained(settings))
         generation = int(await store.now_s() // 43_200)
         with redis.Redis.from_url(settings.redis_url.reveal()) as client:
-            client.set(KEYS.dedup_shard(generation, 0), "rubbish")
+            client.set(KEYS.dedup_shard(generation, 0), "invalid")
         [refused] = await act(settings, Action("alice", "win:2", 5))
         assert isinstance(refused, ScoreboardError)
 
@@ -497,7 +497,7 @@ async def test_an_error_names_the_partition_whose_key_has_another_type(
     await make_board(settings)
     with redis.Redis.from_url(settings.redis_url.reveal()) as client:
         client.delete(key)
-        client.set(key, "rubbish")
+        client.set(key, "invalid")
     async with store_of(settings) as store:
         if command == "submit":
             [error] = await act(settings, Action("alice", "win:1", 5))
@@ -510,7 +510,7 @@ async def test_an_error_names_the_partition_whose_key_has_another_type(
 
 
 @pytest.mark.timeout(180)
-async def test_the_flusher_survives_any_contents_of_the_keys(
+async def test_the_flusher_continues_after_any_corruption_of_the_keys(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flusher.partition.CHECK_EVERY_S", 0.05)
@@ -519,16 +519,16 @@ async def test_the_flusher_survives_any_contents_of_the_keys(
     await make_board(settings)
     async with store_of(settings) as store, flushing(settings) as flusher:
         await eventually_async(lambda: flusher.partitions)
-        (lane,) = flusher.partitions
+        (partition,) = flusher.partitions
         for number, (name, corrupt) in enumerate(CORRUPTIONS.items()):
             with redis.Redis.from_url(
                 settings.redis_url.reveal(), encoding_errors="surrogateescape"
             ) as client:
                 corrupt(client)
-                before = lane._checked_at_s
-                await eventually_async(lambda before=before: has_noticed(lane, before))
+                before = partition._checked_at_s
+                await eventually_async(lambda before=before: has_checked(partition, before))
                 client.flushall()
-            # As a reseed would do it, independent of the flusher's reaction.
+            # As a reseed does, independently of the flusher's reaction.
             query(settings, "DELETE FROM flush_state")
             await open_board(store, Board())
             await act(settings, Action("alice", f"win:{number}", 5))
@@ -538,9 +538,9 @@ async def test_the_flusher_survives_any_contents_of_the_keys(
             )
 
 
-def has_noticed(lane: PartitionFlusher, looked_at_s: float) -> bool:
+def has_checked(partition: PartitionFlusher, since_s: float) -> bool:
     """Return whether a partition flusher is degraded, or has checked Redis since."""
-    return lane.status.condition is not Condition.FLUSHING or lane._checked_at_s > looked_at_s
+    return partition.status.condition is not Condition.FLUSHING or partition._checked_at_s > since_s
 
 
 def is_in_ledger(settings: Settings, action: str, after: str) -> bool:
@@ -577,7 +577,7 @@ class RecordingListener:
 
 
 @pytest.mark.timeout(180)
-async def test_watcher_survives_any_content_of_the_keys(redis_url: str) -> None:
+async def test_the_watcher_continues_after_any_corruption_of_the_keys(redis_url: str) -> None:
     settings = Settings(redis_url=Secret(redis_url), frame_interval_ms=10)
     async with store_of(settings) as store:
         await open_board(store, scores=[("alice", 5)])

@@ -24,7 +24,7 @@ from scoreboard.runtime.settings import Secret, Settings
 from tests.support.clients.commands import Run
 from tests.support.eventually import eventually, eventually_async
 from tests.support.fakes.pooler import MakePooler
-from tests.support.servers.flushers import act, check_books, flushing, is_drained, make_board
+from tests.support.servers.flushers import act, check_invariants, flushing, is_drained, make_board
 
 pytestmark = pytest.mark.slow
 
@@ -268,7 +268,7 @@ async def test_pgbouncer_with_the_session_settings_is_accepted_by_its_mode(
         async with flushing(settings):
             await act(settings, Action("alice", "a", 5))
             await eventually_async(lambda: is_drained(settings), within_s=10)
-        check_books(settings, [("alice", "a", 5)])
+        check_invariants(settings, [("alice", "a", 5)])
     finally:
         with psycopg.connect(database_url, autocommit=True) as connection:
             connection.execute(f"ALTER ROLE {user} RESET lock_timeout".encode())

@@ -1,4 +1,4 @@
-"""The proxy that fault tests trust to misbehave exactly as told."""
+"""The faults that the test proxy injects."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -11,7 +11,7 @@ from tests.support.fakes.proxy import TO_CLIENT, TO_SERVER, MakeProxy, Proxy, _r
 
 
 class Echo:
-    """A server that keeps what it got and, unless it is mute, sends it back."""
+    """A server that records the received bytes and, unless it is mute, sends them back."""
 
     def __init__(self) -> None:
         self.port = 0
@@ -78,7 +78,9 @@ async def connect(proxy: Proxy):
             await client.writer.wait_closed()
 
 
-async def test_it_carries_bytes_both_ways_and_the_end(echo: Echo, proxy: Proxy, connect):
+async def test_bytes_and_the_end_of_stream_are_forwarded_both_ways(
+    echo: Echo, proxy: Proxy, connect
+):
     client = await connect()
     assert await client.ask(b"hello") == b"hello"
     big = b"x" * 1_000_000
@@ -105,7 +107,7 @@ async def test_cut_resets_every_connection_and_accepts_new_ones(proxy: Proxy, co
     assert proxy.connections_seen == 3
 
 
-async def test_refuse_lets_nobody_in_until_it_is_restored(proxy: Proxy, connect):
+async def test_refuse_refuses_connections_until_restore(proxy: Proxy, connect):
     client = await connect()
     await client.ask(b"hello")
     port = proxy.port
@@ -120,7 +122,9 @@ async def test_refuse_lets_nobody_in_until_it_is_restored(proxy: Proxy, connect)
     assert await (await connect()).ask(b"again") == b"again"
 
 
-async def test_a_client_that_resets_takes_its_server_side_along(echo: Echo, proxy: Proxy, connect):
+async def test_a_reset_by_the_client_ends_the_connection_to_the_server(
+    echo: Echo, proxy: Proxy, connect
+):
     client = await connect()
     await client.ask(b"hello")
 
@@ -130,7 +134,7 @@ async def test_a_client_that_resets_takes_its_server_side_along(echo: Echo, prox
     await eventually_async(lambda: proxy.open_connections == 0)
 
 
-async def test_freeze_accepts_and_stays_deaf_until_it_is_restored(
+async def test_freeze_accepts_connections_and_forwards_nothing_until_restore(
     echo: Echo,
     proxy: Proxy,
     connect,
@@ -149,7 +153,7 @@ async def test_freeze_accepts_and_stays_deaf_until_it_is_restored(
     assert await asyncio.gather(*answers) == [b"during", b"during"]
 
 
-async def test_delay_holds_every_chunk_back(proxy: Proxy, connect):
+async def test_delay_delays_every_chunk(proxy: Proxy, connect):
     client = await connect()
     await client.ask(b"fast")
     proxy.delay(0.1)
@@ -161,9 +165,7 @@ async def test_delay_holds_every_chunk_back(proxy: Proxy, connect):
     assert loop.time() - began >= 0.2
 
 
-async def test_cut_after_carries_just_so_many_bytes_to_the_server(
-    echo: Echo, proxy: Proxy, connect
-):
+async def test_cut_after_forwards_that_many_bytes_to_the_server(echo: Echo, proxy: Proxy, connect):
     client = await connect()
     cut = proxy.cut_after(TO_SERVER, 5)
     assert await client.ask(b"abc") == b"abc"
@@ -177,7 +179,7 @@ async def test_cut_after_carries_just_so_many_bytes_to_the_server(
     assert await (await connect()).ask(b"it happens once") == b"it happens once"
 
 
-async def test_cut_when_delivers_the_pattern_and_loses_the_answer(
+async def test_cut_when_delivers_the_pattern_and_drops_the_answer(
     echo: Echo, proxy: Proxy, connect
 ):
     echo.mute = True
@@ -194,7 +196,7 @@ async def test_cut_when_delivers_the_pattern_and_loses_the_answer(
     assert echo.received == b"BEGIN; COMMIT"
 
 
-async def test_cut_when_can_keep_the_pattern_from_arriving(echo: Echo, proxy: Proxy, connect):
+async def test_cut_when_can_drop_the_pattern(echo: Echo, proxy: Proxy, connect):
     echo.mute = True
     client = await connect()
     proxy.cut_when(TO_SERVER, b"COMMIT", deliver=False)
@@ -206,7 +208,7 @@ async def test_cut_when_can_keep_the_pattern_from_arriving(echo: Echo, proxy: Pr
     assert echo.received == b"BEGIN; "
 
 
-async def test_cut_when_watches_the_answers_too(echo: Echo, proxy: Proxy, connect):
+async def test_cut_when_can_match_answers(echo: Echo, proxy: Proxy, connect):
     client = await connect()
     other = await connect()
     cut = proxy.cut_when(TO_CLIENT, b"OK", deliver=False)
@@ -219,14 +221,14 @@ async def test_cut_when_watches_the_answers_too(echo: Echo, proxy: Proxy, connec
     assert await other.ask(b"untouched") == b"untouched"
 
 
-async def test_through_puts_only_the_port_in_place(proxy: Proxy):
+async def test_through_replaces_only_the_port(proxy: Proxy):
     port = proxy.port
 
     assert proxy.through("redis://:pw@127.0.0.1:1/0") == f"redis://:pw@127.0.0.1:{port}/0"
     assert proxy.through("http://127.0.0.1:1/a?b") == f"http://127.0.0.1:{port}/a?b"
 
 
-async def test_leaving_a_frozen_proxy_ends_its_connections(echo: Echo):
+async def test_closing_a_frozen_proxy_ends_its_connections(echo: Echo):
     async with Proxy(echo.port) as proxy:
         proxy.freeze()
         reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)

@@ -1,4 +1,4 @@
-"""The client's connections on a real server: cancelled at any moment, and over a Unix socket."""
+"""The client's connections on a real server: cancellation at any moment, and Unix sockets."""
 
 import asyncio
 from pathlib import Path
@@ -10,14 +10,14 @@ from scoreboard.store.pipelined_connection import PipelinedConnection
 from tests.support.servers.stores import OwnValkey
 
 STEPS = 40
-"""More turns of the loop than one call takes."""
+"""More iterations of the loop than one call takes."""
 
 
-async def test_a_cancellation_is_never_dropped(redis_url: str) -> None:
+async def test_a_cancellation_is_not_dropped(redis_url: str) -> None:
     """Incident: a watcher survived its task group's cancellation, and the api hung while stopping.
 
     redis-py sends through ``asyncio.wait_for``, which before Python 3.12 drops a cancellation that
-    arrives in the same turn of the loop as the result (python/cpython#86296).
+    arrives in the same iteration of the loop as the result (python/cpython#86296).
     """
     client = make_client(Settings(redis_url=Secret(redis_url)), name="test", connections=1)
     dropped = []
@@ -27,9 +27,9 @@ async def test_a_cancellation_is_never_dropped(redis_url: str) -> None:
             call = asyncio.create_task(client.execute_command("ECHO", "x" * 10))
             for _ in range(steps):
                 await asyncio.sleep(0)
-            was_under_way = call.cancel()
+            was_running = call.cancel()
             await asyncio.wait({call})
-            if was_under_way and not call.cancelled():
+            if was_running and not call.cancelled():
                 dropped.append(steps)
     finally:
         await client.aclose()

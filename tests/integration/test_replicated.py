@@ -1,4 +1,4 @@
-"""Answering only once a replica has the update (docs/decisions/0006)."""
+"""Updates are acknowledged after a replica has them (docs/decisions/0006)."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ from tests.support.servers.stores import OwnValkey
 
 @pytest.fixture
 def pair(own_valkey: OwnValkey) -> Iterator[tuple[EmbeddedValkey, EmbeddedValkey]]:
-    """A primary that refuses writes without its replica, and that replica, in step."""
+    """Return a primary that refuses writes without its replica, and that replica, in sync."""
     primary = own_valkey(settings={"repl-diskless-sync-delay": "0"})
     replica = own_valkey(
         settings={"replicaof": f"127.0.0.1 {primary.port}", "masterauth": primary.password}
@@ -44,7 +44,7 @@ def settings_for(server: EmbeddedValkey, *, timeout_ms: int = 2000) -> Settings:
     )
 
 
-async def test_answered_updates_are_on_the_replica(
+async def test_acknowledged_updates_are_on_the_replica(
     pair: tuple[EmbeddedValkey, EmbeddedValkey],
 ) -> None:
     primary, replica = pair
@@ -60,8 +60,8 @@ async def test_answered_updates_are_on_the_replica(
         )
         await asyncio.to_thread(primary.kill)
 
-    with redis.Redis.from_url(replica.url, decode_responses=True) as survivor:
-        rows = survivor.zrange("sb:{main:0}:board", 0, -1, withscores=True)
+    with redis.Redis.from_url(replica.url, decode_responses=True) as remaining:
+        rows = remaining.zrange("sb:{main:0}:board", 0, -1, withscores=True)
     assert {user: unpack_score(int(packed)) for user, packed in rows} == {
         f"user{n}": n + 1 for n in range(50)
     }
@@ -79,7 +79,7 @@ async def test_a_stopped_replica_makes_every_outcome_unknown(
 
     async with running(settings) as dispatcher:
         os.kill(replica.pid, signal.SIGSTOP)
-        for _ in range(2):  # the second time it is a replay, which writes nothing of its own
+        for _ in range(2):  # the second one is a replay, which writes nothing
             with pytest.raises(OutcomeUnknown):
                 await dispatcher.submit("main", Action("alice", "1", 5))
         os.kill(replica.pid, signal.SIGCONT)

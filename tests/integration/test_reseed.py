@@ -93,7 +93,7 @@ async def test_scores_are_restored_in_order_of_arrival(
     assert (done.users, done.actions, done.epochs) == (4, 5, (2,))
 
 
-async def test_after_a_reseed_remembered_actions_replay_and_new_ones_count(
+async def test_after_a_reseed_known_actions_are_replays_and_new_ones_count(
     settings: Settings, store: Store, database_url: str
 ) -> None:
     write_history(
@@ -201,7 +201,7 @@ async def test_only_closed_partitions_are_reseeded(
     board = Board(layout=Layout(partitions=3))
     write_history(database_url, [Counted("alice", "a", 1, NOW_S)], board)
     await run(settings, store, board)
-    await fence(store, Partition("main", 1), "somebody")
+    await fence(store, Partition("main", 1), "test")
 
     done = await run(settings, store, board)
 
@@ -247,10 +247,10 @@ async def test_a_reseed_reads_after_the_stream_is_committed(
         with pytest.raises(Fenced):
             await dispatcher.submit("main", Action("alice", "b", 5))
 
-    # The flusher comes to it: commits, acknowledges, trims.
+    # In place of the flusher: commit, acknowledge.
     write_history(database_url, [Counted("alice", "a", 5, NOW_S)], Board(name="other"))
     with psycopg.connect(database_url) as connection:
-        connection.execute("SET LOCAL session_replication_role = replica")  # past the triggers
+        connection.execute("SET LOCAL session_replication_role = replica")  # bypasses the triggers
         for table in ("scores", "score_events"):
             connection.execute(f"UPDATE {table} SET board = 'main' WHERE board = 'other'")
     with redis.Redis.from_url(settings.redis_url.reveal()) as client:
@@ -279,8 +279,8 @@ async def test_waiting_for_a_stuck_flusher_has_a_limit(
 
 STEPS: dict[str, tuple[object, str]] = {
     "before the scores": (reseed_module, "select_totals"),
-    "amid the scores": (Store, "restore"),
-    "amid the memories": (Store, "remember"),
+    "during the scores": (Store, "restore"),
+    "during the dedup window": (Store, "remember"),
     "before the position": (reseed_module, "begin_epoch"),
     "before the opening": (Store, "open"),
 }
@@ -300,15 +300,15 @@ async def test_an_interrupted_reseed_leaves_a_fenced_board_that_the_next_one_ope
     calls = 0
     real: Callable[..., Any] = getattr(owner, name)
 
-    async def dies(*args: Any, **kwargs: Any) -> Any:
+    async def fail(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 2 or name not in {"restore", "remember"}:
-            raise DatabaseUnavailable("the process died here")
+            raise DatabaseUnavailable("interrupted")
         return await real(*args, **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(owner, name, dies)
+        patched.setattr(owner, name, fail)
         with pytest.raises(DatabaseUnavailable):
             await run(settings, store)
     assert not (await store.state(MAIN)).is_open
@@ -320,16 +320,16 @@ async def test_an_interrupted_reseed_leaves_a_fenced_board_that_the_next_one_ope
     assert done.actions == 50
 
 
-async def test_an_operator_who_lost_the_fence_opens_nothing(
+async def test_an_operator_without_the_fence_does_not_open_the_board(
     settings: Settings, store: Store, database_url: str
 ) -> None:
     write_history(database_url, [Counted("alice", "a", 1, NOW_S)])
 
-    async def usurped(store: Store, *_: object) -> None:
+    async def replace_fence(store: Store, *_: object) -> None:
         await fence(store, MAIN, "another")
 
     with pytest.raises(OperatorMistake, match="another operator holds the fence"):
-        await run(settings, store, drain=usurped)
+        await run(settings, store, drain=replace_fence)
 
     state = await store.state(MAIN)
     assert (state.is_open, state.fence) == (False, "another")

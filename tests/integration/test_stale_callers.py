@@ -1,8 +1,8 @@
 """A caller paused between reading and writing changes nothing when it resumes.
 
 A lease or a lock may have ended meanwhile, another flusher or operator may have finished the work,
-or another server may have taken over. Each test stops a caller at such a point, lets the world move
-on, and releases it.
+or another server may have taken over. Each test pauses a caller at such a point, makes that change,
+and resumes the caller.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from scoreboard.store.store import Store
 from tests.support.eventually import eventually_async
 from tests.support.servers.flushers import (
     act,
-    check_books,
+    check_invariants,
     flushing,
     is_drained,
     make_board,
@@ -61,31 +61,31 @@ async def store(settings: Settings) -> AsyncIterator[Store]:
         yield store
 
 
-class Halting:
+class PausingStore:
     """A store that pauses its caller before one kind of call."""
 
     def __init__(self, store: Store, method: str) -> None:
         self._store = store
         self._method = method
         self.is_reached = asyncio.Event()
-        self.may_go_on = asyncio.Event()
+        self.resume = asyncio.Event()
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._store, name)
         if name != self._method:
             return method
 
-        async def halted(*args: Any, **options: Any) -> Any:
+        async def paused(*args: Any, **options: Any) -> Any:
             if not options.get("is_dry"):
                 self.is_reached.set()
-                await self.may_go_on.wait()
+                await self.resume.wait()
             return await method(*args, **options)
 
-        return halted
+        return paused
 
 
 def end_sessions(settings: Settings, name: str) -> None:
-    """End sessions of PostgreSQL as its time-outs or a failover would."""
+    """End sessions of PostgreSQL, as its timeouts or a failover do."""
     query(
         settings,
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -98,7 +98,7 @@ def score_of(client: "redis.Redis[str]", user: str) -> int:
     return unpack_score(int(client.zscore(KEYS.board, user) or 0))
 
 
-async def test_an_outdated_correction_lowers_no_score(
+async def test_an_outdated_correction_does_not_lower_a_score(
     settings: Settings, store: Store, client: "redis.Redis[str]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was paused before its correction; another flusher corrected and committed 100 more."""
@@ -106,10 +106,10 @@ async def test_an_outdated_correction_lowers_no_score(
     first = Action("alice", "win:1", 10)
     with monkeypatch.context() as patch:
 
-        async def corrects_nothing(*_: object) -> bool:
+        async def correct_nothing(*_: object) -> bool:
             return True
 
-        patch.setattr("flusher.partition.correct_late_duplicates", corrects_nothing)
+        patch.setattr("flusher.partition.correct_late_duplicates", correct_nothing)
         async with flushing(settings):
             await act(settings, first)
             await eventually_async(lambda: is_drained(settings))
@@ -117,34 +117,34 @@ async def test_an_outdated_correction_lowers_no_score(
                 client.delete(key)
             await act(settings, first)
             await eventually_async(lambda: is_drained(settings))
-    halting: Any = Halting(store, "repair")
+    pausing: Any = PausingStore(store, "repair")
     writer = await Writer.open(settings, MAIN)
-    overtaken = asyncio.create_task(correct_late_duplicates(writer, halting, MAIN, 1))
-    await halting.is_reached.wait()
+    outdated = asyncio.create_task(correct_late_duplicates(writer, pausing, MAIN, 1))
+    await pausing.is_reached.wait()
     end_sessions(settings, "flusher")
     async with flushing(settings):
         await eventually_async(lambda: score_of(client, "alice") == 10)
         await act(settings, Action("alice", "win:2", 100))
         await eventually_async(lambda: is_drained(settings))
 
-        halting.may_go_on.set()
+        pausing.resume.set()
         with pytest.raises((Outdated, DatabaseUnavailable)):
-            await overtaken
+            await outdated
         await writer.aclose()
 
         assert score_of(client, "alice") == 110
         await eventually_async(lambda: is_drained(settings))
-    check_books(settings, [("alice", "win:1", 10), ("alice", "win:2", 100)])
+    check_invariants(settings, [("alice", "win:1", 10), ("alice", "win:2", 100)])
 
 
-async def test_an_outdated_operator_sets_no_fence(
+async def test_an_outdated_operator_does_not_set_a_fence(
     settings: Settings, store: Store, client: "redis.Redis[str]"
 ) -> None:
     await make_board(settings)
-    halting: Any = Halting(store, "fence")
+    pausing: Any = PausingStore(store, "fence")
     older = await connect(settings, name="older", **SESSION)
-    overtaken = asyncio.create_task(reseed(halting, older, Board(), [0], actor="older"))
-    await halting.is_reached.wait()
+    outdated = asyncio.create_task(reseed(pausing, older, Board(), [0], actor="older"))
+    await pausing.is_reached.wait()
     end_sessions(settings, "older")
     async with await connect(settings, name="newer", **SESSION) as newer:
         await eventually_async(
@@ -160,9 +160,9 @@ async def test_an_outdated_operator_sets_no_fence(
         )
         await reseed(store, newer, Board(), [0], actor="newer")
 
-    halting.may_go_on.set()
+    pausing.resume.set()
     with pytest.raises(Outdated):
-        await overtaken
+        await outdated
     await older.close()
 
     assert client.hget(KEYS.meta, "state") == "open"
@@ -182,7 +182,7 @@ async def test_a_fence_over_an_interrupted_run_is_accepted(
 
 
 @pytest.mark.parametrize("sign", ["rewind", "gap"])
-async def test_an_outdated_flusher_sets_no_fence(
+async def test_an_outdated_flusher_does_not_set_a_fence(
     sign: str, settings: Settings, store: Store, client: "redis.Redis[str]"
 ) -> None:
     """It was paused after finding a rewind or a gap; its successor has repaired it since."""
@@ -197,22 +197,22 @@ async def test_an_outdated_flusher_sets_no_fence(
     assert client.hget(KEYS.meta, "state") == "open"
 
 
-async def test_an_older_copy_of_the_catalogue_never_replaces_a_newer_one(
+async def test_an_older_copy_of_the_catalogue_does_not_replace_a_newer_one(
     settings: Settings, store: Store
 ) -> None:
     query(settings, "INSERT INTO actions VALUES ('win', 10, TRUE)")
-    halting: Any = Halting(store, "mirror_actions")
+    pausing: Any = PausingStore(store, "mirror_actions")
     older = await connect(settings, name="older")
-    overtaken = asyncio.create_task(mirror_catalogue(halting, older))
-    await halting.is_reached.wait()
+    outdated = asyncio.create_task(mirror_catalogue(pausing, older))
+    await pausing.is_reached.wait()
     end_sessions(settings, "older")
     query(settings, "UPDATE actions SET points = 20")
     async with await connect(settings, name="newer") as newer:
         await mirror_catalogue(store, newer)
 
-    halting.may_go_on.set()
+    pausing.resume.set()
     with pytest.raises(ScoreboardError):
-        await overtaken
+        await outdated
     await older.close()
 
     assert await store.points() == {"win": 20}
@@ -225,17 +225,17 @@ async def test_entries_read_by_a_former_leader_are_committed_without_new_ones(
     async with flushing(settings) as flusher:
         await act(settings, Action("alice", "win:1", 10))
         await eventually_async(lambda: is_drained(settings))
-        # The read of a flusher that does not know yet that its lease has ended.
+        # The read of a flusher whose lease has ended without its knowledge.
         taken = asyncio.create_task(
             asyncio.to_thread(
                 client.xreadgroup, GROUP, "leader", {KEYS.events: ">"}, count=10, block=5000
             )
         )
-        lane: PartitionFlusher = flusher.partitions[0]
+        partition: PartitionFlusher = flusher.partitions[0]
         while not taken.done():
             await act(settings, Action("alice", f"win:{client.hget(KEYS.meta, 'seq')}2", 10))
         assert await taken
-        assert lane.status.position is not None
+        assert partition.status.position is not None
 
         await eventually_async(lambda: is_drained(settings), within_s=8)
 
@@ -249,30 +249,30 @@ async def test_entries_of_another_server_are_acknowledged_only_after_a_new_read(
         redis_url=Secret(valkey.url), database_url=Secret(database_url), flusher_metrics_port=0
     )
     await make_board(settings)
-    is_reached, may_go_on = asyncio.Event(), asyncio.Event()
+    is_reached, resume = asyncio.Event(), asyncio.Event()
     trim = Store.trim
-    cuts: list[object] = []
+    results: list[object] = []
 
-    async def halting(self: Store, *args: Any, **options: Any) -> int:
+    async def pausing(self: Store, *args: Any, **options: Any) -> int:
         is_reached.set()
-        await may_go_on.wait()
+        await resume.wait()
         try:
-            cut = await trim(self, *args, **options)
+            result = await trim(self, *args, **options)
         except ScoreboardError as error:
-            cuts.append(error)
+            results.append(error)
             raise
-        cuts.append(cut)
-        return cut
+        results.append(result)
+        return result
 
-    monkeypatch.setattr(Store, "trim", halting)
+    monkeypatch.setattr(Store, "trim", pausing)
     async with flushing(settings):
         await act(settings, Action("alice", "win:1", 10), Action("bob", "win:1", 10))
         await is_reached.wait()
         valkey.kill()
         await asyncio.to_thread(valkey.start)
-        may_go_on.set()
+        resume.set()
         await eventually_async(lambda: is_drained(settings), within_s=10)
 
-    assert any(isinstance(cut, Outdated) for cut in cuts)
-    assert cuts[-1] == 2
-    check_books(settings, [("alice", "win:1", 10), ("bob", "win:1", 10)])
+    assert any(isinstance(result, Outdated) for result in results)
+    assert results[-1] == 2
+    check_invariants(settings, [("alice", "win:1", 10), ("bob", "win:1", 10)])

@@ -1,4 +1,4 @@
-"""A service that cannot start says why in one line, without a password and without a traceback."""
+"""A service that cannot start logs the reason in one line, without password or traceback."""
 
 import json
 import subprocess

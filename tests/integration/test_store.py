@@ -60,12 +60,12 @@ async def test_reads_of_many_partitions_take_few_round_trips(
     await submit_all(settings, [Action(f"user{n}", "1", 1 + n) for n in range(100)])
     client = make_client(Settings(redis_url=Secret(proxy.through(redis_url))), name="test")
     try:
-        distant = Store(client)
-        await distant.board("main")
+        delayed = Store(client)
+        await delayed.board("main")
         proxy.delay(0.05)
         began_s = time.monotonic()
-        window = await distant.leaderboard("main", limit=10)
-        standing = await distant.standing("main", "user97", around=1)
+        window = await delayed.leaderboard("main", limit=10)
+        standing = await delayed.standing("main", "user97", around=1)
         took_s = time.monotonic() - began_s
     finally:
         await client.aclose()
@@ -119,7 +119,7 @@ async def test_a_user_without_a_score_has_no_standing(store: Store) -> None:
     await open_board(store)
 
     with pytest.raises(UnknownUser):
-        await store.standing("main", "nobody")
+        await store.standing("main", "unknown")
 
 
 async def test_an_empty_redis_is_reported(store: Store) -> None:
@@ -159,7 +159,7 @@ async def test_a_refusal_has_no_driver_error_as_its_cause(store: Store) -> None:
     assert explain(caught.value) == (f"{title}: {detail}", 69)
 
 
-async def test_an_unreachable_server_is_one_error() -> None:
+async def test_an_unreachable_server_raises_redis_unavailable() -> None:
     client = make_client(Settings(redis_url=Secret("redis://127.0.0.1:1")), name="test")
 
     with pytest.raises(RedisUnavailable):
@@ -169,7 +169,7 @@ async def test_an_unreachable_server_is_one_error() -> None:
     await client.aclose()
 
 
-async def test_a_server_that_may_lose_data_is_refused_and_every_reason_named(
+async def test_a_server_that_may_lose_data_is_refused_with_every_reason(
     own_valkey: OwnValkey,
 ) -> None:
     server = own_valkey(settings={"appendfsync": "everysec", "maxmemory-policy": "allkeys-lru"})
@@ -178,8 +178,8 @@ async def test_a_server_that_may_lose_data_is_refused_and_every_reason_named(
 
     with pytest.raises(UnsafeRedis, match=r"appendfsync is everysec.*maxmemory-policy is allkeys"):
         await require_durability(client, settings)
-    vouched = Settings(redis_url=Secret(server.url), unsafe_redis=True)
-    assert len((await require_durability(client, vouched)).problems) == 2
+    accepted = Settings(redis_url=Secret(server.url), unsafe_redis=True)
+    assert len((await require_durability(client, accepted)).problems) == 2
     await client.aclose()
 
 

@@ -150,7 +150,7 @@ async def test_private_board_requires_a_token_with_the_scope(start_api: StartApi
     ("method", "path", "status"),
     [
         ("POST", PATH, 405),
-        ("GET", f"{PATH}?board=nobody", 404),
+        ("GET", f"{PATH}?board=unknown", 404),
         ("GET", f"{PATH}?board=main&board=weekly", 400),
         ("GET", f"{PATH}?board=", 404),
         ("GET", f"{PATH}?token=abc", 400),
@@ -245,10 +245,10 @@ async def test_client_that_reads_nothing_is_dropped_and_uses_little_memory(
 ) -> None:
     client = await start_api(slow_viewer_s=0.5)
     before = ended("too-slow")
-    with socket.socket() as deaf:
-        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        deaf.connect(("127.0.0.1", client.port))
-        deaf.sendall(f"GET {PATH} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+    with socket.socket() as unread:
+        unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        unread.connect(("127.0.0.1", client.port))
+        unread.sendall(f"GET {PATH} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
         stream = client.api._streams
         await eventually_async(lambda: stream.count == 1)
         async with listening(client) as healthy:
@@ -268,10 +268,10 @@ async def test_client_that_reads_nothing_is_dropped_and_uses_little_memory(
                 flooding = asyncio.ensure_future(flood())
                 while not flooding.done():
                     await healthy.next("leaderboard")
-        deaf.settimeout(2)
+        unread.settimeout(2)
         got = 0
         try:
-            while data := deaf.recv(65_536):
+            while data := unread.recv(65_536):
                 got += len(data)
         except OSError:
             pass

@@ -99,7 +99,7 @@ async def test_invalid_frame_closes_with_the_right_code(
     assert await viewer.closed() == code
     assert await viewer.eof() == b"", "the server closes after its close frame"
     viewer.close()
-    await running.is_empty()
+    await running.wait_until_empty()
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ async def test_close_frame_is_echoed_with_its_code(
 
     assert await viewer.closed() == (code or 1005)
     viewer.close()
-    await running.is_empty()
+    await running.wait_until_empty()
 
 
 async def test_fragments_with_a_ping_between_form_one_message(
@@ -150,28 +150,30 @@ async def test_fragments_with_a_ping_between_form_one_message(
     assert b"mid" in {frame.payload for frame in frames}
 
 
-BEGUN = masked_frame(TEXT, b"{", fin=False)
+FIRST_FRAGMENT = masked_frame(TEXT, b"{", fin=False)
 NEARLY_FULL = masked_frame(TEXT, b"{" + b" " * 4599, fin=False)
 
 
-@pytest.mark.parametrize("begun", [BEGUN, NEARLY_FULL], ids=["short", "nearly full"])
+@pytest.mark.parametrize(
+    "first_fragment", [FIRST_FRAGMENT, NEARLY_FULL], ids=["short", "nearly full"]
+)
 @pytest.mark.parametrize(
     "payload", [b"", struct.pack("!H", 1000), struct.pack("!H", 4999) + b"x" * 123]
 )
 async def test_close_between_fragments_is_echoed(
-    start_streamer: StartStreamer, connect: Connect, begun: bytes, payload: bytes
+    start_streamer: StartStreamer, connect: Connect, first_fragment: bytes, payload: bytes
 ) -> None:
     """RFC 6455, 5.4 and 5.5.1: a control frame may arrive between fragments, and is answered."""
     running = await start_streamer()
     viewer = await connect(running.port)
     await viewer.next("leaderboard")
 
-    await viewer.send(begun + masked_frame(CLOSE, payload))
+    await viewer.send(first_fragment + masked_frame(CLOSE, payload))
 
     assert await viewer.close_payload() == payload
     assert await viewer.eof() == b""
     viewer.close()
-    await running.is_empty()
+    await running.wait_until_empty()
 
 
 @pytest.mark.parametrize(
@@ -185,7 +187,7 @@ async def test_invalid_close_between_fragments_is_a_protocol_error(
     running = await start_streamer()
     viewer = await connect(running.port)
 
-    await viewer.send(BEGUN + masked_frame(CLOSE, payload))
+    await viewer.send(FIRST_FRAGMENT + masked_frame(CLOSE, payload))
 
     assert await viewer.closed() == code
     assert await viewer.eof() == b""
@@ -246,12 +248,12 @@ async def test_frames_after_a_close_are_ignored(
 
 
 @pytest.mark.parametrize(
-    "behind",
-    [b"", BEGUN, masked_frame(PING, b"late"), masked_frame(TEXT, b'{"type":"sync"}')],
-    ids=["close", "between fragments", "behind a ping", "behind a message"],
+    "following",
+    [b"", FIRST_FRAGMENT, masked_frame(PING, b"late"), masked_frame(TEXT, b'{"type":"sync"}')],
+    ids=["close", "between fragments", "after a ping", "after a message"],
 )
 async def test_answer_to_a_server_close_ends_the_connection_at_once(
-    start_streamer: StartStreamer, connect: Connect, behind: bytes
+    start_streamer: StartStreamer, connect: Connect, following: bytes
 ) -> None:
     running = await start_streamer(viewer_age_s=0.3)
     viewer = await connect(running.port)
@@ -259,12 +261,12 @@ async def test_answer_to_a_server_close_ends_the_connection_at_once(
     loop = asyncio.get_running_loop()
     began_s = loop.time()
 
-    await viewer.send(behind + close_frame(1012))
+    await viewer.send(following + close_frame(1012))
 
     await viewer.eof()
-    assert loop.time() - began_s < 1.0, "long before the server would hang up by itself"
+    assert loop.time() - began_s < 1.0, "before the timeout of the server"
     viewer.close()
-    await running.is_empty()
+    await running.wait_until_empty()
 
 
 async def test_ping_after_a_server_close_is_answered(
@@ -357,7 +359,7 @@ async def test_flood_of_any_frame_closes_with_4429_and_limited_answers(
     assert viewer.frames_read <= 40
     sending.cancel()
     viewer.close()
-    await running.is_empty()
+    await running.wait_until_empty()
 
 
 async def test_burst_of_twenty_frames_is_accepted(
@@ -406,9 +408,9 @@ async def test_floods_do_not_delay_other_viewers(
     quiet = [await connect(running.port) for _ in range(20)]
     for viewer in quiet:
         await viewer.next("leaderboard")
-    noisy = [await connect(running.port) for _ in range(10)]
+    flooding = [await connect(running.port) for _ in range(10)]
     floods = [
-        asyncio.ensure_future(flood(viewer, masked_frame(PING, b""), 20_000)) for viewer in noisy
+        asyncio.ensure_future(flood(viewer, masked_frame(PING, b""), 20_000)) for viewer in flooding
     ]
     loop = asyncio.get_running_loop()
     channel = running.streamer.manager.channel("main")
@@ -447,7 +449,7 @@ async def test_every_kind_of_disconnect_releases_all_resources(
         case _:
             viewer.close()
 
-    await running.is_empty()
+    await running.wait_until_empty()
 
 
 async def test_viewer_that_does_not_answer_a_close_is_dropped(
@@ -465,4 +467,4 @@ async def test_viewer_that_does_not_answer_a_close_is_dropped(
     assert viewer.messages[-1]["type"] == "bye"
     assert viewer.messages[-1]["delay_ms"] == list(CLOSE_REASONS[CloseCode.RESTART].delay_ms)
     viewer.close()
-    await running.is_empty()
+    await running.wait_until_empty()

@@ -92,7 +92,7 @@ async def test_plain_get_returns_426_and_closes(
     assert b"me" not in answer.body.replace(b"scoreboard", b"")
     assert await viewer.eof() == b""
     viewer.close()
-    await running.is_empty()
+    await running.wait_until_empty()
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ async def test_second_request_after_a_rejected_one_is_not_answered(
     assert await viewer.eof() == b""
     assert accepted() == before
     viewer.close()
-    await running.is_empty()
+    await running.wait_until_empty()
 
 
 async def test_frames_sent_with_the_request_are_answered_after_the_101(
@@ -177,7 +177,7 @@ async def test_slow_handshake_is_dropped(start_streamer: StartStreamer) -> None:
     assert await viewer.eof() == b""
     assert time.monotonic() - began_s < 2.0
     viewer.close()
-    await running.is_empty()
+    await running.wait_until_empty()
 
 
 async def test_oversized_head_is_rejected_while_it_arrives(
@@ -188,7 +188,7 @@ async def test_oversized_head_is_rejected_while_it_arrives(
     answer = await handshake(running.port, raw=b"GET / HTTP/1.1\r\nX: " + b"y" * 60_000)
 
     assert answer.status == 431
-    await running.is_empty()
+    await running.wait_until_empty()
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ async def test_invalid_request_returns_400_without_repeating_it(
     assert answer.status == 400
     assert answer.headers["connection"] == "close"
     assert answer.problem["type"] == "/docs/problems/malformed"
-    await running.is_empty()
+    await running.wait_until_empty()
 
 
 async def test_ambiguous_heads_are_rejected(
@@ -303,7 +303,7 @@ async def test_full_process_returns_503(
     assert int(refused.headers["retry-after"]) > 0
     for viewer in viewers:
         viewer.close()
-    await running.is_empty()
+    await running.wait_until_empty()
     assert (await handshake(running.port)).status == 101
 
 
@@ -314,12 +314,12 @@ async def test_process_that_fills_up_during_a_token_check_returns_503(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     running = await start_streamer(viewers=1)
-    checking, go_on = asyncio.Event(), asyncio.Event()
+    checking, resume = asyncio.Event(), asyncio.Event()
     verify = running.streamer.verifier.verify
 
     async def slow(token: str) -> Any:
         checking.set()
-        await go_on.wait()
+        await resume.wait()
         return await verify(token)
 
     monkeypatch.setattr(running.streamer.verifier, "verify", slow)
@@ -327,28 +327,28 @@ async def test_process_that_fills_up_during_a_token_check_returns_503(
     await late.send(request_bytes(token=make_token()))
     await checking.wait()
     viewer = await connect(running.port)
-    go_on.set()
+    resume.set()
 
     assert (await late.answer()).status == 503
     for one in (late, viewer):
         one.close()
-    await running.is_empty()
+    await running.wait_until_empty()
 
 
 async def test_viewers_per_address_are_limited(
     start_streamer: StartStreamer, connect: Connect, handshake: Handshake
 ) -> None:
     running = await start_streamer(viewers_per_address=2, trusted_hops="127.0.0.0/8")
-    there = [("X-Forwarded-For", "203.0.113.9")]
-    viewers = [await connect(running.port, headers=there) for _ in range(2)]
+    forwarded = [("X-Forwarded-For", "203.0.113.9")]
+    viewers = [await connect(running.port, headers=forwarded) for _ in range(2)]
 
-    refused = await handshake(running.port, headers=there)
-    elsewhere = await handshake(running.port, headers=[("X-Forwarded-For", "203.0.113.10")])
+    refused = await handshake(running.port, headers=forwarded)
+    other = await handshake(running.port, headers=[("X-Forwarded-For", "203.0.113.10")])
 
-    assert (refused.status, elsewhere.status) == (429, 101)
+    assert (refused.status, other.status) == (429, 101)
     viewers[0].close()
     await eventually_async(lambda: running.viewers == 2)
-    assert (await handshake(running.port, headers=there)).status == 101
+    assert (await handshake(running.port, headers=forwarded)).status == 101
 
 
 async def test_viewers_per_user_are_limited(
@@ -392,13 +392,13 @@ async def silent(port: int, sources: Iterable[str]) -> AsyncIterator[list[RawVie
             viewer.close()
 
 
-async def are_gone(viewers: list[RawViewer]) -> int:
-    """Count the connections that the server has closed."""
-    found = await asyncio.gather(*map(is_gone, viewers))
+async def count_closed(viewers: list[RawViewer]) -> int:
+    """Return the number of connections that the server has closed."""
+    found = await asyncio.gather(*map(is_closed, viewers))
     return sum(found)
 
 
-async def is_gone(viewer: RawViewer) -> bool:
+async def is_closed(viewer: RawViewer) -> bool:
     try:
         return await viewer.eof(0.2) == b""
     except TimeoutError:
@@ -412,10 +412,10 @@ async def test_pending_connections_per_address_are_limited(
     running = await start_streamer(viewers_per_address=3)
 
     async with silent(running.port, ["127.0.0.2"] * 10) as connections:
-        assert await are_gone(connections) == 7
+        assert await count_closed(connections) == 7
 
         (await connect(running.port)).close()
-    await running.is_empty()
+    await running.wait_until_empty()
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /ws/scoreboard HTTP/1.1\r\nHost: a\r\n"])
@@ -431,8 +431,8 @@ async def test_pending_handshakes_of_many_addresses_do_not_block_viewers(
         for _ in range(30):
             (await connect(running.port)).close()
         assert len(running.streamer.manager.connections) <= 21
-        assert await are_gone(connections[:40]) == 40, "the oldest are evicted"
-    await running.is_empty()
+        assert await count_closed(connections[:40]) == 40, "the oldest are evicted"
+    await running.wait_until_empty()
 
 
 async def test_rejected_peers_that_stay_connected_do_not_block_viewers(
@@ -448,7 +448,7 @@ async def test_rejected_peers_that_stay_connected_do_not_block_viewers(
         for _ in range(5):
             (await connect(running.port)).close()
         assert len(running.streamer.manager.connections) <= 21
-    await running.is_empty()
+    await running.wait_until_empty()
 
 
 async def test_pending_handshakes_of_a_trusted_hop_are_not_limited(
@@ -463,7 +463,7 @@ async def test_pending_handshakes_of_a_trusted_hop_are_not_limited(
             await one.send(request_bytes(headers=forwarded))
         for one in connections:
             assert (await one.answer()).status == 101
-    await running.is_empty()
+    await running.wait_until_empty()
 
 
 async def test_address_above_the_attempt_rate_is_dropped_without_affecting_others(
@@ -477,7 +477,7 @@ async def test_address_above_the_attempt_rate_is_dropped_without_affecting_other
             await viewer.send(request_bytes("/nowhere"))
             answered += (await viewer.answer()).status == 404
         viewer.close()
-        await running.is_empty()
+        await running.wait_until_empty()
 
     assert answered == 2 * ATTEMPTS_PER_VIEWER
     (await connect(running.port)).close()
@@ -487,15 +487,15 @@ async def test_address_behind_a_trusted_hop_above_the_attempt_rate_gets_429(
     start_streamer: StartStreamer, handshake: Handshake
 ) -> None:
     running = await start_streamer(viewers_per_address=2, trusted_hops="127.0.0.0/8")
-    there = [("X-Forwarded-For", "203.0.113.9")]
+    forwarded = [("X-Forwarded-For", "203.0.113.9")]
 
     statuses = [
-        (await handshake(running.port, "/ws/scoreboard?board=main", headers=there)).status
+        (await handshake(running.port, "/ws/scoreboard?board=main", headers=forwarded)).status
         for _ in range(20)
     ]
 
     assert statuses == [101] * 2 + [429] * 18
-    answer = await handshake(running.port, headers=there)
+    answer = await handshake(running.port, headers=forwarded)
     assert "too often" in answer.problem["detail"]
     assert (await handshake(running.port)).status == 101
 
@@ -510,10 +510,10 @@ async def test_address_at_its_limit_does_not_use_the_process_rate(
         new_viewers_per_second=1,
         trusted_hops="127.0.0.0/8",
     )
-    greedy = [("X-Forwarded-For", "203.0.113.9")]
-    viewers = [await connect(running.port, headers=greedy) for _ in range(3)]
+    forwarded = [("X-Forwarded-For", "203.0.113.9")]
+    viewers = [await connect(running.port, headers=forwarded) for _ in range(3)]
 
-    refused = [(await handshake(running.port, headers=greedy)).status for _ in range(12)]
+    refused = [(await handshake(running.port, headers=forwarded)).status for _ in range(12)]
 
     assert refused == [429] * 12
     assert (await handshake(running.port)).status == 101
@@ -548,7 +548,7 @@ async def test_viewer_is_counted_until_its_connection_has_ended(
     assert (await handshake(running.port)).status == 503
 
     viewer.close()
-    await running.is_empty()
+    await running.wait_until_empty()
     assert (await handshake(running.port)).status == 101
 
 
@@ -556,13 +556,13 @@ async def test_disconnect_during_a_token_check_releases_all_resources(
     start_streamer: StartStreamer, make_token: MakeToken, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running = await start_streamer(board=PRIVATE, handshake_timeout_s=0.3)
-    checking, go_on, over = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    checking, resume, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
     verify = running.streamer.verifier.verify
 
     async def slow(token: str) -> Any:
         checking.set()
-        await go_on.wait()
-        over.set()
+        await resume.wait()
+        ended.set()
         return await verify(token)
 
     monkeypatch.setattr(running.streamer.verifier, "verify", slow)
@@ -571,11 +571,11 @@ async def test_disconnect_during_a_token_check_releases_all_resources(
     await checking.wait()
 
     assert await viewer.eof() == b""
-    await running.is_empty()
-    go_on.set()
-    await over.wait()
+    await running.wait_until_empty()
+    resume.set()
+    await ended.wait()
 
-    await running.is_empty()
+    await running.wait_until_empty()
     viewer.close()
 
 

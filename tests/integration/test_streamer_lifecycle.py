@@ -1,4 +1,4 @@
-"""The life of a streamer process: shutdown, crashes, mass reconnects, churn, limits."""
+"""The lifecycle of a streamer process: shutdown, crashes, mass reconnects, churn, limits."""
 
 import asyncio
 import gc
@@ -151,7 +151,7 @@ async def join(port: int, count: int) -> list[RawViewer]:
     viewers: list[RawViewer] = []
     try:
         for _ in range(count):
-            viewers.append(await RawViewer.open(port))  # noqa: PERF401 (those so far are closed)
+            viewers.append(await RawViewer.open(port))  # noqa: PERF401 (closed if one fails)
         for viewer in viewers:
             await viewer.send(request_bytes())
         for viewer in viewers:
@@ -202,12 +202,12 @@ async def test_draining_process_is_not_ready_and_still_sends_boards(
     await draining
 
     assert set(codes) == {1012}
-    saw = [
+    received = [
         viewer
         for viewer in viewers
         if any(one.get("leaderboard", [{}])[0].get("score") == 900 for one in viewer.messages)
     ]
-    assert saw, "who still was there saw the change"
+    assert received, "viewers that were still connected got the change"
     for viewer in viewers:
         assert viewer.messages[-1]["type"] == "bye"
 
@@ -258,7 +258,7 @@ async def test_killed_worker_is_replaced_and_its_viewers_reconnect(
 
     async with asyncio.timeout(30):
         returned = [one for one in await asyncio.gather(*map(stay, viewers)) if one is not None]
-    assert 10 <= len(returned) <= 70, "the kernel had spread them over both"
+    assert 10 <= len(returned) <= 70, "the kernel distributes them over both workers"
     assert time.monotonic() - began_s < 30
     for viewer in [*viewers, *returned]:
         viewer.close()
@@ -267,13 +267,13 @@ async def test_killed_worker_is_replaced_and_its_viewers_reconnect(
     )
 
 
-HowToStop = Callable[[int], None]
+Stop = Callable[[int], None]
 
-STOPS: dict[str, HowToStop] = {
+STOPS: dict[str, Stop] = {
     "Ctrl-C in the terminal": lambda pid: os.killpg(pid, signal.SIGINT),
     "SIGTERM to the group": lambda pid: os.killpg(pid, signal.SIGTERM),
-    "SIGTERM to the keeper": lambda pid: os.kill(pid, signal.SIGTERM),
-    "SIGKILL of the keeper": lambda pid: os.kill(pid, signal.SIGKILL),
+    "SIGTERM to the supervisor": lambda pid: os.kill(pid, signal.SIGTERM),
+    "SIGKILL of the supervisor": lambda pid: os.kill(pid, signal.SIGKILL),
 }
 
 
@@ -298,7 +298,7 @@ async def test_workers_drain_once_for_any_kind_of_stop(
     assert set(codes) == {1012}
     assert ends == {"bye"}
     ended = await asyncio.to_thread(program.process.wait, 10)
-    assert ended == (-signal.SIGKILL if how == "SIGKILL of the keeper" else 0)
+    assert ended == (-signal.SIGKILL if how == "SIGKILL of the supervisor" else 0)
     await asyncio.to_thread(
         eventually, lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), within_s=10
     )
@@ -357,7 +357,7 @@ async def test_low_open_files_limit_neither_crashes_nor_spins(start_program: Sta
         return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
 
     before_s = cpu_s()
-    await asyncio.sleep(1.0)  # pace: the period in which it must not spin
+    await asyncio.sleep(1.0)  # pace: the period of the measurement
     assert cpu_s() - before_s < 0.5
     for viewer in viewers:
         viewer.close()
@@ -439,7 +439,7 @@ async def test_churn_releases_all_resources(start_streamer: StartStreamer) -> No
             viewers = await join(running.port, 20)
             for number, viewer in enumerate(viewers):
                 viewer.reset() if number % 2 else viewer.close()
-        await running.is_empty()
+        await running.wait_until_empty()
 
     def counts() -> tuple[int, int, int]:
         gc.collect()
@@ -452,7 +452,7 @@ async def test_churn_releases_all_resources(start_streamer: StartStreamer) -> No
 
     assert counts() == before
     assert before[0] == 0
-    # The wheel holds lost connections until their slot comes up.
+    # The wheel keeps closed connections until their slot is due.
     assert len(running.streamer.manager.wheel) <= 3 * 45 * 20
 
 
@@ -462,7 +462,7 @@ async def test_mass_reconnect_is_served_in_time(start_streamer: StartStreamer) -
 
     async with AsyncExitStack() as stack:
 
-        async def come_back() -> None:
+        async def reconnect() -> None:
             nonlocal refused
             while True:
                 viewer = await RawViewer.open(running.port)
@@ -476,11 +476,11 @@ async def test_mass_reconnect_is_served_in_time(start_streamer: StartStreamer) -
                 await asyncio.sleep(random.uniform(0.1, 1.0))  # pace: the documented backoff
 
         async with asyncio.timeout(20):
-            await asyncio.gather(*(come_back() for _ in range(200)))
+            await asyncio.gather(*(reconnect() for _ in range(200)))
 
-        assert refused > 0, "the limit was felt"
+        assert refused > 0, "the limit was reached"
         assert running.viewers == 200
-    await running.is_empty()
+    await running.wait_until_empty()
 
 
 async def test_maximum_age_of_connections_is_jittered(start_streamer: StartStreamer) -> None:
@@ -520,7 +520,7 @@ async def test_blocked_loop_does_not_close_viewers(
     # Pings are sent and pongs are on their way; then the loop blocks for longer than the pong
     # timeout.
     reading = [asyncio.ensure_future(read(viewer)) for viewer in viewers]
-    time.sleep(1.3)  # pace: the loop stands still  # noqa: ASYNC251
+    time.sleep(1.3)  # pace: a loop that is blocked  # noqa: ASYNC251
     await asyncio.gather(*reading)
     answered_s = running.streamer.manager.clock()
     await eventually_async(lambda: running.streamer.manager.clock() > answered_s + 0.3)
@@ -573,7 +573,7 @@ async def test_counters_match_what_happened(
         return REGISTRY.get_sample_value(f"scoreboard_{name}", labels) or 0.0
 
     running = await start_streamer()
-    await running.is_quiet()
+    await running.wait_until_quiet()
     accepted = value("ws_handshakes_total", result="accepted")
     sent = value("ws_frames_sent_total")
     normal = value("ws_closes_total", code="1006", by="client")
@@ -588,5 +588,5 @@ async def test_counters_match_what_happened(
     assert value("ws_handshakes_total", result="accepted") == accepted + 3
     for viewer in viewers:
         viewer.close()
-    await running.is_empty()
+    await running.wait_until_empty()
     assert value("ws_closes_total", code="1006", by="client") == normal + 3

@@ -1,6 +1,6 @@
 """BoardWatcher and Redis: lost messages, outages, rewinds, reseeds, several partitions.
 
-I8: two seconds after the last change every viewer has Redis's top 10; no viewer goes back.
+I8: two seconds after the last change every viewer has Redis's top 10; no viewer gets an older one.
 """
 
 import asyncio
@@ -48,20 +48,22 @@ def value(name: str, **labels: str) -> float:
     return REGISTRY.get_sample_value(f"scoreboard_{name}", labels) or 0.0
 
 
-async def shown(viewer: RawViewer, user: str, score: int, within_s: float = 3.0) -> dict[str, Any]:
+async def wait_for_score(
+    viewer: RawViewer, user: str, score: int, within_s: float = 3.0
+) -> dict[str, Any]:
     """Read until a board has the user's score; check that ``seq`` rises strictly."""
     async with asyncio.timeout(within_s):
         while True:
             board = await viewer.next("leaderboard")
             scores = {row["userId"]: row["score"] for row in board["leaderboard"]}
             if scores.get(user) == score:
-                rises(viewer)
+                check_order(viewer)
                 return board
 
 
-def rises(viewer: RawViewer) -> None:
+def check_order(viewer: RawViewer) -> None:
     places = [(one["epoch"], one["seq"]) for one in viewer.messages if one["type"] == "leaderboard"]
-    assert places == sorted(set(places)), "a viewer was shown an older board, or one twice"
+    assert places == sorted(set(places)), "a viewer got an older board, or one twice"
 
 
 def statuses(viewer: RawViewer) -> list[str]:
@@ -90,7 +92,7 @@ async def test_writes_during_startup_are_in_the_final_state(
             second = await start_streamer(opened=False)
             await eventually_async(lambda: second.streamer.watcher.is_ready)
             viewer = await connect(second.port)
-    await shown(viewer, "ada", 300)
+    await wait_for_score(viewer, "ada", 300)
 
 
 async def test_repeated_and_reordered_messages_are_ignored(
@@ -99,7 +101,7 @@ async def test_repeated_and_reordered_messages_are_ignored(
     running, viewer = await started(start_streamer, connect, heartbeat_s=0.5)
     async with playing(running.settings) as submit:
         await submit("ada", 500)
-    await shown(viewer, "ada", 500)
+    await wait_for_score(viewer, "ada", 500)
 
     for message in ("1:1", "1:1", "9:999", "0:0", "1:1"):
         await client.publish(KEYS.changes, message)
@@ -112,7 +114,7 @@ async def test_lost_message_is_corrected_by_reconciliation_and_counted(
     start_streamer: StartStreamer, connect: Connect, client: aioredis.Redis
 ) -> None:
     running, viewer = await started(start_streamer, connect)
-    await running.is_quiet()
+    await running.wait_until_quiet()
     before = value("reconcile_mismatches_total", board="main")
 
     async with client.pipeline(transaction=True) as pipe:
@@ -120,7 +122,7 @@ async def test_lost_message_is_corrected_by_reconciliation_and_counted(
         pipe.hincrby(KEYS.meta, "seq", 1)
         await pipe.execute()
 
-    await shown(viewer, "ghost", 900)
+    await wait_for_score(viewer, "ghost", 900)
     await eventually_async(lambda: value("reconcile_mismatches_total", board="main") == before + 1)
 
 
@@ -134,7 +136,9 @@ async def test_higher_seq_with_the_same_rows_sends_nothing(
     heartbeat = await viewer.next("heartbeat")
 
     assert [one["type"] for one in viewer.messages].count("leaderboard") == 1
-    assert heartbeat["seq"] == viewer.messages[0]["seq"], "a heartbeat speaks of the held board"
+    assert heartbeat["seq"] == viewer.messages[0]["seq"], (
+        "a heartbeat has the position of the held board"
+    )
 
 
 async def test_emptied_redis_makes_the_board_stale_until_it_is_reseeded(
@@ -152,12 +156,12 @@ async def test_emptied_redis_makes_the_board_stale_until_it_is_reseeded(
 
     await open_board(running.store, scores=[("old", 1)])
     await open_board(running.store, scores=[("new", 7)])
-    board = await shown(viewer, "new", 7)
+    board = await wait_for_score(viewer, "new", 7)
 
     assert board["epoch"] == 2
     assert (await viewer.next("status"))["state"] == "live"
     assert (await late.next("status"))["state"] == "live"
-    rises(viewer)
+    check_order(viewer)
 
 
 @pytest.mark.parametrize("field", ["seq", "epoch"])
@@ -169,7 +173,7 @@ async def test_rewound_redis_makes_the_board_stale_until_its_epoch_rises(
     async with playing(running.settings) as submit:
         await submit("ada", 5)
     viewer = await connect(running.port)
-    await shown(viewer, "ada", 15)
+    await wait_for_score(viewer, "ada", 15)
     regressions = value("board_regressions_total", board="main")
 
     async with client.pipeline(transaction=True) as pipe:
@@ -231,7 +235,7 @@ async def test_redis_outage_sends_one_stale_and_one_live(
     assert not running.streamer.watcher.is_ready
     await proxy.restore()
 
-    await shown(viewer, "ada", 700)
+    await wait_for_score(viewer, "ada", 700)
     assert (await viewer.next("status"))["state"] == "live"
     assert statuses(viewer) == ["stale", "live"]
     await eventually_async(lambda: running.streamer.watcher.is_ready)
@@ -257,7 +261,7 @@ async def test_recovery_is_noticed_in_time_after_any_outage(
 
     await proxy.restore()
 
-    await shown(viewer, "ada", 300)
+    await wait_for_score(viewer, "ada", 300)
     assert (await viewer.next("status"))["state"] == "live"
     assert time.monotonic() - began_s < 1.2
 
@@ -272,7 +276,7 @@ async def test_short_reconnection_sends_no_status_and_misses_no_change(
     monkeypatch.setattr("scoreboard.broadcast.watcher.RECONCILE_S", 60.0)
     monkeypatch.setattr("scoreboard.store.subscription.backoff_s", lambda attempt, most_s: 0.5)
     running, viewer = await started(start_streamer, connect)
-    await running.is_quiet()
+    await running.wait_until_quiet()
     lost = value("pubsub_reconnects_total")
 
     await client.client_kill_filter(_type="pubsub")
@@ -280,7 +284,7 @@ async def test_short_reconnection_sends_no_status_and_misses_no_change(
     async with playing(running.settings) as submit:
         await submit("ada", 900)  # no subscriber at this moment
 
-    await shown(viewer, "ada", 900, within_s=1.5)
+    await wait_for_score(viewer, "ada", 900, within_s=1.5)
     assert statuses(viewer) == []
 
 
@@ -301,7 +305,7 @@ async def test_silent_redis_connection_is_detected_and_replaced(
 
     async with playing(running.settings) as submit:
         await submit("ada", 800)
-    await shown(viewer, "ada", 800)
+    await wait_for_score(viewer, "ada", 800)
     await eventually_async(lambda: running.streamer.watcher.is_ready)
 
 
@@ -322,7 +326,7 @@ async def test_invalid_message_is_counted_and_ignored(
 
     async with playing(running.settings) as submit:
         await submit("ada", 600)
-    await shown(viewer, "ada", 600)
+    await wait_for_score(viewer, "ada", 600)
     assert statuses(viewer) == []
 
 
@@ -339,7 +343,7 @@ async def test_ten_thousand_messages_per_second_cause_ten_frames_and_the_last_st
                 pipe.publish(KEYS.changes, "1:1")
             await asyncio.gather(pipe.execute(), *(submit("ada", 1) for _ in range(100)))
 
-    board = await shown(viewer, "ada", 1000)
+    board = await wait_for_score(viewer, "ada", 1000)
 
     elapsed_s = loop.time() - began_s
     boards = [one for one in viewer.messages if one["type"] == "leaderboard"]
@@ -370,7 +374,7 @@ async def test_empty_board_is_sent(start_streamer: StartStreamer, connect: Conne
     assert (await viewer.next())["leaderboard"] == []
     async with playing(running.settings) as submit:
         await submit("ada", 1)
-    await shown(viewer, "ada", 1)
+    await wait_for_score(viewer, "ada", 1)
 
 
 async def test_only_ten_rows_are_sent(start_streamer: StartStreamer, connect: Connect) -> None:
@@ -391,7 +395,7 @@ async def test_changes_of_every_partition_are_followed(
     async with playing(running.settings) as submit:
         for number, user in enumerate(users):
             await submit(user, 100 + number)
-            await shown(viewer, user, 100 + number)
+            await wait_for_score(viewer, user, 100 + number)
 
     last = viewer.messages[-1]
     assert last["epoch"] == 3
@@ -409,7 +413,7 @@ async def test_two_boards_do_not_mix(start_streamer: StartStreamer, connect: Con
     assert (await weekly.next())["leaderboard"][0]["userId"] == "wanda"
     async with playing(running.settings) as submit:
         await submit("willy", 50, board="weekly")
-    await shown(weekly, "willy", 50)
+    await wait_for_score(weekly, "willy", 50)
     await main.send_json({"type": "sync"})
     assert {one["board"] for one in [await main.next(), await main.next()]} == {"main"}
 
@@ -433,4 +437,4 @@ async def test_restarted_redis_is_followed_again(
     assert (await viewer.next("status", within_s=15))["state"] == "live"
     async with playing(running.settings) as submit:
         await submit("ada", 5)
-    await shown(viewer, "ada", 15)
+    await wait_for_score(viewer, "ada", 15)

@@ -19,7 +19,7 @@ from tests.support.fakes.proxy import MakeProxy
 pytestmark = pytest.mark.slow
 
 KERNEL_BYTES = 100_000
-"""What may lie in the kernels' buffers for a viewer that does not read, both ends together."""
+"""The size of the kernel's buffers of both ends, for a viewer that does not read."""
 
 
 def closes(code: int) -> float:
@@ -34,13 +34,13 @@ class Publisher:
         self.channel = running.streamer.manager.channel("main")
         self.clock = running.streamer.manager.clock
         self.seq = 1000
-        self.shown_at_s: dict[int, float] = {}
+        self.published_at_s: dict[int, float] = {}
 
     def next(self) -> int:
         self.seq += 1
         rows = tuple(Row(n, "u" * 124 + str(n), self.seq) for n in range(1, 11))
         board = Leaderboard("main", 1, self.seq, time.time_ns() // 1_000_000, rows)
-        self.shown_at_s[self.seq] = self.clock()
+        self.published_at_s[self.seq] = self.clock()
         self.channel.publish(board, self.clock(), self.clock())
         return self.seq
 
@@ -69,20 +69,20 @@ def seqs(viewer: RawViewer) -> list[int]:
 
 async def latencies(viewer: RawViewer, publisher: Publisher, count: int) -> list[float]:
     """Read boards; return the delay of each."""
-    viewer.checks_messages = False  # longer than everything that is measured
+    viewer.checks_messages = False  # validation takes longer than what is measured
     found = []
     while len(found) < count:
         board = await viewer.next("leaderboard")
-        if board["seq"] in publisher.shown_at_s:
-            found.append(publisher.clock() - publisher.shown_at_s[board["seq"]])
+        if board["seq"] in publisher.published_at_s:
+            found.append(publisher.clock() - publisher.published_at_s[board["seq"]])
     return found
 
 
-def is_undelayed(late: list[float]) -> None:
+def check_delays(delays: list[float]) -> None:
     """Check with tolerances for a busy machine; `make bench-ws` measures it exactly."""
-    late.sort()
-    assert late[len(late) // 2] < 0.1
-    assert late[len(late) * 9 // 10] < 0.3
+    delays.sort()
+    assert delays[len(delays) // 2] < 0.1
+    assert delays[len(delays) * 9 // 10] < 0.3
 
 
 async def test_viewers_that_never_read_use_little_memory_and_close_with_4450(
@@ -105,11 +105,11 @@ async def test_viewers_that_never_read_use_little_memory_and_close_with_4450(
 
         await eventually_async(is_paused, within_s=5)
         await eventually_async(lambda: running.viewers == len(healthy), within_s=5)
-        late = [value for one in await asyncio.gather(*reading) for value in one]
+        delays = [value for one in await asyncio.gather(*reading) for value in one]
 
     assert closes(4450) == before + len(stalled)
     assert max(held) <= len(publisher.channel.frame_with_ping), "at most one board waits"
-    is_undelayed(late)
+    check_delays(delays)
     for viewer in stalled:
         got = b"" if not viewer.buffer else bytes(viewer.buffer)
         assert len(got) < KERNEL_BYTES
@@ -134,7 +134,7 @@ async def test_viewer_that_resumes_gets_rising_boards_and_the_newest_last(
     found = seqs(viewer)
     assert found == sorted(set(found))
     assert found[-1] == newest
-    assert newest - found[-2] > 40, "what lay between was skipped, not queued"
+    assert newest - found[-2] > 40, "the boards between were skipped, not queued"
     assert any(one.is_ack_paced for one in viewers_of(running))
 
 
@@ -150,7 +150,7 @@ async def test_half_the_viewers_stalling_does_not_delay_the_other_half(
     async with publisher.at(50.0):
         found = await asyncio.gather(*(latencies(one, publisher, 100) for one in healthy))
 
-    is_undelayed([value for one in found for value in one])
+    check_delays([value for one in found for value in one])
 
 
 async def test_long_round_trip_makes_boards_wait_for_pongs(
@@ -175,7 +175,7 @@ async def test_long_round_trip_makes_boards_wait_for_pongs(
         first = publisher.seq
         await eventually_async(lambda: publisher.seq > first + 150, within_s=10)
 
-    assert 1 <= len(seqs(viewer)) <= 5, "one board per round trip, whatever the rate"
+    assert 1 <= len(seqs(viewer)) <= 5, "one board per round trip, at any rate"
     newest = publisher.seq
     await eventually_async(lambda: seqs(viewer)[-1] == newest, within_s=5)
     viewer.close()
@@ -206,8 +206,8 @@ async def test_slow_link_is_never_dropped_and_never_far_behind(
             viewer.buffer += await loop.sock_recv(viewer.connection, 700)
             while (found := viewer._parse()) is not None:
                 await answer(viewer, found.opcode, found.payload)
-                if found.opcode == 1 and found.message["seq"] in publisher.shown_at_s:
-                    ages.append(loop.time() - publisher.shown_at_s[found.message["seq"]])
+                if found.opcode == 1 and found.message["seq"] in publisher.published_at_s:
+                    ages.append(loop.time() - publisher.published_at_s[found.message["seq"]])
             await asyncio.sleep(0.1)  # pace: interval of the sampling
 
         assert running.viewers == 1
@@ -238,7 +238,7 @@ async def test_close_within_a_frame_sends_no_mixed_bytes(
     assert await viewer.closed() == 1006
     assert seqs(viewer) == sorted(set(seqs(viewer)))
     viewer.close()
-    await running.is_empty()
+    await running.wait_until_empty()
 
 
 async def test_kernel_buffers_little_per_viewer(

@@ -40,7 +40,7 @@ async def status_of(port: int, **request: Any) -> int:
         {"sub": "two words"},
         {"sub": None},
         {"exp": None},
-        {"headers": {"kid": "nobody"}},
+        {"headers": {"kid": "unknown"}},
     ],
     ids=lambda claims: next(iter(claims)) + (" missing" if None in claims.values() else ""),
 )
@@ -71,7 +71,7 @@ async def test_unknown_kids_do_not_block_others_while_the_issuer_hangs(
         assert {one.result() for one in unknown if one.done()} == {503}
         keys.answers.set()
         assert (await asyncio.gather(*unknown)).count(401) == WAITING_MAX
-        assert keys.asked == 2
+        assert keys.requests == 2
 
 
 async def test_unsigned_and_algorithm_confused_tokens_return_401(
@@ -108,7 +108,7 @@ async def test_expired_token_closes_with_4401_a_limited_number_of_times(
         viewer.close()
 
     assert await status_of(running.port, token=expired) == 401
-    await running.is_empty()
+    await running.wait_until_empty()
 
 
 async def test_one_token_can_connect_to_many_processes(
@@ -139,7 +139,7 @@ async def test_expiring_token_is_announced_then_closes_with_4401(
     assert time.time() >= exp + 0.4
     assert viewer.messages[-1]["type"] == "bye"
     viewer.close()
-    await running.is_empty()
+    await running.wait_until_empty()
 
 
 async def test_renewed_token_keeps_the_connection_and_the_reply_has_its_expiry(
@@ -270,7 +270,7 @@ async def test_tokens_and_queries_are_not_in_logs_metrics_or_responses(
     try:
         running = await start_streamer(board=PRIVATE)
         good, bad = make_token("alice", exp=time.time() + 100), make_token("alice", aud="other")
-        viewer = await connect(running.port, "/ws/scoreboard?secret=tell-nobody", token=good)
+        viewer = await connect(running.port, "/ws/scoreboard?secret=hidden-value", token=good)
         await viewer.next()
         await viewer.send_json({"type": "auth", "token": bad})
         await viewer.next("error")
@@ -282,12 +282,12 @@ async def test_tokens_and_queries_are_not_in_logs_metrics_or_responses(
         logging.getLogger().handlers[:] = handlers
         logging.getLogger().setLevel(level)
 
-    said = "".join(
+    output = "".join(
         [caplog.text, *capsys.readouterr(), body, generate_latest(REGISTRY).decode()]
         + [str(message) for message in viewer.messages]
     )
-    for secret in (good, bad, good.split(".")[1], bad.split(".")[2], "tell-nobody"):
-        assert secret not in said
+    for secret in (good, bad, good.split(".")[1], bad.split(".")[2], "hidden-value"):
+        assert secret not in output
     assert "alice" not in generate_latest(REGISTRY).decode()
 
 

@@ -21,7 +21,7 @@ from tests.support.eventually import eventually_async
 from tests.support.fakes.proxy import MakeProxy
 
 STEPS = 120
-"""More turns of the loop than connecting, subscribing and a first read take."""
+"""More iterations of the loop than connecting, subscribing and a first read take."""
 
 CHANGES = PartitionKeys(Partition("main")).changes
 
@@ -59,7 +59,7 @@ async def busy(settings: Settings) -> AsyncIterator[None]:
     await client.aclose()
 
 
-async def ends(task: "asyncio.Task[None]", within_s: float = 1.0) -> bool:
+async def ends_when_cancelled(task: "asyncio.Task[None]", within_s: float = 1.0) -> bool:
     task.cancel()
     await asyncio.wait({task}, timeout=within_s)
     if not task.done():
@@ -75,7 +75,7 @@ async def test_watcher_ends_whenever_it_is_cancelled(settings: Settings) -> None
         task = asyncio.create_task(BoardWatcher(settings, Listener(), name="test").run())
         for _ in range(steps):
             await asyncio.sleep(0)
-        if not await ends(task):
+        if not await ends_when_cancelled(task):
             survivors.append(steps)
 
     assert survivors == []
@@ -92,7 +92,7 @@ async def test_busy_watcher_ends_whenever_it_is_cancelled(
         await eventually_async(lambda watcher=watcher: watcher.is_ready, every_s=0.001)
         for _ in range(steps):
             await asyncio.sleep(0)
-        if not await ends(task):
+        if not await ends_when_cancelled(task):
             survivors.append(steps)
 
     assert survivors == []
@@ -113,26 +113,26 @@ async def test_subscription_ends_whenever_it_is_cancelled(settings: Settings) ->
         task = asyncio.create_task(changes.run())
         for _ in range(steps):
             await asyncio.sleep(0)
-        if not await ends(task):
+        if not await ends_when_cancelled(task):
             survivors.append(steps)
 
     assert survivors == []
 
 
-@pytest.mark.parametrize("trouble", ["refuse", "freeze"])
+@pytest.mark.parametrize("fault", ["refuse", "freeze"])
 async def test_watcher_without_redis_ends_at_once(
-    settings: Settings, make_proxy: MakeProxy, redis_url: str, trouble: str, jwks_file: object
+    settings: Settings, make_proxy: MakeProxy, redis_url: str, fault: str, jwks_file: object
 ) -> None:
     proxy = await make_proxy(int(redis_url.rpartition(":")[2].partition("/")[0]))
     through = streamer_settings(proxy.through(redis_url), jwks_file=jwks_file)
     watcher = BoardWatcher(through, Listener(), name="test")
     task = asyncio.create_task(watcher.run())
     await eventually_async(lambda: watcher.is_ready)
-    getattr(proxy, trouble)()
+    getattr(proxy, fault)()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(0.7):
             await task
     began_s = time.monotonic()
 
-    assert await ends(task)
+    assert await ends_when_cancelled(task)
     assert time.monotonic() - began_s < 0.5

@@ -25,7 +25,7 @@ from tests.support.eventually import eventually_async
 from tests.support.servers.flushers import (
     KEYS,
     act,
-    check_books,
+    check_invariants,
     flushing,
     is_drained,
     make_board,
@@ -79,13 +79,13 @@ def read_scores(configured: Settings, board: str) -> dict[str, int]:
 
 @st.composite
 def pairs(draw: st.DrawFn) -> tuple[str, str]:
-    """Two ids; often the second one is what the first one's row would be called."""
+    """Generate two ids; often the second one is the preferred UUID of the first one."""
     first = draw(IDS)
     second = draw(st.just(str(user_uuid(first))) | IDS)
     return (first, second) if draw(st.booleans()) else (second, first)
 
 
-def test_no_two_ids_ever_share_a_row(configured: Settings) -> None:
+def test_different_ids_have_different_rows(configured: Settings) -> None:
     with asyncio.Runner() as runner:
         opened = runner.run(Writer.open(configured, fresh_board(configured)))
 
@@ -127,7 +127,7 @@ def test_no_two_ids_ever_share_a_row(configured: Settings) -> None:
             runner.run(opened.aclose())
 
 
-async def test_two_boards_at_once_agree_on_the_id_of_a_new_user(configured: Settings) -> None:
+async def test_concurrent_boards_use_the_same_row_for_a_new_user(configured: Settings) -> None:
     taken = str(user_uuid("alice"))
     writers = [await Writer.open(configured, fresh_board(configured)) for _ in range(3)]
     try:
@@ -168,7 +168,7 @@ def test_a_user_gets_the_preferred_id_or_a_random_one(database_url: str) -> None
 def test_names_are_set_for_the_right_user(command: Run, database_url: str, tmp_path: Path) -> None:
     taken = str(user_uuid("alice"))
     assert command("user", "set", "alice", "--name", "Alice").code == 0
-    assert command("user", "set", taken, "--name", "Stranger").code == 0
+    assert command("user", "set", taken, "--name", "Other").code == 0
     file = tmp_path / "users.csv"
     prefers = {user: str(user_uuid(user)) for user in ("bob", "carol")}
     file.write_text("\n".join(["userId,email", "alice,a@b.org", f"{taken},t@b.org"]) + "\n")
@@ -185,7 +185,7 @@ def test_names_are_set_for_the_right_user(command: Run, database_url: str, tmp_p
     assert sorted(rows) == sorted(
         [
             ("alice", "Alice", "a@b.org"),
-            (taken, "Stranger", "t@b.org"),
+            (taken, "Other", "t@b.org"),
             *((one, one[:5], None) for pair in prefers.items() for one in pair),
         ]
     )
@@ -217,7 +217,7 @@ async def test_a_late_duplicate_is_corrected_for_the_user_who_sent_it(
         await eventually_async(lambda: is_drained(configured))
 
     assert board.name == "main"
-    check_books(configured, [("alice", "a", 3), (taken, "a", 5)])
+    check_invariants(configured, [("alice", "a", 3), (taken, "a", 5)])
     assert query(
         configured,
         "SELECT DISTINCT u.external_id FROM rejected_events r JOIN users u ON u.id = r.user_id",
@@ -249,10 +249,10 @@ def test_every_read_distinguishes_similar_users(
         assert (shown["score"], shown["committedScore"], shown["actions"]) == (7, 7, 2)
     assert command("reseed", "--force", "--yes").code == 0
     assert command("verify", "--full").code == 0
-    stands = with_database(
+    standings = with_database(
         configured, lambda connection: checks.read_scores(connection, "main", ["alice", taken])
     )
-    assert {user: stand.score for user, stand in stands.items()} == {"alice": 7, taken: 7}
+    assert {user: standing.score for user, standing in standings.items()} == {"alice": 7, taken: 7}
     order = with_database(
         configured,
         lambda connection: checks.select_arrival_order(connection, "main", [taken, "alice"], 7),

@@ -1,4 +1,4 @@
-"""Verify finds every kind of difference and calls timing none; repair sets right what it found."""
+"""Verify finds every kind of difference but no pending changes; repair corrects the differences."""
 
 import asyncio
 import json
@@ -85,7 +85,7 @@ def direct(settings: Settings) -> "redis.Redis[str]":
 
 def execute(settings: Settings, statement: str) -> None:
     with psycopg.connect(settings.database_url.reveal()) as connection:
-        # A superuser's way around the triggers that keep the ledger as it is.
+        # Bypasses the triggers that make the ledger append-only.
         connection.execute("SET LOCAL session_replication_role = replica")
         connection.execute(statement)
 
@@ -143,7 +143,7 @@ async def test_uncommitted_actions_are_not_drift_but_a_backlog_if_they_stay(
     async with dispatching(settings) as dispatcher:
         for n in range(5):
             await dispatcher.submit("main", Action(f"user-{n:02}", "late", 7))
-        await dispatcher.submit("main", Action("stranger", "first", 7))
+        await dispatcher.submit("main", Action("new-user", "first", 7))
 
     verdict = await verified(settings)
 
@@ -161,14 +161,14 @@ async def test_a_backlog_with_commits_during_the_check_is_not_reported(
     async with dispatching(settings) as dispatcher:
         await dispatcher.submit("main", Action("user-00", "late", 7))
 
-    async def commits_later() -> None:
-        await asyncio.sleep(0)  # the verification has begun
+    async def flush_later() -> None:
+        await asyncio.sleep(0)  # the verification starts
         async with flushing(settings):
             await eventually_async(lambda: is_drained(settings), within_s=10)
 
     async with asyncio.TaskGroup() as group:
         verifying = group.create_task(verified(settings))
-        group.create_task(commits_later())
+        group.create_task(flush_later())
 
     assert verifying.result().is_sound, verifying.result()
 
@@ -216,15 +216,15 @@ async def test_dead_letters_are_not_drift(settings: Settings, store: Store) -> N
     from flusher.dead_letters import dead_event
 
     await opened(settings, store)
-    fields = {"q": 61, "u": "user-07", "a": "parked", "d": 4, "s": 15, "e": 2}
-    parked = dead_event("9-1", {k.encode(): str(v).encode() for k, v in fields.items()}, "poison")
+    fields = {"q": 61, "u": "user-07", "a": "dead", "d": 4, "s": 15, "e": 2}
+    dead = dead_event("9-1", {k.encode(): str(v).encode() for k, v in fields.items()}, "poison")
     with direct(settings) as client:
         client.zadd(KEYS.board, {"user-07": pack(15, 0)})
     with psycopg.connect(settings.database_url.reveal()) as connection:
         connection.execute(
             "INSERT INTO dead_events (board, part, stream_id, raw_hash, raw, reason, seq)"
             " VALUES ('main', 0, %s, %s, %s, %s, NULL)",
-            (parked.stream_id, parked.raw_hash, parked.raw, parked.reason),
+            (dead.stream_id, dead.raw_hash, dead.raw, dead.reason),
         )
 
     verdict = await verified(settings)
@@ -249,7 +249,7 @@ BROKEN = {
 @pytest.mark.parametrize("check", BROKEN)
 async def test_each_ledger_check_can_fail(check: str, settings: Settings, store: Store) -> None:
     await opened(settings, store)
-    # The history was written under epoch 1; the checks look at the newest.
+    # The history was written with epoch 1; the checks use the newest epoch.
     execute(settings, "UPDATE score_events SET epoch = 2")
     assert (await verified(settings)).is_sound
 
@@ -258,7 +258,7 @@ async def test_each_ledger_check_can_fail(check: str, settings: Settings, store:
     assert check in {one.check for one in (await verified(settings)).findings}
 
 
-async def test_equals_in_the_wrong_order_are_found(settings: Settings, store: Store) -> None:
+async def test_equal_scores_in_the_wrong_order_are_found(settings: Settings, store: Store) -> None:
     await opened(settings, store)
     with direct(settings) as client:
         first = client.zscore(KEYS.board, "user-00")
@@ -313,11 +313,11 @@ async def test_a_verification_during_writes_finds_no_drift(
 ) -> None:
     monkeypatch.setattr("scoreboard.recovery.verify.BACKLOG_S", 0.0)
     await opened(settings, store)
-    is_over = asyncio.Event()
+    is_done = asyncio.Event()
 
     async def play(dispatcher: Dispatcher, player: int) -> None:
         number = 0
-        while not is_over.is_set():
+        while not is_done.is_set():
             number += 1
             await dispatcher.submit("main", Action(f"user-{player:02}", f"x{number}", 1))
             if number == 150:  # no flusher runs: stay below the limit
@@ -327,7 +327,7 @@ async def test_a_verification_during_writes_finds_no_drift(
         for player in range(4):
             group.create_task(play(dispatcher, player))
         verdicts = [await verified(settings) for _ in range(3)]
-        is_over.set()
+        is_done.set()
 
     assert not any(verdict.drifted or verdict.known for verdict in verdicts), verdicts
     assert {one.check for verdict in verdicts for one in verdict.findings} == {"backlog"}
@@ -366,7 +366,7 @@ async def test_repair_corrects_drift_and_a_second_run_changes_nothing(
     assert detail["changes"] == msgspec.to_builtins(first)
 
 
-def drift_by_hand(settings: Settings) -> None:
+def make_drift(settings: Settings) -> None:
     with direct(settings) as client:
         client.zadd(KEYS.board, {"user-07": pack(99, 0)})
 
@@ -388,7 +388,7 @@ def test_the_commands_show_confirm_and_repair(
     assert command("reseed").code == 0
     assert command("verify", "--full").code == 0
     sound = board_of(settings)
-    drift_by_hand(settings)
+    make_drift(settings)
 
     found = command("verify", "--full")
     assert (found.code, found.out) == (1, "differs\tuser-07\t99\t11\n")

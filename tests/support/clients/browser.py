@@ -46,7 +46,7 @@ OpenPage = Callable[..., Awaitable[Page]]
 class PageGuard:
     """Records errors, policy violations and external requests; checked when a test ends."""
 
-    complaints: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
     external: list[str] = field(default_factory=list)
     pages: list[Page] = field(default_factory=list)
     sockets: list[WebSocket] = field(default_factory=list)
@@ -62,33 +62,33 @@ class PageGuard:
         self.expect(r"WebSocket connection to|Failed to load resource")
 
     def watch(self, page: Page) -> None:
-        heard: dict[str, Callable[[Any], None]] = {
-            "console": lambda message: self._hear(message.type, message.text),
-            "pageerror": lambda error: self._hear("error", str(error)),
-            "request": lambda request: self._see(request.url),
-            "websocket": self._join,
+        handlers: dict[str, Callable[[Any], None]] = {
+            "console": lambda message: self._record_message(message.type, message.text),
+            "pageerror": lambda error: self._record_message("error", str(error)),
+            "request": lambda request: self._record_request(request.url),
+            "websocket": self._record_socket,
         }
-        for event, handler in heard.items():
+        for event, handler in handlers.items():
             page.on(event, handler)
         self.pages.append(page)
-        self._handlers.append((page, heard))
+        self._handlers.append((page, handlers))
 
     def detach(self) -> None:
         """Stop recording, for a page that outlives the test."""
-        for page, heard in self._handlers:
-            for event, handler in heard.items():
+        for page, handlers in self._handlers:
+            for event, handler in handlers.items():
                 page.remove_listener(event, handler)
 
-    def _hear(self, kind: str, text: str) -> None:
+    def _record_message(self, kind: str, text: str) -> None:
         is_expected = self.expected is not None and self.expected.search(text)
         if kind in {"error", "warning"} and not is_expected:
-            self.complaints.append(text)
+            self.messages.append(text)
 
-    def _join(self, socket: WebSocket) -> None:
-        self._see(socket.url)
+    def _record_socket(self, socket: WebSocket) -> None:
+        self._record_request(socket.url)
         self.sockets.append(socket)
 
-    def _see(self, url: str) -> None:
+    def _record_request(self, url: str) -> None:
         parts = urlsplit(url)
         if parts.scheme not in {"data", "blob"} and parts.hostname not in _LOCAL:
             self.external.append(url)
@@ -97,7 +97,7 @@ class PageGuard:
         for page in self.pages:
             violations = await page.evaluate("window.policyViolations")
             assert violations == [], "content security policy"
-        assert self.complaints == [], "console errors"
+        assert self.messages == [], "console errors"
         assert self.external == [], "external requests"
 
 

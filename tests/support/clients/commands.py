@@ -17,7 +17,7 @@ from scoreboard.store.store import Store
 
 @dataclass(frozen=True)
 class Done:
-    """How a command ended."""
+    """The result of a command."""
 
     code: int
     out: str
@@ -35,7 +35,7 @@ def command(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> Run:
-    """Give what runs a command line, found by the environment alone."""
+    """Return a function that runs a command line; the servers' addresses are in the environment."""
     from cli.main import run
 
     for name in os.environ:
@@ -56,7 +56,7 @@ def command(
 
 @pytest.fixture
 def settings(redis_url: str, database_url: str) -> Settings:
-    """Settings of this test's own servers."""
+    """Return settings of the test's servers."""
     return Settings(redis_url=Secret(redis_url), database_url=Secret(database_url))
 
 

@@ -1,7 +1,4 @@
-"""A client of the development issuer: PKCE, the form as a browser sends it, the way back.
-
-And an issuer of which only the key set is served.
-"""
+"""A client of the development issuer, with PKCE and the form; and a server of a key set."""
 
 import asyncio
 import base64
@@ -23,7 +20,7 @@ PAGE_CLIENT = "scoreboard-page"
 
 @dataclass
 class Player:
-    """One sign-in at an issuer, step by step, with every value open to a test's changes."""
+    """The steps of a sign-in at an issuer; a test can change each parameter."""
 
     http: httpx.AsyncClient
     issuer: str
@@ -31,8 +28,8 @@ class Player:
     verifier: str = field(default_factory=lambda: secrets.token_urlsafe(48))
     state: str = field(default_factory=lambda: secrets.token_urlsafe(16))
 
-    def question(self, **changes: str | None) -> dict[str, str]:
-        """Give the authorization request; a parameter changed to None is left out."""
+    def authorization_query(self, **changes: str | None) -> dict[str, str]:
+        """Return the parameters of the authorization request, without those changed to None."""
         fields = {
             "response_type": "code",
             "client_id": PAGE_CLIENT,
@@ -45,19 +42,20 @@ class Player:
         return {name: value for name, value in fields.items() if value is not None}
 
     async def ask(self, **changes: str | None) -> httpx.Response:
-        """Open the form."""
-        return await self.http.get(f"{self.issuer}/authorize", params=self.question(**changes))
+        """Request the form."""
+        query = self.authorization_query(**changes)
+        return await self.http.get(f"{self.issuer}/authorize", params=query)
 
     async def agree(self, shown: str, name: str, **changes: Any) -> httpx.Response:
-        """Send the form that was shown, as a browser would."""
+        """Send the form as a browser does."""
         headers = {"Origin": self.issuer} | changes.pop("headers", {})
         fields = {"form": signed_form_in(shown), "name": name, "answer": "agree"} | changes
         return await self.http.post(f"{self.issuer}/authorize", data=fields, headers=headers)
 
     async def code(self, name: str = "alice", **changes: str | None) -> str:
-        """Go through the form to the code."""
+        """Return the code that follows the form."""
         answer = await self.agree((await self.ask(**changes)).text, name)
-        return answer_in(answer)["code"]
+        return redirect_parameters(answer)["code"]
 
     async def redeem(self, code: str, **changes: str | None) -> httpx.Response:
         """Exchange a code at the token endpoint."""
@@ -83,24 +81,21 @@ def signed_form_in(form: str) -> str:
     return unescape(found[1])
 
 
-def answer_in(response: httpx.Response) -> dict[str, str]:
-    """Give what a redirect carries back to the page."""
+def redirect_parameters(response: httpx.Response) -> dict[str, str]:
+    """Return the parameters of a redirect to the page."""
     assert response.status_code == 303, response.text
     query = parse_qs(urlsplit(response.headers["location"]).query, strict_parsing=True)
     return {name: value for name, [value] in query.items()}
 
 
 class KeyServer:
-    """An issuer's key set on a port of its own; counts what it is asked.
-
-    It hangs while ``answers`` is cleared.
-    """
+    """A server of a key set; it counts requests and hangs while ``answers`` is cleared."""
 
     def __init__(self, document: Any) -> None:
         self.body = json.dumps(document).encode()
         self.status = "200 OK"
         self.extra = ""
-        self.asked = 0
+        self.requests = 0
         self.port = 0
         self.answers = asyncio.Event()
         self.answers.set()
@@ -111,7 +106,7 @@ class KeyServer:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        self.asked += 1
+        self.requests += 1
         await self.answers.wait()
         head = f"HTTP/1.1 {self.status}\r\nContent-Length: {len(self.body)}\r\n{self.extra}\r\n"
         writer.write(head.encode() + self.body)

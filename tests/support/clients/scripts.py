@@ -1,4 +1,4 @@
-"""Runs the scripts one by one, as the script suite and the state machine need it."""
+"""Calls single Lua scripts, for the script tests and the state machine."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ Reply = Any
 
 
 class Scripts:
-    """Runs scripts by name; remembers how an update is put together."""
+    """Runs scripts by name and builds the arguments of an update."""
 
     def __init__(self, client: "redis.Redis[str]", *, is_real: bool) -> None:
         self.client = client
@@ -51,13 +51,13 @@ class Scripts:
         )
 
     def fence(self, token: str) -> Reply:
-        """Fence with a token, whatever the partition holds."""
+        """Fence a partition in any state with a token."""
         epoch, seq, fence = (text(one or b"") for one in self._facts("epoch", "seq", "fence"))
         return self.run("fence", [KEYS.meta], token, epoch if epoch and seq else 0, fence, -1)
 
     @property
     def history(self) -> str:
-        """The history of writes that this server continues."""
+        """Return the replication id of the server."""
         return text(self.run("history", []))
 
     def _facts(self, *names: str) -> Any:
@@ -98,7 +98,7 @@ class Scripts:
         ]
 
     def snapshot(self) -> dict[str, object]:
-        """Everything the server holds, to show that a refusal changed nothing."""
+        """Return the content of the server, to check that a refusal changed nothing."""
         held: dict[str, object] = {}
         for key in sorted(self.client.keys()):
             match text(self.client.type(key)):

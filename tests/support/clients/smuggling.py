@@ -120,7 +120,7 @@ HEADS: Final[dict[str, bytes]] = {
             b"http://a", b"a?b", b"a#b", b"a\\b",
         )
     },
-    # fields that are no lists
+    # fields that are not lists
     **{
         f"two {name.decode()}": _request(b"Host: a", name + b": x", name.lower() + b": y")
         for name in (
@@ -129,7 +129,7 @@ HEADS: Final[dict[str, bytes]] = {
         )
     },
 }  # fmt: skip
-"""Refused by their head alone."""
+"""Requests that are refused by their head."""
 
 CHUNKS: Final[dict[str, bytes]] = {
     name: _chunks(body)
@@ -165,4 +165,4 @@ CHUNKS: Final[dict[str, bytes]] = {
         "tiny chunks": b"1\r\na\r\n" * 4000 + b"0\r\n\r\n",
     }.items()
 }
-"""Refused by their chunks."""
+"""Requests that are refused by their chunks."""

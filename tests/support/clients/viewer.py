@@ -132,8 +132,8 @@ class Received:
         return struct.unpack("!H", self.payload[:2])[0] if self.payload else 1005
 
 
-class Closed(Exception):  # noqa: N818 (says what happened)
-    """The connection has ended; ``code`` is that of the close frame, or 1006 without one."""
+class Closed(Exception):  # noqa: N818 (an event, not an error)
+    """Raised when the connection has ended; ``code`` is that of the close frame, or 1006."""
 
     def __init__(self, code: int, payload: bytes = b"") -> None:
         super().__init__(code)
@@ -309,12 +309,12 @@ class RunningStreamer:
     def viewers(self) -> int:
         return self.streamer.manager.admission.viewers
 
-    async def is_quiet(self, board: str = "main") -> None:
+    async def wait_until_quiet(self, board: str = "main") -> None:
         """Wait until the reads after a start or a change have ended."""
         channel, clock = self.streamer.manager.channel(board), self.streamer.manager.clock
         await eventually_async(lambda: clock() - channel.frame_at_s > 0.3)
 
-    async def is_empty(self, within_s: float = 5.0) -> None:
+    async def wait_until_empty(self, within_s: float = 5.0) -> None:
         """Wait until all connections and counts are released."""
         manager = self.streamer.manager
         await eventually_async(

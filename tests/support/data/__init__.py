@@ -1,1 +1,1 @@
-"""Boards and history, written straight into the stores."""
+"""Functions that write boards and history directly into the stores."""

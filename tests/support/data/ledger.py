@@ -1,4 +1,4 @@
-"""Writes history straight into PostgreSQL, as the flusher leaves it: what a reseed starts from."""
+"""Writes history into PostgreSQL as the flusher does, for reseeds."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ def write_history(
     *,
     epoch: int = 1,
 ) -> None:
-    """Make the board and commit ``history`` in its order: ledger, scores, positions."""
+    """Create the board and write ``history`` in its order: ledger, scores, positions."""
     board = board or Board()
     layout = board.layout
     seqs = dict.fromkeys(range(layout.partitions), 0)

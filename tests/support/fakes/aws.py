@@ -15,7 +15,7 @@ _numbers = itertools.count(1)
 
 
 class SecretsManager:
-    """A running fake; `client` has an operator's access."""
+    """A running fake; `client` has the rights of an operator."""
 
     def __init__(self) -> None:
         from moto.server import ThreadedMotoServer  # the import takes half a second

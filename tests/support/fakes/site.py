@@ -1,4 +1,4 @@
-"""A scripted streamer and web server, to bring the page into every state.
+"""A fake streamer and web server, which tests control to bring the page into any state.
 
     async with FakeSite() as site:
         await site.send_board(("alice", 30), ("bob", 20))     # the next seq, to every viewer

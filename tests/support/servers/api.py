@@ -1,9 +1,9 @@
-"""The api in the test's own process, on real Redis, or as the program that is shipped.
+"""The api in the process of the test, on real Redis.
 
     client = await start_api(rate_limit="app")
     answer = await client.post("/api/scores/update", json=..., headers=client.bearer("alice"))
 
-It serves on a free port, as the shipped program does.
+It listens on a free port.
 """
 
 import asyncio
@@ -64,14 +64,14 @@ StartApi = Callable[..., Awaitable[ApiClient]]
 
 
 def api_settings(redis_url: str, jwks_file: Path | str, **more: object) -> Settings:
-    """Settings of an api; ``more`` are fields, such as ``rate_limit="app"``."""
+    """Return settings of an api; ``more`` are fields, such as ``rate_limit="app"``."""
     environ = {
         "REDIS_URL": redis_url,
         "SCOREBOARD_JWKS_FILE": str(jwks_file),
         "SCOREBOARD_ISSUER": ISSUER,
         "SCOREBOARD_AUDIENCE": AUDIENCE,
         "SCOREBOARD_RATE_LIMIT": "gateway",
-        # So that a test need not fill the catalogue; what the default does is tested by itself.
+        # Tests need no catalogue; the default, `refuse`, has its own tests.
         "SCOREBOARD_UNKNOWN_KINDS": "default",
         "SCOREBOARD_API_PORT": "0",
         "SCOREBOARD_API_METRICS_PORT": "0",
@@ -93,7 +93,7 @@ async def open_boards(redis_url: str, *boards: Board, **options: Any) -> None:
         await client.aclose()
 
 
-async def _hold(
+async def _serve(
     client: ApiClient, settings: Settings, listener: socket.socket, started: asyncio.Event
 ) -> None:
     async with client.api.running():
@@ -104,13 +104,13 @@ async def _hold(
 async def start_api(
     redis_url: str, jwks_file: Path, make_token: MakeToken
 ) -> AsyncIterator[StartApi]:
-    """Give a starter of apis; all are stopped after the test, whatever they ended with."""
+    """Return a function that starts apis; all are stopped after the test."""
     async with AsyncExitStack() as stack:
 
         async def start(
             *,
             url: str = redis_url,
-            open: tuple[Board, ...] = (Board(),),  # noqa: A002 (reads well where it is called)
+            open: tuple[Board, ...] = (Board(),),  # noqa: A002 (short at its calls)
             fast_updates: bool = True,
             **more: object,
         ) -> ApiClient:
@@ -125,7 +125,7 @@ async def start_api(
             client.port = port
             client.api, client.stop, client.make_token = api, StopEvent(5), make_token
             started = asyncio.Event()
-            client.served = asyncio.create_task(_hold(client, settings, listener, started))
+            client.served = asyncio.create_task(_serve(client, settings, listener, started))
             stack.push_async_callback(_end, client)
             waiting = asyncio.create_task(started.wait())
             await asyncio.wait({waiting, client.served}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""The api as the program that is shipped: `python -m api`, its output kept, always stopped."""
+"""The api as a process, `python -m api`, with its log in a file."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 
 
 class ApiProcess:
-    """One run of the program; ``port`` is known once it listens."""
+    """A process of the api; ``port`` is set when it listens."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", log: Path) -> None:
         self.process = process
@@ -37,7 +37,7 @@ class ApiProcess:
         return f"http://127.0.0.1:{self.port}"
 
     def lines(self, message: str) -> list[dict[str, Any]]:
-        """The log lines of one event."""
+        """Return the log lines of one event."""
         import json
 
         rows = [line for line in self.output.splitlines() if line.startswith("{")]
@@ -61,14 +61,14 @@ RunApi = Callable[..., ApiProcess]
 
 
 def clean_environ() -> dict[str, str]:
-    """The environment without any setting of ours that a developer may have set."""
+    """Return the environment without the project's settings."""
     unwanted = (PREFIX, "REDIS_URL", "DATABASE_URL")
     return {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
 
 
 @pytest.fixture
 def run_api(redis_url: str, jwks_file: Path, tmp_path: Path) -> Iterator[RunApi]:
-    """Give a starter of the program; keywords are settings, such as ``api_workers=4``."""
+    """Return a function that starts processes; keywords are settings, such as ``api_workers=4``."""
     with ExitStack() as stack:
 
         def run(*, wait: bool = True, environ: dict[str, str] | None = None, **more: object) -> Any:

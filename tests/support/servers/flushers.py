@@ -1,9 +1,9 @@
-"""Flushers for the tests, in process and as processes, and what must agree after them.
+"""Flushers in the test's process and as processes, and checks of the invariants after them.
 
 async with flushing(settings):                      # on the loop of the test
     await act(settings, Action("alice", "win:1", 10))
     await eventually_async(lambda: is_drained(settings))
-check_books(settings)
+check_invariants(settings)
 """
 
 import asyncio
@@ -45,7 +45,7 @@ async def store_of(settings: Settings) -> AsyncIterator[Store]:
 
 
 async def make_board(settings: Settings, board: Board | None = None) -> Board:
-    """Make a board in PostgreSQL and open it, empty, in Redis."""
+    """Create a board in PostgreSQL and open it, empty, in Redis."""
     board = board or Board()
     layout = board.layout
     with psycopg.connect(settings.database_url.reveal()) as connection:
@@ -66,7 +66,7 @@ async def make_board(settings: Settings, board: Board | None = None) -> Board:
 
 @asynccontextmanager
 async def flushing(settings: Settings) -> AsyncIterator[Flusher]:
-    """Run a flusher on this loop; stop it in its orderly way."""
+    """Run a flusher on this loop; stop it gracefully."""
     stop = StopEvent(5.0)
     flusher = Flusher(settings)
     task = asyncio.create_task(flusher.serve(stop))
@@ -99,7 +99,7 @@ async def act(
 
 
 class FlusherProcess:
-    """`python -m flusher` with its log in a file; a context manager that leaves nothing behind."""
+    """`python -m flusher` with its log in a file; the context manager kills the process."""
 
     def __init__(self, settings: Settings, log: Path, **environment: str) -> None:
         self.log = log
@@ -134,7 +134,7 @@ class FlusherProcess:
         return self._process
 
     def kill(self) -> None:
-        """SIGKILL, as a lost machine would."""
+        """Send SIGKILL, as if the machine were lost."""
         self.process.kill()
         self.process.wait()
 
@@ -172,7 +172,7 @@ class FlusherProcess:
 
 
 def query(settings: Settings, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
-    """Ask PostgreSQL directly."""
+    """Run a statement in PostgreSQL; return its rows."""
     with psycopg.connect(settings.database_url.reveal(), autocommit=True) as connection:
         cursor = connection.execute(statement.encode(), parameters)
         return cursor.fetchall() if cursor.description else []
@@ -196,7 +196,7 @@ def is_drained(settings: Settings, board: str = "main", partitions: int = 1) -> 
     return True
 
 
-def check_books(
+def check_invariants(
     settings: Settings,
     acknowledged: Sequence[tuple[str, str, int]] | None = None,
     *,
@@ -240,7 +240,7 @@ def check_books(
             " WHERE s.board = %s ORDER BY s.score DESC, s.reached_at, s.last_seq",
             board,
         )
-        assert order == [user for (user,) in ranking], "I3: equals stand in order of arrival"
+        assert order == [user for (user,) in ranking], "I3: equal scores are in order of arrival"
     for number in range(partitions):
         taken = query(
             settings,
@@ -257,6 +257,6 @@ def check_books(
 
 
 def pending(settings: Settings) -> int:
-    """How many entries are delivered and not acknowledged."""
+    """Return the number of entries delivered and not acknowledged."""
     with redis.Redis.from_url(settings.redis_url.reveal(), decode_responses=True) as client:
         return client.xpending(KEYS.events, GROUP)["pending"]

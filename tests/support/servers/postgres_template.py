@@ -1,4 +1,4 @@
-"""A PostgreSQL cluster made once per process; test servers start on copies of it.
+"""A PostgreSQL cluster created once per process; test servers start on copies of it.
 
 A copy takes a tenth of the time of initdb. It is a copy of a stopped cluster.
 """
@@ -24,10 +24,10 @@ def copy_postgres(folder: Path) -> Path:
 
 @functools.cache
 def _template(program: str) -> Path | None:
-    """Make the cluster; return None where it cannot be copied.
+    """Create the cluster; return None if it cannot be copied.
 
-    Clusters of different versions differ, so ``program`` is the key of the cache. A cluster that
-    belongs to another user is elsewhere, behind a link, and is not copied.
+    Clusters of different versions differ, so ``program`` is the key of the cache. The cluster of
+    another user is a link to another folder, and is not copied.
     """
     del program
     root = Path(tempfile.mkdtemp(prefix="scoreboard-tests-"))

@@ -1,4 +1,4 @@
-"""The whole system as processes that a test can kill and start again.
+"""The whole system as processes that a test can kill and restart.
 
 `scoreboard up` ends when one of its services ends; here each service runs by itself.
 """
@@ -26,7 +26,7 @@ NAMES = ("flusher", "streamer", "api")
 class System:
     """Servers and services in one folder; ``settings`` are environment variables without prefix.
 
-    ``environments`` are whole environment variables of single services, which win.
+    ``environments`` are whole environment variables of single services, which take precedence.
     """
 
     def __init__(
@@ -71,14 +71,14 @@ class System:
             "SCOREBOARD_ISSUER": LOCAL_ISSUER,
             **{f"SCOREBOARD_{name.upper()}": str(value) for name, value in self._settings.items()},
         }
-        # Operators have a login of their own: the one of the addresses.
-        noted = {
+        # Commands use the credentials of the addresses, not the services' secrets.
+        public = {
             name: text
             for name, text in environment.items()
             if name.startswith("SCOREBOARD_") and "SECRET" not in name
         }
         running = RunningSystem(
-            self.api, self.ws, self.valkey.url, self.postgres.url, {}, settings=noted
+            self.api, self.ws, self.valkey.url, self.postgres.url, {}, settings=public
         )
         write_state_file(self.folder, running)
         assert self.run("board", "create", "main", "--if-missing").returncode == 0
