@@ -1,4 +1,4 @@
-"""The committed documents of the API are what the code says, and hold together."""
+"""The committed documents of the API match the code and are valid."""
 
 import re
 from pathlib import Path
@@ -16,12 +16,12 @@ ROOT = Path(__file__).parents[2]
 DOCUMENT: dict[str, Any] = msgspec.json.decode((ROOT / "docs" / "openapi.json").read_bytes())
 
 
-def test_openapi_json_is_what_the_handlers_say() -> None:
+def test_openapi_json_matches_the_handlers() -> None:
     committed = (ROOT / "docs" / "openapi.json").read_bytes()
     assert committed == openapi.encoded(), "run `make openapi` and look at the difference"
 
 
-def test_problems_md_is_what_the_problems_are() -> None:
+def test_problems_md_matches_the_problem_types() -> None:
     committed = (ROOT / "docs" / "reference" / "problems.md").read_text(encoding="utf-8")
     assert committed == openapi.problems_text(), "run `make openapi`"
 
@@ -72,29 +72,29 @@ def test_every_error_is_a_problem_with_an_example_per_kind() -> None:
     assert shown == {kind.code for kind, about in PROBLEM_TYPES.items() if about.is_of_api}
 
 
-def test_every_operation_may_answer_what_any_request_may_get() -> None:
+def test_every_operation_documents_the_errors_of_any_request() -> None:
     for _, _, operation in operations():
-        # 429 and 503 before anything is read: the connection is one too many.
+        # 429 and 503 are also sent before a request is read, at a connection limit.
         everywhere = {"400", "405", "414", "417", "429", "431", "500", "503", "505"}
         assert everywhere <= operation["responses"].keys()
 
 
 @pytest.mark.parametrize("operation_id", ["updateScore", "readLeaderboard", "readStanding"])
-def test_what_needs_a_token_says_so(operation_id: str) -> None:
+def test_an_operation_that_requires_a_token_documents_it(operation_id: str) -> None:
     [operation] = [one for _, _, one in operations() if one["operationId"] == operation_id]
     assert any("bearer" in way for way in operation["security"])
     assert {"401", "403"} <= operation["responses"].keys()
     assert "WWW-Authenticate" in operation["responses"]["401"]["headers"]
 
 
-def test_the_documentation_asks_nobody_else() -> None:
+def test_the_documentation_page_loads_nothing_from_other_hosts() -> None:
     for name in ("index.html", "start.js"):
         text = (web_path() / "docs" / name).read_text(encoding="utf-8")
         assert re.findall(r"(?:https?:)?//[a-z]", text) == [], name
     assert "validatorUrl: null" in (web_path() / "docs" / "start.js").read_text(encoding="utf-8")
 
 
-def test_the_vendored_viewer_brings_its_licence() -> None:
+def test_the_vendored_viewer_includes_its_licence() -> None:
     folder = web_path() / "docs" / "swagger-ui"
     assert "Apache License" in (folder / "LICENSE").read_text(encoding="utf-8")
     assert (folder / "NOTICE").read_text(encoding="utf-8").startswith("swagger-ui")

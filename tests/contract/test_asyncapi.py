@@ -1,4 +1,4 @@
-"""docs/asyncapi.yaml and docs/reference/websocket.md say what the code says."""
+"""docs/asyncapi.yaml and docs/reference/websocket.md match the code."""
 
 import re
 from pathlib import Path
@@ -21,38 +21,38 @@ SENT = (
     messages.Problem,
     messages.Bye,
 )
-TAKEN = (protocol.Auth, protocol.Sync)
+RECEIVED = (protocol.Auth, protocol.Sync)
 
 
 def tags(types: tuple[type, ...]) -> set[str]:
     return {str(kind.__struct_config__.tag) for kind in types}  # type: ignore[attr-defined]
 
 
-def test_every_schema_is_that_of_the_struct_which_encodes() -> None:
+def test_every_schema_matches_its_struct() -> None:
     _, schemas = msgspec.json.schema_components(
-        [*SENT, *TAKEN], ref_template="#/components/schemas/{name}"
+        [*SENT, *RECEIVED], ref_template="#/components/schemas/{name}"
     )
 
     written = document()["components"]["schemas"]
     assert written == msgspec.to_builtins(schemas)
 
 
-def test_the_operations_name_every_message_and_no_other() -> None:
+def test_the_operations_name_exactly_the_messages() -> None:
     every = set(messages.Message.__subclasses__())
 
     assert every == set(SENT)
     assert set(payload_names("send")) == tags(SENT)
-    assert set(payload_names("receive")) == tags(TAKEN)
+    assert set(payload_names("receive")) == tags(RECEIVED)
 
 
-def test_every_example_fits_its_schema() -> None:
+def test_every_example_matches_its_schema() -> None:
     for name, message in document()["components"]["messages"].items():
         action = "send" if name in payload_names("send") else "receive"
         for example in message["examples"]:
             check_message(example["payload"], action)
 
 
-def test_the_close_codes_are_those_of_the_code() -> None:
+def test_the_close_codes_match_the_code() -> None:
     written = document()["channels"]["scoreboard"]["x-close-codes"]
 
     assert written == {
@@ -66,7 +66,7 @@ def test_the_close_codes_are_those_of_the_code() -> None:
     assert set(CLOSE_REASONS) == set(CloseCode)
 
 
-def test_a_message_with_a_field_nobody_described_is_refused() -> None:
+def test_a_message_with_an_undescribed_field_is_refused() -> None:
     with pytest.raises(AssertionError, match="does not describe"):
         check_message({"type": "status", "state": "live", "colour": "red"})
 
@@ -76,10 +76,10 @@ def test_the_guide_has_a_row_for_every_close_code_and_a_section_for_every_messag
     sections = set(re.findall(r"^### `([a-z_]+)`", GUIDE, re.MULTILINE))
 
     assert codes == {int(code) for code in CloseCode} | {1006}
-    assert sections == tags(SENT) | tags(TAKEN)
+    assert sections == tags(SENT) | tags(RECEIVED)
 
 
-def test_the_settings_the_guide_names_exist() -> None:
+def test_the_settings_in_the_guide_exist() -> None:
     named = set(re.findall(r"SCOREBOARD_[A-Z_]+", GUIDE))
 
     assert named <= {variable for variable, _, _ in describe()}

@@ -1,4 +1,4 @@
-"""docs/reference/cli.md lists the verbs there are and the exit codes they have."""
+"""docs/reference/cli.md lists exactly the commands and their exit codes."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from cli.main import INTERRUPTED
 TEXT = (Path(__file__).parents[2] / "docs/reference/cli.md").read_text()
 
 
-def test_every_verb_is_listed_and_no_other() -> None:
+def test_exactly_the_existing_commands_are_listed() -> None:
     table = TEXT[TEXT.index("| command |") : TEXT.index("## Exit codes")]
     cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
 
@@ -19,11 +19,11 @@ def test_every_verb_is_listed_and_no_other() -> None:
     assert named == set(scoreboard.commands)
 
 
-def test_every_exit_code_is_explained_and_no_other() -> None:
+def test_exactly_the_used_exit_codes_are_explained() -> None:
     table = TEXT[TEXT.index("| exit code |") : TEXT.index("## Output")]
 
     explained = {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)}
 
-    # 0, 1 and 2 are everybody's.
+    # 0, 1 and 2 apply to every command.
     used = {code for _, code in EXIT_CODES} | {code for *_, code in DRIVERS}
     assert explained == used | {0, 1, 2, FILE_FAILED, INTERRUPTED}

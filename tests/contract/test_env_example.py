@@ -1,4 +1,4 @@
-""".env.example is what the settings say: two copies of one fact, compared."""
+""".env.example matches the settings."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from scoreboard.runtime import settings
 EXAMPLE = Path(__file__).parents[2] / ".env.example"
 
 
-def test_the_example_is_what_the_settings_say() -> None:
+def test_the_example_matches_the_settings() -> None:
     assert EXAMPLE.read_text() == render_example(), "run: make env"
 
 

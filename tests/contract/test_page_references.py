@@ -1,4 +1,4 @@
-"""What documentation pages name exists: files, settings and metrics."""
+"""The files, settings and metrics that documentation pages name exist."""
 
 import re
 

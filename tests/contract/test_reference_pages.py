@@ -1,4 +1,4 @@
-"""The reference pages that are made from the code are what the code says."""
+"""The generated reference pages match the code."""
 
 import subprocess
 import sys

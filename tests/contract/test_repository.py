@@ -1,4 +1,4 @@
-"""What the repository promises about itself: pins, wheel, words."""
+"""Properties of the repository: pinned requirements, the wheel, links, no sleeps in tests."""
 
 import re
 import subprocess
@@ -17,7 +17,7 @@ TRACKED = files_of()
 
 
 def test_the_files_are_found_with_and_without_git(tmp_path: Path) -> None:
-    # Unpacked from an archive, without `.git`, every test of this folder failed.
+    # Incident: in an unpacked archive without `.git`, every test of this folder failed.
     assert {"README.md", "tests/contract/test_repository.py", ".gitignore"} <= set(TRACKED)
     for name in TRACKED:
         copy = tmp_path / name
@@ -44,7 +44,7 @@ def test_requirements_are_pinned_by_hash_and_name_no_address(path: Path) -> None
             assert "--hash=sha256:" in block
 
 
-def test_every_direct_dependency_says_what_needs_it() -> None:
+def test_every_direct_dependency_has_a_reason() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     names = PROJECT["project"]["dependencies"]
     names += PROJECT["project"]["optional-dependencies"]["embedded"]
@@ -78,7 +78,7 @@ def test_the_wheel_holds_the_packages_and_their_data(tmp_path: Path) -> None:
     assert "scoreboard/_web/index.html" in held
 
 
-def test_every_link_between_documents_leads_somewhere() -> None:
+def test_every_link_between_documents_has_a_target() -> None:
     for name in TRACKED:
         if not name.endswith(".md"):
             continue
@@ -91,7 +91,7 @@ def test_every_link_between_documents_leads_somewhere() -> None:
 def test_no_test_sleeps_to_synchronise() -> None:
     """A sleep as synchronisation is slow and still fails; wait for an event or poll a condition.
 
-    A sleep that *is* the load or the fault says so behind it: ``# pace: why``.
+    A sleep that is part of the load or the fault has a comment: ``# pace: why``.
     """
     sleeping = re.compile(
         r"^(?!.*# pace: \S).*(\btime\.sleep\(|\basyncio\.sleep\((?!0\)))", re.MULTILINE

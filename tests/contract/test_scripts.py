@@ -1,4 +1,4 @@
-"""Script headers are contracts: parsed here and compared with bodies, errors.py and model.py."""
+"""The headers of the scripts match their bodies, errors.py and model.py."""
 
 import re
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_a_header_has_its_sections_in_order(name: str) -> None:
 
 @pytest.mark.parametrize("name", SCRIPTS)
 @pytest.mark.parametrize("array", ["KEYS", "ARGV"])
-def test_every_fixed_argument_is_used_and_no_other(name: str, array: str) -> None:
+def test_exactly_the_documented_arguments_are_used(name: str, array: str) -> None:
     _, sections, body = read(name)
 
     indices = re.findall(r"(?:^| · )(\d+)(\+?) ", sections[array])
@@ -60,7 +60,7 @@ def test_every_fixed_argument_is_used_and_no_other(name: str, array: str) -> Non
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_refusals_are_listed_and_known(name: str) -> None:
+def test_exactly_the_possible_refusals_are_listed_and_known(name: str) -> None:
     _, sections, body = read(name)
 
     listed = {entry.split()[0] for entry in sections["REFUSES"].split(" · ")} - {"none"}
@@ -71,7 +71,7 @@ def test_refusals_are_listed_and_known(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_outcomes_are_listed(name: str) -> None:
+def test_exactly_the_possible_outcomes_are_listed(name: str) -> None:
     _, sections, body = read(name)
     listed = set(sections["OUTCOMES"].split()) - {"none"}
 

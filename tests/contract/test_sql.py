@@ -1,4 +1,4 @@
-"""Queries and functions, migrations and checksums: two copies of a fact agree."""
+"""Query files match their callers, and migrations match their checksums."""
 
 import hashlib
 import re
@@ -11,7 +11,7 @@ QUERIES = sorted((ROOT / "sql/queries").glob("*.sql"))
 MIGRATIONS = sorted((ROOT / "sql/migrations").glob("*.sql"))
 
 
-def test_every_query_file_is_used_and_every_used_one_exists() -> None:
+def test_exactly_the_used_query_files_exist() -> None:
     sources = [*(ROOT / "scoreboard").rglob("*.py"), *(ROOT / "flusher").glob("*.py")]
     named = set(re.findall(r'query\(\s*"(\w+)"', "\n".join(path.read_text() for path in sources)))
 
@@ -35,7 +35,7 @@ def test_migrations_are_numbered_without_gaps_and_chained() -> None:
 
 
 def test_merged_migrations_are_never_edited() -> None:
-    """The runner knows a file by its name alone; sql/migrations/CHECKSUMS knows what it held."""
+    """The runner identifies a file by its name; sql/migrations/CHECKSUMS has its content's hash."""
     listed = dict(
         reversed(line.split("  "))
         for line in (ROOT / "sql/migrations/CHECKSUMS").read_text().splitlines()

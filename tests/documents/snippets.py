@@ -2,8 +2,8 @@
 
 A block that runs is marked ```sh run; `exit=N` after it states an exit code other than 0. A
 following ```text output or ```json output block is what it must print; `…` in it matches the rest
-of a line, and a line of its own any number of lines. `<!-- sh run … -->` runs unseen: what a
-reader does by other means, such as waiting or restarting services.
+of a line, and a line of its own any number of lines. `<!-- sh run … -->` runs without being
+shown: what a reader does by other means, such as waiting or restarting services.
 """
 
 import os
@@ -26,7 +26,7 @@ SYSTEM = re.compile(r"^<!-- system: (\w+) -->$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Snippet:
-    """One block: ``output`` is None where any output will do."""
+    """One block: ``output`` is None if any output is accepted."""
 
     text: str
     code: int
@@ -48,7 +48,7 @@ def system_of(page: str) -> str:
 
 
 def pattern_of(output: str) -> re.Pattern[str]:
-    """Return what an expected output matches as a whole."""
+    """Return the pattern of a whole expected output."""
     parts = []
     for line in output.strip().splitlines():
         if line.strip() == "…":
@@ -88,12 +88,12 @@ def run_page(
         process.wait()
     for number, one in enumerate(snippets):
         out, errors = (logs / f"{number}.out", logs / f"{number}.err")
-        told = "\n".join(path.read_text() for path in (out, errors) if path.exists())
-        assert (logs / f"{number}.done").exists(), f"{one.text}\nfailed:\n{told}"
+        output = "\n".join(path.read_text() for path in (out, errors) if path.exists())
+        assert (logs / f"{number}.done").exists(), f"{one.text}\nfailed:\n{output}"
         if one.output is not None:
             printed = "".join(f"{line.rstrip()}\n" for line in out.read_text().strip().splitlines())
             wanted = pattern_of(one.output)
-            assert wanted.fullmatch(printed), f"{one.text}\nprinted:\n{told}\nnot:\n{one.output}"
+            assert wanted.fullmatch(printed), f"{one.text}\nprinted:\n{output}\nnot:\n{one.output}"
 
 
 def _end(group: int) -> None:

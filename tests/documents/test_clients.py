@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(180)
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """A started system, for all tests of this module."""
+    """Return a running system for all tests of this module."""
     made = System(tmp_path_factory.mktemp("clients") / "system", updates_per_minute=100)
     try:
         made.start()
@@ -36,7 +36,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 
 @pytest.fixture(scope="module")
 def go_program(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The path of the compiled Go client."""
+    """Return the path of the compiled Go client."""
     go = shutil.which("go")
     if go is None:
         pytest.skip("Go is not installed on this system")
@@ -52,7 +52,7 @@ def go_program(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(params=LANGUAGES)
 def client(request: pytest.FixtureRequest) -> list[str]:
-    """The command line of one client."""
+    """Return the command line of one client."""
     match request.param:
         case "python":
             return [sys.executable, str(FOLDER / "scoreboard_client.py")]
@@ -69,7 +69,7 @@ def user(request: pytest.FixtureRequest) -> str:
 
 
 class Gateway(ThreadingHTTPServer):
-    """Passes requests on; the first goes unanswered, the second gets 503."""
+    """Forwards requests; the first gets no response, the second 503."""
 
     daemon_threads = True
 
@@ -95,7 +95,7 @@ class Handler(BaseHTTPRequestHandler):
         headers = {name: self.headers[name] for name in names}
         answer = httpx.post(self.server.target + self.path, content=body, headers=headers)
         if len(self.server.bodies) == 1:
-            self.close_connection = True  # counted, and the client never learns of it
+            self.close_connection = True  # counted, but the response is lost
             return
         self.send_response(answer.status_code)
         self.send_header("Content-Length", str(len(answer.content)))

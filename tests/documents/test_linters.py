@@ -21,7 +21,7 @@ def packages() -> None:
     npm.install(HERE)
 
 
-def test_both_documents_pass() -> None:
+def test_both_documents_pass_their_linters() -> None:
     assert npm.findings(HERE, OPENAPI, ASYNCAPI) == []
 
 

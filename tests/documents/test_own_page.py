@@ -15,7 +15,7 @@ from tests.support.repository import ROOT
 from tests.support.servers.system import System
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(120)]
-PATIENCE_MS = 30_000
+TIMEOUT_MS = 30_000
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
@@ -41,12 +41,12 @@ async def test_the_page_of_the_tutorial_follows_the_board(browser: Browser, tmp_
 
         await page.goto(origin)
 
-        await expect(page.locator("#state")).to_have_text("live", timeout=PATIENCE_MS)
+        await expect(page.locator("#state")).to_have_text("live", timeout=TIMEOUT_MS)
         headers = {"Authorization": f"Bearer {system.token('alice')}"}
         action = {"userId": "alice", "actionId": "win:1"}
         async with httpx.AsyncClient(base_url=system.api, headers=headers) as client:
             assert (await client.post("/api/scores/update", json=action)).status_code == 200
-        await expect(page.locator("#board li")).to_have_text(["alice: 10"], timeout=PATIENCE_MS)
+        await expect(page.locator("#board li")).to_have_text(["alice: 10"], timeout=TIMEOUT_MS)
     finally:
         await context.close()
         system.stop()

@@ -1,4 +1,4 @@
-"""The commands of the tutorial and the how-to guides do what their pages say."""
+"""The commands of the tutorial and the how-to guides have the documented results."""
 
 import json
 import os
@@ -43,7 +43,7 @@ stop_services() {
   for name in api streamer flusher; do wait "$(cat $name.pid)" || true; done
 }
 """
-"""What an operator's process manager does."""
+"""Shell functions in place of an operator's process manager."""
 
 
 def checkout(folder: Path) -> Path:
@@ -72,7 +72,7 @@ def environment_of(folder: Path) -> dict[str, str]:
 
 
 class Up:
-    """A running `scoreboard up`, and how pages call its addresses."""
+    """A running `scoreboard up`, and its addresses by those in the pages."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = checkout(folder)
@@ -113,7 +113,7 @@ class Up:
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """One system for all pages that act on `make up`; the tutorial comes first."""
+    """Return one system for all pages that use `make up`; the tutorial's page runs first."""
     made = Up(tmp_path_factory.mktemp("up") / "scoreboard")
     try:
         yield made
@@ -134,7 +134,7 @@ def replaced(snippets: list[Snippet], addresses: dict[str, str]) -> list[Snippet
 
 
 def on_servers(folder: Path, redis_url: str, database_url: str) -> tuple[dict[str, str], dict]:
-    """Return the environment of a system whose servers run, and how its page calls its ports."""
+    """Return the environment of services on running servers, and the replacements of its ports."""
     issuer = LocalIssuer.create(folder / "issuer")
     ports = {port: find_free_port() for port in (8000, 8001, 8010, 9110)}
     environment = environment_of(folder) | {
@@ -160,7 +160,7 @@ def on_servers(folder: Path, redis_url: str, database_url: str) -> tuple[dict[st
 
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.stem)
-def test_the_commands_of_a_page_do_what_it_says(
+def test_the_commands_of_a_page_have_the_documented_results(
     page: Path, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     if shutil.which("curl") is None:
@@ -189,7 +189,7 @@ def test_the_commands_of_a_page_do_what_it_says(
             pytest.fail(f"{page.name} needs a system that does not exist: {other}")
 
 
-def test_a_wrong_output_and_a_failing_command_are_noticed(tmp_path: Path) -> None:
+def test_a_wrong_output_and_a_wrong_exit_code_fail(tmp_path: Path) -> None:
     environment = environment_of(tmp_path)
     good = Snippet("echo one; echo two", 0, "one\n…")
     for name, bad in {

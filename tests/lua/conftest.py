@@ -9,12 +9,12 @@ import redis
 from tests.support.clients.scripts import Scripts
 
 on_the_real_server = pytest.mark.parametrize("scripts", ["valkey"], indirect=True)
-"""For what fakeredis does not have."""
+"""For scripts that use commands which fakeredis does not have."""
 
 
 @pytest.fixture(params=["fakeredis", "valkey"])
 def scripts(request: pytest.FixtureRequest) -> Iterator[Scripts]:
-    """An empty server with nothing open."""
+    """Return scripts on an empty server."""
     if request.param == "valkey":
         url = request.getfixturevalue("redis_url")
         with redis.Redis.from_url(url) as client:
@@ -26,6 +26,6 @@ def scripts(request: pytest.FixtureRequest) -> Iterator[Scripts]:
 
 @pytest.fixture
 def opened(scripts: Scripts) -> Scripts:
-    """A server with an open, empty partition."""
+    """Return scripts on a server with an open, empty partition."""
     scripts.open()
     return scripts

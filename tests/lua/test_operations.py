@@ -25,7 +25,7 @@ def deliver(scripts: Scripts, count: int) -> list[str]:
 
 @pytest.fixture
 def streamed(opened: Scripts) -> Scripts:
-    """An open partition with ten events in its stream, none delivered."""
+    """Return an open partition with ten events in its stream, none delivered."""
     opened.submit(*((f"user{n}", "1", n + 1) for n in range(10)))
     return opened
 
@@ -126,7 +126,7 @@ def test_trim_accepts_known_gaps_and_entries_without_a_seq(
     got = deliver(streamed, 9)
     trim(streamed, got[:2], first=1, last=2)
     streamed.client.xdel(KEYS.events, got[3])
-    streamed.client.xadd(KEYS.events, {"rubbish": "1"})
+    streamed.client.xadd(KEYS.events, {"invalid": "1"})
 
     assert trim(streamed, got[2:7], first=0, last=7) == 4
     assert text(streamed.client.hget(KEYS.meta, "committed")) == "1:7"
@@ -142,7 +142,7 @@ def test_entries_of_a_deleted_consumer_are_not_trimmed_after_invalid_records(
     """The group counts the entry as delivered and not pending, but it is not committed."""
     deliver(streamed, 10)
     streamed.client.xgroup_delconsumer(KEYS.events, GROUP, "one")
-    streamed.client.xadd(KEYS.events, {"rubbish": "1"})
+    streamed.client.xadd(KEYS.events, {"invalid": "1"})
     streamed.submit(("late", "1", 1))
     got = deliver(streamed, 2)
     before = streamed.snapshot()
@@ -280,7 +280,7 @@ def test_remembered_actions_are_replays_after_opening(scripts: Scripts) -> None:
 def test_opening_replaces_board_stream_and_meta_atomically(opened: Scripts) -> None:
     opened.submit(("old", "1", 5))
     trim(opened, deliver(opened, 1), first=1, last=1)
-    opened.client.hset(KEYS.meta, "rubbish", "what somebody wrote")
+    opened.client.hset(KEYS.meta, "invalid", "x")
     opened.fence("T")
     opened.run("restore", [KEYS.meta, KEYS.shadow], "T", 1, pack(9, SLOT_COUNT - 1), "new")
 
@@ -374,12 +374,12 @@ def test_opening_is_refused_for_a_stream_without_its_group(opened: Scripts) -> N
 def test_the_later_of_two_catalogue_copies_remains(scripts: Scripts) -> None:
     def mirror(seen: int, **points: int) -> int:
         flat = [value for pair in points.items() for value in pair]
-        return scripts.run("mirror", [ACTIONS], seen, "told", *flat)
+        return scripts.run("mirror", [ACTIONS], seen, "channel", *flat)
 
     assert mirror(0, win=10, old=1) == 1
     assert mirror(1, win=20) == 2
 
-    refusal = scripts.refuses("mirror", [ACTIONS], 1, "told", "win", 10)
+    refusal = scripts.refuses("mirror", [ACTIONS], 1, "channel", "win", 10)
 
     assert refusal.startswith("STALE ")
     held = {text(k): text(v) for k, v in scripts.client.hgetall(ACTIONS).items()}
@@ -387,7 +387,7 @@ def test_the_later_of_two_catalogue_copies_remains(scripts: Scripts) -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [(), (0,), ("x", "told"), (0, "told", "win"), (0, "t", "win", "x")]
+    "args", [(), (0,), ("x", "channel"), (0, "channel", "win"), (0, "t", "win", "x")]
 )
 def test_a_copy_of_the_catalogue_needs_valid_points(
     scripts: Scripts, args: tuple[object, ...]
@@ -396,9 +396,9 @@ def test_a_copy_of_the_catalogue_needs_valid_points(
 
 
 def test_a_catalogue_of_another_type_is_replaced(scripts: Scripts) -> None:
-    scripts.client.set(ACTIONS, "rubbish")
+    scripts.client.set(ACTIONS, "invalid")
 
-    assert scripts.run("mirror", [ACTIONS], 0, "told", "win", 10) == 1
+    assert scripts.run("mirror", [ACTIONS], 0, "channel", "win", 10) == 1
     assert scripts.client.hgetall(ACTIONS)
 
 
@@ -411,16 +411,16 @@ def test_history_returns_the_replication_id(scripts: Scripts) -> None:
 def test_a_server_that_hides_its_replication_id_is_still_trimmed(streamed: Scripts) -> None:
     got = deliver(streamed, 6)
     streamed.client.acl_setuser(
-        "blind", enabled=True, nopass=True, keys="*", categories=["+@all"], commands=["-info"]
+        "restricted", enabled=True, nopass=True, keys="*", categories=["+@all"], commands=["-info"]
     )
     try:
         port = streamed.client.connection_pool.connection_kwargs["port"]
-        with redis.Redis(port=port, username="blind", password="any") as client:
-            blind = Scripts(client, is_real=True)
-            assert blind.history == ""
-            assert trim(blind, got, first=1, last=6) == 6
+        with redis.Redis(port=port, username="restricted", password="any") as client:
+            restricted = Scripts(client, is_real=True)
+            assert restricted.history == ""
+            assert trim(restricted, got, first=1, last=6) == 6
     finally:
-        streamed.client.acl_deluser("blind")
+        streamed.client.acl_deluser("restricted")
 
 
 RETIRE = [KEYS.meta, KEYS.board, KEYS.shadow, KEYS.events]

@@ -1,4 +1,4 @@
-"""rate_limit.lua: exactly the limit in every window, with what is left and until when."""
+"""rate_limit.lua: the exact limit in every window, the remaining calls and the reset time."""
 
 import pytest
 
@@ -50,7 +50,7 @@ def test_the_remaining_calls_are_exact_for_every_limit(scripts: Scripts, limit: 
 
 
 @pytest.mark.parametrize("arguments", [("0", "60"), ("x", "60"), ("3", "0"), ("3", "x")])
-def test_wrong_arguments_are_refused(scripts: Scripts, arguments: tuple[str, str]) -> None:
+def test_invalid_arguments_are_refused(scripts: Scripts, arguments: tuple[str, str]) -> None:
     refused = scripts.refuses("rate_limit", [TIMES], *arguments)
 
     assert refused.startswith("BADARG")

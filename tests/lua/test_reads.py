@@ -1,4 +1,4 @@
-"""leaderboard.lua, standing.lua and neighbours.lua: one order, one rank, everywhere."""
+"""leaderboard.lua, standing.lua and neighbours.lua return the same order and ranks."""
 
 import pytest
 
@@ -9,7 +9,7 @@ READ = [KEYS.board, KEYS.meta]
 
 
 def fill(scripts: Scripts, count: int) -> list[str]:
-    """Add ``count`` users with falling scores, each second one equal; return them in order."""
+    """Add ``count`` users with falling scores, two users per score; return them in order."""
     users = [f"user{n}" for n in range(count)]
     scores = [100 - n // 2 for n in range(count)]
     for n in range(0, count, 64):
@@ -40,7 +40,7 @@ def test_pages_do_not_overlap_within_equal_scores(opened: Scripts) -> None:
     assert [names(page) for page in pages] == [users[n : n + 3] for n in (0, 3, 6, 9, 12)]
 
 
-def test_an_empty_board_is_a_board(opened: Scripts) -> None:
+def test_an_empty_board_has_no_rows(opened: Scripts) -> None:
     assert opened.run("leaderboard", READ, 0, 10) == [1, 0, 0, []]
     assert opened.run("leaderboard", READ, 0, 0) == [1, 0, 0, []]
 
@@ -63,10 +63,10 @@ def test_neighbours_keep_their_width_at_the_edges(opened: Scripts, count: int, a
         assert names(middle[6]) == users[count // 2 - 1 : count // 2 + 2]
 
 
-def test_a_user_without_a_score_has_no_place(opened: Scripts) -> None:
+def test_a_user_without_a_score_has_no_rank(opened: Scripts) -> None:
     fill(opened, 3)
 
-    assert opened.run("standing", READ, "nobody", 2) == [1, 3, 3, -1, -1, 0, []]
+    assert opened.run("standing", READ, "unknown", 2) == [1, 3, 3, -1, -1, 0, []]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""submit.lua: a case per outcome and refusal, the order of equals, numbers to the last digit."""
+"""submit.lua: each outcome and refusal, the order of equal scores, exact numbers."""
 
 import pytest
 
@@ -72,7 +72,7 @@ def test_an_action_of_the_previous_generation_is_a_replay(opened: Scripts) -> No
     generation = opened.generation
     keys, args = opened.submit_call(("alice", "win:1", 10))
     opened.run("submit", keys, *args)
-    opened.client.rename(keys[4], keys[5])  # what a generation's end does to the pair of names
+    opened.client.rename(keys[4], keys[5])  # as at the end of a generation
 
     assert opened.generation == generation, "the clock crossed a generation during the test"
     assert opened.submit(("alice", "win:1", 10)) == [["replayed", 10, 10, 1]]
@@ -192,9 +192,7 @@ def test_another_layout_is_refused_with_the_current_one(opened: Scripts) -> None
 
 
 @pytest.mark.parametrize("delta", ["0", "1.5", "ten", str(SCORE_MAX + 1), "nan", ""])
-def test_a_delta_that_is_no_whole_number_is_refused_before_any_write(
-    opened: Scripts, delta: str
-) -> None:
+def test_an_invalid_delta_is_refused_before_any_write(opened: Scripts, delta: str) -> None:
     before = opened.snapshot()
     keys, args = opened.submit_call(("bob", "1", 1), ("alice", "win:1", delta))
 
@@ -224,8 +222,8 @@ def test_changes_are_published_once_and_only_if_the_top_may_differ(opened: Scrip
         subscription.get_message(timeout=1)
 
         opened.submit(*((f"user{n}", "1", 100 + n) for n in range(10)))
-        opened.submit(("low", "1", 1))  # eleventh: not seen
-        opened.submit(("user0", "1", 100))  # a replay: not seen
+        opened.submit(("low", "1", 1))  # eleventh: not published
+        opened.submit(("user0", "1", 100))  # a replay: not published
         opened.submit(("low", "2", 200))  # now first
         opened.submit(("user9", "down", -109))  # leaves the top
         opened.submit(("user9", "up", 1))  # still below it
@@ -236,7 +234,7 @@ def test_changes_are_published_once_and_only_if_the_top_may_differ(opened: Scrip
 
 
 def test_a_score_without_free_slots_is_swept_at_once(opened: Scripts) -> None:
-    """As the version before this one may have left it."""
+    """An earlier version may have left such a score."""
     opened.client.zadd(KEYS.board, {f"u{n:03}": pack(7, 999 - n) for n in range(1000)})
 
     opened.submit(("b", "1", 7), ("c", "1", 7), ("a", "1", 7))

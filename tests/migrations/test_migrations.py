@@ -21,7 +21,7 @@ def test_an_empty_database_is_migrated_once(empty_database_url: str) -> None:
 
 
 def test_every_migration_can_run_twice(database_url: str) -> None:
-    """The runner commits a file and its mark apart, so a killed run repeats the file."""
+    """The runner commits a file and its record separately, so a killed run repeats the file."""
     with psycopg.connect(database_url, autocommit=True) as connection:
         for path in sorted(resources.migrations_path().glob("*.sql")):
             connection.execute(path.read_bytes())
@@ -45,9 +45,9 @@ async def test_a_service_refuses_a_database_that_is_ahead(database_url: str) -> 
             await migrations.require_current(connection)
 
 
-def test_a_database_that_cannot_be_reached_is_one_error(postgres_server: object) -> None:
+def test_an_unreachable_database_raises_database_unavailable(postgres_server: object) -> None:
     with pytest.raises(DatabaseUnavailable):
-        migrations.migrate("postgresql://nobody:wrong@127.0.0.1:1/none")
+        migrations.migrate("postgresql://user:wrong@127.0.0.1:1/none")
 
 
 def test_a_killed_migrator_leaves_no_lock(empty_database_url: str) -> None:

@@ -1,7 +1,7 @@
 """Order of arrival at one score, on a script with few slots: exact within the limit, then by name.
 
-The script's text is the real one; only the number of slots and of moves is smaller, so that users
-come and go for many times the number of slots.
+The script's text is the real one; only the number of slots and of moves is smaller, so that many
+times as many users as slots arrive and leave.
 """
 
 import random
@@ -21,14 +21,14 @@ pytestmark = pytest.mark.slow
 
 SLOTS, MOVES = 40, 4
 LIMIT = SLOTS * (MOVES - 1) // (MOVES + 1)
-"""Most users of one score whose order is exact, for any number of changes."""
+"""The number of users with one score up to which the order is exact."""
 
-HERE = 1
-AWAY = 50
-"""Users who leave a score get scores of their own, from this one on."""
+SCORE = 1
+OTHER_SCORES = 50
+"""Users who leave the score get different scores, from this one on."""
 
 
-class Small(Scripts):
+class SmallBoard(Scripts):
     """Runs submit.lua with few slots; the random user names do not depend on arrival."""
 
     def __init__(self, client: "redis.Redis[str]") -> None:
@@ -41,7 +41,7 @@ class Small(Scripts):
         self._text = text
         self._chance = random.Random(5)
         self._count = 0
-        self.standing: list[str] = []
+        self.present: list[str] = []
 
     def run(self, name: str, keys: list[str], *args: object) -> object:
         text = self._text if name == "submit" else resources.script(name).decode()
@@ -50,17 +50,17 @@ class Small(Scripts):
     def arrive(self, count: int = 1) -> None:
         for start in range(0, count, 64):
             users = [f"{self._chance.getrandbits(40):010x}" for _ in range(min(64, count - start))]
-            self.submit(*((user, "came", HERE) for user in users))
-            self.standing += users
+            self.submit(*((user, "arrive", SCORE) for user in users))
+            self.present += users
 
     def leave(self, place: int) -> None:
-        user = self.standing.pop(place)
+        user = self.present.pop(place)
         self._count += 1
-        self.submit((user, "left", AWAY + self._count))
+        self.submit((user, "leave", OTHER_SCORES + self._count))
 
-    def here(self) -> list[str]:
+    def order(self) -> list[str]:
         rows = self.client.zrange(KEYS.board, 0, -1, desc=True, withscores=True)
-        return [user.decode() for user, packed in rows if int(packed) // SLOTS == HERE]
+        return [user.decode() for user, packed in rows if int(packed) // SLOTS == SCORE]
 
 
 @pytest.fixture
@@ -69,14 +69,14 @@ def client(redis_url: str) -> Iterator["redis.Redis[str]"]:
         yield client
 
 
-def start(client: "redis.Redis[str]") -> Small:
+def start(client: "redis.Redis[str]") -> SmallBoard:
     client.flushall()
-    small = Small(client)
-    small.open()
-    return small
+    board = SmallBoard(client)
+    board.open()
+    return board
 
 
-LEAVING = st.sampled_from(["first", "last", "middle", "any", "nobody", "half"])
+LEAVING = st.sampled_from(["first", "last", "middle", "any", "none", "half"])
 PHASES = st.lists(st.tuples(LEAVING, st.integers(1, 60), st.integers(1, LIMIT)), max_size=6)
 
 
@@ -87,16 +87,16 @@ def test_the_order_of_arrival_is_exact_for_any_number_of_changes(
     @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
     @given(phases=PHASES, seed=st.integers(0, 2**32))
     def check(phases: list[tuple[str, int, int]], seed: int) -> None:
-        small, chance = start(client), random.Random(seed)
+        board, chance = start(client), random.Random(seed)
         for leaving, arrivals, most in phases:
             for _ in range(arrivals):
-                while len(small.standing) >= most or (
-                    small.standing and leaving != "nobody" and chance.random() < 0.3
+                while len(board.present) >= most or (
+                    board.present and leaving != "none" and chance.random() < 0.3
                 ):
-                    small.leave(place_of(leaving, len(small.standing), chance))
-                small.arrive()
-                assert len(small.standing) <= LIMIT
-            assert small.here() == small.standing
+                    board.leave(place_of(leaving, len(board.present), chance))
+                board.arrive()
+                assert len(board.present) <= LIMIT
+            assert board.order() == board.present
 
     check()
 
@@ -116,58 +116,58 @@ def place_of(leaving: str, count: int, chance: random.Random) -> int:
 
 
 @pytest.mark.parametrize("leaving", ["first", "last", "middle", "any", "half"])
-@pytest.mark.parametrize("standing", [1, 2, LIMIT // 2, LIMIT - 1, LIMIT])
+@pytest.mark.parametrize("present", [1, 2, LIMIT // 2, LIMIT - 1, LIMIT])
 def test_a_score_below_the_limit_never_runs_out_of_slots(
-    client: "redis.Redis[str]", leaving: str, standing: int
+    client: "redis.Redis[str]", leaving: str, present: int
 ) -> None:
-    """Twenty times as many come as there are slots, and always as many go."""
-    small, chance = start(client), random.Random(3)
-    small.arrive(standing)
+    """Twenty times as many users as slots arrive, and as many leave."""
+    board, chance = start(client), random.Random(3)
+    board.arrive(present)
     for _ in range(20 * SLOTS):
-        small.leave(place_of(leaving, len(small.standing), chance))
-        small.arrive()
-    assert small.here() == small.standing
-    assert len({packed for _, packed in small.board()}) == len(small.board()), "one slot each"
+        board.leave(place_of(leaving, len(board.present), chance))
+        board.arrive()
+    assert board.order() == board.present
+    assert len({packed for _, packed in board.board()}) == len(board.board()), "one slot each"
 
 
 def test_every_slot_is_used_if_no_user_leaves(client: "redis.Redis[str]") -> None:
-    small = start(client)
+    board = start(client)
 
-    small.arrive(SLOTS)
+    board.arrive(SLOTS)
 
-    assert small.here() == small.standing
-    assert client.zcount(KEYS.board, HERE * SLOTS, HERE * SLOTS) == 1
+    assert board.order() == board.present
+    assert client.zcount(KEYS.board, SCORE * SLOTS, SCORE * SLOTS) == 1
 
 
 def test_without_free_slots_the_last_is_shared_until_one_is_free(
     client: "redis.Redis[str]",
 ) -> None:
-    small = start(client)
-    small.arrive(SLOTS + 5)
-    exact, shared = small.standing[: SLOTS - 1], small.standing[SLOTS - 1 :]
+    board = start(client)
+    board.arrive(SLOTS + 5)
+    exact, shared = board.present[: SLOTS - 1], board.present[SLOTS - 1 :]
 
-    assert small.here() == [*exact, *sorted(shared, reverse=True)]
+    assert board.order() == [*exact, *sorted(shared, reverse=True)]
 
-    small.standing = small.here()
-    while len(small.standing) > LIMIT // 2:
-        small.leave(0)
+    board.present = board.order()
+    while len(board.present) > LIMIT // 2:
+        board.leave(0)
     for _ in range(2 * SLOTS):
-        small.arrive()
-        small.leave(0)
-    assert small.here() == small.standing, "exact again"
+        board.arrive()
+        board.leave(0)
+    assert board.order() == board.present, "exact again"
 
 
 def test_an_abandoned_sweep_changes_no_order(client: "redis.Redis[str]") -> None:
     """The order is unchanged for any stored position of a sweep."""
-    small, chance = start(client), random.Random(9)
-    small.arrive(10)
+    board, chance = start(client), random.Random(9)
+    board.arrive(10)
     values = ["0", "7", str(SLOTS), "99999", "abc", "-3"]
     for number in range(10 * SLOTS):
-        small.leave(0)
-        client.hset(KEYS.meta, f"sweep:{HERE}", chance.choice([*values, str(number % SLOTS)]))
-        before = small.here()
-        small.arrive()
-        assert [user for user in small.here() if user != small.standing[-1]] == before
+        board.leave(0)
+        client.hset(KEYS.meta, f"sweep:{SCORE}", chance.choice([*values, str(number % SLOTS)]))
+        before = board.order()
+        board.arrive()
+        assert [user for user in board.order() if user != board.present[-1]] == before
 
 
 def test_the_documented_limit_follows_from_the_constants() -> None:

@@ -24,7 +24,7 @@ BATCHES = st.lists(st.tuples(USERS, ACTIONS, DELTAS, st.booleans()), min_size=1,
 
 
 class BoardMachine(RuleBasedStateMachine):
-    """Submits, repeats, fences, fills, trims and reopens a partition; a dict tells the truth."""
+    """Submits, repeats, fences, fills, trims and reopens a partition; a dict is the model."""
 
     client: "redis.Redis[str]"
 
@@ -128,7 +128,7 @@ class BoardMachine(RuleBasedStateMachine):
         assert board == [(user, self.scores[user]) for user in ranked]
 
     @invariant()
-    def the_stream_holds_what_is_not_flushed(self) -> None:
+    def the_stream_contains_the_unflushed_actions(self) -> None:
         """Every applied action once, dense and in order (I4, I6); never beyond the cap (I7)."""
         if not hasattr(self, "stream"):
             return
@@ -137,8 +137,8 @@ class BoardMachine(RuleBasedStateMachine):
         assert len(events) <= self.cap
 
     @invariant()
-    def every_memory_expires(self) -> None:
-        """No seen key without a time to live (I7)."""
+    def every_seen_key_expires(self) -> None:
+        """Every seen key has a time to live (I7)."""
         if not hasattr(self, "stream"):
             return
         assert all(self.client.ttl(key) > 0 for key in self.client.keys("*:seen:*"))
