@@ -1,9 +1,9 @@
-"""A small server on loopback that speaks the two parts of HTTP which kong-sync meets.
+"""A fake of Kong's Admin API and of an issuer, as far as kong-sync uses them.
 
-It is not Kong: it records what is posted to ``/config`` and answers as it is told, or, left alone,
-with 400 for one that Kong 3.9 refuses (as far as ``fault_of`` knows), with 304 for the one it holds
-and with 201 for another. Like Kong, it returns the configuration with 201, passwords included.
-``/jwks.json`` is the issuer.
+It is not Kong: it records what is posted to ``/config`` and answers with the statuses in
+``answers``; without any, 400 for a configuration that Kong 3.9 refuses (as far as ``fault_of``
+knows), 304 for the current one and 201 for another. Like Kong, it returns the configuration with
+201, passwords included. ``/jwks.json`` is the issuer's key set.
 """
 
 import json
@@ -34,19 +34,19 @@ _REDIS_FIELDS = {
 
 @dataclass
 class FakeAdmin:
-    """What the server is told to answer, and what it was sent."""
+    """The server's answers, and what it has received."""
 
     url: str = ""
     jwks: bytes = b""
     jwks_status: int = 200
-    asked: int = 0
+    jwks_requests: int = 0
     answers: deque[int] = field(default_factory=deque)
     posted: list[tuple[str, str]] = field(default_factory=list)
     held: str = ""
 
     @property
     def jwks_url(self) -> str:
-        """Where the key set is."""
+        """Return the URL of the key set."""
         return f"{self.url}/jwks.json"
 
 
@@ -89,7 +89,7 @@ def passwords_in(text: str) -> list[str]:
 
 @contextmanager
 def fake_admin() -> Iterator[FakeAdmin]:
-    """Run the server inside the block."""
+    """Run the server during the block."""
     state = FakeAdmin()
 
     class Handler(BaseHTTPRequestHandler):
@@ -108,7 +108,7 @@ def fake_admin() -> Iterator[FakeAdmin]:
 
         def do_GET(self) -> None:
             is_jwks = self.path == "/jwks.json"
-            state.asked += is_jwks
+            state.jwks_requests += is_jwks
             self.reply(state.jwks_status if is_jwks else 200, state.jwks)
 
         def do_POST(self) -> None:

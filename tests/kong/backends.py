@@ -1,4 +1,4 @@
-"""Small services that record what the gateway passes on: one for HTTP, one for WebSockets."""
+"""Services that record what the gateway forwards: one for HTTP, one for WebSockets."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,7 +14,7 @@ Pairs = list[tuple[str, str]]
 
 @dataclass
 class Recorder:
-    """What a service received; ``answer`` is what the HTTP one says, None to hang up."""
+    """What a service received; ``answer`` is the response over HTTP, None to disconnect."""
 
     target: str = ""
     requests: list[tuple[str, Pairs, bytes]] = field(default_factory=list)
@@ -23,18 +23,18 @@ class Recorder:
     messages: list[str] = field(default_factory=list)
 
     def values(self, name: str) -> list[str]:
-        """Give the last request's values of a header, by exact spelling but for case."""
+        """Return the last request's values of a header, by its exact spelling without case."""
         return [v for key, v in self.requests[-1][1] if key.lower() == name.lower()]
 
     @property
     def names(self) -> set[str]:
-        """The last request's header names in lower case."""
+        """Return the last request's header names in lowercase."""
         return {name.lower() for name, _ in self.requests[-1][1]}
 
 
 @asynccontextmanager
 async def http_recorder() -> AsyncIterator[Recorder]:
-    """Serve HTTP: every request is recorded and gets ``answer``."""
+    """Serve HTTP: record every request and send ``answer``."""
     recorder = Recorder()
 
     async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -66,7 +66,7 @@ async def http_recorder() -> AsyncIterator[Recorder]:
 
 @asynccontextmanager
 async def ws_recorder() -> AsyncIterator[Recorder]:
-    """Serve WebSockets: echo, with a message every ``heartbeat_s`` where that is set."""
+    """Serve WebSockets: echo messages, and send one every ``heartbeat_s`` if that is set."""
     recorder = Recorder()
 
     def record(_connection: ServerConnection, request: Request) -> None:

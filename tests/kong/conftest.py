@@ -1,4 +1,4 @@
-"""One fresh Lua runtime per test; a server that answers kong-sync."""
+"""Fixtures of the gateway's tests: a Lua runtime per test, and a fake of the Admin API."""
 
 import json
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from tests.kong.runtime import Gateway
 
 @pytest.fixture
 def gateway() -> Gateway:
-    """Give a runtime with both plugins loaded from their files."""
+    """Return a runtime with both plugins loaded from their files."""
     return Gateway()
 
 

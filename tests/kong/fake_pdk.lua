@@ -1,10 +1,11 @@
--- A small stand-in for Kong: its plugin chain and the part of its PDK that our two plugins use.
+-- A fake of Kong: its plugin chain and the part of its PDK that the two plugins use.
 -- It is not Kong. It copies these behaviours on which the plugins rely:
 --   * `exit` and `error` yield and are never resumed, so no code after them runs;
 --   * after an exit, later `access` handlers are skipped, the filters and `log` of all still run;
 --   * a Lua error in `access` is a 500 of source `error`;
 --   * headers differ by underscore, are looked up without case, and are cut at 100;
---   * an upgrade is noted in two variables before the plugins; hop-by-hop headers go after them.
+--   * an upgrade is stored in two variables before the plugins run; hop-by-hop headers are removed
+--     after them.
 -- pdk_rules.lua checks phases, arguments and the serialised message. The globals `pdk_rules`,
 -- `python_json_decode`, `python_json_encode` and `python_base64url` come from runtime.py.
 
@@ -213,7 +214,7 @@ local function note_upgrade()
   end
 end
 
--- And after them (access.after): headers that the client's Connection names are not passed on.
+-- And after them (access.after): headers that the client's Connection names are not forwarded.
 local function drop_hop_by_hop()
   for name in (state.client_connection or ''):gmatch('[^,%s]+') do
     if name:lower() ~= 'upgrade' or state.variables.upstream_connection == 'keep-alive' then

@@ -1,7 +1,7 @@
-"""Runs our two handlers on a real nginx, on the stand-in for Kong of nginx/shim.lua.
+"""Runs the two handlers on a real nginx, with the fake of Kong in nginx/shim.lua.
 
-It is not Kong: routes, plugins and time-outs come from the rendered configuration, but router,
-PDK, jwt and limits are small imitations. What is real: request parsing, headers with underscores
+It is not Kong: routes, plugins and timeouts come from the rendered configuration, but router,
+PDK, jwt and limits are small fakes. What is real: request parsing, headers with underscores
 and hop-by-hop ones, the proxy, the upgrade of WebSockets, error pages.
 """
 
@@ -28,13 +28,13 @@ MODULES = Path("/usr/lib/nginx/modules")
 NEEDED = [MODULES / "ndk_http_module.so", MODULES / "ngx_http_lua_module.so"]
 CJSON = next(Path("/usr/lib").glob("*/lua/5.1/cjson.so"), None)
 HERE = Path(__file__).parent
-SHIMMED = {*our_plugins(), *LOG_PLUGINS, "jwt", "request-size-limiting", "rate-limiting"}
+PROVIDED = {*our_plugins(), *LOG_PLUGINS, "jwt", "request-size-limiting", "rate-limiting"}
 
 Entity = dict[str, Any]
 
 
 def require_nginx() -> None:
-    """Skip, visibly, where nginx with Lua is missing; fail there in CI, which installs it."""
+    """Skip the test if nginx with Lua is missing; fail in CI, which installs it."""
     if NGINX is not None and CJSON is not None and all(path.exists() for path in NEEDED):
         return
     missing = "apt install nginx libnginx-mod-http-lua lua-cjson"
@@ -45,7 +45,7 @@ def require_nginx() -> None:
 
 @dataclass
 class NginxGateway:
-    """A running nginx; ``log`` is what a log plugin would have written."""
+    """A running nginx; ``log`` is the output of the log plugin."""
 
     port: int
     log: Path
@@ -53,12 +53,12 @@ class NginxGateway:
 
     @property
     def series(self) -> Path:
-        """What prometheus would have counted."""
+        """Return the file with the series that prometheus would count."""
         return self.log.with_name(f"{self.log.name}.series")
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """Return the URL of the gateway."""
         return f"http://127.0.0.1:{self.port}"
 
 
@@ -72,7 +72,7 @@ def nginx_gateway(
     read_timeout_ms: int | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> Iterator[NginxGateway]:
-    """Run nginx with a rendered configuration; ``targets`` says where each service is.
+    """Run nginx with a rendered configuration; ``targets`` are the services' addresses.
 
     Directives come from the image's settings (KONG_NGINX_…) and those of ``settings``.
     """
@@ -101,7 +101,7 @@ def nginx_gateway(
 
 
 def listens(port: int, process: subprocess.Popen[bytes]) -> bool:
-    """Tell whether a process accepts connections."""
+    """Return whether a process accepts connections."""
     if process.poll() is not None:
         raise RuntimeError(f"nginx ended with {process.returncode}")
     with socket.socket() as probe:
@@ -109,7 +109,7 @@ def listens(port: int, process: subprocess.Popen[bytes]) -> bool:
 
 
 def shim_config(document: Entity, schemas: Mapping[str, Entity]) -> Entity:
-    """Give what the stand-in needs of a rendered configuration, most specific entries first."""
+    """Return the configuration of shim.lua for a rendered document, most specific entries first."""
     config: Entity = {"keys": {}, "consumers": {}, "routes": {}, "methods": {}, "entities": {}}
     for consumer in document["consumers"]:
         name = consumer["username"]
@@ -133,7 +133,7 @@ def shim_config(document: Entity, schemas: Mapping[str, Entity]) -> Entity:
         general = [p for p in everywhere if "consumer" not in p]
         for plugin in [*specific, *route["plugins"], *general]:
             name = plugin["name"]
-            if name in SHIMMED:
+            if name in PROVIDED:
                 conf = plugin["config"]
                 if name in schemas:
                     conf = checked_config(schemas[name], conf)
@@ -147,7 +147,7 @@ def shim_config(document: Entity, schemas: Mapping[str, Entity]) -> Entity:
 
 
 def directives(settings: Mapping[str, str]) -> dict[str, str]:
-    """Give the directives of settings as Kong injects them: by block."""
+    """Return the directives that Kong injects for settings, by block."""
     found = dict.fromkeys(("http", "proxy", "location"), "")
     for name, value in settings.items():
         match = re.fullmatch(r"KONG_NGINX_(HTTP|PROXY|LOCATION)_(\w+)", name)
@@ -165,7 +165,7 @@ def nginx_conf(
     read_timeout_ms: int | None,
     injected: Mapping[str, str],
 ) -> str:
-    """Give the nginx.conf: a location per path of each route."""
+    """Return the nginx.conf, with a location per path of each route."""
     locations = []
     for service in document["services"]:
         for route in service["routes"]:
@@ -242,7 +242,7 @@ def _location(
 def raw_request(
     port: int, lines: Sequence[str], body: bytes = b""
 ) -> tuple[int, dict[str, str], bytes]:
-    """Send a request byte for byte, as no client library would; give status, headers, body."""
+    """Send a request unchanged, valid or not; return status, headers and body."""
     with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
         connection.sendall("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
         received = b""

@@ -1,5 +1,5 @@
--- What Kong 3.9 accepts from a plugin: phases and arguments of each PDK function that ours call,
--- and what its log plugins do with the serialised message. fake_pdk.lua (LuaJIT) and
+-- What Kong 3.9 accepts from a plugin: phases and arguments of each PDK function that the two plugins
+-- call, and what its log plugins do with the serialised message. fake_pdk.lua (LuaJIT) and
 -- nginx/shim.lua (nginx) both build their `kong` with `guard`, so neither is more lenient.
 -- The rules restate Kong's source: kong/pdk/private/{phases,checks}.lua, kong/pdk/{request,
 -- response,client,router,log}.lua, kong/pdk/service/request.lua,
@@ -25,7 +25,7 @@ local function check_header(name, value)
     'invalid header value for "' .. name .. '": got ' .. kind)
 end
 
--- checks.validate_headers: beside that, arrays of strings.
+-- checks.validate_headers: in addition, arrays of strings.
 local function check_headers(headers)
   check(type(headers) == 'table', 'headers must be a nil or table')
   for name, value in pairs(headers) do
@@ -129,9 +129,8 @@ local function guarded(name, raw, phase_of)
   end
 end
 
--- Give a `kong` whose functions check phase and arguments before they call `raw`'s. What has no
--- rule here cannot be called: a plugin that needs more gets a rule first. Tables that `raw.as_is`
--- names are taken over unchecked.
+-- Return a `kong` whose functions check phase and arguments before they call those of `raw`. A
+-- function without a rule cannot be called. Tables in `raw.as_is` are not checked.
 function rules.guard(raw, phase_of)
   local function wrap(tree, path)
     local wrapped = {}
@@ -156,7 +155,7 @@ function rules.guard(raw, phase_of)
   return kong
 end
 
--- ngx.var takes values only for variables that `set` has made; Kong's template makes these.
+-- ngx.var accepts values only for variables that `set` has created; Kong's template creates these.
 local SETTABLE = {
   upstream_te = true, upstream_via = true, upstream_host = true, upstream_upgrade = true,
   upstream_connection = true, upstream_scheme = true, upstream_uri = true,
@@ -168,7 +167,7 @@ end
 
 -- The serialised message --------------------------------------------------------------------------
 
--- kong.log.serialize's is_valid_value. `null` is the one userdata that cjson knows.
+-- kong.log.serialize's is_valid_value. `null` is the only userdata that cjson encodes.
 local function is_serialisable(value, null, visited)
   local kind = type(value)
   if value == nil or value == null or kind == 'number' or kind == 'string' or kind == 'boolean' then
@@ -184,7 +183,7 @@ local function is_serialisable(value, null, visited)
   return true
 end
 
--- Apply what set_serialize_value noted, in order, as each log plugin's serialize() does anew.
+-- Apply the calls of set_serialize_value in order, as serialize() does for each log plugin.
 -- `edits` is an array of { key, value, mode }; a missing value removes.
 function rules.edit(root, edits, null)
   for _, edit in ipairs(edits) do
@@ -208,9 +207,9 @@ function rules.edit(root, edits, null)
   return root
 end
 
--- What prometheus makes of a message: one series per service, route and status. Labels are strings
--- taken from tables; where one is missing Kong's plugin raises, and with it ends the log phase for
--- every plugin behind it and for the report to the health checks.
+-- What prometheus counts for a message: one series per service, route and status. Labels are strings
+-- from tables; if one is missing, Kong's plugin raises an error, which ends the log phase for the
+-- following plugins and for the health checks.
 function rules.prometheus(message)
   if message.route == nil and message.service == nil then return nil end
   local labels = {}

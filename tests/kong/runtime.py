@@ -1,7 +1,7 @@
-"""Runs the gateway's plugins in LuaJIT, on the stand-in of fake_pdk.lua, for the tests beside it.
+"""Runs the gateway's plugins in LuaJIT, with the fake of Kong in fake_pdk.lua.
 
-A runtime lives for one test: handlers take their globals when they load. All Lua strings are bytes
-here, so hostile ones survive; Python speaks latin-1.
+A runtime is used for one test, because handlers read globals when they are loaded. Lua strings are
+bytes; Python converts them as latin-1, so that any bytes can be used.
 """
 
 import base64
@@ -20,7 +20,7 @@ AUDIENCE = "scoreboard"
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PLUGINS = ROOT / "kong" / "plugins"
-SIGNATURE = "c2ln" + "A" * 82  # the stand-in for jwt believes signatures that begin like this
+SIGNATURE = "c2ln" + "A" * 82  # the fake jwt plugin accepts signatures with this prefix
 KEYS = {"k1": "RS256", "e1": "ES256"}
 
 LOG_PLUGINS = ("prometheus", "file-log")
@@ -29,7 +29,7 @@ Headers = Sequence[tuple[str, str]]
 
 
 def encode_part(value: object) -> str:
-    """Give base64url of JSON, or of the text itself."""
+    """Return the base64url of a value as JSON, or of a text."""
     raw = value.encode("latin-1") if isinstance(value, str) else json.dumps(value).encode()
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
@@ -40,7 +40,7 @@ def token(
     signature: str = SIGNATURE,
     **changes: object,
 ) -> str:
-    """Build a token: claims that every check accepts, with changes; a change to ... drops one."""
+    """Return a token with valid claims and changes; a claim changed to ... is left out."""
     if claims is None:
         claims = {
             "iss": ISSUER,
@@ -57,13 +57,13 @@ def token(
 
 
 def bearer(jwt: str) -> tuple[str, str]:
-    """Give the header that carries a token."""
+    """Return the Authorization header of a token."""
     return ("Authorization", f"Bearer {jwt}")
 
 
 @dataclass
 class Outcome:
-    """What came of one request: the answer, and what the service behind would have received."""
+    """The result of a request: the response, and what the service would have received."""
 
     status: int
     headers: dict[str, str]
@@ -81,11 +81,11 @@ class Outcome:
 
     @property
     def problem(self) -> dict[str, Any]:
-        """Give the body as JSON."""
+        """Return the body as JSON."""
         return json.loads(self.body)
 
     def sent_values(self, name: str) -> list[str]:
-        """Give every value the service receives under exactly this name, without case."""
+        """Return the values that the service receives for a name, without case."""
         return [value for key, value in self.sent if key.lower() == name.lower()]
 
 
@@ -98,7 +98,7 @@ class Entry:
 
 
 class Gateway:
-    """A fresh Lua runtime with our two handlers and schemas loaded from their files."""
+    """A new Lua runtime with the two handlers and schemas loaded from their files."""
 
     def __init__(self) -> None:
         self.lua_error = luajit21.LuaError
@@ -119,15 +119,15 @@ class Gateway:
         return self.lua.execute((PLUGINS / plugin / f"{part}.lua").read_bytes())
 
     def priority(self, name: str) -> int:
-        """Give the PRIORITY of one of our plugins."""
+        """Return the PRIORITY of a plugin of this project."""
         return int(self.handlers[name][b"PRIORITY"])
 
     def version(self, name: str) -> str:
-        """Give the VERSION of one of our plugins."""
+        """Return the VERSION of a plugin of this project."""
         return self.handlers[name][b"VERSION"].decode()
 
     def config(self, plugin: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Check a configuration against the plugin's schema as Kong would; add the defaults."""
+        """Check a configuration against the plugin's schema, as Kong does; add the defaults."""
         return checked_config(self.schemas[plugin], given)
 
     def send(
@@ -146,9 +146,9 @@ class Gateway:
         route: str | None = "scores-update",
         source: str | None = None,
     ) -> Outcome:
-        """Send one request through plugins that stand in the order of their PRIORITY.
+        """Send one request through plugins, in the order of their PRIORITY.
 
-        The log plugins of the configuration are always there, as they read what ours leave.
+        The log plugins are always included, because they read what these plugins set.
         """
         chain = []
         for entry in (*entries, *(Entry(name, [(None, {})]) for name in LOG_PLUGINS)):
@@ -198,7 +198,7 @@ class Gateway:
         )
 
     def table(self, value: Any) -> Any:
-        """Turn a Python value into a Lua one."""
+        """Convert a Python value to Lua."""
         if isinstance(value, str):
             return value.encode("latin-1")
         if isinstance(value, Mapping):
@@ -209,7 +209,7 @@ class Gateway:
         return value
 
     def plain(self, value: Any) -> Any:
-        """Turn a Lua value into a Python one."""
+        """Convert a Lua value to Python."""
         if isinstance(value, bytes):
             return value.decode("latin-1")
         if luajit21.lua_type(value) == "table":
@@ -241,7 +241,7 @@ class Gateway:
 
 
 def our_plugins() -> list[str]:
-    """Name the plugins of this project."""
+    """Return the names of the plugins of this project."""
     return sorted(folder.name for folder in PLUGINS.iterdir() if folder.is_dir())
 
 
@@ -263,7 +263,7 @@ def _config_fields(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def checked_config(schema: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Apply the part of Kong's schema language that our schemas use. Raises ValueError."""
+    """Check a configuration with the rules of Kong that the schemas use. Raises ValueError."""
     rules = _config_fields(schema)
     unknown = set(given) - set(rules)
     if unknown:
@@ -282,7 +282,7 @@ def checked_config(schema: Mapping[str, Any], given: Mapping[str, Any]) -> dict[
 
 def _check(where: str, rule: Mapping[str, Any], value: Any) -> None:
     if not isinstance(value, _LUA_TYPES[rule["type"]]):
-        raise ValueError(f"{where}: {value!r} is no {rule['type']}")  # noqa: TRY004 (Kong says so)
+        raise ValueError(f"{where}: {value!r} is not a {rule['type']}")  # noqa: TRY004 (as Kong)
     if "one_of" in rule and value not in rule["one_of"]:
         raise ValueError(f"{where}: {value!r} is not one of {rule['one_of']}")
     if "between" in rule and not rule["between"][0] <= value <= rule["between"][1]:

@@ -1,7 +1,7 @@
-"""The rendered plugins together, in the order of their PRIORITY, on the stand-in of fake_pdk.lua.
+"""The rendered plugins together, in the order of their PRIORITY, with the fake of fake_pdk.lua.
 
-Routes come from the rendered configuration; jwt, size limit and rate limit are stand-ins, so these
-tests hold what the chain does with them, not what Kong's own do.
+Routes come from the rendered configuration; jwt, size limit and rate limit are fakes, so these
+tests check the chain and not Kong's plugins.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,14 +34,14 @@ OPTIONS = GatewayOptions(
     origins=("https://play.example",),
     trusted_updates_per_minute=25,
 )
-STANDINS = {"jwt", "rate-limiting", "request-size-limiting"}
+FAKES = {"jwt", "rate-limiting", "request-size-limiting"}
 READER = "read:leaderboard"
 
 Send = Callable[..., Outcome]
 
 
 def chain_of(gateway: Gateway, document: Mapping[str, Any], route: str) -> list[Entry]:
-    """Give a route's plugins with their configurations as Kong chooses: the most specific first."""
+    """Return a route's plugins with their configurations in Kong's order, most specific first."""
     nested = next(r for s in document["services"] for r in s["routes"] if r["name"] == route)
     found: dict[str, list[tuple[int, str | None, dict[str, Any]]]] = {}
     for plugin in nested["plugins"]:
@@ -54,7 +54,7 @@ def chain_of(gateway: Gateway, document: Mapping[str, Any], route: str) -> list[
     entries = []
     for name, candidates in found.items():
         is_ours = name in our_plugins()
-        if is_ours or name in STANDINS:
+        if is_ours or name in FAKES:
             ordered = sorted(candidates, key=lambda candidate: candidate[0])
             entries.append(
                 Entry(
@@ -86,7 +86,7 @@ def send(gateway: Gateway) -> Send:
     return sender(gateway)
 
 
-def test_the_plugins_run_in_the_order_that_the_design_needs(send: Send) -> None:
+def test_the_plugins_run_in_the_documented_order(send: Send) -> None:
     outcome = send([bearer(token())])
     assert outcome.ran == [
         "scoreboard-intake",
@@ -98,21 +98,21 @@ def test_the_plugins_run_in_the_order_that_the_design_needs(send: Send) -> None:
     assert outcome.is_forwarded
 
 
-def test_ten_updates_a_minute_pass_and_the_next_is_a_429(send: Send) -> None:
+def test_the_eleventh_update_in_a_minute_gets_429(send: Send) -> None:
     assert all(send([bearer(token())]).is_forwarded for _ in range(10))
     outcome = send([bearer(token())])
     assert (outcome.status, outcome.headers["retry-after"]) == (429, "42")
     assert outcome.problem["type"] == "/docs/problems/rate-limited"
 
 
-def test_two_users_of_one_issuer_have_two_limits(send: Send) -> None:
+def test_each_user_of_an_issuer_has_its_own_limit(send: Send) -> None:
     for _ in range(10):
         send([bearer(token(sub="alice"))])
     assert send([bearer(token(sub="alice"))]).status == 429
     assert send([bearer(token(sub="bob"))]).is_forwarded
 
 
-def test_a_new_token_or_another_key_is_the_same_user(send: Send) -> None:
+def test_tokens_with_other_keys_share_the_limit_of_their_user(send: Send) -> None:
     for number in range(10):
         send([bearer(token(exp=NOW + 100 + number))])
     other = token(header={"alg": "ES256", "kid": "e1"}, exp=NOW + 50)
@@ -134,7 +134,7 @@ def test_a_new_token_or_another_key_is_the_same_user(send: Send) -> None:
         ([bearer(token()), ("Connection", "Authorization")], 400),
     ],
 )
-def test_what_is_refused_before_the_limit_consumes_nothing(
+def test_a_request_refused_before_the_limit_is_not_counted(
     send: Send, headers: Headers, status: int
 ) -> None:
     for _ in range(11):
@@ -145,7 +145,7 @@ def test_what_is_refused_before_the_limit_consumes_nothing(
     assert send([bearer(token())]).is_forwarded
 
 
-def test_a_body_that_is_too_large_consumes_nothing(send: Send) -> None:
+def test_a_body_that_is_too_large_is_not_counted(send: Send) -> None:
     for extra, _ in ((("Accept", "*/*"), 413), (("Expect", "100-continue"), 417)):
         outcome = send([bearer(token()), extra], body="x" * 5000)
         assert outcome.status == 413
@@ -153,13 +153,13 @@ def test_a_body_that_is_too_large_consumes_nothing(send: Send) -> None:
         assert "rate-limiting" not in outcome.ran
 
 
-def test_what_a_service_refuses_does_consume(send: Send) -> None:
+def test_a_request_refused_by_a_service_is_counted(send: Send) -> None:
     for _ in range(10):
         assert send([bearer(token())], service=(403, {}, "{}")).status == 403
     assert send([bearer(token())]).status == 429
 
 
-def test_game_servers_have_their_own_limit_each(send: Send) -> None:
+def test_each_game_server_has_its_own_limit(send: Send) -> None:
     def update(server: str) -> Outcome:
         return send([bearer(token(sub=server, scope="update:score:any"))])
 
@@ -168,7 +168,7 @@ def test_game_servers_have_their_own_limit_each(send: Send) -> None:
     assert update("server-2").is_forwarded
 
 
-def test_a_player_cannot_reach_the_limit_of_game_servers_by_a_header(send: Send) -> None:
+def test_a_player_cannot_get_the_limit_of_game_servers_with_a_header(send: Send) -> None:
     spoofed = [
         bearer(token()),
         ("X-Consumer-Username", "game-servers"),
@@ -182,7 +182,7 @@ def test_a_player_cannot_reach_the_limit_of_game_servers_by_a_header(send: Send)
     assert [name for name, _ in outcome.sent] == ["Authorization"]
 
 
-def test_a_failing_limiter_closes_the_update_route(send: Send, gateway: Gateway) -> None:
+def test_updates_get_503_while_the_limiter_fails(send: Send, gateway: Gateway) -> None:
     gateway.lua.execute(
         "bundled['rate-limiting'].access = function() error('failed to get usage') end"
     )
@@ -191,7 +191,7 @@ def test_a_failing_limiter_closes_the_update_route(send: Send, gateway: Gateway)
     assert outcome.headers["retry-after"] == "1"
 
 
-def test_a_viewer_signs_in_by_subprotocol(send: Send) -> None:
+def test_a_viewer_can_send_its_token_as_a_subprotocol(send: Send) -> None:
     headers = [
         ("Sec-WebSocket-Protocol", f"scoreboard.v1, bearer.{token(scope=READER)}"),
         ("Connection", "keep-alive, Upgrade"),
@@ -205,20 +205,20 @@ def test_a_viewer_signs_in_by_subprotocol(send: Send) -> None:
     assert refused.status == 403
 
 
-def test_server_sent_events_judge_the_origin_too(send: Send) -> None:
+def test_the_origin_of_server_sent_events_is_checked(send: Send) -> None:
     headers = [bearer(token(scope=READER))]
     assert send([*headers, ("Origin", "https://play.example")], "scores-stream").is_forwarded
     assert send([*headers, ("Origin", "null")], "scores-stream").status == 403
 
 
-def test_a_private_board_needs_a_token_everywhere(send: Send) -> None:
+def test_a_private_board_requires_a_token_on_every_route(send: Send) -> None:
     for route in ("scores-leaderboard", "scores-users", "scores-stream", "ws-scoreboard"):
         assert send([], route).status == 401, route
         assert send([bearer(token(scope="update:score"))], route).status == 403, route
         assert send([bearer(token(scope=READER))], route).is_forwarded, route
 
 
-def test_a_public_board_needs_none_but_still_refuses_tricks(gateway: Gateway) -> None:
+def test_a_public_board_requires_no_token_but_refuses_invalid_requests(gateway: Gateway) -> None:
     send = sender(gateway, is_public=True)
     for route in ("scores-leaderboard", "scores-stream", "ws-scoreboard"):
         assert send([], route).is_forwarded, route
@@ -228,7 +228,7 @@ def test_a_public_board_needs_none_but_still_refuses_tricks(gateway: Gateway) ->
     assert send([], "scores-update").status == 401
 
 
-def test_the_page_needs_no_token(send: Send) -> None:
+def test_the_page_requires_no_token(send: Send) -> None:
     outcome = send([], "page")
     assert outcome.is_forwarded
     assert outcome.ran == ["scoreboard-intake", "rate-limiting"]

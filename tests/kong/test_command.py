@@ -48,7 +48,7 @@ def test_render_writes_to_a_file_or_to_standard_output(
     assert printed.stdout == output.read_text()
 
 
-def test_render_keeps_a_vanished_key_and_what_it_has_when_the_issuer_is_away(
+def test_render_keeps_a_removed_key_and_the_file_while_the_issuer_is_unavailable(
     environ: dict[str, str], admin: FakeAdmin, output: Path, rsa_key: KeyPair
 ) -> None:
     run(environ, "render", "--output", str(output))
@@ -75,7 +75,7 @@ def test_render_waits_for_an_issuer_that_starts_later(
         [*KONG, "render", "--wait", "20"], env=environ, stdout=subprocess.PIPE, text=True
     )
     try:
-        eventually(lambda: admin.asked >= 2, within_s=20)
+        eventually(lambda: admin.jwks_requests >= 2, within_s=20)
         admin.jwks_status = 200
         text, _ = process.communicate(timeout=20)
     finally:
@@ -96,12 +96,12 @@ TEMPLATE = (kong_path() / "kong.yml").read_text()
 
 
 def changed(old: str, new: str) -> bytes:
-    """Give the template with one change."""
+    """Return the template with one change."""
     assert old in TEMPLATE
     return TEMPLATE.replace(old, new).encode()
 
 
-ODD_TEMPLATES = {
+INVALID_TEMPLATES = {
     "empty": b"",
     "a comment": b"# nothing",
     "a list": b"- services",
@@ -119,7 +119,7 @@ ODD_TEMPLATES = {
     "NUL": TEMPLATE.encode() + b"\0",
     "not YAML": b"a: [",
     "a tag": b"!!python/object/apply:os.system [id]",
-    "an anchor that holds itself": b"&a [*a]",
+    "an anchor that contains itself": b"&a [*a]",
     "too large": b"#" * 2_000_000,
 }
 FOREIGN = [b"- a list", b"words", b"services: {}", b"\xff\xfe", b"a: 1\na: 2"]
@@ -132,7 +132,7 @@ def in_environ(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    """Run a command of ours that must end by itself; give its exit code and its only line."""
+    """Run a command that fails; return its exit code and its only line."""
     code = main.run(["kong", *arguments])
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -141,14 +141,14 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
     return code, line
 
 
-@pytest.mark.parametrize("name", ODD_TEMPLATES)
+@pytest.mark.parametrize("name", INVALID_TEMPLATES)
 @pytest.mark.parametrize("verb", ["render", "sync"])
 @pytest.mark.usefixtures("in_environ")
-def test_an_odd_template_is_one_line_and_exit_5(
+def test_an_invalid_template_is_reported_in_one_line_with_exit_code_5(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, output: Path, verb: str, name: str
 ) -> None:
     template = tmp_path / "template.yml"
-    template.write_bytes(ODD_TEMPLATES[name])
+    template.write_bytes(INVALID_TEMPLATES[name])
     code, line = refusal(capsys, verb, "--template", str(template), "--output", str(output))
     assert code == 5
     assert "template" in line
@@ -156,12 +156,10 @@ def test_an_odd_template_is_one_line_and_exit_5(
     assert not output.exists()
 
 
-@pytest.mark.parametrize(
-    "text", [b"- a list", b"words", b"services: {}", b"\xff\xfe", b"a: 1\na: 2"]
-)
+@pytest.mark.parametrize("text", FOREIGN)
 @pytest.mark.parametrize("verb", ["render", "sync"])
 @pytest.mark.usefixtures("in_environ")
-def test_a_file_that_is_no_rendered_configuration_is_not_replaced(
+def test_a_file_that_was_not_rendered_is_not_replaced(
     capsys: pytest.CaptureFixture[str], output: Path, verb: str, text: bytes
 ) -> None:
     output.write_bytes(text)
@@ -171,11 +169,11 @@ def test_a_file_that_is_no_rendered_configuration_is_not_replaced(
 
 @pytest.mark.parametrize("verb", ["render", "sync"])
 @pytest.mark.usefixtures("in_environ")
-def test_what_is_not_a_regular_file_is_not_replaced(
+def test_a_file_that_is_not_regular_is_not_replaced(
     capsys: pytest.CaptureFixture[str], output: Path, verb: str
 ) -> None:
-    """Incident: root ran it with --output /dev/null, and the device became a regular file."""
-    output.symlink_to("/dev/null")  # the link is what would be replaced here
+    """Incident: as root, --output /dev/null replaced the device by a regular file."""
+    output.symlink_to("/dev/null")  # here the link would be replaced
 
     code, line = refusal(capsys, verb, "--output", str(output))
 
@@ -184,7 +182,7 @@ def test_what_is_not_a_regular_file_is_not_replaced(
 
 
 @pytest.mark.parametrize("port", ["99999", "0", "x"])
-def test_an_address_of_keys_that_cannot_be_used_is_a_wrong_setting(
+def test_an_invalid_url_of_keys_is_an_invalid_setting(
     environ: dict[str, str],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -201,9 +199,7 @@ def test_an_address_of_keys_that_cannot_be_used_is_a_wrong_setting(
 
 
 @pytest.mark.usefixtures("in_environ")
-def test_the_template_itself_is_not_replaced(
-    capsys: pytest.CaptureFixture[str], output: Path
-) -> None:
+def test_the_template_is_not_replaced(capsys: pytest.CaptureFixture[str], output: Path) -> None:
     output.write_text(TEMPLATE)
     assert refusal(capsys, "render", "--output", str(output))[0] == 5
     assert output.read_text() == TEMPLATE
@@ -211,7 +207,7 @@ def test_the_template_itself_is_not_replaced(
 
 @pytest.mark.parametrize("verb", ["render", "sync"])
 @pytest.mark.usefixtures("in_environ")
-def test_files_that_cannot_be_used_are_one_line_each(
+def test_an_unusable_file_is_reported_in_one_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, output: Path, verb: str
 ) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
@@ -223,7 +219,7 @@ def test_files_that_cannot_be_used_are_one_line_each(
 
 
 @pytest.mark.usefixtures("in_environ")
-def test_a_folder_that_is_not_there_is_one_line(
+def test_a_missing_folder_is_reported_in_one_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     code, line = refusal(capsys, "render", "--output", str(tmp_path / "absent" / "kong.yml"))
@@ -244,7 +240,7 @@ def test_a_folder_that_is_not_there_is_one_line(
     ],
 )
 @pytest.mark.usefixtures("in_environ")
-def test_wrong_options_are_refused_before_anything_starts(
+def test_invalid_options_are_refused_at_the_start(
     capsys: pytest.CaptureFixture[str], output: Path, arguments: list[str]
 ) -> None:
     assert main.run(["kong", "sync", "--output", str(output), *arguments]) == 2
@@ -252,7 +248,7 @@ def test_wrong_options_are_refused_before_anything_starts(
 
 
 @pytest.mark.usefixtures("in_environ")
-def test_a_probe_port_that_is_taken_is_one_line(
+def test_a_probe_port_in_use_is_reported_in_one_line(
     capsys: pytest.CaptureFixture[str], output: Path, admin: FakeAdmin
 ) -> None:
     port = admin.url.rpartition(":")[2]
@@ -276,7 +272,7 @@ def test_render_fills_an_empty_file_and_does_not_keep_one(
 ) -> None:
     output.touch()
     admin.jwks_status = 503
-    # Kong would not start with an empty file, so keeping it is no success.
+    # Kong does not start with an empty file, so keeping it is a failure.
     assert run(environ, "render", "--keep-on-failure", "--output", str(output)).returncode == 69
     admin.jwks_status = 200
     assert run(environ, "render", "--output", str(output)).returncode == 0
@@ -296,7 +292,7 @@ def test_sync_starts_on_an_empty_file(
         assert process.wait(15) == 0
 
 
-def test_sync_runs_beside_kong_and_ends_cleanly_on_sigterm(
+def test_sync_loads_the_configuration_and_ends_on_sigterm(
     environ: dict[str, str], admin: FakeAdmin, output: Path
 ) -> None:
     arguments = ["sync", "--output", str(output), "--admin", admin.url, "--probe-port", "0"]

@@ -1,4 +1,4 @@
-"""What the rendered configuration must never lose, and what rendering refuses."""
+"""The rendered configuration of the gateway, and options that rendering refuses."""
 
 import re
 from collections.abc import Iterator
@@ -59,7 +59,7 @@ def service_of(document: Entity, route: str) -> Entity:
 
 
 def configs(document: Entity, route: str) -> dict[str, Entity]:
-    """Give the plugins of a route, by name."""
+    """Return the plugins of a route, by name."""
     return {p["name"]: p["config"] for p in routes(document)[route]["plugins"]}
 
 
@@ -69,11 +69,13 @@ def every_plugin(document: Entity) -> Iterator[Entity]:
     yield from document["plugins"]
 
 
-# Who checks what --------------------------------------------------------------------------------
+# Plugins of the routes --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("route", [UPDATE, BOARD, USERS, EVENTS, SOCKET])
-def test_a_route_that_needs_a_token_has_all_three_gates(rendered: Entity, route: str) -> None:
+def test_a_route_that_requires_a_token_has_jwt_authz_and_a_limit(
+    rendered: Entity, route: str
+) -> None:
     plugins = configs(rendered, route)
     assert {"jwt", "scoreboard-authz", "rate-limiting"} <= set(plugins)
     assert plugins["rate-limiting"]["limit_by"] == "credential"
@@ -84,7 +86,7 @@ def test_a_route_that_needs_a_token_has_all_three_gates(rendered: Entity, route:
     assert plugins["scoreboard-authz"]["audiences"] == ["scoreboard"]
 
 
-def test_updates_are_limited_exactly_and_closed(rendered: Entity) -> None:
+def test_the_limit_of_updates_is_exact_and_not_fault_tolerant(rendered: Entity) -> None:
     limit = configs(rendered, UPDATE)["rate-limiting"]
     assert limit["minute"] == 10
     assert (limit["limit_by"], limit["policy"]) == ("credential", "redis")
@@ -94,7 +96,7 @@ def test_updates_are_limited_exactly_and_closed(rendered: Entity) -> None:
     assert set(limit) & {"second", "hour", "day"} == set()
 
 
-def test_game_servers_have_a_limit_of_their_own_on_the_same_route(rendered: Entity) -> None:
+def test_game_servers_have_their_own_limit_on_the_same_route(rendered: Entity) -> None:
     (entry,) = [p for p in rendered["plugins"] if p["name"] == "rate-limiting"]
     assert (entry["route"], entry["consumer"]) == (UPDATE, "game-servers")
     player = configs(rendered, UPDATE)["rate-limiting"]
@@ -104,20 +106,20 @@ def test_game_servers_have_a_limit_of_their_own_on_the_same_route(rendered: Enti
     assert authz["trusted_scope"] == "update:score:any"
 
 
-def test_no_limit_for_game_servers_still_is_an_entry(rows: tuple[KeyRow, ...]) -> None:
+def test_unlimited_game_servers_have_an_entry(rows: tuple[KeyRow, ...]) -> None:
     options = msgspec.structs.replace(OPTIONS, trusted_updates_per_minute=0)
     document = yaml.safe_load(render(TEMPLATE, rows, options))
     (entry,) = [p for p in document["plugins"] if p["name"] == "rate-limiting"]
     assert entry["config"]["minute"] == kong_config.UNLIMITED
 
 
-def test_readers_are_not_refused_because_the_counters_are_away(rendered: Entity) -> None:
+def test_limits_of_reads_are_fault_tolerant(rendered: Entity) -> None:
     for route in (BOARD, USERS, EVENTS, SOCKET, PAGE):
         assert configs(rendered, route)["rate-limiting"]["fault_tolerant"] is True, route
 
 
-def requests_of_a_page_load() -> set[str]:
-    """Give the files that a browser fetches when it opens the page."""
+def files_of_a_page_load() -> set[str]:
+    """Return the files that a browser requests when it opens the page."""
     wanted, seen = ["index.html"], {"config.json"}
     while wanted:
         name = wanted.pop()
@@ -129,9 +131,9 @@ def requests_of_a_page_load() -> set[str]:
     return seen
 
 
-def test_an_office_behind_one_address_can_open_the_page(rendered: Entity) -> None:
+def test_many_users_behind_one_address_can_open_the_page(rendered: Entity) -> None:
     limit = configs(rendered, PAGE)["rate-limiting"]
-    requests = len(requests_of_a_page_load())
+    requests = len(files_of_a_page_load())
     assert requests >= 15
     assert limit["limit_by"] == "ip"
     assert limit["minute"] // requests >= 60
@@ -139,7 +141,7 @@ def test_an_office_behind_one_address_can_open_the_page(rendered: Entity) -> Non
         assert configs(rendered, route)["rate-limiting"]["minute"] == minute, route
 
 
-def test_a_public_board_needs_no_token_and_is_limited_by_address(public: Entity) -> None:
+def test_a_public_board_requires_no_token_and_is_limited_by_address(public: Entity) -> None:
     for route in (BOARD, EVENTS, SOCKET):
         plugins = configs(public, route)
         assert set(plugins) & {"jwt", "scoreboard-authz"} == set()
@@ -149,10 +151,10 @@ def test_a_public_board_needs_no_token_and_is_limited_by_address(public: Entity)
         assert configs(public, route)["rate-limiting"]["limit_by"] == "credential"
 
 
-def test_an_address_is_the_identifier_only_where_no_token_is(
+def test_limits_are_by_address_only_on_routes_without_a_token(
     rendered: Entity, public: Entity
 ) -> None:
-    # A missing identifier silently becomes the client's address: one bucket for a whole office.
+    # Without an identifier Kong uses the client's address: one counter for many users.
     for document in (rendered, public):
         for name in routes(document):
             plugins = configs(document, name)
@@ -160,7 +162,7 @@ def test_an_address_is_the_identifier_only_where_no_token_is(
             assert by_address is ("scoreboard-authz" not in plugins), name
 
 
-def test_jwt_takes_tokens_from_authorization_only(rendered: Entity) -> None:
+def test_jwt_reads_tokens_only_from_authorization(rendered: Entity) -> None:
     found = [p["config"] for p in every_plugin(rendered) if p["name"] == "jwt"]
     assert len(found) == 5
     for config in found:
@@ -173,7 +175,9 @@ def test_jwt_takes_tokens_from_authorization_only(rendered: Entity) -> None:
         assert "anonymous" not in config
 
 
-def test_sockets_have_their_own_intake_and_the_rest_the_global_one(rendered: Entity) -> None:
+def test_the_websocket_route_has_its_own_intake_and_the_others_the_global_one(
+    rendered: Entity,
+) -> None:
     (everywhere,) = [p for p in rendered["plugins"] if p["name"] == "scoreboard-intake"]
     assert set(everywhere) == {"name", "config"}
     socket = configs(rendered, SOCKET)["scoreboard-intake"]
@@ -183,13 +187,13 @@ def test_sockets_have_their_own_intake_and_the_rest_the_global_one(rendered: Ent
         assert config["algorithms"] == everywhere["config"]["algorithms"] == list(ALGORITHMS)
 
 
-def test_without_origins_the_services_judge_by_the_same_host(rows: tuple[KeyRow, ...]) -> None:
+def test_without_origins_the_gateway_does_not_check_origins(rows: tuple[KeyRow, ...]) -> None:
     document = yaml.safe_load(render(TEMPLATE, rows, msgspec.structs.replace(OPTIONS, origins=())))
     assert "allowed_origins" not in configs(document, SOCKET)["scoreboard-intake"]
     assert "scoreboard-intake" not in configs(document, EVENTS)
 
 
-def test_only_updates_are_measured_and_to_four_kilobytes(rendered: Entity) -> None:
+def test_only_update_bodies_are_limited_to_four_kilobytes(rendered: Entity) -> None:
     for route in routes(rendered):
         config = configs(rendered, route).get("request-size-limiting")
         assert (config is not None) is (route == UPDATE)
@@ -200,7 +204,7 @@ def test_only_updates_are_measured_and_to_four_kilobytes(rendered: Entity) -> No
     }
 
 
-def test_our_plugins_are_configured_as_their_schemas_allow(
+def test_the_configurations_match_the_schemas_of_the_plugins(
     gateway: Gateway, rendered: Entity, public: Entity
 ) -> None:
     seen = set()
@@ -235,7 +239,7 @@ TABLE = [
 
 
 def matches(document: Entity, method: str, path: str) -> list[str]:
-    """Give the routes Kong could choose: a `~` path is a regex anchored in front only."""
+    """Return the routes that Kong could choose; a `~` path is a regex without an end anchor."""
     found = []
     for name, route in routes(document).items():
         for pattern in route["paths"]:
@@ -249,7 +253,7 @@ def matches(document: Entity, method: str, path: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("method", "path", "route"), TABLE)
-def test_every_public_address_has_exactly_its_route(
+def test_every_public_path_has_one_route(
     rendered: Entity, method: str, path: str, route: str
 ) -> None:
     assert matches(rendered, method, path) == [route]
@@ -292,17 +296,17 @@ def test_every_file_of_the_page_is_reachable(rendered: Entity, file: str) -> Non
         ("GET", "/page.js.map"),
     ],
 )
-def test_nothing_else_has_a_route(rendered: Entity, method: str, path: str) -> None:
+def test_other_paths_and_methods_have_no_route(rendered: Entity, method: str, path: str) -> None:
     assert matches(rendered, method, path) == []
 
 
-def test_everything_is_named_and_names_are_unique(rendered: Entity) -> None:
+def test_services_and_routes_have_unique_names(rendered: Entity) -> None:
     names = [s["name"] for s in rendered["services"]] + list(routes(rendered))
     assert len(names) == len(set(names))
     assert sum(len(s["routes"]) for s in rendered["services"]) == len(routes(rendered)) == 6
 
 
-def test_routes_pass_paths_and_hosts_on_untouched(rendered: Entity) -> None:
+def test_routes_do_not_change_paths_and_hosts(rendered: Entity) -> None:
     for name, route in routes(rendered).items():
         assert route["strip_path"] is False, name
         assert route["preserve_host"] is True, name
@@ -311,7 +315,7 @@ def test_routes_pass_paths_and_hosts_on_untouched(rendered: Entity) -> None:
             assert path.endswith("$") or (path[0] == "/" and path == "/api/scores/users/"), path
 
 
-def test_long_lived_connections_outlive_heartbeats_and_are_never_repeated(
+def test_timeouts_of_streams_exceed_the_heartbeat_and_requests_are_not_repeated(
     rendered: Entity,
 ) -> None:
     heartbeat_ms = Settings.__struct_defaults__[_position("heartbeat_s")] * 1000
@@ -329,26 +333,26 @@ def _position(field: str) -> int:
     return Settings.__struct_fields__.index(field) - required
 
 
-def test_targets_are_probed_and_a_503_does_not_empty_the_ring(rendered: Entity) -> None:
+def test_targets_have_active_checks_and_stay_healthy_after_a_503(rendered: Entity) -> None:
     hosts = {service["host"] for service in rendered["services"]}
     upstreams = {upstream["name"]: upstream for upstream in rendered["upstreams"]}
     assert hosts == set(upstreams)
     for name, upstream in upstreams.items():
         checks = upstream["healthchecks"]
-        assert checks["active"]["healthy"]["interval"] > 0, name  # passive alone never recovers
+        assert checks["active"]["healthy"]["interval"] > 0, name  # passive checks do not recover
         assert checks["active"].get("http_path", "/health/live") == "/health/live"
         assert checks["passive"]["unhealthy"].get("http_failures", 0) == 0
     assert upstreams["scoreboard-api.upstream"]["targets"] == [{"target": "api:8000"}]
 
 
-def test_several_targets_are_one_ring(rows: tuple[KeyRow, ...]) -> None:
+def test_several_targets_share_one_upstream(rows: tuple[KeyRow, ...]) -> None:
     options = msgspec.structs.replace(OPTIONS, api_targets=("b:1", "a:1", "b:1"))
     document = yaml.safe_load(render(TEMPLATE, rows, options))
     assert document["upstreams"][0]["targets"] == [{"target": "a:1"}, {"target": "b:1"}]
     assert document["upstreams"][1]["targets"] == [{"target": "streamer:8001"}]
 
 
-def test_other_origins_get_cors_and_with_it_options(rows: tuple[KeyRow, ...]) -> None:
+def test_cors_origins_add_cors_and_options(rows: tuple[KeyRow, ...]) -> None:
     options = msgspec.structs.replace(OPTIONS, cors_origins=("https://shop.example",))
     document = yaml.safe_load(render(TEMPLATE, rows, options))
     for name, route in routes(document).items():
@@ -361,13 +365,13 @@ def test_other_origins_get_cors_and_with_it_options(rows: tuple[KeyRow, ...]) ->
     assert {"Retry-After", "ETag", "X-Kong-Request-Id"} <= set(cors["exposed_headers"])
 
 
-def test_without_other_origins_nobody_answers_options(rendered: Entity) -> None:
+def test_without_cors_origins_there_is_no_options_route(rendered: Entity) -> None:
     for name, route in routes(rendered).items():
         assert "OPTIONS" not in route["methods"], name
         assert "cors" not in configs(rendered, name)
 
 
-def test_metrics_know_no_consumers(rendered: Entity) -> None:
+def test_metrics_have_no_consumers(rendered: Entity) -> None:
     (config,) = [p["config"] for p in rendered["plugins"] if p["name"] == "prometheus"]
     assert config["per_consumer"] is False
     assert config["status_code_metrics"] is True
@@ -377,10 +381,10 @@ def test_metrics_know_no_consumers(rendered: Entity) -> None:
 # Counters and secrets ---------------------------------------------------------------------------
 
 
-def test_counters_live_in_one_place_without_the_boards_keys(rendered: Entity) -> None:
+def test_all_limits_use_the_same_redis_for_counters(rendered: Entity) -> None:
     found = [p["config"]["redis"] for p in every_plugin(rendered) if p["name"] == "rate-limiting"]
     assert len(found) == 7
-    assert all(redis == found[0] for redis in found)  # pools ignore the user: have one
+    assert all(redis == found[0] for redis in found)  # Kong's pools ignore users
     assert found[0] == {
         "host": "valkey-counters",
         "port": 6379,
@@ -391,14 +395,14 @@ def test_counters_live_in_one_place_without_the_boards_keys(rendered: Entity) ->
     }
 
 
-def test_a_password_in_the_address_never_reaches_the_file(rows: tuple[KeyRow, ...]) -> None:
+def test_a_password_in_the_url_is_not_in_the_file(rows: tuple[KeyRow, ...]) -> None:
     for url in ("redis://kong:hunter2@valkey/1", "rediss://:hunter2@valkey:6380"):
         text = render(TEMPLATE, rows, msgspec.structs.replace(OPTIONS, redis_url=url))
         assert "hunter2" not in text
         assert "{vault://env/redis-password}" in text
 
 
-def test_a_redis_without_users_gets_no_reference(rows: tuple[KeyRow, ...]) -> None:
+def test_a_redis_without_a_password_has_no_vault_reference(rows: tuple[KeyRow, ...]) -> None:
     options = msgspec.structs.replace(OPTIONS, redis_url="redis://valkey:6379")
     assert "vault" not in render(TEMPLATE, rows, options)
 
@@ -411,7 +415,7 @@ def test_tls_to_the_counters_is_verified(rows: tuple[KeyRow, ...]) -> None:
     assert (redis["server_name"], redis["port"]) == ("cache.example", 6380)
 
 
-def test_no_secret_stands_in_clear(rendered: Entity) -> None:
+def test_secrets_are_vault_references(rendered: Entity) -> None:
     def walk(value: object, key: str = "") -> Iterator[tuple[str, object]]:
         if isinstance(value, dict):
             for name, item in value.items():
@@ -431,7 +435,7 @@ def test_no_secret_stands_in_clear(rendered: Entity) -> None:
 # Keys -------------------------------------------------------------------------------------------
 
 
-def test_every_key_row_states_its_algorithm_and_loads(rendered: Entity, jwks: Entity) -> None:
+def test_every_key_has_its_algorithm_and_a_valid_pem(rendered: Entity, jwks: Entity) -> None:
     players = next(c for c in rendered["consumers"] if c["username"] == "players")
     secrets = players["jwt_secrets"]
     assert [s["key"] for s in secrets] == sorted(jwk["kid"] for jwk in jwks["keys"])
@@ -444,22 +448,22 @@ def test_every_key_row_states_its_algorithm_and_loads(rendered: Entity, jwks: En
         )
 
 
-def test_only_one_consumer_owns_keys(rendered: Entity) -> None:
+def test_only_the_consumer_players_has_keys(rendered: Entity) -> None:
     assert [c["username"] for c in rendered["consumers"]] == ["players", "game-servers"]
     assert "jwt_secrets" not in rendered["consumers"][1]
 
 
-def test_a_gateway_without_keys_is_not_rendered() -> None:
+def test_render_refuses_an_empty_list_of_keys() -> None:
     with pytest.raises(ValueError, match="keys"):
         render(TEMPLATE, (), OPTIONS)
 
 
-def test_an_algorithm_that_no_service_verifies_is_not_rendered() -> None:
+def test_render_refuses_an_algorithm_that_no_service_verifies() -> None:
     with pytest.raises(ValueError, match="HS256"):
         render(TEMPLATE, (KeyRow("k", "HS256", "x"),), OPTIONS)
 
 
-def test_the_gateway_takes_every_kid_that_the_services_take(gateway: Gateway) -> None:
+def test_the_gateway_has_the_services_limit_of_a_kid(gateway: Gateway) -> None:
     source = (kong_path() / "plugins/scoreboard-intake/handler.lua").read_text()
     assert f"KID_MAX_BYTES = {KID_LENGTH_MAX}\n" in source
     assert kong_keys.PLAYERS == "players"
@@ -477,7 +481,7 @@ def test_the_same_input_gives_the_same_bytes(rows: tuple[KeyRow, ...]) -> None:
     assert "BEGIN PUBLIC KEY-----\n" in first
 
 
-def test_what_is_rendered_can_be_read_back(rows: tuple[KeyRow, ...]) -> None:
+def test_rendered_keys_can_be_read_back(rows: tuple[KeyRow, ...]) -> None:
     retired = msgspec.structs.replace(rows[0], retired_at_s=1_700_000_000)
     text = render(TEMPLATE, (retired, *rows[1:]), OPTIONS)
     assert set(kong_keys.rows_in(text)) == {retired, *rows[1:]}
@@ -487,7 +491,7 @@ def _template() -> Entity:
     return yaml.safe_load(TEMPLATE)
 
 
-def test_the_template_holds_no_key_and_no_issuer() -> None:
+def test_the_template_has_no_key_and_no_issuer() -> None:
     assert _template()["consumers"][0]["jwt_secrets"] == []
     issuers = {
         p["config"]["issuer"] for p in every_plugin(_template()) if p["name"] == "scoreboard-authz"
@@ -517,14 +521,12 @@ def test_the_template_holds_no_key_and_no_issuer() -> None:
         {"token_life_s": 31_536_001},
     ],
 )
-def test_options_that_would_open_the_gate_are_refused(
-    rows: tuple[KeyRow, ...], change: dict[str, Any]
-) -> None:
+def test_invalid_options_are_refused(rows: tuple[KeyRow, ...], change: dict[str, Any]) -> None:
     with pytest.raises(SettingInvalid):
         render(TEMPLATE, rows, msgspec.structs.replace(OPTIONS, **change))
 
 
-def test_what_gateway_and_services_share_comes_from_one_setting() -> None:
+def test_the_gateway_uses_the_settings_of_the_services() -> None:
     settings = load_settings(
         {
             "REDIS_URL": "redis://kong@valkey-counters:6379/0",

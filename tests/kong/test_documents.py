@@ -1,4 +1,4 @@
-"""What docs/explanation/security.md claims to be proven names tests that exist."""
+"""The tests that docs/explanation/security.md names exist."""
 
 import ast
 import re
@@ -29,5 +29,5 @@ def test_every_test_named_on_the_security_page_exists(path: str, name: str) -> N
     assert not name or name in functions
 
 
-def test_the_table_names_many() -> None:
+def test_the_table_is_read() -> None:
     assert len(named()) > 15

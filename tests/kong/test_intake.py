@@ -1,4 +1,4 @@
-"""What scoreboard-intake lets through, refuses and rewrites, branch by branch."""
+"""scoreboard-intake: which requests it forwards, refuses and changes."""
 
 import json
 import re
@@ -11,7 +11,6 @@ from scoreboard.http.problems import PROBLEM_TYPES, TYPE_PREFIX
 from tests.kong.runtime import (
     PLUGINS,
     ROOT,
-    SIGNATURE,
     Entry,
     Gateway,
     Headers,
@@ -28,13 +27,13 @@ type_of = "/docs/problems/{}".format
 
 
 def send(gateway: Gateway, headers: Headers, config: dict[str, object] = REST) -> Outcome:
-    """Send through intake alone; on the WebSocket route with ``config=WS``."""
+    """Send a request through intake only; ``config=WS`` is the WebSocket route."""
     checked = gateway.config("scoreboard-intake", config)
     return gateway.send([Entry("scoreboard-intake", [(None, checked)])], headers)
 
 
 def offer(*protocols: str) -> list[tuple[str, str]]:
-    """Give one Sec-WebSocket-Protocol header per argument."""
+    """Return one Sec-WebSocket-Protocol header per argument."""
     return [("Sec-WebSocket-Protocol", line) for line in protocols]
 
 
@@ -50,7 +49,7 @@ def assert_refused(outcome: Outcome, status: int, code: str) -> None:
 # Authorization ----------------------------------------------------------------------------------
 
 
-def test_a_request_without_a_token_passes_untouched(gateway: Gateway) -> None:
+def test_a_request_without_a_token_is_forwarded_unchanged(gateway: Gateway) -> None:
     outcome = send(gateway, [("Accept", "application/json")])
     assert outcome.is_forwarded
     assert outcome.sent == [("Accept", "application/json")]
@@ -59,7 +58,7 @@ def test_a_request_without_a_token_passes_untouched(gateway: Gateway) -> None:
 @pytest.mark.parametrize(
     "form", ["Bearer {}", "bearer {}", "BEARER {}", "bEaReR {}", "Bearer   {}"]
 )
-def test_a_good_token_goes_on_in_one_spelling(gateway: Gateway, form: str) -> None:
+def test_a_token_is_forwarded_with_the_same_scheme(gateway: Gateway, form: str) -> None:
     jwt = token()
     outcome = send(gateway, [("authorization", form.format(jwt))])
     assert outcome.is_forwarded
@@ -117,18 +116,18 @@ GOOD = {"alg": "RS256", "kid": "k1"}
         f"Bearer {token(sub='a' * 4096)}",
     ],
 )
-def test_a_token_that_jwt_could_stumble_over_is_a_401(gateway: Gateway, authorization: str) -> None:
+def test_a_malformed_token_gets_401_before_jwt(gateway: Gateway, authorization: str) -> None:
     outcome = send(gateway, [("Authorization", authorization)])
     assert_refused(outcome, 401, "unauthenticated")
     challenge = outcome.headers["www-authenticate"]
     assert challenge == 'Bearer realm="scoreboard", error="invalid_token"'
 
 
-def test_two_authorization_headers_are_a_401(gateway: Gateway) -> None:
+def test_two_authorization_headers_get_401(gateway: Gateway) -> None:
     assert_refused(send(gateway, [bearer(token()), bearer(token())]), 401, "unauthenticated")
 
 
-def test_hostile_bytes_are_a_401_and_no_lua_error(gateway: Gateway) -> None:
+def test_arbitrary_bytes_get_401_without_a_lua_error(gateway: Gateway) -> None:
     for raw in ("\xff\xfe\x00", "Bearer \x00.\x00.\x00", "Bearer \xe9.\xe9.\xe9"):
         assert_refused(send(gateway, [("Authorization", raw)]), 401, "unauthenticated")
 
@@ -137,7 +136,7 @@ def test_hostile_bytes_are_a_401_and_no_lua_error(gateway: Gateway) -> None:
     ("algorithm", "length"),
     [("ES256", 86), ("ES384", 128), ("ES512", 176), ("PS256", 342), ("PS384", 342), ("PS512", 342)],
 )
-def test_signatures_of_fixed_length_pass_at_that_length_only(
+def test_signatures_of_fixed_length_must_have_that_length(
     gateway: Gateway, algorithm: str, length: int
 ) -> None:
     for size, is_good in ((length - 1, False), (length, True), (length + 1, False)):
@@ -146,14 +145,14 @@ def test_signatures_of_fixed_length_pass_at_that_length_only(
         assert outcome.is_forwarded is is_good, size
 
 
-def test_the_longest_token_and_the_longest_kid_pass(gateway: Gateway) -> None:
+def test_the_longest_token_and_the_longest_kid_are_accepted(gateway: Gateway) -> None:
     jwt = token(header={"alg": "RS256", "kid": "k" * 256})
     assert send(gateway, [bearer(jwt)], {**REST, "max_token_bytes": len(jwt)}).is_forwarded
     shorter = {**REST, "max_token_bytes": len(jwt) - 1}
     assert_refused(send(gateway, [bearer(jwt)], shorter), 401, "unauthenticated")
 
 
-def test_a_refusal_says_what_is_wrong_with_the_token(gateway: Gateway) -> None:
+def test_a_refusal_explains_the_reason(gateway: Gateway) -> None:
     outcome = send(gateway, [bearer("a.b")])
     assert outcome.problem["detail"] == "The token must have three base64url parts."
     assert fail(gateway, "kong.response.exit(429)").problem["detail"].startswith("Wait as many")
@@ -162,7 +161,7 @@ def test_a_refusal_says_what_is_wrong_with_the_token(gateway: Gateway) -> None:
         assert words in fail(gateway, f"kong.response.exit({own})").problem["detail"]
 
 
-def test_a_claim_that_repeats_the_kid_passes(gateway: Gateway) -> None:
+def test_a_kid_claim_equal_to_the_header_is_accepted(gateway: Gateway) -> None:
     assert send(gateway, [bearer(token(kid="k1"))]).is_forwarded
 
 
@@ -180,7 +179,7 @@ def test_a_claim_that_repeats_the_kid_passes(gateway: Gateway) -> None:
         ["keep-alive authorization"],
     ],
 )
-def test_connection_may_not_name_end_to_end_headers(gateway: Gateway, lines: Sequence[str]) -> None:
+def test_connection_cannot_name_end_to_end_headers(gateway: Gateway, lines: Sequence[str]) -> None:
     outcome = send(gateway, [bearer(token()), *[("Connection", line) for line in lines]])
     assert_refused(outcome, 400, "malformed")
 
@@ -195,7 +194,9 @@ def test_connection_may_not_name_end_to_end_headers(gateway: Gateway, lines: Seq
         ["close, "],
     ],
 )
-def test_hop_by_hop_options_pass_in_any_case(gateway: Gateway, lines: Sequence[str]) -> None:
+def test_connection_options_are_accepted_in_any_case(
+    gateway: Gateway, lines: Sequence[str]
+) -> None:
     assert send(gateway, [("Connection", line) for line in lines]).is_forwarded
 
 
@@ -211,7 +212,7 @@ OFFERS = [
 
 @pytest.mark.parametrize("offer_of_upgrade", OFFERS)
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_no_upgrade_leaves_for_a_service_that_speaks_http(
+def test_upgrades_are_not_forwarded_to_http_services(
     gateway: Gateway, offer_of_upgrade: Headers, method: str
 ) -> None:
     config = gateway.config("scoreboard-intake", REST)
@@ -223,7 +224,7 @@ def test_no_upgrade_leaves_for_a_service_that_speaks_http(
     assert outcome.sent_values("Upgrade") == outcome.sent_values("HTTP2-Settings") == []
 
 
-def test_a_websocket_route_passes_the_upgrade_on(gateway: Gateway) -> None:
+def test_upgrades_are_forwarded_on_the_websocket_route(gateway: Gateway) -> None:
     outcome = send(gateway, [("Upgrade", "websocket"), ("Connection", "Upgrade")], WS)
     assert outcome.is_forwarded
     assert outcome.variables["upstream_upgrade"] == "websocket"
@@ -239,23 +240,23 @@ def test_a_websocket_route_passes_the_upgrade_on(gateway: Gateway) -> None:
         [("Content-Length", "00")],
     ],
 )
-def test_a_handshake_with_a_body_is_a_400(gateway: Gateway, framing: Headers) -> None:
+def test_a_handshake_with_a_body_gets_400(gateway: Gateway, framing: Headers) -> None:
     upgrade = [("Upgrade", "websocket"), ("Connection", "Upgrade")]
     assert_refused(send(gateway, [*upgrade, *framing], WS), 400, "malformed")
     assert send(gateway, framing, REST).is_forwarded
 
 
-def test_a_handshake_without_a_body_may_say_so(gateway: Gateway) -> None:
+def test_a_handshake_with_content_length_0_is_accepted(gateway: Gateway) -> None:
     assert send(gateway, [("Content-Length", "0")], WS).is_forwarded
 
 
-def test_more_headers_than_can_be_read_are_a_400(gateway: Gateway) -> None:
+def test_more_than_100_headers_get_400(gateway: Gateway) -> None:
     headers = [(f"X-Header-{i}", "1") for i in range(100)]
     assert send(gateway, headers).is_forwarded
     assert_refused(send(gateway, [*headers, ("Connection", "Authorization")]), 400, "malformed")
 
 
-def test_underscore_twins_and_identity_headers_do_not_reach_services(gateway: Gateway) -> None:
+def test_headers_with_underscores_and_identity_headers_are_removed(gateway: Gateway) -> None:
     outcome = send(
         gateway,
         [
@@ -280,7 +281,7 @@ def test_underscore_twins_and_identity_headers_do_not_reach_services(gateway: Ga
     "name",
     ["X-Request-Id", "x-request-id", "X-Kong-Request-Id", "X_REQUEST_ID", "x_kong_request_id"],
 )
-def test_no_request_id_of_a_client_is_passed_on(
+def test_request_ids_of_clients_are_not_forwarded(
     gateway: Gateway, config: dict[str, object], name: str
 ) -> None:
     outcome = send(gateway, [(name, "forged-1"), (name, "forged-2"), ("Accept", "*/*")], config)
@@ -300,7 +301,9 @@ def test_no_request_id_of_a_client_is_passed_on(
         ["scoreboard.v2 ,  scoreboard.v1 ,  bearer.{}  "],
     ],
 )
-def test_a_subprotocol_token_becomes_authorization(gateway: Gateway, offers: list[str]) -> None:
+def test_a_subprotocol_token_is_forwarded_as_authorization(
+    gateway: Gateway, offers: list[str]
+) -> None:
     jwt = token()
     outcome = send(gateway, [*offer(*[line.format(jwt) for line in offers])], WS)
     assert outcome.is_forwarded
@@ -308,7 +311,7 @@ def test_a_subprotocol_token_becomes_authorization(gateway: Gateway, offers: lis
     assert outcome.sent_values("Authorization") == [f"Bearer {jwt}"]
 
 
-def test_an_offer_without_a_token_stays_as_it_is(gateway: Gateway) -> None:
+def test_subprotocols_without_a_token_are_forwarded_unchanged(gateway: Gateway) -> None:
     outcome = send(gateway, [*offer("scoreboard.v1, chat"), bearer(token())], WS)
     assert outcome.is_forwarded
     assert outcome.sent_values("Sec-WebSocket-Protocol") == ["scoreboard.v1, chat"]
@@ -327,7 +330,7 @@ def test_an_offer_without_a_token_stays_as_it_is(gateway: Gateway) -> None:
         (["scoreboard.v1, bearer.eyJub3Q.a"], 401),
     ],
 )
-def test_a_refused_offer_leaves_no_token_in_the_live_header(
+def test_a_refused_subprotocol_token_is_removed_from_the_header(
     gateway: Gateway, offers: list[str], status: int
 ) -> None:
     jwt = token()
@@ -338,26 +341,28 @@ def test_a_refused_offer_leaves_no_token_in_the_live_header(
 
 
 @pytest.mark.parametrize(
-    "spoiler",
+    "invalid",
     [
         [("Connection", "Authorization")],
         [("Origin", "https://evil.example")],
         [(f"X-{i}", "1") for i in range(100)],
     ],
 )
-def test_the_offer_is_clean_however_the_request_ends(gateway: Gateway, spoiler: Headers) -> None:
+def test_the_subprotocol_token_is_removed_if_the_request_is_refused(
+    gateway: Gateway, invalid: Headers
+) -> None:
     jwt = token()
-    outcome = send(gateway, [*offer(f"scoreboard.v1, bearer.{jwt}"), *spoiler], WS)
+    outcome = send(gateway, [*offer(f"scoreboard.v1, bearer.{jwt}"), *invalid], WS)
     assert not outcome.is_forwarded
     assert outcome.sent_values("Sec-WebSocket-Protocol") == ["scoreboard.v1"]
 
 
-def test_a_token_in_both_places_is_a_400(gateway: Gateway) -> None:
+def test_a_token_in_subprotocol_and_authorization_gets_400(gateway: Gateway) -> None:
     headers = [*offer(f"scoreboard.v1, bearer.{token()}"), bearer(token())]
     assert_refused(send(gateway, headers, WS), 400, "malformed")
 
 
-def test_elsewhere_a_subprotocol_is_no_token(gateway: Gateway) -> None:
+def test_subprotocol_tokens_are_ignored_on_other_routes(gateway: Gateway) -> None:
     outcome = send(gateway, offer(f"scoreboard.v1, bearer.{token()}"), REST)
     assert outcome.sent_values("Authorization") == []
 
@@ -376,14 +381,14 @@ def test_elsewhere_a_subprotocol_is_no_token(gateway: Gateway) -> None:
         [ORIGIN, ORIGIN],
     ],
 )
-def test_a_page_of_another_origin_may_not_open_the_stream(
+def test_another_origin_gets_403_on_the_websocket_route(
     gateway: Gateway, origins: list[str]
 ) -> None:
     headers = [*offer(f"scoreboard.v1, bearer.{token()}"), *[("Origin", o) for o in origins]]
     assert_refused(send(gateway, headers, WS), 403, "origin")
 
 
-def test_a_foreign_origin_is_named_whether_or_not_there_is_a_token(gateway: Gateway) -> None:
+def test_another_origin_gets_403_with_and_without_a_token(gateway: Gateway) -> None:
     for headers in ([], offer(f"scoreboard.v1, bearer.{token()}")):
         outcome = send(gateway, [*headers, ("Origin", "https://evil.example")], WS)
         assert outcome.problem["title"] == errors.ForeignOrigin.title
@@ -391,7 +396,7 @@ def test_a_foreign_origin_is_named_whether_or_not_there_is_a_token(gateway: Gate
 
 
 @pytest.mark.parametrize("origin", [ORIGIN, "https://other.example", None])
-def test_a_listed_origin_or_none_passes(gateway: Gateway, origin: str | None) -> None:
+def test_a_listed_origin_or_none_is_accepted(gateway: Gateway, origin: str | None) -> None:
     headers = [*offer(f"scoreboard.v1, bearer.{token()}")]
     headers += [("Origin", origin)] if origin else []
     assert send(gateway, headers, WS).is_forwarded
@@ -416,22 +421,22 @@ def test_a_listed_origin_or_none_passes(gateway: Gateway, origin: str | None) ->
         ("scores.example", "scores.example", False),
     ],
 )
-def test_pages_of_the_same_host_pass_beside_the_listed_ones(
+def test_pages_of_the_same_host_are_accepted_in_addition_to_listed_origins(
     gateway: Gateway, origin: str, host: str, *, passes: bool
 ) -> None:
     outcome = send(gateway, [("Host", host), ("Origin", origin)], WS)
     assert outcome.is_forwarded is passes
 
 
-def test_origins_are_not_judged_where_none_are_listed(gateway: Gateway) -> None:
+def test_origins_are_not_checked_without_a_list(gateway: Gateway) -> None:
     assert send(gateway, [("Origin", "https://evil.example")], REST).is_forwarded
 
 
-# The last word on errors ------------------------------------------------------------------------
+# Error responses --------------------------------------------------------------------------------
 
 
 class _Failing:
-    """A bundled plugin that answers by itself, as Kong's own do."""
+    """A bundled plugin that sends a response, as Kong's plugins do."""
 
     @staticmethod
     def entry(gateway: Gateway, lua: str, priority: int = 900) -> Entry:
@@ -482,7 +487,7 @@ STATUSES = [
 
 
 @pytest.mark.parametrize(("own", "answered", "code"), STATUSES)
-def test_the_gateways_own_errors_take_the_contracts_shape(
+def test_errors_of_the_gateway_are_problem_documents(
     gateway: Gateway, own: int, answered: int, code: str
 ) -> None:
     outcome = fail(gateway, f"kong.response.exit({own}, {{ message = 'own' }})")
@@ -494,48 +499,48 @@ def test_the_gateways_own_errors_take_the_contracts_shape(
     assert outcome.headers.get("allow") == ("GET, HEAD, POST" if answered == 405 else None)
 
 
-def test_what_repeating_cannot_mend_does_not_ask_for_it(gateway: Gateway) -> None:
+def test_only_a_503_advises_to_repeat_the_request(gateway: Gateway) -> None:
     for own, answered, _ in STATUSES:
         detail = fail(gateway, f"kong.response.exit({own})").problem["detail"]
         assert ("Repeat" in detail) is (answered == 503), own
 
 
 @pytest.mark.parametrize("own", [502, 504])
-def test_an_update_whose_answer_is_lost_is_of_unknown_outcome(gateway: Gateway, own: int) -> None:
+def test_an_update_without_a_response_has_an_unknown_outcome(gateway: Gateway, own: int) -> None:
     outcome = fail(gateway, f"kong.response.exit({own})", method="POST")
     assert_refused(outcome, 503, "outcome-unknown")
     assert "same actionId" in outcome.problem["detail"]
     assert outcome.headers["retry-after"] == "1"
     limiter = fail(gateway, "kong.response.exit(500)", method="POST")
-    assert_refused(limiter, 503, "unavailable")  # no service has seen it
+    assert_refused(limiter, 503, "unavailable")  # it did not reach a service
 
 
-def test_a_429_that_no_plugin_gave_is_about_connections(gateway: Gateway) -> None:
+def test_a_429_of_nginx_is_about_connections(gateway: Gateway) -> None:
     # limit_conn of nginx: neither an exit of a plugin nor an answer of a service.
     outcome = fail(gateway, "kong.response.exit(429)", source="error")
     assert_refused(outcome, 429, "too-many-connections")
     assert outcome.headers["retry-after"] == "1"
 
 
-def test_a_lua_error_is_a_503_with_retry_after(gateway: Gateway) -> None:
+def test_a_lua_error_gets_503_with_retry_after(gateway: Gateway) -> None:
     outcome = fail(gateway, "error('failed to get usage')")
     assert (outcome.status, outcome.headers["retry-after"]) == (503, "1")
     assert "failed to get usage" not in outcome.body
 
 
-def test_retry_after_of_the_limiter_stays(gateway: Gateway) -> None:
+def test_retry_after_of_the_limiter_is_kept(gateway: Gateway) -> None:
     lua = "kong.response.exit(429, { message = 'x' }, { ['Retry-After'] = '17' })"
     assert fail(gateway, lua).headers["retry-after"] == "17"
 
 
-def test_the_challenge_of_jwt_is_mended(gateway: Gateway) -> None:
+def test_the_invalid_challenge_of_jwt_is_replaced(gateway: Gateway) -> None:
     challenge = 'Bearer realm="scoreboard"error="invalid_token"'
     lua = f"kong.response.exit(401, {{}}, {{ ['WWW-Authenticate'] = '{challenge}' }})"
     assert fail(gateway, lua).headers["www-authenticate"] == 'Bearer realm="scoreboard"'
 
 
 @pytest.mark.parametrize("status", [200, 204, 304, 400, 401, 404, 409, 422, 429, 500, 502, 503])
-def test_what_a_service_answers_is_left_alone(gateway: Gateway, status: int) -> None:
+def test_responses_of_services_are_not_changed(gateway: Gateway, status: int) -> None:
     config = gateway.config("scoreboard-intake", REST)
     service = (status, {"Content-Type": "application/json", "ETag": '"1"'}, "as it was")
     outcome = gateway.send([Entry("scoreboard-intake", [(None, config)])], service=service)
@@ -543,7 +548,7 @@ def test_what_a_service_answers_is_left_alone(gateway: Gateway, status: int) -> 
     assert outcome.headers == {"content-type": "application/json", "etag": '"1"'}
 
 
-def test_a_preflight_answered_by_the_gateway_is_left_alone(gateway: Gateway) -> None:
+def test_preflight_responses_of_the_gateway_are_not_changed(gateway: Gateway) -> None:
     config = gateway.config("scoreboard-intake", REST)
     preflight = _Failing.entry(gateway, "kong.response.exit(200)", priority=2000)
     outcome = gateway.send([Entry("scoreboard-intake", [(None, config)]), preflight])
@@ -551,7 +556,7 @@ def test_a_preflight_answered_by_the_gateway_is_left_alone(gateway: Gateway) -> 
     assert outcome.ran == ["failing"]
 
 
-def test_codes_titles_and_statuses_are_those_of_the_services(gateway: Gateway) -> None:
+def test_codes_titles_and_statuses_match_the_services(gateway: Gateway) -> None:
     assert type_of("") == TYPE_PREFIX
     of_services = {kind.code: (kind.title, about.status) for kind, about in PROBLEM_TYPES.items()}
     seen = [fail(gateway, f"kong.response.exit({own})").problem for own, _, _ in STATUSES]
@@ -565,7 +570,7 @@ def test_codes_titles_and_statuses_are_those_of_the_services(gateway: Gateway) -
         assert (problem["title"], problem["status"]) == of_services[code]
 
 
-def test_every_kind_of_problem_that_the_handler_names_is_documented() -> None:
+def test_every_problem_type_of_the_handler_is_documented() -> None:
     source = (PLUGINS / "scoreboard-intake" / "handler.lua").read_text()
     table = source.partition("local PROBLEMS = {")[2].partition("\n}")[0]
     named = re.findall(r"([a-z-]+)(?:'\])? = \{", table)
@@ -578,9 +583,9 @@ def test_every_kind_of_problem_that_the_handler_names_is_documented() -> None:
 # Logs -------------------------------------------------------------------------------------------
 
 
-def test_log_plugins_get_route_and_service_as_tables_with_a_name(gateway: Gateway) -> None:
-    # As a string and nil they ended the log phase in prometheus: no metrics, no log line, no
-    # passive health report.
+def test_log_messages_have_route_and_service_as_tables_with_a_name(gateway: Gateway) -> None:
+    # Incident: as a string and nil they raised an error in prometheus, which ended the log phase:
+    # no metrics, no log line, no passive health report.
     outcome = send(gateway, [bearer(token())])
     assert outcome.logged["route"] == {"name": "scores-update"}
     assert outcome.logged["service"] == {"name": "scoreboard-service"}
@@ -594,7 +599,7 @@ def test_a_request_without_a_route_is_logged_without_route_and_service(gateway: 
     assert outcome.series is None
 
 
-def test_request_headers_never_reach_the_log(gateway: Gateway) -> None:
+def test_log_messages_have_no_request_headers(gateway: Gateway) -> None:
     outcome = send(gateway, [bearer(token())])
     assert "headers" not in outcome.logged["request"]
     assert "tries" not in outcome.logged
@@ -602,7 +607,7 @@ def test_request_headers_never_reach_the_log(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("query", ["jwt={}", "a=1&access_token={}", "{}", "code=short&limit=10"])
-def test_no_query_reaches_the_log(gateway: Gateway, query: str) -> None:
+def test_log_messages_have_no_query(gateway: Gateway, query: str) -> None:
     config = gateway.config("scoreboard-intake", REST)
     chain = [Entry("scoreboard-intake", [(None, config)])]
     outcome = gateway.send(chain, query=query.format(token()), path="/ws/scoreboard")
@@ -610,7 +615,3 @@ def test_no_query_reaches_the_log(gateway: Gateway, query: str) -> None:
     assert {"url", "querystring"}.isdisjoint(outcome.logged["request"])
     assert "upstream_uri" not in outcome.logged
     assert query.format(token()) not in json.dumps(outcome.logged)
-
-
-def test_the_signature_used_by_these_tests_has_the_length_of_es256() -> None:
-    assert len(SIGNATURE) == 86

@@ -1,4 +1,4 @@
-"""From an issuer's key set to the gateway's rows, and what becomes of keys that vanish."""
+"""The gateway's keys: conversion from a key set, rotation, revocation, and their file."""
 
 import base64
 import json
@@ -23,7 +23,7 @@ def rows(*jwks: dict[str, Any]) -> tuple[KeyRow, ...]:
     return rows_of(parse_keys(json.dumps({"keys": jwks}).encode()))
 
 
-def test_rsa_and_ec_keys_become_pems_of_the_same_key(rsa_key: KeyPair, ec_key: KeyPair) -> None:
+def test_rsa_and_ec_keys_are_converted_to_pem(rsa_key: KeyPair, ec_key: KeyPair) -> None:
     found = rows(rsa_key.jwk, ec_key.jwk)
     assert [(row.kid, row.algorithm) for row in found] == [
         ("test-ec", "ES256"),
@@ -33,7 +33,7 @@ def test_rsa_and_ec_keys_become_pems_of_the_same_key(rsa_key: KeyPair, ec_key: K
         assert load_pem_public_key(row.pem.encode()) == pair.private.public_key()
 
 
-def test_a_public_vector_gives_the_known_pem() -> None:
+def test_the_key_of_rfc_7517_has_the_known_pem() -> None:
     # RFC 7517, appendix A.1: the EC key, as OpenSSL writes it.
     vector = {
         "kty": "EC",
@@ -51,7 +51,7 @@ def test_a_public_vector_gives_the_known_pem() -> None:
     assert body[:2] == b"\x30\x59"  # SubjectPublicKeyInfo of an uncompressed P-256 point
 
 
-def test_an_absent_alg_or_use_is_the_usual_one(rsa_key: KeyPair) -> None:
+def test_alg_and_use_are_optional(rsa_key: KeyPair) -> None:
     bare = {k: v for k, v in rsa_key.jwk.items() if k not in {"alg", "use"}}
     (row,) = rows(bare)
     assert row.algorithm == "RS256"
@@ -68,7 +68,7 @@ def _p384() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "odd",
+    "unusable",
     [
         _weak(),
         _p384(),
@@ -76,13 +76,13 @@ def _p384() -> dict[str, Any]:
         {"kty": "OKP", "crv": "Ed25519", "kid": "ed", "x": "A" * 43},
     ],
 )  # fmt: skip
-def test_weak_and_foreign_keys_never_become_rows(ec_key: KeyPair, odd: dict[str, Any]) -> None:
-    assert [row.kid for row in rows(odd, ec_key.jwk)] == ["test-ec"]
+def test_weak_and_unsupported_keys_are_ignored(ec_key: KeyPair, unusable: dict[str, Any]) -> None:
+    assert [row.kid for row in rows(unusable, ec_key.jwk)] == ["test-ec"]
     with pytest.raises(ValueError, match="no RS256 or ES256"):
-        rows(odd)
+        rows(unusable)
 
 
-def test_keys_for_encryption_or_other_algorithms_never_become_rows(
+def test_keys_for_encryption_or_other_algorithms_are_ignored(
     rsa_key: KeyPair, ec_key: KeyPair
 ) -> None:
     for change in ({"use": "enc"}, {"alg": "RSA-OAEP"}, {"alg": "PS256"}, {"key_ops": ["encrypt"]}):
@@ -94,7 +94,7 @@ def test_an_empty_set_is_refused() -> None:
         rows()
 
 
-def test_two_keys_with_one_kid_never_become_rows(rsa_key: KeyPair, ec_key: KeyPair) -> None:
+def test_two_keys_with_one_kid_are_ignored(rsa_key: KeyPair, ec_key: KeyPair) -> None:
     other = ec_key.jwk | {"kid": "other"}
     assert [row.kid for row in rows(rsa_key.jwk, ec_key.jwk | {"kid": rsa_key.kid}, other)] == [
         "other"
@@ -102,7 +102,7 @@ def test_two_keys_with_one_kid_never_become_rows(rsa_key: KeyPair, ec_key: KeyPa
 
 
 @pytest.mark.parametrize("kid", ["a b", "schlüssel", "a\n", "\x7f"])
-def test_a_kid_that_no_token_can_name_here_is_refused(ec_key: KeyPair, kid: str) -> None:
+def test_an_invalid_kid_is_refused(ec_key: KeyPair, kid: str) -> None:
     with pytest.raises(ValueError, match="kid"):
         rows({**ec_key.jwk, "kid": kid})
 
@@ -118,28 +118,28 @@ def merge(before: list[KeyRow], now: list[KeyRow], now_s: int, *revoked: str) ->
     return list(merge_rows(before, now, now_s=now_s, grace_s=GRACE_S, revoked=frozenset(revoked)))
 
 
-def test_a_vanished_key_stays_for_one_tokens_life() -> None:
+def test_a_removed_key_is_kept_for_the_lifetime_of_a_token() -> None:
     first = merge([row("old")], [row("new")], 5000)
     assert first == [row("new"), row("old", 5000)]
     assert merge(first, [row("new")], 5000 + GRACE_S - 1) == first
     assert merge(first, [row("new")], 5000 + GRACE_S) == [row("new")]
 
 
-def test_a_key_that_comes_back_is_current_again() -> None:
+def test_a_key_that_reappears_is_current() -> None:
     assert merge([row("a", 5000), row("b")], [row("a"), row("b")], 5001) == [row("a"), row("b")]
 
 
-def test_a_kid_that_now_means_another_key_is_replaced_at_once() -> None:
+def test_a_key_with_a_reused_kid_is_replaced_at_once() -> None:
     other = KeyRow("a", "ES256", "another")
     assert merge([row("a")], [other], 5000) == [other]
 
 
-def test_a_revoked_key_goes_at_once_whoever_names_it() -> None:
+def test_a_revoked_key_is_removed_at_once() -> None:
     assert merge([row("a"), row("b")], [row("b")], 5000, "a") == [row("b")]
     assert merge([], [row("a"), row("b")], 5000, "a") == [row("b")]
 
 
-def test_the_last_key_is_not_revoked_into_a_closed_gate() -> None:
+def test_the_last_key_cannot_be_revoked() -> None:
     with pytest.raises(ValueError, match="no key"):
         merge([row("a")], [row("a")], 5000, "a")
 
@@ -177,20 +177,20 @@ ROW = "{key: k1, algorithm: RS256, rsa_public_key: PEM}"
         + "".join(f"{n}: &{n} [{', '.join(['*' + m] * 10)}]\n" for m, n in zip("abcd", "bcde")),  # noqa: B905
     ],
 )
-def test_another_file_is_not_taken_for_a_rendered_one(text: str) -> None:
+def test_a_file_that_was_not_rendered_is_refused(text: str) -> None:
     with pytest.raises(OperatorMistake) as refused:
         rows_in(text)
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 300
 
 
-def test_an_empty_file_has_no_keys_and_a_rendered_one_has_its_own() -> None:
+def test_an_empty_file_has_no_keys_and_a_rendered_file_has_its_keys() -> None:
     assert rows_in("") == rows_in("\n \n") == ()
     text = f"consumers: [{{username: players, jwt_secrets: [{ROW}]}}]"
     assert rows_in(text) == (KeyRow("k1", "RS256", "PEM"),)
 
 
-def test_a_file_that_is_no_text_of_ours_is_one_line(tmp_path: Path) -> None:
+def test_an_invalid_file_raises_operator_mistake(tmp_path: Path) -> None:
     (tmp_path / "latin").write_bytes(b"a: \xff")
     (tmp_path / "large").write_bytes(b"#" * 2_000_000)
     for name, words in (("latin", "not UTF-8"), ("large", "larger than")):
@@ -199,7 +199,7 @@ def test_a_file_that_is_no_text_of_ours_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["absent", "."])
-def test_a_file_that_cannot_be_read_is_an_oserror_with_its_name(tmp_path: Path, name: str) -> None:
+def test_an_unreadable_file_raises_oserror_with_its_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(OSError) as caught:
         read_text(tmp_path / name)
 
@@ -209,7 +209,7 @@ def test_a_file_that_cannot_be_read_is_an_oserror_with_its_name(tmp_path: Path, 
 # The file ---------------------------------------------------------------------------------------
 
 
-def test_the_file_is_replaced_in_one_step_and_only_when_it_differs(tmp_path: Path) -> None:
+def test_the_file_is_replaced_atomically_and_only_if_it_differs(tmp_path: Path) -> None:
     path = tmp_path / "kong.yml"
     assert write_atomically(path, "one") is True
     inode = path.stat().st_ino
@@ -221,9 +221,7 @@ def test_the_file_is_replaced_in_one_step_and_only_when_it_differs(tmp_path: Pat
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "kong.yml"
     path.write_text("old")
 

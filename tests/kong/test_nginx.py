@@ -1,8 +1,7 @@
-"""Our two handlers on a real nginx, with real tokens. It is not Kong: see nginx_gateway.py.
+"""The two handlers on a real nginx, with real tokens. It is not Kong: see nginx_gateway.py.
 
-What only a real server can show: how headers arrive and leave, what a proxy does with hop-by-hop
-ones, that an upgrade passes and lives as long as its heartbeats, that nginx's own failures get the
-contract's shape.
+These tests need a real server: forwarding of headers, hop-by-hop headers, WebSocket upgrades that
+stay open by heartbeats, and nginx's own errors.
 """
 
 import asyncio
@@ -42,7 +41,7 @@ READER = "read:leaderboard"
 
 @dataclass
 class Stage:
-    """A gateway with a recording service of each kind behind it."""
+    """A gateway with one recording service of each kind."""
 
     gateway: NginxGateway
     api: Recorder
@@ -57,32 +56,32 @@ class Stage:
         return await self.client.post(UPDATE, json={"userId": "alice"}, headers=headers, **options)
 
     async def raw(self, *lines: str, body: bytes = b"") -> tuple[int, dict[str, str], bytes]:
-        """Send a request byte for byte."""
+        """Send a request unchanged."""
         return await asyncio.to_thread(raw_request, self.gateway.port, lines, body)
 
     @property
     def ws_url(self) -> str:
-        """Where viewers connect."""
+        """Return the URL for viewers."""
         return f"ws://127.0.0.1:{self.gateway.port}/ws/scoreboard"
 
     @property
     def logged(self) -> list[dict[str, Any]]:
-        """What a log plugin would have written."""
+        """Return the messages of the log plugin."""
         text = self.gateway.log.read_text() if self.gateway.log.exists() else ""
         return [json.loads(line) for line in text.splitlines()]
 
     async def until_logged(self, count: int) -> None:
-        """Wait for so many log lines: nginx writes them after it has answered."""
+        """Wait for this number of log lines; nginx writes them after the response."""
         await eventually_async(lambda: len(self.logged) >= count)
         assert len(self.logged) == count
 
     @property
     def series(self) -> list[str]:
-        """What prometheus would have counted, a line per request: service, route, status."""
+        """Return the series that prometheus would count, as service, route and status."""
         return self.gateway.series.read_text().splitlines()
 
     def check_error_log(self) -> None:
-        """Fail where nginx or a plugin has written an error that the test does not expect."""
+        """Fail if nginx or a plugin has logged an error that the test does not expect."""
         lines = self.gateway.error_log.read_text().splitlines()
         errors = [line for line in lines if re.search(r"\[(warn|error|crit|alert|emerg)\]", line)]
         unexpected = [e for e in errors if not any(text in e for text in self.expected_errors)]
@@ -91,7 +90,7 @@ class Stage:
 
 @pytest.fixture(scope="module")
 def document(jwks: dict[str, Any]) -> dict[str, Any]:
-    """Render once: YAML is slow in Python."""
+    """Return the rendered configuration; it is rendered once, because YAML is slow."""
     rows = rows_of(parse_keys(msgspec.json.encode(jwks)))
     options = GatewayOptions(
         issuer=ISSUER,
@@ -105,7 +104,7 @@ def document(jwks: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def kong_settings() -> dict[str, str]:
-    """Give what a test sets beside the image's settings; tests replace it by ``parametrize``."""
+    """Return settings in addition to the image's; tests override it with ``parametrize``."""
     return {}
 
 
@@ -146,9 +145,7 @@ def assert_problem(answer: httpx.Response, status: int, code: str) -> None:
 # Tokens -----------------------------------------------------------------------------------------
 
 
-async def test_a_good_token_reaches_the_service_as_it_was_sent(
-    stage: Stage, make_token: MakeToken
-) -> None:
+async def test_a_valid_token_is_forwarded_unchanged(stage: Stage, make_token: MakeToken) -> None:
     token = make_token("alice")
     answer = await stage.update(token)
     assert answer.status_code == 200
@@ -157,13 +154,13 @@ async def test_a_good_token_reaches_the_service_as_it_was_sent(
     assert stage.api.requests[-1][2] == b'{"userId":"alice"}'
 
 
-async def test_an_ec_key_works_like_an_rsa_key(
+async def test_a_token_with_an_ec_key_is_accepted(
     stage: Stage, make_token: MakeToken, ec_key: KeyPair
 ) -> None:
     assert (await stage.update(make_token("alice", key=ec_key))).status_code == 200
 
 
-async def test_no_bad_token_reaches_a_service_or_makes_an_error(
+async def test_invalid_tokens_get_401_and_are_not_forwarded(
     stage: Stage, make_token: MakeToken, rsa_key: KeyPair, ec_key: KeyPair
 ) -> None:
     good = make_token("alice")
@@ -174,7 +171,7 @@ async def test_no_bad_token_reaches_a_service_or_makes_an_error(
         "tampered": f"{head}.{encode_part({'sub': 'bob', 'exp': now_s + 60})}.{signature}",
         "cut": f"{head}.{body}.{signature[:-4]}",
         "unsigned": f"{none}.{body}.",
-        "unsigned with something": f"{none}.{body}.AAAA",
+        "unsigned with a signature": f"{none}.{body}.AAAA",
         "expired": make_token("alice", exp=now_s - 1),
         "foreign key": make_token("alice", headers={"kid": "other"}),
         "swapped algorithm": make_token("alice", key=ec_key, headers={"kid": rsa_key.kid}),
@@ -185,7 +182,7 @@ async def test_no_bad_token_reaches_a_service_or_makes_an_error(
         "foreign audience": make_token("alice", aud="other"),
         "not yet": make_token("alice", nbf=now_s + 600),
         "no expiry": make_token("alice", exp=None),
-        "useless sub": make_token("al ice"),
+        "invalid sub": make_token("al ice"),
         "not a token": "x",
     }
     for name, token in bad.items():
@@ -199,14 +196,14 @@ async def test_no_bad_token_reaches_a_service_or_makes_an_error(
     assert stage.api.requests == []
 
 
-async def test_a_token_without_the_scope_is_a_403(stage: Stage, make_token: MakeToken) -> None:
+async def test_a_token_without_the_scope_gets_403(stage: Stage, make_token: MakeToken) -> None:
     answer = await stage.update(make_token("alice", READER))
     assert_problem(answer, 403, "forbidden")
     assert 'scope="update:score"' in answer.headers["www-authenticate"]
     assert stage.api.requests == []
 
 
-async def test_ten_updates_of_a_user_pass_and_others_are_not_touched(
+async def test_the_eleventh_update_of_a_user_gets_429_and_others_are_accepted(
     stage: Stage, make_token: MakeToken
 ) -> None:
     for _ in range(10):
@@ -217,7 +214,7 @@ async def test_ten_updates_of_a_user_pass_and_others_are_not_touched(
     assert (await stage.update(make_token("bob"))).status_code == 200
 
 
-async def test_a_game_server_has_another_limit(stage: Stage, make_token: MakeToken) -> None:
+async def test_a_game_server_has_a_higher_limit(stage: Stage, make_token: MakeToken) -> None:
     for _ in range(20):
         assert (await stage.update(make_token("server", "update:score:any"))).status_code == 200
     assert (await stage.update(make_token("server", "update:score:any"))).status_code == 429
@@ -237,7 +234,9 @@ def lines_of(
     ]
 
 
-async def test_twins_and_identities_stay_outside(stage: Stage, make_token: MakeToken) -> None:
+async def test_headers_with_underscores_and_identity_headers_are_not_forwarded(
+    stage: Stage, make_token: MakeToken
+) -> None:
     status, _, _ = await stage.raw(
         *lines_of(
             make_token("alice"),
@@ -254,7 +253,9 @@ async def test_twins_and_identities_stay_outside(stage: Stage, make_token: MakeT
     names = stage.api.names
     assert not [name for name in names if "_" in name]
     assert "x-credential-identifier" not in names
-    assert stage.api.values("X-Consumer-Username") == ["players"]  # jwt's own, which nobody reads
+    assert stage.api.values("X-Consumer-Username") == [
+        "players"
+    ]  # set by jwt; the services do not read it
     assert stage.api.values("If-None-Match") == ['"1"']
     (request_id,) = stage.api.values("X-Kong-Request-Id")
     assert request_id != "forged"
@@ -262,7 +263,7 @@ async def test_twins_and_identities_stay_outside(stage: Stage, make_token: MakeT
 
 
 @pytest.mark.parametrize("name", ["X-Request-Id", "X-Kong-Request-Id", "X_Request_Id"])
-async def test_the_id_of_a_request_is_the_gateways_everywhere(
+async def test_the_request_id_is_set_by_the_gateway(
     stage: Stage, make_token: MakeToken, name: str
 ) -> None:
     _, refused, body = await stage.raw(
@@ -285,7 +286,7 @@ async def test_the_id_of_a_request_is_the_gateways_everywhere(
 
 
 @pytest.mark.parametrize("value", ["close, Authorization", "Authorization", "close, X-Other"])
-async def test_connection_cannot_take_the_token_away(
+async def test_a_connection_header_cannot_remove_the_token(
     stage: Stage, make_token: MakeToken, value: str
 ) -> None:
     status, headers, body = await stage.raw(*lines_of(make_token("alice"), f"Connection: {value}"))
@@ -295,7 +296,9 @@ async def test_connection_cannot_take_the_token_away(
     assert stage.api.requests == []
 
 
-async def test_hop_by_hop_options_pass_and_stop_here(stage: Stage, make_token: MakeToken) -> None:
+async def test_hop_by_hop_headers_are_accepted_and_not_forwarded(
+    stage: Stage, make_token: MakeToken
+) -> None:
     status, _, _ = await stage.raw(*lines_of(make_token("alice"), "Connection: close, TE", "TE: x"))
     assert status == 200
     assert "te" not in stage.api.names
@@ -325,7 +328,7 @@ HIDDEN = b"POST /api/scores/update HTTP/1.1\r\nHost: play.example\r\nContent-Len
         ("POST", UPDATE),
     ],
 )
-async def test_no_upgrade_reaches_the_api_and_a_body_stays_a_body(
+async def test_upgrades_are_not_forwarded_to_the_api_and_the_body_is_kept(
     stage: Stage, make_token: MakeToken, offered: list[str], method: str, path: str
 ) -> None:
     token = make_token("alice", READER if method == "GET" else "update:score")
@@ -339,7 +342,7 @@ async def test_no_upgrade_reaches_the_api_and_a_body_stays_a_body(
     assert "upgrade" not in str(stage.api.values("Connection")).lower()
 
 
-async def test_a_handshake_with_a_body_never_reaches_the_streamer(
+async def test_a_handshake_with_a_body_is_not_forwarded_to_the_streamer(
     stage: Stage, make_token: MakeToken
 ) -> None:
     lines = lines_of(
@@ -352,14 +355,14 @@ async def test_a_handshake_with_a_body_never_reaches_the_streamer(
     assert stage.streamer.requests == []
 
 
-async def test_two_tokens_are_refused(stage: Stage, make_token: MakeToken) -> None:
+async def test_two_authorization_headers_are_refused(stage: Stage, make_token: MakeToken) -> None:
     token = make_token("alice")
     status, _, _ = await stage.raw(*lines_of(token, f"Authorization: Bearer {token}"))
-    assert status in {400, 401}  # which nginx answers itself depends on its version
+    assert status in {400, 401}  # some versions of nginx refuse it themselves
     assert stage.api.requests == []
 
 
-async def test_a_hundred_and_one_headers_are_refused(stage: Stage, make_token: MakeToken) -> None:
+async def test_more_than_100_headers_are_refused(stage: Stage, make_token: MakeToken) -> None:
     status, headers, _ = await stage.raw(
         *lines_of(make_token("alice"), *[f"X-{number}: 1" for number in range(100)])
     )
@@ -373,7 +376,7 @@ def offer(token: str) -> list[Subprotocol]:
     return [Subprotocol("scoreboard.v1"), Subprotocol(f"bearer.{token}")]
 
 
-async def test_a_browsers_token_comes_by_subprotocol_and_leaves_as_authorization(
+async def test_a_subprotocol_token_is_forwarded_as_authorization(
     stage: Stage, make_token: MakeToken
 ) -> None:
     token = make_token("alice", READER)
@@ -391,7 +394,7 @@ async def test_a_browsers_token_comes_by_subprotocol_and_leaves_as_authorization
     assert stage.streamer.values("Connection") == ["keep-alive, Upgrade"]
 
 
-async def test_other_clients_use_authorization(stage: Stage, make_token: MakeToken) -> None:
+async def test_a_viewer_can_use_authorization(stage: Stage, make_token: MakeToken) -> None:
     token = make_token("alice", READER)
     async with connect(
         stage.ws_url,
@@ -412,7 +415,7 @@ async def test_other_clients_use_authorization(stage: Stage, make_token: MakeTok
         ("https://play.example", None, 401),
     ],
 )
-async def test_a_refused_handshake_never_reaches_the_streamer(
+async def test_a_refused_handshake_is_not_forwarded_to_the_streamer(
     stage: Stage, make_token: MakeToken, origin: str, offered: str | None, status: int
 ) -> None:
     token = offered and offered.format(make_token("alice", READER))
@@ -424,7 +427,7 @@ async def test_a_refused_handshake_never_reaches_the_streamer(
     assert stage.streamer.requests == []
 
 
-async def test_heartbeats_keep_a_silent_viewer_beyond_the_proxys_patience(
+async def test_heartbeats_keep_an_idle_viewer_connected_beyond_the_read_timeout(
     stage: Stage, make_token: MakeToken
 ) -> None:
     stage.streamer.heartbeat_s = READ_TIMEOUT_MS / 1000 / 3
@@ -436,7 +439,9 @@ async def test_heartbeats_keep_a_silent_viewer_beyond_the_proxys_patience(
             assert await viewer.recv() == "heartbeat"
 
 
-async def test_without_heartbeats_the_proxy_gives_up(stage: Stage, make_token: MakeToken) -> None:
+async def test_without_heartbeats_the_read_timeout_closes_the_connection(
+    stage: Stage, make_token: MakeToken
+) -> None:
     async with connect(
         stage.ws_url, subprotocols=offer(make_token("alice", READER)), proxy=None
     ) as viewer:
@@ -448,13 +453,13 @@ async def test_without_heartbeats_the_proxy_gives_up(stage: Stage, make_token: M
 # Errors -----------------------------------------------------------------------------------------
 
 
-async def test_what_has_no_route_is_a_404_in_shape(stage: Stage) -> None:
+async def test_a_request_without_a_route_gets_a_404_problem(stage: Stage) -> None:
     for method, path in (("GET", "/health/ready"), ("GET", UPDATE), ("POST", "/metrics")):
         assert_problem(await stage.client.request(method, path), 404, "not-found")
     assert stage.api.requests == []
 
 
-async def test_head_is_answered_like_get_without_a_body(stage: Stage) -> None:
+async def test_head_returns_the_headers_of_get_without_the_body(stage: Stage) -> None:
     page = await stage.client.head("/")
     assert (page.status_code, page.content, page.headers["etag"]) == (200, b"", '"1"')
     assert stage.api.requests[-1][0] == "HEAD / HTTP/1.1"
@@ -464,7 +469,7 @@ async def test_head_is_answered_like_get_without_a_body(stage: Stage) -> None:
         assert answer.headers["content-type"] == "application/problem+json"
 
 
-async def test_a_service_that_is_away_is_a_503(stage: Stage, make_token: MakeToken) -> None:
+async def test_an_unavailable_service_gets_503(stage: Stage, make_token: MakeToken) -> None:
     stage.api.answer = None
     stage.expected_errors = ["upstream prematurely closed connection"]
     answer = await stage.update(make_token("alice"))
@@ -475,13 +480,13 @@ async def test_a_service_that_is_away_is_a_503(stage: Stage, make_token: MakeTok
     assert_problem(answer, 503, "unavailable")
 
 
-async def test_a_service_that_hangs_is_a_503(stage: Stage, make_token: MakeToken) -> None:
+async def test_a_service_that_hangs_gets_503(stage: Stage, make_token: MakeToken) -> None:
     stage.api.answer = b""
     stage.expected_errors = ["upstream timed out"]
     assert_problem(await stage.update(make_token("alice")), 503, "outcome-unknown")
 
 
-async def test_what_a_service_says_is_passed_on_untouched(
+async def test_errors_of_a_service_are_forwarded_unchanged(
     stage: Stage, make_token: MakeToken
 ) -> None:
     for status in (409, 429, 503):
@@ -494,7 +499,7 @@ async def test_what_a_service_says_is_passed_on_untouched(
         assert answer.headers["retry-after"] == "5"
 
 
-async def test_a_large_body_is_a_413(stage: Stage, make_token: MakeToken) -> None:
+async def test_a_large_body_gets_413(stage: Stage, make_token: MakeToken) -> None:
     stage.expected_errors = ["client intended to send too large body"]
     for size in (5_000, 70_000):  # the plugin's limit, and nginx's own
         answer = await stage.client.post(
@@ -507,7 +512,7 @@ async def test_a_large_body_is_a_413(stage: Stage, make_token: MakeToken) -> Non
 
 
 HOST = "Host: play.example"
-OWN_FAILURES = {
+NGINX_ERRORS = {
     "no Host": (["GET / HTTP/1.1"], 400, "malformed"),
     "two Hosts": (["GET / HTTP/1.1", "Host: a", "Host: b"], 400, "malformed"),
     "two lengths": (
@@ -516,7 +521,7 @@ OWN_FAILURES = {
     "another coding": (["POST / HTTP/1.1", HOST, "Transfer-Encoding: gzip"], 400, "malformed"),
     "no path": (["GET  HTTP/1.1", HOST], 400, "malformed"),
     "bad escape": (["GET /%zz HTTP/1.1", HOST], 400, "malformed"),
-    "method in small letters": (["get / HTTP/1.1", HOST], 400, "malformed"),
+    "method in lowercase": (["get / HTTP/1.1", HOST], 400, "malformed"),
     "TRACE": (["TRACE / HTTP/1.1", HOST], 405, "method-not-allowed"),
     "TRACE of an update": ([f"TRACE {UPDATE} HTTP/1.1", HOST], 405, "method-not-allowed"),
     "a long address": ([f"GET /?{'x' * 40_000} HTTP/1.1", HOST], 414, "uri-too-long"),
@@ -532,9 +537,9 @@ OWN_FAILURES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", OWN_FAILURES)
-async def test_what_nginx_refuses_by_itself_is_a_problem_of_ours(stage: Stage, name: str) -> None:
-    lines, status, code = OWN_FAILURES[name]
+@pytest.mark.parametrize("name", NGINX_ERRORS)
+async def test_errors_of_nginx_are_problem_documents(stage: Stage, name: str) -> None:
+    lines, status, code = NGINX_ERRORS[name]
     answered, headers, body = await stage.raw(*lines)
     assert answered == status
     assert headers["content-type"] == "application/problem+json"
@@ -548,7 +553,7 @@ async def test_what_nginx_refuses_by_itself_is_a_problem_of_ours(stage: Stage, n
 
 
 def documented_setting(name: str) -> str:
-    """Give the value that docs/how-to/run-kong.md recommends for a setting of Kong."""
+    """Return the value that docs/how-to/run-kong.md recommends for a setting of Kong."""
     text = (ROOT / "docs/how-to/run-kong.md").read_text()
     return re.search(rf'{name}="([^"]+)"', text)[1]  # type: ignore[index]
 
@@ -557,7 +562,7 @@ ZONE, LIMIT = "KONG_NGINX_HTTP_LIMIT_CONN_ZONE", "KONG_NGINX_LOCATION_LIMIT_CONN
 
 
 @pytest.mark.parametrize("kong_settings", [{ZONE: documented_setting(ZONE), LIMIT: "perip 1"}])
-async def test_too_many_connections_of_an_address_are_a_429(
+async def test_too_many_connections_of_an_address_get_429(
     stage: Stage, make_token: MakeToken
 ) -> None:
     assert documented_setting(LIMIT).startswith("perip ")
@@ -574,7 +579,7 @@ async def is_served(stage: Stage) -> bool:
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
-async def test_the_scheme_is_read_without_case(
+async def test_the_bearer_scheme_is_case_insensitive(
     stage: Stage, make_token: MakeToken, scheme: str
 ) -> None:
     token = make_token("alice", READER)
@@ -604,7 +609,7 @@ async def test_every_request_is_logged_and_counted_by_route_and_service(
     ]
 
 
-async def test_no_token_stands_in_any_log(stage: Stage, make_token: MakeToken) -> None:
+async def test_logs_contain_no_token(stage: Stage, make_token: MakeToken) -> None:
     token = make_token("alice")
     reader = make_token("alice", READER)
     await stage.update(token)
@@ -631,10 +636,8 @@ async def test_no_token_stands_in_any_log(stage: Stage, make_token: MakeToken) -
     assert len(update["request"]["id"]) == 32
 
 
-async def test_a_token_in_a_query_stands_in_nginxs_own_error_lines(
-    stage: Stage, make_token: MakeToken
-) -> None:
-    # nginx adds the request line to each of its own error lines, and that cannot be turned off.
+async def test_error_lines_of_nginx_contain_the_query(stage: Stage, make_token: MakeToken) -> None:
+    # nginx adds the request line to its error lines; this cannot be turned off.
     stage.api.answer = None
     token = make_token("alice", READER)
     stage.expected_errors = ["upstream prematurely closed connection"]

@@ -1,7 +1,7 @@
-"""The real api and streamer behind our two handlers on a real nginx. It is not Kong.
+"""The real api and streamer behind the two handlers on a real nginx. It is not Kong.
 
-One system for all tests here: Valkey, PostgreSQL, api, streamer and flusher as processes, started
-as behind a gateway, on a board that needs a token.
+All tests use one system: Valkey, PostgreSQL, api, streamer and flusher as processes, with the
+settings for a gateway and a board that requires a token.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ READ_TIMEOUT_MS = 1500
 
 @dataclass
 class Front:
-    """The gateway with everything behind it."""
+    """The gateway, its system and a client."""
 
     system: System
     gateway: NginxGateway
@@ -98,7 +98,7 @@ async def front(running: tuple[System, NginxGateway]) -> AsyncIterator[Front]:
         yield Front(system, gateway, client)
 
 
-async def test_a_players_update_reaches_every_viewer_through_the_gateway(front: Front) -> None:
+async def test_an_update_through_the_gateway_reaches_viewers(front: Front) -> None:
     async with front.viewer(front.system.token("viewer", READ)) as viewer:
         first = msgspec.json.decode(await viewer.recv())
         assert first["type"] == "leaderboard"
@@ -122,20 +122,20 @@ async def test_a_replay_through_the_gateway_counts_once(front: Front) -> None:
     assert again == {**first, "replayed": True}
 
 
-async def test_the_services_still_judge_what_the_gateway_cannot(front: Front) -> None:
+async def test_the_services_refuse_what_the_gateway_does_not_check(front: Front) -> None:
     answer = await front.update("carol", "win:1", front.system.token("mallory", UPDATE))
     assert answer.status_code == 403
     assert answer.headers["content-type"] == "application/problem+json"
     assert (await front.update("bad id", "x", front.system.token("dave"))).status_code == 422
 
 
-async def test_the_eleventh_update_of_a_user_stops_at_the_gateway(front: Front) -> None:
+async def test_the_eleventh_update_of_a_user_gets_429(front: Front) -> None:
     token = front.system.token("erin", UPDATE)
     statuses = [(await front.update("erin", f"win:{n}", token)).status_code for n in range(11)]
     assert statuses == [200] * 10 + [429]
 
 
-async def test_both_sides_shape_refusals_alike(front: Front) -> None:
+async def test_gateway_and_api_refuse_in_the_same_form(front: Front) -> None:
     at_gateway = await front.update("alice", "x", "not.a.token")
     direct = await front.client.post(
         f"{front.system.api}/api/scores/update",
@@ -149,7 +149,7 @@ async def test_both_sides_shape_refusals_alike(front: Front) -> None:
     assert at_gateway.headers["content-type"] == direct.headers["content-type"]
 
 
-async def test_a_silent_viewer_outlives_the_proxys_patience(front: Front) -> None:
+async def test_an_idle_viewer_stays_connected_beyond_the_read_timeout(front: Front) -> None:
     async with front.viewer(front.system.token("silent", READ)) as viewer:
         started, seen = time.monotonic(), set()
         while time.monotonic() - started < 2 * READ_TIMEOUT_MS / 1000:
@@ -158,13 +158,13 @@ async def test_a_silent_viewer_outlives_the_proxys_patience(front: Front) -> Non
     assert "heartbeat" in seen
 
 
-async def test_a_viewer_of_another_page_is_refused_at_the_gateway(front: Front) -> None:
+async def test_a_viewer_of_another_origin_gets_403(front: Front) -> None:
     with pytest.raises(InvalidStatus) as refusal:
         await front.viewer(front.system.token("viewer", READ), "https://evil.example")
     assert refusal.value.response.status_code == 403
 
 
-async def test_the_page_and_its_documents_come_through_and_nothing_internal(front: Front) -> None:
+async def test_page_and_documents_are_served_and_internal_paths_are_not(front: Front) -> None:
     for path in ("/", "/page.js", "/docs", "/openapi.json", "/config.json"):
         answer = await front.client.get(path, follow_redirects=True)
         assert answer.status_code == 200, path
@@ -172,7 +172,7 @@ async def test_the_page_and_its_documents_come_through_and_nothing_internal(fron
         assert (await front.client.get(path)).status_code == 404, path
 
 
-async def test_rankings_are_read_with_a_readers_token(front: Front) -> None:
+async def test_rankings_are_readable_with_the_read_scope(front: Front) -> None:
     headers = {"Authorization": f"Bearer {front.system.token('reader', READ)}"}
     board = await front.client.get("/api/scores/leaderboard", headers=headers)
     assert (board.status_code, "leaderboard" in board.json()) == (200, True)

@@ -1,4 +1,4 @@
-"""The stand-ins refuse what Kong refuses: phases, arguments, unreadable values in log messages."""
+"""The fakes refuse what Kong refuses: phases, arguments, invalid values in log messages."""
 
 import pytest
 
@@ -8,13 +8,13 @@ PHASES = ("access", "header_filter", "body_filter", "log")
 
 
 def run(gateway: Gateway, phase: str, lua: str) -> Outcome:
-    """Run one line of Lua in a phase of a plugin that stands before the log plugins."""
+    """Run a line of Lua in a phase of a plugin that runs before the log plugins."""
     gateway.lua.execute(f"bundled.probe = {{ PRIORITY = 100, {phase} = function() {lua} end }}")
     return gateway.send([Entry("probe", [(None, {})])])
 
 
 def fault_of(gateway: Gateway, phase: str, lua: str) -> str:
-    """Give the error that a line of Lua ends in; in `access` Kong makes it a 500."""
+    """Return the error of a line of Lua; in `access` Kong converts it to a 500."""
     try:
         outcome = run(gateway, phase, lua)
     except gateway.lua_error as error:
@@ -40,10 +40,10 @@ def fault_of(gateway: Gateway, phase: str, lua: str) -> str:
         ("kong.log.set_serialize_value('a', 1)", PHASES),
     ],
 )
-def test_functions_are_refused_in_other_phases(
+def test_functions_are_refused_in_phases_where_kong_refuses_them(
     gateway: Gateway, lua: str, allowed: tuple[str, ...]
 ) -> None:
-    # Kong takes set_status and the like in access too; there is no answer yet in these tests.
+    # Kong accepts set_status and similar functions in access too; the fake has no response there.
     for phase in PHASES:
         if phase == "access" and lua.startswith("kong.response.") and phase not in allowed:
             continue
@@ -86,7 +86,7 @@ def test_functions_are_refused_in_other_phases(
         ("log", "kong.log.set_serialize_value('latencies.request', 'x')", "latency request"),
     ],
 )
-def test_arguments_and_values_are_refused(
+def test_invalid_arguments_and_values_are_refused(
     gateway: Gateway, phase: str, lua: str, fault: str
 ) -> None:
     assert fault in fault_of(gateway, phase, lua)

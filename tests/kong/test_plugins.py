@@ -1,20 +1,22 @@
-"""What Kong itself demands of a plugin before it starts, and the order of the chain."""
+"""Kong's requirements for plugins, their order, and their schemas."""
 
 import re
 
 import pytest
 
-from tests.kong.runtime import PLUGINS, Entry, Gateway, our_plugins
+from tests.kong.runtime import PLUGINS, Gateway, our_plugins
 
 
 @pytest.mark.parametrize("plugin", our_plugins())
-def test_a_plugin_has_what_kong_needs_to_start(gateway: Gateway, plugin: str) -> None:
+def test_a_plugin_has_the_files_version_and_name_that_kong_requires(
+    gateway: Gateway, plugin: str
+) -> None:
     assert sorted(f.name for f in (PLUGINS / plugin).iterdir()) == ["handler.lua", "schema.lua"]
     assert re.fullmatch(r"\d+\.\d+\.\d+", gateway.version(plugin))
     assert gateway.schemas[plugin]["name"] == plugin
 
 
-def test_plugins_stand_where_the_chain_needs_them(gateway: Gateway) -> None:
+def test_plugins_have_the_documented_priorities(gateway: Gateway) -> None:
     intake, authz = gateway.priority("scoreboard-intake"), gateway.priority("scoreboard-authz")
     cors, jwt, rate_limiting = 2000, 1450, 910
     assert rate_limiting < authz < jwt < intake < cors
@@ -22,11 +24,13 @@ def test_plugins_stand_where_the_chain_needs_them(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("plugin", our_plugins())
-def test_plugins_never_wait_and_have_no_response_phase(gateway: Gateway, plugin: str) -> None:
+def test_plugins_call_nothing_blocking_and_have_no_response_phase(
+    gateway: Gateway, plugin: str
+) -> None:
     source = (PLUGINS / plugin / "handler.lua").read_text()
     for blocking in ("ngx.sleep", "resty.", "ngx.socket", "io.", "os.", "ngx.location"):
         assert blocking not in source, blocking
-    # A response phase would buffer answers, and Kong refuses it beside the filters.
+    # A response phase buffers responses, and Kong refuses it together with filters.
     assert gateway.handlers[plugin][b"response"] is None
 
 
@@ -58,20 +62,8 @@ def test_plugins_set_no_globals(gateway: Gateway, plugin: str, part: str) -> Non
         ),
     ],
 )
-def test_schemas_refuse_what_would_open_the_gate(
+def test_schemas_refuse_invalid_configurations(
     gateway: Gateway, plugin: str, config: dict[str, object]
 ) -> None:
     with pytest.raises(ValueError, match=plugin):
         gateway.config(plugin, config)
-
-
-def test_code_after_an_exit_never_runs_in_these_tests(gateway: Gateway) -> None:
-    gateway.lua.execute("""
-        went_on = false
-        bundled.probe = { PRIORITY = 1, access = function()
-          kong.response.exit(403, {})
-          went_on = true
-        end }
-    """)
-    assert gateway.send([Entry("probe", [(None, {})])]).status == 403
-    assert gateway.lua.globals()[b"went_on"] is False

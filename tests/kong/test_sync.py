@@ -1,4 +1,4 @@
-"""The loop that keeps the gateway's keys current, against a server that answers as it is told."""
+"""KongSync: the loop that keeps the gateway's keys current, with a fake Admin API."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ OPTIONS = GatewayOptions(
 
 
 class Clock:
-    """A clock that stands until it is moved."""
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         self.now_s = 1_800_000_000.0
@@ -98,7 +98,7 @@ def kids(text: str | None) -> list[str]:
     return [row.kid for row in rows_in(text or "")]
 
 
-async def test_kong_gets_yaml_text_with_the_hash_check_and_the_file_is_the_same(
+async def test_kong_gets_the_content_of_the_file_with_check_hash(
     sync: KongSync, admin: FakeAdmin, output: Path
 ) -> None:
     assert await turn(sync) is LoadResult.LOADED
@@ -109,14 +109,16 @@ async def test_kong_gets_yaml_text_with_the_hash_check_and_the_file_is_the_same(
     assert kids(text) == ["test-ec", "test-rsa"]
 
 
-async def test_a_second_turn_changes_nothing(sync: KongSync, admin: FakeAdmin) -> None:
+async def test_a_second_turn_does_not_change_the_configuration(
+    sync: KongSync, admin: FakeAdmin
+) -> None:
     await turn(sync)
     assert await turn(sync) is LoadResult.UNCHANGED
     assert admin.posted[0] == admin.posted[1]
 
 
 @pytest.mark.parametrize(("status", "answer"), [(400, LoadResult.REFUSED), (413, LoadResult.FULL)])
-async def test_what_kong_refuses_never_becomes_the_file_it_starts_with(
+async def test_a_refused_configuration_is_not_written_to_the_file(
     *,
     sync: KongSync,
     admin: FakeAdmin,
@@ -144,7 +146,7 @@ async def test_what_kong_refuses_never_becomes_the_file_it_starts_with(
         (500, LoadResult.AWAY),
     ],
 )
-async def test_while_kong_cannot_load_the_file_is_ready_for_it(
+async def test_the_file_is_written_while_kong_is_unavailable(
     sync: KongSync, admin: FakeAdmin, output: Path, status: int, answer: LoadResult
 ) -> None:
     admin.answers.append(status)
@@ -153,18 +155,18 @@ async def test_while_kong_cannot_load_the_file_is_ready_for_it(
     assert await turn(sync) is LoadResult.LOADED
 
 
-async def test_a_kong_that_does_not_answer_is_waited_for(
+async def test_an_unreachable_kong_is_reported_as_away(
     admin: FakeAdmin, clock: Clock, output: Path
 ) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        nobody = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        sync = make(admin, clock, output, admin_urls=(nobody,))
+        unused = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        sync = make(admin, clock, output, admin_urls=(unused,))
         assert await turn(sync) is LoadResult.AWAY
     assert text_of(output)
 
 
-async def test_every_node_is_given_the_configuration(
+async def test_every_node_gets_the_configuration(
     admin: FakeAdmin, clock: Clock, output: Path
 ) -> None:
     with fake_admin() as second:
@@ -187,7 +189,7 @@ async def test_every_node_is_given_the_configuration(
         (302, b""),
     ],
 )
-async def test_a_bad_key_set_leaves_everything_as_it_was(
+async def test_an_invalid_key_set_does_not_change_the_configuration(
     sync: KongSync, admin: FakeAdmin, output: Path, status: int, document: bytes
 ) -> None:
     await turn(sync)
@@ -195,11 +197,11 @@ async def test_a_bad_key_set_leaves_everything_as_it_was(
     admin.jwks, admin.jwks_status = document, status
     assert await turn(sync) is LoadResult.NO_KEYS
     assert text_of(output) == good
-    # A Kong that was restarted meanwhile still gets the last good one.
+    # A restarted Kong still gets the last valid configuration.
     assert admin.posted[-1][1] == good
 
 
-async def test_without_any_key_set_nothing_is_written_or_sent(
+async def test_without_a_key_set_nothing_is_written_or_sent(
     sync: KongSync, admin: FakeAdmin, output: Path
 ) -> None:
     admin.jwks = b'{"keys":[]}'
@@ -208,9 +210,7 @@ async def test_without_any_key_set_nothing_is_written_or_sent(
     assert admin.posted == []
 
 
-async def test_an_empty_file_is_filled_like_an_absent_one(
-    sync: KongSync, admin: FakeAdmin, output: Path
-) -> None:
+async def test_an_empty_file_is_replaced(sync: KongSync, admin: FakeAdmin, output: Path) -> None:
     put(output, b"")
     assert await turn(sync) is LoadResult.LOADED
     assert kids(text_of(output)) == ["test-ec", "test-rsa"]
@@ -218,7 +218,7 @@ async def test_an_empty_file_is_filled_like_an_absent_one(
 
 
 @pytest.mark.parametrize("text", [b"- a list", b"a word", b"services: 5", b"\xff", b"a: 1\na: 2"])
-async def test_a_file_of_somebody_else_is_neither_replaced_nor_the_end(
+async def test_another_file_is_not_replaced_and_does_not_end_the_loop(
     sync: KongSync, admin: FakeAdmin, output: Path, text: bytes
 ) -> None:
     await turn(sync)
@@ -231,9 +231,7 @@ async def test_a_file_of_somebody_else_is_neither_replaced_nor_the_end(
     assert kids(text_of(output)) == ["test-ec", "test-rsa"]
 
 
-async def test_a_file_that_cannot_be_written_is_tried_again(
-    admin: FakeAdmin, clock: Clock, tmp_path: Path
-) -> None:
+async def test_a_failed_write_is_repeated(admin: FakeAdmin, clock: Clock, tmp_path: Path) -> None:
     output = tmp_path / "config" / "kong.yml"
     sync = make(admin, clock, output)
     assert await turn(sync) is LoadResult.NO_FILE
@@ -243,23 +241,25 @@ async def test_a_file_that_cannot_be_written_is_tried_again(
     assert text_of(output) == admin.held
 
 
-async def test_a_directory_in_the_place_of_the_file_is_no_end(sync: KongSync, output: Path) -> None:
+async def test_a_folder_instead_of_the_file_does_not_end_the_loop(
+    sync: KongSync, output: Path
+) -> None:
     make_folder(output)
     assert await turn(sync) is LoadResult.NO_FILE
 
 
-async def test_one_unreadable_key_costs_no_other(
+async def test_unusable_keys_do_not_affect_others(
     sync: KongSync, admin: FakeAdmin, rsa_key: KeyPair, ec_key: KeyPair
 ) -> None:
     half = {name: value for name, value in ec_key.jwk.items() if name != "y"}
     only_x5c = {"kty": "RSA", "kid": "x5c", "x5c": ["MIIB"]}
-    odd = [half, only_x5c, {"kty": 5}, "a word", {**ec_key.jwk, "kid": "a b"}]
-    admin.jwks = json.dumps({"keys": [*odd, rsa_key.jwk]}).encode()
+    unusable = [half, only_x5c, {"kty": 5}, "a word", {**ec_key.jwk, "kid": "a b"}]
+    admin.jwks = json.dumps({"keys": [*unusable, rsa_key.jwk]}).encode()
     assert await turn(sync) is LoadResult.LOADED
     assert kids(admin.held) == ["test-rsa"]
 
 
-async def test_two_keys_with_one_kid_are_both_ignored_as_in_the_services(
+async def test_two_keys_with_one_kid_are_ignored_as_in_the_services(
     sync: KongSync, admin: FakeAdmin, rsa_key: KeyPair, ec_key: KeyPair
 ) -> None:
     other = {**ec_key.jwk, "kid": "other"}
@@ -271,7 +271,7 @@ async def test_two_keys_with_one_kid_are_both_ignored_as_in_the_services(
     assert sorted(parse_keys(admin.jwks)) == ["other"]
 
 
-async def test_a_rotated_key_stays_for_one_tokens_life(
+async def test_a_rotated_key_is_kept_for_the_lifetime_of_a_token(
     sync: KongSync, admin: FakeAdmin, clock: Clock, rsa_key: KeyPair, ec_key: KeyPair
 ) -> None:
     publish(admin, rsa_key)
@@ -286,7 +286,7 @@ async def test_a_rotated_key_stays_for_one_tokens_life(
     assert kids(admin.held) == ["test-ec"]
 
 
-async def test_the_grace_outlives_a_restart(
+async def test_the_grace_period_continues_after_a_restart(
     *,
     sync: KongSync,
     admin: FakeAdmin,
@@ -307,7 +307,7 @@ async def test_the_grace_outlives_a_restart(
     assert kids(admin.held) == ["test-ec"]
 
 
-async def test_a_vanished_key_ends_also_while_the_issuer_is_away(
+async def test_a_removed_key_expires_while_the_issuer_is_unavailable(
     sync: KongSync, admin: FakeAdmin, clock: Clock, rsa_key: KeyPair, ec_key: KeyPair
 ) -> None:
     publish(admin, rsa_key)
@@ -320,7 +320,7 @@ async def test_a_vanished_key_ends_also_while_the_issuer_is_away(
     assert kids(admin.held) == ["test-ec"]
 
 
-async def test_a_revoked_key_goes_at_once(
+async def test_a_revoked_key_is_removed_at_once(
     sync: KongSync, admin: FakeAdmin, clock: Clock, output: Path
 ) -> None:
     await turn(sync)
@@ -328,7 +328,7 @@ async def test_a_revoked_key_goes_at_once(
     assert kids(admin.held) == ["test-ec"]
 
 
-async def test_revoking_the_last_key_is_withheld(
+async def test_revoking_the_last_key_is_refused(
     admin: FakeAdmin, clock: Clock, output: Path, rsa_key: KeyPair
 ) -> None:
     publish(admin, rsa_key)
@@ -337,7 +337,7 @@ async def test_revoking_the_last_key_is_withheld(
     assert admin.posted == []
 
 
-async def test_the_loop_comes_back_and_ends_when_asked(
+async def test_the_loop_retries_and_ends_on_stop(
     admin: FakeAdmin, clock: Clock, output: Path
 ) -> None:
     sync = make(admin, clock, output, interval_s=0.05)
@@ -351,14 +351,14 @@ async def test_the_loop_comes_back_and_ends_when_asked(
 
 
 class HangingSource:
-    """A key set that is never read to its end."""
+    """A source of keys whose read does not end."""
 
     async def read(self) -> bytes:
         await asyncio.Event().wait()
         return b""
 
 
-async def test_a_turn_that_hangs_is_ended_at_its_deadline(
+async def test_a_turn_that_hangs_is_cancelled_at_its_timeout(
     clock: Clock, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cli.gateway.sync.TURN_TIMEOUT_S", 0.05)
@@ -370,7 +370,7 @@ async def test_a_turn_that_hangs_is_ended_at_its_deadline(
 # Health and metrics -----------------------------------------------------------------------------
 
 
-async def test_ready_means_that_kong_holds_the_issuers_keys_of_late(
+async def test_readiness_requires_a_recent_successful_turn(
     sync: KongSync, admin: FakeAdmin, clock: Clock
 ) -> None:
     assert sync.state()[0] is False
@@ -400,7 +400,7 @@ async def test_probes_and_metrics_are_served_on_one_port(sync: KongSync) -> None
     assert 'scoreboard_kong_sync_turns_total{result="loaded"}' in metrics
 
 
-async def test_metrics_tell_turns_keys_and_the_last_success(
+async def test_metrics_have_turns_keys_and_the_last_success(
     sync: KongSync, admin: FakeAdmin, clock: Clock, rsa_key: KeyPair
 ) -> None:
     before = REGISTRY.get_sample_value("scoreboard_kong_sync_turns_total", {"result": "busy"}) or 0

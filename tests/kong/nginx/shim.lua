@@ -1,6 +1,5 @@
--- A stand-in for Kong on a plain nginx with lua-nginx-module. IT IS NOT KONG: it has Kong's chain and
--- the part of its PDK that our two handlers use, so that they meet real requests, real headers and a
--- real proxy. jwt verifies signatures with libcrypto; rate-limiting counts in memory. Phases,
+-- A fake of Kong on nginx with lua-nginx-module. It is not Kong: it has Kong's chain and the part of
+-- its PDK that the two handlers use, so that they run with real requests, headers and a real proxy. jwt verifies signatures with libcrypto; rate-limiting counts in memory. Phases,
 -- arguments and the serialised message are checked by pdk_rules.lua, as Kong checks them.
 -- Called from the nginx.conf that tests/kong/nginx_gateway.py writes.
 
@@ -11,7 +10,7 @@ local pdk_rules = require 'pdk_rules'
 
 local shim = {}
 local states, config, entries, log_path = {}, nil, {}, nil
-local running -- the state of the request whose handler runs; handlers here never wait between
+local running -- the state of the request whose handler runs; handlers do not yield in between
 
 -- libcrypto ---------------------------------------------------------------------------------------
 
@@ -68,7 +67,7 @@ local raw = {
   request = {
     get_headers = function(max) return ngx.req.get_headers(max or 100) end,
     get_method = function()
-      -- The redirect to the error page has made it GET.
+      -- The redirect to the error page changed the method to GET.
       return running.is_unexpected and (ngx.var.request or ''):match('^%S+') or ngx.req.get_method()
     end,
     get_raw_path = function() return (ngx.var.request_uri or ''):match('^.[^?]*') or '' end,
@@ -270,7 +269,7 @@ local function answer(found)
   return ngx.exit(found.status)
 end
 
--- Kong reads the first of several headers, and reads it once: what a plugin changes comes too late.
+-- Kong reads the first of several headers once, before the plugins run.
 local function header_of_client(name)
   local value = ngx.req.get_headers(100)[name]
   return type(value) == 'table' and value[1] or value
@@ -283,7 +282,7 @@ function shim.access()
     current.route, current.is_exited = nil, true
     return answer({ status = 404, body = { message = 'no Route matched' }, headers = {} })
   end
-  -- kong/runloop/handler.lua, access.before: an upgrade is noted before the plugins run.
+  -- kong/runloop/handler.lua, access.before: an upgrade is stored before the plugins run.
   local connection, upgrade = header_of_client('connection'), header_of_client('upgrade')
   local is_upgrade = upgrade and upgrade:lower() == 'websocket'
   ngx.var.upstream_upgrade = is_upgrade and 'websocket' or ''
@@ -301,7 +300,7 @@ function shim.access()
       if current.answer then return answer(current.answer) end
     end
   end
-  -- access.after: hop-by-hop headers go.
+  -- access.after: hop-by-hop headers are removed.
   for name in (connection or ''):gmatch('[^,%s]+') do
     if name:lower() ~= 'upgrade' or ngx.var.upstream_connection == 'keep-alive' then
       ngx.req.clear_header(name)
@@ -326,7 +325,7 @@ function shim.log()
   states[ngx.var.kong_request_id] = nil
 end
 
--- nginx's own failures come here, after the request, in the same request's state.
+-- nginx's own errors end here, with the state of the same request.
 function shim.error_page()
   local current = state()
   current.is_unexpected = true
