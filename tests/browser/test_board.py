@@ -12,7 +12,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 # Records the classes that each row has had, and the texts beside its score.
 RECORD = """
   window.seen = [];
-  window.said = [];
+  window.texts = [];
   new MutationObserver((changes) => {
     for (const { target } of changes) {
       if (!target.classList?.contains("row")) continue;
@@ -24,21 +24,21 @@ RECORD = """
   new MutationObserver((changes) => {
     for (const { target, addedNodes } of changes) {
       if (!target.matches?.(".gain, .move") || addedNodes.length === 0) continue;
-      said.push(`${target.closest(".row").dataset.user} ${addedNodes[0].data}`);
+      texts.push(`${target.closest(".row").dataset.user} ${addedNodes[0].data}`);
     }
   }).observe(document.querySelector("#rows"), { subtree: true, childList: true });
 """
 
 
 async def rows_of(page: Page) -> list[list[str]]:
-    """Rank, player and score of each row, top first."""
+    """Return rank, player and score of each row, from the top."""
     return await page.evaluate("""
       [...document.querySelectorAll("#rows > .row")].map((row) =>
         [".rank", ".name", ".score"].map((part) => row.querySelector(part).textContent))
     """)
 
 
-async def shows(page: Page, *rows: list[str]) -> None:
+async def wait_for_rows(page: Page, *rows: list[str]) -> None:
     async def check():
         got = await rows_of(page)
         assert got == list(rows)
@@ -47,7 +47,7 @@ async def shows(page: Page, *rows: list[str]) -> None:
     await eventually_async(check)
 
 
-async def recorded(page: Page) -> set[str]:
+async def recorded_classes(page: Page) -> set[str]:
     return set(await page.evaluate("seen"))
 
 
@@ -56,7 +56,7 @@ async def test_page_shows_the_current_board(open_page: OpenPage, site: FakeSite)
 
     page = await open_page(site.url)
 
-    await shows(page, ["1", "alice", "1,234,567"], ["2", "bob", "20"], ["3", "carol", "0"])
+    await wait_for_rows(page, ["1", "alice", "1,234,567"], ["2", "bob", "20"], ["3", "carol", "0"])
     await expect(page.locator("#connection")).to_have_text("Live")
     await expect(page.locator("#board-name")).to_have_text("main")
     await expect(page.locator("#rows")).to_have_attribute("data-seq", "1")
@@ -65,11 +65,11 @@ async def test_page_shows_the_current_board(open_page: OpenPage, site: FakeSite)
 async def test_page_follows_scores_ranks_and_entries(open_page: OpenPage, site: FakeSite):
     await site.send_board(("alice", 30), ("bob", 20), ("carol", 10))
     page = await open_page(site.url)
-    await shows(page, ["1", "alice", "30"], ["2", "bob", "20"], ["3", "carol", "10"])
+    await wait_for_rows(page, ["1", "alice", "30"], ["2", "bob", "20"], ["3", "carol", "10"])
 
     await site.send_board(("carol", 45), ("alice", 30), ("dave", 25))
 
-    await shows(page, ["1", "carol", "45"], ["2", "alice", "30"], ["3", "dave", "25"])
+    await wait_for_rows(page, ["1", "carol", "45"], ["2", "alice", "30"], ["3", "dave", "25"])
 
 
 async def test_burst_ends_with_its_last_board(open_page: OpenPage, site: FakeSite):
@@ -81,7 +81,7 @@ async def test_burst_ends_with_its_last_board(open_page: OpenPage, site: FakeSit
         shifted = names[turn % 4 :] + names[: turn % 4]
         await site.send_board(*((name, 100 + turn - place) for place, name in enumerate(shifted)))
 
-    await shows(
+    await wait_for_rows(
         page,
         ["1", "dave", "159"],
         ["2", "alice", "158"],
@@ -94,25 +94,25 @@ async def test_burst_ends_with_its_last_board(open_page: OpenPage, site: FakeSit
 async def test_older_board_is_ignored(open_page: OpenPage, site: FakeSite):
     await site.send_board(("alice", 30), seq=10)
     page = await open_page(site.url)
-    await shows(page, ["1", "alice", "30"])
+    await wait_for_rows(page, ["1", "alice", "30"])
 
     await site.send_board(("alice", 20), seq=9)
     await site.send_board(("alice", 25), seq=10)
     await site.send_board(("bob", 40), seq=11)
 
-    await shows(page, ["1", "bob", "40"])
+    await wait_for_rows(page, ["1", "bob", "40"])
     assert await page.evaluate("document.querySelector('#rows').dataset.seq") == "11"
 
 
 async def test_rows_keep_their_element_while_they_move(open_page: OpenPage, site: FakeSite):
     await site.send_board(("alice", 30), ("bob", 20))
     page = await open_page(site.url)
-    await shows(page, ["1", "alice", "30"], ["2", "bob", "20"])
+    await wait_for_rows(page, ["1", "alice", "30"], ["2", "bob", "20"])
     await page.evaluate("document.querySelector('[data-user=bob]').mark = 'the same'")
 
     await site.send_board(("bob", 40), ("alice", 30))
 
-    await shows(page, ["1", "bob", "40"], ["2", "alice", "30"])
+    await wait_for_rows(page, ["1", "bob", "40"], ["2", "alice", "30"])
     assert await page.evaluate("document.querySelector('[data-user=bob]').mark") == "the same"
 
 
@@ -122,7 +122,7 @@ async def test_moved_rows_slide_from_their_old_positions_and_changed_scores_flas
 ):
     await site.send_board(("alice", 30), ("bob", 20), ("carol", 10))
     page = await open_page(site.url)
-    await shows(page, ["1", "alice", "30"], ["2", "bob", "20"], ["3", "carol", "10"])
+    await wait_for_rows(page, ["1", "alice", "30"], ["2", "bob", "20"], ["3", "carol", "10"])
     await page.evaluate(RECORD)
     await page.evaluate("""
       window.slides = {};
@@ -134,9 +134,9 @@ async def test_moved_rows_slide_from_their_old_positions_and_changed_scores_flas
     """)
 
     await site.send_board(("bob", 35), ("alice", 30), ("carol", 10))
-    await shows(page, ["1", "bob", "35"], ["2", "alice", "30"], ["3", "carol", "10"])
+    await wait_for_rows(page, ["1", "bob", "35"], ["2", "alice", "30"], ["3", "carol", "10"])
 
-    assert await recorded(page) == {
+    assert await recorded_classes(page) == {
         "bob is-flashing",
         "bob is-sliding",
         "bob is-rising",
@@ -147,7 +147,7 @@ async def test_moved_rows_slide_from_their_old_positions_and_changed_scores_flas
         "bob": f"translateY({row_px}px)",
         "alice": f"translateY(-{row_px}px)",
     }
-    assert set(await page.evaluate("said")) == {"bob +15", "bob ▲ 1", "alice ▼ 1"}
+    assert set(await page.evaluate("texts")) == {"bob +15", "bob ▲ 1", "alice ▼ 1"}
     await expect(page.locator(".is-sliding, .is-rising, .is-flashing")).to_have_count(0)
     await expect(page.locator(".gain:not(:empty), .move:not(:empty)")).to_have_count(0)
 
@@ -160,20 +160,20 @@ async def test_first_board_is_not_animated(open_page: OpenPage, site: FakeSite):
 
     await site.send_board(("alice", 30), ("bob", 20))
 
-    await shows(page, ["1", "alice", "30"], ["2", "bob", "20"])
-    assert await recorded(page) == set()
+    await wait_for_rows(page, ["1", "alice", "30"], ["2", "bob", "20"])
+    assert await recorded_classes(page) == set()
 
 
 async def test_reduced_motion_disables_row_animations(open_page: OpenPage, site: FakeSite):
     await site.send_board(("alice", 30), ("bob", 20))
     page = await open_page(site.url, reduced_motion="reduce")
-    await shows(page, ["1", "alice", "30"], ["2", "bob", "20"])
+    await wait_for_rows(page, ["1", "alice", "30"], ["2", "bob", "20"])
     await page.evaluate(RECORD)
 
     await site.send_board(("bob", 40), ("alice", 30), ("carol", 5))
-    await shows(page, ["1", "bob", "40"], ["2", "alice", "30"], ["3", "carol", "5"])
+    await wait_for_rows(page, ["1", "bob", "40"], ["2", "alice", "30"], ["3", "carol", "5"])
 
-    assert await recorded(page) == {"bob is-flashing"}
+    assert await recorded_classes(page) == {"bob is-flashing"}
     moving = await page.evaluate("""
       document.getAnimations().flatMap((animation) => animation.effect.getKeyframes())
         .filter((frame) => frame.transform && frame.transform !== "none").length

@@ -1,4 +1,4 @@
-"""web/scoreboard-client.js over a real WebSocket in Chromium, against a scripted streamer."""
+"""web/scoreboard-client.js over a real WebSocket in Chromium, against a fake streamer."""
 
 import base64
 import json
@@ -22,11 +22,11 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 CONNECT = """
 async ({ url, board, token, tokens, random = 0 }) => {
   const { connect } = await import("/scoreboard-client.js");
-  Object.assign(window, { boards: [], statuses: [], errors: [], asked: [], waits: [] });
+  Object.assign(window, { boards: [], statuses: [], errors: [], reasons: [], waits: [] });
   const tokenProvider = ({ reason }) => {
-    asked.push(reason);
+    reasons.push(reason);
     const next = tokens.shift() ?? null;
-    if (next === "fail") throw new Error("the issuer is away");
+    if (next === "fail") throw new Error("the issuer is unavailable");
     return next;
   };
   window.connection = connect({
@@ -53,25 +53,25 @@ class Client:
     def __init__(self, page: Page) -> None:
         self.page = page
 
-    async def heard(self, name: str):
+    async def recorded(self, name: str):
         return await self.page.evaluate(f"window.{name}")
 
     async def positions(self) -> list[list[int]]:
-        """The epoch and seq of each delivered board."""
-        return [board[:2] for board in await self.heard("boards")]
+        """Return the epoch and seq of each delivered board."""
+        return [board[:2] for board in await self.recorded("boards")]
 
     async def status(self) -> str:
-        return (await self.heard("statuses"))[-1:][0]
+        return (await self.recorded("statuses"))[-1:][0]
 
-    async def becomes(self, status: str) -> None:
+    async def wait_for_status(self, status: str) -> None:
         async def check():
-            said = await self.heard("statuses")
-            assert said[-1:] == [status], said
+            statuses = await self.recorded("statuses")
+            assert statuses[-1:] == [status], statuses
             return True
 
         await eventually_async(check)
 
-    async def shows(self, epoch: int, seq: int) -> None:
+    async def wait_for_board(self, epoch: int, seq: int) -> None:
         async def check():
             positions = await self.positions()
             assert positions[-1:] == [[epoch, seq]], positions
@@ -79,27 +79,27 @@ class Client:
 
         await eventually_async(check)
 
-    async def waits_for(self, count: int) -> None:
+    async def wait_for_reconnects(self, count: int) -> None:
         """Wait until this many reconnects were scheduled."""
 
         async def check():
-            waits = await self.heard("waits")
+            waits = await self.recorded("waits")
             assert len(waits) == count, waits
             return True
 
         await eventually_async(check)
 
-    async def freezes(self) -> None:
+    async def stop_clock(self) -> None:
         """Stop the clock; only the test advances it."""
         await self.page.clock.pause_at(await self.page.evaluate("Date.now() / 1000 + 0.1"))
 
-    async def passes(self, seconds: float) -> None:
+    async def advance(self, seconds: float) -> None:
         await self.page.clock.fast_forward(int(seconds * 1000))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def tab(browser: Browser) -> AsyncIterator[Page]:
-    """One tab for all tests; a new process per client would take most of the time."""
+    """Return a tab for all tests; a new process per client takes most of the time."""
     context = await browser.new_context()
     context.set_default_timeout(TIMEOUT_MS)
     await context.add_init_script(RECORD_VIOLATIONS)
@@ -129,12 +129,12 @@ async def connect(tab: Page, site: FakeSite, guard: PageGuard) -> AsyncIterator[
 
 
 def token_until(expires_at_s: float) -> str:
-    """An unsigned JWT with an expiry."""
+    """Return an unsigned JWT with an expiry."""
     body = base64.urlsafe_b64encode(json.dumps({"exp": int(expires_at_s)}).encode())
     return f"e30.{body.decode().rstrip('=')}.c2lnbmF0dXJl"
 
 
-async def seen(site: FakeSite, count: int) -> None:
+async def wait_for_handshakes(site: FakeSite, count: int) -> None:
     """Wait until exactly this many handshakes were received."""
 
     def check():
@@ -150,7 +150,7 @@ async def seen(site: FakeSite, count: int) -> None:
 async def test_client_without_a_token_offers_the_plain_subprotocol(connect, site: FakeSite):
     site.board = "weekly"
     client = await connect(board="weekly")
-    await client.becomes("live")
+    await client.wait_for_status("live")
 
     (handshake,) = site.handshakes
     assert handshake.subprotocols == ["scoreboard.v1"]
@@ -164,7 +164,7 @@ async def test_token_is_sent_as_a_second_subprotocol_and_not_in_the_url(
     token = token_until(time.time() + 600)
 
     client = await connect(token=token)
-    await client.becomes("live")
+    await client.wait_for_status("live")
 
     (handshake,) = site.handshakes
     assert handshake.subprotocols == ["scoreboard.v1", f"bearer.{token}"]
@@ -174,56 +174,56 @@ async def test_token_is_sent_as_a_second_subprotocol_and_not_in_the_url(
 async def test_invalid_token_stops_with_a_reason(connect, site: FakeSite):
     client = await connect(token="no token")
 
-    await client.becomes("stopped: refused-by-browser")
+    await client.wait_for_status("stopped: refused-by-browser")
     assert site.handshakes == []
 
 
-# --- which boards are delivered -------------------------------------------------------------------
+# --- delivered boards -----------------------------------------------------------------------------
 
 
 async def test_first_board_of_a_connection_is_marked_as_a_snapshot(connect, site: FakeSite):
     site.seq = 4
     client = await connect()
-    await client.shows(1, 4)
+    await client.wait_for_board(1, 4)
 
     await site.send_board(("alice", 10))
 
-    await client.shows(1, 5)
-    assert await client.heard("boards") == [[1, 4, True], [1, 5, False]]
+    await client.wait_for_board(1, 5)
+    assert await client.recorded("boards") == [[1, 4, True], [1, 5, False]]
 
 
 async def test_only_newer_boards_and_other_epochs_are_delivered(connect, site: FakeSite):
     client = await connect()
-    await client.shows(1, 0)
+    await client.wait_for_board(1, 0)
 
     for epoch, seq in [(1, 5), (1, 5), (1, 4), (1, 9), (2, 3), (2, 2), (2, 4)]:
         await site.send(**site.board_message(epoch=epoch, seq=seq))
 
-    await client.shows(2, 4)
+    await client.wait_for_board(2, 4)
     assert await client.positions() == [[1, 0], [1, 5], [1, 9], [2, 3], [2, 4]]
 
 
 async def test_board_with_another_name_is_reported_and_ignored(connect, site: FakeSite):
     client = await connect(board="main")
-    await client.shows(1, 0)
+    await client.wait_for_board(1, 0)
 
     await site.send(**site.board_message(board="weekly", seq=5))
     await site.send(**site.board_message(seq=6))
 
-    await client.shows(1, 6)
+    await client.wait_for_board(1, 6)
     assert await client.positions() == [[1, 0], [1, 6]]
-    assert await client.heard("errors") == ["other-board"]
+    assert await client.recorded("errors") == ["other-board"]
 
 
 async def test_heartbeat_ahead_of_the_client_sends_a_sync(connect, site: FakeSite):
     client = await connect()
-    await client.shows(1, 0)
+    await client.wait_for_board(1, 0)
     await site.send(type="heartbeat", board="main", epoch=1, seq=0, at=0)
     site.seq = 7
 
     await site.send(type="heartbeat", board="main", epoch=1, seq=7, at=0)
 
-    await client.shows(1, 7)
+    await client.wait_for_board(1, 7)
     assert site.received == [{"type": "sync"}]
 
 
@@ -244,24 +244,24 @@ async def test_invalid_message_is_reported_and_keeps_the_connection(
     connect, site: FakeSite, text: str
 ):
     client = await connect()
-    await client.shows(1, 0)
+    await client.wait_for_board(1, 0)
 
     await site.send_text(text)
-    await site.send(type="from-the-future", wisdom=42)
+    await site.send(type="from-the-future", extra=42)
     await site.send(**site.board_message(seq=6))
 
-    await client.shows(1, 6)
-    assert await client.heard("errors") == ["bad-frame"]
+    await client.wait_for_board(1, 6)
+    assert await client.recorded("errors") == ["bad-frame"]
 
 
 async def test_server_error_is_reported(connect, site: FakeSite):
     client = await connect()
-    await client.becomes("live")
+    await client.wait_for_status("live")
 
     await site.send(type="error", code="unknown_type", detail="say auth or sync")
 
-    await eventually_async(lambda: client.heard("errors.length"))
-    assert await client.heard("errors") == ["unknown_type"]
+    await eventually_async(lambda: client.recorded("errors.length"))
+    assert await client.recorded("errors") == ["unknown_type"]
     assert await client.status() == "live"
 
 
@@ -272,7 +272,7 @@ async def test_callback_that_throws_does_not_end_the_connection(
 ):
     guard.expect("the page is broken")
     client = await connect()
-    await client.shows(1, 0)
+    await client.wait_for_board(1, 0)
     await client.page.evaluate("""
         boards.push = () => { delete boards.push; throw new Error("the page is broken"); }; 0
     """)
@@ -280,7 +280,7 @@ async def test_callback_that_throws_does_not_end_the_connection(
     await site.send_board(("alice", 1))
     await site.send_board(("alice", 2))
 
-    await client.shows(1, 2)
+    await client.wait_for_board(1, 2)
 
 
 # --- stale and live -------------------------------------------------------------------------------
@@ -288,15 +288,15 @@ async def test_callback_that_throws_does_not_end_the_connection(
 
 async def test_stale_and_live_follow_the_server(connect, site: FakeSite):
     client = await connect()
-    await client.becomes("live")
+    await client.wait_for_status("live")
 
     await site.send(type="status", state="stale", reason="redis")
-    await client.becomes("stale")
+    await client.wait_for_status("stale")
     await site.send(type="heartbeat", board="main", epoch=1, seq=0, at=0)
     await site.send(type="status", state="live")
-    await client.becomes("live")
+    await client.wait_for_status("live")
 
-    assert await client.heard("statuses") == ["connecting", "live", "stale", "live"]
+    assert await client.recorded("statuses") == ["connecting", "live", "stale", "live"]
 
 
 # --- lost connections -----------------------------------------------------------------------------
@@ -310,55 +310,55 @@ async def test_server_restart_delivers_no_older_board(
     guard.expect_lost_server()
     await site.send_board(("alice", 1), seq=50)
     client = await connect()
-    await client.shows(1, 50)
+    await client.wait_for_board(1, 50)
 
     await site.stop_streamer()
-    await client.becomes("reconnecting: lost")
+    await client.wait_for_status("reconnecting: lost")
     site.seq = 49
     await site.start_streamer()
-    await client.passes(31)
-    await client.becomes("live")
+    await client.advance(31)
+    await client.wait_for_status("live")
     await site.send_board(("alice", 2), seq=50)
     await site.send_board(("alice", 3), seq=51)
 
-    await client.shows(1, 51)
+    await client.wait_for_board(1, 51)
     assert await client.positions() == [[1, 50], [1, 51]]
 
 
 async def test_silence_longer_than_two_heartbeats_and_a_half_reconnects(connect, site: FakeSite):
     client = await connect()
-    await client.becomes("live")
+    await client.wait_for_status("live")
 
-    await client.freezes()
-    await client.passes(35)
+    await client.stop_clock()
+    await client.advance(35)
     assert await client.status() == "live"
-    await client.passes(3)
+    await client.advance(3)
     assert await client.status() == "reconnecting: silent"
-    await client.passes(31)
+    await client.advance(31)
 
-    await client.becomes("live")
-    await seen(site, 2)
+    await client.wait_for_status("live")
+    await wait_for_handshakes(site, 2)
 
 
 async def test_heartbeats_keep_a_quiet_connection(connect, site: FakeSite):
     client = await connect()
-    await client.becomes("live")
+    await client.wait_for_status("live")
 
     for seq in (3, 4, 5):
-        await client.passes(30)
+        await client.advance(30)
         await site.send_board(("alice", seq), seq=seq)
-        await client.shows(1, seq)
+        await client.wait_for_board(1, seq)
 
-    await seen(site, 1)
-    assert await client.heard("statuses") == ["connecting", "live"]
+    await wait_for_handshakes(site, 1)
+    assert await client.recorded("statuses") == ["connecting", "live"]
 
 
 async def test_handshake_without_a_board_times_out(connect, site: FakeSite):
     site.sends_snapshot = False
     client = await connect()
-    await seen(site, 1)
+    await wait_for_handshakes(site, 1)
 
-    await client.passes(11)
+    await client.advance(11)
 
     assert await client.status() == "reconnecting: silent"
 
@@ -370,14 +370,14 @@ async def test_client_reconnects_after_known_and_unknown_codes(
     code: int,
 ):
     client = await connect()
-    await client.becomes("live")
+    await client.wait_for_status("live")
 
     await site.close_viewers(code)
-    await client.waits_for(1)
-    await client.passes(1)
+    await client.wait_for_reconnects(1)
+    await client.advance(1)
 
-    await client.becomes("live")
-    await seen(site, 2)
+    await client.wait_for_status("live")
+    await wait_for_handshakes(site, 2)
 
 
 @pytest.mark.parametrize(
@@ -393,13 +393,13 @@ async def test_client_reconnects_after_known_and_unknown_codes(
 )
 async def test_permanent_close_codes_stop(connect, site: FakeSite, code: int, reason: str):
     client = await connect()
-    await client.becomes("live")
+    await client.wait_for_status("live")
 
     await site.close_viewers(code)
 
-    await client.becomes(f"stopped: {reason}")
-    await client.passes(120)
-    await seen(site, 1)
+    await client.wait_for_status(f"stopped: {reason}")
+    await client.advance(120)
+    await wait_for_handshakes(site, 1)
 
 
 @pytest.mark.parametrize(("code", "least_s"), [(1013, 5), (4429, 30)])
@@ -410,18 +410,18 @@ async def test_delay_requested_by_the_server_is_respected(
     least_s: int,
 ):
     client = await connect()
-    await client.becomes("live")
+    await client.wait_for_status("live")
 
     await site.close_viewers(code)
-    await client.waits_for(1)
+    await client.wait_for_reconnects(1)
 
-    (wait_ms,) = await client.heard("waits")
+    (wait_ms,) = await client.recorded("waits")
     assert least_s * 1000 - 100 <= wait_ms <= least_s * 2000
     assert await client.page.evaluate("connection.retry()") is False
     await client.page.evaluate("dispatchEvent(new Event('online'))")
-    await seen(site, 1)
-    await client.passes(least_s)
-    await seen(site, 2)
+    await wait_for_handshakes(site, 1)
+    await client.advance(least_s)
+    await wait_for_handshakes(site, 2)
 
 
 @pytest.mark.parametrize(("random", "wait_ms"), [(0, 2_000), (0.5, 3_000)])
@@ -432,24 +432,24 @@ async def test_delay_of_bye_overrides_the_backoff(
     wait_ms: int,
 ):
     client = await connect(random=random)
-    await client.becomes("live")
+    await client.wait_for_status("live")
 
     await site.send(type="bye", code=1012, reason="drain", reconnect=True, delay_ms=[2000, 4000])
     await site.close_viewers(1012)
-    await client.waits_for(1)
+    await client.wait_for_reconnects(1)
 
-    (heard_ms,) = await client.heard("waits")
-    assert abs(heard_ms - wait_ms) < 100
+    (actual_ms,) = await client.recorded("waits")
+    assert abs(actual_ms - wait_ms) < 100
 
 
 async def test_bye_without_reconnect_stops_the_client(connect, site: FakeSite):
     client = await connect()
-    await client.becomes("live")
+    await client.wait_for_status("live")
 
     await site.send(type="bye", code=1001, reason="gone", reconnect=False, delay_ms=[0, 0])
     await site.close_viewers(1001)
 
-    await client.becomes("stopped: goodbye")
+    await client.wait_for_status("stopped: goodbye")
 
 
 async def test_backoff_grows_and_resets_after_a_lasting_connection(
@@ -459,45 +459,45 @@ async def test_backoff_grows_and_resets_after_a_lasting_connection(
 ):
     guard.expect_lost_server()
     client = await connect(random=1)
-    await client.becomes("live")
+    await client.wait_for_status("live")
     await site.stop_streamer()
 
     for count in range(1, 8):
-        await client.waits_for(count)
-        await client.passes(30)
-    await client.waits_for(8)
+        await client.wait_for_reconnects(count)
+        await client.advance(30)
+    await client.wait_for_reconnects(8)
 
-    rounded = [round(wait_ms / 1000) for wait_ms in await client.heard("waits")]
+    rounded = [round(wait_ms / 1000) for wait_ms in await client.recorded("waits")]
     assert rounded[:7] == [2, 4, 8, 16, 30, 30, 30]
 
     await site.start_streamer()
-    await client.passes(30)
-    await client.becomes("live")
-    await client.passes(11)
+    await client.advance(30)
+    await client.wait_for_status("live")
+    await client.advance(11)
     await site.close_viewers(1011)
-    await client.becomes("reconnecting: lost")
-    assert round((await client.heard("waits"))[-1] / 1000) == 2
+    await client.wait_for_status("reconnecting: lost")
+    assert round((await client.recorded("waits"))[-1] / 1000) == 2
 
 
 async def test_online_event_shortens_the_wait(connect, site: FakeSite, guard: PageGuard):
     guard.expect_lost_server()
     client = await connect(random=1)
-    await client.becomes("live")
-    await client.freezes()
+    await client.wait_for_status("live")
+    await client.stop_clock()
     await site.stop_streamer()
-    await client.waits_for(1)
+    await client.wait_for_reconnects(1)
     await site.start_streamer()
 
     await client.page.evaluate("dispatchEvent(new Event('online'))")
-    await client.passes(1)
+    await client.advance(1)
 
-    await client.becomes("live")
-    assert await client.heard("waits") == [2_000]
+    await client.wait_for_status("live")
+    assert await client.recorded("waits") == [2_000]
 
 
 async def test_close_is_permanent(connect, site: FakeSite):
     client = await connect()
-    await client.becomes("live")
+    await client.wait_for_status("live")
 
     await client.page.evaluate("connection.close()")
 
@@ -505,8 +505,8 @@ async def test_close_is_permanent(connect, site: FakeSite):
     await eventually_async(lambda: not site.viewers)
     assert await client.page.evaluate("connection.retry()") is False
     assert await client.page.evaluate("connection.sync()") is False
-    await client.passes(120)
-    await seen(site, 1)
+    await client.advance(120)
+    await wait_for_handshakes(site, 1)
 
 
 # --- tokens ---------------------------------------------------------------------------------------
@@ -515,14 +515,14 @@ async def test_close_is_permanent(connect, site: FakeSite):
 async def test_rejected_token_is_replaced_once(connect, site: FakeSite):
     old, new = token_until(time.time() + 600), token_until(time.time() + 1200)
     client = await connect(tokens=[old, new])
-    await client.becomes("live")
+    await client.wait_for_status("live")
 
     await site.close_viewers(4401)
 
-    await seen(site, 2)
-    await client.becomes("live")
+    await wait_for_handshakes(site, 2)
+    await client.wait_for_status("live")
     assert [handshake.token for handshake in site.handshakes] == [old, new]
-    assert await client.heard("asked") == ["first", "rejected"]
+    assert await client.recorded("reasons") == ["first", "rejected"]
 
 
 async def test_token_rejected_twice_requires_sign_in(connect, site: FakeSite):
@@ -531,32 +531,32 @@ async def test_token_rejected_twice_requires_sign_in(connect, site: FakeSite):
 
     client = await connect(tokens=[fresh, fresh, fresh, fresh])
 
-    await client.becomes("stopped: signed-out")
-    await client.passes(120)
-    await seen(site, 2)
+    await client.wait_for_status("stopped: signed-out")
+    await client.advance(120)
+    await wait_for_handshakes(site, 2)
 
 
 async def test_stopped_client_restarts_on_retry(connect, site: FakeSite):
     site.close_at_once = 4401
     fresh = token_until(time.time() + 600)
     client = await connect(tokens=[fresh, fresh, fresh])
-    await client.becomes("stopped: signed-out")
+    await client.wait_for_status("stopped: signed-out")
     site.close_at_once = None
 
     assert await client.page.evaluate("connection.retry()") is True
 
-    await client.becomes("live")
+    await client.wait_for_status("live")
 
 
 @pytest.mark.parametrize("options", [{"token": "e30.e30.c2ln"}, {"tokens": ["e30.e30.c2ln"]}, {}])
 async def test_rejected_token_without_another_requires_sign_in(connect, site: FakeSite, options):
     client = await connect(**options)
-    await client.becomes("live")
+    await client.wait_for_status("live")
 
     await site.close_viewers(4401)
 
-    await client.becomes("stopped: signed-out")
-    await seen(site, 1)
+    await client.wait_for_status("stopped: signed-out")
+    await wait_for_handshakes(site, 1)
 
 
 async def test_expired_token_is_replaced_before_the_handshake(connect, site: FakeSite):
@@ -564,7 +564,7 @@ async def test_expired_token_is_replaced_before_the_handshake(connect, site: Fak
 
     client = await connect(token=old, tokens=[new])
 
-    await client.becomes("live")
+    await client.wait_for_status("live")
     assert [handshake.token for handshake in site.handshakes] == [new]
 
 
@@ -577,66 +577,66 @@ async def test_expired_token_without_provider_is_tried_once(
     site.reject_status = HTTPStatus.UNAUTHORIZED
 
     client = await connect(token=token_until(time.time() - 3600))
-    await client.becomes("reconnecting: lost")
-    await client.passes(31)
+    await client.wait_for_status("reconnecting: lost")
+    await client.advance(31)
 
-    await client.becomes("stopped: signed-out")
-    await seen(site, 1)
+    await client.wait_for_status("stopped: signed-out")
+    await wait_for_handshakes(site, 1)
 
 
 async def test_failed_token_provider_is_called_again_later(connect, site: FakeSite):
     fresh = token_until(time.time() + 600)
     client = await connect(tokens=["fail", fresh])
-    await client.becomes("reconnecting: token-provider")
+    await client.wait_for_status("reconnecting: token-provider")
     assert site.handshakes == []
 
-    await client.passes(31)
+    await client.advance(31)
 
-    await client.becomes("live")
+    await client.wait_for_status("live")
     assert site.handshakes[0].token == fresh
 
 
 async def test_expiring_token_is_renewed_in_place(connect, site: FakeSite):
     old, new = token_until(time.time() + 30), token_until(time.time() + 900)
     client = await connect(tokens=[old, new])
-    await client.becomes("live")
+    await client.wait_for_status("live")
 
     await site.send(type="auth_expiring", exp=int(time.time()) + 30, grace_ms=25_000)
 
     await eventually_async(lambda: site.received == [{"type": "auth", "token": new}])
-    await seen(site, 1)
-    assert await client.heard("asked") == ["first", "expiring"]
+    await wait_for_handshakes(site, 1)
+    assert await client.recorded("reasons") == ["first", "expiring"]
 
 
 async def test_failed_renewal_is_retried_on_the_same_connection(connect, site: FakeSite):
     old, new = token_until(time.time() + 30), token_until(time.time() + 900)
     client = await connect(tokens=[old, "fail", new])
-    await client.becomes("live")
+    await client.wait_for_status("live")
 
     await site.send(type="auth_expiring", exp=int(time.time()) + 30, grace_ms=25_000)
-    await eventually_async(lambda: client.heard("errors.length"))
-    await client.passes(11)
+    await eventually_async(lambda: client.recorded("errors.length"))
+    await client.advance(11)
 
     await eventually_async(lambda: site.received == [{"type": "auth", "token": new}])
-    await seen(site, 1)
+    await wait_for_handshakes(site, 1)
 
 
 async def test_renewal_that_the_server_could_not_check_is_retried(connect, site: FakeSite):
     old, new = token_until(time.time() + 30), token_until(time.time() + 900)
     client = await connect(tokens=[old, new, new])
-    await client.becomes("live")
+    await client.wait_for_status("live")
     await site.send(type="auth_expiring", exp=int(time.time()) + 30, grace_ms=25_000)
     await eventually_async(lambda: site.received == [{"type": "auth", "token": new}])
 
     await site.send(type="error", code="keys-unavailable", detail="try again in 10 seconds")
-    await eventually_async(lambda: client.heard("errors.length"))
-    await client.passes(11)
+    await eventually_async(lambda: client.recorded("errors.length"))
+    await client.advance(11)
     await eventually_async(lambda: site.received == [{"type": "auth", "token": new}] * 2)
 
     await site.send(type="heartbeat", board="main", epoch=1, seq=0, at=0, exp=int(time.time()))
     await site.send(type="error", code="malformed", detail="about something else")
-    await eventually_async(lambda: client.heard("errors.length === 2"))
-    await client.passes(11)
+    await eventually_async(lambda: client.recorded("errors.length === 2"))
+    await client.advance(11)
     assert len(site.received) == 2
 
 
@@ -651,22 +651,22 @@ async def test_token_that_opens_no_connection_is_replaced(
     client = await connect(tokens=[old, new])
 
     for count in (1, 2):
-        await seen(site, count)
-        await client.waits_for(count)
+        await wait_for_handshakes(site, count)
+        await client.wait_for_reconnects(count)
         site.reject_status = None if count == 2 else site.reject_status
-        await client.passes(31)
+        await client.advance(31)
 
-    await client.becomes("live")
+    await client.wait_for_status("live")
     assert [handshake.token for handshake in site.handshakes] == [old, old, new]
-    assert await client.heard("asked") == ["first", "refused"]
+    assert await client.recorded("reasons") == ["first", "refused"]
 
 
 async def test_token_is_not_exposed(connect, site: FakeSite):
     secret = token_until(time.time() + 600)
     client = await connect(tokens=[secret, secret])
-    await client.becomes("live")
+    await client.wait_for_status("live")
     await site.close_viewers(4403)
-    await client.becomes("stopped: forbidden")
+    await client.wait_for_status("stopped: forbidden")
 
-    spoken = await client.page.evaluate("JSON.stringify([statuses, errors, connection.status])")
-    assert not re.search(re.escape(secret), spoken)
+    exposed = await client.page.evaluate("JSON.stringify([statuses, errors, connection.status])")
+    assert not re.search(re.escape(secret), exposed)

@@ -58,7 +58,7 @@ CONTRAST = """
 """
 
 
-async def is_live(page: Page) -> None:
+async def wait_until_live(page: Page) -> None:
     await expect(page.locator("html")).to_have_attribute("data-state", "live")
 
 
@@ -73,7 +73,7 @@ async def test_accessibility_tree_is_a_list_with_rank_name_and_points(
 
     page = await open_page(site.url)
 
-    await is_live(page)
+    await wait_until_live(page)
     await expect(page.get_by_role("main")).to_match_aria_snapshot("""
       - heading "Top 10" [level=1]
       - region "Top 10":
@@ -91,8 +91,8 @@ async def test_changes_are_announced_at_intervals(open_page: OpenPage, site: Fak
     await expect(news).to_have_attribute("aria-live", "polite")
     await expect(news).to_have_text("alice leads with 30 points.")
     await page.evaluate("""
-      window.told = [];
-      new MutationObserver(() => told.push(document.querySelector("#news").textContent))
+      window.announcements = [];
+      new MutationObserver(() => announcements.push(document.querySelector("#news").textContent))
         .observe(document.querySelector("#news"), { childList: true }); 0
     """)
 
@@ -100,11 +100,11 @@ async def test_changes_are_announced_at_intervals(open_page: OpenPage, site: Fak
     await site.send_board(("bob", 35), ("alice", 30), ("carol", 5))
     await site.send_board(("bob", 36), ("carol", 33), ("alice", 30))
     await expect(page.locator(".row")).to_have_count(3)
-    assert await page.evaluate("told") == []
+    assert await page.evaluate("announcements") == []
     await page.clock.fast_forward(10_000)
 
     await expect(news).to_have_text("bob takes the lead with 36 points. carol enters at 2.")
-    assert len(await page.evaluate("told")) == 1
+    assert len(await page.evaluate("announcements")) == 1
 
 
 async def test_scores_without_rank_changes_are_not_announced(open_page: OpenPage, site: FakeSite):
@@ -168,7 +168,7 @@ async def test_page_works_with_the_keyboard_and_shows_the_focus(
 ):
     await site.send_board(("alice", 10))
     page = await open_page(site.url)
-    await is_live(page)
+    await wait_until_live(page)
 
     await page.keyboard.press("Tab")
     button = page.get_by_role("button", name="Dark theme")
@@ -191,7 +191,7 @@ async def test_text_contrast_is_sufficient(
 ):
     await site.send_board(*PLAYERS[:5])
     page = await open_page(site.url, color_scheme=scheme)
-    await is_live(page)
+    await wait_until_live(page)
     await page.evaluate("""
       for (const move of document.querySelectorAll(".move")) move.dataset.direction = "down";
       document.querySelector("[data-rank='2'] .move").dataset.direction = "up"; 0

@@ -36,7 +36,7 @@ async def call(browser: Browser) -> AsyncIterator[Call]:
 
 
 @pytest.mark.parametrize(
-    ("kept", "frame", "is_news"),
+    ("current", "frame", "is_newer"),
     [
         (None, (1, 0), True),
         ((1, 5), (1, 6), True),
@@ -47,11 +47,11 @@ async def call(browser: Browser) -> AsyncIterator[Call]:
         ((2, 5), (1, 900), True),
     ],
 )
-async def test_board_is_newer_with_another_epoch_or_a_greater_seq(call, kept, frame, is_news):
+async def test_board_is_newer_with_another_epoch_or_a_greater_seq(call, current, frame, is_newer):
     def position(pair):
         return None if pair is None else {"epoch": pair[0], "seq": pair[1]}
 
-    assert await call("isNewer", position(kept), position(frame)) is is_news
+    assert await call("isNewer", position(current), position(frame)) is is_newer
 
 
 @pytest.mark.parametrize("attempt", [1, 2, 5, 6, 40, 2000])
@@ -92,24 +92,24 @@ async def test_higher_floor_shifts_the_whole_range(call):
     ],
 )
 async def test_every_close_code_has_an_action(call, code: int, action: str, floor_ms: int | None):
-    said = await call("closeAction", code)
+    actions = await call("closeAction", code)
 
-    assert said["action"] == action
-    assert said.get("floorMs") == floor_ms
-    assert said["reason"]
+    assert actions["action"] == action
+    assert actions.get("floorMs") == floor_ms
+    assert actions["reason"]
 
 
 async def test_client_and_streamer_agree_on_every_close_code(call):
-    said = {code: await call("closeAction", int(code)) for code in CLOSE_REASONS}
-    # Only the client itself closes with 1000.
-    theirs = {
+    actions = {code: await call("closeAction", int(code)) for code in CLOSE_REASONS}
+    # Only clients close with 1000.
+    server = {
         code: ending for code, ending in CLOSE_REASONS.items() if code is not CloseCode.NORMAL
     }
 
-    comes_back = {code: said[code]["action"] != "stop" for code in theirs}
-    assert comes_back == {code: ending.reconnect for code, ending in theirs.items()}
-    floors_ms = {code: said[code]["floorMs"] for code in theirs if "floorMs" in said[code]}
-    assert floors_ms == {code: theirs[code].delay_ms[0] for code in floors_ms}
+    reconnects = {code: actions[code]["action"] != "stop" for code in server}
+    assert reconnects == {code: ending.reconnect for code, ending in server.items()}
+    floors_ms = {code: actions[code]["floorMs"] for code in server if "floorMs" in actions[code]}
+    assert floors_ms == {code: server[code].delay_ms[0] for code in floors_ms}
 
 
 @pytest.mark.parametrize(
@@ -153,6 +153,6 @@ async def test_board_with_unknown_fields_is_parsed(call):
         "seq": 2,
         "at": int(time.time() * 1000),
         "leaderboard": [{"rank": 1, "userId": "alice", "score": 3, "medal": "gold"}],
-        "mood": "good",
+        "extra": "good",
     }
     assert await call("parseMessage", json.dumps(frame)) == frame

@@ -23,7 +23,7 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """One system for this module; each test adds players with higher scores."""
+    """Return one system for this module; each test adds players with higher scores."""
     made = System(tmp_path_factory.mktemp("page") / "system")
     try:
         made.start()
@@ -40,15 +40,15 @@ class GameServer:
         self._client = client
 
     async def score(self, user_id: str, points: int) -> int:
-        """Update a score over HTTP, repeating the same action until it is answered; return it."""
+        """Update a score over HTTP, repeating the action until it succeeds; return the score."""
         action = {"userId": user_id, "actionId": f"win:{next(_numbers)}", "points": points}
 
-        async def answered():
+        async def is_applied():
             answer = await self._client.post("/api/scores/update", json=action)
             assert answer.status_code == 200, answer.text
             return answer.json()
 
-        return (await eventually_async(answered, within_s=20))["newScore"]
+        return (await eventually_async(is_applied, within_s=20))["newScore"]
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -66,7 +66,7 @@ async def top_of(page: Page, count: int) -> list[list[str]]:
     return rows[:count]
 
 
-async def shows(page: Page, *rows: list[str]) -> None:
+async def wait_for_rows(page: Page, *rows: list[str]) -> None:
     async def check():
         assert await top_of(page, len(rows)) == list(rows)
         return True
@@ -74,7 +74,7 @@ async def shows(page: Page, *rows: list[str]) -> None:
     await eventually_async(check, within_s=TIMEOUT_MS / 1000)
 
 
-async def state_is(page: Page, state: str) -> None:
+async def wait_for_state(page: Page, state: str) -> None:
     root = page.locator("html")
     await expect(root).to_have_attribute("data-state", state, timeout=TIMEOUT_MS)
 
@@ -91,14 +91,14 @@ async def position_of(page: Page) -> tuple[int, int]:
 async def test_page_follows_updates(open_page: OpenPage, system: System, game_server: GameServer):
     await game_server.score("first-alice", 100)
     page = await open_page(f"{system.api}/")
-    await shows(page, ["1", "first-alice", "100"])
+    await wait_for_rows(page, ["1", "first-alice", "100"])
 
     await game_server.score("first-bob", 70)
-    await shows(page, ["1", "first-alice", "100"], ["2", "first-bob", "70"])
+    await wait_for_rows(page, ["1", "first-alice", "100"], ["2", "first-bob", "70"])
     await game_server.score("first-bob", 40)
     await game_server.score("first-carol", 100)
 
-    await shows(
+    await wait_for_rows(
         page,
         ["1", "first-bob", "110"],
         ["2", "first-alice", "100"],
@@ -106,7 +106,7 @@ async def test_page_follows_updates(open_page: OpenPage, system: System, game_se
     )
 
 
-async def test_page_survives_a_restart_of_the_streamer(
+async def test_page_recovers_from_a_restart_of_the_streamer(
     open_page: OpenPage,
     system: System,
     game_server: GameServer,
@@ -115,24 +115,24 @@ async def test_page_survives_a_restart_of_the_streamer(
     guard.expect_lost_server()
     await game_server.score("second-alice", 1_000)
     page = await open_page(f"{system.api}/")
-    await shows(page, ["1", "second-alice", "1,000"])
+    await wait_for_rows(page, ["1", "second-alice", "1,000"])
     before = await position_of(page)
 
     await asyncio.to_thread(system.services["streamer"].stop)
     await game_server.score("second-bob", 2_000)
-    await state_is(page, "reconnecting")
+    await wait_for_state(page, "reconnecting")
     assert await top_of(page, 1) == [["1", "second-alice", "1,000"]]
     await asyncio.to_thread(system.services["streamer"].start)
 
-    await shows(page, ["1", "second-bob", "2,000"], ["2", "second-alice", "1,000"])
-    await state_is(page, "live")
+    await wait_for_rows(page, ["1", "second-bob", "2,000"], ["2", "second-alice", "1,000"])
+    await wait_for_state(page, "live")
     epoch, seq = await position_of(page)
     assert (epoch, seq) > before
     await game_server.score("second-alice", 5_000)
-    await shows(page, ["1", "second-alice", "6,000"])
+    await wait_for_rows(page, ["1", "second-alice", "6,000"])
 
 
-async def test_page_survives_a_killed_streamer(
+async def test_page_recovers_from_a_killed_streamer(
     open_page: OpenPage,
     system: System,
     game_server: GameServer,
@@ -141,13 +141,13 @@ async def test_page_survives_a_killed_streamer(
     guard.expect_lost_server()
     await game_server.score("third-alice", 10_000)
     page = await open_page(f"{system.api}/")
-    await shows(page, ["1", "third-alice", "10,000"])
+    await wait_for_rows(page, ["1", "third-alice", "10,000"])
 
     await asyncio.to_thread(system.services["streamer"].kill)
     await game_server.score("third-alice", 1)
     await asyncio.to_thread(system.services["streamer"].start)
 
-    await shows(page, ["1", "third-alice", "10,001"])
+    await wait_for_rows(page, ["1", "third-alice", "10,001"])
 
 
 async def test_page_shows_a_redis_outage_and_its_end(
@@ -157,13 +157,13 @@ async def test_page_shows_a_redis_outage_and_its_end(
 ):
     await game_server.score("fourth-alice", 100_000)
     page = await open_page(f"{system.api}/")
-    await shows(page, ["1", "fourth-alice", "100,000"])
+    await wait_for_rows(page, ["1", "fourth-alice", "100,000"])
 
     await asyncio.to_thread(system.valkey.stop)
-    await state_is(page, "stale")
+    await wait_for_state(page, "stale")
     assert await top_of(page, 1) == [["1", "fourth-alice", "100,000"]]
     await asyncio.to_thread(system.valkey.start)
 
-    await state_is(page, "live")
+    await wait_for_state(page, "live")
     await game_server.score("fourth-bob", 200_000)
-    await shows(page, ["1", "fourth-bob", "200,000"], ["2", "fourth-alice", "100,000"])
+    await wait_for_rows(page, ["1", "fourth-bob", "200,000"], ["2", "fourth-alice", "100,000"])

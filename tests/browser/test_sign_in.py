@@ -80,7 +80,7 @@ async def press_disabled(page: Page) -> None:
     assert sent == []
 
 
-async def says(page: Page, text: str) -> None:
+async def wait_for_text(page: Page, text: str) -> None:
     await expect(page.locator(".player-news")).to_contain_text(text)
 
 
@@ -94,9 +94,9 @@ async def test_player_signs_in_and_scores(open_page: OpenPage, up: Up):
     assert page.url == up["api"] + "/"
 
     await press(page)
-    await says(page, "Your score is 10.")
+    await wait_for_text(page, "Your score is 10.")
     await press(page)
-    await says(page, "Your score is 20.")
+    await wait_for_text(page, "Your score is 20.")
 
     await expect(row_of(page, "alice").locator(".score")).to_have_text("20")
     await keep_screenshot(page, "signed-in")
@@ -116,7 +116,7 @@ async def test_longest_name_fits_a_phone(open_page: OpenPage, up: Up, scheme: st
     page = await open_page(up["api"], viewport={"width": 320, "height": 640}, color_scheme=scheme)
     await sign_in(page, "w" * 128)
     await press(page)
-    await says(page, "Your score is")
+    await wait_for_text(page, "Your score is")
     width = await page.evaluate("document.documentElement.scrollWidth")
     await keep_screenshot(page, f"signed-in-phone-{scheme}")
     assert width <= 320
@@ -135,11 +135,11 @@ async def test_rate_limit_is_shown_and_ends(open_page: OpenPage, up: Up, guard: 
     await sign_in(page, "carol")
     for score in range(10, 101, 10):
         await press(page)
-        await says(page, f"Your score is {score}.")
+        await wait_for_text(page, f"Your score is {score}.")
 
     await press(page)
 
-    await says(page, "Rate limit reached")
+    await wait_for_text(page, "Rate limit reached")
     button = page.locator(".player-score")
     await expect(button).to_have_text(re.compile(r"^Score again in [1-6]?\d s$"))
     await expect(button).to_have_attribute("aria-disabled", "true")
@@ -147,7 +147,7 @@ async def test_rate_limit_is_shown_and_ends(open_page: OpenPage, up: Up, guard: 
     await press_disabled(page)
     await expect(row_of(page, "carol").locator(".score")).to_have_text("100")
     await page.clock.run_for(61_000)
-    await says(page, "You can score again.")
+    await wait_for_text(page, "You can score again.")
     await expect(button).to_have_text("Score!")
 
 
@@ -159,7 +159,7 @@ async def test_action_without_a_response_is_resent_and_counts_once(
     await sign_in(page, "dave")
     sent: list[str] = []
 
-    async def lose(route: Route) -> None:
+    async def fail(route: Route) -> None:
         sent.append(json.loads(route.request.post_data or "{}")["actionId"])
         if len(sent) == 1:
             await route.abort()
@@ -172,15 +172,15 @@ async def test_action_without_a_response_is_resent_and_counts_once(
         else:
             await route.continue_()
 
-    await page.route(UPDATE, lose)
+    await page.route(UPDATE, fail)
     await press(page)
 
-    await says(page, "Trying again; it counts once.")
-    await says(page, "Your score is 10.")
+    await wait_for_text(page, "Trying again; it counts once.")
+    await wait_for_text(page, "Your score is 10.")
     assert len(sent) == 4
     assert len(set(sent)) == 1
     await press(page)
-    await says(page, "Your score is 20.")
+    await wait_for_text(page, "Your score is 20.")
     assert len(set(sent)) == 2
 
 
@@ -192,11 +192,11 @@ async def test_click_after_the_last_attempt_resends_the_same_action(
     await sign_in(page, "erin")
     sent: list[str] = []
 
-    async def lose(route: Route) -> None:
+    async def fail(route: Route) -> None:
         sent.append(json.loads(route.request.post_data or "{}")["actionId"])
         await route.abort()
 
-    await page.route(UPDATE, lose)
+    await page.route(UPDATE, fail)
     await press(page)
 
     async def has_stopped_retrying() -> bool:
@@ -205,10 +205,10 @@ async def test_click_after_the_last_attempt_resends_the_same_action(
 
     await eventually_async(has_stopped_retrying)
     await page.unroute(UPDATE)
-    async with page.expect_request(UPDATE) as asked:
+    async with page.expect_request(UPDATE) as request:
         await press(page)
-    await says(page, "Your score is 10.")
-    assert json.loads((await asked.value).post_data or "{}")["actionId"] == sent[0]
+    await wait_for_text(page, "Your score is 10.")
+    assert json.loads((await request.value).post_data or "{}")["actionId"] == sent[0]
 
 
 async def test_token_rejected_by_the_server_ends_the_sign_in(
@@ -223,7 +223,7 @@ async def test_token_rejected_by_the_server_ends_the_sign_in(
 
     await page.route(UPDATE, refuse)
     await press(page)
-    await says(page, "Your sign-in has expired.")
+    await wait_for_text(page, "Your sign-in has expired.")
     await expect(page.get_by_role("button", name="Sign in to play")).to_be_focused()
 
 
@@ -234,7 +234,7 @@ async def test_sign_in_ends_when_its_token_expires(open_page: OpenPage, up: Up, 
     await page.clock.fast_forward("59:40")
     await expect(page.locator(".player-name")).to_have_text("grace")
     await page.clock.fast_forward("00:20")
-    await says(page, "Your sign-in has expired.")
+    await wait_for_text(page, "Your sign-in has expired.")
 
 
 async def test_invalid_name_is_asked_again_and_cancel_returns(
@@ -251,14 +251,14 @@ async def test_invalid_name_is_asked_again_and_cancel_returns(
     await expect(page.get_by_label("Player name")).to_have_attribute("aria-invalid", "true")
     await keep_screenshot(page, "sign-in")
     await page.get_by_role("button", name="Cancel").click()
-    await says(page, "The sign-in was cancelled.")
+    await wait_for_text(page, "The sign-in was cancelled.")
     assert page.url == up["api"] + "/"
 
 
 @pytest.mark.parametrize("answer", ["code=stolen&state=guessed", "error=server_error&state=x"])
 async def test_response_to_another_tab_is_rejected(open_page: OpenPage, up: Up, answer: str):
     page = await open_page(f"{up['api']}/?board=main&{answer}")
-    await says(page, "This sign-in was not started in this tab.")
+    await wait_for_text(page, "This sign-in was not started in this tab.")
     assert page.url == up["api"] + "/?board=main"
     await expect(page.get_by_role("button", name="Sign in to play")).to_be_visible()
 
@@ -291,7 +291,7 @@ async def test_tampered_response_is_rejected(
     await page.get_by_role("button", name="Sign in to play").click()
     await page.get_by_label("Player name").fill("mallory")
     await page.get_by_role("button", name="Sign in", exact=True).click()
-    await says(page, sentence)
+    await wait_for_text(page, sentence)
     await expect(page.get_by_role("button", name="Sign in to play")).to_be_visible()
     assert page.url == up["api"] + "/"
 

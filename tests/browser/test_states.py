@@ -12,11 +12,11 @@ from tests.support.fakes.site import FakeSite
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
-async def state_is(page: Page, state: str) -> None:
+async def wait_for_state(page: Page, state: str) -> None:
     await expect(page.locator("html")).to_have_attribute("data-state", state)
 
 
-async def freeze(page: Page) -> None:
+async def stop_clock(page: Page) -> None:
     """Stop the page's clock; only the test advances it."""
     await page.clock.pause_at(await page.evaluate("Date.now() / 1000 + 1"))
 
@@ -49,7 +49,7 @@ async def test_empty_board_shows_a_text_until_the_first_score(open_page: OpenPag
 async def test_stale_board_is_marked_and_stays(open_page: OpenPage, site: FakeSite):
     await site.send_board(("alice", 10))
     page = await open_page(site.url)
-    await state_is(page, "live")
+    await wait_for_state(page, "live")
 
     await site.send(type="status", state="stale", reason="redis")
 
@@ -67,8 +67,8 @@ async def test_stale_board_is_marked_and_stays(open_page: OpenPage, site: FakeSi
 async def test_short_reconnection_is_not_shown(open_page: OpenPage, site: FakeSite):
     await site.send_board(("alice", 10))
     page = await open_page(site.url, clock=True, random=0)
-    await state_is(page, "live")
-    await freeze(page)
+    await wait_for_state(page, "live")
+    await stop_clock(page)
     await page.evaluate("""
       window.states = [];
       new MutationObserver(() => states.push(document.documentElement.dataset.state))
@@ -84,11 +84,11 @@ async def test_short_reconnection_is_not_shown(open_page: OpenPage, site: FakeSi
 
     await site.close_viewers(1012)
 
-    async def tries_again():
+    async def has_reconnected():
         await page.clock.run_for(50)
         return await page.evaluate("opened")
 
-    await eventually_async(tries_again)
+    await eventually_async(has_reconnected)
     await eventually_async(lambda: site.viewers)
     await site.send_board(("alice", 20))
 
@@ -104,11 +104,11 @@ async def test_lost_connection_shows_a_countdown_and_recovers(
     guard.expect_lost_server()
     await site.send_board(("alice", 10), seq=5)
     page = await open_page(site.url, clock=True, random=1)
-    await state_is(page, "live")
+    await wait_for_state(page, "live")
 
     await site.stop_streamer()
     await page.clock.fast_forward(1_600)
-    await state_is(page, "reconnecting")
+    await wait_for_state(page, "reconnecting")
     await expect(page.locator("#detail")).to_contain_text("Connection lost")
     await expect(page.locator(".row .name")).to_have_text("alice")
 
@@ -116,7 +116,7 @@ async def test_lost_connection_shows_a_countdown_and_recovers(
     site.rows = []
     await site.start_streamer()
     await page.clock.fast_forward(31_000)
-    await state_is(page, "live")
+    await wait_for_state(page, "live")
     await expect(page.locator(".row .name")).to_have_text("alice")
 
     await site.send_board(("bob", 20), seq=6)
@@ -131,22 +131,22 @@ async def test_retry_button_reconnects_at_once(
     guard.expect_lost_server()
     await site.send_board(("alice", 10))
     page = await open_page(site.url, clock=True, random=1)
-    await state_is(page, "live")
+    await wait_for_state(page, "live")
     await site.stop_streamer()
     await page.clock.fast_forward(8_000)
-    await state_is(page, "reconnecting")
-    await freeze(page)
+    await wait_for_state(page, "reconnecting")
+    await stop_clock(page)
     await site.start_streamer()
 
     await page.get_by_role("button", name="Try now").click()
 
-    await state_is(page, "live")
+    await wait_for_state(page, "live")
 
 
 async def test_full_server_offers_no_retry_button(open_page: OpenPage, site: FakeSite):
     await site.send_board(("alice", 10))
     page = await open_page(site.url, clock=True)
-    await state_is(page, "live")
+    await wait_for_state(page, "live")
 
     await site.close_viewers(1013)
     await page.clock.fast_forward(2_000)
@@ -158,13 +158,13 @@ async def test_full_server_offers_no_retry_button(open_page: OpenPage, site: Fak
 async def test_forbidden_board_stops_and_can_be_retried(open_page: OpenPage, site: FakeSite):
     await site.send_board(("alice", 10))
     page = await open_page(site.url)
-    await state_is(page, "live")
+    await wait_for_state(page, "live")
 
     await site.close_viewers(4403)
     await expect(page.locator("#detail")).to_contain_text("not allowed to watch")
 
     await page.get_by_role("button", name="Try now").click()
-    await state_is(page, "live")
+    await wait_for_state(page, "live")
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ async def test_unreachable_server_is_retried(
     site.reject_status = HTTPStatus.SERVICE_UNAVAILABLE
     site.api_status = HTTPStatus.SERVICE_UNAVAILABLE
     page = await open_page(site.url, clock=True)
-    await state_is(page, "reconnecting")
+    await wait_for_state(page, "reconnecting")
     await expect(page.locator(".skeleton")).to_be_visible()
     site.reject_status = None
     await site.send_board(("alice", 10))
@@ -271,8 +271,8 @@ async def test_age_of_the_last_change_is_shown(open_page: OpenPage, site: FakeSi
     await site.send_board(("alice", 10))
     page = await open_page(site.url, clock=True)
     detail = page.locator("#detail")
-    await state_is(page, "live")
-    await freeze(page)
+    await wait_for_state(page, "live")
+    await stop_clock(page)
 
     await site.send_board(("alice", 20))
     await expect(detail).to_have_text("Last change just now")
