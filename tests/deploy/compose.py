@@ -1,4 +1,4 @@
-"""docker-compose.yml as the tests beside this read it: merged, with every ${VARIABLE} resolved."""
+"""Reads docker-compose.yml, merged and with every ${VARIABLE} resolved."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ Entity = dict[str, Any]
 
 
 def load(environ: dict[str, str] | None = None) -> Entity:
-    """Give the document with variables taken from ``environ``, else from their defaults."""
+    """Return the document with variables from ``environ`` or their defaults."""
     known = environ or {}
     return yaml.safe_load(VARIABLE.sub(lambda m: known.get(m[1]) or m[2] or "", TEXT))
 
@@ -28,22 +28,22 @@ OURS = {name for name, s in SERVICES.items() if s.get("image") == "scoreboard:lo
 
 
 def environment(service: str) -> dict[str, str]:
-    """Give a service's own environment."""
+    """Return the environment of a service."""
     return {name: str(value) for name, value in SERVICES[service].get("environment", {}).items()}
 
 
 def option(service: str, name: str) -> str:
-    """Give the value of an option of a service's command."""
+    """Return the value of an option of a service's command."""
     command = SERVICES[service]["command"]
     return command[command.index(name) + 1]
 
 
 def dockerfile(name: str) -> str:
-    """Give a Dockerfile's text with continued lines joined."""
+    """Return a Dockerfile with continued lines joined."""
     return (ROOT / name).read_text().replace("\\\n", " ")
 
 
 def kong_image() -> dict[str, str]:
-    """Give the settings that the gateway's image is built with."""
+    """Return the settings in the image of the gateway."""
     block = dockerfile("deploy/docker/kong.Dockerfile").partition("\nENV ")[2].partition("\n")[0]
     return dict(pair.split("=", 1) for pair in block.split())

@@ -1,7 +1,7 @@
-"""docker-compose.yml: valid, closed, agreed with settings, plugins and commands.
+"""docker-compose.yml: valid, hardened, and consistent with settings, plugins and commands.
 
-No container is run here. tests/deploy/test_first_start.py runs what its first start does, with the
-same scripts, on servers from wheels.
+No container is run. tests/deploy/test_first_start.py runs the steps of a first start, with the same
+scripts, on servers from wheels.
 """
 
 import importlib.util
@@ -43,18 +43,10 @@ TEMPLATE: Entity = yaml.safe_load((kong_path() / "kong.yml").read_text())
 every_service = pytest.mark.parametrize("service", sorted(SERVICES))
 
 
-def test_it_fits_the_compose_specification() -> None:
+def test_the_file_matches_the_compose_specification() -> None:
     checker = Path(sys.executable).with_name("check-jsonschema")
     schema = ["--builtin-schema", "vendor.compose-spec"]
     subprocess.run([checker, *schema, "docker-compose.yml"], cwd=ROOT, check=True)
-
-
-def test_every_part_of_the_production_shape_is_there() -> None:
-    assert set(SERVICES) == {
-        "secrets", "roles", "migrate", "open", "kong-render", "kong", "kong-sync",
-        "api", "streamer", "flusher", "valkey", "valkey-counters", "postgres", "oauth",
-        "seed", "moto", "rotate", "rotate-kong",
-    }  # fmt: skip
 
 
 # Files, volumes, variables ----------------------------------------------------------------------
@@ -74,7 +66,7 @@ def test_every_mounted_file_exists_and_is_read_only(service: str) -> None:
             assert source in COMPOSE["volumes"], source
 
 
-def test_every_volume_is_used_and_written_by_one_kind_of_service() -> None:
+def test_every_volume_is_used_and_has_the_expected_writers() -> None:
     used = {source for name in SERVICES for source, *_ in mounts(name) if source[0] != "."}
     assert used == set(COMPOSE["volumes"])
     writers = {
@@ -95,8 +87,8 @@ def test_every_volume_is_used_and_written_by_one_kind_of_service() -> None:
         assert writers[volume] == {"secrets"}
 
 
-def test_a_new_volume_belongs_to_the_user_that_writes_it() -> None:
-    # Docker gives a new volume the owner of the folder below it in the first image that mounts it.
+def test_the_image_creates_the_folders_of_the_volumes() -> None:
+    # A new volume gets the owner of the folder at its path in the first image that mounts it.
     made = set(re.findall(r"(?:config|secrets/\w+)(?=[ ;])", dockerfile("Dockerfile")))
     targets = {
         target.removeprefix("/var/lib/scoreboard/")
@@ -117,13 +109,11 @@ def test_every_variable_is_a_setting_with_a_default() -> None:
 
 def test_every_variable_is_in_the_example_environment() -> None:
     example = ROOT / ".env.example"
-    if not example.exists():
-        pytest.skip("there is no .env.example yet (make env)")
     listed = set(re.findall(r"^#?\s*([A-Z][A-Z0-9_]+)=", example.read_text(), re.MULTILINE))
     assert {name for name, _ in VARIABLE.findall(TEXT)} <= listed | {"SECRETS_PREFIX"}
 
 
-def test_a_variable_of_the_caller_wins() -> None:
+def test_a_variable_overrides_its_default() -> None:
     services = load({"SCOREBOARD_ISSUER": "https://issuer.example/"})["services"]
     for name in ("api", "streamer", "kong-render", "kong-sync"):
         assert services[name]["environment"]["SCOREBOARD_ISSUER"] == "https://issuer.example/"
@@ -146,7 +136,7 @@ def test_every_service_starts_with_its_environment(service: str) -> None:
         assert settings.jwks_url
 
 
-def test_gateway_and_services_agree() -> None:
+def test_gateway_and_services_have_the_same_settings() -> None:
     render, sync = environment("kong-render"), environment("kong-sync")
     assert {name: sync[name] for name in render} == render
     api, streamer = environment("api"), environment("streamer")
@@ -155,7 +145,7 @@ def test_gateway_and_services_agree() -> None:
             assert render[name] == api[name], name
     for name in ("ISSUER", "JWKS_URL", "AUDIENCE", "ORIGINS"):
         assert api[f"SCOREBOARD_{name}"] == streamer[f"SCOREBOARD_{name}"]
-    # Nothing but the gateway counts, so nothing but the gateway may reach the api.
+    # Only the gateway limits updates, so the api must not be reachable past it.
     assert api["SCOREBOARD_RATE_LIMIT"] == "gateway"
     assert not SERVICES["api"].get("ports")
     assert not SERVICES["streamer"].get("ports")
@@ -182,7 +172,7 @@ def command_lines() -> list[list[str]]:
 
 
 @pytest.mark.parametrize("words", command_lines(), ids=" ".join)
-def test_every_command_of_ours_exists_with_its_options(words: list[str]) -> None:
+def test_every_scoreboard_command_exists_with_its_options(words: list[str]) -> None:
     names = list(words)
     command: click.Command = scoreboard
     context = click.Context(scoreboard)
@@ -193,7 +183,7 @@ def test_every_command_of_ours_exists_with_its_options(words: list[str]) -> None
     command.make_context("test", names, resilient_parsing=True)
 
 
-def test_there_are_commands_to_check() -> None:
+def test_all_scoreboard_commands_are_found() -> None:
     assert len(command_lines()) == 6
 
 
@@ -205,7 +195,7 @@ def test_rotation_is_the_command_of_its_containers() -> None:
 # Addresses --------------------------------------------------------------------------------------
 
 
-def test_ports_are_on_loopback_alone() -> None:
+def test_ports_are_published_only_on_loopback() -> None:
     published = {name: s["ports"] for name, s in SERVICES.items() if s.get("ports")}
     assert published == {"kong": ["127.0.0.1:8080:8000"], "oauth": ["127.0.0.1:8090:8090"]}
 
@@ -216,7 +206,7 @@ def default(field: str) -> Any:
     return defaults[fields.index(field) - (len(fields) - len(defaults))]
 
 
-def test_ports_of_health_checks_are_those_of_the_settings() -> None:
+def test_ports_of_health_checks_match_the_settings() -> None:
     expected = {
         "api": default("api_port"),
         "streamer": default("ws_metrics_port"),
@@ -230,7 +220,7 @@ def test_ports_of_health_checks_are_those_of_the_settings() -> None:
         assert str(port) in dockerfile("Dockerfile").partition("EXPOSE")[2].partition("\n")[0]
 
 
-def test_the_gateway_finds_the_services_where_they_listen() -> None:
+def test_the_targets_of_the_gateway_match_the_ports_of_the_services() -> None:
     targets = {u["name"]: [t["target"] for t in u["targets"]] for u in TEMPLATE["upstreams"]}
     assert targets == {
         "scoreboard-api.upstream": [f"api:{default('api_port')}"],
@@ -251,7 +241,7 @@ def test_hosts_in_addresses_are_services() -> None:
                     assert host in SERVICES or host in aliases, (name, key, host)
 
 
-def test_counters_have_a_server_of_their_own() -> None:
+def test_counters_have_their_own_server() -> None:
     board, counters = environment("api")["REDIS_URL"], environment("kong-sync")["REDIS_URL"]
     assert board == "redis://valkey:6379/0"
     assert counters == "redis://kong@valkey-counters:6379/0"
@@ -261,7 +251,7 @@ def test_counters_have_a_server_of_their_own() -> None:
     assert COMPOSE["networks"]["counters"] == {"internal": True}
 
 
-def test_counters_wait_for_no_disk_and_never_end_for_want_of_memory() -> None:
+def test_counters_are_not_persisted_and_evicted_at_the_memory_limit() -> None:
     lines = valkey_conf("valkey-counters.conf")
     assert (lines["appendonly"], lines["save"]) == ("no", '""')
     assert lines["maxmemory-policy"] == "volatile-ttl"  # every counter has a TTL
@@ -273,12 +263,12 @@ def test_counters_wait_for_no_disk_and_never_end_for_want_of_memory() -> None:
 
 
 def networks(service: str) -> set[str]:
-    """Give the networks of a service, in either form of the specification."""
+    """Return the networks of a service, in either form of the specification."""
     return set(SERVICES[service].get("networks", ()))
 
 
 def addresses() -> dict[str, IPv4Address]:
-    """Give the addresses that services have for good, in the network of the services."""
+    """Return the static addresses of services in the network `inside`."""
     found = {}
     for name, service in SERVICES.items():
         given = service.get("networks", ())
@@ -288,14 +278,14 @@ def addresses() -> dict[str, IPv4Address]:
     return found
 
 
-def test_services_believe_kong_about_addresses_and_nobody_else() -> None:
-    # The bridge's gateway, from which clients of this machine arrive, lies in the same subnet.
+def test_services_trust_only_kong_for_forwarded_addresses() -> None:
+    # The bridge's gateway, the address of clients on this machine, is in the same subnet.
     (pool,) = COMPOSE["networks"]["inside"]["ipam"]["config"]
     subnet, dealt = ip_network(pool["subnet"]), ip_network(pool["ip_range"])
     kong = addresses()["kong"]
     assert addresses() == {"kong": kong}
     assert kong in subnet
-    assert kong not in dealt  # or another container could be given it first
+    assert kong not in dealt  # or another container could get it
     assert dealt.subnet_of(subnet)
     for service in ("api", "streamer", "flusher"):
         trusted = trusted_networks(load_settings(environment(service)).trusted_hops)
@@ -304,14 +294,14 @@ def test_services_believe_kong_about_addresses_and_nobody_else() -> None:
 
 
 @pytest.mark.parametrize("client", ["172.30.91.1", "172.30.91.129"])
-def test_a_client_of_this_machine_cannot_name_its_own_address(client: str) -> None:
+def test_a_client_of_this_machine_cannot_forge_its_address(client: str) -> None:
     hops = trusted_networks(load_settings(environment("streamer")).trusted_hops)
-    # Kong appends the address it sees to what the client has sent.
+    # Kong appends the client's address to the header that the client sent.
     seen = client_address(str(addresses()["kong"]), [f"203.0.113.9, {client}"], hops)
     assert seen == client
 
 
-def test_kong_believes_no_forwarded_address_where_no_balancer_is_in_front() -> None:
+def test_kong_does_not_trust_forwarded_addresses() -> None:
     settings = {**kong_image(), **environment("kong")}
     assert not [name for name in settings if name.startswith(("KONG_TRUSTED_IPS", "KONG_REAL_IP"))]
 
@@ -327,13 +317,13 @@ def has_health_check(service: str) -> bool:
 
 
 @every_service
-def test_what_runs_on_has_a_health_check(service: str) -> None:
+def test_long_running_services_have_a_health_check(service: str) -> None:
     assert has_health_check(service) is (service not in ONE_SHOTS)
     assert "curl" not in str(SERVICES[service].get("healthcheck", ""))
 
 
 @every_service
-def test_dependencies_exist_and_can_come_true(service: str) -> None:
+def test_dependencies_wait_for_completion_or_health(service: str) -> None:
     for other, rule in SERVICES[service].get("depends_on", {}).items():
         expected = "service_completed_successfully" if other in ONE_SHOTS else "service_healthy"
         optional = {"required": False} if other in PROFILES and service not in PROFILES else {}
@@ -341,24 +331,24 @@ def test_dependencies_exist_and_can_come_true(service: str) -> None:
         assert rule == {"condition": expected, **optional, **({"restart": True} if joined else {})}
 
 
-def test_nothing_waits_for_itself() -> None:
-    def below(service: str, seen: tuple[str, ...] = ()) -> set[str]:
+def test_dependencies_have_no_cycle_and_include_the_required_services() -> None:
+    def dependencies_of(service: str, seen: tuple[str, ...] = ()) -> set[str]:
         assert service not in seen, (*seen, service)
         direct = set(SERVICES[service].get("depends_on", {}))
-        return direct.union(*(below(other, (*seen, service)) for other in direct))
+        return direct.union(*(dependencies_of(other, (*seen, service)) for other in direct))
 
     for service in ("api", "streamer", "flusher"):
         needed = {"secrets", "seed", "moto", "valkey", "postgres", "roles", "migrate", "open"}
-        assert needed <= below(service), service
-    assert {"kong-render", "oauth", "valkey", "api", "streamer"} <= below("kong")
-    assert "kong" in below("kong-sync")
+        assert needed <= dependencies_of(service), service
+    assert {"kong-render", "oauth", "valkey", "api", "streamer"} <= dependencies_of("kong")
+    assert "kong" in dependencies_of("kong-sync")
 
 
 # Containers -------------------------------------------------------------------------------------
 
 
 @every_service
-def test_containers_have_no_rights_to_spare(service: str) -> None:
+def test_containers_are_hardened_and_limited(service: str) -> None:
     entity = SERVICES[service]
     assert entity["read_only"] is True
     assert entity["cap_drop"] == ["ALL"]
@@ -380,19 +370,19 @@ def test_logs_are_bounded(service: str) -> None:
     assert SERVICES[service]["logging"]["options"] == {"max-size": "10m", "max-file": "3"}
 
 
-def test_postgres_keeps_its_data_where_the_image_does() -> None:
+def test_the_postgres_volume_is_mounted_at_the_path_of_the_image() -> None:
     # The image of 18 fails to start with a volume on …/data.
     targets = {source: target for source, target, *_ in mounts("postgres")}
     assert targets["postgres-data"] == "/var/lib/postgresql"
 
 
 def valkey_conf(name: str) -> dict[str, str]:
-    """Give the directives of a configuration of Valkey."""
+    """Return the directives of a configuration of Valkey."""
     lines = (ROOT / "deploy/docker" / name).read_text().splitlines()
     return dict(line.split(" ", 1) for line in lines if line and not line.startswith("#"))
 
 
-def test_valkey_is_as_the_services_demand() -> None:
+def test_valkey_has_the_settings_that_the_services_require() -> None:
     from scoreboard.store.durability import REQUIRED_SETTINGS
 
     lines = valkey_conf("valkey.conf")
@@ -421,7 +411,7 @@ def test_kong_starts_with_the_file_that_render_and_sync_write() -> None:
         assert path.startswith(targets["kong-config"] + "/")
 
 
-def test_render_and_sync_are_told_the_same() -> None:
+def test_render_and_sync_have_the_same_options() -> None:
     different = {"--wait", "60", "--keep-on-failure", "--probe-host", "0.0.0.0", "render", "sync"}
     render, sync = (SERVICES[name]["command"] for name in ("kong-render", "kong-sync"))
     assert [w for w in render if w not in different] == [w for w in sync if w not in different]
@@ -430,7 +420,7 @@ def test_render_and_sync_are_told_the_same() -> None:
     assert "--private" not in board
 
 
-def test_kongs_doors_are_where_they_should_be() -> None:
+def test_kong_listens_on_the_expected_addresses_with_safe_settings() -> None:
     image = kong_image()
     assert image["KONG_PROXY_LISTEN"] == "0.0.0.0:8000"
     assert image["KONG_ADMIN_LISTEN"] == "127.0.0.1:8001"
@@ -441,17 +431,17 @@ def test_kongs_doors_are_where_they_should_be() -> None:
     assert image["KONG_HEADERS"] == image["KONG_HEADERS_UPSTREAM"] == "X-Kong-Request-Id"
 
 
-def test_no_access_log_shows_a_query() -> None:
+def test_access_logs_are_off() -> None:
     assert kong_image()["KONG_PROXY_ACCESS_LOG"] == kong_image()["KONG_ADMIN_ACCESS_LOG"] == "off"
     assert not [name for name in environment("kong") if name.endswith("ACCESS_LOG")]
 
 
-def test_the_admin_api_is_reached_in_kongs_network_alone() -> None:
+def test_the_admin_api_is_reachable_only_in_kongs_network_namespace() -> None:
     assert SERVICES["kong-sync"]["network_mode"] == "service:kong"
     assert "networks" not in SERVICES["kong-sync"]
 
 
-def test_the_reference_to_the_password_names_the_variable_that_is_set() -> None:
+def test_the_vault_reference_names_the_variable_of_the_password() -> None:
     variable = kong_config.PASSWORD_REFERENCE.removeprefix("{vault://env/").removesuffix("}")
     name = variable.upper().replace("-", "_")
     assert f"{name}_FILE" in environment("kong")

@@ -1,4 +1,4 @@
-"""What the first `docker compose up` does, step by step, without containers.
+"""The steps of the first `docker compose up`, without containers.
 
 The same scripts, the same valkey.conf, ACL, roles, secrets and commands, on Valkey, PostgreSQL and
 moto from wheels: an update through the api reaches PostgreSQL with no more rights than compose
@@ -44,7 +44,7 @@ KEY = "ratelimit:route:service:alice:60000:minute"
 
 @dataclass
 class Installation:
-    """Where the servers of a first start are, and what its scripts have written."""
+    """The servers of a first start, and the files that its scripts have written."""
 
     secrets: Path
     redis_port: int
@@ -53,11 +53,11 @@ class Installation:
     environ: dict[str, str]
 
     def counters(self, user: str, password: str) -> redis.Redis:
-        """Connect to the counters' server."""
+        """Connect to the server of the counters."""
         return connect(self.counters_port, username=user, password=password)
 
     def redis(self, user: str) -> redis.Redis:
-        """Connect as a user of the ACL file of the board's server, Kong to the counters'."""
+        """Connect as a user of the board's server; `kong` is a user of the counters' server."""
         password = "health"
         if user == "kong":
             return self.counters("kong", self.document("kong/counters")["password"])
@@ -66,11 +66,11 @@ class Installation:
         return connect(self.redis_port, username=user, password=password)
 
     def document(self, name: str) -> dict[str, str]:
-        """Give a secret."""
+        """Return a secret."""
         return json.loads((self.secrets / name).read_text())
 
     def environment(self, service: str, **changes: str) -> dict[str, str]:
-        """Give a service's environment of the compose file, with this machine's addresses."""
+        """Return a service's environment of the compose file, with this machine's addresses."""
         given = {
             name: value.replace(SECRETS, f"{self.secrets}/")
             for name, value in environment(service).items()
@@ -78,12 +78,12 @@ class Installation:
         return {**self.environ, **given, **self.addresses(), **changes}
 
     def aws_environment(self, service: str) -> dict[str, str]:
-        """Give the environment of the profile `moto`: two variables of the caller differ."""
+        """Return the environment of the profile `moto`: two variables of the caller differ."""
         given = load(AWS)["services"][service]["environment"]
         return {**self.environ, **given, **self.addresses()}
 
     def addresses(self) -> dict[str, str]:
-        """Give what differs from the compose file."""
+        """Return the variables that differ from the compose file."""
         return {name: self.environ[name] for name in _ADDRESSES if name in self.environ}
 
 
@@ -103,7 +103,7 @@ def connect(port: int, **options: Any) -> redis.Redis:
 
 
 def run(words: list[str], environ: dict[str, str]) -> str:
-    """Run a command to its end."""
+    """Run a command; return its stderr."""
     done = subprocess.run(
         words, env=environ, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
     )
@@ -118,7 +118,7 @@ def bootstrap(root: Path, environ: dict[str, str]) -> str:
 
 
 def start_valkey(stack: ExitStack, conf: str, acl: Path, data: Path) -> int:
-    """Start a server with a configuration of the compose file; give its port."""
+    """Start a server with a configuration of the compose file; return its port."""
     port = find_free_port()
     valkey = subprocess.Popen(
         [
@@ -133,21 +133,21 @@ def start_valkey(stack: ExitStack, conf: str, acl: Path, data: Path) -> int:
 
 
 def roles_script(folder: Path, secrets: Path) -> Path:
-    """Give the script of `roles` with this machine's paths in place of the containers'."""
+    """Return the script of `roles` with this machine's paths in place of the containers'."""
     text = (DOCKER / "postgres-roles.sh").read_text()
-    for there, here in (
+    for container, local in (
         ("/var/lib/scoreboard/secrets", secrets),
         ("/usr/local/share/scoreboard/postgres-roles.sql", DOCKER / "postgres-roles.sql"),
     ):
-        assert there in text
-        text = text.replace(there, str(here))
+        assert container in text
+        text = text.replace(container, str(local))
     script = folder / "postgres-roles.sh"
     script.write_text(text)
     return script
 
 
 def psql_environment(login: dict[str, str]) -> dict[str, str]:
-    """Give the environment of the service `roles` with this machine's addresses."""
+    """Return the environment of the service `roles` with this machine's addresses."""
     parts = urlsplit(login["DATABASE_URL"])
     return {
         "PATH": f"{binaries.find_postgres().folder}:{os.environ['PATH']}",
@@ -252,7 +252,9 @@ def test_an_operator_can_read_the_logins_of_the_profile_moto(installation: Insta
     run(SERVICES["open"]["command"], environ)
 
 
-def test_two_installations_share_no_password(installation: Installation, tmp_path: Path) -> None:
+def test_two_installations_have_different_passwords(
+    installation: Installation, tmp_path: Path
+) -> None:
     bootstrap(tmp_path, installation.environ)
     names = [path.relative_to(tmp_path) for path in tmp_path.glob("*/*") if "." not in path.name]
     assert len(names) == 13
@@ -286,12 +288,12 @@ COUNT = """
 """
 
 
-def test_kong_can_count(installation: Installation) -> None:
+def test_kong_can_increment_its_counters(installation: Installation) -> None:
     kong = installation.redis("kong")
     assert [kong.eval(COUNT, 1, KEY, 60) for _ in range(3)] == [0, 1, 2]
 
 
-def test_counters_never_wait_for_a_disk(installation: Installation) -> None:
+def test_counters_write_no_files(installation: Installation) -> None:
     kong = installation.redis("kong")
     before = kong.eval(COUNT, 1, f"{KEY}:disk", 60)
     folder = installation.secrets.parent / "counters"
@@ -324,16 +326,14 @@ def test_kong_has_no_login_at_the_board(installation: Installation) -> None:
     ],
     ids=" ".join,
 )
-def test_kong_can_do_nothing_else(installation: Installation, words: tuple[str, ...]) -> None:
+def test_kong_has_no_other_rights(installation: Installation, words: tuple[str, ...]) -> None:
     with pytest.raises(redis.exceptions.ResponseError, match=r"NOPERM|permission|ACL"):
         installation.redis("kong").execute_command(*words)
 
 
 @pytest.mark.parametrize("user", ["api", "flusher", "operator"])
-def test_the_configuration_that_services_may_read_holds_no_secret(
-    installation: Installation, user: str
-) -> None:
-    """CONFIG GET cannot be limited to names; passwords are in the ACL file alone."""
+def test_config_get_returns_no_secret(installation: Installation, user: str) -> None:
+    """CONFIG GET cannot be limited to names; passwords are only in the ACL file."""
     with installation.redis(user) as client:
         found = client.execute_command("CONFIG", "GET", "*")
     texts = [word.decode() for word in (found if isinstance(found, list) else
@@ -351,14 +351,14 @@ def test_the_configuration_that_services_may_read_holds_no_secret(
             assert value == "", name
 
 
-def test_nobody_else_gets_in(installation: Installation) -> None:
+def test_other_logins_are_refused(installation: Installation) -> None:
     with pytest.raises(redis.exceptions.AuthenticationError):
         connect(installation.redis_port).ping()
     with pytest.raises(redis.exceptions.ResponseError):
         installation.redis("health").get("sb:{main:0}:meta")
 
 
-# The whole --------------------------------------------------------------------------------------
+# The whole system -------------------------------------------------------------------------------
 
 
 def test_an_update_reaches_postgresql_with_the_rights_of_compose(

@@ -1,4 +1,4 @@
-"""The Dockerfiles: lint, pins, and that everything they copy exists. No image is built here."""
+"""The Dockerfiles: lint, versions, and the files they copy. No image is built."""
 
 import fnmatch
 import re
@@ -62,7 +62,7 @@ def test_images_have_the_versions_that_the_tests_run() -> None:
     assert tag_of("motoserver/moto") == moto[1]
     python = tag_of("python")
     assert python.startswith(f"{sys.version_info.major}.{sys.version_info.minor}.")
-    assert images().count(f"python:{python}") == 2  # the same path to the interpreter in both
+    assert images().count(f"python:{python}") == 2  # both stages use the same interpreter
 
 
 def sources(name: str) -> list[str]:
@@ -74,8 +74,8 @@ def sources(name: str) -> list[str]:
 
 
 @every_dockerfile
-def test_what_is_copied_exists_and_is_let_through(name: str) -> None:
-    # .dockerignore is a list of exceptions: all is left out, then some is let in again.
+def test_copied_files_exist_and_are_in_the_build_context(name: str) -> None:
+    # .dockerignore excludes everything, and then includes some paths.
     lines = (ROOT / ".dockerignore").read_text().split()
     allowed = [line[1:] for line in lines if line.startswith("!")]
     assert "*" in lines
@@ -85,19 +85,19 @@ def test_what_is_copied_exists_and_is_let_through(name: str) -> None:
         assert any(path.startswith(a) or fnmatch.fnmatch(path, a) for a in allowed), source
 
 
-def test_secrets_and_history_never_enter_a_build() -> None:
+def test_secrets_and_history_are_not_in_the_build_context() -> None:
     text = (ROOT / ".dockerignore").read_text()
     for name in (".git", ".env", ".data", "tests", "docs"):
         assert f"!{name}" not in text
 
 
-def test_the_image_holds_every_package_of_the_wheel_and_its_data() -> None:
+def test_the_image_contains_every_package_of_the_wheel_and_its_data() -> None:
     wheel = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
     expected = {*wheel["packages"], *wheel["force-include"], "pyproject.toml"}
     assert expected <= set(sources("Dockerfile"))
 
 
-def test_the_image_installs_by_hash_and_wheels_only_before_any_source() -> None:
+def test_the_image_installs_wheels_by_hash_before_the_source_is_copied() -> None:
     text = dockerfile("Dockerfile")
     for install in [line for line in text.split("&&") if "pip install" in line]:
         by_hash = "--require-hashes --only-binary :all:" in install
@@ -105,14 +105,14 @@ def test_the_image_installs_by_hash_and_wheels_only_before_any_source() -> None:
     assert text.index("requirements/base.txt requirements/") < text.index("COPY api")
 
 
-def test_the_image_runs_as_nobody_in_particular() -> None:
+def test_the_image_runs_as_an_unprivileged_user() -> None:
     text = dockerfile("Dockerfile")
     assert re.findall(r"^USER (.*)$", text, re.MULTILINE) == ["10001:10001"]
     assert text.rstrip().endswith('CMD ["python", "-m", "api"]')
     assert "curl" not in text
 
 
-def test_kongs_image_holds_our_plugins_where_kong_looks() -> None:
+def test_the_image_of_kong_has_the_plugins_in_its_path() -> None:
     text = dockerfile("deploy/docker/kong.Dockerfile")
     for plugin in our_plugins():
         target = f"/usr/local/share/lua/5.1/kong/plugins/{plugin}/"
@@ -123,18 +123,18 @@ def test_kongs_image_holds_our_plugins_where_kong_looks() -> None:
 
 
 @pytest.mark.parametrize("answer", ["HTTP/1.1 200 OK", "HTTP/1.0 200 OK"])
-def test_kong_is_ready_when_status_says_so(answer: str) -> None:
+def test_kong_is_ready_after_a_200(answer: str) -> None:
     assert run_ready(f"return '{answer}'") == 0
 
 
 @pytest.mark.parametrize(
     "receive", ["return 'HTTP/1.1 503 Service Unavailable'", "return nil", "return 'x 200'"]
 )
-def test_kong_is_not_ready_otherwise(receive: str) -> None:
+def test_kong_is_not_ready_after_another_response(receive: str) -> None:
     assert run_ready(receive) == 1
 
 
-def test_kong_is_not_ready_while_nobody_listens() -> None:
+def test_kong_is_not_ready_while_the_connection_is_refused() -> None:
     assert run_ready("return 'HTTP/1.1 200 OK'", connect="return nil, 'refused'") == 1
 
 
@@ -151,7 +151,7 @@ def run_ready(receive: str, connect: str = "return 1") -> int:
     return lua.globals().ended
 
 
-def test_kongs_entrypoint_takes_the_password_out_of_its_file(tmp_path: Path) -> None:
+def test_the_entrypoint_of_kong_reads_the_password_from_its_file(tmp_path: Path) -> None:
     real = tmp_path / "docker-entrypoint.sh"
     real.write_text('#!/bin/sh\necho "$REDIS_PASSWORD $*"\n')
     real.chmod(0o755)

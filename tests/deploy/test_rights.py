@@ -1,7 +1,7 @@
-"""Each service runs under its own deployed user and role, and is refused everything else.
+"""The rights of the deployed users and roles: sufficient for each service, and no more.
 
-The users come from deploy/docker/users.acl, the roles from postgres-roles.sql, their rights from
-sql/grants.sql: what a deployment has.
+The users come from deploy/docker/users.acl, the roles from postgres-roles.sql, and their rights
+from sql/grants.sql.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ PASSWORD = "deployed"
 
 
 class Deployed:
-    """A system whose services have the deployed rights; ``admin`` and ``owner`` have all."""
+    """A system whose services have the deployed rights; ``admin`` and ``owner`` have all rights."""
 
     def __init__(self, folder: Path) -> None:
         self.system = System(folder, environments={})
@@ -47,7 +47,7 @@ class Deployed:
         self.system.start()
 
     def environment(self, name: str) -> dict[str, str]:
-        """Give the addresses of a user, and of a role where it has one."""
+        """Return the URLs with the user and the role of a service."""
         database = (
             as_user(self.system.postgres.url, f"scoreboard_{name}_a", PASSWORD)
             if name != "streamer"
@@ -59,7 +59,7 @@ class Deployed:
         }
 
     def run(self, *arguments: str) -> str:
-        """Run a command as the operator; give what it printed."""
+        """Run a command as the operator; return its output."""
         done = run_command(*arguments, **self.environment("operator"))
         assert done.returncode == 0, (arguments, done.stdout, done.stderr)
         return done.stdout
@@ -76,7 +76,7 @@ class Deployed:
             return json.load(response)
 
     def refused(self) -> list[str]:
-        """List the commands that Valkey has refused since the last time."""
+        """Return the commands that Valkey has refused since the last call."""
         found: Any = self.admin.execute_command("ACL", "LOG")
         self.admin.execute_command("ACL", "LOG", "RESET")
         return [f"{one['username']}: {one['object']}" for one in found]
@@ -105,15 +105,15 @@ def play(deployed: Deployed, user: str, action: str, points: int | None = None) 
     return deployed.ask("/api/scores/update", body, token=token)
 
 
-def is_level(deployed: Deployed) -> bool:
+def is_committed(deployed: Deployed) -> bool:
     row = deployed.owner.execute("SELECT seq FROM flush_state WHERE part = 0").fetchone()
     return row is not None and row[0] == int(deployed.admin.hget(KEYS.meta, "seq") or 0)
 
 
-# What they need ---------------------------------------------------------------------------------
+# Required rights --------------------------------------------------------------------------------
 
 
-def test_a_score_goes_all_its_way(deployed: Deployed) -> None:
+def test_updates_and_reads_work_with_the_deployed_rights(deployed: Deployed) -> None:
     deployed.refused()
     deployed.run("user", "set", "alice", "--name", "Alice", "--email", "alice@example.org")
     address = f"{deployed.system.ws}?board=main"
@@ -133,14 +133,14 @@ def test_a_score_goes_all_its_way(deployed: Deployed) -> None:
     board = deployed.ask("/api/scores/leaderboard?names=true")["leaderboard"]
     assert [row.get("name") for row in board] == [None, "Alice"]
     assert deployed.ask("/api/scores/users/alice?around=1")["rank"] == 2
-    eventually(lambda: is_level(deployed), within_s=10)
+    eventually(lambda: is_committed(deployed), within_s=10)
     assert deployed.refused() == []
 
 
-def test_the_flusher_corrects_parks_and_recovers(deployed: Deployed) -> None:
+def test_the_flusher_corrects_stores_dead_letters_and_reseeds(deployed: Deployed) -> None:
     deployed.refused()
     assert play(deployed, "carol", "late:1", 5)["newScore"] == 5
-    eventually(lambda: is_level(deployed), within_s=10)
+    eventually(lambda: is_committed(deployed), within_s=10)
 
     def counts_again() -> bool:
         return not play(deployed, "carol", "late:1", 5)["replayed"]
@@ -156,18 +156,18 @@ def test_the_flusher_corrects_parks_and_recovers(deployed: Deployed) -> None:
     eventually(lambda: deployed.owner.execute("SELECT 1 FROM dead_events").fetchone(), within_s=10)
     deployed.admin.xgroup_destroy(KEYS.events, GROUP)
     play(deployed, "carol", "win:2", 5)
-    eventually(lambda: is_level(deployed), within_s=15)
+    eventually(lambda: is_committed(deployed), within_s=15)
     epoch = int(deployed.admin.hget(KEYS.meta, "epoch") or 0)
-    deployed.admin.hset(KEYS.meta, "seq", 1)  # as a Redis that came back older
+    deployed.admin.hset(KEYS.meta, "seq", 1)  # as a Redis with older data
     eventually(lambda: int(deployed.admin.hget(KEYS.meta, "epoch") or 0) > epoch, within_s=20)
     eventually(lambda: deployed.admin.hget(KEYS.meta, "state") == "open", within_s=10)
     assert deployed.refused() == []
 
 
-def test_an_operator_can_do_all_that_the_commands_do(deployed: Deployed, tmp_path: Path) -> None:
+def test_an_operator_can_run_every_command(deployed: Deployed, tmp_path: Path) -> None:
     deployed.refused()
     play(deployed, "dave", "win:1", 30)
-    eventually(lambda: is_level(deployed), within_s=10)
+    eventually(lambda: is_committed(deployed), within_s=10)
     users = tmp_path / "users.csv"
     users.write_text("userId,name,email\ndave,Dave,dave@example.org\n")
     deployed.run("user", "import", str(users))
@@ -180,11 +180,11 @@ def test_an_operator_can_do_all_that_the_commands_do(deployed: Deployed, tmp_pat
     deployed.run("board", "list")
     deployed.run("board", "top")
     deployed.run("db", "status")
-    deployed.admin.zadd(KEYS.board, {"dave": pack(31, 5), "stranger": pack(3, 5)})
+    deployed.admin.zadd(KEYS.board, {"dave": pack(31, 5), "unknown": pack(3, 5)})
     deployed.run("repair", "--yes")
     deployed.run("verify", "--sample", "20")
     for number in json.loads(deployed.run("dead", "list", "--json")):
-        deployed.run("dead", "discard", str(number["id"]), "--reason", "rubbish", "--yes")
+        deployed.run("dead", "discard", str(number["id"]), "--reason", "invalid", "--yes")
     deployed.admin.xadd(KEYS.events, {"u": "dave", "a": "lost:1", "d": "many", "q": "x"})
     eventually(lambda: json.loads(deployed.run("dead", "list", "--json")), within_s=15)
     [entry] = json.loads(deployed.run("dead", "list", "--json"))
@@ -197,13 +197,13 @@ def test_an_operator_can_do_all_that_the_commands_do(deployed: Deployed, tmp_pat
     assert deployed.refused() == []
 
 
-def test_updates_may_wait_for_replicas(deployed: Deployed) -> None:
+def test_the_api_can_wait_for_replicas(deployed: Deployed) -> None:
     with as_redis(deployed, "api") as client:
         assert client.execute_command("INCR", "sb:pulse") >= 1
         assert client.execute_command("WAIT", 0, 10) == 0
 
 
-# What they may not ------------------------------------------------------------------------------
+# Refused rights ---------------------------------------------------------------------------------
 
 SERVICES = ("api", "streamer", "flusher", "operator")
 FORBIDDEN = [
@@ -237,7 +237,9 @@ def as_redis(deployed: Deployed, user: str) -> redis.Redis:
 
 @pytest.mark.parametrize("command", FORBIDDEN, ids=lambda words: " ".join(words[:2]))
 @pytest.mark.parametrize("user", SERVICES)
-def test_no_user_of_valkey_may(deployed: Deployed, user: str, command: tuple[str, ...]) -> None:
+def test_no_user_of_valkey_has_the_right(
+    deployed: Deployed, user: str, command: tuple[str, ...]
+) -> None:
     with as_redis(deployed, user) as client, pytest.raises(redis.exceptions.NoPermissionError):
         client.execute_command(*command)
 
@@ -264,7 +266,7 @@ def test_no_user_of_valkey_may(deployed: Deployed, user: str, command: tuple[str
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value[:2]),
 )
-def test_a_user_of_valkey_may_not_do_what_is_anothers(
+def test_a_user_of_valkey_does_not_have_the_rights_of_another(
     deployed: Deployed, user: str, command: tuple[str, ...]
 ) -> None:
     with as_redis(deployed, user) as client, pytest.raises(redis.exceptions.NoPermissionError):
@@ -272,7 +274,7 @@ def test_a_user_of_valkey_may_not_do_what_is_anothers(
 
 
 def test_a_script_of_the_streamer_cannot_write(deployed: Deployed) -> None:
-    """It may load scripts, and any script has no more rights than the user."""
+    """It may load scripts, but a script has only the rights of its user."""
     text = "return redis.call('HSET', KEYS[1], 'state', 'fenced')"
     with as_redis(deployed, "streamer") as client:
         digest = client.script_load(text)
@@ -282,7 +284,7 @@ def test_a_script_of_the_streamer_cannot_write(deployed: Deployed) -> None:
     assert deployed.admin.hget(KEYS.meta, "state") == "open"
 
 
-STATEMENTS = [
+REFUSED_TO_ALL = [
     "UPDATE score_events SET delta = 1",
     "DELETE FROM score_events",
     "TRUNCATE score_events",
@@ -307,7 +309,7 @@ STATEMENTS = [
     "SELECT pg_read_file('PG_VERSION')",
     "SELECT rolpassword FROM pg_authid",
 ]
-API_TOO = [
+API_REFUSED = [
     "SELECT email FROM users",
     "SELECT * FROM users",
     "SELECT 1 FROM scores",
@@ -318,7 +320,7 @@ API_TOO = [
     "UPDATE users SET name = 'x'",
     "CREATE TEMP TABLE mine (id INT)",
 ]
-FLUSHER_TOO = [
+FLUSHER_REFUSED = [
     "SELECT email FROM users",
     "SELECT name FROM users",
     "UPDATE users SET name = 'x'",
@@ -336,14 +338,16 @@ FLUSHER_TOO = [
 @pytest.mark.parametrize(
     ("role", "statement"),
     [
-        *((role, one) for role in ("api", "flusher", "operator") for one in STATEMENTS),
-        *(("api", one) for one in API_TOO),
-        *(("flusher", one) for one in FLUSHER_TOO),
+        *((role, one) for role in ("api", "flusher", "operator") for one in REFUSED_TO_ALL),
+        *(("api", one) for one in API_REFUSED),
+        *(("flusher", one) for one in FLUSHER_REFUSED),
         ("operator", "UPDATE dead_events SET raw = ''"),
         ("operator", "UPDATE rejected_events SET delta = 1"),
     ],
 )
-def test_a_role_of_postgresql_may_not(deployed: Deployed, role: str, statement: str) -> None:
+def test_a_role_of_postgresql_does_not_have_the_right(
+    deployed: Deployed, role: str, statement: str
+) -> None:
     url = deployed.environment(role)["DATABASE_URL"]
     with (
         psycopg.connect(url) as connection,
@@ -367,7 +371,7 @@ def test_a_role_of_postgresql_may_not(deployed: Deployed, role: str, statement: 
         "TRUNCATE audit_log",
     ],
 )
-def test_even_the_owner_only_adds_to_ledger_and_audit_log(
+def test_ledger_and_audit_log_are_append_only_for_the_owner(
     deployed: Deployed, statement: str
 ) -> None:
     before = deployed.owner.execute("SELECT count(*) FROM score_events").fetchone()
@@ -381,7 +385,7 @@ def test_even_the_owner_only_adds_to_ledger_and_audit_log(
     assert deployed.owner.execute("SELECT count(*) FROM score_events").fetchone() == before
 
 
-def test_a_partition_of_the_ledger_can_still_be_detached(deployed: Deployed) -> None:
+def test_a_partition_of_the_ledger_can_be_detached(deployed: Deployed) -> None:
     with psycopg.connect(deployed.system.postgres.url) as connection:
         connection.execute("ALTER TABLE score_events DETACH PARTITION score_events_0")
         connection.execute(
@@ -391,7 +395,7 @@ def test_a_partition_of_the_ledger_can_still_be_detached(deployed: Deployed) -> 
         connection.rollback()
 
 
-def test_a_migration_takes_away_what_was_granted_beyond(deployed: Deployed) -> None:
+def test_a_migration_revokes_additional_rights(deployed: Deployed) -> None:
     deployed.owner.execute("GRANT ALL ON score_events, users TO scoreboard_api")
 
     migrations.migrate(deployed.system.postgres.url)
@@ -538,8 +542,8 @@ def test_the_rotator_ends_sessions_of_one_login(
 @pytest.mark.parametrize(
     "statement",
     [
-        *STATEMENTS,
-        *API_TOO,
+        *REFUSED_TO_ALL,
+        *API_REFUSED,
         "SELECT name FROM users",
         "SELECT 1 FROM actions",
         "SELECT 1 FROM boards",
