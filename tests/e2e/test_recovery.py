@@ -1,4 +1,4 @@
-"""Operators at work while players go on: reseeds that are killed, verifications amid play."""
+"""Operators' commands during updates: reseeds, also killed ones, and verifications."""
 
 import asyncio
 import subprocess
@@ -16,8 +16,8 @@ from tests.support.servers.system import System
 META = PartitionKeys(Partition("main")).meta
 
 
-def kill_a_reseed_that_has_fenced(system: System) -> None:
-    """Start a reseed and kill it as soon as it holds the board."""
+def kill_reseed_after_fence(system: System) -> None:
+    """Start a reseed and kill it when it has fenced the board."""
     with redis.Redis.from_url(system.valkey.url, decode_responses=True) as client:
         before = client.hget(META, "fence")
         reseed = subprocess.Popen(
@@ -41,15 +41,15 @@ def kill_a_reseed_that_has_fenced(system: System) -> None:
 
 
 @pytest.mark.timeout(150)
-async def test_reseeds_amid_play_lose_and_double_nothing_also_when_they_are_killed(
+async def test_reseeds_during_updates_neither_lose_nor_repeat_actions(
     system: System,
 ) -> None:
     updates = make_updates(count=1500, users=60, repeats=0.3)
 
     async with asyncio.TaskGroup() as group:
-        playing = group.create_task(play(system, updates, at_once=8))
+        playing = group.create_task(play(system, updates, concurrency=8))
         for _ in range(3):
-            await asyncio.to_thread(kill_a_reseed_that_has_fenced, system)
+            await asyncio.to_thread(kill_reseed_after_fence, system)
         assert not playing.done()
         done = await asyncio.to_thread(system.run, "reseed", "--force", "--yes")
         assert done.returncode == 0, done.stderr

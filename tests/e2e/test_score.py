@@ -1,4 +1,4 @@
-"""A score on its whole way: over HTTP into Redis, to a viewer, and into PostgreSQL, once each."""
+"""Updates from HTTP to Redis, to viewers and to PostgreSQL, each counted once."""
 
 import asyncio
 import random
@@ -41,16 +41,16 @@ Answers = dict[Update, list[HttpResponse]]
 
 
 def make_updates(*, count: int, users: int, repeats: float, seed: int = 7) -> list[Update]:
-    """Make updates of which a share are repeats, close behind the first or much later."""
-    dice = random.Random(seed)
+    """Return updates with a share of repeats, right after the first one or later."""
+    chance = random.Random(seed)
     distinct = [
-        Update(f"user-{dice.randrange(users):03}", f"win:{number}", dice.randint(1, 50))
+        Update(f"user-{chance.randrange(users):03}", f"win:{number}", chance.randint(1, 50))
         for number in range(round(count * (1 - repeats)))
     ]
     sent = list(distinct)
     while len(sent) < count:
-        place = dice.randrange(len(sent))
-        after = place + 1 if dice.random() < 0.5 else dice.randrange(place, len(sent)) + 1
+        place = chance.randrange(len(sent))
+        after = place + 1 if chance.random() < 0.5 else chance.randrange(place, len(sent)) + 1
         sent.insert(after, sent[place])
     return sent
 
@@ -59,10 +59,10 @@ async def play(
     system: System,
     updates: Sequence[Update],
     *,
-    at_once: int = 32,
+    concurrency: int = 32,
     halfway: Callable[[], Awaitable[None]] | None = None,
 ) -> Answers:
-    """Send updates in their order, many at once, each until its outcome is known."""
+    """Send updates in order and concurrently, repeating each until its outcome is known."""
     answers: Answers = defaultdict(list)
     waiting = iter(enumerate(updates))
 
@@ -82,25 +82,25 @@ async def play(
                 answers[update].append(msgspec.json.decode(reply.content, type=HttpResponse))
 
         async with asyncio.TaskGroup() as group:
-            for _ in range(at_once):
+            for _ in range(concurrency):
                 group.create_task(one_client())
     return answers
 
 
 class Viewer:
-    """Keeps the newest board that the streamer sent, and whether it ever went back."""
+    """Records the latest board, and whether an older one was received."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[str, int]] = []
         self.position = (0, 0)
-        self.went_back = False
+        self.got_older_board = False
 
     def take(self, frame: str | bytes) -> None:
         message: Any = msgspec.json.decode(frame)
         if message["type"] != "leaderboard":
             return
         position = (message["epoch"], message["seq"])
-        self.went_back |= position < self.position
+        self.got_older_board |= position < self.position
         self.position = position
         self.rows = [(row["userId"], row["score"]) for row in message["leaderboard"]]
 
@@ -130,7 +130,7 @@ def select(system: System, statement: str) -> list[tuple[Any, ...]]:
 
 
 def top(system: System, limit: int = 100) -> list[tuple[str, int]]:
-    """Give the best as `scoreboard board top` prints them."""
+    """Return the top players that `scoreboard board top` prints."""
     done = system.run("board", "top", "--limit", str(limit))
     assert done.returncode == 0, done.stderr
     rows = [line.split("\t") for line in done.stdout.splitlines()]
@@ -145,8 +145,8 @@ def expected(updates: Sequence[Update]) -> Counter[str]:
     return scores
 
 
-def await_ledger(system: System, updates: Sequence[Update]) -> None:
-    """Wait until PostgreSQL has each distinct action, and let nothing be there twice."""
+def wait_for_ledger(system: System, updates: Sequence[Update]) -> None:
+    """Wait until PostgreSQL has each distinct action; fail if it has more."""
     wanted = len(set(updates))
 
     def is_complete() -> bool:
@@ -158,7 +158,7 @@ def await_ledger(system: System, updates: Sequence[Update]) -> None:
 
 
 def check_answers(answers: Answers, updates: Sequence[Update]) -> None:
-    """Every answer for an action carries the same score, and at most one says it is new."""
+    """Check that all answers to an action have the same score, and at most one is not a replay."""
     assert {update: len(given) for update, given in answers.items()} == Counter(updates)
     for update, given in answers.items():
         assert len({answer.new_score for answer in given}) == 1, update
@@ -166,9 +166,9 @@ def check_answers(answers: Answers, updates: Sequence[Update]) -> None:
 
 
 def check_stores(system: System, updates: Sequence[Update]) -> None:
-    """Ledger, scores and Redis hold the same, in the same order."""
+    """Check that ledger, scores and Redis have the same scores in the same order."""
     scores = expected(updates)
-    await_ledger(system, updates)
+    wait_for_ledger(system, updates)
     ledger = select(
         system,
         "SELECT u.external_id, sum(e.delta) FROM score_events e JOIN users u ON u.id = e.user_id"
@@ -183,7 +183,9 @@ def check_stores(system: System, updates: Sequence[Update]) -> None:
 
 
 @pytest.mark.timeout(120)
-async def test_two_thousand_updates_agree_everywhere(system: System) -> None:
+async def test_ledger_scores_redis_and_viewer_agree_after_two_thousand_updates(
+    system: System,
+) -> None:
     updates = make_updates(count=2000, users=100, repeats=0.3)
 
     async with watching(system) as viewer:
@@ -193,12 +195,12 @@ async def test_two_thousand_updates_agree_everywhere(system: System) -> None:
         check_stores(system, updates)
         best = top(system, 10)
         await eventually_async(lambda: viewer.rows == best, within_s=2)
-        assert not viewer.went_back
+        assert not viewer.got_older_board
     assert sum(not answer.replayed for given in answers.values() for answer in given) == 1400
 
 
 @pytest.mark.timeout(120)
-async def test_a_flusher_killed_amid_the_work_loses_and_doubles_nothing(system: System) -> None:
+async def test_a_killed_flusher_neither_loses_nor_repeats_actions(system: System) -> None:
     updates = make_updates(count=800, users=40, repeats=0.3)
     flusher = system.services["flusher"]
 
@@ -216,12 +218,12 @@ async def test_a_flusher_killed_amid_the_work_loses_and_doubles_nothing(system: 
 
 
 @pytest.mark.timeout(120)
-async def test_an_emptied_redis_refuses_until_it_is_reseeded_and_then_remembers(
+async def test_an_emptied_redis_returns_503_until_a_reseed_restores_it(
     system: System,
 ) -> None:
     updates = make_updates(count=300, users=30, repeats=0.2)
     answers = await play(system, updates)
-    await_ledger(system, updates)
+    wait_for_ledger(system, updates)
     before = top(system)
     with redis.Redis.from_url(system.valkey.url) as client:
         client.flushall()

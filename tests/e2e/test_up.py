@@ -1,4 +1,4 @@
-"""`scoreboard up`: one command starts everything, and nothing of it stays behind."""
+"""`scoreboard up`: it starts the whole system and stops all of its processes."""
 
 import json
 import os
@@ -26,11 +26,11 @@ from tests.support.eventually import eventually
 from tests.support.servers.postgres_template import copy_postgres
 from tests.support.servers.system import processes_of, run_command
 
-SLOW_S = 60
+STOP_TIMEOUT_S = 60
 
 
 class Up:
-    """One `scoreboard up` with what it printed."""
+    """A process of `scoreboard up` with its output."""
 
     def __init__(self, folder: Path, *arguments: str, **settings: str) -> None:
         self.folder = folder
@@ -48,16 +48,16 @@ class Up:
                 | settings,
             )
 
-    def await_running(self) -> dict[str, Any]:
+    def wait_until_running(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line, self.errors.read_text()
         return json.loads(line)
 
-    def await_end(self, sent: signal.Signals | None = None) -> int:
+    def wait_for_exit(self, sent: signal.Signals | None = None) -> int:
         if sent is not None:
             self.process.send_signal(sent)
-        return self.process.wait(SLOW_S)
+        return self.process.wait(STOP_TIMEOUT_S)
 
     def close(self) -> None:
         if self.process.poll() is None:
@@ -84,7 +84,7 @@ def start_up(tmp_path: Path) -> Iterator[StartUp]:
     for up in started:
         up.close()
     try:
-        eventually(lambda: not processes_of(tmp_path), within_s=SLOW_S)
+        eventually(lambda: not processes_of(tmp_path), within_s=STOP_TIMEOUT_S)
     finally:
         for left in processes_of(tmp_path):
             os.kill(int(left.split()[0]), signal.SIGKILL)
@@ -103,9 +103,9 @@ def raise_score(api: str, folder: Path, action: str) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(180)
-def test_one_command_runs_everything_and_scores_outlive_it(start_up: StartUp) -> None:
+def test_up_runs_the_system_and_scores_persist(start_up: StartUp) -> None:
     up = start_up("--simulate", "3", initdb=True)
-    running = up.await_running()
+    running = up.wait_until_running()
     assert set(running) >= {"api", "ws", "redis", "database", "pids"}
     assert set(running["pids"]) >= {"redis", "postgres", "api", "streamer", "flusher"}
     assert all(Path(f"/proc/{pid}").exists() for pid in running["pids"].values())
@@ -114,8 +114,8 @@ def test_one_command_runs_everything_and_scores_outlive_it(start_up: StartUp) ->
     assert page.status_code == 200
     assert raise_score(running["api"], up.folder, "win:1")["newScore"] == 10
     listed = run_command("action", "list", "--data-dir", str(up.folder)).stdout
-    worth = SIMULATED_POINTS | EXAMPLE_POINTS
-    assert listed.splitlines() == [f"{kind}\t{worth[kind]}\tyes" for kind in sorted(worth)]
+    points = SIMULATED_POINTS | EXAMPLE_POINTS
+    assert listed.splitlines() == [f"{kind}\t{points[kind]}\tyes" for kind in sorted(points)]
     watched = run_command("board", "watch", "--count", "1", "--json", "--data-dir", str(up.folder))
     assert json.loads(watched.stdout)["board"] == "main"
 
@@ -127,16 +127,16 @@ def test_one_command_runs_everything_and_scores_outlive_it(start_up: StartUp) ->
     assert len(second.stderr.splitlines()) == 1
     assert "Another `scoreboard up` runs" in second.stderr
 
-    assert up.await_end(signal.SIGINT) == 0
+    assert up.wait_for_exit(signal.SIGINT) == 0
     played = (up.folder / "logs" / "simulation.log").read_text()
     assert re.match(r"3 players: \d+ actions counted, \d+ replayed, 0 refused", played)
     assert processes_of(up.folder) == []
     assert not (up.folder / "running.json").exists()
 
-    # Redis's own files are lost: everything comes back from PostgreSQL.
+    # The files of Redis are lost: the board is restored from PostgreSQL.
     shutil.rmtree(up.folder / "valkey")
     again = start_up()
-    running = again.await_running()
+    running = again.wait_until_running()
     assert raise_score(running["api"], up.folder, "win:1") == {
         "success": True,
         "newScore": 10,
@@ -145,15 +145,15 @@ def test_one_command_runs_everything_and_scores_outlive_it(start_up: StartUp) ->
     assert raise_score(running["api"], up.folder, "win:2")["newScore"] == 20
 
     os.kill(running["pids"]["flusher"], signal.SIGKILL)
-    assert again.await_end() == 1
+    assert again.wait_for_exit() == 1
     assert "The flusher was killed by SIGKILL" in again.errors.read_text().splitlines()[-1]
     assert processes_of(up.folder) == []
 
 
 @pytest.mark.timeout(120)
-def test_nothing_survives_a_killed_up(start_up: StartUp) -> None:
+def test_all_processes_end_with_a_killed_up(start_up: StartUp) -> None:
     up = start_up("--private")
-    running = up.await_running()
+    running = up.wait_until_running()
     board = httpx.get(f"{running['api']}/api/scores/leaderboard", timeout=10)
     assert board.status_code == 401
     with psycopg.connect(running["database"]) as connection:
@@ -164,29 +164,29 @@ def test_nothing_survives_a_killed_up(start_up: StartUp) -> None:
     eventually(lambda: log.stat().st_size < LOG_BYTES)
     assert log.with_name("api.log.1").stat().st_size > LOG_BYTES
 
-    up.await_end(signal.SIGKILL)
+    up.wait_for_exit(signal.SIGKILL)
 
     eventually(lambda: not processes_of(up.folder), within_s=20)
 
 
 @pytest.mark.timeout(180)
-def test_servers_of_ones_own_are_used_and_a_redis_that_came_back_older_is_mended(
+def test_external_servers_are_used_and_an_older_redis_is_reseeded(
     start_up: StartUp, redis_url: str, database_url: str
 ) -> None:
     up = start_up(REDIS_URL=redis_url, DATABASE_URL=database_url)
-    running = up.await_running()
+    running = up.wait_until_running()
     assert (running["redis"], running["database"]) == (redis_url, database_url)
     assert (running["pids"]["redis"], running["pids"]["postgres"]) == (None, None)
     for number in range(3):
         raise_score(running["api"], up.folder, f"win:{number}")
-    assert up.await_end(signal.SIGTERM) == 0
+    assert up.wait_for_exit(signal.SIGTERM) == 0
 
     meta = PartitionKeys(Partition("main")).meta
     with redis.Redis.from_url(redis_url) as client:
         assert client.hget(meta, "seq") == b"3"
         client.hset(meta, "seq", 1)
     again = start_up("--private", REDIS_URL=redis_url, DATABASE_URL=database_url)
-    running = again.await_running()
+    running = again.wait_until_running()
 
     board = httpx.get(f"{running['api']}/api/scores/leaderboard", timeout=10)
     assert board.status_code == 401
@@ -195,7 +195,7 @@ def test_servers_of_ones_own_are_used_and_a_redis_that_came_back_older_is_mended
     assert json.loads(shown.stdout)["leaderboard"] == [{"rank": 1, "userId": "alice", "score": 30}]
 
 
-def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported_in_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
 
@@ -206,7 +206,7 @@ def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
     assert f"Cannot listen on port {port} (SCOREBOARD_API_PORT)" in done.stderr
 
 
-def test_a_port_that_is_given_twice_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_port_that_is_given_twice_is_reported(tmp_path: Path) -> None:
     port = str(find_free_port())
 
     done = run_command(
@@ -217,7 +217,7 @@ def test_a_port_that_is_given_twice_is_one_clear_line(tmp_path: Path) -> None:
     assert f"Port {port} (SCOREBOARD_WS_PORT) is used by another part" in done.stderr
 
 
-def test_a_data_folder_that_is_none_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_file_instead_of_the_data_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("not a folder")
 
     done = run_command("up", "--data-dir", str(tmp_path / "data"))

@@ -1,6 +1,6 @@
-"""An embedded server that ends is started again by `up`, and nothing acknowledged is lost.
+"""`up` restarts an embedded server that ends, and no acknowledged action is lost.
 
-A full disk ended Valkey or PostgreSQL, and `up` took everything down with it.
+Incident: a full disk ended Valkey or PostgreSQL, and `up` stopped the whole system.
 """
 
 import os
@@ -24,7 +24,7 @@ UNLIMITED = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
 
 
 class Load:
-    """Players who act as fast as they are answered, and repeat an action until it counted."""
+    """Players who submit actions continuously, and repeat each until it is acknowledged."""
 
     def __init__(self, api: str, token: str) -> None:
         self.counted = dict.fromkeys(PLAYERS, 0)
@@ -48,8 +48,8 @@ class Load:
     def total(self) -> int:
         return sum(self.counted.values())
 
-    def await_more(self, count: int = 30, within_s: float = 30.0) -> None:
-        """Wait until so many more actions were acknowledged."""
+    def wait_for_more(self, count: int = 30, within_s: float = 30.0) -> None:
+        """Wait until this number of further actions is acknowledged."""
         goal = self.total + count
         eventually(lambda: self.total >= goal, within_s=within_s)
 
@@ -78,7 +78,7 @@ def playing(up: Up, running: dict[str, Any]) -> Iterator[Load]:
     words = ("token", "--sub", "arena", "--scope", "update:score:any")
     token = run_command(*words, "--data-dir", str(up.folder)).stdout.strip()
     with Load(running["api"], token) as load:
-        load.await_more()
+        load.wait_for_more()
         yield load
 
 
@@ -96,33 +96,33 @@ def check_counted_once(up: Up, running: dict[str, Any], load: Load) -> None:
     assert load.statuses <= {200, 503}
 
 
-def said(up: Up) -> str:
+def errors_of(up: Up) -> str:
     return up.errors.read_text()
 
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(("server", "title"), [("redis", "Valkey"), ("postgres", "PostgreSQL")])
-def test_a_killed_server_is_started_again_under_load(
+def test_a_killed_server_is_restarted_under_load(
     server: str,
     title: str,
     start_up: StartUp,  # noqa: F811
 ) -> None:
     up = start_up()
-    running = up.await_running()
+    running = up.wait_until_running()
     with playing(up, running) as load:
         os.kill(running["pids"][server], signal.SIGKILL)
 
-        eventually(lambda: f"{title} is running again" in said(up), within_s=30)
+        eventually(lambda: f"{title} is running again" in errors_of(up), within_s=30)
 
-        load.await_more()
+        load.wait_for_more()
     check_counted_once(up, running, load)
     assert up.process.poll() is None
-    assert Path(f"/proc/{running['pids']['api']}").exists(), "the services went on"
-    assert up.await_end(signal.SIGTERM) == 0
+    assert Path(f"/proc/{running['pids']['api']}").exists(), "the services were not restarted"
+    assert up.wait_for_exit(signal.SIGTERM) == 0
 
 
 def limit_files(pid: int, size: int) -> None:
-    """Let a process, and those that it starts from now on, write no file beyond a size."""
+    """Limit the size of files for a process and its future children."""
     limits = UNLIMITED if size < 0 else (size, resource.RLIM_INFINITY)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
 
@@ -140,32 +140,34 @@ def children_of(pid: int) -> list[int]:
 
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize(("server", "title"), [("redis", "Valkey"), ("postgres", "PostgreSQL")])
-def test_a_server_whose_disk_is_full_is_started_again_until_there_is_room(
+def test_a_server_with_a_full_disk_is_restarted_until_there_is_space(
     server: str,
     title: str,
     start_up: StartUp,  # noqa: F811
 ) -> None:
-    # A limit of the size of files stands for a full disk: the same write fails, with EFBIG.
+    # A file size limit in place of a full disk: the same write fails, with EFBIG.
     up = start_up()
-    running = up.await_running()
+    running = up.wait_until_running()
     with playing(up, running) as load:
         pid = running["pids"][server]
         limit_files(up.process.pid, 2048)
         for one in (pid, *children_of(pid)):
             limit_files(one, 2048)
-        eventually(lambda: f"{title} ended; " in said(up), within_s=30)
+        eventually(lambda: f"{title} ended; " in errors_of(up), within_s=30)
         eventually(lambda: 503 in load.statuses or server == "postgres", within_s=30)
         assert up.process.poll() is None
 
         limit_files(up.process.pid, -1)
         for one in children_of(up.process.pid):
-            limit_files(one, -1)  # one that was started under the limit
+            limit_files(one, -1)  # a server that was started with the limit
 
-        eventually(lambda: said(up).rstrip().endswith(f"{title} is running again"), within_s=60)
-        load.await_more(within_s=60)
+        eventually(
+            lambda: errors_of(up).rstrip().endswith(f"{title} is running again"), within_s=60
+        )
+        load.wait_for_more(within_s=60)
     check_counted_once(up, running, load)
-    assert Path(f"/proc/{running['pids']['api']}").exists(), "the services went on"
-    assert up.await_end(signal.SIGTERM) == 0
+    assert Path(f"/proc/{running['pids']['api']}").exists(), "the services were not restarted"
+    assert up.wait_for_exit(signal.SIGTERM) == 0
 
 
 @pytest.mark.timeout(120)
@@ -173,10 +175,10 @@ def test_a_stop_does_not_wait_for_a_server_that_cannot_start(
     start_up: StartUp,  # noqa: F811
 ) -> None:
     up = start_up()
-    running = up.await_running()
+    running = up.wait_until_running()
     (up.folder / "valkey" / "appendonlydir").rename(up.folder / "aside")
     (up.folder / "valkey" / "appendonlydir").write_text("not a folder")
     os.kill(running["pids"]["redis"], signal.SIGKILL)
-    eventually(lambda: "Valkey ended" in said(up), within_s=30)
+    eventually(lambda: "Valkey ended" in errors_of(up), within_s=30)
 
-    assert up.await_end(signal.SIGTERM) == 0
+    assert up.wait_for_exit(signal.SIGTERM) == 0

