@@ -1,9 +1,9 @@
-"""A campaign: load, faults by a seeded schedule, rest and check after each few.
+"""A campaign: load, faults in a seeded order, and a check of the invariants after every few.
 
     python -m tests.faults.campaign --seed 7 --minutes 15
 
-prints how many faults were survived, how many actions acknowledged, how many lost or doubled, and
-how long the system took to answer again. Exit code 1 when an invariant broke. (`make faults`)
+prints the numbers of faults, of acknowledged, lost and doubled actions, and the time of recovery.
+The exit code is 1 if an invariant was violated. (`make faults`)
 """
 
 import argparse
@@ -26,15 +26,15 @@ from tests.faults.stack import Stack, running_stack
 from tests.faults.viewer import Viewer
 
 CHECK_EVERY = 5
-"""Faults between two rests; a check reads both stores whole."""
+"""Faults between two checks; a check reads both stores completely."""
 
 RECOVERY_WITHIN_S = 15.0
-"""Longest time from the end of a fault to the next acknowledged action."""
+"""The limit of the time from the end of a fault to the next acknowledged action."""
 
 
 @dataclass
 class Report:
-    """What a campaign found."""
+    """The result of a campaign."""
 
     faults: list[str] = field(default_factory=list)
     acknowledged: int = 0
@@ -51,15 +51,15 @@ class Report:
             kinds[sentence[:2]] = kinds.get(sentence[:2], 0) + 1
         return "\n".join(
             [
-                f"faults survived       {len(self.faults)} ({len(set(self.faults))} kinds)",
+                f"faults                {len(self.faults)} ({len(set(self.faults))} kinds)",
                 f"actions acknowledged  {self.acknowledged} in {self.calls} calls",
-                f"outcomes unknown      {self.unknown}, each repeated until definite",
+                f"outcomes unknown      {self.unknown}, each repeated until known",
                 f"lost                  {kinds['I1']}",
                 f"doubled               {kinds['I2'] + kinds['I5']}",
                 f"boards seen           {self.frames}",
-                f"answering again after {statistics.median(waits):.2f} s (median)",
-                f"at the longest        {waits[-1]:.2f} s",
-                *(f"BROKEN {sentence}" for sentence in self.violations),
+                f"recovery time         {statistics.median(waits):.2f} s (median)",
+                f"longest recovery      {waits[-1]:.2f} s",
+                *(f"VIOLATED {sentence}" for sentence in self.violations),
             ]
         )
 
@@ -76,7 +76,7 @@ async def run_campaign(
     settle_s: float = 60,
     valkey: EmbeddedValkey | None = None,
 ) -> Report:
-    """Run faults one after another under load, as many of the schedule as fit in the time."""
+    """Run the faults of a schedule under load, one after another, until the time ends."""
     report, chance = Report(), random.Random(seed)
     ends_at = time.monotonic() + seconds
     async with running_stack(folder, source=source, valkey=valkey) as stack:
@@ -96,7 +96,7 @@ async def run_campaign(
                 await drain(stack, settle_s)
                 report.violations = await check(stack, load.history, viewer)
         except AssertionError as error:
-            report.violations = [*load.history.violations, f"at rest: {error}"]
+            report.violations = [*load.history.violations, f"while paused: {error}"]
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
@@ -112,7 +112,7 @@ async def _inflict(
     await asyncio.sleep(chance.uniform(0.1, 0.6))
     if fault.needs_rest:
         load.pause()
-        await load.at_rest()
+        await load.wait_until_paused()
         await drain(stack)
     acknowledged = load.history.acknowledged
     await fault.inflict(stack, chance)
@@ -134,7 +134,7 @@ async def _inflict(
 
 async def _rest(stack: Stack, load: Load, viewer: Viewer, report: Report, settle_s: float) -> None:
     load.pause()
-    await load.at_rest()
+    await load.wait_until_paused()
     await drain(stack, settle_s)
     found = await check(stack, load.history, viewer)
     if found:
@@ -143,7 +143,7 @@ async def _rest(stack: Stack, load: Load, viewer: Viewer, report: Report, settle
 
 
 def endless(seed: int) -> list[Fault]:
-    """Return a long schedule in which every kind occurs before any is repeated."""
+    """Return a long schedule in which every fault occurs before any is repeated."""
     chance = random.Random(seed)
     schedule: list[Fault] = []
     for _ in range(100):
@@ -174,7 +174,7 @@ def main() -> int:
     )
     sys.stdout.write(f"seed                  {options.seed}\n{report}\n")
     if report.violations:
-        sys.stdout.write(f"everything is kept in {folder}\n")
+        sys.stdout.write(f"the files are kept in {folder}\n")
         return 1
     shutil.rmtree(folder)
     return 0

@@ -1,6 +1,6 @@
-"""The invariants, read off both stores after everything has come to rest.
+"""Checks of the invariants in both stores, without uncommitted actions.
 
-Each function gives sentences, one for each thing that is wrong; none: the promise held.
+Each function returns one sentence per violation.
 """
 
 from collections.abc import Iterable
@@ -33,7 +33,7 @@ async def drain(stack: Stack, within_s: float = 60) -> None:
 
 
 async def check(stack: Stack, history: History, viewer: Viewer | None = None) -> list[str]:
-    """Compare what was told with what is kept, and the two stores with each other."""
+    """Compare the clients' answers with both stores, and the stores with each other."""
     found = list(history.violations)
     with stack.sql() as connection:
         found += ledger_has_every_acknowledged_action(connection, history)
@@ -45,7 +45,7 @@ async def check(stack: Stack, history: History, viewer: Viewer | None = None) ->
         found += await memory_is_bounded(client)
     if viewer is not None:
         found += viewer.violations
-        if not found:  # a broken board is never shown: do not wait for it
+        if not found:  # after a violation the expected board may never be sent
             found += await viewer_shows(viewer, ranking)
     return found
 
@@ -53,20 +53,20 @@ async def check(stack: Stack, history: History, viewer: Viewer | None = None) ->
 def ledger_has_every_acknowledged_action(
     connection: psycopg.Connection, history: History
 ) -> Iterable[str]:
-    """I1: every acknowledged action has its ledger row, with its points; nothing else has one."""
+    """I1: exactly the sent actions are in the ledger, every acknowledged one with its points."""
     rows = connection.execute(
         "SELECT u.external_id, e.action_id, e.delta FROM score_events e "
         "JOIN users u ON u.id = e.user_id"
     ).fetchall()
     ledger = {(user, action): delta for user, action, delta in rows}
     lost = {
-        key for key, told in history.actions.items() if told.new_score is not None
+        key for key, answers in history.actions.items() if answers.new_score is not None
     } - ledger.keys()
     if lost:
         yield f"I1: {len(lost)} acknowledged actions are lost, such as {min(lost)}"
-    strangers = ledger.keys() - history.actions.keys()
-    if strangers:
-        yield f"I1: {len(strangers)} ledger rows nobody sent, such as {min(strangers)}"
+    unknown = ledger.keys() - history.actions.keys()
+    if unknown:
+        yield f"I1: {len(unknown)} ledger rows of unknown actions, such as {min(unknown)}"
     wrong = [
         key
         for key in ledger.keys() & history.actions.keys()
@@ -91,7 +91,7 @@ def scores_are_sums(connection: psycopg.Connection) -> Iterable[str]:
 def seqs_are_dense(connection: psycopg.Connection, rewound: set[int]) -> Iterable[str]:
     """I6: ledger and rejected events together have every seq once, per epoch.
 
-    A rewind ends an epoch in which seqs were given out twice: of those every seq is there.
+    An epoch that ends with a rewind can have repeated seqs, but no missing ones.
     """
     rows = connection.execute(
         "WITH known AS (SELECT epoch, seq FROM score_events UNION ALL "
@@ -122,7 +122,7 @@ async def redis_agrees(client: "aioredis.Redis", ranking: list[tuple[str, int]])
     if held == ranking:
         return []
     if dict(held) == dict(ranking):
-        return ["I3: equals stand in another order"]
+        return ["I3: equal scores are in another order"]
     differing = dict(held).items() ^ dict(ranking).items()
     return [f"I3: {len(differing)} scores differ, such as {min(differing)}"]
 

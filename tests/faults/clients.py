@@ -1,8 +1,8 @@
-"""Clients with fixed lists of actions; each logs what it asked and what it was told.
+"""Clients with fixed lists of actions; each logs its requests and the answers.
 
-An action whose outcome is unknown (time-out, cut, 503) is repeated with the same ``actionId`` until
-the answer is definite, as docs/reference/websocket.md tells client authors. The log is a JSON line
-per event, handed to the operating system before the next step, so it outlives this process.
+An action with an unknown outcome (timeout, reset, 503) is repeated with the same ``actionId`` until
+the outcome is known, as the documentation recommends. The log has a JSON line per event, written to
+the operating system before the next step.
 """
 
 import asyncio
@@ -17,42 +17,42 @@ from tests.faults.http import HttpConnection, HttpResponse
 from tests.support.eventually import eventually_async
 
 DOCUMENTED = {200, 409, 503}
-"""Statuses a well-formed update of a game server may get under any fault (I10)."""
+"""The statuses that a valid update of a game server may get during any fault (I10)."""
 
 REPEATS = 0.2
-"""Share of calls that send an earlier action once more."""
+"""The share of calls that repeat an earlier action."""
 
 
 @dataclass
-class Told:
+class ActionAnswers:
     """The answers to one action."""
 
     points: int
     new_score: int | None = None
     fresh: int = 0
-    """Answers with ``"replayed": false``; more than one is a double count (I5)."""
+    """The number of answers with ``"replayed": false``; more than one is a double count (I5)."""
 
 
 @dataclass
 class History:
-    """What all clients were told, and everything that should not have happened."""
+    """The answers to all clients, and all violations."""
 
-    actions: dict[tuple[str, str], Told] = field(default_factory=dict)
+    actions: dict[tuple[str, str], ActionAnswers] = field(default_factory=dict)
     violations: list[str] = field(default_factory=list)
     calls: int = 0
     unknown: int = 0
     is_rewound: bool = False
-    """Between a Redis that came back older and its repair a repeat may count there as new: I5 is
-    suspended, and the ledger alone decides (docs/explanation/durability.md)."""
+    """Between a rewind of Redis and its reseed, Redis may count a repeat as new: I5 does not apply
+    (docs/explanation/durability.md)."""
 
     @property
     def acknowledged(self) -> int:
-        """How many actions were acknowledged."""
-        return sum(told.new_score is not None for told in self.actions.values())
+        """Return the number of acknowledged actions."""
+        return sum(answers.new_score is not None for answers in self.actions.values())
 
 
 class Client:
-    """One caller: a list of actions, a connection, a log."""
+    """A client with a list of actions, a connection and a log."""
 
     def __init__(self, number: int, port: int, token: str, history: History, log: IO[str]) -> None:
         self.number = number
@@ -61,8 +61,8 @@ class Client:
         self._history = history
         self._log = log
         self._sent = 0
-        self.is_resting = False
-        self._mine: list[tuple[str, str]] = []
+        self.is_paused = False
+        self._own: list[tuple[str, str]] = []
 
     def plan(self) -> Iterator[tuple[str, str, int]]:
         """Yield this client's actions (user, action, points), the same in every run."""
@@ -72,18 +72,18 @@ class Client:
             yield user, f"win:{self.number}-{self._sent}", self._random.randint(1, 50)
 
     async def run(self, going: asyncio.Event, stop: asyncio.Event, pace_s: float) -> None:
-        """Send actions until ``stop``; nothing is left unknown. ``going`` cleared pauses."""
+        """Send actions until ``stop``, each until its outcome is known; ``going`` pauses."""
         for user, action, points in self.plan():
             if stop.is_set():
                 break
-            self.is_resting = not going.is_set()
+            self.is_paused = not going.is_set()
             await going.wait()
-            self.is_resting = False
-            await self.settle(user, action, points)
-            if self._mine and self._random.random() < REPEATS:
-                earlier = self._random.choice(self._mine)
-                await self.settle(*earlier, self._history.actions[earlier].points)
-            self._mine.append((user, action))
+            self.is_paused = False
+            await self.send_until_known(user, action, points)
+            if self._own and self._random.random() < REPEATS:
+                earlier = self._random.choice(self._own)
+                await self.send_until_known(*earlier, self._history.actions[earlier].points)
+            self._own.append((user, action))
             await asyncio.sleep(pace_s)
         await self.close()
 
@@ -91,48 +91,56 @@ class Client:
         """Close the connection."""
         await self._connection.close()
 
-    async def settle(self, user: str, action: str, points: int) -> None:
-        """Send one action until its outcome is definite, and compare the answers."""
-        told = self._history.actions.setdefault((user, action), Told(points))
-        self._note("invoke", user, action)
+    async def send_until_known(self, user: str, action: str, points: int) -> None:
+        """Send one action until its outcome is known, and compare the answers."""
+        answers = self._history.actions.setdefault((user, action), ActionAnswers(points))
+        self._log_event("invoke", user, action)
         while True:
             self._history.calls += 1
             answer = await self._connection.update(user, action, points)
             if answer.status == 200:
                 break
             if answer.status not in DOCUMENTED | {0}:
-                self._violate(f"I10: {answer.status} for {user} {action}: {answer.body[:200]!r}")
+                self._add_violation(
+                    f"I10: {answer.status} for {user} {action}: {answer.body[:200]!r}"
+                )
             if answer.status == 409:
-                self._violate(f"I5: a conflict for {user} {action}, whose points never changed")
+                self._add_violation(
+                    f"I5: a conflict for {user} {action}, whose points never changed"
+                )
                 return
             self._history.unknown += 1
-            self._note("unknown", user, action, answer.status)
+            self._log_event("unknown", user, action, answer.status)
             await asyncio.sleep(self._random.uniform(0.02, 0.2))
-        self._acknowledge(told, user, action, answer)
+        self._acknowledge(answers, user, action, answer)
 
-    def _acknowledge(self, told: Told, user: str, action: str, answer: HttpResponse) -> None:
+    def _acknowledge(
+        self, answers: ActionAnswers, user: str, action: str, answer: HttpResponse
+    ) -> None:
         reply = json.loads(answer.body)
-        self._note("ok", user, action, reply["newScore"])
-        if self._history.is_rewound and told.new_score is not None:
+        self._log_event("ok", user, action, reply["newScore"])
+        if self._history.is_rewound and answers.new_score is not None:
             return
-        told.fresh += not reply["replayed"]
-        if told.fresh > 1:
-            self._violate(f"I5: {user} {action} counted as new twice")
-        if told.new_score is None:
-            told.new_score = reply["newScore"]
-        elif told.new_score != reply["newScore"]:
-            self._violate(f"I5: {user} {action} got {told.new_score}, then {reply['newScore']}")
+        answers.fresh += not reply["replayed"]
+        if answers.fresh > 1:
+            self._add_violation(f"I5: {user} {action} counted as new twice")
+        if answers.new_score is None:
+            answers.new_score = reply["newScore"]
+        elif answers.new_score != reply["newScore"]:
+            self._add_violation(
+                f"I5: {user} {action} got {answers.new_score}, then {reply['newScore']}"
+            )
 
-    def _violate(self, sentence: str) -> None:
+    def _add_violation(self, sentence: str) -> None:
         self._history.violations.append(sentence)
 
-    def _note(self, event: str, user: str, action: str, detail: object = None) -> None:
+    def _log_event(self, event: str, user: str, action: str, detail: object = None) -> None:
         self._log.write(json.dumps([event, user, action, detail]) + "\n")
         self._log.flush()
 
 
 class Load:
-    """A number of clients at work against one api."""
+    """A number of clients that send updates to one api."""
 
     def __init__(self, folder: Path, port: int, token: str, *, clients: int, pace_s: float) -> None:
         self.history = History()
@@ -162,7 +170,7 @@ class Load:
             log.close()
 
     def check(self) -> None:
-        """Raise what ended a client, if anything did."""
+        """Raise the error of a client that has ended."""
         for task in self._tasks:
             if task.done():
                 task.result()
@@ -172,15 +180,15 @@ class Load:
         self._going.clear()
 
     def resume(self) -> None:
-        """Go on after ``pause``."""
+        """Continue after ``pause``."""
         self._going.set()
 
-    async def at_rest(self) -> None:
-        """Wait until every client has paused with nothing left unknown."""
-        await eventually_async(lambda: all(c.is_resting for c in self._clients), within_s=60)
+    async def wait_until_paused(self) -> None:
+        """Wait until every client has paused and every outcome is known."""
+        await eventually_async(lambda: all(c.is_paused for c in self._clients), within_s=60)
 
     async def finish(self, within_s: float = 60) -> None:
-        """Stop sending and wait until every outcome is definite."""
+        """Stop sending and wait until every outcome is known."""
         self._stop.set()
         self._going.set()
         async with asyncio.timeout(within_s):

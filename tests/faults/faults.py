@@ -1,7 +1,7 @@
-"""The faults: each breaks one thing, waits for the effect, and repairs it.
+"""The faults. Each is an async function of the stack and a seeded random generator.
 
-A fault is an async function of the stack and a seeded random. It returns when the system can serve
-again; what it costs meanwhile is the clients' to bear.
+A fault breaks one thing, waits for the effect and repairs it; it returns when the system can serve
+requests again.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ Inflict = Callable[[Stack, random.Random], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Fault:
-    """One kind of fault. ``needs_rest``: what Redis alone holds would be lost, so drain first."""
+    """A kind of fault. ``needs_rest``: Redis loses data, so the stream is drained first."""
 
     name: str
     inflict: Inflict
@@ -37,7 +37,7 @@ FAULTS: dict[str, Fault] = {}
 
 
 def fault(*, needs_rest: bool = False) -> Callable[[Inflict], Inflict]:
-    """Put a function on the list under its own name."""
+    """Register a function in ``FAULTS`` under its name."""
 
     def register(inflict: Inflict) -> Inflict:
         FAULTS[inflict.__name__] = Fault(inflict.__name__, inflict, needs_rest)
@@ -51,7 +51,7 @@ async def _kill_and_start(stack: Stack, name: str) -> None:
     await stack.start(name)
 
 
-async def _stand_still(stack: Stack, name: str, seconds: float) -> None:
+async def _pause(stack: Stack, name: str, seconds: float) -> None:
     stack.signal(name, signal.SIGSTOP)
     try:
         await asyncio.sleep(seconds)
@@ -79,14 +79,14 @@ async def streamer_killed(stack: Stack, _: random.Random) -> None:
 
 @fault()
 async def redis_killed(stack: Stack, _: random.Random) -> None:
-    """SIGKILL Redis under load and start it on what it had written."""
+    """SIGKILL Redis under load and restart it with its files."""
     await asyncio.to_thread(stack.valkey.kill)
     await asyncio.to_thread(stack.valkey.start)
 
 
 @fault()
 async def append_only_file_torn(stack: Stack, chance: random.Random) -> None:
-    """Kill Redis and leave part of a transaction after the last fsync, as a power cut would."""
+    """Kill Redis and leave part of a transaction after the last fsync, as after a power cut."""
     await asyncio.to_thread(stack.valkey.kill)
     file = stack.append_only_file
     command = b"*1\r\n$5\r\nMULTI\r\n*4\r\n$4\r\nZADD\r\n$17\r\nsb:{main:0}:board\r\n$3\r\n999\r\n"
@@ -96,20 +96,20 @@ async def append_only_file_torn(stack: Stack, chance: random.Random) -> None:
 
 
 @fault()
-async def redis_stands_still(stack: Stack, chance: random.Random) -> None:
-    """SIGSTOP Redis for longer than any time-out of the api."""
-    await _stand_still(stack, "valkey", chance.uniform(1.2, 2.5))
+async def redis_paused(stack: Stack, chance: random.Random) -> None:
+    """SIGSTOP Redis for longer than any timeout of the api."""
+    await _pause(stack, "valkey", chance.uniform(1.2, 2.5))
 
 
 @fault()
-async def flusher_stands_still(stack: Stack, chance: random.Random) -> None:
-    """Pause a flusher and resume it after another one took the lease."""
-    await _stand_still(stack, "flusher", chance.uniform(0.5, 2.5))
+async def flusher_paused(stack: Stack, chance: random.Random) -> None:
+    """SIGSTOP the flusher, and resume it."""
+    await _pause(stack, "flusher", chance.uniform(0.5, 2.5))
 
 
 @fault()
-async def scripts_forgotten(stack: Stack, _: random.Random) -> None:
-    """SCRIPT FLUSH, ten times."""
+async def scripts_flushed(stack: Stack, _: random.Random) -> None:
+    """Flush the scripts ten times."""
     async with stack.redis() as client:
         for _ in range(10):
             await client.script_flush()
@@ -118,14 +118,14 @@ async def scripts_forgotten(stack: Stack, _: random.Random) -> None:
 
 @fault()
 async def group_destroyed(stack: Stack, _: random.Random) -> None:
-    """XGROUP DESTROY: all positions and pending entries of the group are lost."""
+    """Destroy the consumer group, with its position and pending entries."""
     async with stack.redis() as client:
         await client.xgroup_destroy(KEYS.events, GROUP)
 
 
 @fault()
 async def consumers_deleted(stack: Stack, _: random.Random) -> None:
-    """XGROUP DELCONSUMER drops the pending list, the entries stay delivered."""
+    """Delete the consumers, which drops their pending entries."""
     async with stack.redis() as client:
         for consumer in await client.xinfo_consumers(KEYS.events, GROUP):
             await client.xgroup_delconsumer(KEYS.events, GROUP, consumer["name"])
@@ -133,7 +133,7 @@ async def consumers_deleted(stack: Stack, _: random.Random) -> None:
 
 @fault()
 async def clients_killed(stack: Stack, _: random.Random) -> None:
-    """CLIENT KILL for all clients, every tenth of a second."""
+    """Kill all connections of clients every 100 ms."""
     async with stack.redis() as client:
         for _ in range(8):
             await client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
@@ -143,7 +143,7 @@ async def clients_killed(stack: Stack, _: random.Random) -> None:
 
 @fault()
 async def redis_cut(stack: Stack, _: random.Random) -> None:
-    """Reset every connection to Redis, thrice."""
+    """Reset every connection to Redis three times."""
     for _ in range(3):
         stack.redis_proxy.cut()
         await asyncio.sleep(0.2)
@@ -151,31 +151,31 @@ async def redis_cut(stack: Stack, _: random.Random) -> None:
 
 @fault()
 async def redis_answers_lost(stack: Stack, _: random.Random) -> None:
-    """An update reaches Redis, its answer never comes."""
+    """Deliver an update to Redis and drop its reply."""
     lost = stack.redis_proxy.cut_when(TO_SERVER, b"win:", deliver=True)
     await _within(lost, 3)
     await stack.redis_proxy.restore()
 
 
 @fault()
-async def redis_deaf(stack: Stack, chance: random.Random) -> None:
-    """The network to Redis carries nothing for a while; connections stay open."""
+async def redis_frozen(stack: Stack, chance: random.Random) -> None:
+    """Forward nothing to and from Redis for a while; connections stay open."""
     stack.redis_proxy.freeze()
     await asyncio.sleep(chance.uniform(1.2, 2.5))
     await stack.redis_proxy.restore()
 
 
 @fault()
-async def redis_far_away(stack: Stack, _: random.Random) -> None:
-    """Every chunk to and from Redis takes 150 ms more."""
+async def redis_delayed(stack: Stack, _: random.Random) -> None:
+    """Delay every chunk to and from Redis by 150 ms."""
     stack.redis_proxy.delay(0.15)
     await asyncio.sleep(2)
     await stack.redis_proxy.restore()
 
 
 @fault()
-async def database_stopped_at_once(stack: Stack, chance: random.Random) -> None:
-    """SIGQUIT PostgreSQL: it recovers from its log. SIGKILL would leave its children."""
+async def database_stopped_immediately(stack: Stack, chance: random.Random) -> None:
+    """SIGQUIT PostgreSQL, which then recovers from its log; SIGKILL would leave its children."""
     stack.signal("postgres", signal.SIGQUIT)
     await asyncio.to_thread(stack.postgres.stop)
     await asyncio.sleep(chance.uniform(0, 1))
@@ -184,7 +184,7 @@ async def database_stopped_at_once(stack: Stack, chance: random.Random) -> None:
 
 @fault()
 async def commit_answers_lost(stack: Stack, _: random.Random) -> None:
-    """COMMIT reaches PostgreSQL, its answer never comes."""
+    """Deliver COMMIT to PostgreSQL and drop its reply."""
     lost = stack.database_proxy.cut_when(TO_SERVER, b"COMMIT", deliver=True)
     await _within(lost, 3)
     await stack.database_proxy.restore()
@@ -192,7 +192,7 @@ async def commit_answers_lost(stack: Stack, _: random.Random) -> None:
 
 @fault()
 async def commits_lost(stack: Stack, _: random.Random) -> None:
-    """The connection ends before COMMIT arrives."""
+    """Reset the connection before COMMIT is delivered."""
     lost = stack.database_proxy.cut_when(TO_SERVER, b"COMMIT", deliver=False)
     await _within(lost, 3)
     await stack.database_proxy.restore()
@@ -200,7 +200,7 @@ async def commits_lost(stack: Stack, _: random.Random) -> None:
 
 @fault()
 async def backends_terminated(stack: Stack, _: random.Random) -> None:
-    """pg_terminate_backend for every connection of the services."""
+    """Terminate every database session of the services."""
     with stack.sql() as connection:
         for _ in range(5):
             connection.execute(
@@ -212,7 +212,7 @@ async def backends_terminated(stack: Stack, _: random.Random) -> None:
 
 @fault()
 async def ledger_locked(stack: Stack, _: random.Random) -> None:
-    """A session locks the ledger for longer than lock_timeout."""
+    """Lock the ledger in another session for longer than lock_timeout."""
     with stack.sql() as connection, connection.transaction():
         connection.execute("LOCK TABLE score_events IN EXCLUSIVE MODE")
         await asyncio.sleep(2)
@@ -220,7 +220,7 @@ async def ledger_locked(stack: Stack, _: random.Random) -> None:
 
 @fault()
 async def deadlocks(stack: Stack, _: random.Random) -> None:
-    """Another session locks rows of scores in an unlucky order."""
+    """Lock rows of scores in another session in an order that causes deadlocks."""
 
     def collide() -> None:
         with stack.sql() as connection:
@@ -237,9 +237,9 @@ async def deadlocks(stack: Stack, _: random.Random) -> None:
 
 @fault()
 async def poison(stack: Stack, chance: random.Random) -> None:
-    """Undecodable records between valid ones."""
+    """Add an undecodable record between valid ones."""
     records: list[dict[str, bytes]] = [
-        {"x": b"rubbish"},
+        {"x": b"invalid"},
         {"q": b"NaN", "u": b"a", "a": b"b", "d": b"1", "s": b"1", "e": b"1"},
         {"u": b"nul\0", "a": b"b", "d": b"1", "s": b"1", "e": b"1"},
     ]
@@ -249,7 +249,7 @@ async def poison(stack: Stack, chance: random.Random) -> None:
 
 @fault()
 async def rewritten_under_load(stack: Stack, chance: random.Random) -> None:
-    """BGREWRITEAOF, and a kill while it works."""
+    """Start BGREWRITEAOF and kill Redis during it."""
     async with stack.redis() as client:
         await client.bgrewriteaof()
     await asyncio.sleep(chance.uniform(0, 0.3))
@@ -258,13 +258,13 @@ async def rewritten_under_load(stack: Stack, chance: random.Random) -> None:
 
 @fault()
 async def reseeded_under_load(stack: Stack, _: random.Random) -> None:
-    """An operator reseeds a board that is in full use."""
+    """Reseed the board under load."""
     await stack.reseed()
 
 
 @fault(needs_rest=True)
 async def redis_emptied(stack: Stack, _: random.Random) -> None:
-    """FLUSHALL: everything is refused until an operator reseeds."""
+    """Flush Redis, and reseed the board."""
     async with stack.redis() as client:
         await client.flushall()
     await asyncio.sleep(0.5)
@@ -273,20 +273,20 @@ async def redis_emptied(stack: Stack, _: random.Random) -> None:
 
 @fault(needs_rest=True)
 async def redis_rewound(stack: Stack, chance: random.Random) -> None:
-    """Redis restarts with older data than PostgreSQL, as after a lossy failover, and is used.
+    """Restart Redis with older data than PostgreSQL has, as after a lossy failover, under load.
 
-    What it lost is committed, so nothing acknowledged may be missing when it has been mended.
+    The lost actions are committed, so no acknowledged action may be missing after the reseed.
     """
     older = await asyncio.to_thread(stack.copy_redis_files)
     stack.load.resume()
     await asyncio.sleep(chance.uniform(0.5, 1.0))
     stack.load.pause()
-    await stack.load.at_rest()
+    await stack.load.wait_until_paused()
     await drain(stack)
     async with stack.store() as store:
         epoch = (await store.state(MAIN)).epoch
         stack.rewound_epochs.add(epoch)
-        stack.signal("flusher", signal.SIGSTOP)  # or it would fence before anyone acted
+        stack.signal("flusher", signal.SIGSTOP)  # otherwise it fences before an update is sent
         await asyncio.to_thread(stack.valkey.kill)
         await asyncio.to_thread(stack.restore_redis_files, older)
         await asyncio.to_thread(stack.valkey.start)
@@ -295,19 +295,19 @@ async def redis_rewound(stack: Stack, chance: random.Random) -> None:
         await asyncio.sleep(chance.uniform(0.3, 0.6))
         stack.signal("flusher", signal.SIGCONT)
 
-        async def is_mended() -> bool:
+        async def is_reseeded() -> bool:
             state = await store.state(MAIN)
             return state.epoch > epoch and state.is_open
 
-        await eventually_async(is_mended, within_s=30)
+        await eventually_async(is_reseeded, within_s=30)
     stack.load.pause()
-    await stack.load.at_rest()
+    await stack.load.wait_until_paused()
     stack.load.history.is_rewound = False
 
 
 @fault()
 async def everything_killed(stack: Stack, _: random.Random) -> None:
-    """All services at once, and Redis."""
+    """Kill all services and Redis."""
     for name in SERVICES:
         await asyncio.to_thread(stack.services[name].kill)
     await asyncio.to_thread(stack.valkey.kill)
@@ -320,4 +320,4 @@ async def _within(event: asyncio.Event, seconds: float) -> None:
         async with asyncio.timeout(seconds):
             await event.wait()
     except TimeoutError:
-        pass  # nothing passed that way meanwhile: the fault found nothing to break
+        pass  # there was no matching traffic

@@ -1,4 +1,4 @@
-"""The thinnest HTTP client that keeps a connection: the load must cost less than what it loads."""
+"""A minimal HTTP client with a persistent connection, so that the load uses little CPU."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ TIMEOUT_S = 3.0
 
 @dataclass
 class HttpResponse:
-    """Status (0: none came) and body."""
+    """A status (0 without a response) and a body."""
 
     status: int
     body: bytes = b""
@@ -25,7 +25,7 @@ class HttpConnection:
         self._stream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def update(self, user: str, action: str, points: int) -> HttpResponse:
-        """Send an update; return status 0 for a lost or late answer."""
+        """Send an update; return status 0 for a lost or late response."""
         body = json.dumps({"userId": user, "actionId": action, "points": points}).encode()
         head = (
             "POST /api/scores/update HTTP/1.1\r\nHost: 127.0.0.1\r\n"

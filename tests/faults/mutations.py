@@ -1,4 +1,4 @@
-"""Mutation tests: each change of the code, made in a copy, must violate the named invariant.
+"""Mutations: changes of the code, made in a copy, that must violate the named invariant.
 
 A suite that passes with one of these changes could not detect that fault.
 """
@@ -21,12 +21,12 @@ class Mutation:
     new: str
     faults: tuple[str, ...]
     breaks: tuple[str, ...]
-    """Prefixes; one of the violations must start with one of them."""
+    """Prefixes; at least one violation must start with one of them."""
 
 
 MUTATIONS = [
     Mutation(
-        "repeats are not recognised",
+        "repeats are counted",
         "lua/submit.lua",
         "  if record then\n",
         "  if false then\n",
@@ -38,8 +38,8 @@ MUTATIONS = [
         "lua/submit.lua",
         "redis.call('XADD', events, '*', unpack(event))",
         "redis.call('XADD', events, 'MAXLEN', 5, '*', unpack(event))",
-        ("flusher_stands_still", "flusher_stands_still"),
-        ("I1", "at rest"),
+        ("flusher_paused", "flusher_paused"),
+        ("I1", "while paused"),
     ),
     Mutation(
         "entries are acknowledged before COMMIT",
@@ -50,8 +50,8 @@ MUTATIONS = [
         " epoch=self._epoch, skip_gaps=True\n"
         "        )\n"
         "        with metrics.FLUSH_DURATION.time():\n            result = await writer.flush(",
-        ("commits_lost", "backends_terminated", "commits_lost", "database_stopped_at_once"),
-        ("I1", "at rest"),
+        ("commits_lost", "backends_terminated", "commits_lost", "database_stopped_immediately"),
+        ("I1", "while paused"),
     ),
     Mutation(
         "scores are overwritten by the score in the stream",
@@ -60,14 +60,14 @@ MUTATIONS = [
         "SET score = (SELECT max(b.score_after) FROM flush_batch b"
         " WHERE b.user_id = excluded.user_id),",
         ("redis_rewound",),
-        ("I2", "at rest"),
+        ("I2", "while paused"),
     ),
     Mutation(
         "dedup records never expire",
         "lua/submit.lua",
         "    redis.call('EXPIRE', key, 2 * seen_seconds + 60, 'NX')\n",
         "",
-        ("scripts_forgotten",),
+        ("scripts_flushed",),
         ("I7",),
     ),
     Mutation(
@@ -75,7 +75,7 @@ MUTATIONS = [
         "lua/submit.lua",
         "redis.call('ZADD', board, string.format('%.0f', packed), action.user)",
         "redis.call('ZADD', board, string.format('%.6g', packed), action.user)",
-        ("scripts_forgotten",),
+        ("scripts_flushed",),
         ("I3",),
     ),
 ]

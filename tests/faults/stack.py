@@ -1,8 +1,8 @@
-"""The system under fault: real servers, our services as processes, proxies in between.
+"""The system for fault tests: real servers, the services as processes, and proxies between them.
 
 Services reach Redis and PostgreSQL through proxies, so that connections can be cut, frozen and
-delayed; every process can be killed, stopped and started again. ``source`` runs the services from a
-changed copy of the code: the mutation checks do.
+delayed; every process can be killed, stopped and started again. With ``source`` the services run
+from a changed copy of the code, for the mutations.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ SERVICES = ("flusher", "api", "streamer")
 
 
 class Stack:
-    """Everything that runs, and what is needed to break it. Made by ``running_stack``."""
+    """The servers, services and proxies. Created by ``running_stack``."""
 
     def __init__(
         self,
@@ -73,32 +73,32 @@ class Stack:
 
     @property
     def settings(self) -> Settings:
-        """Settings that go straight to the servers, past the proxies: for checks and operators."""
+        """Return settings that bypass the proxies, for checks and operators."""
         return Settings(redis_url=Secret(self.valkey.url), database_url=Secret(self.postgres.url))
 
     @property
     def append_only_file(self) -> Path:
-        """The file that Redis appends to now."""
-        # appendonly.aof.<number>.incr.aof; a rewrite that was killed leaves the one before.
+        """Return the current append-only file of Redis."""
+        # appendonly.aof.<number>.incr.aof; a killed rewrite leaves the previous one.
         files = self.valkey.folder.path.rglob("*.incr.aof")
         return max(files, key=lambda file: int(file.name.split(".")[-3]))
 
     def copy_redis_files(self) -> Path:
-        """Keep what Redis has on disk now; nothing may be written meanwhile."""
+        """Copy the files of Redis, while nothing is written; return the copy."""
         copy = self._folder / "older"
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(self.append_only_file.parent, copy)
         return copy
 
     def restore_redis_files(self, copy: Path) -> None:
-        """Replace the files of a stopped Redis with kept ones."""
+        """Replace the files of a stopped Redis by a copy."""
         place = self.append_only_file.parent
         shutil.rmtree(place)
         shutil.copytree(copy, place)
 
     @asynccontextmanager
     async def store(self) -> AsyncIterator[Store]:
-        """Open the scripts over a connection of their own."""
+        """Open a store with its own connection."""
         client = make_client(self.settings, name="faults")
         try:
             yield Store(client)
@@ -107,7 +107,7 @@ class Stack:
 
     @asynccontextmanager
     async def redis(self) -> AsyncIterator["aioredis.Redis"]:
-        """Open a plain client, for breaking things."""
+        """Open a plain client, for faults."""
         client = make_client(self.settings, name="faults", decode=False)
         try:
             yield client
@@ -180,7 +180,7 @@ class Stack:
             "SCOREBOARD_STREAM_CAP": str(self._stream_cap),
             "SCOREBOARD_REDIS_TIMEOUT_S": "1",
             "SCOREBOARD_DRAIN_S": "5",
-            # Only the power cut's second half needs it: a Redis that is set to lose data.
+            # Required by the test of a Redis whose settings can lose data.
             "SCOREBOARD_UNSAFE_REDIS": "true",
         }
         ready = {
@@ -191,13 +191,13 @@ class Stack:
         arguments = ["-m", name]
         if self._source is not None:
             environment["PYTHONPATH"] = str(self._source)
-            arguments = ["-P", "-m", name]  # not the working directory first
+            arguments = ["-P", "-m", name]  # without the working directory in sys.path
         log = self._folder / "logs" / f"{name}.log"
         return Service(name, arguments, environment, log, ready_url=ready[name])
 
 
 def _is_ready(service: Service) -> bool:
-    # Asked in a thread: the proxies that the answer needs run on the loop.
+    # Runs in a thread, because the proxies run on the loop.
     service.check()
     return not service.probe_ready()
 
@@ -212,7 +212,7 @@ async def running_stack(
 ) -> AsyncIterator[Stack]:
     """Run the whole system in a folder, with its board open; always stop it.
 
-    ``valkey`` takes the place of the durable default: one that is set otherwise, or watched.
+    ``valkey`` replaces the default server, for other settings or another environment.
     """
     stack = Stack(folder, source=source, stream_cap=stream_cap, valkey=valkey)
     async with stack.redis_proxy, stack.database_proxy:

@@ -1,4 +1,4 @@
-"""Every kind of fault once under load, and a suite that has been seen red.
+"""Every fault once under load, and mutations that the checks must detect.
 
 Longer campaigns: ``make faults`` (tests/faults/campaign.py).
 """
@@ -13,8 +13,8 @@ from tests.faults.mutations import MUTATIONS, Mutation, mutated_copy
 
 
 @pytest.mark.timeout(240)
-async def test_nothing_acknowledged_is_lost_or_doubled_under_any_fault(tmp_path: Path) -> None:
-    """I1, I2, I3, I5, I6, I7, I8, I9, I10."""
+async def test_no_acknowledged_action_is_lost_or_doubled_by_any_fault(tmp_path: Path) -> None:
+    """Check I1, I2, I3, I5, I6, I7, I8, I9 and I10."""
     report = await run_campaign(tmp_path, endless(11)[: len(FAULTS)], seed=11, clients=8)
 
     assert report.violations == []

@@ -9,7 +9,7 @@ from websockets.asyncio.client import connect
 
 
 class Viewer:
-    """Reconnects without a limit; ``rows`` is the current board."""
+    """Reconnects without limit; ``rows`` is the current board."""
 
     def __init__(self, port: int) -> None:
         self._url = f"ws://127.0.0.1:{port}/ws/scoreboard"
@@ -44,7 +44,7 @@ class Viewer:
         if position < self._sent:
             self.violations.append(f"I8: sent {position} after {self._sent}")
         self._sent = position
-        # The viewer checks this: a restarted process cannot know what others have sent.
+        # Clients compare positions: a restarted streamer does not know earlier ones.
         if position[0] != self.position[0] or position[1] > self.position[1]:
             if position[0] < self.position[0]:
                 self.violations.append(f"I8: shown {position} after {self.position}")
