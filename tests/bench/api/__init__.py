@@ -1,1 +1,1 @@
-"""The api against the obvious way of writing it: `make bench-api`."""
+"""The api compared with a plain implementation: `make bench-api`."""

@@ -1,8 +1,8 @@
 """Measures the api and the baseline in one run: `make bench-api`.
 
-Both get the same requests from the same client, in turn and several times, on the same real Valkey
-with appendfsync always. Printed is the server's own CPU per applied update (user and system, from
-/proc), which other load on the machine changes least; then throughput and latency.
+Both get the same requests from the same client, alternately and several times, on the same real
+Valkey with appendfsync always. The output is the server's CPU time per applied update (user and
+system, from /proc), which is least affected by other load, then throughput and latency.
 """
 
 import asyncio
@@ -51,13 +51,13 @@ def find_free_port() -> int:
 
 
 def cpu_s(pid: int) -> float:
-    """Give the CPU time of a process, user and system, in seconds."""
+    """Return the CPU time of a process, user and system, in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
 
 
 def make_tokens(folder: Path) -> list[tuple[str, str]]:
-    """Make a key set and a token for each user, as an identity provider with RS256 does."""
+    """Create a key set and a token for each user, as an identity provider with RS256 does."""
     key = KeyPair(
         kid="bench",
         algorithm="RS256",
@@ -76,7 +76,7 @@ def make_tokens(folder: Path) -> list[tuple[str, str]]:
 
 @contextmanager
 def server(name: str, environ: dict[str, str], core: int | None) -> Iterator[tuple[int, int]]:
-    """Run a server; give its pid and port."""
+    """Run a server; yield its pid and port."""
     port = find_free_port()
     command = [sys.executable, *SERVERS[name], *([str(port)] if name == "baseline" else [])]
     process = subprocess.Popen(
@@ -105,7 +105,7 @@ def server(name: str, environ: dict[str, str], core: int | None) -> Iterator[tup
 
 
 def measure(pid: int, plan: dict[str, Any]) -> dict[str, float]:
-    """Let the client run its plan; give its figures with the server's CPU per update."""
+    """Run the client's plan; return its figures and the server's CPU time per update."""
     with subprocess.Popen(
         [sys.executable, "-m", "tests.bench.api.client"],
         cwd=ROOT,
@@ -150,7 +150,7 @@ async def open_main(url: str) -> None:
 def main(
     connections: str, repeat: int, seconds: float, rate: float, only: str | None, as_json: bool
 ) -> None:
-    """Measure the update path of the api against the obvious way of writing it."""
+    """Compare the update path of the api with a plain implementation."""
     cores = sorted(os.sched_getaffinity(0))
     server_core, client_core = (cores[0], cores[1]) if len(cores) > 1 else (None, None)
     names = [only] if only else list(SERVERS)

@@ -1,8 +1,8 @@
-"""The obvious way: a plain Litestar handler, the token verified each time, one EVALSHA a request.
+"""A plain Litestar handler that verifies the token and calls EVALSHA for each request.
 
-It runs the same submit.lua on the same Redis, takes the same request and gives the same answer, so
-that only the way differs. Nothing is left undone that the service needs for a correct answer, and
-nothing is done that it does for operation (limits, request ids, metrics): that is ours to carry.
+It runs the same submit.lua on the same Redis and has the same requests and responses. It does
+everything that a correct response requires, but nothing for operation (limits, request ids,
+metrics), which the api includes.
 """
 
 import json
@@ -48,7 +48,7 @@ class Updated(Struct, rename="camel"):
 
 @asynccontextmanager
 async def connected(app: Litestar) -> AsyncIterator[None]:
-    # The client's own most, 100, would answer 256 connections with errors.
+    # The client's default limit of 100 connections causes errors with 256 clients.
     client = aioredis.Redis.from_url(
         SETTINGS.redis_url.reveal(), decode_responses=True, max_connections=1000
     )

@@ -1,4 +1,4 @@
-"""Sends updates over keep-alive connections, in a process of its own; prints one line of JSON.
+"""Sends updates over keep-alive connections, in its own process; prints one line of JSON.
 
 Closed loop: each connection sends the next request when the last was answered (coordinated omission
 applies). Open loop (``rate``): requests are due at fixed times, and latency counts from then.
@@ -29,7 +29,7 @@ class Plan(msgspec.Struct):
 
 
 class Load:
-    """What all connections share: the next request, and what came of the last ones."""
+    """The state that all connections share: the next request, and the results."""
 
     def __init__(self, plan: Plan) -> None:
         self.heads = [
@@ -45,7 +45,7 @@ class Load:
         self.run = plan.run
         self.sent = 0
         self.is_measuring = False
-        self.is_over = False
+        self.is_done = False
         self.latencies_s: list[float] = []
         self.failures: dict[str, int] = {}
         self.done = 0
@@ -73,7 +73,7 @@ class Load:
 
 
 class Connection(asyncio.Protocol):
-    """One keep-alive connection with at most one request under way."""
+    """A keep-alive connection with at most one request in progress."""
 
     def __init__(self, load: Load, due: "deque[float] | None") -> None:
         self.load = load
@@ -89,7 +89,7 @@ class Connection(asyncio.Protocol):
             self.send(time.perf_counter())
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if not self.load.is_over:
+        if not self.load.is_done:
             self.load.failures["lost"] = self.load.failures.get("lost", 0) + 1
 
     def send(self, since_s: float) -> None:
@@ -110,7 +110,7 @@ class Connection(asyncio.Protocol):
         self.load.answered(self.buffer, now_s - self.since_s)
         self.buffer = b""
         self.is_idle = True
-        if self.load.is_over:
+        if self.load.is_done:
             return
         if self.due is None:
             self.send(now_s)
@@ -149,14 +149,14 @@ async def main() -> None:
         connections.append(connection)
     pacing = asyncio.ensure_future(pace(plan, connections, due)) if due is not None else None
     await asyncio.sleep(plan.warm_s)
-    while load.sent < 2 * len(plan.tokens):  # a service in use has met its users before
+    while load.sent < 2 * len(plan.tokens):  # the measured users are in the caches, as in use
         await asyncio.sleep(0.05)
     sys.stdout.write("measuring\n")
     sys.stdout.flush()
     load.is_measuring = True
     began_s, cpu_s = time.perf_counter(), time.process_time()
     await asyncio.sleep(plan.seconds)
-    load.is_measuring, load.is_over = False, True
+    load.is_measuring, load.is_done = False, True
     took_s = time.perf_counter() - began_s
     cpu_s = time.process_time() - cpu_s
     sys.stdout.write("measured\n")

@@ -1,8 +1,8 @@
-"""`make bench-flush`: how fast the stream gets into PostgreSQL, what it costs, how far it lags.
+"""`make bench-flush`: the flusher's throughput, CPU time and lag.
 
-Part one drains full streams, by the flusher's way of writing and by one statement a row, in turn,
-several times. Part two feeds updates at a steady rate through submit.lua to a flusher process.
-Prints a table; ``--json`` prints the figures alone.
+Part one drains full streams alternately with the flusher's COPY and with one statement per row,
+several times. Part two submits updates at a steady rate through submit.lua to a flusher process.
+Prints a table; ``--json`` prints only the figures.
 """
 
 import argparse
@@ -51,19 +51,19 @@ WARM_UP_S = 3.0
 TURN_S = 0.01
 SAMPLE_S = 0.05
 TARGET = 2.5
-"""How many times faster than one statement a row the flusher must be."""
+"""The required ratio of the flusher's throughput to that of one statement per row."""
 
 
 async def drain(
     stage: Servers, settings: Settings, partition: Partition, events: int, writer: type[Writer]
 ) -> tuple[float, float, float]:
-    """Flush a full stream; give seconds, our processor seconds and PostgreSQL's."""
+    """Flush a full stream; return seconds, the flusher's CPU seconds and PostgreSQL's."""
     partition_module.Writer = writer
     reader = make_client(settings, name="reader", decode=False)
     scripts = make_client(settings, name="scripts")
     store = Store(scripts)
     stop = StopEvent(5.0)
-    lane = PartitionFlusher(
+    flusher = PartitionFlusher(
         partition,
         settings,
         Consumer(reader, store, partition, timeout_s=settings.redis_timeout_s),
@@ -71,9 +71,9 @@ async def drain(
     )
     postgres = stage.postgres.pid or 0
     costs = (time.monotonic(), time.process_time(), family_cpu_s(postgres))
-    task = asyncio.create_task(lane.run(stop))
+    task = asyncio.create_task(flusher.run(stop))
     await eventually_async(
-        lambda: lane.status.position is not None and lane.status.position.seq >= events,
+        lambda: flusher.status.position is not None and flusher.status.position.seq >= events,
         within_s=300,
         every_s=0.005,
     )
@@ -86,7 +86,7 @@ async def drain(
 
 
 def race(stage: Servers, events: int, rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Let the contenders drain equal streams in turn."""
+    """Drain equal streams with each contender alternately."""
     found: dict[str, dict[str, list[float]]] = {
         name: {"events_per_s": [], "flusher_us": [], "postgres_us": []} for name in CONTENDERS
     }
@@ -111,9 +111,9 @@ def race(stage: Servers, events: int, rounds: int) -> dict[str, dict[str, list[f
 async def feed(
     settings: Settings, board: str, rate: int, seconds: float, *, part: str
 ) -> tuple[int, int]:
-    """Submit updates at a steady rate, by the clock and not by the answers.
+    """Submit updates at a steady rate that does not depend on the answers.
 
-    Gives how many were sent, and how many of them were refused.
+    Returns the numbers of sent and of refused updates.
     """
     dispatcher = Dispatcher(settings)
     runner = asyncio.create_task(dispatcher.run())
@@ -143,7 +143,7 @@ async def feed(
 async def sample(
     stage: Servers, settings: Settings, partition: Partition, stop: StopEvent
 ) -> list[tuple[float, int]]:
-    """Give (time, actions accepted and not committed) until ``stop``."""
+    """Return samples of (time, uncommitted actions) until ``stop``."""
     client = make_client(settings, name="sampler")
     store = Store(client)
     found: list[tuple[float, int]] = []
@@ -160,8 +160,8 @@ async def sample(
     return found
 
 
-def is_level(stage: Servers, board: str) -> bool:
-    """Whether a flusher runs and has committed all there was."""
+def is_committed(stage: Servers, board: str) -> bool:
+    """Return whether a flusher has committed every action."""
     with psycopg.connect(stage.postgres.url) as connection:
         row = connection.execute(
             "SELECT seq FROM flush_state WHERE board = %s", (board,)
@@ -173,7 +173,7 @@ def is_level(stage: Servers, board: str) -> bool:
 
 
 def steady(stage: Servers, rate: int, seconds: float) -> dict[str, float]:
-    """Feed a flusher process at a rate; give its lag and what it costs."""
+    """Submit to a flusher process at a rate; return its lag and CPU time."""
     board = "steady"
     partition = make_board(stage, board)
     settings = stage.settings(board)
@@ -191,10 +191,10 @@ def steady(stage: Servers, rate: int, seconds: float) -> dict[str, float]:
         stop = StopEvent(5.0)
         sampling = asyncio.create_task(sample(stage, settings, partition, stop))
         await feed(settings, board, 100, 0.1, part="first")
-        await eventually_async(lambda: is_level(stage, board), within_s=60)
+        await eventually_async(lambda: is_committed(stage, board), within_s=60)
         await feed(settings, board, rate, WARM_UP_S, part="warm")
-        await eventually_async(lambda: is_level(stage, board), within_s=60)
-        begun_at = time.monotonic()
+        await eventually_async(lambda: is_committed(stage, board), within_s=60)
+        began_at = time.monotonic()
         costs = (cpu_s(flusher.pid), family_cpu_s(stage.postgres.pid or 0))
         fed, refused = await feed(settings, board, rate, seconds, part="win")
         spent = (
@@ -202,7 +202,7 @@ def steady(stage: Servers, rate: int, seconds: float) -> dict[str, float]:
             family_cpu_s(stage.postgres.pid or 0) - costs[1],
         )
         stop.set()
-        samples = [one for one in await sampling if one[0] >= begun_at]
+        samples = [one for one in await sampling if one[0] >= began_at]
         return fed - refused, samples, *spent
 
     try:
@@ -229,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="streams of each contender")
     parser.add_argument("--rate", type=int, default=5_000, help="steady updates per second")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of the steady part")
-    parser.add_argument("--json", action="store_true", help="print the figures alone")
+    parser.add_argument("--json", action="store_true", help="print only the figures")
     options = parser.parse_args(arguments)
     setup_logging("bench", level="error", form="console", environment="bench")
     with servers() as stage:
@@ -264,12 +264,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Give median and extremes."""
+    """Return median, minimum and maximum."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def render(figures: dict[str, Any]) -> str:
-    """Give the figures as the Markdown that stands in docs/explanation/benchmarks.md."""
+    """Return the figures as the Markdown of docs/explanation/benchmarks.md."""
     lines = [
         "| writing | events/s, median (min…max) | flusher, CPU per event | PostgreSQL |",
         "|---|---|---|---|",

@@ -1,7 +1,7 @@
-"""The ways of writing a batch that are compared: the flusher's own, and one statement a row.
+"""The compared ways to write a batch: the flusher's COPY, and one statement per row.
 
-Both run inside the flusher's own lane and transaction, with the same checks and the same promise:
-only how rows reach the tables differs.
+Both run in the flusher's loop and transaction, with the same checks; only the writing of the rows
+differs.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ ADD_SCORE = b"""
 
 
 class ExecutemanyWriter(Writer):
-    """One statement a row, by psycopg's ``executemany``, which pipelines them."""
+    """One statement per row, with psycopg's ``executemany``, which pipelines them."""
 
     async def _count(self, staged: Sequence[Row], committed: int) -> _Tally:
         if not staged:

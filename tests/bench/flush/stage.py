@@ -1,4 +1,4 @@
-"""Servers, boards and full streams for the flush benchmark, and what their processes cost."""
+"""Servers, boards and full streams for the flush benchmark, and CPU times of processes."""
 
 import os
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Servers:
-    """Durable servers, as a deployment has them."""
+    """Servers with the durability of a deployment."""
 
     valkey: EmbeddedValkey
     postgres: EmbeddedPostgres
@@ -38,7 +38,7 @@ class Servers:
 
 @contextmanager
 def servers() -> Iterator[Servers]:
-    """Start a Valkey and a PostgreSQL that sync to disk, in a folder that goes with them."""
+    """Start a Valkey and a PostgreSQL that sync to disk, in a temporary folder."""
     with TemporaryDirectory(prefix="scoreboard-bench-") as name:
         folder = Path(name)
         settings = {"shared_buffers": "256MB", "max_wal_size": "4GB"}
@@ -51,7 +51,7 @@ def servers() -> Iterator[Servers]:
 
 
 def make_board(stage: Servers, board: str) -> Partition:
-    """Make an empty, open board in both stores."""
+    """Create an empty, open board in both stores."""
     partition = Partition(board)
     keys = PartitionKeys(partition)
     with psycopg.connect(stage.postgres.url) as connection:
@@ -65,7 +65,7 @@ def make_board(stage: Servers, board: str) -> Partition:
 
 
 def fill(stage: Servers, partition: Partition, events: int, users: int) -> None:
-    """Put events into the stream as lua/submit.lua writes them."""
+    """Write events to the stream as lua/submit.lua does."""
     keys = PartitionKeys(partition)
     held = [0] * users
     with redis.Redis.from_url(stage.valkey.url) as client:
@@ -89,7 +89,7 @@ def fill(stage: Servers, partition: Partition, events: int, users: int) -> None:
 
 
 def check(stage: Servers, board: str, events: int) -> None:
-    """Refuse a figure that was reached by losing or doubling something."""
+    """Fail if an event was lost or counted twice."""
     with psycopg.connect(stage.postgres.url) as connection:
         counted = connection.execute(
             "SELECT count(*), (SELECT sum(score) FROM scores WHERE board = %(b)s),"
@@ -100,13 +100,13 @@ def check(stage: Servers, board: str, events: int) -> None:
 
 
 def cpu_s(pid: int) -> float:
-    """Give the processor time of a process and of the children it has waited for."""
+    """Return the CPU time of a process and of the children it has waited for."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(int(field) for field in fields[11:15]) / TICKS_PER_S
 
 
 def family_cpu_s(pid: int) -> float:
-    """Give the processor time of a process, its living children and those it has waited for."""
+    """Return the CPU time of a process, its running children and those it has waited for."""
     total = cpu_s(pid)
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:

@@ -1,1 +1,1 @@
-"""How quickly a board comes back from PostgreSQL, and how quickly both stores are compared."""
+"""The duration of a reseed and of a verification: `make bench-reseed`."""

@@ -1,7 +1,7 @@
-"""`make bench-reseed`: a million users and their last actions, reseeded and then verified.
+"""`make bench-reseed`: reseeds and verifies a board of a million users.
 
-Servers as in production (fsync on); one table of users a second, with the CPU time of this process,
-so that a busy machine shows.
+The servers run as in production (fsync on). The output has users per second and the CPU time of
+this process, which shows whether the machine was busy.
 """
 
 import argparse
@@ -47,18 +47,18 @@ FILL = (
 
 
 def fill(database_url: str, *, users: int, actions: int) -> None:
-    """Make users with a score each, of which some acted within the seen window."""
+    """Create users with one score each, some with an action in the dedup window."""
     migrate(database_url)
     sizes = {"users": sql.Literal(users), "actions": sql.Literal(actions)}
     with psycopg.connect(database_url, autocommit=True) as connection:
         for statement in FILL:
             connection.execute(sql.SQL(statement).format(**sizes))
         connection.execute("VACUUM ANALYZE")
-        connection.execute("CHECKPOINT")  # its writing would go on into what is measured
+        connection.execute("CHECKPOINT")  # otherwise it would run during the measurement
 
 
 async def measure(settings: Settings) -> dict[str, float]:
-    """Reseed the emptied board, then verify all of it; give figures."""
+    """Reseed the empty board, then verify it completely; return the figures."""
     board = Board()
     client = make_client(settings, name="bench")
     try:
@@ -89,7 +89,7 @@ def main() -> int:
     """Fill, measure, print one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--users", type=int, default=1_000_000)
-    parser.add_argument("--actions", type=int, default=0, help="of them, within the seen window")
+    parser.add_argument("--actions", type=int, default=0, help="of them, within the dedup window")
     chosen = parser.parse_args()
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -35,7 +35,7 @@ from tests.support.clients.viewer import playing
 from tests.support.data.boards import open_board
 
 LEAST_S, MOST_S = 0.09, 0.11
-"""Between two changes: ten a second, at no steady beat that could march in step with the pace."""
+"""The time between two changes: ten per second, with jitter against synchronization."""
 WARM_UP_S = 2.0
 SERVERS = ("ours", "broadcast", "litestar")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -82,7 +82,7 @@ def environment(redis_url: str, folder: Path, port: int) -> dict[str, str]:
 
 @contextmanager
 def serving(name: str, redis_url: str, folder: Path) -> Iterator[tuple[int, int]]:
-    """Run a server; give its port and pid once it answers."""
+    """Run a server; yield its port and pid when it accepts connections."""
     port = find_free_port()
     words = (
         ["-m", "streamer"]
@@ -122,10 +122,10 @@ class ViewersProcess:
         assert self._line() == "ready"
 
     def begin(self) -> None:
-        self._say("begin")
+        self._send("begin")
 
     def end(self) -> list[tuple[int, float, float]]:
-        self._say("end")
+        self._send("end")
         seen = json.loads(self._line())
         self._process.wait(30)
         self.close()
@@ -139,7 +139,7 @@ class ViewersProcess:
             if pipe is not None and not pipe.closed:
                 pipe.close()
 
-    def _say(self, word: str) -> None:
+    def _send(self, word: str) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write(word + "\n")
         self._process.stdin.flush()
@@ -182,29 +182,29 @@ def measure(name: str, redis_url: str, *, viewers: int, stalled: int, seconds: f
         serving(name, redis_url, Path(folder)) as (port, pid),
     ):
         alone_kb = memory_kb(pid)
-        crowd = ViewersProcess(port, viewers, stalled)
+        viewers_process = ViewersProcess(port, viewers, stalled)
         try:
             asyncio.run(publish(redis_url, WARM_UP_S))
-            with_crowd_kb = memory_kb(pid)
-            crowd.begin()
+            with_viewers_kb = memory_kb(pid)
+            viewers_process.begin()
             before_s, began_s = cpu_s(pid), time.monotonic()
             sent = asyncio.run(publish(redis_url, seconds))
             time.sleep(0.5)
             used_s, elapsed_s = cpu_s(pid) - before_s, time.monotonic() - began_s
-            seen = crowd.end()
+            seen = viewers_process.end()
         finally:
-            crowd.close()
-    late_ms = sorted((at_s - sent[seq]) * 1000 for seq, at_s, _ in seen if seq in sent)
+            viewers_process.close()
+    sent_ms = sorted((at_s - sent[seq]) * 1000 for seq, at_s, _ in seen if seq in sent)
     built_ms = sorted(one for _, _, one in seen)
-    assert late_ms, f"{name} delivered nothing"
+    assert sent_ms, f"{name} delivered nothing"
     boards = len({seq for seq, _, _ in seen})
     return {
         "cpu_us_per_frame": used_s / len(seen) * 1e6,
         "cpu_share": used_s / elapsed_s,
-        "kb_per_viewer": (with_crowd_kb - alone_kb) / viewers,
-        "p50_ms": late_ms[len(late_ms) // 2],
-        "p99_ms": late_ms[len(late_ms) * 99 // 100],
-        "max_ms": late_ms[-1],
+        "kb_per_viewer": (with_viewers_kb - alone_kb) / viewers,
+        "p50_ms": sent_ms[len(sent_ms) // 2],
+        "p99_ms": sent_ms[len(sent_ms) * 99 // 100],
+        "max_ms": sent_ms[-1],
         "built_p50_ms": built_ms[len(built_ms) // 2],
         "built_p99_ms": built_ms[len(built_ms) * 99 // 100],
         "boards_per_s": boards / elapsed_s,
@@ -271,8 +271,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--servers", default=",".join(SERVERS))
-    parser.add_argument("--json", action="store_true", help="the figures alone")
-    parser.add_argument("--check", action="store_true", help="fail where a target is missed")
+    parser.add_argument("--json", action="store_true", help="print only the figures")
+    parser.add_argument("--check", action="store_true", help="fail if a target is missed")
     options = parser.parse_args()
     setup_logging("bench", level="error", form="console", environment="bench")
     sizes = [int(word) for word in options.viewers.split(",")]

@@ -20,8 +20,8 @@ from scoreboard.broadcast.watcher import BoardWatcher
 from scoreboard.runtime.settings import Settings, load
 
 
-class Newest:
-    """The listener of the watcher: the newest message and a wake-up event."""
+class LatestMessage:
+    """The listener of the watcher: the latest message, and an event for changes."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -40,11 +40,11 @@ class Newest:
 
 
 async def by_broadcast(settings: Settings, port: int) -> None:
-    newest = Newest()
+    latest = LatestMessage()
     viewers: set[ServerConnection] = set()
 
     async def handle(viewer: ServerConnection) -> None:
-        await viewer.send(newest.text)
+        await viewer.send(latest.text)
         viewers.add(viewer)
         try:
             await viewer.wait_closed()
@@ -52,23 +52,23 @@ async def by_broadcast(settings: Settings, port: int) -> None:
             viewers.discard(viewer)
 
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(BoardWatcher(settings, newest, name="broadcast").run())
-        await newest.changed.wait()
+        tasks.create_task(BoardWatcher(settings, latest, name="broadcast").run())
+        await latest.changed.wait()
         async with serve(handle, "127.0.0.1", port, compression=None, backlog=4096):
             while True:
-                newest.changed.clear()
-                await newest.changed.wait()
-                broadcast(viewers, newest.text)
+                latest.changed.clear()
+                await latest.changed.wait()
+                broadcast(viewers, latest.text)
 
 
 async def by_litestar(settings: Settings, port: int) -> None:
-    newest = Newest()
+    latest = LatestMessage()
     viewers: set[WebSocket[Any, Any, Any]] = set()
 
     @websocket("/ws/scoreboard")
     async def handle(socket: WebSocket[Any, Any, Any]) -> None:
         await socket.accept()
-        await socket.send_text(newest.text)
+        await socket.send_text(latest.text)
         viewers.add(socket)
         try:
             while True:
@@ -78,9 +78,9 @@ async def by_litestar(settings: Settings, port: int) -> None:
 
     async def show() -> None:
         while True:
-            await newest.changed.wait()
-            newest.changed.clear()
-            text = newest.text
+            await latest.changed.wait()
+            latest.changed.clear()
+            text = latest.text
             for viewer in tuple(viewers):
                 try:
                     await viewer.send_text(text)
@@ -93,8 +93,8 @@ async def by_litestar(settings: Settings, port: int) -> None:
         ws_per_message_deflate=False, lifespan="off",
     )  # fmt: skip
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(BoardWatcher(settings, newest, name="litestar").run())
-        await newest.changed.wait()
+        tasks.create_task(BoardWatcher(settings, latest, name="litestar").run())
+        await latest.changed.wait()
         tasks.create_task(show())
         await uvicorn.Server(config).serve()
 

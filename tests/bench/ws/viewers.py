@@ -17,7 +17,7 @@ from tests.support.clients.viewer import masked_frame, request_bytes
 
 PONG = 10
 PENDING = 200
-"""Handshakes under way at once."""
+"""The limit of concurrent handshakes."""
 
 
 class Viewers:
