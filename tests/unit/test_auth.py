@@ -1,4 +1,4 @@
-"""Who gets in with a token and, one by one, who does not."""
+"""Verification of access tokens: which are accepted, and the reason of each refusal."""
 
 import base64
 import json
@@ -47,14 +47,14 @@ def part(value: object) -> str:
     return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
 
 
-async def test_a_good_token_names_its_caller(verifier: Verifier, make_token: MakeToken) -> None:
+async def test_a_valid_token_returns_its_caller(verifier: Verifier, make_token: MakeToken) -> None:
     caller = await verifier.verify(make_token("auth0|42", "update:score read:leaderboard"))
     assert (caller.subject, caller.issuer) == ("auth0|42", ISSUER)
     assert caller.scopes == {UPDATE, READ}
     assert caller.expires_at_s > time.time()
 
 
-async def test_both_algorithms_verify(
+async def test_an_es256_token_is_accepted(
     verifier: Verifier, make_token: MakeToken, ec_key: KeyPair
 ) -> None:
     assert (await verifier.verify(make_token(key=ec_key))).subject == "alice"
@@ -71,7 +71,7 @@ async def test_both_algorithms_verify(
         ({"scope": None}, set()),
     ],
 )
-async def test_scopes_are_whole_words_of_scope_and_scp(
+async def test_scopes_are_read_as_whole_words_from_scope_and_scp(
     verifier: Verifier, make_token: MakeToken, claims: dict[str, Any], scopes: set[str]
 ) -> None:
     assert (await verifier.verify(make_token(**claims))).scopes == scopes
@@ -103,7 +103,7 @@ async def test_scopes_are_whole_words_of_scope_and_scp(
         ({"scp": [1]}, "claims"),
     ],
 )
-async def test_a_wrong_claim_is_refused_with_its_reason(
+async def test_an_invalid_claim_is_refused_with_its_reason(
     verifier: Verifier,
     make_token: MakeToken,
     rsa_key: KeyPair,
@@ -119,14 +119,16 @@ async def test_a_wrong_claim_is_refused_with_its_reason(
     assert await reason_of(verifier, token) == reason
 
 
-async def test_leeway_forgives_a_small_skew(verifier: Verifier, make_token: MakeToken) -> None:
+async def test_leeway_allows_a_small_clock_skew(verifier: Verifier, make_token: MakeToken) -> None:
     now_s = int(time.time())
     await verifier.verify(make_token(exp=now_s - 5))
     await verifier.verify(make_token(nbf=now_s + 5))
     assert await reason_of(verifier, make_token(exp=now_s - 60)) == "expired"
 
 
-async def test_an_audience_among_others_fits(verifier: Verifier, make_token: MakeToken) -> None:
+async def test_one_matching_audience_of_several_is_accepted(
+    verifier: Verifier, make_token: MakeToken
+) -> None:
     await verifier.verify(make_token(aud=["another", AUDIENCE]))
 
 
@@ -150,20 +152,20 @@ async def test_a_public_key_used_as_a_shared_secret_is_refused(
     assert await reason_of(verifier, token) == "algorithm"
 
 
-async def test_the_other_allowed_algorithm_with_this_key_is_refused(
+async def test_an_allowed_algorithm_that_does_not_match_the_key_is_refused(
     verifier: Verifier, make_token: MakeToken, ec_key: KeyPair
 ) -> None:
     token = make_token(key=ec_key, headers={"kid": "test-rsa"})
     assert await reason_of(verifier, token) == "algorithm"
 
 
-async def test_a_stranger_s_key_under_a_known_kid_is_refused(
+async def test_a_signature_by_another_key_with_a_known_kid_is_refused(
     verifier: Verifier, make_token: MakeToken
 ) -> None:
-    stranger = KeyPair(
+    other = KeyPair(
         kid="test-ec", algorithm="ES256", private=ec.generate_private_key(ec.SECP256R1())
     )
-    assert await reason_of(verifier, make_token(key=stranger)) == "signature"
+    assert await reason_of(verifier, make_token(key=other)) == "signature"
 
 
 async def test_a_changed_payload_is_refused(verifier: Verifier, make_token: MakeToken) -> None:
@@ -193,15 +195,15 @@ async def test_an_unknown_kid_is_refused(verifier: Verifier, make_token: MakeTok
         f"{base64.urlsafe_b64encode(b'[' * 2500).decode()}.{part({})}.x",
     ],
 )
-async def test_garbage_is_refused(verifier: Verifier, token: str) -> None:
+async def test_a_malformed_token_is_refused(verifier: Verifier, token: str) -> None:
     assert await reason_of(verifier, token) == "malformed"
 
 
-async def test_a_missing_token_is_its_own_reason(verifier: Verifier) -> None:
+async def test_a_missing_token_has_its_own_reason(verifier: Verifier) -> None:
     assert await reason_of(verifier, "") == "missing"
 
 
-async def test_a_huge_token_is_refused_before_it_is_parsed(
+async def test_an_oversized_token_is_refused_before_it_is_parsed(
     verifier: Verifier, make_token: MakeToken, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = make_token(filler="x" * 15_000)
@@ -214,7 +216,7 @@ async def test_a_huge_token_is_refused_before_it_is_parsed(
     assert await reason_of(verifier, token) == "too-long"
 
 
-async def test_a_verified_token_is_remembered_until_it_expires(
+async def test_a_verified_token_is_cached_until_it_expires(
     verifier: Verifier, make_token: MakeToken, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = make_token()
@@ -227,7 +229,7 @@ async def test_a_verified_token_is_remembered_until_it_expires(
     assert verifier.cached(token) is None
 
 
-async def test_the_memory_of_tokens_is_bounded_and_keeps_the_used_ones(
+async def test_the_token_cache_is_bounded_and_keeps_recently_used_tokens(
     verifier: Verifier, make_token: MakeToken, monkeypatch: pytest.MonkeyPatch, ec_key: KeyPair
 ) -> None:
     monkeypatch.setattr(auth, "CACHE_MAX", 4)
@@ -241,7 +243,7 @@ async def test_the_memory_of_tokens_is_bounded_and_keeps_the_used_ones(
     assert not verifier.cached(others[0])
 
 
-async def test_tokens_of_a_vanished_key_are_dropped(
+async def test_cached_tokens_of_a_removed_key_are_dropped(
     tmp_path: Path, jwks: dict[str, Any], make_token: MakeToken, ec_key: KeyPair, rsa_key: KeyPair
 ) -> None:
     path = tmp_path / "jwks.json"
@@ -253,7 +255,7 @@ async def test_tokens_of_a_vanished_key_are_dropped(
     path.write_text(json.dumps({"keys": [ec_key.jwk]}))
 
     async def is_dropped() -> bool:
-        # An unknown kid makes it look at the file again.
+        # An unknown kid makes the verifier read the file again.
         await reason_of(verifier, make_token(headers={"kid": "who"}))
         return verifier.cached(by_rsa) is None
 
@@ -262,7 +264,7 @@ async def test_tokens_of_a_vanished_key_are_dropped(
     assert verifier.cached(by_ec)
 
 
-async def test_a_broken_key_set_never_replaces_a_good_one(
+async def test_an_invalid_key_set_does_not_replace_a_valid_one(
     tmp_path: Path, jwks: dict[str, Any], make_token: MakeToken
 ) -> None:
     path = tmp_path / "jwks.json"
@@ -276,7 +278,7 @@ async def test_a_broken_key_set_never_replaces_a_good_one(
         assert await verifier.verify(make_token("bob")) == await verifier.verify(make_token("bob"))
 
 
-async def test_without_any_keys_the_caller_is_told_to_retry(
+async def test_verify_raises_keys_unavailable_without_any_keys(
     tmp_path: Path, make_token: MakeToken
 ) -> None:
     verifier = Verifier(settings_for(tmp_path / "absent.json"))
@@ -306,7 +308,7 @@ def test_a_missing_or_unsafe_setting_is_named(changes: dict[str, str], variable:
         Verifier(settings_for("jwks.json", **changes))
 
 
-async def test_a_local_issuer_s_tokens_verify_by_its_key_set(tmp_path: Path) -> None:
+async def test_tokens_of_a_local_issuer_are_verified_with_its_key_set(tmp_path: Path) -> None:
     issuer = LocalIssuer.create(tmp_path / "identity")
     verifier = Verifier(settings_for(issuer.jwks_file, SCOREBOARD_ISSUER=issuer.issuer))
     caller = await verifier.verify(issuer.issue("alice", [UPDATE, READ], 60))
@@ -314,7 +316,7 @@ async def test_a_local_issuer_s_tokens_verify_by_its_key_set(tmp_path: Path) -> 
     assert 0 < caller.expires_at_s - time.time() <= 60
 
 
-def test_a_local_issuer_keeps_its_key_to_its_owner(tmp_path: Path) -> None:
+def test_the_key_file_of_a_local_issuer_is_private(tmp_path: Path) -> None:
     issuer = LocalIssuer.create(tmp_path)
     key_file = tmp_path / "issuer-key.pem"
     assert key_file.stat().st_mode & 0o777 == 0o600
@@ -325,17 +327,17 @@ def test_a_local_issuer_keeps_its_key_to_its_owner(tmp_path: Path) -> None:
         LocalIssuer.load(tmp_path)
 
 
-def test_a_local_issuer_is_made_once(tmp_path: Path) -> None:
+def test_creating_a_local_issuer_twice_keeps_its_files(tmp_path: Path) -> None:
     first = LocalIssuer.create(tmp_path).jwks_file.read_bytes()
     assert LocalIssuer.create(tmp_path).jwks_file.read_bytes() == first
     assert sorted(path.name for path in tmp_path.iterdir()) == ["issuer-key.pem", "jwks.json"]
 
 
-def test_a_folder_without_an_issuer_is_named(tmp_path: Path) -> None:
+def test_load_names_a_folder_without_an_issuer(tmp_path: Path) -> None:
     with pytest.raises(OperatorMistake, match=str(tmp_path)):
         LocalIssuer.load(tmp_path)
 
 
-def test_a_subject_that_could_be_no_user_gets_no_token(tmp_path: Path) -> None:
+def test_an_invalid_subject_gets_no_token(tmp_path: Path) -> None:
     with pytest.raises(OperatorMistake, match="subject"):
         LocalIssuer.create(tmp_path).issue("a b", [READ])

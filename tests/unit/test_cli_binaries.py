@@ -1,4 +1,4 @@
-"""Where the embedded servers' programs are missing, the advice is one that `up` takes."""
+"""Errors about missing server programs name settings that `up` accepts."""
 
 import pytest
 
@@ -8,7 +8,9 @@ from scoreboard.errors import EmbeddedFailed, OperatorMistake
 
 
 @pytest.mark.parametrize("find", [binaries.find_valkey, binaries.find_postgres])
-def test_missing_programs_name_both_addresses(find, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_about_a_missing_program_names_both_addresses(
+    find, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Incident: the advice was to set one address, and `up` refuses one without the other."""
     monkeypatch.setattr(binaries, "_package_folders", lambda _name: [])
     monkeypatch.setattr(binaries, "find_program", lambda _name: None)

@@ -1,4 +1,4 @@
-"""Log files of `up`'s children are capped."""
+"""Log files of the services of `up` have a size limit."""
 
 import stat
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_a_small_or_missing_log_is_not_changed(log: Path) -> None:
 
 
 def test_a_log_that_cannot_be_copied_is_truncated(log: Path) -> None:
-    # On a full disk the log itself is what can be given up.
+    # On a full disk there is no room for a copy; the log is lost.
     log.write_bytes(b"x" * 11)
     log.with_name("api.log.1").mkdir()
 

@@ -1,4 +1,4 @@
-"""Exit codes are stable, and whatever goes wrong is one line."""
+"""Exit codes are stable, and each error is one line on stderr."""
 
 from collections.abc import Iterator
 
@@ -41,7 +41,7 @@ def test_every_error_has_an_exit_code(kind: type[ScoreboardError]) -> None:
         (WaitTimeout, 75),
     ],
 )
-def test_exit_codes_stay_as_they_are(kind: type[ScoreboardError], code: int) -> None:
+def test_exit_codes_do_not_change(kind: type[ScoreboardError], code: int) -> None:
     assert failures.exit_code_of(kind("x")) == code
 
 
@@ -72,18 +72,18 @@ def test_an_error_is_one_line_on_stderr(
     assert captured.err == "scoreboard: No such board: There is no board x\n"
 
 
-def test_an_interrupt_is_130(failing: list[BaseException]) -> None:
+def test_an_interrupt_exits_with_130(failing: list[BaseException]) -> None:
     failing.append(KeyboardInterrupt())
 
     assert main.run(["fail"]) == 130
 
 
-def test_a_wrong_command_line_is_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_command_line_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["no-such-verb"]) == 2
     assert "No such command" in capsys.readouterr().err
 
 
-def test_a_command_says_its_own_exit_code(failing: list[BaseException]) -> None:
+def test_a_command_returns_its_own_exit_code(failing: list[BaseException]) -> None:
     assert main.run(["fail"]) == 7
 
 
@@ -100,6 +100,6 @@ def test_help_lists_every_command_in_one_section_and_the_completion(
 
 
 @pytest.mark.parametrize("name", sorted(group.scoreboard.commands))
-def test_every_verb_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run([name, "--help"]) == 0
     assert len(capsys.readouterr().out.splitlines()) > 3

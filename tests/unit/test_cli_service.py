@@ -1,4 +1,4 @@
-"""Children of `up`: what their last words are, and how a death is told."""
+"""Services of `up`: the summary of their logs, and the report of an exit."""
 
 import json
 from pathlib import Path
@@ -86,16 +86,18 @@ def test_a_service_that_exits_is_reported_with_its_log(make_service) -> None:
 
 
 def test_a_service_that_ignores_sigterm_is_killed(make_service) -> None:
-    deaf = "import signal,time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); "
-    willing = make_service("import time; time.sleep(60)")
-    assert willing.stop()
-    assert willing.pid is None
+    ignore_sigterm = (
+        "import signal,time; signal.signal(15, signal.SIG_IGN); print('set', flush=1); "
+    )
+    cooperative = make_service("import time; time.sleep(60)")
+    assert cooperative.stop()
+    assert cooperative.pid is None
 
-    stubborn = make_service(deaf + "time.sleep(60)")
-    stubborn._drain_s = -2.5  # half a second in all
-    eventually(lambda: "deaf" in stubborn.log.read_text())
-    assert not stubborn.stop()
-    assert stubborn.exit_code == -9
+    ignoring = make_service(ignore_sigterm + "time.sleep(60)")
+    ignoring._drain_s = -2.5  # half a second in total
+    eventually(lambda: "set" in ignoring.log.read_text())
+    assert not ignoring.stop()
+    assert ignoring.exit_code == -9
 
 
 def test_one_previous_log_is_kept(make_service, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which characters names may have, and what a terminal is spared."""
+"""Which characters a name may contain, and how unsafe ones are escaped for a terminal."""
 
 import pytest
 

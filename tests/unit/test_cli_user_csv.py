@@ -1,4 +1,4 @@
-"""CSV files of users: what is refused, by which line, and what comes out."""
+"""CSV files of users: what is read, and which line an error names."""
 
 from pathlib import Path
 

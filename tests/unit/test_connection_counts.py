@@ -1,4 +1,4 @@
-"""Limits on live connections, as the api's event streams use them."""
+"""Limits on open connections, as the api's event streams use them."""
 
 import pytest
 
@@ -36,7 +36,7 @@ def test_a_refused_connection_leaves_no_count(
     counts.admit(address, subject)
 
 
-def test_released_counts_can_be_taken_again() -> None:
+def test_a_released_connection_can_be_admitted_again() -> None:
     counts = make(capacity=2)
     counts.admit(HERE, None)
     counts.admit(HERE, "alice")

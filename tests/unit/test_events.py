@@ -1,4 +1,4 @@
-"""Stream records: what is read, and what becomes a BadRecord with its reason."""
+"""Stream records: decoding, and the reason of a BadRecord."""
 
 import pytest
 

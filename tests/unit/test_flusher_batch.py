@@ -1,4 +1,4 @@
-"""Entries become rows, each in exactly one place, and missing seqs are noticed."""
+"""Entries are sorted into exactly one list each, and gaps in the seqs are detected."""
 
 from uuid import UUID
 
@@ -36,7 +36,7 @@ def test_every_entry_is_in_exactly_one_list() -> None:
         ({"e": str(2**63)}, "exceeds a BIGINT"),
     ],
 )
-def test_values_that_fit_no_column_are_bad_records(change: dict[str, str], reason: str) -> None:
+def test_values_beyond_a_column_are_bad_records(change: dict[str, str], reason: str) -> None:
     (record,) = build([entry(1, **change)]).bad
 
     assert reason in record.reason

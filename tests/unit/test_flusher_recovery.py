@@ -1,4 +1,4 @@
-"""What the two positions mean together, and whose fence is respected."""
+"""Comparison of the positions in PostgreSQL and Redis, with and without a fence."""
 
 import pytest
 
@@ -30,7 +30,7 @@ def state(epoch: int = 3, seq: int = 50, *, fence: str = "") -> PartitionState:
         (state(epoch=2, fence=f"{REWIND_FENCE}:0a1b"), Finding.RESUME),
     ],
 )
-def test_the_positions_decide_what_to_do(found: PartitionState, finding: Finding) -> None:
+def test_compare_positions_returns_the_finding(found: PartitionState, finding: Finding) -> None:
     assert compare_positions(COMMITTED, found) is finding
 
 

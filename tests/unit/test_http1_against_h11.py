@@ -1,4 +1,4 @@
-"""What our reader accepts, h11 accepts and reads the same: method, target, fields, body, rest."""
+"""h11 reads every request that our reader accepts the same: method, target, fields, body, rest."""
 
 import random
 from typing import Any
@@ -61,13 +61,13 @@ def theirs(data: bytes) -> Reading | None:
             return None
 
 
-def usual(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """h11 lowers the name of the coding."""
+def normalized(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return the fields with the coding in lowercase, as h11 returns them."""
     return [(n, v.lower() if n == b"transfer-encoding" else v) for n, v in fields]
 
 
 def compare(data: bytes, cuts: list[int]) -> bool:
-    """Check that an accepted request has one reading; tell whether it was accepted."""
+    """Check that an accepted request has one reading; return whether it was accepted."""
     try:
         mine = ours(data, cuts)
     except ScoreboardError:
@@ -76,7 +76,7 @@ def compare(data: bytes, cuts: list[int]) -> bool:
         return False
     other = theirs(data)
     assert other is not None
-    assert (mine[0], mine[1], usual(mine[2]), *mine[3:]) == other
+    assert (mine[0], mine[1], normalized(mine[2]), *mine[3:]) == other
     return True
 
 
@@ -119,7 +119,7 @@ NOISE = (b"\r", b"\n", b"\r\n", b" ", b"\t", b"\x00", b":", b"0", b"\x0b", b"\xf
 
 @st.composite
 def requests(draw: st.DrawFn) -> bytes:
-    """Requests that are nearly right, so that many are accepted and many just not."""
+    """Generate requests that are nearly valid: many are accepted and many refused."""
     fields = draw(st.lists(st.tuples(NAMES, VALUES), max_size=5))
     if draw(st.booleans()):
         fields.insert(0, (b"Host", b"a"))
@@ -134,7 +134,7 @@ def requests(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def mutants(draw: st.DrawFn) -> bytes:
-    """Good requests with a few bytes put in, taken out or exchanged."""
+    """Generate valid requests with a few bytes inserted, removed or replaced."""
     framing = draw(
         st.sampled_from(
             [
@@ -167,13 +167,13 @@ CUTS = st.lists(st.integers(0, 500), max_size=4)
 
 @given(data=st.one_of(requests(), mutants()), cuts=CUTS)
 @settings(max_examples=2000, deadline=None)
-def test_whatever_is_accepted_has_one_reading(data: bytes, cuts: list[int]) -> None:
+def test_an_accepted_request_is_read_the_same_by_h11(data: bytes, cuts: list[int]) -> None:
     event("accepted" if compare(data, cuts) else "refused")
 
 
 @given(data=mutants(), cuts=CUTS)
 @settings(max_examples=300, deadline=None)
-def test_pieces_make_no_difference(data: bytes, cuts: list[int]) -> None:
+def test_the_result_does_not_depend_on_the_pieces(data: bytes, cuts: list[int]) -> None:
     def outcome(cuts: list[int]) -> Any:
         try:
             return ours(data, cuts)
@@ -184,7 +184,7 @@ def test_pieces_make_no_difference(data: bytes, cuts: list[int]) -> None:
 
 
 @given(body=st.binary(max_size=300), sizes=st.lists(st.integers(1, 50), min_size=1), cuts=CUTS)
-def test_any_body_comes_through_in_chunks(body: bytes, sizes: list[int], cuts: list[int]) -> None:
+def test_any_body_in_chunks_is_read(body: bytes, sizes: list[int], cuts: list[int]) -> None:
     parts, at = [], 0
     while at < len(body):
         size = sizes[len(parts) % len(sizes)]
@@ -199,7 +199,7 @@ def test_any_body_comes_through_in_chunks(body: bytes, sizes: list[int], cuts: l
     assert mine[3:] == (body, HIDDEN)
 
 
-def test_vectors_of_smuggling_are_never_accepted() -> None:
+def test_smuggling_vectors_are_refused() -> None:
     for data in (*HEADS.values(), *CHUNKS.values()):
         assert not compare(data, [])
 

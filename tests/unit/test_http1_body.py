@@ -1,4 +1,4 @@
-"""Bodies of requests: by length and in chunks, in whatever pieces they come."""
+"""Request bodies: with a length and in chunks, received in pieces of any size."""
 
 import pytest
 
@@ -10,7 +10,7 @@ Reader = LengthReader | ChunkReader
 
 
 def rest_of(reader: Reader, data: bytes, step: int) -> bytes:
-    """Feed data in pieces until the body is complete; return what comes behind it."""
+    """Feed data in pieces until the body is complete; return the bytes after it."""
     for start in range(0, len(data), step):
         rest = reader.take(data[start : start + step])
         if reader.is_complete:
@@ -20,7 +20,7 @@ def rest_of(reader: Reader, data: bytes, step: int) -> bytes:
 
 
 @pytest.mark.parametrize("step", [1, 3, 100])
-def test_a_body_of_a_known_length_ends_there(step: int) -> None:
+def test_a_body_ends_at_its_content_length(step: int) -> None:
     reader = LengthReader(10)
     assert rest_of(reader, b"0123456789next", step) == b"next"
     assert reader.body() == b"0123456789"
@@ -47,7 +47,7 @@ def test_chunks_are_joined(data: bytes, body: bytes, step: int) -> None:
 
 @pytest.mark.parametrize("name", list(CHUNKS))
 @pytest.mark.parametrize("step", [1, 100_000])
-def test_chunks_that_can_be_read_in_two_ways_are_refused(name: str, step: int) -> None:
+def test_ambiguous_chunks_are_refused(name: str, step: int) -> None:
     body = CHUNKS[name].partition(b"\r\n\r\n")[2]
     with pytest.raises(Malformed):
         rest_of(ChunkReader(1_000_000), body, step)
@@ -55,12 +55,12 @@ def test_chunks_that_can_be_read_in_two_ways_are_refused(name: str, step: int) -
 
 @pytest.mark.parametrize("data", [b"b\r\n", b"6\r\n123456\r\n5\r\n", b"ffffffff\r\n"])
 @pytest.mark.parametrize("step", [1, 100])
-def test_a_body_is_too_large_before_it_has_come(data: bytes, step: int) -> None:
+def test_a_body_that_is_too_large_is_refused_before_it_arrives(data: bytes, step: int) -> None:
     with pytest.raises(BodyTooLarge):
         rest_of(ChunkReader(10), data, step)
 
 
-def test_the_framing_of_chunks_has_a_limit() -> None:
+def test_the_size_of_chunk_framing_is_limited() -> None:
     reader = ChunkReader(1_000_000)
     piece = b"1\r\na\r\n"
     count = FRAMING_BYTES // (len(piece) - 1)
@@ -69,12 +69,12 @@ def test_the_framing_of_chunks_has_a_limit() -> None:
         reader.take(piece)
 
 
-def test_a_trailer_is_named() -> None:
+def test_a_trailer_is_refused() -> None:
     with pytest.raises(Malformed, match="Trailers"):
         ChunkReader(10).take(b"0\r\nX: y\r\n\r\n")
 
 
 @pytest.mark.parametrize("data", [b"\n", b"5\n", b"g", b"5\r\nhello!", b"000000000", b"0\r\nX"])
-def test_a_broken_chunk_is_refused_at_once(data: bytes) -> None:
+def test_an_invalid_chunk_is_refused_at_once(data: bytes) -> None:
     with pytest.raises(Malformed):
         ChunkReader(100).take(data)

@@ -1,4 +1,4 @@
-"""Heads of requests: what is read, what is refused, and how soon."""
+"""Request heads: what is read, what is refused, and when."""
 
 import pytest
 
@@ -31,7 +31,7 @@ def size_of(data: bytes, step: int = 100_000, limits: HeadLimits = LIMITS) -> in
     return 0
 
 
-def test_a_head_is_read_into_its_parts() -> None:
+def test_a_head_is_parsed_into_its_parts() -> None:
     found = head(
         "content-TYPE:application/json",
         "Accept:  a \t",
@@ -86,14 +86,14 @@ def test_a_head_is_read_into_its_parts() -> None:
         ("https://a?c", "/"),
     ],
 )
-def test_a_path_has_one_reading(target: str, path: str) -> None:
+def test_a_target_is_decoded_to_its_path(target: str, path: str) -> None:
     assert head(line=f"GET {target} HTTP/1.1").path == path
 
 
 @pytest.mark.parametrize(
     "host", ["a", "A.b-c_d.example", "a:", "a:8000", "127.0.0.1:80", "[::1]", "[::1]:8000", "a%20b"]
 )
-def test_a_host_is_a_host_with_or_without_a_port(host: str) -> None:
+def test_a_host_is_accepted_with_and_without_a_port(host: str) -> None:
     assert head(host=host).headers[b"host"] == host.encode()
 
 
@@ -111,51 +111,51 @@ def test_a_host_is_a_host_with_or_without_a_port(host: str) -> None:
         ("GET / HTTP/1.0", "keep-alive, close", True),
     ],
 )
-def test_the_client_says_whether_the_connection_goes_on(
+def test_version_and_connection_header_decide_whether_the_connection_stays_open(
     line: str, connection: str | None, is_last: bool
 ) -> None:
     lines = [] if connection is None else [f"Connection: {connection}"]
     assert head(*lines, line=line).is_last is is_last
 
 
-def test_http_1_0_needs_no_host_and_knows_no_expectation() -> None:
+def test_http_1_0_requires_no_host_and_ignores_expect() -> None:
     found = head("Expect: 100-continue", line="POST / HTTP/1.0", host=None)
     assert (found.minor, found.expects_continue) == (0, False)
     assert head("Expect: 100-Continue").expects_continue
 
 
 @pytest.mark.parametrize("coding", ["chunked", "Chunked", "CHUNKED", " \tchunked \t"])
-def test_a_body_may_come_in_chunks(coding: str) -> None:
+def test_transfer_encoding_chunked_is_recognized(coding: str) -> None:
     assert head(f"Transfer-Encoding: {coding}").length == CHUNKED
 
 
-def test_an_upgrade_changes_nothing() -> None:
+def test_an_upgrade_header_is_ignored() -> None:
     found = head("Connection: Upgrade", "Upgrade: websocket", "Content-Length: 7")
     assert (found.length, found.is_last) == (7, False)
 
 
 @pytest.mark.parametrize("name", list(HEADS))
 @pytest.mark.parametrize("step", [1, 100_000])
-def test_what_can_be_read_in_two_ways_is_refused(name: str, step: int) -> None:
+def test_an_ambiguous_request_is_refused(name: str, step: int) -> None:
     data = HEADS[name]
     with pytest.raises(Malformed):
         read_head(data[: size_of(data, step)], LIMITS)
 
 
 @pytest.mark.parametrize("name", list(CHUNKS))
-def test_heads_of_bad_chunks_are_good(name: str) -> None:
+def test_the_heads_of_ambiguous_chunks_are_valid(name: str) -> None:
     data = CHUNKS[name]
     assert read_head(data[: size_of(data)], LIMITS).length == CHUNKED
 
 
 @pytest.mark.parametrize("version", ["HTTP/2.0", "HTTP/0.9", "HTTP/1.2", "HTTP/3.0"])
-def test_other_versions_are_named(version: str) -> None:
+def test_other_versions_are_refused(version: str) -> None:
     with pytest.raises(VersionUnsupported):
         head(line=f"GET / {version}")
 
 
 @pytest.mark.parametrize("expectation", ["", "200-ok", "100-continue, x", "100-continue; x"])
-def test_other_expectations_are_named(expectation: str) -> None:
+def test_other_expectations_are_refused(expectation: str) -> None:
     with pytest.raises(ExpectationFailed):
         head(f"Expect: {expectation}")
 
@@ -173,10 +173,12 @@ SMALL = HeadLimits(head_bytes=200, fields=4, line_bytes=50)
         (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 200 + b"\r\n\r\n", HeadTooLarge),
         (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 4 + b"\r\n", HeadTooLarge),
     ],
-    ids=["unfinished line", "line", "line beyond all", "unfinished", "size", "count"],
+    ids=["unfinished line", "line", "line longer than the head", "unfinished", "size", "count"],
 )
 @pytest.mark.parametrize("step", [1, 7, 100_000])
-def test_a_head_has_limits(data: bytes, refused: type[ScoreboardError], step: int) -> None:
+def test_a_head_beyond_a_limit_is_refused(
+    data: bytes, refused: type[ScoreboardError], step: int
+) -> None:
     with pytest.raises(refused):
         read_head(data[: size_of(data, step, SMALL)], SMALL)
 
@@ -190,13 +192,13 @@ def test_a_head_at_its_limits_is_read() -> None:
     assert len(read_head(data, SMALL).fields) == 4
 
 
-def test_a_long_token_and_cookies_fit() -> None:
+def test_a_long_token_and_long_cookies_are_accepted() -> None:
     found = head(f"Authorization: Bearer {'t' * 4096}", f"Cookie: {'c' * 8192}")
     assert len(found.headers[b"authorization"]) == 4103
 
 
 @pytest.mark.parametrize("step", [1, 3, 100_000])
-def test_a_head_ends_at_its_blank_line_in_whatever_pieces_it_comes(step: int) -> None:
+def test_a_head_ends_at_its_blank_line_for_pieces_of_any_size(step: int) -> None:
     data = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
     assert size_of(data + b"\x81\x00", step) == len(data)
     assert size_of(data[:-1], step) == 0
@@ -207,6 +209,6 @@ def test_a_head_ends_at_its_blank_line_in_whatever_pieces_it_comes(step: int) ->
     [b"\x16\x03\x01", b"\n", b"\r\n", b" GET", b"GET / HTTP/1.1\n", b"GET / HTTP/1.1\rH"],
     ids=repr,
 )
-def test_what_will_never_be_a_request_is_refused_at_once(data: bytes) -> None:
+def test_data_that_cannot_begin_a_request_is_refused_at_once(data: bytes) -> None:
     with pytest.raises(Malformed):
         head_size(data, 0, LIMITS)

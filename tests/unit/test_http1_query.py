@@ -1,4 +1,4 @@
-"""Query strings: one value per parameter, decoded strictly, named where they are refused."""
+"""Query strings: one value per parameter, strict decoding, and errors that name the problem."""
 
 from urllib.parse import parse_qsl, urlencode
 
@@ -25,7 +25,7 @@ KNOWN = frozenset({"board", "limit"})
         (b"%62oard=%C3%A9", {"board": "é"}),
     ],
 )
-def test_a_query_is_read_into_its_parameters(query: bytes, values: dict[str, str]) -> None:
+def test_a_query_is_parsed_into_its_parameters(query: bytes, values: dict[str, str]) -> None:
     assert parse_query(query, KNOWN) == values
 
 
@@ -46,21 +46,21 @@ def test_a_query_is_read_into_its_parameters(query: bytes, values: dict[str, str
         (b"&".join(b"a%d=1" % number for number in range(17)), "16"),
     ],
 )
-def test_a_query_that_cannot_be_meant_is_refused_by_name(query: bytes, named: str) -> None:
+def test_an_invalid_query_is_refused_with_its_reason(query: bytes, named: str) -> None:
     with pytest.raises(Malformed, match=named) as caught:
         parse_query(query, KNOWN)
     assert "abc" not in caught.value.detail
     assert "<" not in caught.value.detail
 
 
-def test_any_parameter_may_come_once_where_none_is_listed() -> None:
+def test_any_parameter_is_accepted_once_without_a_list() -> None:
     assert parse_query(b"a=1&b=2") == {"a": "1", "b": "2"}
     with pytest.raises(Malformed):
         parse_query(b"a=1&a=1")
 
 
 @given(st.dictionaries(st.text(min_size=1), st.text(), max_size=5))
-def test_what_is_accepted_is_what_others_read(values: dict[str, str]) -> None:
+def test_an_accepted_query_is_read_the_same_by_urllib(values: dict[str, str]) -> None:
     query = urlencode(values, errors="surrogatepass").encode()
     try:
         found = parse_query(query)

@@ -48,7 +48,7 @@ def grants(tmp_path: Path, clock: Clock) -> AuthorizationServer:
     return AuthorizationServer(issuer, "scoreboard", lambda: [Secret(SECRET)], clock=clock)
 
 
-def question(**changes: str | None) -> list[tuple[str, str]]:
+def authorization_query(**changes: str | None) -> list[tuple[str, str]]:
     fields = {
         "response_type": "code",
         "client_id": "scoreboard-page",
@@ -101,12 +101,14 @@ def error_of(
 # --- the authorization request ---
 
 
-def test_a_request_without_scopes_asks_for_all_of_the_page_s() -> None:
-    assert parse_authorization_request(question(), [PAGE_URI]) == request()
+def test_a_request_without_scopes_requests_all_scopes_of_the_page() -> None:
+    assert parse_authorization_request(authorization_query(), [PAGE_URI]) == request()
 
 
-def test_a_request_may_ask_for_less() -> None:
-    assert parse_authorization_request(question(scope=READ), [PAGE_URI]).scopes == (READ,)
+def test_a_request_can_name_fewer_scopes() -> None:
+    assert parse_authorization_request(authorization_query(scope=READ), [PAGE_URI]).scopes == (
+        READ,
+    )
 
 
 @pytest.mark.parametrize(
@@ -122,17 +124,19 @@ def test_a_request_may_ask_for_less() -> None:
         {"redirect_uri": "http://127.0.0.1:8000@evil.test/"},
     ],
 )
-def test_a_browser_is_sent_nowhere_by_a_request_of_unknown_origin(
+def test_an_unknown_client_or_redirect_uri_is_not_redirected(
     changes: dict[str, str | None],
 ) -> None:
     with pytest.raises(OAuthError) as caught:
-        parse_authorization_request(question(**changes), [PAGE_URI])
+        parse_authorization_request(authorization_query(**changes), [PAGE_URI])
     assert not isinstance(caught.value, RedirectableError)
 
 
 def test_a_parameter_sent_twice_is_refused() -> None:
     with pytest.raises(OAuthError, match="twice"):
-        parse_authorization_request([*question(), ("redirect_uri", PAGE_URI)], [PAGE_URI])
+        parse_authorization_request(
+            [*authorization_query(), ("redirect_uri", PAGE_URI)], [PAGE_URI]
+        )
 
 
 @pytest.mark.parametrize(
@@ -152,16 +156,18 @@ def test_a_parameter_sent_twice_is_refused() -> None:
         ({"state": "x" * 513}, "invalid_request"),
     ],
 )
-def test_other_mistakes_are_told_to_the_page(changes: dict[str, str | None], error: str) -> None:
+def test_other_errors_are_redirected_to_the_page(
+    changes: dict[str, str | None], error: str
+) -> None:
     with pytest.raises(RedirectableError) as caught:
-        parse_authorization_request(question(**changes), [PAGE_URI])
+        parse_authorization_request(authorization_query(**changes), [PAGE_URI])
     assert (caught.value.error, caught.value.redirect_uri) == (error, PAGE_URI)
 
 
 # --- codes ---
 
 
-def test_a_code_becomes_a_token_of_the_player_who_agreed(grants: AuthorizationServer) -> None:
+def test_a_code_is_exchanged_for_a_token_of_its_player(grants: AuthorizationServer) -> None:
     issued = grants.issue(redemption(grants.create_code(request(), "auth0|42")))
     claims = claims_of(issued.access_token)
     assert (claims["iss"], claims["aud"], claims["sub"]) == (URL, "scoreboard", "auth0|42")
@@ -176,7 +182,7 @@ def test_a_code_works_once(grants: AuthorizationServer) -> None:
 
 
 @pytest.mark.parametrize("late_s", [0.0, 3600.0])
-def test_a_code_ends_after_its_minute(
+def test_a_code_expires_after_a_minute(
     grants: AuthorizationServer, clock: Clock, late_s: float
 ) -> None:
     code = grants.create_code(request(), "alice")
@@ -184,7 +190,7 @@ def test_a_code_ends_after_its_minute(
     assert error_of(grants, redemption(code)) == "invalid_grant"
 
 
-def test_a_code_lives_until_its_minute_is_over(grants: AuthorizationServer, clock: Clock) -> None:
+def test_a_code_is_valid_for_a_minute(grants: AuthorizationServer, clock: Clock) -> None:
     code = grants.create_code(request(), "alice")
     clock.now_s += CODE_LIFE_S - 0.01
     assert grants.issue(redemption(code)).access_token
@@ -210,27 +216,29 @@ def test_a_code_lives_until_its_minute_is_over(grants: AuthorizationServer, cloc
         ({"grant_type": "refresh_token"}, "unsupported_grant_type"),
     ],
 )
-def test_a_code_is_worth_nothing_with_anything_else_wrong(
+def test_a_code_is_refused_if_another_parameter_is_wrong(
     grants: AuthorizationServer, changes: dict[str, str | None], error: str
 ) -> None:
     code = grants.create_code(request(), "alice")
     assert error_of(grants, redemption(code, **changes)) == error
 
 
-def test_a_code_that_came_with_a_wrong_verifier_is_spent(grants: AuthorizationServer) -> None:
+def test_a_code_sent_with_a_wrong_verifier_cannot_be_used_again(
+    grants: AuthorizationServer,
+) -> None:
     code = grants.create_code(request(), "alice")
     error_of(grants, redemption(code, code_verifier="w" * 43))
     assert error_of(grants, redemption(code)) == "invalid_grant"
 
 
-def test_codes_beyond_the_bound_push_out_the_oldest(grants: AuthorizationServer) -> None:
+def test_the_oldest_code_is_dropped_beyond_the_limit(grants: AuthorizationServer) -> None:
     codes = [grants.create_code(request(), "alice") for _ in range(CODES_MAX + 1)]
     assert error_of(grants, redemption(codes[0])) == "invalid_grant"
     assert grants.issue(redemption(codes[1])).access_token
     assert len(grants._codes) == CODES_MAX - 1
 
 
-def test_codes_nobody_redeemed_are_forgotten(grants: AuthorizationServer, clock: Clock) -> None:
+def test_expired_codes_are_removed(grants: AuthorizationServer, clock: Clock) -> None:
     for _ in range(5):
         grants.create_code(request(), "alice")
     clock.now_s += CODE_LIFE_S
@@ -242,7 +250,7 @@ def test_codes_nobody_redeemed_are_forgotten(grants: AuthorizationServer, clock:
 
 
 @pytest.mark.parametrize("is_header", [True, False])
-def test_a_game_server_gets_a_token_by_its_secret(
+def test_a_game_server_gets_a_token_with_its_secret(
     grants: AuthorizationServer, is_header: bool
 ) -> None:
     fields = [("grant_type", "client_credentials")]
@@ -274,7 +282,7 @@ def test_a_game_server_gets_a_token_by_its_secret(
         ([("scope", READ), ("scope", READ)], basic("game-server", SECRET), "invalid_request"),
     ],
 )
-def test_a_game_server_is_refused(
+def test_a_game_server_with_a_wrong_parameter_is_refused(
     grants: AuthorizationServer, more: list[tuple[str, str]], authorization: str, error: str
 ) -> None:
     fields = [("grant_type", "client_credentials"), *more]
@@ -289,11 +297,11 @@ def test_a_signed_form_returns_its_request() -> None:
     assert signer.verify(signer.sign(request())) == request()
 
 
-@pytest.mark.parametrize("spoil", [lambda text: "", lambda text: text[4:], lambda text: "ü"])
-def test_a_form_that_was_not_given_out_is_refused(spoil) -> None:
+@pytest.mark.parametrize("alter", [lambda text: "", lambda text: text[4:], lambda text: "ü"])
+def test_a_form_with_an_invalid_signature_is_refused(alter) -> None:
     signer = FormSigner()
     with pytest.raises(OAuthError, match="not from this issuer"):
-        signer.verify(spoil(signer.sign(request())))
+        signer.verify(alter(signer.sign(request())))
 
 
 def test_a_form_of_another_process_is_refused() -> None:
@@ -301,7 +309,7 @@ def test_a_form_of_another_process_is_refused() -> None:
         FormSigner().verify(FormSigner().sign(request()))
 
 
-def test_a_form_that_lay_too_long_is_refused(clock: Clock) -> None:
+def test_an_expired_form_is_refused(clock: Clock) -> None:
     signer = FormSigner(clock=clock)
     signed = signer.sign(request())
     clock.now_s += FORM_LIFE_S
@@ -309,15 +317,15 @@ def test_a_form_that_lay_too_long_is_refused(clock: Clock) -> None:
         signer.verify(signed)
 
 
-def test_what_came_from_outside_is_escaped() -> None:
-    nasty = "\"'><script>alert(1)</script>"
-    drawn = render_form(request(redirect_uri=nasty), nasty, name=nasty, problem=nasty)
-    drawn += render_error(OAuthError(nasty, nasty))
+def test_input_is_escaped_in_html() -> None:
+    hostile = "\"'><script>alert(1)</script>"
+    drawn = render_form(request(redirect_uri=hostile), hostile, name=hostile, problem=hostile)
+    drawn += render_error(OAuthError(hostile, hostile))
     assert "<script" not in drawn
     assert "\"'>" not in drawn
 
 
-# --- where it may run ---
+# --- allowed addresses ---
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1"])
@@ -334,7 +342,7 @@ def test_an_address_that_others_could_reach_is_refused(host: str) -> None:
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:8000/", "http://localhost:8000/"])
-def test_a_page_on_this_machine_may_have_players_sent_back(uri: str) -> None:
+def test_a_redirect_uri_on_this_machine_is_accepted(uri: str) -> None:
     check_redirect_uri(uri)
 
 
@@ -350,12 +358,12 @@ def test_a_page_on_this_machine_may_have_players_sent_back(uri: str) -> None:
         "",
     ],
 )
-def test_no_other_page_may(uri: str) -> None:
+def test_any_other_redirect_uri_is_refused(uri: str) -> None:
     with pytest.raises(OperatorMistake, match="this machine only"):
         check_redirect_uri(uri)
 
 
-def test_the_client_secret_is_made_once_and_kept_to_its_owner(tmp_path: Path) -> None:
+def test_the_client_secret_is_created_once_and_its_file_is_private(tmp_path: Path) -> None:
     secret = load_client_secrets(tmp_path).read().current
     path = tmp_path / "game-server-secret"
     assert len(secret.reveal()) >= 32
@@ -366,17 +374,17 @@ def test_the_client_secret_is_made_once_and_kept_to_its_owner(tmp_path: Path) ->
         load_client_secrets(tmp_path)
 
 
-def test_an_empty_client_secret_is_no_secret(tmp_path: Path) -> None:
+def test_an_empty_client_secret_is_refused(tmp_path: Path) -> None:
     load_client_secrets(tmp_path)
     (tmp_path / "game-server-secret").write_text("\n")
     with pytest.raises(OperatorMistake, match="no valid secret"):
         load_client_secrets(tmp_path)
 
 
-# --- the name in tokens ---
+# --- the issuer in tokens ---
 
 
-def test_an_issuer_keeps_the_name_of_its_address(tmp_path: Path) -> None:
+def test_an_issuer_keeps_the_url_it_was_created_with(tmp_path: Path) -> None:
     assert LocalIssuer.create(tmp_path).issuer == LOCAL_ISSUER
     assert LocalIssuer.create(tmp_path, issuer=URL).issuer == URL
     assert LocalIssuer.create(tmp_path).issuer == URL

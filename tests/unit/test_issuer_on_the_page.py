@@ -1,4 +1,4 @@
-"""What the api tells the page of the issuer, and lets it talk to."""
+"""The page's configuration of the issuer, and the addresses it may connect to."""
 
 from api.documents.schemas import PageConfig, SignInConfig
 from api.endpoints.static_files import content_security_policy, sign_in_config
@@ -19,19 +19,19 @@ def sources(settings: Settings, directive: str) -> list[str]:
     return next(words for name, *words in parts if name == directive)
 
 
-def test_without_an_issuer_the_page_signs_nobody_in() -> None:
+def test_without_an_issuer_the_page_has_no_sign_in() -> None:
     for given in ({}, {"SCOREBOARD_SIGN_IN_ISSUER": "https://id.example.com/"}):
         assert sign_in_config(settings(**given)) is None
     assert sources(settings(), "connect-src") == ["'self'"]
 
 
-def test_the_page_learns_issuer_client_and_audience() -> None:
+def test_the_page_config_contains_issuer_client_and_audience() -> None:
     found = sign_in_config(settings(**ISSUER, SCOREBOARD_AUDIENCE="scores"))
     assert found == SignInConfig("https://id.example.com/realms/games", "scoreboard-page", "scores")
     assert PageConfig("", ("main",), found).oauth is found
 
 
-def test_the_page_may_talk_to_the_issuer_and_no_further() -> None:
+def test_the_page_may_connect_only_to_api_streamer_and_issuer() -> None:
     both = settings(**ISSUER, SCOREBOARD_WS_PUBLIC_URL="wss://live.example.com/ws/scoreboard")
     assert sources(both, "connect-src") == [
         "'self'",

@@ -65,7 +65,9 @@ def test_a_key_that_cannot_be_used_is_ignored_and_named(ec_key: KeyPair, name: s
     ],
     ids=str,
 )
-def test_a_key_for_others_is_no_fault(ec_key: KeyPair, other: dict[str, Any]) -> None:
+def test_a_key_of_an_unsupported_type_is_ignored_without_a_fault(
+    ec_key: KeyPair, other: dict[str, Any]
+) -> None:
     found = read(other, ec_key.jwk)
 
     assert set(found.keys) == {"test-ec"}
@@ -79,14 +81,14 @@ def test_two_keys_with_one_kid_are_both_ignored(ec_key: KeyPair, rsa_key: KeyPai
     assert found.faults == ("two keys have the kid 'twice'",)
 
 
-def test_one_key_that_is_listed_twice_is_one_key(rsa_key: KeyPair) -> None:
+def test_a_key_that_is_listed_twice_is_read_once(rsa_key: KeyPair) -> None:
     found = read(rsa_key.jwk, rsa_key.jwk | {"alg": "RS256", "x5t": "abc"})
 
     assert set(found.keys) == {"test-rsa"}
     assert found.faults == ()
 
 
-def test_a_key_for_encryption_may_have_the_kid_of_one_for_signatures(rsa_key: KeyPair) -> None:
+def test_an_encryption_key_may_have_the_kid_of_a_signature_key(rsa_key: KeyPair) -> None:
     found = read(rsa_key.jwk | {"use": "enc", "n": number(2048)}, rsa_key.jwk)
 
     assert found.keys["test-rsa"].material == (("kty", "RSA"), *_public(rsa_key))
@@ -111,12 +113,12 @@ def _public(pair: KeyPair) -> tuple[tuple[str, str], ...]:
     ],
     ids=lambda text: text[:16].decode("latin-1"),
 )
-def test_a_document_without_a_usable_key_is_no_key_set(document: bytes) -> None:
+def test_a_document_without_a_usable_key_is_refused(document: bytes) -> None:
     with pytest.raises(ValueError):
         read_key_set(document)
 
 
-def test_what_is_said_of_a_set_with_many_faults_is_bounded(ec_key: KeyPair) -> None:
+def test_the_list_of_faults_is_bounded(ec_key: KeyPair) -> None:
     found = read(*[1] * 5000, ec_key.jwk, *[{"kty": "RSA", "kid": "x", "n": "é" * 5000}] * 3)
 
     assert len(found.faults) == key_set.FAULTS_SHOWN + 1
@@ -125,7 +127,7 @@ def test_what_is_said_of_a_set_with_many_faults_is_bounded(ec_key: KeyPair) -> N
 
 
 class Issuer:
-    """A source that answers what it held when it was asked, once ``answers`` is set."""
+    """A source whose reads return the document of their start, once ``answers`` is set."""
 
     check_s = 60.0
     forced_check_s = 30.0
@@ -134,21 +136,21 @@ class Issuer:
         self.document = document
         self.answers = asyncio.Event()
         self.answers.set()
-        self.asked = 0
+        self.reads = 0
 
     async def read(self) -> bytes:
-        self.asked += 1
+        self.reads += 1
         answer = json.dumps(self.document).encode()
         await self.answers.wait()
         return answer
 
 
 class Running:
-    """A cache that runs beside the test."""
+    """Runs a cache in a task of its own during a test."""
 
     def __init__(self, issuer: Issuer) -> None:
-        self.gone: list[frozenset[str]] = []
-        self.cache = KeyCache(issuer, self.gone.append)
+        self.removed: list[frozenset[str]] = []
+        self.cache = KeyCache(issuer, self.removed.append)
 
     async def __aenter__(self) -> KeyCache:
         self.task = asyncio.create_task(self.cache.run())
@@ -165,32 +167,32 @@ def kids() -> Iterator[str]:
     return (f"unknown-{number}" for number in range(10_000))
 
 
-async def test_a_flood_of_unknown_kids_holds_up_few_callers_and_asks_the_issuer_once(
+async def test_many_unknown_kids_block_few_callers_and_cause_one_read(
     jwks: dict[str, Any], kids: Iterator[str]
 ) -> None:
-    """Incident: while the issuer hung, unknown kids filled all places of requests.
+    """Incident: while the issuer hung, unknown kids used the whole capacity of requests.
 
-    Good tokens got 503 then.
+    Valid tokens got 503.
     """
     issuer = Issuer(jwks)
     async with Running(issuer) as cache:
         issuer.answers.clear()
-        flood = [asyncio.create_task(cache.find(next(kids))) for _ in range(600)]
-        await eventually_async(lambda: issuer.asked == 2)
+        callers = [asyncio.create_task(cache.find(next(kids))) for _ in range(600)]
+        await eventually_async(lambda: issuer.reads == 2)
 
-        done, waiting = await asyncio.wait(flood, timeout=0)
+        done, waiting = await asyncio.wait(callers, timeout=0)
 
         assert len(waiting) == key_set.WAITING_MAX
         for one in done:
             assert isinstance(one.exception(), KeysUnavailable)
-        assert await cache.find("test-rsa") is not None, "known keys are not held up"
+        assert await cache.find("test-rsa") is not None, "callers with known keys do not wait"
         issuer.answers.set()
         assert await asyncio.gather(*waiting) == [None] * key_set.WAITING_MAX
         assert [await cache.find(next(kids)) for _ in range(100)] == [None] * 100
-        assert issuer.asked == 2
+        assert issuer.reads == 2
 
 
-async def test_a_caller_waits_for_an_issuer_that_hangs_for_a_bounded_time(
+async def test_the_wait_for_an_issuer_that_hangs_is_bounded(
     jwks: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(key_set, "WAIT_S", 0.1)
@@ -204,14 +206,14 @@ async def test_a_caller_waits_for_an_issuer_that_hangs_for_a_bounded_time(
         assert cache._waiting == 0
 
 
-async def test_a_new_key_is_found_though_a_read_was_under_way_that_does_not_bring_it(
+async def test_a_new_key_is_found_after_a_read_in_progress_without_it(
     jwks: dict[str, Any], ec_key: KeyPair
 ) -> None:
     issuer = Issuer(jwks)
     cache = KeyCache(issuer, lambda _: None)
     issuer.answers.clear()
     running = asyncio.create_task(cache.run())
-    await eventually_async(lambda: issuer.asked == 1)
+    await eventually_async(lambda: issuer.reads == 1)
     finding = asyncio.create_task(cache.find("new"))
     await asyncio.sleep(0)
 
@@ -219,11 +221,11 @@ async def test_a_new_key_is_found_though_a_read_was_under_way_that_does_not_brin
     issuer.answers.set()
 
     assert await finding is not None
-    assert issuer.asked == 2
+    assert issuer.reads == 2
     running.cancel()
 
 
-async def test_a_caller_that_gives_up_does_not_end_the_read_for_the_others(
+async def test_a_cancelled_caller_does_not_cancel_the_read(
     jwks: dict[str, Any], ec_key: KeyPair
 ) -> None:
     issuer = Issuer(jwks)
@@ -231,7 +233,7 @@ async def test_a_caller_that_gives_up_does_not_end_the_read_for_the_others(
         issuer.answers.clear()
         issuer.document = {"keys": [ec_key.jwk | {"kid": "new"}]}
         first = asyncio.create_task(cache.find("new"))
-        await eventually_async(lambda: issuer.asked == 2)
+        await eventually_async(lambda: issuer.reads == 2)
         second = asyncio.create_task(cache.find("new"))
         await asyncio.sleep(0)
 
@@ -241,7 +243,7 @@ async def test_a_caller_that_gives_up_does_not_end_the_read_for_the_others(
         assert await second is not None
 
 
-async def test_faults_are_logged_once_as_long_as_they_stay_the_same(
+async def test_unchanged_faults_are_logged_once(
     jwks: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Issuer, "check_s", 0.01)
@@ -250,8 +252,8 @@ async def test_faults_are_logged_once_as_long_as_they_stay_the_same(
         async with Running(issuer):
             for number in range(3):  # the document changes, its faults do not
                 issuer.document = issuer.document | {"number": number}
-                asked = issuer.asked
-                await eventually_async(lambda asked=asked: issuer.asked > asked + 1)
+                reads = issuer.reads
+                await eventually_async(lambda reads=reads: issuer.reads > reads + 1)
 
     ignored = [line for line in lines if line["event"] == "keys_ignored"]
     assert len(ignored) == 1

@@ -1,4 +1,4 @@
-"""Stopping: the first signal asks, the second forces, the deadline holds."""
+"""Shutdown: the first signal requests a stop; the second and the deadline end the process."""
 
 import asyncio
 import os
@@ -34,7 +34,7 @@ def run(body: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-async def test_the_first_signal_asks_to_stop() -> None:
+async def test_the_first_signal_sets_the_stop_event() -> None:
     async def serve(stop: StopEvent) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         await stop.wait()
@@ -42,7 +42,7 @@ async def test_the_first_signal_asks_to_stop() -> None:
     await asyncio.wait_for(supervise(serve, grace_s=5), 5)
 
 
-async def test_sleeping_ends_when_asked_to_stop() -> None:
+async def test_a_sleep_ends_when_the_stop_event_is_set() -> None:
     stop = StopEvent(1)
     stop.set()
 
@@ -50,13 +50,13 @@ async def test_sleeping_ends_when_asked_to_stop() -> None:
     assert not await StopEvent(1).sleep(0.001)
 
 
-def test_a_process_that_does_not_stop_in_time_is_ended() -> None:
+def test_a_process_that_exceeds_the_deadline_is_ended() -> None:
     done = run("os.kill(os.getpid(), signal.SIGTERM); await asyncio.Event().wait()")
 
     assert done.returncode == EXIT_DEADLINE
 
 
-def test_the_deadline_holds_for_a_stop_without_a_signal_too() -> None:
+def test_the_deadline_applies_to_a_stop_without_a_signal() -> None:
     done = run("stop.set(); await asyncio.Event().wait()")
 
     assert done.returncode == EXIT_DEADLINE
@@ -79,15 +79,15 @@ def test_a_second_signal_ends_the_process_at_once() -> None:
     ("body", "code"),
     [("return", 0), ("raise SettingInvalid('REDIS_URL')", 1), ("raise KeyError('x')", 1)],
 )
-def test_exit_codes(body: str, code: int) -> None:
+def test_the_exit_code_is_1_after_an_error(body: str, code: int) -> None:
     assert run(body).returncode == code
 
 
-def test_a_dead_side_task_ends_the_process_with_its_error() -> None:
+def test_a_failed_task_ends_the_process_with_its_error() -> None:
     done = run(
-        "async def die(): raise SettingInvalid('broken inside')\n"
+        "async def fail(): raise SettingInvalid('broken inside')\n"
         "    async with asyncio.TaskGroup() as tasks:\n"
-        "        tasks.create_task(die())\n"
+        "        tasks.create_task(fail())\n"
         "        await stop.wait()"
     )
 

@@ -1,4 +1,4 @@
-"""How many lines of one kind are written, and that the others are counted."""
+"""The limit of log lines per kind: which are written, and how the others are counted."""
 
 import threading
 
@@ -50,7 +50,7 @@ def test_a_few_lines_of_a_kind_are_admitted_and_the_rest_reported_once(limited: 
     assert limited.limit.allow("refused"), "a new window has begun"
 
 
-def test_kinds_do_not_take_each_others_lines(limited: Limited) -> None:
+def test_each_kind_has_its_own_limit(limited: Limited) -> None:
     for _ in range(1000):
         limited.limit.allow("refused")
 
@@ -65,7 +65,7 @@ def test_the_number_of_kinds_is_bounded(limited: Limited) -> None:
     assert limited.reports == [(OTHERS, 10_000 - KINDS_MAX - LINES_MAX)]
 
 
-def test_what_was_dropped_is_reported_though_no_further_line_comes(
+def test_dropped_lines_are_reported_without_a_further_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(log_limits, "WINDOW_S", 0.05)
@@ -77,7 +77,7 @@ def test_what_was_dropped_is_reported_though_no_further_line_comes(
     eventually(lambda: reports == [("refused", 3)])
 
 
-def test_nothing_is_reported_where_nothing_was_dropped(limited: Limited) -> None:
+def test_nothing_is_reported_if_nothing_was_dropped(limited: Limited) -> None:
     for _ in range(LINES_MAX):
         assert limited.limit.allow("started")
     limited.limit.flush()
@@ -102,7 +102,7 @@ def test_threads_share_the_limit(limited: Limited) -> None:
     assert limited.reports == [("refused", 4000 - LINES_MAX)]
 
 
-def test_a_status_and_a_code_tell_kinds_apart() -> None:
+def test_lines_with_another_status_or_code_are_another_kind() -> None:
     served = {"event": "request_served", "status": 401, "code": "unauthenticated", "client": "a"}
 
     assert event_kind(served) == event_kind(served | {"client": "b"})

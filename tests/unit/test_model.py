@@ -1,4 +1,4 @@
-"""Packing, identifiers, partitions: properties that everything else leans on."""
+"""Packed scores, identifiers, partitions and layouts."""
 
 import uuid
 
@@ -27,22 +27,22 @@ def test_packed_scores_sort_by_score_then_by_arrival(a: int, p: int, b: int, q: 
 
 
 @pytest.mark.parametrize("text", ["a", "auth0|64f1", "x" * 128, "A.b_c-d:e@f|g", "0"])
-def test_identifiers(text: str) -> None:
+def test_valid_identifiers_are_accepted(text: str) -> None:
     assert model.is_identifier(text)
 
 
 @pytest.mark.parametrize("text", ["", "x" * 129, "a b", "a\n", "é", "a/b", "a,b", "a\0", "<b>"])
-def test_invalid_identifiers(text: str) -> None:
+def test_invalid_identifiers_are_refused(text: str) -> None:
     assert not model.is_identifier(text)
 
 
 @pytest.mark.parametrize("text", ["main", "a", "weekly-2026.w1", "x" * 32])
-def test_board_names(text: str) -> None:
+def test_valid_board_names_are_accepted(text: str) -> None:
     assert model.is_board_name(text)
 
 
 @pytest.mark.parametrize("text", ["", "Main", "x" * 33, "a{b", "a:b", "main\n"])
-def test_invalid_board_names(text: str) -> None:
+def test_invalid_board_names_are_refused(text: str) -> None:
     assert not model.is_board_name(text)
 
 
@@ -64,9 +64,13 @@ def test_digests_differ_where_concatenations_are_equal() -> None:
 
 
 @given(st.text(alphabet="abc019|:", min_size=1), st.integers(1, 16))
-def test_a_user_stays_in_its_partition(user: str, partitions: int) -> None:
+def test_the_partition_of_a_user_is_in_range(user: str, partitions: int) -> None:
     assert 0 <= model.partition_of(user, partitions) < partitions
-    assert model.partition_of(user, partitions) == model.partition_of(user, partitions)
+
+
+def test_users_keep_the_partitions_in_which_they_are_stored() -> None:
+    users = ["alice", "bob", "carol", "dave", "auth0|64f1"]
+    assert [model.partition_of(user, 4) for user in users] == [3, 0, 3, 0, 3]
 
 
 def test_layouts_round_trip() -> None:
@@ -76,7 +80,7 @@ def test_layouts_round_trip() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "1:2", "1:2:3:4", "0:1:1", "a:b:c"])
-def test_invalid_layouts(text: str) -> None:
+def test_invalid_layouts_are_refused(text: str) -> None:
     with pytest.raises(ValueError):
         Layout.parse(text)
 
@@ -84,5 +88,5 @@ def test_invalid_layouts(text: str) -> None:
 @pytest.mark.parametrize(
     ("action", "kind"), [("win:1", "win"), ("win:a:b", "win"), ("plain", ""), (":x", "")]
 )
-def test_the_kind_of_an_action(action: str, kind: str) -> None:
+def test_the_kind_of_an_action_is_the_text_before_its_first_colon(action: str, kind: str) -> None:
     assert model.kind_of(action) == kind

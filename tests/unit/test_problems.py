@@ -1,4 +1,4 @@
-"""Every error has a problem, and no problem tells what strangers should not know."""
+"""Every error has a problem document, and none reveals internal details."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -61,7 +61,7 @@ def test_every_error_has_a_problem(kind: type[ScoreboardError]) -> None:
     ):
         assert status in {400, 401, 403, 404, 405, 409, 413, 414, 415, 417, 422, 426, 429, 431, 505}
     else:
-        assert status == 500  # what no request should meet is our fault
+        assert status == 500  # no request should cause it
     problem = problem_of(error, "request-1")
     assert problem.status == status
     assert problem.type.removeprefix("/docs/problems/") in {one.code for one in PROBLEM_TYPES}
@@ -74,7 +74,7 @@ def test_every_error_has_a_problem(kind: type[ScoreboardError]) -> None:
         assert b"www-authenticate" in names
 
 
-def test_codes_are_not_shared() -> None:
+def test_codes_are_unique() -> None:
     codes = [kind.code for kind in PROBLEM_TYPES]
     assert len(set(codes)) == len(codes)
 
@@ -83,13 +83,13 @@ def test_codes_are_not_shared() -> None:
     "error",
     [ScriptFailed("submit: ERR at /srv"), SettingInvalid("REDIS_URL: x"), InternalError("sql")],
 )
-def test_our_faults_are_not_explained_to_strangers(error: ScoreboardError) -> None:
+def test_internal_errors_are_not_explained_to_clients(error: ScoreboardError) -> None:
     problem = problem_of(error, "r")
     assert problem.type == "/docs/problems/internal"
     assert error.detail not in problem.detail
 
 
-def test_an_error_without_words_of_its_own_gives_the_advice() -> None:
+def test_an_error_without_a_detail_has_a_default_detail() -> None:
     assert "same actionId" in problem_of(OutcomeUnknown(), "r").detail
     assert problem_of(OutcomeUnknown("these words"), "r").detail == "these words"
 
@@ -109,7 +109,7 @@ def test_challenges_follow_rfc_6750() -> None:
     assert b"www-authenticate" not in dict(problem_headers(Forbidden("no")))
 
 
-def test_a_spent_quota_says_when_to_come_back() -> None:
+def test_an_exceeded_quota_has_retry_after_and_rate_limit_headers() -> None:
     headers = dict(problem_headers(QuotaExceeded(limit=10, window_s=60, retry_after_s=7)))
     assert headers[b"retry-after"] == b"7"
     assert headers[b"ratelimit-policy"] == b'"default";q=10;w=60'
@@ -132,7 +132,7 @@ def test_a_spent_quota_says_when_to_come_back() -> None:
         (Forbidden(), 403),
     ],
 )
-def test_what_the_framework_raises_is_translated(raised: Any, status: int) -> None:
+def test_exceptions_of_the_framework_are_translated(raised: Any, status: int) -> None:
     error = problems.as_scoreboard_error(raised)
     assert status_of(type(error)) == status
     assert "secret" not in problem_of(error, "r").detail

@@ -1,11 +1,11 @@
-"""Ids of requests: whose wins, and which forms are taken from outside."""
+"""Request ids: which header is used, and which values are accepted from clients."""
 
 import pytest
 
 from scoreboard.http.request_ids import GATEWAY_HEADER, HEADER, RequestIds
 
 
-def test_the_gateways_id_wins_and_only_a_safe_one_is_taken() -> None:
+def test_the_gateways_id_is_preferred_unless_it_is_unsafe() -> None:
     ids = RequestIds()
 
     assert ids.of({HEADER: b"client-01", GATEWAY_HEADER: b"gateway-1"}) == "gateway-1"

@@ -1,4 +1,4 @@
-"""Settings: defaults first, then what is refused, by name."""
+"""Settings: defaults, parsing, and errors that name the variable."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def test_an_empty_variable_is_not_set() -> None:
     assert load(LEAST | {"SCOREBOARD_API_PORT": ""}).api_port == 8000
 
 
-def test_lists_booleans_and_numbers_are_read() -> None:
+def test_lists_booleans_and_numbers_are_parsed() -> None:
     settings = load(
         LEAST
         | {
@@ -65,12 +65,12 @@ def test_lists_booleans_and_numbers_are_read() -> None:
         (LEAST | {"SCOREBOARD_UNSAFE_REDIS": "perhaps"}, "SCOREBOARD_UNSAFE_REDIS"),
     ],
 )
-def test_a_wrong_setting_is_refused_by_name(environ: dict[str, str], name: str) -> None:
+def test_an_invalid_setting_is_refused_by_name(environ: dict[str, str], name: str) -> None:
     with pytest.raises(SettingInvalid, match=name):
         load(environ)
 
 
-def test_secrets_show_as_stars() -> None:
+def test_secrets_are_not_printed() -> None:
     settings = load(LEAST)
 
     assert "hidden" not in repr(settings)
@@ -85,13 +85,13 @@ def test_every_setting_is_described() -> None:
     assert all(text and name for name, text, _ in described)
 
 
-def test_a_typing_error_is_refused_with_the_setting_that_was_meant() -> None:
+def test_an_unknown_setting_is_refused_with_the_closest_name() -> None:
     with pytest.raises(SettingInvalid, match=r"SCOREBOARD_API_PRT .* did you mean .*_API_PORT\?"):
         load(LEAST | {"SCOREBOARD_API_PRT": "8000"})
 
 
 def test_the_service_links_of_kubernetes_are_not_settings() -> None:
-    # What kubelet sets for Services `scoreboard`, `scoreboard-api` and, by IPv6, `scoreboard-ws`.
+    # What kubelet sets for the Services `scoreboard`, `scoreboard-api` and (IPv6) `scoreboard-ws`.
     links = {
         "SCOREBOARD_SERVICE_HOST": "10.0.0.1",
         "SCOREBOARD_SERVICE_PORT": "80",

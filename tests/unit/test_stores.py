@@ -1,4 +1,4 @@
-"""Addresses of the stores: what is refused, and that no part of a password is ever repeated."""
+"""URLs of Redis and PostgreSQL: which are refused, without any part of their password."""
 
 import pytest
 
@@ -103,7 +103,7 @@ def test_an_invalid_postgresql_url_is_refused_without_its_password(url: str) -> 
     assert HINT not in repr(refused.value.__context__)
 
 
-def test_an_address_is_shown_without_password_and_parameters() -> None:
+def test_a_url_is_shown_without_password_and_parameters() -> None:
     assert redact_url(f"redis://:{PASSWORD}@127.0.0.1:6379/0") == "redis://127.0.0.1:6379/0"
     assert redact_url(f"postgresql://scott:{PASSWORD}@h:1,i:2/db?password={PASSWORD}") == (
         "postgresql://scott@h:1,i:2/db"
@@ -112,7 +112,7 @@ def test_an_address_is_shown_without_password_and_parameters() -> None:
 
 
 @pytest.mark.parametrize("url", [*BAD_REDIS, *BAD_DATABASE])
-def test_an_address_that_cannot_be_read_is_not_shown(url: str) -> None:
+def test_a_malformed_url_is_shown_without_its_password(url: str) -> None:
     assert HINT not in redact_url(url)
 
 

@@ -1,4 +1,4 @@
-"""Log lines: ECS names, and nothing that looks like a credential."""
+"""Log lines: ECS names, no credentials, and limits."""
 
 import io
 import json
@@ -26,7 +26,7 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     structlog.reset_defaults()
 
 
-def test_a_line_has_the_common_names(lines: io.StringIO) -> None:
+def test_a_line_has_ecs_field_names(lines: io.StringIO) -> None:
     with structlog.contextvars.bound_contextvars(request_id="req-1"):
         telemetry.get_logger("x").info("score_updated", board="main")
 
@@ -65,13 +65,13 @@ def test_no_credential_reaches_a_traceback(lines: io.StringIO) -> None:
     assert "c2lnbmF0dXJl" not in lines.getvalue()
 
 
-def test_the_standard_library_goes_the_same_way(lines: io.StringIO) -> None:
+def test_lines_of_the_standard_library_have_the_same_form(lines: io.StringIO) -> None:
     logging.getLogger("uvicorn.error").info("password=%s", "x")
 
     assert json.loads(lines.getvalue())["log.logger"] == "uvicorn.error"
 
 
-def test_a_flood_of_one_kind_is_a_few_lines_and_a_count(lines: io.StringIO) -> None:
+def test_many_lines_of_one_kind_are_limited_and_counted(lines: io.StringIO) -> None:
     dropped = telemetry.REGISTRY.get_sample_value("scoreboard_log_lines_dropped_total") or 0.0
     log = telemetry.get_logger("x")
     for number in range(1000):
@@ -90,7 +90,7 @@ def test_a_flood_of_one_kind_is_a_few_lines_and_a_count(lines: io.StringIO) -> N
     assert counted == dropped + 980
 
 
-def test_a_flood_of_the_standard_library_is_limited_too(lines: io.StringIO) -> None:
+def test_many_lines_of_the_standard_library_are_limited(lines: io.StringIO) -> None:
     for number in range(1000):
         logging.getLogger("uvicorn.error").warning("Invalid request %d", number)
     telemetry.RATE_LIMIT_FILTER.limit.flush()
@@ -98,7 +98,7 @@ def test_a_flood_of_the_standard_library_is_limited_too(lines: io.StringIO) -> N
     assert len(lines.getvalue().splitlines()) == 21
 
 
-def test_a_line_is_never_huge(lines: io.StringIO) -> None:
+def test_the_length_of_a_line_is_limited(lines: io.StringIO) -> None:
     telemetry.get_logger("x").info("call_failed", detail="x" * 100_000)
 
     assert len(lines.getvalue()) < 3000
