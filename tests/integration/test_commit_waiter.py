@@ -247,10 +247,16 @@ async def test_a_failover_between_read_and_confirmation_confirms_nothing(
     monkeypatch.setattr(CommitWaiter, "_wait_for_seq", wait_and_fail_over)
     async with store_of(settings) as store, waiting(settings, store, limit_s=20) as one:
         receipt = await one.act("alice")
+        # No flusher runs during the failover: it could fence the board before the confirmation.
         async with flushing(settings):
-            confirmed = await one.confirm("alice", receipt)
+            await eventually_async(lambda: is_drained(settings))
+        confirming = asyncio.create_task(one.confirm("alice", receipt))
+        await eventually_async(lambda: reads == 1 and waits(one.commits) == 1, within_s=20)
+        assert not confirming.done(), "the first read does not confirm"
+        async with flushing(settings):
+            confirmed = await confirming
             assert confirmed.committed
-            assert reads >= 2, "the first read does not confirm"
+            assert reads >= 2
             rows = "SELECT count(*) FROM score_events WHERE action_id = '1'"
             assert query(settings, rows) == [(2,)]
             again = await one.act("alice")
@@ -276,9 +282,10 @@ async def test_the_api_answers_once_postgres_has_the_action(
     settings: Settings, start_api: StartApi
 ) -> None:
     await make_board(settings)
-    client = await start_api(open=(), acknowledge="committed", commit_timeout_s=0.3)
+    impatient = await start_api(open=(), acknowledge="committed", commit_timeout_s=0.3)
+    client = await start_api(open=(), acknowledge="committed", commit_timeout_s=15)
 
-    unknown = await client.update("alice", "win:1")
+    unknown = await impatient.update("alice", "win:1")
     async with flushing(settings):
         known = await client.update("alice", "win:1")
         fresh = await client.update("alice", "win:2")
