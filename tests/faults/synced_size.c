@@ -1,8 +1,8 @@
-/* Preloaded into a server: notes, for every file, how much of it has been synced to disk.
+/* Preloaded into a server: records the synced size of every file.
  *
- * A kill spares the page cache, so only a power cut loses what was written and not yet synced. With
- * this note the test can cut a file back to what a power cut would have left.
- * The note of a file is SYNCED_SIZES/<inode>, its size in decimal.
+ * A kill keeps the page cache; only a power cut loses data that was written and not synced. With the
+ * recorded size, a test can truncate a file as a power cut would.
+ * The size of a file is recorded in SYNCED_SIZES/<inode>, in decimal.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -12,7 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static int sync_and_note(int fd, const char *name)
+static int sync_and_record(int fd, const char *name)
 {
     int (*real)(int) = (int (*)(int))dlsym(RTLD_NEXT, name);
     struct stat before;
@@ -23,15 +23,15 @@ static int sync_and_note(int fd, const char *name)
         char path[4096], text[32];
         snprintf(path, sizeof path, "%s/%lu", folder, (unsigned long)before.st_ino);
         int length = snprintf(text, sizeof text, "%020lld", (long long)before.st_size);
-        int note = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
-        if (note >= 0) {
-            if (pwrite(note, text, length, 0) != length)
+        int record = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+        if (record >= 0) {
+            if (pwrite(record, text, length, 0) != length)
                 unlink(path);
-            close(note);
+            close(record);
         }
     }
     return result;
 }
 
-int fsync(int fd) { return sync_and_note(fd, "fsync"); }
-int fdatasync(int fd) { return sync_and_note(fd, "fdatasync"); }
+int fsync(int fd) { return sync_and_record(fd, "fsync"); }
+int fdatasync(int fd) { return sync_and_record(fd, "fdatasync"); }

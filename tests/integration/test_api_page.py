@@ -68,7 +68,9 @@ def test_hidden_files_and_links_are_not_served(tmp_path: Path) -> None:
     assert set(find_files(tmp_path)) == {"/", "/index.html"}
 
 
-async def test_the_page_configuration_names_the_live_updates(start_api: StartApi) -> None:
+async def test_the_page_configuration_has_the_websocket_url_and_the_boards(
+    start_api: StartApi,
+) -> None:
     client = await start_api(open=(), boards="main,weekly", ws_public_url="ws://127.0.0.1:1/ws")
     known = (await client.get("/config.json")).json()
     assert known["ws"] == "ws://127.0.0.1:1/ws"

@@ -305,9 +305,9 @@ async def test_a_standing_shows_neighbours_and_fills_up_at_the_edges(start_api: 
 
 async def test_a_user_without_a_score_is_not_found(start_api: StartApi) -> None:
     client = await start_api()
-    problem(await client.get("/api/scores/users/nobody"), 404, "unknown-user")
+    problem(await client.get("/api/scores/users/unknown"), 404, "unknown-user")
     problem(await client.get("/api/scores/users/a%20b"), 422, "invalid")
-    problem(await client.get("/api/scores/users/nobody?around=26"), 422, "invalid")
+    problem(await client.get("/api/scores/users/unknown?around=26"), 422, "invalid")
 
 
 async def test_boards_are_independent_and_unlisted_ones_return_404(start_api: StartApi) -> None:

@@ -111,7 +111,9 @@ def test_commands_without_a_system_explain_what_to_do(command: Run, monkeypatch)
     assert "There is no local issuer" in command("token", "--sub", "alice").err
 
 
-def test_an_unreachable_redis_is_one_line_and_exit_69(command: Run, monkeypatch) -> None:
+def test_an_unreachable_redis_is_reported_in_one_line_with_exit_code_69(
+    command: Run, monkeypatch
+) -> None:
     monkeypatch.setenv("REDIS_URL", "redis://:secret@127.0.0.1:1/0")
 
     done = command("board", "top")

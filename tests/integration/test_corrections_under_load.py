@@ -206,7 +206,7 @@ def are_corrected(settings: Settings, count: int) -> bool:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_users_who_act_with_a_large_backlog_keep_their_place(
+async def test_the_order_is_exact_after_a_repair_with_a_large_backlog(
     seed: int, settings: Settings, store: Store, client: Client
 ) -> None:
     """Many users have few scores and some drift; after the flush both stores rank equally."""

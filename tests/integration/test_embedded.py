@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 SERVER_TYPES = [EmbeddedValkey, EmbeddedPostgres]
 
 
-def is_gone(pid: int) -> bool:
+def has_ended(pid: int) -> bool:
     """Return whether a process that is not a child of this one has ended."""
     try:
         os.kill(pid, 0)
@@ -100,13 +100,13 @@ def test_a_stopped_server_starts_again_with_its_password(kind, tmp_path: Path):
         pid, url = server.pid, server.url
         assert server.stop() is True
         assert server.pid is None
-        assert is_gone(pid)
+        assert has_ended(pid)
 
         server.start()
 
         assert server.url == url
         pid = server.pid
-    assert is_gone(pid)
+    assert has_ended(pid)
 
 
 def test_a_server_that_does_not_stop_is_killed_at_the_deadline(own_valkey: OwnValkey):
@@ -116,7 +116,7 @@ def test_a_server_that_does_not_stop_is_killed_at_the_deadline(own_valkey: OwnVa
 
     assert server.stop(within_s=0.2) is False
 
-    assert is_gone(pid)
+    assert has_ended(pid)
 
 
 # --- settings -------------------------------------------------------------------------------------
@@ -407,10 +407,10 @@ def test_servers_end_with_a_killed_parent_and_start_again(
     with parent:
         pids = [int(word) for word in parent.stdout.readline().split()]
         assert len(pids) == 2
-        assert not any(is_gone(pid) for pid in pids)
+        assert not any(has_ended(pid) for pid in pids)
         parent.kill()
 
-    eventually(lambda: all(is_gone(pid) for pid in pids))
+    eventually(lambda: all(has_ended(pid) for pid in pids))
 
     with redis.Redis.from_url(own_valkey(tmp_path / "valkey").url) as client:
         assert client.ping()

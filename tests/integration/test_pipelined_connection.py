@@ -1,4 +1,4 @@
-"""The dispatcher's own connection: replies in order, and a link that misbehaved is never reused."""
+"""PipelinedConnection: replies in order, and no use of a connection after a fault."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -34,14 +34,14 @@ async def proxy(make_proxy: MakeProxy, valkey_server: EmbeddedValkey) -> Proxy:
 
 
 @pytest.fixture
-async def far_link(proxy: Proxy, redis_url: str) -> AsyncIterator[PipelinedConnection]:
+async def proxied_link(proxy: Proxy, redis_url: str) -> AsyncIterator[PipelinedConnection]:
     link = PipelinedConnection(settings_for(proxy.through(redis_url)), name="test")
     await link.connect()
     yield link
     await link.close()
 
 
-async def test_replies_come_in_the_order_of_the_commands(link: PipelinedConnection) -> None:
+async def test_replies_are_in_the_order_of_the_commands(link: PipelinedConnection) -> None:
     replies = await link.exchange(
         [("SET", "a", b"\x00\xff"), ("STRLEN", "a"), ("GET", "none"), ("ECHO", "é")]
     )
@@ -53,7 +53,9 @@ async def test_a_large_reply_is_assembled(link: PipelinedConnection) -> None:
     assert await link.exchange([("ECHO", text)]) == [text]
 
 
-async def test_an_error_reply_is_a_value_of_its_class(link: PipelinedConnection) -> None:
+async def test_an_error_reply_is_returned_as_an_exception_of_its_class(
+    link: PipelinedConnection,
+) -> None:
     unknown, wrong, fine = await link.exchange(
         [("EVALSHA", "0" * 40, 0), ("EVAL", "return redis.error_reply('MINE 1 2')", 0), ("PING",)]
     )
@@ -63,7 +65,7 @@ async def test_an_error_reply_is_a_value_of_its_class(link: PipelinedConnection)
     assert fine == "PONG"
 
 
-async def test_one_exchange_at_a_time(link: PipelinedConnection) -> None:
+async def test_a_concurrent_exchange_is_refused(link: PipelinedConnection) -> None:
     first = asyncio.ensure_future(link.exchange([("PING",)]))
     await asyncio.sleep(0)
     with pytest.raises(RedisConnectionError):
@@ -71,35 +73,37 @@ async def test_one_exchange_at_a_time(link: PipelinedConnection) -> None:
     assert await first == ["PONG"]
 
 
-async def test_silence_closes_the_connection(proxy: Proxy, far_link: PipelinedConnection) -> None:
+async def test_a_timeout_closes_the_connection(
+    proxy: Proxy, proxied_link: PipelinedConnection
+) -> None:
     proxy.freeze()
     with pytest.raises(RedisTimeoutError):
-        await far_link.exchange([("PING",)])
-    assert not far_link.is_connected
+        await proxied_link.exchange([("PING",)])
+    assert not proxied_link.is_connected
     await proxy.restore()
-    await far_link.connect()
-    assert await far_link.exchange([("ECHO", "again")]) == ["again"]
+    await proxied_link.connect()
+    assert await proxied_link.exchange([("ECHO", "again")]) == ["again"]
 
 
 async def test_a_connection_closed_while_idle_is_detected_before_a_send(
-    proxy: Proxy, far_link: PipelinedConnection
+    proxy: Proxy, proxied_link: PipelinedConnection
 ) -> None:
     proxy.cut()
-    await eventually_async(lambda: not far_link.is_connected)
-    await far_link.connect()
-    assert await far_link.exchange([("PING",)]) == ["PONG"]
+    await eventually_async(lambda: not proxied_link.is_connected)
+    await proxied_link.connect()
+    assert await proxied_link.exchange([("PING",)]) == ["PONG"]
 
 
 async def test_a_cancelled_exchange_closes_the_connection(
-    proxy: Proxy, far_link: PipelinedConnection
+    proxy: Proxy, proxied_link: PipelinedConnection
 ) -> None:
     proxy.freeze()
-    exchange = asyncio.ensure_future(far_link.exchange([("PING",)]))
+    exchange = asyncio.ensure_future(proxied_link.exchange([("PING",)]))
     await asyncio.sleep(0)
     exchange.cancel()
     with pytest.raises(asyncio.CancelledError):
         await exchange
-    assert not far_link.is_connected
+    assert not proxied_link.is_connected
 
 
 async def test_an_unexpected_reply_closes_the_connection(

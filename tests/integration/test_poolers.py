@@ -1,4 +1,4 @@
-"""A pooler between us and PostgreSQL is named and refused, unless it keeps sessions."""
+"""A pooler before PostgreSQL is refused by name, unless it keeps sessions."""
 
 import asyncio
 import shutil
@@ -48,9 +48,7 @@ async def refusal(settings: Settings) -> str:
     return caught.value.detail
 
 
-async def test_a_direct_connection_has_a_session_of_its_own(
-    redis_url: str, database_url: str
-) -> None:
+async def test_a_direct_connection_is_accepted(redis_url: str, database_url: str) -> None:
     settings = settings_of(redis_url, database_url)
     async with await connect(settings, name="test") as connection:
         await require_session(settings, connection)
@@ -62,10 +60,10 @@ async def test_a_transaction_pooler_is_refused_by_name(
 ) -> None:
     pooler = await make_pooler(size=size)
 
-    said = await refusal(settings_of(redis_url, pooler.url))
+    reason = await refusal(settings_of(redis_url, pooler.url))
 
-    assert "shares the session with other clients" in said
-    assert "PgBouncer in transaction mode" in said
+    assert "shares the session with other clients" in reason
+    assert "PgBouncer in transaction mode" in reason
 
 
 async def test_a_transaction_pooler_is_detected_with_other_clients(
@@ -75,14 +73,14 @@ async def test_a_transaction_pooler_is_detected_with_other_clients(
     settings = settings_of(redis_url, pooler.url)
     stop = asyncio.Event()
 
-    async def bother() -> None:
+    async def send_queries() -> None:
         async with await psycopg.AsyncConnection.connect(
             pooler.url, autocommit=True, prepare_threshold=None
         ) as one:
             while not stop.is_set():
                 await one.execute("SELECT pg_sleep(0.001)")
 
-    others = [asyncio.create_task(bother()) for _ in range(3)]
+    others = [asyncio.create_task(send_queries()) for _ in range(3)]
     try:
         for _ in range(10):
             async with await connect(settings, name="test") as connection:
@@ -96,24 +94,24 @@ async def test_a_transaction_pooler_is_detected_with_other_clients(
 async def test_a_pooler_that_refuses_session_settings_is_refused_by_name(
     redis_url: str, make_pooler: MakePooler
 ) -> None:
-    """PgBouncer does, unless it is told otherwise."""
+    """PgBouncer refuses them by default."""
     pooler = await make_pooler(options="refuse", keeps=True)
 
-    said = await refusal(settings_of(redis_url, pooler.url))
+    reason = await refusal(settings_of(redis_url, pooler.url))
 
-    assert "The session settings are refused" in said
-    assert "PgBouncer" in said
+    assert "The session settings are refused" in reason
+    assert "PgBouncer" in reason
 
 
 async def test_a_pooler_that_drops_session_settings_is_refused_by_name(
     redis_url: str, make_pooler: MakePooler
 ) -> None:
-    """As PgBouncer does with ignore_startup_parameters: limits and durability would be lost."""
+    """PgBouncer does so with ignore_startup_parameters; limits and durability would be lost."""
     pooler = await make_pooler(options="drop", keeps=True)
 
-    said = await refusal(settings_of(redis_url, pooler.url))
+    reason = await refusal(settings_of(redis_url, pooler.url))
 
-    assert "PostgreSQL did not get the session settings" in said
+    assert "PostgreSQL did not get the session settings" in reason
 
 
 async def test_a_pooler_that_keeps_sessions_is_used(
@@ -153,7 +151,7 @@ async def test_commands_and_migrations_refuse_a_pooler(
         await asyncio.to_thread(migrations.migrate, pooler.url)
 
 
-# The real one -----------------------------------------------------------------------------------
+# The real PgBouncer -----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -189,11 +187,11 @@ class Bouncer:
             f"listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
             "auth_type = any\n" + "\n".join(lines) + "\n"
         )
-        who = os_user.choose_postgres_user(allow_namespace=True)
+        user = os_user.choose_postgres_user(allow_namespace=True)
         self._process = subprocess.Popen(
-            [*who.prefix, self._program, str(config)], stdout=self._log, stderr=self._log
+            [*user.prefix, self._program, str(config)], stdout=self._log, stderr=self._log
         )
-        url = f"postgresql://anybody@127.0.0.1:{port}{target.path}"
+        url = f"postgresql://any@127.0.0.1:{port}{target.path}"
 
         def listens() -> bool:
             try:
@@ -213,7 +211,7 @@ class Bouncer:
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
+    ("lines", "reason"),
     [
         (["pool_mode = session"], "The session settings are refused"),
         (["pool_mode = transaction"], "The session settings are refused"),
@@ -236,23 +234,23 @@ class Bouncer:
     ],
 )
 async def test_pgbouncer_is_refused_by_name(
-    lines: list[str], said: str, pgbouncer: Bouncer, redis_url: str
+    lines: list[str], reason: str, pgbouncer: Bouncer, redis_url: str
 ) -> None:
     url = await asyncio.to_thread(pgbouncer.start, *lines)
     started_at = time.monotonic()
 
     detail = await refusal(settings_of(redis_url, url))
 
-    assert said in detail
+    assert reason in detail
     assert "PgBouncer" in detail
     assert time.monotonic() - started_at < 8
 
 
 @pytest.mark.parametrize("mode", ["transaction", "session"])
-async def test_pgbouncer_with_the_session_settings_is_accepted_by_its_mode(
+async def test_pgbouncer_with_the_settings_of_the_role_is_accepted_in_session_mode(
     mode: str, pgbouncer: Bouncer, redis_url: str, database_url: str
 ) -> None:
-    """A role may carry the settings, so that they are there although `options` are dropped."""
+    """A role can have the settings, so that they apply although `options` are dropped."""
     user = urlsplit(database_url).username
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute(f"ALTER ROLE {user} SET lock_timeout = '5s'".encode())

@@ -14,7 +14,7 @@ STEPS = 40
 
 
 async def test_a_cancellation_is_not_dropped(redis_url: str) -> None:
-    """Incident: a watcher survived its task group's cancellation, and the api hung while stopping.
+    """Incident: a watcher did not end with its task group, and the api hung at shutdown.
 
     redis-py sends through ``asyncio.wait_for``, which before Python 3.12 drops a cancellation that
     arrives in the same iteration of the loop as the result (python/cpython#86296).

@@ -69,23 +69,23 @@ async def ends_when_cancelled(task: "asyncio.Task[None]", within_s: float = 1.0)
 
 @pytest.mark.usefixtures("busy")
 async def test_watcher_ends_whenever_it_is_cancelled(settings: Settings) -> None:
-    """Incident: a watcher survived its task group's cancellation, and the api hung at shutdown."""
-    survivors = []
+    """Incident: a watcher did not end with its task group, and the api hung at shutdown."""
+    not_ended = []
     for steps in range(STEPS):
         task = asyncio.create_task(BoardWatcher(settings, Listener(), name="test").run())
         for _ in range(steps):
             await asyncio.sleep(0)
         if not await ends_when_cancelled(task):
-            survivors.append(steps)
+            not_ended.append(steps)
 
-    assert survivors == []
+    assert not_ended == []
 
 
 @pytest.mark.usefixtures("busy")
 async def test_busy_watcher_ends_whenever_it_is_cancelled(
     settings: Settings,
 ) -> None:
-    survivors = []
+    not_ended = []
     for steps in range(0, STEPS, 2):
         watcher = BoardWatcher(settings, Listener(), name="test")
         task = asyncio.create_task(watcher.run())
@@ -93,14 +93,14 @@ async def test_busy_watcher_ends_whenever_it_is_cancelled(
         for _ in range(steps):
             await asyncio.sleep(0)
         if not await ends_when_cancelled(task):
-            survivors.append(steps)
+            not_ended.append(steps)
 
-    assert survivors == []
+    assert not_ended == []
 
 
 @pytest.mark.usefixtures("busy")
 async def test_subscription_ends_whenever_it_is_cancelled(settings: Settings) -> None:
-    survivors = []
+    not_ended = []
     for steps in range(STEPS):
         changes = Subscription(
             settings,
@@ -114,9 +114,9 @@ async def test_subscription_ends_whenever_it_is_cancelled(settings: Settings) ->
         for _ in range(steps):
             await asyncio.sleep(0)
         if not await ends_when_cancelled(task):
-            survivors.append(steps)
+            not_ended.append(steps)
 
-    assert survivors == []
+    assert not_ended == []
 
 
 @pytest.mark.parametrize("fault", ["refuse", "freeze"])

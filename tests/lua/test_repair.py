@@ -122,7 +122,7 @@ def test_a_corrected_user_is_placed_in_the_order_of_postgres(
     assert scores(played)[-1] == ("dave", 20), "a later user ranks last"
 
 
-def test_users_who_acted_since_rank_last_in_stream_order(
+def test_users_with_newer_actions_rank_last_in_stream_order(
     played: Scripts,
 ) -> None:
     committed = last_id(played)

@@ -60,7 +60,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
     return errors
 
 
-def test_an_error_is_one_line_on_stderr(
+def test_an_error_is_printed_in_one_line_on_stderr(
     failing: list[BaseException], capsys: pytest.CaptureFixture[str]
 ) -> None:
     failing.append(UnknownBoard("There is no board x"))

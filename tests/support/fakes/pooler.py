@@ -57,7 +57,7 @@ class Pooler:
         self._listener = await asyncio.start_server(self._serve, HOST, 0)
         port = self._listener.sockets[0].getsockname()[1]
         name = self._database_url.rpartition("/")[2]
-        self.url = as_user(f"postgresql://{HOST}:{port}/{name}", "anybody", "unused")
+        self.url = as_user(f"postgresql://{HOST}:{port}/{name}", "any", "unused")
         return self
 
     async def __aexit__(self, *exception: object) -> None:
