@@ -37,7 +37,9 @@ def main() -> None:
     _remove_current_folder_from_path()
     try:
         from cli.output import prepare_streams  # noqa: PLC0415
+        from scoreboard.runtime.core_dumps import disable_core_dumps  # noqa: PLC0415
 
+        disable_core_dumps()
         prepare_streams(is_debug="--debug" in sys.argv)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

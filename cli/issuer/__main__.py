@@ -21,6 +21,7 @@ from cli.issuer.oauth import AuthorizationServer
 from scoreboard.errors import OperatorMistake, ScoreboardError
 from scoreboard.http.server import Server, ServerLimits
 from scoreboard.runtime import lifecycle
+from scoreboard.runtime.core_dumps import disable_core_dumps
 from scoreboard.runtime.sockets import bind_listener
 from scoreboard.runtime.telemetry import get_logger, setup_logging
 from scoreboard.security.tokens import LocalIssuer
@@ -56,6 +57,7 @@ _log = get_logger(__name__)
 @click.option("--audience", default="scoreboard", show_default=True, help="Audience of the tokens.")
 def main(folder: Path, host: str, port: int, redirect_uris: Sequence[str], audience: str) -> None:
     """Run the development issuer, which signs in players without a password."""
+    disable_core_dumps()
     try:
         environment = os.environ.get("SCOREBOARD_ENVIRONMENT") or "development"
         if environment != "development":

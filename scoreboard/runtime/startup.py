@@ -1,7 +1,7 @@
 """Startup of a service process: settings, logging, and the error line if it fails.
 
 Invariants: a process that cannot start prints the reason in one line on stderr and exits with 1;
-no output contains a password.
+no output contains a password, and no core dump is written.
 """
 
 import os
@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from scoreboard.errors import ScoreboardError
 from scoreboard.runtime import settings
+from scoreboard.runtime.core_dumps import disable_core_dumps
 from scoreboard.runtime.lifecycle import EXIT_FAILURE, report_startup_error
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger, setup_logging
@@ -18,6 +19,7 @@ _log = get_logger(__name__)
 
 def start(service: str, run: Callable[[Settings], int]) -> int:
     """Run a service with the settings of the environment; return the exit code."""
+    disable_core_dumps()
     try:
         chosen = settings.load(os.environ)
     except ScoreboardError as error:
