@@ -32,7 +32,7 @@ from scoreboard.ledger import pool as postgres
 from scoreboard.runtime.resources import web_path
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
-from scoreboard.security.credentials import refresh_secrets
+from scoreboard.security.credentials import refresh_secrets, require_secrets
 from scoreboard.security.tokens import Verifier
 from scoreboard.store.catalogue import Catalogue
 from scoreboard.store.client import make_client
@@ -107,13 +107,17 @@ class Api:
     async def running(self) -> AsyncIterator[None]:
         """Hold connections and background tasks; a failed task ends the block with its error.
 
-        Raises UnsafeRedis or SchemaMismatch if a reachable server cannot be used. The api starts
+        Raises UnsafeRedis or SchemaMismatch if a reachable server cannot be used, and
+        SecretsUnavailable if a login cannot be read. The api starts
         without a server that is unreachable, and is not ready until it is reachable.
         """
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._client.aclose)
             if self._limiter is not None:
                 stack.push_async_callback(self._limiter.close)
+            await require_secrets(self._settings, "redis")
+            if self._pool is not None:
+                await require_secrets(self._settings, "database")
             await self._check_redis()
             await self._open_database(stack)
             async with asyncio.TaskGroup() as tasks:

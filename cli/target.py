@@ -6,6 +6,7 @@ state file contains passwords, so only its owner can read it, and a file that an
 can write is not used.
 """
 
+import asyncio
 import getpass
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ from scoreboard.ledger.sessions import require_session
 from scoreboard.runtime import settings as settings_module
 from scoreboard.runtime.connection_urls import redact_url
 from scoreboard.runtime.settings import UNPREFIXED, Settings
+from scoreboard.security.credentials import refresh_secrets
 from scoreboard.security.tokens import LocalIssuer
 from scoreboard.store.client import make_client
 from scoreboard.store.store import Store
@@ -257,11 +259,16 @@ def _is_data_dir_given() -> bool:
 
 @asynccontextmanager
 async def open_store(settings: Settings, *, name: str = "cli") -> AsyncIterator[Store]:
-    """Yield a store on Redis and close its connections at the end."""
+    """Yield a store on Redis and close its connections at the end.
+
+    Meanwhile secrets are refreshed: a command may run for longer than a password is valid.
+    """
     client = make_client(settings, name=name)
+    refresher = asyncio.create_task(refresh_secrets())
     try:
         yield Store(client)
     finally:
+        refresher.cancel()
         await client.aclose()
 
 

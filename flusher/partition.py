@@ -1,7 +1,8 @@
 """Flushes one partition: takes its lease, then reads, commits and acknowledges until stopped.
 
 Invariants: an entry is acknowledged only after its COMMIT; after every error the pending entries
-are read again; a failing partition is retried without a limit and does not affect others.
+are read again; a failing partition is retried without a limit and does not affect others. After a
+change of the secret the session is replaced between two batches, once its successor is connected.
 """
 
 import asyncio
@@ -42,6 +43,9 @@ CORRECTION_PAGES_MAX: Final = 16
 CHECK_EVERY_S: Final = 1.0
 """Interval of comparing the positions and keeping the lease alive."""
 
+RENEW_AGAIN_S: Final = 5.0
+"""Time between a failed attempt to replace a session and the next one."""
+
 CORRECT_EVERY_S: Final = 3.0
 """Interval of searching for corrections left by others, such as an operator."""
 
@@ -74,6 +78,8 @@ class PartitionFlusher:
         self._is_idle = False
         self._lagging_seq = 0
         self._position = Position()
+        self._successor: Writer | None = None
+        self._renew_at_s = 0.0
         self._checked_at_s = 0.0
         self._corrected_at_s = 0.0
         labels = (partition.board, str(partition.number))
@@ -82,18 +88,23 @@ class PartitionFlusher:
 
     async def run(self, stop: StopEvent) -> None:
         """Flush the partition while holding its lease, until ``stop``."""
-        while not stop.is_set:
-            try:
-                await self._serve(stop)
-            except DatabaseUnavailable as error:
-                self.status.set_failed(Condition.DATABASE_AWAY, error)
-            except ScoreboardError as error:
-                self.status.set_failed(Condition.BROKEN, error)
-            await self._pause(stop)
+        try:
+            while not stop.is_set:
+                try:
+                    await self._serve(stop)
+                except DatabaseUnavailable as error:
+                    self.status.set_failed(Condition.DATABASE_AWAY, error)
+                except ScoreboardError as error:
+                    self.status.set_failed(Condition.BROKEN, error)
+                await self._pause(stop)
+        finally:
+            if self._successor is not None:
+                await self._successor.aclose()
         self.status.set_condition(Condition.STOPPED)
 
     async def _serve(self, stop: StopEvent) -> None:
-        writer = await Writer.open(self._settings, self.partition)
+        writer = self._successor or await Writer.open(self._settings, self.partition)
+        self._successor = None
         try:
             self.status.set_condition(Condition.STANDBY)
             self.status.position = None  # the leader moves it
@@ -108,7 +119,7 @@ class PartitionFlusher:
 
     async def _lead(self, writer: Writer, stop: StopEvent) -> None:
         self._must_claim = True
-        while not stop.is_set:
+        while not stop.is_set and not await self._has_successor(writer):
             try:
                 if self._must_start_over:
                     await self.consumer.start_over()
@@ -137,6 +148,24 @@ class PartitionFlusher:
                 self.status.set_failed(Condition.REDIS_AWAY, error)
                 await self._pause(stop)
                 await writer.ping()
+
+    async def _has_successor(self, writer: Writer) -> bool:
+        """Connect a successor if the login of a session is outdated; return whether there is one.
+
+        While none can be connected, the session stays in use.
+        """
+        is_due = time.monotonic() >= self._renew_at_s
+        if self._successor is None and is_due and writer.connection.is_login_outdated:
+            try:
+                self._successor = await Writer.open(self._settings, self.partition)
+            except ScoreboardError as error:
+                self._renew_at_s = time.monotonic() + RENEW_AGAIN_S
+                _log.warning(
+                    "database_login_not_renewed",
+                    partition=str(self.partition),
+                    reason=error.detail,
+                )
+        return self._successor is not None
 
     async def _check_position(self, writer: Writer, stop: StopEvent) -> bool:
         """Read and compare the positions; return whether the partition can be flushed.
@@ -204,6 +233,8 @@ class PartitionFlusher:
         batch: Batch | None = None
         while batch or not stop.is_set:
             if batch is None:
+                if await self._has_successor(writer):
+                    return
                 batch = await self._read(usual)
                 self._is_idle = batch is None
             following = None

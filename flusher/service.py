@@ -27,7 +27,7 @@ from scoreboard.model import Board, Partition
 from scoreboard.runtime.lifecycle import StopEvent, backoff_s
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import BUILD_INFO, REDIS_DURABLE, get_logger
-from scoreboard.security.credentials import refresh_secrets
+from scoreboard.security.credentials import refresh_secrets, require_secrets
 from scoreboard.store.client import make_client
 from scoreboard.store.durability import require_durability
 from scoreboard.store.store import Store
@@ -57,6 +57,7 @@ class Flusher:
         Raises UnsafeRedis, SchemaMismatch, UnsafeDatabase at the start.
         """
         BUILD_INFO.labels(version("scoreboard"), "flusher").set(1)
+        await require_secrets(self._settings, "redis", "database")
         async with AsyncExitStack() as stack:
             store = Store(await stack.enter_async_context(self._client("flusher")))
             await _wait_until_ready(self._require_redis, stop)
@@ -82,7 +83,7 @@ class Flusher:
         while not stop.is_set:
             try:
                 async with self._connection() as connection:
-                    while not stop.is_set:
+                    while not stop.is_set and not connection.is_login_outdated:
                         async with asyncio.timeout(SEARCH_LIMIT_S):
                             found = await self._find(connection, store)
                         for partition in found:

@@ -33,6 +33,9 @@ _SET_LIMITS: Final = resources.query("set_limits")
 LEASE_LOCK: Final = 0x5B0F
 """Class of the advisory locks that make one flusher per partition the leader."""
 
+LOGIN_CHECK_S: Final = 1.0
+"""Interval at which a standby checks whether its login is outdated."""
+
 LEASE_SLICE_S: Final = 60
 """A standby repeats its request after this time, to detect a dead connection."""
 
@@ -93,7 +96,9 @@ class Session:
             await self.connection.close()
 
     async def acquire_lease(self, stop: StopEvent) -> bool:
-        """Wait until this flusher is the leader; return False if it was stopped before.
+        """Wait until this flusher is the leader.
+
+        Return False if it was stopped before, or if the login of its connection is outdated.
 
         Raises DatabaseUnavailable.
         """
@@ -109,7 +114,7 @@ class Session:
             canceller.cancel()
         if failure:
             raise failure
-        if stop.is_set:
+        if self._must_leave(stop):
             return False
         await self._limit(lock_s=LOCK_LIMIT_S, statement_s=STATEMENT_LIMIT_S)
         return True
@@ -160,8 +165,11 @@ class Session:
         async with self.time_limit(QUICK_LIMIT_S):
             await self.connection.execute(_SET_LIMITS, limits)
 
+    def _must_leave(self, stop: StopEvent) -> bool:
+        return stop.is_set or self.connection.is_login_outdated
+
     async def _wait_for_lease(self, lease: Mapping[str, int], stop: StopEvent) -> None:
-        while not stop.is_set:
+        while not self._must_leave(stop):
             try:
                 async with self.time_limit(LEASE_SLICE_S + 10, raw=True):
                     await self.connection.execute(_LOCK_LEASE, lease)
@@ -172,7 +180,8 @@ class Session:
             return
 
     async def _cancel_on(self, stop: StopEvent) -> None:
-        await stop.wait()
+        while not self._must_leave(stop):
+            await stop.sleep(LOGIN_CHECK_S)
         while True:  # repeated, because a cancel may come before the statement
             with suppress(psycopg.Error):
                 await self.connection.cancel_safe(timeout=2.0)

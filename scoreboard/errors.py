@@ -35,6 +35,7 @@ ScoreboardError
 │   ├── DatabaseUnavailable
 │   ├── KeysUnavailable       the issuer's key set could not be read
 │   ├── SecretsUnavailable    a secret was never read successfully
+│   │   └── SecretInvalid     its document is not a login
 │   └── WaitTimeout           a command timed out while waiting
 └── InternalError           a fault of the service or its installation; alerts
     ├── UnexpectedReply       Redis sent a reply that cannot be used
@@ -268,6 +269,10 @@ class SecretsUnavailable(Unavailable):
     code = "secrets-unavailable"
     title = "The credentials cannot be read"
     retry_after_s = 5
+
+
+class SecretInvalid(SecretsUnavailable):
+    """A secret was read and is not a login; its content is not in the message."""
 
 
 class WaitTimeout(Unavailable):

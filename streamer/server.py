@@ -22,7 +22,7 @@ from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.sockets import Acceptor
 from scoreboard.runtime.telemetry import BUILD_INFO, get_logger
 from scoreboard.runtime.workers import Worker
-from scoreboard.security.credentials import refresh_secrets
+from scoreboard.security.credentials import refresh_secrets, require_secrets
 from scoreboard.security.tokens import Verifier
 from streamer import metrics
 from streamer.fanout.manager import ConnectionManager
@@ -227,8 +227,9 @@ async def serve(settings: Settings, stop: StopEvent, *, worker: Worker | None = 
     """Serve viewers until asked to stop, then drain.
 
     ``worker`` is this process if it is one of several. Raises SettingInvalid if an address cannot
-    be bound.
+    be bound, SecretsUnavailable if the login of Redis cannot be read.
     """
+    await require_secrets(settings, "redis")
     streamer = Streamer(settings)
     listener = make_listener(settings, shared=worker is not None)
     number = 0 if worker is None else worker.number

@@ -28,7 +28,7 @@ from scoreboard.errors import (
 )
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
-from scoreboard.security.credentials import SecretStore, secret_store
+from scoreboard.security.credentials import SecretStore, forget_frames, secret_store
 from scoreboard.security.secret_backends import Credentials
 
 SESSION: Final = {
@@ -62,6 +62,11 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
     limit. This class asks the server to cancel the statement and closes the connection.
     """
 
+    @property
+    def is_login_outdated(self) -> bool:
+        """Return whether the secret has changed since this connection logged in."""
+        return False
+
     async def wait(
         self,
         gen: PQGen[RV],
@@ -84,6 +89,16 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
 class _StoredLogin(Connection):
     """A connection whose credentials come from a store and override those of the URL."""
 
+    _store: SecretStore | None = None
+    _used: Credentials | None = None
+
+    @property
+    def is_login_outdated(self) -> bool:
+        """Return whether the secret has changed since this connection logged in."""
+        if self._store is None or self._used is None:
+            return False
+        return self._store.is_outdated(self._used)
+
     @classmethod
     async def connect(  # pyright: ignore[reportIncompatibleMethodOverride] (asked only by us)
         cls,
@@ -101,7 +116,7 @@ class _StoredLogin(Connection):
         except SecretsUnavailable as error:
             raise psycopg.OperationalError(error.detail) from error
         try:
-            return await super().connect(conninfo, **kwargs, **_login(used))
+            return await cls._log_in(conninfo, store, used, kwargs)
         except psycopg.OperationalError as error:
             # A failed login has no SQLSTATE here, and its text depends on lc_messages. It is only
             # known that a password was sent, so this also retries for a missing database.
@@ -110,7 +125,19 @@ class _StoredLogin(Connection):
             newer = await store.renew(used)
             if newer is None:
                 raise
-        return await super().connect(conninfo, **kwargs, **_login(newer))
+        return await cls._log_in(conninfo, store, newer, kwargs)
+
+    @classmethod
+    async def _log_in(
+        cls, conninfo: str, store: SecretStore, login: Credentials, kwargs: dict[str, Any]
+    ) -> Self:
+        try:
+            connection = await super().connect(conninfo, **kwargs, **_login(login))
+        except BaseException as error:
+            forget_frames(error)
+            raise
+        connection._store, connection._used = store, login  # noqa: SLF001 (its own class)
+        return connection
 
 
 def _login(credentials: Credentials) -> dict[str, Any]:
@@ -167,6 +194,7 @@ async def connect(
             return await _StoredLogin.connect(store=store, autocommit=autocommit, **kwargs)
         return await Connection.connect(autocommit=autocommit, **kwargs)
     except psycopg.OperationalError as error:
+        forget_frames(error)
         raise connection_error(error) from error
 
 
@@ -188,12 +216,20 @@ def make_pool(settings: Settings, *, name: str) -> AsyncConnectionPool[Connectio
         max_lifetime=3600,
         open=False,
         name=name,
-        check=AsyncConnectionPool.check_connection,
+        check=_check_connection,
         reconnect_failed=_note_reconnect_failed,
     )
     if store is not None:
         store.on_change(pool.drain)
     return pool
+
+
+async def _check_connection(connection: Connection) -> None:
+    # A connection that was being opened when the secret changed may have an older login.
+    if connection.is_login_outdated:
+        await connection.close()
+        raise psycopg.OperationalError("the secret has changed since the login")
+    await AsyncConnectionPool.check_connection(connection)
 
 
 def _note_reconnect_failed(pool: AsyncConnectionPool[Connection]) -> None:

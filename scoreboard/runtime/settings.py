@@ -45,13 +45,22 @@ Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
 """At most a year, which every clock and driver supports."""
 
 
+class _Revealed(str):
+    """Text whose repr hides it, for the local variables of a traceback."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+
 class Secret:
     """Text that its repr hides; ``reveal`` returns it."""
 
     __slots__ = ("_text",)
 
     def __init__(self, text: str) -> None:
-        self._text = text
+        self._text = _Revealed(text)
 
     def reveal(self) -> str:
         """Return the text; never log it or pass it as a process argument."""
@@ -354,6 +363,12 @@ class Settings(Struct, frozen=True, kw_only=True):
         str,
         _description("The same for PostgreSQL; may be empty with env: those of DATABASE_URL"),
     ] = ""
+    secrets_refresh_s: Annotated[
+        Annotated[float, Meta(ge=1, le=3600)],
+        _description(
+            "Time after which a secret is read again, give or take a tenth; files after 5 at most"
+        ),
+    ] = 120.0
 
     def head_limits(self) -> HeadLimits:
         """Return the limits on request heads."""

@@ -1,7 +1,9 @@
 """Credentials from AWS Secrets Manager, a file, or the environment.
 
 The Redis client and the PostgreSQL pool ask a ``SecretStore`` at every new connection, so a rotated
-secret needs no restart. Each service runs ``refresh_secrets`` in its task group.
+secret needs no restart. Each service runs ``refresh_secrets`` in its task group. After a change,
+pools are told (``on_change``), and owners of long-lived connections replace those that logged in
+with an older value (``is_outdated``).
 
 Invariants: at most one read of a secret is in progress, in a thread; the last value read stays in
 use while the secret store is unreachable; versions are logged, values never; no repr and no error
@@ -17,7 +19,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final, Literal
 
-from scoreboard.errors import SecretsUnavailable, SettingInvalid
+from scoreboard.errors import SecretInvalid, SecretsUnavailable, SettingInvalid
 from scoreboard.runtime.lifecycle import StopEvent, backoff_s
 from scoreboard.runtime.settings import Settings, variable_name
 from scoreboard.runtime.telemetry import counter, gauge, get_logger
@@ -35,8 +37,14 @@ STALE_WAIT_S: Final = 1.0
 INVALIDATE_EVERY_S: Final = 5.0
 """Minimum time between reads caused by refused logins: a wrong secret must not flood AWS."""
 
+LOG_EVERY_S: Final = 300.0
+"""Minimum time between log lines of one failure that continues."""
+
 LISTENER_TIMEOUT_S: Final = 5.0
 CHECK_S: Final = 1.0
+"""Interval of checking whether a read is due or a change has to be reported."""
+
+_NO_ANSWER: Final = "the store of secrets has not answered yet"
 _REFRESHES = counter("secret_refresh_total", "Reads of a secret by outcome", "owner", "outcome")
 _AGE = gauge("secret_age_seconds", "Time since a secret was last read successfully", "owner")
 _log = get_logger(__name__)
@@ -56,7 +64,8 @@ class SecretStore:
         self._listeners: list[weakref.WeakMethod[Callable[[], Awaitable[None]]]] = []
         self._has_news = False
         self._failures = 0
-        self._reason = "not read yet"
+        self._reason, self._is_invalid = _NO_ANSWER, False
+        self._logged_at_s = float("-inf")
         self._read_at_s = self._due_at_s = self._started_at_s = clock()
         self._invalidated_at_s = float("-inf")
 
@@ -82,6 +91,10 @@ class SecretStore:
         """Make the next ``get`` read the secret again; ignored within 5 s of the last call."""
         if self._clock() - self._invalidated_at_s >= INVALIDATE_EVERY_S:
             self._invalidated_at_s = self._due_at_s = self._clock()
+
+    def is_outdated(self, used: Credentials) -> bool:
+        """Return whether the secret has changed since a login used it."""
+        return self._held is not None and self._held != used
 
     def on_change(self, listener: Callable[[], Awaitable[None]]) -> None:
         """Call a bound method after every change; it is referenced weakly."""
@@ -115,7 +128,8 @@ class SecretStore:
             limit_s = FETCH_WAIT_S if self._held is None else timeout_s
             await asyncio.wait([self._start()], timeout=limit_s)
         if self._held is None:
-            raise SecretsUnavailable(f"The {self._owner} credentials: {self._reason}")
+            kind = SecretInvalid if self._is_invalid else SecretsUnavailable
+            raise kind(f"The {self._owner} credentials: {self._reason}")
         return self._held
 
     def _start(self) -> asyncio.Future[Credentials]:
@@ -140,31 +154,44 @@ class SecretStore:
             return
         error = flight.exception()
         if error is not None:
-            self._reason = (
-                str(error) if isinstance(error, SecretsUnavailable) else repr(type(error))
-            )
-            self._due_at_s = self._clock() + backoff_s(self._failures, least_s=1.0, most_s=30.0)
-            self._failures += 1
-            _REFRESHES.labels(self._owner, "failed").inc()
-            _log.warning(
-                "secret_refresh_failed",
-                owner=self._owner,
-                reason=self._reason,
-                version=self._held.version if self._held else None,
-            )
+            self._note_failure(error)
             return
         found, before = flight.result(), self._held
-        self._held, self._read_at_s, self._failures = found, self._clock(), 0
+        self._held, self._read_at_s = found, self._clock()
         is_newer = self._started_at_s >= self._invalidated_at_s
         jitter = random.uniform(0.9, 1.1)  # noqa: S311 (jitter)
         self._due_at_s = self._clock() + (self._backend.ttl_s * jitter if is_newer else 0.0)
         _REFRESHES.labels(self._owner, "same" if found == before else "changed").inc()
+        if self._failures:
+            _log.info("secret_refresh_recovered", owner=self._owner, failures=self._failures)
+            self._failures = 0
+            self._logged_at_s = float("-inf")
         if found != before:
             _log.info("secret_changed", owner=self._owner, version=found.version)
             self._has_news = before is not None
 
+    def _note_failure(self, error: BaseException) -> None:
+        """Count a failed read, and log it unless the same failure was logged recently."""
+        is_invalid = isinstance(error, SecretInvalid)
+        reason = (
+            error.detail if isinstance(error, SecretsUnavailable) else f"{type(error).__name__}"
+        )
+        self._due_at_s = self._clock() + backoff_s(self._failures, least_s=1.0, most_s=30.0)
+        self._failures += 1
+        _REFRESHES.labels(self._owner, "invalid" if is_invalid else "failed").inc()
+        if reason != self._reason or self._clock() - self._logged_at_s >= LOG_EVERY_S:
+            self._logged_at_s = self._clock()
+            _log.warning(
+                "secret_invalid" if is_invalid else "secret_refresh_failed",
+                owner=self._owner,
+                reason=reason,
+                version=self._held.version if self._held else None,
+                failures=self._failures,
+            )
+        self._reason, self._is_invalid = reason, is_invalid
 
-_stores: Final[dict[tuple[str, Owner, str], SecretStore]] = {}
+
+_stores: Final[dict[tuple[str, Owner, str, float], SecretStore]] = {}
 """The stores of this process, one per secret; they outlive the pools that use them."""
 
 
@@ -181,12 +208,35 @@ def secret_store(settings: Settings, owner: Owner) -> SecretStore | None:
         raise SettingInvalid(
             f"{variable_name(field)} is not set, and SCOREBOARD_SECRETS is {settings.secrets}"
         )
-    store = _stores.get((settings.secrets, owner, name))
+    key = settings.secrets, owner, name, settings.secrets_refresh_s
+    store = _stores.get(key)
     if store is None:
-        store = _stores[settings.secrets, owner, name] = SecretStore(
-            owner, make_backend(settings.secrets, name)
+        store = _stores[key] = SecretStore(
+            owner, make_backend(settings.secrets, name, settings.secrets_refresh_s)
         )
     return store
+
+
+def forget_frames(error: BaseException) -> None:
+    """Remove the frames of an error and of its causes, because those of drivers hold passwords."""
+    causes: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while causes:
+        one = causes.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            one.__traceback__ = None
+            causes += [one.__cause__, one.__context__]
+
+
+async def require_secrets(settings: Settings, *owners: Owner) -> None:
+    """Read the secrets that a starting process needs.
+
+    Raises SecretsUnavailable, SecretInvalid, or SettingInvalid if one is not named.
+    """
+    for store in [secret_store(settings, owner) for owner in owners]:
+        if store is not None:
+            await store.get()
 
 
 async def refresh_secrets(stop: StopEvent | None = None) -> None:

@@ -11,14 +11,14 @@ from typing import Annotated, Any, Final, Protocol
 import msgspec
 from msgspec import Meta, Struct
 
-from scoreboard.errors import SecretsUnavailable
+from scoreboard.errors import SecretInvalid, SecretsUnavailable
 from scoreboard.runtime.settings import Secret
 
-AWS_TTL_S: Final = 120.0
-"""Maximum delay of a rotated secret; each process makes about 5 calls per 10 minutes."""
-
-FILE_TTL_S: Final = 5.0
+FILE_TTL_MAX_S: Final = 5.0
 """Checking the file's date takes microseconds, so it is done often."""
+
+CURRENT_STAGE: Final = "AWSCURRENT"
+"""Always named: a version that a rotation is still testing must not be used."""
 
 DOCUMENT_BYTES_MAX: Final = 65_536
 """The limit of AWS."""
@@ -35,8 +35,9 @@ class Credentials(Struct, frozen=True):
 class _Document(Struct, frozen=True):
     """The document of a secret; other members are ignored."""
 
-    password: Annotated[str, Meta(min_length=1)]
-    username: str = ""
+    # Both servers' drivers end a text at NUL.
+    password: Annotated[str, Meta(min_length=1, pattern=r"^[^\x00]*$")]
+    username: Annotated[str, Meta(pattern=r"^[^\x00]*$")] = ""
 
 
 class Backend(Protocol):
@@ -55,23 +56,37 @@ class Backend(Protocol):
 def parse(name: str, document: str | bytes, version: str) -> Credentials:
     """Parse the JSON of a secret.
 
-    Raises SecretsUnavailable, naming the secret, but none of its content.
+    Raises SecretInvalid, naming the secret, but none of its content.
     """
-    try:
-        found = msgspec.json.decode(document, type=_Document)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise SecretsUnavailable(
-            f"{name} is not a JSON object with username and password"
-        ) from None
+    found = _decode(document)
+    del document  # tracebacks may show local variables
+    if isinstance(found, str):
+        raise SecretInvalid(f"{name} must be a JSON object with username and password: {found}")
     return Credentials(found.username, Secret(found.password), version)
+
+
+def _decode(document: str | bytes) -> _Document | str:
+    """Return the document, or what is wrong with it, without its content."""
+    if len(document) > DOCUMENT_BYTES_MAX:
+        return f"it is larger than {DOCUMENT_BYTES_MAX} bytes"
+    try:
+        return msgspec.json.decode(document, type=_Document)
+    except UnicodeError:
+        return "it is not UTF-8"
+    except msgspec.ValidationError as error:
+        field = next((name for name in _Document.__struct_fields__ if name in str(error)), None)
+        if field is None:
+            return "it is not a JSON object"
+        return f"its {field} is missing, empty, or not a text"
+    except msgspec.DecodeError:
+        return "it is not JSON"
 
 
 class AwsBackend:
     """The version AWSCURRENT of a secret in AWS Secrets Manager, by name or ARN."""
 
-    ttl_s = AWS_TTL_S
-
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, ttl_s: float) -> None:
+        self.ttl_s = ttl_s
         self._name = name
         self._client: Any = None
 
@@ -80,20 +95,47 @@ class AwsBackend:
 
         Raises SecretsUnavailable with the error code of AWS, or the type of the failure.
         """
-        answer = call_aws(self._name, lambda: self._ready().get_secret_value(SecretId=self._name))
-        return parse(self._name, answer.get("SecretString", ""), answer["VersionId"])
+        return parse(
+            self._name,
+            *_document_and_version(
+                self._name,
+                call_aws(
+                    self._name,
+                    lambda: self._ready().get_secret_value(
+                        SecretId=self._name, VersionStage=CURRENT_STAGE
+                    ),
+                ),
+            ),
+        )
 
     def _ready(self) -> Any:  # noqa: ANN401 (boto3 makes its classes at run time)
         self._client = self._client or make_aws_client()
         return self._client
 
 
+def _document_and_version(name: str, answer: dict[str, Any]) -> tuple[str, str]:
+    """Return the document of a secret and its version from the answer of AWS.
+
+    Raises SecretInvalid, SecretsUnavailable.
+    """
+    document, version = answer.get("SecretString"), answer.get("VersionId")
+    is_binary = "SecretBinary" in answer
+    if isinstance(document, str) and document and isinstance(version, str):
+        return document, version
+    has_text = isinstance(document, str) and bool(document)
+    del answer, document  # tracebacks may show local variables
+    if is_binary:
+        raise SecretInvalid(f"{name}: the secret is binary; store the JSON as text (SecretString)")
+    if not has_text:
+        raise SecretInvalid(f"{name}: the secret has no text value (SecretString)")
+    raise SecretsUnavailable(f"{name}: AWS returned no version of the secret")
+
+
 class FileBackend:
     """A secret in a file, as mounted by orchestrators; read again when the file changes."""
 
-    ttl_s = FILE_TTL_S
-
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, ttl_s: float) -> None:
+        self.ttl_s = min(ttl_s, FILE_TTL_MAX_S)
         self._path = path
         self._held: Credentials | None = None
 
@@ -103,43 +145,45 @@ class FileBackend:
         Raises SecretsUnavailable.
         """
         try:
-            found = self._path.stat()
-            # Include the inode: a replaced mount may keep the modification time.
-            version = f"{found.st_mtime_ns}-{found.st_ino}-{found.st_size}"
-            if self._held is None or self._held.version != version:
+            if self._held is None or self._held.version != _version_of(self._path.stat()):
                 with self._path.open("rb") as file:
-                    document = file.read(DOCUMENT_BYTES_MAX)
-                self._held = parse(str(self._path), document, version)
+                    # Of the open file: the path may name another one by now.
+                    version = _version_of(os.fstat(file.fileno()))
+                    self._held = parse(str(self._path), file.read(DOCUMENT_BYTES_MAX + 1), version)
         except OSError as error:
             raise SecretsUnavailable(f"{self._path}: {error.strerror}") from error
         return self._held
 
 
+def _version_of(status: os.stat_result) -> str:
+    # Include the inode: a replaced mount may keep the modification time.
+    return f"{status.st_mtime_ns}-{status.st_ino}-{status.st_size}"
+
+
 class EnvironmentBackend:
     """A secret in an environment variable, which is constant while the process runs."""
 
-    ttl_s = 3600.0
-
-    def __init__(self, variable: str) -> None:
+    def __init__(self, variable: str, ttl_s: float) -> None:
+        self.ttl_s = ttl_s
         self._variable = variable
 
     def read(self) -> Credentials:
         """Read the variable.
 
-        Raises SecretsUnavailable.
+        Raises SecretInvalid.
         """
         return parse(self._variable, os.environ.get(self._variable, ""), "environment")
 
 
-def make_backend(kind: str, name: str) -> Backend:
+def make_backend(kind: str, name: str, ttl_s: float) -> Backend:
     """Make the backend of a secret: ``aws``, ``file`` or ``env``."""
     match kind:
         case "aws":
-            return AwsBackend(name)
+            return AwsBackend(name, ttl_s)
         case "file":
-            return FileBackend(Path(name))
+            return FileBackend(Path(name), ttl_s)
         case _:
-            return EnvironmentBackend(name)
+            return EnvironmentBackend(name, ttl_s)
 
 
 def make_aws_client() -> Any:  # noqa: ANN401 (boto3 makes its classes at run time)
@@ -158,17 +202,28 @@ def make_aws_client() -> Any:  # noqa: ANN401 (boto3 makes its classes at run ti
     return Session().client("secretsmanager", config=limits)
 
 
+_HINTS: Final = {
+    "AccessDeniedException": "this identity needs secretsmanager:{operation} for the secret",
+    "DecryptionFailure": "this identity needs kms:Decrypt for the key of the secret",
+    "InvalidRequestException": "the secret may be scheduled for deletion",
+    "ExpiredTokenException": "the identity of this process has expired",
+}
+
+
 def call_aws(name: str, call: Callable[[], Any]) -> Any:  # noqa: ANN401 (as above)
     """Call AWS about a secret.
 
-    Raises SecretsUnavailable with the error code of AWS, or the type of the failure.
+    Raises SecretsUnavailable with the error code of AWS, or the type of the failure. It has no
+    cause, because messages and frames of the client contain answers of AWS.
     """
-    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+    from botocore.exceptions import ClientError  # noqa: PLC0415
 
     try:
         return call()
     except ClientError as error:
-        code = error.response.get("Error", {}).get("Code", "an error")
-        raise SecretsUnavailable(f"{name}: AWS returned {code}") from error
-    except BotoCoreError as error:
-        raise SecretsUnavailable(f"{name}: {type(error).__name__}") from error
+        code = str(error.response.get("Error", {}).get("Code", "an error"))
+        hint = _HINTS.get(code, "").format(operation=error.operation_name)
+        reason = f"AWS returned {code}" + (f" ({hint})" if hint else "")
+    except Exception as error:  # noqa: BLE001 (also ValueError for an invalid endpoint)
+        reason = f"the call to AWS failed with {type(error).__name__}"
+    raise SecretsUnavailable(f"{name}: {reason}")

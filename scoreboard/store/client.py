@@ -8,6 +8,7 @@ current ones.
 
 import asyncio
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import hiredis
 import redis.asyncio as aioredis
@@ -21,7 +22,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from scoreboard.errors import SecretsUnavailable
 from scoreboard.runtime.settings import Settings
-from scoreboard.security.credentials import SecretStore, secret_store
+from scoreboard.security.credentials import SecretStore, forget_frames, secret_store
 from scoreboard.security.secret_backends import Credentials
 
 
@@ -75,11 +76,24 @@ class _DirectSend:
             raise
 
 
+async def _shake_hands(connection: AbstractConnection) -> None:
+    """Run redis-py's handshake with the connection's credentials.
+
+    Raises RedisError, without the frames that hold the password.
+    """
+    try:
+        await connection.on_connect()
+    except BaseException as error:
+        forget_frames(error)
+        raise
+
+
 class _Login:
     """Authenticates new connections with a store's credentials, which override the URL's."""
 
     def __init__(self, store: SecretStore) -> None:
         self._store = store
+        self._used: WeakKeyDictionary[AbstractConnection, Credentials] = WeakKeyDictionary()
 
     async def connect(self, connection: AbstractConnection) -> None:
         """Run the handshake; if it is refused, retry once with renewed credentials.
@@ -91,30 +105,47 @@ class _Login:
         except SecretsUnavailable as error:
             raise RedisConnectionError(error.detail) from error
         try:
-            await self._shake_hands(connection, used)
+            await self._log_in(connection, used)
         except AuthenticationError:
             newer = await self._store.renew(used)
             if newer is None:
                 raise
-            await self._shake_hands(connection, newer)
+            await self._log_in(connection, newer)
 
-    async def _shake_hands(self, connection: AbstractConnection, login: Credentials) -> None:
+    async def _log_in(self, connection: AbstractConnection, login: Credentials) -> None:
         connection.credential_provider = UsernamePasswordCredentialProvider(
             login.username, login.password.reveal()
         )
-        await connection.on_connect()
+        await _shake_hands(connection)
+        self._used[connection] = login
+
+    def is_outdated(self, connection: AbstractConnection) -> bool:
+        """Return whether the secret has changed since a connection logged in."""
+        used = self._used.get(connection)
+        return used is not None and self._store.is_outdated(used)
+
+
+def is_login_outdated(connection: AbstractConnection) -> bool:
+    """Return whether the secret has changed since a connection logged in."""
+    login = getattr(connection.redis_connect_func, "__self__", None)
+    return isinstance(login, _Login) and connection.is_connected and login.is_outdated(connection)
 
 
 class _Pool(aioredis.BlockingConnectionPool):
-    async def reauthenticate(self) -> None:
-        """Close connections that use older credentials: idle ones now, busy ones after use.
+    """A pool whose connections are closed after a change of the secret."""
 
-        A subscription stays open: the server does not authenticate a connection again.
-        """
-        await self.update_active_connections_for_reconnect()
+    async def close_outdated(self) -> None:
+        """Close idle connections that logged in with an older value."""
         for connection in tuple(self._available_connections):
-            # No await: during one, a task could get the connection that is being closed.
-            await connection.disconnect(nowait=True)
+            if is_login_outdated(connection):
+                # No await: during one, a task could get the connection that is being closed.
+                await connection.disconnect(nowait=True)
+
+    async def release(self, connection: AbstractConnection) -> None:
+        """Return a connection to the pool; close it if it logged in with an older value."""
+        if is_login_outdated(connection):
+            connection.mark_for_reconnect()
+        await super().release(connection)
 
 
 def make_pool(
@@ -141,10 +172,10 @@ def make_pool(
         encoding_errors="replace",  # invalid UTF-8 must not raise in the reader
         protocol=2,
         client_name=f"scoreboard-{name}",
-        redis_connect_func=_Login(store).connect if store else None,
+        redis_connect_func=_Login(store).connect if store else _shake_hands,
     )
     if store is not None:
-        store.on_change(pool.reauthenticate)
+        store.on_change(pool.close_outdated)
     # The connection class follows from the URL's scheme.
     kind: type[AbstractConnection] = pool.connection_class
     pool.connection_class = type(kind.__name__, (_HiredisPacking, _DirectSend, kind), {})
@@ -160,7 +191,6 @@ def make_client(
     )
 
 
-def make_connection(settings: Settings, *, name: str) -> AbstractConnection:
-    """Create one connection, not yet connected, for the dispatcher, which owns its sockets."""
-    pool = make_pool(settings, name=name, connections=1)
-    return pool.make_connection()
+def make_connection(settings: Settings, *, name: str, decode: bool = True) -> AbstractConnection:
+    """Create one connection, not yet connected, for owners of single connections."""
+    return make_pool(settings, name=name, decode=decode, connections=1).make_connection()

@@ -5,6 +5,9 @@ with concurrency and an idle service adds no delay. The dispatcher owns its conn
 request drops its future and never a connection, so no caller gets the answer of another one. Only
 this module runs submit.lua.
 
+After a change of the secret each connection is replaced between two batches, once its successor has
+logged in.
+
 A batch whose reply was lost is sent once more (replays are harmless). If that reply is lost too,
 its callers get OutcomeUnknown.
 """
@@ -41,6 +44,7 @@ from scoreboard.model import (
     partition_of,
     shard_of,
 )
+from scoreboard.runtime.lifecycle import backoff_s
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import BATCH_BUCKETS, REDIS_CALLS, gauge, get_logger, histogram
 from scoreboard.store.keys import PULSE, PartitionKeys
@@ -56,6 +60,9 @@ ATTEMPTS_MAX: Final = 2
 
 REBUILDS_MAX: Final = 4
 """Most times a batch is rebuilt because generation, layout or script cache were outdated."""
+
+RENEW_EVERY_S: Final = 1.0
+"""Interval of checking whether the logins of the connections are outdated."""
 
 _SECONDS: Final = re.compile(r"\d{1,12}", re.ASCII)
 _SUBMIT: Final = Script.load("submit")
@@ -96,6 +103,16 @@ class _Call:
         self.partition = partition
         self.layout = layout
         self.entries = entries
+
+
+class _Slot:
+    """One of the dispatcher's connections; ``turn`` is held during a batch."""
+
+    __slots__ = ("connection", "turn")
+
+    def __init__(self, connection: PipelinedConnection) -> None:
+        self.connection = connection
+        self.turn = asyncio.Lock()
 
 
 class Dispatcher:
@@ -147,10 +164,12 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Serve until closed. On cancellation queued updates fail with OutcomeUnknown."""
+        slots = [_Slot(self._connection()) for _ in range(self._settings.dispatch_connections)]
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(self._settings.dispatch_connections):
-                    group.create_task(self._serve_connection())
+                renewer = group.create_task(self._renew_logins(slots))
+                await asyncio.wait([group.create_task(self._serve(slot)) for slot in slots])
+                renewer.cancel()
         finally:
             self._is_closing = True
             _fail(self._queue, OutcomeUnknown)
@@ -162,8 +181,33 @@ class Dispatcher:
             self._is_woken = True
             self._idle.pop().set_result(None)
 
-    async def _serve_connection(self) -> None:
-        connection = PipelinedConnection(self._settings, name=self._name)
+    def _connection(self) -> PipelinedConnection:
+        return PipelinedConnection(self._settings, name=self._name)
+
+    async def _renew_logins(self, slots: Sequence[_Slot]) -> None:
+        """Replace connections whose login is outdated, until cancelled."""
+        attempt = 0
+        while True:
+            await asyncio.sleep(backoff_s(attempt) if attempt else RENEW_EVERY_S)
+            outdated = [slot for slot in slots if slot.connection.is_login_outdated]
+            replaced = [await self._replace(slot) for slot in outdated]
+            attempt = 0 if all(replaced) else attempt + 1
+
+    async def _replace(self, slot: _Slot) -> bool:
+        """Replace a connection between two batches; return False if no other one can be opened."""
+        successor = self._connection()
+        try:
+            await self._connect(successor)
+            async with slot.turn:
+                slot.connection, successor = successor, slot.connection
+        except (*CONNECTION_ERRORS, RedisError, *PARSE_ERRORS) as error:
+            _log.warning("redis_login_not_renewed", error=type(error).__name__)
+            return False
+        finally:
+            await successor.close()
+        return True
+
+    async def _serve(self, slot: _Slot) -> None:
         loop = asyncio.get_running_loop()
         try:
             while True:
@@ -180,11 +224,12 @@ class Dispatcher:
                 if self._queue:
                     self._wake_one()
                 try:
-                    await self._process(connection, entries)
+                    async with slot.turn:
+                        await self._process(slot.connection, entries)
                 finally:
                     _fail(entries, OutcomeUnknown)  # entries left unresolved by an error above
         finally:
-            await connection.close()
+            await slot.connection.close()
 
     async def _process(self, connection: PipelinedConnection, entries: list[_Entry]) -> None:
         """Send entries until the future of each is resolved."""

@@ -26,7 +26,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from scoreboard.runtime.settings import Settings
-from scoreboard.store.client import make_connection
+from scoreboard.store.client import is_login_outdated, make_connection
 from scoreboard.store.replies import PARSE_ERRORS
 
 Command = tuple[str | bytes | int, ...]
@@ -59,6 +59,11 @@ class PipelinedConnection(asyncio.Protocol):
     def is_connected(self) -> bool:
         """Return whether commands can be sent."""
         return self._transport is not None
+
+    @property
+    def is_login_outdated(self) -> bool:
+        """Return whether it is connected and the secret has changed since it logged in."""
+        return self.is_connected and is_login_outdated(self._connection)
 
     async def connect(self) -> None:
         """Connect and authenticate.

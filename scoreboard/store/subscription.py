@@ -2,7 +2,8 @@
 
 A message announces a change (``epoch:seq``) and does not contain the data. redis-py's health check
 does not wait for an answer and its time-outs cannot be told from silence, so this module sends a
-PING every few seconds and drops a connection that receives nothing.
+PING every few seconds and drops a connection that receives nothing. After a change of the secret it
+subscribes on a new connection before it closes the old one.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from redis.exceptions import RedisError
 from scoreboard.runtime.lifecycle import backoff_s
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import counter, gauge, get_logger
-from scoreboard.store.client import make_pool
+from scoreboard.store.client import is_login_outdated, make_connection
 from scoreboard.store.replies import CONNECTION_ERRORS, PARSE_ERRORS
 
 PING_S: Final = 5.0
@@ -25,6 +26,9 @@ SILENCE_S: Final = 15.0
 
 MESSAGE_BYTES_MAX: Final = 64
 """``epoch:seq`` is at most 41 bytes; longer messages are dropped."""
+
+RENEW_EVERY_S: Final = 1.0
+"""Interval of checking whether the login of the connection is outdated."""
 
 RECONNECT_MOST_S: Final = 0.5
 """Longest wait before a reconnection: viewers must have the board two seconds after Redis is
@@ -40,11 +44,22 @@ _SILENCE = gauge("pubsub_silence_seconds", "Time since the subscription last rec
 _log = get_logger(__name__)
 
 
+class _Link:
+    """A connection and the channels that the server has confirmed on it."""
+
+    __slots__ = ("confirmed", "connection")
+
+    def __init__(self, connection: AbstractConnection) -> None:
+        self.connection = connection
+        self.confirmed: set[str] = set()
+
+
 class Subscription:
     """Calls ``on_change(channel)`` per message, ``on_up`` after each confirmed subscription.
 
     ``on_down`` is called once whenever a confirmed subscription is lost, or the first one fails.
-    Messages sent while it was down are lost, so the owner reads everything again on ``on_up``.
+    Messages sent while it was down are lost, so the owner reads everything again on ``on_up``. That
+    is also called after the connection was replaced: the old one may have had unread messages.
     """
 
     def __init__(
@@ -60,15 +75,16 @@ class Subscription:
     ) -> None:
         """``message`` matches valid messages; others are counted and dropped."""
         self._message = message
-        self._pool = make_pool(settings, name=name, decode=False, connections=1)
+        self._settings = settings
+        self._name = name
         self._confirm_timeout_s = settings.redis_timeout_s
         self._connect_timeout_s = 2 * settings.redis_connect_timeout_s
         self._channels = set(channels)
-        self._confirmed: set[str] = set()
         self._on_change = on_change
         self._on_up = on_up
         self._on_down = on_down
-        self._connection: AbstractConnection | None = None
+        self._link: _Link | None = None
+        self._successor: asyncio.Task[_Link] | None = None
         self.is_up = False
 
     def want(self, channels: Iterable[str]) -> None:
@@ -99,19 +115,23 @@ class Subscription:
             attempt += 1
 
     async def _drop(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.disconnect(nowait=True)
+        link, self._link = self._link, None
+        successor, self._successor = self._successor, None
+        if link is not None:
+            await link.connection.disconnect(nowait=True)
+        if successor is not None:
+            successor.cancel()
+            await asyncio.wait([successor])
+            if not successor.cancelled() and successor.exception() is None:
+                await successor.result().connection.disconnect(nowait=True)
 
     async def _listen(self) -> None:
         loop = asyncio.get_running_loop()
-        self._confirmed.clear()
-        connection = self._connection = self._pool.make_connection()
-        async with asyncio.timeout(self._connect_timeout_s):
-            await connection.connect()
-        heard_at = loop.time()
+        link = self._link = _Link(self._make_connection())
+        await self._connect(link)
+        heard_at = renew_at = loop.time()
         _SILENCE.set_function(lambda: loop.time() - heard_at)
-        await self._subscribe(connection)
+        await self._subscribe(link)
         ping_at = heard_at + PING_S
         handled = 0
         while True:
@@ -120,26 +140,73 @@ class Subscription:
                 raise TimeoutError
             if now - heard_at > SILENCE_S:
                 raise TimeoutError
+            if now >= renew_at:
+                renew_at = now + RENEW_EVERY_S
+                following = await self._renew(link)
+                if following is not link:
+                    link, heard_at = following, loop.time()
             if now >= ping_at:
                 ping_at = now + PING_S
-                await self._subscribe(connection)
-                await connection.send_command("PING", check_health=False)
-            wait_s = ping_at - now if self.is_up else min(ping_at - now, self._confirm_timeout_s)
-            reply: Any = await connection.read_response(timeout=max(wait_s, 0.001))
+                await self._subscribe(link)
+                await link.connection.send_command("PING", check_health=False)
+            wait_s = min(ping_at, renew_at) - now
+            if not self.is_up:
+                wait_s = min(wait_s, self._confirm_timeout_s)
+            reply: Any = await link.connection.read_response(timeout=max(wait_s, 0.001))
             if reply is None:
                 continue
             heard_at = loop.time()
-            self._take(reply)
+            self._take(link, reply)
             handled += 1
             if handled % BURST == 0:
                 await asyncio.sleep(0)
 
-    async def _subscribe(self, connection: AbstractConnection) -> None:
-        missing = self._channels - self._confirmed
-        if missing:
-            await connection.send_command("SUBSCRIBE", *sorted(missing), check_health=False)
+    def _make_connection(self) -> AbstractConnection:
+        return make_connection(self._settings, name=self._name, decode=False)
 
-    def _take(self, reply: Any) -> None:  # noqa: ANN401 (any push message)
+    async def _connect(self, link: _Link) -> None:
+        async with asyncio.timeout(self._connect_timeout_s):
+            await link.connection.connect()
+
+    async def _renew(self, link: _Link) -> _Link:
+        """Return the successor of a link with an outdated login once it is ready, else the link."""
+        successor = self._successor
+        if successor is None:
+            if self.is_up and is_login_outdated(link.connection):
+                self._successor = asyncio.create_task(self._open_successor())
+            return link
+        if not successor.done():
+            return link
+        self._successor = None
+        error = successor.exception()
+        if error is not None:
+            _log.warning("subscription_login_not_renewed", error=type(error).__name__)
+            return link  # it is tried again
+        self._link = following = successor.result()
+        await link.connection.disconnect(nowait=True)
+        self._on_up()
+        return following
+
+    async def _open_successor(self) -> _Link:
+        """Open a link with a current login; return it when all channels are confirmed on it."""
+        link = _Link(self._make_connection())
+        try:
+            await self._connect(link)
+            await self._subscribe(link)
+            async with asyncio.timeout(self._confirm_timeout_s):
+                while not link.confirmed >= self._channels:
+                    self._take(link, await link.connection.read_response())
+        except BaseException:
+            await link.connection.disconnect(nowait=True)
+            raise
+        return link
+
+    async def _subscribe(self, link: _Link) -> None:
+        missing = self._channels - link.confirmed
+        if missing:
+            await link.connection.send_command("SUBSCRIBE", *sorted(missing), check_health=False)
+
+    def _take(self, link: _Link, reply: Any) -> None:  # noqa: ANN401 (any push message)
         match reply:
             case [b"message", bytes(channel), bytes(data)]:
                 if len(data) > MESSAGE_BYTES_MAX or self._message.fullmatch(data) is None:
@@ -147,8 +214,8 @@ class Subscription:
                     return
                 self._on_change(channel.decode(errors="replace"))
             case [b"subscribe", bytes(channel), _]:
-                self._confirmed.add(channel.decode(errors="replace"))
-                if self._confirmed >= self._channels:
+                link.confirmed.add(channel.decode(errors="replace"))
+                if link is self._link and link.confirmed >= self._channels:
                     self.is_up = True
                     self._on_up()
             case _:

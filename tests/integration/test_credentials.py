@@ -28,11 +28,11 @@ from scoreboard.model import Action
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.runtime.telemetry import REGISTRY, setup_logging
 from scoreboard.security.credentials import INVALIDATE_EVERY_S, refresh_secrets, secret_store
-from scoreboard.security.secret_backends import AwsBackend
 from scoreboard.store import client as redis_client
 from scoreboard.store.dispatcher import Dispatcher
 from scoreboard.store.durability import check_durability
 from scoreboard.store.store import Store
+from scoreboard.store.subscription import Subscription
 from tests.support.data.boards import open_board
 from tests.support.eventually import eventually_async
 from tests.support.fakes.aws import SecretsManager
@@ -41,6 +41,9 @@ pytestmark = pytest.mark.slow
 
 AWKWARD = "p@ss:/w%0rd #?\\'"
 """A password with the special characters of URLs and shells."""
+
+REFRESH_S = 0.3
+"""Below the least value of the setting, so that tests are short."""
 
 
 class RedisUser:
@@ -55,8 +58,15 @@ class RedisUser:
     def change(self, *rules: str) -> None:
         self.admin.execute_command("ACL", "SETUSER", "app", *rules)
 
-    def connections(self) -> set[str]:
-        return {client["id"] for client in self.admin.client_list() if client["user"] == "app"}
+    def connections(self, *names: str) -> set[str]:
+        return {
+            client["id"]
+            for client in self.admin.client_list()
+            if client["user"] == "app" and (not names or client["name"] in names)
+        }
+
+    def refusals(self) -> int:
+        return sum(int(entry["count"]) for entry in self.admin.acl_log())
 
     def close(self) -> None:
         self.admin.execute_command("ACL", "DELUSER", "app")
@@ -122,7 +132,7 @@ def reads_of(owner: str) -> float:
 
 
 def redis_settings(address: str, secret: str, **changes: object) -> Settings:
-    changes = {"secrets": "aws", "redis_secret": secret} | changes
+    changes = {"secrets": "aws", "redis_secret": secret, "secrets_refresh_s": REFRESH_S} | changes
     return Settings(redis_url=Secret(address), **changes)  # pyright: ignore[reportArgumentType]
 
 
@@ -131,15 +141,15 @@ def database_settings(logins: Logins, secret: str, **changes: object) -> Setting
         redis_url=Secret("redis://127.0.0.1:1"),
         database_url=Secret(logins.address.geturl()),
         secrets="aws",
+        secrets_refresh_s=REFRESH_S,
         database_secret=secret,
         **changes,  # pyright: ignore[reportArgumentType]
     )
 
 
 @asynccontextmanager
-async def fast_refresh(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
-    """Run refresh_secrets with short intervals."""
-    monkeypatch.setattr(AwsBackend, "ttl_s", 0.3)
+async def kept_fresh(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """Check for changes as services do, but more often."""
     monkeypatch.setattr("scoreboard.security.credentials.CHECK_S", 0.05)
     task = asyncio.create_task(refresh_secrets())
     try:
@@ -213,6 +223,93 @@ async def test_redis_stays_available_during_password_rotations(
     assert standing.score == updates
 
 
+async def test_connections_stay_in_use_while_the_new_login_is_refused(
+    secrets_manager: SecretsManager, redis_user: RedisUser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A secret that was changed before the server's password."""
+    redis_user.change(">first")
+    secret = secrets_manager.create("app", "first")
+    settings = redis_settings(redis_user.address, secret)
+    client = redis_client.make_client(settings, name="test")
+    dispatcher = Dispatcher(settings)
+    downs: list[None] = []
+    ups: list[None] = []
+    subscription = Subscription(
+        settings,
+        ["sb:test"],
+        name="subscriber",
+        on_change=lambda _: None,
+        on_up=lambda: ups.append(None),
+        on_down=lambda: downs.append(None),
+    )
+
+    async with kept_fresh(monkeypatch), asyncio.TaskGroup() as group:
+        await open_board(Store(client))
+        group.create_task(dispatcher.run())
+        listening = group.create_task(subscription.run())
+        await eventually_async(lambda: subscription.is_up)
+        await dispatcher.submit("main", Action("alice", "win:1", 1))
+        before = redis_user.connections("scoreboard-dispatcher", "scoreboard-subscriber")
+        refused = redis_user.refusals()
+
+        await asyncio.to_thread(secrets_manager.put, secret, "app", "second")
+        await eventually_async(lambda: redis_user.refusals() >= refused + 3, within_s=10)
+        await dispatcher.submit("main", Action("alice", "win:2", 1))
+        kept = redis_user.connections("scoreboard-dispatcher", "scoreboard-subscriber")
+        redis_user.change(">second")
+        await eventually_async(lambda: not redis_user.connections() & before, within_s=10)
+        await dispatcher.submit("main", Action("alice", "win:3", 1))
+        listening.cancel()
+        dispatcher.close()
+    await client.aclose()
+
+    assert before <= kept
+    assert not downs
+    assert len(ups) == 2
+
+
+async def test_no_message_is_lost_while_a_subscription_is_replaced(
+    secrets_manager: SecretsManager, redis_user: RedisUser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis_user.change(">first", ">second")
+    secret = secrets_manager.create("app", "first")
+    heard: list[str] = []
+    reads: list[int] = []
+    sent = 0
+
+    subscription = Subscription(
+        redis_settings(redis_user.address, secret),
+        [f"sb:test:{number}" for number in range(400)],
+        name="subscriber",
+        on_change=heard.append,
+        on_up=lambda: reads.append(sent),
+        on_down=lambda: pytest.fail("the subscription was lost"),
+    )
+    async with kept_fresh(monkeypatch), asyncio.TaskGroup() as group:
+        listening = group.create_task(subscription.run())
+        await eventually_async(lambda: subscription.is_up)
+        before = redis_user.connections("scoreboard-subscriber")
+        await asyncio.to_thread(secrets_manager.put, secret, "app", "second")
+
+        async def is_replaced() -> bool:
+            nonlocal sent
+            # Each channel gets one message: a lost one is missed.
+            await asyncio.to_thread(redis_user.admin.publish, f"sb:test:{sent}", "1:1")
+            sent += 1
+            return not redis_user.connections() & before
+
+        await eventually_async(is_replaced, every_s=0.01)
+        await eventually_async(
+            lambda: {f"sb:test:{number}" for number in range(reads[-1], sent)} <= set(heard)
+        )
+        listening.cancel()
+
+    missed = {f"sb:test:{number}" for number in range(sent)} - set(heard)
+    assert sent > 10
+    # What was not heard was sent before the last read of everything.
+    assert all(int(one.rpartition(":")[2]) < reads[-1] for one in missed)
+
+
 async def test_a_changed_redis_password_is_used_after_a_failed_login(
     secrets_manager: SecretsManager, redis_user: RedisUser
 ) -> None:
@@ -266,7 +363,7 @@ async def test_a_wrong_secret_makes_redis_unavailable_and_is_not_read_constantly
 ) -> None:
     redis_user.change(">right")
     secret = secrets_manager.create("app", "wrong")
-    settings = redis_settings(redis_user.address, secret)
+    settings = redis_settings(redis_user.address, secret, secrets_refresh_s=120.0)
     client = redis_client.make_client(settings, name="test")
     dispatcher = Dispatcher(settings)
     before, began_s = reads_of("redis"), time.monotonic()
@@ -400,8 +497,9 @@ def test_an_unresponsive_aws_does_not_delay_a_process_exit(
         "from scoreboard.security.credentials import SecretStore\n"
         "from scoreboard.security.secret_backends import AwsBackend\n"
         "async def main():\n"
-        "    try: await asyncio.wait_for(SecretStore('redis', AwsBackend('sb')).get(), 1.5)\n"
-        "    except TimeoutError: print('timed out')\n"
+        "    store = SecretStore('redis', AwsBackend('sb', 120.0))\n"
+        "    try: await asyncio.wait_for(store.get(), 1.5)\n"
+        "    except TimeoutError: print('left')\n"
         "asyncio.run(main())\n"
     )
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -419,8 +517,7 @@ def test_an_unresponsive_aws_does_not_delay_a_process_exit(
 async def test_a_file_is_read_again_when_it_was_replaced(
     redis_user: RedisUser, aws_environment: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Orchestrators mount secrets like this: the path is a link to a folder that is replaced."""
-    aws_environment.setattr("scoreboard.security.secret_backends.FileBackend.ttl_s", 0.1)
+    """As orchestrators do it: the path is a link into a folder, which is exchanged as a whole."""
     redis_user.change(">first", f">{AWKWARD}")
     mount(tmp_path, 1, "first")
     settings = redis_settings(
@@ -442,11 +539,13 @@ async def test_a_file_is_read_again_when_it_was_replaced(
 async def test_a_file_being_written_or_gone_leaves_the_old_login_in_use(
     aws_environment: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    aws_environment.setattr("scoreboard.security.secret_backends.FileBackend.ttl_s", 0.0)
     aws_environment.setattr("scoreboard.security.credentials.backoff_s", lambda *_, **__: 0.0)
     path = tmp_path / "redis.json"
     path.write_text('{"username": "app", "password": "first"}')
-    store = secret_store(redis_settings("redis://localhost", str(path), secrets="file"), "redis")
+    store = secret_store(
+        redis_settings("redis://localhost", str(path), secrets="file", secrets_refresh_s=0.0),
+        "redis",
+    )
     assert store is not None
     first = await store.get()
 

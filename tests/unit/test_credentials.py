@@ -7,13 +7,14 @@ import time
 
 import pytest
 
-from scoreboard.errors import SecretsUnavailable, SettingInvalid
+from scoreboard.errors import SecretInvalid, SecretsUnavailable, SettingInvalid
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.runtime.telemetry import REGISTRY
 from scoreboard.security import credentials
 from scoreboard.security.credentials import (
     FETCH_WAIT_S,
     INVALIDATE_EVERY_S,
+    LOG_EVERY_S,
     SecretStore,
     secret_store,
 )
@@ -217,6 +218,62 @@ async def test_a_read_that_began_before_a_refusal_does_not_count_as_new(clock: C
     assert await store.get() == SECOND
 
 
+async def test_a_failure_that_continues_is_logged_once_per_cause_and_its_end(
+    clock: Clock, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    away, wrong = SecretsUnavailable("sb/redis: away"), SecretInvalid("sb/redis: not JSON")
+    desk = Desk(FIRST, *[away] * 5, *[wrong] * 5, FIRST)
+    store = SecretStore("redis", desk, clock=clock)
+    await store.get()
+    failed, invalid = refreshes("failed"), refreshes("invalid")
+
+    clock.now_s += 2 * desk.ttl_s
+    for _ in range(11):
+        assert await store.get() == FIRST
+        clock.now_s += 30
+
+    written = caplog.text + "".join(capsys.readouterr())
+    assert (refreshes("failed") - failed, refreshes("invalid") - invalid) == (5, 5)
+    assert written.count("secret_refresh_failed") == 1
+    assert written.count("secret_invalid") == 1
+    assert written.count("secret_refresh_recovered") == 1
+
+
+async def test_a_failure_that_continues_for_long_is_logged_again(
+    clock: Clock, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    away = SecretsUnavailable("sb/redis: away")
+    store = SecretStore("redis", Desk(FIRST, away, away), clock=clock)
+    await store.get()
+
+    for _ in range(2):
+        clock.now_s += LOG_EVERY_S
+        await store.get()
+
+    written = caplog.text + "".join(capsys.readouterr())
+    assert written.count("secret_refresh_failed") == 2
+
+
+async def test_a_wrong_secret_at_the_start_is_told_as_such(clock: Clock) -> None:
+    store = SecretStore("redis", Desk(SecretInvalid("sb/redis: not JSON")), clock=clock)
+
+    with pytest.raises(SecretInvalid, match="sb/redis: not JSON"):
+        await store.get()
+
+
+async def test_a_login_is_outdated_once_the_secret_has_changed(clock: Clock) -> None:
+    desk = Desk(FIRST, SECOND)
+    store = SecretStore("redis", desk, clock=clock)
+    used = await store.get()
+    was_outdated = store.is_outdated(used)
+    clock.now_s += 2 * desk.ttl_s
+    await store.get()
+
+    assert (was_outdated, store.is_outdated(used)) == (False, True)
+
+
 class Pool:
     """A pool that counts its renewals."""
 
@@ -307,7 +364,7 @@ def test_an_invalid_secret_is_refused_without_its_text(document: str | bytes) ->
         parse("sb/redis", document, "v1")
 
     assert "hunter2" not in str(caught.value)
-    assert caught.value.__suppress_context__
+    assert caught.value.__context__ is None
 
 
 def test_other_fields_of_a_secret_are_ignored() -> None:

@@ -6,7 +6,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -42,6 +42,8 @@ class System:
         self.postgres = EmbeddedPostgres(copy_postgres(folder / "postgres"), fsync=False)
         self.issuer = LocalIssuer.create(folder / "issuer")
         self.services: dict[str, Service] = {}
+        self.variables: dict[str, dict[str, str]] = {}
+        """The environment of each service, once it was started."""
         self._settings = settings
         self._environments = environments or {}
         self._stack = ExitStack()
@@ -89,10 +91,11 @@ class System:
             "api": ports["api"],
         }
         for name in NAMES:
+            self.variables[name] = environment | dict(self._environments.get(name, {}))
             service = self.services[name] = Service(
                 name,
                 ["-m", name],
-                environment | dict(self._environments.get(name, {})),
+                self.variables[name],
                 self.folder / f"{name}.log",
                 ready_url=f"http://127.0.0.1:{health[name]}/health/ready",
                 drain_s=10,
@@ -104,6 +107,10 @@ class System:
     def wait_until_ready(self, *names: str) -> None:
         """Wait until the named services, or all, are ready."""
         wait_until_ready([self.services[name] for name in names or NAMES], lambda: None)
+
+    def on_stop(self, callback: Callable[[], object]) -> None:
+        """Call something when everything is stopped, before what was started earlier."""
+        self._stack.callback(callback)
 
     def stop(self) -> None:
         """Stop everything, services first."""
