@@ -148,7 +148,7 @@ def database_settings(logins: Logins, secret: str, **changes: object) -> Setting
 
 
 @asynccontextmanager
-async def kept_fresh(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+async def fast_refresh(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
     """Check for changes as services do, but more often."""
     monkeypatch.setattr("scoreboard.security.credentials.CHECK_S", 0.05)
     task = asyncio.create_task(refresh_secrets())
@@ -243,7 +243,7 @@ async def test_connections_stay_in_use_while_the_new_login_is_refused(
         on_down=lambda: downs.append(None),
     )
 
-    async with kept_fresh(monkeypatch), asyncio.TaskGroup() as group:
+    async with fast_refresh(monkeypatch), asyncio.TaskGroup() as group:
         await open_board(Store(client))
         group.create_task(dispatcher.run())
         listening = group.create_task(subscription.run())
@@ -285,7 +285,7 @@ async def test_no_message_is_lost_while_a_subscription_is_replaced(
         on_up=lambda: reads.append(sent),
         on_down=lambda: pytest.fail("the subscription was lost"),
     )
-    async with kept_fresh(monkeypatch), asyncio.TaskGroup() as group:
+    async with fast_refresh(monkeypatch), asyncio.TaskGroup() as group:
         listening = group.create_task(subscription.run())
         await eventually_async(lambda: subscription.is_up)
         before = redis_user.connections("scoreboard-subscriber")
@@ -499,7 +499,7 @@ def test_an_unresponsive_aws_does_not_delay_a_process_exit(
         "async def main():\n"
         "    store = SecretStore('redis', AwsBackend('sb', 120.0))\n"
         "    try: await asyncio.wait_for(store.get(), 1.5)\n"
-        "    except TimeoutError: print('left')\n"
+        "    except TimeoutError: print('timed out')\n"
         "asyncio.run(main())\n"
     )
     with socket.create_server(("127.0.0.1", 0)) as silent:

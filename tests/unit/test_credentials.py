@@ -223,12 +223,12 @@ async def test_a_failure_that_continues_is_logged_once_per_cause_and_its_end(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     away, wrong = SecretsUnavailable("sb/redis: away"), SecretInvalid("sb/redis: not JSON")
-    desk = Desk(FIRST, *[away] * 5, *[wrong] * 5, FIRST)
-    store = SecretStore("redis", desk, clock=clock)
+    backend = FakeBackend(FIRST, *[away] * 5, *[wrong] * 5, FIRST)
+    store = SecretStore("redis", backend, clock=clock)
     await store.get()
     failed, invalid = refreshes("failed"), refreshes("invalid")
 
-    clock.now_s += 2 * desk.ttl_s
+    clock.now_s += 2 * backend.ttl_s
     for _ in range(11):
         assert await store.get() == FIRST
         clock.now_s += 30
@@ -245,7 +245,7 @@ async def test_a_failure_that_continues_for_long_is_logged_again(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     away = SecretsUnavailable("sb/redis: away")
-    store = SecretStore("redis", Desk(FIRST, away, away), clock=clock)
+    store = SecretStore("redis", FakeBackend(FIRST, away, away), clock=clock)
     await store.get()
 
     for _ in range(2):
@@ -257,18 +257,18 @@ async def test_a_failure_that_continues_for_long_is_logged_again(
 
 
 async def test_a_wrong_secret_at_the_start_is_told_as_such(clock: Clock) -> None:
-    store = SecretStore("redis", Desk(SecretInvalid("sb/redis: not JSON")), clock=clock)
+    store = SecretStore("redis", FakeBackend(SecretInvalid("sb/redis: not JSON")), clock=clock)
 
     with pytest.raises(SecretInvalid, match="sb/redis: not JSON"):
         await store.get()
 
 
 async def test_a_login_is_outdated_once_the_secret_has_changed(clock: Clock) -> None:
-    desk = Desk(FIRST, SECOND)
-    store = SecretStore("redis", desk, clock=clock)
+    backend = FakeBackend(FIRST, SECOND)
+    store = SecretStore("redis", backend, clock=clock)
     used = await store.get()
     was_outdated = store.is_outdated(used)
-    clock.now_s += 2 * desk.ttl_s
+    clock.now_s += 2 * backend.ttl_s
     await store.get()
 
     assert (was_outdated, store.is_outdated(used)) == (False, True)
