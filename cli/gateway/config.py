@@ -329,7 +329,7 @@ def _redis(options: GatewayOptions, password: Secret | None) -> Entity:
     if username:
         address["username"] = username
     if password is not None:
-        address["password"] = password.reveal()
+        address["password"] = str(password.reveal())  # a plain str, which YAML needs
     elif username or parts.password or options.has_secret:
         address["password"] = PASSWORD_REFERENCE
     if parts.scheme == "rediss":

@@ -134,7 +134,7 @@ def _document_and_version(name: str, answer: dict[str, Any]) -> tuple[str, str]:
 class FileBackend:
     """A secret in a file, as mounted by orchestrators; read again when the file changes."""
 
-    def __init__(self, path: Path, ttl_s: float) -> None:
+    def __init__(self, path: Path, ttl_s: float = FILE_TTL_MAX_S) -> None:
         self.ttl_s = min(ttl_s, FILE_TTL_MAX_S)
         self._path = path
         self._held: Credentials | None = None
