@@ -250,11 +250,13 @@ class _Verification:
             start = UUID(bytes=secrets.token_bytes(16))
             limit = max(1, sample // 2 // RANGES)
             some = await checks.read_scores_from(self._connection, board, start, limit=limit)
-            # After the greatest id the order starts again.
-            some = some or await checks.read_scores_from(
-                self._connection, board, UUID(int=0), limit=limit
-            )
             rows.update(some)
+            if len(some) < limit:  # after the greatest id the order starts again
+                rows.update(
+                    await checks.read_scores_from(
+                        self._connection, board, UUID(int=0), limit=limit - len(some)
+                    )
+                )
         for partition, page in self._by_partition(list(rows.items())).items():
             await self._compare(partition, page)
         chosen = set(rows)

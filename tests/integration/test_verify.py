@@ -173,7 +173,7 @@ async def test_a_backlog_with_commits_during_the_check_is_not_reported(
     assert verifying.result().is_sound, verifying.result()
 
 
-@pytest.mark.parametrize("sample", [None, 200])
+@pytest.mark.parametrize("sample", [None, 2000])
 async def test_a_drifted_score_is_found_in_both_directions(
     sample: int | None, settings: Settings, store: Store
 ) -> None:
