@@ -99,8 +99,8 @@ class CommitWaiter:
 
         It differs from ``receipt`` if Redis lost the action and it was applied again.
 
-        Raises OutcomeUnknown if that is not known within the time limit: the action counts in
-        Redis, and repeating it waits again.
+        Raises OutcomeUnknown if that is not known within the time limit, or if Redis lost the
+        action and refuses it now; repeating the request tells.
         """
         try:
             async with asyncio.timeout(self._limit_s):
@@ -112,7 +112,8 @@ class CommitWaiter:
         except (TimeoutError, ScoreboardError) as error:
             self._partitions.pop(board, None)  # a reseed may have given the board another layout
             raise OutcomeUnknown(
-                "The action counts but is not yet committed to the database: repeat it to confirm"
+                "Redis accepted the action, but its commit to the database is not confirmed: "
+                "repeat the request"
             ) from error
         return receipt
 
