@@ -15,6 +15,7 @@ from cli.commands.dead import dead
 from cli.commands.kong import kong
 from cli.commands.repair import repair
 from cli.commands.reseed import reseed
+from cli.commands.secrets import secrets
 from cli.commands.simulate import simulate
 from cli.commands.token import token
 from cli.commands.up import up
@@ -29,7 +30,7 @@ SECTIONS: Final[Mapping[str, Sequence[click.Command]]] = {
     "Run": (up, simulate, token),
     "Boards and users": (board, user, action),
     "Recovery": (verify, repair, reseed, dead),
-    "Configuration and gateway": (config, db, kong),
+    "Configuration and gateway": (config, db, kong, secrets),
 }
 
 

@@ -45,6 +45,7 @@ ScoreboardError
     ├── UnsafeRedis           Redis is configured to lose or evict data
     ├── UnsafeDatabase        PostgreSQL is configured to lose committed data
     ├── TooManyPoisonEvents   most rows of a batch were rejected: not the fault of the rows
+    ├── RotationFailed        a server refuses the new version of a secret
     ├── EmbeddedFailed        `scoreboard up` or one of its servers cannot start
     └── ServiceExited         a service of `scoreboard up` exited
 """
@@ -320,6 +321,11 @@ class UnsafeDatabase(InternalError):
 class TooManyPoisonEvents(InternalError):
     code = "poison-flood"
     title = "Too many events were rejected"
+
+
+class RotationFailed(InternalError):
+    code = "rotation-failed"
+    title = "A server refuses the new version of a secret"
 
 
 class EmbeddedFailed(InternalError):

@@ -198,6 +198,18 @@ async def connect(
         raise connection_error(error) from error
 
 
+async def connect_as(settings: Settings, login: Credentials, *, name: str) -> Connection:
+    """Open one connection with another login than that of the settings.
+
+    Raises as ``connect`` does.
+    """
+    kwargs = arguments(settings, name=name) | _login(login)
+    try:
+        return await Connection.connect(autocommit=True, **kwargs)
+    except psycopg.OperationalError as error:
+        raise connection_error(error) from error
+
+
 def make_pool(settings: Settings, *, name: str) -> AsyncConnectionPool[Connection]:
     """Create a pool, not yet opened; the settings limit the wait for a connection.
 

@@ -88,10 +88,27 @@ async def _shake_hands(connection: AbstractConnection) -> None:
         raise
 
 
+class _FixedLogin:
+    """A login that does not change, in place of a SecretStore."""
+
+    def __init__(self, login: Credentials) -> None:
+        self._login = login
+
+    async def get(self) -> Credentials:
+        return self._login
+
+    async def renew(self, refused: Credentials) -> None:
+        del refused
+
+    def is_outdated(self, used: Credentials) -> bool:
+        del used
+        return False
+
+
 class _Login:
     """Authenticates new connections with a store's credentials, which override the URL's."""
 
-    def __init__(self, store: SecretStore) -> None:
+    def __init__(self, store: "SecretStore | _FixedLogin") -> None:
         self._store = store
         self._used: WeakKeyDictionary[AbstractConnection, Credentials] = WeakKeyDictionary()
 
@@ -149,13 +166,21 @@ class _Pool(aioredis.BlockingConnectionPool):
 
 
 def make_pool(
-    settings: Settings, *, name: str, decode: bool = True, connections: int = 16
+    settings: Settings,
+    *,
+    name: str,
+    decode: bool = True,
+    connections: int = 16,
+    login: Credentials | None = None,
 ) -> aioredis.BlockingConnectionPool:
     """Create a bounded pool; the wait for a free connection has the time limit of a call.
 
+    ``login`` overrides the login of the settings.
+
     Raises ValueError for an invalid Redis URL, SettingInvalid if a secret is not named.
     """
-    store = secret_store(settings, "redis")
+    store = secret_store(settings, "redis") if login is None else None
+    source = store if login is None else _FixedLogin(login)
     url = settings.redis_url.reveal()
     pool = _Pool.from_url(
         url,
@@ -172,7 +197,7 @@ def make_pool(
         encoding_errors="replace",  # invalid UTF-8 must not raise in the reader
         protocol=2,
         client_name=f"scoreboard-{name}",
-        redis_connect_func=_Login(store).connect if store else _shake_hands,
+        redis_connect_func=_Login(source).connect if source else _shake_hands,
     )
     if store is not None:
         store.on_change(pool.close_outdated)
@@ -183,11 +208,19 @@ def make_pool(
 
 
 def make_client(
-    settings: Settings, *, name: str, decode: bool = True, connections: int = 16
+    settings: Settings,
+    *,
+    name: str,
+    decode: bool = True,
+    connections: int = 16,
+    login: Credentials | None = None,
 ) -> aioredis.Redis:
-    """Create a client with its own pool; close it with ``aclose``."""
+    """Create a client with its own pool; close it with ``aclose``.
+
+    ``login`` overrides the login of the settings.
+    """
     return aioredis.Redis.from_pool(
-        make_pool(settings, name=name, decode=decode, connections=connections)
+        make_pool(settings, name=name, decode=decode, connections=connections, login=login)
     )
 
 

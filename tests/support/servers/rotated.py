@@ -22,6 +22,8 @@ USERS = {
 }
 """Users of Redis by service, and the role of PostgreSQL whose two logins the service has."""
 
+ROTATOR = "rotator"
+
 AWS_VARIABLES = (
     *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"),
     *("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_ENDPOINT_URL_SECRETS_MANAGER"),
@@ -45,7 +47,7 @@ class Rotated:
         prefix = "scoreboard/test/" if aws else f"{folder}/"
         self.secrets = {
             (name, kind): f"{prefix}{name}/{kind}"
-            for name in USERS
+            for name in (*USERS, ROTATOR)
             for kind in ("redis", "database")
         }
         self.aws_variables = {
@@ -66,6 +68,8 @@ class Rotated:
         make_roles(self.system.postgres.url, password)
         migrations.migrate(self.system.postgres.url)
         self.rotate(password, "a")
+        self.write(self.secrets[ROTATOR, "redis"], document(ROTATOR, password))
+        self.write(self.secrets[ROTATOR, "database"], document("scoreboard_rotator_a", password))
 
     def secret_variables(self, name: str) -> dict[str, str]:
         """Return the variables with which a service or an operator reads its secrets."""

@@ -34,11 +34,14 @@ class System:
         folder: Path,
         *,
         environments: Mapping[str, Mapping[str, str]] | None = None,
+        has_acl_file: bool = False,
         **settings: object,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.valkey = EmbeddedValkey(folder / "valkey")
+        self.valkey = (
+            make_valkey_with_acl_file(folder) if has_acl_file else EmbeddedValkey(folder / "valkey")
+        )
         self.postgres = EmbeddedPostgres(copy_postgres(folder / "postgres"), fsync=False)
         self.issuer = LocalIssuer.create(folder / "issuer")
         self.services: dict[str, Service] = {}
@@ -159,6 +162,16 @@ def processes_of(folder: Path) -> list[str]:
         if not is_ours and words[0] and any(wanted in text for text in words):
             found.append(f"{process.name} {words[0].replace(bytes(1), b' ').decode()}")
     return found
+
+
+def make_valkey_with_acl_file(folder: Path) -> EmbeddedValkey:
+    """Return a Valkey, not yet started, that can save its users, as the deployed one can."""
+    users = folder / "acl" / "users.acl"
+    users.parent.mkdir(parents=True)
+    users.write_text("user default on >administrator ~* &* +@all\n")
+    return EmbeddedValkey(
+        folder / "valkey", password="administrator", settings={"aclfile": str(users)}
+    )
 
 
 @pytest.fixture

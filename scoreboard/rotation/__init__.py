@@ -1,0 +1,1 @@
+"""Rotation of secrets: new versions, and the servers that accept them."""

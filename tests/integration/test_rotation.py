@@ -1,0 +1,466 @@
+"""Logins rotate on real servers: PostgreSQL with two logins, Valkey with an ACL file.
+
+Secrets are in files and in AWS Secrets Manager (moto).
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+
+from cli.embedded.servers import EmbeddedPostgres, EmbeddedValkey
+from scoreboard.errors import OperatorMistake, RotationFailed
+from scoreboard.ledger import migrations
+from scoreboard.rotation import aws_lambda
+from scoreboard.rotation.kinds import Kind, default_secrets, make_rotation, make_versions
+from scoreboard.rotation.steps import Outcome, Rotation
+from scoreboard.rotation.versions import Stage
+from scoreboard.runtime.settings import Secret, Settings
+from scoreboard.security import credentials
+from tests.support.fakes.aws import SecretsManager
+from tests.support.servers.rights import as_user, make_roles, make_users
+from tests.support.servers.stores import OwnPostgres
+from tests.support.servers.system import make_valkey_with_acl_file
+
+pytestmark = pytest.mark.slow
+
+FIRST = "the-first-password"
+
+
+class Deployment:
+    """Both servers with the deployed users, and every secret in one store."""
+
+    def __init__(
+        self,
+        folder: Path,
+        valkey: EmbeddedValkey,
+        postgres: EmbeddedPostgres,
+        manager: SecretsManager | None,
+    ) -> None:
+        self.valkey = valkey
+        self.postgres = postgres
+        self.manager = manager
+        self.prefix = f"{folder}/secrets/" if manager is None else f"scoreboard/{folder.name}/"
+        self.admin = redis.Redis.from_url(valkey.url, decode_responses=True)
+        make_users(self.admin, FIRST)
+        self.admin.execute_command("ACL", "SAVE")
+        make_roles(postgres.url, FIRST)
+        migrations.migrate(postgres.url)
+        self.owner = psycopg.connect(postgres.url, autocommit=True)
+        for kind in (Kind.DB, Kind.REDIS):
+            for name in default_secrets(kind, self.settings):
+                self._create(name)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the rotator."""
+        return Settings(
+            redis_url=Secret(f"redis://127.0.0.1:{self.valkey.port}/0"),
+            database_url=Secret(f"postgresql://127.0.0.1:{self.postgres.port}/scoreboard"),
+            secrets="file" if self.manager is None else "aws",
+            redis_secret=f"{self.prefix}rotator/redis",
+            database_secret=f"{self.prefix}rotator/database",
+        )
+
+    def environment(self) -> dict[str, str]:
+        """The variables of ``settings``."""
+        settings = self.settings
+        return {
+            "REDIS_URL": settings.redis_url.reveal(),
+            "DATABASE_URL": settings.database_url.reveal(),
+            "SCOREBOARD_SECRETS": settings.secrets,
+            "SCOREBOARD_REDIS_SECRET": settings.redis_secret,
+            "SCOREBOARD_DATABASE_SECRET": settings.database_secret,
+        }
+
+    def rotation(self, kind: Kind, name: str, *, grace_s: float = 0.0) -> Rotation:
+        return make_rotation(kind, f"{self.prefix}{name}", self.settings, grace_s=grace_s)
+
+    def login(self, name: str, stage: Stage = Stage.CURRENT) -> tuple[str, str]:
+        """Return the user and the password of a version."""
+        document = make_versions(f"{self.prefix}{name}", self.settings).read(stage)
+        assert document is not None
+        found = json.loads(document.reveal())
+        return found["username"], found["password"]
+
+    def accepts(self, kind: Kind, login: tuple[str, str]) -> bool:
+        """Return whether the server accepts a login."""
+        if kind is Kind.DB:
+            try:
+                psycopg.connect(as_user(self.postgres.url, *login)).close()
+            except psycopg.OperationalError:
+                return False
+            return True
+        with redis.Redis.from_url(as_user(self.valkey.url, *login)) as client:
+            try:
+                client.ping()
+            except redis.AuthenticationError:
+                return False
+            except redis.ResponseError:  # the user may not PING
+                return True
+            return True
+
+    def _create(self, name: str) -> None:
+        service, _, server = name.removeprefix(self.prefix).partition("/")
+        username = f"scoreboard_{service}_a" if server == "database" else service
+        document = json.dumps({"username": username, "password": FIRST, "note": "kept"})
+        if self.manager is not None:
+            self.manager.client.create_secret(Name=name, SecretString=document)
+            return
+        path = Path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(document)
+        path.chmod(0o600)
+
+    def close(self) -> None:
+        self.admin.close()
+        self.owner.close()
+
+
+@pytest.fixture(params=["file", "aws"])
+def deployment(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    own_postgres: OwnPostgres,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Deployment]:
+    manager = request.getfixturevalue("secrets_manager") if request.param == "aws" else None
+    monkeypatch.setattr(credentials, "_stores", {})
+    with make_valkey_with_acl_file(tmp_path) as valkey:
+        made = Deployment(tmp_path, valkey, own_postgres(), manager)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+SECRETS = [(Kind.DB, "api/database"), (Kind.REDIS, "api/redis")]
+
+
+@pytest.mark.parametrize(("kind", "name"), SECRETS)
+async def test_a_rotation_leaves_both_versions_valid_until_it_is_retired(
+    kind: Kind, name: str, deployment: Deployment
+) -> None:
+    rotation = deployment.rotation(kind, name)
+    passwords = {FIRST}
+    for _ in range(5):
+        before = deployment.login(name)
+        await rotation.rotate()
+        after = deployment.login(name)
+
+        assert after[1] not in passwords
+        passwords.add(after[1])
+        assert deployment.accepts(kind, before)
+        assert deployment.accepts(kind, after)
+        assert await rotation.retire() is Outcome.RETIRED
+        assert not deployment.accepts(kind, before)
+        assert deployment.accepts(kind, after)
+        assert await rotation.retire() is Outcome.NOTHING
+
+    versions = make_versions(rotation.name, deployment.settings)
+    current = versions.read(Stage.CURRENT)
+    assert current is not None
+    assert json.loads(current.reveal())["note"] == "kept"
+
+
+@pytest.mark.parametrize("kind", [Kind.DB, Kind.REDIS])
+async def test_all_secrets_of_a_kind_rotate_the_rotators_own_last(
+    kind: Kind, deployment: Deployment
+) -> None:
+    names = default_secrets(kind, deployment.settings)
+    before = {name: deployment.login(name.removeprefix(deployment.prefix)) for name in names}
+
+    for name in names:
+        await make_rotation(kind, name, deployment.settings, grace_s=0.0).rotate()
+    for name in names:
+        rotation = make_rotation(kind, name, deployment.settings, grace_s=0.0)
+        assert await rotation.retire() is Outcome.RETIRED
+
+    assert "rotator" in names[-1]
+    for name, login in before.items():
+        assert not deployment.accepts(kind, login), name
+        assert deployment.accepts(kind, deployment.login(name.removeprefix(deployment.prefix)))
+
+
+async def test_users_survive_a_restart_of_redis(deployment: Deployment) -> None:
+    await deployment.rotation(Kind.REDIS, "api/redis").rotate()
+
+    deployment.valkey.stop()
+    deployment.valkey.start()
+
+    assert deployment.accepts(Kind.REDIS, deployment.login("api/redis"))
+    assert deployment.accepts(Kind.REDIS, ("api", FIRST))
+
+
+@pytest.mark.parametrize(("kind", "name"), SECRETS)
+async def test_within_the_grace_nothing_is_retired_or_created(
+    kind: Kind, name: str, deployment: Deployment
+) -> None:
+    first = await deployment.rotation(kind, name).rotate()
+    patient = deployment.rotation(kind, name, grace_s=60.0)
+
+    assert await patient.retire() is Outcome.TOO_EARLY
+    assert await patient.rotate() == first
+    with pytest.raises(OperatorMistake, match="previous version"):
+        await patient.create()
+
+    assert deployment.accepts(kind, deployment.login(name, Stage.PREVIOUS))
+
+
+@pytest.mark.parametrize(("kind", "name"), SECRETS)
+async def test_a_version_that_the_server_refuses_does_not_become_current(
+    kind: Kind, name: str, deployment: Deployment
+) -> None:
+    rotation = deployment.rotation(kind, name)
+    before = deployment.login(name)
+    token = await rotation.create()
+    await rotation.set(token)
+    pending, _ = deployment.login(name, Stage.PENDING)
+    if kind is Kind.DB:
+        deployment.owner.execute(f"ALTER ROLE {pending} PASSWORD NULL")
+    else:
+        deployment.admin.execute_command("ACL", "SETUSER", "api", "resetpass", f">{FIRST}")
+
+    with pytest.raises(RotationFailed, match="stays in use"):
+        await rotation.test(token)
+    with pytest.raises(RotationFailed):
+        await rotation.finish(token)
+
+    assert deployment.login(name) == before
+    assert deployment.accepts(kind, before)
+    await rotation.rotate()  # sets it again
+    assert deployment.login(name) != before
+    assert deployment.accepts(kind, deployment.login(name))
+
+
+async def test_a_login_without_the_rights_of_its_role_does_not_become_current(
+    deployment: Deployment,
+) -> None:
+    deployment.owner.execute("GRANT CONNECT ON DATABASE scoreboard TO scoreboard_api_b")
+    deployment.owner.execute("REVOKE scoreboard_api FROM scoreboard_api_b")
+
+    with pytest.raises(RotationFailed, match="does not have the rights of scoreboard_api"):
+        await deployment.rotation(Kind.DB, "api/database").rotate()
+
+    assert deployment.login("api/database")[0] == "scoreboard_api_a"
+
+
+async def test_a_missing_user_is_not_created(deployment: Deployment) -> None:
+    deployment.admin.execute_command("ACL", "DELUSER", "api")
+
+    with pytest.raises(OperatorMistake, match="no ACL user api"):
+        await deployment.rotation(Kind.REDIS, "api/redis").rotate()
+
+    assert deployment.admin.execute_command("ACL", "GETUSER", "api") is None
+
+
+@pytest.mark.parametrize(("kind", "name"), SECRETS)
+async def test_servers_get_no_password_in_plain_text(
+    kind: Kind, name: str, deployment: Deployment, caplog: pytest.LogCaptureFixture
+) -> None:
+    rotation = deployment.rotation(kind, name)
+    if kind is Kind.DB:
+        deployment.owner.execute("ALTER SYSTEM SET log_statement = 'all'")
+        deployment.owner.execute("SELECT pg_reload_conf()")
+    else:
+        deployment.admin.config_set("slowlog-log-slower-than", 0)
+
+    await rotation.rotate()
+    await rotation.retire()
+
+    _, password = deployment.login(name)
+    log = (
+        deployment.postgres.folder.log.read_text()
+        if kind is Kind.DB
+        else repr(deployment.admin.slowlog_get(128))
+    )
+    assert "set_login_password" in log or "SETUSER" in log
+    assert password not in log
+    assert password not in caplog.text
+
+
+@pytest.mark.parametrize(("kind", "name"), SECRETS)
+async def test_sessions_of_the_previous_login_are_ended_on_request(
+    kind: Kind, name: str, deployment: Deployment
+) -> None:
+    before = deployment.login(name)
+    await deployment.rotation(kind, name).rotate()
+    if kind is Kind.DB:
+        with psycopg.connect(as_user(deployment.postgres.url, *before)) as session:
+            await deployment.rotation(kind, name).retire(disconnect=True)
+            with pytest.raises(psycopg.OperationalError):
+                session.execute("SELECT 1")
+        return
+    with redis.Redis.from_url(as_user(deployment.valkey.url, *before)) as client:
+        client.ping()
+        await deployment.rotation(kind, name).retire(disconnect=True)
+        with pytest.raises(redis.AuthenticationError):
+            client.ping()
+
+
+KILLED = """
+import itertools, os, sys
+from scoreboard.rotation import acl_users, database_logins, steps, versions
+from cli import group
+from cli.main import run
+
+calls = itertools.count()
+def killing(function):
+    def wrapper(*arguments, **options):
+        if next(calls) == last:
+            os._exit(9)
+        return function(*arguments, **options)
+    return wrapper
+
+for owner, names in (
+    (versions.AwsVersions, ("_call",)),
+    (versions.FileVersions, ("describe", "read", "put_pending", "promote", "discard")),
+    (os, ("rename", "replace", "link", "fsync")),
+    (database_logins, ("_alter",)),
+    (acl_users, ("_run",)),
+    (steps.Rotation, ("_set", "_test", "_finish", "_retire")),
+):
+    for name in names:
+        setattr(owner, name, killing(getattr(owner, name)))
+for line in sys.stdin:
+    last = int(line)
+    child = os.fork()
+    if not child:
+        os._exit(run(sys.argv[1:]))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@contextmanager
+def killable_command(
+    deployment: Deployment, kind: Kind, name: str
+) -> Iterator[Callable[[int], int]]:
+    """Yield a function that runs the command, ends it at a call and returns its exit code.
+
+    The commands are forked from one process, which saves the imports.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, "secrets", "rotate", kind.value,
+         f"{deployment.prefix}{name}", "--grace", "0"],
+        env=os.environ | deployment.environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:  # fmt: skip
+        assert process.stdin is not None
+        assert process.stdout is not None
+        orders, answers = process.stdin, process.stdout
+
+        def run_until(call: int) -> int:
+            print(call, file=orders, flush=True)
+            for line in answers:
+                if line.strip() in {"0", "9"}:
+                    return int(line)
+            raise AssertionError("the command failed")
+
+        try:
+            yield run_until
+        finally:
+            process.kill()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("deployment", "kind", "name"),
+    [("file", *SECRETS[0]), ("file", *SECRETS[1]), ("aws", *SECRETS[0])],
+    indirect=["deployment"],
+)
+async def test_a_rotation_that_was_killed_anywhere_is_completed(
+    kind: Kind, name: str, deployment: Deployment
+) -> None:
+    rotation = deployment.rotation(kind, name)
+    with killable_command(deployment, kind, name) as run_until:
+        for call in range(200):
+            before = deployment.login(name)
+            code = run_until(call)
+            assert deployment.accepts(kind, deployment.login(name)), call
+            if code == 0:
+                break
+
+            await rotation.rotate()
+            await rotation.retire()
+
+            found = await rotation.describe()
+            assert (found.pending, found.previous) == (None, None), call
+            assert deployment.login(name) != before, call
+            assert deployment.accepts(kind, deployment.login(name)), call
+            assert not deployment.accepts(kind, before), call
+        else:
+            pytest.fail("the command was killed at every call")
+    assert call > 10
+
+
+@pytest.fixture
+def lambda_environment(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, text in deployment.environment().items():
+        monkeypatch.setenv(variable, text)
+
+
+def start_rotation(deployment: Deployment, name: str) -> dict[str, str]:
+    """Let Secrets Manager create a version without a value; return the event for the function."""
+    assert deployment.manager is not None
+    client, secret = deployment.manager.client, f"{deployment.prefix}{name}"
+    with suppress(client.exceptions.ResourceNotFoundException):  # moto has no such function
+        client.rotate_secret(
+            SecretId=secret, RotationLambdaARN="arn:aws:lambda:eu-central-1:1:function:rotation"
+        )
+    found = make_versions(secret, deployment.settings).describe()
+    assert found.pending is not None
+    arn = client.describe_secret(SecretId=secret)["ARN"]
+    return {"SecretId": arn, "ClientRequestToken": found.pending}
+
+
+STEPS = ("createSecret", "setSecret", "testSecret", "finishSecret")
+
+
+@pytest.mark.usefixtures("lambda_environment")
+@pytest.mark.parametrize("deployment", ["aws"], indirect=True)
+@pytest.mark.parametrize(("kind", "name"), SECRETS)
+def test_the_lambda_function_may_repeat_every_step(
+    kind: Kind, name: str, deployment: Deployment
+) -> None:
+    for _ in range(3):
+        before = deployment.login(name)
+        event = start_rotation(deployment, name)
+        for step in STEPS:
+            aws_lambda.handler(event | {"Step": step})
+            aws_lambda.handler(event | {"Step": step})
+
+        assert deployment.login(name) != before
+        assert deployment.accepts(kind, deployment.login(name))
+        assert deployment.accepts(kind, before)
+        retire = {"Step": aws_lambda.RETIRE, "SecretIds": [event["SecretId"]]}
+        assert aws_lambda.handler(retire) == {event["SecretId"]: "too early"}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("scoreboard.rotation.kinds.GRACE_TIMES", 0.0)
+            patch.setattr("scoreboard.rotation.kinds.READ_S", 0.0)
+            assert aws_lambda.handler(retire) == {event["SecretId"]: "retired"}
+        assert not deployment.accepts(kind, before)
+
+
+@pytest.mark.usefixtures("lambda_environment")
+@pytest.mark.parametrize("deployment", ["aws"], indirect=True)
+def test_the_lambda_function_refuses_a_foreign_token(deployment: Deployment) -> None:
+    event = start_rotation(deployment, "api/redis")
+    token = "5f7c8b1e-0d5a-4f6e-9a45-000000000001"
+
+    for step in STEPS:
+        with pytest.raises(OperatorMistake, match="not the pending version"):
+            aws_lambda.handler(event | {"Step": step, "ClientRequestToken": token})
+    with pytest.raises(OperatorMistake, match="Unknown step"):
+        aws_lambda.handler(event | {"Step": "deleteSecret"})
+
+    assert deployment.login("api/redis") == ("api", FIRST)
