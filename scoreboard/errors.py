@@ -333,6 +333,11 @@ class EmbeddedFailed(InternalError):
     title = "The system did not start"
 
 
+class ServiceExited(InternalError):
+    code = "service-ended"
+    title = "A service exited"
+
+
 REFUSALS: dict[str, type[ScoreboardError] | None] = {
     "UNINIT": Uninitialised,
     "FENCED": Fenced,
@@ -345,9 +350,5 @@ REFUSALS: dict[str, type[ScoreboardError] | None] = {
     "RANGE": ScoreOutOfRange,
     "BADARG": ScriptFailed,
 }
-"""Error codes of scripts, a closed list (lua/README.md); None: handled by the dispatcher."""
-
-
-class ServiceExited(InternalError):
-    code = "service-ended"
-    title = "A service exited"
+"""The refusal codes of scripts, a closed list, with the error of each; None: handled by the
+dispatcher."""

@@ -16,22 +16,23 @@ SCORE_MAX: Final = 2**31 - 1
 """Scores are PostgreSQL INTs: 0…SCORE_MAX."""
 
 SLOT_COUNT: Final = 2**21
-"""Places by arrival within one score; score × SLOT_COUNT + slot < 2⁵² is exact in a double."""
+"""Arrival slots within one score; score × SLOT_COUNT + slot < 2⁵² is exact in a double."""
 
 WATCHED_TOP: Final = 10
-"""Rows that viewers see; lua/submit.lua publishes changes among these only (a test compares)."""
+"""Number of rows that viewers get; lua/submit.lua publishes only changes among these (a test
+compares)."""
 
 PAGE_MAX: Final = 100
-"""Most rows of one leaderboard read."""
+"""Maximum number of rows of one leaderboard read."""
 
 AROUND_MAX: Final = 25
-"""Most neighbours on each side of a user's standing."""
+"""Maximum number of neighbours on each side of a user's standing."""
 
 BATCH_MAX: Final = 64
-"""Most actions of one submit call; bounds how long a script holds Redis."""
+"""Maximum number of actions of one submit call; bounds how long a script holds Redis."""
 
 POINTS_MAX: Final = 1_000_000
-"""Most points of one action."""
+"""Maximum points of one action."""
 
 PACKED_MAX: Final = (SCORE_MAX + 1) * SLOT_COUNT - 1
 """Greatest packed score."""
@@ -40,7 +41,7 @@ COUNT_MAX: Final = 2**53 - 1
 """Greatest epoch, seq or count: Lua numbers are doubles, which are exact up to here."""
 
 PARTITIONS_MAX: Final = 256
-"""Most partitions of a board: each has its own flusher task, and reads query all of them."""
+"""Maximum partitions of a board: each has a flusher task, and reads query all of them."""
 
 SEEN_SECONDS_MAX: Final = 2**31 - 1
 SEEN_SHARDS_MAX: Final = 65_536

@@ -4,12 +4,17 @@ docs/asyncapi.yaml and docs/reference/websocket.md describe them; tests compare.
 unknown fields, so fields may be added but never removed or changed.
 """
 
+import time
 from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from scoreboard.model import BoardName, Row
+
+WS_PATH: Final = "/ws/scoreboard"
+SUBPROTOCOL: Final = "scoreboard.v1"
+"""The WebSocket subprotocol: the version of these messages and of those from viewers."""
 
 Epoch = Annotated[
     int, Meta(ge=1, description="Increases when the board is reloaded. Accept any other epoch.")
@@ -83,6 +88,11 @@ class Bye(Message, frozen=True, tag="bye", rename=None):
 
 
 _encoder: Final = msgspec.json.Encoder()
+
+
+def now_ms() -> int:
+    """Return the time for ``at``: milliseconds since 1970, UTC."""
+    return time.time_ns() // 1_000_000
 
 
 def encode(message: Message) -> bytes:

@@ -9,12 +9,11 @@ unreachable.
 """
 
 import asyncio
-import time
 from typing import Final, Protocol
 
 import msgspec
 
-from scoreboard.broadcast.messages import StaleReason
+from scoreboard.broadcast.messages import StaleReason, now_ms
 from scoreboard.broadcast.state import BoardState, ReadResult
 from scoreboard.errors import InternalError, ScoreboardError, Uninitialised
 from scoreboard.model import WATCHED_TOP, Board, Partition, Window
@@ -228,7 +227,7 @@ class BoardWatcher:
             return
         watched.failures = 0
         had_message = state.message is not None
-        result = state.apply(window, time.time_ns() // 1_000_000)
+        result = state.apply(window, now_ms())
         if result is ReadResult.REWOUND:
             if state.stale_reason != "rewound":
                 _REGRESSIONS.labels(state.board).inc()

@@ -128,8 +128,9 @@ class TimeLimit:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._connection.limit = None
         # Like asyncio.timeout: our own cancellation becomes TimeoutError, others propagate.
-        is_cut = self._is_late and kind is asyncio.CancelledError and self._task is not None
-        if is_cut and self._task is not None and self._task.uncancel() == 0:
+        task = self._task
+        is_ours = self._is_late and kind is asyncio.CancelledError
+        if is_ours and task is not None and task.uncancel() == 0:
             raise TimeoutError
 
     def expire(self) -> None:

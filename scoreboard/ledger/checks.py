@@ -11,7 +11,7 @@ from uuid import UUID
 from msgspec import Struct
 
 from scoreboard.ledger.pool import Connection, translate_errors
-from scoreboard.ledger.positions import Position
+from scoreboard.ledger.positions import Position, where
 from scoreboard.model import Partition, user_uuid
 from scoreboard.runtime import resources
 
@@ -115,7 +115,7 @@ async def sum_late_duplicates(
 
     Raises DatabaseUnavailable.
     """
-    parameters = {**_where(partition), "users": list(user_ids)}
+    parameters = {**where(partition), "users": list(user_ids)}
     async with translate_errors():
         rows = await (await connection.execute(_SUM_LATE, parameters)).fetchall()
     return {str(user_id): int(total) for user_id, total in rows}
@@ -145,7 +145,7 @@ async def check_chain(
     Raises DatabaseUnavailable.
     """
     parameters = {
-        **_where(partition),
+        **where(partition),
         "epoch": epoch,
         "excluded": list(excluded),
         "limit": limit,
@@ -160,7 +160,7 @@ async def check_density(connection: Connection, partition: Partition, position: 
 
     Raises DatabaseUnavailable.
     """
-    parameters = {**_where(partition), "epoch": position.epoch, "seq": position.seq}
+    parameters = {**where(partition), "epoch": position.epoch, "seq": position.seq}
     async with translate_errors():
         row: Any = await (await connection.execute(_CHECK_DENSITY, parameters)).fetchone()
     return Span(*row)
@@ -190,7 +190,3 @@ async def read_durability(connection: Connection) -> Durability:
     async with translate_errors():
         row: Any = await (await connection.execute(_SELECT_SESSION)).fetchone()
     return Durability(*row)
-
-
-def _where(partition: Partition) -> dict[str, Any]:
-    return {"board": partition.board, "part": partition.number}

@@ -19,7 +19,7 @@ from scoreboard.errors import Invalid, NotFound, OperatorMistake
 from scoreboard.events import BIGINT_MAX, CORRECTION, Event, decode, event_time
 from scoreboard.ledger.audit import insert_audit
 from scoreboard.ledger.pool import Connection, describe, translate_errors
-from scoreboard.ledger.positions import lock_operator, lock_position_shared
+from scoreboard.ledger.positions import lock_partitions, lock_position_shared
 from scoreboard.ledger.users import ensure_user
 from scoreboard.model import (
     POINTS_MAX,
@@ -41,7 +41,7 @@ _COUNT_DEAD: Final = resources.query("count_dead_event")
 _INSERT_CORRECTION: Final = resources.query("insert_resolution_correction")
 
 UNRESOLVED_MAX: Final = 100_000
-"""Most unresolved actions of a board; a flusher stops long before that many."""
+"""Maximum number of unresolved actions of a board; a flusher stops long before that many."""
 
 _RESOLUTION: Final = ("resolution", "resolved_at", "resolved_by", "resolved_reason")
 
@@ -223,10 +223,8 @@ async def lock_board(connection: Connection, board: Board) -> None:
 
     Raises OperatorMistake if another operator holds one, DatabaseUnavailable.
     """
-    for number in range(board.layout.partitions):
-        partition = Partition(board.name, number)
-        if not await lock_operator(connection, partition):
-            raise OperatorMistake(f"Another operator is working on {partition}")
+    numbers = range(board.layout.partitions)
+    await lock_partitions(connection, [Partition(board.name, number) for number in numbers])
 
 
 async def apply(

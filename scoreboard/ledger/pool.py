@@ -50,7 +50,7 @@ POOLER_HINT: Final = (
 CAUSE_MAX: Final = 300
 """Longest cause of a failed connection in a message, in characters."""
 
-_POOLERS_REFUSAL: Final = "unsupported startup parameter"
+_POOLER_ERROR: Final = "unsupported startup parameter"
 _QUOTED_HOST: Final = re.compile(r"""\b(host(?: name)?) (?:'[^']*'|"[^"]*")""")
 _log = get_logger(__name__)
 
@@ -251,7 +251,7 @@ def _note_reconnect_failed(pool: AsyncConnectionPool[Connection]) -> None:
 
 def connection_error(error: psycopg.Error) -> DatabaseUnavailable | UnsafeDatabase:
     """Return the error to raise for a failed connection, with the cause."""
-    if _POOLERS_REFUSAL in str(error):
+    if _POOLER_ERROR in str(error):
         return UnsafeDatabase(f"The session settings are refused: {POOLER_HINT}")
     return DatabaseUnavailable(describe(error))
 

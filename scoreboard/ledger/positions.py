@@ -5,12 +5,13 @@ test compares the two sets.
 """
 
 import zlib
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
 
+from scoreboard.errors import OperatorMistake
 from scoreboard.ledger.pool import Connection, translate_errors
 from scoreboard.model import Partition
 from scoreboard.runtime import resources
@@ -31,6 +32,11 @@ class Position(Struct, frozen=True):
     epoch: int = 0
     seq: int = 0
     stream_id: str = "0-0"
+
+
+def where(partition: Partition) -> dict[str, Any]:
+    """Return the parameters by which queries name a partition."""
+    return {"board": partition.board, "part": partition.number}
 
 
 async def find_position(connection: Connection, partition: Partition) -> Position | None:
@@ -59,8 +65,7 @@ async def lock_position_shared(connection: Connection, partition: Partition) -> 
 
 async def _position(connection: Connection, query: bytes, partition: Partition) -> Position | None:
     async with translate_errors():
-        parameters = {"board": partition.board, "part": partition.number}
-        row = await (await connection.execute(query, parameters)).fetchone()
+        row = await (await connection.execute(query, where(partition))).fetchone()
     return Position(*row) if row else None
 
 
@@ -81,12 +86,7 @@ async def begin_epoch(connection: Connection, partition: Partition, position: Po
     """
     async with translate_errors():
         done = await connection.execute(
-            _BEGIN_EPOCH,
-            {
-                "board": partition.board,
-                "part": partition.number,
-                **msgspec.structs.asdict(position),
-            },
+            _BEGIN_EPOCH, {**where(partition), **msgspec.structs.asdict(position)}
         )
     return done.rowcount == 1
 
@@ -111,3 +111,13 @@ async def lock_operator(connection: Connection, partition: Partition) -> bool:
         parameters = {"class": OPERATOR_LOCK, "key": key}
         row = await (await connection.execute(_LOCK_OPERATOR, parameters)).fetchone()
     return bool(row and row[0])
+
+
+async def lock_partitions(connection: Connection, partitions: Iterable[Partition]) -> None:
+    """Take the operators' lock on partitions, until the connection ends.
+
+    Raises OperatorMistake if another operator holds one, DatabaseUnavailable.
+    """
+    for partition in partitions:
+        if not await lock_operator(connection, partition):
+            raise OperatorMistake(f"Another operator is working on {partition}")

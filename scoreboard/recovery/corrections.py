@@ -59,12 +59,12 @@ async def correct_users(
             by_score[result.score].append(index)
     differing: dict[int, ExpectedScore] = {}
     for score, indices in by_score.items():
-        comers = [users[index] for index in indices]
+        arriving = [users[index] for index in indices]
         members = await store.users_at_score(partition, score, limit=EQUALS_MAX)
         equals: tuple[str, ...] = ()
-        if len(members) + len(comers) <= EQUALS_MAX:  # else the order stays unknown
+        if len(members) + len(arriving) <= EQUALS_MAX:  # else the order stays unknown
             equals = await _order_by_arrival(
-                connection, partition.board, [*members, *comers], score, uncommitted
+                connection, partition.board, [*members, *arriving], score, uncommitted
             )
         for index in indices:
             differing[index] = msgspec.structs.replace(expected_scores[index], equals=equals)

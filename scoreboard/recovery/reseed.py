@@ -29,7 +29,7 @@ from scoreboard.ledger.positions import (
     Position,
     begin_epoch,
     close_corrections,
-    lock_operator,
+    lock_partitions,
     select_position,
 )
 from scoreboard.ledger.scores import (
@@ -63,7 +63,7 @@ FETCH: Final = 10 * PAGE
 """Rows of one fetch from PostgreSQL."""
 
 CALLS_MAX: Final = 8
-"""Most concurrent calls to Redis: enough to share an fsync, few enough to bound memory."""
+"""Maximum concurrent calls to Redis: enough to share an fsync, few enough to bound memory."""
 
 STALL_S: Final = 30.0
 """Longest time to wait for a flusher that makes no progress."""
@@ -199,7 +199,7 @@ async def reseed(
     started_at = time.monotonic()
     token = f"{_UNPRINTABLE.sub('?', actor)}:{secrets.token_hex(8)}"
     partitions = [Partition(board.name, number) for number in numbers]
-    await _lock(connection, partitions)
+    await lock_partitions(connection, partitions)
     layouts = await _compare_layouts(store, board)
     if not layouts.are_current and list(numbers) != list(range(board.layout.partitions)):
         raise OperatorMistake(
@@ -207,7 +207,7 @@ async def reseed(
             f"scoreboard reseed --board {board.name} --force"
         )
     strays = [Partition(board.name, number) for number in layouts.strays]
-    await _lock(connection, strays)
+    await lock_partitions(connection, strays)
     everything = [*partitions, *strays]
     states = await store.states(board.name)
     seen = [states.get(partition.number, PartitionState()) for partition in everything]
@@ -453,16 +453,6 @@ class _Rebuilding:
         )
         if expected and remembered != expected:
             raise ScriptFailed(f"A dedup shard holds {remembered} actions, not {expected}")
-
-
-async def _lock(connection: Connection, partitions: Sequence[Partition]) -> None:
-    """Take the operators' lock on partitions, until the connection ends.
-
-    Raises OperatorMistake, DatabaseUnavailable.
-    """
-    for partition in partitions:
-        if not await lock_operator(connection, partition):
-            raise OperatorMistake(f"Another operator is working on {partition}")
 
 
 def _raise_epochs(positions: Sequence[Position], epochs: int) -> list[Position]:

@@ -32,10 +32,10 @@ from scoreboard.store.store import Store
 from scoreboard.store.uncommitted import UncommittedDeltas
 
 SHOWN_MAX: Final = 100
-"""Most findings of one check that are listed."""
+"""Maximum number of findings of one check that are listed."""
 
 ORDER_MAX: Final = 1000
-"""Most pairs of equal scores whose order is checked again."""
+"""Maximum number of pairs of equal scores whose order is checked again."""
 
 CATCH_UP_S: Final = 30.0
 """Longest time to retry while the flusher is too far behind."""
@@ -142,14 +142,14 @@ class _Verification:
         sound = [each for each in self._partitions if await self._check_position(each)]
         chosen = await self._compare_all() if sample is None else await self._compare_some(sample)
         suspects = sum(len(self._suspects[partition]) for partition in sound)
-        judged = 0
+        rechecked = 0
         for partition in sound:
             users = sorted(self._suspects[partition])
             for start in range(0, len(users), REPAIR_MAX):
                 page = users[start : start + REPAIR_MAX]
                 await self._recheck(partition, page)
-                judged += len(page)
-                self._report("suspects", judged, suspects)
+                rechecked += len(page)
+                self._report("suspects", rechecked, suspects)
         await self._recheck_order()
         await self._check_rows()
         for partition in sound:

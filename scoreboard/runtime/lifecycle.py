@@ -1,4 +1,4 @@
-"""The lifecycle of a process: signals, the stop event, the deadline, exit codes, backoff.
+"""The lifecycle of a process: signals, the stop event, the deadline, exit codes, backoff, jitter.
 
 Every service runs as ``run(serve)``: the first SIGTERM or SIGINT sets ``stop`` and starts the
 deadline, a second one ends the process immediately, a failed task ends the group with its error.
@@ -22,7 +22,7 @@ EXIT_DEADLINE: Final = 75
 _log = get_logger(__name__)
 
 
-class DeadlinePassed(Exception):  # noqa: N818 (says what happened)
+class DeadlinePassed(Exception):  # noqa: N818 (the name is the event)
     """The process did not stop within its grace period."""
 
 
@@ -153,3 +153,8 @@ def backoff_s(attempt: int, *, least_s: float = 0.1, most_s: float = 5.0) -> flo
     """Return the delay before attempt number ``attempt`` (from 0): exponential, with jitter."""
     ceiling = min(most_s, least_s * 2 ** min(attempt, 16))
     return random.uniform(least_s / 2, ceiling)  # noqa: S311 (jitter)
+
+
+def jitter(value_s: float, share: float = 0.1) -> float:
+    """Return a random time within ``share`` of ``value_s``, to spread out simultaneous events."""
+    return value_s * random.uniform(1 - share, 1 + share)  # noqa: S311 (jitter)

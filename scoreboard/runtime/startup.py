@@ -4,15 +4,17 @@ Invariants: a process that cannot start prints the reason in one line on stderr 
 no output contains a password, and no core dump is written.
 """
 
+import gc
 import os
 from collections.abc import Callable
+from importlib.metadata import version
 
 from scoreboard.errors import ScoreboardError
 from scoreboard.runtime import settings
 from scoreboard.runtime.core_dumps import disable_core_dumps
 from scoreboard.runtime.lifecycle import EXIT_FAILURE, report_startup_error
 from scoreboard.runtime.settings import Settings
-from scoreboard.runtime.telemetry import get_logger, setup_logging
+from scoreboard.runtime.telemetry import BUILD_INFO, get_logger, setup_logging
 
 _log = get_logger(__name__)
 
@@ -27,6 +29,7 @@ def start(service: str, run: Callable[[Settings], int]) -> int:
     setup_logging(
         service, level=chosen.log_level, form=chosen.log_format, environment=chosen.environment
     )
+    BUILD_INFO.labels(version("scoreboard"), service).set(1)
     links = settings.service_links(os.environ)
     if links:
         _log.info("service_links_ignored", variables=links)
@@ -37,3 +40,9 @@ def start(service: str, run: Callable[[Settings], int]) -> int:
     except Exception as error:  # noqa: BLE001 (entry point of the process)
         _log.critical("process_crashed", exc_info=error)
         return EXIT_FAILURE
+
+
+def freeze_garbage_collector() -> None:
+    """Exclude the objects made so far, which live as long as the process, from collection."""
+    gc.collect()
+    gc.freeze()

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import urllib.request
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
@@ -43,6 +43,17 @@ _OPENER: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Ignores the proxies of the environment."""
 
 _log = get_logger(__name__)
+
+
+def reserve_port(bind: Callable[..., socket.socket], port: int) -> socket.socket:
+    """Return a socket bound to the port that workers share; ``bind`` takes ``port`` and ``shared``.
+
+    The port is first bound without SO_REUSEPORT, with which a second service could share it
+    unnoticed. Raises what ``bind`` raises.
+    """
+    with bind(port=port, shared=False) as probe:
+        port = probe.getsockname()[1]
+    return bind(port=port, shared=True)
 
 
 class Supervisor:

@@ -1,6 +1,6 @@
 """Client addresses: the peer's, or the one that trusted proxies forward. No I/O."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
@@ -38,6 +38,12 @@ def client_address(peer: str, forwarded: Iterable[str], hops: tuple[Network, ...
         # A household or a server usually has a whole /64.
         return str(IPv6Network((address, 64), strict=False))
     return str(address)
+
+
+def request_address(peer: str, headers: Mapping[bytes, bytes], hops: tuple[Network, ...]) -> str:
+    """Return the client's address of a request; ``headers`` have names in lower case."""
+    forwarded = headers.get(b"x-forwarded-for", b"").decode("latin-1")
+    return client_address(peer, [forwarded], hops)
 
 
 def is_trusted_hop(peer: str, hops: tuple[Network, ...]) -> bool:

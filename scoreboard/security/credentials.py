@@ -11,7 +11,6 @@ contains a value.
 """
 
 import asyncio
-import random
 import threading
 import time
 import weakref
@@ -20,7 +19,7 @@ from contextlib import suppress
 from typing import Final, Literal
 
 from scoreboard.errors import SecretInvalid, SecretsUnavailable, SettingInvalid
-from scoreboard.runtime.lifecycle import StopEvent, backoff_s
+from scoreboard.runtime.lifecycle import StopEvent, backoff_s, jitter
 from scoreboard.runtime.settings import Settings, variable_name
 from scoreboard.runtime.telemetry import counter, gauge, get_logger
 from scoreboard.security.secret_backends import Backend, Credentials, make_backend
@@ -159,8 +158,8 @@ class SecretStore:
         found, before = flight.result(), self._held
         self._held, self._read_at_s = found, self._clock()
         is_newer = self._started_at_s >= self._invalidated_at_s
-        jitter = random.uniform(0.9, 1.1)  # noqa: S311 (jitter)
-        self._due_at_s = self._clock() + (self._backend.ttl_s * jitter if is_newer else 0.0)
+        ttl_s = jitter(self._backend.ttl_s) if is_newer else 0.0
+        self._due_at_s = self._clock() + ttl_s
         _REFRESHES.labels(self._owner, "same" if found == before else "changed").inc()
         if self._failures:
             _log.info("secret_refresh_recovered", owner=self._owner, failures=self._failures)

@@ -6,7 +6,6 @@ is in progress, tokens with unknown keys cause at most one per 30 s, and few cal
 """
 
 import asyncio
-import random
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ import msgspec
 from msgspec import Struct
 
 from scoreboard.errors import KeysUnavailable, SettingInvalid
-from scoreboard.runtime.lifecycle import backoff_s
+from scoreboard.runtime.lifecycle import backoff_s, jitter
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
 
@@ -325,8 +324,7 @@ class KeyCache:
         try:
             while True:
                 if await self._refresh():
-                    jitter = random.uniform(0.9, 1.1)  # noqa: S311 (no secret)
-                    attempt, wait_s = 0, self._source.check_s * jitter
+                    attempt, wait_s = 0, jitter(self._source.check_s)
                 else:
                     attempt, wait_s = attempt + 1, backoff_s(attempt, least_s=0.5, most_s=30.0)
                 self._drop_expired()

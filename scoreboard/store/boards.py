@@ -32,7 +32,7 @@ from scoreboard.store.replies import checking_reply, parse_whole
 from scoreboard.store.scripts import Script, call_many
 
 READS_MAX: Final = 3
-"""Most times that a board is read because its partitions began new epochs."""
+"""Maximum reads of a board whose partitions begin new epochs."""
 
 _Reply = TypeVar("_Reply")
 _Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]

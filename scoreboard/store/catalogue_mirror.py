@@ -8,10 +8,10 @@ from msgspec import Meta
 
 from scoreboard.errors import UnexpectedReply
 from scoreboard.model import POINTS_MAX
-from scoreboard.store.base import StoreClient
 from scoreboard.store.keys import ACTIONS, ACTIONS_CHANGED
 from scoreboard.store.replies import checking_reply, convert, parse_whole, read_reply
 from scoreboard.store.scripts import Script, call
+from scoreboard.store.store_client import StoreClient
 
 _VERSION: Final = ":version"
 """Field of the hash that holds the number of copies made; the other fields are kinds."""

@@ -28,7 +28,7 @@ from scoreboard.store.subscription import Subscription
 READ_EVERY_S: Final = 0.25
 """Interval of reads while callers wait and commits are announced: a message may be lost."""
 
-UNHEARD_S: Final = 0.01
+POLL_S: Final = 0.01
 """Interval of reads while the subscription is down."""
 
 
@@ -126,7 +126,7 @@ class CommitWaiter:
                 self._is_needed.clear()
                 self._is_due.clear()
                 await self._read_positions()
-                pause_s = READ_EVERY_S if self._announcements.is_up else UNHEARD_S
+                pause_s = READ_EVERY_S if self._announcements.is_up else POLL_S
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause_s):
                         await self._is_due.wait()

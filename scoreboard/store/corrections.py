@@ -14,16 +14,16 @@ from scoreboard.store.scripts import Script, call
 from scoreboard.store.uncommitted import ENTRIES_MAX, UncommittedDeltas
 
 EXTENSIONS_MAX: Final = 5
-"""Most times that new entries are read because there are more than a script adds up."""
+"""Maximum reads of new entries while there are more than a script adds up."""
 
 STREAM_PAGE: Final = 1000
 """Stream entries of one read."""
 
 REPAIR_MAX: Final = 64
-"""Most users of one repair call; lua/repair.lua enforces the same limit."""
+"""Maximum number of users of one repair call; lua/repair.lua enforces the same limit."""
 
 EQUALS_MAX: Final = 512
-"""Most users of one score that are put in order; lua/repair.lua enforces the same limit."""
+"""Maximum users of one score that are put in order; lua/repair.lua enforces the same limit."""
 
 _Entry = tuple[bytes, dict[bytes, bytes]]
 _REPAIR: Final = Script.load("repair")

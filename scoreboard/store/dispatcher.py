@@ -53,13 +53,13 @@ from scoreboard.store.replies import CONNECTION_ERRORS, PARSE_ERRORS, convert
 from scoreboard.store.scripts import Script, refusal_error
 
 WRITE_ACTIONS_MAX: Final = 4 * BATCH_MAX
-"""Most actions of one write: four script calls, a few ms of Redis's time, one fsync."""
+"""Maximum actions of one write: four script calls, a few ms of Redis's time, one fsync."""
 
 ATTEMPTS_MAX: Final = 2
-"""Most sends of a batch whose connection is lost; after the last the outcome is unknown."""
+"""Maximum sends of a batch whose connection is lost; after the last the outcome is unknown."""
 
 REBUILDS_MAX: Final = 4
-"""Most times a batch is rebuilt because generation, layout or script cache were outdated."""
+"""Maximum attempts to send a batch whose generation, layout or script cache is outdated."""
 
 RENEW_EVERY_S: Final = 1.0
 """Interval of checking whether the logins of the connections are outdated."""

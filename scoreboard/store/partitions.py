@@ -9,7 +9,6 @@ from msgspec import Meta, Struct, field
 from redis.exceptions import RedisError
 
 from scoreboard.model import COUNT_MAX, PARTITIONS_MAX, Layout, Partition, StreamId
-from scoreboard.store.base import StoreClient
 from scoreboard.store.keys import COMMITS_PREFIX, GROUP, PartitionKeys
 from scoreboard.store.replies import (
     checking_reply,
@@ -19,6 +18,7 @@ from scoreboard.store.replies import (
     translate_error,
 )
 from scoreboard.store.scripts import Script, call
+from scoreboard.store.store_client import StoreClient
 
 _FENCE_TOKEN: Final = re.compile(r"[!-~]+")
 _COMMITTED: Final = re.compile(r"(\d{1,16}):(\d{1,16})", re.ASCII)

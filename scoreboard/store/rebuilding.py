@@ -6,13 +6,13 @@ from typing import Annotated, Final
 from msgspec import Meta
 
 from scoreboard.model import COUNT_MAX, Board, Layout, Partition
-from scoreboard.store.base import StoreClient
 from scoreboard.store.keys import GROUP, PartitionKeys
 from scoreboard.store.partitions import PartitionState
 from scoreboard.store.scripts import Script, call
+from scoreboard.store.store_client import StoreClient
 
 PAGE: Final = 1000
-"""Most scores or dedup records of one call."""
+"""Maximum number of scores or dedup records of one call."""
 
 _Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
 _FENCE: Final = Script.load("fence")

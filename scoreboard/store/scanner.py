@@ -8,15 +8,15 @@ from typing import Final
 
 from scoreboard.errors import UnexpectedReply
 from scoreboard.model import PACKED_MAX, Layout, Partition
-from scoreboard.store.base import StoreClient
 from scoreboard.store.keys import PartitionKeys
 from scoreboard.store.replies import checking_reply, read_reply
+from scoreboard.store.store_client import StoreClient
 
 PAGE: Final = 1000
 """Members of one read."""
 
 EXTRA_SCANS_MAX: Final = 1000
-"""Most ZSCAN calls beyond one per member: more than a growing board needs."""
+"""Maximum number of ZSCAN calls beyond one per member: more than a growing board needs."""
 
 INVALID_SCORE: Final = -1
 """Returned for a value that is not a packed score: out of range, or not a whole number."""

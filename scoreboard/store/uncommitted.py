@@ -11,7 +11,7 @@ from typing import Final
 from scoreboard.events import CORRECTION, Event, decode
 
 ENTRIES_MAX: Final = 100_000
-"""Most entries summed up: one or two seconds, during which commits are blocked."""
+"""Maximum number of entries summed up: one or two seconds, during which commits are blocked."""
 
 
 class UncommittedDeltas:
