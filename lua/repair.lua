@@ -50,7 +50,7 @@ if not meta_epoch or meta_epoch < 1 or not seq then
   return redis.error_reply('UNINIT the partition is empty: reseed it')
 end
 if facts[2] ~= 'open' then
-  return redis.error_reply('FENCED the partition accepts nothing for now')
+  return redis.error_reply('FENCED the partition accepts no actions')
 end
 if meta_epoch ~= epoch then
   return redis.error_reply('STALE another epoch began')

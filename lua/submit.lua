@@ -64,7 +64,7 @@ if not epoch or epoch < 1 or not seq or not seen_seconds or seen_seconds < 1 the
   return redis.error_reply('UNINIT the partition is empty: reseed it')
 end
 if state ~= 'open' then
-  return redis.error_reply('FENCED the partition accepts nothing for now')
+  return redis.error_reply('FENCED the partition accepts no actions')
 end
 if facts[4] ~= layout then
   return redis.error_reply('LAYOUT ' .. facts[4] .. ' is the layout of this board')

@@ -10,13 +10,13 @@ WITH missing AS MATERIALIZED (
     SELECT user_id, external_id FROM flush_batch b
     WHERE is_last
       AND external_id IS DISTINCT FROM (SELECT u.external_id FROM users u WHERE u.id = b.user_id)
-), made AS (
+), inserted AS (
     INSERT INTO users (id, external_id)
     SELECT user_id, external_id FROM missing ORDER BY user_id
     ON CONFLICT DO NOTHING
     RETURNING id
-), strangers AS (
-    SELECT (SELECT count(*) FROM missing) <> (SELECT count(*) FROM made) AS exist
+), mismatches AS (
+    SELECT (SELECT count(*) FROM missing) <> (SELECT count(*) FROM inserted) AS exist
 ), latest AS (
     SELECT clock FROM flush_state WHERE board = %(board)s AND part = %(part)s
 ), counted AS (
@@ -27,7 +27,7 @@ WITH missing AS MATERIALIZED (
            user_id, action_id, epoch, seq, delta, score_after, kind, request_id,
            greatest((SELECT clock FROM latest), least(occurred_at, now() + INTERVAL '1 minute'))
     FROM flush_batch
-    WHERE NOT (SELECT exist FROM strangers)
+    WHERE NOT (SELECT exist FROM mismatches)
     ORDER BY user_id, action_id, seq
     ON CONFLICT DO NOTHING
     RETURNING user_id, seq, delta, occurred_at
@@ -46,4 +46,4 @@ SELECT (SELECT count(*) FROM counted),
        (SELECT count(*) FROM counted WHERE seq <= %(seq)s::BIGINT),
        (SELECT count(*) FROM moved m JOIN flush_batch b USING (user_id)
         WHERE b.is_last AND b.score_after <> m.score),
-       (SELECT exist FROM strangers)
+       (SELECT exist FROM mismatches)
