@@ -106,7 +106,9 @@ def build(entries: Iterable[Entry]) -> Batch:
             record = BadRecord(record.stream_id, reason, dict(fields))
         bad.append(record)
         steps.append((record.stream_id, 0))
-    return Batch(kept, tuple(actions), tuple(corrections), tuple(bad), tuple(steps), rows(actions))
+    return Batch(
+        kept, tuple(actions), tuple(corrections), tuple(bad), tuple(steps), make_rows(actions)
+    )
 
 
 def advance(batch: Batch, committed: int) -> Progress:
@@ -131,8 +133,8 @@ def advance(batch: Batch, committed: int) -> Progress:
     return Progress(reached, gap)
 
 
-def rows(actions: Sequence[Event]) -> list[Row]:
-    """Return the rows of actions."""
+def make_rows(actions: Sequence[Event]) -> list[Row]:
+    """Return the rows of actions for the staging table."""
     last = {event.user_id: place for place, event in enumerate(actions)}
     return [
         (

@@ -33,7 +33,7 @@ async def correct_late_duplicates(
     async with writer.locked(epoch) as position:
         if position is None:
             return False  # a reseed began another epoch, with the correct scores
-        users = await writer.open_late_duplicates()
+        users = await writer.select_open_duplicates()
         if not users:
             return False
         results = await correct_users(store, writer.connection, partition, users, position)

@@ -38,7 +38,7 @@ CATCH_UP_FACTOR: Final = 2.5
 """Factor of the batch size while the stream holds more than one batch."""
 
 CORRECTION_PAGES_MAX: Final = 16
-"""Most pages of corrections in a row; then new actions are flushed."""
+"""Maximum number of pages of corrections in a row; then new actions are flushed."""
 
 CHECK_EVERY_S: Final = 1.0
 """Interval of comparing the positions and keeping the lease alive."""

@@ -10,7 +10,6 @@ commits and acknowledges its batch, and releases its lease, which a standby then
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from importlib.metadata import version
 from typing import Final
 
 from flusher.consumer import Consumer, RedisClient
@@ -26,7 +25,7 @@ from scoreboard.ledger.sessions import require_session
 from scoreboard.model import Board, Partition
 from scoreboard.runtime.lifecycle import StopEvent, backoff_s
 from scoreboard.runtime.settings import Settings
-from scoreboard.runtime.telemetry import BUILD_INFO, REDIS_DURABLE, get_logger
+from scoreboard.runtime.telemetry import REDIS_DURABLE, get_logger
 from scoreboard.security.credentials import refresh_secrets, require_secrets
 from scoreboard.store.client import make_client
 from scoreboard.store.durability import require_durability
@@ -56,7 +55,6 @@ class Flusher:
 
         Raises UnsafeRedis, SchemaMismatch, UnsafeDatabase at the start.
         """
-        BUILD_INFO.labels(version("scoreboard"), "flusher").set(1)
         await require_secrets(self._settings, "redis", "database")
         async with AsyncExitStack() as stack:
             store = Store(await stack.enter_async_context(self._client("flusher")))
@@ -171,10 +169,8 @@ class Flusher:
             await require_ready(connection)
 
     @asynccontextmanager
-    async def _client(
-        self, name: str, *, decode: bool = True, connections: int = 4
-    ) -> AsyncIterator[RedisClient]:
-        client = make_client(self._settings, name=name, decode=decode, connections=connections)
+    async def _client(self, name: str, *, connections: int = 4) -> AsyncIterator[RedisClient]:
+        client = make_client(self._settings, name=name, connections=connections)
         try:
             yield client
         finally:

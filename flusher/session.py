@@ -16,7 +16,7 @@ from scoreboard.errors import DatabaseUnavailable, UnsafeDatabase
 from scoreboard.ledger.checks import read_durability
 from scoreboard.ledger.migrations import require_current
 from scoreboard.ledger.pool import Connection, connect, describe
-from scoreboard.ledger.positions import Position, find_position
+from scoreboard.ledger.positions import Position, find_position, where
 from scoreboard.ledger.sessions import require_session
 from scoreboard.model import Partition
 from scoreboard.runtime import resources
@@ -25,7 +25,7 @@ from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
 
 _CREATE_BATCH: Final = resources.query("create_flush_batch")
-_LOCK_STATE: Final = resources.query("lock_position")
+_LOCK_POSITION: Final = resources.query("lock_position")
 _INSERT_STATE: Final = resources.query("insert_flush_state")
 _LOCK_LEASE: Final = resources.query("lock_flusher")
 _SET_LIMITS: Final = resources.query("set_limits")
@@ -62,7 +62,7 @@ class Session:
     def __init__(self, connection: Connection, partition: Partition) -> None:
         self.connection = connection
         self.partition = partition
-        self.where: Mapping[str, Any] = {"board": partition.board, "part": partition.number}
+        self.where: Mapping[str, Any] = where(partition)
 
     @classmethod
     async def open(cls, settings: Settings, partition: Partition) -> Self:
@@ -157,7 +157,7 @@ class Session:
 
         Raises psycopg.Error, which ``flush`` classifies.
         """
-        row = await (await self.connection.execute(_LOCK_STATE, self.where)).fetchone()
+        row = await (await self.connection.execute(_LOCK_POSITION, self.where)).fetchone()
         return Position(*row) if row else None
 
     async def _limit(self, *, lock_s: int, statement_s: int) -> None:

@@ -13,14 +13,7 @@ from typing import Any, Final
 import psycopg
 from msgspec import Struct
 
-from flusher.batch import (
-    COLUMNS,
-    Batch,
-    Gap,
-    Row,
-    advance,
-    rows,
-)
+from flusher.batch import COLUMNS, Batch, Gap, Row, advance, make_rows
 from flusher.database_errors import ErrorClass, classify
 from flusher.dead_letters import DeadEvent, dead_event, dead_event_of
 from flusher.session import TRANSACTION_LIMIT_S, Session
@@ -58,7 +51,7 @@ RESOLVE_ATTEMPTS_MAX: Final = 3
 """Attempts to count a batch: user ids may have to be resolved between two of them."""
 
 POISON_MAX: Final = 10
-"""Most unstorable rows of a batch; more of them point to a fault elsewhere: stop."""
+"""Maximum number of unstorable rows of a batch; more of them point to a fault elsewhere: stop."""
 
 _log = get_logger(__name__)
 
@@ -132,7 +125,7 @@ class Writer(Session):
 
     # Call the next two inside of ``locked``, which limits their time and translates their errors.
 
-    async def open_late_duplicates(self) -> list[str]:
+    async def select_open_duplicates(self) -> list[str]:
         """List a page of users with open late duplicates."""
         parameters = {**self.where, "limit": REPAIR_MAX}
         rows = await (await self.connection.execute(_SELECT_OPEN, parameters)).fetchall()
@@ -232,7 +225,7 @@ class Writer(Session):
         """
         try:
             async with self.connection.transaction():
-                tally = await self._count(rows(actions), committed)
+                tally = await self._count(make_rows(actions), committed)
                 await self.connection.execute(_CLEAR_BATCH)
                 return tally
         except psycopg.Error as error:

@@ -4,7 +4,7 @@ from uuid import UUID
 
 import pytest
 
-from flusher.batch import COLUMNS, Entry, Gap, Progress, advance, build, rows
+from flusher.batch import COLUMNS, Entry, Gap, Progress, advance, build, make_rows
 from flusher.dead_letters import dead_event
 from flusher.writer import TYPES
 from scoreboard.events import BadRecord
@@ -43,7 +43,7 @@ def test_values_beyond_a_column_are_bad_records(change: dict[str, str], reason: 
 
 
 def test_a_row_has_a_value_for_each_column_and_each_column_a_type() -> None:
-    (row,) = rows(build([entry(7, t="req-1")]).actions)
+    (row,) = make_rows(build([entry(7, t="req-1")]).actions)
 
     assert len(row) == len(COLUMNS) == len(TYPES)
     named = dict(zip(COLUMNS, row, strict=True))
@@ -62,7 +62,7 @@ def test_the_staging_statement_names_the_columns_in_the_order_of_a_row() -> None
 def test_the_last_row_of_each_user_is_marked() -> None:
     batch = build([entry(1), entry(2, u="bob"), entry(3), entry(4, u="bob")])
 
-    assert [row[-1] for row in rows(batch.actions)] == [False, False, True, True]
+    assert [row[-1] for row in make_rows(batch.actions)] == [False, False, True, True]
 
 
 @pytest.mark.parametrize(
