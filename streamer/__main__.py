@@ -6,6 +6,7 @@ the remaining connections.
 """
 
 import sys
+from functools import partial
 
 from scoreboard.runtime import lifecycle
 from scoreboard.runtime.lifecycle import StopEvent
@@ -16,6 +17,7 @@ from scoreboard.runtime.workers import (
     Supervisor,
     Worker,
     parse_worker_arguments,
+    reserve_port,
 )
 from streamer import server
 from streamer.handshake.listener import make_listener
@@ -45,10 +47,7 @@ def _serve(settings: Settings, worker: Worker | None) -> int:
 
 
 def _supervise(settings: Settings) -> int:
-    # Bind without SO_REUSEPORT first; otherwise a second streamer would silently share the port.
-    with make_listener(settings, shared=False) as probe:
-        port: int = probe.getsockname()[1]
-    held = make_listener(settings, port=port, shared=True)
+    held = reserve_port(partial(make_listener, settings), settings.ws_port)
     supervisor = Supervisor("streamer", settings.ws_workers, held, variable_name("ws_port"))
     return lifecycle.run(
         supervisor.run, grace_s=server.grace_s(settings) + SUPERVISOR_EXTRA_GRACE_S

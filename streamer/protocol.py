@@ -1,4 +1,4 @@
-"""Messages from viewers in the subprotocol ``scoreboard.v1``. No I/O.
+"""Messages from viewers in the subprotocol ``scoreboard.v1``, and the form of tokens. No I/O.
 
 Messages to viewers are in ``scoreboard.broadcast.messages``, close codes in
 ``scoreboard.broadcast.close_codes``, rejected handshakes in ``scoreboard.http.problems``.
@@ -12,9 +12,8 @@ from msgspec import Meta, Struct
 from scoreboard.errors import Malformed
 from scoreboard.security.tokens import TOKEN_BYTES_MAX
 
-PATH: Final = "/ws/scoreboard"
-SUBPROTOCOL: Final = "scoreboard.v1"
 BEARER_PREFIX: Final = "bearer."
+"""A subprotocol with this prefix is a token: browsers cannot set the header Authorization."""
 
 
 class Auth(Struct, frozen=True, tag="auth", tag_field="type"):

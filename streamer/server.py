@@ -6,12 +6,10 @@ ended by force), then drop the remaining connections.
 """
 
 import asyncio
-import gc
 import random
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from importlib.metadata import version
 from typing import Final
 
 from scoreboard.broadcast.close_codes import CloseCode
@@ -20,7 +18,8 @@ from scoreboard.http.operator_port import OperatorPort, bind_operators
 from scoreboard.runtime.lifecycle import StopEvent
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.sockets import Acceptor
-from scoreboard.runtime.telemetry import BUILD_INFO, get_logger
+from scoreboard.runtime.startup import freeze_garbage_collector
+from scoreboard.runtime.telemetry import get_logger
 from scoreboard.runtime.workers import Worker
 from scoreboard.security.credentials import refresh_secrets, require_secrets
 from scoreboard.security.tokens import Verifier
@@ -239,7 +238,6 @@ async def serve(settings: Settings, stop: StopEvent, *, worker: Worker | None = 
         metrics_port,
         variables="SCOREBOARD_METRICS_HOST, SCOREBOARD_WS_METRICS_PORT",
     )
-    BUILD_INFO.labels(version("scoreboard"), "streamer").set(1)
     register_gauges(streamer.manager)
     async with (
         OperatorPort(operators, streamer.readiness),
@@ -250,16 +248,10 @@ async def serve(settings: Settings, stop: StopEvent, *, worker: Worker | None = 
             async with asyncio.timeout(FIRST_READ_S):
                 await streamer.watcher.wait_for_first_reads()
         await streamer.listen(listener)
-        _freeze_garbage_collector()
+        freeze_garbage_collector()
         host, port = listener.getsockname()[:2]
         _log.info("streamer_listening", host=host, port=port, worker=number)
         if worker is not None:
             worker.notify_started(metrics_port)
         await stop.wait()
         await streamer.drain()
-
-
-def _freeze_garbage_collector() -> None:
-    # Objects made at start-up live until the end: exclude them from collections.
-    gc.collect()
-    gc.freeze()

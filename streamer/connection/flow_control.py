@@ -7,9 +7,9 @@ pong. What such a viewer sees is at most one board plus one round trip old, thro
 without client code, because browsers answer pings in order and by themselves.
 """
 
-import random
 from typing import Final
 
+from scoreboard.runtime.lifecycle import jitter
 from scoreboard.runtime.settings import Settings
 from streamer import metrics
 from streamer.connection.framing import ping_frame
@@ -50,7 +50,7 @@ class FlowControl:
         self._awaited_ack = b""
         self._ack_pinged_at_s = 0.0
         self._keepalive_sent_at_s = 0.0
-        self._keepalive_due_s = now_s + spread(settings.ping_s, PING_SPREAD)
+        self._keepalive_due_s = now_s + jitter(settings.ping_s, PING_SPREAD)
 
     def pause(self, now_s: float) -> None:
         """Record that the write buffer is not empty."""
@@ -83,7 +83,7 @@ class FlowControl:
         if self._keepalive_sent_at_s and payload == KEEPALIVE:
             round_trip_s = now_s - self._keepalive_sent_at_s
             self._keepalive_sent_at_s = 0.0
-            self._keepalive_due_s = now_s + spread(settings.ping_s, PING_SPREAD)
+            self._keepalive_due_s = now_s + jitter(settings.ping_s, PING_SPREAD)
             self._record_round_trip(round_trip_s, now_s)
             return True
         return False
@@ -127,8 +127,3 @@ class FlowControl:
     def _start_ack_pacing(self, now_s: float) -> None:
         self.is_ack_paced = True
         self._fast_since_s = now_s
-
-
-def spread(value_s: float, share: float) -> float:
-    """Return a random time within ``share`` of ``value_s``, to spread out simultaneous events."""
-    return value_s * random.uniform(1 - share, 1 + share)  # noqa: S311 (jitter)

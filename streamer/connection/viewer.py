@@ -13,7 +13,6 @@ import asyncio
 import fcntl
 import struct
 import sys
-import time
 from contextlib import suppress
 from typing import Final, cast
 
@@ -21,12 +20,20 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 
 from scoreboard.broadcast.close_codes import CloseCode, make_bye
-from scoreboard.broadcast.messages import AuthExpiring, Heartbeat, Message, Problem, encode
+from scoreboard.broadcast.messages import (
+    AuthExpiring,
+    Heartbeat,
+    Message,
+    Problem,
+    encode,
+    now_ms,
+)
 from scoreboard.errors import Forbidden, Malformed, ScoreboardError
+from scoreboard.runtime.lifecycle import jitter
 from scoreboard.security.access import can_read
 from scoreboard.security.tokens import Caller
 from streamer import metrics
-from streamer.connection.flow_control import KEEPALIVE_FRAME, FlowControl, spread
+from streamer.connection.flow_control import KEEPALIVE_FRAME, FlowControl
 from streamer.connection.framing import close_frame, text_frame
 from streamer.connection.inbound import CHUNK_BYTES, FrameError, MessageReader, Parser
 from streamer.connection.token_session import TokenSession
@@ -35,7 +42,7 @@ from streamer.fanout.manager import ConnectionManager
 from streamer.protocol import Auth, Sync
 
 CLOSE_TIMEOUT_S: Final = 2.0
-"""Most time for a viewer to answer a close frame."""
+"""Maximum time for a viewer to answer a close frame."""
 
 AGE_SPREAD: Final = 0.25
 _SIOCOUTQNSD: Final = 0x894B
@@ -94,7 +101,7 @@ class Viewer(asyncio.Protocol):
         self._sent_frame = b""
         self._sent_status = channel.initial_status
         self._flow = FlowControl(settings, now_s)
-        self._expires_at_s = now_s + spread(settings.viewer_age_s, AGE_SPREAD)
+        self._expires_at_s = now_s + jitter(settings.viewer_age_s, AGE_SPREAD)
         self._deadline_s = 0.0
         # Created on demand: most viewers never send anything.
         self._reader: MessageReader | None = None
@@ -181,7 +188,7 @@ class Viewer(asyncio.Protocol):
         """Close: a peer that sends no more cannot answer a ping."""
         if self._is_open:
             self._begin_close(1006, "client")
-        # Unsent data must not keep the connection open for ever.
+        # Unsent data must not keep the connection open indefinitely.
         self._manager.wheel.schedule(self, self._deadline_s)
         return False
 
@@ -268,7 +275,7 @@ class Viewer(asyncio.Protocol):
             board = self._channel.leaderboard
             if board is not None:
                 exp = int(outcome.expires_at_s)
-                self._send(Heartbeat(board.board, board.epoch, board.seq, _now_ms(), exp))
+                self._send(Heartbeat(board.board, board.epoch, board.seq, now_ms(), exp))
 
     def token_check_failed(self) -> None:
         """Close with 1011: the token check failed by an error of the server."""
@@ -418,7 +425,3 @@ class Viewer(asyncio.Protocol):
                 self._transport.write(data)
             elif self._transport.can_write_eof():
                 self._transport.write_eof()
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from typing import Final, Protocol
 
 from scoreboard.broadcast.close_codes import CloseCode
+from scoreboard.broadcast.messages import now_ms
 from scoreboard.broadcast.state import BoardState
 from scoreboard.errors import KeysUnavailable, ScoreboardError, Unauthenticated
 from scoreboard.http.request_ids import RequestIds
@@ -21,7 +22,7 @@ from streamer.handshake.admission import Admission, Capacity
 from streamer.handshake.request import HandshakeConfig
 
 CHECK_TIMEOUT_S: Final = 5.0
-"""Most time for one token check; the issuer's keys may have to be fetched."""
+"""Maximum time for one token check; the issuer's keys may have to be fetched."""
 
 _log = get_logger(__name__)
 
@@ -141,7 +142,7 @@ class ConnectionManager:
         """Send a heartbeat on every channel that has been silent for the heartbeat interval."""
         for channel in self.hub.channels.values():
             if now_s - channel.frame_at_s >= self.settings.heartbeat_s:
-                channel.publish_heartbeat(now_s, time.time_ns() // 1_000_000)
+                channel.publish_heartbeat(now_s, now_ms())
 
     def to_loop_time(self, unix_s: float) -> float:
         """Convert wall-clock time to the loop's clock, which no clock change moves."""

@@ -21,7 +21,7 @@ ATTEMPTS_PER_VIEWER: Final = 6
 that backs off as docs/reference/websocket.md says makes four."""
 
 REMEMBERED_MAX: Final = 50_000
-"""Most addresses whose rates are remembered."""
+"""Maximum number of addresses whose rates are remembered."""
 
 
 class Capacity(Struct, frozen=True):

@@ -13,6 +13,7 @@ from websockets.http11 import Request
 from websockets.typing import Subprotocol
 
 from scoreboard.broadcast.close_codes import CloseCode
+from scoreboard.broadcast.messages import SUBPROTOCOL
 from scoreboard.errors import (
     Forbidden,
     Malformed,
@@ -35,13 +36,13 @@ from streamer.connection.viewer import Viewer
 from streamer.fanout.hub import Channel
 from streamer.fanout.manager import ConnectionManager
 from streamer.handshake.request import HandshakeRequest, encode_rejection, parse_request
-from streamer.protocol import SUBPROTOCOL
 
 LINGER_S: Final = 2.0
-"""Most time for a rejected peer to read the response and close."""
+"""Maximum time for a rejected peer to read the response and close."""
 
 DISCARD_BYTES: Final = 65_536
-"""Most bytes discarded meanwhile. Closing with unread data would reset the response away."""
+"""Maximum bytes discarded in this time. Closing a socket with unread data sends a reset, and the
+peer could lose the response."""
 
 UNREADABLE_HEADER: Final = "A header of the handshake is invalid"
 

@@ -11,12 +11,12 @@ import binascii
 
 from msgspec import Struct
 
+from scoreboard.broadcast.messages import SUBPROTOCOL, WS_PATH
 from scoreboard.errors import (
     Malformed,
     MethodNotAllowed,
     NotFound,
     ScoreboardError,
-    UnknownBoard,
     UpgradeRequired,
     VersionUnsupported,
 )
@@ -25,10 +25,10 @@ from scoreboard.http.query import parse_query
 from scoreboard.http.request_ids import HEADER
 from scoreboard.http.response import encode_head, error_response
 from scoreboard.runtime.settings import Settings
-from scoreboard.security.addresses import client_address, trusted_networks
+from scoreboard.security.addresses import request_address, trusted_networks
 from scoreboard.security.origins import Origins
 from scoreboard.security.tokens import bearer_token
-from streamer.protocol import BEARER_PREFIX, PATH, SUBPROTOCOL
+from streamer.protocol import BEARER_PREFIX
 
 
 class HandshakeRequest(Struct, frozen=True):
@@ -48,7 +48,7 @@ class HandshakeConfig:
 
         Raises SettingInvalid, naming the variable, if one of them is invalid.
         """
-        self.boards = settings.boards
+        self.resolve_board = settings.resolve_board
         self.limits = settings.head_limits()
         self.origins = Origins(settings.origins)
         self.hops = trusted_networks(settings.trusted_hops)
@@ -57,14 +57,13 @@ class HandshakeConfig:
 def parse_request(head: Head, peer: str, config: HandshakeConfig) -> HandshakeRequest:
     """Return the parameters of a handshake.
 
-    Raises Malformed, MethodNotAllowed, VersionUnsupported, NotFound, UpgradeRequired, ForeignOrigin
-    or Unauthenticated; none of them repeats the content of the request.
+    Raises Malformed, MethodNotAllowed, VersionUnsupported, NotFound, UnknownBoard, UpgradeRequired,
+    ForeignOrigin or Unauthenticated; none of them repeats the content of the request.
     """
     board = _board(head, config)
     headers = head.headers
     _check_upgrade(headers)
-    forwarded = headers.get(b"x-forwarded-for", b"").decode("latin-1")
-    address = client_address(peer, [forwarded], config.hops)
+    address = request_address(peer, headers, config.hops)
     config.origins.check(headers.get(b"origin"), headers[b"host"])
     protocols = headers.get(b"sec-websocket-protocol", b"").decode("latin-1")
     offered = [word.strip() for word in protocols.split(",")] if protocols else []
@@ -94,14 +93,11 @@ def _board(head: Head, config: HandshakeConfig) -> str:
         raise MethodNotAllowed("A handshake must use GET", allow="GET")
     if not head.minor:
         raise VersionUnsupported("A handshake requires HTTP/1.1")
-    if head.path != PATH:
-        raise NotFound(f"Viewers connect to {PATH}")
+    if head.path != WS_PATH:
+        raise NotFound(f"Viewers connect to {WS_PATH}")
     if head.length:
         raise Malformed("A handshake must not have a body")
-    board = parse_query(head.query).get("board", config.boards[0])
-    if board not in config.boards:
-        raise UnknownBoard
-    return board
+    return config.resolve_board(parse_query(head.query).get("board"))
 
 
 def _check_upgrade(headers: dict[bytes, bytes]) -> None:
