@@ -20,6 +20,7 @@ from websockets.typing import Subprotocol
 
 from cli.output import is_terminal, plain_console, print_lines, print_message
 from cli.text import escape_unsafe
+from scoreboard.broadcast.messages import SUBPROTOCOL
 from scoreboard.errors import (
     Forbidden,
     Malformed,
@@ -31,7 +32,6 @@ from scoreboard.errors import (
 from scoreboard.model import Row
 from scoreboard.runtime.lifecycle import backoff_s
 
-SUBPROTOCOL: Final = Subprotocol("scoreboard.v1")
 CONNECT_TIMEOUT_S: Final = 5.0
 FRAME_BYTES: Final = 65_536
 CONNECTION_ERRORS: Final = (OSError, TimeoutError, InvalidHandshake, ConnectionClosed)
@@ -100,7 +100,7 @@ async def _receive(url: str, token: str | None) -> AsyncGenerator[tuple[BoardMes
     """Yield the boards of one connection, parsed and as sent."""
     async with connect(
         url,
-        subprotocols=[SUBPROTOCOL],
+        subprotocols=[Subprotocol(SUBPROTOCOL)],
         additional_headers={"Authorization": f"Bearer {token}"} if token else {},
         compression=None,
         open_timeout=CONNECT_TIMEOUT_S,

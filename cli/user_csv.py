@@ -26,7 +26,7 @@ from scoreboard.recovery.reseed import ReportProgress
 COLUMNS: Final = ("userId", "name", "email")
 STDIN: Final = Path("-")
 SHOWN_MAX: Final = 20
-"""Most invalid lines listed in one error."""
+"""Maximum number of invalid lines listed in one error."""
 NAME_MAX: Final = 200
 EMAIL_MAX: Final = 320
 LINE_BYTES: Final = 16_384

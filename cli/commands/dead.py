@@ -41,7 +41,7 @@ NOT_FOUND: Final = 3
 REFUSED: Final = 5
 REASON_MAX: Final = 500
 ALL_MAX: Final = 10_000
-"""Most entries of one run."""
+"""Maximum number of entries of one run."""
 
 Resolve = Callable[[Connection, Board, int], Awaitable[Resolved]]
 

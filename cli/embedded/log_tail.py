@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 TAIL_BYTES: Final = 8192
-"""Most bytes read from the end of a log."""
+"""Maximum number of bytes read from the end of a log."""
 
 
 def read_last_lines(log: Path, count: int) -> list[str]:

@@ -16,7 +16,7 @@ BYTES_MAX: Final = 1_048_576
 """A rendered configuration has about 20 KB."""
 
 NODES_MAX: Final = 100_000
-"""Most values of a document with its anchors expanded; a rendered one has about 500."""
+"""Maximum values of a document with its anchors expanded; a rendered one has about 500."""
 
 Entity = dict[str, Any]
 T = TypeVar("T")

@@ -10,7 +10,6 @@ the loop; a password is in what Kong is sent and in the password file, and nowhe
 
 import asyncio
 import os
-import random
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -32,7 +31,7 @@ from cli.gateway.config import (
 from cli.gateway.keys import KeyRow, merge_rows, rows_in, rows_of
 from cli.gateway.kong_yaml import read_text
 from scoreboard.errors import OperatorMistake, SecretsUnavailable
-from scoreboard.runtime.lifecycle import StopEvent, backoff_s
+from scoreboard.runtime.lifecycle import StopEvent, backoff_s, jitter
 from scoreboard.runtime.settings import Secret
 from scoreboard.runtime.telemetry import counter, gauge, get_logger
 from scoreboard.security.credentials import SecretStore
@@ -163,7 +162,7 @@ class KongSync:
                 answer = await self.turn(client)
                 if answer.is_good:
                     attempt = 0
-                    wait_s = self._options.interval_s * random.uniform(0.9, 1.1)  # noqa: S311
+                    wait_s = jitter(self._options.interval_s)
                 else:
                     most_s = min(RETRY_MOST_S, self._options.interval_s)
                     wait_s = backoff_s(attempt, least_s=1.0, most_s=most_s)

@@ -22,7 +22,7 @@ from scoreboard.security.tokens import READ, UPDATE, UPDATE_ANY, LocalIssuer
 
 CODE_LIFE_S: Final = 60.0
 CODES_MAX: Final = 1000
-"""Most codes stored; beyond it the oldest is removed, and its player must sign in again."""
+"""Maximum codes stored; beyond it the oldest is removed, and its player must sign in again."""
 
 STATE_LENGTH_MAX: Final = 512
 _CHALLENGE: Final = re.compile(r"[A-Za-z0-9_-]{43}")

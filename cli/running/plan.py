@@ -24,12 +24,12 @@ from cli.target import (
     STORE_URLS,
     unset_libpq_variables,
 )
+from scoreboard.broadcast.messages import WS_PATH
 from scoreboard.errors import OperatorMistake
 from scoreboard.runtime import settings as settings_module
 from scoreboard.runtime.settings import Settings, describe, service_links
 from scoreboard.security.tokens import LocalIssuer
 
-WS_PATH: Final = "/ws/scoreboard"
 FILES: Final = ("SCOREBOARD_JWKS_FILE",)
 SECRET_FILES: Final = ("SCOREBOARD_REDIS_SECRET", "SCOREBOARD_DATABASE_SECRET")
 
