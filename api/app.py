@@ -80,7 +80,7 @@ class Api:
             settings, self._catalogue, self._dispatcher, self._limiter, self._commits
         )
         self._names = NameCache(self._pool)
-        reads = BoardReader(settings, self._store, self._names)
+        reads = BoardReader(self._store, self._names)
         self.litestar = Litestar(
             route_handlers=[
                 Scores,

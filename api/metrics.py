@@ -29,16 +29,18 @@ _children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
 
 def observe(method: str, route: str, status: int, seconds: float) -> None:
-    """Count one answered request. Label lookups are cached: they cost more than the counting."""
+    """Count one answered request.
+
+    Lookups of labels are cached, because they cost more than the counting. Other methods are not
+    cached, so that clients cannot fill the cache.
+    """
     key = (method, route, status)
     found = _children.get(key)
     if found is None:
         label = method if method in METHODS else "OTHER"
-        found = _children[key] = (
-            _REQUESTS.labels(label, route, str(status)),
-            _SECONDS.labels(label, route, str(status)),
-        )
-        if label == "OTHER":
-            del _children[key]
+        labels = (label, route, str(status))
+        found = (_REQUESTS.labels(*labels), _SECONDS.labels(*labels))
+        if label == method:
+            _children[key] = found
     found[0].inc()
     found[1].observe(seconds)

@@ -15,9 +15,8 @@ from msgspec import UNSET, Struct
 
 from api.documents.schemas import LeaderboardReply, RankedUser, StandingReply
 from api.endpoints.name_cache import NameCache
-from scoreboard.errors import Invalid, ScoreboardError, UnknownBoard
+from scoreboard.errors import Invalid, ScoreboardError
 from scoreboard.model import Board, Row
-from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
 from scoreboard.store.boards import Boards
 
@@ -84,24 +83,12 @@ class _CachedBoard(Struct):
 class BoardReader:
     """Replies of the read endpoints."""
 
-    def __init__(self, settings: Settings, store: Boards, names: NameCache) -> None:
-        self._boards = settings.boards
+    def __init__(self, store: Boards, names: NameCache) -> None:
         self._store = store
         self._names = names
         self._cached: dict[str, _CachedBoard] = {}
         self._board_reads: SingleFlight[Board] = SingleFlight()
         self._page_reads: SingleFlight[Page] = SingleFlight()
-
-    def resolve(self, board: str | None) -> str:
-        """Return the name of the board that a request addresses; None is the default board.
-
-        Raises UnknownBoard for a board that is not served here.
-        """
-        if board is None:
-            return self._boards[0]
-        if board not in self._boards:
-            raise UnknownBoard(f"No such board; for example, there is {self._boards[0]}")
-        return board
 
     async def board(self, board: str) -> Board:
         """Return a board's layout and visibility; cached, also while Redis is unreachable.

@@ -16,24 +16,25 @@ from functools import partial
 from typing import Final
 
 from api.edge.router import StreamResponder
-from api.endpoints.fast_update import PARAMETERS
 from api.endpoints.sse import Admission, EventChannel, EventStream
 from scoreboard.broadcast.admission import ConnectionCounts
 from scoreboard.broadcast.close_codes import CloseCode
 from scoreboard.broadcast.state import BoardState
 from scoreboard.broadcast.watcher import BoardWatcher
-from scoreboard.errors import Overloaded, ScoreboardError, Uninitialised, UnknownBoard
+from scoreboard.errors import Overloaded, ScoreboardError, Uninitialised
 from scoreboard.http.query import parse_query
 from scoreboard.http.request import Request
 from scoreboard.http.response import NOSNIFF
+from scoreboard.runtime.lifecycle import jitter
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import counter, gauge
 from scoreboard.security.access import can_read, require_read
-from scoreboard.security.addresses import client_address, trusted_networks
+from scoreboard.security.addresses import request_address, trusted_networks
 from scoreboard.security.origins import Origins
 from scoreboard.security.tokens import Caller, Verifier, bearer_token
 
 PATH: Final = "/api/scores/stream"
+PARAMETERS: Final = frozenset({"board"})
 
 FIRST_READ_S: Final = 2.0
 """Longest wait of the first stream of a process for its board."""
@@ -124,13 +125,11 @@ class EventStreams:
 
     async def _admit(self, request: Request) -> Admission:
         headers = request.head.headers
-        board = parse_query(request.head.query, PARAMETERS).get("board", self._settings.boards[0])
+        named = parse_query(request.head.query, PARAMETERS).get("board")
         self._origins.check(headers.get(b"origin"), headers.get(b"host", b""))
         token = bearer_token(headers.get(b"authorization"))
-        if self._draining.is_set():
-            raise Overloaded("This server is stopping; connect again")
-        if board not in self._channels:
-            raise UnknownBoard
+        self._require_not_draining()
+        board = self._settings.resolve_board(named)
         caller = await self._verifier.verify(token) if token else None
         state = self._watcher.states[board]
         if state.message is None:
@@ -145,19 +144,23 @@ class EventStreams:
         self._counts.admit(admission.address, admission.subject)
         return admission
 
+    def _require_not_draining(self) -> None:
+        """Raise Overloaded while the api drains: the stream would not be ended with the others."""
+        if self._draining.is_set():
+            raise Overloaded("This server is stopping; connect again")
+
     def _describe(self, request: Request, board: str, caller: Caller | None) -> Admission:
         headers = request.head.headers
         now_s = asyncio.get_running_loop().time()
-        spread = random.uniform(1 - AGE_SPREAD, 1 + AGE_SPREAD)  # noqa: S311 (jitter)
-        ends_at_s, ends_with = now_s + self._settings.event_stream_s * spread, CloseCode.RESTART
+        ends_at_s = now_s + jitter(self._settings.event_stream_s, AGE_SPREAD)
+        ends_with = CloseCode.RESTART
         if caller is not None:
             token_ends_at_s = now_s + caller.expires_at_s - time.time()
             if token_ends_at_s < ends_at_s:
                 ends_at_s, ends_with = token_ends_at_s, CloseCode.TOKEN_EXPIRED
-        forwarded = headers.get(b"x-forwarded-for", b"").decode("latin-1")
         return Admission(
             board=board,
-            address=client_address(request.peer[0], [forwarded], self._hops),
+            address=request_address(request.peer[0], headers, self._hops),
             caller=caller,
             ends_at_s=ends_at_s,
             ends_with=ends_with,

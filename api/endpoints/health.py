@@ -87,7 +87,7 @@ class Health:
         self._client = client
         self._store = store
         self._boards = settings.boards
-        self._is_vouched = settings.unsafe_redis
+        self._is_unsafe_allowed = settings.unsafe_redis
         self._replicas = replicas_needed(settings)
         self._verifier = verifier
         self._catalogue = catalogue
@@ -167,7 +167,7 @@ class Health:
         REDIS_DURABLE.set(1 if found.is_safe else 0)
         if found.is_safe:
             return Check("safe")
-        if self._is_vouched:
+        if self._is_unsafe_allowed:
             return Check("vouched", "; ".join(found.problems))
         _log.error("redis_not_durable", problems=found.problems)
         return Check("unsafe", "; ".join(found.problems))

@@ -119,10 +119,8 @@ async def require_read_access(connection: AnyConnection, _: BaseRouteHandler) ->
     """Check that the caller may read the board (a guard)."""
     services = get_services(connection)
     headers = dict(connection.scope["headers"])
-    bearer_token(
-        headers.get(b"authorization")
-    )  # malformed headers are refused on public boards too
-    board = services.reads.resolve(connection.state["board_name"])
+    bearer_token(headers.get(b"authorization"))  # a malformed header is refused on every board
+    board = services.settings.resolve_board(connection.state["board_name"])
     found = await services.reads.board(board)
     connection.state["board"] = found
     if not found.is_public:
@@ -194,9 +192,9 @@ class Scores(Controller):
         ] = False,
     ) -> Response[LeaderboardReply]:
         """Read a page of the ranking."""
-        reads = get_services(request).reads
-        page = await reads.leaderboard(
-            reads.resolve(board), limit=limit, offset=offset, names=names
+        services = get_services(request)
+        page = await services.reads.leaderboard(
+            services.settings.resolve_board(board), limit=limit, offset=offset, names=names
         )
         return cast("Response[LeaderboardReply]", _answer(request, page))
 
@@ -223,8 +221,10 @@ class Scores(Controller):
         """Read the standing of a user."""
         if not is_identifier(user_id):
             raise Invalid("userId: 1 to 128 characters of A-Z a-z 0-9 . _ | : @ -")
-        reads = get_services(request).reads
-        page = await reads.standing(reads.resolve(board), user_id, around=around)
+        services = get_services(request)
+        page = await services.reads.standing(
+            services.settings.resolve_board(board), user_id, around=around
+        )
         return cast("Response[StandingReply]", _answer(request, page))
 
     @get(

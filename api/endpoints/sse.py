@@ -5,7 +5,6 @@ it ends at its deadline, with a ``bye`` that says why.
 """
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -13,7 +12,14 @@ from msgspec import Struct
 
 from scoreboard.broadcast.channel import BoardChannel
 from scoreboard.broadcast.close_codes import CloseCode, make_bye
-from scoreboard.broadcast.messages import Heartbeat, Leaderboard, Message, Status, encode
+from scoreboard.broadcast.messages import (
+    Heartbeat,
+    Leaderboard,
+    Message,
+    Status,
+    encode,
+    now_ms,
+)
 from scoreboard.security.tokens import Caller
 
 RETRY_MS: Final = 3000
@@ -122,7 +128,7 @@ class EventStream:
         return retry + self._heartbeat()
 
     def _heartbeat(self) -> bytes:
-        return self._channel.heartbeat(time.time_ns() // 1_000_000)
+        return self._channel.heartbeat(now_ms())
 
     def _unsent(self) -> bytes:
         data = b""

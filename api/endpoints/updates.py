@@ -15,7 +15,6 @@ from scoreboard.errors import (
     RateLimited,
     ScoreboardError,
     ScoreOutOfRange,
-    UnknownBoard,
 )
 from scoreboard.model import Action, Receipt
 from scoreboard.runtime.settings import Settings
@@ -48,8 +47,7 @@ class UpdateService:
         commits: CommitWaiter | None = None,
     ) -> None:
         """``limiter`` is None behind a gateway, ``commits`` if updates do not await COMMIT."""
-        self._boards = frozenset(settings.boards)
-        self._default_board = settings.boards[0]
+        self._settings = settings
         self._catalogue = catalogue
         self._dispatcher = dispatcher
         self._limiter = limiter
@@ -76,9 +74,7 @@ class UpdateService:
                 raise Forbidden(
                     f"Omit points: setting them needs the scope {UPDATE_ANY}", scope=UPDATE_ANY
                 )
-        board = self._default_board if board is None else board
-        if board not in self._boards:
-            raise UnknownBoard(f"No such board; for example, there is {self._default_board}")
+        board = self._settings.resolve_board(board)
         points = (
             stated_points
             if stated_points is not None
