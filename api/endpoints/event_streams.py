@@ -140,6 +140,7 @@ class EventStreams:
         if state.message is None:
             raise Uninitialised
         require_read(caller, is_public=state.is_public)
+        self._require_not_draining()  # again: the token and the first read may take seconds
         admission = self._describe(request, board, caller)
         self._counts.admit(admission.address, admission.subject)
         return admission

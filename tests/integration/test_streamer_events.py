@@ -14,6 +14,7 @@ import pytest
 from scoreboard.model import Board, Partition, Row
 from scoreboard.runtime.settings import load
 from scoreboard.runtime.telemetry import REGISTRY
+from scoreboard.security.tokens import Caller
 from scoreboard.store.client import make_client
 from scoreboard.store.keys import PartitionKeys
 from tests.support.asyncapi import check_message
@@ -294,6 +295,30 @@ async def test_shutdown_ends_streams_with_a_bye_without_delay(start_api: StartAp
     assert client.served.done()
     assert time.monotonic() - began_s < 3.5
     assert {one["code"] for one in byes} == {1012}
+
+
+async def test_stream_that_is_admitted_while_the_api_starts_to_drain_is_refused(
+    start_api: StartApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Draining was checked only before the token: such a stream got no bye and delayed the stop."""
+    client = await start_api(drain_s=2)
+    verifier = client.api._verifier
+    verify, is_verifying, may_verify = verifier.verify, asyncio.Event(), asyncio.Event()
+
+    async def verify_slowly(token: str) -> Caller:
+        is_verifying.set()
+        await may_verify.wait()
+        return await verify(token)
+
+    monkeypatch.setattr(verifier, "verify", verify_slowly)
+    opening = asyncio.create_task(client.get(PATH, headers=client.bearer()))
+    await is_verifying.wait()
+
+    client.stop.set()
+    await client.api.health.draining.wait()
+    may_verify.set()
+
+    assert (await opening).status_code == 503
 
 
 async def test_stream_is_stale_when_redis_is_emptied(start_api: StartApi, redis_url: str) -> None:
