@@ -174,5 +174,5 @@ def etag_matches(if_none_match: str | None, etag: str) -> bool:
     """Return whether If-None-Match matches an ETag (weak comparison, RFC 9110, 13.1.2)."""
     if if_none_match is None:
         return False
-    tags = [tag.strip() for tag in if_none_match.split(",")]
-    return "*" in tags or etag in tags or etag.removeprefix("W/") in tags
+    tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
+    return "*" in tags or etag.removeprefix("W/") in tags
