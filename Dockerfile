@@ -1,12 +1,12 @@
-# One image for api, streamer, flusher and the command line: the command picks the service.
+# One image for api, streamer, flusher and the command line: the command selects the service.
 #   docker build -t scoreboard .      docker run scoreboard python -m streamer
-# Each container says its own health check, by Python's urllib (docker-compose.yml, deploy/kubernetes/).
+# docker-compose.yml defines the health check of each container, with Python's urllib.
 
 FROM python:3.11.14-slim-bookworm AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 RUN python -m venv /opt/scoreboard && python -m venv /opt/build
-# Requirements before sources: a change of code does not fetch them anew. Wheels only, by hash.
+# Requirements before sources: a change of code does not download them again. Wheels only, by hash.
 COPY requirements/base.txt requirements/build.txt requirements/
 RUN --mount=type=cache,target=/root/.cache/pip \
     /opt/scoreboard/bin/pip install --require-hashes --only-binary :all: -r requirements/base.txt \
@@ -26,7 +26,7 @@ RUN /opt/build/bin/python -m hatchling build -t wheel -d /dist \
  && /opt/scoreboard/bin/pip uninstall -y pip setuptools
 
 FROM python:3.11.14-slim-bookworm
-# A new volume takes the owner of the folder it is mounted on, so these exist for the user below.
+# A new volume takes the owner of the folder it is mounted on, so these belong to the user below.
 RUN groupadd --gid 10001 scoreboard \
  && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin scoreboard \
  && for folder in config secrets/api secrets/streamer secrets/flusher secrets/operator \
