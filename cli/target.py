@@ -263,13 +263,12 @@ async def open_store(settings: Settings, *, name: str = "cli") -> AsyncIterator[
 
     Meanwhile secrets are refreshed: a command may run for longer than a password is valid.
     """
-    client = make_client(settings, name=name)
     refresher = asyncio.create_task(refresh_secrets())
     try:
-        yield Store(client)
+        async with make_client(settings, name=name) as client:
+            yield Store(client)
     finally:
         refresher.cancel()
-        await client.aclose()
 
 
 @asynccontextmanager

@@ -135,14 +135,12 @@ async def _check(settings: Settings) -> list[Check]:
 async def _check_redis(settings: Settings) -> list[Check]:
     client = make_client(settings, name="check")
     try:
-        found = await check_durability(client, replicas=replicas_needed(settings))
-        problems = found.problems
+        async with client:
+            found = await check_durability(client, replicas=replicas_needed(settings))
     except Exception as error:  # noqa: BLE001 (any error is the result of the check)
         return [Check("redis", explain(error)[0])]
-    finally:
-        await client.aclose()
     accepted = " (accepted by SCOREBOARD_UNSAFE_REDIS)" if settings.unsafe_redis else ""
-    return [Check("redis", problem + accepted) for problem in problems] or [Check("redis")]
+    return [Check("redis", problem + accepted) for problem in found.problems] or [Check("redis")]
 
 
 async def _check_database(settings: Settings) -> list[Check]:

@@ -68,14 +68,13 @@ async def read_verdict(
 
     Raises UnknownBoard, SchemaMismatch, RedisUnavailable, DatabaseUnavailable.
     """
-    client = make_client(settings, name="verify")
-    try:
-        async with open_database(settings, **SESSION) as connection:
-            await require_current(connection)
-            board = await select_board(connection, name)
-            return await compare(client, connection, board, sample=sample, report=report)
-    finally:
-        await client.aclose()
+    async with (
+        make_client(settings, name="verify") as client,
+        open_database(settings, **SESSION) as connection,
+    ):
+        await require_current(connection)
+        board = await select_board(connection, name)
+        return await compare(client, connection, board, sample=sample, report=report)
 
 
 def print_verdict(verdict: Verdict) -> None:

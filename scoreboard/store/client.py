@@ -215,7 +215,7 @@ def make_client(
     connections: int = 16,
     login: Credentials | None = None,
 ) -> aioredis.Redis:
-    """Create a client with its own pool; close it with ``aclose``.
+    """Create a client with its own pool; close it with ``aclose``, or use it in ``async with``.
 
     ``login`` overrides the login of the settings.
     """
