@@ -20,9 +20,6 @@ from scoreboard.store.keys import GROUP, PartitionKeys
 from scoreboard.store.partitions import Partitions
 from scoreboard.store.replies import error_code, read_reply
 
-RedisClient = aioredis.Redis
-"""The type of the clients that the service creates and closes."""
-
 CONSUMER: Final = "leader"
 """The same name in every process, so the next leader gets the pending entries of the last."""
 
@@ -60,7 +57,7 @@ class Consumer:
     """The stream of one partition. ``client`` returns bytes; the caller owns and closes it."""
 
     def __init__(
-        self, client: RedisClient, store: Partitions, partition: Partition, *, timeout_s: float
+        self, client: aioredis.Redis, store: Partitions, partition: Partition, *, timeout_s: float
     ) -> None:
         """Use the client's time-out ``timeout_s``: a longer blocking read would lose its batch."""
         self._block_ms = min(BLOCK_MS, int(timeout_s * 500))

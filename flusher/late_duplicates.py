@@ -25,7 +25,7 @@ async def correct_late_duplicates(
 ) -> bool:
     """Correct a page of users with open late duplicates; return whether there were any.
 
-    A duplicate stays open until its user's score is seen to be correct: call this again until it
+    A duplicate is closed only when its user's score was found correct: call this again until it
     returns False.
 
     Raises DatabaseUnavailable, RedisUnavailable, and the refusals of Store.repair.

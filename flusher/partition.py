@@ -195,8 +195,8 @@ class PartitionFlusher:
             _log.warning("consumer_group_created", partition=str(self.partition))
         if finding.is_rewind or (self._has_passed_seq and state.is_open):
             # "passed": an action new to the ledger had a seq that was already committed.
-            sign = finding.value if finding.is_rewind else "passed"
-            await self._recover(writer, stop, sign, state)
+            reason = finding.value if finding.is_rewind else "passed"
+            await self._recover(writer, stop, reason, state)
         self.status.set_condition(Condition.FLUSHING)
         return True
 
@@ -306,19 +306,19 @@ class PartitionFlusher:
             _log.warning("correction_postponed", partition=str(self.partition), reason=error.detail)
 
     async def _recover(
-        self, writer: Writer, stop: StopEvent, sign: str, state: PartitionState
+        self, writer: Writer, stop: StopEvent, reason: str, state: PartitionState
     ) -> None:
         """Recover from a Redis that lost acknowledged actions: fence, drain, reseed.
 
         Every surviving action is counted once. The number of lost actions is not known; both
         positions are logged.
         """
-        if sign != Finding.RESUME.value:
+        if reason != Finding.RESUME.value:
             metrics.FAULTS.labels("rewind").inc()
             _log.error(
                 "redis_rewound",
                 partition=str(self.partition),
-                sign=sign,
+                reason=reason,
                 redis=[state.epoch, state.seq],
                 committed=[self._position.epoch, self._position.seq],
             )

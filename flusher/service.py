@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
-from flusher.consumer import Consumer, RedisClient
+from flusher.consumer import Consumer
 from flusher.partition import PartitionFlusher
 from flusher.probe import Probe
 from flusher.session import require_ready
@@ -57,7 +57,8 @@ class Flusher:
         """
         await require_secrets(self._settings, "redis", "database")
         async with AsyncExitStack() as stack:
-            store = Store(await stack.enter_async_context(self._client("flusher")))
+            client = make_client(self._settings, name="flusher", connections=4)
+            store = Store(await stack.enter_async_context(client))
             await _wait_until_ready(self._require_redis, stop)
             await _wait_until_ready(self._require_database, stop)
             probe = Probe(self.partitions, store)
@@ -159,7 +160,7 @@ class Flusher:
         return worker
 
     async def _require_redis(self) -> None:
-        async with self._client("flusher-check", connections=1) as client:
+        async with make_client(self._settings, name="flusher-check", connections=1) as client:
             found = await require_durability(client, self._settings)
         REDIS_DURABLE.set(found.is_safe)
 
@@ -167,14 +168,6 @@ class Flusher:
         async with self._connection() as connection:
             await require_session(self._settings, connection)
             await require_ready(connection)
-
-    @asynccontextmanager
-    async def _client(self, name: str, *, connections: int = 4) -> AsyncIterator[RedisClient]:
-        client = make_client(self._settings, name=name, connections=connections)
-        try:
-            yield client
-        finally:
-            await client.aclose()
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:

@@ -31,7 +31,7 @@ class Condition(Enum):
 
     @property
     def is_ready(self) -> bool:
-        """Return whether the partition is being flushed, or would be as soon as there is work."""
+        """Return whether the partition is flushed, or needs no flushing at the moment."""
         return self in {
             Condition.STANDBY,
             Condition.FLUSHING,

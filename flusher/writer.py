@@ -182,7 +182,7 @@ class Writer(Session):
             late=tally.late,
             dead=len(dead),
             corrections=len(batch.corrections),
-            # With late duplicates or dead letters Redis rightly has another score.
+            # Late duplicates and dead letters explain a difference.
             drifted=0 if tally.late or dead or batch.corrections else tally.drifted,
             rewound=tally.rewound,
         )
@@ -270,7 +270,7 @@ class Writer(Session):
         }
         await self.connection.execute(_INSERT_CORRECTION, row)
         basis = event.action_id.removeprefix("correction:")
-        if basis.isdigit():  # the committed seq that lua/repair.lua was told
+        if basis.isdigit():  # the committed seq that lua/repair.lua got
             position = Position(event.epoch, min(int(basis), BIGINT_MAX))
             await self.close_late_duplicates(event.user_id, position)
 
