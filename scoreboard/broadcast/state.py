@@ -31,7 +31,7 @@ class BoardState:
         """The message that viewers get; None until the first successful read."""
         self.is_public = False
         self.stale_reason: StaleReason | None = None
-        """Why viewers were told that the board may be outdated; None while it is live."""
+        """Why the board may be outdated, as sent to viewers; None while it is live."""
         self._positions: tuple[tuple[int, int], ...] = ()
 
     @property

@@ -30,7 +30,7 @@ RECONCILE_S: Final = 5.0
 """Interval of reconciling reads: the longest time that a lost message can delay a change."""
 
 STALE_AFTER_S: Final = 2.0
-"""Viewers are not told of an outage shorter than this."""
+"""An outage shorter than this is not reported to viewers."""
 
 LOST_AFTER_S: Final = 1.0
 """A change found by reconciliation counts as a lost message unless it arrives in this time."""

@@ -7,7 +7,7 @@ failover the same epoch and seq may be another user's action. So the action is s
 one reply of Redis says whether it remembers this action and whether its seq is committed
 (docs/decisions/0042).
 
-Invariants: no caller is told "committed" whose action is not in PostgreSQL, and every wait ends.
+Invariants: an action is reported as committed only if it is in PostgreSQL; every wait ends.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Sets scores in Redis to the expected ones, beside the traffic."""
+"""Sets scores in Redis to the expected ones while updates continue."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -51,7 +51,7 @@ class Repaired(Struct, frozen=True, array_like=True):
 
 
 class Corrections(Partitions):
-    """Sets scores in Redis to the expected ones, beside the traffic."""
+    """Sets scores in Redis to the expected ones while updates continue."""
 
     async def read_uncommitted(
         self, partition: Partition, *, epoch: int, seq: int, stream_id: str

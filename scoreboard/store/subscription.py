@@ -1,8 +1,8 @@
 """A Redis subscription that is confirmed, monitored and re-established when it fails.
 
 A message announces a change (``epoch:seq``) and does not contain the data. redis-py's health check
-does not wait for an answer and its time-outs cannot be told from silence, so this module sends a
-PING every few seconds and drops a connection that receives nothing. After a change of the secret it
+does not wait for an answer, and its time-outs look the same as silence, so this module sends a PING
+every few seconds and drops a connection that receives nothing. After a change of the secret it
 subscribes on a new connection before it closes the old one.
 """
 

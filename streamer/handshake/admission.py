@@ -149,8 +149,8 @@ class Admission:
     def allow_expired(self, address: str, now_s: float) -> bool:
         """Return whether to accept a handshake with an expired token, to close it with 4401.
 
-        Browsers hide the status of a rejected handshake, so this costs a complete one; hence the
-        limit per address.
+        Browsers hide the status of a rejected handshake, but not a close code. The rate per address
+        is limited, because each of these handshakes is completed.
         """
         return self._expired.take(address, now_s)
 
