@@ -385,9 +385,9 @@ class Connection(asyncio.Protocol):
     async def _serve(self, request: Request) -> None:
         """Answer one request, then continue with the next."""
         try:
-            answer = await self._server.handler(request)
-            if answer is not None:
-                await self._answer(request.head, answer)
+            response = await self._server.handler(request)
+            if response is not None:
+                await self._respond(request.head, response)
         except Exception as error:  # noqa: BLE001 (entry point of a request)
             _log.error("request_aborted", exc_info=error)
             self.abort()
@@ -397,14 +397,14 @@ class Connection(asyncio.Protocol):
         if self._phase == _SERVING:
             self._next()
 
-    async def _answer(self, head: Head, answer: HttpResponse) -> None:
+    async def _respond(self, head: Head, response: HttpResponse) -> None:
         """Write a response; close the connection if the peer does not read it."""
         if self._reader is not None:
             # The rest of the body must not be parsed as the next request.
             self._end_requests()
         if self._server.is_draining:
             self._is_last = True
-        written, body = self._encode(answer, head)
+        written, body = self._encode(response, head)
         send_s = self._server.limits.send_s
         try:
             # A long body is not copied: many responses may share it.
@@ -414,7 +414,7 @@ class Connection(asyncio.Protocol):
         except (ConnectionError, TimeoutError):
             self.abort()
 
-    def _encode(self, answer: HttpResponse, head: Head | None = None) -> tuple[bytes, bytes]:
+    def _encode(self, response: HttpResponse, head: Head | None = None) -> tuple[bytes, bytes]:
         """Return the encoded head and the body of a response.
 
         Without a request, as for an unreadable one, the connection ends.
@@ -424,11 +424,11 @@ class Connection(asyncio.Protocol):
             lines.append(_CLOSE)
         elif not head.minor:
             lines.append(_KEEP_ALIVE)
-        if not has_body(answer.status):
-            return encode_head(answer.status, answer.headers, *lines), b""
-        lines.append(b"content-length: %d\r\n" % len(answer.body))
-        written = encode_head(answer.status, answer.headers, *lines)
-        return written, b"" if head is not None and head.method == "HEAD" else answer.body
+        if not has_body(response.status):
+            return encode_head(response.status, response.headers, *lines), b""
+        lines.append(b"content-length: %d\r\n" % len(response.body))
+        written = encode_head(response.status, response.headers, *lines)
+        return written, b"" if head is not None and head.method == "HEAD" else response.body
 
     def _next(self) -> None:
         """Parse the bytes after the answered request, or wait for the next request."""
@@ -452,8 +452,8 @@ class Connection(asyncio.Protocol):
     def _refuse(self, error: ScoreboardError, *, is_head: bool = False) -> None:
         """Answer an unreadable request, or a connection over the limit, and stop reading."""
         self._end_requests()
-        answer = self._server.handler.refuse(error, self.peer[0])
-        head, body = self._encode(answer)
+        response = self._server.handler.refuse(error, self.peer[0])
+        head, body = self._encode(response)
         self._transport.write(head if is_head else head + body)
         self._finish()
 

@@ -76,18 +76,18 @@ class OperatorPort:
         """Answer one request."""
         request.id = self._ids.of(request.head.headers)
         try:
-            answer = await self._respond(request)
+            response = await self._respond(request)
         except ScoreboardError as error:
-            answer = error_response(error, request.id)
-        answer.headers.append((HEADER, request.id.encode()))
-        return answer
+            response = error_response(error, request.id)
+        response.headers.append((HEADER, request.id.encode()))
+        return response
 
     def refuse(self, error: ScoreboardError, peer: str) -> HttpResponse:  # noqa: ARG002 (the server's)
         """Return the response to an unreadable request or to a connection over the limit."""
         request_id = self._ids.new()
-        answer = error_response(error, request_id)
-        answer.headers.append((HEADER, request_id.encode()))
-        return answer
+        response = error_response(error, request_id)
+        response.headers.append((HEADER, request_id.encode()))
+        return response
 
     async def _respond(self, request: Request) -> HttpResponse:
         if request.head.method not in {"GET", "HEAD"}:

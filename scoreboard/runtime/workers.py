@@ -193,8 +193,8 @@ class _WorkersCollector(Collector):
 
 def _scrape(port: int) -> Iterator[Metric]:
     try:
-        with _OPENER.open(f"http://127.0.0.1:{port}/metrics", timeout=SCRAPE_S) as answer:
-            text: str = answer.read().decode()
+        with _OPENER.open(f"http://127.0.0.1:{port}/metrics", timeout=SCRAPE_S) as response:
+            text: str = response.read().decode()
     except OSError:
         return  # it is exiting; the next scrape reaches its successor
     yield from text_string_to_metric_families(text)
