@@ -188,13 +188,13 @@ def _add_headers_and_examples(document: dict[str, Any]) -> None:
         for operation in item.values():
             operation["responses"] = dict(sorted(operation["responses"].items()))
             operation.setdefault("security", [])  # the probes need no token
-            asked, answered = _EXAMPLES[operation["operationId"]]
+            request, success = _EXAMPLES[operation["operationId"]]
             [content] = operation["responses"]["200"]["content"].values()
-            content["example"] = answered
-            if asked is not None:
-                operation["requestBody"]["content"]["application/json"]["examples"] = asked
-            for status, answer in operation["responses"].items():
-                answer["headers"] = {
+            content["example"] = success
+            if request is not None:
+                operation["requestBody"]["content"]["application/json"]["examples"] = request
+            for status, response in operation["responses"].items():
+                response["headers"] = {
                     name: {"$ref": f"#/components/headers/{reference}"}
                     for name, reference in _headers_of(path, operation, status).items()
                 }

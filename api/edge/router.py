@@ -82,14 +82,14 @@ class Router:
                 if self._in_flight > self._max_in_flight and not head.path.startswith("/health/"):
                     raise Overloaded  # noqa: TRY301 (all errors are answered below)
                 if handler is None:
-                    answer, route, code = await self._call_framework(request)
+                    response, route, code = await self._call_framework(request)
                 else:
-                    answer = await handler(request)
-            status = answer.status if isinstance(answer, HttpResponse) else 200
+                    response = await handler(request)
+            status = response.status if isinstance(response, HttpResponse) else 200
         except Exception as error:  # noqa: BLE001 (entry point of a request)
             known = _as_scoreboard_error(error, head.method, request.id)
             status, code = status_of(type(known)), known.code
-            answer = error_response(known, request.id)
+            response = error_response(known, request.id)
         finally:
             self._in_flight -= 1
             seconds = time.perf_counter() - started_s
@@ -105,26 +105,26 @@ class Router:
                     code=code,
                     duration_ms=round(seconds * 1000, 2),
                 )
-        if not isinstance(answer, HttpResponse):
-            await answer()
+        if not isinstance(response, HttpResponse):
+            await response()
             return None
-        answer.headers.append((HEADER, request.id.encode()))
-        return answer
+        response.headers.append((HEADER, request.id.encode()))
+        return response
 
     def refuse(self, error: ScoreboardError, peer: str) -> HttpResponse:
         """Return the response to an unreadable request or to a connection over the limit."""
         request_id = self._ids.new()
-        answer = error_response(error, request_id)
-        answer.headers.append((HEADER, request_id.encode()))
-        metrics.observe("", metrics.UNMATCHED, answer.status, 0.0)
+        response = error_response(error, request_id)
+        response.headers.append((HEADER, request_id.encode()))
+        metrics.observe("", metrics.UNMATCHED, response.status, 0.0)
         _log.info(
             "request_refused",
             client=peer,
             request_id=request_id,
-            status=answer.status,
+            status=response.status,
             code=error.code,
         )
-        return answer
+        return response
 
     @contextmanager
     def _waiting_for_body(self) -> Iterator[None]:
@@ -147,11 +147,11 @@ class Router:
         scope = build_scope(request)
         scope["state"]["request_id"] = request.id
         with structlog.contextvars.bound_contextvars(request_id=request.id):
-            answer = await call_app(self._framework, scope, request)
-        if not any(name == NOSNIFF[0] for name, _ in answer.headers):
-            answer.headers.append(NOSNIFF)
+            response = await call_app(self._framework, scope, request)
+        if not any(name == NOSNIFF[0] for name, _ in response.headers):
+            response.headers.append(NOSNIFF)
         route = str(scope.get("path_template") or metrics.UNMATCHED)
-        return answer, route, str(scope["state"].get("code", ""))
+        return response, route, str(scope["state"].get("code", ""))
 
 
 def _as_scoreboard_error(error: Exception, method: str, request_id: str) -> ScoreboardError:

@@ -187,12 +187,12 @@ class EventStreams:
         settings = self._settings
         try:
             headers = [*_HEADERS, (b"x-request-id", request.id.encode())]
-            answer = request.start_stream(200, headers, send_s=settings.slow_viewer_s)
+            response = request.start_stream(200, headers, send_s=settings.slow_viewer_s)
             async with asyncio.TaskGroup() as tasks:
                 watching = tasks.create_task(_watch_disconnect(request, stream))
                 try:
-                    reason = await stream.run(answer.write, settings.heartbeat_s)
-                    await answer.end()
+                    reason = await stream.run(response.write, settings.heartbeat_s)
+                    await response.end()
                 finally:
                     watching.cancel()
         except* TimeoutError:

@@ -196,7 +196,7 @@ class Scores(Controller):
         page = await services.reads.leaderboard(
             services.settings.resolve_board(board), limit=limit, offset=offset, names=names
         )
-        return cast("Response[LeaderboardReply]", _answer(request, page))
+        return cast("Response[LeaderboardReply]", _respond(request, page))
 
     @get(
         "/users/{user_id:str}",
@@ -225,7 +225,7 @@ class Scores(Controller):
         page = await services.reads.standing(
             services.settings.resolve_board(board), user_id, around=around
         )
-        return cast("Response[StandingReply]", _answer(request, page))
+        return cast("Response[StandingReply]", _respond(request, page))
 
     @get(
         "/stream",
@@ -246,7 +246,7 @@ class Scores(Controller):
         raise MethodNotAllowed("Use GET", allow="GET")
 
 
-def _answer(request: AnyRequest, page: Page) -> Response[bytes]:
+def _respond(request: AnyRequest, page: Page) -> Response[bytes]:
     is_public = request.state["board"].is_public
     headers = {
         "ETag": page.etag,
