@@ -1,7 +1,7 @@
 """`scoreboard simulate`: simulated players that send updates over HTTP.
 
 They use the token of a game server and act at the pace of people, fewer than ten actions a minute
-each. As in a real client, a retry after an answer that is not final has the same actionId.
+each. As in a real client, a retry after a temporary failure has the same actionId.
 """
 
 import asyncio
@@ -103,22 +103,22 @@ class Simulation:
         while not stop.is_set:
             wait_s = backoff_s(attempt)
             try:
-                answer = await client.post(self._address, content=body, headers=self._headers())
+                response = await client.post(self._address, content=body, headers=self._headers())
             except httpx.HTTPError as error:
                 # The outcome is unknown, so the same action is sent again.
                 self.counts.reason = str(error) or type(error).__name__
             else:
-                if answer.status_code == 200 and (is_replay := _is_replay(answer)) is not None:
+                if response.status_code == 200 and (is_replay := _is_replay(response)) is not None:
                     if is_replay:
                         self.counts.replayed += 1
                     else:
                         self.counts.counted += 1
                     return
-                self.counts.reason = _reason_of(answer)
-                if answer.status_code not in {429, 503}:
+                self.counts.reason = _reason_of(response)
+                if response.status_code not in {429, 503}:
                     self.counts.refused += 1
                     return
-                wait_s = _retry_after_s(answer, wait_s)
+                wait_s = _retry_after_s(response, wait_s)
             self.counts.retries += 1
             attempt += 1
             await stop.sleep(wait_s)
@@ -184,28 +184,28 @@ def _is_http_url(url: str) -> bool:
     return parts.scheme in {"http", "https"} and bool(parts.host) and is_port
 
 
-def _is_replay(answer: httpx.Response) -> bool | None:
-    """Return whether the action had counted before; None if this is not an answer of the api."""
+def _is_replay(response: httpx.Response) -> bool | None:
+    """Return whether the action had counted before; None if this is not a response of the api."""
     try:
-        outcome: Any = answer.json()
+        outcome: Any = response.json()
         return bool(outcome["replayed"])
     except (ValueError, KeyError, TypeError):
         return None
 
 
-def _reason_of(answer: httpx.Response) -> str:
-    """Return the status and the detail of an answer that is not a success."""
+def _reason_of(response: httpx.Response) -> str:
+    """Return the status and the detail of a response that is not a success."""
     try:
-        problem: Any = answer.json()
+        problem: Any = response.json()
         words = str(problem["detail"])
     except (ValueError, KeyError, TypeError):
-        words = answer.reason_phrase
-    return f"{answer.status_code} {words}"
+        words = response.reason_phrase
+    return f"{response.status_code} {words}"
 
 
-def _retry_after_s(answer: httpx.Response, default_s: float) -> float:
+def _retry_after_s(response: httpx.Response, default_s: float) -> float:
     try:
-        return min(float(answer.headers["Retry-After"]), RETRY_AFTER_MAX_S)
+        return min(float(response.headers["Retry-After"]), RETRY_AFTER_MAX_S)
     except (KeyError, ValueError):
         return default_s
 

@@ -2,7 +2,7 @@
 
 Invariants: only requests with the issuer's own Host are accepted, so that no page can reach it by
 another name; a form is accepted from the issuer's own page only; only the origins of the scoreboard
-page can read answers; no answer may be stored or framed.
+page can read responses; no response may be stored or framed.
 """
 
 from collections.abc import Sequence
@@ -88,7 +88,7 @@ class IssuerApp:
             return self.refuse(error, request.peer[0])
 
     def refuse(self, error: ScoreboardError, peer: str) -> HttpResponse:
-        """Return the answer to a request that was invalid or exceeded a limit."""
+        """Return the response to a request that was invalid or exceeded a limit."""
         _log.info("request_refused", code=error.code, client=peer)
         answer = {"error": "invalid_request", "error_description": error.detail}
         fields = [(name.encode(), value.encode()) for name, value in self._security_headers.items()]
@@ -185,7 +185,7 @@ class IssuerApp:
     def _respond(
         self, request: HttpRequest, body: bytes, status: HTTPStatus = HTTPStatus.OK
     ) -> Response[bytes]:
-        """Return an answer that only the scripts of the scoreboard page can read."""
+        """Return a response that only the scripts of the scoreboard page can read."""
         headers = {"Vary": "Origin"}
         origin = request.headers.get("origin")
         if origin in self._page_origins:
@@ -214,7 +214,7 @@ class IssuerApp:
 
 
 def _security_headers(page_origins: frozenset[str]) -> dict[str, str]:
-    """Return the headers that prevent answers from being stored, framed or read by other pages."""
+    """Return headers that prevent responses from being stored, framed or read by other pages."""
     # Chromium also applies form-action to the redirect after the form, so it includes the page.
     allowed = " ".join(("'self'", *sorted(page_origins)))
     return {

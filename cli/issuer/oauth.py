@@ -79,7 +79,7 @@ class AuthorizationRequest(Struct, frozen=True):
 
 
 class TokenResponse(Struct, frozen=True, kw_only=True):
-    """The answer of the token endpoint (RFC 6749, 5.1)."""
+    """The response of the token endpoint (RFC 6749, 5.1)."""
 
     access_token: str
     token_type: Literal["Bearer"] = "Bearer"  # noqa: S105 (a word of the protocol)

@@ -140,11 +140,11 @@ class Service:
                 )
             ) as connection:
                 connection.request("GET", parts.path)
-                answer = connection.getresponse()
-                body = answer.read().decode(errors="replace")
+                response = connection.getresponse()
+                body = response.read().decode(errors="replace")
         except (OSError, http.client.HTTPException) as error:
             return f"it does not answer ({type(error).__name__})"
-        return "" if answer.status == 200 else " ".join(body.split())
+        return "" if response.status == 200 else " ".join(body.split())
 
 
 def wait_until_ready(services: Sequence[Service], check: Callable[[], None]) -> None:
