@@ -31,16 +31,16 @@ class Probe:
     async def observe(self, stop: StopEvent) -> None:
         """Measure streams until ``stop``, also without PostgreSQL or the lease."""
         while not await stop.sleep(OBSERVE_EVERY_S):
-            for worker in self._partitions:
+            for flusher in self._partitions:
                 with suppress(ScoreboardError):  # the partition flusher logs it
-                    await self._measure(worker)
+                    await self._measure(flusher)
 
-    async def _measure(self, worker: PartitionFlusher) -> None:
-        labels = (worker.partition.board, str(worker.partition.number))
-        committed = worker.status.position  # before Redis is asked, so that lag is never negative
-        state = await self._store.state(worker.partition)
-        backlog = await self._store.backlog(worker.partition)
-        worker.status.note_backlog(backlog.first_id)
+    async def _measure(self, flusher: PartitionFlusher) -> None:
+        labels = (flusher.partition.board, str(flusher.partition.number))
+        committed = flusher.status.position  # before Redis is asked, so that lag is never negative
+        state = await self._store.state(flusher.partition)
+        backlog = await self._store.backlog(flusher.partition)
+        flusher.status.note_backlog(backlog.first_id)
         metrics.ACCEPTING.labels(*labels).set(state.is_open)
         metrics.STREAM_LENGTH.labels(*labels).set(backlog.entries)
         metrics.STREAM_PENDING.labels(*labels).set(backlog.pending)
@@ -56,19 +56,19 @@ class Probe:
     def health(self) -> tuple[bool, dict[str, Any]]:
         """Return whether every partition flusher is ready, and the status of each."""
         is_ready = bool(self._partitions) and all(
-            worker.status.is_ready for worker in self._partitions
+            flusher.status.is_ready for flusher in self._partitions
         )
         return is_ready, {
             "partitions": [
                 {
-                    "board": worker.partition.board,
-                    "part": worker.partition.number,
-                    "condition": worker.status.condition.value,
-                    "reason": worker.status.reason,
-                    "stalled": worker.status.is_stalled,
-                    "committed": msgspec.to_builtins(worker.status.position),
-                    "last_success_s": round(worker.status.last_success_s, 3),
+                    "board": flusher.partition.board,
+                    "part": flusher.partition.number,
+                    "condition": flusher.status.condition.value,
+                    "reason": flusher.status.reason,
+                    "stalled": flusher.status.is_stalled,
+                    "committed": msgspec.to_builtins(flusher.status.position),
+                    "last_success_s": round(flusher.status.last_success_s, 3),
                 }
-                for worker in self._partitions
+                for flusher in self._partitions
             ],
         }

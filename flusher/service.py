@@ -86,8 +86,8 @@ class Flusher:
                         async with asyncio.timeout(SEARCH_LIMIT_S):
                             found = await self._find(connection, store)
                         for partition in found:
-                            worker = self._add_partition(clients, store, partition)
-                            group.create_task(worker.run(stop))
+                            flusher = self._add_partition(clients, store, partition)
+                            group.create_task(flusher.run(stop))
                         attempt = 0
                         await stop.sleep(SEARCH_EVERY_S)
             except (ScoreboardError, TimeoutError) as error:
@@ -113,7 +113,7 @@ class Flusher:
     async def _unserved(
         self, connection: Connection, store: Store, board: Board
     ) -> list[Partition]:
-        served = {worker.partition for worker in self.partitions}
+        served = {flusher.partition for flusher in self.partitions}
         numbers = range(board.layout.partitions)
         is_ours = board.name in self._settings.boards
         found: list[Partition] = []
@@ -155,9 +155,9 @@ class Flusher:
         client = make_client(self._settings, name="flusher-reader", decode=False, connections=2)
         clients.push_async_callback(client.aclose)
         consumer = Consumer(client, store, partition, timeout_s=self._settings.redis_timeout_s)
-        worker = PartitionFlusher(partition, self._settings, consumer, store)
-        self.partitions.append(worker)
-        return worker
+        flusher = PartitionFlusher(partition, self._settings, consumer, store)
+        self.partitions.append(flusher)
+        return flusher
 
     async def _require_redis(self) -> None:
         async with make_client(self._settings, name="flusher-check", connections=1) as client:
