@@ -248,7 +248,7 @@ async def test_wall_clock_jump_neither_ends_nor_extends_a_token(
 
     monkeypatch.setattr("streamer.fanout.manager.time.time", lambda: real() + 3600)
     monkeypatch.setattr(
-        "streamer.connection.viewer.time.time_ns", lambda: int((real() + 3600) * 1e9)
+        "scoreboard.broadcast.messages.time.time_ns", lambda: int((real() + 3600) * 1e9)
     )
 
     assert await ending.closed() == 4401
