@@ -71,7 +71,7 @@ const EXPIRY_MARGIN_MS = 5_000;
 const LONGEST_WAIT_MS = 120_000;
 
 /** The rest of the status while nothing is wrong. */
-const NO_TROUBLE = { reason: null, code: null, attempt: 0, retryAtMs: null, isMandated: false };
+const NO_FAILURE = { reason: null, code: null, attempt: 0, retryAtMs: null, isMandated: false };
 
 /**
  * Follow a board until `close()` is called or retrying is pointless.
@@ -89,7 +89,7 @@ class Connection {
   /** @type {Options} */ #options;
   /** @type {() => number} */ #random;
 
-  /** @type {Readonly<Status>} */ #status = Object.freeze({ state: "connecting", ...NO_TROUBLE });
+  /** @type {Readonly<Status>} */ #status = Object.freeze({ state: "connecting", ...NO_FAILURE });
   /** @type {Board | null} */ #board = null;
   /** @type {string | null} */ #token = null;
 
@@ -154,7 +154,7 @@ class Connection {
     if (state === "stopped" && reason !== "closed") {
       this.#failures = this.#rejections = this.#silentFailures = 0;
       globalThis.addEventListener?.("online", this.#onOnline);
-      this.#update({ state: "reconnecting", ...NO_TROUBLE });
+      this.#update({ state: "reconnecting", ...NO_FAILURE });
       this.#open("first");
       return true;
     }
@@ -304,7 +304,7 @@ class Connection {
   #setLive() {
     this.#hasMessage = true;
     this.#silentFailures = 0;
-    this.#update({ state: this.#isStale ? "stale" : "live", ...NO_TROUBLE });
+    this.#update({ state: this.#isStale ? "stale" : "live", ...NO_FAILURE });
   }
 
   /**
@@ -410,7 +410,7 @@ class Connection {
     if (this.#status.state === "stopped" && reason !== "closed") return;
     this.#abandon();
     globalThis.removeEventListener?.("online", this.#onOnline);
-    this.#update({ state: "stopped", ...NO_TROUBLE, reason, code });
+    this.#update({ state: "stopped", ...NO_FAILURE, reason, code });
   }
 
   /** Cancel what is under way; return the number of the new generation. */
