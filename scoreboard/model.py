@@ -76,6 +76,8 @@ BoardName = Annotated[
 ]
 StreamId = Annotated[str, Meta(pattern=STREAM_ID_PATTERN)]
 Points = Annotated[int, Meta(ge=1, le=POINTS_MAX, description="Points of one action.")]
+Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
+"""An epoch, seq or count in a reply of Redis."""
 
 DEFAULT_BOARD: Final = "main"
 

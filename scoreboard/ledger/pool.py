@@ -100,7 +100,7 @@ class _StoredLogin(Connection):
         return self._store.is_outdated(self._used)
 
     @classmethod
-    async def connect(  # pyright: ignore[reportIncompatibleMethodOverride] (asked only by us)
+    async def connect(  # pyright: ignore[reportIncompatibleMethodOverride] (called here only)
         cls,
         conninfo: str = "",
         *,

@@ -44,6 +44,8 @@ WholeInt = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
 """At most a year, which every clock and driver supports."""
 
+Rate = Annotated[float, Meta(gt=0, le=31_536_000)]
+
 
 class _Revealed(str):
     """Text whose repr hides it, for the local variables of a traceback."""
@@ -255,7 +257,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         PositiveInt, _description("Maximum number of fragments of such a message")
     ] = 8
     viewer_frames_per_second: Annotated[
-        Seconds, _description("Maximum rate of WebSocket frames from a viewer, of any kind")
+        Rate, _description("Maximum rate of WebSocket frames from a viewer, of any kind")
     ] = 5.0
     viewer_frames_burst: Annotated[PositiveInt, _description("Maximum burst of such frames")] = 20
     sync_interval_s: Annotated[

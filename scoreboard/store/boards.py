@@ -18,6 +18,7 @@ from scoreboard.model import (
     COUNT_MAX,
     PACKED_MAX,
     Board,
+    Count,
     Layout,
     Partition,
     Row,
@@ -35,7 +36,6 @@ READS_MAX: Final = 3
 """Maximum reads of a board whose partitions begin new epochs."""
 
 _Reply = TypeVar("_Reply")
-_Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
 _Epoch = Annotated[int, Meta(ge=1, le=COUNT_MAX)]
 _Read = TypeVar("_Read", "_Page", "_Place", "_Near")
 _LEADERBOARD: Final = Script.load("leaderboard")
@@ -47,8 +47,8 @@ class _Page(Struct, frozen=True, array_like=True):
     """The reply of leaderboard.lua."""
 
     epoch: _Epoch
-    seq: _Count
-    total: _Count
+    seq: Count
+    total: Count
     rows: list[str]
 
     def __post_init__(self) -> None:
@@ -59,11 +59,11 @@ class _Place(Struct, frozen=True, array_like=True):
     """The reply of standing.lua."""
 
     epoch: _Epoch
-    seq: _Count
-    total: _Count
+    seq: Count
+    total: Count
     index: Annotated[int, Meta(ge=-1, le=COUNT_MAX)]
     packed: Annotated[int, Meta(ge=-1, le=PACKED_MAX)]
-    first: _Count
+    first: Count
     rows: list[str]
 
     def __post_init__(self) -> None:
@@ -74,9 +74,9 @@ class _Near(Struct, frozen=True, array_like=True):
     """The reply of neighbours.lua."""
 
     epoch: _Epoch
-    seq: _Count
-    total: _Count
-    count_above: _Count
+    seq: Count
+    total: Count
+    count_above: Count
     above: list[str]
     below: list[str]
 

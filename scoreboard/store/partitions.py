@@ -3,12 +3,12 @@
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
-from msgspec import Meta, Struct, field
+from msgspec import Struct, field
 from redis.exceptions import RedisError
 
-from scoreboard.model import COUNT_MAX, PARTITIONS_MAX, Layout, Partition, StreamId
+from scoreboard.model import PARTITIONS_MAX, Count, Layout, Partition, StreamId
 from scoreboard.store.keys import COMMITS_PREFIX, GROUP, PartitionKeys
 from scoreboard.store.replies import (
     checking_reply,
@@ -22,7 +22,6 @@ from scoreboard.store.store_client import StoreClient
 
 _FENCE_TOKEN: Final = re.compile(r"[!-~]+")
 _COMMITTED: Final = re.compile(r"(\d{1,16}):(\d{1,16})", re.ASCII)
-_Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
 _TRIM: Final = Script.load("trim")
 _HISTORY: Final = Script.load("history")
 
@@ -30,7 +29,7 @@ _HISTORY: Final = Script.load("history")
 class _Stream(Struct, frozen=True):
     """The fields of XINFO STREAM that are used."""
 
-    length: _Count
+    length: Count
     last_id: StreamId = field(name="last-generated-id")
     first_entry: tuple[StreamId, Any] | None = field(name="first-entry")
 
@@ -39,7 +38,7 @@ class _Group(Struct, frozen=True):
     """The fields of a group in XINFO GROUPS that are used."""
 
     name: str
-    pending: _Count
+    pending: Count
     delivered_id: StreamId = field(name="last-delivered-id")
 
 
@@ -179,7 +178,7 @@ class Partitions(StoreClient):
 
         Raises RedisUnavailable, UnexpectedReply.
         """
-        seconds, microseconds = await read_reply(self._client.time(), tuple[_Count, _Count], "TIME")
+        seconds, microseconds = await read_reply(self._client.time(), tuple[Count, Count], "TIME")
         return seconds + microseconds / 1_000_000
 
     async def trim(

@@ -5,12 +5,11 @@ from typing import Annotated, Final
 import redis.asyncio as aioredis
 from msgspec import Meta, Struct
 
-from scoreboard.model import COUNT_MAX
+from scoreboard.model import Count
 from scoreboard.store.keys import limit_key
 from scoreboard.store.scripts import Script, call
 
 WINDOW_S: Final = 60
-_Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
 _RATE_LIMIT: Final = Script.load("rate_limit")
 
 
@@ -19,8 +18,8 @@ class Window(Struct, frozen=True, array_like=True):
 
     is_counted: Annotated[int, Meta(ge=0, le=1)]
     """1 if the call was within the limit."""
-    remaining: _Count
-    reset_ms: _Count
+    remaining: Count
+    reset_ms: Count
     """Time until the oldest call leaves the window."""
 
 

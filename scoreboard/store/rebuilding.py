@@ -1,11 +1,9 @@
 """The steps of a reseed: fence, restore, remember, open, retire."""
 
 from collections.abc import Sequence
-from typing import Annotated, Final
+from typing import Final
 
-from msgspec import Meta
-
-from scoreboard.model import COUNT_MAX, Board, Layout, Partition
+from scoreboard.model import Board, Count, Layout, Partition
 from scoreboard.store.keys import GROUP, PartitionKeys
 from scoreboard.store.partitions import PartitionState
 from scoreboard.store.scripts import Script, call
@@ -14,7 +12,6 @@ from scoreboard.store.store_client import StoreClient
 PAGE: Final = 1000
 """Maximum number of scores or dedup records of one call."""
 
-_Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
 _FENCE: Final = Script.load("fence")
 _RESTORE: Final = Script.load("restore")
 _REMEMBER: Final = Script.load("remember")
@@ -38,7 +35,7 @@ class Rebuilding(StoreClient):
         """
         args: list[object] = [token, seen.epoch, seen.fence, committed]
         meta = PartitionKeys(partition).meta
-        return await call(self._client, _FENCE, [meta], args, tuple[_Count, _Count])
+        return await call(self._client, _FENCE, [meta], args, tuple[Count, Count])
 
     async def restore(
         self, partition: Partition, token: str, page: Sequence[tuple[int, str]], *, first: bool
