@@ -13,7 +13,7 @@ WINDOW_S: Final = 60
 _RATE_LIMIT: Final = Script.load("rate_limit")
 
 
-class Window(Struct, frozen=True, array_like=True):
+class CallWindow(Struct, frozen=True, array_like=True):
     """The calls of one caller after an attempt."""
 
     is_counted: Annotated[int, Meta(ge=0, le=1)]
@@ -23,10 +23,12 @@ class Window(Struct, frozen=True, array_like=True):
     """Time until the oldest call leaves the window."""
 
 
-async def count_call(client: aioredis.Redis, kind: str, caller: str, *, per_minute: int) -> Window:
+async def count_call(
+    client: aioredis.Redis, kind: str, caller: str, *, per_minute: int
+) -> CallWindow:
     """Count one call of a caller, if fewer than ``per_minute`` lie in the last minute.
 
     Raises RedisUnavailable, ScriptFailed.
     """
     key = limit_key(kind, caller, per_minute)
-    return await call(client, _RATE_LIMIT, [key], [per_minute, WINDOW_S], Window)
+    return await call(client, _RATE_LIMIT, [key], [per_minute, WINDOW_S], CallWindow)
