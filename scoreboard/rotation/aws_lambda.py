@@ -69,7 +69,7 @@ async def _retire(settings: Settings, secrets: Sequence[str]) -> dict[str, str]:
         try:
             outcomes[secret] = (await _rotation(settings, secret).retire()).value
         except ScoreboardError as error:
-            _log.error("secret_retire_failed", secret=secret, reason=error.detail)
+            _log.error("secret_retire_failed", name=secret, reason=error.detail)
             failed = error
     if failed is not None:
         raise failed

@@ -123,6 +123,11 @@ async def _alter(connection: Connection, login: str, verifier: str | None) -> No
         raise OperatorMistake(
             f"The password of {login} cannot be changed: {pool.describe(error)}"
         ) from error
+    except psycopg.errors.InternalError_ as error:
+        # "tuple concurrently updated": another rotation changes the same login.
+        raise DatabaseUnavailable(
+            f"The password of {login} was not changed: {pool.describe(error)}"
+        ) from error
 
 
 def _split(username: str) -> tuple[str, str]:

@@ -158,7 +158,7 @@ class Rotation:
 
     def grace_left_s(self, found: Stages) -> float:
         """Return the seconds until the previous version may be retired; 0 if it may be now."""
-        if found.previous is None:
+        if found.previous is None or self._grace_s <= 0:
             return 0.0
         return max(0.0, found.changed_at_s + self._grace_s - self._clock())
 
@@ -179,7 +179,7 @@ class Rotation:
         chosen = await asyncio.to_thread(
             self._versions.put_pending, document, token or str(uuid.uuid4())
         )
-        _log.info("secret_version_created", secret=self.name, version=chosen)
+        _log.info("secret_version_created", name=self.name, version=chosen)
         return chosen
 
     async def _set(self, token: str) -> None:
@@ -187,19 +187,19 @@ class Rotation:
             return
         current, pending = await self._require(Stage.CURRENT), await self._require(Stage.PENDING)
         await self._target.set(current, pending)
-        _log.info("secret_version_set", secret=self.name, version=token)
+        _log.info("secret_version_set", name=self.name, version=token)
 
     async def _test(self, token: str) -> None:
         if await self._is_finished(token):
             return
         await self._target.test(await self._require(Stage.PENDING))
-        _log.info("secret_version_tested", secret=self.name, version=token)
+        _log.info("secret_version_tested", name=self.name, version=token)
 
     async def _finish(self, token: str) -> None:
         if await self._is_finished(token):
             return
         await asyncio.to_thread(self._versions.promote, token)
-        _log.info("secret_rotated", secret=self.name, version=token)
+        _log.info("secret_rotated", name=self.name, version=token)
 
     async def _retire(self, found: Stages, *, disconnect: bool = False) -> Outcome:
         if found.previous is None:
@@ -209,12 +209,15 @@ class Rotation:
         current = await self._require(Stage.CURRENT)
         pending = await self._read(Stage.PENDING) if found.pending is not None else None
         previous = await self._require(Stage.PREVIOUS)
+        if await self.describe() != found:
+            # Another rotation changed the stages after they were read.
+            return Outcome.TOO_EARLY
         await self._target.retire(current, pending, previous)
         if disconnect:
             ended = await self._target.disconnect(previous)
-            _log.info("sessions_ended", secret=self.name, sessions=ended)
+            _log.info("sessions_ended", name=self.name, sessions=ended)
         await asyncio.to_thread(self._versions.discard, Stage.PREVIOUS)
-        _log.info("secret_version_retired", secret=self.name, version=found.previous)
+        _log.info("secret_version_retired", name=self.name, version=found.previous)
         return Outcome.RETIRED
 
     async def _is_finished(self, token: str) -> bool:

@@ -8,9 +8,11 @@ import datetime as dt
 import fcntl
 import os
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -20,6 +22,9 @@ from msgspec import Struct
 from scoreboard.errors import OperatorMistake, SecretsUnavailable
 from scoreboard.runtime.settings import Secret
 from scoreboard.security.secret_backends import DOCUMENT_BYTES_MAX, call_aws, make_aws_client
+
+SKEW_IGNORED_S: Final = 5.0
+"""Difference of clocks that is not corrected: dates of HTTP have seconds, and answers take time."""
 
 
 class Stage(StrEnum):
@@ -113,11 +118,12 @@ class AwsVersions:
         }
         current, pending = ids.get(Stage.CURRENT), ids.get(Stage.PENDING)
         changed: dt.datetime = answer.get("LastChangedDate") or answer["CreatedDate"]
+        skew_s = _skew_s(answer)
         return Stages(
             current,
             None if pending == current else pending,
             ids.get(Stage.PREVIOUS),
-            changed.timestamp(),
+            changed.timestamp() + skew_s,
         )
 
     def read(self, stage: Stage) -> Secret | None:
@@ -140,7 +146,11 @@ class AwsVersions:
         return chosen
 
     def promote(self, pending: str) -> None:
-        """Move the label AWSCURRENT; Secrets Manager moves AWSPREVIOUS with it."""
+        """Move the label AWSCURRENT; Secrets Manager moves AWSPREVIOUS with it.
+
+        The label AWSPENDING stays: to remove it by another call tells Secrets Manager that the
+        rotation did not succeed (AWS Secrets Manager User Guide, "Lambda rotation functions").
+        """
         found = self.describe()
         if found.current == pending:
             return
@@ -151,12 +161,6 @@ class AwsVersions:
             VersionStage=Stage.CURRENT.value,
             MoveToVersionId=pending,
             RemoveFromVersionId=found.current,
-        )
-        # Optional by the protocol of Secrets Manager; without the label no version is pending.
-        self._call(
-            "update_secret_version_stage",
-            VersionStage=Stage.PENDING.value,
-            RemoveFromVersionId=pending,
         )
 
     def discard(self, stage: Stage) -> None:
@@ -299,6 +303,15 @@ class FileVersions:
                 return None, 0.0
         # The change time: of the current version, it is the time of its rename.
         return f"{facts.st_mtime_ns}-{facts.st_ino}", facts.st_ctime
+
+
+def _skew_s(answer: Any) -> float:  # noqa: ANN401 (boto3's)
+    """Return by how much this machine's clock is ahead of AWS; 0 within the header's resolution."""
+    headers = answer["ResponseMetadata"]["HTTPHeaders"]
+    if "date" not in headers:
+        return 0.0
+    ahead_s = time.time() - parsedate_to_datetime(headers["date"]).timestamp()
+    return ahead_s if abs(ahead_s) > SKEW_IGNORED_S else 0.0
 
 
 @contextmanager

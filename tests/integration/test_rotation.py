@@ -3,28 +3,38 @@
 Secrets are in files and in AWS Secrets Manager (moto).
 """
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import psycopg
 import pytest
 import redis
 
 from cli.embedded.servers import EmbeddedPostgres, EmbeddedValkey
-from scoreboard.errors import OperatorMistake, RotationFailed
+from scoreboard.errors import (
+    OperatorMistake,
+    RotationFailed,
+    ScoreboardError,
+    SecretsUnavailable,
+)
 from scoreboard.ledger import migrations
-from scoreboard.rotation import aws_lambda
+from scoreboard.rotation import aws_lambda, versions
+from scoreboard.rotation.acl_users import RedisUser
 from scoreboard.rotation.kinds import Kind, default_secrets, make_rotation, make_versions
 from scoreboard.rotation.steps import Outcome, Rotation
-from scoreboard.rotation.versions import Stage
+from scoreboard.rotation.versions import AwsVersions, Stage
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.security import credentials
 from tests.support.fakes.aws import SecretsManager
+from tests.support.fakes.stack import start_rotation
 from tests.support.servers.rights import as_user, make_roles, make_users
 from tests.support.servers.stores import OwnPostgres
 from tests.support.servers.system import make_valkey_with_acl_file
@@ -164,8 +174,8 @@ async def test_a_rotation_leaves_both_versions_valid_until_it_is_retired(
         assert deployment.accepts(kind, after)
         assert await rotation.retire() is Outcome.NOTHING
 
-    versions = make_versions(rotation.name, deployment.settings)
-    current = versions.read(Stage.CURRENT)
+    stored = make_versions(rotation.name, deployment.settings)
+    current = stored.read(Stage.CURRENT)
     assert current is not None
     assert json.loads(current.reveal())["note"] == "kept"
 
@@ -409,18 +419,10 @@ def lambda_environment(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv(variable, text)
 
 
-def start_rotation(deployment: Deployment, name: str) -> dict[str, str]:
-    """Let Secrets Manager create a version without a value; return the event for the function."""
+def start_step_events(deployment: Deployment, name: str) -> dict[str, str]:
+    """Let Secrets Manager start a rotation; return the event for the function."""
     assert deployment.manager is not None
-    client, secret = deployment.manager.client, f"{deployment.prefix}{name}"
-    with suppress(client.exceptions.ResourceNotFoundException):  # moto has no such function
-        client.rotate_secret(
-            SecretId=secret, RotationLambdaARN="arn:aws:lambda:eu-central-1:1:function:rotation"
-        )
-    found = make_versions(secret, deployment.settings).describe()
-    assert found.pending is not None
-    arn = client.describe_secret(SecretId=secret)["ARN"]
-    return {"SecretId": arn, "ClientRequestToken": found.pending}
+    return start_rotation(deployment.manager.client, f"{deployment.prefix}{name}")
 
 
 STEPS = ("createSecret", "setSecret", "testSecret", "finishSecret")
@@ -434,7 +436,7 @@ def test_the_lambda_function_may_repeat_every_step(
 ) -> None:
     for _ in range(3):
         before = deployment.login(name)
-        event = start_rotation(deployment, name)
+        event = start_step_events(deployment, name)
         for step in STEPS:
             aws_lambda.handler(event | {"Step": step})
             aws_lambda.handler(event | {"Step": step})
@@ -454,7 +456,7 @@ def test_the_lambda_function_may_repeat_every_step(
 @pytest.mark.usefixtures("lambda_environment")
 @pytest.mark.parametrize("deployment", ["aws"], indirect=True)
 def test_the_lambda_function_refuses_a_foreign_token(deployment: Deployment) -> None:
-    event = start_rotation(deployment, "api/redis")
+    event = start_step_events(deployment, "api/redis")
     token = "5f7c8b1e-0d5a-4f6e-9a45-000000000001"
 
     for step in STEPS:
@@ -464,3 +466,91 @@ def test_the_lambda_function_refuses_a_foreign_token(deployment: Deployment) -> 
         aws_lambda.handler(event | {"Step": "deleteSecret"})
 
     assert deployment.login("api/redis") == ("api", FIRST)
+
+
+on_aws = pytest.mark.parametrize("deployment", ["aws"], indirect=True)
+
+
+@on_aws
+async def test_a_clock_that_is_ahead_does_not_shorten_the_grace(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = f"{deployment.prefix}api/redis"
+    before = deployment.login("api/redis")
+    await deployment.rotation(Kind.REDIS, "api/redis").rotate()
+
+    def ahead_s() -> float:
+        return time.time() + 600
+
+    monkeypatch.setattr(versions, "time", SimpleNamespace(time=ahead_s))
+    target = RedisUser(deployment.settings)
+    rotation = Rotation(AwsVersions(secret), target, grace_s=300, clock=ahead_s)
+
+    assert await rotation.retire() is Outcome.TOO_EARLY
+    assert deployment.accepts(Kind.REDIS, before)
+
+
+@on_aws
+@pytest.mark.parametrize(("kind", "name"), SECRETS)
+async def test_a_rotation_during_a_retirement_keeps_its_previous_version(
+    kind: Kind, name: str, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Secrets Manager rotates while the hourly schedule retires."""
+    rotation = deployment.rotation(kind, name)
+    await rotation.rotate()
+    current = deployment.login(name)
+    read, between = AwsVersions.read, [lambda: asyncio.run(rotation.rotate())]
+
+    def read_slowly(self: AwsVersions, stage: Stage) -> Secret | None:
+        if between:
+            between.pop()()
+        return read(self, stage)
+
+    monkeypatch.setattr(AwsVersions, "read", read_slowly)
+
+    await rotation.retire()
+
+    assert deployment.login(name, Stage.PREVIOUS) == current
+    assert deployment.accepts(kind, current)
+    assert deployment.accepts(kind, deployment.login(name))
+
+
+@on_aws
+@pytest.mark.parametrize(("kind", "name"), SECRETS)
+async def test_two_rotations_at_once_leave_a_current_version_that_works(
+    kind: Kind, name: str, deployment: Deployment
+) -> None:
+    for _ in range(3):
+        outcomes = await asyncio.gather(
+            deployment.rotation(kind, name).rotate(),
+            deployment.rotation(kind, name).rotate(),
+            return_exceptions=True,
+        )
+        assert any(isinstance(one, str) for one in outcomes), outcomes
+        assert all(isinstance(one, str | ScoreboardError) for one in outcomes), outcomes
+        assert deployment.accepts(kind, deployment.login(name))
+
+    await deployment.rotation(kind, name).rotate()
+    assert deployment.accepts(kind, deployment.login(name))
+
+
+@on_aws
+@pytest.mark.usefixtures("lambda_environment")
+def test_a_secret_that_is_to_be_deleted_does_not_stop_the_retirement_of_others(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert deployment.manager is not None
+    before = deployment.login("flusher/redis")
+    for name in ("api/redis", "flusher/redis"):
+        asyncio.run(deployment.rotation(Kind.REDIS, name).rotate())
+    monkeypatch.setattr("scoreboard.rotation.kinds.GRACE_TIMES", 0.0)
+    names = [f"{deployment.prefix}{name}" for name in ("api/redis", "flusher/redis")]
+    deployment.manager.client.delete_secret(SecretId=names[0], RecoveryWindowInDays=7)
+
+    with pytest.raises(SecretsUnavailable, match="InvalidRequestException"):
+        aws_lambda.handler({"Step": aws_lambda.RETIRE, "SecretIds": names})
+
+    assert not deployment.accepts(Kind.REDIS, before)
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "retire_failed" in line]
+    assert names[0] in line
+    assert "InvalidRequestException" in line
