@@ -11,7 +11,7 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: bench-api bench-ws bench-flush bench-reseed faults help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel
+.PHONY: bench-api bench-ws bench-flush bench-reseed faults help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel lambda
 
 help:            ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -60,6 +60,8 @@ lock: $(VENV)/.dev  ## update the pins in requirements/*.txt, with hashes
 	  --python-version 3.11 --group build -c requirements/dev.txt -o requirements/build.txt
 	$(BIN)/uv pip compile -q --generate-hashes --universal --no-emit-index-url --no-header \
 	  --python-version 3.11 --group docs -c requirements/dev.txt -o requirements/docs.txt
+	$(BIN)/uv pip compile -q --generate-hashes --universal --no-emit-index-url --no-header \
+	  --python-version 3.11 --group lambda -c requirements/base.txt -o requirements/lambda.txt
 
 FAULTS_ARGS ?= --minutes 15
 
@@ -96,6 +98,11 @@ checksums:       ## write the checksums of the migrations
 
 wheel: $(VENV)/.dev  ## build the wheel into dist/
 	$(BIN)/python -m hatchling build -t wheel
+
+LAMBDA_ARGS ?=
+
+lambda: $(VENV)/.dev  ## build dist/scoreboard-rotation.zip for AWS Lambda: LAMBDA_ARGS="--arch arm64 --python 3.13"
+	$(BIN)/python deploy/aws/package.py $(LAMBDA_ARGS)
 
 # Stamp files: pip runs only if the pins have changed.
 $(VENV)/bin/python:
