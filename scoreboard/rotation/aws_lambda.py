@@ -2,7 +2,8 @@
 
 Configure ``scoreboard.rotation.aws_lambda.handler``. Secrets Manager calls it once per step, and
 may repeat a step. A schedule calls it with ``{"Step": "retireSecret", "SecretIds": [...]}``. The
-environment contains the settings of the rotator. Source of the protocol: AWS Secrets Manager User
+environment contains the settings of the rotator, and in ``REDIS_REPLICAS`` the addresses of further
+nodes of Redis, separated by spaces. Source of the protocol: AWS Secrets Manager User
 Guide, "Lambda rotation functions".
 """
 
@@ -37,8 +38,11 @@ def handler(event: Mapping[str, Any], context: object = None) -> dict[str, str]:
     if event.get("Step") == RETIRE:
         return asyncio.run(_retire(settings, event["SecretIds"]))
     secret, token = event["SecretId"], event["ClientRequestToken"]
-    rotation = _rotation(settings, secret)
-    return {secret: asyncio.run(_step(rotation, event["Step"], token))}
+    try:
+        return {secret: asyncio.run(_step(_rotation(settings, secret), event["Step"], token))}
+    except ScoreboardError as error:
+        _log.error("secret_rotation_failed", name=secret, step=event["Step"], reason=error.detail)
+        raise
 
 
 async def _step(rotation: Rotation, step: str, token: str) -> str:
@@ -77,4 +81,5 @@ async def _retire(settings: Settings, secrets: Sequence[str]) -> dict[str, str]:
 
 
 def _rotation(settings: Settings, secret: str) -> Rotation:
-    return make_rotation(kind_of(secret), secret, settings)
+    replicas = os.environ.get("REDIS_REPLICAS", "").split()
+    return make_rotation(kind_of(secret), secret, settings, replicas=replicas)

@@ -24,6 +24,7 @@ from scoreboard.errors import (
     RotationFailed,
     ScoreboardError,
     SecretsUnavailable,
+    Unavailable,
 )
 from scoreboard.ledger import migrations
 from scoreboard.rotation import aws_lambda, versions
@@ -455,7 +456,9 @@ def test_the_lambda_function_may_repeat_every_step(
 
 @pytest.mark.usefixtures("lambda_environment")
 @pytest.mark.parametrize("deployment", ["aws"], indirect=True)
-def test_the_lambda_function_refuses_a_foreign_token(deployment: Deployment) -> None:
+def test_the_lambda_function_refuses_a_foreign_token(
+    deployment: Deployment, capfd: pytest.CaptureFixture[str]
+) -> None:
     event = start_step_events(deployment, "api/redis")
     token = "5f7c8b1e-0d5a-4f6e-9a45-000000000001"
 
@@ -464,6 +467,10 @@ def test_the_lambda_function_refuses_a_foreign_token(deployment: Deployment) -> 
             aws_lambda.handler(event | {"Step": step, "ClientRequestToken": token})
     with pytest.raises(OperatorMistake, match="Unknown step"):
         aws_lambda.handler(event | {"Step": "deleteSecret"})
+    log = capfd.readouterr().err.splitlines()
+    lines = [json.loads(line) for line in log if "secret_rotation_failed" in line]
+    assert [line["scoreboard.step"] for line in lines] == [*STEPS, "deleteSecret"]
+    assert {line["scoreboard.name"] for line in lines} == {event["SecretId"]}
 
     assert deployment.login("api/redis") == ("api", FIRST)
 
@@ -532,6 +539,38 @@ async def test_two_rotations_at_once_leave_a_current_version_that_works(
 
     await deployment.rotation(kind, name).rotate()
     assert deployment.accepts(kind, deployment.login(name))
+
+
+@on_aws
+@pytest.mark.usefixtures("lambda_environment")
+def test_the_lambda_function_changes_every_node_of_redis(
+    deployment: Deployment, own_valkey: OwnValkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "acl" / "replica.acl").write_text("user default on >administrator ~* &* +@all\n")
+    replica = own_valkey(
+        password="administrator", settings={"aclfile": str(tmp_path / "acl" / "replica.acl")}
+    )
+    with redis.Redis.from_url(replica.url, decode_responses=True) as admin:
+        make_users(admin, FIRST)
+        event = start_step_events(deployment, "api/redis")
+        monkeypatch.setenv("REDIS_REPLICAS", f"redis://127.0.0.1:1/0 {address(replica)}")
+        aws_lambda.handler(event | {"Step": "createSecret"})
+        with pytest.raises(Unavailable):
+            aws_lambda.handler(event | {"Step": "setSecret"})
+        assert not deployment.accepts(Kind.REDIS, deployment.login("api/redis", Stage.PENDING))
+
+        monkeypatch.setenv("REDIS_REPLICAS", address(replica))
+        for step in STEPS[1:]:
+            aws_lambda.handler(event | {"Step": step})
+
+        login = deployment.login("api/redis")
+        assert deployment.accepts(Kind.REDIS, login)
+        with redis.Redis.from_url(as_user(replica.url, *login)) as client:
+            assert client.ping()
+
+
+def address(server: EmbeddedValkey) -> str:
+    return f"redis://127.0.0.1:{server.port}/0"
 
 
 @on_aws
