@@ -32,9 +32,9 @@ UNZIPPED_BYTES_MAX = 250 * 2**20
 OWN_MODULES = ("scoreboard",)
 LEFT_OUT = ("scoreboard/_web/", "scoreboard/_kong/")
 BOTOCORE_DATA = "botocore/data/"
-BOTOCORE_KEPT = ("secretsmanager/", "sts/")
-"""Descriptions of AWS services: only those that the function calls are kept, beside the files that
-botocore reads for each."""
+BOTOCORE_KEPT = "secretsmanager/"
+"""The description of the service that the function calls; the files that botocore reads for each
+service are kept too."""
 
 MODIFIED = (1980, 1, 1, 0, 0, 0)
 
