@@ -11,12 +11,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psycopg
 import pytest
 import redis
+from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 
 from cli.embedded.servers import EmbeddedPostgres, EmbeddedValkey
 from scoreboard.errors import (
@@ -33,7 +36,7 @@ from scoreboard.rotation.kinds import Kind, default_secrets, make_rotation, make
 from scoreboard.rotation.steps import Outcome, Rotation
 from scoreboard.rotation.versions import AwsVersions, Stage
 from scoreboard.runtime.settings import Secret, Settings
-from scoreboard.security import credentials
+from scoreboard.security import credentials, secret_backends
 from tests.support.fakes.aws import SecretsManager
 from tests.support.fakes.stack import start_rotation
 from tests.support.servers.rights import as_user, make_roles, make_users
@@ -593,3 +596,79 @@ def test_a_secret_that_is_to_be_deleted_does_not_stop_the_retirement_of_others(
     (line,) = [line for line in capfd.readouterr().err.splitlines() if "retire_failed" in line]
     assert names[0] in line
     assert "InvalidRequestException" in line
+
+
+@on_aws
+@pytest.mark.usefixtures("lambda_environment")
+@pytest.mark.parametrize("kind", [Kind.DB, Kind.REDIS])
+def test_a_warm_lambda_function_that_retired_its_own_login_continues(
+    kind: Kind, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process still holds the login that it has just retired."""
+    monkeypatch.setattr("scoreboard.rotation.kinds.GRACE_TIMES", 0.0)
+    server = "database" if kind is Kind.DB else "redis"
+    for name in (f"rotator/{server}", f"api/{server}", f"rotator/{server}", f"api/{server}"):
+        before = deployment.login(name)
+        event = start_step_events(deployment, name)
+        for step in STEPS:
+            aws_lambda.handler(event | {"Step": step})
+        aws_lambda.handler({"Step": aws_lambda.RETIRE, "SecretIds": [event["SecretId"]]})
+
+        assert not deployment.accepts(kind, before)
+        assert deployment.accepts(kind, deployment.login(name))
+
+
+@on_aws
+@pytest.mark.usefixtures("lambda_environment")
+@pytest.mark.parametrize("code", ["ThrottlingException", "AccessDeniedException"])
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_that_aws_refuses_changes_nothing_and_can_be_repeated(
+    code: str, step: str, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    event = start_step_events(deployment, "api/redis")
+    before = deployment.login("api/redis")
+    for earlier in STEPS[: STEPS.index(step)]:
+        aws_lambda.handler(event | {"Step": earlier})
+    with monkeypatch.context() as patch:
+        patch.setattr(versions, "make_aws_client", lambda: refusing_client(code))
+        with pytest.raises(SecretsUnavailable, match=code):
+            aws_lambda.handler(event | {"Step": step})
+
+    assert deployment.login("api/redis") == before
+    assert deployment.accepts(Kind.REDIS, before)
+    for later in STEPS[STEPS.index(step) :]:
+        aws_lambda.handler(event | {"Step": later})
+    assert deployment.accepts(Kind.REDIS, deployment.login("api/redis"))
+
+
+def refusing_client(code: str) -> Any:
+    """Return a client whose calls are refused, except those that describe a secret."""
+
+    def refuse(request: AWSPreparedRequest, **_: object) -> AWSResponse | None:
+        if request.headers["X-Amz-Target"].endswith(b".DescribeSecret"):
+            return None
+        body = json.dumps({"__type": code, "message": "refused"}).encode()
+        answer = AWSResponse(request.url, 400, {}, BytesIO(body))
+        answer._content = body
+        return answer
+
+    client = secret_backends.make_aws_client()
+    client.meta.events.register("before-send.secretsmanager", refuse)
+    return client
+
+
+@on_aws
+async def test_a_password_that_redis_cannot_save_does_not_become_current(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    before = deployment.login("api/redis")
+    hidden = (tmp_path / "acl").rename(tmp_path / "elsewhere")
+
+    with pytest.raises(OperatorMistake, match="ACL SAVE was refused"):
+        await deployment.rotation(Kind.REDIS, "api/redis").rotate()
+
+    assert deployment.login("api/redis") == before
+    assert deployment.accepts(Kind.REDIS, before)
+    hidden.rename(tmp_path / "acl")
+    await deployment.rotation(Kind.REDIS, "api/redis").rotate()
+    assert deployment.accepts(Kind.REDIS, deployment.login("api/redis"))
