@@ -209,9 +209,9 @@ class Rotation:
         current = await self._require(Stage.CURRENT)
         pending = await self._read(Stage.PENDING) if found.pending is not None else None
         previous = await self._require(Stage.PREVIOUS)
-        if await self.describe() != found:
-            # Another rotation changed the stages after they were read.
-            return Outcome.TOO_EARLY
+        again = await self.describe()
+        if (again.current, again.previous) != (found.current, found.previous):
+            return Outcome.TOO_EARLY  # another rotation finished while they were read
         await self._target.retire(current, pending, previous)
         if disconnect:
             ended = await self._target.disconnect(previous)

@@ -376,6 +376,7 @@ def test_a_first_installation_gets_its_passwords_from_the_first_rotation(
         assert installation.login(secret) != login
         assert installation.accepts(secret, installation.login(secret)), secret
     monkeypatch.setattr(kinds, "GRACE_TIMES", 0.0)
+    monkeypatch.setattr(kinds, "READ_S", 0.0)
     installation.retire_all()
     for secret, login in generated.items():
         assert installation.accepts(secret, installation.login(secret)), secret
@@ -395,6 +396,7 @@ def test_the_policies_allow_exactly_what_rotations_and_services_call(
     stack = installation.stack
     calls = Calls(stack, monkeypatch)
     monkeypatch.setattr(kinds, "GRACE_TIMES", 0.0)
+    monkeypatch.setattr(kinds, "READ_S", 0.0)
     installation.rotate_all()
     installation.retire_all()
     expected = allowed(stack, "RotationPolicy") | allowed(stack, "CountersRotationPolicy")

@@ -10,13 +10,16 @@ import jsonschema
 import pytest
 import yaml
 
-from scoreboard.rotation.kinds import GRACE_TIMES, SECRETS
-from scoreboard.security.secret_backends import AWS_TTL_S, FILE_TTL_S
+from scoreboard.rotation.kinds import GRACE_TIMES, READ_S, SECRETS
+from scoreboard.runtime.settings import Secret, Settings
 from tests.deploy.compose import ROOT
 from tests.support.fakes.stack import load_template
 
 AWS = ROOT / "deploy" / "aws"
 SERVICES = {"api", "streamer", "flusher", "operator", "kong"}
+FILE_S = 5
+"""The longest time until a service reads a changed file."""
+
 KUBELET_S = 120
 """The longest time until the kubelet has updated the files of a Secret, with its defaults."""
 
@@ -152,16 +155,16 @@ def test_each_provider_class_has_the_secrets_of_its_service_only() -> None:
 
 
 def test_files_are_updated_before_previous_versions_are_retired() -> None:
-    grace_s = GRACE_TIMES * AWS_TTL_S
+    grace_s = GRACE_TIMES * Settings(redis_url=Secret("")).secrets_refresh_s + READ_S
     units = {"h": 3600, "m": 60, "s": 1}
     for one in documents("external-secrets.yaml"):
         if one["kind"] == "ExternalSecret":
             text = one["spec"]["refreshInterval"]
             interval_s = sum(int(n) * units[u] for n, u in re.findall(r"(\d+)([hms])", text))
-            assert 0 < interval_s + KUBELET_S + FILE_TTL_S < grace_s
+            assert 0 < interval_s + KUBELET_S + FILE_S < grace_s
     head = (AWS / "secrets-store-csi.yaml").read_text()
     (poll,) = re.findall(r"rotationPollInterval=(\d+)s", head)
-    assert int(poll) + FILE_TTL_S < grace_s
+    assert int(poll) + FILE_S < grace_s
 
 
 def test_every_service_has_a_policy_in_the_stack() -> None:

@@ -498,6 +498,8 @@ async def test_a_clock_that_is_ahead_does_not_shorten_the_grace(
 
     assert await rotation.retire() is Outcome.TOO_EARLY
     assert deployment.accepts(Kind.REDIS, before)
+    rotation = Rotation(AwsVersions(secret), target, grace_s=0, clock=ahead_s)
+    assert await rotation.retire() is Outcome.RETIRED
 
 
 @on_aws
@@ -547,13 +549,12 @@ async def test_two_rotations_at_once_leave_a_current_version_that_works(
 @on_aws
 @pytest.mark.usefixtures("lambda_environment")
 def test_the_lambda_function_changes_every_node_of_redis(
-    deployment: Deployment, own_valkey: OwnValkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "acl" / "replica.acl").write_text("user default on >administrator ~* &* +@all\n")
-    replica = own_valkey(
-        password="administrator", settings={"aclfile": str(tmp_path / "acl" / "replica.acl")}
-    )
-    with redis.Redis.from_url(replica.url, decode_responses=True) as admin:
+    with (
+        make_valkey_with_acl_file(tmp_path / "replica") as replica,
+        redis.Redis.from_url(replica.url, decode_responses=True) as admin,
+    ):
         make_users(admin, FIRST)
         event = start_step_events(deployment, "api/redis")
         monkeypatch.setenv("REDIS_REPLICAS", f"redis://127.0.0.1:1/0 {address(replica)}")
@@ -586,6 +587,7 @@ def test_a_secret_that_is_to_be_deleted_does_not_stop_the_retirement_of_others(
     for name in ("api/redis", "flusher/redis"):
         asyncio.run(deployment.rotation(Kind.REDIS, name).rotate())
     monkeypatch.setattr("scoreboard.rotation.kinds.GRACE_TIMES", 0.0)
+    monkeypatch.setattr("scoreboard.rotation.kinds.READ_S", 0.0)
     names = [f"{deployment.prefix}{name}" for name in ("api/redis", "flusher/redis")]
     deployment.manager.client.delete_secret(SecretId=names[0], RecoveryWindowInDays=7)
 
@@ -606,8 +608,9 @@ def test_a_warm_lambda_function_that_retired_its_own_login_continues(
 ) -> None:
     """The process still holds the login that it has just retired."""
     monkeypatch.setattr("scoreboard.rotation.kinds.GRACE_TIMES", 0.0)
+    monkeypatch.setattr("scoreboard.rotation.kinds.READ_S", 0.0)
     server = "database" if kind is Kind.DB else "redis"
-    for name in (f"rotator/{server}", f"api/{server}", f"rotator/{server}", f"api/{server}"):
+    for name in (f"api/{server}", f"rotator/{server}", f"flusher/{server}"):
         before = deployment.login(name)
         event = start_step_events(deployment, name)
         for step in STEPS:
