@@ -82,7 +82,7 @@ class Players:
 
 def test_key_and_client_secret_rotate_while_players_play(start_up: StartUp) -> None:
     up = start_up("--issuer-port", "0", SCOREBOARD_UPDATES_PER_MINUTE="1000000")
-    running = up.await_running()
+    running = up.wait_until_running()
     players = Players(running, up.folder)
     kids, secrets, tokens = [players.issuer.keys.current.kid], [players.client_secret()], []
 

@@ -57,6 +57,9 @@ WORDS = {
     "action disable": ("win",),
     "repair": ("--yes",),
     "dead apply": ("1", "--yes"),
+    "secrets rotate": ("db", "rotator/database"),
+    "secrets retire": ("db", "rotator/database"),
+    "secrets status": ("db", "rotator/database"),
     "dead discard": ("1", "--reason", "invalid", "--yes"),
     "kong sync": ("--output", "kong.yml"),
 }

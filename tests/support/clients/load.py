@@ -15,6 +15,8 @@ from websockets.sync.client import connect
 from tests.support.servers.system import System
 
 POINTS = 5
+PACE_S = 0.02
+"""The pause of each client, so that the load leaves the machine to what is tested."""
 
 
 class Load:
@@ -68,13 +70,13 @@ class Load:
                     self.failures[f"update {status} {answer}"] += 1
                     time.sleep(0.05)
                 self.updates[user] += 1
-                if self._stop.wait(0.005):
+                if self._stop.wait(PACE_S):
                     return
 
     def _read(self) -> None:
         path = "/api/scores/leaderboard?limit=10&names=true"
         with closing(http.client.HTTPConnection(self._host, timeout=10)) as connection:
-            while not self._stop.wait(0.01):
+            while not self._stop.wait(2 * PACE_S):
                 status, answer = self._ask(connection, "GET", path)
                 if status == 200:
                     self.reads += 1
