@@ -4,7 +4,7 @@ The synchronisation runs beside each Kong.
 
 Invariants: a key set without a usable key changes nothing; a configuration that Kong rejected never
 replaces the file that Kong starts with, and a file that is not a rendered configuration is never
-replaced; the file is the only state, so a restart loses nothing; no file, key set or answer ends
+replaced; the file is the only state, so a restart loses nothing; no file, key set or response ends
 the loop; a password is in what Kong is sent and in the password file, and nowhere else.
 """
 
@@ -41,7 +41,7 @@ from scoreboard.security.secret_backends import Credentials
 INTERVAL_S: Final = 300.0
 ADMIN_URL: Final = "http://127.0.0.1:8001"
 LOAD_TIMEOUT_S: Final = 30.0
-"""Kong answers after it has built the configuration, for which its default limit is 60 s."""
+"""Kong responds after it has built the configuration, for which its default limit is 60 s."""
 
 TURN_TIMEOUT_S: Final = 3 * LOAD_TIMEOUT_S
 """Time for the key set and the files, and for each Kong."""
@@ -76,7 +76,7 @@ class LoadResult(StrEnum):
     BUSY = "busy"
     """429: another load is in progress."""
     AWAY = "away"
-    """No answer, or 5xx."""
+    """No response, or 5xx."""
     NO_KEYS = "no_keys"
     """The issuer's key set is unusable. The previous keys are kept."""
     NO_FILE = "no_file"
@@ -95,7 +95,7 @@ class LoadResult(StrEnum):
         return self in {LoadResult.REFUSED, LoadResult.FULL}
 
 
-_ANSWERS: Final = {
+_RESULTS: Final = {
     201: LoadResult.LOADED,
     200: LoadResult.LOADED,
     304: LoadResult.UNCHANGED,
@@ -159,8 +159,8 @@ class KongSync:
             attempt = 0
             while not stop.is_set:
                 self._has_news.clear()
-                answer = await self.turn(client)
-                if answer.is_good:
+                result = await self.turn(client)
+                if result.is_good:
                     attempt = 0
                     wait_s = jitter(self._options.interval_s)
                 else:
@@ -189,21 +189,21 @@ class KongSync:
         """
         try:
             async with asyncio.timeout(TURN_TIMEOUT_S * (1 + len(self._options.admin_urls))):
-                answer = await self._turn(client)
+                result = await self._turn(client)
         except TimeoutError:
             _log.error("synchronisation_timed_out")
-            answer = LoadResult.AWAY
-        TURNS.labels(answer.value).inc()
-        if answer.is_good:
+            result = LoadResult.AWAY
+        TURNS.labels(result.value).inc()
+        if result.is_good:
             self._succeeded_at_s = self._now()
             LAST_SUCCESS.set(self._succeeded_at_s)
-        if answer is not self._last:
-            if answer.is_good:
-                _log.info("gateway_synchronised", result=answer.value)
+        if result is not self._last:
+            if result.is_good:
+                _log.info("gateway_synchronised", result=result.value)
             else:
-                _log.warning("gateway_outdated", result=answer.value)
-        self._last = answer
-        return answer
+                _log.warning("gateway_outdated", result=result.value)
+        self._last = result
+        return result
 
     async def _turn(self, client: httpx.AsyncClient) -> LoadResult:
         try:
@@ -228,14 +228,14 @@ class KongSync:
             _log.error("keys_rejected", reason=str(error))
             return LoadResult.NO_KEYS
         login = await self._read_login()
-        text, answer = await self._load(client, rows, login)
-        if not answer.is_rejection:
+        text, result = await self._load(client, rows, login)
+        if not result.is_rejection:
             if not await self._write(text, len(rows)) or not await self._write_password(login):
                 return LoadResult.NO_FILE
             retired = sum(row.retired_at_s is not None for row in rows)
             KEYS.labels("current").set(len(rows) - retired)
             KEYS.labels("retired").set(retired)
-        return answer if is_fresh or not answer.is_good else LoadResult.NO_KEYS
+        return result if is_fresh or not result.is_good else LoadResult.NO_KEYS
 
     def _rows_of(self, document: bytes) -> tuple[KeyRow, ...]:
         found = read_key_set(document)
@@ -292,12 +292,12 @@ class KongSync:
         password = None if login is None else login.password
         body = text if password is None else render(template, rows, gateway, password)
         urls = self._options.admin_urls
-        answers = [await self._post(client, url, body, password) for url in urls]
-        answer = next(answer for answer in _WORST_FIRST if answer in answers)
-        if answer.is_good and login is not None and login.version != self._sent_version:
+        results = [await self._post(client, url, body, password) for url in urls]
+        result = next(result for result in _WORST_FIRST if result in results)
+        if result.is_good and login is not None and login.version != self._sent_version:
             self._sent_version = login.version
             _log.info("counters_secret_sent", version=login.version)
-        return text, answer
+        return text, result
 
     async def _write_password(self, login: Credentials | None) -> bool:
         """Write the password that Kong starts with; return whether that succeeded."""
@@ -325,13 +325,13 @@ class KongSync:
         except httpx.HTTPError as error:
             _log.warning("kong_unreachable", url=url, reason=type(error).__name__)
             return LoadResult.AWAY
-        answer = _ANSWERS.get(response.status_code, LoadResult.AWAY)
-        if answer.is_rejection:
+        result = _RESULTS.get(response.status_code, LoadResult.AWAY)
+        if result.is_rejection:
             reason = _reason_in(response, password)
-            _log.error("configuration_rejected", url=url, result=answer.value, reason=reason)
-        elif not answer.is_good:
+            _log.error("configuration_rejected", url=url, result=result.value, reason=reason)
+        elif not result.is_good:
             _log.warning("kong_load_failed", url=url, status=response.status_code)
-        return answer
+        return result
 
     def state(self) -> tuple[bool, dict[str, object]]:
         """Return whether Kong has recently loaded the issuer's keys, and the facts behind it."""
