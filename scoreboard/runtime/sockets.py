@@ -53,9 +53,11 @@ def bind_listener(
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind((host, port))
         listener.setblocking(False)
-    except OSError as error:
+    # Python raises TypeError for a host that IDNA cannot encode, ValueError for one with a NUL.
+    except (OSError, TypeError, ValueError) as error:
         listener.close()
-        reason = f"cannot listen on {host}:{port}: {error.strerror}"
+        why = error.strerror if isinstance(error, OSError) else "not a host name"
+        reason = f"cannot listen on {host}:{port}: {why}"
         raise SettingInvalid(f"{variables}: {reason}") from error
     return listener
 
