@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 UP_ARGS ?= --simulate 20
 PYTEST_ARGS ?=
 SLOW := browser deploy documents e2e faults
-WORKERS ?= 2
+WORKERS ?= 4
 # One worker runs all tests of a file, so its fixtures are created once; the slowest files run first.
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
@@ -19,7 +19,7 @@ help:            ## show this help
 up: $(VENV)/.up  ## run the whole system on embedded servers; Ctrl-C stops it
 	$(BIN)/scoreboard up $(UP_ARGS)
 
-test: $(VENV)/.dev  ## run every test, in WORKERS=2 processes
+test: $(VENV)/.dev  ## run every test, in WORKERS=4 processes
 	$(PYTEST) $(PYTEST_ARGS)
 
 test-fast: $(VENV)/.dev  ## run the fast tests, in about 80 seconds
