@@ -8,7 +8,8 @@ PYTEST_ARGS ?=
 SLOW := browser deploy documents e2e faults
 WORKERS ?= 4
 # One worker runs all tests of a file, so its fixtures are created once; the slowest files run first.
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+XDIST  := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest $(XDIST)
 
 .DEFAULT_GOAL := help
 .PHONY: bench-api bench-ws bench-flush bench-reseed faults help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel lambda
@@ -28,7 +29,7 @@ test-fast: $(VENV)/.dev  ## run the fast tests, in about 80 seconds
 
 coverage: $(VENV)/.dev  ## run every test and report lines and branches without coverage
 	rm -rf .coverage && mkdir .coverage
-	$(BIN)/coverage run -m pytest $(PYTEST_ARGS); status=$$?; \
+	$(BIN)/coverage run -m pytest $(XDIST) $(PYTEST_ARGS); status=$$?; \
 	  $(BIN)/coverage combine -q && $(BIN)/coverage report; exit $$status
 
 check: lint types layers test docs  ## run what CI runs
