@@ -367,9 +367,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = ""
     secrets_refresh_s: Annotated[
         Annotated[float, Meta(ge=1, le=3600)],
-        _description(
-            "Time after which a secret is read again, give or take a tenth; files after 5 at most"
-        ),
+        _description("Interval at which a secret is read again, ±10 %; of files at most 5 s"),
     ] = 120.0
 
     def resolve_board(self, name: str | None) -> str:
