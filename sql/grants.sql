@@ -48,6 +48,8 @@ BEGIN
     IF verifier !~ '^SCRAM-SHA-256\$[0-9]+:[A-Za-z0-9+/=]+\$[A-Za-z0-9+/=]+:[A-Za-z0-9+/=]+$' THEN
         RAISE invalid_password USING MESSAGE = 'the password is not a SCRAM-SHA-256 verifier';
     END IF;
+    -- PostgreSQL refuses concurrent changes of one role.
+    PERFORM pg_advisory_xact_lock(hashtext(login));
     EXECUTE format('ALTER ROLE %I PASSWORD %L', login, verifier);
 END $$;
 CREATE OR REPLACE FUNCTION end_login_sessions(login TEXT) RETURNS INTEGER

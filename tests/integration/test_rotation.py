@@ -551,6 +551,22 @@ async def test_two_rotations_at_once_leave_a_current_version_that_works(
     assert deployment.accepts(kind, deployment.login(name))
 
 
+@pytest.mark.parametrize("deployment", ["file"], indirect=True)
+async def test_a_password_can_be_set_by_two_rotators_at_once(deployment: Deployment) -> None:
+    """Incident: PostgreSQL refuses concurrent changes of one role ("tuple concurrently updated")."""
+    url = as_user(deployment.postgres.url, *deployment.login("rotator/database"))
+    verifier = "SCRAM-SHA-256$4096:c2FsdHNhbHRzYWx0c2FsdA==$c3RvcmVk:c2VydmVy"
+
+    async def set_often() -> None:
+        async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+            for _ in range(50):
+                await connection.execute(
+                    "SELECT set_login_password('scoreboard_api_b', %s)", (verifier,)
+                )
+
+    await asyncio.gather(*(set_often() for _ in range(4)))
+
+
 @on_aws
 @pytest.mark.usefixtures("lambda_environment")
 def test_the_lambda_function_changes_every_node_of_redis(
