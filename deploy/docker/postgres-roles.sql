@@ -7,25 +7,39 @@
 \getenv flusher FLUSHER_DATABASE
 \getenv operator OPERATOR_DATABASE
 \getenv rotator ROTATOR_DATABASE
-SELECT format('CREATE ROLE %I NOLOGIN', role)
-FROM unnest(ARRAY['scoreboard_api', 'scoreboard_flusher', 'scoreboard_operator',
-    'scoreboard_rotator']) AS role
-WHERE to_regrole(role) IS NULL
-\gexec
-SELECT format(
-    'CREATE ROLE %I LOGIN IN ROLE %I PASSWORD %L', login, role,
-    CASE login WHEN document ->> 'username' THEN document ->> 'password' END
-)
-FROM (
-    VALUES
-    ('scoreboard_api', :'api'::json),
-    ('scoreboard_flusher', :'flusher'::json),
-    ('scoreboard_operator', :'operator'::json),
-    ('scoreboard_rotator', :'rotator'::json)
-) AS secrets (role, document)
-CROSS JOIN LATERAL unnest(ARRAY[role || '_a', role || '_b']) AS login
-WHERE to_regrole(login) IS NULL
-\gexec
+-- A DO block cannot read psql's variables.
+SET scoreboard.api = :'api';
+SET scoreboard.flusher = :'flusher';
+SET scoreboard.operator = :'operator';
+SET scoreboard.rotator = :'rotator';
+DO $$
+DECLARE
+    service TEXT;
+    service_role TEXT;
+    login TEXT;
+    document TEXT;
+BEGIN
+    FOREACH service IN ARRAY ARRAY['api', 'flusher', 'operator', 'rotator'] LOOP
+        service_role := 'scoreboard_' || service;
+        document := current_setting('scoreboard.' || service);
+        IF document IS NOT JSON OBJECT THEN
+            RAISE WARNING 'the secret of % is not a JSON object: its logins get no password', service;
+            document := '{}';
+        END IF;
+        IF to_regrole(service_role) IS NULL THEN
+            EXECUTE format('CREATE ROLE %I NOLOGIN', service_role);
+        END IF;
+        FOREACH login IN ARRAY ARRAY[service_role || '_a', service_role || '_b'] LOOP
+            IF to_regrole(login) IS NULL THEN
+                EXECUTE format(
+                    'CREATE ROLE %I LOGIN IN ROLE %I PASSWORD %L', login, service_role,
+                    CASE document::json ->> 'username' WHEN login
+                        THEN document::json ->> 'password' END
+                );
+            END IF;
+        END LOOP;
+    END LOOP;
+END $$;
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 -- Batches and imports use temporary staging tables.
 DO $$
