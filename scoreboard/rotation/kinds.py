@@ -64,15 +64,12 @@ def kind_of(secret: str) -> Kind:
 
     Raises OperatorMistake for a name of another form.
     """
-    last = secret.rpartition("/")[2]
-    if secret.startswith("arn:"):
-        last = _ARN_SUFFIX.sub("", last)
-    try:
-        return _KINDS[last]
-    except KeyError:
+    kind = _find_kind(secret)
+    if kind is None:
         raise OperatorMistake(
             f"{secret} is not named SERVICE/{', SERVICE/'.join(_KINDS)}, so its kind is unknown"
-        ) from None
+        )
+    return kind
 
 
 def make_rotation(
@@ -86,8 +83,13 @@ def make_rotation(
     """Return the rotation of a secret; ``settings`` are those of the rotator.
 
     ``replicas`` are further nodes of Redis. Raises OperatorMistake where the settings do not name a
-    store of secrets.
+    store of secrets, and for a secret that is named as one of another kind.
     """
+    # Both servers of Redis have a user "rotator": the wrong one would accept the new password, and
+    # would refuse the rotator's own after the retirement.
+    named = _find_kind(secret) or kind
+    if named is not kind:
+        raise OperatorMistake(f"{secret} is a secret of the kind {named}, not {kind}")
     target: Target = PostgresLogin(settings) if kind is Kind.DB else RedisUser(settings, replicas)
     if grace_s is None:
         refresh_s = make_backend(settings.secrets, secret, settings.secrets_refresh_s).ttl_s
@@ -107,3 +109,10 @@ def make_versions(secret: str, settings: Settings) -> Versions:
     raise OperatorMistake(
         "Secrets in environment variables cannot be rotated; set SCOREBOARD_SECRETS to aws or file"
     )
+
+
+def _find_kind(secret: str) -> Kind | None:
+    last = secret.rpartition("/")[2]
+    if secret.startswith("arn:"):
+        last = _ARN_SUFFIX.sub("", last)
+    return _KINDS.get(last)
