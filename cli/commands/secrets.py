@@ -133,10 +133,10 @@ def rotate(
     if step is not None:
         if len(rotations) != 1:
             raise OperatorMistake("--step needs exactly one SECRET")
-        token = asyncio.run(_run_step(rotations[0], step, discard=discard))
+        token = asyncio.run(_run_step(rotations[0], step, discard=discard, disconnect=disconnect))
         done = [Rotated(rotations[0].name, token, f"{step} done")]
     else:
-        done = asyncio.run(_rotate(rotations, discard=discard))
+        done = asyncio.run(_rotate(rotations, discard=discard, disconnect=disconnect))
         if not no_wait:
             done = asyncio.run(_retire(rotations, disconnect=disconnect, wait=True))
     _print_rotated(done, as_json=as_json)
@@ -242,23 +242,26 @@ def _issuer_rotations(
     ]
 
 
-async def _rotate(rotations: Sequence[Rotation], *, discard: bool) -> list[Rotated]:
+async def _rotate(
+    rotations: Sequence[Rotation], *, discard: bool, disconnect: bool
+) -> list[Rotated]:
     done: list[Rotated] = []
     for rotation in rotations:
         if discard:
             await rotation.discard_pending()
         version = await rotation.rotate(
-            lambda step, name=rotation.name: print_message(f"{name}: {step}")
+            lambda step, name=rotation.name: print_message(f"{name}: {step}"),
+            disconnect=disconnect,
         )
         done.append(Rotated(rotation.name, version, "valid until it is retired"))
     return done
 
 
-async def _run_step(rotation: Rotation, step: str, *, discard: bool) -> str:
+async def _run_step(rotation: Rotation, step: str, *, discard: bool, disconnect: bool) -> str:
     if discard:
         await rotation.discard_pending()
     if step == "create":
-        return await rotation.create()
+        return await rotation.create(disconnect=disconnect)
     found = await rotation.describe()
     if found.pending is None:
         raise OperatorMistake(f"{rotation.name} has no pending version; run the step create first")

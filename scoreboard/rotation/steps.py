@@ -90,19 +90,21 @@ class Rotation:
         """The name of the secret."""
         return self._versions.name
 
-    async def rotate(self, report: Callable[[str], None] = lambda _: None) -> str:
+    async def rotate(
+        self, report: Callable[[str], None] = lambda _: None, *, disconnect: bool = False
+    ) -> str:
         """Run the four steps, or those that an interrupted rotation left; return the version's id.
 
         ``report`` is called with the name of each step before it runs. Within the grace after a
-        rotation only ``retire`` is left, so the current version is returned. Raises as the steps
-        do.
+        rotation only ``retire`` is left, so the current version is returned. ``disconnect`` is that
+        of ``create``. Raises as the steps do.
         """
         with self._versions.lock():
             found = await self.describe()
             if found.current and not found.pending and self.grace_left_s(found) > 0:
                 return found.current
             report("create")
-            token = await self._create(found.pending)
+            token = await self._create(found.pending, disconnect=disconnect)
             report("set")
             await self._set(token)
             report("test")
@@ -111,14 +113,15 @@ class Rotation:
             await self._finish(token)
             return token
 
-    async def create(self, token: str | None = None) -> str:
+    async def create(self, token: str | None = None, *, disconnect: bool = False) -> str:
         """Create the pending version unless it exists; return its id.
 
         ``token`` is the id that Secrets Manager has chosen. An earlier version that is not retired
-        yet is retired first. Raises OperatorMistake within its grace, SecretsUnavailable.
+        yet is retired first, with ``disconnect`` as in ``retire``. Raises OperatorMistake within
+        its grace, SecretsUnavailable.
         """
         with self._versions.lock():
-            return await self._create(token)
+            return await self._create(token, disconnect=disconnect)
 
     async def set(self, token: str) -> None:
         """Make the server accept the pending version."""
@@ -162,7 +165,7 @@ class Rotation:
             return 0.0
         return max(0.0, found.changed_at_s + self._grace_s - self._clock())
 
-    async def _create(self, token: str | None) -> str:
+    async def _create(self, token: str | None, *, disconnect: bool) -> str:
         found = await self.describe()
         if token is not None and found.current == token:
             return token
@@ -170,7 +173,7 @@ class Rotation:
             if await self._read(Stage.PENDING) is not None:
                 return found.pending
             token = found.pending  # Secrets Manager creates it without a value
-        if await self._retire(found) is Outcome.TOO_EARLY:
+        if await self._retire(found, disconnect=disconnect) is Outcome.TOO_EARLY:
             raise OperatorMistake(
                 f"Services may still use the previous version of {self.name}; try again in "
                 f"{self.grace_left_s(found):.0f} s"
@@ -201,7 +204,7 @@ class Rotation:
         await asyncio.to_thread(self._versions.promote, token)
         _log.info("secret_rotated", name=self.name, version=token)
 
-    async def _retire(self, found: Stages, *, disconnect: bool = False) -> Outcome:
+    async def _retire(self, found: Stages, *, disconnect: bool) -> Outcome:
         if found.previous is None:
             return Outcome.NOTHING
         if self.grace_left_s(found) > 0:

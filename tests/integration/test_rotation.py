@@ -321,6 +321,22 @@ async def test_sessions_of_the_previous_login_are_ended_on_request(
             client.ping()
 
 
+async def test_sessions_of_an_earlier_previous_login_are_ended_too(deployment: Deployment) -> None:
+    """A login has leaked that another rotation has replaced, but not retired, a moment ago."""
+    name = "api/database"
+    leaked = deployment.login(name)
+    await deployment.rotation(Kind.DB, name).rotate()
+
+    with psycopg.connect(as_user(deployment.postgres.url, *leaked)) as session:
+        rotation = deployment.rotation(Kind.DB, name)
+        await rotation.rotate(disconnect=True)
+        await rotation.retire(disconnect=True)
+
+        assert deployment.login(name)[0] == leaked[0]
+        with pytest.raises(psycopg.OperationalError):
+            session.execute("SELECT 1")
+
+
 KILLED = """
 import itertools, os, sys
 from scoreboard.rotation import acl_users, database_logins, steps, versions
