@@ -13,10 +13,10 @@ import msgspec
 from redis import asyncio as aioredis
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 
-from scoreboard.errors import OperatorMistake
+from scoreboard.errors import OperatorMistake, SettingInvalid
 from scoreboard.rotation.logins import read_login, replace_login
 from scoreboard.rotation.steps import refused
-from scoreboard.runtime.connection_urls import redact_url
+from scoreboard.runtime.connection_urls import check_redis_url, redact_url
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.security.secret_backends import Credentials
 from scoreboard.store.client import make_client
@@ -32,6 +32,13 @@ class RedisUser:
     """
 
     def __init__(self, settings: Settings, replicas: Sequence[str] = ()) -> None:
+        """Raise OperatorMistake, without repeating it, for an invalid URL of a replica."""
+        for url in replicas:
+            try:
+                check_redis_url(url)
+            except SettingInvalid as error:
+                _, _, rule = error.detail.partition(": ")
+                raise OperatorMistake(f"The URL of another node is invalid: {rule}") from None
         primary = settings.redis_url.reveal()
         self._nodes: Final = tuple(
             msgspec.structs.replace(settings, redis_url=Secret(url)) for url in (*replicas, primary)

@@ -29,3 +29,20 @@ def test_a_secret_of_another_kind_is_refused(kind: Kind, secret: str) -> None:
 @pytest.mark.parametrize("secret", ["prefix/api/redis", "api-login", "redis", "./api/redis"])
 def test_a_secret_of_the_kind_or_with_a_name_of_its_own_is_accepted(secret: str) -> None:
     assert make_rotation(Kind.REDIS, secret, FILES).name
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "valkey-2:6379",
+        "redis://user:planted@host:notaport",
+        "redis://user:plan/ted@host:6379",
+        "redis://user:planted@host?password=planted",
+    ],
+)
+def test_an_invalid_address_of_another_node_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(OperatorMistake, match="another node") as caught:
+        make_rotation(Kind.REDIS, "api/redis", FILES, replicas=[url])
+
+    assert "plan" not in str(caught.value)
