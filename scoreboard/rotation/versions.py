@@ -7,6 +7,7 @@ until ``discard``; no repr and no error contains a document. All methods block.
 import datetime as dt
 import fcntl
 import os
+import stat
 import tempfile
 import time
 import uuid
@@ -22,6 +23,9 @@ from msgspec import Struct
 from scoreboard.errors import OperatorMistake, SecretsUnavailable
 from scoreboard.runtime.settings import Secret
 from scoreboard.security.secret_backends import DOCUMENT_BYTES_MAX, call_aws, make_aws_client
+
+_SUFFIXES: Final = (".pending", ".previous", ".lock")
+"""Of the files beside a secret."""
 
 SKEW_IGNORED_S: Final = 5.0
 """Difference of clocks that is not corrected: dates of HTTP have seconds, and answers take time."""
@@ -194,6 +198,10 @@ class FileVersions:
     """
 
     def __init__(self, path: Path) -> None:
+        """Raise OperatorMistake for a path that is not that of a current version."""
+        # A glob such as api/redis* finds the other versions too.
+        if path.name in {"", ".."} or path.suffix in _SUFFIXES:
+            raise OperatorMistake(f"{str(path)!r} is not the path of a secret")
         self._paths: Final = {
             Stage.CURRENT: path,
             Stage.PENDING: path.with_name(f"{path.name}.pending"),
@@ -207,10 +215,20 @@ class FileVersions:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Lock the file ``.NAME.lock`` beside the secret; the lock ends with the process."""
+        """Lock the file ``.NAME.lock`` beside the secret; the lock ends with the process.
+
+        Raises OperatorMistake for a symbolic link too, and SecretsUnavailable for a missing secret.
+        """
         path = self._paths[Stage.CURRENT]
-        with _translate(path):
-            handle = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        if path.is_symlink():
+            # A rename would replace the link, and leave the file that services may read.
+            raise OperatorMistake(f"{path} is a symbolic link; name the file that it leads to")
+        version, _ = self._stat(Stage.CURRENT)
+        if version is None:
+            raise SecretsUnavailable(f"{path}: No such file or directory")
+        lock = path.with_name(f".{path.name}.lock")
+        with _translate(lock):
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -301,6 +319,8 @@ class FileVersions:
                 facts = self._paths[stage].stat()
             except FileNotFoundError:
                 return None, 0.0
+        if not stat.S_ISREG(facts.st_mode):
+            raise SecretsUnavailable(f"{self._paths[stage]} is not a file")
         # The change time: of the current version, it is the time of its rename.
         return f"{facts.st_mtime_ns}-{facts.st_ino}", facts.st_ctime
 

@@ -190,3 +190,47 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(SecretsUnavailable, match=f"{path}"):
         FileVersions(path).put_pending(NEW)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "/", ".", "..", "api/..", "redis.pending", "redis.previous", ".redis.lock"]
+)
+def test_a_path_that_is_not_that_of_a_secret_is_refused(name: str) -> None:
+    with pytest.raises(OperatorMistake, match="path of a secret"):
+        FileVersions(Path(name))
+
+
+def test_a_folder_is_not_a_secret(tmp_path: Path) -> None:
+    versions = FileVersions(tmp_path)
+
+    with pytest.raises(SecretsUnavailable, match="not a file"):
+        versions.describe()
+    with pytest.raises(SecretsUnavailable, match="not a file"), versions.lock():
+        pass
+    assert not tmp_path.with_name(f".{tmp_path.name}.lock").exists()
+
+
+def test_a_symbolic_link_is_not_rotated(tmp_path: Path) -> None:
+    """As Kubernetes mounts a secret: a rename would replace the link and leave the file."""
+    (tmp_path / "..data").mkdir()
+    (tmp_path / "..data" / "redis").write_text(OLD.reveal())
+    path = tmp_path / "redis"
+    path.symlink_to("..data/redis")
+    versions = FileVersions(path)
+
+    with pytest.raises(OperatorMistake, match="symbolic link"), versions.lock():
+        pass
+
+    assert versions.describe().current
+    assert documents(versions) == ("old", None, None)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["..data", "redis"]
+
+
+def test_a_missing_secret_gets_no_lock_file(tmp_path: Path) -> None:
+    with (
+        pytest.raises(SecretsUnavailable, match="No such file"),
+        FileVersions(tmp_path / "redis").lock(),
+    ):
+        pass
+
+    assert not list(tmp_path.iterdir())
