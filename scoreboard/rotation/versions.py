@@ -8,6 +8,7 @@ import datetime as dt
 import fcntl
 import os
 import stat
+import sys
 import tempfile
 import time
 import uuid
@@ -26,6 +27,8 @@ from scoreboard.security.secret_backends import DOCUMENT_BYTES_MAX, call_aws, ma
 
 _SUFFIXES: Final = (".pending", ".previous", ".lock")
 """Of the files beside a secret."""
+
+_ACCESS_LIST: Final = "system.posix_acl_access"
 
 SKEW_IGNORED_S: Final = 5.0
 """Difference of clocks that is not corrected: dates of HTTP have seconds, and answers take time."""
@@ -265,7 +268,7 @@ class FileVersions:
             raise SecretsUnavailable(f"{self._paths[stage]} is not UTF-8") from None
 
     def put_pending(self, document: Secret, token: str | None = None) -> str:
-        """Write the pending version, with the owner and the mode of the current one."""
+        """Write the pending version, with the owner, the mode and the ACL of the current one."""
         del token  # the id follows from the file
         path = self._paths[Stage.PENDING]
         with _translate(path):
@@ -275,10 +278,11 @@ class FileVersions:
                 with os.fdopen(handle, "wb") as file:
                     file.write(document.reveal().encode())
                     file.flush()
-                    os.fsync(handle)
                     os.fchmod(handle, facts.st_mode & 0o777)
                     if (facts.st_uid, facts.st_gid) != (os.geteuid(), os.getegid()):
                         os.fchown(handle, facts.st_uid, facts.st_gid)
+                    _copy_access_list(self._paths[Stage.CURRENT], handle)
+                    os.fsync(handle)
                 Path(draft).replace(path)
             except BaseException:
                 Path(draft).unlink(missing_ok=True)
@@ -340,6 +344,18 @@ def _translate(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise SecretsUnavailable(f"{path}: {error.strerror or type(error).__name__}") from error
+
+
+def _copy_access_list(path: Path, handle: int) -> None:
+    """Copy the POSIX ACL of a file, if any: a service may read its secret by it only."""
+    if sys.platform != "linux":
+        return
+    try:
+        names = os.listxattr(path)
+    except OSError:  # the file system has none
+        return
+    if _ACCESS_LIST in names:
+        os.setxattr(handle, _ACCESS_LIST, os.getxattr(path, _ACCESS_LIST))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The versions of a secret, in files and in AWS Secrets Manager (moto)."""
 
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -234,3 +235,20 @@ def test_a_missing_secret_gets_no_lock_file(tmp_path: Path) -> None:
         pass
 
     assert not list(tmp_path.iterdir())
+
+
+def test_a_new_file_has_the_access_control_list_of_the_current_one(tmp_path: Path) -> None:
+    """As `setfacl -m u:4321:r` sets it: the mode's group bits are then those of the list."""
+    path = tmp_path / "redis"
+    path.write_text(OLD.reveal())
+    entries = ((0x01, 6, -1), (0x02, 4, 4321), (0x04, 0, -1), (0x10, 4, -1), (0x20, 0, -1))
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
+    try:
+        os.setxattr(path, "system.posix_acl_access", acl)
+    except OSError:
+        pytest.skip("this file system has no access control lists")
+    versions = FileVersions(path)
+
+    versions.promote(versions.put_pending(NEW))
+
+    assert os.getxattr(path, "system.posix_acl_access") == acl
