@@ -48,7 +48,7 @@ class StagedFile(Generic[T]):
         self._path = path
         self._parse = parse
         self._stamp = self._make_stamp()
-        self._reason = ""
+        self._reported: set[str] = set()
         self._held = self._load()
 
     def read(self) -> Versions[T]:
@@ -59,7 +59,7 @@ class StagedFile(Generic[T]):
                 self._held = self._load()
                 # The files may have changed again since, so the stamp is of before the reading.
                 self._stamp = stamp
-                self._reason = ""
+                self._reported.clear()
                 _log.info("secret_file_changed", path=str(self._path))
         except (OSError, OperatorMistake) as error:
             self._complain(str(error))
@@ -98,8 +98,9 @@ class StagedFile(Generic[T]):
         )
 
     def _complain(self, reason: str) -> None:
-        if reason != self._reason:
-            self._reason = reason
+        # More than one version may be unusable: each is reported once until all are read again.
+        if reason not in self._reported:
+            self._reported.add(reason)
             _log.error("secret_file_unusable", reason=reason)
 
 

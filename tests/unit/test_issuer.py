@@ -390,3 +390,22 @@ def test_an_issuer_keeps_the_url_it_was_created_with(tmp_path: Path) -> None:
     assert LocalIssuer.create(tmp_path).issuer == URL
     token = LocalIssuer.load(tmp_path).issue("alice", [READ])
     assert claims_of(token)["iss"] == URL
+
+
+# --- files of the issuer that cannot be used or written ---
+
+
+def test_unusable_versions_are_reported_once_not_at_each_use(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As `chmod -R a+r` leaves the folder during a rotation: two files have the same fault."""
+    issuer = LocalIssuer.create(tmp_path)
+    before = issuer.keys.current
+    for name in ("issuer-key.pem", "issuer-key.pem.pending"):
+        (tmp_path / name).write_text("not a key")
+        (tmp_path / name).chmod(0o644)
+
+    for _ in range(5):
+        assert issuer.keys.current == before
+
+    assert "".join(capfd.readouterr()).count("secret_file_unusable") == 2
