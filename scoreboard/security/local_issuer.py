@@ -211,8 +211,13 @@ def _jwk(key: ec.EllipticCurvePrivateKey) -> dict[str, str]:
 def _write_temporary(folder: Path, content: bytes) -> Path:
     """Write a temporary file that only its owner can read."""
     handle, name = tempfile.mkstemp(dir=folder, prefix=".new-")
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    return Path(name)
+    made = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        made.unlink(missing_ok=True)
+        raise
+    return made

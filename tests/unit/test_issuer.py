@@ -1,6 +1,7 @@
 """What the development issuer grants and what it refuses, without HTTP."""
 
 import base64
+import errno
 from pathlib import Path
 
 import jwt
@@ -409,3 +410,21 @@ def test_unusable_versions_are_reported_once_not_at_each_use(
         assert issuer.keys.current == before
 
     assert "".join(capfd.readouterr()).count("secret_file_unusable") == 2
+
+
+def test_a_full_disk_leaves_no_part_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    issuer = LocalIssuer.create(tmp_path)
+    issuer.jwks_file.unlink()
+    before = sorted(tmp_path.iterdir())
+
+    def fail(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space left"):
+            issuer.publish()
+
+    assert sorted(tmp_path.iterdir()) == before
