@@ -127,7 +127,7 @@ def rotate(
     Examples:
       scoreboard secrets rotate db
       scoreboard secrets rotate redis scoreboard/production/api/redis
-      scoreboard secrets rotate db --grace 0 --disconnect      a login has leaked
+      scoreboard secrets rotate db --grace 0 --discard --disconnect      a login has leaked
     """  # noqa: D301
     rotations = _rotations(kind, names, grace_s, replicas, data_dir)
     if step is not None:
