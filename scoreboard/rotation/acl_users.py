@@ -46,11 +46,11 @@ class RedisUser:
 
     def make_document(self, current: Secret) -> Secret:
         """Return the document of the same user with a new password."""
-        return replace_login(current, read_login(current).username)
+        return replace_login(current, read_login(current, "current").username)
 
     async def set(self, current: Secret, pending: Secret) -> None:
         """Add the pending password to the user on every node, and save the ACL file."""
-        old, new = read_login(current), read_login(pending)
+        old, new = read_login(current, "current"), read_login(pending, "pending")
         if old.username != new.username:
             raise OperatorMistake(
                 f"The pending version is of {new.username} and the current one of {old.username}; "
@@ -61,7 +61,7 @@ class RedisUser:
 
     async def test(self, pending: Secret) -> None:
         """Log in with the pending password on every node."""
-        login = read_login(pending)
+        login = read_login(pending, "pending")
         for node in self._nodes:
             async with _connect(node, login) as client:
                 try:
@@ -76,8 +76,8 @@ class RedisUser:
     async def retire(self, current: Secret, pending: Secret | None, previous: Secret) -> None:
         """Leave the user with the current and the pending password only."""
         del previous
-        login = read_login(current)
-        kept = [_hash(login)] + ([_hash(read_login(pending))] if pending else [])
+        login = read_login(current, "current")
+        kept = [_hash(login)] + ([_hash(read_login(pending, "pending"))] if pending else [])
         for node in self._nodes:
             await self._change(
                 node, login.username, "resetpass", *(f"#{password}" for password in kept)
@@ -88,7 +88,9 @@ class RedisUser:
         ended = 0
         for node in self._nodes:
             async with _connect(node) as client:
-                ended += await _run(client, "CLIENT", "KILL", "USER", read_login(previous).username)
+                ended += await _run(
+                    client, "CLIENT", "KILL", "USER", read_login(previous, "previous").username
+                )
         return ended
 
     async def _change(self, node: Settings, user: str, *rules: str) -> None:

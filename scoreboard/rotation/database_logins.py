@@ -36,12 +36,12 @@ class PostgresLogin:
 
         Raises OperatorMistake if the current login's name does not end in ``_a`` or ``_b``.
         """
-        role, turn = _split(read_login(current).username)
+        role, turn = _split(read_login(current, "current").username)
         return replace_login(current, f"{role}_{'b' if turn == 'a' else 'a'}")
 
     async def set(self, current: Secret, pending: Secret) -> None:
         """Set the password of the login that is not in use, unless it is set."""
-        old, new = read_login(current), read_login(pending)
+        old, new = read_login(current, "current"), read_login(pending, "pending")
         if _split(old.username)[0] != _split(new.username)[0] or old.username == new.username:
             raise OperatorMistake(
                 f"The pending version is of {new.username} and the current one of {old.username}; "
@@ -57,7 +57,7 @@ class PostgresLogin:
 
     async def test(self, pending: Secret) -> None:
         """Log in as the pending login, and check that it has the rights of its role."""
-        login = read_login(pending)
+        login = read_login(pending, "pending")
         role, _ = _split(login.username)
         try:
             async with self._connect(login) as connection, translate_errors():
@@ -77,8 +77,10 @@ class PostgresLogin:
 
     async def retire(self, current: Secret, pending: Secret | None, previous: Secret) -> None:
         """Remove the password of the previous login, unless it is in use again."""
-        old = read_login(previous).username
-        used = {read_login(one).username for one in (current, pending) if one is not None}
+        old = read_login(previous, "previous").username
+        used = {read_login(current, "current").username}
+        if pending is not None:
+            used.add(read_login(pending, "pending").username)
         if old not in used:
             async with self._connect() as connection:
                 await _alter(connection, old, None)
@@ -88,7 +90,7 @@ class PostgresLogin:
         async with self._connect() as connection, translate_errors():
             row = await (
                 await connection.execute(
-                    "SELECT end_login_sessions(%s)", (read_login(previous).username,)
+                    "SELECT end_login_sessions(%s)", (read_login(previous, "previous").username,)
                 )
             ).fetchone()
             return row[0] if row else 0

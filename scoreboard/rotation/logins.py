@@ -1,7 +1,7 @@
 """The documents of logins, and their passwords."""
 
 import secrets
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -18,13 +18,13 @@ def new_password() -> str:
     return secrets.token_urlsafe(PASSWORD_BYTES)
 
 
-def read_login(document: Secret) -> Credentials:
-    """Return the login of a document.
+def read_login(document: Secret, stage: Literal["current", "pending", "previous"]) -> Credentials:
+    """Return the login of a document; ``stage`` is for the error.
 
     Raises OperatorMistake if it is not a login.
     """
     try:
-        return parse("The secret", document.reveal().encode(), "")
+        return parse(f"The {stage} version", document.reveal().encode(), "")
     except SecretsUnavailable as error:
         raise OperatorMistake(error.detail) from None
 

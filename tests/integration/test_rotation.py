@@ -321,6 +321,36 @@ async def test_sessions_of_the_previous_login_are_ended_on_request(
             client.ping()
 
 
+@pytest.mark.parametrize(("kind", "name"), SECRETS)
+@pytest.mark.parametrize("deployment", ["file"], indirect=True)
+async def test_a_version_that_is_not_a_login_is_named(
+    kind: Kind, name: str, deployment: Deployment
+) -> None:
+    rotation = deployment.rotation(kind, name)
+    await rotation.create()
+    before = deployment.login(name)
+    spoil(rotation, "pending")
+
+    with pytest.raises(OperatorMistake, match=r"The pending version .* is not JSON") as caught:
+        await rotation.rotate()
+
+    assert "planted" not in str(caught.value)
+    await rotation.discard_pending()
+    await rotation.rotate()
+    spoil(rotation, "previous")
+    if kind is Kind.DB:
+        with pytest.raises(OperatorMistake, match=r"The previous version .* is not JSON"):
+            await rotation.retire()
+    else:
+        assert await rotation.retire() is Outcome.RETIRED
+    assert deployment.accepts(kind, deployment.login(name))
+    assert deployment.login(name) != before
+
+
+def spoil(rotation: Rotation, stage: str) -> None:
+    Path(f"{rotation.name}.{stage}").write_text('{"username": "x", "password": "planted"')
+
+
 async def test_sessions_of_an_earlier_previous_login_are_ended_too(deployment: Deployment) -> None:
     """A login has leaked that another rotation has replaced, but not retired, a moment ago."""
     name = "api/database"
