@@ -53,13 +53,16 @@ class Rotated(Struct, frozen=True):
 
 
 class Described(Struct, frozen=True):
-    """The versions of one secret, and how long the previous one is still in its grace."""
+    """The versions of one secret, and how long the previous one is still in its grace.
+
+    ``changed_s_ago`` is None without a current version.
+    """
 
     secret: str
     current: str | None
     pending: str | None
     previous: str | None
-    changed_s_ago: int
+    changed_s_ago: int | None
     grace_left_s: int
 
 
@@ -318,7 +321,7 @@ async def _describe(rotations: Sequence[Rotation]) -> list[Described]:
                 found.current,
                 found.pending,
                 found.previous,
-                round(time.time() - found.changed_at_s),
+                round(time.time() - found.changed_at_s) if found.current else None,
                 round(rotation.grace_left_s(found)),
             )
         )

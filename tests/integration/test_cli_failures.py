@@ -4,6 +4,7 @@ Incidents: logins without rights, a standby, a full disk, a closed pipe and an i
 import ended in tracebacks.
 """
 
+import json
 import os
 import pty
 import re
@@ -604,3 +605,17 @@ def test_debug_shows_the_traceback_without_the_password(tmp_path: Path) -> None:
     assert done.returncode == 69
     assert "Traceback" in done.stderr
     assert PASSWORD not in done.stderr
+
+
+def test_the_status_of_a_missing_secret_has_no_time_of_a_change(tmp_path: Path) -> None:
+    done = run(
+        tmp_path,
+        *("secrets", "status", "redis", "api/redis", "--json"),
+        REDIS_URL="redis://127.0.0.1:1",
+        SCOREBOARD_SECRETS="file",
+    )
+
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(done.stdout)
+    assert found["current"] is None
+    assert found["changed_s_ago"] is None
