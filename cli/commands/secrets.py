@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +24,7 @@ from cli.target import (
     load_settings_to_change,
     read_settings,
 )
-from scoreboard.errors import OperatorMistake
+from scoreboard.errors import OperatorMistake, ScoreboardError
 from scoreboard.rotation.kinds import Kind, default_secrets, make_rotation
 from scoreboard.rotation.steps import Outcome, Rotation, Target
 from scoreboard.rotation.versions import FileVersions
@@ -139,9 +139,12 @@ def rotate(
         token = asyncio.run(_run_step(rotations[0], step, discard=discard, disconnect=disconnect))
         done = [Rotated(rotations[0].name, token, f"{step} done")]
     else:
-        done = asyncio.run(_rotate(rotations, discard=discard, disconnect=disconnect))
+        failed: dict[str, ScoreboardError] = {}
+        done = asyncio.run(_rotate(rotations, failed, discard=discard, disconnect=disconnect))
         if not no_wait:
-            done = asyncio.run(_retire(rotations, disconnect=disconnect, wait=True))
+            rotated = [one for one in rotations if one.name not in failed]
+            done = asyncio.run(_retire(rotated, failed, disconnect=disconnect, wait=True))
+        _raise_failed(failed, done, as_json=as_json)
     _print_rotated(done, as_json=as_json)
 
 
@@ -165,7 +168,9 @@ def retire(
       scoreboard secrets retire db
     """  # noqa: D301
     rotations = _rotations(kind, names, grace_s, replicas, data_dir)
-    done = asyncio.run(_retire(rotations, disconnect=disconnect, wait=False))
+    failed: dict[str, ScoreboardError] = {}
+    done = asyncio.run(_retire(rotations, failed, disconnect=disconnect, wait=False))
+    _raise_failed(failed, done, as_json=as_json)
     _print_rotated(done, as_json=as_json)
     return 1 if any(one.previous == Outcome.TOO_EARLY.value for one in done) else 0
 
@@ -246,17 +251,27 @@ def _issuer_rotations(
 
 
 async def _rotate(
-    rotations: Sequence[Rotation], *, discard: bool, disconnect: bool
+    rotations: Sequence[Rotation],
+    failed: dict[str, ScoreboardError],
+    *,
+    discard: bool,
+    disconnect: bool,
 ) -> list[Rotated]:
+    """Rotate all that can be; add the others to ``failed``, so that none of them stops the rest."""
     done: list[Rotated] = []
     for rotation in rotations:
-        if discard:
-            await rotation.discard_pending()
-        version = await rotation.rotate(
-            lambda step, name=rotation.name: print_message(f"{name}: {step}"),
-            disconnect=disconnect,
-        )
-        done.append(Rotated(rotation.name, version, "valid until it is retired"))
+        try:
+            if discard:
+                await rotation.discard_pending()
+            version = await rotation.rotate(
+                lambda step, name=rotation.name: print_message(f"{name}: {step}"),
+                disconnect=disconnect,
+            )
+        except ScoreboardError as error:
+            failed[rotation.name] = error
+            print_message(f"{rotation.name}: failed: {error.detail}")
+        else:
+            done.append(Rotated(rotation.name, version, "valid until it is retired"))
     return done
 
 
@@ -278,7 +293,14 @@ async def _run_step(rotation: Rotation, step: str, *, discard: bool, disconnect:
     return found.pending
 
 
-async def _retire(rotations: Sequence[Rotation], *, disconnect: bool, wait: bool) -> list[Rotated]:
+async def _retire(
+    rotations: Sequence[Rotation],
+    failed: dict[str, ScoreboardError],
+    *,
+    disconnect: bool,
+    wait: bool,
+) -> list[Rotated]:
+    """Retire all that can be; add the others to ``failed``."""
     if wait:
         left_s = max([one.grace_left_s(await one.describe()) for one in rotations], default=0.0)
         if left_s <= WAIT_MAX_S:
@@ -290,9 +312,14 @@ async def _retire(rotations: Sequence[Rotation], *, disconnect: bool, wait: bool
             )
     done: list[Rotated] = []
     for rotation in rotations:
-        outcome = await rotation.retire(disconnect=disconnect)
-        found = await rotation.describe()
-        done.append(Rotated(rotation.name, found.current, outcome.value))
+        try:
+            outcome = await rotation.retire(disconnect=disconnect)
+            found = await rotation.describe()
+        except ScoreboardError as error:
+            failed[rotation.name] = error
+            print_message(f"{rotation.name}: failed: {error.detail}")
+        else:
+            done.append(Rotated(rotation.name, found.current, outcome.value))
     return done
 
 
@@ -326,6 +353,16 @@ async def _describe(rotations: Sequence[Rotation]) -> list[Described]:
             )
         )
     return rows
+
+
+def _raise_failed(
+    failed: Mapping[str, ScoreboardError], done: Sequence[Rotated], *, as_json: bool
+) -> None:
+    """Raise the first error, if any, after the results of the other secrets."""
+    if failed:
+        if done:
+            _print_rotated(done, as_json=as_json)
+        raise next(iter(failed.values()))
 
 
 def _print_rotated(done: Sequence[Rotated], *, as_json: bool) -> None:

@@ -347,6 +347,36 @@ async def test_a_version_that_is_not_a_login_is_named(
     assert deployment.login(name) != before
 
 
+@pytest.mark.parametrize("kind", [Kind.DB, Kind.REDIS])
+@pytest.mark.parametrize("deployment", ["file"], indirect=True)
+def test_a_secret_that_cannot_be_rotated_does_not_keep_the_others_valid(
+    kind: Kind, deployment: Deployment
+) -> None:
+    names = [
+        name.removeprefix(deployment.prefix) for name in default_secrets(kind, deployment.settings)
+    ]
+    broken = next(name for name in names if name.startswith("flusher"))
+    before = {name: deployment.login(name) for name in names if name != broken}
+    Path(f"{deployment.prefix}{broken}").write_text("planted")
+
+    done = subprocess.run(
+        [sys.executable, "-m", "cli", "secrets", "rotate", kind.value, "--grace", "0"],
+        env=os.environ | deployment.environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 5, done.stderr
+    assert f"{broken}: failed: The current version" in done.stderr
+    assert "planted" not in done.stderr
+    for name, login in before.items():
+        assert name in done.stdout
+        assert not deployment.accepts(kind, login), name
+        assert deployment.accepts(kind, deployment.login(name)), name
+
+
 def spoil(rotation: Rotation, stage: str) -> None:
     Path(f"{rotation.name}.{stage}").write_text('{"username": "x", "password": "planted"')
 
