@@ -112,7 +112,7 @@ def make_versions(secret: str, settings: Settings) -> Versions:
 
 
 def _find_kind(secret: str) -> Kind | None:
-    last = secret.rpartition("/")[2]
+    last = secret.rstrip("/").rpartition("/")[2]
     if secret.startswith("arn:"):
         last = _ARN_SUFFIX.sub("", last)
     return _KINDS.get(last)

@@ -18,6 +18,7 @@ AWS = Settings(redis_url=Secret("redis://localhost"), secrets="aws")
         (Kind.KONG, "prefix/rotator/redis"),
         (Kind.REDIS, "api/database"),
         (Kind.DB, "redis"),
+        (Kind.REDIS, "rotator/counters/"),
         (Kind.KONG, "arn:aws:secretsmanager:eu-central-1:1:secret:prefix/api/redis-AbCdEf"),
     ],
 )
