@@ -629,7 +629,7 @@ async def test_two_rotations_at_once_leave_a_current_version_that_works(
 
 @pytest.mark.parametrize("deployment", ["file"], indirect=True)
 async def test_a_password_can_be_set_by_two_rotators_at_once(deployment: Deployment) -> None:
-    """Incident: PostgreSQL refuses concurrent changes of one role at once."""
+    """Incident: PostgreSQL refuses concurrent changes of one role."""
     url = as_user(deployment.postgres.url, *deployment.login("rotator/database"))
     verifier = "SCRAM-SHA-256$4096:c2FsdHNhbHRzYWx0c2FsdA==$c3RvcmVk:c2VydmVy"
 
