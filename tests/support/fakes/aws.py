@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -24,6 +25,9 @@ class SecretsManager:
         self._server.start()
         host, port = self._server.get_host_and_port()
         self.url = f"http://{host}:{port}"
+        # moto's state belongs to the process, so secrets of earlier tests would still exist.
+        with urlopen(Request(f"{self.url}/moto-api/reset", method="POST"), timeout=10):
+            pass
         self._client: Any = None
 
     @property
