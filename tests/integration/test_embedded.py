@@ -1,6 +1,7 @@
 """The embedded servers of `scoreboard up` and of the tests: durability, settings, failures."""
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -16,7 +17,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from cli.embedded import binaries, child, os_user, servers
+from cli.embedded import binaries, child, os_user, ports, servers
 from cli.embedded.ports import find_free_port
 from cli.embedded.servers import EmbeddedPostgres, EmbeddedServer, EmbeddedValkey
 from scoreboard.errors import EmbeddedFailed
@@ -466,6 +467,34 @@ def test_free_ports_are_free_and_not_in_the_ephemeral_range():
     assert port < first_ephemeral
     with socket.create_server(("127.0.0.1", port)):
         pass
+
+
+def test_a_free_port_is_given_to_one_caller_only(monkeypatch):
+    port, other = find_free_port(), find_free_port()
+    elsewhere = f"""
+import random
+from cli.embedded.ports import find_free_port
+random.randint = lambda *_: draws.pop(0)
+draws = [{port}, {other}, 31999, 31998, 31997, 31996]
+print(find_free_port())
+"""
+    monkeypatch.setattr(random, "randint", lambda *_: next(draws))
+    draws = iter([port, other, *range(31_900, 31_950)])
+
+    done = subprocess.run(
+        [sys.executable, "-c", elsewhere], capture_output=True, text=True, timeout=30, check=True
+    )
+
+    assert find_free_port() not in {port, other}
+    assert int(done.stdout) not in {port, other}
+
+
+def test_only_the_last_ports_stay_reserved():
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(ports._RESERVATIONS + 20):
+        find_free_port()
+
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + ports._RESERVATIONS
 
 
 # --- the fixtures ---------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ import httpx
 import pytest
 from websockets.server import ServerProtocol
 
+from cli.embedded.ports import find_free_port
 from scoreboard.runtime.log_limits import LINES_MAX
 from scoreboard.runtime.settings import PREFIX
 from scoreboard.runtime.telemetry import REGISTRY
@@ -43,17 +44,11 @@ from tests.support.fakes.tokens import AUDIENCE, ISSUER
 pytestmark = pytest.mark.slow
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 class Program:
     """The streamer as a process: ``python -m streamer``."""
 
     def __init__(self, redis_url: str, jwks_file: Path, *, files: int = 0, **more: object) -> None:
-        self.port, self.metrics_port = free_port(), free_port()
+        self.port, self.metrics_port = find_free_port(), find_free_port()
         environ = {name: text for name, text in os.environ.items() if not name.startswith(PREFIX)}
         environ |= {
             "REDIS_URL": redis_url,

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from cli.embedded.ports import find_free_port
 from tests.deploy.compose import kong_image
 from tests.kong.runtime import LOG_PLUGINS, PLUGINS, checked_config, our_plugins
 from tests.support.eventually import eventually
@@ -76,9 +77,7 @@ def nginx_gateway(
 
     Directives come from the image's settings (KONG_NGINX_…) and those of ``settings``.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = find_free_port()
     gateway = NginxGateway(port, folder / "requests.log", folder / "error.log")
     (folder / "gateway.json").write_text(json.dumps(shim_config(document, schemas)))
     injected = directives({**kong_image(), **(settings or {})})

@@ -28,6 +28,7 @@ import jwt
 import redis
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from cli.embedded.ports import find_free_port
 from cli.embedded.servers import EmbeddedValkey
 from scoreboard.runtime.settings import load
 from scoreboard.store.client import make_client
@@ -42,12 +43,6 @@ SERVERS = {
 }
 USERS = 500
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-
-
-def find_free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def cpu_s(pid: int) -> float:

@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cli.embedded.ports import find_free_port
 from cli.embedded.servers import EmbeddedValkey
 from scoreboard.runtime.settings import PREFIX, load
 from scoreboard.runtime.telemetry import setup_logging
@@ -43,12 +44,6 @@ TICKS = os.sysconf("SC_CLK_TCK")
 TARGET_RATIO, TARGET_KB, TARGET_MS = 0.7, 8.0, 150.0
 
 Figures = dict[str, float]
-
-
-def find_free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def cpu_s(pid: int) -> float:
