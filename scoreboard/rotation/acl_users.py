@@ -23,6 +23,8 @@ from scoreboard.store.client import make_client
 from scoreboard.store.replies import translate_error
 
 _NAME: Final = "rotation"
+_TIMEOUT_S: Final = 5.0
+"""The least time to connect and for one call: a rotation that stops at a busy server stays open."""
 
 
 class RedisUser:
@@ -106,8 +108,13 @@ class RedisUser:
 async def _connect(
     node: Settings, login: Credentials | None = None
 ) -> AsyncIterator[aioredis.Redis]:
-    """Connect as the rotator, or as ``login``."""
-    client = make_client(node, name=_NAME, connections=1, login=login)
+    """Connect as the rotator, or as ``login``, with more time than a request has."""
+    patient = msgspec.structs.replace(
+        node,
+        redis_connect_timeout_s=max(node.redis_connect_timeout_s, _TIMEOUT_S),
+        redis_timeout_s=max(node.redis_timeout_s, _TIMEOUT_S),
+    )
+    client = make_client(patient, name=_NAME, connections=1, login=login)
     try:
         yield client
     finally:
