@@ -8,6 +8,7 @@ import click
 from click.shell_completion import shell_complete
 
 from cli.commands.action import action
+from cli.commands.backup import backup
 from cli.commands.board import board
 from cli.commands.config import config
 from cli.commands.db import db
@@ -29,7 +30,7 @@ COMPLETE: Final = "_SCOREBOARD_COMPLETE"
 SECTIONS: Final[Mapping[str, Sequence[click.Command]]] = {
     "Run": (up, simulate, token),
     "Boards and users": (board, user, action),
-    "Recovery": (verify, repair, reseed, dead),
+    "Recovery": (verify, repair, reseed, dead, backup),
     "Configuration and gateway": (config, db, kong, secrets),
 }
 

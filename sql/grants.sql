@@ -1,6 +1,7 @@
 -- The privileges of the services' roles.
 -- `scoreboard db migrate` runs this file after the migrations if deploy/docker/postgres-roles.sql has
--- created the roles; it can be repeated. Rows of the ledger and of the audit log can only be added.
+-- created the roles; it can be repeated. Rows of the ledger, of the audit log and of the backups can
+-- only be added.
 REVOKE ALL ON ALL TABLES IN SCHEMA public
     FROM scoreboard_api, scoreboard_flusher, scoreboard_operator;
 GRANT USAGE ON SCHEMA public TO scoreboard_api, scoreboard_flusher, scoreboard_operator;
@@ -9,7 +10,8 @@ GRANT SELECT ON _yoyo_migration TO scoreboard_api, scoreboard_flusher, scoreboar
 -- The names of ?names=true; no e-mail.
 GRANT SELECT (external_id, name) ON users TO scoreboard_api;
 
-GRANT SELECT ON boards, actions, scores, score_events, flush_state, rejected_events, dead_events
+GRANT SELECT ON boards, actions, scores, score_events, flush_state, rejected_events, dead_events,
+    backups
     TO scoreboard_flusher;
 GRANT SELECT (id, external_id), INSERT (id, external_id) ON users TO scoreboard_flusher;
 GRANT INSERT ON score_events, dead_events, audit_log TO scoreboard_flusher;
@@ -18,9 +20,9 @@ GRANT INSERT, UPDATE (epoch, seq, stream_id, clock) ON flush_state TO scoreboard
 GRANT INSERT, UPDATE (corrected_at) ON rejected_events TO scoreboard_flusher;
 
 GRANT SELECT ON boards, users, actions, scores, score_events, flush_state, rejected_events,
-    dead_events, audit_log
+    dead_events, audit_log, backups
     TO scoreboard_operator;
-GRANT INSERT ON score_events, audit_log TO scoreboard_operator;
+GRANT INSERT ON score_events, audit_log, backups TO scoreboard_operator;
 GRANT INSERT, UPDATE (partitions, seen_seconds, seen_shards, is_public) ON boards
     TO scoreboard_operator;
 GRANT INSERT, UPDATE (name, email) ON users TO scoreboard_operator;
