@@ -45,6 +45,25 @@ FLUSH_DELAY = histogram(
     FLUSH_BUCKETS,
 )
 
+DRIFT_USERS = gauge(
+    "drift_users", "Users whose stores differed when they were last compared, at most 1000", "board"
+)
+VERIFICATIONS = counter(
+    "verify_total",
+    "Verifications, and steps of the continuous comparison, by result",
+    "board",
+    "result",
+)
+VERIFIED_AT = gauge(
+    "verify_last_success_timestamp_seconds",
+    "Time of the last completed verification or step, whatever it found",
+    "board",
+)
+BACKUP_AT = gauge(
+    "backup_last_success_timestamp_seconds",
+    "Time at which the newest checked backup was taken; missing if none is recorded",
+)
+
 
 def count(result: Flushed, *, oldest_s: float) -> None:
     """Count a committed batch; ``oldest_s`` is when Redis accepted its first entry."""

@@ -197,6 +197,7 @@ class PartitionFlusher:
             # "passed": an action new to the ledger had a seq that was already committed.
             reason = finding.value if finding.is_rewind else "passed"
             await self._recover(writer, stop, reason, state)
+        self.status.resumptions += 1
         self.status.set_condition(Condition.FLUSHING)
         return True
 

@@ -4,6 +4,7 @@ scoreboard.http.operator_port serves both.
 """
 
 import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
@@ -12,8 +13,10 @@ import msgspec
 from flusher import metrics
 from flusher.partition import PartitionFlusher
 from scoreboard.errors import ScoreboardError
+from scoreboard.health.checks import Check, backlog_name
+from scoreboard.health.readings import describe_backlogs, describe_secrets
 from scoreboard.runtime.lifecycle import StopEvent
-from scoreboard.store.partitions import Partitions
+from scoreboard.store.partitions import Backlog, Partitions
 
 OBSERVE_EVERY_S: Final = 1.0
 
@@ -24,9 +27,15 @@ class Probe:
     ``partitions`` may grow while the probe is in use.
     """
 
-    def __init__(self, partitions: list[PartitionFlusher], store: Partitions) -> None:
+    def __init__(
+        self,
+        partitions: list[PartitionFlusher],
+        store: Partitions,
+        more_checks: Callable[[], Mapping[str, Check]],
+    ) -> None:
         self._partitions = partitions
         self._store = store
+        self._more_checks = more_checks
 
     async def observe(self, stop: StopEvent) -> None:
         """Measure streams until ``stop``, also without PostgreSQL or the lease."""
@@ -40,7 +49,7 @@ class Probe:
         committed = flusher.status.position  # before Redis is asked, so that lag is never negative
         state = await self._store.state(flusher.partition)
         backlog = await self._store.backlog(flusher.partition)
-        flusher.status.note_backlog(backlog.first_id)
+        flusher.status.note_backlog(backlog)
         metrics.ACCEPTING.labels(*labels).set(state.is_open)
         metrics.STREAM_LENGTH.labels(*labels).set(backlog.entries)
         metrics.STREAM_PENDING.labels(*labels).set(backlog.pending)
@@ -71,4 +80,15 @@ class Probe:
                 }
                 for flusher in self._partitions
             ],
+            "checks": self._checks(),
+        }
+
+    def _checks(self) -> dict[str, Check]:
+        backlogs: dict[str, list[Backlog]] = {}
+        for flusher in self._partitions:
+            backlogs.setdefault(flusher.partition.board, []).append(flusher.status.backlog)
+        return {
+            **{backlog_name(board): describe_backlogs(found) for board, found in backlogs.items()},
+            **self._more_checks(),
+            **describe_secrets(),
         }

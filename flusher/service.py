@@ -1,4 +1,4 @@
-"""The flusher service: creates clients, the probe and one task per partition.
+"""The flusher service: creates clients, the probe, the verification and one task per partition.
 
 Start: Redis must be durable and the schema of PostgreSQL current; the flusher waits while either is
 unreachable, and for boards that do not exist yet. It then searches periodically for partitions to
@@ -16,6 +16,7 @@ from flusher.consumer import Consumer
 from flusher.partition import PartitionFlusher
 from flusher.probe import Probe
 from flusher.session import require_ready
+from flusher.verification import Verification
 from scoreboard.errors import ScoreboardError, Unavailable, UnexpectedReply
 from scoreboard.http.operator_port import OperatorPort, bind_operators
 from scoreboard.ledger.boards import select_boards
@@ -61,7 +62,8 @@ class Flusher:
             store = Store(await stack.enter_async_context(client))
             await _wait_until_ready(self._require_redis, stop)
             await _wait_until_ready(self._require_database, stop)
-            probe = Probe(self.partitions, store)
+            verification = Verification(self._settings, self.partitions)
+            probe = Probe(self.partitions, store, verification.checks)
             operators = bind_operators(
                 self._settings.metrics_host,
                 self._settings.flusher_metrics_port,
@@ -70,6 +72,7 @@ class Flusher:
             await stack.enter_async_context(OperatorPort(operators, probe.health))
             async with asyncio.TaskGroup() as group:
                 group.create_task(probe.observe(stop))
+                group.create_task(verification.run(stop))
                 group.create_task(refresh_secrets(stop))
                 group.create_task(self._search(group, stack, store, stop))
         _log.info("flusher_stopped")

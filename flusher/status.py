@@ -10,6 +10,7 @@ from scoreboard.errors import ScoreboardError
 from scoreboard.ledger.positions import Position
 from scoreboard.model import Partition
 from scoreboard.runtime.telemetry import get_logger
+from scoreboard.store.partitions import Backlog
 
 _log = get_logger(__name__)
 
@@ -59,6 +60,10 @@ class PartitionStatus(Struct):
     """When it became the oldest one (monotonic clock)."""
     is_stall_logged: bool = False
     """Whether the stalled backlog was logged."""
+    resumptions: int = 0
+    """Number of times that flushing began, after a takeover, a reconnection or a recovery."""
+    backlog: Backlog = Backlog()
+    """The last measurement of the stream."""
 
     @property
     def is_ready(self) -> bool:
@@ -70,8 +75,10 @@ class PartitionStatus(Struct):
         """Return whether entries wait and no flusher commits (a commit trims the stream)."""
         return bool(self.first_id) and time.monotonic() - self.waits_since_s >= STALLED_S
 
-    def note_backlog(self, first_id: str) -> None:
-        """Record the oldest waiting entry; log once when the backlog stalls or moves again."""
+    def note_backlog(self, backlog: Backlog) -> None:
+        """Record the backlog; log once when it stalls or moves again."""
+        self.backlog = backlog
+        first_id = backlog.first_id
         if first_id != self.first_id:
             self.first_id, self.waits_since_s = first_id, time.monotonic()
         if self.is_stalled != self.is_stall_logged:

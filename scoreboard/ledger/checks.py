@@ -85,8 +85,8 @@ async def read_scores(
 
 async def read_scores_from(
     connection: Connection, board: str, start: UUID, *, limit: int
-) -> list[tuple[str, int]]:
-    """Read (user, score) from a given id on, in order of ids.
+) -> list[tuple[UUID, str, int]]:
+    """Read (id, user, score) from a given id on, in order of ids.
 
     Raises DatabaseUnavailable.
     """

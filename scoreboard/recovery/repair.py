@@ -16,8 +16,8 @@ from scoreboard.ledger.pool import Connection, translate_errors
 from scoreboard.ledger.positions import lock_position_shared
 from scoreboard.model import Board, Partition
 from scoreboard.recovery.corrections import correct_users
+from scoreboard.recovery.drift import Drift
 from scoreboard.recovery.reseed import ReportProgress
-from scoreboard.recovery.verify import Drift
 from scoreboard.store.corrections import REPAIR_MAX
 from scoreboard.store.store import Store
 

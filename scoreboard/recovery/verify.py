@@ -23,7 +23,7 @@ from scoreboard.ledger.pool import Connection, snapshot, translate_errors
 from scoreboard.ledger.positions import Position, lock_position_shared, select_position
 from scoreboard.ledger.scores import select_ranking, select_totals
 from scoreboard.model import Board, Partition, partition_of, unpack_score
-from scoreboard.recovery.corrections import read_expected_scores
+from scoreboard.recovery.drift import Drift, find_drift
 from scoreboard.recovery.reseed import ReportProgress
 from scoreboard.store.corrections import REPAIR_MAX
 from scoreboard.store.durability import check_durability
@@ -48,15 +48,6 @@ RANGES: Final = 10
 
 _POLL_S: Final = 0.2
 _Seen = TypeVar("_Seen")
-
-
-class Drift(Struct, frozen=True):
-    """A user whose score in Redis differs from the expected one (``wanted``)."""
-
-    user_id: str
-    partition: int
-    redis: int
-    wanted: int
 
 
 class Finding(Struct, frozen=True):
@@ -250,13 +241,11 @@ class _Verification:
             start = UUID(bytes=secrets.token_bytes(16))
             limit = max(1, sample // 2 // RANGES)
             some = await checks.read_scores_from(self._connection, board, start, limit=limit)
-            rows.update(some)
             if len(some) < limit:  # after the greatest id the order starts again
-                rows.update(
-                    await checks.read_scores_from(
-                        self._connection, board, UUID(int=0), limit=limit - len(some)
-                    )
+                some += await checks.read_scores_from(
+                    self._connection, board, UUID(int=0), limit=limit - len(some)
                 )
+            rows.update((user, score) for _, user, score in some)
         for partition, page in self._by_partition(list(rows.items())).items():
             await self._compare(partition, page)
         chosen = set(rows)
@@ -341,22 +330,9 @@ class _Verification:
         await _retry_while_behind(partition, partial(self._recheck_now, partition, users))
 
     async def _recheck_now(self, partition: Partition, users: Sequence[str]) -> None:
-        async with translate_errors(), self._connection.transaction():
-            position = await lock_position_shared(self._connection, partition)
-            if position is None:
-                return
-            expected_scores = await read_expected_scores(self._connection, partition, users)
-            late = await checks.sum_late_duplicates(self._connection, partition, users)
-            uncommitted = await self._store.read_uncommitted(
-                partition, **msgspec.structs.asdict(position)
-            )
-            states = await self._store.repair(partition, expected_scores, uncommitted, is_dry=True)
-        for user, state in zip(users, states, strict=True):
-            if state.outcome == "unchanged":
-                continue
-            drift = Drift(user, partition.number, state.score - state.change, state.score)
-            is_known = bool(state.change) and state.change == -late.get(user, 0)
-            (self._known if is_known else self._drifted).append(drift)
+        drifted, known = await find_drift(self._store, self._connection, partition, users)
+        self._drifted += drifted
+        self._known += known
 
     async def _recheck_order(self) -> None:
         """Check pairs again whose order differed."""

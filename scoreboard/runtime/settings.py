@@ -334,6 +334,19 @@ class Settings(Struct, frozen=True, kw_only=True):
     flush_linger_ms: Annotated[
         WholeInt, _description("Time to wait for more events after a batch that was not full")
     ] = 20
+    verify_users_per_s: Annotated[
+        Annotated[int, Meta(ge=0, le=5000)],
+        _description(
+            "Users per second and board that the flusher compares in Redis and PostgreSQL; 0: none"
+        ),
+    ] = 200
+    services: Annotated[
+        tuple[Annotated[str, Meta(pattern=r"^(api|streamer|flusher)=https?://[^\s@]+$")], ...],
+        _description(
+            "Metrics addresses of the services for `scoreboard status`, such as "
+            "api=http://api:9100,flusher=http://flusher:9102; empty: those of the ports above"
+        ),
+    ] = ()
 
     # Process
     drain_s: Annotated[Seconds, _description("Time to shut down after SIGTERM")] = 10.0

@@ -95,6 +95,11 @@ class SecretStore:
         """Return whether the secret has changed since a login used it."""
         return self._held is not None and self._held != used
 
+    @property
+    def read_age_s(self) -> float | None:
+        """The time since the secret was last read successfully; None if it never was."""
+        return None if self._held is None else self._clock() - self._read_at_s
+
     def on_change(self, listener: Callable[[], Awaitable[None]]) -> None:
         """Call a bound method after every change; it is referenced weakly."""
         self._listeners = [held for held in self._listeners if held() is not None]
@@ -214,6 +219,15 @@ def secret_store(settings: Settings, owner: Owner) -> SecretStore | None:
             owner, make_backend(settings.secrets, name, settings.secrets_refresh_s)
         )
     return store
+
+
+def read_ages_s() -> dict[Owner, float]:
+    """Return the time since each secret of this process was last read successfully."""
+    ages_s: dict[Owner, float] = {}
+    for (_, owner, _, _), store in _stores.items():
+        if store.read_age_s is not None:
+            ages_s[owner] = store.read_age_s
+    return ages_s
 
 
 def forget_frames(error: BaseException) -> None:

@@ -55,17 +55,28 @@ class Scanner(StoreClient):
 
         Raises RedisUnavailable, UnexpectedReply.
         """
-        board = PartitionKeys(partition).board
         cursor = 0
         for _ in range(await self.count(partition) + EXTRA_SCANS_MAX):
-            reply = self._client.zscan(board, cursor, count=PAGE)
-            cursor, pairs = await read_reply(
-                reply, tuple[int, list[tuple[str, float]]], f"ZSCAN {board}"
-            )
-            yield [user for user, _ in pairs]
+            cursor, users = await self.page(partition, cursor, count=PAGE)
+            yield users
             if not cursor:
                 return
-        raise UnexpectedReply(f"ZSCAN {board} did not end")
+        raise UnexpectedReply(f"ZSCAN {PartitionKeys(partition).board} did not end")
+
+    async def page(self, partition: Partition, cursor: int, *, count: int) -> tuple[int, list[str]]:
+        """Read about ``count`` members; return the next cursor, 0 after the last page, and them.
+
+        Start with cursor 0. A member may be returned twice.
+
+        Raises RedisUnavailable, UnexpectedReply.
+        """
+        board = PartitionKeys(partition).board
+        cursor, pairs = await read_reply(
+            self._client.zscan(board, cursor, count=count),
+            tuple[int, list[tuple[str, float]]],
+            f"ZSCAN {board}",
+        )
+        return cursor, [user for user, _ in pairs]
 
     async def random_members(self, partition: Partition, count: int) -> list[str]:
         """Return up to ``count`` different members, chosen at random.
