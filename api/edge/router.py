@@ -27,6 +27,7 @@ from scoreboard.http.request_ids import HEADER, RequestIds
 from scoreboard.http.response import NOSNIFF, HttpResponse, error_response
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
+from scoreboard.trace_context import HEADER as TRACEPARENT
 
 LOGGED_SHARE: Final = 0.01
 """Share of successful responses that are logged; failed ones always are."""
@@ -87,7 +88,7 @@ class Router:
                     response = await handler(request)
             status = response.status if isinstance(response, HttpResponse) else 200
         except Exception as error:  # noqa: BLE001 (entry point of a request)
-            known = _as_scoreboard_error(error, head.method, request.id)
+            known = _as_scoreboard_error(error, request)
             status, code = status_of(type(known)), known.code
             response = error_response(known, request.id)
         finally:
@@ -100,6 +101,7 @@ class Router:
                     method=head.method[:16],
                     client=request.peer[0],
                     request_id=request.id,
+                    trace=head.headers.get(TRACEPARENT),
                     route=route,
                     status=status,
                     code=code,
@@ -146,7 +148,9 @@ class Router:
         """Return the framework's response, the route and the code of its problem."""
         scope = build_scope(request)
         scope["state"]["request_id"] = request.id
-        with structlog.contextvars.bound_contextvars(request_id=request.id):
+        trace = request.head.headers.get(TRACEPARENT)
+        bound = {} if trace is None else {"trace": trace}
+        with structlog.contextvars.bound_contextvars(request_id=request.id, **bound):
             response = await call_app(self._framework, scope, request)
         if not any(name == NOSNIFF[0] for name, _ in response.headers):
             response.headers.append(NOSNIFF)
@@ -154,11 +158,13 @@ class Router:
         return response, route, str(scope["state"].get("code", ""))
 
 
-def _as_scoreboard_error(error: Exception, method: str, request_id: str) -> ScoreboardError:
+def _as_scoreboard_error(error: Exception, request: Request) -> ScoreboardError:
     """Return the error to answer with; log an unexpected one."""
     if isinstance(error, ScoreboardError):
         return error
     if isinstance(error, TimeoutError):
-        return OutcomeUnknown() if method == "POST" else Unavailable("It took too long")
-    _log.error("request_failed", request_id=request_id, exc_info=error)
+        is_update = request.head.method == "POST"
+        return OutcomeUnknown() if is_update else Unavailable("It took too long")
+    trace = request.head.headers.get(TRACEPARENT)
+    _log.error("request_failed", request_id=request.id, trace=trace, exc_info=error)
     return InternalError()

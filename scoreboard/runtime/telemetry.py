@@ -16,6 +16,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from scoreboard.runtime.log_limits import WINDOW_S, LineRateLimiter, event_kind, truncate
+from scoreboard.trace_context import TraceContext, parse_traceparent
 
 ECS_VERSION: Final = "8.17.0"
 
@@ -73,6 +74,15 @@ def redact(text: str) -> str:
     return _SECRET_TEXT.sub(_REDACTED, text)
 
 
+_ECS_FIELDS: Final = (
+    ("request_id", "http.request.id"),
+    ("trace_id", "trace.id"),
+    ("span_id", "span.id"),
+    ("exception", "error.stack_trace"),
+)
+"""Fields of events that are renamed; others get the prefix ``scoreboard``."""
+
+
 def _redact_event(
     _logger: object, _method: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
@@ -81,6 +91,23 @@ def _redact_event(
             event[key] = _REDACTED
         elif isinstance(value, str):
             event[key] = redact(truncate(key, value))
+    return event
+
+
+def _add_trace(
+    _logger: object, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Replace ``trace`` by ids: of a span of this process, or of the trace in a ``traceparent``.
+
+    Headers are parsed here, so a request that writes no line costs nothing.
+    """
+    trace = event.pop("trace", None)
+    if isinstance(trace, TraceContext):
+        event["span_id"] = trace.span_id
+    else:
+        trace = parse_traceparent(trace)
+    if trace is not None:
+        event["trace_id"] = trace.trace_id
     return event
 
 
@@ -105,10 +132,9 @@ class _Ecs:
             "log.logger": event.pop("logger", ""),
             **self._fixed,
         }
-        if "request_id" in event:
-            line["http.request.id"] = event.pop("request_id")
-        if "exception" in event:
-            line["error.stack_trace"] = event.pop("exception")
+        for name, field in _ECS_FIELDS:
+            if name in event:
+                line[field] = event.pop(name)
         line.update({f"scoreboard.{key}": value for key, value in event.items()})
         return line
 
@@ -161,6 +187,7 @@ def setup_logging(service: str, *, level: str, form: str, environment: str) -> N
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
+        _add_trace,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
         _redact_event,

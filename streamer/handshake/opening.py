@@ -30,6 +30,7 @@ from scoreboard.runtime.telemetry import get_logger
 from scoreboard.security.access import require_read
 from scoreboard.security.addresses import client_address, is_trusted_hop
 from scoreboard.security.tokens import Caller
+from scoreboard.trace_context import HEADER as TRACEPARENT
 from streamer import metrics
 from streamer.connection.inbound import Parser
 from streamer.connection.viewer import Viewer
@@ -73,6 +74,7 @@ class OpeningHandshake(asyncio.Protocol):
         "_request",
         "_request_id",
         "_state",
+        "_traceparent",
         "_transport",
         "_ws_request",
         "slot",
@@ -93,6 +95,7 @@ class OpeningHandshake(asyncio.Protocol):
         the client's address is known only from the request head."""
         self._address = ""
         self._request_id = ""
+        self._traceparent: bytes | None = None
         self._request: HandshakeRequest
         self._ws_request: Request
         self._protocol: Parser
@@ -252,6 +255,7 @@ class OpeningHandshake(asyncio.Protocol):
         self._head = bytearray()
         head = read_head(data, config.limits)
         self._request_id = manager.request_ids.of(head.headers)
+        self._traceparent = head.headers.get(TRACEPARENT)
         self._request = request = parse_request(head, self._peer, config)
         admission = manager.admission
         if not self._peer_address and not admission.allow_attempt(request.address, manager.clock()):
@@ -323,6 +327,7 @@ class OpeningHandshake(asyncio.Protocol):
             code=error.code,
             client=self._address or self._peer_address or self._peer,
             request_id=request_id,
+            trace=self._traceparent,
         )
         self._state = _State.REJECTED
         if self._address:

@@ -208,6 +208,28 @@ async def test_refusals_are_logged_without_the_token(
     assert "win:1" not in api.output
 
 
+@pytest.mark.parametrize("path", [UPDATE_PATH, "/elsewhere"])
+async def test_failed_requests_are_logged_with_the_trace_of_their_caller(
+    run_api: RunApi, path: str
+) -> None:
+    trace, span = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    headers = {
+        "id-valid-00": f"00-{trace}-{span}-00",
+        "id-upper-00": f"00-{trace.upper()}-{span}-01",
+    }
+    api = run_api()
+    with client_of(api) as client:
+        for name, traceparent in headers.items():
+            client.post(path, headers={"X-Request-Id": name, "traceparent": traceparent})
+    eventually(lambda: len(api.lines("request_served")) == 2)
+    api.stop()
+
+    valid, upper = api.lines("request_served")
+    assert (valid["http.request.id"], valid["trace.id"]) == ("id-valid-00", trace)
+    assert "trace.id" not in upper
+    assert span not in api.output, "it is the caller's span, not one of this process"
+
+
 async def test_an_unsafe_redis_stops_the_start_with_its_problems(
     run_api: RunApi, redis_url: str, own_valkey: object
 ) -> None:

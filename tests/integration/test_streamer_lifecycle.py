@@ -406,13 +406,17 @@ def test_health_and_metrics_have_their_own_port(start_program: StartProgram) -> 
         assert f"# HELP scoreboard_{name} " in metrics, name
 
 
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
 async def test_logs_of_rejections_are_limited_and_counted(
     start_program: StartProgram,
 ) -> None:
     program = start_program()
     for _ in range(100):
         viewer = await RawViewer.open(program.port)
-        await viewer.send(request_bytes("/nowhere", headers=[("X-Request-Id", "client-01")]))
+        headers = [("X-Request-Id", "client-01"), ("traceparent", f"00-{TRACE}-{'b' * 16}-01")]
+        await viewer.send(request_bytes("/nowhere", headers=headers))
         assert (await viewer.answer()).status == 404
         viewer.close()
 
@@ -421,6 +425,7 @@ async def test_logs_of_rejections_are_limited_and_counted(
     lines = program.lines("handshake_refused")
     assert len(lines) == LINES_MAX
     assert lines[0]["http.request.id"] == "client-01"
+    assert lines[0]["trace.id"] == TRACE
     assert lines[0]["scoreboard.status"] == 404
     (dropped,) = program.lines("log_lines_dropped")
     assert dropped["scoreboard.count"] == 100 - LINES_MAX

@@ -9,6 +9,7 @@ import pytest
 import structlog
 
 from scoreboard.runtime import telemetry
+from scoreboard.trace_context import TraceContext
 
 TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl"
 
@@ -36,6 +37,37 @@ def test_a_line_has_ecs_field_names(lines: io.StringIO) -> None:
     assert line["service.name"] == "scoreboard-api"
     assert line["http.request.id"] == "req-1"
     assert line["scoreboard.board"] == "main"
+
+
+TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+
+
+@pytest.mark.parametrize(
+    ("trace", "ids"),
+    [
+        (f"00-{TRACE}-{SPAN}-00".encode(), {"trace.id": TRACE}),
+        (TraceContext(TRACE, SPAN), {"trace.id": TRACE, "span.id": SPAN}),
+        (f"00-{TRACE.upper()}-{SPAN}-01".encode(), {}),
+        (None, {}),
+    ],
+)
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_a_line_has_the_ids_of_a_valid_trace(
+    lines: io.StringIO, form: str, trace: object, ids: dict[str, str]
+) -> None:
+    telemetry.setup_logging("api", level="info", form=form, environment="test")
+    with structlog.contextvars.bound_contextvars(trace=trace):
+        telemetry.get_logger("x").info("request_served")
+        logging.getLogger("other").info("also of the standard library")
+
+    for line in lines.getvalue().splitlines():
+        assert "scoreboard.trace" not in line
+        if form == "json":
+            found = {k: v for k, v in json.loads(line).items() if k in {"trace.id", "span.id"}}
+            assert found == ids
+        else:
+            assert all(value in line for value in ids.values())
+            assert "00-" not in line
 
 
 @pytest.mark.parametrize(
