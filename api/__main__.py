@@ -52,7 +52,7 @@ def _serve(chosen: Settings, worker: Worker | None) -> int:
 
     async def run(stop: StopEvent) -> None:
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(OperatorPort(operators))
+            await stack.enter_async_context(OperatorPort(operators, app.health.readiness))
             await stack.enter_async_context(app.running())
             started = None
             if worker is not None:

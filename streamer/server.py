@@ -10,10 +10,12 @@ import random
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from typing import Final
+from typing import Any, Final
 
 from scoreboard.broadcast.close_codes import CloseCode
 from scoreboard.broadcast.watcher import BoardWatcher
+from scoreboard.health.checks import VIEWERS, describe_live, describe_viewers, live_name
+from scoreboard.health.readings import describe_secrets
 from scoreboard.http.operator_port import OperatorPort, bind_operators
 from scoreboard.runtime.lifecycle import StopEvent
 from scoreboard.runtime.settings import Settings
@@ -76,14 +78,17 @@ class Streamer:
         self.is_draining = False
         self._listening = Acceptor()
 
-    def readiness(self) -> tuple[bool, Mapping[str, str]]:
-        """Return whether new viewers should be sent here, and the state of each part."""
-        parts = {
-            state.board: state.stale_reason or ("live" if state.message else "unknown")
+    def readiness(self) -> tuple[bool, Mapping[str, Any]]:
+        """Return whether new viewers should be sent here, and the checks of this process."""
+        admission = self.manager.admission
+        checks = {
+            live_name(state.board): describe_live(state.stale_reason, is_read=bool(state.message))
             for state in self.watcher.states.values()
         }
-        parts["draining"] = "yes" if self.is_draining else "no"
-        return self.watcher.is_ready and not self.is_draining, parts
+        checks[VIEWERS] = describe_viewers(admission.viewers, admission.capacity.viewers)
+        is_ready = self.watcher.is_ready and not self.is_draining
+        status = "draining" if self.is_draining else "ready" if is_ready else "not ready"
+        return is_ready, {"status": status, "checks": checks | describe_secrets()}
 
     async def listen(self, listener: socket.socket) -> None:
         """Start accepting viewers."""

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from scoreboard.health.checks import Check
 from scoreboard.model import POINTS_MAX, ActionId, Points, UserId, is_identifier
 
 
@@ -91,13 +92,6 @@ class Alive(Struct, frozen=True):
     """The process is running."""
 
     status: str = "alive"
-
-
-class Check(Struct, frozen=True, omit_defaults=True):
-    """The state of one dependency."""
-
-    state: str
-    detail: str = ""
 
 
 class Readiness(Struct, frozen=True):

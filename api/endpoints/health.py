@@ -8,8 +8,8 @@ drains, so that no new requests arrive.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
 
 import redis.asyncio as aioredis
 from litestar import get
@@ -18,13 +18,26 @@ from litestar.openapi.datastructures import ResponseSpec
 from psycopg_pool import AsyncConnectionPool
 
 from api.documents.responses import UPDATE_ONLY, problems
-from api.documents.schemas import Alive, Check, Readiness
-from scoreboard.errors import MethodNotAllowed, ScoreboardError, Uninitialised
+from api.documents.schemas import Alive, Readiness
+from scoreboard.errors import MethodNotAllowed, ScoreboardError
+from scoreboard.health.checks import (
+    CATALOGUE,
+    DATABASE,
+    DURABILITY,
+    KEYS,
+    REDIS,
+    Check,
+    board_name,
+    describe_board,
+    describe_durability,
+    down,
+    unknown,
+)
+from scoreboard.health.readings import describe_secrets, read_states
 from scoreboard.http import probes
 from scoreboard.http.request import Request
 from scoreboard.http.response import HttpResponse
 from scoreboard.ledger.pool import Connection, translate_errors
-from scoreboard.model import Partition
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import REDIS_DURABLE, get_logger
 from scoreboard.security.tokens import Verifier
@@ -42,33 +55,35 @@ DATABASE_TTL_S: Final = 5.0
 TIMEOUT_S: Final = 1.0
 
 UP: Final = Check("up")
-_OPEN: Final = "open"
-_NOT_LOADED: Final = "not loaded"
 _log = get_logger(__name__)
 
 
-class _CachedCheck:
-    """One check, run at most once in ``ttl_s``, and not concurrently."""
+class _CachedChecks:
+    """Checks that are made together, at most once in ``ttl_s``, and not concurrently."""
 
-    def __init__(self, check: Callable[[], Awaitable[Check]], ttl_s: float) -> None:
-        self._check = check
+    def __init__(
+        self, names: Sequence[str], make: Callable[[], Awaitable[list[Check]]], ttl_s: float
+    ) -> None:
+        self._names = names
+        self._make = make
         self._ttl_s = ttl_s
         self._lock = asyncio.Lock()
         self._expires_at_s = 0.0
-        self._last = Check("unknown")
+        self._last: list[Check] = []
 
-    async def get(self) -> Check:
+    async def get(self) -> dict[str, Check]:
+        """Return the checks by name."""
         async with self._lock:
             if time.monotonic() >= self._expires_at_s:
                 try:
                     async with asyncio.timeout(TIMEOUT_S):
-                        self._last = await self._check()
+                        self._last = await self._make()
                 except TimeoutError:
-                    self._last = Check("down", "no answer in time")
+                    self._last = [down("no answer in time")] * len(self._names)
                 except ScoreboardError as error:
-                    self._last = Check("down", error.title)
+                    self._last = [down(error.title)] * len(self._names)
                 self._expires_at_s = time.monotonic() + self._ttl_s
-            return self._last
+            return dict(zip(self._names, self._last, strict=True))
 
 
 class Health:
@@ -92,10 +107,11 @@ class Health:
         self._verifier = verifier
         self._catalogue = catalogue
         self._pool = pool
-        self._ping = _CachedCheck(self._check_redis, REDIS_TTL_S)
-        self._board_states = _CachedCheck(self._check_boards, BOARDS_TTL_S)
-        self._durability = _CachedCheck(self._check_durability, DURABILITY_TTL_S)
-        self._database = _CachedCheck(self._check_database, DATABASE_TTL_S)
+        self._board_names = [board_name(board) for board in self._boards]
+        self._ping = _CachedChecks([REDIS], self._check_redis, REDIS_TTL_S)
+        self._board_states = _CachedChecks(self._board_names, self._check_boards, BOARDS_TTL_S)
+        self._durability = _CachedChecks([DURABILITY], self._check_durability, DURABILITY_TTL_S)
+        self._database = _CachedChecks([DATABASE], self._check_database, DATABASE_TTL_S)
         self.draining = asyncio.Event()
         """Set when the process is about to stop."""
 
@@ -107,27 +123,34 @@ class Health:
         """Return the state of each dependency, and whether this process should get requests."""
         if self.draining.is_set():
             return Readiness("draining", {})  # without checks, so that traffic moves away soon
-        redis, database = await asyncio.gather(self._ping.get(), self._database.get())
-        durability = boards = Check("unknown")
-        if redis.state == "up":
-            durability, boards = await asyncio.gather(
-                self._durability.get(), self._board_states.get()
-            )
-        checks = {
-            "redis": redis,
-            "durability": durability,
-            "boards": boards,
-            "keys": UP if self._verifier.is_ready else Check("down", "no key set was read yet"),
-            "catalogue": UP if self._catalogue.is_loaded else Check("down", "not read yet"),
-            "database": database,
-        }
+        checks, database = await asyncio.gather(self._ping.get(), self._database.get())
+        if checks[REDIS].state == "up":
+            for found in await asyncio.gather(self._durability.get(), self._board_states.get()):
+                checks |= found
+        else:
+            names = (DURABILITY, *self._board_names)
+            checks |= dict.fromkeys(names, unknown("Redis does not answer"))
+        is_loaded = any(
+            checks[name].state not in {"uninitialised", "down", "unknown"}
+            for name in self._board_names
+        )
         is_able = (
-            redis.state == "up"
-            and durability.state in {"safe", "vouched"}
-            and boards.state in {"up", "partly"}
+            is_loaded
+            and checks[DURABILITY].state in {"safe", "vouched"}
             and self._catalogue.is_loaded
         )
+        checks |= {
+            KEYS: UP if self._verifier.is_ready else down("no key set was read yet"),
+            CATALOGUE: UP if self._catalogue.is_loaded else down("not read yet"),
+            **database,
+            **describe_secrets(),
+        }
         return Readiness("ready" if is_able else "not ready", checks)
+
+    async def readiness(self) -> tuple[bool, dict[str, Any]]:
+        """Return whether this process should get requests, and the facts that decide it."""
+        found = await self.ready()
+        return found.status == "ready", {"status": found.status, "checks": found.checks}
 
     async def answer_live(self, _: Request) -> HttpResponse:
         """Answer the liveness probe."""
@@ -135,49 +158,33 @@ class Health:
 
     async def answer_ready(self, _: Request) -> HttpResponse:
         """Answer the readiness probe."""
-        found = await self.ready()
-        facts = {"status": found.status, "checks": found.checks}
-        return probes.readiness(is_ready=found.status == "ready", facts=facts)
+        is_ready, facts = await self.readiness()
+        return probes.readiness(is_ready=is_ready, facts=facts)
 
-    async def _check_redis(self) -> Check:
+    async def _check_redis(self) -> list[Check]:
         await self._store.now_s()
-        return UP
+        return [UP]
 
-    async def _check_boards(self) -> Check:
-        states = {name: await self._state_of(name) for name in self._boards}
-        wrong = "; ".join(f"{name}: {state}" for name, state in states.items() if state != _OPEN)
-        if not wrong:
-            return UP
-        is_any_loaded = any(state != _NOT_LOADED for state in states.values())
-        return Check("partly" if is_any_loaded else "down", wrong)
+    async def _check_boards(self) -> list[Check]:
+        return [
+            describe_board(board, None, await read_states(self._store, board))
+            for board in self._boards
+        ]
 
-    async def _state_of(self, name: str) -> str:
-        try:
-            board = await self._store.board(name)
-        except Uninitialised:
-            return _NOT_LOADED
-        numbers = range(board.layout.partitions)
-        partitions = [await self._store.state(Partition(name, number)) for number in numbers]
-        if not all(partition.epoch for partition in partitions):
-            return _NOT_LOADED
-        return _OPEN if all(partition.is_open for partition in partitions) else "fenced"
-
-    async def _check_durability(self) -> Check:
+    async def _check_durability(self) -> list[Check]:
         found = await check_durability(self._client, replicas=self._replicas)
         REDIS_DURABLE.set(1 if found.is_safe else 0)
-        if found.is_safe:
-            return Check("safe")
-        if self._is_unsafe_allowed:
-            return Check("vouched", "; ".join(found.problems))
-        _log.error("redis_not_durable", problems=found.problems)
-        return Check("unsafe", "; ".join(found.problems))
+        check = describe_durability(found, is_unsafe_allowed=self._is_unsafe_allowed)
+        if check.state == "unsafe":
+            _log.error("redis_not_durable", problems=found.problems)
+        return [check]
 
-    async def _check_database(self) -> Check:
+    async def _check_database(self) -> list[Check]:
         if self._pool is None:
-            return Check("not configured")
+            return [Check("not configured")]
         async with translate_errors(), self._pool.connection(timeout=TIMEOUT_S) as connection:
             await connection.execute("SELECT 1")
-        return UP
+        return [UP]
 
 
 def make_handlers() -> list[HTTPRouteHandler]:

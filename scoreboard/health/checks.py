@@ -69,6 +69,11 @@ def drift_name(board: str) -> str:
     return f"drift {board}"
 
 
+def live_name(board: str) -> str:
+    """Return the name of the check of what viewers see of a board."""
+    return f"live {board}"
+
+
 def secret_name(owner: str) -> str:
     """Return the name of the check of a server's credentials."""
     return f"secret {owner}"
@@ -107,7 +112,9 @@ def describe_board(name: str, layout: Layout | None, states: Sequence[PartitionS
 
     ``states`` are those of all its partitions.
     """
-    missing = [number for number, state in enumerate(states) if not state.epoch]
+    missing = [
+        number for number, state in enumerate(states) if not state.epoch or state.layout is None
+    ]
     if missing or not states:
         where = f"partitions {_numbers(missing)} of {len(states)}" if len(states) > 1 else ""
         return Check("uninitialised", where, f"scoreboard reseed --board {name}")
@@ -189,14 +196,19 @@ def describe_secret(read_s: float, rotated_s: float | None = None) -> Check:
     return Check("current", detail)
 
 
-def describe_viewers(viewers: int, most: int | None = None) -> Check:
+def describe_viewers(viewers: int, most: int) -> Check:
     """Return the number of viewers; ``most`` is the maximum of the process."""
-    if most is None:
-        return Check("connected", str(viewers))
     detail = f"{viewers} of at most {most}"
     if viewers >= most * FULL_SHARE:
         return Check("nearly full", detail, "add a streamer or raise SCOREBOARD_VIEWERS")
     return Check("connected", detail)
+
+
+def describe_live(stale_reason: str | None, *, is_read: bool) -> Check:
+    """Return whether viewers see the latest state of a board."""
+    if stale_reason is not None:
+        return Check("stale", stale_reason, f"see {runbook('BoardStale')}")
+    return Check("live") if is_read else unknown("not read yet")
 
 
 def duration(seconds: float) -> str:

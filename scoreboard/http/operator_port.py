@@ -6,8 +6,9 @@ are bounded, and idle connections cannot block probes.
 """
 
 import asyncio
+import inspect
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any, Final, Self
 
@@ -35,7 +36,8 @@ LIMITS: Final = ServerLimits(
 )
 """Probes are few; for one more connection, the longest idle one is closed."""
 
-State = Callable[[], tuple[bool, Mapping[str, Any]]]
+Facts = tuple[bool, Mapping[str, Any]]
+State = Callable[[], Facts | Awaitable[Facts]]
 """Returns whether the process is ready, and the facts that decide it."""
 
 
@@ -98,7 +100,8 @@ class OperatorPort:
             case "/health/live":
                 return probes.liveness()
             case "/health/ready" if self._state is not None:
-                is_ready, facts = self._state()
+                found = self._state()
+                is_ready, facts = await found if inspect.isawaitable(found) else found
                 return probes.readiness(is_ready=is_ready, facts=facts)
             case _:
                 raise NotFound("This port serves /health/live, /health/ready and /metrics")

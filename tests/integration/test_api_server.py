@@ -330,33 +330,34 @@ async def test_the_api_is_not_ready_while_no_board_is_loaded(
     # Incident: it was ready on an emptied Redis, where every update and read returned 503.
     client = await start_api(open=(), boards="main,weekly")
 
-    async def ready(status: int, state: str, detail: str = "") -> bool:
+    async def ready(status: int, **states: str) -> bool:
         client.api.health._board_states._expires_at_s = 0.0
         answer = await client.get("/health/ready")
-        boards = answer.json()["checks"]["boards"]
-        return (answer.status_code, boards["state"], boards.get("detail", "")) == (
-            status,
-            state,
-            detail,
-        )
+        checks = answer.json()["checks"]
+        found = {board: checks[f"board {board}"]["state"] for board in states}
+        return (answer.status_code, found) == (status, states)
 
-    assert await ready(503, "down", "main: not loaded; weekly: not loaded")
+    assert await ready(503, main="uninitialised", weekly="uninitialised")
     assert (await client.update()).status_code == 503
     assert (await client.get(LEADERBOARD_PATH)).status_code == 503
 
     await open_boards(redis_url, Board("weekly", Layout(partitions=2)))
-    assert await ready(200, "partly", "main: not loaded")
+    assert await ready(200, main="uninitialised", weekly="open")
     await open_boards(redis_url, Board("main"))
-    assert await ready(200, "up")
+    assert await ready(200, main="open", weekly="open")
 
     with redis.Redis.from_url(redis_url) as server:
         for number in range(2):
             server.hset(PartitionKeys(Partition("weekly", number)).meta, "state", "fenced")
-        assert await ready(200, "partly", "weekly: fenced")
+        assert await ready(200, main="open", weekly="fenced")
         server.delete(PartitionKeys(Partition("weekly", 1)).meta)
-        assert await ready(200, "partly", "weekly: not loaded")
+        assert await ready(200, main="open", weekly="uninitialised")
+        client.api.health._board_states._expires_at_s = 0.0
+        found = (await client.get("/health/ready")).json()["checks"]["board weekly"]
+        assert found["detail"] == "partitions 1 of 2"
+        assert found["advice"] == "scoreboard reseed --board weekly"
         server.flushdb()
-        assert await ready(503, "down", "main: not loaded; weekly: not loaded")
+        assert await ready(503, main="uninitialised", weekly="uninitialised")
 
 
 async def test_an_unreachable_database_is_reported_and_the_api_stays_ready(

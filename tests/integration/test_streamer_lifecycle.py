@@ -392,7 +392,7 @@ def test_health_and_metrics_have_their_own_port(start_program: StartProgram) -> 
     program = start_program()
 
     assert program.get("/health/live").json() == {"status": "live"}
-    assert program.get("/health/ready").json()["main"] == "live"
+    assert program.get("/health/ready").json()["checks"]["live main"] == {"state": "live"}
     assert program.get("/elsewhere").status_code == 404
     metrics = program.get("/metrics").text
     for name in (
