@@ -1,13 +1,13 @@
 -- submit: apply up to 64 actions of one partition, each exactly once.
 -- WHY       score, stream record and dedup record of an action change together or not at all (I4)
 -- KEYS      1 board zset · 2 events stream · 3 meta hash · 4 changes channel · 5+ seen hash
--- ARGV      1 generation int from which the caller built its seen keys · 2 layout · 3 cap int · 4+ user, action, digest, delta int, stated 0 or 1, request id, pair int: which pair of seen keys
+-- ARGV      1 generation int from which the caller built its seen keys · 2 layout · 3 cap int · 4+ user, action, digest, delta int, stated 0 or 1, request id, pair int: which pair of seen keys; the last, only if some actions are traced: number of the action and its traceparent, for each of them, joined by spaces
 -- ASSUMES   the keys match time and layout of the board: both are compared
 -- RETURNS   per action, in order: outcome, delta, score, seq, committed 0 or 1: this change is known to be in PostgreSQL
 -- OUTCOMES  applied replayed conflict busy range
 -- REFUSES   UNINIT no epoch, seq or layout · FENCED not accepting · LAYOUT other layout or a retired partition, the second word is the right layout · BUCKET other generation, the second word is Redis's time in s · BADARG arguments
 -- WRITES    board events meta seen
--- EMITS     to changes, once, if the watched top can differ
+-- EMITS     to changes, if the watched top can differ: up to 8 traceparents of actions that changed it, if they are traced; then epoch:seq
 -- COST      O(n log N), n actions ≤ 64, N members; where a score runs out of slots, 16 moves more per action, and 1024 per call
 
 local WATCHED_TOP = 10
@@ -17,11 +17,13 @@ local SWEEP_BELOW = SLOT_COUNT / 4
 local MOVES = 16
 local SWEEPS_MORE = 64
 local FIELDS_PER_ACTION = 7
+local TRACES_MAX = 8
 
 -- unpack
 local board, events, meta, changes = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local generation, layout, cap = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
-local count = (#ARGV - 3) / FIELDS_PER_ACTION
+local is_traced = (#ARGV - 3) % FIELDS_PER_ACTION == 1
+local count = (#ARGV - (is_traced and 4 or 3)) / FIELDS_PER_ACTION
 local pairs_count = (#KEYS - 4) / 2
 
 -- validate
@@ -46,6 +48,18 @@ for i = 1, count do
     return redis.error_reply('BADARG action ' .. i)
   end
   actions[i] = action
+end
+if is_traced then
+  local rest = string.gsub(ARGV[#ARGV] .. ' ', '(%d+) (%x%x%-%x+%-%x+%-%x%x) ', function(number, traceparent)
+    local action = actions[tonumber(number)]
+    if action and #traceparent == 55 then
+      action.trace = traceparent
+      return ''
+    end
+  end)
+  if rest ~= '' then
+    return redis.error_reply('BADARG traces')
+  end
 end
 
 -- read
@@ -136,7 +150,7 @@ local function sweep(score)
 end
 
 -- decide and write, action by action: each sees the effects of those before it
-local replies, touched = {}, {}
+local replies, touched, shown = {}, {}, {}
 local wrote, sweeps_more = false, SWEEPS_MORE
 for i = 1, count do
   local action = actions[i]
@@ -178,6 +192,10 @@ for i = 1, count do
       if action.request ~= '' then
         event[13], event[14] = 't', action.request
       end
+      if action.trace then
+        event[#event + 1] = 'w'
+        event[#event + 1] = action.trace
+      end
       -- XADD first: it can fail, if another program wrote to the stream.
       redis.call('XADD', events, '*', unpack(event))
       redis.call('ZADD', board, string.format('%.0f', packed), action.user)
@@ -185,6 +203,9 @@ for i = 1, count do
       touched[current] = true
       if packed >= threshold or (before and before >= threshold) then
         visible = true
+        if action.trace and #shown < TRACES_MAX then
+          shown[#shown + 1] = action.trace
+        end
       end
       replies[i] = { 'applied', action.delta, score, seq, 0 }
     end
@@ -199,6 +220,9 @@ end
 
 -- emit
 if visible then
+  if #shown > 0 then -- first, so that a reader has them when it reads the board
+    redis.call('PUBLISH', changes, 'traces ' .. table.concat(shown, ' '))
+  end
   redis.call('PUBLISH', changes, string.format('%.0f:%.0f', epoch, seq))
 end
 return replies

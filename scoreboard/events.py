@@ -1,7 +1,8 @@
 """Stream records: the meaning of each one-letter field, and their decoder.
 
 ``q`` seq · ``u`` user · ``a`` action · ``d`` delta · ``s`` score after · ``e`` epoch ·
-``k`` kind of event (absent: an action; ``c``: a correction) · ``t`` request id (absent: none).
+``k`` kind of event (absent: an action; ``c``: a correction) · ``t`` request id (absent: none) ·
+``w`` traceparent (absent: the update is not traced; scoreboard.trace_context reads it).
 
 lua/submit.lua writes them, the flusher reads them. An invalid record becomes a ``BadRecord`` with
 its reason, never an exception, which would stop the stream.
@@ -24,6 +25,7 @@ FIELDS: Final = {
     "e": "epoch",
     "k": "kind of event",
     "t": "request id",
+    "w": "traceparent",
 }
 CORRECTION: Final = "c"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scoreboard import model
+from scoreboard import model, trace_context
 from scoreboard.errors import REFUSALS
 from scoreboard.store import corrections
 
@@ -117,6 +117,10 @@ def test_lua_and_python_agree_on_constants() -> None:
     assert int(constants["SCORE_MAX"]) == model.SCORE_MAX
     assert int(constants["SLOT_COUNT"]) == model.SLOT_COUNT
     assert f"count > {model.BATCH_MAX}" in body
+    assert int(constants["TRACES_MAX"]) == trace_context.NOTICE_MAX
+    assert f"'{trace_context.NOTICE.decode()}' .." in body
+    assert f"#traceparent == {trace_context.CONTEXT_BYTES}" in body
+    assert f"= '{trace_context.FIELD.decode()}'" in body
     _, _, body = read("repair")
     constants = dict(re.findall(r"local ([A-Z_]+) = (\d+)", body))
     assert int(constants["SCORE_MAX"]) == model.SCORE_MAX

@@ -262,3 +262,79 @@ def test_packed_scores_are_exact_to_the_last_digit(opened: Scripts) -> None:
     assert opened.board() == [("first", 2**52 - 1), ("second", 2**52 - 2)]
     assert opened.submit(("first", "down", -1)) == [["applied", -1, SCORE_MAX - 1, 3]]
     assert dict(opened.board())["first"] == pack(SCORE_MAX - 1, SLOT_COUNT - 1)
+
+
+def trace(number: int) -> str:
+    return f"00-4bf92f3577b34da6a3ce929d0e0e4736-{number:016x}-01"
+
+
+def test_only_traced_actions_carry_a_traceparent(opened: Scripts) -> None:
+    actions = [(f"user{n}", "win:1", 10, 0, f"req-{n}") for n in range(1, 5)]
+
+    rows = opened.submit(*actions, traces=f"2 {trace(2)} 4 {trace(4)}")
+
+    assert [row[0] for row in rows] == ["applied"] * 4
+    fields = {event["u"]: event.get("w") for event in opened.events()}
+    assert fields == {"user1": None, "user2": trace(2), "user3": None, "user4": trace(4)}
+    assert [event["t"] for event in opened.events()] == ["req-1", "req-2", "req-3", "req-4"]
+
+
+def test_a_traced_action_without_a_request_id_keeps_its_trace(opened: Scripts) -> None:
+    opened.submit(("alice", "win:1", 10), traces=f"1 {trace(1)}")
+
+    [event] = opened.events()
+    assert event.get("w") == trace(1)
+    assert "t" not in event
+
+
+@pytest.mark.parametrize(
+    "traces",
+    [
+        "garbage",
+        f"0 {trace(1)}",
+        f"3 {trace(1)}",
+        f"1 {trace(1)[:-1]}",
+        f"1 {trace(1)}0",
+        f"1 {trace(1)} 2",
+        f"1 {trace(1)}  2 {trace(2)}",
+        f"1 {trace(1)} x",
+        f"1.5 {trace(1)}",
+        f"1 {trace(1).replace('-', '_')}",
+        " ",
+    ],
+)
+def test_an_invalid_list_of_traces_is_refused_before_any_write(
+    opened: Scripts, traces: str
+) -> None:
+    before = opened.snapshot()
+    keys, args = opened.submit_call(("alice", "1", 1), ("bob", "1", 1), traces=traces)
+
+    assert opened.refuses("submit", keys, *args).startswith("BADARG ")
+    assert opened.snapshot() == before
+
+
+def test_a_replay_is_not_published_and_adds_no_record(opened: Scripts) -> None:
+    opened.submit(("alice", "win:1", 10))
+    before = opened.snapshot()
+
+    assert opened.submit(("alice", "win:1", 10), traces=f"1 {trace(1)}") == [
+        ["replayed", 10, 10, 1]
+    ]
+    assert opened.snapshot() == before
+
+
+def test_traces_of_visible_changes_are_published_before_them(opened: Scripts) -> None:
+    with opened.client.pubsub() as subscription:
+        subscription.subscribe(KEYS.changes)
+        subscription.get_message(timeout=1)
+
+        users = [(f"user{n}", "1", 100 + n) for n in range(1, 21)]
+        opened.submit(*users, traces=" ".join(f"{n} {trace(n)}" for n in range(1, 21)))
+        opened.submit(("low", "1", 1), traces=f"1 {trace(99)}")  # not among the first ten
+        opened.submit(("low", "2", 300), ("lower", "1", 1), traces=f"2 {trace(98)}")
+
+        messages = [subscription.get_message(timeout=0.2) for _ in range(4)]
+    announced = [text(message["data"]) for message in messages if message]
+    # A batch is compared with the rows before it: all twenty of an empty board can be visible.
+    traces = " ".join(trace(n) for n in range(1, 9))
+    assert announced == [f"traces {traces}", "1:20", "1:23"]

@@ -64,7 +64,11 @@ class Scripts:
         return self.client.hmget(KEYS.meta, *names)
 
     def submit_call(
-        self, *actions: tuple[Any, ...], generation: int | None = None, layout: str | None = None
+        self,
+        *actions: tuple[Any, ...],
+        generation: int | None = None,
+        layout: str | None = None,
+        traces: str = "",
     ) -> tuple[list[str], list[object]]:
         generation = self.generation if generation is None else generation
         keys = [KEYS.board, KEYS.events, KEYS.meta, KEYS.changes]
@@ -81,6 +85,7 @@ class Scripts:
                 ]
             stated, request = (*more, "")[:2] if more else (0, "")
             args += [user, action, digest, delta, int(stated), request, pairs[shard]]
+        args += [traces] if traces else []
         return keys, args
 
     def submit(self, *actions: tuple[Any, ...], **options: Any) -> list[list[Any]]:
