@@ -1,5 +1,6 @@
 # One image for api, streamer, flusher and the command line: the command selects the service.
-#   docker build -t scoreboard .      docker run scoreboard python -m streamer
+#   docker build -t scoreboard .      (with --build-arg REQUIREMENTS=otel: for traces)
+#   docker run scoreboard python -m streamer
 # docker-compose.yml defines the health check of each container, with Python's urllib.
 
 FROM python:3.11.14-slim-bookworm AS build
@@ -7,9 +8,11 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 RUN python -m venv /opt/scoreboard && python -m venv /opt/build
 # Requirements before sources: a change of code does not download them again. Wheels only, by hash.
-COPY requirements/base.txt requirements/build.txt requirements/
+COPY requirements/base.txt requirements/otel.txt requirements/build.txt requirements/
+ARG REQUIREMENTS=base
 RUN --mount=type=cache,target=/root/.cache/pip \
-    /opt/scoreboard/bin/pip install --require-hashes --only-binary :all: -r requirements/base.txt \
+    /opt/scoreboard/bin/pip install --require-hashes --only-binary :all: \
+      -r "requirements/$REQUIREMENTS.txt" \
  && /opt/build/bin/pip install --require-hashes --only-binary :all: -r requirements/build.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY api api

@@ -55,7 +55,8 @@ COMPILE := $(BIN)/uv pip compile -q --generate-hashes --universal --no-emit-inde
 
 lock: $(VENV)/.dev  ## update the pins in requirements/*.txt, with hashes
 	$(COMPILE) --extra embedded --extra otel --group dev -o requirements/dev.txt
-	$(COMPILE) --extra otel -c requirements/dev.txt -o requirements/base.txt
+	$(COMPILE) -c requirements/dev.txt -o requirements/base.txt
+	$(COMPILE) --extra otel -c requirements/dev.txt -o requirements/otel.txt
 	$(COMPILE) --extra embedded --group build -c requirements/dev.txt -o requirements/up.txt
 	$(BIN)/uv pip compile -q --generate-hashes --universal --no-emit-index-url --no-header \
 	  --python-version 3.11 --group build -c requirements/dev.txt -o requirements/build.txt
