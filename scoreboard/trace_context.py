@@ -16,6 +16,9 @@ FIELD: Final = b"w"
 CONTEXT_BYTES: Final = 55
 """Length of a context as it is written."""
 
+LINKS_MAX: Final = 32
+"""Maximum number of traces that one span names."""
+
 NOTICE: Final = b"traces "
 """Start of a notification that lists contexts; lua/submit.lua writes it (a test compares)."""
 

@@ -356,6 +356,18 @@ class Settings(Struct, frozen=True, kw_only=True):
             "Part of SCOREBOARD_DRAIN_S in which the api accepts requests but is not ready"
         ),
     ] = 0.5
+    tracing: Annotated[
+        Literal["off", "app", "gateway"],
+        _description(
+            "Traces by OpenTelemetry, to the collector of OTEL_EXPORTER_OTLP_ENDPOINT; who chooses "
+            "the traced requests: the api by SCOREBOARD_TRACE_RATIO (app), or the sampled flag of "
+            "`traceparent` from a trusted proxy (gateway)"
+        ),
+    ] = "off"
+    trace_ratio: Annotated[
+        Annotated[float, Meta(ge=0, le=1)],
+        _description("Share of requests that are traced, unless a gateway chooses"),
+    ] = 0.01
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], _description("Minimum severity of log lines")
     ] = "info"

@@ -56,6 +56,9 @@ CALLS_REFUSED = counter("calls_refused_total", "Script calls refused", "reason")
 REDIS_DURABLE = gauge("redis_durable", "1 if Redis keeps all acknowledged writes")
 AUTH_FAILURES = counter("auth_failures_total", "Tokens refused", "reason")
 BUILD_INFO = gauge("build_info", "Always 1", "version", "service")
+TRACE_SPANS = counter(
+    "trace_spans_total", "Spans that ended, and of these the exported and the failed ones", "result"
+)
 LINES_DROPPED = counter("log_lines_dropped_total", "Log lines dropped by the rate limit")
 
 _SECRET_KEY = re.compile(
