@@ -16,6 +16,7 @@ from litestar.datastructures import State
 from api.documents import openapi
 from api.edge import problems
 from api.edge.rate_limit import RateLimiter
+from api.edge.request_tracing import RequestTracing
 from api.edge.router import RouteHandler, Router
 from api.endpoints import health, static_files
 from api.endpoints.board_reader import BoardReader
@@ -32,6 +33,7 @@ from scoreboard.ledger import pool as postgres
 from scoreboard.runtime.resources import web_path
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
+from scoreboard.runtime.tracing import make_tracing
 from scoreboard.security.credentials import refresh_secrets, require_secrets
 from scoreboard.security.tokens import Verifier
 from scoreboard.store.catalogue import Catalogue
@@ -62,6 +64,7 @@ class Api:
         self._verifier = Verifier(settings)
         self._catalogue = Catalogue(settings, self._store)
         self._dispatcher = Dispatcher(settings, name="api-dispatcher")
+        self._tracing = make_tracing(settings, "api")
         self._limiter = RateLimiter(settings) if settings.rate_limit == "app" else None
         self.health = health.Health(
             settings,
@@ -101,7 +104,8 @@ class Api:
             routes[method, health.READY_PATH] = self.health.answer_ready
         if fast_updates:
             routes["POST", UPDATE_PATH] = FastUpdate(self._verifier, updates)
-        self.router = Router(settings, self.litestar, routes)
+        tracing = RequestTracing(self._tracing, settings) if self._tracing is not None else None
+        self.router = Router(settings, self.litestar, routes, tracing)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -112,6 +116,8 @@ class Api:
         without a server that is unreachable, and is not ready until it is reachable.
         """
         async with AsyncExitStack() as stack:
+            if self._tracing is not None:
+                await stack.enter_async_context(self._tracing.running())
             stack.push_async_callback(self._client.aclose)
             if self._limiter is not None:
                 stack.push_async_callback(self._limiter.close)

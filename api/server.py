@@ -17,6 +17,7 @@ from scoreboard.runtime import sockets
 from scoreboard.runtime.lifecycle import StopEvent
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
+from scoreboard.runtime.tracing import FLUSH_S
 from scoreboard.security.addresses import trusted_networks
 
 KEEP_ALIVE_S: Final = 75.0
@@ -67,7 +68,8 @@ async def serve(
         app.health.drain()
         server.is_draining = True
         await asyncio.sleep(notice_s)
-        within_s = max(settings.drain_s - notice_s - CLOSE_S, 0.0)
+        close_s = CLOSE_S + (FLUSH_S if settings.tracing != "off" else 0.0)
+        within_s = max(settings.drain_s - notice_s - close_s, 0.0)
         _log.info(
             "drain_started", requests=app.router.in_flight + app.router.waiting, within_s=within_s
         )

@@ -13,6 +13,7 @@ from typing import Final
 import structlog
 
 from api import metrics
+from api.edge.request_tracing import RequestTracing
 from scoreboard.errors import (
     InternalError,
     OutcomeUnknown,
@@ -27,7 +28,9 @@ from scoreboard.http.request_ids import HEADER, RequestIds
 from scoreboard.http.response import NOSNIFF, HttpResponse, error_response
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
+from scoreboard.runtime.tracing import CURRENT_SPAN
 from scoreboard.trace_context import HEADER as TRACEPARENT
+from scoreboard.trace_context import TraceContext
 
 LOGGED_SHARE: Final = 0.01
 """Share of successful responses that are logged; failed ones always are."""
@@ -48,8 +51,10 @@ class Router:
         settings: Settings,
         framework: AsgiApp,
         routes: Mapping[tuple[str, str], RouteHandler],
+        tracing: RequestTracing | None = None,
     ) -> None:
         """``routes`` maps method and path to handlers without the framework."""
+        self._tracing = tracing
         self._framework = framework
         self._routes = routes
         self._max_in_flight = settings.requests_in_flight
@@ -75,6 +80,7 @@ class Router:
         head = request.head
         request.id = self._ids.of(head.headers)
         request.body_wait = self._waiting_for_body
+        span = None if self._tracing is None else self._tracing.begin(request)
         handler = self._routes.get((head.method, head.path))
         status, route, code = 500, metrics.UNMATCHED if handler is None else head.path, ""
         self._in_flight += 1
@@ -95,13 +101,15 @@ class Router:
             self._in_flight -= 1
             seconds = time.perf_counter() - started_s
             metrics.observe(head.method, route, status, seconds)
+            if self._tracing is not None and span is not None:
+                self._tracing.end(span, request, route, status, code)
             if status >= 400 or random.random() < LOGGED_SHARE:  # noqa: S311 (sampling)
                 _log.info(
                     "request_served",
                     method=head.method[:16],
                     client=request.peer[0],
                     request_id=request.id,
-                    trace=head.headers.get(TRACEPARENT),
+                    trace=_trace_of(request),
                     route=route,
                     status=status,
                     code=code,
@@ -148,7 +156,7 @@ class Router:
         """Return the framework's response, the route and the code of its problem."""
         scope = build_scope(request)
         scope["state"]["request_id"] = request.id
-        trace = request.head.headers.get(TRACEPARENT)
+        trace = _trace_of(request)
         bound = {} if trace is None else {"trace": trace}
         with structlog.contextvars.bound_contextvars(request_id=request.id, **bound):
             response = await call_app(self._framework, scope, request)
@@ -165,6 +173,11 @@ def _as_scoreboard_error(error: Exception, request: Request) -> ScoreboardError:
     if isinstance(error, TimeoutError):
         is_update = request.head.method == "POST"
         return OutcomeUnknown() if is_update else Unavailable("It took too long")
-    trace = request.head.headers.get(TRACEPARENT)
-    _log.error("request_failed", request_id=request.id, trace=trace, exc_info=error)
+    _log.error("request_failed", request_id=request.id, trace=_trace_of(request), exc_info=error)
     return InternalError()
+
+
+def _trace_of(request: Request) -> TraceContext | bytes | None:
+    """Return the request's span, if it is traced, else its header; for log lines."""
+    span = CURRENT_SPAN.get()
+    return span.context if span is not None else request.head.headers.get(TRACEPARENT)

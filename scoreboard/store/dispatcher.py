@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 from redis.exceptions import NoScriptError, RedisError
@@ -27,6 +27,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from scoreboard.errors import (
     ActionConflict,
     Busy,
+    ClientError,
     OutcomeUnknown,
     Overloaded,
     RedisUnavailable,
@@ -47,10 +48,14 @@ from scoreboard.model import (
 from scoreboard.runtime.lifecycle import backoff_s
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import BATCH_BUCKETS, REDIS_CALLS, gauge, get_logger, histogram
+from scoreboard.runtime.tracing import CURRENT_SPAN
 from scoreboard.store.keys import PULSE, PartitionKeys
 from scoreboard.store.pipelined_connection import Command, PipelinedConnection
 from scoreboard.store.replies import CONNECTION_ERRORS, PARSE_ERRORS, convert
 from scoreboard.store.scripts import Script, refusal_error
+
+if TYPE_CHECKING:
+    from scoreboard.runtime.otel import Span
 
 WRITE_ACTIONS_MAX: Final = 4 * BATCH_MAX
 """Maximum actions of one write: four script calls, a few ms of Redis's time, one fsync."""
@@ -94,6 +99,34 @@ class _Entry:
         self.future = future
 
 
+class _TracedEntry(_Entry):
+    """A queued update of a traced request: ``span`` lasts until it is answered."""
+
+    __slots__ = ("span",)
+
+    def __init__(
+        self, board: str, action: Action, future: "asyncio.Future[Receipt]", parent: "Span"
+    ) -> None:
+        super().__init__(board, action, future)
+        self.span = parent.child(
+            "submit.lua", "client", {"db.system.name": "redis", "scoreboard.board": board}
+        )
+        future.add_done_callback(self._end)
+
+    def _end(self, future: "asyncio.Future[Receipt]") -> None:
+        if future.cancelled():
+            self.span.add({"error.type": "cancelled"})
+        elif isinstance(error := future.exception(), ClientError):
+            self.span.add({"error.type": error.code})
+        elif isinstance(error, ScoreboardError):
+            self.span.fail(error.code)
+        elif error is None:
+            receipt = future.result()
+            outcome = "replayed" if receipt.replayed else "applied"
+            self.span.add({"scoreboard.outcome": outcome, "scoreboard.seq": receipt.seq})
+        self.span.end()
+
+
 class _Call:
     """A submit call: entries of one partition, and the layout it was built for."""
 
@@ -123,6 +156,7 @@ class Dispatcher:
 
     def __init__(self, settings: Settings, *, name: str = "dispatcher") -> None:
         self._settings = settings
+        self._is_tracing = settings.tracing != "off"
         self._name = name
         self._queue: deque[_Entry] = deque()
         self._idle: list[asyncio.Future[None]] = []
@@ -150,7 +184,12 @@ class Dispatcher:
         if self._is_closing or len(self._queue) >= self._settings.dispatch_waiting:
             raise Overloaded
         future: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Entry(board, action, future))
+        parent = CURRENT_SPAN.get() if self._is_tracing else None
+        self._queue.append(
+            _Entry(board, action, future)
+            if parent is None
+            else _TracedEntry(board, action, future, parent)
+        )
         self._wake_one()
         return await future
 
@@ -304,6 +343,8 @@ class Dispatcher:
                 action.request_id,
                 pair,
             )
+        if self._is_tracing and (traces := _traces_of(call)):
+            args.append(traces)
         _BATCH_ACTIONS.observe(len(call.entries))
         return ("EVALSHA", _SUBMIT.sha, len(names), *names, *args)
 
@@ -359,6 +400,16 @@ class Dispatcher:
                 self._layouts[board] = Layout.parse(fact)
                 return True
         return False
+
+
+def _traces_of(call: _Call) -> str:
+    """Return the argument that names the traced actions, and note in each span that it is sent."""
+    traces: list[str] = []
+    for number, entry in enumerate(call.entries, 1):
+        if isinstance(entry, _TracedEntry):
+            entry.span.event("sent", {"scoreboard.batch_actions": len(call.entries)})
+            traces.append(f"{number} {entry.span.context.encode().decode()}")
+    return " ".join(traces)
 
 
 async def _load_script(connection: PipelinedConnection) -> None:
