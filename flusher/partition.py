@@ -7,11 +7,13 @@ change of the secret the session is replaced between two batches, once its succe
 
 import asyncio
 import time
-from typing import Final
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 from flusher import metrics
 from flusher.batch import Batch, Gap, build
 from flusher.consumer import Consumer, GroupMissing
+from flusher.flush_tracing import FlushTracing
 from flusher.late_duplicates import correct_late_duplicates
 from flusher.recovery import GAP_FENCE, REWIND_FENCE, Finding, compare_positions, reseed_partition
 from flusher.status import Condition, PartitionStatus
@@ -33,6 +35,9 @@ from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
 from scoreboard.store.partitions import PartitionState
 from scoreboard.store.store import Store
+
+if TYPE_CHECKING:
+    from scoreboard.runtime.otel import Tracing
 
 CATCH_UP_FACTOR: Final = 2.5
 """Factor of the batch size while the stream holds more than one batch."""
@@ -60,9 +65,15 @@ class PartitionFlusher:
     """Flushes one partition; ``status`` may be read at any time."""
 
     def __init__(
-        self, partition: Partition, settings: Settings, consumer: Consumer, store: Store
+        self,
+        partition: Partition,
+        settings: Settings,
+        consumer: Consumer,
+        store: Store,
+        tracing: "Tracing | None" = None,
     ) -> None:
         self.partition = partition
+        self._tracing = FlushTracing(tracing, partition) if tracing is not None else None
         self.status = PartitionStatus(partition)
         self.consumer = consumer
         self._settings = settings
@@ -351,8 +362,9 @@ class PartitionFlusher:
     async def _flush(self, writer: Writer, batch: Batch, *, is_draining: bool = False) -> None:
         """Commit and acknowledge a batch. While draining, gaps and repeats are expected."""
         metrics.BATCH_ROWS.observe(len(batch.entries))
+        commit = partial(writer.flush, batch, epoch=self._position.epoch, skip_gaps=is_draining)
         with metrics.FLUSH_DURATION.time():
-            result = await writer.flush(batch, epoch=self._position.epoch, skip_gaps=is_draining)
+            result = await (self._tracing.trace(batch, commit) if self._tracing else commit())
         match result:
             case Superseded():
                 metrics.BATCHES.labels("superseded").inc()

@@ -27,6 +27,7 @@ from scoreboard.model import Board, Partition
 from scoreboard.runtime.lifecycle import StopEvent, backoff_s
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import REDIS_DURABLE, get_logger
+from scoreboard.runtime.tracing import make_tracing
 from scoreboard.security.credentials import refresh_secrets, require_secrets
 from scoreboard.store.client import make_client
 from scoreboard.store.durability import require_durability
@@ -46,6 +47,7 @@ class Flusher:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._tracing = make_tracing(settings, "flusher")
         self.partitions: list[PartitionFlusher] = []
         """One for each partition found so far."""
         self._missing_boards: set[str] = set()
@@ -58,6 +60,8 @@ class Flusher:
         """
         await require_secrets(self._settings, "redis", "database")
         async with AsyncExitStack() as stack:
+            if self._tracing is not None:
+                await stack.enter_async_context(self._tracing.running())
             client = make_client(self._settings, name="flusher", connections=4)
             store = Store(await stack.enter_async_context(client))
             await _wait_until_ready(self._require_redis, stop)
@@ -158,7 +162,7 @@ class Flusher:
         client = make_client(self._settings, name="flusher-reader", decode=False, connections=2)
         clients.push_async_callback(client.aclose)
         consumer = Consumer(client, store, partition, timeout_s=self._settings.redis_timeout_s)
-        flusher = PartitionFlusher(partition, self._settings, consumer, store)
+        flusher = PartitionFlusher(partition, self._settings, consumer, store, self._tracing)
         self.partitions.append(flusher)
         return flusher
 
