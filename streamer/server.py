@@ -9,7 +9,7 @@ import asyncio
 import random
 import socket
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final
 
 from scoreboard.broadcast.close_codes import CloseCode
@@ -22,10 +22,12 @@ from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.sockets import Acceptor
 from scoreboard.runtime.startup import freeze_garbage_collector
 from scoreboard.runtime.telemetry import get_logger
+from scoreboard.runtime.tracing import make_tracing
 from scoreboard.runtime.workers import Worker
 from scoreboard.security.credentials import refresh_secrets, require_secrets
 from scoreboard.security.tokens import Verifier
 from streamer import metrics
+from streamer.fanout.frame_tracing import FrameTracing
 from streamer.fanout.manager import ConnectionManager
 from streamer.handshake.listener import BACKLOG, capacity_of, make_listener
 from streamer.handshake.opening import OpeningHandshake
@@ -74,7 +76,14 @@ class Streamer:
         self.manager = ConnectionManager(
             settings, self.verifier, capacity=capacity_of(settings), tick_s=tick_s
         )
-        self.watcher = BoardWatcher(settings, self.manager, name="streamer")
+        self._tracing = make_tracing(settings, "streamer")
+        self._frames = FrameTracing(self._tracing, self.manager.hub) if self._tracing else None
+        self.watcher = BoardWatcher(
+            settings,
+            self.manager,
+            name="streamer",
+            on_traced=self._frames.board_traced if self._frames else None,
+        )
         self.is_draining = False
         self._listening = Acceptor()
 
@@ -96,7 +105,10 @@ class Streamer:
 
     async def run(self) -> None:
         """Follow the boards and send them to viewers until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
+        async with AsyncExitStack() as stack:
+            if self._tracing is not None:
+                await stack.enter_async_context(self._tracing.running())
+            tasks = await stack.enter_async_context(asyncio.TaskGroup())
             self.manager.use_tasks(tasks)
             tasks.create_task(self.verifier.run())
             tasks.create_task(self.watcher.run())
@@ -157,6 +169,8 @@ class Streamer:
                         metrics.CHANGE_TO_WRITE.observe(now_s - channel.noticed_at_s)
                         if not channel.is_sweeping:
                             channel.noticed_at_s = 0.0
+                if self._frames is not None:
+                    self._frames.turn_ended(channels)
                 self._count_frames()
                 await asyncio.sleep(0)
 

@@ -9,9 +9,12 @@ unreachable.
 """
 
 import asyncio
+import time
+from collections.abc import Callable
 from typing import Final, Protocol
 
 import msgspec
+from msgspec import Struct
 
 from scoreboard.broadcast.messages import StaleReason, now_ms
 from scoreboard.broadcast.state import BoardState, ReadResult
@@ -24,6 +27,7 @@ from scoreboard.store.boards import Boards
 from scoreboard.store.client import make_client
 from scoreboard.store.keys import PartitionKeys
 from scoreboard.store.subscription import RECONNECT_MOST_S, Subscription
+from scoreboard.trace_context import LINKS_MAX, TraceContext
 
 READ_TIMEOUT_S: Final = 2.0
 RECONCILE_S: Final = 5.0
@@ -67,6 +71,17 @@ class Listener(Protocol):
         ...
 
 
+class NoticedTrace(Struct, frozen=True):
+    """The trace of a change, and when this process noticed the change, in ns since 1970."""
+
+    context: TraceContext
+    noticed_at_ns: int
+
+
+TraceListener = Callable[[BoardState, list[NoticedTrace]], None]
+"""Called after ``board_changed`` with the traces of changes that the board contains."""
+
+
 class _WatchedBoard:
     """One board: its state, its wake-up event, the schedule of its reads."""
 
@@ -78,6 +93,7 @@ class _WatchedBoard:
         "noticed_at_s",
         "stale_timer",
         "state",
+        "traces",
     )
 
     def __init__(self, board: str) -> None:
@@ -88,13 +104,23 @@ class _WatchedBoard:
         self.next_read_at_s = 0.0
         self.noticed_at_s = 0.0
         self.stale_timer: asyncio.TimerHandle | None = None
+        self.traces: list[NoticedTrace] = []
+        """Traces of changes that no accepted read contains yet."""
 
 
 class BoardWatcher:
     """The subscription and the reads of one process. Start ``run`` in a task group."""
 
-    def __init__(self, settings: Settings, listener: Listener, *, name: str) -> None:
-        """Read the settings; connect to nothing yet."""
+    def __init__(
+        self,
+        settings: Settings,
+        listener: Listener,
+        *,
+        name: str,
+        on_traced: TraceListener | None = None,
+    ) -> None:
+        """Read the settings; connect to nothing yet. ``on_traced`` is None without tracing."""
+        self._on_traced = on_traced
         self._settings = msgspec.structs.replace(
             settings, redis_timeout_s=min(settings.redis_timeout_s, READ_TIMEOUT_S)
         )
@@ -114,6 +140,7 @@ class BoardWatcher:
             on_change=self._on_change,
             on_up=self._on_up,
             on_down=self._on_down,
+            on_traces=self._on_traces if on_traced is not None else None,
         )
 
     @property
@@ -167,6 +194,13 @@ class BoardWatcher:
             watched.messages += 1
             self._wake(watched)
 
+    def _on_traces(self, channel: str, contexts: list[TraceContext]) -> None:
+        watched = self._by_channel.get(channel)
+        if watched is not None:
+            now_ns = time.time_ns()
+            room = LINKS_MAX - len(watched.traces)
+            watched.traces += [NoticedTrace(one, now_ns) for one in contexts[:room]]
+
     def _on_up(self) -> None:
         for watched in self._watched.values():
             watched.failures = 0
@@ -211,6 +245,7 @@ class BoardWatcher:
         self, store: Boards, watched: _WatchedBoard, *, was_notified: bool, with_board: bool
     ) -> None:
         state = watched.state
+        noticed = len(watched.traces)  # the read contains their changes
         try:
             if with_board:
                 await self._read_board(store, state)
@@ -243,8 +278,15 @@ class BoardWatcher:
             if had_message and not was_notified:
                 loop.call_later(LOST_AFTER_S, self._count_lost, watched, watched.messages)
             self._listener.board_changed(state, watched.noticed_at_s)
+        self._report_traces(watched, noticed, is_shown=result is ReadResult.CHANGED)
         if self._changes.is_up:
             self._mark_live(watched)
+
+    def _report_traces(self, watched: _WatchedBoard, count: int, *, is_shown: bool) -> None:
+        traces = watched.traces[:count]
+        del watched.traces[:count]
+        if traces and is_shown and self._on_traced is not None:
+            self._on_traced(watched.state, traces)
 
     async def _read_window(self, store: Boards, state: BoardState) -> Window:
         window = await store.leaderboard(state.board, limit=WATCHED_TOP)

@@ -19,13 +19,14 @@ from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import counter, gauge, get_logger
 from scoreboard.store.client import is_login_outdated, make_connection
 from scoreboard.store.replies import CONNECTION_ERRORS, PARSE_ERRORS
+from scoreboard.trace_context import NOTICE, NOTICE_BYTES_MAX, TraceContext, parse_notice
 
 PING_S: Final = 5.0
 SILENCE_S: Final = 15.0
 """After three unanswered PINGs the connection is considered dead."""
 
 MESSAGE_BYTES_MAX: Final = 64
-"""``epoch:seq`` is at most 41 bytes; longer messages are dropped."""
+"""``epoch:seq`` is at most 41 bytes; longer messages, except lists of traces, are dropped."""
 
 RENEW_EVERY_S: Final = 1.0
 """Interval of checking whether the login of the connection is outdated."""
@@ -72,9 +73,14 @@ class Subscription:
         on_up: Callable[[], None],
         on_down: Callable[[], None],
         message: re.Pattern[bytes] = _MESSAGE,
+        on_traces: Callable[[str, list[TraceContext]], None] | None = None,
     ) -> None:
-        """``message`` matches valid messages; others are counted and dropped."""
+        """``message`` matches valid messages; others are counted and dropped.
+
+        ``on_traces`` gets the traces that the next message belongs to.
+        """
         self._message = message
+        self._on_traces = on_traces
         self._settings = settings
         self._name = name
         self._confirm_timeout_s = settings.redis_timeout_s
@@ -209,10 +215,13 @@ class Subscription:
     def _take(self, link: _Link, reply: Any) -> None:  # noqa: ANN401 (any push message)
         match reply:
             case [b"message", bytes(channel), bytes(data)]:
-                if len(data) > MESSAGE_BYTES_MAX or self._message.fullmatch(data) is None:
+                name = channel.decode(errors="replace")
+                if len(data) <= MESSAGE_BYTES_MAX and self._message.fullmatch(data):
+                    self._on_change(name)
+                elif not data.startswith(NOTICE) or len(data) > NOTICE_BYTES_MAX:
                     _MALFORMED.inc()
-                    return
-                self._on_change(channel.decode(errors="replace"))
+                elif self._on_traces is not None:
+                    self._on_traces(name, parse_notice(data))
             case [b"subscribe", bytes(channel), _]:
                 link.confirmed.add(channel.decode(errors="replace"))
                 if link is self._link and link.confirmed >= self._channels:

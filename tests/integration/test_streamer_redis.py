@@ -330,6 +330,26 @@ async def test_invalid_message_is_counted_and_ignored(
     assert statuses(viewer) == []
 
 
+TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+async def test_traces_of_changes_are_no_malformed_messages(
+    start_streamer: StartStreamer, connect: Connect, client: aioredis.Redis
+) -> None:
+    """The streamer does not trace; the api that sent them does."""
+    running, viewer = await started(start_streamer, connect)
+    before = value("pubsub_malformed_total")
+
+    await client.publish(KEYS.changes, " ".join(["traces", *[TRACEPARENT] * 8]))
+    await client.publish(KEYS.changes, "traces")
+    await client.publish(KEYS.changes, " ".join(["traces", *[TRACEPARENT] * 9]))
+    async with playing(running.settings) as submit:
+        await submit("ada", 600)
+    await wait_for_score(viewer, "ada", 600)
+
+    assert value("pubsub_malformed_total") == before + 2
+
+
 async def test_ten_thousand_messages_per_second_cause_ten_frames_and_the_last_state(
     start_streamer: StartStreamer, connect: Connect, client: aioredis.Redis
 ) -> None:
