@@ -5,7 +5,8 @@ that exists is kept, so it can be repeated, also after it was killed or after an
 
 - SERVICE/redis, SERVICE/database, SERVICE/counters: a login, {"username": …, "password": …};
 - valkey/users.acl, counters/users.acl: the ACL files of both Valkeys, with hashes of the passwords;
-- postgres/owner, owner/pgpass: the password of the database's owner.
+- postgres/owner, owner/pgpass: the password of the database's owner;
+- monitor/redis.json, monitor/database-password: the passwords of the exporters, in their formats.
 
 It takes passwords over from the files of earlier versions. With ``--remove-old`` it removes those.
 """
@@ -27,9 +28,13 @@ LOGINS = {
     "flusher": ("redis", "database"),
     "operator": ("redis", "database"),
     "rotator": ("redis", "database", "counters"),
+    "monitor": ("redis",),
     "kong": ("counters",),
 }
 """The secrets of each service; the users are in users.acl, counters.acl, postgres-roles.sql."""
+
+REDIS_ADDRESSES = ("redis://valkey:6379", "redis://monitor@valkey:6379")
+"""What redis_exporter looks its password up by: older versions omit the user."""
 
 ACL_FILES = {"valkey": ("users.acl", "redis"), "counters": ("counters.acl", "counters")}
 """Template, and kind of secret, of the ACL file in each folder."""
@@ -146,6 +151,22 @@ def owner_password(root: Path) -> str:
     return secrets.token_urlsafe(32)
 
 
+def write_exporter_files(folder: Path) -> list[str]:
+    """Write the passwords of the exporters in their formats; return what was written."""
+    password = json.loads((folder / "redis").read_text())["password"]
+    addresses = json.dumps(dict.fromkeys(REDIS_ADDRESSES, password))
+    made = []
+    path = folder / "redis.json"
+    if not path.exists() or path.read_text() != addresses:
+        write(path, addresses, 0o600)
+        made.append(f"monitor/{path.name}")
+    path = folder / "database-password"
+    if not path.exists():
+        write(path, secrets.token_urlsafe(32), 0o600)
+        made.append(f"monitor/{path.name}")
+    return made
+
+
 def bootstrap(root: Path, templates: Path, *, valkey: int = -1, postgres: int = -1) -> list[str]:
     """Write what is missing below ``root``; return the names of what was written.
 
@@ -179,6 +200,7 @@ def bootstrap(root: Path, templates: Path, *, valkey: int = -1, postgres: int = 
                 write(root / name, json.dumps(document), 0o444 if service == "kong" else 0o600)
                 made.append(name)
 
+    made += write_exporter_files(root / "monitor")
     for folder, (template, kind) in ACL_FILES.items():
         passwords = {
             service: json.loads((root / service / kind).read_text())["password"]

@@ -20,7 +20,8 @@ API_DATABASE="$(cat "$secrets/api/database")"
 FLUSHER_DATABASE="$(cat "$secrets/flusher/database")"
 OPERATOR_DATABASE="$(cat "$secrets/operator/database")"
 ROTATOR_DATABASE="$(cat "$secrets/rotator/database")"
-export API_DATABASE FLUSHER_DATABASE OPERATOR_DATABASE ROTATOR_DATABASE
+MONITOR_PASSWORD="$(cat "$secrets/monitor/database-password")"
+export API_DATABASE FLUSHER_DATABASE OPERATOR_DATABASE ROTATOR_DATABASE MONITOR_PASSWORD
 query --file /usr/local/share/scoreboard/postgres-roles.sql
 
 refused=0

@@ -55,3 +55,10 @@ BEGIN
         current_database()
     );
 END $$;
+-- The exporter of the profile `observability` reads the statistics of the server and no table of ours.
+\getenv monitor MONITOR_PASSWORD
+\if :{?monitor}
+    SELECT format('CREATE ROLE scoreboard_monitor LOGIN PASSWORD %L IN ROLE pg_monitor', :'monitor')
+    WHERE to_regrole('scoreboard_monitor') IS NULL \gexec
+    SELECT format('GRANT CONNECT ON DATABASE %I TO scoreboard_monitor', current_database()) \gexec
+\endif

@@ -7,11 +7,12 @@ gives. Only addresses and folders differ.
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,11 @@ from tests.deploy.compose import ROOT, SERVICES, environment, load
 from tests.kong.admin import fake_admin
 from tests.support.eventually import eventually
 from tests.support.fakes.tokens import ISSUER, MakeToken
+from tests.support.monitoring import program
 from tests.support.servers.postgres_template import copy_postgres
 
 DOCKER = ROOT / "deploy/docker"
-REDIS_USERS = ("api", "streamer", "flusher", "operator", "rotator")
+REDIS_USERS = ("api", "streamer", "flusher", "operator", "rotator", "monitor")
 SECRETS = "/var/lib/scoreboard/secrets/"
 AWS = {"SCOREBOARD_SECRETS": "aws", "SECRETS_PREFIX": "scoreboard/development/"}
 KEY = "ratelimit:route:service:alice:60000:minute"
@@ -256,8 +258,12 @@ def test_two_installations_have_different_passwords(
     installation: Installation, tmp_path: Path
 ) -> None:
     bootstrap(tmp_path, installation.environ)
-    names = [path.relative_to(tmp_path) for path in tmp_path.glob("*/*") if "." not in path.name]
-    assert len(names) == 13
+    names = [
+        path.relative_to(tmp_path)
+        for path in tmp_path.glob("*/*")
+        if "." not in path.name or path.suffix == ".json"
+    ]
+    assert len(names) == 16
     for name in names:
         assert (tmp_path / name).read_text() != (installation.secrets / name).read_text(), name
 
@@ -276,6 +282,81 @@ def test_acl_files_contain_no_password(installation: Installation) -> None:
     for path in [*installation.secrets.glob("*/redis"), *installation.secrets.glob("*/counters")]:
         password = json.loads(path.read_text())["password"]
         assert not any(password in text for text in acls), path
+
+
+# Exporters --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def exporter(name: str, words: list[str], environ: dict[str, str]) -> Iterator[None]:
+    """Run an exporter of Debian, which can be older than that of the compose file."""
+    path = program(name)
+    found = {"PATH": os.environ["PATH"], **environ}
+    process = subprocess.Popen([path, *words], env=found, stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def exported(port: int, metric: str) -> str:
+    """Return the value of a metric without labels, or an empty string."""
+    try:
+        answer = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False)
+    except httpx.HTTPError:
+        return ""
+    return "".join(re.findall(rf"^{metric} (\S+)$", answer.text, re.MULTILINE))
+
+
+def test_the_exporter_of_redis_reads_figures_with_its_login(installation: Installation) -> None:
+    port = find_free_port()
+    ours = f"127.0.0.1:{installation.redis_port}"
+    given = environment("redis-exporter")
+    passwords = installation.secrets / "monitor/redis.json"
+    here = installation.secrets.parent / "redis.json"
+    here.write_text(passwords.read_text().replace("valkey:6379", ours))
+    environ = given | {
+        "REDIS_ADDR": given["REDIS_ADDR"].replace("valkey:6379", ours),
+        "REDIS_PASSWORD_FILE": given["REDIS_PASSWORD_FILE"].replace(
+            f"{SECRETS}monitor/redis.json", str(here)
+        ),
+        "REDIS_EXPORTER_WEB_LISTEN_ADDRESS": f"127.0.0.1:{port}",
+    }
+    with exporter("prometheus-redis-exporter", [], environ):
+        eventually(lambda: exported(port, "redis_up") == "1", within_s=10)
+        assert float(exported(port, "redis_memory_max_bytes")) == 512 * 1024 * 1024
+        assert exported(port, "redis_evicted_keys_total") == "0"
+
+
+@pytest.mark.parametrize("words", ["GET sb:{main:0}:meta", "CONFIG GET *", "ACL LIST", "KEYS *"])
+def test_the_login_of_the_exporter_reads_no_data(installation: Installation, words: str) -> None:
+    with pytest.raises(redis.exceptions.ResponseError, match=r"NOPERM|permission|ACL"):
+        installation.redis("monitor").execute_command(*words.split())
+
+
+def test_the_exporter_of_postgresql_reads_statistics_and_no_table(
+    installation: Installation,
+) -> None:
+    port = find_free_port()
+    address = installation.environ["DATABASE_URL"].removeprefix("postgresql://")
+    password = installation.secrets / "monitor/database-password"
+    given = environment("postgres-exporter")
+    environ = given | {
+        "DATA_SOURCE_URI": given["DATA_SOURCE_URI"].replace("postgres:5432/scoreboard", address),
+        "DATA_SOURCE_PASS_FILE": given["DATA_SOURCE_PASS_FILE"].replace(
+            SECRETS, f"{installation.secrets}/"
+        ),
+    }
+    # Debian's version has the statistics that PostgreSQL 17 moved in another collector.
+    words = [f"--web.listen-address=127.0.0.1:{port}", "--no-collector.bgwriter"]
+    with exporter("prometheus-postgres-exporter", words, environ):
+        eventually(lambda: exported(port, "pg_up") == "1", within_s=10)
+    login = f"postgresql://{given['DATA_SOURCE_USER']}:{password.read_text()}@{address}"
+    with psycopg.connect(login, autocommit=True) as connection:
+        connection.execute("SELECT count(*) FROM pg_stat_activity")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute("SELECT * FROM scores")
 
 
 # Rights -----------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def images() -> list[str]:
 @pytest.mark.parametrize("image", sorted(set(images())))
 def test_images_are_pinned_to_a_version(image: str) -> None:
     name, _, tag = image.partition(":")
-    assert re.match(r"\d+\.\d+(\.\d+)?(-[a-z0-9-]+)?(@sha256:[0-9a-f]{64})?$", tag), image
+    assert re.match(r"v?\d+\.\d+(\.\d+)?(-[a-z0-9-]+)?(@sha256:[0-9a-f]{64})?$", tag), image
     assert "latest" not in tag
     assert name
 

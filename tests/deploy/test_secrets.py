@@ -81,6 +81,8 @@ def test_the_files_that_are_read_are_found_by_the_test_above() -> None:
     assert {name: len(files_read(name)) for name in RESTARTED} == {
         "api": 2, "streamer": 1, "flusher": 2, "kong": 2, "kong-sync": 2,
         "valkey": 1, "valkey-counters": 1, "postgres": 1, "oauth": 0, "moto": 0,
+        "prometheus": 0, "alertmanager": 0,
+        "redis-exporter": 1, "postgres-exporter": 1,
     }  # fmt: skip
 
 
@@ -273,7 +275,8 @@ def test_postgresql_can_read_the_owners_password_and_no_other(as_containers: Vol
 
 def test_a_new_version_of_the_users_keeps_passwords(tmp_path: Path) -> None:
     template = (DOCKER / "users.acl").read_text()
-    passwords = dict.fromkeys(("api", "streamer", "flusher", "operator", "rotator"), "first")
+    names = ("api", "streamer", "flusher", "operator", "rotator", "monitor")
+    passwords = dict.fromkeys(names, "first")
     assert script.write_acl(tmp_path, template, passwords, -1)
     path = tmp_path / "users.acl"
     rotated = script.hash_of("second")
@@ -300,6 +303,18 @@ def test_a_lost_secret_is_accepted_by_valkey_again(tmp_path: Path) -> None:
     password = json.loads((tmp_path / "api/redis").read_text())["password"]
     users = script.users_in((tmp_path / "valkey/users.acl").read_text())
     assert script.hash_of(password) in script.passwords_in(users["api"])
+
+
+def test_a_lost_secret_of_the_exporter_is_replaced_in_its_file_too(tmp_path: Path) -> None:
+    script.bootstrap(tmp_path, DOCKER)
+    (tmp_path / "monitor/redis").unlink()
+
+    written = script.bootstrap(tmp_path, DOCKER)
+
+    assert written == ["monitor/redis", "monitor/redis.json", "valkey/users.acl"]
+    password = json.loads((tmp_path / "monitor/redis").read_text())["password"]
+    found = json.loads((tmp_path / "monitor/redis.json").read_text())
+    assert set(found.values()) == {password}
 
 
 def test_a_bootstrap_that_was_killed_is_completed(tmp_path: Path) -> None:
@@ -376,7 +391,7 @@ def test_an_upgrade_takes_passwords_over(tmp_path: Path) -> None:
     for service, kinds in script.LOGINS.items():
         for kind in kinds:
             found = password(f"{service}/{kind}")
-            assert (found == f"old-{service}") is (service != "rotator"), service
+            assert (found == f"old-{service}") is (service not in {"rotator", "monitor"}), service
     for folder, kind in (("valkey", "redis"), ("counters", "counters")):
         for name, line in script.users_in((tmp_path / folder / "users.acl").read_text()).items():
             if name not in {"default", "health"}:

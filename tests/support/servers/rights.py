@@ -35,7 +35,7 @@ def make_users(admin: redis.Redis, password: str, file: str = "users.acl") -> No
     """Create the deployed users of a file on a server; the default user does not change."""
     bootstrap = load_script(DOCKER / "bootstrap.py")
     template = (DOCKER / file).read_text()
-    rules = dict.fromkeys((*REDIS_USERS, "kong"), bootstrap.hash_of(password))
+    rules = dict.fromkeys((*REDIS_USERS, "kong", "monitor"), bootstrap.hash_of(password))
     for line in bootstrap.fill_in(template, rules).splitlines():
         _, name, *rules = _words(line)
         if name != "default":
