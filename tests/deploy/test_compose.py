@@ -202,6 +202,7 @@ def test_ports_are_published_only_on_loopback() -> None:
         "oauth": ["127.0.0.1:8090:8090"],
         "prometheus": ["127.0.0.1:9090:9090"],
         "alertmanager": ["127.0.0.1:9093:9093"],
+        "grafana": ["127.0.0.1:3000:3000"],
     }
 
 

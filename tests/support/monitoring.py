@@ -27,6 +27,11 @@ PACKAGES: Final = {
 }
 """The Debian package of each program."""
 
+KONG: Final = ROOT / "tests/deploy/kong.prom"
+"""What Kong's plugin exports, as far as it is used."""
+
+NAMES_OF_KONG: Final = frozenset(re.findall(r"^(kong_\w+)\{", KONG.read_text(), re.MULTILINE))
+
 COMPARISONS: Final = frozenset({"==", "!=", ">", "<", ">=", "<="})
 
 Entity = dict[str, Any]
