@@ -85,7 +85,7 @@ bench-flush: $(VENV)/.dev  ## benchmark the flusher, COPY against executemany
 openapi: $(VENV)/.dev  ## write docs/openapi.json and docs/reference/problems.md
 	$(BIN)/python -m api.documents.openapi
 
-reference: $(VENV)/.dev  ## write docs/reference/{settings,metrics,commands}.md from the code
+reference: $(VENV)/.dev  ## write docs/reference/{settings,metrics,log-events,commands}.md from the code
 	$(BIN)/python docs/generate.py
 
 docs: $(VENV)/.docs  ## build the documentation into build/docs/html; a warning is an error

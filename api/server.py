@@ -14,6 +14,7 @@ from api.app import Api
 from api.metrics import CONNECTIONS
 from scoreboard.http.server import Server, ServerLimits
 from scoreboard.runtime import sockets
+from scoreboard.runtime.audit import audit_start
 from scoreboard.runtime.lifecycle import StopEvent
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
@@ -62,6 +63,7 @@ async def serve(
     async with server.listening(listener):
         host, port = listener.getsockname()[:2]
         _log.info("api_listening", host=host, port=port)
+        audit_start(settings)
         if started is not None:
             started()
         await stop.wait()

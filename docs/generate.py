@@ -1,4 +1,4 @@
-"""Write the reference pages that are made from the code: settings, metrics and commands.
+"""Write the reference pages that are made from the code: settings, metrics, events, commands.
 
 `make reference` writes them; `--check` compares instead and exits 1 where one is out of date.
 """
@@ -14,9 +14,12 @@ from typing import Annotated, Final, Literal, get_args, get_origin, get_type_hin
 
 import click
 import msgspec
+from log_calls import AUDIT, log_calls
 from msgspec import Meta
 
 from cli.group import scoreboard
+from scoreboard.runtime.audit import ACTIONS
+from scoreboard.runtime.log_fields import FIELDS, LINE_FIELDS
 from scoreboard.runtime.settings import Secret, Settings, describe
 
 FOLDER: Final = Path(__file__).parent / "reference"
@@ -70,6 +73,31 @@ The help text of every command. [The command line](cli.md) describes what all co
 common, and the exit codes."""
 
 
+LOG_EVENTS: Final = """\
+# Log events
+
+Each log line is a JSON object with the fields of the Elastic Common Schema (ECS).
+[Logs and audit](../how-to/logs-and-audit.md) describes levels, sampling, audit lines and searches.
+
+## Events
+
+`event.action` and `message` have the name of the event. Lines of libraries have a text as
+`message`, and no `event.action`."""
+
+LOG_FIELDS: Final = """
+## Fields
+
+A field has one type in every line. A value of another type becomes a text in `labels`."""
+
+PREPARED: Final = {"exc_info": "error.stack_trace", "trace": "trace.id"}
+"""Names in the code from which telemetry makes fields."""
+
+AUDIT_ACTIONS: Final = """
+## Audit actions
+
+`event.action` of the lines with the logger `scoreboard.audit`."""
+
+
 def settings_page() -> Iterator[str]:
     """Return the lines of the page of all settings."""
     yield SETTINGS
@@ -107,7 +135,31 @@ def commands_page() -> Iterator[str]:
     yield from _command(scoreboard, click.Context(scoreboard, info_name="scoreboard"))
 
 
+def log_events_page() -> Iterator[str]:
+    """Return the lines of the page of log events, their fields, and audit actions."""
+    yield from (LOG_EVENTS, "", "| event | level | fields | logged by |", "|---|---|---|---|")
+    events: dict[str, tuple[set[str], set[str], set[str]]] = {}
+    for call in log_calls():
+        if call.level == AUDIT:
+            continue
+        levels, fields, modules = events.setdefault(call.event, (set(), set(), set()))
+        levels.add(call.level)
+        fields |= {PREPARED.get(name or "") or FIELDS[name or ""].name for name in call.fields}
+        modules.add(call.module)
+    for event, columns in sorted(events.items()):
+        cells = (", ".join(f"`{word}`" for word in sorted(column)) for column in columns)
+        yield f"| `{event}` | {' | '.join(cells)} |"
+    yield from (LOG_FIELDS, "", "| field | type |", "|---|---|")
+    types = dict(LINE_FIELDS) | {field.name: field.type for field in FIELDS.values()}
+    for name, kind in sorted(types.items()):
+        yield f"| `{name}` | {kind} |"
+    yield from (AUDIT_ACTIONS, "", "| action | category | type |", "|---|---|---|")
+    for action, found in sorted(ACTIONS.items()):
+        yield f"| `{action}` | {found.category} | {', '.join(found.types)} |"
+
+
 PAGES: Final = {
+    "log-events.md": log_events_page,
     "settings.md": settings_page,
     "metrics.md": metrics_page,
     "commands.md": commands_page,

@@ -44,7 +44,7 @@ async def correct_late_duplicates(
                 _log.warning(
                     "score_corrected",
                     partition=str(partition),
-                    user=user,
+                    user_id=user,
                     change=result.change,
                     score=result.score,
                     seq=result.seq,

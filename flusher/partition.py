@@ -227,8 +227,8 @@ class PartitionFlusher:
                     "pending_entries_vanished",
                     partition=str(self.partition),
                     count=len(lost),
-                    first=lost[0],
-                    committed=self._position.stream_id,
+                    first_id=lost[0],
+                    committed_id=self._position.stream_id,
                 )
             if page.entries:
                 _log.info(
@@ -331,8 +331,8 @@ class PartitionFlusher:
                 "redis_rewound",
                 partition=str(self.partition),
                 reason=reason,
-                redis=[state.epoch, state.seq],
-                committed=[self._position.epoch, self._position.seq],
+                redis_position=f"{state.epoch}:{state.seq}",
+                committed_position=f"{self._position.epoch}:{self._position.seq}",
             )
             await self._store.fence(self.partition, REWIND_FENCE, state)
             self._has_passed_seq = False  # from here the fence records it

@@ -24,6 +24,7 @@ from scoreboard.ledger.pool import Connection, connect
 from scoreboard.ledger.positions import select_partitions
 from scoreboard.ledger.sessions import require_session
 from scoreboard.model import Board, Partition
+from scoreboard.runtime.audit import audit_start
 from scoreboard.runtime.lifecycle import StopEvent, backoff_s
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import REDIS_DURABLE, get_logger
@@ -74,6 +75,7 @@ class Flusher:
                 variables="SCOREBOARD_METRICS_HOST, SCOREBOARD_FLUSHER_METRICS_PORT",
             )
             await stack.enter_async_context(OperatorPort(operators, probe.health))
+            audit_start(self._settings)
             async with asyncio.TaskGroup() as group:
                 group.create_task(probe.observe(stop))
                 group.create_task(verification.run(stop))
@@ -140,10 +142,8 @@ class Flusher:
         """
         try:
             if is_ours:
-                event = "partition_not_retired"
                 is_used = bool((await store.state(partition)).epoch)
             else:
-                event = "board_not_in_settings"
                 is_used = bool((await store.backlog(partition)).entries)
         except UnexpectedReply as error:
             if partition not in self._unreadable:
@@ -151,8 +151,10 @@ class Flusher:
                 _log.error("partition_unreadable", partition=str(partition), reason=error.detail)
             return False
         self._unreadable.discard(partition)
-        if is_used:
-            _log.warning(event, partition=str(partition))
+        if is_used and is_ours:
+            _log.warning("partition_not_retired", partition=str(partition))
+        elif is_used:
+            _log.warning("board_not_in_settings", partition=str(partition))
         return is_used
 
     def _add_partition(

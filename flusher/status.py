@@ -83,21 +83,23 @@ class PartitionStatus(Struct):
             self.first_id, self.waits_since_s = first_id, time.monotonic()
         if self.is_stalled != self.is_stall_logged:
             self.is_stall_logged = not self.is_stall_logged
-            event = "backlog_stalled" if self.is_stall_logged else "backlog_moved"
-            level = _log.error if self.is_stall_logged else _log.info
-            level(event, partition=str(self.partition), first=first_id)
+            if self.is_stall_logged:
+                _log.error("backlog_stalled", partition=str(self.partition), first_id=first_id)
+            else:
+                _log.info("backlog_moved", partition=str(self.partition), first_id=first_id)
 
     def set_condition(self, condition: Condition, reason: str = "") -> None:
         """Set the condition; log a change."""
         if (condition, reason) == (self.condition, self.reason):
             return
         self.condition, self.reason = condition, reason
-        fields = {"partition": str(self.partition), "condition": condition.value}
-        if reason:
-            level = _log.error if condition is Condition.BROKEN else _log.warning
-            level("partition_degraded", **fields, reason=reason)
+        name, word = str(self.partition), condition.value
+        if not reason:
+            _log.info("partition_condition_changed", partition=name, condition=word)
+        elif condition is Condition.BROKEN:
+            _log.error("partition_broken", partition=name, condition=word, reason=reason)
         else:
-            _log.info("partition_condition_changed", **fields)
+            _log.warning("partition_degraded", partition=name, condition=word, reason=reason)
 
     def set_failed(self, condition: Condition, error: ScoreboardError) -> None:
         """Set a condition caused by an error."""

@@ -17,6 +17,7 @@ from scoreboard.broadcast.watcher import BoardWatcher
 from scoreboard.health.checks import VIEWERS, describe_live, describe_viewers, live_name
 from scoreboard.health.readings import describe_secrets
 from scoreboard.http.operator_port import OperatorPort, bind_operators
+from scoreboard.runtime.audit import audit_start
 from scoreboard.runtime.lifecycle import StopEvent
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.sockets import Acceptor
@@ -270,6 +271,7 @@ async def serve(settings: Settings, stop: StopEvent, *, worker: Worker | None = 
         freeze_garbage_collector()
         host, port = listener.getsockname()[:2]
         _log.info("streamer_listening", host=host, port=port, worker=number)
+        audit_start(settings)
         if worker is not None:
             worker.notify_started(metrics_port)
         await stop.wait()

@@ -69,7 +69,7 @@ def respond(request: Request[Any, Any, Any], error: Exception) -> Response[bytes
     if isinstance(known, InternalError):
         _log.error("request_failed", code=known.code, exc_info=error)
     state = request.scope["state"]
-    state["code"] = known.code  # for the access log
+    state["error"] = known  # for the access log
     request_id = str(state.get("request_id", ""))
     return Response(
         encode_problem(known, request_id),

@@ -4,15 +4,14 @@ Invariants: no more requests are in flight than the settings allow, and one that
 is not counted; every request ends in time, with a response; no token and no body is logged.
 """
 
-import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Final
 
 import structlog
 
 from api import metrics
+from api.edge.access_log import AccessLog, trace_of
 from api.edge.request_tracing import RequestTracing
 from scoreboard.errors import (
     InternalError,
@@ -28,12 +27,6 @@ from scoreboard.http.request_ids import HEADER, RequestIds
 from scoreboard.http.response import NOSNIFF, HttpResponse, error_response
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
-from scoreboard.runtime.tracing import CURRENT_SPAN
-from scoreboard.trace_context import HEADER as TRACEPARENT
-from scoreboard.trace_context import TraceContext
-
-LOGGED_SHARE: Final = 0.01
-"""Share of successful responses that are logged; failed ones always are."""
 
 StreamResponder = Callable[[], Awaitable[None]]
 """Writes a stream, outside the limits of a request; returned by the handler that admits it."""
@@ -63,6 +56,7 @@ class Router:
         self._waiting = 0
         metrics.IN_PROGRESS.set_function(lambda: self._in_flight)
         self._ids = RequestIds()
+        self._access_log = AccessLog(settings)
 
     @property
     def in_flight(self) -> int:
@@ -82,39 +76,33 @@ class Router:
         request.body_wait = self._waiting_for_body
         span = None if self._tracing is None else self._tracing.begin(request)
         handler = self._routes.get((head.method, head.path))
-        status, route, code = 500, metrics.UNMATCHED if handler is None else head.path, ""
+        status, route = 500, metrics.UNMATCHED if handler is None else head.path
+        known: ScoreboardError | None = None
         self._in_flight += 1
         try:
             with request.time_limit(self._timeout_s):
                 if self._in_flight > self._max_in_flight and not head.path.startswith("/health/"):
                     raise Overloaded  # noqa: TRY301 (all errors are answered below)
                 if handler is None:
-                    response, route, code = await self._call_framework(request)
+                    response, route = await self._call_framework(request)
                 else:
                     response = await handler(request)
+            known = request.state.get("error")
             status = response.status if isinstance(response, HttpResponse) else 200
         except Exception as error:  # noqa: BLE001 (entry point of a request)
             known = _as_scoreboard_error(error, request)
-            status, code = status_of(type(known)), known.code
+            status = status_of(type(known))
             response = error_response(known, request.id)
         finally:
             self._in_flight -= 1
             seconds = time.perf_counter() - started_s
             metrics.observe(head.method, route, status, seconds)
             if self._tracing is not None and span is not None:
+                code = "" if known is None else known.code
                 self._tracing.end(span, request, route, status, code)
-            if status >= 400 or random.random() < LOGGED_SHARE:  # noqa: S311 (sampling)
-                _log.info(
-                    "request_served",
-                    method=head.method[:16],
-                    client=request.peer[0],
-                    request_id=request.id,
-                    trace=_trace_of(request),
-                    route=route,
-                    status=status,
-                    code=code,
-                    duration_ms=round(seconds * 1000, 2),
-                )
+            self._access_log.write(
+                request, route=route, status=status, seconds=seconds, error=known
+            )
         if not isinstance(response, HttpResponse):
             await response()
             return None
@@ -127,13 +115,7 @@ class Router:
         response = error_response(error, request_id)
         response.headers.append((HEADER, request_id.encode()))
         metrics.observe("", metrics.UNMATCHED, response.status, 0.0)
-        _log.info(
-            "request_refused",
-            client=peer,
-            request_id=request_id,
-            status=response.status,
-            code=error.code,
-        )
+        self._access_log.write_refused(error, peer, request_id, response.status)
         return response
 
     @contextmanager
@@ -152,18 +134,18 @@ class Router:
         if self._in_flight > self._max_in_flight:
             raise Overloaded
 
-    async def _call_framework(self, request: Request) -> tuple[HttpResponse, str, str]:
-        """Return the framework's response, the route and the code of its problem."""
+    async def _call_framework(self, request: Request) -> tuple[HttpResponse, str]:
+        """Return the framework's response and the route; an error is in the request's state."""
         scope = build_scope(request)
         scope["state"]["request_id"] = request.id
-        trace = _trace_of(request)
+        trace = trace_of(request)
         bound = {} if trace is None else {"trace": trace}
         with structlog.contextvars.bound_contextvars(request_id=request.id, **bound):
             response = await call_app(self._framework, scope, request)
         if not any(name == NOSNIFF[0] for name, _ in response.headers):
             response.headers.append(NOSNIFF)
         route = str(scope.get("path_template") or metrics.UNMATCHED)
-        return response, route, str(scope["state"].get("code", ""))
+        return response, route
 
 
 def _as_scoreboard_error(error: Exception, request: Request) -> ScoreboardError:
@@ -173,11 +155,5 @@ def _as_scoreboard_error(error: Exception, request: Request) -> ScoreboardError:
     if isinstance(error, TimeoutError):
         is_update = request.head.method == "POST"
         return OutcomeUnknown() if is_update else Unavailable("It took too long")
-    _log.error("request_failed", request_id=request.id, trace=_trace_of(request), exc_info=error)
+    _log.error("request_failed", request_id=request.id, trace=trace_of(request), exc_info=error)
     return InternalError()
-
-
-def _trace_of(request: Request) -> TraceContext | bytes | None:
-    """Return the request's span, if it is traced, else its header; for log lines."""
-    span = CURRENT_SPAN.get()
-    return span.context if span is not None else request.head.headers.get(TRACEPARENT)

@@ -41,15 +41,16 @@ class FastUpdate:
 
         Raises any ScoreboardError; the router turns it into a problem.
         """
-        headers = request.head.headers
-        board = parse_query(request.head.query, PARAMETERS).get("board")
-        caller = await authenticate(self._verifier, headers)
+        headers, state = request.head.headers, request.state
+        board = state["board_name"] = parse_query(request.head.query, PARAMETERS).get("board")
+        caller = state["caller"] = await authenticate(self._verifier, headers)
         trusted = require_updater(caller)
         check_media_type(headers.get(b"content-type"))
-        update = parse_update(await request.read_body())
+        update = state["update"] = parse_update(await request.read_body())
         receipt, quota = await self._updates.apply(
             caller, update, board, request.id, trusted=trusted
         )
+        state["receipt"] = receipt
         reply = _encode(UpdateReply(True, receipt.score, receipt.replayed))
         return HttpResponse(200, [*_HEADERS, *(quota.headers() if quota else ())], reply)
 

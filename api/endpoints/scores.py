@@ -153,6 +153,7 @@ class Scores(Controller):
     ) -> Response[UpdateReply]:
         """Apply one action of a user."""
         caller: Caller = request.state["caller"]
+        request.state["update"] = data
         receipt, quota = await get_services(request).updates.apply(
             caller,
             data,
@@ -160,6 +161,7 @@ class Scores(Controller):
             request.state["request_id"],
             trusted=request.state["trusted"],
         )
+        request.state["receipt"] = receipt
         headers = {"Cache-Control": "no-store"}
         if quota is not None:
             headers |= {name.decode(): value.decode() for name, value in quota.headers()}

@@ -27,10 +27,11 @@ from cli.parameters import FILE, PORT, Seconds
 from scoreboard.errors import KeysUnavailable, OperatorMistake, SettingInvalid
 from scoreboard.http.operator_port import OperatorPort
 from scoreboard.runtime import settings as settings_module
+from scoreboard.runtime.audit import audit_start
 from scoreboard.runtime.lifecycle import StopEvent, backoff_s, run
 from scoreboard.runtime.resources import kong_path
 from scoreboard.runtime.sockets import bind_listener
-from scoreboard.runtime.telemetry import setup_logging
+from scoreboard.runtime.startup import start_logs
 from scoreboard.security.credentials import refresh_secrets, secret_store
 from scoreboard.security.key_set import Source, make_source, read_key_set
 
@@ -210,12 +211,7 @@ def sync_command(
     within about 6 seconds from a file, about 2 minutes from AWS.
     """
     settings = settings_module.load(os.environ)
-    setup_logging(
-        "kong-sync",
-        level=settings.log_level,
-        form=settings.log_format,
-        environment=settings.environment,
-    )
+    start_logs("kong-sync", settings)
     gateway = GatewayOptions.of(settings, **given)
     check_options(gateway)
     source, base = make_source(settings), _read_template(template)
@@ -237,6 +233,7 @@ def sync_command(
         listener = bind_listener(probe_host, probe_port, variables="--probe-host, --probe-port")
     except SettingInvalid as error:
         raise OperatorMistake(error.detail) from error  # an option, not a setting
+    audit_start(settings)
     return run(partial(_serve, sync, listener), grace_s=settings.drain_s)
 
 

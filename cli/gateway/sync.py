@@ -241,7 +241,7 @@ class KongSync:
         found = read_key_set(document)
         if found.faults != self._faults:
             self._faults = found.faults
-            _log.warning("keys_ignored", faults=list(found.faults))
+            _log.warning("keys_ignored", reasons=list(found.faults))
         return rows_of(found.keys)
 
     async def _write(self, text: str, key_count: int) -> bool:

@@ -128,11 +128,11 @@ class IssuerApp:
         try:
             request = parse_authorization_request(fields, self._redirect_uris)
         except RedirectableError as refused:
-            _log.info("sign_in_refused", error=refused.error)
+            _log.info("sign_in_refused", code=refused.error)
             answer = {"error": refused.error, "error_description": refused.description}
             return self._redirect(refused.redirect_uri, refused.state, answer)
         except OAuthError as refused:
-            _log.info("sign_in_refused", error=refused.error)
+            _log.info("sign_in_refused", code=refused.error)
             return _html(render_error(refused), HTTPStatus.BAD_REQUEST)
         return _html(render_form(request, self._signer.sign(request)))
 
@@ -166,7 +166,7 @@ class IssuerApp:
         try:
             issued = self._grants.issue(await _form(request), authorization)
         except OAuthError as refused:
-            _log.info("grant_refused", error=refused.error)
+            _log.info("grant_refused", code=refused.error)
             is_unknown = refused.error == "invalid_client"
             status = HTTPStatus.UNAUTHORIZED if is_unknown else HTTPStatus.BAD_REQUEST
             answer = {"error": refused.error, "error_description": refused.description}

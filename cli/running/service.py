@@ -31,9 +31,9 @@ _PROBE_TIMEOUT_S: Final = 2.0
 _POLL_S: Final = 0.05
 _TAIL_LINES: Final = 4
 _REASON_FIELDS: Final = (
-    "scoreboard.reason",
-    "scoreboard.code",
-    "scoreboard.error",
+    "event.reason",
+    "error.code",
+    "error.type",
     "error.stack_trace",
 )
 """Fields of a log line that explain its event."""

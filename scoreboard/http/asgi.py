@@ -39,7 +39,7 @@ def build_scope(request: Request) -> Scope:
         "headers": list(head.headers.items()),
         "client": request.peer,
         "server": request.local,
-        "state": {},
+        "state": request.state,
         "extensions": {},
     }
 

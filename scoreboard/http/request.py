@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
 from math import inf
-from typing import TYPE_CHECKING, Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from scoreboard.errors import ScoreboardError
 from scoreboard.http.head import Head
@@ -32,13 +32,15 @@ class Handler(Protocol):
 class Request:
     """One request. The server has read its head; ``read_body`` reads the body."""
 
-    __slots__ = ("_connection", "body_wait", "head", "id")
+    __slots__ = ("_connection", "body_wait", "head", "id", "state")
 
     def __init__(self, connection: "Connection", head: Head) -> None:
         self._connection = connection
         self.head = head
         self.id = ""
         """Identifies the request in logs and responses; set by the handler."""
+        self.state: dict[str, Any] = {}
+        """What the handlers know about the request, for its log lines."""
         self.body_wait: Callable[[], AbstractContextManager[None]] = nullcontext
         """Makes the context in which an incomplete body is awaited; the handler may set it."""
 

@@ -11,11 +11,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 LINES_MAX: Final = 20
-"""Maximum lines of one kind per window; further lines are counted."""
+"""Maximum lines of one kind per window (default); further lines are counted."""
 
 WINDOW_S: Final = 10.0
 KINDS_MAX: Final = 256
 """Maximum kinds per window; further kinds share one limit."""
+
+KIND_FIELDS: Final = ("event", "status", "code", "outcome")
+"""The fields that determine the kind of a line; their values are from closed sets."""
 
 OTHERS: Final = "(others)"
 
@@ -33,7 +36,9 @@ class LineRateLimiter:
         self,
         report: Callable[[str, int], None],
         clock: Callable[[], float] = time.monotonic,
+        lines_max: int = LINES_MAX,
     ) -> None:
+        self.lines_max = lines_max
         self._report = report
         self._clock = clock
         # Reentrant, like the lock of logging: garbage collection may log at any point.
@@ -53,7 +58,7 @@ class LineRateLimiter:
             if kind not in self._counts and len(self._counts) >= KINDS_MAX:
                 kind = OTHERS
             self._counts[kind] += 1
-            is_allowed = self._counts[kind] <= LINES_MAX
+            is_allowed = self._counts[kind] <= self.lines_max
             if not is_allowed and self._timer is None:
                 self._timer = self._start_timer(self._ends_at_s - now_s)
         self._report_dropped(ended)
@@ -81,13 +86,13 @@ class LineRateLimiter:
 
     def _report_dropped(self, ended: Counter[str]) -> None:
         for kind, count in ended.items():
-            if count > LINES_MAX:
-                self._report(kind, count - LINES_MAX)
+            if count > self.lines_max:
+                self._report(kind, count - self.lines_max)
 
 
 def event_kind(event: Mapping[str, Any]) -> str:
     """Return the kind of a line: its event, status and code."""
-    return " ".join(str(event[name]) for name in ("event", "status", "code") if name in event)
+    return " ".join(str(event[name]) for name in KIND_FIELDS if name in event)
 
 
 def truncate(key: str, text: str) -> str:

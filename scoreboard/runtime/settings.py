@@ -371,7 +371,29 @@ class Settings(Struct, frozen=True, kw_only=True):
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], _description("Minimum severity of log lines")
     ] = "info"
-    log_format: Annotated[Literal["json", "console"], _description("Format of log lines")] = "json"
+    log_format: Annotated[
+        Literal["json", "console"],
+        _description("Format of log lines; the commands write plain text unless it is set to json"),
+    ] = "json"
+    log_lines: Annotated[
+        PositiveInt,
+        _description("Maximum log lines of one kind in ten seconds; the rest are counted"),
+    ] = 20
+    log_success_share: Annotated[
+        Annotated[float, Meta(ge=0, le=1)],
+        _description("Share of requests with a status below 400 that are logged; others all are"),
+    ] = 0.01
+    audit_lines: Annotated[
+        PositiveInt,
+        _description("Maximum audit lines of one kind in ten seconds; the rest are counted"),
+    ] = 200
+    audit_updates: Annotated[
+        bool,
+        _description(
+            "Write an audit line for each accepted update too, not only for refused ones; they are "
+            "in the ledger in any case"
+        ),
+    ] = False
     environment: Annotated[
         str, _description("Name, for logs; development allows a local issuer and http:// key sets")
     ] = "development"
@@ -427,6 +449,19 @@ def describe() -> Iterator[tuple[str, str, object]]:
         metas = [meta for meta in hints[field.name].__metadata__ if isinstance(meta, Meta)]
         text = next(meta.description for meta in metas if meta.description)
         yield variable_name(field.name), text, field.default
+
+
+def list_changed(settings: Settings) -> list[str]:
+    """Return the settings that differ from their defaults as NAME=value, without secrets."""
+    return [
+        f"{variable_name(field.name)}={_text(value)}"
+        for field in msgspec.structs.fields(Settings)
+        if not isinstance(value := getattr(settings, field.name), Secret) and value != field.default
+    ]
+
+
+def _text(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def load(environ: Mapping[str, str]) -> Settings:

@@ -11,6 +11,7 @@ from importlib.metadata import version
 
 from scoreboard.errors import ScoreboardError
 from scoreboard.runtime import settings
+from scoreboard.runtime.audit import configure_audit
 from scoreboard.runtime.core_dumps import disable_core_dumps
 from scoreboard.runtime.lifecycle import EXIT_FAILURE, report_startup_error
 from scoreboard.runtime.settings import Settings
@@ -26,9 +27,7 @@ def start(service: str, run: Callable[[Settings], int]) -> int:
         chosen = settings.load(os.environ)
     except ScoreboardError as error:
         return report_startup_error(error)
-    setup_logging(
-        service, level=chosen.log_level, form=chosen.log_format, environment=chosen.environment
-    )
+    start_logs(service, chosen)
     BUILD_INFO.labels(version("scoreboard"), service).set(1)
     links = settings.service_links(os.environ)
     if links:
@@ -40,6 +39,18 @@ def start(service: str, run: Callable[[Settings], int]) -> int:
     except Exception as error:  # noqa: BLE001 (entry point of the process)
         _log.critical("process_crashed", exc_info=error)
         return EXIT_FAILURE
+
+
+def start_logs(service: str, chosen: Settings) -> None:
+    """Set up the log and the audit stream of a process."""
+    setup_logging(
+        service,
+        level=chosen.log_level,
+        form=chosen.log_format,
+        environment=chosen.environment,
+        lines_max=chosen.log_lines,
+    )
+    configure_audit(chosen)
 
 
 def freeze_garbage_collector() -> None:

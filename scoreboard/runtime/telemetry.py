@@ -1,24 +1,40 @@
 """Structured logging, and the metrics that services share.
 
-Log lines are JSON objects on stderr with ECS field names. Credentials are redacted: values by the
-name of their key, tokens and passwords by their form, also in tracebacks. Lines are rate-limited by
-kind (scoreboard.runtime.log_limits), because clients can cause some of them.
+Log lines are JSON objects on stderr with ECS field names and types (scoreboard.runtime.log_fields).
+Credentials are redacted: values by the name of their key, tokens and passwords by their form, also
+in tracebacks. Lines are rate-limited by kind (scoreboard.runtime.log_limits), because clients can
+cause some of them; audit lines have a limit of their own (scoreboard.runtime.audit).
 """
 
 import atexit
 import logging
+import os
 import re
+import socket
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from scoreboard.runtime.log_limits import WINDOW_S, LineRateLimiter, event_kind, truncate
+from scoreboard.runtime.log_fields import ITEMS_MAX, convert
+from scoreboard.runtime.log_limits import (
+    LINES_MAX,
+    WINDOW_S,
+    LineRateLimiter,
+    event_kind,
+    truncate,
+)
 from scoreboard.trace_context import TraceContext, parse_traceparent
 
 ECS_VERSION: Final = "8.17.0"
+
+AUDIT_LOGGER: Final = "scoreboard.audit"
+APP_DATASET: Final = "scoreboard.app"
+AUDIT_DATASET: Final = "scoreboard.audit"
+"""The data streams of the lines: logs-scoreboard.app-* and logs-scoreboard.audit-*."""
 
 REGISTRY: Final = CollectorRegistry(auto_describe=True)
 """All metrics of this process. Each process has its own port; there is no multiprocess mode."""
@@ -77,23 +93,44 @@ def redact(text: str) -> str:
     return _SECRET_TEXT.sub(_REDACTED, text)
 
 
-_ECS_FIELDS: Final = (
-    ("request_id", "http.request.id"),
-    ("trace_id", "trace.id"),
-    ("span_id", "span.id"),
-    ("exception", "error.stack_trace"),
-)
-"""Fields of events that are renamed; others get the prefix ``scoreboard``."""
-
-
 def _redact_event(
     _logger: object, _method: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
     for key, value in event.items():
         if _SECRET_KEY.search(key) and key != "token_reason":
             event[key] = _REDACTED
-        elif isinstance(value, str):
-            event[key] = redact(truncate(key, value))
+        else:
+            event[key] = _redact_value(key, value)
+    return event
+
+
+def _redact_value(key: str, value: Any) -> Any:  # noqa: ANN401 (a logged value)
+    match value:
+        case str():
+            return redact(truncate(key, value))
+        case Mapping():
+            return {
+                name: _REDACTED if _SECRET_KEY.search(str(name)) else _redact_value(key, item)
+                for name, item in list(value.items())[:ITEMS_MAX]
+            }
+        case list() | tuple() | set() | frozenset():
+            return [_redact_value(key, item) for item in list(value)[:ITEMS_MAX]]
+        case _:
+            return value
+
+
+def _describe_exception(
+    _logger: object, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Add type and message of the exception, which the stack trace only contains as text."""
+    error = event.get("exc_info")
+    if error is True:
+        error = sys.exc_info()[1]
+    elif isinstance(error, tuple):
+        error = error[1]
+    if isinstance(error, BaseException):
+        event.setdefault("error", type(error).__name__)
+        event.setdefault("error_message", str(error))
     return event
 
 
@@ -121,25 +158,46 @@ class _Ecs:
         self._fixed = {
             "ecs.version": ECS_VERSION,
             "service.name": f"scoreboard-{service}",
+            "service.version": _version(),
             "service.environment": environment,
-            "event.dataset": f"scoreboard.{service}",
+            "service.node.name": socket.gethostname(),
+            "process.pid": os.getpid(),
         }
 
     def __call__(
         self, _logger: object, _method: str, event: MutableMapping[str, Any]
     ) -> MutableMapping[str, Any]:
+        message, logger = str(event.pop("event")), event.pop("logger", "")
         line: dict[str, Any] = {
             "@timestamp": event.pop("timestamp"),
             "log.level": event.pop("level"),
-            "message": event.pop("event"),
-            "log.logger": event.pop("logger", ""),
+            "message": message,
+            "log.logger": logger,
             **self._fixed,
+            "event.dataset": AUDIT_DATASET if logger == AUDIT_LOGGER else APP_DATASET,
         }
-        for name, field in _ECS_FIELDS:
-            if name in event:
-                line[field] = event.pop(name)
-        line.update({f"scoreboard.{key}": value for key, value in event.items()})
+        if not event.pop(_FOREIGN, False):
+            line["event.action"] = message
+        line.update(convert(event))
         return line
+
+
+_FOREIGN: Final = "_is_foreign"
+
+
+def _mark_foreign(
+    _logger: object, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Mark a line of a library: its text is not the name of an event."""
+    event[_FOREIGN] = True
+    return event
+
+
+def _version() -> str:
+    try:
+        return version("scoreboard")
+    except PackageNotFoundError:
+        return "unknown"  # a package without metadata, such as that of the rotation function
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
@@ -147,10 +205,11 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
     return structlog.stdlib.get_logger(name)
 
 
+_REPORT: Final = "log_lines_dropped"
+
+
 class _RateLimitFilter(logging.Filter):
     """Rate-limits lines: those of structlog as a processor, others as a filter of the handler."""
-
-    REPORT: Final = "log_lines_dropped"
 
     def __init__(self) -> None:
         super().__init__()
@@ -160,7 +219,9 @@ class _RateLimitFilter(logging.Filter):
         self, _logger: object, _method: str, event: MutableMapping[str, Any]
     ) -> MutableMapping[str, Any]:
         """Drop a line over the limit (a processor of structlog)."""
-        if event["event"] != self.REPORT and not self._allow(event_kind(event)):
+        if getattr(_logger, "name", "") == AUDIT_LOGGER or event["event"] == _REPORT:
+            return event
+        if not self._allow(event_kind(event)):
             raise structlog.DropEvent
         return event
 
@@ -176,22 +237,30 @@ class _RateLimitFilter(logging.Filter):
         return is_allowed
 
     def _report(self, kind: str, count: int) -> None:
-        get_logger(__name__).warning(self.REPORT, of=kind, count=count, within_s=WINDOW_S)
+        get_logger(__name__).warning("log_lines_dropped", of=kind, count=count, within_s=WINDOW_S)
 
 
 RATE_LIMIT_FILTER: Final = _RateLimitFilter()
 """One instance per process, even if logging is set up repeatedly."""
 
 
-def setup_logging(service: str, *, level: str, form: str, environment: str) -> None:
-    """Send the records of structlog and of logging through the same processors to stderr."""
+def setup_logging(
+    service: str, *, level: str, form: str, environment: str, lines_max: int = LINES_MAX
+) -> None:
+    """Send the records of structlog and of logging through the same processors to stderr.
+
+    ``lines_max`` limits the lines of one kind per window.
+    """
     atexit.register(RATE_LIMIT_FILTER.limit.flush)
+    RATE_LIMIT_FILTER.limit.lines_max = lines_max
+    is_json = form == "json"
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         _add_trace,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        *([_describe_exception] if is_json else []),
         structlog.processors.format_exc_info,
         _redact_event,
     ]
@@ -208,20 +277,22 @@ def setup_logging(service: str, *, level: str, form: str, environment: str) -> N
     )
     last: list[Any] = (
         [_Ecs(service, environment), structlog.processors.JSONRenderer()]
-        if form == "json"
+        if is_json
         else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(RATE_LIMIT_FILTER)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
+            foreign_pre_chain=[*shared, _mark_foreign] if is_json else shared,
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
         )
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    # Audit lines are written at every level.
+    logging.getLogger(AUDIT_LOGGER).setLevel(logging.INFO)
     for noisy in ("httpx", "httpcore", "websockets", "botocore", "boto3", "urllib3", "asyncio"):
         # Some of these log headers, including tokens, at DEBUG.
         logging.getLogger(noisy).setLevel(logging.WARNING)

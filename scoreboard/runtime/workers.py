@@ -142,7 +142,7 @@ class Supervisor:
                 if int(message):
                     self._metrics_ports[number] = int(message)
                 self._has_started.add(number)
-                _log.info("worker_started", worker=number, pid=child.pid)
+                _log.info("worker_started", worker=number, worker_pid=child.pid)
             await child.wait()
             stopping.cancel()
         return bool(message)

@@ -18,7 +18,17 @@ def trusted_networks(listed: Iterable[str]) -> tuple[Network, ...]:
 
 
 def client_address(peer: str, forwarded: Iterable[str], hops: tuple[Network, ...]) -> str:
-    """Return the client's address in the form that limits count: IPv4, or an IPv6 /64 network.
+    """Return the client's address in the form that limits count: IPv4, or an IPv6 /64 network."""
+    text = forwarded_address(peer, forwarded, hops)
+    address = _parse(text)
+    if isinstance(address, IPv6Address):
+        # A household or a server usually has a whole /64.
+        return str(IPv6Network((address, 64), strict=False))
+    return text
+
+
+def forwarded_address(peer: str, forwarded: Iterable[str], hops: tuple[Network, ...]) -> str:
+    """Return the client's whole address, for logs.
 
     ``forwarded`` are the values of X-Forwarded-For. They are read from the right, as far as trusted
     hops wrote them.
@@ -34,9 +44,6 @@ def client_address(peer: str, forwarded: Iterable[str], hops: tuple[Network, ...
             address = named
             if not _is_trusted(named, hops):
                 break
-    if isinstance(address, IPv6Address):
-        # A household or a server usually has a whole /64.
-        return str(IPv6Network((address, 64), strict=False))
     return str(address)
 
 

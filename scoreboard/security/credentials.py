@@ -185,13 +185,23 @@ class SecretStore:
         _REFRESHES.labels(self._owner, "invalid" if is_invalid else "failed").inc()
         if reason != self._reason or self._clock() - self._logged_at_s >= LOG_EVERY_S:
             self._logged_at_s = self._clock()
-            _log.warning(
-                "secret_invalid" if is_invalid else "secret_refresh_failed",
-                owner=self._owner,
-                reason=reason,
-                version=self._held.version if self._held else None,
-                failures=self._failures,
-            )
+            version = self._held.version if self._held else None
+            if is_invalid:
+                _log.warning(
+                    "secret_invalid",
+                    owner=self._owner,
+                    reason=reason,
+                    version=version,
+                    failures=self._failures,
+                )
+            else:
+                _log.warning(
+                    "secret_refresh_failed",
+                    owner=self._owner,
+                    reason=reason,
+                    version=version,
+                    failures=self._failures,
+                )
         self._reason, self._is_invalid = reason, is_invalid
 
 

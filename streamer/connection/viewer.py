@@ -29,6 +29,7 @@ from scoreboard.broadcast.messages import (
     now_ms,
 )
 from scoreboard.errors import Forbidden, Malformed, ScoreboardError
+from scoreboard.runtime.audit import audit_refusal
 from scoreboard.runtime.lifecycle import jitter
 from scoreboard.security.access import can_read
 from scoreboard.security.tokens import Caller
@@ -258,6 +259,7 @@ class Viewer(asyncio.Protocol):
         session.is_checking = False
         if not isinstance(outcome, Caller):
             metrics.RENEWALS.labels(outcome.code).inc()
+            audit_refusal(outcome, user_id=session.caller.subject, client=self._address)
             self._send(Problem(outcome.code, outcome.detail))
             return
         ends_at_s = self._manager.to_loop_time(outcome.expires_at_s)
@@ -266,8 +268,9 @@ class Viewer(asyncio.Protocol):
         except Malformed as error:
             metrics.RENEWALS.labels("not-later").inc()
             self._send(Problem(error.code, error.detail))
-        except Forbidden:
+        except Forbidden as error:
             metrics.RENEWALS.labels("forbidden").inc()
+            audit_refusal(error, user_id=session.caller.subject, client=self._address)
             self.close(CloseCode.FORBIDDEN)
         else:
             metrics.RENEWALS.labels("renewed").inc()

@@ -52,5 +52,5 @@ def capacity_of(settings: Settings) -> Capacity:
     handshakes = min(settings.handshakes, free // HANDSHAKES_SHARE)
     viewers = min(settings.viewers, free - handshakes)
     if viewers < settings.viewers:
-        _log.warning("viewers_limited_by_open_files", viewers=viewers, open_files=files)
+        _log.warning("viewers_limited_by_open_files", viewers=viewers, files=files)
     return Capacity(viewers, handshakes)

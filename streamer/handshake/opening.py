@@ -26,6 +26,7 @@ from scoreboard.errors import (
 from scoreboard.http.head import head_size, read_head
 from scoreboard.http.problems import status_of
 from scoreboard.http.request_ids import HEADER
+from scoreboard.runtime.audit import audit_refusal
 from scoreboard.runtime.telemetry import get_logger
 from scoreboard.security.access import require_read
 from scoreboard.security.addresses import client_address, is_trusted_hop
@@ -182,6 +183,9 @@ class OpeningHandshake(asyncio.Protocol):
             and self._manager.admission.allow_expired(self._address, self._manager.clock())
         ):
             # Browsers hide the status of a rejected handshake; a close code tells what to do.
+            audit_refusal(
+                outcome, client=self._address, peer=self._peer, request_id=self._request_id
+            )
             self._accept(channel, None, end=CloseCode.TOKEN_EXPIRED)
         else:
             self._reject(outcome)
@@ -321,13 +325,23 @@ class OpeningHandshake(asyncio.Protocol):
         status = status_of(type(error))
         request_id = self._request_id or self._manager.request_ids.new()
         metrics.HANDSHAKES.labels(str(status)).inc()
+        client = self._address or self._peer_address or self._peer
         _log.info(
             "handshake_refused",
             status=status,
             code=error.code,
-            client=self._address or self._peer_address or self._peer,
+            client=client,
+            peer=self._peer,
             request_id=request_id,
             trace=self._traceparent,
+        )
+        audit_refusal(
+            error,
+            client=client,
+            peer=self._peer,
+            request_id=request_id,
+            trace=self._traceparent,
+            status=status,
         )
         self._state = _State.REJECTED
         if self._address:

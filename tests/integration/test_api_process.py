@@ -201,10 +201,10 @@ async def test_refusals_are_logged_without_the_token(
     for token in (good, bad):
         assert token not in api.output
         assert token.split(".")[1] not in api.output
-    [line] = [row for row in api.lines("request_served") if row["scoreboard.status"] == 401]
+    [line] = [row for row in api.lines("request_served") if row["http.response.status_code"] == 401]
     assert line["http.request.id"] == f"id-{bad[-8:]}"
     assert line["scoreboard.route"] == UPDATE_PATH
-    assert line["scoreboard.code"] == "unauthenticated"
+    assert line["error.code"] == "unauthenticated"
     assert "win:1" not in api.output
 
 
@@ -243,7 +243,7 @@ async def test_an_unsafe_redis_stops_the_start_with_its_problems(
     api = run_api(wait=False, environ={"REDIS_URL": server.url})
     assert api.process.wait(20) == 1
     [line] = api.lines("process_failed")
-    assert "appendfsync is everysec" in line["scoreboard.reason"]
+    assert "appendfsync is everysec" in line["event.reason"]
     accepted = run_api(environ={"REDIS_URL": server.url}, unsafe_redis="true")
     with client_of(accepted) as client:
         answer = client.get("/health/ready")

@@ -379,7 +379,7 @@ sys.exit(start("api", run))
 
 
 def count_changes(site: Site, name: str) -> int:
-    return site.rotated.system.services[name].log.read_text().count("secret_changed")
+    return site.rotated.system.services[name].log.read_text().count('"message": "secret_changed"')
 
 
 def scrape(port: int) -> str:

@@ -554,7 +554,7 @@ def test_the_lambda_function_refuses_a_foreign_token(
     log = capfd.readouterr().err.splitlines()
     lines = [json.loads(line) for line in log if "secret_rotation_failed" in line]
     assert [line["scoreboard.step"] for line in lines] == [*STEPS, "deleteSecret"]
-    assert {line["scoreboard.name"] for line in lines} == {event["SecretId"]}
+    assert {line["scoreboard.secret_name"] for line in lines} == {event["SecretId"]}
 
     assert deployment.login("api/redis") == ("api", FIRST)
 

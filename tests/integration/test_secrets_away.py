@@ -179,8 +179,8 @@ async def test_a_wrong_document_leaves_the_old_value_in_use_and_stops_new_proces
 
     logged = site.lines("secret_invalid")
     text = rotated.system.services["api"].log.read_text() + ended.stderr + ended.stdout
-    assert all(secret in str(line["scoreboard.reason"]) for line in logged)
-    assert len({line["scoreboard.reason"] for line in logged}) >= 3
+    assert all(secret in str(line["event.reason"]) for line in logged)
+    assert len({line["event.reason"] for line in logged}) >= 3
     assert ended.returncode == 1
     assert f"{secret} must be a JSON object" in ended.stderr
     assert "planted" not in text

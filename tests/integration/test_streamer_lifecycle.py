@@ -228,10 +228,10 @@ async def test_killed_worker_is_replaced_and_its_viewers_reconnect(
 ) -> None:
     program = start_program(ws_workers=2)
     await asyncio.to_thread(
-        eventually, lambda: program.log.count("streamer_listening") == 2, within_s=30
+        eventually, lambda: len(program.lines("streamer_listening")) == 2, within_s=30
     )
     viewers = await join(program.port, 80)
-    pids = [line["scoreboard.pid"] for line in program.lines("worker_started")]
+    pids = [line["scoreboard.worker_pid"] for line in program.lines("worker_started")]
     began_s = time.monotonic()
 
     os.kill(pids[0], signal.SIGKILL)
@@ -258,7 +258,7 @@ async def test_killed_worker_is_replaced_and_its_viewers_reconnect(
     for viewer in [*viewers, *returned]:
         viewer.close()
     await asyncio.to_thread(
-        eventually, lambda: program.log.count("streamer_listening") == 3, within_s=30
+        eventually, lambda: len(program.lines("streamer_listening")) == 3, within_s=30
     )
 
 
@@ -281,7 +281,7 @@ async def test_workers_drain_once_for_any_kind_of_stop(
     await asyncio.to_thread(
         eventually, lambda: len(program.lines("worker_started")) == 2, within_s=30
     )
-    pids = [line["scoreboard.pid"] for line in program.lines("worker_started")]
+    pids = [line["scoreboard.worker_pid"] for line in program.lines("worker_started")]
     viewers = await join(program.port, 40)
 
     STOPS[how](program.process.pid)
@@ -426,7 +426,7 @@ async def test_logs_of_rejections_are_limited_and_counted(
     assert len(lines) == LINES_MAX
     assert lines[0]["http.request.id"] == "client-01"
     assert lines[0]["trace.id"] == TRACE
-    assert lines[0]["scoreboard.status"] == 404
+    assert lines[0]["http.response.status_code"] == 404
     (dropped,) = program.lines("log_lines_dropped")
     assert dropped["scoreboard.count"] == 100 - LINES_MAX
 

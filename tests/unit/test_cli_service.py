@@ -21,7 +21,7 @@ def test_log_tail_contains_events_with_their_reasons(tmp_path: Path) -> None:
             [
                 line("long_ago"),
                 line("api_listening"),
-                line("process_failed", **{"scoreboard.reason": "no room"}),
+                line("process_failed", **{"event.reason": "no room"}),
                 line("process_crashed", **{"error.stack_trace": "Traceback …\nValueError: x"}),
                 "scoreboard: a plain line",
             ]

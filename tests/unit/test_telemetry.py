@@ -3,12 +3,14 @@
 import io
 import json
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
 import structlog
 
 from scoreboard.runtime import telemetry
+from scoreboard.runtime.log_limits import LINES_MAX
 from scoreboard.trace_context import TraceContext
 
 TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl"
@@ -115,7 +117,7 @@ def test_many_lines_of_one_kind_are_limited_and_counted(lines: io.StringIO) -> N
     written = [json.loads(line) for line in lines.getvalue().splitlines()]
     events = [line["message"] for line in written]
     assert events == ["request_served"] * 21 + ["batch_failed", "log_lines_dropped"]
-    assert written[20]["scoreboard.status"] == 503
+    assert written[20]["http.response.status_code"] == 503
     assert written[-1]["scoreboard.of"] == "request_served 401"
     assert written[-1]["scoreboard.count"] == 980
     counted = telemetry.REGISTRY.get_sample_value("scoreboard_log_lines_dropped_total")
@@ -134,3 +136,56 @@ def test_the_length_of_a_line_is_limited(lines: io.StringIO) -> None:
     telemetry.get_logger("x").info("call_failed", detail="x" * 100_000)
 
     assert len(lines.getvalue()) < 3000
+
+
+def test_a_line_names_service_version_node_and_process(lines: io.StringIO) -> None:
+    telemetry.get_logger("x").info("board_live", board="main")
+
+    line = json.loads(lines.getvalue())
+    assert line["event.action"] == "board_live"
+    assert line["event.dataset"] == "scoreboard.app"
+    assert line["service.version"]
+    assert line["service.node.name"]
+    assert line["process.pid"] == os.getpid()
+
+
+def test_a_line_of_a_library_names_no_event(lines: io.StringIO) -> None:
+    logging.getLogger("some.library").warning("took %d ms", 7)
+
+    line = json.loads(lines.getvalue())
+    assert line["message"] == "took 7 ms"
+    assert "event.action" not in line
+
+
+def test_an_exception_has_type_message_and_stack_trace(lines: io.StringIO) -> None:
+    telemetry.get_logger("x").error("process_crashed", exc_info=ValueError(f"bad {TOKEN}"))
+
+    line = json.loads(lines.getvalue())
+    assert line["error.type"] == "ValueError"
+    assert line["error.message"] == "bad [redacted]"
+    assert "ValueError" in line["error.stack_trace"]
+
+
+def test_credentials_in_lists_and_objects_are_redacted(lines: io.StringIO) -> None:
+    telemetry.get_logger("x").warning(
+        "keys_ignored", reasons=[f"Bearer {TOKEN}"], detail={"password": "s3cret", "b": [TOKEN]}
+    )
+
+    assert "s3cret" not in lines.getvalue()
+    assert "c2lnbmF0dXJl" not in lines.getvalue()
+
+
+def test_the_limit_of_lines_is_a_setting(
+    lines: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr", lines)
+    telemetry.setup_logging("api", level="info", form="json", environment="test", lines_max=3)
+    try:
+        for _ in range(10):
+            telemetry.get_logger("x").info("request_limited")
+        telemetry.RATE_LIMIT_FILTER.limit.flush()
+    finally:
+        telemetry.RATE_LIMIT_FILTER.limit.lines_max = LINES_MAX
+
+    events = [json.loads(line)["message"] for line in lines.getvalue().splitlines()]
+    assert events == ["request_limited"] * 3 + ["log_lines_dropped"]

@@ -49,7 +49,7 @@ class ApiProcess:
             return len(self.lines("api_listening")) >= workers
 
         eventually(listening, within_s=40)
-        self.port = int(self.lines("api_listening")[0]["scoreboard.port"])
+        self.port = int(self.lines("api_listening")[0]["server.port"])
 
     def stop(self, number: int = signal.SIGTERM, within_s: float = 15) -> int:
         if self.process.poll() is None:
