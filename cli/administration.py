@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from cli.target import open_database, open_store
 from scoreboard.errors import RedisUnavailable
 from scoreboard.ledger.actions import insert_action, select_actions
-from scoreboard.ledger.audit import insert_audit
+from scoreboard.ledger.audit import AuditTrail, audited
 from scoreboard.ledger.boards import insert_board, select_board
 from scoreboard.ledger.migrations import require_current
-from scoreboard.ledger.pool import Connection, translate_errors
+from scoreboard.ledger.pool import Connection
 from scoreboard.model import Board
 from scoreboard.recovery.mirror import mirror_catalogue
 from scoreboard.recovery.reseed import (
@@ -27,13 +27,11 @@ async def create_board(connection: Connection, board: Board, *, actor: str) -> b
 
     Raises DatabaseUnavailable.
     """
-    async with translate_errors(), connection.transaction():
+    async with audited(connection) as trail:
         if not await insert_board(connection, board):
             return False
         detail = {"layout": str(board.layout), "public": board.is_public}
-        await insert_audit(
-            connection, actor=actor, action="board create", board=board.name, detail=detail
-        )
+        await trail.insert(actor=actor, action="board create", board=board.name, detail=detail)
     return True
 
 
@@ -71,17 +69,16 @@ async def seed_catalogue(settings: Settings, points: Mapping[str, int], *, actor
     async with open_database(settings) as connection:
         if await select_actions(connection):
             return
-        async with translate_errors(), connection.transaction():
-            for kind, value in points.items():
-                if await insert_action(connection, kind, value):
-                    await audit_points(connection, kind, value, actor=actor)
+        async with audited(connection) as trail:
+            new = [kind for kind in points if await insert_action(connection, kind, points[kind])]
+            for kind in new:
+                await audit_points(trail, kind, points[kind], actor=actor)
         await publish_catalogue(settings, connection)
 
 
-async def audit_points(connection: Connection, kind: str, points: int, *, actor: str) -> None:
+async def audit_points(trail: AuditTrail, kind: str, points: int, *, actor: str) -> None:
     """Record the new points of a kind in the audit log, in the transaction of the change."""
-    await insert_audit(
-        connection,
+    await trail.insert(
         actor=actor,
         action="action set",
         board=None,

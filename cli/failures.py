@@ -14,7 +14,7 @@ import psycopg
 import redis.exceptions
 from yoyo.exceptions import BadMigration, LockTimeout, MigrationConflict
 
-from cli.output import OutputError, redirect_to_devnull, write_stderr
+from cli.output import OutputError, is_log_json, redirect_to_devnull, write_stderr
 from scoreboard.errors import (
     ClientError,
     DatabaseUnavailable,
@@ -27,7 +27,9 @@ from scoreboard.errors import (
 )
 from scoreboard.runtime.connection_urls import driver_error, error_text, extract_passwords
 from scoreboard.runtime.lifecycle import DeadlinePassed
-from scoreboard.runtime.telemetry import redact
+from scoreboard.runtime.telemetry import get_logger, redact
+
+_log: Final = get_logger(__name__)
 
 EXIT_CODES: Final[tuple[tuple[type[ScoreboardError], int], ...]] = (
     (NotFound, 3),
@@ -84,6 +86,9 @@ HIDDEN_MIN: Final = 4
 def report(error: Exception, *, is_debug: bool = False) -> int:
     """Print the line that describes an error and return its exit code."""
     if isinstance(error, click.ClickException):
+        if is_log_json():
+            _log.error("command_failed", reason=error.format_message())
+            return error.exit_code
         try:
             error.show()
         except OSError:
@@ -95,6 +100,9 @@ def report(error: Exception, *, is_debug: bool = False) -> int:
         if is_reader_gone:
             return 0  # the reader of stdout needs no more
     line, code = explain(error)
+    if is_log_json():
+        _log.error("command_failed", reason=line)
+        return code
     write_stderr(f"scoreboard: {line}")
     if is_debug:
         for part in traceback.format_exception(error):

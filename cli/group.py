@@ -8,6 +8,7 @@ import click
 from click.shell_completion import shell_complete
 
 from cli.commands.action import action
+from cli.commands.audit import audit
 from cli.commands.backup import backup
 from cli.commands.board import board
 from cli.commands.config import config
@@ -30,7 +31,7 @@ COMPLETE: Final = "_SCOREBOARD_COMPLETE"
 SECTIONS: Final[Mapping[str, Sequence[click.Command]]] = {
     "Run": (up, simulate, token),
     "Boards and users": (board, user, action),
-    "Recovery": (verify, repair, reseed, dead, backup),
+    "Recovery": (verify, repair, reseed, dead, backup, audit),
     "Configuration and gateway": (config, db, kong, secrets),
 }
 

@@ -23,7 +23,11 @@ from rich.table import Table
 from cli.text import escape_unsafe
 from scoreboard.errors import InternalError, OperatorMistake
 from scoreboard.recovery.reseed import ReportProgress
-from scoreboard.runtime.telemetry import setup_logging
+from scoreboard.runtime.telemetry import get_logger, setup_logging
+
+LEVELS: Final = ("debug", "info", "warning", "error")
+
+_log: Final = get_logger(__name__)
 
 LINE_EVERY_S: Final = 5.0
 """Time between two progress lines without a terminal."""
@@ -37,19 +41,38 @@ class OutputError(InternalError):
 
 
 def prepare_streams(*, is_debug: bool) -> None:
-    """Let stdout accept any character and, with --debug, log the libraries' messages to stderr."""
+    """Let stdout accept any character and, with --debug, log the libraries' messages to stderr.
+
+    With SCOREBOARD_LOG_FORMAT=json, stderr has log lines only, as that of the services.
+    """
     if sys.stderr is None:
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 (open until the process exits)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # the locale may allow ASCII only
+    if is_log_json():
+        level = os.environ.get("SCOREBOARD_LOG_LEVEL") or "info"
+        setup_logging(
+            "cli",
+            level="debug" if is_debug else level if level in LEVELS else "info",
+            form="json",
+            environment=os.environ.get("SCOREBOARD_ENVIRONMENT") or "development",
+        )
+        return
     setup_logging("cli", level="debug", form="console", environment="")
     for handler in logging.getLogger().handlers:
         handler.setLevel(logging.DEBUG if is_debug else logging.CRITICAL)
 
 
+def is_log_json() -> bool:
+    """Return whether messages and errors are log lines."""
+    return os.environ.get("SCOREBOARD_LOG_FORMAT") == "json"
+
+
 def print_message(message: str) -> None:
     """Print a message for the operator to stderr, unless --quiet is given."""
-    if not _is_quiet():
+    if is_log_json():
+        _log.info("message_printed", text=message)
+    elif not _is_quiet():
         write_stderr(message)
 
 
@@ -138,7 +161,7 @@ def progress() -> Iterator[ReportProgress]:
     """Yield the function that reports progress: bars on a terminal, else a line every 5 s."""
     if _is_quiet():
         yield lambda _step, _done, _total: None
-    elif is_terminal(sys.stderr):
+    elif is_terminal(sys.stderr) and not is_log_json():
         with _bars() as report:
             yield report
     else:
@@ -171,7 +194,7 @@ class _Lines:
     def report(self, step: str, done: int, total: int) -> None:
         if time.monotonic() - self._printed_at_s >= LINE_EVERY_S:
             self._printed_at_s = time.monotonic()
-            write_stderr(f"{step}: {done} of {total}" if total else f"{step}: {done}")
+            print_message(f"{step}: {done} of {total}" if total else f"{step}: {done}")
 
 
 def _is_quiet() -> bool:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +16,9 @@ PORT: Final = click.IntRange(0, 65_535)
 FILE: Final = click.Path(dir_okay=False, path_type=Path)
 _KIND: Final = re.compile(r"[A-Za-z0-9._|@-]{1,64}")
 """The part of an actionId before the colon; the table `actions` has the same constraint."""
+
+
+_HEAD: Final = re.compile(r"(\d{1,18}):([0-9a-f]{64}|)\s*")
 
 
 class Seconds(click.FloatRange):
@@ -34,6 +38,46 @@ class Seconds(click.FloatRange):
         if math.isnan(seconds):
             self.fail("'nan' is not a number of seconds", param, ctx)
         return seconds
+
+
+class Moment(click.ParamType):
+    """A time in ISO 8601, in UTC if it names no zone."""
+
+    name = "time"
+
+    def convert(
+        self, value: str | datetime, param: click.Parameter | None, ctx: click.Context | None
+    ) -> datetime:
+        """Parse the time.
+
+        Raises click.BadParameter.
+        """
+        try:
+            found = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a time such as 2026-07-01T08:30:00Z", param, ctx)
+        return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+class HeadOfChain(click.ParamType):
+    """The head of the audit log, as `audit verify` prints it."""
+
+    name = "head"
+
+    def convert(
+        self,
+        value: str,
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> tuple[int, str]:
+        """Parse the number and the hash.
+
+        Raises click.BadParameter.
+        """
+        match = _HEAD.fullmatch(value)
+        if match is None:
+            self.fail("the head has the form NUMBER:HASH of `audit verify`", param, ctx)
+        return int(match[1]), match[2]
 
 
 class BoardName(click.ParamType):
@@ -87,6 +131,8 @@ class Identifier(click.ParamType):
 
 
 BOARD: Final = BoardName()
+MOMENT: Final = Moment()
+CHAIN_HEAD: Final = HeadOfChain()
 KIND: Final = Kind()
 USER_ID: Final = Identifier("user")
 ACTION_ID: Final = Identifier("action")

@@ -30,6 +30,7 @@ from scoreboard.errors import (
 from scoreboard.events import stream_id_key
 from scoreboard.ledger.positions import Position
 from scoreboard.model import Partition
+from scoreboard.runtime.audit import write_audit
 from scoreboard.runtime.lifecycle import StopEvent, backoff_s
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
@@ -335,6 +336,7 @@ class PartitionFlusher:
                 committed_position=f"{self._position.epoch}:{self._position.seq}",
             )
             await self._store.fence(self.partition, REWIND_FENCE, state)
+            self._audit_fence(REWIND_FENCE, reason)
             self._has_passed_seq = False  # from here the fence records it
         self.status.set_condition(Condition.RECOVERING)
         await self._drain(writer, stop)
@@ -412,6 +414,17 @@ class PartitionFlusher:
         )
         if state.is_open:
             await self._store.fence(self.partition, GAP_FENCE, state, committed=self._position.seq)
+            self._audit_fence(GAP_FENCE, "entries lost")
+
+    def _audit_fence(self, actor: str, reason: str) -> None:
+        partition = self.partition
+        write_audit(
+            "fence",
+            actor=actor,
+            board=partition.board,
+            partition=str(partition),
+            reason=reason,
+        )
 
     def _account(self, result: Flushed, *, oldest_s: float, is_draining: bool) -> None:
         self._position = result.position

@@ -116,8 +116,10 @@ class _Board:
         cause = error.code if isinstance(error, ScoreboardError) else reason
         if cause != self.failure:
             self.failure = cause
-            level = _log.info if result == "postponed" else _log.warning
-            level(f"verification_{result}", board=self.name, reason=reason)
+            if result == "postponed":
+                _log.info("verification_postponed", board=self.name, reason=reason)
+            else:
+                _log.warning("verification_failed", board=self.name, reason=reason)
 
     def note_drift(self) -> None:
         """Publish the number of differing users; log when it rises, and when it returns to 0."""

@@ -15,6 +15,8 @@ GRANT SELECT ON boards, actions, scores, score_events, flush_state, rejected_eve
     TO scoreboard_flusher;
 GRANT SELECT (id, external_id), INSERT (id, external_id) ON users TO scoreboard_flusher;
 GRANT INSERT ON score_events, dead_events, audit_log TO scoreboard_flusher;
+-- The number and the hash of a row that it has inserted; not the rows' content.
+GRANT SELECT (seq, hash) ON audit_log TO scoreboard_flusher;
 GRANT INSERT, UPDATE (score, actions, reached_at, last_seq) ON scores TO scoreboard_flusher;
 GRANT INSERT, UPDATE (epoch, seq, stream_id, clock) ON flush_state TO scoreboard_flusher;
 GRANT INSERT, UPDATE (corrected_at) ON rejected_events TO scoreboard_flusher;
@@ -53,6 +55,8 @@ BEGIN
     -- PostgreSQL refuses concurrent changes of one role.
     PERFORM pg_advisory_xact_lock(hashtext(login));
     EXECUTE format('ALTER ROLE %I PASSWORD %L', login, verifier);
+    INSERT INTO public.audit_log (actor, action, detail)
+    VALUES (session_user, 'secret set', jsonb_build_object('login', login));
 END $$;
 CREATE OR REPLACE FUNCTION end_login_sessions(login TEXT) RETURNS INTEGER
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -60,6 +64,8 @@ BEGIN
     IF login IS NULL OR login !~ '^scoreboard_(api|flusher|operator|rotator)_[ab]$' THEN
         RAISE insufficient_privilege USING MESSAGE = format('%L is not the login of a service', login);
     END IF;
+    INSERT INTO public.audit_log (actor, action, detail)
+    VALUES (session_user, 'session end', jsonb_build_object('login', login));
     RETURN (
         SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity
         WHERE usename = login AND pid <> pg_backend_pid()

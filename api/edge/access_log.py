@@ -42,8 +42,8 @@ class AccessLog:
         error: ScoreboardError | None,
     ) -> None:
         """Log one answered request; ``error`` is the one it was answered with, if any."""
-        update = request.state.get("update")
-        is_audited = error is not None or (update is not None and self._are_updates_audited)
+        is_update = "update" in request.state
+        is_audited = error is not None or (is_update and self._are_updates_audited)
         is_logged = status >= 400 or random.random() < self._share  # noqa: S311 (sampling)
         if not is_logged and not is_audited:
             return
@@ -94,16 +94,17 @@ def _audit(state: Mapping[str, Any], error: ScoreboardError | None, fields: dict
     caller, update, receipt = state.get("caller"), state.get("update"), state.get("receipt")
     if caller is not None:
         fields["user_id"] = caller.subject
-    if update is None:
+    if "update" not in state:
         if error is not None:
             audit_refusal(error, **fields)
         return
-    fields |= {
-        "target_id": update.user_id,
-        "action_id": update.action_id,
-        "board": state.get("board_name"),
-        "delta": update.stated_points,
-    }
+    fields["board"] = state.get("board_name")
+    if update is not None:
+        fields |= {
+            "target_id": update.user_id,
+            "action_id": update.action_id,
+            "delta": update.stated_points,
+        }
     if error is not None:
         outcome = "unknown" if isinstance(error, OutcomeUnknown) else "failure"
         write_audit("update", outcome, code=error.code, reason=refusal_reason(error), **fields)

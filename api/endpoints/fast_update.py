@@ -44,6 +44,7 @@ class FastUpdate:
         headers, state = request.head.headers, request.state
         board = state["board_name"] = parse_query(request.head.query, PARAMETERS).get("board")
         caller = state["caller"] = await authenticate(self._verifier, headers)
+        state["update"] = None  # not parsed yet
         trusted = require_updater(caller)
         check_media_type(headers.get(b"content-type"))
         update = state["update"] = parse_update(await request.read_body())

@@ -111,6 +111,7 @@ async def require_update_access(connection: AnyConnection, _: BaseRouteHandler) 
     headers = dict(connection.scope["headers"])
     caller = await authenticate(get_services(connection).verifier, headers)
     connection.state["caller"] = caller
+    connection.state["update"] = None  # not parsed yet
     connection.state["trusted"] = require_updater(caller)
     check_media_type(headers.get(b"content-type"))
 

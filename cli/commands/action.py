@@ -28,8 +28,7 @@ from scoreboard.ledger.actions import (
     select_actions,
     upsert_action,
 )
-from scoreboard.ledger.audit import insert_audit
-from scoreboard.ledger.pool import translate_errors
+from scoreboard.ledger.audit import audited
 from scoreboard.model import POINTS_MAX
 from scoreboard.runtime.settings import Settings
 
@@ -89,23 +88,22 @@ async def _list(settings: Settings) -> list[Kind]:
 
 async def _set(settings: Settings, kind: str, points: int, *, if_missing: bool) -> bool:
     async with open_database(settings) as connection:
-        async with translate_errors(), connection.transaction():
+        async with audited(connection) as trail:
             if not if_missing:
                 await upsert_action(connection, kind, points)
             elif not await insert_action(connection, kind, points):
                 return False
-            await audit_points(connection, kind, points, actor=operator_name())
+            await audit_points(trail, kind, points, actor=operator_name())
         await publish_catalogue(settings, connection)
     return True
 
 
 async def _disable(settings: Settings, kind: str) -> None:
     async with open_database(settings) as connection:
-        async with translate_errors(), connection.transaction():
+        async with audited(connection) as trail:
             if not await disable_action(connection, kind):
                 raise NotFound(f"Unknown kind {kind}; see scoreboard action list")
-            await insert_audit(
-                connection,
+            await trail.insert(
                 actor=operator_name(),
                 action="action disable",
                 board=None,

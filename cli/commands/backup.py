@@ -23,10 +23,9 @@ from cli.target import (
 )
 from cli.text import find_unsafe
 from scoreboard.ledger import backups
-from scoreboard.ledger.audit import insert_audit
+from scoreboard.ledger.audit import audited
 from scoreboard.ledger.backups import Backup
 from scoreboard.ledger.migrations import require_current
-from scoreboard.ledger.pool import translate_errors
 from scoreboard.runtime.connection_urls import extract_passwords
 from scoreboard.runtime.settings import Settings
 
@@ -147,7 +146,7 @@ async def _record(
     actor = operator_name()
     async with open_database(settings) as connection:
         await require_current(connection)
-        async with translate_errors(), connection.transaction():
+        async with audited(connection) as trail:
             taken_at = await backups.insert_backup(
                 connection,
                 taken_at=taken_at,
@@ -155,8 +154,7 @@ async def _record(
                 check_method=check_method,
                 recorded_by=actor,
             )
-            await insert_audit(
-                connection,
+            await trail.insert(
                 actor=actor,
                 action="backup record",
                 board=None,

@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 from cli.output import print_lines
-from cli.target import data_dir_option, load_audience, load_issuer
+from cli.target import data_dir_option, load_audience, load_issuer, operator_name
+from scoreboard.runtime.audit import write_audit
 from scoreboard.security.tokens import READ, UPDATE
 
 
@@ -31,4 +32,5 @@ def token(sub: str, scope: str, ttl_s: int, data_dir: Path) -> None:
       scoreboard token --sub arena-7 --scope update:score:any --ttl 86400
     """  # noqa: D301
     issuer, audience = load_issuer(data_dir), load_audience(data_dir)
+    write_audit("token issue", actor=operator_name(), user_id=sub, scopes=scope.split())
     print_lines([issuer.issue(sub, scope.split(), ttl_s, audience=audience)])

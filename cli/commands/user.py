@@ -21,9 +21,8 @@ from cli.target import (
 )
 from cli.user_csv import check_email, check_name, open_user_file
 from scoreboard.errors import Invalid, Uninitialised, UnknownUser
-from scoreboard.ledger.audit import insert_audit
+from scoreboard.ledger.audit import audited
 from scoreboard.ledger.boards import select_board
-from scoreboard.ledger.pool import translate_errors
 from scoreboard.ledger.users import Profile, User, import_users, select_user, upsert_user
 from scoreboard.model import Standing
 from scoreboard.runtime.settings import Settings
@@ -109,14 +108,9 @@ def set_user(*, user_id: str, name: str | None, email: str | None, data_dir: Pat
 async def _set(settings: Settings, profile: Profile) -> list[str]:
     """Write the given fields of a user and return their names."""
     fields = [name for name in ("name", "email") if getattr(profile, name) is not None]
-    async with (
-        open_database(settings) as connection,
-        translate_errors(),
-        connection.transaction(),
-    ):
+    async with open_database(settings) as connection, audited(connection) as trail:
         await upsert_user(connection, profile)
-        await insert_audit(
-            connection,
+        await trail.insert(
             actor=operator_name(),
             action="user set",
             board=None,
@@ -152,12 +146,10 @@ def import_(*, file: Path, data_dir: Path) -> None:
 async def _import(settings: Settings, users: Iterator[Profile]) -> int:
     async with (
         open_database(settings, statement_timeout="0") as connection,
-        translate_errors(),
-        connection.transaction(),
+        audited(connection) as trail,
     ):
         done = await import_users(connection, users)
-        await insert_audit(
-            connection,
+        await trail.insert(
             actor=operator_name(),
             action="user import",
             board=None,

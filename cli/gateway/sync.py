@@ -31,6 +31,7 @@ from cli.gateway.config import (
 from cli.gateway.keys import KeyRow, merge_rows, rows_in, rows_of
 from cli.gateway.kong_yaml import read_text
 from scoreboard.errors import OperatorMistake, SecretsUnavailable
+from scoreboard.runtime.audit import write_audit
 from scoreboard.runtime.lifecycle import StopEvent, backoff_s, jitter
 from scoreboard.runtime.settings import Secret
 from scoreboard.runtime.telemetry import counter, gauge, get_logger
@@ -249,6 +250,7 @@ class KongSync:
         try:
             if await asyncio.to_thread(write_atomically, self._options.output, text):
                 _log.info("configuration_written", keys=key_count)
+                write_audit("gateway configure", keys=key_count)
         except OSError as error:
             _log.error("configuration_write_failed", reason=error.strerror or type(error).__name__)
             return False

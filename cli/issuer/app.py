@@ -31,6 +31,7 @@ from scoreboard.http.problems import status_of
 from scoreboard.http.request import Request as Http1Request
 from scoreboard.http.response import HttpResponse
 from scoreboard.model import is_identifier
+from scoreboard.runtime.audit import write_audit
 from scoreboard.runtime.telemetry import get_logger
 from scoreboard.security.tokens import LocalIssuer
 
@@ -159,6 +160,7 @@ class IssuerApp:
             return _html(form, HTTPStatus.UNPROCESSABLE_ENTITY)
         code = self._grants.create_code(request, name)
         _log.info("player_signed_in", user_id=name)
+        write_audit("authenticate", user_id=name)
         return self._redirect(request.redirect_uri, request.state, {"code": code})
 
     async def _token(self, request: HttpRequest) -> Response[bytes]:
@@ -167,6 +169,7 @@ class IssuerApp:
             issued = self._grants.issue(await _form(request), authorization)
         except OAuthError as refused:
             _log.info("grant_refused", code=refused.error)
+            write_audit("token issue", "failure", code=refused.error)
             is_unknown = refused.error == "invalid_client"
             status = HTTPStatus.UNAUTHORIZED if is_unknown else HTTPStatus.BAD_REQUEST
             answer = {"error": refused.error, "error_description": refused.description}
@@ -174,6 +177,7 @@ class IssuerApp:
             if is_unknown and authorization:
                 response.headers["WWW-Authenticate"] = 'Basic realm="scoreboard"'
             return response
+        write_audit("token issue")
         return self._respond(request, msgspec.json.encode(issued))
 
     def _redirect(self, redirect_uri: str, state: str, answer: dict[str, str]) -> Response[str]:

@@ -13,9 +13,8 @@ from cli.administration import create_board, reseed_board
 from cli.output import print_message, progress
 from cli.target import open_database, open_store, operator_name
 from scoreboard.errors import OperatorMistake
-from scoreboard.ledger.audit import insert_audit
+from scoreboard.ledger.audit import audited
 from scoreboard.ledger.boards import publish_board, select_board
-from scoreboard.ledger.pool import translate_errors
 from scoreboard.model import Board, Partition
 from scoreboard.recovery.reseed import ReportProgress, find_unavailable
 from scoreboard.runtime.settings import Settings
@@ -36,10 +35,9 @@ async def create_boards(settings: Settings, *, is_public: bool) -> None:
             await create_board(connection, Board(name, is_public=is_public), actor=operator_name())
             if (await select_board(connection, name)).is_public == is_public:
                 continue
-            async with translate_errors(), connection.transaction():
+            async with audited(connection) as trail:
                 await publish_board(connection, name, is_public=is_public)
-                await insert_audit(
-                    connection,
+                await trail.insert(
                     actor=operator_name(),
                     action="board publish",
                     board=name,

@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from scoreboard.errors import Invalid, NotFound, OperatorMistake
 from scoreboard.events import BIGINT_MAX, CORRECTION, Event, decode, event_time
-from scoreboard.ledger.audit import insert_audit
+from scoreboard.ledger.audit import AuditTrail, audited
 from scoreboard.ledger.pool import Connection, describe, translate_errors
 from scoreboard.ledger.positions import lock_partitions, lock_position_shared
 from scoreboard.ledger.users import ensure_user
@@ -243,7 +243,7 @@ async def apply(
 
     Raises NotFound, Invalid, DatabaseUnavailable.
     """
-    async with translate_errors(), connection.transaction(force_rollback=is_dry):
+    async with audited(connection, is_dry=is_dry) as trail:
         entry = await _lock(connection, board, entry_id)
         action = _action_of(entry, overrides or Overrides())
         try:
@@ -255,7 +255,7 @@ async def apply(
             )
         detail = "counted" if outcome == "applied" else "the ledger already has this action"
         done = _result(entry, action, outcome, detail)
-        await _note(connection, board, done, entry, actor=actor, reason=None)
+        await _note(connection, trail, board, done, entry, actor=actor, reason=None)
     return done
 
 
@@ -274,7 +274,7 @@ async def discard(
 
     Raises NotFound, DatabaseUnavailable.
     """
-    async with translate_errors(), connection.transaction(force_rollback=is_dry):
+    async with audited(connection, is_dry=is_dry) as trail:
         entry = await _lock(connection, board, entry_id)
         try:
             action = None if entry.is_correction else _action_of(entry, Overrides())
@@ -286,7 +286,7 @@ async def discard(
             await ensure_user(connection, action.user_id)
             await connection.execute(_INSERT_CORRECTION, {**row, "excess": action.delta})
         done = _result(entry, action, "discarded", reason)
-        await _note(connection, board, done, entry, actor=actor, reason=reason)
+        await _note(connection, trail, board, done, entry, actor=actor, reason=reason)
     return done
 
 
@@ -339,6 +339,7 @@ def _row(board: Board, entry: Entry, action: _Action) -> dict[str, Any]:
 
 async def _note(
     connection: Connection,
+    trail: AuditTrail,
     board: Board,
     done: Resolved,
     entry: Entry,
@@ -353,8 +354,7 @@ async def _note(
         "reason": reason,
     }
     await connection.execute(_RESOLVE_DEAD, parameters)
-    await insert_audit(
-        connection,
+    await trail.insert(
         actor=actor,
         action="dead discard" if done.outcome == "discarded" else "dead apply",
         board=board.name,

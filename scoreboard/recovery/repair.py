@@ -11,8 +11,8 @@ import msgspec
 from msgspec import Struct
 
 from scoreboard.errors import OperatorMistake
-from scoreboard.ledger.audit import insert_audit
-from scoreboard.ledger.pool import Connection, translate_errors
+from scoreboard.ledger.audit import audited
+from scoreboard.ledger.pool import Connection
 from scoreboard.ledger.positions import lock_position_shared
 from scoreboard.model import Board, Partition
 from scoreboard.recovery.corrections import correct_users
@@ -66,7 +66,7 @@ async def repair(
 async def _repair_page(
     store: Store, connection: Connection, partition: Partition, users: Sequence[str], actor: str
 ) -> list[Change]:
-    async with translate_errors(), connection.transaction():
+    async with audited(connection) as trail:
         position = await lock_position_shared(connection, partition)
         if position is None:
             raise OperatorMistake(f"PostgreSQL has no position of {partition}: reseed it")
@@ -77,8 +77,7 @@ async def _repair_page(
             if result.outcome == "corrected"
         ]
         if changes:
-            await insert_audit(
-                connection,
+            await trail.insert(
                 actor=actor,
                 action="repair",
                 board=partition.board,

@@ -22,9 +22,9 @@ from msgspec import Struct
 from scoreboard.errors import OperatorMistake, ScoreboardError, ScriptFailed, WaitTimeout
 from scoreboard.events import Event, stream_id_key
 from scoreboard.ledger import checks, dead_letters
-from scoreboard.ledger.audit import insert_audit
+from scoreboard.ledger.audit import audited
 from scoreboard.ledger.boards import select_board
-from scoreboard.ledger.pool import Connection, snapshot, translate_errors
+from scoreboard.ledger.pool import Connection, snapshot
 from scoreboard.ledger.positions import (
     Position,
     begin_epoch,
@@ -48,6 +48,7 @@ from scoreboard.model import (
     shard_of,
 )
 from scoreboard.recovery.mirror import mirror_catalogue
+from scoreboard.runtime.audit import write_audit
 from scoreboard.store.partitions import Partitions, PartitionState
 from scoreboard.store.rebuilding import PAGE
 from scoreboard.store.store import Store
@@ -220,6 +221,7 @@ async def reseed(
         for partition, state in zip(everything, seen, strict=True)
     ]
     fenced = previous[: len(partitions)]
+    write_audit("fence", actor=actor, board=board.name, reason="reseed")
     await drain(store, everything, report)
     rebuilding = _Rebuilding(store, connection, board, numbers=numbers, token=token, report=report)
     async with snapshot(connection):
@@ -234,15 +236,14 @@ async def reseed(
     if strays or layouts.differing:
         positions = _raise_epochs(positions, layouts.epochs)
     await mirror_catalogue(store, connection)
-    async with translate_errors(), connection.transaction():
+    async with audited(connection) as trail:
         for partition, position in zip(partitions, positions, strict=True):
             if not await begin_epoch(connection, partition, position):
                 raise OperatorMistake(f"Another operator has already opened {partition}")
         # Open partitions get the expected scores; retired ones keep nothing.
         parts = [partition.number for partition in (*partitions, *strays)]
         await close_corrections(connection, board.name, parts)
-        await insert_audit(
-            connection,
+        await trail.insert(
             actor=actor,
             action="reseed",
             board=board.name,

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from scoreboard.errors import OperatorMistake, RotationFailed
 from scoreboard.rotation.versions import Stage, Stages, Versions
+from scoreboard.runtime.audit import write_audit
 from scoreboard.runtime.settings import Secret
 from scoreboard.runtime.telemetry import get_logger
 
@@ -154,6 +155,7 @@ class Rotation:
         """Discard the pending version, so that the next rotation creates another."""
         with self._versions.lock():
             await asyncio.to_thread(self._versions.discard, Stage.PENDING)
+            write_audit("secret discard", name=self.name)
 
     async def describe(self) -> Stages:
         """Return the ids of the versions."""
@@ -191,11 +193,23 @@ class Rotation:
         current, pending = await self._require(Stage.CURRENT), await self._require(Stage.PENDING)
         await self._target.set(current, pending)
         _log.info("secret_version_set", name=self.name, version=token)
+        write_audit("secret set", name=self.name, version=token)
 
     async def _test(self, token: str) -> None:
         if await self._is_finished(token):
             return
-        await self._target.test(await self._require(Stage.PENDING))
+        try:
+            await self._target.test(await self._require(Stage.PENDING))
+        except RotationFailed as error:
+            write_audit(
+                "secret rotate",
+                "failure",
+                name=self.name,
+                version=token,
+                code=error.code,
+                reason=error.detail,
+            )
+            raise
         _log.info("secret_version_tested", name=self.name, version=token)
 
     async def _finish(self, token: str) -> None:
@@ -203,6 +217,7 @@ class Rotation:
             return
         await asyncio.to_thread(self._versions.promote, token)
         _log.info("secret_rotated", name=self.name, version=token)
+        write_audit("secret rotate", name=self.name, version=token)
 
     async def _retire(self, found: Stages, *, disconnect: bool) -> Outcome:
         if found.previous is None:
@@ -219,8 +234,10 @@ class Rotation:
         if disconnect:
             ended = await self._target.disconnect(previous)
             _log.info("sessions_ended", name=self.name, sessions=ended)
+            write_audit("session end", name=self.name, sessions=ended)
         await asyncio.to_thread(self._versions.discard, Stage.PREVIOUS)
         _log.info("secret_version_retired", name=self.name, version=found.previous)
+        write_audit("secret retire", name=self.name, version=found.previous)
         return Outcome.RETIRED
 
     async def _is_finished(self, token: str) -> bool:

@@ -9,6 +9,8 @@ which is authoritative (scoreboard.ledger.audit).
 import atexit
 from typing import Any, Final, Literal, NamedTuple
 
+import structlog
+
 from scoreboard.errors import (
     Forbidden,
     ForeignOrigin,
@@ -54,6 +56,7 @@ ACTIONS: Final[dict[str, EventClass]] = {
     "action disable": _CONFIGURED,
     "user set": EventClass("iam", ("user", "change")),
     "user import": EventClass("iam", ("user", "change")),
+    "backup record": EventClass("database", ("info",)),
     "dead apply": _REBUILT,
     "dead discard": _REBUILT,
     "fence": _REBUILT,
@@ -77,7 +80,12 @@ _log: Final = get_logger(AUDIT_LOGGER)
 
 
 def write_audit(action: str, outcome: Outcome = "success", **fields: Any) -> None:  # noqa: ANN401
-    """Write the audit line of an action; ``fields`` are names of scoreboard.runtime.log_fields."""
+    """Write the audit line of an action; ``fields`` are names of scoreboard.runtime.log_fields.
+
+    Without ``setup_logging`` nothing is written: structlog's default would print to stdout.
+    """
+    if not structlog.is_configured():
+        return
     kind = f"{action} {outcome} {fields.get('code', '')}"
     if LIMIT.allow(kind):
         _write(action, outcome, fields)

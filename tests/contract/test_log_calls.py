@@ -39,6 +39,20 @@ def test_actions_of_audit_lines_are_declared() -> None:
     assert {one.event for one in AUDITS if one.event} <= set(ACTIONS)
 
 
+def test_actions_of_the_audit_log_are_declared() -> None:
+    """Every action that is inserted into audit_log has a class in the audit stream."""
+    sources = [
+        path
+        for folder in ("cli", "flusher", "scoreboard")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
+    text = "\n".join(path.read_text() for path in sources)
+    inserted = set(re.findall(r'action="([a-z ]+)"', text)) | {"dead apply", "dead discard"}
+
+    assert "backup record" in inserted
+    assert inserted <= set(ACTIONS)
+
+
 def test_names_of_fields_are_unique() -> None:
     names = [field.name for field in FIELDS.values()]
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -228,6 +229,73 @@ async def test_failed_requests_are_logged_with_the_trace_of_their_caller(
     assert (valid["http.request.id"], valid["trace.id"]) == ("id-valid-00", trace)
     assert "trace.id" not in upper
     assert span not in api.output, "it is the caller's span, not one of this process"
+
+
+async def test_refusals_and_updates_have_audit_lines(
+    run_api: RunApi, redis_url: str, make_token: MakeToken
+) -> None:
+    await open_boards(redis_url)
+    api = run_api(audit_updates="true", trusted_hops="127.0.0.1")
+    good, foreign = make_token("alice"), make_token("alice", aud="another")
+    sent = [
+        ("request-01", good, "alice", "win:1"),
+        ("request-02", good, "alice", "win:1"),
+        ("request-03", good, "bob", "win:2"),
+        ("request-04", foreign, "alice", "win:3"),
+        ("request-05", good, "alice", "not an id"),
+    ]
+    with client_of(api) as client:
+        for request_id, token, user, action in sent:
+            headers = {
+                "Authorization": f"Bearer {token}",
+                "X-Request-Id": request_id,
+                "X-Forwarded-For": "192.0.2.7",
+            }
+            client.post(UPDATE_PATH, json=body(action) | {"userId": user}, headers=headers)
+    api.stop()
+
+    lines = {
+        line["http.request.id"]: line
+        for line in map(json.loads, api.output.splitlines())
+        if line["log.logger"] == "scoreboard.audit" and "http.request.id" in line
+    }
+    assert {
+        name: (line["event.action"], line["event.outcome"], line.get("error.code"))
+        for name, line in lines.items()
+    } == {
+        "request-01": ("update", "success", None),
+        "request-02": ("update", "success", None),
+        "request-03": ("update", "failure", "forbidden"),
+        "request-04": ("authenticate", "failure", "unauthenticated"),
+        "request-05": ("update", "failure", "invalid"),
+    }
+    first, second = lines["request-01"], lines["request-02"]
+    assert first["user.id"] == first["user.target.id"] == "alice"
+    assert first["scoreboard.action_id"] == "win:1"
+    assert (first["scoreboard.is_replay"], second["scoreboard.is_replay"]) == (False, True)
+    assert first["client.ip"] == "192.0.2.7"
+    assert first["source.ip"] == "127.0.0.1"
+    assert lines["request-03"]["user.target.id"] == "bob"
+    assert "user.id" not in lines["request-04"], "the token was not verified"
+    assert lines["request-04"]["event.reason"] == "audience"
+
+
+async def test_all_or_no_successes_are_logged_by_the_setting(
+    run_api: RunApi, redis_url: str, make_token: MakeToken
+) -> None:
+    await open_boards(redis_url)
+    counts: list[int] = []
+    for share in ("0", "1"):
+        api = run_api(log_success_share=share)
+        with client_of(api) as client:
+            headers = {"Authorization": f"Bearer {make_token('alice')}"}
+            for number in range(10):
+                sent = client.post(UPDATE_PATH, json=body(f"win:{number}"), headers=headers)
+                assert sent.status_code == 200
+        api.stop()
+        counts.append(len(api.lines("request_served")))
+
+    assert counts == [0, 10]
 
 
 async def test_an_unsafe_redis_stops_the_start_with_its_problems(
