@@ -12,7 +12,7 @@ XDIST  := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 PYTEST := $(BIN)/python -m pytest $(XDIST)
 
 .DEFAULT_GOAL := help
-.PHONY: bench-api bench-ws bench-flush bench-reseed faults help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel lambda
+.PHONY: elastic bench-api bench-ws bench-flush bench-reseed faults help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel lambda
 
 help:            ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -87,6 +87,9 @@ openapi: $(VENV)/.dev  ## write docs/openapi.json and docs/reference/problems.md
 
 reference: $(VENV)/.dev  ## write docs/reference/{settings,metrics,log-events,commands}.md from the code
 	$(BIN)/python docs/generate.py
+
+elastic: $(VENV)/.dev  ## write the templates of deploy/elastic from the table of log fields
+	$(BIN)/python deploy/elastic/build.py
 
 docs: $(VENV)/.docs  ## build the documentation into build/docs/html; a warning is an error
 	$(BIN)/python -m sphinx -q -n -W --keep-going -b html -d build/docs/doctrees docs build/docs/html
