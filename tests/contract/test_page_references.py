@@ -38,13 +38,3 @@ def test_the_settings_that_a_page_names_exist(page: str) -> None:
     named = set(SETTING.findall((ROOT / page).read_text()))
 
     assert {name for name in named if not name.endswith("_METRICS_PORT")} <= known
-
-
-def test_the_metrics_that_the_alerts_use_exist() -> None:
-    known = set(re.findall(r"`(scoreboard_\w+)`", (ROOT / "docs/reference/metrics.md").read_text()))
-    alerts = (ROOT / "docs/how-to/monitor.md").read_text()
-
-    named = set(re.findall(r"\bscoreboard_\w+", alerts))
-
-    assert named
-    assert named <= known
