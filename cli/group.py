@@ -19,6 +19,7 @@ from cli.commands.repair import repair
 from cli.commands.reseed import reseed
 from cli.commands.secrets import secrets
 from cli.commands.simulate import simulate
+from cli.commands.status import status
 from cli.commands.token import token
 from cli.commands.up import up
 from cli.commands.user import user
@@ -29,7 +30,7 @@ COMPLETE: Final = "_SCOREBOARD_COMPLETE"
 """The environment variable by which a shell requests completion."""
 
 SECTIONS: Final[Mapping[str, Sequence[click.Command]]] = {
-    "Run": (up, simulate, token),
+    "Run": (up, status, simulate, token),
     "Boards and users": (board, user, action),
     "Recovery": (verify, repair, reseed, dead, backup, audit),
     "Configuration and gateway": (config, db, kong, secrets),
@@ -82,6 +83,7 @@ def scoreboard(*, quiet: bool, debug: bool) -> None:
     \b
     Examples:
       scoreboard up --simulate 20        run everything, with 20 players
+      scoreboard status                  look at the whole system
       scoreboard token --sub alice       print a token for curl
       scoreboard board watch             follow the board live
     """  # noqa: D301 (\b keeps click from joining the lines)

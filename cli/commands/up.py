@@ -26,7 +26,7 @@ from cli.target import DATA_DIR
 @click.option("--redis-port", type=PORT, default=0, help="Port of Valkey; 0 for any.")
 @click.option("--postgres-port", type=PORT, default=0, help="Port of PostgreSQL; 0 for any.")
 @click.option("--api-metrics-port", type=PORT,
-              help="Port of the api's metrics; 0 for none.  [default: none]")  # fmt: skip
+              help="Port of the api's metrics and health; 0 for none.  [default: any]")  # fmt: skip
 @click.option("--ws-metrics-port", type=PORT, help="Port of the streamer's metrics and health; "
               "0 for none.  [default: any]")  # fmt: skip
 @click.option("--flusher-metrics-port", type=PORT, help="Port of the flusher's metrics and "

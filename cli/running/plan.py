@@ -150,7 +150,7 @@ class Plan:
         for name, option, default in (
             ("API_PORT", options.api_port, given.api_port or None),
             ("WS_PORT", options.ws_port, given.ws_port or None),
-            ("API_METRICS_PORT", options.api_metrics_port, 0),
+            ("API_METRICS_PORT", options.api_metrics_port, None),
             ("WS_METRICS_PORT", options.ws_metrics_port, None),
             ("FLUSHER_METRICS_PORT", options.flusher_metrics_port, None),
         ):

@@ -38,6 +38,7 @@ _SELECT_COUNTED: Final = resources.query("select_counted_places")
 _LOCK_DEAD: Final = resources.query("lock_dead_event")
 _RESOLVE_DEAD: Final = resources.query("resolve_dead_event")
 _COUNT_DEAD: Final = resources.query("count_dead_event")
+_COUNT_OPEN: Final = resources.query("count_dead_letters")
 _INSERT_CORRECTION: Final = resources.query("insert_resolution_correction")
 
 UNRESOLVED_MAX: Final = 100_000
@@ -123,6 +124,16 @@ def fields_of(raw: bytes) -> dict[bytes, bytes]:
         return {name.encode("latin-1"): value.encode("latin-1") for name, value in named.items()}
     except (msgspec.MsgspecError, UnicodeError):  # a row that the flusher did not write
         return {}
+
+
+async def count_dead_letters(connection: Connection) -> dict[str, int]:
+    """Count the unresolved dead letters of each board.
+
+    Raises DatabaseUnavailable.
+    """
+    async with translate_errors():
+        rows = await (await connection.execute(_COUNT_OPEN)).fetchall()
+    return {str(board): int(count) for board, count in rows}
 
 
 async def sum_unresolved(connection: Connection, board: str) -> dict[str, int]:

@@ -137,6 +137,31 @@ def test_updates_and_reads_work_with_the_deployed_rights(deployed: Deployed) -> 
     assert deployed.refused() == []
 
 
+def test_status_backup_and_the_continuous_verification_work_with_the_deployed_rights(
+    deployed: Deployed,
+) -> None:
+    deployed.refused()
+    deployed.run("backup", "record", "s3://backups/1", "--check", "restored")
+    ports = {
+        name: text
+        for name, text in deployed.system.variables["flusher"].items()
+        if name.endswith("METRICS_PORT")
+    }
+
+    def checks() -> dict[str, dict[str, str]]:
+        done = run_command(
+            "status", "--json", "--interval", "0.1", **deployed.environment("operator"), **ports
+        )
+        return json.loads(done.stdout)["checks"]
+
+    eventually(lambda: checks()["drift main"]["state"] == "none", within_s=20)
+    found = checks()
+    assert not {name: one for name, one in found.items() if one.get("advice")}
+    assert found["backup"]["state"] == "recent"
+    assert found["dead letters"]["state"] == "none"
+    assert deployed.refused() == []
+
+
 def test_the_flusher_corrects_stores_dead_letters_and_reseeds(deployed: Deployed) -> None:
     deployed.refused()
     assert play(deployed, "carol", "late:1", 5)["newScore"] == 5

@@ -1,0 +1,400 @@
+"""Examines the whole system for `scoreboard status`: the stores, and the services' metrics ports.
+
+Invariants: all parts are asked at once, each with a time limit, so that parts that do not answer
+neither stop nor delay the others; responses are bounded; no result contains a secret.
+"""
+
+import asyncio
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from http import HTTPStatus
+from importlib.metadata import version
+from typing import Any, Final, TypeVar
+
+import httpx
+import msgspec
+from msgspec import Struct
+from prometheus_client.parser import text_string_to_metric_families
+
+from cli.embedded.ports import connect_host, netloc
+from cli.failures import explain
+from cli.target import open_database
+from scoreboard.errors import SchemaMismatch, ScoreboardError, Unavailable
+from scoreboard.health import checks
+from scoreboard.health.checks import Check, down, unknown
+from scoreboard.health.readings import describe_backlogs
+from scoreboard.ledger.backups import select_last_backup
+from scoreboard.ledger.boards import select_boards
+from scoreboard.ledger.dead_letters import count_dead_letters
+from scoreboard.ledger.migrations import known, require_current
+from scoreboard.model import Board, Layout, Partition
+from scoreboard.runtime.settings import Settings
+from scoreboard.store.client import make_client
+from scoreboard.store.durability import check_durability, replicas_needed
+from scoreboard.store.partitions import Backlog, PartitionState
+from scoreboard.store.replies import read_reply
+from scoreboard.store.store import Store
+
+LIMIT_S: Final = 5.0
+"""Longest time for each part."""
+
+REQUEST_S: Final = 2.0
+BODY_BYTES_MAX: Final = 4 * 1024 * 1024
+"""Maximum size of a response of a service."""
+
+WORKER_PORT_STEP: Final = 10
+"""As in streamer.server; a test compares the two."""
+
+DOWN: Final = "down"
+PROGRAM: Final = "program"
+REFUSALS: Final = "refusals"
+SERVICES: Final = ("api", "streamer", "flusher")
+_ALERTS: Final = {"api": "ApiDown", "streamer": "StreamerDown", "flusher": "FlusherDown"}
+
+_BUILD: Final = "scoreboard_build_info"
+_REFUSED: Final = {
+    "scoreboard_score_updates_total": ("update", "outcome", frozenset({"applied", "replayed"})),
+    "scoreboard_auth_failures_total": ("token", "reason", frozenset[str]()),
+    "scoreboard_calls_refused_total": ("Redis", "reason", frozenset[str]()),
+    "scoreboard_ws_handshakes_total": ("viewer", "result", frozenset({"accepted"})),
+}
+"""Counters of refusals: what is refused, the label of the reason, and values that are none."""
+
+_USED: Final = {_BUILD, *(name.removesuffix("_total") for name in _REFUSED)}
+"""The metric families that are read."""
+
+_Facts = TypeVar("_Facts")
+
+
+class Refusals(Struct, frozen=True):
+    """Refusals of one kind: in each second of the interval, and since the services started."""
+
+    per_s: float
+    total: int
+
+
+class SystemStatus(Struct, frozen=True):
+    """The checks by name, and refusals by source and reason; None if no service told them."""
+
+    checks: dict[str, Check]
+    refusals: dict[str, Refusals] | None
+
+    @property
+    def is_down(self) -> bool:
+        """Return whether a server or service does not answer."""
+        return any(one.state == DOWN for one in self.checks.values())
+
+    @property
+    def needs_action(self) -> bool:
+        """Return whether something has to be done."""
+        return any(one.advice or one.state == DOWN for one in self.checks.values())
+
+
+class _RedisFacts(Struct):
+    """What Redis says; ``boards`` are the states and backlogs of partitions by number."""
+
+    checks: dict[str, Check]
+    boards: dict[str, tuple[dict[int, PartitionState], dict[int, Backlog]]] = {}
+    failures: dict[str, str] = {}
+    """Why a board could not be read."""
+
+
+class _DatabaseFacts(Struct):
+    """What PostgreSQL says; ``boards`` is None if they could not be read."""
+
+    checks: dict[str, Check]
+    boards: dict[str, Board] | None = None
+
+
+class _ServiceFacts(Struct):
+    """What one process of a service says; ``counters`` are two readings of its refusals."""
+
+    service: str
+    url: str
+    check: Check
+    checks: dict[str, Check] = {}
+    counters: "tuple[dict[_Key, float], dict[_Key, float]] | None" = None
+
+
+class _Body(Struct):
+    """The fields of /health/ready that are used."""
+
+    status: str = ""
+    checks: dict[str, Check] = {}
+
+
+async def examine(settings: Settings, *, interval_s: float) -> SystemStatus:
+    """Examine all parts of a system; refusals are counted for ``interval_s``.
+
+    A part that does not answer is one check; no error is raised for it.
+    """
+    (redis, database), services = await asyncio.gather(
+        asyncio.gather(
+            _limited(_ask_redis(settings), _redis_down),
+            _limited(_ask_database(settings), _database_down),
+        ),
+        asyncio.gather(
+            *[
+                _limited(
+                    _ask_service(service, url, interval_s),
+                    partial(_service_down, service, url),
+                    limit_s=LIMIT_S + interval_s,
+                )
+                for service, url in service_urls(settings)
+            ]
+        ),
+    )
+    found = {PROGRAM: Check(version("scoreboard")), **redis.checks, **database.checks}
+    for name in settings.boards:
+        found |= _describe_board(name, redis, database)
+    _add_services(found, services, settings)
+    refusals = _count_refusals(services, interval_s)
+    found[REFUSALS] = _describe_refusals(refusals, interval_s)
+    return SystemStatus(found, refusals)
+
+
+def service_urls(settings: Settings) -> list[tuple[str, str]]:
+    """Return the service and the metrics address of each process."""
+    if settings.services:
+        return [(name, url.rstrip("/")) for name, _, url in
+                (one.partition("=") for one in settings.services)]  # fmt: skip
+    host = connect_host(settings.metrics_host)
+    ports = [
+        ("api", settings.api_metrics_port),
+        *[
+            ("streamer", settings.ws_metrics_port + number * WORKER_PORT_STEP)
+            for number in range(settings.ws_workers if settings.ws_metrics_port else 0)
+        ],
+        ("flusher", settings.flusher_metrics_port),
+    ]
+    return [(name, f"http://{netloc(host, port)}") for name, port in ports if port]
+
+
+# The parts ----------------------------------------------------------------------------------------
+
+
+async def _limited(
+    asked: Awaitable[_Facts], failed: Callable[[str], _Facts], *, limit_s: float = LIMIT_S
+) -> _Facts:
+    """Await what a part says; return ``failed`` with the reason if it does not answer."""
+    try:
+        async with asyncio.timeout(limit_s):
+            return await asked
+    except TimeoutError:
+        return failed("no answer in time")
+    except Exception as error:  # noqa: BLE001 (any error is the state of the part)
+        return failed(explain(error)[0])
+
+
+async def _ask_redis(settings: Settings) -> _RedisFacts:
+    async with make_client(settings, name="status", connections=4) as client:
+        store = Store(client)
+        server = await read_reply(client.info("server"), dict[str, Any], "INFO server")
+        durability = await check_durability(client, replicas=replicas_needed(settings))
+        facts = _RedisFacts(
+            {
+                checks.REDIS: Check("up", _redis_version(server)),
+                checks.DURABILITY: checks.describe_durability(
+                    durability, is_unsafe_allowed=settings.unsafe_redis
+                ),
+            }
+        )
+        for board in settings.boards:
+            try:
+                states = await store.states(board)
+                backlogs = {
+                    number: await store.backlog(Partition(board, number)) for number in states
+                }
+            except ScoreboardError as error:
+                facts.failures[board] = explain(error)[0]
+            else:
+                facts.boards[board] = states, backlogs
+    return facts
+
+
+def _redis_version(server: Mapping[str, Any]) -> str:
+    if "valkey_version" in server:
+        return f"Valkey {server['valkey_version']}"
+    return f"Redis {server.get('redis_version', 'of an unknown version')}"
+
+
+def _redis_down(reason: str) -> _RedisFacts:
+    return _RedisFacts(
+        {
+            checks.REDIS: down(reason, alert="RedisDown"),
+            checks.DURABILITY: unknown("Redis does not answer"),
+        }
+    )
+
+
+async def _ask_database(settings: Settings) -> _DatabaseFacts:
+    async with open_database(settings) as connection:
+        version_text = connection.info.parameter_status("server_version") or "of an unknown version"
+        facts = _DatabaseFacts({checks.DATABASE: Check("up", f"PostgreSQL {version_text}")})
+        try:
+            await require_current(connection)
+        except SchemaMismatch as error:
+            facts.checks[checks.SCHEMA] = Check("outdated", error.detail, "scoreboard db migrate")
+            return facts
+        facts.checks[checks.SCHEMA] = Check("current", known()[-1])
+        facts.boards = {board.name: board for board in await select_boards(connection)}
+        counts = await count_dead_letters(connection)
+        facts.checks[checks.DEAD_LETTERS] = checks.describe_dead_letters(counts)
+        backup = await select_last_backup(connection)
+        facts.checks[checks.BACKUP] = checks.describe_backup(
+            backup.age_s if backup else None, is_required=settings.environment != "development"
+        )
+    return facts
+
+
+def _database_down(reason: str) -> _DatabaseFacts:
+    return _DatabaseFacts({checks.DATABASE: down(reason, alert="PostgresDown")})
+
+
+async def _ask_service(service: str, url: str, interval_s: float) -> _ServiceFacts:
+    async with httpx.AsyncClient(timeout=REQUEST_S, trust_env=False) as client:
+        status, text = await _get(client, f"{url}/health/ready")
+        body = _Body("ready")
+        if status != HTTPStatus.NOT_FOUND:  # the port of several workers has metrics only
+            body = msgspec.json.decode(text, type=_Body)
+        before = _samples(await _get(client, f"{url}/metrics"))
+        counters = None
+        if before:
+            await asyncio.sleep(interval_s)
+            counters = before, _samples(await _get(client, f"{url}/metrics"))
+    running = next((dict(key.labels)["version"] for key in before if key.name == _BUILD), "")
+    detail = f"version {running}" if running else ""
+    advice = ""
+    if running and running != version("scoreboard"):
+        advice = "use one version everywhere: docs/how-to/upgrade.md"
+    elif body.status != "ready":
+        advice = f"see its log and {url}/health/ready"
+    return _ServiceFacts(service, url, Check(body.status, detail, advice), body.checks, counters)
+
+
+def _service_down(service: str, url: str, reason: str) -> _ServiceFacts:
+    check = down(f"{url}: {reason}", alert=_ALERTS[service])
+    return _ServiceFacts(service, url, check)
+
+
+async def _get(client: httpx.AsyncClient, url: str) -> tuple[int, bytes]:
+    """Read a response of a bounded size.
+
+    Raises httpx.HTTPError, Unavailable.
+    """
+    body = b""
+    async with client.stream("GET", url) as response:
+        async for part in response.aiter_bytes():
+            body += part
+            if len(body) > BODY_BYTES_MAX:
+                raise Unavailable(f"the response is larger than {BODY_BYTES_MAX} bytes")
+    return response.status_code, body
+
+
+class _Key(Struct, frozen=True):
+    """A metric and its labels."""
+
+    name: str
+    labels: tuple[tuple[str, str], ...]
+
+
+def _samples(response: tuple[int, bytes]) -> dict[_Key, float]:
+    """Return the samples that are used here; none if the port serves no metrics."""
+    status, text = response
+    if status != HTTPStatus.OK:
+        return {}
+    samples: dict[_Key, float] = defaultdict(float)
+    for family in text_string_to_metric_families(text.decode(errors="replace")):
+        if family.name not in _USED:
+            continue
+        for sample in family.samples:
+            if not sample.name.endswith("_created"):
+                samples[_Key(sample.name, tuple(sorted(sample.labels.items())))] += sample.value
+    return dict(samples)
+
+
+# The whole ----------------------------------------------------------------------------------------
+
+
+def _describe_board(name: str, redis: _RedisFacts, database: _DatabaseFacts) -> dict[str, Check]:
+    board, backlog = checks.board_name(name), checks.backlog_name(name)
+    if database.boards is not None and name not in database.boards:
+        return {board: Check("missing", "", f"scoreboard board create {name}")}
+    if name not in redis.boards:
+        reason = redis.failures.get(name, "Redis does not answer")
+        return {board: unknown(reason), backlog: unknown(reason)}
+    found, backlogs = redis.boards[name]
+    layout = database.boards[name].layout if database.boards else None
+    held = layout or next((one.layout for one in found.values() if one.layout), None) or Layout()
+    states = [found.get(number, PartitionState()) for number in range(held.partitions)]
+    return {
+        board: checks.describe_board(name, layout, states),
+        backlog: describe_backlogs(list(backlogs.values())),
+    }
+
+
+def _add_services(
+    found: dict[str, Check], services: Sequence[_ServiceFacts], settings: Settings
+) -> None:
+    """Add the services and their checks.
+
+    A check that was made here already is added only if it is worse as a service sees it.
+    """
+    own = set(found)
+    counts = Counter(one.service for one in services)
+    for service in SERVICES:
+        if not counts[service]:
+            found[service] = unknown("no metrics address: SCOREBOARD_SERVICES")
+    for one in services:
+        name = one.service if counts[one.service] == 1 else f"{one.service} {one.url}"
+        found[name] = one.check
+    for one in services:
+        where = one.service if counts[one.service] == 1 else f"{one.service} {one.url}"
+        for name, check in one.checks.items():
+            if name not in found:
+                found[name] = check
+            elif name not in own or (check.advice and not found[name].advice):
+                found[f"{name} ({where})"] = check
+    for board in settings.boards:
+        found.setdefault(
+            checks.drift_name(board),
+            unknown("the flusher does not tell", advice=f"scoreboard verify --board {board}"),
+        )
+
+
+def _count_refusals(
+    services: Sequence[_ServiceFacts], interval_s: float
+) -> dict[str, Refusals] | None:
+    """Return the refusals of all services by source and reason."""
+    read = [one.counters for one in services if one.counters is not None]
+    if not read:
+        return None
+    rates: dict[str, float] = defaultdict(float)
+    totals: dict[str, float] = defaultdict(float)
+    for before, after in read:
+        for key, total in after.items():
+            source, label, accepted = _REFUSED.get(key.name, ("", "", frozenset[str]()))
+            reason = dict(key.labels).get(label, "")
+            if not reason or reason in accepted:
+                continue
+            name = f"{source} {reason}"
+            totals[name] += total
+            rates[name] += max(0.0, total - before.get(key, 0.0)) / interval_s
+    return {
+        name: Refusals(round(rates[name], 3), int(total))
+        for name, total in sorted(totals.items())
+        if total
+    }
+
+
+def _describe_refusals(refusals: dict[str, Refusals] | None, interval_s: float) -> Check:
+    if refusals is None:
+        return unknown("no service tells its metrics")
+    now = {name: one for name, one in refusals.items() if one.per_s}
+    if now:
+        words = ", ".join(f"{name} {one.per_s:g}/s" for name, one in now.items())
+        return Check("some", words)
+    total = sum(one.total for one in refusals.values())
+    before = f", {total} since the services started" if total else ""
+    return Check("none", f"in {checks.duration(interval_s)}{before}")

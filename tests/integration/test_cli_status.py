@@ -1,0 +1,282 @@
+"""`scoreboard status`: every part is one line, whatever its state, within a bounded time."""
+
+import json
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+import redis
+
+from cli import system_status
+from cli.embedded.ports import find_free_port
+from scoreboard.model import Partition, pack
+from scoreboard.store.keys import PartitionKeys
+from streamer import server as streamer_server
+from tests.support.clients.commands import Run
+from tests.support.eventually import eventually
+from tests.support.servers.system import System
+
+pytestmark = pytest.mark.slow
+
+KEYS = PartitionKeys(Partition("main"))
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """Return a system that the tests of this file share; each leaves it as it was."""
+    made = System(tmp_path_factory.mktemp("status"), api_metrics_port=find_free_port())
+    try:
+        made.start()
+        eventually(lambda: look(made)["checks"]["drift main"]["state"] == "none", within_s=20)
+        yield made
+    finally:
+        made.stop()
+
+
+def look(system: System, *options: str) -> Any:
+    """Return the status as JSON, with the exit code."""
+    done = system.run("status", "--json", "--interval", "0.1", *options)
+    assert done.stdout, done.stderr
+    return json.loads(done.stdout) | {"code": done.returncode}
+
+
+def states(found: Any) -> dict[str, str]:
+    return {name: check["state"] for name, check in found["checks"].items()}
+
+
+def test_a_healthy_system_is_all_well(running: System) -> None:
+    found = look(running)
+
+    assert (found["code"], found["status"]) == (0, "well")
+    assert not [name for name, check in found["checks"].items() if "advice" in check]
+    assert states(found) | {"viewers": "", "program": "", "backlog main": ""} == {
+        "program": "",
+        "redis": "up",
+        "durability": "safe",
+        "database": "up",
+        "schema": "current",
+        "dead letters": "none",
+        "backup": "none",
+        "board main": "open",
+        "backlog main": "",
+        "api": "ready",
+        "streamer": "ready",
+        "flusher": "ready",
+        "keys": "up",
+        "catalogue": "up",
+        "live main": "live",
+        "viewers": "",
+        "drift main": "none",
+        "refusals": "none",
+    }
+    assert found["checks"]["redis"]["detail"].startswith("Valkey ")
+    assert found["checks"]["database"]["detail"].startswith("PostgreSQL ")
+    assert found["checks"]["board main"]["detail"] == "epoch 1"
+    assert found["checks"]["api"]["detail"] == f"version {found['checks']['program']['state']}"
+
+
+def test_the_lines_are_plain_without_a_terminal(running: System) -> None:
+    done = running.run("status", "--interval", "0.1")
+
+    assert done.returncode == 0
+    assert done.stdout.isascii()
+    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    assert {len(line) for line in lines} == {5}
+    assert ["ok", "board main", "open", "epoch 1", ""] in lines
+
+
+def test_drift_is_shown_until_it_is_repaired(running: System) -> None:
+    token = running.token("alice")
+    httpx.post(
+        f"{running.api}/api/scores/update",
+        json={"userId": "alice", "actionId": "drift:1"},
+        headers={"Authorization": f"Bearer {token}"},
+        trust_env=False,
+    ).raise_for_status()
+    with redis.Redis.from_url(running.valkey.url, decode_responses=True) as admin:
+        eventually(lambda: admin.xlen(KEYS.events) == 0)
+        admin.zadd(KEYS.board, {"alice": pack(99, 0)})
+
+    eventually(lambda: look(running)["checks"]["drift main"]["state"] == "drifted", within_s=20)
+    found = look(running)
+    assert (found["code"], found["status"]) == (1, "action needed")
+    assert found["checks"]["drift main"]["advice"] == "scoreboard repair --board main"
+
+    assert running.run("repair", "--yes").returncode == 0
+    eventually(lambda: look(running)["code"] == 0, within_s=20)
+
+
+def test_a_fenced_board_is_shown_with_what_to_do(running: System) -> None:
+    with redis.Redis.from_url(running.valkey.url, decode_responses=True) as admin:
+        admin.hset(KEYS.meta, mapping={"state": "fenced", "fence": "somebody:secret-token"})
+        try:
+            done = running.run("status", "--interval", "0.1")
+        finally:
+            admin.hset(KEYS.meta, "state", "open")
+            admin.hdel(KEYS.meta, "fence")
+
+    line = next(one for one in done.stdout.splitlines() if "\tboard main\t" in one)
+    assert line.startswith("action\tboard main\tfenced\tepoch 1\twait for the reseed or repair")
+    assert "secret-token" not in done.stdout
+    assert done.returncode == 1
+
+
+def test_refusals_are_shown_by_reason_and_rate(running: System) -> None:
+    is_done = threading.Event()
+
+    def send_bad_tokens() -> None:
+        with httpx.Client(trust_env=False) as client:
+            while not is_done.is_set():
+                client.post(
+                    f"{running.api}/api/scores/update",
+                    json={"userId": "a", "actionId": "b"},
+                    headers={"Authorization": "Bearer bad"},
+                )
+
+    sender = threading.Thread(target=send_bad_tokens)
+    sender.start()
+    try:
+        found = look(running, "--interval", "0.5")
+    finally:
+        is_done.set()
+        sender.join(10)
+
+    refused = found["refusals"]["token malformed"]
+    assert refused["per_s"] > 0
+    assert refused["total"] > 0
+    assert found["checks"]["refusals"]["state"] == "some"
+    assert "token malformed" in found["checks"]["refusals"]["detail"]
+    assert found["code"] == 0, "clients' faults need no action"
+
+
+def test_a_stopped_flusher_is_one_line_and_69(running: System) -> None:
+    running.services["flusher"].stop()
+    try:
+        found = look(running)
+    finally:
+        running.services["flusher"].start()
+        running.wait_until_ready("flusher")
+
+    assert (found["code"], found["status"]) == (69, "unavailable")
+    assert found["checks"]["flusher"]["state"] == "down"
+    assert found["checks"]["flusher"]["advice"] == "see docs/how-to/runbook.md#flusherdown"
+    assert found["checks"]["drift main"]["state"] == "unknown"
+    assert states(found)["api"] == "ready"
+
+
+def test_frozen_servers_are_lines_within_a_bounded_time(running: System) -> None:
+    """Both servers accept connections and never answer."""
+    pids = [running.valkey.pid, running.postgres.pid]
+    for pid in pids:
+        assert pid is not None
+        subprocess.run(["/bin/kill", "-STOP", str(pid)], check=True)
+    began_s = time.monotonic()
+    try:
+        done = running.run("status", "--json", "--interval", "0.1")
+    finally:
+        for pid in pids:
+            subprocess.run(["/bin/kill", "-CONT", str(pid)], check=True)
+        took_s = time.monotonic() - began_s
+        running.wait_until_ready()
+
+    found = json.loads(done.stdout)
+    assert done.returncode == 69
+    assert took_s < system_status.LIMIT_S + 6
+    assert states(found)["redis"] == states(found)["database"] == "down"
+    assert "flusher" in found["checks"]
+    assert "Traceback" not in done.stderr
+
+
+def test_nothing_answers(command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = find_free_port()
+    monkeypatch.setenv("REDIS_URL", f"redis://:hidden-one@127.0.0.1:{port}/0")
+    monkeypatch.setenv("DATABASE_URL", f"postgresql://me:hidden-two@127.0.0.1:{port}/x")
+    monkeypatch.setenv("SCOREBOARD_SERVICES", f"api=http://127.0.0.1:{port}")
+
+    done = command("status", "--json")
+
+    found = json.loads(done.out)
+    assert done.code == 69
+    assert {"redis", "database", "api"} <= {
+        name for name, state in states(found).items() if state == "down"
+    }
+    assert found["checks"]["redis"]["advice"] == "see docs/how-to/runbook.md#redisdown"
+    assert states(found)["streamer"] == states(found)["board main"] == "unknown"
+    assert "hidden" not in done.out + done.err
+
+
+def test_a_schema_that_is_not_current_is_shown(command: Run, database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("DELETE FROM _yoyo_migration WHERE migration_id = '0014_create_backups'")
+
+    found = json.loads(command("status", "--json").out)
+
+    assert found["checks"]["schema"]["state"] == "outdated"
+    assert found["checks"]["schema"]["advice"] == "scoreboard db migrate"
+
+
+def test_an_endless_response_is_cut_off(command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                    with connection:
+                        connection.recv(65_536)
+                        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                        while True:
+                            connection.sendall(b"x" * 65_536)
+                except OSError:
+                    if listener.fileno() < 0:
+                        return
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        port = listener.getsockname()[1]
+        monkeypatch.setenv("SCOREBOARD_SERVICES", f"flusher=http://127.0.0.1:{port}")
+
+        found = json.loads(command("status", "--json").out)
+
+        assert found["checks"]["flusher"]["state"] == "down"
+        assert "is larger than" in found["checks"]["flusher"]["detail"]
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join(5)
+
+
+@pytest.mark.parametrize(
+    "services", ["http://127.0.0.1:1", "worker=http://a:1", "api=http://u:p@h"]
+)
+def test_a_wrong_setting_of_services_is_refused(
+    services: str, command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCOREBOARD_SERVICES", services)
+
+    done = command("status")
+
+    assert done.code == 1
+    assert "SCOREBOARD_SERVICES" in done.err
+
+
+def test_the_addresses_follow_from_the_ports_unless_they_are_set() -> None:
+    from scoreboard.runtime import settings
+
+    given = {"REDIS_URL": "redis://r", "SCOREBOARD_METRICS_HOST": "0.0.0.0"}
+    by_port = settings.load(given | {"SCOREBOARD_WS_WORKERS": "2"})
+    by_name = settings.load(given | {"SCOREBOARD_SERVICES": "api=http://a:1/,api=http://b:1"})
+
+    assert system_status.service_urls(by_port) == [
+        ("api", "http://127.0.0.1:9100"),
+        ("streamer", "http://127.0.0.1:9101"),
+        ("streamer", "http://127.0.0.1:9111"),
+        ("flusher", "http://127.0.0.1:9102"),
+    ]
+    assert system_status.service_urls(by_name) == [("api", "http://a:1"), ("api", "http://b:1")]
+    assert system_status.WORKER_PORT_STEP == streamer_server.WORKER_PORT_STEP
