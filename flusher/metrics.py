@@ -61,7 +61,7 @@ VERIFIED_AT = gauge(
 )
 BACKUP_AT = gauge(
     "backup_last_success_timestamp_seconds",
-    "Time at which the newest checked backup was taken; missing if none is recorded",
+    "Time at which the newest checked backup was taken; 0 if none is recorded",
 )
 
 

@@ -35,7 +35,7 @@ BACKUP_S: Final = 26 * 3600.0
 SECRET_UNREAD_S: Final = 600.0
 """Longest time without a successful read of a secret."""
 
-SECRET_AGE_S: Final = 90 * 86_400.0
+SECRET_AGE_S: Final = 35 * 86_400.0
 """Longest time without a rotation of a secret."""
 
 FULL_SHARE: Final = 0.9
@@ -192,7 +192,7 @@ def describe_secret(read_s: float, rotated_s: float | None = None) -> Check:
     if read_s > SECRET_UNREAD_S:
         return Check("stale", detail, f"see {runbook('SecretStale')}")
     if rotated_s is not None and rotated_s > SECRET_AGE_S:
-        return Check("old", detail, "rotate it: docs/how-to/rotate-secrets.md")
+        return Check("old", detail, f"rotate it: {runbook('RotationOverdue')}")
     return Check("current", detail)
 
 
