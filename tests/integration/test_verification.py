@@ -219,20 +219,23 @@ async def test_a_standby_does_not_verify(
     served: Served, settings: Settings, tmp_path: Path
 ) -> None:
     await asyncio.to_thread(served.process.wait_for, "lease_taken")
+    query(
+        settings,
+        "INSERT INTO backups (taken_at, location, check_method, recorded_by)"
+        " VALUES (to_timestamp(1700000000), '/b', 'restored', 'test')",
+    )
     port = find_free_port()
     environment = {"SCOREBOARD_FLUSHER_METRICS_PORT": str(port)}
     with FlusherProcess(settings, tmp_path / "standby.log", **environment) as process:
         standby = Served(process, port)
         backup = "scoreboard_backup_last_success_timestamp_seconds"
-        query(
-            settings,
-            "INSERT INTO backups (taken_at, location, check_method, recorded_by)"
-            " VALUES (to_timestamp(1700000000), '/b', 'restored', 'test')",
+        await asyncio.to_thread(eventually, lambda: standby.metric(backup) == 1.7e9, 10)
+        # Its first turn was made; the leader's steps show that it had time for others.
+        before = served.metric(verified("sound")) or 0
+        await asyncio.to_thread(
+            eventually, lambda: (served.metric(verified("sound")) or 0) >= before + 3, 15
         )
-        await asyncio.to_thread(eventually, lambda: served.metric(verified("sound")), 10)
-        await asyncio.to_thread(process.wait_for, "partition_condition_changed")
         assert standby.metric(DRIFT) is None
-        await asyncio.to_thread(eventually, lambda: standby.metric(backup) == 1.7e9, 40)
 
         served.process.kill()
 
