@@ -49,11 +49,12 @@ class RequestTracing:
         head = request.head
         if head.path.startswith("/health/"):
             return None
+        is_sampled = random.random() < self._ratio  # noqa: S311 (sampling)
+        if not is_sampled and not self._gateways:
+            return None
         given = parse_traceparent(head.headers.get(HEADER))
-        if given is not None and self._gateways and is_trusted_hop(request.peer[0], self._gateways):
+        if given is not None and is_trusted_hop(request.peer[0], self._gateways):
             is_sampled = given.is_sampled
-        else:
-            is_sampled = random.random() < self._ratio  # noqa: S311 (sampling)
         if not is_sampled:
             return None
         return self._tracing.start(_label(head.method), "server", {}, parent=given)
