@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -214,6 +215,24 @@ def test_the_configurations_match_the_schemas_of_the_plugins(
                 gateway.config(plugin["name"], plugin["config"])
                 seen.add(plugin["name"])
     assert seen == set(our_plugins())
+
+
+def test_the_documented_plugin_for_traces_can_be_added(rows: tuple[KeyRow, ...]) -> None:
+    page = (Path(__file__).parents[2] / "docs/how-to/trace.md").read_text()
+    [entry] = yaml.safe_load(page.partition("```yaml\n")[2].partition("```")[0])
+    template = _template()
+    template["plugins"].append(entry)
+
+    document = yaml.safe_load(render(yaml.dump(template), rows, OPTIONS))
+
+    assert entry in document["plugins"]
+    # As in kong/plugins/opentelemetry/schema.lua: what a client sends is not read, only replaced.
+    propagation = entry["config"]["propagation"]
+    assert "extract" not in propagation
+    assert propagation["inject"] == ["w3c"]
+    assert set(entry["config"]) == {
+        "traces_endpoint", "sampling_rate", "resource_attributes", "propagation",
+    }  # fmt: skip
 
 
 # Routes and services ----------------------------------------------------------------------------
