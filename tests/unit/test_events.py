@@ -22,6 +22,11 @@ def test_a_record_is_decoded() -> None:
     assert event.occurred_at_ms == 1_700_000_000_123
 
 
+@pytest.mark.parametrize("traceparent", [b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01", b"\xff"])
+def test_a_trace_does_not_change_what_a_record_means(traceparent: bytes) -> None:
+    assert decode(b"1-0", GOOD | {b"w": traceparent}) == decode(b"1-0", GOOD)
+
+
 @pytest.mark.parametrize("name", [b"q", b"u", b"a", b"d", b"s", b"e"])
 def test_a_missing_field_is_named(name: bytes) -> None:
     record = decode(b"1-0", {key: value for key, value in GOOD.items() if key != name})
