@@ -12,7 +12,7 @@ XDIST  := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 PYTEST := $(BIN)/python -m pytest $(XDIST)
 
 .DEFAULT_GOAL := help
-.PHONY: elastic bench-api bench-ws bench-flush bench-reseed faults help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel lambda
+.PHONY: elastic bench-api bench-ws bench-flush bench-memory bench-reseed drill faults help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel lambda
 
 help:            ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -70,6 +70,11 @@ FAULTS_ARGS ?= --minutes 15
 faults: $(VENV)/.dev  ## inject faults under load: FAULTS_ARGS="--seed 7 --minutes 15"
 	$(BIN)/python -m tests.faults.campaign $(FAULTS_ARGS)
 
+DRILL_ARGS ?=
+
+drill: $(VENV)/.dev  ## break a running system, to practise the runbook: DRILL_ARGS="--faults 3"
+	$(BIN)/python -m tests.drills start $(DRILL_ARGS)
+
 bench-reseed: $(VENV)/.dev  ## benchmark reseed and verify with a million users
 	$(BIN)/python -m tests.bench.reseed $(BENCH_ARGS)
 
@@ -78,6 +83,9 @@ bench-api: $(VENV)/.dev  ## benchmark updates through the api, against a plain L
 
 bench-ws: $(VENV)/.dev  ## benchmark the fan-out, against websockets.broadcast() and Litestar
 	$(BIN)/python -m tests.bench.ws $(BENCH_ARGS)
+
+bench-memory: $(VENV)/.dev  ## measure what a user and an action need in Redis
+	$(BIN)/python -m tests.bench.memory $(BENCH_ARGS)
 
 bench-flush: $(VENV)/.dev  ## benchmark the flusher, COPY against executemany
 	$(BIN)/python -m tests.bench.flush $(BENCH_ARGS)

@@ -35,14 +35,15 @@ class System:
         *,
         environments: Mapping[str, Mapping[str, str]] | None = None,
         has_acl_file: bool = False,
+        valkey_settings: Mapping[str, str] | None = None,
+        fsync: bool = False,
         **settings: object,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.valkey = (
-            make_valkey_with_acl_file(folder) if has_acl_file else EmbeddedValkey(folder / "valkey")
-        )
-        self.postgres = EmbeddedPostgres(copy_postgres(folder / "postgres"), fsync=False)
+        make_valkey = make_valkey_with_acl_file if has_acl_file else make_plain_valkey
+        self.valkey = make_valkey(folder, valkey_settings or {})
+        self.postgres = EmbeddedPostgres(copy_postgres(folder / "postgres"), fsync=fsync)
         self.issuer = LocalIssuer.create(folder / "issuer")
         self.services: dict[str, Service] = {}
         self.variables: dict[str, dict[str, str]] = {}
@@ -101,7 +102,7 @@ class System:
                 self.variables[name],
                 self.folder / f"{name}.log",
                 ready_url=f"http://127.0.0.1:{health[name]}/health/ready",
-                drain_s=10,
+                drain_s=float(str(self._settings.get("drain_s", 10))),
             )
             self._stack.callback(service.stop)
             service.start()
@@ -164,13 +165,22 @@ def processes_of(folder: Path) -> list[str]:
     return found
 
 
-def make_valkey_with_acl_file(folder: Path) -> EmbeddedValkey:
+def make_plain_valkey(folder: Path, settings: Mapping[str, str]) -> EmbeddedValkey:
+    """Return a Valkey, not yet started."""
+    return EmbeddedValkey(folder / "valkey", settings=settings)
+
+
+def make_valkey_with_acl_file(
+    folder: Path, settings: Mapping[str, str] | None = None
+) -> EmbeddedValkey:
     """Return a Valkey, not yet started, that can save its users, as the deployed one can."""
     users = folder / "acl" / "users.acl"
     users.parent.mkdir(parents=True)
     users.write_text("user default on >administrator ~* &* +@all\n")
     return EmbeddedValkey(
-        folder / "valkey", password="administrator", settings={"aclfile": str(users)}
+        folder / "valkey",
+        password="administrator",
+        settings={**(settings or {}), "aclfile": str(users)},
     )
 
 
