@@ -1,0 +1,158 @@
+"""The commands of the runbook repair the faults behind the alerts, on a running system.
+
+Pages with `<!-- system: drill -->` run on a system whose parts are restarted when they end.
+`<!-- inject: NAME -->` injects a fault; after each section the whole system must be well.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.documents.snippets import run_page, snippets_of, system_of
+from tests.drills.checks import find_problems
+from tests.drills.faults import FAULTS
+from tests.drills.place import Place
+from tests.drills.system import DrillSystem
+from tests.support.eventually import eventually
+from tests.support.repository import ROOT
+
+RUNBOOK = ROOT / "docs/how-to/runbook.md"
+RULES = ROOT / "deploy/prometheus/rules"
+PAGES = [
+    page for page in (ROOT / "docs/how-to").glob("*.md") if system_of(page.read_text()) == "drill"
+]
+HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
+SYMPTOMS = {
+    *("ApiErrorBudgetBurn", "UpdateLatencyBudgetBurn", "ViewerFreshnessBudgetBurn"),
+    *("StreamNearlyFull", "ReplicationBroken", "RotationOverdue", "ViewersSkipFrames"),
+    *("VerifyOverdue", "BackupOverdue", "KongKeysOld", "KongDown", "LogLinesDropped"),
+    "MetricsMissing",
+}
+"""Alerts without a fault here: their causes have other sections, need hours, or need Kong."""
+
+INJECT = re.compile(r"^<!-- inject: ([a-z-]+) -->$", re.MULTILINE)
+
+pytestmark = pytest.mark.timeout(150)
+
+
+def sections_of(page: str) -> dict[str, str]:
+    """Return the text before the first heading, as ``""``, and of each section."""
+    first, *rest = HEADING.split(page)
+    return {"": first, **dict(zip(rest[::2], rest[1::2], strict=True))}
+
+
+SECTIONS = sections_of(RUNBOOK.read_text())
+
+RUNNABLE = [
+    pytest.param(text, id=f"{page.stem}-{name}".rstrip("-"))
+    for page in sorted(PAGES)
+    for name, text in sections_of(page.read_text()).items()
+    if snippets_of(text) or INJECT.search(text)
+]
+
+
+class Drills:
+    """The running system of all pages; a new one after a failure, which may have left it broken."""
+
+    def __init__(self, make_folder: Callable[[], Path]) -> None:
+        self._make_folder = make_folder
+        self._running: DrillSystem | None = None
+
+    @contextmanager
+    def use(self) -> Iterator[DrillSystem]:
+        if self._running is None:
+            self._running = DrillSystem(self._make_folder() / "drill")
+            self._running.start()
+        try:
+            yield self._running
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        if self._running is not None:
+            self._running.stop()
+            self._running = None
+
+
+@pytest.fixture(scope="module")
+def drills(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drills]:
+    made = Drills(lambda: tmp_path_factory.mktemp("drill"))
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.mark.parametrize("text", RUNNABLE)
+def test_the_commands_of_a_section_end_the_incident(
+    text: str, drills: Drills, tmp_path: Path
+) -> None:
+    if shutil.which("curl") is None:
+        assert os.environ.get("CI") != "true", "CI must install curl"
+        pytest.skip("curl is not installed on this system")
+    first, *rest = INJECT.split(text)
+    with drills.use() as drill:
+        environment = dict(drill.place.programs) | {"COLUMNS": "100"}
+        for name, part in zip(["", *rest[::2]], [first, *rest[1::2]], strict=True):
+            if name:
+                FAULTS[name].inject(drill.place)
+            folder = tmp_path / (name or "before")
+            folder.mkdir()
+            run_page(snippets_of(part), folder, environment, f'. "{drill.folder}/env.sh"')
+        eventually(lambda: is_well(drill.place), within_s=20)
+
+
+def is_well(place: Place) -> bool:
+    assert find_problems(place) == []
+    return True
+
+
+def alerts_of(folder: Path) -> set[str]:
+    """Return the names of the alerts of the rules."""
+    groups = [
+        group
+        for path in sorted(folder.glob("*.yml"))
+        for group in yaml.safe_load(path.read_text())["groups"]
+    ]
+    return {rule["alert"] for group in groups for rule in group["rules"] if "alert" in rule}
+
+
+def test_every_alert_has_a_section_and_every_section_an_alert() -> None:
+    if not RULES.exists():
+        pytest.skip("this version has no rules")
+    assert set(SECTIONS) - {""} == alerts_of(RULES)
+
+
+def test_every_section_of_the_runbook_says_the_same_four_things() -> None:
+    for name, text in SECTIONS.items():
+        labels = re.findall(r"^\*\*(Players|Look|Do|Over when)", text, re.MULTILINE)
+        assert not name or labels == ["Players", "Look", "Do", "Over when"], name
+
+
+def test_every_section_injects_the_fault_behind_its_alert() -> None:
+    injecting = {name for name, text in SECTIONS.items() if INJECT.search(text)}
+    assert set(SECTIONS) - injecting - {""} == SYMPTOMS
+    assert {one.alert for one in FAULTS.values()} <= set(SECTIONS)
+
+
+def test_the_metrics_of_the_commands_are_documented() -> None:
+    reference = sections_of((ROOT / "docs/reference/metrics.md").read_text())
+    for page in PAGES:
+        for part, word in re.findall(r"^metrics (\w+) (\w+)$", page.read_text(), re.MULTILINE):
+            known = reference["All services"] + reference[part]
+            assert re.sub("_(sum|count)$", "", word) in known, f"{page.name}: {part} {word}"
+
+
+def test_every_link_to_a_section_names_one() -> None:
+    anchors = {name.lower() for name in SECTIONS}
+    for page in (ROOT / "docs").rglob("*.md"):
+        place = r"runbook\.md" if page != RUNBOOK else ""
+        found = set(re.findall(rf"\({place}#([a-z-]+)\)", page.read_text()))
+        assert found <= anchors, page
