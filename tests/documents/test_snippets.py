@@ -31,10 +31,16 @@ pytestmark = pytest.mark.timeout(240)
 
 SERVICES = """
 start_services() {
-  for name in flusher streamer api; do
+  [ $# != 0 ] || set -- flusher streamer api
+  for name; do
     python -m $name >>"$name.log" 2>&1 & echo $! >"$name.pid"
   done
-  for port in $SCOREBOARD_FLUSHER_METRICS_PORT $SCOREBOARD_WS_METRICS_PORT $SCOREBOARD_API_PORT; do
+  for name; do
+    case $name in
+      flusher) port=$SCOREBOARD_FLUSHER_METRICS_PORT ;;
+      streamer) port=$SCOREBOARD_WS_METRICS_PORT ;;
+      api) port=$SCOREBOARD_API_PORT ;;
+    esac
     for _ in $(seq 300); do
       curl -sf "http://127.0.0.1:$port/health/ready" >/dev/null && continue 2
       read -rt 0.1 <> <(:) || true
@@ -43,8 +49,9 @@ start_services() {
   done
 }
 stop_services() {
-  for name in api streamer flusher; do kill "$(cat $name.pid)"; done
-  for name in api streamer flusher; do wait "$(cat $name.pid)" || true; done
+  [ $# != 0 ] || set -- api streamer flusher
+  for name; do kill "$(cat $name.pid)"; done
+  for name; do wait "$(cat $name.pid)" || true; done
 }
 """
 """Shell functions in place of an operator's process manager."""
