@@ -7,9 +7,12 @@ Pages with `<!-- system: drill -->` run on a system whose parts are restarted wh
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 import yaml
@@ -21,6 +24,7 @@ from tests.drills.place import Place
 from tests.drills.system import DrillSystem
 from tests.support.eventually import eventually
 from tests.support.repository import ROOT
+from tests.support.servers.system import processes_of
 
 RUNBOOK = ROOT / "docs/how-to/runbook.md"
 RULES = ROOT / "deploy/prometheus/rules"
@@ -125,8 +129,6 @@ def alerts_of(folder: Path) -> set[str]:
 
 
 def test_every_alert_has_a_section_and_every_section_an_alert() -> None:
-    if not RULES.exists():
-        pytest.skip("this version has no rules")
     assert set(SECTIONS) - {""} == alerts_of(RULES)
 
 
@@ -156,3 +158,35 @@ def test_every_link_to_a_section_names_one() -> None:
         place = r"runbook\.md" if page != RUNBOOK else ""
         found = set(re.findall(rf"\({place}#([a-z-]+)\)", page.read_text()))
         assert found <= anchors, page
+
+
+def test_a_drill_hides_its_fault_and_ends_when_it_is_repaired(tmp_path: Path) -> None:
+    folder = tmp_path / "drill"
+    program = [sys.executable, "-m", "tests.drills", "--folder", str(folder)]
+    with subprocess.Popen(
+        [*program, "start", "--only", "score-drifted"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            told = read_until(process.stdout, "ALERT ScoresDrifted")
+            assert "score-drifted" not in told
+            assert subprocess.run([*program, "check"], cwd=ROOT, check=False).returncode == 1
+            shell = f". {folder}/env.sh; scoreboard repair --yes"
+            subprocess.run(["bash", "-c", shell], check=True, timeout=60)
+            assert "repaired after" in read_until(process.stdout, "The fault was score-drifted")
+            process.terminate()
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+    assert not folder.exists()
+    assert processes_of(folder) == []
+
+
+def read_until(stream: IO[str], text: str) -> str:
+    """Return the lines up to the one that contains a text; the test's time limit bounds it."""
+    lines: list[str] = []
+    for line in stream:
+        lines.append(line)
+        if text in line:
+            return "".join(lines)
+    raise AssertionError("".join(lines))

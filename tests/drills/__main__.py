@@ -21,6 +21,7 @@ from tests.drills.checks import find_problems
 from tests.drills.faults import FAULTS, Fault
 from tests.drills.place import Place
 from tests.drills.system import DrillSystem
+from tests.support.eventually import eventually
 
 CHECK_EVERY_S = 3.0
 PLAY_S = 5.0
@@ -72,15 +73,15 @@ def _run(folder: Path, faults: list[Fault]) -> int:
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
-    print("Starting a system with players …")
+    print("Starting a system with players …", flush=True)
     try:
         with DrillSystem(folder) as system:
             print(f"Open a shell in another terminal:  bash --rcfile {system.folder}/env.sh")
-            print("Follow docs/how-to/runbook.md. Ctrl-C ends the drill.")
+            print("Follow docs/how-to/runbook.md. Ctrl-C ends the drill.", flush=True)
             for one in faults:
                 if not _practise(system.place, one, ended):
                     return 1
-            print("All faults are repaired. The system runs until Ctrl-C.")
+            print("All faults are repaired. The system runs until Ctrl-C.", flush=True)
             ended.wait()
             return 0
     finally:
@@ -92,16 +93,16 @@ def _practise(place: Place, one: Fault, ended: threading.Event) -> bool:
     if ended.wait(PLAY_S):
         return False
     one.inject(place)
+    eventually(lambda: find_problems(place), within_s=30)
     with (place.folder / RECORDS).open("a") as file:
         file.write(f"{one.name}: {one.story}\n")
     began_s = time.monotonic()
     print(f"\n{time.strftime('%H:%M:%S')}  ALERT {one.alert}", flush=True)
     while not ended.wait(CHECK_EVERY_S):
         if not find_problems(place):
-            print(
-                f"{time.strftime('%H:%M:%S')}  repaired after {time.monotonic() - began_s:.0f} s:"
-            )
-            print(f"          {one.name}: {one.story}", flush=True)
+            took_s = time.monotonic() - began_s
+            print(f"{time.strftime('%H:%M:%S')}  repaired after {took_s:.0f} s.")
+            print(f"The fault was {one.name}: {one.story}", flush=True)
             return True
     print(f"\nThe fault was {one.name}: {one.story}")
     return False

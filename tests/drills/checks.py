@@ -20,6 +20,11 @@ LOGINS = (
     *((name, "database") for name in ("api", "flusher", "operator", "rotator")),
 )
 
+TRANSACTION_S = 2.0
+"""The services' transactions are shorter."""
+
+MEMORY_SHARE = 0.8
+
 
 def find_problems(place: Place) -> list[str]:
     """Return what is not as it should be; nothing if the system is well.
@@ -31,6 +36,8 @@ def find_problems(place: Place) -> list[str]:
     if not found:
         found += [problem for login in LOGINS if (problem := _refused(*login, place))]
         found += _dead_letters(place)
+        found += _open_transactions(place)
+        found += _memory(place)
     return found or _differences(place)
 
 
@@ -64,6 +71,23 @@ def _dead_letters(place: Place) -> list[str]:
     with place.sql() as database:
         query = "SELECT id FROM dead_events WHERE resolved_at IS NULL"
         return [f"dead letter {row[0]}" for row in database.execute(query)]
+
+
+def _open_transactions(place: Place) -> list[str]:
+    with place.sql() as database:
+        query = (
+            "SELECT pid, application_name FROM pg_stat_activity"
+            " WHERE state <> 'idle' AND xact_start < now() - make_interval(secs => %s)"
+        )
+        rows = database.execute(query, (TRANSACTION_S,)).fetchall()
+    return [f"session {pid} ({name}) has an open transaction" for pid, name in rows]
+
+
+def _memory(place: Place) -> list[str]:
+    with place.redis() as client:
+        facts = client.info("memory")
+    is_full = facts["used_memory"] > MEMORY_SHARE * facts["maxmemory"]
+    return ["Redis has little memory left"] if is_full else []
 
 
 def _differences(place: Place) -> list[str]:

@@ -12,13 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import httpx
-import redis
 from psycopg import sql
 
 from cli.embedded import binaries
 from scoreboard.model import Partition
 from scoreboard.store.keys import GROUP, PartitionKeys
-from tests.drills.place import Place
+from tests.drills.place import VISITOR, Place
 from tests.support.eventually import eventually
 
 KEYS = PartitionKeys(Partition("main"))
@@ -101,7 +100,7 @@ def score_drifted(place: Place) -> None:
     """Somebody changed a score in Redis by hand."""
     with place.redis() as client:
         # A reseed gives new slots within a score, so a whole number of points is added.
-        client.zincrby(KEYS.board, 50 * 2**21, _a_player(client))
+        client.zincrby(KEYS.board, 50 * 2**21, VISITOR)
 
 
 @fault("RedisNotDurable")
@@ -240,11 +239,6 @@ def _kill(part: str, place: Place) -> None:
     _wait_until(lambda: place.pid(part) != pid)
 
 
-def _a_player(client: redis.Redis) -> str:
-    players: list[str] = eventually(lambda: client.zrange(KEYS.board, 0, 0), within_s=20)
-    return players[0]
-
-
 def _set_valkey(place: Place, name: str, value: str) -> None:
     """Change a line of the settings' file, and restart Valkey."""
     lines = [
@@ -274,14 +268,8 @@ def _hold_lock(place: Place, table: str) -> None:
         timeout=10,
     )
     with place.sql() as database:
-        eventually(
-            lambda: database.execute(
-                "SELECT 1 FROM pg_locks WHERE relation = to_regclass(%s) AND granted"
-                " AND mode = 'AccessExclusiveLock'",
-                (table,),
-            ).fetchone(),
-            within_s=20,
-        )
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE cardinality(pg_blocking_pids(pid)) > 0"
+        eventually(lambda: database.execute(waiting).fetchone(), within_s=30)
 
 
 def _health(part: str, place: Place) -> str:

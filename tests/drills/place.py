@@ -22,6 +22,9 @@ PARTS = ("valkey", "postgres", "flusher", "streamer", "api")
 
 SERVICES = ("flusher", "streamer", "api")
 
+VISITOR = "casey"
+"""A user who has acted once: the score changes only if somebody changes it by hand."""
+
 FILE = "drill.json"
 
 

@@ -10,15 +10,18 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
 
+import httpx
+
 from cli.embedded import binaries
 from cli.embedded.ports import HOST, find_free_port
 from cli.embedded.server import EmbeddedServer
 from cli.running.service import Service
 from scoreboard.errors import ScoreboardError
 from tests.drills.disk import limit_files
-from tests.drills.place import SERVICES, Place
+from tests.drills.place import SERVICES, VISITOR, Place
 from tests.support.repository import ROOT
 from tests.support.servers.rotated import ROTATOR, Rotated
+from tests.support.servers.system import System
 
 POLL_S = 0.05
 BACKOFF_MAX_S = 2.0
@@ -133,6 +136,7 @@ class DrillSystem:
             keeper = Keeper(name, part, self.place)
             self._stack.callback(keeper.stop)
             keeper.start()
+        self._act(system, VISITOR)
         players = Service(
             "players",
             [
@@ -144,6 +148,14 @@ class DrillSystem:
         )
         self._stack.callback(players.stop)
         players.start()
+
+    def _act(self, system: System, user: str) -> None:
+        httpx.post(
+            f"{system.api}/api/scores/update",
+            json={"userId": user, "actionId": "win:1"},
+            headers=system.game_server(),
+            trust_env=False,
+        ).raise_for_status()
 
 
 def _place_of(rotated: Rotated, api_metrics: int) -> Place:
