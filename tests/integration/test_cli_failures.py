@@ -57,6 +57,7 @@ WORDS = {
     "action set": ("win", "5"),
     "action disable": ("win",),
     "repair": ("--yes",),
+    "backup record": ("s3://backups/1.dump",),
     "dead apply": ("1", "--yes"),
     "secrets rotate": ("db", "rotator/database"),
     "secrets retire": ("db", "rotator/database"),
