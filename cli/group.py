@@ -1,66 +1,65 @@
-"""The `scoreboard` command with all its subcommands."""
+"""The `scoreboard` command with all its subcommands.
+
+Invariant: only the module of the command that runs is imported. Together, all of them need about as
+much CPU time as the rest of the process.
+"""
 
 import os
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any, Final
 
 import click
 from click.shell_completion import shell_complete
 
-from cli.commands.action import action
-from cli.commands.audit import audit
-from cli.commands.backup import backup
-from cli.commands.board import board
-from cli.commands.config import config
-from cli.commands.db import db
-from cli.commands.dead import dead
-from cli.commands.kong import kong
-from cli.commands.repair import repair
-from cli.commands.reseed import reseed
-from cli.commands.secrets import secrets
-from cli.commands.simulate import simulate
-from cli.commands.status import status
-from cli.commands.token import token
-from cli.commands.up import up
-from cli.commands.user import user
-from cli.commands.verify import verify
-
 NAME: Final = "scoreboard"
 COMPLETE: Final = "_SCOREBOARD_COMPLETE"
 """The environment variable by which a shell requests completion."""
 
-SECTIONS: Final[Mapping[str, Sequence[click.Command]]] = {
-    "Run": (up, status, simulate, token),
-    "Boards and users": (board, user, action),
-    "Recovery": (verify, repair, reseed, dead, backup, audit),
-    "Configuration and gateway": (config, db, kong, secrets),
+SECTIONS: Final[Mapping[str, Sequence[str]]] = {
+    "Run": ("up", "status", "simulate", "token"),
+    "Boards and users": ("board", "user", "action"),
+    "Recovery": ("verify", "repair", "reseed", "dead", "backup", "audit"),
+    "Configuration and gateway": ("config", "db", "kong", "secrets"),
 }
+"""The commands; `cli.commands` has a module for each, with a function of the same name."""
 
 
 class SectionedGroup(click.Group):
-    """A group whose help lists its commands in sections."""
+    """A group that imports a command when it is used, and whose help lists commands in sections."""
 
     def __init__(
         self,
         *arguments: Any,  # noqa: ANN401 (click.Group's)
-        sections: Mapping[str, Sequence[click.Command]],
+        sections: Mapping[str, Sequence[str]],
         **options: Any,  # noqa: ANN401 (click.Group's)
     ) -> None:
         super().__init__(*arguments, **options)
         self._sections = sections
-        for commands in sections.values():
-            for command in commands:
-                self.add_command(command)
+        self._names = frozenset(name for names in sections.values() for name in names)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands, without importing them."""
+        return sorted({*self._names, *super().list_commands(ctx)})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command, imported, or None if there is none with this name."""
+        if cmd_name not in self._names:
+            return super().get_command(ctx, cmd_name)
+        return getattr(import_module(f"cli.commands.{cmd_name}"), cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one definition list for each section."""
-        del ctx
-        width = max(len(name) for name in self.commands)
+        width = max(len(name) for name in self._names)
         limit = formatter.width - 6 - width
-        for title, commands in self._sections.items():
+        for title, names in self._sections.items():
             with formatter.section(title):
-                rows = [(one.name or "", one.get_short_help_str(limit)) for one in commands]
-                formatter.write_dl([(name.ljust(width), text) for name, text in rows])
+                rows = [
+                    (name.ljust(width), command.get_short_help_str(limit))
+                    for name in names
+                    if (command := self.get_command(ctx, name))
+                ]
+                formatter.write_dl(rows)
 
 
 @click.group(

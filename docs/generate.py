@@ -224,9 +224,9 @@ def _command(command: click.Command, context: click.Context) -> Iterator[str]:
     context.help_option_names = ["-h", "--help"]
     yield from ("", f"## {context.command_path}", "", "```text", command.get_help(context), "```")
     if isinstance(command, click.Group):
-        for name in sorted(command.commands):
-            child = command.commands[name]
-            yield from _command(child, click.Context(child, parent=context, info_name=name))
+        for name in command.list_commands(context):
+            if child := command.get_command(context, name):
+                yield from _command(child, click.Context(child, parent=context, info_name=name))
 
 
 def _cell(text: str) -> str:

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import click
+
 from cli.failures import DRIVERS, EXIT_CODES, FILE_FAILED
 from cli.group import scoreboard
 from cli.main import INTERRUPTED
@@ -16,7 +18,7 @@ def test_exactly_the_existing_commands_are_listed() -> None:
 
     named = {verb for cell in cells for verb in re.findall(r"`([a-z]+)", cell)}
 
-    assert named == set(scoreboard.commands)
+    assert named == set(scoreboard.list_commands(click.Context(scoreboard)))
 
 
 def test_exactly_the_used_exit_codes_are_explained() -> None:

@@ -72,7 +72,9 @@ NEEDS_NOTHING = {"config show", "config example"}
 
 
 def verbs_of(group: click.Group, prefix: str = "") -> Iterator[str]:
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
         if isinstance(command, click.Group):
             yield from verbs_of(command, f"{prefix}{name} ")
         else:

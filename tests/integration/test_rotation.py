@@ -400,7 +400,7 @@ async def test_sessions_of_an_earlier_previous_login_are_ended_too(deployment: D
 KILLED = """
 import itertools, os, sys
 from scoreboard.rotation import acl_users, database_logins, steps, versions
-from cli import group
+from cli.commands import secrets
 from cli.main import run
 
 calls = itertools.count()

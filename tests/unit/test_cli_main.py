@@ -1,11 +1,15 @@
 """Exit codes are stable, and each error is one line on stderr."""
 
+import pkgutil
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import click
 import pytest
 
-from cli import failures, group, main
+from cli import commands, failures, group, main
 from scoreboard.errors import (
     Forbidden,
     InternalError,
@@ -16,6 +20,8 @@ from scoreboard.errors import (
     UnknownBoard,
     WaitTimeout,
 )
+
+COMMANDS = group.scoreboard.list_commands(click.Context(group.scoreboard))
 
 
 def every_error(kind: type[ScoreboardError] = ScoreboardError) -> Iterator[type[ScoreboardError]]:
@@ -93,13 +99,33 @@ def test_help_lists_every_command_in_one_section_and_the_completion(
     assert main.run(["--help"]) == 0
 
     out = capsys.readouterr().out
-    listed = [command.name for commands in group.SECTIONS.values() for command in commands]
-    assert sorted(listed) == sorted(group.scoreboard.commands)
+    listed = re.findall(r"^  ([a-z]+) +[A-Z]", out, re.MULTILINE)
+    assert sorted(listed) == sorted(COMMANDS)
     assert all(f"{section}:" in out for section in group.SECTIONS)
     assert all(f"_SCOREBOARD_COMPLETE={shell}_source" in out for shell in ("bash", "zsh", "fish"))
 
 
-@pytest.mark.parametrize("name", sorted(group.scoreboard.commands))
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run([name, "--help"]) == 0
     assert len(capsys.readouterr().out.splitlines()) > 3
+
+
+def test_every_module_of_a_command_is_listed() -> None:
+    modules = {module.name for module in pkgutil.iter_modules(commands.__path__)}
+
+    assert modules == set(COMMANDS)
+
+
+def test_a_command_imports_no_other_command_and_no_library_that_it_does_not_use() -> None:
+    program = (
+        "import sys; from cli.main import run; run(['token', '--help']); "
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+
+    imported = set(done.stderr.split())
+    assert {name for name in imported if name.startswith("cli.commands.")} == {"cli.commands.token"}
+    assert not imported & {"boto3", "litestar", "yaml", "websockets"}
