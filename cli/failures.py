@@ -12,7 +12,6 @@ from typing import Final
 import click
 import psycopg
 import redis.exceptions
-from yoyo.exceptions import BadMigration, LockTimeout, MigrationConflict
 
 from cli.output import OutputError, is_log_json, redirect_to_devnull, write_stderr
 from scoreboard.errors import (
@@ -70,9 +69,6 @@ DRIVERS: Final[tuple[tuple[type[Exception], str, int], ...]] = (
     (redis.exceptions.ConnectionError, "Redis is unreachable", 69),
     (redis.exceptions.TimeoutError, "Redis is unreachable", 69),
     (redis.exceptions.RedisError, "Redis rejected a command", 1),
-    (LockTimeout, "Another migration is running", 5),
-    (BadMigration, "A migration cannot be read", 1),
-    (MigrationConflict, "The migrations conflict", 1),
 )
 """Errors of drivers, raised directly or as the cause of a ScoreboardError: first match wins."""
 

@@ -3,22 +3,24 @@
 ``scoreboard db migrate`` calls ``migrate``; services call ``require_current`` and never migrate.
 This module adds a session advisory lock that admits one migrator at a time (yoyo's own lock row
 outlives a killed process, so it is broken under this lock), time limits, and error messages.
+yoyo is imported only to migrate: the import takes longer than the check of a database.
 """
 
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import psycopg
-from yoyo import get_backend, read_migrations
-from yoyo.backends import DatabaseBackend
-from yoyo.migrations import MigrationList
 
 from scoreboard.errors import OperatorMistake, SchemaMismatch, UnsafeDatabase
 from scoreboard.ledger.pool import Connection, check_parameters, connection_error, translate_errors
 from scoreboard.runtime import resources
+
+if TYPE_CHECKING:
+    from yoyo.backends import DatabaseBackend
+    from yoyo.migrations import MigrationList
 
 ROLES: Final = ("scoreboard_api", "scoreboard_flusher", "scoreboard_operator")
 """Roles of the services, created by the database's owner (deploy/docker/postgres-roles.sql)."""
@@ -94,7 +96,7 @@ async def require_current(connection: Connection) -> None:
         )
 
 
-def _applied_names(backend: DatabaseBackend) -> set[str]:
+def _applied_names(backend: "DatabaseBackend") -> set[str]:
     backend.ensure_internal_schema_updated()
     by_hash = backend.get_applied_migration_hashes()
     rows: Any = backend.execute("SELECT migration_hash, migration_id FROM _yoyo_migration")
@@ -138,7 +140,9 @@ def _connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
 
 
 @contextmanager
-def _runner(database_url: str) -> Iterator[tuple[DatabaseBackend, MigrationList]]:
+def _runner(database_url: str) -> Iterator[tuple["DatabaseBackend", "MigrationList"]]:
+    from yoyo import get_backend, read_migrations  # noqa: PLC0415
+
     parts = urlsplit(database_url)
     query = "&".join(filter(None, [parts.query, "options=" + quote(_SESSION)]))
     uri = urlunsplit(("postgresql+psycopg", parts.netloc, parts.path, query, ""))

@@ -128,4 +128,4 @@ def test_a_command_imports_no_other_command_and_no_library_that_it_does_not_use(
 
     imported = set(done.stderr.split())
     assert {name for name in imported if name.startswith("cli.commands.")} == {"cli.commands.token"}
-    assert not imported & {"boto3", "litestar", "yaml", "websockets"}
+    assert not imported & {"httpx", "yoyo", "boto3", "litestar", "yaml", "websockets"}
