@@ -25,6 +25,7 @@ from psycopg import sql
 
 from cli.group import scoreboard
 from scoreboard.security.tokens import LocalIssuer
+from tests.support.clients.command_process import run_process
 from tests.support.clients.commands import Run
 from tests.support.eventually import eventually
 
@@ -87,15 +88,21 @@ VERBS = sorted(set(verbs_of(scoreboard)) - SERVES)
 def run(
     folder: Path, *words: str, before: object = None, **settings: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command line as a process in a folder, with only these settings."""
+    """Run a command line as a process in a folder, with only these settings.
+
+    ``before`` is called in a new interpreter, before the program starts.
+    """
+    environment = {"PATH": "/usr/bin:/bin", **settings}
+    if before is None:
+        return run_process(words, environment, folder=folder)
     return subprocess.run(
         [str(COMMAND), *words],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=60,
         check=False,
         cwd=folder,
-        env={"PATH": "/usr/bin:/bin", **settings},
+        env=environment,
         preexec_fn=before,
     )
 

@@ -33,6 +33,7 @@ from scoreboard.store import client as redis_client
 from scoreboard.store.dispatcher import Dispatcher
 from scoreboard.store.durability import check_durability
 from scoreboard.store.subscription import Subscription
+from tests.support.clients.command_process import run_process
 from tests.support.eventually import eventually
 from tests.support.fakes.aws import SecretsManager
 from tests.support.figures import show_figures
@@ -106,20 +107,16 @@ class Site:
             ]
         )
 
-    def run(self, arguments: list[str], environment: Mapping[str, str]) -> int:
-        ended = subprocess.run(
-            arguments, env=environment, capture_output=True, text=True, timeout=60, check=False
-        )
-        self.found.add(" ".join(arguments[1:]), ended.stdout + ended.stderr)
-        return ended.returncode
+    def keep(self, ended: "subprocess.CompletedProcess[str]") -> None:
+        self.found.add(" ".join(ended.args[1:]), ended.stdout + ended.stderr)
 
-    def operator(self, verb: str, more: Mapping[str, str]) -> int:
+    def operator(self, verb: str, more: Mapping[str, str]) -> None:
         environment = {
             **self.rotated.system.variables["api"],
             **self.rotated.secret_variables("operator"),
             **more,
         }
-        return self.run([sys.executable, "-m", "cli", "--debug", *verb.split()], environment)
+        self.keep(run_process(["--debug", *verb.split()], environment))
 
     def environment(self, service: str, **more: str) -> dict[str, str]:
         ports = {
@@ -260,7 +257,16 @@ def test_nothing_that_processes_write_contains_a_secret(site: Site) -> None:
     # Services whose logins are refused, unreachable, of the wrong shape, or never answered.
     with ThreadPoolExecutor(3) as executor:
         list(executor.map(site.fail_in_every_way, system.services))
-    site.run([sys.executable, "-c", CRASH], site.environment("api", CLIENT=CLIENT_SECRET))
+    site.keep(
+        subprocess.run(
+            [sys.executable, "-c", CRASH],
+            env=site.environment("api", CLIENT=CLIENT_SECRET),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    )
 
     # A change, and a document of the wrong shape, while the services run.
     rotated.rotate(NEXT, "b")

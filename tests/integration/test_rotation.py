@@ -37,6 +37,7 @@ from scoreboard.rotation.steps import Outcome, Rotation
 from scoreboard.rotation.versions import AwsVersions, Stage
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.security import credentials, secret_backends
+from tests.support.clients.command_process import run_process
 from tests.support.fakes.aws import SecretsManager
 from tests.support.fakes.stack import start_rotation
 from tests.support.servers.rights import as_user, make_roles, make_users
@@ -359,13 +360,8 @@ def test_a_secret_that_cannot_be_rotated_does_not_keep_the_others_valid(
     before = {name: deployment.login(name) for name in names if name != broken}
     Path(f"{deployment.prefix}{broken}").write_text("planted")
 
-    done = subprocess.run(
-        [sys.executable, "-m", "cli", "secrets", "rotate", kind.value, "--grace", "0"],
-        env=os.environ | deployment.environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+    done = run_process(
+        ["secrets", "rotate", kind.value, "--grace", "0"], os.environ | deployment.environment()
     )
 
     assert done.returncode == 5, done.stderr

@@ -1,16 +1,16 @@
 """Every secret of PostgreSQL and Redis is rotated five times while the system is in use."""
 
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
 from tests.integration.test_login_renewal import check_scores
+from tests.support.clients.command_process import run_process
 from tests.support.clients.load import Load
 from tests.support.eventually import eventually
 from tests.support.fakes.aws import SecretsManager
@@ -60,20 +60,18 @@ def rotate_all(rotated: Rotated) -> list[str]:
         "DATABASE_URL": without_login(rotated.system.postgres.url),
         "SCOREBOARD_SECRETS_REFRESH_S": "1",
     }
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-m", "cli", "secrets", "rotate", kind, "--grace", GRACE_S],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+    with ThreadPoolExecutor(len(KINDS)) as executor:
+        ended = list(
+            executor.map(
+                lambda kind: run_process(
+                    ["secrets", "rotate", kind, "--grace", GRACE_S], environment
+                ),
+                KINDS,
+            )
         )
-        for kind in KINDS
-    ]
-    printed = [process.communicate(timeout=60)[0] for process in running]
-    for process, text in zip(running, printed, strict=True):
-        assert process.returncode == 0, text
-    return printed
+    for done in ended:
+        assert done.returncode == 0, done.stdout + done.stderr
+    return [done.stdout for done in ended]
 
 
 def test_no_request_fails_while_every_secret_is_rotated(rotated: Rotated) -> None:

@@ -5,7 +5,6 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +17,7 @@ from cli.running.service import Service, wait_until_ready
 from cli.target import RunningSystem, write_state_file
 from scoreboard.ledger import migrations
 from scoreboard.security.tokens import LOCAL_ISSUER, READ, UPDATE, UPDATE_ANY, LocalIssuer
+from tests.support.clients.command_process import run_process
 from tests.support.servers.postgres_template import copy_postgres
 
 NAMES = ("flusher", "streamer", "api")
@@ -140,14 +140,7 @@ def run_command(*arguments: str, **settings: str) -> subprocess.CompletedProcess
         for name, text in os.environ.items()
         if "SCOREBOARD" not in name and name not in {"REDIS_URL", "DATABASE_URL"}
     }
-    return subprocess.run(
-        [sys.executable, "-m", "cli", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-        env=environment | dict(settings),
-    )
+    return run_process(arguments, environment | settings)
 
 
 def processes_of(folder: Path) -> list[str]:
