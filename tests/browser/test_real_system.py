@@ -13,7 +13,7 @@ from tests.support.clients.browser import OpenPage, PageGuard
 from tests.support.eventually import eventually_async
 from tests.support.servers.system import System
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(120)]
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 # A reconnect may wait for 30 s, and under load a service takes some seconds to start.
 TIMEOUT_MS = 45_000
@@ -48,13 +48,13 @@ class GameServer:
             assert answer.status_code == 200, answer.text
             return answer.json()
 
-        return (await eventually_async(is_applied, within_s=20))["newScore"]
+        return (await eventually_async(is_applied))["newScore"]
 
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def game_server(system: System) -> AsyncIterator[GameServer]:
     headers = system.game_server()
-    async with httpx.AsyncClient(base_url=system.api, headers=headers, timeout=10) as client:
+    async with httpx.AsyncClient(base_url=system.api, headers=headers, timeout=30) as client:
         yield GameServer(system, client)
 
 

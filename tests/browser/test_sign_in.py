@@ -18,7 +18,7 @@ from playwright.async_api import Page, Route, expect
 from tests.support.clients.browser import OpenPage, PageGuard, keep_screenshot
 from tests.support.eventually import eventually_async
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(90)]
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 UPDATE = "**/api/scores/update"
 Up = dict[str, Any]

@@ -34,7 +34,6 @@ from tests.support.servers.rights import as_user
 from tests.support.servers.stores import OwnPostgres, OwnValkey
 
 __all__ = ["aws_environment", "secrets_manager"]
-pytestmark = pytest.mark.timeout(180)
 
 AWS = ROOT / "deploy" / "aws"
 DOCKER = ROOT / "deploy" / "docker"

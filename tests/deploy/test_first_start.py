@@ -224,8 +224,8 @@ def installation(
         )
         seed = [sys.executable, str(DOCKER / "seed_secrets.py")]
         assert "11 of 11" in run(seed, found.aws_environment("seed"))
-        eventually(lambda: found.redis("health").execute_command("PING"), within_s=10)
-        eventually(lambda: found.counters("health", "health").execute_command("PING"), within_s=10)
+        eventually(lambda: found.redis("health").execute_command("PING"))
+        eventually(lambda: found.counters("health", "health").execute_command("PING"))
         migrate = {**plain, **environment("migrate"), **login}
         run(SERVICES["migrate"]["command"], migrate)
         run(SERVICES["open"]["command"], found.environment("open"))
@@ -476,7 +476,7 @@ def test_an_update_reaches_postgresql_with_the_rights_of_compose(
                 return False
 
         for address in ("", *(f"http://127.0.0.1:{number}" for number in metrics)):
-            eventually(lambda address=address: is_ready(f"{address}/health/ready"), within_s=20)
+            eventually(lambda address=address: is_ready(f"{address}/health/ready"))
 
         answer = client.post(
             "/api/scores/update",
@@ -489,5 +489,4 @@ def test_an_update_reaches_postgresql_with_the_rights_of_compose(
         with psycopg.connect(installation.database_url, autocommit=True) as connection:
             eventually(
                 lambda: connection.execute("SELECT score FROM scores").fetchall() == [(score,)],
-                within_s=10,
             )

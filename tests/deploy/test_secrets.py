@@ -181,7 +181,7 @@ class Volumes:
         )  # fmt: skip
         stack.callback(process.wait, 30)
         stack.callback(process.terminate)
-        eventually(self._answers, within_s=10)
+        eventually(self._answers)
 
     def _answers(self) -> bool:
         try:

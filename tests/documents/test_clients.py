@@ -20,8 +20,6 @@ from tests.support.servers.system import System
 FOLDER = ROOT / "docs/clients"
 LANGUAGES = ("python", "javascript", "go")
 
-pytestmark = pytest.mark.timeout(180)
-
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
@@ -115,7 +113,7 @@ def gateway(running: System) -> Iterator[Gateway]:
             yield server
         finally:
             server.shutdown()
-            thread.join(10)
+            thread.join(30)
 
 
 def run(client: list[str], *words: str, token: str) -> "subprocess.CompletedProcess[str]":

@@ -14,7 +14,7 @@ from tests.documents.test_snippets import checkout, environment_of, replaced
 from tests.support.repository import ROOT
 from tests.support.servers.system import System
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(120)]
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 TIMEOUT_MS = 30_000
 
 
@@ -52,4 +52,4 @@ async def test_the_page_of_the_tutorial_follows_the_board(browser: Browser, tmp_
         system.stop()
         server.shutdown()
         server.server_close()
-        thread.join(10)
+        thread.join(30)

@@ -4,7 +4,6 @@ import asyncio
 import subprocess
 import sys
 
-import pytest
 import redis
 
 from scoreboard.model import Partition
@@ -32,7 +31,6 @@ def kill_reseed_after_fence(system: System) -> None:
                 lambda: (
                     client.hget(META, "fence") not in {before, None} or reseed.poll() is not None
                 ),
-                within_s=20,
                 every_s=0.001,
             )
         finally:
@@ -40,7 +38,6 @@ def kill_reseed_after_fence(system: System) -> None:
             reseed.wait()
 
 
-@pytest.mark.timeout(150)
 async def test_reseeds_during_updates_neither_lose_nor_repeat_actions(
     system: System,
 ) -> None:

@@ -50,7 +50,7 @@ class Players:
             json={"userId": user, "actionId": f"win:{user}-{number}"},
             headers={"Authorization": f"Bearer {token}"},
             trust_env=False,
-            timeout=10,
+            timeout=30,
         )
         return answer.status_code
 

@@ -96,13 +96,12 @@ def raise_score(api: str, folder: Path, action: str) -> dict[str, Any]:
         f"{api}/api/scores/update",
         json={"userId": "alice", "actionId": action},
         headers={"Authorization": f"Bearer {token}"},
-        timeout=10,
+        timeout=30,
     )
     assert reply.status_code == 200, reply.text
     return reply.json()
 
 
-@pytest.mark.timeout(180)
 def test_up_runs_the_system_and_scores_persist(start_up: StartUp) -> None:
     up = start_up("--simulate", "3", initdb=True)
     running = up.wait_until_running()
@@ -110,7 +109,7 @@ def test_up_runs_the_system_and_scores_persist(start_up: StartUp) -> None:
     assert set(running["pids"]) >= {"redis", "postgres", "api", "streamer", "flusher"}
     assert all(Path(f"/proc/{pid}").exists() for pid in running["pids"].values())
 
-    page = httpx.get(f"{running['api']}/", timeout=10)
+    page = httpx.get(f"{running['api']}/", timeout=30)
     assert page.status_code == 200
     assert raise_score(running["api"], up.folder, "win:1")["newScore"] == 10
     listed = run_command("action", "list", "--data-dir", str(up.folder)).stdout
@@ -150,11 +149,10 @@ def test_up_runs_the_system_and_scores_persist(start_up: StartUp) -> None:
     assert processes_of(up.folder) == []
 
 
-@pytest.mark.timeout(120)
 def test_all_processes_end_with_a_killed_up(start_up: StartUp) -> None:
     up = start_up("--private")
     running = up.wait_until_running()
-    board = httpx.get(f"{running['api']}/api/scores/leaderboard", timeout=10)
+    board = httpx.get(f"{running['api']}/api/scores/leaderboard", timeout=30)
     assert board.status_code == 401
     with psycopg.connect(running["database"]) as connection:
         assert connection.execute("SELECT is_public FROM boards").fetchone() == (False,)
@@ -166,10 +164,9 @@ def test_all_processes_end_with_a_killed_up(start_up: StartUp) -> None:
 
     up.wait_for_exit(signal.SIGKILL)
 
-    eventually(lambda: not processes_of(up.folder), within_s=20)
+    eventually(lambda: not processes_of(up.folder))
 
 
-@pytest.mark.timeout(180)
 def test_external_servers_are_used_and_an_older_redis_is_reseeded(
     start_up: StartUp, redis_url: str, database_url: str
 ) -> None:
@@ -188,7 +185,7 @@ def test_external_servers_are_used_and_an_older_redis_is_reseeded(
     again = start_up("--private", REDIS_URL=redis_url, DATABASE_URL=database_url)
     running = again.wait_until_running()
 
-    board = httpx.get(f"{running['api']}/api/scores/leaderboard", timeout=10)
+    board = httpx.get(f"{running['api']}/api/scores/leaderboard", timeout=30)
     assert board.status_code == 401
     assert raise_score(running["api"], up.folder, "win:1")["replayed"]
     shown = run_command("board", "top", "--json", "--data-dir", str(up.folder))

@@ -54,7 +54,7 @@ class Load:
         eventually(lambda: self.total >= goal, within_s=within_s)
 
     def _play(self, name: str) -> None:
-        with httpx.Client(trust_env=False, timeout=10) as client:
+        with httpx.Client(trust_env=False, timeout=30) as client:
             number = 0
             while not self._stop.is_set() or number > self.counted[name]:
                 number = self.counted[name] + 1
@@ -84,7 +84,7 @@ def playing(up: Up, running: dict[str, Any]) -> Iterator[Load]:
 
 def check_counted_once(up: Up, running: dict[str, Any], load: Load) -> None:
     for name, count in load.counted.items():
-        answer = httpx.get(f"{running['api']}/api/scores/users/{name}", trust_env=False, timeout=10)
+        answer = httpx.get(f"{running['api']}/api/scores/users/{name}", trust_env=False, timeout=30)
         assert answer.json()["score"] == 10 * count
 
     def is_sound() -> bool:
@@ -92,7 +92,7 @@ def check_counted_once(up: Up, running: dict[str, Any], load: Load) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         return True
 
-    eventually(is_sound, within_s=20, every_s=0.5)
+    eventually(is_sound, every_s=0.5)
     assert load.statuses <= {200, 503}
 
 
@@ -100,7 +100,6 @@ def errors_of(up: Up) -> str:
     return up.errors.read_text()
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize(("server", "title"), [("redis", "Valkey"), ("postgres", "PostgreSQL")])
 def test_a_killed_server_is_restarted_under_load(
     server: str,
@@ -112,7 +111,7 @@ def test_a_killed_server_is_restarted_under_load(
     with playing(up, running) as load:
         os.kill(running["pids"][server], signal.SIGKILL)
 
-        eventually(lambda: f"{title} is running again" in errors_of(up), within_s=30)
+        eventually(lambda: f"{title} is running again" in errors_of(up))
 
         load.wait_for_more()
     check_counted_once(up, running, load)
@@ -138,7 +137,6 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
-@pytest.mark.timeout(150)
 @pytest.mark.parametrize(("server", "title"), [("redis", "Valkey"), ("postgres", "PostgreSQL")])
 def test_a_server_with_a_full_disk_is_restarted_until_there_is_space(
     server: str,
@@ -153,8 +151,8 @@ def test_a_server_with_a_full_disk_is_restarted_until_there_is_space(
         limit_files(up.process.pid, 2048)
         for one in (pid, *children_of(pid)):
             limit_files(one, 2048)
-        eventually(lambda: f"{title} ended; " in errors_of(up), within_s=30)
-        eventually(lambda: 503 in load.statuses or server == "postgres", within_s=30)
+        eventually(lambda: f"{title} ended; " in errors_of(up))
+        eventually(lambda: 503 in load.statuses or server == "postgres")
         assert up.process.poll() is None
 
         limit_files(up.process.pid, -1)
@@ -170,7 +168,6 @@ def test_a_server_with_a_full_disk_is_restarted_until_there_is_space(
     assert up.wait_for_exit(signal.SIGTERM) == 0
 
 
-@pytest.mark.timeout(120)
 def test_a_stop_does_not_wait_for_a_server_that_cannot_start(
     start_up: StartUp,  # noqa: F811
 ) -> None:
@@ -179,6 +176,6 @@ def test_a_stop_does_not_wait_for_a_server_that_cannot_start(
     (up.folder / "valkey" / "appendonlydir").rename(up.folder / "aside")
     (up.folder / "valkey" / "appendonlydir").write_text("not a folder")
     os.kill(running["pids"]["redis"], signal.SIGKILL)
-    eventually(lambda: "Valkey ended" in errors_of(up), within_s=30)
+    eventually(lambda: "Valkey ended" in errors_of(up))
 
     assert up.wait_for_exit(signal.SIGTERM) == 0

@@ -76,7 +76,6 @@ def run(folder: Path, data: Path, *arguments: str, **settings: str) -> tuple[int
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.timeout(180)
 def test_the_current_folder_is_not_used_and_commands_use_the_settings(
     foreign_folder: Path, tmp_path: Path
 ) -> None:

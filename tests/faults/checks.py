@@ -147,7 +147,7 @@ async def viewer_shows(viewer: Viewer, ranking: list[tuple[str, int]]) -> list[s
         return viewer.rows == expected
 
     try:
-        await eventually_async(shows, within_s=8)
+        await eventually_async(shows)
     except AssertionError:
         return [f"I8: the viewer shows {viewer.rows[:2]} …, not {expected[:2]} …"]
     return []

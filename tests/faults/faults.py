@@ -299,7 +299,7 @@ async def redis_rewound(stack: Stack, chance: random.Random) -> None:
             state = await store.state(MAIN)
             return state.epoch > epoch and state.is_open
 
-        await eventually_async(is_reseeded, within_s=30)
+        await eventually_async(is_reseeded)
     stack.load.pause()
     await stack.load.wait_until_paused()
     stack.load.history.is_rewound = False

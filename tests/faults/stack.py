@@ -145,7 +145,7 @@ class Stack:
             await asyncio.to_thread(self.services[name].start)
         for name in names or SERVICES:
             service = self.services[name]
-            await eventually_async(partial(asyncio.to_thread, _is_ready, service), within_s=30)
+            await eventually_async(partial(asyncio.to_thread, _is_ready, service))
 
     async def stop(self) -> None:
         """Stop everything, services first."""

@@ -22,7 +22,6 @@ async def test_no_acknowledged_action_is_lost_or_doubled_by_any_fault(tmp_path: 
     assert report.acknowledged > 1000
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 async def test_mutations_are_detected(tmp_path: Path, mutation: Mutation) -> None:
     source = mutated_copy(mutation, tmp_path / "source")

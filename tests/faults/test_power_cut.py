@@ -55,7 +55,6 @@ def power_cut(synced_sizes: Path) -> Fault:
     return Fault("power_cut", inflict)
 
 
-@pytest.mark.timeout(120)
 async def test_a_power_cut_loses_no_acknowledged_action(
     tmp_path: Path, synced_sizes: Path, environment: dict[str, str]
 ) -> None:
@@ -68,7 +67,6 @@ async def test_a_power_cut_loses_no_acknowledged_action(
     assert report.acknowledged > 200
 
 
-@pytest.mark.timeout(120)
 async def test_the_power_cut_is_detected_with_fsync_every_second(
     tmp_path: Path, synced_sizes: Path, environment: dict[str, str]
 ) -> None:

@@ -31,7 +31,7 @@ async def talk(client: ApiClient, data: bytes, *, end: bool = True) -> bytes:
         writer.write(data)
         if end:
             writer.write_eof()
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(30):
             return await reader.read()
     finally:
         writer.close()

@@ -17,11 +17,11 @@ def test_action_set_writes_audits_mirrors_and_announces(
         client.pubsub() as listener,
     ):
         listener.subscribe(ACTIONS_CHANGED)
-        assert listener.get_message(timeout=5)["type"] == "subscribe"
+        assert listener.get_message(timeout=30)["type"] == "subscribe"
 
         assert command("action", "set", "win", "50").code == 0
 
-        assert listener.get_message(timeout=5)["type"] == "message"
+        assert listener.get_message(timeout=30)["type"] == "message"
         assert client.hget(ACTIONS, "win") == "50"
     with psycopg.connect(database_url) as connection:
         audited = connection.execute("SELECT action, detail FROM audit_log").fetchall()

@@ -43,7 +43,7 @@ async def play(settings: Settings, actions: list[tuple[str, str, int]]) -> None:
     """Submit actions one after the other, so that equal scores have an order."""
     for action in actions:
         await act(settings, Action(*action))
-    await eventually_async(lambda: is_drained(settings), within_s=10)
+    await eventually_async(lambda: is_drained(settings))
 
 
 @pytest.mark.parametrize("jump_ms", JUMPS_MS, ids=["an hour", "400 years", "beyond the calendar"])

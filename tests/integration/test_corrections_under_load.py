@@ -71,7 +71,7 @@ def many(count: int, *, users: int = 200, prefix: str = "lag") -> list[Action]:
 async def flushed(settings: Settings, *actions: Action) -> None:
     async with flushing(settings):
         await act(settings, *actions)
-        await eventually_async(lambda: is_drained(settings), within_s=20)
+        await eventually_async(lambda: is_drained(settings))
 
 
 async def verified(settings: Settings, *, sample: int | None = None) -> Verdict:
@@ -165,7 +165,7 @@ async def test_late_duplicates_are_corrected_while_thousands_wait(
         packed = int(client.zscore(KEYS.board, f"user{number}"))
         assert unpack_score(packed) == 1 + LAG // 200
     async with flushing(settings):
-        await eventually_async(lambda: is_drained(settings), within_s=20)
+        await eventually_async(lambda: is_drained(settings))
     check_invariants(settings, [(a.user_id, a.action_id, a.delta) for a in [*first, *many(LAG)]])
 
 
@@ -191,8 +191,8 @@ async def test_a_running_flusher_corrects_under_steady_load(
         await asyncio.gather(*(dispatcher.submit("main", one) for one in many(LAG)))
         async with playing(dispatcher):
             await asyncio.gather(*(dispatcher.submit("main", one) for one in first))
-            await eventually_async(lambda: are_corrected(settings, 200), within_s=20)
-        await eventually_async(lambda: is_drained(settings), within_s=20)
+            await eventually_async(lambda: are_corrected(settings, 200))
+        await eventually_async(lambda: is_drained(settings))
     check_invariants(settings)
 
 
@@ -234,7 +234,7 @@ async def test_the_order_is_exact_after_a_repair_with_a_large_backlog(
     async with await connect(settings, name="test") as connection:
         await repair(store, connection, Board(), drifted, actor="me", report=report_nothing)
     async with flushing(settings):
-        await eventually_async(lambda: is_drained(settings), within_s=20)
+        await eventually_async(lambda: is_drained(settings))
     assert drifted
     check_invariants(settings)
 

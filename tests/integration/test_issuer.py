@@ -311,7 +311,7 @@ async def talk(port: int, data: bytes) -> bytes:
     try:
         writer.write(data)
         writer.write_eof()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             return await reader.read()
     finally:
         writer.close()
@@ -398,7 +398,7 @@ class Process:
     def stop(self) -> int:
         assert self._running is not None
         self._running.terminate()
-        return self._running.wait(10)
+        return self._running.wait(30)
 
     def kill(self) -> None:
         if self._running is not None:

@@ -78,14 +78,13 @@ def check_scores(rotated: Rotated, load: Load) -> None:
         )
         return {str(name): int(score) for name, score in rows}
 
-    eventually(lambda: stored() == wanted, within_s=10)
+    eventually(lambda: stored() == wanted)
 
 
-@pytest.mark.timeout(180)
 def test_every_connection_is_renewed_without_a_failed_request(rotated: Rotated) -> None:
     old, old_password = "a", "first"
     with Load(rotated.system).running() as load:
-        eventually(lambda: set(rotated.redis_connections().values()) >= REDIS_PARTS, within_s=15)
+        eventually(lambda: set(rotated.redis_connections().values()) >= REDIS_PARTS)
         for new, password in (("b", "second"), ("a", "third"), ("b", "fourth")):
             before, count = rotated.redis_connections(), load.updates.total()
             assert set(rotated.database_sessions()) >= DATABASE_PARTS
@@ -95,7 +94,7 @@ def test_every_connection_is_renewed_without_a_failed_request(rotated: Rotated) 
             for name in USERS:
                 rotated.redis.execute_command("ACL", "SETUSER", name, f"<{old_password}")
             old, old_password = new, password
-            eventually(lambda count=count: load.updates.total() > count + 50, within_s=15)
+            eventually(lambda count=count: load.updates.total() > count + 50)
     show_figures(
         f"{load.updates.total()} updates, {load.reads} reads, {load.frames} frames, "
         f"{load.events} events; slowest update {load.slowest_s:.3f} s; "
@@ -106,21 +105,19 @@ def test_every_connection_is_renewed_without_a_failed_request(rotated: Rotated) 
     check_scores(rotated, load)
 
 
-@pytest.mark.timeout(180)
 def test_a_login_that_is_cut_off_at_once_loses_and_doubles_nothing(rotated: Rotated) -> None:
     old = "a"
     with Load(rotated.system).running() as load:
-        eventually(lambda: set(rotated.redis_connections().values()) >= REDIS_PARTS, within_s=15)
+        eventually(lambda: set(rotated.redis_connections().values()) >= REDIS_PARTS)
         for new, password, first in (("b", "second", True), ("a", "third", False)):
             count, failed = load.updates.total(), load.failures.copy()
             began_s = time.monotonic()
             rotated.replace_and_kill(password, new, old, secrets_first=first)
-            eventually(lambda count=count: load.updates.total() > count + 50, within_s=20)
+            eventually(lambda count=count: load.updates.total() > count + 50)
             took_s = time.monotonic() - began_s
             # A secret is read again after a refusal at most each five seconds.
             eventually(
                 lambda began_s=began_s: time.monotonic() > began_s + 2 * INVALIDATE_EVERY_S,
-                within_s=20,
             )
             show_figures(
                 f"secrets written {'before' if first else 'after'}: 50 updates in {took_s:.2f} s; "

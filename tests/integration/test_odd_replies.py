@@ -289,7 +289,6 @@ TREES = st.recursive(
 )
 
 
-@pytest.mark.timeout(120)
 def test_every_call_returns_a_value_or_a_project_error_for_any_reply() -> None:
     @given(answer=TREES)
     @hypothesis_settings(
@@ -442,7 +441,6 @@ def repairable() -> Iterator[str]:
         yield from (name for name, _ in replacements(key))
 
 
-@pytest.mark.timeout(120)
 async def test_a_reseed_replaces_corrupted_keys(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -511,7 +509,6 @@ async def test_an_error_names_a_key_of_another_type(
     assert error.detail == f"{command} {key}: WRONGTYPE"
 
 
-@pytest.mark.timeout(180)
 async def test_the_flusher_continues_after_any_corruption_of_the_keys(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -536,7 +533,6 @@ async def test_the_flusher_continues_after_any_corruption_of_the_keys(
             await act(settings, Action("alice", f"win:{number}", 5))
             await eventually_async(
                 lambda number=number, name=name: is_in_ledger(settings, f"win:{number}", name),
-                within_s=10,
             )
 
 
@@ -578,7 +574,6 @@ class RecordingListener:
         pass
 
 
-@pytest.mark.timeout(180)
 async def test_the_watcher_continues_after_any_corruption_of_the_keys(redis_url: str) -> None:
     settings = Settings(redis_url=Secret(redis_url), frame_interval_ms=10)
     async with store_of(settings) as store:

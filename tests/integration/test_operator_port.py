@@ -146,7 +146,7 @@ async def test_slow_metrics_do_not_block_the_loop() -> None:
 
     class Slow(Collector):
         def collect(self) -> Iterable[Metric]:
-            assert collected.wait(20)
+            assert collected.wait(60)
             return ()
 
     registry = CollectorRegistry(auto_describe=False)

@@ -17,7 +17,7 @@ from tests.support.servers.stores import EmbeddedValkey
 
 
 def settings_for(url: str) -> Settings:
-    return load({"REDIS_URL": url, "SCOREBOARD_REDIS_TIMEOUT_S": "0.5"})
+    return load({"REDIS_URL": url, "SCOREBOARD_REDIS_TIMEOUT_S": "2"})
 
 
 @pytest.fixture

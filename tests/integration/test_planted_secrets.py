@@ -141,12 +141,12 @@ class Site:
                 stderr=output,
             )
         try:
-            eventually(lambda: process.poll() is not None or log.stat().st_size > 0, within_s=30)
+            eventually(lambda: process.poll() is not None or log.stat().st_size > 0)
             process.wait(after_s)
         except subprocess.TimeoutExpired:
             self.check_process(service, process.pid)
             process.terminate()
-            process.wait(20)
+            process.wait(60)
         finally:
             process.kill()
             process.wait()
@@ -197,7 +197,7 @@ class Site:
 
     def ask(self, method: str, path: str, token: str, body: str = "") -> int:
         host = self.rotated.system.api.removeprefix("http://")
-        connection = http.client.HTTPConnection(host, timeout=10)
+        connection = http.client.HTTPConnection(host, timeout=30)
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
         connection.request(method, path, body or None, headers)
         response = connection.getresponse()
@@ -270,10 +270,10 @@ def test_nothing_that_processes_write_contains_a_secret(site: Site) -> None:
 
     # A change, and a document of the wrong shape, while the services run.
     rotated.rotate(NEXT, "b")
-    eventually(lambda: all(count_changes(site, name) >= 2 for name in system.services), 20)
+    eventually(lambda: all(count_changes(site, name) >= 2 for name in system.services))
     for user in USERS:
         rotated.write(rotated.secrets[user, "redis"], f'["{WRONG}"]')
-    eventually(lambda: "secret_invalid" in system.services["api"].log.read_text(), 20)
+    eventually(lambda: "secret_invalid" in system.services["api"].log.read_text())
     found.add("issuer", ask_issuer(issuer_port))
 
     system.stop()
@@ -389,7 +389,7 @@ def count_changes(site: Site, name: str) -> int:
 
 
 def scrape(port: int) -> str:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
     connection.close()
@@ -425,7 +425,7 @@ def start_issuer(site: Site) -> int:
             return False
         return True
 
-    eventually(is_up, within_s=15)
+    eventually(is_up)
     site.check_process("issuer", process.pid)
     return port
 
@@ -434,7 +434,7 @@ def ask_issuer(port: int) -> str:
     """Ask for a token with a wrong secret and with none; return what was answered."""
     answers = ""
     for secret in (WRONG, ""):
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         body = f"grant_type=client_credentials&client_id=game-server&client_secret={secret}"
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
         connection.request("POST", "/token", body, headers)

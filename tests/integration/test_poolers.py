@@ -43,7 +43,7 @@ def settings_of(redis_url: str, database_url: str) -> Settings:
 async def refusal(settings: Settings) -> str:
     """Start a flusher; return the reason why it ends."""
     with pytest.raises(UnsafeDatabase) as caught:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(40):
             await Flusher(settings).serve(StopEvent(2.0))
     return caught.value.detail
 
@@ -195,18 +195,18 @@ class Bouncer:
 
         def listens() -> bool:
             try:
-                psycopg.connect(url, connect_timeout=2).close()
+                psycopg.connect(url, connect_timeout=30).close()
             except psycopg.OperationalError:
                 return False
             return True
 
-        eventually(listens, within_s=10)
+        eventually(listens)
         return url
 
     def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(10)
+            self._process.wait(30)
         self._log.close()
 
 
@@ -243,7 +243,7 @@ async def test_pgbouncer_is_refused_by_name(
 
     assert reason in detail
     assert "PgBouncer" in detail
-    assert time.monotonic() - started_at < 8
+    assert time.monotonic() - started_at < 20
 
 
 @pytest.mark.parametrize("mode", ["transaction", "session"])
@@ -265,7 +265,7 @@ async def test_pgbouncer_with_the_settings_of_the_role_is_accepted_in_session_mo
         await make_board(settings_of(redis_url, database_url))
         async with flushing(settings):
             await act(settings, Action("alice", "a", 5))
-            await eventually_async(lambda: is_drained(settings), within_s=10)
+            await eventually_async(lambda: is_drained(settings))
         check_invariants(settings, [("alice", "a", 5)])
     finally:
         with psycopg.connect(database_url, autocommit=True) as connection:

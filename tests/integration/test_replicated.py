@@ -30,8 +30,8 @@ def pair(own_valkey: OwnValkey) -> Iterator[tuple[EmbeddedValkey, EmbeddedValkey
         settings={"replicaof": f"127.0.0.1 {primary.port}", "masterauth": primary.password}
     )
     with redis.Redis.from_url(primary.url) as client:
-        eventually(lambda: client.info("replication")["connected_slaves"] == 1, within_s=20)
-        eventually(lambda: client.wait(1, 100) == 1, within_s=20)
+        eventually(lambda: client.info("replication")["connected_slaves"] == 1)
+        eventually(lambda: client.wait(1, 100) == 1)
         client.config_set("min-replicas-to-write", 1)
     yield primary, replica
     if replica.pid is not None:
@@ -89,7 +89,7 @@ async def test_a_stopped_replica_makes_every_outcome_unknown(
                 return await dispatcher.submit("main", Action("alice", "1", 5))
             return None
 
-        receipt = await eventually_async(repeated, within_s=10)
+        receipt = await eventually_async(repeated)
 
     assert (receipt.score, receipt.replayed) == (5, True)
 

@@ -56,7 +56,7 @@ async def dispatching(settings: Settings) -> AsyncIterator[Dispatcher]:
         yield dispatcher
     finally:
         dispatcher.close()
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 30)
 
 
 async def run(
@@ -257,7 +257,7 @@ async def test_a_reseed_reads_after_the_stream_is_committed(
         client.xreadgroup(GROUP, "one", {KEYS.events: ">"})
         assert not task.done()
         client.xack(KEYS.events, GROUP, client.xrange(KEYS.events)[0][0])
-    await asyncio.wait_for(task, 5)
+    await asyncio.wait_for(task, 30)
 
     assert (await store.leaderboard("main")).rows[0].score == 5
 

@@ -237,7 +237,7 @@ async def test_entries_read_by_a_former_leader_are_committed_without_new_ones(
         assert await taken
         assert partition.status.position is not None
 
-        await eventually_async(lambda: is_drained(settings), within_s=8)
+        await eventually_async(lambda: is_drained(settings))
 
 
 async def test_entries_of_another_server_are_acknowledged_only_after_a_new_read(
@@ -271,7 +271,7 @@ async def test_entries_of_another_server_are_acknowledged_only_after_a_new_read(
         valkey.kill()
         await asyncio.to_thread(valkey.start)
         resume.set()
-        await eventually_async(lambda: is_drained(settings), within_s=10)
+        await eventually_async(lambda: is_drained(settings))
 
     assert any(isinstance(result, Outdated) for result in results)
     assert results[-1] == 2

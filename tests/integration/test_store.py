@@ -72,7 +72,7 @@ async def test_reads_of_many_partitions_take_few_round_trips(
 
     assert [row.score for row in window.rows] == list(range(100, 90, -1))
     assert [row.score for row in standing.neighbours] == [99, 98, 97]
-    assert took_s < 3, "65 round trips of 0.1 s take longer"
+    assert took_s < 6, "65 round trips of 0.1 s take longer"
 
 
 async def test_reads_of_several_partitions_load_a_flushed_script(

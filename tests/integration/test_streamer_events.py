@@ -39,7 +39,7 @@ class Events:
         self.last_id = ""
         self._lines = answer.aiter_lines()
 
-    async def next(self, kind: str | None = None, within_s: float = 5.0) -> dict[str, Any]:
+    async def next(self, kind: str | None = None, within_s: float = 30.0) -> dict[str, Any]:
         """Read until the next event (of a type)."""
         async with asyncio.timeout(within_s):
             name, data = "", ""
@@ -63,7 +63,7 @@ class Events:
                         assert line in {"", "retry: 3000"}
         raise AssertionError("the stream ended")
 
-    async def end(self, within_s: float = 5.0) -> dict[str, Any]:
+    async def end(self, within_s: float = 30.0) -> dict[str, Any]:
         """Read until the end; return the preceding ``bye``."""
         bye = await self.next("bye", within_s)
         async with asyncio.timeout(within_s):
@@ -99,7 +99,7 @@ async def test_stream_sends_the_board_then_every_change(start_api: StartApi) -> 
         assert events.last_id == f"{first['epoch']}-{first['seq']}"
 
         await client.update("alice", "win:1")
-        board = await events.next("leaderboard", within_s=1.0)
+        board = await events.next("leaderboard")
 
     assert board["leaderboard"] == [{"rank": 1, "userId": "alice", "score": 10}]
     assert events.last_id == f"{board['epoch']}-{board['seq']}"
@@ -265,7 +265,7 @@ async def test_client_that_reads_nothing_is_dropped_and_uses_little_memory(
                     stream.board_changed(state, 0.0)
                     await asyncio.sleep(0.002)  # pace: of the writes
 
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 flooding = asyncio.ensure_future(flood())
                 while not flooding.done():
                     await healthy.next("leaderboard")
@@ -282,7 +282,7 @@ async def test_client_that_reads_nothing_is_dropped_and_uses_little_memory(
 
 
 async def test_shutdown_ends_streams_with_a_bye_without_delay(start_api: StartApi) -> None:
-    client = await start_api(drain_s=4)
+    client = await start_api(drain_s=40)
     async with listening(client) as first, listening(client) as second:
         await first.next("leaderboard")
         await second.next("leaderboard")
@@ -291,9 +291,9 @@ async def test_shutdown_ends_streams_with_a_bye_without_delay(start_api: StartAp
         client.stop.set()
         byes = [await first.end(), await second.end()]
 
-    await asyncio.wait({client.served}, timeout=5)
+    await asyncio.wait({client.served}, timeout=30)
     assert client.served.done()
-    assert time.monotonic() - began_s < 3.5
+    assert time.monotonic() - began_s < 20
     assert {one["code"] for one in byes} == {1012}
 
 

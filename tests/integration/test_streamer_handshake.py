@@ -175,7 +175,7 @@ async def test_slow_handshake_is_dropped(start_streamer: StartStreamer) -> None:
             await asyncio.sleep(0.05)  # pace: interval of the attack
 
     assert await viewer.eof() == b""
-    assert time.monotonic() - began_s < 2.0
+    assert time.monotonic() - began_s < 8
     viewer.close()
     await running.wait_until_empty()
 

@@ -103,8 +103,8 @@ async def test_viewers_that_never_read_use_little_memory_and_close_with_4450(
             held.append(max(sizes, default=0))
             return sum(one._flow.is_held for one in viewers_of(running)) == len(stalled)
 
-        await eventually_async(is_paused, within_s=5)
-        await eventually_async(lambda: running.viewers == len(healthy), within_s=5)
+        await eventually_async(is_paused)
+        await eventually_async(lambda: running.viewers == len(healthy))
         delays = [value for one in await asyncio.gather(*reading) for value in one]
 
     assert closes(4450) == before + len(stalled)
@@ -173,11 +173,11 @@ async def test_long_round_trip_makes_boards_wait_for_pongs(
     viewer.messages.clear()
     async with publisher.at(50.0):
         first = publisher.seq
-        await eventually_async(lambda: publisher.seq > first + 150, within_s=10)
+        await eventually_async(lambda: publisher.seq > first + 150)
 
     assert 1 <= len(seqs(viewer)) <= 5, "one board per round trip, at any rate"
     newest = publisher.seq
-    await eventually_async(lambda: seqs(viewer)[-1] == newest, within_s=5)
+    await eventually_async(lambda: seqs(viewer)[-1] == newest)
     viewer.close()
     reading.cancel()
 

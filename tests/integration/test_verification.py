@@ -141,7 +141,7 @@ class Served:
 
     def get(self, path: str) -> str:
         url = f"http://127.0.0.1:{self._port}{path}"
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=30) as answer:
             return answer.read().decode()
 
     def metric(self, name: str) -> float | None:

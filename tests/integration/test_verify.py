@@ -76,7 +76,7 @@ async def dispatching(settings: Settings) -> AsyncIterator[Dispatcher]:
         yield dispatcher
     finally:
         dispatcher.close()
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 30)
 
 
 def direct(settings: Settings) -> "redis.Redis[str]":
@@ -164,7 +164,7 @@ async def test_a_backlog_with_commits_during_the_check_is_not_reported(
     async def flush_later() -> None:
         await asyncio.sleep(0)  # the verification starts
         async with flushing(settings):
-            await eventually_async(lambda: is_drained(settings), within_s=10)
+            await eventually_async(lambda: is_drained(settings))
 
     async with asyncio.TaskGroup() as group:
         verifying = group.create_task(verified(settings))
@@ -378,7 +378,7 @@ def board_of(settings: Settings) -> list[Any]:
 
 async def flush(settings: Settings) -> None:
     async with flushing(settings):
-        await eventually_async(lambda: is_drained(settings), within_s=10)
+        await eventually_async(lambda: is_drained(settings))
 
 
 def test_the_commands_show_confirm_and_repair(

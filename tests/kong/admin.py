@@ -93,7 +93,7 @@ def fake_admin() -> Iterator[FakeAdmin]:
     state = FakeAdmin()
 
     class Handler(BaseHTTPRequestHandler):
-        timeout = 5
+        timeout = 30
 
         def log_message(self, *args: Any) -> None:
             pass
@@ -138,4 +138,4 @@ def fake_admin() -> Iterator[FakeAdmin]:
     finally:
         server.shutdown()
         server.server_close()
-        thread.join(5)
+        thread.join(30)

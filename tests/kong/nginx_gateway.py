@@ -88,12 +88,12 @@ def nginx_gateway(
     command = [str(NGINX), "-p", str(folder), "-e", str(gateway.error_log), "-c", "nginx.conf"]
     process = subprocess.Popen(command)
     try:
-        eventually(lambda: listens(port, process), within_s=10)
+        eventually(lambda: listens(port, process))
         yield gateway
     finally:
         process.terminate()
         try:
-            process.wait(10)
+            process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -242,7 +242,7 @@ def raw_request(
     port: int, lines: Sequence[str], body: bytes = b""
 ) -> tuple[int, dict[str, str], bytes]:
     """Send a request unchanged, valid or not; return status, headers and body."""
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
         connection.sendall("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
         received = b""
         while b"\r\n\r\n" not in received:

@@ -109,7 +109,7 @@ def make(
 
 
 async def turn(sync: KongSync) -> LoadResult:
-    async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
+    async with httpx.AsyncClient(timeout=30, trust_env=False) as client:
         return await sync.turn(client)
 
 
@@ -357,7 +357,7 @@ async def test_five_changes_under_load_refuse_no_login(
             server.execute_command("ACL", "SETUSER", "kong", f">{new}")
             started_s = time.monotonic()
             store.put(new)
-            await eventually_async(lambda n=new: n in limiter.used, within_s=10)
+            await eventually_async(lambda n=new: n in limiter.used)
             delays_s.append(time.monotonic() - started_s)
             await eventually_async(lambda n=new: text_of(password_file) == n)
             server.execute_command("ACL", "SETUSER", "kong", f"<{old}")

@@ -127,7 +127,7 @@ async def stage(
         )  # fmt: skip
         gateway = stack.enter_context(running)
         client = await stack.enter_async_context(
-            httpx.AsyncClient(base_url=gateway.url, trust_env=False, timeout=10)
+            httpx.AsyncClient(base_url=gateway.url, trust_env=False, timeout=30)
         )
         stage = Stage(gateway, api, streamer, client)
         yield stage

@@ -94,7 +94,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[System, 
 @pytest.fixture
 async def front(running: tuple[System, NginxGateway]) -> AsyncIterator[Front]:
     system, gateway = running
-    async with httpx.AsyncClient(base_url=gateway.url, trust_env=False, timeout=10) as client:
+    async with httpx.AsyncClient(base_url=gateway.url, trust_env=False, timeout=30) as client:
         yield Front(system, gateway, client)
 
 
@@ -107,7 +107,7 @@ async def test_an_update_through_the_gateway_reaches_viewers(front: Front) -> No
 
         assert answer.status_code == 200, answer.text
         score = answer.json()["newScore"]
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while True:
                 frame = msgspec.json.decode(await viewer.recv())
                 rows = {row["userId"]: row["score"] for row in frame.get("leaderboard", [])}

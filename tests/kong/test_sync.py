@@ -66,7 +66,7 @@ def make(admin: FakeAdmin, clock: Clock, output: Path, **changes: Any) -> KongSy
 
 
 async def turn(sync: KongSync) -> LoadResult:
-    async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
+    async with httpx.AsyncClient(timeout=30, trust_env=False) as client:
         return await sync.turn(client)
 
 
@@ -343,7 +343,7 @@ async def test_the_loop_retries_and_ends_on_stop(
     sync = make(admin, clock, output, interval_s=0.05)
     admin.answers.append(429)
     stop = StopEvent(5)
-    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
         tasks.create_task(sync.serve(stop))
         await eventually_async(lambda: len(admin.posted) >= 3)
         stop.set()

@@ -80,7 +80,6 @@ LEAVING = st.sampled_from(["first", "last", "middle", "any", "none", "half"])
 PHASES = st.lists(st.tuples(LEAVING, st.integers(1, 60), st.integers(1, LIMIT)), max_size=6)
 
 
-@pytest.mark.timeout(180)
 def test_the_order_of_arrival_is_exact_for_any_number_of_changes(
     client: "redis.Redis[str]",
 ) -> None:

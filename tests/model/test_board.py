@@ -150,7 +150,6 @@ def machine(redis_url: str) -> Iterator[type[BoardMachine]]:
         yield type("Machine", (BoardMachine,), {"client": client})
 
 
-@pytest.mark.timeout(120)
 def test_the_board_equals_a_dict(machine: type[BoardMachine]) -> None:
     from hypothesis.stateful import run_state_machine_as_test
 

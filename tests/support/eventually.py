@@ -13,7 +13,7 @@ from typing import TypeVar, cast
 T = TypeVar("T")
 
 
-def eventually(check: Callable[[], T], within_s: float = 5.0, every_s: float = 0.02) -> T:
+def eventually(check: Callable[[], T], within_s: float = 30.0, every_s: float = 0.02) -> T:
     """Repeat ``check`` until it returns a true value; return that value.
 
     Raises AssertionError with the last failure when ``within_s`` has passed.
@@ -35,7 +35,7 @@ def eventually(check: Callable[[], T], within_s: float = 5.0, every_s: float = 0
 
 async def eventually_async(
     check: Callable[[], T | Awaitable[T]],
-    within_s: float = 5.0,
+    within_s: float = 30.0,
     every_s: float = 0.02,
 ) -> T:
     """Repeat ``check``, plain or async, until it returns a true value; return that value.

@@ -72,7 +72,7 @@ def test_a_service_imports_nothing_from_the_current_folder(
 
     service.start()
 
-    eventually(lambda: not service.is_running, within_s=20)
+    eventually(lambda: not service.is_running)
     assert "stray" not in log.read_text()
     assert "REDIS_URL is not set" in log.read_text()
 

@@ -38,7 +38,7 @@ class FakeBackend:
 
     def read(self) -> Credentials:
         self.reads += 1
-        answer = self.answers.get(timeout=20)
+        answer = self.answers.get(timeout=60)
         if isinstance(answer, Exception):
             raise answer
         return answer

@@ -15,7 +15,14 @@ from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, Playwright, WebSocket, async_playwright
+from playwright.async_api import (
+    Browser,
+    Page,
+    Playwright,
+    WebSocket,
+    async_playwright,
+    expect,
+)
 
 from tests.support.fakes.site import FakeSite
 
@@ -31,7 +38,8 @@ ARGUMENTS = [
     "--disable-sync",
 ]
 ARTIFACTS = Path(__file__).parents[3] / ".artifacts"
-TIMEOUT_MS = 5_000
+TIMEOUT_MS = 30_000
+expect.set_options(timeout=TIMEOUT_MS)
 _LOCAL = frozenset({"127.0.0.1", "localhost"})
 RECORD_VIOLATIONS = """
   window.policyViolations = [];

@@ -58,7 +58,7 @@ class Load:
                 thread.join(timeout=20)
 
     def _update(self, user: str) -> None:
-        with closing(http.client.HTTPConnection(self._host, timeout=10)) as connection:
+        with closing(http.client.HTTPConnection(self._host, timeout=30)) as connection:
             for number in itertools.count():
                 body = json.dumps({"userId": user, "actionId": f"win:{number}", "points": POINTS})
                 while True:
@@ -75,7 +75,7 @@ class Load:
 
     def _read(self) -> None:
         path = "/api/scores/leaderboard?limit=10&names=true"
-        with closing(http.client.HTTPConnection(self._host, timeout=10)) as connection:
+        with closing(http.client.HTTPConnection(self._host, timeout=30)) as connection:
             while not self._stop.wait(2 * PACE_S):
                 status, answer = self._ask(connection, "GET", path)
                 if status == 200:

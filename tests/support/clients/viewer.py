@@ -181,7 +181,7 @@ class RawViewer:
     async def send_json(self, message: object) -> None:
         await self.send(masked_frame(TEXT, json.dumps(message).encode()))
 
-    async def answer(self, within_s: float = 5.0) -> HttpResponse:
+    async def answer(self, within_s: float = 30.0) -> HttpResponse:
         """Read an HTTP response."""
         async with asyncio.timeout(within_s):
             while b"\r\n\r\n" not in self.buffer:
@@ -200,7 +200,7 @@ class RawViewer:
         del self.buffer[:size]
         return HttpResponse(int(lines[0].split(" ")[1]), headers, body)
 
-    async def frame(self, within_s: float = 5.0) -> Received:
+    async def frame(self, within_s: float = 30.0) -> Received:
         """Read one frame of any type; answer a ping. Raises Closed."""
         async with asyncio.timeout(within_s):
             while True:
@@ -222,7 +222,7 @@ class RawViewer:
                     self.messages.append(message)
                 return found
 
-    async def next(self, kind: str | None = None, within_s: float = 5.0) -> dict[str, Any]:
+    async def next(self, kind: str | None = None, within_s: float = 30.0) -> dict[str, Any]:
         """Read until the next message (of a type). Raises Closed."""
         async with asyncio.timeout(within_s):
             while True:
@@ -230,7 +230,7 @@ class RawViewer:
                 if found.opcode == TEXT and kind in {None, found.message["type"]}:
                     return found.message
 
-    async def closed(self, within_s: float = 5.0) -> int:
+    async def closed(self, within_s: float = 30.0) -> int:
         """Read until the end; return the close code."""
         async with asyncio.timeout(within_s):
             try:
@@ -239,7 +239,7 @@ class RawViewer:
             except Closed as closed:
                 return closed.code
 
-    async def close_payload(self, within_s: float = 5.0) -> bytes:
+    async def close_payload(self, within_s: float = 30.0) -> bytes:
         """Read until the close frame; return its payload."""
         async with asyncio.timeout(within_s):
             try:
@@ -248,7 +248,7 @@ class RawViewer:
             except Closed as closed:
                 return closed.payload
 
-    async def eof(self, within_s: float = 5.0) -> bytes:
+    async def eof(self, within_s: float = 30.0) -> bytes:
         """Read until the server has closed the connection; return what was received."""
         async with asyncio.timeout(within_s):
             try:
@@ -314,7 +314,7 @@ class RunningStreamer:
         channel, clock = self.streamer.manager.channel(board), self.streamer.manager.clock
         await eventually_async(lambda: clock() - channel.frame_at_s > 0.3)
 
-    async def wait_until_empty(self, within_s: float = 5.0) -> None:
+    async def wait_until_empty(self, within_s: float = 30.0) -> None:
         """Wait until all connections and counts are released."""
         manager = self.streamer.manager
         await eventually_async(

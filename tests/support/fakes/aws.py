@@ -26,7 +26,7 @@ class SecretsManager:
         host, port = self._server.get_host_and_port()
         self.url = f"http://{host}:{port}"
         # moto's state belongs to the process, so secrets of earlier tests would still exist.
-        with urlopen(Request(f"{self.url}/moto-api/reset", method="POST"), timeout=10):
+        with urlopen(Request(f"{self.url}/moto-api/reset", method="POST"), timeout=30):
             pass
         self._client: Any = None
 

@@ -121,7 +121,7 @@ async def start_api(
             listener = bind("127.0.0.1", 0)
             stack.callback(listener.close)
             port = listener.getsockname()[1]
-            client = ApiClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=15)
+            client = ApiClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30)
             client.port = port
             client.api, client.stop, client.make_token = api, StopEvent(5), make_token
             started = asyncio.Event()
@@ -140,7 +140,7 @@ async def start_api(
 async def _end(client: ApiClient) -> None:
     await client.aclose()
     client.stop.set()
-    await asyncio.wait({client.served}, timeout=10)
+    await asyncio.wait({client.served}, timeout=30)
     if not client.served.done():
         client.served.cancel()
     await asyncio.gather(client.served, return_exceptions=True)

@@ -48,10 +48,10 @@ class ApiProcess:
             assert self.process.poll() is None, self.output
             return len(self.lines("api_listening")) >= workers
 
-        eventually(listening, within_s=40)
+        eventually(listening, within_s=60)
         self.port = int(self.lines("api_listening")[0]["server.port"])
 
-    def stop(self, number: int = signal.SIGTERM, within_s: float = 15) -> int:
+    def stop(self, number: int = signal.SIGTERM, within_s: float = 60) -> int:
         if self.process.poll() is None:
             self.process.send_signal(number)
         return self.process.wait(within_s)
@@ -111,4 +111,4 @@ def _end(api: ApiProcess) -> None:
 
 
 def client_of(api: ApiProcess) -> httpx.Client:
-    return httpx.Client(base_url=api.url, trust_env=False, timeout=15)
+    return httpx.Client(base_url=api.url, trust_env=False, timeout=30)

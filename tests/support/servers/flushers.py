@@ -74,7 +74,7 @@ async def flushing(settings: Settings) -> AsyncIterator[Flusher]:
         yield flusher
     finally:
         stop.set()
-        await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(task, 30)
 
 
 @asynccontextmanager
@@ -85,7 +85,7 @@ async def dispatching(settings: Settings) -> AsyncIterator[Dispatcher]:
         yield dispatcher
     finally:
         dispatcher.close()
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 30)
 
 
 async def act(
@@ -138,7 +138,7 @@ class FlusherProcess:
         self.process.kill()
         self.process.wait()
 
-    def stop(self, within_s: float = 10) -> int:
+    def stop(self, within_s: float = 30) -> int:
         """Send SIGTERM; return the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(within_s)
@@ -160,7 +160,7 @@ class FlusherProcess:
         ]
         return [line for line in lines if not event or line["message"] == event]
 
-    def wait_for(self, event: str, count: int = 1, within_s: float = 10) -> dict[str, Any]:
+    def wait_for(self, event: str, count: int = 1, within_s: float = 30) -> dict[str, Any]:
         """Wait until an event was logged ``count`` times; return the last one."""
 
         def logged() -> list[dict[str, Any]]:
