@@ -12,6 +12,7 @@ from typing import Any, Final
 import click
 
 from cli.output import print_json, print_message, print_table
+from cli.parameters import MOMENT
 from cli.target import (
     DATABASE_URL,
     data_dir_option,
@@ -58,30 +59,6 @@ class Line(click.ParamType):
         return value
 
 
-class Moment(click.ParamType):
-    """A time with its offset from UTC, in the form of ISO 8601."""
-
-    name = "time"
-
-    def convert(
-        self,
-        value: Any,  # noqa: ANN401 (as click declares it)
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> datetime:
-        """Parse the time.
-
-        Raises click.BadParameter.
-        """
-        try:
-            moment = datetime.fromisoformat(value)
-        except ValueError:
-            self.fail(f"{value!r} is not a time such as 2026-05-03T04:00:00Z", param, ctx)
-        if moment.tzinfo is None:
-            self.fail(f"{value!r} has no offset from UTC; add Z or +02:00", param, ctx)
-        return moment
-
-
 @click.group()
 def backup() -> None:
     """Record backups of PostgreSQL and list the records."""
@@ -91,7 +68,7 @@ def backup() -> None:
 @click.argument("location", type=Line())
 @click.option(
     "--taken-at",
-    type=Moment(),
+    type=MOMENT,
     metavar="TIME",
     help="When the backup began, such as 2026-05-03T04:00:00Z.  [default: now]",
 )

@@ -24,9 +24,9 @@ REDIS_PARTS = {
     *("scoreboard-api-catalogue", "scoreboard-api-commits"),
     *("scoreboard-api-stream-changes", "scoreboard-api-stream-reads"),
     *("scoreboard-streamer-changes", "scoreboard-streamer-reads"),
-    *("scoreboard-flusher", "scoreboard-flusher-reader"),
+    *("scoreboard-flusher", "scoreboard-flusher-reader", "scoreboard-flusher-verify"),
 }
-DATABASE_PARTS = {"scoreboard-api", "scoreboard-flusher"}
+DATABASE_PARTS = {"scoreboard-api", "scoreboard-flusher", "scoreboard-flusher-verify"}
 
 
 @pytest.fixture

@@ -9,18 +9,23 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import redis
 
 from cli.embedded.ports import find_free_port
+from cli.embedded.servers import EmbeddedValkey
+from flusher.status import Condition
 from scoreboard.ledger.pool import connect
 from scoreboard.model import Action, Board, Layout, Partition, pack, partition_of
 from scoreboard.recovery.rolling_check import RollingCheck
+from scoreboard.recovery.verify import verify
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.store.client import make_client
 from scoreboard.store.keys import PartitionKeys
 from tests.support.clients.commands import Run
 from tests.support.eventually import eventually, eventually_async
+from tests.support.fakes.proxy import MakeProxy
 from tests.support.servers.flushers import (
     FlusherProcess,
     act,
@@ -213,6 +218,35 @@ async def test_a_takeover_is_followed_by_a_verification(
     assert line["scoreboard.count"] == len(USERS)
     assert line["scoreboard.findings"][0].startswith("ledger sum: user-00")
     assert line["scoreboard.advice"] == "scoreboard verify --board main"
+
+
+async def test_a_reconnection_to_redis_is_followed_by_a_verification(
+    settings: Settings,
+    make_proxy: MakeProxy,
+    valkey_server: EmbeddedValkey,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("flusher.verification.SAMPLE_EVERY_S", 0.0)
+    started: list[str] = []
+
+    async def noted(*arguments: Any, **options: Any) -> Any:
+        started.append(arguments[2].name)
+        return await verify(*arguments, **options)
+
+    monkeypatch.setattr("flusher.verification.verify", noted)
+    await fill(settings)
+    proxy = await make_proxy(valkey_server.port)
+    away = msgspec.structs.replace(
+        settings, redis_url=Secret(proxy.through(settings.redis_url.reveal()))
+    )
+    async with flushing(away) as flusher:
+        await eventually_async(lambda: started == ["main"], within_s=10)
+        proxy.refuse()
+        status = flusher.partitions[0].status
+        await eventually_async(lambda: status.condition is Condition.REDIS_AWAY, within_s=10)
+        await proxy.restore()
+
+        await eventually_async(lambda: started == ["main", "main"], within_s=15)
 
 
 async def test_a_standby_does_not_verify(
