@@ -131,7 +131,7 @@ class _Board:
                 board=self.name,
                 users=len(drifted),
                 examples=[
-                    {"user": one.user_id, "redis": one.redis, "expected": one.wanted}
+                    f"{one.user_id}: {one.redis} instead of {one.wanted}"
                     for one in list(drifted.values())[-SHOWN:]
                 ],
                 advice=checks.describe_drift(self.name, len(drifted), 0.0).advice,

@@ -193,7 +193,7 @@ async def test_a_changed_score_is_counted_and_logged_until_it_is_repaired(
     await asyncio.to_thread(eventually, lambda: served.metric(DRIFT) == 1, 15)
     line = await asyncio.to_thread(served.process.wait_for, "drift_found")
     assert line["log.level"] == "error"
-    assert line["scoreboard.examples"] == [{"user": "user-07", "redis": 99, "expected": 10}]
+    assert line["scoreboard.examples"] == ["user-07: 99 instead of 10"]
     assert line["scoreboard.advice"] == "scoreboard repair --board main"
     found = served.checks()["drift main"]
     assert (found["state"], found["advice"]) == ("drifted", "scoreboard repair --board main")
