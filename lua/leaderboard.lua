@@ -1,9 +1,9 @@
--- leaderboard: read a window of the ranking with total, epoch and seq, all of one moment.
+-- leaderboard: read a window of the ranking with total, epoch, seq and times, all of one moment.
 -- WHY       rows and position must be of one moment, or a viewer could take old rows for new ones
 -- KEYS      1 board zset · 2 meta hash
 -- ARGV      1 offset int · 2 limit int, 0 for none
 -- ASSUMES   none
--- RETURNS   epoch, seq, total, rows: alternating user and packed score, best first
+-- RETURNS   epoch, seq, total, rows: alternating user and packed score, best first, time of the last change of the watched top in ms or 0, Redis's time in ms
 -- OUTCOMES  none
 -- REFUSES   UNINIT no epoch · BADARG arguments
 -- WRITES    nothing
@@ -21,7 +21,7 @@ local function whole(text)
   return number and number < 2 ^ 53 and number or nil
 end
 
-local facts = redis.call('HMGET', meta, 'epoch', 'seq')
+local facts = redis.call('HMGET', meta, 'epoch', 'seq', 'changed')
 local epoch, seq = whole(facts[1]), whole(facts[2])
 if not epoch or epoch < 1 or not seq then
   return redis.error_reply('UNINIT the partition is empty: reseed it')
@@ -32,4 +32,6 @@ if limit > 0 then
   rows = redis.call('ZRANGE', board, string.format('%.0f', offset),
     string.format('%.0f', offset + limit - 1), 'REV', 'WITHSCORES')
 end
-return { epoch, seq, total, rows }
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+return { epoch, seq, total, rows, whole(facts[3]) or 0, now }

@@ -150,7 +150,7 @@ local function sweep(score)
 end
 
 -- decide and write, action by action: each sees the effects of those before it
-local replies, touched, shown = {}, {}, {}
+local replies, touched, shown, stream_id = {}, {}, {}, nil
 local wrote, sweeps_more = false, SWEEPS_MORE
 for i = 1, count do
   local action = actions[i]
@@ -197,7 +197,7 @@ for i = 1, count do
         event[#event + 1] = action.trace
       end
       -- XADD first: it can fail, if another program wrote to the stream.
-      redis.call('XADD', events, '*', unpack(event))
+      stream_id = redis.call('XADD', events, '*', unpack(event))
       redis.call('ZADD', board, string.format('%.0f', packed), action.user)
       redis.call('HSET', current, action.digest, string.format('%.0f:%.0f:%.0f', action.delta, score, seq))
       touched[current] = true
@@ -213,6 +213,9 @@ for i = 1, count do
 end
 if wrote then
   redis.call('HSET', meta, 'seq', string.format('%.0f', seq))
+  if visible then
+    redis.call('HSET', meta, 'changed', string.match(stream_id, '^%d+'))
+  end
   for key in pairs(touched) do
     redis.call('EXPIRE', key, 2 * seen_seconds + 60, 'NX')
   end

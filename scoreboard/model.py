@@ -190,6 +190,8 @@ class Window(Struct, frozen=True):
     by packed score and partition number, which is the same for every reader but not by time
     (docs/decisions/0044). With several partitions ``epoch`` and ``seq`` are sums, which grow when
     one of them does; ``positions`` has (epoch, seq) of each, because a sum can hide a decrease.
+    ``changed_ms`` is when Redis accepted the last change of the watched rows (0: not known),
+    ``read_ms`` when it was read, both by Redis's clock.
     """
 
     epoch: int
@@ -197,6 +199,8 @@ class Window(Struct, frozen=True):
     total: int
     rows: tuple[Row, ...]
     positions: tuple[tuple[int, int], ...] = ()
+    changed_ms: int = 0
+    read_ms: int = 0
 
 
 class Standing(Struct, frozen=True):

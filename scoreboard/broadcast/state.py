@@ -23,7 +23,15 @@ class ReadResult(Enum):
 class BoardState:
     """The newest accepted state of one board."""
 
-    __slots__ = ("_positions", "board", "is_public", "message", "stale_reason")
+    __slots__ = (
+        "_changed_ms",
+        "_positions",
+        "accepted_at_s",
+        "board",
+        "is_public",
+        "message",
+        "stale_reason",
+    )
 
     def __init__(self, board: str) -> None:
         self.board = board
@@ -32,6 +40,9 @@ class BoardState:
         self.is_public = False
         self.stale_reason: StaleReason | None = None
         """Why the board may be outdated, as sent to viewers; None while it is live."""
+        self.accepted_at_s = 0.0
+        """When Redis accepted the newest change of ``message`` (loop time); 0 if not known."""
+        self._changed_ms: int | None = None
         self._positions: tuple[tuple[int, int], ...] = ()
 
     @property
@@ -54,6 +65,18 @@ class BoardState:
             return ReadResult.UNCHANGED
         self.message = Leaderboard(self.board, window.epoch, window.seq, at_ms, window.rows)
         return ReadResult.CHANGED
+
+    def note_times(self, window: Window, asked_at_s: float) -> None:
+        """Set ``accepted_at_s`` from an accepted read, requested at ``asked_at_s`` (loop time).
+
+        Redis's clock is only compared with itself. The time of a change is not known at the first
+        read, whose change may be old, after a reseed, and if the time has not moved: a process of
+        an older version does not write it.
+        """
+        is_newer = self._changed_ms is not None and window.changed_ms > self._changed_ms
+        age_s = max(0, window.read_ms - window.changed_ms) / 1000
+        self.accepted_at_s = asked_at_s - age_s if is_newer else 0.0
+        self._changed_ms = window.changed_ms
 
     def _is_older(self, positions: tuple[tuple[int, int], ...]) -> bool:
         if len(positions) != len(self._positions):

@@ -50,6 +50,8 @@ class _Page(Struct, frozen=True, array_like=True):
     seq: Count
     total: Count
     rows: list[str]
+    changed_ms: Count
+    now_ms: Count
 
     def __post_init__(self) -> None:
         _check_rows(self.rows)
@@ -162,7 +164,15 @@ class Boards(Partitions):
         if layout.partitions == 1:
             (page,) = await self._read(_LEADERBOARD, board, {0: [offset, limit]}, _Page)
             rows = _rows(_members(page.rows, 0), offset)
-            return Window(page.epoch, page.seq, page.total, rows, ((page.epoch, page.seq),))
+            return Window(
+                page.epoch,
+                page.seq,
+                page.total,
+                rows,
+                ((page.epoch, page.seq),),
+                page.changed_ms,
+                page.now_ms,
+            )
         # Any partition may hold all of the rows, so each is read from its first one.
         args: list[object] = [0, offset + limit if limit else 0]
         pages = await self._read(_LEADERBOARD, board, dict.fromkeys(numbers, args), _Page)
@@ -173,6 +183,8 @@ class Boards(Partitions):
             total=sum(page.total for page in pages),
             rows=_rows(list(islice(ranking, offset, offset + limit)), offset),
             positions=tuple((page.epoch, page.seq) for page in pages),
+            changed_ms=max(page.changed_ms for page in pages),
+            read_ms=max(page.now_ms for page in pages),
         )
 
     async def standing(self, board: str, user_id: str, *, around: int = 0) -> Standing:

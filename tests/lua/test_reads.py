@@ -25,7 +25,7 @@ def names(flat: list[object]) -> list[str]:
 def test_a_window_has_total_epoch_and_seq(opened: Scripts) -> None:
     users = fill(opened, 12)
 
-    epoch, seq, total, rows = opened.run("leaderboard", READ, 0, 10)
+    epoch, seq, total, rows, _, _ = opened.run("leaderboard", READ, 0, 10)
 
     assert (epoch, seq, total) == (1, 12, 12)
     assert names(rows) == users[:10]
@@ -41,8 +41,27 @@ def test_pages_do_not_overlap_within_equal_scores(opened: Scripts) -> None:
 
 
 def test_an_empty_board_has_no_rows(opened: Scripts) -> None:
-    assert opened.run("leaderboard", READ, 0, 10) == [1, 0, 0, []]
-    assert opened.run("leaderboard", READ, 0, 0) == [1, 0, 0, []]
+    assert opened.run("leaderboard", READ, 0, 10)[:5] == [1, 0, 0, [], 0]
+    assert opened.run("leaderboard", READ, 0, 0)[:5] == [1, 0, 0, [], 0]
+
+
+def test_a_window_has_the_time_of_the_last_change_of_the_watched_top(opened: Scripts) -> None:
+    def times() -> tuple[int, int]:
+        *_, changed_ms, now_ms = opened.run("leaderboard", READ, 0, 10)
+        return changed_ms, now_ms
+
+    fill(opened, 12)
+    first_ms, read_ms = times()
+    [(stream_id, _)] = opened.client.xrevrange(KEYS.events, count=1)
+    assert first_ms <= int(text(stream_id).partition("-")[0]) <= read_ms
+
+    # The last entry of the call has its time, also for a change that viewers do not see.
+    opened.submit(("newcomer", "1", 1))
+    assert times()[0] == first_ms
+
+    opened.submit(("newcomer", "2", 1000))
+    [(stream_id, _)] = opened.client.xrevrange(KEYS.events, count=1)
+    assert times()[0] == int(text(stream_id).partition("-")[0])
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])

@@ -98,3 +98,23 @@ def test_change_of_partition_count_requires_a_higher_epoch() -> None:
 
     assert state.apply(window(epoch=3, positions=((3, 10),)), at_ms=2) is ReadResult.REWOUND
     assert state.apply(window(epoch=5, positions=((5, 0),)), at_ms=2) is ReadResult.CHANGED
+
+
+def test_the_time_of_a_change_is_known_by_redis_clock_alone() -> None:
+    state = BoardState("main")
+
+    def accepted_at_s(changed_ms: int, read_ms: int) -> float:
+        window = Window(2, 10, 1, TOP, (), changed_ms, read_ms)
+        state.note_times(window, asked_at_s=100.0)
+        return state.accepted_at_s
+
+    # The first read may show an old change.
+    assert accepted_at_s(5_000, 9_000) == 0.0
+    assert accepted_at_s(9_500, 9_750) == 99.75
+    # A process of an older version changed the board and wrote no time.
+    assert accepted_at_s(9_500, 20_000) == 0.0
+    # The stream id is ahead of a clock that went back.
+    assert accepted_at_s(30_000, 20_100) == 100.0
+    # A reseed removes the time; the next change is known again.
+    assert accepted_at_s(0, 40_000) == 0.0
+    assert accepted_at_s(41_000, 41_100) == pytest.approx(99.9)
