@@ -30,6 +30,7 @@ from api.endpoints.updates import UpdateService
 from scoreboard.errors import DatabaseUnavailable, RedisUnavailable, UnsafeDatabase
 from scoreboard.ledger import migrations
 from scoreboard.ledger import pool as postgres
+from scoreboard.ledger.pool_metrics import export_pool
 from scoreboard.runtime.resources import web_path
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
@@ -61,6 +62,8 @@ class Api:
         self._client = make_client(settings, name="api")
         self._store = Store(self._client)
         self._pool = postgres.make_pool(settings, name="api") if settings.database_url else None
+        if self._pool is not None:
+            export_pool(self._pool)
         self._verifier = Verifier(settings)
         self._catalogue = Catalogue(settings, self._store)
         self._dispatcher = Dispatcher(settings, name="api-dispatcher")
@@ -133,6 +136,7 @@ class Api:
                     tasks.create_task(self._catalogue.run()),
                     tasks.create_task(self._streams.run()),
                     tasks.create_task(self._names.run()),
+                    tasks.create_task(self.health.run()),
                     tasks.create_task(refresh_secrets()),
                 ]
                 if self._commits is not None:

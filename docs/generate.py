@@ -4,7 +4,6 @@
 """
 
 import inspect
-import json
 import re
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from cli.group import scoreboard
 from scoreboard.runtime.audit import ACTIONS
 from scoreboard.runtime.log_fields import FIELDS, LINE_FIELDS
 from scoreboard.runtime.settings import Secret, Settings, describe
+from scoreboard.runtime.telemetry import MetricDescription
 
 FOLDER: Final = Path(__file__).parent / "reference"
 NOTICE: Final = "<!-- Made by `make reference` from the code. -->\n"
@@ -35,14 +35,11 @@ SERVICES: Final = {
 """What has a metrics port: the module that a process of it imports, and the port."""
 
 LIST_METRICS: Final = """
-import importlib, json, sys
+import importlib, sys
+import msgspec
 importlib.import_module(sys.argv[1])
-from scoreboard.runtime.telemetry import REGISTRY
-found = []
-for one in REGISTRY._collector_to_names:
-    name = one._name + ("_total" if one._type == "counter" else "")
-    found.append((name, one._type, list(one._labelnames), one._documentation))
-print(json.dumps(sorted(found)))
+from scoreboard.runtime.telemetry import METRICS
+sys.stdout.buffer.write(msgspec.json.encode(sorted(METRICS.values(), key=lambda one: one.name)))
 """
 """A program of its own for each service: metrics register when their module is imported."""
 
@@ -61,9 +58,11 @@ METRICS: Final = """\
 # Metrics
 
 Each process serves its metrics at `/metrics` of its metrics port, in the Prometheus text format.
-Labels have a closed set of values: never a user, a token or an action.
+Labels have a closed set of values: never a user, a token or an action. *Normal* is what a healthy
+system shows; counters are then meant as rates. [Monitor the services](../how-to/monitor.md) lists
+alerts.
 
-## All services
+## All processes
 """
 
 COMMANDS: Final = """\
@@ -117,12 +116,8 @@ def settings_page() -> Iterator[str]:
 
 def metrics_page() -> Iterator[str]:
     """Return the lines of the page of all metrics."""
-    metrics = {service: _metrics_of(module) for service, (module, _) in SERVICES.items()}
-    everywhere = [
-        one
-        for one in metrics["api"]
-        if all(one in metrics[service] for service in ("streamer", "flusher"))
-    ]
+    metrics = {service: metrics_of(service) for service in SERVICES}
+    everywhere = [one for one in metrics["api"] if all(one in own for own in metrics.values())]
     yield from (METRICS, *_metrics_table(everywhere))
     for service, (_, port) in SERVICES.items():
         own = [one for one in metrics[service] if one not in everywhere]
@@ -205,18 +200,22 @@ def _default(value: object) -> str:
     return f"`{text}`" if text else ""
 
 
-def _metrics_of(module: str) -> list[list[object]]:
+def metrics_of(service: str) -> list[MetricDescription]:
+    """Return the metrics of a service, in the order of their names."""
+    module, _ = SERVICES[service]
     done = subprocess.run(  # noqa: S603 (a program and names of this file)
-        [sys.executable, "-c", LIST_METRICS, module], capture_output=True, text=True, check=True
+        [sys.executable, "-c", LIST_METRICS, module], capture_output=True, check=True
     )
-    return json.loads(done.stdout)
+    return msgspec.json.decode(done.stdout, type=list[MetricDescription])
 
 
-def _metrics_table(metrics: list[list[object]]) -> Iterator[str]:
-    yield from ("| metric | type | labels | meaning |", "|---|---|---|---|")
-    for name, kind, labels, about in metrics:
-        words = ", ".join(f"`{label}`" for label in labels)  # type: ignore[attr-defined]
-        yield f"| `{name}` | {kind} | {words} | {_cell(str(about))} |"
+def _metrics_table(metrics: list[MetricDescription]) -> Iterator[str]:
+    yield "| metric | type | labels | unit | meaning | normal |"
+    yield "|---|---|---|---|---|---|"
+    for one in metrics:
+        labels = ", ".join(f"`{label}`" for label in one.labels)
+        cells = (f"`{one.name}`", one.kind, labels, one.unit, one.about, one.normal)
+        yield f"| {' | '.join(map(_cell, cells))} |"
 
 
 def _command(command: click.Command, context: click.Context) -> Iterator[str]:

@@ -5,6 +5,7 @@ every acknowledged entry has a row; the stored position never passes a seq that 
 stream.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
@@ -18,6 +19,7 @@ from scoreboard.events import (
     Event,
     decode,
     event_time,
+    stream_id_key,
 )
 from scoreboard.model import kind_of, user_uuid
 
@@ -71,6 +73,8 @@ class Batch(Struct, frozen=True):
     """Stream id and seq of each entry; seq 0 if it cannot be parsed."""
     rows: list[Row]
     """The rows of ``actions``, built here so that the next batch is ready after a COMMIT."""
+    times_ms: list[int]
+    """When Redis accepted each entry, ms since 1970, in ascending order."""
 
     @property
     def ids(self) -> list[bytes]:
@@ -81,11 +85,6 @@ class Batch(Struct, frozen=True):
     def last_id(self) -> str:
         """The stream id of the last entry."""
         return self.steps[-1][0]
-
-    @property
-    def oldest_ms(self) -> int:
-        """When Redis accepted the first entry, ms since 1970."""
-        return int(self.steps[0][0].partition("-")[0])
 
 
 def build(entries: Iterable[Entry]) -> Batch:
@@ -107,7 +106,13 @@ def build(entries: Iterable[Entry]) -> Batch:
         bad.append(record)
         steps.append((record.stream_id, 0))
     return Batch(
-        kept, tuple(actions), tuple(corrections), tuple(bad), tuple(steps), make_rows(actions)
+        kept,
+        tuple(actions),
+        tuple(corrections),
+        tuple(bad),
+        tuple(steps),
+        make_rows(actions),
+        [int(stream_id.partition("-")[0]) for stream_id, _ in steps],
     )
 
 
@@ -131,6 +136,14 @@ def advance(batch: Batch, committed: int) -> Progress:
                 unread -= missing
             reached = seq
     return Progress(reached, gap)
+
+
+def count_after(batch: Batch, stream_id: str) -> int:
+    """Count the entries after a stream id."""
+    before = bisect_right(
+        batch.steps, stream_id_key(stream_id), key=lambda step: stream_id_key(step[0])
+    )
+    return len(batch.steps) - before
 
 
 def make_rows(actions: Sequence[Event]) -> list[Row]:

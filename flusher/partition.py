@@ -152,7 +152,7 @@ class PartitionFlusher:
                 _log.warning(
                     "position_outdated", partition=str(self.partition), reason=error.detail
                 )
-                metrics.FAULTS.labels("outdated").inc()
+                metrics.FAULTS["outdated"].inc()
                 self._must_start_over = True
                 await self._pause(stop)
             except (RedisUnavailable, Uninitialised, GroupMissing) as error:
@@ -223,7 +223,7 @@ class PartitionFlusher:
             committed = stream_id_key(self._position.stream_id)
             lost = [one for one in page.vanished if stream_id_key(one) > committed]
             if lost:
-                metrics.FAULTS.labels("vanished").inc(len(lost))
+                metrics.FAULTS["vanished"].inc(len(lost))
                 _log.error(
                     "pending_entries_vanished",
                     partition=str(self.partition),
@@ -327,7 +327,7 @@ class PartitionFlusher:
         positions are logged.
         """
         if reason != Finding.RESUME.value:
-            metrics.FAULTS.labels("rewind").inc()
+            metrics.FAULTS["rewind"].inc()
             _log.error(
                 "redis_rewound",
                 partition=str(self.partition),
@@ -369,16 +369,16 @@ class PartitionFlusher:
             result = await (self._tracing.trace(batch, commit) if self._tracing else commit())
         match result:
             case Superseded():
-                metrics.BATCHES.labels("superseded").inc()
+                metrics.BATCHES["superseded"].inc()
                 _log.warning("batch_superseded", partition=str(self.partition))
                 raise _PositionChanged
             case GapFound(gap):
-                metrics.BATCHES.labels("gap").inc()
+                metrics.BATCHES["gap"].inc()
                 await self._handle_gap(writer, gap)
                 await self._flush(writer, batch, is_draining=True)
                 return
             case Flushed():
-                self._account(result, oldest_s=batch.oldest_ms / 1000, is_draining=is_draining)
+                self._account(result, batch, is_draining=is_draining)
         await self.consumer.acknowledge(
             batch, replication_id=self._replication_id, epoch=self._epoch, skip_gaps=is_draining
         )
@@ -398,14 +398,14 @@ class PartitionFlusher:
             _log.warning(
                 "undelivered_entries_found", partition=str(self.partition), expected=gap.expected
             )
-            metrics.FAULTS.labels("hidden").inc()
+            metrics.FAULTS["hidden"].inc()
             await self.consumer.start_over()
             self._must_claim = False
             raise _PositionChanged
         state = await self._store.state(self.partition)
         if await writer.position() != self._position:
             raise _PositionChanged  # another flusher committed and trimmed them
-        metrics.FAULTS.labels("gap").inc()
+        metrics.FAULTS["gap"].inc()
         _log.error(
             "entries_lost",
             partition=str(self.partition),
@@ -426,10 +426,10 @@ class PartitionFlusher:
             reason=reason,
         )
 
-    def _account(self, result: Flushed, *, oldest_s: float, is_draining: bool) -> None:
+    def _account(self, result: Flushed, batch: Batch, *, is_draining: bool) -> None:
         self._position = result.position
         self.status.position = result.position
-        metrics.count(result, oldest_s=oldest_s)
+        metrics.count(result, batch)
         if result.late:
             self._has_late_duplicates = True
             _log.warning("late_duplicates_found", partition=str(self.partition), count=result.late)

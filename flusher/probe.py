@@ -4,7 +4,7 @@ scoreboard.http.operator_port serves both.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
@@ -16,9 +16,11 @@ from scoreboard.errors import ScoreboardError
 from scoreboard.health.checks import Check, backlog_name
 from scoreboard.health.readings import describe_backlogs, describe_secrets
 from scoreboard.runtime.lifecycle import StopEvent
+from scoreboard.store.client import REDIS_UP
 from scoreboard.store.partitions import Backlog, Partitions
 
 OBSERVE_EVERY_S: Final = 1.0
+DURABILITY_EVERY_S: Final = 10.0
 
 
 class Probe:
@@ -32,17 +34,34 @@ class Probe:
         partitions: list[PartitionFlusher],
         store: Partitions,
         more_checks: Callable[[], Mapping[str, Check]],
+        check_durability: Callable[[], Awaitable[object]],
     ) -> None:
+        """``check_durability`` exports whether Redis keeps what it acknowledges."""
         self._partitions = partitions
         self._store = store
         self._more_checks = more_checks
+        self._check_durability = check_durability
+        self._durability_due_s = 0.0
 
     async def observe(self, stop: StopEvent) -> None:
         """Measure streams until ``stop``, also without PostgreSQL or the lease."""
         while not await stop.sleep(OBSERVE_EVERY_S):
+            await self._measure_redis()
             for flusher in self._partitions:
                 with suppress(ScoreboardError):  # the partition flusher logs it
                     await self._measure(flusher)
+
+    async def _measure_redis(self) -> None:
+        try:
+            await self._store.now_s()
+        except ScoreboardError:
+            REDIS_UP.set(0)
+            return
+        REDIS_UP.set(1)
+        if time.monotonic() >= self._durability_due_s:
+            with suppress(ScoreboardError):
+                await self._check_durability()
+                self._durability_due_s = time.monotonic() + DURABILITY_EVERY_S
 
     async def _measure(self, flusher: PartitionFlusher) -> None:
         labels = (flusher.partition.board, str(flusher.partition.number))
@@ -50,12 +69,12 @@ class Probe:
         state = await self._store.state(flusher.partition)
         backlog = await self._store.backlog(flusher.partition)
         flusher.status.note_backlog(backlog)
-        metrics.ACCEPTING.labels(*labels).set(state.is_open)
-        metrics.STREAM_LENGTH.labels(*labels).set(backlog.entries)
-        metrics.STREAM_PENDING.labels(*labels).set(backlog.pending)
+        metrics.ACCEPTING[labels].set(state.is_open)
+        metrics.STREAM_LENGTH[labels].set(backlog.entries)
+        metrics.STREAM_PENDING[labels].set(backlog.pending)
         oldest_ms = backlog.oldest_ms
         age_s = 0.0 if oldest_ms is None else max(0.0, time.time() - oldest_ms / 1000)
-        metrics.STREAM_AGE.labels(*labels).set(age_s)
+        metrics.STREAM_AGE[labels].set(age_s)
         if committed is not None:
             metrics.STREAM_LAG.labels(*labels).set(max(0, state.seq - committed.seq))
         else:

@@ -10,28 +10,36 @@ commits and acknowledges its batch, and releases its lease, which a standby then
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Final
 
+from flusher import metrics
 from flusher.consumer import Consumer
 from flusher.partition import PartitionFlusher
 from flusher.probe import Probe
 from flusher.session import require_ready
 from flusher.verification import Verification
-from scoreboard.errors import ScoreboardError, Unavailable, UnexpectedReply
+from scoreboard.errors import (
+    DatabaseUnavailable,
+    ScoreboardError,
+    Unavailable,
+    UnexpectedReply,
+)
 from scoreboard.http.operator_port import OperatorPort, bind_operators
 from scoreboard.ledger.boards import select_boards
-from scoreboard.ledger.pool import Connection, connect
+from scoreboard.ledger.dead_letters import count_dead_letters
+from scoreboard.ledger.pool import POSTGRES_UP, Connection, connect
 from scoreboard.ledger.positions import select_partitions
 from scoreboard.ledger.sessions import require_session
 from scoreboard.model import Board, Partition
 from scoreboard.runtime.audit import audit_start
 from scoreboard.runtime.lifecycle import StopEvent, backoff_s
 from scoreboard.runtime.settings import Settings
-from scoreboard.runtime.telemetry import REDIS_DURABLE, get_logger
+from scoreboard.runtime.telemetry import get_logger
 from scoreboard.runtime.tracing import make_tracing
 from scoreboard.security.credentials import refresh_secrets, require_secrets
 from scoreboard.store.client import make_client
-from scoreboard.store.durability import require_durability
+from scoreboard.store.durability import measure_durability, require_durability
 from scoreboard.store.store import Store
 
 SEARCH_EVERY_S: Final = 2.0
@@ -68,7 +76,12 @@ class Flusher:
             await _wait_until_ready(self._require_redis, stop)
             await _wait_until_ready(self._require_database, stop)
             verification = Verification(self._settings, self.partitions)
-            probe = Probe(self.partitions, store, verification.checks)
+            probe = Probe(
+                self.partitions,
+                store,
+                verification.checks,
+                partial(measure_durability, client, self._settings),
+            )
             operators = bind_operators(
                 self._settings.metrics_host,
                 self._settings.flusher_metrics_port,
@@ -94,12 +107,16 @@ class Flusher:
                     while not stop.is_set and not connection.is_login_outdated:
                         async with asyncio.timeout(SEARCH_LIMIT_S):
                             found = await self._find(connection, store)
+                            await _count_dead_letters(connection)
+                        POSTGRES_UP.set(1)
                         for partition in found:
                             flusher = self._add_partition(clients, store, partition)
                             group.create_task(flusher.run(stop))
                         attempt = 0
                         await stop.sleep(SEARCH_EVERY_S)
             except (ScoreboardError, TimeoutError) as error:
+                if isinstance(error, DatabaseUnavailable | TimeoutError):
+                    POSTGRES_UP.set(0)
                 if attempt == 0:
                     reason = error.detail if isinstance(error, ScoreboardError) else "no answer"
                     _log.warning("partition_search_failed", reason=reason)
@@ -170,8 +187,7 @@ class Flusher:
 
     async def _require_redis(self) -> None:
         async with make_client(self._settings, name="flusher-check", connections=1) as client:
-            found = await require_durability(client, self._settings)
-        REDIS_DURABLE.set(found.is_safe)
+            await require_durability(client, self._settings)
 
     async def _require_database(self) -> None:
         async with self._connection() as connection:
@@ -185,6 +201,11 @@ class Flusher:
             yield connection
         finally:
             await connection.close()
+
+
+async def _count_dead_letters(connection: Connection) -> None:
+    for board, count in (await count_dead_letters(connection)).items():
+        metrics.OPEN_DEAD_LETTERS[board].set(count)
 
 
 async def _wait_until_ready(check: Callable[[], Awaitable[None]], stop: StopEvent) -> None:

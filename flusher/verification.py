@@ -87,6 +87,8 @@ class _Board:
         self.verified_at_s: float | None = None
         self.failure = ""
         self._logged_users = 0
+        for result in metrics.VERIFICATION_RESULTS:
+            metrics.VERIFICATIONS[self.name, result].inc(0)
 
     @property
     def is_led(self) -> bool:
@@ -102,7 +104,7 @@ class _Board:
 
     def count(self, result: str) -> None:
         """Count a completed verification or step."""
-        metrics.VERIFICATIONS.labels(self.name, result).inc()
+        metrics.VERIFICATIONS[self.name, result].inc()
         self.verified_at_s = time.time()
         metrics.VERIFIED_AT.labels(self.name).set(self.verified_at_s)
         if self.failure:
@@ -111,7 +113,7 @@ class _Board:
 
     def count_incomplete(self, result: str, error: ScoreboardError | TimeoutError) -> None:
         """Count a verification that did not complete; log each cause once."""
-        metrics.VERIFICATIONS.labels(self.name, result).inc()
+        metrics.VERIFICATIONS[self.name, result].inc()
         reason = error.detail if isinstance(error, ScoreboardError) else "no answer in time"
         cause = error.code if isinstance(error, ScoreboardError) else reason
         if cause != self.failure:

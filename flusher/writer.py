@@ -13,7 +13,7 @@ from typing import Any, Final
 import psycopg
 from msgspec import Struct
 
-from flusher.batch import COLUMNS, Batch, Gap, Row, advance, make_rows
+from flusher.batch import COLUMNS, Batch, Gap, Row, advance, count_after, make_rows
 from flusher.database_errors import ErrorClass, classify
 from flusher.dead_letters import DeadEvent, dead_event, dead_event_of
 from flusher.session import TRANSACTION_LIMIT_S, Session
@@ -60,6 +60,8 @@ class Flushed(Struct, frozen=True):
     """The result of a committed batch. ``position`` is the committed position after it."""
 
     position: Position
+    fresh: int
+    """Entries that no earlier batch committed: the last ones of this batch."""
     counted: int = 0
     redelivered: int = 0
     late: int = 0
@@ -177,6 +179,7 @@ class Writer(Session):
         staged = len(batch.actions) - (len(dead) - len(batch.bad))
         return Flushed(
             position=reached,
+            fresh=count_after(batch, previous.stream_id),
             counted=tally.counted,
             redelivered=staged - tally.counted - tally.late,
             late=tally.late,

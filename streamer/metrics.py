@@ -1,31 +1,114 @@
 """The streamer's metrics. Labels come from closed sets: never a user, an address or a token."""
 
-from scoreboard.runtime.telemetry import VIEWER_BUCKETS, counter, gauge, histogram
+from typing import Final
 
-CONNECTIONS = gauge("ws_connections", "Connections by state", "state")
-HANDSHAKES = counter("ws_handshakes_total", "Opening handshakes by result", "result")
-CLOSES = counter("ws_closes_total", "Closed viewers by close code and by who closed", "code", "by")
-FRAMES_SENT = counter("ws_frames_sent_total", "Boards written to viewers")
-FRAMES_SKIPPED = counter(
-    "ws_frames_skipped_total", "Boards skipped because the viewer did not accept data"
+from scoreboard.broadcast.close_codes import CloseCode
+from scoreboard.runtime.telemetry import VIEWER_BUCKETS, Children, counter, gauge, histogram
+
+CONNECTIONS: Final = Children(
+    gauge(
+        "ws_connections",
+        "Connections by state: open, or other (handshakes and closing connections)",
+        "state",
+        unit="connections",
+        normal="open: below 70 % of SCOREBOARD_VIEWERS; other: few",
+    ),
+    "open",
+    "other",
 )
-SWEEP = histogram(
+HANDSHAKES: Final = Children(
+    counter(
+        "ws_handshakes_total",
+        "Opening handshakes by result: a status, or how the connection ended",
+        "result",
+        unit="handshakes",
+        normal="nearly all 101; 503 and displaced: 0",
+    ),
+    "101",
+    "503",
+    "dropped",
+    "displaced",
+)
+CLOSES: Final = Children(
+    counter(
+        "ws_closes_total",
+        "Closed viewers by close code and by who closed",
+        "code",
+        "by",
+        unit="connections",
+        normal="1000, 1001, 1005 and 1006 by the client, 1012 by the server; 1011 and 4450: 0",
+    ),
+    *((str(int(code)), "server") for code in (CloseCode.INTERNAL_ERROR, CloseCode.TOO_SLOW)),
+)
+FRAMES_SENT: Final = counter(
+    "ws_frames_sent_total",
+    "Boards written to viewers",
+    unit="frames",
+    normal="at most ten a second for each viewer",
+)
+FRAMES_SKIPPED: Final = counter(
+    "ws_frames_skipped_total",
+    "Boards skipped because the viewer did not accept data",
+    unit="frames",
+    normal="below 1 % of ws_frames_sent_total",
+)
+SWEEP: Final = histogram(
     "ws_sweep_seconds",
     "Time per event-loop turn spent writing a message to viewers",
     VIEWER_BUCKETS,
+    normal="below 0.01, the limit of a turn and its last viewers",
 )
-CHANGE_TO_WRITE = histogram(
+CHANGE_TO_WRITE: Final = histogram(
     "ws_change_to_write_seconds",
     "Time from a change's notification to the end of each turn that writes it",
     VIEWER_BUCKETS,
+    normal="p99 below 0.15: frames leave at most every 0.1",
 )
-PING_RTT = histogram("ws_ping_rtt_seconds", "Round trip of a ping", VIEWER_BUCKETS)
-UNSENT = histogram(
+ACCEPT_TO_VIEWER: Final = histogram(
+    "accept_to_viewer_seconds",
+    "Time from Redis's acceptance of the newest change in a board to the end of each turn that"
+    " writes it",
+    VIEWER_BUCKETS,
+    normal="p99 below 0.25",
+)
+PING_RTT: Final = histogram(
+    "ws_ping_rtt_seconds",
+    "Round trip of a ping",
+    VIEWER_BUCKETS,
+    normal="that of the viewers' networks, mostly below 0.25",
+)
+UNSENT: Final = histogram(
     "ws_unsent_bytes",
     "Unsent bytes in a viewer's kernel buffer, sampled at each keepalive ping",
     (0, 1024, 4096, 8192, 16_384, 32_768, 65_536),
+    normal="0",
 )
-ACK_PACED = gauge("ws_ack_paced", "Viewers whose next board waits for a pong")
-INBOUND = counter("ws_inbound_total", "Frames from viewers", "type", "verdict")
-RENEWALS = counter("ws_auth_renewals_total", "Token renewals by result", "result")
-LOOP_LAG = gauge("loop_lag_seconds", "Delay of the last timer tick of the event loop")
+ACK_PACED: Final = gauge(
+    "ws_ack_paced",
+    "Viewers whose next board waits for a pong",
+    unit="viewers",
+    normal="few: those with slow networks",
+)
+INBOUND: Final = Children(
+    counter(
+        "ws_inbound_total",
+        "Frames from viewers",
+        "type",
+        "verdict",
+        unit="frames",
+        normal="pong taken: one per viewer and keepalive interval; refused: nearly 0",
+    )
+)
+RENEWALS: Final = Children(
+    counter(
+        "ws_auth_renewals_total",
+        "Token renewals by result",
+        "result",
+        unit="renewals",
+        normal="nearly all renewed",
+    ),
+    "renewed",
+)
+LOOP_LAG: Final = gauge(
+    "loop_lag_seconds", "Delay of the last timer tick of the event loop", normal="below 0.05"
+)

@@ -29,6 +29,7 @@ from scoreboard.security.credentials import refresh_secrets, require_secrets
 from scoreboard.security.tokens import Verifier
 from streamer import metrics
 from streamer.fanout.frame_tracing import FrameTracing
+from streamer.fanout.hub import Channel
 from streamer.fanout.manager import ConnectionManager
 from streamer.handshake.listener import BACKLOG, capacity_of, make_listener
 from streamer.handshake.opening import OpeningHandshake
@@ -166,10 +167,7 @@ class Streamer:
                 now_s = clock()
                 metrics.SWEEP.observe(now_s - started_at_s)
                 for channel in channels:
-                    if channel.noticed_at_s:
-                        metrics.CHANGE_TO_WRITE.observe(now_s - channel.noticed_at_s)
-                        if not channel.is_sweeping:
-                            channel.noticed_at_s = 0.0
+                    _observe_delays(channel, now_s)
                 if self._frames is not None:
                     self._frames.turn_ended(channels)
                 self._count_frames()
@@ -207,6 +205,16 @@ class Streamer:
                 channel.skipped = 0
 
 
+def _observe_delays(channel: Channel, now_s: float) -> None:
+    """Observe the delays of a board after a turn that wrote it."""
+    if channel.noticed_at_s:
+        metrics.CHANGE_TO_WRITE.observe(now_s - channel.noticed_at_s)
+    if channel.accepted_at_s:
+        metrics.ACCEPT_TO_VIEWER.observe(now_s - channel.accepted_at_s)
+    if not channel.is_sweeping:
+        channel.noticed_at_s = channel.accepted_at_s = 0.0
+
+
 def drain_time_s(viewers: int, drain_s: float) -> float:
     """Return the time over which to close viewers, so that their reconnects are spread out."""
     needed_s = min(max(drain_s, viewers / RECONNECTS_PER_S), DRAIN_MAX_S)
@@ -221,8 +229,8 @@ def grace_s(settings: Settings) -> float:
 
 def register_gauges(manager: ConnectionManager) -> None:
     """Make the connection gauges read the manager's counts when they are scraped."""
-    metrics.CONNECTIONS.labels("open").set_function(lambda: manager.admission.viewers)
-    metrics.CONNECTIONS.labels("other").set_function(
+    metrics.CONNECTIONS["open"].set_function(lambda: manager.admission.viewers)
+    metrics.CONNECTIONS["other"].set_function(
         lambda: len(manager.connections) - manager.admission.viewers
     )
     metrics.ACK_PACED.set_function(

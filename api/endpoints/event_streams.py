@@ -27,7 +27,7 @@ from scoreboard.http.request import Request
 from scoreboard.http.response import NOSNIFF
 from scoreboard.runtime.lifecycle import jitter
 from scoreboard.runtime.settings import Settings
-from scoreboard.runtime.telemetry import counter, gauge
+from scoreboard.runtime.telemetry import Children, counter, gauge
 from scoreboard.security.access import can_read, require_read
 from scoreboard.security.addresses import request_address, trusted_networks
 from scoreboard.security.origins import Origins
@@ -43,9 +43,32 @@ AGE_SPREAD: Final = 0.2
 ENDED_PER_S: Final = 50
 """Streams ended per second when the process stops, unless the drain time is shorter."""
 
-_STREAMS = gauge("event_streams", "Event streams open")
-_OPENED = counter("event_streams_opened_total", "Requested event streams by result", "result")
-_ENDED = counter("event_streams_ended_total", "Ended event streams by reason", "reason")
+_STREAMS: Final = gauge(
+    "event_streams",
+    "Event streams open",
+    unit="streams",
+    normal="below SCOREBOARD_EVENT_STREAMS",
+)
+_OPENED: Final = Children(
+    counter(
+        "event_streams_opened_total",
+        "Requested event streams by result",
+        "result",
+        unit="requests",
+        normal="nearly all granted",
+    ),
+    "granted",
+)
+_ENDED: Final = Children(
+    counter(
+        "event_streams_ended_total",
+        "Ended event streams by reason: a close code, client, too-slow or error",
+        "reason",
+        unit="streams",
+        normal="client and 1012; error: 0",
+    ),
+    *("client", "too-slow", "error"),
+)
 
 _HEADERS: Final = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -92,9 +115,9 @@ class EventStreams:
         try:
             admission = await self._admit(request)
         except ScoreboardError as error:
-            _OPENED.labels(error.code).inc()
+            _OPENED[error.code].inc()
             raise
-        _OPENED.labels("granted").inc()
+        _OPENED["granted"].inc()
         return partial(self._serve, request, admission)
 
     async def run(self) -> None:
@@ -178,7 +201,7 @@ class EventStreams:
         try:
             reason = await self._write(request, stream)
         finally:
-            _ENDED.labels(reason).inc()
+            _ENDED[reason].inc()
             channel.streams.discard(stream)
             self._counts.release(admission.address, admission.subject)
 

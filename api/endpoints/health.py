@@ -37,13 +37,14 @@ from scoreboard.health.readings import describe_secrets, read_states
 from scoreboard.http import probes
 from scoreboard.http.request import Request
 from scoreboard.http.response import HttpResponse
-from scoreboard.ledger.pool import Connection, translate_errors
+from scoreboard.ledger.pool import POSTGRES_UP, Connection, translate_errors
 from scoreboard.runtime.settings import Settings
-from scoreboard.runtime.telemetry import REDIS_DURABLE, get_logger
+from scoreboard.runtime.telemetry import get_logger
 from scoreboard.security.tokens import Verifier
 from scoreboard.store.boards import Boards
 from scoreboard.store.catalogue import Catalogue
-from scoreboard.store.durability import check_durability, replicas_needed
+from scoreboard.store.client import REDIS_UP
+from scoreboard.store.durability import measure_durability
 
 LIVE_PATH: Final = "/health/live"
 READY_PATH: Final = "/health/ready"
@@ -53,6 +54,9 @@ BOARDS_TTL_S: Final = 1.0
 DURABILITY_TTL_S: Final = 10.0
 DATABASE_TTL_S: Final = 5.0
 TIMEOUT_S: Final = 1.0
+
+MEASURE_EVERY_S: Final = 2.0
+"""Interval of measuring the servers without probes, so that the metrics are current."""
 
 UP: Final = Check("up")
 _log = get_logger(__name__)
@@ -99,11 +103,11 @@ class Health:
         catalogue: Catalogue,
         pool: AsyncConnectionPool[Connection] | None,
     ) -> None:
+        self._settings = settings
         self._client = client
         self._store = store
         self._boards = settings.boards
         self._is_unsafe_allowed = settings.unsafe_redis
-        self._replicas = replicas_needed(settings)
         self._verifier = verifier
         self._catalogue = catalogue
         self._pool = pool
@@ -118,6 +122,17 @@ class Health:
     def drain(self) -> None:
         """Become not ready: the process is about to stop."""
         self.draining.set()
+
+    async def run(self) -> None:
+        """Measure Redis and PostgreSQL for the metrics until cancelled, also without probes."""
+        while True:
+            redis, database = await asyncio.gather(self._ping.get(), self._database.get())
+            REDIS_UP.set(redis[REDIS] == UP)
+            if self._pool is not None:
+                POSTGRES_UP.set(database[DATABASE] == UP)
+            if redis[REDIS] == UP:
+                await self._durability.get()
+            await asyncio.sleep(MEASURE_EVERY_S)
 
     async def ready(self) -> Readiness:
         """Return the state of each dependency, and whether this process should get requests."""
@@ -172,8 +187,7 @@ class Health:
         ]
 
     async def _check_durability(self) -> list[Check]:
-        found = await check_durability(self._client, replicas=self._replicas)
-        REDIS_DURABLE.set(1 if found.is_safe else 0)
+        found = await measure_durability(self._client, self._settings)
         check = describe_durability(found, is_unsafe_allowed=self._is_unsafe_allowed)
         if check.state == "unsafe":
             _log.error("redis_not_durable", problems=found.problems)

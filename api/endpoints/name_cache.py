@@ -37,7 +37,12 @@ PAUSE_S: Final = 5.0
 LOOKUP_S: Final = 5.0
 """Time limit of one query."""
 
-_MISSED = counter("names_unavailable_total", "Reads answered with missing or outdated names")
+_MISSED: Final = counter(
+    "names_unavailable_total",
+    "Reads answered with missing or outdated names",
+    unit="reads",
+    normal="0; increases while PostgreSQL is away",
+)
 _log = get_logger(__name__)
 
 

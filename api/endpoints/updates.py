@@ -4,6 +4,10 @@ api.endpoints.fast_update serves updates; the handler of api.endpoints.scores is
 implementation, from which the documents are generated. Both call ``apply``.
 """
 
+from typing import Final
+
+from prometheus_client import Counter
+
 from api.documents.schemas import UpdateRequest
 from api.edge.rate_limit import Quota, RateLimiter
 from api.metrics import UPDATES
@@ -13,8 +17,8 @@ from scoreboard.errors import (
     Forbidden,
     OutcomeUnknown,
     RateLimited,
-    ScoreboardError,
     ScoreOutOfRange,
+    Unavailable,
 )
 from scoreboard.model import Action, Receipt
 from scoreboard.runtime.settings import Settings
@@ -24,15 +28,17 @@ from scoreboard.store.catalogue import Catalogue
 from scoreboard.store.commit_waiter import CommitWaiter
 from scoreboard.store.dispatcher import Dispatcher
 
-_APPLIED = UPDATES.labels("applied")
-_REPLAYED = UPDATES.labels("replayed")
-_OUTCOMES = {
-    ActionConflict: UPDATES.labels("conflict"),
-    Busy: UPDATES.labels("busy"),
-    ScoreOutOfRange: UPDATES.labels("range"),
-    OutcomeUnknown: UPDATES.labels("unknown"),
-}
-_RATE_LIMITED = UPDATES.labels("rate_limited")
+_APPLIED: Final = UPDATES["applied"]
+_REPLAYED: Final = UPDATES["replayed"]
+_OUTCOMES: Final = (
+    (ActionConflict, UPDATES["conflict"]),
+    (Busy, UPDATES["busy"]),
+    (ScoreOutOfRange, UPDATES["range"]),
+    (RateLimited, UPDATES["rate_limited"]),
+    (OutcomeUnknown, UPDATES["unknown"]),
+    (Unavailable, UPDATES["unavailable"]),
+)
+"""The first matching class determines the outcome; any other error leaves it unknown."""
 
 
 class UpdateService:
@@ -81,23 +87,23 @@ class UpdateService:
             else self._catalogue.points_of(request.action_id)
         )
         quota = None
-        if self._limiter is not None:
-            try:
-                quota = await self._limiter.take(caller, trusted=trusted)
-            except RateLimited:
-                _RATE_LIMITED.inc()
-                raise
         action = Action(
             request.user_id, request.action_id, points, stated_points is not None, request_id
         )
         try:
+            if self._limiter is not None:
+                quota = await self._limiter.take(caller, trusted=trusted)
             receipt = await self._dispatcher.submit(board, action)
             if self._commits is not None:
                 receipt = await self._commits.confirm(board, action, receipt)
-        except ScoreboardError as error:
-            outcome = _OUTCOMES.get(type(error))
-            if outcome is not None:
-                outcome.inc()
+        except BaseException as error:  # also the cancellation at the time limit
+            _outcome_of(error).inc()
             raise
         (_REPLAYED if receipt.replayed else _APPLIED).inc()
         return receipt, quota
+
+
+def _outcome_of(error: BaseException) -> Counter:
+    return next(
+        (outcome for kind, outcome in _OUTCOMES if isinstance(error, kind)), UPDATES["unknown"]
+    )

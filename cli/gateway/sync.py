@@ -34,7 +34,7 @@ from scoreboard.errors import OperatorMistake, SecretsUnavailable
 from scoreboard.runtime.audit import write_audit
 from scoreboard.runtime.lifecycle import StopEvent, backoff_s, jitter
 from scoreboard.runtime.settings import Secret
-from scoreboard.runtime.telemetry import counter, gauge, get_logger
+from scoreboard.runtime.telemetry import Children, counter, gauge, get_logger
 from scoreboard.security.credentials import SecretStore
 from scoreboard.security.key_set import Source, read_key_set
 from scoreboard.security.secret_backends import Credentials
@@ -54,13 +54,20 @@ _UNQUOTED: Final = re.compile(r"[A-Za-z0-9_.-]+")
 
 RETRY_MOST_S: Final = 30.0
 
-TURNS: Final = counter(
-    "kong_sync_turns_total", "Iterations of the key synchronisation by result", "result"
-)
 LAST_SUCCESS: Final = gauge(
-    "kong_sync_last_success_timestamp_seconds", "When every Kong last held the issuer's keys"
+    "kong_sync_last_success_timestamp_seconds",
+    "When every Kong last held the issuer's keys",
+    normal="at most the interval of the synchronisation ago (300 s); 0 before the first success",
 )
-KEYS: Final = gauge("kong_sync_keys", "Keys the gateway holds", "state")
+KEYS: Final = Children(
+    gauge(
+        "kong_sync_keys",
+        "Keys the gateway holds",
+        "state",
+        unit="keys",
+        normal="current: those of the issuer; retired: 0, more for some hours after a rotation",
+    )
+)
 
 _log = get_logger(__name__)
 
@@ -95,6 +102,17 @@ class LoadResult(StrEnum):
         """Whether Kong would also fail to start with this configuration."""
         return self in {LoadResult.REFUSED, LoadResult.FULL}
 
+
+TURNS: Final = Children(
+    counter(
+        "kong_sync_turns_total",
+        "Iterations of the key synchronisation by result",
+        "result",
+        unit="iterations",
+        normal="unchanged, and loaded after a change of the keys; others: 0",
+    ),
+    *(result.value for result in LoadResult),
+)
 
 _RESULTS: Final = {
     201: LoadResult.LOADED,
@@ -194,7 +212,7 @@ class KongSync:
         except TimeoutError:
             _log.error("synchronisation_timed_out")
             result = LoadResult.AWAY
-        TURNS.labels(result.value).inc()
+        TURNS[result.value].inc()
         if result.is_good:
             self._succeeded_at_s = self._now()
             LAST_SUCCESS.set(self._succeeded_at_s)
@@ -234,8 +252,8 @@ class KongSync:
             if not await self._write(text, len(rows)) or not await self._write_password(login):
                 return LoadResult.NO_FILE
             retired = sum(row.retired_at_s is not None for row in rows)
-            KEYS.labels("current").set(len(rows) - retired)
-            KEYS.labels("retired").set(retired)
+            KEYS["current"].set(len(rows) - retired)
+            KEYS["retired"].set(retired)
         return result if is_fresh or not result.is_good else LoadResult.NO_KEYS
 
     def _rows_of(self, document: bytes) -> tuple[KeyRow, ...]:

@@ -18,13 +18,13 @@ from msgspec import Struct
 
 from scoreboard.broadcast.messages import StaleReason, now_ms
 from scoreboard.broadcast.state import BoardState, ReadResult
-from scoreboard.errors import InternalError, ScoreboardError, Uninitialised
+from scoreboard.errors import InternalError, RedisUnavailable, ScoreboardError, Uninitialised
 from scoreboard.model import WATCHED_TOP, Board, Partition, Window
 from scoreboard.runtime.lifecycle import backoff_s
 from scoreboard.runtime.settings import Settings
-from scoreboard.runtime.telemetry import counter, gauge, get_logger
+from scoreboard.runtime.telemetry import Children, counter, gauge, get_logger
 from scoreboard.store.boards import Boards
-from scoreboard.store.client import make_client
+from scoreboard.store.client import REDIS_UP, make_client
 from scoreboard.store.keys import PartitionKeys
 from scoreboard.store.subscription import RECONNECT_MOST_S, Subscription
 from scoreboard.trace_context import LINKS_MAX, TraceContext
@@ -41,16 +41,49 @@ LOST_AFTER_S: Final = 1.0
 
 READ_CONNECTIONS: Final = 4
 
-_SEQ = gauge("board_seq", "seq of the board as last read", "board")
-_EPOCH = gauge("board_epoch", "Epoch of the board as last read", "board")
-_AGE = gauge("board_age_seconds", "Time since the board was last read", "board")
-_REGRESSIONS = counter(
-    "board_regressions_total", "Times Redis returned an older state of a board", "board"
+_SEQ: Final = Children(
+    gauge(
+        "board_seq",
+        "seq of the board as last read",
+        "board",
+        unit="changes",
+        normal="increases with each action; about the same in all processes",
+    )
 )
-_MISMATCHES = counter(
-    "reconcile_mismatches_total",
-    "Changes found by polling because their notification was lost",
-    "board",
+_EPOCH: Final = Children(
+    gauge(
+        "board_epoch",
+        "Epoch of the board as last read",
+        "board",
+        unit="reseeds",
+        normal="constant, the same in all processes; increases with each reseed",
+    )
+)
+_AGE: Final = Children(
+    gauge(
+        "board_age_seconds",
+        "Time since the board was last read",
+        "board",
+        normal="below 6: it is read at least every 5",
+    )
+)
+_REGRESSIONS: Final = Children(
+    counter(
+        "board_regressions_total",
+        "Times Redis returned an older state of a board",
+        "board",
+        unit="times",
+        normal="0",
+    )
+)
+_MISMATCHES: Final = Children(
+    counter(
+        "reconcile_mismatches_total",
+        "Changes found by polling because their notification was lost",
+        "board",
+        unit="changes",
+        normal="0; a few after the subscription was lost",
+    )
 )
 _log = get_logger(__name__)
 
@@ -98,6 +131,8 @@ class _WatchedBoard:
 
     def __init__(self, board: str) -> None:
         self.state = BoardState(board)
+        for metric in (_REGRESSIONS, _MISMATCHES):
+            metric[board].inc(0)
         self.dirty = asyncio.Event()
         self.failures = 0
         self.messages = 0
@@ -246,34 +281,39 @@ class BoardWatcher:
     ) -> None:
         state = watched.state
         noticed = len(watched.traces)  # the read contains their changes
+        loop = asyncio.get_running_loop()
         try:
             if with_board:
                 await self._read_board(store, state)
+            asked_at_s = loop.time()
             window = await self._read_window(store, state)
         except Uninitialised:
+            REDIS_UP.set(1)
             watched.failures = 0
             self._mark_stale(watched, "uninitialised")
             return
         except ScoreboardError as error:
+            REDIS_UP.set(not isinstance(error, RedisUnavailable))
             watched.failures += 1
             if isinstance(error, InternalError):
                 _log.error("board_unreadable", board=state.board, reason=error.detail)
             self._schedule_stale(watched)
             return
+        REDIS_UP.set(1)
         watched.failures = 0
         had_message = state.message is not None
         result = state.apply(window, now_ms())
         if result is ReadResult.REWOUND:
             if state.stale_reason != "rewound":
-                _REGRESSIONS.labels(state.board).inc()
+                _REGRESSIONS[state.board].inc()
                 _log.error("board_rewound", board=state.board, epoch=window.epoch, seq=window.seq)
             self._mark_stale(watched, "rewound")
             return
-        loop = asyncio.get_running_loop()
-        accepted_at_s = loop.time()
-        _AGE.labels(state.board).set_function(lambda: loop.time() - accepted_at_s)
-        _EPOCH.labels(state.board).set(window.epoch)
-        _SEQ.labels(state.board).set(window.seq)
+        state.note_times(window, asked_at_s)
+        read_at_s = loop.time()
+        _AGE[state.board].set_function(lambda: loop.time() - read_at_s)
+        _EPOCH[state.board].set(window.epoch)
+        _SEQ[state.board].set(window.seq)
         if result is ReadResult.CHANGED:
             if had_message and not was_notified:
                 loop.call_later(LOST_AFTER_S, self._count_lost, watched, watched.messages)
@@ -303,7 +343,7 @@ class BoardWatcher:
 
     def _count_lost(self, watched: _WatchedBoard, messages_before: int) -> None:
         if watched.messages == messages_before:
-            _MISMATCHES.labels(watched.state.board).inc()
+            _MISMATCHES[watched.state.board].inc()
 
     def _schedule_stale(self, watched: _WatchedBoard) -> None:
         """Mark the board stale after STALE_AFTER_S, unless Redis comes back before."""

@@ -27,7 +27,7 @@ from scoreboard.errors import (
     UnsafeDatabase,
 )
 from scoreboard.runtime.settings import Settings
-from scoreboard.runtime.telemetry import get_logger
+from scoreboard.runtime.telemetry import get_logger, state_gauge
 from scoreboard.security.credentials import SecretStore, forget_frames, secret_store
 from scoreboard.security.secret_backends import Credentials
 
@@ -52,6 +52,11 @@ CAUSE_MAX: Final = 300
 
 _POOLER_ERROR: Final = "unsupported startup parameter"
 _QUOTED_HOST: Final = re.compile(r"""\b(host(?: name)?) (?:'[^']*'|"[^"]*")""")
+POSTGRES_UP: Final = state_gauge(
+    "postgres_up",
+    "1 if PostgreSQL answered the last query that this process made to measure it",
+    normal="1; NaN in an api without DATABASE_URL",
+)
 _log = get_logger(__name__)
 
 

@@ -27,7 +27,12 @@ LINES_MAX: Final = 200
 
 DROPPED_ACTION: Final = "audit drop"
 
-_DROPPED: Final = counter("audit_lines_dropped_total", "Audit lines dropped by their rate limit")
+_DROPPED: Final = counter(
+    "audit_lines_dropped_total",
+    "Audit lines dropped by their rate limit",
+    unit="lines",
+    normal="0; increases while clients cause many refusals",
+)
 
 Outcome = Literal["success", "failure", "unknown"]
 

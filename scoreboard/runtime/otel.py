@@ -44,7 +44,7 @@ _KINDS: Final[Mapping[Kind, SpanKind]] = {
     "consumer": SpanKind.CONSUMER,
 }
 
-_ENDED = TRACE_SPANS.labels("ended")
+_ENDED = TRACE_SPANS["ended"]
 _log = get_logger(__name__)
 
 
@@ -180,7 +180,7 @@ class _ReportingExporter(SpanExporter):
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         result = self._exporter.export(spans)
         is_failing = result is not SpanExportResult.SUCCESS
-        TRACE_SPANS.labels("failed" if is_failing else "exported").inc(len(spans))
+        TRACE_SPANS["failed" if is_failing else "exported"].inc(len(spans))
         if is_failing and not self._is_failing:
             _log.warning("trace_export_failed", spans=len(spans))
         elif self._is_failing and not is_failing:

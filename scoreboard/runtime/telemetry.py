@@ -8,16 +8,25 @@ cause some of them; audit lines have a limit of their own (scoreboard.runtime.au
 
 import atexit
 import logging
+import math
 import os
 import re
 import socket
 import sys
 from collections.abc import Mapping, MutableMapping
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from msgspec import Struct
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
 
 from scoreboard.runtime.log_fields import ITEMS_MAX, convert
 from scoreboard.runtime.log_limits import (
@@ -39,43 +48,132 @@ AUDIT_DATASET: Final = "scoreboard.audit"
 REGISTRY: Final = CollectorRegistry(auto_describe=True)
 """All metrics of this process. Each process has its own port; there is no multiprocess mode."""
 
+disable_created_metrics()  # one more series for each counter and histogram, which nothing reads
+
 HTTP_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 REDIS_BUCKETS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1)
 FLUSH_BUCKETS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 VIEWER_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2, 5)
 BATCH_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64)
 
+UNITS: Final = {"_timestamp_seconds": "Unix time, s", "_seconds": "s", "_bytes": "bytes"}
+"""The unit of a metric by the end of its name; others name their unit."""
 
-def counter(name: str, about: str, *labels: str) -> Counter:
+
+class MetricDescription(Struct, frozen=True):
+    """What docs/reference/metrics.md says about a metric."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    about: str
+    unit: str
+    normal: str
+
+
+METRICS: Final[dict[str, MetricDescription]] = {}
+"""The metrics of this process by name."""
+
+
+def describe_metric(
+    kind: str, name: str, about: str, labels: tuple[str, ...] = (), *, unit: str, normal: str
+) -> None:
+    """Describe a metric for the reference page; ``normal`` is what a healthy system shows."""
+    if not unit:
+        unit = next((unit for end, unit in UNITS.items() if name.endswith(end)), "")
+    METRICS[name] = MetricDescription(name, kind, labels, about, unit, normal)
+
+
+def counter(name: str, about: str, *labels: str, unit: str = "", normal: str = "") -> Counter:
     """Make a counter. Label values are from closed sets, never users, tokens or actions."""
-    return Counter(f"scoreboard_{name}", about, labels, registry=REGISTRY)
+    name = f"scoreboard_{name}"
+    describe_metric("counter", name, about, labels, unit=unit, normal=normal)
+    return Counter(name, about, labels, registry=REGISTRY)
 
 
-def gauge(name: str, about: str, *labels: str) -> Gauge:
+def gauge(name: str, about: str, *labels: str, unit: str = "", normal: str = "") -> Gauge:
     """Make a gauge."""
-    return Gauge(f"scoreboard_{name}", about, labels, registry=REGISTRY)
+    name = f"scoreboard_{name}"
+    describe_metric("gauge", name, about, labels, unit=unit, normal=normal)
+    return Gauge(name, about, labels, registry=REGISTRY)
 
 
-def histogram(name: str, about: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+def state_gauge(name: str, about: str, *, normal: str = "1") -> Gauge:
+    """Make a gauge of a state, 1 or 0. It is NaN until the state is known: no alert compares so."""
+    made = gauge(name, about, unit="0 or 1", normal=normal)
+    made.set(math.nan)
+    return made
+
+
+def histogram(
+    name: str,
+    about: str,
+    buckets: tuple[float, ...],
+    *labels: str,
+    unit: str = "",
+    normal: str = "",
+) -> Histogram:
     """Make a histogram with the given buckets."""
-    return Histogram(f"scoreboard_{name}", about, labels, registry=REGISTRY, buckets=buckets)
+    name = f"scoreboard_{name}"
+    describe_metric("histogram", name, about, labels, unit=unit, normal=normal)
+    return Histogram(name, about, labels, registry=REGISTRY, buckets=buckets)
 
 
-# Metrics of more than one service; others are in the metrics.py of their service.
-REDIS_CALLS = histogram(
-    "redis_call_duration_seconds",
-    "Time of one script call, as seen by the caller",
-    REDIS_BUCKETS,
-    "script",
+_Metric = TypeVar("_Metric", Counter, Gauge, Histogram)
+
+
+class Children(dict[str | tuple[str, ...], _Metric]):
+    """The children of a labelled metric by label value, or by values in order.
+
+    A child is made once, because ``labels`` costs more than counting. Children of known values are
+    made at once and export 0: ``increase`` does not see the first event of a series that begins
+    with it.
+    """
+
+    def __init__(self, metric: _Metric, *known: str | tuple[str, ...]) -> None:
+        super().__init__()
+        self._metric = metric
+        for values in known:
+            self[values] = self._make(values)
+
+    def __missing__(self, values: str | tuple[str, ...]) -> _Metric:
+        child = self[values] = self._make(values)
+        return child
+
+    def _make(self, values: str | tuple[str, ...]) -> _Metric:
+        return self._metric.labels(*((values,) if isinstance(values, str) else values))
+
+
+# Metrics of every service; others are beside the code that measures.
+ProcessCollector(registry=REGISTRY)
+for _row in (
+    ("counter", "process_cpu_seconds_total", "CPU time, user and system", "s", "below one core"),
+    ("gauge", "process_resident_memory_bytes", "Memory in RAM", "bytes", "steady at steady load"),
+    ("gauge", "process_virtual_memory_bytes", "Address space", "bytes", "any"),
+    ("gauge", "process_start_time_seconds", "Start of the process", "Unix time, s", "any"),
+    ("gauge", "process_open_fds", "Open file descriptors", "files", "one for each connection"),
+    ("gauge", "process_max_fds", "Most file descriptors", "files", "well above process_open_fds"),
+):
+    describe_metric(*_row[:3], unit=_row[3], normal=_row[4])
+BUILD_INFO = gauge(
+    "build_info", "Always 1", "version", "service", unit="none", normal="1; the expected version"
 )
-CALLS_REFUSED = counter("calls_refused_total", "Script calls refused", "reason")
-REDIS_DURABLE = gauge("redis_durable", "1 if Redis keeps all acknowledged writes")
-AUTH_FAILURES = counter("auth_failures_total", "Tokens refused", "reason")
-BUILD_INFO = gauge("build_info", "Always 1", "version", "service")
-TRACE_SPANS = counter(
-    "trace_spans_total", "Spans that ended, and of these the exported and the failed ones", "result"
+LINES_DROPPED = counter(
+    "log_lines_dropped_total",
+    "Log lines dropped by the rate limit",
+    unit="lines",
+    normal="0; increases while clients cause many refusals",
 )
-LINES_DROPPED = counter("log_lines_dropped_total", "Log lines dropped by the rate limit")
+TRACE_SPANS = Children(
+    counter(
+        "trace_spans_total",
+        "Spans that ended, and of these the exported and the failed ones",
+        "result",
+        unit="spans",
+        normal="0 without tracing; failed: 0",
+    ),
+    *("ended", "exported", "failed"),
+)
 
 _SECRET_KEY = re.compile(
     r"authorization|cookie|password|passwd|secret|token|dsn|database_url|redis_url", re.IGNORECASE

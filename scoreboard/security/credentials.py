@@ -21,7 +21,7 @@ from typing import Final, Literal
 from scoreboard.errors import SecretInvalid, SecretsUnavailable, SettingInvalid
 from scoreboard.runtime.lifecycle import StopEvent, backoff_s, jitter
 from scoreboard.runtime.settings import Settings, variable_name
-from scoreboard.runtime.telemetry import counter, gauge, get_logger
+from scoreboard.runtime.telemetry import Children, counter, gauge, get_logger
 from scoreboard.security.secret_backends import Backend, Credentials, make_backend
 
 Owner = Literal["redis", "database"]
@@ -44,8 +44,41 @@ CHECK_S: Final = 1.0
 """Interval of checking whether a read is due or a change has to be reported."""
 
 _NO_ANSWER: Final = "the store of secrets has not answered yet"
-_REFRESHES = counter("secret_refresh_total", "Reads of a secret by outcome", "owner", "outcome")
-_AGE = gauge("secret_age_seconds", "Time since a secret was last read successfully", "owner")
+_REFRESHES: Final = Children(
+    counter(
+        "secret_refresh_total",
+        "Reads of a secret by outcome",
+        "owner",
+        "outcome",
+        unit="reads",
+        normal="same; changed once for each rotation; failed and invalid: 0",
+    )
+)
+_OUTCOMES: Final = ("same", "changed", "failed", "invalid")
+_AGE: Final = Children(
+    gauge(
+        "secret_age_seconds",
+        "Time since a secret was last read successfully",
+        "owner",
+        normal="below SCOREBOARD_SECRETS_REFRESH_S; a file: below 10",
+    )
+)
+_VERSION: Final = gauge(
+    "secret_version_info",
+    "Always 1; the version of a secret in use",
+    "owner",
+    "version",
+    unit="none",
+    normal="1; the same version in all processes, some seconds after a rotation",
+)
+_ROTATION_AGE: Final = Children(
+    gauge(
+        "secret_rotation_age_seconds",
+        "Time since the version of a secret in use was created; absent if it is not known",
+        "owner",
+        normal="below the interval of rotations",
+    )
+)
 _log = get_logger(__name__)
 
 
@@ -67,6 +100,8 @@ class SecretStore:
         self._logged_at_s = float("-inf")
         self._read_at_s = self._due_at_s = self._started_at_s = clock()
         self._invalidated_at_s = float("-inf")
+        for outcome in _OUTCOMES:
+            _REFRESHES[owner, outcome].inc(0)
 
     def __repr__(self) -> str:
         version = self._held.version if self._held else None
@@ -110,7 +145,9 @@ class SecretStore:
         if self._is_due:
             self._start()
         if self._held is not None:
-            _AGE.labels(self._owner).set(self._clock() - self._read_at_s)
+            _AGE[self._owner].set(self._clock() - self._read_at_s)
+            if self._held.created_at_s:
+                _ROTATION_AGE[self._owner].set(max(0.0, time.time() - self._held.created_at_s))
         if not self._has_news:
             return
         self._has_news = False
@@ -165,13 +202,17 @@ class SecretStore:
         is_newer = self._started_at_s >= self._invalidated_at_s
         ttl_s = jitter(self._backend.ttl_s) if is_newer else 0.0
         self._due_at_s = self._clock() + ttl_s
-        _REFRESHES.labels(self._owner, "same" if found == before else "changed").inc()
+        _REFRESHES[self._owner, "same" if found == before else "changed"].inc()
         if self._failures:
             _log.info("secret_refresh_recovered", owner=self._owner, failures=self._failures)
             self._failures = 0
             self._logged_at_s = float("-inf")
         if found != before:
             _log.info("secret_changed", owner=self._owner, version=found.version)
+            if before is not None:
+                with suppress(KeyError):
+                    _VERSION.remove(self._owner, before.version)
+            _VERSION.labels(self._owner, found.version).set(1)
             self._has_news = before is not None
 
     def _note_failure(self, error: BaseException) -> None:
@@ -182,7 +223,7 @@ class SecretStore:
         )
         self._due_at_s = self._clock() + backoff_s(self._failures, least_s=1.0, most_s=30.0)
         self._failures += 1
-        _REFRESHES.labels(self._owner, "invalid" if is_invalid else "failed").inc()
+        _REFRESHES[self._owner, "invalid" if is_invalid else "failed"].inc()
         if reason != self._reason or self._clock() - self._logged_at_s >= LOG_EVERY_S:
             self._logged_at_s = self._clock()
             version = self._held.version if self._held else None

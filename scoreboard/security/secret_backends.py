@@ -5,6 +5,7 @@ scoreboard.security.credentials reads them in threads. Only this module uses bot
 
 import os
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, Protocol
 
@@ -25,11 +26,15 @@ DOCUMENT_BYTES_MAX: Final = 65_536
 
 
 class Credentials(Struct, frozen=True):
-    """A login. ``version`` is the version of the secret, and may be logged."""
+    """A login. ``version`` is the version of the secret, and may be logged.
+
+    ``created_at_s`` is when that version was created (seconds since 1970), 0 if not known.
+    """
 
     username: str
     password: Secret
     version: str
+    created_at_s: float = 0.0
 
 
 class _Document(Struct, frozen=True):
@@ -53,7 +58,7 @@ class Backend(Protocol):
         ...
 
 
-def parse(name: str, document: str | bytes, version: str) -> Credentials:
+def parse(name: str, document: str | bytes, version: str, created_at_s: float = 0.0) -> Credentials:
     """Parse the JSON of a secret.
 
     Raises SecretInvalid, naming the secret, but none of its content.
@@ -62,7 +67,7 @@ def parse(name: str, document: str | bytes, version: str) -> Credentials:
     del document  # tracebacks may show local variables
     if isinstance(found, str):
         raise SecretInvalid(f"{name} must be a JSON object with username and password: {found}")
-    return Credentials(found.username, Secret(found.password), version)
+    return Credentials(found.username, Secret(found.password), version, created_at_s)
 
 
 def _decode(document: str | bytes) -> _Document | str:
@@ -97,7 +102,7 @@ class AwsBackend:
         """
         return parse(
             self._name,
-            *_document_and_version(
+            *_parts_of(
                 self._name,
                 call_aws(
                     self._name,
@@ -113,15 +118,17 @@ class AwsBackend:
         return self._client
 
 
-def _document_and_version(name: str, answer: dict[str, Any]) -> tuple[str, str]:
-    """Return the document of a secret and its version from the answer of AWS.
+def _parts_of(name: str, answer: dict[str, Any]) -> tuple[str, str, float]:
+    """Return the document of a secret, its version and when that was created, as AWS answered.
 
     Raises SecretInvalid, SecretsUnavailable.
     """
     document, version = answer.get("SecretString"), answer.get("VersionId")
+    created = answer.get("CreatedDate")
+    created_at_s = created.timestamp() if isinstance(created, datetime) else 0.0
     is_binary = "SecretBinary" in answer
     if isinstance(document, str) and document and isinstance(version, str):
-        return document, version
+        return document, version, created_at_s
     has_text = isinstance(document, str) and bool(document)
     del answer, document  # tracebacks may show local variables
     if is_binary:
@@ -148,8 +155,13 @@ class FileBackend:
             if self._held is None or self._held.version != _version_of(self._path.stat()):
                 with self._path.open("rb") as file:
                     # Of the open file: the path may name another one by now.
-                    version = _version_of(os.fstat(file.fileno()))
-                    self._held = parse(str(self._path), file.read(DOCUMENT_BYTES_MAX + 1), version)
+                    status = os.fstat(file.fileno())
+                    self._held = parse(
+                        str(self._path),
+                        file.read(DOCUMENT_BYTES_MAX + 1),
+                        _version_of(status),
+                        status.st_mtime,
+                    )
         except OSError as error:
             raise SecretsUnavailable(f"{self._path}: {error.strerror}") from error
         return self._held

@@ -10,7 +10,7 @@ No log line, error or repr contains a token.
 import re
 import time
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 import jwt
 import msgspec
@@ -19,7 +19,7 @@ from msgspec import Meta, Struct
 from scoreboard.errors import KeysUnavailable, SettingInvalid, Unauthenticated
 from scoreboard.model import is_identifier
 from scoreboard.runtime.settings import Settings
-from scoreboard.runtime.telemetry import AUTH_FAILURES
+from scoreboard.runtime.telemetry import Children, counter
 from scoreboard.security.key_set import ALGORITHMS, KeyCache, make_source
 from scoreboard.security.local_issuer import LOCAL_ISSUER, LocalIssuer
 
@@ -56,6 +56,17 @@ Reason = Literal[
 ]  # fmt: skip
 """Why a token is refused: a closed set, the label of ``scoreboard_auth_failures_total``."""
 
+_FAILED: Final = Children(
+    counter(
+        "auth_failures_total",
+        "Tokens refused",
+        "reason",
+        unit="requests and handshakes",
+        normal="a few, such as expired; keys-unavailable: 0",
+    ),
+    *get_args(Reason),
+    "keys-unavailable",
+)
 _BEARER: Final = re.compile(rb"(?i:bearer) +([A-Za-z0-9._~+/-]+=*)")
 
 _DETAILS: Final[Mapping[Reason, str]] = {
@@ -183,10 +194,10 @@ class Verifier:
         try:
             return self.cached(token) or await self._verify(token)
         except Unauthenticated as error:
-            AUTH_FAILURES.labels(error.reason).inc()
+            _FAILED[error.reason].inc()
             raise
         except KeysUnavailable:
-            AUTH_FAILURES.labels("keys-unavailable").inc()
+            _FAILED["keys-unavailable"].inc()
             raise
 
     async def _verify(self, token: str) -> Caller:
@@ -235,7 +246,7 @@ def bearer_token(authorization: bytes | None) -> str:
         return ""
     found = _BEARER.fullmatch(authorization)
     if found is None:
-        AUTH_FAILURES.labels("missing").inc()
+        _FAILED["missing"].inc()
         raise unauthenticated("missing")
     return found[1].decode("ascii")
 

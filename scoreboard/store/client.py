@@ -7,7 +7,7 @@ current ones.
 """
 
 import asyncio
-from typing import Any
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import hiredis
@@ -22,8 +22,13 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from scoreboard.errors import SecretsUnavailable
 from scoreboard.runtime.settings import Settings
+from scoreboard.runtime.telemetry import state_gauge
 from scoreboard.security.credentials import SecretStore, forget_frames, secret_store
 from scoreboard.security.secret_backends import Credentials
+
+REDIS_UP: Final = state_gauge(
+    "redis_up", "1 if Redis answered the last request that this process made to measure it"
+)
 
 
 class _HiredisPacking:

@@ -47,12 +47,12 @@ from scoreboard.model import (
 )
 from scoreboard.runtime.lifecycle import backoff_s
 from scoreboard.runtime.settings import Settings
-from scoreboard.runtime.telemetry import BATCH_BUCKETS, REDIS_CALLS, gauge, get_logger, histogram
+from scoreboard.runtime.telemetry import BATCH_BUCKETS, gauge, get_logger, histogram
 from scoreboard.runtime.tracing import CURRENT_SPAN
 from scoreboard.store.keys import PULSE, PartitionKeys
 from scoreboard.store.pipelined_connection import Command, PipelinedConnection
 from scoreboard.store.replies import CONNECTION_ERRORS, PARSE_ERRORS, convert
-from scoreboard.store.scripts import Script, refusal_error
+from scoreboard.store.scripts import Script, call_seconds, count_refusal, refusal_error
 
 if TYPE_CHECKING:
     from scoreboard.runtime.otel import Span
@@ -71,9 +71,20 @@ RENEW_EVERY_S: Final = 1.0
 
 _SECONDS: Final = re.compile(r"\d{1,12}", re.ASCII)
 _SUBMIT: Final = Script.load("submit")
-_BATCH_ACTIONS = histogram("dispatch_batch_actions", "Actions of one submit call", BATCH_BUCKETS)
-_CALL_SECONDS = REDIS_CALLS.labels(_SUBMIT.name)
-_WAITING = gauge("dispatch_waiting", "Updates waiting for a connection to Redis")
+_BATCH_ACTIONS = histogram(
+    "dispatch_batch_actions",
+    "Actions of one submit call",
+    BATCH_BUCKETS,
+    unit="actions",
+    normal="1 with little load; larger under load, at most 64",
+)
+_CALL_SECONDS = call_seconds(_SUBMIT)
+_WAITING = gauge(
+    "dispatch_waiting",
+    "Updates waiting for a connection to Redis",
+    unit="updates",
+    normal="0, or briefly some; SCOREBOARD_DISPATCH_WAITING is the limit",
+)
 _log = get_logger(__name__)
 
 
@@ -160,6 +171,7 @@ class Dispatcher:
         self._name = name
         self._queue: deque[_Entry] = deque()
         self._idle: list[asyncio.Future[None]] = []
+        _WAITING.set_function(lambda: len(self._queue))
         self._is_woken = False
         self._is_closing = False
         self._layouts: dict[str, Layout] = {}
@@ -259,7 +271,6 @@ class Dispatcher:
                     self._is_woken = False
                 count = min(len(self._queue), WRITE_ACTIONS_MAX)
                 entries = [self._queue.popleft() for _ in range(count)]
-                _WAITING.set(len(self._queue))
                 if self._queue:
                     self._wake_one()
                 try:
@@ -393,11 +404,13 @@ class Dispatcher:
         code, _, rest = str(refusal).partition(" ")
         fact = rest.partition(" ")[0]
         if code == "BUCKET" and _SECONDS.fullmatch(fact):
+            count_refusal(code)
             self._clock_offset_s = int(fact) - time.time() + 0.5
             return True
         if code == "LAYOUT":
             with suppress(ValueError):
                 self._layouts[board] = Layout.parse(fact)
+                count_refusal(code)
                 return True
         return False
 

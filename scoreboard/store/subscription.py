@@ -39,9 +39,20 @@ BURST: Final = 100
 """Messages handled before other tasks run: a backlog must not delay the viewers."""
 
 _MESSAGE: Final = re.compile(rb"\d{1,20}:\d{1,20}")
-_RECONNECTS = counter("pubsub_reconnects_total", "Times the subscription was lost")
-_MALFORMED = counter("pubsub_malformed_total", "Malformed notifications dropped")
-_SILENCE = gauge("pubsub_silence_seconds", "Time since the subscription last received anything")
+_RECONNECTS: Final = counter(
+    "pubsub_reconnects_total",
+    "Times the subscription was lost",
+    unit="times",
+    normal="0; 1 for each restart or failover of Redis",
+)
+_MALFORMED: Final = counter(
+    "pubsub_malformed_total", "Malformed notifications dropped", unit="notifications", normal="0"
+)
+_SILENCE: Final = gauge(
+    "pubsub_silence_seconds",
+    "Time since the subscription last received anything",
+    normal="below 6: it is pinged every 5; in an api without event streams, 0",
+)
 _log = get_logger(__name__)
 
 

@@ -88,7 +88,7 @@ class MessageReader:
             message = self._process(frame, now_s)
             verdict = "taken"
         finally:
-            metrics.INBOUND.labels(_TYPES[frame.opcode], verdict).inc()
+            metrics.INBOUND[_TYPES[frame.opcode], verdict].inc()
         return message
 
     def _process(self, frame: Frame, now_s: float) -> Auth | Sync | None:

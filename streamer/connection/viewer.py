@@ -215,7 +215,7 @@ class Viewer(asyncio.Protocol):
             self._begin_close(1006, "network")
         manager = self._manager
         code = str(self._close_code) if self._close_code in _KNOWN_CODES else "other"
-        metrics.CLOSES.labels(code, self._closed_by).inc()
+        metrics.CLOSES[code, self._closed_by].inc()
         manager.remove(self)
         manager.admission.remove_address(self._address)
         manager.admission.remove_viewer(self._session.caller.subject if self._session else None)
@@ -258,7 +258,7 @@ class Viewer(asyncio.Protocol):
             return
         session.is_checking = False
         if not isinstance(outcome, Caller):
-            metrics.RENEWALS.labels(outcome.code).inc()
+            metrics.RENEWALS[outcome.code].inc()
             audit_refusal(outcome, user_id=session.caller.subject, client=self._address)
             self._send(Problem(outcome.code, outcome.detail))
             return
@@ -266,14 +266,14 @@ class Viewer(asyncio.Protocol):
         try:
             session.renew(outcome, ends_at_s, is_public=self._channel.is_public)
         except Malformed as error:
-            metrics.RENEWALS.labels("not-later").inc()
+            metrics.RENEWALS["not-later"].inc()
             self._send(Problem(error.code, error.detail))
         except Forbidden as error:
-            metrics.RENEWALS.labels("forbidden").inc()
+            metrics.RENEWALS["forbidden"].inc()
             audit_refusal(error, user_id=session.caller.subject, client=self._address)
             self.close(CloseCode.FORBIDDEN)
         else:
-            metrics.RENEWALS.labels("renewed").inc()
+            metrics.RENEWALS["renewed"].inc()
             self._manager.wheel.schedule(self, session.next_deadline_s(self._manager.settings))
             board = self._channel.leaderboard
             if board is not None:

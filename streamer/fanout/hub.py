@@ -42,6 +42,7 @@ class Channel(BoardChannel):
         "_number",
         "_on_sweep",
         "_remaining",
+        "accepted_at_s",
         "ack",
         "frame_at_s",
         "frame_with_ping",
@@ -60,6 +61,8 @@ class Channel(BoardChannel):
         self.frame_at_s = 0.0
         self.noticed_at_s = 0.0
         """When the change was noticed; 0 if the sweep carries no new board."""
+        self.accepted_at_s = 0.0
+        """When Redis accepted the newest change of that board; 0 if not known."""
         self.sent = 0
         self.skipped = 0
         self._number = 0
@@ -68,20 +71,26 @@ class Channel(BoardChannel):
         self._remaining = 0
         self._on_sweep = on_sweep
 
-    def publish(self, leaderboard: Leaderboard, now_s: float, noticed_at_s: float) -> None:
+    def publish(
+        self,
+        leaderboard: Leaderboard,
+        now_s: float,
+        noticed_at_s: float,
+        accepted_at_s: float = 0.0,
+    ) -> None:
         """Replace the board and start a sweep."""
         self._number += 1
         self.set_leaderboard(leaderboard)
         self.ack = b"%d" % self._number
         self.frame_with_ping = self.frame + ping_frame(self.ack)
         self.frame_at_s = now_s
-        self.noticed_at_s = noticed_at_s
+        self.noticed_at_s, self.accepted_at_s = noticed_at_s, accepted_at_s
         self._start_sweep(b"")
 
     def publish_status(self, status: Status) -> None:
         """Replace the status and start a sweep."""
         self.set_status(status)
-        self.noticed_at_s = 0.0
+        self.noticed_at_s = self.accepted_at_s = 0.0
         self._start_sweep(b"")
 
     def publish_heartbeat(self, now_s: float, at_ms: int) -> None:
@@ -89,7 +98,7 @@ class Channel(BoardChannel):
         if self.leaderboard is None or self._remaining:
             return
         self.frame_at_s = now_s
-        self.noticed_at_s = 0.0
+        self.noticed_at_s = self.accepted_at_s = 0.0
         self._start_sweep(self.heartbeat(at_ms))
 
     def add(self, viewer: Subscriber) -> None:

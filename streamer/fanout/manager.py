@@ -174,7 +174,9 @@ class ConnectionManager:
     def board_changed(self, state: BoardState, noticed_at_s: float) -> None:
         """Send a new board to all viewers of its channel."""
         if state.message is not None:
-            self.channel(state.board).publish(state.message, self.clock(), noticed_at_s)
+            self.channel(state.board).publish(
+                state.message, self.clock(), noticed_at_s, state.accepted_at_s
+            )
 
     def status_changed(self, state: BoardState) -> None:
         """Send the status of a board to all viewers of its channel."""

@@ -112,7 +112,7 @@ class OpeningHandshake(asyncio.Protocol):
         self._peer = peer[0] if peer else ""
         if not self._peer or not self._count_peer():  # without a peer it is already disconnected
             self._state = _State.DONE
-            metrics.HANDSHAKES.labels("dropped").inc()
+            metrics.HANDSHAKES["dropped"].inc()
             self._transport.abort()
             return
         self._transport.set_write_buffer_limits(high=0)
@@ -143,7 +143,7 @@ class OpeningHandshake(asyncio.Protocol):
         manager.remove_pending(self)
         self._release_counts()
         if self._state in {_State.HEAD, _State.CHECKING}:
-            metrics.HANDSHAKES.labels("abandoned").inc()
+            metrics.HANDSHAKES["abandoned"].inc()
         self._state = _State.DONE
 
     # Called by the connection manager.
@@ -161,7 +161,7 @@ class OpeningHandshake(asyncio.Protocol):
             self._manager.wheel.schedule(self, self._deadline_s)
             return
         if self._state is not _State.REJECTED:
-            metrics.HANDSHAKES.labels("timeout").inc()
+            metrics.HANDSHAKES["timeout"].inc()
             self._state = _State.REJECTED
         self._transport.abort()
 
@@ -212,7 +212,7 @@ class OpeningHandshake(asyncio.Protocol):
 
     def evict(self) -> None:
         """Drop the connection: newer ones need its place."""
-        metrics.HANDSHAKES.labels("displaced").inc()
+        metrics.HANDSHAKES["displaced"].inc()
         self._state = _State.DONE
         self._transport.abort()
 
@@ -303,7 +303,7 @@ class OpeningHandshake(asyncio.Protocol):
             return
         response.headers[HEADER.decode()] = self._request_id
         protocol.send_response(response)
-        metrics.HANDSHAKES.labels(_result_of(end)).inc()
+        metrics.HANDSHAKES[_result_of(end)].inc()
         viewer = Viewer(
             manager, self._transport, protocol, channel, address=self._address, caller=caller
         )
@@ -324,7 +324,7 @@ class OpeningHandshake(asyncio.Protocol):
             self._transport.resume_reading()
         status = status_of(type(error))
         request_id = self._request_id or self._manager.request_ids.new()
-        metrics.HANDSHAKES.labels(str(status)).inc()
+        metrics.HANDSHAKES[str(status)].inc()
         client = self._address or self._peer_address or self._peer
         _log.info(
             "handshake_refused",

@@ -4,7 +4,16 @@ from uuid import UUID
 
 import pytest
 
-from flusher.batch import COLUMNS, Entry, Gap, Progress, advance, build, make_rows
+from flusher.batch import (
+    COLUMNS,
+    Entry,
+    Gap,
+    Progress,
+    advance,
+    build,
+    count_after,
+    make_rows,
+)
 from flusher.dead_letters import dead_event
 from flusher.writer import TYPES
 from scoreboard.events import BadRecord
@@ -108,3 +117,11 @@ def test_the_reason_of_a_bad_record_is_kept() -> None:
 
     assert isinstance(record, BadRecord)
     assert "score after" in record.reason
+
+
+def test_entries_after_the_committed_one_are_counted_by_the_numbers_of_their_ids() -> None:
+    batch = build([entry(1, at="9-0"), entry(2, at="10-2"), entry(3, at="10-10", d="")])
+
+    assert batch.times_ms == [9, 10, 10]
+    counts = [count_after(batch, one) for one in ("0-0", "9-0", "10-2", "10-9", "10-10", "11-0")]
+    assert counts == [3, 2, 1, 1, 0, 0]
