@@ -7,7 +7,6 @@ no output contains a password, and no core dump is written.
 import gc
 import os
 from collections.abc import Callable
-from importlib.metadata import version
 
 from scoreboard.errors import ScoreboardError
 from scoreboard.runtime import settings
@@ -15,7 +14,7 @@ from scoreboard.runtime.audit import configure_audit
 from scoreboard.runtime.core_dumps import disable_core_dumps
 from scoreboard.runtime.lifecycle import EXIT_FAILURE, report_startup_error
 from scoreboard.runtime.settings import Settings
-from scoreboard.runtime.telemetry import BUILD_INFO, get_logger, setup_logging
+from scoreboard.runtime.telemetry import get_logger, setup_logging
 
 _log = get_logger(__name__)
 
@@ -28,7 +27,6 @@ def start(service: str, run: Callable[[Settings], int]) -> int:
     except ScoreboardError as error:
         return report_startup_error(error)
     start_logs(service, chosen)
-    BUILD_INFO.labels(version("scoreboard"), service).set(1)
     links = settings.service_links(os.environ)
     if links:
         _log.info("service_links_ignored", variables=links)

@@ -347,8 +347,9 @@ def setup_logging(
 ) -> None:
     """Send the records of structlog and of logging through the same processors to stderr.
 
-    ``lines_max`` limits the lines of one kind per window.
+    ``lines_max`` limits the lines of one kind per window. Also exports the service's version.
     """
+    BUILD_INFO.labels(_version(), service).set(1)
     atexit.register(RATE_LIMIT_FILTER.limit.flush)
     RATE_LIMIT_FILTER.limit.lines_max = lines_max
     is_json = form == "json"

@@ -144,10 +144,6 @@ class SecretStore:
         """Start a read if one is due, and report a change; called each second."""
         if self._is_due:
             self._start()
-        if self._held is not None:
-            _AGE[self._owner].set(self._clock() - self._read_at_s)
-            if self._held.created_at_s:
-                _ROTATION_AGE[self._owner].set(max(0.0, time.time() - self._held.created_at_s))
         if not self._has_news:
             return
         self._has_news = False
@@ -212,8 +208,17 @@ class SecretStore:
             if before is not None:
                 with suppress(KeyError):
                     _VERSION.remove(self._owner, before.version)
-            _VERSION.labels(self._owner, found.version).set(1)
+            self._export(found)
             self._has_news = before is not None
+
+    def _export(self, held: Credentials) -> None:
+        """Export the version in use, its age and the age of the last read."""
+        _VERSION.labels(self._owner, held.version).set(1)
+        _AGE[self._owner].set_function(lambda: self._clock() - self._read_at_s)
+        if held.created_at_s:
+            _ROTATION_AGE[self._owner].set_function(
+                lambda: max(0.0, time.time() - held.created_at_s)
+            )
 
     def _note_failure(self, error: BaseException) -> None:
         """Count a failed read, and log it unless the same failure was logged recently."""
