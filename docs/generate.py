@@ -60,7 +60,8 @@ METRICS: Final = """\
 Each process serves its metrics at `/metrics` of its metrics port, in the Prometheus text format.
 Labels have a closed set of values: never a user, a token or an action. *Normal* is what a healthy
 system shows; counters are then meant as rates. [Monitor the services](../how-to/monitor.md) lists
-alerts.
+alerts. A service with several worker processes exports the metrics of all of them on its port, with
+the label `worker`.
 
 ## All processes
 """

@@ -8,6 +8,7 @@ the remaining connections.
 import sys
 from functools import partial
 
+from scoreboard.http.operator_port import OperatorPort
 from scoreboard.runtime import lifecycle
 from scoreboard.runtime.lifecycle import StopEvent
 from scoreboard.runtime.settings import Settings, variable_name
@@ -49,9 +50,15 @@ def _serve(settings: Settings, worker: Worker | None) -> int:
 def _supervise(settings: Settings) -> int:
     held = reserve_port(partial(make_listener, settings), settings.ws_port)
     supervisor = Supervisor("streamer", settings.ws_workers, held, variable_name("ws_port"))
-    return lifecycle.run(
-        supervisor.run, grace_s=server.grace_s(settings) + SUPERVISOR_EXTRA_GRACE_S
-    )
+    operators = server.bind_metrics(settings)
+
+    async def run(stop: StopEvent) -> None:
+        async with OperatorPort(
+            operators, supervisor.readiness, registry=supervisor.metrics(), is_slow=True
+        ):
+            await supervisor.run(stop)
+
+    return lifecycle.run(run, grace_s=server.grace_s(settings) + SUPERVISOR_EXTRA_GRACE_S)
 
 
 if __name__ == "__main__":

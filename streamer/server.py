@@ -20,7 +20,7 @@ from scoreboard.http.operator_port import OperatorPort, bind_operators
 from scoreboard.runtime.audit import audit_start
 from scoreboard.runtime.lifecycle import StopEvent
 from scoreboard.runtime.settings import Settings
-from scoreboard.runtime.sockets import Acceptor
+from scoreboard.runtime.sockets import Acceptor, bind_listener
 from scoreboard.runtime.startup import freeze_garbage_collector
 from scoreboard.runtime.telemetry import get_logger
 from scoreboard.runtime.tracing import make_tracing
@@ -58,9 +58,6 @@ RECONNECTS_PER_S: Final = 300
 DRAIN_MAX_S: Final = 60.0
 DRAIN_MIN_PER_S: Final = 20
 """A few viewers are drained at this rate instead of over the whole drain time."""
-
-WORKER_PORT_STEP: Final = 10
-"""Worker n serves its metrics on the metrics port plus n times this."""
 
 _log = get_logger(__name__)
 
@@ -238,6 +235,18 @@ def register_gauges(manager: ConnectionManager) -> None:
     )
 
 
+def bind_metrics(settings: Settings) -> socket.socket | None:
+    """Bind the metrics port; return None if there is none.
+
+    Raises SettingInvalid if the address cannot be bound.
+    """
+    return bind_operators(
+        settings.metrics_host,
+        settings.ws_metrics_port,
+        variables="SCOREBOARD_METRICS_HOST, SCOREBOARD_WS_METRICS_PORT",
+    )
+
+
 @asynccontextmanager
 async def running(streamer: Streamer) -> AsyncIterator[None]:
     """Run a streamer in a task until the block ends; an error in either ends both."""
@@ -259,13 +268,10 @@ async def serve(settings: Settings, stop: StopEvent, *, worker: Worker | None = 
     await require_secrets(settings, "redis")
     streamer = Streamer(settings)
     listener = make_listener(settings, shared=worker is not None)
-    number = 0 if worker is None else worker.number
-    metrics_port = settings.ws_metrics_port and settings.ws_metrics_port + number * WORKER_PORT_STEP
-    operators = bind_operators(
-        settings.metrics_host,
-        metrics_port,
-        variables="SCOREBOARD_METRICS_HOST, SCOREBOARD_WS_METRICS_PORT",
-    )
+    if worker is None or not settings.ws_metrics_port:
+        operators = bind_metrics(settings)
+    else:
+        operators = bind_listener("127.0.0.1", 0)  # read by the supervisor only
     register_gauges(streamer.manager)
     async with (
         OperatorPort(operators, streamer.readiness),
@@ -278,9 +284,9 @@ async def serve(settings: Settings, stop: StopEvent, *, worker: Worker | None = 
         await streamer.listen(listener)
         freeze_garbage_collector()
         host, port = listener.getsockname()[:2]
-        _log.info("streamer_listening", host=host, port=port, worker=number)
+        _log.info("streamer_listening", host=host, port=port, worker=worker.number if worker else 0)
         audit_start(settings)
         if worker is not None:
-            worker.notify_started(metrics_port)
+            worker.notify_started(operators.getsockname()[1] if operators is not None else 0)
         await stop.wait()
         await streamer.drain()

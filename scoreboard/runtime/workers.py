@@ -13,17 +13,22 @@ import signal
 import socket
 import sys
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from typing import Final
+from http import HTTPStatus
+from typing import Any, Final, NamedTuple
+from urllib.error import HTTPError
 
+import msgspec
 from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from scoreboard.errors import SettingInvalid
 from scoreboard.runtime.lifecycle import StopEvent, backoff_s
-from scoreboard.runtime.telemetry import get_logger
+from scoreboard.runtime.telemetry import describe_metric, get_logger
 
 WORKER_FLAG: Final = "--worker"
 START_S: Final = 20.0
@@ -39,6 +44,19 @@ SUPERVISOR_EXTRA_GRACE_S: Final = 2.0
 """Grace period of the supervisor beyond that of its workers."""
 
 SCRAPE_S: Final = 1.0
+"""Time for one answer of a worker."""
+
+WORKER_UP: Final = "scoreboard_worker_up"
+_WORKER_UP_ABOUT: Final = "1 if a worker process answered the scrape"
+describe_metric(
+    "gauge",
+    WORKER_UP,
+    f"{_WORKER_UP_ABOUT}; absent with one worker",
+    ("worker",),
+    unit="0 or 1",
+    normal="1; 0 while a worker restarts",
+)
+
 _OPENER: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Ignores the proxies of the environment."""
 
@@ -72,8 +90,26 @@ class Supervisor:
     def metrics(self) -> CollectorRegistry:
         """Return the metrics of all workers, with the label ``worker``; slow to collect."""
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(_WorkersCollector(self._metrics_ports))
+        registry.register(_WorkersCollector(self._count, self._metrics_ports))
         return registry
+
+    async def readiness(self) -> tuple[bool, dict[str, Any]]:
+        """Return whether all workers that listen are ready, with the checks of one of them.
+
+        They are those of a worker that is not ready, if there is one. A worker that is restarted
+        does not count: the others have the port.
+        """
+        answers = await asyncio.to_thread(_ask_all, dict(self._metrics_ports), "/health/ready")
+        failed = [one for one in answers.values() if one is None or one.status != HTTPStatus.OK]
+        shown = next(filter(None, [*failed, *answers.values()]), None)
+        facts: dict[str, Any] = msgspec.json.decode(shown.text) if shown else {}
+        workers = {
+            str(number): "ready" if one and one.status == HTTPStatus.OK else "not ready"
+            for number, one in answers.items()
+        }
+        is_ready = bool(answers) and not failed
+        status = {} if is_ready or None not in failed else {"status": "not ready"}
+        return is_ready, {**facts, **status, "workers": workers}
 
     async def run(self, stop: StopEvent) -> None:
         """Supervise the workers until ``stop``, then let them finish.
@@ -174,13 +210,18 @@ async def _end(child: asyncio.subprocess.Process) -> None:
 class _WorkersCollector(Collector):
     """Collects from every worker at each scrape."""
 
-    def __init__(self, ports: dict[int, int]) -> None:
+    def __init__(self, count: int, ports: dict[int, int]) -> None:
+        self._count = count
         self._ports = ports
 
     def collect(self) -> Iterable[Metric]:
-        families: dict[str, Metric] = {}
-        for number, port in sorted(dict(self._ports).items()):
-            for family in _scrape(port):
+        answers = _ask_all(dict(self._ports), "/metrics")
+        is_up = GaugeMetricFamily(WORKER_UP, _WORKER_UP_ABOUT, labels=["worker"])
+        families: dict[str, Metric] = {is_up.name: is_up}
+        for number in range(self._count):
+            answer = answers.get(number)
+            is_up.add_metric([str(number)], float(answer is not None))
+            for family in text_string_to_metric_families(answer.text if answer else ""):
                 merged = families.setdefault(
                     family.name, Metric(family.name, family.documentation, family.type)
                 )
@@ -191,13 +232,27 @@ class _WorkersCollector(Collector):
         return families.values()
 
 
-def _scrape(port: int) -> Iterator[Metric]:
-    try:
-        with _OPENER.open(f"http://127.0.0.1:{port}/metrics", timeout=SCRAPE_S) as response:
-            text: str = response.read().decode()
-    except OSError:
-        return  # it is exiting; the next scrape reaches its successor
-    yield from text_string_to_metric_families(text)
+class _Answer(NamedTuple):
+    status: int
+    text: str
+
+
+def _ask_all(ports: dict[int, int], path: str) -> dict[int, _Answer | None]:
+    """Return the answer of each worker by its number; None if it does not answer."""
+
+    def ask(port: int) -> _Answer | None:
+        try:
+            with _OPENER.open(f"http://127.0.0.1:{port}{path}", timeout=SCRAPE_S) as response:
+                return _Answer(response.status, response.read().decode())
+        except HTTPError as error:
+            with error:
+                return _Answer(error.code, error.read().decode())
+        except OSError:  # it hangs, or it is exiting
+            return None
+
+    # At the same time, so that workers that hang delay a scrape once.
+    with ThreadPoolExecutor(max(1, len(ports))) as threads:
+        return dict(zip(ports, threads.map(ask, ports.values()), strict=True))
 
 
 class Worker:

@@ -59,6 +59,8 @@ async def test_an_action_sent_to_four_workers_is_applied_once(
         metrics = (await client.get(f"http://127.0.0.1:{metrics_port}/metrics")).text
     counted = [line for line in metrics.splitlines() if "score_updates_total{" in line]
     assert sum(float(line.rpartition(" ")[2]) for line in counted) == 50
+    assert metrics.count("scoreboard_worker_up{") == 4
+    assert 'scoreboard_build_info{service="api",version=' in metrics
     busy = {line.split('worker="')[1][0] for line in counted if not line.endswith(" 0.0")}
     assert len(busy) > 1
 

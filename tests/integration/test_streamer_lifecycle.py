@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from websockets.server import ServerProtocol
 
 from cli.embedded.ports import find_free_port
@@ -322,16 +323,13 @@ async def test_second_signal_to_the_supervisor_closes_workers_at_once_with_1001(
 def test_worker_that_cannot_start_stops_the_service_with_its_reason(
     redis_url: str, jwks_file: Path
 ) -> None:
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        program = Program(
-            redis_url, jwks_file, ws_workers=2, ws_metrics_port=other.getsockname()[1]
-        )
-        assert program.process.wait(30) == 1
-        program.stop()
+    program = Program(
+        redis_url, jwks_file, ws_workers=2, secrets="file", redis_secret="/no/such/secret"
+    )
+    assert program.process.wait(30) == 1
+    program.stop()
 
-    assert "SCOREBOARD_WS_METRICS_PORT" in program.log
+    assert "/no/such/secret" in program.log
     assert "did not start" in program.log
     assert "Traceback" not in program.log
 
@@ -400,6 +398,52 @@ def test_health_and_metrics_have_their_own_port(start_program: StartProgram) -> 
         "reconcile_mismatches_total", "loop_lag_seconds", "build_info",
     ):  # fmt: skip
         assert f"# HELP scoreboard_{name} " in metrics, name
+
+
+async def test_the_metrics_of_all_workers_have_one_port(start_program: StartProgram) -> None:
+    program = start_program(ws_workers=2)
+    await asyncio.to_thread(
+        eventually, lambda: len(program.lines("worker_started")) == 2, within_s=30
+    )
+    viewers = await join(program.port, 60)
+
+    def by_worker(name: str) -> dict[str, float]:
+        return {
+            sample.labels["worker"]: sample.value
+            for family in text_string_to_metric_families(program.get("/metrics").text)
+            for sample in family.samples
+            if sample.name == f"scoreboard_{name}" and sample.labels.get("state", "open") == "open"
+        }
+
+    opened = by_worker("ws_connections")
+    assert sum(opened.values()) == 60
+    assert min(opened.values()) > 0, "the kernel distributes them over both workers"
+    assert by_worker("worker_up") == {"0": 1, "1": 1}
+    ready = program.get("/health/ready")
+    assert (ready.status_code, ready.json()["workers"]) == (200, {"0": "ready", "1": "ready"})
+
+    pids = {line["scoreboard.worker"]: line for line in program.lines("worker_started")}
+    os.kill(pids[1]["scoreboard.pid"], signal.SIGSTOP)
+    began_s = time.monotonic()
+    assert by_worker("worker_up") == {"0": 1, "1": 0}
+    assert program.get("/health/ready").status_code == 503
+    assert time.monotonic() - began_s < 5
+    os.kill(pids[1]["scoreboard.pid"], signal.SIGCONT)
+    await asyncio.to_thread(eventually, lambda: by_worker("worker_up") == {"0": 1, "1": 1})
+    for viewer in viewers:
+        viewer.close()
+
+
+def test_a_metrics_port_in_use_is_reported_in_one_line(redis_url: str, jwks_file: Path) -> None:
+    for workers in (1, 2):
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            port = other.getsockname()[1]
+            program = Program(redis_url, jwks_file, ws_workers=workers, ws_metrics_port=port)
+            assert program.process.wait(30) == 1
+            program.stop()
+        [line] = [line for line in program.log.splitlines() if "METRICS_PORT" in line]
+        assert str(port) in line
+        assert "Traceback" not in program.log
 
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
