@@ -2,9 +2,8 @@
 
 from typing import Final
 
-from prometheus_client import Counter, Histogram
-
-from scoreboard.runtime.telemetry import HTTP_BUCKETS, Children, counter, gauge, histogram
+from scoreboard.runtime.collectors import LoopHistogram, Readings, Series
+from scoreboard.runtime.telemetry import HTTP_BUCKETS, gauge
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 """Methods used as labels; any other method is OTHER, so that the set of labels is closed."""
@@ -12,16 +11,7 @@ METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OP
 UNMATCHED: Final = "unmatched"
 """The route label of paths that do not exist."""
 
-_REQUESTS: Final = counter(
-    "http_requests_total",
-    "Requests answered",
-    "method",
-    "route",
-    "status",
-    unit="requests",
-    normal="status 5xx below 0.1 %",
-)
-_SECONDS: Final = histogram(
+_SECONDS: Final = LoopHistogram(
     "http_request_duration_seconds",
     "Time from the request head to the response",
     HTTP_BUCKETS,
@@ -29,6 +19,15 @@ _SECONDS: Final = histogram(
     "route",
     "status",
     normal="updates: p99 below 0.05",
+)
+Readings(
+    "counter",
+    "http_requests_total",
+    "Requests answered",
+    ("method", "route", "status"),
+    _SECONDS.counts,
+    unit="requests",
+    normal="status 5xx below 0.1 %",
 )
 CONNECTIONS: Final = gauge(
     "http_connections",
@@ -42,34 +41,35 @@ IN_PROGRESS: Final = gauge(
     unit="requests",
     normal="well below SCOREBOARD_REQUESTS_IN_FLIGHT",
 )
-UPDATES: Final = Children(
-    counter(
-        "score_updates_total",
-        "Updates by outcome; rate_limited only with SCOREBOARD_RATE_LIMIT=app, else Kong refuses",
-        "outcome",
-        unit="updates",
-        normal="applied, and some replayed and rate_limited; unknown, busy and unavailable: 0",
+UPDATES: Final[dict[str, int]] = dict.fromkeys(
+    (
+        *("applied", "replayed", "conflict", "busy", "range", "unknown"),
+        *("rate_limited", "unavailable"),
     ),
-    *("applied", "replayed", "conflict", "busy", "range", "unknown"),
-    *("rate_limited", "unavailable"),
+    0,
+)
+"""Updates by outcome; the event loop's thread counts them."""
+
+Readings(
+    "counter",
+    "score_updates_total",
+    "Updates by outcome; rate_limited only with SCOREBOARD_RATE_LIMIT=app, else Kong refuses",
+    ("outcome",),
+    lambda: (((outcome,), count) for outcome, count in UPDATES.items()),
+    unit="updates",
+    normal="applied, and some replayed and rate_limited; unknown, busy and unavailable: 0",
 )
 
-_children: Final[dict[tuple[str, str, int], tuple[Counter, Histogram]]] = {}
+_known: Final[dict[tuple[str, str, int], Series]] = {}
 
 
 def observe(method: str, route: str, status: int, seconds: float) -> None:
-    """Count one answered request.
-
-    Lookups of labels are cached, because they cost more than the counting.
-    """
-    found = _children.get((method, route, status))
-    if found is None:
-        if method not in METHODS and method != "OTHER":
-            # One key for all, so that clients cannot fill the cache.
-            observe("OTHER", route, status, seconds)
+    """Count one answered request."""
+    series = _known.get((method, route, status))
+    if series is None:
+        if method not in METHODS:
+            # The label of all others, so that clients cannot fill the cache.
+            _SECONDS.series("OTHER", route, str(status)).observe(seconds)
             return
-        labels = (method, route, str(status))
-        found = (_REQUESTS.labels(*labels), _SECONDS.labels(*labels))
-        _children[method, route, status] = found
-    found[0].inc()
-    found[1].observe(seconds)
+        series = _known[method, route, status] = _SECONDS.series(method, route, str(status))
+    series.observe(seconds)

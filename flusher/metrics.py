@@ -5,7 +5,7 @@ from typing import Final
 
 from flusher.batch import Batch
 from flusher.writer import Flushed
-from scoreboard.runtime.collectors import DelayHistogram
+from scoreboard.runtime.collectors import LoopHistogram
 from scoreboard.runtime.telemetry import FLUSH_BUCKETS, Children, counter, gauge, histogram
 
 PARTITION: Final = ("board", "part")
@@ -134,12 +134,12 @@ FLUSH_DELAY: Final = histogram(
     FLUSH_BUCKETS,
     normal="p99 below 0.5",
 )
-ACCEPT_TO_COMMIT: Final = DelayHistogram(
+ACCEPT_TO_COMMIT: Final = LoopHistogram(
     "accept_to_commit_seconds",
     "Time from Redis's acceptance of an action to its COMMIT, for every entry of a stream",
     FLUSH_BUCKETS,
     normal="p99 below 0.5",
-)
+).series()
 
 DRIFT_USERS: Final = gauge(
     "drift_users",
@@ -184,4 +184,4 @@ def count(result: Flushed, batch: Batch) -> None:
     DEAD_LETTERS.inc(result.dead)
     FLUSH_DELAY.observe(max(0.0, now_ms - batch.times_ms[0]) / 1000)
     fresh_ms = batch.times_ms[len(batch.times_ms) - result.fresh :]
-    ACCEPT_TO_COMMIT.observe(fresh_ms, now_ms)
+    ACCEPT_TO_COMMIT.observe_delays(fresh_ms, now_ms)

@@ -39,7 +39,8 @@ from scoreboard.runtime.telemetry import get_logger
 from scoreboard.runtime.tracing import make_tracing
 from scoreboard.security.credentials import refresh_secrets, require_secrets
 from scoreboard.store.client import make_client
-from scoreboard.store.durability import measure_durability, require_durability
+from scoreboard.store.durability import require_durability
+from scoreboard.store.durability_metrics import measure_durability
 from scoreboard.store.store import Store
 
 SEARCH_EVERY_S: Final = 2.0

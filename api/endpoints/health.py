@@ -44,7 +44,7 @@ from scoreboard.security.tokens import Verifier
 from scoreboard.store.boards import Boards
 from scoreboard.store.catalogue import Catalogue
 from scoreboard.store.client import REDIS_UP
-from scoreboard.store.durability import measure_durability
+from scoreboard.store.durability_metrics import measure_durability
 
 LIVE_PATH: Final = "/health/live"
 READY_PATH: Final = "/health/ready"

@@ -6,8 +6,6 @@ implementation, from which the documents are generated. Both call ``apply``.
 
 from typing import Final
 
-from prometheus_client import Counter
-
 from api.documents.schemas import UpdateRequest
 from api.edge.rate_limit import Quota, RateLimiter
 from api.metrics import UPDATES
@@ -28,17 +26,16 @@ from scoreboard.store.catalogue import Catalogue
 from scoreboard.store.commit_waiter import CommitWaiter
 from scoreboard.store.dispatcher import Dispatcher
 
-_APPLIED: Final = UPDATES["applied"]
-_REPLAYED: Final = UPDATES["replayed"]
-_OUTCOMES: Final = (
-    (ActionConflict, UPDATES["conflict"]),
-    (Busy, UPDATES["busy"]),
-    (ScoreOutOfRange, UPDATES["range"]),
-    (RateLimited, UPDATES["rate_limited"]),
-    (OutcomeUnknown, UPDATES["unknown"]),
-    (Unavailable, UPDATES["unavailable"]),
+_OUTCOMES: Final[tuple[tuple[type[BaseException], str], ...]] = (
+    (ActionConflict, "conflict"),
+    (Busy, "busy"),
+    (ScoreOutOfRange, "range"),
+    (RateLimited, "rate_limited"),
+    (OutcomeUnknown, "unknown"),
+    (Unavailable, "unavailable"),
+    (BaseException, "unknown"),
 )
-"""The first matching class determines the outcome; any other error leaves it unknown."""
+"""The first matching class determines the outcome."""
 
 
 class UpdateService:
@@ -97,13 +94,7 @@ class UpdateService:
             if self._commits is not None:
                 receipt = await self._commits.confirm(board, action, receipt)
         except BaseException as error:  # also the cancellation at the time limit
-            _outcome_of(error).inc()
+            UPDATES[next(word for kind, word in _OUTCOMES if isinstance(error, kind))] += 1
             raise
-        (_REPLAYED if receipt.replayed else _APPLIED).inc()
+        UPDATES["replayed" if receipt.replayed else "applied"] += 1
         return receipt, quota
-
-
-def _outcome_of(error: BaseException) -> Counter:
-    return next(
-        (outcome for kind, outcome in _OUTCOMES if isinstance(error, kind)), UPDATES["unknown"]
-    )

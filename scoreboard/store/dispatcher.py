@@ -45,9 +45,10 @@ from scoreboard.model import (
     partition_of,
     shard_of,
 )
+from scoreboard.runtime.collectors import LoopHistogram
 from scoreboard.runtime.lifecycle import backoff_s
 from scoreboard.runtime.settings import Settings
-from scoreboard.runtime.telemetry import BATCH_BUCKETS, gauge, get_logger, histogram
+from scoreboard.runtime.telemetry import BATCH_BUCKETS, gauge, get_logger
 from scoreboard.runtime.tracing import CURRENT_SPAN
 from scoreboard.store.keys import PULSE, PartitionKeys
 from scoreboard.store.pipelined_connection import Command, PipelinedConnection
@@ -71,13 +72,13 @@ RENEW_EVERY_S: Final = 1.0
 
 _SECONDS: Final = re.compile(r"\d{1,12}", re.ASCII)
 _SUBMIT: Final = Script.load("submit")
-_BATCH_ACTIONS = histogram(
+_BATCH_ACTIONS = LoopHistogram(
     "dispatch_batch_actions",
     "Actions of one submit call",
     BATCH_BUCKETS,
     unit="actions",
     normal="1 with little load; larger under load, at most 64",
-)
+).series()
 _CALL_SECONDS = call_seconds(_SUBMIT)
 _WAITING = gauge(
     "dispatch_waiting",

@@ -13,7 +13,6 @@ from redis.exceptions import ResponseError
 
 from scoreboard.errors import RedisUnavailable, UnexpectedReply, UnsafeRedis
 from scoreboard.runtime.settings import Settings
-from scoreboard.runtime.telemetry import state_gauge
 from scoreboard.store.replies import checking_reply, read_reply
 
 REQUIRED_SETTINGS: Final = {
@@ -26,8 +25,6 @@ REQUIRED_SETTINGS: Final = {
 
 MIN_REPLICAS: Final = "min-replicas-to-write"
 """Without it an isolated primary would go on accepting updates that no replica receives."""
-
-_REDIS_DURABLE: Final = state_gauge("redis_durable", "1 if Redis keeps all acknowledged writes")
 
 
 def replicas_needed(settings: Settings) -> int:
@@ -105,22 +102,12 @@ def _problems_of(
     return problems
 
 
-async def measure_durability(client: aioredis.Redis, settings: Settings) -> Durability:
-    """Check durability as the settings need it, and export the result.
-
-    Raises RedisUnavailable, UnexpectedReply.
-    """
-    found = await check_durability(client, replicas=replicas_needed(settings))
-    _REDIS_DURABLE.set(found.is_safe)
-    return found
-
-
 async def require_durability(client: aioredis.Redis, settings: Settings) -> Durability:
     """Check durability and raise if acknowledged actions may be lost and settings forbid that.
 
     Raises UnsafeRedis with every problem named, RedisUnavailable.
     """
-    found = await measure_durability(client, settings)
+    found = await check_durability(client, replicas=replicas_needed(settings))
     if found.problems and not settings.unsafe_redis:
         raise UnsafeRedis(
             f"Redis may lose acknowledged actions: {'; '.join(found.problems)}. "

@@ -1,12 +1,12 @@
 """Runs Lua scripts by their digest and turns refusals into errors."""
 
 import hashlib
+import time
 from collections.abc import Sequence
 from typing import Any, Final, NoReturn, TypeVar
 
 import redis.asyncio as aioredis
 from msgspec import Struct
-from prometheus_client import Histogram
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from scoreboard.errors import (
@@ -17,7 +17,8 @@ from scoreboard.errors import (
     UnexpectedReply,
 )
 from scoreboard.runtime import resources
-from scoreboard.runtime.telemetry import REDIS_BUCKETS, Children, counter, histogram
+from scoreboard.runtime.collectors import LoopHistogram, Series
+from scoreboard.runtime.telemetry import REDIS_BUCKETS, Children, counter
 from scoreboard.store.replies import (
     CONNECTION_ERRORS,
     PARSE_ERRORS,
@@ -29,14 +30,12 @@ from scoreboard.store.replies import (
 _EXPLAINED: Final = frozenset({"FENCE", "STALE", "LAG"})
 """Refusals whose text becomes the detail of the error."""
 
-_SECONDS: Final = Children(
-    histogram(
-        "redis_call_duration_seconds",
-        "Time of one script call, as seen by the caller",
-        REDIS_BUCKETS,
-        "script",
-        normal="p99 below 0.01 s; with appendfsync always, submit takes an fsync of the disk",
-    )
+_SECONDS: Final = LoopHistogram(
+    "redis_call_duration_seconds",
+    "Time of one script call, as seen by the caller",
+    REDIS_BUCKETS,
+    "script",
+    normal="p99 below 0.01; with appendfsync always, submit takes an fsync of the disk",
 )
 _REFUSED: Final = Children(
     counter(
@@ -68,9 +67,9 @@ class Script(Struct, frozen=True):
         return cls(name, text, hashlib.sha1(text, usedforsecurity=False).hexdigest())
 
 
-def call_seconds(script: Script) -> Histogram:
+def call_seconds(script: Script) -> Series:
     """Return the histogram of a script's calls."""
-    return _SECONDS[script.name]
+    return _SECONDS.series(script.name)
 
 
 def count_refusal(code: str) -> None:
@@ -110,16 +109,18 @@ async def call(
     scripts are run this way), ScriptFailed, and the error of a refusal.
     """
     command = _command(script, (keys, args), reads=reads)
-    with call_seconds(script).time():
+    began_s = time.perf_counter()
+    try:
         try:
-            try:
-                reply = await client.execute_command(*command)
-            except NoScriptError:
-                await client.script_load(script.text)  # pyright: ignore[reportArgumentType]
-                reply = await client.execute_command(*command)
-            return convert(reply, shape)
-        except (*CONNECTION_ERRORS, RedisError, *PARSE_ERRORS) as error:
-            _raise(error, script, keys)
+            reply = await client.execute_command(*command)
+        except NoScriptError:
+            await client.script_load(script.text)  # pyright: ignore[reportArgumentType]
+            reply = await client.execute_command(*command)
+        return convert(reply, shape)
+    except (*CONNECTION_ERRORS, RedisError, *PARSE_ERRORS) as error:
+        _raise(error, script, keys)
+    finally:
+        call_seconds(script).observe(time.perf_counter() - began_s)
 
 
 async def call_many(
@@ -132,14 +133,16 @@ async def call_many(
     if len(calls) == 1:
         keys, args = calls[0]
         return [await call(client, script, keys, args, shape, reads=True)]
-    with call_seconds(script).time():
-        try:
+    began_s = time.perf_counter()
+    try:
+        replies = await _pipeline(client, script, calls)
+        if any(isinstance(reply, NoScriptError) for reply in replies):
+            await client.script_load(script.text)  # pyright: ignore[reportArgumentType]
             replies = await _pipeline(client, script, calls)
-            if any(isinstance(reply, NoScriptError) for reply in replies):
-                await client.script_load(script.text)  # pyright: ignore[reportArgumentType]
-                replies = await _pipeline(client, script, calls)
-        except (*CONNECTION_ERRORS, RedisError, *PARSE_ERRORS) as error:
-            _raise(error, script, calls[0][0])
+    except (*CONNECTION_ERRORS, RedisError, *PARSE_ERRORS) as error:
+        _raise(error, script, calls[0][0])
+    finally:
+        call_seconds(script).observe(time.perf_counter() - began_s)
     found: list[_Shape] = []
     for (keys, _), reply in zip(calls, replies, strict=True):
         try:

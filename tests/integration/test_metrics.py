@@ -145,9 +145,6 @@ async def play(system: Observed) -> None:
         await viewer.next("leaderboard")
         while not viewer.pings:
             await viewer.frame()
-        # The answer to a second sync follows the pong.
-        await viewer.send_json({"type": "sync"})
-        await viewer.frame()
 
 
 async def send_requests(system: Observed, client: httpx.AsyncClient) -> None:

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.parser import text_string_to_metric_families
 
 from scoreboard.runtime import telemetry
-from scoreboard.runtime.collectors import DelayHistogram, Readings
+from scoreboard.runtime.collectors import LoopHistogram, Readings
 
 BUCKETS = (0.01, 0.1, 1.0, 60.0)
 
@@ -39,7 +39,7 @@ def test_a_batch_of_delays_is_counted_as_if_each_was_observed(
 ) -> None:
     chance = random.Random(seed)
     batched, plain_registry = (
-        DelayHistogram("delay_seconds", "Delays", BUCKETS),
+        LoopHistogram("delay_seconds", "Delays", BUCKETS).series(),
         CollectorRegistry(),
     )
     plain = Histogram(
@@ -51,13 +51,31 @@ def test_a_batch_of_delays_is_counted_as_if_each_was_observed(
         # Also delays equal to a bound, and times in the future.
         delays_ms = [chance.choice([-50, 0, 1, 10, 11, 100, 1000, 60_000, 10**7]) for _ in range(8)]
         delays_ms = sorted(delays_ms[: chance.randrange(9)], reverse=True)
-        batched.observe([now_ms - delay for delay in delays_ms], now_ms)
+        batched.observe_delays([now_ms - delay for delay in delays_ms], now_ms)
         for delay in delays_ms:
             plain.observe(max(0, delay) / 1000)
 
     expected = samples(plain_registry)
     assert samples(registry) == pytest.approx(expected)
     assert expected["count", ""] == expected["bucket", "+Inf"]
+
+
+def test_a_histogram_of_the_event_loop_exports_as_the_plain_one(
+    registry: CollectorRegistry,
+) -> None:
+    ours = LoopHistogram("wait_seconds", "Waits", BUCKETS, "route", "status")
+    plain_registry = CollectorRegistry()
+    names = ("route", "status")
+    plain = Histogram(
+        "scoreboard_wait_seconds", "Waits", names, buckets=BUCKETS, registry=plain_registry
+    )
+    for number, value in enumerate([0.0, 0.005, 0.01, 0.010001, 0.5, 1.0, 60, 61]):
+        labels = (f"/route{number % 2}", "200")
+        ours.series(*labels).observe(value)
+        plain.labels(*labels).observe(value)
+
+    assert generate_latest(registry) == generate_latest(plain_registry)
+    assert dict(ours.counts()) == {("/route0", "200"): 4, ("/route1", "200"): 4}
 
 
 def test_children_of_known_values_begin_with_zero_and_are_made_once(

@@ -1,4 +1,4 @@
-"""Measures the api and the baseline in one run: `make bench-api`.
+"""Measures the api and the baseline, or itself without metrics, in one run: `make bench-api`.
 
 Both get the same requests from the same client, alternately and several times, on the same real
 Valkey with appendfsync always. The output is the server's CPU time per applied update (user and
@@ -39,6 +39,7 @@ from tests.support.fakes.tokens import AUDIENCE, ISSUER, KeyPair
 ROOT = Path(__file__).parents[3]
 SERVERS = {
     "baseline": ["-m", "tests.bench.api.baseline"],
+    "without-metrics": ["-m", "tests.bench.api.without_metrics"],
     "api": ["-m", "api"],
 }
 USERS = 500
@@ -140,15 +141,27 @@ async def open_main(url: str) -> None:
     "--seconds", default=4.0, help="Measured seconds of a run, after a second of warming."
 )
 @click.option("--rate", default=0.0, help="Open loop: requests per second; 0 for closed loop.")
-@click.option("--only", type=click.Choice(list(SERVERS)), help="Measure one of the two.")
+@click.option(
+    "--against",
+    type=click.Choice([name for name in SERVERS if name != "api"]),
+    default="baseline",
+    help="What to compare the api with.",
+)
+@click.option("--only", type=click.Choice(list(SERVERS)), help="Measure one server.")
 @click.option("--json", "as_json", is_flag=True, help="Print every run as JSON.")
 def main(
-    connections: str, repeat: int, seconds: float, rate: float, only: str | None, as_json: bool
+    connections: str,
+    repeat: int,
+    seconds: float,
+    rate: float,
+    against: str,
+    only: str | None,
+    as_json: bool,
 ) -> None:
     """Compare the update path of the api with a plain implementation."""
     cores = sorted(os.sched_getaffinity(0))
     server_core, client_core = (cores[0], cores[1]) if len(cores) > 1 else (None, None)
-    names = [only] if only else list(SERVERS)
+    names = [only] if only else [against, "api"]
     runs: list[dict[str, Any]] = []
     with ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="scoreboard-bench-"))
@@ -217,7 +230,8 @@ def report(runs: list[dict[str, Any]], names: list[str]) -> None:
                 f"| {others[0]:,.0f} | {others[1]:.2f} | {others[2]:.2f} |"
             )
         if len(medians) > 1:
-            click.echo(f"| {count} | *ratio* | {medians['api'] / medians['baseline']:.2f} | | | |")
+            other, own = (medians[name] for name in names)
+            click.echo(f"| {count} | *ratio* | {own / other:.3f} | | | |")
 
 
 if __name__ == "__main__":

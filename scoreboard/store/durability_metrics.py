@@ -1,0 +1,21 @@
+"""Exports whether Redis keeps what it acknowledges, from the services that require it."""
+
+from typing import Final
+
+import redis.asyncio as aioredis
+
+from scoreboard.runtime.settings import Settings
+from scoreboard.runtime.telemetry import state_gauge
+from scoreboard.store.durability import Durability, check_durability, replicas_needed
+
+_REDIS_DURABLE: Final = state_gauge("redis_durable", "1 if Redis keeps all acknowledged writes")
+
+
+async def measure_durability(client: aioredis.Redis, settings: Settings) -> Durability:
+    """Check durability as the settings need it, and export the result.
+
+    Raises RedisUnavailable, UnexpectedReply.
+    """
+    found = await check_durability(client, replicas=replicas_needed(settings))
+    _REDIS_DURABLE.set(found.is_safe)
+    return found
