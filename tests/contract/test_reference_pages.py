@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from docs import generate
+from tests.support.reference import SERVICES, metrics_of
 from tests.support.repository import ROOT
 
 
@@ -21,9 +21,9 @@ def test_the_reference_pages_are_up_to_date() -> None:
     assert done.returncode == 0, f"run: make reference\n{done.stdout}{done.stderr}"
 
 
-@pytest.mark.parametrize("service", generate.SERVICES)
+@pytest.mark.parametrize("service", SERVICES)
 def test_each_metric_has_a_meaning_a_unit_and_what_is_normal(service: str) -> None:
-    metrics = generate.metrics_of(service)
+    metrics = metrics_of(service)
 
     assert metrics
     assert [one.name for one in metrics if not (one.about and one.unit and one.normal)] == []

@@ -30,8 +30,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 WITHOUT_DATA = {
     "ALERTS": "has series only while an alert is pending or fires",
     "redis_master_link_up": "only a replica has it, and this system has none",
-    "scoreboard_flusher_faults_total": "has no series before the first fault",
-    'scoreboard_secret_refresh_total{outcome="invalid"}': "has no series before the first one",
 }
 """What returns nothing on a healthy system of this kind, and why."""
 

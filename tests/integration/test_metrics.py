@@ -17,13 +17,13 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from cli.embedded.ports import find_free_port
-from docs import generate
 from scoreboard.runtime.settings import PREFIX
 from scoreboard.security.tokens import READ
 from tests.kong.admin import fake_admin
 from tests.support.clients.viewer import RawViewer, request_bytes
 from tests.support.eventually import eventually
 from tests.support.fakes.tokens import ISSUER
+from tests.support.reference import metrics_of
 from tests.support.servers.system import System
 
 pytestmark = pytest.mark.slow
@@ -206,7 +206,7 @@ def test_a_service_exports_exactly_the_metrics_of_the_reference_page(
     observed: Observation, service: str
 ) -> None:
     _, _, after = observed
-    described = {one.name: one for one in generate.metrics_of(service)}
+    described = {one.name: one for one in metrics_of(service)}
     described.pop("scoreboard_worker_up", None)  # only with several workers
 
     assert set(after[service]) == set(described)
@@ -339,7 +339,7 @@ def test_kong_sync_exports_the_metrics_of_the_reference_page(
 
             found = eventually(synchronised, within_s=20)
             assert found is not None
-            described = {one.name for one in generate.metrics_of("scoreboard kong sync")}
+            described = {one.name for one in metrics_of("scoreboard kong sync")}
             # The command line also imports modules of the services.
             assert described <= set(found)
             assert [name for name in described if not found[name].samples] == []
