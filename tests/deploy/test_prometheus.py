@@ -39,6 +39,7 @@ def test_alertmanager_accepts_its_configuration() -> None:
     assert "SUCCESS" in run("amtool", "check-config", "alertmanager.yml")
 
 
+@pytest.mark.timeout(150)
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 def test_alerts_fire_when_they_should(path) -> None:
     assert "SUCCESS" in run("promtool", "test", "rules", path)

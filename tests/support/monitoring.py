@@ -58,7 +58,7 @@ def run(name: str, *arguments: object) -> str:
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
-        timeout=50,
+        timeout=140,
     )
     assert done.returncode == 0, done.stdout
     return done.stdout
