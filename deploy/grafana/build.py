@@ -99,6 +99,12 @@ OPTIONS: Final[dict[str, Entity]] = {
 }
 """The options of each kind of panel."""
 
+HIDE_TIME_AND_VALUE: Final = {
+    "id": "organize",
+    "options": {"excludeByName": {"Time": True, "Value": True}},
+}
+"""A table of alerts shows their labels only."""
+
 
 def load() -> list[Dashboard]:
     """Read panels.yml. Raises ValidationError, with the path, for a field that is wrong."""
@@ -175,9 +181,8 @@ def _panel(panel: Panel, number: int, place: dict[str, int]) -> Entity:
         ],
         "fieldConfig": {"defaults": defaults, "overrides": []},
         "options": OPTIONS[panel.kind],
-        "links": [_link("link", f"Runbook: {panel.alert}", url="${docs}" + _section(panel.alert))]
-        if panel.alert
-        else [],
+        "links": list(_runbook(panel)),
+        "transformations": [HIDE_TIME_AND_VALUE] if is_table else [],
     }
 
 
@@ -195,8 +200,13 @@ def _steps(panel: Panel) -> Iterator[Entity]:
         yield {"value": value, "color": colour}
 
 
-def _section(alert: str) -> str:
-    return f"docs/how-to/runbook.md#{alert.lower()}"
+def _runbook(panel: Panel) -> Iterator[Entity]:
+    """Yield the link to the section of the alert; of the table of alerts, to the whole page."""
+    page = "${docs}docs/how-to/runbook.md"
+    if panel.alert:
+        yield _link("link", f"Runbook: {panel.alert}", url=f"{page}#{panel.alert.lower()}")
+    elif panel.kind == "table":
+        yield _link("link", "Runbook", url=page)
 
 
 def _link(kind: str, title: str, *, url: str = "", tags: Sequence[str] = ()) -> Entity:

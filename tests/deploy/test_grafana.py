@@ -132,6 +132,9 @@ def test_links_lead_to_alerts_that_exist(panel) -> None:
     names = {alert["alert"] for alert in alerts()}
     for link in panel["links"]:
         name = link["title"].removeprefix("Runbook: ")
+        if panel["type"] == "table":
+            assert link["url"] == "${docs}docs/how-to/runbook.md"
+            continue
         assert name in names
         assert link["url"] == "${docs}docs/how-to/runbook.md#" + name.lower()
 
