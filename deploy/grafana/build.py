@@ -236,7 +236,7 @@ HEAD: Final = """\
 
 Six dashboards of Grafana. The title of each panel is the question that it answers.
 [Monitor the services](../how-to/monitor.md) describes how to start Grafana. A panel
-with an alert links its section of the runbook."""
+with an alert links its section of the [runbook](../how-to/runbook.md)."""
 
 
 def page(dashboards: Sequence[Dashboard]) -> Iterator[str]:
@@ -257,7 +257,7 @@ def _colours(panel: Panel) -> str:
     given = ", ".join(f"{name} {word} {value:g}" for name, value in limits if value is not None)
     parts = [f"Unit: {UNITS[panel.unit]}.", f"{given[0].upper()}{given[1:]}." if given else ""]
     if panel.alert:
-        parts.append(f"Alert: `{panel.alert}`.")
+        parts.append(f"Alert: [{panel.alert}](../how-to/runbook.md#{panel.alert.lower()}).")
     return " ".join(filter(None, parts))
 
 
