@@ -185,7 +185,7 @@ async def test_log_lines_name_the_span_of_the_process(traced: tuple[System, Coll
 
     log = (system.folder / "api.log").read_text()
     lines = [json.loads(line) for line in log.splitlines() if trace_id in line]
-    assert [line["span.id"] for line in lines] == [spans[REQUEST].span_id]
+    assert {line["span.id"] for line in lines} == {spans[REQUEST].span_id}
     assert spans[REQUEST].attributes["error.type"] == "unauthenticated"
     assert not spans[REQUEST].is_error, "the caller's mistake is no failure of the service"
 
