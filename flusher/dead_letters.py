@@ -13,6 +13,9 @@ from msgspec import Struct
 
 from scoreboard.events import BIGINT_MAX, BadRecord
 
+REQUEST_ID_MAX: Final = 128
+"""Longest id of a request; an entry that cannot be decoded may contain anything."""
+
 REASON_MAX: Final = 500
 """Longest stored reason in characters; a server's message may quote a whole row."""
 
@@ -27,6 +30,7 @@ class DeadEvent(Struct, frozen=True):
     raw_hash: bytes
     reason: str
     seq: int | None
+    request_id: str = ""
 
 
 def dead_event(stream_id: str, fields: Mapping[bytes, bytes], reason: str) -> DeadEvent:
@@ -43,6 +47,7 @@ def dead_event(stream_id: str, fields: Mapping[bytes, bytes], reason: str) -> De
         raw_hash=hashlib.blake2b(raw, digest_size=16).digest(),
         reason=reason.replace("\0", "")[:REASON_MAX],
         seq=_seq(fields.get(b"q", b"")),
+        request_id=fields.get(b"t", b"").decode("latin-1")[:REQUEST_ID_MAX],
     )
 
 

@@ -435,7 +435,12 @@ class PartitionFlusher:
             _log.warning("late_duplicates_found", partition=str(self.partition), count=result.late)
         if result.dead:
             self._has_dead_letters = True
-            _log.error("dead_letters_stored", partition=str(self.partition), count=result.dead)
+            _log.error(
+                "dead_letters_stored",
+                partition=str(self.partition),
+                count=result.dead,
+                request_id=result.dead_requests or None,
+            )
         # Dead letters and uncorrected late duplicates explain a difference.
         if result.drifted and not (
             is_draining or self._has_late_duplicates or self._has_dead_letters

@@ -66,6 +66,8 @@ class Flushed(Struct, frozen=True):
     redelivered: int = 0
     late: int = 0
     dead: int = 0
+    dead_requests: tuple[str, ...] = ()
+    """The ids of the requests whose entries became dead letters, as far as they are known."""
     corrections: int = 0
     drifted: int = 0
     rewound: int = 0
@@ -184,6 +186,7 @@ class Writer(Session):
             redelivered=staged - tally.counted - tally.late,
             late=tally.late,
             dead=len(dead),
+            dead_requests=tuple(event.request_id for event in dead if event.request_id),
             corrections=len(batch.corrections),
             # Late duplicates and dead letters explain a difference.
             drifted=0 if tally.late or dead or batch.corrections else tally.drifted,

@@ -191,7 +191,7 @@ class Run:
             viewer.recv(10)
 
     def store_a_dead_letter(self) -> None:
-        self.rotated.redis.xadd("sb:{main:0}:events", {"k": "unknown"})
+        self.rotated.redis.xadd("sb:{main:0}:events", {"k": "unknown", "t": "dead-request"})
         rows = "SELECT id FROM dead_events"
         [(number,)] = eventually(
             lambda: self.rotated.database.execute(rows).fetchall(), within_s=20
@@ -288,6 +288,11 @@ def test_the_run_has_lines_of_every_process_with_one_type_for_each_field(
             types.setdefault(name, set()).update(map(type, items))
     assert {name: found for name, found in types.items() if len(found) > 1} == {}
     assert [name for name in types if name.startswith("labels.")] == []
+
+
+def test_a_request_id_reaches_the_line_of_its_dead_letter(lines: list[Line]) -> None:
+    [stored] = [line for line in lines if line["message"] == "dead_letters_stored"]
+    assert stored["http.request.id"] == ["dead-request"]
 
 
 def test_every_field_of_every_line_is_mapped(node: httpx.Client, lines: list[Line]) -> None:
