@@ -11,9 +11,11 @@ from typing import Any
 
 import psycopg
 import pytest
+import structlog
 
-from scoreboard.runtime import resources
+from scoreboard.runtime import audit, resources
 from tests.support.clients.commands import Run
+from tests.support.servers.api import UPDATE_PATH, StartApi
 from tests.support.servers.api_process import clean_environ
 
 INSERT = "INSERT INTO audit_log (actor, action, board, detail) VALUES ('eve', 'reseed', 'x', '{}')"
@@ -199,3 +201,37 @@ def test_a_rolled_back_change_has_no_line(redis_url: str, database_url: str) -> 
     assert done.returncode != 0
     assert "command_failed" in done.stderr
     assert '"event.dataset": "scoreboard.audit"' not in done.stderr
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+async def test_both_implementations_of_an_update_have_the_same_audit_lines(
+    start_api: StartApi, monkeypatch: pytest.MonkeyPatch, is_fast: bool
+) -> None:
+    lines: list[tuple[object, ...]] = []
+
+    def record(action: str, outcome: str, fields: dict[str, Any]) -> None:
+        if fields.get("route") == UPDATE_PATH:
+            who = (fields.get("user_id"), fields.get("target_id"))
+            lines.append((action, outcome, fields.get("code"), *who))
+
+    monkeypatch.setattr(structlog, "is_configured", lambda: True)
+    monkeypatch.setattr(audit, "_write", record)
+    client = await start_api(
+        fast_updates=is_fast, audit_updates=True, rate_limit="app", updates_per_minute=2
+    )
+    alice = client.bearer("alice")
+    await client.update("alice", "win:1", headers=alice)
+    await client.update("bob", "win:2", headers=alice)
+    await client.update("alice", "not an id", headers=alice)
+    await client.update("alice", "win:3", headers=alice)
+    await client.update("alice", "win:4", headers=alice)
+    await client.update("alice", "win:5", headers={"Authorization": "Bearer nonsense"})
+
+    assert lines == [
+        ("update", "success", None, "alice", "alice"),
+        ("update", "failure", "forbidden", "alice", "bob"),
+        ("update", "failure", "invalid", "alice", None),
+        ("update", "success", None, "alice", "alice"),
+        ("update", "failure", "rate-limited", "alice", "alice"),
+        ("authenticate", "failure", "unauthenticated", None, None),
+    ]
