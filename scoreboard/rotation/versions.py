@@ -23,7 +23,7 @@ from msgspec import Struct
 
 from scoreboard.errors import OperatorMistake, SecretsUnavailable
 from scoreboard.runtime.settings import Secret
-from scoreboard.security.secret_backends import DOCUMENT_BYTES_MAX, call_aws, make_aws_client
+from scoreboard.security.secret_backends import DOCUMENT_BYTES_MAX, aws_client, call_aws
 
 _SUFFIXES: Final = (".pending", ".previous", ".lock")
 """Of the files beside a secret."""
@@ -108,7 +108,6 @@ class AwsVersions:
 
     def __init__(self, name: str) -> None:
         self.name: Final = name
-        self._client: Any = None
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -183,10 +182,10 @@ class AwsVersions:
 
     def _call(self, operation: str, *, missing_ok: bool = False, **arguments: object) -> Any:  # noqa: ANN401 (boto3's)
         def call() -> Any:  # noqa: ANN401 (boto3's)
-            self._client = self._client or make_aws_client()
+            client = aws_client()
             try:
-                return getattr(self._client, operation)(SecretId=self.name, **arguments)
-            except self._client.exceptions.ResourceNotFoundException:
+                return getattr(client, operation)(SecretId=self.name, **arguments)
+            except client.exceptions.ResourceNotFoundException:
                 if missing_ok:
                     return None
                 raise

@@ -6,6 +6,7 @@ scoreboard.security.credentials reads them in threads. Only this module uses bot
 import os
 from collections.abc import Callable
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Protocol
 
@@ -93,7 +94,6 @@ class AwsBackend:
     def __init__(self, name: str, ttl_s: float) -> None:
         self.ttl_s = ttl_s
         self._name = name
-        self._client: Any = None
 
     def read(self) -> Credentials:
         """Read the current version.
@@ -106,16 +106,12 @@ class AwsBackend:
                 self._name,
                 call_aws(
                     self._name,
-                    lambda: self._ready().get_secret_value(
+                    lambda: aws_client().get_secret_value(
                         SecretId=self._name, VersionStage=CURRENT_STAGE
                     ),
                 ),
             ),
         )
-
-    def _ready(self) -> Any:  # noqa: ANN401 (boto3 makes its classes at run time)
-        self._client = self._client or make_aws_client()
-        return self._client
 
 
 def _parts_of(name: str, answer: dict[str, Any]) -> tuple[str, str, float]:
@@ -198,11 +194,12 @@ def make_backend(kind: str, name: str, ttl_s: float) -> Backend:
             return EnvironmentBackend(name, ttl_s)
 
 
-def make_aws_client() -> Any:  # noqa: ANN401 (boto3 makes its classes at run time)
-    """Make a client of AWS Secrets Manager, with explicit timeouts; blocks for about 0.4 s.
+@cache
+def aws_client() -> Any:  # noqa: ANN401 (boto3 makes its classes at run time)
+    """Return this process's client of AWS Secrets Manager; the first call blocks for about 0.4 s.
 
-    Region, identity and ``AWS_ENDPOINT_URL_SECRETS_MANAGER`` come from the environment, as boto3
-    defines.
+    All secrets and threads share it. Region, identity and ``AWS_ENDPOINT_URL_SECRETS_MANAGER``
+    come from the environment, as boto3 defines.
     """
     # A local import, because it takes 0.3 s and 20 MB, and only deployments on AWS need it.
     from boto3.session import Session  # noqa: PLC0415

@@ -36,9 +36,9 @@ from scoreboard.rotation.kinds import Kind, default_secrets, make_rotation, make
 from scoreboard.rotation.steps import Outcome, Rotation
 from scoreboard.rotation.versions import AwsVersions, Stage
 from scoreboard.runtime.settings import Secret, Settings
-from scoreboard.security import credentials, secret_backends
+from scoreboard.security import credentials
 from tests.support.clients.command_process import run_process
-from tests.support.fakes.aws import SecretsManager
+from tests.support.fakes.aws import SecretsManager, make_aws_client
 from tests.support.fakes.stack import start_rotation
 from tests.support.servers.rights import as_user, make_roles, make_users
 from tests.support.servers.stores import OwnPostgres
@@ -148,8 +148,6 @@ def deployment(
 ) -> Iterator[Deployment]:
     manager = request.getfixturevalue("secrets_manager") if request.param == "aws" else None
     monkeypatch.setattr(credentials, "_stores", {})
-    if manager is not None:  # making a client takes half a second
-        monkeypatch.setattr(versions, "make_aws_client", lambda: manager.client)
     with make_valkey_with_acl_file(tmp_path) as valkey:
         made = Deployment(tmp_path, valkey, own_postgres(), manager)
         try:
@@ -418,8 +416,7 @@ for owner, names in (
     for name in names:
         setattr(owner, name, killing(getattr(owner, name)))
 if os.environ["SCOREBOARD_SECRETS"] == "aws":
-    client = versions.make_aws_client()  # once, as it takes half a second
-    versions.make_aws_client = lambda: client
+    versions.aws_client()  # once, as it takes half a second
 for line in sys.stdin:
     last = int(line)
     child = os.fork()
@@ -726,7 +723,7 @@ def test_a_step_that_aws_refuses_changes_nothing_and_can_be_repeated(
     for earlier in STEPS[: STEPS.index(step)]:
         aws_lambda.handler(event | {"Step": earlier})
     with monkeypatch.context() as patch:
-        patch.setattr(versions, "make_aws_client", lambda: refusing_client(code))
+        patch.setattr(versions, "aws_client", lambda: refusing_client(code))
         with pytest.raises(SecretsUnavailable, match=code):
             aws_lambda.handler(event | {"Step": step})
 
@@ -748,7 +745,7 @@ def refusing_client(code: str) -> Any:
         answer._content = body
         return answer
 
-    client = secret_backends.make_aws_client()
+    client = make_aws_client()
     client.meta.events.register("before-send.secretsmanager", refuse)
     return client
 

@@ -9,8 +9,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from traceback import TracebackException
+from typing import Any
 
 import pytest
+from botocore.session import Session as BotocoreSession
 
 from scoreboard.errors import SecretInvalid, SecretsUnavailable
 from scoreboard.security.secret_backends import AwsBackend, FileBackend
@@ -205,3 +207,22 @@ def canned(aws_environment: pytest.MonkeyPatch) -> Iterator[Canned]:
     aws_environment.setenv("AWS_ENDPOINT_URL_SECRETS_MANAGER", made.url)
     yield made
     made.close()
+
+
+def test_all_secrets_of_a_process_share_one_client(
+    secrets_manager: SecretsManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [secrets_manager.create("api", f"password-{number}") for number in range(3)]
+    made = []
+    create_client = BotocoreSession.create_client
+
+    def counted(self: BotocoreSession, *arguments: Any, **options: Any) -> Any:
+        made.append(self)
+        return create_client(self, *arguments, **options)
+
+    monkeypatch.setattr(BotocoreSession, "create_client", counted)
+
+    for number, name in enumerate(names):
+        assert AwsBackend(name, 1.0).read().password.reveal() == f"password-{number}"
+
+    assert len(made) == 1

@@ -10,9 +10,14 @@ from urllib.request import Request, urlopen
 import pytest
 
 from scoreboard.security import credentials
-from scoreboard.security.secret_backends import make_aws_client
+from scoreboard.security.secret_backends import aws_client
 
 _numbers = itertools.count(1)
+
+
+def make_aws_client() -> Any:
+    """Make another client than that of the process."""
+    return aws_client.__wrapped__()
 
 
 class SecretsManager:
@@ -57,7 +62,7 @@ def _document(username: str, password: str, more: dict[str, object]) -> str:
 
 
 @pytest.fixture
-def aws_environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+def aws_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """Set the AWS environment variables of a process with an identity; remove the machine's."""
     for name in list(os.environ):
         if name.startswith("AWS_"):
@@ -68,7 +73,11 @@ def aws_environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
     monkeypatch.setattr(credentials, "_stores", {})
-    return monkeypatch
+    aws_client.cache_clear()
+    yield monkeypatch
+    if aws_client.cache_info().currsize:
+        aws_client().close()
+        aws_client.cache_clear()
 
 
 @pytest.fixture
