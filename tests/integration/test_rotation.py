@@ -4,6 +4,7 @@ Secrets are in files and in AWS Secrets Manager (moto).
 """
 
 import asyncio
+import itertools
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ import psycopg
 import pytest
 import redis
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
+from psycopg import sql
 
 from cli.embedded.servers import EmbeddedPostgres, EmbeddedValkey
 from scoreboard.errors import (
@@ -40,8 +42,8 @@ from scoreboard.security import credentials
 from tests.support.clients.command_process import run_process
 from tests.support.fakes.aws import SecretsManager, make_aws_client
 from tests.support.fakes.stack import start_rotation
-from tests.support.servers.rights import as_user, make_roles, make_users
-from tests.support.servers.stores import OwnPostgres
+from tests.support.servers.postgres_template import copy_postgres
+from tests.support.servers.rights import DATABASE_USERS, as_user, make_roles, make_users
 from tests.support.servers.system import make_valkey_with_acl_file
 
 pytestmark = pytest.mark.slow
@@ -66,8 +68,6 @@ class Deployment:
         self.admin = redis.Redis.from_url(valkey.url, decode_responses=True)
         make_users(self.admin, FIRST)
         self.admin.execute_command("ACL", "SAVE")
-        make_roles(postgres.url, FIRST)
-        migrations.migrate(postgres.url)
         self.owner = psycopg.connect(postgres.url, autocommit=True)
         for kind in (Kind.DB, Kind.REDIS):
             for name in default_secrets(kind, self.settings):
@@ -139,17 +139,41 @@ class Deployment:
         self.owner.close()
 
 
+@pytest.fixture(scope="module")
+def migrated_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+    """A server of this module's own, because logins belong to the whole server."""
+    folder = copy_postgres(tmp_path_factory.mktemp("rotation") / "postgres")
+    with EmbeddedPostgres(folder, fsync=False) as server:
+        make_roles(server.url, FIRST)
+        migrations.migrate(server.url)
+        yield server
+
+
+@pytest.fixture
+def postgres(migrated_postgres: EmbeddedPostgres) -> EmbeddedPostgres:
+    """Return the server with new logins and its own settings."""
+    with psycopg.connect(migrated_postgres.url, autocommit=True) as owner:
+        for name in itertools.product(DATABASE_USERS, "ab"):
+            login = sql.Identifier(f"scoreboard_{'_'.join(name)}")
+            owner.execute(sql.SQL("DROP OWNED BY {}").format(login))
+            owner.execute(sql.SQL("DROP ROLE {}").format(login))
+        owner.execute("ALTER SYSTEM RESET ALL")
+        owner.execute("SELECT pg_reload_conf()")
+    make_roles(migrated_postgres.url, FIRST)
+    return migrated_postgres
+
+
 @pytest.fixture(params=["file", "aws"])
 def deployment(
     request: pytest.FixtureRequest,
     tmp_path: Path,
-    own_postgres: OwnPostgres,
+    postgres: EmbeddedPostgres,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Deployment]:
     manager = request.getfixturevalue("secrets_manager") if request.param == "aws" else None
     monkeypatch.setattr(credentials, "_stores", {})
     with make_valkey_with_acl_file(tmp_path) as valkey:
-        made = Deployment(tmp_path, valkey, own_postgres(), manager)
+        made = Deployment(tmp_path, valkey, postgres, manager)
         try:
             yield made
         finally:
