@@ -7,6 +7,7 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,10 @@ import uvloop
 from scoreboard.runtime.telemetry import RATE_LIMIT_FILTER
 
 pytest.register_assert_rewrite("tests.support")
+
+# The tests start hundreds of processes; each would compile the project again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Fixtures of one folder are imported by its own conftest.py, so other runs do not load them.
 pytest_plugins = ["tests.support.servers.stores", "tests.support.fakes.tokens"]
