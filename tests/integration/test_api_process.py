@@ -12,11 +12,17 @@ from pathlib import Path
 import httpx
 import pytest
 
+from api.__main__ import main
 from cli.embedded.ports import find_free_port
 from tests.support.eventually import eventually
 from tests.support.fakes.tokens import MakeToken
 from tests.support.servers.api import UPDATE_PATH, open_boards
-from tests.support.servers.api_process import RunApi, client_of
+from tests.support.servers.api_process import (
+    RunApi,
+    clean_environ,
+    client_of,
+    process_settings,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -157,6 +163,32 @@ async def test_a_stop_is_clean_and_quick(run_api: RunApi, redis_url: str) -> Non
     assert not api.lines("process_crashed")
 
 
+StartHere = Callable[[dict[str, str]], tuple[int, str]]
+
+
+@pytest.fixture
+def start_here(
+    redis_url: str,
+    jwks_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> StartHere:
+    """Return a function that calls the entry point of the api, which must return.
+
+    It returns the exit code and what was written to stderr.
+    """
+
+    def start(changes: dict[str, str]) -> tuple[int, str]:
+        settings = process_settings(redis_url, jwks_file) | changes
+        for name in set(os.environ) - set(clean_environ()):
+            monkeypatch.delenv(name)
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+        return main([]), capsys.readouterr().err
+
+    return start
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -169,11 +201,11 @@ async def test_a_stop_is_clean_and_quick(run_api: RunApi, redis_url: str) -> Non
     ],
 )
 def test_an_invalid_setting_is_reported_in_one_line(
-    run_api: RunApi, changes: dict[str, str], named: str
+    start_here: StartHere, changes: dict[str, str], named: str
 ) -> None:
-    api = run_api(wait=False, environ=changes)
-    assert api.process.wait(60) == 1
-    [line] = api.output.splitlines()
+    code, errors = start_here(changes)
+    assert code == 1
+    [line] = errors.splitlines()
     assert line.startswith("scoreboard: ")
     assert named in line
 

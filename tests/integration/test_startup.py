@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-SERVICES = ("api", "streamer", "flusher")
 NOWHERE = "redis://127.0.0.1:1/0"
 
 
@@ -23,13 +22,12 @@ def run(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedP
     )
 
 
-@pytest.mark.parametrize("service", SERVICES)
 @pytest.mark.parametrize(
-    ("variable", "value"),
+    ("service", "variable", "value"),
     [
-        ("DATABASE_URL", "postgresql+psycopg://scott:s3cretTiger@127.0.0.1:1/db"),
-        ("REDIS_URL", "redis://:s3cretTiger/b@127.0.0.1:1/0"),
-        ("SCOREBOARD_API_PRT", "8000"),
+        ("api", "DATABASE_URL", "postgresql+psycopg://scott:s3cretTiger@127.0.0.1:1/db"),
+        ("streamer", "REDIS_URL", "redis://:s3cretTiger/b@127.0.0.1:1/0"),
+        ("flusher", "SCOREBOARD_API_PRT", "8000"),
     ],
 )
 def test_an_invalid_setting_is_reported_in_one_line_without_its_password(

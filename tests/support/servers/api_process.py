@@ -66,23 +66,28 @@ def clean_environ() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
 
 
+def process_settings(redis_url: str, jwks_file: Path, **more: object) -> dict[str, str]:
+    """Return the environment variables of an api; ``more`` are fields, such as ``api_port=0``."""
+    return {
+        "REDIS_URL": redis_url,
+        "SCOREBOARD_JWKS_FILE": str(jwks_file),
+        "SCOREBOARD_UNKNOWN_KINDS": "default",
+        "SCOREBOARD_ISSUER": ISSUER,
+        "SCOREBOARD_AUDIENCE": AUDIENCE,
+        "SCOREBOARD_RATE_LIMIT": "gateway",
+        "SCOREBOARD_API_PORT": "0",
+        "SCOREBOARD_API_METRICS_PORT": "0",
+        "SCOREBOARD_DRAIN_NOTICE_S": "0.1",
+    } | {PREFIX + field.upper(): str(value) for field, value in more.items()}
+
+
 @pytest.fixture
 def run_api(redis_url: str, jwks_file: Path, tmp_path: Path) -> Iterator[RunApi]:
     """Return a function that starts processes; keywords are settings, such as ``api_workers=4``."""
     with ExitStack() as stack:
 
         def run(*, wait: bool = True, environ: dict[str, str] | None = None, **more: object) -> Any:
-            settings = {
-                "REDIS_URL": redis_url,
-                "SCOREBOARD_JWKS_FILE": str(jwks_file),
-                "SCOREBOARD_UNKNOWN_KINDS": "default",
-                "SCOREBOARD_ISSUER": ISSUER,
-                "SCOREBOARD_AUDIENCE": AUDIENCE,
-                "SCOREBOARD_RATE_LIMIT": "gateway",
-                "SCOREBOARD_API_PORT": "0",
-                "SCOREBOARD_API_METRICS_PORT": "0",
-                "SCOREBOARD_DRAIN_NOTICE_S": "0.1",
-            } | {PREFIX + field.upper(): str(value) for field, value in more.items()}
+            settings = process_settings(redis_url, jwks_file, **more)
             log = tmp_path / f"api-{time.monotonic_ns()}.log"
             with log.open("wb") as sink:
                 process = subprocess.Popen(
