@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -76,9 +77,11 @@ def test_the_same_source_gives_the_same_bytes(package: Path, tmp_path: Path) -> 
     ("python", "arch", "machine"), [("3.11", "x86_64", 62), ("3.13", "arm64", 183)]
 )
 def test_a_package_has_only_what_the_function_needs(
-    python: str, arch: str, machine: int, tmp_path: Path
+    python: str, arch: str, machine: int, package: Path, tmp_path: Path
 ) -> None:
-    path = build(tmp_path / "rotation.zip", "--python", python, "--arch", arch)
+    path = package
+    if (python, arch) != (PYTHON, platform.machine()):
+        path = build(tmp_path / "rotation.zip", "--python", python, "--arch", arch)
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         size = sum(entry.file_size for entry in archive.infolist())

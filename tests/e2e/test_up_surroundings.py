@@ -126,7 +126,7 @@ def test_the_current_folder_is_not_used_and_commands_use_the_settings(
         )
         assert update.status_code == 200, update.text
         code, _, errors_text = run(
-            *(foreign_folder, data, "simulate", "--players", "8", "--seconds", "3", "--seed", "7"),
+            *(foreign_folder, data, "simulate", "--players", "8", "--seconds", "5", "--seed", "7"),
             **unrelated,
         )
         assert code == 0, errors_text
