@@ -509,6 +509,7 @@ async def test_an_error_names_a_key_of_another_type(
     assert error.detail == f"{command} {key}: WRONGTYPE"
 
 
+@pytest.mark.timeout(400)
 async def test_the_flusher_continues_after_any_corruption_of_the_keys(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -223,7 +223,7 @@ def site(tmp_path: Path, secrets_manager: SecretsManager) -> Iterator[Site]:
         rotated.close()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 def test_nothing_that_processes_write_contains_a_secret(site: Site) -> None:
     rotated, system, found = site.rotated, site.rotated.system, site.found
     issuer_port = start_issuer(site)
