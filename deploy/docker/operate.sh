@@ -73,6 +73,7 @@ write_secret() {
 
 database() { docker compose exec -T postgres psql -X -U scoreboard_owner scoreboard "$@"; }
 dump() { docker compose exec -T postgres pg_dump -U scoreboard_owner --format=custom scoreboard; }
+check_dump() { docker compose exec -T postgres pg_restore --list >/dev/null; }
 load_dump() { docker compose exec -T postgres pg_restore -U scoreboard_owner --exit-on-error --no-owner --dbname=scoreboard; }
 new_database() { docker compose exec -T postgres createdb -U scoreboard_owner scoreboard; }
 migrate() { docker compose run --rm --no-deps -T migrate; }

@@ -89,6 +89,7 @@ def parse(call: list[str]) -> tuple[str, list[str], list[str]]:
         ("write_secret flusher/database", ["rotate"]),
         ("database -c 'SELECT 1'", ["postgres"]),
         ("dump", ["postgres"]),
+        ("check_dump", ["postgres"]),
         ("load_dump", ["postgres"]),
         ("new_database", ["postgres"]),
         ("migrate", ["migrate"]),
@@ -104,7 +105,7 @@ def test_each_function_calls_a_service_that_exists(shell, script: str, services:
     if command == "exec":
         program = words[0]
         image = SERVICES[found[0]]["image"]
-        assert image.startswith("postgres") if program != "python" else image == "scoreboard:local"
+        assert image.startswith("postgres:") if program != "python" else image == "scoreboard:local"
         assert "restart" in SERVICES[found[0]], "a one-shot container cannot be entered"
     if words[:2] == ["python", "-c"]:
         compile(words[2], "operate.sh", "exec")

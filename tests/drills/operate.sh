@@ -83,6 +83,7 @@ _owner() { PAGER='' PGPASSWORD=$DRILL_DATABASE_PASSWORD "$DRILL_PROGRAMS/$1" "${
 
 database() { _owner psql -X "$DRILL_DATABASE_URL" "$@"; }
 dump() { _owner pg_dump --format=custom "$DRILL_DATABASE_URL"; }
+check_dump() { _owner pg_restore --list >/dev/null; }
 load_dump() { _owner pg_restore --exit-on-error --no-owner --dbname="$DRILL_DATABASE_URL"; }
 new_database() { _owner psql -X -q "${DRILL_DATABASE_URL%/*}/postgres" -c 'CREATE DATABASE scoreboard'; }
 

@@ -173,14 +173,21 @@ def _place_of(rotated: Rotated, api_metrics: int) -> Place:
         "streamer": system.variables["streamer"]["SCOREBOARD_WS_METRICS_PORT"],
     }
     health = {name: f"http://{HOST}:{port}" for name, port in ports.items()}
+    metrics = {**health, "api": f"http://{HOST}:{api_metrics}"}
+    services = ",".join(f"{name}={url}" for name, url in metrics.items())
     return Place(
         rotated.folder,
         system.valkey.url,
         system.postgres.url,
-        addresses | rotated.secret_variables("operator") | issuer,
+        {
+            **addresses,
+            **rotated.secret_variables("operator"),
+            **issuer,
+            "SCOREBOARD_SERVICES": services,
+        },
         addresses | rotated.secret_variables(ROTATOR) | {"SCOREBOARD_SECRETS_REFRESH_S": "1"},
         {**health, "api": system.api},
-        {**health, "api": f"http://{HOST}:{api_metrics}"},
+        metrics,
     )
 
 
