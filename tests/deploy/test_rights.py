@@ -399,6 +399,8 @@ def test_a_role_of_postgresql_does_not_have_the_right(
 def test_ledger_and_audit_log_are_append_only_for_the_owner(
     deployed: Deployed, statement: str
 ) -> None:
+    play(deployed, "ledger", "a-row")
+    eventually(lambda: is_committed(deployed))
     before = deployed.owner.execute("SELECT count(*) FROM score_events").fetchone()
     if "DELETE FROM score_events_" in statement:
         table = statement.rpartition(" ")[2]
