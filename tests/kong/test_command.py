@@ -306,8 +306,10 @@ def test_sync_loads_the_configuration_and_ends_on_sigterm(
         process.wait()
     assert process.returncode == 0
     lines = [json.loads(line) for line in log.splitlines()]
-    messages = [line["message"] for line in lines]
+    audited = [line for line in lines if line["event.dataset"] == "scoreboard.audit"]
+    messages = [line["message"] for line in lines if line not in audited]
     assert messages[:2] == ["configuration_written", "gateway_synchronised"]
+    assert [line["message"] for line in audited[:2]] == ["service start", "gateway configure"]
     assert "stop_requested" in messages
     assert "BEGIN PUBLIC" not in log
 
