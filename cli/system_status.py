@@ -43,9 +43,6 @@ REQUEST_S: Final = 2.0
 BODY_BYTES_MAX: Final = 4 * 1024 * 1024
 """Maximum size of a response of a service."""
 
-WORKER_PORT_STEP: Final = 10
-"""As in streamer.server; a test compares the two."""
-
 DOWN: Final = "down"
 PROGRAM: Final = "program"
 REFUSALS: Final = "refusals"
@@ -162,10 +159,7 @@ def service_urls(settings: Settings) -> list[tuple[str, str]]:
     host = connect_host(settings.metrics_host)
     ports = [
         ("api", settings.api_metrics_port),
-        *[
-            ("streamer", settings.ws_metrics_port + number * WORKER_PORT_STEP)
-            for number in range(settings.ws_workers if settings.ws_metrics_port else 0)
-        ],
+        ("streamer", settings.ws_metrics_port),
         ("flusher", settings.flusher_metrics_port),
     ]
     return [(name, f"http://{netloc(host, port)}") for name, port in ports if port]
@@ -253,6 +247,23 @@ def _database_down(reason: str) -> _DatabaseFacts:
 
 
 async def _ask_service(service: str, url: str, interval_s: float) -> _ServiceFacts:
+    try:
+        return await _read_service(service, url, interval_s)
+    except httpx.TimeoutException:
+        reason = "no answer in time"
+    except httpx.ConnectError:
+        reason = "nothing listens there, or the host is unreachable"
+    except httpx.TransportError as error:
+        reason = f"the connection failed: {type(error).__name__}"
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        reason = "the response is not that of this service"
+    except Unavailable as error:
+        reason = error.detail
+    return _service_down(service, url, reason)
+
+
+async def _read_service(service: str, url: str, interval_s: float) -> _ServiceFacts:
+    """Raise httpx.TransportError, msgspec.MsgspecError, UnicodeDecodeError, Unavailable."""
     async with httpx.AsyncClient(timeout=REQUEST_S, trust_env=False) as client:
         status, text = await _get(client, f"{url}/health/ready")
         body = _Body("ready")
@@ -264,9 +275,11 @@ async def _ask_service(service: str, url: str, interval_s: float) -> _ServiceFac
             await asyncio.sleep(interval_s)
             counters = before, _samples(await _get(client, f"{url}/metrics"))
     running = next((dict(key.labels)["version"] for key in before if key.name == _BUILD), "")
-    detail = f"version {running}" if running else ""
+    if not running:
+        raise Unavailable(f"it has no metric {_BUILD}")
+    detail = f"version {running}"
     advice = ""
-    if running and running != version("scoreboard"):
+    if running != version("scoreboard"):
         advice = "use one version everywhere: docs/how-to/upgrade.md"
     elif body.status != "ready":
         advice = f"see its log and {url}/health/ready"

@@ -7,6 +7,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,7 +21,6 @@ from cli import system_status
 from cli.embedded.ports import find_free_port
 from scoreboard.model import Partition, pack
 from scoreboard.store.keys import PartitionKeys
-from streamer import server as streamer_server
 from tests.support.clients.commands import Run
 from tests.support.eventually import eventually
 from tests.support.servers.system import System
@@ -208,8 +210,33 @@ def test_nothing_answers(command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         name for name, state in states(found).items() if state == "down"
     }
     assert found["checks"]["redis"]["advice"] == "see docs/how-to/runbook.md#redisdown"
+    assert found["checks"]["api"]["detail"] == (
+        f"http://127.0.0.1:{port}: nothing listens there, or the host is unreachable"
+    )
     assert states(found)["streamer"] == states(found)["board main"] == "unknown"
     assert "hidden" not in done.out + done.err
+
+
+@pytest.mark.parametrize("ready", ["", "welcome", '{"status": "ready"}'])
+def test_another_program_on_the_port_of_a_service_is_not_ready(
+    ready: str, command: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    (tmp_path / "health").mkdir()
+    if ready:
+        (tmp_path / "health/ready").write_text(ready)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("SCOREBOARD_SERVICES", f"flusher={url}")
+
+        found = json.loads(command("status", "--json").out)
+
+        server.shutdown()
+    assert found["checks"]["flusher"]["state"] == "down"
+    assert "not that of this service" in str(found["checks"]["flusher"]) or "no metric" in str(
+        found["checks"]["flusher"]
+    )
 
 
 def test_a_schema_that_is_not_current_is_shown(command: Run, database_url: str) -> None:
@@ -275,8 +302,6 @@ def test_the_addresses_follow_from_the_ports_unless_they_are_set() -> None:
     assert system_status.service_urls(by_port) == [
         ("api", "http://127.0.0.1:9100"),
         ("streamer", "http://127.0.0.1:9101"),
-        ("streamer", "http://127.0.0.1:9111"),
         ("flusher", "http://127.0.0.1:9102"),
     ]
     assert system_status.service_urls(by_name) == [("api", "http://a:1"), ("api", "http://b:1")]
-    assert system_status.WORKER_PORT_STEP == streamer_server.WORKER_PORT_STEP
