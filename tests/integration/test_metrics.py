@@ -31,6 +31,7 @@ pytestmark = pytest.mark.slow
 SERVICES = ("api", "streamer", "flusher")
 
 STILL = {
+    "scoreboard_audit_lines_dropped_total",
     "scoreboard_board_regressions_total",
     "scoreboard_calls_refused_total",
     "scoreboard_flusher_dead_letter_total",
@@ -42,9 +43,10 @@ STILL = {
     "scoreboard_pubsub_malformed_total",
     "scoreboard_pubsub_reconnects_total",
     "scoreboard_reconcile_mismatches_total",
+    "scoreboard_trace_spans_total",
     "scoreboard_ws_frames_skipped_total",
 }
-"""Counters of faults: 0 in a healthy system."""
+"""Counters of faults, and of spans without tracing: 0 in a healthy system."""
 
 GAUGES = {
     "scoreboard_build_info": (1, 1),
