@@ -152,7 +152,7 @@ async def examine(settings: Settings, *, interval_s: float) -> SystemStatus:
 
 
 def service_urls(settings: Settings) -> list[tuple[str, str]]:
-    """Return the service and the metrics address of each process."""
+    """Return the services and their metrics addresses; all workers of a service share one."""
     if settings.services:
         return [(name, url.rstrip("/")) for name, _, url in
                 (one.partition("=") for one in settings.services)]  # fmt: skip
