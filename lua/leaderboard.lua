@@ -3,7 +3,7 @@
 -- KEYS      1 board zset · 2 meta hash
 -- ARGV      1 offset int · 2 limit int, 0 for none
 -- ASSUMES   none
--- RETURNS   epoch, seq, total, rows: alternating user and packed score, best first, time of the last change of the watched top in ms or 0, Redis's time in ms
+-- RETURNS   epoch, seq, total, rows: alternating user and packed score, best first, time of the last change of the watched top in ms or 0, Redis's time in ms; both times are 0 without the right to TIME
 -- OUTCOMES  none
 -- REFUSES   UNINIT no epoch · BADARG arguments
 -- WRITES    nothing
@@ -32,6 +32,10 @@ if limit > 0 then
   rows = redis.call('ZRANGE', board, string.format('%.0f', offset),
     string.format('%.0f', offset + limit - 1), 'REV', 'WITHSCORES')
 end
-local time = redis.call('TIME')
+-- Users of an older version's ACL may not call TIME: then both times are unknown.
+local time = redis.pcall('TIME')
+if time.err then
+  return { epoch, seq, total, rows, 0, 0 }
+end
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 return { epoch, seq, total, rows, whole(facts[3]) or 0, now }

@@ -1,6 +1,7 @@
 """leaderboard.lua, standing.lua and neighbours.lua return the same order and ranks."""
 
 import pytest
+import redis
 
 from scoreboard.model import SLOT_COUNT, pack
 from tests.support.clients.scripts import KEYS, Scripts, text
@@ -62,6 +63,25 @@ def test_a_window_has_the_time_of_the_last_change_of_the_watched_top(opened: Scr
     opened.submit(("newcomer", "2", 1000))
     [(stream_id, _)] = opened.client.xrevrange(KEYS.events, count=1)
     assert times()[0] == int(text(stream_id).partition("-")[0])
+
+
+def test_a_user_without_the_right_to_time_gets_rows_and_no_times(opened: Scripts) -> None:
+    if not opened.is_real:
+        return  # fakeredis has no users
+    users = fill(opened, 3)
+    rights = ("~*", "+eval", "+hmget", "+zcard", "+zrange")
+    opened.client.execute_command("ACL", "SETUSER", "old", "on", "nopass", *rights)
+    server = opened.client.connection_pool.connection_kwargs
+    try:
+        with redis.Redis(
+            host=server["host"], port=server["port"], username="old", password="any"
+        ) as client:
+            found = Scripts(client, is_real=True).run("leaderboard", READ, 0, 10)
+    finally:
+        opened.client.execute_command("ACL", "DELUSER", "old")
+
+    assert names(found[3]) == users
+    assert found[4:] == [0, 0]
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
