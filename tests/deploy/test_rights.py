@@ -399,9 +399,11 @@ def test_a_role_of_postgresql_does_not_have_the_right(
 def test_ledger_and_audit_log_are_append_only_for_the_owner(
     deployed: Deployed, statement: str
 ) -> None:
-    play(deployed, "ledger", "a-row")
-    eventually(lambda: is_committed(deployed))
-    before = deployed.owner.execute("SELECT count(*) FROM score_events").fetchone()
+    count = "SELECT count(*) FROM score_events"
+    if deployed.owner.execute(count).fetchone() == (0,):  # this test runs alone
+        play(deployed, "ledger", "a-row")
+        eventually(lambda: deployed.owner.execute(count).fetchone() != (0,))
+    before = deployed.owner.execute(count).fetchone()
     if "DELETE FROM score_events_" in statement:
         table = statement.rpartition(" ")[2]
         row = deployed.owner.execute(f"SELECT count(*) FROM {table}".encode()).fetchone()
@@ -409,7 +411,7 @@ def test_ledger_and_audit_log_are_append_only_for_the_owner(
             return  # without a row there is nothing to refuse
     with pytest.raises(psycopg.errors.RaiseException, match="append only"):
         deployed.owner.execute(statement.encode())
-    assert deployed.owner.execute("SELECT count(*) FROM score_events").fetchone() == before
+    assert deployed.owner.execute(count).fetchone() == before
 
 
 def test_a_partition_of_the_ledger_can_be_detached(deployed: Deployed) -> None:
