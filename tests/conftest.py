@@ -97,4 +97,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(folder)
     if "PYTEST_XDIST_WORKER" in os.environ:
         # Start the longest files first, so that the workers end at about the same time.
-        items.sort(key=lambda item: not SLOW_FOLDERS.intersection(item.path.parts))
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: (not SLOW_FOLDERS & {*item.path.parts}, item.path not in slow))

@@ -148,7 +148,7 @@ def test_the_metrics_of_the_commands_are_documented() -> None:
     reference = sections_of((ROOT / "docs/reference/metrics.md").read_text())
     for page in PAGES:
         for part, word in re.findall(r"^metrics (\w+) (\w+)$", page.read_text(), re.MULTILINE):
-            known = reference["All services"] + reference[part]
+            known = reference["All processes"] + reference[part]
             assert re.sub("_(sum|count)$", "", word) in known, f"{page.name}: {part} {word}"
 
 
