@@ -56,9 +56,23 @@ BEGIN
     );
 END $$;
 -- The exporter of the profile `observability` reads the statistics of the server and no table of ours.
+-- Without MONITOR_PASSWORD it gets no login.
+\set monitor ''
 \getenv monitor MONITOR_PASSWORD
-\if :{?monitor}
-    SELECT format('CREATE ROLE scoreboard_monitor LOGIN PASSWORD %L IN ROLE pg_monitor', :'monitor')
-    WHERE to_regrole('scoreboard_monitor') IS NULL \gexec
-    SELECT format('GRANT CONNECT ON DATABASE %I TO scoreboard_monitor', current_database()) \gexec
-\endif
+SET scoreboard.monitor = :'monitor';
+DO $$
+DECLARE
+    password TEXT := current_setting('scoreboard.monitor');
+BEGIN
+    IF password = '' THEN
+        RETURN;
+    END IF;
+    IF to_regrole('scoreboard_monitor') IS NULL THEN
+        EXECUTE format('CREATE ROLE scoreboard_monitor LOGIN PASSWORD %L', password);
+    END IF;
+    EXECUTE format('GRANT CONNECT ON DATABASE %I TO scoreboard_monitor', current_database());
+    GRANT pg_monitor TO scoreboard_monitor;
+EXCEPTION WHEN insufficient_privilege THEN
+    RAISE WARNING 'scoreboard_monitor was not created: % has no admin option on pg_monitor', current_user;
+END $$;
+RESET scoreboard.monitor;

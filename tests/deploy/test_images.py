@@ -176,3 +176,12 @@ def test_kongs_entrypoint_refuses_a_file_without_a_password(tmp_path: Path, text
     )
     assert done.returncode == 1
     assert "has no password" in done.stderr
+
+
+def test_the_roles_need_no_command_of_psql_but_those_that_set_a_variable() -> None:
+    """Operators of a managed PostgreSQL may have another client than psql."""
+    lines = (ROOT / "deploy/docker/postgres-roles.sql").read_text().splitlines()
+
+    commands = {line.split()[0] for line in lines if "\\" in line}
+
+    assert commands == {"\\getenv", "\\set"}
