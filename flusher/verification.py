@@ -6,7 +6,8 @@ continuously, some of them each second (`scoreboard.recovery.rolling_check`).
 
 Invariants: it has its own connections, so it never delays a read of the stream; commits are blocked
 only for the comparison of a few users, and not while the flusher is behind; every wait is limited;
-an error is counted and logged once, and the next turn tries again.
+an error, also an unexpected one, is counted and logged once, never ends the flusher, and the next
+turn tries again.
 """
 
 import asyncio
@@ -111,17 +112,22 @@ class _Board:
             self.failure = ""
             _log.info("verification_resumed", board=self.name)
 
-    def count_incomplete(self, result: str, error: ScoreboardError | TimeoutError) -> None:
+    def count_incomplete(self, result: str, error: Exception) -> None:
         """Count a verification that did not complete; log each cause once."""
         metrics.VERIFICATIONS[self.name, result].inc()
-        reason = error.detail if isinstance(error, ScoreboardError) else "no answer in time"
+        reason = _reason(error)
         cause = error.code if isinstance(error, ScoreboardError) else reason
         if cause != self.failure:
             self.failure = cause
             if result == "postponed":
                 _log.info("verification_postponed", board=self.name, reason=reason)
             else:
-                _log.warning("verification_failed", board=self.name, reason=reason)
+                _log.warning(
+                    "verification_failed",
+                    board=self.name,
+                    reason=reason,
+                    exc_info=_traceback(error),
+                )
 
     def note_drift(self) -> None:
         """Publish the number of differing users; log when it rises, and when it returns to 0."""
@@ -184,10 +190,13 @@ class Verification:
                             await self._turn(client, connection)
                             attempt = 0
                             await asyncio.sleep(TURN_S)
-                except (ScoreboardError, TimeoutError) as error:
+                except Exception as error:  # noqa: BLE001 (it would end the flusher)
                     if attempt == 0:
-                        reason = getattr(error, "detail", "no answer in time")
-                        _log.warning("verification_connection_failed", reason=reason)
+                        _log.warning(
+                            "verification_connection_failed",
+                            reason=_reason(error),
+                            exc_info=_traceback(error),
+                        )
                 await asyncio.sleep(backoff_s(attempt, most_s=BACKOFF_MAX_S))
                 attempt += 1
 
@@ -238,7 +247,7 @@ class Verification:
         except (DatabaseUnavailable, TimeoutError) as error:
             board.count_incomplete("failed", error)
             raise
-        except ScoreboardError as error:
+        except Exception as error:  # noqa: BLE001 (other boards are verified, and all are flushed)
             board.count_incomplete("failed", error)
 
     async def _step(self, client: aioredis.Redis, connection: Connection, board: _Board) -> None:
@@ -302,3 +311,14 @@ class Verification:
             yield connection
         finally:
             await connection.close()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ScoreboardError):
+        return error.detail
+    return "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
+
+
+def _traceback(error: Exception) -> Exception | None:
+    """Return an error that was not expected; its line has a stack trace."""
+    return None if isinstance(error, ScoreboardError | TimeoutError) else error

@@ -76,6 +76,8 @@ class AuditTrail:
 
         Raises DatabaseUnavailable.
         """
+        detail = _storable(detail)
+        actor = _storable(actor)
         values = {"actor": actor, "action": action, "board": board, "detail": Jsonb(detail)}
         async with translate_errors():
             row = await (await self._connection.execute(_INSERT_AUDIT, values)).fetchone()
@@ -154,3 +156,16 @@ async def _read_chain(connection: Connection) -> AsyncIterator[tuple[int, str, s
         async for page in pages(connection, _SELECT_AUDIT_CHAIN, {}, PAGE):
             for seq, previous, digest, content in page:
                 yield seq, previous, digest, content
+
+
+def _storable(value: Any) -> Any:  # noqa: ANN401 (a value of JSON)
+    """Escape what JSONB cannot hold: a change that was made in Redis must get its row."""
+    match value:
+        case str():
+            return value.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
+        case dict():
+            return {name: _storable(item) for name, item in value.items()}
+        case list() | tuple():
+            return [_storable(item) for item in value]
+        case _:
+            return value

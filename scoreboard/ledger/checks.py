@@ -77,7 +77,7 @@ async def read_scores(
 
     Raises DatabaseUnavailable.
     """
-    parameters = {"board": board, "users": list(user_ids)}
+    parameters = {"board": board, "users": _storable(user_ids)}
     async with translate_errors():
         rows = await (await connection.execute(_SELECT_SCORES_OF, parameters)).fetchall()
     return {row[0]: UserScore(*row[1:]) for row in rows}
@@ -102,7 +102,7 @@ async def select_arrival_order(
 
     Raises DatabaseUnavailable.
     """
-    parameters = {"board": board, "users": list(user_ids), "score": score}
+    parameters = {"board": board, "users": _storable(user_ids), "score": score}
     async with translate_errors():
         rows = await (await connection.execute(_SELECT_ARRIVAL_ORDER, parameters)).fetchall()
     return [str(row[0]) for row in rows]
@@ -115,7 +115,7 @@ async def sum_late_duplicates(
 
     Raises DatabaseUnavailable.
     """
-    parameters = {**where(partition), "users": list(user_ids)}
+    parameters = {**where(partition), "users": _storable(user_ids)}
     async with translate_errors():
         rows = await (await connection.execute(_SUM_LATE, parameters)).fetchall()
     return {str(user_id): int(total) for user_id, total in rows}
@@ -173,9 +173,10 @@ async def shared_rows(
 
     Raises DatabaseUnavailable.
     """
+    storable = _storable(user_ids)
     parameters = {
-        "users": list(user_ids),
-        "ids": [user_uuid(user_id) for user_id in user_ids],
+        "users": storable,
+        "ids": [user_uuid(user_id) for user_id in storable],
         "limit": limit,
     }
     async with translate_errors():
@@ -190,3 +191,8 @@ async def read_durability(connection: Connection) -> Durability:
     async with translate_errors():
         row: Any = await (await connection.execute(_SELECT_SESSION)).fetchone()
     return Durability(*row)
+
+
+def _storable(user_ids: Sequence[str]) -> list[str]:
+    """Return the ids that PostgreSQL can hold; a member of Redis may be any text."""
+    return [user_id for user_id in user_ids if "\0" not in user_id]

@@ -206,6 +206,32 @@ async def test_a_changed_score_is_counted_and_logged_until_it_is_repaired(
     assert served.checks()["drift main"]["state"] == "none"
 
 
+async def test_a_member_that_postgresql_cannot_hold_is_drift(
+    served: Served, admin: "redis.Redis[str]", command: Run
+) -> None:
+    admin.zadd(KEYS.board, {"user\0-07": pack(99, 0)})
+
+    await asyncio.to_thread(eventually, lambda: served.metric(DRIFT) == 1, 15)
+    assert served.process.process.poll() is None
+
+    assert (await asyncio.to_thread(command, "verify", "--full")).code == 1
+    assert (await asyncio.to_thread(command, "repair", "--yes")).code == 0
+    await asyncio.to_thread(eventually, lambda: served.metric(DRIFT) == 0, 10)
+
+
+async def test_an_unexpected_error_does_not_end_the_flusher(
+    settings: Settings, tmp_path: Path
+) -> None:
+    await fill(settings)
+    query(settings, "ALTER TABLE backups RENAME TO elsewhere")
+    with FlusherProcess(settings, tmp_path / "flusher.log") as process:
+        line = await asyncio.to_thread(process.wait_for, "verification_connection_failed")
+        await act(settings, Action("user-00", "win:2", 10))
+        await eventually_async(lambda: is_drained(settings))
+
+    assert line["error.type"] == "UndefinedTable"
+
+
 async def test_a_takeover_is_followed_by_a_verification(
     settings: Settings, admin: "redis.Redis[str]", tmp_path: Path
 ) -> None:
