@@ -19,7 +19,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from api.documents.responses import UPDATE_ONLY, problems
 from api.documents.schemas import Alive, Readiness
-from scoreboard.errors import MethodNotAllowed, ScoreboardError
+from scoreboard.errors import MethodNotAllowed, ScoreboardError, UnexpectedReply
 from scoreboard.health.checks import (
     CATALOGUE,
     DATABASE,
@@ -181,10 +181,14 @@ class Health:
         return [UP]
 
     async def _check_boards(self) -> list[Check]:
-        return [
-            describe_board(board, None, await read_states(self._store, board))
-            for board in self._boards
-        ]
+        return [await self._check_board(board) for board in self._boards]
+
+    async def _check_board(self, board: str) -> Check:
+        """Return the check of one board; keys that cannot be read do not affect other boards."""
+        try:
+            return describe_board(board, None, await read_states(self._store, board))
+        except UnexpectedReply as error:
+            return down(error.title)
 
     async def _check_durability(self) -> list[Check]:
         found = await measure_durability(self._client, self._settings)

@@ -356,6 +356,8 @@ async def test_the_api_is_not_ready_while_no_board_is_loaded(
         found = (await client.get("/health/ready")).json()["checks"]["board weekly"]
         assert found["detail"] == "partitions 1 of 2"
         assert found["advice"] == "scoreboard reseed --board weekly"
+        server.set(PartitionKeys(Partition("weekly", 0)).meta, "of another type")
+        assert await ready(200, main="open", weekly="down")
         server.flushdb()
         assert await ready(503, main="uninitialised", weekly="uninitialised")
 
