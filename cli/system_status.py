@@ -6,7 +6,7 @@ neither stop nor delay the others; responses are bounded; no result contains a s
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
 from importlib.metadata import version
@@ -255,7 +255,7 @@ async def _ask_service(service: str, url: str, interval_s: float) -> _ServiceFac
         reason = "nothing listens there, or the host is unreachable"
     except httpx.TransportError as error:
         reason = f"the connection failed: {type(error).__name__}"
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, ValueError):  # of the parsers of JSON and of metrics
         reason = "the response is not that of this service"
     except Unavailable as error:
         reason = error.detail
@@ -263,7 +263,7 @@ async def _ask_service(service: str, url: str, interval_s: float) -> _ServiceFac
 
 
 async def _read_service(service: str, url: str, interval_s: float) -> _ServiceFacts:
-    """Raise httpx.TransportError, msgspec.MsgspecError, UnicodeDecodeError, Unavailable."""
+    """Raise httpx.TransportError, msgspec.MsgspecError, ValueError, Unavailable."""
     async with httpx.AsyncClient(timeout=REQUEST_S, trust_env=False) as client:
         status, text = await _get(client, f"{url}/health/ready")
         body = _Body("ready")
@@ -274,9 +274,11 @@ async def _read_service(service: str, url: str, interval_s: float) -> _ServiceFa
         if before:
             await asyncio.sleep(interval_s)
             counters = before, _samples(await _get(client, f"{url}/metrics"))
-    running = next((dict(key.labels)["version"] for key in before if key.name == _BUILD), "")
-    if not running:
-        raise Unavailable(f"it has no metric {_BUILD}")
+    builds = {labels["service"]: labels["version"] for labels in _builds(before)}
+    running = builds.get(service)
+    if running is None:
+        found = ", ".join(sorted(builds))
+        raise Unavailable(f"it is the {found}" if found else f"it has no metric {_BUILD}")
     detail = f"version {running}"
     advice = ""
     if running != version("scoreboard"):
@@ -303,6 +305,14 @@ async def _get(client: httpx.AsyncClient, url: str) -> tuple[int, bytes]:
             if len(body) > BODY_BYTES_MAX:
                 raise Unavailable(f"the response is larger than {BODY_BYTES_MAX} bytes")
     return response.status_code, body
+
+
+def _builds(samples: Iterable["_Key"]) -> Iterator[dict[str, str]]:
+    """Return the labels that name service and version."""
+    for key in samples:
+        labels = dict(key.labels)
+        if key.name == _BUILD and {"service", "version"} <= labels.keys():
+            yield labels
 
 
 class _Key(Struct, frozen=True):
@@ -336,7 +346,8 @@ def _describe_board(name: str, redis: _RedisFacts, database: _DatabaseFacts) -> 
         return {board: Check("missing", "", f"scoreboard board create {name}")}
     if name not in redis.boards:
         reason = redis.failures.get(name, "Redis does not answer")
-        return {board: unknown(reason), backlog: unknown(reason)}
+        advice = f"see {checks.runbook('FlusherStuck')}" if name in redis.failures else ""
+        return {board: unknown(reason, advice=advice), backlog: unknown(reason)}
     found, backlogs = redis.boards[name]
     layout = database.boards[name].layout if database.boards else None
     held = layout or next((one.layout for one in found.values() if one.layout), None) or Layout()

@@ -11,7 +11,7 @@ from cli.output import is_terminal, print_json, print_message, print_table
 from cli.parameters import Seconds
 from cli.system_status import DOWN, SystemStatus, examine
 from cli.target import data_dir_option, json_option, load_settings
-from scoreboard.health.checks import Check
+from scoreboard.health.checks import UNKNOWN, Check
 
 INTERVAL_MAX_S: Final = 60.0
 ACTION: Final = 1
@@ -62,7 +62,12 @@ def _status_of(found: SystemStatus) -> str:
 
 def _mark(check: Check) -> str:
     """Return the mark of a line: a sign on a terminal, a word elsewhere."""
-    is_well = not check.advice and check.state != DOWN
-    if is_terminal(sys.stdout):
-        return "✓" if is_well else "✗"
-    return "ok" if is_well else DOWN if check.state == DOWN else "action"
+    if check.state == DOWN:
+        sign, word = "✗", DOWN
+    elif check.advice:
+        sign, word = "✗", "action"
+    elif check.state == UNKNOWN:
+        sign, word = "?", UNKNOWN
+    else:
+        sign, word = "✓", "ok"
+    return sign if is_terminal(sys.stdout) else word

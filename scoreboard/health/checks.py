@@ -23,6 +23,9 @@ VIEWERS: Final = "viewers"
 DEAD_LETTERS: Final = "dead letters"
 BACKUP: Final = "backup"
 
+UNKNOWN: Final = "unknown"
+"""The state of a part that could not be examined."""
+
 BEHIND_S: Final = 30.0
 """Longest time that an action may wait for PostgreSQL."""
 
@@ -91,7 +94,7 @@ def down(reason: str, *, alert: str = "") -> Check:
 
 def unknown(reason: str, *, advice: str = "") -> Check:
     """Return the state of a part that could not be examined."""
-    return Check("unknown", reason, advice)
+    return Check(UNKNOWN, reason, advice)
 
 
 def describe_durability(found: Durability, *, is_unsafe_allowed: bool) -> Check:

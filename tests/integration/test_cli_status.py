@@ -123,6 +123,7 @@ def test_a_fenced_board_is_shown_with_what_to_do(running: System) -> None:
         finally:
             admin.hset(KEYS.meta, "state", "open")
             admin.hdel(KEYS.meta, "fence")
+            eventually(lambda: look(running)["code"] == 0, within_s=20)
 
     line = next(one for one in done.stdout.splitlines() if "\tboard main\t" in one)
     assert line.startswith("action\tboard main\tfenced\tepoch 1\twait for the reseed or repair")
@@ -276,6 +277,36 @@ def test_an_endless_response_is_cut_off(command: Run, monkeypatch: pytest.Monkey
         assert "is larger than" in found["checks"]["flusher"]["detail"]
         listener.shutdown(socket.SHUT_RDWR)
     thread.join(5)
+
+
+def test_a_board_that_cannot_be_read_needs_action(running: System) -> None:
+    with redis.Redis.from_url(running.valkey.url, decode_responses=True) as admin:
+        admin.rename(KEYS.events, "away")
+        admin.set(KEYS.events, "of another type")
+        try:
+            done = running.run("status", "--interval", "0.1")
+        finally:
+            admin.rename("away", KEYS.events)
+            eventually(lambda: look(running)["code"] == 0, within_s=20)
+
+    lines = {line.split("\t")[1]: line.split("\t") for line in done.stdout.splitlines()}
+    assert lines["board main"][0] == "action"
+    assert "WRONGTYPE" in lines["board main"][3]
+    assert lines["board main"][4] == "see docs/how-to/runbook.md#flusherstuck"
+    assert lines["backlog main"][0] == "unknown"
+    assert done.returncode == 1
+
+
+def test_the_port_of_another_service_is_not_the_service(
+    running: System, command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = running.variables["flusher"]["SCOREBOARD_FLUSHER_METRICS_PORT"]
+    monkeypatch.setenv("SCOREBOARD_SERVICES", f"api=http://127.0.0.1:{port}")
+
+    found = json.loads(command("status", "--json", "--interval", "0.1").out)
+
+    assert found["checks"]["api"]["state"] == "down"
+    assert "it is the flusher" in found["checks"]["api"]["detail"]
 
 
 @pytest.mark.parametrize(
