@@ -161,7 +161,7 @@ VERIFICATIONS: Final = Children(
 VERIFICATION_RESULTS: Final = ("sound", "drift", "findings", "postponed", "failed")
 VERIFIED_AT: Final = gauge(
     "verify_last_success_timestamp_seconds",
-    "Time of the last completed verification or step, whatever it found",
+    "Time of the last completed verification or step, whatever it found; 0 if there was none here",
     "board",
     normal="some minutes ago in the process that verifies; take the maximum",
 )

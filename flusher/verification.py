@@ -155,11 +155,11 @@ class _Board:
         return checks.describe_drift(self.name, users, age_s)
 
     def forget(self) -> None:
-        """Remove the metrics: another process flushes the board."""
+        """Reset the metrics: another process flushes the board, or none does."""
         self.check, self.verified_at_s, self._logged_users = None, None, 0
-        for gauge in (metrics.DRIFT_USERS, metrics.VERIFIED_AT):
-            with suppress(KeyError):
-                gauge.remove(self.name)
+        metrics.VERIFIED_AT.labels(self.name).set(0)
+        with suppress(KeyError):
+            metrics.DRIFT_USERS.remove(self.name)
 
 
 class Verification:
@@ -170,6 +170,9 @@ class Verification:
         self._partitions = partitions
         self._boards: dict[str, _Board] = {}
         self._is_backup_required = settings.environment != "development"
+        if settings.verify_users_per_s:
+            for board in settings.boards:
+                metrics.VERIFIED_AT.labels(board).set(0)
         self._backup: LastBackup | None = None
         self._backup_read_at_s: float | None = None
 

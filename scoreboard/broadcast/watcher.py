@@ -62,7 +62,7 @@ _EPOCH: Final = Children(
 _AGE: Final = Children(
     gauge(
         "board_age_seconds",
-        "Time since the board was last read",
+        "Time since the board was last read, or since the start if it never was",
         "board",
         normal="below 6: it is read at least every 5",
     )
@@ -124,6 +124,7 @@ class _WatchedBoard:
         "messages",
         "next_read_at_s",
         "noticed_at_s",
+        "read_at_s",
         "stale_timer",
         "state",
         "traces",
@@ -133,6 +134,9 @@ class _WatchedBoard:
         self.state = BoardState(board)
         for metric in (_REGRESSIONS, _MISMATCHES):
             metric[board].inc(0)
+        self.read_at_s = time.monotonic()
+        """When the board was last read, at first when the process began to try."""
+        _AGE[board].set_function(lambda: time.monotonic() - self.read_at_s)
         self.dirty = asyncio.Event()
         self.failures = 0
         self.messages = 0
@@ -310,8 +314,7 @@ class BoardWatcher:
             self._mark_stale(watched, "rewound")
             return
         state.note_times(window, asked_at_s)
-        read_at_s = loop.time()
-        _AGE[state.board].set_function(lambda: loop.time() - read_at_s)
+        watched.read_at_s = time.monotonic()
         _EPOCH[state.board].set(window.epoch)
         _SEQ[state.board].set(window.seq)
         if result is ReadResult.CHANGED:

@@ -6,11 +6,13 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
+import redis
 
 from scoreboard.broadcast.state import BoardState
 from scoreboard.broadcast.watcher import BoardWatcher
 from scoreboard.model import Partition
 from scoreboard.runtime.settings import Settings
+from scoreboard.runtime.telemetry import REGISTRY
 from scoreboard.store.client import make_client
 from scoreboard.store.keys import PartitionKeys
 from scoreboard.store.store import Store
@@ -136,3 +138,20 @@ async def test_watcher_without_redis_ends_at_once(
 
     assert await ends_when_cancelled(task)
     assert time.monotonic() - began_s < 2
+
+
+async def test_a_board_that_was_never_read_has_an_age(settings: Settings, redis_url: str) -> None:
+    with redis.Redis.from_url(redis_url) as server:
+        server.set(PartitionKeys(Partition("main")).meta, "of another type")
+    watcher = BoardWatcher(settings, Listener(), name="test")
+    task = asyncio.create_task(watcher.run())
+    await watcher.wait_for_first_reads()
+
+    def age_s() -> float | None:
+        return REGISTRY.get_sample_value("scoreboard_board_age_seconds", {"board": "main"})
+
+    first_s = age_s()
+    assert first_s is not None
+    assert first_s < 30
+    await eventually_async(lambda: (age_s() or 0) > first_s)
+    assert await ends_when_cancelled(task)

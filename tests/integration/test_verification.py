@@ -175,6 +175,7 @@ async def served(settings: Settings, tmp_path: Path) -> AsyncIterator[Served]:
 
 
 DRIFT = 'scoreboard_drift_users{board="main"}'
+VERIFIED_AT = 'scoreboard_verify_last_success_timestamp_seconds{board="main"}'
 
 
 def verified(result: str) -> str:
@@ -224,12 +225,16 @@ async def test_an_unexpected_error_does_not_end_the_flusher(
 ) -> None:
     await fill(settings)
     query(settings, "ALTER TABLE backups RENAME TO elsewhere")
-    with FlusherProcess(settings, tmp_path / "flusher.log") as process:
+    port = find_free_port()
+    environment = {"SCOREBOARD_FLUSHER_METRICS_PORT": str(port)}
+    with FlusherProcess(settings, tmp_path / "flusher.log", **environment) as process:
         line = await asyncio.to_thread(process.wait_for, "verification_connection_failed")
         await act(settings, Action("user-00", "win:2", 10))
         await eventually_async(lambda: is_drained(settings))
+        verified_at = Served(process, port).metric(VERIFIED_AT)
 
     assert line["error.type"] == "UndefinedTable"
+    assert verified_at == 0, "without the series, VerifyOverdue would never fire"
 
 
 async def test_a_takeover_is_followed_by_a_verification(
@@ -345,3 +350,4 @@ async def test_no_users_per_second_turns_the_verification_off(
         await asyncio.to_thread(process.wait_for, "lease_taken")
 
         assert served.metric(DRIFT) is None
+        assert served.metric(VERIFIED_AT) is None
