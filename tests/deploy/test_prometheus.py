@@ -82,7 +82,11 @@ def test_expressions_name_metrics_and_jobs_that_exist(rule) -> None:
     recorded = {one["record"] for one in rules() if "record" in one}
     for selector in selectors_of(rule["expr"]):
         name = str(selector.name)
-        assert name in recorded if ":" in name else re.match(r"(scoreboard|redis|pg)_|up$", name)
+        assert (
+            name in recorded
+            if ":" in name
+            else re.match(r"(scoreboard|redis|pg|process)_|up$", name)
+        )
         for matcher in selector.matchers.matchers:
             if matcher.name == "job":
                 assert any(re.fullmatch(matcher.value, job) for job in JOBS)
@@ -129,6 +133,28 @@ def test_inhibition_names_alerts_that_exist() -> None:
                 named |= set(matcher.split('"')[1].split("|"))
     assert named
     assert named <= NAMES
+
+
+def labels_of(names: str) -> set[str]:
+    """Return the labels of a board that alerts have, from their aggregations."""
+    found = set()
+    for alert in alerts():
+        if alert["alert"] in names.split("|"):
+            for listed in re.findall(r"\bby \(([^)]*)\)", alert["expr"]):
+                found |= set(listed.split(", ")) & {"board", "part"}
+    return found
+
+
+def test_a_fault_of_one_board_does_not_silence_another() -> None:
+    checked = 0
+    for rule in ALERTMANAGER["inhibit_rules"]:
+        source, target = (
+            labels_of(rule[side][0].split('"')[1])
+            for side in ("source_matchers", "target_matchers")
+        )
+        checked += bool(source & target)
+        assert source & target <= set(rule["equal"]), rule
+    assert checked
 
 
 def test_the_configuration_has_no_secret_and_limits_each_target() -> None:

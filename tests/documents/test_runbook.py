@@ -36,9 +36,9 @@ SYMPTOMS = {
     *("ApiErrorBudgetBurn", "UpdateLatencyBudgetBurn", "ViewerFreshnessBudgetBurn"),
     *("StreamNearlyFull", "ReplicationBroken", "RotationOverdue", "ViewersSkipFrames"),
     *("VerifyOverdue", "BackupOverdue", "KongKeysOld", "KongDown", "LogLinesDropped"),
-    "MetricsMissing",
+    *("MetricsMissing", "WorkerDown"),
 }
-"""Alerts without a fault here: their causes have other sections, need hours, or need Kong."""
+"""Alerts without a fault here: their causes have other sections, need hours, Kong or workers."""
 
 INJECT = re.compile(r"^<!-- inject: ([a-z-]+) -->$", re.MULTILINE)
 
