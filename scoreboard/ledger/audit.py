@@ -21,6 +21,7 @@ from scoreboard.runtime.audit import write_audit
 PAGE: Final = 1000
 """Rows per query of a verification."""
 
+_LOCK_AUDIT: Final = resources.query("lock_audit")
 _INSERT_AUDIT: Final = resources.query("insert_audit")
 _SELECT_AUDIT: Final = resources.query("select_audit")
 _SELECT_AUDIT_CHAIN: Final = resources.query("select_audit_chain")
@@ -68,6 +69,14 @@ class AuditTrail:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._lines: list[dict[str, Any]] = []
+
+    async def reserve(self) -> None:
+        """Wait for the right to insert, before a change that a rollback would not undo.
+
+        Raises DatabaseUnavailable: another transaction has inserted a row and does not end.
+        """
+        async with translate_errors():
+            await self._connection.execute(_LOCK_AUDIT)
 
     async def insert(
         self, *, actor: str, action: str, board: str | None, detail: dict[str, Any]

@@ -70,6 +70,7 @@ async def _repair_page(
         position = await lock_position_shared(connection, partition)
         if position is None:
             raise OperatorMistake(f"PostgreSQL has no position of {partition}: reseed it")
+        await trail.reserve()  # the change of Redis cannot be rolled back
         results = await correct_users(store, connection, partition, users, position)
         changes = [
             Change(user, partition.number, result.change, result.score, result.seq)

@@ -16,13 +16,18 @@ import redis
 from cli.embedded.ports import find_free_port
 from cli.embedded.servers import EmbeddedValkey
 from flusher.status import Condition
+from scoreboard.errors import DatabaseUnavailable
 from scoreboard.ledger.pool import connect
 from scoreboard.model import Action, Board, Layout, Partition, pack, partition_of
+from scoreboard.recovery.drift import Drift
+from scoreboard.recovery.repair import repair
+from scoreboard.recovery.reseed import report_nothing
 from scoreboard.recovery.rolling_check import RollingCheck
 from scoreboard.recovery.verify import verify
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.store.client import make_client
 from scoreboard.store.keys import PartitionKeys
+from scoreboard.store.store import Store
 from tests.support.clients.commands import Run
 from tests.support.eventually import eventually, eventually_async
 from tests.support.fakes.proxy import MakeProxy
@@ -218,6 +223,27 @@ async def test_a_member_that_postgresql_cannot_hold_is_drift(
     assert (await asyncio.to_thread(command, "verify", "--full")).code == 1
     assert (await asyncio.to_thread(command, "repair", "--yes")).code == 0
     await asyncio.to_thread(eventually, lambda: served.metric(DRIFT) == 0, 10)
+
+
+async def test_a_repair_changes_nothing_while_its_audit_row_cannot_be_written(
+    settings: Settings, admin: "redis.Redis[str]"
+) -> None:
+    await fill(settings)
+    packed = pack(99, 0)
+    admin.zadd(KEYS.board, {"user-07": packed})
+    async with (
+        make_client(settings, name="test") as client,
+        await connect(settings, name="other", autocommit=False) as other,
+        await connect(settings, name="test", lock_timeout="100ms") as connection,
+    ):
+        await other.execute("INSERT INTO audit_log (actor, action) VALUES ('other', 'fence')")
+        drift = Drift("user-07", 0, 99, 10)
+        with pytest.raises(DatabaseUnavailable):
+            await repair(
+                Store(client), connection, Board(), [drift], actor="test", report=report_nothing
+            )
+
+    assert admin.zscore(KEYS.board, "user-07") == packed
 
 
 async def test_an_unexpected_error_does_not_end_the_flusher(
