@@ -71,7 +71,9 @@ def _supervise(chosen: Settings) -> int:
     operators = _bind_metrics(chosen)
 
     async def run(stop: StopEvent) -> None:
-        async with OperatorPort(operators, registry=supervisor.metrics(), is_slow=True):
+        async with OperatorPort(
+            operators, supervisor.readiness, registry=supervisor.metrics(), is_slow=True
+        ):
             await supervisor.run(stop)
 
     return lifecycle.run(run, grace_s=chosen.drain_s + SUPERVISOR_EXTRA_GRACE_S)

@@ -50,6 +50,7 @@ SERVICES: Final = ("api", "streamer", "flusher")
 _ALERTS: Final = {"api": "ApiDown", "streamer": "StreamerDown", "flusher": "FlusherDown"}
 
 _BUILD: Final = "scoreboard_build_info"
+_WORKER_UP: Final = "scoreboard_worker_up"
 _REFUSED: Final = {
     "scoreboard_score_updates_total": ("update", "outcome", frozenset({"applied", "replayed"})),
     "scoreboard_auth_failures_total": ("token", "reason", frozenset[str]()),
@@ -58,7 +59,7 @@ _REFUSED: Final = {
 }
 """Counters of refusals: what is refused, the label of the reason, and values that are none."""
 
-_USED: Final = {_BUILD, *(name.removesuffix("_total") for name in _REFUSED)}
+_USED: Final = {_BUILD, _WORKER_UP, *(name.removesuffix("_total") for name in _REFUSED)}
 """The metric families that are read."""
 
 _Facts = TypeVar("_Facts")
@@ -267,7 +268,7 @@ async def _read_service(service: str, url: str, interval_s: float) -> _ServiceFa
     async with httpx.AsyncClient(timeout=REQUEST_S, trust_env=False) as client:
         status, text = await _get(client, f"{url}/health/ready")
         body = _Body("ready")
-        if status != HTTPStatus.NOT_FOUND:  # the port of several workers has metrics only
+        if status != HTTPStatus.NOT_FOUND:  # an older version's port of several workers
             body = msgspec.json.decode(text, type=_Body)
         before = _samples(await _get(client, f"{url}/metrics"))
         counters = None
@@ -281,7 +282,15 @@ async def _read_service(service: str, url: str, interval_s: float) -> _ServiceFa
         raise Unavailable(f"it is the {found}" if found else f"it has no metric {_BUILD}")
     detail = f"version {running}"
     advice = ""
-    if running != version("scoreboard"):
+    silent = [
+        dict(key.labels).get("worker", "") for key, is_up in before.items()
+        if key.name == _WORKER_UP and not is_up
+    ]  # fmt: skip
+    if silent:
+        body.status = "not ready"
+        detail += f", worker {', '.join(sorted(silent))} does not answer"
+        advice = f"see {checks.runbook('WorkerDown')}"
+    elif running != version("scoreboard"):
         advice = "use one version everywhere: docs/how-to/upgrade.md"
     elif body.status != "ready":
         advice = f"see its log and {url}/health/ready"

@@ -1,6 +1,8 @@
 """`scoreboard status`: every part is one line, whatever its state, within a bounded time."""
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import threading
@@ -23,6 +25,7 @@ from scoreboard.model import Partition, pack
 from scoreboard.store.keys import PartitionKeys
 from tests.support.clients.commands import Run
 from tests.support.eventually import eventually
+from tests.support.servers.api_process import RunApi
 from tests.support.servers.system import System
 
 pytestmark = pytest.mark.slow
@@ -295,6 +298,29 @@ def test_a_board_that_cannot_be_read_needs_action(running: System) -> None:
     assert lines["board main"][4] == "see docs/how-to/runbook.md#flusherstuck"
     assert lines["backlog main"][0] == "unknown"
     assert done.returncode == 1
+
+
+def test_a_frozen_worker_needs_action(
+    run_api: RunApi, command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel still gives it connections, which hang."""
+    url = f"http://127.0.0.1:{find_free_port()}"
+    api = run_api(api_workers=2, api_metrics_port=url.rpartition(":")[2])
+    monkeypatch.setenv("SCOREBOARD_SERVICES", f"api={url}")
+    started = eventually(lambda: len(found := api.lines("worker_started")) == 2 and found)
+    pids = {line["scoreboard.worker"]: line["scoreboard.worker_pid"] for line in started}
+    os.kill(pids[1], signal.SIGSTOP)
+    try:
+        found = json.loads(command("status", "--json", "--interval", "0.1").out)
+        ready = httpx.get(f"{url}/health/ready", trust_env=False, timeout=10)
+    finally:
+        os.kill(pids[1], signal.SIGCONT)
+
+    assert found["checks"]["api"]["state"] == "not ready"
+    assert found["checks"]["api"]["detail"].endswith("worker 1 does not answer")
+    assert found["checks"]["api"]["advice"] == "see docs/how-to/runbook.md#workerdown"
+    assert ready.status_code == 503
+    assert ready.json()["workers"]["1"] == "not ready"
 
 
 def test_the_port_of_another_service_is_not_the_service(
