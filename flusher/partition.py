@@ -15,7 +15,7 @@ from flusher.batch import Batch, Gap, build
 from flusher.consumer import Consumer, GroupMissing
 from flusher.flush_tracing import FlushTracing
 from flusher.late_duplicates import correct_late_duplicates
-from flusher.recovery import GAP_FENCE, REWIND_FENCE, Finding, compare_positions, reseed_partition
+from flusher.recovery import Finding, compare_positions, reseed_partition
 from flusher.status import Condition, PartitionStatus
 from flusher.writer import Flushed, GapFound, Superseded, Writer
 from scoreboard.errors import (
@@ -34,7 +34,7 @@ from scoreboard.runtime.audit import write_audit
 from scoreboard.runtime.lifecycle import StopEvent, backoff_s
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
-from scoreboard.store.partitions import PartitionState
+from scoreboard.store.partitions import GAP_FENCE, REWIND_FENCE, PartitionState
 from scoreboard.store.store import Store
 
 if TYPE_CHECKING:

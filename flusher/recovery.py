@@ -17,14 +17,8 @@ from scoreboard.ledger.positions import Position
 from scoreboard.model import Partition
 from scoreboard.recovery.reseed import SESSION, Reseeded, reseed
 from scoreboard.runtime.settings import Settings
-from scoreboard.store.partitions import PartitionState
+from scoreboard.store.partitions import REWIND_FENCE, PartitionState
 from scoreboard.store.store import Store
-
-REWIND_FENCE: Final = "flusher:rewind"  # not a secret
-"""Prefix of the token of a fence set because Redis lost data; any leader resumes from it."""
-
-GAP_FENCE: Final = "flusher:gap"
-"""Token of a fence set because entries vanished; only an operator can resolve it."""
 
 KEEP_ALIVE_S: Final = 5.0
 

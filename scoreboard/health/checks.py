@@ -5,13 +5,14 @@ that a line of one can be found in the other. No check contains a secret.
 """
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
 from scoreboard.model import Layout
 from scoreboard.store.durability import Durability
-from scoreboard.store.partitions import PartitionState
+from scoreboard.store.partitions import GAP_FENCE, REWIND_FENCE, PartitionState
 
 REDIS: Final = "redis"
 DURABILITY: Final = "durability"
@@ -106,8 +107,14 @@ def describe_durability(found: Durability, *, is_unsafe_allowed: bool) -> Check:
     return Check(
         "unsafe",
         "; ".join(found.problems),
-        f"correct the configuration of Redis: {runbook('RedisNotDurable')}",
+        f"correct the configuration of Redis: {runbook(_durability_alert(found.problems))}",
     )
+
+
+def _durability_alert(problems: Sequence[str]) -> str:
+    """Return the alert whose section restores lost keys, if keys may be lost."""
+    may_evict = any(one.startswith("maxmemory-policy ") for one in problems)
+    return "RedisEvictsKeys" if may_evict else "RedisNotDurable"
 
 
 def describe_board(name: str, layout: Layout | None, states: Sequence[PartitionState]) -> Check:
@@ -132,13 +139,21 @@ def describe_board(name: str, layout: Layout | None, states: Sequence[PartitionS
     closed = [number for number, state in enumerate(states) if not state.is_open]
     if closed:
         where = f", partitions {_numbers(closed)} of {len(states)}" if len(states) > 1 else ""
-        return Check(
-            "fenced",
-            epoch + where,
-            "wait for the reseed or repair that fenced it; if none runs: "
-            f"{runbook('PartitionClosed')}",
-        )
+        owners = {states[number].fenced_by for number in closed}
+        names = ", ".join(sorted(owners - {""}))
+        by = f", by {names}" if names else ""
+        return Check("fenced", epoch + where + by, _advise_fenced(owners))
     return Check("open", epoch)
+
+
+def _advise_fenced(owners: AbstractSet[str]) -> str:
+    if GAP_FENCE in owners:
+        return f"do not reseed yet, accepted actions are missing: {runbook('StreamFaults')}"
+    if owners == {REWIND_FENCE}:
+        return f"wait for the flusher, which reseeds it; if it does not: {runbook('FlusherStuck')}"
+    return (
+        f"wait for the reseed or repair that fenced it; if none runs: {runbook('PartitionClosed')}"
+    )
 
 
 def describe_backlog(actions: int, oldest_s: float | None) -> Check:

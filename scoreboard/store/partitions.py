@@ -20,6 +20,12 @@ from scoreboard.store.replies import (
 from scoreboard.store.scripts import Script, call
 from scoreboard.store.store_client import StoreClient
 
+REWIND_FENCE: Final = "flusher:rewind"  # not a secret
+"""Prefix of the token of a fence set because Redis lost data; any leader resumes from it."""
+
+GAP_FENCE: Final = "flusher:gap"
+"""Token of a fence set because entries vanished; only an operator can resolve it."""
+
 _FENCE_TOKEN: Final = re.compile(r"[!-~]+")
 _COMMITTED: Final = re.compile(r"(\d{1,16}):(\d{1,16})", re.ASCII)
 _TRIM: Final = Script.load("trim")
@@ -59,6 +65,13 @@ class PartitionState(Struct, frozen=True):
     """Whether the board no longer has this partition; then ``epoch`` is 0."""
     committed_seq: int = 0
     """The highest seq of this epoch known to be committed to PostgreSQL."""
+
+    @property
+    def fenced_by(self) -> str:
+        """Return who set the fence, without the random part of its token; empty if unknown."""
+        if self.fence in {GAP_FENCE, REWIND_FENCE}:
+            return self.fence
+        return self.fence.rpartition(":")[0]
 
 
 class Backlog(Struct, frozen=True):

@@ -21,8 +21,10 @@ import redis
 
 from cli import system_status
 from cli.embedded.ports import find_free_port
-from scoreboard.model import Partition, pack
+from scoreboard.health import checks
+from scoreboard.model import Layout, Partition, pack
 from scoreboard.store.keys import PartitionKeys
+from scoreboard.store.partitions import PartitionState
 from tests.support.clients.commands import Run
 from tests.support.eventually import eventually
 from tests.support.servers.api_process import RunApi
@@ -118,20 +120,48 @@ def test_drift_is_shown_until_it_is_repaired(running: System) -> None:
     eventually(lambda: look(running)["code"] == 0, within_s=20)
 
 
-def test_a_fenced_board_is_shown_with_what_to_do(running: System) -> None:
+@pytest.mark.parametrize(
+    ("fence", "owner", "advice"),
+    [
+        ("somebody:secret-token", "somebody", "wait for the reseed or repair that fenced it"),
+        ("flusher:gap", "flusher:gap", "do not reseed yet, accepted actions are missing"),
+        ("flusher:rewind:secret-token", "flusher:rewind", "wait for the flusher"),
+    ],
+)
+def test_a_fenced_board_is_shown_with_who_fenced_it_and_what_to_do(
+    fence: str, owner: str, advice: str
+) -> None:
+    state = PartitionState(epoch=1, layout=Layout(), fence=fence)
+
+    check = checks.describe_board("main", Layout(), [state])
+
+    assert (check.state, check.detail) == ("fenced", f"epoch 1, by {owner}")
+    assert check.advice.startswith(advice)
+    assert check.advice.endswith("#streamfaults") == (owner == "flusher:gap")
+
+
+def test_the_owner_of_a_fence_is_shown_in_status_and_readiness(running: System) -> None:
     with redis.Redis.from_url(running.valkey.url, decode_responses=True) as admin:
         admin.hset(KEYS.meta, mapping={"state": "fenced", "fence": "somebody:secret-token"})
         try:
             done = running.run("status", "--interval", "0.1")
+            ready = eventually(lambda: _readiness(running, "by somebody"))
         finally:
             admin.hset(KEYS.meta, "state", "open")
             admin.hdel(KEYS.meta, "fence")
             eventually(lambda: look(running)["code"] == 0, within_s=20)
 
     line = next(one for one in done.stdout.splitlines() if "\tboard main\t" in one)
-    assert line.startswith("action\tboard main\tfenced\tepoch 1\twait for the reseed or repair")
-    assert "secret-token" not in done.stdout
+    assert line.startswith("action\tboard main\tfenced\tepoch 1, by somebody\twait for the reseed")
+    assert "secret-token" not in done.stdout + ready
     assert done.returncode == 1
+
+
+def _readiness(system: System, text: str) -> str:
+    """Return the body of the api's readiness once it contains a text."""
+    body = httpx.get(f"{system.api}/health/ready", trust_env=False).text
+    assert text in body
+    return body
 
 
 def test_refusals_are_shown_by_reason_and_rate(running: System) -> None:

@@ -10,7 +10,6 @@ import pytest
 import redis
 
 from cli.embedded.servers import EmbeddedPostgres, EmbeddedValkey
-from flusher.recovery import GAP_FENCE, REWIND_FENCE
 from flusher.service import Flusher
 from flusher.status import Condition
 from scoreboard.errors import Busy, Fenced
@@ -19,6 +18,7 @@ from scoreboard.ledger.migrations import migrate
 from scoreboard.model import SCORE_MAX, Action, Partition, Receipt
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.store.keys import GROUP
+from scoreboard.store.partitions import GAP_FENCE, REWIND_FENCE
 from tests.support.data.boards import fence
 from tests.support.eventually import eventually, eventually_async
 from tests.support.fakes.proxy import TO_SERVER, MakeProxy

@@ -2,9 +2,9 @@
 
 import pytest
 
-from flusher.recovery import GAP_FENCE, REWIND_FENCE, Finding, compare_positions
+from flusher.recovery import Finding, compare_positions
 from scoreboard.ledger.positions import Position
-from scoreboard.store.partitions import PartitionState
+from scoreboard.store.partitions import GAP_FENCE, REWIND_FENCE, PartitionState
 
 COMMITTED = Position(epoch=3, seq=50, stream_id="9-0")
 
