@@ -1,6 +1,7 @@
 """`scoreboard repair`: correct Redis where it differs from PostgreSQL."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -40,14 +41,27 @@ RESEED_CHECKS: Final = frozenset({"epoch", "state", "rewind", "layout"})
 """Findings that only a reseed of the partition repairs."""
 
 
+SETTLE_S: Final = 30.0
+"""Longest time for the flusher to record the corrections of a repair."""
+
+SETTLING: Final = frozenset({"chain"})
+"""Findings that end when the flusher has recorded the corrections."""
+
+_POLL_S: Final = 0.5
+
+
 class Repair(Struct, frozen=True):
-    """The result of a repair, or the plan of a dry run."""
+    """The result of a repair, or the plan of a dry run.
+
+    ``left`` are the findings after the repair, and ``differing`` the users.
+    """
 
     board: str
     changes: tuple[Drift | Change, ...] = ()
     reseeded: tuple[int, ...] = ()
     left: tuple[Finding, ...] = ()
     is_dry: bool = False
+    differing: tuple[Drift, ...] = ()
 
 
 @click.command()
@@ -61,7 +75,9 @@ def repair(*, board: str | None, dry_run: bool, yes: bool, as_json: bool, data_d
 
     The command verifies all users and shows the differences. Up to 5,000 users are corrected while
     updates continue. If there are more, or if Redis has lost data, the partition is reseeded, and
-    its updates are answered with 503 until that is done. Exit 1 if differences remain.
+    its updates are answered with 503 until that is done. If there were other findings, the command
+    verifies again, for at most 30 seconds: some end when the flusher has recorded the corrections.
+    Exit 1 if differences remain.
 
     \b
     Examples:
@@ -89,14 +105,35 @@ def repair(*, board: str | None, dry_run: bool, yes: bool, as_json: bool, data_d
         with progress() as report:
             changes = asyncio.run(_repair(settings, board, numbers, drifted, report))
         print_message(f"{len(changes)} users corrected, {len(numbers)} partitions reseeded")
-        done = Repair(board, tuple(changes), numbers, left)
+        differing: tuple[Drift, ...] = ()
+        if left:
+            with progress() as report:
+                after = asyncio.run(_verify_settled(settings, board, report))
+            left, differing = after.findings, after.drifted
+            if not as_json:
+                print_message("After the repair:" if left or differing else "No finding is left")
+                print_verdict(after)
+        done = Repair(board, tuple(changes), numbers, left, differing=differing)
     if as_json:
         print_json(done)
+    if done.differing:
+        print_message(f"{len(done.differing)} users still differ; run the command again")
     if left:
         print_message(
             f"{len(left)} findings cannot be repaired; see docs/how-to/verify-and-repair.md"
         )
-    return 1 if left else 0
+    return 1 if left or done.differing else 0
+
+
+async def _verify_settled(settings: Settings, board: str, report: ReportProgress) -> Verdict:
+    """Verify all users again until no finding is left that the flusher ends, for a bounded time."""
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        verdict = await read_verdict(settings, board, None, report)
+        settling = {one.check for one in verdict.findings}
+        if not settling or settling - SETTLING or time.monotonic() > deadline:
+            return verdict
+        await asyncio.sleep(_POLL_S)
 
 
 def _plan(verdict: Verdict) -> tuple[tuple[int, ...], tuple[Drift, ...]]:

@@ -263,6 +263,22 @@ async def test_an_unexpected_error_does_not_end_the_flusher(
     assert verified_at == 0, "without the series, VerifyOverdue would never fire"
 
 
+async def test_a_repair_judges_what_remains_of_users_that_have_acted_meanwhile(
+    served: Served, settings: Settings, admin: "redis.Redis[str]", command: Run
+) -> None:
+    """Their rows in the ledger contradict each other until the corrections are recorded."""
+    admin.zadd(KEYS.board, {"user-07": pack(99, 0)})
+    await act(settings, Action("user-07", "win:2", 5))
+    await eventually_async(lambda: is_drained(settings))
+    found = await asyncio.to_thread(command, "verify", "--full", "--json")
+    assert [one["check"] for one in json.loads(found.out)["findings"]] == ["chain"]
+
+    done = await asyncio.to_thread(command, "repair", "--yes", "--json")
+
+    assert (done.code, json.loads(done.out)["left"]) == (0, [])
+    assert (await asyncio.to_thread(command, "verify", "--full")).code == 0
+
+
 async def test_a_takeover_is_followed_by_a_verification(
     settings: Settings, admin: "redis.Redis[str]", tmp_path: Path
 ) -> None:
