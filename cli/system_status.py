@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 import httpx
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
 from cli.embedded.ports import connect_host, netloc
@@ -49,6 +50,9 @@ REFUSALS: Final = "refusals"
 SERVICES: Final = ("api", "streamer", "flusher")
 _ALERTS: Final = {"api": "ApiDown", "streamer": "StreamerDown", "flusher": "FlusherDown"}
 
+_NOT_READY: Final = {"api": "ApiDown", "streamer": "BoardStale", "flusher": "FlusherStuck"}
+"""The sections about services that run and are not ready."""
+
 _BUILD: Final = "scoreboard_build_info"
 _WORKER_UP: Final = "scoreboard_worker_up"
 _REFUSED: Final = {
@@ -73,10 +77,14 @@ class Refusals(Struct, frozen=True):
 
 
 class SystemStatus(Struct, frozen=True):
-    """The checks by name, and refusals by source and reason; None if no service told them."""
+    """The checks by name, and refusals by source and reason; None if no service told them.
+
+    ``effects`` names the cause of each check that ends with it and needs no action of its own.
+    """
 
     checks: dict[str, Check]
     refusals: dict[str, Refusals] | None
+    effects: dict[str, str] = {}
 
     @property
     def is_down(self) -> bool:
@@ -86,7 +94,12 @@ class SystemStatus(Struct, frozen=True):
     @property
     def needs_action(self) -> bool:
         """Return whether something has to be done."""
-        return any(one.advice or one.state == DOWN for one in self.checks.values())
+        return any(is_in_need(one) for one in self.checks.values())
+
+
+def is_in_need(check: Check) -> bool:
+    """Return whether something has to be done about a part."""
+    return bool(check.advice) or check.state == DOWN
 
 
 class _RedisFacts(Struct):
@@ -147,9 +160,13 @@ async def examine(settings: Settings, *, interval_s: float) -> SystemStatus:
     for name in settings.boards:
         found |= _describe_board(name, redis, database)
     _add_services(found, services, settings)
+    effects = _find_effects(found, settings)
+    for name, cause in effects.items():
+        reasons = (found[name].detail, f"because of {cause}: {found[cause].state}")
+        found[name] = replace(found[name], detail="; ".join(filter(None, reasons)), advice="")
     refusals = _count_refusals(services, interval_s)
     found[REFUSALS] = _describe_refusals(refusals, interval_s)
-    return SystemStatus(found, refusals)
+    return SystemStatus(found, refusals, effects)
 
 
 def service_urls(settings: Settings) -> list[tuple[str, str]]:
@@ -293,7 +310,8 @@ async def _read_service(service: str, url: str, interval_s: float) -> _ServiceFa
     elif running != version("scoreboard"):
         advice = "use one version everywhere: docs/how-to/upgrade.md"
     elif body.status != "ready":
-        advice = f"see its log and {url}/health/ready"
+        detail += f", see its log and {url}/health/ready"
+        advice = f"see {checks.runbook(_NOT_READY[service])}"
     return _ServiceFacts(service, url, Check(body.status, detail, advice), body.checks, counters)
 
 
@@ -394,6 +412,33 @@ def _add_services(
             checks.drift_name(board),
             unknown("the flusher does not tell", advice=f"scoreboard verify --board {board}"),
         )
+
+
+def _find_effects(found: Mapping[str, Check], settings: Settings) -> dict[str, str]:
+    """Return the checks that are consequences of another one, with the name of that one.
+
+    A cause is never an effect, so the checks that remain are those to act on.
+    """
+    stores = (checks.REDIS, checks.DURABILITY, checks.DATABASE, checks.SCHEMA)
+    boards = [checks.board_name(board) for board in settings.boards]
+    causes = {"api": (*stores[:2], *boards), "streamer": (checks.REDIS,), "flusher": stores}
+    for board in settings.boards:
+        state = checks.board_name(board)
+        causes[checks.live_name(board)] = (checks.REDIS, state)
+        causes[checks.drift_name(board)] = (*stores, state, "flusher")
+        causes[checks.backlog_name(board)] = (*stores, "flusher")
+    causes[checks.CATALOGUE] = stores
+    effects: dict[str, str] = {}
+    for name, check in found.items():
+        first_word = name.partition(" ")[0]
+        is_service_down = first_word in SERVICES and check.state == DOWN
+        if not is_in_need(check) or is_service_down or check.state == "drifted":
+            continue
+        known = causes.get(name) or causes.get(first_word, ())
+        cause = next((one for one in known if one in found and is_in_need(found[one])), "")
+        if cause:
+            effects[name] = effects.get(cause, cause)
+    return effects
 
 
 def _count_refusals(

@@ -9,7 +9,7 @@ import click
 
 from cli.output import is_terminal, print_json, print_message, print_table
 from cli.parameters import Seconds
-from cli.system_status import DOWN, SystemStatus, examine
+from cli.system_status import DOWN, SystemStatus, examine, is_in_need
 from cli.target import data_dir_option, json_option, load_settings
 from scoreboard.health.checks import UNKNOWN, Check
 
@@ -27,7 +27,8 @@ UNAVAILABLE: Final = 69
 def status(*, interval_s: float, as_json: bool, data_dir: Path) -> int:
     """Show the state of every part of the system, and what to do.
 
-    Servers and services are asked at the same time; one that does not answer is one line.
+    Servers and services are asked at the same time; one that does not answer is one line. A line
+    that ends with another one is marked as its effect, and needs no action of its own.
 
     Exit 0 if all is well, 1 if something has to be done, 69 if a server or service does not answer.
 
@@ -40,12 +41,18 @@ def status(*, interval_s: float, as_json: bool, data_dir: Path) -> int:
     found = asyncio.run(examine(settings, interval_s=interval_s))
     if as_json:
         print_json({"status": _status_of(found), "checks": found.checks,
-                    "refusals": found.refusals})  # fmt: skip
+                    "effects": found.effects, "refusals": found.refusals})  # fmt: skip
     else:
         print_table(
             ("", "part", "state", "detail", "what to do"),
             [
-                (_mark(one), name, one.state, one.detail, one.advice)
+                (
+                    _mark(one, is_effect=name in found.effects),
+                    name,
+                    one.state,
+                    one.detail,
+                    one.advice,
+                )
                 for name, one in found.checks.items()
             ],
         )
@@ -60,14 +67,13 @@ def _status_of(found: SystemStatus) -> str:
     return "unavailable" if found.is_down else "action needed" if found.needs_action else "well"
 
 
-def _mark(check: Check) -> str:
+def _mark(check: Check, *, is_effect: bool) -> str:
     """Return the mark of a line: a sign on a terminal, a word elsewhere."""
-    if check.state == DOWN:
-        sign, word = "✗", DOWN
-    elif check.advice:
-        sign, word = "✗", "action"
+    word, sign = "ok", "✓"
+    if is_effect:
+        word, sign = "effect", "↳"
+    elif is_in_need(check):
+        word, sign = DOWN if check.state == DOWN else "action", "✗"
     elif check.state == UNKNOWN:
-        sign, word = "?", UNKNOWN
-    else:
-        sign, word = "✓", "ok"
+        word, sign = UNKNOWN, "?"
     return sign if is_terminal(sys.stdout) else word

@@ -1,5 +1,6 @@
 """`scoreboard status`: every part is one line, whatever its state, within a bounded time."""
 
+import importlib.metadata
 import json
 import os
 import signal
@@ -155,6 +156,7 @@ def test_the_owner_of_a_fence_is_shown_in_status_and_readiness(running: System) 
     assert line.startswith("action\tboard main\tfenced\tepoch 1, by somebody\twait for the reseed")
     assert "secret-token" not in done.stdout + ready
     assert done.returncode == 1
+    eventually(lambda: look(running)["code"] == 0, within_s=20)
 
 
 def _readiness(system: System, text: str) -> str:
@@ -204,7 +206,57 @@ def test_a_stopped_flusher_is_one_line_and_69(running: System) -> None:
     assert found["checks"]["flusher"]["state"] == "down"
     assert found["checks"]["flusher"]["advice"] == "see docs/how-to/runbook.md#flusherdown"
     assert found["checks"]["drift main"]["state"] == "unknown"
+    assert found["effects"]["drift main"] == "flusher"
+    assert "advice" not in found["checks"]["drift main"]
     assert states(found)["api"] == "ready"
+
+
+def test_the_effects_of_a_stopped_redis_name_their_cause_and_need_no_action(
+    running: System,
+) -> None:
+    running.valkey.stop()
+    try:
+        found = eventually(lambda: _with_services_not_ready(running), within_s=40)
+        lines = running.run("status", "--interval", "0.1").stdout.splitlines()
+    finally:
+        running.valkey.start()
+        running.wait_until_ready()
+
+    assert set(found["effects"].values()) == {"redis"}
+    assert {"api", "streamer", "flusher", "drift main"} <= set(found["effects"])
+    assert [name for name, check in found["checks"].items() if "advice" in check] == ["redis"]
+    assert found["checks"]["drift main"]["detail"].endswith("because of redis: down")
+    assert [line.split("\t")[1] for line in lines if line.startswith(("action", "down"))] == [
+        "redis"
+    ]
+    eventually(lambda: look(running)["code"] == 0, within_s=20)
+
+
+def _with_services_not_ready(system: System) -> Any:
+    found = look(system)
+    assert {states(found)[name] for name in system_status.SERVICES} == {"not ready"}
+    return found
+
+
+def test_a_service_that_is_not_ready_for_another_reason_names_its_section(
+    command: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "health").mkdir()
+    (tmp_path / "health/ready").write_text('{"status": "not ready"}')
+    (tmp_path / "metrics").write_text(
+        f'scoreboard_build_info{{version="{importlib.metadata.version("scoreboard")}"}} 1\n'
+    )
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("SCOREBOARD_SERVICES", f"streamer={url}")
+
+        found = json.loads(command("status", "--json").out)
+
+        server.shutdown()
+    assert found["checks"]["streamer"]["state"] == "not ready"
+    assert found["checks"]["streamer"]["advice"] == "see docs/how-to/runbook.md#boardstale"
 
 
 def test_frozen_servers_are_lines_within_a_bounded_time(running: System) -> None:
