@@ -90,7 +90,7 @@ class Streamer:
         """Return whether new viewers should be sent here, and the checks of this process."""
         admission = self.manager.admission
         checks = {
-            live_name(state.board): describe_live(state.stale_reason, is_read=bool(state.message))
+            live_name(state.board): describe_live(state.why_stale, is_read=bool(state.message))
             for state in self.watcher.states.values()
         }
         checks[VIEWERS] = describe_viewers(admission.viewers, admission.capacity.viewers)

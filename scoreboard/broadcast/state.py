@@ -28,6 +28,7 @@ class BoardState:
         "_positions",
         "accepted_at_s",
         "board",
+        "failure",
         "is_public",
         "message",
         "stale_reason",
@@ -40,6 +41,8 @@ class BoardState:
         self.is_public = False
         self.stale_reason: StaleReason | None = None
         """Why the board may be outdated, as sent to viewers; None while it is live."""
+        self.failure = ""
+        """Why the last read failed; empty after a successful one."""
         self.accepted_at_s = 0.0
         """When Redis accepted the newest change of ``message`` (loop time); 0 if not known."""
         self._changed_ms: int | None = None
@@ -49,6 +52,13 @@ class BoardState:
     def status(self) -> Status:
         """The message that tells viewers whether the board is live."""
         return Status("stale", self.stale_reason) if self.stale_reason else Status("live")
+
+    @property
+    def why_stale(self) -> str | None:
+        """Return the reason with the error behind it, for operators; None while it is live."""
+        if self.stale_reason is None:
+            return None
+        return f"{self.stale_reason}: {self.failure}" if self.failure else self.stale_reason
 
     def apply(self, window: Window, at_ms: int) -> ReadResult:
         """Accept a read, unless it is older than the last accepted one.

@@ -294,17 +294,20 @@ class BoardWatcher:
         except Uninitialised:
             REDIS_UP.set(1)
             watched.failures = 0
+            state.failure = ""
             self._mark_stale(watched, "uninitialised")
             return
         except ScoreboardError as error:
             REDIS_UP.set(not isinstance(error, RedisUnavailable))
             watched.failures += 1
+            state.failure = error.detail
             if isinstance(error, InternalError):
                 _log.error("board_unreadable", board=state.board, reason=error.detail)
             self._schedule_stale(watched)
             return
         REDIS_UP.set(1)
         watched.failures = 0
+        state.failure = ""
         had_message = state.message is not None
         result = state.apply(window, now_ms())
         if result is ReadResult.REWOUND:
@@ -368,7 +371,7 @@ class BoardWatcher:
         was_live = watched.state.stale_reason is None
         watched.state.stale_reason = reason
         if was_live:
-            _log.warning("board_stale", board=watched.state.board, reason=reason)
+            _log.warning("board_stale", board=watched.state.board, reason=watched.state.why_stale)
             self._listener.status_changed(watched.state)
 
 

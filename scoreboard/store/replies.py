@@ -41,7 +41,12 @@ PARSE_ERRORS: Final = (
 SERVER_REFUSALS: Final = frozenset({"MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "BUSY"})
 """Error codes with which the server refuses a command before it writes anything."""
 
-_REFUSED: Final = (ReadOnlyError, OutOfMemoryError, AuthenticationError, NoPermissionError)
+DENIED: Final = "permission denied (NOPERM)"
+
+_REFUSED: Final = (ReadOnlyError, OutOfMemoryError)
+_DENIED_IN_SCRIPT: Final = ("ACL failure in script", "can't run this command", "can't access")
+"""Parts of the error of a script that lacks a right; its first word is ERR."""
+
 _WHOLE: Final = re.compile(r"\d{1,16}", re.ASCII)
 
 _Shape = TypeVar("_Shape")
@@ -86,15 +91,25 @@ def parse_whole(text: str | None) -> int | None:
 
 def translate_error(error: Exception, what: str) -> ScoreboardError:
     """Return the error to raise for what a command raised."""
-    if isinstance(error, CONNECTION_ERRORS):
-        return RedisUnavailable()
-    if isinstance(error, _REFUSED) or (
-        isinstance(error, ResponseError) and error_code(error) in SERVER_REFUSALS
+    code = error_code(error) if isinstance(error, ResponseError) else ""
+    if isinstance(error, (*CONNECTION_ERRORS, NoPermissionError, *_REFUSED)) or (
+        code in SERVER_REFUSALS
     ):
-        return RedisUnavailable("Redis refuses the command")
+        return RedisUnavailable(*_reason(error))
+    if code and any(text in str(error) for text in _DENIED_IN_SCRIPT):
+        return UnexpectedReply(f"{what}: {DENIED}")
     if isinstance(error, RedisError):
         return UnexpectedReply(f"{what}: {error_code(error)[:64] or type(error).__name__}")
     return UnexpectedReply(f"{what}: the reply has another shape ({type(error).__name__})")
+
+
+def _reason(error: Exception) -> tuple[str, ...]:
+    """Return why a command was refused; nothing if the connection failed."""
+    if isinstance(error, AuthenticationError):
+        return ("Redis refuses the login",)
+    if isinstance(error, NoPermissionError):
+        return (f"Redis: {DENIED}",)
+    return () if isinstance(error, CONNECTION_ERRORS) else ("Redis refuses the command",)
 
 
 def error_code(error: Exception) -> str:

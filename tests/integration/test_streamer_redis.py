@@ -21,6 +21,7 @@ from tests.support.clients.viewer import Connect, RawViewer, RunningStreamer, St
 from tests.support.data.boards import fence, open_board
 from tests.support.eventually import eventually_async
 from tests.support.fakes.proxy import MakeProxy
+from tests.support.servers.rights import as_user
 from tests.support.servers.stores import OwnValkey
 
 pytestmark = pytest.mark.slow
@@ -162,6 +163,25 @@ async def test_emptied_redis_makes_the_board_stale_until_it_is_reseeded(
     assert (await viewer.next("status"))["state"] == "live"
     assert (await late.next("status"))["state"] == "live"
     check_order(viewer)
+
+
+async def test_a_missing_right_is_named_in_readiness(
+    start_streamer: StartStreamer, connect: Connect, client: aioredis.Redis, redis_url: str
+) -> None:
+    rights = ("on", ">limited", "~*", "&*", "+@all")
+    await client.execute_command("ACL", "SETUSER", "limited", *rights)
+    try:
+        running = await start_streamer(url=as_user(redis_url, "limited", "limited"))
+        await connect(running.port)
+        await client.execute_command("ACL", "SETUSER", "limited", "-hmget")
+
+        def is_named() -> bool:
+            check = running.streamer.readiness()[1]["checks"]["live main"]
+            return check.state == "stale" and "permission denied (NOPERM)" in check.detail
+
+        await eventually_async(is_named)
+    finally:
+        await client.execute_command("ACL", "DELUSER", "limited")
 
 
 @pytest.mark.parametrize("field", ["seq", "epoch"])
