@@ -54,6 +54,7 @@ _NOT_READY: Final = {"api": "ApiDown", "streamer": "BoardStale", "flusher": "Flu
 """The sections about services that run and are not ready."""
 
 _BUILD: Final = "scoreboard_build_info"
+_WORKER_DOWN: Final = f"see {checks.runbook('WorkerDown')}"
 _WORKER_UP: Final = "scoreboard_worker_up"
 _REFUSED: Final = {
     "scoreboard_score_updates_total": ("update", "outcome", frozenset({"applied", "replayed"})),
@@ -306,7 +307,7 @@ async def _read_service(service: str, url: str, interval_s: float) -> _ServiceFa
     if silent:
         body.status = "not ready"
         detail += f", worker {', '.join(sorted(silent))} does not answer"
-        advice = f"see {checks.runbook('WorkerDown')}"
+        advice = _WORKER_DOWN
     elif running != version("scoreboard"):
         advice = "use one version everywhere: docs/how-to/upgrade.md"
     elif body.status != "ready":
@@ -431,8 +432,9 @@ def _find_effects(found: Mapping[str, Check], settings: Settings) -> dict[str, s
     effects: dict[str, str] = {}
     for name, check in found.items():
         first_word = name.partition(" ")[0]
-        is_service_down = first_word in SERVICES and check.state == DOWN
-        if not is_in_need(check) or is_service_down or check.state == "drifted":
+        is_own = check.state == "drifted" or check.advice == _WORKER_DOWN
+        is_own |= first_word in SERVICES and check.state == DOWN
+        if is_own or not is_in_need(check):
             continue
         known = causes.get(name) or causes.get(first_word, ())
         cause = next((one for one in known if one in found and is_in_need(found[one])), "")

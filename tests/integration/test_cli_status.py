@@ -243,8 +243,9 @@ def test_a_service_that_is_not_ready_for_another_reason_names_its_section(
 ) -> None:
     (tmp_path / "health").mkdir()
     (tmp_path / "health/ready").write_text('{"status": "not ready"}')
+    version = importlib.metadata.version("scoreboard")
     (tmp_path / "metrics").write_text(
-        f'scoreboard_build_info{{version="{importlib.metadata.version("scoreboard")}"}} 1\n'
+        f'scoreboard_build_info{{service="streamer",version="{version}"}} 1\n'
     )
     handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
