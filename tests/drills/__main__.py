@@ -6,6 +6,7 @@
     python -m tests.drills reveal           # what was injected
 
 `start` prints the alert that is on the pager and how to open a shell with the runbook's functions.
+It draws other faults than the drill before.
 """
 
 import argparse
@@ -15,6 +16,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from tests.drills.checks import find_problems
@@ -24,10 +27,15 @@ from tests.drills.system import DrillSystem
 from tests.support.eventually import eventually
 
 CHECK_EVERY_S = 3.0
+ALERT_MAX_S = 90.0
+"""Longest time until an alert fires after its fault was injected."""
+
 PLAY_S = 5.0
 """How long players act before a fault."""
 
 RECORDS = "injected"
+BEFORE = ".before"
+"""The end of the name of the file, beside the folder, that lists the last drill's faults."""
 
 
 def main() -> int:
@@ -40,14 +48,22 @@ def main() -> int:
     start = commands.add_parser("start", help="start a system and inject faults, one after another")
     start.add_argument("--faults", type=int, default=1, help="how many; default: 1")
     start.add_argument("--seed", type=int, help="choose the same faults again")
+    start.add_argument("--not", dest="without", action="append", default=[], choices=sorted(FAULTS),
+                       metavar="NAME", help="a fault that is not drawn; repeatable")  # fmt: skip
     start.add_argument("--only", choices=sorted(FAULTS), help="a fault by name, to see its effect")
-    inject = commands.add_parser("inject", help="inject a fault into the running system")
+    inject = commands.add_parser(
+        "inject", help="inject a fault into the running system; the drill announces no alert for it"
+    )
     inject.add_argument("name", choices=sorted(FAULTS))
     commands.add_parser("check", help="exit 0 if the system is well, else list what is wrong")
     commands.add_parser("reveal", help="name the injected faults")
     given = parser.parse_args()
     if given.command == "start":
-        names = [given.only] if given.only else _draw(given.faults, given.seed)
+        before = given.folder.absolute().with_name(given.folder.absolute().name + BEFORE)
+        without = {*given.without, *(before.read_text().split() if before.exists() else ())}
+        names = [given.only] if given.only else draw(given.faults, given.seed, without)
+        if not given.only:
+            before.write_text("\n".join(names))
         return _run(given.folder, [FAULTS[name] for name in names])
     place = Place.load(given.folder.absolute())
     if given.command == "inject":
@@ -61,9 +77,18 @@ def main() -> int:
     return 1 if problems else 0
 
 
-def _draw(count: int, seed: int | None) -> list[str]:
-    names = sorted(name for name, one in FAULTS.items() if one.is_drawn)
-    return random.Random(seed).sample(names, min(count, len(names)))
+def draw(count: int, seed: int | None, without: AbstractSet[str]) -> list[str]:
+    """Draw different faults, none of ``without`` and no two of one alert unless there are too few.
+
+    The same seed and exclusions draw the same faults.
+    """
+    names = sorted(name for name, one in FAULTS.items() if one.is_drawn and name not in without)
+    random.Random(seed).shuffle(names)
+    alerts: dict[str, str] = {}
+    for name in names:
+        alerts.setdefault(FAULTS[name].alert, name)
+    first = list(alerts.values())
+    return [*first, *(name for name in names if name not in first)][:count]
 
 
 def _run(folder: Path, faults: list[Fault]) -> int:
@@ -73,18 +98,26 @@ def _run(folder: Path, faults: list[Fault]) -> int:
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
-    print("Starting a system with players …", flush=True)
+    print("Starting a system with players; this takes about 20 seconds …", flush=True)
+    system = DrillSystem(folder)
     try:
-        with DrillSystem(folder) as system:
-            print(f"Open a shell in another terminal:  bash --rcfile {system.folder}/env.sh")
-            print("Follow docs/how-to/runbook.md. Ctrl-C ends the drill.", flush=True)
-            for one in faults:
-                if not _practise(system.place, one, ended):
-                    return 1
-            print("All faults are repaired. The system runs until Ctrl-C.", flush=True)
-            ended.wait()
-            return 0
+        system.start()
+    except Exception as error:  # noqa: BLE001 (any error is why the drill cannot start)
+        reason = str(error) or type(error).__name__
+        print(f"The start failed: {reason}", file=sys.stderr)
+        print(f"Read the logs in {folder}, then remove it", file=sys.stderr)
+        return 1
+    try:
+        print(f"Open a shell in another terminal:  bash --rcfile {system.folder}/env.sh")
+        print("Follow docs/how-to/runbook.md. Ctrl-C ends the drill.", flush=True)
+        for one in faults:
+            if not _practise(system.place, one, ended):
+                return 1
+        print("All faults are repaired. The system runs until Ctrl-C.", flush=True)
+        ended.wait()
+        return 0
     finally:
+        system.stop()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -94,6 +127,8 @@ def _practise(place: Place, one: Fault, ended: threading.Event) -> bool:
         return False
     one.inject(place)
     eventually(lambda: find_problems(place), within_s=30)
+    if one.is_alerting is not None:
+        _wait_for_alert(place, one.is_alerting, ended)
     with (place.folder / RECORDS).open("a") as file:
         file.write(f"{one.name}: {one.story}\n")
     began_s = time.monotonic()
@@ -106,6 +141,16 @@ def _practise(place: Place, one: Fault, ended: threading.Event) -> bool:
             return True
     print(f"\nThe fault was {one.name}: {one.story}")
     return False
+
+
+def _wait_for_alert(
+    place: Place, is_alerting: Callable[[Place], bool], ended: threading.Event
+) -> None:
+    """Wait until a metric reaches the threshold of the alert, or the drill is ended."""
+    deadline = time.monotonic() + ALERT_MAX_S
+    while not is_alerting(place) and time.monotonic() < deadline:
+        if ended.wait(CHECK_EVERY_S):
+            return
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

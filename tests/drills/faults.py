@@ -5,6 +5,7 @@ effect can be seen.
 """
 
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import httpx
 from psycopg import sql
 
 from cli.embedded import binaries
+from scoreboard.health.checks import BEHIND_S
 from scoreboard.model import Partition
 from scoreboard.store.keys import GROUP, PartitionKeys
 from tests.drills.place import VISITOR, Place
@@ -34,23 +36,42 @@ class Fault:
     story: str
     inject: Callable[[Place], None]
     is_drawn: bool
+    is_alerting: Callable[[Place], bool] | None = None
+    """Whether the threshold of the alert is reached; None: it is when ``inject`` returns."""
 
 
 FAULTS: dict[str, Fault] = {}
 
 
 def fault(
-    alert: str, *, is_drawn: bool = True
+    alert: str, *, is_drawn: bool = True, is_alerting: Callable[[Place], bool] | None = None
 ) -> Callable[[Callable[[Place], None]], Callable[[Place], None]]:
     """Register a function under its name; its docstring says what happened."""
 
     def register(inject: Callable[[Place], None]) -> Callable[[Place], None]:
         name = inject.__name__.replace("_", "-")
         assert inject.__doc__ is not None
-        FAULTS[name] = Fault(name, alert, inject.__doc__, inject, is_drawn)
+        FAULTS[name] = Fault(name, alert, inject.__doc__, inject, is_drawn, is_alerting)
         return inject
 
     return register
+
+
+def is_backlog_old(place: Place) -> bool:
+    """Return whether the oldest action waits for longer than the alert allows."""
+    with place.redis() as client:
+        oldest = client.xrange(KEYS.events, count=1)
+        seconds, _ = client.time()
+    return bool(oldest) and seconds - int(oldest[0][0].partition("-")[0]) / 1000 > BEHIND_S
+
+
+def is_drift_counted(place: Place) -> bool:
+    """Return whether the flusher has found the users that differ."""
+    try:
+        text = httpx.get(f"{place.metrics['flusher']}/metrics", timeout=3, trust_env=False).text
+    except httpx.HTTPError:
+        return False
+    return re.search(r"^scoreboard_drift_users\{.*\} [1-9]", text, re.MULTILINE) is not None
 
 
 @fault("FlusherDown")
@@ -95,7 +116,7 @@ def stream_poisoned(place: Place) -> None:
         )
 
 
-@fault("ScoresDrifted")
+@fault("ScoresDrifted", is_alerting=is_drift_counted)
 def score_drifted(place: Place) -> None:
     """Somebody changed a score in Redis by hand."""
     with place.redis() as client:
@@ -137,7 +158,7 @@ def flusher_frozen(place: Place) -> None:
     os.kill(pid, signal.SIGSTOP)
 
 
-@fault("StreamBacklogOld")
+@fault("StreamBacklogOld", is_alerting=is_backlog_old)
 def ledger_locked(place: Place) -> None:
     """Somebody's transaction holds a lock on the ledger, and was forgotten."""
     _hold_lock(place, "score_events")
