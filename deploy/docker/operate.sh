@@ -6,6 +6,9 @@ SECRETS=/var/lib/scoreboard/secrets
 # shellcheck disable=SC2034  # the pages use it
 VALKEY_SETTINGS=deploy/docker/valkey.conf
 
+BLOCKERS="SELECT pid, usename, application_name, now() - xact_start AS open_for, left(query, 50) AS query
+          FROM pg_stat_activity WHERE pid IN (SELECT unnest(pg_blocking_pids(pid)) FROM pg_stat_activity)"
+
 state() { docker compose ps --all --format '{{.Service}} {{.Status}}'; }
 
 stop() { docker compose stop "$@"; }
@@ -32,7 +35,8 @@ print(answer.read().decode())' "http://127.0.0.1:$2" || echo "$1 does not answer
 }
 
 health() {
-  case $1 in
+  case ${1-} in
+    '') echo 'usage: health api|streamer|flusher|kong-sync' >&2; return 2 ;;
     api) _get api 8000/health/ready ;;
     streamer) _get streamer 9101/health/ready ;;
     flusher) _get flusher 9102/health/ready ;;
@@ -49,6 +53,16 @@ ready() {
     sleep 2
   done
   echo "$answer"
+  return 1
+}
+
+# Wait until `scoreboard status` says that all is well, at most a minute.
+well() {
+  local _
+  for _ in $(seq 15); do
+    scoreboard status && return
+    sleep 2
+  done
   return 1
 }
 
@@ -72,6 +86,7 @@ write_secret() {
 }
 
 database() { docker compose exec -T postgres psql -X -U scoreboard_owner scoreboard "$@"; }
+blockers() { database -c "$BLOCKERS"; }
 dump() { docker compose exec -T postgres pg_dump -U scoreboard_owner --format=custom scoreboard; }
 check_dump() { docker compose exec -T postgres pg_restore --list >/dev/null; }
 load_dump() { docker compose exec -T postgres pg_restore -U scoreboard_owner --exit-on-error --no-owner --dbname=scoreboard; }

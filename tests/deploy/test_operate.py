@@ -88,6 +88,8 @@ def parse(call: list[str]) -> tuple[str, list[str], list[str]]:
         ('secrets rotate db "$SECRETS/flusher/database" --grace 0', ["rotate"]),
         ("write_secret flusher/database", ["rotate"]),
         ("database -c 'SELECT 1'", ["postgres"]),
+        ("blockers", ["postgres"]),
+        ("well", ["open"]),
         ("dump", ["postgres"]),
         ("check_dump", ["postgres"]),
         ("load_dump", ["postgres"]),

@@ -1,12 +1,14 @@
 """The commands of the runbook repair the faults behind the alerts, on a running system.
 
 Pages with `<!-- system: drill -->` run on a system whose parts are restarted when they end.
-`<!-- inject: NAME -->` injects a fault; after each section the whole system must be well.
+`<!-- inject: NAME -->` injects a fault; after each section the whole system must be well. What a
+section checks at its end ("Over when") must fail before the repair.
 """
 
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +19,8 @@ from typing import IO
 import pytest
 import yaml
 
-from tests.documents.snippets import run_page, snippets_of, system_of
+from tests.documents.snippets import Snippet, run_page, snippets_of, system_of
+from tests.drills.__main__ import draw, main
 from tests.drills.checks import find_problems
 from tests.drills.faults import FAULTS
 from tests.drills.place import Place
@@ -102,15 +105,30 @@ def test_the_commands_of_a_section_end_the_incident(
         assert os.environ.get("CI") != "true", "CI must install curl"
         pytest.skip("curl is not installed on this system")
     first, *rest = INJECT.split(text)
+    ending = snippets_of(text.partition("**Over when**")[2])
     with drills.use() as drill:
         environment = dict(drill.place.programs) | {"COLUMNS": "100"}
-        for name, part in zip(["", *rest[::2]], [first, *rest[1::2]], strict=True):
+        preamble = f'. "{drill.folder}/env.sh"'
+        for number, (name, part) in enumerate(
+            zip(["", *rest[::2]], [first, *rest[1::2]], strict=True)
+        ):
             if name:
                 FAULTS[name].inject(drill.place)
+            if number == 1 and ending:
+                require_unfulfilled(ending, tmp_path / "too-early", environment, preamble)
             folder = tmp_path / (name or "before")
             folder.mkdir()
-            run_page(snippets_of(part), folder, environment, f'. "{drill.folder}/env.sh"')
+            run_page(snippets_of(part), folder, environment, preamble)
         eventually(lambda: is_well(drill.place), within_s=20)
+
+
+def require_unfulfilled(
+    ending: list[Snippet], folder: Path, environment: dict[str, str], preamble: str
+) -> None:
+    """Run what a section checks at its end: before the repair it must fail."""
+    folder.mkdir()
+    with pytest.raises(AssertionError):
+        run_page(ending, folder, environment | {"WAIT_S": "1"}, preamble)
 
 
 def is_well(place: Place) -> bool:
@@ -136,6 +154,27 @@ def test_every_section_of_the_runbook_says_the_same_four_things() -> None:
     for name, text in SECTIONS.items():
         labels = re.findall(r"^\*\*(Players|Look|Do|Over when)", text, re.MULTILINE)
         assert not name or labels == ["Players", "Look", "Do", "Over when"], name
+
+
+def test_a_section_that_injects_a_fault_checks_its_end() -> None:
+    for name, text in SECTIONS.items():
+        if INJECT.search(text):
+            assert snippets_of(text.partition("**Over when**")[2]), name
+
+
+def test_the_index_lists_every_alert_once() -> None:
+    index = SECTIONS[""].partition("| about | alerts |")[2].partition("**Before you start")[0]
+    assert sorted(re.findall(r"\[(\w+)\]", index)) == sorted(set(SECTIONS) - {""})
+
+
+def test_variables_that_a_comment_sets_are_set_in_a_visible_line() -> None:
+    for page in PAGES:
+        text = page.read_text()
+        hidden = re.findall(r"^<!-- sh run\n(.*?)^-->", text, re.MULTILINE | re.DOTALL)
+        visible = "\n".join(one.text for one in snippets_of(re.sub(r"(?s)<!--.*?-->", "", text)))
+        for name in re.findall(r"^(\w+)=", "".join(hidden), re.MULTILINE):
+            if f"${name}" in visible:
+                assert re.search(rf"^ *{name}=…", text, re.MULTILINE), f"{page.name}: {name}"
 
 
 def test_every_section_injects_the_fault_behind_its_alert() -> None:
@@ -179,6 +218,35 @@ def test_a_drill_hides_its_fault_and_ends_when_it_is_repaired(tmp_path: Path) ->
         finally:
             process.kill()
     assert not folder.exists()
+    assert processes_of(folder) == []
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_drill_draws_other_faults_than_the_one_before(seed: int) -> None:
+    first = draw(3, seed, set())
+    second = draw(3, seed, {*first, "redis-emptied"})
+
+    assert len(set(first)) == len(set(second)) == 3
+    assert len({FAULTS[name].alert for name in first}) == 3
+    assert not {*first, "redis-emptied"} & set(second)
+    assert first == draw(3, seed, set())
+
+
+def test_a_start_that_fails_says_why_and_keeps_the_logs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "drill"
+    folder.mkdir()
+    (folder / "system").write_text("not a folder")
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(sys, "argv", ["drills", "--folder", str(folder), "start"])
+    try:
+        assert main() == 1
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert "The start failed: " in capsys.readouterr().err
+    assert folder.exists()
     assert processes_of(folder) == []
 
 

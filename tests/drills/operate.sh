@@ -1,5 +1,8 @@
 # The functions of docs/how-to/runbook.md on the system of a drill; deploy/docker/operate.sh has those of Compose.
 
+BLOCKERS="SELECT pid, usename, application_name, now() - xact_start AS open_for, left(query, 50) AS query
+          FROM pg_stat_activity WHERE pid IN (SELECT unnest(pg_blocking_pids(pid)) FROM pg_stat_activity)"
+
 state() {
   local part pid
   for part in valkey postgres flusher streamer api; do
@@ -52,19 +55,34 @@ warnings() {
     sed -E 's/"(ecs\.version|service\.[a-z]+|event\.dataset|log\.logger)": "[^"]*"(, )?//g; s/, *\}/}/'
 }
 
+_is_part() { case ${1-} in api | streamer | flusher) ;; *) echo "usage: $2 api|streamer|flusher" >&2; return 2 ;; esac; }
+
 health() {
+  _is_part "${1-}" health || return
   local base=DRILL_HEALTH_$1
   curl -s --max-time 2 "${!base}/health/ready" && echo || echo "$1 does not answer"
 }
 
 ready() {
+  _is_part "${1-}" ready || return
   local base=DRILL_HEALTH_$1
-  for _ in $(seq 300); do
+  for _ in $(seq $((${WAIT_S:-60} * 5))); do
     curl -sf --max-time 2 -o /dev/null "${!base}/health/ready" && { health "$1"; return; }
     read -rt 0.2 <> <(:) || true
   done
   health "$1"
   return 1
+}
+
+well() {
+  local end=$((SECONDS + ${WAIT_S:-60})) code=0
+  until scoreboard status >/dev/null; do
+    [ "$SECONDS" -lt "$end" ] || code=1
+    [ "$code" = 0 ] || break
+    read -rt 0.5 <> <(:) || true
+  done
+  scoreboard status || code=1
+  return "$code"
 }
 
 _matching() { grep "$1" || echo "no metric with $1 at the moment"; }
@@ -82,6 +100,7 @@ write_secret() { cat >"$SECRETS/$1.new" && mv "$SECRETS/$1.new" "$SECRETS/$1"; }
 _owner() { PAGER='' PGPASSWORD=$DRILL_DATABASE_PASSWORD "$DRILL_PROGRAMS/$1" "${@:2}"; }
 
 database() { _owner psql -X "$DRILL_DATABASE_URL" "$@"; }
+blockers() { database -c "$BLOCKERS"; }
 dump() { _owner pg_dump --format=custom "$DRILL_DATABASE_URL"; }
 check_dump() { _owner pg_restore --list >/dev/null; }
 load_dump() { _owner pg_restore --exit-on-error --no-owner --dbname="$DRILL_DATABASE_URL"; }
