@@ -54,7 +54,6 @@ _NOT_READY: Final = {"api": "ApiDown", "streamer": "BoardStale", "flusher": "Flu
 """The sections about services that run and are not ready."""
 
 _BUILD: Final = "scoreboard_build_info"
-_WORKER_DOWN: Final = f"see {checks.runbook('WorkerDown')}"
 _WORKER_UP: Final = "scoreboard_worker_up"
 _REFUSED: Final = {
     "scoreboard_score_updates_total": ("update", "outcome", frozenset({"applied", "replayed"})),
@@ -307,13 +306,18 @@ async def _read_service(service: str, url: str, interval_s: float) -> _ServiceFa
     if silent:
         body.status = "not ready"
         detail += f", worker {', '.join(sorted(silent))} does not answer"
-        advice = _WORKER_DOWN
+        advice = f"see {checks.runbook('WorkerDown')}"
     elif running != version("scoreboard"):
         advice = "use one version everywhere: docs/how-to/upgrade.md"
     elif body.status != "ready":
         detail += f", see its log and {url}/health/ready"
-        advice = f"see {checks.runbook(_NOT_READY[service])}"
+        advice = _see_not_ready(service)
     return _ServiceFacts(service, url, Check(body.status, detail, advice), body.checks, counters)
+
+
+def _see_not_ready(service: str) -> str:
+    """Return the advice for a service that does not say why it is not ready."""
+    return f"see {checks.runbook(_NOT_READY[service])}"
 
 
 def _service_down(service: str, url: str, reason: str) -> _ServiceFacts:
@@ -432,9 +436,10 @@ def _find_effects(found: Mapping[str, Check], settings: Settings) -> dict[str, s
     effects: dict[str, str] = {}
     for name, check in found.items():
         first_word = name.partition(" ")[0]
-        is_own = check.state == "drifted" or check.advice == _WORKER_DOWN
-        is_own |= first_word in SERVICES and check.state == DOWN
-        if is_own or not is_in_need(check):
+        has_own_cause = first_word in SERVICES and (
+            check.state == DOWN or check.advice != _see_not_ready(first_word)
+        )
+        if not is_in_need(check) or has_own_cause or check.state == "drifted":
             continue
         known = causes.get(name) or causes.get(first_word, ())
         cause = next((one for one in known if one in found and is_in_need(found[one])), "")
