@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import IO
 
@@ -125,10 +126,22 @@ def test_the_commands_of_a_section_end_the_incident(
 def require_unfulfilled(
     ending: list[Snippet], folder: Path, environment: dict[str, str], preamble: str
 ) -> None:
-    """Run what a section checks at its end: before the repair it must fail."""
-    folder.mkdir()
-    with pytest.raises(AssertionError):
-        run_page(ending, folder, environment | {"WAIT_S": "1"}, preamble)
+    """Run what a section checks at its end: before the repair it must fail.
+
+    The services need a moment to notice the fault.
+    """
+    attempts = count()
+
+    def fails() -> bool:
+        own = folder / str(next(attempts))
+        own.mkdir(parents=True)
+        try:
+            run_page(ending, own, environment | {"WAIT_S": "1"}, preamble)
+        except AssertionError:
+            return True
+        return False
+
+    eventually(fails, every_s=0.5)
 
 
 def is_well(place: Place) -> bool:
