@@ -212,9 +212,10 @@ for i = 1, count do
   end
 end
 if wrote then
-  redis.call('HSET', meta, 'seq', string.format('%.0f', seq))
   if visible then
-    redis.call('HSET', meta, 'changed', string.match(stream_id, '^%d+'))
+    redis.call('HSET', meta, 'seq', string.format('%.0f', seq), 'changed', string.match(stream_id, '^%d+'))
+  else
+    redis.call('HSET', meta, 'seq', string.format('%.0f', seq))
   end
   for key in pairs(touched) do
     redis.call('EXPIRE', key, 2 * seen_seconds + 60, 'NX')

@@ -139,7 +139,9 @@ async def verify_chain(connection: Connection, expected: ChainHead | None = None
     """Compute every hash again, without the database's functions.
 
     ``expected`` is the head of an earlier verification: the chain must still contain it, which
-    shows that nobody computed the whole chain anew or removed its end. Raises DatabaseUnavailable.
+    shows that the whole chain was not computed anew and its end was not removed.
+
+    Raises DatabaseUnavailable.
     """
     head = ChainHead()
     is_found = expected is None or not expected.seq
