@@ -12,7 +12,7 @@ XDIST  := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 PYTEST := $(BIN)/python -m pytest $(XDIST)
 
 .DEFAULT_GOAL := help
-.PHONY: elastic bench-api bench-ws bench-flush bench-memory bench-reseed drill faults help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel lambda
+.PHONY: elastic prove-compose prove-k8s bench-api bench-ws bench-flush bench-memory bench-reseed drill faults help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel lambda
 
 help:            ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -26,6 +26,14 @@ test: $(VENV)/.dev  ## run every test, in WORKERS=4 processes
 test-fast: $(VENV)/.dev  ## run the fast tests, in about 80 seconds
 	@echo 'Left out: tests marked slow and tests/{$(shell echo $(SLOW) | tr " " ",")} (make test runs them)'
 	$(PYTEST) -m 'not slow' $(addprefix --ignore=tests/,$(SLOW)) $(PYTEST_ARGS)
+
+PROVE := $(BIN)/python -m pytest -v --timeout 1800
+
+prove-compose: $(VENV)/.dev  ## run docker-compose.yml on an own container engine, with stand-ins for the images
+	$(PROVE) tests/proofs/compose $(PYTEST_ARGS)
+
+prove-k8s: $(VENV)/.dev  ## apply deploy/k8s to an own Kubernetes control plane
+	$(PROVE) tests/proofs/kubernetes $(PYTEST_ARGS)
 
 coverage: $(VENV)/.dev  ## run every test and report lines and branches without coverage
 	rm -rf .coverage && mkdir .coverage

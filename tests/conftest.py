@@ -42,6 +42,7 @@ FOLDERS = frozenset(
         "deploy",
         "documents",
         "javascript",
+        "proofs",
     },
 )
 HERE = Path(__file__).parent
