@@ -12,7 +12,7 @@ XDIST  := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 PYTEST := $(BIN)/python -m pytest $(XDIST)
 
 .DEFAULT_GOAL := help
-.PHONY: elastic prove-compose prove-k8s bench-api bench-ws bench-flush bench-memory bench-reseed drill faults help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel lambda
+.PHONY: elastic prove-compose prove-k8s bench-api bench-ws bench-flush bench-memory bench-reseed bench-resources drill faults help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel lambda
 
 help:            ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -97,6 +97,9 @@ bench-memory: $(VENV)/.dev  ## measure what a user and an action need in Redis
 
 bench-flush: $(VENV)/.dev  ## benchmark the flusher, COPY against executemany
 	$(BIN)/python -m tests.bench.flush $(BENCH_ARGS)
+
+bench-resources: $(VENV)/.dev  ## measure memory, CPU and open files of each service and job
+	$(BIN)/python -m tests.bench.resources $(BENCH_ARGS)
 
 openapi: $(VENV)/.dev  ## write docs/openapi.json and docs/reference/problems.md
 	$(BIN)/python -m api.documents.openapi

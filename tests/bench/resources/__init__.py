@@ -1,0 +1,1 @@
+"""Memory, CPU and open files of each process: `make bench-resources`."""
