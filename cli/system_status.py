@@ -32,7 +32,7 @@ from scoreboard.ledger.migrations import known, require_current
 from scoreboard.model import Board, Layout, Partition
 from scoreboard.runtime.settings import Settings
 from scoreboard.store.client import make_client
-from scoreboard.store.durability import check_durability, replicas_needed
+from scoreboard.store.durability import Requirements, check_durability
 from scoreboard.store.partitions import Backlog, PartitionState
 from scoreboard.store.replies import read_reply
 from scoreboard.store.store import Store
@@ -203,7 +203,7 @@ async def _ask_redis(settings: Settings) -> _RedisFacts:
     async with make_client(settings, name="status", connections=4) as client:
         store = Store(client)
         server = await read_reply(client.info("server"), dict[str, Any], "INFO server")
-        durability = await check_durability(client, replicas=replicas_needed(settings))
+        durability = await check_durability(client, Requirements.of(settings))
         facts = _RedisFacts(
             {
                 checks.REDIS: Check("up", _redis_version(server)),

@@ -42,6 +42,7 @@ from scoreboard.runtime.lifecycle import StopEvent, backoff_s
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
 from scoreboard.store.client import make_client
+from scoreboard.store.durability import Requirements
 
 TURN_S: Final = 1.0
 """Interval of the steps."""
@@ -273,7 +274,12 @@ class Verification:
         board.sample_after_s = time.monotonic() + SAMPLE_EVERY_S
         check = await self._check_of(client, connection, board)
         verdict = await verify(
-            client, connection, check.board, sample=SAMPLE, report=report_nothing
+            client,
+            connection,
+            check.board,
+            sample=SAMPLE,
+            report=report_nothing,
+            required=Requirements.of(self._settings),
         )
         board.sampled_resumption = resumption
         check.add_drifted(verdict.drifted)

@@ -151,7 +151,7 @@ class Health:
         )
         is_able = (
             is_loaded
-            and checks[DURABILITY].state in {"safe", "vouched"}
+            and checks[DURABILITY].state in {"safe", "vouched", "accepted"}
             and self._catalogue.is_loaded
         )
         checks |= {

@@ -26,7 +26,7 @@ from scoreboard.model import Partition
 from scoreboard.runtime.settings import Secret, Settings, describe, service_links
 from scoreboard.security.key_set import make_source, parse_keys
 from scoreboard.store.client import make_client
-from scoreboard.store.durability import check_durability, replicas_needed
+from scoreboard.store.durability import Requirements, check_durability
 
 STARS: Final = "***"
 WIDTH: Final = 98
@@ -136,7 +136,7 @@ async def _check_redis(settings: Settings) -> list[Check]:
     client = make_client(settings, name="check")
     try:
         async with client:
-            found = await check_durability(client, replicas=replicas_needed(settings))
+            found = await check_durability(client, Requirements.of(settings))
     except Exception as error:  # noqa: BLE001 (any error is the result of the check)
         return [Check("redis", explain(error)[0])]
     accepted = " (accepted by SCOREBOARD_UNSAFE_REDIS)" if settings.unsafe_redis else ""

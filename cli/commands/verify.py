@@ -22,6 +22,7 @@ from scoreboard.recovery.verify import Verdict
 from scoreboard.recovery.verify import verify as compare
 from scoreboard.runtime.settings import Settings
 from scoreboard.store.client import make_client
+from scoreboard.store.durability import Requirements
 
 SAMPLE: Final = 1000
 
@@ -74,7 +75,14 @@ async def read_verdict(
     ):
         await require_current(connection)
         board = await select_board(connection, name)
-        return await compare(client, connection, board, sample=sample, report=report)
+        return await compare(
+            client,
+            connection,
+            board,
+            sample=sample,
+            report=report,
+            required=Requirements.of(settings),
+        )
 
 
 def print_verdict(verdict: Verdict) -> None:

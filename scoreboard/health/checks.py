@@ -100,10 +100,12 @@ def unknown(reason: str, *, advice: str = "") -> Check:
 
 def describe_durability(found: Durability, *, is_unsafe_allowed: bool) -> Check:
     """Return whether Redis keeps what it acknowledges."""
+    if found.is_safe and found.vouched:
+        return Check("vouched", f"the server hides its settings; required: {found.vouched}")
     if found.is_safe:
         return Check("safe")
     if is_unsafe_allowed:
-        return Check("vouched", "; ".join(found.problems))
+        return Check("accepted", "; ".join(found.problems))
     return Check(
         "unsafe",
         "; ".join(found.problems),

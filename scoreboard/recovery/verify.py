@@ -26,7 +26,7 @@ from scoreboard.model import Board, Partition, partition_of, unpack_score
 from scoreboard.recovery.drift import Drift, find_drift
 from scoreboard.recovery.reseed import ReportProgress
 from scoreboard.store.corrections import REPAIR_MAX
-from scoreboard.store.durability import check_durability
+from scoreboard.store.durability import DEFAULT_REQUIREMENTS, Requirements, check_durability
 from scoreboard.store.scanner import PAGE, Scanner
 from scoreboard.store.store import Store
 from scoreboard.store.uncommitted import UncommittedDeltas
@@ -90,24 +90,32 @@ async def verify(
     *,
     sample: int | None,
     report: ReportProgress,
+    required: Requirements = DEFAULT_REQUIREMENTS,
 ) -> Verdict:
     """Compare both stores: about ``sample`` users, all for None.
 
-    ``connection`` is in autocommit and made with ``reseed.SESSION``.
+    ``required`` is what Redis must have. ``connection`` is in autocommit and made with
+    ``reseed.SESSION``.
 
     Raises WaitTimeout (the flusher is too far behind), Fenced, RedisUnavailable,
     DatabaseUnavailable.
     """
-    return await _Verification(client, connection, board, report).run(sample)
+    return await _Verification(client, connection, board, report, required).run(sample)
 
 
 class _Verification:
     """One verification: collects suspects, checks them again, and runs all other checks."""
 
     def __init__(
-        self, client: aioredis.Redis, connection: Connection, board: Board, report: ReportProgress
+        self,
+        client: aioredis.Redis,
+        connection: Connection,
+        board: Board,
+        report: ReportProgress,
+        required: Requirements,
     ) -> None:
         self._client = client
+        self._required = required
         self._store = Store(client)
         self._scanner = Scanner(client)
         self._connection = connection
@@ -168,7 +176,7 @@ class _Verification:
             self._truncated.add(check)
 
     async def _check_settings(self) -> None:
-        for problem in (await check_durability(self._client)).problems:
+        for problem in (await check_durability(self._client, self._required)).problems:
             self._find("redis settings", problem)
         session = await checks.read_durability(self._connection)
         if session.fsync != "on":

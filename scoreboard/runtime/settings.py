@@ -305,8 +305,13 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = 5.0
     unsafe_redis: Annotated[
         bool,
+        _description("Accept a Redis that may lose acknowledged actions"),
+    ] = False
+    vouched_redis: Annotated[
+        bool,
         _description(
-            "Accept a Redis that may lose acknowledged actions, or that hides its settings"
+            "Accept a Redis that refuses CONFIG GET, as managed ones do; you guarantee that it has "
+            "the required settings"
         ),
     ] = False
     acknowledge: Annotated[

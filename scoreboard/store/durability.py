@@ -1,11 +1,12 @@
 """Checks that Redis keeps what it acknowledges: which of its settings are required.
 
 The api and the flusher do not start on a Redis that may lose acknowledged actions, unless
-SCOREBOARD_UNSAFE_REDIS accepts that.
+SCOREBOARD_UNSAFE_REDIS accepts that. A managed server that refuses CONFIG GET is accepted with
+SCOREBOARD_VOUCHED_REDIS; what can be read of it must still be right.
 """
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import redis.asyncio as aioredis
 from msgspec import Struct
@@ -23,20 +24,54 @@ REQUIRED_SETTINGS: Final = {
 }
 """Without these an acknowledged action may be lost, or counted twice after an eviction."""
 
+REQUIRED_IF_COMMITTED: Final = {"maxmemory-policy": "noeviction"}
+"""The same if an update is answered after its COMMIT: PostgreSQL keeps it, not Redis's disk."""
+
 MIN_REPLICAS: Final = "min-replicas-to-write"
 """Without it an isolated primary would go on accepting updates that no replica receives."""
 
 
-def replicas_needed(settings: Settings) -> int:
-    """Return how many replicas must have an update before it is answered."""
-    return settings.replicas if settings.acknowledge == "replicated" else 0
+class Requirements(Struct, frozen=True):
+    """What an acknowledgement needs of Redis; ``is_vouched``: settings may be hidden."""
+
+    acknowledge: Literal["fsync", "replicated", "committed"] = "fsync"
+    replicas: int = 0
+    is_vouched: bool = False
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Requirements":
+        """Return what the settings of a process require."""
+        return cls(
+            settings.acknowledge,
+            settings.replicas if settings.acknowledge == "replicated" else 0,
+            settings.vouched_redis,
+        )
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """Return the required settings of the server."""
+        return REQUIRED_IF_COMMITTED if self.acknowledge == "committed" else REQUIRED_SETTINGS
+
+    def describe(self) -> str:
+        """Return all required settings as text."""
+        required = [f"{name} {wanted}" for name, wanted in self.settings.items()]
+        required += [f"{MIN_REPLICAS} {self.replicas}"] if self.replicas else []
+        return ", ".join(required)
+
+
+DEFAULT_REQUIREMENTS: Final = Requirements()
 
 
 class Durability(Struct, frozen=True):
-    """The durability of a Redis server; without ``problems`` no acknowledged update can be lost."""
+    """The durability of a Redis server; without ``problems`` no acknowledged update can be lost.
+
+    ``vouched`` lists the settings that the server hides and the operator guarantees; empty if the
+    server shows its settings.
+    """
 
     problems: tuple[str, ...]
     run_id: str = ""
+    vouched: str = ""
 
     @property
     def is_safe(self) -> bool:
@@ -44,12 +79,13 @@ class Durability(Struct, frozen=True):
         return not self.problems
 
 
-async def check_durability(client: aioredis.Redis, *, replicas: int = 0) -> Durability:
+async def check_durability(
+    client: aioredis.Redis, required: Requirements = DEFAULT_REQUIREMENTS
+) -> Durability:
     """Compare the server's settings with the required ones.
 
-    ``replicas`` is how many must have an update before it is answered (settings.acknowledge).
-    Managed servers may refuse CONFIG GET; that is then reported as a problem, which
-    SCOREBOARD_UNSAFE_REDIS accepts.
+    A managed server may refuse CONFIG GET. That is a problem unless the operator vouches for the
+    settings.
 
     Raises RedisUnavailable, UnexpectedReply.
     """
@@ -58,8 +94,9 @@ async def check_durability(client: aioredis.Redis, *, replicas: int = 0) -> Dura
     persistence = await read_reply(client.info("persistence"), dict[str, Any], "INFO persistence")
     config = await _config_of(client)
     with checking_reply("INFO"):
-        problems = _problems_of(replication, persistence, config, replicas)
-    return Durability(tuple(problems), str(server.get("run_id", "")))
+        problems = _problems_of(replication, persistence, config, required)
+    vouched = required.describe() if config is None and required.is_vouched else ""
+    return Durability(tuple(problems), str(server.get("run_id", "")), vouched)
 
 
 async def _config_of(client: aioredis.Redis) -> Mapping[str, str] | None:
@@ -78,15 +115,17 @@ def _problems_of(
     replication: Mapping[str, Any],
     persistence: Mapping[str, Any],
     config: Mapping[str, str] | None,
-    replicas: int,
+    required: Requirements,
 ) -> list[str]:
     problems: list[str] = []
+    replicas = required.replicas
     if config is None:
-        problems.append("CONFIG GET is refused, so durability cannot be checked")
+        if not required.is_vouched:
+            problems.append("CONFIG GET is refused, so durability cannot be checked")
     else:
         problems += [
             f"{name} is {config.get(name, 'unknown')}, must be {wanted}"
-            for name, wanted in REQUIRED_SETTINGS.items()
+            for name, wanted in required.settings.items()
             if config.get(name) != wanted
         ]
         if int(config.get(MIN_REPLICAS) or 0) < replicas:
@@ -107,10 +146,13 @@ async def require_durability(client: aioredis.Redis, settings: Settings) -> Dura
 
     Raises UnsafeRedis with every problem named, RedisUnavailable.
     """
-    found = await check_durability(client, replicas=replicas_needed(settings))
+    required = Requirements.of(settings)
+    found = await check_durability(client, required)
     if found.problems and not settings.unsafe_redis:
         raise UnsafeRedis(
-            f"Redis may lose acknowledged actions: {'; '.join(found.problems)}. "
-            "Fix its configuration, or accept the risk with SCOREBOARD_UNSAFE_REDIS=true"
+            f"Redis may lose acknowledged actions: {'; '.join(found.problems)}. Fix its "
+            "configuration; or, if a managed server hides its settings and has "
+            f"{required.describe()}, set SCOREBOARD_VOUCHED_REDIS=true; or accept the risk with "
+            "SCOREBOARD_UNSAFE_REDIS=true"
         )
     return found

@@ -6,7 +6,7 @@ import redis.asyncio as aioredis
 
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import state_gauge
-from scoreboard.store.durability import Durability, check_durability, replicas_needed
+from scoreboard.store.durability import Durability, Requirements, check_durability
 
 _REDIS_DURABLE: Final = state_gauge("redis_durable", "1 if Redis keeps all acknowledged writes")
 
@@ -16,6 +16,6 @@ async def measure_durability(client: aioredis.Redis, settings: Settings) -> Dura
 
     Raises RedisUnavailable, UnexpectedReply.
     """
-    found = await check_durability(client, replicas=replicas_needed(settings))
+    found = await check_durability(client, Requirements.of(settings))
     _REDIS_DURABLE.set(found.is_safe)
     return found

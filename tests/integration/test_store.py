@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import redis
+from msgspec import structs
 
 from cli.failures import explain
 from scoreboard.errors import (
@@ -18,6 +19,7 @@ from scoreboard.errors import (
     UnknownUser,
     UnsafeRedis,
 )
+from scoreboard.health.checks import describe_durability
 from scoreboard.model import Action, Board, Layout, Partition
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.store.client import make_client
@@ -195,6 +197,41 @@ async def test_a_server_that_hides_its_settings_needs_an_explicit_setting(
     settings = Settings(redis_url=Secret(f"redis://plain:pw@{address}"))
     client = make_client(settings, name="test")
 
-    with pytest.raises(UnsafeRedis, match="CONFIG GET is refused"):
+    with pytest.raises(UnsafeRedis, match=r"CONFIG GET is refused.*appendfsync always.*VOUCHED"):
+        await require_durability(client, settings)
+    vouched = structs.replace(settings, vouched_redis=True)
+    found = await require_durability(client, vouched)
+    assert found.is_safe
+    assert "appendfsync always" in found.vouched
+    check = describe_durability(found, is_unsafe_allowed=False)
+    assert (check.state, check.advice) == ("vouched", "")
+    assert "maxmemory-policy noeviction" in check.detail
+    with redis.Redis.from_url(server.url) as admin:
+        admin.replicaof("127.0.0.1", 1)
+    with pytest.raises(UnsafeRedis, match="role is slave"):
+        await require_durability(client, vouched)
+    await client.aclose()
+
+
+async def test_vouching_does_not_cover_settings_that_can_be_read(own_valkey: OwnValkey) -> None:
+    server = own_valkey(settings={"appendfsync": "everysec"})
+    client = make_client(Settings(redis_url=Secret(server.url)), name="test")
+
+    with pytest.raises(UnsafeRedis, match="appendfsync is everysec"):
+        await require_durability(client, Settings(redis_url=Secret(server.url), vouched_redis=True))
+    await client.aclose()
+
+
+async def test_updates_that_wait_for_postgresql_need_no_append_only_file(
+    own_valkey: OwnValkey,
+) -> None:
+    server = own_valkey(settings={"appendonly": "no"})
+    settings = Settings(redis_url=Secret(server.url), acknowledge="committed")
+    client = make_client(settings, name="test")
+
+    assert (await require_durability(client, settings)).is_safe
+    with redis.Redis.from_url(server.url) as admin:
+        admin.config_set("maxmemory-policy", "allkeys-lru")
+    with pytest.raises(UnsafeRedis, match="maxmemory-policy is allkeys-lru, must be noeviction"):
         await require_durability(client, settings)
     await client.aclose()
