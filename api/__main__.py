@@ -16,6 +16,7 @@ from api.server import bind, serve
 from scoreboard.http.operator_port import OperatorPort, bind_operators
 from scoreboard.runtime import lifecycle, sockets
 from scoreboard.runtime.lifecycle import StopEvent
+from scoreboard.runtime.service_manager import READY, notify
 from scoreboard.runtime.settings import Settings, variable_name
 from scoreboard.runtime.startup import freeze_garbage_collector, start
 from scoreboard.runtime.workers import (
@@ -54,7 +55,7 @@ def _serve(chosen: Settings, worker: Worker | None) -> int:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(OperatorPort(operators, app.health.readiness))
             await stack.enter_async_context(app.running())
-            started = None
+            started = partial(notify, READY)
             if worker is not None:
                 await stack.enter_async_context(worker.supervised(stop))
                 metrics_port = operators.getsockname()[1] if operators is not None else 0

@@ -51,7 +51,7 @@ async def serve(
     listener: socket.socket,
     stop: StopEvent,
     *,
-    started: Callable[[], None] | None = None,
+    started: Callable[[], None],
 ) -> None:
     """Serve until ``stop``, then finish the requests in flight.
 
@@ -64,8 +64,7 @@ async def serve(
         host, port = listener.getsockname()[:2]
         _log.info("api_listening", host=host, port=port)
         audit_start(settings)
-        if started is not None:
-            started()
+        started()
         await stop.wait()
         app.health.drain()
         server.is_draining = True

@@ -34,6 +34,7 @@ from scoreboard.ledger.sessions import require_session
 from scoreboard.model import Board, Partition
 from scoreboard.runtime.audit import audit_start
 from scoreboard.runtime.lifecycle import StopEvent, backoff_s
+from scoreboard.runtime.service_manager import READY, notify
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
 from scoreboard.runtime.tracing import make_tracing
@@ -90,6 +91,7 @@ class Flusher:
             )
             await stack.enter_async_context(OperatorPort(operators, probe.health))
             audit_start(self._settings)
+            notify(READY)
             async with asyncio.TaskGroup() as group:
                 group.create_task(probe.observe(stop))
                 group.create_task(verification.run(stop))

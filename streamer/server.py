@@ -19,6 +19,7 @@ from scoreboard.health.readings import describe_secrets
 from scoreboard.http.operator_port import OperatorPort, bind_operators
 from scoreboard.runtime.audit import audit_start
 from scoreboard.runtime.lifecycle import StopEvent
+from scoreboard.runtime.service_manager import READY, notify
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.sockets import Acceptor, bind_listener
 from scoreboard.runtime.startup import freeze_garbage_collector
@@ -288,5 +289,7 @@ async def serve(settings: Settings, stop: StopEvent, *, worker: Worker | None = 
         audit_start(settings)
         if worker is not None:
             worker.notify_started(operators.getsockname()[1] if operators is not None else 0)
+        else:
+            notify(READY)
         await stop.wait()
         await streamer.drain()

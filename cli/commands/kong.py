@@ -30,6 +30,7 @@ from scoreboard.runtime import settings as settings_module
 from scoreboard.runtime.audit import audit_start
 from scoreboard.runtime.lifecycle import StopEvent, backoff_s, run
 from scoreboard.runtime.resources import kong_path
+from scoreboard.runtime.service_manager import READY, notify
 from scoreboard.runtime.sockets import bind_listener
 from scoreboard.runtime.startup import start_logs
 from scoreboard.security.credentials import refresh_secrets, secret_store
@@ -245,6 +246,7 @@ async def _serve(sync: KongSync, listener: socket.socket, stop: StopEvent) -> No
     """
     async with OperatorPort(listener, sync.state), asyncio.TaskGroup() as tasks:
         loops = [tasks.create_task(sync.serve(stop)), tasks.create_task(refresh_secrets(stop))]
+        notify(READY)
         await stop.wait()
         for loop in loops:
             loop.cancel()

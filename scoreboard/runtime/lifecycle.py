@@ -14,6 +14,7 @@ from typing import Final
 import uvloop
 
 from scoreboard.errors import ScoreboardError
+from scoreboard.runtime.service_manager import STOPPING, notify, watched
 from scoreboard.runtime.telemetry import get_logger
 
 EXIT_FAILURE: Final = 1
@@ -98,12 +99,14 @@ async def supervise(serve: Callable[[StopEvent], Awaitable[None]], *, grace_s: f
             deadline.expire()
             return
         _log.info("stop_requested", signal=name, grace_s=grace_s)
+        notify(STOPPING)
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number.name)
     try:
-        await serve(stop)
+        with watched():
+            await serve(stop)
     except asyncio.CancelledError:
         if deadline.is_over:
             raise DeadlinePassed from None

@@ -28,6 +28,7 @@ from prometheus_client.registry import Collector
 
 from scoreboard.errors import SettingInvalid
 from scoreboard.runtime.lifecycle import StopEvent, backoff_s
+from scoreboard.runtime.service_manager import READY, VARIABLES, notify
 from scoreboard.runtime.telemetry import describe_metric, get_logger
 
 WORKER_FLAG: Final = "--worker"
@@ -83,7 +84,9 @@ class Supervisor:
         self._module = module
         self._count = count
         self._held = held
-        self._environ = {**os.environ, port_variable: port}
+        # Only this process talks to the service manager.
+        inherited = {name: text for name, text in os.environ.items() if name not in VARIABLES}
+        self._environ = {**inherited, port_variable: port}
         self._metrics_ports: dict[int, int] = {}
         self._has_started: set[int] = set()
 
@@ -177,11 +180,18 @@ class Supervisor:
             if message:
                 if int(message):
                     self._metrics_ports[number] = int(message)
-                self._has_started.add(number)
+                self._note_start(number)
                 _log.info("worker_started", worker=number, worker_pid=child.pid)
             await child.wait()
             stopping.cancel()
         return bool(message)
+
+    def _note_start(self, number: int) -> None:
+        """Remember that a worker has started; report readiness when all have for the first time."""
+        if number not in self._has_started:
+            self._has_started.add(number)
+            if len(self._has_started) == self._count:
+                notify(READY)
 
 
 async def _stop(child: asyncio.subprocess.Process, stop: StopEvent) -> None:
