@@ -117,6 +117,8 @@ class Server:
         self._listening.close()
         for connection in tuple(self._idle):
             connection.retire()
+        # It was set if there was no connection for a moment while the port was still open.
+        self._is_empty.clear()
         self._note_if_empty()
         try:
             async with asyncio.timeout(within_s):

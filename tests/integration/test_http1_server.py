@@ -768,6 +768,28 @@ async def test_a_drain_finishes_requests_and_closes_idle_connections(serve: Serv
     await asyncio.wait_for(draining, 30)
 
 
+async def test_a_drain_waits_for_a_request_that_came_after_the_last_connection_had_closed(
+    serve: Serve,
+) -> None:
+    # Incident: the port was open for a moment more, and the first moment without connections
+    # counted as the end of the drain, so the request in flight was aborted.
+    served = await serve()
+    served.server.is_draining = True
+    async with talking(served) as first:
+        await first.send(get())
+        assert await first.rest() != b""
+    await eventually_async(lambda: served.server.count == 0)
+    async with talking(served) as busy:
+        await busy.send(get("/wait"))
+        await eventually_async(lambda: served.site.in_progress == 1)
+        draining = asyncio.ensure_future(served.server.drain(60))
+        done, _ = await asyncio.wait({draining}, timeout=0.2)
+        assert not done
+        served.site.released.set()
+        assert (await busy.head())[0] == 200
+    await asyncio.wait_for(draining, 30)
+
+
 async def test_a_drain_ends_in_time_and_leaves_no_connection(serve: Serve) -> None:
     served = await serve()
     async with talking(served) as client:
