@@ -4,7 +4,6 @@ The second part starts a systemd of its own in namespaces (tests/support/servers
 the restrictions of the units in force. It needs root.
 """
 
-import contextlib
 import itertools
 import json
 import os
@@ -33,6 +32,7 @@ from scoreboard.security.tokens import LOCAL_ISSUER, READ, UPDATE, LocalIssuer
 from streamer.handshake.listener import RESERVED_FILES as STREAMER_FILES
 from streamer.server import grace_s as streamer_grace_s
 from tests.support.eventually import eventually
+from tests.support.monitoring import program
 from tests.support.repository import ROOT
 from tests.support.servers.machine import Machine, missing
 from tests.support.servers.postgres_template import copy_postgres
@@ -45,10 +45,6 @@ SERVICES = sorted(path.name for path in UNITS.glob("*.service"))
 TEMPLATES = ("api", "streamer", "flusher")
 EXPOSURE_MAX = 2.0
 """Of 10; systemd calls less than 2 "OK" or "SAFE"."""
-
-ANALYZE = shutil.which("systemd-analyze")
-needs_systemd = pytest.mark.skipif(ANALYZE is None, reason="systemd is not installed")
-needs_machine = pytest.mark.skipif(bool(missing()), reason=missing())
 
 
 # What the units say -----------------------------------------------------------------------------
@@ -160,12 +156,11 @@ def test_the_limits_are_those_of_the_capacity_page() -> None:
         assert f"\n| {name} | {limit} MiB |" in page, service
 
 
-@needs_systemd
 @pytest.mark.parametrize("unit", SERVICES)
 def test_a_unit_is_hardened(unit: str) -> None:
     done = subprocess.run(
         [
-            *("systemd-analyze", "security", "--offline=yes", "--no-pager"),
+            *(program("systemd-analyze"), "security", "--offline=yes", "--no-pager"),
             *(f"--threshold={EXPOSURE_MAX * 10:.0f}", str(UNITS / unit)),
         ],
         env={**os.environ, "SYSTEMD_UNIT_PATH": f"{UNITS}:"},
@@ -220,8 +215,7 @@ class Host:
             eventually(lambda key=key: self.is_ready(*key), within_s=60)
 
     def stop(self) -> None:
-        with contextlib.suppress(OSError):
-            self.machine.stop()
+        self.machine.stop()
         self.valkey.stop()
         self.postgres.stop()
 
@@ -247,9 +241,12 @@ class Host:
         except OSError:
             return False
 
-    def update(self, user: str, action: str, instance: str = "1") -> dict[str, Any]:
+    def update(
+        self, user: str, action: str, instance: str = "1", *, address: str = ""
+    ) -> dict[str, Any]:
+        address = address or f"127.0.0.1:{self.ports['api', instance]}"
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.ports['api', instance]}/api/scores/update",
+            f"http://{address}/api/scores/update",
             json.dumps({"userId": user, "actionId": action}).encode(),
             {
                 "Content-Type": "application/json",
@@ -318,6 +315,9 @@ class Host:
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    program("systemd-analyze")
+    if reason := missing():
+        pytest.skip(f"NOT RUN: {reason}")
     made = Host(tmp_path_factory.mktemp("host"))
     try:
         made.start()
@@ -331,7 +331,6 @@ def main_processes(host: Host) -> dict[str, str]:
     return {name: host.machine.show(unit, "MainPID") for name, unit in units.items()}
 
 
-@needs_machine
 def test_systemd_finds_nothing_wrong_with_the_units(host: Host) -> None:
     folder = "/etc/systemd/system"
     files = [path.name for path in UNITS.iterdir() if path.is_file()]
@@ -343,7 +342,6 @@ def test_systemd_finds_nothing_wrong_with_the_units(host: Host) -> None:
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-@needs_machine
 def test_an_update_reaches_viewers_and_the_ledger(host: Host) -> None:
     before = host.counted()
     headers = {"Authorization": f"Bearer {host.issuer.issue('viewer', (READ,))}"}
@@ -356,7 +354,6 @@ def test_an_update_reaches_viewers_and_the_ledger(host: Host) -> None:
     host.operate("scoreboard verify --full")
 
 
-@needs_machine
 @pytest.mark.parametrize("service", TEMPLATES)
 def test_a_process_is_confined(host: Host, service: str) -> None:
     unit = f"scoreboard-{service}@1.service"
@@ -379,49 +376,93 @@ def test_a_process_is_confined(host: Host, service: str) -> None:
     assert "password" not in host.machine.journal(unit)
 
 
-@needs_machine
-def test_one_process_is_restarted_while_the_other_serves(host: Host) -> None:
+@pytest.fixture
+def balancer(host: Host, tmp_path: Path) -> Iterator[str]:
+    """Run nginx with the example configuration, without TLS; return its address."""
+    port = find_free_port()
+    text = (SYSTEMD / "nginx.conf").read_text()
+    for line in ("ssl_certificate ", "ssl_certificate_key "):
+        text = re.sub(rf"\n *{line}.*", "", text)
+    text = text.replace("listen 443 ssl;", f"listen 127.0.0.1:{port};")
+    for service, unit_port in (("api", "810"), ("streamer", "820")):
+        for instance in "12":
+            text = text.replace(
+                f"127.0.0.1:{unit_port}{instance} ", f"127.0.0.1:{host.ports[service, instance]} "
+            )
+    assert not re.search(r":8[12]0\d", text)
+    temporary = "".join(
+        f"{name}_temp_path {tmp_path}/{name};"
+        for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    (tmp_path / "nginx.conf").write_text(
+        f"daemon off; pid {tmp_path}/pid; error_log {tmp_path}/error.log;"
+        f"events {{}} http {{ {temporary}\n{text}\n}}"
+    )
+    command = [program("nginx"), "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")]
+    checked = subprocess.run([*command, "-t"], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    with subprocess.Popen(command) as nginx:
+        try:
+            eventually(lambda: answers(f"http://127.0.0.1:{port}/health/live", 404))
+            yield f"127.0.0.1:{port}"
+        finally:
+            nginx.terminate()
+
+
+def answers(address: str, status: int) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=5) as response:
+            return response.status == status
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code == status
+    except OSError:
+        return False
+
+
+def test_no_request_fails_while_each_process_is_restarted(host: Host, balancer: str) -> None:
     before = main_processes(host)
     stop = threading.Event()
     failed: list[str] = []
     sent = itertools.count()
 
     def play() -> None:
-        """Send each update to the other process if one refuses the connection, as a balancer."""
         while not stop.is_set():
             number = next(sent)
-            for instance in ("1", "2") if number % 2 else ("2", "1"):
-                try:
-                    host.update(f"player-{number}", "win:1", instance)
-                    break
-                except urllib.error.HTTPError as error:
-                    failed.append(f"{error.code}")
-                    break
-                except OSError as error:
-                    last = error
-            else:
-                failed.append(repr(last))
+            try:
+                host.update(f"player-{number}", "win:1", address=balancer)
+            except OSError as error:
+                failed.append(repr(error))
 
-    with ThreadPoolExecutor(2) as threads:
-        players = [threads.submit(play) for _ in range(2)]
+    with ThreadPoolExecutor(3) as threads:
+        players = [threads.submit(play) for _ in range(3)]
         try:
             host.operate("restart api")
+            host.operate("restart flusher")
         finally:
             stop.set()
         for player in players:
             player.result(60)
     assert failed == []
-    assert next(sent) > 10
+    count = next(sent)
+    assert count > 10
     after = main_processes(host)
     assert after["api"] != before["api"]
-    assert after["flusher"] == before["flusher"]
+    assert after["flusher"] != before["flusher"]
     for instance in "12":
         unit = f"scoreboard-api@{instance}.service"
         assert host.machine.show(unit, "NRestarts") == "0"
         assert host.machine.show(unit, "Result") == "success"
+        assert '"http.response.status_code": 500' not in host.machine.journal(unit)
+    host.operate("scoreboard verify --full")
 
 
-@needs_machine
+def test_viewers_connect_through_the_balancer(host: Host, balancer: str) -> None:
+    headers = {"Authorization": f"Bearer {host.issuer.issue('viewer', (READ,))}"}
+    with connect_viewer(f"ws://{balancer}/ws/scoreboard", additional_headers=headers) as viewer:
+        assert "leaderboard" in str(viewer.recv(timeout=30))
+
+
 def test_the_functions_for_operators_work(host: Host) -> None:
     assert "scoreboard-api@1.service" in host.operate("state")
     assert host.operate("health streamer").count('"status":"ready"') == 2
@@ -434,7 +475,6 @@ def test_the_functions_for_operators_work(host: Host) -> None:
     assert "api/redis" in host.operate("secrets status redis")
 
 
-@needs_machine
 @pytest.mark.parametrize("service", TEMPLATES)
 def test_a_killed_process_is_restarted(host: Host, service: str) -> None:
     unit = f"scoreboard-{service}@1.service"
@@ -451,7 +491,6 @@ def test_a_killed_process_is_restarted(host: Host, service: str) -> None:
     eventually(lambda: host.is_ready(service, "1"), within_s=60)
 
 
-@needs_machine
 def test_a_process_that_hangs_is_restarted_by_the_watchdog(host: Host) -> None:
     unit = "scoreboard-streamer@2.service"
     folder = f"/run/systemd/system/{unit}.d"
@@ -471,7 +510,6 @@ def test_a_process_that_hangs_is_restarted_by_the_watchdog(host: Host) -> None:
     assert "atchdog" in host.must("journalctl", "--no-pager", "--unit", unit)
 
 
-@needs_machine
 def test_secrets_are_rotated_without_a_restart(host: Host) -> None:
     secret = "/var/lib/scoreboard/secrets/flusher/database"
     pids = main_processes(host)
@@ -486,13 +524,11 @@ def test_secrets_are_rotated_without_a_restart(host: Host) -> None:
     assert main_processes(host) == pids
 
 
-@needs_machine
 def test_the_timers_are_valid(host: Host) -> None:
     host.must("systemctl", "start", "scoreboard-rotate@db.timer")
     assert host.machine.show("scoreboard-rotate@db.timer", "NextElapseUSecRealtime")
 
 
-@needs_machine
 def test_the_target_stops_everything_in_time(host: Host) -> None:
     host.must("systemctl", "stop", "scoreboard.target")
     for service, instance in host.ports:

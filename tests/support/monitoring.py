@@ -18,12 +18,14 @@ PROMETHEUS: Final = ROOT / "deploy/prometheus"
 RULES: Final = sorted((PROMETHEUS / "rules").glob("*.yml"))
 
 PACKAGES: Final = {
+    "nginx": "nginx",
     "promtool": "prometheus",
     "prometheus": "prometheus",
     "amtool": "prometheus-alertmanager",
     "prometheus-alertmanager": "prometheus-alertmanager",
     "prometheus-redis-exporter": "prometheus-redis-exporter",
     "prometheus-postgres-exporter": "prometheus-postgres-exporter",
+    "systemd-analyze": "systemd",
 }
 """The Debian package of each program."""
 

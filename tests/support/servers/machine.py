@@ -5,6 +5,7 @@ mounts, and shares the network, so that units reach servers of the test on loopb
 journald and the units of the test run. It needs root, overlayfs and cgroups of version 2.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -75,8 +76,6 @@ def missing() -> str:
     """Return why this machine cannot run a systemd of its own; empty if it can."""
     if os.geteuid() != 0:
         return "systemd in namespaces needs root"
-    if not SYSTEMD.exists():
-        return "systemd is not installed"
     if _cgroups() is None:
         return "there is no cgroup hierarchy of version 2"
     if "overlay" not in Path("/proc/filesystems").read_text():
@@ -141,9 +140,15 @@ class Machine:
             except subprocess.TimeoutExpired:
                 self._outer.kill()
                 self._outer.wait()
-        for folder, _, _ in os.walk(self._cgroup, topdown=False):
-            Path(folder).rmdir()
+        eventually(self._remove_cgroups, within_s=COMMAND_S)
         self._mount.rmdir()
+
+    def _remove_cgroups(self) -> bool:
+        """Remove the cgroups; return whether no process is left in them."""
+        with contextlib.suppress(OSError):
+            for folder, _, _ in os.walk(self._cgroup, topdown=False):
+                Path(folder).rmdir()
+        return not self._cgroup.exists()
 
     def run(self, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Run a command inside."""
