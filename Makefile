@@ -92,7 +92,7 @@ bench-api: $(VENV)/.dev  ## benchmark updates through the api, against a plain L
 bench-ws: $(VENV)/.dev  ## benchmark the fan-out, against websockets.broadcast() and Litestar
 	$(BIN)/python -m tests.bench.ws $(BENCH_ARGS)
 
-bench-memory: $(VENV)/.dev  ## measure what a user and an action need in Redis
+bench-memory: $(VENV)/.dev  ## measure what a user and an action need in Redis and on disks
 	$(BIN)/python -m tests.bench.memory $(BENCH_ARGS)
 
 bench-flush: $(VENV)/.dev  ## benchmark the flusher, COPY against executemany

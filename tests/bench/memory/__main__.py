@@ -1,7 +1,8 @@
-"""`make bench-memory`: bytes of Redis per user, per remembered action and per waiting action.
+"""`make bench-memory`: bytes per user and per action, in Redis's memory and on disks.
 
 Submits one action of each user through the dispatcher to a real server without a flusher, then
-divides the memory of the board, of the remembered actions and of the stream by their number.
+divides the memory of the board, of the remembered actions and of the stream by their number. A
+second part flushes actions and divides what PostgreSQL and Redis have written by their number.
 """
 
 import argparse
@@ -9,7 +10,9 @@ import asyncio
 import tempfile
 import uuid
 from pathlib import Path
+from typing import LiteralString
 
+import psycopg
 import redis
 
 from cli.embedded.servers import EmbeddedValkey
@@ -18,14 +21,18 @@ from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.store.client import make_client
 from scoreboard.store.keys import PartitionKeys
 from scoreboard.store.store import Store
+from tests.bench.flush.__main__ import is_committed
+from tests.bench.flush.stage import fill, make_board, servers
+from tests.bench.resources.__main__ import flushing
 from tests.support.data.boards import open_board
+from tests.support.eventually import eventually
 from tests.support.servers.flushers import act
 
 PAGE = 2000
 KEYS = PartitionKeys(Partition("main"))
 
 
-async def fill(settings: Settings, users: int) -> None:
+async def fill_memory(settings: Settings, users: int) -> None:
     """Submit one action of each user."""
     async with make_client(settings, name="bench") as client:
         await open_board(Store(client))
@@ -37,25 +44,58 @@ async def fill(settings: Settings, users: int) -> None:
         await act(settings, *actions)
 
 
+def disk(actions: int) -> dict[str, float]:
+    """Flush actions of a tenth as many users; return the bytes on disk per action, and per user."""
+    users = actions // 10
+    with servers() as stage, psycopg.connect(stage.postgres.url, autocommit=True) as database:
+
+        def read(query: LiteralString) -> int:
+            row = database.execute(query).fetchone()
+            assert row is not None
+            return int(row[0])
+
+        database.execute("CHECKPOINT")
+        written = read("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')")
+        fill(stage, make_board(stage, "disk"), actions, users)
+        with flushing(stage, "disk"):
+            eventually(lambda: is_committed(stage, "disk"), within_s=300)
+        written = read("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')") - written
+        ledger = read(
+            "SELECT sum(pg_total_relation_size(relid)) FROM pg_partition_tree('score_events')"
+        )
+        others = read("SELECT pg_total_relation_size('users') + pg_total_relation_size('scores')")
+    return {
+        "action in the ledger": ledger / actions,
+        "action in the write-ahead log": written / actions,
+        "user in the tables users and scores": others / users,
+    }
+
+
 def main() -> None:
     """Fill a server and print the bytes of each kind of key per entry."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--users", type=int, default=200_000)
     users = parser.parse_args().users
+    # Without rewrites, the size of the append-only file is what was written.
+    settings = {"appendfsync": "no", "auto-aof-rewrite-percentage": "0"}
     with (
         tempfile.TemporaryDirectory(prefix="scoreboard-bench-") as folder,
-        EmbeddedValkey(Path(folder) / "valkey", settings={"appendfsync": "no"}) as valkey,
+        EmbeddedValkey(Path(folder) / "valkey", settings=settings) as valkey,
         redis.Redis.from_url(valkey.url) as client,
     ):
-        asyncio.run(fill(Settings(redis_url=Secret(valkey.url)), users))
+        asyncio.run(fill_memory(Settings(redis_url=Secret(valkey.url)), users))
         kinds = {
             "user on the board": [KEYS.board],
             "remembered action": list(client.scan_iter("sb:{main:0}:seen:*")),
             "action waiting in the stream": [KEYS.events],
         }
+        size = client.info("persistence")["aof_current_size"]
+        print(f"{'action in the append-only file':40} {size / users:6.0f} bytes")
         for kind, keys in kinds.items():
             used = sum(client.memory_usage(key, samples=0) or 0 for key in keys)
-            print(f"{kind:30} {used / users:6.0f} bytes")
+            print(f"{kind:40} {used / users:6.0f} bytes")
+    for kind, size in disk(users).items():
+        print(f"{kind:40} {size:6.0f} bytes")
 
 
 if __name__ == "__main__":

@@ -28,9 +28,9 @@ from scoreboard.ledger.migrations import migrate
 from scoreboard.runtime.telemetry import setup_logging
 from tests.bench.api.__main__ import make_tokens, measure, open_main
 from tests.bench.flush.__main__ import feed, is_committed
-from tests.bench.flush.stage import Servers, fill, make_board
+from tests.bench.flush.stage import Servers, family_cpu_s, fill, make_board
 from tests.bench.reseed.__main__ import fill as fill_ledger
-from tests.bench.resources.processes import Service, Use, run_job, service
+from tests.bench.resources.processes import Service, Use, run_job, service, use_of
 from tests.bench.ws.__main__ import ViewersProcess, publish
 from tests.support.eventually import eventually
 from tests.support.fakes.tokens import AUDIENCE, ISSUER
@@ -64,6 +64,32 @@ TITLE = (
     "| process | state | RSS MB | peak MB | CPU cores | CPU µs per operation | files | threads |\n"
     "|---|---|---|---|---|---|---|---|"
 )
+
+
+class Watched:
+    """What a server and its processes used between two moments."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._before = (time.monotonic(), family_cpu_s(pid))
+        self._after = self._before
+
+    def end(self) -> None:
+        self._after = (time.monotonic(), family_cpu_s(self._pid))
+
+    def row(self, process: str, state: str, operations: float) -> Row:
+        used_s = self._after[1] - self._before[1]
+        elapsed_s = self._after[0] - self._before[0]
+        return Row(process, state, use_of(self._pid), used_s / elapsed_s, used_s / operations * 1e6)
+
+
+@contextmanager
+def watched(pid: int | None) -> Iterator[Watched]:
+    """Measure the CPU time of a server during the block."""
+    assert pid is not None
+    found = Watched(pid)
+    yield found
+    found.end()
 
 
 @contextmanager
@@ -117,7 +143,8 @@ def api(servers: Servers, folder: Path, *, seconds: float) -> Iterator[Row]:
     with service("api", variables, probe_port) as process:
         yield from idle("api", process, seconds)
         for rate in (1_000.0, 5_000.0, 0.0):
-            found = measure(process.pid, plan | {"run": f"rate-{rate:.0f}", "rate": rate})
+            with watched(servers.valkey.pid) as valkey:
+                found = measure(process.pid, plan | {"run": f"rate-{rate:.0f}", "rate": rate})
             yield Row(
                 "api",
                 f"{found['rate']:,.0f} updates/s, 64 connections",
@@ -125,6 +152,9 @@ def api(servers: Servers, folder: Path, *, seconds: float) -> Iterator[Row]:
                 found["rate"] * found["cpu_us"] / 1e6,
                 found["cpu_us"],
             )
+            # The client's warm-up is a part of its time and of its updates.
+            done = found["rate"] * (seconds + plan["warm_s"])
+            yield valkey.row("Valkey", f"the same: {found['rate']:,.0f} updates/s", done)
         for count, path in ((4_000, "/health/live"), (1_000, "/api/scores/stream")):
             with connections(port, count, path):
                 before = process.use()
@@ -202,7 +232,8 @@ def flusher(servers: Servers, _: Path, *, seconds: float) -> Iterator[Row]:
             uvloop.run(feed(settings, board, rate, 2.0, part="warm"))
             eventually(lambda board=board: is_committed(servers, board), within_s=120)
             before = process.use()
-            sent, refused = uvloop.run(feed(settings, board, rate, seconds, part="win"))
+            with watched(servers.valkey.pid) as valkey, watched(servers.postgres.pid) as postgres:
+                sent, refused = uvloop.run(feed(settings, board, rate, seconds, part="win"))
             after = process.use()
             accepted = sent - refused
             yield Row(
@@ -211,6 +242,10 @@ def flusher(servers: Servers, _: Path, *, seconds: float) -> Iterator[Row]:
                 after,
                 cores(before, after),
                 (after.cpu_s - before.cpu_s) / accepted * 1e6,
+            )
+            yield valkey.row("Valkey", f"the same: {accepted / seconds:,.0f} events/s", accepted)
+            yield postgres.row(
+                "PostgreSQL, all", f"the same: {accepted / seconds:,.0f} events/s", accepted
             )
             eventually(lambda board=board: is_committed(servers, board), within_s=120)
     events = 200_000
