@@ -31,6 +31,7 @@ from scoreboard.runtime.workers import SUPERVISOR_EXTRA_GRACE_S
 from scoreboard.security.tokens import LOCAL_ISSUER, READ, UPDATE, LocalIssuer
 from streamer.handshake.listener import RESERVED_FILES as STREAMER_FILES
 from streamer.server import grace_s as streamer_grace_s
+from tests.kong.admin import fake_admin
 from tests.support.eventually import eventually
 from tests.support.monitoring import program
 from tests.support.repository import ROOT
@@ -299,6 +300,9 @@ class Host:
         state.mkdir(parents=True)
         shutil.copy(self.issuer.jwks_file, state / "jwks.json")
         (state / "jwks.json").chmod(0o644)
+        path = state / "secrets/kong/counters"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"username": "kong", "password": PASSWORD}))
         for owner, kinds in GROUPS.items():
             for kind in ("redis", "database")[:kinds]:
                 name = owner if kind == "redis" else f"scoreboard_{owner}_a"
@@ -522,6 +526,56 @@ def test_secrets_are_rotated_without_a_restart(host: Host) -> None:
     assert host.update("carol", "win:1")["success"] is True
     eventually(lambda: host.counted() == before + 1, within_s=60)
     assert main_processes(host) == pids
+
+
+def test_several_workers_of_one_process_are_one_unit(host: Host) -> None:
+    unit = "scoreboard-api@1.service"
+    host.must("sh", "-c", "echo SCOREBOARD_API_WORKERS=2 > /etc/scoreboard/api.env")
+    try:
+        host.must("systemctl", "restart", unit)
+        eventually(lambda: host.is_ready("api", "1"), within_s=60)
+        log = host.machine.journal(unit)
+        assert "workers_stopped" not in log.rpartition("Starting")[2]
+        assert log.count('"message": "worker_started"') == 2
+        host.must("systemctl", "restart", unit)
+    finally:
+        host.must("rm", "/etc/scoreboard/api.env")
+        host.must("systemctl", "restart", unit)
+    log = host.machine.journal(unit)
+    assert "reception only permitted for main PID" not in log
+    assert host.machine.show(unit, "Result") == "success"
+    eventually(lambda: host.is_ready("api", "1"), within_s=60)
+
+
+def test_the_keys_of_kong_are_kept_up_to_date(host: Host) -> None:
+    unit = "scoreboard-kong-sync.service"
+    with fake_admin() as admin:
+        options = f"--admin {admin.url} --probe-port {find_free_port()}"
+        lines = f"REDIS_URL=redis://kong@127.0.0.1:6380/0\nKONG_SYNC_OPTIONS={options}\n"
+        host.must("sh", "-c", f"printf '{lines}' > /etc/scoreboard/kong.env")
+        host.start_unit(unit)
+        try:
+            eventually(lambda: bool(admin.posted), within_s=60)
+            facts = host.must("stat", "--format", "%U", "/var/lib/scoreboard/kong/kong.yml")
+            assert facts.strip() == "scoreboard-kong"
+            secret = "/var/lib/scoreboard/kong/redis-password"
+            eventually(lambda: host.machine.run("cat", secret).stdout.strip() == PASSWORD)
+        finally:
+            host.must("systemctl", "stop", unit)
+        assert host.machine.show(unit, "Result") == "success"
+
+
+def test_an_invalid_setting_is_named_in_the_log(host: Host) -> None:
+    unit = "scoreboard-flusher@3.service"
+    host.must("sh", "-c", "echo SCOREBOARD_FLUSH_BACH=1 > /etc/scoreboard/flusher.env")
+    try:
+        assert host.machine.systemctl("start", unit).returncode != 0
+        log = host.machine.journal(unit)
+        assert "did you mean SCOREBOARD_FLUSH_BATCH?" in log
+        assert "Traceback" not in log
+    finally:
+        host.must("rm", "/etc/scoreboard/flusher.env")
+        host.must("systemctl", "stop", unit)
 
 
 def test_the_timers_are_valid(host: Host) -> None:
