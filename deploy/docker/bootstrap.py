@@ -5,7 +5,7 @@ that exists is kept, so it can be repeated, also after it was killed or after an
 
 - SERVICE/redis, SERVICE/database, SERVICE/counters: a login, {"username": …, "password": …};
 - valkey/users.acl, counters/users.acl: the ACL files of both Valkeys, with hashes of the passwords;
-- postgres/owner, owner/pgpass: the password of the database's owner;
+- postgres/owner, owner/pgpass, owner/database: the password of the database's owner;
 - monitor/redis.json, monitor/database-password: the passwords of the exporters, in their formats.
 
 It takes passwords over from the files of earlier versions. With ``--remove-old`` it removes those.
@@ -186,6 +186,7 @@ def bootstrap(root: Path, templates: Path, *, valkey: int = -1, postgres: int = 
     for name, text, mode, group in (
         ("postgres/owner", owner, 0o440, postgres),
         ("owner/pgpass", f"*:*:{DATABASE}:{OWNER}:{owner}\n", 0o600, -1),
+        ("owner/database", json.dumps({"username": OWNER, "password": owner}), 0o600, -1),
     ):
         if not (root / name).exists():
             write(root / name, text, mode, group)
