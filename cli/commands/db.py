@@ -1,5 +1,6 @@
 """`scoreboard db`: migrate the database and show its state."""
 
+import asyncio
 from pathlib import Path
 
 import click
@@ -13,6 +14,10 @@ from cli.target import (
     load_settings_to_change,
 )
 from scoreboard.ledger import migrations
+from scoreboard.ledger.pool import user_of
+from scoreboard.runtime.settings import Settings
+from scoreboard.security.credentials import secret_store
+from scoreboard.security.secret_backends import Credentials
 
 
 @click.group()
@@ -25,14 +30,15 @@ def db() -> None:
 def migrate(data_dir: Path) -> None:
     """Apply the pending migrations of this version.
 
-    The command can be repeated; it then applies nothing.
+    The command can be repeated; it then applies nothing. It needs the login of the database's
+    owner, in DATABASE_URL or, if that names no user, in SCOREBOARD_DATABASE_SECRET.
 
     \b
     Example:
       DATABASE_URL=postgresql://… scoreboard db migrate
     """  # noqa: D301
     settings = load_settings_to_change(data_dir, needs=[DATABASE_URL])
-    done = migrations.migrate(settings.database_url.reveal())
+    done = migrations.migrate(settings.database_url.reveal(), _login(settings))
     print_lines(done)
     print_message(f"{len(done)} migrations applied" if done else "The database is up to date")
 
@@ -43,10 +49,23 @@ def migrate(data_dir: Path) -> None:
 def status(*, as_json: bool, data_dir: Path) -> int:
     """List the migrations and their state; exit 1 if any is pending."""
     settings = load_settings(data_dir, needs=[DATABASE_URL])
-    found = migrations.status(settings.database_url.reveal())
+    found = migrations.status(settings.database_url.reveal(), _login(settings))
     if as_json:
         print_json([{"migration": name, "applied": applied} for name, applied in found])
     else:
         rows = [(name, "applied" if applied else "pending") for name, applied in found]
         print_table(("migration", "state"), rows)
     return 0 if all(applied for _, applied in found) else 1
+
+
+def _login(settings: Settings) -> Credentials | None:
+    """Return the login of SCOREBOARD_DATABASE_SECRET; None if DATABASE_URL names the user.
+
+    The owner's login is often given in the URL, while the settings name the secret of a service.
+
+    Raises SettingInvalid, SecretsUnavailable.
+    """
+    if user_of(settings.database_url.reveal()):
+        return None
+    store = secret_store(settings, "database")
+    return None if store is None else asyncio.run(store.get())

@@ -15,8 +15,16 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import psycopg
 
 from scoreboard.errors import OperatorMistake, SchemaMismatch, UnsafeDatabase
-from scoreboard.ledger.pool import Connection, check_parameters, connection_error, translate_errors
+from scoreboard.ledger.pool import (
+    Connection,
+    check_parameters,
+    connection_error,
+    login_arguments,
+    translate_errors,
+)
 from scoreboard.runtime import resources
+from scoreboard.security.credentials import forget_frames
+from scoreboard.security.secret_backends import Credentials
 
 if TYPE_CHECKING:
     from yoyo.backends import DatabaseBackend
@@ -35,18 +43,19 @@ def known() -> list[str]:
     return sorted(path.stem for path in resources.migrations_path().glob("*.sql"))
 
 
-def migrate(database_url: str) -> list[str]:
+def migrate(database_url: str, login: Credentials | None = None) -> list[str]:
     """Migrate a database to this version; return the migrations that ran.
 
-    If the roles of the services exist, they are granted their privileges (sql/grants.sql).
+    ``login`` replaces the one of the URL. If the roles of the services exist, they are granted
+    their privileges (sql/grants.sql).
 
     Raises DatabaseUnavailable; SettingInvalid for an invalid URL; UnsafeDatabase behind a
     connection pooler, which may lose the lock; OperatorMistake if another migration is running;
     SchemaMismatch if the database is newer than this version.
     """
     with (
-        _locked(database_url) as connection,
-        _runner(database_url) as (backend, migrations),
+        _locked(database_url, login) as connection,
+        _runner(database_url, login) as (backend, migrations),
     ):
         ahead = _applied_names(backend) - set(known())
         if ahead:
@@ -60,14 +69,14 @@ def migrate(database_url: str) -> list[str]:
     return names
 
 
-def status(database_url: str) -> list[tuple[str, bool]]:
+def status(database_url: str, login: Credentials | None = None) -> list[tuple[str, bool]]:
     """List the migrations of this version and of the database, with whether each has run.
 
-    Only reads, so an operator's login is sufficient.
+    Only reads, so an operator's login is sufficient. ``login`` replaces the one of the URL.
 
     Raises DatabaseUnavailable, SettingInvalid.
     """
-    with _connection(database_url) as connection:
+    with _connection(database_url, login) as connection:
         try:
             rows = connection.execute(_APPLIED).fetchall()
         except psycopg.errors.UndefinedTable:
@@ -114,8 +123,8 @@ def _grant(connection: psycopg.Connection[Any]) -> None:
 
 
 @contextmanager
-def _locked(database_url: str) -> Iterator[psycopg.Connection[Any]]:
-    with _connection(database_url) as connection:
+def _locked(database_url: str, login: Credentials | None) -> Iterator[psycopg.Connection[Any]]:
+    with _connection(database_url, login) as connection:
         backend = connection.execute("SELECT pg_backend_pid()").fetchone()
         if backend != (connection.info.backend_pid,):
             raise UnsafeDatabase(
@@ -129,26 +138,38 @@ def _locked(database_url: str) -> Iterator[psycopg.Connection[Any]]:
 
 
 @contextmanager
-def _connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
+def _connection(database_url: str, login: Credentials | None) -> Iterator[psycopg.Connection[Any]]:
     check_parameters(database_url)
+    stored = {} if login is None else login_arguments(login)
     try:
-        connection = psycopg.connect(database_url, autocommit=True, connect_timeout=5)
+        connection = psycopg.connect(database_url, autocommit=True, connect_timeout=5, **stored)
     except psycopg.OperationalError as error:
+        forget_frames(error)
         raise connection_error(error) from error
     with connection:
         yield connection
 
 
 @contextmanager
-def _runner(database_url: str) -> Iterator[tuple["DatabaseBackend", "MigrationList"]]:
+def _runner(
+    database_url: str, login: Credentials | None
+) -> Iterator[tuple["DatabaseBackend", "MigrationList"]]:
     from yoyo import get_backend, read_migrations  # noqa: PLC0415
 
     parts = urlsplit(database_url)
     query = "&".join(filter(None, [parts.query, "options=" + quote(_SESSION)]))
-    uri = urlunsplit(("postgresql+psycopg", parts.netloc, parts.path, query, ""))
+    netloc = parts.netloc
+    if login is not None:
+        # yoyo takes a login from the URL only.
+        user, password = (
+            quote(text, safe="") for text in (login.username, login.password.reveal())
+        )
+        netloc = f"{user}:{password}@{netloc.rpartition('@')[2]}"
+    uri = urlunsplit(("postgresql+psycopg", netloc, parts.path, query, ""))
     try:
         backend = get_backend(uri)
     except psycopg.OperationalError as error:
+        forget_frames(error)
         raise connection_error(error) from error
     try:
         yield backend, read_migrations(str(resources.migrations_path()))

@@ -137,7 +137,7 @@ class _StoredLogin(Connection):
         cls, conninfo: str, store: SecretStore, login: Credentials, kwargs: dict[str, Any]
     ) -> Self:
         try:
-            connection = await super().connect(conninfo, **kwargs, **_login(login))
+            connection = await super().connect(conninfo, **kwargs, **login_arguments(login))
         except BaseException as error:
             forget_frames(error)
             raise
@@ -145,7 +145,8 @@ class _StoredLogin(Connection):
         return connection
 
 
-def _login(credentials: Credentials) -> dict[str, Any]:
+def login_arguments(credentials: Credentials) -> dict[str, Any]:
+    """Return a login as arguments of psycopg; the user of the URL stays if it names none."""
     user = {"user": credentials.username} if credentials.username else {}
     return user | {"password": credentials.password.reveal()}
 
@@ -184,6 +185,15 @@ def check_parameters(database_url: str) -> None:
         ) from None
 
 
+def user_of(database_url: str) -> str:
+    """Return the user that a URL names, or an empty string.
+
+    Raises SettingInvalid if libpq does not know a parameter of the URL.
+    """
+    check_parameters(database_url)
+    return str(conninfo_to_dict(database_url).get("user") or "")
+
+
 async def connect(
     settings: Settings, *, name: str, autocommit: bool = True, **session: str
 ) -> Connection:
@@ -208,7 +218,7 @@ async def connect_as(settings: Settings, login: Credentials, *, name: str) -> Co
 
     Raises as ``connect`` does.
     """
-    kwargs = arguments(settings, name=name) | _login(login)
+    kwargs = arguments(settings, name=name) | login_arguments(login)
     try:
         return await Connection.connect(autocommit=True, **kwargs)
     except psycopg.OperationalError as error:

@@ -4,9 +4,12 @@ import io
 import json
 import sys
 import time
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import psycopg
 import redis
+from psycopg import sql
 
 from scoreboard.runtime.settings import Settings
 from tests.support.clients.commands import Run, with_database
@@ -97,6 +100,44 @@ def test_an_outdated_database_is_rejected_and_migrated(
     status = command("db", "status", "--json")
     assert status.code == 0
     assert all(one["applied"] for one in json.loads(status.out))
+
+
+def test_the_owner_s_login_can_be_a_secret(
+    command: Run, empty_database_url: str, monkeypatch, tmp_path: Path
+) -> None:
+    password = "p@ss:/w%0rd #?\\'"
+    parts = urlsplit(empty_database_url)
+    with psycopg.connect(empty_database_url, autocommit=True) as connection:
+        connection.execute("DROP ROLE IF EXISTS migrations_owner")
+        literal = sql.Literal(password)
+        connection.execute(
+            sql.SQL("CREATE ROLE migrations_owner LOGIN CREATEROLE PASSWORD {}").format(literal)
+        )
+        name = sql.Identifier(parts.path[1:])
+        connection.execute(sql.SQL("ALTER DATABASE {} OWNER TO migrations_owner").format(name))
+    secret = tmp_path / "database"
+    secret.write_text(json.dumps({"username": "migrations_owner", "password": password}))
+    monkeypatch.setenv("DATABASE_URL", f"postgresql://{parts.hostname}:{parts.port}{parts.path}")
+    monkeypatch.setenv("SCOREBOARD_SECRETS", "file")
+    monkeypatch.setenv("SCOREBOARD_DATABASE_SECRET", str(secret))
+
+    assert command("db", "status").code == 1
+    assert "0001_create_boards" in command("db", "migrate").out
+    assert command("db", "status").code == 0
+    with psycopg.connect(empty_database_url) as connection:
+        owner = connection.execute("SELECT tableowner FROM pg_tables WHERE tablename = 'boards'")
+        assert owner.fetchone() == ("migrations_owner",)
+
+    other = tmp_path / "other"
+    other.write_text(json.dumps({"username": "migrations_owner", "password": "wrong"}))
+    monkeypatch.setenv("SCOREBOARD_DATABASE_SECRET", str(other))
+    refused = command("db", "migrate")
+    assert refused.code == 69
+    assert "wrong" not in refused.err
+
+    # The owner's login may be in the URL while the settings name a service's secret.
+    monkeypatch.setenv("DATABASE_URL", empty_database_url)
+    assert command("db", "migrate").code == 0
 
 
 def test_commands_without_a_system_explain_what_to_do(command: Run, monkeypatch) -> None:
