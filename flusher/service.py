@@ -75,8 +75,6 @@ class Flusher:
                 await stack.enter_async_context(self._tracing.running())
             client = make_client(self._settings, name="flusher", connections=4)
             store = Store(await stack.enter_async_context(client))
-            await _wait_until_ready(self._require_redis, stop)
-            await _wait_until_ready(self._require_database, stop)
             verification = Verification(self._settings, self.partitions)
             probe = Probe(
                 self.partitions,
@@ -89,7 +87,10 @@ class Flusher:
                 self._settings.flusher_metrics_port,
                 variables="SCOREBOARD_METRICS_HOST, SCOREBOARD_FLUSHER_METRICS_PORT",
             )
+            # Before the waits: the process is alive, and not ready, while a server is unreachable.
             await stack.enter_async_context(OperatorPort(operators, probe.health))
+            await _wait_until_ready(self._require_redis, stop)
+            await _wait_until_ready(self._require_database, stop)
             audit_start(self._settings)
             notify(READY)
             async with asyncio.TaskGroup() as group:

@@ -235,14 +235,24 @@ async def test_the_flusher_waits_for_its_servers(
 
     valkey, postgres = own_valkey(), own_postgres()
     migrate(postgres.url)
-    settings = Settings(redis_url=Secret(valkey.url), database_url=Secret(postgres.url))
+    settings = Settings(
+        redis_url=Secret(valkey.url),
+        database_url=Secret(postgres.url),
+        flusher_metrics_port=find_free_port(),
+    )
     await make_board(settings)
     await act(settings, Action("alice", "win:1", 5))
     postgres.stop()
     valkey.stop()
 
-    with FlusherProcess(settings, tmp_path / "log") as process:
+    port = str(settings.flusher_metrics_port)
+    with FlusherProcess(
+        settings, tmp_path / "log", SCOREBOARD_FLUSHER_METRICS_PORT=port
+    ) as process:
         process.wait_for("dependency_unavailable")
+        # Otherwise a probe would end the process, which cannot do better.
+        assert (await ask(settings, "/health/live"))[0] == 200
+        assert (await ask(settings, "/health/ready"))[0] == 503
         await asyncio.to_thread(valkey.start)
         process.wait_for("dependency_unavailable", count=2)
         await asyncio.to_thread(postgres.start)
