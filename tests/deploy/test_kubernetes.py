@@ -356,8 +356,8 @@ def test_a_pod_has_time_to_drain(found: Installation) -> None:
     for service, drain_s in needed_s.items():
         container = found.container(service)
         hook = container.spec.get("lifecycle", {}).get("preStop", {}).get("sleep", {})
-        # Kong follows DNS for its time to live of 5 s, and CoreDNS answers for another 5 s.
-        assert hook.get("seconds", 0) == (0 if service == "flusher" else 10)
+        # Kong keeps an answer of DNS for 5 s, and CoreDNS one for another 5 s.
+        assert hook.get("seconds", 0) >= {"api": 15, "streamer": 15, "kong": 10}.get(service, 0)
         grace_s = container.pod["terminationGracePeriodSeconds"]
         assert drain_s + hook.get("seconds", 0) < grace_s
 
@@ -394,7 +394,9 @@ def test_services_and_monitors_name_ports_of_their_pods(found: Installation) -> 
             if container.component == component
             for name, number in container.ports.items()
         }
-        for port in one["spec"].get("ports", []):
+        ports = one["spec"].get("ports", [])
+        assert len({port["name"] for port in ports}) == len(ports)
+        for port in ports:
             assert port["targetPort"] in named
             # A headless Service does not translate ports.
             if one["spec"].get("clusterIP") == "None":
