@@ -247,7 +247,7 @@ def test_what_is_not_filled_in_is_refused() -> None:
 
 def test_the_page_lists_what_to_fill_in() -> None:
     page = (ROOT / "docs/how-to/kubernetes.md").read_text()
-    rows = re.findall(r"^\| `([A-Z_]+)`((?:, `[A-Z_]+`)*) \|", page, re.MULTILINE)
+    rows = re.findall(r"^ *\| `([A-Z_]+)`((?:, `[A-Z_]+`)*) \|", page, re.MULTILINE)
     listed = {name for first, more in rows for name in [first, *re.findall("[A-Z_]+", more)]}
     assert set(settings_to_fill_in()) <= listed
     text = (MANIFESTS / "overlays/prod/settings.env").read_text()

@@ -153,7 +153,7 @@ def test_a_change_of_a_policy_is_noticed(found: Installation, overlay: str) -> N
 def test_the_page_has_the_same_connections() -> None:
     page = (ROOT / "docs/how-to/kubernetes.md").read_text()
     section = page.partition("## Who may talk to whom")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \| ([\d, ]+) \| ([^|]*) \|", section, re.MULTILINE)
+    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \| ([\d, ]+) \|([^|]*)\|", section, re.MULTILINE)
     shown = {
         (source.strip(), target.strip(), int(port), only.strip())
         for sources, target, ports, only in rows
