@@ -1,4 +1,4 @@
-"""deploy/k8s/connections.yml: the NetworkPolicies of each overlay allow exactly these connections."""
+"""deploy/k8s/connections.yml: the policies of each overlay allow exactly these connections."""
 
 import re
 from collections.abc import Iterator
