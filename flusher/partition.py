@@ -15,6 +15,7 @@ from flusher.batch import Batch, Gap, build
 from flusher.consumer import Consumer, GroupMissing
 from flusher.flush_tracing import FlushTracing
 from flusher.late_duplicates import correct_late_duplicates
+from flusher.leases import Leases
 from flusher.recovery import Finding, compare_positions, reseed_partition
 from flusher.status import Condition, PartitionStatus
 from flusher.writer import Flushed, GapFound, Superseded, Writer
@@ -71,9 +72,12 @@ class PartitionFlusher:
         settings: Settings,
         consumer: Consumer,
         store: Store,
+        leases: Leases,
+        *,
         tracing: "Tracing | None" = None,
     ) -> None:
         self.partition = partition
+        self._leases = leases
         self._tracing = FlushTracing(tracing, partition) if tracing is not None else None
         self.status = PartitionStatus(partition)
         self.consumer = consumer
@@ -90,6 +94,7 @@ class PartitionFlusher:
         self._is_idle = False
         self._lagging_seq = 0
         self._position = Position()
+        self._is_yielding = False
         self._successor: Writer | None = None
         self._renew_at_s = 0.0
         self._checked_at_s = 0.0
@@ -115,23 +120,30 @@ class PartitionFlusher:
         self.status.set_condition(Condition.STOPPED)
 
     async def _serve(self, stop: StopEvent) -> None:
+        if not self._leases.is_redis_up:
+            error = RedisUnavailable("this process does not wait for the lease")
+            self.status.set_failed(Condition.REDIS_AWAY, error)
+            return
         writer = self._successor or await Writer.open(self._settings, self.partition)
         self._successor = None
         try:
             self.status.set_condition(Condition.STANDBY)
             self.status.position = None  # the leader moves it
-            if not await writer.acquire_lease(stop):
+            if not await writer.acquire_lease(stop, lambda: self._leases.is_redis_up):
                 return
             self._leading.set(1)
+            self._leases.take(self.partition)
             _log.info("lease_taken", partition=str(self.partition))
             await self._lead(writer, stop)
         finally:
             self._leading.set(0)
+            self._leases.leave(self.partition)
+            self._is_yielding = False
             await writer.aclose()
 
     async def _lead(self, writer: Writer, stop: StopEvent) -> None:
         self._must_claim = True
-        while not stop.is_set and not await self._has_successor(writer):
+        while not stop.is_set and not self._is_yielding and not await self._has_successor(writer):
             try:
                 if self._must_start_over:
                     await self.consumer.start_over()
@@ -159,7 +171,7 @@ class PartitionFlusher:
                 self._must_start_over = False
                 self.status.set_failed(Condition.REDIS_AWAY, error)
                 await self._pause(stop)
-                await writer.ping()
+                await self._consider_yielding(writer)
 
     async def _has_successor(self, writer: Writer) -> bool:
         """Connect a successor if the login of a session is outdated; return whether there is one.
@@ -246,12 +258,12 @@ class PartitionFlusher:
         batch: Batch | None = None
         while batch or not stop.is_set:
             if batch is None:
-                if await self._has_successor(writer):
+                if self._is_yielding or await self._has_successor(writer):
                     return
                 batch = await self._read(usual)
                 self._is_idle = batch is None
             following = None
-            if batch and len(batch.entries) >= usual:
+            if batch and len(batch.entries) >= usual and not self._is_yielding:
                 following = await self._flush_and_read(writer, batch, stop)
             elif batch:
                 await self._flush(writer, batch)
@@ -284,7 +296,7 @@ class PartitionFlusher:
     async def _check_state(self, writer: Writer) -> None:
         """Check that Redis is unchanged, and keep the lease's session alive."""
         self._checked_at_s = time.monotonic()
-        await writer.ping()
+        await self._consider_yielding(writer)
         replication_id = await self._store.replication_id()
         state = await self._store.state(self.partition)
         is_fine = compare_positions(self._position, state) is Finding.FINE
@@ -302,6 +314,13 @@ class PartitionFlusher:
         if (self._has_late_duplicates or is_due) and state.is_open:
             self._corrected_at_s = self._checked_at_s
             await self._correct(writer)
+
+    async def _consider_yielding(self, writer: Writer) -> None:
+        """Decide whether another flusher should lead. It also keeps the lease's session alive."""
+        flushers = await writer.count_flushers()
+        if not self._is_yielding and self._leases.must_yield(flushers):
+            self._is_yielding = True
+            _log.info("lease_yielded", partition=str(self.partition))
 
     async def _correct(self, writer: Writer) -> None:
         """Correct late duplicates; on failure they are retried later."""

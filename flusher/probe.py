@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from flusher import metrics
+from flusher.leases import Leases
 from flusher.partition import PartitionFlusher
 from scoreboard.errors import ScoreboardError
 from scoreboard.health.checks import Check, backlog_name
@@ -32,12 +33,14 @@ class Probe:
     def __init__(
         self,
         partitions: list[PartitionFlusher],
+        leases: Leases,
         store: Partitions,
         more_checks: Callable[[], Mapping[str, Check]],
         check_durability: Callable[[], Awaitable[object]],
     ) -> None:
         """``check_durability`` exports whether Redis keeps what it acknowledges."""
         self._partitions = partitions
+        self._leases = leases
         self._store = store
         self._more_checks = more_checks
         self._check_durability = check_durability
@@ -56,8 +59,10 @@ class Probe:
             await self._store.now_s()
         except ScoreboardError:
             REDIS_UP.set(0)
+            self._leases.is_redis_up = False
             return
         REDIS_UP.set(1)
+        self._leases.is_redis_up = True
         if time.monotonic() >= self._durability_due_s:
             with suppress(ScoreboardError):
                 await self._check_durability()

@@ -15,6 +15,7 @@ from typing import Final
 
 from flusher import metrics
 from flusher.consumer import Consumer
+from flusher.leases import Leases
 from flusher.partition import PartitionFlusher
 from flusher.probe import Probe
 from flusher.session import require_ready
@@ -61,6 +62,7 @@ class Flusher:
         self._tracing = make_tracing(settings, "flusher")
         self.partitions: list[PartitionFlusher] = []
         """One for each partition found so far."""
+        self._leases = Leases(self.partitions)
         self._missing_boards: set[str] = set()
         self._unreadable: set[Partition] = set()
 
@@ -78,6 +80,7 @@ class Flusher:
             verification = Verification(self._settings, self.partitions)
             probe = Probe(
                 self.partitions,
+                self._leases,
                 store,
                 verification.checks,
                 partial(measure_durability, client, self._settings),
@@ -185,7 +188,9 @@ class Flusher:
         client = make_client(self._settings, name="flusher-reader", decode=False, connections=2)
         clients.push_async_callback(client.aclose)
         consumer = Consumer(client, store, partition, timeout_s=self._settings.redis_timeout_s)
-        flusher = PartitionFlusher(partition, self._settings, consumer, store, self._tracing)
+        flusher = PartitionFlusher(
+            partition, self._settings, consumer, store, self._leases, tracing=self._tracing
+        )
         self.partitions.append(flusher)
         return flusher
 

@@ -6,7 +6,7 @@ that stops responding loses the session; every call has a time limit.
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, Self
 
@@ -28,13 +28,14 @@ _CREATE_BATCH: Final = resources.query("create_flush_batch")
 _LOCK_POSITION: Final = resources.query("lock_position")
 _INSERT_STATE: Final = resources.query("insert_flush_state")
 _LOCK_LEASE: Final = resources.query("lock_flusher")
+_COUNT_FLUSHERS: Final = resources.query("count_flushers")
 _SET_LIMITS: Final = resources.query("set_limits")
 
 LEASE_LOCK: Final = 0x5B0F
 """Class of the advisory locks that make one flusher per partition the leader."""
 
 LOGIN_CHECK_S: Final = 1.0
-"""Interval at which a standby checks whether its login is outdated."""
+"""Interval at which a standby checks whether to stop waiting."""
 
 LEASE_SLICE_S: Final = 60
 """A standby repeats its request after this time, to detect a dead connection."""
@@ -63,6 +64,7 @@ class Session:
         self.connection = connection
         self.partition = partition
         self.where: Mapping[str, Any] = where(partition)
+        self._lease = {"class": LEASE_LOCK, "key": zlib.crc32(str(partition).encode()) - 2**31}
 
     @classmethod
     async def open(cls, settings: Settings, partition: Partition) -> Self:
@@ -95,29 +97,42 @@ class Session:
         with suppress(psycopg.Error):
             await self.connection.close()
 
-    async def acquire_lease(self, stop: StopEvent) -> bool:
+    async def acquire_lease(self, stop: StopEvent, may_wait: Callable[[], bool]) -> bool:
         """Wait until this flusher is the leader.
 
-        Return False if it was stopped before, or if the login of its connection is outdated.
+        Return False if it was stopped before, if it may not wait any longer, or if the login of its
+        connection is outdated.
 
         Raises DatabaseUnavailable.
         """
-        lease = {"class": LEASE_LOCK, "key": zlib.crc32(str(self.partition).encode()) - 2**31}
+
+        def must_leave() -> bool:
+            return stop.is_set or not may_wait() or self.connection.is_login_outdated
+
         await self._limit(lock_s=LEASE_SLICE_S, statement_s=0)
         failure: DatabaseUnavailable | None = None
         async with asyncio.TaskGroup() as group:
-            canceller = group.create_task(self._cancel_on(stop))
+            canceller = group.create_task(self._cancel_on(must_leave, stop))
             try:
-                await self._wait_for_lease(lease, stop)
+                await self._wait_for_lease(must_leave)
             except DatabaseUnavailable as error:
                 failure = error  # raised below: the task group would wrap it
             canceller.cancel()
         if failure:
             raise failure
-        if self._must_leave(stop):
+        if must_leave():
             return False
         await self._limit(lock_s=LOCK_LIMIT_S, statement_s=STATEMENT_LIMIT_S)
         return True
+
+    async def count_flushers(self) -> int:
+        """Return how many flushers hold or want the lease.
+
+        Raises DatabaseUnavailable: the lease may be gone.
+        """
+        async with self.time_limit(QUICK_LIMIT_S):
+            row = await (await self.connection.execute(_COUNT_FLUSHERS, self._lease)).fetchone()
+        return row[0] if row else 0
 
     async def ping(self) -> None:
         """Keep the session alive.
@@ -165,22 +180,19 @@ class Session:
         async with self.time_limit(QUICK_LIMIT_S):
             await self.connection.execute(_SET_LIMITS, limits)
 
-    def _must_leave(self, stop: StopEvent) -> bool:
-        return stop.is_set or self.connection.is_login_outdated
-
-    async def _wait_for_lease(self, lease: Mapping[str, int], stop: StopEvent) -> None:
-        while not self._must_leave(stop):
+    async def _wait_for_lease(self, must_leave: Callable[[], bool]) -> None:
+        while not must_leave():
             try:
                 async with self.time_limit(LEASE_SLICE_S + 10, raw=True):
-                    await self.connection.execute(_LOCK_LEASE, lease)
+                    await self.connection.execute(_LOCK_LEASE, self._lease)
             except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled):
                 continue
             except psycopg.Error as error:
                 raise DatabaseUnavailable(describe(error)) from error
             return
 
-    async def _cancel_on(self, stop: StopEvent) -> None:
-        while not self._must_leave(stop):
+    async def _cancel_on(self, must_leave: Callable[[], bool], stop: StopEvent) -> None:
+        while not must_leave():
             await stop.sleep(LOGIN_CHECK_S)
         while True:  # repeated, because a cancel may come before the statement
             with suppress(psycopg.Error):

@@ -4,6 +4,7 @@ import asyncio
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -212,6 +213,32 @@ async def test_a_commit_whose_answer_is_lost_counts_once(
     check_invariants(settings, acknowledged(actions))
 
 
+@pytest.mark.parametrize("how", ["refuse", "freeze"])
+async def test_a_flusher_that_redis_does_not_answer_leaves_the_lease_to_another(
+    settings: Settings, make_proxy: MakeProxy, how: str
+) -> None:
+    url = settings.redis_url.reveal()
+    proxy = await make_proxy(urlsplit(url).port or 0)
+    through = settings_for(proxy.through(url), settings.database_url.reveal(), redis_timeout_s=1.0)
+    await make_board(settings)
+    actions = make_actions(60)
+
+    async with flushing(through) as leader:
+        await wait_for_condition(leader, Condition.FLUSHING)
+        async with flushing(settings) as other:
+            await wait_for_condition(other, Condition.STANDBY)
+            getattr(proxy, how)()
+            await act(settings, *actions[:30])
+            await wait_for_condition(other, Condition.FLUSHING, 30)
+            await wait_for_condition(leader, Condition.REDIS_AWAY)
+            await act(settings, *actions[30:])
+            await drained(settings)
+            await proxy.restore()
+            await wait_for_condition(leader, Condition.STANDBY, 30)
+
+    check_invariants(settings, acknowledged(actions))
+
+
 async def test_without_postgres_updates_succeed_up_to_the_cap_and_are_then_busy(
     redis_url: str, own_postgres: OwnPostgres
 ) -> None:
@@ -267,6 +294,8 @@ async def test_unresponsive_servers_time_out_and_are_used_again(
 ) -> None:
     monkeypatch.setattr("flusher.session.QUICK_LIMIT_S", 0.5)
     monkeypatch.setattr("flusher.writer.TRANSACTION_LIMIT_S", 0.5)
+    # A correction may be in progress when the database freezes.
+    monkeypatch.setattr("flusher.session.TRANSACTION_LIMIT_S", 2.0)
     monkeypatch.setattr("psycopg.AsyncConnection.cancel_safe", raise_cancellation_timeout)
     database = await make_proxy(postgres_server.port)
     valkey = await make_proxy(valkey_server.port)

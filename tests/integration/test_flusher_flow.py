@@ -8,6 +8,7 @@ import psycopg
 import pytest
 import redis
 
+from flusher.session import LEASE_LOCK
 from scoreboard.model import Action, Board, Layout, Partition, Receipt, partition_of
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.store.keys import GROUP
@@ -207,7 +208,7 @@ async def test_concurrent_flushers_count_each_action_once(
     """The lease only avoids work; without it the ledger and the row lock decide."""
     from flusher.writer import Writer
 
-    async def acquire_immediately(self: Writer, stop: object) -> bool:
+    async def acquire_immediately(self: Writer, stop: object, may_wait: object) -> bool:
         return True
 
     monkeypatch.setattr(Writer, "acquire_lease", acquire_immediately)
@@ -255,6 +256,45 @@ async def test_a_standby_takes_over_when_the_leader_is_killed(
             assert standby.stop() == 0
 
     check_invariants(settings, acknowledged(make_actions(10)))
+
+
+async def test_flushers_share_the_partitions_under_load(settings: Settings, tmp_path: Path) -> None:
+    """Another flusher gets its share; nothing is lost, and its death gives the share back."""
+    await make_board(settings, Board(layout=Layout(partitions=4)))
+    actions = make_actions(2000)
+
+    with FlusherProcess(settings, tmp_path / "one", SCOREBOARD_FLUSH_BATCH="5") as one:
+        one.wait_for("lease_taken", count=4)
+        with FlusherProcess(settings, tmp_path / "two", SCOREBOARD_FLUSH_BATCH="5") as two:
+            for start in range(0, 2000, 100):
+                await act(settings, *actions[start : start + 100])
+            await asyncio.to_thread(one.wait_for, "lease_yielded", 2)
+            await asyncio.to_thread(two.wait_for, "lease_taken", 2)
+            await drained(settings, partitions=4)
+            assert leased(settings) == 4
+            two.kill()
+        # Its two leases return, and without another flusher none is yielded again.
+        await asyncio.to_thread(one.wait_for, "lease_taken", 6)
+        more = make_actions(100, start=2000)
+        await act(settings, *more)
+        await drained(settings, partitions=4)
+        assert one.stop() == 0
+
+    check_invariants(settings, acknowledged(actions + more), partitions=4)
+    assert len(one.lines("lease_yielded")) == 2
+    assert not two.lines("lease_yielded")
+
+
+def leased(settings: Settings) -> int:
+    """Return how many partitions have a leader."""
+    ((count,),) = query(
+        settings,
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = %s::bigint::oid"
+        " AND granted"
+        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+        LEASE_LOCK,
+    )
+    return count
 
 
 async def test_a_missing_group_is_created_at_the_start_of_the_stream(

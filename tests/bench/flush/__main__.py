@@ -23,6 +23,7 @@ import uvloop
 
 from flusher import partition as partition_module
 from flusher.consumer import Consumer
+from flusher.leases import Leases
 from flusher.partition import PartitionFlusher
 from flusher.writer import Writer
 from scoreboard.errors import Unavailable
@@ -68,6 +69,7 @@ async def drain(
         settings,
         Consumer(reader, store, partition, timeout_s=settings.redis_timeout_s),
         store,
+        Leases([partition]),
     )
     postgres = stage.postgres.pid or 0
     costs = (time.monotonic(), time.process_time(), family_cpu_s(postgres))
