@@ -1,7 +1,6 @@
 """deploy/k8s: rendered, and consistent with settings, commands, ports and docker-compose.yml.
 
-No cluster is used; tests/proofs/kubernetes applies the same overlays to a control plane. Without a
-program that renders, these tests are skipped.
+No cluster is used. Without a program that renders, these tests are skipped.
 """
 
 import importlib.util
