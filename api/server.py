@@ -61,6 +61,7 @@ async def serve(
     CONNECTIONS.set_function(lambda: server.count)
     notice_s = min(settings.drain_notice_s, settings.drain_s / 2)
     async with server.listening(listener):
+        app.health.is_listening = True
         host, port = listener.getsockname()[:2]
         _log.info("api_listening", host=host, port=port)
         audit_start(settings)

@@ -95,7 +95,7 @@ class Streamer:
             for state in self.watcher.states.values()
         }
         checks[VIEWERS] = describe_viewers(admission.viewers, admission.capacity.viewers)
-        is_ready = self.watcher.is_ready and not self.is_draining
+        is_ready = self.watcher.is_ready and self._listening.is_open and not self.is_draining
         status = "draining" if self.is_draining else "ready" if is_ready else "not ready"
         return is_ready, {"status": status, "checks": checks | describe_secrets()}
 

@@ -116,6 +116,8 @@ class Health:
         self._board_states = _CachedChecks(self._board_names, self._check_boards, BOARDS_TTL_S)
         self._durability = _CachedChecks([DURABILITY], self._check_durability, DURABILITY_TTL_S)
         self._database = _CachedChecks([DATABASE], self._check_database, DATABASE_TTL_S)
+        self.is_listening = False
+        """Whether the port of the api accepts connections; the metrics port does so earlier."""
         self.draining = asyncio.Event()
         """Set when the process is about to stop."""
 
@@ -165,7 +167,8 @@ class Health:
     async def readiness(self) -> tuple[bool, dict[str, Any]]:
         """Return whether this process should get requests, and the facts that decide it."""
         found = await self.ready()
-        return found.status == "ready", {"status": found.status, "checks": found.checks}
+        status = found.status if self.is_listening else "not ready"
+        return status == "ready", {"status": status, "checks": found.checks}
 
     async def answer_live(self, _: Request) -> HttpResponse:
         """Answer the liveness probe."""
@@ -173,8 +176,9 @@ class Health:
 
     async def answer_ready(self, _: Request) -> HttpResponse:
         """Answer the readiness probe."""
-        is_ready, facts = await self.readiness()
-        return probes.readiness(is_ready=is_ready, facts=facts)
+        found = await self.ready()
+        facts = {"status": found.status, "checks": found.checks}
+        return probes.readiness(is_ready=found.status == "ready", facts=facts)
 
     async def _check_redis(self) -> list[Check]:
         await self._store.now_s()

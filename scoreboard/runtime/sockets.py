@@ -68,6 +68,11 @@ class Acceptor:
     def __init__(self) -> None:
         self._servers: list[asyncio.Server] = []
 
+    @property
+    def is_open(self) -> bool:
+        """Whether connections are accepted."""
+        return bool(self._servers)
+
     async def begin(
         self, listener: socket.socket, protocol: Callable[[], asyncio.Protocol], backlog: int
     ) -> None:

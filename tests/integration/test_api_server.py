@@ -4,13 +4,17 @@ import asyncio
 import contextlib
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import redis
 
+from api.app import create_app
+from api.server import bind, serve
 from scoreboard.model import Board, Layout, Partition
+from scoreboard.runtime.lifecycle import StopEvent
 from scoreboard.store.keys import PartitionKeys
 from tests.support.eventually import eventually_async
 from tests.support.fakes.proxy import MakeProxy
@@ -19,6 +23,7 @@ from tests.support.servers.api import (
     UPDATE_PATH,
     ApiClient,
     StartApi,
+    api_settings,
     open_boards,
 )
 from tests.support.servers.stores import EmbeddedValkey, OwnValkey
@@ -302,6 +307,30 @@ async def test_an_api_started_without_redis_waits_for_it(
         return (await client.update()).status_code == 200
 
     await eventually_async(works)
+
+
+async def test_the_metrics_port_says_ready_only_while_the_api_listens(
+    redis_url: str, jwks_file: Path
+) -> None:
+    """The metrics port is served earlier; traffic would be refused meanwhile."""
+    await open_boards(redis_url)
+    settings = api_settings(redis_url, jwks_file)
+    api = create_app(settings)
+    listener, stop, started = bind("127.0.0.1", 0), StopEvent(5), asyncio.Event()
+
+    async def loaded() -> bool:
+        return (await api.health.ready()).status == "ready"
+
+    async with api.running():
+        await eventually_async(loaded)
+        assert (await api.health.readiness())[0] is False
+
+        served = asyncio.create_task(serve(api, settings, listener, stop, started=started.set))
+        await asyncio.wait_for(started.wait(), 10)
+        assert (await api.health.readiness())[0] is True
+        stop.set()
+        await asyncio.wait_for(served, 10)
+        assert (await api.health.readiness())[0] is False
 
 
 async def test_readiness_reports_each_dependency(

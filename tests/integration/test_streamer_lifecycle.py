@@ -28,7 +28,8 @@ from scoreboard.runtime.settings import PREFIX
 from scoreboard.runtime.telemetry import REGISTRY
 from scoreboard.store.client import make_client
 from scoreboard.store.store import Store
-from streamer.server import drain_time_s
+from streamer.handshake.listener import make_listener
+from streamer.server import Streamer, drain_time_s, running
 from tests.support.clients.viewer import (
     Closed,
     Connect,
@@ -179,6 +180,19 @@ async def test_sigterm_sends_bye_to_every_viewer_and_exits_in_time(
     assert all(one["reconnect"] and one["delay_ms"][1] > 0 for one in ends)
     assert await asyncio.to_thread(program.process.wait, 30) == 0
     assert time.monotonic() - began_s < 20
+
+
+async def test_a_streamer_is_ready_only_once_it_listens(redis_url: str, jwks_file: Path) -> None:
+    """The metrics port is served earlier; viewers would be refused meanwhile."""
+    settings = streamer_settings(redis_url, jwks_file=jwks_file)
+    async with make_client(settings, name="test") as client:
+        await open_board(Store(client))
+    streamer = Streamer(settings)
+    async with running(streamer):
+        await eventually_async(lambda: streamer.watcher.is_ready)
+        assert streamer.readiness()[0] is False
+        await streamer.listen(make_listener(settings, shared=False))
+        assert streamer.readiness()[0] is True
 
 
 async def test_draining_process_is_not_ready_and_still_sends_boards(
