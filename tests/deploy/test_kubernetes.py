@@ -111,8 +111,11 @@ def test_only_dev_has_secrets_and_git_has_none_of_them(
         assert subprocess.run(ignored, cwd=ROOT, check=False).returncode == 0
 
 
-def test_the_rules_are_those_of_prometheus(prod: Installation) -> None:
+def test_the_copy_of_the_rules_is_current() -> None:
     subprocess.run([sys.executable, MANIFESTS / "build.py", "--check"], check=True)
+
+
+def test_the_rules_are_those_of_prometheus(prod: Installation) -> None:
     for path in (ROOT / "deploy/prometheus/rules").glob("*.yml"):
         rule = prod.get("PrometheusRule", f"scoreboard-{path.stem}")
         assert rule["spec"] == yaml.safe_load(path.read_text())
