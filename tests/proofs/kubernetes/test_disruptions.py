@@ -1,0 +1,186 @@
+"""Rollouts, faulty images and drained nodes leave enough pods ready, at every moment."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.proofs.kubernetes.api_server import ApiError, Object
+from tests.proofs.kubernetes.installation import NAMESPACE, SERVICES, Installation, path, show
+from tests.proofs.kubernetes.kubelet import MISSING, UNHEALTHY, ZONES
+from tests.proofs.kubernetes.overlays import DEV, HPA
+from tests.proofs.kubernetes.pod_counts import COMPONENT, is_ready, ready_pods
+
+pytestmark = pytest.mark.parametrize("installed", [DEV, HPA], indirect=True)
+
+WORKLOADS = [f"deployment/{name}" for name in SERVICES]
+ZONE = "topology.kubernetes.io/zone"
+DEADLINE_S = 4
+DRAIN = ("--ignore-daemonsets", "--delete-emptydir-data", "--timeout=100s")
+
+
+def minimums(installation: Installation) -> dict[str, int]:
+    """Return how many pods of each Deployment its strategy keeps ready during a rollout."""
+    found = {}
+    for deployment in services(installation):
+        rolling = deployment["spec"]["strategy"]["rollingUpdate"]
+        assert isinstance(rolling["maxUnavailable"], int), "a number is easier to reason about"
+        component = deployment["spec"]["template"]["metadata"]["labels"][COMPONENT]
+        found[component] = deployment["spec"]["replicas"] - rolling["maxUnavailable"]
+    return found
+
+
+def services(installation: Installation) -> list[Object]:
+    """Return the Deployments of the services."""
+    return [installation.get("deployments", name) for name in SERVICES]
+
+
+def until_all_are_rolled_out(installation: Installation) -> None:
+    for workload in WORKLOADS:
+        installation.until_rolled_out(workload)
+    installation.until_budgets_are_met()
+
+
+def nodes_of(installation: Installation, zone: str) -> list[str]:
+    nodes = installation.cluster.api.items("/api/v1/nodes", labelSelector=f"{ZONE}={zone}")
+    return [node["metadata"]["name"] for node in nodes]
+
+
+def zones_of(installation: Installation, pods: list[Object]) -> list[str]:
+    """Return the zone of each pod."""
+    zones = {name: zone for zone in ZONES for name in nodes_of(installation, zone)}
+    return [zones[pod["spec"]["nodeName"]] for pod in pods]
+
+
+@contextmanager
+def drained(installation: Installation, nodes: list[str]) -> Iterator[None]:
+    """Drain nodes as an administrator does, and open them again."""
+    try:
+        installation.cluster.kubectl("drain", *nodes, *DRAIN)
+        yield
+    finally:
+        installation.cluster.kubectl("uncordon", *nodes)
+
+
+def test_every_deployment_has_a_budget_that_lets_one_pod_go(installed: Installation) -> None:
+    installed.until_complete()
+    budgets = {found["metadata"]["name"]: found for found in installed.live("poddisruptionbudgets")}
+    for deployment in services(installed):
+        status = budgets[deployment["metadata"]["name"]]["status"]
+        replicas = deployment["spec"]["replicas"]
+        assert status["expectedPods"] == status["currentHealthy"] == replicas, show(status)
+        assert status["disruptionsAllowed"] == 1, show(status)
+
+
+def test_a_second_pod_is_not_evicted_before_the_first_is_replaced(
+    installed: Installation,
+) -> None:
+    installed.until_complete()
+    for budget in installed.live("poddisruptionbudgets"):
+        pods = installed.pods(budget["metadata"]["name"])
+        answers = []
+        for pod in pods:
+            name = pod["metadata"]["name"]
+            eviction = {
+                "apiVersion": "policy/v1",
+                "kind": "Eviction",
+                "metadata": {"name": name, "namespace": NAMESPACE},
+            }
+            try:
+                installed.cluster.api.create(f"{path('pods', name)}/eviction", eviction)
+            except ApiError as refused:
+                answers.append(refused.status)
+            else:
+                answers.append(201)
+        assert answers == [201, *[429] * (len(pods) - 1)], budget["metadata"]["name"]
+    until_all_are_rolled_out(installed)
+
+
+def test_a_rollout_keeps_all_replicas_ready(installed: Installation) -> None:
+    installed.until_complete()
+    floors = minimums(installed)
+    with ready_pods(installed.cluster, NAMESPACE) as counts:
+        installed.cluster.kubectl("rollout", "restart", *WORKLOADS, "-n", NAMESPACE)
+        until_all_are_rolled_out(installed)
+    lowest = counts.lowest()
+    assert all(lowest[name] >= least for name, least in floors.items()), (lowest, floors)
+
+
+@pytest.mark.parametrize("tag", [MISSING, UNHEALTHY])
+def test_a_faulty_image_replaces_no_pod_and_can_be_taken_back(
+    installed: Installation, tag: str
+) -> None:
+    installed.until_complete()
+    floors = minimums(installed)
+    before = {}
+    for deployment in services(installed):
+        name = deployment["metadata"]["name"]
+        before[name] = deployment["spec"]["template"]
+        # The default is ten minutes.
+        spec = {"minReadySeconds": 0, "progressDeadlineSeconds": DEADLINE_S}
+        installed.patch("deployments", name, {"spec": spec})
+    with ready_pods(installed.cluster, NAMESPACE) as counts:
+        for name in before:
+            installed.cluster.kubectl(
+                *("set", "image", f"deployment/{name}", f"*=scoreboard:{tag}", "-n", NAMESPACE)
+            )
+        for name in before:
+            done = installed.cluster.run(
+                *("rollout", "status", f"deployment/{name}", "--timeout=60s", "-n", NAMESPACE)
+            )
+            assert done.returncode == 1, name
+            assert "exceeded its progress deadline" in done.stderr, done.stderr
+        for name in before:
+            installed.cluster.kubectl("rollout", "undo", f"deployment/{name}", "-n", NAMESPACE)
+        until_all_are_rolled_out(installed)
+    lowest = counts.lowest()
+    assert all(lowest[name] >= least for name, least in floors.items()), (lowest, floors)
+    for component, images in counts.images.items():
+        assert f"scoreboard:{tag}" not in images, component
+    for name, template in before.items():
+        assert installed.get("deployments", name)["spec"]["template"] == template
+    installed.apply()
+
+
+def test_pods_are_spread_over_zones_and_nodes(installed: Installation) -> None:
+    for deployment in services(installed):
+        name = deployment["metadata"]["name"]
+        pods = installed.pods(name)
+        zones = zones_of(installed, pods)
+        counts = [zones.count(zone) for zone in ZONES]
+        assert max(counts) - min(counts) <= 1, (name, counts)
+        nodes = [pod["spec"]["nodeName"] for pod in pods]
+        assert len(set(nodes)) == len(nodes), (name, nodes)
+
+
+def test_a_node_is_drained_within_the_budgets(installed: Installation) -> None:
+    installed.until_complete()
+    floors = installed.floors()
+    busiest = max(
+        installed.cluster.nodes.names,
+        key=lambda name: sum(pod["spec"].get("nodeName") == name for pod in installed.live("pods")),
+    )
+    with (
+        ready_pods(installed.cluster, NAMESPACE) as counts,
+        drained(installed, [busiest]),
+    ):
+        left = [pod for pod in installed.live("pods") if pod["spec"].get("nodeName") == busiest]
+        assert not [pod for pod in left if pod["status"]["phase"] == "Running"]
+        until_all_are_rolled_out(installed)
+    lowest = counts.lowest()
+    assert all(lowest[name] >= least for name, least in floors.items()), (lowest, floors)
+
+
+def test_the_services_live_without_a_zone(installed: Installation) -> None:
+    """A spread that must hold would leave the pods of the drained zone without a node."""
+    installed.until_complete()
+    floors = installed.floors()
+    lost = nodes_of(installed, ZONES[0])
+    with ready_pods(installed.cluster, NAMESPACE) as counts, drained(installed, lost):
+        until_all_are_rolled_out(installed)
+        for deployment in services(installed):
+            pods = installed.pods(deployment["metadata"]["name"])
+            assert sum(map(is_ready, pods)) == deployment["spec"]["replicas"]
+            assert ZONES[0] not in zones_of(installed, pods)
+    lowest = counts.lowest()
+    assert all(lowest[name] >= least for name, least in floors.items()), (lowest, floors)

@@ -1,0 +1,90 @@
+"""What the containers get from the cluster: settings, secrets, identities and nothing else."""
+
+import pytest
+
+from scoreboard.runtime import settings
+from tests.proofs.kubernetes.installation import NAMESPACE, Installation
+from tests.proofs.kubernetes.kubelet import Started
+from tests.proofs.kubernetes.overlays import HPA, KEDA
+
+OWN_IMAGE = "scoreboard"
+
+
+def started(installation: Installation) -> list[Started]:
+    """Return how the pods that exist were started."""
+    installation.until_complete()
+    nodes = installation.cluster.nodes
+    return [nodes.started[pod["metadata"]["uid"]] for pod in installation.live("pods")]
+
+
+def test_no_service_is_injected(installed: Installation) -> None:
+    """A Service named kong would set KONG_PORT, which Kong reads as a setting."""
+    for pod in started(installed):
+        assert {name.partition("_")[0] for name in pod.injected} == {"KUBERNETES"}, pod.pod[
+            "metadata"
+        ]["name"]
+
+
+def test_every_reference_in_the_environment_is_resolved(installed: Installation) -> None:
+    for pod in started(installed):
+        for container, variables in pod.environment.items():
+            unresolved = {key: text for key, text in variables.items() if "$(" in text}
+            assert not unresolved, (pod.pod["metadata"]["name"], container)
+
+
+def test_the_settings_of_every_container_are_valid(installed: Installation) -> None:
+    loaded = 0
+    for pod in started(installed):
+        for container in [
+            *pod.pod["spec"].get("initContainers", []),
+            *pod.pod["spec"]["containers"],
+        ]:
+            if container["image"].rpartition(":")[0].rpartition("/")[2] == OWN_IMAGE:
+                settings.load({**pod.injected, **pod.environment[container["name"]]})
+                loaded += 1
+    assert loaded >= 4
+
+
+def test_no_pod_can_use_the_api_of_the_cluster(installed: Installation) -> None:
+    for pod in started(installed):
+        # A token without an audience, or with that of the API server, is one for its API.
+        assert "" not in pod.tokens, pod.pod["metadata"]["name"]
+        for mounted in pod.pod["spec"].get("volumes", []):
+            assert not mounted["name"].startswith("kube-api-access"), pod.pod["metadata"]["name"]
+    for account in installed.live("serviceaccounts"):
+        name = account["metadata"]["name"]
+        done = installed.cluster.run(
+            *("auth", "can-i", "--list", "--no-headers", "-n", NAMESPACE),
+            f"--as=system:serviceaccount:{NAMESPACE}:{name}",
+        )
+        rights = {line.split()[0] for line in done.stdout.splitlines() if line[0].isalpha()}
+        assert rights <= {
+            "selfsubjectreviews.authentication.k8s.io",
+            "selfsubjectaccessreviews.authorization.k8s.io",
+            "selfsubjectrulesreviews.authorization.k8s.io",
+        }, name
+
+
+@pytest.mark.parametrize("installed", [KEDA], indirect=True)
+def test_each_component_has_an_account_of_its_own(installed: Installation) -> None:
+    components: dict[str, set[str]] = {}
+    for pod in started(installed):
+        account = pod.pod["spec"]["serviceAccountName"]
+        component = pod.pod["metadata"]["labels"]["app.kubernetes.io/component"]
+        components.setdefault(account, set()).add(component)
+    shared = {account: users for account, users in components.items() if len(users) > 1}
+    assert not shared
+    assert "default" not in components
+
+
+@pytest.mark.parametrize("installed", [HPA], indirect=True)
+def test_accounts_that_read_secrets_have_a_role_on_aws(installed: Installation) -> None:
+    roles: dict[str, str] = {}
+    used = {pod["spec"]["serviceAccountName"] for pod in installed.live("pods")}
+    for account in installed.live("serviceaccounts"):
+        annotations = account["metadata"].get("annotations", {})
+        if role := annotations.get("eks.amazonaws.com/role-arn"):
+            roles[account["metadata"]["name"]] = role
+    assert used <= set(roles)
+    assert all(role.startswith("arn:aws:iam::") for role in roles.values()), roles
+    assert len(set(roles.values())) == len(roles), "two accounts share a role"
