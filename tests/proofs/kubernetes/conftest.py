@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.proofs.kubernetes import definitions, overlays, programs
+from tests.proofs.kubernetes import definitions, programs
 from tests.proofs.kubernetes.control_plane import Cluster, cluster
-from tests.proofs.kubernetes.installation import MANIFESTS, Installation, render
+from tests.proofs.kubernetes.installation import Installation, render
+from tests.support.manifests import MANIFESTS, OVERLAYS, copy_manifests
 
 
 @pytest.fixture(scope="session")
@@ -27,10 +28,10 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def filled_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of the overlays that are ready to be applied."""
-    return overlays.copy_manifests(tmp_path_factory.mktemp("manifests"))
+    return copy_manifests(tmp_path_factory.mktemp("manifests"))
 
 
-@pytest.fixture(scope="session", params=overlays.NAMES)
+@pytest.fixture(scope="session", params=OVERLAYS)
 def installed(
     request: pytest.FixtureRequest, plane: Cluster, filled_in: Path
 ) -> Iterator[Installation]:
@@ -53,4 +54,4 @@ def installed(
 @pytest.fixture(scope="session")
 def template(plane: Cluster) -> str:
     """Return the objects of the overlay prod as it is in the repository."""
-    return render(plane, MANIFESTS / "overlays" / overlays.KEDA)
+    return render(plane, MANIFESTS / "overlays/prod")

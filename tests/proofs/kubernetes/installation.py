@@ -10,10 +10,8 @@ from typing import Any, Final
 from tests.proofs.kubernetes.api_server import Object
 from tests.proofs.kubernetes.control_plane import Cluster
 from tests.support.eventually import eventually
-from tests.support.repository import ROOT
+from tests.support.manifests import NAMESPACE
 
-MANIFESTS: Final = ROOT / "deploy/k8s"
-NAMESPACE: Final = "scoreboard"
 SERVICES: Final = ("api", "flusher", "kong", "streamer")
 """The Deployments that serve; those of the stores of dev are not made to."""
 APPLY: Final = ("apply", "--server-side", "--validate=strict", "-f", "-")

@@ -23,32 +23,35 @@ STORAGE_CLASS: Final[Object] = {
 
 async def provision(api: AsyncApi) -> None:
     """Create a volume for each claim and delete it with the claim, as a provisioner does."""
-    async for kind, claim in api.watch("/api/v1/persistentvolumeclaims"):
-        metadata, spec = claim["metadata"], claim["spec"]
-        name = f"volume-{metadata['uid']}"
-        if kind == "DELETED":
-            await api.send("DELETE", f"{VOLUMES}/{name}")
-        elif spec.get("storageClassName") == CLASS and not spec.get("volumeName"):
-            await api.send(
-                "POST",
-                VOLUMES,
-                {
-                    "apiVersion": "v1",
-                    "kind": "PersistentVolume",
-                    "metadata": {"name": name},
-                    "spec": {
-                        "capacity": spec["resources"]["requests"],
-                        "accessModes": spec["accessModes"],
-                        "storageClassName": CLASS,
-                        "persistentVolumeReclaimPolicy": "Retain",
-                        "hostPath": {"path": "/nonexistent"},
-                        "claimRef": {
-                            "apiVersion": "v1",
-                            "kind": "PersistentVolumeClaim",
-                            "namespace": metadata["namespace"],
-                            "name": metadata["name"],
-                            "uid": metadata["uid"],
-                        },
-                    },
-                },
-            )
+    async with api:
+        async for kind, claim in api.watch("/api/v1/persistentvolumeclaims"):
+            name = f"volume-{claim['metadata']['uid']}"
+            spec = claim["spec"]
+            if kind == "DELETED":
+                await api.send("DELETE", f"{VOLUMES}/{name}")
+            elif spec.get("storageClassName") == CLASS and not spec.get("volumeName"):
+                await api.send("POST", VOLUMES, _volume(name, claim))
+
+
+def _volume(name: str, claim: Object) -> Object:
+    """Return a volume for one claim."""
+    metadata, spec = claim["metadata"], claim["spec"]
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": name},
+        "spec": {
+            "capacity": spec["resources"]["requests"],
+            "accessModes": spec["accessModes"],
+            "storageClassName": CLASS,
+            "persistentVolumeReclaimPolicy": "Retain",
+            "hostPath": {"path": "/nonexistent"},
+            "claimRef": {
+                "apiVersion": "v1",
+                "kind": "PersistentVolumeClaim",
+                "namespace": metadata["namespace"],
+                "name": metadata["name"],
+                "uid": metadata["uid"],
+            },
+        },
+    }

@@ -11,7 +11,6 @@ from tests.proofs.kubernetes.installation import (
     path,
     show,
 )
-from tests.proofs.kubernetes.overlays import KEDA
 
 POD = {
     "apiVersion": "v1",
@@ -77,7 +76,7 @@ def test_each_container_states_what_it_needs(installed: Installation) -> None:
     assert not installed.cluster.api.items(f"/api/v1/namespaces/{NAMESPACE}/resourcequotas")
 
 
-@pytest.mark.parametrize("installed", [KEDA], indirect=True)
+@pytest.mark.parametrize("installed", ["prod"], indirect=True)
 def test_an_overlay_that_was_not_filled_in_is_refused(
     installed: Installation, template: str
 ) -> None:

@@ -13,11 +13,10 @@ import pytest
 
 from tests.proofs.kubernetes.api_server import Object
 from tests.proofs.kubernetes.installation import Installation, path, show
-from tests.proofs.kubernetes.overlays import HPA
 from tests.support.eventually import eventually
 
-SHORT_PERIOD_S = 8
-SHORT_WINDOW_S = 4
+SHORT_PERIOD_S = 6
+SHORT_WINDOW_S = 8
 IDLE_MILLICORES = 10
 
 
@@ -32,9 +31,15 @@ def request_of(deployment: Object) -> int:
     return sum(millicores(each["resources"]["requests"]["cpu"]) for each in spec["containers"])
 
 
-def condition(autoscaler: Object, kind: str) -> Object:
-    found = {each["type"]: each for each in autoscaler["status"].get("conditions", [])}
-    return found.get(kind, {})
+def use_of(status: Object) -> int:
+    """Return the processor use in percent of the request, or -1 before it was measured."""
+    metrics = status.get("currentMetrics") or [{}]
+    return metrics[0].get("resource", {}).get("current", {}).get("averageUtilization", -1)
+
+
+def reasons(status: Object) -> set[str]:
+    """Return the reasons of the conditions."""
+    return {each["reason"] for each in status.get("conditions", [])}
 
 
 def fewest_after(policies: list[Object], replicas: int) -> int:
@@ -58,84 +63,106 @@ def most_after(policies: list[Object], replicas: int) -> int:
     )
 
 
+class Scaling:
+    """An autoscaler, and every number of replicas that it sets."""
+
+    def __init__(self, installation: Installation, name: str) -> None:
+        self.installation = installation
+        self.name = name
+        self.spec = self.get()["spec"]
+        (self.percent,) = (
+            metric["resource"]["target"]["averageUtilization"]
+            for metric in self.spec["metrics"]
+            if metric["type"] == "Resource"
+        )
+        deployment = installation.get("deployments", name)
+        self.on_target = request_of(deployment) * self.percent // 100
+        """What each pod uses, in millicores, when their number is right."""
+        self.steps: list[tuple[float, int]] = []
+
+    def get(self) -> Object:
+        """Return the autoscaler."""
+        return self.installation.get("horizontalpodautoscalers", self.name)
+
+    def see(self, kind: str, deployment: Object) -> None:
+        """Note a change of the number of replicas."""
+        if deployment["metadata"]["name"] == self.name:
+            replicas = deployment["spec"]["replicas"]
+            if not self.steps or self.steps[-1][1] != replicas:
+                self.steps.append((time.monotonic(), replicas))
+
+    def use(self, millicores: int) -> None:
+        """Let each pod use this much."""
+        self.installation.cluster.metrics.millicores[self.name] = millicores
+
+    def set_behavior(self, behavior: Object) -> None:
+        """Replace the policies."""
+        change = {"spec": {"behavior": behavior}}
+        self.installation.patch("horizontalpodautoscalers", self.name, change)
+
+    def until(self, check: Callable[[Object], bool], within_s: float = 30) -> None:
+        """Wait until the status of the autoscaler fulfils a condition."""
+
+        def holds() -> bool:
+            found = self.get()
+            assert check(found["status"]), f"{show(found['status'])}, {self.steps}"
+            return True
+
+        eventually(holds, within_s=within_s, every_s=0.1)
+
+    def until_replicas(self, wanted: int, within_s: float = 30) -> None:
+        """Wait until the autoscaler wants a number of replicas and the Deployment has it."""
+        self.until(lambda status: status.get("desiredReplicas") == wanted, within_s)
+        self.installation.until_rolled_out(f"deployment/{self.name}")
+
+
+def short(rules: Object) -> Object:
+    """Return rules with the same policies, whose window and periods are seconds.
+
+    The window stays longer than a period, or a policy would undo what was just added at once.
+    """
+    policies = [{**policy, "periodSeconds": SHORT_PERIOD_S} for policy in rules["policies"]]
+    window = min(rules["stabilizationWindowSeconds"], SHORT_WINDOW_S)
+    return {**rules, "stabilizationWindowSeconds": window, "policies": policies}
+
+
 @pytest.mark.parametrize("name", ["api", "streamer"])
-@pytest.mark.parametrize("installed", [HPA], indirect=True)
+@pytest.mark.parametrize("installed", ["prod-hpa"], indirect=True)
 def test_an_autoscaler_follows_the_load_at_the_pace_of_its_policies(
     installed: Installation, name: str
 ) -> None:
     installed.until_complete()
-    metrics = installed.cluster.metrics
-    autoscaler = installed.get("horizontalpodautoscalers", name)
-    spec = autoscaler["spec"]
-    behavior = spec["behavior"]
-    percent = next(
-        metric["resource"]["target"]["averageUtilization"]
-        for metric in spec["metrics"]
-        if metric["type"] == "Resource"
-    )
-    on_target = request_of(installed.get("deployments", name)) * percent // 100
-    steps: list[tuple[float, int]] = []
-
-    def see(kind: str, deployment: Object) -> None:
-        if deployment["metadata"]["name"] == name:
-            replicas = deployment["spec"]["replicas"]
-            if not steps or steps[-1][1] != replicas:
-                steps.append((time.monotonic(), replicas))
-
-    def until(check: Callable[[Object], bool], within_s: float) -> None:
-        def holds() -> bool:
-            found = installed.get("horizontalpodautoscalers", name)
-            assert check(found), show(found["status"])
-            return True
-
-        eventually(holds, within_s=within_s, every_s=0.2)
-
-    def measured(low: int, high: int) -> Callable[[Object], bool]:
-        def check(found: Object) -> bool:
-            current = found["status"].get("currentMetrics") or [{}]
-            value = current[0].get("resource", {}).get("current", {}).get("averageUtilization", -1)
-            return low <= value <= high
-
-        return check
-
-    least = spec["minReplicas"]
-    metrics.millicores[name] = IDLE_MILLICORES
-    until(lambda found: found["status"].get("desiredReplicas") == least, within_s=30)
-    installed.until_rolled_out(f"deployment/{name}")
-    with installed.cluster.api.watch(path("deployments"), see):
-        # Three times the load: the policies allow less in the first period.
-        metrics.millicores[name] = on_target * 3
-        allowed = most_after(behavior["scaleUp"]["policies"], least)
-        until(lambda found: found["status"]["desiredReplicas"] > least, within_s=20)
-        metrics.millicores[name] = on_target
-        until(measured(percent - 2, percent), within_s=20)
-        high = installed.get("deployments", name)["spec"]["replicas"]
-        assert high == min(allowed, least * 3), steps
-        # Without load, the window holds the pods.
-        metrics.millicores[name] = IDLE_MILLICORES
-        until(
-            lambda found: condition(found, "AbleToScale").get("reason") == "ScaleDownStabilized",
-            within_s=20,
+    scaling = Scaling(installed, name)
+    behavior = scaling.spec["behavior"]
+    up, down = behavior["scaleUp"], behavior["scaleDown"]
+    least = scaling.spec["minReplicas"]
+    scaling.use(IDLE_MILLICORES)
+    scaling.until_replicas(least)
+    scaling.set_behavior({"scaleUp": short(up), "scaleDown": down})
+    with installed.cluster.api.watch(path("deployments"), scaling.see):
+        # Three times the load: the policies allow less in one period.
+        high = most_after(up["policies"], least)
+        assert least < high < least * 3
+        scaling.use(scaling.on_target * 3)
+        scaling.until(lambda status: status["desiredReplicas"] == high)
+        scaling.use(scaling.on_target)
+        scaling.until(
+            lambda status: use_of(status) in range(scaling.percent - 2, scaling.percent + 1)
         )
-        assert behavior["scaleDown"]["stabilizationWindowSeconds"] >= 300
-        assert installed.get("deployments", name)["spec"]["replicas"] == high
-        # The same policies in shorter periods.
-        down = {
-            "stabilizationWindowSeconds": SHORT_WINDOW_S,
-            "policies": [
-                {**policy, "periodSeconds": SHORT_PERIOD_S}
-                for policy in behavior["scaleDown"]["policies"]
-            ],
-        }
-        change = {"spec": {"behavior": {"scaleDown": down}}}
-        installed.patch("horizontalpodautoscalers", name, change)
-        until(lambda found: found["status"]["desiredReplicas"] == least, within_s=90)
-    peak = steps.index(next(step for step in steps if step[1] == high))
-    for (before, replicas), (after, fewer) in pairwise(steps[peak:]):
-        assert fewer >= fewest_after(behavior["scaleDown"]["policies"], replicas), steps
-        if replicas != high:
-            assert after - before >= SHORT_PERIOD_S - 3, steps
-    assert steps[-1][1] == least
-    restored = {"spec": {"behavior": {"scaleDown": behavior["scaleDown"]}}}
-    installed.patch("horizontalpodautoscalers", name, restored)
-    installed.until_rolled_out(f"deployment/{name}")
+        scaling.until_replicas(high)
+        # Without load, the window of the manifest holds the pods.
+        scaling.use(IDLE_MILLICORES)
+        scaling.until(lambda status: "ScaleDownStabilized" in reasons(status))
+        assert down["stabilizationWindowSeconds"] >= 300
+        assert scaling.steps[-1][1] == high
+        scaling.set_behavior({"scaleUp": up, "scaleDown": short(down)})
+        scaling.until_replicas(least, within_s=SHORT_PERIOD_S * high)
+    scaling.set_behavior(behavior)
+    assert scaling.steps[0][1] == least
+    peak = [replicas for _, replicas in scaling.steps].index(high)
+    descent = scaling.steps[peak:]
+    for (before, replicas), (after, fewer) in pairwise(descent):
+        assert fewer >= fewest_after(down["policies"], replicas), scaling.steps
+        # The first step waits for the window only; the controller looks every two seconds.
+        assert replicas == high or after - before >= SHORT_PERIOD_S - 2, scaling.steps
+    assert max(replicas for _, replicas in scaling.steps) == high

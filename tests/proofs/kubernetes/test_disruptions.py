@@ -8,10 +8,9 @@ import pytest
 from tests.proofs.kubernetes.api_server import ApiError, Object
 from tests.proofs.kubernetes.installation import NAMESPACE, SERVICES, Installation, path, show
 from tests.proofs.kubernetes.kubelet import MISSING, UNHEALTHY, ZONES
-from tests.proofs.kubernetes.overlays import DEV, HPA
 from tests.proofs.kubernetes.pod_counts import COMPONENT, is_ready, ready_pods
 
-pytestmark = pytest.mark.parametrize("installed", [DEV, HPA], indirect=True)
+pytestmark = pytest.mark.parametrize("installed", ["dev", "prod-hpa"], indirect=True)
 
 WORKLOADS = [f"deployment/{name}" for name in SERVICES]
 ZONE = "topology.kubernetes.io/zone"
