@@ -47,6 +47,16 @@ class Cluster:
     kubeconfig: Path
     processes: dict[str, Process]
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """Return the environment in which kubectl is the administrator."""
+        return {
+            **os.environ,
+            "KUBECONFIG": str(self.kubeconfig),
+            # kubectl keeps there what the API server offers.
+            "KUBECACHEDIR": str(self.kubeconfig.with_name("cache")),
+        }
+
     def run(
         self, *arguments: str | Path, stdin: str | None = None, timeout: float = KUBECTL_S
     ) -> subprocess.CompletedProcess[str]:
@@ -58,7 +68,7 @@ class Cluster:
             text=True,
             check=False,
             timeout=timeout,
-            env={**os.environ, "KUBECONFIG": str(self.kubeconfig), "HOME": "/nonexistent"},
+            env=self.environment,
         )
 
     def kubectl(

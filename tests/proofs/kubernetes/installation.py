@@ -77,19 +77,30 @@ class Installation:
         """Wait until each Deployment and StatefulSet serves and each Job has completed."""
         for kind in ("deployments", "statefulsets"):
             for name in self.names(kind):
-                self.until_rolled_out(f"{kind}/{name}")
+                self.until_rolled_out(kind, name)
         for name in self.names("jobs"):
-            self.cluster.kubectl(
-                *("wait", "--for=condition=Complete", f"job/{name}", f"--timeout={ROLLOUT_S}s"),
-                *("-n", NAMESPACE),
-            )
+            eventually(lambda name=name: self._is_complete(name), within_s=ROLLOUT_S)
         self.until_budgets_are_met()
 
-    def until_rolled_out(self, workload: str) -> None:
+    def until_rolled_out(self, kind: str, name: str) -> None:
         """Wait until all pods of a workload are of its newest revision and ready."""
-        self.cluster.kubectl(
-            "rollout", "status", workload, f"--timeout={ROLLOUT_S}s", "-n", NAMESPACE
-        )
+
+        def rolled_out() -> bool:
+            found = self.get(kind, name)
+            wanted, status = found["spec"]["replicas"], found["status"]
+            counts = [
+                status.get(f"{state}eplicas", 0)
+                for state in ("r", "updatedR", "readyR", "availableR")
+            ]
+            assert status.get("observedGeneration") == found["metadata"]["generation"], name
+            assert counts == [wanted] * 4, (name, status)
+            return True
+
+        eventually(rolled_out, within_s=ROLLOUT_S, every_s=0.05)
+
+    def _is_complete(self, job: str) -> bool:
+        conditions = self.get("jobs", job)["status"].get("conditions", [])
+        return any(each["type"] == "Complete" and each["status"] == "True" for each in conditions)
 
     def until_budgets_are_met(self) -> None:
         """Wait until the controller has counted the ready pods of each budget."""

@@ -109,7 +109,7 @@ class Nodes:
         self._thread.start()
         for name in self.names:
             kubelet = Kubelet(self, name, f"zone-{name[5]}")
-            self._running.append(self.spawn(kubelet.run()))
+            self.spawn(kubelet.run())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -121,7 +121,7 @@ class Nodes:
         self._thread.join(20)
         self._loop.close()
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> Future[None]:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine until the nodes stop; what it raises is kept in ``failures``."""
 
         async def guarded() -> None:
@@ -130,17 +130,17 @@ class Nodes:
             except Exception as error:  # noqa: BLE001 - the tests see it in `failures`
                 self.failures.append(error)
 
-        return asyncio.run_coroutine_threadsafe(guarded(), self._loop)
+        self._running.append(asyncio.run_coroutine_threadsafe(guarded(), self._loop))
 
     def next_address(self) -> str:
         """Return the address of a new pod."""
         return next(self._addresses)
 
     async def _stop(self) -> None:
-        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """Wait until the nodes, which were cancelled, have closed their connections."""
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        if tasks:
+            await asyncio.wait(tasks, timeout=10)
 
 
 class Kubelet:
@@ -174,7 +174,7 @@ class Kubelet:
         known = self._pods.get(uid)
         if known is None:
             known = self._pods[uid] = RunningPod(self, pod)
-            known.start(tasks)
+            tasks.create_task(known.live())
         known.update(pod)
 
     async def _register(self) -> None:
@@ -245,11 +245,6 @@ class RunningPod:
         self._address = self.nodes.next_address()
         self._deleted = asyncio.Event()
         self._states: dict[str, Object] = {}
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self, tasks: asyncio.TaskGroup) -> None:
-        """Begin the life of the pod."""
-        self._task = tasks.create_task(self._live())
 
     def update(self, pod: Object) -> None:
         """Take note of a change."""
@@ -258,11 +253,11 @@ class RunningPod:
             self._deleted.set()
 
     def end(self) -> None:
-        """Forget the pod, which no longer exists."""
-        if self._task is not None:
-            self._task.cancel()
+        """Stop what is left of the pod, which no longer exists."""
+        self._deleted.set()
 
-    async def _live(self) -> None:
+    async def live(self) -> None:
+        """Start the pod, and stop it when it is deleted."""
         running = asyncio.create_task(self._run())
         deleted = asyncio.create_task(self._deleted.wait())
         try:
@@ -508,11 +503,14 @@ class AsyncApi:
 
     def __init__(self, url: str, context: Any) -> None:
         self._client = httpx.AsyncClient(base_url=url, verify=context, timeout=30, trust_env=False)
+        self._requests: set[asyncio.Future[httpx.Response]] = set()
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._requests:
+            await asyncio.wait(self._requests, timeout=5)
         await self._client.aclose()
 
     async def send(
@@ -525,7 +523,13 @@ class AsyncApi:
         """Send a request and return the reply, whatever its status is."""
         headers = {} if body is None else {"content-type": content_type}
         content = None if body is None else json.dumps(body)
-        return await self._client.request(method, path, content=content, headers=headers)
+        request = asyncio.ensure_future(
+            self._client.request(method, path, content=content, headers=headers)
+        )
+        self._requests.add(request)
+        request.add_done_callback(self._requests.discard)
+        # A connection that is being made when its request is cancelled would stay open.
+        return await asyncio.shield(request)
 
     async def request(
         self,

@@ -113,7 +113,7 @@ class Scaling:
     def until_replicas(self, wanted: int, within_s: float = 30) -> None:
         """Wait until the autoscaler wants a number of replicas and the Deployment has it."""
         self.until(lambda status: status.get("desiredReplicas") == wanted, within_s)
-        self.installation.until_rolled_out(f"deployment/{self.name}")
+        self.installation.until_rolled_out("deployments", self.name)
 
 
 def short(rules: Object) -> Object:

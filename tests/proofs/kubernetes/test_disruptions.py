@@ -18,15 +18,9 @@ DEADLINE_S = 4
 DRAIN = ("--ignore-daemonsets", "--delete-emptydir-data", "--timeout=100s")
 
 
-def minimums(installation: Installation) -> dict[str, int]:
-    """Return how many pods of each Deployment its strategy keeps ready during a rollout."""
-    found = {}
-    for deployment in services(installation):
-        rolling = deployment["spec"]["strategy"]["rollingUpdate"]
-        assert isinstance(rolling["maxUnavailable"], int), "a number is easier to reason about"
-        component = deployment["spec"]["template"]["metadata"]["labels"][COMPONENT]
-        found[component] = deployment["spec"]["replicas"] - rolling["maxUnavailable"]
-    return found
+def replicas_of(installation: Installation) -> dict[str, int]:
+    """Return how many pods of each service a rollout keeps ready: all."""
+    return {name: installation.get("deployments", name)["spec"]["replicas"] for name in SERVICES}
 
 
 def services(installation: Installation) -> list[Object]:
@@ -35,8 +29,8 @@ def services(installation: Installation) -> list[Object]:
 
 
 def until_all_are_rolled_out(installation: Installation) -> None:
-    for workload in WORKLOADS:
-        installation.until_rolled_out(workload)
+    for name in SERVICES:
+        installation.until_rolled_out("deployments", name)
     installation.until_budgets_are_met()
 
 
@@ -97,7 +91,7 @@ def test_a_second_pod_is_not_evicted_before_the_first_is_replaced(
 
 def test_a_rollout_keeps_all_replicas_ready(installed: Installation) -> None:
     installed.until_complete()
-    floors = minimums(installed)
+    floors = replicas_of(installed)
     with ready_pods(installed.cluster, NAMESPACE) as counts:
         installed.cluster.kubectl("rollout", "restart", *WORKLOADS, "-n", NAMESPACE)
         until_all_are_rolled_out(installed)
@@ -110,7 +104,7 @@ def test_a_faulty_image_replaces_no_pod_and_can_be_taken_back(
     installed: Installation, tag: str
 ) -> None:
     installed.until_complete()
-    floors = minimums(installed)
+    floors = replicas_of(installed)
     before = {}
     for deployment in services(installed):
         name = deployment["metadata"]["name"]

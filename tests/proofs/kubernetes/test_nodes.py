@@ -20,7 +20,7 @@ def namespace(plane: Cluster) -> Iterator[None]:
     account = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts"
     eventually(lambda: plane.api.items(account))
     yield
-    plane.kubectl("delete", "namespace", NAMESPACE, "--timeout=60s")
+    plane.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
 
 
 def pod(name: str, image: str = "example:1", **spec: object) -> Object:

@@ -1,4 +1,7 @@
-"""An installation is removed with its namespace."""
+"""An installation is removed with its namespace.
+
+The name of this file is the last one, so an overlay is removed after its other tests.
+"""
 
 from tests.proofs.kubernetes.api_server import Object
 from tests.proofs.kubernetes.installation import NAMESPACE, Installation

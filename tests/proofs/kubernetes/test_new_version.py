@@ -1,0 +1,95 @@
+"""The commands of the how-to page upgrade an installation without an interruption."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.proofs.kubernetes import programs
+from tests.proofs.kubernetes.api_server import Object
+from tests.proofs.kubernetes.installation import APPLY, SERVICES, Installation, path, render
+from tests.proofs.kubernetes.pod_counts import ready_pods
+from tests.support.manifests import NAMESPACE
+from tests.support.repository import ROOT
+
+PAGE = ROOT / "docs/how-to/kubernetes.md"
+NEW = f"sha256:{'1' * 64}"
+COMMANDS_S = 180
+
+
+def commands_of(section: str) -> str:
+    """Return the first commands in a section of the page."""
+    text = PAGE.read_text().partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    found = re.search(r"^( *)```sh\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
+    assert found, section
+    return found[2]
+
+
+@pytest.fixture
+def upgraded(installed: Installation, filled_in: Path, tmp_path: Path) -> Path:
+    """Return a repository with new images and a changed setting in the overlay."""
+    shutil.copytree(filled_in.parents[1], tmp_path / "deploy")
+    overlay = tmp_path / "deploy/k8s/overlays" / installed.overlay
+    kustomization = overlay / "kustomization.yaml"
+    text = kustomization.read_text()
+    assert f"sha256:{'0' * 64}" in text
+    kustomization.write_text(text.replace(f"sha256:{'0' * 64}", NEW))
+    with (overlay / "settings.env").open("a") as settings:
+        settings.write("SCOREBOARD_LOG_LEVEL=debug\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("installed", ["prod-hpa"], indirect=True)
+def test_the_documented_commands_upgrade_without_an_interruption(
+    installed: Installation, upgraded: Path
+) -> None:
+    installed.until_complete()
+    cluster = installed.cluster
+    before = {name: installed.get("deployments", name)["spec"]["replicas"] for name in SERVICES}
+    fewest = dict(before)
+
+    def see(kind: str, deployment: Object) -> None:
+        name = deployment["metadata"]["name"]
+        fewest[name] = min(fewest[name], deployment["spec"]["replicas"])
+
+    commands = commands_of("Upgrade").replace("overlays/prod", f"overlays/{installed.overlay}")
+    with (
+        ready_pods(cluster, NAMESPACE) as counts,
+        cluster.api.watch(path("deployments"), see),
+    ):
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", commands],
+            cwd=upgraded,
+            env={**cluster.environment, "PATH": f"{programs.kubernetes()}:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=COMMANDS_S,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Warning:" not in done.stderr, done.stderr
+        installed.until_complete()
+    lowest = counts.lowest()
+    assert {name: lowest[name] for name in SERVICES} == before
+    assert fewest == before, "the manifest reset the replicas of an autoscaler"
+    for pod in installed.live("pods"):
+        for container in pod["spec"]["containers"]:
+            assert container["image"].endswith(NEW), pod["metadata"]["name"]
+        variables = cluster.nodes.started[pod["metadata"]["uid"]].environment
+        for name, found in variables.items():
+            assert name == "kong" or found["SCOREBOARD_LOG_LEVEL"] == "debug", name
+    installed.manifest = render(cluster, upgraded / "deploy/k8s/overlays" / installed.overlay)
+
+
+@pytest.mark.parametrize("installed", ["prod-hpa"], indirect=True)
+def test_jobs_that_remain_are_not_changed(installed: Installation) -> None:
+    """This is why the page removes them first."""
+    installed.until_complete()
+    other = installed.manifest.replace("registry.example/scoreboard@", "registry.example/other@")
+    assert other != installed.manifest
+    done = installed.cluster.run(*APPLY, "--dry-run=server", stdin=other)
+    assert done.returncode == 1
+    assert "field is immutable" in done.stderr
