@@ -1,8 +1,13 @@
 """The API server accepts every object of the manifests, without a warning and for good."""
 
+import re
+from pathlib import Path
+
 import pytest
+import yaml
 
 from tests.proofs.kubernetes.api_server import ApiError
+from tests.proofs.kubernetes.how_to import commands_of, run
 from tests.proofs.kubernetes.installation import (
     APPLY,
     NAMESPACE,
@@ -11,6 +16,7 @@ from tests.proofs.kubernetes.installation import (
     path,
     show,
 )
+from tests.support.manifests import PLACEHOLDER
 
 POD = {
     "apiVersion": "v1",
@@ -34,6 +40,22 @@ def test_a_second_apply_changes_nothing(installed: Installation) -> None:
     difference = installed.cluster.run("diff", "--server-side", "-f", "-", stdin=installed.manifest)
     assert difference.returncode == 0, difference.stdout + difference.stderr
     installed.apply()
+    assert generations(installed) == before
+
+
+@pytest.mark.parametrize(
+    ("installed", "section"),
+    [("dev", "Install for development"), ("prod", "Install on EKS")],
+    indirect=["installed"],
+)
+def test_the_documented_commands_can_be_repeated(
+    installed: Installation, section: str, filled_in: Path
+) -> None:
+    overlay = filled_in / installed.overlay
+    # The commands search for it.
+    assert not [file for file in overlay.glob("*.*") if PLACEHOLDER in file.read_text()]
+    before = generations(installed)
+    run(installed.cluster, commands_of(section), filled_in.parents[2])
     assert generations(installed) == before
 
 
@@ -82,4 +104,31 @@ def test_an_overlay_that_was_not_filled_in_is_refused(
 ) -> None:
     done = installed.cluster.run(*APPLY, "--dry-run=server", stdin=template)
     assert done.returncode == 1
-    assert "CHANGE-ME" in done.stderr
+    for store in ("redis", "database", "counters"):
+        refused = rf'"to-{store}" is invalid: spec.egress.*cidr: Invalid value: "{PLACEHOLDER}"'
+        assert re.search(refused, done.stderr), done.stderr
+
+
+@pytest.mark.parametrize("kind", ["ScaledObject", "PodMonitor", "PrometheusRule"])
+@pytest.mark.parametrize("installed", ["prod"], indirect=True)
+def test_an_unknown_field_of_a_custom_resource_is_refused(
+    installed: Installation, kind: str
+) -> None:
+    """The definitions are in the cluster, or a misspelt field would be stored and ignored."""
+    objects = [found for found in yaml.safe_load_all(installed.manifest) if found["kind"] == kind]
+    objects[0]["spec"]["imagine"] = True
+    done = installed.cluster.run(*APPLY, "--dry-run=server", stdin=yaml.safe_dump(objects[0]))
+    assert done.returncode == 1
+    assert "field not declared in schema" in done.stderr
+
+
+@pytest.mark.parametrize("installed", ["prod", "prod-hpa"], indirect=True)
+def test_each_workload_has_one_autoscaler_at_most(installed: Installation) -> None:
+    keda = f"/apis/keda.sh/v1alpha1/namespaces/{NAMESPACE}/scaledobjects"
+    scalers = [
+        *installed.live("horizontalpodautoscalers"),
+        *installed.cluster.api.items(keda),
+    ]
+    targets = [scaler["spec"]["scaleTargetRef"]["name"] for scaler in scalers]
+    assert sorted(targets) == sorted(set(targets))
+    assert {"api", "streamer"} <= set(targets) <= set(installed.names("deployments"))

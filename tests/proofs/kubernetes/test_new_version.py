@@ -1,31 +1,17 @@
 """The commands of the how-to page upgrade an installation without an interruption."""
 
-import os
-import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.proofs.kubernetes import programs
 from tests.proofs.kubernetes.api_server import Object
+from tests.proofs.kubernetes.how_to import commands_of, run
 from tests.proofs.kubernetes.installation import APPLY, SERVICES, Installation, path, render
 from tests.proofs.kubernetes.pod_counts import ready_pods
 from tests.support.manifests import NAMESPACE
-from tests.support.repository import ROOT
 
-PAGE = ROOT / "docs/how-to/kubernetes.md"
 NEW = f"sha256:{'1' * 64}"
-COMMANDS_S = 180
-
-
-def commands_of(section: str) -> str:
-    """Return the first commands in a section of the page."""
-    text = PAGE.read_text().partition(f"\n## {section}\n")[2].partition("\n## ")[0]
-    found = re.search(r"^( *)```sh\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
-    assert found, section
-    return found[2]
 
 
 @pytest.fixture
@@ -60,17 +46,7 @@ def test_the_documented_commands_upgrade_without_an_interruption(
         ready_pods(cluster, NAMESPACE) as counts,
         cluster.api.watch(path("deployments"), see),
     ):
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", commands],
-            cwd=upgraded,
-            env={**cluster.environment, "PATH": f"{programs.kubernetes()}:{os.environ['PATH']}"},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=COMMANDS_S,
-        )
-        assert done.returncode == 0, done.stderr
-        assert "Warning:" not in done.stderr, done.stderr
+        run(cluster, commands, upgraded)
         installed.until_complete()
     lowest = counts.lowest()
     assert {name: lowest[name] for name in SERVICES} == before
