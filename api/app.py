@@ -162,7 +162,7 @@ class Api:
         try:
             connection = await postgres.connect(self._settings, name="api-start")
             async with connection:
-                await migrations.require_current(connection)
+                await migrations.require_schema(connection)
         except (DatabaseUnavailable, UnsafeDatabase) as error:
             _log.warning("database_unreachable_at_start", reason=error.detail)
         await self._pool.open(wait=False)

@@ -7,7 +7,7 @@ from scoreboard.errors import RedisUnavailable
 from scoreboard.ledger.actions import insert_action, select_actions
 from scoreboard.ledger.audit import AuditTrail, audited
 from scoreboard.ledger.boards import insert_board, select_board
-from scoreboard.ledger.migrations import require_current
+from scoreboard.ledger.migrations import require_schema
 from scoreboard.ledger.pool import Connection
 from scoreboard.model import Board
 from scoreboard.recovery.mirror import mirror_catalogue
@@ -50,7 +50,7 @@ async def reseed_board(
     DatabaseUnavailable.
     """
     async with open_store(settings) as store, open_database(settings, **SESSION) as connection:
-        await require_current(connection)
+        await require_schema(connection)
         board = await select_board(connection, name)
         if only_closed and not force:
             numbers = await find_unavailable(store, board)

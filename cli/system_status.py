@@ -28,7 +28,7 @@ from scoreboard.health.readings import describe_backlogs
 from scoreboard.ledger.backups import select_last_backup
 from scoreboard.ledger.boards import select_boards
 from scoreboard.ledger.dead_letters import count_dead_letters
-from scoreboard.ledger.migrations import known, require_current
+from scoreboard.ledger.migrations import known, require_schema
 from scoreboard.model import Board, Layout, Partition
 from scoreboard.runtime.settings import Settings
 from scoreboard.store.client import make_client
@@ -245,11 +245,12 @@ async def _ask_database(settings: Settings) -> _DatabaseFacts:
         version_text = connection.info.parameter_status("server_version") or "of an unknown version"
         facts = _DatabaseFacts({checks.DATABASE: Check("up", f"PostgreSQL {version_text}")})
         try:
-            await require_current(connection)
+            newest = await require_schema(connection)
         except SchemaMismatch as error:
             facts.checks[checks.SCHEMA] = Check("outdated", error.detail, "scoreboard db migrate")
             return facts
-        facts.checks[checks.SCHEMA] = Check("current", known()[-1])
+        state = "current" if newest == known()[-1] else "newer"
+        facts.checks[checks.SCHEMA] = Check(state, newest)
         facts.boards = {board.name: board for board in await select_boards(connection)}
         counts = await count_dead_letters(connection)
         facts.checks[checks.DEAD_LETTERS] = checks.describe_dead_letters(counts)

@@ -14,7 +14,7 @@ import psycopg
 
 from scoreboard.errors import DatabaseUnavailable, UnsafeDatabase
 from scoreboard.ledger.checks import read_durability
-from scoreboard.ledger.migrations import require_current
+from scoreboard.ledger.migrations import require_schema
 from scoreboard.ledger.pool import Connection, connect, describe
 from scoreboard.ledger.positions import Position, find_position, where
 from scoreboard.ledger.sessions import require_session
@@ -230,4 +230,4 @@ async def require_ready(connection: Connection) -> None:
         raise UnsafeDatabase("synchronous_commit is off for the flusher's session")
     if session.fsync != "on":
         _log.warning("database_fsync_off")
-    await require_current(connection)
+    await require_schema(connection)

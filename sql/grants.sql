@@ -5,7 +5,8 @@
 REVOKE ALL ON ALL TABLES IN SCHEMA public
     FROM scoreboard_api, scoreboard_flusher, scoreboard_operator;
 GRANT USAGE ON SCHEMA public TO scoreboard_api, scoreboard_flusher, scoreboard_operator;
-GRANT SELECT ON _yoyo_migration TO scoreboard_api, scoreboard_flusher, scoreboard_operator;
+GRANT SELECT ON _yoyo_migration, schema_compatibility
+    TO scoreboard_api, scoreboard_flusher, scoreboard_operator;
 
 -- The names of ?names=true; no e-mail.
 GRANT SELECT (external_id, name) ON users TO scoreboard_api;

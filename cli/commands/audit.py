@@ -25,7 +25,7 @@ from scoreboard.ledger.audit import (
     select_audit,
     verify_chain,
 )
-from scoreboard.ledger.migrations import require_current
+from scoreboard.ledger.migrations import require_schema
 from scoreboard.runtime.settings import Settings
 
 NEEDS: Final = [DATABASE_URL]
@@ -121,11 +121,11 @@ def verify(*, head: tuple[int, str] | None, as_json: bool, data_dir: Path) -> in
 
 async def _list(settings: Settings, chosen: AuditFilter, limit: int) -> list[AuditRow]:
     async with open_database(settings) as connection:
-        await require_current(connection)
+        await require_schema(connection)
         return await select_audit(connection, chosen, limit=limit)
 
 
 async def _verify(settings: Settings, expected: ChainHead | None) -> ChainVerdict:
     async with open_database(settings, statement_timeout="0") as connection:
-        await require_current(connection)
+        await require_schema(connection)
         return await verify_chain(connection, expected)

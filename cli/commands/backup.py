@@ -26,7 +26,7 @@ from cli.text import find_unsafe
 from scoreboard.ledger import backups
 from scoreboard.ledger.audit import audited
 from scoreboard.ledger.backups import Backup
-from scoreboard.ledger.migrations import require_current
+from scoreboard.ledger.migrations import require_schema
 from scoreboard.runtime.connection_urls import extract_passwords
 from scoreboard.runtime.settings import Settings
 
@@ -122,7 +122,7 @@ async def _record(
 ) -> datetime:
     actor = operator_name()
     async with open_database(settings) as connection:
-        await require_current(connection)
+        await require_schema(connection)
         async with audited(connection) as trail:
             taken_at = await backups.insert_backup(
                 connection,
@@ -146,5 +146,5 @@ async def _record(
 
 async def _list(settings: Settings, limit: int) -> list[Backup]:
     async with open_database(settings) as connection:
-        await require_current(connection)
+        await require_schema(connection)
         return await backups.select_backups(connection, limit=limit)

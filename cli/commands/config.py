@@ -146,7 +146,7 @@ async def _check_redis(settings: Settings) -> list[Check]:
 async def _check_database(settings: Settings) -> list[Check]:
     try:
         async with open_database(settings) as connection:
-            await migrations.require_current(connection)
+            await migrations.require_schema(connection)
             session = await checks.read_durability(connection)
     except Exception as error:  # noqa: BLE001
         return [Check("postgresql", explain(error)[0])]

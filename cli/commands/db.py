@@ -47,13 +47,23 @@ def migrate(data_dir: Path) -> None:
 @json_option
 @data_dir_option
 def status(*, as_json: bool, data_dir: Path) -> int:
-    """List the migrations and their state; exit 1 if any is pending."""
+    """List the migrations and their state; exit 1 if any is pending.
+
+    \b
+    pending  not yet applied
+    applied  applied
+    newer    applied by a later version of the program
+    """  # noqa: D301
     settings = load_settings(data_dir, needs=[DATABASE_URL])
     found = migrations.status(settings.database_url.reveal(), _login(settings))
     if as_json:
         print_json([{"migration": name, "applied": applied} for name, applied in found])
     else:
-        rows = [(name, "applied" if applied else "pending") for name, applied in found]
+        ours = set(migrations.known())
+        rows = [
+            (name, "pending" if not applied else "applied" if name in ours else "newer")
+            for name, applied in found
+        ]
         print_table(("migration", "state"), rows)
     return 0 if all(applied for _, applied in found) else 1
 

@@ -31,7 +31,7 @@ from scoreboard.events import BIGINT_MAX
 from scoreboard.ledger import dead_letters
 from scoreboard.ledger.boards import select_board
 from scoreboard.ledger.dead_letters import Entry, Overrides, Resolved
-from scoreboard.ledger.migrations import require_current
+from scoreboard.ledger.migrations import require_schema
 from scoreboard.ledger.pool import Connection
 from scoreboard.model import POINTS_MAX, Board
 from scoreboard.recovery.reseed import ReportProgress
@@ -116,7 +116,7 @@ def list_dead(
 
 async def _list(settings: Settings, name: str, limit: int, *, resolved: bool) -> list[Entry]:
     async with open_database(settings) as connection:
-        await require_current(connection)
+        await require_schema(connection)
         await select_board(connection, name)
         if resolved:
             return await dead_letters.select_resolved(connection, name, limit=limit)
@@ -233,7 +233,7 @@ async def _resolve(
 ) -> list[Resolved]:
     done: list[Resolved] = []
     async with open_database(settings) as connection:
-        await require_current(connection)
+        await require_schema(connection)
         board = await select_board(connection, name)
         await dead_letters.lock_board(connection, board)
         chosen = dead_letters.select_ids(connection, name) if ids is None else _each(ids)

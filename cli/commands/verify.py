@@ -16,7 +16,7 @@ from cli.target import (
     open_database,
 )
 from scoreboard.ledger.boards import select_board
-from scoreboard.ledger.migrations import require_current
+from scoreboard.ledger.migrations import require_schema
 from scoreboard.recovery.reseed import SESSION, ReportProgress
 from scoreboard.recovery.verify import Verdict
 from scoreboard.recovery.verify import verify as compare
@@ -73,7 +73,7 @@ async def read_verdict(
         make_client(settings, name="verify") as client,
         open_database(settings, **SESSION) as connection,
     ):
-        await require_current(connection)
+        await require_schema(connection)
         board = await select_board(connection, name)
         return await compare(
             client,

@@ -1,14 +1,16 @@
-"""Runs the migrations in sql/migrations with yoyo, and checks whether a database is current.
+"""Runs the migrations in sql/migrations with yoyo, and checks whether a schema can be used.
 
-``scoreboard db migrate`` calls ``migrate``; services call ``require_current`` and never migrate.
+``scoreboard db migrate`` calls ``migrate``; services call ``require_schema`` and never migrate. A
+migration of a later version names the oldest migration that a version must know to run on it
+(schema_compatibility), so the previous version starts during an upgrade and after a rollback.
 This module adds a session advisory lock that admits one migrator at a time (yoyo's own lock row
 outlives a killed process, so it is broken under this lock), time limits, and error messages.
 yoyo is imported only to migrate: the import takes longer than the check of a database.
 """
 
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -35,6 +37,7 @@ ROLES: Final = ("scoreboard_api", "scoreboard_flusher", "scoreboard_operator")
 
 LOCK_KEY: Final = zlib.crc32(b"scoreboard:migrate")
 _APPLIED: Final = b"SELECT migration_id FROM _yoyo_migration"
+_COMPATIBILITY: Final = b"SELECT migration, compatible_from FROM schema_compatibility"
 _SESSION: Final = "-c lock_timeout=4s -c statement_timeout=30s -c timezone=UTC"
 
 
@@ -47,19 +50,22 @@ def migrate(database_url: str, login: Credentials | None = None) -> list[str]:
     """Migrate a database to this version; return the migrations that ran.
 
     ``login`` replaces the one of the URL. If the roles of the services exist, they are granted
-    their privileges (sql/grants.sql).
+    their privileges (sql/grants.sql). A newer database that this version can use is not changed:
+    its privileges are those of a newer version.
 
     Raises DatabaseUnavailable; SettingInvalid for an invalid URL; UnsafeDatabase behind a
     connection pooler, which may lose the lock; OperatorMistake if another migration is running;
-    SchemaMismatch if the database is newer than this version.
+    SchemaMismatch if the database is newer and this version cannot use it.
     """
     with (
         _locked(database_url, login) as connection,
         _runner(database_url, login) as (backend, migrations),
     ):
-        ahead = _applied_names(backend) - set(known())
-        if ahead:
-            raise SchemaMismatch(f"The database is newer than this version: it has {min(ahead)}")
+        applied = _applied_names(backend)
+        if not applied <= set(known()):
+            rows = connection.execute(_COMPATIBILITY).fetchall()
+            _check_usable(applied, dict(rows))
+            return []
         backend.break_lock()
         with backend.lock():
             pending = backend.to_apply(migrations)
@@ -85,24 +91,41 @@ def status(database_url: str, login: Credentials | None = None) -> list[tuple[st
     return [(name, name in applied) for name in sorted(applied | set(known()))]
 
 
-async def require_current(connection: Connection) -> None:
-    """Check that a database has exactly the migrations of this version.
+async def require_schema(connection: Connection) -> str:
+    """Check that this version can use the schema of a database; return the newest migration.
 
-    Raises SchemaMismatch with the command to run, DatabaseUnavailable.
+    The database has all migrations of this version. Those of a later version must be compatible.
+
+    Raises SchemaMismatch with what to do, DatabaseUnavailable.
     """
-    try:
+    applied: set[str] = set()
+    needed: dict[str, str] = {}
+    with suppress(psycopg.errors.UndefinedTable):  # the database is behind
         async with translate_errors():
             rows = await (await connection.execute(_APPLIED)).fetchall()
-    except psycopg.errors.UndefinedTable:
-        rows = []
-    applied = {str(row[0]) for row in rows}
-    behind, ahead = set(known()) - applied, applied - set(known())
+            applied = {str(name) for (name,) in rows}
+            needed = dict(await (await connection.execute(_COMPATIBILITY)).fetchall())
+    _check_usable(applied, needed)
+    return max(applied)
+
+
+def _check_usable(applied: Iterable[str], compatible_from: Mapping[str, str]) -> None:
+    """Raise SchemaMismatch unless this version can use a schema.
+
+    ``compatible_from`` are the rows of schema_compatibility. A row without its migration belongs
+    to one that has started.
+    """
+    ours = known()
+    behind = set(ours) - set(applied)
     if behind:
         raise SchemaMismatch(f"The database lacks {min(behind)}: run scoreboard db migrate")
-    if ahead:
-        raise SchemaMismatch(
-            f"The database has the unknown migration {min(ahead)}: update this service"
-        )
+    for name in sorted({*applied, *compatible_from} - set(ours)):
+        needed = compatible_from.get(name, name)
+        if needed > ours[-1]:
+            raise SchemaMismatch(
+                f"The database has the unknown migration {name}, which only versions with {needed} "
+                "can use: update this service"
+            )
 
 
 def _applied_names(backend: "DatabaseBackend") -> set[str]:

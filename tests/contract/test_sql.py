@@ -34,6 +34,22 @@ def test_migrations_are_numbered_without_gaps_and_chained() -> None:
         assert path.read_text().splitlines()[0] == f"-- depends: {before}"
 
 
+def test_later_migrations_say_which_versions_can_use_them() -> None:
+    """A version starts if it knows `compatible_from` of each migration that it does not know."""
+    names = [path.stem for path in MIGRATIONS]
+    first = names.index("0016_create_schema_compatibility") + 1
+    for place, path in list(enumerate(MIGRATIONS))[first:]:
+        statement = re.search(
+            rf"INSERT INTO schema_compatibility \(migration, compatible_from\)\n"
+            rf"VALUES \('{path.stem}', '(\w+)'\) ON CONFLICT DO NOTHING;",
+            path.read_text(),
+        )
+        assert statement, f"{path.name} inserts no row (CONTRIBUTING.md, Migrations)"
+        assert statement[1] in names[first - 1 : place + 1], path.name
+        before = re.sub(r"--.*", "", path.read_text()[: statement.start()])
+        assert not before.strip(), f"{path.name}: the row comes first"
+
+
 def test_merged_migrations_are_never_edited() -> None:
     """The runner identifies a file by its name; sql/migrations/CHECKSUMS has its content's hash."""
     listed = dict(

@@ -31,18 +31,73 @@ async def test_a_service_refuses_a_database_that_is_behind(empty_database_url: s
     connection = await postgres.connect(settings_for(empty_database_url), name="test")
     async with connection:
         with pytest.raises(SchemaMismatch, match="scoreboard db migrate"):
-            await migrations.require_current(connection)
+            await migrations.require_schema(connection)
 
 
-async def test_a_service_refuses_a_database_that_is_ahead(database_url: str) -> None:
+def add_later_migration(url: str, name: str, compatible_from: str | None) -> None:
+    """Record what a migration of a later version records."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO _yoyo_migration (migration_hash, migration_id, applied_at_utc) "
+            "VALUES (%(name)s, %(name)s, now())",
+            {"name": name},
+        )
+        if compatible_from is not None:
+            connection.execute(
+                "INSERT INTO schema_compatibility VALUES (%s, %s)", (name, compatible_from)
+            )
+
+
+@pytest.mark.parametrize("compatible_from", [None, "9998_change", "9999_from_the_future"])
+async def test_a_version_refuses_a_later_migration_that_it_cannot_use(
+    database_url: str, compatible_from: str | None
+) -> None:
+    add_later_migration(database_url, "9999_from_the_future", compatible_from)
+
     connection = await postgres.connect(settings_for(database_url), name="test")
     async with connection:
-        await connection.execute(
-            "INSERT INTO _yoyo_migration (migration_hash, migration_id, applied_at_utc) "
-            "VALUES ('x', '9999_from_the_future', now())"
-        )
-        with pytest.raises(SchemaMismatch, match="9999_from_the_future"):
-            await migrations.require_current(connection)
+        with pytest.raises(SchemaMismatch, match=r"9999_from_the_future.*update this service"):
+            await migrations.require_schema(connection)
+    with pytest.raises(SchemaMismatch, match="9999_from_the_future"):
+        migrations.migrate(database_url)
+
+
+async def test_a_version_uses_later_migrations_that_are_compatible_with_it(
+    database_url: str,
+) -> None:
+    add_later_migration(database_url, "9998_expand", "0016_create_schema_compatibility")
+    add_later_migration(database_url, "9999_expand_more", migrations.known()[-1])
+
+    connection = await postgres.connect(settings_for(database_url), name="test")
+    async with connection:
+        assert await migrations.require_schema(connection) == "9999_expand_more"
+    assert migrations.migrate(database_url) == []
+    assert migrations.status(database_url)[-1] == ("9999_expand_more", True)
+
+
+def test_an_older_version_does_not_replace_the_rights_of_a_newer_one(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rights of the older version would take those of the newer services away."""
+    add_later_migration(database_url, "9999_expand", migrations.known()[-1])
+    monkeypatch.setattr(migrations, "ROLES", ())  # none is missing, so rights would be granted
+    granted: list[object] = []
+    monkeypatch.setattr(resources, "grants", lambda: granted.append(1) or b"SELECT 1")
+
+    migrations.migrate(database_url)
+
+    assert granted == []
+
+
+async def test_a_migration_that_has_started_counts(database_url: str) -> None:
+    """The runner commits a file and its record separately."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("INSERT INTO schema_compatibility VALUES ('9999_drop', '9998_move')")
+
+    connection = await postgres.connect(settings_for(database_url), name="test")
+    async with connection:
+        with pytest.raises(SchemaMismatch, match="9999_drop"):
+            await migrations.require_schema(connection)
 
 
 def test_an_unreachable_database_raises_database_unavailable(postgres_server: object) -> None:
