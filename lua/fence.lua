@@ -24,7 +24,7 @@ end
 local facts = redis.call('HMGET', meta, 'epoch', 'seq', 'fence', 'committed')
 local epoch, seq = whole(facts[1]) or 0, whole(facts[2])
 local fence = string.match(facts[3] or '', '^[!-~]+$') or ''
-local known_epoch, known = string.match(facts[4] or '', '^(%d+):(%d+)$')
+local known_epoch, known = string.match((facts[4] or '') .. ':', '^(%d+):(%d+):')
 if seen_epoch ~= (seq and epoch or 0) or seen_fence ~= fence
     or (seen_committed >= 0 and whole(known_epoch) == epoch and (whole(known) or 0) > seen_committed) then
   return redis.error_reply('STALE another epoch, fence or committed position')

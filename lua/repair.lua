@@ -59,7 +59,7 @@ local info = redis.pcall('INFO', 'replication') -- a server may not show it; the
 if (type(info) == 'string' and string.match(info, 'master_replid:(%w+)') or '') ~= replication_id then
   return redis.error_reply('STALE the replication id has changed')
 end
-local known_epoch, known = string.match(facts[4] or '', '^(%d+):(%d+)$')
+local known_epoch, known = string.match((facts[4] or '') .. ':', '^(%d+):(%d+):')
 if whole(known_epoch) == epoch and (whole(known) or 0) > committed then
   return redis.error_reply('STALE a later position is committed')
 end

@@ -96,16 +96,17 @@ local room = cap - redis.call('XLEN', events)
 local last_watched = redis.call('ZRANGE', board, WATCHED_TOP - 1, WATCHED_TOP - 1, 'REV', 'WITHSCORES')
 local threshold = tonumber(last_watched[2]) or -1
 
--- An invalid dedup record is ignored: the action counts again, and the ledger refuses the repeat.
+-- Parts that a later version adds at the end of a record are ignored. So is an invalid record: the action
+-- counts again, and the ledger refuses the repeat.
 local committed -- seq, read on first use
 local function parse_record(text)
-  local delta, score, at = string.match(text, '^(-?%d+):(%d+):(%d+)$')
+  local delta, score, at = string.match(text .. ':', '^(-?%d+):(%d+):(%d+):')
   score, at = whole(score), whole(at)
   if not score or not at then
     return nil
   end
   if not committed then
-    local known_epoch, known = string.match(facts[5] or '', '^(%d+):(%d+)$')
+    local known_epoch, known = string.match((facts[5] or '') .. ':', '^(%d+):(%d+):')
     committed = whole(known_epoch) == epoch and whole(known) or 0
   end
   return { delta = tonumber(delta), score = score, seq = at, committed = at <= committed and 1 or 0 }

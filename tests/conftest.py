@@ -43,6 +43,7 @@ FOLDERS = frozenset(
         "documents",
         "javascript",
         "proofs",
+        "upgrade",
     },
 )
 HERE = Path(__file__).parent

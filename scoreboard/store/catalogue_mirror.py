@@ -14,7 +14,8 @@ from scoreboard.store.scripts import Script, call
 from scoreboard.store.store_client import StoreClient
 
 _VERSION: Final = ":version"
-"""Field of the hash that holds the number of copies made; the other fields are kinds."""
+"""Field of the hash that holds the number of copies made. Fields with a colon are not kinds; those
+that a later version adds are ignored."""
 
 _Points = Annotated[int, Meta(ge=0, le=POINTS_MAX)]
 _MIRROR: Final = Script.load("mirror")
@@ -30,9 +31,9 @@ class CatalogueMirror(StoreClient):
         """
         what = f"HGETALL {ACTIONS}"
         facts = await read_reply(self._client.hgetall(ACTIONS), dict[str, str], what)
-        facts.pop(_VERSION, None)
+        kinds = {name: value for name, value in facts.items() if ":" not in name}
         with checking_reply(what):
-            return convert(facts, dict[str, _Points])
+            return convert(kinds, dict[str, _Points])
 
     async def catalogue_version(self) -> int:
         """Read how many times the catalogue was copied; 0 if that cannot be read.

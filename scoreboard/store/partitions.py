@@ -27,7 +27,7 @@ GAP_FENCE: Final = "flusher:gap"
 """Token of a fence set because entries vanished; only an operator can resolve it."""
 
 _FENCE_TOKEN: Final = re.compile(r"[!-~]+")
-_COMMITTED: Final = re.compile(r"(\d{1,16}):(\d{1,16})", re.ASCII)
+_COMMITTED: Final = re.compile(r"(\d{1,16}):(\d{1,16})(?::.*)?", re.ASCII)
 _TRIM: Final = Script.load("trim")
 _HISTORY: Final = Script.load("history")
 

@@ -38,7 +38,9 @@ back. One attempt per process costs Redis little."""
 BURST: Final = 100
 """Messages handled before other tasks run: a backlog must not delay the viewers."""
 
-_MESSAGE: Final = re.compile(rb"\d{1,20}:\d{1,20}")
+_MESSAGE: Final = re.compile(rb"\d{1,20}:\d{1,20}(?::[!-~]*)?")
+"""Parts that a later version adds at the end are ignored."""
+
 _RECONNECTS: Final = counter(
     "pubsub_reconnects_total",
     "Times the subscription was lost",
