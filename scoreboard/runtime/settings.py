@@ -22,6 +22,10 @@ from scoreboard.runtime.limits import HEAD_BYTES, HEAD_FIELDS, REQUEST_LINE_BYTE
 PREFIX = "SCOREBOARD_"
 UNPREFIXED = {"redis_url": "REDIS_URL", "database_url": "DATABASE_URL"}
 
+DEPRECATED: dict[str, str] = {}
+"""Settings that the next release removes, with what to do instead. They stay valid for one release,
+in which each start warns of them: a setting that was removed stops a service."""
+
 _IP = r"(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9a-fA-F]*:[0-9a-fA-F:.]+)"
 _LINK = re.compile(
     r"SCOREBOARD(?:_[A-Z0-9_]+?)??_(?:(?P<host>SERVICE_HOST)|(?P<port>SERVICE_PORT(?:_[A-Z0-9_]+)?)"
@@ -506,6 +510,11 @@ def load(environ: Mapping[str, str]) -> Settings:
     if found.database_url:
         check_database_url(found.database_url.reveal())
     return found
+
+
+def deprecated(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the settings in use that the next release removes, with what to do instead."""
+    return {name: text for name, text in DEPRECATED.items() if environ.get(name)}
 
 
 def service_links(environ: Mapping[str, str]) -> list[str]:

@@ -30,6 +30,8 @@ def start(service: str, run: Callable[[Settings], int]) -> int:
     links = settings.service_links(os.environ)
     if links:
         _log.info("service_links_ignored", variables=links)
+    for name, advice in settings.deprecated(os.environ).items():
+        _log.warning("setting_deprecated", settings=[name], reason=advice)
     try:
         return run(chosen)
     except ScoreboardError as error:

@@ -71,6 +71,20 @@ def test_service_links_are_ignored_and_logged(tmp_path: Path) -> None:
     assert run(tmp_path, "-c", STARTED, REDIS_URL=NOWHERE).stderr == ""
 
 
+def test_a_deprecated_setting_is_accepted_with_a_warning(tmp_path: Path) -> None:
+    listed = "{'SCOREBOARD_DRAIN_S': 'use SCOREBOARD_STOP_S'}"
+    program = f"from scoreboard.runtime import settings; settings.DEPRECATED = {listed}\n{STARTED}"
+
+    done = run(tmp_path, "-c", program, REDIS_URL=NOWHERE, SCOREBOARD_DRAIN_S="5")
+
+    assert done.returncode == 7, done.stderr
+    (line,) = map(json.loads, done.stderr.splitlines())
+    assert (line["log.level"], line["message"]) == ("warning", "setting_deprecated")
+    assert line["scoreboard.settings"] == ["SCOREBOARD_DRAIN_S"]
+    assert line["event.reason"] == "use SCOREBOARD_STOP_S"
+    assert run(tmp_path, "-c", program, REDIS_URL=NOWHERE).stderr == ""
+
+
 def test_an_unexpected_error_is_logged_in_one_line(tmp_path: Path) -> None:
     done = run(tmp_path, "-c", FAILING, REDIS_URL="redis://:s3cretTiger@127.0.0.1:1/0")
 
