@@ -12,7 +12,7 @@ XDIST  := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 PYTEST := $(BIN)/python -m pytest $(XDIST)
 
 .DEFAULT_GOAL := help
-.PHONY: elastic prove-compose prove-k8s bench-api bench-ws bench-flush bench-memory bench-reseed bench-resources drill faults help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel lambda
+.PHONY: baseline upgrade-drill elastic prove-compose prove-k8s bench-api bench-ws bench-flush bench-memory bench-reseed bench-resources drill faults help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel lambda
 
 help:            ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -82,6 +82,16 @@ DRILL_ARGS ?=
 
 drill: $(VENV)/.dev  ## break a running system, to practise the runbook: DRILL_ARGS="--faults 3"
 	$(BIN)/python -m tests.drills start $(DRILL_ARGS)
+
+UPGRADE_ARGS ?=
+
+upgrade-drill: $(VENV)/.dev  ## upgrade and roll back every pair of versions under load, in several orders
+	$(BIN)/python -m tests.upgrade.drill $(UPGRADE_ARGS)
+
+REF ?= HEAD
+
+baseline: $(VENV)/.dev  ## make a commit the previous release of tests/upgrade: REF=v0.1.0
+	$(BIN)/python -m tests.upgrade.versions $(REF)
 
 bench-reseed: $(VENV)/.dev  ## benchmark reseed and verify with a million users
 	$(BIN)/python -m tests.bench.reseed $(BENCH_ARGS)

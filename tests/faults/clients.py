@@ -142,11 +142,20 @@ class Client:
 class Load:
     """A number of clients that send updates to one api."""
 
-    def __init__(self, folder: Path, port: int, token: str, *, clients: int, pace_s: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        port: int,
+        token: str,
+        *,
+        clients: int,
+        pace_s: float,
+        make: type[Client] = Client,
+    ) -> None:
         self.history = History()
         self._logs = [(folder / f"client-{n}.jsonl").open("w") for n in range(clients)]
         self._clients = [
-            Client(n, port, token, self.history, log) for n, log in enumerate(self._logs)
+            make(n, port, token, self.history, log) for n, log in enumerate(self._logs)
         ]
         self._pace_s = pace_s
         self._going, self._stop = asyncio.Event(), asyncio.Event()

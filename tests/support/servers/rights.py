@@ -31,10 +31,15 @@ def load_script(path: Path) -> Any:
     return module
 
 
-def make_users(admin: redis.Redis, password: str, file: str = "users.acl") -> None:
-    """Create the deployed users of a file on a server; the default user does not change."""
-    bootstrap = load_script(DOCKER / "bootstrap.py")
-    template = (DOCKER / file).read_text()
+def make_users(
+    admin: redis.Redis, password: str, file: str = "users.acl", *, docker: Path = DOCKER
+) -> None:
+    """Create the deployed users of a file on a server; the default user does not change.
+
+    ``docker`` is the folder of another version.
+    """
+    bootstrap = load_script(docker / "bootstrap.py")
+    template = (docker / file).read_text()
     rules = dict.fromkeys((*REDIS_USERS, "kong", "monitor"), bootstrap.hash_of(password))
     for line in bootstrap.fill_in(template, rules).splitlines():
         _, name, *rules = _words(line)
@@ -42,12 +47,12 @@ def make_users(admin: redis.Redis, password: str, file: str = "users.acl") -> No
             admin.execute_command("ACL", "SETUSER", name, "reset", *rules)
 
 
-def make_roles(owner_url: str, password: str) -> None:
+def make_roles(owner_url: str, password: str, *, docker: Path = DOCKER) -> None:
     """Create the deployed roles, as the owner of a database does before migrating it."""
     subprocess.run(
         [
             binaries.find_postgres().path("psql"),
-            *("-q", "-v", "ON_ERROR_STOP=1", "-f", str(DOCKER / "postgres-roles.sql"), owner_url),
+            *("-q", "-v", "ON_ERROR_STOP=1", "-f", str(docker / "postgres-roles.sql"), owner_url),
         ],
         env=server_environment()
         | {

@@ -1,0 +1,28 @@
+"""Processes of two versions side by side, replaced one at a time under load, and back.
+
+`make upgrade-drill` runs the full form: every pair of versions and several orders.
+"""
+
+from pathlib import Path
+
+from tests.upgrade import versions
+from tests.upgrade.rollout import rolling
+
+ACTIONS = 12
+"""Actions that are counted in each state of the system."""
+
+
+async def test_an_upgrade_and_a_rollback_lose_and_double_nothing(tmp_path: Path) -> None:
+    """The new version is this one with additions to everything that two versions share."""
+    previous, new = versions.previous(), versions.later(tmp_path / "later")
+    async with rolling(tmp_path, previous, clients=3, pace_s=0.1) as rollout:
+        await rollout.prepare_upgrade(new, actions=ACTIONS)
+        await rollout.crash("flusher", actions=ACTIONS)
+        await rollout.replace_all(new, actions=ACTIONS)
+        await rollout.replace_all(previous, actions=ACTIONS)
+        await rollout.finish()
+        with rollout.sql() as connection:
+            written = connection.execute("SELECT DISTINCT later FROM score_events").fetchall()
+
+    assert rollout.report.violations == []
+    assert set(written) == {("earlier",), ("later",)}, "both versions have written"
