@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.upgrade import versions
-from tests.upgrade.rollout import ORDER, Report, rolling
+from tests.upgrade.rollout import COMMANDS, ORDER, Report, rolling
 from tests.upgrade.versions import Version
 
 ORDERS = {
@@ -41,7 +41,7 @@ async def drill(
         for role in order:
             await rollout.replace(role, new, actions=actions)
         await rollout.roll_back(old, order, actions=actions)
-        await rollout.replace_all(new, actions=actions)
+        await rollout.replace_all(new, order, actions=actions, commands=COMMANDS)
         await rollout.finish()
     return rollout.report
 

@@ -38,6 +38,26 @@ from tests.upgrade.watchers import EventWatcher, RollingClient, Watcher
 ORDER = ("flusher", "streamer", "api")
 """The order of docs/how-to/upgrade.md."""
 
+COMMANDS = (
+    ("status", "--interval", "0.1"),
+    ("config", "check"),
+    ("verify",),
+    ("repair", "--dry-run"),
+    ("board", "list"),
+    ("board", "top"),
+    ("user", "set", "player-1", "--name", "One"),
+    ("user", "show", "player-1"),
+    ("action", "set", "quest", "7"),
+    ("action", "list"),
+    ("dead", "list"),
+    ("backup", "record", "nowhere", "--check", "restored"),
+    ("backup", "list"),
+    ("db", "status"),
+    ("audit", "list"),
+    ("audit", "verify"),
+)
+"""Commands that a version runs while the services are of both versions."""
+
 PASSWORD = "deployed"
 KEYS = PartitionKeys(Partition("main"))
 SHOWN_WITHIN_S = 10.0
@@ -62,6 +82,7 @@ class Process:
     version: Version
     service: Service
     port: int
+    health: int
     watcher: Watcher | None = None
     watching: "asyncio.Task[None] | None" = None
 
@@ -128,11 +149,29 @@ class Rollout:
 
     @property
     def operator(self) -> dict[str, str]:
-        """The environment of the operator's commands."""
+        """The environment of the operator's commands: all processes, whatever their version."""
+        running = itertools.chain.from_iterable(self.processes.values())
+        services = [f"{one.role}=http://127.0.0.1:{one.health}" for one in running]
         return {
             "REDIS_URL": self.url_of("redis", "operator"),
             "DATABASE_URL": self.url_of("postgres", "operator"),
+            "SCOREBOARD_JWKS_FILE": str(self.issuer.jwks_file),
+            "SCOREBOARD_ISSUER": LOCAL_ISSUER,
+            "SCOREBOARD_SERVICES": ",".join(services),
         }
+
+    async def operate(
+        self, *versions: Version, commands: Sequence[Sequence[str]] = COMMANDS
+    ) -> None:
+        """Run commands of each version, all of which must succeed."""
+        for version in versions:
+            for command in commands:
+                done = await asyncio.to_thread(version.run, *command, **self.operator)
+                if done.returncode:
+                    self.report.violations.append(
+                        f"{' '.join(command)} of {version.name}: {done.returncode} "
+                        f"{done.stdout} {done.stderr}"
+                    )
 
     @asynccontextmanager
     async def redis(self) -> AsyncIterator["aioredis.Redis"]:
@@ -190,8 +229,8 @@ class Rollout:
             "SCOREBOARD_DRAIN_S": "5",
         }
 
-    def service(self, role: str, version: Version) -> tuple[Service, int]:
-        """Return a process that is not yet started, and its port."""
+    def process(self, role: str, version: Version) -> Process:
+        """Return a process that is not yet started."""
         port, health = find_free_port(), find_free_port()
         probed = port if role == "api" else health
         service = Service(
@@ -201,19 +240,18 @@ class Rollout:
             self.folder / "logs" / f"{role}-{version.name}-{next(self._numbers)}.log",
             ready_url=f"http://127.0.0.1:{probed}/health/ready",
         )
-        return service, port
+        return Process(role, version, service, port, health)
 
     async def start(self, role: str, version: Version) -> Process:
         """Start a process beside those that run, and send it its share of the clients."""
-        service, port = self.service(role, version)
-        process = Process(role, version, service, port)
+        process = self.process(role, version)
         self.processes[role].append(process)
-        await asyncio.to_thread(service.start)
+        await asyncio.to_thread(process.service.start)
         await self._until_ready(process)
         if role in self.balancers:
-            self.balancers[role].targets.append(port)
+            self.balancers[role].targets.append(process.port)
             make = Watcher if role == "streamer" else EventWatcher
-            process.watcher = make(port, f"own {role}")
+            process.watcher = make(process.port, f"own {role}")
             process.watching = self._tasks.create_task(process.watcher.run())
         return process
 
@@ -225,10 +263,10 @@ class Rollout:
         await eventually_async(partial(asyncio.to_thread, is_ready), within_s=60)
 
     async def end(self, process: Process) -> None:
-        """Stop a process as a supervisor does: SIGTERM, and wait."""
-        assert await asyncio.to_thread(process.service.stop), f"{process.service.name} was killed"
+        """Take a process out of its load balancer and stop it: SIGTERM, and wait."""
         if process.role in self.balancers:
             self.balancers[process.role].targets.remove(process.port)
+        assert await asyncio.to_thread(process.service.stop), f"{process.service.name} was killed"
         self.processes[process.role].remove(process)
         if process.watcher is not None and process.watching is not None:
             process.watching.cancel()
@@ -304,13 +342,19 @@ class Rollout:
             await self.run_on(actions)
 
     async def replace_all(
-        self, version: Version, order: Sequence[str] = ORDER, *, actions: int
+        self,
+        version: Version,
+        order: Sequence[str] = ORDER,
+        *,
+        actions: int,
+        commands: Sequence[Sequence[str]] = (),
     ) -> None:
         """Start a process of each service beside the old ones, then end the old ones in order."""
         old = {role: processes[0] for role, processes in self.processes.items()}
         async with self.step(f"all: {old['api'].version.name} and {version.name}"):
             await asyncio.gather(*(self.start(role, version) for role in order))
             await self.run_on(actions)
+            await self.operate(old["api"].version, version, commands=commands)
         async with self.step(f"all: {version.name}"):
             for role in order:
                 await self.end(old[role])

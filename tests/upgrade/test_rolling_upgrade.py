@@ -11,6 +11,8 @@ from tests.upgrade.rollout import rolling
 ACTIONS = 12
 """Actions that are counted in each state of the system."""
 
+COMMANDS = (("action", "set", "quest", "7"), ("audit", "verify"))
+
 
 async def test_an_upgrade_and_a_rollback_lose_and_double_nothing(tmp_path: Path) -> None:
     """The new version is this one with additions to everything that two versions share."""
@@ -18,7 +20,7 @@ async def test_an_upgrade_and_a_rollback_lose_and_double_nothing(tmp_path: Path)
     async with rolling(tmp_path, previous, clients=3, pace_s=0.1) as rollout:
         await rollout.prepare_upgrade(new, actions=ACTIONS)
         await rollout.crash("flusher", actions=ACTIONS)
-        await rollout.replace_all(new, actions=ACTIONS)
+        await rollout.replace_all(new, actions=ACTIONS, commands=COMMANDS)
         await rollout.replace_all(previous, actions=ACTIONS)
         await rollout.finish()
         with rollout.sql() as connection:

@@ -62,8 +62,14 @@ class Version:
 
     def run(self, *arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
         """Run a `scoreboard` command of this version."""
+        return self.start("cli", *arguments, **settings)
+
+    def start(
+        self, module: str, *arguments: str, **settings: str
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run a module of this version until it ends."""
         return subprocess.run(
-            [sys.executable, "-P", "-m", "cli", *arguments],
+            [sys.executable, "-P", "-m", module, *arguments],
             env=self.environment | settings,
             capture_output=True,
             text=True,

@@ -1,0 +1,45 @@
+"""Which schema of a later version the services of the previous release refuse."""
+
+from pathlib import Path
+
+import pytest
+
+from scoreboard.security.tokens import LOCAL_ISSUER, LocalIssuer
+from tests.upgrade.versions import Version, add_migration, copy, current, previous
+
+
+@pytest.fixture(scope="module")
+def contracting(tmp_path_factory: pytest.TempPathFactory) -> Version:
+    """Return a version whose migration removes what the previous release uses."""
+    folder = tmp_path_factory.mktemp("contracting")
+    copy(folder)
+    statements = ["ALTER TABLE scores RENAME COLUMN actions TO counted;"]
+    add_migration(folder, "rename_actions", compatible_from=None, statements=statements)
+    return Version("contracting", folder)
+
+
+@pytest.mark.parametrize("role", ["api", "flusher"])
+def test_a_service_refuses_a_schema_that_it_cannot_use(
+    role: str, contracting: Version, database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    done = contracting.run("db", "migrate", DATABASE_URL=database_url)
+    assert done.returncode == 0, done.stderr
+
+    for version in (previous(), current()):
+        done = version.start(
+            role,
+            REDIS_URL=redis_url,
+            DATABASE_URL=database_url,
+            SCOREBOARD_JWKS_FILE=str(LocalIssuer.create(tmp_path / version.name).jwks_file),
+            SCOREBOARD_ISSUER=LOCAL_ISSUER,
+            SCOREBOARD_API_PORT="0",
+            SCOREBOARD_API_METRICS_PORT="0",
+            SCOREBOARD_FLUSHER_METRICS_PORT="0",
+        )
+
+        assert done.returncode == 1
+        assert contracting.migrations()[-1] in done.stderr
+        assert "update this service" in done.stderr
+    done = previous().run("db", "migrate", DATABASE_URL=database_url)
+    assert done.returncode == 1
+    assert "update this service" in done.stderr
