@@ -24,6 +24,7 @@ from redis import Redis
 from cli.embedded.ports import find_free_port
 from cli.embedded.servers import EmbeddedPostgres, EmbeddedValkey
 from cli.running.service import Service
+from flusher.session import LEASE_LOCK
 from scoreboard.model import Partition
 from scoreboard.security.tokens import LOCAL_ISSUER, READ, UPDATE_ANY, LocalIssuer
 from scoreboard.store.keys import PartitionKeys
@@ -33,7 +34,7 @@ from tests.support.servers.postgres_template import copy_postgres
 from tests.support.servers.rights import as_user, make_roles, make_users
 from tests.upgrade.balancer import Balancer
 from tests.upgrade.versions import Version
-from tests.upgrade.watchers import EventWatcher, RollingClient, Watcher
+from tests.upgrade.watchers import EventWatcher, Page, RollingClient, Watcher
 
 ORDER = ("flusher", "streamer", "api")
 """The order of docs/how-to/upgrade.md."""
@@ -136,6 +137,7 @@ class Rollout:
         self.rewound_epochs: set[int] = set()
         self.load: Load
         self.watchers: list[Watcher] = []
+        self.page: Page
         self._numbers = itertools.count(1)
         self._tasks: asyncio.TaskGroup
 
@@ -311,6 +313,7 @@ class Rollout:
     async def run_on(self, actions: int) -> None:
         """Let the clients count more actions; every viewer must then have a newer board."""
         target = self.load.history.acknowledged + actions
+        await eventually_async(partial(asyncio.to_thread, self._has_one_leader))
 
         def is_reached() -> bool:
             self.load.check()
@@ -330,6 +333,16 @@ class Rollout:
             await eventually_async(
                 lambda watcher=watcher: watcher.position >= (epoch, seq), within_s=SHOWN_WITHIN_S
             )
+
+    def _has_one_leader(self) -> bool:
+        """Return whether one flusher holds the lease and the others wait for the same lock."""
+        with self.sql() as connection:
+            rows = connection.execute(
+                "SELECT count(*) FILTER (WHERE granted), count(*) FROM pg_locks "
+                "WHERE locktype = 'advisory' AND classid = %s GROUP BY objid",
+                (LEASE_LOCK,),
+            ).fetchall()
+        return rows == [(1, len(self.processes["flusher"]))]
 
     async def replace(self, role: str, version: Version, *, actions: int) -> None:
         """Replace the process of a service; both run side by side for ``actions`` actions."""
@@ -386,8 +399,9 @@ class Rollout:
         await self.load.finish()
         await drain(self)
         report, history = self.report, self.load.history
-        for watcher in self.watchers:
+        for watcher in (*self.watchers, self.page):
             report.violations += await check(self, history, watcher)
+        for watcher in self.watchers:
             report.reconnects[watcher.kind] += max(0, watcher.connections - 1)
             gap = report.longest_gap_s.get(watcher.kind, 0.0)
             report.longest_gap_s[watcher.kind] = max(gap, watcher.longest_gap_s)
@@ -426,7 +440,9 @@ async def rolling(
             Watcher(made.balancers["streamer"].port, "WebSocket"),
             EventWatcher(made.balancers["api"].port, "events"),
         ]
-        watching = [made._tasks.create_task(one.run()) for one in made.watchers]
+        client = version.folder / "web/scoreboard-client.js"
+        made.page = Page(made.balancers["streamer"].port, client)
+        watching = [made._tasks.create_task(one.run()) for one in (*made.watchers, made.page)]
         made.load = Load(
             folder,
             made.balancers["api"].port,

