@@ -8,23 +8,32 @@ outlives a killed process, so it is broken under this lock), time limits, and er
 yoyo is imported only to migrate: the import takes longer than the check of a database.
 """
 
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import psycopg
 
-from scoreboard.errors import OperatorMistake, SchemaMismatch, UnsafeDatabase
+from scoreboard.errors import (
+    DatabaseUnavailable,
+    OperatorMistake,
+    SchemaMismatch,
+    UnsafeDatabase,
+)
 from scoreboard.ledger.pool import (
     Connection,
     check_parameters,
     connection_error,
+    describe,
     login_arguments,
     translate_errors,
 )
 from scoreboard.runtime import resources
+from scoreboard.runtime.lifecycle import backoff_s
 from scoreboard.security.credentials import forget_frames
 from scoreboard.security.secret_backends import Credentials
 
@@ -34,6 +43,14 @@ if TYPE_CHECKING:
 
 ROLES: Final = ("scoreboard_api", "scoreboard_flusher", "scoreboard_operator")
 """Roles of the services, created by the database's owner (deploy/docker/postgres-roles.sql)."""
+
+ATTEMPTS_MAX: Final = 10
+"""Attempts of a migration that running services hold up; each waits four seconds for a lock."""
+
+PAUSE_MOST_S: Final = 2.0
+"""Longest pause between them: meanwhile the services commit what waits for them."""
+
+_CONTENTION: Final = (psycopg.errors.DeadlockDetected, psycopg.errors.LockNotAvailable)
 
 LOCK_KEY: Final = zlib.crc32(b"scoreboard:migrate")
 _APPLIED: Final = b"SELECT migration_id FROM _yoyo_migration"
@@ -51,12 +68,30 @@ def migrate(database_url: str, login: Credentials | None = None) -> list[str]:
 
     ``login`` replaces the one of the URL. If the roles of the services exist, they are granted
     their privileges (sql/grants.sql). A newer database that this version can use is not changed:
-    its privileges are those of a newer version.
+    its privileges are those of a newer version. A migration that running services hold up, or that
+    would deadlock with them, is rolled back and tried again.
 
     Raises DatabaseUnavailable; SettingInvalid for an invalid URL; UnsafeDatabase behind a
     connection pooler, which may lose the lock; OperatorMistake if another migration is running;
     SchemaMismatch if the database is newer and this version cannot use it.
     """
+    ran: list[str] = []
+    for attempt in count(1):
+        try:
+            _migrate(database_url, login, ran)
+            break
+        except _CONTENTION as error:
+            if attempt == ATTEMPTS_MAX:
+                raise DatabaseUnavailable(
+                    "Transactions of running services or commands hold locks that a migration "
+                    f"needs; repeat the command: {describe(error)}"
+                ) from error
+            time.sleep(backoff_s(attempt, most_s=PAUSE_MOST_S))
+    return ran
+
+
+def _migrate(database_url: str, login: Credentials | None, ran: list[str]) -> None:
+    """Run the pending migrations; add the name of each to ``ran`` before it runs."""
     with (
         _locked(database_url, login) as connection,
         _runner(database_url, login) as (backend, migrations),
@@ -65,14 +100,13 @@ def migrate(database_url: str, login: Credentials | None = None) -> list[str]:
         if not applied <= set(known()):
             rows = connection.execute(_COMPATIBILITY).fetchall()
             _check_usable(applied, dict(rows))
-            return []
+            return
         backend.break_lock()
         with backend.lock():
             pending = backend.to_apply(migrations)
-            names = [migration.id for migration in pending]
+            ran += [one.id for one in pending if one.id not in ran]
             backend.apply_migrations(pending)
         _grant(connection)
-    return names
 
 
 def status(database_url: str, login: Credentials | None = None) -> list[tuple[str, bool]]:

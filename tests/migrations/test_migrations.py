@@ -1,5 +1,10 @@
 """The schema: migrations run twice, the audit log is append-only, services check the version."""
 
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
 import psycopg
 import pytest
 
@@ -8,6 +13,7 @@ from scoreboard.ledger import migrations
 from scoreboard.ledger import pool as postgres
 from scoreboard.runtime import resources
 from scoreboard.runtime.settings import Secret, Settings
+from tests.support.eventually import eventually
 
 
 def settings_for(url: str) -> Settings:
@@ -111,6 +117,79 @@ def test_a_killed_migrator_leaves_no_lock(empty_database_url: str) -> None:
         connection.execute("INSERT INTO yoyo_lock (locked, ctime, pid) VALUES (1, now(), 999999)")
 
     assert migrations.migrate(empty_database_url) == []
+
+
+@pytest.fixture
+def later_migration(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[psycopg.Connection]:
+    """Add a migration that locks two tables; return a session that has locked the second one."""
+    before = migrations.known()[-1]
+    folder = shutil.copytree(resources.migrations_path(), tmp_path / "migrations")
+    (folder / "9999_add_later.sql").write_text(
+        f"-- depends: {before}\n"
+        "INSERT INTO schema_compatibility (migration, compatible_from)\n"
+        f"VALUES ('9999_add_later', '{before}') ON CONFLICT DO NOTHING;\n"
+        "ALTER TABLE scores ADD COLUMN later INT;\nALTER TABLE users ADD COLUMN later INT;\n"
+    )
+    monkeypatch.setattr(resources, "migrations_path", lambda: folder)
+    monkeypatch.setattr(migrations, "_SESSION", "-c lock_timeout=100ms")
+    with psycopg.connect(database_url) as holder:
+        holder.execute("LOCK TABLE users IN ROW EXCLUSIVE MODE")
+        yield holder
+
+
+def test_a_migration_that_services_hold_up_is_tried_again(
+    database_url: str, later_migration: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pause(attempt: int, **_: float) -> float:
+        if attempt == 1:
+            later_migration.execute("SELECT 1 FROM scores")  # nothing of the attempt has remained
+            later_migration.commit()
+        return 0.0
+
+    monkeypatch.setattr(migrations, "backoff_s", pause)
+
+    assert migrations.migrate(database_url) == ["9999_add_later"]
+    assert migrations.migrate(database_url) == []
+
+
+def test_a_migration_that_gets_no_lock_says_so(
+    database_url: str, later_migration: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrations, "backoff_s", lambda *_, **__: 0.0)
+
+    with pytest.raises(DatabaseUnavailable, match="hold locks that a migration needs"):
+        migrations.migrate(database_url)
+
+    later_migration.rollback()
+    assert migrations.migrate(database_url) == ["9999_add_later"]
+
+
+def test_a_migration_that_deadlocks_with_a_service_is_tried_again(
+    database_url: str, later_migration: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Incident: a migration of several tables deadlocked with the flusher and was reported as an
+    unreachable database."""
+    monkeypatch.setattr(migrations, "_SESSION", "-c lock_timeout=60s -c deadlock_timeout=100ms")
+    later_migration.execute("SET deadlock_timeout = '60s'")
+    blocked = threading.Thread(
+        target=_lock_when_waited_for, args=(database_url, later_migration), daemon=True
+    )
+    blocked.start()
+
+    assert migrations.migrate(database_url) == ["9999_add_later"]
+    blocked.join(timeout=30)
+    assert not blocked.is_alive()
+
+
+def _lock_when_waited_for(url: str, holder: psycopg.Connection) -> None:
+    """Once a session waits for the holder, let the holder wait for that session, then commit."""
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'users'::regclass"
+    with psycopg.connect(url, autocommit=True) as watcher:
+        eventually(lambda: watcher.execute(waiting).fetchone() != (0,))
+    holder.execute("LOCK TABLE scores IN ROW EXCLUSIVE MODE")
+    holder.commit()
 
 
 @pytest.mark.parametrize("statement", ["UPDATE audit_log SET actor = 'x'", "DELETE FROM audit_log"])

@@ -22,7 +22,7 @@ import redis.asyncio as aioredis
 from redis import Redis
 
 from cli.embedded.ports import find_free_port
-from cli.embedded.servers import EmbeddedPostgres, EmbeddedValkey
+from cli.embedded.servers import EmbeddedPostgres
 from cli.running.service import Service
 from flusher.session import LEASE_LOCK
 from scoreboard.model import Partition
@@ -31,7 +31,8 @@ from scoreboard.store.keys import PartitionKeys
 from tests.faults.clients import Load
 from tests.support.eventually import eventually_async
 from tests.support.servers.postgres_template import copy_postgres
-from tests.support.servers.rights import as_user, make_roles, make_users
+from tests.support.servers.rights import acl_lines, as_user, make_roles
+from tests.support.servers.system import make_valkey_with_acl_file
 from tests.upgrade.balancer import Balancer
 from tests.upgrade.versions import Version
 from tests.upgrade.watchers import EventWatcher, Page, RollingClient, Watcher
@@ -128,7 +129,7 @@ class Rollout:
 
     def __init__(self, folder: Path, *, fsync: bool) -> None:
         self.folder = folder
-        self.valkey = EmbeddedValkey(folder / "valkey")
+        self.valkey = make_valkey_with_acl_file(folder)
         self.postgres = EmbeddedPostgres(copy_postgres(folder / "postgres"), fsync=fsync)
         self.issuer = LocalIssuer.create(folder / "issuer")
         self.balancers = {"api": Balancer(), "streamer": Balancer()}
@@ -188,9 +189,12 @@ class Rollout:
             yield connection
 
     def set_rights(self, version: Version) -> None:
-        """Create the users of a version, and the roles that are missing."""
+        """Load the users of a version, and create the roles that are missing."""
+        file = Path(self.valkey.settings["aclfile"])
+        own = [line for line in file.read_text().splitlines() if line.startswith("user default ")]
+        file.write_text("\n".join([*own, *acl_lines(PASSWORD, docker=version.docker)]) + "\n")
         with Redis.from_url(self.valkey.url) as admin:
-            make_users(admin, PASSWORD, docker=version.docker)
+            admin.acl_load()
         make_roles(self.postgres.url, PASSWORD, docker=version.docker)
 
     def migrate(self, version: Version) -> None:
@@ -374,11 +378,12 @@ class Rollout:
             await self.run_on(actions)
 
     async def prepare_upgrade(self, version: Version, *, actions: int) -> None:
-        """Migrate and add the rights of a version, while the processes of another one run."""
-        async with self.step(f"migrations and rights of {version.name}"):
-            await asyncio.to_thread(self.migrate, version)
-            await self.run_on(actions)
+        """Add the rights of a version and migrate, while the processes of another one run."""
+        async with self.step(f"rights of {version.name}"):
             await asyncio.to_thread(self.set_rights, version)
+            await self.run_on(actions)
+        async with self.step(f"migrations of {version.name}"):
+            await asyncio.to_thread(self.migrate, version)
             await self.run_on(actions)
 
     async def upgrade(self, version: Version, order: Sequence[str], *, actions: int) -> None:

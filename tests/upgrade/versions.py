@@ -144,6 +144,19 @@ ADDITIONS: Final = (
         """    lines = 'event: later\\ndata: {"type":"later","x":[1]}\\n\\n' + lines\n"""
         '    return lines.encode() + b"data: "',
     ),
+    # A right: the server then ends the connections of these users.
+    Addition(
+        "deploy/docker/users.acl",
+        "+evalsha_ro +subscribe +publish +hgetall",
+        "+evalsha_ro +echo +subscribe +publish +hgetall",
+    ),
+    Addition(
+        "deploy/docker/users.acl",
+        "  +exists +unlink +rename +expireat +pttl +hgetall +hget +hmget +hset +hlen\n"
+        "  +zadd +zrem +zrange +zscore +zmscore +zcard +zscan +zrandmember\n",
+        "  +exists +unlink +rename +expireat +pttl +hgetall +hget +hmget +hset +hlen +echo\n"
+        "  +zadd +zrem +zrange +zscore +zmscore +zcard +zscan +zrandmember\n",
+    ),
     # A column that only the later version writes.
     Addition(
         "sql/queries/count_flush_batch.sql",

@@ -31,20 +31,20 @@ def load_script(path: Path) -> Any:
     return module
 
 
-def make_users(
-    admin: redis.Redis, password: str, file: str = "users.acl", *, docker: Path = DOCKER
-) -> None:
-    """Create the deployed users of a file on a server; the default user does not change.
+def make_users(admin: redis.Redis, password: str, file: str = "users.acl") -> None:
+    """Create the deployed users of a file on a server; the default user does not change."""
+    for line in acl_lines(password, file):
+        _, name, *rules = _words(line)
+        admin.execute_command("ACL", "SETUSER", name, "reset", *rules)
 
-    ``docker`` is the folder of another version.
-    """
+
+def acl_lines(password: str, file: str = "users.acl", *, docker: Path = DOCKER) -> list[str]:
+    """Return the lines of an ACL file for the deployed users, without the default user."""
     bootstrap = load_script(docker / "bootstrap.py")
     template = (docker / file).read_text()
     rules = dict.fromkeys((*REDIS_USERS, "kong", "monitor"), bootstrap.hash_of(password))
-    for line in bootstrap.fill_in(template, rules).splitlines():
-        _, name, *rules = _words(line)
-        if name != "default":
-            admin.execute_command("ACL", "SETUSER", name, "reset", *rules)
+    lines = bootstrap.fill_in(template, rules).splitlines()
+    return [line for line in lines if line.split()[1] != "default"]
 
 
 def make_roles(owner_url: str, password: str, *, docker: Path = DOCKER) -> None:
