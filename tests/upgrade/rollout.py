@@ -51,6 +51,7 @@ COMMANDS = (
     ("user", "show", "player-1"),
     ("action", "set", "quest", "7"),
     ("action", "list"),
+    ("reseed", "--force", "--yes"),
     ("dead", "list"),
     ("backup", "record", "nowhere", "--check", "restored"),
     ("backup", "list"),
@@ -59,6 +60,10 @@ COMMANDS = (
     ("audit", "verify"),
 )
 """Commands that a version runs while the services are of both versions."""
+
+UNREACHABLE = 69
+"""The exit code of a command that may be repeated: a server did not answer in time."""
+UNREACHABLE_MAX = 3
 
 PASSWORD = "deployed"
 KEYS = PartitionKeys(Partition("main"))
@@ -169,7 +174,10 @@ class Rollout:
         """Run commands of each version, all of which must succeed."""
         for version in versions:
             for command in commands:
-                done = await asyncio.to_thread(version.run, *command, **self.operator)
+                for _ in range(UNREACHABLE_MAX):
+                    done = await asyncio.to_thread(version.run, *command, **self.operator)
+                    if done.returncode != UNREACHABLE:
+                        break
                 if done.returncode:
                     self.report.violations.append(
                         f"{' '.join(command)} of {version.name}: {done.returncode} "

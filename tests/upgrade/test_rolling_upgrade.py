@@ -5,8 +5,12 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.upgrade import versions
 from tests.upgrade.rollout import rolling
+
+pytestmark = pytest.mark.slow
 
 ACTIONS = 12
 """Actions that are counted in each state of the system."""
