@@ -1,6 +1,6 @@
 """The full drill: every pair of versions, the documented order and others, forward and back.
 
-    python -m tests.upgrade.drill --actions 200 --clients 8
+    python -m tests.upgrade.drill --actions 200 --clients 8 --to later
 
 prints each step with the actions that were counted and the answers after which clients repeated an
 action. The exit code is 1 if an invariant was violated. (`make upgrade-drill`)
@@ -54,6 +54,8 @@ async def main(arguments: argparse.Namespace) -> int:
         previous, current = versions.previous(), versions.current()
         later = versions.later(folder / "later")
         for old, new in ((previous, current), (previous, later), (current, later)):
+            if arguments.to not in {None, new.name}:
+                continue
             for name, order in ORDERS.items():
                 place = folder / f"{old.name}-{new.name}-{name.replace(' ', '-')}"
                 place.mkdir()
@@ -69,4 +71,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--actions", type=int, default=200, help="actions in each state")
     parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--to", choices=("current", "later"), help="only upgrades to this version")
     sys.exit(asyncio.run(main(parser.parse_args())))
