@@ -16,7 +16,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.credentials import UsernamePasswordCredentialProvider
-from redis.exceptions import AuthenticationError
+from redis.exceptions import AuthenticationError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -25,6 +25,7 @@ from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import state_gauge
 from scoreboard.security.credentials import SecretStore, forget_frames, secret_store
 from scoreboard.security.secret_backends import Credentials
+from scoreboard.store.replies import is_not_primary
 
 REDIS_UP: Final = state_gauge(
     "redis_up", "1 if Redis answered the last request that this process made to measure it"
@@ -78,6 +79,27 @@ class _DirectSend:
         except BaseException:
             # Part of the command may have been sent, so the connection cannot be used again.
             await connection.disconnect(nowait=True)
+            raise
+
+
+class _LeavesReplicas:
+    """Closes a connection to a server that refuses a command because it is not the primary.
+
+    After a failover the old primary keeps its connections, and the address leads to the new one.
+    """
+
+    async def read_response(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 (as redis-py declares it)
+        """Read one reply.
+
+        Raises what redis-py raises.
+        """
+        connection: Any = super()
+        try:
+            return await connection.read_response(*args, **options)
+        except ResponseError as error:
+            if is_not_primary(error):
+                reconnecting: Any = self
+                reconnecting.mark_for_reconnect()
             raise
 
 
@@ -208,7 +230,9 @@ def make_pool(
         store.on_change(pool.close_outdated)
     # The connection class follows from the URL's scheme.
     kind: type[AbstractConnection] = pool.connection_class
-    pool.connection_class = type(kind.__name__, (_HiredisPacking, _DirectSend, kind), {})
+    pool.connection_class = type(
+        kind.__name__, (_LeavesReplicas, _HiredisPacking, _DirectSend, kind), {}
+    )
     return pool
 
 

@@ -72,6 +72,7 @@ class Durability(Struct, frozen=True):
     problems: tuple[str, ...]
     run_id: str = ""
     vouched: str = ""
+    is_primary: bool = True
 
     @property
     def is_safe(self) -> bool:
@@ -96,7 +97,8 @@ async def check_durability(
     with checking_reply("INFO"):
         problems = _problems_of(replication, persistence, config, required)
     vouched = required.describe() if config is None and required.is_vouched else ""
-    return Durability(tuple(problems), str(server.get("run_id", "")), vouched)
+    is_primary = replication.get("role") == "master"
+    return Durability(tuple(problems), str(server.get("run_id", "")), vouched, is_primary)
 
 
 async def _config_of(client: aioredis.Redis) -> Mapping[str, str] | None:

@@ -18,4 +18,7 @@ async def measure_durability(client: aioredis.Redis, settings: Settings) -> Dura
     """
     found = await check_durability(client, Requirements.of(settings))
     _REDIS_DURABLE.set(found.is_safe)
+    if not found.is_primary:
+        # After a failover the address may lead to another server: the next call connects again.
+        await client.connection_pool.disconnect(inuse_connections=False)
     return found

@@ -27,7 +27,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from scoreboard.runtime.settings import Settings
 from scoreboard.store.client import is_login_outdated, make_connection
-from scoreboard.store.replies import PARSE_ERRORS
+from scoreboard.store.replies import PARSE_ERRORS, is_not_primary
 
 Command = tuple[str | bytes | int, ...]
 
@@ -96,7 +96,7 @@ class PipelinedConnection(asyncio.Protocol):
         pack: Any = hiredis.pack_command  # its stub allows a tuple of one
         try:
             self._transport.write(b"".join(map(pack, commands)))
-            return await future
+            replies = await future
         except RuntimeError as error:  # raised by uvloop for a closed socket
             self._fail(RedisConnectionError("the connection was closed"))
             raise RedisConnectionError("the connection was closed") from error
@@ -106,6 +106,9 @@ class PipelinedConnection(asyncio.Protocol):
         finally:
             timer.cancel()
             self._exchange = None
+        if any(map(is_not_primary, replies)):
+            await self.close()  # the address may lead to the new primary
+        return replies
 
     async def close(self) -> None:
         """Close the connection; ``connect`` may open it again."""

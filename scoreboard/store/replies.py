@@ -13,6 +13,8 @@ from typing import Any, Final, TypeVar
 import msgspec
 from redis.exceptions import (
     AuthenticationError,
+    MasterDownError,
+    MovedError,
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -38,12 +40,20 @@ PARSE_ERRORS: Final = (
 )
 """Raised by parsers (ours, redis-py's and hiredis's) for a reply of another shape."""
 
-SERVER_REFUSALS: Final = frozenset({"MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "BUSY"})
+SERVER_REFUSALS: Final = frozenset(
+    {"MISCONF", "NOREPLICAS", "MASTERDOWN", "MOVED", "CLUSTERDOWN", "BUSY"}
+)
 """Error codes with which the server refuses a command before it writes anything."""
+
+NOT_PRIMARY: Final = frozenset({"READONLY", "MOVED", "MASTERDOWN"})
+"""Error codes of a server that is not the primary; after a failover the address leads to another.
+
+Connections to it have to be closed: it keeps them open, and each write would be refused.
+"""
 
 DENIED: Final = "permission denied (NOPERM)"
 
-_REFUSED: Final = (ReadOnlyError, OutOfMemoryError)
+_REFUSED: Final = (ReadOnlyError, MovedError, MasterDownError, OutOfMemoryError)
 _DENIED_IN_SCRIPT: Final = ("ACL failure in script", "can't run this command", "can't access")
 """Parts of the error of a script that lacks a right; its first word is ERR."""
 
@@ -110,6 +120,13 @@ def _reason(error: Exception) -> tuple[str, ...]:
     if isinstance(error, NoPermissionError):
         return (f"Redis: {DENIED}",)
     return () if isinstance(error, CONNECTION_ERRORS) else ("Redis refuses the command",)
+
+
+def is_not_primary(error: object) -> bool:
+    """Return whether a reply is the error of a server that is not the primary."""
+    # redis-py removes the code from the text of the errors that it knows.
+    known = isinstance(error, ReadOnlyError | MovedError | MasterDownError)
+    return known or (isinstance(error, ResponseError) and error_code(error) in NOT_PRIMARY)
 
 
 def error_code(error: Exception) -> str:

@@ -79,12 +79,18 @@ class Authority:
 
 
 class Terminator:
-    """Forwards decrypted bytes to a port of loopback; ``seen`` counts TLS connections."""
+    """Forwards decrypted bytes to a port of loopback; ``seen`` counts TLS connections.
 
-    def __init__(self, target_port: int, context: ssl.SSLContext, *, is_postgres: bool) -> None:
+    A changed ``target_port`` applies to new connections, as a changed address of a name does.
+    Without a context it forwards bytes as they are.
+    """
+
+    def __init__(
+        self, target_port: int, context: ssl.SSLContext | None, *, is_postgres: bool
+    ) -> None:
         self.port = 0
         self.seen = 0
-        self._target_port = target_port
+        self.target_port = target_port
         self._context = context
         self._is_postgres = is_postgres
 
@@ -104,9 +110,10 @@ class Terminator:
                 if await reader.readexactly(len(SSL_REQUEST)) != SSL_REQUEST:
                     return  # as a server with hostssl only: nothing without TLS
                 writer.write(b"S")
+                assert self._context is not None
                 await writer.start_tls(self._context)
             self.seen += 1
-            target_reader, target_writer = await asyncio.open_connection(HOST, self._target_port)
+            target_reader, target_writer = await asyncio.open_connection(HOST, self.target_port)
             try:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(_forward(reader, target_writer))
@@ -128,7 +135,7 @@ async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 
 @contextmanager
 def terminating(
-    target_port: int, context: ssl.SSLContext, *, is_postgres: bool = False
+    target_port: int, context: ssl.SSLContext | None, *, is_postgres: bool = False
 ) -> Iterator[Terminator]:
     """Run a terminator in a thread of its own until the end of the block."""
     terminator = Terminator(target_port, context, is_postgres=is_postgres)
