@@ -12,7 +12,7 @@ XDIST  := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 PYTEST := $(BIN)/python -m pytest $(XDIST)
 
 .DEFAULT_GOAL := help
-.PHONY: baseline upgrade-drill elastic prove-compose prove-k8s bench-api bench-ws bench-flush bench-memory bench-reseed bench-resources drill faults help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel lambda
+.PHONY: baseline upgrade-drill elastic smoke prove-compose prove-k8s bench-api bench-ws bench-flush bench-memory bench-reseed bench-resources drill faults help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel lambda
 
 help:            ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -31,6 +31,9 @@ PROVE := $(BIN)/python -m pytest -v --timeout 1800
 
 prove-compose: $(VENV)/.dev  ## run docker-compose.yml on an own container engine, with stand-ins for the images
 	$(PROVE) tests/proofs/compose $(PYTEST_ARGS)
+
+smoke: $(VENV)/.up  ## run docker-compose.yml on the Docker of this machine, and check it under faults
+	$(BIN)/python -m tests.proofs.compose.smoke
 
 prove-k8s: $(VENV)/.dev  ## apply deploy/k8s to an own Kubernetes control plane
 	$(PROVE) tests/proofs/kubernetes $(PYTEST_ARGS)
@@ -124,8 +127,9 @@ docs: $(VENV)/.docs  ## build the documentation into build/docs/html; a warning 
 	$(BIN)/python -m sphinx -q -n -W --keep-going -b html -d build/docs/doctrees docs build/docs/html
 	@echo 'Open build/docs/html/index.html'
 
-env: $(VENV)/.dev  ## write .env.example from the settings
+env: $(VENV)/.dev  ## write .env.example from the settings and deploy/docker/variables.env
 	$(BIN)/scoreboard config example > .env.example
+	cat deploy/docker/variables.env >> .env.example
 
 checksums:       ## write the checksums of the migrations
 	cd sql/migrations && sha256sum 0*.sql > CHECKSUMS

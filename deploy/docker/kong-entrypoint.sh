@@ -15,6 +15,10 @@ if [ -n "${REDIS_PASSWORD_FILE:-}" ]; then
   fi
   export REDIS_PASSWORD
 fi
+# A viewer is two connections. The engine's soft limit may be 1024; only its hard limit is binding.
+files=$(ulimit -H -n)
+if [ "$files" = unlimited ] || [ "$files" -gt 65536 ]; then files=65536; fi
+ulimit -S -n "$files"
 for entrypoint in /docker-entrypoint.sh /entrypoint.sh; do
   if [ -x "$entrypoint" ]; then
     exec "$entrypoint" "$@"

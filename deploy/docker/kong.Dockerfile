@@ -1,10 +1,15 @@
 # Kong with the two plugins. 3.9 is the last open-source line (docs/explanation/gateway.md, «The version»). Also
 # pin the digest after the first pull: kong:3.9.3@sha256:…
 FROM kong:3.9.3
-COPY kong/plugins/scoreboard-intake/ /usr/local/share/lua/5.1/kong/plugins/scoreboard-intake/
-COPY kong/plugins/scoreboard-authz/ /usr/local/share/lua/5.1/kong/plugins/scoreboard-authz/
-COPY deploy/docker/kong-entrypoint.sh deploy/docker/kong-ready.lua /usr/local/share/scoreboard/
-# Settings of every installation. The Admin API is on loopback, the Manager is off; Status is for probes.
+# The modes are set, because those of a checkout depend on its umask.
+COPY --chmod=755 kong/plugins/scoreboard-intake/ /usr/local/share/lua/5.1/kong/plugins/scoreboard-intake/
+COPY --chmod=755 kong/plugins/scoreboard-authz/ /usr/local/share/lua/5.1/kong/plugins/scoreboard-authz/
+COPY --chmod=755 deploy/docker/kong-entrypoint.sh deploy/docker/kong-ready.lua /usr/local/share/scoreboard/
+# Before 1.1.8, runc gives a tmpfs, from the second start on, the mode of the folder that it covers.
+USER 0
+RUN install -d -m 1777 /var/lib/kong
+# Settings of every installation. The Admin API is on loopback unless docker-compose.yml sets an address; the
+# Manager is off; Status is for probes.
 ENV KONG_DATABASE=off \
     KONG_PLUGINS=cors,jwt,rate-limiting,request-size-limiting,prometheus,file-log,scoreboard-intake,scoreboard-authz \
     KONG_PREFIX=/var/lib/kong \

@@ -8,7 +8,8 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text()
-VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)(?::-([^}]*))?\}")
+VARIABLE = re.compile(r"(?<!\$)\$\{([A-Z0-9_]+)(?::-([^${}]*))?\}")
+"""A variable; its default may contain others, which are resolved first."""
 
 Entity = dict[str, Any]
 
@@ -16,7 +17,24 @@ Entity = dict[str, Any]
 def load(environ: dict[str, str] | None = None) -> Entity:
     """Return the document with variables from ``environ`` or their defaults."""
     known = environ or {}
-    return yaml.safe_load(VARIABLE.sub(lambda m: known.get(m[1]) or m[2] or "", TEXT))
+    document = yaml.safe_load(resolve(TEXT, known))
+    for service in document["services"].values():
+        given = service.get("environment", {})
+        # Without a value: that of Compose's own environment, if there is one.
+        passed = {name: known.get(name) for name, value in given.items() if value is None}
+        for name, value in passed.items():
+            if value is None:
+                del given[name]
+            else:
+                given[name] = value
+    return document
+
+
+def resolve(text: str, environ: dict[str, str]) -> str:
+    """Return a text of a compose file with every variable replaced."""
+    while VARIABLE.search(text):
+        text = VARIABLE.sub(lambda m: environ.get(m[1]) or m[2] or "", text)
+    return text.replace("$$", "$")
 
 
 COMPOSE = load()

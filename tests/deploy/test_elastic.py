@@ -153,7 +153,7 @@ def test_mounted_files_exist(service: str) -> None:
         source, _, *mode = volume.split(":")
         if source.startswith("."):
             assert (FOLDER / source).exists(), source
-            assert mode == ["ro"]
+            assert mode == ["ro,z"]
         elif source.startswith("/"):
             assert volume == "/var/lib/docker/containers:/var/lib/docker/containers:ro"
         else:

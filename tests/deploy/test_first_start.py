@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import boto3
 import httpx
 import psycopg
 import pytest
@@ -36,6 +37,7 @@ from tests.support.eventually import eventually
 from tests.support.fakes.tokens import ISSUER, MakeToken
 from tests.support.monitoring import program
 from tests.support.servers.postgres_template import copy_postgres
+from tests.support.servers.rights import load_script
 
 DOCKER = ROOT / "deploy/docker"
 REDIS_USERS = ("api", "streamer", "flusher", "operator", "rotator", "monitor")
@@ -223,7 +225,10 @@ def installation(
             },
         )
         seed = [sys.executable, str(DOCKER / "seed_secrets.py")]
-        assert "11 of 11" in run(seed, found.aws_environment("seed"))
+        process = subprocess.Popen(seed, env=found.aws_environment("seed"))
+        stack.callback(process.wait, 30)
+        stack.callback(process.terminate)
+        eventually(lambda: is_seeded(found))
         eventually(lambda: found.redis("health").execute_command("PING"))
         eventually(lambda: found.counters("health", "health").execute_command("PING"))
         migrate = {**plain, **environment("migrate"), **login}
@@ -243,9 +248,37 @@ def test_a_second_start_keeps_every_password(installation: Installation) -> None
     }
 
 
-def test_seeding_again_writes_nothing(installation: Installation) -> None:
+def is_seeded(installation: Installation) -> bool:
+    """Run the health check of the service `seed`."""
+    program, _, option = SERVICES["seed"]["healthcheck"]["test"][1:]
+    assert program == "python"
+    words = [sys.executable, str(DOCKER / "seed_secrets.py"), option]
     environ = installation.aws_environment("seed")
-    assert "0 of 11" in run([sys.executable, str(DOCKER / "seed_secrets.py")], environ)
+    return subprocess.run(words, env=environ, timeout=30, check=False).returncode == 0
+
+
+def test_an_emptied_secrets_manager_is_filled_again(installation: Installation) -> None:
+    """moto is empty after each restart of its container, thus after a reboot."""
+    moto = installation.environ["AWS_ENDPOINT_URL_SECRETS_MANAGER"]
+    httpx.post(f"{moto}/moto-api/reset", timeout=10, trust_env=False).raise_for_status()
+    assert not is_seeded(installation)
+    eventually(lambda: is_seeded(installation))
+
+
+def test_seeding_changes_no_secret(installation: Installation) -> None:
+    """A value that was rotated is newer than the file."""
+    client: Any = boto3.client(
+        "secretsmanager",
+        endpoint_url=installation.environ["AWS_ENDPOINT_URL_SECRETS_MANAGER"],
+        region_name="eu-central-1",
+        aws_access_key_id="any",
+        aws_secret_access_key="any",
+    )
+    script = load_script(DOCKER / "seed_secrets.py")
+    name = "scoreboard/development/streamer/redis"
+    before = client.get_secret_value(SecretId=name)["SecretString"]
+    assert script.seed(client, {name: "another"}) == []
+    assert client.get_secret_value(SecretId=name)["SecretString"] == before
 
 
 def test_an_operator_can_read_the_logins_of_the_profile_moto(installation: Installation) -> None:

@@ -1,4 +1,4 @@
-"""The Dockerfiles: lint, versions, and the files they copy. No image is built."""
+"""The Dockerfiles: lint, versions, and the files they copy. tests/proofs/compose builds them."""
 
 import fnmatch
 import re
@@ -34,7 +34,7 @@ def images() -> list[str]:
         for name in DOCKERFILES
         for image in re.findall(r"^FROM (\S+)", dockerfile(name), re.MULTILINE)
     ]
-    return found + [s["image"] for s in SERVICES.values() if "build" not in s]
+    return found + [s["image"] for s in SERVICES.values() if not s["image"].endswith(":local")]
 
 
 @pytest.mark.parametrize("image", sorted(set(images())))
@@ -67,7 +67,9 @@ def test_images_have_the_versions_that_the_tests_run() -> None:
 
 def sources(name: str) -> list[str]:
     found: list[str] = []
-    for line in re.findall(r"^COPY (?!--from)(.+)$", dockerfile(name), re.MULTILINE):
+    for line in re.findall(
+        r"^COPY (?!--from)(?:--chmod=\d+ )?(.+)$", dockerfile(name), re.MULTILINE
+    ):
         *given, _target = line.split()
         found += given
     return found
@@ -116,7 +118,14 @@ def test_the_image_of_kong_has_the_plugins_in_its_path() -> None:
     text = dockerfile("deploy/docker/kong.Dockerfile")
     for plugin in our_plugins():
         target = f"/usr/local/share/lua/5.1/kong/plugins/{plugin}/"
-        assert f"COPY kong/plugins/{plugin}/ {target}\n" in text
+        assert f"COPY --chmod=755 kong/plugins/{plugin}/ {target}\n" in text
+
+
+@pytest.mark.parametrize("name", sorted(set(DOCKERFILES) - {"Dockerfile"}))
+def test_copied_files_can_be_read_by_the_user_of_the_image(name: str) -> None:
+    """Their modes are those of a checkout, which depend on its umask."""
+    for line in re.findall(r"^COPY .*", dockerfile(name), re.MULTILINE):
+        assert line.startswith(("COPY --chmod=", "COPY --from=")), line
 
 
 # Scripts inside the images ----------------------------------------------------------------------
@@ -164,6 +173,26 @@ def test_the_entrypoint_of_kong_reads_the_password_from_its_file(tmp_path: Path)
         env=environ, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout == "a secret kong docker-start\n"
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "expected"), [(256, 1024, "1024"), (1024, 20_000, "20000")]
+)
+def test_kongs_entrypoint_raises_the_limit_on_open_files(
+    tmp_path: Path, soft: int, hard: int, expected: str
+) -> None:
+    """The engine's soft limit is often 1024, and a viewer is two connections."""
+    real = tmp_path / "docker-entrypoint.sh"
+    real.write_text("#!/bin/sh\nulimit -S -n\n")
+    real.chmod(0o755)
+    script = (ROOT / "deploy/docker/kong-entrypoint.sh").read_text()
+    script = script.replace(" /docker-entrypoint.sh", f" {real}")
+    limited = f'ulimit -S -n {soft} && ulimit -H -n {hard} && exec sh -c "$0"'
+    done = subprocess.run(
+        ["sh", "-c", limited, script], env={"PATH": "/usr/bin:/bin"}, capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == expected
 
 
 @pytest.mark.parametrize("text", ["", "\n", "{}", '{"password": "a\\"b"}'])
