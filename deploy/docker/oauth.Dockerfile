@@ -3,8 +3,6 @@
 FROM busybox:1.37.0-musl AS tools
 FROM ghcr.io/navikt/mock-oauth2-server:2.1.10
 COPY --from=tools /bin/busybox /usr/local/bin/busybox
-COPY --chmod=644 deploy/docker/oauth.json /etc/scoreboard/oauth.json
-ENV JSON_CONFIG_PATH=/etc/scoreboard/oauth.json
 USER 10001:10001
 HEALTHCHECK --interval=5s --timeout=3s --start-period=20s --retries=6 \
     CMD ["/usr/local/bin/busybox", "wget", "-q", "-O", "/dev/null", "http://127.0.0.1:8090/isalive"]

@@ -84,6 +84,7 @@ def test_every_volume_is_used_and_has_the_expected_writers() -> None:
     assert writers["secrets-counters"] == {"secrets", "valkey-counters"}
     for volume in ("secrets-owner", "secrets-postgres", "secrets-seed"):
         assert writers[volume] == {"secrets"}
+    assert writers["secrets-oauth"] == {"oauth-key"}
 
 
 def test_the_image_creates_the_folders_of_the_volumes() -> None:

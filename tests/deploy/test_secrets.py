@@ -22,6 +22,7 @@ from psycopg import sql
 from cli.embedded import binaries
 from cli.embedded.ports import find_free_port
 from cli.embedded.servers import EmbeddedPostgres
+from scoreboard.security.key_set import read_key_set
 from tests.deploy.compose import PROFILES, ROOT, SERVICES, environment, load
 from tests.deploy.test_first_start import connect, psql_environment, roles_script
 from tests.support.eventually import eventually
@@ -33,6 +34,7 @@ SECRETS = "/var/lib/scoreboard/secrets"
 STORED = "/var/lib/scoreboard/"
 DATABASE_SERVICES = ("api", "flusher", "operator", "rotator")
 script: Any = load_script(DOCKER / "bootstrap.py")
+oauth_key: Any = load_script(DOCKER / "oauth_key.py")
 
 
 def volumes(service: str) -> dict[str, str]:
@@ -67,6 +69,8 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     script.bootstrap(root / "secrets", DOCKER)
     (root / "config").mkdir()
     (root / "config/kong.yml").touch()  # by kong-render
+    (root / "secrets/oauth").mkdir()
+    oauth_key.configure(DOCKER / "oauth.json", root / "secrets/oauth/oauth.json")
     return root
 
 
@@ -80,7 +84,7 @@ def test_a_restarted_container_needs_no_one_shot_service(service: str, stored: P
 def test_the_files_that_are_read_are_found_by_the_test_above() -> None:
     assert {name: len(files_read(name)) for name in RESTARTED} == {
         "api": 2, "streamer": 1, "flusher": 2, "kong": 2, "kong-sync": 2, "seed": 0,
-        "valkey": 1, "valkey-counters": 1, "postgres": 1, "oauth": 0, "moto": 0,
+        "valkey": 1, "valkey-counters": 1, "postgres": 1, "oauth": 1, "moto": 0,
         "prometheus": 0, "alertmanager": 0, "grafana": 0,
         "redis-exporter": 1, "postgres-exporter": 1,
     }  # fmt: skip
@@ -93,6 +97,31 @@ def test_a_restarted_container_uses_no_service_of_a_profile(service: str) -> Non
             assert not [other for other in PROFILES if f"//{other}:" in value], name
     if "SCOREBOARD_SECRETS" in environment(service):
         assert environment(service)["SCOREBOARD_SECRETS"] == "file"
+
+
+def test_the_provider_keeps_its_key_and_takes_new_settings(tmp_path: Path) -> None:
+    """It gives each key the same kid, so services would refuse the tokens of a new one."""
+    template, output = tmp_path / "template.json", tmp_path / "oauth.json"
+    template.write_text((DOCKER / "oauth.json").read_text())
+
+    def key() -> str:
+        return json.loads(output.read_text())["tokenProvider"]["keyProvider"]["initialKeys"]
+
+    assert oauth_key.configure(template, output)
+    first = key()
+    assert json.loads(first)["kty"] == "RSA"
+    assert "d" in json.loads(first)
+    # What the provider publishes: it adds the kid, and removes the private members.
+    private = {"d", "p", "q", "dp", "dq", "qi"}
+    public = {name: value for name, value in json.loads(first).items() if name not in private}
+    published = json.dumps({"keys": [public | {"kid": "scoreboard"}]})
+    assert set(read_key_set(published.encode()).keys) == {"scoreboard"}
+    assert stat.S_IMODE(output.stat().st_mode) == 0o600
+    changed = json.loads(template.read_text()) | {"interactiveLogin": False}
+    template.write_text(json.dumps(changed))
+    assert not oauth_key.configure(template, output)
+    assert key() == first
+    assert json.loads(output.read_text())["interactiveLogin"] is False
 
 
 # Who reads what ---------------------------------------------------------------------------------

@@ -23,6 +23,12 @@ COMMAND_S = 300
 HEALTHY_S = 180
 LOG_LINES = 25
 OWN_VARIABLES = ("COMPOSE_", "SCOREBOARD_", "SECRETS_PREFIX")
+UNHEALTHY = (
+    r"container \S+?-([a-z-]+)-\d+ (?:is unhealthy|exited)"
+    r'|service "([a-z-]+)" didn.t complete'
+)
+"""How Compose says which service did not start."""
+
 KILL = "import os, sys; os.kill(int(sys.argv[1]), 9)"
 
 
@@ -71,7 +77,7 @@ class Stack:
         except subprocess.TimeoutExpired as error:
             raise Fault(f"{' '.join(words)} did not end within {within_s:.0f} s") from error
         if check and done.returncode:
-            text = (done.stdout + done.stderr)[-3000:]
+            text = (done.stdout + done.stderr)[-1500:]
             raise Fault(f"{' '.join(words)} ended with {done.returncode}:\n{text}")
         return done.stdout
 
@@ -84,8 +90,8 @@ class Stack:
         try:
             self.run("sh", "-c", command, within_s=START_S)
         except Fault as error:
-            found = re.search(r"container \S+?-([a-z-]+)-\d+ (?:is unhealthy|exited)", str(error))
-            raise self.fault(str(error), *([found[1]] if found else [])) from error
+            found = re.search(UNHEALTHY, str(error))
+            raise self.fault(str(error), *filter(None, found.groups() if found else ())) from error
 
     def scoreboard(self, *words: str) -> str:
         """Run a command of the operator in a container."""
