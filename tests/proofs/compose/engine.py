@@ -211,6 +211,10 @@ def running_engine(folder: Path) -> Iterator[Engine]:
             engine.enter_network()
             yield engine
         finally:
-            enter_network(Path(f"/proc/self/fd/{own.fileno()}"))
-            engine.remove()
-            assert traces() == before
+            handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C
+            try:
+                enter_network(Path(f"/proc/self/fd/{own.fileno()}"))
+                engine.remove()
+                assert traces() == before
+            finally:
+                signal.signal(signal.SIGINT, handler)

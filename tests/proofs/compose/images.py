@@ -5,10 +5,8 @@ only for what this project's own Dockerfiles download.
 """
 
 import hashlib
-import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 from cli.embedded import binaries
@@ -40,7 +38,6 @@ TARGETS = {
 """The target of images/Dockerfile for each upstream image; there is none for Grafana."""
 
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
-BUILD_S = 600
 
 
 def upstream_images() -> set[str]:
@@ -108,19 +105,11 @@ def build(environ: dict[str, str], context: Path) -> None:
     )
     shutil.copytree(oauth_libraries(), context / "oauth")
 
-    def run(*words: str | Path) -> None:
-        done = subprocess.run(
-            ["docker", *map(str, words)],
-            env={**os.environ, **environ},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-            timeout=BUILD_S,
-        )
-        assert done.returncode == 0, done.stdout[-4000:]
+    def run(what: str, *words: str | Path) -> None:
+        tools.obtain(what, ["docker", *words], env=environ, timeout=tools.BUILD_S)
 
-    run("import", debian_root(), BASE)
+    run(BASE, "import", debian_root(), BASE)
     for image in sorted(upstream_images()):
         target = TARGETS[image.partition(":")[0]]
-        run("buildx", "build", "--quiet", "--target", target, "--tag", image, context)
+        words = ("buildx", "build", "--quiet", "--target", target, "--tag", image, context)
+        run(f"the stand-in for {image}", *words)

@@ -48,9 +48,11 @@ def extra_steps(proof: Proof) -> list[Step]:
             "prometheus",
         )
 
+    def stop_issuer() -> None:
+        scenario.stack.compose("stop", "oauth")
+
     def stale_sync() -> None:
         stack = scenario.stack
-        stack.compose("stop", "oauth")
         stack.wait(
             lambda: stack.containers()["kong-sync"]["State"]["Health"]["Status"] == "unhealthy",
             "kong-sync is healthy without a key set",
@@ -75,6 +77,7 @@ def extra_steps(proof: Proof) -> list[Step]:
         scenario.everything_counted_once()
 
     return [
+        ("the issuer ends", stop_issuer),
         ("a second project starts beside it", start_second),
         ("Prometheus reads every target", observe),
         ("kong-sync is unhealthy without a key set", stale_sync),
