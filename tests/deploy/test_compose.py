@@ -576,3 +576,13 @@ def test_the_vault_reference_names_the_variable_of_the_password() -> None:
     assert f"export {name}\n" in script
     targets = {source: target for source, target, *_ in mounts("kong")}
     assert environment("kong")[f"{name}_FILE"].startswith(targets["secrets-kong"])
+
+
+def test_prometheus_reads_each_service_under_its_own_name() -> None:
+    document = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
+    jobs = {
+        job["job_name"].removeprefix("scoreboard-"): job["dns_sd_configs"][0]["names"]
+        for job in document["scrape_configs"]
+        if job["job_name"].startswith("scoreboard-")
+    }
+    assert jobs == {name: [name] for name in ("api", "streamer", "flusher", "kong-sync")}

@@ -29,7 +29,7 @@ def extra_steps(proof: Proof) -> list[Step]:
         answer = second.update(second.token("alice"), "alice", "win:second")
         assert answer.json()["newScore"] == 10, answer.text
         boards = json.loads(second.scoreboard("board", "list", "--json"))
-        assert {board["board"] for board in boards} == {"main", "weekly"}
+        assert {board["name"] for board in boards} == {"main", "weekly"}
         scenario.everything_counted_once()
 
     def observe() -> None:

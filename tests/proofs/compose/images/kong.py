@@ -236,6 +236,8 @@ def main() -> int:
         return status, json.dumps({"message": reason})
 
     def status(request: BaseHTTPRequestHandler) -> tuple[int, str]:
+        if request.path == "/metrics":
+            return 200, ""
         if request.path != "/status/ready":
             return 404, "{}"
         return (
