@@ -1,6 +1,5 @@
 """One control plane for all tests of this folder, and the overlays on it, one after another."""
 
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,12 +35,8 @@ def installed(
     request: pytest.FixtureRequest, plane: Cluster, filled_in: Path
 ) -> Iterator[Installation]:
     """Apply an overlay; its namespace is deleted at the end."""
-    installation = Installation(
-        plane,
-        request.param,
-        render(plane, filled_in / request.param),
-        refused_before=Counter(plane.nodes.refused),
-    )
+    overlay = request.param
+    installation = Installation(plane, overlay, render(plane, filled_in / overlay))
     try:
         installation.apply()
         installation.until_complete()

@@ -45,7 +45,6 @@ class Cluster:
     nodes: Nodes
     metrics: metrics_api.MetricsApi
     kubeconfig: Path
-    processes: dict[str, Process]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -80,15 +79,6 @@ class Cluster:
         assert "Warning:" not in done.stderr, f"kubectl {arguments}: {done.stderr}"
         return done.stdout
 
-    def resident_mib(self) -> dict[str, int]:
-        """Return the memory of each process of the control plane."""
-        found = {}
-        for name, process in self.processes.items():
-            for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
-                if line.startswith("VmRSS:"):
-                    found[name] = int(line.split()[1]) // 1024
-        return found
-
 
 @contextmanager
 def cluster(folder: Path, *, csi_drivers: Sequence[str] = ()) -> Iterator[Cluster]:
@@ -106,7 +96,7 @@ def cluster(folder: Path, *, csi_drivers: Sequence[str] = ()) -> Iterator[Cluste
         stack.enter_context(metrics)
         nodes = stack.enter_context(Nodes(plane.url, plane.authority, csi_drivers=csi_drivers))
         _prepare(plane, api, metrics, nodes)
-        yield Cluster(api, nodes, metrics, plane.kubeconfig, plane.processes)
+        yield Cluster(api, nodes, metrics, plane.kubeconfig)
 
 
 def _prepare(

@@ -1,16 +1,17 @@
 """An overlay of deploy/k8s, applied to the control plane as the documentation says."""
 
 import json
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import yaml
+
 from tests.proofs.kubernetes.api_server import Object
 from tests.proofs.kubernetes.control_plane import Cluster
 from tests.support.eventually import eventually
-from tests.support.manifests import NAMESPACE
+from tests.support.manifests import COMPONENT, NAMESPACE
 
 SERVICES: Final = ("api", "flusher", "kong", "streamer")
 """The Deployments that serve; those of the stores of dev are not made to."""
@@ -41,8 +42,6 @@ class Installation:
     cluster: Cluster
     overlay: str
     manifest: str
-    refused_before: Counter[str]
-    """What the nodes had refused before the overlay was applied."""
 
     def live(self, kind: str) -> list[Object]:
         """Return the objects of a kind as the API server stores them."""
@@ -60,18 +59,30 @@ class Installation:
         """Change one object."""
         return self.cluster.api.patch(path(kind, name), change)
 
-    def pods(self, component: str) -> list[Object]:
-        """Return the pods of a component that are not about to end."""
+    def pods(self, *components: str) -> list[Object]:
+        """Return the pods of some components that are not about to end."""
         return [
             pod
             for pod in self.live("pods")
-            if pod["metadata"]["labels"].get("app.kubernetes.io/component") == component
+            if pod["metadata"]["labels"].get(COMPONENT) in components
             and "deletionTimestamp" not in pod["metadata"]
         ]
 
-    def apply(self) -> str:
-        """Apply the manifest; the server checks every field and warns about nothing."""
-        return self.cluster.kubectl(*APPLY, stdin=self.manifest)
+    def apply(self, manifest: str = "") -> None:
+        """Apply the manifest or a part of it; the server checks it and warns about nothing."""
+        self.cluster.kubectl(*APPLY, stdin=manifest or self.manifest)
+
+    def deployments(self, *names: str, image: str = "") -> str:
+        """Return the part of the manifest that has some Deployments, with another image."""
+        found = [
+            each
+            for each in yaml.safe_load_all(self.manifest)
+            if each["kind"] == "Deployment" and each["metadata"]["name"] in names
+        ]
+        for deployment in found if image else ():
+            for container in containers(deployment["spec"]["template"]["spec"]):
+                container["image"] = image
+        return yaml.safe_dump_all(found)
 
     def until_complete(self) -> None:
         """Wait until each Deployment and StatefulSet serves and each Job has completed."""

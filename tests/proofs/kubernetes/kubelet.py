@@ -25,7 +25,6 @@ import json
 import re
 import threading
 from base64 import b64decode
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -97,7 +96,6 @@ class Nodes:
         self.csi_drivers = frozenset(csi_drivers)
         self.started: dict[str, Started] = {}
         """By the uid of the pod."""
-        self.refused: Counter[str] = Counter()
         self.failures: list[BaseException] = []
         self._addresses = (f"10.244.{n // 250}.{n % 250 + 2}" for n in count())
         self._loop = asyncio.new_event_loop()
@@ -327,7 +325,6 @@ class RunningPod:
                 return await prepare()
             except CannotStartError as problem:
                 if shown != (shown := (problem.reason, str(problem))):
-                    self.nodes.refused[problem.reason] += 1
                     for each in [container] if container else self.pod["spec"]["containers"]:
                         self._set(each, waiting(*shown), ready=False)
                     await self._report("Pending", initialized=container is not None)

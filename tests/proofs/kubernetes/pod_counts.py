@@ -4,12 +4,10 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
 
 from tests.proofs.kubernetes.api_server import Object
 from tests.proofs.kubernetes.control_plane import Cluster
-
-COMPONENT: Final = "app.kubernetes.io/component"
+from tests.support.manifests import COMPONENT
 
 
 def is_ready(pod: Object) -> bool:

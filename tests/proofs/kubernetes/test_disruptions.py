@@ -110,34 +110,30 @@ def test_a_faulty_image_replaces_no_pod_and_can_be_taken_back(
 ) -> None:
     installed.until_complete()
     floors = replicas_of(installed)
-    before = {}
-    for deployment in services(installed):
-        name = deployment["metadata"]["name"]
-        before[name] = deployment["spec"]["template"]
+    before = {name: installed.get("deployments", name)["spec"] for name in SERVICES}
+    for name in SERVICES:
         # The default is ten minutes.
-        spec = {"minReadySeconds": 0, "progressDeadlineSeconds": DEADLINE_S}
-        installed.patch("deployments", name, {"spec": spec})
+        short = {"spec": {"progressDeadlineSeconds": DEADLINE_S}}
+        installed.patch("deployments", name, short)
+    faulty = f"registry.example/scoreboard:{tag}"
     with ready_pods(installed.cluster, NAMESPACE) as counts:
-        for name in before:
-            installed.cluster.kubectl(
-                *("set", "image", f"deployment/{name}", f"*=scoreboard:{tag}", "-n", NAMESPACE)
-            )
-        for name in before:
+        installed.apply(installed.deployments(*SERVICES, image=faulty))
+        for name in SERVICES:
             done = installed.cluster.run(
                 *("rollout", "status", f"deployment/{name}", "--timeout=60s", "-n", NAMESPACE)
             )
             assert done.returncode == 1, name
             assert "exceeded its progress deadline" in done.stderr, done.stderr
-        for name in before:
-            installed.cluster.kubectl("rollout", "undo", f"deployment/{name}", "-n", NAMESPACE)
+        installed.apply(installed.deployments(*SERVICES))
         until_all_are_rolled_out(installed)
     lowest = counts.lowest()
     assert all(lowest[name] >= least for name, least in floors.items()), (lowest, floors)
     for component, images in counts.images.items():
-        assert f"scoreboard:{tag}" not in images, component
-    for name, template in before.items():
-        assert installed.get("deployments", name)["spec"]["template"] == template
-    installed.apply()
+        assert faulty not in images, component
+    for name, spec in before.items():
+        deadline = {"spec": {"progressDeadlineSeconds": spec["progressDeadlineSeconds"]}}
+        installed.patch("deployments", name, deadline)
+        assert installed.get("deployments", name)["spec"] == spec
 
 
 @in_production

@@ -51,7 +51,7 @@ def test_the_documented_commands_upgrade_without_an_interruption(
     lowest = counts.lowest()
     assert {name: lowest[name] for name in SERVICES} == before
     assert fewest == before, "the manifest reset the replicas of an autoscaler"
-    for pod in installed.live("pods"):
+    for pod in installed.pods(*SERVICES, "migrate", "operator"):
         for container in pod["spec"]["containers"]:
             assert container["image"].endswith(NEW), pod["metadata"]["name"]
         variables = cluster.nodes.started[pod["metadata"]["uid"]].environment
@@ -69,3 +69,23 @@ def test_jobs_that_remain_are_not_changed(installed: Installation) -> None:
     done = installed.cluster.run(*APPLY, "--dry-run=server", stdin=other)
     assert done.returncode == 1
     assert "field is immutable" in done.stderr
+
+
+@pytest.mark.parametrize("installed", ["prod-hpa"], indirect=True)
+def test_an_apply_after_an_undo_is_forced(installed: Installation) -> None:
+    """The fields that `rollout undo` sets are its own, as the page says."""
+    installed.until_complete()
+    workload = ("deployment/api", "-n", NAMESPACE)
+    other, third = (f"registry.example/scoreboard:{name}" for name in ("other", "third"))
+    installed.apply(installed.deployments("api", image=other))
+    installed.until_rolled_out("deployments", "api")
+    installed.cluster.kubectl("rollout", "undo", *workload)
+    installed.until_rolled_out("deployments", "api")
+    assert other not in str(installed.get("deployments", "api")["spec"])
+    changed = installed.deployments("api", image=third)
+    refused = installed.cluster.run(*APPLY, stdin=changed)
+    assert refused.returncode == 1
+    assert "conflict" in refused.stderr
+    installed.cluster.kubectl(*APPLY, "--force-conflicts", stdin=changed)
+    installed.apply(installed.deployments("api"))
+    installed.until_complete()
