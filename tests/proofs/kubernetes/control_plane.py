@@ -7,7 +7,7 @@ are stopped by their process ids.
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +81,7 @@ class Cluster:
 
 
 @contextmanager
-def cluster(folder: Path, *, csi_drivers: Sequence[str] = ()) -> Iterator[Cluster]:
+def cluster(folder: Path) -> Iterator[Cluster]:
     """Run a control plane and its nodes."""
     with ExitStack() as stack:
         plane = stack.enter_context(_ControlPlane(folder))
@@ -94,7 +94,7 @@ def cluster(folder: Path, *, csi_drivers: Sequence[str] = ()) -> Iterator[Cluste
             plane.proxies.certificate,
         )
         stack.enter_context(metrics)
-        nodes = stack.enter_context(Nodes(plane.url, plane.authority, csi_drivers=csi_drivers))
+        nodes = stack.enter_context(Nodes(plane.url, plane.authority))
         _prepare(plane, api, metrics, nodes)
         yield Cluster(api, nodes, metrics, plane.kubeconfig)
 

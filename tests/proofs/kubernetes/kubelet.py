@@ -12,7 +12,7 @@ removes it.
 What it refuses, with the reason of a real kubelet: an image name that cannot be parsed
 (InvalidImageName), an image that does not exist (MISSING, ImagePullBackOff), a ConfigMap, Secret
 or key that does not exist (CreateContainerConfigError, or FailedMount for a volume), a claim that
-is not bound, a CSI driver that is not installed, and `runAsNonRoot` without a numeric user, as it
+is not bound, a CSI driver (none is installed), and `runAsNonRoot` without a numeric user, as it
 knows no image.
 
 What it does not do: run a container, a probe or a `preStop`, so each takes `start_s` or `stop_s`;
@@ -87,13 +87,11 @@ class Nodes:
         *,
         start_s: float = 0.4,
         stop_s: float = 0.6,
-        csi_drivers: Sequence[str] = (),
     ) -> None:
         self.url = url
         self.authority = authority
         self.start_s = start_s
         self.stop_s = stop_s
-        self.csi_drivers = frozenset(csi_drivers)
         self.started: dict[str, Started] = {}
         """By the uid of the pod."""
         self.failures: list[BaseException] = []
@@ -343,8 +341,7 @@ class RunningPod:
                     raise CannotStartError("FailedMount", f"claim {name} is not bound")
             elif "csi" in volume:
                 driver = volume["csi"]["driver"]
-                if driver not in self.nodes.csi_drivers:
-                    raise CannotStartError("FailedMount", f"CSI driver {driver} is not registered")
+                raise CannotStartError("FailedMount", f"CSI driver {driver} is not registered")
             elif "projected" in volume:
                 for source in volume["projected"]["sources"]:
                     await self._project(source, started)

@@ -2,13 +2,17 @@
 
 import re
 
+import jwt
 import pytest
 
 from scoreboard.runtime import settings
-from tests.proofs.kubernetes.installation import NAMESPACE, Installation
+from tests.proofs.kubernetes.installation import NAMESPACE, SERVICES, Installation, path
 from tests.proofs.kubernetes.kubelet import Started
+from tests.support.eventually import eventually
+from tests.support.manifests import COMPONENT
 
 OWN_IMAGE = "scoreboard"
+AUDIENCE = "sts.amazonaws.com"
 
 
 def started(installation: Installation) -> list[Started]:
@@ -89,3 +93,30 @@ def test_accounts_that_read_secrets_have_a_role_on_aws(installed: Installation) 
     assert used <= set(roles)
     assert all(role.startswith("arn:aws:iam::") for role in roles.values()), roles
     assert len(set(roles.values())) == len(roles), "two accounts share a role"
+
+
+@pytest.mark.parametrize("installed", ["prod-hpa"], indirect=True)
+@pytest.mark.parametrize("name", SERVICES)
+def test_the_identity_webhook_of_eks_can_give_a_pod_its_token(
+    installed: Installation, name: str
+) -> None:
+    """The webhook adds a volume to each pod whose account has a role; here the test does it."""
+    installed.until_complete()
+    spec = installed.get("deployments", name)["spec"]["template"]["spec"]
+    token = {"audience": AUDIENCE, "expirationSeconds": 86400, "path": "token"}
+    volume = {"name": "aws-iam-token", "projected": {"sources": [{"serviceAccountToken": token}]}}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": f"identity-{name}", "labels": {COMPONENT: "identity"}},
+        "spec": {**spec, "volumes": [*spec["volumes"], volume]},
+    }
+    created = installed.cluster.api.create(path("pods"), pod)
+    uid, nodes = created["metadata"]["uid"], installed.cluster.nodes
+    try:
+        tokens = eventually(lambda: uid in nodes.started and nodes.started[uid].tokens)
+    finally:
+        installed.cluster.api.delete(path("pods", pod["metadata"]["name"]))
+    claims = jwt.decode(tokens[AUDIENCE], options={"verify_signature": False})
+    assert claims["aud"] == [AUDIENCE]
+    assert claims["sub"] == f"system:serviceaccount:{NAMESPACE}:scoreboard-{name}"
