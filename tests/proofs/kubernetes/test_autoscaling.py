@@ -7,6 +7,7 @@ conditions; then a test shortens the windows and periods and keeps the policies.
 import math
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
@@ -126,20 +127,27 @@ def short(rules: Object) -> Object:
     return {**rules, "stabilizationWindowSeconds": window, "policies": policies}
 
 
-@pytest.mark.parametrize("name", ["api", "streamer"])
 @pytest.mark.parametrize("installed", ["prod-hpa"], indirect=True)
-def test_an_autoscaler_follows_the_load_at_the_pace_of_its_policies(
-    installed: Installation, name: str
+def test_the_autoscalers_follow_the_load_at_the_pace_of_their_policies(
+    installed: Installation,
 ) -> None:
     installed.until_complete()
-    scaling = Scaling(installed, name)
+    names = installed.names("horizontalpodautoscalers")
+    assert names == ["api", "streamer"]
+    with ThreadPoolExecutor(len(names)) as pool:
+        # Each waits for minutes that are made seconds; the list raises what a thread raised.
+        list(pool.map(follow_the_load, [Scaling(installed, name) for name in names]))
+
+
+def follow_the_load(scaling: Scaling) -> None:
+    """Raise and lower the load of one workload."""
     behavior = scaling.spec["behavior"]
     up, down = behavior["scaleUp"], behavior["scaleDown"]
     least = scaling.spec["minReplicas"]
     scaling.use(IDLE_MILLICORES)
     scaling.until_replicas(least)
     scaling.set_behavior({"scaleUp": short(up), "scaleDown": down})
-    with installed.cluster.api.watch(path("deployments"), scaling.see):
+    with scaling.installation.cluster.api.watch(path("deployments"), scaling.see):
         # Three times the load: the policies allow less in one period.
         high = most_after(up["policies"], least)
         assert least < high < least * 3
