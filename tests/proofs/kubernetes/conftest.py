@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -12,12 +13,15 @@ from tests.support.manifests import MANIFESTS, OVERLAYS, copy_manifests
 
 
 @pytest.fixture(scope="session")
-def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def plane() -> Iterator[Cluster]:
     """Run a control plane with the resource definitions that overlays use."""
     programs.etcd()
     programs.kubernetes()
     wanted = definitions.files()
-    with cluster(tmp_path_factory.mktemp("control-plane")) as running:
+    with (
+        TemporaryDirectory(prefix="scoreboard-control-plane-") as folder,
+        cluster(Path(folder)) as running,
+    ):
         for definition in wanted:
             running.kubectl("create", "-f", definition)
         running.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
