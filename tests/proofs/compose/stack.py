@@ -136,15 +136,20 @@ class Stack:
         self.wait_healthy(service)
 
     def wait_healthy(self, *services: str) -> None:
-        """Wait until containers are healthy."""
+        """Wait until containers are healthy, or run if they have no health check."""
         for service in services:
             self.wait(
-                lambda service=service: (
-                    self.containers()[service]["State"].get("Health", {}).get("Status") == "healthy"
-                ),
+                lambda service=service: self.state(service) in {"healthy", "running"},
                 f"{service} is not healthy",
                 service,
             )
+
+    def state(self, service: str) -> str:
+        """Return the health of a container, or its status if it has no health check."""
+        state = self.containers()[service]["State"]
+        if state["Status"] != "running":
+            return state["Status"]
+        return state.get("Health", {}).get("Status", "running")
 
     def long_running(self) -> list[str]:
         """Return the services that stay up."""
