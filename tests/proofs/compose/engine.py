@@ -28,7 +28,6 @@ HOST_PROGRAMS = ("unshare", "mount", "ip", "iptables", "iptables-save")
 START_S = 60
 STOP_S = 120
 CGROUPS = Path("/sys/fs/cgroup")
-CGROUP = "scoreboard-proof"
 CLONE_NEWNET = 0x40000000  # <linux/sched.h>; os.setns is new in Python 3.12
 
 BOOT = r"""
@@ -82,7 +81,12 @@ class Engine:
         dockerd = [
             *(sbin / "dockerd", "-H", f"unix://{self.socket}", "--data-root", self.folder / "data"),
             *("--exec-root", "/run/docker", "--pidfile", "/run/docker.pid"),
-            *("--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", f"/{CGROUP}"),
+            *(
+                "--exec-opt",
+                "native.cgroupdriver=cgroupfs",
+                "--cgroup-parent",
+                f"/{self.folder.name}",
+            ),
             *("--oom-score-adjust", "0", "--userland-proxy-path", sbin / "docker-proxy"),
             *("--init-path", bin_ / "docker-init"),
             *("--bip", "10.90.0.1/24", "--default-address-pool", "base=10.91.0.0/16,size=24"),
@@ -148,7 +152,7 @@ class Engine:
     def remove(self) -> None:
         """Stop the engine and remove what it has left: control groups and its folder."""
         self.cut_power()
-        eventually(remove_cgroups, within_s=STOP_S)
+        eventually(lambda: remove_cgroups(self.folder.name), within_s=STOP_S)
         shutil.rmtree(self.folder)
 
 
@@ -160,25 +164,28 @@ def enter_network(namespace: Path) -> None:
             raise OSError(ctypes.get_errno(), "setns")
 
 
-def remove_cgroups() -> bool:
-    """Remove the engine's control groups; return whether none is left."""
-    for path in cgroups():
+def remove_cgroups(name: str) -> bool:
+    """Remove an engine's control groups; return whether none is left."""
+    for path in cgroups(name):
         try:
             path.rmdir()
         except OSError:
             return False
-    return not cgroups()
+    return not cgroups(name)
 
 
-def cgroups() -> list[Path]:
-    """Return the engine's control groups, the innermost first."""
-    tops = [*CGROUPS.glob(CGROUP), *CGROUPS.glob(f"*/{CGROUP}")]
+def cgroups(name: str) -> list[Path]:
+    """Return an engine's control groups, the innermost first."""
+    tops = [*CGROUPS.glob(name), *CGROUPS.glob(f"*/{name}")]
     found = [folder for top in tops for folder, _, _ in os.walk(top, topdown=False)]
     return [Path(folder) for folder in found]
 
 
-def traces() -> dict[str, str]:
-    """Return what an engine could leave on this machine: rules, links, routes, mounts, groups."""
+def traces(name: str) -> dict[str, str]:
+    """Return what an engine could leave on this machine: rules, links, routes, mounts, groups.
+
+    Its control groups have the name of its folder.
+    """
 
     def output(*command: str) -> str:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
@@ -191,7 +198,7 @@ def traces() -> dict[str, str]:
         "routes": output("ip", "route", "show", "table", "all"),
         "mounts": Path("/proc/self/mounts").read_text(),
         "forwarding": Path("/proc/sys/net/ipv4/ip_forward").read_text(),
-        "control groups": "\n".join(map(str, cgroups())),
+        "control groups": "\n".join(map(str, cgroups(name))),
     }
 
 
@@ -203,7 +210,7 @@ def running_engine(folder: Path) -> Iterator[Engine]:
     for program in HOST_PROGRAMS:
         if shutil.which(program) is None:
             tools.unavailable(program, "it is not installed; .ci/run lists the packages")
-    before = traces()
+    before = traces(folder.name)
     engine = Engine(folder)
     with Path("/proc/thread-self/ns/net").open() as own:
         try:
@@ -215,6 +222,6 @@ def running_engine(folder: Path) -> Iterator[Engine]:
             try:
                 enter_network(Path(f"/proc/self/fd/{own.fileno()}"))
                 engine.remove()
-                assert traces() == before
+                assert traces(folder.name) == before
             finally:
                 signal.signal(signal.SIGINT, handler)
