@@ -72,14 +72,17 @@ class Service:
         if self.log.exists():
             self.log.replace(self.log.with_name(f"{self.log.name}.1"))
         try:
-            self._process = child.spawn(
-                [sys.executable, *self._arguments],
-                on_parent_death=signal.SIGTERM,
-                output=self.log,
-                environment=_with_safe_path(self._environment),
-            )
+            self._process = self._spawn()
         except OSError as error:
             raise ServiceExited(f"The {self.name} cannot be started: {error.strerror}") from error
+
+    def _spawn(self) -> child.Process:
+        return child.spawn(
+            [sys.executable, *self._arguments],
+            on_parent_death=signal.SIGTERM,
+            output=self.log,
+            environment=_with_safe_path(self._environment),
+        )
 
     def stop(self) -> bool:
         """Stop the child, with SIGKILL after its deadline; return whether it ended in time."""

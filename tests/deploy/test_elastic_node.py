@@ -6,8 +6,6 @@ The searches are those of docs/how-to/logs-and-audit.md.
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -19,6 +17,7 @@ import pytest
 from websockets.sync.client import connect
 
 from scoreboard.security.tokens import READ, UPDATE
+from tests.support.clients.forked import run_forked
 from tests.support.eventually import eventually
 from tests.support.repository import ROOT
 from tests.support.servers.opensearch import opensearch, require_opensearch
@@ -108,14 +107,7 @@ class Run:
 
     def command(self, *arguments: str) -> str:
         """Run a command as in a container; return what it prints."""
-        done = subprocess.run(
-            [sys.executable, "-m", "cli", *arguments],
-            env=self._environment(),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = run_forked("cli", arguments, self._environment())
         assert done.returncode == 0, done.stderr
         self.lines += map(json.loads, done.stderr.splitlines())
         return done.stdout

@@ -1,14 +1,14 @@
 """Operators' commands during updates: reseeds, also killed ones, and verifications."""
 
 import asyncio
-import subprocess
-import sys
+import os
 
 import redis
 
 from scoreboard.model import Partition
 from scoreboard.store.keys import PartitionKeys
 from tests.e2e.test_score import check_answers, check_stores, make_updates, play
+from tests.support.clients.forked import Forked
 from tests.support.eventually import eventually
 from tests.support.servers.system import System
 
@@ -19,13 +19,8 @@ def kill_reseed_after_fence(system: System) -> None:
     """Start a reseed and kill it when it has fenced the board."""
     with redis.Redis.from_url(system.valkey.url, decode_responses=True) as client:
         before = client.hget(META, "fence")
-        reseed = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "cli", "-q", "reseed", "--force", "--yes"),
-                *("--data-dir", str(system.folder)),
-            ],
-            stderr=subprocess.DEVNULL,
-        )
+        words = ["-q", "reseed", "--force", "--yes", "--data-dir", str(system.folder)]
+        reseed = Forked("cli", words, os.environ)
         try:
             eventually(
                 lambda: (

@@ -32,6 +32,7 @@ from scoreboard.store.store import Store
 from tests.faults.clients import Load
 from tests.support.eventually import eventually_async
 from tests.support.fakes.proxy import Proxy
+from tests.support.servers.forked_service import ForkedService
 from tests.support.servers.postgres_template import copy_postgres
 
 LAYOUT = Layout(partitions=1, seen_seconds=3600, seen_shards=16)
@@ -188,11 +189,11 @@ class Stack:
             "streamer": f"http://127.0.0.1:{environment['SCOREBOARD_WS_METRICS_PORT']}/health/ready",
             "flusher": f"http://127.0.0.1:{self.flusher_port}/health/ready",
         }
-        arguments = ["-m", name]
-        if self._source is not None:
-            environment["PYTHONPATH"] = str(self._source)
-            arguments = ["-P", "-m", name]  # without the working directory in sys.path
         log = self._folder / "logs" / f"{name}.log"
+        if self._source is None:
+            return ForkedService(name, ["-m", name], environment, log, ready_url=ready[name])
+        environment["PYTHONPATH"] = str(self._source)
+        arguments = ["-P", "-m", name]  # without the working directory in sys.path
         return Service(name, arguments, environment, log, ready_url=ready[name])
 
 

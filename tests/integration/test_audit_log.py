@@ -1,8 +1,6 @@
 """The audit log: its chain of hashes, and `scoreboard audit`."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ import structlog
 
 from scoreboard.runtime import audit, resources
 from tests.support.clients.commands import Run
+from tests.support.clients.forked import run_forked
 from tests.support.servers.api import UPDATE_PATH, StartApi
 from tests.support.servers.api_process import clean_environ
 
@@ -163,14 +162,8 @@ def test_rows_of_before_the_chain_are_chained_by_the_migration(
 def run_with_log_lines(redis_url: str, database_url: str, *arguments: str) -> Any:
     """Run a command as in a container."""
     stores = {"REDIS_URL": redis_url, "DATABASE_URL": database_url}
-    return subprocess.run(
-        [sys.executable, "-m", "cli", *arguments],
-        env=clean_environ() | stores | {"SCOREBOARD_LOG_FORMAT": "json"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    environment = clean_environ() | stores | {"SCOREBOARD_LOG_FORMAT": "json"}
+    return run_forked("cli", arguments, environment)
 
 
 def test_a_command_in_a_container_writes_log_lines_only(redis_url: str, database_url: str) -> None:

@@ -25,8 +25,8 @@ from psycopg import sql
 
 from cli.group import scoreboard
 from scoreboard.security.tokens import LocalIssuer
-from tests.support.clients.command_process import run_process
 from tests.support.clients.commands import Run
+from tests.support.clients.forked import run_forked
 from tests.support.eventually import eventually
 
 pytestmark = pytest.mark.slow
@@ -96,7 +96,7 @@ def run(
     """
     environment = {"PATH": "/usr/bin:/bin", **settings}
     if before is None:
-        return run_process(words, environment, folder=folder)
+        return run_forked("cli", words, environment, folder=folder)
     return subprocess.run(
         [str(COMMAND), *words],
         capture_output=True,

@@ -1,8 +1,7 @@
 """The development issuer over HTTP, in this process and as its own process."""
 
 import asyncio
-import subprocess
-import sys
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from scoreboard.http.server import Server
 from scoreboard.runtime.settings import Secret, load
 from scoreboard.runtime.sockets import bind_listener
 from scoreboard.security.tokens import READ, UPDATE, UPDATE_ANY, LocalIssuer, Verifier
+from tests.support.clients.forked import Forked, run_forked
 from tests.support.clients.issuer import Player, redirect_parameters, signed_form_in
 from tests.support.clients.smuggling import CHUNKS, HEADS
 from tests.support.eventually import eventually
@@ -382,11 +382,12 @@ class Process:
         self.port = find_free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder.parent / "issuer.log"
-        self._running: subprocess.Popen[bytes] | None = None
+        self._running: Forked | None = None
 
     def start(self) -> None:
         with self.log.open("wb") as log:
-            self._running = subprocess.Popen(command(self.folder, self.port), stderr=log)
+            words = arguments(self.folder, self.port)
+            self._running = Forked("cli.issuer", words, os.environ, output=log)
         eventually(self.is_up, within_s=START_S)
 
     def is_up(self) -> bool:
@@ -406,9 +407,8 @@ class Process:
             self._running.wait()
 
 
-def command(folder: Path, port: int, *more: str) -> list[str]:
-    named = ["--folder", str(folder), "--port", str(port), "--redirect-uri", PAGE_URI]
-    return [sys.executable, "-m", "cli.issuer", *named, *more]
+def arguments(folder: Path, port: int, *more: str) -> list[str]:
+    return ["--folder", str(folder), "--port", str(port), "--redirect-uri", PAGE_URI, *more]
 
 
 @pytest.fixture
@@ -453,7 +453,7 @@ async def test_a_process_signs_players_in_without_logging_secrets_and_stops(
 def test_a_process_does_not_start_with_an_unsafe_setting(
     tmp_path: Path, more: list[str], environment: dict[str, str], reason: str
 ) -> None:
-    refused = run(command(tmp_path / "identity", find_free_port(), *more), environment)
+    refused = run(arguments(tmp_path / "identity", find_free_port(), *more), environment)
     assert refused.returncode == 1
     assert reason in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
@@ -462,13 +462,11 @@ def test_a_process_does_not_start_with_an_unsafe_setting(
 
 def test_a_port_in_use_is_reported_in_one_line(process: Process) -> None:
     process.start()
-    refused = run(command(process.folder.parent / "other", process.port))
+    refused = run(arguments(process.folder.parent / "other", process.port))
     assert refused.returncode == 1
     assert f"127.0.0.1:{process.port}" in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
 
 
 def run(words: list[str], environment: dict[str, str] | None = None) -> Any:
-    return subprocess.run(
-        words, env=environment or {}, capture_output=True, text=True, timeout=30, check=False
-    )
+    return run_forked("cli.issuer", words, environment or {})

@@ -2,8 +2,7 @@
 
 import asyncio
 import json
-import subprocess
-import sys
+import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -20,6 +19,7 @@ from scoreboard.security.key_rollout import accepts_key, is_published, settle_s
 from scoreboard.security.key_set import FORCED_REFRESH_S, REFRESH_S, FileSource, Source, UrlSource
 from scoreboard.security.local_issuer import KEY_FILE, make_signing_key
 from scoreboard.security.tokens import READ, LocalIssuer
+from tests.support.clients.forked import Forked
 from tests.support.clients.viewer import RawViewer, StartStreamer, request_bytes
 from tests.support.eventually import eventually, eventually_async
 from tests.support.servers.api import LEADERBOARD_PATH, ApiClient, StartApi
@@ -63,10 +63,10 @@ class Process:
         self.url = f"http://127.0.0.1:{self.port}"
         self.jwks_url = f"{self.url}/jwks.json"
         self.log = folder.parent / "issuer.log"
-        command = [sys.executable, "-m", "cli.issuer", "--folder", str(folder)]
-        command += ["--port", str(self.port), "--redirect-uri", "http://127.0.0.1:8000/"]
+        words = ["--folder", str(folder), "--port", str(self.port)]
+        words += ["--redirect-uri", "http://127.0.0.1:8000/"]
         with self.log.open("wb") as log:
-            self.running = subprocess.Popen(command, stderr=log)
+            self.running = Forked("cli.issuer", words, os.environ, output=log)
         try:
             eventually(self.is_up)
         except AssertionError:

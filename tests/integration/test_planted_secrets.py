@@ -23,6 +23,7 @@ from redis.exceptions import RedisError
 
 from cli.embedded.ports import find_free_port
 from cli.issuer.config import SECRET_FILE
+from cli.running.service import Service
 from scoreboard.errors import ScoreboardError
 from scoreboard.ledger import pool as postgres
 from scoreboard.model import Action
@@ -33,7 +34,7 @@ from scoreboard.store import client as redis_client
 from scoreboard.store.dispatcher import Dispatcher
 from scoreboard.store.durability import check_durability
 from scoreboard.store.subscription import Subscription
-from tests.support.clients.command_process import run_process
+from tests.support.clients.forked import Forked, run_forked
 from tests.support.eventually import eventually
 from tests.support.fakes.aws import SecretsManager
 from tests.support.figures import show_figures
@@ -116,7 +117,7 @@ class Site:
             **self.rotated.secret_variables("operator"),
             **more,
         }
-        self.keep(run_process(["--debug", *verb.split()], environment))
+        self.keep(run_forked("cli", ["--debug", *verb.split()], environment))
 
     def environment(self, service: str, **more: str) -> dict[str, str]:
         ports = {
@@ -134,12 +135,7 @@ class Site:
         """Run a service until ``after_s`` after its first line; keep what it wrote."""
         log = self.folder / f"{service}-{'-'.join(sorted(more))}-{after_s}.log"
         with log.open("w") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", service],
-                env=self.environment(service, **more),
-                stdout=output,
-                stderr=output,
-            )
+            process = Forked(service, [], self.environment(service, **more), output=output)
         try:
             eventually(lambda: process.poll() is not None or log.stat().st_size > 0)
             process.wait(after_s)
@@ -215,6 +211,7 @@ def site(tmp_path: Path, secrets_manager: SecretsManager) -> Iterator[Site]:
         secrets_refresh_s=1,
         log_level="debug",
         api_metrics_port=find_free_port(),
+        make_service=Service,  # with the arguments of a process in /proc
     )
     try:
         rotated.start()

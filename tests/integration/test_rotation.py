@@ -39,7 +39,7 @@ from scoreboard.rotation.steps import Outcome, Rotation
 from scoreboard.rotation.versions import AwsVersions, Stage
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.security import credentials
-from tests.support.clients.command_process import run_process
+from tests.support.clients.forked import run_forked
 from tests.support.fakes.aws import SecretsManager, make_aws_client
 from tests.support.fakes.stack import start_rotation
 from tests.support.servers.postgres_template import copy_postgres
@@ -382,8 +382,10 @@ def test_a_secret_that_cannot_be_rotated_does_not_keep_the_others_valid(
     before = {name: deployment.login(name) for name in names if name != broken}
     Path(f"{deployment.prefix}{broken}").write_text("planted")
 
-    done = run_process(
-        ["secrets", "rotate", kind.value, "--grace", "0"], os.environ | deployment.environment()
+    done = run_forked(
+        "cli",
+        ["secrets", "rotate", kind.value, "--grace", "0"],
+        os.environ | deployment.environment(),
     )
 
     assert done.returncode == 5, done.stderr

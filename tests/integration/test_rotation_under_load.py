@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.integration.test_login_renewal import check_scores
-from tests.support.clients.command_process import run_process
+from tests.support.clients.forked import run_forked
 from tests.support.clients.load import Load
 from tests.support.eventually import eventually
 from tests.support.fakes.aws import SecretsManager
@@ -63,8 +63,8 @@ def rotate_all(rotated: Rotated) -> list[str]:
     with ThreadPoolExecutor(len(KINDS)) as executor:
         ended = list(
             executor.map(
-                lambda kind: run_process(
-                    ["secrets", "rotate", kind, "--grace", GRACE_S], environment
+                lambda kind: run_forked(
+                    "cli", ["secrets", "rotate", kind, "--grace", GRACE_S], environment
                 ),
                 KINDS,
             )

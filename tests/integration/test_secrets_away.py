@@ -4,7 +4,6 @@ import asyncio
 import http.client
 import json
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -16,6 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cli.embedded.ports import find_free_port
+from tests.support.clients.forked import run_forked
 from tests.support.eventually import eventually, eventually_async
 from tests.support.fakes.aws import SecretsManager
 from tests.support.fakes.proxy import Proxy
@@ -87,14 +87,7 @@ class Site:
             "SCOREBOARD_FLUSHER_METRICS_PORT": "0",
             **({port: str(find_free_port())} if port else {}),
         }
-        return subprocess.run(
-            [sys.executable, "-m", service],
-            env=self.rotated.system.variables[service] | own,
-            capture_output=True,
-            text=True,
-            timeout=40,
-            check=False,
-        )
+        return run_forked(service, [], self.rotated.system.variables[service] | own, timeout_s=40)
 
 
 @pytest.fixture

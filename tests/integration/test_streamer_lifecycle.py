@@ -2,14 +2,13 @@
 
 import asyncio
 import gc
+import itertools
 import json
 import os
 import random
-import resource
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from scoreboard.store.client import make_client
 from scoreboard.store.store import Store
 from streamer.handshake.listener import make_listener
 from streamer.server import Streamer, drain_time_s, running
+from tests.support.clients.forked import Forked
 from tests.support.clients.viewer import (
     Closed,
     Connect,
@@ -49,7 +49,9 @@ pytestmark = pytest.mark.slow
 class Program:
     """The streamer as a process: ``python -m streamer``."""
 
-    def __init__(self, redis_url: str, jwks_file: Path, *, files: int = 0, **more: object) -> None:
+    def __init__(
+        self, redis_url: str, jwks_file: Path, log: Path, *, files: int = 0, **more: object
+    ) -> None:
         self.port, self.metrics_port = find_free_port(), find_free_port()
         environ = {name: text for name, text in os.environ.items() if not name.startswith(PREFIX)}
         environ |= {
@@ -65,24 +67,13 @@ class Program:
         }
         environ |= {PREFIX + name.upper(): str(value) for name, value in more.items()}
 
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "streamer"],
-            env=environ,
-            stderr=subprocess.PIPE,
-            text=True,
-            process_group=0,
-        )
-        if files:
-            # Sent before the process reads its limit of open files.
-            resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE, (files, files))
-        self.log = ""
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        self._log = log
+        with log.open("wb") as output:
+            self.process = Forked("streamer", [], environ, output=output, open_files=files)
 
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.log += line
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
 
     def get(self, path: str) -> httpx.Response:
         return httpx.get(f"http://127.0.0.1:{self.metrics_port}{path}", timeout=30)
@@ -112,16 +103,13 @@ class Program:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait(30)
-        self._reader.join(30)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
 
 
 StartProgram = Callable[..., Program]
 
 
 @pytest.fixture
-def start_program(redis_url: str, jwks_file: Path) -> Iterator[StartProgram]:
+def start_program(redis_url: str, jwks_file: Path, tmp_path: Path) -> Iterator[StartProgram]:
     """Return a function that starts streamer processes; all are stopped after the test."""
 
     async def open_main() -> None:
@@ -129,16 +117,19 @@ def start_program(redis_url: str, jwks_file: Path) -> Iterator[StartProgram]:
         await open_board(Store(client), scores=[("ada", 10), ("bob", 5)])
         await client.aclose()
 
+    numbers = itertools.count(1)
     with ExitStack() as stack:
         # In a thread, because asyncio.run would replace the event loop of the test.
         thread = threading.Thread(target=lambda: asyncio.run(open_main()))
         thread.start()
         thread.join()
 
-        def start(**settings: Any) -> Program:
-            program = Program(redis_url, jwks_file, **settings)
+        def start(*, wait: bool = True, **settings: Any) -> Program:
+            log = tmp_path / f"streamer-{next(numbers)}.log"
+            program = Program(redis_url, jwks_file, log, **settings)
             stack.callback(program.stop)
-            eventually(program.is_ready)
+            if wait:
+                eventually(program.is_ready)
             return program
 
         yield start
@@ -335,13 +326,11 @@ async def test_second_signal_to_the_supervisor_closes_workers_at_once_with_1001(
 
 
 def test_worker_that_cannot_start_stops_the_service_with_its_reason(
-    redis_url: str, jwks_file: Path
+    start_program: StartProgram,
 ) -> None:
-    program = Program(
-        redis_url, jwks_file, ws_workers=2, secrets="file", redis_secret="/no/such/secret"
-    )
+    settings = {"ws_workers": 2, "secrets": "file", "redis_secret": "/no/such/secret"}
+    program = start_program(wait=False, **settings)
     assert program.process.wait(30) == 1
-    program.stop()
 
     assert "/no/such/secret" in program.log
     assert "did not start" in program.log
@@ -373,24 +362,21 @@ async def test_low_open_files_limit_neither_crashes_nor_spins(start_program: Sta
     assert "viewers_limited_by_open_files" in program.log
 
 
-def test_port_in_use_is_reported_in_one_line(redis_url: str, jwks_file: Path) -> None:
+def test_port_in_use_is_reported_in_one_line(start_program: StartProgram) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        program = Program(
-            redis_url, jwks_file, ws_port=other.getsockname()[1], log_format="console"
-        )
+        port = other.getsockname()[1]
+        program = start_program(wait=False, ws_port=port, log_format="console")
         assert program.process.wait(30) == 1
-        program.stop()
 
     assert "SCOREBOARD_WS_PORT" in program.log
     assert "Traceback" not in program.log
 
 
-def test_invalid_setting_is_reported_in_one_line(redis_url: str, jwks_file: Path) -> None:
-    program = Program(redis_url, jwks_file, ping_s="often")
+def test_invalid_setting_is_reported_in_one_line(start_program: StartProgram) -> None:
+    program = start_program(wait=False, ping_s="often")
     assert program.process.wait(30) == 1
-    program.stop()
 
     assert program.log.startswith("scoreboard: SCOREBOARD_PING_S")
     assert program.log.count("\n") == 1
@@ -452,13 +438,12 @@ async def test_the_metrics_of_all_workers_have_one_port(start_program: StartProg
         viewer.close()
 
 
-def test_a_metrics_port_in_use_is_reported_in_one_line(redis_url: str, jwks_file: Path) -> None:
+def test_a_metrics_port_in_use_is_reported_in_one_line(start_program: StartProgram) -> None:
     for workers in (1, 2):
         with socket.create_server(("127.0.0.1", 0)) as other:
             port = other.getsockname()[1]
-            program = Program(redis_url, jwks_file, ws_workers=workers, ws_metrics_port=port)
+            program = start_program(wait=False, ws_workers=workers, ws_metrics_port=port)
             assert program.process.wait(30) == 1
-            program.stop()
         [line] = [line for line in program.log.splitlines() if "METRICS_PORT" in line]
         assert str(port) in line
         assert "Traceback" not in program.log

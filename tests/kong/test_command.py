@@ -14,6 +14,7 @@ from cli import main
 from cli.gateway.keys import rows_in
 from scoreboard.runtime.resources import kong_path
 from tests.kong.admin import FakeAdmin
+from tests.support.clients.forked import Forked, run_forked
 from tests.support.eventually import eventually
 from tests.support.fakes.tokens import KeyPair
 
@@ -33,9 +34,13 @@ def environ(admin: FakeAdmin) -> dict[str, str]:
 
 
 def run(environ: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*KONG, *arguments], env=environ, capture_output=True, text=True, timeout=60, check=False
-    )
+    return run_forked("cli", ["kong", *arguments], environ)
+
+
+def sync(output: Path, admin: FakeAdmin) -> list[str]:
+    """Return the arguments of ``sync``."""
+    options = ["--output", str(output), "--admin", admin.url, "--probe-port", "0"]
+    return ["kong", "sync", *options]
 
 
 def test_render_writes_to_a_file_or_to_standard_output(
@@ -68,21 +73,19 @@ def test_render_keeps_a_removed_key_and_the_file_while_the_issuer_is_unavailable
 
 
 def test_render_waits_for_an_issuer_that_starts_later(
-    environ: dict[str, str], admin: FakeAdmin
+    environ: dict[str, str], admin: FakeAdmin, output: Path
 ) -> None:
     admin.jwks_status = 503
-    process = subprocess.Popen(
-        [*KONG, "render", "--wait", "20"], env=environ, stdout=subprocess.PIPE, text=True
-    )
+    with output.open("w") as file:
+        process = Forked("cli", ["kong", "render", "--wait", "20"], environ, output=file)
     try:
         eventually(lambda: admin.jwks_requests >= 2)
         admin.jwks_status = 200
-        text, _ = process.communicate(timeout=60)
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 0
-    assert [row.kid for row in rows_in(text)] == ["test-ec", "test-rsa"]
+    assert [row.kid for row in rows_in(output.read_text())] == ["test-ec", "test-rsa"]
 
 
 def test_render_without_an_issuer_fails(environ: dict[str, str]) -> None:
@@ -283,8 +286,7 @@ def test_sync_starts_on_an_empty_file(
     environ: dict[str, str], admin: FakeAdmin, output: Path
 ) -> None:
     output.touch()
-    arguments = ["sync", "--output", str(output), "--admin", admin.url, "--probe-port", "0"]
-    process = subprocess.Popen([*KONG, *arguments], env=environ, stderr=subprocess.DEVNULL)
+    process = Forked("cli", sync(output, admin), environ)
     try:
         eventually(lambda: output.read_text() == admin.held != "")
     finally:
@@ -293,18 +295,18 @@ def test_sync_starts_on_an_empty_file(
 
 
 def test_sync_loads_the_configuration_and_ends_on_sigterm(
-    environ: dict[str, str], admin: FakeAdmin, output: Path
+    environ: dict[str, str], admin: FakeAdmin, output: Path, tmp_path: Path
 ) -> None:
-    arguments = ["sync", "--output", str(output), "--admin", admin.url, "--probe-port", "0"]
-    process = subprocess.Popen([*KONG, *arguments], env=environ, stderr=subprocess.PIPE, text=True)
+    with (tmp_path / "log").open("w") as file:
+        process = Forked("cli", sync(output, admin), environ, errors=file)
     try:
         eventually(lambda: bool(admin.posted) and output.exists())
         process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=60)
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 0
+    log = (tmp_path / "log").read_text()
     lines = [json.loads(line) for line in log.splitlines()]
     audited = [line for line in lines if line["event.dataset"] == "scoreboard.audit"]
     messages = [line["message"] for line in lines if line not in audited]

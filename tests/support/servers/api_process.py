@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ import httpx
 import pytest
 
 from scoreboard.runtime.settings import PREFIX
+from tests.support.clients.forked import Forked
 from tests.support.eventually import eventually
 from tests.support.fakes.tokens import AUDIENCE, ISSUER
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[3]
 class ApiProcess:
     """A process of the api; ``port`` is set when it listens."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    def __init__(self, process: Forked, log: Path) -> None:
         self.process = process
         self.log = log
         self.port = 0
@@ -90,14 +90,8 @@ def run_api(redis_url: str, jwks_file: Path, tmp_path: Path) -> Iterator[RunApi]
             settings = process_settings(redis_url, jwks_file, **more)
             log = tmp_path / f"api-{time.monotonic_ns()}.log"
             with log.open("wb") as sink:
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "api"],
-                    cwd=ROOT,
-                    env=clean_environ() | settings | (environ or {}),
-                    stdout=sink,
-                    stderr=sink,
-                    process_group=0,
-                )
+                variables = clean_environ() | settings | (environ or {})
+                process = Forked("api", [], variables, folder=ROOT, output=sink)
             api = ApiProcess(process, log)
             stack.callback(_end, api)
             if wait:

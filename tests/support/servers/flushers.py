@@ -10,8 +10,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,6 +26,7 @@ from scoreboard.store.client import make_client
 from scoreboard.store.dispatcher import Dispatcher
 from scoreboard.store.keys import GROUP, PartitionKeys
 from scoreboard.store.store import Store
+from tests.support.clients.forked import Forked
 from tests.support.data.boards import open_board
 from tests.support.eventually import eventually
 
@@ -113,7 +112,7 @@ class FlusherProcess:
             "SCOREBOARD_LOG_LEVEL": "debug",
             **environment,
         }
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Forked | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -124,12 +123,10 @@ class FlusherProcess:
 
     def start(self) -> None:
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "flusher"], env=self._environment, stderr=log
-            )
+            self._process = Forked("flusher", [], self._environment, output=log)
 
     @property
-    def process(self) -> subprocess.Popen[bytes]:
+    def process(self) -> Forked:
         assert self._process is not None
         return self._process
 

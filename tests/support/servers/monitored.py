@@ -7,7 +7,6 @@ import http.client
 import json
 import os
 import signal
-import sys
 import threading
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
@@ -21,6 +20,7 @@ import yaml
 from cli.embedded import child
 from cli.embedded.ports import find_free_port
 from tests.kong.admin import fake_admin
+from tests.support.clients.forked import Forked
 from tests.support.eventually import eventually
 from tests.support.monitoring import KONG, PROMETHEUS, RULES, program
 from tests.support.servers.system import System
@@ -206,13 +206,11 @@ class Monitored:
         admin = self._stack.enter_context(fake_admin())
         port = find_free_port()
         environment = self.system.variables["api"] | {"REDIS_URL": "redis://kong@127.0.0.1:1/0"}
-        self._spawn(
-            [
-                *(sys.executable, "-m", "cli", "kong", "sync", "--admin", admin.url),
-                *("--output", str(self._folder / "kong.yml"), "--probe-port", str(port)),
-            ],
-            environment,
-        )
+        words = ["kong", "sync", "--admin", admin.url, "--probe-port", str(port)]
+        words += ["--output", str(self._folder / "kong.yml")]
+        process = Forked("cli", words, environment)
+        self._stack.callback(process.wait, 10)
+        self._stack.callback(process.terminate)
         return f"127.0.0.1:{port}"
 
     def _run(self, name: str, *arguments: str, **environment: str) -> None:

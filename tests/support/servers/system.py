@@ -17,7 +17,8 @@ from cli.running.service import Service, wait_until_ready
 from cli.target import RunningSystem, write_state_file
 from scoreboard.ledger import migrations
 from scoreboard.security.tokens import LOCAL_ISSUER, READ, UPDATE, UPDATE_ANY, LocalIssuer
-from tests.support.clients.command_process import run_process
+from tests.support.clients.forked import run_forked
+from tests.support.servers.forked_service import ForkedService
 from tests.support.servers.postgres_template import copy_postgres
 
 NAMES = ("flusher", "streamer", "api")
@@ -37,6 +38,7 @@ class System:
         has_acl_file: bool = False,
         valkey_settings: Mapping[str, str] | None = None,
         fsync: bool = False,
+        make_service: type[Service] = ForkedService,
         **settings: object,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -49,6 +51,7 @@ class System:
         self.variables: dict[str, dict[str, str]] = {}
         """The environment of each service, once it was started."""
         self._settings = settings
+        self._make_service = make_service
         self._environments = environments or {}
         self._stack = ExitStack()
 
@@ -96,7 +99,7 @@ class System:
         }
         for name in NAMES:
             self.variables[name] = environment | dict(self._environments.get(name, {}))
-            service = self.services[name] = Service(
+            service = self.services[name] = self._make_service(
                 name,
                 ["-m", name],
                 self.variables[name],
@@ -140,7 +143,7 @@ def run_command(*arguments: str, **settings: str) -> subprocess.CompletedProcess
         for name, text in os.environ.items()
         if "SCOREBOARD" not in name and name not in {"REDIS_URL", "DATABASE_URL"}
     }
-    return run_process(arguments, environment | settings)
+    return run_forked("cli", arguments, environment | settings)
 
 
 def processes_of(folder: Path) -> list[str]:
