@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from api.documents import openapi
 from scoreboard.http.problems import PROBLEM_TYPES
@@ -27,6 +26,8 @@ def test_problems_md_matches_the_problem_types() -> None:
 
 
 def test_the_document_is_valid_openapi_3_1() -> None:
+    from openapi_spec_validator import OpenAPIV31SpecValidator  # slow to import
+
     OpenAPIV31SpecValidator(DOCUMENT).validate()
 
 

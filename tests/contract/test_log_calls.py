@@ -5,38 +5,53 @@ import runpy
 from collections import defaultdict
 from typing import Any, Final
 
+import pytest
+
 from scoreboard.runtime.audit import ACTIONS
 from scoreboard.runtime.log_fields import FIELDS, LINE_FIELDS
 from tests.support.repository import ROOT
 
-FOUND: Final[list[Any]] = list(runpy.run_path(str(ROOT / "docs/log_calls.py"))["log_calls"]())
-CALLS: Final = [one for one in FOUND if one.level != "audit"]
-AUDITS: Final = [one for one in FOUND if one.level == "audit"]
 EVENT: Final = re.compile(r"[a-z]+(_[a-z]+)+")
 
 
-def test_events_are_constants_in_snake_case() -> None:
-    wrong = [f"{one.module}:{one.line}" for one in CALLS if not EVENT.fullmatch(one.event)]
+@pytest.fixture(scope="module")
+def found() -> list[Any]:
+    """Return all log calls and audit lines."""
+    return list(runpy.run_path(str(ROOT / "docs/log_calls.py"))["log_calls"]())
 
-    assert len(CALLS) > 80
+
+@pytest.fixture(scope="module")
+def calls(found: list[Any]) -> list[Any]:
+    return [one for one in found if one.level != "audit"]
+
+
+@pytest.fixture(scope="module")
+def audits(found: list[Any]) -> list[Any]:
+    return [one for one in found if one.level == "audit"]
+
+
+def test_events_are_constants_in_snake_case(calls: list[Any]) -> None:
+    wrong = [f"{one.module}:{one.line}" for one in calls if not EVENT.fullmatch(one.event)]
+
+    assert len(calls) > 80
     assert wrong == []
 
 
-def test_every_field_is_declared_with_its_type() -> None:
+def test_every_field_is_declared_with_its_type(found: list[Any], calls: list[Any]) -> None:
     declared = {*FIELDS, "exc_info", "trace"}
     unknown = [
         f"{one.module}:{one.line} {field}"
-        for one in FOUND
+        for one in found
         for field in one.fields
-        if field not in declared and (one in CALLS or field is not None)
+        if field not in declared and (one in calls or field is not None)
     ]
 
     assert unknown == []
 
 
-def test_actions_of_audit_lines_are_declared() -> None:
-    assert len(AUDITS) > 5
-    assert {one.event for one in AUDITS if one.event} <= set(ACTIONS)
+def test_actions_of_audit_lines_are_declared(audits: list[Any]) -> None:
+    assert len(audits) > 5
+    assert {one.event for one in audits if one.event} <= set(ACTIONS)
 
 
 def test_actions_of_the_audit_log_are_declared() -> None:
@@ -66,9 +81,9 @@ def test_no_field_is_also_the_parent_of_another() -> None:
     assert {name for name in names if name in parents and "." in name} == set()
 
 
-def test_an_event_is_logged_in_one_area() -> None:
+def test_an_event_is_logged_in_one_area(calls: list[Any]) -> None:
     areas: dict[str, set[str]] = defaultdict(set)
-    for one in CALLS:
+    for one in calls:
         areas[one.event].add(one.level)
 
     assert {event: levels for event, levels in areas.items() if len(levels) > 2} == {}

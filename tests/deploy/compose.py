@@ -17,7 +17,7 @@ Entity = dict[str, Any]
 def load(environ: dict[str, str] | None = None) -> Entity:
     """Return the document with variables from ``environ`` or their defaults."""
     known = environ or {}
-    document = yaml.safe_load(resolve(TEXT, known))
+    document = yaml.load(resolve(TEXT, known), yaml.CSafeLoader)
     for service in document["services"].values():
         given = service.get("environment", {})
         # Without a value: that of Compose's own environment, if there is one.

@@ -23,7 +23,6 @@ import httpx
 import psycopg
 import pytest
 import redis
-from moto.server import ThreadedMotoServer
 from psycopg import sql
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -201,6 +200,8 @@ def installation(
             "PGPASSFILE": str(secrets / "owner/pgpass"),
         }
         run(["sh", str(roles_script(folder, secrets))], {**plain, **psql_environment(login)})
+
+        from moto.server import ThreadedMotoServer  # the import takes half a second
 
         moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         moto.start()
