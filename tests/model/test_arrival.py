@@ -38,14 +38,17 @@ class SmallBoard(Scripts):
         for name, value in [("SLOT_COUNT", SLOTS), ("MOVES", MOVES)]:
             text, count = re.subn(rf"(?m)^local {name} = \d+$", f"local {name} = {value}", text)
             assert count == 1
-        self._text = text
+        self._texts = {"submit": text}
+        self._digests: dict[str, str] = {}
         self._chance = random.Random(5)
         self._count = 0
         self.present: list[str] = []
 
     def run(self, name: str, keys: list[str], *args: object) -> object:
-        text = self._text if name == "submit" else resources.script(name).decode()
-        return self.client.eval(text, len(keys), *keys, *args)
+        if name not in self._digests:
+            text = self._texts.get(name) or resources.script(name).decode()
+            self._digests[name] = self.client.script_load(text)
+        return self.client.evalsha(self._digests[name], len(keys), *keys, *args)
 
     def arrive(self, count: int = 1) -> None:
         for start in range(0, count, 64):
