@@ -26,6 +26,7 @@ from tests.drills.checks import find_problems
 from tests.drills.faults import FAULTS
 from tests.drills.place import Place
 from tests.drills.system import DrillSystem
+from tests.support.clients.forked import programs
 from tests.support.eventually import eventually
 from tests.support.repository import ROOT
 from tests.support.servers.system import processes_of
@@ -75,7 +76,8 @@ class Drills:
     @contextmanager
     def use(self) -> Iterator[DrillSystem]:
         if self._running is None:
-            self._running = DrillSystem(self._make_folder() / "drill")
+            python = programs("cli") / "python"
+            self._running = DrillSystem(self._make_folder() / "drill", python)
             self._running.start()
         try:
             yield self._running

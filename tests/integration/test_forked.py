@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cli.embedded.ports import find_free_port
-from tests.support.clients.forked import Forked, run_forked
+from tests.support.clients.forked import Forked, programs, run_forked
 from tests.support.eventually import eventually
 from tests.support.repository import ROOT
 
@@ -88,3 +88,27 @@ def test_the_limit_of_open_files_and_the_session_are_its_own(words: list[str]) -
     assert os.getsid(process.pid) == process.pid
     process.kill()
     process.wait(20)
+
+
+def test_a_shell_uses_forked_programs_as_the_real_ones(words: list[str], tmp_path: Path) -> None:
+    path = f"{programs('cli', 'cli.issuer')}:/usr/bin:/bin"
+    script = """
+    scoreboard verify; echo "code $?"
+    python -c 'print("real")'
+    python -m cli.issuer "$@" & pid=$!
+    until (: >/dev/tcp/127.0.0.1/$4) 2>/dev/null; do sleep 0.1; done
+    kill $pid; wait $pid; echo "stopped $?"
+    python -m cli.issuer "$@" & pid=$!
+    kill -9 $pid; wait $pid; echo "killed $?"
+    """
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", *words],
+        cwd=tmp_path,
+        env={"PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.split("\n") == ["code 5", "real", "stopped 0", "killed 137", ""], done.stderr
+    assert "No scoreboard runs on .data" in done.stderr
