@@ -6,6 +6,7 @@ No cluster is used. Without a program that renders, these tests are skipped.
 import importlib.util
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -212,6 +213,7 @@ def test_kong_has_the_environment_of_compose(dev: Installation) -> None:
     assert actual.pop("KONG_DNS_ORDER") == "LAST,A,CNAME"
     folder = "/var/lib/scoreboard/config"
     expected["REDIS_PASSWORD_FILE"] = f"{folder}/redis-password"
+    del expected["KONG_ADMIN_LISTEN"]  # that of the image, on loopback: the sidecar shares it
     assert actual == expected
     sync = dev.container("kong", "sync")
     assert f"--output={actual['KONG_DECLARATIVE_CONFIG']}" in sync.command
@@ -260,9 +262,12 @@ def test_the_page_lists_what_to_fill_in() -> None:
 
 
 def lines_of(container: Container) -> list[list[str]]:
+    """Return the command, or the lines of a script that run `scoreboard`."""
     words = container.command
-    if words[:2] == ["sh", "-c"]:
-        return [part.split() for part in words[2].split("&&")]
+    if words[:2] == ["sh", "-euc"]:
+        script = words[2].replace("$board", "main")
+        lines = [shlex.split(line) for line in script.splitlines()]
+        return [line for line in lines if line[0] == "scoreboard"]
     return [words]
 
 

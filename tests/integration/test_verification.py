@@ -48,7 +48,9 @@ USERS = [f"user-{number:02}" for number in range(40)]
 
 @pytest.fixture
 def settings(redis_url: str, database_url: str) -> Settings:
-    return Settings(redis_url=Secret(redis_url), database_url=Secret(database_url))
+    return Settings(
+        redis_url=Secret(redis_url), database_url=Secret(database_url), flusher_metrics_port=0
+    )
 
 
 @pytest.fixture

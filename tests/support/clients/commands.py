@@ -57,7 +57,9 @@ def command(
 @pytest.fixture
 def settings(redis_url: str, database_url: str) -> Settings:
     """Return settings of the test's servers."""
-    return Settings(redis_url=Secret(redis_url), database_url=Secret(database_url))
+    return Settings(
+        redis_url=Secret(redis_url), database_url=Secret(database_url), flusher_metrics_port=0
+    )
 
 
 def with_store(settings: Settings, use: Callable[[Store], Any]) -> Any:

@@ -66,6 +66,7 @@ async def make_board(settings: Settings, board: Board | None = None) -> Board:
 @asynccontextmanager
 async def flushing(settings: Settings) -> AsyncIterator[Flusher]:
     """Run a flusher on this loop; stop it gracefully."""
+    assert settings.flusher_metrics_port != 9102, "tests run at once: set another port"
     stop = StopEvent(5.0)
     flusher = Flusher(settings)
     task = asyncio.create_task(flusher.serve(stop))
