@@ -98,7 +98,9 @@ def _migrate(database_url: str, login: Credentials | None, ran: list[str]) -> No
     ):
         applied = _applied_names(backend)
         if not applied <= set(known()):
-            rows = connection.execute(_COMPATIBILITY).fetchall()
+            rows: list[tuple[str, str]] = []
+            with suppress(psycopg.errors.UndefinedTable):  # the database is behind as well
+                rows = connection.execute(_COMPATIBILITY).fetchall()
             _check_usable(applied, dict(rows))
             return
         backend.break_lock()
@@ -147,7 +149,8 @@ def _check_usable(applied: Iterable[str], compatible_from: Mapping[str, str]) ->
     """Raise SchemaMismatch unless this version can use a schema.
 
     ``compatible_from`` are the rows of schema_compatibility. A row without its migration belongs
-    to one that has started.
+    to one that has started. A migration without a row is that of a branch or of another program:
+    the order of the names says nothing about it.
     """
     ours = known()
     behind = set(ours) - set(applied)
@@ -155,7 +158,7 @@ def _check_usable(applied: Iterable[str], compatible_from: Mapping[str, str]) ->
         raise SchemaMismatch(f"The database lacks {min(behind)}: run scoreboard db migrate")
     for name in sorted({*applied, *compatible_from} - set(ours)):
         needed = compatible_from.get(name, name)
-        if needed > ours[-1]:
+        if needed not in ours:
             raise SchemaMismatch(
                 f"The database has the unknown migration {name}, which only versions with {needed} "
                 "can use: update this service"

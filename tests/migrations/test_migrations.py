@@ -68,6 +68,36 @@ async def test_a_version_refuses_a_later_migration_that_it_cannot_use(
         migrations.migrate(database_url)
 
 
+@pytest.mark.parametrize(
+    ("name", "compatible_from"),
+    [("0001_of_another_program", None), ("0016_a_branch", None), ("9999_later", "")],
+)
+async def test_a_version_refuses_a_migration_that_names_none_of_its_own(
+    database_url: str, name: str, compatible_from: str | None
+) -> None:
+    """The order of names does not show whether a branch or another program is compatible."""
+    add_later_migration(database_url, name, compatible_from)
+
+    connection = await postgres.connect(settings_for(database_url), name="test")
+    async with connection:
+        with pytest.raises(SchemaMismatch, match=name):
+            await migrations.require_schema(connection)
+    with pytest.raises(SchemaMismatch, match=name):
+        migrations.migrate(database_url)
+
+
+def test_a_foreign_migration_is_refused_before_compatibility_is_recorded(
+    database_url: str,
+) -> None:
+    add_later_migration(database_url, "9999_of_another_program", None)
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("DROP TABLE schema_compatibility")
+        connection.execute("DELETE FROM _yoyo_migration WHERE migration_id LIKE '0016%'")
+
+    with pytest.raises(SchemaMismatch):
+        migrations.migrate(database_url)
+
+
 async def test_a_version_uses_later_migrations_that_are_compatible_with_it(
     database_url: str,
 ) -> None:
