@@ -36,8 +36,11 @@ class Leases:
         """Note that it does no longer."""
         self._led.discard(partition)
 
-    def must_yield(self, flushers: int) -> bool:
-        """Return whether to yield a lease now, if a partition has this many flushers."""
+    def must_yield(self, partition: Partition, flushers: int) -> bool:
+        """Return whether to yield the lease of a partition that has this many flushers.
+
+        The partition then no longer counts, also while its last batch is committed.
+        """
         if not self.is_redis_up:
             return flushers > 1
         share = -(-len(self._partitions) // max(flushers, 1))
@@ -45,4 +48,5 @@ class Leases:
         if len(self._led) <= share or not is_due:
             return False
         self._yielded_at_s = self._clock()
+        self._led.discard(partition)
         return True

@@ -318,7 +318,7 @@ class PartitionFlusher:
     async def _consider_yielding(self, writer: Writer) -> None:
         """Decide whether another flusher should lead. It also keeps the lease's session alive."""
         flushers = await writer.count_flushers()
-        if not self._is_yielding and self._leases.must_yield(flushers):
+        if not self._is_yielding and self._leases.must_yield(self.partition, flushers):
             self._is_yielding = True
             _log.info("lease_yielded", partition=str(self.partition))
 

@@ -18,7 +18,7 @@ def yielded(leases: Leases, clock: Clock, flushers: int, tries: int = 20) -> int
     count = 0
     for _ in range(tries):
         clock.now_s += YIELD_EVERY_S
-        if leases.must_yield(flushers):
+        if leases.must_yield(PARTITIONS[count], flushers):
             leases.leave(PARTITIONS[count])
             count += 1
     return count
@@ -47,15 +47,26 @@ def test_a_process_keeps_its_share_rounded_up() -> None:
 def test_one_lease_is_yielded_at_a_time() -> None:
     clock = Clock()
     leases = leading(clock)
-    assert leases.must_yield(5)
-    assert not leases.must_yield(5)
+    assert leases.must_yield(PARTITIONS[0], 5)
+    assert not leases.must_yield(PARTITIONS[1], 5)
     clock.now_s = YIELD_EVERY_S
-    assert leases.must_yield(5)
+    assert leases.must_yield(PARTITIONS[1], 5)
+
+
+def test_a_lease_that_takes_long_to_release_is_not_followed_by_one_too_many() -> None:
+    """A partition is led until its batch is committed, which may take longer than YIELD_EVERY_S."""
+    clock = Clock()
+    leases = leading(clock)
+    decisions = []
+    for partition in PARTITIONS:
+        decisions.append(leases.must_yield(partition, 2))
+        clock.now_s += YIELD_EVERY_S
+    assert decisions.count(True) == 2
 
 
 def test_without_redis_every_lease_is_yielded_that_another_wants() -> None:
     leases = leading(Clock())
     leases.is_redis_up = False
-    assert not leases.must_yield(1)
-    assert leases.must_yield(2)
-    assert leases.must_yield(2)
+    assert not leases.must_yield(PARTITIONS[0], 1)
+    assert leases.must_yield(PARTITIONS[0], 2)
+    assert leases.must_yield(PARTITIONS[1], 2)
