@@ -105,9 +105,13 @@ class Session:
 
         Raises DatabaseUnavailable.
         """
+        is_leaving = False
 
         def must_leave() -> bool:
-            return stop.is_set or not may_wait() or self.connection.is_login_outdated
+            # Final: the request is cancelled, even if Redis answers again meanwhile.
+            nonlocal is_leaving
+            is_leaving |= stop.is_set or not may_wait() or self.connection.is_login_outdated
+            return is_leaving
 
         await self._limit(lock_s=LEASE_SLICE_S, statement_s=0)
         failure: DatabaseUnavailable | None = None

@@ -12,11 +12,13 @@ import redis
 
 from cli.embedded.servers import EmbeddedPostgres, EmbeddedValkey
 from flusher.service import Flusher
+from flusher.session import Session
 from flusher.status import Condition
 from scoreboard.errors import Busy, Fenced
 from scoreboard.ledger.dead_letters import fields_of
 from scoreboard.ledger.migrations import migrate
 from scoreboard.model import SCORE_MAX, Action, Partition, Receipt
+from scoreboard.runtime.lifecycle import StopEvent
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.store.keys import GROUP
 from scoreboard.store.partitions import GAP_FENCE, REWIND_FENCE
@@ -237,6 +239,23 @@ async def test_a_flusher_that_redis_does_not_answer_leaves_the_lease_to_another(
             await wait_for_condition(leader, Condition.STANDBY, 30)
 
     check_invariants(settings, acknowledged(actions))
+
+
+async def test_a_standby_that_must_leave_leaves_even_if_redis_answers_again(
+    settings: Settings,
+) -> None:
+    """Otherwise it would cancel and repeat its request until it got the lease."""
+    await make_board(settings)
+    answers = iter([True, False])  # the request, then the first check of whether to leave it
+    leader = await Session.open(settings, MAIN)
+    standby = await Session.open(settings, MAIN)
+    try:
+        assert await leader.acquire_lease(StopEvent(1), lambda: True)
+        waiting = standby.acquire_lease(StopEvent(1), lambda: next(answers, True))
+        assert not await asyncio.wait_for(waiting, 10)
+    finally:
+        await standby.aclose()
+        await leader.aclose()
 
 
 async def test_without_postgres_updates_succeed_up_to_the_cap_and_are_then_busy(
