@@ -16,12 +16,13 @@ for file in etc/*; do
   [ -e "/etc/scoreboard/${file#etc/}" ] || install -m 640 "$file" "/etc/scoreboard/${file#etc/}"
 done
 
-# A service reads its secrets as a member of its group; the rotation owns and replaces them.
+# A service reads its secrets as a member of its group; the rotation owns and replaces them. It may put a
+# link in their place, which root must not follow, also not between two commands.
 for owner in api streamer flusher operator rotator kong; do
   for secret in "/var/lib/scoreboard/secrets/$owner"/*; do
-    [ -f "$secret" ] || continue
-    chown "scoreboard-rotator:scoreboard-$owner" "$secret"
-    chmod 640 "$secret"
+    if [ ! -f "$secret" ] || [ -L "$secret" ]; then continue; fi
+    chown -h "scoreboard-rotator:scoreboard-$owner" "$secret"
+    runuser -u scoreboard-rotator -- chmod 640 "$secret"
   done
 done
 

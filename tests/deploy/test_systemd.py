@@ -380,6 +380,20 @@ def test_a_process_is_confined(host: Host, service: str) -> None:
     assert "password" not in host.machine.journal(unit)
 
 
+def test_a_repeated_installation_changes_no_file_outside_of_the_secrets(host: Host) -> None:
+    """The rotation owns the folders, so it could let root change any file by a link."""
+    secret, link = "/var/lib/scoreboard/secrets/api/redis", "/var/lib/scoreboard/secrets/api/link"
+    host.must("install", "-m", "600", "/dev/null", "/etc/private")
+    host.must("runuser", "-u", "scoreboard-rotator", "--", "ln", "-s", "/etc/private", link)
+    host.must("chown", "root:root", secret)
+    try:
+        host.must("/opt/source/deploy/systemd/install.sh")
+    finally:
+        host.must("rm", link)
+    assert host.must("stat", "-c", "%U:%G %a", "/etc/private") == "root:root 600\n"
+    assert host.must("stat", "-c", "%U:%G %a", secret) == "scoreboard-rotator:scoreboard-api 640\n"
+
+
 @pytest.fixture
 def balancer(host: Host, tmp_path: Path) -> Iterator[str]:
     """Run nginx with the example configuration, without TLS; return its address."""
