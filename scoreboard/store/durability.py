@@ -27,6 +27,9 @@ REQUIRED_SETTINGS: Final = {
 REQUIRED_IF_COMMITTED: Final = {"maxmemory-policy": "noeviction"}
 """The same if an update is answered after its COMMIT: PostgreSQL keeps it, not Redis's disk."""
 
+EVICTION: Final = "maxmemory-policy"
+"""The required setting that INFO shows as well, also of a server that refuses CONFIG GET."""
+
 MIN_REPLICAS: Final = "min-replicas-to-write"
 """Without it an isolated primary would go on accepting updates that no replica receives."""
 
@@ -93,9 +96,10 @@ async def check_durability(
     server = await read_reply(client.info("server"), dict[str, Any], "INFO server")
     replication = await read_reply(client.info("replication"), dict[str, Any], "INFO replication")
     persistence = await read_reply(client.info("persistence"), dict[str, Any], "INFO persistence")
+    memory = await read_reply(client.info("memory"), dict[str, Any], "INFO memory")
     config = await _config_of(client)
     with checking_reply("INFO"):
-        problems = _problems_of(replication, persistence, config, required)
+        problems = _problems_of(replication, persistence, memory, config, required)
     vouched = required.describe() if config is None and required.is_vouched else ""
     is_primary = replication.get("role") == "master"
     return Durability(tuple(problems), str(server.get("run_id", "")), vouched, is_primary)
@@ -116,6 +120,7 @@ async def _config_of(client: aioredis.Redis) -> Mapping[str, str] | None:
 def _problems_of(
     replication: Mapping[str, Any],
     persistence: Mapping[str, Any],
+    memory: Mapping[str, Any],
     config: Mapping[str, str] | None,
     required: Requirements,
 ) -> list[str]:
@@ -124,6 +129,10 @@ def _problems_of(
     if config is None:
         if not required.is_vouched:
             problems.append("CONFIG GET is refused, so durability cannot be checked")
+        wanted = required.settings[EVICTION]
+        found = memory.get("maxmemory_policy", wanted)
+        if found != wanted:
+            problems.append(f"{EVICTION} is {found}, must be {wanted}")
     else:
         problems += [
             f"{name} is {config.get(name, 'unknown')}, must be {wanted}"

@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator
+from typing import Literal
 from urllib.parse import urlsplit
 
 import pytest
@@ -219,6 +220,21 @@ async def test_vouching_does_not_cover_settings_that_can_be_read(own_valkey: Own
 
     with pytest.raises(UnsafeRedis, match="appendfsync is everysec"):
         await require_durability(client, Settings(redis_url=Secret(server.url), vouched_redis=True))
+    await client.aclose()
+
+
+@pytest.mark.parametrize("acknowledge", ["fsync", "committed"])
+async def test_vouching_does_not_cover_an_eviction_policy_that_info_shows(
+    own_valkey: OwnValkey, acknowledge: Literal["fsync", "committed"]
+) -> None:
+    """A managed server hides CONFIG, not INFO, and may evict by default."""
+    hidden = {"rename-command": 'config ""', "maxmemory-policy": "volatile-lru"}
+    server = own_valkey(settings=hidden)
+    settings = Settings(redis_url=Secret(server.url), acknowledge=acknowledge, vouched_redis=True)
+    client = make_client(settings, name="test")
+
+    with pytest.raises(UnsafeRedis, match="maxmemory-policy is volatile-lru, must be noeviction"):
+        await require_durability(client, settings)
     await client.aclose()
 
 
