@@ -2,7 +2,7 @@
 
 Each flusher waits for the lease of every partition, so the first one would keep all of them. A
 process that leads more than its share yields one lease at a time, to the flusher that has waited
-longest. A process that Redis does not answer neither waits for a lease nor keeps one that another
+longest. A process without a primary of Redis neither waits for a lease nor keeps one that another
 process waits for. No I/O.
 """
 
@@ -22,7 +22,7 @@ class Leases:
     def __init__(self, partitions: Sized, clock: Callable[[], float] = time.monotonic) -> None:
         """``partitions`` are those that this process flushes or waits for; it may grow."""
         self.is_redis_up = True
-        """Whether Redis answers this process."""
+        """Whether a primary of Redis answers this process."""
         self._partitions = partitions
         self._clock = clock
         self._led: set[Partition] = set()

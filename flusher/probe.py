@@ -18,6 +18,7 @@ from scoreboard.health.checks import Check, backlog_name
 from scoreboard.health.readings import describe_backlogs, describe_secrets
 from scoreboard.runtime.lifecycle import StopEvent
 from scoreboard.store.client import REDIS_UP
+from scoreboard.store.durability import Durability
 from scoreboard.store.partitions import Backlog, Partitions
 
 OBSERVE_EVERY_S: Final = 1.0
@@ -36,15 +37,16 @@ class Probe:
         leases: Leases,
         store: Partitions,
         more_checks: Callable[[], Mapping[str, Check]],
-        check_durability: Callable[[], Awaitable[object]],
+        check_durability: Callable[[], Awaitable[Durability]],
     ) -> None:
-        """``check_durability`` exports whether Redis keeps what it acknowledges."""
+        """``check_durability`` exports whether Redis keeps what it acknowledges, and returns it."""
         self._partitions = partitions
         self._leases = leases
         self._store = store
         self._more_checks = more_checks
         self._check_durability = check_durability
         self._durability_due_s = 0.0
+        self._is_primary = True
 
     async def observe(self, stop: StopEvent) -> None:
         """Measure streams until ``stop``, also without PostgreSQL or the lease."""
@@ -62,11 +64,12 @@ class Probe:
             self._leases.is_redis_up = False
             return
         REDIS_UP.set(1)
-        self._leases.is_redis_up = True
-        if time.monotonic() >= self._durability_due_s:
+        if time.monotonic() >= self._durability_due_s or not self._is_primary:
             with suppress(ScoreboardError):
-                await self._check_durability()
+                self._is_primary = (await self._check_durability()).is_primary
                 self._durability_due_s = time.monotonic() + DURABILITY_EVERY_S
+        # A replica answers, and refuses what a leader sends.
+        self._leases.is_redis_up = self._is_primary
 
     async def _measure(self, flusher: PartitionFlusher) -> None:
         labels = (flusher.partition.board, str(flusher.partition.number))

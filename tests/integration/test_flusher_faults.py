@@ -241,6 +241,38 @@ async def test_a_flusher_that_redis_does_not_answer_leaves_the_lease_to_another(
     check_invariants(settings, acknowledged(actions))
 
 
+async def test_a_flusher_whose_server_is_no_longer_the_primary_leaves_the_lease_to_another(
+    database_url: str, own_valkey: OwnValkey
+) -> None:
+    """A replica answers TIME, so it seems to be up, and refuses the commands of a flusher."""
+    old = own_valkey()
+    new = own_valkey(
+        settings={"replicaof": f"127.0.0.1 {old.port}", "masterauth": old.password or '""'}
+    )
+    with redis.Redis.from_url(new.url) as admin:
+        eventually(lambda: admin.info("replication")["master_link_status"] == "up")
+    before = settings_for(old.url, database_url)
+    after = settings_for(new.url, database_url, unsafe_redis=True)  # it starts as a replica
+    await make_board(before)
+    actions = make_actions(40)
+
+    async with flushing(before) as leader:
+        await wait_for_condition(leader, Condition.FLUSHING)
+        await act(before, *actions[:20])
+        await drained(before)
+        async with flushing(after) as other:
+            with redis.Redis.from_url(new.url) as admin, redis.Redis.from_url(old.url) as former:
+                eventually(lambda: is_drained(after))
+                admin.replicaof("NO", "ONE")
+                former.config_set("masterauth", new.password)
+                former.replicaof("127.0.0.1", new.port)
+            await act(after, *actions[20:])
+            await wait_for_condition(other, Condition.FLUSHING, 30)
+            await drained(after)
+
+    check_invariants(after, acknowledged(actions))
+
+
 async def test_a_standby_that_must_leave_leaves_even_if_redis_answers_again(
     settings: Settings,
 ) -> None:
