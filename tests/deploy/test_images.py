@@ -93,6 +93,16 @@ def test_secrets_and_history_are_not_in_the_build_context() -> None:
         assert f"!{name}" not in text
 
 
+def test_the_build_context_has_nothing_that_no_dockerfile_copies() -> None:
+    """Not the files that operators make beside those of the repository, such as secrets."""
+    copied = {source.rstrip("/") for name in DOCKERFILES for source in sources(name)}
+    lines = (ROOT / ".dockerignore").read_text().split()
+    assert {line[1:].rstrip("/") for line in lines if line.startswith("!")} == copied - {
+        source for source in copied if source.startswith("kong/")
+    }
+    assert {"**/secrets/", "**/.env"} <= set(lines[lines.index("*") + 1 :])
+
+
 def test_the_image_contains_every_package_of_the_wheel_and_its_data() -> None:
     wheel = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
     expected = {*wheel["packages"], *wheel["force-include"], "pyproject.toml"}
