@@ -570,8 +570,9 @@ def test_the_keys_of_kong_are_kept_up_to_date(host: Host) -> None:
         host.start_unit(unit)
         try:
             eventually(lambda: bool(admin.posted), within_s=60)
-            facts = host.must("stat", "--format", "%U", "/var/lib/scoreboard/kong/kong.yml")
-            assert facts.strip() == "scoreboard-kong"
+            # Written once Kong has accepted it
+            owner = ("stat", "--format", "%U", "/var/lib/scoreboard/kong/kong.yml")
+            eventually(lambda: host.machine.run(*owner).stdout.strip() == "scoreboard-kong")
             secret = "/var/lib/scoreboard/kong/redis-password"
             eventually(lambda: host.machine.run("cat", secret).stdout.strip() == PASSWORD)
         finally:
