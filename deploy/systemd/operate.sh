@@ -49,13 +49,23 @@ _as() {
   local user=$1
   shift
   (
-    set -a
-    # shellcheck disable=SC1091
-    . /etc/scoreboard/scoreboard.env
-    SCOREBOARD_REDIS_SECRET=$SECRETS/$user/redis SCOREBOARD_DATABASE_SECRET=$SECRETS/$user/database
+    export SCOREBOARD_REDIS_SECRET="$SECRETS/$user/redis" SCOREBOARD_DATABASE_SECRET="$SECRETS/$user/database"
+    _load /etc/scoreboard/scoreboard.env || exit
+    [ ! -e "/etc/scoreboard/$user.env" ] || _load "/etc/scoreboard/$user.env" || exit
     cd /
     exec runuser -u "scoreboard-$user" -- /opt/scoreboard/bin/scoreboard "$@"
   )
+}
+
+# Export the variables of a file as systemd reads it: a value is not shell code, and may contain & or $.
+_load() {
+  local line name value
+  while read -r line || [ -n "$line" ]; do
+    case $line in [A-Za-z_]*=*) ;; *) continue ;; esac
+    name=${line%%=*} value=${line#*=}
+    case $value in \"*\" | \'*\') value=${value#?} value=${value%?} ;; esac
+    export "$name=$value"
+  done < "$1"
 }
 
 # The enabled processes of a part: api, streamer, flusher, kong-sync, or the unit itself.

@@ -270,7 +270,8 @@ class Host:
         database = f"127.0.0.1:{server.port}/{server.database}"
         common = example("scoreboard.env") | {
             "REDIS_URL": f"redis://127.0.0.1:{self.valkey.port}/0",
-            "DATABASE_URL": f"postgresql://{database}",
+            # Two parameters: `&` has a meaning in a shell, and none in the file.
+            "DATABASE_URL": f"postgresql://{database}?connect_timeout=9&keepalives=1",
             "SCOREBOARD_ENVIRONMENT": "development",
             "SCOREBOARD_ISSUER": LOCAL_ISSUER,
             "SCOREBOARD_JWKS_URL": "",
@@ -491,6 +492,19 @@ def test_the_functions_for_operators_work(host: Host) -> None:
     assert "database_fsync_off" in warnings
     assert "Starting" not in warnings
     assert "api/redis" in host.operate("secrets status redis")
+
+
+def test_commands_read_the_settings_of_their_own_login(host: Host) -> None:
+    """With AWS Secrets Manager these are the names of the secrets."""
+    file = "/etc/scoreboard/operator.env"
+    host.must("sh", "-c", f"echo 'SCOREBOARD_REDIS_SECRET=\"/missing/redis\"' > {file}")
+    try:
+        operate = ". /opt/source/deploy/systemd/operate.sh && scoreboard status"
+        done = host.machine.run("sh", "-c", operate)
+    finally:
+        host.must("rm", file)
+    assert done.returncode != 0
+    assert "/missing/redis" in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("service", TEMPLATES)
