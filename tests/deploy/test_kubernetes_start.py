@@ -281,6 +281,11 @@ def test_jobs_can_be_repeated(node: Node) -> None:
     node.run(node.found.container("open"))
 
 
+def test_each_board_of_the_settings_is_created(node: Node) -> None:
+    """`reseed` of a board that does not exist fails, and with it the Job."""
+    node.run(node.found.container("open"), SCOREBOARD_BOARDS="main,weekly")
+
+
 def test_the_sidecar_writes_what_kong_needs_before_kong_runs(node: Node) -> None:
     sync = node.found.container("kong", "sync")
     root = node.root(sync)
