@@ -242,11 +242,49 @@ def test_what_is_not_filled_in_is_refused() -> None:
         if "ipBlock" in peer
     ]
     assert networks.count(PLACEHOLDER) == 3
-    hops = load_settings(dict(found.container("api").environment)).trusted_hops
-    with pytest.raises(ScoreboardError, match="SCOREBOARD_TRUSTED_HOPS"):
-        trusted_networks(hops)
+    for container in ours(found):
+        with pytest.raises(ScoreboardError, match=f"_REDIS: '{PLACEHOLDER}'"):
+            load_settings(dict(container.environment))
     for container in found.containers:
         assert PLACEHOLDER in container.spec["image"]
+
+
+@pytest.mark.parametrize("name", ["SCOREBOARD_ACKNOWLEDGE", "SCOREBOARD_VOUCHED_REDIS"])
+def test_no_service_starts_without_the_decision_on_redis(prod: Installation, name: str) -> None:
+    for container in ours(prod):
+        with pytest.raises(ScoreboardError, match=name):
+            load_settings({**container.environment, name: PLACEHOLDER})
+
+
+def test_no_proxy_is_trusted_by_a_placeholder() -> None:
+    with pytest.raises(ScoreboardError, match="SCOREBOARD_TRUSTED_HOPS"):
+        trusted_networks((PLACEHOLDER,))
+
+
+def test_prod_vouches_for_a_redis_that_hides_its_settings(prod: Installation) -> None:
+    """Redis of AWS refuses CONFIG GET, and no service starts unless the operator vouches for it."""
+    for name in ("api", "flusher", "operator", "open"):
+        settings = load_settings(dict(prod.container(name).environment))
+        assert settings.vouched_redis
+        assert settings.acknowledge == "committed"
+
+
+def test_a_renamed_namespace_is_renamed_everywhere(tmp_path: Path) -> None:
+    """Only a dashboard, rule or name of an account may still contain the name of the product."""
+    overlay = copy_manifests(tmp_path) / "prod"
+    file = overlay / "kustomization.yaml"
+    file.write_text(file.read_text().replace("namespace: scoreboard\n", "namespace: other\n"))
+    found = Installation(render(overlay))
+    assert found.get("Namespace", "other")
+    queries = [
+        trigger["metadata"]["query"]
+        for scaled in found.of("ScaledObject")
+        for trigger in scaled["spec"]["triggers"]
+        if trigger["type"] == "prometheus"
+    ]
+    assert len(queries) == 2
+    for query in queries:
+        assert 'namespace="other"' in query
 
 
 def test_the_page_lists_what_to_fill_in() -> None:

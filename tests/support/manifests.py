@@ -35,6 +35,8 @@ FILLED_IN: Final = {
     "ACCOUNT": "123456789012",
     "AWS_REGION": "eu-central-1",
     "OWNER_SECRET": "rds!cluster-owner",
+    "SCOREBOARD_VOUCHED_REDIS": "true",
+    "SCOREBOARD_ACKNOWLEDGE": "committed",
     "SCOREBOARD_ISSUER": "https://login.example/",
     "SCOREBOARD_JWKS_URL": "https://login.example/keys",
     "SCOREBOARD_ORIGINS": "https://game.example",
