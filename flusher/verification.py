@@ -206,6 +206,7 @@ class Verification:
 
     def checks(self) -> dict[str, Check]:
         """Return the checks of the boards that this process leads, and of the last backup."""
+        self._find_boards()
         found = {
             checks.drift_name(name): board.describe()
             for name, board in self._boards.items()
@@ -219,14 +220,17 @@ class Verification:
             )
         return found
 
+    def _find_boards(self) -> None:
+        for flusher in self._partitions:
+            if flusher.partition.number == 0:
+                self._boards.setdefault(flusher.partition.board, _Board(flusher))
+
     async def _turn(self, client: aioredis.Redis, connection: Connection) -> None:
         read_at_s = self._backup_read_at_s
         if read_at_s is None or time.monotonic() - read_at_s >= BACKUP_EVERY_S:
             async with asyncio.timeout(STEP_LIMIT_S):
                 await self._read_backup(connection)
-        for flusher in self._partitions:
-            if flusher.partition.number == 0:
-                self._boards.setdefault(flusher.partition.board, _Board(flusher))
+        self._find_boards()
         if not self._settings.verify_users_per_s:
             return
         for board in self._boards.values():

@@ -16,6 +16,7 @@ import redis
 from cli.embedded.ports import find_free_port
 from cli.embedded.servers import EmbeddedValkey
 from flusher.status import Condition
+from flusher.verification import Verification
 from scoreboard.errors import DatabaseUnavailable
 from scoreboard.ledger.pool import connect
 from scoreboard.model import Action, Board, Layout, Partition, pack, partition_of
@@ -322,6 +323,13 @@ async def test_a_reconnection_to_redis_is_followed_by_a_verification(
         await proxy.restore()
 
         await eventually_async(lambda: started == ["main", "main"], within_s=15)
+
+
+async def test_a_flusher_that_has_just_started_tells_of_each_board(settings: Settings) -> None:
+    await fill(settings)
+    async with flushing(settings) as flusher:
+        await eventually_async(lambda: any(one.status.is_ready for one in flusher.partitions))
+        assert "drift main" in Verification(settings, flusher.partitions).checks()
 
 
 async def test_a_standby_does_not_verify(

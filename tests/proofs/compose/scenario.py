@@ -227,7 +227,7 @@ class Scenario:
     def down_and_up(self) -> None:
         """Remove all containers and start again; the data are the same."""
         before = self._scores()
-        self.stack.compose("down")
+        self.stack.compose("--profile", "*", "down")
         assert not self.stack.containers()
         self.stack.up()
         assert self._scores() == before
