@@ -76,26 +76,29 @@ def migrate(database_url: str, login: Credentials | None = None) -> list[str]:
     SchemaMismatch if the database is newer and this version cannot use it.
     """
     ran: list[str] = []
-    for attempt in count(1):
-        try:
-            _migrate(database_url, login, ran)
-            break
-        except _CONTENTION as error:
-            if attempt == ATTEMPTS_MAX:
-                raise DatabaseUnavailable(
-                    "Transactions of running services or commands hold locks that a migration "
-                    f"needs; repeat the command: {describe(error)}"
-                ) from error
-            time.sleep(backoff_s(attempt, most_s=PAUSE_MOST_S))
+    with _locked(database_url, login) as connection:
+        for attempt in count(1):
+            try:
+                _migrate(connection, database_url, login, ran)
+                break
+            except _CONTENTION as error:
+                if attempt == ATTEMPTS_MAX:
+                    raise DatabaseUnavailable(
+                        "Transactions of running services or commands hold locks that a migration "
+                        f"needs; repeat the command: {describe(error)}"
+                    ) from error
+                time.sleep(backoff_s(attempt, most_s=PAUSE_MOST_S))
     return ran
 
 
-def _migrate(database_url: str, login: Credentials | None, ran: list[str]) -> None:
+def _migrate(
+    connection: psycopg.Connection[Any],
+    database_url: str,
+    login: Credentials | None,
+    ran: list[str],
+) -> None:
     """Run the pending migrations; add the name of each to ``ran`` before it runs."""
-    with (
-        _locked(database_url, login) as connection,
-        _runner(database_url, login) as (backend, migrations),
-    ):
+    with _runner(database_url, login) as (backend, migrations):
         applied = _applied_names(backend)
         if not applied <= set(known()):
             rows: list[tuple[str, str]] = []
@@ -194,7 +197,12 @@ def _locked(database_url: str, login: Credentials | None) -> Iterator[psycopg.Co
         row = connection.execute("SELECT pg_try_advisory_lock(%s)", (LOCK_KEY,)).fetchone()
         if row is None or not row[0]:
             raise OperatorMistake("Another migration is running; wait until it ends")
-        yield connection
+        try:
+            yield connection
+        finally:
+            # PostgreSQL notices a closed connection later, and a second command would be refused.
+            with suppress(psycopg.Error):
+                connection.execute("SELECT pg_advisory_unlock(%s)", (LOCK_KEY,))
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from scoreboard.errors import DatabaseUnavailable, SchemaMismatch
+from scoreboard.errors import DatabaseUnavailable, OperatorMistake, SchemaMismatch
 from scoreboard.ledger import migrations
 from scoreboard.ledger import pool as postgres
 from scoreboard.runtime import resources
@@ -193,6 +193,20 @@ def test_a_migration_that_gets_no_lock_says_so(
         migrations.migrate(database_url)
 
     later_migration.rollback()
+    assert migrations.migrate(database_url) == ["9999_add_later"]
+
+
+def test_no_other_migration_runs_between_two_tries(
+    database_url: str, later_migration: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def try_another(*_: object, **__: object) -> float:
+        with pytest.raises(OperatorMistake, match="Another migration is running"):
+            migrations.migrate(database_url)
+        later_migration.rollback()
+        return 0.0
+
+    monkeypatch.setattr(migrations, "backoff_s", try_another)
+
     assert migrations.migrate(database_url) == ["9999_add_later"]
 
 
