@@ -126,6 +126,9 @@ def test_up_runs_the_system_and_scores_persist(start_up: StartUp) -> None:
     assert len(second.stderr.splitlines()) == 1
     assert "Another `scoreboard up` runs" in second.stderr
 
+    # The simulation has started: it reports at its end.
+    leaderboard = f"{running['api']}/api/scores/leaderboard"
+    eventually(lambda: len(httpx.get(leaderboard, timeout=30).json()["leaderboard"]) > 1)
     assert up.wait_for_exit(signal.SIGINT) == 0
     played = (up.folder / "logs" / "simulation.log").read_text()
     assert re.match(r"3 players: \d+ actions counted, \d+ replayed, 0 refused", played)

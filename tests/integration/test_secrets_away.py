@@ -147,7 +147,7 @@ async def test_the_last_value_stays_in_use_while_secrets_manager_does_not_answer
         assert "secrets-unavailable" in other.stderr
         assert "The redis credentials: " in other.stderr
         assert "Traceback" not in other.stderr
-    assert site.lines("secret_refresh_recovered")
+    await eventually_async(lambda: bool(site.lines("secret_refresh_recovered")))
 
 
 async def test_a_wrong_document_leaves_the_old_value_in_use_and_stops_new_processes(
