@@ -29,11 +29,11 @@ class Leases:
         self._yielded_at_s = float("-inf")
 
     def take(self, partition: Partition) -> None:
-        """Note that this process leads a partition."""
+        """Count a partition that this process leads from now on."""
         self._led.add(partition)
 
     def leave(self, partition: Partition) -> None:
-        """Note that it does no longer."""
+        """Stop counting a partition whose lease was released."""
         self._led.discard(partition)
 
     def must_yield(self, partition: Partition, flushers: int) -> bool:

@@ -53,7 +53,8 @@ Connections to it have to be closed: it keeps them open, and each write would be
 
 DENIED: Final = "permission denied (NOPERM)"
 
-_REFUSED: Final = (ReadOnlyError, MovedError, MasterDownError, OutOfMemoryError)
+_NOT_PRIMARY: Final = (ReadOnlyError, MovedError, MasterDownError)
+_REFUSED: Final = (*_NOT_PRIMARY, OutOfMemoryError)
 _DENIED_IN_SCRIPT: Final = ("ACL failure in script", "can't run this command", "can't access")
 """Parts of the error of a script that lacks a right; its first word is ERR."""
 
@@ -122,11 +123,12 @@ def _reason(error: Exception) -> tuple[str, ...]:
     return () if isinstance(error, CONNECTION_ERRORS) else ("Redis refuses the command",)
 
 
-def is_not_primary(error: object) -> bool:
+def is_not_primary(reply: object) -> bool:
     """Return whether a reply is the error of a server that is not the primary."""
     # redis-py removes the code from the text of the errors that it knows.
-    known = isinstance(error, ReadOnlyError | MovedError | MasterDownError)
-    return known or (isinstance(error, ResponseError) and error_code(error) in NOT_PRIMARY)
+    return isinstance(reply, ResponseError) and (
+        isinstance(reply, _NOT_PRIMARY) or error_code(reply) in NOT_PRIMARY
+    )
 
 
 def error_code(error: Exception) -> str:

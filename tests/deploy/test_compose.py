@@ -12,12 +12,10 @@ from ipaddress import IPv4Address, ip_network
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import yaml
 
 from cli.gateway import config as kong_config
-from cli.group import scoreboard
 from scoreboard.runtime.resources import kong_path
 from scoreboard.runtime.settings import Settings, describe
 from scoreboard.runtime.settings import load as load_settings
@@ -36,6 +34,7 @@ from tests.deploy.compose import (
     load,
     option,
 )
+from tests.support.clients.commands import check_command
 
 TEMPLATE: Entity = yaml.safe_load((kong_path() / "kong.yml").read_text())
 every_service = pytest.mark.parametrize("service", sorted(SERVICES))
@@ -266,14 +265,7 @@ def command_lines() -> list[list[str]]:
 
 @pytest.mark.parametrize("words", command_lines(), ids=" ".join)
 def test_every_scoreboard_command_exists_with_its_options(words: list[str]) -> None:
-    names = list(words)
-    command: click.Command = scoreboard
-    context = click.Context(scoreboard)
-    while isinstance(command, click.Group):
-        found = command.get_command(context, names.pop(0))
-        assert found is not None, words
-        command = found
-    command.make_context("test", names, resilient_parsing=True)
+    check_command(words)
 
 
 def test_all_scoreboard_commands_are_found() -> None:

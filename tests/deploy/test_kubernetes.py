@@ -17,7 +17,6 @@ import pytest
 import yaml
 
 from cli.commands.kong import PROBE_PORT
-from cli.group import scoreboard
 from scoreboard.errors import ScoreboardError
 from scoreboard.runtime.settings import describe
 from scoreboard.runtime.settings import load as load_settings
@@ -25,6 +24,7 @@ from scoreboard.security.addresses import trusted_networks
 from streamer.server import grace_s as streamer_grace_s
 from tests.deploy.compose import environment as compose_environment
 from tests.deploy.compose import kong_image
+from tests.support.clients.commands import check_command
 from tests.support.fakes.stack import load_template
 from tests.support.manifests import (
     COMPONENT,
@@ -276,6 +276,12 @@ def test_a_renamed_namespace_is_renamed_everywhere(tmp_path: Path) -> None:
     file.write_text(file.read_text().replace("namespace: scoreboard\n", "namespace: other\n"))
     found = Installation(render(overlay))
     assert found.get("Namespace", "other")
+    for query in queries_of(found):
+        assert 'namespace="other"' in query
+
+
+def queries_of(found: Installation) -> list[str]:
+    """Return the queries by which KEDA scales: of the streamer and of the flusher."""
     queries = [
         trigger["metadata"]["query"]
         for scaled in found.of("ScaledObject")
@@ -283,8 +289,7 @@ def test_a_renamed_namespace_is_renamed_everywhere(tmp_path: Path) -> None:
         if trigger["type"] == "prometheus"
     ]
     assert len(queries) == 2
-    for query in queries:
-        assert 'namespace="other"' in query
+    return queries
 
 
 def test_the_page_lists_what_to_fill_in() -> None:
@@ -322,17 +327,6 @@ def test_every_command_exists_with_its_options(found: Installation) -> None:
                 case _:
                     assert line == ["sleep", "4h"]
     assert seen >= {"db", "board", "action", "reseed", "kong"}
-
-
-def check_command(words: list[str]) -> None:
-    names = list(words)
-    command: click.Command = scoreboard
-    context = click.Context(scoreboard)
-    while isinstance(command, click.Group):
-        inner = command.get_command(context, names.pop(0))
-        assert inner is not None, words
-        command = inner
-    command.make_context("test", names)
 
 
 def test_a_command_with_an_unknown_option_is_found() -> None:
@@ -517,14 +511,7 @@ def test_viewers_leave_slowly(rendered: dict[str, Installation]) -> None:
 
 
 def test_scaling_asks_for_metrics_that_exist_with_their_labels(prod: Installation) -> None:
-    queries = [
-        trigger["metadata"]["query"]
-        for one in prod.of("ScaledObject")
-        for trigger in one["spec"]["triggers"]
-        if trigger["type"] == "prometheus"
-    ]
-    assert len(queries) == 2
-    for query in queries:
+    for query in queries_of(prod):
         assert unknown_metrics(query) == set()
         for selector in selectors_of(query):
             labels = {matcher.name: matcher.value for matcher in selector.matchers.matchers}

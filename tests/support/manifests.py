@@ -14,8 +14,8 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from tests.proofs.tools import go_programs
 from tests.support.repository import ROOT
+from tests.support.tools import go_programs
 
 Entity = dict[str, Any]
 

@@ -8,6 +8,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scoreboard"
+"""What tests obtain once and keep: programs, libraries and root folders of other projects."""
+
 
 def files_of(root: Path = ROOT) -> list[str]:
     """Return the files git tracks or, without git, those `.gitignore` does not exclude."""

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.proofs import tools
 from tests.proofs.compose import images
 from tests.proofs.compose.engine import Engine, running_engine
 from tests.proofs.compose.scenario import Load, Scenario
 from tests.proofs.compose.stack import Stack
+from tests.support import tools
 from tests.support.repository import ROOT, files_of
 
 USER = 20_000

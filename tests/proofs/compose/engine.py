@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.proofs import tools
+from tests.support import tools
 from tests.support.eventually import eventually
 
 HERE = Path(__file__).parent

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cli.embedded import binaries
 from tests.deploy.compose import ROOT, SERVICES
-from tests.proofs import tools
+from tests.support import tools
 
 HERE = Path(__file__).parent / "images"
 BASE = "debian:bookworm-slim"

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from tests.proofs.tools import obtain
+from tests.support.tools import obtain
 
 
 class Source(NamedTuple):

@@ -243,7 +243,7 @@ class RunningPod:
         self._states: dict[str, Object] = {}
 
     def update(self, pod: Object) -> None:
-        """Take note of a change."""
+        """Take the new version of the pod, which may be one that is deleted."""
         self.pod = pod
         if pod["metadata"].get("deletionTimestamp"):
             self._deleted.set()

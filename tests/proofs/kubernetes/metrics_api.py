@@ -57,7 +57,7 @@ class MetricsApi:
         self._thread.join(10)
 
     def register(self, authority: Path) -> None:
-        """Tell the API server where this API is."""
+        """Register this API at the API server, with its address."""
         port = {"port": self.port}
         self.server.create(
             f"/api/v1/namespaces/{NAMESPACE}/services",

@@ -29,7 +29,7 @@ class ReadyPods:
         """By component: the images of the pods that were ready at any time since the start."""
 
     def see(self, kind: str, pod: Object) -> None:
-        """Take note of an event."""
+        """Count again after an event of the watch."""
         with self._lock:
             uid = pod["metadata"]["uid"]
             if kind == "DELETED":

@@ -6,7 +6,7 @@ The control plane is Kubernetes itself, not an imitation: what it refuses, a clu
 from functools import cache
 from pathlib import Path
 
-from tests.proofs.tools import go_programs
+from tests.support.tools import go_programs
 
 HERE = Path(__file__).parent
 VERSION = "v1.37.2"

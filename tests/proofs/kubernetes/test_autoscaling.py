@@ -86,14 +86,14 @@ class Scaling:
         return self.installation.get("horizontalpodautoscalers", self.name)
 
     def see(self, kind: str, deployment: Object) -> None:
-        """Note a change of the number of replicas."""
+        """Record the new number of replicas."""
         if deployment["metadata"]["name"] == self.name:
             replicas = deployment["spec"]["replicas"]
             if not self.steps or self.steps[-1][1] != replicas:
                 self.steps.append((time.monotonic(), replicas))
 
     def use(self, millicores: int) -> None:
-        """Let each pod use this much."""
+        """Set the CPU that each pod uses."""
         self.installation.cluster.metrics.millicores[self.name] = millicores
 
     def set_behavior(self, behavior: Object) -> None:

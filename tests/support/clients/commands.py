@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
+from cli.group import scoreboard
 from scoreboard.ledger.pool import Connection, connect
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.store.client import make_client
@@ -83,3 +85,18 @@ def with_database(settings: Settings, use: Callable[[Connection], Any]) -> Any:
             return await use(connection)
 
     return asyncio.run(work())
+
+
+def check_command(words: list[str]) -> None:
+    """Check that arguments of `scoreboard` name a command and options that it has.
+
+    Raises AssertionError, click.UsageError.
+    """
+    names = list(words)
+    command: click.Command = scoreboard
+    context = click.Context(scoreboard)
+    while isinstance(command, click.Group):
+        inner = command.get_command(context, names.pop(0))
+        assert inner is not None, words
+        command = inner
+    command.make_context("test", names)

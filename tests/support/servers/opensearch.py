@@ -14,10 +14,9 @@ import pytest
 
 from cli.embedded.ports import find_free_port
 from tests.support.eventually import eventually
-from tests.support.repository import ROOT
+from tests.support.repository import CACHE, ROOT
 
 SOURCES = ROOT / "tests/deploy/opensearch"
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scoreboard"
 FETCH_S = 300
 START_S = 120
 

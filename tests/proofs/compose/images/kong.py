@@ -136,7 +136,7 @@ class Kong:
         return self._nginx.wait()
 
     def quit(self) -> None:
-        """Let nginx end its requests."""
+        """Stop nginx after the requests in flight."""
         assert self._nginx is not None
         self._nginx.send_signal(signal.SIGQUIT)
 

@@ -15,7 +15,8 @@ from typing import NoReturn
 
 import pytest
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scoreboard"
+from tests.support.repository import CACHE
+
 FETCH_S = 600
 BUILD_S = 2400
 
