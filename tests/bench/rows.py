@@ -1,0 +1,90 @@
+"""The form in which every benchmark hands its figures over (tests/bench/README.md).
+
+A benchmark makes one `Recorder`, wraps each measurement in `measurement()`, adds a value for each
+metric of each round, and writes the file. `make bench` reads it.
+"""
+
+import statistics
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from tests.bench.machine import Foreign
+
+Parameter = str | int | float
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One metric of one variant under one set of parameters: a value for each round."""
+
+    work: str
+    variant: str
+    parameters: dict[str, Parameter]
+    metric: str
+    unit: str
+    values: list[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """What one run of a benchmark found.
+
+    ``foreign`` has a share for each measurement: the CPU time that other programs used, of all the
+    CPU time the machine had.
+    """
+
+    benchmark: str
+    rows: list[Row]
+    foreign: list[float] = []
+    facts: dict[str, str] = {}
+
+
+class Recorder:
+    """Collects the values of all rounds."""
+
+    def __init__(self, benchmark: str, **facts: str) -> None:
+        self.benchmark = benchmark
+        self.facts = facts
+        self.foreign: list[float] = []
+        self._rows: dict[tuple[object, ...], Row] = {}
+
+    @contextmanager
+    def measurement(self) -> Iterator[None]:
+        """Measure the share of foreign CPU time during the block."""
+        foreign = Foreign()
+        yield
+        self.foreign.append(foreign.share())
+
+    def add(
+        self,
+        work: str,
+        variant: str,
+        parameters: Mapping[str, Parameter],
+        metric: str,
+        unit: str,
+        value: float,
+    ) -> None:
+        """Add the value of one round; rounds of the same row are collected."""
+        key = (work, variant, *sorted(parameters.items()), metric)
+        row = self._rows.get(key)
+        if row is None:
+            row = self._rows[key] = Row(work, variant, dict(parameters), metric, unit, [])
+        row.values.append(value)
+
+    @property
+    def figures(self) -> Figures:
+        return Figures(self.benchmark, list(self._rows.values()), self.foreign, self.facts)
+
+    def write(self, path: Path | str) -> None:
+        """Write the figures as JSON."""
+        Path(path).write_bytes(msgspec.json.format(msgspec.json.encode(self.figures)) + b"\n")
+
+
+def read(path: Path | str) -> Figures:
+    """Read the figures of a benchmark; raises msgspec.ValidationError if they have another form."""
+    return msgspec.json.decode(Path(path).read_bytes(), type=Figures)
