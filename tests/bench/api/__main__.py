@@ -1,237 +1,174 @@
-"""Measures the api and the baseline, or itself without metrics, in one run: `make bench-api`.
+"""Measures the api and a plain implementation, alternately, in one run: `make bench-api`.
 
-Both get the same requests from the same client, alternately and several times, on the same real
-Valkey with appendfsync always. The output is the server's CPU time per applied update (user and
-system, from /proc), which is least affected by other load, then throughput and latency.
+Both get the same requests from the same client, several times, on the same real Valkey with
+appendfsync always. The server has one core; the client and Valkey share another. The output is the
+CPU time of the server and of Valkey per request (user and system, from /proc), which is least
+affected by other load, then throughput and latency.
 """
 
 import asyncio
 import json
-import os
 import platform
-import shutil
-import signal
-import socket
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import click
-import jwt
-import redis
-from cryptography.hazmat.primitives.asymmetric import rsa
 
-from cli.embedded.ports import find_free_port
 from cli.embedded.servers import EmbeddedValkey
-from scoreboard.runtime.settings import load
-from scoreboard.store.client import make_client
-from scoreboard.store.store import Store
-from tests.support.data.boards import open_board
-from tests.support.fakes.tokens import AUDIENCE, ISSUER, KeyPair
+from tests.bench.api.stage import MODULES, WORKS, api_settings, measure, open_main, server
+from tests.bench.api.tokens import prepare
+from tests.bench.machine import pin, two_cores
+from tests.bench.rows import Figures, Recorder
 
-ROOT = Path(__file__).parents[3]
-SERVERS = {
-    "baseline": ["-m", "tests.bench.api.baseline"],
-    "without-metrics": ["-m", "tests.bench.api.without_metrics"],
-    "api": ["-m", "api"],
-}
-USERS = 500
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-
-
-def cpu_s(pid: int) -> float:
-    """Return the CPU time of a process, user and system, in seconds."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
-
-
-def make_tokens(folder: Path) -> list[tuple[str, str]]:
-    """Create a key set and a token for each user, as an identity provider with RS256 does."""
-    key = KeyPair(
-        kid="bench",
-        algorithm="RS256",
-        private=rsa.generate_private_key(public_exponent=65537, key_size=2048),
-    )
-    (folder / "jwks.json").write_text(json.dumps({"keys": [key.jwk]}), encoding="utf-8")
-    now_s = int(time.time())
-    claims = {"iss": ISSUER, "aud": AUDIENCE, "iat": now_s, "exp": now_s + 7200}
-    claims |= {"scope": "update:score read:leaderboard"}
-    users = [f"auth0|user{number:06d}" for number in range(USERS)]
-    return [
-        (user, jwt.encode(claims | {"sub": user}, key.private, "RS256", {"kid": key.kid}))
-        for user in users
-    ]
-
-
-@contextmanager
-def server(name: str, environ: dict[str, str], core: int | None) -> Iterator[tuple[int, int]]:
-    """Run a server; yield its pid and port."""
-    port = find_free_port()
-    command = [sys.executable, *SERVERS[name], *([str(port)] if name == "baseline" else [])]
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | environ | {"SCOREBOARD_API_PORT": str(port)}
-    )
-    try:
-        if core is not None:
-            os.sched_setaffinity(process.pid, {core})
-        deadline_s = time.monotonic() + 20
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                if time.monotonic() > deadline_s or process.poll() is not None:
-                    raise
-                time.sleep(0.05)
-        yield process.pid, port
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def measure(pid: int, plan: dict[str, Any]) -> dict[str, float]:
-    """Run the client's plan; return its figures and the server's CPU time per update."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "tests.bench.api.client"],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as client:
-        assert client.stdin is not None
-        assert client.stdout is not None
-        client.stdin.write(json.dumps(plan).encode())
-        client.stdin.close()
-        assert client.stdout.readline() == b"measuring\n"
-        before_s = cpu_s(pid)
-        assert client.stdout.readline() == b"measured\n"
-        used_s = cpu_s(pid) - before_s
-        result = json.loads(client.stdout.readline())
-    if result["failures"] or not result["done"]:
-        raise click.ClickException(f"not every update was applied: {result}")
-    return {
-        "cpu_us": used_s / result["done"] * 1e6,
-        "rate": result["done"] / result["seconds"],
-        "p50_ms": result["p50_ms"],
-        "p99_ms": result["p99_ms"],
-        "client_cpu_share": result["client_cpu_share"],
-    }
-
-
-async def open_main(url: str) -> None:
-    client = make_client(load({"REDIS_URL": url}), name="bench")
-    await open_board(Store(client))
-    await client.aclose()
+REMEMBERS_NOTHING = {"baseline"}
+"""Servers that need no warm-up by every user."""
+QUICK_USERS = 300
+METRICS = (
+    ("server CPU", "µs", "cpu_us"),
+    ("Redis CPU", "µs", "redis_cpu_us"),
+    ("rate", "/s", "rate"),
+    ("p50", "ms", "p50_ms"),
+    ("p99", "ms", "p99_ms"),
+    ("client CPU", "%", "client_cpu_percent"),
+)
 
 
 @click.command()
-@click.option("--connections", default="1,16,64,256", help="Numbers of connections, by comma.")
-@click.option("--repeat", default=3, help="Runs of each; the median is shown.")
+@click.option("--work", "works", default="update", help=f"By comma: {', '.join(WORKS)}, or all.")
+@click.option("--connections", default="1,64", help="Numbers of connections, by comma.")
+@click.option("--repeat", default=3, help="Rounds; the median is shown.")
 @click.option(
     "--seconds", default=4.0, help="Measured seconds of a run, after a second of warming."
 )
 @click.option("--rate", default=0.0, help="Open loop: requests per second; 0 for closed loop.")
-@click.option(
-    "--against",
-    type=click.Choice([name for name in SERVERS if name != "api"]),
-    default="baseline",
-    help="What to compare the api with.",
-)
-@click.option("--only", type=click.Choice(list(SERVERS)), help="Measure one server.")
-@click.option("--json", "as_json", is_flag=True, help="Print every run as JSON.")
+@click.option("--against", default="baseline", help="By comma: baseline, without-metrics, before.")
+@click.option("--before", type=click.Path(exists=True, path_type=Path), help="Another clone.")
+@click.option("--only", type=click.Choice(list(MODULES)), help="Measure one server.")
+@click.option("--json", "json_file", type=click.Path(), help="Write the figures to this file.")
+@click.option("--quick", is_flag=True, help="Only check that everything works, with few users.")
 def main(
+    works: str,
     connections: str,
     repeat: int,
     seconds: float,
     rate: float,
     against: str,
+    before: Path | None,
     only: str | None,
-    as_json: bool,
+    json_file: str | None,
+    quick: bool,
 ) -> None:
-    """Compare the update path of the api with a plain implementation."""
-    cores = sorted(os.sched_getaffinity(0))
-    server_core, client_core = (cores[0], cores[1]) if len(cores) > 1 else (None, None)
-    names = [only] if only else [against, "api"]
-    runs: list[dict[str, Any]] = []
-    with ExitStack() as stack:
-        folder = Path(tempfile.mkdtemp(prefix="scoreboard-bench-"))
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        valkey = stack.enter_context(EmbeddedValkey(folder / "valkey"))
-        tokens = make_tokens(folder)
-        environ = {
-            "REDIS_URL": valkey.url,
-            "SCOREBOARD_JWKS_FILE": str(folder / "jwks.json"),
-            "SCOREBOARD_UNKNOWN_KINDS": "default",
-            "SCOREBOARD_ISSUER": ISSUER,
-            "SCOREBOARD_AUDIENCE": AUDIENCE,
-            "SCOREBOARD_RATE_LIMIT": "gateway",
-            "SCOREBOARD_API_METRICS_PORT": "0",
-            "SCOREBOARD_STREAM_CAP": "10000000",
-            "SCOREBOARD_CONNECTIONS_PER_ADDRESS": "4096",
-            "SCOREBOARD_LOG_LEVEL": "warning",
+    """Compare the api with a plain implementation, or with another commit."""
+    names = [only] if only else [*against.split(","), "api"]
+    chosen = list(WORKS) if works == "all" else works.split(",")
+    counts = [int(count) for count in connections.split(",")]
+    if unknown := [*(set(names) - set(MODULES)), *(set(chosen) - set(WORKS))]:
+        raise click.BadParameter(f"unknown: {', '.join(unknown)}")
+    if ("before" in names) != (before is not None):
+        raise click.BadParameter("--against before and --before PATH need each other")
+    if quick:
+        repeat, seconds, counts = 1, 0.2, counts[-1:]
+    recorder = Recorder("api", **facts())
+    cores = two_cores()
+    with tempfile.TemporaryDirectory(prefix="scoreboard-bench-") as folder:
+        settings = {"appendfsync": "always"}
+        with EmbeddedValkey(Path(folder) / "valkey", settings=settings) as valkey:
+            assert valkey.pid is not None
+            if cores:
+                pin(valkey.pid, {cores[1]})
+            for work in chosen:
+                for number in range(repeat):
+                    for count in counts:
+                        for name in names if number % 2 == 0 else reversed(names):
+                            one = Run(work, name, count, number, quick=quick)
+                            plan = one.plan(seconds, rate)
+                            asyncio.run(open_main(valkey.url, one.members))
+                            tokens = prepare(one.users if plan["work"] == "update" else 1)
+                            plan |= {"tokens": str(tokens.tokens), "core": cores and cores[1]}
+                            environ = api_settings(valkey.url, tokens)
+                            with server(name, environ, cores and cores[0], before) as (pid, port):
+                                found = one.measure(
+                                    recorder, pid, valkey.pid, plan | {"port": port}
+                                )
+                            sys.stderr.write(
+                                f"{work}, {count} connections, {name}: {json.dumps(found)}\n"
+                            )
+    report(recorder.figures)
+    if json_file:
+        recorder.write(json_file)
+
+
+class Run:
+    """One server with one work and one number of connections."""
+
+    def __init__(self, work: str, name: str, count: int, number: int, *, quick: bool) -> None:
+        self.work, self.name, self.count, self.number = work, name, count, number
+        self._work = WORKS[work]
+        most = QUICK_USERS if quick else sys.maxsize
+        self.users = min(self._work.users, most * (10 if self._work.is_once else 1))
+        self.members = min(self._work.members, most)
+        self.is_quick = quick
+
+    def plan(self, seconds: float, rate: float) -> dict[str, Any]:
+        warm_requests = 0 if self.name in REMEMBERS_NOTHING else self._work.warm_requests
+        return {
+            "work": self._work.request,
+            "connections": self.count,
+            "users": self.users,
+            "warm_s": 0.1 if self.is_quick else 1.0,
+            "warm_requests": min(warm_requests, 2 * self.users),
+            "is_once": self._work.is_once,
+            "seconds": seconds,
+            "run": f"{self.name}-{self.count}-{self.number}",
+            "rate": rate,
         }
-        for count in map(int, connections.split(",")):
-            for number in range(repeat):
-                for name in names:
-                    with redis.Redis.from_url(valkey.url) as plain:
-                        plain.flushall()
-                    asyncio.run(open_main(valkey.url))
-                    plan = {
-                        "connections": count,
-                        "warm_s": 1.0,
-                        "seconds": seconds,
-                        "tokens": tokens,
-                        "run": f"{name}-{count}-{number}",
-                        "rate": rate,
-                        "core": client_core,
-                    }
-                    with server(name, environ, server_core) as (pid, port):
-                        result = measure(pid, plan | {"port": port})
-                    runs.append({"server": name, "connections": count} | result)
-                    click.echo(
-                        json.dumps(runs[-1]) if as_json else ".", err=not as_json, nl=as_json
-                    )
-    if not as_json:
-        click.echo("", err=True)
-        report(runs, names)
+
+    def measure(
+        self, recorder: Recorder, pid: int, redis_pid: int, plan: dict[str, Any]
+    ) -> dict[str, float]:
+        with recorder.measurement():
+            found = measure(pid, redis_pid, plan)
+        found["client_cpu_percent"] = 100 * found.pop("client_cpu_share")
+        parameters = {"connections": self.count, "users": self.users}
+        for metric, unit, key in METRICS:
+            recorder.add(self.work, self.name, parameters, metric, unit, found[key])
+        return {key: round(value, 2) for key, value in found.items()}
 
 
-def report(runs: list[dict[str, Any]], names: list[str]) -> None:
-    """Print a table of medians, with the spread of the CPU figure."""
+def facts() -> dict[str, str]:
+    """Return the versions of what is measured."""
+    names = ("litestar", "uvicorn", "uvloop", "redis", "hiredis")
+    return {"Python": platform.python_version()} | {name: version(name) for name in names}
+
+
+def report(figures: Figures) -> None:
+    """Print medians, with the spread of the CPU figures, and the ratios to the api."""
     click.echo(
-        f"Python {platform.python_version()}, uvicorn {version('uvicorn')}, "
-        f"litestar {version('litestar')}, {os.cpu_count()} cores"
+        "| work | connections | server | server CPU µs | Redis CPU µs | /s | p50 ms | p99 ms |"
     )
-    click.echo(
-        "| connections | server | CPU µs per update (min–max) | updates/s | p50 ms | p99 ms |"
-    )
-    click.echo("|---|---|---|---|---|---|")
-    for count in sorted({run["connections"] for run in runs}):
-        medians = {}
-        for name in names:
-            mine = [r for r in runs if r["server"] == name and r["connections"] == count]
-            cpu = [run["cpu_us"] for run in mine]
-            medians[name] = statistics.median(cpu)
-            others = [
-                statistics.median(r[what] for r in mine) for what in ("rate", "p50_ms", "p99_ms")
-            ]
-            click.echo(
-                f"| {count} | {name} | {medians[name]:.0f} ({min(cpu):.0f}–{max(cpu):.0f}) "
-                f"| {others[0]:,.0f} | {others[1]:.2f} | {others[2]:.2f} |"
-            )
-        if len(medians) > 1:
-            other, own = (medians[name] for name in names)
-            click.echo(f"| {count} | *ratio* | {own / other:.3f} | | | |")
+    click.echo("|---|---|---|---|---|---|---|---|")
+    cells: dict[tuple[str, Any, str], dict[str, str]] = {}
+    cpu: dict[tuple[str, Any], dict[str, float]] = {}
+    for row in figures.rows:
+        key = (row.work, row.parameters["connections"])
+        text = f"{row.median:,.0f}" if row.median >= 100 else f"{row.median:.1f}"
+        if row.unit == "µs":
+            text += f" ({min(row.values):.0f}–{max(row.values):.0f})"
+        cells.setdefault((*key, row.variant), {})[row.metric] = text
+        if row.metric == "server CPU":
+            cpu.setdefault(key, {})[row.variant] = row.median
+    for (work, count, name), shown in cells.items():
+        columns = [shown[metric] for metric, _, _ in METRICS[:-1]]
+        click.echo(f"| {work} | {count} | {name} | {' | '.join(columns)} |")
+    for (work, count), medians in cpu.items():
+        for name, other in medians.items():
+            if name != "api" and "api" in medians:
+                ratio = medians["api"] / other
+                click.echo(f"{work}, {count} connections: {ratio:.2f} of the CPU of {name}")
+    click.echo(f"foreign CPU: {max(figures.foreign):.0%} of the machine at most")
 
 
 if __name__ == "__main__":

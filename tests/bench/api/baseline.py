@@ -1,8 +1,9 @@
-"""A plain Litestar handler that verifies the token and calls EVALSHA for each request.
+"""Plain Litestar handlers: an update verifies the token and calls EVALSHA, a read asks Redis.
 
-It runs the same submit.lua on the same Redis and has the same requests and responses. It does
-everything that a correct response requires, but nothing for operation (limits, request ids,
-metrics), which the api includes.
+An update runs the same submit.lua on the same Redis and has the same requests and responses. Reads
+send ZRANGE or ZREVRANK, ZSCORE and ZCARD in one pipeline, and have the same rows, ranks and totals.
+Both do everything that a correct response requires, but nothing for operation (limits, request
+ids, metrics), which the api includes.
 """
 
 import json
@@ -17,12 +18,16 @@ from typing import Annotated, Any
 import jwt
 import redis.asyncio as aioredis
 import uvicorn
-from litestar import Litestar, Request, post
-from litestar.exceptions import NotAuthorizedException, PermissionDeniedException
+from litestar import Litestar, Request, get, post
+from litestar.exceptions import (
+    NotAuthorizedException,
+    NotFoundException,
+    PermissionDeniedException,
+)
 from litestar.params import JSONBody
 from msgspec import Meta, Struct
 
-from scoreboard.model import Layout, Partition, digest_of, shard_of
+from scoreboard.model import SLOT_COUNT, Layout, Partition, digest_of, shard_of
 from scoreboard.runtime import resources
 from scoreboard.runtime.settings import load
 from scoreboard.store.keys import PartitionKeys
@@ -31,6 +36,7 @@ SETTINGS = load(os.environ)
 LAYOUT = Layout()
 KEYS = PartitionKeys(Partition("main"))
 POINTS = 10
+ROWS = 10
 
 Id = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._|:@-]{1,128}$")]
 
@@ -44,6 +50,24 @@ class Updated(Struct, rename="camel"):
     success: bool
     new_score: int
     replayed: bool
+
+
+class Ranked(Struct, rename="camel"):
+    rank: int
+    user_id: str
+    score: int
+
+
+class Leaderboard(Struct):
+    leaderboard: list[Ranked]
+    total: int
+
+
+class Standing(Struct, rename="camel"):
+    user_id: str
+    rank: int
+    score: int
+    total: int
 
 
 @asynccontextmanager
@@ -86,7 +110,7 @@ async def update(request: Request[Any, Any, Any], data: JSONBody[Update]) -> Upd
     generation = int(time.time() // LAYOUT.seen_seconds)
     digest = digest_of("main", data.user_id, data.action_id)
     shard = shard_of(digest, LAYOUT.seen_shards)
-    [[outcome, _, score, _]] = await request.app.state["redis"].evalsha(
+    [[outcome, _, score, *_]] = await request.app.state["redis"].evalsha(
         request.app.state["sha"],
         6,
         KEYS.board,
@@ -109,7 +133,36 @@ async def update(request: Request[Any, Any, Any], data: JSONBody[Update]) -> Upd
     return Updated(True, score, outcome == "replayed")
 
 
-app = Litestar([update], lifespan=[connected], openapi_config=None, logging_config=None)
+@get("/api/scores/leaderboard")
+async def leaderboard(request: Request[Any, Any, Any]) -> Leaderboard:
+    async with request.app.state["redis"].pipeline(transaction=True) as pipe:
+        pipe.zrange(KEYS.board, 0, ROWS - 1, desc=True, withscores=True)
+        pipe.zcard(KEYS.board)
+        rows, total = await pipe.execute()
+    return Leaderboard(
+        [
+            Ranked(index, user, int(packed) // SLOT_COUNT)
+            for index, (user, packed) in enumerate(rows, start=1)
+        ],
+        total,
+    )
+
+
+@get("/api/scores/users/{user_id:str}")
+async def standing(request: Request[Any, Any, Any], user_id: Id) -> Standing:
+    async with request.app.state["redis"].pipeline(transaction=True) as pipe:
+        pipe.zrevrank(KEYS.board, user_id)
+        pipe.zscore(KEYS.board, user_id)
+        pipe.zcard(KEYS.board)
+        index, packed, total = await pipe.execute()
+    if index is None:
+        raise NotFoundException
+    return Standing(user_id, index + 1, int(packed) // SLOT_COUNT, total)
+
+
+app = Litestar(
+    [update, leaderboard, standing], lifespan=[connected], openapi_config=None, logging_config=None
+)
 
 if __name__ == "__main__":
     uvicorn.run(

@@ -1,8 +1,8 @@
-"""Sends updates over keep-alive connections, in its own process; prints one line of JSON.
+"""Sends requests over keep-alive connections, in its own process; prints one line of JSON.
 
 Closed loop: each connection sends the next request when the last was answered (coordinated omission
 applies). Open loop (``rate``): requests are due at fixed times, and latency counts from then.
-Every request is another action of one of many users, so each of them is applied.
+Every update is another action of one of many users in turn, so each of them is applied.
 """
 
 import asyncio
@@ -11,41 +11,91 @@ import os
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import uvloop
 
+from tests.bench.api.tokens import user_id
+
+WARM_CONNECTIONS = 64
+"""At least as many connections warm the server, so that long warm-ups end soon."""
+STRIDE = 7919
+"""Reads go through the users in steps of this prime, so that neighbours are not read in turn."""
+
 
 class Plan(msgspec.Struct):
     port: int
     connections: int
-    warm_s: float
     seconds: float
-    tokens: list[tuple[str, str]]
     run: str
+    work: str = "update"
+    users: int = 1
+    tokens: str = ""
+    """A file with a token per line."""
+    warm_s: float = 1.0
+    warm_requests: int = 0
+    is_once: bool = False
+    """End when every user has sent one request."""
     rate: float = 0.0
     core: int | None = None
+
+
+def updates(plan: Plan) -> Callable[[int], bytes]:
+    """Return a function that makes the update with a number."""
+    with Path(plan.tokens).open("rb") as lines:
+        heads = [
+            (
+                b"POST /api/scores/update HTTP/1.1\r\nHost: bench\r\n"
+                b"Content-Type: application/json\r\nAuthorization: Bearer %s\r\n" % line[:-1]
+            )
+            for line in islice(lines, plan.users)
+        ]
+    users = [user_id(number).encode() for number in range(plan.users)]
+    run = plan.run.encode()
+
+    def request(number: int) -> bytes:
+        index = number % len(users)
+        body = b'{"userId":"%s","actionId":"win:%s-%d"}' % (users[index], run, number)
+        return b"%sContent-Length: %d\r\n\r\n%s" % (heads[index], len(body), body)
+
+    return request
+
+
+def leaderboards(_: Plan) -> Callable[[int], bytes]:
+    """Return a function that makes the same read of the leaderboard every time."""
+    made = b"GET /api/scores/leaderboard HTTP/1.1\r\nHost: bench\r\n\r\n"
+    return lambda _: made
+
+
+def standings(plan: Plan) -> Callable[[int], bytes]:
+    """Return a function that reads the standings of many users."""
+
+    def request(number: int) -> bytes:
+        user = user_id(number * STRIDE % plan.users).encode()
+        return b"GET /api/scores/users/%s HTTP/1.1\r\nHost: bench\r\n\r\n" % user
+
+    return request
+
+
+REQUESTS = {"update": updates, "leaderboard": leaderboards, "user": standings}
+EXPECTED = {"update": b'"replayed":false', "leaderboard": b'"total"', "user": b'"rank"'}
 
 
 class Load:
     """The state that all connections share: the next request, and the results."""
 
     def __init__(self, plan: Plan) -> None:
-        self.heads = [
-            (
-                b"POST /api/scores/update HTTP/1.1\r\nHost: bench\r\n"
-                b"Content-Type: application/json\r\nAuthorization: Bearer "
-                + token.encode()
-                + b"\r\n"
-            )
-            for _, token in plan.tokens
-        ]
-        self.users = [user for user, _ in plan.tokens]
-        self.run = plan.run
+        self.make = REQUESTS[plan.work](plan)
+        self.expected = EXPECTED[plan.work]
+        self.last = plan.users if plan.is_once else sys.maxsize
         self.sent = 0
         self.is_measuring = False
         self.is_done = False
+        self.ended = asyncio.Event()
         self.latencies_s: list[float] = []
         self.failures: dict[str, int] = {}
         self.done = 0
@@ -53,18 +103,14 @@ class Load:
     def request(self) -> bytes:
         number = self.sent
         self.sent += 1
-        index = number % len(self.users)
-        body = b'{"userId":"%s","actionId":"win:%s-%d"}' % (
-            self.users[index].encode(),
-            self.run.encode(),
-            number,
-        )
-        return b"%sContent-Length: %d\r\n\r\n%s" % (self.heads[index], len(body), body)
+        if self.sent >= self.last:
+            self.ended.set()
+        return self.make(number)
 
     def answered(self, data: bytes, latency_s: float) -> None:
         if not self.is_measuring:
             return
-        if data.startswith(b"HTTP/1.1 200") and b'"replayed":false' in data:
+        if data.startswith(b"HTTP/1.1 200") and self.expected in data:
             self.done += 1
             self.latencies_s.append(latency_s)
         else:
@@ -82,6 +128,7 @@ class Connection(asyncio.Protocol):
         self.buffer = b""
         self.since_s = 0.0
         self.is_idle = True
+        self.is_extra = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
@@ -89,7 +136,7 @@ class Connection(asyncio.Protocol):
             self.send(time.perf_counter())
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if not self.load.is_done:
+        if not self.load.is_done and not self.is_extra:
             self.load.failures["lost"] = self.load.failures.get("lost", 0) + 1
 
     def send(self, since_s: float) -> None:
@@ -110,9 +157,11 @@ class Connection(asyncio.Protocol):
         self.load.answered(self.buffer, now_s - self.since_s)
         self.buffer = b""
         self.is_idle = True
-        if self.load.is_done:
+        if self.is_extra:
+            self.transport.close()
+        elif self.load.is_done or self.load.sent >= self.load.last:
             return
-        if self.due is None:
+        elif self.due is None:
             self.send(now_s)
         elif self.due:
             self.send(self.due.popleft())
@@ -134,6 +183,18 @@ async def pace(plan: Plan, connections: list[Connection], due: "deque[float]") -
         await asyncio.sleep(0.0005)
 
 
+async def warm(plan: Plan, load: Load, connections: list[Connection]) -> None:
+    """Wait until the server has had its warm-up, then keep the connections of the plan only."""
+    await asyncio.sleep(plan.warm_s)
+    while load.sent < plan.warm_requests:
+        await asyncio.sleep(0.05)
+    for connection in connections[plan.connections :]:
+        connection.is_extra = True
+        if connection.is_idle:
+            connection.transport.close()
+    del connections[plan.connections :]
+
+
 async def main() -> None:
     plan = msgspec.json.decode(sys.stdin.buffer.read(), type=Plan)
     if plan.core is not None:
@@ -142,20 +203,23 @@ async def main() -> None:
     due: deque[float] | None = deque() if plan.rate else None
     loop = asyncio.get_running_loop()
     connections: list[Connection] = []
-    for _ in range(plan.connections):
+    count = max(plan.connections, WARM_CONNECTIONS if plan.warm_requests else 0)
+    for _ in range(count):
         _, connection = await loop.create_connection(
             lambda: Connection(load, due), "127.0.0.1", plan.port
         )
         connections.append(connection)
     pacing = asyncio.ensure_future(pace(plan, connections, due)) if due is not None else None
-    await asyncio.sleep(plan.warm_s)
-    while load.sent < 2 * len(plan.tokens):  # the measured users are in the caches, as in use
-        await asyncio.sleep(0.05)
+    await warm(plan, load, connections)
     sys.stdout.write("measuring\n")
     sys.stdout.flush()
     load.is_measuring = True
     began_s, cpu_s = time.perf_counter(), time.process_time()
-    await asyncio.sleep(plan.seconds)
+    if plan.is_once:
+        with_end = asyncio.wait_for(load.ended.wait(), plan.seconds)
+        await asyncio.gather(with_end, return_exceptions=True)
+    else:
+        await asyncio.sleep(plan.seconds)
     load.is_measuring, load.is_done = False, True
     took_s = time.perf_counter() - began_s
     cpu_s = time.process_time() - cpu_s

@@ -26,14 +26,15 @@ from cli.embedded.ports import find_free_port
 from cli.embedded.servers import EmbeddedPostgres, EmbeddedValkey
 from scoreboard.ledger.migrations import migrate
 from scoreboard.runtime.telemetry import setup_logging
-from tests.bench.api.__main__ import make_tokens, measure, open_main
+from tests.bench.api.stage import api_settings, measure, open_main
+from tests.bench.api.tokens import prepare
 from tests.bench.flush.__main__ import feed, is_committed
 from tests.bench.flush.stage import Servers, family_cpu_s, fill, make_board
 from tests.bench.reseed.__main__ import fill as fill_ledger
 from tests.bench.resources.processes import Service, Use, run_job, service, use_of
 from tests.bench.ws.__main__ import ViewersProcess, publish
 from tests.support.eventually import eventually
-from tests.support.fakes.tokens import AUDIENCE, ISSUER
+from tests.support.fakes.tokens import ISSUER
 from tests.support.servers.rotated import Rotated
 
 SETTLE_S = 2.0
@@ -60,6 +61,8 @@ class Row(Struct, frozen=True):
         )
 
 
+USERS = 500
+"""Users who send updates."""
 TITLE = (
     "| process | state | RSS MB | peak MB | CPU cores | CPU µs per operation | files | threads |\n"
     "|---|---|---|---|---|---|---|---|"
@@ -120,31 +123,25 @@ def idle(name: str, process: Service, seconds: float) -> Iterator[Row]:
     yield Row(name, "idle", after, cores(before, after))
 
 
-def api(servers: Servers, folder: Path, *, seconds: float) -> Iterator[Row]:
+def api(servers: Servers, _: Path, *, seconds: float) -> Iterator[Row]:
     """Measure the api: idle, with updates, and with many open connections."""
     asyncio.run(open_main(servers.valkey.url))
-    tokens = make_tokens(folder)
+    tokens = prepare(USERS)
     port, probe_port = find_free_port(), find_free_port()
-    variables = {
-        "REDIS_URL": servers.valkey.url,
-        "SCOREBOARD_JWKS_FILE": str(folder / "jwks.json"),
-        "SCOREBOARD_UNKNOWN_KINDS": "default",
-        "SCOREBOARD_ISSUER": ISSUER,
-        "SCOREBOARD_AUDIENCE": AUDIENCE,
-        "SCOREBOARD_RATE_LIMIT": "gateway",
-        "SCOREBOARD_STREAM_CAP": "10000000",
+    variables = api_settings(servers.valkey.url, tokens) | {
         "SCOREBOARD_CONNECTIONS_PER_ADDRESS": "5000",
         "SCOREBOARD_VIEWERS_PER_ADDRESS": "5000",
         "SCOREBOARD_NEW_VIEWERS_BURST": "5000",
         "SCOREBOARD_API_PORT": str(port),
         "SCOREBOARD_API_METRICS_PORT": str(probe_port),
     }
-    plan = {"port": port, "connections": 64, "warm_s": 1.0, "seconds": seconds, "tokens": tokens}
+    plan = {"port": port, "connections": 64, "warm_s": 1.0, "seconds": seconds}
+    plan |= {"users": USERS, "warm_requests": 2 * USERS, "tokens": str(tokens.tokens)}
     with service("api", variables, probe_port) as process:
         yield from idle("api", process, seconds)
         for rate in (1_000.0, 5_000.0, 0.0):
             with watched(servers.valkey.pid) as valkey:
-                found = measure(process.pid, plan | {"run": f"rate-{rate:.0f}", "rate": rate})
+                found = measure(process.pid, None, plan | {"run": f"rate-{rate:.0f}", "rate": rate})
             yield Row(
                 "api",
                 f"{found['rate']:,.0f} updates/s, 64 connections",
@@ -175,15 +172,14 @@ def connections(port: int, count: int, path: str) -> Iterator[None]:
         yield
 
 
-def streamer(servers: Servers, folder: Path, *, seconds: float) -> Iterator[Row]:
+def streamer(servers: Servers, _: Path, *, seconds: float) -> Iterator[Row]:
     """Measure the streamer: idle, and ten boards a second to viewers."""
     asyncio.run(open_main(servers.valkey.url))
-    make_tokens(folder)
     port, probe_port = find_free_port(), find_free_port()
     variables = {
         "REDIS_URL": servers.valkey.url,
         "SCOREBOARD_ISSUER": ISSUER,
-        "SCOREBOARD_JWKS_FILE": str(folder / "jwks.json"),
+        "SCOREBOARD_JWKS_FILE": str(prepare(0).jwks),
         "SCOREBOARD_WS_PORT": str(port),
         "SCOREBOARD_WS_METRICS_PORT": str(probe_port),
         "SCOREBOARD_VIEWERS_PER_ADDRESS": "100000",
@@ -288,11 +284,10 @@ def jobs(servers: Servers, folder: Path, *, users: int) -> Iterator[Row]:
     fill_ledger(servers.postgres.url, users=users, actions=users // 5)
     yield row(f"reseed, {users:,} users", ["reseed", "--yes"], urls)
     yield row(f"verify --full, {users:,} users", ["verify", "--full"], urls)
-    make_tokens(folder)
     gateway = {
         "REDIS_URL": "redis://kong@127.0.0.1:6379/0",
         "SCOREBOARD_ISSUER": ISSUER,
-        "SCOREBOARD_JWKS_FILE": str(folder / "jwks.json"),
+        "SCOREBOARD_JWKS_FILE": str(prepare(0).jwks),
     }
     sync = ["kong", "sync", "--output", str(folder / "kong.yml"), "--interval", "1"]
     sync += ["--admin", f"http://127.0.0.1:{find_free_port()}", "--probe-port", "0"]
