@@ -1,12 +1,4 @@
-"""Sends updates to Redis in batches: one per free connection and turn of the event loop.
-
-All updates that are queued when a connection becomes free are sent in one write, so batches grow
-with concurrency and an idle service adds no delay. The dispatcher owns its connections: a cancelled
-request drops its future and never a connection, so no caller gets the answer of another one. Only
-this module runs submit.lua.
-
-After a change of the secret each connection is replaced between two batches, once its successor has
-logged in.
+"""Sends updates to Redis in batches (scoreboard.store.batching). Only this module runs submit.lua.
 
 A batch whose reply was lost is sent once more (replays are harmless). If that reply is lost too,
 its callers get OutcomeUnknown.
@@ -15,13 +7,11 @@ its callers get OutcomeUnknown.
 import asyncio
 import re
 import time
-from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
-from redis.exceptions import NoScriptError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from scoreboard.errors import (
@@ -29,8 +19,6 @@ from scoreboard.errors import (
     Busy,
     ClientError,
     OutcomeUnknown,
-    Overloaded,
-    RedisUnavailable,
     ScoreboardError,
     ScoreOutOfRange,
     ScriptFailed,
@@ -46,29 +34,20 @@ from scoreboard.model import (
     shard_of,
 )
 from scoreboard.runtime.collectors import LoopHistogram
-from scoreboard.runtime.lifecycle import backoff_s
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import BATCH_BUCKETS, gauge, get_logger
 from scoreboard.runtime.tracing import CURRENT_SPAN
+from scoreboard.store.batching import Batcher, Call, Entry, fail
 from scoreboard.store.keys import PULSE, PartitionKeys
 from scoreboard.store.pipelined_connection import Command, PipelinedConnection
-from scoreboard.store.replies import CONNECTION_ERRORS, PARSE_ERRORS, convert
-from scoreboard.store.scripts import Script, call_seconds, count_refusal, refusal_error
+from scoreboard.store.replies import PARSE_ERRORS, convert
+from scoreboard.store.scripts import Script, call_seconds, count_refusal
 
 if TYPE_CHECKING:
     from scoreboard.runtime.otel import Span
 
 WRITE_ACTIONS_MAX: Final = 4 * BATCH_MAX
 """Maximum actions of one write: four script calls, a few ms of Redis's time, one fsync."""
-
-ATTEMPTS_MAX: Final = 2
-"""Maximum sends of a batch whose connection is lost; after the last the outcome is unknown."""
-
-REBUILDS_MAX: Final = 4
-"""Maximum attempts to send a batch whose generation, layout or script cache is outdated."""
-
-RENEW_EVERY_S: Final = 1.0
-"""Interval of checking whether the logins of the connections are outdated."""
 
 _SECONDS: Final = re.compile(r"\d{1,12}", re.ASCII)
 _SUBMIT: Final = Script.load("submit")
@@ -99,16 +78,16 @@ class _Outcome(Struct, frozen=True, array_like=True):
     committed: int
 
 
-class _Entry:
+class _Entry(Entry):
     """A queued update: the action, its digest, and the future its caller awaits."""
 
-    __slots__ = ("action", "board", "digest", "future")
+    __slots__ = ("action", "board", "digest")
 
     def __init__(self, board: str, action: Action, future: "asyncio.Future[Receipt]") -> None:
+        super().__init__(future)
         self.board = board
         self.action = action
         self.digest = digest_of(board, action.user_id, action.action_id)
-        self.future = future
 
 
 class _TracedEntry(_Entry):
@@ -139,42 +118,28 @@ class _TracedEntry(_Entry):
         self.span.end()
 
 
-class _Call:
-    """A submit call: entries of one partition, and the layout it was built for."""
+class _SubmitCall(Call[_Entry]):
+    """A submit call, and the layout it was built for."""
 
-    __slots__ = ("entries", "layout", "partition")
+    __slots__ = ("layout",)
 
-    def __init__(self, partition: Partition, layout: Layout, entries: list[_Entry]) -> None:
-        self.partition = partition
+    def __init__(self, partition: Partition, layout: Layout) -> None:
+        super().__init__(_SUBMIT, partition)
         self.layout = layout
-        self.entries = entries
 
 
-class _Slot:
-    """One of the dispatcher's connections; ``turn`` is held during a batch."""
-
-    __slots__ = ("connection", "turn")
-
-    def __init__(self, connection: PipelinedConnection) -> None:
-        self.connection = connection
-        self.turn = asyncio.Lock()
-
-
-class Dispatcher:
+class Dispatcher(Batcher[_Entry, _SubmitCall]):
     """Batches single updates. Run ``run`` in a task group; call ``submit`` from any task.
 
     ``close`` sends what is queued and then ends ``run``.
     """
 
     def __init__(self, settings: Settings, *, name: str = "dispatcher") -> None:
-        self._settings = settings
+        super().__init__(
+            settings, _SUBMIT, name=name, entries_max=WRITE_ACTIONS_MAX, lost=OutcomeUnknown
+        )
         self._is_tracing = settings.tracing != "off"
-        self._name = name
-        self._queue: deque[_Entry] = deque()
-        self._idle: list[asyncio.Future[None]] = []
-        _WAITING.set_function(lambda: len(self._queue))
-        self._is_woken = False
-        self._is_closing = False
+        _WAITING.set_function(lambda: self.waiting)
         self._layouts: dict[str, Layout] = {}
         self._clock_offset_s = 0.0
         # WAIT waits for this connection's last write. A replay writes nothing, so without the
@@ -194,144 +159,33 @@ class Dispatcher:
         Raises ActionConflict, ScoreOutOfRange, Busy, Fenced, Uninitialised, Overloaded,
         RedisUnavailable (nothing was sent) or OutcomeUnknown (repeat the action).
         """
-        if self._is_closing or len(self._queue) >= self._settings.dispatch_waiting:
-            raise Overloaded
+        self.require_room()
         future: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
         parent = CURRENT_SPAN.get() if self._is_tracing else None
-        self._queue.append(
+        self.enqueue(
             _Entry(board, action, future)
             if parent is None
             else _TracedEntry(board, action, future, parent)
         )
-        self._wake_one()
         return await future
 
-    def close(self) -> None:
-        """Refuse new updates; ``run`` ends when the queued ones are sent."""
-        self._is_closing = True
-        for idle in self._idle:
-            if not idle.done():
-                idle.set_result(None)
-        self._idle.clear()
-
-    async def run(self) -> None:
-        """Serve until closed. On cancellation queued updates fail with OutcomeUnknown."""
-        slots = [_Slot(self._connection()) for _ in range(self._settings.dispatch_connections)]
-        try:
-            async with asyncio.TaskGroup() as group:
-                renewer = group.create_task(self._renew_logins(slots))
-                await asyncio.wait([group.create_task(self._serve(slot)) for slot in slots])
-                renewer.cancel()
-        finally:
-            self._is_closing = True
-            _fail(self._queue, OutcomeUnknown)
-            self._queue.clear()
-
-    def _wake_one(self) -> None:
-        # One connection at a time: the first takes all that this turn of the loop has queued.
-        if not self._is_woken and self._idle:
-            self._is_woken = True
-            self._idle.pop().set_result(None)
-
-    def _connection(self) -> PipelinedConnection:
-        return PipelinedConnection(self._settings, name=self._name)
-
-    async def _renew_logins(self, slots: Sequence[_Slot]) -> None:
-        """Replace connections whose login is outdated, until cancelled."""
-        attempt = 0
-        while True:
-            await asyncio.sleep(backoff_s(attempt) if attempt else RENEW_EVERY_S)
-            outdated = [slot for slot in slots if slot.connection.is_login_outdated]
-            replaced = [await self._replace(slot) for slot in outdated]
-            attempt = 0 if all(replaced) else attempt + 1
-
-    async def _replace(self, slot: _Slot) -> bool:
-        """Replace a connection between two batches; return False if no other one can be opened."""
-        successor = self._connection()
-        try:
-            await self._connect(successor)
-            async with slot.turn:
-                slot.connection, successor = successor, slot.connection
-        except (*CONNECTION_ERRORS, RedisError, *PARSE_ERRORS) as error:
-            _log.warning("redis_login_not_renewed", error=type(error).__name__)
-            return False
-        finally:
-            await successor.close()
-        return True
-
-    async def _serve(self, slot: _Slot) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            while True:
-                while not self._queue:
-                    if self._is_closing:
-                        return
-                    idle = loop.create_future()
-                    self._idle.append(idle)
-                    await idle
-                    self._is_woken = False
-                count = min(len(self._queue), WRITE_ACTIONS_MAX)
-                entries = [self._queue.popleft() for _ in range(count)]
-                if self._queue:
-                    self._wake_one()
-                try:
-                    async with slot.turn:
-                        await self._process(slot.connection, entries)
-                finally:
-                    _fail(entries, OutcomeUnknown)  # entries left unresolved by an error above
-        finally:
-            await slot.connection.close()
-
-    async def _process(self, connection: PipelinedConnection, entries: list[_Entry]) -> None:
-        """Send entries until the future of each is resolved."""
-        was_sent = False
-        for attempt in range(ATTEMPTS_MAX):
-            try:
-                for _ in range(REBUILDS_MAX):
-                    calls = self._plan(entries)
-                    if not connection.is_connected:
-                        await self._connect(connection)
-                    was_sent = True
-                    replies = await self._exchange(connection, calls)
-                    entries = await self._handle_replies(connection, calls, replies)
-                    if not entries:
-                        return
-                _fail(entries, ScriptFailed)
-                return  # noqa: TRY300 (the loop returns when it is done)
-            except CONNECTION_ERRORS as error:
-                await connection.close()
-                _log.warning("redis_connection_lost", attempt=attempt, error=type(error).__name__)
-                if not was_sent:
-                    _fail(entries, RedisUnavailable)
-                    return
-            except (RedisError, *PARSE_ERRORS) as error:
-                # The handshake was refused (wrong password, loading …) or could not be parsed.
-                await connection.close()
-                _log.warning("redis_handshake_refused", error=type(error).__name__)
-                _fail(entries, OutcomeUnknown if was_sent else RedisUnavailable)
-                return
-        _fail(entries, OutcomeUnknown)
-
-    async def _connect(self, connection: PipelinedConnection) -> None:
-        await connection.connect()
-        await _load_script(connection)
-
-    def _plan(self, entries: Sequence[_Entry]) -> list[_Call]:
+    def plan(self, entries: Sequence[_Entry]) -> list[_SubmitCall]:
         """Group entries into calls of one partition and at most BATCH_MAX actions, in order."""
-        calls: list[_Call] = []
-        open_calls: dict[tuple[str, int], _Call] = {}
+        calls: list[_SubmitCall] = []
+        open_calls: dict[tuple[str, int], _SubmitCall] = {}
         for entry in entries:
             layout = self._layouts.get(entry.board) or Layout()
             number = partition_of(entry.action.user_id, layout.partitions)
             call = open_calls.get((entry.board, number))
             if call is None or len(call.entries) == BATCH_MAX:
-                call = _Call(Partition(entry.board, number), layout, [])
+                call = _SubmitCall(Partition(entry.board, number), layout)
                 open_calls[entry.board, number] = call
                 calls.append(call)
             call.entries.append(entry)
         return calls
 
-    def _command(self, call: _Call) -> Command:
+    def command(self, call: _SubmitCall) -> Command:
+        """Return the command of a call, for this moment's generation."""
         keys = PartitionKeys(call.partition)
         layout = call.layout
         generation = int((time.time() + self._clock_offset_s) // layout.seen_seconds)
@@ -360,16 +214,16 @@ class Dispatcher:
         _BATCH_ACTIONS.observe(len(call.entries))
         return ("EVALSHA", _SUBMIT.sha, len(names), *names, *args)
 
-    async def _exchange(self, connection: PipelinedConnection, calls: Sequence[_Call]) -> list[Any]:
-        """Send calls in one write; return the reply or error of each.
+    async def exchange(
+        self, connection: PipelinedConnection, calls: Sequence[_SubmitCall]
+    ) -> Sequence[Any]:
+        """Send calls in one write, and wait for replicas if the settings ask for them.
 
         Raises RedisTimeoutError if too few replicas have the batch.
         """
         began_s = time.perf_counter()
         try:
-            replies = await connection.exchange(
-                [self._command(call) for call in calls] + self._wait
-            )
+            replies = await connection.exchange([self.command(call) for call in calls] + self._wait)
         finally:
             _CALL_SECONDS.observe(time.perf_counter() - began_s)
         if self._wait:
@@ -380,27 +234,7 @@ class Dispatcher:
                 raise RedisTimeoutError("too few replicas have the batch")
         return replies
 
-    async def _handle_replies(
-        self, connection: PipelinedConnection, calls: Sequence[_Call], replies: Sequence[Any]
-    ) -> list[_Entry]:
-        """Resolve futures; return the entries to be sent again with updated facts."""
-        again: list[_Entry] = []
-        for call, reply in zip(calls, replies, strict=True):
-            if not isinstance(reply, Exception):
-                _resolve(call.entries, reply)
-            elif isinstance(reply, NoScriptError):
-                await _load_script(connection)
-                again += call.entries
-            elif self._update_from_refusal(call.partition.board, reply):
-                again += call.entries
-            else:
-                error = refusal_error(reply, _SUBMIT, PartitionKeys(call.partition).events)
-                if isinstance(error, ScriptFailed):
-                    _log.error("script_failed", script=_SUBMIT.name, reason=error.detail)
-                _fail(call.entries, type(error), error.detail)
-        return again
-
-    def _update_from_refusal(self, board: str, refusal: Exception) -> bool:
+    def learn(self, call: _SubmitCall, refusal: Exception) -> bool:
         """Use the time or layout that a refusal contains; return whether it contains one."""
         code, _, rest = str(refusal).partition(" ")
         fact = rest.partition(" ")[0]
@@ -410,13 +244,17 @@ class Dispatcher:
             return True
         if code == "LAYOUT":
             with suppress(ValueError):
-                self._layouts[board] = Layout.parse(fact)
+                self._layouts[call.partition.board] = Layout.parse(fact)
                 count_refusal(code)
                 return True
         return False
 
+    def resolve(self, call: _SubmitCall, reply: Any) -> None:  # noqa: ANN401 (checked below)
+        """Resolve the futures of a call's entries from its reply."""
+        _resolve(call.entries, reply)
 
-def _traces_of(call: _Call) -> str:
+
+def _traces_of(call: _SubmitCall) -> str:
     """Return the argument that names the traced actions, and note in each span that it is sent."""
     traces: list[str] = []
     for number, entry in enumerate(call.entries, 1):
@@ -426,16 +264,6 @@ def _traces_of(call: _Call) -> str:
     return " ".join(traces)
 
 
-async def _load_script(connection: PipelinedConnection) -> None:
-    """Load the script on the server.
-
-    Raises RedisError if the server refuses it.
-    """
-    [reply] = await connection.exchange([("SCRIPT", "LOAD", _SUBMIT.text)])
-    if isinstance(reply, RedisError):
-        raise reply
-
-
 def _resolve(entries: Sequence[_Entry], reply: Any) -> None:  # noqa: ANN401 (checked below)
     try:
         outcomes = convert(reply, list[_Outcome])
@@ -443,7 +271,7 @@ def _resolve(entries: Sequence[_Entry], reply: Any) -> None:  # noqa: ANN401 (ch
         outcomes = []
     if len(outcomes) != len(entries):
         _log.error("script_failed", script=_SUBMIT.name, reason="the reply does not match the call")
-        _fail(entries, OutcomeUnknown)
+        fail(entries, OutcomeUnknown)
         return
     for entry, outcome in zip(entries, outcomes, strict=True):
         if entry.future.done():
@@ -470,11 +298,3 @@ def _resolve(entries: Sequence[_Entry], reply: Any) -> None:  # noqa: ANN401 (ch
                 )
             case _:
                 entry.future.set_exception(ScriptFailed(f"unknown outcome {outcome.word}"))
-
-
-def _fail(
-    entries: Sequence[_Entry] | deque[_Entry], kind: type[ScoreboardError], detail: str = ""
-) -> None:
-    for entry in entries:
-        if not entry.future.done():
-            entry.future.set_exception(kind(detail))
