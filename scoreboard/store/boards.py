@@ -4,7 +4,7 @@ The partitions of a board are merged here, by packed score and then partition nu
 partition is read at a moment of its own.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from heapq import merge
 from itertools import islice
@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 
 from scoreboard.errors import Uninitialised, UnknownUser
 from scoreboard.model import (
+    BATCH_MAX,
     COUNT_MAX,
     PACKED_MAX,
     Board,
@@ -27,20 +28,16 @@ from scoreboard.model import (
     partition_of,
     unpack_score,
 )
-from scoreboard.store.keys import PartitionKeys
 from scoreboard.store.partitions import Partitions
+from scoreboard.store.reads import ClientReads, Reading, Reads, ReadScript
 from scoreboard.store.replies import checking_reply, parse_whole
-from scoreboard.store.scripts import Script, call_many
+from scoreboard.store.scripts import Script
 
 READS_MAX: Final = 3
 """Maximum reads of a board whose partitions begin new epochs."""
 
 _Reply = TypeVar("_Reply")
 _Epoch = Annotated[int, Meta(ge=1, le=COUNT_MAX)]
-_Read = TypeVar("_Read", "_Page", "_Place", "_Near")
-_LEADERBOARD: Final = Script.load("leaderboard")
-_STANDING: Final = Script.load("standing")
-_NEIGHBOURS: Final = Script.load("neighbours")
 
 
 class _Page(Struct, frozen=True, array_like=True):
@@ -58,26 +55,30 @@ class _Page(Struct, frozen=True, array_like=True):
 
 
 class _Place(Struct, frozen=True, array_like=True):
-    """The reply of standing.lua."""
+    """A user's place in the reply of standing.lua."""
 
-    epoch: _Epoch
-    seq: Count
-    total: Count
     index: Annotated[int, Meta(ge=-1, le=COUNT_MAX)]
     packed: Annotated[int, Meta(ge=-1, le=PACKED_MAX)]
     first: Count
     rows: list[str]
 
     def __post_init__(self) -> None:
-        _check_rows(self.rows)
+        if self.rows:
+            _check_rows(self.rows)
 
 
-class _Near(Struct, frozen=True, array_like=True):
-    """The reply of neighbours.lua."""
+class _Places(Struct, frozen=True, array_like=True):
+    """The reply of standing.lua."""
 
     epoch: _Epoch
     seq: Count
     total: Count
+    places: list[_Place]
+
+
+class _Near(Struct, frozen=True, array_like=True):
+    """What neighbours.lua returns for one packed score."""
+
     count_above: Count
     above: list[str]
     below: list[str]
@@ -85,6 +86,24 @@ class _Near(Struct, frozen=True, array_like=True):
     def __post_init__(self) -> None:
         _check_rows(self.above)
         _check_rows(self.below)
+
+
+class _Nears(Struct, frozen=True, array_like=True):
+    """The reply of neighbours.lua."""
+
+    epoch: _Epoch
+    seq: Count
+    total: Count
+    near: list[_Near]
+
+
+_LEADERBOARD: Final = ReadScript(Script.load("leaderboard"), _Page)
+"""One window per call, because one of several partitions may have thousands of rows."""
+
+_STANDING: Final = ReadScript(Script.load("standing"), _Places, BATCH_MAX)
+_NEIGHBOURS: Final = ReadScript(Script.load("neighbours"), _Nears, BATCH_MAX)
+BOARD_SCRIPTS: Final = (_LEADERBOARD, _STANDING, _NEIGHBOURS)
+"""The scripts that a sender of reads runs."""
 
 
 class _Member(Struct, frozen=True, order=True):
@@ -127,9 +146,13 @@ class _EpochChanged(Uninitialised):
 class Boards(Partitions):
     """Reads of boards: layout, leaderboard, standing."""
 
-    def __init__(self, client: aioredis.Redis) -> None:
-        """Use a client that decodes replies, as ``store.client.make_client`` returns it."""
+    def __init__(self, client: aioredis.Redis, reads: Reads | None = None) -> None:
+        """Use a client that decodes replies, as ``store.client.make_client`` returns it.
+
+        ``reads`` sends the reads of leaderboards and standings, by default with the client.
+        """
         super().__init__(client)
+        self._reads = reads or ClientReads(client)
         self._layouts: dict[str, Layout] = {}
         self._epochs: dict[str, dict[int, int]] = {}
         """The epoch of each partition at its first read under the known layout."""
@@ -162,7 +185,7 @@ class Boards(Partitions):
     async def _leaderboard(self, board: str, layout: Layout, offset: int, limit: int) -> Window:
         numbers = range(layout.partitions)
         if layout.partitions == 1:
-            (page,) = await self._read(_LEADERBOARD, board, {0: [offset, limit]}, _Page)
+            ((page, _),) = await self._read(_LEADERBOARD, board, {0: (offset, limit)})
             rows = _rows(_members(page.rows, 0), offset)
             return Window(
                 page.epoch,
@@ -174,8 +197,9 @@ class Boards(Partitions):
                 page.now_ms,
             )
         # Any partition may hold all of the rows, so each is read from its first one.
-        args: list[object] = [0, offset + limit if limit else 0]
-        pages = await self._read(_LEADERBOARD, board, dict.fromkeys(numbers, args), _Page)
+        args = (0, offset + limit if limit else 0)
+        found = await self._read(_LEADERBOARD, board, dict.fromkeys(numbers, args))
+        pages: list[_Page] = [page for page, _ in found]
         ranking = merge(*(_members(page.rows, number) for number, page in enumerate(pages)))
         return Window(
             epoch=sum(page.epoch for page in pages),
@@ -203,25 +227,30 @@ class Boards(Partitions):
         home = partition_of(user_id, layout.partitions)
         # Neighbours of other partitions may fill a whole window on either side.
         width = around if layout.partitions == 1 else 2 * around
-        (place,) = await self._read(_STANDING, board, {home: [user_id, width]}, _Place)
+        ((places, number),) = await self._read(_STANDING, board, {home: (user_id, width)})
+        with checking_reply(_STANDING.script.name):
+            place: _Place = places.places[number]
         if place.index < 0:
             raise UnknownUser(f"The user has no score on board {board}")
-        epoch, seq, total, index = place.epoch, place.seq, place.total, place.index
+        epoch, seq, total, index = places.epoch, places.seq, places.total, place.index
         near = _members(place.rows, home)
         first = place.first
         if layout.partitions > 1:
-            args: dict[int, list[object]] = {
-                number: [place.packed, int(number < home), width]
+            args = {
+                number: (place.packed, int(number < home), width)
                 for number in range(layout.partitions)
                 if number != home
             }
-            others = await self._read(_NEIGHBOURS, board, args, _Near)
-            for number, other in zip(args, others, strict=True):
-                epoch, seq, total = epoch + other.epoch, seq + other.seq, total + other.total
-                index += other.count_above
-                near += _members(other.above, number) + _members(other.below, number)
+            others = await self._read(_NEIGHBOURS, board, args)
+            for other, (nears, at) in zip(args, others, strict=True):
+                with checking_reply(_NEIGHBOURS.script.name):
+                    beside: _Near = nears.near[at]
+                epoch, seq, total = epoch + nears.epoch, seq + nears.seq, total + nears.total
+                index += beside.count_above
+                near += _members(beside.above, other) + _members(beside.below, other)
+        if layout.partitions > 1 and around:
             near.sort()
-            with checking_reply(_STANDING.name):
+            with checking_reply(_STANDING.script.name):
                 at = near.index(_Member(-place.packed, home, user_id))
             first = max(0, min(index - around, total - 1 - 2 * around))
             start = max(0, at - (index - first))
@@ -249,20 +278,17 @@ class Boards(Partitions):
         return await read(self._layouts[board])
 
     async def _read(
-        self, script: Script, board: str, args: dict[int, list[object]], shape: type[_Read]
-    ) -> list[_Read]:
+        self, script: ReadScript, board: str, args: Mapping[int, Sequence[object]]
+    ) -> Sequence[Reading]:
         """Run a script on partitions of a board in one round trip; ``args`` by partition number.
 
         Raises _EpochChanged if a partition has begun a new epoch.
         """
-        all_keys = [PartitionKeys(Partition(board, number)) for number in args]
-        calls = [
-            ([keys.board, keys.meta], values)
-            for keys, values in zip(all_keys, args.values(), strict=True)
-        ]
-        replies = await call_many(self._client, script, calls, shape)
-        self._check_epochs(board, zip(args, (reply.epoch for reply in replies), strict=True))
-        return replies
+        found = await self._reads.read(
+            script, [(Partition(board, number), values) for number, values in args.items()]
+        )
+        self._check_epochs(board, zip(args, (reply.epoch for reply, _ in found), strict=True))
+        return found
 
     def _check_epochs(self, board: str, epochs: Iterable[tuple[int, int]]) -> None:
         known = self._epochs.setdefault(board, {})

@@ -46,6 +46,11 @@ class PartitionKeys:
         self.shadow = f"{tag}:shadow"
         """The board that a reseed loads; renamed to ``board`` when it is complete."""
 
+    @property
+    def read(self) -> tuple[str, str]:
+        """The keys of a reading script."""
+        return self.board, self.meta
+
     def dedup_shard(self, generation: int, shard: int) -> str:
         """Return the key of one shard of the dedup window of one generation."""
         return f"{self.tag}:seen:{generation}:{shard}"

@@ -90,22 +90,37 @@ def test_neighbours_keep_their_width_at_the_edges(opened: Scripts, count: int, a
     users = fill(opened, count)
 
     for place, user in enumerate(users):
-        _, _, total, index, packed, first, rows = opened.run("standing", READ, user, around)
+        _, _, total, [[index, packed, first, rows]] = opened.run("standing", READ, user, around)
 
         width = min(2 * around + 1, count)
         assert (total, index) == (count, place)
-        assert first <= place < first + width
-        assert names(rows) == users[first : first + width]
         assert packed == dict(opened.board())[user]
-    middle = opened.run("standing", READ, users[count // 2], 1)
+        if around:
+            assert first <= place < first + width
+            assert names(rows) == users[first : first + width]
+        else:
+            assert (first, rows) == (0, [])
+    [middle] = opened.run("standing", READ, users[count // 2], 1)[3]
     if count >= 3:
-        assert names(middle[6]) == users[count // 2 - 1 : count // 2 + 2]
+        assert names(middle[3]) == users[count // 2 - 1 : count // 2 + 2]
+
+
+def test_one_call_reads_the_standings_of_many_users_in_order(opened: Scripts) -> None:
+    users = fill(opened, 40)
+    wanted = [*users[::2], "unknown", users[1], users[1]]
+
+    epoch, seq, total, places = opened.run("standing", READ, *(a for u in wanted for a in (u, 0)))
+
+    assert (epoch, seq, total) == (1, 40, 40)
+    assert [index for index, *_ in places] == [*range(0, 40, 2), -1, 1, 1]
+    mixed = opened.run("standing", READ, users[0], 0, users[20], 1, "unknown", 3)[3]
+    assert [names(rows) for *_, rows in mixed] == [[], users[19:22], []]
 
 
 def test_a_user_without_a_score_has_no_rank(opened: Scripts) -> None:
     fill(opened, 3)
 
-    assert opened.run("standing", READ, "unknown", 2) == [1, 3, 3, -1, -1, 0, []]
+    assert opened.run("standing", READ, "unknown", 2) == [1, 3, 3, [[-1, -1, 0, []]]]
 
 
 @pytest.mark.parametrize(
@@ -124,6 +139,13 @@ def test_reads_of_an_emptied_redis_are_refused(
         ("leaderboard", (-1, 10)),
         ("leaderboard", ("x", 10)),
         ("standing", ("u", -1)),
+        ("standing", ()),
+        ("standing", ("u", 0, "v")),
+        ("standing", ("u", 0, "v", -1)),
+        ("standing", ("u", 0) * 65),
+        ("neighbours", ()),
+        ("neighbours", (1, 0)),
+        ("neighbours", (1, 0, 1) * 65),
         ("neighbours", ("x", 0, 1)),
     ],
 )
@@ -138,8 +160,9 @@ def test_neighbours_of_another_partitions_score_are_counted_nearest_first(opened
     packed = dict(opened.board())
     between = packed[users[2]]
 
-    loses = opened.run("neighbours", READ, between, 0, 2)
-    wins = opened.run("neighbours", READ, between, 1, 2)
+    [*_, (loses, wins)] = opened.run("neighbours", READ, between, 0, 2, between, 1, 2)
+    [*_, (alone,)] = opened.run("neighbours", READ, between, 0, 0)
 
-    assert (loses[3], names(loses[4]), names(loses[5])) == (2, [users[1], users[0]], users[2:4])
-    assert (wins[3], names(wins[4]), names(wins[5])) == (3, [users[2], users[1]], users[3:5])
+    assert (loses[0], names(loses[1]), names(loses[2])) == (2, [users[1], users[0]], users[2:4])
+    assert (wins[0], names(wins[1]), names(wins[2])) == (3, [users[2], users[1]], users[3:5])
+    assert alone == [2, [], []]
