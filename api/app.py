@@ -22,6 +22,7 @@ from api.endpoints import health, static_files
 from api.endpoints.board_reader import BoardReader
 from api.endpoints.event_streams import PATH as STREAM_PATH
 from api.endpoints.event_streams import EventStreams
+from api.endpoints.fast_reads import LEADERBOARD_PATH, STANDING_PATH, FastReads
 from api.endpoints.fast_update import PATH as UPDATE_PATH
 from api.endpoints.fast_update import FastUpdate
 from api.endpoints.name_cache import NameCache
@@ -37,11 +38,13 @@ from scoreboard.runtime.telemetry import get_logger
 from scoreboard.runtime.tracing import make_tracing
 from scoreboard.security.credentials import refresh_secrets, require_secrets
 from scoreboard.security.tokens import Verifier
+from scoreboard.store.boards import BOARD_SCRIPTS, Boards
 from scoreboard.store.catalogue import Catalogue
 from scoreboard.store.client import make_client
 from scoreboard.store.commit_waiter import CommitWaiter
 from scoreboard.store.dispatcher import Dispatcher
 from scoreboard.store.durability import require_durability
+from scoreboard.store.reads import ReadBatcher
 from scoreboard.store.store import Store
 
 POOL_CLOSE_S: Final = 1.0
@@ -54,7 +57,7 @@ class Api:
     """The application behind the server, with its dependencies."""
 
     def __init__(self, settings: Settings, *, fast_updates: bool = True) -> None:
-        """``fast_updates`` false serves updates by the framework's handler, for comparison.
+        """``fast_updates`` false serves updates and reads by the framework, for comparison.
 
         Raises SettingInvalid.
         """
@@ -67,6 +70,7 @@ class Api:
         self._verifier = Verifier(settings)
         self._catalogue = Catalogue(settings, self._store)
         self._dispatcher = Dispatcher(settings, name="api-dispatcher")
+        self._reads = ReadBatcher(settings, BOARD_SCRIPTS, name="api-reads")
         self._tracing = make_tracing(settings, "api")
         self._limiter = RateLimiter(settings) if settings.rate_limit == "app" else None
         self.health = health.Health(
@@ -76,17 +80,30 @@ class Api:
             verifier=self._verifier,
             catalogue=self._catalogue,
             pool=self._pool,
+            on_replica=self._reads.reconnect,
         )
         self._commits = (
             CommitWaiter(settings, self._store, self._dispatcher)
             if settings.acknowledge == "committed"
             else None
         )
-        updates = UpdateService(
-            settings, self._catalogue, self._dispatcher, self._limiter, self._commits
-        )
+        self._streams = EventStreams(settings, self._verifier, self.health.draining)
         self._names = NameCache(self._pool)
-        reads = BoardReader(self._store, self._names)
+        reads = BoardReader(
+            Boards(self._client, self._reads),
+            self._names,
+            self._streams.watcher,
+            self._streams.watch,
+        )
+        updates = UpdateService(
+            settings,
+            self._catalogue,
+            self._dispatcher,
+            self._limiter,
+            commits=self._commits,
+            note_update=reads.note_update,
+        )
+        fast_reads = FastReads(settings, self._verifier, reads)
         self.litestar = Litestar(
             route_handlers=[
                 Scores,
@@ -98,13 +115,17 @@ class Api:
             openapi_config=None,
             logging_config=None,
             request_max_body_size=settings.body_bytes,
-            state=State({"services": Services(settings, self._verifier, updates, reads)}),
+            state=State(
+                {"services": Services(settings, self._verifier, updates, reads, fast_reads)}
+            ),
         )
-        self._streams = EventStreams(settings, self._verifier, self.health.draining)
         routes: dict[tuple[str, str], RouteHandler] = {("GET", STREAM_PATH): self._streams}
         for method in ("GET", "HEAD"):
             routes[method, health.LIVE_PATH] = self.health.answer_live
             routes[method, health.READY_PATH] = self.health.answer_ready
+            if fast_updates:
+                routes[method, LEADERBOARD_PATH] = fast_reads.leaderboard
+                routes[method, STANDING_PATH] = fast_reads.standing
         if fast_updates:
             routes["POST", UPDATE_PATH] = FastUpdate(self._verifier, updates)
         tracing = RequestTracing(self._tracing, settings) if self._tracing is not None else None
@@ -130,7 +151,10 @@ class Api:
             await self._check_redis()
             await self._open_database(stack)
             async with asyncio.TaskGroup() as tasks:
-                dispatcher = tasks.create_task(self._dispatcher.run())
+                batchers = [
+                    tasks.create_task(self._dispatcher.run()),
+                    tasks.create_task(self._reads.run()),
+                ]
                 background = [
                     tasks.create_task(self._verifier.run()),
                     tasks.create_task(self._catalogue.run()),
@@ -144,7 +168,8 @@ class Api:
                 try:
                     yield
                     self._dispatcher.close()
-                    await dispatcher
+                    self._reads.close()
+                    await asyncio.wait(batchers)
                 finally:
                     for task in background:
                         task.cancel()

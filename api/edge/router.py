@@ -31,7 +31,8 @@ from scoreboard.runtime.telemetry import get_logger
 StreamResponder = Callable[[], Awaitable[None]]
 """Writes a stream, outside the limits of a request; returned by the handler that admits it."""
 
-RouteHandler = Callable[[Request], Awaitable[HttpResponse | StreamResponder]]
+RouteHandler = Callable[[Request], Awaitable[HttpResponse | StreamResponder | None]]
+"""Answers a request; None leaves it to the framework."""
 
 _log = get_logger(__name__)
 
@@ -46,10 +47,16 @@ class Router:
         routes: Mapping[tuple[str, str], RouteHandler],
         tracing: RequestTracing | None = None,
     ) -> None:
-        """``routes`` maps method and path to handlers without the framework."""
+        """``routes`` maps method and path to handlers without the framework.
+
+        The last segment of a path may be a parameter, such as ``{user_id}``.
+        """
         self._tracing = tracing
         self._framework = framework
         self._routes = routes
+        self._templates = {
+            path.rpartition("/")[0]: path for _, path in routes if path.endswith("}")
+        }
         self._max_in_flight = settings.requests_in_flight
         self._timeout_s = settings.request_timeout_s
         self._in_flight = 0
@@ -75,18 +82,19 @@ class Router:
         request.id = self._ids.of(head.headers)
         request.body_wait = self._waiting_for_body
         span = None if self._tracing is None else self._tracing.begin(request)
-        handler = self._routes.get((head.method, head.path))
-        status, route = 500, metrics.UNMATCHED if handler is None else head.path
+        status, route = 500, head.path
+        handler = self._routes.get((head.method, route))
+        if handler is None:
+            handler, route = self._find_template(head.method, route)
         known: ScoreboardError | None = None
         self._in_flight += 1
         try:
             with request.time_limit(self._timeout_s):
                 if self._in_flight > self._max_in_flight and not head.path.startswith("/health/"):
                     raise Overloaded  # noqa: TRY301 (all errors are answered below)
-                if handler is None:
+                response = None if handler is None else await handler(request)
+                if response is None:
                     response, route = await self._call_framework(request)
-                else:
-                    response = await handler(request)
             known = request.state.get("error")
             status = response.status if isinstance(response, HttpResponse) else 200
         except Exception as error:  # noqa: BLE001 (entry point of a request)
@@ -133,6 +141,13 @@ class Router:
             self._in_flight += 1
         if self._in_flight > self._max_in_flight:
             raise Overloaded
+
+    def _find_template(self, method: str, path: str) -> tuple[RouteHandler | None, str]:
+        """Return the handler of a path whose last segment is a parameter, and its route."""
+        parent, _, value = path.rpartition("/")
+        route = self._templates.get(parent, metrics.UNMATCHED) if value else metrics.UNMATCHED
+        handler = self._routes.get((method, route))
+        return handler, metrics.UNMATCHED if handler is None else route
 
     async def _call_framework(self, request: Request) -> tuple[HttpResponse, str]:
         """Return the framework's response and the route; an error is in the request's state."""

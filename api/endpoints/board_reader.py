@@ -1,27 +1,38 @@
-"""Reads of a board for HTTP: coalesced, encoded once, with an ETag.
+"""Reads of boards for HTTP: coalesced, encoded once, with an ETag.
 
-Equal reads that arrive in the same loop iteration share one call to Redis. A read joins only calls
-that were not sent yet, so a caller whose update was answered sees it in the next read.
+The top of each board is kept while it is known to be current (docs/decisions/0117): changes are
+announced to this process, none was announced since it was read, no update was answered here since,
+no other read has found another position, and it is younger than a second. Every other window is
+read; equal ones that arrive in the same loop iteration share one call to Redis. A read joins only
+calls that were not sent before it arrived, so a caller whose update was answered sees it in the
+next read.
 """
 
 import asyncio
 import time
 import zlib
 from collections.abc import Awaitable, Callable, Hashable
+from functools import partial
 from typing import Final, Generic, TypeVar
 
 import msgspec
-from msgspec import UNSET, Struct
+from msgspec import UNSET, Struct, field
 
 from api.documents.schemas import LeaderboardReply, RankedUser, StandingReply
 from api.endpoints.name_cache import NameCache
+from scoreboard.broadcast.watcher import BoardWatcher
 from scoreboard.errors import Invalid, ScoreboardError
-from scoreboard.model import Board, Row
+from scoreboard.model import WATCHED_TOP, Board, Row, Window
 from scoreboard.runtime.telemetry import get_logger
 from scoreboard.store.boards import Boards
 
 BOARD_TTL_S: Final = 5.0
 """How long a board's layout and visibility are cached."""
+
+TOP_TTL_S: Final = 1.0
+"""How long the top of a board is kept. It bounds the effect of a lost notification, and of changes
+below the watched rows, which are not announced and change ``total`` and ``seq``. It is max-age of
+the responses."""
 
 MERGED_DEPTH_MAX: Final = 10_000
 """Deepest row of a board of several partitions: every partition must read up to it."""
@@ -43,7 +54,10 @@ class _LeaderGone(Exception):  # noqa: N818 (says what happened)
 
 
 class SingleFlight(Generic[T]):
-    """Coalesces equal calls of one loop iteration: the first caller reads for all."""
+    """Coalesces equal calls of one loop iteration: the first caller reads for all.
+
+    ``read`` must not send anything before the next iteration, as ReadBatcher and redis-py's client.
+    """
 
     def __init__(self) -> None:
         self._gathering: dict[Hashable, asyncio.Future[T]] = {}
@@ -59,13 +73,11 @@ class SingleFlight(Generic[T]):
             return await read()
 
     async def _lead(self, key: Hashable, read: Callable[[], Awaitable[T]]) -> T:
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
         self._gathering[key] = future
+        loop.call_soon(self._gathering.pop, key)  # other tasks of this iteration may join
         try:
-            try:
-                await asyncio.sleep(0)  # other tasks of this iteration may join
-            finally:
-                del self._gathering[key]
             result = await read()
         except BaseException as error:
             future.set_exception(error if isinstance(error, Exception) else _LeaderGone())
@@ -80,15 +92,44 @@ class _CachedBoard(Struct):
     expires_at_s: float
 
 
+class _Top(Struct):
+    """The watched rows of a board, and the pages encoded from them, by offset and limit."""
+
+    window: Window
+    generation: int
+    expires_at_s: float
+    pages: dict[tuple[int, int], Page] = field(default_factory=dict[tuple[int, int], Page])
+
+
 class BoardReader:
     """Replies of the read endpoints."""
 
-    def __init__(self, store: Boards, names: NameCache) -> None:
+    def __init__(
+        self,
+        store: Boards,
+        names: NameCache,
+        watcher: BoardWatcher,
+        watch: Callable[[], None],
+    ) -> None:
+        """``watch`` starts the watcher, which announces changes of the watched rows."""
         self._store = store
         self._names = names
+        self._watcher = watcher
+        self._watch = watch
         self._cached: dict[str, _CachedBoard] = {}
         self._board_reads: SingleFlight[Board] = SingleFlight()
-        self._page_reads: SingleFlight[Page] = SingleFlight()
+        self._window_reads: SingleFlight[Window] = SingleFlight()
+        self._top_reads: SingleFlight[_Top] = SingleFlight()
+        self._tops: dict[str, _Top] = {}
+        self._positions: dict[str, tuple[int, int]] = {}
+        """Epoch and seq that the last read of each board has found."""
+        self._own_changes: dict[str, int] = {}
+        """How often this process has learned of a change of each board otherwise than by the
+        watcher."""
+
+    def note_update(self, board: str) -> None:
+        """Note that an update of a board is about to be answered: later reads must include it."""
+        self._own_changes[board] = self._own_changes.get(board, 0) + 1
 
     async def board(self, board: str) -> Board:
         """Return a board's layout and visibility; cached, also while Redis is unreachable.
@@ -114,42 +155,80 @@ class BoardReader:
     async def leaderboard(self, board: str, *, limit: int, offset: int, names: bool) -> Page:
         """Read and encode a page of the ranking.
 
-        Raises Invalid for a window that is too deep, Uninitialised, RedisUnavailable.
+        Raises Invalid for a window that is too deep, Uninitialised, RedisUnavailable, Overloaded.
         """
-        found = await self.board(board)
-        if found.layout.partitions > 1 and offset + limit > MERGED_DEPTH_MAX:
-            raise Invalid(f"offset + limit is at most {MERGED_DEPTH_MAX} on this board")
-
-        async def read() -> Page:
-            window = await self._store.leaderboard(board, limit=limit, offset=offset)
-            rows, mark = (
-                await self._add_names(window.rows) if names else (_unnamed(window.rows), "")
-            )
-            reply = LeaderboardReply(rows, window.total, window.epoch, window.seq)
-            return Page(f'W/"{window.epoch}-{window.seq}{mark}"', _encode(reply))
-
-        return await self._page_reads.get((board, limit, offset, names), read)
+        if offset + limit > WATCHED_TOP:
+            window = await self._read_window(board, limit, offset)
+            return await self._encode_window(window, names=names)
+        top = self._tops.get(board)
+        if (
+            top is None
+            or top.generation != self._generation(board)
+            or time.monotonic() >= top.expires_at_s
+        ):
+            top = await self._top_reads.get(board, partial(self._read_top, board))
+        page = None if names else top.pages.get((offset, limit))
+        if page is None:
+            rows = top.window.rows[offset : offset + limit]
+            window = msgspec.structs.replace(top.window, rows=rows)
+            page = await self._encode_window(window, names=names)
+            if not names:  # they change independently of the board
+                top.pages[offset, limit] = page
+        return page
 
     async def standing(self, board: str, user_id: str, *, around: int) -> Page:
         """Read and encode a user's standing.
 
-        Raises UnknownUser, Uninitialised, RedisUnavailable.
+        Raises UnknownUser, Uninitialised, RedisUnavailable, Overloaded.
         """
+        found = await self._store.standing(board, user_id, around=around)
+        self._note_position(board, found.epoch, found.seq)
+        reply = StandingReply(
+            found.user_id,
+            found.rank,
+            found.score,
+            found.total,
+            found.epoch,
+            found.seq,
+            _unnamed(found.neighbours),
+        )
+        return Page(f'W/"{found.epoch}-{found.seq}"', _encode(reply))
 
-        async def read() -> Page:
-            found = await self._store.standing(board, user_id, around=around)
-            reply = StandingReply(
-                found.user_id,
-                found.rank,
-                found.score,
-                found.total,
-                found.epoch,
-                found.seq,
-                _unnamed(found.neighbours),
-            )
-            return Page(f'W/"{found.epoch}-{found.seq}"', _encode(reply))
+    async def _read_window(self, board: str, limit: int, offset: int) -> Window:
+        found = await self.board(board)
+        if found.layout.partitions > 1 and offset + limit > MERGED_DEPTH_MAX:
+            raise Invalid(f"offset + limit is at most {MERGED_DEPTH_MAX} on this board")
+        read = partial(self._store.leaderboard, board, limit=limit, offset=offset)
+        window = await self._window_reads.get((board, limit, offset), read)
+        self._note_position(board, window.epoch, window.seq)
+        return window
 
-        return await self._page_reads.get((board, user_id, around), read)
+    async def _read_top(self, board: str) -> _Top:
+        """Read the top of a board; keep it if nothing has changed since the read was sent."""
+        self._watch()
+        before, now_s = self._generation(board), time.monotonic()
+        window = await self._store.leaderboard(board, limit=WATCHED_TOP)
+        is_unchanged = before == self._generation(board)
+        self._note_position(board, window.epoch, window.seq)
+        top = _Top(window, self._generation(board), now_s + TOP_TTL_S)
+        if is_unchanged and self._watcher.hears(board, len(window.positions)):
+            self._tops[board] = top
+        return top
+
+    def _generation(self, board: str) -> int:
+        """Return a number that increases when the board may have changed."""
+        return self._watcher.generation(board) + self._own_changes.get(board, 0)
+
+    def _note_position(self, board: str, epoch: int, seq: int) -> None:
+        """Note what a read has found: no later response may be from before it."""
+        if self._positions.get(board) != (epoch, seq):
+            self._positions[board] = (epoch, seq)
+            self.note_update(board)
+
+    async def _encode_window(self, window: Window, *, names: bool) -> Page:
+        rows, mark = await self._add_names(window.rows) if names else (_unnamed(window.rows), "")
+        reply = LeaderboardReply(rows, window.total, window.epoch, window.seq)
+        return Page(f'W/"{window.epoch}-{window.seq}{mark}"', _encode(reply))
 
     async def _add_names(self, rows: tuple[Row, ...]) -> tuple[tuple[RankedUser, ...], str]:
         """Add names; they change independently of ``seq``, so the ETag includes their checksum."""

@@ -2,7 +2,7 @@
 
 Admission of a stream is a request like any other; the stream itself has neither the place nor the
 time limit of a request (docs/decisions/0007). The first stream of a process starts its
-BoardWatcher.
+BoardWatcher, unless the first read of the top of a board has done so.
 
 Invariants: streams are bounded in number and age; a client that reads nothing is disconnected; a
 stream ends with its token.
@@ -91,7 +91,7 @@ class EventStreams:
         self._draining = draining
         self._hops = trusted_networks(settings.trusted_hops)
         self._origins = Origins(settings.origins)
-        self._watcher = BoardWatcher(settings, self, name="api-stream")
+        self.watcher: Final = BoardWatcher(settings, self, name="api-stream")
         self._channels = {board: EventChannel(board) for board in settings.boards}
         self._is_wanted = asyncio.Event()
         self._counts = ConnectionCounts(
@@ -120,12 +120,16 @@ class EventStreams:
         _OPENED["granted"].inc()
         return partial(self._serve, request, admission)
 
+    def watch(self) -> None:
+        """Start watching the boards, unless that has begun."""
+        self._is_wanted.set()
+
     async def run(self) -> None:
-        """Watch the boards from the first stream on; end all streams when the api drains."""
+        """Watch the boards once that is wanted; end all streams when the api drains."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._end_all())
             await self._is_wanted.wait()
-            await self._watcher.run()
+            await self.watcher.run()
 
     # The listener of BoardWatcher
 
@@ -154,12 +158,12 @@ class EventStreams:
         self._require_not_draining()
         board = self._settings.resolve_board(named)
         caller = await self._verifier.verify(token) if token else None
-        state = self._watcher.states[board]
+        state = self.watcher.states[board]
         if state.message is None:
-            self._is_wanted.set()
+            self.watch()
             with suppress(TimeoutError):
                 async with asyncio.timeout(FIRST_READ_S):
-                    await self._watcher.wait_for_first_reads()
+                    await self.watcher.wait_for_first_reads()
         if state.message is None:
             raise Uninitialised
         require_read(caller, is_public=state.is_public)

@@ -102,7 +102,9 @@ class Health:
         verifier: Verifier,
         catalogue: Catalogue,
         pool: AsyncConnectionPool[Connection] | None,
+        on_replica: Callable[[], None],
     ) -> None:
+        """``on_replica`` is called when the server of ``client`` is no longer a primary."""
         self._settings = settings
         self._client = client
         self._store = store
@@ -111,6 +113,7 @@ class Health:
         self._verifier = verifier
         self._catalogue = catalogue
         self._pool = pool
+        self._on_replica = on_replica
         self._board_names = [board_name(board) for board in self._boards]
         self._ping = _CachedChecks([REDIS], self._check_redis, REDIS_TTL_S)
         self._board_states = _CachedChecks(self._board_names, self._check_boards, BOARDS_TTL_S)
@@ -196,6 +199,8 @@ class Health:
 
     async def _check_durability(self) -> list[Check]:
         found = await measure_durability(self._client, self._settings)
+        if not found.is_primary:
+            self._on_replica()
         check = describe_durability(found, is_unsafe_allowed=self._is_unsafe_allowed)
         if check.state == "unsafe":
             _log.error("redis_not_durable", problems=found.problems)

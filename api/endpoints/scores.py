@@ -1,6 +1,7 @@
 """The score endpoints of the framework.
 
-``update`` is the reference implementation: api.endpoints.fast_update serves updates in its place.
+``update``, ``leaderboard`` and ``standing`` are the reference implementations:
+api.endpoints.fast_update and api.endpoints.fast_reads serve usual requests in their place.
 ``stream`` only describes the endpoint: api.endpoints.event_streams serves it.
 """
 
@@ -18,14 +19,15 @@ from api.documents.responses import UPDATE_ONLY, problems, read_problems
 from api.documents.schemas import LeaderboardReply, StandingReply, UpdateReply, UpdateRequest
 from api.edge.authentication import authenticate
 from api.endpoints.board_reader import BoardReader, Page, etag_matches
+from api.endpoints.fast_reads import PRIVATE, PUBLIC, VARY, FastReads
 from api.endpoints.fast_update import check_media_type
 from api.endpoints.updates import UpdateService
 from scoreboard.errors import ForeignOrigin, Invalid, MethodNotAllowed, UnknownUser
 from scoreboard.http.query import parse_query
 from scoreboard.model import AROUND_MAX, ID_PATTERN, PAGE_MAX, SCORE_MAX, is_identifier
 from scoreboard.runtime.settings import Settings
-from scoreboard.security.access import require_read, require_updater
-from scoreboard.security.tokens import READ, UPDATE, UPDATE_ANY, Caller, Verifier, bearer_token
+from scoreboard.security.access import require_updater
+from scoreboard.security.tokens import READ, UPDATE, UPDATE_ANY, Caller, Verifier
 
 AnyRequest = Request[Any, Any, Any]
 AnyConnection = ASGIConnection[Any, Any, Any, Any]
@@ -68,9 +70,6 @@ _STREAM: Final = (
     "`Last-Event-ID`, a client that has the current board gets a heartbeat first. Pages of other "
     "origins get 403 unless the operator lists the origin."
 )
-_VARY = "Accept-Encoding, Authorization"
-_PUBLIC = "public, max-age=1, stale-while-revalidate=2"
-_PRIVATE = "private, no-store"
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,7 @@ class Services:
     verifier: Verifier
     updates: UpdateService
     reads: BoardReader
+    fast_reads: FastReads
 
 
 def get_services(connection: AnyConnection) -> Services:
@@ -118,14 +118,10 @@ async def require_update_access(connection: AnyConnection, _: BaseRouteHandler) 
 
 async def require_read_access(connection: AnyConnection, _: BaseRouteHandler) -> None:
     """Check that the caller may read the board (a guard)."""
-    services = get_services(connection)
     headers = dict(connection.scope["headers"])
-    bearer_token(headers.get(b"authorization"))  # a malformed header is refused on every board
-    board = services.settings.resolve_board(connection.state["board_name"])
-    found = await services.reads.board(board)
-    connection.state["board"] = found
-    if not found.is_public:
-        require_read(await authenticate(services.verifier, headers), is_public=False)
+    connection.state["board"] = await get_services(connection).fast_reads.require_read_access(
+        connection.state["board_name"], headers
+    )
 
 
 class Scores(Controller):
@@ -253,8 +249,8 @@ def _respond(request: AnyRequest, page: Page) -> Response[bytes]:
     is_public = request.state["board"].is_public
     headers = {
         "ETag": page.etag,
-        "Cache-Control": _PUBLIC if is_public else _PRIVATE,
-        "Vary": _VARY,
+        "Cache-Control": PUBLIC if is_public else PRIVATE,
+        "Vary": VARY,
     }
     if etag_matches(request.headers.get("if-none-match"), page.etag):
         return Response(b"", status_code=304, headers=headers, media_type="application/json")

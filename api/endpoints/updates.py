@@ -4,6 +4,7 @@ api.endpoints.fast_update serves updates; the handler of api.endpoints.scores is
 implementation, from which the documents are generated. Both call ``apply``.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 from api.documents.schemas import UpdateRequest
@@ -47,14 +48,20 @@ class UpdateService:
         catalogue: Catalogue,
         dispatcher: Dispatcher,
         limiter: RateLimiter | None,
-        commits: CommitWaiter | None = None,
+        *,
+        commits: CommitWaiter | None,
+        note_update: Callable[[str], None],
     ) -> None:
-        """``limiter`` is None behind a gateway, ``commits`` if updates do not await COMMIT."""
+        """``limiter`` is None behind a gateway, ``commits`` if updates do not await COMMIT.
+
+        ``note_update`` is called with the board before an update is answered.
+        """
         self._settings = settings
         self._catalogue = catalogue
         self._dispatcher = dispatcher
         self._limiter = limiter
         self._commits = commits
+        self._note_update = note_update
 
     async def apply(
         self,
@@ -96,5 +103,7 @@ class UpdateService:
         except BaseException as error:  # also the cancellation at the time limit
             UPDATES[next(word for kind, word in _OUTCOMES if isinstance(error, kind))] += 1
             raise
+        finally:
+            self._note_update(board)
         UPDATES["replayed" if receipt.replayed else "applied"] += 1
         return receipt, quota

@@ -121,6 +121,7 @@ class _WatchedBoard:
     __slots__ = (
         "dirty",
         "failures",
+        "generation",
         "messages",
         "next_read_at_s",
         "noticed_at_s",
@@ -139,6 +140,8 @@ class _WatchedBoard:
         _AGE[board].set_function(lambda: time.monotonic() - self.read_at_s)
         self.dirty = asyncio.Event()
         self.failures = 0
+        self.generation = 0
+        """Increases whenever the board may have changed; see ``BoardWatcher.generation``."""
         self.messages = 0
         self.next_read_at_s = 0.0
         self.noticed_at_s = 0.0
@@ -187,6 +190,21 @@ class BoardWatcher:
         """Return the state of each board served, by name."""
         return {name: watched.state for name, watched in self._watched.items()}
 
+    def generation(self, board: str) -> int:
+        """Return a number that increases when the watched rows of a board may have changed.
+
+        It does at each notification, and when the subscription is lost or confirmed.
+        """
+        return self._watched[board].generation
+
+    def hears(self, board: str, partitions: int) -> bool:
+        """Return whether each notification of a board of so many partitions arrives.
+
+        When it becomes true, ``generation`` increases.
+        """
+        last = PartitionKeys(Partition(board, partitions - 1)).changes
+        return last in self._by_channel and self._changes.is_complete
+
     async def wait_for_first_reads(self) -> None:
         """Wait until the first read of every board has succeeded or failed."""
         await self._all_read.wait()
@@ -230,6 +248,7 @@ class BoardWatcher:
     def _on_change(self, channel: str) -> None:
         watched = self._by_channel.get(channel)
         if watched is not None:
+            watched.generation += 1
             watched.messages += 1
             self._wake(watched)
 
@@ -242,11 +261,13 @@ class BoardWatcher:
 
     def _on_up(self) -> None:
         for watched in self._watched.values():
+            watched.generation += 1
             watched.failures = 0
             self._wake(watched)
 
     def _on_down(self) -> None:
         for watched in self._watched.values():
+            watched.generation += 1
             self._schedule_stale(watched)
 
     def _wake(self, watched: _WatchedBoard) -> None:

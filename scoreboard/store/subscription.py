@@ -110,6 +110,15 @@ class Subscription:
         """Subscribe to more channels, within one PING interval."""
         self._channels.update(channels)
 
+    @property
+    def is_complete(self) -> bool:
+        """Return whether every wanted channel is confirmed on the current connection.
+
+        ``on_up`` was called since it became true.
+        """
+        link = self._link
+        return self.is_up and link is not None and link.confirmed >= self._channels
+
     async def run(self) -> None:
         """Keep the subscription alive until cancelled."""
         attempt = 0
