@@ -4,14 +4,14 @@ The partitions of a board are merged here, by packed score and then partition nu
 partition is read at a moment of its own.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from heapq import merge
 from itertools import islice
 from typing import Annotated, Final, TypeVar
 
 import redis.asyncio as aioredis
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from scoreboard.errors import Uninitialised, UnknownUser
 from scoreboard.model import (
@@ -139,6 +139,17 @@ def _rows(members: Sequence[_Member], first_index: int) -> tuple[Row, ...]:
     )
 
 
+class _Known(Struct):
+    """What is known of a board: its layout, and the epoch that each partition had under it.
+
+    A read works with the one that it began with. After a change, all reads that began before notice
+    it, not only the first one.
+    """
+
+    layout: Layout
+    epochs: dict[int, int] = field(default_factory=dict[int, int])
+
+
 class _EpochChanged(Uninitialised):
     """A partition began a new epoch, so the layout of its board may have changed."""
 
@@ -153,9 +164,7 @@ class Boards(Partitions):
         """
         super().__init__(client)
         self._reads = reads or ClientReads(client)
-        self._layouts: dict[str, Layout] = {}
-        self._epochs: dict[str, dict[int, int]] = {}
-        """The epoch of each partition at its first read under the known layout."""
+        self._known: dict[str, _Known] = {}
 
     async def board(self, name: str) -> Board:
         """Read the properties of a board from its partition 0.
@@ -166,9 +175,9 @@ class Boards(Partitions):
         state = await self.state(Partition(name))
         if not state.epoch or state.layout is None:
             raise Uninitialised
-        if state.layout != self._layouts.get(name):
-            self._epochs.pop(name, None)
-        self._layouts[name] = state.layout
+        known = self._known.get(name)
+        if known is None or known.layout != state.layout:
+            self._known[name] = _Known(state.layout)
         return Board(name, state.layout, state.is_public)
 
     async def leaderboard(self, board: str, *, offset: int = 0, limit: int = 10) -> Window:
@@ -179,13 +188,14 @@ class Boards(Partitions):
         Raises Uninitialised, RedisUnavailable, ScriptFailed.
         """
         return await self._with_layout(
-            board, lambda layout: self._leaderboard(board, layout, offset, limit)
+            board, lambda known: self._leaderboard(board, known, offset, limit)
         )
 
-    async def _leaderboard(self, board: str, layout: Layout, offset: int, limit: int) -> Window:
+    async def _leaderboard(self, board: str, known: _Known, offset: int, limit: int) -> Window:
+        layout = known.layout
         numbers = range(layout.partitions)
         if layout.partitions == 1:
-            ((page, _),) = await self._read(_LEADERBOARD, board, {0: (offset, limit)})
+            ((page, _),) = await self._read(_LEADERBOARD, board, known, {0: (offset, limit)})
             rows = _rows(_members(page.rows, 0), offset)
             return Window(
                 page.epoch,
@@ -198,7 +208,7 @@ class Boards(Partitions):
             )
         # Any partition may hold all of the rows, so each is read from its first one.
         args = (0, offset + limit if limit else 0)
-        found = await self._read(_LEADERBOARD, board, dict.fromkeys(numbers, args))
+        found = await self._read(_LEADERBOARD, board, known, dict.fromkeys(numbers, args))
         pages: list[_Page] = [page for page, _ in found]
         ranking = merge(*(_members(page.rows, number) for number, page in enumerate(pages)))
         return Window(
@@ -220,14 +230,15 @@ class Boards(Partitions):
         Raises UnknownUser, Uninitialised, RedisUnavailable, ScriptFailed.
         """
         return await self._with_layout(
-            board, lambda layout: self._standing(board, layout, user_id, around)
+            board, lambda known: self._standing(board, known, user_id, around)
         )
 
-    async def _standing(self, board: str, layout: Layout, user_id: str, around: int) -> Standing:
+    async def _standing(self, board: str, known: _Known, user_id: str, around: int) -> Standing:
+        layout = known.layout
         home = partition_of(user_id, layout.partitions)
         # Neighbours of other partitions may fill a whole window on either side.
         width = around if layout.partitions == 1 else 2 * around
-        ((places, number),) = await self._read(_STANDING, board, {home: (user_id, width)})
+        ((places, number),) = await self._read(_STANDING, board, known, {home: (user_id, width)})
         with checking_reply(_STANDING.script.name):
             place: _Place = places.places[number]
         if place.index < 0:
@@ -241,7 +252,7 @@ class Boards(Partitions):
                 for number in range(layout.partitions)
                 if number != home
             }
-            others = await self._read(_NEIGHBOURS, board, args)
+            others = await self._read(_NEIGHBOURS, board, known, args)
             for other, (nears, at) in zip(args, others, strict=True):
                 with checking_reply(_NEIGHBOURS.script.name):
                     beside: _Near = nears.near[at]
@@ -265,20 +276,30 @@ class Boards(Partitions):
             neighbours=_rows(near, first) if around else (),
         )
 
-    async def _with_layout(self, board: str, read: Callable[[Layout], Awaitable[_Reply]]) -> _Reply:
+    async def _with_layout(self, board: str, read: Callable[[_Known], Awaitable[_Reply]]) -> _Reply:
         """Read by the known layout; if that may have changed, learn it and read again.
 
         A change of layout gives each partition a new epoch or retires it.
         """
         for _ in range(READS_MAX - 1):
+            known = self._known.get(board) or await self._learn(board)
             with suppress(Uninitialised):
-                return await read(self._layouts.get(board) or (await self.board(board)).layout)
-            await self.board(board)
-            self._epochs.pop(board, None)
-        return await read(self._layouts[board])
+                return await read(known)
+            if self._known.get(board) is known:  # no other read has learned it since
+                await self._learn(board)
+        return await read(self._known[board])
+
+    async def _learn(self, board: str) -> _Known:
+        """Read the layout of a board; forget the epochs of its partitions."""
+        known = self._known[board] = _Known((await self.board(board)).layout)
+        return known
 
     async def _read(
-        self, script: ReadScript, board: str, args: Mapping[int, Sequence[object]]
+        self,
+        script: ReadScript,
+        board: str,
+        known: _Known,
+        args: Mapping[int, Sequence[object]],
     ) -> Sequence[Reading]:
         """Run a script on partitions of a board in one round trip; ``args`` by partition number.
 
@@ -287,16 +308,7 @@ class Boards(Partitions):
         found = await self._reads.read(
             script, [(Partition(board, number), values) for number, values in args.items()]
         )
-        self._check_epochs(board, zip(args, (reply.epoch for reply, _ in found), strict=True))
+        for number, (reply, _) in zip(args, found, strict=True):
+            if reply.epoch > known.epochs.setdefault(number, reply.epoch):
+                raise _EpochChanged
         return found
-
-    def _check_epochs(self, board: str, epochs: Iterable[tuple[int, int]]) -> None:
-        known = self._epochs.setdefault(board, {})
-        is_changed = False
-        for number, epoch in epochs:
-            before = known.get(number)
-            if before is None or epoch > before:
-                known[number] = epoch
-            is_changed = is_changed or (before is not None and epoch > before)
-        if is_changed:
-            raise _EpochChanged
