@@ -153,6 +153,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     issuer: Annotated[str, _description("Required `iss` of tokens")] = ""
     audience: Annotated[str, _description("Required `aud` of tokens")] = "scoreboard"
     token_leeway_s: Annotated[WholeInt, _description("Allowed clock skew of exp and nbf")] = 30
+    token_cache: Annotated[
+        PositiveInt,
+        _description("Verified tokens that a process remembers, about 300 bytes each"),
+    ] = 100_000
     sign_in_issuer: Annotated[
         str, _description("Issuer with which the page signs players in; empty: no sign-in")
     ] = ""

@@ -67,7 +67,7 @@ async def test_an_es256_token_is_accepted(
         ({"scope": ["update:score"]}, {UPDATE}),
         ({"scope": None, "scp": ["read:leaderboard"]}, {READ}),
         ({"scope": "update:score", "scp": "read:leaderboard"}, {UPDATE, READ}),
-        ({"scope": "update:scores"}, {"update:scores"}),
+        ({"scope": "update:scores"}, set()),
         ({"scope": None}, set()),
     ],
 )
@@ -209,10 +209,10 @@ async def test_an_oversized_token_is_refused_before_it_is_parsed(
     token = make_token(filler="x" * 15_000)
     assert len(token) > 20_000
 
-    def parse(_token: str) -> None:
+    def parse(_token: bytes) -> None:
         pytest.fail("it was parsed")
 
-    monkeypatch.setattr(auth.jwt, "get_unverified_header", parse)
+    monkeypatch.setattr(auth, "parse_token", parse)
     assert await reason_of(verifier, token) == "too-long"
 
 
@@ -230,17 +230,45 @@ async def test_a_verified_token_is_cached_until_it_expires(
 
 
 async def test_the_token_cache_is_bounded_and_keeps_recently_used_tokens(
-    verifier: Verifier, make_token: MakeToken, monkeypatch: pytest.MonkeyPatch, ec_key: KeyPair
+    jwks_file: Path, make_token: MakeToken, ec_key: KeyPair
 ) -> None:
-    monkeypatch.setattr(auth, "CACHE_MAX", 4)
+    verifier = Verifier(settings_for(jwks_file, SCOREBOARD_TOKEN_CACHE="4"))
     used, *others = [make_token(f"user{number}", key=ec_key) for number in range(20)]
     await verifier.verify(used)
     for token in others:
         await verifier.verify(token)
         assert verifier.cached(used)
-        assert len(verifier._verified) + len(verifier._older) <= 4
+        assert len(verifier._cache) <= 4
     assert verifier.cached(others[-1])
-    assert not verifier.cached(others[0])
+    assert sum(verifier.cached(token) is not None for token in others) <= 3
+
+
+async def test_a_header_of_a_cached_token_identifies_the_same_caller(
+    verifier: Verifier, make_token: MakeToken
+) -> None:
+    token = make_token("alice")
+    caller = await verifier.authenticate(b"bearer " + token.encode())
+    assert caller.subject == "alice"
+    for start in (b"Bearer ", b"bearer ", b"BEARER  "):
+        assert await verifier.authenticate(start + token.encode()) is caller
+    for wrong in (None, b"", b"Bearer ", token.encode(), b"Bearer  " + token.encode() + b" "):
+        with pytest.raises(Unauthenticated) as caught:
+            await verifier.authenticate(wrong)
+        assert caught.value.reason == "missing"
+    assert len(verifier._cache) == 1
+
+
+async def test_a_refused_token_is_not_cached(verifier: Verifier, make_token: MakeToken) -> None:
+    header, payload, signature = make_token().split(".")
+    for token in (
+        f"{header}.{payload}.{signature[:-4]}AAAA",
+        make_token(exp=1),
+        make_token(aud="another"),
+        make_token(headers={"kid": "who"}),
+    ):
+        await reason_of(verifier, token)
+        assert verifier.cached(token) is None
+    assert len(verifier._cache) == 0
 
 
 async def test_cached_tokens_of_a_removed_key_are_dropped(
