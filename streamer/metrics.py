@@ -44,7 +44,7 @@ FRAMES_SENT: Final = counter(
     "ws_frames_sent_total",
     "Boards written to viewers",
     unit="frames",
-    normal="at most ten a second for each viewer",
+    normal="at most ten a second for each viewer, and five more after a quiet time",
 )
 FRAMES_SKIPPED: Final = counter(
     "ws_frames_skipped_total",
@@ -62,7 +62,7 @@ CHANGE_TO_WRITE: Final = histogram(
     "ws_change_to_write_seconds",
     "Time from a change's notification to the end of each turn that writes it",
     VIEWER_BUCKETS,
-    normal="p99 below 0.15: frames leave at most every 0.1",
+    normal="p99 below 0.15: frames leave every 0.1 while a board changes continuously",
 )
 ACCEPT_TO_VIEWER: Final = histogram(
     "accept_to_viewer_seconds",

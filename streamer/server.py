@@ -166,6 +166,7 @@ class Streamer:
                 metrics.SWEEP.observe(now_s - started_at_s)
                 for channel in channels:
                     _observe_delays(channel, now_s)
+                    channel.note_turn(now_s)
                 if self._frames is not None:
                     self._frames.turn_ended(channels)
                 self._count_frames()
@@ -209,8 +210,6 @@ def _observe_delays(channel: Channel, now_s: float) -> None:
         metrics.CHANGE_TO_WRITE.observe(now_s - channel.noticed_at_s)
     if channel.accepted_at_s:
         metrics.ACCEPT_TO_VIEWER.observe(now_s - channel.accepted_at_s)
-    if not channel.is_sweeping:
-        channel.noticed_at_s = channel.accepted_at_s = 0.0
 
 
 def drain_time_s(viewers: int, drain_s: float) -> float:

@@ -47,16 +47,24 @@ class Admission(Struct, frozen=True):
 class EventChannel(BoardChannel):
     """One board's event streams and the events to send them."""
 
-    __slots__ = ("streams",)
+    __slots__ = ("fan_out_s", "streams")
 
     def __init__(self, board: str) -> None:
         super().__init__(board, encode_event)
         self.streams: set[EventStream] = set()
+        self.fan_out_s = 0.0
+        """How long the last leaderboard took to be written to every stream that accepts data."""
 
     def publish(self, state: Leaderboard) -> None:
         """Replace the leaderboard and wake every stream."""
         self.set_leaderboard(state)
         self._wake()
+        loop = asyncio.get_running_loop()
+        # The loop runs callbacks in order: this one runs after each stream that was waiting.
+        loop.call_soon(self._note_written, loop.time())
+
+    def _note_written(self, began_at_s: float) -> None:
+        self.fan_out_s = asyncio.get_running_loop().time() - began_at_s
 
     def publish_status(self, status: Status) -> None:
         """Replace the status and wake every stream."""

@@ -2,10 +2,10 @@
 
 The streamer and the api's event stream each run one.
 
-Invariants: at most one read per frame interval and board, at any write rate; a read follows every
-confirmed subscription, so no change published in between is missed; the next reconciliation
-corrects a lost message; the listener never gets an older board, nor an empty one because Redis is
-unreachable.
+Invariants: reads of a board keep its pace (scoreboard.broadcast.pace) at any write rate; a read
+follows every confirmed subscription, so no change published in between is missed; the next
+reconciliation corrects a lost message; the listener never gets an older board, nor an empty one
+because Redis is unreachable.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from scoreboard.broadcast.messages import StaleReason, now_ms
+from scoreboard.broadcast.pace import Pace
 from scoreboard.broadcast.state import BoardState, ReadResult
 from scoreboard.errors import InternalError, RedisUnavailable, ScoreboardError, Uninitialised
 from scoreboard.model import WATCHED_TOP, Board, Partition, Window
@@ -103,6 +104,10 @@ class Listener(Protocol):
         """Apply that ``state.is_public`` has changed."""
         ...
 
+    def fan_out_s(self, board: str) -> float:
+        """Return how long the last board took to reach its connections, or has taken so far."""
+        ...
+
 
 class NoticedTrace(Struct, frozen=True):
     """The trace of a change, and when this process noticed the change, in ns since 1970."""
@@ -123,16 +128,17 @@ class _WatchedBoard:
         "failures",
         "generation",
         "messages",
-        "next_read_at_s",
         "noticed_at_s",
+        "pace",
         "read_at_s",
         "stale_timer",
         "state",
         "traces",
     )
 
-    def __init__(self, board: str) -> None:
+    def __init__(self, board: str, interval_s: float) -> None:
         self.state = BoardState(board)
+        self.pace = Pace(interval_s)
         for metric in (_REGRESSIONS, _MISMATCHES):
             metric[board].inc(0)
         self.read_at_s = time.monotonic()
@@ -143,7 +149,6 @@ class _WatchedBoard:
         self.generation = 0
         """Increases whenever the board may have changed; see ``BoardWatcher.generation``."""
         self.messages = 0
-        self.next_read_at_s = 0.0
         self.noticed_at_s = 0.0
         self.stale_timer: asyncio.TimerHandle | None = None
         self.traces: list[NoticedTrace] = []
@@ -168,8 +173,8 @@ class BoardWatcher:
         )
         self._listener = listener
         self._name = name
-        self._interval_s = settings.frame_interval_ms / 1000
-        self._watched = {board: _WatchedBoard(board) for board in settings.boards}
+        interval_s = settings.frame_interval_ms / 1000
+        self._watched = {board: _WatchedBoard(board, interval_s) for board in settings.boards}
         self._unread = set(settings.boards)
         self._all_read = asyncio.Event()
         self._by_channel: dict[str, _WatchedBoard] = {}
@@ -288,11 +293,11 @@ class BoardWatcher:
                         await watched.dirty.wait()
                 except TimeoutError:
                     watched.noticed_at_s = loop.time()
-            await asyncio.sleep(max(watched.next_read_at_s - loop.time(), 0.0))
+            await self._keep_pace(watched)
             was_notified = watched.dirty.is_set()
             watched.dirty.clear()
             started_at_s = loop.time()
-            watched.next_read_at_s = started_at_s + self._interval_s
+            watched.pace.take(started_at_s)
             with_board = started_at_s >= reconcile_at_s or watched.state.message is None
             if with_board:
                 reconcile_at_s = started_at_s + RECONCILE_S
@@ -300,6 +305,15 @@ class BoardWatcher:
             self._unread.discard(watched.state.board)
             if not self._unread:
                 self._all_read.set()
+
+    async def _keep_pace(self, watched: _WatchedBoard) -> None:
+        """Wait until the board may be read; a fan-out that is under way defers it further."""
+        board, loop = watched.state.board, asyncio.get_running_loop()
+        while True:
+            wait_s = watched.pace.next_at_s(self._listener.fan_out_s(board)) - loop.time()
+            if wait_s <= 0:
+                return
+            await asyncio.sleep(wait_s)
 
     async def _read(
         self, store: Boards, watched: _WatchedBoard, *, was_notified: bool, with_board: bool

@@ -208,7 +208,8 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     # Viewers
     frame_interval_ms: Annotated[
-        PositiveInt, _description("Minimum interval between two boards")
+        PositiveInt,
+        _description("Average interval between two boards while a board changes continuously"),
     ] = 100
     heartbeat_s: Annotated[
         Seconds, _description("Interval of heartbeats while a board does not change")

@@ -44,6 +44,7 @@ class Channel(BoardChannel):
         "_remaining",
         "accepted_at_s",
         "ack",
+        "fan_out_s",
         "frame_at_s",
         "frame_with_ping",
         "noticed_at_s",
@@ -59,6 +60,8 @@ class Channel(BoardChannel):
         """``frame`` followed by a ping with the payload ``ack``, for ack-paced viewers."""
         self.ack = b""
         self.frame_at_s = 0.0
+        self.fan_out_s = 0.0
+        """How long the last sweep of a new board took, with everything else the process did."""
         self.noticed_at_s = 0.0
         """When the change was noticed; 0 if the sweep carries no new board."""
         self.accepted_at_s = 0.0
@@ -85,6 +88,8 @@ class Channel(BoardChannel):
         self.frame_with_ping = self.frame + ping_frame(self.ack)
         self.frame_at_s = now_s
         self.noticed_at_s, self.accepted_at_s = noticed_at_s, accepted_at_s
+        if not self.viewers:
+            self.fan_out_s = 0.0
         self._start_sweep(b"")
 
     def publish_status(self, status: Status) -> None:
@@ -100,6 +105,13 @@ class Channel(BoardChannel):
         self.frame_at_s = now_s
         self.noticed_at_s = self.accepted_at_s = 0.0
         self._start_sweep(self.heartbeat(at_ms))
+
+    def note_turn(self, now_s: float) -> None:
+        """Record that a turn has ended, and with it perhaps the sweep."""
+        if self.noticed_at_s:
+            self.fan_out_s = now_s - self.frame_at_s
+        if not self._remaining:
+            self.noticed_at_s = self.accepted_at_s = 0.0
 
     def add(self, viewer: Subscriber) -> None:
         """Add a viewer that already has the current frame."""

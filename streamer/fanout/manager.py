@@ -189,3 +189,7 @@ class ConnectionManager:
         if not state.is_public:
             for connection in tuple(self.connections):
                 connection.access_revoked(channel)
+
+    def fan_out_s(self, board: str) -> float:
+        """Return how long the last board took to reach all viewers, or has taken so far."""
+        return self.channel(board).fan_out_s

@@ -62,6 +62,9 @@ class Listener:
     def access_changed(self, state: BoardState) -> None:
         pass
 
+    def fan_out_s(self, board: str) -> float:
+        return 0.0
+
 
 async def frame_of(settings: Settings) -> Leaderboard:
     """Return the board that a BoardWatcher sends to its viewers."""

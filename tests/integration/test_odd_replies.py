@@ -574,6 +574,9 @@ class RecordingListener:
     def access_changed(self, state: BoardState) -> None:
         pass
 
+    def fan_out_s(self, board: str) -> float:
+        return 0.0
+
 
 async def test_the_watcher_continues_after_any_corruption_of_the_keys(redis_url: str) -> None:
     settings = Settings(redis_url=Secret(redis_url), frame_interval_ms=10)

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from scoreboard.broadcast.pace import BURST, LOAD_FACTOR
 from tests.support.clients.viewer import Connect, StartStreamer, playing
 
 
@@ -45,6 +46,68 @@ async def test_change_reaches_every_viewer_within_100_ms(
 
     # The fastest, because a busy machine delays some of them.
     assert min(elapsed_s) < 0.1
+
+
+async def test_change_after_a_quiet_time_does_not_wait_for_the_interval(
+    start_streamer: StartStreamer, connect: Connect
+) -> None:
+    """Incident: a change 90 ms after another waited for the rest of the interval."""
+    running = await start_streamer(frame_interval_ms=10_000)
+    viewer = await connect(running.port)
+    await viewer.next("leaderboard")
+    loop = asyncio.get_running_loop()
+
+    async with playing(running.settings) as submit:
+        await submit("carol", 500)
+        await viewer.next("leaderboard", within_s=20)
+        began_s = loop.time()
+        await submit("carol", 1)
+        board = await viewer.next("leaderboard", within_s=20)
+
+    assert board["leaderboard"][0]["score"] == 501
+    assert loop.time() - began_s < 8, "the gap in a burst is 2 s"
+
+
+async def test_boards_keep_the_pace_and_the_last_one_is_the_newest(
+    start_streamer: StartStreamer, connect: Connect
+) -> None:
+    interval_s = 0.2
+    running = await start_streamer(frame_interval_ms=int(interval_s * 1000))
+    viewer = await connect(running.port)
+    await viewer.next("leaderboard")
+    loop = asyncio.get_running_loop()
+    boards = 0
+
+    async with playing(running.settings) as submit:
+        began_s = loop.time()
+        for _ in range(400):
+            last = await submit("carol", 1000)
+        seq = 0
+        while seq < last:
+            board = await viewer.next("leaderboard")
+            boards, seq = boards + 1, board["seq"]
+        elapsed_s = loop.time() - began_s
+
+    assert board["leaderboard"][0] == {"rank": 1, "userId": "carol", "score": 400_000}
+    assert 1 < boards <= BURST + elapsed_s / interval_s + 1
+
+
+async def test_long_fan_out_slows_the_pace(start_streamer: StartStreamer, connect: Connect) -> None:
+    running = await start_streamer(frame_interval_ms=1)
+    viewer = await connect(running.port)
+    await viewer.next("leaderboard")
+    channel = running.streamer.manager.channel("main")
+    loop = asyncio.get_running_loop()
+
+    async with playing(running.settings) as submit:
+        await submit("carol", 1000)
+        await viewer.next("leaderboard")
+        read_at_s = loop.time()
+        channel.fan_out_s = 0.5
+        await submit("carol", 1)
+        await viewer.next("leaderboard")
+
+    assert loop.time() - read_at_s > 0.5 * LOAD_FACTOR / 2, "an idle pace is 1 ms"
 
 
 async def test_heartbeats_and_pings_are_sent_when_idle(

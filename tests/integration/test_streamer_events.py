@@ -6,11 +6,15 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from math import inf
 from typing import Any
 
 import httpx
 import pytest
 
+from api.endpoints.sse import Admission, EventChannel, EventStream
+from scoreboard.broadcast.close_codes import CloseCode
+from scoreboard.broadcast.messages import Leaderboard
 from scoreboard.model import Board, Partition, Row
 from scoreboard.runtime.settings import load
 from scoreboard.runtime.telemetry import REGISTRY
@@ -103,6 +107,28 @@ async def test_stream_sends_the_board_then_every_change(start_api: StartApi) -> 
 
     assert board["leaderboard"] == [{"rank": 1, "userId": "alice", "score": 10}]
     assert events.last_id == f"{board['epoch']}-{board['seq']}"
+
+
+async def test_duration_of_writing_a_board_to_its_streams_sets_the_pace() -> None:
+    channel = EventChannel("main")
+    admission = Admission("main", "192.0.2.7", None, inf, CloseCode.RESTART, "")
+    written: list[bytes] = []
+
+    async def write(data: bytes) -> None:
+        time.sleep(0.01)  # noqa: ASYNC251  # pace: of a process that is busy writing
+        written.append(data)
+
+    async with asyncio.TaskGroup() as tasks:
+        streams = [EventStream(admission, channel) for _ in range(5)]
+        for stream in streams:
+            channel.streams.add(stream)
+            tasks.create_task(stream.run(write, 60.0))
+        await eventually_async(lambda: len(written) == 5)
+        channel.publish(Leaderboard("main", 1, 1, 0, ()))
+        await eventually_async(lambda: len(written) == 10)
+        assert channel.fan_out_s >= 0.05
+        for stream in streams:
+            stream.finish(CloseCode.RESTART)
 
 
 async def test_last_event_id_of_the_current_board_skips_it(start_api: StartApi) -> None:

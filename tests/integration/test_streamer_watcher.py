@@ -35,6 +35,9 @@ class Listener:
 
     def access_changed(self, state: BoardState) -> None: ...
 
+    def fan_out_s(self, board: str) -> float:
+        return 0.0
+
 
 @pytest.fixture
 async def settings(redis_url: str, jwks_file: object) -> Settings:

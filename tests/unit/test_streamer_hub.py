@@ -3,6 +3,7 @@
 import json
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,6 +63,27 @@ def test_turn_ends_at_its_count_or_its_time() -> None:
     assert channel.run_turn(70, clock, NEVER_S) == 70
     assert channel.run_turn(1000, lambda: 1.0, until_s=0.5) == 50
     assert channel.is_sweeping
+
+
+def test_duration_of_a_sweep_is_known_while_it_lasts_and_without_viewers_it_is_zero() -> None:
+    channel, viewers = channel_of(100)
+    channel.publish(board(1), 10.0, 9.9)
+    channel.run_turn(50, clock, NEVER_S)
+    channel.note_turn(10.2)
+    assert channel.fan_out_s == pytest.approx(0.2)
+    channel.run_turn(50, clock, NEVER_S)
+    channel.note_turn(10.5)
+    assert channel.fan_out_s == pytest.approx(0.5)
+
+    channel.publish_status(Status("live"))
+    channel.run_turn(100, clock, NEVER_S)
+    channel.note_turn(60.0)
+    assert channel.fan_out_s == pytest.approx(0.5), "only boards are paced"
+
+    for viewer in viewers:
+        channel.remove(viewer)
+    channel.publish(board(2), 61.0, 60.9)
+    assert channel.fan_out_s == 0.0
 
 
 def test_newer_frame_during_a_sweep_reaches_the_rest_then_the_first() -> None:

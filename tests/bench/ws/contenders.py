@@ -38,6 +38,9 @@ class LatestMessage:
     def access_changed(self, state: BoardState) -> None:
         pass
 
+    def fan_out_s(self, board: str) -> float:
+        return 0.0
+
 
 async def by_broadcast(settings: Settings, port: int) -> None:
     latest = LatestMessage()
