@@ -1,7 +1,9 @@
 """Frames from one viewer: rate limits, and reassembly into messages. No I/O.
 
 The websockets library validates single frames (mask, reserved bits, opcode, size). This module
-joins fragments, limits their number and size, checks UTF-8, and limits every rate.
+joins fragments, limits their number and size, checks UTF-8, and limits every rate. Most viewers
+send nothing but pongs, so a viewer has the library's parser, which takes 3 KB, only from its first
+other frame on.
 
 Invariants: at most one unfinished message is held per viewer.
 """
@@ -10,7 +12,7 @@ import logging
 from typing import Final
 
 from websockets.frames import Frame, Opcode
-from websockets.server import ServerProtocol
+from websockets.protocol import Protocol, Side
 
 from scoreboard.broadcast.close_codes import CloseCode
 from scoreboard.errors import Malformed
@@ -33,11 +35,11 @@ _TYPES: Final = {
 
 
 _LOGGER: Final = logging.getLogger("websockets.streamer")
-# The library logs all headers, including tokens, at DEBUG, and two lines per viewer at INFO.
+# The library logs all frames, including tokens, at DEBUG, and a line per viewer at INFO.
 _LOGGER.setLevel(logging.WARNING)
 
 
-class Parser(ServerProtocol):
+class Parser(Protocol):
     """The library's parser, with control frames between fragments (RFC 6455, 5.4).
 
     The library rejects a close frame between fragments, and counts a ping there against the size
@@ -45,13 +47,22 @@ class Parser(ServerProtocol):
     """
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(max_size=(None, settings.message_bytes), logger=_LOGGER)
+        super().__init__(Side.SERVER, max_size=(None, settings.message_bytes), logger=_LOGGER)
 
     def recv_frame(self, frame: Frame) -> None:
         """Process a frame; a close frame also ends an unfinished message."""
         if frame.opcode is Opcode.CLOSE:
             self.current_size = None
         super().recv_frame(frame)
+
+
+def read_pong(data: bytes) -> bytes | None:
+    """Return the payload of a pong, or None if ``data`` is not exactly one valid pong."""
+    size = len(data) - 6
+    if not 0 <= size <= 125 or data[0] != 0x8A or data[1] != 0x80 | size:
+        return None
+    mask = data[2:6] * (size // 4 + 1)
+    return bytes(a ^ b for a, b in zip(data[6:], mask, strict=False))
 
 
 class FrameError(Exception):

@@ -36,7 +36,13 @@ from scoreboard.security.tokens import Caller
 from streamer import metrics
 from streamer.connection.flow_control import KEEPALIVE_FRAME, FlowControl
 from streamer.connection.framing import close_frame, text_frame
-from streamer.connection.inbound import CHUNK_BYTES, FrameError, MessageReader, Parser
+from streamer.connection.inbound import (
+    CHUNK_BYTES,
+    FrameError,
+    MessageReader,
+    Parser,
+    read_pong,
+)
 from streamer.connection.token_session import TokenSession
 from streamer.fanout.hub import Channel
 from streamer.fanout.manager import ConnectionManager
@@ -64,7 +70,7 @@ class Viewer(asyncio.Protocol):
         "_is_lost",
         "_is_open",
         "_manager",
-        "_protocol",
+        "_parser",
         "_reader",
         "_sent_frame",
         "_sent_status",
@@ -78,7 +84,6 @@ class Viewer(asyncio.Protocol):
         self,
         manager: ConnectionManager,
         transport: asyncio.Transport,
-        protocol: Parser,
         channel: Channel,
         *,
         address: str,
@@ -89,7 +94,6 @@ class Viewer(asyncio.Protocol):
         settings = manager.settings
         self._manager = manager
         self._transport = transport
-        self._protocol = protocol
         self._channel = channel
         self._address = address
         self._session = (
@@ -104,7 +108,8 @@ class Viewer(asyncio.Protocol):
         self._flow = FlowControl(settings, now_s)
         self._expires_at_s = now_s + jitter(settings.viewer_age_s, AGE_SPREAD)
         self._deadline_s = 0.0
-        # Created on demand: most viewers never send anything.
+        # Created on demand: most viewers send nothing but pongs.
+        self._parser: Parser | None = None
         self._reader: MessageReader | None = None
         self.index = -1
         self.slot = 0
@@ -171,19 +176,21 @@ class Viewer(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse frames in small chunks, so that a flood is stopped early."""
-        protocol = self._protocol
+        if self._parser is None and self._take_pong(data):
+            return
+        parser = self._use_parser()
         for start in range(0, len(data), CHUNK_BYTES):
-            protocol.receive_data(data[start : start + CHUNK_BYTES])
+            parser.receive_data(data[start : start + CHUNK_BYTES])
             was_open = self._is_open
-            for event in protocol.events_received():
+            for event in parser.events_received():
                 self._handle_frame(cast("Frame", event))
                 if was_open and not self._is_open:
                     break
             if self._transport.is_closing():
                 return
-            if self._is_open and protocol.state is not State.OPEN:
-                self._closed_by_library()
-            self._flush()
+            if self._is_open and parser.state is not State.OPEN:
+                self._closed_by_library(parser)
+            self._flush(parser)
 
     def eof_received(self) -> bool:
         """Close: a peer that sends no more cannot answer a ping."""
@@ -219,9 +226,10 @@ class Viewer(asyncio.Protocol):
         manager.remove(self)
         manager.admission.remove_address(self._address)
         manager.admission.remove_viewer(self._session.caller.subject if self._session else None)
-        # The parser refers to itself, and the wheel may hold this viewer for a while.
-        self._protocol.parser.close()
-        del self._protocol
+        if self._parser is not None:
+            # The parser refers to itself, and the wheel may hold this viewer for a while.
+            self._parser.parser.close()
+            self._parser = None
 
     # Called by the connection manager.
 
@@ -311,8 +319,9 @@ class Viewer(asyncio.Protocol):
             self._transport.abort()
             return
         bye = make_bye(code, delay_ms)
-        self._protocol.send_close(code, bye.reason)
-        close = b"".join(self._protocol.data_to_send())
+        parser = self._use_parser()  # it reads the viewer's close frame
+        parser.send_close(code, bye.reason)
+        close = b"".join(parser.data_to_send())
         self._transport.write(text_frame(encode(bye)) + close)
 
     def _fail(self, code: CloseCode, reason: str) -> None:
@@ -321,18 +330,19 @@ class Viewer(asyncio.Protocol):
             self._transport.abort()
             return
         self._begin_close(code, "server")
-        self._protocol.fail(code, reason)
+        parser = self._use_parser()
+        parser.fail(code, reason)
         # Discard the library's output: it includes the pongs of a flood, and where the peer's close
         # frame was in the same chunk, the answer to it.
-        self._protocol.data_to_send()
+        parser.data_to_send()
         self._transport.write(close_frame(code, reason))
         if self._transport.can_write_eof():
             self._transport.write_eof()
 
-    def _closed_by_library(self) -> None:
+    def _closed_by_library(self, parser: Parser) -> None:
         """Record that the library has answered a close frame or a protocol error."""
-        received, sent = self._protocol.close_rcvd, self._protocol.close_sent
-        if received is not None and self._protocol.parser_exc is None:
+        received, sent = parser.close_rcvd, parser.close_sent
+        if received is not None and parser.parser_exc is None:
             self._begin_close(received.code, "client")
         else:
             self._begin_close(sent.code if sent else 1006, "server")
@@ -349,14 +359,27 @@ class Viewer(asyncio.Protocol):
 
     # Inbound messages
 
+    def _use_parser(self) -> Parser:
+        if self._parser is None:
+            self._parser = Parser(self._manager.settings)
+        return self._parser
+
+    def _take_pong(self, data: bytes) -> bool:
+        """Handle data that is an expected pong and nothing else; return False for other data."""
+        payload = read_pong(data)
+        return payload is not None and self._is_expected_pong(payload, self._manager.clock())
+
+    def _is_expected_pong(self, payload: bytes, now_s: float) -> bool:
+        if not self._flow.pong_received(payload, self._manager.settings, now_s):
+            return False
+        if self._is_open:
+            self.push()
+        return True
+
     def _handle_frame(self, frame: Frame) -> None:
         manager = self._manager
         now_s = manager.clock()
-        if frame.opcode is Opcode.PONG and self._flow.pong_received(
-            bytes(frame.data), manager.settings, now_s
-        ):
-            if self._is_open:
-                self.push()
+        if frame.opcode is Opcode.PONG and self._is_expected_pong(bytes(frame.data), now_s):
             return
         if self._reader is None:
             self._reader = MessageReader(manager.settings, now_s)
@@ -419,9 +442,9 @@ class Viewer(asyncio.Protocol):
             found = fcntl.ioctl(connection.fileno(), _SIOCOUTQNSD, bytes(4))
             metrics.UNSENT.observe(struct.unpack("i", found)[0])
 
-    def _flush(self) -> None:
+    def _flush(self, parser: Parser) -> None:
         """Write the library's output; an empty chunk means a half-close."""
-        for data in self._protocol.data_to_send():
+        for data in parser.data_to_send():
             if self._transport.is_closing():
                 return
             if data:

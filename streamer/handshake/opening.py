@@ -9,14 +9,9 @@ import asyncio
 from enum import Enum
 from typing import Final, cast
 
-from websockets.http11 import Request
-from websockets.typing import Subprotocol
-
 from scoreboard.broadcast.close_codes import CloseCode
-from scoreboard.broadcast.messages import SUBPROTOCOL
 from scoreboard.errors import (
     Forbidden,
-    Malformed,
     Overloaded,
     ScoreboardError,
     TooManyConnections,
@@ -25,7 +20,6 @@ from scoreboard.errors import (
 )
 from scoreboard.http.head import head_size, read_head
 from scoreboard.http.problems import status_of
-from scoreboard.http.request_ids import HEADER
 from scoreboard.runtime.audit import audit_refusal
 from scoreboard.runtime.telemetry import get_logger
 from scoreboard.security.access import require_read
@@ -33,11 +27,16 @@ from scoreboard.security.addresses import client_address, is_trusted_hop
 from scoreboard.security.tokens import Caller
 from scoreboard.trace_context import HEADER as TRACEPARENT
 from streamer import metrics
-from streamer.connection.inbound import Parser
 from streamer.connection.viewer import Viewer
 from streamer.fanout.hub import Channel
 from streamer.fanout.manager import ConnectionManager
-from streamer.handshake.request import HandshakeRequest, encode_rejection, parse_request
+from streamer.handshake.request import (
+    HandshakeRequest,
+    check_lines,
+    encode_acceptance,
+    encode_rejection,
+    parse_request,
+)
 
 LINGER_S: Final = 2.0
 """Maximum time for a rejected peer to read the response and close."""
@@ -45,8 +44,6 @@ LINGER_S: Final = 2.0
 DISCARD_BYTES: Final = 65_536
 """Maximum bytes discarded in this time. Closing a socket with unread data sends a reset, and the
 peer could lose the response."""
-
-UNREADABLE_HEADER: Final = "A header of the handshake is invalid"
 
 _log = get_logger(__name__)
 
@@ -71,13 +68,11 @@ class OpeningHandshake(asyncio.Protocol):
         "_manager",
         "_peer",
         "_peer_address",
-        "_protocol",
         "_request",
         "_request_id",
         "_state",
         "_traceparent",
         "_transport",
-        "_ws_request",
         "slot",
     )
 
@@ -98,8 +93,6 @@ class OpeningHandshake(asyncio.Protocol):
         self._request_id = ""
         self._traceparent: bytes | None = None
         self._request: HandshakeRequest
-        self._ws_request: Request
-        self._protocol: Parser
         self.slot = 0
 
     # asyncio.Protocol
@@ -258,6 +251,7 @@ class OpeningHandshake(asyncio.Protocol):
         manager, config = self._manager, self._manager.handshake_config
         self._head = bytearray()
         head = read_head(data, config.limits)
+        check_lines(data)
         self._request_id = manager.request_ids.of(head.headers)
         self._traceparent = head.headers.get(TRACEPARENT)
         self._request = request = parse_request(head, self._peer, config)
@@ -270,13 +264,6 @@ class OpeningHandshake(asyncio.Protocol):
         channel = manager.channel(request.board)
         if not channel.frame:
             raise Uninitialised
-        self._protocol = Parser(manager.settings)
-        self._protocol.receive_data(data)
-        events = self._protocol.events_received()
-        if not events:
-            # The library accepts lines of up to 8 KiB.
-            raise Malformed(UNREADABLE_HEADER)
-        self._ws_request = cast("Request", events[0])
         if request.token:
             self._state = _State.CHECKING
             self._transport.pause_reading()
@@ -288,33 +275,20 @@ class OpeningHandshake(asyncio.Protocol):
     def _accept(
         self, channel: Channel, caller: Caller | None, *, end: CloseCode | None = None
     ) -> None:
-        manager, protocol = self._manager, self._protocol
-        if self._request.offers_subprotocol:
-            protocol.available_subprotocols = [Subprotocol(SUBPROTOCOL)]
-        response = protocol.accept(self._ws_request)
-        if response.status_code != 101:
-            # The library parses lists more strictly than streamer.handshake.request.
-            self._reject(Malformed(UNREADABLE_HEADER))
-            return
+        manager = self._manager
         try:
             manager.admission.add_viewer(caller.subject if caller else None, manager.clock())
         except ScoreboardError as error:
             self._reject(error)
             return
-        response.headers[HEADER.decode()] = self._request_id
-        protocol.send_response(response)
         metrics.HANDSHAKES[_result_of(end)].inc()
-        viewer = Viewer(
-            manager, self._transport, protocol, channel, address=self._address, caller=caller
-        )
+        viewer = Viewer(manager, self._transport, channel, address=self._address, caller=caller)
         was_checking, self._state = self._state is _State.CHECKING, _State.DONE
         manager.promote(self, viewer)
         self._address = ""  # from here on the viewer releases it
         self._release_counts()
         self._transport.set_protocol(viewer)
-        viewer.start(b"".join(protocol.data_to_send()), self._early_data, end)
-        # The wheel may hold this object for a while; it must not keep the parser alive.
-        del self._protocol, self._ws_request
+        viewer.start(encode_acceptance(self._request, self._request_id), self._early_data, end)
         if was_checking and not self._transport.is_closing():
             self._transport.resume_reading()
 

@@ -1,13 +1,18 @@
-"""Validate the HTTP request of an opening handshake (RFC 6455, section 4.2.1). No I/O.
+"""Validate the HTTP request of an opening handshake, and answer it (RFC 6455, 4.2). No I/O.
 
-scoreboard.http.head has parsed the request. The websockets library computes Sec-WebSocket-Accept,
-but its error responses repeat header values; ours never do. The order of the checks is fixed:
-request line, headers, origin, subprotocol, token. streamer.handshake.admission and the board decide
-who is admitted.
+scoreboard.http.head has parsed the request. No response repeats a header value. The order of the
+checks is fixed: request line, headers, origin, subprotocol, token. streamer.handshake.admission and
+the board decide who is admitted. A test compares all of this with the websockets library.
 """
 
 import base64
 import binascii
+import re
+import time
+from email.utils import formatdate
+from functools import lru_cache
+from hashlib import sha1
+from typing import Final
 
 from msgspec import Struct
 
@@ -30,12 +35,27 @@ from scoreboard.security.origins import Origins
 from scoreboard.security.tokens import bearer_token
 from streamer.protocol import BEARER_PREFIX
 
+LINE_BYTES: Final = 8192
+"""Maximum length of a line of the head, with its line end."""
+
+_KEY_SUFFIX: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_LIST: Final = re.compile(
+    rb"(?:,[\t ]*)*{token}[\t ]*(?:,[\t ]*(?:{token}[\t ]*)?)*".replace(
+        b"{token}", rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+    )
+)
+"""A list of tokens; empty members are ignored (RFC 9110, 5.6.1)."""
+
+_SUBPROTOCOL_LINE: Final = b"Sec-WebSocket-Protocol: %b\r\n" % SUBPROTOCOL.encode()
+_LISTS: Final = frozenset({b"connection", b"sec-websocket-protocol"})
+
 
 class HandshakeRequest(Struct, frozen=True):
     """The parameters of a valid handshake."""
 
     board: str
     address: str
+    key: bytes
     token: str = ""
     offers_subprotocol: bool = False
 
@@ -63,13 +83,37 @@ def parse_request(head: Head, peer: str, config: HandshakeConfig) -> HandshakeRe
     board = _board(head, config)
     headers = head.headers
     _check_upgrade(headers)
+    for name, value in head.fields:
+        if name in _LISTS and not _LIST.fullmatch(value):
+            raise Malformed("Connection and Sec-WebSocket-Protocol must be lists of tokens")
     address = request_address(peer, headers, config.hops)
     config.origins.check(headers.get(b"origin"), headers[b"host"])
     protocols = headers.get(b"sec-websocket-protocol", b"").decode("latin-1")
     offered = [word.strip() for word in protocols.split(",")] if protocols else []
     if offered and SUBPROTOCOL not in offered:
         raise Malformed(f"Offer the subprotocol {SUBPROTOCOL}, or none")
-    return HandshakeRequest(board, address, _token(headers, offered), bool(offered))
+    key = headers[b"sec-websocket-key"]
+    return HandshakeRequest(board, address, key, _token(headers, offered), bool(offered))
+
+
+def check_lines(data: bytes) -> None:
+    """Raise Malformed for a head with a line that is too long."""
+    if len(data) > LINE_BYTES and any(len(line) + 2 > LINE_BYTES for line in data.split(b"\r\n")):
+        raise Malformed(f"A line of the head must not exceed {LINE_BYTES} bytes")
+
+
+def encode_acceptance(request: HandshakeRequest, request_id: str) -> bytes:
+    """Return the 101 response. ``request_id`` has a safe form."""
+    digest = sha1(request.key + _KEY_SUFFIX, usedforsecurity=False).digest()
+    return (
+        b"HTTP/1.1 101 Switching Protocols\r\n%bUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: %b\r\n%bx-request-id: %b\r\n\r\n"
+    ) % (
+        _date_line(int(time.time())),
+        binascii.b2a_base64(digest, newline=False),
+        _SUBPROTOCOL_LINE if request.offers_subprotocol else b"",
+        request_id.encode(),
+    )
 
 
 def encode_rejection(error: ScoreboardError, request_id: str, *, with_body: bool = True) -> bytes:
@@ -88,6 +132,11 @@ def encode_rejection(error: ScoreboardError, request_id: str, *, with_body: bool
     return encode_head(response.status, headers) + (response.body if with_body else b"")
 
 
+@lru_cache(maxsize=1)
+def _date_line(now_s: int) -> bytes:
+    return b"Date: %b\r\n" % formatdate(now_s, usegmt=True).encode()
+
+
 def _board(head: Head, config: HandshakeConfig) -> str:
     if head.method != "GET":
         raise MethodNotAllowed("A handshake must use GET", allow="GET")
@@ -95,7 +144,7 @@ def _board(head: Head, config: HandshakeConfig) -> str:
         raise VersionUnsupported("A handshake requires HTTP/1.1")
     if head.path != WS_PATH:
         raise NotFound(f"Viewers connect to {WS_PATH}")
-    if head.length:
+    if head.length or head.headers.get(b"content-length", b"0") != b"0":
         raise Malformed("A handshake must not have a body")
     return config.resolve_board(parse_query(head.query).get("board"))
 

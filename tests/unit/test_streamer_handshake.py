@@ -1,10 +1,16 @@
 """Validation of handshake requests: request line, headers, origin, token."""
 
 import json
+from base64 import b64encode
+from email.utils import parsedate_to_datetime
 from ipaddress import ip_network
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
 
 from scoreboard.errors import ScoreboardError, SettingInvalid
 from scoreboard.http.head import Head, read_head
@@ -12,12 +18,15 @@ from scoreboard.http.problems import PROBLEM_TYPES, status_of
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.security.addresses import client_address
 from streamer.handshake.request import (
+    LINE_BYTES,
     HandshakeConfig,
     HandshakeRequest,
+    check_lines,
+    encode_acceptance,
     encode_rejection,
     parse_request,
 )
-from tests.support.clients.viewer import Headers, request_bytes
+from tests.support.clients.viewer import KEY, Headers, request_bytes
 
 JWT = "eyJhbGciOiJSUzI1NiJ9.e30.c2ln"
 
@@ -59,7 +68,7 @@ def status(error: ScoreboardError) -> int:
 def test_connection_header_is_parsed_as_a_list(headers: Headers) -> None:
     request = parsed(drop=("Connection", "Upgrade"), headers=headers)
 
-    assert request == HandshakeRequest("main", "192.0.2.7")
+    assert request == HandshakeRequest("main", "192.0.2.7", KEY.encode())
 
 
 @pytest.mark.parametrize(
@@ -96,6 +105,13 @@ def test_connection_header_is_parsed_as_a_list(headers: Headers) -> None:
         ({"headers": [("Authorization", "Basic dXNlcjpwYXNz")]}, 401),
         ({"headers": [("Authorization", "Bearer ")]}, 401),
         ({"headers": [("Content-Length", "5")]}, 400),
+        ({"headers": [("Content-Length", "00")]}, 400),
+        ({"headers": [("Connection", "keep alive")]}, 400),
+        ({"headers": [("Connection", "")]}, 400),
+        ({"subprotocols": "scoreboard.v1, a b"}, 400),
+        ({"subprotocols": "scoreboard.v1;q=1, scoreboard.v1"}, 400),
+        ({"subprotocols": "scoreboard.v1, b\xe4rer"}, 400),
+        ({"subprotocols": ""}, 400),
         ({"headers": [("X-Request-Id", "client-01"), ("X-Request-Id", "client-02")]}, 400),
         ({"headers": [("Transfer-Encoding", "chunked")]}, 400),
     ],
@@ -161,6 +177,104 @@ def test_token_is_read_only_from_header_or_subprotocol(
     request = parsed(**request_)
 
     assert (request.token, request.offers_subprotocol) == (token, offers)
+
+
+def by_library(data: bytes) -> dict[str, str] | None:
+    """Return the headers of the websockets library's 101 response, or None for a refusal."""
+    protocol = ServerProtocol()
+    protocol.receive_data(data)
+    for request in protocol.events_received():
+        if b"sec-websocket-protocol" in data.lower():
+            protocol.available_subprotocols = [Subprotocol("scoreboard.v1")]
+        response = protocol.accept(request)  # type: ignore[arg-type]
+        if response.status_code == 101:
+            return dict(response.headers.raw_items())
+    return None
+
+
+def by_us(data: bytes) -> dict[str, str] | None:
+    """Return the headers of our 101 response without the request id, or None for a refusal."""
+    config = HandshakeConfig(settings())
+    try:
+        request = parse_request(read_head(data, config.limits), "192.0.2.7", config)
+        check_lines(data)
+    except ScoreboardError:
+        return None
+    response = encode_acceptance(request, "request-1")
+    assert response.startswith(b"HTTP/1.1 101 Switching Protocols\r\n")
+    assert response.endswith(b"\r\nx-request-id: request-1\r\n\r\n")
+    lines = response.decode().split("\r\n")[1:-3]
+    return dict(line.split(": ", 1) for line in lines)  # type: ignore[misc]
+
+
+def check_like_the_library(data: bytes, *, stricter: bool = False) -> None:
+    """Check that both answer with the same headers; ours may refuse more if it is ``stricter``."""
+    ours, theirs = by_us(data), by_library(data)
+    if ours is None:
+        assert stricter or theirs is None
+        return
+    assert theirs is not None
+    seconds = [parsedate_to_datetime(headers.pop("Date")).timestamp() for headers in (ours, theirs)]
+    assert abs(seconds[0] - seconds[1]) <= 1
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {},
+        {"subprotocols": "scoreboard.v1"},
+        {"subprotocols": f"bearer.{JWT},,  scoreboard.v1 ,"},
+        {"subprotocols": ", ,scoreboard.v1"},
+        {"subprotocols": "scoreboard.v1", "headers": [("Sec-WebSocket-Protocol", "chat")]},
+        {"subprotocols": "scoreboard.v1", "headers": [("Sec-WebSocket-Protocol", "")]},
+        {"subprotocols": "scoreboard.v1 chat"},
+        {"subprotocols": "scoreboard.v1/2, scoreboard.v1"},
+        {"headers": [("Connection", "keep-alive")]},
+        {"headers": [("Connection", ",, keep-alive ,")]},
+        {"headers": [("Connection", "(comment)")]},
+        {"headers": [("Connection", ",")]},
+        {"headers": [("Upgrade", "")]},
+        {"drop": ("Upgrade",), "headers": [("Upgrade", "WebSocket")]},
+        {"drop": ("Upgrade",), "headers": [("Upgrade", "websocket/13")]},
+        {"drop": ("Upgrade",), "headers": [("Upgrade", ",websocket")]},
+        {"headers": [("Content-Length", "0")]},
+        {"headers": [("Content-Length", "00")]},
+        {"headers": [("Sec-WebSocket-Extensions", "permessage-deflate; nonsense=;;")]},
+        {"headers": [("X-Long", "a" * (LINE_BYTES - len("X-Long: \r\n")))]},
+        {"headers": [("X-Long", "a" * (LINE_BYTES - len("X-Long: \r\n") + 1))]},
+        {"headers": [("X-Obsolete", "caf\xe9")]},
+    ],
+    ids=lambda request: str(request)[:60],
+)
+def test_handshakes_are_answered_as_by_the_websockets_library(request_: dict[str, Any]) -> None:
+    # Ours also refuses an empty member before "websocket", which names no protocol.
+    offers = dict(request_.get("headers", [])).get("Upgrade", "")
+    check_like_the_library(request_bytes(**request_), stricter=offers.startswith(","))
+
+
+LISTS = st.text(st.sampled_from('ab,,  \t;/"(\xe9'), max_size=12)
+
+
+@given(connection=st.lists(LISTS, max_size=2), protocols=st.lists(LISTS, max_size=2))
+def test_lists_are_read_as_by_the_websockets_library(
+    connection: list[str], protocols: list[str]
+) -> None:
+    headers = [("Connection", text) for text in connection]
+    if protocols:
+        headers.append(("Sec-WebSocket-Protocol", "scoreboard.v1"))
+    headers += [("Sec-WebSocket-Protocol", text) for text in protocols]
+
+    check_like_the_library(request_bytes(headers=headers))
+
+
+@given(st.binary(min_size=16, max_size=16))
+def test_accept_is_derived_from_the_key_as_by_the_websockets_library(nonce: bytes) -> None:
+    key = b64encode(nonce).decode()
+
+    check_like_the_library(
+        request_bytes(drop=("Sec-WebSocket-Key",), headers=[("Sec-WebSocket-Key", key)])
+    )
 
 
 LISTED = {"origins": ("https://app.example.com", "http://localhost:3000")}

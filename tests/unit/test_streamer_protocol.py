@@ -1,10 +1,16 @@
 """Strict parsing of viewers' messages, and the table of close codes."""
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from websockets.frames import Opcode
 
 from scoreboard.broadcast.close_codes import CLOSE_REASONS, CloseCode
 from scoreboard.errors import Malformed
+from scoreboard.runtime.settings import Secret, Settings
+from streamer.connection.inbound import Parser, read_pong
 from streamer.protocol import Auth, Sync, decode
+from tests.support.clients.viewer import PING, PONG, masked_frame
 
 
 @pytest.mark.parametrize(
@@ -60,3 +66,28 @@ def test_every_close_code_has_a_valid_reason_and_delay() -> None:
         assert 0 <= least <= most
         if not ending.reconnect:
             assert most == 0
+
+
+PONGS = st.builds(masked_frame, st.just(PONG), st.binary(max_size=130))
+CUT = st.builds(lambda frame, size: frame[:size], PONGS, st.integers(0, 20))
+
+
+@given(PONGS | CUT | st.builds(bytes.__add__, PONGS, PONGS) | st.binary(max_size=12))
+@example(masked_frame(PONG, b"k"))
+@example(masked_frame(PING, b"k"))
+@example(masked_frame(PONG, b"k", fin=False))
+@example(masked_frame(PONG, b"k", rsv=4))
+@example(masked_frame(PONG, b"k", mask=False))
+@example(masked_frame(PONG, b"k", length=300))
+def test_a_lone_pong_is_read_as_by_the_websockets_library(data: bytes) -> None:
+    parser = Parser(Settings(redis_url=Secret("redis://test")))
+    parser.receive_data(data)
+    frames = parser.events_received()
+    is_complete = not parser.reader.buffer and parser.parser_exc is None
+
+    payload = read_pong(data)
+
+    if len(frames) == 1 and frames[0].opcode is Opcode.PONG and is_complete:  # type: ignore[union-attr]
+        assert payload == bytes(frames[0].data)  # type: ignore[union-attr]
+    else:
+        assert payload is None
