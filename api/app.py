@@ -56,8 +56,8 @@ _log = get_logger(__name__)
 class Api:
     """The application behind the server, with its dependencies."""
 
-    def __init__(self, settings: Settings, *, fast_updates: bool = True) -> None:
-        """``fast_updates`` false serves updates and reads by the framework, for comparison.
+    def __init__(self, settings: Settings, *, direct: bool = True) -> None:
+        """``direct`` false serves updates and reads by the framework, for comparison.
 
         Raises SettingInvalid.
         """
@@ -123,10 +123,10 @@ class Api:
         for method in ("GET", "HEAD"):
             routes[method, health.LIVE_PATH] = self.health.answer_live
             routes[method, health.READY_PATH] = self.health.answer_ready
-            if fast_updates:
+            if direct:
                 routes[method, LEADERBOARD_PATH] = fast_reads.leaderboard
                 routes[method, STANDING_PATH] = fast_reads.standing
-        if fast_updates:
+        if direct:
             routes["POST", UPDATE_PATH] = FastUpdate(self._verifier, updates)
         tracing = RequestTracing(self._tracing, settings) if self._tracing is not None else None
         self.router = Router(settings, self.litestar, routes, tracing)
@@ -194,9 +194,9 @@ class Api:
         stack.push_async_callback(self._pool.close, POOL_CLOSE_S)
 
 
-def create_app(settings: Settings, *, fast_updates: bool = True) -> Api:
+def create_app(settings: Settings, *, direct: bool = True) -> Api:
     """Make the application without I/O; serve it within ``running``.
 
     Raises SettingInvalid.
     """
-    return Api(settings, fast_updates=fast_updates)
+    return Api(settings, direct=direct)

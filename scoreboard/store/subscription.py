@@ -53,7 +53,7 @@ _MALFORMED: Final = counter(
 _SILENCE: Final = gauge(
     "pubsub_silence_seconds",
     "Time since the subscription last received anything",
-    normal="below 6: it is pinged every 5; in an api without event streams, 0",
+    normal="below 6: it is pinged every 5; 0 in an api without streams and reads of a top",
 )
 _log = get_logger(__name__)
 

@@ -184,7 +184,7 @@ async def test_public_paths_ignore_the_token(start_api: StartApi, path: str) -> 
 async def test_repeated_and_unknown_parameters_are_refused(
     start_api: StartApi, path: str, query: str, named: str, is_fast: bool
 ) -> None:
-    client = await start_api(fast_updates=is_fast)
+    client = await start_api(direct=is_fast)
     if path == UPDATE_PATH:
         answer = await client.post(
             f"{path}?{query}", json=json.loads(update_body()), headers=client.bearer("alice")

@@ -5,6 +5,7 @@ import functools
 import itertools
 from typing import Any
 
+import httpx
 import pytest
 import redis
 
@@ -21,6 +22,7 @@ from tests.support.servers.api import (
     StartApi,
     open_boards,
 )
+from tests.support.servers.stores import OwnValkey
 
 PROBLEM = "application/problem+json"
 
@@ -198,7 +200,7 @@ async def test_an_invalid_body_is_refused(
 async def test_the_fast_update_answers_like_the_framework_handler(
     start_api: StartApi, redis_url: str
 ) -> None:
-    direct, plain = await start_api(), await start_api(fast_updates=False, open=())
+    direct, plain = await start_api(), await start_api(direct=False, open=())
     calls: list[dict[str, Any]] = [
         {"json": {"userId": "alice", "actionId": "a:1"}},
         {"json": {"userId": "bob", "actionId": "a:1"}},
@@ -230,6 +232,101 @@ async def test_the_fast_update_answers_like_the_framework_handler(
             assert first.content == second.content
         else:
             assert first.json()["type"] == second.json()["type"]
+
+
+def shown(answer: httpx.Response) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Return a response without its date; headers may be in any order."""
+    fields = sorted((name, value) for name, value in answer.headers.raw if name != b"date")
+    return answer.status_code, fields, answer.content
+
+
+READS = [
+    (path, query)
+    for path in (LEADERBOARD_PATH, "/api/scores/users/alice")
+    for query in (
+        *("", "board=main", "board=closed", "board=other", "board=", "board=MAIN", "other=1"),
+        *("limit=1", "limit=0", "limit=100", "limit=101", "limit=-1", "limit=x", "limit="),
+        *("limit=01", "limit=1.0", "limit=%2B1", "limit=+1", "limit=1e1", "limit=%D9%A1"),
+        *("limit=99999999999999999999999", "limit=0&offset=-1", "limit=5&offset=x&names=y"),
+        *("limit=1&limit=1", "limit=1&%6Cimit=1", "limit", "&&limit=2&", "limit=%zz", "limit=%ff"),
+        *("offset=0", "offset=1", "offset=9&limit=1", "offset=2147483647", "offset=2147483648"),
+        *("names=true", "names=false", "names=True", "names=1", "names=", "names=maybe"),
+        *("around=0", "around=1", "around=25", "around=26", "around=-1", "around=x", "around=1.5"),
+        *("around=1&around=1", "around=1&board=main", "board=main&board=main"),
+    )
+] + [
+    ("/api/scores/users/" + user, query)
+    for user in (
+        *("nobody", "auth0%7Calice", "auth0|alice", "a%40b", "a:b@c", "a%20b", "%C3%A9", "a%C3%A9"),
+        *("", "alice/", "alice/x", "x" * 128, "x" * 129),
+        *("{user_id}", "%7Buser_id%7D", "a+b", "a%2Bb", "*"),
+    )
+    for query in ("", "around=1")
+]  # fmt: skip
+CALLERS: dict[str, dict[str, Any]] = {
+    "nobody": {},
+    "reader": {"scope": "read:leaderboard"},
+    "player": {"scope": "update:score"},
+    "expired": {"scope": "read:leaderboard", "exp": 1},
+}
+
+
+async def test_direct_reads_answer_like_the_framework_handlers(start_api: StartApi) -> None:
+    boards = {"boards": "main,closed,unloaded"}
+    direct = await start_api(open=(Board(), Board("closed", is_public=False)), **boards)
+    plain = await start_api(direct=False, open=(), **boards)
+    server = direct.bearer("server", "update:score:any")
+    for board in ("main", "closed"):
+        for user in ("alice", "auth0|alice", "a:b@c", "bob"):
+            await direct.update(user, "x:1", headers=server, points=5, board=board)
+
+    tokens = {
+        name: direct.bearer("alice", **claims) if claims else {} for name, claims in CALLERS.items()
+    } | {"malformed": {"Authorization": "Basic x"}, "invalid": {"Authorization": "Bearer x"}}
+    requests = [(target, {}, "GET") for target in READS]
+    for path in (LEADERBOARD_PATH, "/api/scores/users/alice", "/api/scores/users/nobody"):
+        for query in ("", "board=main", "board=closed", "board=unloaded", "board=none", "limit=x"):
+            requests += [((path, query), token, "GET") for token in tokens.values()]
+        for method in ("HEAD", "POST", "PUT", "DELETE", "OPTIONS", "BREW"):
+            requests += [((path, query), {}, method) for query in ("", "limit=x", "around=1")]
+        for known in ('W/"1-4"', '"1-4"', "*", '"x", W/"1-4"', 'W/"1-3"', "", "é"):
+            headers = {"If-None-Match": known.encode()}
+            requests += [((path, ""), headers, method) for method in ("GET", "HEAD")]
+        requests.append(((path, "board=closed"), tokens["reader"] | {"If-None-Match": "*"}, "GET"))
+
+    statuses: dict[int, int] = {}
+    for (path, query), headers, method in requests:
+        url = f"{path}?{query}" if query else path
+        first, second = [
+            await client.request(
+                method,
+                httpx.URL(str(client.base_url), raw_path=url.encode()),
+                headers={"X-Request-Id": "the-same-id"} | headers,
+            )
+            for client in (direct, plain)
+        ]
+        if method in {"GET", "HEAD"}:
+            assert shown(first) == shown(second), (method, url, headers)
+        # The framework lists methods in an order that differs between instances.
+        assert first.status_code == second.status_code
+        statuses[first.status_code] = statuses.get(first.status_code, 0) + 1
+    assert set(statuses) >= {200, 304, 400, 401, 403, 404, 405, 422, 503}
+
+
+async def test_direct_reads_answer_like_the_framework_handlers_without_redis(
+    start_api: StartApi, own_valkey: OwnValkey
+) -> None:
+    server = own_valkey()
+    direct = await start_api(url=server.url)
+    plain = await start_api(url=server.url, direct=False, open=())
+    for client in (direct, plain):
+        await client.get(LEADERBOARD_PATH)
+    await asyncio.to_thread(server.stop)
+    for path in (f"{LEADERBOARD_PATH}?limit=20", "/api/scores/users/alice"):
+        same = {"X-Request-Id": "the-same-id"}
+        first, second = [await client.get(path, headers=same) for client in (direct, plain)]
+        assert first.status_code == 503
+        assert shown(first) == shown(second), path
 
 
 async def test_other_media_types_are_refused(start_api: StartApi) -> None:

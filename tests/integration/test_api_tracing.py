@@ -108,7 +108,7 @@ async def test_a_pipelined_request_has_no_part_in_the_trace_before_it(
 async def test_an_update_by_the_framework_is_traced_alike(
     start_api: StartApi, exporting: Collector
 ) -> None:
-    client = await start_api(tracing="app", trace_ratio=1, fast_updates=False)
+    client = await start_api(tracing="app", trace_ratio=1, direct=False)
     await client.update(headers=client.bearer("alice") | {"traceparent": SAMPLED})
     await stop(client)
 

@@ -210,7 +210,7 @@ async def test_both_implementations_of_an_update_have_the_same_audit_lines(
     monkeypatch.setattr(structlog, "is_configured", lambda: True)
     monkeypatch.setattr(audit, "_write", record)
     client = await start_api(
-        fast_updates=is_fast, audit_updates=True, rate_limit="app", updates_per_minute=2
+        direct=is_fast, audit_updates=True, rate_limit="app", updates_per_minute=2
     )
     alice = client.bearer("alice")
     await client.update("alice", "win:1", headers=alice)

@@ -21,6 +21,7 @@ PICKUP_S = 1.1 * REFRESH_S + 6.0
 
 REDIS_PARTS = {
     *("scoreboard-api", "scoreboard-api-limit", "scoreboard-api-dispatcher"),
+    "scoreboard-api-reads",
     *("scoreboard-api-catalogue", "scoreboard-api-commits"),
     *("scoreboard-api-stream-changes", "scoreboard-api-stream-reads"),
     *("scoreboard-streamer-changes", "scoreboard-streamer-reads"),

@@ -111,13 +111,13 @@ async def start_api(
             *,
             url: str = redis_url,
             open: tuple[Board, ...] = (Board(),),  # noqa: A002 (short at its calls)
-            fast_updates: bool = True,
+            direct: bool = True,
             **more: object,
         ) -> ApiClient:
             if open:
                 await open_boards(url, *open)
             settings = api_settings(url, more.pop("jwks_file", jwks_file), **more)
-            api = create_app(settings, fast_updates=fast_updates)
+            api = create_app(settings, direct=direct)
             listener = bind("127.0.0.1", 0)
             stack.callback(listener.close)
             port = listener.getsockname()[1]
