@@ -44,7 +44,7 @@ from scoreboard.store.client import make_client
 from scoreboard.store.commit_waiter import CommitWaiter
 from scoreboard.store.dispatcher import Dispatcher
 from scoreboard.store.durability import require_durability
-from scoreboard.store.reads import ReadBatcher
+from scoreboard.store.read_batcher import ReadBatcher
 from scoreboard.store.store import Store
 
 POOL_CLOSE_S: Final = 1.0

@@ -13,7 +13,7 @@ from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.store.boards import BOARD_SCRIPTS, Boards
 from scoreboard.store.client import make_client
 from scoreboard.store.dispatcher import Dispatcher
-from scoreboard.store.reads import ReadBatcher
+from scoreboard.store.read_batcher import ReadBatcher
 from scoreboard.store.store import Store
 from tests.support.data.boards import open_board
 from tests.support.eventually import eventually_async
