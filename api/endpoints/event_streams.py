@@ -91,7 +91,7 @@ class EventStreams:
         self._draining = draining
         self._hops = trusted_networks(settings.trusted_hops)
         self._origins = Origins(settings.origins)
-        self.watcher: Final = BoardWatcher(settings, self, name="api-stream")
+        self._watcher = BoardWatcher(settings, self, name="api-stream")
         self._channels = {board: EventChannel(board) for board in settings.boards}
         self._is_wanted = asyncio.Event()
         self._counts = ConnectionCounts(
@@ -106,6 +106,11 @@ class EventStreams:
     def count(self) -> int:
         """The number of open streams."""
         return self._counts.total
+
+    @property
+    def watcher(self) -> BoardWatcher:
+        """The process's watcher, also for other readers of the boards."""
+        return self._watcher
 
     async def __call__(self, request: Request) -> StreamResponder:
         """Admit a stream; return the function that serves it, which must be called.
@@ -129,7 +134,7 @@ class EventStreams:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._end_all())
             await self._is_wanted.wait()
-            await self.watcher.run()
+            await self._watcher.run()
 
     # The listener of BoardWatcher
 
@@ -162,12 +167,12 @@ class EventStreams:
         self._require_not_draining()
         board = self._settings.resolve_board(named)
         caller = await self._verifier.verify(token) if token else None
-        state = self.watcher.states[board]
+        state = self._watcher.states[board]
         if state.message is None:
             self.watch()
             with suppress(TimeoutError):
                 async with asyncio.timeout(FIRST_READ_S):
-                    await self.watcher.wait_for_first_reads()
+                    await self._watcher.wait_for_first_reads()
         if state.message is None:
             raise Uninitialised
         require_read(caller, is_public=state.is_public)
