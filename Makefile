@@ -12,7 +12,7 @@ XDIST  := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 PYTEST := $(BIN)/python -m pytest $(XDIST)
 
 .DEFAULT_GOAL := help
-.PHONY: baseline upgrade-drill elastic smoke prove-compose prove-k8s bench-api bench-ws bench-flush bench-memory bench-reseed bench-resources drill faults help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel lambda
+.PHONY: baseline upgrade-drill elastic smoke prove-compose prove-k8s bench-api bench-ws bench-flush bench-lua bench-memory bench-reseed bench-resources drill faults help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel lambda
 
 help:            ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -107,6 +107,9 @@ bench-ws: $(VENV)/.dev  ## benchmark the fan-out, against websockets.broadcast()
 
 bench-memory: $(VENV)/.dev  ## measure what a user and an action need in Redis and on disks
 	$(BIN)/python -m tests.bench.memory $(BENCH_ARGS)
+
+bench-lua: $(VENV)/.dev  ## measure submit.lua on boards of up to 5 million users, against four plain commands
+	$(BIN)/python -m tests.bench.lua $(BENCH_ARGS)
 
 bench-flush: $(VENV)/.dev  ## benchmark the flusher, COPY against executemany
 	$(BIN)/python -m tests.bench.flush $(BENCH_ARGS)

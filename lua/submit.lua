@@ -30,30 +30,21 @@ local pairs_count = (#KEYS - 4) / 2
 if not generation or not cap or count < 1 or count > 64 or count % 1 ~= 0 or pairs_count % 1 ~= 0 then
   return redis.error_reply('BADARG counts of keys and arguments do not fit')
 end
-local actions = {}
+local deltas, pair_of, traces = {}, {}, {}
 for i = 1, count do
   local at = 3 + (i - 1) * FIELDS_PER_ACTION
-  local action = {
-    user = ARGV[at + 1],
-    id = ARGV[at + 2],
-    digest = ARGV[at + 3],
-    delta = tonumber(ARGV[at + 4]),
-    stated = ARGV[at + 5] == '1',
-    request = ARGV[at + 6],
-    pair = tonumber(ARGV[at + 7]),
-  }
-  if not action.delta or action.delta % 1 ~= 0 or action.delta == 0
-      or math.abs(action.delta) > SCORE_MAX or #action.digest ~= 16
-      or not action.pair or action.pair < 1 or action.pair > pairs_count then
+  local delta, pair = tonumber(ARGV[at + 4]), tonumber(ARGV[at + 7])
+  if not delta or delta % 1 ~= 0 or delta == 0 or math.abs(delta) > SCORE_MAX or #ARGV[at + 3] ~= 16
+      or not pair or pair % 1 ~= 0 or pair < 1 or pair > pairs_count then
     return redis.error_reply('BADARG action ' .. i)
   end
-  actions[i] = action
+  deltas[i], pair_of[i] = delta, pair
 end
 if is_traced then
   local rest = string.gsub(ARGV[#ARGV] .. ' ', '(%d+) (%x%x%-%x+%-%x+%-%x%x) ', function(number, traceparent)
-    local action = actions[tonumber(number)]
-    if action and #traceparent == 55 then
-      action.trace = traceparent
+    number = tonumber(number)
+    if deltas[number] and #traceparent == 55 then
+      traces[number] = traceparent
       return ''
     end
   end)
@@ -87,17 +78,25 @@ local now = tonumber(redis.call('TIME')[1])
 if math.floor(now / seen_seconds) ~= generation then
   return redis.error_reply(string.format('BUCKET %.0f is the time, in s', now))
 end
--- Every seen key is read here, so that a wrong type fails before the first write.
-for i = 5, #KEYS do
-  redis.call('HLEN', KEYS[i])
+-- Every record is read here, so that a wrong type fails before the first write.
+local stored, current_keys = {}, {}
+for i = 1, count do
+  local current, previous = KEYS[3 + 2 * pair_of[i]], KEYS[4 + 2 * pair_of[i]]
+  local digest = ARGV[6 + (i - 1) * FIELDS_PER_ACTION]
+  stored[i] = redis.call('HGET', current, digest) or redis.call('HGET', previous, digest)
 end
+for pair = 1, pairs_count do
+  current_keys[pair] = KEYS[3 + 2 * pair]
+end
+-- A key that exists has an expiry. Users of an older version's ACL may not call EXISTS: then each key is tried.
+local have_expiry = redis.pcall('EXISTS', unpack(current_keys)) == pairs_count
 local room = cap - redis.call('XLEN', events)
 -- Packed score of the last watched row; -1 while there are fewer rows.
 local last_watched = redis.call('ZRANGE', board, WATCHED_TOP - 1, WATCHED_TOP - 1, 'REV', 'WITHSCORES')
 local threshold = tonumber(last_watched[2]) or -1
 
--- Parts that a later version adds at the end of a record are ignored. So is an invalid record: the action
--- counts again, and the ledger refuses the repeat.
+-- Returns the reply to an action when it was applied. Parts that a later version adds at the end of a record are
+-- ignored. So is an invalid record: the action counts again, and the ledger refuses the repeat.
 local committed -- seq, read on first use
 local function parse_record(text)
   local delta, score, at = string.match(text .. ':', '^(-?%d+):(%d+):(%d+):')
@@ -109,14 +108,29 @@ local function parse_record(text)
     local known_epoch, known = string.match((facts[5] or '') .. ':', '^(%d+):(%d+):')
     committed = whole(known_epoch) == epoch and whole(known) or 0
   end
-  return { delta = tonumber(delta), score = score, seq = at, committed = at <= committed and 1 or 0 }
+  return { 'applied', tonumber(delta), score, at, at <= committed and 1 or 0 }
+end
+
+-- The board is written in one ZADD at the end, or before a sweep. Until then `packed_of` has the new packed
+-- scores of users, and `lowest` the lowest slots in use, also those of users who have left a score meanwhile.
+local moves, packed_of, lowest = {}, {}, {}
+local function write_board()
+  if #moves > 0 then
+    redis.call('ZADD', board, unpack(moves))
+    moves, packed_of, lowest = {}, {}, {}
+  end
 end
 
 local function next_slot(score)
-  local floor = score * SLOT_COUNT
-  local lowest = redis.call('ZRANGE', board, string.format('%.0f', floor),
-    string.format('%.0f', floor + SLOT_COUNT - 1), 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
-  return lowest[2] and math.floor(tonumber(lowest[2])) - floor - 1 or SLOT_COUNT - 1
+  local slot = lowest[score]
+  if not slot then
+    local floor = score * SLOT_COUNT
+    local first = redis.call('ZRANGE', board, string.format('%.0f', floor),
+      string.format('%.0f', floor + SLOT_COUNT - 1), 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
+    slot = first[2] and math.floor(tonumber(first[2])) - floor or SLOT_COUNT
+    lowest[score] = slot
+  end
+  return slot - 1
 end
 
 -- Members that leave a score free their slots, but new members take slots below the lowest one. A sweep
@@ -130,6 +144,7 @@ local function sweep(score)
   local members = redis.call('ZRANGE', board, string.format('(%.0f', floor + frontier),
     string.format('%.0f', floor), 'BYSCORE', 'REV', 'LIMIT', 0, MOVES, 'WITHSCORES')
   local is_over = #members < 2 * MOVES
+  lowest[score] = nil
   for i = 1, #members, 2 do
     local packed, target = tonumber(members[i + 1]), floor + frontier - 1
     if packed > target then -- members share the last slot: there is no room
@@ -150,32 +165,43 @@ local function sweep(score)
   return is_over
 end
 
+-- Fields of a stream record that exist only with a value.
+local function optional_fields(request, trace)
+  if trace and request ~= '' then
+    return 't', request, 'w', trace
+  elseif trace then
+    return 'w', trace
+  elseif request ~= '' then
+    return 't', request
+  end
+end
+
 -- decide and write, action by action: each sees the effects of those before it
-local replies, touched, shown, stream_id = {}, {}, {}, nil
-local wrote, sweeps_more = false, SWEEPS_MORE
+local replies, applied, shown, stream_id, failure = {}, {}, {}, nil, nil
+local epoch_text, sweeps_more = string.format('%.0f', epoch), SWEEPS_MORE
 for i = 1, count do
-  local action = actions[i]
-  local current, previous = KEYS[3 + 2 * action.pair], KEYS[4 + 2 * action.pair]
-  local stored = redis.call('HGET', current, action.digest) or redis.call('HGET', previous, action.digest)
-  local record = stored and parse_record(stored)
+  local at, delta = 3 + (i - 1) * FIELDS_PER_ACTION, deltas[i]
+  local user, digest = ARGV[at + 1], ARGV[at + 3]
+  local record = applied[digest] or stored[i] and parse_record(stored[i])
   if record then
     local outcome = 'replayed'
-    if action.stated and record.delta ~= action.delta then
+    if ARGV[at + 5] == '1' and record[2] ~= delta then
       outcome = 'conflict'
     end
-    replies[i] = { outcome, record.delta, record.score, record.seq, record.committed }
+    replies[i] = { outcome, record[2], record[3], record[4], record[5] }
   else
-    local before = tonumber(redis.call('ZSCORE', board, action.user))
+    local before = packed_of[user] or tonumber(redis.call('ZSCORE', board, user))
     local held = math.max(0, math.min(math.floor((before or 0) / SLOT_COUNT), SCORE_MAX))
-    local score = held + action.delta
+    local score = held + delta
     if room < 1 then
-      replies[i] = { 'busy', action.delta, held, 0, 0 }
+      replies[i] = { 'busy', delta, held, 0, 0 }
     elseif score < 0 or score > SCORE_MAX then
-      replies[i] = { 'range', action.delta, held, 0, 0 }
+      replies[i] = { 'range', delta, held, 0, 0 }
     else
       -- The first user at a score ranks first: take the slot below the lowest one in use.
       local slot = next_slot(score)
       if slot < SWEEP_BELOW then
+        write_board()
         local is_over = sweep(score)
         slot = next_slot(score)
         -- No slot is left below: sweep on within the limit of a call.
@@ -185,41 +211,41 @@ for i = 1, count do
         end
         slot = math.max(slot, 0)
       end
-      local packed = score * SLOT_COUNT + slot
-      seq = seq + 1
-      room = room - 1
-      wrote = true
-      local event = { 'q', seq, 'u', action.user, 'a', action.id, 'd', action.delta, 's', score, 'e', epoch }
-      if action.request ~= '' then
-        event[13], event[14] = 't', action.request
+      local delta_text, score_text = string.format('%.0f', delta), string.format('%.0f', score)
+      local seq_text = string.format('%.0f', seq + 1)
+      -- XADD first: it can fail, if another program wrote to the stream. The actions before are then completed.
+      local added = redis.pcall('XADD', events, '*', 'q', seq_text, 'u', user, 'a', ARGV[at + 2],
+        'd', delta_text, 's', score_text, 'e', epoch_text, optional_fields(ARGV[at + 6], traces[i]))
+      if type(added) ~= 'string' then
+        failure = added
+        break
       end
-      if action.trace then
-        event[#event + 1] = 'w'
-        event[#event + 1] = action.trace
+      stream_id, seq, room = added, seq + 1, room - 1
+      local packed, current = score * SLOT_COUNT + slot, KEYS[3 + 2 * pair_of[i]]
+      moves[#moves + 1] = string.format('%.0f', packed)
+      moves[#moves + 1] = user
+      packed_of[user], lowest[score] = packed, slot
+      redis.call('HSET', current, digest, delta_text .. ':' .. score_text .. ':' .. seq_text)
+      if not have_expiry then
+        redis.call('EXPIRE', current, 2 * seen_seconds + 60, 'NX')
       end
-      -- XADD first: it can fail, if another program wrote to the stream.
-      stream_id = redis.call('XADD', events, '*', unpack(event))
-      redis.call('ZADD', board, string.format('%.0f', packed), action.user)
-      redis.call('HSET', current, action.digest, string.format('%.0f:%.0f:%.0f', action.delta, score, seq))
-      touched[current] = true
       if packed >= threshold or (before and before >= threshold) then
         visible = true
-        if action.trace and #shown < TRACES_MAX then
-          shown[#shown + 1] = action.trace
+        if traces[i] and #shown < TRACES_MAX then
+          shown[#shown + 1] = traces[i]
         end
       end
-      replies[i] = { 'applied', action.delta, score, seq, 0 }
+      replies[i] = { 'applied', delta, score, seq, 0 }
+      applied[digest] = replies[i]
     end
   end
 end
-if wrote then
+write_board()
+if stream_id then
   if visible then
     redis.call('HSET', meta, 'seq', string.format('%.0f', seq), 'changed', string.match(stream_id, '^%d+'))
   else
     redis.call('HSET', meta, 'seq', string.format('%.0f', seq))
-  end
-  for key in pairs(touched) do
-    redis.call('EXPIRE', key, 2 * seen_seconds + 60, 'NX')
   end
 end
 
@@ -230,4 +256,4 @@ if visible then
   end
   redis.call('PUBLISH', changes, string.format('%.0f:%.0f', epoch, seq))
 end
-return replies
+return failure or replies

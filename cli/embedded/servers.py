@@ -61,7 +61,7 @@ class EmbeddedValkey(EmbeddedServer):
         return f"redis://:{quote(self.password, safe='')}@{HOST}:{self.port}/0"
 
     def _launch(self, lock: int) -> child.Process:
-        program = binaries.find_valkey()
+        program = self._find_program()
         config = self.folder.path / "valkey.conf"
         write_private(config, self._config())
         return child.spawn(
@@ -71,6 +71,9 @@ class EmbeddedValkey(EmbeddedServer):
             environment=self.environment,
             pass_fds=[lock],
         )
+
+    def _find_program(self) -> Path:
+        return binaries.find_valkey()
 
     def _config(self) -> str:
         lines = {

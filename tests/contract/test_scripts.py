@@ -120,7 +120,7 @@ def test_lua_and_python_agree_on_constants() -> None:
     assert int(constants["TRACES_MAX"]) == trace_context.NOTICE_MAX
     assert f"'{trace_context.NOTICE.decode()}' .." in body
     assert f"#traceparent == {trace_context.CONTEXT_BYTES}" in body
-    assert f"= '{trace_context.FIELD.decode()}'" in body
+    assert f"'{trace_context.FIELD.decode()}', trace" in body
     _, _, body = read("repair")
     constants = dict(re.findall(r"local ([A-Z_]+) = (\d+)", body))
     assert int(constants["SCORE_MAX"]) == model.SCORE_MAX

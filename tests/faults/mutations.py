@@ -36,8 +36,8 @@ MUTATIONS = [
     Mutation(
         "the stream is trimmed by its length",
         "lua/submit.lua",
-        "redis.call('XADD', events, '*', unpack(event))",
-        "redis.call('XADD', events, 'MAXLEN', 5, '*', unpack(event))",
+        "redis.pcall('XADD', events, '*',",
+        "redis.pcall('XADD', events, 'MAXLEN', 5, '*',",
         ("flusher_paused", "flusher_paused"),
         ("I1", "while paused"),
     ),
@@ -65,7 +65,7 @@ MUTATIONS = [
     Mutation(
         "dedup records never expire",
         "lua/submit.lua",
-        "    redis.call('EXPIRE', key, 2 * seen_seconds + 60, 'NX')\n",
+        "        redis.call('EXPIRE', current, 2 * seen_seconds + 60, 'NX')\n",
         "",
         ("scripts_flushed",),
         ("I7",),
@@ -73,8 +73,8 @@ MUTATIONS = [
     Mutation(
         "packed scores lose their last digits",
         "lua/submit.lua",
-        "redis.call('ZADD', board, string.format('%.0f', packed), action.user)",
-        "redis.call('ZADD', board, string.format('%.6g', packed), action.user)",
+        "moves[#moves + 1] = string.format('%.0f', packed)",
+        "moves[#moves + 1] = string.format('%.6g', packed)",
         ("scripts_flushed",),
         ("I3",),
     ),

@@ -1,8 +1,12 @@
 """submit.lua: each outcome and refusal, the order of equal scores, exact numbers."""
 
+import random
+
 import pytest
+import redis
 
 from scoreboard.model import SCORE_MAX, SLOT_COUNT, pack
+from tests.lua.conftest import on_the_real_server
 from tests.support.clients.scripts import KEYS, LAYOUT, Scripts, text
 
 
@@ -154,6 +158,70 @@ def test_every_dedup_shard_has_a_fixed_expiry(opened: Scripts) -> None:
 def _second(opened: Scripts) -> tuple[object, ...]:
     keys, args = opened.submit_call(("alice", "win:2", 10), ("alice", "win:3", 10))
     return (keys, *args)
+
+
+@on_the_real_server
+def test_dedup_shards_expire_if_the_user_may_not_call_exists(opened: Scripts) -> None:
+    """The user of an older version's ACL."""
+    rules = ("on", "nopass", "~*", "&*", "+@all", "-exists")
+    opened.client.execute_command("ACL", "SETUSER", "older", *rules)
+    pool = opened.client.connection_pool.connection_kwargs
+    with redis.Redis(host=pool["host"], port=pool["port"], username="older", password="x") as older:
+        keys, args = opened.submit_call(("alice", "win:1", 10), ("bob", "win:1", 10))
+        Scripts(older, is_real=True).run("submit", keys, *args)
+    opened.client.execute_command("ACL", "DELUSER", "older")
+
+    seen = opened.client.keys("*:seen:*")
+    assert seen
+    assert all(0 < opened.client.ttl(key) <= 2 * LAYOUT.seen_seconds + 60 for key in seen)
+
+
+@on_the_real_server
+def test_actions_before_a_failed_xadd_are_complete(opened: Scripts) -> None:
+    """Another program has used almost the last possible stream id."""
+    last = 2**64 - 1
+    opened.client.xadd(KEYS.events, {"x": "y"}, id=f"{last}-{last - 2}")
+    users = ("alice", "bob", "carol", "dave")
+    keys, args = opened.submit_call(*((user, "win:1", 10) for user in users))
+
+    assert "exhausted" in opened.refuses("submit", keys, *args)
+
+    assert [user for user, _ in opened.board()] == ["alice", "bob"]
+    assert [event["u"] for event in opened.events()[1:]] == ["alice", "bob"]
+    assert text(opened.client.hget(KEYS.meta, "seq")) == "2"
+    assert opened.submit(("bob", "win:1", 10)) == [["replayed", 10, 10, 2]]
+    before = opened.snapshot()
+    keys, args = opened.submit_call(("carol", "win:1", 10))
+    assert "exhausted" in opened.refuses("submit", keys, *args)
+    assert opened.snapshot() == before
+
+
+@on_the_real_server
+@pytest.mark.parametrize("seed", range(8))
+def test_a_batch_gives_the_same_as_its_actions_one_by_one(opened: Scripts, seed: int) -> None:
+    chance = random.Random(seed)
+    actions = [
+        (
+            f"user{chance.randrange(6)}",
+            f"act:{chance.randrange(20)}",
+            chance.choice([-2, -1, 1, 2, 3]),
+            chance.randrange(2),
+        )
+        for _ in range(64)
+    ]
+    single = [row for action in actions for row in opened.submit(action)]
+    expected = ([user for user, _ in opened.board()], opened.events())
+    opened.client.flushall()
+    opened.open()
+
+    batched: list[list[object]] = []
+    while len(batched) < len(actions):
+        size = chance.randint(1, 40)
+        batched += opened.submit(*actions[len(batched) : len(batched) + size])
+
+    assert batched == single
+    assert ([user for user, _ in opened.board()], opened.events()) == expected
+    assert {row[0] for row in single} == {"applied", "replayed", "conflict", "range"}
 
 
 def test_an_emptied_redis_accepts_nothing(scripts: Scripts) -> None:
