@@ -12,7 +12,7 @@ XDIST  := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 PYTEST := $(BIN)/python -m pytest $(XDIST)
 
 .DEFAULT_GOAL := help
-.PHONY: baseline upgrade-drill elastic smoke prove-compose prove-k8s bench-api bench-ws bench-flush bench-lua bench-memory bench-reseed bench-resources drill faults help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel lambda
+.PHONY: baseline upgrade-drill elastic smoke prove-compose prove-k8s bench-api bench-ws bench-flush bench-lua bench-memory bench-reseed bench-system bench-resources drill faults help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel lambda
 
 help:            ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -113,6 +113,9 @@ bench-lua: $(VENV)/.dev  ## measure submit.lua on boards of up to 5 million user
 
 bench-flush: $(VENV)/.dev  ## benchmark the flusher, COPY against executemany
 	$(BIN)/python -m tests.bench.flush $(BENCH_ARGS)
+
+bench-system: $(VENV)/.dev  ## measure an update's CPU time in the api, Redis, the flusher and PostgreSQL
+	$(BIN)/python -m tests.bench.system $(BENCH_ARGS)
 
 bench-resources: $(VENV)/.dev  ## measure memory, CPU and open files of each service and job
 	$(BIN)/python -m tests.bench.resources $(BENCH_ARGS)

@@ -6,10 +6,7 @@ action: the same payload, without exactly-once, order of equals or limits. CPU i
 server's process, user and system, from INFO, divided by the number of actions.
 """
 
-import json
-import math
 import os
-import platform
 import shutil
 import statistics
 import sys
@@ -30,11 +27,14 @@ from cli.embedded.servers import EmbeddedValkey
 from scoreboard.model import SLOT_COUNT, Layout, Partition, digest_of, shard_of
 from scoreboard.runtime import resources
 from scoreboard.store.keys import GROUP, PartitionKeys
+from tests.bench.rows import Figures, Recorder, Row
 
 SIZES: Final = (1_000, 1_000_000, 5_000_000)
 BATCHES: Final = (1, 16, 64)
 SYNCS: Final = ("always", "no")
-USERS: Final = ("known", "new")
+KINDS: Final = ("known", "new", "replay")
+"""Actions of users of the board, of new users, and repeats."""
+SUBMIT, OTHER, PLAIN = "submit.lua", "other", "plain"
 LAYOUT: Final = Layout()
 SCORES: Final = 100_000
 """Number of different scores of a loaded board."""
@@ -70,12 +70,11 @@ class Server(EmbeddedValkey):
 class Bench:
     """One server, its boards, and the script."""
 
-    def __init__(self, url: str, *, actions: int, other: bytes | None) -> None:
+    def __init__(self, url: str, *, other: bytes | None) -> None:
         self.client = redis.Redis.from_url(url, socket_timeout=600)
-        self.actions = actions
-        self.shas: dict[str, bytes] = {
+        self.shas: dict[str, Any] = {
             way: self.client.script_load(text)
-            for way, text in [("submit", resources.script("submit")), ("other", other)]
+            for way, text in [(SUBMIT, resources.script("submit")), (OTHER, other)]
             if text is not None
         }
         self._sent = 0
@@ -154,7 +153,7 @@ class Bench:
             made.append((user, action, digest, 10, f"{self._sent:032x}"))
         return made
 
-    def submit(self, board: str, actions: Sequence[Action], way: str = "submit") -> list[Command]:
+    def submit(self, board: str, actions: Sequence[Action], way: str = SUBMIT) -> list[Command]:
         """Return one call of a script, as the api's dispatcher sends it."""
         keys = PartitionKeys(Partition(board))
         generation = int(time.time() // LAYOUT.seen_seconds)
@@ -194,7 +193,7 @@ class Bench:
     ) -> float:
         """Send ``count`` actions in batches of one way; return the CPU µs of each."""
         make: Callable[[str, Sequence[Action]], list[Command]] = (
-            self.plain if way == "plain" else partial(self.submit, way=way)
+            self.plain if way == PLAIN else partial(self.submit, way=way)
         )
         count = max(count // batch, 1) * batch
         first = self._sent
@@ -212,7 +211,7 @@ class Bench:
         for commands, data in zip(batches, packed, strict=True):
             self._connection.send_packed_command(data)
             replies = [self._connection.read_response() for _ in commands]
-            if way != "plain":
+            if way != PLAIN:
                 wanted = b"replayed" if kind == "replay" else b"applied"
                 assert all(row[0] == wanted for row in replies[0])
         used_s = self.cpu_s() - before_s
@@ -258,22 +257,18 @@ def plain_key(keys: PartitionKeys, generation: int, shard: int) -> str:
 
 
 @contextmanager
-def bench(program: Path | None, *, actions: int, other: bytes | None) -> Iterator[Bench]:
+def bench(program: Path | None, *, other: bytes | None) -> Iterator[Bench]:
     """Start a server in a temporary folder, without a limit of memory."""
     folder = Path(tempfile.mkdtemp(prefix="scoreboard-bench-"))
     try:
         with Server(folder / "server", program) as server:
-            yield Bench(server.url, actions=actions, other=other)
+            yield Bench(server.url, other=other)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Return median, minimum and maximum."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
 def measure_server(
+    recorder: Recorder,
     program: Path | None,
     sizes: Sequence[int],
     batches: Sequence[int],
@@ -281,102 +276,74 @@ def measure_server(
     actions: int,
     rounds: int,
     other: bytes | None,
-) -> dict[str, Any]:
-    """Measure one server; return its figures."""
-    rows: list[dict[str, Any]] = []
-    with bench(program, actions=actions, other=other) as stage:
+) -> None:
+    """Measure one server."""
+    with bench(program, other=other) as stage:
+        server = {"server": stage.version}
         sys.stderr.write(f"{stage.version}\n")
-        per_action = stage.action_memory()
-        per_member: dict[str, float] = {}
+        for state, used in stage.action_memory().items():
+            recorder.add("memory", f"action, {state}", server, "memory", "B", used)
         for size in sizes:
             began_s = time.monotonic()
-            per_member[str(size)] = stage.load(f"b{size}", size)
+            used = stage.load(f"b{size}", size)
+            recorder.add("memory", "member", server | {"members": size}, "memory", "B", used)
             sys.stderr.write(f"{size:,} members in {time.monotonic() - began_s:.0f} s\n")
         for sync in SYNCS:
             stage.client.config_set("appendfsync", sync)
             for size in sizes:
                 for batch in batches:
-                    rows += _measure_cell(stage, sync, size, batch, rounds)
-        return {
-            "server": stage.version,
-            "bytes_per_member": per_member,
-            "bytes_per_action": per_action,
-            "rows": rows,
-        }
+                    # A batch with an fsync takes a millisecond of waiting, whatever its size.
+                    count = min(actions, batch * 400) if sync == "always" else actions
+                    cell = server | {"appendfsync": sync, "members": size, "batch": batch}
+                    for users in KINDS:
+                        _measure_cell(recorder, stage, cell, users, count, rounds)
 
 
 def _measure_cell(
-    stage: Bench, sync: str, size: int, batch: int, rounds: int
-) -> Iterator[dict[str, Any]]:
-    # A batch with an fsync takes a millisecond of waiting, whatever its size.
-    count = min(stage.actions, batch * 400) if sync == "always" else stage.actions
-    for kind in (*USERS, "replay"):
-        ways = [*stage.shas, *([] if kind == "replay" else ["plain"])]
-        found: dict[str, list[float]] = {way: [] for way in ways}
-        for number in range(rounds + 1):  # the first round warms up
-            for way in ways if number % 2 else reversed(ways):
-                cost = stage.measure(f"b{size}", size, batch, kind, way, count)
-                if number:
-                    found[way].append(cost)
-        row: dict[str, Any] = {
-            "appendfsync": sync,
-            "members": size,
-            "batch": batch,
-            "users": kind,
-            **{way: spread(costs) for way, costs in found.items()},
-        }
-        for way in ways[1:]:
-            pairs = zip(found["submit"], found[way], strict=True)
-            row[f"to_{way}"] = spread([ours / theirs for ours, theirs in pairs])
-        yield row
+    recorder: Recorder, stage: Bench, cell: dict[str, Any], users: str, count: int, rounds: int
+) -> None:
+    ways = [*stage.shas, *([] if users == "replay" else [PLAIN])]
+    size, batch = cell["members"], cell["batch"]
+    for number in range(rounds + 1):  # the first round warms up
+        for way in ways if number % 2 else reversed(ways):
+            with recorder.measurement():
+                used_us = stage.measure(f"b{size}", size, batch, users, way, count)
+            if number:
+                parameters = cell | {"users": users}
+                recorder.add("actions", way, parameters, "Redis CPU", "µs", used_us)
 
 
-def render(figures: dict[str, Any]) -> str:
-    """Return the figures of one server as Markdown."""
-    ways = [way for way in ("plain", "other") if any(way in row for row in figures["rows"])]
-    heads = [
-        *("appendfsync", "members", "batch", "users"),
-        *(f"ratio to {way} (min–max)" for way in ways),
-        *(f"{way}, µs" for way in ("submit.lua", *ways)),
-    ]
-    lines = [f"**{figures['server']}**", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for row in figures["rows"]:
-        cells = [row["appendfsync"], f"{row['members']:,}", str(row["batch"]), row["users"]]
-        cells += [_figure(row.get(f"to_{way}"), 2) for way in ways]
-        cells += [_figure(row.get(way), 1) for way in ("submit", *ways)]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", growth(figures["rows"]), ""]
-    for size, used in figures["bytes_per_member"].items():
-        lines.append(f"Member of a board of {int(size):,}: {used:.0f} bytes.")
-    for state, used in figures["bytes_per_action"].items():
-        lines.append(f"Action, {state}: {used:.0f} bytes.")
-    return "\n".join(lines)
+def report(figures: Figures) -> None:
+    """Print the figures, ratios first."""
+    cells: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in figures.rows:
+        if row.work == "memory":
+            server, *rest = row.parameters.values()
+            members = f" of a board of {rest[0]:,}" if rest else ""
+            click.echo(f"{server}: {row.variant}{members}: {row.median:.0f} bytes")
+        else:
+            cells.setdefault(tuple(row.parameters.values()), {})[row.variant] = row
+    others = [way for way in (PLAIN, OTHER) if any(way in rows for rows in cells.values())]
+    heads = ["server", "appendfsync", "members", "batch", "users"]
+    heads += [f"ratio to {way}" for way in others] + [f"{way}, µs" for way in (SUBMIT, *others)]
+    click.echo(f"\n| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
+    for names, rows in cells.items():
+        ours = rows[SUBMIT].values
+        shown = [f"{name:,}" if isinstance(name, int) else name for name in names]
+        for way in others:
+            theirs = rows[way].values if way in rows else []
+            shown.append(_figure([one / two for one, two in zip(ours, theirs, strict=False)], 2))
+        shown += [_figure(rows[way].values if way in rows else [], 1) for way in (SUBMIT, *others)]
+        click.echo(f"| {' | '.join(shown)} |")
+    click.echo(f"foreign CPU: {max(figures.foreign):.0%} of the machine at most")
 
 
-def _figure(values: dict[str, float] | None, digits: int) -> str:
+def _figure(values: Sequence[float], digits: int) -> str:
     """Return a median with its minimum and maximum."""
-    if values is None:
+    if not values:
         return ""
-    median, least, most = (f"{values[name]:.{digits}f}" for name in ("median", "min", "max"))
-    return f"{median} ({least}–{most})"
-
-
-def growth(rows: Sequence[dict[str, Any]]) -> str:
-    """Return how the cost grows with the number of members."""
-    cells = [
-        row
-        for row in rows
-        if (row["appendfsync"], row["batch"], row["users"]) == ("no", rows[-1]["batch"], "known")
-    ]
-    costs = [f"{row['submit']['median']:.1f} µs at {row['members']:,}" for row in cells]
-    doublings = math.log2(cells[-1]["members"] / cells[0]["members"])
-    if not doublings:
-        return ""
-    slope = (cells[-1]["submit"]["median"] - cells[0]["submit"]["median"]) / doublings
-    return (
-        f"Batches of {cells[0]['batch']} without fsync: {', '.join(costs)};"
-        f" {slope:.2f} µs for each doubling of the members."
-    )
+    median = statistics.median(values)
+    return f"{median:.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
 
 
 @click.command()
@@ -397,7 +364,7 @@ def growth(rows: Sequence[dict[str, Any]]) -> str:
 @click.option("--actions", default=6400, help="Actions of each measurement.")
 @click.option("--rounds", default=3, help="Measurements of each kind; the median is shown.")
 @click.option("--quick", is_flag=True, help="Small boards and few actions, to try the program.")
-@click.option("--json", "file", type=click.Path(path_type=Path), help="Write the figures to FILE.")
+@click.option("--json", "json_file", type=click.Path(), help="Write the figures to this file.")
 def main(
     programs: Sequence[Path],
     other: Path | None,
@@ -406,36 +373,27 @@ def main(
     actions: int,
     rounds: int,
     quick: bool,
-    file: Path | None,
+    json_file: str | None,
 ) -> None:
     """Compare submit.lua with four plain commands."""
     if quick:
         members, batches, actions, rounds = "1000,20000", "1,16", 320, 1
     if not programs and (found := shutil.which("redis-server")):
         programs = [Path(found)]
-    figures = {
-        "machine": {
-            "cores": os.cpu_count(),
-            "load_before": os.getloadavg()[0],
-            "python": platform.python_version(),
-            "redis-py": metadata.version("redis"),
-        },
-        "servers": [
-            measure_server(
-                program,
-                [int(size) for size in members.split(",")],
-                [int(batch) for batch in batches.split(",")],
-                actions=actions,
-                rounds=rounds,
-                other=other.read_bytes() if other else None,
-            )
-            for program in (None, *programs)
-        ],
-    }
-    if file is not None:
-        file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    for one in figures["servers"]:
-        click.echo(render(one) + "\n")
+    recorder = Recorder("lua", redis=metadata.version("redis"))
+    for program in (None, *programs):
+        measure_server(
+            recorder,
+            program,
+            [int(size) for size in members.split(",")],
+            [int(batch) for batch in batches.split(",")],
+            actions=actions,
+            rounds=rounds,
+            other=other.read_bytes() if other else None,
+        )
+    report(recorder.figures)
+    if json_file:
+        recorder.write(json_file)
 
 
 if __name__ == "__main__":
