@@ -7,6 +7,7 @@ from scoreboard.errors import RedisUnavailable
 from scoreboard.ledger.actions import insert_action, select_actions
 from scoreboard.ledger.audit import AuditTrail, audited
 from scoreboard.ledger.boards import insert_board, select_board
+from scoreboard.ledger.load_tests import CREATED, is_load_test_name
 from scoreboard.ledger.migrations import require_schema
 from scoreboard.ledger.pool import Connection
 from scoreboard.model import Board
@@ -25,13 +26,16 @@ from scoreboard.runtime.settings import Settings
 async def create_board(connection: Connection, board: Board, *, actor: str) -> bool:
     """Create a board and its row in the audit log; return whether it is new.
 
+    A board whose name is one for load tests is marked so: `scoreboard bench` deletes its data.
+
     Raises DatabaseUnavailable.
     """
     async with audited(connection) as trail:
         if not await insert_board(connection, board):
             return False
         detail = {"layout": str(board.layout), "public": board.is_public}
-        await trail.insert(actor=actor, action="board create", board=board.name, detail=detail)
+        action = CREATED if is_load_test_name(board.name) else "board create"
+        await trail.insert(actor=actor, action=action, board=board.name, detail=detail)
     return True
 
 

@@ -22,6 +22,7 @@ from typing import Any, Final, Protocol
 import msgspec
 from msgspec import Struct
 
+from cli.bench.clock import Course
 from cli.bench.measurement import LATE_S, LOST, TIMEOUT, Measurement, Snapshot
 from cli.bench.schedule import Schedule, Window
 from cli.bench.ticker import ticking
@@ -148,13 +149,14 @@ class HttpLoad:
         else:
             for connection in self._take_idle():
                 self._send_next(connection, start_s)
+        course = Course(start_s, window.end_s, stop, report)
         clock = ticking(self._schedule.tick_s, self._on_tick) if self._schedule else nullcontext()
         with clock:
             async with asyncio.TaskGroup() as group:
                 keeper = group.create_task(self._keep_connections())
-                await _wait_until(window.begin_s, stop, report, start_s, window.end_s)
+                await course.wait_until(window.begin_s)
                 first = await self._snapshot(snapshot)
-                await _wait_until(window.end_s, stop, report, start_s, window.end_s)
+                await course.wait_until(window.end_s)
                 last = await self._snapshot(snapshot)
                 self._end_early(last.at_s)
                 await self._finish()
@@ -166,7 +168,7 @@ class HttpLoad:
         """Send requests again, one after another, and count their outcomes."""
         outcomes: Counter[str] = Counter()
         for number in numbers:
-            outcomes[await self._send_once(number)] += 1
+            outcomes[await self.send_once(number)] += 1
         return outcomes
 
     # Events of connections -------------------------------------------------------------------
@@ -307,7 +309,8 @@ class HttpLoad:
         completed, at_s = self.measurement.completed, time.perf_counter()
         return Snapshot(at_s, completed, await read())
 
-    async def _send_once(self, number: int) -> str:
+    async def send_once(self, number: int) -> str:
+        """Send a request on a connection of its own and return its outcome."""
         address = self._plan.address
         try:
             async with asyncio.timeout(TIMEOUT_S):
@@ -329,23 +332,6 @@ class HttpLoad:
         except OSError:
             return LOST
         return self.work.judge(response[0], response[1])
-
-
-async def _wait_until(
-    until_s: float,
-    stop: asyncio.Event,
-    report: Callable[[float], None],
-    start_s: float,
-    end_s: float,
-) -> None:
-    """Wait until a moment or ``stop``; report the elapsed share of the run meanwhile."""
-    while not stop.is_set() and (left_s := until_s - time.perf_counter()) > 0:
-        report((time.perf_counter() - start_s) / (end_s - start_s))
-        try:
-            async with asyncio.timeout(min(left_s, 0.25)):
-                await stop.wait()
-        except TimeoutError:
-            pass
 
 
 def _parse(data: bytes) -> tuple[int, bytes, bool] | None:

@@ -8,6 +8,9 @@ TICK_S: Final = 0.000_25
 """Shortest interval between two looks at the schedule: the error of a send time."""
 
 
+_ROUNDING_S: Final = 1e-6
+
+
 class Window(Struct, frozen=True):
     """The measured part of a run, by the clock of ``time.perf_counter``."""
 
@@ -15,7 +18,9 @@ class Window(Struct, frozen=True):
     end_s: float
 
     def __contains__(self, at_s: object) -> bool:
-        return isinstance(at_s, float) and self.begin_s <= at_s < self.end_s
+        # The sums of a schedule are rounded, and a request at the edge must not be lost by that.
+        at = at_s + _ROUNDING_S if isinstance(at_s, float) else -1.0
+        return self.begin_s <= at < self.end_s
 
 
 class Schedule:
@@ -29,7 +34,7 @@ class Schedule:
         self._rate = rate
         self._start_s = start_s
         self._count = 0
-        self._total = max(int((end_s - start_s) * rate), 0)
+        self._total = max(round((end_s - start_s) * rate), 0)
 
     @property
     def tick_s(self) -> float:

@@ -61,6 +61,8 @@ ACTIONS: Final[dict[str, EventClass]] = {
     "action disable": _CONFIGURED,
     "user set": EventClass("iam", ("user", "change")),
     "user import": EventClass("iam", ("user", "change")),
+    "bench create": EventClass("configuration", ("creation",)),
+    "bench remove": EventClass("configuration", ("deletion",)),
     "backup record": EventClass("database", ("info",)),
     "dead apply": _REBUILT,
     "dead discard": _REBUILT,

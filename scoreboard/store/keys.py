@@ -27,6 +27,11 @@ PULSE: Final = "sb:pulse"
 """Counter that the dispatcher increments before it waits for replicas (docs/decisions/0006)."""
 
 
+def load_test_key(board: str) -> str:
+    """Name the mark of a board that a load of the scripts made: when its run was last alive, s."""
+    return f"sb:{{{board}:0}}:bench"
+
+
 def limit_key(kind: str, caller: str, per_minute: int) -> str:
     """Name the list of a caller's updates in the last minute; another limit has another list."""
     return f"{LIMIT_PREFIX}:LIMITER/{kind}/{caller}/{per_minute}/1/minute"

@@ -1,0 +1,283 @@
+"""`scoreboard bench` on a running system: its board, what it removes, how it ends."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+import redis
+
+from tests.support.eventually import eventually
+from tests.support.servers.system import System
+
+pytestmark = pytest.mark.slow
+
+BOARD = "bench-load"
+SHORT = ("--duration", "1", "--warm-up", "0.2", "--rate", "200", "--json", "-")
+TABLES = (
+    "boards",
+    "scores",
+    "score_events",
+    "users",
+    "flush_state",
+    "rejected_events",
+    "dead_events",
+)
+
+
+@pytest.fixture
+def loaded(tmp_path: Path) -> Iterator[System]:
+    """A running system with a score on its board, which also serves a board for load tests."""
+    made = System(tmp_path / "system", boards=f"main,{BOARD}", rate_limit="gateway")
+    try:
+        made.start()
+        assert bench(made, "clean").returncode == 0
+        sent = httpx.post(
+            f"{made.api}/api/scores/update",
+            json={"userId": "alice", "actionId": "win:1"},
+            headers=made.game_server(),
+        )
+        assert sent.status_code == 200
+        eventually(lambda: any("alice" in row for row in rows(made)["users"]))
+        yield made
+    finally:
+        made.stop()
+
+
+def bench(system: System, *arguments: str) -> subprocess.CompletedProcess[str]:
+    addresses = () if arguments[0] in {"clean", "lua"} else ("--api", system.api, "--ws", system.ws)
+    return system.run("bench", *arguments, *addresses)
+
+
+def rows(system: System) -> dict[str, list[str]]:
+    """Return everything in PostgreSQL but the audit log, each row as text."""
+    with psycopg.connect(system.postgres.url) as connection:
+        return {
+            table: sorted(
+                row[0] for row in connection.execute(f"SELECT {table}::TEXT FROM {table}")
+            )
+            for table in TABLES
+        }
+
+
+def keys(system: System) -> set[str]:
+    """Return the names of all keys in Redis."""
+    with redis.Redis.from_url(system.valkey.url, decode_responses=True) as client:
+        return set(client.scan_iter())
+
+
+def outside(system: System) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return both stores without the fixed rows and keys of the board for load tests."""
+    tables = {
+        name: [row for row in held if BOARD not in row] for name, held in rows(system).items()
+    }
+    with redis.Redis.from_url(system.valkey.url, decode_responses=True) as client:
+        # The flusher writes to streams and meta hashes of its own accord.
+        contents = {
+            name: client.zrange(name, 0, -1, withscores=True)
+            if client.type(name) == "zset"
+            else None
+            for name in keys(system)
+            if BOARD not in name
+        }
+    return tables, contents
+
+
+def start(system: System, *arguments: str) -> "subprocess.Popen[str]":
+    """Start a load that lasts until it is stopped."""
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "cli", "bench", *arguments, "--duration", "600"),
+            *("--rate", "200", "--json", "-", "--data-dir", str(system.folder)),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def actions_of_load(system: System) -> int:
+    with psycopg.connect(system.postgres.url) as connection:
+        row = connection.execute(
+            "SELECT count(*) FROM score_events WHERE board = %s", (BOARD,)
+        ).fetchone()
+    return row[0] if row else 0
+
+
+def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("load", ["http", "read", "ws", "flush", "lua"])
+def test_a_load_measures_and_leaves_nothing(loaded: System, load: str) -> None:
+    more = {"ws": ("--viewers", "20", "--joins", "200"), "flush": ("--burst", "500")}
+    before = outside(loaded)
+
+    found = result_of(bench(loaded, load, *SHORT, *more.get(load, ())))
+
+    assert found["loop"] == "open"
+    assert found["latency"]["count"] > 100
+    assert set(found["outcomes"]) <= {"applied", "ok"}
+    assert found["cpu_us"]["redis"] > 0
+    assert found["environment"]["redis"]["appendfsync"] == "always"
+    assert outside(loaded) == before
+    of_load = {name: [r for r in held if BOARD in r] for name, held in rows(loaded).items()}
+    assert {name for name, held in of_load.items() if held} <= {"boards", "flush_state"}
+    left = {name for name in keys(loaded) if BOARD in name}
+    assert left <= {f"sb:{{{BOARD}:0}}:{kind}" for kind in ("meta", "events")}
+
+
+def test_the_ledger_is_append_only_again_after_a_run(loaded: System) -> None:
+    result_of(bench(loaded, "http", *SHORT))
+    with psycopg.connect(loaded.postgres.url) as connection:
+        states = connection.execute(
+            "SELECT DISTINCT tgenabled FROM pg_trigger WHERE tgname = 'score_events_no_change'"
+        ).fetchall()
+    assert states == [("O",)]
+
+
+def test_a_criterion_decides_the_exit_code(loaded: System) -> None:
+    done = bench(loaded, "http", *SHORT, "--fail-if", "p50<1s", "--fail-if", "errors>0%")
+    assert done.returncode == 1
+    assert "http: p50<1s" in done.stderr
+    assert "errors" not in done.stderr
+    assert json.loads(done.stdout)["outcomes"] == {"applied": 200}
+
+
+def test_an_unreadable_criterion_fails_before_anything_starts(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "cli", "bench", "all", "--fail-if", "p95>1ms"],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin", "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "'p95' is not a figure" in done.stderr
+    assert "starting" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("board", "reason"),
+    [("main", "never on main"), ("bench-other", "do not serve board bench-other")],
+)
+def test_only_served_boards_for_load_tests_are_loaded(
+    loaded: System, board: str, reason: str
+) -> None:
+    before = outside(loaded)
+    done = bench(loaded, "http", *SHORT, "--board", board)
+    assert done.returncode == 5
+    assert reason in done.stderr
+    assert outside(loaded) == before
+
+
+def test_a_board_without_the_mark_is_never_touched(loaded: System) -> None:
+    """A board of players that was called so when the prefix had no meaning."""
+    with psycopg.connect(loaded.postgres.url) as connection:
+        connection.execute("INSERT INTO boards VALUES (%s, 1, 43200, 64, true)", (BOARD,))
+    before = rows(loaded)
+    done = bench(loaded, "http", *SHORT)
+    assert done.returncode == 5
+    assert "was not created as one for load tests" in done.stderr
+    assert bench(loaded, "clean").returncode == 0
+    assert rows(loaded) == before
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_reports_what_it_measured_and_leaves_nothing(
+    loaded: System, stop: signal.Signals
+) -> None:
+    before = outside(loaded)
+    process = start(loaded, "http", "--warm-up", "0", "--api", loaded.api)
+    try:
+        eventually(lambda: actions_of_load(loaded) > 100, within_s=60)
+        process.send_signal(stop)
+        out, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    found = json.loads(out)
+    assert found["outcomes"]["applied"] > 100
+    assert "the run was stopped before its end" in found["marks"]
+    assert actions_of_load(loaded) == 0
+    assert outside(loaded) == before
+
+
+def test_a_second_run_on_the_board_is_refused(loaded: System) -> None:
+    process = start(loaded, "http", "--api", loaded.api)
+    try:
+        eventually(lambda: actions_of_load(loaded) > 10, within_s=60)
+        done = bench(loaded, "http", *SHORT)
+        assert done.returncode == 5
+        assert "Another load test runs" in done.stderr
+        assert "in use by a running load test" in bench(loaded, "clean").stdout
+        assert actions_of_load(loaded) > 10
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+
+
+def test_what_a_killed_run_left_is_cleaned(loaded: System) -> None:
+    before = outside(loaded)
+    process = start(loaded, "http", "--api", loaded.api)
+    try:
+        eventually(lambda: actions_of_load(loaded) > 100, within_s=60)
+    finally:
+        process.kill()
+        process.communicate()
+
+    done = eventually_unlocked(loaded)
+    assert "has data of a run that was killed" in done.stderr
+    cleaned = bench(loaded, "clean")
+    assert f"{BOARD}: emptied" in cleaned.stdout, cleaned.stderr
+    assert actions_of_load(loaded) == 0
+    assert outside(loaded) == before
+    result_of(bench(loaded, "http", *SHORT))
+
+
+def eventually_unlocked(system: System) -> subprocess.CompletedProcess[str]:
+    """Return a refused run; PostgreSQL notices the end of a killed client after a moment."""
+    until_s = time.monotonic() + 30
+    while True:
+        done = bench(system, "http", *SHORT)
+        assert done.returncode == 5, done.stdout
+        if "Another load test" not in done.stderr or time.monotonic() > until_s:
+            return done
+
+
+def test_the_keys_of_a_killed_load_of_scripts_are_cleaned(loaded: System) -> None:
+    before = outside(loaded)
+    process = start(loaded, "lua", "--members", "1000")
+
+    def script_keys() -> set[str]:
+        return {name for name in keys(loaded) if "{bench-" in name and BOARD not in name}
+
+    try:
+        eventually(lambda: any(":events" in name for name in script_keys()), within_s=60)
+    finally:
+        process.kill()
+        process.communicate()
+    eventually(lambda: "removed from Redis" in bench(loaded, "clean").stdout, within_s=30)
+    assert script_keys() == set()
+    assert outside(loaded) == before
+
+
+def test_a_board_that_is_no_longer_served_is_removed(loaded: System) -> None:
+    result_of(bench(loaded, "http", *SHORT))
+    for service in loaded.services.values():
+        service.stop()
+    state = loaded.folder / "running.json"
+    state.write_text(state.read_text().replace(f"main,{BOARD}", "main"))
+    done = bench(loaded, "clean")
+    assert f"{BOARD}: removed" in done.stdout, done.stderr
+    assert not [row for held in rows(loaded).values() for row in held if BOARD in row]
+    assert not [name for name in keys(loaded) if BOARD in name]
