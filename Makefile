@@ -12,7 +12,7 @@ XDIST  := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 PYTEST := $(BIN)/python -m pytest $(XDIST)
 
 .DEFAULT_GOAL := help
-.PHONY: baseline upgrade-drill elastic smoke prove-compose prove-k8s bench-api bench-ws bench-flush bench-lua bench-memory bench-reseed bench-system bench-resources drill faults help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel lambda
+.PHONY: baseline upgrade-drill elastic smoke prove-compose prove-k8s bench-api bench-ws bench-flush bench-lua bench-memory bench-reseed bench-system bench-resources drill faults help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel lambda bench
 
 help:            ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -95,6 +95,9 @@ REF ?= HEAD
 
 baseline: $(VENV)/.dev  ## make a commit the previous release of tests/upgrade: REF=v0.1.0
 	$(BIN)/python -m tests.upgrade.versions $(REF)
+
+bench: $(VENV)/.dev  ## run every benchmark and write its tables: BENCH_ARGS="--only api,ws --quick --no-write"
+	$(BIN)/python -m tests.bench $(BENCH_ARGS)
 
 bench-reseed: $(VENV)/.dev  ## benchmark reseed and verify with a million users
 	$(BIN)/python -m tests.bench.reseed $(BENCH_ARGS)

@@ -7,13 +7,13 @@ affected by other load, then throughput and latency.
 """
 
 import asyncio
-import json
 import platform
-import sys
 import tempfile
+from functools import partial
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import click
 
@@ -21,7 +21,8 @@ from cli.embedded.servers import EmbeddedValkey
 from tests.bench.api.stage import MODULES, WORKS, api_settings, measure, open_main, server
 from tests.bench.api.tokens import prepare
 from tests.bench.machine import pin, two_cores
-from tests.bench.rows import Figures, Recorder
+from tests.bench.rows import Recorder
+from tests.bench.tables import Published, render
 
 REMEMBERS_NOTHING = {"baseline"}
 """Servers that need no warm-up by every user."""
@@ -76,99 +77,68 @@ def main(
     with tempfile.TemporaryDirectory(prefix="scoreboard-bench-") as folder:
         settings = {"appendfsync": "always"}
         with EmbeddedValkey(Path(folder) / "valkey", settings=settings) as valkey:
-            assert valkey.pid is not None
-            if cores:
+            if cores and valkey.pid:
                 pin(valkey.pid, {cores[1]})
-            for work in chosen:
-                for number in range(repeat):
-                    for count in counts:
-                        for name in names if number % 2 == 0 else reversed(names):
-                            one = Run(work, name, count, number, quick=quick)
-                            plan = one.plan(seconds, rate)
-                            asyncio.run(open_main(valkey.url, one.members))
-                            tokens = prepare(one.users if plan["work"] == "update" else 1)
-                            plan |= {"tokens": str(tokens.tokens), "core": cores and cores[1]}
-                            environ = api_settings(valkey.url, tokens)
-                            with server(name, environ, cores and cores[0], before) as (pid, port):
-                                found = one.measure(
-                                    recorder, pid, valkey.pid, plan | {"port": port}
-                                )
-                            sys.stderr.write(
-                                f"{work}, {count} connections, {name}: {json.dumps(found)}\n"
-                            )
-    report(recorder.figures)
+            bench = Bench(valkey, cores, before, is_quick=quick, seconds=seconds, rate=rate)
+            for work, number, count in product(chosen, range(repeat), counts):
+                for name in names if number % 2 == 0 else reversed(names):
+                    found = recorder.measure(partial(bench.run, work, name, count))
+                    parameters = {"connections": count, "users": bench.users(work)}
+                    for (metric, unit), value in found.items():
+                        recorder.add(work, name, parameters, metric, unit, value)
+                    shown = ", ".join(f"{key[0]} {value:,.1f}" for key, value in found.items())
+                    click.echo(f"{work}, {count} connections, {name}: {shown}", err=True)
+    click.echo(render(Published(recorder.figures, {}), "api"))
     if json_file:
         recorder.write(json_file)
 
 
-class Run:
-    """One server with one work and one number of connections."""
+class Bench(NamedTuple):
+    """What all runs share."""
 
-    def __init__(self, work: str, name: str, count: int, number: int, *, quick: bool) -> None:
-        self.work, self.name, self.count, self.number = work, name, count, number
-        self._work = WORKS[work]
-        most = QUICK_USERS if quick else sys.maxsize
-        self.users = min(self._work.users, most * (10 if self._work.is_once else 1))
-        self.members = min(self._work.members, most)
-        self.is_quick = quick
+    valkey: EmbeddedValkey
+    cores: tuple[int, int] | None
+    before: Path | None
+    is_quick: bool
+    seconds: float
+    rate: float
 
-    def plan(self, seconds: float, rate: float) -> dict[str, Any]:
-        warm_requests = 0 if self.name in REMEMBERS_NOTHING else self._work.warm_requests
-        return {
-            "work": self._work.request,
-            "connections": self.count,
-            "users": self.users,
+    def users(self, work: str) -> int:
+        users = WORKS[work].users
+        return min(users, QUICK_USERS * 10) if self.is_quick else users
+
+    def run(self, work: str, name: str, count: int) -> dict[tuple[str, str], float]:
+        """Measure one server with one work and one number of connections."""
+        users = self.users(work)
+        chosen = WORKS[work]
+        asyncio.run(open_main(self.valkey.url, min(chosen.members, users)))
+        tokens = prepare(users if chosen.request == "update" else 1)
+        warm_requests = 0 if name in REMEMBERS_NOTHING else min(chosen.warm_requests, users)
+        plan = {
+            "work": chosen.request,
+            "connections": count,
+            "users": users,
+            "tokens": str(tokens.tokens),
             "warm_s": 0.1 if self.is_quick else 1.0,
-            "warm_requests": min(warm_requests, 2 * self.users),
-            "is_once": self._work.is_once,
-            "seconds": seconds,
-            "run": f"{self.name}-{self.count}-{self.number}",
-            "rate": rate,
+            "warm_requests": warm_requests,
+            "is_once": chosen.is_once,
+            "seconds": self.seconds,
+            "run": "bench",
+            "rate": self.rate,
+            "core": self.cores and self.cores[1],
         }
-
-    def measure(
-        self, recorder: Recorder, pid: int, redis_pid: int, plan: dict[str, Any]
-    ) -> dict[str, float]:
-        with recorder.measurement():
-            found = measure(pid, redis_pid, plan)
-        found["client_cpu_percent"] = 100 * found.pop("client_cpu_share")
-        parameters = {"connections": self.count, "users": self.users}
-        for metric, unit, key in METRICS:
-            recorder.add(self.work, self.name, parameters, metric, unit, found[key])
-        return {key: round(value, 2) for key, value in found.items()}
+        environ = api_settings(self.valkey.url, tokens)
+        core = self.cores and self.cores[0]
+        with server(name, environ, core, self.before) as (pid, port):
+            found = measure(pid, self.valkey.pid, plan | {"port": port})
+        found["client_cpu_percent"] = 100 * found["client_cpu_share"]
+        return {(metric, unit): found[key] for metric, unit, key in METRICS}
 
 
 def facts() -> dict[str, str]:
     """Return the versions of what is measured."""
     names = ("litestar", "uvicorn", "uvloop", "redis", "hiredis")
     return {"Python": platform.python_version()} | {name: version(name) for name in names}
-
-
-def report(figures: Figures) -> None:
-    """Print medians, with the spread of the CPU figures, and the ratios to the api."""
-    click.echo(
-        "| work | connections | server | server CPU µs | Redis CPU µs | /s | p50 ms | p99 ms |"
-    )
-    click.echo("|---|---|---|---|---|---|---|---|")
-    cells: dict[tuple[str, Any, str], dict[str, str]] = {}
-    cpu: dict[tuple[str, Any], dict[str, float]] = {}
-    for row in figures.rows:
-        key = (row.work, row.parameters["connections"])
-        text = f"{row.median:,.0f}" if row.median >= 100 else f"{row.median:.1f}"
-        if row.unit == "µs":
-            text += f" ({min(row.values):.0f}–{max(row.values):.0f})"
-        cells.setdefault((*key, row.variant), {})[row.metric] = text
-        if row.metric == "server CPU":
-            cpu.setdefault(key, {})[row.variant] = row.median
-    for (work, count, name), shown in cells.items():
-        columns = [shown[metric] for metric, _, _ in METRICS[:-1]]
-        click.echo(f"| {work} | {count} | {name} | {' | '.join(columns)} |")
-    for (work, count), medians in cpu.items():
-        for name, other in medians.items():
-            if name != "api" and "api" in medians:
-                ratio = medians["api"] / other
-                click.echo(f"{work}, {count} connections: {ratio:.2f} of the CPU of {name}")
-    click.echo(f"foreign CPU: {max(figures.foreign):.0%} of the machine at most")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ class Work(NamedTuple):
 
 
 WORKS = {
-    "update": Work("update", 4_000, warm_requests=8_000),
+    "update": Work("update", 4_000, warm_requests=4_000),
     "update-many-users": Work("update", 100_000, warm_requests=100_000),
     "first-token": Work("update", 100_000, is_once=True),
     "leaderboard": Work("leaderboard", 4_000, 4_000),

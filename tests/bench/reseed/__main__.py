@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import psycopg
+import redis
 from psycopg import sql
 
 from cli.embedded.servers import EmbeddedPostgres, EmbeddedValkey
@@ -24,6 +25,17 @@ from scoreboard.recovery.verify import verify
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.store.client import make_client
 from scoreboard.store.store import Store
+from tests.bench.rows import Recorder
+from tests.bench.tables import Published, render
+
+METRICS = (
+    ("reseed", "time", "s", "reseed_s"),
+    ("reseed", "users", "/s", "users_per_s"),
+    ("reseed", "CPU of the command", "s", "reseed_cpu_s"),
+    ("verify --full", "time", "s", "verify_s"),
+    ("verify --full", "users", "/s", "verified_per_s"),
+    ("verify --full", "CPU of the command", "s", "verify_cpu_s"),
+)
 
 FILL = (
     "INSERT INTO boards VALUES ('main', 1, 43200, 64, TRUE)",
@@ -69,6 +81,7 @@ async def measure(settings: Settings) -> dict[str, float]:
                 store, connection, board, await choose_partitions(store, board), actor="bench"
             )
             reseed_cpu_s = time.process_time() - cpu_s
+        cpu_s = time.process_time()
         async with await connect(settings, name="bench", **SESSION) as connection:
             verdict = await verify(client, connection, board, sample=None, report=report_nothing)
     finally:
@@ -80,25 +93,48 @@ async def measure(settings: Settings) -> dict[str, float]:
         "reseed_s": round(done.duration_s, 2),
         "reseed_cpu_s": round(reseed_cpu_s, 2),
         "users_per_s": round(done.users / done.duration_s),
+        "verify_cpu_s": round(time.process_time() - cpu_s, 2),
         "verify_s": round(verdict.duration_s, 2),
         "verified_per_s": round(verdict.users / verdict.duration_s),
     }
 
 
-def main() -> int:
-    """Fill, measure, print one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--users", type=int, default=1_000_000)
-    parser.add_argument("--actions", type=int, default=0, help="of them, within the dedup window")
-    chosen = parser.parse_args()
+def run(recorder: Recorder, *, users: int, actions: int, rounds: int) -> None:
+    """Fill a ledger once, then reseed and verify it in each round."""
     with (
         tempfile.TemporaryDirectory() as folder,
         EmbeddedValkey(Path(folder) / "valkey") as valkey,
         EmbeddedPostgres(Path(folder) / "postgres") as postgres,
+        redis.Redis.from_url(valkey.url) as client,
     ):
-        fill(postgres.url, users=chosen.users, actions=chosen.actions)
+        fill(postgres.url, users=users, actions=actions)
         settings = Settings(redis_url=Secret(valkey.url), database_url=Secret(postgres.url))
-        print(json.dumps(asyncio.run(measure(settings))))
+        for _ in range(rounds):
+            client.flushall()
+            with recorder.measurement():
+                found = asyncio.run(measure(settings))
+            sys.stderr.write(f"{json.dumps(found)}\n")
+            parameters = {"users": users, "remembered actions": actions}
+            for work, metric, unit, key in METRICS:
+                recorder.add(work, "scoreboard", parameters, metric, unit, found[key])
+
+
+def main() -> int:
+    """Measure a ledger without and one with actions in the dedup window."""
+    parser = argparse.ArgumentParser(prog="make bench-reseed", description=__doc__)
+    parser.add_argument("--users", type=int, default=1_000_000)
+    parser.add_argument("--actions", default="0,200000", help="within the dedup window, by comma")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--json", help="write the figures to this file")
+    parser.add_argument("--quick", action="store_true", help="only check that everything works")
+    chosen = parser.parse_args()
+    recorder = Recorder("reseed")
+    for actions in [500] if chosen.quick else map(int, chosen.actions.split(",")):
+        users = 1_000 if chosen.quick else chosen.users
+        run(recorder, users=users, actions=actions, rounds=chosen.rounds)
+    print(render(Published(recorder.figures, {})))
+    if chosen.json:
+        recorder.write(chosen.json)
     return 0
 
 

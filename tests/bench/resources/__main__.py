@@ -32,6 +32,7 @@ from tests.bench.flush.__main__ import feed, is_committed
 from tests.bench.flush.stage import Servers, family_cpu_s, fill, make_board
 from tests.bench.reseed.__main__ import fill as fill_ledger
 from tests.bench.resources.processes import Service, Use, run_job, service, use_of
+from tests.bench.rows import Recorder
 from tests.bench.ws.__main__ import ViewersProcess, publish
 from tests.support.eventually import eventually
 from tests.support.fakes.tokens import ISSUER
@@ -49,6 +50,19 @@ class Row(Struct, frozen=True):
     use: Use
     cores: float | None = None
     per_operation_us: float | None = None
+
+    def record(self, recorder: Recorder) -> None:
+        values = {
+            ("RSS", "MB"): self.use.rss_mb,
+            ("peak RSS", "MB"): self.use.peak_mb,
+            ("core", "%"): None if self.cores is None else 100 * self.cores,
+            ("CPU per operation", "µs"): self.per_operation_us,
+            ("open files", ""): self.use.files,
+            ("threads", ""): self.use.threads,
+        }
+        for (metric, unit), value in values.items():
+            if value is not None:
+                recorder.add(self.process, self.state, {}, metric, unit, value)
 
     def render(self) -> str:
         def shown(value: float | None, digits: int) -> str:
@@ -316,7 +330,12 @@ def main() -> int:
     parser.add_argument("--only", choices=["api", "streamer", "flusher", "jobs"], action="append")
     parser.add_argument("--seconds", type=float, default=8.0, help="length of each measurement")
     parser.add_argument("--users", type=int, default=200_000, help="of reseed and verify")
+    parser.add_argument("--json", help="write the figures to this file")
+    parser.add_argument("--quick", action="store_true", help="only check that the api's part works")
     options = parser.parse_args()
+    if options.quick:
+        options.only, options.seconds = ["api"], 0.3
+    recorder = Recorder("resources")
     setup_logging("bench", level="error", form="console", environment="bench")
     sys.stdout.write(
         f"{platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} cores, "
@@ -329,10 +348,13 @@ def main() -> int:
         "jobs": partial(jobs, users=options.users),
     }
     for name in options.only or parts:
-        with stage() as (servers, folder):
+        with stage() as (servers, folder), recorder.measurement():
             for row in parts[name](servers, folder):
+                row.record(recorder)
                 sys.stdout.write(row.render() + "\n")
                 sys.stdout.flush()
+    if options.json:
+        recorder.write(options.json)
     return 0
 
 
