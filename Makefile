@@ -12,7 +12,7 @@ XDIST  := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 PYTEST := $(BIN)/python -m pytest $(XDIST)
 
 .DEFAULT_GOAL := help
-.PHONY: baseline upgrade-drill elastic smoke prove-compose prove-k8s bench-api bench-ws bench-flush bench-lua bench-memory bench-reseed bench-system bench-resources drill faults help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel lambda bench
+.PHONY: baseline upgrade-drill elastic smoke prove-compose prove-k8s bench-api bench-ws bench-flush bench-lua bench-memory bench-reseed bench-system bench-resources drill faults help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel lambda bench soak
 
 help:            ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -98,6 +98,11 @@ baseline: $(VENV)/.dev  ## make a commit the previous release of tests/upgrade: 
 
 bench: $(VENV)/.dev  ## run every benchmark and write its tables: BENCH_ARGS="--only api,ws --quick --no-write"
 	$(BIN)/python -m tests.bench $(BENCH_ARGS)
+
+SOAK_ARGS ?= --minutes 30
+
+soak: $(VENV)/.dev  ## find the highest steady rate of the whole system, hold it, go beyond it: SOAK_ARGS="--minutes 30 --write"
+	$(BIN)/python -m tests.bench.soak $(SOAK_ARGS)
 
 bench-reseed: $(VENV)/.dev  ## benchmark reseed and verify with a million users
 	$(BIN)/python -m tests.bench.reseed $(BENCH_ARGS)

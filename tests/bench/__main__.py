@@ -164,7 +164,8 @@ def page_blocks() -> dict[str, str]:
     found = published()
     if not found:
         return {}
-    blocks = {name: render(one, BENCHMARKS[name].own) for name, one in found.items()}
+    own = {name: benchmark.own for name, benchmark in BENCHMARKS.items()}
+    blocks = {name: render(one, own.get(name, "")) for name, one in found.items()}
     rows = [row for one in found.values() for row in one.figures.rows]
     return blocks | {"aims": render_aims(judge(rows))}
 

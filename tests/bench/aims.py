@@ -44,6 +44,9 @@ AIMS = (
     _api("read of the leaderboard, 64 connections: CPU of the api", 40, "leaderboard", 64),
     _api("standing among a million users: CPU of the api", 50, "user-million", 64),
     _api("standing among a million users: CPU of Redis", 25, "user-million", 64, "Redis CPU"),
+    Aim("highest steady rate: p99 of updates", 50, "hold", "system", "update p99"),
+    Aim("highest steady rate: p99 of the flusher's lag", 1000, "hold", "system", "flusher lag p99"),
+    Aim("highest steady rate: p99 to viewers", 250, "hold", "system", "viewer delay p99"),
 )
 
 

@@ -144,6 +144,9 @@ class Connection(asyncio.Protocol):
         self.is_idle = False
         self.transport.write(self.load.request())
 
+    def answer(self, data: bytes, latency_s: float) -> None:
+        self.load.answered(data, latency_s)
+
     def data_received(self, data: bytes) -> None:
         self.buffer += data
         head = self.buffer.find(b"\r\n\r\n")
@@ -154,7 +157,7 @@ class Connection(asyncio.Protocol):
         if len(self.buffer) < head + 4 + length:
             return
         now_s = time.perf_counter()
-        self.load.answered(self.buffer, now_s - self.since_s)
+        self.answer(self.buffer, now_s - self.since_s)
         self.buffer = b""
         self.is_idle = True
         if self.is_extra:

@@ -64,6 +64,13 @@ def prepare(count: int) -> Tokens:
     return found
 
 
+def trusted_token() -> str:
+    """Return a token that may update every user and state the points."""
+    key = _key(prepare(0).jwks.with_name("key.pem"))
+    claims = CLAIMS | {"sub": "bench", "scope": "update:score:any"}
+    return jwt.encode(claims, key, "RS256", {"kid": KID})
+
+
 def _key(path: Path) -> rsa.RSAPrivateKey:
     if path.exists():
         loaded = serialization.load_pem_private_key(path.read_bytes(), password=None)
