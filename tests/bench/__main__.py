@@ -166,7 +166,7 @@ def page_blocks() -> dict[str, str]:
         return {}
     own = {name: benchmark.own for name, benchmark in BENCHMARKS.items()}
     blocks = {name: render(one, own.get(name, "")) for name, one in found.items()}
-    rows = [row for one in found.values() for row in one.figures.rows]
+    rows = {name: one.figures.rows for name, one in found.items()}
     return blocks | {"aims": render_aims(judge(rows))}
 
 

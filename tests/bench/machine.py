@@ -39,16 +39,23 @@ class Foreign:
     def __init__(self) -> None:
         self._before = (time.monotonic(), *_busy_and_own_ticks(os.getpid()))
 
-    def share(self) -> float:
-        """Return the foreign share of the machine's CPU time since the creation: 0 to 1."""
+    def elapsed_and_used_s(self) -> tuple[float, float]:
+        """Return the time since the creation, and the CPU time that others used in it."""
         now = (time.monotonic(), *_busy_and_own_ticks(os.getpid()))
         elapsed_s, busy, own = (
             after - before for before, after in zip(self._before, now, strict=True)
         )
-        if elapsed_s <= 0:
-            return 0.0
-        ticks = elapsed_s * TICKS_PER_S * (os.cpu_count() or 1)
-        return min(1.0, max(0.0, (busy - own) / ticks))
+        return elapsed_s, (busy - own) / TICKS_PER_S
+
+    def share(self) -> float:
+        """Return the foreign share of the machine's CPU time since the creation: 0 to 1."""
+        return share_of(*self.elapsed_and_used_s())
+
+
+def share_of(elapsed_s: float, used_s: float) -> float:
+    """Return the share of the machine's CPU time: 0 to 1."""
+    cores = os.cpu_count() or 1
+    return min(1.0, max(0.0, used_s / (elapsed_s * cores))) if elapsed_s > 0 else 0.0
 
 
 def _busy_and_own_ticks(root: int) -> tuple[int, int]:

@@ -12,10 +12,13 @@ from typing import TypeVar
 
 import msgspec
 
-from tests.bench.machine import Foreign
+from tests.bench.machine import Foreign, share_of
 
 BUSY_SHARE = 0.1
 """Above this foreign share of the machine's CPU time, the machine is busy."""
+
+SHORT_S = 1.0
+"""Shorter measurements have one share together."""
 
 Parameter = str | int | float
 Found = TypeVar("Found")
@@ -39,8 +42,8 @@ class Row(msgspec.Struct, frozen=True):
 class Figures(msgspec.Struct, frozen=True):
     """What one run of a benchmark found.
 
-    ``foreign`` has a share for each measurement: the CPU time that other programs used, of all the
-    CPU time the machine had.
+    ``foreign`` has a share for each second or more of measurements: the CPU time that other
+    programs used, of all the CPU time the machine had.
     """
 
     benchmark: str
@@ -56,6 +59,7 @@ class Recorder:
         self.benchmark = benchmark
         self.facts = facts
         self.foreign: list[float] = []
+        self._elapsed_s = self._used_s = 0.0
         self._rows: dict[tuple[object, ...], Row] = {}
 
     def measure(self, run: Callable[[], Found]) -> Found:
@@ -71,10 +75,22 @@ class Recorder:
 
     @contextmanager
     def measurement(self) -> Iterator[None]:
-        """Measure the share of foreign CPU time during the block."""
+        """Measure the share of foreign CPU time during the block.
+
+        Short measurements are added up: the kernel counts CPU time in hundredths of a second.
+        """
         foreign = Foreign()
         yield
-        self.foreign.append(foreign.share())
+        elapsed_s, used_s = foreign.elapsed_and_used_s()
+        self._elapsed_s += elapsed_s
+        self._used_s += used_s
+        if self._elapsed_s >= SHORT_S:
+            self._add_share()
+
+    def _add_share(self) -> None:
+        if self._elapsed_s:
+            self.foreign.append(share_of(self._elapsed_s, self._used_s))
+        self._elapsed_s = self._used_s = 0.0
 
     def add(
         self,
@@ -94,6 +110,7 @@ class Recorder:
 
     @property
     def figures(self) -> Figures:
+        self._add_share()
         return Figures(self.benchmark, list(self._rows.values()), self.foreign, self.facts)
 
     def write(self, path: Path | str) -> None:
