@@ -55,16 +55,17 @@ class Figures(msgspec.Struct, frozen=True):
 class Recorder:
     """Collects the values of all rounds."""
 
-    def __init__(self, benchmark: str, **facts: str) -> None:
+    def __init__(self, benchmark: str, *, repeats_busy: bool = False, **facts: str) -> None:
         self.benchmark = benchmark
+        self._repeats_busy = repeats_busy
         self.facts = facts
         self.foreign: list[float] = []
         self._elapsed_s = self._used_s = 0.0
         self._rows: dict[tuple[object, ...], Row] = {}
 
     def measure(self, run: Callable[[], Found]) -> Found:
-        """Call ``run`` and return its result; once more if the machine was busy."""
-        for is_last in (False, True):
+        """Call ``run`` and return its result; with ``repeats_busy`` once more on a busy machine."""
+        for is_last in (not self._repeats_busy, True):
             foreign = Foreign()
             found = run()
             share = foreign.share()

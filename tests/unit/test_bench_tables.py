@@ -129,7 +129,7 @@ def test_a_recorder_collects_rounds_and_its_file_is_read_back(tmp_path: Path) ->
 def test_a_busy_measurement_is_repeated_once(monkeypatch: pytest.MonkeyPatch) -> None:
     shares = iter([0.5, 0.02, 0.5, 0.4])
     monkeypatch.setattr("tests.bench.rows.Foreign.share", lambda _: next(shares))
-    recorder = Recorder("api")
+    recorder = Recorder("api", repeats_busy=True)
     runs: list[int] = []
 
     for number_of_round in (1, 2):

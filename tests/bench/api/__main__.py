@@ -49,6 +49,7 @@ METRICS = (
 @click.option("--before", type=click.Path(exists=True, path_type=Path), help="Another clone.")
 @click.option("--only", type=click.Choice(list(MODULES)), help="Measure one server.")
 @click.option("--json", "json_file", type=click.Path(), help="Write the figures to this file.")
+@click.option("--repeat-busy", is_flag=True, help="Measure again where the machine was busy.")
 @click.option("--quick", is_flag=True, help="Only check that everything works, with few users.")
 def main(
     works: str,
@@ -60,6 +61,7 @@ def main(
     before: Path | None,
     only: str | None,
     json_file: str | None,
+    repeat_busy: bool,
     quick: bool,
 ) -> None:
     """Compare the api with a plain implementation, or with another commit."""
@@ -72,7 +74,7 @@ def main(
         raise click.BadParameter("--against before and --before PATH need each other")
     if quick:
         repeat, seconds, counts = 1, 0.2, counts[-1:]
-    recorder = Recorder("api", **facts())
+    recorder = Recorder("api", repeats_busy=repeat_busy, **facts())
     cores = two_cores()
     with tempfile.TemporaryDirectory(prefix="scoreboard-bench-") as folder:
         settings = {"appendfsync": "always"}
