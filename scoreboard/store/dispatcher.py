@@ -7,7 +7,7 @@ its callers get OutcomeUnknown.
 import asyncio
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -186,33 +186,18 @@ class Dispatcher(Batcher[_Entry, _SubmitCall]):
 
     def command(self, call: _SubmitCall) -> Command:
         """Return the command of a call, for this moment's generation."""
-        keys = PartitionKeys(call.partition)
-        layout = call.layout
-        generation = int((time.time() + self._clock_offset_s) // layout.seen_seconds)
-        names: list[str] = [keys.board, keys.events, keys.meta, keys.changes]
-        args: list[Any] = [generation, str(layout), self._settings.stream_cap]
-        pairs: dict[int, int] = {}
-        for entry in call.entries:
-            shard = shard_of(entry.digest, layout.seen_shards)
-            pair = pairs.get(shard)
-            if pair is None:
-                pair = pairs[shard] = len(pairs) + 1
-                names.append(keys.dedup_shard(generation, shard))
-                names.append(keys.dedup_shard(generation - 1, shard))
-            action = entry.action
-            args += (
-                action.user_id,
-                action.action_id,
-                entry.digest,
-                action.delta,
-                1 if action.stated else 0,
-                action.request_id,
-                pair,
-            )
+        generation = int((time.time() + self._clock_offset_s) // call.layout.seen_seconds)
+        command = submit_command(
+            call.partition,
+            call.layout,
+            generation,
+            self._settings.stream_cap,
+            [(entry.action, entry.digest) for entry in call.entries],
+        )
         if self._is_tracing and (traces := _traces_of(call)):
-            args.append(traces)
+            command = (*command, traces)
         _BATCH_ACTIONS.observe(len(call.entries))
-        return ("EVALSHA", _SUBMIT.sha, len(names), *names, *args)
+        return command
 
     async def exchange(
         self, connection: PipelinedConnection, calls: Sequence[_SubmitCall]
@@ -252,6 +237,37 @@ class Dispatcher(Batcher[_Entry, _SubmitCall]):
     def resolve(self, call: _SubmitCall, reply: Any) -> None:  # noqa: ANN401 (checked below)
         """Resolve the futures of a call's entries from its reply."""
         _resolve(call.entries, reply)
+
+
+def submit_command(
+    partition: Partition,
+    layout: Layout,
+    generation: int,
+    stream_cap: int,
+    actions: Iterable[tuple[Action, bytes]],
+) -> Command:
+    """Return the command that applies actions, each with its digest, of one partition."""
+    keys = PartitionKeys(partition)
+    names: list[str] = [keys.board, keys.events, keys.meta, keys.changes]
+    args: list[Any] = [generation, str(layout), stream_cap]
+    pairs: dict[int, int] = {}
+    for action, digest in actions:
+        shard = shard_of(digest, layout.seen_shards)
+        pair = pairs.get(shard)
+        if pair is None:
+            pair = pairs[shard] = len(pairs) + 1
+            names.append(keys.dedup_shard(generation, shard))
+            names.append(keys.dedup_shard(generation - 1, shard))
+        args += (
+            action.user_id,
+            action.action_id,
+            digest,
+            action.delta,
+            1 if action.stated else 0,
+            action.request_id,
+            pair,
+        )
+    return ("EVALSHA", _SUBMIT.sha, len(names), *names, *args)
 
 
 def _traces_of(call: _SubmitCall) -> str:
