@@ -24,6 +24,7 @@ from scoreboard.store.replies import (
     PARSE_ERRORS,
     convert,
     error_code,
+    read_reply,
     translate_error,
 )
 
@@ -94,6 +95,22 @@ def refusal_error(error: Exception, script: Script, key: str) -> ScoreboardError
     return kind(str(error).partition(" ")[2]) if code in _EXPLAINED else kind()
 
 
+def script_command(
+    script: Script, keys: Sequence[str], args: Sequence[Any], *, reads: bool
+) -> tuple[Any, ...]:
+    """Return the command that runs a script; ``reads``: it writes nothing."""
+    return ("EVALSHA_RO" if reads else "EVALSHA", script.sha, len(keys), *keys, *args)
+
+
+async def load_script(client: aioredis.Redis, script: Script) -> None:
+    """Load a script on the server.
+
+    Raises RedisUnavailable, UnexpectedReply.
+    """
+    text: Any = script.text  # redis-py's type is str; it also accepts bytes
+    await read_reply(client.script_load(text), str, "SCRIPT LOAD")
+
+
 async def call(
     client: aioredis.Redis,
     script: Script,
@@ -108,7 +125,7 @@ async def call(
     Raises RedisUnavailable when the connection fails (a write may have happened: only repeatable
     scripts are run this way), ScriptFailed, and the error of a refusal.
     """
-    command = _command(script, (keys, args), reads=reads)
+    command = script_command(script, keys, args, reads=reads)
     began_s = time.perf_counter()
     try:
         try:
@@ -157,13 +174,8 @@ async def call_many(
 async def _pipeline(client: aioredis.Redis, script: Script, calls: Sequence[_Call]) -> list[Any]:
     async with client.pipeline(transaction=False) as pipe:
         for one in calls:
-            pipe.execute_command(*_command(script, one, reads=True))
+            pipe.execute_command(*script_command(script, *one, reads=True))
         return await pipe.execute(raise_on_error=False)
-
-
-def _command(script: Script, one: _Call, *, reads: bool) -> tuple[Any, ...]:
-    keys, args = one
-    return ("EVALSHA_RO" if reads else "EVALSHA", script.sha, len(keys), *keys, *args)
 
 
 def _raise(error: Exception, script: Script, keys: Sequence[str]) -> NoReturn:

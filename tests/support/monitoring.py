@@ -1,17 +1,15 @@
 """Programs of Prometheus and its exporters, and what the tests read from rules and expressions."""
 
-import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from functools import cache
 from typing import Any, Final
 
 import promql_parser
-import pytest
 import yaml
 
+from tests.support import tools
 from tests.support.repository import ROOT
 
 PROMETHEUS: Final = ROOT / "deploy/prometheus"
@@ -42,13 +40,7 @@ Expression = promql_parser.Expr
 
 def program(name: str) -> str:
     """Return the path of a program; skip the test if it is missing, in CI fail."""
-    path = shutil.which(name)
-    if path is None:
-        missing = f"apt install {PACKAGES[name]}"
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{name} is missing: {missing}")
-        pytest.skip(f"NOT RUN: {name} is missing ({missing})")
-    return path
+    return tools.program(name, PACKAGES[name])
 
 
 def run(name: str, *arguments: object) -> str:

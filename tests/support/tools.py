@@ -21,6 +21,17 @@ FETCH_S = 600
 BUILD_S = 2400
 
 
+def program(name: str, package: str) -> str:
+    """Return the path of a program of a Debian package; skip the test if missing, in CI fail."""
+    path = shutil.which(name)
+    if path is None:
+        missing = f"{name} is missing (apt install {package})"
+        if os.environ.get("CI") == "true":
+            pytest.fail(missing)
+        pytest.skip(f"NOT RUN: {missing}")
+    return path
+
+
 def unavailable(tool: str, reason: str) -> NoReturn:
     """Skip the proof visibly, because a tool of somebody else's cannot be had here."""
     pytest.skip(f"NOT PROVEN: {tool} cannot be had: {reason.strip()[-2000:]}")
