@@ -1,6 +1,7 @@
-"""`scoreboard token`: print a token of the local issuer."""
+"""`scoreboard token`: print tokens of the local issuer."""
 
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -8,6 +9,9 @@ from cli.output import print_lines
 from cli.target import data_dir_option, load_audience, load_issuer, operator_name
 from scoreboard.runtime.audit import write_audit
 from scoreboard.security.tokens import READ, UPDATE
+
+USERS_MAX: Final = 100_000
+"""Maximum tokens of one call; a token takes about a millisecond to sign."""
 
 
 @click.command()
@@ -20,9 +24,11 @@ from scoreboard.security.tokens import READ, UPDATE
 )
 @click.option("--ttl", "ttl_s", type=click.IntRange(min=1), default=3600, show_default=True,
               metavar="SECONDS", help="Lifetime of the token.")  # fmt: skip
+@click.option("--users", type=click.IntRange(1, USERS_MAX),
+              help="Print a line `SUB-N TOKEN` for each N from 1 to this number.")  # fmt: skip
 @data_dir_option
-def token(sub: str, scope: str, ttl_s: int, data_dir: Path) -> None:
-    """Print a token of the local issuer.
+def token(sub: str, scope: str, ttl_s: int, users: int | None, data_dir: Path) -> None:
+    """Print a token of the local issuer, or one for each of several users.
 
     `scoreboard up` creates the issuer's key in its data folder.
 
@@ -30,7 +36,17 @@ def token(sub: str, scope: str, ttl_s: int, data_dir: Path) -> None:
     Examples:
       scoreboard token --sub alice
       scoreboard token --sub arena-7 --scope update:score:any --ttl 86400
+      (umask 077; scoreboard token --sub load --users 1000 >tokens.txt)
     """  # noqa: D301
     issuer, audience = load_issuer(data_dir), load_audience(data_dir)
-    write_audit("token issue", actor=operator_name(), user_id=sub, scopes=scope.split())
-    print_lines([issuer.issue(sub, scope.split(), ttl_s, audience=audience)])
+    scopes = scope.split()
+
+    def issue(user: str) -> str:
+        write_audit("token issue", actor=operator_name(), user_id=user, scopes=scopes)
+        return issuer.issue(user, scopes, ttl_s, audience=audience)
+
+    if users is None:
+        print_lines([issue(sub)])
+    else:
+        names = (f"{sub}-{number}" for number in range(1, users + 1))
+        print_lines(f"{name} {issue(name)}" for name in names)
