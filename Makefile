@@ -12,7 +12,7 @@ XDIST  := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 PYTEST := $(BIN)/python -m pytest $(XDIST)
 
 .DEFAULT_GOAL := help
-.PHONY: baseline upgrade-drill elastic smoke prove-compose prove-k8s bench-api bench-ws bench-flush bench-lua bench-memory bench-reseed bench-system bench-resources drill faults help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel lambda bench soak
+.PHONY: baseline upgrade-drill elastic smoke prove-compose prove-k8s bench-api bench-ws bench-flush bench-lua bench-memory bench-reseed bench-system bench-resources drill faults help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel lambda bench soak loadtest
 
 help:            ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -43,7 +43,7 @@ coverage: $(VENV)/.dev  ## run every test and report lines and branches without 
 	$(BIN)/coverage run -m pytest $(XDIST) $(PYTEST_ARGS); status=$$?; \
 	  $(BIN)/coverage combine -q && $(BIN)/coverage report; exit $$status
 
-check: lint types layers test docs  ## run what CI runs
+check: lint types layers loadtest test docs  ## run what CI runs
 
 lint: $(VENV)/.dev  ## check style and formatting
 	$(BIN)/ruff check .
@@ -75,6 +75,8 @@ lock: $(VENV)/.dev  ## update the pins in requirements/*.txt, with hashes
 	  --python-version 3.11 --group docs -c requirements/dev.txt -o requirements/docs.txt
 	$(BIN)/uv pip compile -q --generate-hashes --universal --no-emit-index-url --no-header \
 	  --python-version 3.11 --group lambda -c requirements/base.txt -o requirements/lambda.txt
+	$(BIN)/uv pip compile -q --generate-hashes --universal --no-emit-index-url --no-header \
+	  --python-version 3.11 --group loadtest -c requirements/dev.txt -o requirements/loadtest.txt
 
 FAULTS_ARGS ?= --minutes 15
 
@@ -128,6 +130,8 @@ bench-system: $(VENV)/.dev  ## measure an update's CPU time in the api, Redis, t
 bench-resources: $(VENV)/.dev  ## measure memory, CPU and open files of each service and job
 	$(BIN)/python -m tests.bench.resources $(BENCH_ARGS)
 
+loadtest: $(VENV)-loadtest/.done  ## install locust into .venv-loadtest, for loadtest/locustfile.py
+
 openapi: $(VENV)/.dev  ## write docs/openapi.json and docs/reference/problems.md
 	$(BIN)/python -m api.documents.openapi
 
@@ -176,6 +180,13 @@ $(VENV)/.dev: requirements/dev.txt pyproject.toml | $(VENV)/bin/python
 	$(PIP) --require-hashes -r requirements/dev.txt
 	$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@ $(VENV)/.up
+
+# locust brings gevent, and a plugin that pytest would load: it does not share the environment of the tests.
+$(VENV)-loadtest/.done: requirements/loadtest.txt
+	$(PYTHON) -m venv $(VENV)-loadtest
+	$(VENV)-loadtest/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+	  -r requirements/loadtest.txt
+	@touch $@
 
 $(VENV)/.docs: requirements/docs.txt $(VENV)/.dev
 	$(PIP) --require-hashes -r requirements/docs.txt

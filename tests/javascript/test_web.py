@@ -1,4 +1,4 @@
-"""The browser code in web/ passes ESLint and the type checker of TypeScript."""
+"""The JavaScript of web/ and loadtest/k6 passes ESLint and the type checker of TypeScript."""
 
 from pathlib import Path
 
@@ -19,6 +19,23 @@ def packages() -> None:
 
 def test_web_passes_eslint_and_the_type_checker() -> None:
     assert npm.findings(HERE, ROOT / "web") == []
+
+
+def test_the_programs_for_k6_pass_eslint_and_the_type_checker() -> None:
+    assert npm.findings(HERE, ROOT / "loadtest/k6", "k6") == []
+
+
+def test_names_that_k6_does_not_have_are_found(tmp_path: Path) -> None:
+    (tmp_path / "run.js").write_text(
+        'import http from "k6/http";\nhttp.fetch("/");\nsetTimeout(__ENV.NAME, 1);\n'
+    )
+
+    found = npm.findings(HERE, tmp_path, "k6")
+
+    assert [": ".join(one.split(": ")[:2]) for one in found] == [
+        "run.js:2: TS2339",
+        "run.js:3: TS2304",
+    ]
 
 
 def test_errors_are_found(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def install(folder: Path) -> None:
     shutil.copyfile(wanted, installed)
 
 
-def findings(folder: Path, *arguments: Path) -> list[str]:
+def findings(folder: Path, *arguments: Path | str) -> list[str]:
     """Run the folder's ``check.mjs``; return the findings that it prints."""
     words = [str(folder / "check.mjs"), *map(str, arguments)]
     done = node(*words, cwd=folder, timeout_s=120)
