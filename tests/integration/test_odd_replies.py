@@ -29,6 +29,7 @@ from scoreboard.model import Action, Board, Layout, Partition, Receipt, Row
 from scoreboard.recovery.reseed import report_nothing
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.security.tokens import Caller
+from scoreboard.store.boards import BOARD_SCRIPTS, Boards
 from scoreboard.store.catalogue import Catalogue
 from scoreboard.store.client import make_client
 from scoreboard.store.commit_waiter import CommitWaiter
@@ -37,6 +38,7 @@ from scoreboard.store.dispatcher import Dispatcher
 from scoreboard.store.durability import check_durability
 from scoreboard.store.keys import ACTIONS, GROUP, PartitionKeys
 from scoreboard.store.partitions import PartitionState
+from scoreboard.store.read_batcher import ReadBatcher
 from scoreboard.store.scanner import Scanner
 from scoreboard.store.store import Store
 from scoreboard.store.uncommitted import UncommittedDeltas
@@ -68,9 +70,12 @@ def settings(redis_url: str, database_url: str) -> Settings:
 class Calls:
     """All calls to Redis, with clients of one server."""
 
-    def __init__(self, settings: Settings, text: Any, raw: Any, dispatcher: Dispatcher) -> None:
+    def __init__(
+        self, settings: Settings, text: Any, raw: Any, dispatcher: Dispatcher, reads: ReadBatcher
+    ) -> None:
         self.dispatcher = dispatcher
         store = self.store = Store(text)
+        batched = Boards(text, reads)
         scanner = Scanner(text)
         consumer = Consumer(raw, store, MAIN, timeout_s=settings.redis_timeout_s)
         self.commits = CommitWaiter(
@@ -84,6 +89,10 @@ class Calls:
             "board": lambda: store.board("main"),
             "leaderboard": lambda: store.leaderboard("main"),
             "standing": lambda: store.standing("main", "alice", around=2),
+            "batched leaderboard": lambda: batched.leaderboard("main"),
+            "batched standings": lambda: asyncio.gather(
+                batched.standing("main", "alice", around=2), batched.standing("main", "bob")
+            ),
             "users_at_score": lambda: store.users_at_score(MAIN, 1, limit=10),
             "now": store.now_s,
             "backlog": lambda: store.backlog(MAIN),
@@ -166,10 +175,12 @@ async def calling(url: str, *, timeout_s: float = HANG_S / 3) -> AsyncIterator[C
         stack.push_async_callback(text.aclose)
         stack.push_async_callback(raw.aclose)
         dispatcher = Dispatcher(settings)
-        calls = Calls(settings, text, raw, dispatcher)
+        reads = ReadBatcher(settings, BOARD_SCRIPTS, name="test-reads")
+        calls = Calls(settings, text, raw, dispatcher, reads)
         stack.push_async_callback(calls.limiter.close)
         tasks = [
             asyncio.create_task(dispatcher.run()),
+            asyncio.create_task(reads.run()),
             asyncio.create_task(calls.commits.run()),
             asyncio.create_task(Catalogue(settings, calls.store).run()),
         ]
@@ -206,7 +217,8 @@ ANSWERS = [
     b"*4\r\n:1\r\n:1\r\n:1\r\n*2\r\n$1\r\na\r\n$3\r\n1.5\r\n",
     b"*4\r\n:1\r\n:1\r\n:1\r\n*2\r\n$2\r\n\xff\xfe\r\n$1\r\n5\r\n",
     b"*4\r\n:0\r\n:-1\r\n:1\r\n*0\r\n",
-    b"*7\r\n:1\r\n:1\r\n:1\r\n:0\r\n:5\r\n:0\r\n*0\r\n",
+    b"*4\r\n:1\r\n:1\r\n:1\r\n*1\r\n*4\r\n:0\r\n:5\r\n:0\r\n*0\r\n",
+    b"*4\r\n:1\r\n:1\r\n:1\r\n*1\r\n*4\r\n:0\r\n:5\r\n:0\r\n*1\r\n$1\r\na\r\n",
     b"*1\r\n*4\r\n$7\r\napplied\r\n:1\r\n:1\r\n:-1\r\n",
     b"*1\r\n*4\r\n$7\r\nunknown\r\n:1\r\n:1\r\n:1\r\n",
     b"*2\r\n-ERR inner\r\n:1\r\n",
