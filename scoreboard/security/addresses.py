@@ -19,12 +19,7 @@ def trusted_networks(listed: Iterable[str]) -> tuple[Network, ...]:
 
 def client_address(peer: str, forwarded: Iterable[str], hops: tuple[Network, ...]) -> str:
     """Return the client's address in the form that limits count: IPv4, or an IPv6 /64 network."""
-    text = forwarded_address(peer, forwarded, hops)
-    address = _parse(text)
-    if isinstance(address, IPv6Address):
-        # A household or a server usually has a whole /64.
-        return str(IPv6Network((address, 64), strict=False))
-    return text
+    return _counted(forwarded_address(peer, forwarded, hops))
 
 
 def forwarded_address(peer: str, forwarded: Iterable[str], hops: tuple[Network, ...]) -> str:
@@ -34,9 +29,9 @@ def forwarded_address(peer: str, forwarded: Iterable[str], hops: tuple[Network, 
     hops wrote them.
     """
     address = _parse(peer)
-    if address is None:
-        return peer
-    if hops and _is_trusted(address, hops):
+    if address is None or not hops:
+        return _canonical(peer)
+    if _is_trusted(address, hops):
         for text in reversed([part for value in forwarded for part in value.split(",")]):
             named = _parse(text.strip())
             if named is None:
@@ -68,6 +63,20 @@ def _parse(text: str) -> IPv4Address | IPv6Address | None:
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         return address.ipv4_mapped
     return address
+
+
+@lru_cache(maxsize=4096)
+def _canonical(text: str) -> str:
+    return str(_parse(text) or text)
+
+
+@lru_cache(maxsize=4096)
+def _counted(text: str) -> str:
+    address = _parse(text)
+    if isinstance(address, IPv6Address):
+        # A household or a server usually has a whole /64.
+        return str(IPv6Network((address, 64), strict=False))
+    return text
 
 
 def _is_trusted(address: IPv4Address | IPv6Address, hops: Iterable[Network]) -> bool:

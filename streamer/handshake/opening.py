@@ -80,7 +80,7 @@ class OpeningHandshake(asyncio.Protocol):
         self._manager = manager
         self._transport: asyncio.Transport
         self._state = _State.HEAD
-        self._head = bytearray()
+        self._head = b""
         self._is_body_wanted = True
         self._early_data = b""
         self._discarded = 0
@@ -236,20 +236,20 @@ class OpeningHandshake(asyncio.Protocol):
             self._address = ""
 
     def _read_head(self, data: bytes) -> None:
-        head, searched = self._head, len(self._head)
-        head += data
+        searched = len(self._head)
+        self._head = head = self._head + data
         try:
             size = head_size(head, searched, self._manager.handshake_config.limits)
             if size:
-                self._early_data = bytes(head[size:])
-                self._handle_request(bytes(head[:size]))
+                self._head = b""
+                self._early_data = head[size:]
+                self._handle_request(head[:size])
         except ScoreboardError as error:
             self._is_body_wanted = not head.startswith(b"HEAD ")
             self._reject(error)
 
     def _handle_request(self, data: bytes) -> None:
         manager, config = self._manager, self._manager.handshake_config
-        self._head = bytearray()
         head = read_head(data, config.limits)
         check_lines(data)
         self._request_id = manager.request_ids.of(head.headers)
@@ -321,7 +321,7 @@ class OpeningHandshake(asyncio.Protocol):
         if self._address:
             self._manager.admission.remove_address(self._address)
             self._address = ""
-        self._head = bytearray()
+        self._head = b""
         self._early_data = b""
         if self._transport.is_closing():
             return
