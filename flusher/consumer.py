@@ -118,9 +118,10 @@ class Consumer:
 
     async def acknowledge(
         self, batch: Batch, *, replication_id: str, epoch: int, skip_gaps: bool = False
-    ) -> None:
+    ) -> int:
         """Acknowledge a committed batch, trim the stream and publish the committed position.
 
+        Returns the number of subscribers that received the position, -1 if it was not published.
         ``replication_id`` was read before the entries. ``skip_gaps``: entries before them may be
         missing.
 
@@ -130,7 +131,7 @@ class Consumer:
         seqs = [seq for _, seq in batch.steps if seq]
         # A record that cannot be decoded may be the seq before the first one.
         is_whole = len(seqs) == len(batch.steps) and not skip_gaps
-        await self._store.trim(
+        trimmed = await self._store.trim(
             self._partition,
             batch.last_id,
             batch.ids,
@@ -139,6 +140,7 @@ class Consumer:
             first_seq=min(seqs, default=0) if is_whole else 0,
             last_seq=max(seqs, default=0),
         )
+        return trimmed.receivers
 
     async def start_over(self) -> None:
         """Reset the group, so that the whole stream is delivered again.

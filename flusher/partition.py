@@ -92,6 +92,7 @@ class PartitionFlusher:
         self._replication_id = ""
         self._epoch = 0
         self._is_idle = False
+        self._is_awaited = True
         self._lagging_seq = 0
         self._position = Position()
         self._is_yielding = False
@@ -254,7 +255,6 @@ class PartitionFlusher:
 
     async def _follow(self, writer: Writer, stop: StopEvent) -> None:
         usual = self._settings.flush_batch
-        linger_s = self._settings.flush_linger_ms / 1000
         batch: Batch | None = None
         while batch or not stop.is_set:
             if batch is None:
@@ -267,12 +267,20 @@ class PartitionFlusher:
                 following = await self._flush_and_read(writer, batch, stop)
             elif batch:
                 await self._flush(writer, batch)
-                # Entries that arrive meanwhile share the next batch.
-                await stop.sleep(linger_s)
+                # Entries that arrive meanwhile share the next batch: the cost is mostly per batch.
+                await stop.sleep(self._linger_s)
             batch = following
             self._succeed()
             if time.monotonic() - self._checked_at_s >= CHECK_EVERY_S:
                 await self._check_state(writer)
+
+    @property
+    def _linger_s(self) -> float:
+        """The pause after a batch that was not full."""
+        settings = self._settings
+        awaited_ms = settings.flush_linger_ms
+        unawaited_ms = max(awaited_ms, settings.flush_linger_unawaited_ms)
+        return (awaited_ms if self._is_awaited else unawaited_ms) / 1000
 
     async def _flush_and_read(self, writer: Writer, batch: Batch, stop: StopEvent) -> Batch | None:
         """Commit a batch and read the next one concurrently."""
@@ -398,9 +406,11 @@ class PartitionFlusher:
                 return
             case Flushed():
                 self._account(result, batch, is_draining=is_draining)
-        await self.consumer.acknowledge(
+        receivers = await self.consumer.acknowledge(
             batch, replication_id=self._replication_id, epoch=self._epoch, skip_gaps=is_draining
         )
+        # An api that answers after the COMMIT subscribes to the committed positions.
+        self._is_awaited = receivers != 0
         if result.rewound and not is_draining:
             self._has_passed_seq = True
             raise _PositionChanged

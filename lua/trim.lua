@@ -3,7 +3,7 @@
 -- KEYS      1 events stream · 2 meta hash
 -- ARGV      1 group · 2 replication id, read before the batch · 3 epoch int · 4 stream id of the batch's last entry · 5 first seq int of the batch, 0 if unknown · 6 last seq int of the batch, 0 for none · 7 channel that announces commits · 8+ stream id to acknowledge
 -- ASSUMES   the entries are in this stream: replication id and epoch are compared · no entry before them is uncommitted: the first seq follows the committed one, or, if unknown, each entry before is acknowledged now or known to be committed; pending and undelivered entries are not trimmed
--- RETURNS   entries removed
+-- RETURNS   entries removed, subscribers that received the announcement or -1 if there was none
 -- OUTCOMES  none
 -- REFUSES   UNINIT no epoch · STALE other replication id, other epoch, or an entry before the batch is not committed · BADARG arguments
 -- WRITES    events meta
@@ -102,13 +102,15 @@ if known and first == 0 then
 end
 
 -- write
+local receivers = -1
 if last > (known or 0) then
   local position = string.format('%.0f:%.0f', epoch, last)
   redis.call('HSET', meta, 'committed', position)
-  redis.pcall('PUBLISH', channel, position) -- pcall: the user may lack access to the channel
+  local published = redis.pcall('PUBLISH', channel, position) -- pcall: the user may lack access to the channel
+  receivers = type(published) == 'number' and published or -1
 end
 if not delivered then -- without its group it is unknown what was delivered: remove nothing
-  return 0
+  return { 0, receivers }
 end
 for from = 8, #ARGV, ACKNOWLEDGED_AT_ONCE do
   local to = math.min(from + ACKNOWLEDGED_AT_ONCE - 1, #ARGV)
@@ -118,4 +120,4 @@ local pending = redis.call('XPENDING', events, group)
 if pending[1] > 0 and earlier(pending[2], keep_from) then
   keep_from = pending[2]
 end
-return redis.call('XTRIM', events, 'MINID', '=', keep_from)
+return { redis.call('XTRIM', events, 'MINID', '=', keep_from), receivers }

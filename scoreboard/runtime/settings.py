@@ -348,8 +348,18 @@ class Settings(Struct, frozen=True, kw_only=True):
         _description("Maximum events per transaction; 2.5 times as many during catch-up"),
     ] = 2000
     flush_linger_ms: Annotated[
-        WholeInt, _description("Time to wait for more events after a batch that was not full")
+        WholeInt,
+        _description(
+            "Time to wait for more events after a batch that was not full, while an api waits for "
+            "COMMITs (committed)"
+        ),
     ] = 20
+    flush_linger_unawaited_ms: Annotated[
+        WholeInt,
+        _description(
+            "The same while no api waits for COMMITs; at least SCOREBOARD_FLUSH_LINGER_MS is used"
+        ),
+    ] = 100
     verify_users_per_s: Annotated[
         Annotated[int, Meta(ge=0, le=5000)],
         _description(

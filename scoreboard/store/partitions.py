@@ -95,6 +95,14 @@ class Backlog(Struct, frozen=True):
         return int(self.first_id.partition("-")[0]) if self.first_id else None
 
 
+class Trimmed(Struct, frozen=True, array_like=True):
+    """The reply of trim.lua."""
+
+    removed: Count
+    receivers: int
+    """Subscribers that received the committed position; -1 if it was not announced."""
+
+
 def _parse_state(facts: Mapping[str, str]) -> PartitionState:
     epoch, seq = parse_whole(facts.get("epoch")), parse_whole(facts.get("seq"))
     fence = facts.get("fence", "")
@@ -204,8 +212,8 @@ class Partitions(StoreClient):
         epoch: int,
         first_seq: int,
         last_seq: int,
-    ) -> int:
-        """Acknowledge a committed batch and trim the stream; return how many entries were removed.
+    ) -> Trimmed:
+        """Acknowledge a committed batch and trim the stream.
 
         ``last_id`` is the id of its last entry. ``first_seq`` and ``last_seq`` are the seqs it
         spans; the last one becomes the committed position, which is published. ``first_seq`` is 0
@@ -220,4 +228,4 @@ class Partitions(StoreClient):
         channel = COMMITS_PREFIX + partition.board
         args: list[object] = [GROUP, replication_id, epoch, last_id, first_seq, last_seq, channel]
         args += acknowledged
-        return await call(self._client, _TRIM, names, args, int)
+        return await call(self._client, _TRIM, names, args, Trimmed)

@@ -48,6 +48,7 @@ def settings(redis_url: str, database_url: str) -> Settings:
         database_url=Secret(database_url),
         flusher_metrics_port=0,
         flush_linger_ms=0,
+        flush_linger_unawaited_ms=0,
         dispatch_waiting=10_000,
     )
 

@@ -51,6 +51,7 @@ def settings_for(redis_url: str, database_url: str, **more: object) -> Settings:
         database_url=Secret(database_url),
         flusher_metrics_port=0,
         flush_linger_ms=0,
+        flush_linger_unawaited_ms=0,
         **more,
     )
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import psycopg
 import pytest
 import redis
@@ -11,7 +12,7 @@ import redis
 from flusher.session import LEASE_LOCK
 from scoreboard.model import Action, Board, Layout, Partition, Receipt, partition_of
 from scoreboard.runtime.settings import Secret, Settings
-from scoreboard.store.keys import GROUP
+from scoreboard.store.keys import COMMITS_PREFIX, GROUP
 from tests.support.eventually import eventually, eventually_async
 from tests.support.servers.flushers import (
     KEYS,
@@ -38,6 +39,7 @@ def settings(redis_url: str, database_url: str) -> Settings:
         database_url=Secret(database_url),
         flusher_metrics_port=0,
         flush_linger_ms=0,
+        flush_linger_unawaited_ms=0,
     )
 
 
@@ -74,6 +76,40 @@ async def test_accepted_actions_are_in_postgres_once_with_correct_sums(
 
     assert all(isinstance(receipt, Receipt) for receipt in receipts)
     check_invariants(settings, acknowledged(actions))
+
+
+async def test_batches_collect_entries_while_no_api_waits_for_commits(settings: Settings) -> None:
+    settings = msgspec.structs.replace(settings, flush_linger_unawaited_ms=2000)
+    await make_board(settings)
+
+    async with flushing(settings):
+        for action in make_actions(10):
+            await act(settings, action)
+        await drained(settings)
+
+    assert len(transactions(settings)) < 10
+
+
+async def test_a_commit_that_an_api_waits_for_is_not_delayed(
+    settings: Settings, client: "redis.Redis[str]"
+) -> None:
+    settings = msgspec.structs.replace(settings, flush_linger_unawaited_ms=120_000)
+    await make_board(settings)
+
+    with client.pubsub() as waiting:
+        waiting.subscribe(COMMITS_PREFIX + "main")
+        waiting.get_message(timeout=1)
+        async with flushing(settings):
+            for action in make_actions(10):
+                await act(settings, action)
+                await drained(settings)
+
+    assert len(transactions(settings)) == 10
+
+
+def transactions(settings: Settings) -> list[object]:
+    """Return the transactions that have written the ledger."""
+    return query(settings, "SELECT DISTINCT xmin::text FROM score_events")
 
 
 async def test_the_ledger_row_has_all_fields(settings: Settings) -> None:
@@ -220,6 +256,7 @@ async def test_concurrent_flushers_count_each_action_once(
         database_url=settings.database_url,
         flusher_metrics_port=0,
         flush_linger_ms=0,
+        flush_linger_unawaited_ms=0,
         flush_batch=20,
     )
     actions = make_actions(600)

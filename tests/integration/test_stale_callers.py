@@ -22,6 +22,7 @@ from scoreboard.recovery.mirror import mirror_catalogue
 from scoreboard.recovery.reseed import SESSION, reseed
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.store.keys import GROUP, PartitionKeys
+from scoreboard.store.partitions import Trimmed
 from scoreboard.store.store import Store
 from tests.support.eventually import eventually_async
 from tests.support.servers.flushers import (
@@ -46,6 +47,7 @@ def settings(redis_url: str, database_url: str) -> Settings:
         database_url=Secret(database_url),
         flusher_metrics_port=0,
         flush_linger_ms=0,
+        flush_linger_unawaited_ms=0,
     )
 
 
@@ -253,7 +255,7 @@ async def test_entries_of_another_server_are_acknowledged_only_after_a_new_read(
     trim = Store.trim
     results: list[object] = []
 
-    async def pausing(self: Store, *args: Any, **options: Any) -> int:
+    async def pausing(self: Store, *args: Any, **options: Any) -> Trimmed:
         is_reached.set()
         await resume.wait()
         try:
@@ -274,5 +276,5 @@ async def test_entries_of_another_server_are_acknowledged_only_after_a_new_read(
         await eventually_async(lambda: is_drained(settings))
 
     assert any(isinstance(result, Outdated) for result in results)
-    assert results[-1] == 2
+    assert results[-1] == Trimmed(removed=2, receivers=0)
     check_invariants(settings, [("alice", "win:1", 10), ("bob", "win:1", 10)])

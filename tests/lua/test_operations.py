@@ -32,7 +32,8 @@ def streamed(opened: Scripts) -> Scripts:
 
 def trim(scripts: Scripts, got: list[str], *, first: int, last: int, epoch: int = 1) -> int:
     args = (GROUP, scripts.history, epoch, got[-1], first, last, COMMITS, *got)
-    return scripts.run("trim", TRIM, *args)
+    removed, _ = scripts.run("trim", TRIM, *args)
+    return removed
 
 
 @on_the_real_server
@@ -60,6 +61,22 @@ def test_trim_publishes_a_new_committed_position(streamed: Scripts) -> None:
         assert message is not None
         assert text(message["data"]) == "1:6"
         assert listener.get_message(timeout=0.05) is None
+
+
+@on_the_real_server
+def test_trim_returns_how_many_subscribers_wait_for_commits(streamed: Scripts) -> None:
+    got = deliver(streamed, 6)
+
+    def receivers(last: int) -> int:
+        args = (GROUP, streamed.history, 1, got[-1], 1, last, COMMITS, *got)
+        return streamed.run("trim", TRIM, *args)[1]
+
+    assert receivers(2) == 0
+    assert receivers(2) == -1, "the position has not moved"
+    with streamed.client.pubsub(ignore_subscribe_messages=True) as listener:
+        listener.subscribe(COMMITS)
+        listener.get_message(timeout=1)
+        assert receivers(6) == 1
 
 
 @on_the_real_server

@@ -94,7 +94,7 @@ class BoardMachine(RuleBasedStateMachine):
                 COMMITS_PREFIX + "main",
                 *ids,
             )
-            assert self.scripts.run("trim", TRIM, *args) == len(ids)
+            assert self.scripts.run("trim", TRIM, *args)[0] == len(ids)
             del self.stream[: len(ids)]
 
     @rule()
