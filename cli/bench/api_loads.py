@@ -6,9 +6,9 @@ from typing import Final
 
 from cli.bench.http_load import Address, HttpLoad, Plan
 from cli.bench.requests import Reads, Updates, User
-from cli.bench.results import Result
 from cli.bench.session import Session, parse_address
 from scoreboard.errors import Unavailable
+from scoreboard.model import Board
 
 UPDATE_PARTS: Final = ("api", "redis", "flusher", "postgres")
 READ_PARTS: Final = ("api", "redis")
@@ -20,13 +20,13 @@ READY_S: Final = 30.0
 _POLL_S: Final = 0.1
 
 
-async def load_updates(session: Session, board: str, users: Sequence[User]) -> Result:
+async def load_updates(session: Session, board: str, users: Sequence[User]) -> None:
     """Send updates, then repeat those with unknown outcomes to learn whether they count."""
     address, path = parse_address(session.target.api, "--api")
     work = Updates(address.host_header, users, board=board, run=session.run_id, path=path)
     load = HttpLoad(_plan(session, address), work)
     snapshots = await load.run(session.read_cpu, session.stop, session.progress("http"))
-    return session.result(
+    session.add_result(
         "http",
         board,
         load.measurement,
@@ -38,19 +38,24 @@ async def load_updates(session: Session, board: str, users: Sequence[User]) -> R
 
 
 async def load_reads(
-    session: Session, board: str, users: Sequence[User], *, leaderboard_share: float
-) -> Result:
+    session: Session, board: Board, users: Sequence[User], *, leaderboard_share: float
+) -> None:
     """Give every user a score, then read."""
     address, path = parse_address(session.target.api, "--api")
-    await fill(session, board, users)
+    await fill(session, board.name, users)
     work = Reads(
-        address.host_header, users, board=board, leaderboard_share=leaderboard_share, path=path
+        address.host_header,
+        users,
+        board=board.name,
+        leaderboard_share=leaderboard_share,
+        path=path,
+        is_public=board.is_public,
     )
     load = HttpLoad(_plan(session, address), work)
     snapshots = await load.run(session.read_cpu, session.stop, session.progress("read"))
-    return session.result(
+    session.add_result(
         "read",
-        board,
+        board.name,
         load.measurement,
         snapshots,
         parts=READ_PARTS,

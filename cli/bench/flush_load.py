@@ -15,7 +15,6 @@ from redis.exceptions import RedisError
 
 from cli.bench.call_load import CallLoad
 from cli.bench.measurement import Measurement
-from cli.bench.results import Result
 from cli.bench.script_load import dispatch_settings, submit_action
 from cli.bench.session import Session
 from scoreboard.errors import RedisUnavailable, WaitTimeout
@@ -55,7 +54,7 @@ class _Commits:
                 self.measurement.record(number, answered_s, now_s, "applied")
 
 
-async def load_flusher(session: Session, board: str, *, users: int, burst: int) -> Result:
+async def load_flusher(session: Session, board: str, *, users: int, burst: int) -> None:
     """Apply actions at a rate, then a burst; an operation is a committed action."""
     options = session.options
     commits = _Commits()
@@ -95,7 +94,7 @@ async def load_flusher(session: Session, board: str, *, users: int, burst: int) 
             found.outcomes[outcome] += count
     found.window = load.measurement.window  # shorter if the run was stopped
     found.unsent, found.late = load.measurement.unsent, load.measurement.late
-    return session.result(
+    session.add_result(
         "flush",
         board,
         found,

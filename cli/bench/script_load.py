@@ -5,6 +5,7 @@ submit.lua, at most 64 each. A batch is a number of actions submitted in the sam
 """
 
 import asyncio
+from functools import partial
 from typing import Final
 
 from msgspec.structs import replace
@@ -29,7 +30,7 @@ ACTION_BYTES: Final = 400
 """What an action adds to Redis while nothing flushes the stream, rounded up."""
 
 
-async def load_scripts(session: Session, board: Board, *, members: int, batch: int) -> Result:
+async def load_scripts(session: Session, board: Board, *, members: int, batch: int) -> None:
     """Apply actions of members in batches. A latency is that of a batch.
 
     If an action of a batch is refused, the batch counts as refused.
@@ -58,18 +59,18 @@ async def load_scripts(session: Session, board: Board, *, members: int, batch: i
         group.create_task(dispatcher.run())
         snapshots = await load.run(session.read_cpu, session.stop, session.progress("lua"))
         dispatcher.close()
-    result = session.result(
+    session.add_result(
         "lua",
         board.name,
         load.measurement,
         snapshots,
         parts=("redis",),
         details={"members": members, "batch": batch},
+        adapt=partial(_per_action, batch=batch),
     )
-    return _per_action(result, batch)
 
 
-def _per_action(result: Result, batch: int) -> Result:
+def _per_action(result: Result, *, batch: int) -> Result:
     """Return the result of calls with its counts and costs per action; latencies stay per call."""
     return replace(
         result,

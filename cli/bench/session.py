@@ -68,6 +68,8 @@ class Session:
         self.stop = stop
         self.run_id = secrets.token_hex(4)
         """Makes the actions of this run unique."""
+        self.results: list[Result] = []
+        """What was measured so far."""
         self._report = report
         self._cpu = CpuReader(client, pids, service_urls(target.settings))
 
@@ -106,7 +108,7 @@ class Session:
         """Return a function that reports the elapsed share of a step."""
         return lambda share: self._report(step, share)
 
-    def result(
+    def add_result(
         self,
         kind: str,
         board: str,
@@ -116,13 +118,17 @@ class Session:
         parts: Iterable[str],
         reconciled: dict[str, int] | None = None,
         details: dict[str, Any] | None = None,
-    ) -> Result:
-        """Make the result of a load; ``parts`` are those whose CPU time belongs to it."""
+        adapt: Callable[[Result], Result] = lambda result: result,
+    ) -> None:
+        """Add the result of a load; ``parts`` are those whose CPU time belongs to it.
+
+        ``adapt`` changes it where its operations are not those of the measurement.
+        """
         first, last = snapshots
         costs = compute_costs(first, last, self.environment.machine["cores"])
         seconds = measurement.window.end_s - measurement.window.begin_s
         chosen = frozenset(parts)
-        return Result(
+        result = Result(
             kind=kind,
             loop="closed" if self.options.rate is None else "open",
             system=self.target.name,
@@ -151,6 +157,7 @@ class Session:
             ),
             environment=self.environment,
         )
+        self.results.append(adapt(result))
 
 
 def parse_address(url: str, option: str) -> tuple[Address, str]:

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from cli.bench.call_load import CallLoad
 from cli.bench.measurement import Measurement
-from cli.bench.results import Result, format_ms
+from cli.bench.results import format_ms
 from cli.bench.script_load import dispatch_settings, submit_action
 from cli.bench.session import Session, parse_address
 from cli.bench.viewers import Viewers
@@ -29,7 +29,7 @@ VIEWER_PARTS: Final = ("streamer", "redis")
 
 async def load_viewers(
     session: Session, board: str, *, viewers: int, joins_per_s: float, token: str
-) -> Result:
+) -> None:
     """Connect viewers at a rate, then change the board; an operation is a board at a viewer."""
     address, path = parse_address(session.target.ws, "--ws")
     crowd = Viewers(address, f"{path}?board={board}", token)
@@ -38,7 +38,7 @@ async def load_viewers(
         if not crowd.count:
             reasons = ", ".join(f"{name} {count}" for name, count in crowd.outcomes.items())
             raise Unavailable(f"No viewer could connect to {session.target.ws}: {reasons}")
-        return await _change(session, board, crowd)
+        await _change(session, board, crowd)
     finally:
         crowd.close()
 
@@ -58,7 +58,7 @@ async def _join_all(session: Session, crowd: Viewers, viewers: int, joins_per_s:
             report(number / viewers)
 
 
-async def _change(session: Session, board: str, crowd: Viewers) -> Result:
+async def _change(session: Session, board: str, crowd: Viewers) -> None:
     options = session.options
     sent_s: dict[int, float] = {}
     frames: list[int] = []
@@ -100,7 +100,7 @@ async def _change(session: Session, board: str, crowd: Viewers) -> Result:
     handshakes = crowd.handshakes.summary()
     shown = {name: handshakes.percentiles_ms[name] for name in ("p50", "p99")}
     updates = load.measurement
-    result = session.result(
+    session.add_result(
         "ws",
         board,
         found,
@@ -112,6 +112,6 @@ async def _change(session: Session, board: str, crowd: Viewers) -> Result:
             "handshakes": "  ".join(f"{name} {format_ms(ms)}" for name, ms in shown.items())
             + f"  max {format_ms(handshakes.max_ms)}",
         },
+        # The requested rate is that of the updates, and operations are boards at viewers.
+        adapt=lambda result: replace(result, rate_requested=None),
     )
-    # The requested rate is that of the updates, and operations are boards at viewers.
-    return replace(result, rate_requested=None)

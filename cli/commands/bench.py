@@ -3,8 +3,9 @@
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Final
@@ -33,7 +34,7 @@ from cli.bench.script_load import ACTION_BYTES, load_scripts
 from cli.bench.session import Options, Session, Target
 from cli.bench.tokens import make_users
 from cli.bench.viewer_load import load_viewers
-from cli.output import print_json, print_lines, print_message, print_table, progress
+from cli.output import is_terminal, print_json, print_lines, print_message, print_table, progress
 from cli.parameters import BOARD, FILE, Seconds
 from cli.target import (
     DATA_DIR,
@@ -45,7 +46,9 @@ from cli.target import (
     read_state_file,
 )
 from scoreboard.errors import OperatorMistake
-from scoreboard.ledger.load_tests import PREFIX
+from scoreboard.ledger.load_tests import PREFIX, is_load_test_name
+from scoreboard.model import Board
+from scoreboard.recovery.reseed import ReportProgress, report_nothing
 
 OWN_BOARD: Final = f"{PREFIX}own"
 CRITERIA_FAILED: Final = 1
@@ -107,7 +110,7 @@ class Common(Struct, frozen=True, kw_only=True):
         )
 
 
-Load = Callable[[Session, Common], Awaitable[list[Result]]]
+Load = Callable[[Session, Common], Awaitable[None]]
 
 
 def load_options(*, rate: float, connections: int = 64) -> Callable[[Callable[..., Any]], Any]:
@@ -254,38 +257,35 @@ def clean_(*, data_dir: Path) -> None:
 # The loads ----------------------------------------------------------------------------------------
 
 
-async def _http(session: Session, common: Common) -> list[Result]:
-    board = _board(session, common)
-    async with served_board(session.target.settings, board, actor=operator_name()):
-        return [await load_updates(session, board, _users(session, common, board))]
+async def _http(session: Session, common: Common) -> None:
+    async with _served(session, common) as board:
+        await load_updates(session, board.name, _users(session, common, board))
 
 
-async def _read(session: Session, common: Common, *, mix: float) -> list[Result]:
-    board = _board(session, common)
-    async with served_board(session.target.settings, board, actor=operator_name()):
+async def _read(session: Session, common: Common, *, mix: float) -> None:
+    async with _served(session, common) as board:
         users = _users(session, common, board)
-        return [await load_reads(session, board, users, leaderboard_share=mix / 100)]
+        await load_reads(session, board, users, leaderboard_share=mix / 100)
 
 
-async def _ws(session: Session, common: Common, *, viewers: int, joins: float) -> list[Result]:
-    board = _board(session, common)
-    async with served_board(session.target.settings, board, actor=operator_name()):
-        return [await load_viewers(session, board, viewers=viewers, joins_per_s=joins, token="")]
+async def _ws(session: Session, common: Common, *, viewers: int, joins: float) -> None:
+    async with _served(session, common) as board:
+        token = "" if board.is_public else _users(session, common, board)[0].token
+        await load_viewers(session, board.name, viewers=viewers, joins_per_s=joins, token=token)
 
 
-async def _flush(session: Session, common: Common, *, burst: int) -> list[Result]:
-    board = _board(session, common)
-    async with served_board(session.target.settings, board, actor=operator_name()):
-        return [await load_flusher(session, board, users=common.users, burst=burst)]
+async def _flush(session: Session, common: Common, *, burst: int) -> None:
+    async with _served(session, common) as board:
+        await load_flusher(session, board.name, users=common.users, burst=burst)
 
 
-async def _lua(session: Session, common: Common, *, members: int, batch: int) -> list[Result]:
+async def _lua(session: Session, common: Common, *, members: int, batch: int) -> None:
     await _require_memory(session, common)
     async with script_board(session.target.settings, members=members) as board:
-        return [await load_scripts(session, board, members=members, batch=batch)]
+        await load_scripts(session, board, members=members, batch=batch)
 
 
-async def _all(session: Session, common: Common) -> list[Result]:
+async def _all(session: Session, common: Common) -> None:
     """Run every load, in the order of the parts of an update."""
     loads: list[tuple[Load, float]] = [
         (partial(_lua, members=10_000, batch=16), 8 * common.rate),
@@ -294,24 +294,23 @@ async def _all(session: Session, common: Common) -> list[Result]:
         (partial(_ws, viewers=200, joins=200.0), 10.0),
         (partial(_flush, burst=10_000), common.rate),
     ]
-    results: list[Result] = []
     for load, rate in loads:
         if session.stop.is_set():
             break
         if session.options.rate is not None:
             session.options = replace(session.options, rate=rate)
-        results += await load(session, common)
-    return results
+        await load(session, common)
 
 
-def _board(session: Session, common: Common) -> str:
-    return choose_board(session.target.settings, common.board)
+def _served(session: Session, common: Common) -> AbstractAsyncContextManager[Board]:
+    settings = session.target.settings
+    return served_board(settings, choose_board(settings, common.board), actor=operator_name())
 
 
-def _users(session: Session, common: Common, board: str) -> list[User]:
+def _users(session: Session, common: Common, board: Board) -> list[User]:
     return make_users(
         session.target,
-        board,
+        board.name,
         count=common.users,
         token_file=common.token_file,
         is_trusted=common.trusted,
@@ -339,12 +338,19 @@ async def _require_memory(session: Session, common: Common) -> None:
 
 
 def run(common: Common, load: Load, *, needs_services: bool = True) -> int:
-    """Run a load and report it; return the exit code."""
-    with _sigterm_interrupts(), ExitStack() as stack:
-        target = _find_target(common, stack, needs_services=needs_services)
-        report = stack.enter_context(progress())
-        results, was_stopped = _run_loop(target, common, load, report)
-    _print_results(results, common)
+    """Run a load and report it; return the exit code.
+
+    What was measured is reported also if the rest of the run fails.
+    """
+    results: list[Result] = []
+    try:
+        with _sigterm_interrupts(), ExitStack() as stack:
+            target = _find_target(common, stack, needs_services=needs_services)
+            report = stack.enter_context(progress()) if is_terminal(sys.stderr) else report_nothing
+            was_stopped = _run_loop(target, common, load, report, results)
+    finally:
+        if results:
+            _print_results(results, common)
     failures = find_failures(results, common.fail_if)
     for failure in failures:
         print_message(f"Failed: {failure}")
@@ -354,9 +360,15 @@ def run(common: Common, load: Load, *, needs_services: bool = True) -> int:
 
 
 def _run_loop(
-    target: Target, common: Common, load: Load, report: Callable[[str, int, int], None]
-) -> tuple[list[Result], bool]:
-    async def serve() -> tuple[list[Result], bool]:
+    target: Target,
+    common: Common,
+    load: Load,
+    report: ReportProgress,
+    results: list[Result],
+) -> bool:
+    """Run a load, add its results, and return whether it was stopped."""
+
+    async def serve() -> bool:
         stop = asyncio.Event()
         task = asyncio.current_task()
         loop = asyncio.get_running_loop()
@@ -370,7 +382,9 @@ def _run_loop(
             loop.add_signal_handler(number, on_signal)
         show = partial(_show_share, report)
         async with Session.open(target, common.options, stop, show) as session:
-            return await load(session, common), stop.is_set()
+            session.results = results
+            await load(session, common)
+            return stop.is_set()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
@@ -379,7 +393,7 @@ def _run_loop(
             raise KeyboardInterrupt from None
 
 
-def _show_share(report: Callable[[str, int, int], None], step: str, share: float) -> None:
+def _show_share(report: ReportProgress, step: str, share: float) -> None:
     report(step, min(round(share * 100), 100), 100)
 
 
@@ -387,6 +401,8 @@ def _find_target(common: Common, stack: ExitStack, *, needs_services: bool) -> T
     if common.embedded or not _is_system_named(common.data_dir):
         if not common.embedded:
             print_message("No system is named and none runs: starting one for this run")
+        if common.board is not None and not is_load_test_name(common.board):
+            raise OperatorMistake(f"The names of boards for load tests begin with {PREFIX}")
         data_dir, running = stack.enter_context(own_system(common.board or OWN_BOARD))
         settings = read_settings({**running.settings, **running.addresses})
         name = "a system of its own"

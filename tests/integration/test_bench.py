@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import psycopg
@@ -15,7 +16,7 @@ import pytest
 import redis
 
 from tests.support.eventually import eventually
-from tests.support.servers.system import System
+from tests.support.servers.system import System, run_command
 
 pytestmark = pytest.mark.slow
 
@@ -281,3 +282,55 @@ def test_a_board_that_is_no_longer_served_is_removed(loaded: System) -> None:
     assert f"{BOARD}: removed" in done.stdout, done.stderr
     assert not [row for held in rows(loaded).values() for row in held if BOARD in row]
     assert not [name for name in keys(loaded) if BOARD in name]
+
+
+def test_a_login_that_may_not_delete_from_the_ledger_is_refused(loaded: System) -> None:
+    with psycopg.connect(loaded.postgres.url, autocommit=True) as connection:
+        connection.execute("CREATE ROLE clerk LOGIN PASSWORD 'clerk'")
+        connection.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO clerk")
+    before = rows(loaded)
+    parts = urlsplit(loaded.postgres.url)
+    done = run_command(
+        *("bench", "http", *SHORT, "--api", loaded.api),
+        REDIS_URL=loaded.valkey.url,
+        DATABASE_URL=parts._replace(netloc=f"clerk:clerk@127.0.0.1:{parts.port}").geturl(),
+        SCOREBOARD_BOARDS=f"main,{BOARD}",
+    )
+    assert done.returncode == 5
+    assert "needs the login that owns the tables" in done.stderr
+    assert rows(loaded) == before
+
+
+def test_tokens_come_from_a_file_and_are_not_printed(loaded: System, tmp_path: Path) -> None:
+    names = [f"{BOARD}.{number:06d}" for number in range(5)]
+    tokens = tmp_path / "tokens"
+    tokens.write_text("".join(f"{loaded.token(name)}\n" for name in names))
+    done = run_command(
+        *("bench", "http", *SHORT, "--api", loaded.api, "--token-file", str(tokens)),
+        REDIS_URL=loaded.valkey.url,
+        DATABASE_URL=loaded.postgres.url,
+        SCOREBOARD_BOARDS=f"main,{BOARD}",
+    )
+    found = result_of(done)
+    assert found["outcomes"] == {"applied": 200}
+    assert found["details"]["users"] == 5
+    assert not any(token in done.stdout + done.stderr for token in tokens.read_text().split())
+    tokens.write_text("not-a-token\n")
+    done = bench(loaded, "http", *SHORT, "--token-file", str(tokens))
+    assert done.returncode == 5
+    assert "Line 1 of" in done.stderr
+    assert "not-a-token" not in done.stderr
+
+
+def test_the_result_is_printed_also_if_the_board_cannot_be_emptied(loaded: System) -> None:
+    """Without a flusher the stream is not drained; what is left is cleaned when it runs again."""
+    result_of(bench(loaded, "http", *SHORT))
+    loaded.services["flusher"].stop()
+    done = bench(loaded, "http", *SHORT)
+    assert done.returncode == 75
+    assert "start the flusher" in done.stderr
+    assert json.loads(done.stdout)["outcomes"] == {"applied": 200}
+    loaded.services["flusher"].start()
+    loaded.wait_until_ready("flusher")
+    assert f"{BOARD}: emptied" in bench(loaded, "clean").stdout
+    assert actions_of_load(loaded) == 0

@@ -1,14 +1,16 @@
 """The parts of the load generator without I/O: criteria, schedule, histogram, measurement."""
 
 import random
+from typing import Any
 
 import pytest
 
 from cli.bench.criteria import parse_criterion
 from cli.bench.http_load import _parse
 from cli.bench.latencies import Latencies
-from cli.bench.measurement import Measurement
+from cli.bench.measurement import Measurement, Snapshot
 from cli.bench.requests import Reads, Updates, User
+from cli.bench.results import Costs, compute_costs, find_marks
 from cli.bench.schedule import Schedule, Window
 
 
@@ -160,3 +162,46 @@ def test_reads_are_mixed_in_the_requested_share(share: float, count: int) -> Non
     reads = Reads("host", [User("a", "t")], board=None, leaderboard_share=share)
     sent = [reads.request(number) for number in range(100)]
     assert sum(b"/leaderboard" in one for one in sent) == count
+
+
+def measured(*, late: int = 0, unsent: int = 0, outcome: str = "applied") -> Measurement:
+    measurement = Measurement(Window(0.0, 10.0))
+    for number in range(100):
+        measurement.record(number, 1.0, 1.001, outcome)
+    measurement.late, measurement.unsent = late, unsent
+    return measurement
+
+
+def costs(**figures: Any) -> Costs:
+    return Costs(**({"cpu_us": {}, "generator_cores": 0.1, "generator_us": 20.0,
+                     "foreign_share": 0.0} | figures))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("measurement", "spent", "mark"),
+    [
+        (measured(), costs(), None),
+        (measured(), costs(generator_cores=0.9), "the generator is the limit: it used 90%"),
+        (measured(late=2), costs(), "the generator is the limit: it sent 2 requests later"),
+        (measured(late=1), costs(), None),
+        (measured(unsent=1), costs(), "1 requests were due and never sent"),
+        (measured(outcome="429 rate-limited"), costs(), "requests were limited"),
+        (measured(), costs(foreign_share=0.3), "other programs used 30%"),
+        (measured(), costs(foreign_share=None), None),
+    ],
+)
+def test_a_result_is_marked_if_its_figures_may_not_be_those_of_the_system(
+    measurement: Measurement, spent: Costs, mark: str | None
+) -> None:
+    marks = find_marks(measurement, spent, is_busy=False, was_stopped=False)
+    assert len(marks) == (mark is not None)
+    assert mark is None or mark in marks[0]
+
+
+def test_cpu_time_is_shared_by_the_operations_between_two_snapshots() -> None:
+    first = Snapshot(10.0, 1000, {"api": 1.0, "generator": 2.0, "machine": 50.0, "gone": 1.0})
+    last = Snapshot(12.0, 3000, {"api": 1.1, "generator": 3.0, "machine": 52.5, "new": 1.0})
+    found = compute_costs(first, last, cores=2)
+    assert found.cpu_us == {"api": 50.0}
+    assert (found.generator_cores, found.generator_us) == (0.5, 500.0)
+    assert found.foreign_share == 0.35
