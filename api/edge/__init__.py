@@ -1,1 +1,1 @@
-"""Request handling around the endpoints: router, authentication, rate limit, problems."""
+"""Request handling around the endpoints: router, rate limit, access log, problems."""

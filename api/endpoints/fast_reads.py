@@ -12,7 +12,6 @@ from typing import Final
 
 from msgspec import Struct
 
-from api.edge.authentication import authenticate
 from api.endpoints.board_reader import BoardReader, Page, etag_matches
 from scoreboard.errors import ScoreboardError
 from scoreboard.http.query import parse_query
@@ -97,7 +96,8 @@ class FastReads:
         bearer_token(headers.get(b"authorization"))  # a malformed header is refused on every board
         board = await self._reads.board(self._settings.resolve_board(named))
         if not board.is_public:
-            require_read(await authenticate(self._verifier, headers), is_public=False)
+            caller = await self._verifier.authenticate(headers.get(b"authorization"))
+            require_read(caller, is_public=False)
         return board
 
 

@@ -9,7 +9,6 @@ from typing import Final
 import msgspec
 
 from api.documents.schemas import UpdateReply, UpdateRequest
-from api.edge.authentication import authenticate
 from api.endpoints.updates import UpdateService
 from scoreboard.errors import Invalid, Malformed, UnsupportedMedia
 from scoreboard.http.query import parse_query
@@ -43,7 +42,8 @@ class FastUpdate:
         """
         headers, state = request.head.headers, request.state
         board = state["board_name"] = parse_query(request.head.query, PARAMETERS).get("board")
-        caller = state["caller"] = await authenticate(self._verifier, headers)
+        authorization = headers.get(b"authorization")
+        caller = state["caller"] = await self._verifier.authenticate(authorization)
         state["update"] = None  # not parsed yet
         trusted = require_updater(caller)
         check_media_type(headers.get(b"content-type"))

@@ -17,7 +17,6 @@ from litestar.params import JSONBody, PathParameter, QueryParameter
 
 from api.documents.responses import UPDATE_ONLY, problems, read_problems
 from api.documents.schemas import LeaderboardReply, StandingReply, UpdateReply, UpdateRequest
-from api.edge.authentication import authenticate
 from api.endpoints.board_reader import BoardReader, Page, etag_matches
 from api.endpoints.fast_reads import PRIVATE, PUBLIC, VARY, FastReads
 from api.endpoints.fast_update import check_media_type
@@ -109,7 +108,8 @@ def _parameters_of(handler: BaseRouteHandler) -> frozenset[str]:
 async def require_update_access(connection: AnyConnection, _: BaseRouteHandler) -> None:
     """Authenticate an update before its body is parsed (a guard)."""
     headers = dict(connection.scope["headers"])
-    caller = await authenticate(get_services(connection).verifier, headers)
+    verifier = get_services(connection).verifier
+    caller = await verifier.authenticate(headers.get(b"authorization"))
     connection.state["caller"] = caller
     connection.state["update"] = None  # not parsed yet
     connection.state["trusted"] = require_updater(caller)

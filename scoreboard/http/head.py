@@ -1,4 +1,4 @@
-"""Parser of HTTP/1.1 request heads: request line and headers. No I/O, no state.
+"""Parser of HTTP/1.1 request heads: request line and headers. No I/O.
 
 Invariant: ambiguous requests are refused, never repaired, so that a gateway and a service cannot
 interpret one differently (request smuggling; RFC 9112, 11.2). docs/reference/http.md lists the
@@ -6,6 +6,7 @@ rules; a test compares the parser with h11.
 """
 
 import re
+from functools import lru_cache
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
@@ -24,6 +25,9 @@ CHUNKED: Final = -1
 """The length of a chunked body."""
 
 LENGTH_DIGITS: Final = 15
+
+LOCATIONS_MAX: Final = 64
+"""Remembered pairs of target and host: most requests have one of few, which are checked once."""
 
 ONCE: Final = frozenset(
     {
@@ -156,8 +160,7 @@ def read_head(data: bytes, limits: HeadLimits) -> Head:
     headers = dict(fields)
     if len(headers) != len(fields):
         headers = _joined(fields)
-    host = _host(headers, minor)
-    path, query = _split(words[1], host)
+    path, query = _locate(words[1], headers.get(b"host"), minor)
     options = headers.get(b"connection")
     expectation = headers.get(b"expect")
     return Head(
@@ -217,19 +220,15 @@ def _joined(fields: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     return headers
 
 
-def _host(headers: dict[bytes, bytes], minor: int) -> bytes:
-    host = headers.get(b"host")
+@lru_cache(LOCATIONS_MAX)
+def _locate(target: bytes, host: bytes | None, minor: int) -> tuple[str, bytes]:
+    """Return the path and the query of a target."""
     if host is None:
         if minor:
             raise Malformed("The header Host is required")
-        return b""
-    if not _HOST.fullmatch(host):
+        host = b""
+    elif not _HOST.fullmatch(host):
         raise Malformed("The header Host must be a host, or a host and a port")
-    return host
-
-
-def _split(target: bytes, host: bytes) -> tuple[str, bytes]:
-    """Return the path and the query of a target."""
     if not target.startswith(b"/"):
         # The absolute form, as sent to proxies (RFC 9112, 3.2.2); accepted if it names this host.
         absolute = _ABSOLUTE.fullmatch(target)
