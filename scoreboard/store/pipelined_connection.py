@@ -90,9 +90,7 @@ class PipelinedConnection(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Any]] = loop.create_future()
         self._exchange, self._wanted, self._replies = future, len(commands), []
-        timer = loop.call_later(
-            self._settings.redis_timeout_s, self._fail, RedisTimeoutError("no reply in time")
-        )
+        timer = loop.call_later(self._settings.redis_timeout_s, self._time_out)
         pack: Any = hiredis.pack_command  # its stub allows a tuple of one
         try:
             self._transport.write(b"".join(map(pack, commands)))
@@ -137,6 +135,9 @@ class PipelinedConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail the exchange in progress."""
         self._fail(RedisConnectionError(str(exc or "closed by the server")))
+
+    def _time_out(self) -> None:
+        self._fail(RedisTimeoutError("no reply in time"))
 
     def _fail(self, error: RedisError) -> None:
         transport, self._transport = self._transport, None
