@@ -118,6 +118,16 @@ def test_version_and_connection_header_decide_whether_the_connection_stays_open(
     assert head(*lines, line=line).is_last is is_last
 
 
+def test_a_remembered_target_is_judged_with_the_host_and_version_of_each_request() -> None:
+    for _ in range(2):
+        assert head(line="GET http://a/b HTTP/1.1", host="a").path == "/b"
+        with pytest.raises(Malformed):
+            head(line="GET http://a/b HTTP/1.1", host="c")
+        with pytest.raises(Malformed):
+            head(line="GET /b HTTP/1.1", host=None)
+        assert head(line="GET /b HTTP/1.0", host=None).path == "/b"
+
+
 def test_http_1_0_requires_no_host_and_ignores_expect() -> None:
     found = head("Expect: 100-continue", line="POST / HTTP/1.0", host=None)
     assert (found.minor, found.expects_continue) == (0, False)
