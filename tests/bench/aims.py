@@ -38,6 +38,13 @@ def _api(title: str, limit: float, work: str, connections: int, metric: str = "s
     return Aim(title, limit, benchmark, work, "api", metric, {"connections": connections})
 
 
+def _frame(title: str, limit: float, metric: str, viewers: int) -> Aim:
+    parameters = {"viewers": viewers}
+    return Aim(
+        f"{title}, {viewers:,} viewers", limit, "ws", "frame", "streamer", metric, parameters
+    )
+
+
 def _hold(title: str, limit: float, metric: str) -> Aim:
     return Aim(f"highest steady rate: {title}", limit, "soak", "hold", "system", metric)
 
@@ -63,6 +70,12 @@ AIMS = (
     _api("read of the leaderboard, 64 connections: CPU of the api", 40, "leaderboard", 64),
     _api("standing among a million users: CPU of the api", 50, "user-million", 64),
     _api("standing among a million users: CPU of Redis", 25, "user-million", 64, "Redis CPU"),
+    _frame("frame to a viewer: CPU of the streamer", 7, "server CPU", 2_000),
+    _frame("frame to a viewer: CPU of the streamer", 7, "server CPU", 5_000),
+    _frame("memory of a viewer", 5, "memory of a viewer", 5_000),
+    Aim("handshake of a viewer: CPU", 100, "ws", "handshake", "streamer", "server CPU"),
+    _frame("update to viewer, p50", 15, "sent p50", 2_000),
+    _frame("update to viewer, p99", 60, "sent p99", 2_000),
     _script("always"),
     _script("no"),
     Aim("memory of a remembered action", 120, "lua", "memory", "action, remembered", "memory"),

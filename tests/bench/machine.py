@@ -37,11 +37,11 @@ class Foreign:
     """
 
     def __init__(self) -> None:
-        self._before = (time.monotonic(), *_busy_and_own_ticks(os.getpid()))
+        self._before = (time.monotonic(), *busy_and_own_ticks(os.getpid()))
 
     def elapsed_and_used_s(self) -> tuple[float, float]:
         """Return the time since the creation, and the CPU time that others used in it."""
-        now = (time.monotonic(), *_busy_and_own_ticks(os.getpid()))
+        now = (time.monotonic(), *busy_and_own_ticks(os.getpid()))
         elapsed_s, busy, own = (
             after - before for before, after in zip(self._before, now, strict=True)
         )
@@ -58,7 +58,7 @@ def share_of(elapsed_s: float, used_s: float) -> float:
     return min(1.0, max(0.0, used_s / (elapsed_s * cores))) if elapsed_s > 0 else 0.0
 
 
-def _busy_and_own_ticks(root: int) -> tuple[int, int]:
+def busy_and_own_ticks(root: int) -> tuple[int, int]:
     """Return the ticks of all programs, and those of a process tree."""
     words = Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0].split()
     user, nice, system, steal = (int(words[index]) for index in (1, 2, 3, 8))

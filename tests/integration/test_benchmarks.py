@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from tests.bench.api.stage import api_settings, open_main, server
 from tests.bench.api.tokens import prepare, user_id
+from tests.bench.machine import TICKS_PER_S, busy_and_own_ticks
 from tests.bench.rows import read
 from tests.support.repository import ROOT
 
@@ -82,3 +84,16 @@ def test_a_small_run_gives_figures(words: tuple[str, ...], works: set[str], tmp_
     assert {row.work for row in found.rows} == works
     assert all(value >= 0 for row in found.rows for value in row.values)
     assert all(0 <= share <= 1 for share in found.foreign)
+
+
+def test_a_process_that_was_waited_for_counts_as_own() -> None:
+    """Its CPU time must not look like that of other programs."""
+    burn = "import time\nwhile time.process_time() < 0.3: pass"
+    _, before = busy_and_own_ticks(os.getpid())
+
+    with subprocess.Popen([sys.executable, "-c", burn]) as process:
+        process.wait(60)
+    busy, after = busy_and_own_ticks(os.getpid())
+
+    assert after - before >= 0.25 * TICKS_PER_S
+    assert busy >= after

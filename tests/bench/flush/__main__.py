@@ -7,7 +7,6 @@ Prints a table; ``--json`` prints only the figures.
 
 import argparse
 import asyncio
-import json
 import os
 import platform
 import statistics
@@ -45,6 +44,7 @@ from tests.bench.flush.stage import (
     make_board,
     servers,
 )
+from tests.bench.rows import Recorder
 from tests.support.eventually import eventually_async
 
 USERS = 10_000
@@ -231,12 +231,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="streams of each contender")
     parser.add_argument("--rate", type=int, default=5_000, help="steady updates per second")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of the steady part")
-    parser.add_argument("--json", action="store_true", help="print only the figures")
+    parser.add_argument("--json", help="write the figures to this file")
+    parser.add_argument("--quick", action="store_true", help="only check that everything works")
     options = parser.parse_args(arguments)
     setup_logging("bench", level="error", form="console", environment="bench")
+    if options.quick:
+        options.events, options.rounds, options.rate, options.seconds = 500, 1, 100, 1.0
+    recorder = Recorder("flush", events=f"{options.events:,}", users=f"{USERS:,}")
     with servers() as stage:
-        found = race(stage, options.events, options.rounds)
-        held = steady(stage, options.rate, options.seconds)
+        with recorder.measurement():
+            found = race(stage, options.events, options.rounds)
+        with recorder.measurement():
+            held = steady(stage, options.rate, options.seconds)
+    record(recorder, found, held, options.rate)
+    if options.json:
+        recorder.write(options.json)
     figures = {
         "machine": {
             "cores": os.cpu_count(),
@@ -261,8 +270,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ),
         "steady": held,
     }
-    sys.stdout.write((json.dumps(figures, indent=2) if options.json else render(figures)) + "\n")
-    return 0 if figures["times_executemany"]["median"] >= TARGET else 1
+    sys.stdout.write(render(figures) + "\n")
+    return 0 if options.json or figures["times_executemany"]["median"] >= TARGET else 1
+
+
+def record(
+    recorder: Recorder,
+    found: dict[str, dict[str, list[float]]],
+    held: dict[str, float],
+    rate: int,
+) -> None:
+    """Add the figures of both parts."""
+    metrics = {
+        "events_per_s": ("events", "/s"),
+        "flusher_us": ("flusher CPU", "µs"),
+        "postgres_us": ("PostgreSQL CPU", "µs"),
+    }
+    for name, measured in found.items():
+        title = {"copy": "COPY"}.get(name, name)
+        for what in ("flusher_us", "postgres_us", "events_per_s"):
+            for value in measured[what]:
+                recorder.add("drain", title, {}, *metrics[what], value)
+    per_action_s = 1 / held["rate"]
+    for name in ("median", "p99", "max"):
+        lag_s = held[f"lag_{name}"] * per_action_s
+        recorder.add("steady", "COPY", {"rate": rate}, f"lag {name}", "s", lag_s)
+    for what in ("flusher_us", "postgres_us"):
+        recorder.add("steady", "COPY", {"rate": rate}, *metrics[what], held[what])
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -24,6 +24,7 @@ from scoreboard.store.store import Store
 from tests.bench.flush.__main__ import is_committed
 from tests.bench.flush.stage import fill, make_board, servers
 from tests.bench.resources.__main__ import flushing
+from tests.bench.rows import Recorder
 from tests.support.data.boards import open_board
 from tests.support.eventually import eventually
 from tests.support.servers.flushers import act
@@ -75,7 +76,16 @@ def main() -> None:
     """Fill a server and print the bytes of each kind of key per entry."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--users", type=int, default=200_000)
-    users = parser.parse_args().users
+    parser.add_argument("--json", help="write the figures to this file")
+    parser.add_argument("--quick", action="store_true", help="only check that everything works")
+    options = parser.parse_args()
+    users = 1_000 if options.quick else options.users
+    recorder = Recorder("memory", users=f"{users:,}")
+
+    def show(work: str, kind: str, size: float) -> None:
+        print(f"{kind:40} {size:6.0f} bytes")
+        recorder.add(work, kind, {}, "size", "B", size)
+
     # Without rewrites, the size of the append-only file is what was written.
     settings = {"appendfsync": "no", "auto-aof-rewrite-percentage": "0"}
     with (
@@ -90,12 +100,14 @@ def main() -> None:
             "action waiting in the stream": [KEYS.events],
         }
         size = client.info("persistence")["aof_current_size"]
-        print(f"{'action in the append-only file':40} {size / users:6.0f} bytes")
+        show("disk", "action in the append-only file", size / users)
         for kind, keys in kinds.items():
             used = sum(client.memory_usage(key, samples=0) or 0 for key in keys)
-            print(f"{kind:40} {used / users:6.0f} bytes")
+            show("memory of Redis", kind, used / users)
     for kind, size in disk(users).items():
-        print(f"{kind:40} {size:6.0f} bytes")
+        show("disk", kind, size)
+    if options.json:
+        recorder.write(options.json)
 
 
 if __name__ == "__main__":

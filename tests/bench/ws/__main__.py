@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from scoreboard.runtime.settings import PREFIX, load
 from scoreboard.runtime.telemetry import setup_logging
 from scoreboard.store.client import make_client
 from scoreboard.store.store import Store
+from tests.bench.rows import Recorder
 from tests.support.clients.viewer import playing
 from tests.support.data.boards import open_board
 
@@ -39,6 +41,16 @@ LEAST_S, MOST_S = 0.09, 0.11
 """The time between two changes: ten per second, with jitter against synchronization."""
 WARM_UP_S = 2.0
 SERVERS = ("ours", "broadcast", "litestar")
+TITLES = {"ours": "streamer", "broadcast": "broadcast()", "litestar": "Litestar, uvicorn"}
+METRICS = (
+    ("server CPU", "µs", "cpu_us_per_frame"),
+    ("memory of a viewer", "KB", "kb_per_viewer"),
+    ("sent p50", "ms", "p50_ms"),
+    ("sent p99", "ms", "p99_ms"),
+    ("built p50", "ms", "built_p50_ms"),
+    ("built p99", "ms", "built_p99_ms"),
+    ("boards", "/s", "boards_per_s"),
+)
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 TICKS = os.sysconf("SC_CLK_TCK")
 TARGET_RATIO, TARGET_KB, TARGET_MS = 0.7, 8.0, 150.0
@@ -247,7 +259,7 @@ def missed_targets(results: dict[str, dict[str, tuple[float, float, float]]]) ->
         if server != "ours":
             continue
         other = results.get(f"{size}/broadcast")
-        if other is not None:
+        if other is not None and other["cpu_us_per_frame"][0]:
             ratio = figures["cpu_us_per_frame"][0] / other["cpu_us_per_frame"][0]
             print(f"{size}: {ratio:.2f} of broadcast's processor time per frame")
             if ratio > TARGET_RATIO:
@@ -266,9 +278,13 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--servers", default=",".join(SERVERS))
-    parser.add_argument("--json", action="store_true", help="print only the figures")
+    parser.add_argument("--json", help="write the figures to this file")
+    parser.add_argument("--quick", action="store_true", help="only check that everything works")
     parser.add_argument("--check", action="store_true", help="fail if a target is missed")
     options = parser.parse_args()
+    if options.quick:
+        options.viewers, options.seconds, options.runs = "100", 1.0, 1
+    recorder = Recorder("ws", websockets=version("websockets"), uvicorn=version("uvicorn"))
     setup_logging("bench", level="error", form="console", environment="bench")
     sizes = [int(word) for word in options.viewers.split(",")]
     servers = options.servers.split(",")
@@ -281,15 +297,24 @@ def main() -> int:
                 for name in servers:
                     variants = [stalled, 0] if name == "ours" and size == 2000 else [stalled]
                     for count in variants:
-                        figures = measure(
-                            name, valkey.url, viewers=size, stalled=count, seconds=options.seconds
-                        )
+                        with recorder.measurement():
+                            figures = measure(
+                                name,
+                                valkey.url,
+                                viewers=size,
+                                stalled=count,
+                                seconds=options.seconds,
+                            )
+                        parameters = {"viewers": size, "stalled": count}
+                        for metric, unit, key in METRICS:
+                            recorder.add(
+                                "frame", TITLES[name], parameters, metric, unit, figures[key]
+                            )
                         runs.setdefault(f"{size}, {count}/{name}", []).append(figures)
                         print(f"run {number + 1}: {size}, {count} {name}", figures, file=sys.stderr)
     results = {label: summarise(found) for label, found in runs.items()}
     if options.json:
-        print(json.dumps(results, indent=2))
-        return 0
+        recorder.write(options.json)
     print(
         f"{platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} cores; "
         f"{options.runs} runs of {options.seconds:g} s; load average at the start and end: "
