@@ -51,14 +51,14 @@ def _api(works: str) -> Benchmark:
 BENCHMARKS = {
     "api": _api("update,update-many-users"),
     "tokens": _api("first-token"),
-    "reads": _api("leaderboard,user,user-million"),
-    "ws": Benchmark("ws", ("--runs", "3", "--seconds", "4"), own="streamer"),
+    "reads": _api("leaderboard,user-million"),
+    "ws": Benchmark("ws", ("--viewers", "2000,5000", "--seconds", "4"), own="streamer"),
     "lua": Benchmark("lua", own="submit.lua"),
     "flush": Benchmark("flush", ("--rounds", "3"), own="COPY"),
-    "system": Benchmark("system"),
-    "reseed": Benchmark("reseed", ("--rounds", "3")),
+    "system": Benchmark("system", own="scoreboard"),
+    "reseed": Benchmark("reseed", ("--rounds", "2")),
     "memory": Benchmark("memory"),
-    "resources": Benchmark("resources", ("--seconds", "4")),
+    "resources": Benchmark("resources", ("--seconds", "3")),
 }
 
 
