@@ -54,13 +54,14 @@ def render(published: Published, own: str = "") -> str:
 def render_aims(results: Iterable[Result]) -> str:
     """Return the table of aims."""
     lines = ["| work | aim | measured | |", "|---|---|---|---|"]
-    for aim, measured, unit in results:
-        limit = f"≤ {number(aim.limit)} {unit}".rstrip()
+    for result in results:
+        aim, measured = result
+        limit = f"≤ {number(aim.limit)} {aim.unit}"
         if measured is None:
             shown, verdict = "", "not measured"
         else:
-            shown = f"{number(measured)} {unit}"
-            verdict = "met" if measured <= aim.limit else "**missed**"
+            shown = f"{number(measured)} {aim.unit}"
+            verdict = "met" if result.is_met else "**missed**"
         lines.append(f"| {aim.title} | {limit} | {shown} | {verdict} |")
     return "\n".join(lines)
 

@@ -91,9 +91,9 @@ def test_aims_are_met_missed_or_not_measured() -> None:
     aims = [
         Aim("low", 50, "api", "update", "api", "server CPU", {"connections": 64}),
         Aim("high", 49, "api", "update", "api", "server CPU"),
-        Aim("ratio", 0.5, "api", "update", "api", "server CPU", over="baseline"),
+        Aim("ratio", 0.5, "api", "update", "api", "server CPU", over="baseline", unit="×"),
         Aim("other", 50, "api", "update", "api", "server CPU", {"connections": 1}),
-        Aim("none", 1, "api", "update", "api", "server CPU", over="absent"),
+        Aim("none", 1, "api", "update", "api", "server CPU", over="absent", unit="×"),
     ]
     rows = [row("api", 40, 50, 60), row("baseline", 100, 100, 100)]
 
@@ -103,7 +103,7 @@ def test_aims_are_met_missed_or_not_measured() -> None:
         "| low | ≤ 50 µs | 50 µs | met |",
         "| high | ≤ 49 µs | 50 µs | **missed** |",
         "| ratio | ≤ 0.50 × | 0.50 × | met |",
-        "| other | ≤ 50 |  | not measured |",
+        "| other | ≤ 50 µs |  | not measured |",
         "| none | ≤ 1 × |  | not measured |",
     ]
 

@@ -5,7 +5,7 @@ flusher, p99 of the viewers' delay. Holds nine tenths of the last rate within th
 memory, files and sizes. Then goes beyond the highest rate, reports which limit is exceeded first,
 and how long the system takes to recover. In the end every acknowledged update must be in the ledger
 once, and `verify` must find nothing. Exit code 1: a limit was exceeded in the hold, memory grew, or
-an update was lost or counted twice.
+an update was lost or counted twice. 3: the machine was busy, so --write has changed nothing.
 """
 
 import asyncio
@@ -28,14 +28,14 @@ from scoreboard.recovery.reseed import SESSION, report_nothing
 from scoreboard.recovery.verify import verify
 from scoreboard.runtime.telemetry import setup_logging
 from scoreboard.store.client import make_client
-from tests.bench.__main__ import describe_run, publish, write_page
+from tests.bench.__main__ import BUSY, describe_run, publish, write_page
 from tests.bench.api.client import Plan, updates
 from tests.bench.api.tokens import prepare
 from tests.bench.flush.__main__ import is_committed
 from tests.bench.rows import Recorder
 from tests.bench.soak.load import Load, Viewer, view
 from tests.bench.soak.system import BOARD, KEYS, Stored, System, read_stored, running
-from tests.bench.tables import Published, number, render
+from tests.bench.tables import Published, is_busy, number, render
 from tests.support.eventually import eventually
 
 LIMITS_MS = {"update p99": 50.0, "flusher lag p99": 1000.0, "viewer delay p99": 250.0}
@@ -409,10 +409,13 @@ def main(
     click.echo(render(found))
     if json_file:
         recorder.write(json_file)
-    if write:
+    busy = write and is_busy(found.figures)
+    if busy:
+        click.echo("busy: other programs used the CPU. The table is unchanged.", err=True)
+    elif write:
         publish("soak", found)
         write_page()
-    sys.exit(1 if wrong else 0)
+    sys.exit(1 if wrong else BUSY if busy else 0)
 
 
 if __name__ == "__main__":
