@@ -303,7 +303,9 @@ async def run(
     add("hold", "system", {}, "CPU of the generator", "%", 100 * own_share)
     exceeded = [one.exceeded() for one in intervals if one.exceeded()]
     if exceeded:
-        wrong.append(f"{len(exceeded)} of {len(intervals)} intervals of the hold: {exceeded[0]}")
+        wrong.append(
+            f"{len(exceeded)} of {len(intervals)} intervals of the hold: {', '.join(exceeded[0])}"
+        )
     if own_share > OWN_CORE_SHARE:
         wrong.append(f"the generator used {own_share:.0%} of a core")
     if minutes >= 10:  # caches fill in the first minutes
