@@ -17,9 +17,9 @@ COMPLETE: Final = "_SCOREBOARD_COMPLETE"
 """The environment variable by which a shell requests completion."""
 
 SECTIONS: Final[Mapping[str, Sequence[str]]] = {
-    "Run": ("up", "status", "simulate", "bench", "token"),
+    "Run": ("up", "status", "simulate", "token"),
     "Boards and users": ("board", "user", "action"),
-    "Load tests": ("lua",),
+    "Load tests": ("bench", "lua"),
     "Recovery": ("verify", "repair", "reseed", "dead", "backup", "audit"),
     "Configuration and gateway": ("config", "db", "kong", "secrets"),
 }

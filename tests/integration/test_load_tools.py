@@ -110,21 +110,53 @@ def test_wrk_sends_updates_that_the_ledger_has(system: System, tokens: Path) -> 
     wait_until_committed(system, found["acknowledged"], found["acknowledged"] + CONNECTIONS)
 
 
-def test_wrk_counts_what_the_limit_refuses_apart(tmp_path: Path) -> None:
+def test_what_the_limit_refuses_is_counted_apart(tmp_path: Path) -> None:
     limited = System(tmp_path / "limited", updates_per_minute=1)
     try:
         limited.start()
         tokens = tmp_path / "tokens.txt"
         tokens.write_text(limited.run("token", "--sub", "load", "--users", str(USERS)).stdout)
+        variables = {"LOAD_URL": limited.api, "LOAD_TOKENS": str(tokens)}
 
-        found = outcomes(run(wrk("updates", limited), limited, tokens))
+        of_wrk = outcomes(run(wrk("updates", limited), limited, tokens))
+        of_locust = outcomes(run(locust(), limited, tokens, LOAD_RATE="5"))
+        of_k6 = counters_of(in_node("update.js", 1, variables))
 
-        assert found["acknowledged"] == USERS
-        assert found["limited"] > 0
-        assert found["replayed"] == found["failed"] == 0
+        assert of_wrk["acknowledged"] == USERS
+        for found in (of_wrk, of_locust, of_k6):
+            assert found["limited"] > 0
+            assert found["replayed"] == found["failed"] == 0
+        assert of_locust["acknowledged"] == of_k6["acknowledged"] == 0
         wait_until_committed(limited, USERS)
     finally:
         limited.stop()
+
+
+def test_a_board_of_bench_is_emptied_after_other_tools(tmp_path: Path) -> None:
+    made = System(tmp_path / "system", boards="main,bench-load", updates_per_minute=1_000_000)
+    try:
+        made.start()
+        bench = "bench http --rate 20 --warm-up 0 --duration 1 --users 5"
+        done = made.run(*bench.split())
+        assert done.returncode == 0, done.stderr
+        tokens = tmp_path / "tokens.txt"
+        tokens.write_text(made.run("token", "--sub", "bench-load.u", "--users", "10").stdout)
+
+        found = outcomes(run(wrk("updates", made), made, tokens, LOAD_BOARD="bench-load"))
+
+        assert found["acknowledged"] > 10
+        eventually(lambda: committed(made) >= found["acknowledged"])
+        assert made.run("bench", "clean").returncode == 0
+        assert committed(made) == 0
+        with psycopg.connect(made.postgres.url) as ledger:
+            assert ledger.execute("SELECT count(*) FROM users").fetchone() == (0,)
+        with redis.Redis.from_url(made.valkey.url) as client:
+            assert client.zcard("sb:{bench-load:0}:board") == 0
+        again = outcomes(run(wrk("updates", made), made, tokens, LOAD_BOARD="bench-load"))
+        assert again["acknowledged"] > 10
+        assert again["failed"] == 0
+    finally:
+        made.stop()
 
 
 def test_wrk_counts_failures(system: System, tokens: Path) -> None:
