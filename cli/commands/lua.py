@@ -194,10 +194,11 @@ def submit(*, user: str, action: str, points: int, **options: Any) -> None:  # n
         now_s = await store.now_s()
         generation = int(now_s // layout.seen_seconds)
         ends_s = (generation + 1) * layout.seen_seconds
+        until = datetime.fromtimestamp(ends_s, UTC)
         print_message(
-            f"This counts for real on board {target.board}, and the ledger keeps it. It is valid "
-            f"for {ends_s - now_s:.0f} s, until {datetime.fromtimestamp(ends_s, UTC):%FT%TZ}; "
-            "then Redis replies BUCKET"
+            f"This counts for real on board {target.board}, and the ledger keeps it. Send it with "
+            "the login of the api, which has all rights that the script needs. It is valid for "
+            f"{ends_s - now_s:.0f} s, until {until:%FT%TZ}; then Redis replies BUCKET"
         )
         counted = Action(user, action, points, stated=True)
         partition = Partition(target.board, partition_of(user, layout.partitions))

@@ -26,6 +26,7 @@ from tests.support.clients.commands import Done, Run, with_store
 from tests.support.data.boards import open_board
 from tests.support.eventually import eventually
 from tests.support.repository import ROOT
+from tests.support.servers.rights import as_user, make_users
 from tests.support.servers.stores import OwnValkey
 from tests.support.servers.system import System
 
@@ -265,3 +266,23 @@ def test_a_password_is_not_printed(
         done = command("lua", "call", "leaderboard", "--format", form, "--load")
         assert done.code == 0
         assert "not-to-be-printed" not in done.out + done.err
+
+
+def test_the_operator_prints_what_the_login_of_the_api_may_send(
+    command: Run, own_valkey: OwnValkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = own_valkey()
+    with redis.Redis.from_url(server.url) as admin:
+        make_users(admin, "deployed")
+    with_store(Settings(redis_url=Secret(server.url)), open_board)
+    operator, api = (as_user(server.url, name, "deployed") for name in ("operator", "api"))
+    monkeypatch.setenv("REDIS_URL", operator)
+    submit = ("submit", "--user", "u1", "--action", "win:1", "--points", "5")
+
+    for words in (submit, ("leaderboard",), ("standing", "--user", "u1")):
+        made = json.loads(call(command, *words, "--load", "--format", "json"))["command"]
+        sent = [bytes.fromhex(one["hex"]) if isinstance(one, dict) else one for one in made]
+        with redis.Redis.from_url(api) as client:
+            reply = client.execute_command(*sent)
+        assert reply[:1] == [[b"applied", 5, 5, 1, 0]] if words == submit else reply[:1] == [1]
+    assert "login of the api" in command("lua", "call", *submit).err
