@@ -8,6 +8,7 @@ ended by force), then drop the remaining connections.
 import asyncio
 import random
 import socket
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final
@@ -160,13 +161,13 @@ class Streamer:
             await manager.sweep_needed.wait()
             manager.sweep_needed.clear()
             while manager.hub.is_sweeping:
-                started_at_s = clock()
+                started_at_s, cpu_s = clock(), time.thread_time()
                 channels = manager.hub.run_turn(TURN_VIEWERS, clock, started_at_s + TURN_S)
-                now_s = clock()
+                now_s, used_s = clock(), time.thread_time() - cpu_s
                 metrics.SWEEP.observe(now_s - started_at_s)
                 for channel in channels:
                     _observe_delays(channel, now_s)
-                    channel.note_turn(now_s)
+                    channel.note_turn(now_s, used_s)
                 if self._frames is not None:
                     self._frames.turn_ended(channels)
                 self._count_frames()

@@ -143,9 +143,9 @@ class EventStreams:
         if state.message is not None:
             self._channels[state.board].publish(state.message)
 
-    def fan_out_s(self, board: str) -> float:
-        """Return how long the last board took to be written to its streams."""
-        return self._channels[board].fan_out_s
+    def least_gap_s(self, board: str) -> float:
+        """Return the least time to the next board, from what the last one cost."""
+        return self._channels[board].least_gap_s
 
     def status_changed(self, state: BoardState) -> None:
         """Send whether the board is live to its streams."""

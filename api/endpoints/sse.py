@@ -5,6 +5,7 @@ it ends at its deadline, with a ``bye`` that says why.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -20,6 +21,7 @@ from scoreboard.broadcast.messages import (
     encode,
     now_ms,
 )
+from scoreboard.broadcast.pace import gap_after
 from scoreboard.security.tokens import Caller
 
 RETRY_MS: Final = 3000
@@ -47,13 +49,13 @@ class Admission(Struct, frozen=True):
 class EventChannel(BoardChannel):
     """One board's event streams and the events to send them."""
 
-    __slots__ = ("fan_out_s", "streams")
+    __slots__ = ("least_gap_s", "streams")
 
     def __init__(self, board: str) -> None:
         super().__init__(board, encode_event)
         self.streams: set[EventStream] = set()
-        self.fan_out_s = 0.0
-        """How long the last leaderboard took to be written to every stream that accepts data."""
+        self.least_gap_s = 0.0
+        """The least time from the newest leaderboard to the next one."""
 
     def publish(self, state: Leaderboard) -> None:
         """Replace the leaderboard and wake every stream."""
@@ -61,10 +63,11 @@ class EventChannel(BoardChannel):
         self._wake()
         loop = asyncio.get_running_loop()
         # The loop runs callbacks in order: this one runs after each stream that was waiting.
-        loop.call_soon(self._note_written, loop.time())
+        loop.call_soon(self._note_written, loop.time(), time.thread_time())
 
-    def _note_written(self, began_at_s: float) -> None:
-        self.fan_out_s = asyncio.get_running_loop().time() - began_at_s
+    def _note_written(self, began_at_s: float, cpu_s: float) -> None:
+        took_s = asyncio.get_running_loop().time() - began_at_s
+        self.least_gap_s = gap_after(took_s, time.thread_time() - cpu_s)
 
     def publish_status(self, status: Status) -> None:
         """Replace the status and wake every stream."""

@@ -104,8 +104,8 @@ class Listener(Protocol):
         """Apply that ``state.is_public`` has changed."""
         ...
 
-    def fan_out_s(self, board: str) -> float:
-        """Return how long the last board took to reach its connections, or has taken so far."""
+    def least_gap_s(self, board: str) -> float:
+        """Return the least time to the next board (scoreboard.broadcast.pace.gap_after)."""
         ...
 
 
@@ -310,7 +310,7 @@ class BoardWatcher:
         """Wait until the board may be read; a fan-out that is under way defers it further."""
         board, loop = watched.state.board, asyncio.get_running_loop()
         while True:
-            wait_s = watched.pace.next_at_s(self._listener.fan_out_s(board)) - loop.time()
+            wait_s = watched.pace.next_at_s(self._listener.least_gap_s(board)) - loop.time()
             if wait_s <= 0:
                 return
             await asyncio.sleep(wait_s)

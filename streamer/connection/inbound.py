@@ -2,8 +2,8 @@
 
 The websockets library validates single frames (mask, reserved bits, opcode, size). This module
 joins fragments, limits their number and size, checks UTF-8, and limits every rate. Most viewers
-send nothing but pongs, so a viewer has the library's parser, which takes 3 KB, only from its first
-other frame on.
+send nothing but pongs, so a viewer has the library's parser, which takes over 1 KB, only from its
+first other frame on.
 
 Invariants: at most one unfinished message is held per viewer.
 """

@@ -13,6 +13,7 @@ from typing import Final, Protocol
 
 from scoreboard.broadcast.channel import BoardChannel
 from scoreboard.broadcast.messages import Leaderboard, Message, Status, encode
+from scoreboard.broadcast.pace import gap_after
 from streamer.connection.framing import ping_frame, text_frame
 
 CHUNK: Final = 50
@@ -44,12 +45,13 @@ class Channel(BoardChannel):
         "_remaining",
         "accepted_at_s",
         "ack",
-        "fan_out_s",
         "frame_at_s",
         "frame_with_ping",
+        "least_gap_s",
         "noticed_at_s",
         "sent",
         "skipped",
+        "used_s",
         "viewers",
     )
 
@@ -60,8 +62,10 @@ class Channel(BoardChannel):
         """``frame`` followed by a ping with the payload ``ack``, for ack-paced viewers."""
         self.ack = b""
         self.frame_at_s = 0.0
-        self.fan_out_s = 0.0
-        """How long the last sweep of a new board took, with everything else the process did."""
+        self.used_s = 0.0
+        """CPU time of the turns since the newest board."""
+        self.least_gap_s = 0.0
+        """The least time from the newest board to the next one."""
         self.noticed_at_s = 0.0
         """When the change was noticed; 0 if the sweep carries no new board."""
         self.accepted_at_s = 0.0
@@ -88,8 +92,9 @@ class Channel(BoardChannel):
         self.frame_with_ping = self.frame + ping_frame(self.ack)
         self.frame_at_s = now_s
         self.noticed_at_s, self.accepted_at_s = noticed_at_s, accepted_at_s
+        self.used_s = 0.0
         if not self.viewers:
-            self.fan_out_s = 0.0
+            self.least_gap_s = 0.0
         self._start_sweep(b"")
 
     def publish_status(self, status: Status) -> None:
@@ -106,10 +111,11 @@ class Channel(BoardChannel):
         self.noticed_at_s = self.accepted_at_s = 0.0
         self._start_sweep(self.heartbeat(at_ms))
 
-    def note_turn(self, now_s: float) -> None:
+    def note_turn(self, now_s: float, used_s: float) -> None:
         """Record that a turn has ended, and with it perhaps the sweep."""
         if self.noticed_at_s:
-            self.fan_out_s = now_s - self.frame_at_s
+            self.used_s += used_s
+            self.least_gap_s = gap_after(now_s - self.frame_at_s, self.used_s)
         if not self._remaining:
             self.noticed_at_s = self.accepted_at_s = 0.0
 

@@ -190,6 +190,6 @@ class ConnectionManager:
             for connection in tuple(self.connections):
                 connection.access_revoked(channel)
 
-    def fan_out_s(self, board: str) -> float:
-        """Return how long the last board took to reach all viewers, or has taken so far."""
-        return self.channel(board).fan_out_s
+    def least_gap_s(self, board: str) -> float:
+        """Return the least time to the next board, from what the last one cost so far."""
+        return self.channel(board).least_gap_s

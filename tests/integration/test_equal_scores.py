@@ -62,7 +62,7 @@ class Listener:
     def access_changed(self, state: BoardState) -> None:
         pass
 
-    def fan_out_s(self, board: str) -> float:
+    def least_gap_s(self, board: str) -> float:
         return 0.0
 
 

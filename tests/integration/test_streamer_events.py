@@ -126,7 +126,7 @@ async def test_duration_of_writing_a_board_to_its_streams_sets_the_pace() -> Non
         await eventually_async(lambda: len(written) == 5)
         channel.publish(Leaderboard("main", 1, 1, 0, ()))
         await eventually_async(lambda: len(written) == 10)
-        assert channel.fan_out_s >= 0.05
+        assert channel.least_gap_s >= 0.05
         for stream in streams:
             stream.finish(CloseCode.RESTART)
 

@@ -35,7 +35,7 @@ class Listener:
 
     def access_changed(self, state: BoardState) -> None: ...
 
-    def fan_out_s(self, board: str) -> float:
+    def least_gap_s(self, board: str) -> float:
         return 0.0
 
 

@@ -65,25 +65,25 @@ def test_turn_ends_at_its_count_or_its_time() -> None:
     assert channel.is_sweeping
 
 
-def test_duration_of_a_sweep_is_known_while_it_lasts_and_without_viewers_it_is_zero() -> None:
+def test_gap_after_a_board_grows_with_its_sweep_and_is_zero_without_viewers() -> None:
     channel, viewers = channel_of(100)
     channel.publish(board(1), 10.0, 9.9)
     channel.run_turn(50, clock, NEVER_S)
-    channel.note_turn(10.2)
-    assert channel.fan_out_s == pytest.approx(0.2)
+    channel.note_turn(10.2, 0.04)
+    assert channel.least_gap_s == pytest.approx(0.2)
     channel.run_turn(50, clock, NEVER_S)
-    channel.note_turn(10.5)
-    assert channel.fan_out_s == pytest.approx(0.5)
+    channel.note_turn(10.5, 0.04)
+    assert channel.least_gap_s == pytest.approx(0.5)
 
     channel.publish_status(Status("live"))
     channel.run_turn(100, clock, NEVER_S)
-    channel.note_turn(60.0)
-    assert channel.fan_out_s == pytest.approx(0.5), "only boards are paced"
+    channel.note_turn(60.0, 0.04)
+    assert channel.least_gap_s == pytest.approx(0.5), "only boards are paced"
 
     for viewer in viewers:
         channel.remove(viewer)
     channel.publish(board(2), 61.0, 60.9)
-    assert channel.fan_out_s == 0.0
+    assert channel.least_gap_s == 0.0
 
 
 def test_newer_frame_during_a_sweep_reaches_the_rest_then_the_first() -> None:

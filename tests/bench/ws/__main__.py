@@ -5,8 +5,10 @@ run. Each runs in its own process with the same BoardWatcher and the same Valkey
 raw sockets in another process. Reports per size and server: CPU time of the server per delivered
 frame, memory per viewer, and milliseconds until a board reaches a reading viewer, measured from
 just before its update was sent (which includes the frame interval of 100 ms) and from when it was
-built. The figures are medians of the runs, with minimum and maximum. ``--check`` fails if a target
-is missed.
+built. It also measures opening handshakes at a fixed rate, each closed after its first board, and
+the pace of the streamer on a quiet board (a change a second) and on one that changes continuously
+(100 a second). The figures are medians of the runs, with minimum and maximum. ``--check`` fails if
+a target is missed.
 """
 
 import argparse
@@ -37,8 +39,12 @@ from tests.bench.rows import Recorder
 from tests.support.clients.viewer import playing
 from tests.support.data.boards import open_board
 
-LEAST_S, MOST_S = 0.09, 0.11
-"""The time between two changes: ten per second, with jitter against synchronization."""
+TEN_A_SECOND = (0.09, 0.11)
+"""The least and the most time between two changes, with jitter against synchronization."""
+PACES = {1: (0.9, 1.1), 100: (0.005, 0.015)}
+"""Changes a second on a quiet board, and on one that changes continuously."""
+PACE_VIEWERS = 2000
+HANDSHAKES_PER_S = 1000
 WARM_UP_S = 2.0
 SERVERS = ("ours", "broadcast", "litestar")
 TITLES = {"ours": "streamer", "broadcast": "broadcast()", "litestar": "Litestar, uvicorn"}
@@ -51,9 +57,15 @@ METRICS = (
     ("built p99", "ms", "built_p99_ms"),
     ("boards", "/s", "boards_per_s"),
 )
+PACE_METRICS = tuple(one for one in METRICS if one[2] in {"p50_ms", "p99_ms", "boards_per_s"})
+HANDSHAKE_METRICS = (
+    ("server CPU", "µs", "cpu_us_per_handshake"),
+    ("to the board p50", "ms", "p50_ms"),
+    ("to the board p99", "ms", "p99_ms"),
+)
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 TICKS = os.sysconf("SC_CLK_TCK")
-TARGET_RATIO, TARGET_KB, TARGET_MS = 0.7, 8.0, 150.0
+TARGET_RATIO, TARGET_KB, TARGET_MS = 0.7, 5.0, 150.0
 
 Figures = dict[str, float]
 
@@ -156,8 +168,10 @@ class ViewersProcess:
         return self._process.stdout.readline().strip()
 
 
-async def publish(redis_url: str, seconds: float) -> dict[int, float]:
-    """Change the top 10 ten times a second; return when each change was sent, by seq."""
+async def publish(
+    redis_url: str, seconds: float, pace: tuple[float, float] = TEN_A_SECOND
+) -> dict[int, float]:
+    """Change the top 10 at a pace; return when each change was sent, by seq."""
     sent: dict[int, float] = {}
     settings = load({"REDIS_URL": redis_url, "SCOREBOARD_ISSUER": "https://issuer.test/"})
     async with playing(settings) as submit:
@@ -168,7 +182,7 @@ async def publish(redis_url: str, seconds: float) -> dict[int, float]:
             number += 1
             before_s = time.monotonic()
             sent[await submit(f"player-{number % 10:0>28}", 10_000)] = before_s
-            next_s += random.uniform(LEAST_S, MOST_S)
+            next_s += random.uniform(*pace)
             await asyncio.sleep(max(0.0, next_s - loop.time()))
     return sent
 
@@ -181,7 +195,15 @@ async def open_main(redis_url: str) -> None:
     await client.aclose()
 
 
-def measure(name: str, redis_url: str, *, viewers: int, stalled: int, seconds: float) -> Figures:
+def measure(
+    name: str,
+    redis_url: str,
+    *,
+    viewers: int,
+    stalled: int,
+    seconds: float,
+    pace: tuple[float, float] = TEN_A_SECOND,
+) -> Figures:
     """Run one server with one number of viewers."""
     asyncio.run(open_main(redis_url))
     with (
@@ -195,7 +217,7 @@ def measure(name: str, redis_url: str, *, viewers: int, stalled: int, seconds: f
             with_viewers_kb = memory_kb(pid)
             viewers_process.begin()
             before_s, began_s = cpu_s(pid), time.monotonic()
-            sent = asyncio.run(publish(redis_url, seconds))
+            sent = asyncio.run(publish(redis_url, seconds, pace))
             time.sleep(0.5)
             used_s, elapsed_s = cpu_s(pid) - before_s, time.monotonic() - began_s
             seen = viewers_process.end()
@@ -217,6 +239,37 @@ def measure(name: str, redis_url: str, *, viewers: int, stalled: int, seconds: f
         "boards_per_s": boards / elapsed_s,
         "delivered": len(seen) / (boards * (viewers - stalled)),
     }
+
+
+def measure_handshakes(name: str, redis_url: str, *, seconds: float) -> Figures:
+    """Open viewers of one server at a fixed rate."""
+    asyncio.run(open_main(redis_url))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serving(name, redis_url, Path(folder)) as (port, pid),
+    ):
+        open_viewers(port, 1.0)
+        before_s = cpu_s(pid)
+        count, took_ms = open_viewers(port, seconds)
+        used_s = cpu_s(pid) - before_s
+    took_ms.sort()
+    return {
+        "cpu_us_per_handshake": used_s / count * 1e6,
+        "p50_ms": took_ms[len(took_ms) // 2],
+        "p99_ms": took_ms[len(took_ms) * 99 // 100],
+    }
+
+
+def open_viewers(port: int, seconds: float) -> tuple[int, list[float]]:
+    words = [str(port), str(HANDSHAKES_PER_S), str(seconds)]
+    found = subprocess.run(
+        [sys.executable, "-m", "tests.bench.ws.handshakes", *words],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    count, took_ms = json.loads(found.stdout)
+    return count, took_ms
 
 
 def summarise(runs: list[Figures]) -> dict[str, tuple[float, float, float]]:
@@ -312,6 +365,29 @@ def main() -> int:
                             )
                         runs.setdefault(f"{size}, {count}/{name}", []).append(figures)
                         print(f"run {number + 1}: {size}, {count} {name}", figures, file=sys.stderr)
+            # Litestar's example sends no board after the handshake.
+            for name in (one for one in servers if one != "litestar"):
+                with recorder.measurement():
+                    figures = measure_handshakes(name, valkey.url, seconds=options.seconds)
+                for metric, unit, key in HANDSHAKE_METRICS:
+                    parameters = {"handshakes/s": HANDSHAKES_PER_S}
+                    recorder.add("handshake", TITLES[name], parameters, metric, unit, figures[key])
+                print(f"run {number + 1}: handshakes, {name}", figures, file=sys.stderr)
+            viewers = min(PACE_VIEWERS, max(sizes))
+            for changes, pace in PACES.items():
+                with recorder.measurement():
+                    figures = measure(
+                        "ours",
+                        valkey.url,
+                        viewers=viewers,
+                        stalled=0,
+                        seconds=options.seconds,
+                        pace=pace,
+                    )
+                for metric, unit, key in PACE_METRICS:
+                    parameters = {"viewers": viewers, "changes/s": changes}
+                    recorder.add("pace", TITLES["ours"], parameters, metric, unit, figures[key])
+                print(f"run {number + 1}: {changes} changes a second", figures, file=sys.stderr)
     results = {label: summarise(found) for label, found in runs.items()}
     if options.json:
         recorder.write(options.json)
