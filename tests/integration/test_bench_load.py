@@ -78,7 +78,8 @@ async def test_a_closed_loop_shows_a_stall_once_for_each_connection(
     found = load.measurement
     summary = found.latencies.summary()
     assert summary.max_ms > 900 * STALL_S
-    assert found.outcomes["applied"] > 100 * CONNECTIONS
+    # One slow request for each connection is then less than a tenth of all.
+    assert found.outcomes["applied"] > 20 * CONNECTIONS
     assert summary.percentiles_ms["p90"] < 300 * STALL_S
 
 

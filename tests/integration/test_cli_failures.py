@@ -65,13 +65,18 @@ WORDS = {
     "secrets status": ("db", "rotator/database"),
     "dead discard": ("1", "--reason", "invalid", "--yes"),
     "kong sync": ("--output", "kong.yml"),
+    "lua call submit": ("--user", "alice", "--action", "win:1", "--points", "5"),
+    "lua call standing": ("--user", "alice"),
+    "lua call neighbours": ("--packed", "1", "--partition", "0"),
 }
 """The arguments with which a command connects to the servers."""
 SERVES = {"kong sync"}
 """Commands that keep running while their servers are unavailable."""
 REPORTS = {"config check": 1, "status": 69}
 """Commands that print the state of each server, and their exit codes if none is reachable."""
-NEEDS_NOTHING = {"config show", "config example"}
+NEEDS_NOTHING = {"config show", "config example", "lua list", "lua show"}
+STARTS_A_SYSTEM = {f"bench {load}" for load in ("all", "flush", "http", "lua", "read", "ws")}
+"""Commands that start a system of their own if none is named."""
 
 
 def verbs_of(group: click.Group, prefix: str = "") -> Iterator[str]:
@@ -140,7 +145,9 @@ def test_unavailable_servers_are_reported_in_one_line(verb: str, users_file: Pat
         check_line(done.returncode, done.stderr)
 
 
-@pytest.mark.parametrize("verb", sorted(set(VERBS) - NEEDS_NOTHING - {"up"}))
+@pytest.mark.parametrize(
+    "verb", sorted(set(VERBS) - NEEDS_NOTHING - STARTS_A_SYSTEM - {"up", "bench clean"})
+)
 def test_a_command_without_a_system_explains_what_to_do(
     verb: str, users_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
