@@ -1,1 +1,1 @@
-"""The load generator of `scoreboard bench`: open and closed loops, measurements, reports."""
+"""The load test `scoreboard bench`."""

@@ -23,17 +23,17 @@ except ModuleNotFoundError as error:
         "scoreboard bench needs the package hdrhistogram: install scoreboard[bench]"
     ) from error
 
-from cli.bench.api_loads import load_reads, load_updates
-from cli.bench.boards import choose_board, clean, script_board, served_board
-from cli.bench.criteria import UNITS, Criterion, parse_criterion
-from cli.bench.flush_load import load_flusher
-from cli.bench.own_system import own_system, remove_left_folders
-from cli.bench.requests import User
-from cli.bench.results import Result, describe, find_failures, format_ms
-from cli.bench.script_load import ACTION_BYTES, load_scripts
-from cli.bench.session import Options, Session, Target
-from cli.bench.tokens import make_users
-from cli.bench.viewer_load import load_viewers
+from cli.bench.generator.requests import User
+from cli.bench.loads.api_loads import load_reads, load_updates
+from cli.bench.loads.flush_load import load_flusher
+from cli.bench.loads.script_load import ACTION_BYTES, load_scripts
+from cli.bench.loads.viewer_load import load_viewers
+from cli.bench.report.criteria import UNITS, Criterion, parse_criterion
+from cli.bench.report.results import Result, describe, find_failures, format_ms
+from cli.bench.system.boards import choose_board, clean, script_board, served_board
+from cli.bench.system.own_system import own_system, remove_left_folders
+from cli.bench.system.session import Options, Session, Target
+from cli.bench.system.tokens import make_users
 from cli.output import is_terminal, print_json, print_lines, print_message, print_table, progress
 from cli.parameters import BOARD, FILE, Seconds
 from cli.target import (

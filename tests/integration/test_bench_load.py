@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from cli.bench.http_load import Address, HttpLoad, Plan
-from cli.bench.measurement import LOST
-from cli.bench.requests import Reads, Updates, User
+from cli.bench.generator.http_load import Address, HttpLoad, Plan
+from cli.bench.generator.measurement import LOST
+from cli.bench.generator.requests import Reads, Updates, User
 from scoreboard.errors import Unavailable
 from tests.support.fakes.proxy import MakeProxy, Proxy
 from tests.support.servers.api import ApiClient, StartApi
@@ -86,7 +86,7 @@ async def test_a_closed_loop_shows_a_stall_once_for_each_connection(
 async def test_requests_that_never_find_a_connection_are_counted_as_unsent(
     start_api: StartApi, make_proxy: MakeProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cli.bench.http_load.TIMEOUT_S", 0.5)
+    monkeypatch.setattr("cli.bench.generator.http_load.TIMEOUT_S", 0.5)
     client = await start_api(rate_limit="gateway")
     proxy = await make_proxy(client.port)
     load = HttpLoad(plan(proxy.port, rate=RATE, duration_s=1.5), updates(client))

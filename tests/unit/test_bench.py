@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from cli.bench.criteria import parse_criterion
-from cli.bench.http_load import _parse
-from cli.bench.latencies import Latencies
-from cli.bench.measurement import Measurement, Snapshot
-from cli.bench.requests import Reads, Updates, User
-from cli.bench.results import Costs, compute_costs, find_marks
-from cli.bench.schedule import Schedule, Window
+from cli.bench.generator.http_load import _parse
+from cli.bench.generator.latencies import Latencies
+from cli.bench.generator.measurement import Measurement, Snapshot
+from cli.bench.generator.requests import Reads, Updates, User
+from cli.bench.generator.schedule import Schedule, Window
+from cli.bench.report.criteria import parse_criterion
+from cli.bench.report.results import Costs, compute_costs, find_marks
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ from typing import Final
 
 from redis.exceptions import RedisError
 
-from cli.bench.call_load import CallLoad
-from cli.bench.measurement import Measurement
-from cli.bench.script_load import dispatch_settings, submit_action
-from cli.bench.session import Session
+from cli.bench.generator.call_load import CallLoad
+from cli.bench.generator.measurement import Measurement
+from cli.bench.loads.script_load import dispatch_settings, submit_action
+from cli.bench.system.session import Session
 from scoreboard.errors import RedisUnavailable, WaitTimeout
 from scoreboard.model import Partition, Receipt
 from scoreboard.store.dispatcher import Dispatcher

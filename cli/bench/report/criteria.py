@@ -11,7 +11,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from cli.bench.latencies import PERCENTILES
+from cli.bench.generator.latencies import PERCENTILES
 
 LATENCIES: Final = (*PERCENTILES, "max", "mean")
 _TIMES: Final = {"µs": 1e-3, "μs": 1e-3, "us": 1e-3, "ms": 1.0, "s": 1e3}

@@ -10,12 +10,12 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from cli.bench.call_load import CallLoad
-from cli.bench.measurement import Measurement
-from cli.bench.results import format_ms
-from cli.bench.script_load import dispatch_settings, submit_action
-from cli.bench.session import Session, parse_address
-from cli.bench.viewers import Viewers
+from cli.bench.generator.call_load import CallLoad
+from cli.bench.generator.measurement import Measurement
+from cli.bench.generator.viewers import Viewers
+from cli.bench.loads.script_load import dispatch_settings, submit_action
+from cli.bench.report.results import format_ms
+from cli.bench.system.session import Session, parse_address
 from scoreboard.errors import Unavailable
 from scoreboard.model import WATCHED_TOP, Receipt
 from scoreboard.store.dispatcher import Dispatcher

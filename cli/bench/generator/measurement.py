@@ -5,8 +5,8 @@ from typing import Final
 
 from msgspec import Struct
 
-from cli.bench.latencies import Latencies
-from cli.bench.schedule import Window
+from cli.bench.generator.latencies import Latencies
+from cli.bench.generator.schedule import Window
 
 TIMEOUT: Final = "timeout"
 LOST: Final = "connection error"

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
-from cli.bench.http_load import Address, HttpLoad, Plan
-from cli.bench.requests import Reads, Updates, User
-from cli.bench.session import Session, parse_address
+from cli.bench.generator.http_load import Address, HttpLoad, Plan
+from cli.bench.generator.requests import Reads, Updates, User
+from cli.bench.system.session import Session, parse_address
 from scoreboard.errors import Unavailable
 from scoreboard.model import Board
 

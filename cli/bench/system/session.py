@@ -12,11 +12,11 @@ from urllib.parse import urlsplit
 import redis.asyncio as aioredis
 from msgspec import Struct
 
-from cli.bench.cpu import CpuReader, postmaster_of
-from cli.bench.environment import DATABASE, Environment, describe_environment, is_busy
-from cli.bench.http_load import Address
-from cli.bench.measurement import Measurement, Snapshot
-from cli.bench.results import Result, compute_costs, find_marks
+from cli.bench.generator.http_load import Address
+from cli.bench.generator.measurement import Measurement, Snapshot
+from cli.bench.report.cpu import CpuReader, postmaster_of
+from cli.bench.report.environment import DATABASE, Environment, describe_environment, is_busy
+from cli.bench.report.results import Result, compute_costs, find_marks
 from cli.system_status import service_urls
 from cli.target import open_database
 from scoreboard.errors import Malformed, ScoreboardError

@@ -11,8 +11,8 @@ from array import array
 from collections import Counter
 from typing import Any, Final
 
-from cli.bench.http_load import CONNECT_S, Address
-from cli.bench.latencies import Latencies
+from cli.bench.generator.http_load import CONNECT_S, Address
+from cli.bench.generator.latencies import Latencies
 from scoreboard.broadcast.messages import SUBPROTOCOL
 
 HANDSHAKE_S: Final = 10.0

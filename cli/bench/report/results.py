@@ -5,11 +5,11 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from cli.bench.cpu import GENERATOR, MACHINE
-from cli.bench.criteria import Criterion
-from cli.bench.environment import Environment
-from cli.bench.latencies import LatencySummary
-from cli.bench.measurement import Measurement, Snapshot
+from cli.bench.generator.latencies import LatencySummary
+from cli.bench.generator.measurement import Measurement, Snapshot
+from cli.bench.report.cpu import GENERATOR, MACHINE
+from cli.bench.report.criteria import Criterion
+from cli.bench.report.environment import Environment
 
 GENERATOR_SHARE: Final = 0.9
 """Share of a core above which the generator is the limit."""

@@ -11,10 +11,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from typing import Final
 
-from cli.bench.clock import Course
-from cli.bench.measurement import LATE_S, Measurement, Snapshot
-from cli.bench.schedule import Schedule, Window
-from cli.bench.ticker import ticking
+from cli.bench.generator.clock import Course
+from cli.bench.generator.measurement import LATE_S, Measurement, Snapshot
+from cli.bench.generator.schedule import Schedule, Window
+from cli.bench.generator.ticker import ticking
 
 TIMEOUT_S: Final = 10.0
 

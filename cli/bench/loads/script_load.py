@@ -10,10 +10,10 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from cli.bench.boards import member
-from cli.bench.call_load import CallLoad
-from cli.bench.results import Result
-from cli.bench.session import Session
+from cli.bench.generator.call_load import CallLoad
+from cli.bench.report.results import Result
+from cli.bench.system.boards import member
+from cli.bench.system.session import Session
 from scoreboard.errors import ClientError, OutcomeUnknown, ScoreboardError
 from scoreboard.model import Action, Board, Receipt
 from scoreboard.runtime.settings import Settings

@@ -22,10 +22,10 @@ from typing import Any, Final, Protocol
 import msgspec
 from msgspec import Struct
 
-from cli.bench.clock import Course
-from cli.bench.measurement import LATE_S, LOST, TIMEOUT, Measurement, Snapshot
-from cli.bench.schedule import Schedule, Window
-from cli.bench.ticker import ticking
+from cli.bench.generator.clock import Course
+from cli.bench.generator.measurement import LATE_S, LOST, TIMEOUT, Measurement, Snapshot
+from cli.bench.generator.schedule import Schedule, Window
+from cli.bench.generator.ticker import ticking
 from scoreboard.errors import Unavailable
 
 TIMEOUT_S: Final = 10.0

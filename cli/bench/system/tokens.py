@@ -11,8 +11,8 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from cli.bench.requests import User
-from cli.bench.session import Target
+from cli.bench.generator.requests import User
+from cli.bench.system.session import Target
 from cli.target import load_issuer
 from scoreboard.errors import OperatorMistake
 from scoreboard.security.tokens import READ, UPDATE, UPDATE_ANY

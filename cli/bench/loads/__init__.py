@@ -1,0 +1,1 @@
+"""The loads that a user names: `lua`, `http`, `read`, `ws`, `flush`."""

@@ -1,0 +1,1 @@
+"""Results: figures of a measurement, CPU time, the environment, and criteria."""
