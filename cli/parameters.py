@@ -21,8 +21,10 @@ _KIND: Final = re.compile(r"[A-Za-z0-9._|@-]{1,64}")
 _HEAD: Final = re.compile(r"(\d{1,18}):([0-9a-f]{64}|)\s*")
 
 
-class Seconds(click.FloatRange):
-    """A number of seconds within a range; rejects `nan`, which compares as within every range."""
+class Number(click.FloatRange):
+    """A number within a range; rejects `nan`, which compares as within every range."""
+
+    unit = "number"
 
     def convert(
         self,
@@ -34,10 +36,16 @@ class Seconds(click.FloatRange):
 
         Raises click.BadParameter.
         """
-        seconds = super().convert(value, param, ctx)
-        if math.isnan(seconds):
-            self.fail("'nan' is not a number of seconds", param, ctx)
-        return seconds
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a {self.unit}", param, ctx)
+        return number
+
+
+class Seconds(Number):
+    """A number of seconds within a range."""
+
+    unit = "number of seconds"
 
 
 class Moment(click.ParamType):

@@ -35,7 +35,7 @@ from cli.bench.system.own_system import own_system, remove_left_folders
 from cli.bench.system.session import Options, Session, Target
 from cli.bench.system.tokens import make_users
 from cli.output import is_terminal, print_json, print_lines, print_message, print_table, progress
-from cli.parameters import BOARD, FILE, Seconds
+from cli.parameters import BOARD, FILE, Number, Seconds
 from cli.target import (
     DATA_DIR,
     STORE_URLS,
@@ -116,7 +116,7 @@ Load = Callable[[Session, Common], Awaitable[None]]
 def load_options(*, rate: float, connections: int = 64) -> Callable[[Callable[..., Any]], Any]:
     """Add the options of a load, with defaults for its kind, and pass them as ``common``."""
     options = [
-        click.option("--rate", type=click.FloatRange(0.1, 1_000_000), default=rate,
+        click.option("--rate", type=Number(0.1, 1_000_000), default=rate,
                      show_default=True, help="Operations per second, at intended times "
                      "(open loop)."),
         click.option("--closed", is_flag=True, help="Send the next request when the last one was "
@@ -190,7 +190,7 @@ def http(*, common: Common) -> int:
 
 @bench.command()
 @load_options(rate=1000)
-@click.option("--mix", type=click.FloatRange(0, 100), default=50.0, show_default=True,
+@click.option("--mix", type=Number(0, 100), default=50.0, show_default=True,
               help="Percentage of reads that get the leaderboard; the others get the standing of "
               "a user.")  # fmt: skip
 def read(*, common: Common, mix: float) -> int:
@@ -202,7 +202,7 @@ def read(*, common: Common, mix: float) -> int:
 @load_options(rate=10)
 @click.option("--viewers", type=click.IntRange(1, 20_000), default=1000, show_default=True,
               help="Number of viewers.")  # fmt: skip
-@click.option("--joins", type=click.FloatRange(1, 10_000), default=250.0, show_default=True,
+@click.option("--joins", type=Number(1, 10_000), default=250.0, show_default=True,
               help="Viewers that connect per second.")  # fmt: skip
 def ws(*, common: Common, viewers: int, joins: float) -> int:
     """Show a board that changes to many viewers."""

@@ -154,6 +154,15 @@ def test_a_criterion_decides_the_exit_code(loaded: System) -> None:
     assert json.loads(done.stdout)["outcomes"] == {"applied": 200}
 
 
+@pytest.mark.parametrize(
+    "arguments", [("http", "--rate", "nan"), ("read", "--mix", "nan"), ("ws", "--joins", "nan")]
+)
+def test_a_number_that_is_none_is_refused(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    done = run_command("bench", *arguments, "--data-dir", str(tmp_path))
+    assert done.returncode == 2
+    assert "'nan' is not a number" in done.stderr
+
+
 def test_an_unreadable_criterion_fails_before_anything_starts(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "cli", "bench", "all", "--fail-if", "p95>1ms"],

@@ -49,6 +49,9 @@ def test_a_criterion_compares_a_figure_with_its_limit(
         ("rate<5/s", "has the unit"),
         ("p99>50ms;max>1s", "not of the form"),
         ("", "not of the form"),
+        ("p99>\u0663ms", "not of the form"),
+        ("errors>5", "below 100%"),
+        ("errors>100%", "below 100%"),
     ],
 )
 def test_an_unreadable_criterion_is_refused(text: str, reason: str) -> None:

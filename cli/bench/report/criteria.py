@@ -24,7 +24,7 @@ UNITS: Final[Mapping[str, Mapping[str, float]]] = {
 }
 """The units of each figure, and what each is of the figure's own unit."""
 
-_CRITERION: Final = re.compile(r"\s*([a-z0-9.]+)\s*([<>])\s*(\d+(?:\.\d+)?)\s*([^\s\d]*)\s*")
+_CRITERION: Final = re.compile(r"\s*([a-z0-9.]+)\s*([<>])\s*(\d+(?:\.\d+)?)\s*([^\s\d]*)\s*", re.ASCII)
 
 
 class Criterion(Struct, frozen=True):
@@ -62,4 +62,7 @@ def parse_criterion(text: str) -> Criterion:
     if unit not in units:
         known = ", ".join(name or "no unit" for name in units if name != "μs")
         raise ValueError(f"{figure} has the unit {known}, not {unit or 'none'!r}")
-    return Criterion(text.strip(), figure, sign == ">", float(number) * units[unit])
+    limit = float(number) * units[unit]
+    if figure == "errors" and limit >= 1:
+        raise ValueError("errors has a limit below 100%, or below 1 as a fraction")
+    return Criterion(text.strip(), figure, sign == ">", limit)
