@@ -355,6 +355,8 @@ def run(common: Common, load: Load, *, needs_services: bool = True) -> int:
     for failure in failures:
         print_message(f"Failed: {failure}")
     if was_stopped:
+        if not results:
+            print_message("The run was stopped before it measured anything")
         return INTERRUPTED
     return CRITERIA_FAILED if failures else 0
 

@@ -2,10 +2,11 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
-from cli.bench.generator.http_load import Address, HttpLoad, Plan
-from cli.bench.generator.measurement import LOST
+from cli.bench.generator.http_load import NOT_REPEATED, Address, HttpLoad, Plan
+from cli.bench.generator.measurement import LOST, UNREADABLE
 from cli.bench.generator.requests import Reads, Updates, User
 from scoreboard.errors import Unavailable
 from tests.support.fakes.proxy import MakeProxy, Proxy
@@ -127,6 +128,60 @@ async def test_a_stop_ends_the_window_with_what_was_measured(start_api: StartApi
     assert load.measurement.unsent == 0
 
 
+async def test_a_stop_in_the_warm_up_leaves_an_empty_window(start_api: StartApi) -> None:
+    client = await start_api(rate_limit="gateway")
+    given = msgspec.structs.replace(plan(client.port, rate=RATE, duration_s=60), warm_up_s=60)
+    load = HttpLoad(given, updates(client))
+    stop = asyncio.Event()
+    asyncio.get_running_loop().call_later(0.3, stop.set)
+    await load.run(read_nothing, stop)
+    assert load.measurement.window.end_s == load.measurement.window.begin_s
+    assert load.measurement.total == 0
+
+
+@pytest.mark.parametrize(
+    "answer", [b"SSH-2.0-x\r\n\r\n", b"HTTP/1.1 2 k\r\ncontent-length: x\r\n\r\n"]
+)
+async def test_an_answer_that_is_not_http_is_counted_and_does_not_end_the_run(
+    answer: bytes,
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while await reader.read(4096):
+                writer.write(answer)
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        work = Updates("bench", [User("u", "t")], board=None, run="run")
+        load = HttpLoad(plan(port, rate=20, duration_s=0.5), work)
+        await load.run(read_nothing, asyncio.Event())
+    assert set(load.measurement.outcomes) <= {UNREADABLE, LOST}
+    assert load.measurement.outcomes[UNREADABLE] > 0
+
+
+async def test_repeating_requests_ends_in_time_if_the_server_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cli.bench.generator.http_load.REPEAT_S", 0.3)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(4096):
+            pass
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        work = Updates("bench", [User("u", "t")], board=None, run="run")
+        load = HttpLoad(plan(port, rate=20), work)
+        async with asyncio.timeout(5):
+            assert await load.send_each(range(100)) == {NOT_REPEATED: 100}
+
+
 async def test_refusals_are_named_by_their_problems(start_api: StartApi) -> None:
     client = await start_api(rate_limit="app", updates_per_minute=1)
     load = HttpLoad(plan(client.port, rate=RATE, duration_s=1.0), updates(client))
@@ -149,5 +204,5 @@ async def test_reads_succeed(start_api: StartApi) -> None:
 async def test_an_address_without_a_listener_is_an_error(unused_tcp_port: int) -> None:
     load = HttpLoad(plan(unused_tcp_port, rate=RATE), Reads("x", [User("a", "")], board=None,
                                                             leaderboard_share=1))  # fmt: skip
-    with pytest.raises(Unavailable, match="Nothing answers"):
+    with pytest.raises(Unavailable, match="No connection to"):
         await load.run(read_nothing, asyncio.Event())

@@ -65,7 +65,7 @@ class CallLoad:
                 await course.wait_until(end_s)
                 last = Snapshot(time.perf_counter(), self.measurement.completed, await snapshot())
                 if last.at_s < end_s:  # it was stopped
-                    self.measurement.window = Window(begin_s, last.at_s)
+                    self.measurement.window = Window(begin_s, max(last.at_s, begin_s))
                     self._due.clear()
                 self._end()
         while self._due:

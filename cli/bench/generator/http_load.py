@@ -16,14 +16,14 @@ import ssl
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any, Final, Protocol
 
 import msgspec
 from msgspec import Struct
 
 from cli.bench.generator.clock import Course
-from cli.bench.generator.measurement import LATE_S, LOST, TIMEOUT, Measurement, Snapshot
+from cli.bench.generator.measurement import LATE_S, LOST, TIMEOUT, UNREADABLE, Measurement, Snapshot
 from cli.bench.generator.schedule import Schedule, Window
 from cli.bench.generator.ticker import ticking
 from scoreboard.errors import Unavailable
@@ -31,10 +31,18 @@ from scoreboard.errors import Unavailable
 TIMEOUT_S: Final = 10.0
 """Time for an answer, to find a free connection, and to finish after the end of the schedule."""
 
+REPEAT_S: Final = 30.0
+"""Time for repeating requests after the run, which a server that is away must not prolong."""
+
+REPEAT_CONNECTIONS: Final = 8
+NOT_REPEATED: Final = "not repeated"
+
 CONNECT_S: Final = 5.0
 RECONNECT_S: Final = 0.05
 SWEEP_S: Final = 0.05
 """Interval of looking for requests that are not answered in time."""
+
+HEAD_BYTES_MAX: Final = 65_536
 
 _HEAD_END: Final = b"\r\n\r\n"
 
@@ -98,7 +106,12 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._buffer:
             data = self._buffer + data
-        response = _parse(data)
+        try:
+            response = _parse(data)
+        except ValueError:
+            self._load.on_unreadable(self)
+            self.transport.abort()
+            return
         if response is None:
             self._buffer = data
             return
@@ -165,10 +178,20 @@ class HttpLoad:
         return first, last
 
     async def send_each(self, numbers: Sequence[int]) -> Counter[str]:
-        """Send requests again, one after another, and count their outcomes."""
+        """Send requests again and count their outcomes; end after ``REPEAT_S``."""
         outcomes: Counter[str] = Counter()
-        for number in numbers:
-            outcomes[await self.send_once(number)] += 1
+        waiting = iter(numbers)
+
+        async def work() -> None:
+            for number in waiting:
+                outcomes[await self.send_once(number)] += 1
+
+        with suppress(TimeoutError):
+            async with asyncio.timeout(REPEAT_S), asyncio.TaskGroup() as group:
+                for _ in range(REPEAT_CONNECTIONS):
+                    group.create_task(work())
+        if left := len(numbers) - outcomes.total():
+            outcomes[NOT_REPEATED] = left
         return outcomes
 
     # Events of connections -------------------------------------------------------------------
@@ -182,6 +205,13 @@ class HttpLoad:
             connection.transport.close()
         else:
             self._send_next(connection, now_s)
+
+    def on_unreadable(self, connection: _Connection) -> None:
+        """Record that what answers does not speak HTTP; the connection is replaced."""
+        if connection.number >= 0:
+            now_s = time.perf_counter()
+            self.measurement.record(connection.number, connection.intended_s, now_s, UNREADABLE)
+            connection.number = -1
 
     def on_lost(self, connection: _Connection) -> None:
         """Record the request that was in flight; the connection is replaced."""
@@ -237,7 +267,7 @@ class HttpLoad:
         except (OSError, TimeoutError) as error:
             self._close()
             address = self._plan.address
-            raise Unavailable(f"Nothing answers at {address.host}:{address.port}") from error
+            raise Unavailable(f"No connection to {address.host}:{address.port}") from error
 
     async def _connect(self) -> None:
         address = self._plan.address
@@ -285,7 +315,9 @@ class HttpLoad:
         """End the window when it was left before its end, so that figures are of what ran."""
         window = self.measurement.window
         if at_s < window.end_s:
-            self.measurement.window = msgspec.structs.replace(window, end_s=at_s)
+            self.measurement.window = msgspec.structs.replace(
+                window, end_s=max(at_s, window.begin_s)
+            )
             self._schedule = Schedule(1, 0, 0) if self._schedule else None
             self._due.clear()
 
@@ -331,14 +363,23 @@ class HttpLoad:
             return TIMEOUT
         except OSError:
             return LOST
+        except ValueError:
+            return UNREADABLE
         return self.work.judge(response[0], response[1])
 
 
 def _parse(data: bytes) -> tuple[int, bytes, bool] | None:
-    """Return status, body and whether the connection ends; None if the response is incomplete."""
+    """Return status, body and whether the connection ends; None if the response is incomplete.
+
+    Raises ValueError if it is not a response of HTTP/1.1.
+    """
     end = data.find(_HEAD_END)
     if end < 0:
+        if len(data) > HEAD_BYTES_MAX:
+            raise ValueError("the head is too long")
         return None
+    if not data.startswith(b"HTTP/1."):
+        raise ValueError("not a response of HTTP")
     head = data[:end].lower()
     start = end + 4
     is_last = b"connection: close" in head
@@ -350,5 +391,19 @@ def _parse(data: bytes) -> tuple[int, bytes, bool] | None:
             return None
         return int(data[9:12]), data[start : start + length], is_last
     if b"transfer-encoding: chunked" in head:
-        return (int(data[9:12]), data[start:], is_last) if data.endswith(b"0\r\n\r\n") else None
+        body = _join_chunks(data, start)
+        return None if body is None else (int(data[9:12]), body, is_last)
     return int(data[9:12]), b"", is_last
+
+
+def _join_chunks(data: bytes, at: int) -> bytes | None:
+    """Return the body of a response in chunks; None if it is incomplete."""
+    body = b""
+    while (line_end := data.find(b"\r\n", at)) >= 0:
+        size = int(data[at:line_end].partition(b";")[0], 16)
+        start = line_end + 2
+        if size == 0:
+            return body if data.find(b"\r\n", start) >= 0 else None
+        body += data[start : start + size]
+        at = start + size + 2
+    return None

@@ -10,8 +10,9 @@ from cli.bench.generator.schedule import Window
 
 TIMEOUT: Final = "timeout"
 LOST: Final = "connection error"
+UNREADABLE: Final = "unreadable response"
 SUCCESSES: Final = frozenset({"applied", "replayed", "ok"})
-UNKNOWN: Final = frozenset({TIMEOUT, LOST, "503 outcome-unknown"})
+UNKNOWN: Final = frozenset({TIMEOUT, LOST, UNREADABLE, "503 outcome-unknown"})
 """Outcomes after which it is not known whether an action counts; the action may be repeated."""
 
 UNKNOWN_MAX: Final = 10_000

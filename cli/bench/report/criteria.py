@@ -24,7 +24,9 @@ UNITS: Final[Mapping[str, Mapping[str, float]]] = {
 }
 """The units of each figure, and what each is of the figure's own unit."""
 
-_CRITERION: Final = re.compile(r"\s*([a-z0-9.]+)\s*([<>])\s*(\d+(?:\.\d+)?)\s*([^\s\d]*)\s*", re.ASCII)
+_CRITERION: Final = re.compile(
+    r"\s*([a-z0-9.]+)\s*([<>])\s*(\d+(?:\.\d+)?)\s*([^\s\d]*)\s*", re.ASCII
+)
 
 
 class Criterion(Struct, frozen=True):

@@ -122,11 +122,15 @@ class Session:
     ) -> None:
         """Add the result of a load; ``parts`` are those whose CPU time belongs to it.
 
+        There is none of a load that was stopped before its measured time.
         ``adapt`` changes it where its operations are not those of the measurement.
         """
+        window = measurement.window
+        seconds = window.end_s - window.begin_s
+        if seconds <= 0:
+            return
         first, last = snapshots
         costs = compute_costs(first, last, self.environment.machine["cores"])
-        seconds = measurement.window.end_s - measurement.window.begin_s
         chosen = frozenset(parts)
         result = Result(
             kind=kind,
@@ -134,7 +138,7 @@ class Session:
             system=self.target.name,
             board=board,
             rate_requested=self.options.rate,
-            rate=round(measurement.succeeded / max(seconds, 1e-9), 1),
+            rate=round(measurement.succeeded / seconds, 1),
             duration_s=round(seconds, 3),
             warm_up_s=self.options.warm_up_s,
             connections=self.options.connections,
