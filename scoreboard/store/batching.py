@@ -255,6 +255,8 @@ class Batcher(Generic[EntryT, CallT]):
             try:
                 for _ in range(REBUILDS_MAX):
                     calls = self.plan(entries)
+                    if not calls:  # all callers are gone; an empty exchange would get no reply
+                        return
                     if not connection.is_connected:
                         await self._connect(connection)
                     was_sent = True

@@ -123,6 +123,25 @@ async def test_a_cancelled_read_does_not_affect_other_answers(store: Store, redi
             assert [one.score for one in done[1::2]] == list(range(2, 51, 2))  # pyright: ignore[reportAttributeAccessIssue]
 
 
+async def test_reads_whose_callers_are_gone_do_not_hold_a_connection(
+    store: Store, redis_url: str
+) -> None:
+    await open_board(store)
+    await add_users(redis_url, 2)
+    settings = settings_for(redis_url, dispatch_connections=1, redis_timeout_s=20.0)
+    async with running(settings) as (boards, _):
+        await boards.leaderboard("main")
+        before = connections(redis_url)
+        gone = [asyncio.create_task(boards.standing("main", "user0")) for _ in range(3)]
+        await asyncio.sleep(0)
+        for task in gone:
+            task.cancel()
+        await asyncio.wait(gone)
+        async with asyncio.timeout(10):
+            assert (await boards.standing("main", "user1")).rank == 1
+        assert connections(redis_url) == before
+
+
 async def test_a_lost_reply_is_read_again(
     store: Store, redis_url: str, make_proxy: MakeProxy, valkey_server: EmbeddedValkey
 ) -> None:
