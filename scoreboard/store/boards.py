@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from heapq import merge
 from itertools import islice
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import redis.asyncio as aioredis
 from msgspec import Meta, Struct, field
@@ -30,7 +30,7 @@ from scoreboard.model import (
 )
 from scoreboard.store.partitions import Partitions
 from scoreboard.store.reads import ClientReads, Reading, Reads, ReadScript
-from scoreboard.store.replies import checking_reply, parse_whole
+from scoreboard.store.replies import checking_reply, convert, parse_whole
 from scoreboard.store.scripts import Script
 
 READS_MAX: Final = 3
@@ -68,12 +68,17 @@ class _Place(Struct, frozen=True, array_like=True):
 
 
 class _Places(Struct, frozen=True, array_like=True):
-    """The reply of standing.lua."""
+    """The reply of standing.lua.
+
+    Each place is converted by the read that it answers, so that an invalid one fails only that
+    read.
+    """
 
     epoch: _Epoch
     seq: Count
     total: Count
-    places: list[_Place]
+    places: list[Any]
+    """Each a _Place."""
 
 
 class _Near(Struct, frozen=True, array_like=True):
@@ -89,12 +94,13 @@ class _Near(Struct, frozen=True, array_like=True):
 
 
 class _Nears(Struct, frozen=True, array_like=True):
-    """The reply of neighbours.lua."""
+    """The reply of neighbours.lua. Each part is converted by the read that it answers."""
 
     epoch: _Epoch
     seq: Count
     total: Count
-    near: list[_Near]
+    near: list[Any]
+    """Each a _Near."""
 
 
 _LEADERBOARD: Final = ReadScript(Script.load("leaderboard"), _Page)
@@ -240,7 +246,7 @@ class Boards(Partitions):
         width = around if layout.partitions == 1 else 2 * around
         ((places, number),) = await self._read(_STANDING, board, known, {home: (user_id, width)})
         with checking_reply(_STANDING.script.name):
-            place: _Place = places.places[number]
+            place = convert(places.places[number], _Place)
         if place.index < 0:
             raise UnknownUser(f"The user has no score on board {board}")
         epoch, seq, total, index = places.epoch, places.seq, places.total, place.index
@@ -255,7 +261,7 @@ class Boards(Partitions):
             others = await self._read(_NEIGHBOURS, board, known, args)
             for other, (nears, at) in zip(args, others, strict=True):
                 with checking_reply(_NEIGHBOURS.script.name):
-                    beside: _Near = nears.near[at]
+                    beside = convert(nears.near[at], _Near)
                 epoch, seq, total = epoch + nears.epoch, seq + nears.seq, total + nears.total
                 index += beside.count_above
                 near += _members(beside.above, other) + _members(beside.below, other)

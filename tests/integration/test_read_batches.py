@@ -7,12 +7,19 @@ from contextlib import asynccontextmanager
 import pytest
 import redis
 
-from scoreboard.errors import Overloaded, RedisUnavailable, Uninitialised, UnknownUser
-from scoreboard.model import Action, Board, Layout
+from scoreboard.errors import (
+    InternalError,
+    Overloaded,
+    RedisUnavailable,
+    Uninitialised,
+    UnknownUser,
+)
+from scoreboard.model import Action, Board, Layout, Partition
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.store.boards import BOARD_SCRIPTS, Boards
 from scoreboard.store.client import make_client
 from scoreboard.store.dispatcher import Dispatcher
+from scoreboard.store.keys import PartitionKeys
 from scoreboard.store.read_batcher import ReadBatcher
 from scoreboard.store.store import Store
 from tests.support.data.boards import open_board
@@ -140,6 +147,28 @@ async def test_reads_whose_callers_are_gone_do_not_hold_a_connection(
         async with asyncio.timeout(10):
             assert (await boards.standing("main", "user1")).rank == 1
         assert connections(redis_url) == before
+
+
+@pytest.mark.parametrize("partitions", [1, 3])
+async def test_an_invalid_score_affects_only_the_reads_that_return_it(
+    store: Store, redis_url: str, partitions: int
+) -> None:
+    await open_board(store, Board(layout=Layout(partitions=partitions)))
+    await add_users(redis_url, 60)
+    with redis.Redis.from_url(redis_url) as client:
+        for number in range(partitions):
+            keys = PartitionKeys(Partition("main", number))
+            client.zadd(keys.board, {f"broken{number}": -5})
+    async with running(settings_for(redis_url)) as (boards, _):
+        await boards.leaderboard("main", limit=1)
+        found = await asyncio.gather(
+            *(boards.standing("main", f"user{n}", around=1) for n in range(54, 60)),
+            *(boards.standing("main", f"broken{n}", around=1) for n in range(3)),
+            return_exceptions=True,
+        )
+    assert [getattr(one, "rank", one) for one in found[:6]] == [6, 5, 4, 3, 2, 1]
+    # A user whose partition by hash is another one is unknown.
+    assert all(isinstance(one, InternalError | UnknownUser) for one in found[6:])
 
 
 async def test_a_lost_reply_is_read_again(
