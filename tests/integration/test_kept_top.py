@@ -5,8 +5,11 @@ Most tests keep it for a minute, so that only the rule under test can end it.
 
 import asyncio
 import functools
+import itertools
+import random
+from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -309,3 +312,107 @@ async def test_a_read_that_a_change_overtakes_is_not_kept(
         assert not store.has_read.is_set(), "it is kept"
     dispatcher.close()
     await sending
+
+
+class Model:
+    """What concurrent callers of one api may see.
+
+    A user's score is at least the sum of the updates that were answered when the read was sent, and
+    at most the sum of those sent until it was answered. A read is not older than a read or an
+    update answered before it was sent.
+    """
+
+    def __init__(self) -> None:
+        self.answered: Counter[str] = Counter()
+        self.sent: Counter[str] = Counter()
+        self.updates = 0
+        self.seq = 0
+        self.checked = 0
+
+    async def update(self, client: ApiClient, user: str, action: str, points: int) -> None:
+        self.sent[user] += points
+        headers = client.bearer("server", SERVER)
+        answer = await client.update(user, action, headers=headers, points=points)
+        if answer.status_code == 200:
+            self.answered[user] += points
+            self.updates += 1
+        else:
+            assert answer.status_code == 503, answer.text
+
+    async def read(self, client: ApiClient, path: str, **params: int) -> None:
+        seq, least = max(self.seq, self.updates), self.answered.copy()
+        answer = await client.get(path, params=params)
+        user = path.rpartition("/")[2]
+        if answer.status_code == 404 and user not in least:
+            return
+        if answer.status_code == 503:
+            return
+        assert answer.status_code == 200, answer.text
+        body = answer.json()
+        assert body["seq"] >= seq
+        assert body["total"] >= len(least)
+        self.seq = max(self.seq, body["seq"])
+        if path == LEADERBOARD_PATH:
+            rows = body["leaderboard"]
+            first, most = params["offset"] + 1, params["limit"]
+            assert len(rows) == max(0, min(most, body["total"] - first + 1))
+        else:
+            assert body["userId"] == user
+            rows = body.get("neighbours") or [body]
+            first = rows[0]["rank"]
+            assert body["rank"] in {row["rank"] for row in rows if row["userId"] == user}
+        assert [row["rank"] for row in rows] == [*range(first, first + len(rows))]
+        scores = [row["score"] for row in rows]
+        assert scores == sorted(scores, reverse=True)
+        for row in rows:
+            assert least[row["userId"]] <= row["score"] <= self.sent[row["userId"]]
+        self.checked += 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("long_kept")
+@pytest.mark.parametrize(("partitions", "faults"), [(1, False), (1, True), (3, False)])
+async def test_concurrent_reads_and_updates_agree_with_a_model(
+    start_api: StartApi, own_valkey: OwnValkey, partitions: int, *, faults: bool
+) -> None:
+    url = own_valkey().url
+    client = await start_api(url=url, open=(Board(layout=Layout(partitions=partitions)),))
+    rng, model, numbers = random.Random(7), Model(), itertools.count()
+    users = [f"user{number}" for number in range(40)]
+
+    async def one() -> None:
+        user = rng.choice(users)
+        match rng.randrange(4):
+            case 0:
+                await model.update(client, user, f"x:{next(numbers)}", rng.randrange(1, 4))
+            case 1:
+                await model.read(client, f"/api/scores/users/{user}", around=rng.randrange(3))
+            case _:
+                offset = rng.randrange(4)
+                await model.read(
+                    client, LEADERBOARD_PATH, offset=offset, limit=rng.randrange(1, 14)
+                )
+
+    async def caller() -> None:
+        for _ in range(40):
+            if rng.random() < 0.1:  # the caller leaves, at any moment
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(rng.random() / 50):
+                        await one()
+            else:
+                await one()
+
+    async def break_often(server: "redis.Redis[bytes]") -> None:
+        while True:
+            await asyncio.sleep(0.1)
+            server.script_flush()
+            server.client_kill_filter(_type=rng.choice(["pubsub", "normal"]), skipme=True)
+
+    with redis.Redis.from_url(url) as server:
+        breaking = asyncio.create_task(break_often(server)) if faults else None
+        async with asyncio.TaskGroup() as group:
+            for _ in range(12):
+                group.create_task(caller())
+        if breaking is not None:
+            breaking.cancel()
+    assert model.checked > 100
