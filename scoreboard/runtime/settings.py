@@ -304,7 +304,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = 2
     dispatch_waiting: Annotated[
         PositiveInt,
-        _description("Maximum queued updates, and reads, per api process; above it, 503"),
+        _description("Maximum queued updates, and maximum queued reads, per api process; then 503"),
     ] = 4096
     redis_connect_timeout_s: Annotated[Seconds, _description("Time to connect to Redis")] = 1.0
     redis_timeout_s: Annotated[Seconds, _description("Time for one call to Redis")] = 3.0
@@ -357,7 +357,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     flush_linger_unawaited_ms: Annotated[
         WholeInt,
         _description(
-            "The same while no api waits for COMMITs; at least SCOREBOARD_FLUSH_LINGER_MS is used"
+            "Time to wait for more events after a batch that was not full, while no api waits for "
+            "COMMITs; at least SCOREBOARD_FLUSH_LINGER_MS is used"
         ),
     ] = 100
     verify_users_per_s: Annotated[
