@@ -11,9 +11,22 @@ KERNEL_THREADS = 2
 
 
 def cpu_s(pid: int) -> float:
-    """Return the CPU time of a process, user and system, in seconds."""
+    """Return the CPU time of a process and of the children it has waited for, in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+    return sum(map(int, fields[11:15])) / TICKS_PER_S
+
+
+def family_cpu_s(pid: int) -> float:
+    """Return the CPU time of a process, its running children and those it has waited for."""
+    total = cpu_s(pid)
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        if int(fields[1]) == pid:
+            total += sum(map(int, fields[11:13])) / TICKS_PER_S
+    return total
 
 
 def pin(pid: int, cores: Iterable[int]) -> None:

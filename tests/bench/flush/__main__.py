@@ -38,12 +38,11 @@ from tests.bench.flush.contenders import CONTENDERS
 from tests.bench.flush.stage import (
     Servers,
     check,
-    cpu_s,
-    family_cpu_s,
     fill,
     make_board,
     servers,
 )
+from tests.bench.machine import cpu_s, family_cpu_s
 from tests.bench.rows import Recorder
 from tests.support.eventually import eventually_async
 

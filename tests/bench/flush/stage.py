@@ -1,6 +1,5 @@
-"""Servers, boards and full streams for the flush benchmark, and CPU times of processes."""
+"""Servers, boards and full streams for the flush benchmark."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +14,6 @@ from scoreboard.ledger.migrations import migrate
 from scoreboard.model import Layout, Partition
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.store.keys import GROUP, PartitionKeys
-
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -97,22 +94,3 @@ def check(stage: Servers, board: str, events: int) -> None:
             {"b": board},
         ).fetchone()
     assert counted == (events, counted[1], counted[1]), (counted, events)
-
-
-def cpu_s(pid: int) -> float:
-    """Return the CPU time of a process and of the children it has waited for."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(int(field) for field in fields[11:15]) / TICKS_PER_S
-
-
-def family_cpu_s(pid: int) -> float:
-    """Return the CPU time of a process, its running children and those it has waited for."""
-    total = cpu_s(pid)
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid:
-            total += sum(int(field) for field in fields[11:13]) / TICKS_PER_S
-    return total

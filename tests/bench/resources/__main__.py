@@ -29,7 +29,8 @@ from scoreboard.runtime.telemetry import setup_logging
 from tests.bench.api.stage import api_settings, measure, open_main
 from tests.bench.api.tokens import prepare
 from tests.bench.flush.__main__ import feed, is_committed
-from tests.bench.flush.stage import Servers, family_cpu_s, fill, make_board
+from tests.bench.flush.stage import Servers, fill, make_board
+from tests.bench.machine import family_cpu_s
 from tests.bench.reseed.__main__ import fill as fill_ledger
 from tests.bench.resources.processes import Service, Use, run_job, service, use_of
 from tests.bench.rows import Recorder

@@ -15,10 +15,10 @@ import httpx
 from msgspec import Struct
 
 from scoreboard.runtime.settings import PREFIX
+from tests.bench.machine import cpu_s
 from tests.support.eventually import eventually
 
 ROOT = Path(__file__).parents[3]
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 START_S = 60.0
 STOP_S = 60.0
 JOB_S = 300.0
@@ -42,12 +42,11 @@ def use_of(pid: int) -> Use:
     status = dict(
         line.split(":", 1) for line in (folder / "status").read_text().splitlines() if ":" in line
     )
-    fields = (folder / "stat").read_text().rpartition(")")[2].split()
     return Use(
         rss_mb=int(status["VmRSS"].split()[0]) / 1024,
         # ru_maxrss would include the process that started this one.
         peak_mb=int(status["VmHWM"].split()[0]) / 1024,
-        cpu_s=(int(fields[11]) + int(fields[12])) / TICKS_PER_S,
+        cpu_s=cpu_s(pid),
         files=len(list((folder / "fd").iterdir())),
         threads=int(status["Threads"]),
         at_s=time.monotonic(),

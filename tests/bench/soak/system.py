@@ -13,7 +13,8 @@ from scoreboard.runtime.settings import Settings
 from scoreboard.store.keys import PartitionKeys
 from tests.bench.api.stage import api_settings
 from tests.bench.api.tokens import prepare
-from tests.bench.flush.stage import Servers, family_cpu_s, make_board, servers
+from tests.bench.flush.stage import Servers, make_board, servers
+from tests.bench.machine import family_cpu_s
 from tests.bench.resources.processes import service, use_of
 
 BOARD = "main"

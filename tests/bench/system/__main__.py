@@ -31,7 +31,8 @@ from scoreboard.store.keys import PartitionKeys
 from tests.bench.api.stage import ROOT, api_settings, measure, open_main, server
 from tests.bench.api.tokens import prepare
 from tests.bench.flush.__main__ import is_committed
-from tests.bench.flush.stage import Servers, cpu_s, family_cpu_s
+from tests.bench.flush.stage import Servers
+from tests.bench.machine import cpu_s, family_cpu_s
 from tests.bench.resources.processes import environment
 from tests.bench.rows import Figures, Recorder
 from tests.support.eventually import eventually

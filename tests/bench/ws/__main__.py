@@ -35,6 +35,7 @@ from scoreboard.runtime.settings import PREFIX, load
 from scoreboard.runtime.telemetry import setup_logging
 from scoreboard.store.client import make_client
 from scoreboard.store.store import Store
+from tests.bench.machine import cpu_s
 from tests.bench.rows import Recorder
 from tests.support.clients.viewer import playing
 from tests.support.data.boards import open_board
@@ -64,15 +65,9 @@ HANDSHAKE_METRICS = (
     ("to the board p99", "ms", "p99_ms"),
 )
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-TICKS = os.sysconf("SC_CLK_TCK")
 TARGET_RATIO, TARGET_KB, TARGET_MS = 0.7, 5.0, 150.0
 
 Figures = dict[str, float]
-
-
-def cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
 
 
 def memory_kb(pid: int) -> float:
