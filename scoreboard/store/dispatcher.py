@@ -41,7 +41,7 @@ from scoreboard.store.batching import Batcher, Call, Entry, fail
 from scoreboard.store.keys import PULSE, PartitionKeys
 from scoreboard.store.pipelined_connection import Command, PipelinedConnection
 from scoreboard.store.replies import PARSE_ERRORS, convert
-from scoreboard.store.scripts import Script, call_seconds, count_refusal
+from scoreboard.store.scripts import Script, call_seconds, count_refusal, script_command
 
 if TYPE_CHECKING:
     from scoreboard.runtime.otel import Span
@@ -267,7 +267,7 @@ def submit_command(
             action.request_id,
             pair,
         )
-    return ("EVALSHA", _SUBMIT.sha, len(names), *names, *args)
+    return script_command(_SUBMIT, names, args, reads=False)
 
 
 def _traces_of(call: _SubmitCall) -> str:

@@ -17,6 +17,7 @@ from scoreboard.store.keys import PartitionKeys
 from scoreboard.store.pipelined_connection import Command
 from scoreboard.store.reads import Reading, ReadScript
 from scoreboard.store.replies import PARSE_ERRORS, convert
+from scoreboard.store.scripts import script_command
 
 WRITE_READS_MAX: Final = 4 * BATCH_MAX
 """Maximum reads of one write: a few ms of Redis's time."""
@@ -114,7 +115,7 @@ class ReadBatcher(Batcher[_Read, _ReadCall]):
         _BATCH_READS.observe(len(call.entries))
         keys = PartitionKeys(call.partition).read
         args = [arg for entry in call.entries for arg in entry.args]
-        return ("EVALSHA_RO", call.script.sha, len(keys), *keys, *args)
+        return script_command(call.script, keys, args, reads=True)
 
     def resolve(self, call: _ReadCall, reply: Any) -> None:  # noqa: ANN401 (checked below)
         """Give each read the reply and its number in it."""
