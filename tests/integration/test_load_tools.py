@@ -29,9 +29,9 @@ CONNECTIONS = 4
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def system(tmp_path: Path) -> Iterator[System]:
-    made = System(tmp_path / "system", updates_per_minute=1_000_000)
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    made = System(tmp_path_factory.mktemp("shared") / "system", updates_per_minute=1_000_000)
     try:
         made.start()
         yield made
@@ -39,14 +39,26 @@ def system(tmp_path: Path) -> Iterator[System]:
         made.stop()
 
 
-@pytest.fixture
-def tokens(system: System) -> Path:
-    """Return a file of tokens, made as README.md says."""
-    path = system.folder / "tokens.txt"
-    done = system.run("token", "--sub", "load", "--users", str(USERS))
+@pytest.fixture(scope="module")
+def made_tokens(system: System) -> str:
+    """Make tokens as README.md says."""
+    done = system.run("token", "--sub", "bench-load.u", "--users", str(USERS))
     assert done.returncode == 0, done.stderr
-    path.write_text(done.stdout)
+    return done.stdout
+
+
+@pytest.fixture
+def tokens(made_tokens: str, tmp_path: Path) -> Path:
+    """Return a file of tokens."""
+    path = tmp_path / "tokens.txt"
+    path.write_text(made_tokens)
     return path
+
+
+@pytest.fixture
+def before(system: System) -> int:
+    """Return the number of actions that other tests have left on the shared system."""
+    return applied(system)
 
 
 def run(command: str, system: System, tokens: Path, code: int = 0, **variables: str) -> str:
@@ -78,12 +90,18 @@ def committed(system: System) -> int:
         return found[0]
 
 
-def wait_until_committed(system: System, least: int, most: int | None = None) -> None:
-    """Wait until the ledger has all actions that Redis counted, and check their number."""
+def applied(system: System) -> int:
     with redis.Redis.from_url(system.valkey.url) as client:
-        applied = int(client.hget("sb:{main:0}:meta", "seq"))  # pyright: ignore[reportArgumentType]
-    assert least <= applied <= (least if most is None else most)
-    eventually(lambda: committed(system) == applied)
+        return int(client.hget("sb:{main:0}:meta", "seq"))  # pyright: ignore[reportArgumentType]
+
+
+def wait_until_committed(
+    system: System, least: int, most: int | None = None, *, before: int = 0
+) -> None:
+    """Wait until the ledger has all actions that Redis counted, and check their number."""
+    found = applied(system)
+    assert least <= found - before <= (least if most is None else most)
+    eventually(lambda: committed(system) == found)
     assert system.run("verify").returncode == 0
 
 
@@ -100,14 +118,15 @@ def wrk(label: str, system: System) -> str:
     return command.replace("-c 64", f"-c {CONNECTIONS}").replace("-d 30s", "-d 2s")
 
 
-def test_wrk_sends_updates_that_the_ledger_has(system: System, tokens: Path) -> None:
+def test_wrk_sends_updates_that_the_ledger_has(system: System, tokens: Path, before: int) -> None:
     output = run(wrk("updates", system), system, tokens)
 
     found = outcomes(output)
     assert found["acknowledged"] > 10
     assert [found[name] for name in ("replayed", "limited", "failed")] == [0, 0, 0]
     # wrk ends while each connection may have a request that was not answered.
-    wait_until_committed(system, found["acknowledged"], found["acknowledged"] + CONNECTIONS)
+    most = found["acknowledged"] + CONNECTIONS
+    wait_until_committed(system, found["acknowledged"], most, before=before)
 
 
 def test_what_the_limit_refuses_is_counted_apart(tmp_path: Path) -> None:
@@ -159,7 +178,7 @@ def test_a_board_of_bench_is_emptied_after_other_tools(tmp_path: Path) -> None:
         made.stop()
 
 
-def test_wrk_counts_failures(system: System, tokens: Path) -> None:
+def test_wrk_counts_failures(system: System, tokens: Path, before: int) -> None:
     tokens.write_text("load-1 invalid\n")
 
     output = run(wrk("updates", system), system, tokens)
@@ -168,7 +187,7 @@ def test_wrk_counts_failures(system: System, tokens: Path) -> None:
     assert found["failed"] > 0
     assert found["acknowledged"] == 0
     assert "one of the failures: 401" in output
-    assert committed(system) == 0
+    assert applied(system) == before
 
 
 def test_wrk_reads_the_top_and_ranks(system: System, tokens: Path) -> None:
@@ -182,13 +201,15 @@ def test_wrk_reads_the_top_and_ranks(system: System, tokens: Path) -> None:
         assert found["failed"] == found["unknown"] == 0
 
 
-def test_locust_sends_updates_that_the_ledger_has(system: System, tokens: Path) -> None:
+def test_locust_sends_updates_that_the_ledger_has(
+    system: System, tokens: Path, before: int
+) -> None:
     output = run(locust(), system, tokens, LOAD_RATE="5")
 
     found = outcomes(output)
     assert found["acknowledged"] > 10
     assert [found[name] for name in ("replayed", "limited", "failed")] == [0, 0, 0]
-    wait_until_committed(system, found["acknowledged"])
+    wait_until_committed(system, found["acknowledged"], before=before)
 
 
 def test_locust_counts_refusals_apart_from_failures(system: System, tokens: Path) -> None:
@@ -233,7 +254,9 @@ def counters_of(process: "subprocess.Popen[str]") -> dict[str, int]:
     return json.loads(output)["counters"]
 
 
-def test_the_updates_of_k6_are_counted_and_in_the_ledger(system: System, tokens: Path) -> None:
+def test_the_updates_of_k6_are_counted_and_in_the_ledger(
+    system: System, tokens: Path, before: int
+) -> None:
     variables = {"LOAD_URL": system.api, "LOAD_TOKENS": str(tokens)}
 
     found = counters_of(in_node("update.js", 2 * USERS, variables))
@@ -243,7 +266,7 @@ def test_the_updates_of_k6_are_counted_and_in_the_ledger(system: System, tokens:
     none = {"replayed": 0, "limited": 0}
     assert found == none | {"acknowledged": 2 * USERS, "failed": 0, "checks_failed": 0}
     assert refused == none | {"acknowledged": 0, "failed": 1, "checks_failed": 1}
-    wait_until_committed(system, 2 * USERS)
+    wait_until_committed(system, 2 * USERS, before=before)
 
 
 def test_the_viewers_of_k6_receive_boards(system: System, tokens: Path) -> None:
@@ -280,5 +303,5 @@ def test_the_file_of_tokens_is_for_its_owner_alone(system: System, tmp_path: Pat
     made = tmp_path / "tokens.txt"
     assert stat.S_IMODE(made.stat().st_mode) == 0o600
     pairs = [one.split(" ") for one in made.read_text().splitlines()]
-    assert [user for user, _ in pairs] == [f"load-{number}" for number in range(1, 1001)]
+    assert [user for user, _ in pairs] == [f"bench-load.u-{number}" for number in range(1, 1001)]
     assert len({token for _, token in pairs}) == 1000
