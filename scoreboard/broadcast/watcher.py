@@ -328,7 +328,9 @@ class BoardWatcher:
             window = await self._read_window(store, state)
         except Uninitialised:
             REDIS_UP.set(1)
-            watched.failures = 0
+            # Read again soon: a board opens one partition after another, and those of a layout that
+            # is not known yet are not subscribed to.
+            watched.failures += 1
             state.failure = ""
             self._mark_stale(watched, "uninitialised")
             return

@@ -10,7 +10,7 @@ import redis
 
 from scoreboard.broadcast.state import BoardState
 from scoreboard.broadcast.watcher import BoardWatcher
-from scoreboard.model import Partition
+from scoreboard.model import Board, Layout, Partition
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import REGISTRY
 from scoreboard.store.client import make_client
@@ -18,7 +18,7 @@ from scoreboard.store.keys import PartitionKeys
 from scoreboard.store.store import Store
 from scoreboard.store.subscription import Subscription
 from tests.support.clients.viewer import streamer_settings
-from tests.support.data.boards import open_board
+from tests.support.data.boards import open_board, open_partition
 from tests.support.eventually import eventually_async
 from tests.support.fakes.proxy import MakeProxy
 
@@ -158,3 +158,33 @@ async def test_a_board_that_was_never_read_has_an_age(settings: Settings, redis_
     assert first_s < 30
     await eventually_async(lambda: (age_s() or 0) > first_s)
     assert await ends_when_cancelled(task)
+
+
+async def test_a_board_that_was_read_while_its_partitions_opened_is_soon_live(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Incident: a read after the first of several partitions had opened found the others empty.
+
+    The watcher did not hear them open, because it did not know the new layout yet.
+    """
+    monkeypatch.setattr("scoreboard.broadcast.watcher.RECONCILE_S", 60.0)
+    board = Board(layout=Layout(3))
+    client = make_client(settings, name="test")
+    watcher = BoardWatcher(settings, Listener(), name="test")
+    task = asyncio.create_task(watcher.run())
+    state = watcher.states["main"]
+    try:
+        await eventually_async(lambda: state.stale_reason is None and state.message is not None)
+        await open_partition(Store(client), board, 0)
+        await eventually_async(lambda: state.stale_reason == "uninitialised")
+
+        for number in (1, 2):
+            await open_partition(Store(client), board, number)
+
+        await eventually_async(lambda: state.stale_reason is None, within_s=10)
+        assert state.message is not None
+        assert state.message.epoch == 2 + 1 + 1
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+        await client.aclose()

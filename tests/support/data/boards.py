@@ -25,20 +25,32 @@ async def open_board(
     """
     board = board or Board()
     for number in range(board.layout.partitions):
-        partition = Partition(board.name, number)
-        last, seq = await fence(store, partition, "test")
-        page = [
-            (pack(score, SLOT_COUNT - 1 - place), user)
-            for place, (user, score) in enumerate(scores if number == 0 else ())
-        ]
-        await store.restore(partition, "test", page, first=True)
-        await store.open(
-            partition,
-            "test",
-            board,
-            epoch=last + 1 if epoch is None else epoch,
-            seq=seq,
-            stream_id="0-0",
-            members=len(page),
-        )
+        first = scores if number == 0 else ()
+        await open_partition(store, board, number, scores=first, epoch=epoch)
     return board
+
+
+async def open_partition(
+    store: Store,
+    board: Board,
+    number: int,
+    *,
+    scores: Sequence[tuple[str, int]] = (),
+    epoch: int | None = None,
+) -> None:
+    """Open one partition of a board, with scores, one slot each in the order given."""
+    partition = Partition(board.name, number)
+    last, seq = await fence(store, partition, "test")
+    page = [
+        (pack(score, SLOT_COUNT - 1 - place), user) for place, (user, score) in enumerate(scores)
+    ]
+    await store.restore(partition, "test", page, first=True)
+    await store.open(
+        partition,
+        "test",
+        board,
+        epoch=last + 1 if epoch is None else epoch,
+        seq=seq,
+        stream_id="0-0",
+        members=len(page),
+    )
