@@ -33,10 +33,21 @@ TABLES = (
 )
 
 
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """Run a system for all tests that leave it as it was, as a load has to."""
+    yield from run_system(tmp_path_factory.mktemp("shared"))
+
+
 @pytest.fixture
-def loaded(tmp_path: Path) -> Iterator[System]:
-    """A running system with a score on its board, which also serves a board for load tests."""
-    made = System(tmp_path / "system", boards=f"main,{BOARD}", rate_limit="gateway")
+def own(tmp_path: Path) -> Iterator[System]:
+    """Run a system for a test that changes it."""
+    yield from run_system(tmp_path)
+
+
+def run_system(folder: Path) -> Iterator[System]:
+    """Run a system with a score on its board, which also serves a board for load tests."""
+    made = System(folder / "system", boards=f"main,{BOARD}", rate_limit="gateway")
     try:
         made.start()
         assert bench(made, "clean").returncode == 0
@@ -191,16 +202,16 @@ def test_only_served_boards_for_load_tests_are_loaded(
     assert outside(loaded) == before
 
 
-def test_a_board_without_the_mark_is_never_touched(loaded: System) -> None:
+def test_a_board_without_the_mark_is_never_touched(own: System) -> None:
     """A board of players that was called so when the prefix had no meaning."""
-    with psycopg.connect(loaded.postgres.url) as connection:
+    with psycopg.connect(own.postgres.url) as connection:
         connection.execute("INSERT INTO boards VALUES (%s, 1, 43200, 64, true)", (BOARD,))
-    before = rows(loaded)
-    done = bench(loaded, "http", *SHORT)
+    before = rows(own)
+    done = bench(own, "http", *SHORT)
     assert done.returncode == 5
     assert "was not created as one for load tests" in done.stderr
-    assert bench(loaded, "clean").returncode == 0
-    assert rows(loaded) == before
+    assert bench(own, "clean").returncode == 0
+    assert rows(own) == before
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
@@ -282,16 +293,16 @@ def test_the_keys_of_a_killed_load_of_scripts_are_cleaned(loaded: System) -> Non
     assert outside(loaded) == before
 
 
-def test_a_board_that_is_no_longer_served_is_removed(loaded: System) -> None:
-    result_of(bench(loaded, "http", *SHORT))
-    for service in loaded.services.values():
+def test_a_board_that_is_no_longer_served_is_removed(own: System) -> None:
+    result_of(bench(own, "http", *SHORT))
+    for service in own.services.values():
         service.stop()
-    state = loaded.folder / "running.json"
+    state = own.folder / "running.json"
     state.write_text(state.read_text().replace(f"main,{BOARD}", "main"))
-    done = bench(loaded, "clean")
+    done = bench(own, "clean")
     assert f"{BOARD}: removed" in done.stdout, done.stderr
-    assert not [row for held in rows(loaded).values() for row in held if BOARD in row]
-    assert not [name for name in keys(loaded) if BOARD in name]
+    assert not [row for held in rows(own).values() for row in held if BOARD in row]
+    assert not [name for name in keys(own) if BOARD in name]
 
 
 def test_a_login_that_may_not_delete_from_the_ledger_is_refused(loaded: System) -> None:
@@ -332,15 +343,15 @@ def test_tokens_come_from_a_file_and_are_not_printed(loaded: System, tmp_path: P
     assert "not-a-token" not in done.stderr
 
 
-def test_the_result_is_printed_also_if_the_board_cannot_be_emptied(loaded: System) -> None:
+def test_the_result_is_printed_also_if_the_board_cannot_be_emptied(own: System) -> None:
     """Without a flusher the stream is not drained; what is left is cleaned when it runs again."""
-    result_of(bench(loaded, "http", *SHORT))
-    loaded.services["flusher"].stop()
-    done = bench(loaded, "http", *SHORT)
+    result_of(bench(own, "http", *SHORT))
+    own.services["flusher"].stop()
+    done = bench(own, "http", *SHORT)
     assert done.returncode == 75
     assert "start the flusher" in done.stderr
     assert json.loads(done.stdout)["outcomes"] == {"applied": 200}
-    loaded.services["flusher"].start()
-    loaded.wait_until_ready("flusher")
-    assert f"{BOARD}: emptied" in bench(loaded, "clean").stdout
-    assert actions_of_load(loaded) == 0
+    own.services["flusher"].start()
+    own.wait_until_ready("flusher")
+    assert f"{BOARD}: emptied" in bench(own, "clean").stdout
+    assert actions_of_load(own) == 0
