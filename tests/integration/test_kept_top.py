@@ -404,7 +404,7 @@ async def test_concurrent_reads_and_updates_agree_with_a_model(
 
     async def break_often(server: "redis.Redis[bytes]") -> None:
         while True:
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # pace: of the faults
             server.script_flush()
             server.client_kill_filter(_type=rng.choice(["pubsub", "normal"]), skipme=True)
 
