@@ -34,7 +34,17 @@ from cli.bench.system.boards import choose_board, clean, script_board, served_bo
 from cli.bench.system.own_system import own_system, remove_left_folders
 from cli.bench.system.session import Options, Session, Target
 from cli.bench.system.tokens import make_users
-from cli.output import is_terminal, print_json, print_lines, print_message, print_table, progress
+from cli.failures import explain
+from cli.output import (
+    OutputError,
+    is_terminal,
+    print_json,
+    print_lines,
+    print_message,
+    print_table,
+    progress,
+    redirect_to_devnull,
+)
 from cli.parameters import BOARD, FILE, Number, Seconds
 from cli.target import (
     DATA_DIR,
@@ -49,10 +59,15 @@ from scoreboard.errors import OperatorMistake
 from scoreboard.ledger.load_tests import PREFIX, is_load_test_name
 from scoreboard.model import Board
 from scoreboard.recovery.reseed import ReportProgress, report_nothing
+from scoreboard.runtime.sockets import raise_open_files_limit
 
 OWN_BOARD: Final = f"{PREFIX}own"
 CRITERIA_FAILED: Final = 1
 INTERRUPTED: Final = 130
+ALL_VIEWERS: Final = 200
+SPARE_FILES: Final = 128
+"""Open files of a run besides the sockets of its load."""
+
 MEMORY_SHARE: Final = 0.25
 """Share of Redis's free memory that a load of the scripts may fill."""
 
@@ -136,8 +151,8 @@ def load_options(*, rate: float, connections: int = 64) -> Callable[[Callable[..
         click.option("--ws", help="Address of the streamer.  [default: as --api]"),
         click.option("--users", type=click.IntRange(1, 100_000), default=200, show_default=True,
                      help="Number of users."),
-        click.option("--token-file", type=FILE, help="File of tokens, one per line.  [default: "
-                     "tokens of the local issuer]"),
+        click.option("--token-file", type=FILE, help="File of lines with a token, or with a "
+                     "user and a token.  [default: tokens of the local issuer]"),
         click.option("--trusted", is_flag=True, help="Use one token with update:score:any of the "
                      "local issuer, as a game server."),
         click.option("--json", type=click.Path(path_type=Path, allow_dash=True), help="Write the "
@@ -185,7 +200,7 @@ def bench() -> None:
 @load_options(rate=1000)
 def http(*, common: Common) -> int:
     """Send updates to the api."""
-    return run(common, _http)
+    return run(common, _http, sockets=common.connections)
 
 
 @bench.command()
@@ -195,7 +210,7 @@ def http(*, common: Common) -> int:
               "a user.")  # fmt: skip
 def read(*, common: Common, mix: float) -> int:
     """Read leaderboards and standings from the api."""
-    return run(common, partial(_read, mix=mix))
+    return run(common, partial(_read, mix=mix), sockets=common.connections)
 
 
 @bench.command()
@@ -206,7 +221,7 @@ def read(*, common: Common, mix: float) -> int:
               help="Viewers that connect per second.")  # fmt: skip
 def ws(*, common: Common, viewers: int, joins: float) -> int:
     """Show a board that changes to many viewers."""
-    return run(common, partial(_ws, viewers=viewers, joins=joins))
+    return run(common, partial(_ws, viewers=viewers, joins=joins), sockets=viewers)
 
 
 @bench.command()
@@ -233,7 +248,7 @@ def lua(*, common: Common, members: int, batch: int) -> int:
 @load_options(rate=500)
 def all_(*, common: Common) -> int:
     """Run a short form of each load and print one table."""
-    return run(common, _all)
+    return run(common, _all, sockets=max(common.connections, ALL_VIEWERS))
 
 
 @bench.command(name="clean")
@@ -291,7 +306,7 @@ async def _all(session: Session, common: Common) -> None:
         (partial(_lua, members=10_000, batch=16), 8 * common.rate),
         (_http, common.rate),
         (partial(_read, mix=50.0), common.rate),
-        (partial(_ws, viewers=200, joins=200.0), 10.0),
+        (partial(_ws, viewers=ALL_VIEWERS, joins=200.0), 10.0),
         (partial(_flush, burst=10_000), common.rate),
     ]
     for load, rate in loads:
@@ -337,20 +352,29 @@ async def _require_memory(session: Session, common: Common) -> None:
 # The run ------------------------------------------------------------------------------------------
 
 
-def run(common: Common, load: Load, *, needs_services: bool = True) -> int:
-    """Run a load and report it; return the exit code.
+def run(common: Common, load: Load, *, sockets: int = 0, needs_services: bool = True) -> int:
+    """Run a load that opens a number of sockets and report it; return the exit code.
 
     What was measured is reported also if the rest of the run fails.
     """
+    _require_json_writable(common.json)
+    _require_open_files(sockets)
     results: list[Result] = []
+    output_error: Exception | None = None
     try:
         with _sigterm_interrupts(), ExitStack() as stack:
             target = _find_target(common, stack, needs_services=needs_services)
             report = stack.enter_context(progress()) if is_terminal(sys.stderr) else report_nothing
             was_stopped = _run_loop(target, common, load, report, results)
     finally:
-        if results:
-            _print_results(results, common)
+        try:
+            if results:
+                _print_results(results, common)
+        except (OSError, OutputError) as error:
+            output_error = error  # it must not hide why the run ended
+            if isinstance(error, OutputError):
+                redirect_to_devnull(sys.stdout)
+            print_message(explain(error)[0])
     failures = find_failures(results, common.fail_if)
     for failure in failures:
         print_message(f"Failed: {failure}")
@@ -358,7 +382,34 @@ def run(common: Common, load: Load, *, needs_services: bool = True) -> int:
         if not results:
             print_message("The run was stopped before it measured anything")
         return INTERRUPTED
-    return CRITERIA_FAILED if failures else 0
+    if failures:
+        return CRITERIA_FAILED
+    return explain(output_error)[1] if output_error else 0
+
+
+def _require_json_writable(path: Path | None) -> None:
+    """Check that the result can be written, before the run instead of after it.
+
+    Raises OperatorMistake.
+    """
+    if path is None or str(path) == "-":
+        return
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise OperatorMistake(f"--json: {path} cannot be written")
+
+
+def _require_open_files(sockets: int) -> None:
+    """Raise the limit on open files as far as the load needs it.
+
+    Raises OperatorMistake.
+    """
+    needed = sockets + SPARE_FILES
+    limit = raise_open_files_limit(needed)
+    if limit < needed:
+        raise OperatorMistake(
+            f"The load needs {needed} open files, and the limit is {limit}: raise it with "
+            "ulimit -n, or use fewer connections or viewers"
+        )
 
 
 def _run_loop(
@@ -454,12 +505,14 @@ def _sigterm_interrupts() -> Iterator[None]:
 
 
 def _print_results(results: list[Result], common: Common) -> None:
+    """Print the results, then write the file of --json.
+
+    Raises OutputError, OSError.
+    """
+    found = results[0] if len(results) == 1 else results
     if common.json is not None and str(common.json) == "-":
-        print_json(results[0] if len(results) == 1 else results)
+        print_json(found)
         return
-    if common.json is not None:
-        document = msgspec.json.encode(results[0] if len(results) == 1 else results)
-        common.json.write_bytes(msgspec.json.format(document) + b"\n")
     if len(results) > 1:
         print_table(
             ["load", "loop", "per s", "p50", "p99", "p99.9", "max", "errors", "CPU µs", "notes"],
@@ -467,10 +520,16 @@ def _print_results(results: list[Result], common: Common) -> None:
         )
         for mark in dict.fromkeys(f"{one.kind}: {mark}" for one in results for mark in one.marks):
             print_message(mark)
-        return
-    for result in results:
-        width = max(len(label) for label, _ in describe(result))
-        print_lines(f"{label.ljust(width)}  {text}" for label, text in describe(result))
+    else:
+        lines = list(describe(results[0]))
+        width = max(len(label) for label, _ in lines)
+        print_lines(f"{label.ljust(width)}  {text}" for label, text in lines)
+    if common.json is not None:
+        document = msgspec.json.format(msgspec.json.encode(found)) + b"\n"
+        try:
+            common.json.write_bytes(document)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(common.json)) from error
 
 
 def _row(result: Result) -> list[str]:

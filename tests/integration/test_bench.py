@@ -174,6 +174,46 @@ def test_a_number_that_is_none_is_refused(tmp_path: Path, arguments: tuple[str, 
     assert "'nan' is not a number" in done.stderr
 
 
+def test_a_result_that_cannot_be_written_is_refused_before_the_run(tmp_path: Path) -> None:
+    done = run_command("bench", "lua", "--json", str(tmp_path / "none" / "x"))
+    assert done.returncode == 5
+    assert "cannot be written" in done.stderr
+    assert "starting" not in done.stderr
+
+
+def test_a_limit_on_open_files_is_told_before_the_run(tmp_path: Path) -> None:
+    command = f"ulimit -n 200; exec {sys.executable} -m cli bench http --connections 1000"
+    done = subprocess.run(
+        ["sh", "-c", command],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 5, done.stderr
+    assert "the limit is 200" in done.stderr
+
+
+def test_an_output_that_fails_hides_neither_the_result_nor_the_criteria(loaded: System) -> None:
+    done = bench(loaded, "http", *SHORT[:-2], "--json", "/dev/full")
+    assert done.returncode == 74
+    assert "/dev/full: No space left" in done.stderr
+    assert "applied 200" in done.stdout
+    process = start(loaded, "http", "--warm-up", "0", "--api", loaded.api, "--fail-if", "p50>0ms")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        process.stdout.close()
+        eventually(lambda: actions_of_load(loaded) > 100, within_s=60)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert "Failed: http: p50>0ms" in process.stderr.read()
+    finally:
+        process.kill()
+        process.stderr.close()
+
+
 def test_an_unreadable_criterion_fails_before_anything_starts(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "cli", "bench", "all", "--fail-if", "p95>1ms"],
@@ -336,6 +376,11 @@ def test_tokens_come_from_a_file_and_are_not_printed(loaded: System, tmp_path: P
     assert found["outcomes"] == {"applied": 200}
     assert found["details"]["users"] == 5
     assert not any(token in done.stdout + done.stderr for token in tokens.read_text().split())
+    # As `scoreboard token --users` writes them.
+    tokens.write_text("".join(f"{name} {loaded.token(name)}\n" for name in names))
+    found = result_of(bench(loaded, "http", *SHORT, "--token-file", str(tokens)))
+    assert found["outcomes"] == {"applied": 200}
+    assert found["details"]["users"] == 5
     tokens.write_text("not-a-token\n")
     done = bench(loaded, "http", *SHORT, "--token-file", str(tokens))
     assert done.returncode == 5

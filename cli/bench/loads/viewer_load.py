@@ -16,6 +16,7 @@ from cli.bench.generator.viewers import Viewers
 from cli.bench.loads.script_load import dispatch_settings, submit_action
 from cli.bench.report.results import format_ms
 from cli.bench.system.session import Session, parse_address
+from scoreboard.broadcast.messages import WS_PATH
 from scoreboard.errors import Unavailable
 from scoreboard.model import WATCHED_TOP, Receipt
 from scoreboard.store.dispatcher import Dispatcher
@@ -32,7 +33,7 @@ async def load_viewers(
 ) -> None:
     """Connect viewers at a rate, then change the board; an operation is a board at a viewer."""
     address, path = parse_address(session.target.ws, "--ws")
-    crowd = Viewers(address, f"{path}?board={board}", token)
+    crowd = Viewers(address, f"{path or WS_PATH}?board={board}", token)
     try:
         await _join_all(session, crowd, viewers, joins_per_s)
         if not crowd.count:

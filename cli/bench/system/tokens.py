@@ -32,7 +32,8 @@ def make_users(
     """Return the users of a load.
 
     With one token that has `update:score:any`, or with ``is_trusted``, all users share the token;
-    else each has one. Users made here are named after the board and are deleted with its rows.
+    else each has one. In a file a line has a token, also after its user as `scoreboard token
+    --users` prints it. Users made here are named after the board and are deleted with its rows.
 
     Raises OperatorMistake if there is no token.
     """
@@ -55,7 +56,8 @@ def make_users(
 
 
 def _read_users(token_file: Path, names: list[str]) -> list[User]:
-    lines = token_file.read_text(encoding="ascii", errors="replace").split()
+    text = token_file.read_text(encoding="ascii", errors="replace")
+    lines = [line.split()[-1] for line in text.splitlines() if line.strip()]
     if not 0 < len(lines) <= TOKENS_MAX:
         raise OperatorMistake(f"{token_file} has {len(lines)} tokens, not 1 to {TOKENS_MAX}")
     users: list[User] = []
