@@ -94,18 +94,8 @@ class Addition:
 ADDITIONS: Final = (
     # An argument of a script, a field and parts of values in Redis.
     Addition("lua/submit.lua", "local FIELDS_PER_ACTION = 7\n", "local FIELDS_PER_ACTION = 8\n"),
-    Addition(
-        "lua/submit.lua",
-        "    pair = tonumber(ARGV[at + 7]),\n",
-        "    pair = tonumber(ARGV[at + 7]),\n    later = ARGV[at + 8],\n",
-    ),
-    Addition(
-        "lua/submit.lua",
-        "      if action.trace then\n        event[#event",
-        "      event[#event + 1], event[#event + 2] = 'z', action.later\n"
-        "      if action.trace then\n        event[#event",
-    ),
-    Addition("lua/submit.lua", "'%.0f:%.0f:%.0f', action", "'%.0f:%.0f:%.0f:later', action"),
+    Addition("lua/submit.lua", "'e', epoch_text, opt", "'e', epoch_text, 'z', ARGV[at + 8], opt"),
+    Addition("lua/submit.lua", "':' .. seq_text)", "':' .. seq_text .. ':later')"),
     Addition(
         "lua/submit.lua",
         "redis.call('PUBLISH', changes, string.format('%.0f:%.0f', epoch, seq))",
@@ -124,8 +114,8 @@ ADDITIONS: Final = (
     ),
     Addition(
         "scoreboard/store/dispatcher.py",
-        "                pair,\n            )\n",
-        '                pair,\n                "later",\n            )\n',
+        "            pair,\n        )\n",
+        '            pair,\n            "later",\n        )\n',
     ),
     # A field and a type of messages to viewers, over WebSocket and as events.
     Addition(
@@ -147,8 +137,8 @@ ADDITIONS: Final = (
     # A right: the server then ends the connections of these users.
     Addition(
         "deploy/docker/users.acl",
-        "+evalsha_ro +subscribe +publish +hgetall",
-        "+evalsha_ro +echo +subscribe +publish +hgetall",
+        "+evalsha_ro +subscribe +publish +exists",
+        "+evalsha_ro +echo +subscribe +publish +exists",
     ),
     Addition(
         "deploy/docker/users.acl",
