@@ -388,6 +388,31 @@ def test_tokens_come_from_a_file_and_are_not_printed(loaded: System, tmp_path: P
     assert "not-a-token" not in done.stderr
 
 
+def test_the_documented_login_of_redis_is_enough(own: System, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/how-to/load-test.md").read_text()
+    rule = page[page.index("ACL SETUSER") :].partition("```")[0].replace("\\\n", " ")
+    with redis.Redis.from_url(own.valkey.url) as client:
+        client.execute_command(*rule.replace("PASSWORD", "of-the-test").split())
+    address = urlsplit(own.valkey.url)
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"{own.token(f'{BOARD}.000001')}\n")
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return run_command(
+            *("bench", *arguments),
+            REDIS_URL=f"redis://bench:of-the-test@{address.hostname}:{address.port}/0",
+            DATABASE_URL=own.postgres.url,
+            SCOREBOARD_BOARDS=f"main,{BOARD}",
+        )
+
+    served = ("--api", own.api, "--ws", own.ws, "--token-file", str(tokens))
+    for load in ("http", "read", "ws", "flush"):
+        result_of(run(load, *SHORT, *served))
+    result_of(run("lua", *SHORT))
+    cleaned = run("clean")
+    assert f"{BOARD}: emptied" in cleaned.stdout, cleaned.stderr
+
+
 def test_the_result_is_printed_also_if_the_board_cannot_be_emptied(own: System) -> None:
     """Without a flusher the stream is not drained; what is left is cleaned when it runs again."""
     result_of(bench(own, "http", *SHORT))
