@@ -14,7 +14,7 @@ end
 
 -- What follows runs in each thread, with its own variables, which must be global for done().
 
-answered, unknown, failed, sample = 0, 0, 0, ''
+answered, unknown, failed, empty, sample = 0, 0, 0, 0, ''
 
 local requests = {}
 local sent = 0
@@ -44,6 +44,9 @@ end
 function response(status, _, body)
   if status == 200 and body:find('"rank"', 1, true) then
     answered = answered + 1
+  elseif status == 200 and body:find('"leaderboard":[]', 1, true) then
+    answered = answered + 1
+    empty = empty + 1
   elseif status == 404 then -- a user without a score
     unknown = unknown + 1
   else
@@ -53,7 +56,7 @@ function response(status, _, body)
 end
 
 function done(summary)
-  local total = { answered = 0, unknown = 0, failed = 0 }
+  local total = { answered = 0, unknown = 0, failed = 0, empty = 0 }
   local problem = ''
   for _, thread in ipairs(threads) do
     for name in pairs(total) do
@@ -64,6 +67,9 @@ function done(summary)
   local errors = summary.errors
   total.failed = total.failed + errors.connect + errors.read + errors.write + errors.timeout
   print(string.format('answered %d, unknown %d, failed %d', total.answered, total.unknown, total.failed))
+  if total.empty > 0 then
+    print(total.empty .. ' answers were of an empty board: send updates first, as with update.lua')
+  end
   if problem ~= '' then
     print('one of the failures: ' .. problem)
   end
