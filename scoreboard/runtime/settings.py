@@ -45,6 +45,8 @@ _LINK_VALUES = {
 Port = Annotated[int, Meta(ge=0, le=65535)]
 PositiveInt = Annotated[int, Meta(ge=1)]
 WholeInt = Annotated[int, Meta(ge=0)]
+LingerInt = Annotated[int, Meta(ge=0, le=10_000)]
+"""Below the time after which another flusher takes over a partition."""
 Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
 """At most a year, which every clock and driver supports."""
 
@@ -348,14 +350,14 @@ class Settings(Struct, frozen=True, kw_only=True):
         _description("Maximum events per transaction; 2.5 times as many during catch-up"),
     ] = 2000
     flush_linger_ms: Annotated[
-        WholeInt,
+        LingerInt,
         _description(
             "Time to wait for more events after a batch that was not full, while an api waits for "
             "COMMITs (committed)"
         ),
     ] = 20
     flush_linger_unawaited_ms: Annotated[
-        WholeInt,
+        LingerInt,
         _description(
             "Time to wait for more events after a batch that was not full, while no api waits for "
             "COMMITs; at least SCOREBOARD_FLUSH_LINGER_MS is used"

@@ -15,6 +15,7 @@ from cli.bench.generator.http_load import CONNECT_S, Address
 from cli.bench.generator.latencies import Latencies
 from scoreboard.broadcast.messages import SUBPROTOCOL
 
+RETRY_S: Final = 0.1
 HANDSHAKE_S: Final = 10.0
 _TEXT, _CLOSE, _PING, _PONG = 0x81, 0x88, 0x89, 0x8A
 _BOARD: Final = b'{"type":"leaderboard"'
@@ -48,6 +49,24 @@ class Viewers:
 
     async def join(self) -> None:
         """Connect one viewer; its outcome is counted."""
+        failure = await self._connect()
+        if failure:
+            self.outcomes[failure] += 1
+
+    async def join_first(self, within_s: float) -> None:
+        """Connect the first viewer; try again while the server answers 503.
+
+        It may not yet have read a new board. Only the last outcome is counted.
+        """
+        end_s = time.perf_counter() + within_s
+        while failure := await self._connect():
+            if failure != "handshake 503" or time.perf_counter() > end_s:
+                self.outcomes[failure] += 1
+                return
+            await asyncio.sleep(RETRY_S)
+
+    async def _connect(self) -> str:
+        """Connect one viewer; return why it failed, or nothing."""
         began_s = time.perf_counter()
         try:
             async with asyncio.timeout(CONNECT_S + HANDSHAKE_S):
@@ -56,15 +75,16 @@ class Viewers:
                     ssl=self._address.tls,
                 )  # fmt: skip
                 status = await viewer.shake_hands(self._handshake())
-        except (OSError, TimeoutError) as error:
-            self.outcomes["timeout" if isinstance(error, TimeoutError) else "connection error"] += 1
-            return
+        except TimeoutError:
+            return "timeout"
+        except OSError:
+            return "connection error"
         if status != 101:
-            self.outcomes[f"handshake {status}"] += 1
             viewer.close()
-            return
+            return f"handshake {status}"
         self.handshakes.record(time.perf_counter() - began_s)
         self._open.add(viewer)
+        return ""
 
     def close(self) -> None:
         """Disconnect all."""

@@ -24,6 +24,9 @@ from scoreboard.store.dispatcher import Dispatcher
 ARRIVE_S: Final = 2.0
 """Time after the last update in which its board arrives."""
 
+SERVED_S: Final = 10.0
+"""Time for the streamer to read a new board."""
+
 CHANGE_TASKS: Final = 16
 VIEWER_PARTS: Final = ("streamer", "redis")
 
@@ -47,9 +50,10 @@ async def load_viewers(
 async def _join_all(session: Session, crowd: Viewers, viewers: int, joins_per_s: float) -> None:
     report = session.progress("join")
     loop = asyncio.get_running_loop()
+    await crowd.join_first(SERVED_S)
     start_s = loop.time()
     async with asyncio.TaskGroup() as group:
-        for number in range(viewers):
+        for number in range(1, viewers):
             if session.stop.is_set():
                 break
             wait_s = start_s + number / joins_per_s - loop.time()
