@@ -191,6 +191,7 @@ def costs(**figures: Any) -> Costs:
         (measured(late=1), costs(), None),
         (measured(unsent=1), costs(), "1 requests were due and never sent"),
         (measured(outcome="429 rate-limited"), costs(), "requests were limited"),
+        (measured(outcome="404 not-found"), costs(), "no request succeeded"),
         (measured(), costs(foreign_share=0.3), "other programs used 30%"),
         (measured(), costs(foreign_share=None), None),
     ],

@@ -121,6 +121,8 @@ def find_marks(
             "requests were limited (429): use more --users, or --trusted with "
             "SCOREBOARD_TRUSTED_UPDATES_PER_MINUTE=0"
         )
+    elif not measurement.succeeded:
+        marks.append("no request succeeded: the outcomes say why")
     if is_busy:
         marks.append("the machine was busy before the run")
     if costs.foreign_share is not None and costs.foreign_share > FOREIGN_SHARE:
