@@ -171,18 +171,20 @@ class Connection(asyncio.Protocol):
 
 
 async def pace(plan: Plan, connections: list[Connection], due: "deque[float]") -> None:
-    """Make requests due at a fixed rate; the first idle connection takes each."""
+    """Make requests due at a fixed rate; idle connections take them in turn."""
     start_s, number = time.perf_counter(), 0
     while True:
         now_s = time.perf_counter()
         while start_s + number / plan.rate <= now_s:
             due.append(start_s + number / plan.rate)
             number += 1
-        for connection in connections:
+        # They take turns: the api closes a connection that is idle for long.
+        for _ in range(len(connections)):
             if not due:
                 break
-            if connection.is_idle:
-                connection.send(due.popleft())
+            connections.append(connections.pop(0))
+            if connections[-1].is_idle:
+                connections[-1].send(due.popleft())
         await asyncio.sleep(0.0005)
 
 
