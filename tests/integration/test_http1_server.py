@@ -603,7 +603,7 @@ async def test_queued_connections_are_accepted_in_few_loop_iterations(serve: Ser
         while served.server.count < 64 and turns < 64:
             await asyncio.sleep(0)
             turns += 1
-        assert turns < 16
+        assert turns < 24
     await eventually_async(lambda: served.server.count == 0)
 
 
