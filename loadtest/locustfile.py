@@ -44,7 +44,7 @@ class Player(FastHttpUser):
     connection_timeout = network_timeout = 10.0
 
     def on_start(self):
-        """Take the next token."""
+        """Use the next line of the file of tokens."""
         self.user_id, token = next(PLAYERS)
         self.headers = {"Authorization": f"Bearer {token}"}
         self.params = f"?board={BOARD}" if BOARD else ""

@@ -128,7 +128,7 @@ class BoardReader:
         watcher."""
 
     def note_update(self, board: str) -> None:
-        """Note that an update of a board is about to be answered: later reads must include it."""
+        """Invalidate the kept top of a board, before an update of it is answered."""
         self._own_changes[board] = self._own_changes.get(board, 0) + 1
 
     async def board(self, board: str) -> Board:
@@ -220,7 +220,7 @@ class BoardReader:
         return self._watcher.generation(board) + self._own_changes.get(board, 0)
 
     def _note_position(self, board: str, epoch: int, seq: int) -> None:
-        """Note what a read has found: no later response may be from before it."""
+        """Invalidate the kept top if a read has found another position than the last one."""
         if self._positions.get(board) != (epoch, seq):
             self._positions[board] = (epoch, seq)
             self.note_update(board)

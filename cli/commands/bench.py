@@ -492,7 +492,7 @@ def _is_system_named(data_dir: Path) -> bool:
 
 @contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
-    """Let SIGTERM end this process as Ctrl-C does, so that what it made is removed."""
+    """Handle SIGTERM like Ctrl-C, so that the board and the servers of the run are removed."""
 
     def interrupt(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt

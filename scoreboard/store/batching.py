@@ -10,6 +10,7 @@ logged in. A batch whose reply was lost is sent once more; its callers must be a
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, Generic, TypeVar
@@ -74,7 +75,7 @@ class _Slot:
         self.turn = asyncio.Lock()
 
 
-class Batcher(Generic[EntryT, CallT]):
+class Batcher(ABC, Generic[EntryT, CallT]):
     """Queues entries and sends them in calls. Run ``run`` in a task group.
 
     ``close`` sends what is queued and then ends ``run``. A subclass makes the calls and reads their
@@ -143,17 +144,20 @@ class Batcher(Generic[EntryT, CallT]):
 
     # For subclasses
 
+    @abstractmethod
     def plan(self, entries: Sequence[EntryT]) -> list[CallT]:
         """Group entries into calls, in order."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def command(self, call: CallT) -> Command:
         """Return the command of a call."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def resolve(self, call: CallT, reply: Any) -> None:  # noqa: ANN401 (any reply)
         """Resolve the futures of a call's entries from its reply."""
-        raise NotImplementedError
+        ...
 
     def learn(self, call: CallT, refusal: Exception) -> bool:  # noqa: ARG002
         """Use a fact that a refusal contains; return whether the call is worth repeating."""

@@ -24,12 +24,8 @@ _numbers = itertools.count(1)
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """Return one system for this module; each test adds players with higher scores."""
-    made = System(tmp_path_factory.mktemp("page") / "system")
-    try:
-        made.start()
+    with System(tmp_path_factory.mktemp("page") / "system") as made:
         yield made
-    finally:
-        made.stop()
 
 
 class GameServer:

@@ -28,12 +28,8 @@ LANGUAGES = ("python", "javascript", "go")
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """Return a running system for all tests of this module."""
-    made = System(tmp_path_factory.mktemp("clients") / "system", updates_per_minute=100)
-    try:
-        made.start()
+    with System(tmp_path_factory.mktemp("clients") / "system", updates_per_minute=100) as made:
         yield made
-    finally:
-        made.stop()
 
 
 @pytest.fixture(scope="module")

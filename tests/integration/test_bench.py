@@ -47,9 +47,7 @@ def own(tmp_path: Path) -> Iterator[System]:
 
 def run_system(folder: Path) -> Iterator[System]:
     """Run a system with a score on its board, which also serves a board for load tests."""
-    made = System(folder / "system", boards=f"main,{BOARD}", rate_limit="gateway")
-    try:
-        made.start()
+    with System(folder / "system", boards=f"main,{BOARD}", rate_limit="gateway") as made:
         assert bench(made, "clean").returncode == 0
         sent = httpx.post(
             f"{made.api}/api/scores/update",
@@ -59,8 +57,6 @@ def run_system(folder: Path) -> Iterator[System]:
         assert sent.status_code == 200
         eventually(lambda: any("alice" in row for row in rows(made)["users"]))
         yield made
-    finally:
-        made.stop()
 
 
 def bench(system: System, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -39,13 +39,9 @@ KEYS = PartitionKeys(Partition("main"))
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """Return a system that the tests of this file share; each leaves it as it was."""
-    made = System(tmp_path_factory.mktemp("status"), api_metrics_port=find_free_port())
-    try:
-        made.start()
+    with System(tmp_path_factory.mktemp("status"), api_metrics_port=find_free_port()) as made:
         eventually(lambda: look(made)["checks"]["drift main"]["state"] == "none", within_s=20)
         yield made
-    finally:
-        made.stop()
 
 
 def look(system: System, *options: str) -> Any:

@@ -31,12 +31,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    made = System(tmp_path_factory.mktemp("shared") / "system", updates_per_minute=1_000_000)
-    try:
-        made.start()
+    folder = tmp_path_factory.mktemp("shared") / "system"
+    with System(folder, updates_per_minute=1_000_000) as made:
         yield made
-    finally:
-        made.stop()
 
 
 @pytest.fixture(scope="module")
@@ -130,9 +127,7 @@ def test_wrk_sends_updates_that_the_ledger_has(system: System, tokens: Path, bef
 
 
 def test_what_the_limit_refuses_is_counted_apart(tmp_path: Path) -> None:
-    limited = System(tmp_path / "limited", updates_per_minute=1)
-    try:
-        limited.start()
+    with System(tmp_path / "limited", updates_per_minute=1) as limited:
         tokens = tmp_path / "tokens.txt"
         tokens.write_text(limited.run("token", "--sub", "load", "--users", str(USERS)).stdout)
         variables = {"LOAD_URL": limited.api, "LOAD_TOKENS": str(tokens)}
@@ -147,14 +142,11 @@ def test_what_the_limit_refuses_is_counted_apart(tmp_path: Path) -> None:
             assert found["replayed"] == found["failed"] == 0
         assert of_locust["acknowledged"] == of_k6["acknowledged"] == 0
         wait_until_committed(limited, USERS)
-    finally:
-        limited.stop()
 
 
 def test_a_board_of_bench_is_emptied_after_other_tools(tmp_path: Path) -> None:
-    made = System(tmp_path / "system", boards="main,bench-load", updates_per_minute=1_000_000)
-    try:
-        made.start()
+    boards = "main,bench-load"
+    with System(tmp_path / "system", boards=boards, updates_per_minute=1_000_000) as made:
         bench = "bench http --rate 20 --warm-up 0 --duration 1 --users 5"
         done = made.run(*bench.split())
         assert done.returncode == 0, done.stderr
@@ -174,8 +166,6 @@ def test_a_board_of_bench_is_emptied_after_other_tools(tmp_path: Path) -> None:
         again = outcomes(run(wrk("updates", made), made, tokens, LOAD_BOARD="bench-load"))
         assert again["acknowledged"] > 10
         assert again["failed"] == 0
-    finally:
-        made.stop()
 
 
 def test_wrk_counts_failures(system: System, tokens: Path, before: int) -> None:

@@ -279,7 +279,7 @@ class HttpLoad:
         self._idle.append(connection)
 
     async def _keep_connections(self) -> None:
-        """Give up requests that are not answered in time and replace lost connections."""
+        """Count unanswered requests as timeouts and replace lost connections."""
         while True:
             try:
                 async with asyncio.timeout(SWEEP_S):

@@ -93,7 +93,7 @@ class Viewers:
             viewer.close()
 
     def on_board(self, before: int, seq: int, now_s: float) -> None:
-        """Note that a viewer that had ``before`` has ``seq``."""
+        """Record that the board ``seq`` has arrived at a viewer that had ``before``."""
         self.frames += 1
         times = self.arrivals.get((before, seq))
         if times is None:

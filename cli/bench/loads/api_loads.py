@@ -40,7 +40,7 @@ async def load_updates(session: Session, board: str, users: Sequence[User]) -> N
 async def load_reads(
     session: Session, board: Board, users: Sequence[User], *, leaderboard_share: float
 ) -> None:
-    """Give every user a score, then read."""
+    """Update every user once, then read."""
     address, path = parse_address(session.target.api, "--api")
     await fill(session, board.name, users)
     work = Reads(

@@ -37,7 +37,7 @@ from tests.bench.rows import Recorder
 from tests.bench.soak.load import Load, Viewer, view
 from tests.bench.soak.system import BOARD, KEYS, Stored, System, read_stored, running
 from tests.bench.tables import Published, is_busy, number, render
-from tests.support.eventually import eventually
+from tests.support.eventually import eventually, eventually_async
 
 LIMITS_MS = {"update p99": 50.0, "flusher lag p99": 1000.0, "viewer delay p99": 250.0}
 HOLD_SHARES = (0.9, 0.75, 0.6, 0.45, 0.3)
@@ -348,7 +348,7 @@ async def run(
         shown = ", ".join(f"{count:,} × {what}" for what, count in failed.items())
         recorder.facts["not applied beyond it:"] = shown
     load.rate = 0.0
-    await asyncio.sleep(2.0)
+    await eventually_async(lambda: load.is_idle, within_s=SETTLE_S)
     load.close()
     for viewer in seen:
         viewer.transport.close()

@@ -160,6 +160,11 @@ class Load:
             b"%sContent-Length: %d\r\n\r\n%s" % (self._marker_head, len(body), body), now_s
         )
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no update is due, and none waits for its answer; the marker's do not count."""
+        return not self._due and all(one.is_idle or not one.is_open for one in self._connections)
+
     def close(self) -> None:
         self.is_done = True
         for updater in [*self._connections, self._marker]:

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -54,6 +55,18 @@ class System:
         self._make_service = make_service
         self._environments = environments or {}
         self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Start; stop what was started if that fails."""
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def start(self) -> None:
         """Start everything with an open board, and wait until it is ready."""
@@ -183,9 +196,5 @@ def make_valkey_with_acl_file(
 @pytest.fixture
 def system(tmp_path: Path) -> Iterator[System]:
     """Return a running system."""
-    made = System(tmp_path / "system")
-    try:
-        made.start()
+    with System(tmp_path / "system") as made:
         yield made
-    finally:
-        made.stop()
