@@ -4,8 +4,9 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, ExitStack
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Final
@@ -46,6 +47,7 @@ from cli.output import (
     redirect_to_devnull,
 )
 from cli.parameters import BOARD, FILE, Number, Seconds
+from cli.running.signals import SIGNALS, stop_on_signals
 from cli.target import (
     DATA_DIR,
     STORE_URLS,
@@ -362,10 +364,10 @@ def run(common: Common, load: Load, *, sockets: int = 0, needs_services: bool = 
     results: list[Result] = []
     output_error: Exception | None = None
     try:
-        with _sigterm_interrupts(), ExitStack() as stack:
-            target = _find_target(common, stack, needs_services=needs_services)
+        with stop_on_signals() as stop, ExitStack() as stack:
+            target = _find_target(common, stack, stop, needs_services=needs_services)
             report = stack.enter_context(progress()) if is_terminal(sys.stderr) else report_nothing
-            was_stopped = _run_loop(target, common, load, report, results)
+            was_stopped = _run_loop(target, common, load, report, results, stop=stop)
     finally:
         try:
             if results:
@@ -418,11 +420,13 @@ def _run_loop(
     load: Load,
     report: ReportProgress,
     results: list[Result],
+    *,
+    stop: threading.Event,
 ) -> bool:
     """Run a load, add its results, and return whether it was stopped."""
 
     async def serve() -> bool:
-        stop = asyncio.Event()
+        stop_load = asyncio.Event()
         task = asyncio.current_task()
         loop = asyncio.get_running_loop()
 
@@ -430,33 +434,46 @@ def _run_loop(
             if stop.is_set() and task is not None:
                 task.cancel()  # what it made is still removed
             stop.set()
+            stop_load.set()
 
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in handlers:
             loop.add_signal_handler(number, on_signal)
+        if stop.is_set():
+            return True
         show = partial(_show_share, report)
-        async with Session.open(target, common.options, stop, show) as session:
+        async with Session.open(target, common.options, stop_load, show) as session:
             session.results = results
             await load(session, common)
-            return stop.is_set()
+            return stop_load.is_set()
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        try:
+    handlers = {
+        number: handler
+        for number in SIGNALS
+        if (handler := signal.getsignal(number)) != signal.SIG_IGN
+    }
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(serve())
-        except asyncio.CancelledError:
-            raise KeyboardInterrupt from None
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+    finally:
+        for number, handler in handlers.items():  # the loop has removed them
+            signal.signal(number, handler)
 
 
 def _show_share(report: ReportProgress, step: str, share: float) -> None:
     report(step, min(round(share * 100), 100), 100)
 
 
-def _find_target(common: Common, stack: ExitStack, *, needs_services: bool) -> Target:
+def _find_target(
+    common: Common, stack: ExitStack, stop: threading.Event, *, needs_services: bool
+) -> Target:
     if common.embedded or not _is_system_named(common.data_dir):
         if not common.embedded:
             print_message("No system is named and none runs: starting one for this run")
         if common.board is not None and not is_load_test_name(common.board):
             raise OperatorMistake(f"The names of boards for load tests begin with {PREFIX}")
-        data_dir, running = stack.enter_context(own_system(common.board or OWN_BOARD))
+        data_dir, running = stack.enter_context(own_system(common.board or OWN_BOARD, stop))
         settings = read_settings({**running.settings, **running.addresses})
         name = "a system of its own"
     else:
@@ -488,20 +505,6 @@ def _is_system_named(data_dir: Path) -> bool:
     A data folder other than the default is meant, also if nothing runs there.
     """
     return _are_stores_given() or data_dir != DATA_DIR or read_state_file(data_dir) is not None
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Handle SIGTERM like Ctrl-C, so that the board and the servers of the run are removed."""
-
-    def interrupt(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _print_results(results: list[Result], common: Common) -> None:

@@ -1,4 +1,4 @@
-"""Signals that stop `scoreboard up`."""
+"""Signals that stop `scoreboard up` and `scoreboard bench`."""
 
 import signal
 import threading
@@ -11,7 +11,10 @@ SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
-    """Yield an event that the first signal sets; the second raises KeyboardInterrupt."""
+    """Yield an event that the first signal sets; the second raises KeyboardInterrupt.
+
+    SIGHUP stays ignored if it was, so that nohup works.
+    """
     stop = threading.Event()
 
     def on_signal(_number: int, _frame: object) -> None:
@@ -19,7 +22,9 @@ def stop_on_signals() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         stop.set()
 
-    previous = {number: signal.signal(number, on_signal) for number in SIGNALS}
+    is_kept = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    numbers = [number for number in SIGNALS if not (is_kept and number == signal.SIGHUP)]
+    previous = {number: signal.signal(number, on_signal) for number in numbers}
     try:
         yield stop
     finally:

@@ -5,10 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cli.bench.system.own_system import own_system
+from cli.running.signals import stop_on_signals
 from tests.support.eventually import eventually
 from tests.support.servers.system import processes_of
 
@@ -61,6 +66,31 @@ def test_a_stop_during_the_start_removes_everything(tmp_path: Path, stop: signal
     assert process.returncode == 130, errors
     assert list(tmp_path.iterdir()) == []
     assert processes_of(tmp_path) == []
+
+
+@pytest.mark.parametrize("is_early", [True, False])
+def test_a_stop_while_the_system_is_started_leaves_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_early: bool
+) -> None:
+    """The signal comes just before or after the process of the system is made."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    start_process = subprocess.Popen
+
+    def start_and_signal(*arguments: Any, **options: Any) -> "subprocess.Popen[bytes]":
+        if is_early:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)  # the main thread handles it
+        process = start_process(*arguments, **options)
+        if not is_early:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", start_and_signal)
+    with stop_on_signals() as stop, pytest.raises(KeyboardInterrupt), own_system("bench-own", stop):
+        pytest.fail("the system was started all the same")
+    assert processes_of(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_folder_of_a_killed_run_is_removed_by_clean(tmp_path: Path) -> None:

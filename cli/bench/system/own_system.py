@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,10 +44,10 @@ _POLL_S: Final = 0.05
 
 
 @contextmanager
-def own_system(board: str) -> Iterator[tuple[Path, RunningSystem]]:
+def own_system(board: str, stop: threading.Event) -> Iterator[tuple[Path, RunningSystem]]:
     """Run a system that serves a board; yield its data folder and addresses; remove it at the end.
 
-    Raises EmbeddedFailed if it does not start.
+    Raises EmbeddedFailed if it does not start, KeyboardInterrupt if ``stop`` is set meanwhile.
     """
     folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
     lock = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -64,7 +65,7 @@ def own_system(board: str) -> Iterator[tuple[Path, RunningSystem]]:
             pass_fds=[lock],
         )
         try:
-            yield data, _wait_until_running(process, data, log)
+            yield data, _wait_until_running(process, data, log, stop)
         finally:
             child.terminate(process, signal.SIGTERM, within_s=STOP_S)
     finally:
@@ -111,11 +112,14 @@ def _environment(board: str) -> dict[str, str]:
     }
 
 
-def _wait_until_running(process: child.Process, data: Path, log: Path) -> RunningSystem:
+def _wait_until_running(
+    process: child.Process, data: Path, log: Path, stop: threading.Event
+) -> RunningSystem:
     until_s = time.monotonic() + START_S
     while (running := read_state_file(data)) is None:
         if process.poll() is not None or time.monotonic() > until_s:
             tail = redact(" | ".join(read_last_lines(log, 3)))
             raise EmbeddedFailed(f"The system for the load test did not start: {tail}")
-        time.sleep(_POLL_S)
+        if stop.wait(_POLL_S):
+            raise KeyboardInterrupt
     return running
