@@ -8,8 +8,9 @@ import hashlib
 import re
 import uuid
 import zlib
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
+import msgspec
 from msgspec import Meta, Struct
 
 SCORE_MAX: Final = 2**31 - 1
@@ -82,7 +83,8 @@ Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
 DEFAULT_BOARD: Final = "main"
 
 _ID = re.compile(ID_PATTERN[:-1] + r"\Z")
-_LAYOUT = re.compile(r"(\d{1,10}):(\d{1,10}):(\d{1,10})", re.ASCII)
+_LAYOUT = re.compile(r"(\d{1,10}):(\d{1,10}):(\d{1,10})(?::(\S{1,100}))?", re.ASCII)
+_RULES = re.compile(r"([a-z]+):([a-z]+):(\d{1,10}):(\d{1,10}):([a-z]+):([a-z]+)", re.ASCII)
 _BOARD = re.compile(BOARD_PATTERN[:-1] + r"\Z")
 
 
@@ -96,8 +98,59 @@ def is_board_name(text: str) -> bool:
     return _BOARD.match(text) is not None
 
 
+Operator = Literal["add", "best", "last"]
+Order = Literal["highest", "lowest"]
+Lowering = Literal["nobody", "trusted", "players"]
+PointsFrom = Literal["catalogue", "stated"]
+
+
+class Rules(Struct, frozen=True):
+    """How the actions of a board change its scores. They are fixed when the board is created.
+
+    ``operator``: ``add`` adds an action's points to the score, ``best`` keeps the best of all
+    values, ``last`` the latest one. ``order``: which scores are better, and rank first. A score
+    stays in ``score_min``…``score_max``; an action that would move it out of there is refused.
+    ``lowering``: who may send negative points to a board with ``add``. ``points``: whether an
+    action earns the points of its kind in the catalogue, or the caller states them; trusted callers
+    may always state them.
+    """
+
+    operator: Operator = "add"
+    order: Order = "highest"
+    score_min: int = 0
+    score_max: int = SCORE_MAX
+    lowering: Lowering = "nobody"
+    points: PointsFrom = "catalogue"
+
+    def __str__(self) -> str:
+        """Return the fields in order, joined by colons."""
+        return ":".join(map(str, msgspec.structs.astuple(self)))
+
+    @classmethod
+    def parse(cls, text: str) -> "Rules":
+        """Parse the form of ``__str__``.
+
+        Raises ValueError for any other text and for values beyond the limits.
+        """
+        found = _RULES.fullmatch(text)
+        if found is None:
+            raise ValueError("rules are operator:order:min:max:lowering:points")
+        operator, order, low, high, lowering, points = found.groups()
+        try:
+            values = (operator, order, int(low), int(high), lowering, points)
+            rules = msgspec.convert(dict(zip(cls.__struct_fields__, values, strict=True)), cls)
+        except msgspec.ValidationError as error:
+            raise ValueError(str(error)) from None
+        if not rules.score_min < rules.score_max <= SCORE_MAX:
+            raise ValueError("rules exceed their limits")
+        return rules
+
+
+DEFAULT_RULES: Final = Rules()
+
+
 class Layout(Struct, frozen=True):
-    """Partitions and dedup window of a board. Only a reseed may change them.
+    """Partitions, dedup window and rules of a board. Only a reseed may change the first two.
 
     ``seen_seconds`` is the length of a generation of the dedup window; an action is remembered for
     one to two generations. ``seen_shards`` is the number of hashes of one generation.
@@ -106,10 +159,15 @@ class Layout(Struct, frozen=True):
     partitions: int = 1
     seen_seconds: int = 43_200
     seen_shards: int = 64
+    rules: Rules = DEFAULT_RULES
 
     def __str__(self) -> str:
-        """Return the form that the scripts compare: ``partitions:seconds:shards``."""
-        return f"{self.partitions}:{self.seen_seconds}:{self.seen_shards}"
+        """Return the form that the scripts compare: ``partitions:seconds:shards[:rules]``.
+
+        The rules are omitted if they are the default ones, as versions before them wrote it.
+        """
+        text = f"{self.partitions}:{self.seen_seconds}:{self.seen_shards}"
+        return text if self.rules == DEFAULT_RULES else f"{text}:{self.rules}"
 
     @classmethod
     def parse(cls, text: str) -> "Layout":
@@ -119,8 +177,9 @@ class Layout(Struct, frozen=True):
         """
         found = _LAYOUT.fullmatch(text)
         if found is None:
-            raise ValueError("a layout is partitions:seconds:shards")
-        layout = cls(*map(int, found.groups()))
+            raise ValueError("a layout is partitions:seconds:shards[:rules]")
+        *numbers, rules = found.groups()
+        layout = cls(*map(int, numbers), DEFAULT_RULES if rules is None else Rules.parse(rules))
         if not (
             1 <= layout.partitions <= PARTITIONS_MAX
             and 1 <= layout.seen_seconds <= SEEN_SECONDS_MAX
@@ -130,12 +189,16 @@ class Layout(Struct, frozen=True):
         return layout
 
 
+BoardState = Literal["open", "archived"]
+
+
 class Board(Struct, frozen=True):
-    """A named ranking and its properties."""
+    """A named ranking and its properties. An archived board can be read and accepts no actions."""
 
     name: str = DEFAULT_BOARD
     layout: Layout = Layout()
     is_public: bool = True
+    state: BoardState = "open"
 
 
 class Partition(Struct, frozen=True):

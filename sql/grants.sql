@@ -26,7 +26,7 @@ GRANT SELECT ON boards, users, actions, scores, score_events, flush_state, rejec
     dead_events, audit_log, backups
     TO scoreboard_operator;
 GRANT INSERT ON score_events, audit_log, backups TO scoreboard_operator;
-GRANT INSERT, UPDATE (partitions, seen_seconds, seen_shards, is_public) ON boards
+GRANT INSERT, UPDATE (partitions, seen_seconds, seen_shards, is_public, state) ON boards
     TO scoreboard_operator;
 GRANT INSERT, UPDATE (name, email) ON users TO scoreboard_operator;
 GRANT INSERT, UPDATE (points, enabled, updated_at) ON actions TO scoreboard_operator;

@@ -10,18 +10,22 @@ import msgspec
 
 from scoreboard.errors import UnknownBoard
 from scoreboard.ledger.pool import Connection, translate_errors
-from scoreboard.model import Board, Layout
+from scoreboard.model import Board, Layout, Rules
 from scoreboard.runtime import resources
 
 _INSERT_BOARD: Final = resources.query("insert_board")
 _SELECT_BOARD: Final = resources.query("select_board")
 _SELECT_BOARDS: Final = resources.query("select_boards")
 _PUBLISH_BOARD: Final = resources.query("publish_board")
+_LOCK_BOARDS: Final = resources.query("lock_boards")
+BOARDS_LOCK: Final = 0x5B0B
+"""Class of the advisory lock that serialises copies of the list of boards."""
 
 
 def _board(row: tuple[Any, ...]) -> Board:
-    name, partitions, seen_seconds, seen_shards, is_public = row
-    return Board(name, Layout(partitions, seen_seconds, seen_shards), is_public)
+    name, partitions, seen_seconds, seen_shards, is_public, *rules, state = row
+    layout = Layout(partitions, seen_seconds, seen_shards, Rules(*rules))
+    return Board(name, layout, is_public, state)
 
 
 async def insert_board(connection: Connection, board: Board) -> bool:
@@ -30,12 +34,14 @@ async def insert_board(connection: Connection, board: Board) -> bool:
     Raises DatabaseUnavailable.
     """
     async with translate_errors():
+        layout = msgspec.structs.asdict(board.layout)
         done = await connection.execute(
             _INSERT_BOARD,
             {
                 "board": board.name,
                 "is_public": board.is_public,
-                **msgspec.structs.asdict(board.layout),
+                **layout,
+                **msgspec.structs.asdict(layout.pop("rules")),
             },
         )
     return done.rowcount == 1
@@ -72,3 +78,12 @@ async def publish_board(connection: Connection, name: str, *, is_public: bool) -
     """
     async with translate_errors():
         await connection.execute(_PUBLISH_BOARD, {"board": name, "is_public": is_public})
+
+
+async def lock_boards(connection: Connection) -> None:
+    """Lock the list of boards against other copies until the transaction ends.
+
+    Raises DatabaseUnavailable.
+    """
+    async with translate_errors():
+        await connection.execute(_LOCK_BOARDS, {"class": BOARDS_LOCK})

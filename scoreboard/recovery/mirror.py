@@ -1,10 +1,14 @@
-"""Copies the action catalogue from PostgreSQL to Redis, after every change and in a reseed.
+"""Copies the action catalogue and the list of boards from PostgreSQL to Redis.
 
-Invariant: copies are serialised and each reads the committed catalogue, so the last is the newest.
+Both are copied after every change and in a reseed, the list of boards also by the flusher from time
+to time. Invariant: copies of one kind are serialised and each reads what is committed, so the last
+is the newest.
 """
 
 from scoreboard.ledger.actions import lock_catalogue, select_points
+from scoreboard.ledger.boards import lock_boards, select_board, select_boards
 from scoreboard.ledger.pool import Connection, translate_errors
+from scoreboard.store.board_list import BoardList
 from scoreboard.store.catalogue_mirror import CatalogueMirror
 
 
@@ -22,3 +26,32 @@ async def mirror_catalogue(store: CatalogueMirror, connection: Connection) -> in
         points = await select_points(connection)
         await store.mirror_actions(points, seen=seen)
     return len(points)
+
+
+async def mirror_board(store: BoardList, connection: Connection, name: str) -> None:
+    """Copy one board, after it was created or changed.
+
+    ``connection`` is in autocommit and outside of a transaction.
+
+    Raises UnknownBoard, RedisUnavailable, UnexpectedReply, DatabaseUnavailable: run it again.
+    """
+    async with translate_errors(), connection.transaction():
+        await lock_boards(connection)
+        await store.write_boards([await select_board(connection, name)])
+
+
+async def mirror_boards(store: BoardList, connection: Connection) -> int:
+    """Copy the list of boards where it differs; return the number of differences.
+
+    ``connection`` is in autocommit and outside of a transaction.
+
+    Raises RedisUnavailable, UnexpectedReply, DatabaseUnavailable: run it again.
+    """
+    async with translate_errors(), connection.transaction():
+        await lock_boards(connection)
+        held = await store.list_boards()
+        boards = await select_boards(connection)
+        changed = [board for board in boards if held.get(board.name) != board]
+        removed = held.keys() - {board.name for board in boards}
+        await store.write_boards(changed, removed)
+    return len(changed) + len(removed)

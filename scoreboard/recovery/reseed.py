@@ -47,7 +47,7 @@ from scoreboard.model import (
     partition_of,
     shard_of,
 )
-from scoreboard.recovery.mirror import mirror_catalogue
+from scoreboard.recovery.mirror import mirror_board, mirror_catalogue
 from scoreboard.runtime.audit import write_audit
 from scoreboard.store.partitions import Partitions, PartitionState
 from scoreboard.store.rebuilding import PAGE
@@ -236,6 +236,7 @@ async def reseed(
     if strays or layouts.differing:
         positions = _raise_epochs(positions, layouts.epochs)
     await mirror_catalogue(store, connection)
+    await mirror_board(store, connection, board.name)
     async with audited(connection) as trail:
         for partition, position in zip(partitions, positions, strict=True):
             if not await begin_epoch(connection, partition, position):

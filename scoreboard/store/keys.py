@@ -17,6 +17,9 @@ ACTIONS: Final = "sb:actions"
 ACTIONS_CHANGED: Final = "sb:actions:changed"
 """Channel of catalogue changes; the message is the version."""
 
+BOARDS: Final = "sb:boards"
+"""Hash board → properties, copied from PostgreSQL: the list of boards."""
+
 COMMITS_PREFIX: Final = "sb:commits:"
 """Channel of a board: PostgreSQL committed actions; the message is ``epoch:seq`` of a partition."""
 

@@ -1,5 +1,11 @@
 -- Create a board; an existing one is unchanged.
 -- Index: boards_pk
-INSERT INTO boards (board, partitions, seen_seconds, seen_shards, is_public)
-VALUES (%(board)s, %(partitions)s, %(seen_seconds)s, %(seen_shards)s, %(is_public)s)
+INSERT INTO boards (
+    board, partitions, seen_seconds, seen_shards, is_public, operator, score_order, score_min,
+    score_max, lowering, points_from
+)
+VALUES (
+    %(board)s, %(partitions)s, %(seen_seconds)s, %(seen_shards)s, %(is_public)s, %(operator)s,
+    %(order)s, %(score_min)s, %(score_max)s, %(lowering)s, %(points)s
+)
 ON CONFLICT DO NOTHING

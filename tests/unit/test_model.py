@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scoreboard import model
-from scoreboard.model import SCORE_MAX, SLOT_COUNT, Layout, pack, unpack_score
+from scoreboard.model import SCORE_MAX, SLOT_COUNT, Layout, Rules, pack, unpack_score
 
 SCORES = st.integers(0, SCORE_MAX)
 SLOTS = st.integers(0, SLOT_COUNT - 1)
@@ -90,3 +90,51 @@ def test_invalid_layouts_are_refused(text: str) -> None:
 )
 def test_the_kind_of_an_action_is_the_text_before_its_first_colon(action: str, kind: str) -> None:
     assert model.kind_of(action) == kind
+
+
+RULES = st.builds(
+    Rules,
+    st.sampled_from(["add", "best", "last"]),
+    st.sampled_from(["highest", "lowest"]),
+    st.integers(0, 1000),
+    st.integers(1001, SCORE_MAX),
+    st.sampled_from(["nobody", "trusted", "players"]),
+    st.sampled_from(["catalogue", "stated"]),
+)
+
+
+@given(RULES)
+def test_rules_are_part_of_a_layout(rules: Rules) -> None:
+    layout = Layout(3, 60, 4, rules)
+    assert Layout.parse(str(layout)) == layout
+    assert Rules.parse(str(rules)) == rules
+
+
+def test_the_default_rules_are_not_part_of_the_text() -> None:
+    """Versions before the rules can then use the board."""
+    assert str(Layout()) == "1:43200:64"
+    assert Layout.parse("1:43200:64").rules == Rules()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "add",
+        "add:highest:0:100:nobody",
+        "sum:highest:0:100:nobody:catalogue",
+        "add:up:0:100:nobody:catalogue",
+        "add:highest:-1:100:nobody:catalogue",
+        "add:highest:0:2147483648:nobody:catalogue",
+        "add:highest:5:5:nobody:catalogue",
+        "add:highest:0:1e5:nobody:catalogue",
+        "add:highest:0:100:all:catalogue",
+        "add:highest:0:100:nobody:catalogue:more",
+        "add:highest:0:100:nobody:catalogue\n",
+    ],
+)
+def test_other_rules_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        Rules.parse(text)
+    with pytest.raises(ValueError, match=r".+"):
+        Layout.parse(f"1:43200:64:{text}")
