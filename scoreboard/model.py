@@ -178,8 +178,13 @@ class Layout(Struct, frozen=True):
         found = _LAYOUT.fullmatch(text)
         if found is None:
             raise ValueError("a layout is partitions:seconds:shards[:rules]")
-        *numbers, rules = found.groups()
-        layout = cls(*map(int, numbers), DEFAULT_RULES if rules is None else Rules.parse(rules))
+        partitions, seconds, shards, rules = found.groups()
+        layout = cls(
+            int(partitions),
+            int(seconds),
+            int(shards),
+            DEFAULT_RULES if rules is None else Rules.parse(rules),
+        )
         if not (
             1 <= layout.partitions <= PARTITIONS_MAX
             and 1 <= layout.seen_seconds <= SEEN_SECONDS_MAX

@@ -47,8 +47,8 @@ class BoardList(StoreClient):
         Raises UnexpectedReply if there is no list: Redis was emptied, or no service has copied it
         yet; or if the value cannot be read. Raises RedisUnavailable.
         """
-        what = f"HGET {BOARDS}"
-        text = await read_reply(self._client.hget(BOARDS, name), str | None, what)
+        what = f"HMGET {BOARDS}"
+        (text,) = await read_reply(self._client.hmget(BOARDS, [name]), tuple[str | None], what)
         if text is None:
             if not await read_reply(self._client.hlen(BOARDS), int, f"HLEN {BOARDS}"):
                 raise UnexpectedReply(f"{BOARDS}: there is no list of boards")

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -75,20 +75,23 @@ def test_a_stop_while_the_system_is_started_leaves_no_process(
     """The signal comes just before or after the process of the system is made."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     start_process = subprocess.Popen
+    with stop_on_signals() as stop:
 
-    def start_and_signal(*arguments: Any, **options: Any) -> "subprocess.Popen[bytes]":
-        if is_early:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.1)  # the main thread handles it
-        process = start_process(*arguments, **options)
-        if not is_early:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.1)
-        return process
+        def interrupt() -> None:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+            stop.wait(10)
 
-    monkeypatch.setattr(subprocess, "Popen", start_and_signal)
-    with stop_on_signals() as stop, pytest.raises(KeyboardInterrupt), own_system("bench-own", stop):
-        pytest.fail("the system was started all the same")
+        def start_and_signal(*arguments: Any, **options: Any) -> "subprocess.Popen[bytes]":
+            if is_early:
+                interrupt()
+            process = start_process(*arguments, **options)
+            if not is_early:
+                interrupt()
+            return process
+
+        monkeypatch.setattr(subprocess, "Popen", start_and_signal)
+        with pytest.raises(KeyboardInterrupt), own_system("bench-own", stop):
+            pytest.fail("the system was started all the same")
     assert processes_of(tmp_path) == []
     assert list(tmp_path.iterdir()) == []
 

@@ -27,7 +27,8 @@ def test_a_board_is_created_once_listed_and_opened(command: Run, database_url: s
     assert command("board", "create", "weekly", "--if-missing").code == 0
     assert command("board", "list").out == "weekly\t3\t43200\t64\tno\n"
     (listed,) = json.loads(command("board", "list", "--json").out)
-    assert listed["layout"] == {"partitions": 3, "seen_seconds": 43200, "seen_shards": 64}
+    assert listed["layout"].items() >= {"partitions": 3, "seen_seconds": 43200}.items()
+    assert listed["layout"]["rules"]["operator"] == "add"
     assert command("reseed", "--board", "weekly").code == 0
     assert command("board", "top", "--board", "weekly").out == ""
     with psycopg.connect(database_url) as connection:
