@@ -17,6 +17,7 @@ from flusher.batch import COLUMNS, Batch, Gap, Row, advance, count_after, make_r
 from flusher.database_errors import ErrorClass, classify
 from flusher.dead_letters import DeadEvent, dead_event, dead_event_of
 from flusher.session import TRANSACTION_LIMIT_S, Session
+from flusher.values import insert_unchanged, rebase
 from scoreboard.errors import DatabaseUnavailable, SchemaMismatch, TooManyPoisonEvents
 from scoreboard.events import BIGINT_MAX, Event, event_time
 from scoreboard.ledger.pool import describe
@@ -161,7 +162,7 @@ class Writer(Session):
             if isolate:
                 tally = await self._isolate(batch, batch.actions, previous.seq, dead)
             else:
-                tally = await self._count(batch.rows, previous.seq)
+                tally = await self._count(batch.actions, batch.rows, previous.seq)
             for event in dead:
                 await self.connection.execute(_INSERT_DEAD, {**self.where, **_as_row(event)})
             for correction in batch.corrections:
@@ -193,10 +194,17 @@ class Writer(Session):
             rewound=tally.rewound,
         )
 
-    async def _count(self, staged: Sequence[Row], committed: int) -> _Tally:
-        """Stage rows and count the new ones."""
+    async def _count(
+        self, actions: Sequence[Event], staged: Sequence[Row], committed: int
+    ) -> _Tally:
+        """Stage the rows of actions and count the new ones."""
+        unchanged = 0
+        if any(event.is_value for event in actions):
+            rebased = await rebase(self.connection, self.partition.board, actions)
+            staged = make_rows(rebased.actions)
+            unchanged = await insert_unchanged(self.connection, self.partition, rebased.unchanged)
         if not staged:
-            return _Tally()
+            return _Tally(late=unchanged)
         async with self.connection.cursor() as cursor:
             async with cursor.copy(_COPY_BATCH) as copy:
                 copy.set_types(TYPES)
@@ -216,10 +224,10 @@ class Writer(Session):
                 await cursor.execute(_RESOLVE_USERS)
             else:
                 raise DatabaseUnavailable("the rows of users changed while a batch was counted")
-            tally = _Tally(counted, rewound, drifted)
+            tally = _Tally(counted, rewound, drifted, unchanged)
             if counted < len(staged):
                 await cursor.execute(_INSERT_LATE, self.where)
-                tally.late = cursor.rowcount
+                tally.late += cursor.rowcount
         return tally
 
     async def _isolate(
@@ -231,7 +239,7 @@ class Writer(Session):
         """
         try:
             async with self.connection.transaction():
-                tally = await self._count(make_rows(actions), committed)
+                tally = await self._count(actions, make_rows(actions), committed)
                 await self.connection.execute(_CLEAR_BATCH)
                 return tally
         except psycopg.Error as error:

@@ -1,7 +1,7 @@
 -- open: replace the board with the shadow board, raise the epoch and accept actions again.
 -- WHY       viewers and callers see the old board or the complete new one (I9)
 -- KEYS      1 board zset · 2 shadow zset · 3 events stream · 4 meta hash · 5 changes channel
--- ARGV      1 token of the fence · 2 epoch int · 3 seq int · 4 stream id after which new events follow · 5 group · 6 layout · 7 public 0 or 1 · 8 members int the shadow must have
+-- ARGV      1 token of the fence · 2 epoch int · 3 seq int · 4 stream id after which new events follow · 5 group · 6 layout with rules · 7 public 0 or 1 · 8 members int the shadow must have
 -- ASSUMES   the caller has exclusive access to the partition: its token is compared, and every other fence replaces it · PostgreSQL has everything in the stream: all was delivered and acknowledged · the shadow board is what the caller loaded: its members are compared · epoch and seq do not decrease
 -- RETURNS   members of the board
 -- OUTCOMES  none
@@ -19,9 +19,12 @@ local function parse(id)
   return tonumber(ms), tonumber(n)
 end
 
+-- The default rules are not part of a layout.
+local rules = string.match(layout, '^%d+:%d+:%d+(.*)$')
+local is_layout = rules == '' or (rules and string.match(rules, '^:%l+:%l+:%d+:%d+:%l+:%l+$'))
 local position_ms, position_n = parse(position)
 if not epoch or epoch < 1 or not seq or seq < 0 or not position_ms or not members
-    or not string.match(layout, '^%d+:%d+:%d+$') or (public ~= '0' and public ~= '1') then
+    or not is_layout or (public ~= '0' and public ~= '1') then
   return redis.error_reply('BADARG epoch, seq, stream id, layout, public or members')
 end
 -- A field that is not a whole number counts as missing: tonumber alone accepts '1e5', '0x1' and 'inf'.

@@ -1,7 +1,7 @@
 -- remember: add actions of the ledger to one shard of the dedup window.
 -- WHY       after a reseed a repeat must still get its first answer (I5)
 -- KEYS      1 meta hash · 2 seen hash
--- ARGV      1 token of the fence · 2 first 0 or 1: empty the hash before · 3 expiry int, seconds since 1970 · 4+ digest, record delta:score:seq
+-- ARGV      1 token of the fence · 2 first 0 or 1: empty the hash before · 3 expiry int, seconds since 1970 · 4+ digest, record delta:score:seq, with the operators best and last followed by :value
 -- ASSUMES   the caller has exclusive access to the partition: its token is compared, and every other fence replaces it
 -- RETURNS   actions in the hash
 -- OUTCOMES  none

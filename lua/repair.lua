@@ -44,7 +44,7 @@ local function whole(text)
   local number = tonumber(string.match(text or '', '^%d+$'))
   return number and number < 2 ^ 53 and number or nil
 end
-local facts = redis.call('HMGET', meta, 'epoch', 'state', 'seq', 'committed')
+local facts = redis.call('HMGET', meta, 'epoch', 'state', 'seq', 'committed', 'layout')
 local meta_epoch, seq = whole(facts[1]), whole(facts[3])
 if not meta_epoch or meta_epoch < 1 or not seq then
   return redis.error_reply('UNINIT the partition is empty: reseed it')
@@ -70,7 +70,7 @@ local entries = redis.call('XRANGE', events, '(' .. from, '+', 'COUNT', ENTRIES_
 if #entries > ENTRIES_MAX then
   return redis.error_reply('LAG too many new entries')
 end
-local added, acted = {}, {}
+local added, acted, is_set = {}, {}, {}
 for place, entry in ipairs(entries) do
   local fields = {}
   for i = 1, #entry[2], 2 do
@@ -80,19 +80,29 @@ for place, entry in ipairs(entries) do
   local delta = tonumber(string.match(fields.d or '', '^-?%d+$'))
   if fields.u and fields.a and delta and math.abs(delta) <= SCORE_MAX and not fields.k
       and whole(fields.q) and whole(fields.s) and whole(fields.e) then
-    added[fields.u] = (added[fields.u] or 0) + delta
+    if fields.v then -- the score became this value, whatever it was
+      added[fields.u], is_set[fields.u] = whole(fields.s), true
+    else
+      added[fields.u] = (added[fields.u] or 0) + delta
+    end
     acted[fields.u] = place
   end
 end
 
 -- decide
+-- A packed score is level × SLOT_COUNT + slot. The level is the score, or SCORE_MAX - score if the lowest score
+-- is the best.
+local order = string.match(facts[5] or '', '^%d+:%d+:%d+:%l+:(%l+):')
+local function level_of(score) -- and back
+  return order == 'lowest' and SCORE_MAX - score or score
+end
 for i, user in ipairs(users) do
   local packed = tonumber(redis.call('ZSCORE', board, user.name))
   user.is_member = packed ~= nil
   -- Another program wrote an invalid packed score: replace it.
   user.is_invalid = packed and (packed < 0 or packed >= (SCORE_MAX + 1) * SLOT_COUNT or packed % 1 ~= 0)
-  user.held = packed and not user.is_invalid and math.floor(packed / SLOT_COUNT) or 0
-  user.expected = math.max(user.score, 0) + (added[user.name] or 0)
+  user.held = packed and not user.is_invalid and level_of(math.floor(packed / SLOT_COUNT)) or 0
+  user.expected = (is_set[user.name] and 0 or math.max(user.score, 0)) + (added[user.name] or 0)
   user.leaves = user.score < 0 and acted[user.name] == nil
   if user.expected < 0 or user.expected > SCORE_MAX then
     return redis.error_reply('RANGE the score of user ' .. i .. ' would leave its range')
@@ -101,7 +111,7 @@ end
 
 -- write, user by user: each is placed after the effects of those before it
 local function place_by_arrival(user)
-  local floor = user.expected * SLOT_COUNT
+  local floor = level_of(user.expected) * SLOT_COUNT
   local low, high = string.format('%.0f', floor), string.format('%.0f', floor + SLOT_COUNT - 1)
   local equals = redis.call('ZRANGE', board, high, low, 'BYSCORE', 'REV', 'LIMIT', 0, EQUALS_MAX + 1,
     'WITHSCORES')

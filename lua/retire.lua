@@ -1,7 +1,7 @@
 -- retire: empty a fenced partition that its board no longer has, and store the layout that replaced it.
 -- WHY       a caller with the old layout must be refused and learn the new one (I9)
 -- KEYS      1 meta hash · 2 board zset · 3 shadow zset · 4 events stream
--- ARGV      1 token of the fence · 2 layout that the board has now · 3 group
+-- ARGV      1 token of the fence · 2 layout with rules that the board has now · 3 group
 -- ASSUMES   the caller has exclusive access to the partition: its token is compared, and every other fence replaces it · PostgreSQL has everything in the stream: all was delivered and acknowledged
 -- RETURNS   1
 -- OUTCOMES  none
@@ -13,7 +13,10 @@
 local meta, board, shadow, events = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local token, layout, group = ARGV[1], ARGV[2], ARGV[3]
 
-if not group or not string.match(layout, '^%d+:%d+:%d+$') then
+-- The default rules are not part of a layout.
+local rules = string.match(layout, '^%d+:%d+:%d+(.*)$')
+local is_layout = rules == '' or (rules and string.match(rules, '^:%l+:%l+:%d+:%d+:%l+:%l+$'))
+if not group or not is_layout then
   return redis.error_reply('BADARG layout or group')
 end
 if redis.call('HGET', meta, 'fence') ~= token then

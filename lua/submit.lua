@@ -1,9 +1,9 @@
 -- submit: apply up to 64 actions of one partition, each exactly once.
 -- WHY       score, stream record and dedup record of an action change together or not at all (I4)
 -- KEYS      1 board zset · 2 events stream · 3 meta hash · 4 changes channel · 5+ seen hash
--- ARGV      1 generation int from which the caller built its seen keys · 2 layout · 3 cap int · 4+ user, action, digest, delta int, stated 0 or 1, request id, pair int: which pair of seen keys; the last, only if some actions are traced: number of the action and its traceparent, for each of them, joined by spaces
+-- ARGV      1 generation int from which the caller built its seen keys · 2 layout with rules · 3 cap int · 4+ user, action, digest, delta int or with the operators best and last the value, stated 0 or 1, request id, pair int: which pair of seen keys; the last, only if some actions are traced: number of the action and its traceparent, for each of them, joined by spaces
 -- ASSUMES   the keys match time and layout of the board: both are compared
--- RETURNS   per action, in order: outcome, delta, score, seq, committed 0 or 1: this change is known to be in PostgreSQL
+-- RETURNS   per action, in order: outcome, delta, score, seq, committed 0 or 1: this change is known to be in PostgreSQL; delta 0 if the action changed nothing, then seq is that of the last change before it; busy and range repeat the argument in place of the delta
 -- OUTCOMES  applied replayed conflict busy range
 -- REFUSES   UNINIT no epoch, seq or layout · FENCED not accepting · LAYOUT other layout or a retired partition, the second word is the right layout · BUCKET other generation, the second word is Redis's time in s · BADARG arguments
 -- WRITES    board events meta seen
@@ -30,20 +30,21 @@ local pairs_count = (#KEYS - 4) / 2
 if not generation or not cap or count < 1 or count > 64 or count % 1 ~= 0 or pairs_count % 1 ~= 0 then
   return redis.error_reply('BADARG counts of keys and arguments do not fit')
 end
-local deltas, pair_of, traces = {}, {}, {}
+local given, pair_of, traces, has_zero = {}, {}, {}, false
 for i = 1, count do
   local at = 3 + (i - 1) * FIELDS_PER_ACTION
-  local delta, pair = tonumber(ARGV[at + 4]), tonumber(ARGV[at + 7])
-  if not delta or delta % 1 ~= 0 or delta == 0 or math.abs(delta) > SCORE_MAX or #ARGV[at + 3] ~= 16
+  local number, pair = tonumber(ARGV[at + 4]), tonumber(ARGV[at + 7])
+  if not number or number % 1 ~= 0 or math.abs(number) > SCORE_MAX or #ARGV[at + 3] ~= 16
       or not pair or pair % 1 ~= 0 or pair < 1 or pair > pairs_count then
     return redis.error_reply('BADARG action ' .. i)
   end
-  deltas[i], pair_of[i] = delta, pair
+  given[i], pair_of[i] = number, pair
+  has_zero = has_zero or number == 0
 end
 if is_traced then
   local rest = string.gsub(ARGV[#ARGV] .. ' ', '(%d+) (%x%x%-%x+%-%x+%-%x%x) ', function(number, traceparent)
     number = tonumber(number)
-    if deltas[number] and #traceparent == 55 then
+    if given[number] and #traceparent == 55 then
       traces[number] = traceparent
       return ''
     end
@@ -61,7 +62,16 @@ local function whole(text)
 end
 local facts = redis.call('HMGET', meta, 'epoch', 'state', 'seq', 'layout', 'committed')
 local epoch, state, seq = whole(facts[1]), facts[2], whole(facts[3])
-local seen_seconds = whole(string.match(facts[4] or '', '^%d+:(%d+):%d+$'))
+local seconds, rules = string.match(facts[4] or '', '^%d+:(%d+):%d+(.*)$')
+local seen_seconds = whole(seconds)
+-- The default rules are not part of a layout.
+local operator, order, score_min, score_max = 'add', 'highest', 0, SCORE_MAX
+if seconds and rules ~= '' then
+  local low, high
+  operator, order, low, high = string.match(rules, '^:(%l+):(%l+):(%d+):(%d+):%l+:%l+$')
+  score_min, score_max = whole(low), whole(high)
+  seen_seconds = operator and seen_seconds
+end
 if state == 'retired' and seen_seconds then
   return redis.error_reply('LAYOUT ' .. facts[4] .. ' is the layout of this board')
 end
@@ -73,6 +83,10 @@ if state ~= 'open' then
 end
 if facts[4] ~= layout then
   return redis.error_reply('LAYOUT ' .. facts[4] .. ' is the layout of this board')
+end
+local takes_values, is_lowest = operator ~= 'add', order == 'lowest'
+if has_zero and not takes_values then
+  return redis.error_reply('BADARG a delta is 0')
 end
 local now = tonumber(redis.call('TIME')[1])
 if math.floor(now / seen_seconds) ~= generation then
@@ -98,21 +112,30 @@ local threshold = tonumber(last_watched[2]) or -1
 -- Returns the reply to an action when it was applied. Parts that a later version adds at the end of a record are
 -- ignored. So is an invalid record: the action counts again, and the ledger refuses the repeat.
 local committed -- seq, read on first use
+local function is_committed(at)
+  if not committed then
+    local known_epoch, known = string.match((facts[5] or '') .. ':', '^(%d+):(%d+):')
+    committed = whole(known_epoch) == epoch and whole(known) or 0
+  end
+  return at <= committed and 1 or 0
+end
 local function parse_record(text)
   local delta, score, at = string.match(text .. ':', '^(-?%d+):(%d+):(%d+):')
   score, at = whole(score), whole(at)
   if not score or not at then
     return nil
   end
-  if not committed then
-    local known_epoch, known = string.match((facts[5] or '') .. ':', '^(%d+):(%d+):')
-    committed = whole(known_epoch) == epoch and whole(known) or 0
+  local record = { 'applied', tonumber(delta), score, at, is_committed(at) }
+  if takes_values then
+    record.value = whole(string.match(text, '^-?%d+:%d+:%d+:(%d+)'))
   end
-  return { 'applied', tonumber(delta), score, at, at <= committed and 1 or 0 }
+  return record
 end
 
+-- A packed score is level × SLOT_COUNT + slot. The level is the score, or SCORE_MAX - score if the lowest score
+-- is the best, so the best is always the greatest.
 -- The board is written in one ZADD at the end, or before a sweep. Until then `packed_of` has the new packed
--- scores of users, and `lowest` the lowest slots in use, also those of users who have left a score meanwhile.
+-- scores of users, and `lowest` the lowest slots in use, also those of users who have left a level meanwhile.
 local moves, packed_of, lowest = {}, {}, {}
 local function write_board()
   if #moves > 0 then
@@ -121,30 +144,30 @@ local function write_board()
   end
 end
 
-local function next_slot(score)
-  local slot = lowest[score]
+local function next_slot(level)
+  local slot = lowest[level]
   if not slot then
-    local floor = score * SLOT_COUNT
+    local floor = level * SLOT_COUNT
     local first = redis.call('ZRANGE', board, string.format('%.0f', floor),
       string.format('%.0f', floor + SLOT_COUNT - 1), 'BYSCORE', 'LIMIT', 0, 1, 'WITHSCORES')
     slot = first[2] and math.floor(tonumber(first[2])) - floor or SLOT_COUNT
-    lowest[score] = slot
+    lowest[level] = slot
   end
   return slot - 1
 end
 
--- Members that leave a score free their slots, but new members take slots below the lowest one. A sweep
--- recovers free slots: it moves the members of the score, from the best to the last and a few per
+-- Members that leave a level free their slots, but new members take slots below the lowest one. A sweep
+-- recovers free slots: it moves the members of the level, from the best to the last and a few per
 -- arrival, up to the slot below the previous member, so the order is unchanged. Returns whether it has
 -- reached the last member.
 local visible = false
-local function sweep(score)
-  local floor, field = score * SLOT_COUNT, string.format('sweep:%.0f', score)
+local function sweep(level)
+  local floor, field = level * SLOT_COUNT, string.format('sweep:%.0f', level)
   local frontier = math.min(whole(redis.call('HGET', meta, field)) or SLOT_COUNT, SLOT_COUNT)
   local members = redis.call('ZRANGE', board, string.format('(%.0f', floor + frontier),
     string.format('%.0f', floor), 'BYSCORE', 'REV', 'LIMIT', 0, MOVES, 'WITHSCORES')
   local is_over = #members < 2 * MOVES
-  lowest[score] = nil
+  lowest[level] = nil
   for i = 1, #members, 2 do
     local packed, target = tonumber(members[i + 1]), floor + frontier - 1
     if packed > target then -- members share the last slot: there is no room
@@ -176,38 +199,57 @@ local function optional_fields(request, trace)
   end
 end
 
+local more_fields = optional_fields
+if takes_values then
+  more_fields = function(request, trace)
+    return 'v', '1', optional_fields(request, trace)
+  end
+end
+
 -- decide and write, action by action: each sees the effects of those before it
 local replies, applied, shown, stream_id, failure = {}, {}, {}, nil, nil
 local epoch_text, sweeps_more = string.format('%.0f', epoch), SWEEPS_MORE
 for i = 1, count do
-  local at, delta = 3 + (i - 1) * FIELDS_PER_ACTION, deltas[i]
+  local at, number = 3 + (i - 1) * FIELDS_PER_ACTION, given[i]
   local user, digest = ARGV[at + 1], ARGV[at + 3]
   local record = applied[digest] or stored[i] and parse_record(stored[i])
   if record then
     local outcome = 'replayed'
-    if ARGV[at + 5] == '1' and record[2] ~= delta then
+    if ARGV[at + 5] == '1' and (record.value or record[2]) ~= number then
       outcome = 'conflict'
     end
     replies[i] = { outcome, record[2], record[3], record[4], record[5] }
   else
     local before = packed_of[user] or tonumber(redis.call('ZSCORE', board, user))
-    local held = math.max(0, math.min(math.floor((before or 0) / SLOT_COUNT), SCORE_MAX))
-    local score = held + delta
+    local held = before and math.max(0, math.min(math.floor(before / SLOT_COUNT), SCORE_MAX)) or 0
+    if is_lowest and before then
+      held = SCORE_MAX - held
+    end
+    local score = takes_values and number or held + number
     if room < 1 then
-      replies[i] = { 'busy', delta, held, 0, 0 }
-    elseif score < 0 or score > SCORE_MAX then
-      replies[i] = { 'range', delta, held, 0, 0 }
+      replies[i] = { 'busy', number, held, 0, 0 }
+    elseif score < score_min or score > score_max or (score == 0 and is_lowest and not before) then
+      -- The last case: a score of 0 would be the best, and the ledger has no change of 0 that could record it.
+      replies[i] = { 'range', number, held, 0, 0 }
+    elseif score == held or (operator == 'best' and before and (score < held) ~= is_lowest) then
+      redis.call('HSET', KEYS[3 + 2 * pair_of[i]], digest, string.format('0:%.0f:%.0f:%.0f', held, seq, number))
+      if not have_expiry then
+        redis.call('EXPIRE', KEYS[3 + 2 * pair_of[i]], 2 * seen_seconds + 60, 'NX')
+      end
+      replies[i] = { 'applied', 0, held, seq, is_committed(seq), value = number }
+      applied[digest] = replies[i]
     else
+      local delta, level = score - held, is_lowest and SCORE_MAX - score or score
       -- The first user at a score ranks first: take the slot below the lowest one in use.
-      local slot = next_slot(score)
+      local slot = next_slot(level)
       if slot < SWEEP_BELOW then
         write_board()
-        local is_over = sweep(score)
-        slot = next_slot(score)
+        local is_over = sweep(level)
+        slot = next_slot(level)
         -- No slot is left below: sweep on within the limit of a call.
         while slot < 0 and not is_over and sweeps_more > 0 do
-          is_over, sweeps_more = sweep(score), sweeps_more - 1
-          slot = next_slot(score)
+          is_over, sweeps_more = sweep(level), sweeps_more - 1
+          slot = next_slot(level)
         end
         slot = math.max(slot, 0)
       end
@@ -215,17 +257,18 @@ for i = 1, count do
       local seq_text = string.format('%.0f', seq + 1)
       -- XADD first: it can fail, if another program wrote to the stream. The actions before are then completed.
       local added = redis.pcall('XADD', events, '*', 'q', seq_text, 'u', user, 'a', ARGV[at + 2],
-        'd', delta_text, 's', score_text, 'e', epoch_text, optional_fields(ARGV[at + 6], traces[i]))
+        'd', delta_text, 's', score_text, 'e', epoch_text, more_fields(ARGV[at + 6], traces[i]))
       if type(added) ~= 'string' then
         failure = added
         break
       end
       stream_id, seq, room = added, seq + 1, room - 1
-      local packed, current = score * SLOT_COUNT + slot, KEYS[3 + 2 * pair_of[i]]
+      local packed, current = level * SLOT_COUNT + slot, KEYS[3 + 2 * pair_of[i]]
       moves[#moves + 1] = string.format('%.0f', packed)
       moves[#moves + 1] = user
-      packed_of[user], lowest[score] = packed, slot
-      redis.call('HSET', current, digest, delta_text .. ':' .. score_text .. ':' .. seq_text)
+      packed_of[user], lowest[level] = packed, slot
+      local first = delta_text .. ':' .. score_text .. ':' .. seq_text
+      redis.call('HSET', current, digest, takes_values and first .. ':' .. score_text or first)
       if not have_expiry then
         redis.call('EXPIRE', current, 2 * seen_seconds + 60, 'NX')
       end
@@ -237,6 +280,9 @@ for i = 1, count do
       end
       replies[i] = { 'applied', delta, score, seq, 0 }
       applied[digest] = replies[i]
+      if takes_values then
+        replies[i].value = score
+      end
     end
   end
 end

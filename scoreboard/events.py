@@ -2,6 +2,7 @@
 
 ``q`` seq · ``u`` user · ``a`` action · ``d`` delta · ``s`` score after · ``e`` epoch ·
 ``k`` kind of event (absent: an action; ``c``: a correction) · ``t`` request id (absent: none) ·
+``v`` the action stated its score (absent: a difference) ·
 ``w`` traceparent (absent: the update is not traced; scoreboard.trace_context reads it).
 
 lua/submit.lua writes them, the flusher reads them. An invalid record becomes a ``BadRecord`` with
@@ -25,6 +26,7 @@ FIELDS: Final = {
     "e": "epoch",
     "k": "kind of event",
     "t": "request id",
+    "v": "value",
     "w": "traceparent",
 }
 CORRECTION: Final = "c"
@@ -62,6 +64,8 @@ class Event(Struct, frozen=True):
     epoch: int
     kind: str = ""
     request_id: str = ""
+    is_value: bool = False
+    """Whether the score became ``score_after``, whatever it was before."""
 
     @property
     def occurred_at_ms(self) -> int:
@@ -97,6 +101,7 @@ def decode(  # noqa: C901, PLR0911 (one return per rule)
             epoch=int(fields[b"e"]),
             kind=fields.get(b"k", b"").decode("ascii"),
             request_id=fields.get(b"t", b"").decode("ascii"),
+            is_value=b"v" in fields,
         )
     except KeyError as error:
         name = error.args[0].decode()

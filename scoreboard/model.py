@@ -145,6 +145,20 @@ class Rules(Struct, frozen=True):
             raise ValueError("rules exceed their limits")
         return rules
 
+    @property
+    def takes_values(self) -> bool:
+        """Return whether an action states the new score instead of a difference."""
+        return self.operator != "add"
+
+    def pack(self, score: int, slot: int) -> int:
+        """Combine score and arrival slot into the number that Redis sorts by, best first."""
+        return pack(score if self.order == "highest" else SCORE_MAX - score, slot)
+
+    def unpack_score(self, packed: int) -> int:
+        """Return the score of a packed score."""
+        level = unpack_score(packed)
+        return level if self.order == "highest" else SCORE_MAX - level
+
 
 DEFAULT_RULES: Final = Rules()
 
@@ -221,7 +235,9 @@ class Action(Struct, frozen=True):
 
     ``stated`` is true if the caller supplied the points: a replay with other points is then a
     conflict. Points from the catalogue may change between two attempts, so a replay without stated
-    points always gets the first answer (docs/decisions/0004).
+    points always gets the first answer (docs/decisions/0004). ``delta`` is the value on a board
+    with the operator ``best`` or ``last``. ``rules`` are those by which the caller chose it; a
+    board with other rules does not apply the action.
     """
 
     user_id: str
@@ -229,6 +245,7 @@ class Action(Struct, frozen=True):
     delta: int
     stated: bool = False
     request_id: str = ""
+    rules: Rules = DEFAULT_RULES
 
 
 class Receipt(Struct, frozen=True):
@@ -284,12 +301,12 @@ class Standing(Struct, frozen=True):
 
 
 def pack(score: int, slot: int) -> int:
-    """Combine score and arrival slot into the number that Redis sorts by."""
+    """Combine score and arrival slot; for a board on which the highest score is the best."""
     return score * SLOT_COUNT + slot
 
 
 def unpack_score(packed: int) -> int:
-    """Return the score of a packed score."""
+    """Return the score of a packed score of such a board; ``Rules`` has both for any board."""
     return packed // SLOT_COUNT
 
 

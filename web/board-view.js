@@ -194,7 +194,8 @@ class Row {
       scorePart.value = String(score);
       scorePart.textContent = numbers.format(score);
     }
-    bar.style.setProperty("--share", topScore > 0 ? (score / topScore).toFixed(4) : "0");
+    const most = Math.max(score, topScore); // on some boards the lowest score is the best
+    bar.style.setProperty("--share", most > 0 ? (Math.min(score, topScore) / most).toFixed(4) : "0");
     this.#rank = rank;
     this.#score = score;
     return isChanged;

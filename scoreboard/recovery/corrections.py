@@ -12,7 +12,7 @@ import msgspec
 from scoreboard.ledger import checks, dead_letters
 from scoreboard.ledger.pool import Connection
 from scoreboard.ledger.positions import Position
-from scoreboard.model import Partition
+from scoreboard.model import Layout, Partition
 from scoreboard.store.corrections import EQUALS_MAX, ExpectedScore, Repaired
 from scoreboard.store.store import Store
 from scoreboard.store.uncommitted import UncommittedDeltas
@@ -58,9 +58,11 @@ async def correct_users(
         if result.outcome != "unchanged":
             by_score[result.score].append(index)
     differing: dict[int, ExpectedScore] = {}
+    layout = (await store.state(partition)).layout if by_score else None
+    rules = (layout or Layout()).rules
     for score, indices in by_score.items():
         arriving = [users[index] for index in indices]
-        members = await store.users_at_score(partition, score, limit=EQUALS_MAX)
+        members = await store.users_at_score(partition, rules, score, limit=EQUALS_MAX)
         equals: tuple[str, ...] = ()
         if len(members) + len(arriving) <= EQUALS_MAX:  # else the order stays unknown
             equals = await _order_by_arrival(

@@ -33,6 +33,7 @@ from scoreboard.ledger.positions import (
     select_position,
 )
 from scoreboard.ledger.scores import (
+    DedupRecord,
     count_dedup_records,
     select_dedup_records,
     select_ranking,
@@ -43,7 +44,6 @@ from scoreboard.model import (
     Board,
     Partition,
     digest_of,
-    pack,
     partition_of,
     shard_of,
 )
@@ -104,6 +104,8 @@ class _Layouts(Struct, frozen=True):
     """Partitions of the board that have another layout."""
     strays: tuple[int, ...]
     """Partitions that the board no longer has and that are not retired."""
+    have_other_rules: bool
+    """Whether a partition has other rules than the board."""
     closed: tuple[int, ...]
     """Partitions of the board that accept no actions: empty or fenced."""
     epochs: int
@@ -122,6 +124,10 @@ async def _compare_layouts(store: Partitions, board: Board) -> _Layouts:
     return _Layouts(
         differing=tuple(n for n in numbers if n in used and used[n].layout != board.layout),
         strays=tuple(n for n in used if n not in numbers),
+        have_other_rules=any(
+            state.layout is not None and state.layout.rules != board.layout.rules
+            for state in used.values()
+        ),
         closed=tuple(n for n in numbers if n not in used or not used[n].is_open),
         epochs=sum(state.epoch for state in used.values()),
     )
@@ -192,16 +198,21 @@ async def reseed(
     ``connection`` is in autocommit, opened with ``SESSION``, and holds the operators' lock until it
     is closed. ``actor`` is recorded in the audit log and is the prefix of the fence's token.
 
-    Raises OperatorMistake (another operator holds the lock, or the layout changed and ``numbers``
-    are not the whole board), Outdated (another operator changed the partitions), WaitTimeout (not
-    drained), RedisUnavailable, DatabaseUnavailable: the board stays fenced until a later run
-    succeeds.
+    Raises OperatorMistake (another operator holds the lock, the rules differ, or the layout changed
+    and ``numbers`` are not the whole board), Outdated (another operator changed the partitions),
+    WaitTimeout (not drained), RedisUnavailable, DatabaseUnavailable: the board stays fenced until a
+    later run succeeds.
     """
     started_at = time.monotonic()
     token = f"{_UNPRINTABLE.sub('?', actor)}:{secrets.token_hex(8)}"
     partitions = [Partition(board.name, number) for number in numbers]
     await lock_partitions(connection, partitions)
     layouts = await _compare_layouts(store, board)
+    if layouts.have_other_rules:
+        raise OperatorMistake(
+            f"Board {board.name} has other rules in Redis than in PostgreSQL. The scores were "
+            "counted by the rules of its creation, so restore these in the table boards"
+        )
     if not layouts.are_current and list(numbers) != list(range(board.layout.partitions)):
         raise OperatorMistake(
             f"The layout of board {board.name} has changed: "
@@ -298,6 +309,7 @@ class _Rebuilding:
         self._connection = connection
         self._board = board
         self._layout = board.layout
+        self._rules = board.layout.rules
         self._numbers = frozenset(numbers)
         self._token = token
         self._report = report
@@ -330,7 +342,7 @@ class _Rebuilding:
                     if score in expected_values:
                         lowest[number, score] = slot
                     page = pages[number]
-                    page.append((pack(score, slot), user_id))
+                    page.append((self._rules.pack(score, slot), user_id))
                     members[number] += 1
                     if len(page) == PAGE:
                         pages[number] = []
@@ -346,7 +358,8 @@ class _Rebuilding:
                 slot = max(lowest.get((number, score), SLOT_COUNT) - 1, 0)
                 lowest[number, score] = slot
                 members[number] += 1
-                await send(partial(self._restore, number, [(pack(score, slot), user_id)]))
+                packed = self._rules.pack(score, slot)
+                await send(partial(self._restore, number, [(packed, user_id)]))
         return members
 
     async def _expected_scores(self, unresolved: Sequence[Event]) -> dict[str, int]:
@@ -398,7 +411,7 @@ class _Rebuilding:
                     generation = min(record.occurred_at_ms // (window_s * 1000), current)
                     place = (number, generation, shard_of(digest, self._layout.seen_shards))
                     page = pages.setdefault(place, [])
-                    page.append((digest, f"{record.delta}:{record.score_after}:{record.seq}"))
+                    page.append((digest, self._first_answer(record)))
                     counts[place] = counts.get(place, 0) + 1
                     if len(page) == PAGE:
                         del pages[place]
@@ -425,8 +438,13 @@ class _Rebuilding:
                     continue
                 digest = digest_of(self._board.name, event.user_id, event.action_id)
                 place = (number, generation, shard_of(digest, self._layout.seen_shards))
-                record = f"{event.delta}:{event.score_after}:{event.seq}"
-                await send(partial(self._remember, place, [(digest, record)], 0))
+                await send(partial(self._remember, place, [(digest, self._first_answer(event))], 0))
+
+    def _first_answer(self, action: DedupRecord | Event) -> str:
+        """Return the dedup record of an action, as lua/submit.lua writes it."""
+        answer = f"{action.delta}:{action.score_after}:{action.seq}"
+        # An action that changed the score set it to the value that it stated.
+        return f"{answer}:{action.score_after}" if self._rules.takes_values else answer
 
     async def _restore(
         self, number: int, page: Sequence[tuple[int, str]], *, first: bool = False

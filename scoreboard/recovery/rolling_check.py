@@ -19,7 +19,7 @@ from scoreboard.errors import Busy
 from scoreboard.ledger import checks
 from scoreboard.ledger.pool import Connection
 from scoreboard.ledger.positions import select_position
-from scoreboard.model import Board, Partition, partition_of, unpack_score
+from scoreboard.model import Board, Partition, partition_of
 from scoreboard.recovery.drift import Drift, find_drift
 from scoreboard.store.corrections import REPAIR_MAX
 from scoreboard.store.scanner import Scanner
@@ -98,6 +98,7 @@ class RollingCheck:
         pages: dict[Partition, dict[str, int]] = {}
         for _, user, score in rows:
             pages.setdefault(self._partition_of(user), {})[user] = score
+        score_of = self.board.layout.rules.unpack_score
         for partition, scores in pages.items():
             packed_scores = await self._scanner.packed_scores(partition, list(scores))
             self._suspect(
@@ -105,7 +106,7 @@ class RollingCheck:
                 [
                     user
                     for (user, score), packed in zip(scores.items(), packed_scores, strict=True)
-                    if packed is None or unpack_score(packed) != score
+                    if packed is None or score_of(packed) != score
                 ],
             )
         last_id = rows[-1][0].int if rows else _ID_MAX

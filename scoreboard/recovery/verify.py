@@ -22,7 +22,7 @@ from scoreboard.ledger import checks, dead_letters
 from scoreboard.ledger.pool import Connection, snapshot, translate_errors
 from scoreboard.ledger.positions import Position, lock_position_shared, select_position
 from scoreboard.ledger.scores import select_ranking, select_totals
-from scoreboard.model import Board, Partition, partition_of, unpack_score
+from scoreboard.model import Board, Partition, partition_of
 from scoreboard.recovery.drift import Drift, find_drift
 from scoreboard.recovery.reseed import ReportProgress
 from scoreboard.store.corrections import REPAIR_MAX
@@ -287,8 +287,9 @@ class _Verification:
         """Collect differing users; return (user, score, packed or None if different) of members."""
         replies = await self._scanner.packed_scores(partition, [user for user, _ in page])
         held: list[tuple[str, int, int | None]] = []
+        score_of = self._board.layout.rules.unpack_score
         for (user, score), packed in zip(page, replies, strict=True):
-            is_equal = packed is not None and unpack_score(packed) == score
+            is_equal = packed is not None and score_of(packed) == score
             # Users who have acted since are expected to differ.
             if not is_equal or self._uncommitted[partition].has(user):
                 self._suspects[partition].add(user)
@@ -355,9 +356,8 @@ class _Verification:
             one, other = scores.get(first), scores.get(second)
             if one is None or other is None or packed[0] is None or packed[1] is None:
                 continue
-            are_equal = (
-                one.score == other.score == unpack_score(packed[0]) == unpack_score(packed[1])
-            )
+            score_of = self._board.layout.rules.unpack_score
+            are_equal = one.score == other.score == score_of(packed[0]) == score_of(packed[1])
             was_first = (one.reached_at, one.last_seq) < (other.reached_at, other.last_seq)
             if are_equal and was_first and packed[0] < packed[1]:
                 self._find("order", f"{first} reached {one.score} before {second}", partition)

@@ -23,10 +23,10 @@ from scoreboard.model import (
     Layout,
     Partition,
     Row,
+    Rules,
     Standing,
     Window,
     partition_of,
-    unpack_score,
 )
 from scoreboard.store.partitions import Partitions
 from scoreboard.store.reads import ClientReads, Reading, Reads, ReadScript
@@ -138,9 +138,9 @@ def _members(flat: Sequence[str], partition: int) -> list[_Member]:
     ]
 
 
-def _rows(members: Sequence[_Member], first_index: int) -> tuple[Row, ...]:
+def _rows(rules: Rules, members: Sequence[_Member], first_index: int) -> tuple[Row, ...]:
     return tuple(
-        Row(rank, member.user_id, unpack_score(member.packed))
+        Row(rank, member.user_id, rules.unpack_score(member.packed))
         for rank, member in enumerate(members, first_index + 1)
     )
 
@@ -202,7 +202,7 @@ class Boards(Partitions):
         numbers = range(layout.partitions)
         if layout.partitions == 1:
             ((page, _),) = await self._read(_LEADERBOARD, board, known, {0: (offset, limit)})
-            rows = _rows(_members(page.rows, 0), offset)
+            rows = _rows(layout.rules, _members(page.rows, 0), offset)
             return Window(
                 page.epoch,
                 page.seq,
@@ -221,7 +221,7 @@ class Boards(Partitions):
             epoch=sum(page.epoch for page in pages),
             seq=sum(page.seq for page in pages),
             total=sum(page.total for page in pages),
-            rows=_rows(list(islice(ranking, offset, offset + limit)), offset),
+            rows=_rows(layout.rules, list(islice(ranking, offset, offset + limit)), offset),
             positions=tuple((page.epoch, page.seq) for page in pages),
             changed_ms=max(page.changed_ms for page in pages),
             read_ms=max(page.now_ms for page in pages),
@@ -275,11 +275,11 @@ class Boards(Partitions):
         return Standing(
             user_id=user_id,
             rank=index + 1,
-            score=unpack_score(place.packed),
+            score=layout.rules.unpack_score(place.packed),
             total=total,
             epoch=epoch,
             seq=seq,
-            neighbours=_rows(near, first) if around else (),
+            neighbours=_rows(layout.rules, near, first) if around else (),
         )
 
     async def _with_layout(self, board: str, read: Callable[[_Known], Awaitable[_Reply]]) -> _Reply:

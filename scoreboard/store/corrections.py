@@ -6,7 +6,7 @@ from typing import Final
 from msgspec import Struct
 
 from scoreboard.errors import Busy, ScriptFailed
-from scoreboard.model import SLOT_COUNT, Partition, pack
+from scoreboard.model import SLOT_COUNT, Partition, Rules
 from scoreboard.store.keys import PartitionKeys
 from scoreboard.store.partitions import Partitions
 from scoreboard.store.replies import checking_reply, read_reply
@@ -133,12 +133,14 @@ class Corrections(Partitions):
             if uncommitted.count > ENTRIES_MAX:
                 raise Busy(f"More than {ENTRIES_MAX} actions are not committed yet")
 
-    async def users_at_score(self, partition: Partition, score: int, *, limit: int) -> list[str]:
+    async def users_at_score(
+        self, partition: Partition, rules: Rules, score: int, *, limit: int
+    ) -> list[str]:
         """Read up to ``limit`` users of a partition with a score, in ranking order.
 
         Raises RedisUnavailable, UnexpectedReply.
         """
-        low, high = pack(score, 0), pack(score, SLOT_COUNT - 1)
+        low, high = rules.pack(score, 0), rules.pack(score, SLOT_COUNT - 1)
         board = PartitionKeys(partition).board
         reply = self._client.zrange(board, high, low, desc=True, byscore=True, offset=0, num=limit)
         return await read_reply(reply, list[str], f"ZRANGE {board}")

@@ -22,6 +22,7 @@ from scoreboard.errors import (
     ScoreboardError,
     ScoreOutOfRange,
     ScriptFailed,
+    Uninitialised,
 )
 from scoreboard.model import (
     BATCH_MAX,
@@ -29,6 +30,7 @@ from scoreboard.model import (
     Layout,
     Partition,
     Receipt,
+    Rules,
     digest_of,
     partition_of,
     shard_of,
@@ -170,14 +172,28 @@ class Dispatcher(Batcher[_Entry, _SubmitCall]):
         return await future
 
     def plan(self, entries: Sequence[_Entry]) -> list[_SubmitCall]:
-        """Group entries into calls of one partition and at most BATCH_MAX actions, in order."""
+        """Group entries into calls of one partition and at most BATCH_MAX actions, in order.
+
+        An action whose caller assumed other rules than the board has is refused: its number could
+        have another meaning.
+        """
         calls: list[_SubmitCall] = []
         open_calls: dict[tuple[str, int], _SubmitCall] = {}
         for entry in entries:
-            layout = self._layouts.get(entry.board) or Layout()
+            rules = entry.action.rules
+            layout = self._layouts.get(entry.board)
+            if layout is None:
+                layout = Layout(rules=rules)
+            elif not _are_equal(layout.rules, rules):
+                fail([entry], Uninitialised, "The rules of the board are being read again")
+                continue
             number = partition_of(entry.action.user_id, layout.partitions)
             call = open_calls.get((entry.board, number))
-            if call is None or len(call.entries) == BATCH_MAX:
+            if (
+                call is None
+                or len(call.entries) == BATCH_MAX
+                or not _are_equal(call.layout.rules, rules)
+            ):
                 call = _SubmitCall(Partition(entry.board, number), layout)
                 open_calls[entry.board, number] = call
                 calls.append(call)
@@ -239,6 +255,11 @@ class Dispatcher(Batcher[_Entry, _SubmitCall]):
         _resolve(call.entries, reply)
 
 
+def _are_equal(one: Rules, other: Rules) -> bool:
+    """Compare rules; in the usual case without looking at their fields."""
+    return one is other or one == other
+
+
 def submit_command(
     partition: Partition,
     layout: Layout,
@@ -268,6 +289,16 @@ def submit_command(
             pair,
         )
     return script_command(_SUBMIT, names, args, reads=False)
+
+
+def _out_of_range(rules: Rules, outcome: _Outcome) -> ScoreOutOfRange:
+    if not rules.takes_values:
+        return ScoreOutOfRange(f"The score is {outcome.score}, the action {outcome.delta}")
+    if outcome.delta == 0 and rules.score_min == 0:
+        return ScoreOutOfRange("The first value of a user must not be 0 on this board")
+    return ScoreOutOfRange(
+        f"The value is {outcome.delta}; it must be {rules.score_min} to {rules.score_max}"
+    )
 
 
 def _traces_of(call: _SubmitCall) -> str:
@@ -304,13 +335,15 @@ def _resolve(entries: Sequence[_Entry], reply: Any) -> None:  # noqa: ANN401 (ch
                 )
             case "conflict":
                 entry.future.set_exception(
-                    ActionConflict(f"This actionId was already counted with {outcome.delta} points")
+                    ActionConflict("This actionId was already used with another value")
+                    if entry.action.rules.takes_values
+                    else ActionConflict(
+                        f"This actionId was already counted with {outcome.delta} points"
+                    )
                 )
             case "busy":
                 entry.future.set_exception(Busy())
             case "range":
-                entry.future.set_exception(
-                    ScoreOutOfRange(f"The score is {outcome.score}, the action {outcome.delta}")
-                )
+                entry.future.set_exception(_out_of_range(entry.action.rules, outcome))
             case _:
                 entry.future.set_exception(ScriptFailed(f"unknown outcome {outcome.word}"))

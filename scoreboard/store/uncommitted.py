@@ -26,6 +26,8 @@ class UncommittedDeltas:
         """The last stream id that is included."""
         self.count = 0
         self._sums: dict[str, int] = {}
+        self._stated: set[str] = set()
+        """Users whose sum began with a value, so their committed score does not matter."""
         self._places: dict[str, int] = {}
 
     def add(self, entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]]) -> None:
@@ -35,7 +37,11 @@ class UncommittedDeltas:
             self.up_to = stream_id.decode()
             record = decode(stream_id, fields)
             if isinstance(record, Event) and record.kind != CORRECTION:
-                self._sums[record.user_id] = self._sums.get(record.user_id, 0) + record.delta
+                if record.is_value:
+                    self._sums[record.user_id] = record.score_after
+                    self._stated.add(record.user_id)
+                else:
+                    self._sums[record.user_id] = self._sums.get(record.user_id, 0) + record.delta
                 self._places[record.user_id] = self.count
 
     def has(self, user_id: str) -> bool:
@@ -48,6 +54,8 @@ class UncommittedDeltas:
         ``committed`` is the score in PostgreSQL, None for none.
         """
         added = self._sums.get(user_id)
+        if added is not None and user_id in self._stated:
+            return added
         return -1 if committed is None and added is None else (committed or 0) + (added or 0)
 
     def order(self, users: Sequence[str], committed_order: Sequence[str]) -> list[str]:

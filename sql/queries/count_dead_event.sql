@@ -1,5 +1,6 @@
 -- Count the action of a dead letter: the ledger decides whether it is new, and only then the score changes.
 -- Index: users_external_id_key, score_events_pk, scores_pk
+-- A negative delta is an UPDATE: an INSERT checks its row against the constraint of a score before it finds the conflict.
 -- Without a score (NULL) the row gets the score that PostgreSQL has after it.
 WITH counted AS (
     INSERT INTO score_events (
@@ -16,9 +17,18 @@ WITH counted AS (
     FROM users u WHERE u.external_id = %(user_id)s
     ON CONFLICT DO NOTHING
     RETURNING user_id, seq, delta, occurred_at
-), moved AS (
+), lowered AS (
+    UPDATE scores s
+    SET score = s.score + c.delta,
+        actions = s.actions + 1,
+        reached_at = greatest(s.reached_at, c.occurred_at),
+        last_seq = greatest(s.last_seq, c.seq)
+    FROM counted c
+    WHERE c.delta < 0 AND s.board = %(board)s AND s.user_id = c.user_id
+), raised AS (
     INSERT INTO scores AS s (board, user_id, score, actions, reached_at, last_seq)
-    SELECT %(board)s, user_id, delta, 1, occurred_at, seq FROM counted
+    SELECT %(board)s, user_id, delta, 1, occurred_at, seq FROM counted c
+    WHERE delta > 0 OR NOT EXISTS (SELECT FROM scores x WHERE x.board = %(board)s AND x.user_id = c.user_id)
     ON CONFLICT (board, user_id) DO UPDATE
     SET score = s.score + excluded.score,
         actions = s.actions + 1,

@@ -4,6 +4,7 @@
 -- flushers cannot deadlock. Returns: rows counted; of these, rows whose seq was committed before
 -- (Redis lost acknowledged data); users whose score differs from the one in the stream; whether a
 -- staged id is not the id of its user's row: then nothing was counted.
+-- A negative sum is an UPDATE: an INSERT checks its row against the constraint of a score before it finds the conflict.
 -- The time of a row is that of its stream id, at most a minute from now and never before that of an
 -- earlier row: stream ids stay in the future after Redis's clock has jumped forward and back.
 WITH missing AS MATERIALIZED (
@@ -31,16 +32,33 @@ WITH missing AS MATERIALIZED (
     ORDER BY user_id, action_id, seq
     ON CONFLICT DO NOTHING
     RETURNING user_id, seq, delta, occurred_at
-), moved AS (
+), totals AS (
+    SELECT user_id, sum(delta) AS total, count(*) AS actions, max(occurred_at) AS reached_at, max(seq) AS last_seq
+    FROM counted GROUP BY user_id
+), lowered AS (
+    UPDATE scores s
+    SET score = s.score + t.total,
+        actions = s.actions + t.actions,
+        reached_at = greatest(s.reached_at, t.reached_at),
+        last_seq = greatest(s.last_seq, t.last_seq)
+    FROM totals t
+    WHERE t.total < 0 AND s.board = %(board)s AND s.user_id = t.user_id
+    RETURNING s.user_id, s.score
+), raised AS (
     INSERT INTO scores AS s (board, user_id, score, actions, reached_at, last_seq)
-    SELECT %(board)s::TEXT, user_id, sum(delta), count(*), max(occurred_at), max(seq)
-    FROM counted GROUP BY user_id ORDER BY user_id
+    SELECT %(board)s::TEXT, user_id, total, actions, reached_at, last_seq
+    FROM totals t
+    WHERE total >= 0
+       OR NOT EXISTS (SELECT FROM scores x WHERE x.board = %(board)s AND x.user_id = t.user_id)
+    ORDER BY user_id
     ON CONFLICT (board, user_id) DO UPDATE
     SET score = s.score + excluded.score,
         actions = s.actions + excluded.actions,
         reached_at = greatest(s.reached_at, excluded.reached_at),
         last_seq = greatest(s.last_seq, excluded.last_seq)
     RETURNING user_id, score
+), moved AS (
+    SELECT * FROM lowered UNION ALL SELECT * FROM raised
 )
 SELECT (SELECT count(*) FROM counted),
        (SELECT count(*) FROM counted WHERE seq <= %(seq)s::BIGINT),

@@ -3,4 +3,5 @@
 SELECT u.external_id, s.score
 FROM scores s JOIN users u ON u.id = s.user_id
 WHERE s.board = %(board)s
-ORDER BY s.score DESC, s.reached_at, s.last_seq
+ORDER BY CASE WHEN (SELECT score_order FROM boards WHERE board = %(board)s) = 'lowest' THEN s.score ELSE -s.score END,
+    s.reached_at, s.last_seq

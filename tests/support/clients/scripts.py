@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 import redis
 
-from scoreboard.model import Layout, Partition, digest_of, shard_of
+from scoreboard.model import Layout, Partition, Rules, digest_of, shard_of
 from scoreboard.runtime import resources
 from scoreboard.store.keys import GROUP, PartitionKeys
 
@@ -21,6 +22,7 @@ class Scripts:
         self.client = client
         self.is_real = is_real
         self.cap = 1000
+        self.layout = LAYOUT
 
     def run(self, name: str, keys: list[str], *args: object) -> Reply:
         return self.client.eval(resources.script(name).decode(), len(keys), *keys, *args)
@@ -37,9 +39,13 @@ class Scripts:
     def generation(self) -> int:
         return self.now() // LAYOUT.seen_seconds
 
+    def use_rules(self, rules: Rules) -> None:
+        """Set the rules of the partition that ``open`` makes."""
+        self.layout = msgspec.structs.replace(LAYOUT, rules=rules)
+
     def open(self, *, epoch: int = 1, seq: int = 0, members: int = 0) -> None:
         if not self.is_real:  # fakeredis has no XSETID, which open.lua needs
-            facts = {"epoch": epoch, "seq": seq, "state": "open", "layout": str(LAYOUT)}
+            facts = {"epoch": epoch, "seq": seq, "state": "open", "layout": str(self.layout)}
             self.client.hset(KEYS.meta, mapping=facts | {"public": 1})
             self.client.xgroup_create(KEYS.events, GROUP, "0-0", mkstream=True)
             return
@@ -47,7 +53,7 @@ class Scripts:
         self.run(
             "open",
             [KEYS.board, KEYS.shadow, KEYS.events, KEYS.meta, KEYS.changes],
-            *("T", epoch, seq, "0-0", GROUP, str(LAYOUT), 1, members),
+            *("T", epoch, seq, "0-0", GROUP, str(self.layout), 1, members),
         )
 
     def fence(self, token: str) -> Reply:
@@ -72,7 +78,7 @@ class Scripts:
     ) -> tuple[list[str], list[object]]:
         generation = self.generation if generation is None else generation
         keys = [KEYS.board, KEYS.events, KEYS.meta, KEYS.changes]
-        args: list[object] = [generation, layout or str(LAYOUT), self.cap]
+        args: list[object] = [generation, layout or str(self.layout), self.cap]
         pairs: dict[int, int] = {}
         for user, action, delta, *more in actions:
             digest = digest_of("main", user, action)

@@ -19,7 +19,9 @@ import psycopg
 import redis
 
 from flusher.service import Flusher
-from scoreboard.model import Action, Board, Partition, Receipt, unpack_score
+from scoreboard.ledger.boards import insert_board
+from scoreboard.ledger.pool import connect
+from scoreboard.model import DEFAULT_RULES, Action, Board, Partition, Receipt, Rules
 from scoreboard.runtime.lifecycle import StopEvent
 from scoreboard.runtime.settings import Settings
 from scoreboard.store.client import make_client
@@ -46,18 +48,8 @@ async def store_of(settings: Settings) -> AsyncIterator[Store]:
 async def make_board(settings: Settings, board: Board | None = None) -> Board:
     """Create a board in PostgreSQL and open it, empty, in Redis."""
     board = board or Board()
-    layout = board.layout
-    with psycopg.connect(settings.database_url.reveal()) as connection:
-        connection.execute(
-            "INSERT INTO boards VALUES (%s, %s, %s, %s, %s)",
-            (
-                board.name,
-                layout.partitions,
-                layout.seen_seconds,
-                layout.seen_shards,
-                board.is_public,
-            ),
-        )
+    async with await connect(settings, name="test") as connection:
+        await insert_board(connection, board)
     async with store_of(settings) as store:
         await open_board(store, board)
     return board
@@ -200,6 +192,7 @@ def check_invariants(
     *,
     board: str = "main",
     partitions: int = 1,
+    rules: Rules = DEFAULT_RULES,
 ) -> None:
     """Assert I1, I2, I3 and I6 on a drained board; ``acknowledged`` are (user, action, delta)."""
     ledger = query(
@@ -228,15 +221,16 @@ def check_invariants(
         for number in range(partitions):
             keys = PartitionKeys(Partition(board, number))
             rows = client.zrange(keys.board, 0, -1, desc=True, withscores=True)
-            shown |= {user: unpack_score(int(packed)) for user, packed in rows}
+            shown |= {user: rules.unpack_score(int(packed)) for user, packed in rows}
             order += [user for user, _ in rows]
     assert shown == scores, "I3: Redis shows what PostgreSQL has"
     if partitions == 1:
         ranking = query(
             settings,
             "SELECT u.external_id FROM scores s JOIN users u ON u.id = s.user_id"
-            " WHERE s.board = %s ORDER BY s.score DESC, s.reached_at, s.last_seq",
+            " WHERE s.board = %s ORDER BY s.score * %s, s.reached_at, s.last_seq",
             board,
+            1 if rules.order == "lowest" else -1,
         )
         assert order == [user for (user,) in ranking], "I3: equal scores are in order of arrival"
     for number in range(partitions):

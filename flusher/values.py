@@ -1,0 +1,95 @@
+"""Makes the deltas of values follow from the ledger.
+
+On a board with the operator ``best`` or ``last`` an action states its score. Redis computes the
+difference from the score that it has, which a late duplicate may have moved. The ledger ignores the
+duplicate, so the difference is computed again from the ledger's score. Invariant: after a batch the
+score of a user in PostgreSQL is the last value that the ledger counted, plus later differences.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from scoreboard.events import Event, event_time
+from scoreboard.ledger import checks
+from scoreboard.ledger.pool import Connection
+from scoreboard.ledger.positions import where
+from scoreboard.model import Partition, user_uuid
+from scoreboard.runtime import resources
+
+_SELECT_COUNTED: Final = resources.query("select_counted_actions")
+_INSERT_UNCHANGED: Final = resources.query("insert_unchanged_value")
+
+
+class Rebased(Struct, frozen=True):
+    """The actions of a batch, and those of them that change nothing in the ledger."""
+
+    actions: list[Event]
+    unchanged: list[Event]
+
+
+async def rebase(connection: Connection, board: str, actions: Sequence[Event]) -> Rebased:
+    """Return actions in stream order, with the deltas of new values computed from the ledger.
+
+    The caller holds the lock on the position, so no other commit changes these users.
+
+    Raises DatabaseUnavailable.
+    """
+    users = list({event.user_id for event in actions})
+    held = await checks.read_scores(connection, board, users)
+    scores = {user: held[user].score if user in held else 0 for user in users}
+    parameters = {
+        "board": board,
+        "users": [event.user_id for event in actions],
+        "actions": [event.action_id for event in actions],
+        "epochs": [event.epoch for event in actions],
+        "seqs": [event.seq for event in actions],
+    }
+    rows = await (await connection.execute(_SELECT_COUNTED, parameters)).fetchall()
+    counted = {(user, action) for user, action, epoch, _ in rows if epoch is None}
+    rejected = {tuple(row) for row in rows if row[2] is not None}
+    rebased = Rebased([], [])
+    for event in actions:
+        key = (event.user_id, event.action_id)
+        if key in counted:
+            rebased.actions.append(event)
+            continue
+        if (*key, event.epoch, event.seq) in rejected:  # the batch was committed before
+            rebased.unchanged.append(event)
+            continue
+        counted.add(key)
+        delta = event.delta
+        if event.is_value:
+            delta = event.score_after - scores[event.user_id]
+        if delta == 0:
+            rebased.unchanged.append(event)
+            continue
+        scores[event.user_id] += delta
+        rebased.actions.append(
+            event if delta == event.delta else msgspec.structs.replace(event, delta=delta)
+        )
+    return rebased
+
+
+async def insert_unchanged(
+    connection: Connection, partition: Partition, events: Sequence[Event]
+) -> int:
+    """Record values that change nothing in the ledger; return the number of new ones."""
+    recorded = 0
+    for event in events:
+        row: dict[str, Any] = {
+            **where(partition),
+            "user_id": event.user_id,
+            "preferred_id": user_uuid(event.user_id),
+            "action_id": event.action_id,
+            "epoch": event.epoch,
+            "seq": event.seq,
+            "delta": event.delta,
+            "score_after": event.score_after,
+            "request_id": event.request_id or None,
+            "occurred_at": event_time(event.stream_id),
+        }
+        recorded += (await connection.execute(_INSERT_UNCHANGED, row)).rowcount
+    return recorded

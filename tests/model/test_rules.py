@@ -1,0 +1,268 @@
+"""Boards of every operator, order and bounds agree with a plain model after any sequence of steps.
+
+The model has the ledger too: a flush counts each action once, a repeat after the dedup window is
+refused by it, and a repair sets Redis to the ledger plus what is not flushed.
+"""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import redis
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from scoreboard.model import SCORE_MAX, SLOT_COUNT, Rules
+from scoreboard.store.keys import COMMITS_PREFIX, GROUP
+from tests.support.clients.scripts import KEYS, Scripts
+
+TRIM = [KEYS.events, KEYS.meta]
+REPAIR = [KEYS.board, KEYS.events, KEYS.meta, KEYS.changes]
+USERS = st.sampled_from(["ann", "bob", "cem", "dan"])
+ACTIONS = st.sampled_from([f"win:{n}" for n in range(10)])
+NUMBERS = st.sampled_from([0, 1, 2, 5, 9, 10, 11, 49, 50, 51, 1000, SCORE_MAX, -1, -7, -SCORE_MAX])
+BATCHES = st.lists(st.tuples(USERS, ACTIONS, NUMBERS, st.booleans()), min_size=1, max_size=6)
+Answer = tuple[int, int, int, int]
+"""Delta, score, seq and stated number of an action."""
+
+
+class RulesMachine(RuleBasedStateMachine):
+    """One partition with rules, its ledger, and their model."""
+
+    client: "redis.Redis[str]"
+    board_rules: Rules
+
+    @initialize()
+    def start(self) -> None:
+        self.client.flushall()
+        self.scripts = Scripts(self.client, is_real=True)
+        self.scripts.use_rules(self.board_rules)
+        self.scripts.open()
+        self.epoch, self.seq, self.flushed, self.flushed_id = 1, 0, 0, "0-0"
+        self.scores: dict[str, int] = {}
+        self.arrivals: dict[str, int] = {}
+        self.memory: dict[tuple[str, str], Answer] = {}
+        self.stream: list[tuple[int, str, str, int, int]] = []
+        """Seq, user, action, delta and score after of each entry."""
+        self.late: set[str] = set()
+        """Users whose score in Redis includes something that the ledger refused."""
+        self.numbers: dict[int, int] = {}
+        self.ledger: dict[tuple[str, str], int] = {}
+        self.counted: dict[str, int] = {}
+        self.answers: dict[tuple[str, str], Answer] = {}
+        """Of each action in the ledger, what a reseed restores."""
+
+    def expect(self, user: str, action: str, number: int, *, stated: bool) -> list[Any]:
+        """Return the expected answer to an action, and apply it to the model."""
+        rules = self.board_rules
+        if (user, action) in self.memory:
+            delta, score, seq, first = self.memory[user, action]
+            is_conflict = stated and first != number
+            return ["conflict" if is_conflict else "replayed", delta, score, seq]
+        held = self.scores.get(user)
+        goal = number if rules.takes_values else (held or 0) + number
+        is_first_zero = held is None and goal == 0 and rules.order == "lowest"
+        if not rules.score_min <= goal <= rules.score_max or is_first_zero:
+            return ["range", number, held or 0, 0]
+        if rules.operator == "best" and held is not None:
+            goal = max(held, goal) if rules.order == "highest" else min(held, goal)
+        delta = goal - (held or 0)
+        if delta:
+            self.seq += 1
+            self.scores[user], self.arrivals[user] = goal, self.seq
+            self.stream.append((self.seq, user, action, delta, goal))
+            self.numbers[self.seq] = number
+        self.memory[user, action] = (delta, goal, self.seq, number)
+        return ["applied", delta, goal, self.seq]
+
+    @rule(batch=BATCHES)
+    def submit(self, batch: list[tuple[str, str, int, bool]]) -> None:
+        if not self.board_rules.takes_values:
+            batch = [(u, a, n or 1, stated) for u, a, n, stated in batch]
+        expected = [self.expect(u, a, n, stated=stated) for u, a, n, stated in batch]
+        assert self.scripts.submit(*((u, a, n, int(s)) for u, a, n, s in batch)) == expected
+
+    @rule()
+    def repeat_everything(self) -> None:
+        """Every remembered action gets its first answer, and nothing changes (I5)."""
+        before = self.scripts.snapshot()
+        for (user, action), (delta, score, seq, number) in self.memory.items():
+            row = self.scripts.submit((user, action, number, 1))
+            assert row == [["replayed", delta, score, seq]]
+        assert self.scripts.snapshot() == before
+
+    @rule(count=st.integers(1, 10))
+    def flush(self, count: int) -> None:
+        """Count in the ledger, acknowledge and trim, as the flusher does."""
+        got = self.client.xreadgroup(GROUP, "one", {KEYS.events: ">"}, count=count)
+        if not got:
+            return
+        ids = [position for position, _ in got[0][1]]
+        done, self.stream = self.stream[: len(ids)], self.stream[len(ids) :]
+        for seq, user, action, delta, score in done:
+            if action.startswith("correction:"):
+                continue
+            if self.board_rules.takes_values:
+                delta = score - self.counted.get(user, 0)  # noqa: PLW2901 (as flusher.values)
+            if (user, action) in self.ledger or not delta:
+                self.late.add(user)
+                continue
+            self.ledger[user, action] = delta
+            self.counted[user] = self.counted.get(user, 0) + delta
+            number = self.numbers[seq]
+            self.answers[user, action] = (delta, score, seq, number)
+        first, self.flushed, self.flushed_id = done[0][0], done[-1][0], ids[-1]
+        channel = COMMITS_PREFIX + "main"
+        args = (self.scripts.history, self.epoch, ids[-1], first, self.flushed, channel, *ids)
+        assert self.scripts.run("trim", TRIM, GROUP, *args)[0] == len(ids)
+
+    @rule(which=st.integers(0, 100))
+    def repeat_late(self, which: int) -> None:
+        """A counted action comes again after the dedup window: it counts in Redis until repaired.
+
+        Points that it adds could be taken away before the repair, and the sum become negative, so
+        boards that add are repaired at once.
+        """
+        self.flush(10_000)
+        known = sorted(self.answers)
+        if not known:
+            return
+        user, action = known[which % len(known)]
+        if self.board_rules.takes_values:
+            for key in self.client.keys("*:seen:*"):
+                self.client.delete(key)
+            self.memory.clear()
+        else:
+            keys, args = self.scripts.submit_call((user, action, 1))
+            for key in keys:
+                if ":seen:" in key:
+                    self.client.hdel(key, args[5])
+            self.memory.pop((user, action), None)
+        number = self.answers[user, action][3]
+        expected = self.expect(user, action, number, stated=True)
+        assert self.scripts.submit((user, action, number, 1)) == [expected]
+        if not self.board_rules.takes_values:
+            self.flush(10_000)
+            self.repair()
+
+    @rule()
+    def repair(self) -> None:
+        """Set every user to the ledger plus what the stream holds (I3); twice changes nothing."""
+        users = sorted({*self.scores, *self.counted})
+        if not users:
+            return
+        args: list[object] = [self.scripts.history, self.epoch, self.flushed, self.flushed_id]
+        each: list[object] = []
+        for user in users:
+            each += [user, self.counted.get(user, -1), 0]
+        for user, row in zip(
+            users, self.scripts.run("repair", REPAIR, *args, 0, *each), strict=True
+        ):
+            expected = self.expected_score(user)
+            assert row[1:3] == [expected - self.scores.get(user, 0), expected]
+            if row[3]:
+                self.seq = row[3]
+                self.stream.append((self.seq, user, f"correction:{self.flushed}", 0, expected))
+            if row[0].decode() == "corrected":
+                self.scores[user] = expected
+                self.arrivals[user] = -1  # its place among equals is not modelled
+        again = self.scripts.run("repair", REPAIR, *args, 1, *each)
+        assert {row[0] for row in again} == {b"unchanged"}
+        self.late.clear()
+
+    def expected_score(self, user: str) -> int:
+        """Return the ledger's score plus what the stream holds; a value replaces all before it."""
+        score = self.counted.get(user, 0)
+        for _, name, action, delta, after in self.stream:
+            if name == user and not action.startswith("correction:"):
+                score = after if self.board_rules.takes_values else score + delta
+        return score
+
+    @rule()
+    def reseed(self) -> None:
+        """Drain, then rebuild the board and its memory from the ledger under a new epoch."""
+        self.flush(10_000)
+        self.scripts.fence("T")
+        for key in self.client.keys("*:seen:*"):
+            self.client.delete(key)
+        ranked = sorted(self.counted, key=lambda user: self.arrivals.get(user, 0))
+        slots: dict[int, int] = {}
+        page: list[object] = []
+        for user in ranked:
+            score = self.counted[user]
+            slots[score] = slots.get(score, SLOT_COUNT) - 1
+            page += [self.board_rules.pack(score, slots[score]), user]
+        self.scripts.run("restore", [KEYS.meta, KEYS.shadow], "T", 1, *page)
+        expiry = self.scripts.now() + 1000
+        for (user, action), (delta, score, seq, number) in self.answers.items():
+            keys, args = self.scripts.submit_call((user, action, 1))
+            record = f"{delta}:{score}:{seq}"
+            record += f":{number}" if self.board_rules.takes_values else ""
+            seen = next(key for key in keys if ":seen:" in key)
+            self.scripts.run("remember", [KEYS.meta, seen], "T", 0, expiry, args[5], record)
+        self.memory = dict(self.answers)
+        self.scores = dict(self.counted)
+        self.late.clear()
+        self.epoch += 1
+        self.flushed, self.flushed_id = self.seq, self.flushed_id
+        self.scripts.run(
+            "open",
+            [KEYS.board, KEYS.shadow, KEYS.events, KEYS.meta, KEYS.changes],
+            *("T", self.epoch, self.seq, self.flushed_id, GROUP),
+            *(str(self.scripts.layout), 1, len(ranked)),
+        )
+
+    @invariant()
+    def the_board_is_ranked_by_its_order(self) -> None:
+        if not hasattr(self, "stream"):
+            return
+        held = [(u, self.board_rules.unpack_score(packed)) for u, packed in self.scripts.board()]
+        assert dict(held) == self.scores
+        ranked = sorted(self.scores.values(), reverse=self.board_rules.order == "highest")
+        assert [score for _, score in held] == ranked
+        for (one, score), (other, same) in pairwise(held):
+            if score == same and min(self.arrivals[one], self.arrivals[other]) > 0:
+                assert self.arrivals[one] < self.arrivals[other], "equal scores rank by arrival"
+
+    @invariant()
+    def scores_are_sums_within_their_bounds(self) -> None:
+        """The score is the sum of the deltas (I2), and stays in the bounds of the board."""
+        if not hasattr(self, "stream"):
+            return
+        sums: dict[str, int] = {}
+        for (user, _), delta in self.ledger.items():
+            assert delta, "the ledger has no change of 0"
+            sums[user] = sums.get(user, 0) + delta
+        assert sums == self.counted
+        for user, score in self.scores.items():
+            assert self.board_rules.score_min <= score <= self.board_rules.score_max
+            assert user in self.late or score == self.expected_score(user)
+
+
+OPERATORS = ["add", "best", "last"]
+BOUNDS = [(0, SCORE_MAX), (5, 50)]
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("order", ["highest", "lowest"])
+@pytest.mark.parametrize("bounds", BOUNDS)
+def test_the_board_and_its_ledger_equal_their_model(
+    operator: Any, order: Any, bounds: tuple[int, int], redis_url: str
+) -> None:
+    from hypothesis.stateful import run_state_machine_as_test
+
+    rules = Rules(operator, order, *bounds, "players", "stated")
+    with redis.Redis.from_url(redis_url) as client:
+        machine: type[RulesMachine] = type(
+            "Machine", (RulesMachine,), {"client": client, "board_rules": rules}
+        )
+        run_state_machine_as_test(
+            machine,
+            settings=settings(
+                max_examples=25,
+                stateful_step_count=25,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
