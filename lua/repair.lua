@@ -7,13 +7,14 @@
 -- OUTCOMES  corrected unchanged differs
 -- REFUSES   UNINIT no epoch · FENCED not accepting · STALE other replication id, other epoch, or a later position is known · LAG more than 1000 entries after the stream id · RANGE a score would leave its range · BADARG arguments
 -- WRITES    board events meta
--- EMITS     to changes, once, if a score changed
+-- EMITS     to changes, once, if a score changed · to sb:active the name of the stream, if it was empty before and a correction was added
 -- COST      O(e + n (log N + 512)), e entries after the stream id ≤ 1000, n users ≤ 64
 
 local SCORE_MAX = 2147483647
 local SLOT_COUNT = 2097152
 local ENTRIES_MAX = 1000
 local EQUALS_MAX = 512
+local ACTIVE = 'sb:active'
 
 -- unpack
 local board, events, meta, changes = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -70,6 +71,7 @@ local entries = redis.call('XRANGE', events, '(' .. from, '+', 'COUNT', ENTRIES_
 if #entries > ENTRIES_MAX then
   return redis.error_reply('LAG too many new entries')
 end
+local waiting, has_added = redis.call('XLEN', events), false
 local added, acted, is_set = {}, {}, {}
 for place, entry in ipairs(entries) do
   local fields = {}
@@ -173,7 +175,7 @@ for i, user in ipairs(users) do
     local at_seq = 0
     if change ~= 0 then
       seq = seq + 1
-      at_seq = seq
+      at_seq, has_added = seq, true
       redis.call('XADD', events, '*', 'q', seq, 'u', user.name,
         'a', string.format('correction:%.0f', committed), 'd', change, 's', user.expected,
         'e', epoch, 'k', 'c')
@@ -193,5 +195,9 @@ end
 -- emit
 if wrote then
   redis.call('PUBLISH', changes, string.format('%.0f:%.0f', epoch, seq))
+end
+-- As in submit.lua: a user of an older version's ACL may not publish here.
+if has_added and waiting == 0 then
+  redis.pcall('PUBLISH', ACTIVE, events)
 end
 return replies

@@ -7,7 +7,7 @@
 -- OUTCOMES  applied replayed conflict busy range
 -- REFUSES   UNINIT no epoch, seq or layout · FENCED not accepting · LAYOUT other layout or a retired partition, the second word is the right layout · BUCKET other generation, the second word is Redis's time in s · BADARG arguments
 -- WRITES    board events meta seen
--- EMITS     to changes, if the watched top can differ: up to 8 traceparents of actions that changed it, if they are traced; then epoch:seq
+-- EMITS     to changes, if the watched top can differ: up to 8 traceparents of actions that changed it, if they are traced; then epoch:seq · to sb:active the name of the stream, if it was empty before
 -- COST      O(n log N), n actions ≤ 64, N members; where a score runs out of slots, 16 moves more per action, and 1024 per call
 
 local WATCHED_TOP = 10
@@ -18,6 +18,7 @@ local MOVES = 16
 local SWEEPS_MORE = 64
 local FIELDS_PER_ACTION = 7
 local TRACES_MAX = 8
+local ACTIVE = 'sb:active'
 
 -- unpack
 local board, events, meta, changes = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -104,7 +105,8 @@ for pair = 1, pairs_count do
 end
 -- A key that exists has an expiry. Users of an older version's ACL may not call EXISTS: then each key is tried.
 local have_expiry = redis.pcall('EXISTS', unpack(current_keys)) == pairs_count
-local room = cap - redis.call('XLEN', events)
+local waiting = redis.call('XLEN', events)
+local room = cap - waiting
 -- Packed score of the last watched row; -1 while there are fewer rows.
 local last_watched = redis.call('ZRANGE', board, WATCHED_TOP - 1, WATCHED_TOP - 1, 'REV', 'WITHSCORES')
 local threshold = tonumber(last_watched[2]) or -1
@@ -301,5 +303,10 @@ if visible then
     redis.call('PUBLISH', changes, 'traces ' .. table.concat(shown, ' '))
   end
   redis.call('PUBLISH', changes, string.format('%.0f:%.0f', epoch, seq))
+end
+-- A flusher serves a partition while its stream has entries. A user of an older version's ACL may not publish here;
+-- the flusher then finds the entries when it reads the lengths of all streams.
+if stream_id and waiting == 0 then
+  redis.pcall('PUBLISH', ACTIVE, events)
 end
 return failure or replies

@@ -4,9 +4,10 @@ Every key of a partition has the hash tag ``{board:partition}``, so the keys of 
 slot, also on Redis Cluster.
 """
 
+import re
 from typing import Final
 
-from scoreboard.model import Partition
+from scoreboard.model import PARTITIONS_MAX, Partition, is_board_name
 
 GROUP: Final = "flusher"
 """The consumer group of every events stream."""
@@ -20,11 +21,20 @@ ACTIONS_CHANGED: Final = "sb:actions:changed"
 BOARDS: Final = "sb:boards"
 """Hash board → properties, copied from PostgreSQL: the list of boards."""
 
+ACTIVE: Final = "sb:active"
+"""Channel of partitions that have work again; the message is the name of a stream that was empty.
+
+Every script that adds to a stream publishes it. Messages may be lost: the flusher also reads the
+lengths of all streams from time to time.
+"""
+
 COMMITS_PREFIX: Final = "sb:commits:"
 """Channel of a board: PostgreSQL committed actions; the message is ``epoch:seq`` of a partition."""
 
 LIMIT_PREFIX: Final = "sb:limit"
 """Prefix of the api's own rate-limit counters (only with SCOREBOARD_RATE_LIMIT=app)."""
+
+_EVENTS: Final = re.compile(r"sb:\{([^:]+):(0|[1-9]\d{0,2})\}:events", re.ASCII)
 
 PULSE: Final = "sb:pulse"
 """Counter that the dispatcher increments before it waits for replicas (docs/decisions/0006)."""
@@ -38,6 +48,14 @@ def load_test_key(board: str) -> str:
 def limit_key(kind: str, caller: str, per_minute: int) -> str:
     """Name the list of a caller's updates in the last minute; another limit has another list."""
     return f"{LIMIT_PREFIX}:LIMITER/{kind}/{caller}/{per_minute}/1/minute"
+
+
+def partition_of_events(key: str) -> Partition | None:
+    """Return the partition of a stream; None if no partition has a stream of this name."""
+    found = _EVENTS.fullmatch(key)
+    if found is None or not is_board_name(found[1]) or int(found[2]) >= PARTITIONS_MAX:
+        return None
+    return Partition(found[1], int(found[2]))
 
 
 class PartitionKeys:

@@ -7,7 +7,7 @@ import pytest
 
 from scoreboard import model, trace_context
 from scoreboard.errors import REFUSALS
-from scoreboard.store import corrections
+from scoreboard.store import corrections, keys
 
 LUA = Path(__file__).parents[2] / "lua"
 SCRIPTS = sorted(path.stem for path in LUA.glob("*.lua"))
@@ -127,6 +127,17 @@ def test_lua_and_python_agree_on_constants() -> None:
     assert int(constants["SLOT_COUNT"]) == model.SLOT_COUNT
     assert int(constants["EQUALS_MAX"]) == corrections.EQUALS_MAX
     assert f"#users == {corrections.REPAIR_MAX}" in body
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_that_adds_to_a_stream_announces_it(name: str) -> None:
+    """A flusher does not read the streams of partitions without work."""
+    _, sections, body = read(name)
+
+    adds = "'XADD'" in body
+    assert adds == (f"local ACTIVE = '{keys.ACTIVE}'\n" in body)
+    assert adds == ("  redis.pcall('PUBLISH', ACTIVE, events)\n" in body)
+    assert adds == (f"to {keys.ACTIVE} " in sections["EMITS"])
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

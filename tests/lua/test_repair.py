@@ -3,6 +3,7 @@
 import pytest
 
 from scoreboard.model import SCORE_MAX, unpack_score
+from scoreboard.store.keys import ACTIVE
 from tests.support.clients.scripts import KEYS, Scripts, text
 
 from .conftest import on_the_real_server
@@ -266,3 +267,19 @@ def test_an_empty_or_fenced_partition_is_refused(scripts: Scripts) -> None:
     scripts.fence("T")
 
     assert scripts.refuses("repair", ALL, *call).startswith("FENCED ")
+
+
+def test_a_correction_of_an_empty_stream_is_announced(played: Scripts) -> None:
+    committed = last_id(played)
+    played.client.xtrim(KEYS.events, maxlen=0)
+    listener = played.client.pubsub()
+    listener.subscribe(ACTIVE)
+    listener.get_message(timeout=1)
+
+    repair(played, ("bob", 20, []), committed=committed, seq=3)  # unchanged: adds nothing
+    repair(played, ("alice", 25, []), committed=committed, seq=3)
+    repair(played, ("carol", 25, []), committed=last_id(played), seq=3)  # it has an entry
+
+    messages = [listener.get_message(timeout=0.2) for _ in range(2)]
+    assert [text(one["data"]) if one else None for one in messages] == [KEYS.events, None]
+    listener.close()

@@ -6,6 +6,7 @@ import pytest
 import redis
 
 from scoreboard.model import SCORE_MAX, SLOT_COUNT, pack
+from scoreboard.store.keys import ACTIVE
 from tests.lua.conftest import on_the_real_server
 from tests.support.clients.scripts import KEYS, LAYOUT, Scripts, text
 
@@ -282,6 +283,41 @@ def test_a_key_of_a_wrong_type_fails_before_the_first_write(opened: Scripts) -> 
 
     assert "WRONGTYPE" in opened.refuses("submit", keys, *args)
     assert opened.snapshot() == before
+
+
+def test_a_stream_that_was_empty_is_announced(opened: Scripts) -> None:
+    with opened.client.pubsub() as subscription:
+        subscription.subscribe(ACTIVE)
+        subscription.get_message(timeout=1)
+
+        opened.submit(("alice", "1", 1), ("bob", "1", 1))
+        opened.submit(("alice", "2", 1))  # it has entries
+        opened.client.xtrim(KEYS.events, maxlen=0)
+        opened.submit(("alice", "2", 1))  # a replay adds none
+        opened.submit(("alice", "3", 1))
+
+        messages = [subscription.get_message(timeout=0.2) for _ in range(3)]
+    assert [text(one["data"]) if one else None for one in messages] == [KEYS.events] * 2 + [None]
+
+
+@on_the_real_server
+def test_a_user_who_may_not_announce_a_stream_can_submit(scripts: Scripts) -> None:
+    """Users of an older version's ACL."""
+    scripts.open()
+    scripts.client.execute_command(
+        "ACL", "SETUSER", "older", "on", ">x", "~*", "+@all", "resetchannels", "&sb:{*}:changes"
+    )
+    url = scripts.client.connection_pool.connection_kwargs
+    try:
+        with redis.Redis(
+            host=url["host"], port=url["port"], username="older", password="x"
+        ) as older:
+            done = Scripts(older, is_real=True).submit(("alice", "1", 1))
+    finally:
+        scripts.client.execute_command("ACL", "DELUSER", "older")
+
+    assert done == [["applied", 1, 1, 1]]
+    assert len(scripts.events()) == 1
 
 
 def test_changes_are_published_once_and_only_if_the_top_may_differ(opened: Scripts) -> None:
