@@ -19,7 +19,9 @@ from api.edge.rate_limit import RateLimiter
 from api.edge.request_tracing import RequestTracing
 from api.edge.router import RouteHandler, Router
 from api.endpoints import health, static_files
+from api.endpoints.board_pages import BoardPages
 from api.endpoints.board_reader import BoardReader
+from api.endpoints.boards import BoardInformation
 from api.endpoints.event_streams import PATH as STREAM_PATH
 from api.endpoints.event_streams import EventStreams
 from api.endpoints.fast_reads import LEADERBOARD_PATH, STANDING_PATH, FastReads
@@ -38,6 +40,7 @@ from scoreboard.runtime.telemetry import get_logger
 from scoreboard.runtime.tracing import make_tracing
 from scoreboard.security.credentials import refresh_secrets, require_secrets
 from scoreboard.security.tokens import Verifier
+from scoreboard.store.board_directory import BoardDirectory
 from scoreboard.store.boards import BOARD_SCRIPTS, Boards
 from scoreboard.store.catalogue import Catalogue
 from scoreboard.store.client import make_client
@@ -69,6 +72,7 @@ class Api:
             export_pool(self._pool)
         self._verifier = Verifier(settings)
         self._catalogue = Catalogue(settings, self._store)
+        directory = BoardDirectory(settings, self._store)
         self._dispatcher = Dispatcher(settings, name="api-dispatcher")
         self._reads = ReadBatcher(settings, BOARD_SCRIPTS, name="api-reads")
         self._tracing = make_tracing(settings, "api")
@@ -91,22 +95,26 @@ class Api:
         self._names = NameCache(self._pool)
         reads = BoardReader(
             Boards(self._client, self._reads),
+            directory,
             self._names,
             self._streams.watcher,
             self._streams.watch,
         )
         updates = UpdateService(
-            settings,
+            directory,
             self._catalogue,
             self._dispatcher,
             self._limiter,
             commits=self._commits,
             note_update=reads.note_update,
         )
-        fast_reads = FastReads(settings, self._verifier, reads)
+        fast_reads = FastReads(self._verifier, reads)
+        pages = BoardPages(self._store)
+        services = Services(self._verifier, updates, reads, fast_reads, pages)
         self.litestar = Litestar(
             route_handlers=[
                 Scores,
+                BoardInformation,
                 *health.make_handlers(),
                 *static_files.make_handlers(settings, web_path()),
                 *openapi.make_handlers(settings),
@@ -115,9 +123,7 @@ class Api:
             openapi_config=None,
             logging_config=None,
             request_max_body_size=settings.body_bytes,
-            state=State(
-                {"services": Services(settings, self._verifier, updates, reads, fast_reads)}
-            ),
+            state=State({"services": services}),
         )
         routes: dict[tuple[str, str], RouteHandler] = {("GET", STREAM_PATH): self._streams}
         for method in ("GET", "HEAD"):

@@ -44,7 +44,7 @@ IN_PROGRESS: Final = gauge(
 UPDATES: Final[dict[str, int]] = dict.fromkeys(
     (
         *("applied", "replayed", "conflict", "busy", "range", "unknown"),
-        *("rate_limited", "unavailable"),
+        *("rate_limited", "unavailable", "archived"),
     ),
     0,
 )
@@ -57,7 +57,7 @@ Readings(
     ("outcome",),
     lambda: (((outcome,), count) for outcome, count in UPDATES.items()),
     unit="updates",
-    normal="applied, and some replayed and rate_limited; unknown, busy and unavailable: 0",
+    normal="applied, some replayed and rate_limited; archived, unknown, busy, unavailable: 0",
 )
 
 _known: Final[dict[tuple[str, str, int], Series]] = {}

@@ -56,7 +56,7 @@ ACCEPTING: Final = Children(
         "1 if the partition accepts actions",
         *PARTITION,
         unit="0 or 1",
-        normal="1; 0 while it is reseeded or repaired",
+        normal="1; 0 while it is reseeded or repaired, and if the board is archived",
     )
 )
 LAST_SUCCESS: Final = gauge(

@@ -77,7 +77,7 @@ class Probe:
         state = await self._store.state(flusher.partition)
         backlog = await self._store.backlog(flusher.partition)
         flusher.status.note_backlog(backlog)
-        metrics.ACCEPTING[labels].set(state.is_open)
+        metrics.ACCEPTING[labels].set(state.is_open and not state.is_archived)
         metrics.STREAM_LENGTH[labels].set(backlog.entries)
         metrics.STREAM_PENDING[labels].set(backlog.pending)
         oldest_ms = backlog.oldest_ms

@@ -50,7 +50,7 @@ local meta_epoch, seq = whole(facts[1]), whole(facts[3])
 if not meta_epoch or meta_epoch < 1 or not seq then
   return redis.error_reply('UNINIT the partition is empty: reseed it')
 end
-if facts[2] ~= 'open' then
+if facts[2] ~= 'open' and facts[2] ~= 'archived' then
   return redis.error_reply('FENCED the partition accepts no actions')
 end
 if meta_epoch ~= epoch then

@@ -5,7 +5,7 @@
 -- ASSUMES   the keys match time and layout of the board: both are compared
 -- RETURNS   per action, in order: outcome, delta, score, seq, committed 0 or 1: this change is known to be in PostgreSQL; delta 0 if the action changed nothing, then seq is that of the last change before it; busy and range repeat the argument in place of the delta
 -- OUTCOMES  applied replayed conflict busy range
--- REFUSES   UNINIT no epoch, seq or layout · FENCED not accepting · LAYOUT other layout or a retired partition, the second word is the right layout · BUCKET other generation, the second word is Redis's time in s · BADARG arguments
+-- REFUSES   UNINIT no epoch, seq or layout · FENCED not accepting · ARCHIVED the board is archived · LAYOUT other layout or a retired partition, the second word is the right layout · BUCKET other generation, the second word is Redis's time in s · BADARG arguments
 -- WRITES    board events meta seen
 -- EMITS     to changes, if the watched top can differ: up to 8 traceparents of actions that changed it, if they are traced; then epoch:seq · to sb:active the name of the stream, if it was empty before
 -- COST      O(n log N), n actions ≤ 64, N members; where a score runs out of slots, 16 moves more per action, and 1024 per call
@@ -80,6 +80,9 @@ if not epoch or epoch < 1 or not seq or not seen_seconds or seen_seconds < 1 the
   return redis.error_reply('UNINIT the partition is empty: reseed it')
 end
 if state ~= 'open' then
+  if state == 'archived' then
+    return redis.error_reply('ARCHIVED the board accepts no more actions')
+  end
   return redis.error_reply('FENCED the partition accepts no actions')
 end
 if facts[4] ~= layout then

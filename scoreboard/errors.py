@@ -12,6 +12,7 @@ ScoreboardError
 │   │   ├── UnknownUser         the user has no score on the board
 │   │   └── UnknownBoard
 │   ├── ActionConflict        the action was applied before with other points
+│   ├── BoardArchived         the board accepts no more actions
 │   ├── BodyTooLarge
 │   ├── TargetTooLong         the request line is too long
 │   ├── HeadTooLarge          the request line and headers are too large
@@ -134,6 +135,11 @@ class UnknownBoard(NotFound):
 class ActionConflict(ClientError):
     code = "action-conflict"
     title = "The action was applied before with other points"
+
+
+class BoardArchived(ClientError):
+    code = "board-archived"
+    title = "The board is archived"
 
 
 class BodyTooLarge(ClientError):
@@ -341,6 +347,7 @@ class ServiceExited(InternalError):
 REFUSALS: dict[str, type[ScoreboardError] | None] = {
     "UNINIT": Uninitialised,
     "FENCED": Fenced,
+    "ARCHIVED": BoardArchived,
     # The dispatcher updates its state from these two and sends the actions again.
     "BUCKET": None,
     "LAYOUT": Uninitialised,  # unreadable: a reseed writes it again

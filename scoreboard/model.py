@@ -82,6 +82,9 @@ Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
 
 DEFAULT_BOARD: Final = "main"
 
+BOARDS_KEPT_MAX: Final = 10_000
+"""Maximum boards of which a process keeps something in memory, unless it serves all."""
+
 _ID = re.compile(ID_PATTERN[:-1] + r"\Z")
 _LAYOUT = re.compile(r"(\d{1,10}):(\d{1,10}):(\d{1,10})(?::(\S{1,100}))?", re.ASCII)
 _RULES = re.compile(r"([a-z]+):([a-z]+):(\d{1,10}):(\d{1,10}):([a-z]+):([a-z]+)", re.ASCII)

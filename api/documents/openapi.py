@@ -21,6 +21,7 @@ from litestar.params import FromPath
 
 from api.documents import schemas
 from api.documents.responses import EVERYWHERE
+from api.endpoints.boards import BoardInformation
 from api.endpoints.health import make_handlers as make_probes
 from api.endpoints.scores import BEARER, Scores
 from api.endpoints.static_files import SECURITY_HEADERS, content_security_policy
@@ -80,6 +81,19 @@ _ROWS: Final = [
     {"rank": 1, "userId": "auth0|64f1", "score": 150},
     {"rank": 2, "userId": "018f6d0e-5f2c-7c3a-9f57-3a1f6f0f9f11", "score": 140},
 ]
+_BOARD: Final = {
+    "name": "laps",
+    "public": True,
+    "state": "open",
+    "rules": {
+        "operator": "best",
+        "order": "lowest",
+        "min": 0,
+        "max": 2_147_483_647,
+        "lowering": "nobody",
+        "points": "stated",
+    },
+}
 _STREAMED: Final = """\
 retry: 3000
 
@@ -111,6 +125,8 @@ _EXAMPLES: Final[dict[str, tuple[Any, Any]]] = {
         None,
         _STREAMED,
     ),
+    "listBoards": (None, {"boards": [_BOARD], "next": "laps"}),
+    "readBoard": (None, _BOARD),
     "isAlive": (None, {"status": "alive"}),
     "isReady": (
         None,
@@ -124,7 +140,7 @@ _EXAMPLES: Final[dict[str, tuple[Any, Any]]] = {
 def openapi() -> dict[str, Any]:
     """Generate the OpenAPI document."""
     described = Litestar(
-        route_handlers=[Scores, *make_probes()],
+        route_handlers=[Scores, BoardInformation, *make_probes()],
         openapi_config=OpenAPIConfig(
             title="Scoreboard",
             version=version("scoreboard"),
@@ -133,6 +149,7 @@ def openapi() -> dict[str, Any]:
             license=License(name="MIT", identifier="MIT"),
             tags=[
                 Tag(name="scores", description="Update scores and read the ranking."),
+                Tag(name="boards", description="The boards and their rules."),
                 Tag(
                     name="health",
                     description="Probes for the orchestrator; the gateway does not expose them.",
@@ -203,7 +220,7 @@ def _add_headers_and_examples(document: dict[str, Any]) -> None:
 def _headers_of(path: str, operation: dict[str, Any], status: str) -> dict[str, str]:
     """Return the headers of a response, each with the name of its description."""
     names = {"X-Request-Id": "RequestId"}
-    if path.startswith("/api/scores/") and status in {"200", "304"}:
+    if path.startswith("/api/") and status in {"200", "304"}:
         names["Cache-Control"] = "CacheControl"
         if operation["operationId"] == "updateScore":
             names |= {"RateLimit": "RateLimit", "RateLimit-Policy": "RateLimitPolicy"}

@@ -7,6 +7,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
 
 from scoreboard.errors import (
+    BoardArchived,
     Busy,
     Fenced,
     OutcomeUnknown,
@@ -19,7 +20,9 @@ from scoreboard.http.problems import MEDIA_TYPE, PROBLEM_TYPES, TYPE_PREFIX, Pro
 EVERYWHERE: Final = (405, 414, 417, 431, 500, 505)
 """Statuses that any path may return; the document describes each once."""
 
-UPDATE_ONLY: Final = frozenset({UnknownKind, ScoreOutOfRange, Fenced, Busy, OutcomeUnknown})
+UPDATE_ONLY: Final = frozenset(
+    {UnknownKind, ScoreOutOfRange, Fenced, Busy, OutcomeUnknown, BoardArchived}
+)
 """Problems that only an update can have."""
 
 _DESCRIPTIONS: Final[Mapping[int, str]] = {
@@ -28,7 +31,7 @@ _DESCRIPTIONS: Final[Mapping[int, str]] = {
     403: "The token does not allow this request.",
     404: "The path, the board or the user does not exist.",
     405: "The path does not support this method.",
-    409: "The action was applied before with other points.",
+    409: "The action was applied before with other points, or the board is archived.",
     413: "The body is too large.",
     414: "The request line is too long.",
     415: "The content type is not application/json.",

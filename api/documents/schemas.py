@@ -3,9 +3,23 @@
 from typing import Annotated
 
 from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec.structs import astuple
 
 from scoreboard.health.checks import Check
-from scoreboard.model import POINTS_MAX, ActionId, Points, UserId, is_identifier
+from scoreboard.model import (
+    POINTS_MAX,
+    ActionId,
+    BoardName,
+    BoardState,
+    Lowering,
+    Operator,
+    Order,
+    Points,
+    PointsFrom,
+    Rules,
+    UserId,
+    is_identifier,
+)
 
 
 class UpdateRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
@@ -86,6 +100,53 @@ class StandingReply(Struct, frozen=True, rename="camel"):
         Meta(description="The user's row and `around` rows on each side (near the start or the end "
              "of the ranking more on the other side)."),
     ]  # fmt: skip
+
+
+class BoardRules(Struct, frozen=True):
+    """How actions change the scores of a board. They never change."""
+
+    operator: Annotated[
+        Operator,
+        Meta(description="`add`: an action adds its points; `best`: the score is the best value of "
+             "all actions; `last`: the value of the last action."),
+    ]  # fmt: skip
+    order: Annotated[Order, Meta(description="Which scores are first.")]
+    min: Annotated[int, Meta(ge=0, description="Lowest possible score.")]
+    max: Annotated[int, Meta(ge=0, description="Highest possible score.")]
+    lowering: Annotated[
+        Lowering,
+        Meta(description="Who may send negative points; `trusted`: callers with "
+             "`update:score:any`."),
+    ]  # fmt: skip
+    points: Annotated[
+        PointsFrom,
+        Meta(description="Whether the catalogue of actions sets the points, or players state "
+             "them."),
+    ]  # fmt: skip
+
+    @classmethod
+    def of(cls, rules: Rules) -> "BoardRules":
+        """Return the rules as the API shows them."""
+        return cls(*astuple(rules))
+
+
+class BoardReply(Struct, frozen=True):
+    """A board and its rules."""
+
+    name: BoardName
+    public: Annotated[bool, Meta(description="False: reading needs a token.")]
+    state: Annotated[BoardState, Meta(description="An `archived` board accepts no actions.")]
+    rules: BoardRules
+
+
+class BoardsReply(Struct, frozen=True, omit_defaults=True):
+    """A page of boards, by name."""
+
+    boards: tuple[BoardReply, ...]
+    next: Annotated[
+        str | UnsetType,
+        Meta(description="`after` of the next page; omitted on the last page."),
+    ] = UNSET
 
 
 class Alive(Struct, frozen=True):

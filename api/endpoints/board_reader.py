@@ -21,13 +21,16 @@ from msgspec import UNSET, Struct, field
 from api.documents.schemas import LeaderboardReply, RankedUser, StandingReply
 from api.endpoints.name_cache import NameCache
 from scoreboard.broadcast.watcher import BoardWatcher
-from scoreboard.errors import Invalid, ScoreboardError
-from scoreboard.model import WATCHED_TOP, Board, Row, Window
+from scoreboard.errors import Invalid, ScoreboardError, Uninitialised
+from scoreboard.model import BOARDS_KEPT_MAX, WATCHED_TOP, Board, Row, Window
+from scoreboard.runtime.recent import Recent
 from scoreboard.runtime.telemetry import get_logger
+from scoreboard.store.board_directory import BoardDirectory
 from scoreboard.store.boards import Boards
 
-BOARD_TTL_S: Final = 5.0
-"""How long a board's layout and visibility are cached."""
+BOARD_TTL_S: Final = 1.0
+"""How long a board's layout and visibility are cached: a board that becomes private, or is deleted,
+is closed to readers within this time."""
 
 TOP_TTL_S: Final = 1.0
 """How long the top of a board is kept. It bounds the effect of a lost notification, and of changes
@@ -87,11 +90,6 @@ class SingleFlight(Generic[T]):
         return result
 
 
-class _CachedBoard(Struct):
-    board: Board
-    expires_at_s: float
-
-
 class _Top(Struct):
     """The watched rows of a board, and the pages encoded from them, by offset and limit."""
 
@@ -101,56 +99,77 @@ class _Top(Struct):
     pages: dict[tuple[int, int], Page] = field(default_factory=dict[tuple[int, int], Page])
 
 
+class _Known(Struct):
+    """What is kept of a board. All of it is dropped together, so that no part outlives another."""
+
+    board: Board | None = None
+    expires_at_s: float = 0.0
+    top: _Top | None = None
+    position: tuple[int, int] | None = None
+    """Epoch and seq that the last read has found."""
+    own_changes: int = 0
+    """How often this process has learned of a change otherwise than by the watcher."""
+
+
 class BoardReader:
     """Replies of the read endpoints."""
 
     def __init__(
         self,
         store: Boards,
+        directory: BoardDirectory,
         names: NameCache,
         watcher: BoardWatcher,
         watch: Callable[[], None],
     ) -> None:
         """``watch`` starts the watcher, which announces changes of the watched rows."""
         self._store = store
+        self._directory = directory
         self._names = names
         self._watcher = watcher
         self._watch = watch
-        self._cached: dict[str, _CachedBoard] = {}
+        self._known: Recent[_Known] = Recent(BOARDS_KEPT_MAX)
         self._board_reads: SingleFlight[Board] = SingleFlight()
         self._window_reads: SingleFlight[Window] = SingleFlight()
         self._top_reads: SingleFlight[_Top] = SingleFlight()
-        self._tops: dict[str, _Top] = {}
-        self._positions: dict[str, tuple[int, int]] = {}
-        """Epoch and seq that the last read of each board has found."""
-        self._own_changes: dict[str, int] = {}
-        """How often this process has learned of a change of each board otherwise than by the
-        watcher."""
 
     def note_update(self, board: str) -> None:
         """Invalidate the kept top of a board, before an update of it is answered."""
-        self._own_changes[board] = self._own_changes.get(board, 0) + 1
+        self._of(board).own_changes += 1
+
+    async def find(self, named: str | None) -> Board:
+        """Return a board by name, None for the default board; see ``board``.
+
+        Raises UnknownBoard, and what ``board`` raises.
+        """
+        found = self._directory.known(named) or await self._directory.find(named)
+        return await self.board(found.name)
 
     async def board(self, board: str) -> Board:
         """Return a board's layout and visibility; cached, also while Redis is unreachable.
 
         Raises Uninitialised, RedisUnavailable if it was never read.
         """
-        known = self._cached.get(board)
+        known = self._of(board)
         now_s = time.monotonic()
-        if known is not None and now_s < known.expires_at_s:
-            return known.board
-        if known is not None:
+        if known.board is not None:
+            if now_s < known.expires_at_s:
+                return known.board
             known.expires_at_s = now_s + BOARD_TTL_S  # concurrent reads use the cached value
         try:
             found = await self._board_reads.get(board, lambda: self._store.board(board))
         except ScoreboardError as error:
-            if known is None:
+            if isinstance(error, Uninitialised):
+                self._directory.forget(board)
+            if known.board is None:
                 raise
             _log.warning("board_refresh_failed", board=board, code=error.code)
             return known.board
-        self._cached[board] = _CachedBoard(found, time.monotonic() + BOARD_TTL_S)
+        known.board, known.expires_at_s = found, time.monotonic() + BOARD_TTL_S
         return found
+
+    def _of(self, board: str) -> _Known:
+        return self._known.use(board) or self._known.keep(board, _Known())
 
     async def leaderboard(self, board: str, *, limit: int, offset: int, names: bool) -> Page:
         """Read and encode a page of the ranking.
@@ -160,7 +179,7 @@ class BoardReader:
         if offset + limit > WATCHED_TOP:
             window = await self._read_window(board, limit, offset)
             return await self._encode_window(window, names=names)
-        top = self._tops.get(board)
+        top = self._of(board).top
         if (
             top is None
             or top.generation != self._generation(board)
@@ -212,18 +231,19 @@ class BoardReader:
         self._note_position(board, window.epoch, window.seq)
         top = _Top(window, self._generation(board), now_s + TOP_TTL_S)
         if is_unchanged and self._watcher.hears(board, len(window.positions)):
-            self._tops[board] = top
+            self._of(board).top = top
         return top
 
     def _generation(self, board: str) -> int:
         """Return a number that increases when the board may have changed."""
-        return self._watcher.generation(board) + self._own_changes.get(board, 0)
+        return self._watcher.generation(board) + self._of(board).own_changes
 
     def _note_position(self, board: str, epoch: int, seq: int) -> None:
         """Invalidate the kept top if a read has found another position than the last one."""
-        if self._positions.get(board) != (epoch, seq):
-            self._positions[board] = (epoch, seq)
-            self.note_update(board)
+        known = self._of(board)
+        if known.position != (epoch, seq):
+            known.position = (epoch, seq)
+            known.own_changes += 1
 
     async def _encode_window(self, window: Window, *, names: bool) -> Page:
         rows, mark = await self._add_names(window.rows) if names else (_unnamed(window.rows), "")

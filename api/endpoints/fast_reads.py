@@ -18,7 +18,6 @@ from scoreboard.http.query import parse_query
 from scoreboard.http.request import Request
 from scoreboard.http.response import NOSNIFF, HttpResponse
 from scoreboard.model import AROUND_MAX, PAGE_MAX, SCORE_MAX, Board, is_identifier
-from scoreboard.runtime.settings import Settings
 from scoreboard.security.access import require_read
 from scoreboard.security.tokens import Verifier, bearer_token
 
@@ -54,8 +53,7 @@ class _Window(Struct, frozen=True):
 class FastReads:
     """Handles ``GET`` and ``HEAD`` of leaderboard and standing."""
 
-    def __init__(self, settings: Settings, verifier: Verifier, reads: BoardReader) -> None:
-        self._settings = settings
+    def __init__(self, verifier: Verifier, reads: BoardReader) -> None:
         self._verifier = verifier
         self._reads = reads
 
@@ -91,10 +89,10 @@ class FastReads:
     async def require_read_access(self, named: str | None, headers: Mapping[bytes, bytes]) -> Board:
         """Return the named or default board, which the caller of a request may read.
 
-        Raises Unauthenticated, Forbidden, UnknownBoard, and what BoardReader.board raises.
+        Raises Unauthenticated, Forbidden, and what BoardReader.find raises.
         """
         bearer_token(headers.get(b"authorization"))  # a malformed header is refused on every board
-        board = await self._reads.board(self._settings.resolve_board(named))
+        board = await self._reads.find(named)
         if not board.is_public:
             caller = await self._verifier.authenticate(headers.get(b"authorization"))
             require_read(caller, is_public=False)

@@ -17,6 +17,7 @@ from litestar.params import JSONBody, PathParameter, QueryParameter
 
 from api.documents.responses import UPDATE_ONLY, problems, read_problems
 from api.documents.schemas import LeaderboardReply, StandingReply, UpdateReply, UpdateRequest
+from api.endpoints.board_pages import BoardPages
 from api.endpoints.board_reader import BoardReader, Page, etag_matches
 from api.endpoints.fast_reads import PRIVATE, PUBLIC, VARY, FastReads
 from api.endpoints.fast_update import check_media_type
@@ -24,7 +25,6 @@ from api.endpoints.updates import UpdateService
 from scoreboard.errors import ForeignOrigin, Invalid, MethodNotAllowed, UnknownUser
 from scoreboard.http.query import parse_query
 from scoreboard.model import AROUND_MAX, ID_PATTERN, PAGE_MAX, SCORE_MAX, is_identifier
-from scoreboard.runtime.settings import Settings
 from scoreboard.security.access import require_updater
 from scoreboard.security.tokens import READ, UPDATE, UPDATE_ANY, Caller, Verifier
 
@@ -75,11 +75,11 @@ _STREAM: Final = (
 class Services:
     """Dependencies of the handlers, in the application's state as ``services``."""
 
-    settings: Settings
     verifier: Verifier
     updates: UpdateService
     reads: BoardReader
     fast_reads: FastReads
+    board_pages: BoardPages
 
 
 def get_services(connection: AnyConnection) -> Services:
@@ -179,7 +179,7 @@ class Scores(Controller):
     async def leaderboard(
         self,
         request: AnyRequest,
-        board: Board = None,
+        board: Board = None,  # noqa: ARG002 (the guard has found it)
         limit: Annotated[
             int, QueryParameter(ge=1, le=PAGE_MAX, description="Number of rows.")
         ] = 10,
@@ -193,7 +193,7 @@ class Scores(Controller):
         """Read a page of the ranking."""
         services = get_services(request)
         page = await services.reads.leaderboard(
-            services.settings.resolve_board(board), limit=limit, offset=offset, names=names
+            _board_of(request), limit=limit, offset=offset, names=names
         )
         return cast("Response[LeaderboardReply]", _respond(request, page))
 
@@ -211,7 +211,7 @@ class Scores(Controller):
         self,
         request: AnyRequest,
         user_id: UserPath,
-        board: Board = None,
+        board: Board = None,  # noqa: ARG002 (the guard has found it)
         around: Annotated[
             int,
             QueryParameter(ge=0, le=AROUND_MAX, description="Number of neighbours on each side."),
@@ -221,9 +221,7 @@ class Scores(Controller):
         if not is_identifier(user_id):
             raise Invalid("userId: 1 to 128 characters of A-Z a-z 0-9 . _ | : @ -")
         services = get_services(request)
-        page = await services.reads.standing(
-            services.settings.resolve_board(board), user_id, around=around
-        )
+        page = await services.reads.standing(_board_of(request), user_id, around=around)
         return cast("Response[StandingReply]", _respond(request, page))
 
     @get(
@@ -243,6 +241,11 @@ class Scores(Controller):
         Only HEAD requests arrive here, because the framework gets them as GET.
         """
         raise MethodNotAllowed("Use GET", allow="GET")
+
+
+def _board_of(request: AnyRequest) -> str:
+    """Return the name of the board that ``require_read_access`` has found."""
+    return cast("str", request.state["board"].name)
 
 
 def _respond(request: AnyRequest, page: Page) -> Response[bytes]:

@@ -12,23 +12,26 @@ from api.edge.rate_limit import Quota, RateLimiter
 from api.metrics import UPDATES
 from scoreboard.errors import (
     ActionConflict,
+    BoardArchived,
     Busy,
     Forbidden,
     OutcomeUnknown,
     RateLimited,
     ScoreOutOfRange,
     Unavailable,
+    Uninitialised,
 )
 from scoreboard.model import Action, Receipt
-from scoreboard.runtime.settings import Settings
 from scoreboard.security.access import require_self
 from scoreboard.security.tokens import UPDATE_ANY, Caller
+from scoreboard.store.board_directory import BoardDirectory
 from scoreboard.store.catalogue import Catalogue
 from scoreboard.store.commit_waiter import CommitWaiter
 from scoreboard.store.dispatcher import Dispatcher
 
 _OUTCOMES: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (ActionConflict, "conflict"),
+    (BoardArchived, "archived"),
     (Busy, "busy"),
     (ScoreOutOfRange, "range"),
     (RateLimited, "rate_limited"),
@@ -44,7 +47,7 @@ class UpdateService:
 
     def __init__(
         self,
-        settings: Settings,
+        directory: BoardDirectory,
         catalogue: Catalogue,
         dispatcher: Dispatcher,
         limiter: RateLimiter | None,
@@ -56,7 +59,7 @@ class UpdateService:
 
         ``note_update`` is called with the board before an update is answered.
         """
-        self._settings = settings
+        self._directory = directory
         self._catalogue = catalogue
         self._dispatcher = dispatcher
         self._limiter = limiter
@@ -75,7 +78,7 @@ class UpdateService:
         """Apply one action; return its receipt and the rest of the caller's quota.
 
         ``trusted`` callers may update any user and set the points. Raises Forbidden,
-        UnknownBoard, UnknownKind, RateLimited, and what Dispatcher.submit raises.
+        UnknownKind, RateLimited, and what BoardDirectory.find and Dispatcher.submit raise.
         """
         stated_points = request.stated_points
         if not trusted:
@@ -84,7 +87,7 @@ class UpdateService:
                 raise Forbidden(
                     f"Omit points: setting them needs the scope {UPDATE_ANY}", scope=UPDATE_ANY
                 )
-        board = self._settings.resolve_board(board)
+        found = self._directory.known(board) or await self._directory.find(board)
         points = (
             stated_points
             if stated_points is not None
@@ -97,13 +100,15 @@ class UpdateService:
         try:
             if self._limiter is not None:
                 quota = await self._limiter.take(caller, trusted=trusted)
-            receipt = await self._dispatcher.submit(board, action)
+            receipt = await self._dispatcher.submit(found.name, action)
             if self._commits is not None:
-                receipt = await self._commits.confirm(board, action, receipt)
+                receipt = await self._commits.confirm(found.name, action, receipt)
         except BaseException as error:  # also the cancellation at the time limit
+            if isinstance(error, Uninitialised):
+                self._directory.forget(found.name)  # possibly it was deleted
             UPDATES[next(word for kind, word in _OUTCOMES if isinstance(error, kind))] += 1
             raise
         finally:
-            self._note_update(board)
+            self._note_update(found.name)
         UPDATES["replayed" if receipt.replayed else "applied"] += 1
         return receipt, quota

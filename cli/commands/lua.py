@@ -56,6 +56,7 @@ REFUSED: Final[Mapping[str, str]] = {
     "remember": _RESEED,
     "retire": _RESEED,
     "open": _RESEED,
+    "configure": "copies what PostgreSQL has; use `scoreboard board set` or `board archive`",
     "mirror": "replaces the catalogue of actions; use `scoreboard action set`",
     "rate_limit": "counts against the limit of a caller; send requests to the api",
 }

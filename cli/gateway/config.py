@@ -28,14 +28,14 @@ FIRST_LINE: Final = "# Written by `scoreboard kong render`: change kong/kong.yml
 PASSWORD_REFERENCE: Final = "{vault://env/redis-password}"  # noqa: S105 (a reference)
 """Kong reads the variable REDIS_PASSWORD at its start, so the password is not in the file."""
 
-PUBLIC_ROUTES: Final = frozenset({"scores-leaderboard", "scores-stream", "ws-scoreboard"})
+PUBLIC_ROUTES: Final = frozenset({"scores-leaderboard", "scores-stream", "boards", "ws-scoreboard"})
 """Routes that need no token if the board is public."""
 
 ORIGIN_ROUTES: Final = frozenset({"scores-stream", "ws-scoreboard"})
 """Routes whose Origin scoreboard-intake checks, because CORS does not cover them."""
 
 CORS_ROUTES: Final = frozenset(
-    {"scores-update", "scores-leaderboard", "scores-users", "scores-stream"}
+    {"scores-update", "scores-leaderboard", "scores-users", "scores-stream", "boards"}
 )
 UNLIMITED: Final = 1_000_000
 """Kong has no value for no limit, and without the entry the limit of players would apply."""

@@ -127,6 +127,7 @@ class _WatchedBoard:
         "dirty",
         "failures",
         "generation",
+        "is_board_changed",
         "messages",
         "noticed_at_s",
         "pace",
@@ -148,6 +149,8 @@ class _WatchedBoard:
         self.failures = 0
         self.generation = 0
         """Increases whenever the board may have changed; see ``BoardWatcher.generation``."""
+        self.is_board_changed = False
+        """Whether visibility or state may have changed since the board was read."""
         self.messages = 0
         self.noticed_at_s = 0.0
         self.stale_timer: asyncio.TimerHandle | None = None
@@ -188,6 +191,7 @@ class BoardWatcher:
             on_up=self._on_up,
             on_down=self._on_down,
             on_traces=self._on_traces if on_traced is not None else None,
+            on_board=self._on_board,
         )
 
     @property
@@ -198,9 +202,11 @@ class BoardWatcher:
     def generation(self, board: str) -> int:
         """Return a number that increases when the watched rows of a board may have changed.
 
-        It does at each notification, and when the subscription is lost or confirmed.
+        It does at each notification, and when the subscription is lost or confirmed. It is 0 for a
+        board that is not watched.
         """
-        return self._watched[board].generation
+        watched = self._watched.get(board)
+        return 0 if watched is None else watched.generation
 
     def hears(self, board: str, partitions: int) -> bool:
         """Return whether each notification of a board of so many partitions arrives.
@@ -257,6 +263,11 @@ class BoardWatcher:
             watched.messages += 1
             self._wake(watched)
 
+    def _on_board(self, channel: str) -> None:
+        watched = self._by_channel.get(channel)
+        if watched is not None:
+            watched.is_board_changed = True
+
     def _on_traces(self, channel: str, contexts: list[TraceContext]) -> None:
         watched = self._by_channel.get(channel)
         if watched is not None:
@@ -298,8 +309,13 @@ class BoardWatcher:
             watched.dirty.clear()
             started_at_s = loop.time()
             watched.pace.take(started_at_s)
-            with_board = started_at_s >= reconcile_at_s or watched.state.message is None
+            with_board = (
+                started_at_s >= reconcile_at_s
+                or watched.state.message is None
+                or watched.is_board_changed
+            )
             if with_board:
+                watched.is_board_changed = False
                 reconcile_at_s = started_at_s + RECONCILE_S
             await self._read(store, watched, was_notified=was_notified, with_board=with_board)
             self._unread.discard(watched.state.board)

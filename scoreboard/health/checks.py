@@ -145,7 +145,8 @@ def describe_board(name: str, layout: Layout | None, states: Sequence[PartitionS
         names = ", ".join(sorted(owners - {""}))
         by = f", by {names}" if names else ""
         return Check("fenced", epoch + where + by, _advise_fenced(owners))
-    return Check("open", epoch)
+    is_archived = any(state.is_archived for state in states)
+    return Check("open", f"{epoch}, archived" if is_archived else epoch)
 
 
 def _advise_fenced(owners: AbstractSet[str]) -> str:

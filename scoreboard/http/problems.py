@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 
 from scoreboard.errors import (
     ActionConflict,
+    BoardArchived,
     BodyTooLarge,
     Busy,
     ExpectationFailed,
@@ -110,6 +111,11 @@ PROBLEM_TYPES: Final[Mapping[type[ScoreboardError], ProblemType]] = {
         409,
         "This `actionId` was applied before with other points. Nothing was changed. Use a new id "
         "for a new action; a repeated request must state the same points.",
+    ),
+    BoardArchived: ProblemType(
+        409,
+        "The board accepts no more actions, and can still be read. Nothing was changed; do not "
+        "repeat the request.",
     ),
     BodyTooLarge: ProblemType(413, "Send a smaller body; an action needs a few hundred bytes."),
     TargetTooLong: ProblemType(414, "Send a shorter request target."),

@@ -4,11 +4,11 @@ The caller owns the connection and its transaction. Each constant has the name o
 test compares the two sets.
 """
 
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
-from scoreboard.errors import UnknownBoard
+from scoreboard.errors import OperatorMistake, UnknownBoard
 from scoreboard.ledger.pool import Connection, translate_errors
 from scoreboard.model import Board, Layout, Rules
 from scoreboard.runtime import resources
@@ -17,6 +17,8 @@ _INSERT_BOARD: Final = resources.query("insert_board")
 _SELECT_BOARD: Final = resources.query("select_board")
 _SELECT_BOARDS: Final = resources.query("select_boards")
 _PUBLISH_BOARD: Final = resources.query("publish_board")
+_SET_BOARD_STATE: Final = resources.query("set_board_state")
+_SELECT_DELETED_BOARD: Final = resources.query("select_deleted_board")
 _LOCK_BOARDS: Final = resources.query("lock_boards")
 BOARDS_LOCK: Final = 0x5B0B
 """Class of the advisory lock that serialises copies of the list of boards."""
@@ -72,12 +74,45 @@ async def select_boards(connection: Connection) -> list[Board]:
 
 
 async def publish_board(connection: Connection, name: str, *, is_public: bool) -> None:
-    """Set whether a board is public; Redis is updated by the next reseed.
+    """Set whether a board is public; the caller updates Redis, or the next reseed does.
 
     Raises DatabaseUnavailable.
     """
     async with translate_errors():
         await connection.execute(_PUBLISH_BOARD, {"board": name, "is_public": is_public})
+
+
+async def set_board_state(
+    connection: Connection, name: str, state: Literal["open", "archived", "deleted"]
+) -> None:
+    """Set whether a board accepts actions. Of a deleted board, the row and the ledger stay.
+
+    Raises DatabaseUnavailable.
+    """
+    async with translate_errors():
+        await connection.execute(_SET_BOARD_STATE, {"board": name, "state": state})
+
+
+async def select_deleted_board(connection: Connection, name: str) -> Board | None:
+    """Read the properties that a deleted board had; None if it is not deleted.
+
+    Raises DatabaseUnavailable.
+    """
+    async with translate_errors():
+        row = await (await connection.execute(_SELECT_DELETED_BOARD, {"board": name})).fetchone()
+    return _board(row) if row else None
+
+
+async def require_free_name(connection: Connection, name: str) -> None:
+    """Check that no board of this name was deleted.
+
+    Raises OperatorMistake, DatabaseUnavailable.
+    """
+    if await select_deleted_board(connection, name):
+        raise OperatorMistake(
+            f"Board {name} was deleted. Its ledger is kept, so its name cannot be used again: "
+            "choose another name"
+        )
 
 
 async def lock_boards(connection: Connection) -> None:

@@ -29,15 +29,30 @@ async def mirror_catalogue(store: CatalogueMirror, connection: Connection) -> in
 
 
 async def mirror_board(store: BoardList, connection: Connection, name: str) -> None:
-    """Copy one board, after it was created or changed.
+    """Copy one board, after it was created or changed; all boards if there is no list.
 
-    ``connection`` is in autocommit and outside of a transaction.
+    A list with this board alone would say that the others do not exist. ``connection`` is in
+    autocommit and outside of a transaction.
 
     Raises UnknownBoard, RedisUnavailable, UnexpectedReply, DatabaseUnavailable: run it again.
     """
     async with translate_errors(), connection.transaction():
         await lock_boards(connection)
-        await store.write_boards([await select_board(connection, name)])
+        board = await select_board(connection, name)
+        has_list = await store.has_list()
+        await store.write_boards([board] if has_list else await select_boards(connection))
+
+
+async def unlist_board(store: BoardList, connection: Connection, name: str) -> None:
+    """Remove a deleted board from the list.
+
+    ``connection`` is in autocommit and outside of a transaction.
+
+    Raises RedisUnavailable, UnexpectedReply, DatabaseUnavailable: run it again.
+    """
+    async with translate_errors(), connection.transaction():
+        await lock_boards(connection)
+        await store.write_boards([], [name])
 
 
 async def mirror_boards(store: BoardList, connection: Connection) -> int:

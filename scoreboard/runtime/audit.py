@@ -57,6 +57,9 @@ ACTIONS: Final[dict[str, EventClass]] = {
     # Administrative acts; these are also the actions of audit_log
     "board create": EventClass("configuration", ("creation",)),
     "board publish": _CONFIGURED,
+    "board archive": _CONFIGURED,
+    "board unarchive": _CONFIGURED,
+    "board delete": EventClass("configuration", ("deletion",)),
     "action set": _CONFIGURED,
     "action disable": _CONFIGURED,
     "user set": EventClass("iam", ("user", "change")),

@@ -131,7 +131,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     boards: Annotated[
         tuple[BoardName, ...],
         Meta(min_length=1),
-        _description("Boards, separated by commas; the first is the default"),
+        _description(
+            "Default boards, separated by commas: always served, and the first is the board of "
+            "requests that name none; `scoreboard board create` makes others"
+        ),
     ] = (DEFAULT_BOARD,)
     stream_cap: Annotated[
         PositiveInt,

@@ -6,18 +6,15 @@ there is a list without it, so an emptied Redis is not taken for one without boa
 """
 
 import time
-from collections import OrderedDict
-from typing import Final, TypeVar
+from typing import Final
 
 from msgspec import Struct
 
 from scoreboard.errors import RedisUnavailable, UnexpectedReply, Uninitialised, UnknownBoard
-from scoreboard.model import Board, is_board_name
+from scoreboard.model import BOARDS_KEPT_MAX, Board, is_board_name
+from scoreboard.runtime.recent import Recent
 from scoreboard.runtime.settings import Settings
 from scoreboard.store.board_list import BoardList
-
-KEPT_MAX: Final = 10_000
-"""Maximum boards kept; the one that was not asked for the longest time is dropped."""
 
 REFRESH_S: Final = 30.0
 """Time after which a board is read again. Its rules are fixed; its state may change."""
@@ -27,8 +24,6 @@ RETRY_S: Final = 2.0
 
 UNKNOWN_S: Final = 1.0
 """Time for which a name without a board is remembered; a new board is served after it."""
-
-_Value = TypeVar("_Value")
 
 
 class _Kept(Struct):
@@ -43,8 +38,8 @@ class BoardDirectory:
         """Read the settings; connect to nothing."""
         self._boards = boards
         self._defaults = settings.boards
-        self._kept: OrderedDict[str, _Kept] = OrderedDict()
-        self._unknown_until_s: OrderedDict[str, float] = OrderedDict()
+        self._kept: Recent[_Kept] = Recent(BOARDS_KEPT_MAX)
+        self._unknown_until_s: Recent[float] = Recent(BOARDS_KEPT_MAX)
 
     def known(self, name: str | None) -> Board | None:
         """Return a board if it was read lately; None is the name of the default board."""
@@ -65,6 +60,8 @@ class BoardDirectory:
         if not is_board_name(name) or now_s < self._unknown_until_s.get(name, 0.0):
             raise self._unknown()
         wait_s = REFRESH_S
+        if kept is not None:
+            kept.fresh_until_s = now_s + RETRY_S  # concurrent callers use it during the read
         try:
             board = await self._boards.listed(name)
         except (RedisUnavailable, UnexpectedReply) as error:
@@ -75,14 +72,18 @@ class BoardDirectory:
             board, wait_s = self._replacement(name), RETRY_S
         if board is None:
             self._kept.pop(name, None)
-            _keep(self._unknown_until_s, name, now_s + UNKNOWN_S)
+            self._unknown_until_s.keep(name, now_s + UNKNOWN_S)
             raise self._unknown()
-        _keep(self._kept, name, _Kept(board, time.monotonic() + wait_s))
+        self._kept.keep(name, _Kept(board, time.monotonic() + wait_s))
         return board
 
     def forget(self, name: str) -> None:
-        """Read a board again when it is next asked for: Redis has nothing of it, for example."""
-        self._kept.pop(name, None)
+        """Read a board again when it is next asked for: Redis has nothing of it, for example.
+
+        Default boards exist in any case and are kept.
+        """
+        if name not in self._defaults:
+            self._kept.pop(name, None)
 
     def _replacement(self, name: str) -> Board | None:
         """Return what is known of a board that cannot be read from the list."""
@@ -93,10 +94,3 @@ class BoardDirectory:
 
     def _unknown(self) -> UnknownBoard:
         return UnknownBoard(f"No such board; for example, there is {self._defaults[0]}")
-
-
-def _keep(kept: OrderedDict[str, _Value], name: str, value: _Value) -> None:
-    kept[name] = value
-    kept.move_to_end(name)
-    if len(kept) > KEPT_MAX:
-        kept.popitem(last=False)

@@ -50,13 +50,20 @@ class BoardList(StoreClient):
         what = f"HMGET {BOARDS}"
         (text,) = await read_reply(self._client.hmget(BOARDS, [name]), tuple[str | None], what)
         if text is None:
-            if not await read_reply(self._client.hlen(BOARDS), int, f"HLEN {BOARDS}"):
+            if not await self.has_list():
                 raise UnexpectedReply(f"{BOARDS}: there is no list of boards")
             return None
         board = _parse(name, text)
         if board is None:
             raise UnexpectedReply(f"{what}: the value of {name} is not a board")
         return board
+
+    async def has_list(self) -> bool:
+        """Return whether there is a list: it has at least one board.
+
+        Raises RedisUnavailable, UnexpectedReply.
+        """
+        return await read_reply(self._client.hlen(BOARDS), int, f"HLEN {BOARDS}") > 0
 
     async def list_boards(self) -> dict[str, Board]:
         """Read all boards of the list; values that cannot be read are omitted.

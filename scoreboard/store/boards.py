@@ -16,6 +16,7 @@ from msgspec import Meta, Struct, field
 from scoreboard.errors import Uninitialised, UnknownUser
 from scoreboard.model import (
     BATCH_MAX,
+    BOARDS_KEPT_MAX,
     COUNT_MAX,
     PACKED_MAX,
     Board,
@@ -28,10 +29,15 @@ from scoreboard.model import (
     Window,
     partition_of,
 )
+from scoreboard.runtime.recent import Recent
+from scoreboard.store.keys import PartitionKeys
 from scoreboard.store.partitions import Partitions
 from scoreboard.store.reads import ClientReads, Reading, Reads, ReadScript
-from scoreboard.store.replies import checking_reply, convert, parse_whole
+from scoreboard.store.replies import checking_reply, convert, parse_whole, read_reply
 from scoreboard.store.scripts import Script
+
+COUNTS_MAX: Final = 1000
+"""Partitions of one round trip of counts: it must not hold Redis."""
 
 READS_MAX: Final = 3
 """Maximum reads of a board whose partitions begin new epochs."""
@@ -170,7 +176,7 @@ class Boards(Partitions):
         """
         super().__init__(client)
         self._reads = reads or ClientReads(client)
-        self._known: dict[str, _Known] = {}
+        self._known: Recent[_Known] = Recent(BOARDS_KEPT_MAX)
 
     async def board(self, name: str) -> Board:
         """Read the properties of a board from its partition 0.
@@ -183,8 +189,31 @@ class Boards(Partitions):
             raise Uninitialised
         known = self._known.get(name)
         if known is None or known.layout != state.layout:
-            self._known[name] = _Known(state.layout)
-        return Board(name, state.layout, state.is_public)
+            self._known.keep(name, _Known(state.layout))
+        return Board(
+            name, state.layout, state.is_public, "archived" if state.is_archived else "open"
+        )
+
+    async def count_users(self, boards: Sequence[Board]) -> list[int]:
+        """Count the users of boards, in pages of one round trip; 0 for a board that is not loaded.
+
+        Raises RedisUnavailable, UnexpectedReply.
+        """
+        keys = [
+            (index, PartitionKeys(Partition(board.name, number)).board)
+            for index, board in enumerate(boards)
+            for number in range(board.layout.partitions)
+        ]
+        counts = [0] * len(boards)
+        for start in range(0, len(keys), COUNTS_MAX):
+            page = keys[start : start + COUNTS_MAX]
+            async with self._client.pipeline(transaction=False) as pipe:
+                for _, key in page:
+                    pipe.zcard(key)
+                replies = await read_reply(pipe.execute(), list[Count], "ZCARD")
+            for (index, _), count in zip(page, replies, strict=True):
+                counts[index] += count
+        return counts
 
     async def leaderboard(self, board: str, *, offset: int = 0, limit: int = 10) -> Window:
         """Read rows offset…offset+limit of a board, with the total, epoch and seq.
@@ -288,17 +317,16 @@ class Boards(Partitions):
         A change of layout gives each partition a new epoch or retires it.
         """
         for _ in range(READS_MAX - 1):
-            known = self._known.get(board) or await self._learn(board)
+            known = self._known.use(board) or await self._learn(board)
             with suppress(Uninitialised):
                 return await read(known)
             if self._known.get(board) is known:  # no other read has learned it since
                 await self._learn(board)
-        return await read(self._known[board])
+        return await read(self._known.get(board) or await self._learn(board))
 
     async def _learn(self, board: str) -> _Known:
         """Read the layout of a board; forget the epochs of its partitions."""
-        known = self._known[board] = _Known((await self.board(board)).layout)
-        return known
+        return self._known.keep(board, _Known((await self.board(board)).layout))
 
     async def _read(
         self,

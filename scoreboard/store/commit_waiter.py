@@ -17,7 +17,8 @@ from itertools import count
 from typing import Final
 
 from scoreboard.errors import OutcomeUnknown, ScoreboardError
-from scoreboard.model import Action, Partition, Receipt, partition_of
+from scoreboard.model import BOARDS_KEPT_MAX, Action, Partition, Receipt, partition_of
+from scoreboard.runtime.recent import Recent
 from scoreboard.runtime.settings import Settings
 from scoreboard.store.boards import Boards
 from scoreboard.store.dispatcher import Dispatcher
@@ -89,7 +90,7 @@ class CommitWaiter:
             on_up=self._is_due.set,
             on_down=self._is_due.set,
         )
-        self._partitions: dict[str, int] = {}
+        self._partitions: Recent[int] = Recent(BOARDS_KEPT_MAX)
         self._waiters: dict[Partition, _PartitionWaiters] = {}
         self._order = count()
         self._is_needed = asyncio.Event()
@@ -134,7 +135,7 @@ class CommitWaiter:
     async def _read_positions(self) -> None:
         for waiters in list(self._waiters.values()):
             if not waiters.waiting:
-                waiters.epoch = 0
+                del self._waiters[waiters.partition]
                 continue
             with suppress(ScoreboardError):  # each wait has its own limit
                 self._move(waiters, await self._store.state(waiters.partition))
@@ -165,5 +166,7 @@ class CommitWaiter:
         known = self._partitions.get(board)
         if known is None:
             known = (await self._store.board(board)).layout.partitions
-            self._partitions[board] = known
+            if len(self._partitions) < BOARDS_KEPT_MAX:  # others are read every READ_EVERY_S
+                self._announcements.want([COMMITS_PREFIX + board])
+            self._partitions.keep(board, known)
         return known

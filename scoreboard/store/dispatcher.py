@@ -26,6 +26,7 @@ from scoreboard.errors import (
 )
 from scoreboard.model import (
     BATCH_MAX,
+    BOARDS_KEPT_MAX,
     Action,
     Layout,
     Partition,
@@ -36,6 +37,7 @@ from scoreboard.model import (
     shard_of,
 )
 from scoreboard.runtime.collectors import LoopHistogram
+from scoreboard.runtime.recent import Recent
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import BATCH_BUCKETS, gauge, get_logger
 from scoreboard.runtime.tracing import CURRENT_SPAN
@@ -142,7 +144,8 @@ class Dispatcher(Batcher[_Entry, _SubmitCall]):
         )
         self._is_tracing = settings.tracing != "off"
         _WAITING.set_function(lambda: self.waiting)
-        self._layouts: dict[str, Layout] = {}
+        self._layouts: Recent[Layout] = Recent(BOARDS_KEPT_MAX)
+        """Layouts that refusals contained; without an entry a board has the default one."""
         self._clock_offset_s = 0.0
         # WAIT waits for this connection's last write. A replay writes nothing, so without the
         # INCR, WAIT would return at once for an action that no replica has.
@@ -158,8 +161,8 @@ class Dispatcher(Batcher[_Entry, _SubmitCall]):
     async def submit(self, board: str, action: Action) -> Receipt:
         """Apply an action exactly once and return its permanent answer.
 
-        Raises ActionConflict, ScoreOutOfRange, Busy, Fenced, Uninitialised, Overloaded,
-        RedisUnavailable (nothing was sent) or OutcomeUnknown (repeat the action).
+        Raises ActionConflict, ScoreOutOfRange, BoardArchived, Busy, Fenced, Uninitialised,
+        Overloaded, RedisUnavailable (nothing was sent) or OutcomeUnknown (repeat the action).
         """
         self.require_room()
         future: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
@@ -245,7 +248,7 @@ class Dispatcher(Batcher[_Entry, _SubmitCall]):
             return True
         if code == "LAYOUT":
             with suppress(ValueError):
-                self._layouts[call.partition.board] = Layout.parse(fact)
+                self._layouts.keep(call.partition.board, Layout.parse(fact))
                 count_refusal(code)
                 return True
         return False

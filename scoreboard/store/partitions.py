@@ -8,7 +8,7 @@ from typing import Any, Final
 from msgspec import Struct, field
 from redis.exceptions import RedisError
 
-from scoreboard.model import PARTITIONS_MAX, Count, Layout, Partition, StreamId
+from scoreboard.model import PARTITIONS_MAX, Board, Count, Layout, Partition, StreamId
 from scoreboard.store.keys import COMMITS_PREFIX, GROUP, PartitionKeys
 from scoreboard.store.replies import (
     checking_reply,
@@ -30,6 +30,7 @@ _FENCE_TOKEN: Final = re.compile(r"[!-~]+")
 _COMMITTED: Final = re.compile(r"(\d{1,16}):(\d{1,16})(?::.*)?", re.ASCII)
 _TRIM: Final = Script.load("trim")
 _HISTORY: Final = Script.load("history")
+_CONFIGURE: Final = Script.load("configure")
 
 
 class _Stream(Struct, frozen=True):
@@ -58,6 +59,8 @@ class PartitionState(Struct, frozen=True):
     epoch: int = 0
     seq: int = 0
     is_open: bool = False
+    """It is loaded and not fenced; unless ``is_archived``, it accepts actions."""
+    is_archived: bool = False
     layout: Layout | None = None
     is_public: bool = False
     fence: str = ""
@@ -116,7 +119,8 @@ def _parse_state(facts: Mapping[str, str]) -> PartitionState:
     return PartitionState(
         epoch=epoch,
         seq=seq,
-        is_open=facts.get("state") == "open" and layout is not None,
+        is_open=facts.get("state") in {"open", "archived"} and layout is not None,
+        is_archived=facts.get("state") == "archived",
         layout=layout,
         is_public=facts.get("public") == "1",
         fence=fence,
@@ -160,6 +164,17 @@ class Partitions(StoreClient):
             if facts:
                 states[number] = _parse_state(facts)
         return states
+
+    async def configure(self, partition: Partition, board: Board) -> bool:
+        """Set visibility and state of a loaded partition; return whether something changed.
+
+        The caller holds the operators' lock, so that no reseed opens it with older values.
+
+        Raises Uninitialised, Fenced (the next reseed sets both), RedisUnavailable, ScriptFailed.
+        """
+        keys = PartitionKeys(partition)
+        args = [int(board.is_public), board.state]
+        return await call(self._client, _CONFIGURE, [keys.meta, keys.changes], args, int) == 1
 
     async def backlog(self, partition: Partition) -> Backlog:
         """Read what the stream of a partition holds for the flusher.

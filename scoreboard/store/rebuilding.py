@@ -1,16 +1,21 @@
-"""The steps of a reseed: fence, restore, remember, open, retire."""
+"""The steps of a reseed: fence, restore, remember, open, retire; and the removal of a board."""
 
 from collections.abc import Sequence
 from typing import Final
 
 from scoreboard.model import Board, Count, Layout, Partition
-from scoreboard.store.keys import GROUP, PartitionKeys
+from scoreboard.store.keys import GROUP, PartitionKeys, load_test_key
 from scoreboard.store.partitions import PartitionState
+from scoreboard.store.replies import read_reply
 from scoreboard.store.scripts import Script, call
 from scoreboard.store.store_client import StoreClient
 
 PAGE: Final = 1000
 """Maximum number of scores or dedup records of one call."""
+
+_GENERATIONS: Final = 3
+"""Earlier generations of the dedup window that may have keys: they expire after two and a minute,
+and the clock of Redis may have been set."""
 
 _FENCE: Final = Script.load("fence")
 _RESTORE: Final = Script.load("restore")
@@ -83,6 +88,29 @@ class Rebuilding(StoreClient):
         names = [keys.meta, keys.board, keys.shadow, keys.events]
         await call(self._client, _RETIRE, names, [token, str(layout), GROUP], int)
 
+    async def remove(self, partition: Partition, layout: Layout) -> None:
+        """Remove every key of a partition whose board is deleted, and announce it.
+
+        No action of it may be uncommitted, and none accepted meanwhile. Repeat it if it was
+        interrupted.
+
+        Raises RedisUnavailable, UnexpectedReply.
+        """
+        keys = PartitionKeys(partition)
+        # Without meta reads are refused; before that, they would find an empty board.
+        names = [keys.meta, keys.board, keys.shadow, keys.events, load_test_key(partition.board)]
+        seconds, _ = await read_reply(self._client.time(), tuple[Count, Count], "TIME")
+        generation = seconds // layout.seen_seconds
+        names += [
+            keys.dedup_shard(near, shard)
+            for near in range(generation - _GENERATIONS, generation + 2)
+            for shard in range(layout.seen_shards)
+        ]
+        for start in range(0, len(names), PAGE):
+            page = names[start : start + PAGE]
+            await read_reply(self._client.unlink(*page), int, f"UNLINK {keys.tag}")
+        await read_reply(self._client.publish(keys.changes, "0:0:board"), int, "PUBLISH")
+
     async def open(
         self,
         partition: Partition,
@@ -112,5 +140,6 @@ class Rebuilding(StoreClient):
             str(board.layout),
             int(board.is_public),
             members,
+            board.state,
         ]
         return await call(self._client, _OPEN, names, args, int)

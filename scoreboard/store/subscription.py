@@ -41,6 +41,9 @@ BURST: Final = 100
 _MESSAGE: Final = re.compile(rb"\d{1,20}:\d{1,20}(?::[!-~]*)?")
 """Parts that a later version adds at the end are ignored."""
 
+_BOARD_SUFFIX: Final = b":board"
+"""Part of a message: visibility or state of the board has changed (lua/configure.lua)."""
+
 _RECONNECTS: Final = counter(
     "pubsub_reconnects_total",
     "Times the subscription was lost",
@@ -87,13 +90,16 @@ class Subscription:
         on_down: Callable[[], None],
         message: re.Pattern[bytes] = _MESSAGE,
         on_traces: Callable[[str, list[TraceContext]], None] | None = None,
+        on_board: Callable[[str], None] | None = None,
     ) -> None:
         """``message`` matches valid messages; others are counted and dropped.
 
+        ``on_board`` is called before ``on_change`` if the properties of the board have changed.
         ``on_traces`` gets the traces that the next message belongs to.
         """
         self._message = message
         self._on_traces = on_traces
+        self._on_board = on_board
         self._settings = settings
         self._name = name
         self._confirm_timeout_s = settings.redis_timeout_s
@@ -239,6 +245,8 @@ class Subscription:
             case [b"message", bytes(channel), bytes(data)]:
                 name = channel.decode(errors="replace")
                 if len(data) <= MESSAGE_BYTES_MAX and self._message.fullmatch(data):
+                    if self._on_board is not None and data.endswith(_BOARD_SUFFIX):
+                        self._on_board(name)
                     self._on_change(name)
                 elif not data.startswith(NOTICE) or len(data) > NOTICE_BYTES_MAX:
                     _MALFORMED.inc()

@@ -16,4 +16,4 @@ ALTER TABLE boards
     ADD COLUMN IF NOT EXISTS points_from TEXT NOT NULL DEFAULT 'catalogue'
         CONSTRAINT boards_points_from CHECK (points_from IN ('catalogue', 'stated')),
     ADD COLUMN IF NOT EXISTS state TEXT NOT NULL DEFAULT 'open'
-        CONSTRAINT boards_state CHECK (state IN ('open', 'archived'));
+        CONSTRAINT boards_state CHECK (state IN ('open', 'archived', 'deleted'));

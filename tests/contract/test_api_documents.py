@@ -53,6 +53,8 @@ def test_every_endpoint_is_documented() -> None:
         ("get", "/api/scores/leaderboard"),
         ("get", "/api/scores/stream"),
         ("get", "/api/scores/users/{user_id}"),
+        ("get", "/api/boards"),
+        ("get", "/api/boards/{name}"),
         ("get", "/health/live"),
         ("get", "/health/ready"),
     }

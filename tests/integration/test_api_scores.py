@@ -20,6 +20,7 @@ from tests.support.servers.api import (
     UPDATE_PATH,
     ApiClient,
     StartApi,
+    list_boards,
     open_boards,
 )
 from tests.support.servers.stores import OwnValkey
@@ -407,10 +408,13 @@ async def test_a_user_without_a_score_is_not_found(start_api: StartApi) -> None:
     problem(await client.get("/api/scores/users/unknown?around=26"), 422, "invalid")
 
 
-async def test_boards_are_independent_and_unlisted_ones_return_404(start_api: StartApi) -> None:
+async def test_boards_are_independent_and_unlisted_ones_return_404(
+    start_api: StartApi, redis_url: str
+) -> None:
     client = await start_api(
         open=(Board("main"), Board("weekly"), Board("hidden")), boards="main,weekly"
     )
+    await list_boards(redis_url, Board("main"), Board("weekly"))
     await client.update("alice", "win:1")
     assert await ranking(client, board="weekly") == []
     await client.update("alice", "win:1", board="weekly")

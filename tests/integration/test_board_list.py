@@ -155,9 +155,10 @@ async def test_without_redis_known_boards_stay_known(
 
 
 async def test_memory_is_bounded(
-    store: Store, directory: BoardDirectory, monkeypatch: pytest.MonkeyPatch
+    store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(board_directory, "KEPT_MAX", 3)
+    monkeypatch.setattr(board_directory, "BOARDS_KEPT_MAX", 3)
+    directory = BoardDirectory(settings, store)
     await store.write_boards([Board(f"board-{number}") for number in range(6)])
     for number in range(6):
         await directory.find(f"board-{number}")

@@ -25,10 +25,12 @@ from scoreboard.model import Action, Board, Layout, Partition, Window
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import REGISTRY
 from scoreboard.security.tokens import Verifier
+from scoreboard.store.board_directory import BoardDirectory
 from scoreboard.store.boards import Boards
 from scoreboard.store.client import make_client
 from scoreboard.store.dispatcher import Dispatcher
 from scoreboard.store.keys import PartitionKeys
+from scoreboard.store.store import Store
 from tests.support.eventually import eventually_async
 from tests.support.servers.api import (
     LEADERBOARD_PATH,
@@ -267,7 +269,8 @@ async def reading(settings: Settings) -> AsyncIterator[tuple[BoardReader, Held, 
     client = make_client(settings, name="test")
     streams = EventStreams(settings, Verifier(settings), asyncio.Event())
     store = Held(client)
-    reader = BoardReader(store, NameCache(None), streams.watcher, streams.watch)
+    directory = BoardDirectory(settings, Store(client))
+    reader = BoardReader(store, directory, NameCache(None), streams.watcher, streams.watch)
     task = asyncio.create_task(streams.run())
     try:
         yield reader, store, streams.watcher

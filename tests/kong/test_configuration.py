@@ -31,6 +31,7 @@ OPTIONS = GatewayOptions(
     trusted_updates_per_minute=6000,
 )
 UPDATE, BOARD, USERS = "scores-update", "scores-leaderboard", "scores-users"
+BOARDS = "boards"
 EVENTS, SOCKET, PAGE = "scores-stream", "ws-scoreboard", "page"
 
 Entity = dict[str, Any]
@@ -73,7 +74,7 @@ def every_plugin(document: Entity) -> Iterator[Entity]:
 # Plugins of the routes --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("route", [UPDATE, BOARD, USERS, EVENTS, SOCKET])
+@pytest.mark.parametrize("route", [UPDATE, BOARD, USERS, BOARDS, EVENTS, SOCKET])
 def test_a_route_that_requires_a_token_has_jwt_authz_and_a_limit(
     rendered: Entity, route: str
 ) -> None:
@@ -165,7 +166,7 @@ def test_limits_are_by_address_only_on_routes_without_a_token(
 
 def test_jwt_reads_tokens_only_from_authorization(rendered: Entity) -> None:
     found = [p["config"] for p in every_plugin(rendered) if p["name"] == "jwt"]
-    assert len(found) == 5
+    assert len(found) == 6
     for config in found:
         assert config["header_names"] == ["authorization"]
         assert (config["uri_param_names"], config["cookie_names"]) == ([], [])
@@ -242,6 +243,8 @@ TABLE = [
     ("GET", "/api/scores/leaderboard", BOARD),
     ("GET", "/api/scores/users/alice", USERS),
     ("GET", "/api/scores/users/auth0|64f1", USERS),
+    ("GET", "/api/boards", BOARDS),
+    ("GET", "/api/boards/a.b_c-9", BOARDS),
     ("GET", "/api/scores/stream", EVENTS),
     ("GET", "/ws/scoreboard", SOCKET),
     ("GET", "/", PAGE),
@@ -252,6 +255,7 @@ TABLE = [
     ("GET", "/config.json", PAGE),
     ("HEAD", "/", PAGE),
     ("HEAD", "/docs/problems/busy", PAGE),
+    ("HEAD", "/api/boards", BOARDS),
     ("HEAD", "/api/scores/leaderboard", BOARD),
     ("HEAD", "/api/scores/users/alice", USERS),
 ]
@@ -308,6 +312,9 @@ def test_every_file_of_the_page_is_reachable(rendered: Entity, file: str) -> Non
         ("POST", "/x/api/scores/update"),
         ("GET", "/api/scores/leaderboard/metrics"),
         ("GET", "/api/scores/users"),
+        ("POST", "/api/boards"),
+        ("GET", "/api/boards/"),
+        ("GET", "/api/boards/weekly/scores"),
         ("GET", "/ws/scoreboard/health"),
         ("GET", "/anything"),
         ("GET", "/docsx"),
@@ -322,7 +329,7 @@ def test_other_paths_and_methods_have_no_route(rendered: Entity, method: str, pa
 def test_services_and_routes_have_unique_names(rendered: Entity) -> None:
     names = [s["name"] for s in rendered["services"]] + list(routes(rendered))
     assert len(names) == len(set(names))
-    assert sum(len(s["routes"]) for s in rendered["services"]) == len(routes(rendered)) == 6
+    assert sum(len(s["routes"]) for s in rendered["services"]) == len(routes(rendered)) == 7
 
 
 def test_routes_do_not_change_paths_and_hosts(rendered: Entity) -> None:
@@ -402,7 +409,7 @@ def test_metrics_have_no_consumers(rendered: Entity) -> None:
 
 def test_all_limits_use_the_same_redis_for_counters(rendered: Entity) -> None:
     found = [p["config"]["redis"] for p in every_plugin(rendered) if p["name"] == "rate-limiting"]
-    assert len(found) == 7
+    assert len(found) == 8
     assert all(redis == found[0] for redis in found)  # Kong's pools ignore users
     assert found[0] == {
         "host": "valkey-counters",

@@ -93,6 +93,15 @@ async def open_boards(redis_url: str, *boards: Board, **options: Any) -> None:
         await client.aclose()
 
 
+async def list_boards(redis_url: str, *boards: Board) -> None:
+    """Write boards to the list in Redis."""
+    client = make_client(load({"REDIS_URL": redis_url}), name="test")
+    try:
+        await Store(client).write_boards(boards)
+    finally:
+        await client.aclose()
+
+
 async def _serve(
     client: ApiClient, settings: Settings, listener: socket.socket, started: asyncio.Event
 ) -> None:
