@@ -1,23 +1,43 @@
 """Changes to boards and to the catalogue of actions, each with its row in the audit log."""
 
 from collections.abc import Mapping
+from contextlib import suppress
+
+import msgspec
 
 from cli.target import open_database, open_store
-from scoreboard.errors import RedisUnavailable
+from scoreboard.errors import (
+    Fenced,
+    OperatorMistake,
+    RedisUnavailable,
+    Uninitialised,
+    WaitTimeout,
+)
 from scoreboard.ledger.actions import insert_action, select_actions
 from scoreboard.ledger.audit import AuditTrail, audited
-from scoreboard.ledger.boards import insert_board, select_board
+from scoreboard.ledger.boards import (
+    insert_board,
+    publish_board,
+    require_free_name,
+    select_board,
+    select_deleted_board,
+    set_board_state,
+)
 from scoreboard.ledger.load_tests import CREATED, is_load_test_name
 from scoreboard.ledger.migrations import require_schema
 from scoreboard.ledger.pool import Connection
-from scoreboard.model import Board
-from scoreboard.recovery.mirror import mirror_catalogue
+from scoreboard.ledger.positions import lock_partitions
+from scoreboard.ledger.scores import select_totals
+from scoreboard.model import Board, BoardState, Partition
+from scoreboard.recovery.mirror import mirror_board, mirror_catalogue, unlist_board
 from scoreboard.recovery.reseed import (
     SESSION,
     ReportProgress,
     Reseeded,
     choose_partitions,
     find_unavailable,
+    report_nothing,
+    wait_until_drained,
 )
 from scoreboard.recovery.reseed import reseed as rebuild
 from scoreboard.runtime.settings import Settings
@@ -28,10 +48,11 @@ async def create_board(connection: Connection, board: Board, *, actor: str) -> b
 
     A board whose name is one for load tests is marked so: `scoreboard bench` deletes its data.
 
-    Raises DatabaseUnavailable.
+    Raises OperatorMistake if a board of this name was deleted, DatabaseUnavailable.
     """
     async with audited(connection) as trail:
         if not await insert_board(connection, board):
+            await require_free_name(connection, board.name)
             return False
         detail = {"layout": str(board.layout), "public": board.is_public}
         action = CREATED if is_load_test_name(board.name) else "board create"
@@ -63,6 +84,125 @@ async def reseed_board(
         else:
             numbers = await choose_partitions(store, board, force=force)
         return await rebuild(store, connection, board, numbers, actor=actor, report=report)
+
+
+async def open_new_board(settings: Settings, name: str, *, actor: str) -> bool:
+    """Open a board that has no scores yet and list it; return False if it has scores or is open.
+
+    It needs no flusher, because its streams are empty.
+
+    Raises UnknownBoard, OperatorMistake, SchemaMismatch, RedisUnavailable, DatabaseUnavailable.
+    """
+    async with open_database(settings) as connection:
+        if (await select_totals(connection, name))[0]:
+            return False
+    done = await reseed_board(
+        settings, name, force=False, only_closed=True, actor=actor, report=report_nothing
+    )
+    return done is not None
+
+
+async def change_board(
+    settings: Settings,
+    name: str,
+    *,
+    actor: str,
+    is_public: bool | None = None,
+    state: BoardState | None = None,
+) -> bool:
+    """Set whether a board is public or archived, in both stores; return whether that changed it.
+
+    Services apply it at once. Repeat it if it was interrupted.
+
+    Raises UnknownBoard, OperatorMistake (another operator works on the board), RedisUnavailable,
+    DatabaseUnavailable.
+    """
+    async with open_database(settings) as connection:
+        partitions = _partitions_of(await select_board(connection, name))
+        await lock_partitions(connection, partitions)
+        before = await select_board(connection, name)
+        board = msgspec.structs.replace(
+            before,
+            is_public=before.is_public if is_public is None else is_public,
+            state=state or before.state,
+        )
+        async with audited(connection) as trail:
+            if board.is_public != before.is_public:
+                await publish_board(connection, name, is_public=board.is_public)
+                detail = {"public": board.is_public}
+                await trail.insert(actor=actor, action="board publish", board=name, detail=detail)
+            if board.state != before.state:
+                await set_board_state(connection, name, board.state)
+                action = "board archive" if board.state == "archived" else "board unarchive"
+                await trail.insert(actor=actor, action=action, board=name, detail={})
+        try:
+            async with open_store(settings) as store:
+                await mirror_board(store, connection, name)
+                for partition in partitions:
+                    # A partition that is not loaded gets both from the reseed that opens it.
+                    with suppress(Uninitialised, Fenced):
+                        await store.configure(partition, board)
+        except RedisUnavailable as error:
+            raise RedisUnavailable(
+                "The change is in PostgreSQL but not in Redis; run the command again"
+            ) from error
+    return board != before
+
+
+async def delete_board(
+    settings: Settings, name: str, *, actor: str, report: ReportProgress
+) -> bool:
+    """Delete an archived board: its keys and its entry in the list; the ledger stays.
+
+    Returns False if it was deleted before; its keys are removed in any case, so repeat it if it was
+    interrupted.
+
+    Raises UnknownBoard, OperatorMistake (not archived, a default board, or another operator works
+    on it), WaitTimeout (actions are not committed), RedisUnavailable, DatabaseUnavailable.
+    """
+    async with open_database(settings) as connection, open_store(settings) as store:
+        deleted = await select_deleted_board(connection, name)
+        board = deleted or await select_board(connection, name)
+        partitions = _partitions_of(board)
+        await lock_partitions(connection, partitions)
+        if deleted is None:
+            board = await select_board(connection, name)
+            _require_deletable(settings, board)
+            for partition in partitions:
+                with suppress(Uninitialised, Fenced):
+                    await store.configure(partition, board)  # an older version may have opened it
+            try:
+                await wait_until_drained(store, partitions, report)
+            except WaitTimeout as error:
+                raise WaitTimeout(
+                    f"Board {name} has actions that are not in PostgreSQL yet: start the flusher, "
+                    "then run the command again"
+                ) from error
+            async with audited(connection) as trail:
+                await set_board_state(connection, name, "deleted")
+                detail = {"layout": str(board.layout), "public": board.is_public}
+                await trail.insert(actor=actor, action="board delete", board=name, detail=detail)
+        await unlist_board(store, connection, name)
+        strays = [Partition(name, number) for number in await store.states(name)]
+        for partition in {*partitions, *strays}:
+            await store.remove(partition, board.layout)
+    return deleted is None
+
+
+def _require_deletable(settings: Settings, board: Board) -> None:
+    if board.name in settings.boards:
+        raise OperatorMistake(
+            f"Board {board.name} is a default board: first remove it from SCOREBOARD_BOARDS of all "
+            "services"
+        )
+    if board.state != "archived":
+        raise OperatorMistake(
+            f"Board {board.name} accepts actions: first run scoreboard board archive {board.name}"
+        )
+
+
+def _partitions_of(board: Board) -> list[Partition]:
+    return [Partition(board.name, number) for number in range(board.layout.partitions)]
 
 
 async def seed_catalogue(settings: Settings, points: Mapping[str, int], *, actor: str) -> None:

@@ -108,11 +108,24 @@ def confirm(question: str) -> None:
 
     Raises OperatorMistake without a terminal, click.Abort if the answer is no.
     """
+    _require_terminal()
+    click.confirm(question, abort=True, err=True)
+
+
+def prompt(question: str) -> str:
+    """Ask the operator for a line of text.
+
+    Raises OperatorMistake without a terminal, click.Abort at its end.
+    """
+    _require_terminal()
+    return str(click.prompt(question, type=str, err=True))
+
+
+def _require_terminal() -> None:
     if sys.stdin is None or not sys.stdin.isatty():
         raise OperatorMistake(
             "This command asks for confirmation; use --yes where stdin is not a terminal"
         )
-    click.confirm(question, abort=True, err=True)
 
 
 def print_json(data: object) -> None:

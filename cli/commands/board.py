@@ -1,15 +1,19 @@
-"""`scoreboard board`: create, list, read and watch boards."""
+"""`scoreboard board`: create, change, list, read and watch boards."""
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, Final, get_args
 
 import click
+import msgspec
 
-from cli import board_viewer
-from cli.administration import create_board
-from cli.output import print_json, print_message, print_table
-from cli.parameters import BOARD
+from cli import board_file, board_viewer
+from cli.administration import change_board, create_board, delete_board, open_new_board
+from cli.board_file import Change, make_rules
+from cli.output import print_json, print_lines, print_message, print_table, progress, prompt
+from cli.parameters import BOARD, FILE
 from cli.target import (
     REDIS_URL,
     board_option,
@@ -24,23 +28,71 @@ from cli.target import (
     open_database,
     open_store,
     operator_name,
+    yes_option,
 )
-from scoreboard.errors import OperatorMistake, Uninitialised
-from scoreboard.ledger.boards import select_board, select_boards
-from scoreboard.model import PAGE_MAX, Board, Layout, Window
+from scoreboard.errors import OperatorMistake, RedisUnavailable, Uninitialised
+from scoreboard.ledger.boards import require_free_name, select_board, select_boards
+from scoreboard.ledger.pool import Connection
+from scoreboard.ledger.scores import select_totals
+from scoreboard.model import (
+    PAGE_MAX,
+    SCORE_MAX,
+    Board,
+    Layout,
+    Lowering,
+    Operator,
+    Order,
+    Partition,
+    PointsFrom,
+    Rules,
+    Window,
+)
 from scoreboard.runtime.settings import Settings
 from scoreboard.security.tokens import READ
 
-DEFAULT = Layout()
+DEFAULT: Final = Layout()
+RULES: Final = Rules()
+SCORE: Final = click.IntRange(0, SCORE_MAX)
+
+_OPERATORS: Final = {
+    "add": "an action adds its points to the score",
+    "best": "the score is the best value of all actions",
+    "last": "the score is the value of the last action",
+}
+_ORDERS: Final = {"highest": "the highest score is first", "lowest": "the lowest score is first"}
+_LOWERING: Final = {
+    "nobody": "points are never negative",
+    "trusted": "callers with update:score:any may send negative points",
+    "players": "players may send negative points",
+}
+_POINTS: Final = {
+    "catalogue": "the catalogue of actions sets the points",
+    "stated": "players state the points",
+}
 
 
 @click.group()
 def board() -> None:
-    """Create, list, read and watch boards."""
+    """Create, change, list, read and watch boards."""
 
 
 @board.command()
 @click.argument("name", type=BOARD)
+@click.option("--operator", type=click.Choice(get_args(Operator)), default=RULES.operator,
+              show_default=True, help="What an action does to the score: add its points, keep the "
+              "best value, or keep the last value.")  # fmt: skip
+@click.option("--order", type=click.Choice(get_args(Order)), default=RULES.order,
+              show_default=True, help="Which scores are first.")  # fmt: skip
+@click.option("--min", "score_min", type=SCORE, default=RULES.score_min, show_default=True,
+              help="Lowest possible score.")  # fmt: skip
+@click.option("--max", "score_max", type=SCORE, default=RULES.score_max, show_default=True,
+              help="Highest possible score.")  # fmt: skip
+@click.option("--lowering", type=click.Choice(get_args(Lowering)), default=RULES.lowering,
+              show_default=True, help="Who may send negative points; trusted: callers with the "
+              "scope update:score:any.")  # fmt: skip
+@click.option("--points", type=click.Choice(get_args(PointsFrom)), default=RULES.points,
+              show_default=True, help="Whether the catalogue of actions sets the points, or "
+              "players state them.")  # fmt: skip
 @click.option("--partitions", type=click.IntRange(1, 256), default=DEFAULT.partitions,
               show_default=True, help="Number of partitions; one flusher at a time "
               "serves each.")  # fmt: skip
@@ -51,11 +103,18 @@ def board() -> None:
               show_default=True, help="Number of Redis hashes for remembered actions; use the "
               "number of actions expected in --seen-seconds, divided by 250.")  # fmt: skip
 @click.option("--private", "is_private", is_flag=True, help="Require a token to read the board.")
-@click.option("--if-missing", is_flag=True, help="Do not change a board that exists.")
+@click.option("--if-missing", is_flag=True, help="Do not change a board that exists; open it if "
+              "it is not open and has no scores.")  # fmt: skip
 @data_dir_option
 def create(
     *,
     name: str,
+    operator: Operator,
+    order: Order,
+    score_min: int,
+    score_max: int,
+    lowering: Lowering,
+    points: PointsFrom,
     partitions: int,
     seen_seconds: int,
     seen_shards: int,
@@ -63,51 +122,285 @@ def create(
     if_missing: bool,
     data_dir: Path,
 ) -> None:
-    """Create board NAME; open it with `scoreboard reseed --board NAME`.
+    """Create board NAME and open it; services serve it within two seconds.
 
-    To change --partitions, --seen-seconds or --seen-shards later, the whole board must be reseeded.
+    Operator, order, bounds, --lowering and --points are fixed. To change --partitions,
+    --seen-seconds or --seen-shards later, the whole board must be reseeded.
 
     \b
-    Example:
-      scoreboard board create weekly && scoreboard reseed --board weekly
+    Examples:
+      scoreboard board create weekly
+      scoreboard board create laps --operator best --order lowest --points stated
     """  # noqa: D301
-    new = Board(name, Layout(partitions, seen_seconds, seen_shards), not is_private)
-    if asyncio.run(_create(load_settings_to_change(data_dir), new)):
-        print_message(f"Board {name} created; open it with: scoreboard reseed --board {name}")
-    elif not if_missing:
-        raise OperatorMistake(f"Board {name} already exists")
+    rules = make_rules(Rules(operator, order, score_min, score_max, lowering, points))
+    new = Board(name, Layout(partitions, seen_seconds, seen_shards, rules), not is_private)
+    settings = load_settings_to_change(data_dir)
+    is_new, is_opened = asyncio.run(_create(settings, new, if_missing=if_missing))
+    if is_new:
+        print_message(f"Board {name} is created and open")
+    elif is_opened:
+        print_message(f"Board {name} exists and is now open")
+    else:
+        print_message(f"Board {name} exists and was not changed")
 
 
-async def _create(settings: Settings, new: Board) -> bool:
+async def _create(settings: Settings, new: Board, *, if_missing: bool) -> tuple[bool, bool]:
+    """Create and open a board; return whether it is new, and whether it was opened."""
     async with open_database(settings) as connection:
-        return await create_board(connection, new, actor=operator_name())
+        is_new = await create_board(connection, new, actor=operator_name())
+        if not is_new and not if_missing:
+            raise OperatorMistake(f"Board {new.name} already exists")
+    try:
+        return is_new, await open_new_board(settings, new.name, actor=operator_name())
+    except RedisUnavailable as error:
+        raise RedisUnavailable(
+            f"Board {new.name} is in PostgreSQL but not open; when Redis is reachable, run: "
+            f"scoreboard board create {new.name} --if-missing"
+        ) from error
+
+
+@board.command(name="set")
+@click.argument("name", type=BOARD)
+@click.option("--public/--private", "is_public", required=True, help="Whether everyone may read "
+              "the board, or only callers with a token.")  # fmt: skip
+@data_dir_option
+def set_board(*, name: str, is_public: bool, data_dir: Path) -> None:
+    """Make board NAME public or private.
+
+    Services apply it within a second: streams of readers without a token are closed.
+    """
+    settings = load_settings_to_change(data_dir)
+    actor = operator_name()
+    is_changed = asyncio.run(change_board(settings, name, actor=actor, is_public=is_public))
+    word = "public" if is_public else "private"
+    print_message(f"Board {name} is {word} now" if is_changed else f"Board {name} was {word}")
+
+
+@board.command()
+@click.argument("name", type=BOARD)
+@data_dir_option
+def archive(*, name: str, data_dir: Path) -> None:
+    """Let board NAME accept no more actions; it can still be read.
+
+    Updates get 409 board-archived and change nothing. `board unarchive` reverses it.
+    """
+    settings = load_settings_to_change(data_dir)
+    is_changed = asyncio.run(change_board(settings, name, actor=operator_name(), state="archived"))
+    print_message(f"Board {name} is archived now" if is_changed else f"Board {name} was archived")
+
+
+@board.command()
+@click.argument("name", type=BOARD)
+@data_dir_option
+def unarchive(*, name: str, data_dir: Path) -> None:
+    """Let board NAME accept actions again."""
+    settings = load_settings_to_change(data_dir)
+    is_changed = asyncio.run(change_board(settings, name, actor=operator_name(), state="open"))
+    print_message(f"Board {name} accepts actions now" if is_changed else f"Board {name} was open")
+
+
+@board.command()
+@click.argument("name", type=BOARD)
+@yes_option
+@data_dir_option
+def delete(*, name: str, yes: bool, data_dir: Path) -> None:
+    """Delete the archived board NAME from Redis; its ledger stays in PostgreSQL.
+
+    Services answer 404 for it. It cannot be undone, and the name cannot be used again, because the
+    ledger has its actions. Run the command again if it was interrupted.
+    """
+    settings = load_settings_to_change(data_dir)
+    if not yes:
+        print_message(f"Board {name} cannot be restored, and its name not be used again.")
+        if prompt("Type the name of the board to delete it") != name:
+            raise OperatorMistake("The name differs; nothing was deleted")
+    with progress() as report:
+        actor = operator_name()
+        is_changed = asyncio.run(delete_board(settings, name, actor=actor, report=report))
+    print_message(f"Board {name} is deleted" if is_changed else f"Board {name} was deleted before")
 
 
 @board.command(name="list")
 @json_option
 @data_dir_option
 def list_boards(*, as_json: bool, data_dir: Path) -> None:
-    """List the boards."""
+    """List the boards with their rules, and their numbers of users in Redis."""
     found = asyncio.run(_list(load_settings(data_dir)))
     if as_json:
-        print_json(found)
+        print_json([_describe(*one) for one in found])
         return
     print_table(
-        ("board", "partitions", "seen seconds", "seen shards", "public"),
+        ("board", "state", "public", "users", "rules", "partitions", "seen seconds", "seen shards"),
         [
             (
                 one.name,
+                one.state,
+                "yes" if one.is_public else "no",
+                users,
+                _short_rules(one.layout.rules),
                 one.layout.partitions,
                 one.layout.seen_seconds,
                 one.layout.seen_shards,
-                "yes" if one.is_public else "no",
             )
-            for one in found
+            for one, users in found
         ],
     )
 
 
-async def _list(settings: Settings) -> list[Board]:
+async def _list(settings: Settings) -> list[tuple[Board, int | None]]:
+    boards = await _read_boards(settings)
+    return list(zip(boards, await _count_users(settings, boards), strict=True))
+
+
+async def _count_users(settings: Settings, boards: Sequence[Board]) -> Sequence[int | None]:
+    """Count the users of boards; None without Redis."""
+    try:
+        async with open_store(settings) as store:
+            return await store.count_users(boards)
+    except RedisUnavailable:
+        print_message("Redis is unreachable: the numbers of users are unknown")
+        return [None] * len(boards)
+
+
+def _describe(one: Board, users: int | None) -> dict[str, Any]:
+    return {**msgspec.to_builtins(one), "users": users}
+
+
+def _short_rules(rules: Rules) -> str:
+    """Return operator and order, and the other rules where they are not the default."""
+    words = [rules.operator, f"{rules.order} first"]
+    if (rules.score_min, rules.score_max) != (RULES.score_min, RULES.score_max):
+        words.append(f"{rules.score_min} to {rules.score_max}")
+    if rules.lowering != RULES.lowering:
+        words.append(f"lowered by {rules.lowering}")
+    if rules.points != RULES.points:
+        words.append(f"points {rules.points}")
+    return ", ".join(words)
+
+
+@board.command()
+@click.argument("name", type=BOARD)
+@json_option
+@data_dir_option
+def show(*, name: str, as_json: bool, data_dir: Path) -> None:
+    """Show the rules of board NAME in words, its state, its users and its layout."""
+    one, users = asyncio.run(_show(load_settings(data_dir), name))
+    if as_json:
+        print_json(_describe(one, users))
+        return
+    rules, layout = one.layout.rules, one.layout
+    access = "everyone may read it" if one.is_public else "reading needs a token"
+    print_table(
+        ("property", "value", "meaning"),
+        [
+            ("board", one.name, ""),
+            ("state", one.state, "accepts actions" if one.state == "open" else "can only be read"),
+            ("public", "yes" if one.is_public else "no", access),
+            ("users", users, "on the board in Redis"),
+            ("operator", rules.operator, _OPERATORS[rules.operator]),
+            ("order", rules.order, _ORDERS[rules.order]),
+            ("min", rules.score_min, "lowest possible score"),
+            ("max", rules.score_max, "highest possible score"),
+            ("lowering", rules.lowering, _LOWERING[rules.lowering]),
+            ("points", rules.points, _POINTS[rules.points]),
+            ("partitions", layout.partitions, "slices of the users"),
+            ("seen seconds", layout.seen_seconds, "least time for which actions are remembered"),
+            ("seen shards", layout.seen_shards, "hashes of remembered actions"),
+        ],
+    )
+
+
+async def _show(settings: Settings, name: str) -> tuple[Board, int | None]:
+    async with open_database(settings) as connection:
+        await require_free_name(connection, name)
+        one = await select_board(connection, name)
+    (users,) = await _count_users(settings, [one])
+    return one, users
+
+
+@board.command()
+@click.argument("file", type=FILE)
+@click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
+@json_option
+@data_dir_option
+def apply(*, file: Path, dry_run: bool, as_json: bool, data_dir: Path) -> None:
+    """Create and change boards so that they match FILE (TOML); boards not in it are not touched.
+
+    A file that changes a fixed rule is refused before anything is done. Run the command again if
+    it was interrupted.
+
+    \b
+    Example of a file:
+      [boards.weekly]
+      [boards.laps]
+      operator = "best"
+      order = "lowest"
+      points = "stated"
+      public = false
+    """  # noqa: D301
+    settings = load_settings(data_dir) if dry_run else load_settings_to_change(data_dir)
+    changes = asyncio.run(_plan(settings, file))
+    if as_json:
+        print_json([{"board": one.board, "change": one.what} for one in changes])
+    else:
+        print_table(("board", "change"), [(one.board, one.what) for one in changes])
+    if dry_run:
+        print_message(f"{len(changes)} changes; nothing was done")
+        return
+    for one in changes:
+        asyncio.run(_apply(settings, one))
+    print_message(f"{len(changes)} changes were made" if changes else "Nothing had to be changed")
+
+
+async def _plan(settings: Settings, file: Path) -> list[Change]:
+    async with open_database(settings) as connection:
+        existing = {one.name: one for one in await select_boards(connection)}
+        changes = board_file.plan_changes(file, existing)
+        for one in changes:
+            if one.what == "create":
+                await require_free_name(connection, one.board)
+        planned = {one.board for one in changes}
+        return [
+            *changes,
+            *[
+                Change(one.name, "open", one)
+                for one in board_file.read_boards(file).values()
+                if one.name not in planned and await _is_to_be_opened(settings, connection, one)
+            ],
+        ]
+
+
+async def _is_to_be_opened(settings: Settings, connection: Connection, one: Board) -> bool:
+    """Return whether an interrupted command has left a new board unopened."""
+    async with open_store(settings) as store:
+        if (await store.state(Partition(one.name))).epoch:
+            return False
+    return not (await select_totals(connection, one.name))[0]
+
+
+async def _apply(settings: Settings, change: Change) -> None:
+    actor, new = operator_name(), change.new
+    if change.what in {"create", "open"}:
+        await _create(settings, new, if_missing=True)
+    elif change.what in {"publish", "hide"}:
+        await change_board(settings, new.name, actor=actor, is_public=new.is_public)
+    else:
+        await change_board(settings, new.name, actor=actor, state=new.state)
+
+
+@board.command()
+@data_dir_option
+def export(*, data_dir: Path) -> None:
+    """Print the boards as a file for `board apply`.
+
+    \b
+    Example:
+      scoreboard board export > boards.toml
+    """  # noqa: D301
+    print_lines(board_file.write_boards(asyncio.run(_read_boards(load_settings(data_dir)))))
+
+
+async def _read_boards(settings: Settings) -> list[Board]:
     async with open_database(settings) as connection:
         return await select_boards(connection)
 

@@ -21,15 +21,17 @@ NOW_S = time.time()
 def test_a_board_is_created_once_listed_and_opened(command: Run, database_url: str) -> None:
     made = command("board", "create", "weekly", "--partitions", "3", "--private")
     assert (made.code, made.out) == (0, "")
-    assert "scoreboard reseed --board weekly" in made.err
+    assert "Board weekly is created and open" in made.err
 
     assert command("board", "create", "weekly").code == 5
-    assert command("board", "create", "weekly", "--if-missing").code == 0
-    assert command("board", "list").out == "weekly\t3\t43200\t64\tno\n"
+    again = command("board", "create", "weekly", "--if-missing", "--partitions", "2")
+    assert "was not changed" in again.err
+    line = "weekly\topen\tno\t0\tadd, highest first\t3\t43200\t64\n"
+    assert command("board", "list").out == line
     (listed,) = json.loads(command("board", "list", "--json").out)
-    assert listed["layout"].items() >= {"partitions": 3, "seen_seconds": 43200}.items()
+    assert listed["layout"]["partitions"] == 3
     assert listed["layout"]["rules"]["operator"] == "add"
-    assert command("reseed", "--board", "weekly").code == 0
+    assert (listed["state"], listed["users"]) == ("open", 0)
     assert command("board", "top", "--board", "weekly").out == ""
     with psycopg.connect(database_url) as connection:
         audited = connection.execute("SELECT action FROM audit_log ORDER BY id").fetchall()
@@ -168,4 +170,4 @@ def test_an_unreachable_redis_is_reported_in_one_line_with_exit_code_69(
 def test_quiet_prints_no_messages(command: Run, redis_url: str) -> None:
     assert command("-q", "board", "create", "weekly").err == ""
     with redis.Redis.from_url(redis_url) as client:
-        assert not client.exists("sb:{weekly:0}:meta")
+        assert client.hget("sb:{weekly:0}:meta", "state") == b"open"
