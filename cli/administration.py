@@ -112,6 +112,7 @@ async def change_board(
 ) -> bool:
     """Set whether a board is public or archived, in both stores; return whether that changed it.
 
+    None leaves a property as it is in PostgreSQL; Redis gets both in any case.
     Services apply it at once. Repeat it if it was interrupted.
 
     Raises UnknownBoard, OperatorMistake (another operator works on the board), RedisUnavailable,

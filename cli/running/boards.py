@@ -1,7 +1,7 @@
 """Create and open the boards before `scoreboard up` starts serving.
 
-An open board is not changed. A board is reseeded from PostgreSQL if Redis is new or was emptied, if
-a killed reseed left it fenced, or if its privacy, which the services read from Redis, has changed.
+An open board only gets its visibility from PostgreSQL. A board is reseeded if Redis is new or was
+emptied, or if a killed reseed left it fenced.
 """
 
 import asyncio
@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from cli.administration import create_board, reseed_board
+from cli.administration import change_board, create_board, reseed_board
 from cli.output import print_message, progress
-from cli.target import open_database, open_store, operator_name
+from cli.target import open_database, operator_name
 from scoreboard.errors import OperatorMistake
 from scoreboard.ledger.audit import audited
 from scoreboard.ledger.boards import publish_board, select_board
-from scoreboard.model import Board, Partition
-from scoreboard.recovery.reseed import ReportProgress, find_unavailable
+from scoreboard.model import Board
+from scoreboard.recovery.reseed import ReportProgress
 from scoreboard.runtime.settings import Settings
 
 LOCK_WAIT_S: Final = 120.0
@@ -72,11 +72,12 @@ async def _open_board(settings: Settings, name: str, report: ReportProgress) -> 
             done = await reseed_board(
                 settings,
                 name,
-                force=await _is_privacy_outdated(settings, name),
+                force=False,
                 only_closed=True,
                 actor=operator_name(),
                 report=report,
             )
+            await change_board(settings, name, actor=operator_name())  # copies the visibility
         except OperatorMistake:
             # If Redis has lost data, the flusher reseeds the board by itself under the same lock.
             report("wait", 0, 0)
@@ -85,14 +86,3 @@ async def _open_board(settings: Settings, name: str, report: ReportProgress) -> 
             await asyncio.sleep(_POLL_S)
         else:
             return done.users if done else 0
-
-
-async def _is_privacy_outdated(settings: Settings, name: str) -> bool:
-    """Return whether an open board has another privacy in Redis than in PostgreSQL."""
-    async with open_database(settings) as connection, open_store(settings) as store:
-        board = await select_board(connection, name)
-        if await find_unavailable(store, board):
-            return False
-        numbers = range(board.layout.partitions)
-        states = [await store.state(Partition(name, number)) for number in numbers]
-        return any(state.is_public != board.is_public for state in states)

@@ -20,7 +20,7 @@ _PUBLISH_BOARD: Final = resources.query("publish_board")
 _SET_BOARD_STATE: Final = resources.query("set_board_state")
 _SELECT_DELETED_BOARD: Final = resources.query("select_deleted_board")
 _LOCK_BOARDS: Final = resources.query("lock_boards")
-BOARDS_LOCK: Final = 0x5B0B
+BOARDS_LOCK: Final = 0x5B0D
 """Class of the advisory lock that serialises copies of the list of boards."""
 
 

@@ -22,6 +22,9 @@ from tests.support.servers.api import LEADERBOARD_PATH, ApiClient, StartApi
 PROMISED_S = 2.0
 """A new board is served within this time."""
 
+CLOSED_S = 1.0
+"""A stream that its reader may no longer see is closed within this time."""
+
 
 @pytest.fixture
 async def store(redis_url: str) -> AsyncIterator[Store]:
@@ -294,3 +297,33 @@ async def test_a_board_is_read_by_those_who_may_read_it(start_api: StartApi, sto
 async def test_an_emptied_redis_has_no_empty_list_of_boards(start_api: StartApi) -> None:
     client = await start_api(open=())
     assert (await client.get(BOARDS_PATH)).status_code == 503
+
+
+async def test_streams_without_a_token_are_closed_when_the_board_becomes_private(
+    start_api: StartApi, store: Store
+) -> None:
+    client = await start_api()
+    url = "/api/scores/stream"
+    headers = client.bearer()
+    async with (
+        client.stream("GET", url) as stream,
+        client.stream("GET", url, headers=headers) as own,
+    ):
+        lines, others = stream.aiter_lines(), own.aiter_lines()
+        for one in (lines, others):
+            await wait_for_event(one, "leaderboard")
+        began_s = time.monotonic()
+        assert await store.configure(Partition("main"), Board("main", is_public=False))
+        async with asyncio.timeout(CLOSED_S):
+            await wait_for_event(lines, "bye")
+        assert time.monotonic() - began_s < CLOSED_S
+        assert (await client.update("alice", "win:1")).status_code == 200
+        async with asyncio.timeout(CLOSED_S):
+            await wait_for_event(others, "leaderboard")
+
+
+async def wait_for_event(lines: AsyncIterator[str], name: str) -> None:
+    async for line in lines:
+        if line == f"event: {name}":
+            return
+    raise AssertionError(f"the stream ended without {name}")
