@@ -205,12 +205,16 @@ async def test_an_archived_board_can_be_read_and_refuses_updates(
 
 
 async def snapshot(redis_url: str) -> dict[str, Any]:
-    """Return the contents of all keys: of hashes the fields, of others what DUMP returns."""
+    """Return the contents of all keys: of hashes the fields, of others what DUMP returns.
+
+    ``:expiry`` after a name has when the key expires.
+    """
     found: dict[str, Any] = {}
     async with aioredis.from_url(redis_url) as client:
         for key in await client.keys():
             is_hash = await client.type(key) == b"hash"
             found[key.decode()] = await (client.hgetall(key) if is_hash else client.dump(key))
+            found[f"{key.decode()}:expiry"] = await client.pexpiretime(key)
     return found
 
 

@@ -1,5 +1,6 @@
 """The list of boards in Redis, its copy from PostgreSQL, and the boards that a process finds."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import psycopg
@@ -152,6 +153,28 @@ async def test_without_redis_known_boards_stay_known(
     assert (await directory.find("main")).name == "main"
     with pytest.raises(RedisUnavailable):
         await directory.find("chess")
+
+
+async def test_a_slow_refresh_delays_one_caller_only(
+    store: Store, directory: BoardDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.write_boards([GOLF])
+    monkeypatch.setattr(board_directory, "REFRESH_S", 0.0)
+    await directory.find("golf")
+    is_read, go = asyncio.Event(), asyncio.Event()
+
+    async def listed(_name: str) -> Board:
+        is_read.set()
+        await go.wait()
+        return GOLF
+
+    monkeypatch.setattr(store, "listed", listed)
+    refreshing = asyncio.create_task(directory.find("golf"))
+    await is_read.wait()
+    assert directory.known("golf") == GOLF
+    assert await directory.find("golf") == GOLF
+    go.set()
+    assert await refreshing == GOLF
 
 
 async def test_memory_is_bounded(

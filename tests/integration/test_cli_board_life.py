@@ -17,11 +17,13 @@ import pytest
 import redis
 
 from cli import board_file
+from scoreboard.ledger.pool import Connection
+from scoreboard.ledger.positions import lock_partitions
 from scoreboard.model import Board, Layout, Partition, Rules
 from scoreboard.recovery import reseed as reseeds
 from scoreboard.runtime.settings import Settings
 from scoreboard.store.keys import BOARDS
-from tests.support.clients.commands import Done, Run, with_store
+from tests.support.clients.commands import Done, Run, with_database, with_store
 from tests.support.eventually import eventually_async
 from tests.support.servers.api import LEADERBOARD_PATH, ApiClient, StartApi
 from tests.support.servers.flushers import flushing
@@ -177,6 +179,39 @@ def test_without_redis_a_board_is_created_and_opened_later(
     assert weekly.is_open
     assert not weekly.is_public
     assert command("board", "set", "weekly", "--private").code == 0
+
+
+def test_an_archived_board_is_reseeded_verified_and_shown_as_one(
+    command: Run, settings: Settings
+) -> None:
+    command("board", "create", "weekly", "--partitions", "2")
+    command("board", "archive", "weekly")
+    assert command("reseed", "--board", "weekly", "--force", "--yes").code == 0
+    for number in range(2):
+        state = with_store(settings, lambda store, n=number: store.state(Partition("weekly", n)))
+        assert state.is_archived
+        assert state.epoch == 2
+    assert command("verify", "--board", "weekly").code == 0
+    assert (
+        "is open; nothing was done"
+        in command(*("reseed", "--board", "weekly", "--if-uninitialised")).err
+    )
+    assert "state\tarchived\tcan only be read\n" in command("board", "show", "weekly").out
+
+
+def test_a_change_waits_for_no_other_operator(command: Run, settings: Settings) -> None:
+    command("board", "create", "weekly")
+
+    async def change_meanwhile(connection: Connection) -> Done:
+        await lock_partitions(connection, [Partition("weekly")])
+        return await asyncio.to_thread(command, "board", "archive", "weekly")
+
+    refused = with_database(settings, change_meanwhile)
+    assert refused.code == 5
+    assert "Another operator" in refused.err
+    state = with_store(settings, lambda store: store.state(Partition("weekly")))
+    assert not state.is_archived
+    assert command("board", "archive", "weekly").code == 0
 
 
 def test_a_default_board_is_not_deleted(command: Run) -> None:
