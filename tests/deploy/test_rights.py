@@ -133,6 +133,8 @@ def test_updates_and_reads_work_with_the_deployed_rights(deployed: Deployed) -> 
     board = deployed.ask("/api/scores/leaderboard?names=true")["leaderboard"]
     assert [row.get("name") for row in board] == [None, "Alice"]
     assert deployed.ask("/api/scores/users/alice?around=1")["rank"] == 2
+    assert [one["name"] for one in deployed.ask("/api/boards")["boards"]] == ["main"]
+    assert deployed.ask("/api/boards/main")["state"] == "open"
     eventually(lambda: is_committed(deployed))
     assert deployed.refused() == []
 
@@ -202,6 +204,14 @@ def test_an_operator_can_run_every_command(deployed: Deployed, tmp_path: Path) -
     deployed.run("board", "create", "weekly", "--partitions", "2")
     deployed.run("reseed", "--board", "weekly")
     deployed.run("board", "list")
+    boards = tmp_path / "boards.toml"
+    boards.write_text("[boards.daily]\npublic = false\n")
+    deployed.run("board", "apply", str(boards))
+    deployed.run("board", "set", "daily", "--public")
+    deployed.run("board", "archive", "daily")
+    deployed.run("board", "show", "daily")
+    deployed.run("board", "export")
+    deployed.run("board", "delete", "daily", "--yes")
     deployed.run("board", "top")
     deployed.run("db", "status")
     deployed.admin.zadd(KEYS.board, {"dave": pack(31, 5), "unknown": pack(3, 5)})
