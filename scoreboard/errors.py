@@ -5,7 +5,7 @@ ScoreboardError
 │   ├── Malformed             the request cannot be parsed
 │   ├── Invalid               a value violates a constraint
 │   │   ├── UnknownKind         the kind of action earns no points
-│   │   └── ScoreOutOfRange     the score would leave 0…2³¹−1
+│   │   └── ScoreOutOfRange     the score would leave its bounds
 │   ├── Unauthenticated       no token, or an invalid one
 │   ├── Forbidden             the token does not allow this
 │   ├── NotFound
@@ -94,7 +94,7 @@ class UnknownKind(Invalid):
 
 class ScoreOutOfRange(Invalid):
     code = "score-out-of-range"
-    title = "The score would leave the range 0 to 2147483647"
+    title = "The score would leave its range"
 
 
 class Unauthenticated(ClientError):

@@ -76,7 +76,8 @@ BoardName = Annotated[
     Meta(pattern=BOARD_PATTERN, description="A named ranking.", examples=["main"]),
 ]
 StreamId = Annotated[str, Meta(pattern=STREAM_ID_PATTERN)]
-Points = Annotated[int, Meta(ge=1, le=POINTS_MAX, description="Points of one action.")]
+StatedPoints = Annotated[int, Meta(ge=-POINTS_MAX, le=SCORE_MAX)]
+"""Points or a value that a request states; the rules of the board restrict it further."""
 Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
 """An epoch, seq or count in a reply of Redis."""
 

@@ -27,7 +27,7 @@ from api.endpoints.scores import BEARER, Scores
 from api.endpoints.static_files import SECURITY_HEADERS, content_security_policy
 from scoreboard.errors import NotFound, ScoreboardError
 from scoreboard.http.problems import PROBLEM_TYPES, TYPE_PREFIX, Problem
-from scoreboard.model import BOARD_PATTERN, POINTS_MAX
+from scoreboard.model import BOARD_PATTERN, POINTS_MAX, SCORE_MAX
 from scoreboard.runtime.settings import Settings
 
 MADE_BY: Final = "make openapi"
@@ -254,7 +254,7 @@ def _complete_schemas(shapes: dict[str, dict[str, Any]]) -> None:
         shape["description"] = about.partition("\n\n")[0].replace("\n", " ")
     update = shapes["UpdateRequest"]
     update["additionalProperties"] = False
-    points = {"type": "integer", "minimum": 1, "maximum": POINTS_MAX}
+    points = {"type": "integer", "minimum": -POINTS_MAX, "maximum": SCORE_MAX}
     points["description"] = update["properties"]["points"]["description"]
     update["properties"]["points"] = points
 

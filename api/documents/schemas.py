@@ -8,15 +8,16 @@ from msgspec.structs import astuple
 from scoreboard.health.checks import Check
 from scoreboard.model import (
     POINTS_MAX,
+    SCORE_MAX,
     ActionId,
     BoardName,
     BoardState,
     Lowering,
     Operator,
     Order,
-    Points,
     PointsFrom,
     Rules,
+    StatedPoints,
     UserId,
     is_identifier,
 )
@@ -28,21 +29,28 @@ class UpdateRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     user_id: UserId
     action_id: ActionId
     points: Annotated[
-        Points | float | UnsetType,
-        Meta(description="Requires `update:score:any`; by default the catalogue sets the points."),
+        StatedPoints | float | UnsetType,
+        Meta(
+            description="What the action adds to the score; on a board with the operator `best` or "
+            "`last` the value that it states. By default the catalogue sets it, and stating it "
+            "requires `update:score:any`: 1 to 1000000. A board whose rules say `points: stated` "
+            "requires it of every caller, a board with values takes 0 to 2147483647, and one that "
+            "allows lowering takes -1000000 to 1000000."
+        ),
     ] = UNSET
 
     def __post_init__(self) -> None:
         """Check what the schema cannot express.
 
-        A pattern's ``$`` also matches before a final newline. In JSON, 5.0 is a whole number.
+        A pattern's ``$`` also matches before a final newline. In JSON, 5.0 is a whole number. What
+        a board takes is checked when its rules are known (api.endpoints.points).
         """
         if not (is_identifier(self.user_id) and is_identifier(self.action_id)):
             raise ValueError("userId and actionId must not contain line breaks")
         if isinstance(self.points, float) and (
-            not self.points.is_integer() or not 1 <= self.points <= POINTS_MAX
+            not self.points.is_integer() or not -POINTS_MAX <= self.points <= SCORE_MAX
         ):
-            raise ValueError(f"points must be an integer from 1 to {POINTS_MAX}")
+            raise ValueError(f"points must be an integer from {-POINTS_MAX} to {SCORE_MAX}")
 
     @property
     def stated_points(self) -> int | None:

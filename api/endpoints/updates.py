@@ -9,12 +9,12 @@ from typing import Final
 
 from api.documents.schemas import UpdateRequest
 from api.edge.rate_limit import Quota, RateLimiter
+from api.endpoints.points import points_of
 from api.metrics import UPDATES
 from scoreboard.errors import (
     ActionConflict,
     BoardArchived,
     Busy,
-    Forbidden,
     OutcomeUnknown,
     RateLimited,
     ScoreOutOfRange,
@@ -23,7 +23,7 @@ from scoreboard.errors import (
 )
 from scoreboard.model import Action, Receipt
 from scoreboard.security.access import require_self
-from scoreboard.security.tokens import UPDATE_ANY, Caller
+from scoreboard.security.tokens import Caller
 from scoreboard.store.board_directory import BoardDirectory
 from scoreboard.store.catalogue import Catalogue
 from scoreboard.store.commit_waiter import CommitWaiter
@@ -78,24 +78,18 @@ class UpdateService:
         """Apply one action; return its receipt and the rest of the caller's quota.
 
         ``trusted`` callers may update any user and set the points. Raises Forbidden,
-        UnknownKind, RateLimited, and what BoardDirectory.find and Dispatcher.submit raise.
+        UnknownKind, RateLimited, and what BoardDirectory.find, points_of and Dispatcher.submit
+        raise.
         """
-        stated_points = request.stated_points
         if not trusted:
             require_self(caller, request.user_id)
-            if stated_points is not None:
-                raise Forbidden(
-                    f"Omit points: setting them needs the scope {UPDATE_ANY}", scope=UPDATE_ANY
-                )
         found = self._directory.known(board) or await self._directory.find(board)
-        points = (
-            stated_points
-            if stated_points is not None
-            else self._catalogue.points_of(request.action_id)
-        )
+        rules = found.layout.rules
+        stated = request.stated_points
+        points = points_of(request.action_id, stated, rules, self._catalogue, trusted=trusted)
         quota = None
         action = Action(
-            request.user_id, request.action_id, points, stated_points is not None, request_id
+            request.user_id, request.action_id, points, stated is not None, request_id, rules
         )
         try:
             if self._limiter is not None:

@@ -128,7 +128,9 @@ PROBLEM_TYPES: Final[Mapping[type[ScoreboardError], ProblemType]] = {
         "the catalogue of actions, or is disabled. Ask the operator for the catalogue.",
     ),
     ScoreOutOfRange: ProblemType(
-        422, "The score would leave the range 0 to 2147483647. Nothing was changed."
+        422,
+        "The score would leave the bounds of the board, by default 0 to 2147483647, or the stated "
+        "value is outside of them. Nothing was changed.",
     ),
     UpgradeRequired: ProblemType(
         426,

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cli.embedded.servers import EmbeddedValkey
+from scoreboard.model import DEFAULT_RULES, Rules
 from tests.faults.checks import check, drain
 from tests.faults.clients import Load
 from tests.faults.faults import FAULTS, Fault
@@ -75,15 +76,18 @@ async def run_campaign(
     source: Path | None = None,
     settle_s: float = 60,
     valkey: EmbeddedValkey | None = None,
+    rules: Rules = DEFAULT_RULES,
 ) -> Report:
     """Run the faults of a schedule under load, one after another, until the time ends."""
     report, chance = Report(), random.Random(seed)
     ends_at = time.monotonic() + seconds
-    async with running_stack(folder, source=source, valkey=valkey) as stack:
+    async with running_stack(folder, source=source, valkey=valkey, rules=rules) as stack:
         viewer = Viewer(stack.ws_port)
         watching = asyncio.create_task(viewer.run())
         try:
-            load = Load(folder, stack.api_port, stack.token, clients=clients, pace_s=pace_s)
+            load = Load(
+                folder, stack.api_port, stack.token, clients=clients, pace_s=pace_s, rules=rules
+            )
             stack.load = load
             async with load:
                 for number, fault in enumerate(schedule, 1):
@@ -160,6 +164,12 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--clients", type=int, default=24)
     parser.add_argument("--pace-ms", type=float, default=25)
+    parser.add_argument(
+        "--rules",
+        type=Rules.parse,
+        default=DEFAULT_RULES,
+        help="such as best:lowest:0:2147483647:nobody:stated",
+    )
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="scoreboard-faults-"))
     report = asyncio.run(
@@ -170,6 +180,7 @@ def main() -> int:
             seconds=options.minutes * 60,
             clients=options.clients,
             pace_s=options.pace_ms / 1000,
+            rules=options.rules,
         )
     )
     sys.stdout.write(f"seed                  {options.seed}\n{report}\n")

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import redis.asyncio as aioredis
 
-from scoreboard.model import Partition, unpack_score
+from scoreboard.model import Partition, Rules
 from scoreboard.store.keys import PartitionKeys
 from tests.faults.clients import History
 from tests.faults.stack import Stack
@@ -36,12 +36,15 @@ async def check(stack: Stack, history: History, viewer: Viewer | None = None) ->
     """Compare the clients' answers with both stores, and the stores with each other."""
     found = list(history.violations)
     with stack.sql() as connection:
-        found += ledger_has_every_acknowledged_action(connection, history)
+        if history.rules.takes_values:
+            found += every_acknowledged_value_counts(connection, history)
+        else:
+            found += ledger_has_every_acknowledged_action(connection, history)
         found += scores_are_sums(connection)
         found += seqs_are_dense(connection, stack.rewound_epochs)
-        ranking = ranked(connection)
+        ranking = ranked(connection, history.rules)
     async with stack.redis() as client:
-        found += await redis_agrees(client, ranking)
+        found += await redis_agrees(client, ranking, history.rules)
         found += await memory_is_bounded(client)
     if viewer is not None:
         found += viewer.violations
@@ -76,6 +79,23 @@ def ledger_has_every_acknowledged_action(
         yield f"I1: {len(wrong)} ledger rows with other points, such as {min(wrong)}"
 
 
+def every_acknowledged_value_counts(
+    connection: psycopg.Connection, history: History
+) -> Iterable[str]:
+    """I1 on a board with values: a score is the best of the acknowledged ones, or one of them."""
+    values: dict[str, list[int]] = {}
+    for (user, _), answers in history.actions.items():
+        if answers.new_score is not None:
+            values.setdefault(user, []).append(answers.points)
+    scores = dict(ranked(connection, history.rules))
+    choose = max if history.rules.order == "highest" else min
+    for user, held in values.items():
+        score = scores.get(user)
+        if score not in held or (history.rules.operator == "best" and score != choose(held)):
+            yield f"I1: {user} has the score {score}, which is not the right one of its values"
+            return
+
+
 def scores_are_sums(connection: psycopg.Connection) -> Iterable[str]:
     """I2: scores.score and scores.actions are sum and count of the ledger."""
     rows = connection.execute(
@@ -105,20 +125,23 @@ def seqs_are_dense(connection: psycopg.Connection, rewound: set[int]) -> Iterabl
             yield f"I6: epoch {epoch} lacks {last - first + 1 - distinct} seqs"
 
 
-def ranked(connection: psycopg.Connection) -> list[tuple[str, int]]:
+def ranked(connection: psycopg.Connection, rules: Rules) -> list[tuple[str, int]]:
     """Return the board as PostgreSQL ranks it."""
     return connection.execute(
         "SELECT u.external_id, s.score FROM scores s JOIN users u ON u.id = s.user_id "
-        "ORDER BY s.score DESC, s.reached_at, s.last_seq"
+        "ORDER BY s.score * %s, s.reached_at, s.last_seq",
+        [1 if rules.order == "lowest" else -1],
     ).fetchall()
 
 
-async def redis_agrees(client: "aioredis.Redis", ranking: list[tuple[str, int]]) -> list[str]:
+async def redis_agrees(
+    client: "aioredis.Redis", ranking: list[tuple[str, int]], rules: Rules
+) -> list[str]:
     """I3: with nothing unflushed both stores hold the same scores in the same order."""
     rows: list[tuple[bytes, float]] = await client.zrange(
         KEYS.board, 0, -1, desc=True, withscores=True
     )
-    held = [(user.decode(), unpack_score(int(packed))) for user, packed in rows]
+    held = [(user.decode(), rules.unpack_score(int(packed))) for user, packed in rows]
     if held == ranking:
         return []
     if dict(held) == dict(ranking):

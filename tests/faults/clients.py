@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Self
 
+from scoreboard.model import DEFAULT_RULES, Rules
 from tests.faults.http import HttpConnection, HttpResponse
 from tests.support.eventually import eventually_async
 
@@ -37,6 +38,7 @@ class ActionAnswers:
 class History:
     """The answers to all clients, and all violations."""
 
+    rules: Rules = DEFAULT_RULES
     actions: dict[tuple[str, str], ActionAnswers] = field(default_factory=dict)
     violations: list[str] = field(default_factory=list)
     calls: int = 0
@@ -69,7 +71,15 @@ class Client:
         while True:
             self._sent += 1
             user = f"player-{self._random.randrange(60)}"
-            yield user, f"win:{self.number}-{self._sent}", self._random.randint(1, 50)
+            yield user, f"win:{self.number}-{self._sent}", self._number()
+
+    def _number(self) -> int:
+        """Return points, or a value: the values of all clients improve slowly."""
+        rules = self._history.rules
+        if not rules.takes_values:
+            return self._random.randint(1, 50)
+        value = 10 * self._sent + self._random.randint(1, 500)
+        return value if rules.order == "highest" else 2_000_000 - value
 
     async def run(self, going: asyncio.Event, stop: asyncio.Event, pace_s: float) -> None:
         """Send actions until ``stop``, each until its outcome is known; ``going`` pauses."""
@@ -121,6 +131,10 @@ class Client:
         self._log_event("ok", user, action, reply["newScore"])
         if self._history.is_rewound and answers.new_score is not None:
             return
+        if self._history.rules.takes_values and reply["newScore"] != answers.points:
+            # It changed nothing, so a reseed forgets its answer (docs/decisions/0150).
+            answers.new_score = reply["newScore"]
+            return
         answers.fresh += not reply["replayed"]
         if answers.fresh > 1:
             self._add_violation(f"I5: {user} {action} counted as new twice")
@@ -151,8 +165,9 @@ class Load:
         clients: int,
         pace_s: float,
         make: type[Client] = Client,
+        rules: Rules = DEFAULT_RULES,
     ) -> None:
-        self.history = History()
+        self.history = History(rules)
         self._logs = [(folder / f"client-{n}.jsonl").open("w") for n in range(clients)]
         self._clients = [
             make(n, port, token, self.history, log) for n, log in enumerate(self._logs)

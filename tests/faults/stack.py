@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import psycopg
 import redis.asyncio as aioredis
 
@@ -23,7 +24,7 @@ from cli.running.service import Service
 from scoreboard.ledger import migrations
 from scoreboard.ledger import pool as postgres
 from scoreboard.ledger.boards import insert_board
-from scoreboard.model import Board, Layout
+from scoreboard.model import DEFAULT_RULES, Board, Layout, Rules
 from scoreboard.recovery.reseed import SESSION, find_unavailable, reseed
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.security.tokens import LOCAL_ISSUER, READ, UPDATE_ANY, LocalIssuer
@@ -49,6 +50,7 @@ class Stack:
         source: Path | None,
         stream_cap: int,
         valkey: EmbeddedValkey | None,
+        rules: Rules,
     ) -> None:
         self.valkey = valkey or EmbeddedValkey(folder / "valkey")
         self.postgres = EmbeddedPostgres(
@@ -67,7 +69,7 @@ class Stack:
         self.services: dict[str, Service] = {}
         self.load: Load
         self.rewound_epochs: set[int] = set()
-        self.board = Board("main", LAYOUT, is_public=True)
+        self.board = Board("main", msgspec.structs.replace(LAYOUT, rules=rules), is_public=True)
         self._folder = folder
         self._source = source
         self._stream_cap = stream_cap
@@ -210,12 +212,14 @@ async def running_stack(
     source: Path | None = None,
     stream_cap: int = 200_000,
     valkey: EmbeddedValkey | None = None,
+    rules: Rules = DEFAULT_RULES,
 ) -> AsyncIterator[Stack]:
     """Run the whole system in a folder, with its board open; always stop it.
 
-    ``valkey`` replaces the default server, for other settings or another environment.
+    ``rules`` are those of the board. ``valkey`` replaces the default server, for other settings or
+    another environment.
     """
-    stack = Stack(folder, source=source, stream_cap=stream_cap, valkey=valkey)
+    stack = Stack(folder, source=source, stream_cap=stream_cap, valkey=valkey, rules=rules)
     async with stack.redis_proxy, stack.database_proxy:
         try:
             await stack.prepare()

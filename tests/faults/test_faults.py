@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from scoreboard.model import Rules
 from tests.faults.campaign import endless, run_campaign
 from tests.faults.faults import FAULTS
 from tests.faults.mutations import MUTATIONS, Mutation, mutated_copy
@@ -19,6 +20,28 @@ async def test_no_acknowledged_action_is_lost_or_doubled_by_any_fault(tmp_path: 
 
     assert report.violations == []
     assert sorted(report.faults) == sorted(FAULTS)
+    assert report.acknowledged > 1000
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    "rules",
+    [
+        Rules("best", "lowest", points="stated"),
+        Rules("last", "highest", points="stated"),
+        Rules("add", "lowest", lowering="players", points="stated"),
+    ],
+    ids=str,
+)
+async def test_boards_with_rules_keep_every_acknowledged_action(
+    tmp_path: Path, rules: Rules
+) -> None:
+    """Check the same on boards with other operators and the other order."""
+    schedule = endless(5)[: len(FAULTS)]
+
+    report = await run_campaign(tmp_path, schedule, seed=5, clients=8, rules=rules)
+
+    assert report.violations == []
     assert report.acknowledged > 1000
 
 
