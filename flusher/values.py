@@ -1,9 +1,9 @@
 """Makes the deltas of values follow from the ledger.
 
 On a board with the operator ``best`` or ``last`` an action states its score. Redis computes the
-difference from the score that it has, which a late duplicate may have moved. The ledger ignores the
-duplicate, so the difference is computed again from the ledger's score. Invariant: after a batch the
-score of a user in PostgreSQL is the last value that the ledger counted, plus later differences.
+difference from the score that it has, which a late duplicate may have moved, or which may be older
+because Redis lost data. The ledger has the right one, so the difference is computed again from it.
+Invariant: after a batch, a user's score in PostgreSQL is the last or the best of the values.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ async def rebase(connection: Connection, board: str, actions: Sequence[Event]) -
     """
     users = list({event.user_id for event in actions})
     held = await checks.read_scores(connection, board, users)
-    scores = {user: held[user].score if user in held else 0 for user in users}
+    scores = {user: held[user].score if user in held else None for user in users}
     parameters = {
         "board": board,
         "users": [event.user_id for event in actions],
@@ -60,13 +60,12 @@ async def rebase(connection: Connection, board: str, actions: Sequence[Event]) -
             rebased.unchanged.append(event)
             continue
         counted.add(key)
-        delta = event.delta
-        if event.is_value:
-            delta = event.score_after - scores[event.user_id]
+        before = scores[event.user_id]
+        scores[event.user_id] = after = event.applied_to(before)
+        delta = after - (before or 0)
         if delta == 0:
             rebased.unchanged.append(event)
             continue
-        scores[event.user_id] += delta
         rebased.actions.append(
             event if delta == event.delta else msgspec.structs.replace(event, delta=delta)
         )

@@ -199,7 +199,7 @@ class Writer(Session):
     ) -> _Tally:
         """Stage the rows of actions and count the new ones."""
         unchanged = 0
-        if any(event.is_value for event in actions):
+        if any(event.keeps for event in actions):
             rebased = await rebase(self.connection, self.partition.board, actions)
             staged = make_rows(rebased.actions)
             unchanged = await insert_unchanged(self.connection, self.partition, rebased.unchanged)

@@ -72,7 +72,7 @@ if #entries > ENTRIES_MAX then
   return redis.error_reply('LAG too many new entries')
 end
 local waiting, has_added = redis.call('XLEN', events), false
-local added, acted, is_set = {}, {}, {}
+local changes_of, acted = {}, {}
 for place, entry in ipairs(entries) do
   local fields = {}
   for i = 1, #entry[2], 2 do
@@ -82,11 +82,8 @@ for place, entry in ipairs(entries) do
   local delta = tonumber(string.match(fields.d or '', '^-?%d+$'))
   if fields.u and fields.a and delta and math.abs(delta) <= SCORE_MAX and not fields.k
       and whole(fields.q) and whole(fields.s) and whole(fields.e) then
-    if fields.v then -- the score became this value, whatever it was
-      added[fields.u], is_set[fields.u] = whole(fields.s), true
-    else
-      added[fields.u] = (added[fields.u] or 0) + delta
-    end
+    changes_of[fields.u] = changes_of[fields.u] or {}
+    table.insert(changes_of[fields.u], { delta = delta, value = whole(fields.s), kept = fields.v })
     acted[fields.u] = place
   end
 end
@@ -104,7 +101,15 @@ for i, user in ipairs(users) do
   -- Another program wrote an invalid packed score: replace it.
   user.is_invalid = packed and (packed < 0 or packed >= (SCORE_MAX + 1) * SLOT_COUNT or packed % 1 ~= 0)
   user.held = packed and not user.is_invalid and level_of(math.floor(packed / SLOT_COUNT)) or 0
-  user.expected = (is_set[user.name] and 0 or math.max(user.score, 0)) + (added[user.name] or 0)
+  local score = user.score >= 0 and user.score or nil
+  for _, change in ipairs(changes_of[user.name] or {}) do
+    if not change.kept then
+      score = (score or 0) + change.delta
+    elseif not score or change.kept == 'last' or (change.value < score) == (change.kept == 'lowest') then
+      score = change.value -- the value itself: the score that it replaced may have been wrong
+    end
+  end
+  user.expected = score or 0
   user.leaves = user.score < 0 and acted[user.name] == nil
   if user.expected < 0 or user.expected > SCORE_MAX then
     return redis.error_reply('RANGE the score of user ' .. i .. ' would leave its range')

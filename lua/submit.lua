@@ -206,8 +206,9 @@ end
 
 local more_fields = optional_fields
 if takes_values then
+  local kept = operator == 'best' and order or operator
   more_fields = function(request, trace)
-    return 'v', '1', optional_fields(request, trace)
+    return 'v', kept, optional_fields(request, trace)
   end
 end
 

@@ -2,7 +2,8 @@
 
 ``q`` seq · ``u`` user · ``a`` action · ``d`` delta · ``s`` score after · ``e`` epoch ·
 ``k`` kind of event (absent: an action; ``c``: a correction) · ``t`` request id (absent: none) ·
-``v`` the action stated its score (absent: a difference) ·
+``v`` the action stated the score, and which value stays: ``last``, ``highest`` or ``lowest``
+(absent: it stated a difference) ·
 ``w`` traceparent (absent: the update is not traced; scoreboard.trace_context reads it).
 
 lua/submit.lua writes them, the flusher reads them. An invalid record becomes a ``BadRecord`` with
@@ -26,10 +27,11 @@ FIELDS: Final = {
     "e": "epoch",
     "k": "kind of event",
     "t": "request id",
-    "v": "value",
+    "v": "value that stays",
     "w": "traceparent",
 }
 CORRECTION: Final = "c"
+VALUES: Final = frozenset({"", "last", "highest", "lowest"})
 
 BIGINT_MAX: Final = 2**63 - 1
 """Greatest seq and epoch that PostgreSQL stores."""
@@ -64,13 +66,29 @@ class Event(Struct, frozen=True):
     epoch: int
     kind: str = ""
     request_id: str = ""
-    is_value: bool = False
-    """Whether the score became ``score_after``, whatever it was before."""
+    keeps: str = ""
+    """Which value stays if the action stated the score: ``last``, ``highest`` or ``lowest``."""
 
     @property
     def occurred_at_ms(self) -> int:
         """When Redis applied it, ms since 1970: the stream id's time, which never decreases."""
         return int(self.stream_id.partition("-")[0])
+
+    def applied_to(self, score: int | None) -> int:
+        """Return the score after this change; None for no score.
+
+        A value replaces the score: ``delta`` is its difference from the score in Redis, which a
+        late duplicate or a loss of data may have made wrong.
+        """
+        match self.keeps:
+            case "":
+                return (score or 0) + self.delta
+            case "highest" if score is not None:
+                return max(score, self.score_after)
+            case "lowest" if score is not None:
+                return min(score, self.score_after)
+            case _:
+                return self.score_after
 
 
 class BadRecord(Struct, frozen=True):
@@ -101,7 +119,7 @@ def decode(  # noqa: C901, PLR0911 (one return per rule)
             epoch=int(fields[b"e"]),
             kind=fields.get(b"k", b"").decode("ascii"),
             request_id=fields.get(b"t", b"").decode("ascii"),
-            is_value=b"v" in fields,
+            keeps=fields.get(b"v", b"").decode("ascii"),
         )
     except KeyError as error:
         name = error.args[0].decode()
@@ -112,6 +130,8 @@ def decode(  # noqa: C901, PLR0911 (one return per rule)
         return bad("the user is not an identifier")
     if not is_identifier(event.action_id):
         return bad("the action is not an identifier")
+    if event.keeps not in VALUES:
+        return bad("it is unknown which value stays")
     if event.kind not in {"", CORRECTION}:
         return bad("unknown kind of event")
     if event.delta == 0 or abs(event.delta) > SCORE_MAX:

@@ -26,8 +26,8 @@ class UncommittedDeltas:
         """The last stream id that is included."""
         self.count = 0
         self._sums: dict[str, int] = {}
-        self._stated: set[str] = set()
-        """Users whose sum began with a value, so their committed score does not matter."""
+        self._values: dict[str, list[Event]] = {}
+        """By user, the first value and everything after it."""
         self._places: dict[str, int] = {}
 
     def add(self, entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]]) -> None:
@@ -37,26 +37,27 @@ class UncommittedDeltas:
             self.up_to = stream_id.decode()
             record = decode(stream_id, fields)
             if isinstance(record, Event) and record.kind != CORRECTION:
-                if record.is_value:
-                    self._sums[record.user_id] = record.score_after
-                    self._stated.add(record.user_id)
+                if record.keeps or record.user_id in self._values:
+                    self._values.setdefault(record.user_id, []).append(record)
                 else:
                     self._sums[record.user_id] = self._sums.get(record.user_id, 0) + record.delta
                 self._places[record.user_id] = self.count
 
     def has(self, user_id: str) -> bool:
         """Return whether a user has acted since the position."""
-        return user_id in self._sums
+        return user_id in self._places
 
     def expected_score(self, user_id: str, committed: int | None) -> int:
         """Return a user's score after the last entry; -1 if the user has none.
 
         ``committed`` is the score in PostgreSQL, None for none.
         """
-        added = self._sums.get(user_id)
-        if added is not None and user_id in self._stated:
-            return added
-        return -1 if committed is None and added is None else (committed or 0) + (added or 0)
+        score = committed
+        if user_id in self._sums:
+            score = (committed or 0) + self._sums[user_id]
+        for event in self._values.get(user_id, ()):
+            score = event.applied_to(score)
+        return -1 if score is None else score
 
     def order(self, users: Sequence[str], committed_order: Sequence[str]) -> list[str]:
         """Sort users with the same score by arrival.

@@ -92,7 +92,7 @@ def every_acknowledged_value_counts(
     for user, held in values.items():
         score = scores.get(user)
         if score not in held or (history.rules.operator == "best" and score != choose(held)):
-            yield f"I1: {user} has the score {score}, which is not the right one of its values"
+            yield f"I1: {user} has the score {score}, and its best value is {choose(held)}"
             return
 
 

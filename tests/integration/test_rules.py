@@ -220,6 +220,36 @@ async def test_a_value_after_a_late_duplicate_is_the_score(
         assert (await store.standing("main", "ann")).score == expected
 
 
+@pytest.mark.parametrize(
+    ("order", "numbers"), [("highest", (50, 20, 30)), ("lowest", (20, 50, 30))]
+)
+async def test_a_value_after_a_loss_of_data_does_not_replace_a_better_one(
+    order: Any, numbers: tuple[int, int, int], settings: Settings
+) -> None:
+    """Incident: a difference from an older score in Redis was added to the ledger's score."""
+    best, older, between = numbers
+    rules = Rules("best", order, points="stated")
+    board = await make_board(settings, Board("main", Layout(1, 600, 4, rules)))
+    await act(settings, stated(rules, "ann", "a", best))
+    await drained(settings, board)
+    with redis.Redis.from_url(settings.redis_url.reveal()) as client:
+        client.zadd(KEYS.board, {"ann": rules.pack(older, 0)})  # as after a loss
+    (receipt,) = await act(settings, stated(rules, "ann", "b", between))
+    assert isinstance(receipt, Receipt)
+    assert receipt.score == between
+
+    async with flushing(settings):
+
+        async def is_right() -> bool:
+            async with store_of(settings) as store:
+                return (await store.standing("main", "ann")).score == best
+
+        await eventually_async(is_right, within_s=30)
+        await eventually_async(lambda: is_drained(settings), within_s=30)
+    check_invariants(settings, rules=rules)
+    assert (await verified(settings, board)).is_sound
+
+
 async def test_a_batch_that_was_committed_counts_no_value_again(settings: Settings) -> None:
     rules = Rules("last", "highest", points="stated")
     board = await make_board(settings, Board("main", Layout(1, 600, 4, rules)))

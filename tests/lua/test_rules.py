@@ -62,8 +62,8 @@ def test_best_keeps_the_greatest_value(scripts: Scripts) -> None:
         ["applied", 0, 25, 2],
     ]
     assert [(e["d"], e["s"], e["v"]) for e in board.events()] == [
-        ("10", "10", "1"),
-        ("15", "25", "1"),
+        ("10", "10", "highest"),
+        ("15", "25", "highest"),
     ]
 
 
