@@ -27,7 +27,7 @@ def submit(client: redis.Redis, board: str, user: str, action: str, points: int)
     clock_offset_s = 0.0
     digest = hashlib.blake2b(f"{board}\0{user}\0{action}".encode(), digest_size=16).digest()
     for _ in range(4):
-        partitions, seen_seconds, seen_shards = map(int, layout.split(":"))
+        partitions, seen_seconds, seen_shards = map(int, layout.split(":")[:3])
         part = zlib.crc32(user.encode()) % partitions
         shard = int.from_bytes(digest[:4], "big") % seen_shards
         generation = int((time.time() + clock_offset_s) // seen_seconds)

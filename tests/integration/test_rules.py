@@ -376,3 +376,29 @@ async def test_a_reseed_to_another_layout_keeps_the_rules(rules: Rules, settings
     assert {row.user_id: row.score for row in window.rows} == expected
     (receipt,) = await act(settings, stated(rules, "new", "1", 33))
     assert isinstance(receipt, Receipt)
+
+
+@pytest.mark.parametrize("partitions", [1, 3])
+@pytest.mark.parametrize("users", [1, 2, 3, 12])
+async def test_list_and_standing_agree_at_the_borders_of_a_lowest_board(
+    users: int, partitions: int, settings: Settings
+) -> None:
+    """Incident elsewhere: reading a board from its low end returned nothing, or another rank."""
+    rules = Rules("best", "lowest", points="stated")
+    await make_board(settings, Board("main", Layout(partitions, 600, 4, rules)))
+    names = [f"user-{n:02}" for n in range(users)]
+    await act(settings, *(stated(rules, name, "a", 10 + n // 2) for n, name in enumerate(names)))
+
+    async with store_of(settings) as store:
+        whole = await store.leaderboard("main", limit=100)
+        assert [row.rank for row in whole.rows] == list(range(1, users + 1))
+        assert [row.score for row in whole.rows] == sorted(10 + n // 2 for n in range(users))
+        for row in whole.rows:
+            page = await store.leaderboard("main", offset=row.rank - 1, limit=1)
+            assert page.rows == (row,)
+            standing = await store.standing("main", row.user_id, around=1)
+            assert (standing.rank, standing.score) == (row.rank, row.score)
+            first = max(0, min(row.rank - 2, users - 3))
+            assert standing.neighbours == whole.rows[first : first + 3]
+        beyond = await store.leaderboard("main", offset=users, limit=10)
+        assert (beyond.rows, beyond.total) == ((), users)

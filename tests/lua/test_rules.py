@@ -300,3 +300,33 @@ def test_a_change_of_nothing_is_committed_with_the_last_change(scripts: Scripts)
     board.client.hset(KEYS.meta, "committed", "1:2")
     assert committed("2") == 1
     assert committed("3") == 1
+
+
+def test_packed_scores_of_a_lowest_board_are_exact_to_the_last_digit(scripts: Scripts) -> None:
+    rules = Rules(operator="last", order="lowest")
+    board = board_with(scripts, rules)
+
+    board.submit(("first", "1", 1), ("second", "1", 1), ("third", "1", 2))
+    assert board.submit(("first", "2", 0)) == [["applied", -1, 0, 4]]
+
+    assert board.board() == [
+        ("first", rules.pack(0, SLOT_COUNT - 1)),
+        ("second", rules.pack(1, SLOT_COUNT - 2)),
+        ("third", rules.pack(2, SLOT_COUNT - 1)),
+    ]
+    assert board.board()[0][1] == 2**52 - 1
+
+
+@pytest.mark.parametrize("score", [0, 1_000_000, SCORE_MAX])
+@pytest.mark.parametrize("order", ORDERS)
+def test_users_rank_by_arrival_after_their_values_have_changed(
+    scripts: Scripts, score: int, order: Order
+) -> None:
+    board = board_with(scripts, Rules(operator="last", order=order))
+    users = ["zoe", "adam", "mia"]
+    board.submit(*((user, "1", 7) for user in users))
+
+    for user in reversed(users):
+        board.submit((user, "2", score))
+
+    assert [user for user, _ in board.board()] == list(reversed(users))

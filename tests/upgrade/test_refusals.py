@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import pytest
+import redis
 
+from scoreboard.model import Rules
 from scoreboard.security.tokens import LOCAL_ISSUER, LocalIssuer
+from tests.support.clients.scripts import Scripts
 from tests.upgrade.versions import Version, add_migration, copy, current, previous
 
 
@@ -43,3 +46,19 @@ def test_a_service_refuses_a_schema_that_it_cannot_use(
     done = previous().run("db", "migrate", DATABASE_URL=database_url)
     assert done.returncode == 1
     assert "update this service" in done.stderr
+
+
+def test_the_previous_release_applies_nothing_to_a_board_with_rules(redis_url: str) -> None:
+    """It would add a value to the score, and pack scores of the other order wrongly."""
+    with redis.Redis.from_url(redis_url) as client:
+        scripts = Scripts(client, is_real=True)
+        scripts.use_rules(Rules("best", "lowest", points="stated"))
+        scripts.open()
+        before = scripts.snapshot()
+        keys, args = scripts.submit_call(("alice", "win:1", 10))
+        text = (previous().folder / "lua/submit.lua").read_text()
+
+        with pytest.raises(redis.ResponseError, match="UNINIT"):
+            client.eval(text, len(keys), *keys, *args)
+
+        assert scripts.snapshot() == before
