@@ -1,0 +1,61 @@
+"""The score that a stream adds up to, with differences and values."""
+
+import pytest
+
+from scoreboard.events import BadRecord, Event, decode
+from scoreboard.store.uncommitted import UncommittedDeltas
+
+
+def entry(
+    number: int, user: str, delta: int, after: int, keeps: str = ""
+) -> tuple[bytes, dict[bytes, bytes]]:
+    fields = {b"q": number, b"u": user, b"a": f"a:{number}", b"d": delta, b"s": after, b"e": 1}
+    record = {name: str(value).encode() for name, value in fields.items()}
+    return f"{number}-0".encode(), record | ({b"v": keeps.encode()} if keeps else {})
+
+
+@pytest.mark.parametrize(
+    ("committed", "changes", "expected"),
+    [
+        (None, [], -1),
+        (7, [], 7),
+        (7, [(3, 10, "")], 10),
+        (None, [(3, 3, "")], 3),
+        (7, [(13, 20, "last")], 20),
+        # From a score that a late duplicate had moved to 100.
+        (8, [(-95, 5, "last")], 5),
+        (8, [(-95, 5, "last"), (2, 7, "")], 7),
+        (8, [(2, 10, ""), (-5, 5, "last"), (1, 6, "")], 6),
+        # From an older score, after a loss of data.
+        (50, [(10, 30, "highest")], 50),
+        (20, [(-10, 40, "lowest")], 20),
+        (20, [(10, 30, "highest")], 30),
+        (50, [(-10, 40, "lowest")], 40),
+        (None, [(40, 40, "lowest")], 40),
+        (50, [(-10, 40, "lowest"), (5, 45, ""), (-1, 44, "lowest")], 44),
+    ],
+)
+def test_a_value_replaces_the_score_and_a_difference_is_added(
+    committed: int | None, changes: list[tuple[int, int, str]], expected: int
+) -> None:
+    uncommitted = UncommittedDeltas(replication_id="", epoch=1, seq=0, stream_id="0-0")
+
+    uncommitted.add(
+        entry(number, "ann", delta, after, keeps)
+        for number, (delta, after, keeps) in enumerate(changes, 1)
+    )
+
+    assert uncommitted.expected_score("ann", committed) == expected
+    assert uncommitted.has("ann") is bool(changes)
+    assert uncommitted.expected_score("bob", 3) == 3
+
+
+def test_a_record_says_which_value_stays() -> None:
+    found = decode(*entry(1, "ann", 5, 5, "lowest"))
+
+    assert isinstance(found, Event)
+    assert found.keeps == "lowest"
+
+
+def test_a_record_with_an_unknown_rule_for_values_is_kept_as_a_dead_letter() -> None:
+    assert isinstance(decode(*entry(1, "ann", 5, 5, "median")), BadRecord)
