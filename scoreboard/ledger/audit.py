@@ -19,7 +19,7 @@ from scoreboard.runtime import resources
 from scoreboard.runtime.audit import write_audit
 
 PAGE: Final = 1000
-"""Rows per query of a verification."""
+"""Rows of one read."""
 
 _LOCK_AUDIT: Final = resources.query("lock_audit")
 _INSERT_AUDIT: Final = resources.query("insert_audit")
@@ -40,13 +40,18 @@ class AuditRow(Struct, frozen=True):
 
 
 class AuditFilter(Struct, frozen=True, kw_only=True):
-    """Which rows to list; None means all."""
+    """Which rows to list; None means all.
+
+    ``action`` is a whole action or its first word, ``last`` the greatest number.
+    """
 
     since: datetime | None = None
     until: datetime | None = None
     actor: str | None = None
     action: str | None = None
     board: str | None = None
+    user: str | None = None
+    last: int | None = None
 
 
 class ChainHead(Struct, frozen=True):
@@ -123,16 +128,16 @@ async def audited(connection: Connection, *, is_dry: bool = False) -> AsyncItera
 
 
 async def select_audit(
-    connection: Connection, chosen: AuditFilter, *, limit: int
-) -> list[AuditRow]:
-    """List rows, newest first.
+    connection: Connection, chosen: AuditFilter, *, limit: int | None
+) -> AsyncIterator[list[AuditRow]]:
+    """List rows, newest first, a page at a time; ``limit`` None lists all.
 
-    Raises DatabaseUnavailable.
+    ``connection`` is in autocommit. Raises DatabaseUnavailable.
     """
     values = {name: getattr(chosen, name) for name in chosen.__struct_fields__}
-    async with translate_errors():
-        rows = await connection.execute(_SELECT_AUDIT, {**values, "limit": limit})
-        return [AuditRow(*row) async for row in rows]
+    async with translate_errors(), connection.transaction():
+        async for page in pages(connection, _SELECT_AUDIT, {**values, "limit": limit}, PAGE):
+            yield [AuditRow(*row) for row in page]
 
 
 async def verify_chain(connection: Connection, expected: ChainHead | None = None) -> ChainVerdict:

@@ -1,5 +1,7 @@
 """The audit log: its chain of hashes, and `scoreboard audit`."""
 
+import csv
+import io
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +30,12 @@ def acts(command: Run) -> None:
         assert command("action", "set", f"kind{number}", str(number)).code == 0
 
 
+def listed(command: Run, *options: str) -> list[dict[str, Any]]:
+    done = command("audit", "list", "--json", *options)
+    assert done.code == 0, done.err
+    return [json.loads(line) for line in done.out.splitlines()]
+
+
 @contextmanager
 def tampering(database_url: str) -> Iterator[psycopg.Connection[Any]]:
     """Connect as the owner, who can disable the trigger."""
@@ -39,7 +47,7 @@ def tampering(database_url: str) -> Iterator[psycopg.Connection[Any]]:
 
 @pytest.mark.usefixtures("acts")
 def test_rows_are_listed_newest_first_and_filtered(command: Run) -> None:
-    rows = json.loads(command("audit", "list", "--json").out)
+    rows = listed(command)
 
     assert [row["seq"] for row in rows] == [5, 4, 3, 2, 1]
     assert rows[0]["action"] == "action set"
@@ -47,10 +55,10 @@ def test_rows_are_listed_newest_first_and_filtered(command: Run) -> None:
     assert rows[-1]["board"] == "weekly"
 
     def found(*options: str) -> list[int]:
-        return [row["seq"] for row in json.loads(command("audit", "list", "--json", *options).out)]
+        return [row["seq"] for row in listed(command, *options)]
 
     assert found("--board", "weekly") == [1]
-    assert found("--action", "board create") == [1]
+    assert found("--action", "board create") == found("--action", "board") == [1]
     assert found("--actor", "someone else") == []
     assert found("--actor", rows[0]["actor"], "--limit", "2") == [5, 4]
     assert found("--since", rows[1]["at"]) == [5, 4]
@@ -58,6 +66,71 @@ def test_rows_are_listed_newest_first_and_filtered(command: Run) -> None:
     assert found("--since", "2999-01-01") == []
     assert command("audit", "list", "--since", "yesterday").code == 2
     assert "weekly" in command("audit", "list").out
+
+
+def test_rows_are_filtered_by_the_user_whom_they_name(command: Run) -> None:
+    command("user", "set", "alice", "--name", "Alice")
+    command("user", "set", "alice2", "--name", "Alice")
+
+    assert [row["seq"] for row in listed(command, "--user", "alice")] == [1]
+    [line] = command("audit", "list", "--user", "alice").out.splitlines()
+    cells = line.split("\t")
+    assert cells[0] == "1"
+    assert cells[3:] == ["user set", "", "alice", "", 'fields=["name"]']
+
+
+@pytest.mark.usefixtures("acts")
+def test_a_misspelt_action_is_refused_with_the_known_ones(command: Run) -> None:
+    """It matched no row, which looked as if nothing had happened."""
+    done = command("audit", "list", "--action", "board created")
+
+    assert done.code == 2
+    assert "board create" in done.err
+
+
+@pytest.mark.usefixtures("acts")
+def test_the_list_says_how_to_continue(command: Run) -> None:
+    done = command("audit", "list", "--limit", "2")
+
+    assert [line.split("\t")[0] for line in done.out.splitlines()] == ["5", "4"]
+    assert "add --before 4, or --all" in done.err
+    rest = command("audit", "list", "--limit", "3", "--before", "4")
+    assert [line.split("\t")[0] for line in rest.out.splitlines()] == ["3", "2", "1"]
+    assert "--before" not in rest.err
+    assert len(command("audit", "list", "--all").out.splitlines()) == 5
+
+
+def test_more_rows_than_a_page_are_listed_once_each(command: Run, database_url: str) -> None:
+    with psycopg.connect(database_url) as connection:
+        connection.execute(INSERT.replace("VALUES", "SELECT").replace("('eve'", "'eve'").replace(
+            "'{}')", "'{}' FROM generate_series(1, 2001)"))  # fmt: skip
+    expected = list(range(2001, 0, -1))
+
+    assert [row["seq"] for row in listed(command, "--all")] == expected
+    assert [row["seq"] for row in listed(command, "--limit", "2000")] == expected[:2000]
+    done = command("audit", "list", "--csv", "--limit", "1001")
+    assert [row["number"] for row in csv.DictReader(io.StringIO(done.out))] == [
+        str(number) for number in expected[:1001]
+    ]
+    assert "--before 1001" in done.err
+
+
+def test_csv_has_a_header_and_cells_that_are_not_evaluated(command: Run, database_url: str) -> None:
+    assert command("audit", "list", "--csv").out == (
+        "number,time,actor,action,board,user,reason,detail,hash\n"
+    )
+    with psycopg.connect(database_url) as connection:
+        connection.execute(
+            "INSERT INTO audit_log (actor, action, detail) VALUES ('=cmd()', 'dead discard',"
+            """ '{"user": "-1", "reason": "@SUM(A1)", "id": 3}')"""
+        )
+
+    [row] = csv.DictReader(io.StringIO(command("audit", "list", "--csv").out))
+
+    assert (row["actor"], row["user"], row["reason"]) == ("'=cmd()", "'-1", "'@SUM(A1)")
+    assert row["detail"] == '{"id":3}'
+    assert len(row["hash"]) == 64
+    assert command("audit", "list", "--csv", "--json").code == 2
 
 
 @pytest.mark.usefixtures("acts")
@@ -136,7 +209,7 @@ def test_number_time_and_hash_cannot_be_given(command: Run, database_url: str) -
             "VALUES ('eve', 'reseed', '2001-01-01', 77, 'x', 'y')"
         )
 
-    (row,) = json.loads(command("audit", "list", "--json").out)
+    (row,) = listed(command)
     assert row["seq"] == 1
     assert datetime.fromisoformat(row["at"]).year >= datetime.now(UTC).year
     assert command("audit", "verify").code == 0
