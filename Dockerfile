@@ -1,5 +1,5 @@
 # One image for api, streamer, flusher and the command line: the command selects the service.
-#   docker build -t scoreboard .      (with --build-arg REQUIREMENTS=otel: for traces)
+#   docker build -t scoreboard .      (--build-arg REQUIREMENTS=otel: for traces; parquet: for exports)
 #   docker run scoreboard python -m streamer
 # docker-compose.yml defines the health check of each container, with Python's urllib.
 
@@ -8,7 +8,7 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 RUN python -m venv /opt/scoreboard && python -m venv /opt/build
 # Requirements before sources: a change of code does not download them again. Wheels only, by hash.
-COPY requirements/base.txt requirements/otel.txt requirements/build.txt requirements/
+COPY requirements/base.txt requirements/otel.txt requirements/parquet.txt requirements/build.txt requirements/
 ARG REQUIREMENTS=base
 RUN --mount=type=cache,target=/root/.cache/pip \
     /opt/scoreboard/bin/pip install --require-hashes --only-binary :all: \

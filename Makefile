@@ -65,9 +65,10 @@ COMPILE := $(BIN)/uv pip compile -q --generate-hashes --universal --no-emit-inde
 	--python-version 3.11 pyproject.toml
 
 lock: $(VENV)/.dev  ## update the pins in requirements/*.txt, with hashes
-	$(COMPILE) --extra embedded --extra otel --extra bench --group dev -o requirements/dev.txt
+	$(COMPILE) --extra embedded --extra otel --extra bench --extra parquet --group dev -o requirements/dev.txt
 	$(COMPILE) -c requirements/dev.txt -o requirements/base.txt
 	$(COMPILE) --extra otel -c requirements/dev.txt -o requirements/otel.txt
+	$(COMPILE) --extra parquet -c requirements/dev.txt -o requirements/parquet.txt
 	$(COMPILE) --extra embedded --extra bench --group build -c requirements/dev.txt -o requirements/up.txt
 	$(BIN)/uv pip compile -q --generate-hashes --universal --no-emit-index-url --no-header \
 	  --python-version 3.11 --group build -c requirements/dev.txt -o requirements/build.txt

@@ -9,7 +9,7 @@ and times are written as they are.
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, BinaryIO, Final
 
 _EVALUATED: Final = frozenset("=+-@\t\r\n＝＋－＠'")
@@ -46,4 +46,4 @@ def _cell(value: object) -> object:
 
 def format_time(moment: datetime) -> str:
     """Return a time in UTC to the microsecond, such as 2026-07-01T08:30:00.000000Z."""
-    return f"{moment:%Y-%m-%dT%H:%M:%S.%fZ}"
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

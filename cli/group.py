@@ -18,7 +18,7 @@ COMPLETE: Final = "_SCOREBOARD_COMPLETE"
 
 SECTIONS: Final[Mapping[str, Sequence[str]]] = {
     "Run": ("up", "status", "simulate", "token"),
-    "Boards and users": ("board", "user", "action"),
+    "Boards and users": ("board", "user", "action", "export"),
     "Load tests": ("bench", "lua"),
     "Recovery": ("verify", "repair", "reseed", "dead", "backup", "audit"),
     "Configuration and gateway": ("config", "db", "kong", "secrets"),

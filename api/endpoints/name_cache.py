@@ -1,8 +1,8 @@
 """A bounded cache of users' names, read from PostgreSQL.
 
 Invariants: one task queries PostgreSQL for all reads; a read waits at most a quarter of a second,
-few reads wait at once, and none waits for five seconds after a wait that timed out; outdated names
-are returned rather than none; errors are never raised to a read.
+few reads wait at once, and none waits for five seconds after a wait that timed out; names that are
+outdated by ten minutes at most are returned rather than none; errors are never raised to a read.
 """
 
 import asyncio
@@ -24,6 +24,9 @@ NAMES_MAX: Final = 20_000
 
 FRESH_S: Final = 60.0
 """Age at which a name is read again."""
+
+KEPT_S: Final = 600.0
+"""Age at which a name is no longer returned: it may have been erased while PostgreSQL was away."""
 
 WAIT_S: Final = 0.25
 """Longest wait of a read for names."""
@@ -71,11 +74,12 @@ class NameCache:
         if missing and self._pool is not None and not await self._wait_for(missing):
             _MISSED.inc()
         names: dict[str, str] = {}
+        oldest_s = time.monotonic() - (KEPT_S - FRESH_S)
         for user_id in user_ids:
             known = self._known.pop(user_id, None)
             if known is not None:
                 self._known[user_id] = known  # the most recently read are last
-                if known.name:
+                if known.name and known.expires_at_s > oldest_s:
                     names[user_id] = known.name
         return names
 

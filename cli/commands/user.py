@@ -1,14 +1,18 @@
-"""`scoreboard user`: show, change and import users. Only actions change scores."""
+"""`scoreboard user`: show, change, import and erase users. Only actions change scores."""
 
 import asyncio
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
+from typing import Final
 
 import click
+from msgspec import Struct
 
-from cli.output import print_json, print_message, print_table, progress
+from cli.output import confirm, print_json, print_message, print_table, progress
 from cli.parameters import USER_ID
 from cli.target import (
+    DATABASE_URL,
     board_option,
     board_or_default,
     data_dir_option,
@@ -18,19 +22,47 @@ from cli.target import (
     open_database,
     open_store,
     operator_name,
+    yes_option,
 )
 from cli.user_csv import check_email, check_name, open_user_file
 from scoreboard.errors import Invalid, Uninitialised, UnknownUser
 from scoreboard.ledger.audit import audited
 from scoreboard.ledger.boards import select_board
-from scoreboard.ledger.users import Profile, User, import_users, select_user, upsert_user
+from scoreboard.ledger.migrations import require_schema
+from scoreboard.ledger.users import (
+    Imported,
+    Profile,
+    User,
+    erase_user,
+    import_users,
+    select_erasure,
+    select_user,
+    upsert_user,
+)
 from scoreboard.model import Standing
 from scoreboard.runtime.settings import Settings
+
+REMAINS: Final = (
+    "the user id, scores, ledger and audit log, under the user id",
+    "names in backups, WAL archives and files of imports, until you delete them",
+    "the name in api processes for a minute, or ten while PostgreSQL is unreachable",
+)
+"""What an erasure leaves; docs/how-to/data-protection.md explains each."""
+
+
+class Erasure(Struct, frozen=True, rename="camel"):
+    """The result of an erasure; ``erased_at`` is None in a dry run."""
+
+    user_id: str
+    erased: list[str]
+    erased_at: datetime | None
+    is_dry_run: bool
+    remains: tuple[str, ...] = REMAINS
 
 
 @click.group()
 def user() -> None:
-    """Show, change and import users."""
+    """Show, change, import and erase users."""
 
 
 @user.command()
@@ -140,10 +172,14 @@ def import_(*, file: Path, data_dir: Path) -> None:
     with progress() as report, open_user_file(file, report) as users:
         total = users.count(report)
         done = asyncio.run(_import(settings, users.users(total, report)))
-    print_message(f"{done} users imported")
+    print_message(f"{done.written} users imported")
+    if done.erased:
+        print_message(
+            f"{done.erased} users were left out because they were erased; `user set` sets them"
+        )
 
 
-async def _import(settings: Settings, users: Iterator[Profile]) -> int:
+async def _import(settings: Settings, users: Iterator[Profile]) -> Imported:
     async with (
         open_database(settings, statement_timeout="0") as connection,
         audited(connection) as trail,
@@ -153,6 +189,59 @@ async def _import(settings: Settings, users: Iterator[Profile]) -> int:
             actor=operator_name(),
             action="user import",
             board=None,
-            detail={"users": done},
+            detail={"users": done.written, "erased": done.erased},
         )
     return done
+
+
+@user.command()
+@click.argument("user_id", type=USER_ID)
+@click.option("--dry-run", is_flag=True, help="Show what would be erased, and erase nothing.")
+@yes_option
+@json_option
+@data_dir_option
+def erase(*, user_id: str, dry_run: bool, yes: bool, as_json: bool, data_dir: Path) -> None:
+    """Erase the name and the e-mail address of USER_ID.
+
+    Scores and ledger stay under the user id, which must therefore be a pseudonym. Imports leave an
+    erased user out; `user set` can set a name again. The command can be repeated.
+
+    \b
+    Examples:
+      scoreboard user erase alice --dry-run
+      scoreboard user erase alice --yes
+    """  # noqa: D301
+    settings = load_settings_to_change(data_dir, needs=(DATABASE_URL,))
+    if not (yes or dry_run):
+        confirm(f"Erase the name and the e-mail address of {user_id}?")
+    done = asyncio.run(_erase(settings, user_id, is_dry=dry_run))
+    if as_json:
+        print_json(done)
+        return
+    fields = " and ".join("e-mail address" if name == "email" else name for name in done.erased)
+    verb = "would be erased" if dry_run else "erased"
+    if fields:
+        print_message(f"User {user_id}: {fields} {verb}")
+    else:
+        print_message(f"User {user_id} has no name and no e-mail address")
+    if "@" in user_id:
+        print_message("The user id itself may be an e-mail address: it cannot be erased")
+    print_message("\n".join(["What remains:", *(f"- {line}" for line in REMAINS)]))
+
+
+async def _erase(settings: Settings, user_id: str, *, is_dry: bool) -> Erasure:
+    async with open_database(settings) as connection:
+        await require_schema(connection)
+        async with audited(connection, is_dry=is_dry) as trail:
+            fields = await erase_user(connection, user_id)
+            # An erasure is recorded without fields, too, for the imports; once is enough.
+            if fields or await select_erasure(connection, user_id) is None:
+                await trail.insert(
+                    actor=operator_name(),
+                    action="user erase",
+                    board=None,
+                    # Without the values: the audit log cannot be changed.
+                    detail={"user": user_id, "fields": fields},
+                )
+            erased_at = None if is_dry else await select_erasure(connection, user_id)
+    return Erasure(user_id, fields, erased_at, is_dry)

@@ -25,7 +25,10 @@ _CREATE_USER_IMPORT: Final = resources.query("create_user_import")
 _COPY_USER_IMPORT: Final = resources.query("copy_user_import")
 _ENSURE_IMPORTED_USERS: Final = resources.query("ensure_imported_users")
 _ENSURE_CONFLICTING_USERS: Final = resources.query("ensure_conflicting_users")
+_DELETE_ERASED_IMPORTS: Final = resources.query("delete_erased_imports")
 _MERGE_USER_IMPORT: Final = resources.query("merge_user_import")
+_ERASE_USER: Final = resources.query("erase_user")
+_SELECT_ERASURE: Final = resources.query("select_erasure")
 
 
 class User(Struct, frozen=True, kw_only=True):
@@ -94,8 +97,15 @@ async def upsert_user(connection: Connection, profile: Profile) -> None:
         await connection.execute(_UPDATE_USER, msgspec.structs.asdict(profile))
 
 
-async def import_users(connection: Connection, profiles: Iterable[Profile]) -> int:
-    """Insert or update many users; return how many. Run it in a transaction.
+class Imported(Struct, frozen=True):
+    """The number of users that an import wrote, and of erased ones that it left out."""
+
+    written: int
+    erased: int
+
+
+async def import_users(connection: Connection, profiles: Iterable[Profile]) -> Imported:
+    """Insert or update many users, except erased ones. Run it in a transaction.
 
     Raises DatabaseUnavailable.
     """
@@ -105,7 +115,35 @@ async def import_users(connection: Connection, profiles: Iterable[Profile]) -> i
             async with cursor.copy(_COPY_USER_IMPORT) as copy:
                 for one in profiles:
                     await copy.write_row((user_uuid(one.user_id), one.user_id, one.name, one.email))
+            await cursor.execute(_DELETE_ERASED_IMPORTS)
+            erased = cursor.rowcount
             await cursor.execute(_ENSURE_IMPORTED_USERS)
             await cursor.execute(_ENSURE_CONFLICTING_USERS)
             await cursor.execute(_MERGE_USER_IMPORT)
-            return cursor.rowcount
+            return Imported(cursor.rowcount, erased)
+
+
+async def erase_user(connection: Connection, user_id: str) -> list[str]:
+    """Erase the name and the e-mail address of a user; return which of them it had.
+
+    The row stays: scores and ledger refer to it. Run it in a transaction.
+
+    Raises UnknownUser, DatabaseUnavailable.
+    """
+    async with translate_errors():
+        row = await (await connection.execute(_ERASE_USER, {"user_id": user_id})).fetchone()
+    if row is None:
+        raise UnknownUser(f"User {user_id} does not exist")
+    return [name for name, is_held in zip(("name", "email"), row, strict=False) if is_held]
+
+
+async def select_erasure(connection: Connection, user_id: str) -> datetime | None:
+    """Return when a user was erased; None if never, or if it was set again since.
+
+    The audit log is the record of erasures, because it is append-only.
+
+    Raises DatabaseUnavailable.
+    """
+    async with translate_errors():
+        row = await (await connection.execute(_SELECT_ERASURE, {"user_id": user_id})).fetchone()
+    return row[0] if row else None

@@ -64,6 +64,8 @@ ACTIONS: Final[dict[str, EventClass]] = {
     "action disable": _CONFIGURED,
     "user set": EventClass("iam", ("user", "change")),
     "user import": EventClass("iam", ("user", "change")),
+    "user erase": EventClass("iam", ("user", "change")),
+    "export": EventClass("database", ("access",)),
     "bench create": EventClass("configuration", ("creation",)),
     "bench remove": EventClass("configuration", ("deletion",)),
     "backup record": EventClass("database", ("info",)),

@@ -198,6 +198,12 @@ def test_an_operator_can_run_every_command(deployed: Deployed, tmp_path: Path) -
     users.write_text("userId,name,email\ndave,Dave,dave@example.org\n")
     deployed.run("user", "import", str(users))
     assert "dave@example.org" in deployed.run("user", "show", "dave")
+    for what in (("user", "dave"), ("board", "main"), ("ledger",)):
+        deployed.run("export", *what, "--output", str(tmp_path / "export"))
+    deployed.run("user", "erase", "dave", "--yes")
+    deployed.run("user", "import", str(users))
+    assert "dave@example.org" not in deployed.run("user", "show", "dave")
+    deployed.run("audit", "list", "--user", "dave")
     deployed.run("action", "set", "win", "15")
     deployed.run("action", "disable", "win")
     deployed.run("action", "list")

@@ -13,6 +13,7 @@ from api.endpoints.name_cache import WAIT_S, WAITING_MAX
 from tests.support.data.ledger import Counted, write_history
 from tests.support.eventually import eventually_async
 from tests.support.fakes.proxy import MakeProxy, Proxy
+from tests.support.repository import ROOT
 from tests.support.servers.api import LEADERBOARD_PATH, ApiClient, StartApi
 
 LONGEST_S = 8.0
@@ -50,6 +51,30 @@ async def test_the_ranking_includes_names_on_request(
     assert (await named(client))[0] == {"alice": "Alice", "bob": "Bob", "carol": None}
     plain = (await client.get(LEADERBOARD_PATH)).json()["leaderboard"]
     assert all("name" not in row for row in plain)
+
+
+def test_the_times_after_an_erasure_are_documented() -> None:
+    text = (ROOT / "docs/how-to/data-protection.md").read_text()
+    fresh, kept = name_cache.FRESH_S, name_cache.KEPT_S / 60
+
+    assert f"{fresh:.0f} seconds; up to {kept:.0f} minutes while PostgreSQL is unreachable" in text
+
+
+async def test_an_erased_name_is_not_returned_while_the_database_is_away(
+    start_api: StartApi, database_url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cached name was returned as long as PostgreSQL was away, also if it was erased since."""
+    name_users(database_url, alice="Alice")
+    monkeypatch.setattr(name_cache, "FRESH_S", 0.001)
+    client = await start_api(database_url=proxy.through(database_url))
+    await client.update("alice")
+    assert (await named(client))[0] == {"alice": "Alice"}
+    proxy.freeze()
+    assert (await named(client))[0] == {"alice": "Alice"}, "outdated, and better than none"
+
+    monkeypatch.setattr(name_cache, "KEPT_S", 0.002)
+
+    assert (await named(client))[0] == {"alice": None}
 
 
 async def test_an_unresponsive_database_delays_the_ranking_by_a_quarter_of_a_second_at_most(

@@ -169,3 +169,91 @@ def test_a_file_with_a_repeated_column_is_not_imported(
     assert 'contains "userId" twice' in done.err
     with psycopg.connect(database_url) as connection:
         assert connection.execute("SELECT count(*) FROM users").fetchone() == (0,)
+
+
+# Erasure ----------------------------------------------------------------------------------------
+
+
+def held(database_url: str) -> list[tuple[str | None, str | None]]:
+    with psycopg.connect(database_url) as connection:
+        return connection.execute("SELECT name, email FROM users ORDER BY external_id").fetchall()
+
+
+def test_an_erasure_removes_name_and_email_and_keeps_the_score(
+    command: Run, database_url: str
+) -> None:
+    write_history(database_url, [Counted("alice", "a", 5, time.time())])
+    assert command("reseed").code == 0
+    command("user", "set", "alice", "--name", "Alice", "--email", "a@b.org")
+    command("user", "set", "bob", "--name", "Bob")
+
+    done = command("user", "erase", "alice", "--yes")
+
+    assert done.code == 0
+    assert "User alice: name and e-mail address erased" in done.err
+    assert "backups" in done.err
+    assert held(database_url) == [(None, None), ("Bob", None)]
+    shown = json.loads(command("user", "show", "alice", "--json").out)
+    assert (shown["score"], shown["committedScore"], shown["rank"]) == (5, 5, 1)
+    assert command("verify", "--full").code == 0
+    with psycopg.connect(database_url) as connection:
+        rows = connection.execute("SELECT audit_log::TEXT FROM audit_log").fetchall()
+    assert not any("a@b.org" in text or "Alice" in text for (text,) in rows)
+
+
+def test_a_dry_run_erases_nothing(command: Run, database_url: str) -> None:
+    command("user", "set", "alice", "--name", "Alice")
+
+    done = command("user", "erase", "alice", "--dry-run", "--json")
+
+    shown = json.loads(done.out)
+    assert (shown["erased"], shown["isDryRun"], shown["erasedAt"]) == (["name"], True, None)
+    assert held(database_url) == [("Alice", None)]
+    with psycopg.connect(database_url) as connection:
+        assert connection.execute("SELECT count(*) FROM audit_log").fetchone() == (1,)
+
+
+def test_an_erasure_can_be_repeated(command: Run, database_url: str) -> None:
+    command("user", "set", "alice", "--name", "Alice")
+    first = json.loads(command("user", "erase", "alice", "--yes", "--json").out)
+
+    again = json.loads(command("user", "erase", "alice", "--yes", "--json").out)
+
+    assert first["erased"] == ["name"]
+    assert (again["erased"], again["erasedAt"]) == ([], first["erasedAt"])
+    assert "has no name" in command("user", "erase", "alice", "--yes").err
+    with psycopg.connect(database_url) as connection:
+        assert connection.execute("SELECT count(*) FROM audit_log").fetchone() == (2,)
+
+
+def test_an_erasure_needs_a_known_user_and_a_confirmation(command: Run) -> None:
+    assert command("user", "erase", "alice", "--yes").code == 3
+    command("user", "set", "alice", "--name", "Alice")
+    assert command("user", "erase", "alice").code == 5
+
+
+def test_an_erasure_warns_of_a_user_id_that_may_be_an_email_address(command: Run) -> None:
+    command("user", "set", "a@b.org", "--name", "Alice")
+
+    assert "cannot be erased" in command("user", "erase", "a@b.org", "--yes").err
+
+
+def test_an_import_leaves_erased_users_out_until_they_are_set(
+    command: Run, database_url: str, tmp_path: Path
+) -> None:
+    """A file of before an erasure must not bring the name back."""
+    file = tmp_path / "users.csv"
+    file.write_text("userId,name\nalice,Alice\nbob,Bob\n")
+    assert command("user", "import", str(file)).code == 0
+    assert command("user", "erase", "alice", "--yes").code == 0
+
+    done = command("user", "import", str(file))
+
+    assert done.code == 0
+    assert "1 users imported" in done.err
+    assert "1 users were left out because they were erased" in done.err
+    assert held(database_url) == [(None, None), ("Bob", None)]
+    assert command("user", "set", "alice", "--name", "Alice").code == 0
+    assert "2 users imported" in command("user", "import", str(file)).err
+    assert command("user", "erase", "alice", "--yes").code == 0
+    assert held(database_url) == [(None, None), ("Bob", None)]

@@ -1,0 +1,10 @@
+-- Export the ranking of a board: best score first, then first to reach it.
+-- Index: scores_pk for the board, then a sort; for operators, never for requests
+-- sign is -1 where the highest score is best, 1 where the lowest is.
+SELECT row_number() OVER (ORDER BY s.score * %(sign)s::INT, s.reached_at, s.last_seq, s.user_id) AS "rank",
+       u.external_id AS "userId",
+       s.score AS "score",
+       s.reached_at AS "reachedAt"
+FROM scores s JOIN users u ON u.id = s.user_id
+WHERE s.board = %(board)s
+ORDER BY 1
