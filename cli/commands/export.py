@@ -33,7 +33,6 @@ from cli.target import (
 from scoreboard.errors import UnknownUser
 from scoreboard.ledger import exports
 from scoreboard.ledger.audit import audited
-from scoreboard.ledger.boards import select_board
 from scoreboard.ledger.exports import Export, LedgerFilter
 from scoreboard.ledger.migrations import require_schema
 from scoreboard.ledger.pool import Connection, snapshot
@@ -85,6 +84,7 @@ def export_board(*, name: str, form: Format, output: Path, data_dir: Path) -> No
     """Export the standings of the board NAME: rank, user, score and time.
 
     The standings are those of PostgreSQL, which has every action about 0.1 s after Redis.
+    `scoreboard board export` writes the properties of the boards instead.
 
     \b
     Examples:
@@ -97,9 +97,8 @@ def export_board(*, name: str, form: Format, output: Path, data_dir: Path) -> No
         settings = load_settings(data_dir, NEEDS)
         detail = {"of": "board", "format": form}
         async with _open(settings, detail, board=name) as connection:
-            board = await select_board(connection, name)
             total, _ = await select_totals(connection, name)
-            chosen = exports.standings(name, board.layout.rules)
+            chosen = exports.standings(name)
             with open_output(output) as file:
                 return await _copy(connection, chosen, file, form, total=total, report=report)
 
@@ -141,7 +140,6 @@ def export_ledger(
         chosen = LedgerFilter(board=name, user=user_id, since=since, until=until)
         detail = {"of": "ledger", "format": form, "user": user_id, "since": since, "until": until}
         async with _open(settings, detail, board=name) as connection:
-            await select_board(connection, name)
             total = await exports.count_ledger(connection, chosen) if chosen.is_whole else 0
             with open_output(output) as file:
                 return await _copy(
@@ -185,7 +183,7 @@ async def _open(
     async with open_database(settings, **exports.SESSION) as connection:
         await require_schema(connection)
         if board is not None:
-            await select_board(connection, board)
+            await exports.require_board(connection, board)
         given = {
             name: value.isoformat() if isinstance(value, datetime) else value
             for name, value in detail.items()

@@ -12,12 +12,13 @@ from typing import Any, Final, Literal, NamedTuple
 
 from msgspec import Struct
 
+from scoreboard.errors import UnknownBoard
 from scoreboard.ledger.pool import Connection, translate_errors
-from scoreboard.model import Rules
 from scoreboard.runtime import resources
 
 _EXPORT_STANDINGS: Final = resources.query("export_standings")
 _EXPORT_LEDGER: Final = resources.query("export_ledger")
+_HAS_BOARD: Final = resources.query("has_board")
 _COUNT_LEDGER: Final = resources.query("count_ledger")
 _EXPORT_PROFILE: Final = resources.query("export_user_profile")
 _EXPORT_SCORES: Final = resources.query("export_user_scores")
@@ -85,10 +86,9 @@ class Rows(NamedTuple):
     pages: AsyncIterator[list[tuple[Any, ...]]]
 
 
-def standings(board: str, rules: Rules) -> Export:
+def standings(board: str) -> Export:
     """Return the export of a board's ranking."""
-    sign = -1 if rules.order == "highest" else 1
-    return Export(_EXPORT_STANDINGS, {"board": board, "sign": sign})
+    return Export(_EXPORT_STANDINGS, {"board": board})
 
 
 def ledger(chosen: LedgerFilter) -> Export:
@@ -108,6 +108,17 @@ def user_tables(user_id: str) -> dict[str, Export]:
         AUDIT: _EXPORT_AUDIT,
     }
     return {name: Export(query, {"user": user_id}) for name, query in queries.items()}
+
+
+async def require_board(connection: Connection, name: str) -> None:
+    """Check that a board exists or has existed.
+
+    Raises UnknownBoard, DatabaseUnavailable.
+    """
+    async with translate_errors():
+        row = await (await connection.execute(_HAS_BOARD, {"board": name})).fetchone()
+    if not row or not row[0]:
+        raise UnknownBoard(f"Board {name} does not exist")
 
 
 async def count_ledger(connection: Connection, chosen: LedgerFilter) -> int:

@@ -1,7 +1,11 @@
 -- Export the ranking of a board: best score first, then first to reach it.
 -- Index: scores_pk for the board, then a sort; for operators, never for requests
--- sign is -1 where the highest score is best, 1 where the lowest is.
-SELECT row_number() OVER (ORDER BY s.score * %(sign)s::INT, s.reached_at, s.last_seq, s.user_id) AS "rank",
+SELECT row_number() OVER (
+           ORDER BY
+               CASE WHEN (SELECT score_order FROM boards WHERE board = %(board)s) = 'lowest'
+                   THEN s.score ELSE -s.score END,
+               s.reached_at, s.last_seq, s.user_id
+       ) AS "rank",
        u.external_id AS "userId",
        s.score AS "score",
        s.reached_at AS "reachedAt"

@@ -73,6 +73,15 @@ def test_the_lowest_score_is_first_where_the_rules_say_so(command: Run, database
 
 
 @pytest.mark.usefixtures("played")
+def test_the_ledger_of_a_deleted_board_can_be_exported(command: Run, database_url: str) -> None:
+    with psycopg.connect(database_url) as connection:
+        connection.execute("UPDATE boards SET state = 'deleted'")
+
+    assert len(table(command("export", "ledger", "--board", "main").out)) == 4
+    assert len(table(command("export", "board", "main").out)) == 3
+
+
+@pytest.mark.usefixtures("played")
 def test_an_empty_board_gives_a_header(command: Run, tmp_path: Path) -> None:
     assert command("board", "create", "weekly").code == 0
 
