@@ -15,7 +15,7 @@ from api.endpoints.board_pages import PAGE_MAX, describe_board
 from api.endpoints.fast_reads import PRIVATE, PUBLIC, VARY
 from api.endpoints.scores import BEARER, AnyConnection, AnyRequest, get_services, read_parameters
 from scoreboard.errors import ForeignOrigin, UnknownUser
-from scoreboard.model import Board
+from scoreboard.model import BOARD_PATTERN, Board
 from scoreboard.security.access import can_read
 from scoreboard.security.tokens import READ
 
@@ -96,7 +96,9 @@ class BoardInformation(Controller):
     def read_board(
         self,
         request: AnyRequest,
-        name: Annotated[str, PathParameter(description="The board.")],  # noqa: ARG002 (the guard)
+        name: Annotated[  # noqa: ARG002 (the guard has found it)
+            str, PathParameter(pattern=BOARD_PATTERN, description="The board.")
+        ],
     ) -> Response[BoardReply]:
         """Read the rules of a board."""
         board: Board = request.state["board"]

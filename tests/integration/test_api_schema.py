@@ -9,14 +9,16 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from api.documents import openapi
+from scoreboard.model import Board
 from tests.support.fakes.tokens import MakeToken
-from tests.support.servers.api import open_boards
+from tests.support.servers.api import list_boards, open_boards
 from tests.support.servers.api_process import ApiProcess, RunApi
 
 
 @pytest.fixture
 async def api(run_api: RunApi, redis_url: str) -> ApiProcess:
     await open_boards(redis_url, scores=[("alice", 30), ("bob", 20)])
+    await list_boards(redis_url, Board())
     return run_api()
 
 
@@ -44,4 +46,4 @@ def test_the_api_conforms_to_its_openapi_document(api: ApiProcess, make_token: M
         case.call_and_validate(base_url=api.url, headers=headers, timeout=30)
 
     explore()
-    assert len(seen) == 5
+    assert len(seen) == 7
