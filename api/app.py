@@ -91,7 +91,7 @@ class Api:
             if settings.acknowledge == "committed"
             else None
         )
-        self._streams = EventStreams(settings, self._verifier, self.health.draining)
+        self._streams = EventStreams(settings, self._verifier, self.health.draining, directory)
         self._names = NameCache(self._pool)
         reads = BoardReader(
             Boards(self._client, self._reads),

@@ -29,6 +29,9 @@ from scoreboard.runtime.tracing import make_tracing
 from scoreboard.runtime.workers import Worker
 from scoreboard.security.credentials import refresh_secrets, require_secrets
 from scoreboard.security.tokens import Verifier
+from scoreboard.store.board_directory import BoardDirectory
+from scoreboard.store.board_list import BoardList
+from scoreboard.store.client import make_client
 from streamer import metrics
 from streamer.fanout.frame_tracing import FrameTracing
 from streamer.fanout.hub import Channel
@@ -53,6 +56,9 @@ ACCEPT_S: Final = 0.05
 DROP_AFTER_S: Final = 2.5
 FIRST_READ_S: Final = 2.0
 """Without Redis the process starts listening after this time, and answers 503."""
+
+LOOKUP_CONNECTIONS: Final = 4
+"""Connections to look up boards that viewers ask for."""
 
 RECONNECTS_PER_S: Final = 300
 """Reconnecting viewers that the remaining processes can accept per second."""
@@ -79,10 +85,12 @@ class Streamer:
         )
         self._tracing = make_tracing(settings, "streamer")
         self._frames = FrameTracing(self._tracing, self.manager.hub) if self._tracing else None
+        self._client = make_client(settings, name="streamer-boards", connections=LOOKUP_CONNECTIONS)
         self.watcher = BoardWatcher(
             settings,
             self.manager,
             name="streamer",
+            directory=BoardDirectory(settings, BoardList(self._client)),
             on_traced=self._frames.board_traced if self._frames else None,
         )
         self.is_draining = False
@@ -109,8 +117,9 @@ class Streamer:
         async with AsyncExitStack() as stack:
             if self._tracing is not None:
                 await stack.enter_async_context(self._tracing.running())
+            stack.push_async_callback(self._client.aclose)
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
-            self.manager.use_tasks(tasks)
+            self.manager.use(tasks, self.watcher)
             tasks.create_task(self.verifier.run())
             tasks.create_task(self.watcher.run())
             tasks.create_task(refresh_secrets())
@@ -170,7 +179,7 @@ class Streamer:
                     channel.note_turn(now_s, used_s)
                 if self._frames is not None:
                     self._frames.turn_ended(channels)
-                self._count_frames()
+                manager.count_frames(channels)
                 await asyncio.sleep(0)
 
     async def _run_timers(self) -> None:
@@ -193,16 +202,7 @@ class Streamer:
                 if number % DEADLINES_PER_TURN == 0:
                     await asyncio.sleep(0)
             manager.send_heartbeats(now_s)
-            self._count_frames()
-
-    def _count_frames(self) -> None:
-        for channel in self.manager.hub.channels.values():
-            if channel.sent:
-                metrics.FRAMES_SENT.inc(channel.sent)
-                channel.sent = 0
-            if channel.skipped:
-                metrics.FRAMES_SKIPPED.inc(channel.skipped)
-                channel.skipped = 0
+            manager.count_frames(manager.hub.channels.values())
 
 
 def _observe_delays(channel: Channel, now_s: float) -> None:

@@ -56,6 +56,8 @@ export function closeAction(code) {
       return { action: "stop", reason: "malformed" };
     case 4403:
       return { action: "stop", reason: "forbidden" };
+    case 4404:
+      return { action: "stop", reason: "no-such-board" };
     case 4401:
       return { action: "renew", reason: "token" };
     case 1001:

@@ -2,7 +2,8 @@
 
 Admission of a stream is a request like any other; the stream itself has neither the place nor the
 time limit of a request (docs/decisions/0007). The first stream of a process starts its
-BoardWatcher, unless the first read of the top of a board has done so.
+BoardWatcher, unless the first read of the top of a board has done so. The first stream of a board
+makes it watch the board.
 
 Invariants: streams are bounded in number and age; a client that reads nothing is disconnected; a
 stream ends with its token.
@@ -11,7 +12,6 @@ stream ends with its token.
 import asyncio
 import random
 import time
-from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -21,7 +21,7 @@ from scoreboard.broadcast.admission import ConnectionCounts
 from scoreboard.broadcast.close_codes import CloseCode
 from scoreboard.broadcast.state import BoardState
 from scoreboard.broadcast.watcher import BoardWatcher
-from scoreboard.errors import Overloaded, ScoreboardError, Uninitialised
+from scoreboard.errors import Overloaded, ScoreboardError
 from scoreboard.http.query import parse_query
 from scoreboard.http.request import Request
 from scoreboard.http.response import NOSNIFF
@@ -32,12 +32,10 @@ from scoreboard.security.access import can_read, require_read
 from scoreboard.security.addresses import request_address, trusted_networks
 from scoreboard.security.origins import Origins
 from scoreboard.security.tokens import Caller, Verifier, bearer_token
+from scoreboard.store.board_directory import BoardDirectory
 
 PATH: Final = "/api/scores/stream"
 PARAMETERS: Final = frozenset({"board"})
-
-FIRST_READ_S: Final = 2.0
-"""Longest wait of the first stream of a process for its board."""
 
 AGE_SPREAD: Final = 0.2
 ENDED_PER_S: Final = 50
@@ -81,7 +79,13 @@ _HEADERS: Final = (
 class EventStreams:
     """Admits event streams and serves them."""
 
-    def __init__(self, settings: Settings, verifier: Verifier, draining: asyncio.Event) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        verifier: Verifier,
+        draining: asyncio.Event,
+        directory: BoardDirectory,
+    ) -> None:
         """Take the event that is set when the api drains; nothing connects yet.
 
         Raises SettingInvalid if the trusted hops or the origins are invalid.
@@ -91,8 +95,9 @@ class EventStreams:
         self._draining = draining
         self._hops = trusted_networks(settings.trusted_hops)
         self._origins = Origins(settings.origins)
-        self._watcher = BoardWatcher(settings, self, name="api-stream")
-        self._channels = {board: EventChannel(board) for board in settings.boards}
+        self._directory = directory
+        self._watcher = BoardWatcher(settings, self, name="api-stream", directory=directory)
+        self._channels: dict[str, EventChannel] = {}
         self._is_wanted = asyncio.Event()
         self._counts = ConnectionCounts(
             "streams",
@@ -118,12 +123,12 @@ class EventStreams:
         Raises any ScoreboardError for a request that is refused.
         """
         try:
-            admission = await self._admit(request)
+            stream = await self._admit(request)
         except ScoreboardError as error:
             _OPENED[error.code].inc()
             raise
         _OPENED["granted"].inc()
-        return partial(self._serve, request, admission)
+        return partial(self._serve, request, stream)
 
     def watch(self) -> None:
         """Start watching the boards, unless that has begun."""
@@ -141,45 +146,61 @@ class EventStreams:
     def board_changed(self, state: BoardState, noticed_at_s: float) -> None:  # noqa: ARG002
         """Send a new board to its streams."""
         if state.message is not None:
-            self._channels[state.board].publish(state.message)
+            self._channel(state.board).publish(state.message)
 
     def least_gap_s(self, board: str) -> float:
         """Return the least time to the next board, from what the last one cost."""
-        return self._channels[board].least_gap_s
+        return self._channel(board).least_gap_s
 
     def status_changed(self, state: BoardState) -> None:
         """Send whether the board is live to its streams."""
-        self._channels[state.board].publish_status(state.status)
+        self._channel(state.board).publish_status(state.status)
 
     def access_changed(self, state: BoardState) -> None:
         """End the streams that may no longer read the board."""
-        for stream in self._channels[state.board].streams:
+        for stream in self._channel(state.board).streams:
             if not can_read(stream.admission.caller, is_public=state.is_public):
                 stream.finish(CloseCode.FORBIDDEN)
 
+    def is_viewed(self, board: str) -> bool:
+        """Return whether a board has streams."""
+        channel = self._channels.get(board)
+        return channel is not None and bool(channel.streams)
+
+    def board_dropped(self, board: str, *, is_deleted: bool) -> None:
+        """Remove the channel of a board; end its streams if the board was deleted."""
+        channel = self._channels.pop(board, None)
+        if channel is not None and is_deleted:
+            for stream in channel.streams:
+                stream.finish(CloseCode.BOARD_DELETED)
+
+    def _channel(self, board: str) -> EventChannel:
+        found = self._channels.get(board)
+        if found is None:
+            found = self._channels[board] = EventChannel(board)
+        return found
+
     # Admission
 
-    async def _admit(self, request: Request) -> Admission:
+    async def _admit(self, request: Request) -> EventStream:
+        """Return a stream that is counted and gets the boards of its channel."""
         headers = request.head.headers
         named = parse_query(request.head.query, PARAMETERS).get("board")
         self._origins.check(headers.get(b"origin"), headers.get(b"host", b""))
         token = bearer_token(headers.get(b"authorization"))
         self._require_not_draining()
-        board = self._settings.resolve_board(named)
+        board = (self._directory.known(named) or await self._directory.find(named)).name
         caller = await self._verifier.verify(token) if token else None
-        state = self._watcher.states[board]
-        if state.message is None:
-            self.watch()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(FIRST_READ_S):
-                    await self._watcher.wait_for_first_reads()
-        if state.message is None:
-            raise Uninitialised
+        self.watch()
+        state = await self._watcher.open(board)
         require_read(caller, is_public=state.is_public)
         self._require_not_draining()  # again: the token and the first read may take seconds
         admission = self._describe(request, board, caller)
         self._counts.admit(admission.address, admission.subject)
-        return admission
+        channel = self._channel(board)
+        stream = EventStream(admission, channel)
+        channel.streams.add(stream)  # before any wait: a board without streams may be dropped
+        return stream
 
     def _require_not_draining(self) -> None:
         """Raise Overloaded while the api drains: the stream would not be ended with the others."""
@@ -206,16 +227,13 @@ class EventStreams:
 
     # One stream
 
-    async def _serve(self, request: Request, admission: Admission) -> None:
-        channel = self._channels[admission.board]
-        stream = EventStream(admission, channel)
-        channel.streams.add(stream)
-        reason = "error"
+    async def _serve(self, request: Request, stream: EventStream) -> None:
+        admission, reason = stream.admission, "error"
         try:
             reason = await self._write(request, stream)
         finally:
             _ENDED[reason].inc()
-            channel.streams.discard(stream)
+            stream.leave()
             self._counts.release(admission.address, admission.subject)
 
     async def _write(self, request: Request, stream: EventStream) -> str:

@@ -96,6 +96,10 @@ class EventStream:
         self._end = self._end or code
         self.woken.set()
 
+    def leave(self) -> None:
+        """Remove the stream from its channel."""
+        self._channel.streams.discard(self)
+
     def note_disconnect(self) -> None:
         """Record that the client has disconnected."""
         self._is_gone = True

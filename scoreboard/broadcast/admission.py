@@ -1,4 +1,4 @@
-"""Limits on live connections: per process, per address, per token subject. No I/O.
+"""Limits on live connections and boards: per process, per address, per token subject. No I/O.
 
 The streamer counts WebSocket connections, the api counts event streams. An address is an IPv4
 address or an IPv6 network (scoreboard.security.addresses).
@@ -16,6 +16,27 @@ RETRY_S: Final = 10
 """Upper bound of Retry-After when the process is full; jittered, so that clients spread out."""
 
 RETRY_ADDRESS_S: Final = 30
+
+
+class TokenBucket:
+    """A token bucket that refills ``rate`` tokens per second, up to ``burst``."""
+
+    __slots__ = ("_at_s", "_burst", "_left", "_rate")
+
+    def __init__(self, rate: float, burst: int, now_s: float) -> None:
+        self._rate = rate
+        self._burst = float(burst)
+        self._left = float(burst)
+        self._at_s = now_s
+
+    def take(self, now_s: float) -> bool:
+        """Take a token; return False if there is none."""
+        self._left = min(self._burst, self._left + (now_s - self._at_s) * self._rate)
+        self._at_s = now_s
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True
 
 
 class ConnectionCounts:

@@ -28,6 +28,7 @@ class CloseCode(IntEnum):
     MALFORMED = 4400
     TOKEN_EXPIRED = 4401
     FORBIDDEN = 4403
+    BOARD_DELETED = 4404
     PONG_TIMEOUT = 4408
     RATE_LIMITED = 4429
     TOO_SLOW = 4450
@@ -56,6 +57,7 @@ CLOSE_REASONS: Final[dict[CloseCode, CloseReason]] = {
     CloseCode.MALFORMED: CloseReason("too many unreadable messages", False, (0, 0)),
     CloseCode.TOKEN_EXPIRED: CloseReason("the token has expired", True, (0, 0)),
     CloseCode.FORBIDDEN: CloseReason("the token does not allow this board", False, (0, 0)),
+    CloseCode.BOARD_DELETED: CloseReason("the board was deleted", False, (0, 0)),
     CloseCode.PONG_TIMEOUT: CloseReason("pong timeout", True, (500, 5000)),
     CloseCode.RATE_LIMITED: CloseReason("too many messages", True, (30_000, 60_000)),
     CloseCode.TOO_SLOW: CloseReason("the connection is too slow", True, (500, 5000)),

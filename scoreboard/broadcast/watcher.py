@@ -1,29 +1,45 @@
-"""Follow the boards in Redis for one process: subscribe, read, notify a listener.
+"""Follow boards in Redis for one process: subscribe, read, notify a listener.
 
-The streamer and the api's event stream each run one.
+The streamer and the api's event streams each run one. The default boards (SCOREBOARD_BOARDS) are
+watched always, others from when they are asked for until nobody has viewed them for a while.
 
 Invariants: reads of a board keep its pace (scoreboard.broadcast.pace) at any write rate; a read
 follows every confirmed subscription, so no change published in between is missed; the next
 reconciliation corrects a lost message; the listener never gets an older board, nor an empty one
-because Redis is unreachable.
+because Redis is unreachable; a board that was dropped leaves nothing behind.
 """
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Final, Protocol
 
 import msgspec
-from msgspec import Struct
 
+from scoreboard.broadcast.admission import TokenBucket, overloaded
 from scoreboard.broadcast.messages import StaleReason, now_ms
-from scoreboard.broadcast.pace import Pace
 from scoreboard.broadcast.state import BoardState, ReadResult
-from scoreboard.errors import InternalError, RedisUnavailable, ScoreboardError, Uninitialised
+from scoreboard.broadcast.watched_board import (
+    EPOCH,
+    MISMATCHES,
+    REGRESSIONS,
+    SEQ,
+    NoticedTrace,
+    WatchedBoard,
+)
+from scoreboard.errors import (
+    InternalError,
+    RedisUnavailable,
+    ScoreboardError,
+    Uninitialised,
+    UnknownBoard,
+)
 from scoreboard.model import WATCHED_TOP, Board, Partition, Window
 from scoreboard.runtime.lifecycle import backoff_s
 from scoreboard.runtime.settings import Settings
-from scoreboard.runtime.telemetry import Children, counter, gauge, get_logger
+from scoreboard.runtime.telemetry import gauge, get_logger
+from scoreboard.store.board_directory import BoardDirectory
 from scoreboard.store.boards import Boards
 from scoreboard.store.client import REDIS_UP, make_client
 from scoreboard.store.keys import PartitionKeys
@@ -40,51 +56,33 @@ STALE_AFTER_S: Final = 2.0
 LOST_AFTER_S: Final = 1.0
 """A change found by reconciliation counts as a lost message unless it arrives in this time."""
 
-READ_CONNECTIONS: Final = 4
+READS_MAX: Final = 4
+"""Maximum reads of boards at the same time, and connections for them."""
 
-_SEQ: Final = Children(
-    gauge(
-        "board_seq",
-        "seq of the board as last read",
-        "board",
-        unit="changes",
-        normal="increases with each action; about the same in all processes",
-    )
-)
-_EPOCH: Final = Children(
-    gauge(
-        "board_epoch",
-        "Epoch of the board as last read",
-        "board",
-        unit="reseeds",
-        normal="constant, the same in all processes; increases with each reseed",
-    )
-)
-_AGE: Final = Children(
-    gauge(
-        "board_age_seconds",
-        "Time since the board was last read, or since the start if it never was",
-        "board",
-        normal="below 6: it is read at least every 5",
-    )
-)
-_REGRESSIONS: Final = Children(
-    counter(
-        "board_regressions_total",
-        "Times Redis returned an older state of a board",
-        "board",
-        unit="times",
-        normal="0",
-    )
-)
-_MISMATCHES: Final = Children(
-    counter(
-        "reconcile_mismatches_total",
-        "Changes found by polling because their notification was lost",
-        "board",
-        unit="changes",
-        normal="0; a few after the subscription was lost",
-    )
+RETRIES_PER_S: Final = 100
+"""With many boards, each failed read is repeated later, so that all together are not more."""
+
+FIRST_READ_S: Final = 2.0
+"""Longest wait for the first read of a board that was not watched before."""
+
+CONFIRMATION_S: Final = 0.1
+"""Longest wait of the first read of a board for the confirmation of its subscription."""
+
+IDLE_S: Final = 60.0
+"""Least time for which a board without viewers stays watched; at most two reconciliations more."""
+
+DELETED_AFTER_S: Final = 1.5
+"""A board counts as deleted when the list of boards is without it for this time."""
+
+NEW_BOARDS_PER_S: Final = 100
+NEW_BOARDS_BURST: Final = 200
+"""Limits of the boards that a process starts to watch: each costs a subscription and two reads."""
+
+_WATCHED: Final = gauge(
+    "boards_watched",
+    "Boards that the process watches",
+    unit="boards",
+    normal="the boards of SCOREBOARD_BOARDS, and others with viewers in the last minute",
 )
 _log = get_logger(__name__)
 
@@ -108,54 +106,17 @@ class Listener(Protocol):
         """Return the least time to the next board (scoreboard.broadcast.pace.gap_after)."""
         ...
 
+    def is_viewed(self, board: str) -> bool:
+        """Return whether a board has viewers."""
+        ...
 
-class NoticedTrace(Struct, frozen=True):
-    """The trace of a change, and when this process noticed the change, in ns since 1970."""
-
-    context: TraceContext
-    noticed_at_ns: int
+    def board_dropped(self, board: str, *, is_deleted: bool) -> None:
+        """Release what is kept of a board; it has viewers only if it was deleted."""
+        ...
 
 
 TraceListener = Callable[[BoardState, list[NoticedTrace]], None]
 """Called after ``board_changed`` with the traces of changes that the board contains."""
-
-
-class _WatchedBoard:
-    """One board: its state, its wake-up event, the schedule of its reads."""
-
-    __slots__ = (
-        "dirty",
-        "failures",
-        "generation",
-        "is_board_changed",
-        "messages",
-        "noticed_at_s",
-        "pace",
-        "read_at_s",
-        "stale_timer",
-        "state",
-        "traces",
-    )
-
-    def __init__(self, board: str, interval_s: float) -> None:
-        self.state = BoardState(board)
-        self.pace = Pace(interval_s)
-        for metric in (_REGRESSIONS, _MISMATCHES):
-            metric[board].inc(0)
-        self.read_at_s = time.monotonic()
-        """When the board was last read, at first when the process began to try."""
-        _AGE[board].set_function(lambda: time.monotonic() - self.read_at_s)
-        self.dirty = asyncio.Event()
-        self.failures = 0
-        self.generation = 0
-        """Increases whenever the board may have changed; see ``BoardWatcher.generation``."""
-        self.is_board_changed = False
-        """Whether visibility or state may have changed since the board was read."""
-        self.messages = 0
-        self.noticed_at_s = 0.0
-        self.stale_timer: asyncio.TimerHandle | None = None
-        self.traces: list[NoticedTrace] = []
-        """Traces of changes that no accepted read contains yet."""
 
 
 class BoardWatcher:
@@ -167,22 +128,29 @@ class BoardWatcher:
         listener: Listener,
         *,
         name: str,
+        directory: BoardDirectory | None = None,
         on_traced: TraceListener | None = None,
     ) -> None:
-        """Read the settings; connect to nothing yet. ``on_traced`` is None without tracing."""
+        """Read the settings; connect to nothing yet. ``on_traced`` is None without tracing.
+
+        Without a ``directory`` only the default boards can be watched.
+        """
         self._on_traced = on_traced
         self._settings = msgspec.structs.replace(
             settings, redis_timeout_s=min(settings.redis_timeout_s, READ_TIMEOUT_S)
         )
         self._listener = listener
-        self._name = name
-        interval_s = settings.frame_interval_ms / 1000
-        self._watched = {board: _WatchedBoard(board, interval_s) for board in settings.boards}
-        self._unread = set(settings.boards)
-        self._all_read = asyncio.Event()
-        self._by_channel: dict[str, _WatchedBoard] = {}
+        self._directory = directory
+        self._client = make_client(self._settings, name=f"{name}-reads", connections=READS_MAX)
+        self._store = Boards(self._client)
+        self._reading = asyncio.Semaphore(READS_MAX)
+        self._tasks: asyncio.TaskGroup | None = None
+        self._new = TokenBucket(NEW_BOARDS_PER_S, NEW_BOARDS_BURST, time.monotonic())
+        self._watched: dict[str, WatchedBoard] = {}
+        self._by_channel: dict[str, WatchedBoard] = {}
         for board in settings.boards:
-            self._register_channels(Board(board))
+            self._add(Board(board), is_pinned=True)
+        self._pinned = tuple(self._watched.values())
         self._changes = Subscription(
             self._settings,
             self._by_channel,
@@ -192,12 +160,13 @@ class BoardWatcher:
             on_down=self._on_down,
             on_traces=self._on_traces if on_traced is not None else None,
             on_board=self._on_board,
+            on_subscribed=self._on_subscribed,
         )
 
     @property
     def states(self) -> dict[str, BoardState]:
-        """Return the state of each board served, by name."""
-        return {name: watched.state for name, watched in self._watched.items()}
+        """Return the state of each default board, by name."""
+        return {watched.name: watched.state for watched in self._pinned}
 
     def generation(self, board: str) -> int:
         """Return a number that increases when the watched rows of a board may have changed.
@@ -211,14 +180,43 @@ class BoardWatcher:
     def hears(self, board: str, partitions: int) -> bool:
         """Return whether each notification of a board of so many partitions arrives.
 
-        When it becomes true, ``generation`` increases.
+        When it becomes true, ``generation`` increases. A board that is not watched is not heard.
         """
-        last = PartitionKeys(Partition(board, partitions - 1)).changes
-        return last in self._by_channel and self._changes.is_complete
+        watched = self._watched.get(board)
+        return (
+            watched is not None
+            and len(watched.channels) >= partitions
+            and self._changes.hears(watched.channels)
+        )
+
+    def use(self, board: str) -> None:
+        """Keep a board watched that is about to have a viewer."""
+        watched = self._watched.get(board)
+        if watched is not None:
+            watched.used_at_s = time.monotonic()
+
+    async def open(self, name: str) -> BoardState:
+        """Return the state of a board that was read; watch it if it is not watched yet.
+
+        The caller adds its viewer before it gives up control.
+
+        Raises UnknownBoard, Uninitialised, RedisUnavailable; Overloaded at a limit of boards.
+        """
+        watched = self._watched.get(name) or self._watch(await self._find(name))
+        watched.used_at_s = time.monotonic()
+        state = watched.state
+        if state.message is None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FIRST_READ_S):
+                    await watched.first_read.wait()
+        if state.message is None or self._watched.get(name) is not watched:
+            raise Uninitialised
+        return state
 
     async def wait_for_first_reads(self) -> None:
-        """Wait until the first read of every board has succeeded or failed."""
-        await self._all_read.wait()
+        """Wait until the first read of every default board has succeeded or failed."""
+        for watched in self._pinned:
+            await watched.first_read.wait()
 
     @property
     def is_ready(self) -> bool:
@@ -232,29 +230,122 @@ class BoardWatcher:
 
     async def run(self) -> None:
         """Follow the boards until cancelled; losing Redis does not end it."""
-        client = make_client(
-            self._settings,
-            name=f"{self._name}-reads",
-            connections=min(READ_CONNECTIONS, len(self._watched)),
-        )
-        store = Boards(client)
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._changes.run())
+                self._tasks = tasks
                 for watched in self._watched.values():
-                    tasks.create_task(self._read_changes(store, watched))
+                    watched.task = tasks.create_task(self._follow(watched))
         finally:
+            self._tasks = None
             for watched in self._watched.values():
-                _cancel_stale_timer(watched)
-            await client.aclose()
+                watched.cancel_stale_timer()
+            await self._client.aclose()
 
-    def _register_channels(self, board: Board) -> list[str]:
+    # Which boards are watched
+
+    async def _find(self, name: str) -> Board:
+        if self._directory is None:
+            raise UnknownBoard
+        return self._directory.known(name) or await self._directory.find(name)
+
+    def _watch(self, board: Board) -> WatchedBoard:
+        """Start watching a board.
+
+        Raises Overloaded at a limit.
+        """
+        found = self._watched.get(board.name)
+        if found is not None:  # added while the caller was looking for it
+            return found
+        if not self._new.take(time.monotonic()):
+            raise overloaded("Too many boards are asked for at once")
+        if len(self._watched) - len(self._pinned) >= self._settings.watched_boards:
+            self._make_room()
+        watched = self._add(board)
+        self._changes.want(watched.channels)
+        if not self._changes.is_up:
+            self._schedule_stale(watched)
+        if self._tasks is not None:
+            watched.task = self._tasks.create_task(self._follow(watched))
+        return watched
+
+    def _make_room(self) -> None:
+        """Drop the board that has been without viewers for the longest time.
+
+        Raises Overloaded if all have viewers.
+        """
+        idle = [
+            watched
+            for watched in self._watched.values()
+            if not watched.is_pinned and not self._listener.is_viewed(watched.name)
+        ]
+        if not idle:
+            raise overloaded("This server is at its limit of boards")
+        self._drop(min(idle, key=lambda watched: watched.used_at_s))
+
+    def _add(self, board: Board, *, is_pinned: bool = False) -> WatchedBoard:
+        interval_s = self._settings.frame_interval_ms / 1000
+        watched = WatchedBoard(board.name, interval_s, is_pinned=is_pinned)
+        self._watched[board.name] = watched
+        self._register_channels(watched, board)
+        _WATCHED.set(len(self._watched))
+        return watched
+
+    def _register_channels(self, watched: WatchedBoard, board: Board) -> Iterable[str]:
         names = [
             PartitionKeys(Partition(board.name, number)).changes
             for number in range(board.layout.partitions)
         ]
-        self._by_channel.update(dict.fromkeys(names, self._watched[board.name]))
+        watched.channels.update(names)
+        self._by_channel.update(dict.fromkeys(names, watched))
         return names
+
+    def _drop(self, watched: WatchedBoard, *, is_deleted: bool = False) -> None:
+        """Stop watching a board and release everything of it."""
+        del self._watched[watched.name]
+        for channel in watched.channels:
+            del self._by_channel[channel]
+        self._changes.drop(watched.channels)
+        watched.close()
+        self._listener.board_dropped(watched.name, is_deleted=is_deleted)
+        _WATCHED.set(len(self._watched))
+        if is_deleted:
+            _log.info("board_deleted", board=watched.name)
+
+    async def _is_over(self, watched: WatchedBoard, *, was_reconciled: bool) -> bool:
+        """Drop a board that was deleted, or that nobody views any more; return whether it was."""
+        if watched.is_pinned:
+            return False
+        now_s = time.monotonic()
+        if self._listener.is_viewed(watched.name):
+            watched.used_at_s = now_s
+        elif now_s - watched.used_at_s >= IDLE_S + RECONCILE_S:
+            self._drop(watched)
+            return True
+        is_due = was_reconciled or watched.state.stale_reason == "uninitialised"
+        if is_due and await self._is_deleted(watched):
+            self._drop(watched, is_deleted=True)
+            return True
+        return False
+
+    async def _is_deleted(self, watched: WatchedBoard) -> bool:
+        """Return whether the list of boards is without a board, for longer than a copy takes."""
+        if self._directory is None:
+            return False
+        if watched.state.stale_reason == "uninitialised":
+            self._directory.forget(watched.name)
+        try:
+            await self._directory.find(watched.name)
+        except UnknownBoard:
+            now_s = time.monotonic()
+            watched.absent_at_s = watched.absent_at_s or now_s
+            return now_s - watched.absent_at_s >= DELETED_AFTER_S
+        except ScoreboardError:
+            pass  # it is not known: Redis is unreachable, or was emptied
+        watched.absent_at_s = 0.0
+        return False
+
+    # Called by the subscription
 
     def _on_change(self, channel: str) -> None:
         watched = self._by_channel.get(channel)
@@ -277,27 +368,43 @@ class BoardWatcher:
 
     def _on_up(self) -> None:
         for watched in self._watched.values():
-            watched.generation += 1
-            watched.failures = 0
-            self._wake(watched)
+            self._heard(watched)
+
+    def _on_subscribed(self, channel: str) -> None:
+        watched = self._by_channel.get(channel)
+        if watched is not None:
+            self._heard(watched)
+
+    def _heard(self, watched: WatchedBoard) -> None:
+        """Read a board whose notifications arrive from now on."""
+        watched.generation += 1
+        watched.is_board_changed = True
+        watched.failures = 0
+        self._wake(watched)
 
     def _on_down(self) -> None:
         for watched in self._watched.values():
             watched.generation += 1
             self._schedule_stale(watched)
 
-    def _wake(self, watched: _WatchedBoard) -> None:
+    def _wake(self, watched: WatchedBoard) -> None:
         if not watched.dirty.is_set():
             watched.noticed_at_s = asyncio.get_running_loop().time()
             watched.dirty.set()
 
-    async def _read_changes(self, store: Boards, watched: _WatchedBoard) -> None:
+    # Reads
+
+    async def _follow(self, watched: WatchedBoard) -> None:
+        """Read a board whenever it may have changed, until it is dropped."""
         loop = asyncio.get_running_loop()
         reconcile_at_s = loop.time()
+        if self._changes.is_up:  # the read that follows the confirmation is then the only one
+            reconcile_at_s += CONFIRMATION_S
         while True:
             wait_s = reconcile_at_s - loop.time()
             if watched.failures:
-                wait_s = min(wait_s, backoff_s(watched.failures, most_s=RECONNECT_MOST_S))
+                most_s = max(RECONNECT_MOST_S, len(self._watched) / RETRIES_PER_S)
+                wait_s = min(wait_s, backoff_s(watched.failures, most_s=most_s))
             if not watched.dirty.is_set():
                 try:
                     async with asyncio.timeout(max(wait_s, 0.0)):
@@ -305,43 +412,42 @@ class BoardWatcher:
                 except TimeoutError:
                     watched.noticed_at_s = loop.time()
             await self._keep_pace(watched)
-            was_notified = watched.dirty.is_set()
-            watched.dirty.clear()
-            started_at_s = loop.time()
-            watched.pace.take(started_at_s)
-            with_board = (
-                started_at_s >= reconcile_at_s
-                or watched.state.message is None
-                or watched.is_board_changed
-            )
-            if with_board:
-                watched.is_board_changed = False
-                reconcile_at_s = started_at_s + RECONCILE_S
-            await self._read(store, watched, was_notified=was_notified, with_board=with_board)
-            self._unread.discard(watched.state.board)
-            if not self._unread:
-                self._all_read.set()
+            async with self._reading:
+                was_notified = watched.dirty.is_set()
+                watched.dirty.clear()
+                started_at_s = loop.time()
+                watched.pace.take(started_at_s)
+                with_board = (
+                    started_at_s >= reconcile_at_s
+                    or watched.state.message is None
+                    or watched.is_board_changed
+                )
+                if with_board:
+                    watched.is_board_changed = False
+                    reconcile_at_s = started_at_s + RECONCILE_S
+                await self._read(watched, was_notified=was_notified, with_board=with_board)
+            watched.first_read.set()
+            if await self._is_over(watched, was_reconciled=with_board):
+                return
 
-    async def _keep_pace(self, watched: _WatchedBoard) -> None:
+    async def _keep_pace(self, watched: WatchedBoard) -> None:
         """Wait until the board may be read; a fan-out that is under way defers it further."""
-        board, loop = watched.state.board, asyncio.get_running_loop()
+        board, loop = watched.name, asyncio.get_running_loop()
         while True:
             wait_s = watched.pace.next_at_s(self._listener.least_gap_s(board)) - loop.time()
             if wait_s <= 0:
                 return
             await asyncio.sleep(wait_s)
 
-    async def _read(
-        self, store: Boards, watched: _WatchedBoard, *, was_notified: bool, with_board: bool
-    ) -> None:
+    async def _read(self, watched: WatchedBoard, *, was_notified: bool, with_board: bool) -> None:
         state = watched.state
         noticed = len(watched.traces)  # the read contains their changes
         loop = asyncio.get_running_loop()
         try:
             if with_board:
-                await self._read_board(store, state)
+                await self._read_board(watched)
             asked_at_s = loop.time()
-            window = await self._read_window(store, state)
+            window = await self._read_window(watched)
         except Uninitialised:
             REDIS_UP.set(1)
             # Read again soon: a board opens one partition after another, and those of a layout that
@@ -365,14 +471,14 @@ class BoardWatcher:
         result = state.apply(window, now_ms())
         if result is ReadResult.REWOUND:
             if state.stale_reason != "rewound":
-                _REGRESSIONS[state.board].inc()
+                REGRESSIONS[state.board].inc()
                 _log.error("board_rewound", board=state.board, epoch=window.epoch, seq=window.seq)
             self._mark_stale(watched, "rewound")
             return
         state.note_times(window, asked_at_s)
         watched.read_at_s = time.monotonic()
-        _EPOCH[state.board].set(window.epoch)
-        _SEQ[state.board].set(window.seq)
+        EPOCH[state.board].set(window.epoch)
+        SEQ[state.board].set(window.seq)
         if result is ReadResult.CHANGED:
             if had_message and not was_notified:
                 loop.call_later(LOST_AFTER_S, self._count_lost, watched, watched.messages)
@@ -381,54 +487,49 @@ class BoardWatcher:
         if self._changes.is_up:
             self._mark_live(watched)
 
-    def _report_traces(self, watched: _WatchedBoard, count: int, *, is_shown: bool) -> None:
+    def _report_traces(self, watched: WatchedBoard, count: int, *, is_shown: bool) -> None:
         traces = watched.traces[:count]
         del watched.traces[:count]
         if traces and is_shown and self._on_traced is not None:
             self._on_traced(watched.state, traces)
 
-    async def _read_window(self, store: Boards, state: BoardState) -> Window:
-        window = await store.leaderboard(state.board, limit=WATCHED_TOP)
-        if state.message is not None and state.message.epoch != window.epoch:
-            await self._read_board(store, state)  # a reseed may have changed layout or access
+    async def _read_window(self, watched: WatchedBoard) -> Window:
+        message = watched.state.message
+        window = await self._store.leaderboard(watched.name, limit=WATCHED_TOP)
+        if message is not None and message.epoch != window.epoch:
+            await self._read_board(watched)  # a reseed may have changed layout or access
         return window
 
-    async def _read_board(self, store: Boards, state: BoardState) -> None:
-        board = await store.board(state.board)
-        self._changes.want(self._register_channels(board))
+    async def _read_board(self, watched: WatchedBoard) -> None:
+        board, state = await self._store.board(watched.name), watched.state
+        self._changes.want(self._register_channels(watched, board))
         if board.is_public != state.is_public:
             state.is_public = board.is_public
             self._listener.access_changed(state)
 
-    def _count_lost(self, watched: _WatchedBoard, messages_before: int) -> None:
-        if watched.messages == messages_before:
-            _MISMATCHES[watched.state.board].inc()
+    def _count_lost(self, watched: WatchedBoard, messages_before: int) -> None:
+        if watched.messages == messages_before and self._watched.get(watched.name) is watched:
+            MISMATCHES[watched.name].inc()
 
-    def _schedule_stale(self, watched: _WatchedBoard) -> None:
+    def _schedule_stale(self, watched: WatchedBoard) -> None:
         """Mark the board stale after STALE_AFTER_S, unless Redis comes back before."""
         if watched.stale_timer is None and watched.state.stale_reason is None:
             watched.stale_timer = asyncio.get_running_loop().call_later(
                 STALE_AFTER_S, self._mark_stale, watched, "unreachable"
             )
 
-    def _mark_live(self, watched: _WatchedBoard) -> None:
+    def _mark_live(self, watched: WatchedBoard) -> None:
         """Mark the board live, after a successful read with the subscription up."""
-        _cancel_stale_timer(watched)
+        watched.cancel_stale_timer()
         if watched.state.stale_reason is not None:
             watched.state.stale_reason = None
-            _log.info("board_live", board=watched.state.board)
+            _log.info("board_live", board=watched.name)
             self._listener.status_changed(watched.state)
 
-    def _mark_stale(self, watched: _WatchedBoard, reason: StaleReason) -> None:
-        _cancel_stale_timer(watched)
+    def _mark_stale(self, watched: WatchedBoard, reason: StaleReason) -> None:
+        watched.cancel_stale_timer()
         was_live = watched.state.stale_reason is None
         watched.state.stale_reason = reason
         if was_live:
-            _log.warning("board_stale", board=watched.state.board, reason=watched.state.why_stale)
+            _log.warning("board_stale", board=watched.name, reason=watched.state.why_stale)
             self._listener.status_changed(watched.state)
-
-
-def _cancel_stale_timer(watched: _WatchedBoard) -> None:
-    if watched.stale_timer is not None:
-        watched.stale_timer.cancel()
-        watched.stale_timer = None

@@ -247,6 +247,13 @@ class Settings(Struct, frozen=True, kw_only=True):
     new_viewers_burst: Annotated[
         PositiveInt, _description("Maximum burst of new viewers per process")
     ] = 600
+    watched_boards: Annotated[
+        PositiveInt,
+        _description(
+            "Maximum boards, besides SCOREBOARD_BOARDS, that a streamer or api process watches "
+            "for viewers"
+        ),
+    ] = 1000
     viewer_age_s: Annotated[
         Seconds, _description("Age at which a viewer is asked to reconnect; random, ±25 %")
     ] = 14_400.0

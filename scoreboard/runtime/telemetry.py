@@ -140,6 +140,11 @@ class Children(dict[str | tuple[str, ...], _Metric]):
         child = self[values] = self._make(values)
         return child
 
+    def remove(self, values: str | tuple[str, ...]) -> None:
+        """Remove a child, which is not exported any more."""
+        if self.pop(values, None) is not None:
+            self._metric.remove(*((values,) if isinstance(values, str) else values))
+
     def _make(self, values: str | tuple[str, ...]) -> _Metric:
         return self._metric.labels(*((values,) if isinstance(values, str) else values))
 

@@ -9,6 +9,7 @@ subscribes on a new connection before it closes the old one.
 import asyncio
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, Final
 
 from redis.asyncio.connection import AbstractConnection
@@ -62,13 +63,18 @@ _log = get_logger(__name__)
 
 
 class _Link:
-    """A connection and the channels that the server has confirmed on it."""
+    """A connection and its channels."""
 
-    __slots__ = ("confirmed", "connection")
+    __slots__ = ("asked", "confirmed", "connection", "is_ready")
 
     def __init__(self, connection: AbstractConnection) -> None:
         self.connection = connection
+        self.is_ready = False
+        """Whether the login is complete, so that commands can be sent."""
+        self.asked: set[str] = set()
+        """Channels that the server was asked for, and not asked to end since."""
         self.confirmed: set[str] = set()
+        """Channels that the server has confirmed."""
 
 
 class Subscription:
@@ -77,6 +83,7 @@ class Subscription:
     ``on_down`` is called once whenever a confirmed subscription is lost, or the first one fails.
     Messages sent while it was down are lost, so the owner reads everything again on ``on_up``. That
     is also called after the connection was replaced: the old one may have had unread messages.
+    Channels can be added and removed at any time, without effect on the others.
     """
 
     def __init__(
@@ -91,11 +98,14 @@ class Subscription:
         message: re.Pattern[bytes] = _MESSAGE,
         on_traces: Callable[[str, list[TraceContext]], None] | None = None,
         on_board: Callable[[str], None] | None = None,
+        on_subscribed: Callable[[str], None] | None = None,
     ) -> None:
         """``message`` matches valid messages; others are counted and dropped.
 
         ``on_board`` is called before ``on_change`` if the properties of the board have changed.
-        ``on_traces`` gets the traces that the next message belongs to.
+        ``on_traces`` gets the traces that the next message belongs to. ``on_subscribed`` is called
+        for each channel that is confirmed while the subscription is up, because it was wanted
+        later; by default ``on_up`` is.
         """
         self._message = message
         self._on_traces = on_traces
@@ -108,25 +118,56 @@ class Subscription:
         self._on_change = on_change
         self._on_up = on_up
         self._on_down = on_down
+        self._on_subscribed = on_subscribed or (lambda _: on_up())
         self._link: _Link | None = None
         self._successor: asyncio.Task[_Link] | None = None
+        self._channels_changed = asyncio.Event()
         self.is_up = False
 
     def want(self, channels: Iterable[str]) -> None:
-        """Subscribe to more channels, within one PING interval."""
-        self._channels.update(channels)
+        """Subscribe to more channels at once."""
+        added = set(channels) - self._channels
+        if added:
+            self._channels |= added
+            self._channels_changed.set()
 
-    @property
-    def is_complete(self) -> bool:
-        """Return whether every wanted channel is confirmed on the current connection.
+    def drop(self, channels: Iterable[str]) -> None:
+        """Unsubscribe from channels at once; a few messages of them may still arrive."""
+        dropped = self._channels.intersection(channels)
+        if not dropped:
+            return
+        self._channels -= dropped
+        self._channels_changed.set()
+        if self._link is not None:
+            self._link.confirmed -= dropped
+            self._note_confirmed(self._link)
 
-        ``on_up`` was called since it became true.
+    def hears(self, channels: Iterable[str]) -> bool:
+        """Return whether all of these channels are confirmed on the current connection.
+
+        ``on_up`` or ``on_subscribed`` was called since it became true.
         """
         link = self._link
-        return self.is_up and link is not None and link.confirmed >= self._channels
+        return self.is_up and link is not None and link.confirmed.issuperset(channels)
 
     async def run(self) -> None:
         """Keep the subscription alive until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._send_changes())
+            await self._keep_alive()
+
+    async def _send_changes(self) -> None:
+        """Send each change of the wanted channels; a new connection asks for all of them."""
+        while True:
+            await self._channels_changed.wait()
+            self._channels_changed.clear()
+            link = self._link
+            if link is not None and link.is_ready and link.connection.is_connected:
+                # A failure closes the connection, which ends the task that reads it.
+                with suppress(*CONNECTION_ERRORS, RedisError):
+                    await self._synchronise(link)
+
+    async def _keep_alive(self) -> None:
         attempt = 0
         was_reported = False
         while True:
@@ -136,7 +177,7 @@ class Subscription:
             except (*CONNECTION_ERRORS, RedisError, *PARSE_ERRORS) as error:
                 reason = type(error).__name__
             finally:
-                await self._drop()
+                await self._disconnect()
             if self.is_up:
                 attempt = 0
             if self.is_up or not was_reported:
@@ -148,7 +189,7 @@ class Subscription:
             await asyncio.sleep(backoff_s(attempt, most_s=RECONNECT_MOST_S))
             attempt += 1
 
-    async def _drop(self) -> None:
+    async def _disconnect(self) -> None:
         link, self._link = self._link, None
         successor, self._successor = self._successor, None
         if link is not None:
@@ -165,7 +206,7 @@ class Subscription:
         await self._connect(link)
         heard_at = renew_at = loop.time()
         _SILENCE.set_function(lambda: loop.time() - heard_at)
-        await self._subscribe(link)
+        await self._synchronise(link)
         ping_at = heard_at + PING_S
         handled = 0
         while True:
@@ -181,7 +222,7 @@ class Subscription:
                     link, heard_at = following, loop.time()
             if now >= ping_at:
                 ping_at = now + PING_S
-                await self._subscribe(link)
+                await self._synchronise(link)
                 await link.connection.send_command("PING", check_health=False)
             wait_s = min(ping_at, renew_at) - now
             if not self.is_up:
@@ -201,6 +242,7 @@ class Subscription:
     async def _connect(self, link: _Link) -> None:
         async with asyncio.timeout(self._connect_timeout_s):
             await link.connection.connect()
+        link.is_ready = True
 
     async def _renew(self, link: _Link) -> _Link:
         """Return the successor of a link with an outdated login once it is ready, else the link."""
@@ -217,28 +259,41 @@ class Subscription:
             _log.warning("subscription_login_not_renewed", error=type(error).__name__)
             return link  # it is tried again
         self._link = following = successor.result()
+        following.confirmed &= self._channels
+        self._channels_changed.set()  # channels may have been added or removed since it was opened
         await link.connection.disconnect(nowait=True)
         self._on_up()
         return following
 
     async def _open_successor(self) -> _Link:
-        """Open a link with a current login; return it when all channels are confirmed on it."""
+        """Open a link with a current login; return it when it has the channels wanted now."""
         link = _Link(self._make_connection())
         try:
             await self._connect(link)
-            await self._subscribe(link)
+            wanted = set(self._channels)
+            await self._synchronise(link)
             async with asyncio.timeout(self._confirm_timeout_s):
-                while not link.confirmed >= self._channels:
+                while not link.confirmed >= wanted:
                     self._take(link, await link.connection.read_response())
         except BaseException:
             await link.connection.disconnect(nowait=True)
             raise
         return link
 
-    async def _subscribe(self, link: _Link) -> None:
-        missing = self._channels - link.confirmed
-        if missing:
-            await link.connection.send_command("SUBSCRIBE", *sorted(missing), check_health=False)
+    async def _synchronise(self, link: _Link) -> None:
+        """Ask the server for what is not confirmed, and to end what is not wanted any more."""
+        commands: list[tuple[str, ...]] = []
+        for name, channels in (
+            ("UNSUBSCRIBE", link.asked - self._channels),
+            ("SUBSCRIBE", self._channels - link.confirmed),
+        ):
+            if channels:
+                commands.append((name, *sorted(channels)))
+        link.asked = set(self._channels)
+        if commands:
+            # One write, so that the commands of two callers keep their order.
+            packed = link.connection.pack_commands(commands)
+            await link.connection.send_packed_command(packed, check_health=False)
 
     def _take(self, link: _Link, reply: Any) -> None:  # noqa: ANN401 (any push message)
         match reply:
@@ -253,9 +308,26 @@ class Subscription:
                 elif self._on_traces is not None:
                     self._on_traces(name, parse_notice(data))
             case [b"subscribe", bytes(channel), _]:
-                link.confirmed.add(channel.decode(errors="replace"))
-                if link is self._link and link.confirmed >= self._channels:
-                    self.is_up = True
-                    self._on_up()
+                self._confirm(link, channel.decode(errors="replace"))
+            case [b"unsubscribe", bytes(channel), _]:
+                link.confirmed.discard(channel.decode(errors="replace"))
             case _:
                 pass  # the answer to a PING
+
+    def _confirm(self, link: _Link, channel: str) -> None:
+        if link is not self._link:
+            link.confirmed.add(channel)
+        elif channel in self._channels:
+            link.confirmed.add(channel)
+            if self.is_up:
+                self._on_subscribed(channel)
+            else:
+                self._note_confirmed(link)
+
+    def _note_confirmed(self, link: _Link) -> None:
+        """Report a link as up when all wanted channels are confirmed on it."""
+        confirmed, wanted = link.confirmed, self._channels
+        # The count first: with many channels, comparing the sets at each reply would take long.
+        if not self.is_up and len(confirmed) >= len(wanted) and confirmed >= wanted:
+            self.is_up = True
+            self._on_up()

@@ -14,11 +14,11 @@ from typing import Final
 from websockets.frames import Frame, Opcode
 from websockets.protocol import Protocol, Side
 
+from scoreboard.broadcast.admission import TokenBucket
 from scoreboard.broadcast.close_codes import CloseCode
 from scoreboard.errors import Malformed
 from scoreboard.runtime.settings import Settings
 from streamer import metrics
-from streamer.handshake.admission import TokenBucket
 from streamer.protocol import Auth, Sync, decode
 
 CHUNK_BYTES: Final = 1024

@@ -298,6 +298,11 @@ class Viewer(asyncio.Protocol):
         if channel is self._channel and not can_read(caller, is_public=channel.is_public):
             self.close(CloseCode.FORBIDDEN)
 
+    def board_deleted(self, channel: Channel) -> None:
+        """Close if this viewer views the board, which was deleted."""
+        if channel is self._channel:
+            self.close(CloseCode.BOARD_DELETED)
+
     def shut_down(self, code: CloseCode, delay_ms: tuple[int, int]) -> None:
         """Send ``bye`` and close: the process is stopping."""
         self.close(code, delay_ms)

@@ -24,14 +24,16 @@ class FrameTracing:
     def __init__(self, tracing: "Tracing", hub: Hub) -> None:
         self._tracing = tracing
         self._hub = hub
-        self._pending: dict[str, deque[Span]] = {board: deque() for board in hub.channels}
+        self._pending: dict[str, deque[Span]] = {}
+        """The open spans of each board whose sweep has not ended."""
 
     def board_traced(self, state: BoardState, traces: list[NoticedTrace]) -> None:
         """Start the spans of a new board, whose sweep has started (a TraceListener)."""
         board = state.message
         if board is None:
             return
-        channel, pending = self._hub.channels[state.board], self._pending[state.board]
+        channel = self._hub.channel(state.board)
+        pending = self._pending.setdefault(state.board, deque())
         attributes = {
             "scoreboard.board": state.board,
             "scoreboard.epoch": board.epoch,
@@ -56,6 +58,5 @@ class FrameTracing:
         """End the spans of channels whose sweep has ended."""
         for channel in channels:
             if not channel.is_sweeping:
-                pending = self._pending[channel.board]
-                while pending:
-                    pending.popleft().end()
+                for span in self._pending.pop(channel.board, ()):
+                    span.end()

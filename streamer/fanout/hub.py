@@ -5,7 +5,7 @@ visits all viewers once, in turns of bounded work. A newer frame restarts the sw
 position, so that the remaining viewers get the newer frame and all others are visited again.
 
 Invariants: every viewer that can take data is offered the newest frame, whichever viewers join or
-leave during a sweep.
+leave during a sweep; a turn costs nothing for channels that are not sweeping.
 """
 
 from collections.abc import Callable
@@ -181,7 +181,27 @@ class Hub:
     """The channels of one process. ``on_sweep`` is called when a sweep starts."""
 
     def __init__(self, boards: tuple[str, ...], on_sweep: Callable[[], None]) -> None:
-        self.channels = {board: Channel(board, on_sweep) for board in boards}
+        self.channels: dict[str, Channel] = {}
+        self._on_sweep = on_sweep
+        self._sweeping: dict[Channel, None] = {}
+        """Channels that have viewers left to visit, in the order of their next turns."""
+        for board in boards:
+            self.channel(board)
+
+    def channel(self, board: str) -> Channel:
+        """Return the channel of a board, which is created if necessary."""
+        found = self.channels.get(board)
+        if found is None:
+            found = self.channels[board] = Channel(board, lambda: self._begin_sweep(board))
+        return found
+
+    def drop(self, board: str) -> Channel | None:
+        """Remove and return the channel of a board, if there is one. A sweep of it ends."""
+        return self.channels.pop(board, None)
+
+    def _begin_sweep(self, board: str) -> None:
+        self._sweeping.setdefault(self.channels[board])
+        self._on_sweep()
 
     @property
     def viewer_count(self) -> int:
@@ -191,13 +211,20 @@ class Hub:
     def run_turn(
         self, limit: int, clock: Callable[[], float], until_s: float
     ) -> tuple[Channel, ...]:
-        """Run one turn of each sweeping channel; return these channels."""
-        sweeping = tuple(channel for channel in self.channels.values() if channel.is_sweeping)
-        for channel in sweeping:
-            channel.run_turn(max(limit // len(sweeping), CHUNK), clock, until_s)
-        return sweeping
+        """Run one turn of sweeping channels until a limit is reached; return these channels."""
+        sweeping, visited, left = self._sweeping, list[Channel](), limit
+        share = max(limit // max(len(sweeping), 1), CHUNK)
+        for channel in tuple(sweeping):
+            if visited and (left <= 0 or clock() >= until_s):
+                break
+            left -= channel.run_turn(share, clock, until_s)
+            visited.append(channel)
+            del sweeping[channel]
+            if channel.is_sweeping:
+                sweeping[channel] = None  # after the others
+        return tuple(visited)
 
     @property
     def is_sweeping(self) -> bool:
         """Return whether any channel is sweeping."""
-        return any(channel.is_sweeping for channel in self.channels.values())
+        return bool(self._sweeping)

@@ -6,20 +6,33 @@ The manager also is the listener that the BoardWatcher notifies.
 import asyncio
 import time
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Final, Protocol
 
+from scoreboard.broadcast.admission import overloaded
 from scoreboard.broadcast.close_codes import CloseCode
 from scoreboard.broadcast.messages import now_ms
 from scoreboard.broadcast.state import BoardState
-from scoreboard.errors import KeysUnavailable, ScoreboardError, Unauthenticated
+from scoreboard.broadcast.watcher import BoardWatcher
+from scoreboard.errors import (
+    InternalError,
+    KeysUnavailable,
+    ScoreboardError,
+    Unauthenticated,
+    Uninitialised,
+)
 from scoreboard.http.request_ids import RequestIds
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
 from scoreboard.security.tokens import Caller, Verifier
+from streamer import metrics
 from streamer.fanout.hub import Channel, Hub
 from streamer.fanout.timing_wheel import TimingWheel
 from streamer.handshake.admission import Admission, Capacity
 from streamer.handshake.request import HandshakeConfig
+
+OPENED_PER_TURN: Final = 20
+"""Handshakes continued in one iteration of the loop after their board was opened."""
 
 CHECK_TIMEOUT_S: Final = 5.0
 """Maximum time for one token check; the issuer's keys may have to be fetched."""
@@ -53,6 +66,10 @@ class Connection(Protocol):
         """Apply that a board is no longer public."""
         ...
 
+    def board_deleted(self, channel: Channel) -> None:
+        """Close if the connection is for this board, which was deleted."""
+        ...
+
     def shut_down(self, code: CloseCode, delay_ms: tuple[int, int]) -> None:
         """Close: a viewer gets ``bye`` first, a handshake is rejected."""
         ...
@@ -67,6 +84,10 @@ class PendingConnection(Connection, Protocol):
 
     def evict(self) -> None:
         """Drop the connection: newer ones need its place."""
+        ...
+
+    def board_opened(self, outcome: Channel | ScoreboardError) -> None:
+        """Continue with the channel of the board, or reject."""
         ...
 
 
@@ -99,12 +120,19 @@ class ConnectionManager:
         self.is_empty.set()
         self._pending: OrderedDict[PendingConnection, None] = OrderedDict()
         """Connections that are not viewers, oldest first."""
+        self._opening: dict[str, list[PendingConnection]] = {}
+        """Connections that wait for a board that is not watched yet, by its name."""
         self._verifier = verifier
         self._tasks: asyncio.TaskGroup | None = None
+        self._watcher: BoardWatcher | None = None
 
-    def use_tasks(self, tasks: asyncio.TaskGroup) -> None:
-        """Run token checks in this task group; there is at most one check per connection."""
+    def use(self, tasks: asyncio.TaskGroup, watcher: BoardWatcher) -> None:
+        """Run token checks and searches for boards in this task group.
+
+        There is at most one check per connection, and one search per board.
+        """
         self._tasks = tasks
+        self._watcher = watcher
 
     def add(self, connection: PendingConnection) -> None:
         """Add a connection; if too many are pending, drop the oldest of them.
@@ -134,9 +162,58 @@ class ConnectionManager:
         self._pending.pop(connection, None)
         self.remove(connection)
 
-    def channel(self, board: str) -> Channel:
-        """Return the channel of a board that this process serves."""
-        return self.hub.channels[board]
+    def watched_channel(self, board: str) -> Channel | None:
+        """Return the channel of a board that is watched and was read; it stays so for a while.
+
+        Raises Uninitialised if a default board was not read.
+        """
+        channel = self.hub.channels.get(board)
+        if channel is None or not channel.frame:
+            if board in self.settings.boards:
+                raise Uninitialised
+            return None
+        if not channel.viewers and self._watcher is not None:
+            self._watcher.use(board)
+        return channel
+
+    def open_board(self, connection: PendingConnection, board: str) -> None:
+        """Watch a board; pass the result to ``connection.board_opened``.
+
+        Raises Overloaded if too many boards are being opened.
+        """
+        waiting = self._opening.get(board)
+        if waiting is None:
+            if self._tasks is None or len(self._opening) >= self.admission.capacity.handshakes:
+                raise overloaded("Too many boards are asked for at once")
+            waiting = self._opening[board] = []
+            self._tasks.create_task(self._open_board(board))
+        waiting.append(connection)
+
+    async def _open_board(self, board: str) -> None:
+        try:
+            outcome = await self._open(board)
+        finally:
+            waiting = self._opening.pop(board)
+        for number, connection in enumerate(waiting, 1):
+            try:
+                connection.board_opened(outcome)
+            except Exception as error:  # noqa: BLE001 (as above)
+                _log.error("board_not_opened", exc_info=error)
+                connection.abort()
+            if number % OPENED_PER_TURN == 0:
+                await asyncio.sleep(0)
+
+    async def _open(self, board: str) -> Channel | ScoreboardError:
+        if self._watcher is None:
+            return Uninitialised()
+        try:
+            await self._watcher.open(board)
+        except ScoreboardError as error:
+            return error
+        except Exception as error:  # noqa: BLE001 (it would end the task group, and the process)
+            _log.error("board_not_opened", exc_info=error)
+            return InternalError()
+        return self.hub.channel(board)
 
     def send_heartbeats(self, now_s: float) -> None:
         """Send a heartbeat on every channel that has been silent for the heartbeat interval."""
@@ -169,22 +246,32 @@ class ConnectionManager:
         except TimeoutError:
             return KeysUnavailable()
 
+    def count_frames(self, channels: Iterable[Channel]) -> None:
+        """Add the frames of channels to the metrics."""
+        for channel in channels:
+            if channel.sent:
+                metrics.FRAMES_SENT.inc(channel.sent)
+                channel.sent = 0
+            if channel.skipped:
+                metrics.FRAMES_SKIPPED.inc(channel.skipped)
+                channel.skipped = 0
+
     # Called by the BoardWatcher.
 
     def board_changed(self, state: BoardState, noticed_at_s: float) -> None:
         """Send a new board to all viewers of its channel."""
         if state.message is not None:
-            self.channel(state.board).publish(
+            self.hub.channel(state.board).publish(
                 state.message, self.clock(), noticed_at_s, state.accepted_at_s
             )
 
     def status_changed(self, state: BoardState) -> None:
         """Send the status of a board to all viewers of its channel."""
-        self.channel(state.board).publish_status(state.status)
+        self.hub.channel(state.board).publish_status(state.status)
 
     def access_changed(self, state: BoardState) -> None:
         """Apply that a board became public or private; close viewers that lost access."""
-        channel = self.channel(state.board)
+        channel = self.hub.channel(state.board)
         channel.is_public = state.is_public
         if not state.is_public:
             for connection in tuple(self.connections):
@@ -192,4 +279,19 @@ class ConnectionManager:
 
     def least_gap_s(self, board: str) -> float:
         """Return the least time to the next board, from what the last one cost so far."""
-        return self.channel(board).least_gap_s
+        return self.hub.channel(board).least_gap_s
+
+    def is_viewed(self, board: str) -> bool:
+        """Return whether a board has viewers."""
+        channel = self.hub.channels.get(board)
+        return channel is not None and bool(channel.viewers)
+
+    def board_dropped(self, board: str, *, is_deleted: bool) -> None:
+        """Remove the channel of a board; close its viewers if the board was deleted."""
+        channel = self.hub.drop(board)
+        if channel is None:
+            return
+        if is_deleted:
+            for connection in tuple(self.connections):
+                connection.board_deleted(channel)
+        self.count_frames([channel])

@@ -13,7 +13,12 @@ from typing import Final
 
 from msgspec import Struct
 
-from scoreboard.broadcast.admission import ConnectionCounts, decrement, overloaded
+from scoreboard.broadcast.admission import (
+    ConnectionCounts,
+    TokenBucket,
+    decrement,
+    overloaded,
+)
 from scoreboard.runtime.settings import Settings
 
 ATTEMPTS_PER_VIEWER: Final = 6
@@ -29,27 +34,6 @@ class Capacity(Struct, frozen=True):
 
     viewers: int
     handshakes: int
-
-
-class TokenBucket:
-    """A token bucket that refills ``rate`` tokens per second, up to ``burst``."""
-
-    __slots__ = ("_at_s", "_burst", "_left", "_rate")
-
-    def __init__(self, rate: float, burst: int, now_s: float) -> None:
-        self._rate = rate
-        self._burst = float(burst)
-        self._left = float(burst)
-        self._at_s = now_s
-
-    def take(self, now_s: float) -> bool:
-        """Take a token; return False if there is none."""
-        self._left = min(self._burst, self._left + (now_s - self._at_s) * self._rate)
-        self._at_s = now_s
-        if self._left < 1.0:
-            return False
-        self._left -= 1.0
-        return True
 
 
 class TokenBuckets:

@@ -9,6 +9,7 @@ import asyncio
 from enum import Enum
 from typing import Final, cast
 
+from scoreboard.broadcast.admission import overloaded
 from scoreboard.broadcast.close_codes import CloseCode
 from scoreboard.errors import (
     Forbidden,
@@ -16,7 +17,7 @@ from scoreboard.errors import (
     ScoreboardError,
     TooManyConnections,
     Unauthenticated,
-    Uninitialised,
+    UnknownBoard,
 )
 from scoreboard.http.head import head_size, read_head
 from scoreboard.http.problems import status_of
@@ -50,9 +51,15 @@ _log = get_logger(__name__)
 
 class _State(Enum):
     HEAD = "head"
+    OPENING = "opening"
+    """The board is not watched yet: it is looked up and read."""
     CHECKING = "checking"
     REJECTED = "rejected"
     DONE = "done"
+
+
+_WAITING: Final = frozenset({_State.OPENING, _State.CHECKING})
+"""States after the head was read, in which the peer is not read from."""
 
 
 class OpeningHandshake(asyncio.Protocol):
@@ -60,6 +67,7 @@ class OpeningHandshake(asyncio.Protocol):
 
     __slots__ = (
         "_address",
+        "_channel",
         "_deadline_s",
         "_discarded",
         "_early_data",
@@ -93,6 +101,7 @@ class OpeningHandshake(asyncio.Protocol):
         self._request_id = ""
         self._traceparent: bytes | None = None
         self._request: HandshakeRequest
+        self._channel: Channel | None = None
         self.slot = 0
 
     # asyncio.Protocol
@@ -114,12 +123,12 @@ class OpeningHandshake(asyncio.Protocol):
         manager.wheel.schedule(self, self._deadline_s)
 
     def data_received(self, data: bytes) -> None:
-        """Read the request head; buffer data that arrives during the token check."""
+        """Read the request head; buffer data that arrives while the handshake waits."""
         if self._state is _State.HEAD:
             self._read_head(data)
             return
         self._discarded += len(data)
-        if self._state is _State.CHECKING:
+        if self._state in _WAITING:
             self._early_data += data
         if self._discarded > DISCARD_BYTES:
             self._transport.abort()
@@ -135,7 +144,7 @@ class OpeningHandshake(asyncio.Protocol):
             return
         manager.remove_pending(self)
         self._release_counts()
-        if self._state in {_State.HEAD, _State.CHECKING}:
+        if self._state is _State.HEAD or self._state in _WAITING:
             metrics.HANDSHAKES["abandoned"].inc()
         self._state = _State.DONE
 
@@ -162,7 +171,9 @@ class OpeningHandshake(asyncio.Protocol):
         """Accept or reject the handshake by the result of the token check."""
         if self._state is not _State.CHECKING:
             return
-        channel = self._manager.channel(self._request.board)
+        channel = self._channel
+        if channel is None:
+            return
         if isinstance(outcome, Caller):
             try:
                 require_read(outcome, is_public=channel.is_public)
@@ -185,18 +196,34 @@ class OpeningHandshake(asyncio.Protocol):
 
     def token_check_failed(self) -> None:
         """Accept and close with 1011: browsers hide the status of a rejected handshake."""
-        if self._state is _State.CHECKING:
-            channel = self._manager.channel(self._request.board)
-            self._accept(channel, None, end=CloseCode.INTERNAL_ERROR)
+        if self._state is _State.CHECKING and self._channel is not None:
+            self._accept(self._channel, None, end=CloseCode.INTERNAL_ERROR)
         elif self._state is _State.DONE:
             self._transport.abort()
 
     def access_revoked(self, channel: Channel) -> None:
         """Do nothing: access is checked after the token."""
 
+    def board_deleted(self, channel: Channel) -> None:
+        """Reject the handshake if it is for this board, which was deleted."""
+        if channel is self._channel and self._state is _State.CHECKING:
+            self._reject(UnknownBoard())
+
+    def board_opened(self, outcome: Channel | ScoreboardError) -> None:
+        """Continue the handshake with the channel of its board, or reject it."""
+        if self._state is not _State.OPENING:
+            return
+        if isinstance(outcome, ScoreboardError):
+            self._reject(outcome)
+            return
+        try:
+            self._check_access(outcome)
+        except ScoreboardError as error:
+            self._reject(error)
+
     def shut_down(self, code: CloseCode, delay_ms: tuple[int, int]) -> None:  # noqa: ARG002
         """Reject the handshake: the process is stopping."""
-        if self._state in {_State.HEAD, _State.CHECKING}:
+        if self._state is _State.HEAD or self._state in _WAITING:
             self._reject(Overloaded("This server is stopping; connect again"))
 
     def abort(self) -> None:
@@ -261,40 +288,55 @@ class OpeningHandshake(asyncio.Protocol):
         admission.add_address(request.address)
         self._address = request.address
         admission.check_capacity()
-        channel = manager.channel(request.board)
-        if not channel.frame:
-            raise Uninitialised
-        if request.token:
-            self._state = _State.CHECKING
+        channel = manager.watched_channel(request.board)
+        if channel is None:
+            manager.open_board(self, request.board)
+            self._state = _State.OPENING
             self._transport.pause_reading()
-            manager.check_token(self, request.token)
         else:
+            self._check_access(channel)
+
+    def _check_access(self, channel: Channel) -> None:
+        """Accept an anonymous viewer of a public board; have a token checked.
+
+        Raises what require_read raises.
+        """
+        token = self._request.token
+        if not token:
             require_read(None, is_public=channel.is_public)
             self._accept(channel, None)
+            return
+        self._channel = channel
+        if self._state is not _State.OPENING:
+            self._transport.pause_reading()
+        self._state = _State.CHECKING
+        self._manager.check_token(self, token)
 
     def _accept(
         self, channel: Channel, caller: Caller | None, *, end: CloseCode | None = None
     ) -> None:
         manager = self._manager
         try:
+            if manager.hub.channels.get(channel.board) is not channel:
+                raise overloaded("The board is not watched any more; connect again")
             manager.admission.add_viewer(caller.subject if caller else None, manager.clock())
         except ScoreboardError as error:
             self._reject(error)
             return
         metrics.HANDSHAKES[_result_of(end)].inc()
         viewer = Viewer(manager, self._transport, channel, address=self._address, caller=caller)
-        was_checking, self._state = self._state is _State.CHECKING, _State.DONE
+        was_waiting, self._state = self._state in _WAITING, _State.DONE
         manager.promote(self, viewer)
         self._address = ""  # from here on the viewer releases it
         self._release_counts()
         self._transport.set_protocol(viewer)
         viewer.start(encode_acceptance(self._request, self._request_id), self._early_data, end)
-        if was_checking and not self._transport.is_closing():
+        if was_waiting and not self._transport.is_closing():
             self._transport.resume_reading()
 
     def _reject(self, error: ScoreboardError) -> None:
         """Send the error response, half-close, and discard what the peer still sends."""
-        if self._state is _State.CHECKING:
+        if self._state in _WAITING:
             self._transport.resume_reading()
         status = status_of(type(error))
         request_id = self._request_id or self._manager.request_ids.new()

@@ -51,7 +51,7 @@ _LISTS: Final = frozenset({b"connection", b"sec-websocket-protocol"})
 
 
 class HandshakeRequest(Struct, frozen=True):
-    """The parameters of a valid handshake."""
+    """The parameters of a valid handshake. Possibly there is no board with the name ``board``."""
 
     board: str
     address: str
@@ -68,7 +68,7 @@ class HandshakeConfig:
 
         Raises SettingInvalid, naming the variable, if one of them is invalid.
         """
-        self.resolve_board = settings.resolve_board
+        self.default_board = settings.boards[0]
         self.limits = settings.head_limits()
         self.origins = Origins(settings.origins)
         self.hops = trusted_networks(settings.trusted_hops)
@@ -77,8 +77,8 @@ class HandshakeConfig:
 def parse_request(head: Head, peer: str, config: HandshakeConfig) -> HandshakeRequest:
     """Return the parameters of a handshake.
 
-    Raises Malformed, MethodNotAllowed, VersionUnsupported, NotFound, UnknownBoard, UpgradeRequired,
-    ForeignOrigin or Unauthenticated; none of them repeats the content of the request.
+    Raises Malformed, MethodNotAllowed, VersionUnsupported, NotFound, UpgradeRequired, ForeignOrigin
+    or Unauthenticated; none of them repeats the content of the request.
     """
     board = _board(head, config)
     headers = head.headers
@@ -146,7 +146,7 @@ def _board(head: Head, config: HandshakeConfig) -> str:
         raise NotFound(f"Viewers connect to {WS_PATH}")
     if head.length or head.headers.get(b"content-length", b"0") != b"0":
         raise Malformed("A handshake must not have a body")
-    return config.resolve_board(parse_query(head.query).get("board"))
+    return parse_query(head.query).get("board", config.default_board)
 
 
 def _check_upgrade(headers: dict[bytes, bytes]) -> None:

@@ -267,9 +267,9 @@ class Held(Boards):
 @asynccontextmanager
 async def reading(settings: Settings) -> AsyncIterator[tuple[BoardReader, Held, BoardWatcher]]:
     client = make_client(settings, name="test")
-    streams = EventStreams(settings, Verifier(settings), asyncio.Event())
     store = Held(client)
     directory = BoardDirectory(settings, Store(client))
+    streams = EventStreams(settings, Verifier(settings), asyncio.Event(), directory)
     reader = BoardReader(store, directory, NameCache(None), streams.watcher, streams.watch)
     task = asyncio.create_task(streams.run())
     try:

@@ -69,7 +69,7 @@ async def test_the_spans_of_frames_are_bounded_and_end_with_the_sweep(
         assert len(frames._pending["main"]) == PENDING_MAX
         channel.run_turn(10, lambda: 0.0, 1.0)
         frames.turn_ended([channel])
-        assert not frames._pending["main"]
+        assert not frames._pending
 
     assert len(collector.named("frame")) == len(traces)
 

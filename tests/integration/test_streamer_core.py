@@ -98,7 +98,7 @@ async def test_expensive_board_slows_the_pace(
     running = await start_streamer(frame_interval_ms=1)
     viewer = await connect(running.port)
     await viewer.next("leaderboard")
-    channel = running.streamer.manager.channel("main")
+    channel = running.streamer.manager.hub.channel("main")
     loop = asyncio.get_running_loop()
 
     async with playing(running.settings) as submit:

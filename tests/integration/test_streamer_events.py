@@ -5,7 +5,7 @@ import json
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from math import inf
 from typing import Any
 
@@ -15,13 +15,16 @@ import pytest
 from api.endpoints.sse import Admission, EventChannel, EventStream
 from scoreboard.broadcast.close_codes import CloseCode
 from scoreboard.broadcast.messages import Leaderboard
-from scoreboard.model import Board, Partition, Row
+from scoreboard.model import Action, Board, Partition, Row
 from scoreboard.runtime.settings import load
 from scoreboard.runtime.telemetry import REGISTRY
 from scoreboard.security.tokens import Caller
 from scoreboard.store.client import make_client
-from scoreboard.store.keys import PartitionKeys
+from scoreboard.store.dispatcher import Dispatcher
+from scoreboard.store.keys import BOARDS, PartitionKeys
+from scoreboard.store.store import Store
 from tests.support.asyncapi import check_message
+from tests.support.data.boards import open_board
 from tests.support.eventually import eventually_async
 from tests.support.fakes.tokens import MakeToken
 from tests.support.servers.api import ApiClient, StartApi
@@ -185,8 +188,10 @@ async def test_private_board_requires_a_token_with_the_scope(start_api: StartApi
     ],
 )
 async def test_invalid_stream_request_returns_a_problem(
-    start_api: StartApi, method: str, path: str, status: int
+    start_api: StartApi, redis_url: str, method: str, path: str, status: int
 ) -> None:
+    async with make_client(load({"REDIS_URL": redis_url}), name="test") as redis_client:
+        await Store(redis_client).write_boards([Board()])
     client = await start_api(boards="main,weekly")
 
     answer = await client.request(method, path, headers={"X-Request-ID": "abcdefgh-1"})
@@ -386,3 +391,67 @@ async def test_forged_identity_headers_are_ignored(
     ]
 
     assert [one.status_code for one in answers] == [401, 400, 401]
+
+
+async def test_stream_of_a_board_made_after_the_start(
+    start_api: StartApi, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scoreboard.broadcast.watcher.IDLE_S", 0.1)
+    monkeypatch.setattr("scoreboard.broadcast.watcher.DELETED_AFTER_S", 0.3)
+    monkeypatch.setattr("scoreboard.store.board_directory.UNKNOWN_S", 0.1)
+    client = await start_api()
+    async with client.stream("GET", PATH, params={"board": "golf"}) as answer:
+        assert answer.status_code == 503, "there is no list of boards"
+    redis_client = make_client(load({"REDIS_URL": redis_url}), name="test")
+    store = Store(redis_client)
+    await open_board(store, Board("golf"), scores=[("ada", 10)])
+    await store.write_boards([Board("golf")])
+    watcher = client.api._streams.watcher
+    params = {"board": "golf"}
+    async with listening(client, params=params) as events:
+        assert (await events.next("leaderboard"))["board"] == "golf"
+        await eventually_async(lambda: watcher.hears("golf", 1))
+        dispatcher = Dispatcher(load({"REDIS_URL": redis_url}))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(dispatcher.run())
+            await dispatcher.submit("golf", Action("ada", "win:1", 5))
+            dispatcher.close()
+        assert (await events.next("leaderboard"))["leaderboard"][0]["score"] == 15
+
+    await eventually_async(lambda: not watcher.hears("golf", 1))
+    assert watcher.generation("golf") == 0
+    assert "golf" not in client.api._streams._channels
+
+    before = ended("4404")
+    async with listening(client, params=params) as events:
+        await events.next("leaderboard")
+        await redis_client.hset(BOARDS, "chess", await redis_client.hget(BOARDS, "golf"))
+        await redis_client.hdel(BOARDS, "golf")
+        await redis_client.delete(*[key async for key in redis_client.scan_iter("sb:{golf:0}:*")])
+        bye = await events.end()
+    assert (bye["code"], bye["reconnect"]) == (4404, False)
+    await eventually_async(lambda: ended("4404") == before + 1)
+    assert (await client.get(PATH, params=params)).status_code == 404
+    await redis_client.aclose()
+
+
+async def test_streams_of_many_boards_end_with_the_api(start_api: StartApi, redis_url: str) -> None:
+    client = await start_api(drain_s=2, watched_boards=3)
+    redis_client = make_client(load({"REDIS_URL": redis_url}), name="test")
+    store = Store(redis_client)
+    boards = [Board(f"board-{number}") for number in range(4)]
+    for board in boards:
+        await open_board(store, board, scores=[("ada", 10)])
+    await store.write_boards(boards)
+    await redis_client.aclose()
+    async with AsyncExitStack() as stack:
+        streams = [
+            await stack.enter_async_context(listening(client, params={"board": board.name}))
+            for board in boards[:3]
+        ]
+        refused = await client.get(PATH, params={"board": boards[3].name})
+        assert refused.status_code == 503
+        assert "limit of boards" in refused.json()["detail"]
+        client.stop.set()
+        for stream in streams:
+            assert (await stream.end())["code"] == 1012

@@ -413,7 +413,7 @@ async def test_floods_do_not_delay_other_viewers(
         asyncio.ensure_future(flood(viewer, masked_frame(PING, b""), 20_000)) for viewer in flooding
     ]
     loop = asyncio.get_running_loop()
-    channel = running.streamer.manager.channel("main")
+    channel = running.streamer.manager.hub.channel("main")
 
     took_s = []
     for _ in range(10):

@@ -279,6 +279,7 @@ async def test_unloaded_board_returns_503_and_unknown_board_404(
     start_streamer: StartStreamer, handshake: Handshake
 ) -> None:
     running = await start_streamer(boards="main,weekly")
+    await running.store.write_boards([Board()])
 
     weekly = await handshake(running.port, "/ws/scoreboard?board=weekly")
     other = await handshake(running.port, "/ws/scoreboard?board=other")

@@ -577,7 +577,7 @@ async def test_disconnect_during_sweep_first_frame_or_resume_does_not_affect_oth
 ) -> None:
     running = await start_streamer()
     staying = [await connect(running.port) for _ in range(10)]
-    channel, clock = running.streamer.manager.channel("main"), running.streamer.manager.clock
+    channel, clock = running.streamer.manager.hub.channel("main"), running.streamer.manager.clock
 
     for _ in range(10):
         leaving = [await RawViewer.open(running.port) for _ in range(10)]

@@ -448,7 +448,7 @@ async def test_two_boards_do_not_mix(start_streamer: StartStreamer, connect: Con
     running = await start_streamer(boards="main,weekly")
     await open_board(running.store, Board("weekly"), scores=[("wanda", 3)])
     main = await connect(running.port)
-    await eventually_async(lambda: running.streamer.manager.channel("weekly").frame != b"")
+    await eventually_async(lambda: running.streamer.manager.hub.channel("weekly").frame != b"")
     weekly = await connect(running.port, "/ws/scoreboard?board=weekly")
 
     assert (await weekly.next())["leaderboard"][0]["userId"] == "wanda"

@@ -31,7 +31,7 @@ class Publisher:
     """Publishes boards on a channel at any rate, without Redis."""
 
     def __init__(self, running: RunningStreamer) -> None:
-        self.channel = running.streamer.manager.channel("main")
+        self.channel = running.streamer.manager.hub.channel("main")
         self.clock = running.streamer.manager.clock
         self.seq = 1000
         self.published_at_s: dict[int, float] = {}

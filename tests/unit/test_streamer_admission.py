@@ -2,10 +2,11 @@
 
 import pytest
 
+from scoreboard.broadcast.admission import TokenBucket
 from scoreboard.errors import Overloaded, TooManyConnections
 from scoreboard.runtime.settings import Secret, Settings
 from streamer.handshake import admission as admission_module
-from streamer.handshake.admission import Admission, Capacity, TokenBucket, TokenBuckets
+from streamer.handshake.admission import Admission, Capacity, TokenBuckets
 
 HERE, THERE = "192.0.2.1", "192.0.2.2"
 

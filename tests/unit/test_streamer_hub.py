@@ -164,6 +164,54 @@ def test_channels_share_a_turn() -> None:
     assert hub.viewer_count == 160
 
 
+def test_a_turn_visits_only_sweeping_channels_and_ends_at_its_limits() -> None:
+    hub = Hub((), lambda: None)
+    names = [f"board-{number}" for number in range(300)]
+    viewers = {name: Viewer(hub.channel(name)) for name in names}
+    for name in names[:200]:
+        hub.channels[name].publish(board(1), 0.0, 0.0)
+
+    first = hub.run_turn(120, clock, NEVER_S)
+    assert [channel.board for channel in first] == names[:120]
+    late = hub.run_turn(120, lambda: 1.0, until_s=0.5)
+    assert [channel.board for channel in late] == names[120:121]
+    assert hub.is_sweeping
+    rest = hub.run_turn(120, clock, NEVER_S)
+    assert [channel.board for channel in rest] == names[121:200]
+    assert not hub.is_sweeping
+    assert hub.run_turn(120, clock, NEVER_S) == ()
+    assert [one.pushes for one in viewers.values()] == [1] * 200 + [0] * 100
+
+
+def test_channels_with_many_viewers_do_not_hold_up_others() -> None:
+    hub = Hub(("main", "weekly"), lambda: None)
+    for _ in range(1000):
+        Viewer(hub.channels["main"])
+    last = Viewer(hub.channels["weekly"])
+    for channel in hub.channels.values():
+        channel.publish(board(1), 0.0, 0.0)
+    hub.run_turn(50, clock, NEVER_S)
+    hub.channels["main"].publish(board(2), 0.0, 0.0)
+    hub.run_turn(50, clock, NEVER_S)
+
+    assert last.pushes == 1
+
+
+def test_a_dropped_channel_leaves_nothing() -> None:
+    hub = Hub(("main",), lambda: None)
+    channel = hub.channel("golf")
+    viewer = Viewer(channel)
+    channel.publish(board(1), 0.0, 0.0)
+    assert hub.drop("golf") is channel
+    channel.remove(viewer)
+
+    assert hub.run_turn(100, clock, NEVER_S) == (channel,), "its spans end with its sweep"
+    assert not hub.is_sweeping
+    assert set(hub.channels) == {"main"}
+    assert hub.drop("golf") is None
+    assert hub.channel("golf") is not channel
+
+
 def test_status_is_kept_for_later_viewers() -> None:
     channel, _ = channel_of(1)
     channel.publish_status(Status("stale", "unreachable"))

@@ -95,7 +95,9 @@ def environment(redis_url: str, folder: Path, port: int) -> dict[str, str]:
 
 
 @contextmanager
-def serving(name: str, redis_url: str, folder: Path) -> Iterator[tuple[int, int]]:
+def serving(
+    name: str, redis_url: str, folder: Path, settings: dict[str, str] | None = None
+) -> Iterator[tuple[int, int]]:
     """Run a server; yield its port and pid when it accepts connections."""
     port = find_free_port()
     words = (
@@ -105,7 +107,7 @@ def serving(name: str, redis_url: str, folder: Path) -> Iterator[tuple[int, int]
     )
     server = subprocess.Popen(
         [sys.executable, *words],
-        env=environment(redis_url, folder, port),
+        env=environment(redis_url, folder, port) | (settings or {}),
         stderr=subprocess.DEVNULL,
     )
     try:

@@ -23,7 +23,7 @@ from typing import Any, Self
 
 import pytest
 
-from scoreboard.model import Action, Board
+from scoreboard.model import DEFAULT_RULES, Action, Board, Rules
 from scoreboard.runtime.settings import PREFIX, Settings, load
 from scoreboard.store.client import make_client
 from scoreboard.store.dispatcher import Dispatcher
@@ -311,7 +311,7 @@ class RunningStreamer:
 
     async def wait_until_quiet(self, board: str = "main") -> None:
         """Wait until the reads after a start or a change have ended."""
-        channel, clock = self.streamer.manager.channel(board), self.streamer.manager.clock
+        channel, clock = self.streamer.manager.hub.channel(board), self.streamer.manager.clock
         await eventually_async(lambda: clock() - channel.frame_at_s > 0.3)
 
     async def wait_until_empty(self, within_s: float = 30.0) -> None:
@@ -388,8 +388,10 @@ async def playing(settings: Settings) -> AsyncIterator[Submit]:
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(dispatcher.run())
 
-        async def submit(user: str, points: int, board: str = "main") -> int:
-            action = Action(user, f"win:{next(_numbers)}", points)
+        async def submit(
+            user: str, points: int, board: str = "main", rules: Rules = DEFAULT_RULES
+        ) -> int:
+            action = Action(user, f"win:{next(_numbers)}", points, rules=rules)
             return (await dispatcher.submit(board, action)).seq
 
         try:
