@@ -24,9 +24,9 @@ INSERT = "INSERT INTO audit_log (actor, action, board, detail) VALUES ('eve', 'r
 
 @pytest.fixture
 def acts(command: Run) -> None:
-    """Make five changes."""
+    """Make five rows: a new board is created and opened."""
     assert command("board", "create", "weekly").code == 0
-    for number in range(1, 5):
+    for number in range(1, 4):
         assert command("action", "set", f"kind{number}", str(number)).code == 0
 
 
@@ -51,13 +51,13 @@ def test_rows_are_listed_newest_first_and_filtered(command: Run) -> None:
 
     assert [row["seq"] for row in rows] == [5, 4, 3, 2, 1]
     assert rows[0]["action"] == "action set"
-    assert rows[0]["detail"] == {"kind": "kind4", "points": 4}
+    assert rows[0]["detail"] == {"kind": "kind3", "points": 3}
     assert rows[-1]["board"] == "weekly"
 
     def found(*options: str) -> list[int]:
         return [row["seq"] for row in listed(command, *options)]
 
-    assert found("--board", "weekly") == [1]
+    assert found("--board", "weekly") == [2, 1]
     assert found("--action", "board create") == found("--action", "board") == [1]
     assert found("--actor", "someone else") == []
     assert found("--actor", rows[0]["actor"], "--limit", "2") == [5, 4]
@@ -245,8 +245,9 @@ def test_a_command_in_a_container_writes_log_lines_only(redis_url: str, database
     failed = run_with_log_lines(*arguments)
 
     lines = [json.loads(line) for line in created.stderr.splitlines()]
-    [audit] = [line for line in lines if line["event.dataset"] == "scoreboard.audit"]
-    assert audit["event.action"] == "board create"
+    audited = [line for line in lines if line["event.dataset"] == "scoreboard.audit"]
+    assert [line["event.action"] for line in audited] == ["board create", "fence", "reseed"]
+    audit = audited[0]
     assert audit["user.name"]
     assert audit["scoreboard.board"] == "weekly"
     assert audit["scoreboard.audit.seq"] == 1

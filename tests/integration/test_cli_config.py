@@ -45,6 +45,8 @@ def test_config_check_reports_ok_and_problems(
 ) -> None:
     monkeypatch.setenv("SCOREBOARD_JWKS_FILE", str(jwks_file))
     assert command("board", "create", "main").code == 0
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushall()
     closed = command("config", "check")
     assert closed.code == 1
     assert "board main\tnot loaded: scoreboard reseed --board main" in closed.out
