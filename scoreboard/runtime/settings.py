@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Meta, Struct
 
-from scoreboard.errors import SettingInvalid, UnknownBoard
+from scoreboard.errors import SettingInvalid
 from scoreboard.model import DEFAULT_BOARD, BoardName
 from scoreboard.runtime.connection_urls import check_database_url, check_redis_url
 from scoreboard.runtime.limits import HEAD_BYTES, HEAD_FIELDS, REQUEST_LINE_BYTES, HeadLimits
@@ -455,17 +455,6 @@ class Settings(Struct, frozen=True, kw_only=True):
         Annotated[float, Meta(ge=1, le=3600)],
         _description("Interval at which a secret is read again, ±10 %; of files at most 5 s"),
     ] = 120.0
-
-    def resolve_board(self, name: str | None) -> str:
-        """Return the name of the board that a request names; None is the default board.
-
-        Raises UnknownBoard for a board that is not served here.
-        """
-        if name is None:
-            return self.boards[0]
-        if name not in self.boards:
-            raise UnknownBoard(f"No such board; for example, there is {self.boards[0]}")
-        return name
 
     def head_limits(self) -> HeadLimits:
         """Return the limits on request heads."""
