@@ -2,7 +2,7 @@
 
 import pytest
 
-from scoreboard.model import SCORE_MAX, unpack_score
+from scoreboard.model import SCORE_MAX, Rules, unpack_score
 from scoreboard.store.keys import ACTIVE
 from tests.support.clients.scripts import KEYS, Scripts, text
 
@@ -283,3 +283,33 @@ def test_a_correction_of_an_empty_stream_is_announced(played: Scripts) -> None:
     messages = [listener.get_message(timeout=0.2) for _ in range(2)]
     assert [text(one["data"]) if one else None for one in messages] == [KEYS.events, None]
     listener.close()
+
+
+@pytest.mark.parametrize(
+    ("rules", "score", "expected"),
+    [
+        (Rules("last"), 500, 7),
+        (Rules("last", "lowest"), 500, 7),
+        (Rules("best"), 5, 7),
+        (Rules("best"), 500, 500),
+        (Rules("best", "lowest"), 500, 7),
+        (Rules("best", "lowest"), 5, 5),
+        (Rules("best", "lowest"), -1, 7),
+    ],
+    ids=str,
+)
+def test_a_value_that_is_not_committed_replaces_the_score_or_stays_behind_a_better_one(
+    scripts: Scripts, rules: Rules, score: int, expected: int
+) -> None:
+    """The difference in its record belongs to a score that PostgreSQL does not have."""
+    scripts.use_rules(rules)
+    scripts.open()
+    scripts.submit(("alice", "1", 7))
+
+    ((outcome, change, found, _),) = repair(scripts, ("alice", score, []))
+
+    assert found == expected
+    assert (outcome, change) == (("unchanged", 0) if expected == 7 else ("corrected", expected - 7))
+    assert [(u, rules.unpack_score(packed)) for u, packed in scripts.board()] == [
+        ("alice", expected)
+    ]
