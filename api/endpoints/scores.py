@@ -49,7 +49,7 @@ _UPDATE: Final = (
     "An `actionId` is applied once: if a response is lost, repeat the request, and the response is "
     "the same, with `replayed: true`. The catalogue of actions sets the points by the kind in "
     "`kind:unique`; unknown kinds are refused. Only callers with the scope `update:score:any` may "
-    "set `points` and update other users."
+    "set `points`, unless the rules of the board ask every caller for them, and update other users."
 )
 _LEADERBOARD: Final = (
     "Returns rows `offset + 1` to `offset + limit` and the number of users. On a board of several "
