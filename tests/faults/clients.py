@@ -40,6 +40,8 @@ class History:
 
     rules: Rules = DEFAULT_RULES
     actions: dict[tuple[str, str], ActionAnswers] = field(default_factory=dict)
+    stated: set[tuple[str, int]] = field(default_factory=set)
+    """Users with the values that they have stated."""
     violations: list[str] = field(default_factory=list)
     calls: int = 0
     unknown: int = 0
@@ -71,14 +73,22 @@ class Client:
         while True:
             self._sent += 1
             user = f"player-{self._random.randrange(60)}"
-            yield user, f"win:{self.number}-{self._sent}", self._number()
+            yield user, f"win:{self.number}-{self._sent}", self._number(user)
 
-    def _number(self) -> int:
-        """Return points, or a value: the values of all clients improve slowly."""
+    def _number(self, user: str) -> int:
+        """Return points, or a value: the values of all clients improve slowly.
+
+        The values of a user differ. With the operator ``last``, an action that states the current
+        score is not in the ledger, so a repeat after a reseed is a new action
+        (docs/decisions/0150).
+        """
         rules = self._history.rules
         if not rules.takes_values:
             return self._random.randint(1, 50)
         value = 10 * self._sent + self._random.randint(1, 500)
+        while (user, value) in self._history.stated:
+            value += 1
+        self._history.stated.add((user, value))
         return value if rules.order == "highest" else 2_000_000 - value
 
     async def run(self, going: asyncio.Event, stop: asyncio.Event, pace_s: float) -> None:
