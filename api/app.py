@@ -24,10 +24,18 @@ from api.endpoints.board_reader import BoardReader
 from api.endpoints.boards import BoardInformation
 from api.endpoints.event_streams import PATH as STREAM_PATH
 from api.endpoints.event_streams import EventStreams
-from api.endpoints.fast_reads import LEADERBOARD_PATH, STANDING_PATH, FastReads
+from api.endpoints.fast_reads import (
+    LEADERBOARD_PATH,
+    OWN_STANDING_PATH,
+    STANDING_PATH,
+    STANDINGS_PATH,
+    FastReads,
+)
 from api.endpoints.fast_update import PATH as UPDATE_PATH
 from api.endpoints.fast_update import FastUpdate
+from api.endpoints.history import HistoryReader
 from api.endpoints.name_cache import NameCache
+from api.endpoints.rankings import Rankings
 from api.endpoints.scores import Scores, Services
 from api.endpoints.updates import UpdateService
 from scoreboard.errors import DatabaseUnavailable, RedisUnavailable, UnsafeDatabase
@@ -109,11 +117,18 @@ class Api:
             note_update=reads.note_update,
         )
         fast_reads = FastReads(self._verifier, reads)
-        pages = BoardPages(self._store)
-        services = Services(self._verifier, updates, reads, fast_reads, pages)
+        services = Services(
+            self._verifier,
+            updates,
+            reads,
+            fast_reads,
+            BoardPages(self._store),
+            HistoryReader(self._pool),
+        )
         self.litestar = Litestar(
             route_handlers=[
                 Scores,
+                Rankings,
                 BoardInformation,
                 *health.make_handlers(),
                 *static_files.make_handlers(settings, web_path()),
@@ -132,6 +147,8 @@ class Api:
             if direct:
                 routes[method, LEADERBOARD_PATH] = fast_reads.leaderboard
                 routes[method, STANDING_PATH] = fast_reads.standing
+                routes[method, STANDINGS_PATH] = fast_reads.standings
+                routes[method, OWN_STANDING_PATH] = fast_reads.own_standing
         if direct:
             routes["POST", UPDATE_PATH] = FastUpdate(self._verifier, updates)
         tracing = RequestTracing(self._tracing, settings) if self._tracing is not None else None

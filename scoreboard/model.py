@@ -26,6 +26,9 @@ compares)."""
 PAGE_MAX: Final = 100
 """Maximum number of rows of one leaderboard read."""
 
+USERS_MAX: Final = 100
+"""Maximum number of users of one read of standings."""
+
 AROUND_MAX: Final = 25
 """Maximum number of neighbours on each side of a user's standing."""
 
@@ -302,6 +305,25 @@ class Standing(Struct, frozen=True):
     epoch: int
     seq: int
     neighbours: tuple[Row, ...] = ()
+
+
+class Standings(Struct, frozen=True):
+    """Ranks and scores of some users of a board, best first; users without a score are left out."""
+
+    rows: tuple[Row, ...]
+    total: int
+    epoch: int
+    seq: int
+
+
+class ScoreRank(Struct, frozen=True):
+    """The rank that a user who reached a score now would get, and how many users have it."""
+
+    rank: int
+    equals: int
+    total: int
+    epoch: int
+    seq: int
 
 
 def pack(score: int, slot: int) -> int:

@@ -8,8 +8,10 @@ GRANT USAGE ON SCHEMA public TO scoreboard_api, scoreboard_flusher, scoreboard_o
 GRANT SELECT ON _yoyo_migration, schema_compatibility
     TO scoreboard_api, scoreboard_flusher, scoreboard_operator;
 
--- The names of ?names=true; no e-mail.
-GRANT SELECT (external_id, name) ON users TO scoreboard_api;
+-- The names of ?names=true and the history of a user; no e-mail, no request ids.
+GRANT SELECT (id, external_id, name) ON users TO scoreboard_api;
+GRANT SELECT (board, user_id, action_id, epoch, seq, delta, score_after, occurred_at) ON score_events
+    TO scoreboard_api;
 
 GRANT SELECT ON boards, actions, scores, score_events, flush_state, rejected_events, dead_events,
     backups

@@ -22,12 +22,15 @@ from litestar.params import FromPath
 from api.documents import schemas
 from api.documents.responses import EVERYWHERE
 from api.endpoints.boards import BoardInformation
+from api.endpoints.fast_reads import IDS, STANDING_PATH, STANDINGS_PATH
 from api.endpoints.health import make_handlers as make_probes
+from api.endpoints.rankings import Rankings
 from api.endpoints.scores import BEARER, Scores
 from api.endpoints.static_files import SECURITY_HEADERS, content_security_policy
 from scoreboard.errors import NotFound, ScoreboardError
 from scoreboard.http.problems import PROBLEM_TYPES, TYPE_PREFIX, Problem
-from scoreboard.model import BOARD_PATTERN, POINTS_MAX, SCORE_MAX
+from scoreboard.ledger.history import PLACE_PATTERN
+from scoreboard.model import BOARD_PATTERN, ID_PATTERN, POINTS_MAX, SCORE_MAX, USERS_MAX
 from scoreboard.runtime.settings import Settings
 
 MADE_BY: Final = "make openapi"
@@ -94,6 +97,8 @@ _BOARD: Final = {
         "points": "stated",
     },
 }
+_POSITION: Final = {"total": 20417, "epoch": 3, "seq": 1042}
+_STANDING: Final = {**_ROWS[0], **_POSITION, "neighbours": _ROWS, "percentile": 100.0}
 _STREAMED: Final = """\
 retry: 3000
 
@@ -119,7 +124,33 @@ _EXAMPLES: Final[dict[str, tuple[Any, Any]]] = {
     "readLeaderboard": (None, {"leaderboard": _ROWS, "total": 20417, "epoch": 3, "seq": 1042}),
     "readStanding": (
         None,
-        {**_ROWS[0], "total": 20417, "epoch": 3, "seq": 1042, "neighbours": _ROWS},
+        _STANDING,
+    ),
+    "readStandings": (
+        None,
+        {
+            "users": [{**row, "place": place} for place, row in enumerate(_ROWS, 1)],
+            "notFound": ["auth0|9a2c"],
+            **_POSITION,
+        },
+    ),
+    "readOwnStanding": (None, _STANDING),
+    "readRankOfScore": (None, {"score": 145, "rank": 2, "equals": 0, **_POSITION}),
+    "readCutoff": (None, {"rank": 2, **_POSITION, "score": 140, "needed": 141}),
+    "readHistory": (
+        None,
+        {
+            "userId": "auth0|64f1",
+            "history": [
+                {
+                    "actionId": "win:01J9ZQ4T8B6W3M",
+                    "delta": 10,
+                    "score": 150,
+                    "at": 1767225600000,
+                }
+            ],
+            "next": "1767225600000000.3.1042",
+        },
     ),
     "streamLeaderboard": (
         None,
@@ -140,7 +171,7 @@ _EXAMPLES: Final[dict[str, tuple[Any, Any]]] = {
 def openapi() -> dict[str, Any]:
     """Generate the OpenAPI document."""
     described = Litestar(
-        route_handlers=[Scores, BoardInformation, *make_probes()],
+        route_handlers=[Scores, Rankings, BoardInformation, *make_probes()],
         openapi_config=OpenAPIConfig(
             title="Scoreboard",
             version=version("scoreboard"),
@@ -171,6 +202,7 @@ def openapi() -> dict[str, Any]:
     )
     document = _normalize(described.openapi_schema.to_schema())
     _add_headers_and_examples(document)
+    _describe_parameters(document)
     _share_responses(document)
     _complete_schemas(document["components"]["schemas"])
     return {"openapi": document.pop("openapi"), "x-made-by": MADE_BY, **document}
@@ -215,6 +247,24 @@ def _add_headers_and_examples(document: dict[str, Any]) -> None:
                     name: {"$ref": f"#/components/headers/{reference}"}
                     for name, reference in _headers_of(path, operation, status).items()
                 }
+
+
+def _describe_parameters(document: dict[str, Any]) -> None:
+    """Describe parameters that handlers parse themselves."""
+    for parameter in document["paths"][f"{STANDING_PATH}/history"]["get"]["parameters"]:
+        if parameter["name"] == "before":
+            parameter["schema"]["pattern"] = PLACE_PATTERN
+    for parameter in document["paths"][STANDINGS_PATH]["get"]["parameters"]:
+        if parameter["name"] == IDS:
+            user = {"type": "string", "pattern": ID_PATTERN}
+            parameter["schema"] = {
+                "type": "array",
+                "items": user,
+                "minItems": 1,
+                "maxItems": USERS_MAX,
+                "examples": [["auth0|64f1", "018f6d0e-5f2c-7c3a-9f57-3a1f6f0f9f11"]],
+            }
+            parameter.update(style="form", explode=False)
 
 
 def _headers_of(path: str, operation: dict[str, Any], status: str) -> dict[str, str]:

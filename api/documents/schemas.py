@@ -9,6 +9,7 @@ from scoreboard.health.checks import Check
 from scoreboard.model import (
     POINTS_MAX,
     SCORE_MAX,
+    USERS_MAX,
     ActionId,
     BoardName,
     BoardState,
@@ -108,6 +109,80 @@ class StandingReply(Struct, frozen=True, rename="camel"):
         Meta(description="The user's row and `around` rows on each side (near the start or the end "
              "of the ranking more on the other side)."),
     ]  # fmt: skip
+    percentile: Annotated[
+        float,
+        Meta(ge=0, le=100, description="Share of the other users that rank below, in percent, "
+             "rounded down to 0.01: 100 for the first user only, 0 for the last."),
+    ]  # fmt: skip
+
+
+class PlacedUser(RankedUser, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """A user's rank on the board and its place among the users asked for."""
+
+    place: Annotated[int, Meta(ge=1, le=USERS_MAX, description="Rank among the users asked for.")]
+
+
+class StandingsReply(Struct, frozen=True, rename="camel"):
+    """The standings of some users, best first."""
+
+    users: tuple[PlacedUser, ...]
+    not_found: Annotated[
+        tuple[UserId, ...],
+        Meta(description="Users without a score on the board, in the order asked for."),
+    ]
+    total: Annotated[int, Meta(ge=0, description="Users on the board.")]
+    epoch: int
+    seq: int
+
+
+class ScoreRankReply(Struct, frozen=True):
+    """The rank that a user who reached a score now would get."""
+
+    score: Annotated[int, Meta(ge=0)]
+    rank: Annotated[int, Meta(ge=1, description="A new arrival ranks last among equals.")]
+    equals: Annotated[int, Meta(ge=0, description="Users who have this score.")]
+    total: Annotated[int, Meta(ge=0, description="Users on the board.")]
+    epoch: int
+    seq: int
+
+
+class CutoffReply(Struct, frozen=True, omit_defaults=True):
+    """The score at a rank, and the score with which another user takes it."""
+
+    rank: Annotated[int, Meta(ge=1)]
+    total: Annotated[int, Meta(ge=0, description="Users on the board.")]
+    epoch: int
+    seq: int
+    score: Annotated[
+        int | UnsetType,
+        Meta(description="Score of the user at this rank; omitted if the board has fewer users."),
+    ] = UNSET
+    needed: Annotated[
+        int | UnsetType,
+        Meta(description="The score with which a user who ranks below takes the rank now: a new "
+             "arrival ranks last among equals. The worst score that the board allows if it has "
+             "fewer users; omitted if no score suffices."),
+    ] = UNSET  # fmt: skip
+
+
+class HistoryRow(Struct, frozen=True, rename="camel"):
+    """One counted action of a user."""
+
+    action_id: ActionId
+    delta: Annotated[int, Meta(description="What the action added to the score.")]
+    score: Annotated[int, Meta(ge=0, description="The score after the action.")]
+    at: Annotated[int, Meta(description="When it was counted, in ms since 1970.")]
+
+
+class HistoryReply(Struct, frozen=True, rename="camel", omit_defaults=True):
+    """A page of the counted actions of a user on a board, latest first."""
+
+    user_id: UserId
+    history: tuple[HistoryRow, ...]
+    next: Annotated[
+        str | UnsetType,
+        Meta(description="`before` of the next page; omitted on the last one."),
+    ] = UNSET
 
 
 class BoardRules(Struct, frozen=True):

@@ -11,14 +11,22 @@ next read.
 import asyncio
 import time
 import zlib
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from functools import partial
 from typing import Final, Generic, TypeVar
 
 import msgspec
-from msgspec import UNSET, Struct, field
+from msgspec import UNSET, Struct, UnsetType, field
 
-from api.documents.schemas import LeaderboardReply, RankedUser, StandingReply
+from api.documents.schemas import (
+    CutoffReply,
+    LeaderboardReply,
+    PlacedUser,
+    RankedUser,
+    ScoreRankReply,
+    StandingReply,
+    StandingsReply,
+)
 from api.endpoints.name_cache import NameCache
 from scoreboard.broadcast.watcher import BoardWatcher
 from scoreboard.errors import Invalid, ScoreboardError, Uninitialised
@@ -210,13 +218,74 @@ class BoardReader:
             found.epoch,
             found.seq,
             _unnamed(found.neighbours),
+            percentile_of(found.rank, found.total),
         )
-        return Page(f'W/"{found.epoch}-{found.seq}"', _encode(reply))
+        return _page(reply)
 
-    async def _read_window(self, board: str, limit: int, offset: int) -> Window:
+    async def standings(self, board: str, user_ids: Sequence[str], *, names: bool) -> Page:
+        """Read and encode the standings of some users, and their order.
+
+        Raises Uninitialised, RedisUnavailable, Overloaded.
+        """
+        found = await self._store.standings(board, user_ids)
+        self._note_position(board, found.epoch, found.seq)
+        rows, mark = await self._add_names(found.rows) if names else (_unnamed(found.rows), "")
+        ranked = {row.user_id for row in rows}
+        reply = StandingsReply(
+            tuple(
+                PlacedUser(
+                    place=place,
+                    rank=row.rank,
+                    user_id=row.user_id,
+                    score=row.score,
+                    name=row.name,
+                )
+                for place, row in enumerate(rows, 1)
+            ),
+            tuple(user_id for user_id in user_ids if user_id not in ranked),
+            found.total,
+            found.epoch,
+            found.seq,
+        )
+        return _page(reply, mark)
+
+    async def rank_of_score(self, board: str, score: int) -> Page:
+        """Read and encode the rank that a score would get.
+
+        Raises Uninitialised, RedisUnavailable, Overloaded.
+        """
+        found = await self._store.rank_of_score(board, score)
+        self._note_position(board, found.epoch, found.seq)
+        return _page(
+            ScoreRankReply(score, found.rank, found.equals, found.total, found.epoch, found.seq)
+        )
+
+    async def cutoff(self, board: str, rank: int) -> Page:
+        """Read and encode the score at a rank, and the one that takes it.
+
+        Raises Invalid for a rank that is too deep, Uninitialised, RedisUnavailable, Overloaded.
+        """
+        window = await self._read_window(board, 1, rank - 1, what="rank")
+        rules = (await self.board(board)).layout.rules
+        best, worst, step = rules.score_max, rules.score_min, 1
+        if rules.order == "lowest":
+            best, worst, step = worst, best, -1
+        score: int | UnsetType = UNSET
+        needed: int | UnsetType = worst
+        if window.rows:
+            score = window.rows[0].score
+            # A new arrival ranks last among equals.
+            needed = score + step if score != best else UNSET
+        return _page(
+            CutoffReply(rank, window.total, window.epoch, window.seq, score=score, needed=needed)
+        )
+
+    async def _read_window(
+        self, board: str, limit: int, offset: int, *, what: str = "offset + limit"
+    ) -> Window:
         found = await self.board(board)
         if found.layout.partitions > 1 and offset + limit > MERGED_DEPTH_MAX:
-            raise Invalid(f"offset + limit is at most {MERGED_DEPTH_MAX} on this board")
+            raise Invalid(f"{what} is at most {MERGED_DEPTH_MAX} on this board")
         read = partial(self._store.leaderboard, board, limit=limit, offset=offset)
         window = await self._window_reads.get((board, limit, offset), read)
         self._note_position(board, window.epoch, window.seq)
@@ -248,7 +317,7 @@ class BoardReader:
     async def _encode_window(self, window: Window, *, names: bool) -> Page:
         rows, mark = await self._add_names(window.rows) if names else (_unnamed(window.rows), "")
         reply = LeaderboardReply(rows, window.total, window.epoch, window.seq)
-        return Page(f'W/"{window.epoch}-{window.seq}{mark}"', _encode(reply))
+        return _page(reply, mark)
 
     async def _add_names(self, rows: tuple[Row, ...]) -> tuple[tuple[RankedUser, ...], str]:
         """Add names; they change independently of ``seq``, so the ETag includes their checksum."""
@@ -263,6 +332,26 @@ class BoardReader:
             for row in rows
         )
         return named, f"-{zlib.crc32(repr(sorted(names.items())).encode()):08x}"
+
+
+def percentile_of(rank: int, total: int) -> float:
+    """Return the share of the other users that rank below, in percent, rounded down to 0.01.
+
+    It is 100 for the first user only, also without others, and 0 for the last of several.
+    """
+    others = total - 1
+    if others < 1:
+        return 100.0
+    # Partitions are read one after the other, so a rank can exceed the total for a moment.
+    return max(0, total - rank) * 10_000 // others / 100
+
+
+def _page(
+    reply: LeaderboardReply | StandingReply | StandingsReply | ScoreRankReply | CutoffReply,
+    mark: str = "",
+) -> Page:
+    """Encode a reply. Its ETag is the position of the board, and ``mark`` for what else changes."""
+    return Page(f'W/"{reply.epoch}-{reply.seq}{mark}"', _encode(reply))
 
 
 def _unnamed(rows: tuple[Row, ...]) -> tuple[RankedUser, ...]:

@@ -1,8 +1,8 @@
-"""Leaderboard and standing without the framework, because they are the most frequent reads.
+"""Leaderboard and standings without the framework, because they are the most frequent reads.
 
 A request whose parameters are not in their usual form, right or wrong, is left to the framework:
-its handlers in api.endpoints.scores are the reference implementation, and a test sends both the
-same requests.
+its handlers in api.endpoints.scores and api.endpoints.rankings are the reference implementation,
+and a test sends both the same requests.
 """
 
 import re
@@ -13,16 +13,20 @@ from typing import Final
 from msgspec import Struct
 
 from api.endpoints.board_reader import BoardReader, Page, etag_matches
-from scoreboard.errors import ScoreboardError
+from scoreboard.errors import Invalid, ScoreboardError
 from scoreboard.http.query import parse_query
 from scoreboard.http.request import Request
 from scoreboard.http.response import NOSNIFF, HttpResponse
-from scoreboard.model import AROUND_MAX, PAGE_MAX, SCORE_MAX, Board, is_identifier
+from scoreboard.model import AROUND_MAX, PAGE_MAX, SCORE_MAX, USERS_MAX, Board, is_identifier
 from scoreboard.security.access import require_read
-from scoreboard.security.tokens import Verifier, bearer_token
+from scoreboard.security.tokens import Caller, Verifier, bearer_token
 
 LEADERBOARD_PATH: Final = "/api/scores/leaderboard"
 STANDING_PATH: Final = "/api/scores/users/{user_id}"
+STANDINGS_PATH: Final = "/api/scores/users"
+OWN_STANDING_PATH: Final = "/api/scores/me"
+IDS: Final = "ids"
+"""The parameter of a list of users."""
 
 VARY: Final = "Accept-Encoding, Authorization"
 PUBLIC: Final = "public, max-age=1, stale-while-revalidate=2"
@@ -33,6 +37,7 @@ QUERIES_MAX: Final = 256
 
 _WINDOW_PARAMETERS: Final = frozenset({"board", "limit", "offset", "names"})
 _STANDING_PARAMETERS: Final = frozenset({"board", "around"})
+_STANDINGS_PARAMETERS: Final = frozenset({"board", "names", IDS})
 _NAMES: Final = {"true": True, "false": False}
 _WHOLE: Final = re.compile(r"0|[1-9][0-9]{0,9}", re.ASCII)
 _VARY: Final = (b"vary", VARY.encode())
@@ -50,8 +55,14 @@ class _Window(Struct, frozen=True):
     names: bool
 
 
+class _Users(Struct, frozen=True):
+    board: str | None
+    names: bool
+    user_ids: tuple[str, ...]
+
+
 class FastReads:
-    """Handles ``GET`` and ``HEAD`` of leaderboard and standing."""
+    """Handles ``GET`` and ``HEAD`` of leaderboard and standings."""
 
     def __init__(self, verifier: Verifier, reads: BoardReader) -> None:
         self._verifier = verifier
@@ -69,7 +80,7 @@ class FastReads:
         page = await self._reads.leaderboard(
             board.name, limit=window.limit, offset=window.offset, names=window.names
         )
-        return _respond(request, board, page)
+        return _respond(request, page, is_public=board.is_public)
 
     async def standing(self, request: Request) -> HttpResponse | None:
         """Return a user's standing, or None to leave the request to the framework.
@@ -82,9 +93,33 @@ class FastReads:
             return None
         named, around = parsed
         board = await self.require_read_access(named, request.head.headers)
-        return _respond(
-            request, board, await self._reads.standing(board.name, user_id, around=around)
-        )
+        page = await self._reads.standing(board.name, user_id, around=around)
+        return _respond(request, page, is_public=board.is_public)
+
+    async def standings(self, request: Request) -> HttpResponse | None:
+        """Return the standings of some users, or None to leave the request to the framework.
+
+        Raises any ScoreboardError.
+        """
+        asked = _parse_users(request.head.query)
+        if asked is None:
+            return None
+        board = await self.require_read_access(asked.board, request.head.headers)
+        page = await self._reads.standings(board.name, asked.user_ids, names=asked.names)
+        return _respond(request, page, is_public=board.is_public)
+
+    async def own_standing(self, request: Request) -> HttpResponse | None:
+        """Return the caller's standing, or None to leave the request to the framework.
+
+        Raises any ScoreboardError.
+        """
+        parsed = _parse_around(request.head.query)
+        if parsed is None:
+            return None
+        named, around = parsed
+        board, caller = await self.require_own_access(named, request.head.headers)
+        page = await self._reads.standing(board.name, caller.subject, around=around)
+        return _respond(request, page, is_public=False)
 
     async def require_read_access(self, named: str | None, headers: Mapping[bytes, bytes]) -> Board:
         """Return the named or default board, which the caller of a request may read.
@@ -97,6 +132,43 @@ class FastReads:
             caller = await self._verifier.authenticate(headers.get(b"authorization"))
             require_read(caller, is_public=False)
         return board
+
+    async def require_own_access(
+        self, named: str | None, headers: Mapping[bytes, bytes]
+    ) -> tuple[Board, Caller]:
+        """Return the named or default board, and the caller, whose own score it is to read.
+
+        Raises what ``require_read_access`` raises, and Unauthenticated on every board.
+        """
+        caller = await self._verifier.authenticate(headers.get(b"authorization"))
+        return await self.require_read_access(named, headers), caller
+
+
+def parse_user_ids(text: str) -> tuple[str, ...]:
+    """Return the users of a list that is separated by commas, each once.
+
+    Raises Invalid.
+    """
+    found = tuple(dict.fromkeys(text.split(",")))
+    if not all(map(is_identifier, found)):
+        raise Invalid("ids: users, separated by commas: 1 to 128 of A-Z a-z 0-9 . _ | : @ - each")
+    if len(found) > USERS_MAX:
+        raise Invalid(f"ids: at most {USERS_MAX} users")
+    return found
+
+
+@lru_cache(QUERIES_MAX)
+def _parse_users(query: bytes) -> _Users | None:
+    values = _parse(query, _STANDINGS_PARAMETERS, joined=IDS)
+    if values is None or IDS not in values:
+        return None
+    names = _NAMES.get(values.get("names", "false"))
+    if names is None:
+        return None
+    try:
+        return _Users(values.get("board"), names, parse_user_ids(values[IDS]))
+    except Invalid:
+        return None  # the framework's handler refuses it
 
 
 @lru_cache(QUERIES_MAX)
@@ -119,9 +191,11 @@ def _parse_around(query: bytes) -> tuple[str | None, int] | None:
     return None if values is None or around is None else (values.get("board"), around)
 
 
-def _parse(query: bytes, known: frozenset[str]) -> dict[str, str] | None:
+def _parse(
+    query: bytes, known: frozenset[str], *, joined: str | None = None
+) -> dict[str, str] | None:
     try:
-        return parse_query(query, known)
+        return parse_query(query, known, joined=joined)
     except ScoreboardError:
         return None  # the framework's handler refuses it
 
@@ -133,8 +207,8 @@ def _parse_number(text: str, least: int, most: int) -> int | None:
     return number if least <= number <= most else None
 
 
-def _respond(request: Request, board: Board, page: Page) -> HttpResponse:
-    headers = [(b"etag", page.etag.encode()), _CACHE[board.is_public], _VARY]
+def _respond(request: Request, page: Page, *, is_public: bool) -> HttpResponse:
+    headers = [(b"etag", page.etag.encode()), _CACHE[is_public], _VARY]
     known = request.head.headers.get(b"if-none-match")
     if known is not None and etag_matches(known.decode("latin-1"), page.etag):
         return HttpResponse(304, [*headers, NOSNIFF])

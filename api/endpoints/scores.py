@@ -19,8 +19,9 @@ from api.documents.responses import UPDATE_ONLY, problems, read_problems
 from api.documents.schemas import LeaderboardReply, StandingReply, UpdateReply, UpdateRequest
 from api.endpoints.board_pages import BoardPages
 from api.endpoints.board_reader import BoardReader, Page, etag_matches
-from api.endpoints.fast_reads import PRIVATE, PUBLIC, VARY, FastReads
+from api.endpoints.fast_reads import IDS, PRIVATE, PUBLIC, VARY, FastReads
 from api.endpoints.fast_update import check_media_type
+from api.endpoints.history import HistoryReader
 from api.endpoints.updates import UpdateService
 from scoreboard.errors import ForeignOrigin, Invalid, MethodNotAllowed, UnknownUser
 from scoreboard.http.query import parse_query
@@ -80,6 +81,7 @@ class Services:
     reads: BoardReader
     fast_reads: FastReads
     board_pages: BoardPages
+    history: HistoryReader
 
 
 def get_services(connection: AnyConnection) -> Services:
@@ -88,11 +90,17 @@ def get_services(connection: AnyConnection) -> Services:
 
 
 async def read_parameters(connection: AnyConnection, handler: BaseRouteHandler) -> None:
-    """Parse the query strictly: known parameters, each at most once (a guard).
+    """Parse the query strictly (a guard): known parameters, each at most once except for lists.
 
     The framework then gets it in an unambiguous form.
     """
-    values = parse_query(connection.scope["query_string"], _parameters_of(handler))
+    known = _parameters_of(handler)
+    values = parse_query(
+        connection.scope["query_string"], known, joined=IDS if IDS in known else None
+    )
+    missing = [name for name in sorted(_required_by(handler)) if name not in values]
+    if missing:
+        raise Invalid(f"The parameter {missing[0]} is missing")
     connection.state["board_name"] = values.get("board")
     connection.scope["query_string"] = urlencode(values).encode()
 
@@ -103,6 +111,12 @@ def _parameters_of(handler: BaseRouteHandler) -> frozenset[str]:
     return frozenset(
         name for name, field in fields if isinstance(field.kwarg_definition, QueryParameter)
     )
+
+
+@cache
+def _required_by(handler: BaseRouteHandler) -> frozenset[str]:
+    fields = handler.parsed_fn_signature.parameters
+    return frozenset(name for name in _parameters_of(handler) if fields[name].is_required)
 
 
 async def require_update_access(connection: AnyConnection, _: BaseRouteHandler) -> None:
@@ -193,9 +207,9 @@ class Scores(Controller):
         """Read a page of the ranking."""
         services = get_services(request)
         page = await services.reads.leaderboard(
-            _board_of(request), limit=limit, offset=offset, names=names
+            board_of(request), limit=limit, offset=offset, names=names
         )
-        return cast("Response[LeaderboardReply]", _respond(request, page))
+        return cast("Response[LeaderboardReply]", respond_page(request, page))
 
     @get(
         "/users/{user_id:str}",
@@ -221,8 +235,8 @@ class Scores(Controller):
         if not is_identifier(user_id):
             raise Invalid("userId: 1 to 128 characters of A-Z a-z 0-9 . _ | : @ -")
         services = get_services(request)
-        page = await services.reads.standing(_board_of(request), user_id, around=around)
-        return cast("Response[StandingReply]", _respond(request, page))
+        page = await services.reads.standing(board_of(request), user_id, around=around)
+        return cast("Response[StandingReply]", respond_page(request, page))
 
     @get(
         "/stream",
@@ -243,13 +257,17 @@ class Scores(Controller):
         raise MethodNotAllowed("Use GET", allow="GET")
 
 
-def _board_of(request: AnyRequest) -> str:
-    """Return the name of the board that ``require_read_access`` has found."""
+def board_of(request: AnyRequest) -> str:
+    """Return the name of the board that a guard has found."""
     return cast("str", request.state["board"].name)
 
 
-def _respond(request: AnyRequest, page: Page) -> Response[bytes]:
-    is_public = request.state["board"].is_public
+def respond_page(
+    request: AnyRequest, page: Page, *, is_public: bool | None = None
+) -> Response[bytes]:
+    """Return a page with the headers of a read; ``is_public`` is by default that of the board."""
+    if is_public is None:
+        is_public = request.state["board"].is_public
     headers = {
         "ETag": page.etag,
         "Cache-Control": PUBLIC if is_public else PRIVATE,

@@ -1,7 +1,8 @@
 """Who may read a board, and who may update whose score. No I/O.
 
 Everyone may read a public board, and callers with the scope to read any board. A player may update
-their own score, a game server that of any user.
+their own score, a game server that of any user. A player may read the history of their own score, a
+game server that may also read boards that of any user.
 """
 
 from scoreboard.errors import Forbidden, Unauthenticated
@@ -23,6 +24,20 @@ def require_read(caller: Caller | None, *, is_public: bool) -> None:
     if caller is None:
         raise Unauthenticated("This board is not public: send a token")
     raise Forbidden(f"The token needs the scope {READ}", scope=READ)
+
+
+def require_history(caller: Caller, user_id: str) -> None:
+    """Check that a caller may read the counted actions of a user.
+
+    Raises Forbidden, naming the missing scope.
+    """
+    if not caller.has(READ):
+        raise Forbidden(f"The token needs the scope {READ}", scope=READ)
+    if caller.subject != user_id and not caller.has(UPDATE_ANY):
+        raise Forbidden(
+            f"The user must be the token's sub; others' history needs the scope {UPDATE_ANY}",
+            scope=UPDATE_ANY,
+        )
 
 
 def require_updater(caller: Caller) -> bool:

@@ -1,10 +1,10 @@
-"""Reads of boards: layout, leaderboard, standing.
+"""Reads of boards: layout, leaderboard, standings, ranks of scores.
 
 The partitions of a board are merged here, by packed score and then partition number. Each
 partition is read at a moment of its own.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from heapq import merge
 from itertools import islice
@@ -19,13 +19,16 @@ from scoreboard.model import (
     BOARDS_KEPT_MAX,
     COUNT_MAX,
     PACKED_MAX,
+    SLOT_COUNT,
     Board,
     Count,
     Layout,
     Partition,
     Row,
     Rules,
+    ScoreRank,
     Standing,
+    Standings,
     Window,
     partition_of,
 )
@@ -43,6 +46,7 @@ READS_MAX: Final = 3
 """Maximum reads of a board whose partitions begin new epochs."""
 
 _Reply = TypeVar("_Reply")
+_Item = TypeVar("_Item")
 _Epoch = Annotated[int, Meta(ge=1, le=COUNT_MAX)]
 
 
@@ -109,11 +113,11 @@ class _Nears(Struct, frozen=True, array_like=True):
     """Each a _Near."""
 
 
-_LEADERBOARD: Final = ReadScript(Script.load("leaderboard"), _Page)
+_LEADERBOARD: Final = ReadScript(Script.load("leaderboard"), _Page, width=2)
 """One window per call, because one of several partitions may have thousands of rows."""
 
-_STANDING: Final = ReadScript(Script.load("standing"), _Places, BATCH_MAX)
-_NEIGHBOURS: Final = ReadScript(Script.load("neighbours"), _Nears, BATCH_MAX)
+_STANDING: Final = ReadScript(Script.load("standing"), _Places, width=2, reads_max=BATCH_MAX)
+_NEIGHBOURS: Final = ReadScript(Script.load("neighbours"), _Nears, width=3, reads_max=BATCH_MAX)
 BOARD_SCRIPTS: Final = (_LEADERBOARD, _STANDING, _NEIGHBOURS)
 """The scripts that a sender of reads runs."""
 
@@ -123,6 +127,19 @@ class _Member(Struct, frozen=True, order=True):
 
     negative_packed: int
     partition: int
+    user_id: str
+
+    @property
+    def packed(self) -> int:
+        return -self.negative_packed
+
+
+class _Found(Struct, frozen=True, order=True):
+    """A user whose place in its partition was read; they sort in ranking order."""
+
+    negative_packed: int
+    partition: int
+    index: int
     user_id: str
 
     @property
@@ -151,6 +168,11 @@ def _rows(rules: Rules, members: Sequence[_Member], first_index: int) -> tuple[R
     )
 
 
+def _parts(items: Sequence[_Item]) -> list[Sequence[_Item]]:
+    """Split a sequence into parts that one call takes."""
+    return [items[at : at + BATCH_MAX] for at in range(0, len(items), BATCH_MAX)]
+
+
 class _Known(Struct):
     """What is known of a board: its layout, and the epoch that each partition had under it.
 
@@ -167,7 +189,7 @@ class _EpochChanged(Uninitialised):
 
 
 class Boards(Partitions):
-    """Reads of boards: layout, leaderboard, standing."""
+    """Reads of boards: layout, leaderboard, standings, ranks of scores."""
 
     def __init__(self, client: aioredis.Redis, reads: Reads | None = None) -> None:
         """Use a client that decodes replies, as ``store.client.make_client`` returns it.
@@ -311,6 +333,124 @@ class Boards(Partitions):
             neighbours=_rows(layout.rules, near, first) if around else (),
         )
 
+    async def standings(self, board: str, user_ids: Sequence[str]) -> Standings:
+        """Read ranks and scores of users, best first; users without a score are left out.
+
+        The users' partitions are read in one round trip, all partitions in a second one if there
+        are several. ``user_ids`` are distinct.
+
+        Raises Uninitialised, RedisUnavailable, ScriptFailed.
+        """
+        return await self._with_layout(board, lambda known: self._standings(board, known, user_ids))
+
+    async def _standings(self, board: str, known: _Known, user_ids: Sequence[str]) -> Standings:
+        partitions = known.layout.partitions
+        by_home: dict[int, list[str]] = {}
+        for user_id in user_ids:
+            by_home.setdefault(partition_of(user_id, partitions), []).append(user_id)
+        asked = [(home, users) for home, all_of in by_home.items() for users in _parts(all_of)]
+        found = await self._read_each(
+            _STANDING,
+            board,
+            known,
+            [(home, [arg for user in users for arg in (user, 0)]) for home, users in asked],
+        )
+        ranking: list[_Found] = []
+        for (home, users), (places, first) in zip(asked, found, strict=True):
+            with checking_reply(_STANDING.script.name):
+                told = convert(places.places[first : first + len(users)], list[_Place])
+                ranking += [
+                    _Found(-place.packed, home, place.index, user)
+                    for user, place in zip(users, told, strict=True)
+                    if place.index >= 0
+                ]
+        ranking.sort()
+        indexes = [one.index for one in ranking]
+        replies: Mapping[int, Sequence[_Places | _Nears]]
+        if partitions == 1:
+            replies = {0: [places for places, _ in found]}
+        else:
+            replies = await self._add_ranks_elsewhere(board, known, ranking, indexes)
+        # The position of the earliest reply: a later read then finds a change that another one has.
+        positions = [min((one.epoch, one.seq) for one in of) for of in replies.values()]
+        return Standings(
+            rows=tuple(
+                Row(index + 1, one.user_id, known.layout.rules.unpack_score(one.packed))
+                for one, index in zip(ranking, indexes, strict=True)
+            ),
+            total=sum(of[0].total for of in replies.values()),
+            epoch=sum(epoch for epoch, _ in positions),
+            seq=sum(seq for _, seq in positions),
+        )
+
+    async def _add_ranks_elsewhere(
+        self, board: str, known: _Known, ranking: Sequence[_Found], indexes: list[int]
+    ) -> dict[int, list[_Nears]]:
+        """Add to each index the members of other partitions that rank above.
+
+        Returns the replies by partition: each is read, also without users, for its total.
+        """
+        groups = _parts(range(len(ranking))) or [range(0)]
+        asked = [(number, group) for number in range(known.layout.partitions) for group in groups]
+        found = await self._read_each(
+            _NEIGHBOURS,
+            board,
+            known,
+            [
+                (
+                    number,
+                    [
+                        arg
+                        for at in group
+                        for arg in (ranking[at].packed, int(number < ranking[at].partition), 0)
+                    ]
+                    or (0, 0, 0),
+                )
+                for number, group in asked
+            ],
+        )
+        replies: dict[int, list[_Nears]] = {}
+        for (number, group), (nears, first) in zip(asked, found, strict=True):
+            replies.setdefault(number, []).append(nears)
+            with checking_reply(_NEIGHBOURS.script.name):
+                told = convert(nears.near[first : first + len(group)], list[_Near])
+                for at, beside in zip(group, told, strict=True):
+                    if ranking[at].partition != number:
+                        indexes[at] += beside.count_above
+        return replies
+
+    async def rank_of_score(self, board: str, score: int) -> ScoreRank:
+        """Read the rank that a user who reached a score now would get, after all equals.
+
+        All partitions are read in one round trip.
+
+        Raises Uninitialised, RedisUnavailable, ScriptFailed.
+        """
+        return await self._with_layout(
+            board, lambda known: self._rank_of_score(board, known, score)
+        )
+
+    async def _rank_of_score(self, board: str, known: _Known, score: int) -> ScoreRank:
+        # Members with this score or a better one, and those with a better one.
+        pack = known.layout.rules.pack
+        args = (pack(score, 0), 1, 0, pack(score, SLOT_COUNT - 1), 0, 0)
+        found = await self._read(
+            _NEIGHBOURS, board, known, dict.fromkeys(range(known.layout.partitions), args)
+        )
+        reached = better = 0
+        for nears, first in found:
+            with checking_reply(_NEIGHBOURS.script.name):
+                here = convert(nears.near[first : first + 2], tuple[_Near, _Near])
+            reached += here[0].count_above
+            better += here[1].count_above
+        return ScoreRank(
+            rank=reached + 1,
+            equals=reached - better,
+            total=sum(nears.total for nears, _ in found),
+            epoch=sum(nears.epoch for nears, _ in found),
+            seq=sum(nears.seq for nears, _ in found),
+        )
+
     async def _with_layout(self, board: str, read: Callable[[_Known], Awaitable[_Reply]]) -> _Reply:
         """Read by the known layout; if that may have changed, learn it and read again.
 
@@ -339,10 +479,24 @@ class Boards(Partitions):
 
         Raises _EpochChanged if a partition has begun a new epoch.
         """
+        return await self._read_each(script, board, known, args.items())
+
+    async def _read_each(
+        self,
+        script: ReadScript,
+        board: str,
+        known: _Known,
+        args: Iterable[tuple[int, Sequence[object]]],
+    ) -> Sequence[Reading]:
+        """Run a script on partitions of a board in one round trip, perhaps twice on one.
+
+        Raises _EpochChanged if a partition has begun a new epoch.
+        """
+        args = list(args)
         found = await self._reads.read(
-            script, [(Partition(board, number), values) for number, values in args.items()]
+            script, [(Partition(board, number), values) for number, values in args]
         )
-        for number, (reply, _) in zip(args, found, strict=True):
+        for (number, _), (reply, _) in zip(args, found, strict=True):
             if reply.epoch > known.epochs.setdefault(number, reply.epoch):
                 raise _EpochChanged
         return found

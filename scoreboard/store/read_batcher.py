@@ -39,9 +39,9 @@ _log = get_logger(__name__)
 
 
 class _Read(Entry):
-    """A queued read."""
+    """A queued read, or several of one moment; ``number`` is its place in the call."""
 
-    __slots__ = ("args", "partition", "script")
+    __slots__ = ("args", "count", "number", "partition", "script")
 
     def __init__(
         self,
@@ -54,16 +54,19 @@ class _Read(Entry):
         self.script = script
         self.partition = partition
         self.args = args
+        self.count = len(args) // script.width
+        self.number = 0
 
 
 class _ReadCall(Call[_Read]):
     """A call for reads of one script."""
 
-    __slots__ = ("shape",)
+    __slots__ = ("count", "shape")
 
     def __init__(self, script: ReadScript, partition: Partition) -> None:
         super().__init__(script.script, partition)
         self.shape = script.shape
+        self.count = 0
 
 
 class ReadBatcher(Batcher[_Read, _ReadCall]):
@@ -82,7 +85,7 @@ class ReadBatcher(Batcher[_Read, _ReadCall]):
     async def read(
         self, script: ReadScript, reads: Sequence[tuple[Partition, Sequence[Any]]]
     ) -> Sequence[Reading]:
-        """Run one read per partition, with its arguments, in one round trip."""
+        """Run reads of partitions, each with its arguments, in one round trip."""
         self.require_room()
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[Reading]] = []
@@ -103,16 +106,18 @@ class ReadBatcher(Batcher[_Read, _ReadCall]):
                 continue
             script, partition = entry.script, entry.partition
             call = open_calls.get((script.script.name, partition))
-            if call is None or len(call.entries) == script.reads_max:
+            if call is None or call.count + entry.count > script.reads_max:
                 call = _ReadCall(script, partition)
                 open_calls[script.script.name, partition] = call
                 calls.append(call)
+            entry.number = call.count
+            call.count += entry.count
             call.entries.append(entry)
         return calls
 
     def command(self, call: _ReadCall) -> Command:
         """Return the command of a call."""
-        _BATCH_READS.observe(len(call.entries))
+        _BATCH_READS.observe(call.count)
         keys = PartitionKeys(call.partition).read
         args = [arg for entry in call.entries for arg in entry.args]
         return script_command(call.script, keys, args, reads=True)
@@ -126,6 +131,6 @@ class ReadBatcher(Batcher[_Read, _ReadCall]):
             _log.error("script_failed", script=call.script.name, reason=detail)
             fail(call.entries, ScriptFailed, detail)
             return
-        for number, entry in enumerate(call.entries):
+        for entry in call.entries:
             if not entry.future.done():
-                entry.future.set_result((found, number))
+                entry.future.set_result((found, entry.number))

@@ -50,6 +50,11 @@ def resolved(answer: dict[str, Any]) -> dict[str, Any]:
 def test_every_endpoint_is_documented() -> None:
     assert {(method, path) for method, path, _ in operations()} == {
         ("post", "/api/scores/update"),
+        ("get", "/api/scores/users"),
+        ("get", "/api/scores/me"),
+        ("get", "/api/scores/rank"),
+        ("get", "/api/scores/cutoff"),
+        ("get", "/api/scores/users/{user_id}/history"),
         ("get", "/api/scores/leaderboard"),
         ("get", "/api/scores/stream"),
         ("get", "/api/scores/users/{user_id}"),

@@ -136,6 +136,9 @@ def test_updates_and_reads_work_with_the_deployed_rights(deployed: Deployed) -> 
     assert [one["name"] for one in deployed.ask("/api/boards")["boards"]] == ["main"]
     assert deployed.ask("/api/boards/main")["state"] == "open"
     eventually(lambda: is_committed(deployed))
+    token = deployed.system.token("alice")
+    history = deployed.ask("/api/scores/users/alice/history", token=token)["history"]
+    assert [(row["actionId"], row["score"]) for row in history] == [("win:1", 10)]
     assert deployed.refused() == []
 
 
@@ -353,7 +356,9 @@ API_REFUSED = [
     "SELECT email FROM users",
     "SELECT * FROM users",
     "SELECT 1 FROM scores",
-    "SELECT 1 FROM score_events",
+    "SELECT * FROM score_events",
+    "SELECT request_id FROM score_events",
+    "SELECT 1 FROM score_events_0",
     "SELECT 1 FROM audit_log",
     "INSERT INTO users VALUES (gen_random_uuid(), 'x')",
     "INSERT INTO score_events_0 DEFAULT VALUES",

@@ -16,10 +16,10 @@ from tests.support.servers.api_process import ApiProcess, RunApi
 
 
 @pytest.fixture
-async def api(run_api: RunApi, redis_url: str) -> ApiProcess:
+async def api(run_api: RunApi, redis_url: str, database_url: str) -> ApiProcess:
     await open_boards(redis_url, scores=[("alice", 30), ("bob", 20)])
     await list_boards(redis_url, Board())
-    return run_api()
+    return run_api(environ={"DATABASE_URL": database_url})
 
 
 def test_the_api_conforms_to_its_openapi_document(api: ApiProcess, make_token: MakeToken) -> None:
@@ -46,4 +46,4 @@ def test_the_api_conforms_to_its_openapi_document(api: ApiProcess, make_token: M
         case.call_and_validate(base_url=api.url, headers=headers, timeout=30)
 
     explore()
-    assert len(seen) == 7
+    assert len(seen) == 12

@@ -264,6 +264,17 @@ READS = [
     )
     for query in ("", "around=1")
 ]  # fmt: skip
+IDS = [f"ids={value}" for value in (
+    *("alice", "bob,alice", "alice,bob", "nobody", "alice,nobody,bob", "alice,alice"),
+    *("auth0|alice", "auth0%7Calice,a:b@c", "a%2Cb", "alice%2Cbob", "", ",", "alice,", ",alice"),
+    *("alice,,bob", "a%20b", "%C3%A9", "%zz", "x" * 128, "x" * 129, "alice&ids=bob"),
+    *("alice&ids=", "alice&%69ds=bob", "alice&names=true", "alice&names=x", "alice&board=main"),
+    *("alice&board=closed", "alice&board=no", "alice&limit=1"),
+    "alice&names=true&names=true",
+    *(",".join(f"u{n}" for n in range(count)) for count in (99, 100, 101)),
+    *("&ids=".join(f"u{n}" for n in range(count)) for count in (100, 101, 117)),
+)]  # fmt: skip
+READS += [("/api/scores/users", query) for query in ("", "board=main", "names=true", *IDS)]
 CALLERS: dict[str, dict[str, Any]] = {
     "nobody": {},
     "reader": {"scope": "read:leaderboard"},
@@ -285,6 +296,20 @@ async def test_direct_reads_answer_like_the_framework_handlers(start_api: StartA
         name: direct.bearer("alice", **claims) if claims else {} for name, claims in CALLERS.items()
     } | {"malformed": {"Authorization": "Basic x"}, "invalid": {"Authorization": "Bearer x"}}
     requests = [(target, {}, "GET") for target in READS]
+    requests += [
+        (("/api/scores/me", query), token, method)
+        for query in (
+            "",
+            "around=1",
+            "around=x",
+            "around=26",
+            "board=main",
+            "board=closed",
+            "ids=a",
+        )
+        for token in tokens.values()
+        for method in ("GET", "HEAD")
+    ]
     for path in (LEADERBOARD_PATH, "/api/scores/users/alice", "/api/scores/users/nobody"):
         for query in ("", "board=main", "board=closed", "board=unloaded", "board=none", "limit=x"):
             requests += [((path, query), token, "GET") for token in tokens.values()]
@@ -323,7 +348,11 @@ async def test_direct_reads_answer_like_the_framework_handlers_without_redis(
     for client in (direct, plain):
         await client.get(LEADERBOARD_PATH)
     await asyncio.to_thread(server.stop)
-    for path in (f"{LEADERBOARD_PATH}?limit=20", "/api/scores/users/alice"):
+    for path in (
+        f"{LEADERBOARD_PATH}?limit=20",
+        "/api/scores/users/alice",
+        "/api/scores/users?ids=alice,bob",
+    ):
         same = {"X-Request-Id": "the-same-id"}
         first, second = [await client.get(path, headers=same) for client in (direct, plain)]
         assert first.status_code == 503

@@ -53,6 +53,28 @@ def test_an_invalid_query_is_refused_with_its_reason(query: bytes, named: str) -
     assert "<" not in caught.value.detail
 
 
+@pytest.mark.parametrize(
+    ("query", "value"),
+    [
+        (b"ids=a", "a"),
+        (b"ids=a,b", "a,b"),
+        (b"ids=a&ids=b&ids=c", "a,b,c"),
+        (b"ids=a,b&%69ds=c", "a,b,c"),
+        (b"ids=a%2Cb", "a,b"),
+        (b"ids=&ids=", ","),
+        (b"&".join([b"ids=a"] * 116), ",".join("a" * 116)),
+    ],
+)
+def test_a_list_may_be_repeated(query: bytes, value: str) -> None:
+    assert parse_query(query, {"ids", "board"}, joined="ids") == {"ids": value}
+
+
+@pytest.mark.parametrize("query", [b"&".join([b"ids=a"] * 117), b"ids=a&board=b&board=c"])
+def test_a_list_is_bounded_and_other_parameters_are_not_repeated(query: bytes) -> None:
+    with pytest.raises(Malformed):
+        parse_query(query, {"ids", "board"}, joined="ids")
+
+
 def test_any_parameter_is_accepted_once_without_a_list() -> None:
     assert parse_query(b"a=1&b=2") == {"a": "1", "b": "2"}
     with pytest.raises(Malformed):
