@@ -22,6 +22,8 @@ from api.endpoints import health, static_files
 from api.endpoints.board_pages import BoardPages
 from api.endpoints.board_reader import BoardReader
 from api.endpoints.boards import BoardInformation
+from api.endpoints.bulk_update import PATH as BULK_PATH
+from api.endpoints.bulk_update import BulkUpdate
 from api.endpoints.event_streams import PATH as STREAM_PATH
 from api.endpoints.event_streams import EventStreams
 from api.endpoints.fast_reads import (
@@ -140,7 +142,10 @@ class Api:
             request_max_body_size=settings.body_bytes,
             state=State({"services": services}),
         )
-        routes: dict[tuple[str, str], RouteHandler] = {("GET", STREAM_PATH): self._streams}
+        routes: dict[tuple[str, str], RouteHandler] = {
+            ("GET", STREAM_PATH): self._streams,
+            ("POST", BULK_PATH): BulkUpdate(self._verifier, updates),
+        }
         for method in ("GET", "HEAD"):
             routes[method, health.LIVE_PATH] = self.health.answer_live
             routes[method, health.READY_PATH] = self.health.answer_ready

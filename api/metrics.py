@@ -44,7 +44,7 @@ IN_PROGRESS: Final = gauge(
 UPDATES: Final[dict[str, int]] = dict.fromkeys(
     (
         *("applied", "replayed", "conflict", "busy", "range", "unknown"),
-        *("rate_limited", "unavailable", "archived"),
+        *("rate_limited", "unavailable", "archived", "refused"),
     ),
     0,
 )
@@ -53,7 +53,8 @@ UPDATES: Final[dict[str, int]] = dict.fromkeys(
 Readings(
     "counter",
     "score_updates_total",
-    "Updates by outcome; rate_limited only with SCOREBOARD_RATE_LIMIT=app, else Kong refuses",
+    "Updates by outcome; rate_limited only with SCOREBOARD_RATE_LIMIT=app, else Kong refuses; "
+    "refused: invalid items of bulk requests",
     ("outcome",),
     lambda: (((outcome,), count) for outcome, count in UPDATES.items()),
     unit="updates",

@@ -1,9 +1,9 @@
--- rate_limit: count one call of a caller, if fewer than the limit lie in the sliding window.
+-- rate_limit: count calls of a caller in its sliding window, as many as the limit allows.
 -- WHY       checking and counting in two steps would let parallel calls exceed the limit
 -- KEYS      1 times list of the last counted calls, newest first, in seconds
--- ARGV      1 limit int, calls per window · 2 window int, in seconds
+-- ARGV      1 limit int, calls per window · 2 window int, in seconds · 3 count int, calls to count
 -- ASSUMES   none
--- RETURNS   1 if the call was counted or else 0, calls left, milliseconds until the oldest call leaves the window
+-- RETURNS   number of calls that were counted, calls left, milliseconds until the oldest call leaves the window
 -- OUTCOMES  none
 -- REFUSES   BADARG arguments
 -- WRITES    times
@@ -11,9 +11,9 @@
 -- COST      O(limit), a list of at most limit entries
 
 local times = KEYS[1]
-local limit, window = tonumber(ARGV[1]), tonumber(ARGV[2])
-if not limit or limit < 1 or not window or window < 1 then
-  return redis.error_reply('BADARG limit and window are whole numbers from 1')
+local limit, window, wanted = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+if not limit or limit < 1 or not window or window < 1 or not wanted or wanted < 1 then
+  return redis.error_reply('BADARG limit, window and count are whole numbers from 1')
 end
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
@@ -26,21 +26,24 @@ local function is_in_window(index)
   return time and time > now - window
 end
 
-local is_counted = not is_in_window(limit - 1)
-if is_counted then
-  redis.call('LPUSH', times, string.format('%.6f', now))
-  redis.call('LTRIM', times, 0, string.format('%.0f', limit - 1))
-  redis.call('EXPIRE', times, string.format('%.0f', window))
-end
 -- The list is ordered: a binary search finds how many calls lie in the window.
-local count, beyond = 1, limit
-while count < beyond do
-  local middle = math.floor((count + beyond) / 2)
+local held, beyond = 0, limit
+while held < beyond do
+  local middle = math.floor((held + beyond) / 2)
   if is_in_window(middle) then
-    count = middle + 1
+    held = middle + 1
   else
     beyond = middle
   end
 end
+local counted = math.min(wanted, limit - held)
+if counted > 0 then
+  for _ = 1, counted do
+    redis.call('LPUSH', times, string.format('%.6f', now))
+  end
+  redis.call('LTRIM', times, 0, string.format('%.0f', limit - 1))
+  redis.call('EXPIRE', times, string.format('%.0f', window))
+end
+local count = held + counted
 local oldest = time_at(count - 1) or now
-return { is_counted and 1 or 0, limit - count, math.ceil((oldest + window - now) * 1000) }
+return { counted, limit - count, math.ceil((oldest + window - now) * 1000) }

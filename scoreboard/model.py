@@ -32,6 +32,12 @@ USERS_MAX: Final = 100
 AROUND_MAX: Final = 25
 """Maximum number of neighbours on each side of a user's standing."""
 
+BOARDS_MAX: Final = 8
+"""Maximum number of boards of one update."""
+
+BULK_MAX: Final = 100
+"""Maximum number of updates of one request."""
+
 BATCH_MAX: Final = 64
 """Maximum number of actions of one submit call; bounds how long a script holds Redis."""
 

@@ -118,8 +118,58 @@ _EXAMPLES: Final[dict[str, tuple[Any, Any]]] = {
                 "summary": "A game server's update for a player, with points",
                 "value": {"userId": "auth0|64f1", "actionId": "quest:77", "points": 250},
             },
+            "boards": {
+                "summary": "An action that two boards count",
+                "value": {
+                    "userId": "auth0|64f1",
+                    "actionId": "win:01J9ZQ4T8B6W3M",
+                    "boards": ["all-time", "weekly"],
+                },
+            },
         },
         {"success": True, "newScore": 150, "replayed": False},
+    ),
+    "updateScores": (
+        {
+            "match": {
+                "summary": "The results of a match",
+                "value": {
+                    "updates": [
+                        {"userId": "auth0|64f1", "actionId": "match:881", "points": 30},
+                        {
+                            "userId": "018f6d0e-5f2c-7c3a-9f57-3a1f6f0f9f11",
+                            "actionId": "match:881",
+                            "boards": ["all-time", "weekly"],
+                        },
+                        {"userId": "auth0|9a2c", "actionId": "dance:1"},
+                    ]
+                },
+            }
+        },
+        {
+            "success": False,
+            "results": [
+                {"outcome": "applied", "newScore": 180},
+                {
+                    "outcome": "replayed",
+                    "newScore": 140,
+                    "scores": {
+                        "all-time": {"score": 140, "replayed": True},
+                        "weekly": {"score": 20, "replayed": True},
+                    },
+                },
+                {
+                    "outcome": "problem",
+                    "problem": {
+                        "type": "/docs/problems/unknown-kind",
+                        "title": "This kind of action earns no points",
+                        "status": 422,
+                        "detail": "Actions of kind 'dance' earn no points",
+                        "request_id": "5f0c2a9b7d31-2a",
+                    },
+                },
+            ],
+        },
     ),
     "readLeaderboard": (None, {"leaderboard": _ROWS, "total": 20417, "epoch": 3, "seq": 1042}),
     "readStanding": (
@@ -272,7 +322,7 @@ def _headers_of(path: str, operation: dict[str, Any], status: str) -> dict[str, 
     names = {"X-Request-Id": "RequestId"}
     if path.startswith("/api/") and status in {"200", "304"}:
         names["Cache-Control"] = "CacheControl"
-        if operation["operationId"] == "updateScore":
+        if operation["operationId"] in {"updateScore", "updateScores"}:
             names |= {"RateLimit": "RateLimit", "RateLimit-Policy": "RateLimitPolicy"}
         elif "304" in operation["responses"]:
             names["ETag"] = "ETag"
@@ -302,11 +352,15 @@ def _complete_schemas(shapes: dict[str, dict[str, Any]]) -> None:
     for name, shape in shapes.items():
         about = inspect.cleandoc(types[name].__doc__ or "")
         shape["description"] = about.partition("\n\n")[0].replace("\n", " ")
-    update = shapes["UpdateRequest"]
-    update["additionalProperties"] = False
-    points = {"type": "integer", "minimum": -POINTS_MAX, "maximum": SCORE_MAX}
-    points["description"] = update["properties"]["points"]["description"]
-    update["properties"]["points"] = points
+    for name in ("UpdateRequest", "UpdateItem"):
+        update = shapes[name]
+        update["additionalProperties"] = False
+        points = {"type": "integer", "minimum": -POINTS_MAX, "maximum": SCORE_MAX}
+        points["description"] = update["properties"]["points"]["description"]
+        update["properties"]["points"] = points
+        update["properties"]["boards"]["items"]["pattern"] = BOARD_PATTERN
+        update["properties"]["boards"]["uniqueItems"] = True
+    shapes["BulkRequest"]["additionalProperties"] = False
 
 
 @cache

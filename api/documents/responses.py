@@ -13,6 +13,7 @@ from scoreboard.errors import (
     OutcomeUnknown,
     ScoreboardError,
     ScoreOutOfRange,
+    Uninitialised,
     UnknownKind,
 )
 from scoreboard.http.problems import MEDIA_TYPE, PROBLEM_TYPES, TYPE_PREFIX, Problem
@@ -24,6 +25,9 @@ UPDATE_ONLY: Final = frozenset(
     {UnknownKind, ScoreOutOfRange, Fenced, Busy, OutcomeUnknown, BoardArchived}
 )
 """Problems that only an update can have."""
+
+ACTION_ONLY: Final = frozenset({UnknownKind, ScoreOutOfRange, Fenced, Busy, Uninitialised})
+"""Problems of single actions, which the response to a bulk request has in its results."""
 
 _DESCRIPTIONS: Final[Mapping[int, str]] = {
     400: "The request cannot be parsed.",

@@ -1,12 +1,15 @@
 """Requests and replies of the API as types, for parsing, encoding and the documents."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 from msgspec.structs import astuple
 
 from scoreboard.health.checks import Check
+from scoreboard.http.problems import Problem
 from scoreboard.model import (
+    BOARDS_MAX,
+    BULK_MAX,
     POINTS_MAX,
     SCORE_MAX,
     USERS_MAX,
@@ -22,6 +25,8 @@ from scoreboard.model import (
     UserId,
     is_identifier,
 )
+
+BoardNames = Annotated[tuple[BoardName, ...], Meta(min_length=1, max_length=BOARDS_MAX)]
 
 
 class UpdateRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
@@ -39,6 +44,10 @@ class UpdateRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             "allows lowering takes -1000000 to 1000000."
         ),
     ] = UNSET
+    boards: Annotated[
+        BoardNames | UnsetType,
+        Meta(description="The boards that count the action, in place of the parameter `board`."),
+    ] = UNSET
 
     def __post_init__(self) -> None:
         """Check what the schema cannot express.
@@ -52,6 +61,8 @@ class UpdateRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             not self.points.is_integer() or not -POINTS_MAX <= self.points <= SCORE_MAX
         ):
             raise ValueError(f"points must be an integer from {-POINTS_MAX} to {SCORE_MAX}")
+        if self.boards is not UNSET and len(set(self.boards)) < len(self.boards):
+            raise ValueError("boards must be distinct")
 
     @property
     def stated_points(self) -> int | None:
@@ -59,13 +70,97 @@ class UpdateRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return None if self.points is UNSET else int(self.points)
 
 
-class UpdateReply(Struct, frozen=True, rename="camel"):
+class UpdateItem(
+    UpdateRequest, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"
+):
+    """One action of a bulk request."""
+
+    board: Annotated[
+        BoardName | UnsetType, Meta(description="The board; the default board if omitted.")
+    ] = UNSET
+
+    def __post_init__(self) -> None:
+        """Check what the schema cannot express."""
+        super().__post_init__()
+        if self.board is not UNSET and self.boards is not UNSET:
+            raise ValueError("name board or boards, not both")
+
+
+class BulkRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """Actions of any users. Each counts by itself, and can be repeated by itself."""
+
+    updates: Annotated[
+        list[UpdateItem],
+        Meta(min_length=1, max_length=BULK_MAX),
+    ]
+
+
+class BoardScore(Struct, frozen=True):
+    """The result of an action on one of its boards."""
+
+    score: Annotated[int, Meta(ge=0, description="The user's score after this action.")]
+    replayed: Annotated[bool, Meta(description="True if it was applied before this request.")]
+
+
+class UpdateReply(Struct, frozen=True, rename="camel", omit_defaults=True):
     """The result of an action; a repeated request gets the same `newScore`."""
 
     success: Annotated[bool, Meta(description="Always true; errors are problems.")]
     new_score: Annotated[int, Meta(ge=0, description="The user's score after this action.")]
     replayed: Annotated[
         bool, Meta(description="True if the action was applied before this request.")
+    ]
+    scores: Annotated[
+        dict[str, BoardScore] | UnsetType,
+        Meta(description="With `boards`: the result on each; the members above are those of the "
+             "first one."),
+    ] = UNSET  # fmt: skip
+
+
+class UpdateProblem(Problem, frozen=True, kw_only=True, omit_defaults=True):
+    """A problem, and what happened on each board if the action names several."""
+
+    scores: Annotated[
+        dict[str, BoardScore] | UnsetType,
+        Meta(description="The boards that have counted the action."),
+    ] = UNSET
+    problems: Annotated[
+        dict[str, Problem] | UnsetType,
+        Meta(description="The boards that have not counted it, or may not have."),
+    ] = UNSET
+
+
+class BulkResult(Struct, frozen=True, rename="camel", omit_defaults=True):
+    """What happened to one action of a bulk request."""
+
+    outcome: Annotated[
+        Literal["applied", "replayed", "problem"],
+        Meta(description="`replayed`: the action was applied before this request."),
+    ]
+    new_score: Annotated[
+        int | UnsetType, Meta(description="The user's score after the action.")
+    ] = UNSET
+    scores: Annotated[
+        dict[str, BoardScore] | UnsetType,
+        Meta(description="With `boards`: the result on each; the members above are those of the "
+             "first one."),
+    ] = UNSET  # fmt: skip
+    problem: Annotated[
+        UpdateProblem | UnsetType, Meta(description="Why the action was not counted.")
+    ] = UNSET
+    retry_after: Annotated[
+        int | UnsetType,
+        Meta(description="Seconds after which to send this action again; omitted if the problem is "
+             "final."),
+    ] = UNSET  # fmt: skip
+
+
+class BulkReply(Struct, frozen=True):
+    """What happened to each action of a bulk request."""
+
+    success: Annotated[bool, Meta(description="Whether every action is counted.")]
+    results: Annotated[
+        tuple[BulkResult, ...], Meta(description="One for each action, in the same order.")
     ]
 
 

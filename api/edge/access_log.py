@@ -5,22 +5,36 @@ scoreboard.runtime.log_limits.
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from msgspec import Struct
+
+from api.documents.schemas import UpdateRequest
 from scoreboard.errors import OutcomeUnknown, ScoreboardError
 from scoreboard.http.request import Request
+from scoreboard.model import Receipt
 from scoreboard.runtime.audit import audit_refusal, refusal_reason, write_audit
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
 from scoreboard.runtime.tracing import CURRENT_SPAN
 from scoreboard.security.addresses import forwarded_address, trusted_networks
+from scoreboard.security.tokens import Caller
 from scoreboard.trace_context import HEADER as TRACEPARENT
 from scoreboard.trace_context import TraceContext
 
 METHOD_LENGTH_MAX: Final = 16
 
 _log = get_logger("api.access")
+
+
+class AuditedUpdate(Struct, frozen=True):
+    """An update of one board, for its audit line; ``update`` is None if it was not parsed."""
+
+    update: UpdateRequest | None
+    board: str | None
+    receipt: Receipt | None = None
+    error: ScoreboardError | None = None
 
 
 class AccessLog:
@@ -42,8 +56,11 @@ class AccessLog:
         error: ScoreboardError | None,
     ) -> None:
         """Log one answered request; ``error`` is the one it was answered with, if any."""
-        is_update = "update" in request.state
-        is_audited = error is not None or (is_update and self._are_updates_audited)
+        lines: Sequence[AuditedUpdate] = request.state.get("audited", ())
+        if lines and not self._are_updates_audited:
+            lines = [line for line in lines if line.error is not None]
+        is_update = "update" in request.state and not lines
+        is_audited = error is not None or bool(lines) or (is_update and self._are_updates_audited)
         is_logged = status >= 400 or random.random() < self._share  # noqa: S311 (sampling)
         if not is_logged and not is_audited:
             return
@@ -66,7 +83,17 @@ class AccessLog:
         if is_audited:
             who: dict[str, Any] = {"client": client, "peer": peer, "request_id": request.id}
             who["trace"] = trace_of(request)
-            _audit(request.state, error, who | {"route": route, "status": status})
+            who |= {"route": route, "status": status}
+            caller: Caller | None = request.state.get("caller")
+            if caller is not None:
+                who["user_id"] = caller.subject
+            if lines:
+                for line in lines:
+                    _audit_update(line, who)
+            elif is_update:
+                _audit_update(_single(request.state, error), who)
+            elif error is not None:
+                audit_refusal(error, **who)
 
     def write_refused(
         self, error: ScoreboardError, peer: str, request_id: str, status: int
@@ -89,16 +116,17 @@ def trace_of(request: Request) -> TraceContext | bytes | None:
     return span.context if span is not None else request.head.headers.get(TRACEPARENT)
 
 
-def _audit(state: Mapping[str, Any], error: ScoreboardError | None, fields: dict[str, Any]) -> None:
-    """Write the audit line of an update, or of a refused request."""
-    caller, update, receipt = state.get("caller"), state.get("update"), state.get("receipt")
-    if caller is not None:
-        fields["user_id"] = caller.subject
-    if "update" not in state:
-        if error is not None:
-            audit_refusal(error, **fields)
-        return
-    fields["board"] = state.get("board_name")
+def _single(state: Mapping[str, Any], error: ScoreboardError | None) -> AuditedUpdate:
+    """Return the update of a request on one board."""
+    return AuditedUpdate(
+        state.get("update"), state.get("board_name"), receipt=state.get("receipt"), error=error
+    )
+
+
+def _audit_update(line: AuditedUpdate, who: Mapping[str, Any]) -> None:
+    """Write the audit line of an update."""
+    fields: dict[str, Any] = {**who, "board": line.board}
+    update, error, receipt = line.update, line.error, line.receipt
     if update is not None:
         fields |= {
             "target_id": update.user_id,

@@ -13,7 +13,7 @@ from scoreboard.http.problems import Headers, QuotaExceeded, quota_headers
 from scoreboard.runtime.settings import Settings
 from scoreboard.security.tokens import Caller
 from scoreboard.store.client import make_client
-from scoreboard.store.rate_limit import WINDOW_S, count_call
+from scoreboard.store.rate_limit import WINDOW_S, count_calls
 
 _CONNECTIONS: Final = 8
 
@@ -28,6 +28,10 @@ class Quota(Struct, frozen=True):
     def headers(self) -> Headers:
         """Return the RateLimit headers."""
         return quota_headers(self.limit, WINDOW_S, self.remaining, self.reset_s)
+
+    def exceeded(self) -> QuotaExceeded:
+        """Return the error of an update that was not counted."""
+        return QuotaExceeded(limit=self.limit, window_s=WINDOW_S, retry_after_s=self.reset_s)
 
 
 class RateLimiter:
@@ -46,12 +50,30 @@ class RateLimiter:
         limit = self._trusted_limit if trusted else self._user_limit
         if not limit:
             return None
-        kind = "trusted" if trusted else "user"
-        window = await count_call(self._client, kind, caller.subject, per_minute=limit)
+        counted, quota = await self._count(caller, "trusted" if trusted else "user", 1, limit)
+        if not counted:
+            raise quota.exceeded()
+        return quota
+
+    async def take_some(
+        self, caller: Caller, count: int
+    ) -> tuple[int, Quota | None, QuotaExceeded | None]:
+        """Count updates of a trusted caller, as many as the limit allows.
+
+        Returns how many, the rest of the quota (None if there is no limit), and the error of those
+        that were not counted.
+
+        Raises RedisUnavailable, UnexpectedReply.
+        """
+        if not self._trusted_limit:
+            return count, None, None
+        counted, quota = await self._count(caller, "trusted", count, self._trusted_limit)
+        return counted, quota, quota.exceeded() if counted < count else None
+
+    async def _count(self, caller: Caller, kind: str, count: int, limit: int) -> tuple[int, Quota]:
+        window = await count_calls(self._client, kind, caller.subject, count, per_minute=limit)
         reset_s = max(1, math.ceil(window.reset_ms / 1000))
-        if not window.is_counted:
-            raise QuotaExceeded(limit=limit, window_s=WINDOW_S, retry_after_s=reset_s)
-        return Quota(limit, window.remaining, reset_s)
+        return window.counted, Quota(limit, window.remaining, reset_s)
 
     async def close(self) -> None:
         """Close the connections."""

@@ -4,25 +4,25 @@ It answers exactly as api.endpoints.scores.update does; a test sends both the sa
 saves routing, signature models and response objects (docs/explanation/benchmarks.md, section API).
 """
 
-from typing import Final
+from collections.abc import MutableMapping
+from typing import Any, Final
 
 import msgspec
+from msgspec import UNSET
 
 from api.documents.schemas import UpdateReply, UpdateRequest
+from api.endpoints.update_replies import HEADERS, JSON, audited, respond_to_boards
 from api.endpoints.updates import UpdateService
 from scoreboard.errors import Invalid, Malformed, UnsupportedMedia
 from scoreboard.http.query import parse_query
 from scoreboard.http.request import Request
-from scoreboard.http.response import NOSNIFF, HttpResponse
+from scoreboard.http.response import HttpResponse
 from scoreboard.security.access import require_updater
-from scoreboard.security.tokens import Verifier
+from scoreboard.security.tokens import Caller, Verifier
 
 PATH: Final = "/api/scores/update"
-JSON: Final = b"application/json"
 PARAMETERS: Final = frozenset({"board"})
 """Query parameters of an update."""
-
-_HEADERS: Final = [(b"content-type", JSON), (b"cache-control", b"no-store"), NOSNIFF]
 
 _decode: Final = msgspec.json.Decoder(UpdateRequest).decode
 _encode: Final = msgspec.json.Encoder().encode
@@ -48,12 +48,45 @@ class FastUpdate:
         trusted = require_updater(caller)
         check_media_type(headers.get(b"content-type"))
         update = state["update"] = parse_update(await request.read_body())
+        if update.boards is not UNSET:
+            return await update_boards(
+                self._updates,
+                caller,
+                update,
+                board=board,
+                request_id=request.id,
+                state=state,
+                trusted=trusted,
+            )
         receipt, quota = await self._updates.apply(
             caller, update, board, request.id, trusted=trusted
         )
         state["receipt"] = receipt
         reply = _encode(UpdateReply(True, receipt.score, receipt.replayed))
-        return HttpResponse(200, [*_HEADERS, *(quota.headers() if quota else ())], reply)
+        return HttpResponse(200, [*HEADERS, *(quota.headers() if quota else ())], reply)
+
+
+async def update_boards(
+    updates: UpdateService,
+    caller: Caller,
+    update: UpdateRequest,
+    *,
+    board: str | None,
+    request_id: str,
+    state: MutableMapping[str, Any],
+    trusted: bool,
+) -> HttpResponse:
+    """Apply an action to the boards that it names; ``board`` is that of the query.
+
+    The response is a problem if one of them has not counted it. Raises what concerns all of them.
+    """
+    if board is not None:
+        raise Invalid("Name a board in the query or boards in the body, not both")
+    outcome, quota = await updates.apply_to_boards(caller, update, request_id, trusted=trusted)
+    state["audited"] = list(audited(update, outcome))
+    if outcome.error is not None:
+        state["error"] = outcome.error
+    return respond_to_boards(outcome, request_id, quota.headers() if quota else [])
 
 
 def check_media_type(content_type: bytes | None) -> None:

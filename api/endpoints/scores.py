@@ -2,7 +2,8 @@
 
 ``update``, ``leaderboard`` and ``standing`` are the reference implementations:
 api.endpoints.fast_update and api.endpoints.fast_reads serve usual requests in their place.
-``stream`` only describes the endpoint: api.endpoints.event_streams serves it.
+``update_each`` and ``stream`` only describe endpoints, which api.endpoints.bulk_update and
+api.endpoints.event_streams serve.
 """
 
 from dataclasses import dataclass
@@ -14,13 +15,21 @@ from litestar import Controller, Request, Response, get, post
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 from litestar.params import JSONBody, PathParameter, QueryParameter
+from msgspec import UNSET
 
-from api.documents.responses import UPDATE_ONLY, problems, read_problems
-from api.documents.schemas import LeaderboardReply, StandingReply, UpdateReply, UpdateRequest
+from api.documents.responses import ACTION_ONLY, UPDATE_ONLY, problems, read_problems
+from api.documents.schemas import (
+    BulkReply,
+    BulkRequest,
+    LeaderboardReply,
+    StandingReply,
+    UpdateReply,
+    UpdateRequest,
+)
 from api.endpoints.board_pages import BoardPages
 from api.endpoints.board_reader import BoardReader, Page, etag_matches
 from api.endpoints.fast_reads import IDS, PRIVATE, PUBLIC, VARY, FastReads
-from api.endpoints.fast_update import check_media_type
+from api.endpoints.fast_update import check_media_type, update_boards
 from api.endpoints.history import HistoryReader
 from api.endpoints.updates import UpdateService
 from scoreboard.errors import ForeignOrigin, Invalid, MethodNotAllowed, UnknownUser
@@ -50,7 +59,20 @@ _UPDATE: Final = (
     "An `actionId` is applied once: if a response is lost, repeat the request, and the response is "
     "the same, with `replayed: true`. The catalogue of actions sets the points by the kind in "
     "`kind:unique`; unknown kinds are refused. Only callers with the scope `update:score:any` may "
-    "set `points`, unless the rules of the board ask every caller for them, and update other users."
+    "set `points`, unless the rules of the board ask every caller for them, and update other "
+    "users.\n\n"
+    "With `boards`, up to 8 boards count the action, each once. A request that one of them refuses "
+    "beforehand (no such board, a kind that earns no points) reaches none of them. If some boards "
+    "fail later, the response is a problem, with `scores` of the boards that have counted the "
+    "action and `problems` of the others: after a 429 or 5xx repeat the request, and the former "
+    "answer as replays."
+)
+_BULK: Final = (
+    "Applies up to 100 actions of any users, in one request of at most 16 KiB by default. The "
+    "status is 200 also if actions are refused: `results` has an outcome for each. Each action "
+    "counts once and by itself, and an action that is repeated in one request is a replay. Send "
+    "those with `retryAfter`, or all if there is no response, again with the same `actionId`. The "
+    "scope is `update:score:any`. Each action counts for the limit of updates."
 )
 _LEADERBOARD: Final = (
     "Returns rows `offset + 1` to `offset + limit` and the number of users. On a board of several "
@@ -165,6 +187,21 @@ class Scores(Controller):
         """Apply one action of a user."""
         caller: Caller = request.state["caller"]
         request.state["update"] = data
+        if data.boards is not UNSET:
+            answer = await update_boards(
+                get_services(request).updates,
+                caller,
+                data,
+                board=board,
+                request_id=request.state["request_id"],
+                state=request.scope["state"],
+                trusted=request.state["trusted"],
+            )
+            fields = {name.decode(): value.decode() for name, value in answer.headers}
+            return cast(
+                "Response[UpdateReply]",
+                Response(answer.body, status_code=answer.status, headers=fields),
+            )
         receipt, quota = await get_services(request).updates.apply(
             caller,
             data,
@@ -177,6 +214,24 @@ class Scores(Controller):
         if quota is not None:
             headers |= {name.decode(): value.decode() for name, value in quota.headers()}
         return Response(UpdateReply(True, receipt.score, receipt.replayed), headers=headers)
+
+    @post(
+        "/updates",
+        status_code=200,
+        operation_id="updateScores",
+        summary="Apply many actions",
+        description=_BULK,
+        security=[{BEARER: [UPDATE_ANY]}],
+        response_description="What happened to each action.",
+        responses=problems(
+            *(400, 401, 403, 413, 415, 422, 429, 503),
+            omitted={ForeignOrigin, *ACTION_ONLY},
+        ),
+        sync_to_thread=False,
+    )
+    def update_each(self, data: JSONBody[BulkRequest]) -> Response[BulkReply]:  # noqa: ARG002
+        """Apply many actions. Described here; api.endpoints.bulk_update serves it."""
+        raise MethodNotAllowed("Use POST", allow="POST")
 
     @get(
         "/leaderboard",

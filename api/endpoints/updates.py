@@ -1,13 +1,20 @@
-"""Updates: who may send one, how many points it earns, and the call that applies it.
+"""Updates: who may send one, how many points it earns, and the calls that apply it.
 
 api.endpoints.fast_update serves updates; the handler of api.endpoints.scores is its reference
-implementation, from which the documents are generated. Both call ``apply``.
+implementation, from which the documents are generated. Both call ``apply``, or ``apply_to_boards``
+for an action that names several boards; api.endpoints.bulk_update calls ``apply_each``.
+
+Invariant: an action that names several boards is sent to all of them or, if one of them refuses it
+beforehand, to none; each board counts it once, so it can be repeated after any answer.
 """
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from api.documents.schemas import UpdateRequest
+from msgspec import UNSET, Struct
+
+from api.documents.schemas import UpdateItem, UpdateRequest
 from api.edge.rate_limit import Quota, RateLimiter
 from api.endpoints.points import points_of
 from api.metrics import UPDATES
@@ -15,13 +22,15 @@ from scoreboard.errors import (
     ActionConflict,
     BoardArchived,
     Busy,
+    ClientError,
     OutcomeUnknown,
     RateLimited,
+    ScoreboardError,
     ScoreOutOfRange,
     Unavailable,
     Uninitialised,
 )
-from scoreboard.model import Action, Receipt
+from scoreboard.model import Action, Board, Receipt
 from scoreboard.security.access import require_self
 from scoreboard.security.tokens import Caller
 from scoreboard.store.board_directory import BoardDirectory
@@ -40,6 +49,34 @@ _OUTCOMES: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (BaseException, "unknown"),
 )
 """The first matching class determines the outcome."""
+
+
+class Outcome(Struct, frozen=True):
+    """What happened to an action on each board that it names, in its order."""
+
+    receipts: dict[str, Receipt]
+    errors: dict[str, ScoreboardError]
+    """Of the boards that have not counted the action, or may not have."""
+
+    @property
+    def error(self) -> ScoreboardError | None:
+        """The error to answer with, if a board has not counted the action.
+
+        An error after which the request is to be repeated comes before a final one, because the
+        other boards then count the action.
+        """
+        return min(
+            self.errors.values(),
+            key=lambda error: isinstance(error, ClientError),
+            default=None,
+        )
+
+
+class _Planned(Struct, frozen=True):
+    """An action as one board will count it."""
+
+    board: str
+    action: Action
 
 
 class UpdateService:
@@ -84,25 +121,139 @@ class UpdateService:
         if not trusted:
             require_self(caller, request.user_id)
         found = self._directory.known(board) or await self._directory.find(board)
-        rules = found.layout.rules
-        stated = request.stated_points
-        points = points_of(request.action_id, stated, rules, self._catalogue, trusted=trusted)
+        action = self._action_of(request, found, request_id, trusted=trusted)
         quota = None
-        action = Action(
+        if self._limiter is not None:
+            quota = await _take(self._limiter, caller, trusted=trusted)
+        return await self._count(found.name, action), quota
+
+    async def apply_to_boards(
+        self, caller: Caller, request: UpdateRequest, request_id: str, *, trusted: bool
+    ) -> tuple[Outcome, Quota | None]:
+        """Apply an action to each of the boards that it names; it counts once for the quota.
+
+        Raises, before it is sent to any board, what ``apply`` raises then.
+        """
+        if not trusted:
+            require_self(caller, request.user_id)
+        planned = await self._plan(request, None, request_id, trusted=trusted)
+        quota = None
+        if self._limiter is not None:
+            quota = await _take(self._limiter, caller, trusted=trusted)
+        return await self._count_on_boards(planned), quota
+
+    async def apply_each(
+        self, caller: Caller, items: Sequence[UpdateItem | ScoreboardError], request_id: str
+    ) -> tuple[list[Outcome | ScoreboardError], Quota | None]:
+        """Apply the actions of a trusted caller, all at once; return what happened to each.
+
+        An item that could not be parsed is its error. Actions that are equal are applied in order.
+        Raises what the limiter raises if it cannot count.
+        """
+        results: list[Outcome | ScoreboardError] = []
+        planned: dict[int, list[_Planned]] = {}
+        for number, item in enumerate(items):
+            found = await self._plan_item(item, request_id)
+            if isinstance(found, ScoreboardError):
+                UPDATES["refused"] += 1
+                results.append(found)
+            else:
+                planned[number] = found
+                results.append(OutcomeUnknown())  # replaced below
+        quota = None
+        if self._limiter is not None and planned:
+            granted, quota, refusal = await self._limiter.take_some(caller, len(planned))
+            if refusal is not None:
+                for number in list(planned)[granted:]:
+                    UPDATES["rate_limited"] += 1
+                    results[number] = refusal
+                    del planned[number]
+        chains: dict[tuple[str, str], list[int]] = {}
+        for number, one in planned.items():
+            action = one[0].action
+            chains.setdefault((action.user_id, action.action_id), []).append(number)
+
+        async def count_in_order(numbers: Iterable[int]) -> None:
+            for number in numbers:
+                results[number] = await self._count_on_boards(planned[number])
+
+        await asyncio.gather(*map(count_in_order, chains.values()))
+        return results, quota
+
+    def _action_of(
+        self, request: UpdateRequest, board: Board, request_id: str, *, trusted: bool
+    ) -> Action:
+        """Return the action of a request as a board counts it."""
+        rules, stated = board.layout.rules, request.stated_points
+        points = points_of(request.action_id, stated, rules, self._catalogue, trusted=trusted)
+        return Action(
             request.user_id, request.action_id, points, stated is not None, request_id, rules
         )
+
+    async def _plan(
+        self, request: UpdateRequest, board: str | None, request_id: str, *, trusted: bool
+    ) -> list[_Planned]:
+        """Return the action of a request for each of its boards."""
+        names = [board] if request.boards is UNSET else request.boards
+        boards = [self._directory.known(name) or await self._directory.find(name) for name in names]
+        return [
+            _Planned(found.name, self._action_of(request, found, request_id, trusted=trusted))
+            for found in boards
+        ]
+
+    async def _plan_item(
+        self, item: UpdateItem | ScoreboardError, request_id: str
+    ) -> list[_Planned] | ScoreboardError:
+        if isinstance(item, ScoreboardError):
+            return item
         try:
-            if self._limiter is not None:
-                quota = await self._limiter.take(caller, trusted=trusted)
-            receipt = await self._dispatcher.submit(found.name, action)
+            return await self._plan(
+                item, None if item.board is UNSET else item.board, request_id, trusted=True
+            )
+        except ScoreboardError as error:
+            return error
+
+    async def _count(self, board: str, action: Action) -> Receipt:
+        """Send an action to a board; return the permanent answer."""
+        try:
+            receipt = await self._dispatcher.submit(board, action)
             if self._commits is not None:
-                receipt = await self._commits.confirm(found.name, action, receipt)
+                receipt = await self._commits.confirm(board, action, receipt)
         except BaseException as error:  # also the cancellation at the time limit
             if isinstance(error, Uninitialised):
-                self._directory.forget(found.name)  # possibly it was deleted
-            UPDATES[next(word for kind, word in _OUTCOMES if isinstance(error, kind))] += 1
+                self._directory.forget(board)  # possibly it was deleted
+            _count_failure(error)
             raise
         finally:
-            self._note_update(found.name)
+            self._note_update(board)
         UPDATES["replayed" if receipt.replayed else "applied"] += 1
-        return receipt, quota
+        return receipt
+
+    async def _count_on_boards(self, planned: Sequence[_Planned]) -> Outcome:
+        """Send an action to all its boards in one turn of the event loop, so in one write."""
+        outcome = Outcome({}, {})
+        found = await asyncio.gather(*map(self._try_to_count, planned))
+        for one, result in zip(planned, found, strict=True):
+            if isinstance(result, Receipt):
+                outcome.receipts[one.board] = result
+            else:
+                outcome.errors[one.board] = result
+        return outcome
+
+    async def _try_to_count(self, planned: _Planned) -> Receipt | ScoreboardError:
+        try:
+            return await self._count(planned.board, planned.action)
+        except ScoreboardError as error:
+            return error
+
+
+async def _take(limiter: RateLimiter, caller: Caller, *, trusted: bool) -> Quota | None:
+    try:
+        return await limiter.take(caller, trusted=trusted)
+    except BaseException as error:
+        _count_failure(error)
+        raise
+
+
+def _count_failure(error: BaseException) -> None:
+    UPDATES[next(word for kind, word in _OUTCOMES if isinstance(error, kind))] += 1

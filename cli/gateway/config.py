@@ -21,6 +21,7 @@ from msgspec import Struct
 from cli.gateway.keys import PLAYERS, KeyRow, secret_of
 from cli.gateway.kong_yaml import Entity, parse
 from scoreboard.errors import OperatorMistake, SettingInvalid
+from scoreboard.model import BULK_MAX
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.security.key_set import ALGORITHMS
 
@@ -280,8 +281,15 @@ def _configure_plugin(
                 config["minute"] = options.trusted_updates_per_minute or UNLIMITED
             elif route_name == "scores-update":
                 config["minute"] = options.updates_per_minute
+            elif route_name == "scores-updates":
+                config["minute"] = _bulks_per_minute(options.trusted_updates_per_minute)
         case _:
             pass
+
+
+def _bulks_per_minute(updates_per_minute: int) -> int:
+    """Return the limit of bulk requests by that of updates, 0 for none: Kong counts requests."""
+    return max(1, updates_per_minute // BULK_MAX) if updates_per_minute else UNLIMITED
 
 
 def _cors(origins: Iterable[str]) -> Entity:

@@ -52,6 +52,15 @@ def require_updater(caller: Caller) -> bool:
     return False
 
 
+def require_bulk_updater(caller: Caller) -> None:
+    """Check that a caller may send many updates in one request.
+
+    Raises Forbidden.
+    """
+    if not caller.has(UPDATE_ANY):
+        raise Forbidden(f"The token needs the scope {UPDATE_ANY}", scope=UPDATE_ANY)
+
+
 def require_self(caller: Caller, user_id: str) -> None:
     """Check that a caller updates their own score.
 

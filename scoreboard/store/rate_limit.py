@@ -1,9 +1,9 @@
 """Sliding-window counters of calls, one list per caller (lua/rate_limit.lua)."""
 
-from typing import Annotated, Final
+from typing import Final
 
 import redis.asyncio as aioredis
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from scoreboard.model import Count
 from scoreboard.store.keys import limit_key
@@ -16,19 +16,19 @@ _RATE_LIMIT: Final = Script.load("rate_limit")
 class CallWindow(Struct, frozen=True, array_like=True):
     """The calls of one caller after an attempt."""
 
-    is_counted: Annotated[int, Meta(ge=0, le=1)]
-    """1 if the call was within the limit."""
+    counted: Count
+    """Number of calls that were within the limit."""
     remaining: Count
     reset_ms: Count
     """Time until the oldest call leaves the window."""
 
 
-async def count_call(
-    client: aioredis.Redis, kind: str, caller: str, *, per_minute: int
+async def count_calls(
+    client: aioredis.Redis, kind: str, caller: str, count: int, *, per_minute: int
 ) -> CallWindow:
-    """Count one call of a caller, if fewer than ``per_minute`` lie in the last minute.
+    """Count calls of a caller, as many as ``per_minute`` allows in the last minute.
 
     Raises RedisUnavailable, ScriptFailed.
     """
     key = limit_key(kind, caller, per_minute)
-    return await call(client, _RATE_LIMIT, [key], [per_minute, WINDOW_S], CallWindow)
+    return await call(client, _RATE_LIMIT, [key], [per_minute, WINDOW_S, count], CallWindow)

@@ -50,6 +50,7 @@ def resolved(answer: dict[str, Any]) -> dict[str, Any]:
 def test_every_endpoint_is_documented() -> None:
     assert {(method, path) for method, path, _ in operations()} == {
         ("post", "/api/scores/update"),
+        ("post", "/api/scores/updates"),
         ("get", "/api/scores/users"),
         ("get", "/api/scores/me"),
         ("get", "/api/scores/rank"),
@@ -87,7 +88,13 @@ def test_every_operation_documents_the_errors_of_any_request() -> None:
         assert everywhere <= operation["responses"].keys()
 
 
-@pytest.mark.parametrize("operation_id", ["updateScore", "readLeaderboard", "readStanding"])
+@pytest.mark.parametrize(
+    "operation_id",
+    [
+        *("updateScore", "updateScores", "readLeaderboard", "readStanding", "readStandings"),
+        *("readOwnStanding", "readRankOfScore", "readCutoff", "readHistory"),
+    ],
+)
 def test_an_operation_that_requires_a_token_documents_it(operation_id: str) -> None:
     [operation] = [one for _, _, one in operations() if one["operationId"] == operation_id]
     assert any("bearer" in way for way in operation["security"])

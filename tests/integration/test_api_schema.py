@@ -42,8 +42,10 @@ def test_the_api_conforms_to_its_openapi_document(api: ApiProcess, make_token: M
     )
     def explore(case: Any) -> None:
         seen.add(case.operation.label)
+        if isinstance(case.body, dict) and "boards" in case.body:
+            case.query.pop("board", None)  # they exclude each other, which a schema cannot say
         # Checks statuses, media types, headers and bodies, and that there is no 5xx.
         case.call_and_validate(base_url=api.url, headers=headers, timeout=30)
 
     explore()
-    assert len(seen) == 12
+    assert len(seen) == 13

@@ -32,6 +32,7 @@ OPTIONS = GatewayOptions(
 )
 UPDATE, BOARD, USERS = "scores-update", "scores-leaderboard", "scores-users"
 BOARDS = "boards"
+BULK = "scores-updates"
 EVENTS, SOCKET, PAGE = "scores-stream", "ws-scoreboard", "page"
 
 Entity = dict[str, Any]
@@ -74,7 +75,7 @@ def every_plugin(document: Entity) -> Iterator[Entity]:
 # Plugins of the routes --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("route", [UPDATE, BOARD, USERS, BOARDS, EVENTS, SOCKET])
+@pytest.mark.parametrize("route", [UPDATE, BULK, BOARD, USERS, BOARDS, EVENTS, SOCKET])
 def test_a_route_that_requires_a_token_has_jwt_authz_and_a_limit(
     rendered: Entity, route: str
 ) -> None:
@@ -82,8 +83,10 @@ def test_a_route_that_requires_a_token_has_jwt_authz_and_a_limit(
     assert {"jwt", "scoreboard-authz", "rate-limiting"} <= set(plugins)
     assert plugins["rate-limiting"]["limit_by"] == "credential"
     scopes = plugins["scoreboard-authz"]["scopes"]
-    expected = ["update:score", "update:score:any"] if route == UPDATE else ["read:leaderboard"]
-    assert scopes == expected
+    assert scopes == {
+        UPDATE: ["update:score", "update:score:any"],
+        BULK: ["update:score:any"],
+    }.get(route, ["read:leaderboard"])
     assert plugins["scoreboard-authz"]["issuer"] == "https://issuer.example/"
     assert plugins["scoreboard-authz"]["audiences"] == ["scoreboard"]
 
@@ -106,6 +109,18 @@ def test_game_servers_have_their_own_limit_on_the_same_route(rendered: Entity) -
     authz = configs(rendered, UPDATE)["scoreboard-authz"]
     assert authz["trusted_consumer"] in {c["username"] for c in rendered["consumers"]}
     assert authz["trusted_scope"] == "update:score:any"
+
+
+@pytest.mark.parametrize(
+    ("updates", "requests"), [(6000, 60), (99, 1), (250, 2), (0, kong_config.UNLIMITED)]
+)
+def test_a_bulk_request_counts_as_a_hundred_updates(
+    rows: tuple[KeyRow, ...], updates: int, requests: int
+) -> None:
+    options = msgspec.structs.replace(OPTIONS, trusted_updates_per_minute=updates)
+    limit = configs(yaml.safe_load(render(TEMPLATE, rows, options)), BULK)["rate-limiting"]
+    assert (limit["minute"], limit["limit_by"]) == (requests, "credential")
+    assert (limit["sync_rate"], limit["fault_tolerant"]) == (-1, False)
 
 
 def test_unlimited_game_servers_have_an_entry(rows: tuple[KeyRow, ...]) -> None:
@@ -166,7 +181,7 @@ def test_limits_are_by_address_only_on_routes_without_a_token(
 
 def test_jwt_reads_tokens_only_from_authorization(rendered: Entity) -> None:
     found = [p["config"] for p in every_plugin(rendered) if p["name"] == "jwt"]
-    assert len(found) == 6
+    assert len(found) == 7
     for config in found:
         assert config["header_names"] == ["authorization"]
         assert (config["uri_param_names"], config["cookie_names"]) == ([], [])
@@ -195,15 +210,19 @@ def test_without_origins_the_gateway_does_not_check_origins(rows: tuple[KeyRow, 
     assert "scoreboard-intake" not in configs(document, EVENTS)
 
 
-def test_only_update_bodies_are_limited_to_four_kilobytes(rendered: Entity) -> None:
+def test_bodies_of_updates_are_limited_to_what_the_api_accepts(rendered: Entity) -> None:
+    sizes = {UPDATE: 4, BULK: 16}
     for route in routes(rendered):
         config = configs(rendered, route).get("request-size-limiting")
-        assert (config is not None) is (route == UPDATE)
-    assert configs(rendered, UPDATE)["request-size-limiting"] == {
-        "allowed_payload_size": 4,
-        "size_unit": "kilobytes",
-        "require_content_length": False,
-    }
+        assert (config is not None) is (route in sizes)
+    for route, size in sizes.items():
+        assert configs(rendered, route)["request-size-limiting"] == {
+            "allowed_payload_size": size,
+            "size_unit": "kilobytes",
+            "require_content_length": False,
+        }
+    body_bytes = Settings.__struct_defaults__[_position("body_bytes")]
+    assert sizes[BULK] * 1024 == body_bytes
 
 
 def test_the_configurations_match_the_schemas_of_the_plugins(
@@ -245,12 +264,17 @@ TABLE = [
     ("GET", "/api/scores/users/auth0|64f1", USERS),
     ("GET", "/api/boards", BOARDS),
     ("GET", "/api/boards/a.b_c-9", BOARDS),
+    ("POST", "/api/scores/updates", BULK),
     ("GET", "/api/scores/users", USERS),
     ("GET", "/api/scores/me", USERS),
     ("HEAD", "/api/scores/me", USERS),
     ("GET", "/api/scores/rank", USERS),
     ("GET", "/api/scores/cutoff", USERS),
+    ("GET", "/api/scores/users/alice/history", USERS),
     ("GET", "/api/scores/users/auth0|64f1/history", USERS),
+    ("GET", "/api/scores/leaderboard", BOARD),
+    ("GET", "/api/scores/users/alice", USERS),
+    ("GET", "/api/scores/users/auth0|64f1", USERS),
     ("GET", "/api/scores/stream", EVENTS),
     ("GET", "/ws/scoreboard", SOCKET),
     ("GET", "/", PAGE),
@@ -313,7 +337,11 @@ def test_every_file_of_the_page_is_reachable(rendered: Entity, file: str) -> Non
         ("HEAD", "/api/scores/stream"),
         ("HEAD", "/ws/scoreboard"),
         ("TRACE", "/"),
-        ("POST", "/api/scores/updates"),
+        ("GET", "/api/scores/updates"),
+        ("POST", "/api/scores/updates/"),
+        ("POST", "/api/scores/users"),
+        ("GET", "/api/scores/rank/"),
+        ("GET", "/api/scores/mex"),
         ("POST", "/api/scores/update/"),
         ("POST", "/x/api/scores/update"),
         ("GET", "/api/scores/leaderboard/metrics"),
@@ -321,8 +349,6 @@ def test_every_file_of_the_page_is_reachable(rendered: Entity, file: str) -> Non
         ("GET", "/api/boards/"),
         ("GET", "/api/boards/weekly/scores"),
         ("GET", "/api/scores/usersx"),
-        ("POST", "/api/scores/users"),
-        ("GET", "/api/scores/rank/"),
         ("GET", "/ws/scoreboard/health"),
         ("GET", "/anything"),
         ("GET", "/docsx"),
@@ -337,7 +363,7 @@ def test_other_paths_and_methods_have_no_route(rendered: Entity, method: str, pa
 def test_services_and_routes_have_unique_names(rendered: Entity) -> None:
     names = [s["name"] for s in rendered["services"]] + list(routes(rendered))
     assert len(names) == len(set(names))
-    assert sum(len(s["routes"]) for s in rendered["services"]) == len(routes(rendered)) == 7
+    assert sum(len(s["routes"]) for s in rendered["services"]) == len(routes(rendered)) == 8
 
 
 def test_routes_do_not_change_paths_and_hosts(rendered: Entity) -> None:
@@ -417,7 +443,7 @@ def test_metrics_have_no_consumers(rendered: Entity) -> None:
 
 def test_all_limits_use_the_same_redis_for_counters(rendered: Entity) -> None:
     found = [p["config"]["redis"] for p in every_plugin(rendered) if p["name"] == "rate-limiting"]
-    assert len(found) == 8
+    assert len(found) == 9
     assert all(redis == found[0] for redis in found)  # Kong's pools ignore users
     assert found[0] == {
         "host": "valkey-counters",

@@ -7,8 +7,8 @@ from tests.support.clients.scripts import Scripts
 TIMES = "sb:limit:LIMITER/user/alice/3/1/minute"
 
 
-def call(scripts: Scripts, limit: int = 3, window: int = 60) -> list[int]:
-    return scripts.run("rate_limit", [TIMES], limit, window)
+def call(scripts: Scripts, limit: int = 3, window: int = 60, count: int = 1) -> list[int]:
+    return scripts.run("rate_limit", [TIMES], limit, window, count)
 
 
 def age(scripts: Scripts, seconds: float) -> None:
@@ -49,8 +49,29 @@ def test_the_remaining_calls_are_exact_for_every_limit(scripts: Scripts, limit: 
     assert call(scripts, limit)[:2] == [0, 0]
 
 
-@pytest.mark.parametrize("arguments", [("0", "60"), ("x", "60"), ("3", "0"), ("3", "x")])
-def test_invalid_arguments_are_refused(scripts: Scripts, arguments: tuple[str, str]) -> None:
+def test_calls_are_counted_as_far_as_the_limit_allows(scripts: Scripts) -> None:
+    assert call(scripts, 10, count=4)[:2] == [4, 6]
+    age(scripts, 50)
+    counted, left, reset_ms = call(scripts, 10, count=100)
+    assert (counted, left) == (6, 0)
+    assert 9_000 < reset_ms <= 10_000
+    assert call(scripts, 10, count=1)[:2] == [0, 0]
+    assert scripts.client.llen(TIMES) == 10
+
+    age(scripts, 11)
+
+    assert call(scripts, 10, count=3)[:2] == [3, 1]
+    assert call(scripts, 10, count=3)[:2] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(("0", "60", "1"), ("x", "60", "1"), ("3", "0", "1"), ("3", "x", "1"), ("3", "60")),
+        *(("3", "60", "0"), ("3", "60", "x"), ("3", "60", "-1")),
+    ],
+)
+def test_invalid_arguments_are_refused(scripts: Scripts, arguments: tuple[str, ...]) -> None:
     refused = scripts.refuses("rate_limit", [TIMES], *arguments)
 
     assert refused.startswith("BADARG")
