@@ -6,7 +6,7 @@ import httpx
 import pytest
 import redis
 
-from scoreboard.model import SCORE_MAX, Board, Layout, Partition
+from scoreboard.model import SCORE_MAX, Board, Layout, Partition, Rules
 from scoreboard.store.keys import PartitionKeys
 from tests.support.servers.api import (
     LEADERBOARD_PATH,
@@ -108,6 +108,27 @@ async def test_a_request_that_is_refused_beforehand_reaches_no_board(
         )
         assert (answer.status_code, answer.json()["type"]) == (status, f"/docs/problems/{code}")
         assert keys_of(redis_url) == before
+
+
+async def test_points_are_checked_by_the_rules_of_each_board_before_any_gets_the_action(
+    start_api: StartApi, redis_url: str
+) -> None:
+    golf = Board("golf", Layout(rules=Rules("best", "lowest", 18, 200, "nobody", "stated")))
+    client = await start_api(open=(Board(), golf))
+    await list_boards(redis_url, Board(), golf)
+    server = client.bearer("server", "update:score:any")
+    boards = ["main", "golf"]
+    before = keys_of(redis_url)
+    refused = await client.update("alice", "x:1", headers=server, boards=boards)
+    assert (refused.status_code, "golf" in refused.text or "points" in refused.text) == (422, True)
+    assert keys_of(redis_url) == before
+    counted = await client.update("alice", "x:1", headers=server, points=72, boards=boards)
+    assert counted.json()["scores"] == {board: {"score": 72, "replayed": False} for board in boards}
+    better = await client.update("alice", "x:2", headers=server, points=70, boards=boards)
+    assert {board: one["score"] for board, one in better.json()["scores"].items()} == {
+        "main": 142,
+        "golf": 70,
+    }
 
 
 async def test_a_board_in_the_query_and_boards_in_the_body_exclude_each_other(
