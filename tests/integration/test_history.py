@@ -15,7 +15,7 @@ from scoreboard.runtime import resources
 from tests.support.data.ledger import Counted, write_history
 from tests.support.eventually import eventually_async
 from tests.support.fakes.proxy import MakeProxy, Proxy
-from tests.support.servers.api import ApiClient, StartApi
+from tests.support.servers.api import ApiClient, StartApi, list_boards
 
 PATH = "/api/scores/users/alice/history"
 
@@ -155,9 +155,10 @@ async def test_a_history_is_read_by_its_user_or_a_game_server(
     ],
 )
 async def test_parameters_of_a_history_are_checked(
-    start_api: StartApi, database_url: str, query: str, status: int
+    start_api: StartApi, redis_url: str, database_url: str, query: str, status: int
 ) -> None:
     client = await start_api(database_url=database_url)
+    await list_boards(redis_url, Board())
     answer = await client.get(f"{PATH}?{query}", headers=client.bearer())
     assert answer.status_code == status, answer.text
 

@@ -25,11 +25,23 @@ from scoreboard.model import (
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.store.dispatcher import Dispatcher
 from scoreboard.store.keys import PartitionKeys
-from tests.support.servers.api import LEADERBOARD_PATH, ApiClient, StartApi, open_boards
+from tests.support.servers.api import (
+    LEADERBOARD_PATH,
+    ApiClient,
+    StartApi,
+    list_boards,
+    open_boards,
+)
 
 USERS = "/api/scores/users"
 SERVER = "update:score:any"
 LEGAL = string.ascii_letters + string.digits + "._|:@-"
+
+
+@pytest.fixture
+async def listed(redis_url: str) -> None:
+    """Write the list of boards, without which no board is unknown."""
+    await list_boards(redis_url, Board())
 
 
 async def fill(client: ApiClient, scores: dict[str, int], board: str | None = None) -> None:
@@ -321,6 +333,7 @@ async def test_a_board_that_ranks_the_lowest_score_first_has_the_same_reads(
         ("/api/scores/me", "ids=a", 400, "ids"),
     ],
 )
+@pytest.mark.usefixtures("listed")
 async def test_invalid_parameters_are_named(
     start_api: StartApi, path: str, query: str, status: int, named: str
 ) -> None:
