@@ -17,7 +17,7 @@ COMPLETE: Final = "_SCOREBOARD_COMPLETE"
 """The environment variable by which a shell requests completion."""
 
 SECTIONS: Final[Mapping[str, Sequence[str]]] = {
-    "Run": ("up", "status", "simulate", "token"),
+    "Run": ("up", "status", "simulate", "token", "proof"),
     "Boards and users": ("board", "user", "action", "export"),
     "Load tests": ("bench", "lua"),
     "Recovery": ("verify", "repair", "reseed", "dead", "backup", "audit"),

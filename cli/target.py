@@ -29,7 +29,7 @@ from scoreboard.runtime import settings as settings_module
 from scoreboard.runtime.connection_urls import redact_url
 from scoreboard.runtime.settings import UNPREFIXED, Settings
 from scoreboard.security.credentials import refresh_secrets
-from scoreboard.security.tokens import LocalIssuer
+from scoreboard.security.tokens import LocalIssuer, LocalProver
 from scoreboard.store.client import make_client
 from scoreboard.store.store import Store
 
@@ -204,6 +204,14 @@ def load_issuer(data_dir: Path) -> LocalIssuer:
     Raises OperatorMistake if there is none.
     """
     return LocalIssuer.load(data_dir / ISSUER_DIR)
+
+
+def load_prover(data_dir: Path) -> LocalProver:
+    """Load the key of a data folder that signs proofs.
+
+    Raises OperatorMistake if there is none.
+    """
+    return LocalProver.load(data_dir / ISSUER_DIR)
 
 
 def _find_environment(data_dir: Path, needs: Sequence[str]) -> tuple[dict[str, str], str]:

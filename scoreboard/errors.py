@@ -8,6 +8,8 @@ ScoreboardError
 │   │   └── ScoreOutOfRange     the score would leave its bounds
 │   ├── Unauthenticated       no token, or an invalid one
 │   ├── Forbidden             the token does not allow this
+│   │   ├── ProofRequired       the kind of action needs a proof of a game server
+│   │   └── ProofInvalid        the proof is not of this action, or not of a game server
 │   ├── NotFound
 │   │   ├── UnknownUser         the user has no score on the board
 │   │   └── UnknownBoard
@@ -34,7 +36,7 @@ ScoreboardError
 │   ├── OutcomeUnknown        sent, but no reply: repeat with the same actionId
 │   ├── Outdated              the cached state of a partition has changed: read it again
 │   ├── DatabaseUnavailable
-│   ├── KeysUnavailable       the issuer's key set could not be read
+│   ├── KeysUnavailable       a key set, of tokens or of proofs, could not be read
 │   ├── SecretsUnavailable    a secret was never read successfully
 │   │   └── SecretInvalid     its document is not a login
 │   └── WaitTimeout           a command timed out while waiting
@@ -115,6 +117,21 @@ class Forbidden(ClientError):
         """``scope`` is the missing scope, if one scope would suffice."""
         super().__init__(detail)
         self.scope = scope
+
+
+class ProofRequired(Forbidden):
+    code = "proof-required"
+    title = "Actions of this kind need a proof"
+
+
+class ProofInvalid(Forbidden):
+    code = "proof-invalid"
+    title = "The proof is invalid"
+
+    def __init__(self, detail: str = "", *, reason: str = "malformed") -> None:
+        """``reason`` is from a closed set, for the metric and the audit log."""
+        super().__init__(detail)
+        self.reason = reason
 
 
 class NotFound(ClientError):
@@ -268,7 +285,7 @@ class DatabaseUnavailable(Unavailable):
 
 class KeysUnavailable(Unavailable):
     code = "keys-unavailable"
-    title = "Tokens cannot be verified at the moment"
+    title = "Signatures cannot be verified at the moment"
     retry_after_s = 5
 
 

@@ -95,6 +95,12 @@ DEFAULT_BOARD: Final = "main"
 BOARDS_KEPT_MAX: Final = 10_000
 """Maximum boards of which a process keeps something in memory, unless it serves all."""
 
+ACTION_BOARDS_MAX: Final = 8
+"""Maximum boards that one action counts on."""
+
+SCOPE_PATTERN: Final = r"^[A-Za-z0-9._:/-]{1,64}$"
+"""The form of a scope that a kind of action can require."""
+
 _ID = re.compile(ID_PATTERN[:-1] + r"\Z")
 _LAYOUT = re.compile(r"(\d{1,10}):(\d{1,10}):(\d{1,10})(?::(\S{1,100}))?", re.ASCII)
 _RULES = re.compile(r"([a-z]+):([a-z]+):(\d{1,10}):(\d{1,10}):([a-z]+):([a-z]+)", re.ASCII)
@@ -231,6 +237,20 @@ class Board(Struct, frozen=True):
     layout: Layout = Layout()
     is_public: bool = True
     state: BoardState = "open"
+
+
+class ActionKind(Struct, frozen=True):
+    """A kind of action in the catalogue, as an update needs it.
+
+    ``points`` is 0 for a disabled kind. ``scope``: the caller's token must have it; empty: none.
+    ``boards``: where the action counts if the request names no board; empty: the default board.
+    ``needs_proof``: the action counts only with a proof of a game server.
+    """
+
+    points: int
+    scope: str = ""
+    boards: tuple[str, ...] = ()
+    needs_proof: bool = False
 
 
 class Partition(Struct, frozen=True):

@@ -28,9 +28,9 @@ from scoreboard.broadcast.messages import WS_PATH
 from scoreboard.errors import OperatorMistake
 from scoreboard.runtime import settings as settings_module
 from scoreboard.runtime.settings import Settings, describe, service_links
-from scoreboard.security.tokens import LocalIssuer
+from scoreboard.security.tokens import LocalIssuer, LocalProver
 
-FILES: Final = ("SCOREBOARD_JWKS_FILE",)
+FILES: Final = ("SCOREBOARD_JWKS_FILE", "SCOREBOARD_PROOF_JWKS_FILE")
 SECRET_FILES: Final = ("SCOREBOARD_REDIS_SECRET", "SCOREBOARD_DATABASE_SECRET")
 
 
@@ -187,6 +187,9 @@ class Plan:
         issuer = LocalIssuer.create(options.data_dir / ISSUER_DIR, issuer=name)
         environment["SCOREBOARD_JWKS_FILE"] = str(issuer.jwks_file.absolute())
         environment["SCOREBOARD_ISSUER"] = issuer.issuer
+        if not given.proof_jwks_url and not given.proof_jwks_file:
+            prover = LocalProver.create(options.data_dir / ISSUER_DIR)
+            environment["SCOREBOARD_PROOF_JWKS_FILE"] = str(prover.jwks_file.absolute())
 
 
 def _is_embedded() -> bool:

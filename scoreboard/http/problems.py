@@ -30,6 +30,8 @@ from scoreboard.errors import (
     NotFound,
     OutcomeUnknown,
     Overloaded,
+    ProofInvalid,
+    ProofRequired,
     RateLimited,
     RedisUnavailable,
     ScoreboardError,
@@ -98,6 +100,16 @@ PROBLEM_TYPES: Final[Mapping[type[ScoreboardError], ProblemType]] = {
         403,
         "The token is valid, but does not allow this request: it lacks the scope that "
         "`WWW-Authenticate` names, or `userId` is another user.",
+    ),
+    ProofRequired: ProblemType(
+        403,
+        "Only game servers award points for actions of this kind. Get a proof of the action from "
+        "the game server and send it as `proof`.",
+    ),
+    ProofInvalid: ProblemType(
+        403,
+        "Nothing was changed. `detail` says what is wrong with the proof. Get a new one from the "
+        "game server, for the same `actionId`.",
     ),
     ForeignOrigin: ProblemType(
         403,
@@ -176,7 +188,9 @@ PROBLEM_TYPES: Final[Mapping[type[ScoreboardError], ProblemType]] = {
         "**with the same `actionId`**: it is applied once, and the response contains the score.",
     ),
     KeysUnavailable: ProblemType(
-        503, "The issuer's keys cannot be read at the moment. Send the request again later."
+        503,
+        "The keys that verify tokens or proofs cannot be read at the moment. Send the request "
+        "again later.",
     ),
     InternalError: ProblemType(500, "Internal error. Report the `request_id` to the operator."),
     VersionUnsupported: ProblemType(505, "Use HTTP/1.1."),

@@ -14,6 +14,7 @@ import structlog
 from scoreboard.errors import (
     Forbidden,
     ForeignOrigin,
+    ProofInvalid,
     RateLimited,
     ScoreboardError,
     Unauthenticated,
@@ -81,6 +82,7 @@ ACTIONS: Final[dict[str, EventClass]] = {
     "secret discard": _SECRET,
     "session end": EventClass("session", ("end",)),
     "token issue": EventClass("iam", ("creation",)),
+    "proof sign": EventClass("iam", ("creation",)),
     # Processes
     "service start": EventClass("configuration", ("info",)),
     "gateway configure": _CONFIGURED,
@@ -121,7 +123,7 @@ def audit_refusal(error: ScoreboardError, **fields: Any) -> None:  # noqa: ANN40
 
 def refusal_reason(error: ScoreboardError) -> str:
     """Return why a request was refused."""
-    return error.reason if isinstance(error, Unauthenticated) else error.detail
+    return error.reason if isinstance(error, Unauthenticated | ProofInvalid) else error.detail
 
 
 def configure_audit(settings: Settings) -> None:

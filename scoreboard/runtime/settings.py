@@ -162,6 +162,15 @@ class Settings(Struct, frozen=True, kw_only=True):
         PositiveInt,
         _description("Verified tokens that a process remembers, about 300 bytes each"),
     ] = 100_000
+    proof_jwks_url: Annotated[
+        str,
+        _description("URL of the key set of game servers that sign proofs of actions; empty: none"),
+    ] = ""
+    proof_jwks_file: Annotated[str, _description("File with the same key set")] = ""
+    proof_life_s: Annotated[
+        Annotated[int, Meta(ge=1, le=600)],
+        _description("Longest time from now until a proof's exp, besides the clock skew"),
+    ] = 600
     sign_in_issuer: Annotated[
         str, _description("Issuer with which the page signs players in; empty: no sign-in")
     ] = ""

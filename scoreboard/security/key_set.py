@@ -1,14 +1,16 @@
-"""The issuer's public keys: reads a JWK set from a file or a URL, and caches the last valid one.
+"""Public keys: reads a JWK set from a file or a URL, and caches the last valid one.
 
-Invariants: only RS256 and ES256 keys are used; an unusable key does not affect the others; a set
-without usable keys never replaces a valid one; a set is cached for at most 24 h; at most one fetch
-is in progress, tokens with unknown keys cause at most one per 30 s, and few callers wait for it.
+One set has the keys of the tokens' issuer, another one those of the game servers that sign proofs.
+Invariants: only keys of the allowed algorithms are used; an unusable key does not affect the
+others; a set without usable keys never replaces a valid one; a set is cached for at most 24 h; at
+most one fetch is in progress, tokens with unknown keys cause at most one per 30 s, and few callers
+wait for it.
 """
 
 import asyncio
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
@@ -25,7 +27,24 @@ from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
 
 ALGORITHMS: Final = ("RS256", "ES256")
-"""Allowed signature algorithms; never ``none`` or a shared secret, whatever the key set says."""
+"""Algorithms of tokens; never ``none`` or a shared secret, whatever the key set says."""
+
+PROOF_ALGORITHMS: Final = (*ALGORITHMS, "EdDSA")
+"""Algorithms of proofs, which the gateway does not have to verify; EdDSA with Ed25519."""
+
+_BY_TYPE: Final[Mapping[tuple[str, str], str]] = {
+    ("RSA", ""): "RS256",
+    ("EC", "P-256"): "ES256",
+    ("OKP", "Ed25519"): "EdDSA",
+}
+"""The algorithm of each type of key and curve."""
+
+_MEMBERS: Final[Mapping[str, tuple[str, ...]]] = {
+    "RSA": ("kty", "n", "e"),
+    "EC": ("kty", "crv", "x", "y"),
+    "OKP": ("kty", "crv", "x"),
+}
+"""The public parameters of a key of each type."""
 
 RSA_BITS_MIN: Final = 2048
 RSA_BITS_MAX: Final = 16_384
@@ -87,8 +106,7 @@ class _Jwk(Struct, frozen=True):
     @property
     def material(self) -> tuple[tuple[str, str], ...]:
         """The public parameters of the key's type."""
-        names = ("kty", "n", "e") if self.kty == "RSA" else ("kty", "crv", "x", "y")
-        return tuple((name, getattr(self, name)) for name in names)
+        return tuple((name, getattr(self, name)) for name in _MEMBERS[self.kty])
 
 
 class _Document(Struct, frozen=True):
@@ -104,7 +122,7 @@ class KeySet(Struct, frozen=True):
     """Why keys are ignored; one message each."""
 
 
-def read_key_set(document: bytes) -> KeySet:
+def read_key_set(document: bytes, algorithms: Collection[str] = ALGORITHMS) -> KeySet:
     """Parse a JWK set; unusable keys are ignored individually (RFC 7517, section 5).
 
     Keys of other types, algorithms or uses are not faults. Two different keys with the same kid are
@@ -120,7 +138,7 @@ def read_key_set(document: bytes) -> KeySet:
     faults: list[str] = []
     for number, raw in enumerate(entries, 1):
         try:
-            found = _read_key(raw)
+            found = _read_key(raw, algorithms)
         except (jwt.PyJWTError, ValueError, RecursionError) as error:
             faults.append(f"key {number}: {error}")
             continue
@@ -133,7 +151,7 @@ def read_key_set(document: bytes) -> KeySet:
         del keys[kid]
         faults.append(f"two keys have the kid {kid[:SHOWN_LENGTH]!r}")
     if not keys:
-        raise ValueError("the key set has no RS256 or ES256 key with a kid")
+        raise ValueError(f"the key set has no {' or '.join(algorithms)} key with a kid")
     more = [f"and {len(faults) - FAULTS_SHOWN} more"] if len(faults) > FAULTS_SHOWN else []
     return KeySet(keys, (*(text[:SHOWN_LENGTH] for text in faults[:FAULTS_SHOWN]), *more))
 
@@ -146,15 +164,15 @@ def parse_keys(document: bytes) -> Keys:
     return read_key_set(document).keys
 
 
-def _read_key(raw: msgspec.Raw) -> tuple[str, Key] | None:
+def _read_key(raw: msgspec.Raw, algorithms: Collection[str]) -> tuple[str, Key] | None:
     """Parse a key and its kid; return None for a key of another type, algorithm or use.
 
     Raises ValueError or PyJWTError for an invalid key.
     """
     jwk = msgspec.json.decode(raw, type=_Jwk)
-    algorithm = {("RSA", ""): "RS256", ("EC", "P-256"): "ES256"}.get((jwk.kty, jwk.crv))
+    algorithm = _BY_TYPE.get((jwk.kty, jwk.crv))
     if (
-        algorithm is None
+        algorithm not in algorithms
         or jwk.alg not in {None, algorithm}
         or jwk.use != "sig"
         or "verify" not in jwk.key_ops
@@ -248,7 +266,7 @@ class UrlSource:
 
 
 def make_source(settings: Settings) -> Source:
-    """Return the source of keys that the settings name.
+    """Return the source of the issuer's keys that the settings name.
 
     Raises SettingInvalid if neither or both are set, if the URL is invalid, or if it is plain HTTP
     to another machine.
@@ -257,21 +275,41 @@ def make_source(settings: Settings) -> Source:
         raise SettingInvalid("set one of SCOREBOARD_JWKS_FILE and SCOREBOARD_JWKS_URL")
     if settings.jwks_file:
         return FileSource(Path(settings.jwks_file))
+    return _url_source(settings, settings.jwks_url, "SCOREBOARD_JWKS_URL")
+
+
+def make_proof_source(settings: Settings) -> Source | None:
+    """Return the source of the keys of proofs that the settings name; None if they name none.
+
+    Raises SettingInvalid if both are set, and for URLs as ``make_source`` does.
+    """
+    if settings.proof_jwks_url and settings.proof_jwks_file:
+        raise SettingInvalid(
+            "set only one of SCOREBOARD_PROOF_JWKS_FILE and SCOREBOARD_PROOF_JWKS_URL"
+        )
+    if settings.proof_jwks_file:
+        return FileSource(Path(settings.proof_jwks_file))
+    if settings.proof_jwks_url:
+        return _url_source(settings, settings.proof_jwks_url, "SCOREBOARD_PROOF_JWKS_URL")
+    return None
+
+
+def _url_source(settings: Settings, url: str, variable: str) -> UrlSource:
     try:
-        parts = urlsplit(settings.jwks_url)
+        parts = urlsplit(url)
         is_port = parts.port != 0
     except ValueError:
-        raise SettingInvalid("SCOREBOARD_JWKS_URL is not a valid URL") from None
+        raise SettingInvalid(f"{variable} is not a valid URL") from None
     if not is_port:
-        raise SettingInvalid("SCOREBOARD_JWKS_URL is not a valid URL: the port must be at least 1")
+        raise SettingInvalid(f"{variable} is not a valid URL: the port must be at least 1")
     is_plain = parts.scheme == "http" and (
         settings.environment == "development" or _is_loopback(parts.hostname or "")
     )
     if not parts.hostname or not (parts.scheme == "https" or is_plain):
         raise SettingInvalid(
-            "SCOREBOARD_JWKS_URL must be https:// (http:// only in development or on loopback)"
+            f"{variable} must be https:// (http:// only in development or on loopback)"
         )
-    return UrlSource(settings.jwks_url)
+    return UrlSource(url)
 
 
 def _is_loopback(host: str) -> bool:
@@ -282,12 +320,24 @@ def _is_loopback(host: str) -> bool:
 
 
 class KeyCache:
-    """Caches the issuer's keys; ``run`` refreshes them periodically and for unknown kids."""
+    """Caches a key set; ``run`` refreshes it periodically and for unknown kids."""
 
-    def __init__(self, source: Source, on_gone: Callable[[frozenset[str]], None]) -> None:
-        """``on_gone`` is called with the kids that were removed or now have another key."""
+    def __init__(
+        self,
+        source: Source,
+        on_gone: Callable[[frozenset[str]], None],
+        *,
+        algorithms: Collection[str] = ALGORITHMS,
+        of: str = "tokens",
+    ) -> None:
+        """``on_gone`` is called with the kids that were removed or now have another key.
+
+        ``of`` is what the keys sign, for logs and errors.
+        """
         self._source = source
         self._on_gone = on_gone
+        self._algorithms = algorithms
+        self._of = of
         self._keys: Keys = {}
         self._faults: tuple[str, ...] = ()
         self._document = b""
@@ -321,7 +371,7 @@ class KeyCache:
             await self._wait_for_key(kid)
             key = self.known(kid)
         if key is None and not self._keys:
-            raise KeysUnavailable("The issuer's keys cannot be read; retry")
+            raise KeysUnavailable(f"The keys of {self._of} cannot be read; retry")
         return key
 
     async def run(self) -> None:
@@ -356,7 +406,7 @@ class KeyCache:
     async def _wait_for_key(self, kid: str) -> None:
         """Wait for reads until the key of a kid is known or no read is allowed."""
         if self._waiting >= WAITING_MAX:
-            raise KeysUnavailable("The issuer's keys are being read; retry")
+            raise KeysUnavailable(f"The keys of {self._of} are being read; retry")
         self._waiting += 1
         try:
             async with asyncio.timeout(WAIT_S):
@@ -370,7 +420,9 @@ class KeyCache:
                         self._note_forced()
                         await self._refresh()
         except TimeoutError:
-            raise KeysUnavailable("The issuer does not respond; retry") from None
+            raise KeysUnavailable(
+                f"The source of the keys of {self._of} does not respond"
+            ) from None
         finally:
             self._waiting -= 1
 
@@ -380,11 +432,13 @@ class KeyCache:
         try:
             document = await self._source.read()
             if document != self._document:
-                found = read_key_set(document)
+                found = read_key_set(document, self._algorithms)
                 self._note_faults(found.faults)
                 self._replace(found.keys)
         except (OSError, ValueError) as error:
-            _log.warning("key_set_refresh_failed", reason=str(error), keys=len(self._keys))
+            _log.warning(
+                "key_set_refresh_failed", of=self._of, reason=str(error), keys=len(self._keys)
+            )
             return False
         else:
             self._document, self._read_at_s = document, time.monotonic()
@@ -396,12 +450,12 @@ class KeyCache:
 
     def _note_faults(self, faults: tuple[str, ...]) -> None:
         if faults and faults != self._faults:
-            _log.warning("keys_ignored", reasons=faults)
+            _log.warning("keys_ignored", of=self._of, reasons=faults)
         self._faults = faults
 
     def _drop_expired(self) -> None:
         if self._keys and time.monotonic() - self._read_at_s > KEPT_S:
-            _log.error("key_set_expired", keys=len(self._keys))
+            _log.error("key_set_expired", of=self._of, keys=len(self._keys))
             self._document = b""
             self._replace({})
 
@@ -413,6 +467,6 @@ class KeyCache:
             if kid not in keys or keys[kid].material != key.material
         )
         if gone or keys.keys() != before.keys():
-            _log.info("key_set_changed", keys=len(keys), gone=len(gone))
+            _log.info("key_set_changed", of=self._of, keys=len(keys), gone=len(gone))
         if gone:
             self._on_gone(gone)

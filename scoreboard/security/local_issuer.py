@@ -1,9 +1,10 @@
-"""Issues tokens without an identity provider: for development, tests and `scoreboard token`.
+"""Signs tokens and proofs of actions without an identity provider or a game server.
 
-It has an EC P-256 key in a folder, readable only by its owner, next to the key set that the
-services verify tokens with. During a rotation it has two: see ``StagedFile``.
+For development, tests, `scoreboard token` and `scoreboard proof`. Each of the two signers has an EC
+P-256 key in a folder, readable only by its owner, next to the key set that the services verify
+with. During a rotation it has two: see ``StagedFile``.
 
-Invariants: tokens are signed with the current key; the key set contains every key of the folder,
+Invariants: everything is signed with the current key; the key set contains every key of the folder,
 and is replaced atomically, with the state of the folder at that moment.
 """
 
@@ -16,9 +17,9 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final, Self
 
 import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -30,6 +31,7 @@ from msgspec import Struct
 from scoreboard.errors import OperatorMistake
 from scoreboard.model import is_identifier
 from scoreboard.runtime.settings import Secret
+from scoreboard.security.signed_token import PROOF_TYPE
 from scoreboard.security.staged_file import StagedFile, Versions
 
 LOCAL_ISSUER: Final = "urn:scoreboard:local"
@@ -37,6 +39,8 @@ LOCAL_ISSUER: Final = "urn:scoreboard:local"
 
 KEY_FILE: Final = "issuer-key.pem"
 JWKS_FILE: Final = "jwks.json"
+PROOF_KEY_FILE: Final = "proof-key.pem"
+PROOF_JWKS_FILE: Final = "proof-jwks.json"
 NAME_FILE: Final = "issuer-name"
 """Contains the ``iss`` if it is not LOCAL_ISSUER."""
 
@@ -56,47 +60,46 @@ class SigningKey(Struct, frozen=True):
         return f"SigningKey(kid={self.kid!r})"
 
 
-class LocalIssuer:
-    """An issuer with its key in a folder; use ``create`` or ``load``."""
+class _Signer:
+    """A signer with its key in a folder; use ``create`` or ``load``."""
+
+    what: ClassVar[str]
+    key_file: ClassVar[str]
+    key_set_file: ClassVar[str]
 
     def __init__(self, folder: Path, keys: StagedFile[SigningKey]) -> None:
-        self.issuer: Final = _name(folder)
-        """The ``iss`` of its tokens: set SCOREBOARD_ISSUER to it."""
-        self.jwks_file: Final = folder / JWKS_FILE
-        """The key set to point SCOREBOARD_JWKS_FILE at."""
+        self.jwks_file: Final = folder / self.key_set_file
+        """The key set for the services to read."""
         self._files = keys
 
     @classmethod
-    def create(cls, folder: Path, *, issuer: str | None = None) -> "LocalIssuer":
-        """Create the issuer of a folder, or load the existing one; write its key set.
+    def create(cls, folder: Path) -> Self:
+        """Create the signer of a folder, or load the existing one; write its key set.
 
-        ``issuer`` becomes its ``iss``, such as its URL; None keeps the current one. Raises
-        OperatorMistake as ``load`` does.
+        Raises OperatorMistake as ``load`` does.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / KEY_FILE).exists():
+        if not (folder / cls.key_file).exists():
             # A link never overwrites: of two concurrent calls, one creates the key, both load it.
             made = _write_temporary(folder, make_signing_key().reveal().encode())
             with contextlib.suppress(FileExistsError):
-                os.link(made, folder / KEY_FILE)
+                os.link(made, folder / cls.key_file)
             made.unlink()
-        if issuer is not None and issuer != _name(folder):
-            _write_temporary(folder, issuer.encode()).replace(folder / NAME_FILE)
         found = cls.load(folder)
         found.publish()
         return found
 
     @classmethod
-    def load(cls, folder: Path) -> "LocalIssuer":
-        """Load the issuer of a folder.
+    def load(cls, folder: Path) -> Self:
+        """Load the signer of a folder.
 
         Raises OperatorMistake if there is none, or if others can read its key.
         """
         try:
-            return cls(folder, StagedFile(folder / KEY_FILE, parse_signing_key))
+            return cls(folder, StagedFile(folder / cls.key_file, parse_signing_key))
         except FileNotFoundError:
             raise OperatorMistake(
-                f"There is no local issuer in {folder}: `scoreboard up` creates one"
+                f"There is no {cls.what} in {folder}: `scoreboard up` creates one"
             ) from None
 
     @property
@@ -123,6 +126,43 @@ class LocalIssuer:
             aside.chmod(0o644)
             aside.replace(self.jwks_file)
         return True
+
+    def sign(
+        self,
+        claims: Mapping[str, Any],
+        *,
+        key: SigningKey | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> str:
+        """Sign claims; ``key`` is another key than the current one, to try it."""
+        key = key or self.keys.current
+        headers = {"kid": key.kid, **(headers or {})}
+        return jwt.encode(dict(claims), key.private, algorithm="ES256", headers=headers)
+
+
+class LocalIssuer(_Signer):
+    """An issuer of tokens; SCOREBOARD_JWKS_FILE is its key set."""
+
+    what = "local issuer"
+    key_file = KEY_FILE
+    key_set_file = JWKS_FILE
+
+    def __init__(self, folder: Path, keys: StagedFile[SigningKey]) -> None:
+        super().__init__(folder, keys)
+        self.issuer: Final = _name(folder)
+        """The ``iss`` of its tokens: set SCOREBOARD_ISSUER to it."""
+
+    @classmethod
+    def create(cls, folder: Path, *, issuer: str | None = None) -> Self:
+        """Create the issuer of a folder, or load the existing one; write its key set.
+
+        ``issuer`` becomes its ``iss``, such as its URL; None keeps the current one. Raises
+        OperatorMistake as ``load`` does.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        if issuer is not None and issuer != _name(folder):
+            _write_temporary(folder, issuer.encode()).replace(folder / NAME_FILE)
+        return super().create(folder)
 
     def issue(
         self,
@@ -154,8 +194,40 @@ class LocalIssuer:
             "exp": now_s + ttl_s,
             "jti": uuid.uuid4().hex,
         }
-        key = key or self.keys.current
-        return jwt.encode(claims, key.private, algorithm="ES256", headers={"kid": key.kid})
+        return self.sign(claims, key=key)
+
+
+class LocalProver(_Signer):
+    """A game server that signs proofs of actions; SCOREBOARD_PROOF_JWKS_FILE is its key set."""
+
+    what = "key for proofs"
+    key_file = PROOF_KEY_FILE
+    key_set_file = PROOF_JWKS_FILE
+
+    def prove(
+        self,
+        user: str,
+        action: str,
+        points: int,
+        ttl_s: int = 300,
+        *,
+        boards: Sequence[str] = (),
+        audience: str | None = None,
+    ) -> str:
+        """Sign that a user did an action, for ``ttl_s`` seconds from now."""
+        now_s = int(time.time())
+        claims: dict[str, Any] = {
+            "sub": user,
+            "actionId": action,
+            "points": points,
+            "iat": now_s,
+            "exp": now_s + ttl_s,
+        }
+        if boards:
+            claims["boards"] = list(boards)
+        if audience is not None:
+            claims["aud"] = audience
+        return self.sign(claims, headers={"typ": PROOF_TYPE})
 
 
 def make_signing_key() -> Secret:

@@ -1,20 +1,22 @@
 """The form of signed tokens (JWT, RFC 7519) and the rules on their claims. No I/O.
 
-PyJWT verifies the signatures (scoreboard.security.tokens). Its ``decode`` is not used, because it
+Proofs have the same form and another ``typ`` (scoreboard.security.proofs). PyJWT verifies the
+signatures (scoreboard.security.signatures). Its ``decode`` is not used, because it
 checks the alphabet of base64url character by character and takes twice the time of the signature
 (docs/decisions/0120). Invariant: what ``jwt.decode`` refuses is refused here, for the same reason;
 tests/unit/test_signed_token.py compares the two.
 """
 
+import re
 from binascii import a2b_base64, b2a_base64
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct
 
 from scoreboard.errors import Unauthenticated
-from scoreboard.model import is_identifier
+from scoreboard.model import SCOPE_PATTERN, is_identifier
 from scoreboard.security.key_set import ALGORITHMS, KID_LENGTH_MAX
 
 UPDATE: Final = "update:score"
@@ -28,12 +30,17 @@ READ: Final = "read:leaderboard"
 
 _SCOPES: Final = frozenset({UPDATE, UPDATE_ANY, READ})
 
+OTHER_SCOPES_MAX: Final = 32
+"""Maximum scopes of a token besides these, which kinds of actions can require; more are ignored."""
+
+_SCOPE: Final = re.compile(SCOPE_PATTERN)
+
 TOKEN_BYTES_MAX: Final = 4096
 """A longer token is refused before it is parsed (also by the gateway)."""
 
 Reason = Literal[
     "missing", "too-long", "malformed", "algorithm", "unknown-key", "signature",
-    "expired", "not-yet-valid", "issuer", "audience", "claims", "subject",
+    "expired", "not-yet-valid", "issuer", "audience", "claims", "subject", "type",
 ]  # fmt: skip
 """Why a token is refused: a closed set, the label of ``scoreboard_auth_failures_total``."""
 
@@ -50,13 +57,21 @@ _DETAILS: Final[Mapping[Reason, str]] = {
     "audience": "The token is for another audience (aud)",
     "claims": "The token needs valid claims exp, iss, aud and sub",
     "subject": "The token's sub must be 1 to 128 characters of A-Z a-z 0-9 . _ | : @ -",
+    "type": "This is a proof of a game server, not a token",
 }
+
+PROOF_TYPE: Final = "scoreboard-proof+jwt"
+"""``typ`` of proofs. No token may have it, and every proof must, so that neither passes for the
+other if one key signs both."""
 
 _TO_BASE64: Final = bytes.maketrans(b"-_+/", b"+/!!")
 """From base64url to base64; the characters that only base64 has become invalid ones."""
 
+SHARED_MAX: Final = 1024
+
 _SHARED: Final[dict[frozenset[str], frozenset[str]]] = {}
-"""One object for each set of scopes: at most eight."""
+"""One object for each of the first ``SHARED_MAX`` sets of scopes: an issuer gives most of its
+tokens one of a few sets."""
 
 _PARSE_ERRORS: Final = (msgspec.MsgspecError, ValueError, RecursionError)
 
@@ -66,7 +81,7 @@ class Caller(Struct, frozen=True, gc=False):
 
     subject: str
     scopes: frozenset[str]
-    """Those of this service; others are left out, so that few sets are shared by all callers."""
+    """Those of this service, and up to ``OTHER_SCOPES_MAX`` others."""
     expires_at_s: float
     issuer: str
 
@@ -80,6 +95,8 @@ class SignedToken(Struct, frozen=True):
 
     algorithm: str
     kid: str
+    is_proof: bool
+    """Whether its ``typ`` is that of proofs."""
     signed: bytes
     """What the signature signs: the encoded header and payload."""
     payload: bytes
@@ -91,6 +108,7 @@ class _Header(Struct, frozen=True):
     kid: Annotated[str, Meta(min_length=1, max_length=KID_LENGTH_MAX)]
     crit: Any = UNSET
     b64: Any = UNSET
+    typ: Any = UNSET
 
 
 class _Claims(Struct, frozen=True):
@@ -103,12 +121,15 @@ class _Claims(Struct, frozen=True):
     scp: str | list[str] | None = None
 
     def scopes(self) -> frozenset[str]:
-        """Return the known scopes of both claims."""
-        found: set[str] = set()
+        """Return the scopes of both claims."""
+        found: dict[str, None] = {}
         for claim in (self.scope, self.scp):
-            found.update(claim.split() if isinstance(claim, str) else claim or ())
-        known = _SCOPES & found
-        return _SHARED.setdefault(known, known)
+            found.update(dict.fromkeys(claim.split() if isinstance(claim, str) else claim or ()))
+        others = [name for name in found if name not in _SCOPES and _SCOPE.fullmatch(name)]
+        scopes = frozenset((*(_SCOPES & found.keys()), *others[:OTHER_SCOPES_MAX]))
+        if len(_SHARED) < SHARED_MAX:
+            return _SHARED.setdefault(scopes, scopes)
+        return _SHARED.get(scopes, scopes)
 
 
 def unauthenticated(reason: Reason) -> Unauthenticated:
@@ -116,8 +137,8 @@ def unauthenticated(reason: Reason) -> Unauthenticated:
     return Unauthenticated(_DETAILS[reason], reason=reason)
 
 
-def parse_token(token: bytes) -> SignedToken:
-    """Split a token into its parts.
+def parse_token(token: bytes, algorithms: Collection[str] = ALGORITHMS) -> SignedToken:
+    """Split a token or a proof into its parts.
 
     Raises Unauthenticated.
     """
@@ -131,10 +152,10 @@ def parse_token(token: bytes) -> SignedToken:
         raise unauthenticated("malformed") from None
     if not _is_understood(header):
         raise unauthenticated("malformed")
-    if header.alg not in ALGORITHMS:
+    if header.alg not in algorithms:
         raise unauthenticated("algorithm")
     signed = token[: len(head) + 1 + len(body)]
-    return SignedToken(header.alg, header.kid, signed, payload, signature)
+    return SignedToken(header.alg, header.kid, _is_proof(header.typ), signed, payload, signature)
 
 
 def read_claims(
@@ -214,6 +235,11 @@ def _is_understood(header: _Header) -> bool:
         and bool(header.crit)
         and all(name == "b64" for name in header.crit)
     )
+
+
+def _is_proof(typ: Any) -> bool:  # noqa: ANN401 (any JSON value)
+    """Return whether a ``typ`` is that of proofs, as media types are compared (RFC 7515, 4.1.9)."""
+    return isinstance(typ, str) and typ.lower().removeprefix("application/") == PROOF_TYPE
 
 
 def _decode_part(part: bytes) -> bytes:

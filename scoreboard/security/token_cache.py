@@ -1,4 +1,4 @@
-"""Remembers verified tokens, so that a caller's signature is verified once. No I/O.
+"""Remembers verified tokens and proofs, so that a signature is verified once. No I/O.
 
 Invariants:
 
@@ -15,16 +15,26 @@ import secrets
 import time
 from collections.abc import Iterable
 from random import random
-from typing import Final
+from typing import Final, Generic, Protocol, TypeVar
 
 from msgspec import Struct
-
-from scoreboard.security.signed_token import Caller
 
 SAMPLE: Final = 8
 """Entries that are compared to find the one to replace."""
 
 DIGEST_BYTES: Final = 16
+
+
+class Verified(Protocol):
+    """What a verified token or proof says."""
+
+    @property
+    def expires_at_s(self) -> float:
+        """When it expires, in seconds since 1970."""
+        ...
+
+
+V = TypeVar("V", bound=Verified)
 
 
 class _Key:
@@ -36,14 +46,14 @@ class _Key:
         self.is_gone = False
 
 
-class _Entry(Struct, gc=False):
-    caller: Caller
+class _Entry(Struct, Generic[V], gc=False):
+    value: V
     key: _Key
     is_used: bool = False
     """Whether it was found since it was added or last considered for replacement."""
 
 
-class TokenCache:
+class TokenCache(Generic[V]):
     """A limited number of verified tokens.
 
     A full cache replaces a random entry, if possible one that cannot be used any more, else one
@@ -54,7 +64,7 @@ class TokenCache:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._entries: dict[bytes, _Entry] = {}
+        self._entries: dict[bytes, _Entry[V]] = {}
         self._places: list[bytes] = []
         """The digests of all entries, to choose among; some have no entry any more."""
         self._keys: dict[str, _Key] = {}
@@ -64,8 +74,8 @@ class TokenCache:
         """Return the number of tokens, including those that cannot be used any more."""
         return len(self._entries)
 
-    def find(self, token: bytes) -> Caller | None:
-        """Return the caller of a token that is cached and has not expired."""
+    def find(self, token: bytes) -> V | None:
+        """Return what a token says that is cached and has not expired."""
         digest = self._digest(token)
         entry = self._entries.get(digest)
         if entry is None:
@@ -74,12 +84,12 @@ class TokenCache:
             del self._entries[digest]
             return None
         entry.is_used = True
-        return entry.caller
+        return entry.value
 
-    def add(self, token: bytes, kid: str, caller: Caller) -> None:
+    def add(self, token: bytes, kid: str, value: V) -> None:
         """Cache a verified token, and the kid of its key."""
         digest = self._digest(token)
-        entry = _Entry(caller, self._keys.setdefault(kid, _Key()))
+        entry = _Entry(value, self._keys.setdefault(kid, _Key()))
         if digest not in self._entries:
             if len(self._places) < self._most:
                 self._places.append(digest)
@@ -120,5 +130,5 @@ class TokenCache:
         return digest.digest()
 
 
-def _is_valid(entry: _Entry, now_s: float) -> bool:
-    return not entry.key.is_gone and entry.caller.expires_at_s > now_s
+def _is_valid(entry: _Entry[V], now_s: float) -> bool:
+    return not entry.key.is_gone and entry.value.expires_at_s > now_s

@@ -14,8 +14,9 @@ from typing import Final, get_args
 from scoreboard.errors import KeysUnavailable, SettingInvalid, Unauthenticated
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import Children, counter
-from scoreboard.security.key_set import KeyCache, make_source
-from scoreboard.security.local_issuer import LOCAL_ISSUER, LocalIssuer
+from scoreboard.security.key_set import make_source
+from scoreboard.security.local_issuer import LOCAL_ISSUER, LocalIssuer, LocalProver
+from scoreboard.security.signatures import Signatures
 from scoreboard.security.signed_token import (
     READ,
     TOKEN_BYTES_MAX,
@@ -23,11 +24,10 @@ from scoreboard.security.signed_token import (
     UPDATE_ANY,
     Caller,
     Reason,
-    parse_token,
+    SignedToken,
     read_claims,
     unauthenticated,
 )
-from scoreboard.security.token_cache import TokenCache
 
 __all__ = [
     "LOCAL_ISSUER",
@@ -37,6 +37,7 @@ __all__ = [
     "UPDATE_ANY",
     "Caller",
     "LocalIssuer",
+    "LocalProver",
     "Verifier",
     "bearer_token",
 ]
@@ -72,8 +73,9 @@ class Verifier:
         self._issuer = settings.issuer
         self._audience = settings.audience
         self._leeway_s = settings.token_leeway_s
-        self._cache = TokenCache(settings.token_cache)
-        self._keys = KeyCache(make_source(settings), self._cache.drop)
+        self._signatures = Signatures[Caller](make_source(settings), settings.token_cache)
+        self._cache = self._signatures.cache
+        self._keys = self._signatures.keys
 
     @property
     def is_ready(self) -> bool:
@@ -108,7 +110,7 @@ class Verifier:
         """
         try:
             encoded = _encode(token)
-            return self._cache.find(encoded) or await self._verify(encoded)
+            return self._cache.find(encoded) or await self._signatures.verify(encoded, self._read)
         except Unauthenticated as error:
             _FAILED[error.reason].inc()
             raise
@@ -116,25 +118,16 @@ class Verifier:
             _FAILED["keys-unavailable"].inc()
             raise
 
-    async def _verify(self, token: bytes) -> Caller:
-        parts = parse_token(token)
-        key = await self._keys.find(parts.kid)
-        if key is None:
-            raise unauthenticated("unknown-key")
-        if key.public.algorithm_name != parts.algorithm:
-            raise unauthenticated("algorithm")
-        if not key.public.Algorithm.verify(parts.signed, key.public.key, parts.signature):
-            raise unauthenticated("signature")
-        caller = read_claims(
-            parts.payload,
+    def _read(self, signed: SignedToken) -> Caller:
+        if signed.is_proof:
+            raise unauthenticated("type")
+        return read_claims(
+            signed.payload,
             issuer=self._issuer,
             audience=self._audience,
             leeway_s=self._leeway_s,
             now_s=time.time(),
         )
-        if caller.expires_at_s > time.time() and self._keys.known(parts.kid) is key:
-            self._cache.add(token, parts.kid, caller)
-        return caller
 
 
 def bearer_token(authorization: bytes | None) -> str:

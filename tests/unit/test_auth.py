@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from scoreboard.errors import KeysUnavailable, OperatorMistake, SettingInvalid, Unauthenticated
 from scoreboard.runtime.settings import Settings, load
+from scoreboard.security import signatures
 from scoreboard.security import tokens as auth
 from scoreboard.security.tokens import READ, UPDATE, UPDATE_ANY, Caller, LocalIssuer, Verifier
 from tests.support.eventually import eventually_async
@@ -67,7 +68,13 @@ async def test_an_es256_token_is_accepted(
         ({"scope": ["update:score"]}, {UPDATE}),
         ({"scope": None, "scp": ["read:leaderboard"]}, {READ}),
         ({"scope": "update:score", "scp": "read:leaderboard"}, {UPDATE, READ}),
-        ({"scope": "update:scores"}, set()),
+        ({"scope": "update:scores"}, {"update:scores"}),
+        ({"scope": "scores:raid openid", "scp": ["scores:raid"]}, {"scores:raid", "openid"}),
+        ({"scope": ["two words", "é", "", "x" * 65, "x" * 64]}, {"x" * 64}),
+        (
+            {"scope": " ".join(f"s{n}" for n in range(40)) + " update:score"},
+            {UPDATE, *(f"s{n}" for n in range(32))},
+        ),
         ({"scope": None}, set()),
     ],
 )
@@ -209,10 +216,10 @@ async def test_an_oversized_token_is_refused_before_it_is_parsed(
     token = make_token(filler="x" * 15_000)
     assert len(token) > 20_000
 
-    def parse(_token: bytes) -> None:
+    def parse(*_: object) -> None:
         pytest.fail("it was parsed")
 
-    monkeypatch.setattr(auth, "parse_token", parse)
+    monkeypatch.setattr(signatures, "parse_token", parse)
     assert await reason_of(verifier, token) == "too-long"
 
 

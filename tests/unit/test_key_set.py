@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519
 from structlog.testing import capture_logs
 
 from scoreboard.errors import KeysUnavailable
@@ -258,3 +259,16 @@ async def test_unchanged_faults_are_logged_once(
     ignored = [line for line in lines if line["event"] == "keys_ignored"]
     assert len(ignored) == 1
     assert ignored[0]["reasons"][0].startswith("key 3: ")
+
+
+def test_ed25519_keys_verify_proofs_only(ec_key: KeyPair) -> None:
+    private = ed25519.Ed25519PrivateKey.generate()
+    jwk = KeyPair(kid="ed", algorithm="EdDSA", private=private).jwk
+    document = json.dumps({"keys": [ec_key.jwk, jwk, jwk | {"kid": "448", "crv": "Ed448"}]})
+
+    tokens = read_key_set(document.encode())
+    proofs = read_key_set(document.encode(), key_set.PROOF_ALGORITHMS)
+
+    assert set(tokens.keys) == {"test-ec"}
+    assert set(proofs.keys) == {"test-ec", "ed"}
+    assert tokens.faults == proofs.faults == ()
