@@ -19,6 +19,7 @@ from api.edge.rate_limit import RateLimiter
 from api.edge.request_tracing import RequestTracing
 from api.edge.router import RouteHandler, Router
 from api.endpoints import health, static_files
+from api.endpoints.admission import Admission
 from api.endpoints.board_pages import BoardPages
 from api.endpoints.board_reader import BoardReader
 from api.endpoints.boards import BoardInformation
@@ -49,6 +50,7 @@ from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
 from scoreboard.runtime.tracing import make_tracing
 from scoreboard.security.credentials import refresh_secrets, require_secrets
+from scoreboard.security.proofs import ProofVerifier
 from scoreboard.security.tokens import Verifier
 from scoreboard.store.board_directory import BoardDirectory
 from scoreboard.store.boards import BOARD_SCRIPTS, Boards
@@ -81,6 +83,7 @@ class Api:
         if self._pool is not None:
             export_pool(self._pool)
         self._verifier = Verifier(settings)
+        self._proofs = ProofVerifier(settings)
         self._catalogue = Catalogue(settings, self._store)
         directory = BoardDirectory(settings, self._store)
         self._dispatcher = Dispatcher(settings, name="api-dispatcher")
@@ -112,7 +115,7 @@ class Api:
         )
         updates = UpdateService(
             directory,
-            self._catalogue,
+            Admission(self._catalogue, self._proofs, settings.boards[0]),
             self._dispatcher,
             self._limiter,
             commits=self._commits,
@@ -185,6 +188,7 @@ class Api:
                 ]
                 background = [
                     tasks.create_task(self._verifier.run()),
+                    tasks.create_task(self._proofs.run()),
                     tasks.create_task(self._catalogue.run()),
                     tasks.create_task(self._streams.run()),
                     tasks.create_task(self._names.run()),

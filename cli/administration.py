@@ -13,7 +13,7 @@ from scoreboard.errors import (
     Uninitialised,
     WaitTimeout,
 )
-from scoreboard.ledger.actions import insert_action, select_actions
+from scoreboard.ledger.actions import Kind, KindChange, insert_action, select_actions
 from scoreboard.ledger.audit import AuditTrail, audited
 from scoreboard.ledger.boards import (
     insert_board,
@@ -215,19 +215,22 @@ async def seed_catalogue(settings: Settings, points: Mapping[str, int], *, actor
         if await select_actions(connection):
             return
         async with audited(connection) as trail:
-            new = [kind for kind in points if await insert_action(connection, kind, points[kind])]
-            for kind in new:
-                await audit_points(trail, kind, points[kind], actor=actor)
+            for kind, number in points.items():
+                new = await insert_action(connection, kind, KindChange(number))
+                if new is not None:
+                    await audit_kind(trail, new, actor=actor)
         await publish_catalogue(settings, connection)
 
 
-async def audit_points(trail: AuditTrail, kind: str, points: int, *, actor: str) -> None:
-    """Record the new points of a kind in the audit log, in the transaction of the change."""
+async def audit_kind(trail: AuditTrail, kind: Kind, *, actor: str) -> None:
+    """Record what a kind is after a change in the audit log, in the transaction of the change."""
+    rules = {"scope": kind.scope, "boards": list(kind.boards), "proof": kind.needs_proof}
     await trail.insert(
         actor=actor,
         action="action set",
         board=None,
-        detail={"kind": kind, "points": points},
+        detail={"kind": kind.kind, "points": kind.points}
+        | {name: value for name, value in rules.items() if value},
     )
 
 

@@ -10,13 +10,14 @@ import click
 
 from cli.text import ID_RULE
 from scoreboard.errors import Invalid
-from scoreboard.model import is_board_name, is_identifier
+from scoreboard.model import SCOPE_PATTERN, is_board_name, is_identifier
 
 PORT: Final = click.IntRange(0, 65_535)
 FILE: Final = click.Path(dir_okay=False, path_type=Path)
 _KIND: Final = re.compile(r"[A-Za-z0-9._|@-]{1,64}")
 """The part of an actionId before the colon; the table `actions` has the same constraint."""
 
+_SCOPE: Final = re.compile(SCOPE_PATTERN)
 
 _HEAD: Final = re.compile(r"(\d{1,18}):([0-9a-f]{64}|)\s*")
 
@@ -118,6 +119,21 @@ class Kind(click.ParamType):
         return value
 
 
+class Scope(click.ParamType):
+    """A scope that a kind of action requires."""
+
+    name = "scope"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Check the scope.
+
+        Raises click.BadParameter.
+        """
+        if not _SCOPE.fullmatch(value):
+            self.fail("a scope has 1 to 64 characters of A-Z a-z 0-9 . _ : / -", param, ctx)
+        return value
+
+
 class Identifier(click.ParamType):
     """The id of a user or of an action, as ``name`` says.
 
@@ -142,5 +158,6 @@ BOARD: Final = BoardName()
 MOMENT: Final = Moment()
 CHAIN_HEAD: Final = HeadOfChain()
 KIND: Final = Kind()
+SCOPE: Final = Scope()
 USER_ID: Final = Identifier("user")
 ACTION_ID: Final = Identifier("action")

@@ -1,7 +1,7 @@
 -- mirror: replace the catalogue that the api reads, and publish the change.
 -- WHY       of two concurrent copies, the older one must not be the last
 -- KEYS      1 actions hash
--- ARGV      1 version int the caller read, 0 for none · 2 channel · 3+ kind, points int
+-- ARGV      1 version int the caller read, 0 for none · 2 channel · 3+ kind, points int; or kind:rules, text
 -- ASSUMES   no newer catalogue was copied: the caller read the version before the catalogue, and each copy increments it
 -- RETURNS   the new version
 -- OUTCOMES  none
@@ -13,10 +13,11 @@
 local actions = KEYS[1]
 local seen, channel = tonumber(ARGV[1]), ARGV[2]
 if not seen or not channel or #ARGV % 2 ~= 0 then
-  return redis.error_reply('BADARG a version, a channel, and kinds with their points')
+  return redis.error_reply('BADARG a version, a channel, and fields with their values')
 end
 for i = 4, #ARGV, 2 do
-  if not string.match(ARGV[i], '^%d+$') then
+  local is_kind = not string.find(ARGV[i - 1], ':', 1, true) -- else a field that earlier versions ignore
+  if is_kind and not string.match(ARGV[i], '^%d+$') then
     return redis.error_reply('BADARG points are whole numbers')
   end
 end

@@ -95,9 +95,6 @@ DEFAULT_BOARD: Final = "main"
 BOARDS_KEPT_MAX: Final = 10_000
 """Maximum boards of which a process keeps something in memory, unless it serves all."""
 
-ACTION_BOARDS_MAX: Final = 8
-"""Maximum boards that one action counts on."""
-
 SCOPE_PATTERN: Final = r"^[A-Za-z0-9._:/-]{1,64}$"
 """The form of a scope that a kind of action can require."""
 

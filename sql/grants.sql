@@ -31,7 +31,8 @@ GRANT INSERT ON score_events, audit_log, backups TO scoreboard_operator;
 GRANT INSERT, UPDATE (partitions, seen_seconds, seen_shards, is_public, state) ON boards
     TO scoreboard_operator;
 GRANT INSERT, UPDATE (name, email) ON users TO scoreboard_operator;
-GRANT INSERT, UPDATE (points, enabled, updated_at) ON actions TO scoreboard_operator;
+GRANT INSERT, UPDATE (points, enabled, updated_at, scope, boards, needs_proof) ON actions
+    TO scoreboard_operator;
 GRANT INSERT, UPDATE (score, actions, reached_at, last_seq) ON scores TO scoreboard_operator;
 GRANT INSERT, UPDATE (epoch, seq, stream_id) ON flush_state TO scoreboard_operator;
 GRANT INSERT, UPDATE (corrected_at) ON rejected_events TO scoreboard_operator;

@@ -114,6 +114,14 @@ _EXAMPLES: Final[dict[str, tuple[Any, Any]]] = {
                 "summary": "A player's own action",
                 "value": {"userId": "auth0|64f1", "actionId": "win:01J9ZQ4T8B6W3M"},
             },
+            "proof": {
+                "summary": "A player's action that a game server has signed",
+                "value": {
+                    "userId": "auth0|64f1",
+                    "actionId": "raid:77",
+                    "proof": "eyJhbGciOiJFUzI1NiIsInR5cCI6InNjb3JlYm9hcmQtcHJvb2Yrand0Ii…",
+                },
+            },
             "game-server": {
                 "summary": "A game server's update for a player, with points",
                 "value": {"userId": "auth0|64f1", "actionId": "quest:77", "points": 250},

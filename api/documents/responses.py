@@ -11,6 +11,8 @@ from scoreboard.errors import (
     Busy,
     Fenced,
     OutcomeUnknown,
+    ProofInvalid,
+    ProofRequired,
     ScoreboardError,
     ScoreOutOfRange,
     Uninitialised,
@@ -22,7 +24,10 @@ EVERYWHERE: Final = (405, 414, 417, 431, 500, 505)
 """Statuses that any path may return; the document describes each once."""
 
 UPDATE_ONLY: Final = frozenset(
-    {UnknownKind, ScoreOutOfRange, Fenced, Busy, OutcomeUnknown, BoardArchived}
+    {
+        *(UnknownKind, ScoreOutOfRange, ProofRequired, ProofInvalid),
+        *(Fenced, Busy, OutcomeUnknown, BoardArchived),
+    }
 )
 """Problems that only an update can have."""
 

@@ -48,6 +48,17 @@ class UpdateRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         BoardNames | UnsetType,
         Meta(description="The boards that count the action, in place of the parameter `board`."),
     ] = UNSET
+    proof: Annotated[
+        str | UnsetType,
+        Meta(
+            description="A game server's signature that the user did this action (a JWS of at most "
+            "2048 bytes). It sets the points. Kinds of actions can require one."
+        ),
+    ] = UNSET
+
+    def __repr__(self) -> str:
+        """Return the ids only: who reads the proof of an action could send the action."""
+        return f"UpdateRequest(user_id={self.user_id!r}, action_id={self.action_id!r})"
 
     def __post_init__(self) -> None:
         """Check what the schema cannot express.

@@ -8,17 +8,17 @@ from collections.abc import MutableMapping
 from typing import Any, Final
 
 import msgspec
-from msgspec import UNSET
 
 from api.documents.schemas import UpdateReply, UpdateRequest
+from api.edge.rate_limit import Quota
 from api.endpoints.update_replies import HEADERS, JSON, audited, respond_to_boards
-from api.endpoints.updates import UpdateService
+from api.endpoints.updates import Outcome, UpdateService
 from scoreboard.errors import Invalid, Malformed, UnsupportedMedia
 from scoreboard.http.query import parse_query
 from scoreboard.http.request import Request
 from scoreboard.http.response import HttpResponse
 from scoreboard.security.access import require_updater
-from scoreboard.security.tokens import Caller, Verifier
+from scoreboard.security.tokens import Verifier
 
 PATH: Final = "/api/scores/update"
 PARAMETERS: Final = frozenset({"board"})
@@ -48,41 +48,27 @@ class FastUpdate:
         trusted = require_updater(caller)
         check_media_type(headers.get(b"content-type"))
         update = state["update"] = parse_update(await request.read_body())
-        if update.boards is not UNSET:
-            return await update_boards(
-                self._updates,
-                caller,
-                update,
-                board=board,
-                request_id=request.id,
-                state=state,
-                trusted=trusted,
-            )
-        receipt, quota = await self._updates.apply(
+        result, quota = await self._updates.apply(
             caller, update, board, request.id, trusted=trusted
         )
-        state["receipt"] = receipt
+        if isinstance(result, Outcome):
+            return answer_boards(update, result, request.id, state, quota)
+        receipt = state["receipt"] = result
         reply = _encode(UpdateReply(True, receipt.score, receipt.replayed))
         return HttpResponse(200, [*HEADERS, *(quota.headers() if quota else ())], reply)
 
 
-async def update_boards(
-    updates: UpdateService,
-    caller: Caller,
+def answer_boards(
     update: UpdateRequest,
-    *,
-    board: str | None,
+    outcome: Outcome,
     request_id: str,
     state: MutableMapping[str, Any],
-    trusted: bool,
+    quota: Quota | None,
 ) -> HttpResponse:
-    """Apply an action to the boards that it names; ``board`` is that of the query.
+    """Return the response to an action of several boards, and note what the access log needs.
 
-    The response is a problem if one of them has not counted it. Raises what concerns all of them.
+    The response is a problem if one of them has not counted it.
     """
-    if board is not None:
-        raise Invalid("Name a board in the query or boards in the body, not both")
-    outcome, quota = await updates.apply_to_boards(caller, update, request_id, trusted=trusted)
     state["audited"] = list(audited(update, outcome))
     if outcome.error is not None:
         state["error"] = outcome.error

@@ -15,7 +15,6 @@ from litestar import Controller, Request, Response, get, post
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 from litestar.params import JSONBody, PathParameter, QueryParameter
-from msgspec import UNSET
 
 from api.documents.responses import ACTION_ONLY, UPDATE_ONLY, problems, read_problems
 from api.documents.schemas import (
@@ -29,9 +28,9 @@ from api.documents.schemas import (
 from api.endpoints.board_pages import BoardPages
 from api.endpoints.board_reader import BoardReader, Page, etag_matches
 from api.endpoints.fast_reads import IDS, PRIVATE, PUBLIC, VARY, FastReads
-from api.endpoints.fast_update import check_media_type, update_boards
+from api.endpoints.fast_update import answer_boards, check_media_type
 from api.endpoints.history import HistoryReader
-from api.endpoints.updates import UpdateService
+from api.endpoints.updates import Outcome, UpdateService
 from scoreboard.errors import ForeignOrigin, Invalid, MethodNotAllowed, UnknownUser
 from scoreboard.http.query import parse_query
 from scoreboard.model import AROUND_MAX, ID_PATTERN, PAGE_MAX, SCORE_MAX, is_identifier
@@ -60,7 +59,7 @@ _UPDATE: Final = (
     "the same, with `replayed: true`. The catalogue of actions sets the points by the kind in "
     "`kind:unique`; unknown kinds are refused. Only callers with the scope `update:score:any` may "
     "set `points`, unless the rules of the board ask every caller for them, and update other "
-    "users.\n\n"
+    "users. The catalogue can require a scope or the `proof` of a game server for a kind.\n\n"
     "With `boards`, up to 8 boards count the action, each once. A request that one of them refuses "
     "beforehand (no such board, a kind that earns no points) reaches none of them. If some boards "
     "fail later, the response is a problem, with `scores` of the boards that have counted the "
@@ -187,29 +186,22 @@ class Scores(Controller):
         """Apply one action of a user."""
         caller: Caller = request.state["caller"]
         request.state["update"] = data
-        if data.boards is not UNSET:
-            answer = await update_boards(
-                get_services(request).updates,
-                caller,
-                data,
-                board=board,
-                request_id=request.state["request_id"],
-                state=request.scope["state"],
-                trusted=request.state["trusted"],
-            )
-            fields = {name.decode(): value.decode() for name, value in answer.headers}
-            return cast(
-                "Response[UpdateReply]",
-                Response(answer.body, status_code=answer.status, headers=fields),
-            )
-        receipt, quota = await get_services(request).updates.apply(
+        result, quota = await get_services(request).updates.apply(
             caller,
             data,
             board,
             request.state["request_id"],
             trusted=request.state["trusted"],
         )
-        request.state["receipt"] = receipt
+        if isinstance(result, Outcome):
+            request_id = request.state["request_id"]
+            answer = answer_boards(data, result, request_id, request.scope["state"], quota)
+            fields = {name.decode(): value.decode() for name, value in answer.headers}
+            return cast(
+                "Response[UpdateReply]",
+                Response(answer.body, status_code=answer.status, headers=fields),
+            )
+        receipt = request.state["receipt"] = result
         headers = {"Cache-Control": "no-store"}
         if quota is not None:
             headers |= {name.decode(): value.decode() for name, value in quota.headers()}

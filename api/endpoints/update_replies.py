@@ -35,7 +35,7 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 def respond_to_boards(outcome: Outcome, request_id: str, quota: Headers) -> HttpResponse:
-    """Return the response to an action that names its boards."""
+    """Return the response to an action of several boards."""
     error = outcome.error
     if error is None:
         reply = _encode(_reply(outcome))
@@ -93,7 +93,7 @@ def _result(
     return BulkResult(
         "replayed" if first.replayed else "applied",
         new_score=first.score,
-        scores=_scores(result) if names_boards else UNSET,
+        scores=_scores(result) if names_boards or len(result.receipts) > 1 else UNSET,
     )
 
 

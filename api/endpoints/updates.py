@@ -1,10 +1,10 @@
-"""Updates: who may send one, how many points it earns, and the calls that apply it.
+"""Updates: the calls that apply them, after api.endpoints.admission has admitted them.
 
 api.endpoints.fast_update serves updates; the handler of api.endpoints.scores is its reference
-implementation, from which the documents are generated. Both call ``apply``, or ``apply_to_boards``
-for an action that names several boards; api.endpoints.bulk_update calls ``apply_each``.
+implementation, from which the documents are generated. Both call ``apply``;
+api.endpoints.bulk_update calls ``apply_each``.
 
-Invariant: an action that names several boards is sent to all of them or, if one of them refuses it
+Invariant: an action of several boards is sent to all of them or, if one of them refuses it
 beforehand, to none; each board counts it once, so it can be repeated after any answer.
 """
 
@@ -16,13 +16,14 @@ from msgspec import UNSET, Struct
 
 from api.documents.schemas import UpdateItem, UpdateRequest
 from api.edge.rate_limit import Quota, RateLimiter
-from api.endpoints.points import points_of
+from api.endpoints.admission import Admission, Admitted
 from api.metrics import UPDATES
 from scoreboard.errors import (
     ActionConflict,
     BoardArchived,
     Busy,
     ClientError,
+    Invalid,
     OutcomeUnknown,
     RateLimited,
     ScoreboardError,
@@ -30,11 +31,9 @@ from scoreboard.errors import (
     Unavailable,
     Uninitialised,
 )
-from scoreboard.model import Action, Board, Receipt
-from scoreboard.security.access import require_self
+from scoreboard.model import Action, Receipt
 from scoreboard.security.tokens import Caller
 from scoreboard.store.board_directory import BoardDirectory
-from scoreboard.store.catalogue import Catalogue
 from scoreboard.store.commit_waiter import CommitWaiter
 from scoreboard.store.dispatcher import Dispatcher
 
@@ -85,7 +84,7 @@ class UpdateService:
     def __init__(
         self,
         directory: BoardDirectory,
-        catalogue: Catalogue,
+        admission: Admission,
         dispatcher: Dispatcher,
         limiter: RateLimiter | None,
         *,
@@ -97,7 +96,7 @@ class UpdateService:
         ``note_update`` is called with the board before an update is answered.
         """
         self._directory = directory
-        self._catalogue = catalogue
+        self._admission = admission
         self._dispatcher = dispatcher
         self._limiter = limiter
         self._commits = commits
@@ -111,36 +110,32 @@ class UpdateService:
         request_id: str,
         *,
         trusted: bool,
-    ) -> tuple[Receipt, Quota | None]:
+    ) -> tuple[Receipt | Outcome, Quota | None]:
         """Apply one action; return its receipt and the rest of the caller's quota.
 
-        ``trusted`` callers may update any user and set the points. Raises Forbidden,
-        UnknownKind, RateLimited, and what BoardDirectory.find, points_of and Dispatcher.submit
-        raise.
+        It is an outcome if the request names boards, or the catalogue several for its kind; the
+        action counts once for the quota. ``trusted`` callers may update any user and set the
+        points. Raises Invalid, RateLimited, and what Admission, BoardDirectory.find and, for one
+        board, Dispatcher.submit raise.
         """
-        if not trusted:
-            require_self(caller, request.user_id)
-        found = self._directory.known(board) or await self._directory.find(board)
-        action = self._action_of(request, found, request_id, trusted=trusted)
+        if request.boards is not UNSET:
+            if board is not None:
+                raise Invalid("Name a board in the query or boards in the body, not both")
+            named = request.boards
+        else:
+            named = () if board is None else (board,)
+        admitted = await self._admission.admit(caller, request, named, trusted=trusted)
+        if request.boards is not UNSET or len(admitted.boards) > 1:
+            planned = await self._plan(request, admitted, request_id)
+            quota = await self._take(caller, trusted=trusted)
+            return await self._count_on_boards(planned), quota
+        name = admitted.boards[0] if admitted.boards else None
+        found = self._directory.known(name) or await self._directory.find(name)
+        action = self._admission.action_on(found, request, admitted, request_id)
         quota = None
         if self._limiter is not None:
-            quota = await _take(self._limiter, caller, trusted=trusted)
+            quota = await self._take(caller, trusted=trusted)
         return await self._count(found.name, action), quota
-
-    async def apply_to_boards(
-        self, caller: Caller, request: UpdateRequest, request_id: str, *, trusted: bool
-    ) -> tuple[Outcome, Quota | None]:
-        """Apply an action to each of the boards that it names; it counts once for the quota.
-
-        Raises, before it is sent to any board, what ``apply`` raises then.
-        """
-        if not trusted:
-            require_self(caller, request.user_id)
-        planned = await self._plan(request, None, request_id, trusted=trusted)
-        quota = None
-        if self._limiter is not None:
-            quota = await _take(self._limiter, caller, trusted=trusted)
-        return await self._count_on_boards(planned), quota
 
     async def apply_each(
         self, caller: Caller, items: Sequence[UpdateItem | ScoreboardError], request_id: str
@@ -153,7 +148,7 @@ class UpdateService:
         results: list[Outcome | ScoreboardError] = []
         planned: dict[int, list[_Planned]] = {}
         for number, item in enumerate(items):
-            found = await self._plan_item(item, request_id)
+            found = await self._plan_item(caller, item, request_id)
             if isinstance(found, ScoreboardError):
                 UPDATES["refused"] += 1
                 results.append(found)
@@ -180,38 +175,40 @@ class UpdateService:
         await asyncio.gather(*map(count_in_order, chains.values()))
         return results, quota
 
-    def _action_of(
-        self, request: UpdateRequest, board: Board, request_id: str, *, trusted: bool
-    ) -> Action:
-        """Return the action of a request as a board counts it."""
-        rules, stated = board.layout.rules, request.stated_points
-        points = points_of(request.action_id, stated, rules, self._catalogue, trusted=trusted)
-        return Action(
-            request.user_id, request.action_id, points, stated is not None, request_id, rules
-        )
-
     async def _plan(
-        self, request: UpdateRequest, board: str | None, request_id: str, *, trusted: bool
+        self, request: UpdateRequest, admitted: Admitted, request_id: str
     ) -> list[_Planned]:
         """Return the action of a request for each of its boards."""
-        names = [board] if request.boards is UNSET else request.boards
+        names = admitted.boards or (None,)
         boards = [self._directory.known(name) or await self._directory.find(name) for name in names]
         return [
-            _Planned(found.name, self._action_of(request, found, request_id, trusted=trusted))
+            _Planned(found.name, self._admission.action_on(found, request, admitted, request_id))
             for found in boards
         ]
 
     async def _plan_item(
-        self, item: UpdateItem | ScoreboardError, request_id: str
+        self, caller: Caller, item: UpdateItem | ScoreboardError, request_id: str
     ) -> list[_Planned] | ScoreboardError:
         if isinstance(item, ScoreboardError):
             return item
+        if item.boards is not UNSET:
+            named = item.boards
+        else:
+            named = () if item.board is UNSET else (item.board,)
         try:
-            return await self._plan(
-                item, None if item.board is UNSET else item.board, request_id, trusted=True
-            )
+            admitted = await self._admission.admit(caller, item, named, trusted=True)
+            return await self._plan(item, admitted, request_id)
         except ScoreboardError as error:
             return error
+
+    async def _take(self, caller: Caller, *, trusted: bool) -> Quota | None:
+        if self._limiter is None:
+            return None
+        try:
+            return await self._limiter.take(caller, trusted=trusted)
+        except BaseException as error:
+            _count_failure(error)
+            raise
 
     async def _count(self, board: str, action: Action) -> Receipt:
         """Send an action to a board; return the permanent answer."""
@@ -245,14 +242,6 @@ class UpdateService:
             return await self._count(planned.board, planned.action)
         except ScoreboardError as error:
             return error
-
-
-async def _take(limiter: RateLimiter, caller: Caller, *, trusted: bool) -> Quota | None:
-    try:
-        return await limiter.take(caller, trusted=trusted)
-    except BaseException as error:
-        _count_failure(error)
-        raise
 
 
 def _count_failure(error: BaseException) -> None:

@@ -21,10 +21,17 @@ from cli.target import (
     read_settings,
 )
 from scoreboard.ledger import checks, migrations
+from scoreboard.ledger.actions import select_actions
 from scoreboard.ledger.boards import select_board
 from scoreboard.model import Partition
 from scoreboard.runtime.settings import Secret, Settings, describe, service_links
-from scoreboard.security.key_set import make_source, parse_keys
+from scoreboard.security.key_set import (
+    PROOF_ALGORITHMS,
+    make_proof_source,
+    make_source,
+    parse_keys,
+    read_key_set,
+)
 from scoreboard.store.client import make_client
 from scoreboard.store.durability import Requirements, check_durability
 
@@ -129,6 +136,7 @@ async def _check(settings: Settings) -> list[Check]:
         *await _check_database(settings),
         *[await _check_board(settings, name) for name in settings.boards],
         await _check_keys(settings),
+        *await _check_proof_keys(settings),
     ]
 
 
@@ -186,6 +194,27 @@ async def _check_keys(settings: Settings) -> Check:
     except Exception as error:  # noqa: BLE001
         return Check(subject, explain(error)[0])
     return Check(subject)
+
+
+async def _check_proof_keys(settings: Settings) -> list[Check]:
+    """Check the keys of proofs, if there are any or a kind of action needs a proof."""
+    subject = "keys of proofs"
+    if settings.proof_jwks_url or settings.proof_jwks_file:
+        try:
+            source = make_proof_source(settings)
+            if source is not None:
+                read_key_set(await source.read(), PROOF_ALGORITHMS)
+        except Exception as error:  # noqa: BLE001
+            return [Check(subject, explain(error)[0])]
+        return [Check(subject)]
+    try:
+        async with open_database(settings) as connection:
+            kinds = [one.kind for one in await select_actions(connection) if one.needs_proof]
+    except Exception:  # noqa: BLE001 (the check of the database reports it)
+        return []
+    if not kinds:
+        return []
+    return [Check(subject, f"missing; kind {kinds[0]} needs them: set SCOREBOARD_PROOF_JWKS_URL")]
 
 
 def _text(value: object) -> str:

@@ -9,7 +9,7 @@ import click
 from cli.output import print_lines
 from cli.parameters import ACTION_ID, BOARD, USER_ID
 from cli.target import data_dir_option, load_audience, load_prover, operator_name
-from scoreboard.model import ACTION_BOARDS_MAX, POINTS_MAX
+from scoreboard.model import BOARDS_MAX, POINTS_MAX
 from scoreboard.runtime.audit import write_audit
 
 TTL_MAX_S: Final = 600
@@ -50,8 +50,8 @@ def sign(
     Example:
       scoreboard proof sign --user alice --action raid:77 --points 250
     """  # noqa: D301
-    if len(boards) > ACTION_BOARDS_MAX:
-        raise click.UsageError(f"A proof is for at most {ACTION_BOARDS_MAX} boards")
+    if len(boards) > BOARDS_MAX:
+        raise click.UsageError(f"A proof is for at most {BOARDS_MAX} boards")
     signed = load_prover(data_dir).prove(
         user, action_id, points, ttl_s, boards=boards, audience=load_audience(data_dir)
     )

@@ -5,7 +5,7 @@ to time. Invariant: copies of one kind are serialised and each reads what is com
 is the newest.
 """
 
-from scoreboard.ledger.actions import lock_catalogue, select_points
+from scoreboard.ledger.actions import lock_catalogue, select_actions
 from scoreboard.ledger.boards import lock_boards, select_board, select_boards
 from scoreboard.ledger.pool import Connection, translate_errors
 from scoreboard.store.board_list import BoardList
@@ -23,9 +23,9 @@ async def mirror_catalogue(store: CatalogueMirror, connection: Connection) -> in
         await lock_catalogue(connection)
         seen = await store.catalogue_version()
         # The answer proves that the session held the lock when the version was read.
-        points = await select_points(connection)
-        await store.mirror_actions(points, seen=seen)
-    return len(points)
+        kinds = {one.kind: one.counted for one in await select_actions(connection)}
+        await store.mirror_actions(kinds, seen=seen)
+    return len(kinds)
 
 
 async def mirror_board(store: BoardList, connection: Connection, name: str) -> None:

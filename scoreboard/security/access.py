@@ -61,6 +61,15 @@ def require_bulk_updater(caller: Caller) -> None:
         raise Forbidden(f"The token needs the scope {UPDATE_ANY}", scope=UPDATE_ANY)
 
 
+def require_scope(caller: Caller, scope: str) -> None:
+    """Check that a caller has the scope that a kind of action requires.
+
+    Raises Forbidden, naming the scope.
+    """
+    if not caller.has(scope):
+        raise Forbidden(f"Actions of this kind need a token with the scope {scope}", scope=scope)
+
+
 def require_self(caller: Caller, user_id: str) -> None:
     """Check that a caller updates their own score.
 

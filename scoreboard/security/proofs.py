@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from scoreboard.errors import KeysUnavailable, ProofInvalid, Unauthenticated
-from scoreboard.model import ACTION_BOARDS_MAX, StatedPoints, is_identifier
+from scoreboard.model import BOARDS_MAX, StatedPoints, is_identifier
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import Children, counter
 from scoreboard.security.key_set import PROOF_ALGORITHMS, make_proof_source
@@ -109,7 +109,7 @@ class _Claims(Struct, frozen=True, rename="camel"):
     iat: float = 0
     aud: str | list[str] | None = None
     board: str | None = None
-    boards: Annotated[list[str], Meta(min_length=1, max_length=ACTION_BOARDS_MAX)] | None = None
+    boards: Annotated[list[str], Meta(min_length=1, max_length=BOARDS_MAX)] | None = None
 
 
 _decode: Final = msgspec.json.Decoder(_Claims).decode

@@ -1,4 +1,4 @@
-"""The action catalogue in memory: the points of each kind, updated without a restart.
+"""The action catalogue in memory: the kinds of actions, updated without a restart.
 
 The api reads it on every update. PostgreSQL holds the catalogue, ``sb:actions`` is a copy, and a
 message announces each change. The copy is also read every 30 s and after each reconnection, in case
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from scoreboard.errors import RedisUnavailable, ScoreboardError, UnknownKind
-from scoreboard.model import kind_of
+from scoreboard.model import ActionKind, kind_of
 from scoreboard.runtime.lifecycle import backoff_s
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
@@ -22,17 +22,18 @@ from scoreboard.store.subscription import Subscription
 
 RELOAD_S: Final = 30.0
 _VERSION: Final = re.compile(rb"[!-~]{1,64}")
+_UNLISTED: Final = ActionKind(0)
 _log = get_logger(__name__)
 
 
 class Catalogue:
-    """Points per kind. Run ``run`` in a task group."""
+    """Kinds of actions by name. Run ``run`` in a task group."""
 
     def __init__(self, settings: Settings, store: CatalogueMirror) -> None:
         self._store = store
-        self._default = settings.default_points
+        self._default = ActionKind(settings.default_points)
         self._counts_unknown = settings.unknown_kinds == "default"
-        self._points: Mapping[str, int] | None = None
+        self._kinds: Mapping[str, ActionKind] | None = None
         self._changed = asyncio.Event()
         self._changes = Subscription(
             settings,
@@ -47,38 +48,54 @@ class Catalogue:
     @property
     def is_loaded(self) -> bool:
         """Return whether the catalogue was read at least once."""
-        return self._points is not None
+        return self._kinds is not None
 
-    def points_of(self, action_id: str) -> int:
-        """Return the points of an action; the default for an action without a kind.
+    def kind_of_action(self, action_id: str) -> ActionKind:
+        """Return the kind of an action, which earns points; the default for one without a kind.
 
         Raises UnknownKind if its kind is disabled, or is not in the catalogue and the settings do
         not allow unknown kinds; RedisUnavailable before the first read.
         """
-        points = self._points
-        if points is None:
+        kinds = self._kinds
+        if kinds is None:
             raise RedisUnavailable("The action catalogue is not loaded yet")
         kind = kind_of(action_id)
-        value = points.get(kind)
-        if value is None and (not kind or self._counts_unknown):
-            value = self._default
-        if not value:
+        found = kinds.get(kind)
+        if found is None and (not kind or self._counts_unknown):
+            found = self._default
+        if found is None or not found.points:
             raise UnknownKind(
                 f"Actions of kind {kind!r} earn no points"
                 if kind
                 else "The actionId must start with a kind, as in kind:unique"
             )
-        return value
+        return found
+
+    def points_of(self, action_id: str) -> int:
+        """Return the points of an action.
+
+        Raises as ``kind_of_action`` does.
+        """
+        return self.kind_of_action(action_id).points
+
+    def restrictions(self, action_id: str) -> ActionKind:
+        """Return the kind of an action, whether it earns points or not, for its restrictions.
+
+        A kind that is not in the catalogue has none. Raises RedisUnavailable before the first read.
+        """
+        if self._kinds is None:
+            raise RedisUnavailable("The action catalogue is not loaded yet")
+        return self._kinds.get(kind_of(action_id), _UNLISTED)
 
     async def load(self) -> None:
         """Read the catalogue now.
 
-        Raises RedisUnavailable, UnexpectedReply if a value is not a number of points.
+        Raises RedisUnavailable, UnexpectedReply if a value is not one of the catalogue.
         """
-        points = await self._store.points()
-        if points != self._points:
-            _log.info("catalogue_changed", kinds=len(points))
-        self._points = points
+        kinds = await self._store.kinds()
+        if kinds != self._kinds:
+            _log.info("catalogue_changed", kinds=len(kinds))
+        self._kinds = kinds
 
     async def run(self) -> None:
         """Keep the catalogue current until cancelled."""

@@ -9,7 +9,7 @@ import httpx
 import pytest
 import redis
 
-from scoreboard.model import Board, Layout, Partition
+from scoreboard.model import ActionKind, Board, Layout, Partition
 from scoreboard.runtime.settings import load
 from scoreboard.store.client import make_client
 from scoreboard.store.keys import ACTIONS, PartitionKeys
@@ -539,7 +539,8 @@ async def test_a_changed_catalogue_is_used_without_a_restart(
     try:
         for points in (33, 44):
             store = Store(writer)
-            await store.mirror_actions({"win": points}, seen=await store.catalogue_version())
+            kinds = {"win": ActionKind(points)}
+            await store.mirror_actions(kinds, seen=await store.catalogue_version())
             await eventually_async(functools.partial(adds, points))
     finally:
         await writer.aclose()

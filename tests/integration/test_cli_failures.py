@@ -61,6 +61,8 @@ WORDS = {
     "user show": ("alice",),
     "user set": ("alice", "--name", "Alice"),
     "user import": ("users.csv",),
+    "proof sign": ("--user", "alice", "--action", "win:1", "--points", "5"),
+    "action show": ("win",),
     "action set": ("win", "5"),
     "action disable": ("win",),
     "repair": ("--yes",),

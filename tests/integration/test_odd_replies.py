@@ -25,7 +25,7 @@ from scoreboard.broadcast.messages import Leaderboard
 from scoreboard.broadcast.state import BoardState
 from scoreboard.broadcast.watcher import BoardWatcher
 from scoreboard.errors import ScoreboardError
-from scoreboard.model import Action, Board, Layout, Partition, Receipt, Row
+from scoreboard.model import Action, ActionKind, Board, Layout, Partition, Receipt, Row
 from scoreboard.recovery.reseed import report_nothing
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.security.tokens import Caller
@@ -96,7 +96,7 @@ class Calls:
             "users_at_score": lambda: store.users_at_score(MAIN, 1, limit=10),
             "now": store.now_s,
             "backlog": lambda: store.backlog(MAIN),
-            "points": store.points,
+            "kinds": store.kinds,
             "catalogue": Catalogue(settings, store).load,
             "count": lambda: scanner.count(MAIN),
             "packed_scores": lambda: scanner.packed_scores(MAIN, ["alice", "bob"]),
@@ -123,7 +123,7 @@ class Calls:
                 "main", Action("alice", "win:1", 1), Receipt(1, 1, replayed=False)
             ),
             "limit": lambda: self.limiter.take(ALICE, trusted=False),
-            "mirror": lambda: store.mirror_actions({"win": 1}, seen=0),
+            "mirror": lambda: store.mirror_actions({"win": ActionKind(1)}, seen=0),
             "catalogue_version": store.catalogue_version,
             "states": lambda: store.states("main"),
             "retire": lambda: store.retire(MAIN, "me", board.layout),

@@ -13,7 +13,7 @@ import redis
 from scoreboard.errors import DatabaseUnavailable, Fenced, OperatorMistake, WaitTimeout
 from scoreboard.ledger.pool import Connection, connect
 from scoreboard.ledger.positions import lock_operator
-from scoreboard.model import Action, Board, Layout, Partition, Receipt
+from scoreboard.model import Action, ActionKind, Board, Layout, Partition, Receipt
 from scoreboard.recovery import reseed as reseed_module
 from scoreboard.recovery.reseed import SESSION, Reseeded, choose_partitions, reseed
 from scoreboard.runtime.settings import Secret, Settings
@@ -164,7 +164,7 @@ async def test_the_audit_log_and_the_catalogue_are_written(
     assert row is not None
     assert row[:3] == ("test", "reseed", "main")
     assert row[3]["after"] == [[2, 1]]
-    assert await store.points() == {"win": 50, "old": 0}
+    assert await store.kinds() == {"win": ActionKind(50), "old": ActionKind(0)}
 
 
 async def test_an_open_board_with_scores_is_reseeded_only_if_forced(

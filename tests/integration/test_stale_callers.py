@@ -17,7 +17,7 @@ from flusher.partition import PartitionFlusher
 from flusher.writer import Writer
 from scoreboard.errors import DatabaseUnavailable, Outdated, ScoreboardError
 from scoreboard.ledger.pool import connect
-from scoreboard.model import Action, Board, Partition, unpack_score
+from scoreboard.model import Action, ActionKind, Board, Partition, unpack_score
 from scoreboard.recovery.mirror import mirror_catalogue
 from scoreboard.recovery.reseed import SESSION, reseed
 from scoreboard.runtime.settings import Secret, Settings
@@ -217,7 +217,7 @@ async def test_an_older_copy_of_the_catalogue_does_not_replace_a_newer_one(
         await outdated
     await older.close()
 
-    assert await store.points() == {"win": 20}
+    assert await store.kinds() == {"win": ActionKind(20)}
 
 
 async def test_entries_read_by_a_former_leader_are_committed_without_new_ones(

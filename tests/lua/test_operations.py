@@ -403,8 +403,24 @@ def test_the_later_of_two_catalogue_copies_remains(scripts: Scripts) -> None:
     assert held == {"win": "20", ":version": "2"}
 
 
+def test_a_copy_of_the_catalogue_has_the_rules_of_kinds(scripts: Scripts) -> None:
+    rules = '{"scope":"scores:raid"}'
+    assert scripts.run("mirror", [ACTIONS], 0, "channel", "raid", 10, "raid:rules", rules) == 1
+    assert text(scripts.client.hget(ACTIONS, "raid:rules")) == rules
+    assert scripts.run("mirror", [ACTIONS], 1, "channel", "raid", 10) == 2
+    assert scripts.client.hget(ACTIONS, "raid:rules") is None
+
+
 @pytest.mark.parametrize(
-    "args", [(), (0,), ("x", "channel"), (0, "channel", "win"), (0, "t", "win", "x")]
+    "args",
+    [
+        (),
+        (0,),
+        ("x", "channel"),
+        (0, "channel", "win"),
+        (0, "t", "win", "x"),
+        (0, "t", "win:rules", "{}", "win", "x"),
+    ],
 )
 def test_a_copy_of_the_catalogue_needs_valid_points(
     scripts: Scripts, args: tuple[object, ...]

@@ -14,7 +14,7 @@ import redis.asyncio as aioredis
 
 from scoreboard import events
 from scoreboard.errors import UnexpectedReply
-from scoreboard.model import Partition
+from scoreboard.model import ActionKind, Partition
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.security.secret_backends import parse
 from scoreboard.store.keys import ACTIONS
@@ -130,16 +130,17 @@ async def test_an_added_part_of_a_notification_is_ignored(
 
 
 async def test_added_facts_of_the_catalogue_are_ignored(client: "aioredis.Redis") -> None:
-    await client.hset(ACTIONS, mapping={"win": "10", ":version": "3", ":next": "x", ":n": "7"})
+    added = {":next": "x", ":n": "7", "win:next": "x"}
+    await client.hset(ACTIONS, mapping={"win": "10", ":version": "3", **added})
 
-    assert await Store(client).points() == {"win": 10}
+    assert await Store(client).kinds() == {"win": ActionKind(10)}
 
 
 async def test_other_points_of_the_catalogue_are_refused(client: "aioredis.Redis") -> None:
     await client.hset(ACTIONS, mapping={"win": "10:next"})
 
     with pytest.raises(UnexpectedReply):
-        await Store(client).points()
+        await Store(client).kinds()
 
 
 def test_an_added_member_of_a_secret_is_ignored() -> None:
