@@ -249,6 +249,11 @@ class ActionKind(Struct, frozen=True):
     boards: tuple[str, ...] = ()
     needs_proof: bool = False
 
+    @property
+    def is_restricted(self) -> bool:
+        """Whether it has more than points."""
+        return bool(self.scope or self.boards or self.needs_proof)
+
 
 class Partition(Struct, frozen=True):
     """A slice of a board's users: the unit of atomicity, of the stream and of flushing."""

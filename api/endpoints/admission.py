@@ -32,6 +32,10 @@ class Admitted(Struct, frozen=True, gc=False):
     """The boards that the request names, else those of its kind; empty: the default board."""
 
 
+_PLAIN: Final = Admitted(None, is_trusted=False, boards=())
+"""The usual update: the catalogue sets the points, and the default board counts them."""
+
+
 class Admission:
     """Decides about updates of authenticated callers."""
 
@@ -69,6 +73,8 @@ class Admission:
             return Admitted(proof.points, is_trusted=True, boards=counted)
         if kind.needs_proof and not trusted:
             raise ProofRequired(_PROOF_NEEDED)
+        if stated is None and not counted:
+            return _PLAIN
         return Admitted(stated, is_trusted=trusted, boards=counted)
 
     def action_on(

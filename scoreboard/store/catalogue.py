@@ -22,7 +22,7 @@ from scoreboard.store.subscription import Subscription
 
 RELOAD_S: Final = 30.0
 _VERSION: Final = re.compile(rb"[!-~]{1,64}")
-_UNLISTED: Final = ActionKind(0)
+_UNRESTRICTED: Final = ActionKind(0)
 _log = get_logger(__name__)
 
 
@@ -34,6 +34,8 @@ class Catalogue:
         self._default = ActionKind(settings.default_points)
         self._counts_unknown = settings.unknown_kinds == "default"
         self._kinds: Mapping[str, ActionKind] | None = None
+        self._restricted: Mapping[str, ActionKind] = {}
+        """The kinds that have more than points."""
         self._changed = asyncio.Event()
         self._changes = Subscription(
             settings,
@@ -79,13 +81,15 @@ class Catalogue:
         return self.kind_of_action(action_id).points
 
     def restrictions(self, action_id: str) -> ActionKind:
-        """Return the kind of an action, whether it earns points or not, for its restrictions.
+        """Return the kind of an action if it has restrictions, else one without any.
 
-        A kind that is not in the catalogue has none. Raises RedisUnavailable before the first read.
+        Raises RedisUnavailable before the first read.
         """
+        if self._restricted:
+            return self._restricted.get(kind_of(action_id), _UNRESTRICTED)
         if self._kinds is None:
             raise RedisUnavailable("The action catalogue is not loaded yet")
-        return self._kinds.get(kind_of(action_id), _UNLISTED)
+        return _UNRESTRICTED
 
     async def load(self) -> None:
         """Read the catalogue now.
@@ -95,6 +99,7 @@ class Catalogue:
         kinds = await self._store.kinds()
         if kinds != self._kinds:
             _log.info("catalogue_changed", kinds=len(kinds))
+        self._restricted = {name: kind for name, kind in kinds.items() if kind.is_restricted}
         self._kinds = kinds
 
     async def run(self) -> None:
