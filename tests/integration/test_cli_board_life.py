@@ -24,11 +24,13 @@ from scoreboard.recovery import reseed as reseeds
 from scoreboard.runtime.settings import Settings
 from scoreboard.store.keys import BOARDS
 from tests.support.clients.commands import Done, Run, with_database, with_store
+from tests.support.clients.viewer import Connect, HttpResponse, StartStreamer
 from tests.support.eventually import eventually_async
 from tests.support.servers.api import LEADERBOARD_PATH, ApiClient, StartApi
 from tests.support.servers.flushers import flushing
 
 Command = Callable[..., Awaitable[Done]]
+Handshake = Callable[..., Awaitable[HttpResponse]]
 
 SERVED_S = 2.0
 """A change is applied within this time."""
@@ -368,3 +370,39 @@ def test_every_board_survives_the_way_through_a_file(tmp_path: Path) -> None:
     path = tmp_path / "boards.toml"
     path.write_text("\n".join(board_file.write_boards(boards)))
     assert board_file.read_boards(path) == {board.name: board for board in boards}
+
+
+async def test_viewers_follow_a_board_from_its_creation_to_its_deletion(
+    run: Command, start_streamer: StartStreamer, connect: Connect, handshake: Handshake
+) -> None:
+    assert (await run("board", "create", "main")).code == 0
+    running = await start_streamer(opened=False)
+    await eventually_async(lambda: running.streamer.watcher.is_ready)
+    path = "/ws/scoreboard?board=weekly"
+
+    async def status() -> int:
+        return (await handshake(running.port, path)).status
+
+    assert await status() == 404
+    assert (await run("board", "create", "weekly", "--partitions", "2")).code == 0
+    await reaches(101, status)
+    viewer = await connect(running.port, path)
+    assert (await viewer.next("leaderboard"))["board"] == "weekly"
+    await eventually_async(lambda: running.streamer.watcher.hears("weekly", 2))
+
+    assert (await run("board", "set", "weekly", "--private")).code == 0
+    assert await viewer.closed(SERVED_S) == 4403
+    assert await status() == 401
+    assert (await run("board", "set", "weekly", "--public")).code == 0
+    await reaches(101, status)
+
+    viewer = await connect(running.port, path)
+    assert (await run("board", "archive", "weekly")).code == 0
+    late = await connect(running.port, path)
+    for one in (viewer, late):
+        assert (await one.next("leaderboard"))["board"] == "weekly"
+    assert (await run("board", "delete", "weekly", "--yes")).code == 0
+    for one in (viewer, late):
+        assert await one.closed() == 4404
+        assert one.messages[-1]["type"] == "bye"
+    assert await status() == 404
