@@ -1,14 +1,19 @@
 """The flusher's metrics."""
 
 import time
+from contextlib import suppress
 from typing import Final
 
 from flusher.batch import Batch
 from flusher.writer import Flushed
+from scoreboard.model import Partition
 from scoreboard.runtime.collectors import LoopHistogram
 from scoreboard.runtime.telemetry import FLUSH_BUCKETS, Children, counter, gauge, histogram
 
 PARTITION: Final = ("board", "part")
+
+OTHER_BOARDS: Final = "*"
+"""The label of boards without series of their own. No board has this name."""
 
 STREAM_LENGTH: Final = Children(
     gauge(
@@ -93,11 +98,18 @@ DEAD_LETTERS: Final = counter(
 OPEN_DEAD_LETTERS: Final = Children(
     gauge(
         "dead_letters",
-        "Dead letters that no operator has resolved",
+        "Dead letters that no operator has resolved, of SCOREBOARD_BOARDS and of up to 50 other "
+        "boards that have some; the rest: `*`",
         "board",
         unit="entries",
         normal="0",
     )
+)
+WAITING: Final = gauge(
+    "flusher_waiting_partitions",
+    "Partitions with work that wait for a turn in this process",
+    unit="partitions",
+    normal="0; else raise SCOREBOARD_FLUSH_PARTITIONS",
 )
 DRIFTED: Final = counter(
     "flusher_drifted_total",
@@ -170,6 +182,16 @@ BACKUP_AT: Final = gauge(
     "Time at which the newest checked backup was taken; 0 if none is recorded",
     normal="within the interval of backups",
 )
+
+
+def forget_partition(partition: Partition) -> None:
+    """Remove the series of a partition that this process does not serve any more."""
+    labels = (partition.board, str(partition.number))
+    for children in (STREAM_LENGTH, STREAM_PENDING, STREAM_AGE, ACCEPTING):
+        children.remove(labels)
+    for metric in (STREAM_LAG, LEADING, LAST_SUCCESS):
+        with suppress(KeyError):
+            metric.remove(*labels)
 
 
 def count(result: Flushed, batch: Batch) -> None:

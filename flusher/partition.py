@@ -3,12 +3,16 @@
 Invariants: an entry is acknowledged only after its COMMIT; after every error the pending entries
 are read again; a failing partition is retried without a limit and does not affect others. After a
 change of the secret the session is replaced between two batches, once its successor is connected.
+
+A partition outside of the configured boards is given back when it has no work: its stream is empty,
+and nothing is to be corrected or recovered. It is given back earlier, also with work, while other
+partitions wait for a turn; then it waits for its next one.
 """
 
 import asyncio
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from flusher import metrics
 from flusher.batch import Batch, Gap, build
@@ -16,7 +20,7 @@ from flusher.consumer import Consumer, GroupMissing
 from flusher.flush_tracing import FlushTracing
 from flusher.late_duplicates import correct_late_duplicates
 from flusher.leases import Leases
-from flusher.recovery import Finding, compare_positions, reseed_partition
+from flusher.recovery import Finding, compare_positions, is_own_fence, reseed_partition
 from flusher.status import Condition, PartitionStatus
 from flusher.writer import Flushed, GapFound, Superseded, Writer
 from scoreboard.errors import (
@@ -56,7 +60,27 @@ RENEW_AGAIN_S: Final = 5.0
 CORRECT_EVERY_S: Final = 3.0
 """Interval of searching for corrections left by others, such as an operator."""
 
+TURN_S: Final = 1.0
+"""How long a partition with work may keep others waiting for a turn."""
+
+LEADS_LONGER_S: Final = 2.0
+"""A leader of an idle partition stays longer than those that wait: they would take over."""
+
 _log = get_logger(__name__)
+
+
+class Turns(Protocol):
+    """What a partition that may be given back asks about the other ones."""
+
+    @property
+    def is_contended(self) -> bool:
+        """Return whether other partitions with work wait for a turn in this process."""
+        ...
+
+    @property
+    def is_listening(self) -> bool:
+        """Return whether this process is told of partitions that get work."""
+        ...
 
 
 class _PositionChanged(Exception):  # noqa: N818 (not an error)
@@ -74,12 +98,21 @@ class PartitionFlusher:
         store: Store,
         leases: Leases,
         *,
+        turns: Turns | None = None,
         tracing: "Tracing | None" = None,
     ) -> None:
+        """Without ``turns`` the partition is never given back."""
         self.partition = partition
+        self._turns = turns
+        self.is_leaving = False
+        """Whether the partition is being given back. Work that it gets from now on is not seen."""
+        self.has_work = False
+        """Whether it is given back before its work is done."""
+        self._wakes = 0
+        self._active_at_s = self._turn_began_s = time.monotonic()
         self._leases = leases
         self._tracing = FlushTracing(tracing, partition) if tracing is not None else None
-        self.status = PartitionStatus(partition)
+        self.status = PartitionStatus(partition, is_kept=turns is None)
         self.consumer = consumer
         self._settings = settings
         self._store = store
@@ -105,20 +138,34 @@ class PartitionFlusher:
         self._last_success = metrics.LAST_SUCCESS.labels(*labels)
 
     async def run(self, stop: StopEvent) -> None:
-        """Flush the partition while holding its lease, until ``stop``."""
+        """Flush the partition while holding its lease, until ``stop`` or until it is given back."""
         try:
-            while not stop.is_set:
+            while not stop.is_set and not self.is_leaving:
                 try:
                     await self._serve(stop)
                 except DatabaseUnavailable as error:
                     self.status.set_failed(Condition.DATABASE_AWAY, error)
                 except ScoreboardError as error:
                     self.status.set_failed(Condition.BROKEN, error)
-                await self._pause(stop)
+                    await self._pause(stop)
+                    self._end_turn()  # it must not keep others waiting
+                    continue
+                if not self.is_leaving:
+                    await self._pause(stop)
         finally:
             if self._successor is not None:
                 await self._successor.aclose()
         self.status.set_condition(Condition.STOPPED)
+
+    def keep(self) -> None:
+        """Never give the partition back from now on."""
+        self._turns = None
+        self.status.is_kept = True
+
+    def wake(self) -> None:
+        """Note that the partition has work."""
+        self._wakes += 1
+        self._active_at_s = time.monotonic()
 
     async def _serve(self, stop: StopEvent) -> None:
         if not self._leases.is_redis_up:
@@ -130,11 +177,16 @@ class PartitionFlusher:
         try:
             self.status.set_condition(Condition.STANDBY)
             self.status.position = None  # the leader moves it
-            if not await writer.acquire_lease(stop, lambda: self._leases.is_redis_up):
+            since_s = time.monotonic()
+            if not await writer.acquire_lease(stop, lambda: self._may_wait(since_s)):
                 return
+            self._turn_began_s = time.monotonic()
             self._leading.set(1)
             self._leases.take(self.partition)
-            _log.info("lease_taken", partition=str(self.partition))
+            if self._turns is None:
+                _log.info("lease_taken", partition=str(self.partition))
+            else:  # partitions come and go
+                _log.debug("lease_taken", partition=str(self.partition))
             await self._lead(writer, stop)
         finally:
             self._leading.set(0)
@@ -144,7 +196,7 @@ class PartitionFlusher:
 
     async def _lead(self, writer: Writer, stop: StopEvent) -> None:
         self._must_claim = True
-        while not stop.is_set and not self._is_yielding and not await self._has_successor(writer):
+        while not stop.is_set and not self._is_ending and not await self._has_successor(writer):
             try:
                 if self._must_start_over:
                     await self.consumer.start_over()
@@ -153,6 +205,7 @@ class PartitionFlusher:
                     await writer.ping()
                     self._succeed()  # waiting for an operator is not a failure
                     await stop.sleep(CHECK_EVERY_S)
+                    await self._consider_leaving()
                     continue
                 if self._must_claim:
                     await self._claim_pending(writer, stop)
@@ -258,21 +311,26 @@ class PartitionFlusher:
         batch: Batch | None = None
         while batch or not stop.is_set:
             if batch is None:
-                if self._is_yielding or await self._has_successor(writer):
+                if self._is_ending or await self._has_successor(writer):
                     return
-                batch = await self._read(usual)
+                batch = await self._read(usual, block=not self._is_contended)
                 self._is_idle = batch is None
             following = None
-            if batch and len(batch.entries) >= usual and not self._is_yielding:
+            if batch:
+                self._active_at_s = time.monotonic()
+            if batch and len(batch.entries) >= usual and not self._is_ending:
                 following = await self._flush_and_read(writer, batch, stop)
             elif batch:
                 await self._flush(writer, batch)
                 # Entries that arrive meanwhile share the next batch: the cost is mostly per batch.
-                await stop.sleep(self._linger_s)
+                if not self._is_contended:
+                    await stop.sleep(self._linger_s)
             batch = following
             self._succeed()
             if time.monotonic() - self._checked_at_s >= CHECK_EVERY_S:
                 await self._check_state(writer)
+            if self._is_contended:
+                await self._consider_leaving()
 
     @property
     def _linger_s(self) -> float:
@@ -322,11 +380,69 @@ class PartitionFlusher:
         if (self._has_late_duplicates or is_due) and state.is_open:
             self._corrected_at_s = self._checked_at_s
             await self._correct(writer)
+        await self._consider_leaving()
+
+    @property
+    def _is_ending(self) -> bool:
+        """Return whether the lease is left to another flusher, or the partition given back."""
+        return self._is_yielding or self.is_leaving
+
+    @property
+    def _is_contended(self) -> bool:
+        return self._turns is not None and self._turns.is_contended
+
+    def _was_idle_for(self, seconds: float) -> bool:
+        """Return whether the partition may be given back because it had no work for a time."""
+        return (
+            self._turns is not None
+            and self._turns.is_listening
+            and time.monotonic() - self._active_at_s >= seconds
+        )
+
+    def _may_wait(self, since_s: float) -> bool:
+        """Return whether to wait for the lease, since a time, while another flusher leads.
+
+        If that one ends without a trace, the partition is found by its entries.
+        """
+        is_turn_over = self._is_contended and time.monotonic() - since_s >= TURN_S
+        self.is_leaving |= is_turn_over or self._was_idle_for(self._settings.flush_idle_s)
+        return self._leases.is_redis_up and not self.is_leaving
+
+    def _end_turn(self) -> None:
+        """Give the partition back with its work if others wait for a turn."""
+        if self._is_contended:
+            self.is_leaving = self.has_work = True
+
+    async def _consider_leaving(self) -> None:
+        """Decide whether to give the partition back."""
+        is_idle = self._was_idle_for(self._settings.flush_idle_s + LEADS_LONGER_S)
+        if self._turns is None or self._is_ending or not (self._is_contended or is_idle):
+            return
+        wakes = self._wakes
+        (found,) = await self._store.survey([self.partition])
+        if isinstance(found, ScoreboardError):
+            raise found
+        # No await from here to the decision: a later wake sees that the partition is leaving.
+        turns = self._turns
+        if turns is None:
+            return  # it is kept from now on
+        is_done = (
+            not found.entries
+            and self._wakes == wakes
+            and turns.is_listening
+            # While the partition is closed, nothing can be corrected.
+            and not (self._has_late_duplicates and found.state.is_open)
+            and not is_own_fence(found.state)
+        )
+        if is_done:
+            self.is_leaving = True
+        elif time.monotonic() - self._turn_began_s >= TURN_S:
+            self._end_turn()
 
     async def _consider_yielding(self, writer: Writer) -> None:
         """Decide whether another flusher should lead. It also keeps the lease's session alive."""
         flushers = await writer.count_flushers()
-        if not self._is_yielding and self._leases.must_yield(self.partition, flushers):
+        if not self._is_ending and self._leases.must_yield(self.partition, flushers):
             self._is_yielding = True
             _log.info("lease_yielded", partition=str(self.partition))
 

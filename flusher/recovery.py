@@ -17,7 +17,7 @@ from scoreboard.ledger.positions import Position
 from scoreboard.model import Partition
 from scoreboard.recovery.reseed import SESSION, Reseeded, reseed
 from scoreboard.runtime.settings import Settings
-from scoreboard.store.partitions import REWIND_FENCE, PartitionState
+from scoreboard.store.partitions import GAP_FENCE, REWIND_FENCE, PartitionState
 from scoreboard.store.store import Store
 
 KEEP_ALIVE_S: Final = 5.0
@@ -51,6 +51,11 @@ def compare_positions(committed: Position, state: PartitionState) -> Finding:
     if state.seq < committed.seq and state.is_open:
         return Finding.REWOUND
     return Finding.FINE
+
+
+def is_own_fence(state: PartitionState) -> bool:
+    """Return whether a flusher fenced the partition, because Redis lost data."""
+    return state.fence == GAP_FENCE or state.fence.startswith(REWIND_FENCE)
 
 
 async def reseed_partition(

@@ -50,6 +50,8 @@ class PartitionStatus(Struct):
     """The status of a partition flusher; ``position`` is None while another process leads."""
 
     partition: Partition
+    is_kept: bool = True
+    """Whether it is never given back; what is normal for others is logged as debug."""
     condition: Condition = Condition.STARTING
     position: Position | None = None
     reason: str = ""
@@ -94,8 +96,10 @@ class PartitionStatus(Struct):
             return
         self.condition, self.reason = condition, reason
         name, word = str(self.partition), condition.value
-        if not reason:
+        if not reason and self.is_kept:
             _log.info("partition_condition_changed", partition=name, condition=word)
+        elif not reason:
+            _log.debug("partition_condition_changed", partition=name, condition=word)
         elif condition is Condition.BROKEN:
             _log.error("partition_broken", partition=name, condition=word, reason=reason)
         else:

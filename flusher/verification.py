@@ -1,8 +1,11 @@
-"""Verifies the boards that this process flushes, and reads when the last backup was taken.
+"""Verifies the boards, and reads when the last backup was taken.
 
 The process that leads partition 0 of a board verifies the whole board: a sample by
 `scoreboard.recovery.verify` after each takeover, reconnection or recovery, and all users
-continuously, some of them each second (`scoreboard.recovery.rolling_check`).
+continuously, some of them each second (`scoreboard.recovery.rolling_check`). A takeover because an
+idle board got work is not followed by a sample. Boards that are not served are verified, too, by
+one process at a time (`flusher.idle_boards`). All of it takes a bounded share of the time, and the
+boards take turns.
 
 Invariants: it has its own connections, so it never delays a read of the stream; commits are blocked
 only for the comparison of a few users, and not while the flusher is behind; every wait is limited;
@@ -12,24 +15,17 @@ turn tries again.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import redis.asyncio as aioredis
 
 from flusher import metrics
+from flusher.idle_boards import POSTPONED, IdleBoards
 from flusher.partition import PartitionFlusher
 from flusher.status import Condition
-from scoreboard.errors import (
-    Busy,
-    DatabaseUnavailable,
-    Fenced,
-    Outdated,
-    ScoreboardError,
-    Uninitialised,
-    WaitTimeout,
-)
+from scoreboard.errors import DatabaseUnavailable, ScoreboardError
 from scoreboard.health import checks
 from scoreboard.health.checks import Check
 from scoreboard.ledger.backups import LastBackup, select_last_backup
@@ -45,7 +41,10 @@ from scoreboard.store.client import make_client
 from scoreboard.store.durability import Requirements
 
 TURN_S: Final = 1.0
-"""Interval of the steps."""
+"""Shortest rest between two turns; after a longer turn the rest is as long as that."""
+
+SHARE_S: Final = 0.25
+"""Time of a turn after which the remaining boards wait for the next one."""
 
 STEP_LIMIT_S: Final = 5.0
 """Longest step; after it the connection is replaced, which ends its locks."""
@@ -71,24 +70,23 @@ SESSION: Final = {
     "jit": "off",
 }
 
-_POSTPONED: Final = (Busy, Outdated, Fenced, Uninitialised, WaitTimeout)
-"""The board cannot be compared at the moment, for a reason that its flusher reports."""
-
 _log = get_logger(__name__)
 
 
 class _Board:
     """The verification of one board."""
 
-    def __init__(self, flusher: PartitionFlusher) -> None:
+    def __init__(self, flusher: PartitionFlusher, check: RollingCheck | None) -> None:
+        """``check`` has found that the board differs; None if it is not known to."""
         self.flusher = flusher
         self.name = flusher.partition.board
-        self.check: RollingCheck | None = None
-        self.sampled_resumption = 0
+        self.check = check
+        # The first resumption of a partition that comes and goes is that it got work.
+        self.sampled_resumption = 0 if flusher.status.is_kept else 1
         self.sample_after_s = 0.0
         self.verified_at_s: float | None = None
         self.failure = ""
-        self._logged_users = 0
+        self._logged_users = len(check.drifted) if check else 0
         for result in metrics.VERIFICATION_RESULTS:
             metrics.VERIFICATIONS[self.name, result].inc(0)
 
@@ -162,14 +160,27 @@ class _Board:
         with suppress(KeyError):
             metrics.DRIFT_USERS.remove(self.name)
 
+    def remove(self) -> None:
+        """Remove all series of a board that this process does not serve any more."""
+        self.forget()
+        with suppress(KeyError):
+            metrics.VERIFIED_AT.remove(self.name)
+        for result in metrics.VERIFICATION_RESULTS:
+            metrics.VERIFICATIONS.remove((self.name, result))
+
 
 class Verification:
-    """The task of one flusher; ``partitions`` may grow while it runs."""
+    """The task of one flusher."""
 
-    def __init__(self, settings: Settings, partitions: list[PartitionFlusher]) -> None:
+    def __init__(
+        self, settings: Settings, flushers: Callable[[], Sequence[PartitionFlusher]]
+    ) -> None:
+        """``flushers`` returns those of the partitions that are served at the moment."""
         self._settings = settings
-        self._partitions = partitions
+        self._flushers = flushers
         self._boards: dict[str, _Board] = {}
+        """By name; those that were verified the longest time ago come first."""
+        self._idle = IdleBoards(settings.verify_users_per_s)
         self._is_backup_required = settings.environment != "development"
         if settings.verify_users_per_s:
             for board in settings.boards:
@@ -191,9 +202,11 @@ class Verification:
                 try:
                     async with self._connection() as connection:
                         while not connection.is_login_outdated:
+                            began_s = time.monotonic()
                             await self._turn(client, connection)
                             attempt = 0
-                            await asyncio.sleep(TURN_S)
+                            used_s = time.monotonic() - began_s
+                            await asyncio.sleep(max(TURN_S, used_s))
                 except Exception as error:  # noqa: BLE001 (it would end the flusher)
                     if attempt == 0:
                         _log.warning(
@@ -201,13 +214,14 @@ class Verification:
                             reason=_reason(error),
                             exc_info=_traceback(error),
                         )
+                self._idle.leave()
                 await asyncio.sleep(backoff_s(attempt, most_s=BACKOFF_MAX_S))
                 attempt += 1
 
     def checks(self) -> dict[str, Check]:
-        """Return the checks of the boards that this process leads, and of the last backup."""
+        """Return the checks of boards that this process verifies, and of the last backup."""
         self._find_boards()
-        found = {
+        found = self._idle.checks() | {
             checks.drift_name(name): board.describe()
             for name, board in self._boards.items()
             if board.is_led
@@ -221,23 +235,38 @@ class Verification:
         return found
 
     def _find_boards(self) -> None:
-        for flusher in self._partitions:
-            if flusher.partition.number == 0:
-                self._boards.setdefault(flusher.partition.board, _Board(flusher))
+        for flusher in self._flushers():
+            name = flusher.partition.board
+            if flusher.partition.number == 0 and name not in self._boards:
+                self._boards[name] = _Board(flusher, self._idle.hand_over(name))
+
+    def _remove_boards(self) -> None:
+        """Remove boards that are not served any more. A step would add their series again."""
+        served = set(map(id, self._flushers()))
+        for name, board in list(self._boards.items()):
+            if id(board.flusher) not in served:
+                self._boards.pop(name).remove()
 
     async def _turn(self, client: aioredis.Redis, connection: Connection) -> None:
         read_at_s = self._backup_read_at_s
         if read_at_s is None or time.monotonic() - read_at_s >= BACKUP_EVERY_S:
             async with asyncio.timeout(STEP_LIMIT_S):
                 await self._read_backup(connection)
+        self._remove_boards()
         self._find_boards()
         if not self._settings.verify_users_per_s:
             return
-        for board in self._boards.values():
+        ends_at_s = time.monotonic() + SHARE_S
+        for name, board in list(self._boards.items()):
             if board.is_led:
                 await self._verify(client, connection, board)
             elif board.flusher.status.condition in {Condition.STANDBY, Condition.RETIRED}:
                 board.forget()
+            self._boards[name] = self._boards.pop(name)
+            if time.monotonic() >= ends_at_s:
+                break
+        async with asyncio.timeout(STEP_LIMIT_S):
+            await self._idle.take_turn(client, connection, self._boards.keys())
 
     async def _verify(self, client: aioredis.Redis, connection: Connection, board: _Board) -> None:
         """Verify a sample if one is due, and take a step of the comparison.
@@ -250,7 +279,7 @@ class Verification:
                     await self._verify_sample(client, connection, board)
             async with asyncio.timeout(STEP_LIMIT_S):
                 await self._step(client, connection, board)
-        except _POSTPONED as error:
+        except POSTPONED as error:
             board.count_incomplete("postponed", error)
         except (DatabaseUnavailable, TimeoutError) as error:
             board.count_incomplete("failed", error)
@@ -269,7 +298,7 @@ class Verification:
     ) -> None:
         waiting = sum(
             flusher.status.backlog.entries
-            for flusher in self._partitions
+            for flusher in self._flushers()
             if flusher.partition.board == board.name
         )
         if waiting > LAG_MAX:

@@ -4,6 +4,7 @@ The caller owns the connection and its transaction. Each constant has the name o
 test compares the two sets.
 """
 
+from collections.abc import Iterable
 from typing import Any, Final, Literal
 
 import msgspec
@@ -16,12 +17,19 @@ from scoreboard.runtime import resources
 _INSERT_BOARD: Final = resources.query("insert_board")
 _SELECT_BOARD: Final = resources.query("select_board")
 _SELECT_BOARDS: Final = resources.query("select_boards")
+_SELECT_AFTER: Final = resources.query("select_boards_after")
+_LOCK_VERIFICATION: Final = resources.query("lock_verification")
+_SELECT_EXISTING: Final = resources.query("select_existing_boards")
 _PUBLISH_BOARD: Final = resources.query("publish_board")
 _SET_BOARD_STATE: Final = resources.query("set_board_state")
 _SELECT_DELETED_BOARD: Final = resources.query("select_deleted_board")
 _LOCK_BOARDS: Final = resources.query("lock_boards")
 BOARDS_LOCK: Final = 0x5B0D
 """Class of the advisory lock that serialises copies of the list of boards."""
+
+
+VERIFICATION_LOCK: Final = 0x5B0E
+"""Class of the advisory lock of the process that verifies idle boards."""
 
 
 def _board(row: tuple[Any, ...]) -> Board:
@@ -71,6 +79,38 @@ async def select_boards(connection: Connection) -> list[Board]:
     async with translate_errors():
         rows = await (await connection.execute(_SELECT_BOARDS)).fetchall()
     return [_board(row) for row in rows]
+
+
+async def select_boards_after(connection: Connection, *, after: str, limit: int) -> list[Board]:
+    """List up to ``limit`` boards with names above ``after``, in order.
+
+    Raises DatabaseUnavailable.
+    """
+    async with translate_errors():
+        parameters = {"after": after, "limit": limit}
+        cursor = await connection.execute(_SELECT_AFTER, parameters)
+        return [_board(row) for row in await cursor.fetchall()]
+
+
+async def lock_verification(connection: Connection) -> bool:
+    """Try to become the process that verifies idle boards; return whether this one is.
+
+    The lock is held until the connection ends. Raises DatabaseUnavailable.
+    """
+    async with translate_errors():
+        cursor = await connection.execute(_LOCK_VERIFICATION, {"class": VERIFICATION_LOCK})
+        row = await cursor.fetchone()
+    return bool(row and row[0])
+
+
+async def select_existing_boards(connection: Connection, names: Iterable[str]) -> set[str]:
+    """Return which of some names are those of boards.
+
+    Raises DatabaseUnavailable.
+    """
+    async with translate_errors():
+        cursor = await connection.execute(_SELECT_EXISTING, {"names": list(names)})
+        return {str(name) for (name,) in await cursor.fetchall()}
 
 
 async def publish_board(connection: Connection, name: str, *, is_public: bool) -> None:

@@ -127,7 +127,7 @@ def fields_of(raw: bytes) -> dict[bytes, bytes]:
 
 
 async def count_dead_letters(connection: Connection) -> dict[str, int]:
-    """Count the unresolved dead letters of each board.
+    """Count the unresolved dead letters of each board that has some.
 
     Raises DatabaseUnavailable.
     """

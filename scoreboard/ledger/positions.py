@@ -19,6 +19,8 @@ from scoreboard.runtime import resources
 _SELECT_POSITION: Final = resources.query("select_position")
 _LOCK_POSITION_SHARED: Final = resources.query("lock_position_shared")
 _SELECT_PARTITIONS: Final = resources.query("select_partitions")
+_SELECT_BOARD_POSITIONS: Final = resources.query("select_board_positions")
+_SELECT_TO_CORRECT: Final = resources.query("select_partitions_to_correct")
 _BEGIN_EPOCH: Final = resources.query("begin_epoch")
 _CLOSE_CORRECTIONS: Final = resources.query("close_corrections")
 _LOCK_OPERATOR: Final = resources.query("lock_operator")
@@ -69,14 +71,58 @@ async def _position(connection: Connection, query: bytes, partition: Partition) 
     return Position(*row) if row else None
 
 
-async def select_partitions(connection: Connection, board: str) -> list[int]:
-    """List the partitions of a board that were ever opened, whatever its layout is now.
+class BoardPartitions(Struct, frozen=True, array_like=True):
+    """The partitions of a board."""
+
+    board: str
+    count: int
+    """How many its layout has."""
+    left_over: list[int]
+    """Further ones that were opened with an earlier layout."""
+
+
+async def select_partitions(connection: Connection, boards: Sequence[str]) -> list[BoardPartitions]:
+    """List the partitions of boards; those that do not exist are omitted.
 
     Raises DatabaseUnavailable.
     """
     async with translate_errors():
-        rows = await (await connection.execute(_SELECT_PARTITIONS, {"board": board})).fetchall()
-    return [int(row[0]) for row in rows]
+        parameters = {"boards": list(boards)}
+        rows = await (await connection.execute(_SELECT_PARTITIONS, parameters)).fetchall()
+    return [BoardPartitions(*row) for row in rows]
+
+
+async def select_board_positions(
+    connection: Connection, *, after: str, limit: int
+) -> dict[str, dict[Partition, Position | None]]:
+    """Read the committed positions of up to ``limit`` boards with names above ``after``, by board.
+
+    The position of a partition that was never flushed is None. A stream id is not read.
+
+    Raises DatabaseUnavailable.
+    """
+    async with translate_errors():
+        parameters = {"after": after, "limit": limit}
+        cursor = await connection.execute(_SELECT_BOARD_POSITIONS, parameters)
+        rows = await cursor.fetchall()
+    found: dict[str, dict[Partition, Position | None]] = {}
+    for board, count, parts, epochs, seqs in rows:
+        positions = found[board] = dict.fromkeys(
+            (Partition(board, number) for number in range(count)), None
+        )
+        for part, epoch, seq in zip(parts, epochs, seqs, strict=True):
+            positions[Partition(board, part)] = Position(epoch, seq)
+    return found
+
+
+async def select_partitions_to_correct(connection: Connection, *, limit: int) -> list[Partition]:
+    """List partitions that have open corrections, at most ``limit``.
+
+    Raises DatabaseUnavailable.
+    """
+    async with translate_errors():
+        rows = await (await connection.execute(_SELECT_TO_CORRECT, {"limit": limit})).fetchall()
+    return [Partition(*row) for row in rows]
 
 
 async def begin_epoch(connection: Connection, partition: Partition, position: Position) -> bool:

@@ -40,7 +40,8 @@ _ID_MAX: Final = 2**128 - 1
 class RollingCheck:
     """The comparison of one board with one layout; ``drifted`` may be read at any time."""
 
-    def __init__(self, client: aioredis.Redis, board: Board) -> None:
+    def __init__(self, client: aioredis.Redis, board: Board, *, is_whole: bool = False) -> None:
+        """With ``is_whole`` the first pass has all users; it takes a process that completes it."""
         self.board = board
         self.drifted: dict[str, Drift] = {}
         """Users that differed when they were last compared, at most ``DRIFTED_MAX``."""
@@ -50,7 +51,7 @@ class RollingCheck:
         self._scanner = Scanner(client)
         self._suspects: dict[Partition, list[str]] = {}
         # A random start, so that processes that never run for a whole pass compare all users, too.
-        self._next_id: UUID | None = uuid.uuid4()
+        self._next_id: UUID | None = UUID(int=0) if is_whole else uuid.uuid4()
         """Where the next page of PostgreSQL begins; None while the members of Redis are read."""
         self._scanned = 0
         """The partition whose members are read."""

@@ -382,6 +382,17 @@ class Settings(Struct, frozen=True, kw_only=True):
             "COMMITs; at least SCOREBOARD_FLUSH_LINGER_MS is used"
         ),
     ] = 100
+    flush_partitions: Annotated[
+        Annotated[int, Meta(ge=1, le=10_000)],
+        _description(
+            "Partitions of boards outside of SCOREBOARD_BOARDS that a flusher process serves at "
+            "once, each with a connection to PostgreSQL; more partitions with work take turns"
+        ),
+    ] = 32
+    flush_idle_s: Annotated[
+        Annotated[float, Meta(ge=1, le=3600)],
+        _description("Time without work after which the flusher gives such a partition back"),
+    ] = 60.0
     verify_users_per_s: Annotated[
         Annotated[int, Meta(ge=0, le=5000)],
         _description(

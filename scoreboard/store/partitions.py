@@ -3,11 +3,12 @@
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from msgspec import Struct, field
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
+from scoreboard.errors import RedisUnavailable, UnexpectedReply
 from scoreboard.model import PARTITIONS_MAX, Board, Count, Layout, Partition, StreamId
 from scoreboard.store.keys import COMMITS_PREFIX, GROUP, PartitionKeys
 from scoreboard.store.replies import (
@@ -26,11 +27,18 @@ REWIND_FENCE: Final = "flusher:rewind"  # not a secret
 GAP_FENCE: Final = "flusher:gap"
 """Token of a fence set because entries vanished; only an operator can resolve it."""
 
+_Shape = TypeVar("_Shape")
 _FENCE_TOKEN: Final = re.compile(r"[!-~]+")
 _COMMITTED: Final = re.compile(r"(\d{1,16}):(\d{1,16})(?::.*)?", re.ASCII)
 _TRIM: Final = Script.load("trim")
 _HISTORY: Final = Script.load("history")
 _CONFIGURE: Final = Script.load("configure")
+_STATE: Final = ("epoch", "seq", "state", "layout", "public", "fence", "committed")
+
+PAGE: Final = 1000
+"""Partitions of one pipeline."""
+
+_MISSING: Final = "no such key"
 
 
 class _Stream(Struct, frozen=True):
@@ -98,6 +106,13 @@ class Backlog(Struct, frozen=True):
         return int(self.first_id.partition("-")[0]) if self.first_id else None
 
 
+class Survey(Struct, frozen=True):
+    """The state of a partition and the number of entries in its stream."""
+
+    state: PartitionState
+    entries: int
+
+
 class Trimmed(Struct, frozen=True, array_like=True):
     """The reply of trim.lua."""
 
@@ -128,6 +143,66 @@ def _parse_state(facts: Mapping[str, str]) -> PartitionState:
         if committed and parse_whole(committed[1]) == epoch
         else 0,
     )
+
+
+def _backlog(stream: _Stream, groups: Sequence[_Group]) -> Backlog:
+    group = next((one for one in groups if one.name == GROUP), None)
+    return Backlog(
+        entries=stream.length,
+        pending=group.pending if group else 0,
+        first_id=stream.first_entry[0] if stream.first_entry else "",
+        last_id=stream.last_id,
+        delivered_id=group.delivered_id if group else "",
+    )
+
+
+def _take(reply: Any, shape: type[_Shape], what: str) -> _Shape:  # noqa: ANN401 (any reply)
+    """Return a reply of a pipeline in the requested shape.
+
+    Raises RedisUnavailable, UnexpectedReply.
+    """
+    if isinstance(reply, RedisError):
+        raise translate_error(reply, what) from reply
+    with checking_reply(what):
+        return convert(reply, shape)
+
+
+def _take_state(values: Any, meta: str) -> PartitionState:  # noqa: ANN401 (any reply)
+    found = _take(values, list[str | None], f"HMGET {meta}")
+    with checking_reply(f"HMGET {meta}"):
+        facts = zip(_STATE, found, strict=True)
+        return _parse_state({name: value for name, value in facts if value is not None})
+
+
+def _survey(
+    partition: Partition,
+    values: Any,  # noqa: ANN401 (any reply)
+    entries: Any,  # noqa: ANN401
+) -> Survey | UnexpectedReply | RedisUnavailable:
+    keys = PartitionKeys(partition)
+    try:
+        return Survey(_take_state(values, keys.meta), _take(entries, int, f"XLEN {keys.events}"))
+    except (UnexpectedReply, RedisUnavailable) as error:
+        return error
+
+
+def _measurement(
+    partition: Partition,
+    values: Any,  # noqa: ANN401 (any reply)
+    stream: Any,  # noqa: ANN401
+    groups: Any,  # noqa: ANN401
+) -> tuple[PartitionState, Backlog] | UnexpectedReply | RedisUnavailable:
+    keys = PartitionKeys(partition)
+    try:
+        state = _take_state(values, keys.meta)
+        if isinstance(stream, ResponseError) and _MISSING in str(stream):
+            return state, Backlog()
+        return state, _backlog(
+            _take(stream, _Stream, f"XINFO STREAM {keys.events}"),
+            _take(groups, list[_Group], f"XINFO GROUPS {keys.events}"),
+        )
+    except (UnexpectedReply, RedisUnavailable) as error:
+        return error
 
 
 class Partitions(StoreClient):
@@ -190,14 +265,52 @@ class Partitions(StoreClient):
         groups = await read_reply(
             self._client.xinfo_groups(events), list[_Group], f"XINFO GROUPS {events}"
         )
-        group = next((one for one in groups if one.name == GROUP), None)
-        return Backlog(
-            entries=stream.length,
-            pending=group.pending if group else 0,
-            first_id=stream.first_entry[0] if stream.first_entry else "",
-            last_id=stream.last_id,
-            delivered_id=group.delivered_id if group else "",
-        )
+        return _backlog(stream, groups)
+
+    async def survey(
+        self, partitions: Sequence[Partition]
+    ) -> list[Survey | UnexpectedReply | RedisUnavailable]:
+        """Read the states of up to ``PAGE`` partitions and the lengths of their streams.
+
+        An error belongs to its partition and does not affect others. Raises RedisUnavailable,
+        UnexpectedReply.
+        """
+        async with self._client.pipeline(transaction=False) as pipe:
+            for partition in partitions:
+                keys = PartitionKeys(partition)
+                pipe.hmget(keys.meta, *_STATE)
+                pipe.xlen(keys.events)
+            replies = await read_reply(
+                pipe.execute(raise_on_error=False), list[Any], "HMGET, XLEN of partitions"
+            )
+        return [
+            _survey(partition, values, entries)
+            for partition, values, entries in zip(
+                partitions, replies[::2], replies[1::2], strict=True
+            )
+        ]
+
+    async def measure(
+        self, partitions: Sequence[Partition]
+    ) -> list[tuple[PartitionState, Backlog] | UnexpectedReply | RedisUnavailable]:
+        """Read the states and backlogs of up to ``PAGE`` partitions, in one round trip.
+
+        An error belongs to its partition and does not affect others. Raises RedisUnavailable,
+        UnexpectedReply.
+        """
+        async with self._client.pipeline(transaction=False) as pipe:
+            for partition in partitions:
+                keys = PartitionKeys(partition)
+                pipe.hmget(keys.meta, *_STATE)
+                pipe.xinfo_stream(keys.events)
+                pipe.xinfo_groups(keys.events)
+            replies = await read_reply(
+                pipe.execute(raise_on_error=False), list[Any], "XINFO of partitions"
+            )
+        return [
+            _measurement(partition, *replies[3 * place : 3 * place + 3])
+            for place, partition in enumerate(partitions)
+        ]
 
     async def replication_id(self) -> str:
         """Read the server's replication id, which changes with every failover and restart.

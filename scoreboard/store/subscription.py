@@ -99,17 +99,20 @@ class Subscription:
         on_traces: Callable[[str, list[TraceContext]], None] | None = None,
         on_board: Callable[[str], None] | None = None,
         on_subscribed: Callable[[str], None] | None = None,
+        on_message: Callable[[bytes], None] | None = None,
     ) -> None:
         """``message`` matches valid messages; others are counted and dropped.
 
         ``on_board`` is called before ``on_change`` if the properties of the board have changed.
         ``on_traces`` gets the traces that the next message belongs to. ``on_subscribed`` is called
         for each channel that is confirmed while the subscription is up, because it was wanted
-        later; by default ``on_up`` is.
+        later; by default ``on_up`` is. ``on_message`` gets the contents of valid messages, in
+        place of the calls of ``on_board`` and ``on_change``.
         """
         self._message = message
         self._on_traces = on_traces
         self._on_board = on_board
+        self._on_message = on_message
         self._settings = settings
         self._name = name
         self._confirm_timeout_s = settings.redis_timeout_s
@@ -300,6 +303,9 @@ class Subscription:
             case [b"message", bytes(channel), bytes(data)]:
                 name = channel.decode(errors="replace")
                 if len(data) <= MESSAGE_BYTES_MAX and self._message.fullmatch(data):
+                    if self._on_message is not None:
+                        self._on_message(data)
+                        return
                     if self._on_board is not None and data.endswith(_BOARD_SUFFIX):
                         self._on_board(name)
                     self._on_change(name)

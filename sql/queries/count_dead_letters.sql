@@ -1,5 +1,3 @@
--- Count the unresolved dead letters of each board.
+-- Count the unresolved dead letters of each board that has some.
 -- Index: dead_events_open
-SELECT b.board, (
-    SELECT count(*) FROM dead_events d WHERE d.board = b.board AND d.resolved_at IS NULL
-) FROM boards b
+SELECT board, count(*) FROM dead_events WHERE resolved_at IS NULL GROUP BY board

@@ -1,3 +1,5 @@
--- List the partitions of a board that were ever opened, whatever its layout is now.
--- Index: flush_state_pk
-SELECT part FROM flush_state WHERE board = %(board)s ORDER BY part
+-- List the partitions of boards: how many their layouts have, and further ones that were ever opened.
+-- Index: boards_pk, flush_state_pk
+SELECT b.board, b.partitions, ARRAY(
+    SELECT f.part FROM flush_state f WHERE f.board = b.board AND f.part >= b.partitions ORDER BY f.part
+) FROM boards b WHERE b.board = ANY(%(boards)s) ORDER BY b.board

@@ -17,7 +17,7 @@ from flusher.session import LEASE_LOCK
 from scoreboard.ledger.pool import connect
 from scoreboard.model import Action, Partition
 from scoreboard.runtime.settings import Secret, Settings
-from scoreboard.store.keys import PartitionKeys
+from scoreboard.store.keys import ACTIVE, PartitionKeys
 from tests.support.eventually import eventually, eventually_async
 from tests.support.servers.flushers import (
     FlusherProcess,
@@ -280,4 +280,11 @@ def test_an_unreadable_partition_does_not_affect_others(settings: Settings, tmp_
             client.delete(events)
             client.xadd(events, {"u": "alice"})
 
-            flusher.wait_for("board_not_in_settings")
+            client.publish(ACTIVE, events)
+            eventually(
+                lambda: [
+                    line
+                    for line in flusher.lines("partition_condition_changed")
+                    if line["scoreboard.partition"] == "other:0"
+                ]
+            )

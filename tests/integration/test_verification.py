@@ -12,9 +12,11 @@ from typing import Any
 import msgspec
 import pytest
 import redis
+from prometheus_client import generate_latest
 
 from cli.embedded.ports import find_free_port
 from cli.embedded.servers import EmbeddedValkey
+from flusher.idle_boards import IdleBoards
 from flusher.status import Condition
 from flusher.verification import Verification
 from scoreboard.errors import DatabaseUnavailable
@@ -26,6 +28,7 @@ from scoreboard.recovery.reseed import report_nothing
 from scoreboard.recovery.rolling_check import RollingCheck
 from scoreboard.recovery.verify import verify
 from scoreboard.runtime.settings import Secret, Settings
+from scoreboard.runtime.telemetry import REGISTRY
 from scoreboard.store.client import make_client
 from scoreboard.store.keys import PartitionKeys
 from scoreboard.store.store import Store
@@ -63,10 +66,10 @@ def admin(redis_url: str) -> Iterator["redis.Redis[str]"]:
 async def fill(settings: Settings, board: Board | None = None) -> None:
     """Open a board and let a flusher commit one action of each user."""
     board = await make_board(settings, board)
-    await act(settings, *(Action(user, "win:1", 10) for user in USERS))
+    await act(settings, *(Action(user, "win:1", 10) for user in USERS), board=board.name)
     partitions = board.layout.partitions
     async with flushing(settings):
-        await eventually_async(lambda: is_drained(settings, partitions=partitions))
+        await eventually_async(lambda: is_drained(settings, board.name, partitions))
 
 
 @asynccontextmanager
@@ -328,7 +331,7 @@ async def test_a_reconnection_to_redis_is_followed_by_a_verification(
 async def test_a_flusher_that_has_just_started_tells_of_each_board(settings: Settings) -> None:
     await fill(settings)
     async with flushing(settings) as flusher:
-        not_yet_run = Verification(settings, flusher.partitions)
+        not_yet_run = Verification(settings, lambda: flusher.partitions)
         await eventually_async(lambda: "drift main" in not_yet_run.checks())
 
 
@@ -403,3 +406,96 @@ async def test_no_users_per_second_turns_the_verification_off(
 
         assert served.metric(DRIFT) is None
         assert served.metric(VERIFIED_AT) is None
+
+
+async def test_a_difference_on_an_idle_board_is_shown_until_it_is_repaired(
+    settings: Settings, admin: "redis.Redis[str]", command: Run, tmp_path: Path
+) -> None:
+    for name in ("main", "golf", "chess"):
+        await fill(settings, Board(name))
+    port = find_free_port()
+    environment = {"SCOREBOARD_FLUSHER_METRICS_PORT": str(port)}
+    drift = 'scoreboard_drift_users{board="golf"}'
+    with FlusherProcess(settings, tmp_path / "flusher.log", **environment) as process:
+        served = Served(process, port)
+        sound = 'scoreboard_verify_total{board="*",result="sound"}'
+        await asyncio.to_thread(eventually, lambda: (served.metric(sound) or 0) >= 2, 15)
+        assert (
+            served.metric('scoreboard_verify_last_success_timestamp_seconds{board="*"}') or 0
+        ) > 0
+
+        admin.zadd(PartitionKeys(Partition("golf")).board, {"user-07": pack(99, 0)})
+
+        await asyncio.to_thread(eventually, lambda: served.metric(drift) == 1, 20)
+        line = await asyncio.to_thread(process.wait_for, "drift_found")
+        assert line["scoreboard.advice"] == "scoreboard repair --board golf"
+        assert served.checks()["drift golf"]["state"] == "drifted"
+        before = served.metric(sound) or 0
+        await asyncio.to_thread(eventually, lambda: (served.metric(sound) or 0) > before, 20)
+
+        assert (await asyncio.to_thread(command, "repair", "--board", "golf", "--yes")).code == 0
+
+        await asyncio.to_thread(eventually, lambda: served.metric(drift) in {0, None}, 20)
+        await asyncio.to_thread(process.wait_for, "drift_ended")
+        await asyncio.to_thread(
+            eventually, lambda: 'board="golf"' not in served.get("/metrics"), 90
+        )
+        assert 'board="chess"' not in served.get("/metrics")
+
+
+async def test_idle_boards_are_verified_in_turns_however_large_one_is(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large board takes many steps; a visit has a few."""
+    await fill(settings, Board("a-large"))
+    for name in ("b", "c"):
+        await make_board(settings, Board(name))
+    monkeypatch.setattr("flusher.idle_boards.VISIT_STEPS", 2)
+    monkeypatch.setattr("flusher.idle_boards.SHARE_S", 0.0)
+    visited: list[tuple[str, int]] = []
+    step = RollingCheck.step
+
+    async def noted(self: RollingCheck, connection: Any, count: int) -> None:
+        await step(self, connection, count)
+        visited.append((self.board.name, self.passes))
+
+    monkeypatch.setattr(RollingCheck, "step", noted)
+    idle = IdleBoards(users_per_step=3)
+    async with (
+        make_client(settings, name="test") as client,
+        await connect(settings, name="test") as connection,
+    ):
+        for _ in range(60):
+            await idle.take_turn(client, connection, {"main"})
+    names = [name for name, _ in visited]
+    assert names[:6] == ["a-large", "a-large", "b", "b", "c", "c"]
+    assert ("a-large", 1) in visited, "its visits have together reached its end"
+
+
+async def test_one_process_verifies_the_idle_boards(settings: Settings) -> None:
+    await make_board(settings, Board("golf"))
+    counted = 'scoreboard_verify_total{board="*",result="sound"}'
+    one, two = IdleBoards(users_per_step=3), IdleBoards(users_per_step=3)
+    async with (
+        make_client(settings, name="test") as client,
+        await connect(settings, name="one") as first,
+        await connect(settings, name="two") as second,
+    ):
+        await one.take_turn(client, first, set())
+        before = sample(counted)
+        await two.take_turn(client, second, set())
+        assert sample(counted) == before
+        await first.close()
+        await eventually_async(lambda: turn_is_taken(two, client, second, counted, before))
+
+
+async def turn_is_taken(
+    idle: IdleBoards, client: Any, connection: Any, counted: str, before: float
+) -> bool:
+    await idle.take_turn(client, connection, set())
+    return sample(counted) > before
+
+
+def sample(name: str) -> float:
+    lines = generate_latest(REGISTRY).decode().splitlines()
+    return next((float(one.split()[-1]) for one in lines if one.startswith(f"{name} ")), 0.0)
