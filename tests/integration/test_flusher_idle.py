@@ -19,6 +19,7 @@ from scoreboard.ledger.pool import Connection
 from scoreboard.model import Action, Board, Layout, Partition, Receipt
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.runtime.telemetry import REGISTRY
+from scoreboard.store.commit_waiter import CommitWaiter
 from scoreboard.store.keys import ACTIVE, BOARDS, GROUP, PartitionKeys
 from scoreboard.store.partitions import GAP_FENCE, Partitions, Survey
 from tests.support.data.boards import open_board
@@ -27,6 +28,7 @@ from tests.support.servers.flushers import (
     FlusherProcess,
     act,
     check_invariants,
+    dispatching,
     flushing,
     is_drained,
     make_board,
@@ -119,6 +121,27 @@ async def test_a_board_made_meanwhile_is_served_at_once(settings: Settings) -> N
 
         assert served(flusher) == {"main:0", "golf:0", "golf:1"}
     check_invariants(settings, counted(actions), board="golf", partitions=2)
+
+
+async def test_an_update_of_an_idle_board_is_confirmed_soon(settings: Settings) -> None:
+    """With SCOREBOARD_ACKNOWLEDGE=committed its caller waits for the COMMIT."""
+    async with (
+        flushing_main(settings),
+        store_of(settings) as store,
+        dispatching(settings) as dispatcher,
+    ):
+        await make_board(settings, Board("golf"))
+        commits = CommitWaiter(settings, store, dispatcher)
+        task = asyncio.create_task(commits.run())
+        try:
+            (action,) = make_actions(1)
+            receipt = await dispatcher.submit("golf", action)
+            assert not receipt.committed
+            async with asyncio.timeout(2):
+                assert (await commits.confirm("golf", action, receipt)).committed
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
 
 
 async def test_an_idle_partition_is_given_back_and_served_again(
