@@ -25,7 +25,7 @@ from scoreboard.broadcast.messages import Leaderboard
 from scoreboard.broadcast.state import BoardState
 from scoreboard.broadcast.watcher import BoardWatcher
 from scoreboard.errors import ScoreboardError
-from scoreboard.model import Action, ActionKind, Board, Layout, Partition, Receipt, Row
+from scoreboard.model import Action, ActionKind, Board, Layout, Partition, Receipt, Row, Rules
 from scoreboard.recovery.reseed import report_nothing
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.security.tokens import Caller
@@ -93,7 +93,7 @@ class Calls:
             "batched standings": lambda: asyncio.gather(
                 batched.standing("main", "alice", around=2), batched.standing("main", "bob")
             ),
-            "users_at_score": lambda: store.users_at_score(MAIN, 1, limit=10),
+            "users_at_score": lambda: store.users_at_score(MAIN, Rules(), 1, limit=10),
             "now": store.now_s,
             "backlog": lambda: store.backlog(MAIN),
             "kinds": store.kinds,
