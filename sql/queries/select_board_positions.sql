@@ -2,7 +2,8 @@
 -- Index: boards_pk, flush_state_pk
 SELECT b.board, b.partitions, f.parts, f.epochs, f.seqs
 FROM (
-    SELECT board, partitions FROM boards WHERE board > %(after)s ORDER BY board LIMIT %(limit)s
+    SELECT board, partitions FROM boards WHERE board > %(after)s AND state <> 'deleted'
+    ORDER BY board LIMIT %(limit)s
 ) b
 CROSS JOIN LATERAL (
     SELECT coalesce(array_agg(part), '{}') AS parts, coalesce(array_agg(epoch), '{}') AS epochs,

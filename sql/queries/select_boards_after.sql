@@ -2,4 +2,4 @@
 -- Index: boards_pk
 SELECT board, partitions, seen_seconds, seen_shards, is_public, operator, score_order, score_min,
     score_max, lowering, points_from, state
-FROM boards WHERE board > %(after)s ORDER BY board LIMIT %(limit)s
+FROM boards WHERE board > %(after)s AND state <> 'deleted' ORDER BY board LIMIT %(limit)s

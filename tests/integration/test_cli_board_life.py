@@ -17,8 +17,9 @@ import pytest
 import redis
 
 from cli import board_file
+from scoreboard.ledger.boards import select_boards, select_boards_after, select_existing_boards
 from scoreboard.ledger.pool import Connection
-from scoreboard.ledger.positions import lock_partitions
+from scoreboard.ledger.positions import lock_partitions, select_board_positions
 from scoreboard.model import Board, Layout, Partition, Rules
 from scoreboard.recovery import reseed as reseeds
 from scoreboard.runtime.settings import Settings
@@ -406,3 +407,33 @@ async def test_viewers_follow_a_board_from_its_creation_to_its_deletion(
         assert await one.closed() == 4404
         assert one.messages[-1]["type"] == "bye"
     assert await status() == 404
+
+
+async def test_an_update_of_a_new_board_is_committed_without_a_restart(
+    run: Command, start_api: StartApi, settings: Settings, database_url: str
+) -> None:
+    await run("board", "create", "main")
+    async with flushing(settings):
+        client = await start_api(open=(), acknowledge="committed", database_url=database_url)
+        assert await status_of_update(client, "weekly") == 404
+        await run("board", "create", "weekly")
+        await reaches(200, lambda: status_of_update(client, "weekly"))
+        with psycopg.connect(database_url) as connection:
+            kept = connection.execute("SELECT score FROM scores WHERE board = 'weekly'")
+            assert kept.fetchone() == (10,)
+
+
+def test_no_query_for_boards_returns_a_deleted_one(command: Run, settings: Settings) -> None:
+    """The flusher would otherwise search it for work and verify it."""
+    for words in (("create", "weekly"), ("archive", "weekly"), ("delete", "weekly", "--yes")):
+        assert command("board", *words).code == 0
+
+    async def read(connection: Connection) -> list[object]:
+        return [
+            await select_boards(connection),
+            await select_boards_after(connection, after="", limit=10),
+            await select_existing_boards(connection, ["weekly"]),
+            await select_board_positions(connection, after="", limit=10),
+        ]
+
+    assert not any(with_database(settings, read))
