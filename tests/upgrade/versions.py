@@ -94,8 +94,12 @@ class Addition:
 ADDITIONS: Final = (
     # An argument of a script, a field and parts of values in Redis.
     Addition("lua/submit.lua", "local FIELDS_PER_ACTION = 7\n", "local FIELDS_PER_ACTION = 8\n"),
-    Addition("lua/submit.lua", "'e', epoch_text, opt", "'e', epoch_text, 'z', ARGV[at + 8], opt"),
-    Addition("lua/submit.lua", "':' .. seq_text)", "':' .. seq_text .. ':later')"),
+    Addition("lua/submit.lua", "'e', epoch_text, mo", "'e', epoch_text, 'z', ARGV[at + 8], mo"),
+    Addition(
+        "lua/submit.lua",
+        "takes_values and first .. ':' .. score_text or first)",
+        "(takes_values and first .. ':' .. score_text or first) .. ':later')",
+    ),
     Addition(
         "lua/submit.lua",
         "redis.call('PUBLISH', changes, string.format('%.0f:%.0f', epoch, seq))",
@@ -137,14 +141,14 @@ ADDITIONS: Final = (
     # A right: the server then ends the connections of these users.
     Addition(
         "deploy/docker/users.acl",
-        "+evalsha_ro +subscribe +publish +exists",
-        "+evalsha_ro +echo +subscribe +publish +exists",
+        "+subscribe +unsubscribe +publish +exists",
+        "+subscribe +unsubscribe +echo +publish +exists",
     ),
     Addition(
         "deploy/docker/users.acl",
-        "  +exists +unlink +rename +expireat +pttl +hgetall +hget +hmget +hset +hlen\n"
+        "  +exists +unlink +rename +expireat +pttl +hgetall +hget +hmget +hset +hdel +hlen\n"
         "  +zadd +zrem +zrange +zscore +zmscore +zcard +zscan +zrandmember\n",
-        "  +exists +unlink +rename +expireat +pttl +hgetall +hget +hmget +hset +hlen +echo\n"
+        "  +exists +unlink +rename +expireat +pttl +hgetall +hget +hmget +hset +hdel +hlen +echo\n"
         "  +zadd +zrem +zrange +zscore +zmscore +zcard +zscan +zrandmember\n",
     ),
     # A column that only the later version writes.
@@ -200,7 +204,7 @@ def later(folder: Path) -> Version:
         for table in TABLES
     ]
     add_migration(
-        folder, "add_later", compatible_from=migrations.known()[-1], statements=statements
+        folder, "add_later", compatible_from=previous().migrations()[-1], statements=statements
     )
     _add_metadata(folder, LATER)
     return Version("later", folder)
