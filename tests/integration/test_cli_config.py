@@ -64,6 +64,25 @@ def test_config_check_reports_ok_and_problems(
     assert {"redis\tok", "board main\tok", "issuer's keys\tok"} <= set(lines)
 
 
+def test_config_check_reports_keys_of_proofs_that_are_missing_or_invalid(
+    command: Run, jwks_file: Path, tmp_path: Path, monkeypatch
+) -> None:
+    assert "keys of proofs" not in command("config", "check").out
+    command("action", "set", "raid", "50", "--proof")
+    missing = command("config", "check")
+    assert missing.code == 1
+    assert "keys of proofs\tmissing; kind raid needs them" in missing.out
+
+    invalid = tmp_path / "proof-jwks.json"
+    invalid.write_text('{"keys": []}')
+    monkeypatch.setenv("SCOREBOARD_PROOF_JWKS_FILE", str(invalid))
+    found = command("config", "check").out
+    assert "keys of proofs\tok" not in found
+    assert "the key set has no RS256 or ES256 or EdDSA key with a kid" in found
+    monkeypatch.setenv("SCOREBOARD_PROOF_JWKS_FILE", str(jwks_file))
+    assert "keys of proofs\tok" in command("config", "check").out
+
+
 def test_unreachable_servers_are_reported_without_passwords(command: Run, monkeypatch) -> None:
     monkeypatch.setenv("REDIS_URL", "redis://:secret@127.0.0.1:1/0")
     monkeypatch.setenv("DATABASE_URL", "postgresql://u:secret@127.0.0.1:1/x")
