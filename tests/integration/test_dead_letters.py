@@ -617,3 +617,22 @@ async def test_a_resolution_waits_for_a_correction_in_the_users_current_partitio
             assert not resolving.done()
         await resolving
     assert query(settings, "SELECT count(*) FROM dead_events WHERE resolved_at IS NULL") == [(0,)]
+
+
+def test_a_dead_letter_that_lowers_a_score_is_applied(command: Run, settings: Settings) -> None:
+    lowering = ("bob", "win:bad", -3)
+
+    async def make() -> None:
+        await make_board(settings)
+        refuse_bad(settings)
+        async with flushing(settings):
+            for one in [*GOOD, lowering]:
+                await act(settings, Action(*one))
+                await eventually_async(lambda: is_drained(settings))
+
+    asyncio.run(make())
+    allow_bad(settings)
+
+    assert command("dead", "apply", "--all", "--yes").code == 0
+
+    check_invariants(settings, [*GOOD, lowering])

@@ -86,9 +86,15 @@ def tables(configured: Settings, board: str) -> dict[str, list[tuple[object, ...
 @st.composite
 def cut_streams(draw: st.DrawFn) -> tuple[list[tuple[int, int]], list[Cut]]:
     """Generate a stream and slices that cover it in order; each may overlap the previous one."""
-    stream = draw(
-        st.lists(st.tuples(st.integers(0, 4), st.integers(1, 9)), min_size=1, max_size=30)
+    drawn = draw(
+        st.lists(st.tuples(st.integers(0, 4), st.integers(-9, 9)), min_size=1, max_size=30)
     )
+    stream: list[tuple[int, int]] = []
+    held: dict[int, int] = {}
+    for user, delta in drawn:  # a score never becomes negative
+        fitting = delta if delta and held.get(user, 0) + delta >= 0 else abs(delta) or 1
+        held[user] = held.get(user, 0) + fitting
+        stream.append((user, fitting))
     slices: list[Cut] = []
     reached = 0
     while reached < len(stream):
@@ -164,3 +170,36 @@ async def test_the_position_never_decreases(configured: Settings, writer: Writer
     assert isinstance(again, Flushed)
     assert (again.counted, again.redelivered) == (0, 1)
     assert await writer.position() == Position(1, 3, "1003-0")
+
+
+async def test_a_batch_that_lowers_a_score_is_counted(configured: Settings, writer: Writer) -> None:
+    """An INSERT of a negative sum would violate the constraint of a score."""
+    stream = entries_of([(1, 10), (2, 5), (1, -4), (1, -6), (2, -1)])
+
+    for cut in (stream[:2], stream[2:]):
+        result = await writer.flush(build(cut), epoch=1)
+        assert isinstance(result, Flushed)
+        assert (result.counted, result.dead, result.drifted) == (len(cut), 0, 0)
+
+    scores = query(
+        configured,
+        "SELECT score, actions, last_seq FROM scores WHERE board = %s ORDER BY score",
+        writer.partition.board,
+    )
+    assert scores == [(0, 3, 4), (4, 2, 5)]
+
+
+async def test_a_user_without_a_score_cannot_lose_points(
+    configured: Settings, writer: Writer
+) -> None:
+    result = await writer.flush(build(entries_of([(1, 3), (2, 5)])[1:]), epoch=1, skip_gaps=True)
+    assert isinstance(result, Flushed)
+    lowered = entries_of([(1, 3), (2, 5), (3, 2), (3, -1), (2, -2)])
+    bad = [(lowered[3][0], {**lowered[3][1], b"s": b"0"})]
+
+    result = await writer.flush(build([*bad, lowered[4]]), epoch=1, skip_gaps=True)
+
+    assert isinstance(result, Flushed)
+    assert (result.counted, result.dead) == (1, 1)
+    board = writer.partition.board
+    assert query(configured, "SELECT score FROM scores WHERE board = %s", board) == [(3,)]
