@@ -1,12 +1,12 @@
--- repair: set users' scores to the score in PostgreSQL plus the uncommitted deltas of the stream.
+-- repair: set users' scores to the score in PostgreSQL plus the uncommitted deltas of the stream, and remove or return banned users.
 -- WHY       a late duplicate counts in Redis and not in the ledger; setting a score can be repeated, subtracting cannot
--- KEYS      1 board zset · 2 events stream · 3 meta hash · 4 changes channel
--- ARGV      1 replication id · 2 epoch int · 3 committed seq int · 4 stream id up to which the caller has summed the uncommitted deltas · 5 dry 0 or 1: only report differences · 6+ user, expected score int at that id or -1 for none, count int, then as many users: those with the expected score, in order of arrival
+-- KEYS      1 board zset · 2 events stream · 3 meta hash · 4 changes channel · 5 banned hash
+-- ARGV      1 replication id · 2 epoch int · 3 committed seq int · 4 stream id up to which the caller has summed the uncommitted deltas · 5 dry 0 or 1: only report differences · 6+ user, expected score int at that id or -1 for none, banned 0 or 1, count int, then as many users: those with the expected score, in order of arrival
 -- ASSUMES   no commit since the caller read its position: no later one is known here, and this server has reached it · the caller read this stream: replication id and epoch are compared
 -- RETURNS   per user, in order: outcome, change, expected score, seq or 0
 -- OUTCOMES  corrected unchanged differs
 -- REFUSES   UNINIT no epoch · FENCED not accepting · STALE other replication id, other epoch, or a later position is known · LAG more than 1000 entries after the stream id · RANGE a score would leave its range · BADARG arguments
--- WRITES    board events meta
+-- WRITES    board banned events meta
 -- EMITS     to changes, once, if a score changed · to sb:active the name of the stream, if it was empty before and a correction was added
 -- COST      O(e + n (log N + 512)), e entries after the stream id ≤ 1000, n users ≤ 64
 
@@ -17,7 +17,7 @@ local EQUALS_MAX = 512
 local ACTIVE = 'sb:active'
 
 -- unpack
-local board, events, meta, changes = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local board, events, meta, changes, banned = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local replication_id, epoch, committed, from = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local is_dry = ARGV[5] == '1'
 
@@ -27,16 +27,16 @@ if not replication_id or not epoch or not committed or not from or not string.ma
 end
 local users, at = {}, 6
 while at <= #ARGV do
-  local score, count = tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
-  if not score or not count or count > EQUALS_MAX or at + 2 + count > #ARGV or #users == 64 then
+  local score, count = tonumber(ARGV[at + 1]), tonumber(ARGV[at + 3])
+  if not score or not count or count > EQUALS_MAX or at + 3 + count > #ARGV or #users == 64 then
     return redis.error_reply('BADARG user ' .. (#users + 1))
   end
-  local user = { name = ARGV[at], score = score, order = {} }
+  local user = { name = ARGV[at], score = score, is_banned = ARGV[at + 2] == '1', order = {} }
   for i = 1, count do
-    user.order[i] = ARGV[at + 2 + i]
+    user.order[i] = ARGV[at + 3 + i]
   end
   users[#users + 1] = user
-  at = at + 3 + count
+  at = at + 4 + count
 end
 
 -- read
@@ -98,9 +98,11 @@ end
 for i, user in ipairs(users) do
   local packed = tonumber(redis.call('ZSCORE', board, user.name))
   user.is_member = packed ~= nil
+  user.kept = redis.call('HGET', banned, user.name)
   -- Another program wrote an invalid packed score: replace it.
   user.is_invalid = packed and (packed < 0 or packed >= (SCORE_MAX + 1) * SLOT_COUNT or packed % 1 ~= 0)
-  user.held = packed and not user.is_invalid and level_of(math.floor(packed / SLOT_COUNT)) or 0
+  user.held = packed and not user.is_invalid and level_of(math.floor(packed / SLOT_COUNT))
+    or not packed and whole(user.kept or nil) or 0
   local score = user.score >= 0 and user.score or nil
   for _, change in ipairs(changes_of[user.name] or {}) do
     if not change.kept then
@@ -110,7 +112,9 @@ for i, user in ipairs(users) do
     end
   end
   user.expected = score or 0
-  user.leaves = user.score < 0 and acted[user.name] == nil
+  local has_score = user.score >= 0 or acted[user.name] ~= nil
+  user.leaves = user.is_banned or not has_score
+  user.keeps = user.is_banned and (has_score and string.format('%.0f', user.expected) or '-1')
   if user.expected < 0 or user.expected > SCORE_MAX then
     return redis.error_reply('RANGE the score of user ' .. i .. ' would leave its range')
   end
@@ -171,19 +175,26 @@ end
 local replies, wrote = {}, false
 for i, user in ipairs(users) do
   local change = user.expected - user.held
-  if change == 0 and not user.is_invalid and user.is_member ~= user.leaves then
+  if change == 0 and not user.is_invalid and user.is_member ~= user.leaves and user.kept == user.keeps then
     replies[i] = { 'unchanged', 0, user.expected, 0 }
   elseif is_dry then
     replies[i] = { 'differs', change, user.expected, 0 }
   else
     wrote = true
     local at_seq = 0
-    if change ~= 0 then
+    if change ~= 0 or user.is_member == user.leaves then
+      -- A viewer ignores a position that it has, so also a change of the board without one of the score takes a seq.
+      local shown = change ~= 0 and change or (user.leaves and -1 or 1) * math.max(user.expected, 1)
       seq = seq + 1
       at_seq, has_added = seq, true
       redis.call('XADD', events, '*', 'q', seq, 'u', user.name,
-        'a', string.format('correction:%.0f', committed), 'd', change, 's', user.expected,
+        'a', string.format('correction:%.0f', committed), 'd', shown, 's', user.expected,
         'e', epoch, 'k', 'c')
+    end
+    if user.keeps then
+      redis.call('HSET', banned, user.name, user.keeps)
+    elseif user.kept then
+      redis.call('HDEL', banned, user.name)
     end
     if user.leaves then
       redis.call('ZREM', board, user.name)

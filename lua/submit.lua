@@ -1,10 +1,10 @@
 -- submit: apply up to 64 actions of one partition, each exactly once.
 -- WHY       score, stream record and dedup record of an action change together or not at all (I4)
--- KEYS      1 board zset · 2 events stream · 3 meta hash · 4 changes channel · 5+ seen hash
+-- KEYS      1 board zset · 2 events stream · 3 meta hash · 4 changes channel · 5 banned hash · 6+ seen hash
 -- ARGV      1 generation int from which the caller built its seen keys · 2 layout with rules · 3 cap int · 4+ user, action, digest, delta int or with the operators best and last the value, stated 0 or 1, request id, pair int: which pair of seen keys; the last, only if some actions are traced: number of the action and its traceparent, for each of them, joined by spaces
 -- ASSUMES   the keys match time and layout of the board: both are compared
--- RETURNS   per action, in order: outcome, delta, score, seq, committed 0 or 1: this change is known to be in PostgreSQL; delta 0 if the action changed nothing, then seq is that of the last change before it; busy and range repeat the argument in place of the delta
--- OUTCOMES  applied replayed conflict busy range
+-- RETURNS   per action, in order: outcome, delta, score, seq, committed 0 or 1: this change is known to be in PostgreSQL; delta 0 if the action changed nothing, then seq is that of the last change before it; busy, range and banned repeat the argument in place of the delta
+-- OUTCOMES  applied replayed conflict busy range banned
 -- REFUSES   UNINIT no epoch, seq or layout · FENCED not accepting · ARCHIVED the board is archived · LAYOUT other layout or a retired partition, the second word is the right layout · BUCKET other generation, the second word is Redis's time in s · BADARG arguments
 -- WRITES    board events meta seen
 -- EMITS     to changes, if the watched top can differ: up to 8 traceparents of actions that changed it, if they are traced; then epoch:seq · to sb:active the name of the stream, if it was empty before
@@ -21,11 +21,11 @@ local TRACES_MAX = 8
 local ACTIVE = 'sb:active'
 
 -- unpack
-local board, events, meta, changes = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local board, events, meta, changes, banned = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local generation, layout, cap = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local is_traced = (#ARGV - 3) % FIELDS_PER_ACTION == 1
 local count = (#ARGV - (is_traced and 4 or 3)) / FIELDS_PER_ACTION
-local pairs_count = (#KEYS - 4) / 2
+local pairs_count = (#KEYS - 5) / 2
 
 -- validate
 if not generation or not cap or count < 1 or count > 64 or count % 1 ~= 0 or pairs_count % 1 ~= 0 then
@@ -99,12 +99,12 @@ end
 -- Every record is read here, so that a wrong type fails before the first write.
 local stored, current_keys = {}, {}
 for i = 1, count do
-  local current, previous = KEYS[3 + 2 * pair_of[i]], KEYS[4 + 2 * pair_of[i]]
+  local current, previous = KEYS[4 + 2 * pair_of[i]], KEYS[5 + 2 * pair_of[i]]
   local digest = ARGV[6 + (i - 1) * FIELDS_PER_ACTION]
   stored[i] = redis.call('HGET', current, digest) or redis.call('HGET', previous, digest)
 end
 for pair = 1, pairs_count do
-  current_keys[pair] = KEYS[3 + 2 * pair]
+  current_keys[pair] = KEYS[4 + 2 * pair]
 end
 -- A key that exists has an expiry. Users of an older version's ACL may not call EXISTS: then each key is tried.
 local have_expiry = redis.pcall('EXISTS', unpack(current_keys)) == pairs_count
@@ -232,15 +232,18 @@ for i = 1, count do
       held = SCORE_MAX - held
     end
     local score = takes_values and number or held + number
-    if room < 1 then
+    -- pcall: an error here would leave the actions before half written.
+    if not before and type(redis.pcall('HGET', banned, user)) == 'string' then
+      replies[i] = { 'banned', number, 0, 0, 0 }
+    elseif room < 1 then
       replies[i] = { 'busy', number, held, 0, 0 }
     elseif score < score_min or score > score_max or (score == 0 and is_lowest and not before) then
       -- The last case: a score of 0 would be the best, and the ledger has no change of 0 that could record it.
       replies[i] = { 'range', number, held, 0, 0 }
     elseif score == held or (operator == 'best' and before and (score < held) ~= is_lowest) then
-      redis.call('HSET', KEYS[3 + 2 * pair_of[i]], digest, string.format('0:%.0f:%.0f:%.0f', held, seq, number))
+      redis.call('HSET', KEYS[4 + 2 * pair_of[i]], digest, string.format('0:%.0f:%.0f:%.0f', held, seq, number))
       if not have_expiry then
-        redis.call('EXPIRE', KEYS[3 + 2 * pair_of[i]], 2 * seen_seconds + 60, 'NX')
+        redis.call('EXPIRE', KEYS[4 + 2 * pair_of[i]], 2 * seen_seconds + 60, 'NX')
       end
       replies[i] = { 'applied', 0, held, seq, is_committed(seq), value = number }
       applied[digest] = replies[i]
@@ -269,7 +272,7 @@ for i = 1, count do
         break
       end
       stream_id, seq, room = added, seq + 1, room - 1
-      local packed, current = level * SLOT_COUNT + slot, KEYS[3 + 2 * pair_of[i]]
+      local packed, current = level * SLOT_COUNT + slot, KEYS[4 + 2 * pair_of[i]]
       moves[#moves + 1] = string.format('%.0f', packed)
       moves[#moves + 1] = user
       packed_of[user], lowest[level] = packed, slot

@@ -10,6 +10,7 @@ ScoreboardError
 │   ├── Forbidden             the token does not allow this
 │   │   ├── ProofRequired       the kind of action needs a proof of a game server
 │   │   └── ProofInvalid        the proof is not of this action, or not of a game server
+│   │   └── Banned              the user is banned from the board
 │   ├── NotFound
 │   │   ├── UnknownUser         the user has no score on the board
 │   │   └── UnknownBoard
@@ -132,6 +133,11 @@ class ProofInvalid(Forbidden):
         """``reason`` is from a closed set, for the metric and the audit log."""
         super().__init__(detail)
         self.reason = reason
+
+
+class Banned(Forbidden):
+    code = "banned"
+    title = "The user is banned from this board"
 
 
 class NotFound(ClientError):

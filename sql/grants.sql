@@ -14,7 +14,7 @@ GRANT SELECT (board, user_id, action_id, epoch, seq, delta, score_after, occurre
     TO scoreboard_api;
 
 GRANT SELECT ON boards, actions, scores, score_events, flush_state, rejected_events, dead_events,
-    backups
+    backups, bans
     TO scoreboard_flusher;
 GRANT SELECT (id, external_id), INSERT (id, external_id) ON users TO scoreboard_flusher;
 GRANT INSERT ON score_events, dead_events, audit_log TO scoreboard_flusher;
@@ -25,9 +25,11 @@ GRANT INSERT, UPDATE (epoch, seq, stream_id, clock) ON flush_state TO scoreboard
 GRANT INSERT, UPDATE (corrected_at) ON rejected_events TO scoreboard_flusher;
 
 GRANT SELECT ON boards, users, actions, scores, score_events, flush_state, rejected_events,
-    dead_events, audit_log, backups
+    dead_events, audit_log, backups, acts, act_actions, bans
     TO scoreboard_operator;
-GRANT INSERT ON score_events, audit_log, backups TO scoreboard_operator;
+GRANT INSERT ON score_events, audit_log, backups, acts, act_actions, bans TO scoreboard_operator;
+GRANT UPDATE (refused_at) ON acts TO scoreboard_operator;
+GRANT DELETE ON bans TO scoreboard_operator;
 GRANT INSERT, UPDATE (partitions, seen_seconds, seen_shards, is_public, state) ON boards
     TO scoreboard_operator;
 GRANT INSERT, UPDATE (name, email) ON users TO scoreboard_operator;

@@ -1,4 +1,4 @@
-"""`scoreboard action`: the catalogue of kinds of actions: their points, and who may send them.
+"""`scoreboard action`: the catalogue: the points of kinds, and who may send them; voids an action.
 
 A change is written to PostgreSQL with a row in the audit log, then copied to Redis and announced;
 every api applies it without a restart.
@@ -7,12 +7,14 @@ every api applies it without a restart.
 import asyncio
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from cli.administration import audit_kind, publish_catalogue
+from cli.moderation import Choice, act_options, perform
 from cli.output import print_json, print_message, print_table
-from cli.parameters import BOARD, KIND, SCOPE
+from cli.parameters import ACTION_ID, BOARD, KIND, SCOPE, USER_ID
 from cli.target import (
     data_dir_option,
     json_option,
@@ -33,12 +35,13 @@ from scoreboard.ledger.actions import (
 from scoreboard.ledger.audit import audited
 from scoreboard.ledger.boards import select_board
 from scoreboard.model import BOARDS_MAX, POINTS_MAX
+from scoreboard.moderation.plans import Void
 from scoreboard.runtime.settings import Settings
 
 
 @click.group()
 def action() -> None:
-    """List kinds of actions; set their points, and who may send them."""
+    """List kinds of actions; set their points, and who may send them; void an action."""
 
 
 @action.command(name="list")
@@ -135,6 +138,23 @@ def disable(*, kind: str, data_dir: Path) -> None:
     """Reject actions of KIND until `action set` enables it again."""
     asyncio.run(_disable(load_settings_to_change(data_dir), kind))
     print_message(f"Actions of kind {kind} are now rejected")
+
+
+@action.command()
+@click.argument("action_id", type=ACTION_ID)
+@click.option("--user", "user_id", type=USER_ID, required=True, help="Whose action.")
+@act_options
+def void(*, action_id: str, user_id: str, **chosen: Any) -> None:  # noqa: ANN401 (Choice's fields)
+    """Take back what the action ACTION_ID of a user counted, once.
+
+    The action stays in the ledger; a repeat of it still gets its first answer and counts nothing.
+    On a board that keeps the best value, the score falls by what the action added.
+
+    \b
+    Example:
+      scoreboard action void win:7 --user alice --reason "sent by a bot" --dry-run
+    """  # noqa: D301
+    perform(Void(user_id, action_id), Choice(**chosen))
 
 
 async def _list(settings: Settings) -> list[Kind]:

@@ -51,8 +51,10 @@ _RESEED: Final = "is a step of `scoreboard reseed`, which holds a lock and a fen
 REFUSED: Final[Mapping[str, str]] = {
     "trim": "acknowledges entries of the stream; what PostgreSQL does not have would be lost",
     "repair": "is a step of `scoreboard repair`, which compares Redis with the ledger under a lock",
+    "act": "needs the row of its act and an audit row; use `scoreboard score correct`",
     "fence": _RESEED,
     "restore": _RESEED,
+    "exclude": _RESEED,
     "remember": _RESEED,
     "retire": _RESEED,
     "open": _RESEED,

@@ -1,14 +1,18 @@
-"""`scoreboard user`: show, change, import and erase users. Only actions change scores."""
+"""`scoreboard user`: show, change, import, ban and erase users.
+
+Only actions and acts change scores.
+"""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 from msgspec import Struct
 
+from cli.moderation import Choice, act_options, perform, perform_everywhere
 from cli.output import confirm, print_json, print_message, print_table, progress
 from cli.parameters import USER_ID
 from cli.target import (
@@ -26,6 +30,7 @@ from cli.target import (
 )
 from cli.user_csv import check_email, check_name, open_user_file
 from scoreboard.errors import Invalid, Uninitialised, UnknownUser
+from scoreboard.ledger.acts import select_bans_of
 from scoreboard.ledger.audit import audited
 from scoreboard.ledger.boards import select_board
 from scoreboard.ledger.migrations import require_schema
@@ -40,6 +45,7 @@ from scoreboard.ledger.users import (
     upsert_user,
 )
 from scoreboard.model import Standing
+from scoreboard.moderation.plans import BanChange
 from scoreboard.runtime.settings import Settings
 
 REMAINS: Final = (
@@ -62,7 +68,7 @@ class Erasure(Struct, frozen=True, rename="camel"):
 
 @click.group()
 def user() -> None:
-    """Show, change, import and erase users."""
+    """Show, change, import, ban and erase users."""
 
 
 @user.command()
@@ -74,7 +80,7 @@ def show(*, user_id: str, board: str | None, as_json: bool, data_dir: Path) -> N
     """Show the data of USER_ID in Redis and PostgreSQL."""
     settings = load_settings(data_dir)
     board = board_or_default(settings, board)
-    standing, known = asyncio.run(_show(settings, user_id, board))
+    standing, known, banned_by = asyncio.run(_show(settings, user_id, board))
     facts: dict[str, object] = {
         "userId": user_id,
         "name": known.name if known else None,
@@ -85,6 +91,7 @@ def show(*, user_id: str, board: str | None, as_json: bool, data_dir: Path) -> N
         "committedScore": known.score if known else None,
         "actions": known.actions if known else None,
         "reachedAt": known.reached_at if known else None,
+        "bannedBy": banned_by,
     }
     if as_json:
         print_json(facts)
@@ -94,7 +101,7 @@ def show(*, user_id: str, board: str | None, as_json: bool, data_dir: Path) -> N
 
 async def _show(
     settings: Settings, user_id: str, board: str
-) -> tuple[Standing | None, User | None]:
+) -> tuple[Standing | None, User | None, str | None]:
     standing = known = None
     async with open_store(settings) as store, open_database(settings) as connection:
         try:
@@ -110,7 +117,8 @@ async def _show(
         except UnknownUser:
             if standing is None:
                 raise
-    return standing, known
+        bans = await select_bans_of(connection, board, [user_id])
+    return standing, known, bans.get(user_id)
 
 
 @user.command(name="set")
@@ -135,6 +143,52 @@ def set_user(*, user_id: str, name: str | None, email: str | None, data_dir: Pat
     profile = Profile(user_id, name, email)
     fields = asyncio.run(_set(load_settings_to_change(data_dir), profile))
     print_message(f"User {user_id}: {' and '.join(fields)} set")
+
+
+def _all_boards_option(command: Callable[..., None]) -> Callable[..., None]:
+    return click.option("--all-boards", is_flag=True, help="On every board.")(command)
+
+
+@user.command()
+@click.argument("user_id", type=USER_ID)
+@_all_boards_option
+@act_options
+def ban(*, user_id: str, all_boards: bool, **chosen: Any) -> None:  # noqa: ANN401 (Choice's fields)
+    """Remove USER_ID from a board, and refuse its new actions, until the ban is ended.
+
+    The user keeps its score and its actions; corrections and voids still work.
+
+    \b
+    Examples:
+      scoreboard user ban alice --reason "bot" --dry-run
+      scoreboard user ban alice --all-boards --reason "bot" --yes
+    """  # noqa: D301
+    _change_ban(BanChange(user_id, "ban"), Choice(**chosen), all_boards=all_boards)
+
+
+@user.command()
+@click.argument("user_id", type=USER_ID)
+@_all_boards_option
+@act_options
+def unban(*, user_id: str, all_boards: bool, **chosen: Any) -> None:  # noqa: ANN401 (Choice's fields)
+    """End the ban of USER_ID, who returns to the board with its score.
+
+    Among equal scores the user has the place of the time when it reached the score.
+
+    \b
+    Example:
+      scoreboard user unban alice --reason "the appeal was right" --yes
+    """  # noqa: D301
+    _change_ban(BanChange(user_id, "unban"), Choice(**chosen), all_boards=all_boards)
+
+
+def _change_ban(request: BanChange, choice: Choice, *, all_boards: bool) -> None:
+    if not all_boards:
+        perform(request, choice)
+    elif choice.board is not None:
+        raise click.UsageError("Give either --board or --all-boards")
+    else:
+        perform_everywhere(request, choice)
 
 
 async def _set(settings: Settings, profile: Profile) -> list[str]:

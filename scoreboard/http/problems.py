@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 
 from scoreboard.errors import (
     ActionConflict,
+    Banned,
     BoardArchived,
     BodyTooLarge,
     Busy,
@@ -110,6 +111,12 @@ PROBLEM_TYPES: Final[Mapping[type[ScoreboardError], ProblemType]] = {
         403,
         "Nothing was changed. `detail` says what is wrong with the proof. Get a new one from the "
         "game server, for the same `actionId`.",
+    ),
+    Banned: ProblemType(
+        403,
+        "An operator has banned the user from this board. Nothing was changed, and a new action "
+        "counts only after the ban has ended. Actions that counted before are still answered as "
+        "repeats.",
     ),
     ForeignOrigin: ProblemType(
         403,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from scoreboard.ledger import checks, dead_letters
+from scoreboard.ledger import acts, checks, dead_letters
 from scoreboard.ledger.pool import Connection
 from scoreboard.ledger.positions import Position
 from scoreboard.model import Layout, Partition
@@ -21,7 +21,7 @@ from scoreboard.store.uncommitted import UncommittedDeltas
 async def read_expected_scores(
     connection: Connection, partition: Partition, users: Sequence[str]
 ) -> list[ExpectedScore]:
-    """Read the scores of users in PostgreSQL, including dead letters that Redis has counted.
+    """Read the scores of users in PostgreSQL, with dead letters that Redis has counted, and bans.
 
     The caller holds a lock on the partition's position.
 
@@ -29,11 +29,12 @@ async def read_expected_scores(
     """
     scores = await checks.read_scores(connection, partition.board, users)
     unresolved = await dead_letters.sum_unresolved(connection, partition.board)
+    banned = await acts.select_bans_of(connection, partition.board, users)
     expected_scores: list[ExpectedScore] = []
     for user in users:
         held = scores.get(user)
         expected = dead_letters.expected_score(held and held.score, unresolved.get(user))
-        expected_scores.append(ExpectedScore(user, expected))
+        expected_scores.append(ExpectedScore(user, expected, user in banned))
     return expected_scores
 
 

@@ -14,7 +14,10 @@ from scoreboard.store.store import Store
 
 
 class Drift(Struct, frozen=True):
-    """A user whose score in Redis differs from the expected one (``wanted``)."""
+    """A user whose score in Redis differs from the expected one (``wanted``).
+
+    If both are equal, a banned user is on the board, or another one is kept off it.
+    """
 
     user_id: str
     partition: int

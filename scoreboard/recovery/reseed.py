@@ -11,7 +11,7 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from scoreboard.errors import OperatorMistake, ScoreboardError, ScriptFailed, WaitTimeout
 from scoreboard.events import Event, stream_id_key
-from scoreboard.ledger import checks, dead_letters
+from scoreboard.ledger import acts, checks, dead_letters
 from scoreboard.ledger.audit import audited
 from scoreboard.ledger.boards import select_board
 from scoreboard.ledger.pool import Connection, snapshot
@@ -271,6 +271,7 @@ async def reseed(
         )
     # Retire first: a user must not be found in an old and a new partition.
     for stray in strays:
+        await store.exclude(stray, token, [], first=True)
         await store.retire(stray, token, board.layout)
     for partition, position in zip(partitions, positions, strict=True):
         await store.open(
@@ -314,13 +315,17 @@ class _Rebuilding:
         self._token = token
         self._report = report
 
-    async def load_scores(self, unresolved: Sequence[Event]) -> dict[int, int]:
+    async def load_scores(  # noqa: C901 (two passes over the users)
+        self, unresolved: Sequence[Event]
+    ) -> dict[int, int]:
         """Fill the shadow boards in ranking order; return the number of members by partition.
 
         The first user at a score gets its highest slot, each later one the slot below. Users with
-        ``unresolved`` dead letters are placed last at their expected scores.
+        ``unresolved`` dead letters are placed last at their expected scores. Banned users are
+        excluded.
         """
         expected = await self._expected_scores(unresolved)
+        banned = dict.fromkeys(await acts.select_bans(self._connection, self._board.name), -1)
         lowest: dict[tuple[int, int], int] = {}
         expected_values = frozenset(expected.values())
         total, _ = await select_totals(self._connection, self._board.name)
@@ -333,6 +338,9 @@ class _Rebuilding:
         async with _bounded_calls() as send:
             async for rows in select_ranking(self._connection, self._board.name, page=FETCH):
                 for user_id, score in rows:
+                    if user_id in banned:
+                        banned[user_id] = expected.get(user_id, score)
+                        continue
                     number = partition_of(user_id, self._layout.partitions)
                     if number not in self._numbers or user_id in expected:
                         continue
@@ -354,13 +362,30 @@ class _Rebuilding:
                     await send(partial(self._restore, number, page))
         async with _bounded_calls() as send:
             for user_id, score in expected.items():
+                if user_id in banned:
+                    banned[user_id] = score
+                    continue
                 number = partition_of(user_id, self._layout.partitions)
                 slot = max(lowest.get((number, score), SLOT_COUNT) - 1, 0)
                 lowest[number, score] = slot
                 members[number] += 1
                 packed = self._rules.pack(score, slot)
                 await send(partial(self._restore, number, [(packed, user_id)]))
+        await self._exclude(banned)
         return members
+
+    async def _exclude(self, banned: Mapping[str, int]) -> None:
+        """Write the banned users of each partition, in pages."""
+        users: dict[int, list[tuple[str, int]]] = {number: [] for number in self._numbers}
+        for user_id, score in banned.items():
+            number = partition_of(user_id, self._layout.partitions)
+            if number in users:
+                users[number].append((user_id, score))
+        for number, found in users.items():
+            partition = Partition(self._board.name, number)
+            for start in range(0, max(1, len(found)), PAGE):
+                page = found[start : start + PAGE]
+                await self._store.exclude(partition, self._token, page, first=not start)
 
     async def _expected_scores(self, unresolved: Sequence[Event]) -> dict[str, int]:
         """Return the scores of users with dead letters, where those change them."""

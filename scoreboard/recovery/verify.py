@@ -18,7 +18,7 @@ import redis.asyncio as aioredis
 from msgspec import Struct
 
 from scoreboard.errors import Busy, Outdated, WaitTimeout
-from scoreboard.ledger import checks, dead_letters
+from scoreboard.ledger import acts, checks, dead_letters
 from scoreboard.ledger.pool import Connection, snapshot, translate_errors
 from scoreboard.ledger.positions import Position, lock_position_shared, select_position
 from scoreboard.ledger.scores import select_ranking, select_totals
@@ -140,6 +140,7 @@ class _Verification:
         await self._check_strays()
         sound = [each for each in self._partitions if await self._check_position(each)]
         chosen = await self._compare_all() if sample is None else await self._compare_some(sample)
+        await self._compare_bans(sound)
         suspects = sum(len(self._suspects[partition]) for partition in sound)
         rechecked = 0
         for partition in sound:
@@ -333,6 +334,15 @@ class _Verification:
                     self._store.read_uncommitted, partition, **msgspec.structs.asdict(position)
                 ),
             )
+
+    async def _compare_bans(self, partitions: Sequence[Partition]) -> None:
+        """Collect users that only one of the stores holds to be banned."""
+        banned = await acts.select_bans(self._connection, self._board.name)
+        pages = self._by_partition([(user, 0) for user in banned])
+        for partition in partitions:
+            held = await self._scanner.banned(partition)
+            wanted = {user for user, _ in pages.get(partition, [])}
+            self._suspects[partition].update(held ^ wanted)
 
     async def _recheck(self, partition: Partition, users: Sequence[str]) -> None:
         """Check suspects again while commits are blocked; sort them into drifted and known."""

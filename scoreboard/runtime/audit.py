@@ -47,6 +47,7 @@ class EventClass(NamedTuple):
 
 _CONFIGURED: Final = EventClass("configuration", ("change",))
 _REBUILT: Final = EventClass("database", ("change",))
+_MODERATED: Final = EventClass("database", ("change",))
 _SECRET: Final = EventClass("iam", ("admin", "change"))
 
 ACTIONS: Final[dict[str, EventClass]] = {
@@ -72,6 +73,13 @@ ACTIONS: Final[dict[str, EventClass]] = {
     "backup record": EventClass("database", ("info",)),
     "dead apply": _REBUILT,
     "dead discard": _REBUILT,
+    "act correct": _MODERATED,
+    "act void": _MODERATED,
+    "act void window": _MODERATED,
+    "act undo": _MODERATED,
+    "act refuse": EventClass("database", ("info",)),
+    "act ban": EventClass("iam", ("user", "change")),
+    "act unban": EventClass("iam", ("user", "change")),
     "fence": _REBUILT,
     "repair": _REBUILT,
     "reseed": _REBUILT,

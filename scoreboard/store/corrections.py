@@ -32,12 +32,14 @@ _REPAIR: Final = Script.load("repair")
 class ExpectedScore(Struct, frozen=True):
     """A user's score according to PostgreSQL, dead letters included; None for no score.
 
-    ``equals`` are the users with the score to be set, in order of arrival, the user among them.
+    ``is_banned``: the user is to be kept off the board. ``equals`` are the users with the score to
+    be set, in order of arrival, the user among them.
     Without them the user is placed last.
     """
 
     user_id: str
     score: int | None
+    is_banned: bool = False
     equals: tuple[str, ...] = ()
 
 
@@ -99,7 +101,7 @@ class Corrections(Partitions):
         is_dry: bool,
     ) -> list[Repaired]:
         keys = PartitionKeys(partition)
-        names = [keys.board, keys.events, keys.meta, keys.changes]
+        names = [keys.board, keys.events, keys.meta, keys.changes, keys.banned]
         args: list[object] = [
             uncommitted.replication_id,
             uncommitted.epoch,
@@ -109,7 +111,8 @@ class Corrections(Partitions):
         ]
         for expected in expected_scores:
             score = uncommitted.expected_score(expected.user_id, expected.score)
-            args += [expected.user_id, score, len(expected.equals), *expected.equals]
+            args += [expected.user_id, score, int(expected.is_banned)]
+            args += [len(expected.equals), *expected.equals]
         results = await call(self._client, _REPAIR, names, args, list[Repaired])
         if len(results) != len(expected_scores):
             raise ScriptFailed(

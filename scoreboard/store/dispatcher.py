@@ -16,6 +16,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from scoreboard.errors import (
     ActionConflict,
+    Banned,
     Busy,
     ClientError,
     OutcomeUnknown,
@@ -161,7 +162,7 @@ class Dispatcher(Batcher[_Entry, _SubmitCall]):
     async def submit(self, board: str, action: Action) -> Receipt:
         """Apply an action exactly once and return its permanent answer.
 
-        Raises ActionConflict, ScoreOutOfRange, BoardArchived, Busy, Fenced, Uninitialised,
+        Raises ActionConflict, ScoreOutOfRange, Banned, BoardArchived, Busy, Fenced, Uninitialised,
         Overloaded, RedisUnavailable (nothing was sent) or OutcomeUnknown (repeat the action).
         """
         self.require_room()
@@ -272,7 +273,7 @@ def submit_command(
 ) -> Command:
     """Return the command that applies actions, each with its digest, of one partition."""
     keys = PartitionKeys(partition)
-    names: list[str] = [keys.board, keys.events, keys.meta, keys.changes]
+    names: list[str] = [keys.board, keys.events, keys.meta, keys.changes, keys.banned]
     args: list[Any] = [generation, str(layout), stream_cap]
     pairs: dict[int, int] = {}
     for action, digest in actions:
@@ -346,6 +347,8 @@ def _resolve(entries: Sequence[_Entry], reply: Any) -> None:  # noqa: ANN401 (ch
                 )
             case "busy":
                 entry.future.set_exception(Busy())
+            case "banned":
+                entry.future.set_exception(Banned())
             case "range":
                 entry.future.set_exception(_out_of_range(entry.action.rules, outcome))
             case _:

@@ -1,4 +1,4 @@
-"""The steps of a reseed: fence, restore, remember, open, retire; and the removal of a board."""
+"""The steps of a reseed: fence, restore, exclude, remember, open, retire; removal of a board."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -19,13 +19,14 @@ and the clock of Redis may have been set."""
 
 _FENCE: Final = Script.load("fence")
 _RESTORE: Final = Script.load("restore")
+_EXCLUDE: Final = Script.load("exclude")
 _REMEMBER: Final = Script.load("remember")
 _RETIRE: Final = Script.load("retire")
 _OPEN: Final = Script.load("open")
 
 
 class Rebuilding(StoreClient):
-    """The steps of a reseed: fence, restore, remember, open, retire."""
+    """The steps of a reseed: fence, restore, exclude, remember, open, retire."""
 
     async def fence(
         self, partition: Partition, token: str, seen: PartitionState, *, committed: int = -1
@@ -55,6 +56,20 @@ class Rebuilding(StoreClient):
         flat = [value for pair in page for value in pair]
         args = [token, int(first), *flat]
         return await call(self._client, _RESTORE, [keys.meta, keys.shadow], args, int)
+
+    async def exclude(
+        self, partition: Partition, token: str, page: Sequence[tuple[str, int]], *, first: bool
+    ) -> int:
+        """Add a page of (user, score) to the banned users; -1 is the score of one without any.
+
+        ``first`` removes those of before. Returns their number.
+
+        Raises OperatorMistake if another operator holds the fence, RedisUnavailable, ScriptFailed.
+        """
+        keys = PartitionKeys(partition)
+        flat = [value for pair in page for value in pair]
+        args = [token, int(first), *flat]
+        return await call(self._client, _EXCLUDE, [keys.meta, keys.banned], args, int)
 
     async def remember(
         self,
@@ -98,7 +113,14 @@ class Rebuilding(StoreClient):
         """
         keys = PartitionKeys(partition)
         # Without meta reads are refused; before that, they would find an empty board.
-        names = [keys.meta, keys.board, keys.shadow, keys.events, load_test_key(partition.board)]
+        names = [
+            keys.meta,
+            keys.board,
+            keys.shadow,
+            keys.events,
+            keys.banned,
+            load_test_key(partition.board),
+        ]
         seconds, _ = await read_reply(self._client.time(), tuple[Count, Count], "TIME")
         generation = seconds // layout.seen_seconds
         names += [

@@ -3,10 +3,11 @@
 import re
 import runpy
 from collections import defaultdict
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import pytest
 
+from scoreboard.ledger.acts import ActKind
 from scoreboard.runtime.audit import ACTIONS
 from scoreboard.runtime.log_fields import FIELDS, LINE_FIELDS
 from tests.support.repository import ROOT
@@ -63,6 +64,7 @@ def test_actions_of_the_audit_log_are_declared() -> None:
     ]
     text = "\n".join(path.read_text() for path in sources)
     inserted = set(re.findall(r'action="([a-z ]+)"', text)) | {"dead apply", "dead discard"}
+    inserted |= {f"act {kind}" for kind in get_args(ActKind)}
 
     assert "backup record" in inserted
     assert inserted <= set(ACTIONS)

@@ -10,7 +10,7 @@ from .conftest import on_the_real_server
 
 pytestmark = on_the_real_server
 
-ALL = [KEYS.board, KEYS.events, KEYS.meta, KEYS.changes]
+ALL = [KEYS.board, KEYS.events, KEYS.meta, KEYS.changes, KEYS.banned]
 ExpectedScore = tuple[str, int, list[str]]
 
 
@@ -31,7 +31,7 @@ def flat(expected_scores: tuple[ExpectedScore, ...]) -> list[object]:
     return [
         value
         for user, score, order in expected_scores
-        for value in (user, score, len(order), *order)
+        for value in (user, score, 0, len(order), *order)
     ]
 
 
@@ -164,16 +164,16 @@ def test_a_user_lost_by_redis_is_restored(played: Scripts) -> None:
 @pytest.mark.parametrize(
     ("args", "code"),
     [
-        ((1, 3, "soon", 0, "alice", 1, 0), "BADARG"),
-        ((1, "x", "0-0", 0, "alice", 1, 0), "BADARG"),
-        ((1, 3, "0-0", 0, "alice", 1), "BADARG"),
-        ((1, 3, "0-0", 0, "alice", 1, 2, "bob"), "BADARG"),
-        ((1, 3, "0-0", 0, "alice", "x", 0), "BADARG"),
-        ((1, 3, "0-0", 0, *(("alice", 1, 0) * 65)), "BADARG"),
-        ((2, 3, "0-0", 0, "alice", 1, 0), "STALE"),
-        ((1, 1, "0-0", 0, "alice", 1, 0), "STALE"),
-        ((1, 4, "0-0", 0, "alice", 1, 0), "STALE"),
-        ((1, 3, "0-0", 0, "bob", 20, 0, "alice", SCORE_MAX, 0), "RANGE"),
+        ((1, 3, "soon", 0, "alice", 1, 0, 0), "BADARG"),
+        ((1, "x", "0-0", 0, "alice", 1, 0, 0), "BADARG"),
+        ((1, 3, "0-0", 0, "alice", 1, 0), "BADARG"),
+        ((1, 3, "0-0", 0, "alice", 1, 0, 2, "bob"), "BADARG"),
+        ((1, 3, "0-0", 0, "alice", "x", 0, 0), "BADARG"),
+        ((1, 3, "0-0", 0, *(("alice", 1, 0, 0) * 65)), "BADARG"),
+        ((2, 3, "0-0", 0, "alice", 1, 0, 0), "STALE"),
+        ((1, 1, "0-0", 0, "alice", 1, 0, 0), "STALE"),
+        ((1, 4, "0-0", 0, "alice", 1, 0, 0), "STALE"),
+        ((1, 3, "0-0", 0, "bob", 20, 0, 0, "alice", SCORE_MAX, 0, 0), "RANGE"),
     ],
 )
 def test_refusals_change_nothing(played: Scripts, args: tuple[object, ...], code: str) -> None:
@@ -185,7 +185,7 @@ def test_refusals_change_nothing(played: Scripts, args: tuple[object, ...], code
 
 
 def test_a_caller_that_read_the_stream_of_another_server_is_refused(played: Scripts) -> None:
-    refusal = played.refuses("repair", ALL, "0123", 1, 3, "0-0", 0, "alice", 1, 0)
+    refusal = played.refuses("repair", ALL, "0123", 1, 3, "0-0", 0, "alice", 1, 0, 0)
 
     assert refusal.startswith("STALE ")
 
@@ -197,7 +197,7 @@ def test_an_outdated_flusher_lowers_no_score(played: Scripts) -> None:
     played.client.xtrim(KEYS.events, maxlen=0)
     played.client.hset(KEYS.meta, "committed", "1:4")
 
-    refusal = played.refuses("repair", ALL, played.history, 1, 3, committed, 0, "alice", 30, 0)
+    refusal = played.refuses("repair", ALL, played.history, 1, 3, committed, 0, "alice", 30, 0, 0)
 
     assert refusal.startswith("STALE ")
     assert scores(played)[0] == ("alice", 130)
@@ -220,7 +220,7 @@ def test_an_invalid_packed_score_is_replaced(played: Scripts, packed: float) -> 
 def test_repair_restores_a_lost_member_with_score_zero(played: Scripts) -> None:
     (done,) = repair(played, ("zoe", 0, []), committed=last_id(played), seq=3)
 
-    assert done == ["corrected", 0, 0, 0]
+    assert done == ["corrected", 0, 0, 4], "viewers need a position that they do not have"
     assert scores(played)[-1] == ("zoe", 0)
 
 
@@ -247,7 +247,7 @@ def test_too_many_new_entries_are_refused(played: Scripts) -> None:
     for start in range(0, 1024, 64):
         played.submit(*((f"user{number}", "1", 1) for number in range(start, start + 64)))
 
-    refusal = played.refuses("repair", ALL, played.history, 1, 0, "0-0", 0, "alice", 1, 0)
+    refusal = played.refuses("repair", ALL, played.history, 1, 0, "0-0", 0, "alice", 1, 0, 0)
 
     assert refusal.startswith("LAG ")
 
@@ -261,7 +261,7 @@ def test_entries_summed_by_the_caller_are_not_added_again(played: Scripts) -> No
 
 
 def test_an_empty_or_fenced_partition_is_refused(scripts: Scripts) -> None:
-    call = (scripts.history, 1, 0, "0-0", 0, "a", 1, 0)
+    call = (scripts.history, 1, 0, "0-0", 0, "a", 1, 0, 0)
     assert scripts.refuses("repair", ALL, *call).startswith("UNINIT ")
     scripts.open()
     scripts.fence("T")
@@ -313,3 +313,55 @@ def test_a_value_that_is_not_committed_replaces_the_score_or_stays_behind_a_bett
     assert [(u, rules.unpack_score(packed)) for u, packed in scripts.board()] == [
         ("alice", expected)
     ]
+
+
+def ban(scripts: Scripts, user: str, score: int, banned: int, order: list[str]) -> list[object]:
+    last = scripts.client.xrevrange(KEYS.events, count=1)
+    args = (user, score, banned, len(order), *order)
+    [row] = scripts.run(
+        "repair", ALL, scripts.history, 1, 0, text(last[0][0]) if last else "0-0", 0, *args
+    )
+    return [text(row[0]), *row[1:]]
+
+
+def test_a_banned_user_leaves_and_returns_to_its_place(played: Scripts) -> None:
+    assert ban(played, "bob", 20, 1, []) == ["corrected", 0, 20, 4]
+    assert scores(played) == [("alice", 30), ("carol", 20)]
+    assert text(played.client.hget(KEYS.banned, "bob")) == "20"
+    before = played.snapshot()
+    assert ban(played, "bob", 20, 1, []) == ["unchanged", 0, 20, 0]
+    assert played.snapshot() == before
+
+    assert ban(played, "bob", 20, 0, ["bob", "carol"]) == ["corrected", 0, 20, 5]
+
+    assert scores(played) == [("alice", 30), ("bob", 20), ("carol", 20)]
+    assert played.client.hlen(KEYS.banned) == 0
+    assert [(one["d"], one["s"], one["k"]) for one in played.events()[3:]] == [
+        ("-20", "20", "c"),
+        ("20", "20", "c"),
+    ]
+
+
+def test_the_score_of_a_banned_user_is_corrected_off_the_board(played: Scripts) -> None:
+    ban(played, "bob", 20, 1, [])
+
+    assert ban(played, "bob", 15, 1, []) == ["corrected", -5, 15, 5]
+
+    assert text(played.client.hget(KEYS.banned, "bob")) == "15"
+    assert played.events()[-1]["k"] == "c"
+    assert scores(played) == [("alice", 30), ("carol", 20)]
+
+
+def test_a_user_without_a_score_is_banned_and_never_shown(played: Scripts) -> None:
+    assert ban(played, "dave", -1, 1, [])[0] == "corrected"
+    assert text(played.client.hget(KEYS.banned, "dave")) == "-1"
+    assert ban(played, "dave", -1, 1, [])[0] == "unchanged"
+    assert ban(played, "dave", -1, 0, [])[0] == "corrected"
+    assert "dave" not in dict(scores(played))
+    assert played.client.hlen(KEYS.banned) == 0
+
+
+def test_a_banned_user_that_an_older_version_put_on_the_board_leaves_again(played: Scripts) -> None:
+    played.client.hset(KEYS.banned, "bob", 20)
+    assert ban(played, "bob", 20, 1, [])[0] == "corrected"
+    assert scores(played) == [("alice", 30), ("carol", 20)]

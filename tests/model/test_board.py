@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from scoreboard.model import SCORE_MAX, SLOT_COUNT, unpack_score
+from scoreboard.model import SCORE_MAX, SLOT_COUNT, digest_of, shard_of, unpack_score
 from scoreboard.store.keys import COMMITS_PREFIX, GROUP
-from tests.support.clients.scripts import KEYS, LAYOUT, Scripts
+from tests.support.clients.scripts import KEYS, LAYOUT, Scripts, text
 
 TRIM = [KEYS.events, KEYS.meta]
 USERS = st.sampled_from(["ann", "bob", "cem", "auth0|d", "e" * 128])
@@ -40,6 +40,7 @@ class BoardMachine(RuleBasedStateMachine):
         self.arrivals: dict[str, int] = {}
         self.memory: dict[tuple[str, str], tuple[int, int, int]] = {}
         self.stream: list[tuple[int, str, int]] = []
+        self.banned: set[str] = set()
 
     def expect(self, user: str, action: str, delta: int, *, stated: bool) -> list[Any]:
         """Return the expected answer of submit.lua to an action, and apply it to the model."""
@@ -48,6 +49,8 @@ class BoardMachine(RuleBasedStateMachine):
             is_conflict = stated and first != delta
             return ["conflict" if is_conflict else "replayed", first, score, seq]
         held = self.scores.get(user, 0)
+        if user in self.banned:
+            return ["banned", delta, 0, 0]
         if len(self.stream) >= self.cap:
             return ["busy", delta, held, 0]
         if not 0 <= held + delta <= SCORE_MAX:
@@ -71,6 +74,63 @@ class BoardMachine(RuleBasedStateMachine):
         assert (
             self.scripts.submit(*((u, a, d, int(stated)) for u, a, d, stated in batch)) == expected
         )
+
+    @rule(user=USERS, number=st.integers(0, 3), delta=DELTAS)
+    def act(self, user: str, number: int, delta: int) -> None:
+        """An administrator changes a score, also of a banned user, and repeats the act."""
+        action = f"act:{number}"
+        digest, generation = digest_of("main", user, action), self.scripts.generation
+        shard = shard_of(digest, LAYOUT.seen_shards)
+        keys = [KEYS.board, KEYS.events, KEYS.meta, KEYS.changes, KEYS.banned]
+        keys += [KEYS.dedup_shard(generation + step, shard) for step in (1, 0, -1)]
+        args = (generation, str(LAYOUT), self.cap, user, action, digest, delta, 0, SCORE_MAX)
+        is_known = (user, action) in self.memory
+        held = self.scores.get(user, 0)
+        before = self.scripts.snapshot()
+        if not self.is_open:
+            assert self.scripts.refuses("act", keys, *args).startswith("FENCED ")
+        elif not is_known and 0 <= held + delta <= SCORE_MAX and len(self.stream) >= self.cap:
+            assert self.scripts.refuses("act", keys, *args).startswith("LAG ")
+        else:
+            was_banned = user in self.banned
+            self.banned.discard(user)
+            expected = self.expect(user, action, delta, stated=False)
+            if was_banned:
+                self.banned.add(user)
+            if expected[0] == "busy":
+                expected[0] = "range"
+            word, *numbers = self.scripts.run("act", keys, *args)
+            assert [text(word), *numbers] == expected
+            if expected[0] == "applied":
+                return
+        assert self.scripts.snapshot() == before
+
+    @rule(user=USERS, is_banned=st.booleans())
+    def ban(self, user: str, is_banned: bool) -> None:
+        """A ban, its end, or a correction that changes nothing; the place among equals is kept."""
+        if not self.is_open or len(self.stream) >= self.cap:
+            return
+        score = self.scores.get(user, -1)
+        equals = [
+            one
+            for one in sorted(self.arrivals, key=lambda one: self.arrivals[one])
+            if self.scores[one] == score
+        ]
+        last = self.client.xrevrange(KEYS.events, count=1)
+        committed = self.stream[0][0] - 1 if self.stream else self.seq
+        row = self.scripts.run(
+            "repair",
+            [KEYS.board, KEYS.events, KEYS.meta, KEYS.changes, KEYS.banned],
+            *(self.scripts.history, self.epoch, committed, last[0][0] if last else "0-0", 0),
+            *(user, score, int(is_banned), len(equals), *equals),
+        )[0]
+        is_same = is_banned == (user in self.banned)
+        assert text(row[0]) == ("unchanged" if is_same else "corrected")
+        assert row[1] == 0
+        if not is_same and score >= 0:  # the board changes, so viewers need another position
+            self.seq += 1
+            self.stream.append((self.seq, user, (-1 if is_banned else 1) * max(score, 1)))
+        (self.banned.add if is_banned else self.banned.discard)(user)
 
     @rule()
     def fence(self) -> None:
@@ -105,6 +165,11 @@ class BoardMachine(RuleBasedStateMachine):
         ranked = sorted(self.scores, key=lambda user: (self.scores[user], self.arrivals[user]))
         slots: dict[int, int] = {}
         page: list[object] = []
+        kept: list[object] = []
+        for user in self.banned:
+            kept += [user, self.scores.get(user, -1)]
+        self.scripts.run("exclude", [KEYS.meta, KEYS.banned], "T", 1, *kept)
+        ranked = [user for user in ranked if user not in self.banned]
         for user in ranked:
             score = self.scores[user]
             slots[score] = slots.get(score, SLOT_COUNT) - 1
@@ -123,9 +188,12 @@ class BoardMachine(RuleBasedStateMachine):
         """Rank by score, then by arrival (I3, and the order of equal scores)."""
         if not hasattr(self, "scores"):
             return
-        ranked = sorted(self.scores, key=lambda user: (-self.scores[user], self.arrivals[user]))
+        shown = self.scores.keys() - self.banned
+        ranked = sorted(shown, key=lambda user: (-self.scores[user], self.arrivals[user]))
         board = [(user, unpack_score(packed)) for user, packed in self.scripts.board()]
         assert board == [(user, self.scores[user]) for user in ranked]
+        kept = {text(user): int(score) for user, score in self.client.hgetall(KEYS.banned).items()}
+        assert kept == {user: self.scores.get(user, -1) for user in self.banned}
 
     @invariant()
     def the_stream_contains_the_unflushed_actions(self) -> None:

@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from scoreboard.model import SCORE_MAX, SLOT_COUNT, Rules
+from scoreboard.model import SCORE_MAX, SLOT_COUNT, Rules, digest_of, shard_of
 from scoreboard.store.keys import COMMITS_PREFIX, GROUP
 from tests.support.clients.scripts import KEYS, Scripts
 
 TRIM = [KEYS.events, KEYS.meta]
-REPAIR = [KEYS.board, KEYS.events, KEYS.meta, KEYS.changes]
+REPAIR = [KEYS.board, KEYS.events, KEYS.meta, KEYS.changes, KEYS.banned]
 USERS = st.sampled_from(["ann", "bob", "cem", "dan"])
 ACTIONS = st.sampled_from([f"win:{n}" for n in range(10)])
 NUMBERS = st.sampled_from([0, 1, 2, 5, 9, 10, 11, 49, 50, 51, 1000, SCORE_MAX, -1, -7, -SCORE_MAX])
@@ -52,6 +52,7 @@ class RulesMachine(RuleBasedStateMachine):
         self.counted: dict[str, int] = {}
         self.answers: dict[tuple[str, str], Answer] = {}
         """Of each action in the ledger, what a reseed restores."""
+        self.acts = 0
 
     def expect(self, user: str, action: str, number: int, *, stated: bool) -> list[Any]:
         """Return the expected answer to an action, and apply it to the model."""
@@ -83,6 +84,29 @@ class RulesMachine(RuleBasedStateMachine):
         expected = [self.expect(u, a, n, stated=stated) for u, a, n, stated in batch]
         assert self.scripts.submit(*((u, a, n, int(s)) for u, a, n, s in batch)) == expected
 
+    @rule(user=USERS, delta=NUMBERS)
+    def act(self, user: str, delta: int) -> None:
+        """An administrator changes a score by a difference, whatever the operator of the board."""
+        repeats = [entry for entry in self.stream if (entry[1], entry[2]) in self.ledger]
+        if not delta or user in self.late or any(entry[1] == user for entry in repeats):
+            return
+        layout, rules = self.scripts.layout, self.board_rules
+        self.acts += 1
+        action, generation = f"act:{self.acts}", self.scripts.now() // layout.seen_seconds
+        digest = digest_of("main", user, action)
+        shard = shard_of(digest, layout.seen_shards)
+        keys = [*REPAIR, *(KEYS.dedup_shard(generation + step, shard) for step in (1, 0, -1))]
+        args = (generation, str(layout), self.scripts.cap, user, action, digest, delta)
+        word, *numbers = self.scripts.run("act", keys, *args, rules.score_min, rules.score_max)
+        held = self.scores.get(user, 0)
+        if not rules.score_min <= held + delta <= rules.score_max:
+            assert (word, numbers) == (b"range", [delta, held, 0])
+            return
+        self.seq += 1
+        self.scores[user], self.arrivals[user] = held + delta, self.seq
+        self.stream.append((self.seq, user, action, delta, held + delta))
+        assert (word, numbers) == (b"applied", [delta, held + delta, self.seq])
+
     @rule()
     def repeat_everything(self) -> None:
         """Every remembered action gets its first answer, and nothing changes (I5)."""
@@ -103,13 +127,16 @@ class RulesMachine(RuleBasedStateMachine):
         for seq, user, action, delta, score in done:
             if action.startswith("correction:"):
                 continue
-            if self.board_rules.takes_values:
+            is_act = action.startswith("act:")
+            if self.board_rules.takes_values and not is_act:
                 delta = score - self.counted.get(user, 0)  # noqa: PLW2901 (as flusher.values)
             if (user, action) in self.ledger or not delta:
                 self.late.add(user)
                 continue
             self.ledger[user, action] = delta
             self.counted[user] = self.counted.get(user, 0) + delta
+            if is_act:
+                continue
             number = self.numbers[seq]
             self.answers[user, action] = (delta, score, seq, number)
         first, self.flushed, self.flushed_id = done[0][0], done[-1][0], ids[-1]
@@ -155,7 +182,7 @@ class RulesMachine(RuleBasedStateMachine):
         args: list[object] = [self.scripts.history, self.epoch, self.flushed, self.flushed_id]
         each: list[object] = []
         for user in users:
-            each += [user, self.counted.get(user, -1), 0]
+            each += [user, self.counted.get(user, -1), 0, 0]
         for user, row in zip(
             users, self.scripts.run("repair", REPAIR, *args, 0, *each), strict=True
         ):
@@ -176,7 +203,8 @@ class RulesMachine(RuleBasedStateMachine):
         score = self.counted.get(user, 0)
         for _, name, action, delta, after in self.stream:
             if name == user and not action.startswith("correction:"):
-                score = after if self.board_rules.takes_values else score + delta
+                is_value = self.board_rules.takes_values and not action.startswith("act:")
+                score = after if is_value else score + delta
         return score
 
     @rule()

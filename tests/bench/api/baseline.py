@@ -112,11 +112,12 @@ async def update(request: Request[Any, Any, Any], data: JSONBody[Update]) -> Upd
     shard = shard_of(digest, LAYOUT.seen_shards)
     [[outcome, _, score, *_]] = await request.app.state["redis"].evalsha(
         request.app.state["sha"],
-        6,
+        7,
         KEYS.board,
         KEYS.events,
         KEYS.meta,
         KEYS.changes,
+        KEYS.banned,
         KEYS.dedup_shard(generation, shard),
         KEYS.dedup_shard(generation - 1, shard),
         generation,

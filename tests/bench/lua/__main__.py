@@ -157,7 +157,7 @@ class Bench:
         """Return one call of a script, as the api's dispatcher sends it."""
         keys = PartitionKeys(Partition(board))
         generation = int(time.time() // LAYOUT.seen_seconds)
-        names: list[str] = [keys.board, keys.events, keys.meta, keys.changes]
+        names: list[str] = [keys.board, keys.events, keys.meta, keys.changes, keys.banned]
         args: list[Any] = [generation, str(LAYOUT), 100_000_000]
         pairs: dict[int, int] = {}
         for user, action, digest, delta, request in actions:

@@ -1,6 +1,6 @@
--- depends: 0017_add_board_rules
+-- depends: 0018_create_acts
 INSERT INTO schema_compatibility (migration, compatible_from)
-VALUES ('0018_add_action_rules', '0016_create_schema_compatibility') ON CONFLICT DO NOTHING;
+VALUES ('0019_add_action_rules', '0016_create_schema_compatibility') ON CONFLICT DO NOTHING;
 -- Who may send actions of a kind, where they count, and whether a game server must have signed them.
 ALTER TABLE actions
     ADD COLUMN IF NOT EXISTS scope TEXT NOT NULL DEFAULT ''

@@ -1,0 +1,1 @@
+"""What administrators do to scores and users: corrections, voids, bans, and their undoing."""

@@ -1,0 +1,257 @@
+"""What an act would do: the change of a score and the actions that it voids. Changes nothing."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from msgspec import Struct
+
+from scoreboard.errors import NotFound, OperatorMistake, WaitTimeout
+from scoreboard.ledger.acts import (
+    Act,
+    ActFilter,
+    ActKind,
+    Counted,
+    select_act,
+    select_acts,
+    select_bans_of,
+    select_counted,
+)
+from scoreboard.ledger.pool import Connection
+from scoreboard.ledger.positions import select_position
+from scoreboard.model import SCORE_MAX, Board, Partition, partition_of
+from scoreboard.store.store import Store
+
+WINDOW_MAX: Final = 10_000
+"""Maximum number of counted actions of a window: they are one transaction of PostgreSQL."""
+
+COMMIT_S: Final = 10.0
+"""Longest wait for the flusher to commit what Redis has applied."""
+
+POLL_S: Final = 0.05
+
+_OPPOSITES: Final[dict[ActKind, ActKind]] = {"ban": "unban", "unban": "ban"}
+
+
+class Plan(Struct, frozen=True, kw_only=True):
+    """An act that is not recorded yet."""
+
+    kind: ActKind
+    user_id: str
+    delta: int = 0
+    detail: dict[str, Any] = {}
+    undoes: str | None = None
+    actions: tuple[str, ...] = ()
+
+
+class Correction(Struct, frozen=True):
+    """A request to change a score by ``delta``."""
+
+    user_id: str
+    delta: int
+
+    async def plan(self, store: Store, connection: Connection, board: Board) -> Plan:
+        """Return the plan."""
+        del store, connection, board
+        return Plan(kind="correct", user_id=self.user_id, delta=self.delta)
+
+
+class Void(Struct, frozen=True):
+    """A request to take back what one action counted."""
+
+    user_id: str
+    action_id: str
+
+    async def plan(self, store: Store, connection: Connection, board: Board) -> Plan:
+        """Return the plan; wait until an action that Redis has applied is in the ledger.
+
+        Raises NotFound, OperatorMistake (voided already, or an act), WaitTimeout.
+        """
+        found = await self._counted(connection, board)
+        if not found:
+            await wait_for_commits(store, connection, board, self.user_id)
+            found = await self._counted(connection, board)
+        if not found:
+            raise NotFound(
+                f"Board {board.name} has counted no action {self.action_id} of {self.user_id}"
+            )
+        [action] = found
+        if action.is_act:
+            act_id = self.action_id.partition(":")[2]
+            raise OperatorMistake(f"{self.action_id} is an act: scoreboard act undo {act_id}")
+        if action.voided_by is not None:
+            raise OperatorMistake(
+                f"Action {self.action_id} was voided by act {action.voided_by} before"
+            )
+        return _void("void", self.user_id, found, {"action": self.action_id})
+
+    async def _counted(self, connection: Connection, board: Board) -> list[Counted]:
+        return await select_counted(
+            connection, board.name, self.user_id, action_id=self.action_id, limit=1
+        )
+
+
+class WindowVoid(Struct, frozen=True):
+    """A request to take back what all actions from ``since`` until before ``until`` counted."""
+
+    user_id: str
+    since: datetime
+    until: datetime
+
+    async def plan(self, store: Store, connection: Connection, board: Board) -> Plan:
+        """Return the plan; wait until the actions that Redis has applied are in the ledger.
+
+        Acts and actions that are voided already are left out.
+
+        Raises NotFound (no action is left), OperatorMistake (too many), WaitTimeout.
+        """
+        await wait_for_commits(store, connection, board, self.user_id)
+        found = await select_counted(
+            connection,
+            board.name,
+            self.user_id,
+            since=self.since,
+            until=self.until,
+            limit=WINDOW_MAX + 1,
+        )
+        if len(found) > WINDOW_MAX:
+            raise OperatorMistake(
+                f"The window has more than {WINDOW_MAX} actions; void shorter windows"
+            )
+        chosen = [one for one in found if not one.is_act and one.voided_by is None]
+        if not chosen:
+            raise NotFound(f"No action of {self.user_id} in this window counts")
+        window = {"from": self.since.isoformat(), "to": self.until.isoformat()}
+        return _void("void window", self.user_id, chosen, window)
+
+
+class BanChange(Struct, frozen=True):
+    """A request to ban a user from a board, or to end the ban."""
+
+    user_id: str
+    kind: ActKind
+
+    async def plan(self, store: Store, connection: Connection, board: Board) -> Plan:
+        """Return the plan.
+
+        Raises OperatorMistake if the user is banned already, or is not.
+        """
+        del store
+        await require_ban(connection, board, self.user_id, is_banned=self.kind == "unban")
+        return Plan(kind=self.kind, user_id=self.user_id)
+
+
+class Undo(Struct, frozen=True):
+    """A request for the opposite of an act."""
+
+    act_id: str
+
+    async def plan(self, store: Store, connection: Connection, board: Board) -> Plan:
+        """Return the plan.
+
+        Raises NotFound, OperatorMistake (not applied, undone already, or an undo itself).
+        """
+        del store
+        act = await select_act(connection, self.act_id)
+        _require_undoable(act)
+        if act.kind in _OPPOSITES:
+            kind = _OPPOSITES[act.kind]
+            held = await require_ban(connection, board, act.user_id, is_banned=kind == "unban")
+            if held not in {None, act.id}:
+                raise OperatorMistake(f"User {act.user_id} is now banned by act {held}: undo that")
+        else:
+            kind = "undo"
+        return Plan(
+            kind=kind,
+            user_id=act.user_id,
+            delta=-act.delta,
+            detail={"undoes": act.id, "kind": act.kind},
+            undoes=act.id,
+        )
+
+
+Request = Correction | Void | WindowVoid | BanChange | Undo
+
+
+async def wait_for_commits(
+    store: Store, connection: Connection, board: Board, user_id: str
+) -> None:
+    """Wait until PostgreSQL has what Redis has applied to a user's partition so far.
+
+    Raises WaitTimeout, RedisUnavailable, DatabaseUnavailable.
+    """
+    partition = home_of(board, user_id)
+    state = await store.state(partition)
+    deadline = time.monotonic() + COMMIT_S
+    while True:
+        position = await select_position(connection, partition)
+        if (position.epoch, position.seq) >= (state.epoch, state.seq):
+            return
+        if time.monotonic() > deadline:
+            raise WaitTimeout(
+                f"{state.seq - position.seq} actions of {partition} wait for PostgreSQL: "
+                "is the flusher running?"
+            )
+        await asyncio.sleep(POLL_S)
+
+
+def home_of(board: Board, user_id: str) -> Partition:
+    """Return the partition of a user."""
+    return Partition(board.name, partition_of(user_id, board.layout.partitions))
+
+
+async def require_ban(
+    connection: Connection, board: Board, user_id: str, *, is_banned: bool
+) -> str | None:
+    """Return the act that banned a user.
+
+    Raises OperatorMistake unless the user is banned as ``is_banned`` says.
+    """
+    held = (await select_bans_of(connection, board.name, [user_id])).get(user_id)
+    if held is not None and not is_banned:
+        raise OperatorMistake(f"User {user_id} is banned from board {board.name}, by act {held}")
+    if held is None and is_banned:
+        raise OperatorMistake(f"User {user_id} is not banned from board {board.name}")
+    return held
+
+
+async def require_no_pending(connection: Connection, board: Board, user_id: str) -> None:
+    """Raise OperatorMistake if an act on the user was recorded and not applied yet."""
+    chosen = ActFilter(board=board.name, user_id=user_id, state="pending")
+    for act in await select_acts(connection, chosen, limit=1):
+        raise OperatorMistake(
+            f"Act {act.id} on {user_id} is recorded and not in the ledger yet: "
+            f"scoreboard act resume {act.id}"
+        )
+
+
+def _require_undoable(act: Act) -> None:
+    if act.undone_by is not None:
+        raise OperatorMistake(f"Act {act.id} was undone by act {act.undone_by} before")
+    if act.state == "refused":
+        raise OperatorMistake(f"Act {act.id} was refused and changed nothing")
+    if act.state == "pending":
+        raise OperatorMistake(
+            f"Act {act.id} is not in the ledger yet: scoreboard act resume {act.id}"
+        )
+    if act.undoes is not None:
+        raise OperatorMistake(f"Act {act.id} undid act {act.undoes}: repeat that act instead")
+
+
+def _void(kind: ActKind, user_id: str, chosen: Sequence[Counted], detail: dict[str, Any]) -> Plan:
+    """Return the plan that takes back what actions counted.
+
+    Raises OperatorMistake if their sum is zero or exceeds a score.
+    """
+    total = sum(one.delta for one in chosen)
+    if not total or abs(total) > SCORE_MAX:
+        raise OperatorMistake(f"The points of these actions sum up to {total}: nothing to change")
+    return Plan(
+        kind=kind,
+        user_id=user_id,
+        delta=-total,
+        detail={**detail, "actions": len(chosen)},
+        actions=tuple(one.action_id for one in chosen),
+    )

@@ -1,0 +1,22 @@
+-- List acts, newest first, with their states. An act that changes a score is applied when the ledger has its row.
+-- Index: acts_pk, acts_user or acts_at; score_events_pk and acts_undoes for each row
+SELECT * FROM (
+    SELECT a.id, a.at, a.board, u.external_id, a.kind, a.delta, a.actor, a.reason, a.detail, a.undoes,
+           (SELECT x.id FROM acts x WHERE x.undoes = a.id AND x.refused_at IS NULL) AS undone_by,
+           CASE
+               WHEN a.refused_at IS NOT NULL THEN 'refused'
+               WHEN a.kind IN ('ban', 'unban') OR EXISTS (
+                   SELECT FROM score_events e
+                   WHERE e.board = a.board AND e.user_id = a.user_id AND e.action_id = 'act:' || a.id
+               ) THEN 'applied'
+               ELSE 'pending'
+           END AS state
+    FROM acts a JOIN users u ON u.id = a.user_id
+    WHERE (%(id)s::TEXT IS NULL OR a.id = %(id)s)
+      AND (%(board)s::TEXT IS NULL OR a.board = %(board)s)
+      AND (%(user_id)s::TEXT IS NULL OR u.external_id = %(user_id)s)
+      AND (%(since)s::TIMESTAMPTZ IS NULL OR a.at >= %(since)s)
+) found
+WHERE %(state)s::TEXT IS NULL OR found.state = %(state)s
+ORDER BY at DESC, id
+LIMIT %(limit)s
