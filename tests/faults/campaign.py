@@ -23,6 +23,7 @@ from scoreboard.model import DEFAULT_RULES, Rules
 from tests.faults.checks import check, drain
 from tests.faults.clients import Load
 from tests.faults.faults import FAULTS, Fault
+from tests.faults.operators import Operator
 from tests.faults.stack import Stack, running_stack
 from tests.faults.viewer import Viewer
 
@@ -42,6 +43,8 @@ class Report:
     calls: int = 0
     unknown: int = 0
     frames: int = 0
+    acts: int = 0
+    resumed: int = 0
     recoveries_s: list[float] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
 
@@ -54,6 +57,7 @@ class Report:
             [
                 f"faults                {len(self.faults)} ({len(set(self.faults))} kinds)",
                 f"actions acknowledged  {self.acknowledged} in {self.calls} calls",
+                f"acts                  {self.acts}, {self.resumed} interrupted and resumed",
                 f"outcomes unknown      {self.unknown}, each repeated until known",
                 f"lost                  {kinds['I1']}",
                 f"doubled               {kinds['I2'] + kinds['I5']}",
@@ -84,10 +88,13 @@ async def run_campaign(
     async with running_stack(folder, source=source, valkey=valkey, rules=rules) as stack:
         viewer = Viewer(stack.ws_port)
         watching = asyncio.create_task(viewer.run())
+        load = Load(
+            folder, stack.api_port, stack.token, clients=clients, pace_s=pace_s, rules=rules
+        )
+        operator = Operator(stack, load.history, seed=seed)
+        if not load.history.rules.takes_values:  # their checks compare scores with the values
+            load.add(operator)
         try:
-            load = Load(
-                folder, stack.api_port, stack.token, clients=clients, pace_s=pace_s, rules=rules
-            )
             stack.load = load
             async with load:
                 for number, fault in enumerate(schedule, 1):
@@ -107,6 +114,7 @@ async def run_campaign(
         report.acknowledged = load.history.acknowledged
         report.calls, report.unknown = load.history.calls, load.history.unknown
         report.frames = viewer.frames
+        report.acts, report.resumed = operator.performed, operator.resumed
     return report
 
 

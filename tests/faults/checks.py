@@ -12,6 +12,7 @@ import redis.asyncio as aioredis
 from scoreboard.model import Partition, Rules
 from scoreboard.store.keys import PartitionKeys
 from tests.faults.clients import History
+from tests.faults.operators import acts_count_once
 from tests.faults.stack import Stack
 from tests.faults.viewer import Viewer
 from tests.support.eventually import eventually_async
@@ -41,6 +42,7 @@ async def check(stack: Stack, history: History, viewer: Viewer | None = None) ->
         else:
             found += ledger_has_every_acknowledged_action(connection, history)
         found += scores_are_sums(connection)
+        found += acts_count_once(connection)
         found += seqs_are_dense(connection, stack.rewound_epochs)
         ranking = ranked(connection, history.rules)
     async with stack.redis() as client:
@@ -61,7 +63,12 @@ def ledger_has_every_acknowledged_action(
         "SELECT u.external_id, e.action_id, e.delta FROM score_events e "
         "JOIN users u ON u.id = e.user_id"
     ).fetchall()
-    ledger = {(user, action): delta for user, action, delta in rows}
+    ledger = {
+        (user, action): delta for user, action, delta in rows if not action.startswith("act:")
+    }
+    refused = {key for key, answers in history.actions.items() if answers.is_refused}
+    if refused & ledger.keys():
+        yield f"I1: {len(refused & ledger.keys())} actions of banned users are in the ledger"
     lost = {
         key for key, answers in history.actions.items() if answers.new_score is not None
     } - ledger.keys()
@@ -129,6 +136,7 @@ def ranked(connection: psycopg.Connection, rules: Rules) -> list[tuple[str, int]
     """Return the board as PostgreSQL ranks it."""
     return connection.execute(
         "SELECT u.external_id, s.score FROM scores s JOIN users u ON u.id = s.user_id "
+        "WHERE s.user_id NOT IN (SELECT user_id FROM bans) "
         "ORDER BY s.score * %s, s.reached_at, s.last_seq",
         [1 if rules.order == "lowest" else -1],
     ).fetchall()

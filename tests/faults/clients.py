@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Protocol, Self
 
 from scoreboard.model import DEFAULT_RULES, Rules
 from tests.faults.http import HttpConnection, HttpResponse
@@ -30,6 +30,8 @@ class ActionAnswers:
 
     points: int
     new_score: int | None = None
+    is_refused: bool = False
+    """The user was banned: the action must not be in the ledger."""
     fresh: int = 0
     """The number of answers with ``"replayed": false``; more than one is a double count (I5)."""
 
@@ -100,6 +102,8 @@ class Client:
             await going.wait()
             self.is_paused = False
             await self.send_until_known(user, action, points)
+            if self._history.actions[user, action].is_refused:
+                continue
             if self._own and self._random.random() < REPEATS:
                 earlier = self._random.choice(self._own)
                 await self.send_until_known(*earlier, self._history.actions[earlier].points)
@@ -120,6 +124,11 @@ class Client:
             answer = await self._connection.update(user, action, points)
             if answer.status == 200:
                 break
+            if answer.status == 403 and b"/banned" in answer.body:
+                if answers.new_score is not None and not self._history.is_rewound:
+                    self._add_violation(f"I5: {user} {action} counted and is refused now")
+                answers.is_refused = answers.new_score is None
+                return
             if answer.status not in DOCUMENTED | {0}:
                 self._add_violation(
                     f"I10: {answer.status} for {user} {action}: {answer.body[:200]!r}"
@@ -163,6 +172,20 @@ class Client:
         self._log.flush()
 
 
+class Part(Protocol):
+    """A part of a load, such as a client."""
+
+    is_paused: bool
+
+    async def run(self, going: asyncio.Event, stop: asyncio.Event, pace_s: float) -> None:
+        """Run until ``stop``; ``going`` pauses."""
+        ...
+
+    async def close(self) -> None:
+        """Close connections."""
+        ...
+
+
 class Load:
     """A number of clients that send updates to one api."""
 
@@ -179,13 +202,17 @@ class Load:
     ) -> None:
         self.history = History(rules)
         self._logs = [(folder / f"client-{n}.jsonl").open("w") for n in range(clients)]
-        self._clients = [
+        self._clients: list[Part] = [
             make(n, port, token, self.history, log) for n, log in enumerate(self._logs)
         ]
         self._pace_s = pace_s
         self._going, self._stop = asyncio.Event(), asyncio.Event()
         self._going.set()
         self._tasks: list[asyncio.Task[None]] = []
+
+    def add(self, part: Part) -> None:
+        """Add a part before the load is started."""
+        self._clients.append(part)
 
     async def __aenter__(self) -> Self:
         self._tasks = [

@@ -21,6 +21,7 @@ import redis.asyncio as aioredis
 from cli.embedded.ports import find_free_port
 from cli.embedded.servers import EmbeddedPostgres, EmbeddedValkey
 from cli.running.service import Service
+from scoreboard.errors import OperatorMistake
 from scoreboard.ledger import migrations
 from scoreboard.ledger import pool as postgres
 from scoreboard.ledger.boards import insert_board
@@ -38,6 +39,7 @@ from tests.support.servers.postgres_template import copy_postgres
 
 LAYOUT = Layout(partitions=1, seen_seconds=3600, seen_shards=16)
 SERVICES = ("flusher", "api", "streamer")
+RESEED_S = 60.0
 
 
 class Stack:
@@ -136,7 +138,17 @@ class Stack:
             self.services[name] = self._service(name)
 
     async def reseed(self) -> None:
-        """Rebuild the board from PostgreSQL, as ``scoreboard reseed`` does."""
+        """Rebuild the board from PostgreSQL; try again while another operator works on it."""
+        async with asyncio.timeout(RESEED_S):
+            while True:
+                try:
+                    return await self._reseed()
+                except OperatorMistake as error:
+                    if "Another operator" not in error.detail:
+                        raise
+                await asyncio.sleep(0.1)
+
+    async def _reseed(self) -> None:
         connection = await postgres.connect(self.settings, name="faults", **SESSION)
         async with self.store() as store, connection:
             closed = await find_unavailable(store, self.board)

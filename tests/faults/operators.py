@@ -1,0 +1,170 @@
+"""An operator who corrects, voids, bans and undoes amid the load and the faults.
+
+Each act that fails because a server is away is completed before the next one, as an operator would
+do with `scoreboard act resume`.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from scoreboard.errors import ClientError, ScoreboardError
+from scoreboard.ledger import pool as postgres
+from scoreboard.ledger.acts import ActFilter, select_acts
+from scoreboard.ledger.boards import select_board
+from scoreboard.moderation.acts import Moderator
+from scoreboard.moderation.plans import BanChange, Correction, Request, Undo, Void
+from tests.faults.clients import History
+
+if TYPE_CHECKING:
+    from tests.faults.stack import Stack
+
+ACT_LIMIT_S = 15.0
+COMPLETE_S = 40.0
+RETRY_S = 0.2
+
+
+class Operator:
+    """Performs random acts until it is stopped; a part of the load."""
+
+    def __init__(self, stack: "Stack", history: History, *, seed: int) -> None:
+        self._stack = stack
+        self._history = history
+        self._random = random.Random(seed)
+        self.is_paused = False
+        self.performed = 0
+        self.resumed = 0
+
+    async def run(self, going: asyncio.Event, stop: asyncio.Event, pace_s: float) -> None:
+        """Act until ``stop``; ``going`` pauses."""
+        while not stop.is_set():
+            self.is_paused = not going.is_set()
+            await going.wait()
+            self.is_paused = False
+            await self._act()
+            await asyncio.sleep(pace_s * 5)
+        await self._end_bans()
+
+    async def close(self) -> None:
+        """Do nothing: each act has its own connections."""
+
+    async def _act(self) -> None:
+        user = f"player-{self._random.randrange(60)}"
+        request = await self._choose(user)
+
+        async def perform(moderator: Moderator) -> None:
+            await moderator.perform(request, await moderator.plan(request), reason="campaign")
+            self.performed += 1
+
+        try:
+            await self._moderate(perform)
+        except ClientError:
+            return  # it does not apply to this user now
+        except (ScoreboardError, OSError, TimeoutError, psycopg.Error):
+            await self._complete(user)
+
+    async def _choose(self, user: str) -> Request:
+        match self._random.randrange(6):
+            case 0 | 1:
+                return Correction(user, self._random.choice([-3, -2, -1, 1, 2, 3]))
+            case 2:
+                own = [action for name, action in self._history.actions if name == user]
+                return Void(user, self._random.choice(own) if own else "win:none")
+            case 3:
+                return BanChange(user, "ban")
+            case 4:
+                banned = await self._column("SELECT u.external_id FROM bans JOIN users u"
+                                            " ON u.id = user_id")  # fmt: skip
+                return BanChange(self._random.choice(banned) if banned else user, "unban")
+            case _:
+                acts = await self._column("SELECT id FROM acts ORDER BY at DESC LIMIT 20")
+                return Undo(self._random.choice(acts) if acts else "none")
+
+    async def _complete(self, user: str) -> None:
+        """Resume what is pending, and copy the ban of the user, until both succeed."""
+
+        async def complete(moderator: Moderator) -> None:
+            for one in await self._pending():
+                with suppress(ClientError):
+                    await moderator.resume(one)
+            await moderator.mirror_ban(user)
+            for one in await self._column("SELECT u.external_id FROM users u JOIN acts a"
+                                          " ON a.user_id = u.id WHERE a.kind LIKE '%ban'"
+                                          " ORDER BY a.at DESC LIMIT 1"):  # fmt: skip
+                await moderator.mirror_ban(one)
+
+        await self._until_done(complete)
+        self.resumed += 1
+
+    async def _end_bans(self) -> None:
+        """Unban everyone, so that the board shows all users again."""
+
+        async def unban(moderator: Moderator) -> None:
+            for user in await self._column("SELECT u.external_id FROM bans JOIN users u"
+                                           " ON u.id = user_id"):  # fmt: skip
+                request = BanChange(user, "unban")
+                await moderator.perform(request, await moderator.plan(request), reason="end")
+
+        await self._until_done(unban)
+
+    async def _until_done(self, use: Callable[[Moderator], Awaitable[None]]) -> None:
+        deadline = time.monotonic() + COMPLETE_S
+        while time.monotonic() < deadline:
+            try:
+                await self._moderate(use)
+            except (ScoreboardError, OSError, TimeoutError, psycopg.Error):
+                await asyncio.sleep(RETRY_S)
+            else:
+                return
+        self._history.violations.append("I1: an act cannot be completed")
+
+    async def _moderate(self, use: Callable[[Moderator], Awaitable[None]]) -> None:
+        async with asyncio.timeout(ACT_LIMIT_S):
+            connection = await postgres.connect(self._stack.settings, name="operator",
+                                                autocommit=True)  # fmt: skip
+            try:
+                async with self._stack.store() as store:
+                    board = await select_board(connection, "main")
+                    await use(
+                        Moderator(store, connection, board, actor="operator", stream_cap=100_000)
+                    )
+            finally:
+                await connection.close()
+
+    async def _pending(self) -> list[str]:
+        connection = await postgres.connect(self._stack.settings, name="operator")
+        try:
+            found = await select_acts(connection, ActFilter(state="pending"), limit=100)
+        finally:
+            await connection.close()
+        return [one.id for one in found]
+
+    async def _column(self, statement: str) -> list[str]:
+        try:
+            with self._stack.sql() as connection:
+                return [row[0] for row in connection.execute(statement.encode()).fetchall()]
+        except psycopg.OperationalError:
+            return []
+
+
+def acts_count_once(connection: psycopg.Connection) -> Iterable[str]:
+    """I1 for acts: each that was not refused has one ledger row, with its points and audit row."""
+    rows = connection.execute(
+        "SELECT a.id FROM (SELECT * FROM acts WHERE refused_at IS NULL AND delta <> 0) a "
+        "FULL JOIN (SELECT * FROM score_events WHERE action_id LIKE 'act:%') e "
+        "ON e.action_id = 'act:' || a.id AND e.board = a.board AND e.user_id = a.user_id "
+        "WHERE a.delta IS DISTINCT FROM e.delta"
+    ).fetchall()
+    if rows:
+        yield f"I1: {len(rows)} acts and their ledger rows differ, such as {rows[0]}"
+    missing = connection.execute(
+        "SELECT a.id FROM acts a"
+        " WHERE NOT EXISTS (SELECT FROM audit_log l WHERE l.detail->>'act' = a.id)"
+    ).fetchall()
+    if missing:
+        yield f"I1: {len(missing)} acts have no audit row, such as {missing[0]}"
