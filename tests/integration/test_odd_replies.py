@@ -98,6 +98,12 @@ class Calls:
             "backlog": lambda: store.backlog(MAIN),
             "kinds": store.kinds,
             "catalogue": Catalogue(settings, store).load,
+            "act": lambda: store.act(
+                MAIN, board.layout, user_id="a", action_id="act:1", delta=1, stream_cap=9
+            ),
+            "count_from": lambda: store.count_from("main", board.layout, 5),
+            "exclude": lambda: store.exclude(MAIN, "T", [("alice", 5)], first=True),
+            "banned": lambda: scanner.banned(MAIN),
             "count": lambda: scanner.count(MAIN),
             "packed_scores": lambda: scanner.packed_scores(MAIN, ["alice", "bob"]),
             "members": lambda: _all(scanner.members(MAIN)),
