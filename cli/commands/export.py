@@ -157,7 +157,7 @@ def export_user(*, user_id: str, form: Format, output: Path, data_dir: Path) -> 
     """Export everything that PostgreSQL stores about USER, as a ZIP archive.
 
     The archive has a file for each table: profile, scores, ledger, rejected actions, dead letters,
-    and administrative changes that name the user.
+    corrections, voids and bans, and administrative changes that name the user.
 
     \b
     Example:

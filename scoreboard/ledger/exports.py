@@ -25,6 +25,9 @@ _EXPORT_SCORES: Final = resources.query("export_user_scores")
 _EXPORT_USER_LEDGER: Final = resources.query("export_user_ledger")
 _EXPORT_REJECTED: Final = resources.query("export_user_rejected")
 _EXPORT_DEAD: Final = resources.query("export_user_dead")
+_EXPORT_ACTS: Final = resources.query("export_user_acts")
+_EXPORT_VOIDED: Final = resources.query("export_user_voided")
+_EXPORT_BANS: Final = resources.query("export_user_bans")
 _EXPORT_AUDIT: Final = resources.query("export_user_audit")
 
 ColumnType = Literal["text", "int32", "int64", "time"]
@@ -105,6 +108,9 @@ def user_tables(user_id: str) -> dict[str, Export]:
         "ledger": _EXPORT_USER_LEDGER,
         "rejected": _EXPORT_REJECTED,
         "dead-letters": _EXPORT_DEAD,
+        "acts": _EXPORT_ACTS,
+        "voided": _EXPORT_VOIDED,
+        "bans": _EXPORT_BANS,
         AUDIT: _EXPORT_AUDIT,
     }
     return {name: Export(query, {"user": user_id}) for name, query in queries.items()}

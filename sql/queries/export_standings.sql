@@ -1,5 +1,5 @@
--- Export the ranking of a board: best score first, then first to reach it.
--- Index: scores_pk for the board, then a sort; for operators, never for requests
+-- Export the ranking of a board: best score first, then first to reach it; without banned users.
+-- Index: scores_pk for the board, bans_pk, then a sort; for operators, never for requests
 SELECT row_number() OVER (
            ORDER BY
                CASE WHEN (SELECT score_order FROM boards WHERE board = %(board)s) = 'lowest'
@@ -11,4 +11,5 @@ SELECT row_number() OVER (
        s.reached_at AS "reachedAt"
 FROM scores s JOIN users u ON u.id = s.user_id
 WHERE s.board = %(board)s
+    AND NOT EXISTS (SELECT FROM bans b WHERE b.board = s.board AND b.user_id = s.user_id)
 ORDER BY 1

@@ -82,6 +82,17 @@ def test_the_ledger_of_a_deleted_board_can_be_exported(command: Run, database_ur
 
 
 @pytest.mark.usefixtures("played")
+def test_banned_users_are_not_in_the_standings(command: Run, database_url: str) -> None:
+    with psycopg.connect(database_url) as connection:
+        connection.execute(ACTS)
+        connection.execute("DELETE FROM bans WHERE act_id <> '-bobban'")
+
+    rows = table(command("export", "board", "main").out)
+
+    assert [(row["rank"], row["userId"]) for row in rows] == [("1", "carol"), ("2", "alice")]
+
+
+@pytest.mark.usefixtures("played")
 def test_an_empty_board_gives_a_header(command: Run, tmp_path: Path) -> None:
     assert command("board", "create", "weekly").code == 0
 
@@ -215,6 +226,18 @@ def test_without_pyarrow_parquet_is_refused_with_the_command_that_installs_it(
 
 # The data of a user -----------------------------------------------------------------------------
 
+ACTS = """
+WITH done AS (
+    INSERT INTO acts (id, board, user_id, kind, delta, actor, reason)
+    SELECT external_id || kind, 'main', id, kind, 0, 'root', 'of ' || external_id
+    FROM users, (VALUES ('ban'), ('void')) AS kinds (kind)
+    RETURNING id, board, user_id, kind
+), voided AS (
+    INSERT INTO act_actions (board, user_id, action_id, act_id)
+    SELECT board, user_id, 'win:1', id FROM done WHERE kind = 'void'
+)
+INSERT INTO bans (board, user_id, act_id) SELECT board, user_id, id FROM done WHERE kind = 'ban'
+"""
 DEAD = b'{"a":"win:9","d":"many","u":"alice"}'
 OTHERS = [b'{"a":"alice","u":"alice2"}', b'{"a":"\\"u\\":\\"alice\\"","u":"bob"}']
 
@@ -234,6 +257,7 @@ def known(command: Run, played: None, database_url: str) -> None:
             " score_after, reason, occurred_at)"
             " SELECT 'main', id, 'win:1', 1, 7, 0, 5, 14, 'late_duplicate', now() FROM users"
         )
+        connection.execute(ACTS)
         for number, raw in enumerate([DEAD, *OTHERS, b"\xff"]):
             connection.execute(
                 "INSERT INTO dead_events (board, part, stream_id, raw_hash, raw, reason)"
@@ -258,7 +282,10 @@ def test_everything_about_a_user_and_nothing_about_others_is_exported(
         found = {name: table(archive.read(name).decode()) for name in archive.namelist()}
     assert list(found) == [
         f"{name}.csv"
-        for name in ("profile", "scores", "ledger", "rejected", "dead-letters", "audit")
+        for name in (
+            *("profile", "scores", "ledger", "rejected", "dead-letters"),
+            *("acts", "voided", "bans", "audit"),
+        )
     ]
     [profile] = found["profile.csv"]
     assert (profile["userId"], profile["name"]) == ("alice", "'=Alice")
@@ -276,6 +303,14 @@ def test_everything_about_a_user_and_nothing_about_others_is_exported(
     assert (rejected["actionId"], rejected["delta"]) == ("win:1", "5")
     [dead] = found["dead-letters.csv"]
     assert dead["raw"] == DEAD.decode()
+    assert [(row["kind"], row["reason"]) for row in found["acts.csv"]] == [
+        ("ban", "of alice"),
+        ("void", "of alice"),
+    ]
+    [voided] = found["voided.csv"]
+    assert (voided["actionId"], voided["actId"]) == ("win:1", "alicevoid")
+    [ban] = found["bans.csv"]
+    assert (ban["board"], ban["actId"]) == ("main", "aliceban")
     assert [row["action"] for row in found["audit.csv"]] == ["user set", "export"]
 
 
