@@ -132,8 +132,8 @@ FIXED = {
     *("SCOREBOARD_REDIS_SECRET", "SCOREBOARD_DATABASE_SECRET"),
     # Containers instead (--scale), because Prometheus reads one address per container.
     *("SCOREBOARD_API_WORKERS", "SCOREBOARD_WS_WORKERS"),
-    # A path in a container; SCOREBOARD_JWKS_URL instead.
-    "SCOREBOARD_JWKS_FILE",
+    # Paths in a container; SCOREBOARD_JWKS_URL and SCOREBOARD_PROOF_JWKS_URL instead.
+    *("SCOREBOARD_JWKS_FILE", "SCOREBOARD_PROOF_JWKS_FILE"),
 }
 
 

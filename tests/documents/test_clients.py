@@ -165,7 +165,7 @@ def test_watching_shows_each_newer_board(client: list[str], running: System, use
         assert answer.status_code == 200
 
     update(1)
-    address = running.api if client[0].endswith("/client") else running.ws
+    address = running.api if client[0].endswith("/program") else running.ws
     scores: list[int] = []
     with subprocess.Popen(
         [*client, "watch", address], stdout=subprocess.PIPE, text=True
@@ -251,7 +251,7 @@ def test_what_a_later_version_adds_is_ignored(
     client: list[str], later_version: tuple[str, str]
 ) -> None:
     api, streamer = later_version
-    address = api if client[0].endswith("/client") else streamer
+    address = api if client[0].endswith("/program") else streamer
 
     watched = run(client, "watch", address, "2", token="")
     updated = run(client, "update", api, "a", "win:1", token="x")

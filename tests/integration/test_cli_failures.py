@@ -46,6 +46,7 @@ DOCUMENTED = {
         r"^\| (\d+) \|", (ROOT / "docs/reference/cli.md").read_text(), re.MULTILINE
     )
 }
+ACT = ("--reason", "cheating", "--yes")
 WORDS = {
     "up": ("--api-port", "0", "--ws-port", "0", "--issuer-port", "0"),
     "token": ("--sub", "alice"),
@@ -76,6 +77,16 @@ WORDS = {
     "lua call submit": ("--user", "alice", "--action", "win:1", "--points", "5"),
     "lua call standing": ("--user", "alice"),
     "lua call neighbours": ("--packed", "1", "--partition", "0"),
+    "export board": ("main",),
+    "export user": ("alice",),
+    "user erase": ("alice", "--yes"),
+    "user ban": ("alice", *ACT),
+    "user unban": ("alice", *ACT),
+    "score correct": ("alice", "5", *ACT),
+    "action void": ("win:1", "--user", "alice", *ACT),
+    "window void": ("--user", "alice", "--from", "2026-07-01", "--to", "2026-07-02", *ACT),
+    "act undo": ("018f6d0e-5f2c-7c3a-9f57-3a1f6f0f9f11", *ACT),
+    "act resume": ("018f6d0e-5f2c-7c3a-9f57-3a1f6f0f9f11",),
 }
 """The arguments with which a command connects to the servers."""
 SERVES = {"kong sync"}

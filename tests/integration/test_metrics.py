@@ -39,6 +39,7 @@ STILL = {
     "scoreboard_flusher_faults_total",
     "scoreboard_log_lines_dropped_total",
     "scoreboard_names_unavailable_total",
+    "scoreboard_proof_failures_total",
     "scoreboard_pg_pool_errors_total",
     "scoreboard_pubsub_malformed_total",
     "scoreboard_pubsub_reconnects_total",
