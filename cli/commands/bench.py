@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import sys
-import threading
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, ExitStack
 from functools import partial, wraps
@@ -47,7 +46,7 @@ from cli.output import (
     redirect_to_devnull,
 )
 from cli.parameters import BOARD, FILE, Number, Seconds
-from cli.running.signals import SIGNALS, stop_on_signals
+from cli.signals import SIGNALS, StopFlag, stop_on_signals
 from cli.target import (
     DATA_DIR,
     STORE_URLS,
@@ -421,7 +420,7 @@ def _run_loop(
     report: ReportProgress,
     results: list[Result],
     *,
-    stop: threading.Event,
+    stop: StopFlag,
 ) -> bool:
     """Run a load, add its results, and return whether it was stopped."""
 
@@ -466,7 +465,7 @@ def _show_share(report: ReportProgress, step: str, share: float) -> None:
 
 
 def _find_target(
-    common: Common, stack: ExitStack, stop: threading.Event, *, needs_services: bool
+    common: Common, stack: ExitStack, stop: StopFlag, *, needs_services: bool
 ) -> Target:
     if common.embedded or not _is_system_named(common.data_dir):
         if not common.embedded:

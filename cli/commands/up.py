@@ -7,8 +7,8 @@ import click
 from cli.parameters import PORT
 from cli.running.data_dir_lock import lock_data_dir
 from cli.running.plan import Plan, UpOptions
-from cli.running.signals import stop_on_signals
 from cli.running.system import System
+from cli.signals import stop_on_signals
 from cli.target import DATA_DIR
 
 

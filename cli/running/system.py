@@ -9,7 +9,6 @@ import asyncio
 import os
 import shlex
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -28,6 +27,7 @@ from cli.running.log_rotation import rotate_if_large
 from cli.running.plan import Plan
 from cli.running.service import Service, wait_until_ready
 from cli.running.supervisor import ServerSupervisor
+from cli.signals import StopFlag
 from cli.target import (
     DATA_DIR,
     DATABASE_URL,
@@ -52,7 +52,7 @@ class _StopRequested(BaseException):
 class System:
     """All parts of one plan; a signal sets ``stop``."""
 
-    def __init__(self, plan: Plan, stop: threading.Event) -> None:
+    def __init__(self, plan: Plan, stop: StopFlag) -> None:
         self._plan = plan
         self._stop = stop
         self._stack = ExitStack()

@@ -14,12 +14,12 @@ import random
 import shutil
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
+from cli.signals import StopFlag
 from tests.drills.checks import find_problems
 from tests.drills.faults import FAULTS, Fault
 from tests.drills.place import Place
@@ -95,7 +95,7 @@ def _run(folder: Path, faults: list[Fault]) -> int:
     if (folder / "parts").exists():
         print(f"{folder} is in use or left over; end its drill, or remove it", file=sys.stderr)
         return 1
-    ended = threading.Event()
+    ended = StopFlag()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
     print("Starting a system with players; this takes about 20 seconds …", flush=True)
@@ -121,7 +121,7 @@ def _run(folder: Path, faults: list[Fault]) -> int:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _practise(place: Place, one: Fault, ended: threading.Event) -> bool:
+def _practise(place: Place, one: Fault, ended: StopFlag) -> bool:
     """Inject a fault and wait until the system is well; return False if the drill was ended."""
     if ended.wait(PLAY_S):
         return False
@@ -143,9 +143,7 @@ def _practise(place: Place, one: Fault, ended: threading.Event) -> bool:
     return False
 
 
-def _wait_for_alert(
-    place: Place, is_alerting: Callable[[Place], bool], ended: threading.Event
-) -> None:
+def _wait_for_alert(place: Place, is_alerting: Callable[[Place], bool], ended: StopFlag) -> None:
     """Wait until a metric reaches the threshold of the alert, or the drill is ended."""
     deadline = time.monotonic() + ALERT_MAX_S
     while not is_alerting(place) and time.monotonic() < deadline:

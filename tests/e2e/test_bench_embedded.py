@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cli.bench.system.own_system import own_system
-from cli.running.signals import stop_on_signals
+from cli.signals import stop_on_signals
 from tests.support.eventually import eventually
 from tests.support.servers.system import processes_of
 

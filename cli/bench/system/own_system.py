@@ -10,7 +10,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import Final
 
 from cli.embedded import child
 from cli.embedded.log_tail import read_last_lines
+from cli.signals import StopFlag
 from cli.target import STORE_URLS, RunningSystem, read_state_file
 from scoreboard.errors import EmbeddedFailed
 from scoreboard.runtime.telemetry import redact
@@ -44,7 +44,7 @@ _POLL_S: Final = 0.05
 
 
 @contextmanager
-def own_system(board: str, stop: threading.Event) -> Iterator[tuple[Path, RunningSystem]]:
+def own_system(board: str, stop: StopFlag) -> Iterator[tuple[Path, RunningSystem]]:
     """Run a system that serves a board; yield its data folder and addresses; remove it at the end.
 
     Raises EmbeddedFailed if it does not start, KeyboardInterrupt if ``stop`` is set meanwhile.
@@ -113,7 +113,7 @@ def _environment(board: str) -> dict[str, str]:
 
 
 def _wait_until_running(
-    process: child.Process, data: Path, log: Path, stop: threading.Event
+    process: child.Process, data: Path, log: Path, stop: StopFlag
 ) -> RunningSystem:
     until_s = time.monotonic() + START_S
     while (running := read_state_file(data)) is None:
