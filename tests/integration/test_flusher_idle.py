@@ -84,7 +84,7 @@ async def flushing_main(settings: Settings) -> AsyncIterator[Flusher]:
     """Run a flusher that leads the configured board and has made its first scan."""
     await make_board(settings)
     async with flushing(settings) as flusher:
-        await eventually_async(lambda: len(leased(settings)) == 1)
+        await eventually_async(lambda: bool(leased(settings)))
         await eventually_async(lambda: listens(settings))
         yield flusher
 
