@@ -147,8 +147,8 @@ async def test_lag_and_age_are_measured_without_postgres(
             text = (await ask(settings, "/metrics"))[1]
             return (
                 metric(text, 'stream_length{board="main",part="0"') == 7
-                and metric(text, 'stream_lag_entries{board="main"') == 7
-                and metric(text, 'stream_oldest_unacked_age_seconds{board="main"') > 1
+                and metric(text, 'stream_lag_entries{board="main",part="0"') == 7
+                and metric(text, 'stream_oldest_unacked_age_seconds{board="main",part="0"') > 1
             )
 
         await eventually_async(is_seen)
