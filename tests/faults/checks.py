@@ -154,8 +154,15 @@ async def redis_agrees(
         return []
     if dict(held) == dict(ranking):
         return ["I3: equal scores are in another order"]
-    differing = dict(held).items() ^ dict(ranking).items()
-    return [f"I3: {len(differing)} scores differ, such as {min(differing)}"]
+    kept, expected = dict(held), dict(ranking)
+    differing = sorted(
+        user for user in kept.keys() | expected.keys() if kept.get(user) != expected.get(user)
+    )
+    examples = ", ".join(
+        f"{user}: {kept.get(user)} in Redis, {expected.get(user)} in PostgreSQL"
+        for user in differing[:3]
+    )
+    return [f"I3: {len(differing)} users differ, such as {examples}"]
 
 
 async def memory_is_bounded(client: "aioredis.Redis") -> list[str]:

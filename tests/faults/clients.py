@@ -98,8 +98,9 @@ class Client:
         for user, action, points in self.plan():
             if stop.is_set():
                 break
-            self.is_paused = not going.is_set()
-            await going.wait()
+            while not going.is_set():  # it may be cleared again before this task runs
+                self.is_paused = True
+                await going.wait()
             self.is_paused = False
             await self.send_until_known(user, action, points)
             if self._history.actions[user, action].is_refused:

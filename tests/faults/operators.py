@@ -43,8 +43,9 @@ class Operator:
     async def run(self, going: asyncio.Event, stop: asyncio.Event, pace_s: float) -> None:
         """Act until ``stop``; ``going`` pauses."""
         while not stop.is_set():
-            self.is_paused = not going.is_set()
-            await going.wait()
+            while not going.is_set():  # it may be cleared again before this task runs
+                self.is_paused = True
+                await going.wait()
             self.is_paused = False
             await self._act()
             await asyncio.sleep(pace_s * 5)
