@@ -44,7 +44,7 @@ IN_PROGRESS: Final = gauge(
 UPDATES: Final[dict[str, int]] = dict.fromkeys(
     (
         *("applied", "replayed", "conflict", "busy", "range", "unknown"),
-        *("rate_limited", "unavailable", "archived", "refused"),
+        *("rate_limited", "unavailable", "archived", "banned", "refused"),
     ),
     0,
 )
@@ -58,7 +58,7 @@ Readings(
     ("outcome",),
     lambda: (((outcome,), count) for outcome, count in UPDATES.items()),
     unit="updates",
-    normal="applied, some replayed and rate_limited; archived, unknown, busy, unavailable: 0",
+    normal="applied, some replayed, rate_limited, banned; archived, unknown, busy, unavailable: 0",
 )
 
 _known: Final[dict[tuple[str, str, int], Series]] = {}

@@ -194,10 +194,10 @@ async def _plan(settings: Settings, name: str, request: Request) -> tuple[Board,
         found = await preview(session.store, session.connection, board, plan)
     rules = board.layout.rules
     score = found.after.score
-    if plan.delta and score is not None and not rules.score_min <= score <= rules.score_max:
+    if plan.delta and score is not None and not rules.act_min <= score <= rules.score_max:
         raise ScoreOutOfRange(
             f"The score of {plan.user_id} is {found.before.score or 0}; {plan.delta:+} would take "
-            f"it out of {rules.score_min} to {rules.score_max}"
+            f"it out of {rules.act_min} to {rules.score_max}"
         )
     return board, plan, found
 

@@ -167,6 +167,21 @@ def make_rows(actions: Sequence[Event]) -> list[Row]:
     ]
 
 
+def parameters_of(event: Event) -> dict[str, Any]:
+    """Return the parameters of the statements that store one event, without its partition."""
+    return {
+        "user_id": event.user_id,
+        "preferred_id": user_uuid(event.user_id),
+        "action_id": event.action_id,
+        "epoch": event.epoch,
+        "seq": event.seq,
+        "delta": event.delta,
+        "score_after": event.score_after,
+        "request_id": event.request_id or None,
+        "occurred_at": event_time(event.stream_id),
+    }
+
+
 def _beyond_columns(event: Event) -> str:
     """Return why a decoded event fits no row; empty if it does."""
     if event.seq > BIGINT_MAX or event.epoch > BIGINT_MAX:

@@ -7,16 +7,17 @@ Invariant: after a batch, a user's score in PostgreSQL is the last or the best o
 """
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from msgspec import Struct
 
-from scoreboard.events import Event, event_time
+from flusher.batch import parameters_of
+from scoreboard.events import Event
 from scoreboard.ledger import checks
 from scoreboard.ledger.pool import Connection
 from scoreboard.ledger.positions import where
-from scoreboard.model import Partition, user_uuid
+from scoreboard.model import Partition
 from scoreboard.runtime import resources
 
 _SELECT_COUNTED: Final = resources.query("select_counted_actions")
@@ -78,17 +79,6 @@ async def insert_unchanged(
     """Record values that change nothing in the ledger; return the number of new ones."""
     recorded = 0
     for event in events:
-        row: dict[str, Any] = {
-            **where(partition),
-            "user_id": event.user_id,
-            "preferred_id": user_uuid(event.user_id),
-            "action_id": event.action_id,
-            "epoch": event.epoch,
-            "seq": event.seq,
-            "delta": event.delta,
-            "score_after": event.score_after,
-            "request_id": event.request_id or None,
-            "occurred_at": event_time(event.stream_id),
-        }
+        row = {**where(partition), **parameters_of(event)}
         recorded += (await connection.execute(_INSERT_UNCHANGED, row)).rowcount
     return recorded

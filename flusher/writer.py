@@ -13,7 +13,7 @@ from typing import Any, Final
 import psycopg
 from msgspec import Struct
 
-from flusher.batch import COLUMNS, Batch, Gap, Row, advance, count_after, make_rows
+from flusher.batch import COLUMNS, Batch, Gap, Row, advance, count_after, make_rows, parameters_of
 from flusher.database_errors import ErrorClass, classify
 from flusher.dead_letters import DeadEvent, dead_event, dead_event_of
 from flusher.session import TRANSACTION_LIMIT_S, Session
@@ -22,7 +22,6 @@ from scoreboard.errors import DatabaseUnavailable, SchemaMismatch, TooManyPoison
 from scoreboard.events import BIGINT_MAX, Event, event_time
 from scoreboard.ledger.pool import describe
 from scoreboard.ledger.positions import Position
-from scoreboard.model import user_uuid
 from scoreboard.runtime import resources
 from scoreboard.runtime.lifecycle import backoff_s
 from scoreboard.runtime.telemetry import get_logger
@@ -270,18 +269,7 @@ class Writer(Session):
 
     async def _correct(self, event: Event) -> None:
         """Insert a correction: it changes no score in PostgreSQL."""
-        row = {
-            **self.where,
-            "user_id": event.user_id,
-            "preferred_id": user_uuid(event.user_id),
-            "action_id": event.action_id,
-            "epoch": event.epoch,
-            "seq": event.seq,
-            "delta": event.delta,
-            "score_after": event.score_after,
-            "request_id": event.request_id or None,
-            "occurred_at": event_time(event.stream_id),
-        }
+        row = {**self.where, **parameters_of(event)}
         await self.connection.execute(_INSERT_CORRECTION, row)
         basis = event.action_id.removeprefix("correction:")
         if basis.isdigit():  # the committed seq that lua/repair.lua got

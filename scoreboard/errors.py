@@ -9,7 +9,7 @@ ScoreboardError
 │   ├── Unauthenticated       no token, or an invalid one
 │   ├── Forbidden             the token does not allow this
 │   │   ├── ProofRequired       the kind of action needs a proof of a game server
-│   │   └── ProofInvalid        the proof is not of this action, or not of a game server
+│   │   ├── ProofInvalid        the proof is not of this action, or not of a game server
 │   │   └── Banned              the user is banned from the board
 │   ├── NotFound
 │   │   ├── UnknownUser         the user has no score on the board

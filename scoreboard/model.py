@@ -166,6 +166,15 @@ class Rules(Struct, frozen=True):
         """Return whether an action states the new score instead of a difference."""
         return self.operator != "add"
 
+    @property
+    def act_min(self) -> int:
+        """Return the lowest score that an administrator's act may leave.
+
+        Without any value a user has 0; that must not become the best score of a board.
+        """
+        is_best_without_value = self.takes_values and self.order == "lowest"
+        return max(self.score_min, 1) if is_best_without_value else self.score_min
+
     def pack(self, score: int, slot: int) -> int:
         """Combine score and arrival slot into the number that Redis sorts by, best first."""
         return pack(score if self.order == "highest" else SCORE_MAX - score, slot)

@@ -187,10 +187,11 @@ class BoardReader:
         if offset + limit > WATCHED_TOP:
             window = await self._read_window(board, limit, offset)
             return await self._encode_window(window, names=names)
-        top = self._of(board).top
+        known = self._of(board)
+        top = known.top
         if (
             top is None
-            or top.generation != self._generation(board)
+            or top.generation != self._generation(board, known)
             or time.monotonic() >= top.expires_at_s
         ):
             top = await self._top_reads.get(board, partial(self._read_top, board))
@@ -294,18 +295,19 @@ class BoardReader:
     async def _read_top(self, board: str) -> _Top:
         """Read the top of a board; keep it if nothing has changed since the read was sent."""
         self._watch()
-        before, now_s = self._generation(board), time.monotonic()
+        known = self._of(board)
+        before, now_s = self._generation(board, known), time.monotonic()
         window = await self._store.leaderboard(board, limit=WATCHED_TOP)
-        is_unchanged = before == self._generation(board)
+        is_unchanged = before == self._generation(board, known)
         self._note_position(board, window.epoch, window.seq)
-        top = _Top(window, self._generation(board), now_s + TOP_TTL_S)
+        top = _Top(window, self._generation(board, known), now_s + TOP_TTL_S)
         if is_unchanged and self._watcher.hears(board, len(window.positions)):
-            self._of(board).top = top
+            known.top = top
         return top
 
-    def _generation(self, board: str) -> int:
+    def _generation(self, board: str, known: _Known) -> int:
         """Return a number that increases when the board may have changed."""
-        return self._watcher.generation(board) + self._of(board).own_changes
+        return self._watcher.generation(board) + known.own_changes
 
     def _note_position(self, board: str, epoch: int, seq: int) -> None:
         """Invalidate the kept top if a read has found another position than the last one."""

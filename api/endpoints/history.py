@@ -33,7 +33,7 @@ class HistoryReader:
     """Replies of the history of users."""
 
     def __init__(self, pool: AsyncConnectionPool[Connection] | None) -> None:
-        """Take an open pool, or None without a database: then every read is refused."""
+        """``pool`` is open, or None without a database: then every read is refused."""
         self._pool = pool
         self._running = 0
 

@@ -58,7 +58,7 @@ class NameCache:
     """Looks up names by user id. Run ``run`` in a task group."""
 
     def __init__(self, pool: AsyncConnectionPool[Connection] | None) -> None:
-        """Take an open pool, or None without a database: then no user has a name."""
+        """``pool`` is open, or None without a database: then no user has a name."""
         self._pool = pool
         self._known: dict[str, _CachedName] = {}
         self._wanted: set[str] = set()

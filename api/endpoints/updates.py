@@ -20,6 +20,7 @@ from api.endpoints.admission import Admission, Admitted
 from api.metrics import UPDATES
 from scoreboard.errors import (
     ActionConflict,
+    Banned,
     BoardArchived,
     Busy,
     ClientError,
@@ -39,6 +40,7 @@ from scoreboard.store.dispatcher import Dispatcher
 
 _OUTCOMES: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (ActionConflict, "conflict"),
+    (Banned, "banned"),
     (BoardArchived, "archived"),
     (Busy, "busy"),
     (ScoreOutOfRange, "range"),

@@ -180,7 +180,7 @@ def set_board(*, name: str, is_public: bool, data_dir: Path) -> None:
 @click.argument("name", type=BOARD)
 @data_dir_option
 def archive(*, name: str, data_dir: Path) -> None:
-    """Let board NAME accept no more actions; it can still be read.
+    """Stop board NAME from accepting actions; it can still be read.
 
     Updates get 409 board-archived and change nothing. `board unarchive` reverses it.
     """
@@ -193,7 +193,7 @@ def archive(*, name: str, data_dir: Path) -> None:
 @click.argument("name", type=BOARD)
 @data_dir_option
 def unarchive(*, name: str, data_dir: Path) -> None:
-    """Let board NAME accept actions again."""
+    """Make board NAME accept actions again."""
     settings = load_settings_to_change(data_dir)
     is_changed = asyncio.run(change_board(settings, name, actor=operator_name(), state="open"))
     print_message(f"Board {name} accepts actions now" if is_changed else f"Board {name} was open")

@@ -45,13 +45,14 @@ async def insert_board(connection: Connection, board: Board) -> bool:
     """
     async with translate_errors():
         layout = msgspec.structs.asdict(board.layout)
+        rules = msgspec.structs.asdict(layout.pop("rules"))
         done = await connection.execute(
             _INSERT_BOARD,
             {
                 "board": board.name,
                 "is_public": board.is_public,
                 **layout,
-                **msgspec.structs.asdict(layout.pop("rules")),
+                **rules,
             },
         )
     return done.rowcount == 1

@@ -164,7 +164,7 @@ class Moderator:
                 rules = self._board.layout.rules
                 raise ScoreOutOfRange(
                     f"The score of {act.user_id} is {acted.score}; {act.delta:+} would take it out "
-                    f"of {rules.score_min} to {rules.score_max}. Act {act.id} changed nothing"
+                    f"of {rules.act_min} to {rules.score_max}. Act {act.id} changed nothing"
                 )
             case outcome:
                 raise ScriptFailed(f"unknown outcome {outcome}")

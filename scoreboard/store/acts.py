@@ -47,7 +47,7 @@ class Acts(Partitions):
         names = [keys.board, keys.events, keys.meta, keys.changes, keys.banned]
         names += [keys.dedup_shard(generation + step, shard) for step in (1, 0, -1)]
         rules = layout.rules
-        bounds = (rules.score_min, rules.score_max)
+        bounds = (rules.act_min, rules.score_max)
         args = [
             *(generation, str(layout), stream_cap, user_id, action_id, digest, delta),
             *bounds,

@@ -1,4 +1,4 @@
-"""The load of the campaigns: a pause lasts until it is ended, so that a check sees no new action."""
+"""The load of the campaigns: a paused load sends nothing while the stores are compared."""
 
 import asyncio
 from pathlib import Path

@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import redis
 
+from api.metrics import UPDATES
 from scoreboard.errors import Banned, OperatorMistake, RedisUnavailable, UnknownUser
 from scoreboard.model import Action, Board, Layout, Partition, partition_of
 from scoreboard.moderation import acts as acts_module
@@ -19,6 +21,7 @@ from scoreboard.store.partitions import Partitions
 from tests.support.clients.commands import Run
 from tests.support.clients.viewer import Connect, StartStreamer
 from tests.support.eventually import eventually_async
+from tests.support.servers.api import StartApi
 from tests.support.servers.flushers import act, flushing, make_board, query, store_of
 
 from .test_acts import PLAYED, World, flush, play
@@ -327,3 +330,23 @@ def test_repair_removes_a_banned_user_who_is_on_the_board(
     flush(settings)
     assert command("verify", "--full").code == 0
     assert json.loads(command("user", "show", "bob", "--json").out)["rank"] is None
+
+
+async def test_the_updates_of_a_banned_user_are_refused_and_counted_as_such(
+    start_api: StartApi, redis_url: str
+) -> None:
+    client = await start_api()
+    with redis.Redis.from_url(redis_url) as server:
+        server.hset(PartitionKeys(Partition("main")).banned, "bob", "-1")
+    before = dict(UPDATES)
+
+    answers = [
+        await client.update("bob", "win:1", headers=client.bearer("bob")),
+        await client.update("bob", "win:2", headers=client.bearer("server", "update:score:any")),
+    ]
+
+    for answer in answers:
+        assert answer.status_code == 403
+        assert answer.json()["type"].endswith("/banned")
+    counted = {name: UPDATES[name] - before[name] for name in UPDATES}
+    assert counted == dict.fromkeys(UPDATES, 0) | {"banned": 2}
