@@ -116,10 +116,12 @@ def _wait_until_running(
     process: child.Process, data: Path, log: Path, stop: StopFlag
 ) -> RunningSystem:
     until_s = time.monotonic() + START_S
-    while (running := read_state_file(data)) is None:
+    while not stop.is_set():
+        running = read_state_file(data)
+        if running is not None:
+            return running
         if process.poll() is not None or time.monotonic() > until_s:
             tail = redact(" | ".join(read_last_lines(log, 3)))
             raise EmbeddedFailed(f"The system for the load test did not start: {tail}")
-        if stop.wait(_POLL_S):
-            raise KeyboardInterrupt
-    return running
+        stop.wait(_POLL_S)
+    raise KeyboardInterrupt
