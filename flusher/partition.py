@@ -21,6 +21,7 @@ from flusher.flush_tracing import FlushTracing
 from flusher.late_duplicates import correct_late_duplicates
 from flusher.leases import Leases
 from flusher.recovery import Finding, compare_positions, is_own_fence, reseed_partition
+from flusher.spare_sessions import SpareSessions
 from flusher.status import Condition, PartitionStatus
 from flusher.writer import Flushed, GapFound, Superseded, Writer
 from scoreboard.errors import (
@@ -99,10 +100,12 @@ class PartitionFlusher:
         leases: Leases,
         *,
         turns: Turns | None = None,
+        sessions: SpareSessions | None = None,
         tracing: "Tracing | None" = None,
     ) -> None:
         """Without ``turns`` the partition is never given back."""
         self.partition = partition
+        self._sessions = sessions or SpareSessions(settings)
         self._turns = turns
         self.is_leaving = False
         """Whether the partition is being given back. Work that it gets from now on is not seen."""
@@ -172,8 +175,9 @@ class PartitionFlusher:
             error = RedisUnavailable("this process does not wait for the lease")
             self.status.set_failed(Condition.REDIS_AWAY, error)
             return
-        writer = self._successor or await Writer.open(self._settings, self.partition)
+        writer = self._successor or await self._sessions.open(self.partition)
         self._successor = None
+        is_left = False
         try:
             self.status.set_condition(Condition.STANDBY)
             self.status.position = None  # the leader moves it
@@ -188,11 +192,12 @@ class PartitionFlusher:
             else:  # partitions come and go
                 _log.debug("lease_taken", partition=str(self.partition))
             await self._lead(writer, stop)
+            is_left = self.is_leaving and self._is_contended
         finally:
             self._leading.set(0)
             self._leases.leave(self.partition)
             self._is_yielding = False
-            await writer.aclose()
+            await (self._sessions.leave(writer) if is_left else writer.aclose())
 
     async def _lead(self, writer: Writer, stop: StopEvent) -> None:
         self._must_claim = True

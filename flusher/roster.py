@@ -10,6 +10,7 @@ being given back.
 """
 
 import asyncio
+from contextlib import AsyncExitStack
 from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -20,6 +21,7 @@ from flusher import metrics
 from flusher.consumer import Consumer
 from flusher.leases import Leases
 from flusher.partition import PartitionFlusher
+from flusher.spare_sessions import SpareSessions
 from scoreboard.model import Partition
 from scoreboard.runtime.lifecycle import StopEvent
 from scoreboard.runtime.settings import Settings
@@ -49,6 +51,9 @@ class Roster:
         self._store = store
         self._stop = stop
         self._tracing = tracing
+        self._sessions = SpareSessions(settings)
+        self._clients: list[aioredis.Redis] = []
+        """Clients of partitions that were given back, while others wait."""
         self._group = asyncio.TaskGroup()
         self._flushers: dict[Partition, PartitionFlusher] = {}
         self._turns: set[Partition] = set()
@@ -69,7 +74,11 @@ class Roster:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._group.__aexit__(kind, error, trace)
+        try:
+            await self._group.__aexit__(kind, error, trace)
+        finally:
+            await self._close_clients()
+            await self._sessions.close_all()
 
     @property
     def flushers(self) -> list[PartitionFlusher]:
@@ -126,7 +135,11 @@ class Roster:
 
     def _begin(self, partition: Partition, *, is_kept: bool) -> None:
         # Each partition has its own client: a blocking read occupies the connection.
-        client = make_client(self._settings, name="flusher-reader", decode=False, connections=2)
+        client = (
+            self._clients.pop()
+            if self._clients
+            else make_client(self._settings, name="flusher-reader", decode=False, connections=2)
+        )
         timeout_s = self._settings.redis_timeout_s
         flusher = self._flushers[partition] = PartitionFlusher(
             partition,
@@ -135,6 +148,7 @@ class Roster:
             self._store,
             self.leases,
             turns=None if is_kept else self,
+            sessions=self._sessions,
             tracing=self._tracing,
         )
         if not is_kept:
@@ -142,10 +156,13 @@ class Roster:
         self._group.create_task(self._serve(flusher, client))
 
     async def _serve(self, flusher: PartitionFlusher, client: aioredis.Redis) -> None:
-        async with client:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(client)
             await flusher.run(self._stop)
-        if not flusher.is_leaving:
-            return  # the process ends; the health check shows the partition as stopped
+            if not flusher.is_leaving:
+                return  # the process ends; the health check shows the partition as stopped
+            stack.pop_all()
+            self._clients.append(client)
         partition = flusher.partition
         del self._flushers[partition]
         self._turns.discard(partition)
@@ -155,3 +172,9 @@ class Roster:
         if flusher.has_work:
             self._waiting[partition] = None
         self._fill()
+        if not self.is_contended:
+            await self._close_clients()
+
+    async def _close_clients(self) -> None:
+        while self._clients:
+            await self._clients.pop().aclose()

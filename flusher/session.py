@@ -28,6 +28,7 @@ _CREATE_BATCH: Final = resources.query("create_flush_batch")
 _LOCK_POSITION: Final = resources.query("lock_position")
 _INSERT_STATE: Final = resources.query("insert_flush_state")
 _LOCK_LEASE: Final = resources.query("lock_flusher")
+_UNLOCK_LEASE: Final = resources.query("unlock_flusher")
 _COUNT_FLUSHERS: Final = resources.query("count_flushers")
 _SET_LIMITS: Final = resources.query("set_limits")
 
@@ -128,6 +129,14 @@ class Session:
             return False
         await self._limit(lock_s=LOCK_LIMIT_S, statement_s=STATEMENT_LIMIT_S)
         return True
+
+    async def release_lease(self) -> None:
+        """Let another flusher lead the partition; the connection stays open.
+
+        Raises DatabaseUnavailable: the lease ends with the connection.
+        """
+        async with self.time_limit(QUICK_LIMIT_S):
+            await self.connection.execute(_UNLOCK_LEASE, self._lease)
 
     async def count_flushers(self) -> int:
         """Return how many flushers hold or want the lease.

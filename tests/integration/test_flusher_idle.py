@@ -15,6 +15,7 @@ from prometheus_client import generate_latest
 from flusher.search import Search
 from flusher.service import Flusher
 from flusher.session import LEASE_LOCK
+from flusher.writer import Writer
 from scoreboard.ledger.pool import Connection
 from scoreboard.model import Action, Board, Layout, Partition, Receipt
 from scoreboard.runtime.settings import Secret, Settings
@@ -270,6 +271,43 @@ async def test_more_partitions_than_turns_are_all_served(settings: Settings) -> 
     assert most == 3, "two turns, and the configured board"
     for name in names:
         check_invariants(settings, counted(actions[name]), board=name)
+
+
+async def test_partitions_that_take_turns_share_sessions(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flusher.spare_sessions.KEPT_S", 0.5)
+    two_turns = msgspec.structs.replace(settings, flush_partitions=2)
+    names = [f"board-{number}" for number in range(12)]
+    opened: list[str] = []
+    connect = Writer.open
+
+    async def count(settings: Settings, partition: Partition) -> Writer:
+        opened.append(partition.board)
+        return await connect(settings, partition)
+
+    monkeypatch.setattr(Writer, "open", count)
+    for name in names:
+        await make_board(settings, Board(name))
+        await act(settings, *make_actions(20), board=name)
+    async with flushing_main(two_turns) as flusher:
+        for name in names:
+            await drained(settings, name, within_s=30)
+        await eventually_async(lambda: served(flusher) == {"main:0"}, within_s=15)
+        assert len(leased(settings)) == 1, "a session that is kept has no lease"
+
+        def sessions() -> int:
+            [(count,)] = query(
+                settings,
+                "SELECT count(*) FROM pg_stat_activity"
+                " WHERE application_name = 'scoreboard-flusher' AND datname = current_database()",
+            )
+            return count
+
+        await eventually_async(lambda: sessions() == 1, within_s=15)
+    assert len(set(opened)) < len(names) / 2, opened
+    for name in names:
+        check_invariants(settings, counted(make_actions(20)), board=name)
 
 
 async def test_a_busy_partition_does_not_keep_its_turn(
