@@ -42,8 +42,10 @@ SYMPTOMS = {
     *("StreamNearlyFull", "ReplicationBroken", "RotationOverdue", "ViewersSkipFrames"),
     *("VerifyOverdue", "BackupOverdue", "KongKeysOld", "KongDown", "LogLinesDropped"),
     *("MetricsMissing", "WorkerDown"),
+    *("PartitionsWaiting", "ProofKeysUnavailable", "ProofsForged"),
 }
-"""Alerts without a fault here: their causes have other sections, need hours, Kong or workers."""
+"""Alerts without a fault here: their causes have other sections, need hours, Kong, workers, dozens of
+busy boards, or game servers."""
 
 INJECT = re.compile(r"^<!-- inject: ([a-z-]+) -->$", re.MULTILINE)
 
