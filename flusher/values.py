@@ -75,10 +75,11 @@ async def rebase(connection: Connection, board: str, actions: Sequence[Event]) -
 
 async def insert_unchanged(
     connection: Connection, partition: Partition, events: Sequence[Event]
-) -> int:
-    """Record values that change nothing in the ledger; return the number of new ones."""
-    recorded = 0
+) -> list[int]:
+    """Record values that change nothing in the ledger; return the seqs of new ones."""
+    recorded: list[int] = []
     for event in events:
         row = {**where(partition), **parameters_of(event)}
-        recorded += (await connection.execute(_INSERT_UNCHANGED, row)).rowcount
+        if (await connection.execute(_INSERT_UNCHANGED, row)).rowcount:
+            recorded.append(event.seq)
     return recorded

@@ -8,7 +8,7 @@ the same transaction; every entry acknowledged afterwards has a row.
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import psycopg
 from msgspec import Struct
@@ -71,7 +71,7 @@ class Flushed(Struct, frozen=True):
     corrections: int = 0
     drifted: int = 0
     rewound: int = 0
-    """Counted rows whose seq was committed before: Redis lost data."""
+    """New rows, counted or late, whose seq was committed before: Redis lost data."""
 
 
 class Superseded(Struct, frozen=True):
@@ -89,6 +89,13 @@ class _Tally(Struct):
     rewound: int = 0
     drifted: int = 0
     late: int = 0
+
+    def add_late(self, seqs: Sequence[int], committed: int) -> Self:
+        """Add late duplicates that were not recorded before, and return this."""
+        self.late += len(seqs)
+        # A batch that is delivered again adds none, so its seqs do not count here.
+        self.rewound += sum(seq <= committed for seq in seqs)
+        return self
 
 
 class Writer(Session):
@@ -197,13 +204,13 @@ class Writer(Session):
         self, actions: Sequence[Event], staged: Sequence[Row], committed: int
     ) -> _Tally:
         """Stage the rows of actions and count the new ones."""
-        unchanged = 0
+        late: list[int] = []
         if any(event.keeps for event in actions):
             rebased = await rebase(self.connection, self.partition.board, actions)
             staged = make_rows(rebased.actions)
-            unchanged = await insert_unchanged(self.connection, self.partition, rebased.unchanged)
+            late = await insert_unchanged(self.connection, self.partition, rebased.unchanged)
         if not staged:
-            return _Tally(late=unchanged)
+            return _Tally().add_late(late, committed)
         async with self.connection.cursor() as cursor:
             async with cursor.copy(_COPY_BATCH) as copy:
                 copy.set_types(TYPES)
@@ -223,11 +230,10 @@ class Writer(Session):
                 await cursor.execute(_RESOLVE_USERS)
             else:
                 raise DatabaseUnavailable("the rows of users changed while a batch was counted")
-            tally = _Tally(counted, rewound, drifted, unchanged)
             if counted < len(staged):
                 await cursor.execute(_INSERT_LATE, self.where)
-                tally.late += cursor.rowcount
-        return tally
+                late += [seq for (seq,) in await cursor.fetchall()]
+        return _Tally(counted, rewound, drifted).add_late(late, committed)
 
     async def _isolate(
         self, batch: Batch, actions: Sequence[Event], committed: int, dead: list[DeadEvent]

@@ -1,4 +1,5 @@
 -- Record staged actions that repeat counted ones at another position: Redis counted them twice.
+-- Returns the seqs of new rows.
 -- Index: score_events_pk
 INSERT INTO rejected_events (
     board, part, user_id, action_id, epoch, seq, delta, score_after, request_id, reason, occurred_at
@@ -10,3 +11,4 @@ JOIN score_events e ON e.board = %(board)s AND e.user_id = b.user_id AND e.actio
 WHERE (e.epoch, e.seq) <> (b.epoch, b.seq)
 ORDER BY b.user_id, b.action_id, b.epoch, b.seq
 ON CONFLICT DO NOTHING
+RETURNING seq

@@ -609,6 +609,23 @@ async def test_an_older_redis_is_fenced_drained_and_reseeded(
     assert audit == (REWIND_FENCE, "reseed")
 
 
+async def test_an_older_redis_is_noticed_by_repeats_alone(
+    database_url: str, own_valkey: OwnValkey, tmp_path: Path
+) -> None:
+    """Clients repeat what they sent before; no action is new to the ledger."""
+    valkey = own_valkey()
+    settings = settings_for(valkey.url, database_url)
+    actions = make_actions(60)
+    await rewound(valkey, settings, actions, tmp_path / "older")
+    await act(settings, *reversed(actions[30:60]))
+
+    async with flushing(settings), store_of(settings) as store:
+        await eventually_async(lambda: epoch_is(store, 2))
+        await drained(settings)
+
+    check_scores(settings)
+
+
 async def epoch_is(store: object, epoch: int) -> bool:
     state = await store.state(MAIN)
     return state.epoch == epoch and state.is_open

@@ -275,6 +275,28 @@ async def test_a_batch_that_was_committed_counts_no_value_again(settings: Settin
     assert query(settings, "SELECT score FROM scores") == [(50,)]
 
 
+async def test_a_value_that_changes_nothing_shows_that_redis_is_older(settings: Settings) -> None:
+    """Redis has lost a better value, and its seq is used again."""
+    rules = Rules("best", "lowest", points="stated")
+    board = await make_board(settings, Board("main", Layout(1, 600, 4, rules)))
+    await act(settings, stated(rules, "ann", "a", 8))
+    await drained(settings, board)
+    with redis.Redis.from_url(settings.redis_url.reveal()) as client:
+        client.delete(KEYS.board, *client.keys("*:seen:*"))
+        client.hset(KEYS.meta, "seq", 0)
+    await act(settings, stated(rules, "ann", "b", 9))
+    with redis.Redis.from_url(settings.redis_url.reveal()) as client:
+        batch = build(client.xrange(KEYS.events))
+    async with aclosing(await Writer.open(settings, Partition("main"))) as writer:
+        first = await writer.flush(batch, epoch=1)
+        again = await writer.flush(batch, epoch=1)
+
+    assert isinstance(first, Flushed)
+    assert isinstance(again, Flushed)
+    assert (first.counted, first.late, first.rewound) == (0, 1, 1)
+    assert (again.counted, again.late, again.rewound) == (0, 0, 0)
+
+
 @pytest.mark.parametrize("rules", EVERY, ids=str)
 async def test_verify_finds_a_wrong_score_and_repair_corrects_it(
     rules: Rules, settings: Settings
