@@ -52,8 +52,9 @@ class Roster:
         self._stop = stop
         self._tracing = tracing
         self._sessions = SpareSessions(settings)
-        self._clients: list[aioredis.Redis] = []
+        self._spare_clients: list[aioredis.Redis] = []
         """Clients of partitions that were given back, while others wait."""
+        self._used_clients: set[aioredis.Redis] = set()
         self._group = asyncio.TaskGroup()
         self._flushers: dict[Partition, PartitionFlusher] = {}
         self._turns: set[Partition] = set()
@@ -77,7 +78,9 @@ class Roster:
         try:
             await self._group.__aexit__(kind, error, trace)
         finally:
-            await self._close_clients()
+            # A task that is cancelled before it starts does not close its client.
+            self._spare_clients += self._used_clients
+            await self._close_spare_clients()
             await self._sessions.close_all()
 
     @property
@@ -136,10 +139,11 @@ class Roster:
     def _begin(self, partition: Partition, *, is_kept: bool) -> None:
         # Each partition has its own client: a blocking read occupies the connection.
         client = (
-            self._clients.pop()
-            if self._clients
+            self._spare_clients.pop()
+            if self._spare_clients
             else make_client(self._settings, name="flusher-reader", decode=False, connections=2)
         )
+        self._used_clients.add(client)
         timeout_s = self._settings.redis_timeout_s
         flusher = self._flushers[partition] = PartitionFlusher(
             partition,
@@ -158,11 +162,13 @@ class Roster:
     async def _serve(self, flusher: PartitionFlusher, client: aioredis.Redis) -> None:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(client)
+            stack.callback(self._used_clients.discard, client)
             await flusher.run(self._stop)
             if not flusher.is_leaving:
                 return  # the process ends; the health check shows the partition as stopped
             stack.pop_all()
-            self._clients.append(client)
+            self._used_clients.discard(client)
+            self._spare_clients.append(client)
         partition = flusher.partition
         del self._flushers[partition]
         self._turns.discard(partition)
@@ -173,8 +179,8 @@ class Roster:
             self._waiting[partition] = None
         self._fill()
         if not self.is_contended:
-            await self._close_clients()
+            await self._close_spare_clients()
 
-    async def _close_clients(self) -> None:
-        while self._clients:
-            await self._clients.pop().aclose()
+    async def _close_spare_clients(self) -> None:
+        while self._spare_clients:
+            await self._spare_clients.pop().aclose()

@@ -44,7 +44,7 @@ SYMPTOMS = {
     *("MetricsMissing", "WorkerDown"),
     *("PartitionsWaiting", "ProofKeysUnavailable", "ProofsForged"),
 }
-"""Alerts without a fault here: their causes have other sections, need hours, Kong, workers, dozens of
+"""Alerts without a fault here: their causes have other sections, need hours, Kong, workers, many
 busy boards, or game servers."""
 
 INJECT = re.compile(r"^<!-- inject: ([a-z-]+) -->$", re.MULTILINE)
