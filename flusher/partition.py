@@ -23,7 +23,7 @@ from flusher.leases import Leases
 from flusher.recovery import Finding, compare_positions, is_own_fence, reseed_partition
 from flusher.spare_sessions import SpareSessions
 from flusher.status import Condition, PartitionStatus
-from flusher.writer import Flushed, GapFound, Superseded, Writer
+from flusher.writer import Flushed, GapFound, SeqsReused, Superseded, Writer
 from scoreboard.errors import (
     ClientError,
     DatabaseUnavailable,
@@ -124,6 +124,7 @@ class PartitionFlusher:
         self._has_late_duplicates = True
         self._has_dead_letters = False
         self._has_passed_seq = False
+        self._is_fenced = False
         self._must_start_over = False
         self._replication_id = ""
         self._epoch = 0
@@ -260,6 +261,7 @@ class PartitionFlusher:
         position = await writer.position()
         state = await self._store.state(self.partition)
         self._epoch = state.epoch
+        self._is_fenced = not state.is_open
         if not state.epoch:
             self.status.set_condition(
                 Condition.RETIRED if state.is_retired else Condition.UNINITIALISED
@@ -512,13 +514,22 @@ class PartitionFlusher:
     async def _flush(self, writer: Writer, batch: Batch, *, is_draining: bool = False) -> None:
         """Commit and acknowledge a batch. While draining, gaps and repeats are expected."""
         metrics.BATCH_ROWS.observe(len(batch.entries))
-        commit = partial(writer.flush, batch, epoch=self._position.epoch, skip_gaps=is_draining)
+        commit = partial(
+            writer.flush,
+            batch,
+            epoch=self._position.epoch,
+            skip_gaps=is_draining,
+            is_fenced=self._is_fenced,
+        )
         with metrics.FLUSH_DURATION.time():
             result = await (self._tracing.trace(batch, commit) if self._tracing else commit())
         match result:
             case Superseded():
                 metrics.BATCHES["superseded"].inc()
                 _log.warning("batch_superseded", partition=str(self.partition))
+                raise _PositionChanged
+            case SeqsReused():
+                self._has_passed_seq = True
                 raise _PositionChanged
             case GapFound(gap):
                 metrics.BATCHES["gap"].inc()
@@ -532,9 +543,6 @@ class PartitionFlusher:
         )
         # An api that answers after the COMMIT subscribes to the committed positions.
         self._is_awaited = receivers != 0
-        if result.rewound and not is_draining:
-            self._has_passed_seq = True
-            raise _PositionChanged
         if result.late and not is_draining:
             await self._correct(writer)
 

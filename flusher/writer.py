@@ -70,12 +70,17 @@ class Flushed(Struct, frozen=True):
     """The ids of the requests whose entries became dead letters, as far as they are known."""
     corrections: int = 0
     drifted: int = 0
-    rewound: int = 0
-    """New rows, counted or late, whose seq was committed before: Redis lost data."""
 
 
 class Superseded(Struct, frozen=True):
     """Nothing was written: another epoch began after the batch was read."""
+
+
+class SeqsReused(Struct, frozen=True):
+    """Nothing was written: actions that are new here have seqs that were committed before.
+
+    Redis lost data, and must be fenced first: a flusher that dies after a COMMIT would forget it.
+    """
 
 
 class GapFound(Struct, frozen=True):
@@ -84,9 +89,15 @@ class GapFound(Struct, frozen=True):
     gap: Gap
 
 
+class _Reused(Exception):  # noqa: N818 (rolls a transaction back)
+    """Seqs are used again."""
+
+
 class _Tally(Struct):
     counted: int = 0
     rewound: int = 0
+    """New rows, counted or late, whose seq was committed before: Redis lost data."""
+
     drifted: int = 0
     late: int = 0
 
@@ -102,22 +113,37 @@ class Writer(Session):
     """A session that commits batches."""
 
     async def flush(
-        self, batch: Batch, *, epoch: int, skip_gaps: bool = False
-    ) -> Flushed | Superseded | GapFound:
+        self,
+        batch: Batch,
+        *,
+        epoch: int,
+        skip_gaps: bool = False,
+        is_fenced: bool = False,
+    ) -> Flushed | Superseded | SeqsReused | GapFound:
         """Commit a batch that was read in ``epoch``.
 
         Retries under contention; unstorable rows become dead letters. With ``skip_gaps`` missing
-        seqs are ignored.
+        seqs are ignored; reused ones are, too, and if the partition ``is_fenced``: a reseed
+        follows.
 
         Raises DatabaseUnavailable (the batch may be committed: read and flush it again),
         SchemaMismatch, TooManyPoisonEvents (nothing was written).
         """
         isolate = False
         attempt = 0
+        allow_reused = skip_gaps or is_fenced
         while True:
             try:
                 async with self.time_limit(TRANSACTION_LIMIT_S, raw=True):
-                    return await self._commit(batch, epoch, skip_gaps=skip_gaps, isolate=isolate)
+                    return await self._commit(
+                        batch,
+                        epoch,
+                        skip_gaps=skip_gaps,
+                        allow_reused=allow_reused,
+                        isolate=isolate,
+                    )
+            except _Reused:
+                return SeqsReused()
             except psycopg.Error as error:
                 match classify(error):
                     case ErrorClass.POISON if not isolate:
@@ -155,7 +181,7 @@ class Writer(Session):
         )
 
     async def _commit(
-        self, batch: Batch, epoch: int, *, skip_gaps: bool, isolate: bool
+        self, batch: Batch, epoch: int, *, skip_gaps: bool, allow_reused: bool, isolate: bool
     ) -> Flushed | Superseded | GapFound:
         async with self.connection.transaction():
             previous = await self.lock_position()
@@ -169,6 +195,8 @@ class Writer(Session):
                 tally = await self._isolate(batch, batch.actions, previous.seq, dead)
             else:
                 tally = await self._count(batch.actions, batch.rows, previous.seq)
+            if tally.rewound and not allow_reused:
+                raise _Reused
             for event in dead:
                 await self.connection.execute(_INSERT_DEAD, {**self.where, **_as_row(event)})
             for correction in batch.corrections:
@@ -197,7 +225,6 @@ class Writer(Session):
             corrections=len(batch.corrections),
             # Late duplicates and dead letters explain a difference.
             drifted=0 if tally.late or dead or batch.corrections else tally.drifted,
-            rewound=tally.rewound,
         )
 
     async def _count(

@@ -1,6 +1,6 @@
 -- Record staged actions that repeat counted ones at another position: Redis counted them twice.
--- Returns the seqs of new rows.
 -- Index: score_events_pk
+-- Returns the seqs of new rows.
 INSERT INTO rejected_events (
     board, part, user_id, action_id, epoch, seq, delta, score_after, request_id, reason, occurred_at
 )
