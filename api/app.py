@@ -19,6 +19,10 @@ from api.edge.rate_limit import RateLimiter
 from api.edge.request_tracing import RequestTracing
 from api.edge.router import RouteHandler, Router
 from api.endpoints import health, static_files
+from api.endpoints.admin.acts import Acts
+from api.endpoints.admin.boards import AdminBoards
+from api.endpoints.admin.records import Records
+from api.endpoints.admin.sessions import AdminSessions
 from api.endpoints.admission import Admission
 from api.endpoints.board_pages import BoardPages
 from api.endpoints.board_reader import BoardReader
@@ -130,11 +134,13 @@ class Api:
             BoardPages(self._store),
             HistoryReader(self._pool),
         )
+        self._admin = AdminSessions(settings) if settings.admin_api else None
         self.litestar = Litestar(
             route_handlers=[
                 Scores,
                 Rankings,
                 BoardInformation,
+                *([Acts, AdminBoards, Records] if self._admin is not None else []),
                 *health.make_handlers(),
                 *static_files.make_handlers(settings, web_path()),
                 *openapi.make_handlers(settings),
@@ -143,7 +149,7 @@ class Api:
             openapi_config=None,
             logging_config=None,
             request_max_body_size=settings.body_bytes,
-            state=State({"services": services}),
+            state=State({"services": services, "admin": self._admin}),
         )
         routes: dict[tuple[str, str], RouteHandler] = {
             ("GET", STREAM_PATH): self._streams,
@@ -179,6 +185,9 @@ class Api:
             await require_secrets(self._settings, "redis")
             if self._pool is not None:
                 await require_secrets(self._settings, "database")
+            if self._admin is not None:
+                stack.push_async_callback(self._admin.aclose)
+                await self._admin.start()
             await self._check_redis()
             await self._open_database(stack)
             async with asyncio.TaskGroup() as tasks:

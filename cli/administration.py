@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from contextlib import suppress
 
-import msgspec
-
 from cli.target import open_database, open_store
 from scoreboard.errors import (
     Fenced,
@@ -16,48 +14,27 @@ from scoreboard.errors import (
 from scoreboard.ledger.actions import Kind, KindChange, insert_action, select_actions
 from scoreboard.ledger.audit import AuditTrail, audited
 from scoreboard.ledger.boards import (
-    insert_board,
-    publish_board,
-    require_free_name,
     select_board,
     select_deleted_board,
     set_board_state,
 )
-from scoreboard.ledger.load_tests import CREATED, is_load_test_name
 from scoreboard.ledger.migrations import require_schema
 from scoreboard.ledger.pool import Connection
 from scoreboard.ledger.positions import lock_partitions
-from scoreboard.ledger.scores import select_totals
 from scoreboard.model import Board, BoardState, Partition
-from scoreboard.recovery.mirror import mirror_board, mirror_catalogue, unlist_board
+from scoreboard.recovery import board_changes
+from scoreboard.recovery.board_changes import partitions_of
+from scoreboard.recovery.mirror import mirror_catalogue, unlist_board
 from scoreboard.recovery.reseed import (
     SESSION,
     ReportProgress,
     Reseeded,
     choose_partitions,
     find_unavailable,
-    report_nothing,
     wait_until_drained,
 )
 from scoreboard.recovery.reseed import reseed as rebuild
 from scoreboard.runtime.settings import Settings
-
-
-async def create_board(connection: Connection, board: Board, *, actor: str) -> bool:
-    """Create a board and its row in the audit log; return whether it is new.
-
-    A board whose name is one for load tests is marked so: `scoreboard bench` deletes its data.
-
-    Raises OperatorMistake if a board of this name was deleted, DatabaseUnavailable.
-    """
-    async with audited(connection) as trail:
-        if not await insert_board(connection, board):
-            await require_free_name(connection, board.name)
-            return False
-        detail = {"layout": str(board.layout), "public": board.is_public}
-        action = CREATED if is_load_test_name(board.name) else "board create"
-        await trail.insert(actor=actor, action=action, board=board.name, detail=detail)
-    return True
 
 
 async def reseed_board(
@@ -93,13 +70,9 @@ async def open_new_board(settings: Settings, name: str, *, actor: str) -> bool:
 
     Raises UnknownBoard, OperatorMistake, SchemaMismatch, RedisUnavailable, DatabaseUnavailable.
     """
-    async with open_database(settings) as connection:
-        if (await select_totals(connection, name))[0]:
-            return False
-    done = await reseed_board(
-        settings, name, force=False, only_closed=True, actor=actor, report=report_nothing
-    )
-    return done is not None
+    async with open_store(settings) as store, open_database(settings, **SESSION) as connection:
+        await require_schema(connection)
+        return await board_changes.open_new_board(store, connection, name, actor=actor)
 
 
 async def change_board(
@@ -112,42 +85,17 @@ async def change_board(
 ) -> bool:
     """Set whether a board is public or archived, in both stores; return whether that changed it.
 
-    None leaves a property as it is in PostgreSQL; Redis gets both in any case.
-    Services apply it at once. Repeat it if it was interrupted.
-
-    Raises UnknownBoard, OperatorMistake (another operator works on the board), RedisUnavailable,
-    DatabaseUnavailable.
+    Raises as scoreboard.recovery.board_changes.change_board.
     """
-    async with open_database(settings) as connection:
-        partitions = _partitions_of(await select_board(connection, name))
-        await lock_partitions(connection, partitions)
-        before = await select_board(connection, name)
-        board = msgspec.structs.replace(
-            before,
-            is_public=before.is_public if is_public is None else is_public,
-            state=state or before.state,
-        )
-        async with audited(connection) as trail:
-            if board.is_public != before.is_public:
-                await publish_board(connection, name, is_public=board.is_public)
-                detail = {"public": board.is_public}
-                await trail.insert(actor=actor, action="board publish", board=name, detail=detail)
-            if board.state != before.state:
-                await set_board_state(connection, name, board.state)
-                action = "board archive" if board.state == "archived" else "board unarchive"
-                await trail.insert(actor=actor, action=action, board=name, detail={})
-        try:
-            async with open_store(settings) as store:
-                await mirror_board(store, connection, name)
-                for partition in partitions:
-                    # A partition that is not loaded gets both from the reseed that opens it.
-                    with suppress(Uninitialised, Fenced):
-                        await store.configure(partition, board)
-        except RedisUnavailable as error:
-            raise RedisUnavailable(
-                "The change is in PostgreSQL but not in Redis; run the command again"
-            ) from error
-    return board != before
+    try:
+        async with open_database(settings) as connection, open_store(settings) as store:
+            return await board_changes.change_board(
+                store, connection, name, actor=actor, is_public=is_public, state=state
+            )
+    except RedisUnavailable as error:
+        raise RedisUnavailable(
+            "The change is in PostgreSQL but not in Redis; run the command again"
+        ) from error
 
 
 async def delete_board(
@@ -164,7 +112,7 @@ async def delete_board(
     async with open_database(settings) as connection, open_store(settings) as store:
         deleted = await select_deleted_board(connection, name)
         board = deleted or await select_board(connection, name)
-        partitions = _partitions_of(board)
+        partitions = partitions_of(board)
         await lock_partitions(connection, partitions)
         if deleted is None:
             board = await select_board(connection, name)
@@ -200,10 +148,6 @@ def _require_deletable(settings: Settings, board: Board) -> None:
         raise OperatorMistake(
             f"Board {board.name} accepts actions: first run scoreboard board archive {board.name}"
         )
-
-
-def _partitions_of(board: Board) -> list[Partition]:
-    return [Partition(board.name, number) for number in range(board.layout.partitions)]
 
 
 async def seed_catalogue(settings: Settings, points: Mapping[str, int], *, actor: str) -> None:

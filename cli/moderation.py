@@ -22,7 +22,7 @@ from cli.target import (
     yes_option,
 )
 from cli.text import find_unsafe
-from scoreboard.errors import Invalid, ScoreOutOfRange
+from scoreboard.errors import Invalid
 from scoreboard.ledger.acts import select_bans_of
 from scoreboard.ledger.boards import select_board, select_boards
 from scoreboard.ledger.migrations import require_schema
@@ -30,7 +30,7 @@ from scoreboard.ledger.pool import Connection
 from scoreboard.model import Board
 from scoreboard.moderation.acts import Done, Moderator
 from scoreboard.moderation.plans import BanChange, Plan, Request
-from scoreboard.moderation.preview import Preview, preview
+from scoreboard.moderation.preview import Preview, preview, require_in_bounds
 from scoreboard.runtime.settings import Settings
 from scoreboard.store.store import Store
 
@@ -192,13 +192,7 @@ async def _plan(settings: Settings, name: str, request: Request) -> tuple[Board,
         board = session.board
         plan = await session.moderator.plan(request)
         found = await preview(session.store, session.connection, board, plan)
-    rules = board.layout.rules
-    score = found.after.score
-    if plan.delta and score is not None and not rules.act_min <= score <= rules.score_max:
-        raise ScoreOutOfRange(
-            f"The score of {plan.user_id} is {found.before.score or 0}; {plan.delta:+} would take "
-            f"it out of {rules.act_min} to {rules.score_max}"
-        )
+    require_in_bounds(board, plan, found)
     return board, plan, found
 
 

@@ -19,8 +19,11 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, License, SecurityScheme, Tag
 from litestar.params import FromPath
 
-from api.documents import schemas
+from api.documents import admin_schemas, schemas
 from api.documents.responses import EVERYWHERE
+from api.endpoints.admin.acts import Acts
+from api.endpoints.admin.boards import AdminBoards
+from api.endpoints.admin.records import Records
 from api.endpoints.boards import BoardInformation
 from api.endpoints.fast_reads import IDS, STANDING_PATH, STANDINGS_PATH
 from api.endpoints.health import make_handlers as make_probes
@@ -46,7 +49,7 @@ WebSocket `/ws/scoreboard`.
 
 Tokens are JSON Web Tokens of the configured issuer, signed with RS256 or ES256, with the scopes
 `update:score` (update one's own score), `update:score:any` (game servers: update any user and set
-the points) and `read:leaderboard` (read boards that are not public).
+the points), `read:leaderboard` (read boards that are not public) and `admin:scores` (administer).
 """
 _HEADERS: Final[dict[str, dict[str, Any]]] = {
     "RequestId": {
@@ -96,6 +99,59 @@ _BOARD: Final = {
         "lowering": "nobody",
         "points": "stated",
     },
+}
+_ACTS: Final[dict[str, dict[str, Any]]] = {
+    "void": {
+        "summary": "Take back what an action counted",
+        "value": {
+            "kind": "void",
+            "board": "main",
+            "userId": "auth0|64f1",
+            "actionId": "win:01J9ZQ4T8B6W3M",
+        },
+    },
+    "correct": {
+        "summary": "Change a score",
+        "value": {"kind": "correct", "board": "main", "userId": "auth0|64f1", "delta": -5},
+    },
+    "void window": {
+        "summary": "Take back what all actions of an hour counted",
+        "value": {
+            "kind": "void window",
+            "board": "main",
+            "userId": "auth0|64f1",
+            "since": "2026-11-27T08:00:00Z",
+            "until": "2026-11-27T09:00:00Z",
+        },
+    },
+    "ban": {
+        "summary": "Ban a user from a board",
+        "value": {"kind": "ban", "board": "main", "userId": "auth0|64f1"},
+    },
+    "undo": {
+        "summary": "Do the opposite of an act",
+        "value": {"kind": "undo", "act": "90b2c41f5d6e7a08"},
+    },
+}
+_ACT: Final = {
+    "act": "4f1c2a9b7d310e55",
+    "board": "main",
+    "userId": "auth0|64f1",
+    "kind": "void",
+    "delta": -10,
+    "score": 140,
+    "committed": True,
+}
+_PREVIEW: Final = {
+    "board": "main",
+    "userId": "auth0|64f1",
+    "kind": "void",
+    "delta": -10,
+    "actions": 1,
+    "before": {"score": 150, "rank": 1},
+    "after": {"score": 140, "rank": 2},
+    "topBefore": _ROWS,
+    "topAfter": [{**_ROWS[1], "rank": 1}, {**_ROWS[0], "rank": 2, "score": 140}],
 }
 _POSITION: Final = {"total": 20417, "epoch": 3, "seq": 1042}
 _STANDING: Final = {**_ROWS[0], **_POSITION, "neighbours": _ROWS, "percentile": 100.0}
@@ -216,6 +272,113 @@ _EXAMPLES: Final[dict[str, tuple[Any, Any]]] = {
     ),
     "listBoards": (None, {"boards": [_BOARD], "next": "laps"}),
     "readBoard": (None, _BOARD),
+    "previewAct": (_ACTS, _PREVIEW),
+    "performAct": (
+        {
+            name: {
+                **example,
+                "value": {
+                    **example["value"],
+                    "id": "4f1c2a9b7d310e55",
+                    "reason": "sent by a bot",
+                },
+            }
+            for name, example in _ACTS.items()
+        },
+        _ACT,
+    ),
+    "resumeAct": (None, _ACT),
+    "listActs": (
+        None,
+        {
+            "acts": [
+                {
+                    "id": "4f1c2a9b7d310e55",
+                    "at": "2026-11-27T09:30:00Z",
+                    "board": "main",
+                    "userId": "auth0|64f1",
+                    "kind": "void",
+                    "delta": -10,
+                    "actor": "sub:auth0|admin",
+                    "reason": "sent by a bot",
+                    "detail": {"action": "win:01J9ZQ4T8B6W3M", "actions": 1},
+                    "undoes": None,
+                    "undoneBy": None,
+                    "state": "applied",
+                }
+            ]
+        },
+    ),
+    "searchUsers": (None, {"users": [{"userId": "auth0|64f1", "name": "Alice"}]}),
+    "readUser": (
+        None,
+        {
+            "userId": "auth0|64f1",
+            "name": "Alice",
+            "boards": [
+                {"board": "main", "score": 150, "rank": 1, "bannedBy": None},
+                {"board": "laps", "score": 71, "rank": None, "bannedBy": "90b2c41f5d6e7a08"},
+            ],
+        },
+    ),
+    "readHistoryOfUser": (
+        None,
+        {
+            "userId": "auth0|64f1",
+            "history": [
+                {
+                    "actionId": "win:01J9ZQ4T8B6W3M",
+                    "delta": 10,
+                    "score": 150,
+                    "at": 1767225600000,
+                }
+            ],
+        },
+    ),
+    "listAudit": (
+        None,
+        {
+            "rows": [
+                {
+                    "number": 318,
+                    "at": "2026-11-27T09:30:00Z",
+                    "actor": "sub:auth0|admin",
+                    "action": "act void",
+                    "board": "main",
+                    "detail": {"act": "4f1c2a9b7d310e55", "user": "auth0|64f1", "delta": -10},
+                }
+            ],
+            "next": 318,
+        },
+    ),
+    "readStatus": (
+        None,
+        {
+            "boards": [{"board": "main", "open": True, "uncommitted": 12, "oldestAgeS": 0.084}],
+            "deadLetters": 0,
+            "pendingActs": 0,
+        },
+    ),
+    "listAllBoards": (
+        None,
+        {"boards": [{**_BOARD, "partitions": 1, "users": 20417}], "next": None},
+    ),
+    "createBoard": (
+        {
+            "laps": {
+                "summary": "The best lap times",
+                "value": {
+                    "name": "laps",
+                    "rules": {"operator": "best", "order": "lowest", "points": "stated"},
+                },
+            }
+        },
+        {**_BOARD, "partitions": 1, "users": 0},
+    ),
+    "changeBoard": (
+        {"archive": {"summary": "Archive a board", "value": {"state": "archived"}}},
+        {**_BOARD, "state": "archived", "partitions": 1, "users": 20417},
+    ),
     "isAlive": (None, {"status": "alive"}),
     "isReady": (
         None,
@@ -229,7 +392,15 @@ _EXAMPLES: Final[dict[str, tuple[Any, Any]]] = {
 def openapi() -> dict[str, Any]:
     """Generate the OpenAPI document."""
     described = Litestar(
-        route_handlers=[Scores, Rankings, BoardInformation, *make_probes()],
+        route_handlers=[
+            Scores,
+            Rankings,
+            BoardInformation,
+            Acts,
+            AdminBoards,
+            Records,
+            *make_probes(),
+        ],
         openapi_config=OpenAPIConfig(
             title="Scoreboard",
             version=version("scoreboard"),
@@ -239,6 +410,11 @@ def openapi() -> dict[str, Any]:
             tags=[
                 Tag(name="scores", description="Update scores and read the ranking."),
                 Tag(name="boards", description="The boards and their rules."),
+                Tag(
+                    name="administration",
+                    description="Correct, void and ban, make boards, read the audit log. Served "
+                    "only where `SCOREBOARD_ADMIN_API` is set.",
+                ),
                 Tag(
                     name="health",
                     description="Probes for the orchestrator; the gateway does not expose them.",
@@ -277,9 +453,6 @@ def _normalize(node: Any) -> Any:  # noqa: ANN401 (any part of a JSON document)
 
 def _normalize_object(node: dict[str, Any]) -> dict[str, Any]:
     match node:
-        case {"oneOf": [{"type": "string"}, {"type": "null"}], **rest}:
-            # The framework describes an optional parameter as nullable.
-            return {"type": "string", "pattern": BOARD_PATTERN, **rest}
         case {"oneOf": [dict(only)], **rest}:
             return _normalize_object(only) | rest
         case {"id": str(), "summary": _, **rest}:
@@ -308,7 +481,18 @@ def _add_headers_and_examples(document: dict[str, Any]) -> None:
 
 
 def _describe_parameters(document: dict[str, Any]) -> None:
-    """Describe parameters that handlers parse themselves."""
+    """Describe parameters that handlers parse themselves, and optional ones."""
+    for item in document["paths"].values():
+        for operation in item.values():
+            for parameter in operation.get("parameters", []):
+                match parameter["schema"]:
+                    case {"oneOf": [dict(only), {"type": "null"}], **rest}:
+                        # The framework describes an optional parameter as nullable.
+                        parameter["schema"] = {**only, **rest}
+                    case _:
+                        pass
+                if parameter["name"] == "board":
+                    parameter["schema"].setdefault("pattern", BOARD_PATTERN)
     for parameter in document["paths"][f"{STANDING_PATH}/history"]["get"]["parameters"]:
         if parameter["name"] == "before":
             parameter["schema"]["pattern"] = PLACE_PATTERN
@@ -356,7 +540,7 @@ def _share_responses(document: dict[str, Any]) -> None:
 
 def _complete_schemas(shapes: dict[str, dict[str, Any]]) -> None:
     """Add descriptions and constraints of types that the framework omits."""
-    types = {**vars(schemas), Problem.__name__: Problem}
+    types = {**vars(schemas), **vars(admin_schemas), Problem.__name__: Problem}
     for name, shape in shapes.items():
         about = inspect.cleandoc(types[name].__doc__ or "")
         shape["description"] = about.partition("\n\n")[0].replace("\n", " ")
@@ -368,7 +552,15 @@ def _complete_schemas(shapes: dict[str, dict[str, Any]]) -> None:
         update["properties"]["points"] = points
         update["properties"]["boards"]["items"]["pattern"] = BOARD_PATTERN
         update["properties"]["boards"]["uniqueItems"] = True
-    shapes["BulkRequest"]["additionalProperties"] = False
+    for name in (
+        "BulkRequest",
+        "ActPlan",
+        "ActRequest",
+        "NewBoard",
+        "NewBoardRules",
+        "BoardChange",
+    ):
+        shapes[name]["additionalProperties"] = False
 
 
 @cache

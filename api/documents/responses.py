@@ -10,6 +10,7 @@ from scoreboard.errors import (
     BoardArchived,
     Busy,
     Fenced,
+    OperatorMistake,
     OutcomeUnknown,
     ProofInvalid,
     ProofRequired,
@@ -31,6 +32,9 @@ UPDATE_ONLY: Final = frozenset(
 )
 """Problems that only an update can have."""
 
+ADMIN_ONLY: Final = frozenset({OperatorMistake})
+"""Problems that only the request of an administrator can have."""
+
 ACTION_ONLY: Final = frozenset({UnknownKind, ScoreOutOfRange, Fenced, Busy, Uninitialised})
 """Problems of single actions, which the response to a bulk request has in its results."""
 
@@ -40,7 +44,7 @@ _DESCRIPTIONS: Final[Mapping[int, str]] = {
     403: "The token does not allow this request.",
     404: "The path, the board or the user does not exist.",
     405: "The path does not support this method.",
-    409: "The action was applied before with other points, or the board is archived.",
+    409: "The request conflicts with what was done before.",
     413: "The body is too large.",
     414: "The request line is too long.",
     415: "The content type is not application/json.",
@@ -61,6 +65,15 @@ def problems(
     *statuses: int, omitted: Collection[type[ScoreboardError]] = ()
 ) -> dict[int, ResponseSpec]:
     """Describe the error responses of an operation that cannot have the ``omitted`` problems."""
+    omitted = {*ADMIN_ONLY, *omitted}
+    return {status: _problem(status, omitted) for status in (*statuses, *EVERYWHERE)}
+
+
+def admin_problems(
+    *statuses: int, omitted: Collection[type[ScoreboardError]] = ()
+) -> dict[int, ResponseSpec]:
+    """Describe the error responses of an operation of administrators."""
+    omitted = {*UPDATE_ONLY, *omitted} - {ScoreOutOfRange, OutcomeUnknown, Fenced, Busy}
     return {status: _problem(status, omitted) for status in (*statuses, *EVERYWHERE)}
 
 

@@ -6,6 +6,7 @@ api.endpoints.fast_update and api.endpoints.fast_reads serve usual requests in t
 api.endpoints.event_streams serve.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Final, cast
@@ -128,16 +129,19 @@ async def read_parameters(connection: AnyConnection, handler: BaseRouteHandler) 
 
 @cache
 def _parameters_of(handler: BaseRouteHandler) -> frozenset[str]:
-    fields = handler.parsed_fn_signature.parameters.items()
-    return frozenset(
-        name for name, field in fields if isinstance(field.kwarg_definition, QueryParameter)
-    )
+    return frozenset(name for name, _ in _fields_of(handler))
 
 
 @cache
 def _required_by(handler: BaseRouteHandler) -> frozenset[str]:
-    fields = handler.parsed_fn_signature.parameters
-    return frozenset(name for name in _parameters_of(handler) if fields[name].is_required)
+    return frozenset(name for name, is_required in _fields_of(handler) if is_required)
+
+
+def _fields_of(handler: BaseRouteHandler) -> Iterator[tuple[str, bool]]:
+    """Yield the names of the query's parameters, and whether each is required."""
+    for name, field in handler.parsed_fn_signature.parameters.items():
+        if isinstance(field.kwarg_definition, QueryParameter):
+            yield field.kwarg_definition.name or name, field.is_required
 
 
 async def require_update_access(connection: AnyConnection, _: BaseRouteHandler) -> None:

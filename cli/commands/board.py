@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from cli import board_file, board_viewer
-from cli.administration import change_board, create_board, delete_board, open_new_board
+from cli.administration import change_board, delete_board, open_new_board
 from cli.board_file import Change, make_rules
 from cli.output import print_json, print_lines, print_message, print_table, progress, prompt
 from cli.parameters import BOARD, FILE
@@ -47,6 +47,7 @@ from scoreboard.model import (
     Rules,
     Window,
 )
+from scoreboard.recovery.board_changes import create_board
 from scoreboard.runtime.settings import Settings
 from scoreboard.security.tokens import READ
 

@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from cli.administration import change_board, create_board, reseed_board
+from cli.administration import change_board, reseed_board
 from cli.output import print_message, progress
 from cli.target import open_database, operator_name
 from scoreboard.errors import OperatorMistake
 from scoreboard.ledger.audit import audited
 from scoreboard.ledger.boards import publish_board, select_board
 from scoreboard.model import Board
+from scoreboard.recovery.board_changes import create_board
 from scoreboard.recovery.reseed import ReportProgress
 from scoreboard.runtime.settings import Settings
 

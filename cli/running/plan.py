@@ -167,6 +167,8 @@ class Plan:
             ports[name] = port
             environment[f"SCOREBOARD_{name}"] = str(port)
         environment["SCOREBOARD_WS_PUBLIC_URL"] = given.ws_public_url or self.ws_url
+        # The services of `up` have one login, an owner's.
+        environment.setdefault("SCOREBOARD_ADMIN_API", "true")
         # The streamer has another port than the page, so the page's origin must be allowed.
         origins = dict.fromkeys((*given.origins, *self.pages))
         environment["SCOREBOARD_ORIGINS"] = ",".join(origins)

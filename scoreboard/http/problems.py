@@ -29,6 +29,7 @@ from scoreboard.errors import (
     Malformed,
     MethodNotAllowed,
     NotFound,
+    OperatorMistake,
     OutcomeUnknown,
     Overloaded,
     ProofInvalid,
@@ -135,6 +136,11 @@ PROBLEM_TYPES: Final[Mapping[type[ScoreboardError], ProblemType]] = {
         409,
         "The board accepts no more actions, and can still be read. Nothing was changed; do not "
         "repeat the request.",
+    ),
+    OperatorMistake: ProblemType(
+        409,
+        "The request of an administrator does not apply now; `detail` says why, such as that the "
+        "action was voided before. Nothing was changed.",
     ),
     BodyTooLarge: ProblemType(413, "Send a smaller body; an action needs a few hundred bytes."),
     TargetTooLong: ProblemType(414, "Send a shorter request target."),

@@ -19,6 +19,8 @@ from scoreboard.runtime import resources
 
 _SELECT_NAMES: Final = resources.query("select_names")
 _SELECT_USER: Final = resources.query("select_user")
+_SEARCH_USERS: Final = resources.query("search_users")
+_SELECT_USER_BOARDS: Final = resources.query("select_user_boards")
 _ENSURE_USER: Final = resources.query("ensure_user")
 _UPDATE_USER: Final = resources.query("update_user")
 _CREATE_USER_IMPORT: Final = resources.query("create_user_import")
@@ -49,6 +51,40 @@ class Profile(Struct, frozen=True):
     user_id: str
     name: str | None = None
     email: str | None = None
+
+
+class UserOnBoard(Struct, frozen=True):
+    """A user's committed score on a board, and the act that bans it there; None: none."""
+
+    board: str
+    score: int | None
+    banned_by: str | None
+
+
+async def search_users(
+    connection: Connection, query: str, *, limit: int
+) -> list[tuple[str, str | None]]:
+    """Find users by a whole id, or by the beginning of an id or of a name; return ids and names.
+
+    It may read all users: limit the time of a statement. Raises DatabaseUnavailable.
+    """
+    async with translate_errors():
+        parameters = {"query": query, "limit": limit}
+        rows = await (await connection.execute(_SEARCH_USERS, parameters)).fetchall()
+    return [(str(user_id), name) for user_id, name in rows]
+
+
+async def select_user_boards(
+    connection: Connection, user_id: str, *, limit: int
+) -> list[UserOnBoard]:
+    """List the boards on which a user has a score or is banned, by name.
+
+    Raises DatabaseUnavailable.
+    """
+    async with translate_errors():
+        parameters = {"user_id": user_id, "limit": limit}
+        rows = await (await connection.execute(_SELECT_USER_BOARDS, parameters)).fetchall()
+    return [UserOnBoard(*row) for row in rows]
 
 
 async def select_names(connection: Connection, user_ids: Sequence[str]) -> dict[str, str]:

@@ -12,7 +12,13 @@ from typing import Final
 
 from msgspec import Struct
 
-from scoreboard.errors import OperatorMistake, ScoreOutOfRange, ScriptFailed
+from scoreboard.errors import (
+    ActionConflict,
+    NotFound,
+    OperatorMistake,
+    ScoreOutOfRange,
+    ScriptFailed,
+)
 from scoreboard.ledger.acts import (
     Act,
     NewAct,
@@ -39,7 +45,7 @@ from scoreboard.moderation.plans import (
 from scoreboard.recovery.corrections import correct_users
 from scoreboard.store.store import Store
 
-LOCK_S: Final = 10.0
+LOCK_S: Final = 3.0
 """Longest wait for another operator who works on the same partition."""
 
 
@@ -73,19 +79,27 @@ class Moderator:
         """
         return await request.plan(self._store, self._connection, self._board)
 
-    async def perform(self, request: Request, plan: Plan, *, reason: str) -> Done:
+    async def perform(
+        self, request: Request, plan: Plan, *, reason: str, act_id: str | None = None
+    ) -> Done:
         """Record and apply an act, if the request still has this plan.
+
+        With an ``act_id``, of 16 hexadecimal digits, a call can be repeated: see ``repeat``.
 
         Raises OperatorMistake (the plan has changed, or another operator works on the partition),
         ScoreOutOfRange (nothing was changed), RedisUnavailable and other Unavailable errors: the
-        act is recorded, complete it with ``resume``.
+        act is recorded, complete it with ``resume``. Raises ActionConflict as ``repeat`` does.
         """
         await self._lock(home_of(self._board, plan.user_id))
+        if act_id is not None:
+            done = await self.repeat(request, reason=reason, act_id=act_id)
+            if done is not None:
+                return done
         await require_no_pending(self._connection, self._board, plan.user_id)
         if await self.plan(request) != plan:
             raise OperatorMistake("The actions have changed meanwhile; run the command again")
         act = NewAct(
-            id=secrets.token_hex(8),
+            id=act_id or secrets.token_hex(8),
             board=self._board.name,
             user_id=plan.user_id,
             kind=plan.kind,
@@ -98,6 +112,21 @@ class Moderator:
         )
         await self._record(act)
         return await self._apply(await select_act(self._connection, act.id))
+
+    async def repeat(self, request: Request, *, reason: str, act_id: str) -> Done | None:
+        """Complete the act of an earlier call; None if it was not recorded.
+
+        Raises ActionConflict if the act is another one, and what ``resume`` raises.
+        """
+        try:
+            act = await select_act(self._connection, act_id)
+        except NotFound:
+            return None
+        if (act.board, act.actor, act.reason) != (self._board.name, self._actor, reason) or (
+            not request.is_of(act)
+        ):
+            raise ActionConflict(f"The id {act_id} is that of another act")
+        return await self.resume(act_id)
 
     async def resume(self, act_id: str) -> Done:
         """Complete an act that was interrupted; a completed one is not changed.

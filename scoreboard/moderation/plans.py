@@ -27,7 +27,7 @@ from scoreboard.store.store import Store
 WINDOW_MAX: Final = 10_000
 """Maximum number of counted actions of a window: they are one transaction of PostgreSQL."""
 
-COMMIT_S: Final = 10.0
+COMMIT_S: Final = 5.0
 """Longest wait for the flusher to commit what Redis has applied."""
 
 POLL_S: Final = 0.05
@@ -56,6 +56,10 @@ class Correction(Struct, frozen=True):
         """Return the plan."""
         del store, connection, board
         return Plan(kind="correct", user_id=self.user_id, delta=self.delta)
+
+    def is_of(self, act: Act) -> bool:
+        """Return whether an act is what is requested here."""
+        return (act.kind, act.user_id, act.delta) == ("correct", self.user_id, self.delta)
 
 
 class Void(Struct, frozen=True):
@@ -86,6 +90,11 @@ class Void(Struct, frozen=True):
                 f"Action {self.action_id} was voided by act {action.voided_by} before"
             )
         return _void("void", self.user_id, found, {"action": self.action_id})
+
+    def is_of(self, act: Act) -> bool:
+        """Return whether an act is what is requested here."""
+        found = (act.kind, act.user_id, act.detail.get("action"))
+        return found == ("void", self.user_id, self.action_id)
 
     async def _counted(self, connection: Connection, board: Board) -> list[Counted]:
         return await select_counted(
@@ -123,8 +132,18 @@ class WindowVoid(Struct, frozen=True):
         chosen = [one for one in found if not one.is_act and one.voided_by is None]
         if not chosen:
             raise NotFound(f"No action of {self.user_id} in this window counts")
-        window = {"from": self.since.isoformat(), "to": self.until.isoformat()}
-        return _void("void window", self.user_id, chosen, window)
+        return _void("void window", self.user_id, chosen, self._window)
+
+    def is_of(self, act: Act) -> bool:
+        """Return whether an act is what is requested here."""
+        return (act.kind, act.user_id) == (
+            "void window",
+            self.user_id,
+        ) and self._window.items() <= act.detail.items()
+
+    @property
+    def _window(self) -> dict[str, str]:
+        return {"from": self.since.isoformat(), "to": self.until.isoformat()}
 
 
 class BanChange(Struct, frozen=True):
@@ -141,6 +160,10 @@ class BanChange(Struct, frozen=True):
         del store
         await require_ban(connection, board, self.user_id, is_banned=self.kind == "unban")
         return Plan(kind=self.kind, user_id=self.user_id)
+
+    def is_of(self, act: Act) -> bool:
+        """Return whether an act is what is requested here."""
+        return (act.kind, act.user_id, act.undoes) == (self.kind, self.user_id, None)
 
 
 class Undo(Struct, frozen=True):
@@ -170,6 +193,10 @@ class Undo(Struct, frozen=True):
             detail={"undoes": act.id, "kind": act.kind},
             undoes=act.id,
         )
+
+    def is_of(self, act: Act) -> bool:
+        """Return whether an act is what is requested here."""
+        return act.undoes == self.act_id
 
 
 Request = Correction | Void | WindowVoid | BanChange | Undo

@@ -4,7 +4,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from scoreboard.errors import UnknownUser
+from scoreboard.errors import ScoreOutOfRange, UnknownUser
 from scoreboard.ledger.acts import select_bans_of
 from scoreboard.ledger.checks import read_scores
 from scoreboard.ledger.pool import Connection
@@ -66,6 +66,19 @@ async def preview(store: Store, connection: Connection, board: Board, plan: Plan
         Row(number, row.user_id, row.score) for number, row in enumerate(others[:SHOWN], 1)
     )
     return Preview(user, before, Place(score, rank), top[:SHOWN], after)
+
+
+def require_in_bounds(board: Board, plan: Plan, found: Preview) -> None:
+    """Check that an act leaves the score within the bounds of the board.
+
+    Raises ScoreOutOfRange.
+    """
+    rules, score = board.layout.rules, found.after.score
+    if plan.delta and score is not None and not rules.act_min <= score <= rules.score_max:
+        raise ScoreOutOfRange(
+            f"The score of {plan.user_id} is {found.before.score or 0}; {plan.delta:+} would take "
+            f"it out of {rules.act_min} to {rules.score_max}"
+        )
 
 
 def _is_as_good(board: Board, score: int | None, other: int) -> bool:

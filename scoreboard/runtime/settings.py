@@ -471,6 +471,23 @@ class Settings(Struct, frozen=True, kw_only=True):
         str,
         _description("The same for PostgreSQL; may be empty with env: those of DATABASE_URL"),
     ] = ""
+    admin_api: Annotated[
+        bool,
+        _description(
+            "The api serves administrators, at /api/admin and /admin; it then needs the logins of "
+            "an operator"
+        ),
+    ] = False
+    admin_redis_secret: Annotated[
+        str,
+        _description(
+            "The operator's login of Redis for /api/admin, like SCOREBOARD_REDIS_SECRET; empty: "
+            "that of the api"
+        ),
+    ] = ""
+    admin_database_secret: Annotated[
+        str, _description("The same for PostgreSQL; empty: that of the api")
+    ] = ""
     secrets_refresh_s: Annotated[
         Annotated[float, Meta(ge=1, le=3600)],
         _description("Interval at which a secret is read again, ±10 %; of files at most 5 s"),

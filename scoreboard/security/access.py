@@ -2,11 +2,12 @@
 
 Everyone may read a public board, and callers with the scope to read any board. A player may update
 their own score, a game server that of any user. A player may read the history of their own score, a
-game server that may also read boards that of any user.
+game server that may also read boards that of any user. Administrators need a scope of their own,
+which includes no other.
 """
 
 from scoreboard.errors import Forbidden, Unauthenticated
-from scoreboard.security.tokens import READ, UPDATE, UPDATE_ANY, Caller
+from scoreboard.security.tokens import ADMIN, READ, UPDATE, UPDATE_ANY, Caller
 
 
 def can_read(caller: Caller | None, *, is_public: bool) -> bool:
@@ -59,6 +60,15 @@ def require_bulk_updater(caller: Caller) -> None:
     """
     if not caller.has(UPDATE_ANY):
         raise Forbidden(f"The token needs the scope {UPDATE_ANY}", scope=UPDATE_ANY)
+
+
+def require_admin(caller: Caller) -> None:
+    """Check that a caller may administer.
+
+    Raises Forbidden, naming the missing scope.
+    """
+    if not caller.has(ADMIN):
+        raise Forbidden(f"The token needs the scope {ADMIN}", scope=ADMIN)
 
 
 def require_scope(caller: Caller, scope: str) -> None:

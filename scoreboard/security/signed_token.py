@@ -28,7 +28,10 @@ UPDATE_ANY: Final = "update:score:any"
 READ: Final = "read:leaderboard"
 """Read a board that is not public."""
 
-_SCOPES: Final = frozenset({UPDATE, UPDATE_ANY, READ})
+ADMIN: Final = "admin:scores"
+"""Administer: correct, void and ban, make and archive boards, read the audit log."""
+
+_SCOPES: Final = frozenset({UPDATE, UPDATE_ANY, READ, ADMIN})
 
 OTHER_SCOPES_MAX: Final = 32
 """Maximum scopes of a token besides these, which kinds of actions can require; more are ignored."""

@@ -18,6 +18,7 @@ from scoreboard.security.key_set import make_source
 from scoreboard.security.local_issuer import LOCAL_ISSUER, LocalIssuer, LocalProver
 from scoreboard.security.signatures import Signatures
 from scoreboard.security.signed_token import (
+    ADMIN,
     READ,
     TOKEN_BYTES_MAX,
     UPDATE,
@@ -30,6 +31,7 @@ from scoreboard.security.signed_token import (
 )
 
 __all__ = [
+    "ADMIN",
     "LOCAL_ISSUER",
     "READ",
     "TOKEN_BYTES_MAX",

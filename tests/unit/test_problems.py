@@ -18,7 +18,6 @@ from scoreboard.errors import (
     ClientError,
     Forbidden,
     InternalError,
-    OperatorMistake,
     OutcomeUnknown,
     RateLimited,
     ScoreboardError,
@@ -54,11 +53,7 @@ def test_every_error_has_a_problem(kind: type[ScoreboardError]) -> None:
     status = status_of(kind)
     if issubclass(kind, Unavailable):
         assert status == 503
-    elif (
-        issubclass(kind, ClientError)
-        and not issubclass(kind, OperatorMistake)
-        and kind is not ClientError
-    ):
+    elif issubclass(kind, ClientError) and kind is not ClientError:
         assert status in {400, 401, 403, 404, 405, 409, 413, 414, 415, 417, 422, 426, 429, 431, 505}
     else:
         assert status == 500  # no request should cause it

@@ -19,7 +19,6 @@ from typing import Final
 import redis.asyncio as aioredis
 from redis.exceptions import RedisError
 
-from cli.administration import create_board
 from cli.target import open_database, open_store
 from scoreboard.errors import OperatorMistake, RedisUnavailable
 from scoreboard.ledger.boards import select_board
@@ -35,6 +34,7 @@ from scoreboard.ledger.load_tests import (
 )
 from scoreboard.ledger.migrations import require_schema
 from scoreboard.model import SLOT_COUNT, Board, Partition, pack
+from scoreboard.recovery.board_changes import create_board
 from scoreboard.recovery.reseed import (
     SESSION,
     ReportProgress,

@@ -1,0 +1,305 @@
+"""Requests and replies of ``/api/admin`` as types, for parsing, encoding and the documents."""
+
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec.structs import asdict
+
+from api.documents.schemas import BoardReply
+from scoreboard.model import (
+    SCORE_MAX,
+    ActionId,
+    BoardName,
+    BoardState,
+    Lowering,
+    Operator,
+    Order,
+    PointsFrom,
+    UserId,
+)
+from scoreboard.moderation.plans import BanChange, Correction, Request, Undo, Void, WindowVoid
+
+ActKind = Literal["correct", "void", "void window", "undo", "ban", "unban"]
+ActState = Literal["applied", "pending", "refused"]
+ActId = Annotated[str, Meta(pattern="^[0-9a-f]{16}$", description="16 hexadecimal digits.")]
+Reason = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=500,
+        pattern=r"^[^\x00-\x1f\x7f]*\S[^\x00-\x1f\x7f]*$",
+        description="Why; it is kept with the act.",
+    ),
+]
+Moment = Annotated[datetime, Meta(tz=True)]
+
+_FIELDS: Final = {
+    "correct": {"delta"},
+    "void": {"action_id"},
+    "void window": {"since", "until"},
+    "undo": {"act"},
+    "ban": set[str](),
+    "unban": set[str](),
+}
+"""The fields that each kind of act needs, besides board and user; it takes no others."""
+
+
+class ActPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    """What an act is to do. `undo` needs `act` alone, the other kinds `board` and `userId`."""
+
+    kind: Annotated[
+        ActKind,
+        Meta(
+            description="`correct` adds `delta` to the score. `void` takes back what the action "
+            "`actionId` counted, `void window` what all actions from `since` until before `until` "
+            "counted. `ban` removes the user from the board and refuses new actions, `unban` ends "
+            "that. `undo` does the opposite of `act`."
+        ),
+    ]
+    board: BoardName | UnsetType = UNSET
+    user_id: UserId | UnsetType = UNSET
+    delta: Annotated[int, Meta(ge=-SCORE_MAX, le=SCORE_MAX)] | UnsetType = UNSET
+    action_id: ActionId | UnsetType = UNSET
+    since: Moment | UnsetType = UNSET
+    until: Moment | UnsetType = UNSET
+    act: ActId | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        """Check what the schema cannot express."""
+        who = set[str]() if self.kind == "undo" else {"board", "user_id"}
+        wanted = _FIELDS[self.kind] | who
+        optional = {"board", "user_id", "delta", "action_id", "since", "until", "act"}
+        given = {name for name in optional if getattr(self, name) is not UNSET}
+        if given != wanted:
+            raise ValueError(
+                f"an act of the kind {self.kind} needs {', '.join(sorted(map(_camel, wanted)))} "
+                "and no other field"
+            )
+        if self.delta == 0:
+            raise ValueError("delta must not be 0")
+        if (
+            isinstance(self.since, datetime)
+            and isinstance(self.until, datetime)
+            and self.since >= self.until
+        ):
+            raise ValueError("since must be before until")
+
+    @property
+    def request(self) -> Request:
+        """The act as the moderation takes it."""
+        found: dict[str, Any] = {k: v for k, v in asdict(self).items() if v is not UNSET}
+        match self.kind:
+            case "correct":
+                return Correction(found["user_id"], found["delta"])
+            case "void":
+                return Void(found["user_id"], found["action_id"])
+            case "void window":
+                return WindowVoid(found["user_id"], found["since"], found["until"])
+            case "undo":
+                return Undo(found["act"])
+            case kind:
+                return BanChange(found["user_id"], kind)
+
+
+class ActRequest(ActPlan, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    """An act to perform."""
+
+    id: Annotated[
+        str,
+        Meta(
+            pattern="^[0-9a-f]{16}$",
+            description="The act's id, 16 random hexadecimal digits that the caller chooses. If "
+            "there is no response, send the request again with the same id: the act is done once.",
+        ),
+    ]
+    reason: Reason
+
+
+class Place(Struct, frozen=True):
+    """A user's score and rank; null: none."""
+
+    score: int | None
+    rank: int | None
+
+
+class PlacedRow(Struct, frozen=True, rename="camel"):
+    """A row of the top of a board."""
+
+    rank: int
+    user_id: UserId
+    score: int
+
+
+class PreviewReply(Struct, frozen=True, rename="camel"):
+    """What an act would do now."""
+
+    board: BoardName
+    user_id: UserId
+    kind: ActKind
+    delta: int
+    actions: Annotated[int, Meta(description="The number of actions that it would void.")]
+    before: Place
+    after: Place
+    top_before: tuple[PlacedRow, ...]
+    top_after: tuple[PlacedRow, ...]
+
+
+class ActReply(Struct, frozen=True, rename="camel"):
+    """An act that was applied."""
+
+    act: ActId
+    board: BoardName
+    user_id: UserId
+    kind: ActKind
+    delta: int
+    score: Annotated[
+        int | None, Meta(description="The score after it; null for bans, and for repeats.")
+    ]
+    committed: Annotated[bool, Meta(description="Whether PostgreSQL has it.")]
+
+
+class ActRow(Struct, frozen=True, rename="camel"):
+    """A recorded act."""
+
+    id: ActId
+    at: datetime
+    board: BoardName
+    user_id: UserId
+    kind: ActKind
+    delta: int
+    actor: str
+    reason: str
+    detail: dict[str, Any]
+    undoes: ActId | None
+    undone_by: ActId | None
+    state: Annotated[
+        ActState,
+        Meta(description="`pending`: recorded and not in the ledger yet. `refused`: it would have "
+             "moved the score out of its bounds, and changed nothing."),
+    ]  # fmt: skip
+
+
+class ActsReply(Struct, frozen=True):
+    """Acts, latest first."""
+
+    acts: tuple[ActRow, ...]
+
+
+class AuditReplyRow(Struct, frozen=True):
+    """A row of the audit log."""
+
+    number: int
+    at: datetime
+    actor: str
+    action: str
+    board: str | None
+    detail: dict[str, Any]
+
+
+class AuditReply(Struct, frozen=True):
+    """A page of the audit log, latest first."""
+
+    rows: tuple[AuditReplyRow, ...]
+    next: Annotated[int | None, Meta(description="`before` of the next page; null on the last.")]
+
+
+class FoundUser(Struct, frozen=True, rename="camel"):
+    """A user that a search found."""
+
+    user_id: UserId
+    name: str | None
+
+
+class UsersReply(Struct, frozen=True):
+    """The users that a search found."""
+
+    users: tuple[FoundUser, ...]
+
+
+class UserBoard(Struct, frozen=True, rename="camel"):
+    """A user on a board."""
+
+    board: BoardName
+    score: Annotated[int | None, Meta(description="Redis's, or of a banned user PostgreSQL's.")]
+    rank: int | None
+    banned_by: Annotated[ActId | None, Meta(description="The act that bans the user here.")]
+
+
+class UserReply(Struct, frozen=True, rename="camel"):
+    """A user and the boards on which it has a score or is banned."""
+
+    user_id: UserId
+    name: str | None
+    boards: tuple[UserBoard, ...]
+
+
+class AdminBoard(BoardReply, frozen=True):
+    """A board, its rules and its size."""
+
+    partitions: int
+    users: Annotated[
+        int | None, Meta(description="Users on the board; null while it is not loaded.")
+    ]
+
+
+class AdminBoardsReply(Struct, frozen=True):
+    """A page of boards, by name."""
+
+    boards: tuple[AdminBoard, ...]
+    next: Annotated[str | None, Meta(description="`after` of the next page; null on the last.")]
+
+
+class NewBoardRules(Struct, frozen=True, forbid_unknown_fields=True):
+    """The rules of a new board; they can never be changed."""
+
+    operator: Operator = "add"
+    order: Order = "highest"
+    min: Annotated[int, Meta(ge=0, le=SCORE_MAX)] = 0
+    max: Annotated[int, Meta(ge=0, le=SCORE_MAX)] = SCORE_MAX
+    lowering: Lowering = "nobody"
+    points: PointsFrom = "catalogue"
+
+
+class NewBoard(Struct, frozen=True, forbid_unknown_fields=True):
+    """A board to make. It has one partition; `scoreboard board create` can make more."""
+
+    name: BoardName
+    public: bool = True
+    rules: NewBoardRules = NewBoardRules()
+
+
+class BoardChange(Struct, frozen=True, forbid_unknown_fields=True):
+    """What to change of a board."""
+
+    public: bool | UnsetType = UNSET
+    state: BoardState | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        """Check what the schema cannot express."""
+        if self.public is UNSET and self.state is UNSET:
+            raise ValueError("name public or state")
+
+
+class BoardHealth(Struct, frozen=True, rename="camel"):
+    """Whether a board accepts actions, and what of it waits for PostgreSQL."""
+
+    board: BoardName
+    open: Annotated[bool, Meta(description="Every partition accepts actions.")]
+    uncommitted: int
+    oldest_age_s: Annotated[
+        float | None, Meta(description="Age of the oldest action that waits; null: none waits.")
+    ]
+
+
+class StatusReply(Struct, frozen=True, rename="camel"):
+    """The default boards and those on which actions wait, and what waits for a decision."""
+
+    boards: tuple[BoardHealth, ...]
+    dead_letters: int
+    pending_acts: int
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(word.title() for word in rest)

@@ -1,0 +1,1 @@
+"""What administrators do over HTTP: the same as the commands, by the same modules."""

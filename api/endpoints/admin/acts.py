@@ -1,0 +1,195 @@
+"""Corrections, voids and bans: previewed, performed once, listed and completed."""
+
+from typing import Annotated, Final
+
+from litestar import Controller, Response, get, post
+from litestar.params import JSONBody, PathParameter, QueryParameter
+from msgspec.structs import asdict
+
+from api.documents.admin_schemas import (
+    ActKind,
+    ActPlan,
+    ActReply,
+    ActRequest,
+    ActRow,
+    ActsReply,
+    ActState,
+    Place,
+    PlacedRow,
+    PreviewReply,
+)
+from api.documents.responses import admin_problems
+from api.endpoints.admin.sessions import (
+    Session,
+    caller_of,
+    find_board,
+    require_administrator,
+    sessions_of,
+)
+from api.endpoints.fast_reads import PRIVATE
+from api.endpoints.scores import BEARER, AnyRequest, read_parameters
+from scoreboard.errors import ForeignOrigin, NotFound
+from scoreboard.ledger.acts import Act, ActFilter, select_act, select_acts
+from scoreboard.model import Board, Row
+from scoreboard.moderation.acts import Done
+from scoreboard.moderation.plans import Undo
+from scoreboard.moderation.preview import preview, require_in_bounds
+from scoreboard.security.tokens import ADMIN
+
+PAGE_MAX: Final = 100
+
+SECURITY: Final = [{BEARER: [ADMIN]}]
+HEADERS: Final = {"Cache-Control": PRIVATE}
+
+_PERFORM: Final = (
+    "Performs an act, once for its `id`, and records it with its actor (`sub:` and the token's "
+    "subject) and reason in the audit log. If there is no response or a 503, send the request "
+    "again with the same `id`; another act with this id gets 409. The score changes at once, and "
+    "viewers see it. `committed` is false if PostgreSQL has not confirmed it within 5 seconds."
+)
+_NOT_HERE: Final = {ForeignOrigin}
+
+
+class Acts(Controller):
+    """Acts of administrators."""
+
+    path = "/api/admin/acts"
+    tags = ("administration",)
+    guards = (require_administrator, read_parameters)
+
+    @post(
+        "/preview",
+        status_code=200,
+        operation_id="previewAct",
+        summary="Show what an act would do",
+        description="Returns who would move where, as of now, and changes nothing.",
+        security=SECURITY,
+        response_description="What the act would do.",
+        responses=admin_problems(400, 401, 403, 404, 409, 413, 415, 422, 429, 503,
+                                 omitted=_NOT_HERE),
+    )  # fmt: skip
+    async def preview(self, request: AnyRequest, data: JSONBody[ActPlan]) -> Response[PreviewReply]:
+        """Show what an act would do."""
+        sessions = sessions_of(request)
+        async with sessions.open() as session:
+            board = await _board_of(session, data)
+            moderator = sessions.moderator(session, board, caller_of(request))
+            plan = await moderator.plan(data.request)
+            found = await preview(session.store, session.connection, board, plan)
+        require_in_bounds(board, plan, found)
+        reply = PreviewReply(
+            board.name,
+            plan.user_id,
+            plan.kind,
+            plan.delta,
+            len(plan.actions),
+            Place(found.before.score, found.before.rank),
+            Place(found.after.score, found.after.rank),
+            _rows(found.top_before),
+            _rows(found.top_after),
+        )
+        return Response(reply, headers=HEADERS)
+
+    @post(
+        "/",
+        status_code=200,
+        operation_id="performAct",
+        summary="Perform an act",
+        description=_PERFORM,
+        security=SECURITY,
+        response_description="The act was applied, by this or an earlier request.",
+        responses=admin_problems(400, 401, 403, 404, 409, 413, 415, 422, 429, 503,
+                                 omitted=_NOT_HERE),
+    )  # fmt: skip
+    async def perform(self, request: AnyRequest, data: JSONBody[ActRequest]) -> Response[ActReply]:
+        """Perform an act."""
+        sessions = sessions_of(request)
+        async with sessions.open() as session:
+            board = await _board_of(session, data)
+            moderator = sessions.moderator(session, board, caller_of(request))
+            wanted = data.request
+            done = await moderator.repeat(wanted, reason=data.reason, act_id=data.id)
+            if done is None:
+                plan = await moderator.plan(wanted)
+                found = await preview(session.store, session.connection, board, plan)
+                require_in_bounds(board, plan, found)  # else the act is recorded as refused
+                done = await moderator.perform(wanted, plan, reason=data.reason, act_id=data.id)
+            act = await select_act(session.connection, data.id)
+        return _respond(act, done)
+
+    @get(
+        "/",
+        operation_id="listActs",
+        summary="List acts",
+        description="Returns acts, latest first, that match every given parameter.",
+        security=SECURITY,
+        response_description="The acts.",
+        responses=admin_problems(400, 401, 403, 422, 429, 503, omitted=_NOT_HERE),
+    )
+    async def list_acts(
+        self,
+        request: AnyRequest,
+        board: Annotated[str | None, QueryParameter(description="The board.")] = None,
+        user_id: Annotated[
+            str | None, QueryParameter(name="userId", description="The user.")
+        ] = None,
+        act_state: Annotated[
+            ActState | None, QueryParameter(name="state", description="The state.")
+        ] = None,
+        limit: Annotated[
+            int, QueryParameter(ge=1, le=PAGE_MAX, description="Number of acts.")
+        ] = 50,
+    ) -> Response[ActsReply]:
+        """List acts."""
+        chosen = ActFilter(board=board, user_id=user_id, state=act_state)
+        async with sessions_of(request).open() as session:
+            found = await select_acts(session.connection, chosen, limit=limit)
+        return Response(ActsReply(tuple(ActRow(**asdict(act)) for act in found)), headers=HEADERS)
+
+    @post(
+        "/{act_id:str}/resume",
+        status_code=200,
+        operation_id="resumeAct",
+        summary="Complete an act",
+        description="Completes an act that was interrupted; an applied one is not changed.",
+        security=SECURITY,
+        response_description="The act is applied.",
+        responses=admin_problems(400, 401, 403, 404, 409, 422, 429, 503, omitted=_NOT_HERE),
+    )
+    async def resume(
+        self,
+        request: AnyRequest,
+        act_id: Annotated[str, PathParameter(description="The act.", pattern="^[0-9a-f]{16}$")],
+    ) -> Response[ActReply]:
+        """Complete an act."""
+        sessions = sessions_of(request)
+        async with sessions.open() as session:
+            act = await _find_act(session, act_id)
+            board = await find_board(session, act.board)
+            done = await sessions.moderator(session, board, caller_of(request)).resume(act_id)
+        return _respond(act, done)
+
+
+async def _find_act(session: Session, act_id: str) -> Act:
+    try:
+        return await select_act(session.connection, act_id)
+    except NotFound:
+        raise NotFound(f"There is no act {act_id}") from None
+
+
+async def _board_of(session: Session, plan: ActPlan) -> Board:
+    """Return the board of an act; an undo has that of the act that it undoes."""
+    wanted = plan.request
+    if isinstance(wanted, Undo):
+        return await find_board(session, (await _find_act(session, wanted.act_id)).board)
+    return await find_board(session, str(plan.board))
+
+
+def _rows(rows: tuple[Row, ...]) -> tuple[PlacedRow, ...]:
+    return tuple(PlacedRow(row.rank, row.user_id, row.score) for row in rows)
+
+
+def _respond(act: Act, done: Done) -> Response[ActReply]:
+    kind: ActKind = act.kind
+    reply = ActReply(act.id, act.board, act.user_id, kind, act.delta, done.score, done.is_committed)
+    return Response(reply, headers=HEADERS)

@@ -1,0 +1,153 @@
+"""Boards for administrators: all of them, new ones, and changes."""
+
+from typing import Annotated, Final
+
+from litestar import Controller, Response, get, patch, post
+from litestar.params import JSONBody, PathParameter, QueryParameter
+from msgspec import UNSET
+
+from api.documents.admin_schemas import (
+    AdminBoard,
+    AdminBoardsReply,
+    BoardChange,
+    NewBoard,
+    NewBoardRules,
+)
+from api.documents.responses import admin_problems
+from api.endpoints.admin.acts import HEADERS, SECURITY
+from api.endpoints.admin.sessions import (
+    Session,
+    actor_of,
+    caller_of,
+    find_board,
+    require_administrator,
+    sessions_of,
+)
+from api.endpoints.board_pages import describe_board
+from api.endpoints.scores import AnyRequest, read_parameters
+from scoreboard.errors import (
+    ForeignOrigin,
+    Invalid,
+    OperatorMistake,
+    Unavailable,
+    UnknownBoard,
+    UnknownUser,
+)
+from scoreboard.ledger.boards import select_boards_after
+from scoreboard.model import BOARD_PATTERN, Board, Layout, Rules
+from scoreboard.recovery.board_changes import change_board, create_board, open_new_board
+
+PAGE_MAX: Final = 50
+"""Maximum boards of a page; each costs a call to Redis."""
+
+BoardPath = Annotated[str, PathParameter(pattern=BOARD_PATTERN, description="The board.")]
+_NOT_HERE: Final = {ForeignOrigin, UnknownUser}
+_CREATE: Final = (
+    "Makes a board with fixed rules and opens it; every service serves it within two seconds. If "
+    "it exists with the same rules and visibility, it is opened if necessary, so the request can "
+    "be repeated; otherwise the answer is 409."
+)
+
+
+class AdminBoards(Controller):
+    """Boards for administrators."""
+
+    path = "/api/admin/boards"
+    tags = ("administration",)
+    guards = (require_administrator, read_parameters)
+
+    @get(
+        "/",
+        operation_id="listAllBoards",
+        summary="List all boards",
+        description="Returns boards by name, also private and archived ones.",
+        security=SECURITY,
+        response_description="A page of boards.",
+        responses=admin_problems(400, 401, 403, 422, 429, 503,
+                                 omitted={UnknownBoard, *_NOT_HERE}),
+    )  # fmt: skip
+    async def list_all(
+        self,
+        request: AnyRequest,
+        limit: Annotated[
+            int, QueryParameter(ge=1, le=PAGE_MAX, description="Number of boards.")
+        ] = PAGE_MAX,
+        after: Annotated[
+            str, QueryParameter(max_length=32, description="The name after which the page starts.")
+        ] = "",
+    ) -> Response[AdminBoardsReply]:
+        """List all boards."""
+        async with sessions_of(request).open() as session:
+            found = await select_boards_after(session.connection, after=after, limit=limit + 1)
+            boards = [await _describe(session, board) for board in found[:limit]]
+        following = found[limit - 1].name if len(found) > limit else None
+        return Response(AdminBoardsReply(tuple(boards), following), headers=HEADERS)
+
+    @post(
+        "/",
+        status_code=200,
+        operation_id="createBoard",
+        summary="Make a board",
+        description=_CREATE,
+        security=SECURITY,
+        response_description="The board is open.",
+        responses=admin_problems(400, 401, 403, 409, 413, 415, 422, 429, 503,
+                                 omitted={UnknownBoard, *_NOT_HERE}),
+    )  # fmt: skip
+    async def create(self, request: AnyRequest, data: JSONBody[NewBoard]) -> Response[AdminBoard]:
+        """Make a board."""
+        wanted = Board(data.name, Layout(rules=_rules_of(data.rules)), data.public)
+        actor = actor_of(caller_of(request))
+        async with sessions_of(request).open() as session:
+            if not await create_board(session.connection, wanted, actor=actor):
+                held = await find_board(session, wanted.name)
+                if (held.layout.rules, held.is_public) != (wanted.layout.rules, wanted.is_public):
+                    raise OperatorMistake(f"Board {wanted.name} exists, and is another one")
+            await open_new_board(session.store, session.connection, wanted.name, actor=actor)
+            board = await _describe(session, await find_board(session, wanted.name))
+        return Response(board, headers=HEADERS)
+
+    @patch(
+        "/{name:str}",
+        operation_id="changeBoard",
+        summary="Change a board",
+        description="Makes a board public or private, archives it, or opens an archived one. "
+        "Services apply it within a second. The request can be repeated.",
+        security=SECURITY,
+        response_description="The board after the change.",
+        responses=admin_problems(400, 401, 403, 404, 409, 413, 415, 422, 429, 503,
+                                 omitted=_NOT_HERE),
+    )  # fmt: skip
+    async def change(
+        self, request: AnyRequest, name: BoardPath, data: JSONBody[BoardChange]
+    ) -> Response[AdminBoard]:
+        """Change a board."""
+        async with sessions_of(request).open() as session:
+            await change_board(
+                session.store,
+                session.connection,
+                (await find_board(session, name)).name,
+                actor=actor_of(caller_of(request)),
+                is_public=None if data.public is UNSET else data.public,
+                state=None if data.state is UNSET else data.state,
+            )
+            board = await _describe(session, await find_board(session, name))
+        return Response(board, headers=HEADERS)
+
+
+def _rules_of(rules: NewBoardRules) -> Rules:
+    if rules.min >= rules.max:
+        raise Invalid("rules: min must be below max")
+    return Rules(rules.operator, rules.order, rules.min, rules.max, rules.lowering, rules.points)
+
+
+async def _describe(session: Session, board: Board) -> AdminBoard:
+    """Return a board with its number of users, which is unknown while it is not loaded."""
+    try:
+        users = (await session.store.leaderboard(board.name, limit=0)).total
+    except Unavailable:
+        users = None
+    plain = describe_board(board)
+    return AdminBoard(
+        plain.name, plain.public, plain.state, plain.rules, board.layout.partitions, users
+    )

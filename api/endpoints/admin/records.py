@@ -1,0 +1,251 @@
+"""What administrators look up: users, the audit log, and what waits for a decision."""
+
+from typing import Annotated, Final
+
+from litestar import Controller, Response, get
+from litestar.params import QueryParameter
+
+from api.documents.admin_schemas import (
+    AuditReply,
+    AuditReplyRow,
+    BoardHealth,
+    FoundUser,
+    StatusReply,
+    UserBoard,
+    UserReply,
+    UsersReply,
+)
+from api.documents.responses import admin_problems
+from api.documents.schemas import HistoryReply
+from api.endpoints.admin.acts import HEADERS, PAGE_MAX, SECURITY
+from api.endpoints.admin.sessions import (
+    Session,
+    find_board,
+    require_administrator,
+    sessions_of,
+)
+from api.endpoints.scores import AnyRequest, UserPath, get_services, read_parameters
+from scoreboard.errors import (
+    ForeignOrigin,
+    ScoreboardError,
+    Uninitialised,
+    UnknownBoard,
+    UnknownUser,
+)
+from scoreboard.ledger.acts import ActFilter, select_acts
+from scoreboard.ledger.audit import AuditFilter, select_audit
+from scoreboard.ledger.boards import select_boards
+from scoreboard.ledger.dead_letters import count_dead_letters
+from scoreboard.ledger.users import search_users, select_names, select_user_boards
+from scoreboard.model import Board, Partition
+from scoreboard.store.rebuilding import PAGE
+
+FOUND_MAX: Final = 20
+"""Maximum users of a search."""
+
+BOARDS_MAX: Final = 100
+"""Maximum boards of a user or of the status."""
+
+PENDING_MAX: Final = 1000
+"""Pending acts are counted up to this number."""
+
+_NOT_HERE: Final = {ForeignOrigin, UnknownBoard, UnknownUser}
+_STATUSES: Final = (400, 401, 403, 422, 429, 503)
+
+
+class Records(Controller):
+    """Users, the audit log and the status."""
+
+    path = "/api/admin"
+    tags = ("administration",)
+    guards = (require_administrator, read_parameters)
+
+    @get(
+        "/users",
+        operation_id="searchUsers",
+        summary="Search users",
+        description="Returns up to 20 users whose id is `query`, or whose id or name begins so.",
+        security=SECURITY,
+        response_description="The users.",
+        responses=admin_problems(*_STATUSES, omitted=_NOT_HERE),
+    )
+    async def search(
+        self,
+        request: AnyRequest,
+        wanted: Annotated[
+            str,
+            QueryParameter(
+                name="query", min_length=2, max_length=128, description="What to look for."
+            ),
+        ],
+    ) -> Response[UsersReply]:
+        """Search users."""
+        async with sessions_of(request).open() as session:
+            found = await search_users(session.connection, wanted, limit=FOUND_MAX)
+        users = tuple(FoundUser(user_id, name) for user_id, name in found)
+        return Response(UsersReply(users), headers=HEADERS)
+
+    @get(
+        "/users/{user_id:str}",
+        operation_id="readUser",
+        summary="Read a user",
+        description="Returns the boards on which the user has a score or is banned, at most 100.",
+        security=SECURITY,
+        response_description="The user.",
+        responses=admin_problems(404, *_STATUSES, omitted={ForeignOrigin, UnknownBoard}),
+    )
+    async def user(self, request: AnyRequest, user_id: UserPath) -> Response[UserReply]:
+        """Read a user."""
+        async with sessions_of(request).open() as session:
+            found = await select_user_boards(session.connection, user_id, limit=BOARDS_MAX)
+            names = await select_names(session.connection, [user_id])
+            boards = [
+                await _place(session, user_id, one.board, one.score, one.banned_by) for one in found
+            ]
+        if not boards and user_id not in names:
+            raise UnknownUser(f"User {user_id} has no score and no name")
+        reply = UserReply(user_id, names.get(user_id), tuple(boards))
+        return Response(reply, headers=HEADERS)
+
+    @get(
+        "/users/{user_id:str}/history",
+        operation_id="readHistoryOfUser",
+        summary="Read the counted actions of any user",
+        description="As `/api/scores/users/{user_id}/history`, also of banned users.",
+        security=SECURITY,
+        response_description="A page of the history.",
+        responses=admin_problems(404, *_STATUSES, omitted={ForeignOrigin, UnknownUser}),
+    )
+    async def history(
+        self,
+        request: AnyRequest,
+        user_id: UserPath,
+        board: Annotated[str, QueryParameter(description="The board.")],
+        limit: Annotated[
+            int, QueryParameter(ge=1, le=PAGE_MAX, description="Number of actions.")
+        ] = 100,
+        before: Annotated[
+            str | None, QueryParameter(description="`next` of the page before.")
+        ] = None,
+    ) -> Response[HistoryReply]:
+        """Read the counted actions of a user."""
+        async with sessions_of(request).open() as session:
+            found = await find_board(session, board)
+        body = await get_services(request).history.read(
+            found.name, user_id, limit=limit, before=before
+        )
+        return Response(body, headers=HEADERS, media_type="application/json")  # type: ignore[return-value]
+
+    @get(
+        "/audit",
+        operation_id="listAudit",
+        summary="Read the audit log",
+        description="Returns rows, latest first, that match every given parameter.",
+        security=SECURITY,
+        response_description="A page of the audit log.",
+        responses=admin_problems(*_STATUSES, omitted=_NOT_HERE),
+    )
+    async def audit(
+        self,
+        request: AnyRequest,
+        *,
+        actor: Annotated[str | None, QueryParameter(description="Who made the change.")] = None,
+        action: Annotated[
+            str | None, QueryParameter(description="The change, or its first word.")
+        ] = None,
+        board: Annotated[str | None, QueryParameter(description="The board.")] = None,
+        user_id: Annotated[
+            str | None, QueryParameter(name="userId", description="The user.")
+        ] = None,
+        limit: Annotated[
+            int, QueryParameter(ge=1, le=PAGE_MAX, description="Number of rows.")
+        ] = 50,
+        before: Annotated[
+            int | None, QueryParameter(ge=1, description="Only rows with a lower number.")
+        ] = None,
+    ) -> Response[AuditReply]:
+        """Read the audit log."""
+        chosen = AuditFilter(
+            actor=actor,
+            action=action,
+            board=board,
+            user=user_id,
+            last=None if before is None else before - 1,
+        )
+        rows: list[AuditReplyRow] = []
+        async with sessions_of(request).open() as session:
+            async for page in select_audit(session.connection, chosen, limit=limit + 1):
+                rows += [
+                    AuditReplyRow(row.seq, row.at, row.actor, row.action, row.board, row.detail)
+                    for row in page
+                ]
+        following = rows[limit - 1].number if len(rows) > limit else None
+        return Response(AuditReply(tuple(rows[:limit]), following), headers=HEADERS)
+
+    @get(
+        "/status",
+        operation_id="readStatus",
+        summary="Read what waits for PostgreSQL or a decision",
+        description="Returns the default boards and those with uncommitted actions, at most 100, "
+        "the number of dead letters, and that of pending acts (up to 1000).",
+        security=SECURITY,
+        response_description="The status.",
+        responses=admin_problems(*_STATUSES, omitted=_NOT_HERE),
+    )
+    async def status(self, request: AnyRequest) -> Response[StatusReply]:
+        """Read what waits for PostgreSQL or a decision."""
+        sessions = sessions_of(request)
+        async with sessions.open() as session:
+            boards = await select_boards(session.connection)
+            health = await _examine(session, boards, sessions.settings.boards)
+            dead = await count_dead_letters(session.connection)
+            pending = await select_acts(
+                session.connection, ActFilter(state="pending"), limit=PENDING_MAX
+            )
+        reply = StatusReply(tuple(health), sum(dead.values()), len(pending))
+        return Response(reply, headers=HEADERS)
+
+
+async def _place(
+    session: Session, user_id: str, board: str, committed: int | None, banned_by: str | None
+) -> UserBoard:
+    """Return a user's place in Redis; without one, the committed score."""
+    try:
+        standing = await session.store.standing(board, user_id)
+    except (UnknownUser, Uninitialised):
+        return UserBoard(board, committed, None, banned_by)
+    return UserBoard(board, standing.score, standing.rank, banned_by)
+
+
+async def _examine(
+    session: Session, boards: list[Board], always: tuple[str, ...]
+) -> list[BoardHealth]:
+    partitions = [
+        Partition(board.name, number)
+        for board in boards
+        for number in range(board.layout.partitions)
+    ]
+    entries: dict[str, int] = {board.name: 0 for board in boards}
+    is_open = dict.fromkeys(entries, True)
+    waiting: dict[str, list[Partition]] = {}
+    for start in range(0, len(partitions), PAGE):
+        page = partitions[start : start + PAGE]
+        for partition, found in zip(page, await session.store.survey(page), strict=True):
+            if isinstance(found, ScoreboardError):
+                is_open[partition.board] = False
+            else:
+                is_open[partition.board] &= found.state.is_open
+                entries[partition.board] += found.entries
+                if found.entries:
+                    waiting.setdefault(partition.board, []).append(partition)
+    now_ms = await session.store.now_s() * 1000
+    health: list[BoardHealth] = []
+    chosen = [name for name in entries if name in always or name in waiting][:BOARDS_MAX]
+    for name in chosen:
+        ages_s: list[float] = []
+        for partition in waiting.get(name, []):
+            oldest_ms = (await session.store.backlog(partition)).oldest_ms
+            if oldest_ms is not None:
+                ages_s.append(max(0.0, round((now_ms - oldest_ms) / 1000, 3)))
+        health.append(BoardHealth(name, is_open[name], entries[name], max(ages_s, default=None)))
+    return health

@@ -1,0 +1,108 @@
+"""Makes boards and changes them, each with a row in the audit log, in both stores.
+
+Every change can be repeated if it was interrupted.
+"""
+
+from contextlib import suppress
+
+import msgspec
+
+from scoreboard.errors import Fenced, Uninitialised
+from scoreboard.ledger.audit import audited
+from scoreboard.ledger.boards import (
+    insert_board,
+    publish_board,
+    require_free_name,
+    select_board,
+    set_board_state,
+)
+from scoreboard.ledger.load_tests import CREATED, is_load_test_name
+from scoreboard.ledger.pool import Connection
+from scoreboard.ledger.positions import lock_partitions
+from scoreboard.ledger.scores import select_totals
+from scoreboard.model import Board, BoardState, Partition
+from scoreboard.recovery.mirror import mirror_board
+from scoreboard.recovery.reseed import find_unavailable, reseed
+from scoreboard.store.store import Store
+
+
+async def create_board(connection: Connection, board: Board, *, actor: str) -> bool:
+    """Create a board and its row in the audit log; return whether it is new.
+
+    A board whose name is one for load tests is marked so: `scoreboard bench` deletes its data.
+
+    Raises OperatorMistake if a board of this name was deleted, DatabaseUnavailable.
+    """
+    async with audited(connection) as trail:
+        if not await insert_board(connection, board):
+            await require_free_name(connection, board.name)
+            return False
+        detail = {"layout": str(board.layout), "public": board.is_public}
+        action = CREATED if is_load_test_name(board.name) else "board create"
+        await trail.insert(actor=actor, action=action, board=board.name, detail=detail)
+    return True
+
+
+async def open_new_board(store: Store, connection: Connection, name: str, *, actor: str) -> bool:
+    """Open a board that has no scores yet and list it; return False if it has scores or is open.
+
+    It needs no flusher, because its streams are empty. ``connection`` is in autocommit, and holds
+    the operators' lock until it is closed.
+
+    Raises UnknownBoard, OperatorMistake, RedisUnavailable, DatabaseUnavailable.
+    """
+    if (await select_totals(connection, name))[0]:
+        return False
+    board = await select_board(connection, name)
+    numbers = await find_unavailable(store, board)
+    if not numbers:
+        return False
+    await reseed(store, connection, board, numbers, actor=actor)
+    return True
+
+
+async def change_board(
+    store: Store,
+    connection: Connection,
+    name: str,
+    *,
+    actor: str,
+    is_public: bool | None = None,
+    state: BoardState | None = None,
+) -> bool:
+    """Set whether a board is public or archived, in both stores; return whether that changed it.
+
+    None leaves a property as it is in PostgreSQL; Redis gets both in any case. Services apply it at
+    once. ``connection`` is in autocommit, and holds the operators' lock until it is closed.
+
+    Raises UnknownBoard, OperatorMistake (another operator works on the board), DatabaseUnavailable;
+    RedisUnavailable: PostgreSQL has the change, repeat the call.
+    """
+    partitions = partitions_of(await select_board(connection, name))
+    await lock_partitions(connection, partitions)
+    before = await select_board(connection, name)
+    board = msgspec.structs.replace(
+        before,
+        is_public=before.is_public if is_public is None else is_public,
+        state=state or before.state,
+    )
+    async with audited(connection) as trail:
+        if board.is_public != before.is_public:
+            await publish_board(connection, name, is_public=board.is_public)
+            detail = {"public": board.is_public}
+            await trail.insert(actor=actor, action="board publish", board=name, detail=detail)
+        if board.state != before.state:
+            await set_board_state(connection, name, board.state)
+            action = "board archive" if board.state == "archived" else "board unarchive"
+            await trail.insert(actor=actor, action=action, board=name, detail={})
+    await mirror_board(store, connection, name)
+    for partition in partitions:
+        # A partition that is not loaded gets both from the reseed that opens it.
+        with suppress(Uninitialised, Fenced):
+            await store.configure(partition, board)
+    return board != before
+
+
+def partitions_of(board: Board) -> list[Partition]:
+    """Return the partitions of a board."""
+    return [Partition(board.name, number) for number in range(board.layout.partitions)]

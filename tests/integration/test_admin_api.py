@@ -1,0 +1,304 @@
+"""`/api/admin`: what administrators do over HTTP, once, audited, and for nobody else."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+
+from scoreboard.model import Action, Board, Layout, Rules
+from scoreboard.moderation import acts as acts_module
+from scoreboard.runtime.settings import Settings
+from tests.support.eventually import eventually_async
+from tests.support.servers.api import ApiClient, StartApi
+from tests.support.servers.flushers import act, flushing, is_drained, make_board, query
+
+pytestmark = pytest.mark.slow
+
+ADMIN = "admin:scores"
+PLAYED = [("alice", "win:1", 30), ("alice", "win:2", 5), ("bob", "win:1", 20)]
+
+
+class Admin:
+    """An administrator of an api with a flusher."""
+
+    def __init__(self, client: ApiClient, settings: Settings) -> None:
+        self.client = client
+        self.settings = settings
+        self.headers = client.bearer("carla", ADMIN)
+
+    async def get(self, path: str, **parameters: Any) -> httpx.Response:
+        return await self.client.get(f"/api/admin/{path}", params=parameters, headers=self.headers)
+
+    async def send(self, path: str, method: str = "POST", **body: Any) -> httpx.Response:
+        return await self.client.request(
+            method, f"/api/admin/{path}", json=body, headers=self.headers
+        )
+
+    async def act(self, kind: str, **fields: Any) -> dict[str, Any]:
+        body = {"board": "main", "id": secrets.token_hex(8), "reason": "test"} | fields
+        answer = await self.send("acts", kind=kind, **body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+
+@pytest.fixture
+async def admin(start_api: StartApi, database_url: str, settings: Settings) -> AsyncIterator[Admin]:
+    """Yield an administrator; alice has 35 points in two actions, bob 20."""
+    client = await start_api(database_url=database_url, admin_api="true")
+    await make_board(settings, Board())
+    async with flushing(settings):
+        await act(settings, *(Action(*one) for one in PLAYED))
+        await eventually_async(lambda: is_drained(settings))
+        yield Admin(client, settings)
+
+
+def problem(answer: httpx.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["type"].rpartition("/")[2]
+
+
+async def test_each_kind_of_act_is_previewed_performed_listed_and_undone(admin: Admin) -> None:
+    wanted = {"kind": "void", "board": "main", "userId": "alice", "actionId": "win:1"}
+    shown = (await admin.send("acts/preview", **wanted)).json()
+    assert (shown["delta"], shown["actions"]) == (-30, 1)
+    assert (shown["before"], shown["after"]) == (
+        {"score": 35, "rank": 1},
+        {"score": 5, "rank": 2},
+    )
+    assert [row["userId"] for row in shown["topAfter"]] == ["bob", "alice"]
+
+    done = await admin.act("void", userId="alice", actionId="win:1")
+    assert (done["score"], done["committed"]) == (5, True)
+    undone = await admin.send("acts", kind="undo", act=done["act"], id="0" * 16, reason="no")
+    assert undone.json()["score"] == 35
+    corrected = await admin.act("correct", userId="bob", delta=-5)
+    assert corrected["score"] == 15
+    window = {"since": "2020-01-01T00:00:00Z", "until": "2999-01-01T00:00:00Z"}
+    assert (await admin.act("void window", userId="alice", **window))["delta"] == -35
+    banned = await admin.act("ban", userId="bob")
+    assert banned["score"] is None
+    client = admin.client
+    refused = await client.update("bob", "win:9", headers=client.bearer("bob"))
+    assert problem(refused) == (403, "banned")
+    await admin.act("unban", userId="bob")
+
+    listed = (await admin.get("acts", userId="bob")).json()["acts"]
+    assert [one["kind"] for one in listed] == ["unban", "ban", "correct"]
+    assert {one["state"] for one in listed} == {"applied"}
+    assert {(one["actor"], one["reason"]) for one in listed} == {("sub:carla", "test")}
+    rows = (await admin.get("audit", userId="bob", action="act")).json()["rows"]
+    assert [row["action"] for row in rows] == ["act unban", "act ban", "act correct"]
+
+
+async def test_an_act_is_done_once_for_its_id(admin: Admin) -> None:
+    one = {"kind": "correct", "board": "main", "userId": "bob", "delta": 3}
+    body = one | {"id": "a" * 16, "reason": "test"}
+
+    answers = await asyncio.gather(*(admin.send("acts", **body) for _ in range(3)))
+
+    assert {answer.status_code for answer in answers} == {200}, [one.text for one in answers]
+    assert {answer.json()["act"] for answer in answers} == {"a" * 16}
+    again = await admin.send("acts", **body)
+    assert (again.status_code, again.json()["score"]) == (200, None)
+    for change in ({"delta": 4}, {"userId": "alice"}, {"reason": "other"}):
+        assert problem(await admin.send("acts", **body | change)) == (409, "action-conflict")
+    user = (await admin.get("users/bob")).json()
+    assert user["boards"] == [{"board": "main", "score": 23, "rank": 2, "bannedBy": None}]
+
+
+async def test_an_interrupted_act_is_pending_and_completed_by_a_repeat(
+    admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process dies after it has recorded the act."""
+
+    async def die(*_: object) -> None:
+        raise RuntimeError("killed")
+
+    body = {"kind": "correct", "board": "main", "userId": "bob", "delta": 3}
+    body |= {"id": "b" * 16, "reason": "test"}
+    with monkeypatch.context() as patch:
+        patch.setattr(acts_module.Moderator, "_apply", die)
+        assert problem(await admin.send("acts", **body)) == (500, "internal")
+    listed = (await admin.get("acts", state="pending")).json()["acts"]
+    assert [one["id"] for one in listed] == ["b" * 16]
+    assert (await admin.get("status")).json()["pendingActs"] == 1
+    other = await admin.send("acts", **body | {"id": "c" * 16})
+    assert problem(other) == (409, "operator-mistake")
+
+    assert (await admin.send("acts", **body)).json()["score"] == 23
+    resumed = await admin.client.post(f"/api/admin/acts/{'b' * 16}/resume", headers=admin.headers)
+    assert resumed.status_code == 200
+    assert (await admin.get("users/bob")).json()["boards"][0]["score"] == 23
+
+
+ENDPOINTS = [
+    ("GET", "acts"),
+    ("POST", "acts"),
+    ("POST", "acts/preview"),
+    ("POST", f"acts/{'a' * 16}/resume"),
+    ("GET", "audit"),
+    ("GET", "users?query=al"),
+    ("GET", "users/alice"),
+    ("GET", "users/alice/history?board=main"),
+    ("GET", "boards"),
+    ("POST", "boards"),
+    ("PATCH", "boards/main"),
+    ("GET", "status"),
+]
+
+
+async def test_only_administrators_get_in(start_api: StartApi, database_url: str) -> None:
+    client = await start_api(database_url=database_url, admin_api="true")
+    documented = (await client.get("/openapi.json")).json()["paths"]
+    count = sum(len(item) for path, item in documented.items() if path.startswith("/api/admin"))
+    assert count == len(ENDPOINTS), "each endpoint is tried here"
+    for scope in ("", "update:score read:leaderboard", "update:score:any"):
+        headers = client.bearer("eve", scope) if scope else {}
+        expected = (403, "forbidden") if scope else (401, "unauthenticated")
+        for method, path in ENDPOINTS:
+            answer = await client.request(
+                method, f"/api/admin/{path}", headers=headers, content=b"{"
+            )
+            assert problem(answer) == expected, (method, path)
+            if scope:
+                assert 'scope="admin:scores"' in answer.headers["www-authenticate"]
+
+
+async def test_without_the_setting_there_is_no_such_path(
+    start_api: StartApi, database_url: str
+) -> None:
+    client = await start_api(database_url=database_url)
+
+    answer = await client.get("/api/admin/acts", headers=client.bearer("carla", ADMIN))
+
+    assert problem(answer) == (404, "not-found")
+
+
+MALFORMED: list[dict[str, Any]] = [
+    {"kind": "correct"},
+    {"kind": "correct", "board": "main", "userId": "bob", "delta": 0},
+    {"kind": "correct", "board": "main", "userId": "bob", "delta": 1, "actionId": "win:1"},
+    {"kind": "correct", "board": "main", "userId": "a b", "delta": 1},
+    {"kind": "correct", "board": "main", "userId": "bob", "delta": 2**31},
+    {"kind": "void", "board": "main", "userId": "bob"},
+    {"kind": "void window", "board": "main", "userId": "bob", "since": "2026-01-01T00:00:00"},
+    {
+        "kind": "void window",
+        "board": "main",
+        "userId": "bob",
+        "since": "2026-01-02T00:00:00Z",
+        "until": "2026-01-01T00:00:00Z",
+    },
+    {"kind": "undo", "act": "x"},
+    {"kind": "erase", "board": "main", "userId": "bob"},
+    {"kind": "ban", "board": "MAIN", "userId": "bob"},
+    {"kind": "ban", "board": "main", "userId": "bob", "force": True},
+]
+
+
+async def test_malformed_acts_are_refused(admin: Admin) -> None:
+    for body in MALFORMED:
+        assert problem(await admin.send("acts/preview", **body)) == (422, "invalid"), body
+
+
+async def test_acts_that_do_not_apply_are_refused_with_a_reason(admin: Admin) -> None:
+    main = {"board": "main", "userId": "bob", "reason": "test"}
+    cases: list[tuple[dict[str, Any], tuple[int, str]]] = [
+        ({"kind": "void", "actionId": "win:7"}, (404, "not-found")),
+        ({"kind": "unban"}, (409, "operator-mistake")),
+        ({"kind": "correct", "delta": -21}, (422, "score-out-of-range")),
+        ({"kind": "ban", "board": "nowhere"}, (404, "unknown-board")),
+    ]
+    for body, expected in cases:
+        for path, more in (("acts/preview", {}), ("acts", {"id": secrets.token_hex(8)})):
+            sent = {k: v for k, v in (main | body | more).items() if more or k != "reason"}
+            assert problem(await admin.send(path, **sent)) == expected, body
+    assert (await admin.get("acts")).json()["acts"] == []
+    for reason in ("", " ", "a\nb", "x" * 501):
+        answer = await admin.send("acts", kind="ban", id="1" * 16, **main | {"reason": reason})
+        assert problem(answer) == (422, "invalid"), reason
+
+
+async def test_users_are_found_by_id_and_name(admin: Admin) -> None:
+    with psycopg.connect(admin.settings.database_url.reveal()) as connection:
+        connection.execute("UPDATE users SET name = 'Bobby Tables' WHERE external_id = 'bob'")
+    found = (await admin.get("users", query="bobby")).json()["users"]
+    assert found == [{"userId": "bob", "name": "Bobby Tables"}]
+    assert (await admin.get("users", query="al")).json()["users"] == [
+        {"userId": "alice", "name": None}
+    ]
+    assert (await admin.get("users", query="al%")).json()["users"] == []
+    assert problem(await admin.get("users", query="a")) == (422, "invalid")
+    assert problem(await admin.get("users/nobody")) == (404, "unknown-user")
+    history = (await admin.get("users/alice/history", board="main", limit=1)).json()
+    assert [one["actionId"] for one in history["history"]] == ["win:2"]
+    assert history["next"]
+    assert problem(await admin.get("users/alice/history", board="none")) == (404, "unknown-board")
+
+
+async def test_boards_are_made_changed_and_listed(admin: Admin) -> None:
+    rules = {"operator": "best", "order": "lowest", "points": "stated"}
+    for _ in range(2):
+        made = await admin.send("boards", name="laps", rules=rules)
+        assert made.status_code == 200, made.text
+        assert made.json()["users"] == 0
+    assert problem(await admin.send("boards", name="laps")) == (409, "operator-mistake")
+    client = admin.client
+    sent = await client.update(
+        "bob", "lap:1", board="laps", headers=client.bearer("bob"), points=71
+    )
+    assert sent.status_code == 200, sent.text
+    changed = await admin.send("boards/laps", "PATCH", state="archived", public=False)
+    assert (changed.json()["state"], changed.json()["public"]) == ("archived", False)
+    assert problem(await admin.send("boards/laps", "PATCH")) == (422, "invalid")
+    assert problem(await admin.send("boards/none", "PATCH", public=True)) == (404, "unknown-board")
+    page = (await admin.get("boards", limit=1)).json()
+    assert ([one["name"] for one in page["boards"]], page["next"]) == (["laps"], "laps")
+    page = (await admin.get("boards", after="laps")).json()
+    assert [(one["name"], one["users"]) for one in page["boards"]] == [("main", 2)]
+    actions = query(
+        admin.settings, "SELECT action, actor FROM audit_log WHERE board = 'laps' ORDER BY seq"
+    )
+    assert [action for action, _ in actions] == [
+        *("board create", "reseed", "board publish", "board archive")
+    ]
+    assert {actor for _, actor in actions} == {"sub:carla"}
+
+
+async def test_the_audit_log_is_paged(admin: Admin) -> None:
+    for delta in (1, 2, 3):
+        await admin.act("correct", userId="bob", delta=delta)
+    first = (await admin.get("audit", action="act", limit=2)).json()
+    second = (await admin.get("audit", action="act", limit=2, before=first["next"])).json()
+    deltas = [row["detail"]["delta"] for page in (first, second) for row in page["rows"]]
+    assert (deltas, second["next"]) == ([3, 2, 1], None)
+
+
+async def test_the_status_shows_what_waits(start_api: StartApi, database_url: str) -> None:
+    client = await start_api(database_url=database_url, admin_api="true")
+    settings = client.api.health._settings
+    await make_board(settings, Board())
+    await make_board(settings, Board("laps", Layout(rules=Rules("best", "lowest"))))
+    await act(settings, Action("alice", "win:1", 30))
+
+    answer = await client.get("/api/admin/status", headers=client.bearer("carla", ADMIN))
+
+    [main] = answer.json()["boards"]
+    assert (main["board"], main["open"], main["uncommitted"]) == ("main", True, 1)
+    assert 0 <= main["oldestAgeS"] < 60
+
+
+async def test_few_requests_of_administrators_run_at_once(
+    admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.endpoints.admin.sessions.SESSIONS_MAX", 1)
+
+    answers = await asyncio.gather(*(admin.get("acts") for _ in range(4)))
+
+    codes = sorted(answer.status_code for answer in answers)
+    assert codes[0] == 200
+    assert codes[-1] == 503
+    assert (await admin.get("acts")).status_code == 200
