@@ -97,7 +97,7 @@ class RulesMachine(RuleBasedStateMachine):
         shard = shard_of(digest, layout.seen_shards)
         keys = [*REPAIR, *(KEYS.dedup_shard(generation + step, shard) for step in (1, 0, -1))]
         args = (generation, str(layout), self.scripts.cap, user, action, digest, delta)
-        word, *numbers = self.scripts.run("act", keys, *args, rules.score_min, rules.score_max)
+        word, *numbers = self.scripts.run("act", keys, *args, rules.score_min, rules.score_max, -1)
         held = self.scores.get(user, 0)
         if not rules.score_min <= held + delta <= rules.score_max:
             assert (word, numbers) == (b"range", [delta, held, 0])
