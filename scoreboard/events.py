@@ -2,7 +2,8 @@
 
 ``q`` seq · ``u`` user · ``a`` action · ``d`` delta · ``s`` score after · ``e`` epoch ·
 ``k`` kind of event (absent: an action; ``c``: a correction; ``h``: an action that is held) ·
-``l`` which limit a held action exceeds: ``action`` or ``window`` · ``t`` request id (absent: none) ·
+``l`` which limit a held action exceeds: ``action`` or ``window`` ·
+``t`` request id (absent: none) ·
 ``v`` the action stated the score, and which value stays: ``last``, ``highest`` or ``lowest``
 (absent: it stated a difference) ·
 ``w`` traceparent (absent: the update is not traced; scoreboard.trace_context reads it).

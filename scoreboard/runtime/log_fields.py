@@ -85,7 +85,7 @@ FIELDS: Final[Mapping[str, LogField]] = {
     **_own("long", "late", "left", "redelivered", "requests", "score", "seq", "sessions"),
     **_own("long", "spans", "users", "viewers", "worker", "worker_pid"),
     **_own("double", "grace_s", "late_s", "spread_s", "within_s"),
-    **_own("boolean", "is_loaded", "is_replay"),
+    **_own("boolean", "is_held", "is_loaded", "is_replay"),
     "text": LogField("scoreboard.text", "match_only_text"),
     "name": LogField("scoreboard.secret_name", "keyword"),
     "audit_seq": LogField("scoreboard.audit.seq", "long"),

@@ -14,9 +14,9 @@ _ACT: Final = Script.load("act")
 
 
 class Acted(Struct, frozen=True, array_like=True):
-    """The reply of act.lua: ``applied``, ``replayed``, or ``range`` or ``moved``, with nothing changed.
+    """The reply of act.lua; with the outcomes ``range`` and ``moved`` nothing was changed.
 
-    ``score`` is the one after it, or the present one if nothing was changed.
+    ``score`` is the one after the act, or the present one if nothing was changed.
     """
 
     outcome: str

@@ -183,9 +183,7 @@ def test_viewers_are_not_told_of_a_held_action_and_the_flusher_is(scripts: Scrip
 
 
 @pytest.mark.parametrize("limits", ["", "0:0:0", "x", "10", "1e1:0:0", "-1:0:0", "0:5:0", "0:0:60"])
-def test_limits_that_cannot_be_read_or_are_none_limit_nothing(
-    opened: Scripts, limits: str
-) -> None:
+def test_limits_that_cannot_be_read_or_are_none_limit_nothing(opened: Scripts, limits: str) -> None:
     opened.client.hset(KEYS.meta, "limits", limits)
     assert opened.submit(("ann", "1", 1_000_000)) == [["applied", 1_000_000, 1_000_000, 1]]
     assert gained(opened) == {}
