@@ -183,7 +183,7 @@ class BulkResult(Struct, frozen=True, rename="camel", omit_defaults=True):
 class BulkReply(Struct, frozen=True):
     """What happened to each action of a bulk request."""
 
-    success: Annotated[bool, Meta(description="Whether every action is counted.")]
+    success: Annotated[bool, Meta(description="Whether no action has a problem.")]
     results: Annotated[
         tuple[BulkResult, ...], Meta(description="One for each action, in the same order.")
     ]

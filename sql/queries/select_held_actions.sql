@@ -1,6 +1,6 @@
--- List held actions in order of ids, with their states. An action is released when the ledger has the act that released
--- it; it is held again if that act was refused or undone.
+-- List held actions in order of ids, with their states.
 -- Index: held_actions_id_key, held_actions_pk or held_actions_open; acts_pk, acts_undoes and score_events_pk for each row
+-- An action is released when the ledger has the act that released it; it is held again if that was refused or undone.
 SELECT * FROM (
     SELECT h.id, h.board, u.external_id, h.action_id, h.delta, h.score, h.limit_kind, h.occurred_at,
            CASE
