@@ -273,8 +273,8 @@ def list_boards(*, as_json: bool, data_dir: Path) -> None:
         return
     print_table(
         (
-            *("board", "state", "public", "users", "rules", "limits"),
-            *("partitions", "seen seconds", "seen shards"),
+            *("board", "state", "public", "users", "rules"),
+            *("partitions", "seen seconds", "seen shards", "limits"),
         ),
         [
             (
@@ -283,10 +283,10 @@ def list_boards(*, as_json: bool, data_dir: Path) -> None:
                 "yes" if one.is_public else "no",
                 users,
                 _short_rules(one.layout.rules),
-                _short_limits(one.limits),
                 one.layout.partitions,
                 one.layout.seen_seconds,
                 one.layout.seen_shards,
+                _short_limits(one.limits),
             )
             for one, users in found
         ],
