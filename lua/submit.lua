@@ -254,6 +254,18 @@ if takes_values then
   end
 end
 
+local function held_fields(request, trace, limit)
+  return 'k', 'h', 'l', limit, optional_fields(request, trace)
+end
+
+local function remember(i, digest, record)
+  local current = KEYS[5 + 2 * pair_of[i]]
+  redis.call('HSET', current, digest, record)
+  if not have_expiry then
+    redis.call('EXPIRE', current, 2 * seen_seconds + 60, 'NX')
+  end
+end
+
 -- decide and write, action by action: each sees the effects of those before it
 local replies, applied, shown, stream_id, failure = {}, {}, {}, nil, nil
 local epoch_text, sweeps_more = string.format('%.0f', epoch), SWEEPS_MORE
@@ -287,77 +299,63 @@ for i = 1, count do
       -- The last case: a score of 0 would be the best, and the ledger has no change of 0 that could record it.
       replies[i] = { 'range', number, held, 0, 0 }
     elseif score == held or (operator == 'best' and before and (score < held) ~= is_lowest) then
-      redis.call('HSET', KEYS[5 + 2 * pair_of[i]], digest, string.format('0:%.0f:%.0f:%.0f', held, seq, number))
-      if not have_expiry then
-        redis.call('EXPIRE', KEYS[5 + 2 * pair_of[i]], 2 * seen_seconds + 60, 'NX')
-      end
+      remember(i, digest, string.format('0:%.0f:%.0f:%.0f', held, seq, number))
       replies[i] = { 'applied', 0, held, seq, is_committed(seq), value = number }
-      applied[digest] = replies[i]
-    elseif limit then
-      local delta = score - held
-      local seq_text, held_text = string.format('%.0f', seq + 1), string.format('%.0f', held)
-      local delta_text = string.format('%.0f', delta)
-      local added = redis.pcall('XADD', events, '*', 'q', seq_text, 'u', user, 'a', ARGV[at + 2], 'd', delta_text,
-        's', held_text, 'e', epoch_text, 'k', 'h', 'l', limit, optional_fields(ARGV[at + 6], traces[i]))
-      if type(added) ~= 'string' then
-        failure = added
-        break
-      end
-      stream_id, seq, room = added, seq + 1, room - 1
-      local current = KEYS[5 + 2 * pair_of[i]]
-      redis.call('HSET', current, digest, string.format('%.0f:%.0f:%.0f:%.0f:held', delta, held, seq, number))
-      if not have_expiry then
-        redis.call('EXPIRE', current, 2 * seen_seconds + 60, 'NX')
-      end
-      replies[i] = { 'held', delta, held, seq, 0, value = takes_values and number or nil, is_held = true }
       applied[digest] = replies[i]
     else
       local delta, level = score - held, is_lowest and SCORE_MAX - score or score
-      -- The first user at a score ranks first: take the slot below the lowest one in use.
-      local slot = next_slot(level)
-      if slot < SWEEP_BELOW then
-        write_board()
-        local is_over = sweep(level)
+      local after, more, slot = score, more_fields, nil
+      if limit then
+        after, more = held, held_fields
+      else
+        -- The first user at a score ranks first: take the slot below the lowest one in use.
         slot = next_slot(level)
-        -- No slot is left below: sweep on within the limit of a call.
-        while slot < 0 and not is_over and sweeps_more > 0 do
-          is_over, sweeps_more = sweep(level), sweeps_more - 1
+        if slot < SWEEP_BELOW then
+          write_board()
+          local is_over = sweep(level)
           slot = next_slot(level)
+          -- No slot is left below: sweep on within the limit of a call.
+          while slot < 0 and not is_over and sweeps_more > 0 do
+            is_over, sweeps_more = sweep(level), sweeps_more - 1
+            slot = next_slot(level)
+          end
+          slot = math.max(slot, 0)
         end
-        slot = math.max(slot, 0)
       end
-      local delta_text, score_text = string.format('%.0f', delta), string.format('%.0f', score)
+      local delta_text, score_text = string.format('%.0f', delta), string.format('%.0f', after)
       local seq_text = string.format('%.0f', seq + 1)
       -- XADD first: it can fail, if another program wrote to the stream. The actions before are then completed.
       local added = redis.pcall('XADD', events, '*', 'q', seq_text, 'u', user, 'a', ARGV[at + 2],
-        'd', delta_text, 's', score_text, 'e', epoch_text, more_fields(ARGV[at + 6], traces[i]))
+        'd', delta_text, 's', score_text, 'e', epoch_text, more(ARGV[at + 6], traces[i], limit))
       if type(added) ~= 'string' then
         failure = added
         break
       end
       stream_id, seq, room = added, seq + 1, room - 1
-      local packed, current = level * SLOT_COUNT + slot, KEYS[5 + 2 * pair_of[i]]
-      moves[#moves + 1] = string.format('%.0f', packed)
-      moves[#moves + 1] = user
-      if window_end then
-        add_gain(user, delta)
-      end
-      packed_of[user], lowest[level] = packed, slot
       local first = delta_text .. ':' .. score_text .. ':' .. seq_text
-      redis.call('HSET', current, digest, takes_values and first .. ':' .. score_text or first)
-      if not have_expiry then
-        redis.call('EXPIRE', current, 2 * seen_seconds + 60, 'NX')
-      end
-      if packed >= threshold or (before and before >= threshold) then
-        visible = true
-        if traces[i] and #shown < TRACES_MAX then
-          shown[#shown + 1] = traces[i]
+      if limit then
+        remember(i, digest, string.format('%s:%.0f:held', first, number))
+        replies[i] = { 'held', delta, held, seq, 0, is_held = true }
+      else
+        local packed = level * SLOT_COUNT + slot
+        moves[#moves + 1] = string.format('%.0f', packed)
+        moves[#moves + 1] = user
+        packed_of[user], lowest[level] = packed, slot
+        remember(i, digest, takes_values and first .. ':' .. score_text or first)
+        if window_end then
+          add_gain(user, delta)
         end
+        if packed >= threshold or (before and before >= threshold) then
+          visible = true
+          if traces[i] and #shown < TRACES_MAX then
+            shown[#shown + 1] = traces[i]
+          end
+        end
+        replies[i] = { 'applied', delta, score, seq, 0 }
       end
-      replies[i] = { 'applied', delta, score, seq, 0 }
       applied[digest] = replies[i]
       if takes_values then
-        replies[i].value = score
+        replies[i].value = number
       end
     end
   end

@@ -16,7 +16,7 @@ from scoreboard.errors import (
     ScoreOutOfRange,
 )
 from scoreboard.ledger import dead_letters
-from scoreboard.ledger.boards import select_board
+from scoreboard.ledger.boards import select_board, set_board_limits
 from scoreboard.ledger.held import HeldAction, HeldFilter, select_held
 from scoreboard.ledger.pool import connect
 from scoreboard.model import (
@@ -93,8 +93,11 @@ async def forget(world: World) -> None:
     await client.aclose()
 
 
-async def configure(world: World, limits: Limits) -> None:
-    """Set limits in Redis only."""
+async def configure(world: World, limits: Limits, *, is_redis_only: bool = False) -> None:
+    """Set limits in both stores, or in Redis only."""
+    if not is_redis_only:
+        async with await connect(world.settings, name="test") as connection:
+            await set_board_limits(connection, "main", limits)
     async with store_of(world.settings) as store:
         for number in range(world.board.layout.partitions):
             board = msgspec.structs.replace(world.board, limits=limits)
@@ -399,6 +402,14 @@ async def test_an_emptied_redis_keeps_held_actions_and_limits(world: World) -> N
     again = await submit(world, "alice", "win:2", 101)
     assert (again.held, again.replayed) == (True, True)
     assert (await submit(world, "alice", "win:8", 101)).held
+    await world.check()
+
+
+async def test_verify_finds_limits_that_redis_does_not_apply(world: World) -> None:
+    await configure(world, NO_LIMITS, is_redis_only=True)
+    with pytest.raises(AssertionError, match="Redis has none, PostgreSQL 100:250:86400"):
+        await world.check()
+    await configure(world, LIMITS)
     await world.check()
 
 

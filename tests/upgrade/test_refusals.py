@@ -56,7 +56,8 @@ def test_the_previous_release_applies_nothing_to_a_board_with_rules(redis_url: s
         scripts.open()
         before = scripts.snapshot()
         keys, args = scripts.submit_call(("alice", "win:1", 10))
-        keys.remove(KEYS.banned)  # it does not know this key
+        for key in (KEYS.banned, KEYS.gained):
+            keys.remove(key)  # it does not know these keys
         text = (previous().folder / "lua/submit.lua").read_text()
 
         with pytest.raises(redis.ResponseError, match="UNINIT"):
