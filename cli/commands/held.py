@@ -59,8 +59,8 @@ class Selection(Struct, frozen=True, kw_only=True):
 class Result(Struct, frozen=True, kw_only=True, rename="camel"):
     """What happened, or would happen, to a held action.
 
-    ``outcome``: ``released``, ``voided``, ``refused`` (``detail`` says why), or in a dry run
-    ``would be released`` or ``would be voided``.
+    ``outcome``: ``released``, ``voided``, ``refused`` (``detail`` says why), ``unknown`` (a server
+    went away: see ``held list``), or in a dry run ``would be released`` or ``would be voided``.
     """
 
     id: int

@@ -194,6 +194,19 @@ def test_parts_that_a_later_version_adds_to_limits_are_ignored(opened: Scripts) 
     assert opened.submit(("ann", "1", 11)) == [["held", 11, 0, 1]]
 
 
+def test_parts_that_a_later_version_adds_to_the_answer_of_a_held_action_are_ignored(
+    scripts: Scripts,
+) -> None:
+    board = limit(scripts, Limits(per_action=10))
+    board.submit(("ann", "1", 11))
+    keys, args = board.submit_call(("ann", "1", 11))
+    seen = next(key for key in keys if ":seen:" in key)
+    stored = text(board.client.hget(seen, args[5]))
+    assert stored == "11:0:1:11:held"
+    board.client.hset(seen, args[5], stored + ":later")
+    assert board.submit(("ann", "1", 11, 1)) == [["held_before", 11, 0, 1]]
+
+
 def test_a_wrong_type_of_the_counters_fails_before_the_first_write(scripts: Scripts) -> None:
     board = limit(scripts, Limits(per_window=10, window_s=DAY_S))
     board.client.set(KEYS.gained, "x")
