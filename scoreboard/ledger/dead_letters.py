@@ -268,8 +268,10 @@ async def apply(
             return _result(
                 entry, action, "refused", f"it still cannot be stored: {describe(error)}"
             )
-        kept = "held" if entry.is_held else "counted"
-        detail = kept if outcome == "applied" else f"it was {kept} before"
+        if outcome == "applied":
+            detail = "held" if entry.is_held else "counted"
+        else:
+            detail = "the ledger already has this action, or it is held"
         done = _result(entry, action, outcome, detail)
         await _note(connection, trail, board, done, entry, actor=actor, reason=None)
     return done
