@@ -117,7 +117,8 @@ if facts[6] then
   per_action, per_window, length = whole(most) or 0, whole(sum) or 0, whole(length) or 0
   if per_window > 0 and length > 0 and not takes_values then
     window_end = (math.floor(now / length) + 1) * length
-    gained_until = whole(redis.call('HGET', gained, ENDS) or nil)
+    local found = redis.pcall('HGET', gained, ENDS) -- a key of another type is replaced
+    gained_until = type(found) == 'string' and whole(found) or nil
   end
 end
 local waiting = redis.call('XLEN', events)
