@@ -43,7 +43,7 @@ IN_PROGRESS: Final = gauge(
 )
 UPDATES: Final[dict[str, int]] = dict.fromkeys(
     (
-        *("applied", "replayed", "conflict", "busy", "range", "unknown"),
+        *("applied", "replayed", "held", "conflict", "busy", "range", "unknown"),
         *("rate_limited", "unavailable", "archived", "banned", "refused"),
     ),
     0,
@@ -54,11 +54,13 @@ Readings(
     "counter",
     "score_updates_total",
     "Updates by outcome; rate_limited only with SCOREBOARD_RATE_LIMIT=app, else Kong refuses; "
-    "refused: invalid items of bulk requests",
+    "refused: invalid items of bulk requests; "
+    "held: actions that exceed a limit of their board",
     ("outcome",),
     lambda: (((outcome,), count) for outcome, count in UPDATES.items()),
     unit="updates",
-    normal="applied, some replayed, rate_limited, banned; archived, unknown, busy, unavailable: 0",
+    normal="applied, some replayed, rate_limited, banned; held: 0 without limits, and few with "
+    "them; archived, unknown, busy, unavailable: 0",
 )
 
 _known: Final[dict[tuple[str, str, int], Series]] = {}

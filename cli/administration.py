@@ -23,7 +23,7 @@ from scoreboard.ledger.pool import Connection
 from scoreboard.ledger.positions import lock_partitions
 from scoreboard.model import Board, BoardState, Partition
 from scoreboard.recovery import board_changes
-from scoreboard.recovery.board_changes import partitions_of
+from scoreboard.recovery.board_changes import LimitChange, partitions_of
 from scoreboard.recovery.mirror import mirror_catalogue, unlist_board
 from scoreboard.recovery.reseed import (
     SESSION,
@@ -82,15 +82,22 @@ async def change_board(
     actor: str,
     is_public: bool | None = None,
     state: BoardState | None = None,
+    limits: LimitChange | None = None,
 ) -> bool:
-    """Set whether a board is public or archived, in both stores; return whether that changed it.
+    """Set whether a board is public or archived, and its limits; return whether that changed it.
 
     Raises as scoreboard.recovery.board_changes.change_board.
     """
     try:
         async with open_database(settings) as connection, open_store(settings) as store:
             return await board_changes.change_board(
-                store, connection, name, actor=actor, is_public=is_public, state=state
+                store,
+                connection,
+                name,
+                actor=actor,
+                is_public=is_public,
+                state=state,
+                limits=limits,
             )
     except RedisUnavailable as error:
         raise RedisUnavailable(

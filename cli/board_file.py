@@ -1,8 +1,8 @@
 """Boards as a file in TOML: read it, write it, and plan the changes that make the boards match it.
 
 A table ``[boards.NAME]`` describes a board; every key has a default. The plan creates boards, and
-sets whether they are public or archived. It never deletes a board: those that the file omits are
-not touched. What is fixed when a board is created must be as it is.
+sets whether they are public or archived, and their limits. It never deletes a board: those that the
+file omits are not touched. What is fixed when a board is created must be as it is.
 """
 
 import re
@@ -16,14 +16,17 @@ from msgspec import UNSET, Struct, UnsetType, field
 
 from scoreboard.errors import Invalid, OperatorMistake
 from scoreboard.model import (
+    NO_LIMITS,
     SCORE_MAX,
     Board,
     Layout,
+    Limits,
     Lowering,
     Operator,
     Order,
     PointsFrom,
     Rules,
+    check_limits,
     is_board_name,
 )
 
@@ -33,10 +36,16 @@ FILE_BYTES_MAX: Final = 4_000_000
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
 _RULE_KEYS: Final = {"score_min": "min", "score_max": "max"}
 """Keys of the file by field of Rules, where they differ."""
+_LIMIT_KEYS: Final = {
+    "per_action": "max_points_per_action",
+    "per_window": "max_points_per_window",
+    "window_s": "window_seconds",
+}
+"""Keys of the file by field of Limits; 0 is no limit."""
 
 
 class _Table(Struct, frozen=True, forbid_unknown_fields=True):
-    """A board in the file. Omitted parts of a layout are not compared with the existing board."""
+    """A board in the file. Omitted parts of a layout and limits stay as the board has them."""
 
     operator: Operator = "add"
     order: Order = "highest"
@@ -49,6 +58,9 @@ class _Table(Struct, frozen=True, forbid_unknown_fields=True):
     partitions: int | UnsetType = UNSET
     seen_seconds: int | UnsetType = UNSET
     seen_shards: int | UnsetType = UNSET
+    per_action: int | UnsetType = field(default=UNSET, name="max_points_per_action")
+    per_window: int | UnsetType = field(default=UNSET, name="max_points_per_window")
+    window_s: int | UnsetType = field(default=UNSET, name="window_seconds")
 
 
 class Change(Struct, frozen=True):
@@ -56,7 +68,7 @@ class Change(Struct, frozen=True):
 
     board: str
     what: str
-    """Create, open, publish, hide, archive or unarchive."""
+    """Create, open, publish, hide, archive, unarchive or limit."""
     new: Board
 
 
@@ -93,7 +105,8 @@ def plan_changes(path: Path, existing: Mapping[str, Board]) -> list[Change]:
     """
     changes: list[Change] = []
     for name, table in _read_tables(path).items():
-        new, old = _board(name, table), existing.get(name)
+        old = existing.get(name)
+        new = _board(name, table, NO_LIMITS if old is None else old.limits)
         if old is None:
             changes.append(Change(name, "create", msgspec.structs.replace(new, state="open")))
             old = msgspec.structs.replace(new, state="open")
@@ -101,6 +114,8 @@ def plan_changes(path: Path, existing: Mapping[str, Board]) -> list[Change]:
             _require_same(table, new, old)
         if new.is_public != old.is_public:
             changes.append(Change(name, "publish" if new.is_public else "hide", new))
+        if new.limits != old.limits:
+            changes.append(Change(name, "limit", new))
         if new.state != old.state:
             changes.append(Change(name, "archive" if new.state == "archived" else "unarchive", new))
     return changes
@@ -116,6 +131,7 @@ def write_boards(boards: Iterable[Board]) -> list[str]:
             "public": board.is_public,
             "archived": board.state == "archived",
             **{name: value for name, value in _fields(layout) if name != "rules"},
+            **{_LIMIT_KEYS[name]: value for name, value in _fields(board.limits)},
         }
         key = board.name if _BARE.fullmatch(board.name) else f'"{board.name}"'
         lines += ["", f"[boards.{key}]"]
@@ -151,7 +167,7 @@ def _parse(name: str, table: object) -> _Table:
         raise Invalid(f"Board {name}: {error}") from None
 
 
-def _board(name: str, table: _Table) -> Board:
+def _board(name: str, table: _Table, limits: Limits = NO_LIMITS) -> Board:
     named = {field: getattr(table, field) for field in Rules.__struct_fields__}
     defaults = Layout()
     parts = {
@@ -161,9 +177,14 @@ def _board(name: str, table: _Table) -> Board:
     try:
         layout = Layout(**parts, rules=make_rules(Rules(**named)))
         Layout.parse(str(layout))
+        stated = {field: getattr(table, field) for field in _LIMIT_KEYS}
+        limits = msgspec.structs.replace(
+            limits, **{field: value for field, value in stated.items() if value is not UNSET}
+        )
+        check_limits(limits, layout.rules)
     except (ValueError, Invalid) as error:
         raise Invalid(f"Board {name}: {error}") from None
-    return Board(name, layout, table.public, "archived" if table.archived else "open")
+    return Board(name, layout, table.public, "archived" if table.archived else "open", limits)
 
 
 def _require_same(table: _Table, new: Board, old: Board) -> None:

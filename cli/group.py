@@ -19,7 +19,7 @@ COMPLETE: Final = "_SCOREBOARD_COMPLETE"
 SECTIONS: Final[Mapping[str, Sequence[str]]] = {
     "Run": ("up", "status", "simulate", "token", "proof"),
     "Boards and users": ("board", "user", "action", "export"),
-    "Fair play": ("score", "window", "act"),
+    "Fair play": ("score", "window", "held", "act"),
     "Load tests": ("bench", "lua"),
     "Recovery": ("verify", "repair", "reseed", "dead", "backup", "audit"),
     "Configuration and gateway": ("config", "db", "kong", "secrets"),

@@ -157,6 +157,8 @@ def describe(plan: Plan) -> str:
             return f"Ban {plan.user_id}"
         case "unban":
             return f"End the ban of {plan.user_id}"
+        case "release":
+            return f"Release {plan.detail['action']} of {plan.user_id} ({plan.delta:+})"
         case "void" | "void window":
             count = len(plan.actions)
             actions = "1 action" if count == 1 else f"{count} actions"

@@ -10,7 +10,7 @@ import click
 
 from cli.text import ID_RULE
 from scoreboard.errors import Invalid
-from scoreboard.model import SCOPE_PATTERN, is_board_name, is_identifier
+from scoreboard.model import SCOPE_PATTERN, SCORE_MAX, is_board_name, is_identifier
 
 PORT: Final = click.IntRange(0, 65_535)
 FILE: Final = click.Path(dir_okay=False, path_type=Path)
@@ -18,6 +18,12 @@ _KIND: Final = re.compile(r"[A-Za-z0-9._|@-]{1,64}")
 """The part of an actionId before the colon; the table `actions` has the same constraint."""
 
 _SCOPE: Final = re.compile(SCOPE_PATTERN)
+
+NONE: Final = "none"
+"""The word that removes a limit."""
+
+_UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_SPAN: Final = re.compile(r"(\d{1,7})([smhd])", re.ASCII)
 
 _HEAD: Final = re.compile(r"(\d{1,18}):([0-9a-f]{64}|)\s*")
 
@@ -47,6 +53,45 @@ class Seconds(Number):
     """A number of seconds within a range."""
 
     unit = "number of seconds"
+
+
+class Points(click.ParamType):
+    """The most points of a limit; `none`, which is 0, for no limit."""
+
+    name = "points"
+
+    def convert(
+        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Parse the number.
+
+        Raises click.BadParameter.
+        """
+        if value == NONE:
+            return 0
+        if not re.fullmatch(r"\d{1,10}", str(value)) or not 1 <= int(value) <= SCORE_MAX:
+            self.fail(f"{value!r} is not a number from 1 to {SCORE_MAX}, or none", param, ctx)
+        return int(value)
+
+
+class Span(click.ParamType):
+    """A length of time such as `90s`, `30m`, `1h` or `7d`, in seconds; `none` is 0."""
+
+    name = "time"
+
+    def convert(
+        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Parse the length.
+
+        Raises click.BadParameter.
+        """
+        if value == NONE:
+            return 0
+        found = _SPAN.fullmatch(str(value))
+        if found is None:
+            self.fail(f"{value!r} is not a time such as 90s, 30m, 1h or 7d, or none", param, ctx)
+        return int(found[1]) * _UNITS_S[found[2]]
 
 
 class Moment(click.ParamType):
@@ -156,6 +201,8 @@ class Identifier(click.ParamType):
 
 BOARD: Final = BoardName()
 MOMENT: Final = Moment()
+POINTS: Final = Points()
+SPAN: Final = Span()
 CHAIN_HEAD: Final = HeadOfChain()
 KIND: Final = Kind()
 SCOPE: Final = Scope()

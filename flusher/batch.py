@@ -1,8 +1,8 @@
 """Converts stream entries to rows for PostgreSQL. No clock, no I/O.
 
-Invariants: every entry is in exactly one of three lists (actions, corrections, bad records), so
-every acknowledged entry has a row; the stored position never passes a seq that was not in the
-stream.
+Invariants: every entry is in exactly one of four lists (actions, corrections, held actions, bad
+records), so every acknowledged entry has a row; the stored position never passes a seq that was not
+in the stream.
 """
 
 from bisect import bisect_right
@@ -15,6 +15,7 @@ from msgspec import Struct
 from scoreboard.events import (
     BIGINT_MAX,
     CORRECTION,
+    HELD,
     BadRecord,
     Event,
     decode,
@@ -68,6 +69,7 @@ class Batch(Struct, frozen=True):
     entries: tuple[Entry, ...]
     actions: tuple[Event, ...]
     corrections: tuple[Event, ...]
+    held: tuple[Event, ...]
     bad: tuple[BadRecord, ...]
     steps: tuple[tuple[str, int], ...]
     """Stream id and seq of each entry; seq 0 if it cannot be parsed."""
@@ -91,7 +93,7 @@ def build(entries: Iterable[Entry]) -> Batch:
     """Decode entries and group them."""
     kept = tuple(entries)
     actions: list[Event] = []
-    corrections: list[Event] = []
+    others: dict[str, list[Event]] = {CORRECTION: [], HELD: []}
     bad: list[BadRecord] = []
     steps: list[tuple[str, int]] = []
     for stream_id, fields in kept:
@@ -99,7 +101,7 @@ def build(entries: Iterable[Entry]) -> Batch:
         if isinstance(record, Event):
             reason = _beyond_columns(record)
             if not reason:
-                (corrections if record.kind == CORRECTION else actions).append(record)
+                (actions if record.is_action else others[record.kind]).append(record)
                 steps.append((record.stream_id, record.seq))
                 continue
             record = BadRecord(record.stream_id, reason, dict(fields))
@@ -108,7 +110,8 @@ def build(entries: Iterable[Entry]) -> Batch:
     return Batch(
         kept,
         tuple(actions),
-        tuple(corrections),
+        tuple(others[CORRECTION]),
+        tuple(others[HELD]),
         tuple(bad),
         tuple(steps),
         make_rows(actions),
@@ -136,6 +139,24 @@ def advance(batch: Batch, committed: int) -> Progress:
                 unread -= missing
             reached = seq
     return Progress(reached, gap)
+
+
+def split_held(batch: Batch) -> tuple[list[Event], list[Event]]:
+    """Return the held actions to record before the actions are counted, and those after.
+
+    The first entry of an action decides whether it is held or counts.
+    """
+    if not batch.held:
+        return [], []
+    counted: dict[tuple[str, str], int] = {}
+    for event in batch.actions:
+        counted.setdefault((event.user_id, event.action_id), event.seq)
+    before: list[Event] = []
+    after: list[Event] = []
+    for event in batch.held:
+        at = counted.get((event.user_id, event.action_id))
+        (before if at is None or event.seq < at else after).append(event)
+    return before, after
 
 
 def count_after(batch: Batch, stream_id: str) -> int:

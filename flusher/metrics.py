@@ -88,9 +88,9 @@ ROWS: Final = Children(
         "Committed stream entries by result",
         "result",
         unit="entries",
-        normal="nearly all counted; redelivered after a restart; dead: 0",
+        normal="nearly all counted; redelivered after a restart; held: 0 without limits; dead: 0",
     ),
-    *("counted", "redelivered", "late", "correction", "dead"),
+    *("counted", "redelivered", "late", "correction", "held", "dead"),
 )
 DEAD_LETTERS: Final = counter(
     "flusher_dead_letter_total", "Entries stored in dead_events", unit="entries", normal="0"
@@ -202,6 +202,7 @@ def count(result: Flushed, batch: Batch) -> None:
     ROWS["redelivered"].inc(result.redelivered)
     ROWS["late"].inc(result.late)
     ROWS["correction"].inc(result.corrections)
+    ROWS["held"].inc(result.held)
     ROWS["dead"].inc(result.dead)
     DEAD_LETTERS.inc(result.dead)
     FLUSH_DELAY.observe(max(0.0, now_ms - batch.times_ms[0]) / 1000)

@@ -611,6 +611,7 @@ class PartitionFlusher:
             counted=result.counted,
             redelivered=result.redelivered,
             late=result.late,
+            held=result.held,
             dead=result.dead,
             seq=result.position.seq,
         )

@@ -13,13 +13,24 @@ from typing import Any, Final, Self
 import psycopg
 from msgspec import Struct
 
-from flusher.batch import COLUMNS, Batch, Gap, Row, advance, count_after, make_rows, parameters_of
+from flusher.batch import (
+    COLUMNS,
+    Batch,
+    Gap,
+    Row,
+    advance,
+    count_after,
+    make_rows,
+    parameters_of,
+    split_held,
+)
 from flusher.database_errors import ErrorClass, classify
 from flusher.dead_letters import DeadEvent, dead_event, dead_event_of
 from flusher.session import TRANSACTION_LIMIT_S, Session
 from flusher.values import insert_unchanged, rebase
 from scoreboard.errors import DatabaseUnavailable, SchemaMismatch, TooManyPoisonEvents
 from scoreboard.events import BIGINT_MAX, Event, event_time
+from scoreboard.ledger.held import Held, insert_held
 from scoreboard.ledger.pool import describe
 from scoreboard.ledger.positions import Position
 from scoreboard.runtime import resources
@@ -69,6 +80,8 @@ class Flushed(Struct, frozen=True):
     dead_requests: tuple[str, ...] = ()
     """The ids of the requests whose entries became dead letters, as far as they are known."""
     corrections: int = 0
+    held: int = 0
+    """Actions that exceeded a limit, without those that had been recorded before."""
     drifted: int = 0
 
 
@@ -191,11 +204,14 @@ class Writer(Session):
             if progress.gap and not skip_gaps:
                 return GapFound(progress.gap)
             dead = [dead_event_of(record) for record in batch.bad]
+            early, repeats = split_held(batch)
+            held = await self._hold(early, previous.seq)
             if isolate:
                 tally = await self._isolate(batch, batch.actions, previous.seq, dead)
             else:
                 tally = await self._count(batch.actions, batch.rows, previous.seq)
-            if tally.rewound and not allow_reused:
+            held = held.plus(await self._hold(repeats, previous.seq))
+            if tally.rewound + held.rewound and not allow_reused:
                 raise _Reused
             for event in dead:
                 await self.connection.execute(_INSERT_DEAD, {**self.where, **_as_row(event)})
@@ -218,14 +234,21 @@ class Writer(Session):
             position=reached,
             fresh=count_after(batch, previous.stream_id),
             counted=tally.counted,
-            redelivered=staged - tally.counted - tally.late,
+            redelivered=staged - tally.counted - tally.late + len(batch.held) - held.new,
             late=tally.late,
             dead=len(dead),
             dead_requests=tuple(event.request_id for event in dead if event.request_id),
             corrections=len(batch.corrections),
+            held=held.new,
             # Late duplicates and dead letters explain a difference.
             drifted=0 if tally.late or dead or batch.corrections else tally.drifted,
         )
+
+    async def _hold(self, events: Sequence[Event], committed: int) -> Held:
+        """Record actions that exceeded a limit; they change no score."""
+        if not events:
+            return Held()
+        return await insert_held(self.connection, self.partition, events, committed=committed)
 
     async def _count(
         self, actions: Sequence[Event], staged: Sequence[Row], committed: int

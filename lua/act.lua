@@ -1,10 +1,10 @@
 -- act: change the score of one user by an administrator's act, exactly once.
 -- WHY       only here the score of this moment is known, and so whether the new one is within the board's bounds
 -- KEYS      1 board zset · 2 events stream · 3 meta hash · 4 changes channel · 5 banned hash · 6 seen hash of the next generation · 7 seen hash of the generation · 8 seen hash of the previous generation
--- ARGV      1 generation int from which the caller built its seen keys · 2 layout · 3 cap int · 4 user · 5 action · 6 digest · 7 delta int · 8 lowest score int · 9 highest score int
+-- ARGV      1 generation int from which the caller built its seen keys · 2 layout · 3 cap int · 4 user · 5 action · 6 digest · 7 delta int · 8 lowest score int · 9 highest score int · 10 score int from which the delta was computed, -1 for any
 -- ASSUMES   the keys match time and layout of the board: both are compared
--- RETURNS   outcome, delta, score, seq
--- OUTCOMES  applied replayed range
+-- RETURNS   outcome, delta, score, seq; moved: the score is another one than the delta was computed from, and nothing was changed
+-- OUTCOMES  applied replayed moved range
 -- REFUSES   UNINIT no epoch, seq or layout · FENCED not accepting · ARCHIVED the board is archived · STALE other layout, or a generation later than the next · LAG the stream is full · BADARG arguments
 -- WRITES    board events meta banned seen
 -- EMITS     epoch:seq to changes, unless the user is banned · to sb:active the name of the stream, if it was empty before
@@ -19,12 +19,12 @@ local board, events, meta, changes, banned = KEYS[1], KEYS[2], KEYS[3], KEYS[4],
 local following, current, previous = KEYS[6], KEYS[7], KEYS[8]
 local generation, layout, cap = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local user, action, digest, delta = ARGV[4], ARGV[5], ARGV[6], tonumber(ARGV[7])
-local lowest, highest = tonumber(ARGV[8]), tonumber(ARGV[9])
+local lowest, highest, from = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
 
 -- validate
 if not generation or not cap or not user or user == '' or not action or not digest or #digest ~= 16
     or not delta or delta % 1 ~= 0 or delta == 0 or math.abs(delta) > SCORE_MAX
-    or not lowest or lowest < 0 or not highest or highest > SCORE_MAX then
+    or not lowest or lowest < 0 or not highest or highest > SCORE_MAX or not from then
   return redis.error_reply('BADARG generation, cap, user, action, digest, delta or bounds')
 end
 
@@ -76,6 +76,10 @@ local function level_of(score) -- and back
 end
 local held = packed and level_of(math.floor(packed / SLOT_COUNT)) or whole(kept or nil) or 0
 held = math.max(0, math.min(held, SCORE_MAX))
+if from >= 0 and held ~= from then
+  outcome = 'moved'
+  return { outcome, delta, held, 0 }
+end
 local score = held + delta
 if score < lowest or score > highest then
   outcome = 'range'

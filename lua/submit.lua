@@ -1,12 +1,12 @@
 -- submit: apply up to 64 actions of one partition, each exactly once.
 -- WHY       score, stream record and dedup record of an action change together or not at all (I4)
--- KEYS      1 board zset · 2 events stream · 3 meta hash · 4 changes channel · 5 banned hash · 6+ seen hash
+-- KEYS      1 board zset · 2 events stream · 3 meta hash · 4 changes channel · 5 banned hash · 6 gained hash · 7+ seen hash
 -- ARGV      1 generation int from which the caller built its seen keys · 2 layout with rules · 3 cap int · 4+ user, action, digest, delta int or with the operators best and last the value, stated 0 or 1, request id, pair int: which pair of seen keys; the last, only if some actions are traced: number of the action and its traceparent, for each of them, joined by spaces
 -- ASSUMES   the keys match time and layout of the board: both are compared
--- RETURNS   per action, in order: outcome, delta, score, seq, committed 0 or 1: this change is known to be in PostgreSQL; delta 0 if the action changed nothing, then seq is that of the last change before it; busy, range and banned repeat the argument in place of the delta
--- OUTCOMES  applied replayed conflict busy range banned
+-- RETURNS   per action, in order: outcome, delta, score, seq, committed 0 or 1: this change is known to be in PostgreSQL; delta 0 if the action changed nothing, then seq is that of the last change before it; of a held action the delta that it would have had; busy, range and banned repeat the argument in its place
+-- OUTCOMES  applied replayed held held_before conflict busy range banned
 -- REFUSES   UNINIT no epoch, seq or layout · FENCED not accepting · ARCHIVED the board is archived · LAYOUT other layout or a retired partition, the second word is the right layout · BUCKET other generation, the second word is Redis's time in s · BADARG arguments
--- WRITES    board events meta seen
+-- WRITES    board events meta gained seen
 -- EMITS     to changes, if the watched top can differ: up to 8 traceparents of actions that changed it, if they are traced; then epoch:seq · to sb:active the name of the stream, if it was empty before
 -- COST      O(n log N), n actions ≤ 64, N members; where a score runs out of slots, 16 moves more per action, and 1024 per call
 
@@ -19,13 +19,14 @@ local SWEEPS_MORE = 64
 local FIELDS_PER_ACTION = 7
 local TRACES_MAX = 8
 local ACTIVE = 'sb:active'
+local ENDS = '/ends' -- not the id of a user
 
 -- unpack
-local board, events, meta, changes, banned = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local board, events, meta, changes, banned, gained = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local generation, layout, cap = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local is_traced = (#ARGV - 3) % FIELDS_PER_ACTION == 1
 local count = (#ARGV - (is_traced and 4 or 3)) / FIELDS_PER_ACTION
-local pairs_count = (#KEYS - 5) / 2
+local pairs_count = (#KEYS - 6) / 2
 
 -- validate
 if not generation or not cap or count < 1 or count > 64 or count % 1 ~= 0 or pairs_count % 1 ~= 0 then
@@ -61,7 +62,7 @@ local function whole(text)
   local number = tonumber(string.match(text or '', '^%d+$'))
   return number and number < 2 ^ 53 and number or nil
 end
-local facts = redis.call('HMGET', meta, 'epoch', 'state', 'seq', 'layout', 'committed')
+local facts = redis.call('HMGET', meta, 'epoch', 'state', 'seq', 'layout', 'committed', 'limits')
 local epoch, state, seq = whole(facts[1]), facts[2], whole(facts[3])
 local seconds, rules = string.match(facts[4] or '', '^%d+:(%d+):%d+(.*)$')
 local seen_seconds = whole(seconds)
@@ -99,15 +100,27 @@ end
 -- Every record is read here, so that a wrong type fails before the first write.
 local stored, current_keys = {}, {}
 for i = 1, count do
-  local current, previous = KEYS[4 + 2 * pair_of[i]], KEYS[5 + 2 * pair_of[i]]
+  local current, previous = KEYS[5 + 2 * pair_of[i]], KEYS[6 + 2 * pair_of[i]]
   local digest = ARGV[6 + (i - 1) * FIELDS_PER_ACTION]
   stored[i] = redis.call('HGET', current, digest) or redis.call('HGET', previous, digest)
 end
 for pair = 1, pairs_count do
-  current_keys[pair] = KEYS[4 + 2 * pair]
+  current_keys[pair] = KEYS[5 + 2 * pair]
 end
 -- A key that exists has an expiry. Users of an older version's ACL may not call EXISTS: then each key is tried.
 local have_expiry = redis.pcall('EXISTS', unpack(current_keys)) == pairs_count
+-- Limits are per action and per user and window; 0 is none. Windows end at multiples of their length. `gained` has
+-- what each user has gained in the window that ends at its field ENDS.
+local per_action, per_window, window_end, gained_until
+if facts[6] then
+  local most, sum, length = string.match(facts[6], '^(%d+):(%d+):(%d+)')
+  per_action, per_window, length = whole(most) or 0, whole(sum) or 0, whole(length) or 0
+  if per_window > 0 and length > 0 and not takes_values then
+    window_end = (math.floor(now / length) + 1) * length
+    local found = redis.pcall('HGET', gained, ENDS) -- a key of another type is replaced
+    gained_until = type(found) == 'string' and whole(found) or nil
+  end
+end
 local waiting = redis.call('XLEN', events)
 local room = cap - waiting
 -- Packed score of the last watched row; -1 while there are fewer rows.
@@ -131,6 +144,7 @@ local function parse_record(text)
     return nil
   end
   local record = { 'applied', tonumber(delta), score, at, is_committed(at) }
+  record.is_held = string.find(text, ':held', 1, true) ~= nil
   if takes_values then
     record.value = whole(string.match(text, '^-?%d+:%d+:%d+:(%d+)'))
   end
@@ -193,6 +207,35 @@ local function sweep(level)
   return is_over
 end
 
+-- Returns which limit an action exceeds that changes the score by `delta`. A limit bounds how much better it gets.
+local function limit_of(user, delta)
+  local gain = is_lowest and -delta or delta
+  if gain > 0 and per_action > 0 and gain > per_action then
+    return 'action'
+  end
+  if gain > 0 and window_end then
+    local before = gained_until == window_end and whole(redis.call('HGET', gained, user) or nil) or 0
+    if before + gain > per_window then
+      return 'window'
+    end
+  end
+end
+
+local function add_gain(user, delta)
+  local gain = is_lowest and -delta or delta
+  if gain <= 0 then
+    return
+  end
+  if gained_until ~= window_end then
+    redis.call('EXPIRE', gained, -1) -- deletes it; not every user may call UNLINK
+    redis.call('HSET', gained, ENDS, string.format('%.0f', window_end))
+    redis.call('EXPIRE', gained, string.format('%.0f', window_end - now))
+    gained_until = window_end
+  end
+  local before = whole(redis.call('HGET', gained, user) or nil) or 0
+  redis.call('HSET', gained, user, string.format('%.0f', before + gain))
+end
+
 -- Fields of a stream record that exist only with a value.
 local function optional_fields(request, trace)
   if trace and request ~= '' then
@@ -212,6 +255,18 @@ if takes_values then
   end
 end
 
+local function held_fields(request, trace, limit)
+  return 'k', 'h', 'l', limit, optional_fields(request, trace)
+end
+
+local function remember(i, digest, record)
+  local current = KEYS[5 + 2 * pair_of[i]]
+  redis.call('HSET', current, digest, record)
+  if not have_expiry then
+    redis.call('EXPIRE', current, 2 * seen_seconds + 60, 'NX')
+  end
+end
+
 -- decide and write, action by action: each sees the effects of those before it
 local replies, applied, shown, stream_id, failure = {}, {}, {}, nil, nil
 local epoch_text, sweeps_more = string.format('%.0f', epoch), SWEEPS_MORE
@@ -221,6 +276,9 @@ for i = 1, count do
   local record = applied[digest] or stored[i] and parse_record(stored[i])
   if record then
     local outcome = 'replayed'
+    if record.is_held then
+      outcome = 'held_before'
+    end
     if ARGV[at + 5] == '1' and (record.value or record[2]) ~= number then
       outcome = 'conflict'
     end
@@ -232,6 +290,7 @@ for i = 1, count do
       held = SCORE_MAX - held
     end
     local score = takes_values and number or held + number
+    local limit = per_action and limit_of(user, score - held)
     -- pcall: an error here would leave the actions before half written.
     if not before and type(redis.pcall('HGET', banned, user)) == 'string' then
       replies[i] = { 'banned', number, 0, 0, 0 }
@@ -241,56 +300,63 @@ for i = 1, count do
       -- The last case: a score of 0 would be the best, and the ledger has no change of 0 that could record it.
       replies[i] = { 'range', number, held, 0, 0 }
     elseif score == held or (operator == 'best' and before and (score < held) ~= is_lowest) then
-      redis.call('HSET', KEYS[4 + 2 * pair_of[i]], digest, string.format('0:%.0f:%.0f:%.0f', held, seq, number))
-      if not have_expiry then
-        redis.call('EXPIRE', KEYS[4 + 2 * pair_of[i]], 2 * seen_seconds + 60, 'NX')
-      end
+      remember(i, digest, string.format('0:%.0f:%.0f:%.0f', held, seq, number))
       replies[i] = { 'applied', 0, held, seq, is_committed(seq), value = number }
       applied[digest] = replies[i]
     else
       local delta, level = score - held, is_lowest and SCORE_MAX - score or score
-      -- The first user at a score ranks first: take the slot below the lowest one in use.
-      local slot = next_slot(level)
-      if slot < SWEEP_BELOW then
-        write_board()
-        local is_over = sweep(level)
+      local after, more, slot = score, more_fields, nil
+      if limit then
+        after, more = held, held_fields
+      else
+        -- The first user at a score ranks first: take the slot below the lowest one in use.
         slot = next_slot(level)
-        -- No slot is left below: sweep on within the limit of a call.
-        while slot < 0 and not is_over and sweeps_more > 0 do
-          is_over, sweeps_more = sweep(level), sweeps_more - 1
+        if slot < SWEEP_BELOW then
+          write_board()
+          local is_over = sweep(level)
           slot = next_slot(level)
+          -- No slot is left below: sweep on within the limit of a call.
+          while slot < 0 and not is_over and sweeps_more > 0 do
+            is_over, sweeps_more = sweep(level), sweeps_more - 1
+            slot = next_slot(level)
+          end
+          slot = math.max(slot, 0)
         end
-        slot = math.max(slot, 0)
       end
-      local delta_text, score_text = string.format('%.0f', delta), string.format('%.0f', score)
+      local delta_text, score_text = string.format('%.0f', delta), string.format('%.0f', after)
       local seq_text = string.format('%.0f', seq + 1)
       -- XADD first: it can fail, if another program wrote to the stream. The actions before are then completed.
       local added = redis.pcall('XADD', events, '*', 'q', seq_text, 'u', user, 'a', ARGV[at + 2],
-        'd', delta_text, 's', score_text, 'e', epoch_text, more_fields(ARGV[at + 6], traces[i]))
+        'd', delta_text, 's', score_text, 'e', epoch_text, more(ARGV[at + 6], traces[i], limit))
       if type(added) ~= 'string' then
         failure = added
         break
       end
       stream_id, seq, room = added, seq + 1, room - 1
-      local packed, current = level * SLOT_COUNT + slot, KEYS[4 + 2 * pair_of[i]]
-      moves[#moves + 1] = string.format('%.0f', packed)
-      moves[#moves + 1] = user
-      packed_of[user], lowest[level] = packed, slot
       local first = delta_text .. ':' .. score_text .. ':' .. seq_text
-      redis.call('HSET', current, digest, takes_values and first .. ':' .. score_text or first)
-      if not have_expiry then
-        redis.call('EXPIRE', current, 2 * seen_seconds + 60, 'NX')
-      end
-      if packed >= threshold or (before and before >= threshold) then
-        visible = true
-        if traces[i] and #shown < TRACES_MAX then
-          shown[#shown + 1] = traces[i]
+      if limit then
+        remember(i, digest, string.format('%s:%.0f:held', first, number))
+        replies[i] = { 'held', delta, held, seq, 0, is_held = true }
+      else
+        local packed = level * SLOT_COUNT + slot
+        moves[#moves + 1] = string.format('%.0f', packed)
+        moves[#moves + 1] = user
+        packed_of[user], lowest[level] = packed, slot
+        remember(i, digest, takes_values and first .. ':' .. score_text or first)
+        if window_end then
+          add_gain(user, delta)
         end
+        if packed >= threshold or (before and before >= threshold) then
+          visible = true
+          if traces[i] and #shown < TRACES_MAX then
+            shown[#shown + 1] = traces[i]
+          end
+        end
+        replies[i] = { 'applied', delta, score, seq, 0 }
       end
-      replies[i] = { 'applied', delta, score, seq, 0 }
       applied[digest] = replies[i]
       if takes_values then
-        replies[i].value = score
+        replies[i].value = number
       end
     end
   end

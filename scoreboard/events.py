@@ -1,7 +1,9 @@
 """Stream records: the meaning of each one-letter field, and their decoder.
 
 ``q`` seq · ``u`` user · ``a`` action · ``d`` delta · ``s`` score after · ``e`` epoch ·
-``k`` kind of event (absent: an action; ``c``: a correction) · ``t`` request id (absent: none) ·
+``k`` kind of event (absent: an action; ``c``: a correction; ``h``: an action that is held) ·
+``l`` which limit a held action exceeds: ``action`` or ``window`` ·
+``t`` request id (absent: none) ·
 ``v`` the action stated the score, and which value stays: ``last``, ``highest`` or ``lowest``
 (absent: it stated a difference) ·
 ``w`` traceparent (absent: the update is not traced; scoreboard.trace_context reads it).
@@ -12,11 +14,11 @@ its reason, never an exception, which would stop the stream.
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, get_args
 
 from msgspec import Struct
 
-from scoreboard.model import SCORE_MAX, is_identifier
+from scoreboard.model import SCORE_MAX, LimitKind, is_identifier
 
 FIELDS: Final = {
     "q": "seq",
@@ -26,11 +28,14 @@ FIELDS: Final = {
     "s": "score after",
     "e": "epoch",
     "k": "kind of event",
+    "l": "limit exceeded",
     "t": "request id",
     "v": "value that stays",
     "w": "traceparent",
 }
 CORRECTION: Final = "c"
+HELD: Final = "h"
+LIMITS: Final = frozenset(get_args(LimitKind))
 VALUES: Final = frozenset({"", "last", "highest", "lowest"})
 
 BIGINT_MAX: Final = 2**63 - 1
@@ -68,6 +73,13 @@ class Event(Struct, frozen=True):
     request_id: str = ""
     keeps: str = ""
     """Which value stays if the action stated the score: ``last``, ``highest`` or ``lowest``."""
+    limit: str = ""
+    """Which limit a held action exceeds; ``delta`` is then what it would have changed."""
+
+    @property
+    def is_action(self) -> bool:
+        """Whether it changed the score by ``delta``: it is neither a correction nor held."""
+        return not self.kind
 
     @property
     def occurred_at_ms(self) -> int:
@@ -120,6 +132,7 @@ def decode(  # noqa: C901, PLR0911 (one return per rule)
             kind=fields.get(b"k", b"").decode("ascii"),
             request_id=fields.get(b"t", b"").decode("ascii"),
             keeps=fields.get(b"v", b"").decode("ascii"),
+            limit=fields.get(b"l", b"").decode("ascii"),
         )
     except KeyError as error:
         name = error.args[0].decode()
@@ -132,8 +145,10 @@ def decode(  # noqa: C901, PLR0911 (one return per rule)
         return bad("the action is not an identifier")
     if event.keeps not in VALUES:
         return bad("it is unknown which value stays")
-    if event.kind not in {"", CORRECTION}:
+    if event.kind not in {"", CORRECTION, HELD}:
         return bad("unknown kind of event")
+    if event.kind == HELD and event.limit not in LIMITS:
+        return bad("it is unknown which limit the action exceeds")
     if event.delta == 0 or abs(event.delta) > SCORE_MAX:
         return bad("the delta is zero or exceeds an INT")
     if not 0 <= event.score_after <= SCORE_MAX:

@@ -44,6 +44,10 @@ BATCH_MAX: Final = 64
 POINTS_MAX: Final = 1_000_000
 """Maximum points of one action."""
 
+WINDOW_MIN_S: Final = 10
+WINDOW_MAX_S: Final = 31 * 86_400
+"""Bounds of the window of a limit, in seconds."""
+
 PACKED_MAX: Final = (SCORE_MAX + 1) * SLOT_COUNT - 1
 """Greatest packed score."""
 
@@ -101,6 +105,7 @@ SCOPE_PATTERN: Final = r"^[A-Za-z0-9._:/-]{1,64}$"
 _ID = re.compile(ID_PATTERN[:-1] + r"\Z")
 _LAYOUT = re.compile(r"(\d{1,10}):(\d{1,10}):(\d{1,10})(?::(\S{1,100}))?", re.ASCII)
 _RULES = re.compile(r"([a-z]+):([a-z]+):(\d{1,10}):(\d{1,10}):([a-z]+):([a-z]+)", re.ASCII)
+_LIMITS = re.compile(r"(\d{1,10}):(\d{1,10}):(\d{1,10})(?::.*)?", re.ASCII)
 _BOARD = re.compile(BOARD_PATTERN[:-1] + r"\Z")
 
 
@@ -233,7 +238,64 @@ class Layout(Struct, frozen=True):
         return layout
 
 
+class Limits(Struct, frozen=True):
+    """How much better the actions of a user may make a score; 0 for no limit.
+
+    ``per_action`` is the most that one action may gain, ``per_window`` the most that the actions of
+    a user may gain together in a window of ``window_s`` seconds; windows begin at multiples of
+    their length since 1970, by Redis's clock. On a board with the operator ``best`` or ``last``
+    there is only the former. An action that exceeds a limit is held and changes no score.
+    """
+
+    per_action: int = 0
+    per_window: int = 0
+    window_s: int = 0
+
+    def __str__(self) -> str:
+        """Return the form that the scripts read; empty without limits."""
+        return ":".join(map(str, msgspec.structs.astuple(self))) if self != NO_LIMITS else ""
+
+    @classmethod
+    def parse(cls, text: str) -> "Limits":
+        """Parse the form of ``__str__``; parts that a later version adds are ignored.
+
+        Raises ValueError for any other text and for values beyond what ``check_limits`` allows.
+        """
+        if not text:
+            return NO_LIMITS
+        found = _LIMITS.fullmatch(text)
+        if found is None:
+            raise ValueError("limits are per_action:per_window:window_s")
+        limits = cls(*map(int, found.groups()))
+        check_limits(limits, DEFAULT_RULES)
+        return limits
+
+
+NO_LIMITS: Final = Limits()
+
+
+def check_limits(limits: Limits, rules: Rules) -> None:
+    """Check that limits fit together, and to the rules of their board.
+
+    Raises ValueError, which says what to change.
+    """
+    if not 0 <= limits.per_action <= SCORE_MAX or not 0 <= limits.per_window <= SCORE_MAX:
+        raise ValueError(f"points of a limit are 1 to {SCORE_MAX}")
+    if bool(limits.per_window) != bool(limits.window_s):
+        raise ValueError("points per window need the length of the window, and it needs them")
+    if limits.window_s and not WINDOW_MIN_S <= limits.window_s <= WINDOW_MAX_S:
+        raise ValueError(f"a window has {WINDOW_MIN_S} to {WINDOW_MAX_S} seconds")
+    if limits.per_window and rules.takes_values:
+        raise ValueError(
+            f"points per window are for boards with operator add; a board with {rules.operator} "
+            "takes values"
+        )
+
+
 BoardState = Literal["open", "archived"]
+
+LimitKind = Literal["action", "window"]
+"""Which limit an action exceeded."""
 
 
 class Board(Struct, frozen=True):
@@ -243,6 +305,7 @@ class Board(Struct, frozen=True):
     layout: Layout = Layout()
     is_public: bool = True
     state: BoardState = "open"
+    limits: Limits = NO_LIMITS
 
 
 class ActionKind(Struct, frozen=True):
@@ -295,13 +358,15 @@ class Action(Struct, frozen=True):
 class Receipt(Struct, frozen=True):
     """The permanent answer to an action: the user's score after it and its place in the stream.
 
-    ``committed``: PostgreSQL was known to have this change when Redis answered.
+    ``committed``: PostgreSQL was known to have this change when Redis answered. ``held``: the
+    action exceeds a limit of the board, and ``score`` is that without it.
     """
 
     score: int
     seq: int
     replayed: bool
     committed: bool = False
+    held: bool = False
 
 
 class Row(Struct, frozen=True, rename="camel"):

@@ -14,10 +14,10 @@ GRANT SELECT (board, user_id, action_id, epoch, seq, delta, score_after, occurre
     TO scoreboard_api;
 
 GRANT SELECT ON boards, actions, scores, score_events, flush_state, rejected_events, dead_events,
-    backups, bans
+    backups, bans, held_actions
     TO scoreboard_flusher;
 GRANT SELECT (id, external_id), INSERT (id, external_id) ON users TO scoreboard_flusher;
-GRANT INSERT ON score_events, dead_events, audit_log TO scoreboard_flusher;
+GRANT INSERT ON score_events, dead_events, held_actions, audit_log TO scoreboard_flusher;
 -- The number and the hash of a row that it has inserted; not the rows' content.
 GRANT SELECT (seq, hash) ON audit_log TO scoreboard_flusher;
 GRANT INSERT, UPDATE (score, actions, reached_at, last_seq) ON scores TO scoreboard_flusher;
@@ -25,13 +25,15 @@ GRANT INSERT, UPDATE (epoch, seq, stream_id, clock) ON flush_state TO scoreboard
 GRANT INSERT, UPDATE (corrected_at) ON rejected_events TO scoreboard_flusher;
 
 GRANT SELECT ON boards, users, actions, scores, score_events, flush_state, rejected_events,
-    dead_events, audit_log, backups, acts, act_actions, bans
+    dead_events, held_actions, audit_log, backups, acts, act_actions, bans
     TO scoreboard_operator;
-GRANT INSERT ON score_events, audit_log, backups, acts, act_actions, bans TO scoreboard_operator;
+GRANT INSERT ON score_events, held_actions, audit_log, backups, acts, act_actions, bans TO scoreboard_operator;
+GRANT UPDATE (act_id, voided_at, voided_by, voided_reason) ON held_actions TO scoreboard_operator;
 GRANT UPDATE (refused_at) ON acts TO scoreboard_operator;
 GRANT DELETE ON bans TO scoreboard_operator;
-GRANT INSERT, UPDATE (partitions, seen_seconds, seen_shards, is_public, state) ON boards
-    TO scoreboard_operator;
+GRANT INSERT, UPDATE (
+    partitions, seen_seconds, seen_shards, is_public, state, points_per_action, points_per_window, window_s
+) ON boards TO scoreboard_operator;
 GRANT INSERT, UPDATE (name, email) ON users TO scoreboard_operator;
 GRANT INSERT, UPDATE (points, enabled, updated_at, scope, boards, needs_proof) ON actions
     TO scoreboard_operator;

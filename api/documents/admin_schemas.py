@@ -1,27 +1,37 @@
 """Requests and replies of ``/api/admin`` as types, for parsing, encoding and the documents."""
 
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 from msgspec.structs import asdict
 
 from api.documents.schemas import BoardReply
+from scoreboard.events import BIGINT_MAX
+from scoreboard.ledger.acts import ActKind, ActState
+from scoreboard.ledger.held import HeldState
 from scoreboard.model import (
     SCORE_MAX,
     ActionId,
     BoardName,
     BoardState,
+    LimitKind,
     Lowering,
     Operator,
     Order,
     PointsFrom,
     UserId,
 )
-from scoreboard.moderation.plans import BanChange, Correction, Request, Undo, Void, WindowVoid
+from scoreboard.moderation.plans import (
+    BanChange,
+    Correction,
+    Release,
+    Request,
+    Undo,
+    Void,
+    WindowVoid,
+)
 
-ActKind = Literal["correct", "void", "void window", "undo", "ban", "unban"]
-ActState = Literal["applied", "pending", "refused"]
 ActId = Annotated[str, Meta(pattern="^[0-9a-f]{16}$", description="16 hexadecimal digits.")]
 Reason = Annotated[
     str,
@@ -39,14 +49,21 @@ _FIELDS: Final = {
     "void": {"action_id"},
     "void window": {"since", "until"},
     "undo": {"act"},
+    "release": {"held"},
     "ban": set[str](),
     "unban": set[str](),
 }
 """The fields that each kind of act needs, besides board and user; it takes no others."""
 
+_WHO: Final = {"undo": set[str](), "release": {"board"}}
+"""Board and user, where a kind does not need both."""
+
 
 class ActPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
-    """What an act is to do. `undo` needs `act` alone, the other kinds `board` and `userId`."""
+    """What an act is to do.
+
+    Every kind needs `board` and `userId`, but for `undo` and `release`.
+    """
 
     kind: Annotated[
         ActKind,
@@ -54,7 +71,8 @@ class ActPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, ren
             description="`correct` adds `delta` to the score. `void` takes back what the action "
             "`actionId` counted, `void window` what all actions from `since` until before `until` "
             "counted. `ban` removes the user from the board and refuses new actions, `unban` ends "
-            "that. `undo` does the opposite of `act`."
+            "that. `release` lets the action `held` of `board` count, which exceeded a limit. "
+            "`undo` does the opposite of `act`, and needs nothing else."
         ),
     ]
     board: BoardName | UnsetType = UNSET
@@ -64,12 +82,12 @@ class ActPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, ren
     since: Moment | UnsetType = UNSET
     until: Moment | UnsetType = UNSET
     act: ActId | UnsetType = UNSET
+    held: Annotated[int, Meta(ge=1, le=BIGINT_MAX)] | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         """Check what the schema cannot express."""
-        who = set[str]() if self.kind == "undo" else {"board", "user_id"}
-        wanted = _FIELDS[self.kind] | who
-        optional = {"board", "user_id", "delta", "action_id", "since", "until", "act"}
+        wanted = _FIELDS[self.kind] | _WHO.get(self.kind, {"board", "user_id"})
+        optional = {"board", "user_id", "delta", "action_id", "since", "until", "act", "held"}
         given = {name for name in optional if getattr(self, name) is not UNSET}
         if given != wanted:
             raise ValueError(
@@ -98,6 +116,8 @@ class ActPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, ren
                 return WindowVoid(found["user_id"], found["since"], found["until"])
             case "undo":
                 return Undo(found["act"])
+            case "release":
+                return Release(found["held"])
             case kind:
                 return BanChange(found["user_id"], kind)
 
@@ -184,6 +204,35 @@ class ActsReply(Struct, frozen=True):
     """Acts, latest first."""
 
     acts: tuple[ActRow, ...]
+
+
+class HeldRow(Struct, frozen=True, rename="camel"):
+    """An action that exceeded a limit of its board."""
+
+    id: int
+    board: BoardName
+    user_id: UserId
+    action_id: ActionId
+    delta: Annotated[int, Meta(description="What it would have added when the score was `score`.")]
+    score: int
+    limit: Annotated[LimitKind, Meta(description="The limit that it exceeded.")]
+    occurred_at: datetime
+    state: Annotated[HeldState, Meta(description="`pending`: it is being released.")]
+    act: Annotated[ActId | None, Meta(description="The act that released it.")]
+    voided_by: str | None
+    voided_reason: str | None
+
+
+class HeldReply(Struct, frozen=True):
+    """Held actions, oldest first."""
+
+    held: tuple[HeldRow, ...]
+
+
+class HeldVoid(Struct, frozen=True, forbid_unknown_fields=True):
+    """Why a held action is voided."""
+
+    reason: Reason
 
 
 class AuditReplyRow(Struct, frozen=True):
@@ -298,6 +347,7 @@ class StatusReply(Struct, frozen=True, rename="camel"):
     boards: tuple[BoardHealth, ...]
     dead_letters: int
     pending_acts: int
+    held: Annotated[int, Meta(description="Held actions that wait for a decision, up to 1000.")]
 
 
 def _camel(name: str) -> str:

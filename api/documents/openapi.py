@@ -133,6 +133,20 @@ _ACTS: Final[dict[str, dict[str, Any]]] = {
         "value": {"kind": "undo", "act": "90b2c41f5d6e7a08"},
     },
 }
+_HELD: Final = {
+    "id": 17,
+    "board": "main",
+    "userId": "auth0|64f1",
+    "actionId": "quest:77",
+    "delta": 5000,
+    "score": 150,
+    "limit": "action",
+    "occurredAt": "2026-11-27T09:30:00Z",
+    "state": "held",
+    "act": None,
+    "voidedBy": None,
+    "voidedReason": None,
+}
 _ACT: Final = {
     "act": "4f1c2a9b7d310e55",
     "board": "main",
@@ -351,12 +365,23 @@ _EXAMPLES: Final[dict[str, tuple[Any, Any]]] = {
             "next": 318,
         },
     ),
+    "listHeld": (None, {"held": [_HELD]}),
+    "voidHeld": (
+        {"bot": {"summary": "Void it", "value": {"reason": "sent by a bot"}}},
+        {
+            **_HELD,
+            "state": "voided",
+            "voidedBy": "sub:auth0|admin",
+            "voidedReason": "sent by a bot",
+        },
+    ),
     "readStatus": (
         None,
         {
             "boards": [{"board": "main", "open": True, "uncommitted": 12, "oldestAgeS": 0.084}],
             "deadLetters": 0,
             "pendingActs": 0,
+            "held": 1,
         },
     ),
     "listAllBoards": (
@@ -559,6 +584,7 @@ def _complete_schemas(shapes: dict[str, dict[str, Any]]) -> None:
         "NewBoard",
         "NewBoardRules",
         "BoardChange",
+        "HeldVoid",
     ):
         shapes[name]["additionalProperties"] = False
 

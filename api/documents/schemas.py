@@ -106,11 +106,21 @@ class BulkRequest(Struct, frozen=True, forbid_unknown_fields=True):
     ]
 
 
-class BoardScore(Struct, frozen=True):
+IsHeld = Annotated[
+    bool | UnsetType,
+    Meta(
+        description="Present and true if the action exceeds a limit of the board: it is recorded "
+        "and changes no score unless an administrator releases it."
+    ),
+]
+
+
+class BoardScore(Struct, frozen=True, omit_defaults=True):
     """The result of an action on one of its boards."""
 
     score: Annotated[int, Meta(ge=0, description="The user's score after this action.")]
     replayed: Annotated[bool, Meta(description="True if it was applied before this request.")]
+    held: IsHeld = UNSET
 
 
 class UpdateReply(Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -126,6 +136,7 @@ class UpdateReply(Struct, frozen=True, rename="camel", omit_defaults=True):
         Meta(description="With `boards`: the result on each; the members above are those of the "
              "first one."),
     ] = UNSET  # fmt: skip
+    held: IsHeld = UNSET
 
 
 class UpdateProblem(Problem, frozen=True, kw_only=True, omit_defaults=True):
@@ -145,8 +156,11 @@ class BulkResult(Struct, frozen=True, rename="camel", omit_defaults=True):
     """What happened to one action of a bulk request."""
 
     outcome: Annotated[
-        Literal["applied", "replayed", "problem"],
-        Meta(description="`replayed`: the action was applied before this request."),
+        Literal["applied", "replayed", "held", "problem"],
+        Meta(
+            description="`replayed`: the action was applied before this request; `held`: it "
+            "exceeds a limit of the board and changes no score unless it is released."
+        ),
     ]
     new_score: Annotated[
         int | UnsetType, Meta(description="The user's score after the action.")
@@ -169,7 +183,7 @@ class BulkResult(Struct, frozen=True, rename="camel", omit_defaults=True):
 class BulkReply(Struct, frozen=True):
     """What happened to each action of a bulk request."""
 
-    success: Annotated[bool, Meta(description="Whether every action is counted.")]
+    success: Annotated[bool, Meta(description="Whether no action has a problem.")]
     results: Annotated[
         tuple[BulkResult, ...], Meta(description="One for each action, in the same order.")
     ]

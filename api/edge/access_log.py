@@ -137,4 +137,5 @@ def _audit_update(line: AuditedUpdate, who: Mapping[str, Any]) -> None:
         outcome = "unknown" if isinstance(error, OutcomeUnknown) else "failure"
         write_audit("update", outcome, code=error.code, reason=refusal_reason(error), **fields)
     elif receipt is not None:
-        write_audit("update", score=receipt.score, is_replay=receipt.replayed, **fields)
+        held = {"is_held": True} if receipt.held else {}
+        write_audit("update", score=receipt.score, is_replay=receipt.replayed, **held, **fields)

@@ -9,9 +9,15 @@ from typing import Any, Final
 
 import msgspec
 
-from api.documents.schemas import UpdateReply, UpdateRequest
+from api.documents.schemas import UpdateRequest
 from api.edge.rate_limit import Quota
-from api.endpoints.update_replies import HEADERS, JSON, audited, respond_to_boards
+from api.endpoints.update_replies import (
+    HEADERS,
+    JSON,
+    audited,
+    make_reply,
+    respond_to_boards,
+)
 from api.endpoints.updates import Outcome, UpdateService
 from scoreboard.errors import Invalid, Malformed, UnsupportedMedia
 from scoreboard.http.query import parse_query
@@ -54,7 +60,7 @@ class FastUpdate:
         if isinstance(result, Outcome):
             return answer_boards(update, result, request.id, state, quota)
         receipt = state["receipt"] = result
-        reply = _encode(UpdateReply(True, receipt.score, receipt.replayed))
+        reply = _encode(make_reply(receipt))
         return HttpResponse(200, [*HEADERS, *(quota.headers() if quota else ())], reply)
 
 

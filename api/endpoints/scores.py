@@ -31,6 +31,7 @@ from api.endpoints.board_reader import BoardReader, Page, etag_matches
 from api.endpoints.fast_reads import IDS, PRIVATE, PUBLIC, VARY, FastReads
 from api.endpoints.fast_update import answer_boards, check_media_type
 from api.endpoints.history import HistoryReader
+from api.endpoints.update_replies import make_reply
 from api.endpoints.updates import Outcome, UpdateService
 from scoreboard.errors import ForeignOrigin, Invalid, MethodNotAllowed, UnknownUser
 from scoreboard.http.query import parse_query
@@ -209,7 +210,7 @@ class Scores(Controller):
         headers = {"Cache-Control": "no-store"}
         if quota is not None:
             headers |= {name.decode(): value.decode() for name, value in quota.headers()}
-        return Response(UpdateReply(True, receipt.score, receipt.replayed), headers=headers)
+        return Response(make_reply(receipt), headers=headers)
 
     @post(
         "/updates",

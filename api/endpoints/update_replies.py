@@ -26,12 +26,19 @@ from scoreboard.http.problems import (
     status_of,
 )
 from scoreboard.http.response import NOSNIFF, HttpResponse
+from scoreboard.model import Receipt
 
 JSON: Final = b"application/json"
 HEADERS: Final = ((b"content-type", JSON), (b"cache-control", b"no-store"), NOSNIFF)
 """Headers of a successful update."""
 
 _encode: Final = msgspec.json.Encoder().encode
+
+
+def make_reply(receipt: Receipt, scores: dict[str, BoardScore] | UnsetType = UNSET) -> UpdateReply:
+    """Return the reply to an action, with the result on each board if it names several."""
+    held = True if receipt.held else UNSET
+    return UpdateReply(True, receipt.score, receipt.replayed, scores, held)
 
 
 def respond_to_boards(outcome: Outcome, request_id: str, quota: Headers) -> HttpResponse:
@@ -75,7 +82,7 @@ def audited(
 
 def _reply(outcome: Outcome) -> UpdateReply:
     first = next(iter(outcome.receipts.values()))
-    return UpdateReply(True, first.score, first.replayed, _scores(outcome))
+    return make_reply(first, _scores(outcome))
 
 
 def _result(
@@ -91,7 +98,7 @@ def _result(
     first = next(iter(result.receipts.values()))
     names_boards = isinstance(item, UpdateItem) and item.boards is not UNSET
     return BulkResult(
-        "replayed" if first.replayed else "applied",
+        "held" if first.held else "replayed" if first.replayed else "applied",
         new_score=first.score,
         scores=_scores(result) if names_boards or len(result.receipts) > 1 else UNSET,
     )
@@ -103,7 +110,7 @@ def _retry_after_s(error: ScoreboardError) -> int | UnsetType:
 
 def _scores(outcome: Outcome) -> dict[str, BoardScore]:
     return {
-        board: BoardScore(receipt.score, receipt.replayed)
+        board: BoardScore(receipt.score, receipt.replayed, True if receipt.held else UNSET)
         for board, receipt in outcome.receipts.items()
     }
 

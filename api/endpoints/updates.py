@@ -225,7 +225,7 @@ class UpdateService:
             raise
         finally:
             self._note_update(board)
-        UPDATES["replayed" if receipt.replayed else "applied"] += 1
+        UPDATES["replayed" if receipt.replayed else "held" if receipt.held else "applied"] += 1
         return receipt
 
     async def _count_on_boards(self, planned: Sequence[_Planned]) -> Outcome:

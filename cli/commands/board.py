@@ -13,7 +13,7 @@ from cli import board_file, board_viewer
 from cli.administration import change_board, delete_board, open_new_board
 from cli.board_file import Change, make_rules
 from cli.output import print_json, print_lines, print_message, print_table, progress, prompt
-from cli.parameters import BOARD, FILE
+from cli.parameters import BOARD, FILE, POINTS, SPAN
 from cli.target import (
     REDIS_URL,
     board_option,
@@ -39,6 +39,7 @@ from scoreboard.model import (
     SCORE_MAX,
     Board,
     Layout,
+    Limits,
     Lowering,
     Operator,
     Order,
@@ -47,7 +48,7 @@ from scoreboard.model import (
     Rules,
     Window,
 )
-from scoreboard.recovery.board_changes import create_board
+from scoreboard.recovery.board_changes import LimitChange, create_board
 from scoreboard.runtime.settings import Settings
 from scoreboard.security.tokens import READ
 
@@ -162,19 +163,54 @@ async def _create(settings: Settings, new: Board, *, if_missing: bool) -> tuple[
 
 @board.command(name="set")
 @click.argument("name", type=BOARD)
-@click.option("--public/--private", "is_public", required=True, help="Whether everyone may read "
+@click.option("--public/--private", "is_public", default=None, help="Whether everyone may read "
               "the board, or only callers with a token.")  # fmt: skip
+@click.option("--max-points-per-action", "per_action", type=POINTS, help="Most points that one "
+              "action may gain, or none; on a board with values, how much better it may make the "
+              "score.")  # fmt: skip
+@click.option("--max-points-per-window", "per_window", type=POINTS, help="Most points that the "
+              "actions of a user may gain in a window, or none.")  # fmt: skip
+@click.option("--window", "window_s", type=SPAN, help="Length of the window, such as 90s, 30m, 1h "
+              "or 7d.")  # fmt: skip
 @data_dir_option
-def set_board(*, name: str, is_public: bool, data_dir: Path) -> None:
-    """Make board NAME public or private.
+def set_board(
+    *,
+    name: str,
+    is_public: bool | None,
+    per_action: int | None,
+    per_window: int | None,
+    window_s: int | None,
+    data_dir: Path,
+) -> None:
+    """Make board NAME public or private, or limit the points of its users.
 
-    Services apply it within a second: streams of readers without a token are closed.
-    """
+    Services apply it within a second: streams of readers without a token are closed. An action that
+    exceeds a limit is held: see `scoreboard held`. What is not given does not change.
+
+    \b
+    Examples:
+      scoreboard board set weekly --private
+      scoreboard board set weekly --max-points-per-action 100
+      scoreboard board set weekly --max-points-per-window 500 --window 1h
+      scoreboard board set weekly --max-points-per-window none
+    """  # noqa: D301
+    limits = LimitChange(per_action, per_window, window_s)
+    has_limits = limits != LimitChange()
+    if 0 in {per_window, window_s} and (per_window or window_s):
+        raise click.UsageError("Give --max-points-per-window and --window, or none for both")
+    if is_public is None and not has_limits:
+        raise click.UsageError("Give --public, --private or a limit")
     settings = load_settings_to_change(data_dir)
-    actor = operator_name()
-    is_changed = asyncio.run(change_board(settings, name, actor=actor, is_public=is_public))
-    word = "public" if is_public else "private"
-    print_message(f"Board {name} is {word} now" if is_changed else f"Board {name} was {word}")
+    is_changed = asyncio.run(
+        change_board(
+            settings,
+            name,
+            actor=operator_name(),
+            is_public=is_public,
+            limits=limits if has_limits else None,
+        )
+    )
+    print_message(f"Board {name} is changed" if is_changed else f"Board {name} was so before")
 
 
 @board.command()
@@ -231,7 +267,10 @@ def list_boards(*, as_json: bool, data_dir: Path) -> None:
         print_json([_describe(*one) for one in found])
         return
     print_table(
-        ("board", "state", "public", "users", "rules", "partitions", "seen seconds", "seen shards"),
+        (
+            *("board", "state", "public", "users", "rules"),
+            *("partitions", "seen seconds", "seen shards", "limits"),
+        ),
         [
             (
                 one.name,
@@ -242,6 +281,7 @@ def list_boards(*, as_json: bool, data_dir: Path) -> None:
                 one.layout.partitions,
                 one.layout.seen_seconds,
                 one.layout.seen_shards,
+                _short_limits(one.limits),
             )
             for one, users in found
         ],
@@ -265,6 +305,14 @@ async def _count_users(settings: Settings, boards: Sequence[Board]) -> Sequence[
 
 def _describe(one: Board, users: int | None) -> dict[str, Any]:
     return {**msgspec.to_builtins(one), "users": users}
+
+
+def _short_limits(limits: Limits) -> str | None:
+    """Return the limits in words; None without limits."""
+    words = [f"{limits.per_action} per action"] if limits.per_action else []
+    if limits.per_window:
+        words.append(f"{limits.per_window} in {limits.window_s} s")
+    return ", ".join(words) or None
 
 
 def _short_rules(rules: Rules) -> str:
@@ -304,6 +352,7 @@ def show(*, name: str, as_json: bool, data_dir: Path) -> None:
             ("max", rules.score_max, "highest possible score"),
             ("lowering", rules.lowering, _LOWERING[rules.lowering]),
             ("points", rules.points, _POINTS[rules.points]),
+            ("limits", _short_limits(one.limits), "most points of a user; more is held"),
             ("partitions", layout.partitions, "slices of the users"),
             ("seen seconds", layout.seen_seconds, "least time for which actions are remembered"),
             ("seen shards", layout.seen_shards, "hashes of remembered actions"),
@@ -385,6 +434,9 @@ async def _apply(settings: Settings, change: Change) -> None:
         await _create(settings, new, if_missing=True)
     elif change.what in {"publish", "hide"}:
         await change_board(settings, new.name, actor=actor, is_public=new.is_public)
+    elif change.what == "limit":
+        limits = LimitChange(*msgspec.structs.astuple(new.limits))
+        await change_board(settings, new.name, actor=actor, limits=limits)
     else:
         await change_board(settings, new.name, actor=actor, state=new.state)
 

@@ -33,7 +33,7 @@ def submit(client: redis.Redis, board: str, user: str, action: str, points: int)
         generation = int((time.time() + clock_offset_s) // seen_seconds)
         tag = f"sb:{{{board}:{part}}}"
         keys = [f"{tag}:board", f"{tag}:events", f"{tag}:meta", f"{tag}:changes"]
-        keys += [f"{tag}:banned"]
+        keys += [f"{tag}:banned", f"{tag}:gained"]
         keys += [f"{tag}:seen:{one}:{shard}" for one in (generation, generation - 1)]
         args = [generation, layout, STREAM_CAP, user, action, digest, points, 1, "", 1]
         try:

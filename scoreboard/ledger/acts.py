@@ -33,7 +33,7 @@ _LOCK_POSITION: Final = resources.query("lock_position")
 ACTION_PREFIX: Final = "act:"
 """Prefix of the action ids of acts. The rest is random, so no client can use one before."""
 
-ActKind = Literal["correct", "void", "void window", "undo", "ban", "unban"]
+ActKind = Literal["correct", "void", "void window", "undo", "ban", "unban", "release"]
 ActState = Literal["applied", "pending", "refused"]
 
 

@@ -11,7 +11,7 @@ import msgspec
 
 from scoreboard.errors import OperatorMistake, UnknownBoard
 from scoreboard.ledger.pool import Connection, translate_errors
-from scoreboard.model import Board, Layout, Rules
+from scoreboard.model import Board, Layout, Limits, Rules
 from scoreboard.runtime import resources
 
 _INSERT_BOARD: Final = resources.query("insert_board")
@@ -22,6 +22,7 @@ _LOCK_VERIFICATION: Final = resources.query("lock_verification")
 _SELECT_EXISTING: Final = resources.query("select_existing_boards")
 _PUBLISH_BOARD: Final = resources.query("publish_board")
 _SET_BOARD_STATE: Final = resources.query("set_board_state")
+_SET_BOARD_LIMITS: Final = resources.query("set_board_limits")
 _SELECT_DELETED_BOARD: Final = resources.query("select_deleted_board")
 _LOCK_BOARDS: Final = resources.query("lock_boards")
 BOARDS_LOCK: Final = 0x5B0D
@@ -33,9 +34,11 @@ VERIFICATION_LOCK: Final = 0x5B0E
 
 
 def _board(row: tuple[Any, ...]) -> Board:
-    name, partitions, seen_seconds, seen_shards, is_public, *rules, state = row
+    name, partitions, seen_seconds, seen_shards, is_public, *rest = row
+    *rules, state, per_action, per_window, window_s = rest
     layout = Layout(partitions, seen_seconds, seen_shards, Rules(*rules))
-    return Board(name, layout, is_public, state)
+    limits = Limits(per_action or 0, per_window or 0, window_s or 0)
+    return Board(name, layout, is_public, state, limits)
 
 
 async def insert_board(connection: Connection, board: Board) -> bool:
@@ -53,6 +56,7 @@ async def insert_board(connection: Connection, board: Board) -> bool:
                 "is_public": board.is_public,
                 **layout,
                 **rules,
+                **msgspec.structs.asdict(board.limits),
             },
         )
     return done.rowcount == 1
@@ -132,6 +136,16 @@ async def set_board_state(
     """
     async with translate_errors():
         await connection.execute(_SET_BOARD_STATE, {"board": name, "state": state})
+
+
+async def set_board_limits(connection: Connection, name: str, limits: Limits) -> None:
+    """Set the limits of a board; the caller updates Redis, or the next reseed does.
+
+    Raises DatabaseUnavailable.
+    """
+    async with translate_errors():
+        parameters = {"board": name, **msgspec.structs.asdict(limits)}
+        await connection.execute(_SET_BOARD_LIMITS, parameters)
 
 
 async def select_deleted_board(connection: Connection, name: str) -> Board | None:

@@ -16,8 +16,9 @@ import psycopg
 from msgspec import Struct
 
 from scoreboard.errors import Invalid, NotFound, OperatorMistake
-from scoreboard.events import BIGINT_MAX, CORRECTION, Event, decode, event_time
+from scoreboard.events import BIGINT_MAX, CORRECTION, HELD, Event, decode, event_time
 from scoreboard.ledger.audit import AuditTrail, audited
+from scoreboard.ledger.held import insert_held
 from scoreboard.ledger.pool import Connection, describe, translate_errors
 from scoreboard.ledger.positions import lock_partitions, lock_position_shared
 from scoreboard.ledger.users import ensure_user
@@ -66,6 +67,8 @@ class Entry(Struct, frozen=True, kw_only=True):
     action_id: str | None
     delta: int | None
     is_correction: bool
+    is_held: bool
+    """Whether it is an action that exceeded a limit: it changed no score."""
     resolution: str | None = None
     resolved_at: datetime | None = None
     resolved_by: str | None = None
@@ -156,7 +159,7 @@ async def select_unresolved_events(connection: Connection, board: str) -> list[E
     after = 0
     while rows := await _page(connection, board, after=after, limit=PAGE):
         records = [decode(row[2].encode(), fields_of(row[3])) for row in rows]
-        page = [one for one in records if isinstance(one, Event) and one.kind != CORRECTION]
+        page = [one for one in records if isinstance(one, Event) and one.is_action]
         events += await _uncounted(connection, board, page)
         if len(events) > UNRESOLVED_MAX:
             raise OperatorMistake(
@@ -257,14 +260,18 @@ async def apply(
     async with audited(connection, is_dry=is_dry) as trail:
         entry = await _lock(connection, board, entry_id)
         action = _action_of(entry, overrides or Overrides())
+        store = _hold if entry.is_held else _count
         try:
             async with connection.transaction():
-                outcome = await _count(connection, board, entry, action)
+                outcome = await store(connection, board, entry, action)
         except (psycopg.DataError, psycopg.IntegrityError) as error:
             return _result(
                 entry, action, "refused", f"it still cannot be stored: {describe(error)}"
             )
-        detail = "counted" if outcome == "applied" else "the ledger already has this action"
+        if outcome == "applied":
+            detail = "held" if entry.is_held else "counted"
+        else:
+            detail = "the ledger already has this action, or it is held"
         done = _result(entry, action, outcome, detail)
         await _note(connection, trail, board, done, entry, actor=actor, reason=None)
     return done
@@ -288,7 +295,8 @@ async def discard(
     async with audited(connection, is_dry=is_dry) as trail:
         entry = await _lock(connection, board, entry_id)
         try:
-            action = None if entry.is_correction else _action_of(entry, Overrides())
+            changes_score = not entry.is_correction and not entry.is_held
+            action = _action_of(entry, Overrides()) if changes_score else None
         except Invalid:
             action = None  # it names no valid user, so it changed no score
         if action is not None:
@@ -326,6 +334,17 @@ async def _count(connection: Connection, board: Board, entry: Entry, action: _Ac
     elif action.score_after is None:  # Redis may never have counted it
         await connection.execute(_INSERT_CORRECTION, {**row, "excess": -action.delta})
     return "applied" if is_new else "duplicate"
+
+
+async def _hold(connection: Connection, board: Board, entry: Entry, _action: _Action) -> str:
+    """Record a held action that is new; return ``applied`` or ``duplicate``."""
+    partition = Partition(board.name, entry.partition)
+    raw = {name.encode("latin-1"): text.encode("latin-1") for name, text in entry.fields.items()}
+    event = decode(entry.stream_id.encode(), raw)
+    if not isinstance(event, Event):
+        raise Invalid(f"Entry {entry.id} is a held action that cannot be decoded: discard it")
+    held = await insert_held(connection, partition, [event], committed=0)
+    return "applied" if held.new else "duplicate"
 
 
 async def _lock_home(connection: Connection, board: Board, home: int, entry: Entry) -> None:
@@ -397,6 +416,7 @@ def _entry(row: Sequence[Any]) -> Entry:
         action_id=_identifier(fields, b"a"),
         delta=_number(fields, b"d"),
         is_correction=kind == CORRECTION.encode(),
+        is_held=kind == HELD.encode(),
         **dict(zip(_RESOLUTION, resolution, strict=False)),
     )
 

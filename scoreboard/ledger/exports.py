@@ -27,6 +27,7 @@ _EXPORT_REJECTED: Final = resources.query("export_user_rejected")
 _EXPORT_DEAD: Final = resources.query("export_user_dead")
 _EXPORT_ACTS: Final = resources.query("export_user_acts")
 _EXPORT_VOIDED: Final = resources.query("export_user_voided")
+_EXPORT_HELD: Final = resources.query("export_user_held")
 _EXPORT_BANS: Final = resources.query("export_user_bans")
 _EXPORT_AUDIT: Final = resources.query("export_user_audit")
 
@@ -110,6 +111,7 @@ def user_tables(user_id: str) -> dict[str, Export]:
         "dead-letters": _EXPORT_DEAD,
         "acts": _EXPORT_ACTS,
         "voided": _EXPORT_VOIDED,
+        "held": _EXPORT_HELD,
         "bans": _EXPORT_BANS,
         AUDIT: _EXPORT_AUDIT,
     }

@@ -30,7 +30,7 @@ class ScoreRow(Struct, frozen=True):
 
 
 class DedupRecord(Struct, frozen=True):
-    """A counted action, as the dedup window stores it."""
+    """A counted or held action, as the dedup window stores it."""
 
     user_id: str
     action_id: str
@@ -38,6 +38,7 @@ class DedupRecord(Struct, frozen=True):
     score_after: int
     seq: int
     occurred_at_ms: int
+    is_held: bool = False
 
 
 async def select_top(connection: Connection, board: str, limit: int) -> list[ScoreRow]:
@@ -75,7 +76,7 @@ async def select_totals(connection: Connection, board: str) -> tuple[int, int]:
 async def select_dedup_records(
     connection: Connection, board: str, *, since_s: float, page: int
 ) -> AsyncIterator[list[DedupRecord]]:
-    """Read the actions of a board since a moment (seconds since 1970), a page at a time.
+    """Read the actions, also held ones, of a board since a moment (s since 1970), a page at a time.
 
     Raises DatabaseUnavailable.
     """
@@ -85,7 +86,7 @@ async def select_dedup_records(
 
 
 async def count_dedup_records(connection: Connection, board: str, *, since_s: float) -> int:
-    """Count the actions of a board since a moment (seconds since 1970).
+    """Count the actions, also held ones, of a board since a moment (seconds since 1970).
 
     Raises DatabaseUnavailable.
     """

@@ -31,6 +31,7 @@ from scoreboard.ledger.acts import (
     select_act,
 )
 from scoreboard.ledger.audit import audited
+from scoreboard.ledger.held import release_held, select_held_action, void_held
 from scoreboard.ledger.pool import Connection, translate_errors
 from scoreboard.ledger.positions import lock_operator, lock_position_shared
 from scoreboard.model import Board, Partition
@@ -40,6 +41,7 @@ from scoreboard.moderation.plans import (
     Plan,
     Request,
     home_of,
+    require_held,
     require_no_pending,
 )
 from scoreboard.recovery.corrections import correct_users
@@ -110,7 +112,7 @@ class Moderator:
             undoes=plan.undoes,
             actions=plan.actions,
         )
-        await self._record(act)
+        await self._record(act, plan.held_id)
         return await self._apply(await select_act(self._connection, act.id))
 
     async def repeat(self, request: Request, *, reason: str, act_id: str) -> Done | None:
@@ -147,7 +149,7 @@ class Moderator:
                 raise OperatorMistake(f"Another operator is working on {partition}")
             await asyncio.sleep(POLL_S)
 
-    async def _record(self, act: NewAct) -> None:
+    async def _record(self, act: NewAct, held_id: int | None) -> None:
         async with audited(self._connection) as trail:
             is_ban = act.kind in {"ban", "unban"}
             partition = home_of(self._board, act.user_id)
@@ -158,6 +160,8 @@ class Moderator:
                 change = insert_ban if act.kind == "ban" else delete_ban
                 if not await change(self._connection, act.id):
                     raise OperatorMistake("The ban has changed meanwhile; run the command again")
+            if held_id is not None and not await release_held(self._connection, held_id, act.id):
+                raise OperatorMistake(f"Held action {held_id} was released or voided meanwhile")
             await trail.insert(
                 actor=act.actor,
                 action=f"act {act.kind}",
@@ -184,6 +188,7 @@ class Moderator:
             action_id=action_id_of(act.id),
             delta=act.delta,
             stream_cap=self._stream_cap,
+            moved_from=act.detail.get("from") if act.kind == "release" else None,
         )
         match acted.outcome:
             case "applied" | "replayed":
@@ -194,6 +199,12 @@ class Moderator:
                 raise ScoreOutOfRange(
                     f"The score of {act.user_id} is {acted.score}; {act.delta:+} would take it out "
                     f"of {rules.act_min} to {rules.score_max}. Act {act.id} changed nothing"
+                )
+            case "moved":
+                await self._refuse(act)
+                raise OperatorMistake(
+                    f"The score of {act.user_id} has changed to {acted.score} meanwhile, so act "
+                    f"{act.id} changed nothing; run the command again"
                 )
             case outcome:
                 raise ScriptFailed(f"unknown outcome {outcome}")
@@ -209,6 +220,29 @@ class Moderator:
             if position is None:
                 raise OperatorMistake(f"PostgreSQL has no position of {partition}: reseed it")
             await correct_users(self._store, self._connection, partition, [user_id], position)
+
+    async def void_held(self, held_id: int, *, reason: str) -> None:
+        """Void a held action of the board: it never counts.
+
+        Raises NotFound, OperatorMistake (it is released or voided already), DatabaseUnavailable.
+        """
+        held = await select_held_action(self._connection, self._board.name, held_id)
+        require_held(held)
+        async with audited(self._connection) as trail:
+            if not await void_held(self._connection, held_id, actor=self._actor, reason=reason):
+                raise OperatorMistake(f"Held action {held_id} was released or voided meanwhile")
+            await trail.insert(
+                actor=self._actor,
+                action="held void",
+                board=self._board.name,
+                detail={
+                    "held": held_id,
+                    "user": held.user_id,
+                    "action": held.action_id,
+                    "delta": held.delta,
+                    "reason": reason,
+                },
+            )
 
     async def _refuse(self, act: Act) -> None:
         async with audited(self._connection) as trail:

@@ -19,6 +19,8 @@ from scoreboard.ledger.acts import (
     select_bans_of,
     select_counted,
 )
+from scoreboard.ledger.checks import read_scores
+from scoreboard.ledger.held import HeldAction, select_held_action
 from scoreboard.ledger.pool import Connection
 from scoreboard.ledger.positions import select_position
 from scoreboard.model import SCORE_MAX, Board, Partition, partition_of
@@ -44,6 +46,10 @@ class Plan(Struct, frozen=True, kw_only=True):
     detail: dict[str, Any] = {}
     undoes: str | None = None
     actions: tuple[str, ...] = ()
+    held_id: int | None = None
+    """The held action that it releases."""
+    moved_from: int | None = None
+    """The score from which ``delta`` was computed, where it depends on it."""
 
 
 class Correction(Struct, frozen=True):
@@ -166,6 +172,55 @@ class BanChange(Struct, frozen=True):
         return (act.kind, act.user_id, act.undoes) == (self.kind, self.user_id, None)
 
 
+class Release(Struct, frozen=True):
+    """A request to let a held action count."""
+
+    held_id: int
+
+    async def plan(self, store: Store, connection: Connection, board: Board) -> Plan:
+        """Return the plan.
+
+        Points are added as they are. A value sets the score that the user has now, so the plan
+        waits until PostgreSQL has it; if it changes before the act is applied, the act is refused.
+
+        Raises NotFound, OperatorMistake (not held any more, or it would change nothing),
+        WaitTimeout.
+        """
+        held = await select_held_action(connection, board.name, self.held_id)
+        require_held(held)
+        detail: dict[str, Any] = {"action": held.action_id, "held": held.id}
+        rules = board.layout.rules
+        if not rules.takes_values:
+            return Plan(
+                kind="release",
+                user_id=held.user_id,
+                delta=held.delta,
+                detail=detail,
+                held_id=held.id,
+            )
+        await wait_for_commits(store, connection, board, held.user_id)
+        found = (await read_scores(connection, board.name, [held.user_id])).get(held.user_id)
+        score, value = found.score if found else 0, held.score + held.delta
+        is_better = value < score if rules.order == "lowest" and found else value > score
+        if value == score or (rules.operator == "best" and not is_better):
+            raise OperatorMistake(
+                f"The score of {held.user_id} is {score}, so the value {value} would change "
+                f"nothing: scoreboard held void {held.id}"
+            )
+        return Plan(
+            kind="release",
+            user_id=held.user_id,
+            delta=value - score,
+            detail={**detail, "from": score},
+            held_id=held.id,
+            moved_from=score,
+        )
+
+    def is_of(self, act: Act) -> bool:
+        """Return whether an act is what is requested here."""
+        return (act.kind, act.detail.get("held")) == ("release", self.held_id)
+
+
 class Undo(Struct, frozen=True):
     """A request for the opposite of an act."""
 
@@ -199,7 +254,7 @@ class Undo(Struct, frozen=True):
         return act.undoes == self.act_id
 
 
-Request = Correction | Void | WindowVoid | BanChange | Undo
+Request = Correction | Void | WindowVoid | BanChange | Release | Undo
 
 
 async def wait_for_commits(
@@ -242,6 +297,14 @@ async def require_ban(
     if held is None and is_banned:
         raise OperatorMistake(f"User {user_id} is not banned from board {board.name}")
     return held
+
+
+def require_held(held: HeldAction) -> None:
+    """Raise OperatorMistake if an action is released or voided."""
+    if held.state == "voided":
+        raise OperatorMistake(f"Held action {held.id} was voided by {held.voided_by} before")
+    if held.state != "held":
+        raise OperatorMistake(f"Held action {held.id} was released by act {held.act_id} before")
 
 
 async def require_no_pending(connection: Connection, board: Board, user_id: str) -> None:

@@ -4,26 +4,56 @@ Every change can be repeated if it was interrupted.
 """
 
 from contextlib import suppress
+from typing import Any
 
 import msgspec
+from msgspec import Struct
 
-from scoreboard.errors import Fenced, Uninitialised
+from scoreboard.errors import Fenced, Invalid, Uninitialised
 from scoreboard.ledger.audit import audited
 from scoreboard.ledger.boards import (
     insert_board,
     publish_board,
     require_free_name,
     select_board,
+    set_board_limits,
     set_board_state,
 )
 from scoreboard.ledger.load_tests import CREATED, is_load_test_name
 from scoreboard.ledger.pool import Connection
 from scoreboard.ledger.positions import lock_partitions
 from scoreboard.ledger.scores import select_totals
-from scoreboard.model import Board, BoardState, Partition
+from scoreboard.model import NO_LIMITS, Board, BoardState, Limits, Partition, check_limits
 from scoreboard.recovery.mirror import mirror_board
 from scoreboard.recovery.reseed import find_unavailable, reseed
 from scoreboard.store.store import Store
+
+
+class LimitChange(Struct, frozen=True):
+    """New limits of a board; None leaves one as it is, 0 removes it."""
+
+    per_action: int | None = None
+    per_window: int | None = None
+    window_s: int | None = None
+
+    def applied_to(self, board: Board) -> Limits:
+        """Return the limits of a board after the change.
+
+        The limit of a window is removed with either of its two numbers. Raises Invalid.
+        """
+        before = board.limits
+        per_window = before.per_window if self.per_window is None else self.per_window
+        window_s = before.window_s if self.window_s is None else self.window_s
+        if 0 in {self.per_window, self.window_s}:
+            per_window = window_s = 0
+        limits = Limits(
+            before.per_action if self.per_action is None else self.per_action, per_window, window_s
+        )
+        try:
+            check_limits(limits, board.layout.rules)
+        except ValueError as error:
+            raise Invalid(f"Board {board.name}: {error}") from None
+        return limits
 
 
 async def create_board(connection: Connection, board: Board, *, actor: str) -> bool:
@@ -37,7 +67,9 @@ async def create_board(connection: Connection, board: Board, *, actor: str) -> b
         if not await insert_board(connection, board):
             await require_free_name(connection, board.name)
             return False
-        detail = {"layout": str(board.layout), "public": board.is_public}
+        detail: dict[str, Any] = {"layout": str(board.layout), "public": board.is_public}
+        if board.limits != NO_LIMITS:
+            detail["limits"] = msgspec.structs.asdict(board.limits)
         action = CREATED if is_load_test_name(board.name) else "board create"
         await trail.insert(actor=actor, action=action, board=board.name, detail=detail)
     return True
@@ -69,14 +101,16 @@ async def change_board(
     actor: str,
     is_public: bool | None = None,
     state: BoardState | None = None,
+    limits: LimitChange | None = None,
 ) -> bool:
-    """Set whether a board is public or archived, in both stores; return whether that changed it.
+    """Set whether a board is public or archived, and its limits; return whether that changed it.
 
-    None leaves a property as it is in PostgreSQL; Redis gets both in any case. Services apply it at
+    None leaves a property as it is in PostgreSQL; Redis gets all in any case. Services apply it at
     once. ``connection`` is in autocommit, and holds the operators' lock until it is closed.
 
-    Raises UnknownBoard, OperatorMistake (another operator works on the board), DatabaseUnavailable;
-    RedisUnavailable: PostgreSQL has the change, repeat the call.
+    Raises UnknownBoard, Invalid (limits that do not fit), OperatorMistake (another operator works
+    on the board), DatabaseUnavailable; RedisUnavailable: PostgreSQL has the change, repeat the
+    call.
     """
     partitions = partitions_of(await select_board(connection, name))
     await lock_partitions(connection, partitions)
@@ -85,6 +119,7 @@ async def change_board(
         before,
         is_public=before.is_public if is_public is None else is_public,
         state=state or before.state,
+        limits=before.limits if limits is None else limits.applied_to(before),
     )
     async with audited(connection) as trail:
         if board.is_public != before.is_public:
@@ -95,9 +130,16 @@ async def change_board(
             await set_board_state(connection, name, board.state)
             action = "board archive" if board.state == "archived" else "board unarchive"
             await trail.insert(actor=actor, action=action, board=name, detail={})
+        if board.limits != before.limits:
+            await set_board_limits(connection, name, board.limits)
+            change = {
+                "before": msgspec.structs.asdict(before.limits),
+                "after": msgspec.structs.asdict(board.limits),
+            }
+            await trail.insert(actor=actor, action="board limit", board=name, detail=change)
     await mirror_board(store, connection, name)
     for partition in partitions:
-        # A partition that is not loaded gets both from the reseed that opens it.
+        # A partition that is not loaded gets them from the reseed that opens it.
         with suppress(Uninitialised, Fenced):
             await store.configure(partition, board)
     return board != before

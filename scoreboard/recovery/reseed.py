@@ -468,6 +468,9 @@ class _Rebuilding:
     def _first_answer(self, action: DedupRecord | Event) -> str:
         """Return the dedup record of an action, as lua/submit.lua writes it."""
         answer = f"{action.delta}:{action.score_after}:{action.seq}"
+        if isinstance(action, DedupRecord) and action.is_held:
+            held_from = action.score_after if self._rules.takes_values else 0
+            return f"{answer}:{held_from + action.delta}:held"
         # An action that changed the score set it to the value that it stated.
         return f"{answer}:{action.score_after}" if self._rules.takes_values else answer
 

@@ -9,6 +9,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Final, TypeVar
 from uuid import UUID
@@ -17,12 +18,13 @@ import msgspec
 import redis.asyncio as aioredis
 from msgspec import Struct
 
-from scoreboard.errors import Busy, Outdated, WaitTimeout
+from scoreboard.errors import Busy, Outdated, UnknownBoard, WaitTimeout
 from scoreboard.ledger import acts, checks, dead_letters
+from scoreboard.ledger.boards import select_board
 from scoreboard.ledger.pool import Connection, snapshot, translate_errors
 from scoreboard.ledger.positions import Position, lock_position_shared, select_position
 from scoreboard.ledger.scores import select_ranking, select_totals
-from scoreboard.model import Board, Partition, partition_of
+from scoreboard.model import Board, Limits, Partition, partition_of
 from scoreboard.recovery.drift import Drift, find_drift
 from scoreboard.recovery.reseed import ReportProgress
 from scoreboard.store.corrections import REPAIR_MAX
@@ -219,8 +221,25 @@ class _Verification:
                 partition, self._board.layout, generation
             ):
                 self._find("seen window", f"{key} never expires", partition)
+            await self._check_limits(partition, state.limits)
             return True
         return False
+
+    async def _check_limits(self, partition: Partition, limits: Limits) -> None:
+        """Check the limits that Redis applies: a reseed by an older version removes them.
+
+        They are read again if they differ, because a change reaches one store after the other.
+        """
+        expected = self._board.limits
+        if limits == expected:
+            return
+        await asyncio.sleep(_POLL_S)
+        with suppress(UnknownBoard):  # it was deleted
+            expected = (await select_board(self._connection, self._board.name)).limits
+        limits = (await self._store.state(partition)).limits
+        if limits != expected:
+            held, due = str(limits) or "none", str(expected) or "none"
+            self._find("limits", f"Redis has {held}, PostgreSQL {due}", partition)
 
     async def _compare_all(self) -> None:
         """Compare all users of PostgreSQL in ranking order, and of Redis if it has more."""

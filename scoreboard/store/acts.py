@@ -14,7 +14,10 @@ _ACT: Final = Script.load("act")
 
 
 class Acted(Struct, frozen=True, array_like=True):
-    """The reply of act.lua: ``applied``, ``replayed`` or ``range`` (nothing was changed)."""
+    """The reply of act.lua; with the outcomes ``range`` and ``moved`` nothing was changed.
+
+    ``score`` is the one after the act, or the present one if nothing was changed.
+    """
 
     outcome: str
     delta: int
@@ -34,8 +37,12 @@ class Acts(Partitions):
         action_id: str,
         delta: int,
         stream_cap: int,
+        moved_from: int | None = None,
     ) -> Acted:
         """Change a user's score, once for each ``action_id``, if it stays in the board's bounds.
+
+        ``moved_from`` is the score from which ``delta`` was computed, None for any: with another
+        score nothing is changed.
 
         Raises Fenced, Uninitialised, Outdated (another layout), Busy (the stream is full),
         RedisUnavailable (it may be applied), ScriptFailed: repeat it with the same ``action_id``.
@@ -51,6 +58,7 @@ class Acts(Partitions):
         args = [
             *(generation, str(layout), stream_cap, user_id, action_id, digest, delta),
             *bounds,
+            -1 if moved_from is None else moved_from,
         ]
         return await call(self._client, _ACT, names, args, Acted)
 

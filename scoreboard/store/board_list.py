@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Struct, field
 
 from scoreboard.errors import UnexpectedReply
-from scoreboard.model import Board, BoardState, Layout
+from scoreboard.model import Board, BoardState, Layout, Limits
 from scoreboard.store.keys import BOARDS
 from scoreboard.store.replies import read_reply
 from scoreboard.store.store_client import StoreClient
@@ -18,12 +18,13 @@ PAGE: Final = 1000
 _Value = TypeVar("_Value")
 
 
-class _Entry(Struct):
+class _Entry(Struct, omit_defaults=True):
     """The value of a board in the hash. Fields that a later version adds are ignored."""
 
     layout: str
     is_public: bool = field(name="public")
     state: BoardState
+    limits: str = ""
 
 
 _decode = msgspec.json.Decoder(_Entry).decode
@@ -33,7 +34,8 @@ def _parse(name: str, text: str) -> Board | None:
     """Return a board; None for a value that this version cannot read."""
     try:
         entry = _decode(text)
-        return Board(name, Layout.parse(entry.layout), entry.is_public, entry.state)
+        layout, limits = Layout.parse(entry.layout), Limits.parse(entry.limits)
+        return Board(name, layout, entry.is_public, entry.state, limits)
     except (ValueError, msgspec.MsgspecError):
         return None
 
@@ -81,7 +83,7 @@ class BoardList(StoreClient):
         """
         values = {
             board.name: msgspec.json.encode(
-                _Entry(str(board.layout), board.is_public, board.state)
+                _Entry(str(board.layout), board.is_public, board.state, str(board.limits))
             ).decode()
             for board in boards
         }

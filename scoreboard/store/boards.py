@@ -212,9 +212,8 @@ class Boards(Partitions):
         known = self._known.get(name)
         if known is None or known.layout != state.layout:
             self._known.keep(name, _Known(state.layout))
-        return Board(
-            name, state.layout, state.is_public, "archived" if state.is_archived else "open"
-        )
+        word = "archived" if state.is_archived else "open"
+        return Board(name, state.layout, state.is_public, word, state.limits)
 
     async def count_users(self, boards: Sequence[Board]) -> list[int]:
         """Count the users of boards, in pages of one round trip; 0 for a board that is not loaded.

@@ -16,6 +16,8 @@ from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Final
 
+import msgspec
+
 from scoreboard.errors import OutcomeUnknown, ScoreboardError
 from scoreboard.model import BOARDS_KEPT_MAX, Action, Partition, Receipt, partition_of
 from scoreboard.runtime.recent import Recent
@@ -109,7 +111,7 @@ class CommitWaiter:
                     await self._wait_for_seq(board, action.user_id, receipt.seq)
                     again = await self._dispatcher.submit(board, action)
                     is_repeat = receipt.replayed and again.replayed
-                    receipt = Receipt(again.score, again.seq, is_repeat, again.committed)
+                    receipt = msgspec.structs.replace(again, replayed=is_repeat)
         except (TimeoutError, ScoreboardError) as error:
             self._partitions.pop(board, None)  # a reseed may have given the board another layout
             raise OutcomeUnknown(

@@ -118,7 +118,7 @@ class _TracedEntry(_Entry):
             self.span.fail(error.code)
         elif error is None:
             receipt = future.result()
-            outcome = "replayed" if receipt.replayed else "applied"
+            outcome = "replayed" if receipt.replayed else "held" if receipt.held else "applied"
             self.span.add({"scoreboard.outcome": outcome, "scoreboard.seq": receipt.seq})
         self.span.end()
 
@@ -273,7 +273,9 @@ def submit_command(
 ) -> Command:
     """Return the command that applies actions, each with its digest, of one partition."""
     keys = PartitionKeys(partition)
-    names: list[str] = [keys.board, keys.events, keys.meta, keys.changes, keys.banned]
+    names: list[str] = [
+        *(keys.board, keys.events, keys.meta, keys.changes, keys.banned, keys.gained),
+    ]
     args: list[Any] = [generation, str(layout), stream_cap]
     pairs: dict[int, int] = {}
     for action, digest in actions:
@@ -328,13 +330,14 @@ def _resolve(entries: Sequence[_Entry], reply: Any) -> None:  # noqa: ANN401 (ch
         if entry.future.done():
             continue
         match outcome.word:
-            case "applied" | "replayed":
+            case "applied" | "replayed" | "held" | "held_before":
                 entry.future.set_result(
                     Receipt(
                         outcome.score,
                         outcome.seq,
-                        outcome.word == "replayed",
+                        outcome.word in {"replayed", "held_before"},
                         outcome.committed == 1,
+                        outcome.word in {"held", "held_before"},
                     )
                 )
             case "conflict":

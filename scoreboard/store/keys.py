@@ -61,7 +61,7 @@ def partition_of_events(key: str) -> Partition | None:
 class PartitionKeys:
     """The keys of one partition."""
 
-    __slots__ = ("banned", "board", "changes", "events", "meta", "shadow", "tag")
+    __slots__ = ("banned", "board", "changes", "events", "gained", "meta", "shadow", "tag")
 
     def __init__(self, partition: Partition) -> None:
         self.tag = tag = f"sb:{{{partition.board}:{partition.number}}}"
@@ -71,6 +71,8 @@ class PartitionKeys:
         self.changes = f"{tag}:changes"
         self.banned = f"{tag}:banned"
         """Hash user → score of those who are not on the board because they are banned."""
+        self.gained = f"{tag}:gained"
+        """Hash user → points gained in the current window, on a board with that limit."""
         self.shadow = f"{tag}:shadow"
         """The board that a reseed loads; renamed to ``board`` when it is complete."""
 

@@ -9,7 +9,16 @@ from msgspec import Struct, field
 from redis.exceptions import RedisError, ResponseError
 
 from scoreboard.errors import RedisUnavailable, UnexpectedReply
-from scoreboard.model import PARTITIONS_MAX, Board, Count, Layout, Partition, StreamId
+from scoreboard.model import (
+    NO_LIMITS,
+    PARTITIONS_MAX,
+    Board,
+    Count,
+    Layout,
+    Limits,
+    Partition,
+    StreamId,
+)
 from scoreboard.store.keys import COMMITS_PREFIX, GROUP, PartitionKeys
 from scoreboard.store.replies import (
     checking_reply,
@@ -33,7 +42,7 @@ _COMMITTED: Final = re.compile(r"(\d{1,16}):(\d{1,16})(?::.*)?", re.ASCII)
 _TRIM: Final = Script.load("trim")
 _HISTORY: Final = Script.load("history")
 _CONFIGURE: Final = Script.load("configure")
-_STATE: Final = ("epoch", "seq", "state", "layout", "public", "fence", "committed")
+_STATE: Final = ("epoch", "seq", "state", "layout", "public", "fence", "committed", "limits")
 
 PAGE: Final = 1000
 """Partitions of one pipeline."""
@@ -71,6 +80,7 @@ class PartitionState(Struct, frozen=True):
     is_archived: bool = False
     layout: Layout | None = None
     is_public: bool = False
+    limits: Limits = NO_LIMITS
     fence: str = ""
     is_retired: bool = False
     """Whether the board no longer has this partition; then ``epoch`` is 0."""
@@ -131,6 +141,9 @@ def _parse_state(facts: Mapping[str, str]) -> PartitionState:
     layout: Layout | None = None
     with suppress(ValueError):
         layout = Layout.parse(facts.get("layout", ""))
+    limits = NO_LIMITS
+    with suppress(ValueError):
+        limits = Limits.parse(facts.get("limits", ""))
     return PartitionState(
         epoch=epoch,
         seq=seq,
@@ -138,6 +151,7 @@ def _parse_state(facts: Mapping[str, str]) -> PartitionState:
         is_archived=facts.get("state") == "archived",
         layout=layout,
         is_public=facts.get("public") == "1",
+        limits=limits,
         fence=fence,
         committed_seq=parse_whole(committed[2]) or 0
         if committed and parse_whole(committed[1]) == epoch
@@ -241,14 +255,14 @@ class Partitions(StoreClient):
         return states
 
     async def configure(self, partition: Partition, board: Board) -> bool:
-        """Set visibility and state of a loaded partition; return whether something changed.
+        """Set visibility, state and limits of a loaded partition; return whether one changed.
 
         The caller holds the operators' lock, so that no reseed opens it with older values.
 
-        Raises Uninitialised, Fenced (the next reseed sets both), RedisUnavailable, ScriptFailed.
+        Raises Uninitialised, Fenced (the next reseed sets them), RedisUnavailable, ScriptFailed.
         """
         keys = PartitionKeys(partition)
-        args = [int(board.is_public), board.state]
+        args = [int(board.is_public), board.state, str(board.limits)]
         return await call(self._client, _CONFIGURE, [keys.meta, keys.changes], args, int) == 1
 
     async def backlog(self, partition: Partition) -> Backlog:

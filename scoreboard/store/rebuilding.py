@@ -119,6 +119,7 @@ class Rebuilding(StoreClient):
             keys.shadow,
             keys.events,
             keys.banned,
+            keys.gained,
             load_test_key(partition.board),
         ]
         seconds, _ = await read_reply(self._client.time(), tuple[Count, Count], "TIME")
@@ -163,5 +164,6 @@ class Rebuilding(StoreClient):
             int(board.is_public),
             members,
             board.state,
+            str(board.limits),
         ]
         return await call(self._client, _OPEN, names, args, int)

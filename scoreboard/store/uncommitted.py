@@ -8,7 +8,7 @@ committed yet, which is normal under load.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from scoreboard.events import CORRECTION, Event, decode
+from scoreboard.events import Event, decode
 
 ENTRIES_MAX: Final = 100_000
 """Maximum number of entries summed up: one or two seconds, during which commits are blocked."""
@@ -36,7 +36,7 @@ class UncommittedDeltas:
             self.count += 1
             self.up_to = stream_id.decode()
             record = decode(stream_id, fields)
-            if isinstance(record, Event) and record.kind != CORRECTION:
+            if isinstance(record, Event) and record.is_action:
                 if record.keeps or record.user_id in self._values:
                     self._values.setdefault(record.user_id, []).append(record)
                 else:

@@ -1,5 +1,5 @@
 -- Count the action of a dead letter: the ledger decides whether it is new, and only then the score changes.
--- Index: users_external_id_key, score_events_pk, scores_pk
+-- Index: users_external_id_key, score_events_pk, held_actions_pk, scores_pk
 -- A negative delta is an UPDATE: an INSERT checks its row against the constraint of a score before it finds the conflict.
 -- Without a score (NULL) the row gets the score that PostgreSQL has after it.
 WITH counted AS (
@@ -14,7 +14,11 @@ WITH counted AS (
                )
            ),
            %(kind)s, %(request_id)s, least(%(occurred_at)s, now() + INTERVAL '1 minute')
-    FROM users u WHERE u.external_id = %(user_id)s
+    FROM users u
+    WHERE u.external_id = %(user_id)s AND NOT EXISTS (
+        SELECT FROM held_actions h
+        WHERE h.board = %(board)s AND h.user_id = u.id AND h.action_id = %(action_id)s
+    )
     ON CONFLICT DO NOTHING
     RETURNING user_id, seq, delta, occurred_at
 ), lowered AS (

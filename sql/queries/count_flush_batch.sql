@@ -1,10 +1,11 @@
 -- Count a staged batch: the ledger decides which rows are new, and scores change by their sum.
--- Index: users_pk, flush_state_pk, score_events_pk, scores_pk
+-- Index: users_pk, flush_state_pk, score_events_pk, held_actions_pk, scores_pk
 -- All statements lock rows in the same order (users by id, ledger by its key, scores by user), so
 -- flushers cannot deadlock. Returns: rows counted; of these, rows whose seq was committed before
 -- (Redis lost acknowledged data); users whose score differs from the one in the stream; whether a
 -- staged id is not the id of its user's row: then nothing was counted.
 -- A negative sum is an UPDATE: an INSERT checks its row against the constraint of a score before it finds the conflict.
+-- A held action never counts by itself, also if it comes again after the dedup window.
 -- The time of a row is that of its stream id, at most a minute from now and never before that of an
 -- earlier row: stream ids stay in the future after Redis's clock has jumped forward and back.
 WITH missing AS MATERIALIZED (
@@ -27,8 +28,12 @@ WITH missing AS MATERIALIZED (
     SELECT %(board)s::TEXT, %(part)s::INT,
            user_id, action_id, epoch, seq, delta, score_after, kind, request_id,
            greatest((SELECT clock FROM latest), least(occurred_at, now() + INTERVAL '1 minute'))
-    FROM flush_batch
+    FROM flush_batch b
     WHERE NOT (SELECT exist FROM mismatches)
+      AND NOT EXISTS (
+          SELECT FROM held_actions h
+          WHERE h.board = %(board)s AND h.user_id = b.user_id AND h.action_id = b.action_id
+      )
     ORDER BY user_id, action_id, seq
     ON CONFLICT DO NOTHING
     RETURNING user_id, seq, delta, occurred_at

@@ -45,6 +45,7 @@ ADMIN = {
         *(("get", "acts"), ("post", "acts"), ("post", "acts/preview")),
         *(("post", "acts/{act_id}/resume"), ("get", "audit"), ("get", "status")),
         *(("get", "users"), ("get", "users/{user_id}"), ("get", "users/{user_id}/history")),
+        *(("get", "held"), ("post", "held/{held_id}/void")),
         *(("get", "boards"), ("post", "boards"), ("patch", "boards/{name}")),
     )
 }

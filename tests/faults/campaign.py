@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cli.embedded.servers import EmbeddedValkey
-from scoreboard.model import DEFAULT_RULES, Rules
+from scoreboard.model import DEFAULT_RULES, NO_LIMITS, Limits, Rules
 from tests.faults.checks import check, drain
 from tests.faults.clients import Load
 from tests.faults.faults import FAULTS, Fault
@@ -45,6 +45,7 @@ class Report:
     frames: int = 0
     acts: int = 0
     resumed: int = 0
+    held: int = 0
     recoveries_s: list[float] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
 
@@ -58,6 +59,7 @@ class Report:
                 f"faults                {len(self.faults)} ({len(set(self.faults))} kinds)",
                 f"actions acknowledged  {self.acknowledged} in {self.calls} calls",
                 f"acts                  {self.acts}, {self.resumed} interrupted and resumed",
+                f"held                  {self.held}",
                 f"outcomes unknown      {self.unknown}, each repeated until known",
                 f"lost                  {kinds['I1']}",
                 f"doubled               {kinds['I2'] + kinds['I5']}",
@@ -81,11 +83,14 @@ async def run_campaign(
     settle_s: float = 60,
     valkey: EmbeddedValkey | None = None,
     rules: Rules = DEFAULT_RULES,
+    limits: Limits = NO_LIMITS,
 ) -> Report:
     """Run the faults of a schedule under load, one after another, until the time ends."""
     report, chance = Report(), random.Random(seed)
     ends_at = time.monotonic() + seconds
-    async with running_stack(folder, source=source, valkey=valkey, rules=rules) as stack:
+    async with running_stack(
+        folder, source=source, valkey=valkey, rules=rules, limits=limits
+    ) as stack:
         viewer = Viewer(stack.ws_port)
         watching = asyncio.create_task(viewer.run())
         load = Load(
@@ -115,6 +120,7 @@ async def run_campaign(
         report.calls, report.unknown = load.history.calls, load.history.unknown
         report.frames = viewer.frames
         report.acts, report.resumed = operator.performed, operator.resumed
+        report.held = sum(answers.is_held for answers in load.history.actions.values())
     return report
 
 
@@ -178,6 +184,7 @@ def main() -> int:
         default=DEFAULT_RULES,
         help="such as best:lowest:0:2147483647:nobody:stated",
     )
+    parser.add_argument("--limits", type=Limits.parse, default=NO_LIMITS, help="such as 45:400:60")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="scoreboard-faults-"))
     report = asyncio.run(
@@ -189,6 +196,7 @@ def main() -> int:
             clients=options.clients,
             pace_s=options.pace_ms / 1000,
             rules=options.rules,
+            limits=options.limits,
         )
     )
     sys.stdout.write(f"seed                  {options.seed}\n{report}\n")

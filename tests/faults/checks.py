@@ -43,6 +43,7 @@ async def check(stack: Stack, history: History, viewer: Viewer | None = None) ->
             found += ledger_has_every_acknowledged_action(connection, history)
         found += scores_are_sums(connection)
         found += acts_count_once(connection)
+        found += held_actions_count_once(connection)
         found += seqs_are_dense(connection, stack.rewound_epochs)
         ranking = ranked(connection, history.rules)
     async with stack.redis() as client:
@@ -66,12 +67,24 @@ def ledger_has_every_acknowledged_action(
     ledger = {
         (user, action): delta for user, action, delta in rows if not action.startswith("act:")
     }
+    held = set(
+        connection.execute(
+            "SELECT u.external_id, h.action_id FROM held_actions h JOIN users u ON u.id = h.user_id"
+        ).fetchall()
+    )
+    if held & ledger.keys():
+        yield f"I1: {len(held & ledger.keys())} held actions are in the ledger"
+    counted = {key for key, answers in history.actions.items() if answers.is_held} & ledger.keys()
+    if counted and not history.is_rewound:
+        yield f"I1: {len(counted)} actions that were held have counted, such as {min(counted)}"
     refused = {key for key, answers in history.actions.items() if answers.is_refused}
     if refused & ledger.keys():
         yield f"I1: {len(refused & ledger.keys())} actions of banned users are in the ledger"
-    lost = {
-        key for key, answers in history.actions.items() if answers.new_score is not None
-    } - ledger.keys()
+    lost = (
+        {key for key, answers in history.actions.items() if answers.new_score is not None}
+        - ledger.keys()
+        - held
+    )
     if lost:
         yield f"I1: {len(lost)} acknowledged actions are lost, such as {min(lost)}"
     unknown = ledger.keys() - history.actions.keys()
@@ -84,6 +97,18 @@ def ledger_has_every_acknowledged_action(
     ]
     if wrong:
         yield f"I1: {len(wrong)} ledger rows with other points, such as {min(wrong)}"
+
+
+def held_actions_count_once(connection: psycopg.Connection) -> Iterable[str]:
+    """I1 for held actions: each has at most one release that was neither refused nor undone."""
+    rows = connection.execute(
+        "SELECT a.detail->>'held', count(*) FROM acts a"
+        " WHERE a.kind = 'release' AND a.refused_at IS NULL AND NOT EXISTS ("
+        " SELECT FROM acts x WHERE x.undoes = a.id AND x.refused_at IS NULL)"
+        " GROUP BY 1 HAVING count(*) > 1"
+    ).fetchall()
+    if rows:
+        yield f"I1: {len(rows)} held actions were released twice, such as {rows[0]}"
 
 
 def every_acknowledged_value_counts(
@@ -122,7 +147,7 @@ def seqs_are_dense(connection: psycopg.Connection, rewound: set[int]) -> Iterabl
     """
     rows = connection.execute(
         "WITH known AS (SELECT epoch, seq FROM score_events UNION ALL "
-        "SELECT epoch, seq FROM rejected_events) "
+        "SELECT epoch, seq FROM rejected_events UNION ALL SELECT epoch, seq FROM held_actions) "
         "SELECT epoch, min(seq), max(seq), count(*), count(DISTINCT seq) FROM known GROUP BY epoch"
     ).fetchall()
     for epoch, first, last, count, distinct in rows:
@@ -166,11 +191,12 @@ async def redis_agrees(
 
 
 async def memory_is_bounded(client: "aioredis.Redis") -> list[str]:
-    """I7: every seen key expires."""
+    """I7: every seen key and the counters of a window expire."""
     return [
         f"I7: {key!r} never expires"
-        async for key in client.scan_iter("*:seen:*")
-        if await client.ttl(key) < 0
+        for pattern in ("*:seen:*", "*:gained")
+        async for key in client.scan_iter(pattern)
+        if await client.ttl(key) == -1
     ]
 
 

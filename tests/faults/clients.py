@@ -32,6 +32,8 @@ class ActionAnswers:
     new_score: int | None = None
     is_refused: bool = False
     """The user was banned: the action must not be in the ledger."""
+    is_held: bool = False
+    """It exceeded a limit: it must be held, and not in the ledger."""
     fresh: int = 0
     """The number of answers with ``"replayed": false``; more than one is a double count (I5)."""
 
@@ -158,8 +160,11 @@ class Client:
         answers.fresh += not reply["replayed"]
         if answers.fresh > 1:
             self._add_violation(f"I5: {user} {action} counted as new twice")
+        is_held = reply.get("held", False)
         if answers.new_score is None:
-            answers.new_score = reply["newScore"]
+            answers.new_score, answers.is_held = reply["newScore"], is_held
+        elif answers.is_held != is_held:
+            self._add_violation(f"I5: {user} {action} was held and counted")
         elif answers.new_score != reply["newScore"]:
             self._add_violation(
                 f"I5: {user} {action} got {answers.new_score}, then {reply['newScore']}"

@@ -65,7 +65,7 @@ MUTATIONS = [
     Mutation(
         "dedup records never expire",
         "lua/submit.lua",
-        "        redis.call('EXPIRE', current, 2 * seen_seconds + 60, 'NX')\n",
+        "    redis.call('EXPIRE', current, 2 * seen_seconds + 60, 'NX')\n",
         "",
         ("scripts_flushed",),
         ("I7",),

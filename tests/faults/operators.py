@@ -17,8 +17,9 @@ from scoreboard.errors import ClientError, ScoreboardError
 from scoreboard.ledger import pool as postgres
 from scoreboard.ledger.acts import ActFilter, select_acts
 from scoreboard.ledger.boards import select_board
+from scoreboard.model import NO_LIMITS
 from scoreboard.moderation.acts import Moderator
-from scoreboard.moderation.plans import BanChange, Correction, Request, Undo, Void
+from scoreboard.moderation.plans import BanChange, Correction, Release, Request, Undo, Void
 from tests.faults.clients import History
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Operator:
             await self._complete(user)
 
     async def _choose(self, user: str) -> Request:
-        match self._random.randrange(6):
+        match self._random.randrange(7 if self._stack.board.limits != NO_LIMITS else 6):
             case 0 | 1:
                 return Correction(user, self._random.choice([-3, -2, -1, 1, 2, 3]))
             case 2:
@@ -82,6 +83,9 @@ class Operator:
                 banned = await self._column("SELECT u.external_id FROM bans JOIN users u"
                                             " ON u.id = user_id")  # fmt: skip
                 return BanChange(self._random.choice(banned) if banned else user, "unban")
+            case 6:
+                held = await self._column("SELECT id FROM held_actions ORDER BY random() LIMIT 1")
+                return Release(int(held[0]) if held else 1)
             case _:
                 acts = await self._column("SELECT id FROM acts ORDER BY at DESC LIMIT 20")
                 return Undo(self._random.choice(acts) if acts else "none")

@@ -25,7 +25,7 @@ from scoreboard.errors import OperatorMistake
 from scoreboard.ledger import migrations
 from scoreboard.ledger import pool as postgres
 from scoreboard.ledger.boards import insert_board
-from scoreboard.model import DEFAULT_RULES, Board, Layout, Rules
+from scoreboard.model import DEFAULT_RULES, NO_LIMITS, Board, Layout, Limits, Rules
 from scoreboard.recovery.reseed import SESSION, find_unavailable, reseed
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.security.tokens import LOCAL_ISSUER, READ, UPDATE_ANY, LocalIssuer
@@ -53,6 +53,7 @@ class Stack:
         stream_cap: int,
         valkey: EmbeddedValkey | None,
         rules: Rules,
+        limits: Limits,
     ) -> None:
         self.valkey = valkey or EmbeddedValkey(folder / "valkey")
         self.postgres = EmbeddedPostgres(
@@ -71,7 +72,7 @@ class Stack:
         self.services: dict[str, Service] = {}
         self.load: Load
         self.rewound_epochs: set[int] = set()
-        self.board = Board("main", msgspec.structs.replace(LAYOUT, rules=rules), is_public=True)
+        self.board = Board("main", msgspec.structs.replace(LAYOUT, rules=rules), limits=limits)
         self._folder = folder
         self._source = source
         self._stream_cap = stream_cap
@@ -225,13 +226,16 @@ async def running_stack(
     stream_cap: int = 200_000,
     valkey: EmbeddedValkey | None = None,
     rules: Rules = DEFAULT_RULES,
+    limits: Limits = NO_LIMITS,
 ) -> AsyncIterator[Stack]:
     """Run the whole system in a folder, with its board open; always stop it.
 
-    ``rules`` are those of the board. ``valkey`` replaces the default server, for other settings or
-    another environment.
+    ``rules`` and ``limits`` are those of the board. ``valkey`` replaces the default server, for
+    other settings or another environment.
     """
-    stack = Stack(folder, source=source, stream_cap=stream_cap, valkey=valkey, rules=rules)
+    stack = Stack(
+        folder, source=source, stream_cap=stream_cap, valkey=valkey, rules=rules, limits=limits
+    )
     async with stack.redis_proxy, stack.database_proxy:
         try:
             await stack.prepare()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scoreboard.model import Rules
+from scoreboard.model import Limits, Rules
 from tests.faults.campaign import endless, run_campaign
 from tests.faults.faults import FAULTS
 from tests.faults.mutations import MUTATIONS, Mutation, mutated_copy
@@ -44,6 +44,21 @@ async def test_boards_with_rules_keep_every_acknowledged_action(
 
     assert report.violations == []
     assert report.acknowledged > 1000
+
+
+@pytest.mark.timeout(240)
+async def test_a_board_with_limits_holds_or_counts_every_acknowledged_action(
+    tmp_path: Path,
+) -> None:
+    """Check the same while one action in ten, and many in a window, exceed a limit."""
+    schedule = endless(3)[: len(FAULTS)]
+    limits = Limits(45, 150, 10)
+
+    report = await run_campaign(tmp_path, schedule, seed=3, clients=8, limits=limits)
+
+    assert report.violations == []
+    assert report.acknowledged - report.held > 500
+    assert report.held > 100
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)

@@ -9,7 +9,7 @@ import httpx
 import psycopg
 import pytest
 
-from scoreboard.model import Action, Board, Layout, Rules
+from scoreboard.model import Action, Board, Layout, Limits, Rules
 from scoreboard.moderation import acts as acts_module
 from scoreboard.runtime.settings import Settings
 from tests.support.eventually import eventually_async
@@ -146,6 +146,8 @@ ENDPOINTS = [
     ("GET", "boards"),
     ("POST", "boards"),
     ("PATCH", "boards/main"),
+    ("GET", "held"),
+    ("POST", "held/1/void"),
     ("GET", "status"),
 ]
 
@@ -266,6 +268,37 @@ async def test_boards_are_made_changed_and_listed(admin: Admin) -> None:
         *("board create", "reseed", "board publish", "board archive")
     ]
     assert {actor for _, actor in actions} == {"sub:carla"}
+
+
+async def test_held_actions_are_listed_released_and_voided(admin: Admin) -> None:
+    limited = Board("limited", limits=Limits(per_action=10))
+    await make_board(admin.settings, limited)
+    sent = [Action(user, "quest:1", 50) for user in ("alice", "bob")]
+    await act(admin.settings, *sent, board="limited")
+    await eventually_async(lambda: is_drained(admin.settings, "limited"))
+    held = (await admin.get("held", state="held")).json()["held"]
+    assert [(one["userId"], one["delta"], one["limit"]) for one in held] == [
+        ("alice", 50, "action"),
+        ("bob", 50, "action"),
+    ]
+    assert (await admin.get("status")).json()["held"] == 2
+    first, second = (one["id"] for one in held)
+
+    body = {"kind": "release", "board": "limited", "held": first}
+    shown = (await admin.send("acts/preview", **body)).json()
+    assert (shown["userId"], shown["after"]["score"]) == ("alice", 50)
+    for score in (50, None):
+        done = await admin.send("acts", **body, id="d" * 16, reason="checked")
+        assert (done.status_code, done.json()["score"]) == (200, score), done.text
+    voided = await admin.send(f"held/{second}/void", reason="bot")
+    assert (voided.json()["state"], voided.json()["voidedBy"]) == ("voided", "sub:carla")
+    assert problem(await admin.send(f"held/{second}/void", reason="bot")) == (
+        409,
+        "operator-mistake",
+    )
+    assert problem(await admin.send("held/999999/void", reason="bot")) == (404, "not-found")
+    states = [one["state"] for one in (await admin.get("held")).json()["held"]]
+    assert states == ["released", "voided"]
 
 
 async def test_the_audit_log_is_paged(admin: Admin) -> None:

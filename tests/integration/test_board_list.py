@@ -9,7 +9,7 @@ import pytest
 from scoreboard.errors import RedisUnavailable, Uninitialised, UnknownBoard
 from scoreboard.ledger.boards import insert_board
 from scoreboard.ledger.pool import Connection, connect
-from scoreboard.model import Board, Layout, Rules
+from scoreboard.model import Board, Layout, Limits, Rules
 from scoreboard.recovery.mirror import mirror_board, mirror_boards
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.store import board_directory, board_list
@@ -19,7 +19,10 @@ from scoreboard.store.keys import BOARDS
 from scoreboard.store.store import Store
 
 GOLF = Board(
-    "golf", Layout(2, 60, 4, Rules("best", "lowest", 1, 200, "nobody", "stated")), is_public=False
+    "golf",
+    Layout(2, 60, 4, Rules("best", "lowest", 1, 200, "nobody", "stated")),
+    is_public=False,
+    limits=Limits(per_action=20),
 )
 
 

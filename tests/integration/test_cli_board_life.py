@@ -20,10 +20,10 @@ from cli import board_file
 from scoreboard.ledger.boards import select_boards, select_boards_after, select_existing_boards
 from scoreboard.ledger.pool import Connection
 from scoreboard.ledger.positions import lock_partitions, select_board_positions
-from scoreboard.model import Board, Layout, Partition, Rules
+from scoreboard.model import Board, Layout, Limits, Partition, Rules
 from scoreboard.recovery import reseed as reseeds
 from scoreboard.runtime.settings import Settings
-from scoreboard.store.keys import BOARDS
+from scoreboard.store.keys import BOARDS, PartitionKeys
 from tests.support.clients.commands import Done, Run, with_database, with_store
 from tests.support.clients.viewer import Connect, HttpResponse, StartStreamer
 from tests.support.eventually import eventually_async
@@ -161,7 +161,7 @@ def test_rules_are_stored_and_shown(command: Run, settings: Settings) -> None:
     assert "order\tlowest\tthe lowest score is first\n" in shown
     one = json.loads(command("board", "show", "laps", "--json").out)
     assert one["layout"]["rules"]["score_max"] == 99
-    line = "laps\topen\tno\t0\tbest, lowest first, 1 to 99, points stated\t1\t43200\t64\n"
+    line = "laps\topen\tno\t0\tbest, lowest first, 1 to 99, points stated\t1\t43200\t64\t\n"
     assert command("board", "list").out == line
     assert command("board", "show", "chess").code == 3
 
@@ -312,6 +312,30 @@ def test_a_file_is_applied_once(command: Run, tmp_path: Path, database_url: str)
     assert json.loads(command("board", "apply", str(exported), "--json").out) == []
 
 
+def test_a_file_sets_limits_and_leaves_those_that_it_omits(
+    command: Run, tmp_path: Path, redis_url: str
+) -> None:
+    path = tmp_path / "boards.toml"
+    path.write_text(
+        "[boards.new]\nmax_points_per_action = 5\n"
+        "[boards.old]\nmax_points_per_window = 9\nwindow_seconds = 60\n"
+    )
+    command("board", "create", "old")
+    command("board", "set", "old", "--max-points-per-action", "3")
+    assert command("board", "apply", str(path)).out == "new\tcreate\nold\tlimit\n"
+    assert command("board", "apply", str(path)).out == ""
+    with redis.Redis.from_url(redis_url, decode_responses=True) as server:
+        held = [
+            server.hget(PartitionKeys(Partition(name)).meta, "limits") for name in ("new", "old")
+        ]
+    assert held == ["5:0:0", "3:9:60"]
+    path.write_text("[boards.new]\n[boards.old]\nmax_points_per_action = 0\n")
+    assert command("board", "apply", str(path)).out == "old\tlimit\n"
+    [new, old] = json.loads(command("board", "list", "--json").out)
+    assert new["limits"] == {"per_action": 5, "per_window": 0, "window_s": 0}
+    assert old["limits"] == {"per_action": 0, "per_window": 9, "window_s": 60}
+
+
 def test_an_interrupted_application_is_completed(
     command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, redis_url: str
 ) -> None:
@@ -340,6 +364,12 @@ async def _fail(*_arguments: object, **_named: object) -> bool:
         ("[boards.x]\npartitions = 257\n", ["Board x"]),
         ("[boards.x]\npartitions = true\n", ["Board x", "partitions"]),
         ("[boards.x]\ncolour = 1\n", ["Board x", "colour"]),
+        ("[boards.x]\nmax_points_per_action = -1\n", ["Board x", "points of a limit"]),
+        ("[boards.x]\nmax_points_per_window = 5\n", ["Board x", "length of the window"]),
+        (
+            '[boards.x]\noperator = "best"\nmax_points_per_window = 5\nwindow_seconds = 60\n',
+            ["add"],
+        ),
         ("[boards.X]\n", ["Board X"]),
         ("boards = 1\n", ["boards"]),
         ("[board.x]\n", ["board"]),
@@ -366,7 +396,7 @@ def test_every_board_survives_the_way_through_a_file(tmp_path: Path) -> None:
         Board("main"),
         Board("a.b_c-9", Layout(3, 60, 4), is_public=False, state="archived"),
         Board("laps", Layout(rules=Rules("best", "lowest", 1, 99, "nobody", "stated"))),
-        Board("-", Layout(rules=Rules(lowering="players"))),
+        Board("-", Layout(rules=Rules(lowering="players")), limits=Limits(7, 50, 3600)),
     ]
     path = tmp_path / "boards.toml"
     path.write_text("\n".join(board_file.write_boards(boards)))

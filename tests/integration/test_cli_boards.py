@@ -26,7 +26,7 @@ def test_a_board_is_created_once_listed_and_opened(command: Run, database_url: s
     assert command("board", "create", "weekly").code == 5
     again = command("board", "create", "weekly", "--if-missing", "--partitions", "2")
     assert "was not changed" in again.err
-    line = "weekly\topen\tno\t0\tadd, highest first\t3\t43200\t64\n"
+    line = "weekly\topen\tno\t0\tadd, highest first\t3\t43200\t64\t\n"
     assert command("board", "list").out == line
     (listed,) = json.loads(command("board", "list", "--json").out)
     assert listed["layout"]["partitions"] == 3

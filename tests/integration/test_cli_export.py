@@ -258,6 +258,11 @@ def known(command: Run, played: None, database_url: str) -> None:
             " SELECT 'main', id, 'win:1', 1, 7, 0, 5, 14, 'late_duplicate', now() FROM users"
         )
         connection.execute(ACTS)
+        connection.execute(
+            "INSERT INTO held_actions (board, user_id, action_id, epoch, seq, part, delta, score,"
+            " limit_kind, occurred_at)"
+            " SELECT 'main', id, 'win:3', 1, 8, 0, 500, 9, 'action', now() FROM users"
+        )
         for number, raw in enumerate([DEAD, *OTHERS, b"\xff"]):
             connection.execute(
                 "INSERT INTO dead_events (board, part, stream_id, raw_hash, raw, reason)"
@@ -284,7 +289,7 @@ def test_everything_about_a_user_and_nothing_about_others_is_exported(
         f"{name}.csv"
         for name in (
             *("profile", "scores", "ledger", "rejected", "dead-letters"),
-            *("acts", "voided", "bans", "audit"),
+            *("acts", "voided", "held", "bans", "audit"),
         )
     ]
     [profile] = found["profile.csv"]
@@ -309,6 +314,8 @@ def test_everything_about_a_user_and_nothing_about_others_is_exported(
     ]
     [voided] = found["voided.csv"]
     assert (voided["actionId"], voided["actId"]) == ("win:1", "alicevoid")
+    [held] = found["held.csv"]
+    assert (held["actionId"], held["delta"], held["limit"]) == ("win:3", "500", "action")
     [ban] = found["bans.csv"]
     assert (ban["board"], ban["actId"]) == ("main", "aliceban")
     assert [row["action"] for row in found["audit.csv"]] == ["user set", "export"]

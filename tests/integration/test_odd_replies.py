@@ -357,6 +357,7 @@ FIELD_VALUES: Mapping[str, list[str | bytes | None]] = {
         b"\xff:\xfe",
     ],
     "public": [None, "", "yes"],
+    "limits": ["", "x", "1:2", "9" * 40 + ":1:1", "-1:0:0", "0:9:0", b"\xff\xfe"],
     "fence": ["", b"\xff\xfe", "x" * 10_000],
 }
 BOARD_MEMBERS: list[tuple[str | bytes, float]] = [
@@ -379,7 +380,7 @@ ENTRIES: list[dict[str | bytes, str | bytes]] = [
 
 
 def corruptions() -> Iterator[tuple[str, Callable[["redis.Redis[str]"], object]]]:
-    for key in (KEYS.board, KEYS.events, KEYS.meta, KEYS.shadow, ACTIONS):
+    for key in (KEYS.board, KEYS.events, KEYS.meta, KEYS.shadow, KEYS.gained, ACTIONS):
         for name, write in replacements(key):
             yield name, lambda c, key=key, write=write: (c.delete(key), write(c))
     for name, values in FIELD_VALUES.items():

@@ -20,6 +20,7 @@ def act_call(
     generation: int | None = None,
     layout: str = "",
     bounds: tuple[int, int] = (0, SCORE_MAX),
+    moved_from: int = -1,
 ) -> tuple[list[str], list[object]]:
     generation = scripts.generation if generation is None else generation
     digest = digest_of("main", user, action)
@@ -27,6 +28,7 @@ def act_call(
     keys = [KEYS.board, KEYS.events, KEYS.meta, KEYS.changes, KEYS.banned]
     keys += [KEYS.dedup_shard(generation + step, shard) for step in (1, 0, -1)]
     args = [generation, layout or str(LAYOUT), scripts.cap, user, action, digest, delta, *bounds]
+    args.append(moved_from)
     return keys, args
 
 
@@ -177,3 +179,14 @@ def test_exclude_replaces_the_banned_users_under_the_fence(played: Scripts) -> N
     assert played.refuses("exclude", names, "T", 1, "alice").startswith("BADARG ")
     assert played.refuses("exclude", names, "T", 1, "alice", "1.5").startswith("BADARG ")
     assert played.client.hlen(KEYS.banned) == 1
+
+
+def test_a_delta_that_was_computed_from_another_score_changes_nothing(played: Scripts) -> None:
+    before = played.snapshot()
+    assert act(played, "alice", 5, moved_from=29) == ["moved", 5, 30, 0]
+    assert act(played, "dave", 5, moved_from=1) == ["moved", 5, 0, 0]
+    assert played.snapshot() == before
+
+    assert act(played, "alice", 5, moved_from=30) == ["applied", 5, 35, 4]
+    assert act(played, "alice", 5, moved_from=30) == ["replayed", 5, 35, 4]
+    assert act(played, "dave", 5, moved_from=0) == ["applied", 5, 5, 5]

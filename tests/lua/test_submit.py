@@ -77,7 +77,7 @@ def test_an_action_of_the_previous_generation_is_a_replay(opened: Scripts) -> No
     generation = opened.generation
     keys, args = opened.submit_call(("alice", "win:1", 10))
     opened.run("submit", keys, *args)
-    opened.client.rename(keys[5], keys[6])  # as at the end of a generation
+    opened.client.rename(keys[6], keys[7])  # as at the end of a generation
 
     assert opened.generation == generation, "the clock crossed a generation during the test"
     assert opened.submit(("alice", "win:1", 10)) == [["replayed", 10, 10, 1]]
@@ -146,14 +146,14 @@ def test_a_score_that_runs_out_of_slots_recovers_those_of_users_who_left(opened:
 def test_every_dedup_shard_has_a_fixed_expiry(opened: Scripts) -> None:
     keys, args = opened.submit_call(("alice", "win:1", 10))
     opened.run("submit", keys, *args)
-    opened.client.expire(keys[5], 100)
+    opened.client.expire(keys[6], 100)
 
     opened.run("submit", *_second(opened))
 
     seen = opened.client.keys("*:seen:*")
     assert seen
     assert all(0 < opened.client.ttl(key) <= 2 * LAYOUT.seen_seconds + 60 for key in seen)
-    assert opened.client.ttl(keys[5]) <= 100
+    assert opened.client.ttl(keys[6]) <= 100
 
 
 def _second(opened: Scripts) -> tuple[object, ...]:

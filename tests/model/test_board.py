@@ -83,7 +83,7 @@ class BoardMachine(RuleBasedStateMachine):
         shard = shard_of(digest, LAYOUT.seen_shards)
         keys = [KEYS.board, KEYS.events, KEYS.meta, KEYS.changes, KEYS.banned]
         keys += [KEYS.dedup_shard(generation + step, shard) for step in (1, 0, -1)]
-        args = (generation, str(LAYOUT), self.cap, user, action, digest, delta, 0, SCORE_MAX)
+        args = (generation, str(LAYOUT), self.cap, user, action, digest, delta, 0, SCORE_MAX, -1)
         is_known = (user, action) in self.memory
         held = self.scores.get(user, 0)
         before = self.scripts.snapshot()

@@ -1,7 +1,8 @@
 """Boards of every operator, order and bounds agree with a plain model after any sequence of steps.
 
 The model has the ledger too: a flush counts each action once, a repeat after the dedup window is
-refused by it, and a repair sets Redis to the ledger plus what is not flushed.
+refused by it, and a repair sets Redis to the ledger plus what is not flushed. With limits, some
+actions are held: they change no score, and never count.
 """
 
 from itertools import pairwise
@@ -13,7 +14,15 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from scoreboard.model import SCORE_MAX, SLOT_COUNT, Rules, digest_of, shard_of
+from scoreboard.model import (
+    NO_LIMITS,
+    SCORE_MAX,
+    SLOT_COUNT,
+    Limits,
+    Rules,
+    digest_of,
+    shard_of,
+)
 from scoreboard.store.keys import COMMITS_PREFIX, GROUP
 from tests.support.clients.scripts import KEYS, Scripts
 
@@ -32,6 +41,7 @@ class RulesMachine(RuleBasedStateMachine):
 
     client: "redis.Redis[str]"
     board_rules: Rules
+    limits: Limits = NO_LIMITS
 
     @initialize()
     def start(self) -> None:
@@ -53,6 +63,29 @@ class RulesMachine(RuleBasedStateMachine):
         self.answers: dict[tuple[str, str], Answer] = {}
         """Of each action in the ledger, what a reseed restores."""
         self.acts = 0
+        self.held: set[int] = set()
+        """Seqs of held actions."""
+        self.held_memory: set[tuple[str, str]] = set()
+        """Which remembered actions were held."""
+        self.quarantine: dict[tuple[str, str], Answer] = {}
+        """The held actions that the flusher has recorded."""
+        self.gained: dict[str, int] = {}
+        self.scripts.run("configure", [KEYS.meta, KEYS.changes], 1, "open", str(self.limits))
+
+    def exceeds(self, user: str, delta: int) -> bool:
+        """Return whether a change is held."""
+        gain = delta if self.board_rules.order == "highest" else -delta
+        limits, is_counted = self.limits, not self.board_rules.takes_values
+        if gain <= 0:
+            return False
+        if limits.per_action and gain > limits.per_action:
+            return True
+        if not is_counted or not limits.per_window:
+            return False
+        if self.gained.get(user, 0) + gain > limits.per_window:
+            return True
+        self.gained[user] = self.gained.get(user, 0) + gain
+        return False
 
     def expect(self, user: str, action: str, number: int, *, stated: bool) -> list[Any]:
         """Return the expected answer to an action, and apply it to the model."""
@@ -60,7 +93,8 @@ class RulesMachine(RuleBasedStateMachine):
         if (user, action) in self.memory:
             delta, score, seq, first = self.memory[user, action]
             is_conflict = stated and first != number
-            return ["conflict" if is_conflict else "replayed", delta, score, seq]
+            again = "held_before" if (user, action) in self.held_memory else "replayed"
+            return ["conflict" if is_conflict else again, delta, score, seq]
         held = self.scores.get(user)
         goal = number if rules.takes_values else (held or 0) + number
         is_first_zero = held is None and goal == 0 and rules.order == "lowest"
@@ -69,6 +103,15 @@ class RulesMachine(RuleBasedStateMachine):
         if rules.operator == "best" and held is not None:
             goal = max(held, goal) if rules.order == "highest" else min(held, goal)
         delta = goal - (held or 0)
+        self.held_memory.discard((user, action))
+        if self.exceeds(user, delta):
+            self.seq += 1
+            self.held.add(self.seq)
+            self.held_memory.add((user, action))
+            self.stream.append((self.seq, user, action, delta, held or 0))
+            self.numbers[self.seq] = number
+            self.memory[user, action] = (delta, held or 0, self.seq, number)
+            return ["held", delta, held or 0, self.seq]
         if delta:
             self.seq += 1
             self.scores[user], self.arrivals[user] = goal, self.seq
@@ -87,7 +130,8 @@ class RulesMachine(RuleBasedStateMachine):
     @rule(user=USERS, delta=NUMBERS)
     def act(self, user: str, delta: int) -> None:
         """An administrator changes a score by a difference, whatever the operator of the board."""
-        repeats = [entry for entry in self.stream if (entry[1], entry[2]) in self.ledger]
+        known = self.ledger.keys() | self.quarantine.keys()
+        repeats = [entry for entry in self.stream if (entry[1], entry[2]) in known]
         if not delta or user in self.late or any(entry[1] == user for entry in repeats):
             return
         layout, rules = self.scripts.layout, self.board_rules
@@ -97,7 +141,7 @@ class RulesMachine(RuleBasedStateMachine):
         shard = shard_of(digest, layout.seen_shards)
         keys = [*REPAIR, *(KEYS.dedup_shard(generation + step, shard) for step in (1, 0, -1))]
         args = (generation, str(layout), self.scripts.cap, user, action, digest, delta)
-        word, *numbers = self.scripts.run("act", keys, *args, rules.score_min, rules.score_max)
+        word, *numbers = self.scripts.run("act", keys, *args, rules.score_min, rules.score_max, -1)
         held = self.scores.get(user, 0)
         if not rules.score_min <= held + delta <= rules.score_max:
             assert (word, numbers) == (b"range", [delta, held, 0])
@@ -113,7 +157,8 @@ class RulesMachine(RuleBasedStateMachine):
         before = self.scripts.snapshot()
         for (user, action), (delta, score, seq, number) in self.memory.items():
             row = self.scripts.submit((user, action, number, 1))
-            assert row == [["replayed", delta, score, seq]]
+            again = "held_before" if (user, action) in self.held_memory else "replayed"
+            assert row == [[again, delta, score, seq]]
         assert self.scripts.snapshot() == before
 
     @rule(count=st.integers(1, 10))
@@ -128,9 +173,14 @@ class RulesMachine(RuleBasedStateMachine):
             if action.startswith("correction:"):
                 continue
             is_act = action.startswith("act:")
+            if seq in self.held:
+                if (user, action) not in self.ledger:
+                    answer = (delta, score, seq, self.numbers[seq])
+                    self.quarantine.setdefault((user, action), answer)
+                continue
             if self.board_rules.takes_values and not is_act:
                 delta = score - self.counted.get(user, 0)  # noqa: PLW2901 (as flusher.values)
-            if (user, action) in self.ledger or not delta:
+            if (user, action) in self.ledger.keys() | self.quarantine.keys() or not delta:
                 self.late.add(user)
                 continue
             self.ledger[user, action] = delta
@@ -146,13 +196,13 @@ class RulesMachine(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 100))
     def repeat_late(self, which: int) -> None:
-        """A counted action comes again after the dedup window: it counts in Redis until repaired.
+        """An action comes again after the dedup window: it may count in Redis until repaired.
 
         Points that it adds could be taken away before the repair, and the sum become negative, so
         boards that add are repaired at once.
         """
         self.flush(10_000)
-        known = sorted(self.answers)
+        known = sorted(self.answers.keys() | self.quarantine.keys())
         if not known:
             return
         user, action = known[which % len(known)]
@@ -166,7 +216,7 @@ class RulesMachine(RuleBasedStateMachine):
                 if ":seen:" in key:
                     self.client.hdel(key, args[5])
             self.memory.pop((user, action), None)
-        number = self.answers[user, action][3]
+        number = (self.answers | self.quarantine)[user, action][3]
         expected = self.expect(user, action, number, stated=True)
         assert self.scripts.submit((user, action, number, 1)) == [expected]
         if not self.board_rules.takes_values:
@@ -201,8 +251,8 @@ class RulesMachine(RuleBasedStateMachine):
     def expected_score(self, user: str) -> int:
         """Return the ledger's score plus what the stream holds; a value replaces all before it."""
         score = self.counted.get(user, 0)
-        for _, name, action, delta, after in self.stream:
-            if name == user and not action.startswith("correction:"):
+        for seq, name, action, delta, after in self.stream:
+            if name == user and not action.startswith("correction:") and seq not in self.held:
                 is_value = self.board_rules.takes_values and not action.startswith("act:")
                 score = after if is_value else score + delta
         return score
@@ -223,13 +273,17 @@ class RulesMachine(RuleBasedStateMachine):
             page += [self.board_rules.pack(score, slots[score]), user]
         self.scripts.run("restore", [KEYS.meta, KEYS.shadow], "T", 1, *page)
         expiry = self.scripts.now() + 1000
-        for (user, action), (delta, score, seq, number) in self.answers.items():
+        for (user, action), answer in (self.answers | self.quarantine).items():
+            delta, score, seq, number = answer
             keys, args = self.scripts.submit_call((user, action, 1))
+            is_held = (user, action) in self.quarantine
             record = f"{delta}:{score}:{seq}"
-            record += f":{number}" if self.board_rules.takes_values else ""
+            record += f":{number}" if self.board_rules.takes_values or is_held else ""
+            record += ":held" if is_held else ""
             seen = next(key for key in keys if ":seen:" in key)
             self.scripts.run("remember", [KEYS.meta, seen], "T", 0, expiry, args[5], record)
-        self.memory = dict(self.answers)
+        self.memory = self.answers | self.quarantine
+        self.held_memory = set(self.quarantine)
         self.scores = dict(self.counted)
         self.late.clear()
         self.epoch += 1
@@ -238,8 +292,15 @@ class RulesMachine(RuleBasedStateMachine):
             "open",
             [KEYS.board, KEYS.shadow, KEYS.events, KEYS.meta, KEYS.changes],
             *("T", self.epoch, self.seq, self.flushed_id, GROUP),
-            *(str(self.scripts.layout), 1, len(ranked)),
+            *(str(self.scripts.layout), 1, len(ranked), "open", str(self.limits)),
         )
+
+    @rule()
+    def begin_another_window(self) -> None:
+        """The counters of the present window become those of an earlier one."""
+        if self.client.hexists(KEYS.gained, "/ends"):
+            self.client.hincrby(KEYS.gained, "/ends", -1000)
+            self.gained.clear()
 
     @invariant()
     def the_board_is_ranked_by_its_order(self) -> None:
@@ -270,20 +331,24 @@ class RulesMachine(RuleBasedStateMachine):
 
 OPERATORS = ["add", "best", "last"]
 BOUNDS = [(0, SCORE_MAX), (5, 50)]
+LIMITS = [NO_LIMITS, Limits(10, 15, 31 * 86_400)]
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("order", ["highest", "lowest"])
 @pytest.mark.parametrize("bounds", BOUNDS)
+@pytest.mark.parametrize("limits", LIMITS, ids=["", "limits"])
 def test_the_board_and_its_ledger_equal_their_model(
-    operator: Any, order: Any, bounds: tuple[int, int], redis_url: str
+    operator: Any, order: Any, bounds: tuple[int, int], limits: Limits, redis_url: str
 ) -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
     rules = Rules(operator, order, *bounds, "players", "stated")
+    if rules.takes_values and limits != NO_LIMITS:
+        limits = Limits(limits.per_action)
     with redis.Redis.from_url(redis_url) as client:
         machine: type[RulesMachine] = type(
-            "Machine", (RulesMachine,), {"client": client, "board_rules": rules}
+            "Machine", (RulesMachine,), {"client": client, "board_rules": rules, "limits": limits}
         )
         run_state_machine_as_test(
             machine,

@@ -22,6 +22,16 @@ def test_a_record_is_decoded() -> None:
     assert event.occurred_at_ms == 1_700_000_000_123
 
 
+def test_a_held_action_names_the_limit_and_is_no_action() -> None:
+    event = decode(b"1-0", GOOD | {b"k": b"h", b"l": b"window"})
+
+    assert isinstance(event, Event)
+    assert (event.limit, event.is_action) == ("window", False)
+    correction = decode(b"1-0", GOOD | {b"k": b"c"})
+    assert isinstance(correction, Event)
+    assert not correction.is_action
+
+
 @pytest.mark.parametrize("traceparent", [b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01", b"\xff"])
 def test_a_trace_does_not_change_what_a_record_means(traceparent: bytes) -> None:
     assert decode(b"1-0", GOOD | {b"w": traceparent}) == decode(b"1-0", GOOD)
@@ -52,6 +62,8 @@ def test_a_missing_field_is_named(name: bytes) -> None:
         {b"a": b"nul\x00"},
         {b"a": b"x" * 129},
         {b"k": b"zzz"},
+        {b"k": b"h"},
+        {b"k": b"h", b"l": b"zzz"},
         {b"t": b"x" * 129},
         {b"t": b"line\nbreak"},
     ],

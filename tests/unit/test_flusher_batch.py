@@ -13,6 +13,7 @@ from flusher.batch import (
     build,
     count_after,
     make_rows,
+    split_held,
 )
 from flusher.dead_letters import dead_event
 from flusher.writer import TYPES
@@ -28,14 +29,35 @@ def entry(seq: int, *, at: str = "", **fields: str) -> Entry:
 
 def test_every_entry_is_in_exactly_one_list() -> None:
     entries = [entry(1), entry(2, k="c"), entry(3, d=""), entry(4, u="no spaces"), entry(5)]
+    entries.append(entry(6, k="h", l="window"))
 
     batch = build(entries)
 
     assert [event.seq for event in batch.actions] == [1, 5]
     assert [event.seq for event in batch.corrections] == [2]
+    assert [(event.seq, event.limit) for event in batch.held] == [(6, "window")]
     assert [record.stream_id for record in batch.bad] == ["1000-3", "1000-4"]
     assert batch.ids == [stream_id for stream_id, _ in entries]
-    assert batch.last_id == "1000-5"
+    assert batch.last_id == "1000-6"
+
+
+def test_a_held_action_is_recorded_before_or_after_its_repeat_in_the_batch_counts() -> None:
+    held = {"k": "h", "l": "action"}
+    batch = build(
+        [
+            entry(1, a="early", **held),
+            entry(2, a="early"),
+            entry(3, a="late"),
+            entry(4, a="late", **held),
+            entry(5, a="late", u="bob", **held),
+            entry(6, a="alone", **held),
+        ]
+    )
+
+    before, after = split_held(batch)
+
+    assert [event.seq for event in before] == [1, 5, 6]
+    assert [event.seq for event in after] == [4]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scoreboard import model
-from scoreboard.model import SCORE_MAX, SLOT_COUNT, Layout, Rules, pack, unpack_score
+from scoreboard.model import (
+    NO_LIMITS,
+    SCORE_MAX,
+    SLOT_COUNT,
+    Layout,
+    Limits,
+    Rules,
+    check_limits,
+    pack,
+    unpack_score,
+)
 
 SCORES = st.integers(0, SCORE_MAX)
 SLOTS = st.integers(0, SLOT_COUNT - 1)
@@ -138,3 +148,26 @@ def test_other_rules_are_refused(text: str) -> None:
         Rules.parse(text)
     with pytest.raises(ValueError, match=r".+"):
         Layout.parse(f"1:43200:64:{text}")
+
+
+@pytest.mark.parametrize(
+    "limits", [NO_LIMITS, Limits(5), Limits(0, 9, 60), Limits(SCORE_MAX, SCORE_MAX, 31 * 86_400)]
+)
+def test_limits_round_trip_and_parts_of_later_versions_are_ignored(limits: Limits) -> None:
+    assert Limits.parse(str(limits)) == limits
+    assert not limits.per_action or Limits.parse(f"{limits}:7:x") == limits
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["5", "5:5", "a:b:c", "-1:0:0", "2147483648:0:0", "0:5:0", "0:0:60", "0:5:9", "0:5:2678401"],
+)
+def test_other_limits_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        Limits.parse(text)
+
+
+def test_a_board_with_values_has_no_limit_of_a_window() -> None:
+    check_limits(Limits(5), Rules("best"))
+    with pytest.raises(ValueError, match="operator add"):
+        check_limits(Limits(0, 5, 60), Rules("best"))

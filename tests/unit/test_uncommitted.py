@@ -50,6 +50,16 @@ def test_a_value_replaces_the_score_and_a_difference_is_added(
     assert uncommitted.expected_score("bob", 3) == 3
 
 
+def test_a_held_action_adds_nothing() -> None:
+    uncommitted = UncommittedDeltas(replication_id="", epoch=1, seq=0, stream_id="0-0")
+    stream_id, fields = entry(1, "ann", 500, 7)
+
+    uncommitted.add([(stream_id, fields | {b"k": b"h", b"l": b"action"})])
+
+    assert uncommitted.expected_score("ann", 7) == 7
+    assert not uncommitted.has("ann")
+
+
 def test_a_record_says_which_value_stays() -> None:
     found = decode(*entry(1, "ann", 5, 5, "lowest"))
 

@@ -7,13 +7,11 @@ from litestar.params import JSONBody, PathParameter, QueryParameter
 from msgspec.structs import asdict
 
 from api.documents.admin_schemas import (
-    ActKind,
     ActPlan,
     ActReply,
     ActRequest,
     ActRow,
     ActsReply,
-    ActState,
     Place,
     PlacedRow,
     PreviewReply,
@@ -29,7 +27,7 @@ from api.endpoints.admin.sessions import (
 from api.endpoints.fast_reads import PRIVATE
 from api.endpoints.scores import BEARER, AnyRequest, read_parameters
 from scoreboard.errors import ForeignOrigin, NotFound
-from scoreboard.ledger.acts import Act, ActFilter, select_act, select_acts
+from scoreboard.ledger.acts import Act, ActFilter, ActState, select_act, select_acts
 from scoreboard.model import Board, Row
 from scoreboard.moderation.acts import Done
 from scoreboard.moderation.plans import Undo
@@ -190,6 +188,7 @@ def _rows(rows: tuple[Row, ...]) -> tuple[PlacedRow, ...]:
 
 
 def _respond(act: Act, done: Done) -> Response[ActReply]:
-    kind: ActKind = act.kind
-    reply = ActReply(act.id, act.board, act.user_id, kind, act.delta, done.score, done.is_committed)
+    reply = ActReply(
+        act.id, act.board, act.user_id, act.kind, act.delta, done.score, done.is_committed
+    )
     return Response(reply, headers=HEADERS)

@@ -2,14 +2,17 @@
 
 from typing import Annotated, Final
 
-from litestar import Controller, Response, get
-from litestar.params import QueryParameter
+from litestar import Controller, Response, get, post
+from litestar.params import JSONBody, PathParameter, QueryParameter
 
 from api.documents.admin_schemas import (
     AuditReply,
     AuditReplyRow,
     BoardHealth,
     FoundUser,
+    HeldReply,
+    HeldRow,
+    HeldVoid,
     StatusReply,
     UserBoard,
     UserReply,
@@ -20,6 +23,7 @@ from api.documents.schemas import HistoryReply
 from api.endpoints.admin.acts import HEADERS, PAGE_MAX, SECURITY
 from api.endpoints.admin.sessions import (
     Session,
+    caller_of,
     find_board,
     require_administrator,
     sessions_of,
@@ -27,15 +31,18 @@ from api.endpoints.admin.sessions import (
 from api.endpoints.scores import AnyRequest, UserPath, get_services, read_parameters
 from scoreboard.errors import (
     ForeignOrigin,
+    NotFound,
     ScoreboardError,
     Uninitialised,
     UnknownBoard,
     UnknownUser,
 )
+from scoreboard.events import BIGINT_MAX
 from scoreboard.ledger.acts import ActFilter, select_acts
 from scoreboard.ledger.audit import AuditFilter, select_audit
 from scoreboard.ledger.boards import select_boards
 from scoreboard.ledger.dead_letters import count_dead_letters
+from scoreboard.ledger.held import HeldAction, HeldFilter, HeldState, select_held
 from scoreboard.ledger.users import search_users, select_names, select_user_boards
 from scoreboard.model import Board, Partition
 from scoreboard.store.rebuilding import PAGE
@@ -47,7 +54,7 @@ BOARDS_MAX: Final = 100
 """Maximum boards of a user or of the status."""
 
 PENDING_MAX: Final = 1000
-"""Pending acts are counted up to this number."""
+"""Pending acts and held actions are counted up to this number."""
 
 _NOT_HERE: Final = {ForeignOrigin, UnknownBoard, UnknownUser}
 _STATUSES: Final = (400, 401, 403, 422, 429, 503)
@@ -183,6 +190,64 @@ class Records(Controller):
         return Response(AuditReply(tuple(rows[:limit]), following), headers=HEADERS)
 
     @get(
+        "/held",
+        operation_id="listHeld",
+        summary="List held actions",
+        description="Returns actions that exceeded a limit of their board, oldest first.",
+        security=SECURITY,
+        response_description="The held actions.",
+        responses=admin_problems(*_STATUSES, omitted=_NOT_HERE),
+    )
+    async def list_held(
+        self,
+        request: AnyRequest,
+        board: Annotated[str | None, QueryParameter(description="The board.")] = None,
+        user_id: Annotated[
+            str | None, QueryParameter(name="userId", description="The user.")
+        ] = None,
+        held_state: Annotated[
+            HeldState | None, QueryParameter(name="state", description="The state.")
+        ] = None,
+        limit: Annotated[
+            int, QueryParameter(ge=1, le=PAGE_MAX, description="Number of actions.")
+        ] = 50,
+    ) -> Response[HeldReply]:
+        """List held actions."""
+        chosen = HeldFilter(board=board, user_id=user_id, state=held_state)
+        async with sessions_of(request).open() as session:
+            found = await select_held(session.connection, chosen, limit=limit)
+        return Response(HeldReply(tuple(_held_row(one) for one in found)), headers=HEADERS)
+
+    @post(
+        "/held/{held_id:int}/void",
+        status_code=200,
+        operation_id="voidHeld",
+        summary="Void a held action",
+        description="The action never counts; this cannot be undone. A repeat gets 409.",
+        security=SECURITY,
+        response_description="The action is voided.",
+        responses=admin_problems(404, 409, 413, 415, *_STATUSES, omitted={ForeignOrigin}),
+    )
+    async def void_held(
+        self,
+        request: AnyRequest,
+        held_id: Annotated[int, PathParameter(ge=1, le=BIGINT_MAX, description="The action.")],
+        data: JSONBody[HeldVoid],
+    ) -> Response[HeldRow]:
+        """Void a held action."""
+        sessions = sessions_of(request)
+        chosen = HeldFilter(ids=(held_id,))
+        async with sessions.open() as session:
+            found = await select_held(session.connection, chosen, limit=1)
+            if not found:
+                raise NotFound(f"There is no held action {held_id}")
+            board = await find_board(session, found[0].board)
+            moderator = sessions.moderator(session, board, caller_of(request))
+            await moderator.void_held(held_id, reason=data.reason)
+            [after] = await select_held(session.connection, chosen, limit=1)
+        return Response(_held_row(after), headers=HEADERS)
+
+    @get(
         "/status",
         operation_id="readStatus",
         summary="Read what waits for PostgreSQL or a decision",
@@ -202,8 +267,28 @@ class Records(Controller):
             pending = await select_acts(
                 session.connection, ActFilter(state="pending"), limit=PENDING_MAX
             )
-        reply = StatusReply(tuple(health), sum(dead.values()), len(pending))
+            held = await select_held(
+                session.connection, HeldFilter(state="held"), limit=PENDING_MAX
+            )
+        reply = StatusReply(tuple(health), sum(dead.values()), len(pending), len(held))
         return Response(reply, headers=HEADERS)
+
+
+def _held_row(one: HeldAction) -> HeldRow:
+    return HeldRow(
+        one.id,
+        one.board,
+        one.user_id,
+        one.action_id,
+        one.delta,
+        one.score,
+        one.limit,
+        one.occurred_at,
+        one.state,
+        one.act_id,
+        one.voided_by,
+        one.voided_reason,
+    )
 
 
 async def _place(

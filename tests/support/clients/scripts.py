@@ -77,7 +77,7 @@ class Scripts:
         traces: str = "",
     ) -> tuple[list[str], list[object]]:
         generation = self.generation if generation is None else generation
-        keys = [KEYS.board, KEYS.events, KEYS.meta, KEYS.changes, KEYS.banned]
+        keys = [KEYS.board, KEYS.events, KEYS.meta, KEYS.changes, KEYS.banned, KEYS.gained]
         args: list[object] = [generation, layout or str(self.layout), self.cap]
         pairs: dict[int, int] = {}
         for user, action, delta, *more in actions:

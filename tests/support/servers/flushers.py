@@ -239,6 +239,7 @@ def check_invariants(
             "SELECT seq FROM score_events WHERE board = %(b)s AND part = %(p)s"
             " UNION SELECT seq FROM rejected_events WHERE board = %(b)s AND part = %(p)s"
             " AND reason <> 'resolved'"
+            " UNION SELECT seq FROM held_actions WHERE board = %(b)s AND part = %(p)s"
             " UNION SELECT seq FROM dead_events WHERE board = %(b)s AND part = %(p)s"
             " AND seq IS NOT NULL ORDER BY 1".replace("%(b)s", f"'{board}'").replace(
                 "%(p)s", str(number)
