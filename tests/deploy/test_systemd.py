@@ -44,6 +44,7 @@ SYSTEMD = ROOT / "deploy/systemd"
 UNITS = SYSTEMD / "units"
 SERVICES = sorted(path.name for path in UNITS.glob("*.service"))
 TEMPLATES = ("api", "streamer", "flusher")
+ADMIN = "scoreboard-admin.service"
 EXPOSURE_MAX = 2.0
 """Of 10; systemd calls less than 2 "OK" or "SAFE"."""
 
@@ -115,6 +116,28 @@ def test_the_files_do_not_override_what_the_units_set() -> None:
         )
 
 
+def test_the_unit_of_administrators_differs_by_user_logins_and_ports() -> None:
+    api, admin = dict(lines_of("scoreboard-api@.service")), dict(lines_of(ADMIN))
+    differs = {"Description", "User", "Group", "Environment", "EnvironmentFile", "PrivateUsers"}
+    assert {name for name in api if admin.get(name) != api[name]} == differs
+    own, public = variables_of(ADMIN), variables_of("scoreboard-api@.service")
+    assert {name: value for name, value in own.items() if public.get(name) != value} == {
+        "SCOREBOARD_API_PORT": "8301",
+        "SCOREBOARD_API_METRICS_PORT": "9141",
+        "SCOREBOARD_ADMIN_API": "true",
+        "SCOREBOARD_ADMIN_REDIS_SECRET": "/var/lib/scoreboard/secrets/operator/redis",
+        "SCOREBOARD_ADMIN_DATABASE_SECRET": "/var/lib/scoreboard/secrets/operator/database",
+    }
+    assert load({**own, **example("scoreboard.env")}).admin_api
+    assert not set(own) & set(example("scoreboard.env"))
+    groups = re.findall(
+        r"^m scoreboard-admin (\S+)$",
+        (SYSTEMD / "scoreboard.sysusers").read_text(),
+        re.MULTILINE,
+    )
+    assert groups == ["scoreboard-api", "scoreboard-operator"]
+
+
 def test_no_two_processes_of_a_host_have_one_port() -> None:
     ports = [
         value
@@ -123,7 +146,8 @@ def test_no_two_processes_of_a_host_have_one_port() -> None:
         for name, value in variables_of(f"scoreboard-{service}@.service", instance).items()
         if name.endswith("_PORT")
     ]
-    assert len(ports) == len(set(ports)) == 5 * 9
+    ports += [value for name, value in variables_of(ADMIN).items() if name.endswith("_PORT")]
+    assert len(ports) == len(set(ports)) == 5 * 9 + 2
     assert not any(port.startswith("9103") for port in ports)  # kong sync
 
 
