@@ -130,8 +130,9 @@ def test_the_provider_keeps_its_key_and_takes_new_settings(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("service", "folders"),
     [
-        ("api", {"api"}), ("admin", {"api", "operator"}), ("streamer", {"streamer"}), ("flusher", {"flusher"}),
-        ("open", {"operator"}), ("kong", {"kong"}), ("kong-sync", {"kong"}), ("kong-render", set()),
+        ("api", {"api"}), ("admin", {"api", "operator"}), ("streamer", {"streamer"}),
+        ("flusher", {"flusher"}), ("open", {"operator"}), ("kong", {"kong"}),
+        ("kong-sync", {"kong"}), ("kong-render", set()),
         ("migrate", {"owner"}), ("postgres", {"postgres"}),
     ],
 )  # fmt: skip
