@@ -39,7 +39,9 @@ CORS_ROUTES: Final = frozenset(
     {"scores-update", "scores-leaderboard", "scores-users", "scores-stream", "boards"}
 )
 ADMIN: Final = "scoreboard-admin"
-"""The service that is rendered only with targets, and the beginning of the name of its upstream."""
+"""The service that is rendered only with targets."""
+
+ADMIN_UPSTREAM: Final = f"{ADMIN}.upstream"
 
 UNLIMITED: Final = 1_000_000
 """Kong has no value for no limit, and without the entry the limit of players would apply."""
@@ -150,10 +152,10 @@ def render(
         raise ValueError("a gateway without keys would reject every token")
     next(c for c in document["consumers"] if c["username"] == PLAYERS)["jwt_secrets"] = secrets
     if not options.admin_targets:
-        document["services"] = [one for one in document["services"] if one["name"] != ADMIN]
-        document["upstreams"] = [
-            one for one in document["upstreams"] if one["name"] != f"{ADMIN}.upstream"
-        ]
+        for kind, name in (("services", ADMIN), ("upstreams", ADMIN_UPSTREAM)):
+            document[kind] = [entity for entity in document[kind] if entity["name"] != name]
+    elif ADMIN_UPSTREAM not in {upstream["name"] for upstream in document["upstreams"]}:
+        raise OperatorMistake(f"The template has no {ADMIN_UPSTREAM} for --admin-target")
     for upstream in document["upstreams"]:
         targets = _targets_of(upstream["name"], options)
         upstream["targets"] = [{"target": target} for target in sorted(set(targets))]
@@ -239,13 +241,10 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def _targets_of(upstream: str, options: GatewayOptions) -> tuple[str, ...]:
-    match upstream.removesuffix(".upstream"):
-        case "scoreboard-api":
-            return options.api_targets
-        case "scoreboard-admin":
-            return options.admin_targets
-        case _:
-            return options.streamer_targets
+    if upstream == ADMIN_UPSTREAM:
+        return options.admin_targets
+    is_api = upstream == "scoreboard-api.upstream"
+    return options.api_targets if is_api else options.streamer_targets
 
 
 def _routes(document: Entity) -> Iterator[Entity]:

@@ -14,7 +14,7 @@ from cli.gateway import config as kong_config
 from cli.gateway import keys as kong_keys
 from cli.gateway.config import GatewayOptions, render
 from cli.gateway.keys import KeyRow, rows_of
-from scoreboard.errors import SettingInvalid
+from scoreboard.errors import OperatorMistake, SettingInvalid
 from scoreboard.runtime.resources import kong_path, web_path
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.settings import load as load_settings
@@ -441,6 +441,15 @@ def test_other_origins_have_no_access_to_administration(rows: tuple[KeyRow, ...]
     for name in (ADMIN, ADMIN_PAGE):
         assert "cors" not in configs(document, name)
         assert "OPTIONS" not in routes(document)[name]["methods"]
+
+
+def test_a_template_of_an_earlier_version_cannot_have_administrators(
+    rows: tuple[KeyRow, ...], rendered: Entity
+) -> None:
+    """It would ignore the option, and the administrators would get 404."""
+    options = msgspec.structs.replace(OPTIONS, admin_targets=("admin:8000",))
+    with pytest.raises(OperatorMistake, match="admin-target"):
+        render(yaml.dump(rendered), rows, options)
 
 
 def test_an_act_is_waited_for_and_not_repeated(with_admin: Entity) -> None:
