@@ -55,6 +55,13 @@ def _check_urls(
     return urls
 
 
+def _without_empty(
+    _context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Ignore an empty value, so that a file of Compose can pass a variable that may be unset."""
+    return tuple(value for value in values if value)
+
+
 @click.group()
 def kong() -> None:
     """Write the configuration of the Kong gateway.
@@ -83,6 +90,11 @@ def _gateway_options(command: Command) -> Command:
                 "--streamer", "streamer_targets", multiple=True, default=["streamer:8001"],
                 show_default=True, metavar="HOST:PORT",
                 help="Address of the streamer for Kong; can be repeated.",
+            ),
+            click.option(
+                "--admin-target", "admin_targets", multiple=True, metavar="HOST:PORT",
+                callback=_without_empty, help="Address of the api that serves administrators; can "
+                "be repeated.  [default: none, and no route to it]",
             ),
             click.option(
                 "--public/--private", "is_public", default=False, show_default=True,

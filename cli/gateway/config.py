@@ -38,6 +38,11 @@ ORIGIN_ROUTES: Final = frozenset({"scores-stream", "ws-scoreboard"})
 CORS_ROUTES: Final = frozenset(
     {"scores-update", "scores-leaderboard", "scores-users", "scores-stream", "boards"}
 )
+ADMIN: Final = "scoreboard-admin"
+"""The service that is rendered only with targets."""
+
+ADMIN_UPSTREAM: Final = f"{ADMIN}.upstream"
+
 UNLIMITED: Final = 1_000_000
 """Kong has no value for no limit, and without the entry the limit of players would apply."""
 
@@ -91,6 +96,8 @@ class GatewayOptions(Struct, frozen=True, kw_only=True):
     is_public: bool = False
     api_targets: tuple[str, ...] = ("api:8000",)
     streamer_targets: tuple[str, ...] = ("streamer:8001",)
+    admin_targets: tuple[str, ...] = ()
+    """The api that serves administrators; without it the gateway has no route to them."""
     updates_per_minute: int = 10
     trusted_updates_per_minute: int = 0
     token_life_s: int = 86_400
@@ -144,9 +151,13 @@ def render(
     if not secrets:
         raise ValueError("a gateway without keys would reject every token")
     next(c for c in document["consumers"] if c["username"] == PLAYERS)["jwt_secrets"] = secrets
+    if not options.admin_targets:
+        for kind, name in (("services", ADMIN), ("upstreams", ADMIN_UPSTREAM)):
+            document[kind] = [entity for entity in document[kind] if entity["name"] != name]
+    elif ADMIN_UPSTREAM not in {upstream["name"] for upstream in document["upstreams"]}:
+        raise OperatorMistake(f"The template has no {ADMIN_UPSTREAM} for --admin-target")
     for upstream in document["upstreams"]:
-        is_api = upstream["name"] == "scoreboard-api.upstream"
-        targets = options.api_targets if is_api else options.streamer_targets
+        targets = _targets_of(upstream["name"], options)
         upstream["targets"] = [{"target": target} for target in sorted(set(targets))]
     for route in _routes(document):
         _configure_route(route, options)
@@ -227,6 +238,13 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 
 _Dumper.add_representer(str, _represent_text)
+
+
+def _targets_of(upstream: str, options: GatewayOptions) -> tuple[str, ...]:
+    if upstream == ADMIN_UPSTREAM:
+        return options.admin_targets
+    is_api = upstream == "scoreboard-api.upstream"
+    return options.api_targets if is_api else options.streamer_targets
 
 
 def _routes(document: Entity) -> Iterator[Entity]:
@@ -357,8 +375,10 @@ def check_options(options: GatewayOptions) -> None:
         # Exact and in lower case, as browsers send it; Kong treats other forms as patterns.
         if not _ORIGIN.fullmatch(origin):
             raise SettingInvalid(f"{origin!r} is not an origin such as https://play.example")
-    for targets in (options.api_targets, options.streamer_targets):
-        if not targets or not all(_TARGET.fullmatch(target) for target in targets):
+    if not options.api_targets or not options.streamer_targets:
+        raise SettingInvalid("the api and the streamer need a target")
+    for target in (*options.api_targets, *options.streamer_targets, *options.admin_targets):
+        if not _TARGET.fullmatch(target):
             raise SettingInvalid("a target must have the form host:port")
     if options.updates_per_minute < 1 or options.trusted_updates_per_minute < 0:
         raise SettingInvalid("a limit must be a positive number of updates per minute")

@@ -68,11 +68,11 @@ _load() {
   done < "$1"
 }
 
-# The enabled processes of a part: api, streamer, flusher, kong-sync, or the unit itself.
+# The enabled processes of a part: api, streamer, flusher, admin, kong-sync, or the unit itself.
 _units() {
   case $1 in
     scoreboard-*) echo "$1" ;;
-    kong-sync) echo scoreboard-kong-sync.service ;;
+    admin | kong-sync) echo "scoreboard-$1.service" ;;
     *) systemctl --no-legend list-units "scoreboard-$1@*.service" --all --plain | cut -d ' ' -f 1 ;;
   esac
 }

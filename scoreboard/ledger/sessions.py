@@ -13,6 +13,7 @@ from scoreboard.ledger.pool import POOLER_HINT, SESSION, Connection, connect, tr
 from scoreboard.runtime import resources
 from scoreboard.runtime.settings import Settings
 
+_CAN_ADMINISTER: Final = resources.query("can_administer")
 _SELECT_BACKEND: Final = resources.query("select_backend")
 
 ROUNDS: Final = 20
@@ -35,6 +36,20 @@ async def require_session(settings: Settings, connection: Connection) -> None:
         return  # the process that accepted the login: there is no pooler
     if not await _is_kept(settings, connection, process):
         raise UnsafeDatabase(f"A pooler shares the session with other clients: {POOLER_HINT}")
+
+
+async def require_operator(connection: Connection) -> None:
+    """Check that a connection has the login of the operator, before anything is begun.
+
+    Raises DatabaseUnavailable.
+    """
+    async with translate_errors():
+        row = await (await connection.execute(_CAN_ADMINISTER)).fetchone()
+    if row is None or not row[0]:
+        raise DatabaseUnavailable(
+            "The login of PostgreSQL has no permission to administer: "
+            "SCOREBOARD_ADMIN_DATABASE_SECRET must name that of the operator"
+        )
 
 
 async def _is_kept(settings: Settings, connection: Connection, process: int) -> bool:

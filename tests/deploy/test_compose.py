@@ -114,7 +114,7 @@ def test_every_variable_has_a_default() -> None:
 def test_the_example_environment_lists_every_variable_with_its_default() -> None:
     """`make env` writes it from the settings and deploy/docker/variables.env."""
     text = (ROOT / "deploy/docker/variables.env").read_text()
-    own = dict(re.findall(r"^# ([A-Z_]+)=(.+)$", text, re.MULTILINE))
+    own = dict(re.findall(r"^# ([A-Z_]+)=(.*)$", text, re.MULTILINE))
     settings = {name for name, _, _ in describe()}
     used = {name for name, _, _ in variables()}
     assert used - settings == set(own)
@@ -132,6 +132,8 @@ FIXED = {
     *("SCOREBOARD_REDIS_SECRET", "SCOREBOARD_DATABASE_SECRET"),
     # Containers instead (--scale), because Prometheus reads one address per container.
     *("SCOREBOARD_API_WORKERS", "SCOREBOARD_WS_WORKERS"),
+    # Of the service `admin` only.
+    *("SCOREBOARD_ADMIN_API", "SCOREBOARD_ADMIN_REDIS_SECRET", "SCOREBOARD_ADMIN_DATABASE_SECRET"),
     # Paths in a container; SCOREBOARD_JWKS_URL and SCOREBOARD_PROOF_JWKS_URL instead.
     *("SCOREBOARD_JWKS_FILE", "SCOREBOARD_PROOF_JWKS_FILE"),
 }
@@ -212,13 +214,13 @@ def test_a_variable_overrides_its_default() -> None:
 
 
 @pytest.mark.parametrize(
-    "service", ["api", "streamer", "flusher", "open", "kong-render", "kong-sync"]
+    "service", ["api", "admin", "streamer", "flusher", "open", "kong-render", "kong-sync"]
 )
 def test_every_service_starts_with_its_environment(service: str) -> None:
     settings = load_settings(environment(service))
     assert settings.redis_url
     if not service.startswith("kong"):
-        login = {"open": "operator"}.get(service, service)
+        login = {"open": "operator", "admin": "api"}.get(service, service)
         folder = f"/var/lib/scoreboard/secrets/{login}"
         assert settings.secrets == "file"
         assert settings.redis_secret == f"{folder}/redis"
@@ -243,13 +245,45 @@ def test_gateway_and_services_have_the_same_settings() -> None:
     assert not SERVICES["streamer"].get("ports")
 
 
+def test_administrators_have_an_api_of_their_own() -> None:
+    """It differs from the public one by the operator's logins, which no other service has."""
+    api, admin = environment("api"), environment("admin")
+    own = {name: value for name, value in admin.items() if api.get(name) != value}
+    folder = "/var/lib/scoreboard/secrets/operator"
+    assert own == {
+        "SCOREBOARD_ADMIN_API": "true",
+        "SCOREBOARD_ADMIN_REDIS_SECRET": f"{folder}/redis",
+        "SCOREBOARD_ADMIN_DATABASE_SECRET": f"{folder}/database",
+    }
+    assert set(api) - set(admin) == {
+        "SCOREBOARD_UPDATES_PER_MINUTE", "SCOREBOARD_TRUSTED_UPDATES_PER_MINUTE",
+    }  # fmt: skip
+    settings = load_settings(admin)
+    assert settings.admin_api
+    assert not load_settings(api).admin_api
+    assert SERVICES["admin"]["profiles"] == ["admin"]
+    assert not SERVICES["admin"].get("ports")
+    assert networks("admin") == {"inside"}
+    holders = {name for name in OURS for source, *_ in mounts(name) if source == "secrets-operator"}
+    assert holders == {"admin", "open", "secrets", "seed", "rotate"}
+
+
+@pytest.mark.parametrize("service", ["kong-render", "kong-sync"])
+def test_the_gateway_has_the_administrators_api_only_if_it_is_asked_for(service: str) -> None:
+    assert "--admin-target=" in SERVICES[service]["command"]
+    other = load({"ADMIN_TARGET": "admin:8000"})["services"][service]
+    assert f"--admin-target=admin:{default('api_port')}" in other["command"]
+    assert kong_config.GatewayOptions.of(load_settings(environment(service))).admin_targets == ()
+
+
 # Commands ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("service", ["api", "streamer", "flusher"])
+@pytest.mark.parametrize("service", ["api", "admin", "streamer", "flusher"])
 def test_services_start_as_modules_that_exist(service: str) -> None:
-    assert SERVICES[service]["command"] == ["python", "-m", service]
-    assert importlib.util.find_spec(f"{service}.__main__")
+    module = {"admin": "api"}.get(service, service)
+    assert SERVICES[service]["command"] == ["python", "-m", module]
+    assert importlib.util.find_spec(f"{module}.__main__")
 
 
 def command_lines() -> list[list[str]]:
@@ -300,6 +334,7 @@ def default(field: str) -> Any:
 def test_ports_of_health_checks_match_the_settings() -> None:
     expected = {
         "api": default("api_port"),
+        "admin": default("api_port"),
         "streamer": default("ws_metrics_port"),
         "flusher": default("flusher_metrics_port"),
         "kong-sync": 9103,
@@ -316,6 +351,7 @@ def test_the_targets_of_the_gateway_match_the_ports_of_the_services() -> None:
     assert targets == {
         "scoreboard-api.upstream": [f"api:{default('api_port')}"],
         "scoreboard-streamer.upstream": [f"streamer:{default('ws_port')}"],
+        "scoreboard-admin.upstream": [f"admin:{default('api_port')}"],
     }
     for service in ("kong-render", "kong-sync"):
         command = SERVICES[service]["command"]
@@ -378,7 +414,7 @@ def test_services_trust_only_kong_for_forwarded_addresses() -> None:
     assert kong in subnet
     assert kong not in dealt  # or another container could get it
     assert dealt.subnet_of(subnet)
-    for service in ("api", "streamer", "flusher"):
+    for service in ("api", "admin", "streamer", "flusher"):
         trusted = trusted_networks(load_settings(environment(service)).trusted_hops)
         assert [str(network) for network in trusted] == [f"{kong}/32"], service
         assert not any(IPv4Address(pool["gateway"]) in network for network in trusted)

@@ -27,6 +27,7 @@ from tests.deploy.compose import kong_image
 from tests.support.clients.commands import check_command
 from tests.support.fakes.stack import load_template
 from tests.support.manifests import (
+    ADMIN_OVERLAYS,
     COMPONENT,
     MANIFESTS,
     NAMESPACE,
@@ -47,6 +48,7 @@ from tests.support.repository import ROOT
 ALERT_JOBS = {"scoreboard-api", "scoreboard-streamer", "scoreboard-flusher", "scoreboard-kong-sync"}
 CUSTOM = {"PodMonitor", "PrometheusRule", "ScaledObject"}
 SERVICES = ("api", "streamer", "flusher", "kong")
+ALL = (*OVERLAYS, *ADMIN_OVERLAYS)
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +58,10 @@ def overlays(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rendered(overlays: Path) -> dict[str, Installation]:
-    return {name: Installation(render(overlays / name)) for name in OVERLAYS}
+    return {name: Installation(render(overlays / name)) for name in ALL}
 
 
-@pytest.fixture(params=OVERLAYS)
+@pytest.fixture(params=ALL)
 def found(request: pytest.FixtureRequest, rendered: dict[str, Installation]) -> Installation:
     return rendered[request.param]
 
@@ -205,6 +207,60 @@ def test_services_have_the_environment_of_compose(dev: Installation) -> None:
     }
     added = {name for name in dev.container("api").environment if name.startswith("SCOREBOARD_")}
     assert added - all_of_compose == only_here
+
+
+@pytest.mark.parametrize("overlay", ADMIN_OVERLAYS)
+def test_administrators_have_an_api_of_their_own(
+    rendered: dict[str, Installation], overlay: str
+) -> None:
+    """It differs from the public one by the operator's logins."""
+    found = rendered[overlay]
+    api, admin = found.container("api"), found.container("admin")
+    prefix = admin.environment["SECRETS_PREFIX"]
+    assert admin.environment == {
+        **api.environment,
+        "SCOREBOARD_ADMIN_API": "true",
+        "SCOREBOARD_ADMIN_REDIS_SECRET": f"{prefix}operator/redis",
+        "SCOREBOARD_ADMIN_DATABASE_SECRET": f"{prefix}operator/database",
+    }
+    assert (admin.command, admin.ports) == (api.command, api.ports)
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe", "lifecycle"):
+        assert admin.spec[probe] == api.spec[probe]
+    for pod in ("terminationGracePeriodSeconds", "securityContext"):
+        assert admin.pod[pod] == api.pod[pod]
+    target = f"--admin-target=admin:{admin.ports['http']}"
+    assert target in found.container("kong", "sync").command
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_without_the_component_there_is_nothing_of_administrators(
+    rendered: dict[str, Installation], overlay: str
+) -> None:
+    found = rendered[overlay]
+    assert "admin" not in {one["metadata"]["name"] for one in found.of("Deployment", "Service")}
+    assert "--admin-target" not in " ".join(found.container("kong", "sync").command)
+
+
+def test_the_administrators_pod_mounts_the_secrets_of_the_api_and_the_operator(
+    rendered: dict[str, Installation],
+) -> None:
+    found = rendered["dev-admin"]
+    admin = found.container("admin")
+    for name in ("REDIS", "DATABASE", "ADMIN_REDIS", "ADMIN_DATABASE"):
+        folder, _, key = admin.environment[f"SCOREBOARD_{name}_SECRET"].rpartition("/")
+        secret = admin.mounts()[folder]["secret"]["secretName"]
+        assert key in found.get("Secret", secret)["data"]
+
+
+def test_the_component_of_the_secrets_needs_that_of_administrators_before_it(
+    overlays: Path, tmp_path: Path
+) -> None:
+    """In the other order its pod has no secrets, which the comment of the component says."""
+    copied = shutil.copytree(overlays.parents[1], tmp_path / "deploy") / "k8s/overlays/dev"
+    file = copied / "kustomization.yaml"
+    listed = "- ../../components/secret-files\n"
+    file.write_text(file.read_text().replace(listed, f"{listed}- ../../components/admin\n"))
+    assert set(Installation(render(copied)).container("admin").mounts()) == {"/tmp"}
 
 
 def test_kong_has_the_environment_of_compose(dev: Installation) -> None:
@@ -446,7 +502,8 @@ def test_services_and_monitors_name_ports_of_their_pods(found: Installation) -> 
 
 def test_every_service_has_a_budget(found: Installation) -> None:
     budgets = {one["metadata"]["name"]: one["spec"] for one in found.of("PodDisruptionBudget")}
-    assert budgets.keys() == set(SERVICES)
+    deployments = {one["metadata"]["name"] for one in found.of("Deployment")}
+    assert budgets.keys() == set(SERVICES) | ({"admin"} & deployments)
     for spec in budgets.values():
         assert spec["maxUnavailable"] == 1
         assert spec["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
@@ -454,6 +511,7 @@ def test_every_service_has_a_budget(found: Installation) -> None:
 
 def test_every_autoscaled_workload_has_one_autoscaler(rendered: dict[str, Installation]) -> None:
     expected = {"dev": [], "prod": ["api", "flusher", "streamer"], "prod-hpa": ["api", "streamer"]}
+    expected |= {name: expected[name.removesuffix("-admin")] for name in ADMIN_OVERLAYS}
     for overlay, found in rendered.items():
         scalers = found.of("HorizontalPodAutoscaler", "ScaledObject")
         targets = sorted(one["spec"]["scaleTargetRef"]["name"] for one in scalers)

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tests.support.manifests import (
+    ADMIN_OVERLAYS,
     COMPONENT,
     FILLED_IN,
     MANIFESTS,
@@ -37,7 +38,7 @@ def overlays(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy_manifests(tmp_path_factory.mktemp("manifests"))
 
 
-@pytest.fixture(scope="module", params=OVERLAYS)
+@pytest.fixture(scope="module", params=(*OVERLAYS, *ADMIN_OVERLAYS))
 def overlay(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -78,7 +79,7 @@ def listed(found: Installation, overlay: str) -> Iterator[tuple[str, str, int, s
     present = workloads(found)
     for one in LIST["connections"]:
         assert one["for"]
-        absent = one["from"] == "rotator" and "rotator" not in present
+        absent = {one["from"], one["to"]} & ({"rotator", "admin"} - present.keys())
         if one.get("only", overlay.partition("-")[0]) == overlay.partition("-")[0] and not absent:
             for protocol in ("TCP", "UDP") if one["to"] == "dns" else ("TCP",):
                 yield one["from"], one["to"], one["port"], protocol
@@ -137,7 +138,9 @@ def test_only_kong_reaches_the_ports_of_the_services(found: Installation) -> Non
     policies = Policies(found.documents)
     pods = workloads(found)
     sources: dict[str, Peer] = {**pods, **STRANGERS, "internet": Host("203.0.113.7")}
-    for service, port in (("api", 8000), ("streamer", 8001)):
+    for service, port in (("api", 8000), ("streamer", 8001), ("admin", 8000)):
+        if service not in pods:
+            continue
         reached = {name for name, one in sources.items()
                    if name != service and policies.allow(one, pods[service], port)}  # fmt: skip
         assert reached == {"kong"}

@@ -83,7 +83,7 @@ def test_a_restarted_container_needs_no_one_shot_service(service: str, stored: P
 
 def test_the_files_that_are_read_are_found_by_the_test_above() -> None:
     assert {name: len(files_read(name)) for name in RESTARTED} == {
-        "api": 2, "streamer": 1, "flusher": 2, "kong": 2, "kong-sync": 2, "seed": 0,
+        "api": 2, "admin": 4, "streamer": 1, "flusher": 2, "kong": 2, "kong-sync": 2, "seed": 0,
         "valkey": 1, "valkey-counters": 1, "postgres": 1, "oauth": 1, "moto": 0,
         "prometheus": 0, "alertmanager": 0, "grafana": 0,
         "redis-exporter": 1, "postgres-exporter": 1,
@@ -130,8 +130,9 @@ def test_the_provider_keeps_its_key_and_takes_new_settings(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("service", "folders"),
     [
-        ("api", {"api"}), ("streamer", {"streamer"}), ("flusher", {"flusher"}),
-        ("open", {"operator"}), ("kong", {"kong"}), ("kong-sync", {"kong"}), ("kong-render", set()),
+        ("api", {"api"}), ("admin", {"api", "operator"}), ("streamer", {"streamer"}),
+        ("flusher", {"flusher"}), ("open", {"operator"}), ("kong", {"kong"}),
+        ("kong-sync", {"kong"}), ("kong-render", set()),
         ("migrate", {"owner"}), ("postgres", {"postgres"}),
     ],
 )  # fmt: skip

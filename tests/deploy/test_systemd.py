@@ -28,6 +28,7 @@ from cli.embedded.ports import find_free_port
 from cli.embedded.servers import EmbeddedPostgres, EmbeddedValkey
 from scoreboard.runtime.settings import PREFIX, Settings, describe, load
 from scoreboard.runtime.workers import SUPERVISOR_EXTRA_GRACE_S
+from scoreboard.security.tokens import ADMIN as ADMIN_SCOPE
 from scoreboard.security.tokens import LOCAL_ISSUER, READ, UPDATE, LocalIssuer
 from streamer.handshake.listener import RESERVED_FILES as STREAMER_FILES
 from streamer.server import grace_s as streamer_grace_s
@@ -44,6 +45,7 @@ SYSTEMD = ROOT / "deploy/systemd"
 UNITS = SYSTEMD / "units"
 SERVICES = sorted(path.name for path in UNITS.glob("*.service"))
 TEMPLATES = ("api", "streamer", "flusher")
+ADMIN = "scoreboard-admin.service"
 EXPOSURE_MAX = 2.0
 """Of 10; systemd calls less than 2 "OK" or "SAFE"."""
 
@@ -115,6 +117,28 @@ def test_the_files_do_not_override_what_the_units_set() -> None:
         )
 
 
+def test_the_unit_of_administrators_differs_by_user_logins_and_ports() -> None:
+    api, admin = dict(lines_of("scoreboard-api@.service")), dict(lines_of(ADMIN))
+    differs = {"Description", "User", "Group", "Environment", "EnvironmentFile", "PrivateUsers"}
+    assert {name for name in api if admin.get(name) != api[name]} == differs
+    own, public = variables_of(ADMIN), variables_of("scoreboard-api@.service")
+    assert {name: value for name, value in own.items() if public.get(name) != value} == {
+        "SCOREBOARD_API_PORT": "8301",
+        "SCOREBOARD_API_METRICS_PORT": "9141",
+        "SCOREBOARD_ADMIN_API": "true",
+        "SCOREBOARD_ADMIN_REDIS_SECRET": "/var/lib/scoreboard/secrets/operator/redis",
+        "SCOREBOARD_ADMIN_DATABASE_SECRET": "/var/lib/scoreboard/secrets/operator/database",
+    }
+    assert load({**own, **example("scoreboard.env")}).admin_api
+    assert not set(own) & set(example("scoreboard.env"))
+    groups = re.findall(
+        r"^m scoreboard-admin (\S+)$",
+        (SYSTEMD / "scoreboard.sysusers").read_text(),
+        re.MULTILINE,
+    )
+    assert groups == ["scoreboard-api", "scoreboard-operator"]
+
+
 def test_no_two_processes_of_a_host_have_one_port() -> None:
     ports = [
         value
@@ -123,7 +147,8 @@ def test_no_two_processes_of_a_host_have_one_port() -> None:
         for name, value in variables_of(f"scoreboard-{service}@.service", instance).items()
         if name.endswith("_PORT")
     ]
-    assert len(ports) == len(set(ports)) == 5 * 9
+    ports += [value for name, value in variables_of(ADMIN).items() if name.endswith("_PORT")]
+    assert len(ports) == len(set(ports)) == 5 * 9 + 2
     assert not any(port.startswith("9103") for port in ports)  # kong sync
 
 
@@ -195,6 +220,7 @@ class Host:
             for instance in "12"
         }
         self.probes = {key: find_free_port() for key in self.ports}
+        self.admin_port = 0
 
     def start(self) -> None:
         self.valkey.start()
@@ -219,6 +245,18 @@ class Host:
         self.machine.stop()
         self.valkey.stop()
         self.postgres.stop()
+
+    def start_administration(self) -> None:
+        """Enable and start the unit of administrators, on free ports."""
+        self.admin_port, self.probes["admin", ""] = find_free_port(), find_free_port()
+        lines = (
+            f"SCOREBOARD_API_PORT={self.admin_port}\n"
+            f"SCOREBOARD_API_METRICS_PORT={self.probes['admin', '']}\n"
+        )
+        self.must("sh", "-c", f"umask 027 && printf '{lines}' > /etc/scoreboard/admin.env")
+        self.must("systemctl", "enable", "--quiet", ADMIN)
+        self.start_unit(ADMIN)
+        eventually(lambda: self.is_ready("admin", ""), within_s=60)
 
     def must(self, *words: str) -> str:
         done = self.machine.run(*words)
@@ -395,11 +433,61 @@ def test_a_repeated_installation_changes_no_file_outside_of_the_secrets(host: Ho
     assert host.must("stat", "-c", "%U:%G %a", secret) == "scoreboard-rotator:scoreboard-api 640\n"
 
 
+@pytest.fixture(scope="module")
+def administration(host: Host) -> Host:
+    """Return the host with an api for administrators."""
+    host.start_administration()
+    return host
+
+
+def test_only_the_unit_of_administrators_serves_them(administration: Host, balancer: str) -> None:
+    host = administration
+    token = host.issuer.issue("anna", (ADMIN_SCOPE,))
+    act = {
+        "kind": "correct",
+        "board": "main",
+        "userId": "alice",
+        "delta": 5,
+        "reason": "test",
+        "id": "0123456789abcdef",
+    }
+
+    def ask(address: str) -> int:
+        request = urllib.request.Request(
+            f"http://{address}/api/admin/acts",
+            json.dumps(act).encode(),
+            {"Content-Type": "application/json", "Authorization": f"Bearer {token}"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return response.status
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+
+    assert ask(f"127.0.0.1:{host.ports['api', '1']}") == 404
+    assert ask(balancer) == 200
+    assert "sub:anna" in host.operate("scoreboard audit list --json")
+    for name, expected in (("operator", 0), ("api", 0), ("flusher", 1), ("rotator", 1)):
+        secret = f"/var/lib/scoreboard/secrets/{name}/redis"
+        done = host.machine.run("runuser", "-u", "scoreboard-admin", "--", "cat", secret)
+        assert done.returncode == expected, name
+    for service in TEMPLATES:
+        secret = "/var/lib/scoreboard/secrets/operator/redis"
+        done = host.machine.run("runuser", "-u", f"scoreboard-{service}", "--", "cat", secret)
+        assert done.returncode != 0, service
+    assert "password" not in host.machine.journal(ADMIN)
+    host.operate("restart admin")
+
+
 @pytest.fixture
 def balancer(host: Host, tmp_path: Path) -> Iterator[str]:
     """Run nginx with the example configuration, without TLS; return its address."""
     port = find_free_port()
     text = (SYSTEMD / "nginx.conf").read_text()
+    if host.admin_port:
+        text = re.sub(r"^    # (location ~|    proxy_|\})", r"    \1", text, flags=re.MULTILINE)
+        text = text.replace("127.0.0.1:8301;", f"127.0.0.1:{host.admin_port};")
     for line in ("ssl_certificate ", "ssl_certificate_key "):
         text = re.sub(rf"\n *{line}.*", "", text)
     text = text.replace("listen 443 ssl;", f"listen 127.0.0.1:{port};")

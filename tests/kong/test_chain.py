@@ -32,6 +32,7 @@ OPTIONS = GatewayOptions(
     audiences=("scoreboard",),
     redis_url="redis://kong@valkey-counters:6379/0",
     origins=("https://play.example",),
+    admin_targets=("admin:8000",),
     trusted_updates_per_minute=25,
 )
 FAKES = {"jwt", "rate-limiting", "request-size-limiting"}
@@ -228,7 +229,26 @@ def test_a_public_board_requires_no_token_but_refuses_invalid_requests(gateway: 
     assert send([], "scores-update").status == 401
 
 
-def test_the_page_requires_no_token(send: Send) -> None:
-    outcome = send([], "page")
+def test_administrators_need_a_scope_that_no_other_scope_includes(gateway: Gateway) -> None:
+    send = sender(gateway, is_public=True)
+    others = "update:score update:score:any read:leaderboard admin admin:score"
+    assert send([], "admin").status == 401
+    refused = send([bearer(token(scope=others))], "admin")
+    assert (refused.status, refused.is_forwarded) == (403, False)
+    assert 'scope="admin:scores"' in refused.headers["www-authenticate"]
+    assert send([bearer(token(scope="admin:scores"))], "admin").is_forwarded
+    assert send([bearer(token(scope="admin:scores"))]).status == 403
+
+
+def test_a_body_of_an_administrator_is_limited_and_so_are_the_requests(send: Send) -> None:
+    headers = [bearer(token(scope="admin:scores"))]
+    assert send(headers, "admin", body="x" * 17_000).status == 413
+    assert all(send(headers, "admin").is_forwarded for _ in range(240))
+    assert send(headers, "admin").status == 429
+
+
+@pytest.mark.parametrize("route", ["page", "admin-page"])
+def test_the_page_requires_no_token(send: Send, route: str) -> None:
+    outcome = send([], route)
     assert outcome.is_forwarded
     assert outcome.ran == ["scoreboard-intake", "rate-limiting"]

@@ -53,6 +53,17 @@ def test_render_writes_to_a_file_or_to_standard_output(
     assert printed.stdout == output.read_text()
 
 
+def test_render_adds_the_api_of_administrators_if_it_has_an_address(
+    environ: dict[str, str],
+) -> None:
+    without = run(environ, "render", "--admin-target=").stdout
+    assert without == run(environ, "render").stdout
+    assert "/api/admin/" not in without
+    given = run(environ, "render", "--admin-target=admin-1:8000", "--admin-target=admin-2:8000")
+    assert "/api/admin/" in given.stdout
+    assert "target: admin-2:8000" in given.stdout
+
+
 def test_render_keeps_a_removed_key_and_the_file_while_the_issuer_is_unavailable(
     environ: dict[str, str], admin: FakeAdmin, output: Path, rsa_key: KeyPair
 ) -> None:

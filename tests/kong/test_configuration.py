@@ -14,7 +14,7 @@ from cli.gateway import config as kong_config
 from cli.gateway import keys as kong_keys
 from cli.gateway.config import GatewayOptions, render
 from cli.gateway.keys import KeyRow, rows_of
-from scoreboard.errors import SettingInvalid
+from scoreboard.errors import OperatorMistake, SettingInvalid
 from scoreboard.runtime.resources import kong_path, web_path
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.settings import load as load_settings
@@ -34,6 +34,7 @@ UPDATE, BOARD, USERS = "scores-update", "scores-leaderboard", "scores-users"
 BOARDS = "boards"
 BULK = "scores-updates"
 EVENTS, SOCKET, PAGE = "scores-stream", "ws-scoreboard", "page"
+ADMIN, ADMIN_PAGE = "admin", "admin-page"
 
 Entity = dict[str, Any]
 
@@ -51,6 +52,12 @@ def rendered(rows: tuple[KeyRow, ...]) -> Entity:
 @pytest.fixture(scope="module")
 def public(rows: tuple[KeyRow, ...]) -> Entity:
     return yaml.safe_load(render(TEMPLATE, rows, msgspec.structs.replace(OPTIONS, is_public=True)))
+
+
+@pytest.fixture(scope="module")
+def with_admin(rows: tuple[KeyRow, ...]) -> Entity:
+    options = msgspec.structs.replace(OPTIONS, is_public=True, admin_targets=("admin:8000",))
+    return yaml.safe_load(render(TEMPLATE, rows, options))
 
 
 def routes(document: Entity) -> dict[str, Entity]:
@@ -179,9 +186,10 @@ def test_limits_are_by_address_only_on_routes_without_a_token(
             assert by_address is ("scoreboard-authz" not in plugins), name
 
 
-def test_jwt_reads_tokens_only_from_authorization(rendered: Entity) -> None:
+def test_jwt_reads_tokens_only_from_authorization(rendered: Entity, with_admin: Entity) -> None:
     found = [p["config"] for p in every_plugin(rendered) if p["name"] == "jwt"]
     assert len(found) == 7
+    found.append(configs(with_admin, ADMIN)["jwt"])
     for config in found:
         assert config["header_names"] == ["authorization"]
         assert (config["uri_param_names"], config["cookie_names"]) == ([], [])
@@ -226,10 +234,10 @@ def test_bodies_of_updates_are_limited_to_what_the_api_accepts(rendered: Entity)
 
 
 def test_the_configurations_match_the_schemas_of_the_plugins(
-    gateway: Gateway, rendered: Entity, public: Entity
+    gateway: Gateway, rendered: Entity, public: Entity, with_admin: Entity
 ) -> None:
     seen = set()
-    for document in (rendered, public, _template()):
+    for document in (rendered, public, with_admin, _template()):
         for plugin in every_plugin(document):
             if plugin["name"] in our_plugins():
                 gateway.config(plugin["name"], plugin["config"])
@@ -360,19 +368,110 @@ def test_other_paths_and_methods_have_no_route(rendered: Entity, method: str, pa
     assert matches(rendered, method, path) == []
 
 
+def test_without_a_target_there_is_nothing_of_administrators(rendered: Entity) -> None:
+    for method, path in ADMIN_TABLE:
+        assert matches(rendered, method, path) == [], path
+    assert "admin" not in yaml.dump(rendered)
+
+
+ADMIN_TABLE = {
+    ("GET", "/api/admin/acts"): ADMIN,
+    ("POST", "/api/admin/acts"): ADMIN,
+    ("POST", "/api/admin/acts/0123456789abcdef/resume"): ADMIN,
+    ("GET", "/api/admin/users/auth0|64f1/history"): ADMIN,
+    ("PATCH", "/api/admin/boards/weekly"): ADMIN,
+    ("GET", "/admin"): ADMIN_PAGE,
+    ("HEAD", "/admin/"): ADMIN_PAGE,
+    ("GET", "/admin/page.js"): ADMIN_PAGE,
+}
+
+
+@pytest.mark.parametrize(("method", "path"), ADMIN_TABLE)
+def test_administrators_have_an_api_of_their_own(
+    with_admin: Entity, method: str, path: str
+) -> None:
+    assert matches(with_admin, method, path) == [ADMIN_TABLE[method, path]]
+    assert service_of(with_admin, ADMIN) is service_of(with_admin, ADMIN_PAGE)
+    upstream = next(u for u in with_admin["upstreams"] if u["name"] == "scoreboard-admin.upstream")
+    assert upstream["targets"] == [{"target": "admin:8000"}]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("DELETE", "/api/admin/boards/weekly"),
+        ("PUT", "/api/admin/boards/weekly"),
+        ("OPTIONS", "/api/admin/acts"),
+        ("GET", "/api/admin"),
+        ("GET", "/api/administrators"),
+        ("GET", "/x/api/admin/acts"),
+        ("POST", "/admin"),
+        ("GET", "/adminx"),
+    ],
+)
+def test_other_requests_of_administrators_have_no_route(
+    with_admin: Entity, method: str, path: str
+) -> None:
+    assert matches(with_admin, method, path) == []
+
+
+def test_administrators_need_their_scope_also_if_boards_are_public(with_admin: Entity) -> None:
+    plugins = configs(with_admin, ADMIN)
+    assert plugins["scoreboard-authz"] == {
+        "issuer": "https://issuer.example/",
+        "audiences": ["scoreboard"],
+        "scopes": ["admin:scores"],
+    }
+    limit = plugins["rate-limiting"]
+    assert (limit["limit_by"], limit["minute"], limit["sync_rate"]) == ("credential", 240, -1)
+    assert limit["fault_tolerant"] is True
+    assert limit["redis"] == configs(with_admin, UPDATE)["rate-limiting"]["redis"]
+    body = plugins["request-size-limiting"]
+    assert body == configs(with_admin, BULK)["request-size-limiting"]
+    page = configs(with_admin, ADMIN_PAGE)
+    assert set(page) == {"rate-limiting"}
+    assert page["rate-limiting"]["limit_by"] == "ip"
+
+
+def test_other_origins_have_no_access_to_administration(rows: tuple[KeyRow, ...]) -> None:
+    options = msgspec.structs.replace(
+        OPTIONS, cors_origins=("https://shop.example",), admin_targets=("admin:8000",)
+    )
+    document = yaml.safe_load(render(TEMPLATE, rows, options))
+    for name in (ADMIN, ADMIN_PAGE):
+        assert "cors" not in configs(document, name)
+        assert "OPTIONS" not in routes(document)[name]["methods"]
+
+
+def test_a_template_of_an_earlier_version_cannot_have_administrators(
+    rows: tuple[KeyRow, ...], rendered: Entity
+) -> None:
+    """It would ignore the option, and the administrators would get 404."""
+    options = msgspec.structs.replace(OPTIONS, admin_targets=("admin:8000",))
+    with pytest.raises(OperatorMistake, match="admin-target"):
+        render(yaml.dump(rendered), rows, options)
+
+
+def test_an_act_is_waited_for_and_not_repeated(with_admin: Entity) -> None:
+    service = service_of(with_admin, ADMIN)
+    assert service["read_timeout"] > service_of(with_admin, UPDATE)["read_timeout"]
+    assert service["retries"] == 0
+
+
 def test_services_and_routes_have_unique_names(rendered: Entity) -> None:
     names = [s["name"] for s in rendered["services"]] + list(routes(rendered))
     assert len(names) == len(set(names))
     assert sum(len(s["routes"]) for s in rendered["services"]) == len(routes(rendered)) == 8
 
 
-def test_routes_do_not_change_paths_and_hosts(rendered: Entity) -> None:
-    for name, route in routes(rendered).items():
+def test_routes_do_not_change_paths_and_hosts(with_admin: Entity) -> None:
+    prefixes = {"/api/scores/users/", "/api/admin/"}
+    for name, route in routes(with_admin).items():
         assert route["strip_path"] is False, name
         assert route["preserve_host"] is True, name
         assert route["protocols"] == ["http", "https"], name
         for path in route["paths"]:
-            assert path.endswith("$") or (path[0] == "/" and path == "/api/scores/users/"), path
+            assert path.endswith("$") or path in prefixes, path
 
 
 def test_timeouts_of_streams_exceed_the_heartbeat_and_requests_are_not_repeated(
@@ -393,9 +492,9 @@ def _position(field: str) -> int:
     return Settings.__struct_fields__.index(field) - required
 
 
-def test_targets_have_active_checks_and_stay_healthy_after_a_503(rendered: Entity) -> None:
-    hosts = {service["host"] for service in rendered["services"]}
-    upstreams = {upstream["name"]: upstream for upstream in rendered["upstreams"]}
+def test_targets_have_active_checks_and_stay_healthy_after_a_503(with_admin: Entity) -> None:
+    hosts = {service["host"] for service in with_admin["services"]}
+    upstreams = {upstream["name"]: upstream for upstream in with_admin["upstreams"]}
     assert hosts == set(upstreams)
     for name, upstream in upstreams.items():
         checks = upstream["healthchecks"]
@@ -575,6 +674,7 @@ def test_the_template_has_no_key_and_no_issuer() -> None:
         {"api_targets": ()},
         {"api_targets": ("http://api:8000",)},
         {"streamer_targets": ("streamer",)},
+        {"admin_targets": ("admin",)},
         {"updates_per_minute": 0},
         {"trusted_updates_per_minute": -1},
         {"token_life_s": 0},

@@ -45,6 +45,7 @@ class Stage:
 
     gateway: NginxGateway
     api: Recorder
+    admin: Recorder
     streamer: Recorder
     client: httpx.AsyncClient
     expected_errors: list[str] = field(default_factory=list)
@@ -97,6 +98,7 @@ def document(jwks: dict[str, Any]) -> dict[str, Any]:
         audiences=(AUDIENCE,),
         redis_url="redis://kong@valkey-counters:6379/0",
         origins=("https://play.example",),
+        admin_targets=("admin:8000",),
         trusted_updates_per_minute=20,
     )
     return yaml.safe_load(render((kong_path() / "kong.yml").read_text(), rows, options))
@@ -115,8 +117,10 @@ async def stage(
     require_nginx()
     async with AsyncExitStack() as stack:
         api = await stack.enter_async_context(http_recorder())
+        admin = await stack.enter_async_context(http_recorder())
         streamer = await stack.enter_async_context(ws_recorder())
         targets = {
+            "scoreboard-admin": admin.target,
             "scoreboard-api": api.target,
             "scoreboard-events": api.target,
             "scoreboard-streamer": streamer.target,
@@ -129,7 +133,7 @@ async def stage(
         client = await stack.enter_async_context(
             httpx.AsyncClient(base_url=gateway.url, trust_env=False, timeout=30)
         )
-        stage = Stage(gateway, api, streamer, client)
+        stage = Stage(gateway, api, admin, streamer, client)
         yield stage
         stage.check_error_log()
 
@@ -218,6 +222,48 @@ async def test_a_game_server_has_a_higher_limit(stage: Stage, make_token: MakeTo
     for _ in range(20):
         assert (await stage.update(make_token("server", "update:score:any"))).status_code == 200
     assert (await stage.update(make_token("server", "update:score:any"))).status_code == 429
+
+
+# Administrators ---------------------------------------------------------------------------------
+
+
+async def test_requests_of_administrators_reach_their_api_only(
+    stage: Stage, make_token: MakeToken
+) -> None:
+    refused = await stage.client.get(
+        "/api/admin/acts",
+        headers={"Authorization": f"Bearer {make_token('alice', 'update:score:any')}"},
+    )
+    assert_problem(refused, 403, "forbidden")
+    assert_problem(await stage.client.get("/api/admin/acts"), 401, "unauthenticated")
+    assert stage.admin.requests == []
+    token = make_token("anna", "admin:scores")
+    headers = {"Authorization": f"Bearer {token}"}
+    for method, path in (
+        ("GET", "/api/admin/users/auth0|64f1/history"),
+        ("POST", "/api/admin/acts"),
+        ("PATCH", "/api/admin/boards/weekly"),
+        ("GET", "/admin"),
+    ):
+        body = {"reason": "x"} if method in {"POST", "PATCH"} else None
+        answer = await stage.client.request(method, path, headers=headers, json=body)
+        assert answer.status_code == 200, path
+        assert stage.admin.requests[-1][0].startswith(f"{method} /")
+        assert stage.admin.values("Authorization") == [f"Bearer {token}"]
+    assert len(stage.admin.requests) == 4
+    assert stage.api.requests == []
+
+
+async def test_a_lost_answer_of_an_act_is_told_apart_from_a_refusal(
+    stage: Stage, make_token: MakeToken
+) -> None:
+    headers = {"Authorization": f"Bearer {make_token('anna', 'admin:scores')}"}
+    stage.admin.answer = None
+    stage.expected_errors = ["upstream prematurely closed connection"]
+    for method in ("POST", "PATCH"):
+        answer = await stage.client.request(method, "/api/admin/acts", headers=headers, json={})
+        assert_problem(answer, 503, "outcome-unknown")
+    assert_problem(await stage.client.get("/api/admin/acts", headers=headers), 503, "unavailable")
 
 
 # Headers ----------------------------------------------------------------------------------------

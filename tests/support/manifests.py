@@ -53,6 +53,9 @@ COMPONENTS: Final = {
 
 OVERLAYS: Final = ("dev", *COMPONENTS)
 
+ADMIN_OVERLAYS: Final = ("dev-admin", "prod-admin")
+"""`dev` and `prod` with the component `admin`."""
+
 
 def renderer() -> Path:
     """Return kustomize, built once from its pinned module; without Go skip the test, in CI fail."""
@@ -76,7 +79,8 @@ def render(folder: Path) -> list[Entity]:
 def copy_manifests(folder: Path) -> Path:
     """Copy the manifests as an installation has them; return the folder of the overlays.
 
-    The passwords of `dev` are created, `prod` is filled in, and `prod-hpa` has other components.
+    The passwords of `dev` are created, `prod` is filled in, `prod-hpa` has other components, and
+    ADMIN_OVERLAYS have one more.
     """
     copied = shutil.copytree(
         DEPLOY, folder / "deploy", ignore=shutil.ignore_patterns("secrets", "__pycache__")
@@ -92,7 +96,18 @@ def copy_manifests(folder: Path) -> Path:
     fill_in(overlays / "prod")
     other = shutil.copytree(overlays / "prod", overlays / "prod-hpa")
     choose(other / "kustomization.yaml", COMPONENTS["prod-hpa"])
+    for name in ADMIN_OVERLAYS:
+        file = shutil.copytree(overlays / name.removesuffix("-admin"), overlays / name)
+        add_component(file / "kustomization.yaml", "admin")
     return overlays
+
+
+def add_component(kustomization: Path, name: str) -> None:
+    """Add a component before those that an overlay has."""
+    text = kustomization.read_text()
+    assert text.count("\ncomponents:\n") == 1
+    listed = f"\ncomponents:\n- ../../components/{name}\n"
+    kustomization.write_text(text.replace("\ncomponents:\n", listed))
 
 
 def fill_in(overlay: Path) -> None:

@@ -16,11 +16,11 @@ from msgspec import Struct
 
 from api.endpoints.fast_update import check_media_type
 from api.endpoints.scores import AnyConnection, AnyRequest, get_services
-from scoreboard.errors import Overloaded
+from scoreboard.errors import Overloaded, SettingInvalid
 from scoreboard.ledger.boards import select_board
 from scoreboard.ledger.migrations import require_schema
 from scoreboard.ledger.pool import Connection, connect
-from scoreboard.ledger.sessions import require_session
+from scoreboard.ledger.sessions import require_operator, require_session
 from scoreboard.model import Board
 from scoreboard.moderation.acts import Moderator
 from scoreboard.runtime.settings import Settings
@@ -48,7 +48,14 @@ class AdminSessions:
     """Opens sessions; ``running`` holds their client of Redis."""
 
     def __init__(self, settings: Settings) -> None:
-        """Read the settings; connect to nothing."""
+        """Read the settings; connect to nothing.
+
+        Raises SettingInvalid.
+        """
+        if bool(settings.admin_redis_secret) != bool(settings.admin_database_secret):
+            raise SettingInvalid(
+                "SCOREBOARD_ADMIN_REDIS_SECRET and SCOREBOARD_ADMIN_DATABASE_SECRET are both needed"
+            )
         self.settings = settings
         self._logins = msgspec.structs.replace(
             settings,
@@ -86,6 +93,7 @@ class AdminSessions:
             try:
                 await require_session(self._logins, connection)
                 await require_schema(connection)
+                await require_operator(connection)
                 yield Session(Store(self._client), connection)
             finally:
                 await asyncio.shield(connection.close())

@@ -88,7 +88,8 @@ local DETAILS = {
 }
 local REPEAT = 'Repeat the same request after Retry-After; '
   .. 'an update repeated with its actionId counts once.'
-local LOST = 'The answer was lost. Repeat the update with the same actionId: it counts once.'
+local LOST = 'The answer was lost. Repeat the request with the same actionId or id: it counts once.'
+local WRITES = { POST = true, PATCH = true }
 
 -- Return the items of a comma-separated header, which may be absent or have several lines.
 local function items_of(header)
@@ -291,7 +292,7 @@ end
 local function kind_of(status)
   if status == 429 and kong.response.get_source() == 'error' then
     return 'too-many-connections' -- nginx's limit_conn; no plugin answers this
-  elseif (status == 502 or status == 504) and kong.request.get_method() == 'POST' then
+  elseif (status == 502 or status == 504) and WRITES[kong.request.get_method()] then
     return 'outcome-unknown' -- the service may have received the request
   end
   return KINDS[status] or (status < 500 and 'malformed' or 'unavailable')

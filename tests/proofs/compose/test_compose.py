@@ -16,7 +16,7 @@ from tests.proofs.compose.scenario import Scenario, Step, steps
 from tests.proofs.compose.stack import START, Fault, check_version
 from tests.support.repository import ROOT
 
-PROFILES = ("moto", "observability", "elk", "rotate")
+PROFILES = ("moto", "observability", "elk", "rotate", "admin")
 OBSERVED = ("prometheus", "alertmanager", "redis-exporter", "postgres-exporter")
 
 
