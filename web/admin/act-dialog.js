@@ -6,6 +6,7 @@
  *
  * @typedef {import("./api.js").AdminApi} AdminApi
  * @typedef {import("./api.js").Done} Done
+ * @typedef {import("./api.js").Kind} Kind
  * @typedef {import("./api.js").Plan} Plan
  * @typedef {import("./api.js").Preview} Preview
  * @typedef {import("./api.js").TopRow} TopRow
@@ -14,7 +15,7 @@
 
 import { ApiError, newActId } from "./api.js";
 import { button, field, identifier, input, make, table, valuesOf } from "./elements.js";
-import { formatDelta, formatNumber, KINDS, NONE } from "./words.js";
+import { formatDelta, formatNumber, KINDS } from "./words.js";
 
 const REASON_MAX = 500;
 
@@ -37,7 +38,7 @@ class ActDialog {
   /** @type {HTMLFormElement} */ #form;
   /** @type {Plan | null} */ #previewed = null;
   #id = "";
-  #reason = "";
+  #isSent = false;
   #isBusy = false;
   #isDone = false;
 
@@ -45,7 +46,7 @@ class ActDialog {
   #message = make("p", { class: "message", role: "status" });
   #show = make("button", { type: "submit", class: "button" }, "Preview");
   #confirm = button("Confirm", () => this.#perform(), { class: "button primary" });
-  #close = button("Cancel", () => this.#dialog.close(), { class: "button quiet" });
+  #close = button("Cancel", () => this.#isBusy || this.#dialog.close(), { class: "button quiet" });
 
   /**
    * @param {AdminApi} api
@@ -78,7 +79,7 @@ class ActDialog {
     this.#dialog.addEventListener("close", () => {
       this.#dialog.remove();
       // If the outcome is unknown, the view may show it.
-      if (this.#isDone || this.#reason) onDone();
+      if (this.#isSent) onDone();
     });
     document.body.append(this.#dialog);
     this.#dialog.showModal();
@@ -101,7 +102,7 @@ class ActDialog {
       return;
     }
     const plan = planOf(this.#chosen, values);
-    await this.#work("Computing the preview", async () => {
+    await this.#work("Computing the preview", "", async () => {
       const preview = await this.#api.post("/acts/preview", plan);
       this.#previewed = plan;
       this.#id = newActId();
@@ -109,7 +110,7 @@ class ActDialog {
       this.#say("Nothing is changed yet.");
       this.#show.hidden = true;
       this.#confirm.hidden = false;
-      this.#confirm.textContent = confirmationOf(preview);
+      this.#confirm.textContent = `${KINDS[plan.kind]}: ${preview.userId} on ${preview.board}`;
       this.#confirm.focus();
     });
   }
@@ -118,9 +119,10 @@ class ActDialog {
     if (this.#isBusy || this.#isDone || this.#previewed === null) return;
     const plan = this.#previewed;
     // A line break would make the reason two lines of a log.
-    this.#reason = valuesOf(this.#form).reason.replaceAll(/\s+/g, " ");
-    await this.#work("Working", async () => {
-      const done = await this.#api.post("/acts", { ...plan, id: this.#id, reason: this.#reason });
+    const reason = valuesOf(this.#form).reason.replaceAll(/\s+/g, " ");
+    this.#isSent = true;
+    await this.#work("Working", " Press again: the act is done once.", async () => {
+      const done = await this.#api.post("/acts", { ...plan, id: this.#id, reason });
       this.#isDone = true;
       this.#preview.replaceChildren();
       for (const control of this.#form.elements) {
@@ -129,15 +131,16 @@ class ActDialog {
       this.#confirm.hidden = true;
       this.#close.textContent = "Close";
       this.#close.focus();
-      this.#say(doneText(done));
+      this.#say(doneText(plan.kind, done));
     });
   }
 
   /**
    * @param {string} text
+   * @param {string} advice  for a temporary error
    * @param {() => Promise<void>} task
    */
-  async #work(text, task) {
+  async #work(text, advice, task) {
     this.#isBusy = true;
     this.#say(text);
     this.#form.setAttribute("aria-busy", "true");
@@ -148,8 +151,7 @@ class ActDialog {
       await task();
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
-      const advice = error.isTemporary && this.#reason ? " Press again: the act is done once." : "";
-      this.#say(error.message + advice, "trouble");
+      this.#say(error.message + (error.isTemporary ? advice : ""), "trouble");
     } finally {
       this.#isBusy = false;
       this.#form.removeAttribute("aria-busy");
@@ -204,7 +206,7 @@ function planOf(chosen, values) {
 /** @param {Preview} preview */
 function previewOf({ userId, kind, delta, actions, before, after, topBefore, topAfter }) {
   const columns = [
-    { head: "" }, { head: "Before", isNumber: true }, { head: "After", isNumber: true },
+    { head: "Of the player" }, { head: "Before", isNumber: true }, { head: "After", isNumber: true },
   ];
   const what = ["void", "void window"].includes(kind)
     ? `Takes back ${actions === 1 ? "1 action" : `${actions} actions`}, ${formatDelta(delta)} points.`
@@ -253,14 +255,12 @@ function topTable(title, rows, marked) {
     cells.length ? table(title, columns, cells) : make("p", { class: "hint" }, "Nobody."));
 }
 
-/** @param {Preview} preview */
-function confirmationOf({ kind, userId, board }) {
-  return `${KINDS[kind]}: ${userId} on ${board}`;
-}
-
-/** @param {Done} done */
-function doneText({ act, kind, score, committed }) {
+/**
+ * @param {Kind} kind  as chosen; the reply to an undo has that of the opposite act
+ * @param {Done} done
+ */
+function doneText(kind, { act, score, committed }) {
   const result = score === null ? "" : ` The score is ${formatNumber(score)}.`;
   const wait = committed ? "" : " PostgreSQL has not confirmed it yet; it will be listed as pending until then.";
-  return `${KINDS[kind] ?? NONE} is done (act ${act}).${result}${wait}`;
+  return `${KINDS[kind]} is done (act ${act}).${result}${wait}`;
 }

@@ -9,18 +9,16 @@ import { make } from "./elements.js";
 import { formatDelta, formatMoment, formatNumber } from "./words.js";
 
 const SVG = "http://www.w3.org/2000/svg";
-const WIDTH = 720;
-const HEIGHT = 280;
-const AREA = { left: 76, right: WIDTH - 16, top: 16, bottom: HEIGHT - 52 };
+const NARROW = "(width < 44rem)";
 const TICKS = 5;
 /** More dots than this would hide the line. */
 const DOTS_MAX = 120;
 const MINUTE_MS = 60_000;
 const DAY_MS = 86_400_000;
 const TIME_STEPS_MS = [
-  1_000, 5_000, 15_000, 30_000, MINUTE_MS, 5 * MINUTE_MS, 15 * MINUTE_MS, 30 * MINUTE_MS,
-  3_600_000, 3 * 3_600_000, 6 * 3_600_000, 12 * 3_600_000, DAY_MS, 2 * DAY_MS, 7 * DAY_MS,
-  14 * DAY_MS, 30 * DAY_MS, 90 * DAY_MS, 365 * DAY_MS,
+  ...[1, 2, 5, 10, 15, 30].map((seconds) => seconds * 1_000),
+  ...[1, 2, 5, 10, 15, 30, 60, 120, 180, 360, 720].map((minutes) => minutes * MINUTE_MS),
+  ...[1, 2, 4, 7, 14, 30, 60, 90, 180, 365].map((days) => days * DAY_MS),
 ];
 const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 2 });
 
@@ -30,6 +28,9 @@ const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFracti
  * @param {HistoryRow[]} history  latest first
  */
 export function plot(history) {
+  const isNarrow = matchMedia(NARROW).matches;
+  const [width, height] = isNarrow ? [400, 280] : [960, 320];
+  const area = { left: 68, right: width - 20, top: 16, bottom: height - 52 };
   const points = history.toReversed();
   const scores = points.map(({ score }) => score);
   const first = points[0];
@@ -41,31 +42,31 @@ export function plot(history) {
   const range = { from: ticks[0], to: ticks[ticks.length - 1] };
 
   /** @param {number} at */
-  const x = (at) => scale(at, times, AREA.left, AREA.right);
+  const x = (at) => scale(at, times, area.left, area.right);
   /** @param {number} score */
-  const y = (score) => scale(score, range, AREA.bottom, AREA.top);
+  const y = (score) => scale(score, range, area.bottom, area.top);
 
-  const svg = shape("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, "aria-hidden": "true" });
+  const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
   for (const tick of ticks) {
     svg.append(
-      shape("line", { class: "grid", x1: AREA.left, x2: AREA.right, y1: y(tick), y2: y(tick) }),
-      text(compact.format(tick), { x: AREA.left - 8, y: y(tick) + 4, "text-anchor": "end" }),
+      shape("line", { class: "grid", x1: area.left, x2: area.right, y1: y(tick), y2: y(tick) }),
+      text(compact.format(tick), { x: area.left - 8, y: y(tick) + 4, "text-anchor": "end" }),
     );
   }
-  for (const { at, label } of timeTicks(times.from, times.to)) {
+  for (const { at, label } of timeTicks(times.from, times.to, isNarrow ? 4 : TICKS)) {
     svg.append(
-      shape("line", { class: "tick", x1: x(at), x2: x(at), y1: AREA.bottom, y2: AREA.bottom + 5 }),
-      text(label, { x: x(at), y: AREA.bottom + 19, "text-anchor": "middle" }),
+      shape("line", { class: "tick", x1: x(at), x2: x(at), y1: area.bottom, y2: area.bottom + 5 }),
+      text(label, { x: x(at), y: area.bottom + 19, "text-anchor": "middle" }),
     );
   }
-  const middle = (AREA.top + AREA.bottom) / 2;
+  const middle = (area.top + area.bottom) / 2;
   svg.append(
-    shape("line", { class: "axis", x1: AREA.left, x2: AREA.right, y1: AREA.bottom, y2: AREA.bottom }),
+    shape("line", { class: "axis", x1: area.left, x2: area.right, y1: area.bottom, y2: area.bottom }),
     text("Score in points", {
       class: "title", x: 14, y: middle, "text-anchor": "middle", transform: `rotate(-90 14 ${middle})`,
     }),
     text(timeTitle(times.from, times.to), {
-      class: "title", x: (AREA.left + AREA.right) / 2, y: HEIGHT - 8, "text-anchor": "middle",
+      class: "title", x: (area.left + area.right) / 2, y: height - 8, "text-anchor": "middle",
     }),
     shape("path", { class: "line", d: steps(points.map(({ at, score }) => [x(at), y(score)])) }),
   );
@@ -104,7 +105,7 @@ export function plot(history) {
   });
   frame.addEventListener("pointermove", (event) => {
     const box = svg.getBoundingClientRect();
-    const at = ((event.clientX - box.left) / box.width) * WIDTH;
+    const at = ((event.clientX - box.left) / box.width) * width;
     show(nearest(points.map((point) => x(point.at)), at));
   });
   return make("div", {}, frame, make("p", { class: "hint" }, reading));
@@ -131,9 +132,10 @@ export function niceTicks(least, most) {
  *
  * @param {number} fromMs
  * @param {number} toMs
+ * @param {number} most  the number of intervals
  */
-export function timeTicks(fromMs, toMs) {
-  const rough = (toMs - fromMs) / TICKS;
+export function timeTicks(fromMs, toMs, most) {
+  const rough = (toMs - fromMs) / most;
   const longest = TIME_STEPS_MS[TIME_STEPS_MS.length - 1];
   const step = TIME_STEPS_MS.find((ms) => ms >= rough) ?? Math.ceil(rough / longest) * longest;
   const format = new Intl.DateTimeFormat("en-GB", labelOptions(step));
