@@ -20,7 +20,9 @@ const TIME_STEPS_MS = [
   ...[1, 2, 5, 10, 15, 30, 60, 120, 180, 360, 720].map((minutes) => minutes * MINUTE_MS),
   ...[1, 2, 4, 7, 14, 30, 60, 90, 180, 365].map((days) => days * DAY_MS),
 ];
-const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 2 });
+/** Longer numbers do not fit beside the axis. */
+const COMPACT_FROM = 1_000_000;
+const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 3 });
 
 /**
  * Return the plot of at least one action.
@@ -50,7 +52,7 @@ export function plot(history) {
   for (const tick of ticks) {
     svg.append(
       shape("line", { class: "grid", x1: area.left, x2: area.right, y1: y(tick), y2: y(tick) }),
-      text(compact.format(tick), { x: area.left - 8, y: y(tick) + 4, "text-anchor": "end" }),
+      text(range.to < COMPACT_FROM ? formatNumber(tick) : compact.format(tick), { x: area.left - 8, y: y(tick) + 4, "text-anchor": "end" }),
     );
   }
   for (const { at, label } of timeTicks(times.from, times.to, isNarrow ? 4 : TICKS)) {
