@@ -5,6 +5,8 @@ is real.
 """
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 from playwright.async_api import Page, Route, expect
 
 from scoreboard.security.tokens import READ, UPDATE, UPDATE_ANY, LocalIssuer
-from tests.support.clients.browser import OpenPage, PageGuard, keep_screenshot
+from tests.support.clients.browser import CONTRAST, OpenPage, PageGuard, keep_screenshot
 from tests.support.servers.up import Up, run_up
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -175,6 +177,11 @@ async def test_actions_are_voided_one_by_one_and_by_time(open_page: OpenPage, up
     dialog = await fill_in(page, "Void vic:1", Reason="sent by a bot")
     await confirm(dialog, "Void action: vic on main")
     assert await score_of(up, "vic") == 5
+    await page.get_by_text("The same as a table").click()
+    history = page.get_by_role("table", name="History of the score")
+    await expect(history.get_by_role("row")).to_have_count(5)
+    # The act itself is undone, not voided.
+    await expect(history.get_by_role("button")).to_have_count(3)
 
     window = {"From": "2020-01-01T00:00", "Until,_not_included": "2099-01-01T00:00"}
     dialog = await fill_in(page, "Void actions of a time", Reason="bot", **window)
@@ -200,6 +207,33 @@ async def test_a_refused_act_is_explained_in_the_dialog(
     await dialog.press("Escape")
     await expect(dialog).to_have_count(0)
     assert await score_of(up, "wim") == 5
+
+
+async def test_an_interrupted_act_is_completed(open_page: OpenPage, up: Up):
+    await score(up, "yan", 50)
+    page = await open_page(up["api"] + "/admin")
+    await sign_in(page, up, "players/yan/main")
+    table = page.get_by_role("table", name="History of the score")
+    await page.get_by_text("The same as a table").click()
+    await expect(table).to_contain_text("yan:0")  # committed
+    flusher = up["pids"]["flusher"]
+    os.kill(flusher, signal.SIGSTOP)
+    try:
+        dialog = await fill_in(page, "Correct the score", Points_to_add="-20", Reason="a bug")
+        await dialog.get_by_role("button", name="Correct score: yan on main").click()
+        await expect(dialog.get_by_text("PostgreSQL has not confirmed it yet")).to_be_visible()
+        await dialog.get_by_role("button", name="Close").click()
+        await show(page, "acts?state=pending")
+        await expect(page.get_by_role("table", name="Acts")).to_contain_text("a bug")
+    finally:
+        os.kill(flusher, signal.SIGCONT)
+
+    complete = page.get_by_role("button", name="Complete: Correct score of yan on main")
+    await complete.click()
+
+    await expect(page.locator("#message")).to_have_text("The act is complete.")
+    await expect(complete).to_have_count(0)
+    assert await score_of(up, "yan") == 30
 
 
 async def test_boards_are_made_changed_and_archived(open_page: OpenPage, up: Up):
@@ -260,6 +294,16 @@ async def test_health_is_refreshed_while_it_is_visible(
           delete document.hidden;
           document.dispatchEvent(new Event("visibilitychange"));
         }""")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_texts_have_enough_contrast(open_page: OpenPage, up: Up, scheme: str):
+    await score(up, "rob", 30, 20)
+    page = await open_page(up["api"] + "/admin", color_scheme=scheme)
+    await sign_in(page, up, "players/rob/main")
+    for selector in ("main a", ".hint", ".badge", ".button.danger", "#leave", ".views a", "td a"):
+        if await page.locator(selector).count():
+            assert await page.evaluate(CONTRAST, selector) >= 4.5, selector
 
 
 @pytest.mark.parametrize("view", VIEWS)

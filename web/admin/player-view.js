@@ -1,6 +1,7 @@
 /**
  * The search of players, and a player: scores on every board, history as a plot, acts.
  *
+ * @typedef {import("./api.js").Act} Act
  * @typedef {import("./api.js").HistoryRow} HistoryRow
  * @typedef {import("./api.js").Kind} Kind
  * @typedef {import("./api.js").UserBoard} UserBoard
@@ -76,7 +77,7 @@ async function showPlayer(context) {
     ...parts,
     make("h2", {}, "On ", identifier(board)),
     actButtons(context, userId, chosen),
-    historyOf(context, userId, board, history),
+    historyOf(context, userId, board, history, acts),
     make("h2", {}, `Acts on ${board}`),
     actList(context, acts),
   ];
@@ -143,8 +144,9 @@ function readHistory(context, userId, board, before) {
  * @param {string} userId
  * @param {string} board
  * @param {{history: HistoryRow[], next?: string}} first
+ * @param {Act[]} acts
  */
-function historyOf(context, userId, board, first) {
+function historyOf(context, userId, board, first, acts) {
   const shown = make("div", {});
   let { history, next } = first;
   let isOpen = false;
@@ -163,7 +165,7 @@ function historyOf(context, userId, board, first) {
     more.hidden = next === undefined || history.length >= HISTORY_MAX;
     const details = make("details", { open: isOpen },
       make("summary", {}, "The same as a table, to void single actions"),
-      historyTable(context, userId, board, history));
+      historyTable(context, userId, board, history, acts));
     details.addEventListener("toggle", () => {
       isOpen = details.open;
     });
@@ -185,8 +187,10 @@ function historyOf(context, userId, board, first) {
  * @param {string} userId
  * @param {string} board
  * @param {HistoryRow[]} history
+ * @param {Act[]} acts  which are undone, not voided
  */
-function historyTable(context, userId, board, history) {
+function historyTable(context, userId, board, history, acts) {
+  const rowsOfActs = new Set(acts.map(({ id }) => `act:${id}`));
   const columns = [
     { head: "When" }, { head: "Action" }, { head: "Points", isNumber: true },
     { head: "Score after", isNumber: true }, { head: "" },
@@ -196,7 +200,7 @@ function historyTable(context, userId, board, history) {
     identifier(actionId),
     formatDelta(delta),
     formatNumber(score),
-    button("Void", () => openActDialog(
+    rowsOfActs.has(actionId) ? null : button("Void", () => openActDialog(
       context.api,
       { kind: "void", board, userId, actionId },
       `Void ${actionId} of ${userId} on ${board}`,
