@@ -72,7 +72,7 @@ async def sign_in(page: Page, up: Up, view: str = "boards") -> None:
 
 async def show(page: Page, view: str) -> None:
     await page.evaluate("(view) => { location.hash = `#/${view}`; }", view)
-    await expect(page.locator("#message")).to_be_empty()
+    await expect(page.locator("#view")).to_have_attribute("data-address", f"#/{view}")
 
 
 async def fill_in(page: Page, act: str, **fields: str) -> Any:

@@ -109,6 +109,7 @@ async function show({ isRefresh = false } = {}) {
   markCurrent(name);
   if (!isRefresh) {
     setHeading(args[0] ?? title);
+    delete find("view").dataset.address;
     find("view").replaceChildren();
     say("Loading");
   }
@@ -118,6 +119,7 @@ async function show({ isRefresh = false } = {}) {
     const parts = await makeView(makeContext(name, args, filters));
     if (mine !== turn) return;
     replaceView(parts);
+    find("view").dataset.address = location.hash; // for the tests: what is shown is of this address
   } catch (error) {
     if (mine !== turn) return;
     trouble = sentenceOf(error);
