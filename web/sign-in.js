@@ -1,5 +1,5 @@
 /**
- * Player sign-in with OAuth 2.0: authorization code flow with PKCE, at any issuer with discovery.
+ * Sign-in with OAuth 2.0: authorization code flow with PKCE, at any issuer with discovery.
  *
  *     const signIn = new SignIn({ issuer: "https://id.example.com", clientId: "scoreboard-page" });
  *     await signIn.resume();             // on every load: processes a response in the page's URL
@@ -19,9 +19,7 @@
 
 import { jwtClaims } from "./scoreboard-protocol.js";
 
-const PENDING = "scoreboard.sign-in.pending";
-const TOKEN = "scoreboard.sign-in.token";
-const SCOPE = "update:score read:leaderboard";
+const PLAYER_SCOPE = "update:score read:leaderboard";
 const FETCH_MS = 10_000;
 /** A response that takes longer than this is rejected. */
 const PENDING_MS = 15 * 60_000;
@@ -41,6 +39,9 @@ export class SignIn {
   /** @type {string} */ #issuer;
   /** @type {string} */ #clientId;
   /** @type {string | undefined} */ #audience;
+  /** @type {string} */ #scope;
+  /** @type {string} */ #redirectUri;
+  /** @type {{pending: string, token: string}} */ #keys;
   /** @type {() => void} */ #onChange;
   /** @type {URLSearchParams | null} */ #response;
   /** @type {string | null} */ #token = null;
@@ -54,16 +55,23 @@ export class SignIn {
    * @param {string} options.issuer      as in its metadata and tokens
    * @param {string} options.clientId    of this page, a public client
    * @param {string} [options.audience]  for issuers that need to know which API a token is for
+   * @param {string} [options.scope]     default: that of a player
+   * @param {string} [options.redirectUri]  of this page, as registered; default: its folder
+   * @param {string} [options.store]
+   *   pages of one origin that ask for different scopes need different names
    * @param {() => void} [options.onChange]
    *   called when the player signs in or out, or the token expires
    */
-  constructor({ issuer, clientId, audience, onChange }) {
+  constructor({ issuer, clientId, audience, scope, redirectUri, store = "sign-in", onChange }) {
     this.#issuer = issuer;
     this.#clientId = clientId;
     this.#audience = audience;
+    this.#scope = scope ?? PLAYER_SCOPE;
+    this.#redirectUri = redirectUri ?? new URL(".", location.href.split(/[?#]/)[0]).href;
+    this.#keys = { pending: `scoreboard.${store}.pending`, token: `scoreboard.${store}.token` };
     this.#onChange = onChange ?? (() => {});
     this.#response = takeResponse();
-    this.#use(load(TOKEN)?.token ?? null);
+    this.#use(load(this.#keys.token)?.token ?? null);
   }
 
   /** The user id of the signed-in player, or null. */
@@ -86,8 +94,8 @@ export class SignIn {
     const response = this.#response;
     this.#response = null;
     if (response === null) return;
-    const pending = /** @type {Pending | null} */ (load(PENDING));
-    remove(PENDING);
+    const pending = /** @type {Pending | null} */ (load(this.#keys.pending));
+    remove(this.#keys.pending);
     if (pending === null || !isSame(response.get("state"), pending.state)) {
       throw new SignInError("This sign-in was not started in this tab. Please sign in again.");
     }
@@ -117,11 +125,11 @@ export class SignIn {
     const pending = {
       state: randomString(),
       verifier,
-      redirectUri: new URL(".", location.href.split(/[?#]/)[0]).href,
+      redirectUri: this.#redirectUri,
       returnTo: location.pathname + location.search + location.hash,
       startedAtMs: Date.now(),
     };
-    if (!save(PENDING, pending)) {
+    if (!save(this.#keys.pending, pending)) {
       throw new SignInError("Sign-in requires session storage, which this browser blocks.");
     }
     const address = new URL(endpoint);
@@ -130,7 +138,7 @@ export class SignIn {
       response_type: "code",
       client_id: this.#clientId,
       redirect_uri: pending.redirectUri,
-      scope: SCOPE,
+      scope: this.#scope,
       state: pending.state,
       code_challenge: await challengeOf(verifier),
       code_challenge_method: "S256",
@@ -142,7 +150,7 @@ export class SignIn {
 
   /** Delete the token. It is not revoked: it stays valid until it expires. */
   signOut() {
-    remove(TOKEN);
+    remove(this.#keys.token);
     clearTimeout(this.#timer);
     this.#token = this.#claims = null;
     this.#onChange();
@@ -185,7 +193,7 @@ export class SignIn {
 
   /** @param {string} token */
   #store(token) {
-    save(TOKEN, { token });
+    save(this.#keys.token, { token });
     this.#use(token);
     this.#onChange();
   }
@@ -195,7 +203,7 @@ export class SignIn {
     const claims = token === null ? null : claimsOf(token);
     const leftMs = claims === null ? 0 : claims.exp * 1_000 - MARGIN_MS - Date.now();
     if (leftMs <= 0) {
-      remove(TOKEN);
+      remove(this.#keys.token);
       return;
     }
     [this.#token, this.#claims] = [token, claims];

@@ -20,7 +20,8 @@ USERS_MAX: Final = 100_000
     "--scope",
     default=f"{UPDATE} {READ}",
     show_default=True,
-    help="Scopes, separated by spaces; update:score:any is the scope of game servers.",
+    help="Scopes, separated by spaces; update:score:any is the scope of game "
+    "servers, admin:scores that of administrators.",
 )
 @click.option("--ttl", "ttl_s", type=click.IntRange(min=1), default=3600, show_default=True,
               metavar="SECONDS", help="Lifetime of the token.")  # fmt: skip

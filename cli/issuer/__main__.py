@@ -1,8 +1,8 @@
 """`python -m cli.issuer`: the development issuer, a child of `scoreboard up`.
 
-It signs in players by name only and game servers by a generated secret, so that the system works
-without an identity provider. It is not for production: it starts in the environment `development`
-only and listens on loopback only.
+It signs in players by name only, and game servers and the administrator by generated secrets, so
+that the system works without an identity provider. It is not for production: it starts in the
+environment `development` only and listens on loopback only.
 """
 
 import os
@@ -15,7 +15,13 @@ import click
 
 from cli.embedded.server import HOST
 from cli.issuer.app import BODY_BYTES_MAX, BODY_TIMEOUT_S, IssuerApp
-from cli.issuer.config import PORT, check_redirect_uri, issuer_url, load_client_secrets
+from cli.issuer.config import (
+    PORT,
+    check_redirect_uri,
+    issuer_url,
+    load_admin_passwords,
+    load_client_secrets,
+)
 from cli.issuer.form import FormSigner
 from cli.issuer.oauth import AuthorizationServer
 from scoreboard.errors import OperatorMistake, ScoreboardError
@@ -47,13 +53,13 @@ _log = get_logger(__name__)
     "--folder",
     type=click.Path(path_type=Path),
     required=True,
-    help="Folder of the key and secret.",
+    help="Folder of the key and the secrets.",
 )
 @click.option("--host", default=HOST, show_default=True, help="Host: 127.0.0.1 or ::1.")
 @click.option("--port", type=click.IntRange(1, 65535), default=PORT, show_default=True,
               help="Port.")  # fmt: skip
 @click.option("--redirect-uri", "redirect_uris", multiple=True, required=True,
-              help="Address of the page; can be repeated.")  # fmt: skip
+              help="Address of a page; can be repeated.")  # fmt: skip
 @click.option("--audience", default="scoreboard", show_default=True, help="Audience of the tokens.")
 def main(folder: Path, host: str, port: int, redirect_uris: Sequence[str], audience: str) -> None:
     """Run the development issuer, which signs in players without a password."""
@@ -70,7 +76,13 @@ def main(folder: Path, host: str, port: int, redirect_uris: Sequence[str], audie
         listener = bind_listener(host, port, variables="--host, --port")
         issuer = LocalIssuer.create(folder, issuer=url)
         client_secrets = load_client_secrets(folder)
-        grants = AuthorizationServer(issuer, audience, lambda: client_secrets.read().all)
+        admin_passwords = load_admin_passwords(folder)
+        grants = AuthorizationServer(
+            issuer,
+            audience,
+            lambda: client_secrets.read().all,
+            lambda: admin_passwords.read().all,
+        )
     except ScoreboardError as error:
         sys.exit(lifecycle.report_startup_error(error))
     setup_logging(

@@ -149,11 +149,16 @@ class IssuerApp:
             return _html(render_error(refused), HTTPStatus.BAD_REQUEST)
         if values.get("answer") == "cancel":
             return self._redirect(request.redirect_uri, request.state, {"error": "access_denied"})
-        return self._sign_in(request, values.get("name", "").strip())
+        return self._sign_in(request, values.get("name", "").strip(), values.get("password", ""))
 
-    def _sign_in(self, request: AuthorizationRequest, name: str) -> Response[str]:
+    def _sign_in(self, request: AuthorizationRequest, name: str, password: str) -> Response[str]:
+        problem = ""
         if not is_identifier(name):
             problem = f"Use {ID_RULE}."
+        elif request.needs_administrator and not self._grants.is_administrator(name, password):
+            write_audit("authenticate", "failure", user_id=name)
+            problem = "The name or the password is wrong."
+        if problem:
             form = render_form(
                 request, self._signer.sign(request), name=name[:128], problem=problem
             )
@@ -245,7 +250,9 @@ def _metadata(url: str) -> dict[str, Any]:
         "response_types_supported": ["code"],
         "response_modes_supported": ["query"],
         "grant_types_supported": sorted({client.grant for client in CLIENTS.values()}),
-        "scopes_supported": sorted({scope for c in CLIENTS.values() for scope in c.scopes}),
+        "scopes_supported": sorted(
+            {scope for c in CLIENTS.values() for scope in (*c.scopes, *c.admin_scopes)}
+        ),
         "code_challenge_methods_supported": ["S256"],
         "token_endpoint_auth_methods_supported": [
             "client_secret_basic",

@@ -1,4 +1,4 @@
-"""The address, the redirect URIs and the client secret of the development issuer.
+"""The address, the redirect URIs and the secrets of the development issuer.
 
 Invariant: only this machine can reach the issuer, and it redirects to pages of this machine only.
 """
@@ -16,6 +16,7 @@ from scoreboard.security.staged_file import StagedFile
 
 PORT: Final = 8002
 SECRET_FILE: Final = "game-server-secret"  # noqa: S105 (a file name)
+ADMIN_PASSWORD_FILE: Final = "admin-password"  # noqa: S105 (a file name)
 SECRET_LENGTH_MIN: Final = 32
 
 
@@ -65,7 +66,18 @@ def load_client_secrets(folder: Path) -> StagedFile[Secret]:
 
     Raises OperatorMistake if other users can read it, or if it is too short.
     """
-    path = folder / SECRET_FILE
+    return _load_secret(folder / SECRET_FILE)
+
+
+def load_admin_passwords(folder: Path) -> StagedFile[Secret]:
+    """Return the passwords of the administrator in a folder; the first call creates one.
+
+    Raises OperatorMistake if other users can read it, or if it is too short.
+    """
+    return _load_secret(folder / ADMIN_PASSWORD_FILE)
+
+
+def _load_secret(path: Path) -> StagedFile[Secret]:
     if not path.exists():
         write_private(path, make_client_secret().reveal())
     return StagedFile(path, parse_client_secret)

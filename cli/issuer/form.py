@@ -1,4 +1,4 @@
-"""The pages of the development issuer: the sign-in form, which asks for a name only, and errors.
+"""The pages of the development issuer: the sign-in form and errors. Players give a name only.
 
 Invariants: all input is escaped; the pages load no resource, run no script and cannot be framed; a
 form is accepted only with this process's signature and for a limited time.
@@ -16,8 +16,9 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from cli.issuer.oauth import AuthorizationRequest, OAuthError
-from scoreboard.security.tokens import READ, UPDATE, UPDATE_ANY
+from cli.issuer.config import ADMIN_PASSWORD_FILE
+from cli.issuer.oauth import ADMINISTRATOR, AuthorizationRequest, OAuthError
+from scoreboard.security.tokens import ADMIN, READ, UPDATE, UPDATE_ANY
 
 FORM_LIFE_S: Final = 600.0
 
@@ -25,6 +26,7 @@ _SCOPE_TEXTS: Final = {
     UPDATE: "raise your score",
     UPDATE_ANY: "raise anyone's score",
     READ: "read the leaderboard",
+    ADMIN: "administer boards and scores",
 }
 
 _STYLE: Final = """
@@ -98,20 +100,24 @@ class FormSigner:
 def render_form(
     request: AuthorizationRequest, signed: str, *, name: str = "", problem: str = ""
 ) -> str:
-    """Return the page of the form; ``problem`` describes what is wrong with ``name``."""
+    """Return the page of the form; ``problem`` describes what is wrong with the input."""
     allowed = " and ".join(_SCOPE_TEXTS[scope] for scope in request.scopes)
     error = f'<p class="wrong" id="wrong" role="alert">{escape(problem)}</p>' if problem else ""
     marks = 'aria-invalid="true" aria-describedby="wrong hint"' if problem else _PLAIN
+    is_admin = request.needs_administrator
+    label = "Administrator" if is_admin else "Player name"
+    hint = _ADMIN_HINT if is_admin else _PLAYER_HINT
     return _page(
         "Sign in to Scoreboard",
         f"""<p>The page at <b>{escape(request.redirect_uri)}</b> will be able to {allowed}.</p>
 <form method="post" action="/authorize">
 <input type="hidden" name="form" value="{escape(signed)}">
-<label for="name">Player name</label>
+<label for="name">{label}</label>
 {error}
 <input id="name" name="name" value="{escape(name)}" required maxlength="128" autofocus
  autocomplete="username" autocapitalize="none" spellcheck="false" {marks}>
-<p class="hint" id="hint">Letters, digits and . _ | : @ - without spaces, for example alice</p>
+{_ADMIN_FIELDS if is_admin else ""}
+<p class="hint" id="hint">{hint}</p>
 <div class="buttons"><button name="answer" value="agree">Sign in</button>
 <button name="answer" value="cancel" formnovalidate>Cancel</button></div>
 </form>""",
@@ -127,6 +133,14 @@ def render_error(error: OAuthError) -> str:
 
 
 _PLAIN: Final = 'aria-describedby="hint"'
+_PLAYER_HINT: Final = "Letters, digits and . _ | : @ - without spaces, for example alice"
+_ADMIN_HINT: Final = (
+    f"The name is {ADMINISTRATOR}; the password is in the file {ADMIN_PASSWORD_FILE} beside the "
+    "issuer's key, which only its owner can read"
+)
+_ADMIN_FIELDS: Final = """<label for="password">Password</label>
+<input id="password" name="password" type="password" required maxlength="128"
+ autocomplete="current-password">"""
 
 
 def _page(title: str, body: str) -> str:
@@ -136,6 +150,6 @@ def _page(title: str, body: str) -> str:
 <meta name="robots" content="noindex"><style>{_STYLE}</style></head>
 <body><main><h1>{title}</h1>
 {body}
-<p class="only">For development only, never for production: there is no password, so anyone who can
-open this page can sign in as any player.</p></main></body></html>
+<p class="only">For development only, never for production: players have no password, so anyone who
+can open this page can sign in as any player.</p></main></body></html>
 """

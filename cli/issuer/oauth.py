@@ -18,7 +18,7 @@ from urllib.parse import unquote_plus
 from msgspec import Struct
 
 from scoreboard.runtime.settings import Secret
-from scoreboard.security.tokens import READ, UPDATE, UPDATE_ANY, LocalIssuer
+from scoreboard.security.tokens import ADMIN, READ, UPDATE, UPDATE_ANY, LocalIssuer
 
 CODE_LIFE_S: Final = 60.0
 CODES_MAX: Final = 1000
@@ -33,16 +33,23 @@ Fields = Sequence[tuple[str, str]]
 
 
 class Client(Struct, frozen=True):
-    """A registered client: its grant type, its scopes and the lifetime of its tokens."""
+    """A registered client: its grant type, its scopes and the lifetime of its tokens.
+
+    ``admin_scopes`` must be requested by name, and only the administrator can consent to them.
+    """
 
     id: str
     grant: Literal["authorization_code", "client_credentials"]
     scopes: tuple[str, ...]
     token_life_s: int
+    admin_scopes: tuple[str, ...] = ()
 
 
-PAGE: Final = Client("scoreboard-page", "authorization_code", (UPDATE, READ), 3600)
-"""The live page: a public client with PKCE. Tokens last an hour, as it has no refresh token."""
+ADMINISTRATOR: Final = "admin"
+"""The account that can consent to the scopes of administrators, with its password."""
+
+PAGE: Final = Client("scoreboard-page", "authorization_code", (UPDATE, READ), 3600, (ADMIN,))
+"""The pages: a public client with PKCE. Tokens last an hour, as it has no refresh token."""
 
 GAME_SERVER: Final = Client("game-server", "client_credentials", (UPDATE_ANY, READ), 600)
 """A game server: a confidential client, which can request a new token at any time."""
@@ -76,6 +83,11 @@ class AuthorizationRequest(Struct, frozen=True):
     state: str
     challenge: str
     scopes: tuple[str, ...]
+
+    @property
+    def needs_administrator(self) -> bool:
+        """Whether only the administrator can consent."""
+        return ADMIN in self.scopes
 
 
 class TokenResponse(Struct, frozen=True, kw_only=True):
@@ -123,19 +135,25 @@ class AuthorizationServer:
         issuer: LocalIssuer,
         audience: str,
         game_server_secrets: Callable[[], Sequence[Secret]],
+        admin_passwords: Callable[[], Sequence[Secret]] = tuple,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``game_server_secrets`` returns the secrets that are valid now, at each call.
+        """Take callables that return the secrets that are valid now, at each call.
 
         ``clock`` must be monotonic, in seconds.
         """
         self._issuer = issuer
         self._audience = audience
         self._secrets = game_server_secrets
+        self._admin_passwords = admin_passwords
         self._clock = clock
         self._codes: dict[str, _Grant] = {}
         """Grants by code; all codes have the same lifetime, so the first is the oldest."""
+
+    def is_administrator(self, name: str, password: str) -> bool:
+        """Return whether these are the name and a valid password of the administrator."""
+        return _is_one_of(password, self._admin_passwords()) and name == ADMINISTRATOR
 
     def create_code(self, request: AuthorizationRequest, subject: str) -> str:
         """Create a code for the consent of ``subject`` to ``request``."""
@@ -181,10 +199,7 @@ class AuthorizationServer:
             client_id = named
         client = CLIENTS.get(client_id)
         expected = self._secrets() if client is GAME_SERVER else (Secret(""),)
-        # All are compared, so that the time does not tell which one is similar.
-        matches = [hmac.compare_digest(secret.encode(), one.reveal().encode()) for one in expected]
-        is_valid = any(matches)
-        if client is None or not is_valid:
+        if client is None or not _is_one_of(secret, expected):
             raise OAuthError("invalid_client", "The client or its secret is invalid.")
         return client
 
@@ -251,14 +266,19 @@ def _check_parameters(values: Mapping[str, str], client: Client) -> None:
         raise OAuthError("invalid_request", "code_challenge must be the base64url of a SHA-256.")
 
 
+def _is_one_of(secret: str, expected: Sequence[Secret]) -> bool:
+    # All are compared, so that the time does not tell which one is similar.
+    matches = [hmac.compare_digest(secret.encode(), one.reveal().encode()) for one in expected]
+    return any(matches)
+
+
 def _parse_scopes(values: Mapping[str, str], client: Client) -> tuple[str, ...]:
-    """Return the requested scopes, or all of the client's if none is requested."""
+    """Return the requested scopes; if none is requested, those that everyone can consent to."""
+    known = (*client.scopes, *client.admin_scopes)
     wanted = frozenset(values.get("scope", "").split()) or frozenset(client.scopes)
-    if not wanted <= frozenset(client.scopes):
-        raise OAuthError(
-            "invalid_scope", f"The scopes of {client.id} are: {' '.join(client.scopes)}."
-        )
-    return tuple(scope for scope in client.scopes if scope in wanted)
+    if not wanted <= frozenset(known):
+        raise OAuthError("invalid_scope", f"The scopes of {client.id} are: {' '.join(known)}.")
+    return tuple(scope for scope in known if scope in wanted)
 
 
 def _matches_challenge(verifier: str, challenge: str) -> bool:

@@ -19,7 +19,8 @@ import click
 from cli.administration import seed_catalogue
 from cli.embedded.ports import HOST, connect_host, netloc
 from cli.embedded.servers import EmbeddedPostgres, EmbeddedServer, EmbeddedValkey
-from cli.issuer.config import is_loopback_url, issuer_url
+from cli.issuer.config import ADMIN_PASSWORD_FILE, is_loopback_url, issuer_url
+from cli.issuer.oauth import ADMINISTRATOR
 from cli.output import print_json, print_message
 from cli.running.boards import create_boards, open_boards
 from cli.running.default_actions import EXAMPLE_POINTS, SIMULATED_POINTS
@@ -43,6 +44,9 @@ from cli.target import (
 from scoreboard.ledger import migrations
 
 CHECK_INTERVAL_S: Final = 0.2
+
+ADMIN_PATH: Final = "/admin"
+"""The administrator's page; web/admin/main.js names it as its redirect URI."""
 
 
 class _StopRequested(BaseException):
@@ -164,7 +168,8 @@ class System:
     def _start_issuer(self) -> None:
         plan = self._plan
         settings = plan.settings
-        pages = [f"{page}/" for page in plan.pages if is_loopback_url(page)]
+        origins = [origin for origin in plan.pages if is_loopback_url(origin)]
+        pages = [f"{origin}{path}" for origin in origins for path in ("/", ADMIN_PATH)]
         self._add(
             Service(
                 "issuer",
@@ -231,8 +236,16 @@ class System:
         folder = self._plan.options.data_dir
         where = "" if folder == DATA_DIR else f" --data-dir {shlex.quote(str(folder))}"
         command = os.path.relpath(sys.argv[0]) if os.sep in sys.argv[0] else "scoreboard"
+        password = folder / ISSUER_DIR / ADMIN_PASSWORD_FILE
+        administration = (
+            f"Administration: {running.api}{ADMIN_PATH}   (name {ADMINISTRATOR}, password in "
+            f"{shlex.quote(str(password))})\n"
+            if running.issuer
+            else ""
+        )
         print_message(
             f"The scoreboard is running. Page: {running.api}/   API: {running.api}/docs\n"
+            f"{administration}"
             f"To raise a score, {'sign in on the page, or ' if running.issuer else ''}run in "
             "another terminal:\n"
             f'  curl {running.api}/api/scores/update -H "Authorization: Bearer '

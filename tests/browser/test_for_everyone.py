@@ -3,7 +3,7 @@
 import pytest
 from playwright.async_api import Page, expect
 
-from tests.support.clients.browser import OpenPage, PageGuard, keep_screenshot
+from tests.support.clients.browser import CONTRAST, OpenPage, PageGuard, keep_screenshot
 from tests.support.fakes.site import FakeSite
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -32,30 +32,6 @@ HOSTILE = [
     "a b\tc\u00a0d\u200b",
     "{{constructor.constructor('window.hacked=1')()}}",
 ]
-
-# WCAG contrast between an element's text and the first opaque background behind it.
-CONTRAST = """
-(selector) => {
-  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-  const rgb = (colour) => {
-    canvas.clearRect(0, 0, 1, 1);
-    canvas.fillStyle = colour;
-    canvas.fillRect(0, 0, 1, 1);
-    return [...canvas.getImageData(0, 0, 1, 1).data];
-  };
-  const light = ([r, g, b]) => {
-    const [red, green, blue] = [r, g, b].map((value) => value / 255)
-      .map((value) => (value <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4));
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
-  };
-  const element = document.querySelector(selector);
-  let ground = element;
-  while (rgb(getComputedStyle(ground).backgroundColor)[3] < 255) ground = ground.parentElement;
-  const lights = [getComputedStyle(element).color, getComputedStyle(ground).backgroundColor]
-    .map((colour) => light(rgb(colour))).sort((a, b) => b - a);
-  return (lights[0] + 0.05) / (lights[1] + 0.05);
-}
-"""
 
 
 async def wait_until_live(page: Page) -> None:

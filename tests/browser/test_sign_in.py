@@ -4,12 +4,8 @@ Server errors are simulated by intercepting the browser's requests; the rest is 
 """
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,38 +13,11 @@ from playwright.async_api import Page, Route, expect
 
 from tests.support.clients.browser import OpenPage, PageGuard, keep_screenshot
 from tests.support.eventually import eventually_async
+from tests.support.servers.up import Up, run_up
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 UPDATE = "**/api/scores/update"
-Up = dict[str, Any]
-
-
-def run_up(folder: Path, *more: str) -> Iterator[Up]:
-    environment = {
-        name: text
-        for name, text in os.environ.items()
-        if "SCOREBOARD" not in name and name not in {"REDIS_URL", "DATABASE_URL"}
-    }
-    ports = ["--api-port", "0", "--ws-port", "0"]
-    words = ["up", "--data-dir", str(folder), *ports, "--json", *more]
-    with (folder.parent / f"{folder.name}.log").open("w+") as log:
-        running = subprocess.Popen(
-            [sys.executable, "-m", "cli", *words],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env=environment,
-        )
-        try:
-            assert running.stdout is not None
-            line = running.stdout.readline()
-            log.seek(0)
-            assert line, log.read()
-            yield json.loads(line)
-        finally:
-            running.terminate()
-            running.communicate(timeout=40)
 
 
 @pytest.fixture(scope="module")

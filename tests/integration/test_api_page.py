@@ -11,7 +11,10 @@ from api.endpoints.static_files import find_files
 from scoreboard.model import user_uuid
 from tests.support.servers.api import LEADERBOARD_PATH, StartApi
 
-FILES = ["/", "/index.html", "/docs", "/docs/start.js", "/docs/swagger-ui/swagger-ui.css"]
+FILES = [
+    *("/", "/index.html", "/admin", "/admin/main.js"),
+    *("/docs", "/docs/start.js", "/docs/swagger-ui/swagger-ui.css"),
+]
 
 
 @pytest.mark.parametrize("address", FILES)
@@ -42,7 +45,7 @@ async def test_etag_weakened_by_a_compressing_proxy_still_matches(start_api: Sta
 
 async def test_everything_the_pages_load_is_served_by_the_api(start_api: StartApi) -> None:
     client = await start_api(open=())
-    for page in ("/", "/docs"):
+    for page in ("/", "/admin", "/docs"):
         html = (await client.get(page)).text
         found = re.findall(r'(?:src|href)="([^"#]+)"', html)
         assert found

@@ -18,7 +18,7 @@ from cli.issuer.oauth import CODE_LIFE_S, AuthorizationServer
 from scoreboard.http.server import Server
 from scoreboard.runtime.settings import Secret, load
 from scoreboard.runtime.sockets import bind_listener
-from scoreboard.security.tokens import READ, UPDATE, UPDATE_ANY, LocalIssuer, Verifier
+from scoreboard.security.tokens import ADMIN, READ, UPDATE, UPDATE_ANY, LocalIssuer, Verifier
 from tests.support.clients.forked import Forked, run_forked
 from tests.support.clients.issuer import Player, redirect_parameters, signed_form_in
 from tests.support.clients.smuggling import CHUNKS, HEADS
@@ -28,6 +28,7 @@ URL = "http://127.0.0.1:8002"
 PAGE_URI = "http://127.0.0.1:8000/"
 PAGE_ORIGIN = "http://127.0.0.1:8000"
 SECRET = "s" * 43
+PASSWORD = "p" * 43
 START_S = 15.0
 
 
@@ -50,7 +51,9 @@ def issuer(tmp_path: Path) -> LocalIssuer:
 
 @pytest.fixture
 async def http(issuer: LocalIssuer, clock: Clock) -> AsyncIterator[httpx.AsyncClient]:
-    grants = AuthorizationServer(issuer, "scoreboard", lambda: [Secret(SECRET)], clock=clock)
+    grants = AuthorizationServer(
+        issuer, "scoreboard", lambda: [Secret(SECRET)], lambda: [Secret(PASSWORD)], clock=clock
+    )
     uris = [PAGE_URI, "http://localhost:8000/"]
     app = IssuerApp(issuer, grants, FormSigner(clock=clock), uris).app
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app)) as client:
@@ -92,6 +95,43 @@ async def test_a_player_signs_in_and_gets_a_valid_token(
     assert (issued["token_type"], issued["expires_in"]) == ("Bearer", 3600)
     caller = await verifier_of(issuer).verify(issued["access_token"])
     assert (caller.subject, caller.issuer) == ("auth0|42", URL)
+    assert caller.scopes == {UPDATE, READ}
+
+
+async def test_the_administrator_signs_in_with_a_password(
+    player: Player, issuer: LocalIssuer
+) -> None:
+    form = (await player.ask(scope=ADMIN)).text
+    assert "administer boards and scores" in form
+    assert 'type="password"' in form
+    answer = redirect_parameters(await player.agree(form, "admin", password=PASSWORD))
+
+    issued = (await player.redeem(answer["code"])).json()
+
+    caller = await verifier_of(issuer).verify(issued["access_token"])
+    assert (caller.subject, caller.scopes) == ("admin", {ADMIN})
+
+
+@pytest.mark.parametrize(
+    ("name", "password"),
+    [("admin", "wrong"), ("admin", ""), ("admin", SECRET), ("alice", PASSWORD), ("alice", "ü")],
+)
+async def test_nobody_else_gets_the_scope_of_administrators(
+    player: Player, name: str, password: str
+) -> None:
+    form = (await player.ask(scope=f"{READ} {ADMIN}")).text
+    answer = await player.agree(form, name, password=password)
+    assert answer.status_code == 422
+    assert "The name or the password is wrong." in answer.text
+    assert "location" not in answer.headers
+    assert not password or f'value="{password}"' not in answer.text
+
+
+async def test_a_player_of_the_name_admin_has_the_scopes_of_a_player(
+    player: Player, issuer: LocalIssuer
+) -> None:
+    issued = (await player.redeem(await player.code("admin"))).json()
+    caller = await verifier_of(issuer).verify(issued["access_token"])
     assert caller.scopes == {UPDATE, READ}
 
 
@@ -429,6 +469,10 @@ async def test_a_process_signs_players_in_without_logging_secrets_and_stops(
         code = await player.code("alice")
         issued = (await player.redeem(code)).json()
         await player.redeem(code)
+        password = (process.folder / "admin-password").read_text()
+        form = (await player.ask(scope=ADMIN)).text
+        redirect_parameters(await player.agree(form, "admin", password=password))
+    assert (process.folder / "admin-password").stat().st_mode & 0o777 == 0o600
     secret = (process.folder / "game-server-secret").read_text()
 
     issuer = LocalIssuer.load(process.folder)
@@ -438,7 +482,7 @@ async def test_a_process_signs_players_in_without_logging_secrets_and_stops(
     log = process.log.read_text()
     assert "player_signed_in" in log
     assert "grant_refused" in log
-    hidden = [code, issued["access_token"], secret, player.verifier, player.state]
+    hidden = [code, issued["access_token"], secret, password, player.verifier, player.state]
     assert [value for value in hidden if value in log] == []
 
 

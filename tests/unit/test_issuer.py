@@ -10,6 +10,7 @@ import pytest
 from cli.issuer.config import check_redirect_uri, issuer_url, load_client_secrets
 from cli.issuer.form import FORM_LIFE_S, FormSigner, render_error, render_form
 from cli.issuer.oauth import (
+    ADMINISTRATOR,
     CODE_LIFE_S,
     CODES_MAX,
     GAME_SERVER,
@@ -22,11 +23,12 @@ from cli.issuer.oauth import (
 )
 from scoreboard.errors import OperatorMistake
 from scoreboard.runtime.settings import Secret
-from scoreboard.security.tokens import LOCAL_ISSUER, READ, UPDATE, UPDATE_ANY, LocalIssuer
+from scoreboard.security.tokens import ADMIN, LOCAL_ISSUER, READ, UPDATE, UPDATE_ANY, LocalIssuer
 from tests.support.clients.issuer import challenge_of
 
 PAGE_URI = "http://127.0.0.1:8000/"
 SECRET = "s" * 43
+PASSWORD = "p" * 43
 VERIFIER = "v" * 43
 URL = "http://127.0.0.1:8002"
 
@@ -46,7 +48,9 @@ def clock() -> Clock:
 @pytest.fixture
 def grants(tmp_path: Path, clock: Clock) -> AuthorizationServer:
     issuer = LocalIssuer.create(tmp_path, issuer=URL)
-    return AuthorizationServer(issuer, "scoreboard", lambda: [Secret(SECRET)], clock=clock)
+    return AuthorizationServer(
+        issuer, "scoreboard", lambda: [Secret(SECRET)], lambda: [Secret(PASSWORD)], clock=clock
+    )
 
 
 def authorization_query(**changes: str | None) -> list[tuple[str, str]]:
@@ -163,6 +167,34 @@ def test_other_errors_are_redirected_to_the_page(
     with pytest.raises(RedirectableError) as caught:
         parse_authorization_request(authorization_query(**changes), [PAGE_URI])
     assert (caught.value.error, caught.value.redirect_uri) == (error, PAGE_URI)
+
+
+def test_the_scope_of_administrators_is_asked_for_by_name() -> None:
+    found = parse_authorization_request(authorization_query(scope=ADMIN), [PAGE_URI])
+    assert found.scopes == (ADMIN,)
+    assert found.needs_administrator
+    assert not request().needs_administrator
+
+
+@pytest.mark.parametrize(
+    ("name", "password", "is_valid"),
+    [
+        (ADMINISTRATOR, PASSWORD, True),
+        (ADMINISTRATOR, "", False),
+        (ADMINISTRATOR, SECRET, False),
+        ("alice", PASSWORD, False),
+    ],
+)
+def test_the_administrator_has_a_name_and_a_password(
+    grants: AuthorizationServer, name: str, password: str, is_valid: bool
+) -> None:
+    assert grants.is_administrator(name, password) is is_valid
+
+
+def test_without_a_password_nobody_is_the_administrator(tmp_path: Path) -> None:
+    issuer = LocalIssuer.create(tmp_path, issuer=URL)
+    grants = AuthorizationServer(issuer, "scoreboard", lambda: [Secret(SECRET)])
+    assert not grants.is_administrator(ADMINISTRATOR, "")
 
 
 # --- codes ---

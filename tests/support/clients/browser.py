@@ -47,6 +47,30 @@ RECORD_VIOLATIONS = """
     (event) => policyViolations.push(`${event.violatedDirective} ${event.blockedURI}`));
 """
 
+# WCAG contrast between an element's text and the first opaque background behind it.
+CONTRAST = """
+(selector) => {
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const rgb = (colour) => {
+    canvas.clearRect(0, 0, 1, 1);
+    canvas.fillStyle = colour;
+    canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const light = ([r, g, b]) => {
+    const [red, green, blue] = [r, g, b].map((value) => value / 255)
+      .map((value) => (value <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+  };
+  const element = document.querySelector(selector);
+  let ground = element;
+  while (rgb(getComputedStyle(ground).backgroundColor)[3] < 255) ground = ground.parentElement;
+  const lights = [getComputedStyle(element).color, getComputedStyle(ground).backgroundColor]
+    .map((colour) => light(rgb(colour))).sort((a, b) => b - a);
+  return (lights[0] + 0.05) / (lights[1] + 0.05);
+}
+"""
+
 OpenPage = Callable[..., Awaitable[Page]]
 
 

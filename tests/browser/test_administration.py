@@ -1,0 +1,375 @@
+"""The administrator's page, with `scoreboard up`.
+
+Lost responses and a switched-off API are simulated by intercepting the browser's requests; the rest
+is real.
+"""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from playwright.async_api import Page, Route, expect
+
+from scoreboard.security.tokens import READ, UPDATE, UPDATE_ANY, LocalIssuer
+from tests.support.clients.browser import CONTRAST, OpenPage, PageGuard, keep_screenshot
+from tests.support.servers.up import Up, run_up
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+MARKUP = '<img src=x onerror="document.title=1">'
+VIEWS = ["boards", "players", "players/rob/main", "acts", "audit", "health"]
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    yield from run_up(tmp_path_factory.mktemp("up") / "data")
+
+
+def issuer_folder(up: Up) -> Path:
+    return Path(up["settings"]["SCOREBOARD_JWKS_FILE"]).parent
+
+
+def token(up: Up, subject: str, *scopes: str) -> str:
+    issuer = LocalIssuer.load(issuer_folder(up))
+    return issuer.issue(subject, list(scopes), 3600, audience="scoreboard")
+
+
+async def score(up: Up, user_id: str, *points: int) -> None:
+    """Count actions of a user, named USER:0 and so on."""
+    headers = {"Authorization": f"Bearer {token(up, 'arena', UPDATE_ANY)}"}
+    async with httpx.AsyncClient(base_url=up["api"], headers=headers, timeout=30) as client:
+        for number, one in enumerate(points):
+            action = {"userId": user_id, "actionId": f"{user_id}:{number}", "points": one}
+            answer = await client.post("/api/scores/update", json=action)
+            assert answer.status_code == 200, answer.text
+
+
+async def score_of(up: Up, user_id: str) -> int | None:
+    """Return the user's score; None if the user is not on the board."""
+    async with httpx.AsyncClient(base_url=up["api"], timeout=30) as client:
+        answer = await client.get(f"/api/scores/users/{user_id}")
+    if answer.status_code == 404:
+        return None
+    assert answer.status_code == 200, answer.text
+    return answer.json()["score"]
+
+
+async def sign_in(page: Page, up: Up, view: str = "boards") -> None:
+    await page.get_by_role("button", name="Sign in").click()
+    await page.get_by_label("Administrator").fill("admin")
+    password = (issuer_folder(up) / "admin-password").read_text()
+    await page.get_by_label("Password").fill(password)
+    await page.get_by_role("button", name="Sign in", exact=True).click()
+    await expect(page.locator("#who-name")).to_have_text("admin")
+    await expect(page.locator("#message")).to_be_empty()
+    await show(page, view)
+
+
+async def show(page: Page, view: str) -> None:
+    await page.evaluate("(view) => { location.hash = `#/${view}`; }", view)
+    await expect(page.locator("#view")).to_have_attribute("data-address", f"#/{view}")
+
+
+async def fill_in(page: Page, act: str, **fields: str) -> Any:
+    """Open the dialog of an act, fill it in and show the preview; return the dialog."""
+    await page.get_by_role("button", name=act, exact=True).click()
+    dialog = page.get_by_role("dialog")
+    for label, text in fields.items():
+        await dialog.get_by_label(label.replace("_", " ")).fill(text)
+    await dialog.get_by_role("button", name="Preview").click()
+    await expect(dialog.get_by_text("Nothing is changed yet.")).to_be_visible()
+    return dialog
+
+
+async def confirm(dialog: Any, text: str) -> None:
+    await dialog.get_by_role("button", name=text).click()
+    await expect(dialog.get_by_text("is done (act")).to_be_visible()
+    await dialog.get_by_role("button", name="Close").click()
+    await expect(dialog).to_have_count(0)
+
+
+async def test_administrator_finds_bans_and_restores_a_player(open_page: OpenPage, up: Up):
+    await score(up, "rob", 30, 20)
+    await score(up, "sue", 40)
+    page = await open_page(up["api"] + "/admin")
+    await sign_in(page, up, "players")
+    await page.get_by_label("Player").fill("ro")
+    await page.get_by_role("button", name="Search").click()
+    await page.get_by_role("link", name="rob").click()
+    await expect(page.get_by_role("heading", level=1)).to_have_text("rob")
+
+    dialog = await fill_in(page, "Ban", Reason=MARKUP)
+    await expect(dialog.get_by_role("table", name="Score and rank of rob")).to_contain_text("50")
+    assert await score_of(up, "rob") == 50
+    await keep_screenshot(page, "administration-preview")
+    await confirm(dialog, "Ban: rob on main")
+
+    assert await score_of(up, "rob") is None
+    acts = page.get_by_role("table", name="Acts")
+    await expect(acts).to_contain_text(MARKUP)
+    await expect(page.get_by_text("banned", exact=True)).to_be_visible()
+    await show(page, "audit")
+    await expect(page.get_by_role("table", name="Audit log")).to_contain_text("sub:admin")
+    await show(page, "acts?userId=rob")
+    dialog = await fill_in(page, "Undo: Ban of rob on main", Reason="not a bot")
+    await confirm(dialog, "Undo: rob on main")
+
+    assert await score_of(up, "rob") == 50
+    await expect(acts).to_contain_text("undone")
+    assert page.url.startswith(up["api"] + "/admin#/acts")
+
+
+async def test_a_correction_whose_response_is_lost_is_done_once(
+    open_page: OpenPage, up: Up, guard: PageGuard
+):
+    guard.expect("Failed to load resource")
+    await score(up, "tom", 50)
+    page = await open_page(up["api"] + "/admin")
+    await sign_in(page, up, "players/tom/main")
+    dialog = await fill_in(page, "Correct the score", Points_to_add="-20", Reason="a bug")
+    sent: list[str] = []
+
+    async def lose(route: Route) -> None:
+        sent.append(json.loads(route.request.post_data or "{}")["id"])
+        if len(sent) == 1:
+            await route.fetch()
+            await route.abort()
+        else:
+            await route.continue_()
+
+    await page.route("**/api/admin/acts", lose)
+    button = dialog.get_by_role("button", name="Correct score: tom on main")
+    await button.click()
+    await expect(dialog.get_by_text("Press again: the act is done once.")).to_be_visible()
+    await confirm(dialog, "Correct score: tom on main")
+
+    assert await score_of(up, "tom") == 30
+    assert len(sent) == 2
+    assert len(set(sent)) == 1
+    await expect(page.get_by_role("table", name="Scores by board")).to_contain_text("30")
+
+
+async def test_a_changed_act_needs_another_preview(open_page: OpenPage, up: Up):
+    await score(up, "uma", 50)
+    page = await open_page(up["api"] + "/admin")
+    await sign_in(page, up, "players/uma/main")
+    dialog = await fill_in(page, "Correct the score", Points_to_add="-20", Reason="a bug")
+
+    await dialog.get_by_label("Points to add").fill("-30")
+
+    await expect(dialog.get_by_role("button", name="Correct score")).to_be_hidden()
+    await expect(dialog.get_by_role("heading", name="Preview")).to_have_count(0)
+    await dialog.get_by_role("button", name="Preview").click()
+    await confirm(dialog, "Correct score: uma on main")
+    assert await score_of(up, "uma") == 20
+
+
+async def test_actions_are_voided_one_by_one_and_by_time(open_page: OpenPage, up: Up):
+    await score(up, "vic", 1, 2, 4)
+    page = await open_page(up["api"] + "/admin")
+    await sign_in(page, up, "players/vic/main")
+    await page.get_by_text("The same as a table").click()
+    dialog = await fill_in(page, "Void vic:1", Reason="sent by a bot")
+    await confirm(dialog, "Void action: vic on main")
+    assert await score_of(up, "vic") == 5
+    await page.get_by_text("The same as a table").click()
+    history = page.get_by_role("table", name="History of the score")
+    await expect(history.get_by_role("row")).to_have_count(5)
+    # The act itself is undone, not voided.
+    await expect(history.get_by_role("button")).to_have_count(3)
+
+    window = {"From": "2020-01-01T00:00", "Until,_not_included": "2099-01-01T00:00"}
+    dialog = await fill_in(page, "Void actions of a time", Reason="bot", **window)
+    await expect(dialog.get_by_text("Takes back 2 actions")).to_be_visible()
+    await confirm(dialog, "Void actions of a time: vic on main")
+    assert await score_of(up, "vic") == 0
+
+
+async def test_a_refused_act_is_explained_in_the_dialog(
+    open_page: OpenPage, up: Up, guard: PageGuard
+):
+    guard.expect("Failed to load resource")
+    await score(up, "wim", 5)
+    page = await open_page(up["api"] + "/admin")
+    await sign_in(page, up, "players/wim/main")
+    await page.get_by_role("button", name="Correct the score").click()
+    dialog = page.get_by_role("dialog")
+    await dialog.get_by_label("Points to add").fill("-6")
+    await dialog.get_by_label("Reason").fill("too much")
+    await dialog.get_by_role("button", name="Preview").click()
+    await expect(dialog.locator(".message[data-mood=trouble]")).not_to_be_empty()
+    await expect(dialog.get_by_role("button", name="Correct score")).to_be_hidden()
+    await dialog.press("Escape")
+    await expect(dialog).to_have_count(0)
+    assert await score_of(up, "wim") == 5
+
+
+async def test_an_interrupted_act_is_completed(open_page: OpenPage, up: Up):
+    await score(up, "yan", 50)
+    page = await open_page(up["api"] + "/admin")
+    await sign_in(page, up, "players/yan/main")
+    table = page.get_by_role("table", name="History of the score")
+    await page.get_by_text("The same as a table").click()
+    await expect(table).to_contain_text("yan:0")  # committed
+    flusher = up["pids"]["flusher"]
+    os.kill(flusher, signal.SIGSTOP)
+    try:
+        dialog = await fill_in(page, "Correct the score", Points_to_add="-20", Reason="a bug")
+        await dialog.get_by_role("button", name="Correct score: yan on main").click()
+        await expect(dialog.get_by_text("PostgreSQL has not confirmed it yet")).to_be_visible()
+        await dialog.get_by_role("button", name="Close").click()
+        await show(page, "acts?state=pending")
+        await expect(page.get_by_role("table", name="Acts")).to_contain_text("a bug")
+    finally:
+        os.kill(flusher, signal.SIGCONT)
+
+    complete = page.get_by_role("button", name="Complete: Correct score of yan on main")
+    await complete.click()
+
+    await expect(page.locator("#message")).to_have_text("The act is complete.")
+    await expect(complete).to_have_count(0)
+    assert await score_of(up, "yan") == 30
+
+
+async def test_boards_are_made_changed_and_archived(open_page: OpenPage, up: Up):
+    page = await open_page(up["api"] + "/admin")
+    await sign_in(page, up)
+    await page.get_by_text("New board").click()
+    await page.get_by_label("Name").fill("weekly")
+    await page.get_by_label("Actions").select_option("best")
+    await page.get_by_role("button", name="Make the board").click()
+    row = page.get_by_role("row").filter(has=page.get_by_role("link", name="weekly"))
+    await expect(row).to_contain_text("best value counts, highest first")
+
+    for press, after in [("Make private", "token holders"), ("Archive", "archived")]:
+        await row.get_by_role("button", name=press).click()
+        await page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
+        await expect(row).to_contain_text(after)
+    await expect(page.locator("#message")).to_have_text("Board weekly is changed.")
+    await keep_screenshot(page, "administration-boards")
+
+
+async def test_the_plot_is_read_by_keyboard_and_as_a_table(open_page: OpenPage, up: Up):
+    await score(up, "xia", 10, 20, 30)
+    page = await open_page(up["api"] + "/admin")
+    await sign_in(page, up, "players/xia/main")
+    plot = page.get_by_role("group", name="Plot of the score")
+    await plot.focus()
+    await page.keyboard.press("ArrowLeft")
+    await expect(page.locator(".reading")).to_contain_text("60 points (+30) by xia:2")
+    await page.keyboard.press("Home")
+    await expect(page.locator(".reading")).to_contain_text("10 points (+10) by xia:0")
+    await expect(plot).to_contain_text("Score in points")
+    await expect(plot).to_contain_text("Time, ")
+    await page.get_by_text("The same as a table").click()
+    rows = page.get_by_role("table", name="History of the score").get_by_role("row")
+    assert [await row.inner_text() for row in await rows.all()][1].split("\t")[1:4] == [
+        "xia:2", "+30", "60",
+    ]  # fmt: skip
+
+
+async def test_health_is_refreshed_while_it_is_visible(
+    open_page: OpenPage, up: Up, guard: PageGuard
+):
+    guard.expect_lost_server()
+    page = await open_page(up["api"] + "/admin", clock=True)
+    await sign_in(page, up, "health")
+    await expect(page.get_by_role("table", name="Health of the boards")).to_contain_text("main")
+    async with page.expect_response("**/api/admin/status"):
+        await page.clock.run_for(2_000)
+    await page.evaluate("""() => {
+      Object.defineProperty(document, "hidden", { value: true, configurable: true });
+    }""")
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(request.url))
+    await page.clock.run_for(20_000)
+    assert len(sent) <= 1  # the one that was on its way
+    async with page.expect_response("**/api/admin/status"):
+        await page.evaluate("""() => {
+          delete document.hidden;
+          document.dispatchEvent(new Event("visibilitychange"));
+        }""")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_texts_have_enough_contrast(open_page: OpenPage, up: Up, scheme: str):
+    await score(up, "rob", 30, 20)
+    page = await open_page(up["api"] + "/admin", color_scheme=scheme)
+    await sign_in(page, up, "players/rob/main")
+    for selector in ("main a", ".hint", ".badge", ".button.danger", "#leave", ".views a", "td a"):
+        if await page.locator(selector).count():
+            assert await page.evaluate(CONTRAST, selector) >= 4.5, selector
+
+
+@pytest.mark.parametrize("view", VIEWS)
+async def test_every_view_has_labels_and_fits_a_phone(open_page: OpenPage, up: Up, view: str):
+    await score(up, "rob", 30, 20)
+    viewport = {"width": 320, "height": 640}
+    page = await open_page(up["api"] + "/admin", viewport=viewport, color_scheme="dark")
+    await sign_in(page, up, view)
+    await keep_screenshot(page, f"administration-phone-{view.partition('/')[0]}")
+    assert await page.evaluate("document.documentElement.scrollWidth") <= 320
+    unnamed = await page.evaluate("""() =>
+      [...document.querySelectorAll("input, select, textarea")]
+        .filter((one) => one.labels.length === 0).map((one) => one.name)""")
+    assert unnamed == []
+
+
+async def test_wrong_password_is_asked_again(open_page: OpenPage, up: Up, guard: PageGuard):
+    guard.expect("422")
+    page = await open_page(up["api"] + "/admin")
+    await page.get_by_role("button", name="Sign in").click()
+    await page.get_by_label("Administrator").fill("admin")
+    await page.get_by_label("Password").fill("wrong")
+    await page.get_by_role("button", name="Sign in", exact=True).click()
+    await expect(page.get_by_role("alert")).to_have_text("The name or the password is wrong.")
+    await page.get_by_role("button", name="Cancel").click()
+    await expect(page.locator("#message")).to_have_text("The sign-in was cancelled.")
+    await expect(page.get_by_role("navigation")).to_be_hidden()
+
+
+async def test_account_without_the_scope_is_told_so(open_page: OpenPage, up: Up, guard: PageGuard):
+    guard.expect("403")
+    page = await open_page(up["api"] + "/admin")
+    stored = json.dumps({"token": token(up, "alice", UPDATE, READ)})
+    await page.evaluate(
+        "(text) => sessionStorage.setItem('scoreboard.administrator.token', text)", stored
+    )
+    await page.reload()
+    await expect(page.locator("#view")).to_contain_text("needs the scope admin:scores")
+    await expect(page.get_by_role("navigation")).to_be_hidden()
+
+
+async def test_switched_off_api_is_explained(open_page: OpenPage, up: Up, guard: PageGuard):
+    guard.expect("404")
+    page = await open_page(up["api"] + "/admin")
+
+    async def answer(route: Route) -> None:
+        await route.fulfill(status=404, json={"title": "Not found", "status": 404})
+
+    await page.route("**/api/admin/**", answer)
+    await page.get_by_role("button", name="Sign in").click()
+    await page.get_by_label("Administrator").fill("admin")
+    await page.get_by_label("Password").fill((issuer_folder(up) / "admin-password").read_text())
+    await page.get_by_role("button", name="Sign in", exact=True).click()
+    await expect(page.locator("#view")).to_contain_text("SCOREBOARD_ADMIN_API=false")
+
+
+async def test_sign_out_ends_the_session_and_players_do_not_share_it(open_page: OpenPage, up: Up):
+    page = await open_page(up["api"] + "/admin")
+    await sign_in(page, up)
+    await page.get_by_role("link", name="Live page").click()
+    await expect(page.get_by_role("button", name="Sign in to play")).to_be_visible()
+    await page.go_back()
+    await expect(page.locator("#who-name")).to_have_text("admin")
+    await page.get_by_role("button", name="Sign out").click()
+    await expect(page.get_by_role("button", name="Sign in")).to_be_visible()
+    await expect(page.get_by_role("table")).to_have_count(0)
+    assert await page.evaluate("JSON.stringify([{...sessionStorage}, {...localStorage}])") == (
+        "[{},{}]"
+    )

@@ -1,0 +1,154 @@
+/**
+ * The client of `/api/admin`: sends the administrator's token, and turns errors into sentences.
+ *
+ * @typedef {"correct" | "void" | "void window" | "ban" | "unban" | "undo"} Kind
+ * @typedef {{kind: Kind, board?: string, userId?: string, delta?: number, actionId?: string,
+ *   since?: string, until?: string, act?: string}} Plan
+ * @typedef {{score: number | null, rank: number | null}} Place
+ * @typedef {{rank: number, userId: string, score: number}} TopRow
+ * @typedef {{board: string, userId: string, kind: Kind, delta: number, actions: number,
+ *   before: Place, after: Place, topBefore: TopRow[], topAfter: TopRow[]}} Preview
+ * @typedef {{act: string, board: string, userId: string, kind: Kind, delta: number,
+ *   score: number | null, committed: boolean}} Done
+ * @typedef {{id: string, at: string, board: string, userId: string, kind: Kind, delta: number,
+ *   actor: string, reason: string, detail: {[name: string]: any}, undoes: string | null,
+ *   undoneBy: string | null, state: "applied" | "pending" | "refused"}} Act
+ * @typedef {{operator: string, order: string, min: number, max: number, lowering: string,
+ *   points: string}} Rules
+ * @typedef {{name: string, public: boolean, state: string, rules: Rules, partitions: number,
+ *   users: number | null}} AdminBoard
+ * @typedef {{board: string, score: number | null, rank: number | null, bannedBy: string | null}}
+ *   UserBoard
+ * @typedef {{actionId: string, delta: number, score: number, at: number}} HistoryRow
+ * @typedef {{number: number, at: string, actor: string, action: string, board: string | null,
+ *   detail: {[name: string]: any}}} AuditRow
+ * @typedef {{board: string, open: boolean, uncommitted: number, oldestAgeS: number | null}}
+ *   BoardHealth
+ * @typedef {{boards: BoardHealth[], deadLetters: number, pendingActs: number}} Health
+ */
+
+const BASE = "/api/admin";
+/** The server waits for PostgreSQL for some seconds. */
+const FETCH_MS = 20_000;
+
+/** A failed request; `message` is a sentence for the administrator. */
+export class ApiError extends Error {
+  name = "ApiError";
+
+  /**
+   * @param {string} message
+   * @param {number} status  0 if there was no response
+   */
+  constructor(message, status) {
+    super(message);
+    this.status = status;
+  }
+
+  /** Whether the request may have been carried out, or may succeed if it is sent again. */
+  get isTemporary() {
+    return this.status === 0 || this.status === 429 || this.status >= 500;
+  }
+}
+
+export class AdminApi {
+  /** @type {() => string | null} */ #token;
+  /** @type {() => void} */ #onRejected;
+
+  /**
+   * @param {() => string | null} token
+   * @param {() => void} onRejected  called when the server does not accept the token any more
+   */
+  constructor(token, onRejected) {
+    this.#token = token;
+    this.#onRejected = onRejected;
+  }
+
+  /**
+   * @param {string} path
+   * @param {{[name: string]: string | number | null | undefined}} [query]  empty ones are left out
+   * @returns {Promise<any>}
+   */
+  get(path, query = {}) {
+    const fields = new URLSearchParams();
+    for (const [name, value] of Object.entries(query)) {
+      if (value !== null && value !== undefined && value !== "") fields.set(name, String(value));
+    }
+    return this.#send("GET", fields.size ? `${path}?${fields}` : path);
+  }
+
+  /**
+   * @param {string} path
+   * @param {object} [body]
+   * @returns {Promise<any>}
+   */
+  post(path, body) {
+    return this.#send("POST", path, body);
+  }
+
+  /**
+   * @param {string} path
+   * @param {object} body
+   * @returns {Promise<any>}
+   */
+  patch(path, body) {
+    return this.#send("PATCH", path, body);
+  }
+
+  /**
+   * @param {string} method
+   * @param {string} path
+   * @param {object} [body]
+   * @throws {ApiError}
+   */
+  async #send(method, path, body) {
+    const token = this.#token();
+    if (token === null) throw new ApiError("You are signed out.", 401);
+    /** @type {{[name: string]: string}} */
+    const headers = { Authorization: `Bearer ${token}` };
+    if (body !== undefined) headers["Content-Type"] = "application/json";
+    let response;
+    let answer;
+    try {
+      response = await fetch(BASE + path, {
+        method,
+        headers,
+        body: body === undefined ? undefined : JSON.stringify(body),
+        cache: "no-store",
+        signal: AbortSignal.timeout(FETCH_MS),
+      });
+      answer = await response.json().catch(() => null);
+    } catch {
+      throw new ApiError("The server does not respond.", 0);
+    }
+    if (response.ok && answer !== null) return answer;
+    if (response.status === 401) this.#onRejected();
+    throw new ApiError(sentenceOf(response, answer), response.ok ? 0 : response.status);
+  }
+}
+
+/**
+ * @param {Response} response
+ * @param {any} problem  RFC 9457
+ */
+function sentenceOf(response, problem) {
+  const { status } = response;
+  if (status === 401) return "Your sign-in has expired. Sign in again to continue.";
+  if (status === 403) {
+    return "This account may not administer: its token needs the scope admin:scores.";
+  }
+  if (status === 429) {
+    const seconds = Number.parseInt(response.headers.get("Retry-After") ?? "", 10);
+    return Number.isFinite(seconds)
+      ? `Too many requests. Try again in ${seconds} s.`
+      : "Too many requests. Try again later.";
+  }
+  const words = problem?.detail ?? problem?.title;
+  if (typeof words === "string" && words) return /[.!?]$/.test(words) ? words : `${words}.`;
+  return `The server answered with the status ${status}.`;
+}
+
+/** Return the id of a new act, 16 hexadecimal digits. */
+export function newActId() {
+  const bytes = crypto.getRandomValues(new Uint8Array(8));
+  return [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}

@@ -1,0 +1,159 @@
+/**
+ * Builds elements. Texts are only ever set as text, so that no id, name or reason can become markup.
+ *
+ * @typedef {Node | string | null} Child  null adds nothing
+ * @typedef {{head: string, isNumber?: boolean}} Column
+ */
+
+/**
+ * Return a new element; attributes that are null or false are left out.
+ *
+ * @template {keyof HTMLElementTagNameMap} Tag
+ * @param {Tag} tag
+ * @param {{[name: string]: string | number | boolean | null}} attributes
+ * @param {...Child} children
+ */
+export function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value !== null && value !== false) {
+      element.setAttribute(name, value === true ? "" : String(value));
+    }
+  }
+  element.append(...children.filter((child) => child !== null));
+  return element;
+}
+
+/**
+ * Return a button of the class `class`.
+ *
+ * @param {string} text
+ * @param {() => void} onClick
+ * @param {{[name: string]: string}} [attributes]
+ */
+export function button(text, onClick, attributes = {}) {
+  const element = make("button", { type: "button", class: "button", ...attributes }, text);
+  element.addEventListener("click", onClick);
+  return element;
+}
+
+/**
+ * Return a link to a view of this page, or to another path.
+ *
+ * @param {string} address
+ * @param {Child} text
+ */
+export function link(address, text) {
+  return make("a", { href: address }, text);
+}
+
+/**
+ * Return an id or name whose direction does not affect the text around it.
+ *
+ * @param {string} text
+ */
+export function identifier(text) {
+  return make("bdi", { class: "identifier", dir: "auto" }, text);
+}
+
+/**
+ * Return a table that can be scrolled sideways, also by keyboard. On a narrow screen each row is a
+ * block, and each cell shows the heading of its column.
+ *
+ * @param {string} label    for screen readers
+ * @param {Column[]} columns
+ * @param {Child[][]} rows  the cells of each row; the first cell is its heading
+ */
+export function table(label, columns, rows) {
+  const body = make("tbody");
+  body.append(...rows.map((cells) => tableRow(columns, cells)));
+  const head = columns.map(({ head: text, isNumber }) =>
+    make("th", { scope: "col", class: isNumber ? "number" : null },
+      text || make("span", { class: "visually-hidden" }, "Actions")));
+  return make(
+    "div",
+    { class: "card scroll", role: "region", "aria-label": label, tabindex: 0 },
+    // The roles are those of a table, which narrow screens would lose with `display: block`.
+    make("table", { role: "table", "aria-label": label },
+      make("thead", { role: "rowgroup" }, make("tr", { role: "row" }, ...head)),
+      body),
+  );
+}
+
+/**
+ * Return a row of such a table.
+ *
+ * @param {Column[]} columns
+ * @param {Child[]} cells
+ */
+export function tableRow(columns, cells) {
+  const made = cells.map((cell, index) => {
+    const { head, isNumber } = columns[index];
+    const attributes = { class: isNumber ? "number" : null, "data-head": head };
+    return index === 0
+      ? make("th", { scope: "row", role: "rowheader", ...attributes }, cell)
+      : make("td", { role: "cell", ...attributes }, cell);
+  });
+  return make("tr", { role: "row" }, ...made);
+}
+
+/**
+ * Return a control with its label, and a hint if it needs one.
+ *
+ * @template {HTMLElement} Control
+ * @param {string} label
+ * @param {Control} control  has a name
+ * @param {string} [hint]
+ */
+export function field(label, control, hint) {
+  const id = `field-${(fieldCount += 1)}`;
+  control.id = id;
+  if (hint) control.setAttribute("aria-describedby", `${id}-hint`);
+  return make(
+    "div",
+    { class: "field" },
+    make("label", { for: id }, label),
+    control,
+    hint ? make("p", { class: "hint", id: `${id}-hint` }, hint) : null,
+  );
+}
+
+let fieldCount = 0;
+
+/**
+ * Return an input.
+ *
+ * @param {string} name
+ * @param {{[name: string]: string | number | boolean | null}} [attributes]
+ */
+export function input(name, attributes = {}) {
+  return make("input", { name, autocomplete: "off", ...attributes });
+}
+
+/**
+ * Return a choice between values.
+ *
+ * @param {string} name
+ * @param {[value: string, text: string][]} options
+ * @param {string} [chosen]
+ */
+export function select(name, options, chosen) {
+  return make("select", { name }, ...options.map(([value, text]) =>
+    make("option", { value, selected: value === chosen }, text)));
+}
+
+/**
+ * Return the trimmed texts of a form's controls by name, without empty ones.
+ *
+ * @param {HTMLFormElement} form
+ * @returns {{[name: string]: string}}
+ */
+export function valuesOf(form) {
+  /** @type {{[name: string]: string}} */
+  const values = {};
+  for (const [name, value] of new FormData(form)) {
+    const text = String(value).trim();
+    if (text) values[name] = text;
+  }
+  return values;
+}

@@ -1,0 +1,243 @@
+/**
+ * The views of boards, acts, the audit log and the health of the system; player-view.js has the rest.
+ *
+ * A view fetches first and returns its elements; it may be called again to refresh them.
+ *
+ * @typedef {import("./api.js").AdminBoard} AdminBoard
+ * @typedef {import("./api.js").AuditRow} AuditRow
+ * @typedef {import("./api.js").Health} Health
+ * @typedef {import("./main.js").Context} Context
+ */
+
+import { actList } from "./act-list.js";
+import { button, field, identifier, input, link, make, select, table, tableRow, valuesOf } from "./elements.js";
+import { describeRules, formatMoment, formatNumber, formatSeconds } from "./words.js";
+
+const BOARD_PATTERN = "[a-z0-9_.\\-]{1,32}";
+const SCORE_MAX = 2 ** 31 - 1;
+const PAGE = 50;
+
+// --- boards ---
+
+const BOARD_COLUMNS = [
+  { head: "Board" }, { head: "State" }, { head: "Readable by" }, { head: "Players", isNumber: true },
+  { head: "Rules" }, { head: "Partitions", isNumber: true }, { head: "" },
+];
+
+/** @param {Context} context */
+export async function showBoards(context) {
+  /** @param {string} after */
+  const read = (after) => context.api.get("/boards", { limit: PAGE, after });
+  /** @param {AdminBoard} board */
+  const cells = (board) => boardCells(context, board);
+  return [
+    ...(await paged(read, "boards", "Boards", BOARD_COLUMNS, cells, context)),
+    newBoardForm(context),
+  ];
+}
+
+/**
+ * @param {Context} context
+ * @param {AdminBoard} board
+ */
+function boardCells(context, { name, state, public: isPublic, users, rules, partitions }) {
+  /**
+   * @param {string} text
+   * @param {object} wanted
+   * @param {string} question
+   */
+  const change = (text, wanted, question) =>
+    button(text, () => context.confirm(question, async () => {
+      await context.api.patch(`/boards/${encodeURIComponent(name)}`, wanted);
+      return `Board ${name} is changed.`;
+    }), { "aria-label": `${text}: ${name}` });
+  const isOpen = state === "open";
+  return [
+    link(`/?board=${encodeURIComponent(name)}`, name),
+    make("span", { class: "badge", "data-state": state }, state),
+    isPublic ? "everyone" : "token holders",
+    formatNumber(users),
+    describeRules(rules),
+    String(partitions),
+    make("span", { class: "row-buttons" },
+      isPublic
+        ? change("Make private", { public: false }, `Make ${name} private? Viewers without a token are disconnected.`)
+        : change("Make public", { public: true }, `Make ${name} public? Everyone can then read it.`),
+      isOpen
+        ? change("Archive", { state: "archived" }, `Archive ${name}? It then accepts no actions, and can still be read.`)
+        : change("Open", { state: "open" }, `Open ${name} again? It then accepts actions.`)),
+  ];
+}
+
+/** @param {Context} context */
+function newBoardForm(context) {
+  const bounds = { type: "number", min: 0, max: SCORE_MAX, step: 1, required: true };
+  const form = make(
+    "form",
+    { class: "card form" },
+    field("Name", input("name", { required: true, pattern: BOARD_PATTERN, maxlength: 32, spellcheck: "false" }),
+      "Up to 32 characters: a–z, 0–9, dot, dash, underscore. It can never be used for another board."),
+    field("Actions", select("operator", [
+      ["add", "add their points"], ["best", "count if they are the best value"], ["last", "set the value"],
+    ])),
+    field("First rank", select("order", [["highest", "the highest score"], ["lowest", "the lowest score"]])),
+    field("Lowest score", input("min", { ...bounds, value: 0 })),
+    field("Highest score", input("max", { ...bounds, value: SCORE_MAX })),
+    field("Who may lower a score", select("lowering", [
+      ["nobody", "nobody"], ["trusted", "game servers"], ["players", "players"],
+    ])),
+    field("Points", select("points", [["catalogue", "from the catalogue"], ["stated", "stated by the caller"]])),
+    field("Readable by", select("public", [["true", "everyone"], ["false", "token holders"]])),
+    make("div", { class: "buttons" }, make("button", { type: "submit", class: "button primary" }, "Make the board")),
+  );
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    const { name, public: isPublic, min, max, ...rules } = valuesOf(form);
+    context.work(async () => {
+      await context.api.post("/boards", {
+        name,
+        public: isPublic === "true",
+        rules: { ...rules, min: Number(min), max: Number(max) },
+      });
+      return `Board ${name} is open.`;
+    });
+  });
+  return make("details", {}, make("summary", {}, "New board"),
+    make("p", { class: "hint" }, "The rules of a board can never be changed."), form);
+}
+
+// --- acts ---
+
+/** @param {Context} context */
+export async function showActs(context) {
+  const filters = context.filters;
+  const { acts } = await context.api.get("/acts", { ...filters, limit: 100 });
+  return [
+    filterForm(context, [
+      field("Board", input("board", { value: filters.board ?? "", maxlength: 32 })),
+      field("Player", input("userId", { value: filters.userId ?? "", maxlength: 128 })),
+      field("State", select("state", [
+        ["", "any"], ["applied", "applied"], ["pending", "pending"], ["refused", "refused"],
+      ], filters.state)),
+    ]),
+    actList(context, acts),
+    make("p", { class: "hint" }, "At most the 100 latest acts. A pending act is recorded and not in the ledger yet: " +
+      "for a moment, or because it was interrupted. Complete it if it stays."),
+  ];
+}
+
+// --- the audit log ---
+
+const AUDIT_COLUMNS = [
+  { head: "When" }, { head: "Actor" }, { head: "Action" }, { head: "Board" }, { head: "Detail" },
+];
+
+/** @param {Context} context */
+export async function showAudit(context) {
+  const filters = context.filters;
+  /** @param {string} before */
+  const read = (before) => context.api.get("/audit", { ...filters, limit: PAGE, before });
+  return [
+    filterForm(context, [
+      field("Actor", input("actor", { value: filters.actor ?? "", maxlength: 256 })),
+      field("Action", input("action", { value: filters.action ?? "", maxlength: 64 }), "For example: board create"),
+      field("Board", input("board", { value: filters.board ?? "", maxlength: 32 })),
+      field("Player", input("userId", { value: filters.userId ?? "", maxlength: 128 })),
+    ]),
+    ...(await paged(read, "rows", "Audit log", AUDIT_COLUMNS, auditCells, context)),
+  ];
+}
+
+/** @param {AuditRow} row */
+function auditCells({ at, actor, action, board, detail }) {
+  return [
+    formatMoment(at), identifier(actor), action, board ?? "",
+    make("span", { class: "detail-text" }, ...Object.entries(detail).flatMap(([name, value]) =>
+      [make("b", {}, name), ` ${typeof value === "string" ? value : JSON.stringify(value)} `])),
+  ];
+}
+
+// --- health ---
+
+/** @param {Context} context */
+export async function showHealth(context) {
+  /** @type {Health} */
+  const { boards, deadLetters, pendingActs } = await context.api.get("/status");
+  const waiting = boards.reduce((sum, { uncommitted }) => sum + uncommitted, 0);
+  const oldest = boards.reduce((most, { oldestAgeS }) => Math.max(most, oldestAgeS ?? 0), 0);
+  const closed = boards.filter(({ open }) => !open).length;
+  const columns = [
+    { head: "Board" }, { head: "Accepts actions" }, { head: "Waiting actions", isNumber: true },
+    { head: "Oldest waits", isNumber: true },
+  ];
+  return [
+    make("dl", { class: "tiles" },
+      tile("Boards that are closed", formatNumber(closed), closed > 0),
+      tile("Actions that wait for PostgreSQL", formatNumber(waiting), false),
+      tile("The oldest waits", waiting ? formatSeconds(oldest) : "–", oldest > 30),
+      tile("Dead letters", formatNumber(deadLetters), deadLetters > 0),
+      tile("Pending acts", formatNumber(pendingActs), pendingActs > 0)),
+    table("Health of the boards", columns, boards.map(({ board, open, uncommitted, oldestAgeS }) => [
+      board,
+      make("span", { class: "badge", "data-state": open ? "open" : "closed" }, open ? "yes" : "no"),
+      formatNumber(uncommitted),
+      formatSeconds(oldestAgeS),
+    ])),
+    make("p", { class: "hint" }, `The default boards and those on which actions wait, as of ${formatMoment(Date.now())}; ` +
+      "refreshed every 2 s."),
+  ];
+}
+
+/**
+ * @param {string} name
+ * @param {string} value
+ * @param {boolean} isTrouble
+ */
+function tile(name, value, isTrouble) {
+  return make("div", { class: "card tile", "data-mood": isTrouble ? "trouble" : null },
+    make("dt", {}, name), make("dd", {}, value));
+}
+
+// --- parts of views ---
+
+/**
+ * Return a table of rows that are read in pages, with a button for more.
+ *
+ * @param {(cursor: any) => Promise<any>} read
+ * @param {string} name  the field of the rows
+ * @param {string} label
+ * @param {import("./elements.js").Column[]} columns
+ * @param {(row: any) => import("./elements.js").Child[]} cells
+ * @param {Context} context
+ */
+async function paged(read, name, label, columns, cells, context) {
+  const first = await read("");
+  if (!first[name].length) return [make("p", { class: "hint" }, "There is nothing to show.")];
+  const shown = table(label, columns, first[name].map(cells));
+  let { next } = first;
+  const more = button("Show more", () => context.work(async () => {
+    const page = await read(next);
+    shown.querySelector("tbody")?.append(...page[name].map((/** @type {any} */ row) => tableRow(columns, cells(row))));
+    next = page.next;
+    more.hidden = !next;
+    return "";
+  }, { isChange: false }));
+  more.hidden = !next;
+  return [shown, more];
+}
+
+/**
+ * Return a form whose values become the filters in the address of the view.
+ *
+ * @param {Context} context
+ * @param {HTMLElement[]} fields
+ */
+function filterForm(context, fields) {
+  const form = make("form", { class: "filters", role: "search" }, ...fields,
+    make("button", { type: "submit", class: "button" }, "Show"));
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    context.filter(valuesOf(form));
+  });
+  return form;
+}

@@ -1,0 +1,66 @@
+/**
+ * Numbers, times and the names of acts, as words.
+ *
+ * @typedef {import("./api.js").Act} Act
+ * @typedef {import("./api.js").Kind} Kind
+ * @typedef {import("./api.js").Rules} Rules
+ */
+
+const numbers = new Intl.NumberFormat("en");
+const signed = new Intl.NumberFormat("en", { signDisplay: "exceptZero" });
+const moments = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "medium" });
+
+export const NONE = "–";
+
+/** @type {Record<Kind, string>} */
+export const KINDS = {
+  correct: "Correct score",
+  void: "Void action",
+  "void window": "Void actions of a time",
+  ban: "Ban",
+  unban: "Unban",
+  undo: "Undo",
+};
+
+/** @param {number | null} value */
+export function formatNumber(value) {
+  return value === null ? NONE : numbers.format(value);
+}
+
+/** @param {number} value */
+export function formatDelta(value) {
+  return signed.format(value).replace("-", "−");
+}
+
+/** @param {string | number} at  ISO 8601 or milliseconds */
+export function formatMoment(at) {
+  return moments.format(new Date(at));
+}
+
+/** @param {number | null} seconds */
+export function formatSeconds(seconds) {
+  if (seconds === null) return NONE;
+  return seconds < 10 ? `${seconds.toFixed(1)} s` : `${numbers.format(Math.round(seconds))} s`;
+}
+
+/** @param {Rules} rules */
+export function describeRules({ operator, order, min, max, lowering, points }) {
+  const counts = { add: "points add up", best: "best value counts", last: "last value counts" };
+  const texts = [
+    counts[/** @type {keyof typeof counts} */ (operator)] ?? operator,
+    `${order} first`,
+    `${numbers.format(min)} to ${numbers.format(max)}`,
+    lowering === "nobody" ? "never lowered" : `lowered by ${lowering}`,
+    points === "catalogue" ? "points by catalogue" : "points stated",
+  ];
+  return texts.join(", ");
+}
+
+/**
+ * Return whether an act can be undone: an undo is not undone, and an act is undone once.
+ *
+ * @param {Act} act
+ */
+export function canUndo({ kind, state, undoneBy }) {
+  return state === "applied" && kind !== "undo" && undoneBy === null;
+}
