@@ -16,6 +16,7 @@ ScoreboardError
 │   │   └── UnknownBoard
 │   ├── ActionConflict        the action was applied before with other points
 │   ├── BoardArchived         the board accepts no more actions
+│   ├── SeasonClosed          the season that the request states is not the current one
 │   ├── BodyTooLarge
 │   ├── TargetTooLong         the request line is too long
 │   ├── HeadTooLarge          the request line and headers are too large
@@ -31,6 +32,7 @@ ScoreboardError
 ├── Unavailable             a dependency failed; the same request may succeed later
 │   ├── Uninitialised         the board is not loaded into Redis: reseed it
 │   ├── Fenced                a repair is in progress
+│   ├── SeasonEnded           the next season is being opened
 │   ├── Busy                  the stream is at its cap: PostgreSQL is behind
 │   ├── Overloaded            this process is at its limit
 │   ├── RedisUnavailable      nothing was sent, or it was only a read
@@ -165,6 +167,11 @@ class BoardArchived(ClientError):
     title = "The board is archived"
 
 
+class SeasonClosed(ClientError):
+    code = "season-closed"
+    title = "The season is over, or has not begun"
+
+
 class BodyTooLarge(ClientError):
     code = "body-too-large"
     title = "The request body is too large"
@@ -252,6 +259,12 @@ class Fenced(Unavailable):
     code = "fenced"
     title = "The board is being repaired"
     retry_after_s = 2
+
+
+class SeasonEnded(Unavailable):
+    code = "season-ended"
+    title = "The next season of the board is being opened"
+    retry_after_s = 1
 
 
 class Busy(Unavailable):
@@ -371,8 +384,9 @@ REFUSALS: dict[str, type[ScoreboardError] | None] = {
     "UNINIT": Uninitialised,
     "FENCED": Fenced,
     "ARCHIVED": BoardArchived,
-    # The dispatcher updates its state from these two and sends the actions again.
+    # The dispatcher updates its state from these and sends the actions again.
     "BUCKET": None,
+    "SEASON": SeasonEnded,  # the next one cannot be computed
     "LAYOUT": Uninitialised,  # unreadable: a reseed writes it again
     "FENCE": OperatorMistake,
     "STALE": Outdated,

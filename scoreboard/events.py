@@ -1,9 +1,12 @@
 """Stream records: the meaning of each one-letter field, and their decoder.
 
 ``q`` seq · ``u`` user · ``a`` action · ``d`` delta · ``s`` score after · ``e`` epoch ·
-``k`` kind of event (absent: an action; ``c``: a correction) · ``t`` request id (absent: none) ·
+``k`` kind of event (absent: an action; ``c``: a correction; ``s``: a season began) ·
+``t`` request id (absent: none) ·
 ``v`` the action stated the score, and which value stays: ``last``, ``highest`` or ``lowest``
 (absent: it stated a difference) ·
+``p`` season, as id:start:end (absent: the board has none; a record of kind ``s`` has the new one,
+and neither user nor action) ·
 ``w`` traceparent (absent: the update is not traced; scoreboard.trace_context reads it).
 
 lua/submit.lua writes them, the flusher reads them. An invalid record becomes a ``BadRecord`` with
@@ -12,11 +15,13 @@ its reason, never an exception, which would stop the stream.
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Final
 
 from msgspec import Struct
 
 from scoreboard.model import SCORE_MAX, is_identifier
+from scoreboard.seasons import Season
 
 FIELDS: Final = {
     "q": "seq",
@@ -28,9 +33,11 @@ FIELDS: Final = {
     "k": "kind of event",
     "t": "request id",
     "v": "value that stays",
+    "p": "season",
     "w": "traceparent",
 }
 CORRECTION: Final = "c"
+TURN: Final = "s"
 VALUES: Final = frozenset({"", "last", "highest", "lowest"})
 
 BIGINT_MAX: Final = 2**63 - 1
@@ -68,6 +75,8 @@ class Event(Struct, frozen=True):
     request_id: str = ""
     keeps: str = ""
     """Which value stays if the action stated the score: ``last``, ``highest`` or ``lowest``."""
+    season: str = ""
+    """The season in which Redis applied it, as id:start:end; empty for a board without seasons."""
 
     @property
     def occurred_at_ms(self) -> int:
@@ -99,6 +108,41 @@ class BadRecord(Struct, frozen=True):
     fields: dict[bytes, bytes]
 
 
+def season_id_of(season: str) -> str:
+    """Return the id of a season in the form of a record; empty for none."""
+    return season.partition(":")[0]
+
+
+@lru_cache(maxsize=1024)
+def _is_season(text: str) -> bool:
+    try:
+        Season.parse(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _decode_turn(position: str, fields: Mapping[bytes, bytes]) -> Event | BadRecord:
+    """Decode a record that says that a season began: it has no user."""
+    try:
+        event = Event(
+            stream_id=position,
+            seq=int(fields[b"q"]),
+            user_id="",
+            action_id="",
+            delta=0,
+            score_after=0,
+            epoch=int(fields[b"e"]),
+            kind=TURN,
+            season=fields[b"p"].decode("ascii"),
+        )
+    except (KeyError, ValueError) as error:
+        return BadRecord(position, f"the season cannot be read: {error}", dict(fields))
+    if not _is_season(event.season) or event.seq < 1 or event.epoch < 1:
+        return BadRecord(position, "the season, seq or epoch is invalid", dict(fields))
+    return event
+
+
 def decode(  # noqa: C901, PLR0911 (one return per rule)
     stream_id: bytes, fields: Mapping[bytes, bytes]
 ) -> Event | BadRecord:
@@ -108,6 +152,8 @@ def decode(  # noqa: C901, PLR0911 (one return per rule)
     def bad(reason: str) -> BadRecord:
         return BadRecord(position, reason, dict(fields))
 
+    if fields.get(b"k") == TURN.encode():
+        return _decode_turn(position, fields)
     try:
         event = Event(
             stream_id=position,
@@ -120,6 +166,7 @@ def decode(  # noqa: C901, PLR0911 (one return per rule)
             kind=fields.get(b"k", b"").decode("ascii"),
             request_id=fields.get(b"t", b"").decode("ascii"),
             keeps=fields.get(b"v", b"").decode("ascii"),
+            season=fields.get(b"p", b"").decode("ascii"),
         )
     except KeyError as error:
         name = error.args[0].decode()
@@ -132,6 +179,8 @@ def decode(  # noqa: C901, PLR0911 (one return per rule)
         return bad("the action is not an identifier")
     if event.keeps not in VALUES:
         return bad("it is unknown which value stays")
+    if event.season and not _is_season(event.season):
+        return bad("the season cannot be read")
     if event.kind not in {"", CORRECTION}:
         return bad("unknown kind of event")
     if event.delta == 0 or abs(event.delta) > SCORE_MAX:

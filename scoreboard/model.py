@@ -156,9 +156,9 @@ class Rules(Struct, frozen=True):
     stays in ``score_min``…``score_max``; an action that would move it out of there is refused.
     ``lowering``: who may send negative points to a board with ``add``. ``points``: whether an
     action earns the points of its kind in the catalogue, or the caller states them; trusted callers
-    may always state them. ``season``: empty for none, ``daily``, ``weekly``, ``monthly`` or ``cron:``
-    and an expression; when it ends, the scores begin anew (scoreboard.seasons). ``time_zone`` is
-    its IANA zone.
+    may always state them. ``season``: empty for none, ``daily``, ``weekly``, ``monthly`` or
+    ``cron:`` and an expression; when it ends, the scores begin anew (scoreboard.seasons).
+    ``time_zone`` is its IANA zone.
     """
 
     operator: Operator = "add"
@@ -328,6 +328,8 @@ class Action(Struct, frozen=True):
     stated: bool = False
     request_id: str = ""
     rules: Rules = DEFAULT_RULES
+    season: str = ""
+    """The id of the season in which the action may count; empty: the current one."""
 
 
 class Receipt(Struct, frozen=True):
@@ -368,6 +370,8 @@ class Window(Struct, frozen=True):
     positions: tuple[tuple[int, int], ...] = ()
     changed_ms: int = 0
     read_ms: int = 0
+    season: str = ""
+    """The season of the rows as id:start:end (scoreboard.seasons); empty for none."""
 
 
 class Standing(Struct, frozen=True):

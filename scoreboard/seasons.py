@@ -78,6 +78,20 @@ def season_at(rules: Rules, now_s: float) -> Season:
     return Season(name, _midnight(first, zone), _midnight(following, zone))
 
 
+def next_season(rules: Rules, ended: Season, now_s: float) -> Season:
+    """Return the season to open at a moment after ``ended``; seasons in between are skipped.
+
+    If the installation has other rules for the time zone than the one that opened ``ended``, the
+    two can overlap. The rest of the season then gets a name of its own.
+
+    Raises ValueError as ``season_at``.
+    """
+    found = season_at(rules, now_s)
+    if found.start_s >= ended.end_s:
+        return found
+    return Season(_utc_name(ended.end_s), ended.end_s, found.end_s)
+
+
 def require_season(rules: Rules) -> None:
     """Check that the seasons of rules can be computed; rules without seasons pass.
 
@@ -124,9 +138,13 @@ def _cron_season(expression: str, now: datetime) -> Season:
         raise ValueError("the expression has no earlier or no later time") from error
     if not start <= now < end:
         raise ValueError("the expression has no earlier or no later time")
-    began = start.astimezone(UTC)
-    name = f"{began:%Y-%m-%dT%H%M}{began:%S}Z" if began.second else f"{began:%Y-%m-%dT%H%MZ}"
-    return Season(name, int(start.timestamp()), int(end.timestamp()))
+    start_s = int(start.timestamp())
+    return Season(_utc_name(start_s), start_s, int(end.timestamp()))
+
+
+def _utc_name(start_s: int) -> str:
+    began = datetime.fromtimestamp(start_s, UTC)
+    return f"{began:%Y-%m-%dT%H%M%S}Z" if began.second else f"{began:%Y-%m-%dT%H%M}Z"
 
 
 def _ticks(expression: str, start: datetime, *, reverse: bool = False) -> Iterator[datetime]:

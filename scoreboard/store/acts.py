@@ -14,7 +14,10 @@ _ACT: Final = Script.load("act")
 
 
 class Acted(Struct, frozen=True, array_like=True):
-    """The reply of act.lua: ``applied``, ``replayed`` or ``range`` (nothing was changed)."""
+    """The reply of act.lua: ``applied``, ``replayed``, or why nothing was changed.
+
+    The reasons are ``range``, and ``closed``: another season has begun.
+    """
 
     outcome: str
     delta: int
@@ -34,12 +37,17 @@ class Acts(Partitions):
         action_id: str,
         delta: int,
         stream_cap: int,
+        season: str = "",
     ) -> Acted:
         """Change a user's score, once for each ``action_id``, if it stays in the board's bounds.
 
-        Raises Fenced, Uninitialised, Outdated (another layout), Busy (the stream is full),
-        RedisUnavailable (it may be applied), ScriptFailed: repeat it with the same ``action_id``.
+        ``season`` is the id of the season in which the act was decided, empty for none; the act
+        changes nothing in another one.
+
+        Raises Fenced, Uninitialised, SeasonEnded, Outdated (another layout), Busy (the stream is
+        full), RedisUnavailable (it may be applied), ScriptFailed: repeat it with the same ``action_id``.
         """
+        await self.turn(partition, layout.rules)
         keys = PartitionKeys(partition)
         digest = digest_of(partition.board, user_id, action_id)
         shard = shard_of(digest, layout.seen_shards)
@@ -51,6 +59,7 @@ class Acts(Partitions):
         args = [
             *(generation, str(layout), stream_cap, user_id, action_id, digest, delta),
             *bounds,
+            season,
         ]
         return await call(self._client, _ACT, names, args, Acted)
 
