@@ -1,6 +1,6 @@
 """Converts stream entries to rows for PostgreSQL. No clock, no I/O.
 
-Invariants: every entry is in exactly one of three lists (actions, corrections, bad records), so
+Invariants: every entry is in exactly one of four lists (actions, corrections, turns, bad), so
 every acknowledged entry has a row; the stored position never passes a seq that was not in the
 stream.
 """
@@ -15,6 +15,7 @@ from msgspec import Struct
 from scoreboard.events import (
     BIGINT_MAX,
     CORRECTION,
+    TURN,
     BadRecord,
     Event,
     decode,
@@ -68,6 +69,8 @@ class Batch(Struct, frozen=True):
     entries: tuple[Entry, ...]
     actions: tuple[Event, ...]
     corrections: tuple[Event, ...]
+    turns: tuple[Event, ...]
+    """Seasons that began."""
     bad: tuple[BadRecord, ...]
     steps: tuple[tuple[str, int], ...]
     """Stream id and seq of each entry; seq 0 if it cannot be parsed."""
@@ -75,6 +78,8 @@ class Batch(Struct, frozen=True):
     """The rows of ``actions``, built here so that the next batch is ready after a COMMIT."""
     times_ms: list[int]
     """When Redis accepted each entry, ms since 1970, in ascending order."""
+    seasons: tuple[str, ...] = ()
+    """The seasons of the entries as id:start:end, in order; empty for a board without seasons."""
 
     @property
     def ids(self) -> list[bytes]:
@@ -92,6 +97,8 @@ def build(entries: Iterable[Entry]) -> Batch:
     kept = tuple(entries)
     actions: list[Event] = []
     corrections: list[Event] = []
+    turns: list[Event] = []
+    seasons: dict[str, None] = {}
     bad: list[BadRecord] = []
     steps: list[tuple[str, int]] = []
     for stream_id, fields in kept:
@@ -99,7 +106,10 @@ def build(entries: Iterable[Entry]) -> Batch:
         if isinstance(record, Event):
             reason = _beyond_columns(record)
             if not reason:
-                (corrections if record.kind == CORRECTION else actions).append(record)
+                kinds = {CORRECTION: corrections, TURN: turns}
+                kinds.get(record.kind, actions).append(record)
+                if record.season:
+                    seasons[record.season] = None
                 steps.append((record.stream_id, record.seq))
                 continue
             record = BadRecord(record.stream_id, reason, dict(fields))
@@ -109,10 +119,12 @@ def build(entries: Iterable[Entry]) -> Batch:
         kept,
         tuple(actions),
         tuple(corrections),
+        tuple(turns),
         tuple(bad),
         tuple(steps),
         make_rows(actions),
         [int(stream_id.partition("-")[0]) for stream_id, _ in steps],
+        tuple(seasons),
     )
 
 

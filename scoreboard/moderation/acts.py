@@ -155,6 +155,7 @@ class Moderator:
             action_id=action_id_of(act.id),
             delta=act.delta,
             stream_cap=self._stream_cap,
+            season=act.detail.get("season", ""),
         )
         match acted.outcome:
             case "applied" | "replayed":
@@ -165,6 +166,11 @@ class Moderator:
                 raise ScoreOutOfRange(
                     f"The score of {act.user_id} is {acted.score}; {act.delta:+} would take it out "
                     f"of {rules.act_min} to {rules.score_max}. Act {act.id} changed nothing"
+                )
+            case "closed":
+                await self._refuse(act)
+                raise OperatorMistake(
+                    f"The season of act {act.id} ended before it was applied. It changed nothing"
                 )
             case outcome:
                 raise ScriptFailed(f"unknown outcome {outcome}")

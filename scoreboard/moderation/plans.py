@@ -54,8 +54,11 @@ class Correction(Struct, frozen=True):
 
     async def plan(self, store: Store, connection: Connection, board: Board) -> Plan:
         """Return the plan."""
-        del store, connection, board
-        return Plan(kind="correct", user_id=self.user_id, delta=self.delta)
+        del connection
+        season = await season_of(store, board, self.user_id)
+        return Plan(
+            kind="correct", user_id=self.user_id, delta=self.delta, detail=_in_season(season)
+        )
 
 
 class Void(Struct, frozen=True):
@@ -69,13 +72,15 @@ class Void(Struct, frozen=True):
 
         Raises NotFound, OperatorMistake (voided already, or an act), WaitTimeout.
         """
-        found = await self._counted(connection, board)
+        season = await season_of(store, board, self.user_id)
+        found = await self._counted(connection, board, season)
         if not found:
             await wait_for_commits(store, connection, board, self.user_id)
-            found = await self._counted(connection, board)
+            found = await self._counted(connection, board, season)
         if not found:
             raise NotFound(
                 f"Board {board.name} has counted no action {self.action_id} of {self.user_id}"
+                + (f" in season {season}; earlier seasons are final" if season else "")
             )
         [action] = found
         if action.is_act:
@@ -85,11 +90,17 @@ class Void(Struct, frozen=True):
             raise OperatorMistake(
                 f"Action {self.action_id} was voided by act {action.voided_by} before"
             )
-        return _void("void", self.user_id, found, {"action": self.action_id})
+        detail = {"action": self.action_id, **_in_season(season)}
+        return _void("void", self.user_id, found, detail)
 
-    async def _counted(self, connection: Connection, board: Board) -> list[Counted]:
+    async def _counted(self, connection: Connection, board: Board, season: str) -> list[Counted]:
         return await select_counted(
-            connection, board.name, self.user_id, action_id=self.action_id, limit=1
+            connection,
+            board.name,
+            self.user_id,
+            action_id=self.action_id,
+            season=season,
+            limit=1,
         )
 
 
@@ -107,6 +118,7 @@ class WindowVoid(Struct, frozen=True):
 
         Raises NotFound (no action is left), OperatorMistake (too many), WaitTimeout.
         """
+        season = await season_of(store, board, self.user_id)
         await wait_for_commits(store, connection, board, self.user_id)
         found = await select_counted(
             connection,
@@ -114,6 +126,7 @@ class WindowVoid(Struct, frozen=True):
             self.user_id,
             since=self.since,
             until=self.until,
+            season=season,
             limit=WINDOW_MAX + 1,
         )
         if len(found) > WINDOW_MAX:
@@ -124,7 +137,7 @@ class WindowVoid(Struct, frozen=True):
         if not chosen:
             raise NotFound(f"No action of {self.user_id} in this window counts")
         window = {"from": self.since.isoformat(), "to": self.until.isoformat()}
-        return _void("void window", self.user_id, chosen, window)
+        return _void("void window", self.user_id, chosen, {**window, **_in_season(season)})
 
 
 class BanChange(Struct, frozen=True):
@@ -153,9 +166,9 @@ class Undo(Struct, frozen=True):
 
         Raises NotFound, OperatorMistake (not applied, undone already, or an undo itself).
         """
-        del store
         act = await select_act(connection, self.act_id)
         _require_undoable(act)
+        season = ""
         if act.kind in _OPPOSITES:
             kind = _OPPOSITES[act.kind]
             held = await require_ban(connection, board, act.user_id, is_banned=kind == "unban")
@@ -163,11 +176,16 @@ class Undo(Struct, frozen=True):
                 raise OperatorMistake(f"User {act.user_id} is now banned by act {held}: undo that")
         else:
             kind = "undo"
+            season = await season_of(store, board, act.user_id)
+            if act.detail.get("season", "") != season:
+                raise OperatorMistake(
+                    f"Act {act.id} is of season {act.detail.get('season')}, which is over"
+                )
         return Plan(
             kind=kind,
             user_id=act.user_id,
             delta=-act.delta,
-            detail={"undoes": act.id, "kind": act.kind},
+            detail={"undoes": act.id, "kind": act.kind, **_in_season(season)},
             undoes=act.id,
         )
 
@@ -195,6 +213,21 @@ async def wait_for_commits(
                 "is the flusher running?"
             )
         await asyncio.sleep(POLL_S)
+
+
+async def season_of(store: Store, board: Board, user_id: str) -> str:
+    """Return the id of the current season of a user's partition; empty if the board has none.
+
+    An act counts in the season in which it is planned, or not at all.
+
+    Raises what Store.turn raises.
+    """
+    season = await store.turn(home_of(board, user_id), board.layout.rules)
+    return season.id if season else ""
+
+
+def _in_season(season: str) -> dict[str, Any]:
+    return {"season": season} if season else {}
 
 
 def home_of(board: Board, user_id: str) -> Partition:

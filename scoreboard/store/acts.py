@@ -45,7 +45,8 @@ class Acts(Partitions):
         changes nothing in another one.
 
         Raises Fenced, Uninitialised, SeasonEnded, Outdated (another layout), Busy (the stream is
-        full), RedisUnavailable (it may be applied), ScriptFailed: repeat it with the same ``action_id``.
+        full), RedisUnavailable (it may be applied), ScriptFailed: repeat it with the same
+        ``action_id``.
         """
         await self.turn(partition, layout.rules)
         keys = PartitionKeys(partition)

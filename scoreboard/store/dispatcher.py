@@ -44,8 +44,8 @@ from scoreboard.runtime.recent import Recent
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import BATCH_BUCKETS, gauge, get_logger
 from scoreboard.runtime.tracing import CURRENT_SPAN
-from scoreboard.store.batching import Batcher, Call, Entry, fail
 from scoreboard.seasons import Season
+from scoreboard.store.batching import Batcher, Call, Entry, fail
 from scoreboard.store.keys import PULSE, PartitionKeys
 from scoreboard.store.partitions import turn_arguments
 from scoreboard.store.pipelined_connection import Command, PipelinedConnection
@@ -170,7 +170,8 @@ class Dispatcher(Batcher[_Entry, _SubmitCall]):
         """Apply an action exactly once and return its permanent answer.
 
         Raises ActionConflict, ScoreOutOfRange, Banned, BoardArchived, SeasonClosed, Busy, Fenced,
-        SeasonEnded, Uninitialised, Overloaded, RedisUnavailable (nothing was sent) or OutcomeUnknown (repeat the action).
+        SeasonEnded, Uninitialised, Overloaded, RedisUnavailable (nothing was sent) or
+        OutcomeUnknown (repeat the action).
         """
         self.require_room()
         future: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
@@ -361,7 +362,10 @@ def _traces_of(call: _SubmitCall) -> str:
     return " ".join(traces)
 
 
-def _resolve(entries: Sequence[_Entry], reply: Any) -> None:  # noqa: ANN401 (checked below)
+def _resolve(  # noqa: C901 (one case per outcome)
+    entries: Sequence[_Entry],
+    reply: Any,  # noqa: ANN401 (checked below)
+) -> None:
     try:
         outcomes = convert(reply, list[_Outcome])
     except PARSE_ERRORS:

@@ -6,6 +6,9 @@ WITH known AS (
     UNION
     SELECT seq FROM rejected_events
     WHERE board = %(board)s AND part = %(part)s AND epoch = %(epoch)s AND reason <> 'resolved'
+    UNION
+    SELECT seq FROM season_turns
+    WHERE board = %(board)s AND part = %(part)s AND epoch = %(epoch)s
 ),
 bounds AS (SELECT min(seq) AS first FROM known),
 every AS (

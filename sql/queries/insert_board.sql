@@ -2,10 +2,11 @@
 -- Index: boards_pk
 INSERT INTO boards (
     board, partitions, seen_seconds, seen_shards, is_public, operator, score_order, score_min,
-    score_max, lowering, points_from
+    score_max, lowering, points_from, season, time_zone
 )
 VALUES (
     %(board)s, %(partitions)s, %(seen_seconds)s, %(seen_shards)s, %(is_public)s, %(operator)s,
-    %(order)s, %(score_min)s, %(score_max)s, %(lowering)s, %(points)s
+    %(order)s, %(score_min)s, %(score_max)s, %(lowering)s, %(points)s, %(season)s,
+    %(time_zone)s
 )
 ON CONFLICT DO NOTHING

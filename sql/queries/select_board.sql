@@ -1,5 +1,5 @@
 -- Read the properties of a board.
 -- Index: boards_pk
 SELECT board, partitions, seen_seconds, seen_shards, is_public, operator, score_order, score_min,
-    score_max, lowering, points_from, state
+    score_max, lowering, points_from, season, time_zone, state
 FROM boards WHERE board = %(board)s AND state <> 'deleted'

@@ -1,5 +1,5 @@
 -- List a page of boards, in order of names.
 -- Index: boards_pk
 SELECT board, partitions, seen_seconds, seen_shards, is_public, operator, score_order, score_min,
-    score_max, lowering, points_from, state
+    score_max, lowering, points_from, season, time_zone, state
 FROM boards WHERE board > %(after)s AND state <> 'deleted' ORDER BY board LIMIT %(limit)s

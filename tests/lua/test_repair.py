@@ -197,7 +197,8 @@ def test_an_outdated_flusher_lowers_no_score(played: Scripts) -> None:
     played.client.xtrim(KEYS.events, maxlen=0)
     played.client.hset(KEYS.meta, "committed", "1:4")
 
-    refusal = played.refuses("repair", ALL, played.history, 1, 3, committed, 0, "", "alice", 30, 0, 0)
+    args = (1, 3, committed, 0, "", "alice", 30, 0, 0)
+    refusal = played.refuses("repair", ALL, played.history, *args)
 
     assert refusal.startswith("STALE ")
     assert scores(played)[0] == ("alice", 130)
@@ -319,7 +320,7 @@ def ban(scripts: Scripts, user: str, score: int, banned: int, order: list[str]) 
     last = scripts.client.xrevrange(KEYS.events, count=1)
     args = (user, score, banned, len(order), *order)
     [row] = scripts.run(
-        "repair", ALL, scripts.history, 1, 0, text(last[0][0]) if last else "0-0", 0, *args
+        "repair", ALL, scripts.history, 1, 0, text(last[0][0]) if last else "0-0", 0, "", *args
     )
     return [text(row[0]), *row[1:]]
 

@@ -7,7 +7,7 @@ import pytest
 
 from scoreboard.errors import Invalid
 from scoreboard.model import Layout, Rules
-from scoreboard.seasons import Season, require_season, season_at
+from scoreboard.seasons import Season, next_season, require_season, season_at
 
 HOUR = 3600
 
@@ -41,7 +41,7 @@ def rules(season: str, zone: str = "UTC") -> Rules:
         ("daily", "Pacific/Apia", "2011-12-29T12:00", "2011-12-29", "2011-12-29", "2011-12-31"),
     ],
 )  # fmt: skip
-def test_a_season_has_the_bounds_of_its_time_zone(
+def test_a_season_has_the_bounds_of_its_time_zone(  # noqa: PLR0917 (a row of the table)
     season: str, zone: str, now: str, name: str, start: str, end: str
 ) -> None:
     found = season_at(rules(season, zone), at(now, zone))
@@ -129,10 +129,19 @@ def test_rules_with_seasons_are_part_of_a_layout(season: str) -> None:
     assert " " not in str(layout)
 
 
-@pytest.mark.parametrize("text", ["", "2026-W48", "2026-W48:5:5", "2026-W48:6:5", "a:1:2", "X:1:2:3"])
+@pytest.mark.parametrize(
+    "text", ["", "2026-W48", "2026-W48:5:5", "2026-W48:6:5", "a:1:2", "X:1:2:3"]
+)
 def test_a_text_that_is_no_season_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="id:start:end"):
         Season.parse(text)
+
+
+def test_the_rest_of_a_season_that_another_zone_file_ended_early_has_its_own_name() -> None:
+    one, noon = rules("daily"), at("2026-11-27T12:00")
+    ended = Season("2026-11-27", at("2026-11-27"), noon)
+    assert next_season(one, ended, noon) == Season("2026-11-27T1200Z", noon, at("2026-11-28"))
+    assert next_season(one, ended, at("2026-11-30T12:00")).id == "2026-11-30"
 
 
 def test_a_season_is_read_as_it_was_written() -> None:
