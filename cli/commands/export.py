@@ -37,6 +37,8 @@ from scoreboard.ledger.exports import Export, LedgerFilter
 from scoreboard.ledger.migrations import require_schema
 from scoreboard.ledger.pool import Connection, snapshot
 from scoreboard.ledger.scores import select_totals
+from scoreboard.ledger.seasons import select_newest_season
+from scoreboard.model import scores_name
 from scoreboard.recovery.reseed import ReportProgress
 from scoreboard.runtime.settings import Settings
 
