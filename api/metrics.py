@@ -45,6 +45,7 @@ UPDATES: Final[dict[str, int]] = dict.fromkeys(
     (
         *("applied", "replayed", "conflict", "busy", "range", "unknown"),
         *("rate_limited", "unavailable", "archived", "banned", "refused"),
+        "season_closed",
     ),
     0,
 )
@@ -58,7 +59,8 @@ Readings(
     ("outcome",),
     lambda: (((outcome,), count) for outcome, count in UPDATES.items()),
     unit="updates",
-    normal="applied, some replayed, rate_limited, banned; archived, unknown, busy, unavailable: 0",
+    normal="applied, some replayed, rate_limited, banned, season_closed; archived, unknown, busy, "
+    "unavailable: 0",
 )
 
 _known: Final[dict[tuple[str, str, int], Series]] = {}

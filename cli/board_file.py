@@ -26,6 +26,7 @@ from scoreboard.model import (
     Rules,
     is_board_name,
 )
+from scoreboard.seasons import require_season
 
 FILE_BYTES_MAX: Final = 4_000_000
 """Ten thousand boards with all keys need about half of it."""
@@ -33,6 +34,10 @@ FILE_BYTES_MAX: Final = 4_000_000
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
 _RULE_KEYS: Final = {"score_min": "min", "score_max": "max"}
 """Keys of the file by field of Rules, where they differ."""
+
+
+_SEASON_KEYS: Final = frozenset({"season", "time_zone"})
+"""Keys that only a board with seasons has."""
 
 
 class _Table(Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,6 +49,8 @@ class _Table(Struct, frozen=True, forbid_unknown_fields=True):
     score_max: int = field(default=SCORE_MAX, name="max")
     lowering: Lowering = "nobody"
     points: PointsFrom = "catalogue"
+    season: str = ""
+    time_zone: str = ""
     public: bool = True
     archived: bool = False
     partitions: int | UnsetType = UNSET
@@ -75,6 +82,9 @@ def make_rules(rules: Rules) -> Rules:
             f"lowering is for boards with operator add, which count negative points; a board with "
             f"{rules.operator} takes values"
         )
+    if rules.season and not rules.time_zone:
+        rules = msgspec.structs.replace(rules, time_zone="UTC")
+    require_season(rules)
     return rules
 
 
@@ -112,7 +122,11 @@ def write_boards(boards: Iterable[Board]) -> list[str]:
     for board in boards:
         rules, layout = board.layout.rules, board.layout
         values: dict[str, object] = {
-            **{_RULE_KEYS.get(name, name): value for name, value in _fields(rules)},
+            **{
+                _RULE_KEYS.get(name, name): value
+                for name, value in _fields(rules)
+                if name not in _SEASON_KEYS or value
+            },
             "public": board.is_public,
             "archived": board.state == "archived",
             **{name: value for name, value in _fields(layout) if name != "rules"},

@@ -13,7 +13,8 @@ ScoreboardError
 │   │   └── Banned              the user is banned from the board
 │   ├── NotFound
 │   │   ├── UnknownUser         the user has no score on the board
-│   │   └── UnknownBoard
+│   │   ├── UnknownBoard
+│   │   └── UnknownSeason       the board has no such season
 │   ├── ActionConflict        the action was applied before with other points
 │   ├── BoardArchived         the board accepts no more actions
 │   ├── SeasonClosed          the season that the request states is not the current one
@@ -32,7 +33,7 @@ ScoreboardError
 ├── Unavailable             a dependency failed; the same request may succeed later
 │   ├── Uninitialised         the board is not loaded into Redis: reseed it
 │   ├── Fenced                a repair is in progress
-│   ├── SeasonEnded           the next season is being opened
+│   ├── SeasonEnded           the next season is not open yet, or this one not final
 │   ├── Busy                  the stream is at its cap: PostgreSQL is behind
 │   ├── Overloaded            this process is at its limit
 │   ├── RedisUnavailable      nothing was sent, or it was only a read
@@ -157,6 +158,11 @@ class UnknownBoard(NotFound):
     title = "No such board"
 
 
+class UnknownSeason(NotFound):
+    code = "unknown-season"
+    title = "The board has no such season"
+
+
 class ActionConflict(ClientError):
     code = "action-conflict"
     title = "The action was applied before with other points"
@@ -263,7 +269,7 @@ class Fenced(Unavailable):
 
 class SeasonEnded(Unavailable):
     code = "season-ended"
-    title = "The next season of the board is being opened"
+    title = "The season of the board has just ended"
     retry_after_s = 1
 
 

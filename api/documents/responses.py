@@ -15,8 +15,11 @@ from scoreboard.errors import (
     ProofRequired,
     ScoreboardError,
     ScoreOutOfRange,
+    SeasonClosed,
+    SeasonEnded,
     Uninitialised,
     UnknownKind,
+    UnknownSeason,
 )
 from scoreboard.http.problems import MEDIA_TYPE, PROBLEM_TYPES, TYPE_PREFIX, Problem
 
@@ -26,12 +29,15 @@ EVERYWHERE: Final = (405, 414, 417, 431, 500, 505)
 UPDATE_ONLY: Final = frozenset(
     {
         *(UnknownKind, ScoreOutOfRange, ProofRequired, ProofInvalid),
-        *(Fenced, Busy, OutcomeUnknown, BoardArchived),
+        *(Fenced, Busy, OutcomeUnknown, BoardArchived, SeasonClosed, SeasonEnded),
     }
 )
 """Problems that only an update can have."""
 
-ACTION_ONLY: Final = frozenset({UnknownKind, ScoreOutOfRange, Fenced, Busy, Uninitialised})
+_OF_SEASONS: Final = frozenset({UnknownSeason, SeasonEnded})
+ACTION_ONLY: Final = frozenset(
+    {UnknownKind, ScoreOutOfRange, Fenced, Busy, Uninitialised, SeasonEnded}
+)
 """Problems of single actions, which the response to a bulk request has in its results."""
 
 _DESCRIPTIONS: Final[Mapping[int, str]] = {
@@ -40,7 +46,8 @@ _DESCRIPTIONS: Final[Mapping[int, str]] = {
     403: "The token does not allow this request.",
     404: "The path, the board or the user does not exist.",
     405: "The path does not support this method.",
-    409: "The action was applied before with other points, or the board is archived.",
+    409: "The action was applied before with other points, the board is archived, or the season is "
+    "over.",
     413: "The body is too large.",
     414: "The request line is too long.",
     415: "The content type is not application/json.",
@@ -65,10 +72,16 @@ def problems(
 
 
 def read_problems(
-    *statuses: int, omitted: Collection[type[ScoreboardError]] = ()
+    *statuses: int, omitted: Collection[type[ScoreboardError]] = (), seasons: bool = False
 ) -> dict[int, ResponseSpec]:
-    """Describe the error responses of a read, which may return 304."""
-    return {304: _NOT_MODIFIED} | problems(*statuses, omitted={*UPDATE_ONLY, *omitted})
+    """Describe the error responses of a read, which may return 304.
+
+    ``seasons``: it may ask for a season.
+    """
+    others = {*UPDATE_ONLY, UnknownSeason, *omitted}
+    return {304: _NOT_MODIFIED} | problems(
+        *statuses, omitted=others - _OF_SEASONS if seasons else others
+    )
 
 
 def _problem(status: int, omitted: Collection[type[ScoreboardError]]) -> ResponseSpec:

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 
 import pytest
 import redis
@@ -175,10 +174,10 @@ def settings(redis_url: str, database_url: str) -> Settings:
 
 
 @pytest.fixture
-async def world(settings: Settings) -> AsyncIterator[World]:
+async def world(settings: Settings) -> World:
     one = World(settings, LONG)
     await one.open()
-    yield one
+    return one
 
 
 def first_season() -> str:
@@ -266,7 +265,7 @@ async def test_a_flusher_that_was_away_counts_each_season_on_its_own(world: Worl
     [receipt] = await world.play(Action("alice", "win:2", 5))
     assert isinstance(receipt, Receipt)
     assert (receipt.score, receipt.replayed) == (5, False)
-    second = (await world.turn())
+    second = await world.turn()
     assert second != first
 
     async with flushing(world.settings):
@@ -276,7 +275,10 @@ async def test_a_flusher_that_was_away_counts_each_season_on_its_own(world: Worl
     await world.verify()
     connection = await world.connected()
     rows = await select_season_standings(connection, "main", first, offset=0, limit=10)
-    assert [(row.rank, row.user_id, row.score) for row in rows] == [(1, "alice", 30), (2, "bob", 20)]
+    assert [(row.rank, row.user_id, row.score) for row in rows] == [
+        (1, "alice", 30),
+        (2, "bob", 20),
+    ]
     await connection.close()
 
 
@@ -473,7 +475,7 @@ async def test_an_act_whose_season_ended_before_it_was_applied_is_refused(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await world.play(Action("alice", "win:1", 30))
-    record = Moderator._record  # noqa: SLF001 (the boundary comes after it)
+    record = Moderator._record
 
     async def record_and_turn(self: Moderator, new: object) -> None:
         await record(self, new)  # type: ignore[arg-type]
