@@ -24,13 +24,17 @@ from scoreboard.model import Board, Partition
 from scoreboard.runtime.lifecycle import StopEvent
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
+from scoreboard.store.partitions import PAGE, Survey
 from scoreboard.store.store import Store
 
 TURN_EVERY_S: Final = 0.5
 """Interval of looking at the clock: the longest delay of an end without traffic."""
 
-LIST_EVERY_S: Final = 5.0
+LIST_EVERY_S: Final = 30.0
 """Interval of reading the list of boards and the seasons of their partitions."""
+
+CLOSED_S: Final = 2.0
+"""Time after which a partition that is closed at the end of its season is tried again."""
 
 FREEZE_EVERY_S: Final = 1.0
 FREEZE_MAX: Final = 20
@@ -54,8 +58,9 @@ class Seasons:
         self._settings = settings
         self._store = store
         self._ends_s: dict[Partition, float] = {}
-        """When the season of a partition ends; 0: not read yet."""
+        """When to look at a partition again: when its season ends."""
         self._boards: dict[str, Board] = {}
+        """Those with seasons."""
         self._listed_at_s = float("-inf")
         self._failures: dict[str, str] = {}
 
@@ -75,32 +80,42 @@ class Seasons:
 
     async def _turn_due(self) -> None:
         if time.monotonic() - self._listed_at_s >= LIST_EVERY_S:
-            found = await self._store.list_boards()
-            self._boards = {
-                name: board for name, board in found.items() if board.layout.rules.season
-            }
-            self._ends_s.clear()
+            await self._read_list()
             self._listed_at_s = time.monotonic()
-        if not self._boards:
+        if not self._ends_s:
             return
         now_s = await self._store.now_s()
-        for board in self._boards.values():
-            for number in range(board.layout.partitions):
-                partition = Partition(board.name, number)
-                if self._ends_s.get(partition, 0) <= now_s:
-                    await self._turn(board, partition)
+        for partition in [one for one, end_s in self._ends_s.items() if end_s <= now_s]:
+            self._ends_s[partition] = await self._turn(partition, now_s)
 
-    async def _turn(self, board: Board, partition: Partition) -> None:
+    async def _read_list(self) -> None:
+        """Learn which boards have seasons, and when those of their partitions end."""
+        found = await self._store.list_boards()
+        self._boards = {name: board for name, board in found.items() if board.layout.rules.season}
+        partitions = [
+            Partition(board.name, number)
+            for board in self._boards.values()
+            for number in range(board.layout.partitions)
+        ]
+        self._ends_s.clear()
+        for start in range(0, len(partitions), PAGE):
+            page = partitions[start : start + PAGE]
+            for partition, read in zip(page, await self._store.survey(page), strict=True):
+                if isinstance(read, Survey) and read.state.season is not None:
+                    self._ends_s[partition] = read.state.season.end_s
+
+    async def _turn(self, partition: Partition, now_s: float) -> float:
+        """Turn a partition; return when to look at it again, by Redis's clock."""
+        rules = self._boards[partition.board].layout.rules
         try:
-            season = await self._store.turn(partition, board.layout.rules)
+            season = await self._store.turn(partition, rules)
         except (BoardArchived, Fenced, Uninitialised):
-            self._ends_s[partition] = float("inf")  # until the list is read again
+            return now_s + CLOSED_S
         except ScoreboardError as error:
-            self._ends_s[partition] = float("inf")
             self._note(str(partition), error)
-        else:
-            self._ends_s[partition] = season.end_s if season else float("inf")
-            self._failures.pop(str(partition), None)
+            return now_s + CLOSED_S
+        self._failures.pop(str(partition), None)
+        return season.end_s if season else float("inf")
 
     def _note(self, what: str, error: ScoreboardError) -> None:
         """Log a cause once."""

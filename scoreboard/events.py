@@ -38,6 +38,7 @@ FIELDS: Final = {
 }
 CORRECTION: Final = "c"
 TURN: Final = "s"
+_TURN_BYTES: Final = TURN.encode()
 VALUES: Final = frozenset({"", "last", "highest", "lowest"})
 
 BIGINT_MAX: Final = 2**63 - 1
@@ -152,7 +153,7 @@ def decode(  # noqa: C901, PLR0911 (one return per rule)
     def bad(reason: str) -> BadRecord:
         return BadRecord(position, reason, dict(fields))
 
-    if fields.get(b"k") == TURN.encode():
+    if fields.get(b"k") == _TURN_BYTES:
         return _decode_turn(position, fields)
     try:
         event = Event(

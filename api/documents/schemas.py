@@ -196,9 +196,6 @@ class RankedUser(Struct, frozen=True, rename="camel", omit_defaults=True):
     name: Annotated[str | UnsetType, Meta(description="With `names=true`, if known.")] = UNSET
 
 
-SeasonName = Annotated[
-    SeasonId | UnsetType, Meta(description="The season; only on a board with seasons.")
-]
 EndsAt = Annotated[
     int | UnsetType,
     Meta(description="When the season ends, ms since 1970; not in final standings."),
@@ -220,7 +217,7 @@ class LeaderboardReply(Struct, frozen=True, rename="camel", omit_defaults=True):
     seq: Annotated[
         int, Meta(description="Increases with each change; comparable only within an epoch.")
     ]
-    season: SeasonName = UNSET
+    season: SeasonId | UnsetType = UNSET
     ends_at: EndsAt = UNSET
 
 

@@ -45,9 +45,8 @@ class Leaderboard(Message, frozen=True, tag="leaderboard"):
     seq: Seq
     at: AtMs
     leaderboard: tuple[Row, ...]
-    season: Annotated[
-        SeasonId | UnsetType, Meta(description="The season; only on a board with seasons.")
-    ] = UNSET
+    season: SeasonId | UnsetType = UNSET
+    """The season that is shown; only on a board with seasons."""
 
 
 class Heartbeat(Message, frozen=True, tag="heartbeat"):

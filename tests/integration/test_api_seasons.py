@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import redis
 
+from flusher import seasons
 from scoreboard.ledger.boards import insert_board
 from scoreboard.ledger.pool import connect
 from scoreboard.model import Board, Layout, Partition, Rules
@@ -20,6 +21,12 @@ from tests.support.servers.flushers import flushing, is_drained, query, store_of
 pytestmark = pytest.mark.slow
 RULES = Rules(season="monthly", time_zone="Europe/Berlin")
 BOARD = Board("main", Layout(2, 1000, 4, RULES))
+
+
+@pytest.fixture(autouse=True)
+def read_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Notice soon that a test has changed when a season ends."""
+    monkeypatch.setattr(seasons, "LIST_EVERY_S", 1.0)
 
 
 @pytest.fixture

@@ -43,9 +43,7 @@ class Scripts:
         """Set the rules of the partition that ``open`` makes."""
         self.layout = msgspec.structs.replace(LAYOUT, rules=rules)
 
-    def open(
-        self, *, epoch: int = 1, seq: int = 0, members: int = 0, season: str = ""
-    ) -> None:
+    def open(self, *, epoch: int = 1, seq: int = 0, members: int = 0, season: str = "") -> None:
         if not self.is_real:  # fakeredis has no XSETID, which open.lua needs
             facts = {"epoch": epoch, "seq": seq, "state": "open", "layout": str(self.layout)}
             self.client.hset(KEYS.meta, mapping=facts | {"public": 1})
