@@ -14,7 +14,6 @@ from msgspec import Struct
 
 from scoreboard.events import (
     BIGINT_MAX,
-    CORRECTION,
     TURN,
     BadRecord,
     Event,
@@ -106,8 +105,10 @@ def build(entries: Iterable[Entry]) -> Batch:
         if isinstance(record, Event):
             reason = _beyond_columns(record)
             if not reason:
-                kinds = {CORRECTION: corrections, TURN: turns}
-                kinds.get(record.kind, actions).append(record)
+                if not record.kind:
+                    actions.append(record)
+                else:
+                    (turns if record.kind == TURN else corrections).append(record)
                 if record.season:
                     seasons[record.season] = None
                 steps.append((record.stream_id, record.seq))

@@ -48,6 +48,7 @@ SESSION: Final = {
     "jit": "off",
 }
 
+_FREEZING: Final = "freezing"
 _log = get_logger(__name__)
 
 
@@ -119,8 +120,12 @@ class Seasons:
 
     def _note(self, what: str, error: ScoreboardError) -> None:
         """Log a cause once."""
-        if self._failures.get(what) != error.code:
-            self._failures[what] = error.code
+        if self._failures.get(what) == error.code:
+            return
+        self._failures[what] = error.code
+        if what == _FREEZING:
+            _log.warning("seasons_not_frozen", reason=error.detail)
+        else:
             _log.warning("season_not_turned", partition=what or None, reason=error.detail)
 
     async def _freeze_all(self, stop: StopEvent) -> None:
@@ -135,9 +140,9 @@ class Seasons:
                     if connection is not None:
                         await connection.close()
                     connection = None
-                    self._note("freeze", error)
+                    self._note(_FREEZING, error)
                 else:
-                    self._failures.pop("freeze", None)
+                    self._failures.pop(_FREEZING, None)
                 await stop.sleep(FREEZE_EVERY_S)
         finally:
             if connection is not None:

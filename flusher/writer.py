@@ -171,8 +171,7 @@ class Writer(Session):
             dead = [dead_event_of(record) for record in batch.bad]
             for season in batch.seasons:
                 if season not in self._known_seasons:
-                    parsed = Season.parse(season)
-                    await insert_season(self.connection, self.partition.board, parsed)
+                    await insert_season(self.connection, self.partition.board, Season.parse(season))
             tally = await self._count_seasons(batch, previous.seq, dead, isolate=isolate)
             for event in dead:
                 await self.connection.execute(_INSERT_DEAD, {**self.where, **_as_row(event)})

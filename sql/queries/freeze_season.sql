@@ -2,7 +2,11 @@
 -- Index: seasons_pk; scores_pk for the season, bans_pk, then a sort: once for each season
 WITH due AS (
     UPDATE seasons SET frozen_at = now()
-    WHERE board = %(board)s AND season = %(season)s AND frozen_at IS NULL
+    WHERE (board, season) IN (
+        SELECT board, season FROM seasons
+        WHERE board = %(board)s AND season = %(season)s AND frozen_at IS NULL
+        FOR UPDATE SKIP LOCKED -- another process freezes it
+    )
     RETURNING board, season
 ), ranked AS (
     INSERT INTO season_standings (board, season, rank, user_id, score)
