@@ -8,8 +8,10 @@ import redis
 
 from flusher import seasons
 from scoreboard.errors import NotFound, OperatorMistake, SeasonClosed
+from scoreboard.ledger import dead_letters
 from scoreboard.ledger.acts import ActFilter, select_acts
 from scoreboard.ledger.boards import insert_board, select_board
+from scoreboard.ledger.dead_letters import Overrides
 from scoreboard.ledger.pool import Connection, connect
 from scoreboard.ledger.seasons import (
     freeze_season,
@@ -17,7 +19,7 @@ from scoreboard.ledger.seasons import (
     select_season_standings,
     select_seasons,
 )
-from scoreboard.model import Action, Board, Layout, Partition, Receipt, Rules
+from scoreboard.model import Action, Board, Layout, Partition, Receipt, Rules, partition_of
 from scoreboard.moderation.acts import Moderator
 from scoreboard.moderation.plans import BanChange, Correction, Undo, Void
 from scoreboard.recovery.reseed import SESSION, reseed
@@ -502,4 +504,67 @@ async def test_an_act_whose_season_ended_before_it_was_applied_is_refused(
         await world.moderate(Correction("alice", 5))
         await world.drained()
     assert await world.shown() == {"alice": 5}
+    await world.verify()
+
+
+async def test_a_redis_that_came_back_from_before_a_turn_is_reseeded_in_the_later_season(
+    world: World,
+) -> None:
+    url = world.settings.redis_url.reveal()
+    first = await world.season()
+    await world.play(Action("alice", "win:1", 30))
+    async with flushing(world.settings):
+        await world.drained()
+        await world.end()
+        with redis.Redis.from_url(url) as client:
+            older = {key: client.dump(key) for key in client.keys("sb:{main:*")}
+        await world.turn()
+        await world.play(Action("alice", "win:2", 5), Action("bob", "win:1", 7))
+        await world.drained()
+        second = await world.season()
+    with redis.Redis.from_url(url) as client:
+        client.flushall()
+        for key, value in older.items():
+            client.restore(key, 0, value)
+    assert await world.season() == first
+    async with flushing(world.settings):
+        await eventually_async(lambda: _shows(world, {"alice": 5, "bob": 7}), 20)
+        [again] = await world.play(Action("alice", "win:2", 5))
+        assert isinstance(again, Receipt)
+        assert (again.score, again.replayed) == (5, True)
+        await world.drained()
+        await world.frozen(1)
+    assert world.sums() == {(first, "alice"): 30, (second, "alice"): 5, (second, "bob"): 7}
+    assert await world.season() == second
+
+
+async def test_a_dead_letter_counts_in_the_season_of_its_action(world: World) -> None:
+    first = await world.season()
+    await world.play(Action("alice", "win:1", 30))
+    number = partition_of("alice", PARTITIONS)
+    keys = PartitionKeys(Partition("main", number))
+    with redis.Redis.from_url(world.settings.redis_url.reveal(), decode_responses=True) as client:
+        season = str(client.hget(keys.meta, "season"))
+        seq = client.hincrby(keys.meta, "seq", 1)
+        fields = {"q": seq, "u": "alice", "a": "win:2", "d": "x", "s": 33, "e": 1, "p": season}
+        client.xadd(keys.events, fields)
+    async with flushing(world.settings):
+        await world.end()
+        await world.turn()
+        await world.play(Action("alice", "win:3", 5))
+        await world.drained()
+        connection = await world.connected()
+        try:
+            [entry] = await dead_letters.select_entries(connection, "main", after=0, limit=10)
+            await dead_letters.lock_board(connection, world.board)
+            done = await dead_letters.apply(
+                connection, world.board, entry.id, actor="me", overrides=Overrides(delta=3)
+            )
+        finally:
+            await connection.close()
+        assert done.outcome == "applied"
+        second = await world.season()
+        await world.drained()
+        await eventually_async(lambda: _shows(world, {"alice": 5}), 20)
+    assert world.sums() == {(first, "alice"): 33, (second, "alice"): 5}
     await world.verify()
