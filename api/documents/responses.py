@@ -34,7 +34,6 @@ UPDATE_ONLY: Final = frozenset(
 )
 """Problems that only an update can have."""
 
-_OF_SEASONS: Final = frozenset({UnknownSeason, SeasonEnded})
 ACTION_ONLY: Final = frozenset(
     {UnknownKind, ScoreOutOfRange, Fenced, Busy, Uninitialised, SeasonEnded}
 )
@@ -65,23 +64,24 @@ _NOT_MODIFIED: Final = ResponseSpec(
 
 
 def problems(
-    *statuses: int, omitted: Collection[type[ScoreboardError]] = ()
+    *statuses: int, omitted: Collection[type[ScoreboardError]] = (), seasons: bool = False
 ) -> dict[int, ResponseSpec]:
-    """Describe the error responses of an operation that cannot have the ``omitted`` problems."""
-    return {status: _problem(status, omitted) for status in (*statuses, *EVERYWHERE)}
+    """Describe the error responses of an operation that cannot have the ``omitted`` problems.
+
+    ``seasons``: it may ask for the standings of a season.
+    """
+    others = omitted if seasons else {UnknownSeason, *omitted}
+    return {status: _problem(status, others) for status in (*statuses, *EVERYWHERE)}
 
 
 def read_problems(
     *statuses: int, omitted: Collection[type[ScoreboardError]] = (), seasons: bool = False
 ) -> dict[int, ResponseSpec]:
-    """Describe the error responses of a read, which may return 304.
-
-    ``seasons``: it may ask for a season.
-    """
-    others = {*UPDATE_ONLY, UnknownSeason, *omitted}
-    return {304: _NOT_MODIFIED} | problems(
-        *statuses, omitted=others - _OF_SEASONS if seasons else others
-    )
+    """Describe the error responses of a read, which may return 304."""
+    others = {*UPDATE_ONLY, *omitted}
+    if seasons:
+        others.discard(SeasonEnded)
+    return {304: _NOT_MODIFIED} | problems(*statuses, omitted=others, seasons=seasons)
 
 
 def _problem(status: int, omitted: Collection[type[ScoreboardError]]) -> ResponseSpec:
