@@ -49,13 +49,7 @@ class UpdateRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         BoardNames | UnsetType,
         Meta(description="The boards that count the action, in place of the parameter `board`."),
     ] = UNSET
-    season: Annotated[
-        SeasonId | UnsetType,
-        Meta(
-            description="On a board with seasons: the season in which the action may count. By "
-            "default it counts in the one that is current when it is applied."
-        ),
-    ] = UNSET
+    season: SeasonId | UnsetType = UNSET
     proof: Annotated[
         str | UnsetType,
         Meta(
@@ -242,10 +236,7 @@ class SeasonsReply(Struct, frozen=True, omit_defaults=True):
     """A page of the seasons of a board, latest first."""
 
     seasons: tuple[SeasonSummary, ...]
-    next: Annotated[
-        SeasonId | UnsetType,
-        Meta(description="`before` of the next page; omitted on the last one."),
-    ] = UNSET
+    next: SeasonId | UnsetType = UNSET
 
 
 class StandingReply(Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -267,9 +258,7 @@ class StandingReply(Struct, frozen=True, rename="camel", omit_defaults=True):
         Meta(ge=0, le=100, description="Share of the other users that rank below, in percent, "
              "rounded down to 0.01: 100 for the first user only, 0 for the last."),
     ]  # fmt: skip
-    season: Annotated[SeasonId | UnsetType, Meta(description="The season of final standings.")] = (
-        UNSET
-    )
+    season: SeasonId | UnsetType = UNSET
 
 
 class PlacedUser(RankedUser, frozen=True, kw_only=True, rename="camel", omit_defaults=True):

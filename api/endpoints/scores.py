@@ -76,7 +76,9 @@ _UPDATE: Final = (
     "the same, with `replayed: true`. The catalogue of actions sets the points by the kind in "
     "`kind:unique`; unknown kinds are refused. Only callers with the scope `update:score:any` may "
     "set `points`, unless the rules of the board ask every caller for them, and update other "
-    "users. The catalogue can require a scope or the `proof` of a game server for a kind.\n\n"
+    "users. The catalogue can require a scope or the `proof` of a game server for a kind. On a "
+    "board with seasons an action counts in the current one; with `season` only if that is the "
+    "current one.\n\n"
     "With `boards`, up to 8 boards count the action, each once. A request that one of them refuses "
     "beforehand (no such board, a kind that earns no points) reaches none of them. If some boards "
     "fail later, the response is a problem, with `scores` of the boards that have counted the "
@@ -99,8 +101,9 @@ _LEADERBOARD: Final = (
 _SEASONS: Final = (
     "Returns the seasons of a board, latest first; seasons that nobody opened are not in it. "
     "The standings of a season are final about a second after its end; `winners` are the first "
-    "three. A board without seasons has an empty list. The standings themselves are those of "
-    "`/api/scores/leaderboard` and `/api/scores/users/{user_id}` with `season`."
+    "three. `next` is `before` of the next page. A board without seasons has an empty list. The "
+    "standings themselves are those of `/api/scores/leaderboard` and "
+    "`/api/scores/users/{user_id}` with `season`."
 )
 _STANDING: Final = (
     "Returns rank, score and, with `around`, that many neighbours on each side (near the start or "
