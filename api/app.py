@@ -44,6 +44,7 @@ from api.endpoints.history import HistoryReader
 from api.endpoints.name_cache import NameCache
 from api.endpoints.rankings import Rankings
 from api.endpoints.scores import Scores, Services
+from api.endpoints.seasons import SeasonReader
 from api.endpoints.updates import UpdateService
 from scoreboard.errors import DatabaseUnavailable, RedisUnavailable, UnsafeDatabase
 from scoreboard.ledger import migrations
@@ -133,6 +134,7 @@ class Api:
             fast_reads,
             BoardPages(self._store),
             HistoryReader(self._pool),
+            SeasonReader(self._pool, reads),
         )
         self._admin = AdminSessions(settings) if settings.admin_api else None
         self.litestar = Litestar(

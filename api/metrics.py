@@ -45,6 +45,7 @@ UPDATES: Final[dict[str, int]] = dict.fromkeys(
     (
         *("applied", "replayed", "held", "conflict", "busy", "range", "unknown"),
         *("rate_limited", "unavailable", "archived", "banned", "refused"),
+        "season_closed",
     ),
     0,
 )
@@ -59,8 +60,8 @@ Readings(
     ("outcome",),
     lambda: (((outcome,), count) for outcome, count in UPDATES.items()),
     unit="updates",
-    normal="applied, some replayed, rate_limited, banned; held: 0 without limits, and few with "
-    "them; archived, unknown, busy, unavailable: 0",
+    normal="applied, some replayed, rate_limited, banned, season_closed; held: 0 without limits, "
+    "and few with them; archived, unknown, busy, unavailable: 0",
 )
 
 _known: Final[dict[tuple[str, str, int], Series]] = {}

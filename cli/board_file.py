@@ -29,6 +29,7 @@ from scoreboard.model import (
     check_limits,
     is_board_name,
 )
+from scoreboard.seasons import require_season
 
 FILE_BYTES_MAX: Final = 4_000_000
 """Ten thousand boards with all keys need about half of it."""
@@ -44,6 +45,10 @@ _LIMIT_KEYS: Final = {
 """Keys of the file by field of Limits; 0 is no limit."""
 
 
+_SEASON_KEYS: Final = frozenset({"season", "time_zone"})
+"""Keys that only a board with seasons has."""
+
+
 class _Table(Struct, frozen=True, forbid_unknown_fields=True):
     """A board in the file. Omitted parts of a layout and limits stay as the board has them."""
 
@@ -53,6 +58,8 @@ class _Table(Struct, frozen=True, forbid_unknown_fields=True):
     score_max: int = field(default=SCORE_MAX, name="max")
     lowering: Lowering = "nobody"
     points: PointsFrom = "catalogue"
+    season: str = ""
+    time_zone: str = ""
     public: bool = True
     archived: bool = False
     partitions: int | UnsetType = UNSET
@@ -87,6 +94,9 @@ def make_rules(rules: Rules) -> Rules:
             f"lowering is for boards with operator add, which count negative points; a board with "
             f"{rules.operator} takes values"
         )
+    if rules.season and not rules.time_zone:
+        rules = msgspec.structs.replace(rules, time_zone="UTC")
+    require_season(rules)
     return rules
 
 
@@ -127,7 +137,11 @@ def write_boards(boards: Iterable[Board]) -> list[str]:
     for board in boards:
         rules, layout = board.layout.rules, board.layout
         values: dict[str, object] = {
-            **{_RULE_KEYS.get(name, name): value for name, value in _fields(rules)},
+            **{
+                _RULE_KEYS.get(name, name): value
+                for name, value in _fields(rules)
+                if name not in _SEASON_KEYS or value
+            },
             "public": board.is_public,
             "archived": board.state == "archived",
             **{name: value for name, value in _fields(layout) if name != "rules"},

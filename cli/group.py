@@ -18,7 +18,7 @@ COMPLETE: Final = "_SCOREBOARD_COMPLETE"
 
 SECTIONS: Final[Mapping[str, Sequence[str]]] = {
     "Run": ("up", "status", "simulate", "token", "proof"),
-    "Boards and users": ("board", "user", "action", "export"),
+    "Boards and users": ("board", "season", "user", "action", "export"),
     "Fair play": ("score", "window", "held", "act"),
     "Load tests": ("bench", "lua"),
     "Recovery": ("verify", "repair", "reseed", "dead", "backup", "audit"),

@@ -1,8 +1,8 @@
 """Converts stream entries to rows for PostgreSQL. No clock, no I/O.
 
-Invariants: every entry is in exactly one of four lists (actions, corrections, held actions, bad
-records), so every acknowledged entry has a row; the stored position never passes a seq that was not
-in the stream.
+Invariants: every entry is in exactly one of five lists (actions, corrections, held actions, turns,
+bad records), so every acknowledged entry has a row; the stored position never passes a seq that was
+not in the stream.
 """
 
 from bisect import bisect_right
@@ -16,6 +16,7 @@ from scoreboard.events import (
     BIGINT_MAX,
     CORRECTION,
     HELD,
+    TURN,
     BadRecord,
     Event,
     decode,
@@ -70,6 +71,8 @@ class Batch(Struct, frozen=True):
     actions: tuple[Event, ...]
     corrections: tuple[Event, ...]
     held: tuple[Event, ...]
+    turns: tuple[Event, ...]
+    """Seasons that began."""
     bad: tuple[BadRecord, ...]
     steps: tuple[tuple[str, int], ...]
     """Stream id and seq of each entry; seq 0 if it cannot be parsed."""
@@ -77,6 +80,8 @@ class Batch(Struct, frozen=True):
     """The rows of ``actions``, built here so that the next batch is ready after a COMMIT."""
     times_ms: list[int]
     """When Redis accepted each entry, ms since 1970, in ascending order."""
+    seasons: tuple[str, ...] = ()
+    """The seasons of the entries as id:start:end, in order; empty for a board without seasons."""
 
     @property
     def ids(self) -> list[bytes]:
@@ -93,7 +98,8 @@ def build(entries: Iterable[Entry]) -> Batch:
     """Decode entries and group them."""
     kept = tuple(entries)
     actions: list[Event] = []
-    others: dict[str, list[Event]] = {CORRECTION: [], HELD: []}
+    others: dict[str, list[Event]] = {CORRECTION: [], HELD: [], TURN: []}
+    seasons: dict[str, None] = {}
     bad: list[BadRecord] = []
     steps: list[tuple[str, int]] = []
     for stream_id, fields in kept:
@@ -102,6 +108,8 @@ def build(entries: Iterable[Entry]) -> Batch:
             reason = _beyond_columns(record)
             if not reason:
                 (actions if record.is_action else others[record.kind]).append(record)
+                if record.season:
+                    seasons[record.season] = None
                 steps.append((record.stream_id, record.seq))
                 continue
             record = BadRecord(record.stream_id, reason, dict(fields))
@@ -112,10 +120,12 @@ def build(entries: Iterable[Entry]) -> Batch:
         tuple(actions),
         tuple(others[CORRECTION]),
         tuple(others[HELD]),
+        tuple(others[TURN]),
         tuple(bad),
         tuple(steps),
         make_rows(actions),
         [int(stream_id.partition("-")[0]) for stream_id, _ in steps],
+        tuple(seasons),
     )
 
 

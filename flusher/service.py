@@ -16,6 +16,7 @@ from flusher.partition import PartitionFlusher
 from flusher.probe import Probe
 from flusher.roster import Roster
 from flusher.search import Search
+from flusher.seasons import Seasons
 from flusher.session import require_ready
 from flusher.verification import Verification
 from scoreboard.errors import Unavailable
@@ -86,6 +87,7 @@ class Flusher:
                 group.create_task(verification.run(stop))
                 group.create_task(refresh_secrets(stop))
                 group.create_task(search.run(stop))
+                group.create_task(Seasons(self._settings, store).run(stop))
         _log.info("flusher_stopped")
 
     async def _require_redis(self) -> None:

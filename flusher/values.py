@@ -13,11 +13,11 @@ import msgspec
 from msgspec import Struct
 
 from flusher.batch import parameters_of
-from scoreboard.events import Event
+from scoreboard.events import Event, season_id_of
 from scoreboard.ledger import checks
 from scoreboard.ledger.pool import Connection
 from scoreboard.ledger.positions import where
-from scoreboard.model import Partition
+from scoreboard.model import Partition, scores_name
 from scoreboard.runtime import resources
 
 _SELECT_COUNTED: Final = resources.query("select_counted_actions")
@@ -32,14 +32,15 @@ class Rebased(Struct, frozen=True):
 
 
 async def rebase(connection: Connection, board: str, actions: Sequence[Event]) -> Rebased:
-    """Return actions in stream order, with the deltas of new values computed from the ledger.
+    """Return actions of one season, in stream order, with the deltas computed from the ledger.
 
     The caller holds the lock on the position, so no other commit changes these users.
 
     Raises DatabaseUnavailable.
     """
     users = list({event.user_id for event in actions})
-    held = await checks.read_scores(connection, board, users)
+    season = season_id_of(actions[0].season) if actions else ""
+    held = await checks.read_scores(connection, scores_name(board, season), users)
     scores = {user: held[user].score if user in held else None for user in users}
     parameters = {
         "board": board,

@@ -8,6 +8,7 @@ the same transaction; every entry acknowledged afterwards has a row.
 
 import asyncio
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, Final, Self
 
 import psycopg
@@ -29,13 +30,16 @@ from flusher.dead_letters import DeadEvent, dead_event, dead_event_of
 from flusher.session import TRANSACTION_LIMIT_S, Session
 from flusher.values import insert_unchanged, rebase
 from scoreboard.errors import DatabaseUnavailable, SchemaMismatch, TooManyPoisonEvents
-from scoreboard.events import BIGINT_MAX, Event, event_time
+from scoreboard.events import BIGINT_MAX, Event, event_time, season_id_of
 from scoreboard.ledger.held import Held, insert_held
 from scoreboard.ledger.pool import describe
 from scoreboard.ledger.positions import Position
+from scoreboard.ledger.seasons import insert_season
+from scoreboard.model import scores_name
 from scoreboard.runtime import resources
 from scoreboard.runtime.lifecycle import backoff_s
 from scoreboard.runtime.telemetry import get_logger
+from scoreboard.seasons import Season
 from scoreboard.store.corrections import REPAIR_MAX
 
 _COPY_BATCH: Final = resources.query("copy_flush_batch")
@@ -48,6 +52,7 @@ _CLOSE_LATE_DUPLICATES: Final = resources.query("close_late_duplicates")
 _INSERT_DEAD: Final = resources.query("insert_dead_event")
 _SELECT_OPEN: Final = resources.query("select_open_duplicates")
 _ADVANCE_STATE: Final = resources.query("advance_flush_state")
+_INSERT_TURN: Final = resources.query("insert_season_turn")
 
 TYPES: Final = (
     *("uuid", "text", "text", "int8", "int8", "int4"),
@@ -125,6 +130,9 @@ class _Tally(Struct):
 class Writer(Session):
     """A session that commits batches."""
 
+    _known_seasons: frozenset[str] = frozenset()
+    """Seasons, as id:start:end, that PostgreSQL is known to have."""
+
     async def flush(
         self,
         batch: Batch,
@@ -148,13 +156,16 @@ class Writer(Session):
         while True:
             try:
                 async with self.time_limit(TRANSACTION_LIMIT_S, raw=True):
-                    return await self._commit(
+                    done = await self._commit(
                         batch,
                         epoch,
                         skip_gaps=skip_gaps,
                         allow_reused=allow_reused,
                         isolate=isolate,
                     )
+                if isinstance(done, Flushed) and batch.seasons:
+                    self._known_seasons = frozenset(batch.seasons)
+                return done  # noqa: TRY300 (the loop returns when it is done)
             except _Reused:
                 return SeqsReused()
             except psycopg.Error as error:
@@ -204,12 +215,12 @@ class Writer(Session):
             if progress.gap and not skip_gaps:
                 return GapFound(progress.gap)
             dead = [dead_event_of(record) for record in batch.bad]
+            for season in batch.seasons:
+                if season not in self._known_seasons:
+                    await insert_season(self.connection, self.partition.board, Season.parse(season))
             early, repeats = split_held(batch)
             held = await self._hold(early, previous.seq)
-            if isolate:
-                tally = await self._isolate(batch, batch.actions, previous.seq, dead)
-            else:
-                tally = await self._count(batch.actions, batch.rows, previous.seq)
+            tally = await self._count_seasons(batch, previous.seq, dead, isolate=isolate)
             held = held.plus(await self._hold(repeats, previous.seq))
             if tally.rewound + held.rewound and not allow_reused:
                 raise _Reused
@@ -217,15 +228,22 @@ class Writer(Session):
                 await self.connection.execute(_INSERT_DEAD, {**self.where, **_as_row(event)})
             for correction in batch.corrections:
                 await self._correct(correction)
+            for turn in batch.turns:
+                row = {**self.where, "epoch": turn.epoch, "seq": turn.seq}
+                await self.connection.execute(
+                    _INSERT_TURN, {**row, "season": season_id_of(turn.season)}
+                )
             reached = previous
             if progress.seq > previous.seq:
-                reached = Position(epoch, progress.seq, batch.last_id)
+                season = latest_season(previous.season, *batch.seasons)
+                reached = Position(epoch, progress.seq, batch.last_id, season)
                 await self.connection.execute(
                     _ADVANCE_STATE,
                     {
                         **self.where,
                         "seq": reached.seq,
                         "stream_id": reached.stream_id,
+                        "season": reached.season,
                         "occurred_at": event_time(reached.stream_id),
                     },
                 )
@@ -250,11 +268,34 @@ class Writer(Session):
             return Held()
         return await insert_held(self.connection, self.partition, events, committed=committed)
 
+    async def _count_seasons(
+        self, batch: Batch, committed: int, dead: list[DeadEvent], *, isolate: bool
+    ) -> _Tally:
+        """Count the actions of a batch, one season after the other."""
+        if not batch.seasons:
+            if isolate:
+                return await self._isolate(batch, batch.actions, committed, dead)
+            return await self._count(batch.actions, batch.rows, committed)
+        total = _Tally()
+        for _, group in groupby(batch.actions, key=lambda event: event.season):
+            actions = list(group)
+            if isolate:
+                tally = await self._isolate(batch, actions, committed, dead)
+            else:
+                tally = await self._count(actions, make_rows(actions), committed)
+                await self.connection.execute(_CLEAR_BATCH)
+            total.counted += tally.counted
+            total.rewound += tally.rewound
+            total.drifted += tally.drifted
+            total.late += tally.late
+        return total
+
     async def _count(
         self, actions: Sequence[Event], staged: Sequence[Row], committed: int
     ) -> _Tally:
-        """Stage the rows of actions and count the new ones."""
+        """Stage the rows of actions of one season and count the new ones."""
         late: list[int] = []
+        season = season_id_of(actions[0].season) if actions else ""
         if any(event.keeps for event in actions):
             rebased = await rebase(self.connection, self.partition.board, actions)
             staged = make_rows(rebased.actions)
@@ -266,7 +307,12 @@ class Writer(Session):
                 copy.set_types(TYPES)
                 for row in staged:
                     await copy.write_row(row)
-            counting = {**self.where, "seq": committed}
+            counting = {
+                **self.where,
+                "seq": committed,
+                "season": season or None,
+                "scores": scores_name(self.partition.board, season),
+            }
             for _ in range(RESOLVE_ATTEMPTS_MAX):
                 await cursor.execute(_COUNT_BATCH, counting)
                 counted, rewound, drifted, has_unresolved = await cursor.fetchone() or (
@@ -331,6 +377,11 @@ class Writer(Session):
         if basis.isdigit():  # the committed seq that lua/repair.lua got
             position = Position(event.epoch, min(int(basis), BIGINT_MAX))
             await self.close_late_duplicates(event.user_id, position)
+
+
+def latest_season(*seasons: str) -> str:
+    """Return the season, as id:start:end, that begins last; empty if all are."""
+    return max(seasons, key=lambda text: Season.parse(text).start_s if text else -1, default="")
 
 
 def _as_row(event: DeadEvent) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 -- open: replace the board with the shadow board, raise the epoch and accept actions again, unless it is archived.
 -- WHY       viewers and callers see the old board or the complete new one (I9)
 -- KEYS      1 board zset · 2 shadow zset · 3 events stream · 4 meta hash · 5 changes channel
--- ARGV      1 token of the fence · 2 epoch int · 3 seq int · 4 stream id after which new events follow · 5 group · 6 layout with rules · 7 public 0 or 1 · 8 members int the shadow must have · 9 state open or archived, open if there is none · 10 limits as for configure, empty or missing for none
+-- ARGV      1 token of the fence · 2 epoch int · 3 seq int · 4 stream id after which new events follow · 5 group · 6 layout with rules · 7 public 0 or 1 · 8 members int the shadow must have · 9 state open or archived, open if there is none · 10 limits as for configure, empty or missing for none · 11 season id:start:end, empty or missing for a board without seasons
 -- ASSUMES   the caller has exclusive access to the partition: its token is compared, and every other fence replaces it · PostgreSQL has everything in the stream: all was delivered and acknowledged · the shadow board is what the caller loaded: its members are compared · epoch and seq do not decrease
 -- RETURNS   members of the board
 -- OUTCOMES  none
@@ -13,7 +13,7 @@
 local board, shadow, events, meta, changes = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local token, epoch, seq, position = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local group, layout, public, members = ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8])
-local state, limits = ARGV[9] or 'open', ARGV[10] or ''
+local state, limits, season = ARGV[9] or 'open', ARGV[10] or '', ARGV[11] or ''
 
 local function parse(id)
   local ms, n = string.match(id, '^(%d+)-(%d+)$')
@@ -22,13 +22,16 @@ end
 
 -- The default rules are not part of a layout.
 local rules = string.match(layout, '^%d+:%d+:%d+(.*)$')
-local is_layout = rules == '' or (rules and string.match(rules, '^:%l+:%l+:%d+:%d+:%l+:%l+$'))
+local is_layout = rules == '' or (rules and string.match(rules, '^:%l+:%l+:%d+:%d+:%l+:%l+$')
+  or (rules and string.match(rules, '^:%l+:%l+:%d+:%d+:%l+:%l+:[!-~]+@[!-~]+$')))
+local has_seasons = string.match(layout, '@') ~= nil
 local position_ms, position_n = parse(position)
 if not epoch or epoch < 1 or not seq or seq < 0 or not position_ms or not members
     or not is_layout or (public ~= '0' and public ~= '1')
     or (state ~= 'open' and state ~= 'archived')
-    or (limits ~= '' and not string.match(limits, '^%d+:%d+:%d+$')) then
-  return redis.error_reply('BADARG epoch, seq, stream id, layout, public, members, state or limits')
+    or (limits ~= '' and not string.match(limits, '^%d+:%d+:%d+$'))
+    or has_seasons ~= (string.match(season, '^[0-9A-Z%-]+:%d+:%d+$') ~= nil) then
+  return redis.error_reply('BADARG epoch, seq, stream id, layout, public, members, state, limits or season')
 end
 -- A field that is not a whole number counts as missing: tonumber alone accepts '1e5', '0x1' and 'inf'.
 local function whole(text)
@@ -92,6 +95,9 @@ redis.call('HSET', meta, 'epoch', string.format('%.0f', epoch), 'seq', string.fo
   'state', state, 'layout', layout, 'public', public, 'committed', committed)
 if limits ~= '' then
   redis.call('HSET', meta, 'limits', limits)
+end
+if has_seasons then
+  redis.call('HSET', meta, 'season', season)
 end
 redis.call('PUBLISH', changes, committed)
 return members

@@ -1,11 +1,11 @@
 -- repair: set users' scores to the score in PostgreSQL plus the uncommitted deltas of the stream, and remove or return banned users.
 -- WHY       a late duplicate counts in Redis and not in the ledger; setting a score can be repeated, subtracting cannot
 -- KEYS      1 board zset · 2 events stream · 3 meta hash · 4 changes channel · 5 banned hash
--- ARGV      1 replication id · 2 epoch int · 3 committed seq int · 4 stream id up to which the caller has summed the uncommitted deltas · 5 dry 0 or 1: only report differences · 6+ user, expected score int at that id or -1 for none, banned 0 or 1, count int, then as many users: those with the expected score, in order of arrival
+-- ARGV      1 replication id · 2 epoch int · 3 committed seq int · 4 stream id up to which the caller has summed the uncommitted deltas · 5 dry 0 or 1: only report differences · 6 season id:start:end for which the caller has read the scores, empty for a board without seasons · 7+ user, expected score int at that id or -1 for none, banned 0 or 1, count int, then as many users: those with the expected score, in order of arrival
 -- ASSUMES   no commit since the caller read its position: no later one is known here, and this server has reached it · the caller read this stream: replication id and epoch are compared
 -- RETURNS   per user, in order: outcome, change, expected score, seq or 0
 -- OUTCOMES  corrected unchanged differs
--- REFUSES   UNINIT no epoch · FENCED not accepting · STALE other replication id, other epoch, or a later position is known · LAG more than 1000 entries after the stream id · RANGE a score would leave its range · BADARG arguments
+-- REFUSES   UNINIT no epoch · FENCED not accepting · STALE other replication id, other epoch, another season, or a later position is known · LAG more than 1000 entries after the stream id · RANGE a score would leave its range · BADARG arguments
 -- WRITES    board banned events meta
 -- EMITS     to changes, once, if a score changed · to sb:active the name of the stream, if it was empty before and a correction was added
 -- COST      O(e + n (log N + 512)), e entries after the stream id ≤ 1000, n users ≤ 64
@@ -19,13 +19,13 @@ local ACTIVE = 'sb:active'
 -- unpack
 local board, events, meta, changes, banned = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local replication_id, epoch, committed, from = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
-local is_dry = ARGV[5] == '1'
+local is_dry, season = ARGV[5] == '1', ARGV[6]
 
 -- validate
-if not replication_id or not epoch or not committed or not from or not string.match(from, '^%d+-%d+$') then
-  return redis.error_reply('BADARG replication id, epoch, seq or stream id')
+if not replication_id or not epoch or not committed or not from or not season or not string.match(from, '^%d+-%d+$') then
+  return redis.error_reply('BADARG replication id, epoch, seq, stream id or season')
 end
-local users, at = {}, 6
+local users, at = {}, 7
 while at <= #ARGV do
   local score, count = tonumber(ARGV[at + 1]), tonumber(ARGV[at + 3])
   if not score or not count or count > EQUALS_MAX or at + 3 + count > #ARGV or #users == 64 then
@@ -45,7 +45,7 @@ local function whole(text)
   local number = tonumber(string.match(text or '', '^%d+$'))
   return number and number < 2 ^ 53 and number or nil
 end
-local facts = redis.call('HMGET', meta, 'epoch', 'state', 'seq', 'committed', 'layout')
+local facts = redis.call('HMGET', meta, 'epoch', 'state', 'seq', 'committed', 'layout', 'season')
 local meta_epoch, seq = whole(facts[1]), whole(facts[3])
 if not meta_epoch or meta_epoch < 1 or not seq then
   return redis.error_reply('UNINIT the partition is empty: reseed it')
@@ -55,6 +55,9 @@ if facts[2] ~= 'open' and facts[2] ~= 'archived' then
 end
 if meta_epoch ~= epoch then
   return redis.error_reply('STALE another epoch began')
+end
+if (facts[6] or '') ~= season then -- the entries after the stream id are of this season, too
+  return redis.error_reply('STALE another season began')
 end
 local info = redis.pcall('INFO', 'replication') -- a server may not show it; then both are empty
 if (type(info) == 'string' and string.match(info, 'master_replid:(%w+)') or '') ~= replication_id then
@@ -187,9 +190,9 @@ for i, user in ipairs(users) do
       local shown = change ~= 0 and change or (user.leaves and -1 or 1) * math.max(user.expected, 1)
       seq = seq + 1
       at_seq, has_added = seq, true
-      redis.call('XADD', events, '*', 'q', seq, 'u', user.name,
-        'a', string.format('correction:%.0f', committed), 'd', shown, 's', user.expected,
-        'e', epoch, 'k', 'c')
+      local record = { 'q', seq, 'u', user.name, 'a', string.format('correction:%.0f', committed),
+        'd', shown, 's', user.expected, 'e', epoch, 'k', 'c', 'p', season }
+      redis.call('XADD', events, '*', unpack(record, 1, season ~= '' and 16 or 14))
     end
     if user.keeps then
       redis.call('HSET', banned, user.name, user.keeps)

@@ -15,7 +15,8 @@ local token, layout, group = ARGV[1], ARGV[2], ARGV[3]
 
 -- The default rules are not part of a layout.
 local rules = string.match(layout, '^%d+:%d+:%d+(.*)$')
-local is_layout = rules == '' or (rules and string.match(rules, '^:%l+:%l+:%d+:%d+:%l+:%l+$'))
+local is_layout = rules == '' or (rules and string.match(rules, '^:%l+:%l+:%d+:%d+:%l+:%l+$')
+  or (rules and string.match(rules, '^:%l+:%l+:%d+:%d+:%l+:%l+:[!-~]+@[!-~]+$')))
 if not group or not is_layout then
   return redis.error_reply('BADARG layout or group')
 end

@@ -1,11 +1,11 @@
 -- submit: apply up to 64 actions of one partition, each exactly once.
 -- WHY       score, stream record and dedup record of an action change together or not at all (I4)
 -- KEYS      1 board zset · 2 events stream · 3 meta hash · 4 changes channel · 5 banned hash · 6 gained hash · 7+ seen hash
--- ARGV      1 generation int from which the caller built its seen keys · 2 layout with rules · 3 cap int · 4+ user, action, digest, delta int or with the operators best and last the value, stated 0 or 1, request id, pair int: which pair of seen keys; the last, only if some actions are traced: number of the action and its traceparent, for each of them, joined by spaces
+-- ARGV      1 generation int from which the caller built its seen keys · 2 layout with rules · 3 cap int · 4+ user, action, digest, delta int or with the operators best and last the value, stated 0 or 1, request id, pair int: which pair of seen keys; then, only if some actions are traced or state their season: number of the action and its traceparent, for each of them, joined by spaces; after it, only if some state their season: number of the action and id of the season, in the same form
 -- ASSUMES   the keys match time and layout of the board: both are compared
--- RETURNS   per action, in order: outcome, delta, score, seq, committed 0 or 1: this change is known to be in PostgreSQL; delta 0 if the action changed nothing, then seq is that of the last change before it; of a held action the delta that it would have had; busy, range and banned repeat the argument in its place
--- OUTCOMES  applied replayed held held_before conflict busy range banned
--- REFUSES   UNINIT no epoch, seq or layout · FENCED not accepting · ARCHIVED the board is archived · LAYOUT other layout or a retired partition, the second word is the right layout · BUCKET other generation, the second word is Redis's time in s · BADARG arguments
+-- RETURNS   per action, in order: outcome, delta, score, seq, committed 0 or 1: this change is known to be in PostgreSQL; delta 0 if the action changed nothing, then seq is that of the last change before it; of a held action the delta that it would have had; busy, range, banned and closed (another season than the stated one is current) repeat the argument in its place
+-- OUTCOMES  applied replayed held held_before conflict busy range banned closed
+-- REFUSES   UNINIT no epoch, seq or layout · FENCED not accepting · ARCHIVED the board is archived · LAYOUT other layout or a retired partition, the second word is the right layout · SEASON the season has ended, the second word is id:start:end:now in s · BUCKET other generation, the second word is Redis's time in s · BADARG arguments
 -- WRITES    board events meta gained seen
 -- EMITS     to changes, if the watched top can differ: up to 8 traceparents of actions that changed it, if they are traced; then epoch:seq · to sb:active the name of the stream, if it was empty before
 -- COST      O(n log N), n actions ≤ 64, N members; where a score runs out of slots, 16 moves more per action, and 1024 per call
@@ -24,15 +24,15 @@ local ENDS = '/ends' -- not the id of a user
 -- unpack
 local board, events, meta, changes, banned, gained = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local generation, layout, cap = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
-local is_traced = (#ARGV - 3) % FIELDS_PER_ACTION == 1
-local count = (#ARGV - (is_traced and 4 or 3)) / FIELDS_PER_ACTION
+local extras = (#ARGV - 3) % FIELDS_PER_ACTION -- 1: traces; 2: traces and seasons
+local count = (#ARGV - 3 - extras) / FIELDS_PER_ACTION
 local pairs_count = (#KEYS - 6) / 2
 
 -- validate
-if not generation or not cap or count < 1 or count > 64 or count % 1 ~= 0 or pairs_count % 1 ~= 0 then
+if not generation or not cap or extras > 2 or count < 1 or count > 64 or count % 1 ~= 0 or pairs_count % 1 ~= 0 then
   return redis.error_reply('BADARG counts of keys and arguments do not fit')
 end
-local given, pair_of, traces, has_zero = {}, {}, {}, false
+local given, pair_of, traces, season_of, has_zero = {}, {}, {}, {}, false
 for i = 1, count do
   local at = 3 + (i - 1) * FIELDS_PER_ACTION
   local number, pair = tonumber(ARGV[at + 4]), tonumber(ARGV[at + 7])
@@ -43,8 +43,8 @@ for i = 1, count do
   given[i], pair_of[i] = number, pair
   has_zero = has_zero or number == 0
 end
-if is_traced then
-  local rest = string.gsub(ARGV[#ARGV] .. ' ', '(%d+) (%x%x%-%x+%-%x+%-%x%x) ', function(number, traceparent)
+if extras > 0 and ARGV[#ARGV + 1 - extras] ~= '' then
+  local rest = string.gsub(ARGV[#ARGV + 1 - extras] .. ' ', '(%d+) (%x%x%-%x+%-%x+%-%x%x) ', function(number, traceparent)
     number = tonumber(number)
     if given[number] and #traceparent == 55 then
       traces[number] = traceparent
@@ -55,6 +55,18 @@ if is_traced then
     return redis.error_reply('BADARG traces')
   end
 end
+if extras == 2 then
+  local rest = string.gsub(ARGV[#ARGV] .. ' ', '(%d+) ([0-9A-Z%-]+) ', function(number, id)
+    number = tonumber(number)
+    if given[number] then
+      season_of[number] = id
+      return ''
+    end
+  end)
+  if rest ~= '' then
+    return redis.error_reply('BADARG seasons')
+  end
+end
 
 -- read
 -- A field that is not a whole number counts as missing: tonumber alone accepts '1e5', '0x1' and 'inf'.
@@ -62,17 +74,23 @@ local function whole(text)
   local number = tonumber(string.match(text or '', '^%d+$'))
   return number and number < 2 ^ 53 and number or nil
 end
-local facts = redis.call('HMGET', meta, 'epoch', 'state', 'seq', 'layout', 'committed', 'limits')
+local facts = redis.call('HMGET', meta, 'epoch', 'state', 'seq', 'layout', 'committed', 'limits', 'season')
 local epoch, state, seq = whole(facts[1]), facts[2], whole(facts[3])
 local seconds, rules = string.match(facts[4] or '', '^%d+:(%d+):%d+(.*)$')
 local seen_seconds = whole(seconds)
 -- The default rules are not part of a layout.
 local operator, order, score_min, score_max = 'add', 'highest', 0, SCORE_MAX
+local season, season_id, ends
 if seconds and rules ~= '' then
-  local low, high
-  operator, order, low, high = string.match(rules, '^:(%l+):(%l+):(%d+):(%d+):%l+:%l+$')
+  local low, high, more
+  operator, order, low, high, more = string.match(rules, '^:(%l+):(%l+):(%d+):(%d+):%l+:%l+(.*)$')
   score_min, score_max = whole(low), whole(high)
-  seen_seconds = operator and seen_seconds
+  if operator and more ~= '' then
+    season = facts[7]
+    season_id, ends = string.match(season or '', '^([0-9A-Z%-]+):%d+:(%d+)$')
+    ends = whole(ends)
+  end
+  seen_seconds = operator and (more == '' or ends) and seen_seconds
 end
 if state == 'retired' and seen_seconds then
   return redis.error_reply('LAYOUT ' .. facts[4] .. ' is the layout of this board')
@@ -94,6 +112,9 @@ if has_zero and not takes_values then
   return redis.error_reply('BADARG a delta is 0')
 end
 local now = tonumber(redis.call('TIME')[1])
+if ends and now >= ends then
+  return redis.error_reply(string.format('SEASON %s:%.0f has ended', season, now))
+end
 if math.floor(now / seen_seconds) ~= generation then
   return redis.error_reply(string.format('BUCKET %.0f is the time, in s', now))
 end
@@ -267,6 +288,16 @@ local function remember(i, digest, record)
   end
 end
 
+if season then -- each record says which season it is of
+  local others, others_held = more_fields, held_fields
+  more_fields = function(request, trace)
+    return 'p', season, others(request, trace)
+  end
+  held_fields = function(request, trace, limit)
+    return 'p', season, others_held(request, trace, limit)
+  end
+end
+
 -- decide and write, action by action: each sees the effects of those before it
 local replies, applied, shown, stream_id, failure = {}, {}, {}, nil, nil
 local epoch_text, sweeps_more = string.format('%.0f', epoch), SWEEPS_MORE
@@ -292,7 +323,9 @@ for i = 1, count do
     local score = takes_values and number or held + number
     local limit = per_action and limit_of(user, score - held)
     -- pcall: an error here would leave the actions before half written.
-    if not before and type(redis.pcall('HGET', banned, user)) == 'string' then
+    if season_of[i] and season_of[i] ~= season_id then
+      replies[i] = { 'closed', number, 0, 0, 0 }
+    elseif not before and type(redis.pcall('HGET', banned, user)) == 'string' then
       replies[i] = { 'banned', number, 0, 0, 0 }
     elseif room < 1 then
       replies[i] = { 'busy', number, held, 0, 0 }

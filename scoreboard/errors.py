@@ -13,9 +13,11 @@ ScoreboardError
 │   │   └── Banned              the user is banned from the board
 │   ├── NotFound
 │   │   ├── UnknownUser         the user has no score on the board
-│   │   └── UnknownBoard
+│   │   ├── UnknownBoard
+│   │   └── UnknownSeason       the board has no such season
 │   ├── ActionConflict        the action was applied before with other points
 │   ├── BoardArchived         the board accepts no more actions
+│   ├── SeasonClosed          the season that the request states is not the current one
 │   ├── BodyTooLarge
 │   ├── TargetTooLong         the request line is too long
 │   ├── HeadTooLarge          the request line and headers are too large
@@ -31,6 +33,7 @@ ScoreboardError
 ├── Unavailable             a dependency failed; the same request may succeed later
 │   ├── Uninitialised         the board is not loaded into Redis: reseed it
 │   ├── Fenced                a repair is in progress
+│   ├── SeasonEnded           the next season is not open yet, or this one not final
 │   ├── Busy                  the stream is at its cap: PostgreSQL is behind
 │   ├── Overloaded            this process is at its limit
 │   ├── RedisUnavailable      nothing was sent, or it was only a read
@@ -155,6 +158,11 @@ class UnknownBoard(NotFound):
     title = "No such board"
 
 
+class UnknownSeason(NotFound):
+    code = "unknown-season"
+    title = "The board has no such season"
+
+
 class ActionConflict(ClientError):
     code = "action-conflict"
     title = "The action was applied before with other points"
@@ -163,6 +171,11 @@ class ActionConflict(ClientError):
 class BoardArchived(ClientError):
     code = "board-archived"
     title = "The board is archived"
+
+
+class SeasonClosed(ClientError):
+    code = "season-closed"
+    title = "The season is over, or has not begun"
 
 
 class BodyTooLarge(ClientError):
@@ -252,6 +265,12 @@ class Fenced(Unavailable):
     code = "fenced"
     title = "The board is being repaired"
     retry_after_s = 2
+
+
+class SeasonEnded(Unavailable):
+    code = "season-ended"
+    title = "The season of the board has just ended"
+    retry_after_s = 1
 
 
 class Busy(Unavailable):
@@ -371,8 +390,9 @@ REFUSALS: dict[str, type[ScoreboardError] | None] = {
     "UNINIT": Uninitialised,
     "FENCED": Fenced,
     "ARCHIVED": BoardArchived,
-    # The dispatcher updates its state from these two and sends the actions again.
+    # The dispatcher updates its state from these and sends the actions again.
     "BUCKET": None,
+    "SEASON": SeasonEnded,  # the next one cannot be computed
     "LAYOUT": Uninitialised,  # unreadable: a reseed writes it again
     "FENCE": OperatorMistake,
     "STALE": Outdated,

@@ -1,11 +1,13 @@
 """Stream records: the meaning of each one-letter field, and their decoder.
 
 ``q`` seq · ``u`` user · ``a`` action · ``d`` delta · ``s`` score after · ``e`` epoch ·
-``k`` kind of event (absent: an action; ``c``: a correction; ``h``: an action that is held) ·
-``l`` which limit a held action exceeds: ``action`` or ``window`` ·
+``k`` kind of event (absent: an action; ``c``: a correction; ``h``: an action that is held; ``s``: a
+season began) · ``l`` which limit a held action exceeds: ``action`` or ``window`` ·
 ``t`` request id (absent: none) ·
 ``v`` the action stated the score, and which value stays: ``last``, ``highest`` or ``lowest``
 (absent: it stated a difference) ·
+``p`` season, as id:start:end (absent: the board has none; a record of kind ``s`` has the new one,
+and neither user nor action) ·
 ``w`` traceparent (absent: the update is not traced; scoreboard.trace_context reads it).
 
 lua/submit.lua writes them, the flusher reads them. An invalid record becomes a ``BadRecord`` with
@@ -14,11 +16,13 @@ its reason, never an exception, which would stop the stream.
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Final, get_args
 
 from msgspec import Struct
 
 from scoreboard.model import SCORE_MAX, LimitKind, is_identifier
+from scoreboard.seasons import Season
 
 FIELDS: Final = {
     "q": "seq",
@@ -31,11 +35,14 @@ FIELDS: Final = {
     "l": "limit exceeded",
     "t": "request id",
     "v": "value that stays",
+    "p": "season",
     "w": "traceparent",
 }
 CORRECTION: Final = "c"
 HELD: Final = "h"
 LIMITS: Final = frozenset(get_args(LimitKind))
+TURN: Final = "s"
+_TURN_BYTES: Final = TURN.encode()
 VALUES: Final = frozenset({"", "last", "highest", "lowest"})
 
 BIGINT_MAX: Final = 2**63 - 1
@@ -75,10 +82,12 @@ class Event(Struct, frozen=True):
     """Which value stays if the action stated the score: ``last``, ``highest`` or ``lowest``."""
     limit: str = ""
     """Which limit a held action exceeds; ``delta`` is then what it would have changed."""
+    season: str = ""
+    """The season in which Redis applied it, as id:start:end; empty for a board without seasons."""
 
     @property
     def is_action(self) -> bool:
-        """Whether it changed the score by ``delta``: it is neither a correction nor held."""
+        """Whether it changed the score by ``delta``: it is of no other kind."""
         return not self.kind
 
     @property
@@ -111,7 +120,42 @@ class BadRecord(Struct, frozen=True):
     fields: dict[bytes, bytes]
 
 
-def decode(  # noqa: C901, PLR0911 (one return per rule)
+def season_id_of(season: str) -> str:
+    """Return the id of a season in the form of a record; empty for none."""
+    return season.partition(":")[0]
+
+
+@lru_cache(maxsize=1024)
+def _is_season(text: str) -> bool:
+    try:
+        Season.parse(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _decode_turn(position: str, fields: Mapping[bytes, bytes]) -> Event | BadRecord:
+    """Decode a record that says that a season began: it has no user."""
+    try:
+        event = Event(
+            stream_id=position,
+            seq=int(fields[b"q"]),
+            user_id="",
+            action_id="",
+            delta=0,
+            score_after=0,
+            epoch=int(fields[b"e"]),
+            kind=TURN,
+            season=fields[b"p"].decode("ascii"),
+        )
+    except (KeyError, ValueError) as error:
+        return BadRecord(position, f"the season cannot be read: {error}", dict(fields))
+    if not _is_season(event.season) or event.seq < 1 or event.epoch < 1:
+        return BadRecord(position, "the season, seq or epoch is invalid", dict(fields))
+    return event
+
+
+def decode(  # noqa: C901, PLR0911, PLR0912 (one return per rule)
     stream_id: bytes, fields: Mapping[bytes, bytes]
 ) -> Event | BadRecord:
     """Decode one stream record."""
@@ -120,6 +164,8 @@ def decode(  # noqa: C901, PLR0911 (one return per rule)
     def bad(reason: str) -> BadRecord:
         return BadRecord(position, reason, dict(fields))
 
+    if fields.get(b"k") == _TURN_BYTES:
+        return _decode_turn(position, fields)
     try:
         event = Event(
             stream_id=position,
@@ -133,6 +179,7 @@ def decode(  # noqa: C901, PLR0911 (one return per rule)
             request_id=fields.get(b"t", b"").decode("ascii"),
             keeps=fields.get(b"v", b"").decode("ascii"),
             limit=fields.get(b"l", b"").decode("ascii"),
+            season=fields.get(b"p", b"").decode("ascii"),
         )
     except KeyError as error:
         name = error.args[0].decode()
@@ -145,6 +192,8 @@ def decode(  # noqa: C901, PLR0911 (one return per rule)
         return bad("the action is not an identifier")
     if event.keeps not in VALUES:
         return bad("it is unknown which value stays")
+    if event.season and not _is_season(event.season):
+        return bad("the season cannot be read")
     if event.kind not in {"", CORRECTION, HELD}:
         return bad("unknown kind of event")
     if event.kind == HELD and event.limit not in LIMITS:

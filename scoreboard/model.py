@@ -63,6 +63,7 @@ SEEN_SHARDS_MAX: Final = 65_536
 STREAM_ID_PATTERN: Final = r"^\d{1,20}-\d{1,20}$"
 ID_PATTERN: Final = r"^[A-Za-z0-9._|:@-]{1,128}$"
 BOARD_PATTERN: Final = r"^[a-z0-9_.-]{1,32}$"
+SEASON_PATTERN: Final = r"^[0-9A-Z-]{1,32}$"
 
 UserId = Annotated[
     str,
@@ -88,6 +89,14 @@ BoardName = Annotated[
     str,
     Meta(pattern=BOARD_PATTERN, description="A named ranking.", examples=["main"]),
 ]
+SeasonId = Annotated[
+    str,
+    Meta(
+        pattern=SEASON_PATTERN,
+        description="A season of a board, by its start.",
+        examples=["2026-11-27", "2026-W48", "2026-11", "2026-11-27T0600Z"],
+    ),
+]
 StreamId = Annotated[str, Meta(pattern=STREAM_ID_PATTERN)]
 StatedPoints = Annotated[int, Meta(ge=-POINTS_MAX, le=SCORE_MAX)]
 """Points or a value that a request states; the rules of the board restrict it further."""
@@ -103,9 +112,14 @@ SCOPE_PATTERN: Final = r"^[A-Za-z0-9._:/-]{1,64}$"
 """The form of a scope that a kind of action can require."""
 
 _ID = re.compile(ID_PATTERN[:-1] + r"\Z")
-_LAYOUT = re.compile(r"(\d{1,10}):(\d{1,10}):(\d{1,10})(?::(\S{1,100}))?", re.ASCII)
-_RULES = re.compile(r"([a-z]+):([a-z]+):(\d{1,10}):(\d{1,10}):([a-z]+):([a-z]+)", re.ASCII)
+_LAYOUT = re.compile(r"(\d{1,10}):(\d{1,10}):(\d{1,10})(?::(\S{1,250}))?", re.ASCII)
+_RULES = re.compile(
+    r"([a-z]+):([a-z]+):(\d{1,10}):(\d{1,10}):([a-z]+):([a-z]+)"
+    r"(?::((?:daily|weekly|monthly|cron:[!-~]{1,100}))@([!-~]{1,64}))?",
+    re.ASCII,
+)
 _LIMITS = re.compile(r"(\d{1,10}):(\d{1,10}):(\d{1,10})(?::.*)?", re.ASCII)
+_SEASON = re.compile(SEASON_PATTERN[:-1] + r"\Z")
 _BOARD = re.compile(BOARD_PATTERN[:-1] + r"\Z")
 
 
@@ -117,6 +131,20 @@ def is_identifier(text: str) -> bool:
 def is_board_name(text: str) -> bool:
     """Return whether ``text`` is a valid board name."""
     return _BOARD.match(text) is not None
+
+
+def is_season_id(text: str) -> bool:
+    """Return whether ``text`` has the form of a season's id."""
+    return _SEASON.match(text) is not None
+
+
+def scores_name(board: str, season: str) -> str:
+    """Return the name under which the scores of a season are in PostgreSQL's ``scores``.
+
+    It is the board's own name for ``season`` "": a board without seasons. It is never the name of a
+    board, which cannot contain ``@``.
+    """
+    return f"{board}@{season}" if season else board
 
 
 Operator = Literal["add", "best", "last"]
@@ -133,7 +161,9 @@ class Rules(Struct, frozen=True):
     stays in ``score_min``…``score_max``; an action that would move it out of there is refused.
     ``lowering``: who may send negative points to a board with ``add``. ``points``: whether an
     action earns the points of its kind in the catalogue, or the caller states them; trusted callers
-    may always state them.
+    may always state them. ``season``: empty for none, ``daily``, ``weekly``, ``monthly`` or
+    ``cron:`` and an expression; when it ends, the scores begin anew (scoreboard.seasons).
+    ``time_zone`` is its IANA zone.
     """
 
     operator: Operator = "add"
@@ -142,10 +172,17 @@ class Rules(Struct, frozen=True):
     score_max: int = SCORE_MAX
     lowering: Lowering = "nobody"
     points: PointsFrom = "catalogue"
+    season: str = ""
+    time_zone: str = ""
 
     def __str__(self) -> str:
-        """Return the fields in order, joined by colons."""
-        return ":".join(map(str, msgspec.structs.astuple(self)))
+        """Return the fields in order, joined by colons; of a board with seasons ``season@zone``.
+
+        Spaces in a season become underscores: a layout is one word.
+        """
+        *fields, season, zone = msgspec.structs.astuple(self)
+        text = ":".join(map(str, fields))
+        return f"{text}:{season.replace(' ', '_')}@{zone}" if season else text
 
     @classmethod
     def parse(cls, text: str) -> "Rules":
@@ -155,10 +192,11 @@ class Rules(Struct, frozen=True):
         """
         found = _RULES.fullmatch(text)
         if found is None:
-            raise ValueError("rules are operator:order:min:max:lowering:points")
-        operator, order, low, high, lowering, points = found.groups()
+            raise ValueError("rules are operator:order:min:max:lowering:points[:season@zone]")
+        operator, order, low, high, lowering, points, season, zone = found.groups()
+        season = (season or "").replace("_", " ")
         try:
-            values = (operator, order, int(low), int(high), lowering, points)
+            values = (operator, order, int(low), int(high), lowering, points, season, zone or "")
             rules = msgspec.convert(dict(zip(cls.__struct_fields__, values, strict=True)), cls)
         except msgspec.ValidationError as error:
             raise ValueError(str(error)) from None
@@ -353,6 +391,8 @@ class Action(Struct, frozen=True):
     stated: bool = False
     request_id: str = ""
     rules: Rules = DEFAULT_RULES
+    season: str = ""
+    """The id of the season in which the action may count; empty: the current one."""
 
 
 class Receipt(Struct, frozen=True):
@@ -395,6 +435,8 @@ class Window(Struct, frozen=True):
     positions: tuple[tuple[int, int], ...] = ()
     changed_ms: int = 0
     read_ms: int = 0
+    season: str = ""
+    """The season of the rows as id:start:end (scoreboard.seasons); empty for none."""
 
 
 class Standing(Struct, frozen=True):

@@ -12,22 +12,28 @@ GRANT SELECT ON _yoyo_migration, schema_compatibility
 GRANT SELECT (id, external_id, name) ON users TO scoreboard_api;
 GRANT SELECT (board, user_id, action_id, epoch, seq, delta, score_after, occurred_at) ON score_events
     TO scoreboard_api;
+-- The seasons of a board and their final standings.
+GRANT SELECT ON seasons, season_standings TO scoreboard_api;
 
 GRANT SELECT ON boards, actions, scores, score_events, flush_state, rejected_events, dead_events,
-    backups, bans, held_actions
+    backups, bans, held_actions, seasons, season_turns, season_standings
     TO scoreboard_flusher;
 GRANT SELECT (id, external_id), INSERT (id, external_id) ON users TO scoreboard_flusher;
 GRANT INSERT ON score_events, dead_events, held_actions, audit_log TO scoreboard_flusher;
 -- The number and the hash of a row that it has inserted; not the rows' content.
 GRANT SELECT (seq, hash) ON audit_log TO scoreboard_flusher;
 GRANT INSERT, UPDATE (score, actions, reached_at, last_seq) ON scores TO scoreboard_flusher;
-GRANT INSERT, UPDATE (epoch, seq, stream_id, clock) ON flush_state TO scoreboard_flusher;
+GRANT INSERT, UPDATE (epoch, seq, stream_id, clock, season) ON flush_state TO scoreboard_flusher;
+-- A season, the name of its scores, and its final standings.
+GRANT INSERT ON boards, season_turns, season_standings TO scoreboard_flusher;
+GRANT INSERT, UPDATE (frozen_at) ON seasons TO scoreboard_flusher;
 GRANT INSERT, UPDATE (corrected_at) ON rejected_events TO scoreboard_flusher;
 
 GRANT SELECT ON boards, users, actions, scores, score_events, flush_state, rejected_events,
-    dead_events, held_actions, audit_log, backups, acts, act_actions, bans
+    dead_events, held_actions, audit_log, backups, acts, act_actions, bans, seasons, season_turns, season_standings
     TO scoreboard_operator;
-GRANT INSERT ON score_events, held_actions, audit_log, backups, acts, act_actions, bans TO scoreboard_operator;
+GRANT INSERT ON score_events, held_actions, audit_log, backups, acts, act_actions, bans, seasons
+    TO scoreboard_operator;
 GRANT UPDATE (act_id, voided_at, voided_by, voided_reason) ON held_actions TO scoreboard_operator;
 GRANT UPDATE (refused_at) ON acts TO scoreboard_operator;
 GRANT DELETE ON bans TO scoreboard_operator;
@@ -38,7 +44,7 @@ GRANT INSERT, UPDATE (name, email) ON users TO scoreboard_operator;
 GRANT INSERT, UPDATE (points, enabled, updated_at, scope, boards, needs_proof) ON actions
     TO scoreboard_operator;
 GRANT INSERT, UPDATE (score, actions, reached_at, last_seq) ON scores TO scoreboard_operator;
-GRANT INSERT, UPDATE (epoch, seq, stream_id) ON flush_state TO scoreboard_operator;
+GRANT INSERT, UPDATE (epoch, seq, stream_id, season) ON flush_state TO scoreboard_operator;
 GRANT INSERT, UPDATE (corrected_at) ON rejected_events TO scoreboard_operator;
 GRANT UPDATE (resolved_at, resolution, resolved_by, resolved_reason) ON dead_events
     TO scoreboard_operator;

@@ -280,6 +280,22 @@ _EXAMPLES: Final[dict[str, tuple[Any, Any]]] = {
             "next": "1767225600000000.3.1042",
         },
     ),
+    "readSeasons": (
+        None,
+        {
+            "seasons": [
+                {
+                    "id": "2026-W48",
+                    "startsAt": 1795388400000,
+                    "endsAt": 1795993200000,
+                    "state": "final",
+                    "users": 20417,
+                    "winners": _ROWS,
+                }
+            ],
+            "next": "2026-W48",
+        },
+    ),
     "streamLeaderboard": (
         None,
         _STREAMED,

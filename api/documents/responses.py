@@ -16,8 +16,11 @@ from scoreboard.errors import (
     ProofRequired,
     ScoreboardError,
     ScoreOutOfRange,
+    SeasonClosed,
+    SeasonEnded,
     Uninitialised,
     UnknownKind,
+    UnknownSeason,
 )
 from scoreboard.http.problems import MEDIA_TYPE, PROBLEM_TYPES, TYPE_PREFIX, Problem
 
@@ -27,7 +30,7 @@ EVERYWHERE: Final = (405, 414, 417, 431, 500, 505)
 UPDATE_ONLY: Final = frozenset(
     {
         *(UnknownKind, ScoreOutOfRange, ProofRequired, ProofInvalid),
-        *(Fenced, Busy, OutcomeUnknown, BoardArchived),
+        *(Fenced, Busy, OutcomeUnknown, BoardArchived, SeasonClosed, SeasonEnded),
     }
 )
 """Problems that only an update can have."""
@@ -35,7 +38,9 @@ UPDATE_ONLY: Final = frozenset(
 ADMIN_ONLY: Final = frozenset({OperatorMistake})
 """Problems that only the request of an administrator can have."""
 
-ACTION_ONLY: Final = frozenset({UnknownKind, ScoreOutOfRange, Fenced, Busy, Uninitialised})
+ACTION_ONLY: Final = frozenset(
+    {UnknownKind, ScoreOutOfRange, Fenced, Busy, Uninitialised, SeasonEnded}
+)
 """Problems of single actions, which the response to a bulk request has in its results."""
 
 _DESCRIPTIONS: Final[Mapping[int, str]] = {
@@ -62,26 +67,33 @@ _NOT_MODIFIED: Final = ResponseSpec(
 
 
 def problems(
-    *statuses: int, omitted: Collection[type[ScoreboardError]] = ()
+    *statuses: int, omitted: Collection[type[ScoreboardError]] = (), seasons: bool = False
 ) -> dict[int, ResponseSpec]:
-    """Describe the error responses of an operation that cannot have the ``omitted`` problems."""
-    omitted = {*ADMIN_ONLY, *omitted}
-    return {status: _problem(status, omitted) for status in (*statuses, *EVERYWHERE)}
+    """Describe the error responses of an operation that cannot have the ``omitted`` problems.
+
+    ``seasons``: it may ask for the standings of a season.
+    """
+    others = {*ADMIN_ONLY, *omitted} if seasons else {UnknownSeason, *ADMIN_ONLY, *omitted}
+    return {status: _problem(status, others) for status in (*statuses, *EVERYWHERE)}
 
 
 def admin_problems(
     *statuses: int, omitted: Collection[type[ScoreboardError]] = ()
 ) -> dict[int, ResponseSpec]:
     """Describe the error responses of an operation of administrators."""
-    omitted = {*UPDATE_ONLY, *omitted} - {ScoreOutOfRange, OutcomeUnknown, Fenced, Busy}
+    omitted = {UnknownSeason, *UPDATE_ONLY, *omitted}
+    omitted -= {ScoreOutOfRange, OutcomeUnknown, Fenced, Busy}
     return {status: _problem(status, omitted) for status in (*statuses, *EVERYWHERE)}
 
 
 def read_problems(
-    *statuses: int, omitted: Collection[type[ScoreboardError]] = ()
+    *statuses: int, omitted: Collection[type[ScoreboardError]] = (), seasons: bool = False
 ) -> dict[int, ResponseSpec]:
     """Describe the error responses of a read, which may return 304."""
-    return {304: _NOT_MODIFIED} | problems(*statuses, omitted={*UPDATE_ONLY, *omitted})
+    others = {*UPDATE_ONLY, *omitted}
+    if seasons:
+        others.discard(SeasonEnded)
+    return {304: _NOT_MODIFIED} | problems(*statuses, omitted=others, seasons=seasons)
 
 
 def _problem(status: int, omitted: Collection[type[ScoreboardError]]) -> ResponseSpec:

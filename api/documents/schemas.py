@@ -21,6 +21,7 @@ from scoreboard.model import (
     Order,
     PointsFrom,
     Rules,
+    SeasonId,
     StatedPoints,
     UserId,
     is_identifier,
@@ -48,6 +49,7 @@ class UpdateRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         BoardNames | UnsetType,
         Meta(description="The boards that count the action, in place of the parameter `board`."),
     ] = UNSET
+    season: SeasonId | UnsetType = UNSET
     proof: Annotated[
         str | UnsetType,
         Meta(
@@ -202,20 +204,56 @@ class RankedUser(Struct, frozen=True, rename="camel", omit_defaults=True):
     name: Annotated[str | UnsetType, Meta(description="With `names=true`, if known.")] = UNSET
 
 
-class LeaderboardReply(Struct, frozen=True):
+EndsAt = Annotated[
+    int | UnsetType,
+    Meta(description="When the season ends, ms since 1970; not in final standings."),
+]
+
+
+class LeaderboardReply(Struct, frozen=True, rename="camel", omit_defaults=True):
     """A page of the ranking."""
 
     leaderboard: tuple[RankedUser, ...]
     total: Annotated[int, Meta(ge=0, description="Users on the board.")]
     epoch: Annotated[
-        int, Meta(description="Epoch of the board; increases when the board is reloaded.")
+        int,
+        Meta(
+            description="Epoch of the board; increases when the board is reloaded. 0 in final "
+            "standings."
+        ),
     ]
     seq: Annotated[
         int, Meta(description="Increases with each change; comparable only within an epoch.")
     ]
+    season: SeasonId | UnsetType = UNSET
+    ends_at: EndsAt = UNSET
 
 
-class StandingReply(Struct, frozen=True, rename="camel"):
+class SeasonSummary(Struct, frozen=True, rename="camel"):
+    """A season of a board."""
+
+    id: SeasonId
+    starts_at: Annotated[int, Meta(description="When it began, ms since 1970.")]
+    ends_at: Annotated[int, Meta(description="When it ends, ms since 1970; outside of it.")]
+    state: Annotated[
+        Literal["open", "final"],
+        Meta(description="`final`: its standings never change again."),
+    ]
+    users: Annotated[int, Meta(ge=0, description="Users in the final standings; 0 before.")]
+    winners: Annotated[
+        tuple[RankedUser, ...],
+        Meta(description="The first three of the final standings; empty before."),
+    ]
+
+
+class SeasonsReply(Struct, frozen=True, omit_defaults=True):
+    """A page of the seasons of a board, latest first."""
+
+    seasons: tuple[SeasonSummary, ...]
+    next: SeasonId | UnsetType = UNSET
+
+
+class StandingReply(Struct, frozen=True, rename="camel", omit_defaults=True):
     """A user's standing, with neighbouring rows if requested."""
 
     user_id: UserId
@@ -234,6 +272,7 @@ class StandingReply(Struct, frozen=True, rename="camel"):
         Meta(ge=0, le=100, description="Share of the other users that rank below, in percent, "
              "rounded down to 0.01: 100 for the first user only, 0 for the last."),
     ]  # fmt: skip
+    season: SeasonId | UnsetType = UNSET
 
 
 class PlacedUser(RankedUser, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
@@ -305,7 +344,7 @@ class HistoryReply(Struct, frozen=True, rename="camel", omit_defaults=True):
     ] = UNSET
 
 
-class BoardRules(Struct, frozen=True):
+class BoardRules(Struct, frozen=True, rename="camel", omit_defaults=True):
     """How actions change the scores of a board. They never change."""
 
     operator: Annotated[
@@ -326,11 +365,21 @@ class BoardRules(Struct, frozen=True):
         Meta(description="Whether the catalogue of actions sets the points, or players state "
              "them."),
     ]  # fmt: skip
+    season: Annotated[
+        str | UnsetType,
+        Meta(description="How long a season is: `daily`, `weekly`, `monthly` or `cron:` and an "
+             "expression; omitted on a board without seasons."),
+    ] = UNSET  # fmt: skip
+    time_zone: Annotated[
+        str | UnsetType, Meta(description="The IANA time zone of the seasons.")
+    ] = UNSET
 
     @classmethod
     def of(cls, rules: Rules) -> "BoardRules":
         """Return the rules as the API shows them."""
-        return cls(*astuple(rules))
+        operator, order, low, high, lowering, points, season, zone = astuple(rules)
+        fixed = (operator, order, low, high, lowering, points)
+        return cls(*fixed, season or UNSET, zone or UNSET)
 
 
 class BoardReply(Struct, frozen=True):

@@ -11,7 +11,7 @@ from msgspec import UNSET, Struct
 
 from api.documents.schemas import UpdateRequest
 from api.endpoints.points import points_of
-from scoreboard.errors import ProofRequired
+from scoreboard.errors import Invalid, ProofRequired
 from scoreboard.model import Action, Board
 from scoreboard.security.access import require_scope, require_self
 from scoreboard.security.proofs import ProofVerifier
@@ -82,11 +82,18 @@ class Admission:
     ) -> Action:
         """Return an admitted update as an action of one of its boards.
 
-        Raises what ``points_of`` raises.
+        Raises what ``points_of`` raises, and Invalid for a season of a board without seasons.
         """
         rules, stated = board.layout.rules, admitted.stated
         points = points_of(
             request.action_id, stated, rules, self._catalogue, trusted=admitted.is_trusted
         )
         is_stated = stated is not None
-        return Action(request.user_id, request.action_id, points, is_stated, request_id, rules)
+        if request.season is UNSET:
+            return Action(request.user_id, request.action_id, points, is_stated, request_id, rules)
+        if not rules.season:
+            raise Invalid(f"season: the board {board.name} has no seasons")
+        season = request.season
+        return Action(
+            request.user_id, request.action_id, points, is_stated, request_id, rules, season
+        )

@@ -218,10 +218,10 @@ class BoardReader:
             found.total,
             found.epoch,
             found.seq,
-            _unnamed(found.neighbours),
+            unnamed(found.neighbours),
             percentile_of(found.rank, found.total),
         )
-        return _page(reply)
+        return encode_page(reply)
 
     async def standings(self, board: str, user_ids: Sequence[str], *, names: bool) -> Page:
         """Read and encode the standings of some users, and their order.
@@ -230,7 +230,7 @@ class BoardReader:
         """
         found = await self._store.standings(board, user_ids)
         self._note_position(board, found.epoch, found.seq)
-        rows, mark = await self._add_names(found.rows) if names else (_unnamed(found.rows), "")
+        rows, mark = await self.add_names(found.rows) if names else (unnamed(found.rows), "")
         ranked = {row.user_id for row in rows}
         reply = StandingsReply(
             tuple(
@@ -248,7 +248,7 @@ class BoardReader:
             found.epoch,
             found.seq,
         )
-        return _page(reply, mark)
+        return encode_page(reply, mark)
 
     async def rank_of_score(self, board: str, score: int) -> Page:
         """Read and encode the rank that a score would get.
@@ -257,7 +257,7 @@ class BoardReader:
         """
         found = await self._store.rank_of_score(board, score)
         self._note_position(board, found.epoch, found.seq)
-        return _page(
+        return encode_page(
             ScoreRankReply(score, found.rank, found.equals, found.total, found.epoch, found.seq)
         )
 
@@ -277,7 +277,7 @@ class BoardReader:
             score = window.rows[0].score
             # A new arrival ranks last among equals.
             needed = score + step if score != best else UNSET
-        return _page(
+        return encode_page(
             CutoffReply(rank, window.total, window.epoch, window.seq, score=score, needed=needed)
         )
 
@@ -317,11 +317,21 @@ class BoardReader:
             known.own_changes += 1
 
     async def _encode_window(self, window: Window, *, names: bool) -> Page:
-        rows, mark = await self._add_names(window.rows) if names else (_unnamed(window.rows), "")
+        rows, mark = await self.add_names(window.rows) if names else (unnamed(window.rows), "")
         reply = LeaderboardReply(rows, window.total, window.epoch, window.seq)
-        return _page(reply, mark)
+        if window.season:
+            season, _, end_s = window.season.split(":")
+            reply = msgspec.structs.replace(reply, season=season, ends_at=int(end_s) * 1000)
+        return encode_page(reply, mark)
 
-    async def _add_names(self, rows: tuple[Row, ...]) -> tuple[tuple[RankedUser, ...], str]:
+    async def season(self, board: str) -> str:
+        """Return the id of the season that a board shows now; empty if it has none.
+
+        Raises Uninitialised, RedisUnavailable, Overloaded.
+        """
+        return (await self._read_window(board, 1, 0)).season.partition(":")[0]
+
+    async def add_names(self, rows: tuple[Row, ...]) -> tuple[tuple[RankedUser, ...], str]:
         """Add names; they change independently of ``seq``, so the ETag includes their checksum."""
         names = await self._names.of([row.user_id for row in rows])
         named = tuple(
@@ -348,7 +358,7 @@ def percentile_of(rank: int, total: int) -> float:
     return max(0, total - rank) * 10_000 // others / 100
 
 
-def _page(
+def encode_page(
     reply: LeaderboardReply | StandingReply | StandingsReply | ScoreRankReply | CutoffReply,
     mark: str = "",
 ) -> Page:
@@ -356,7 +366,8 @@ def _page(
     return Page(f'W/"{reply.epoch}-{reply.seq}{mark}"', _encode(reply))
 
 
-def _unnamed(rows: tuple[Row, ...]) -> tuple[RankedUser, ...]:
+def unnamed(rows: tuple[Row, ...]) -> tuple[RankedUser, ...]:
+    """Return rows without names."""
     return tuple(RankedUser(rank=row.rank, user_id=row.user_id, score=row.score) for row in rows)
 
 

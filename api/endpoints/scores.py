@@ -22,6 +22,7 @@ from api.documents.schemas import (
     BulkReply,
     BulkRequest,
     LeaderboardReply,
+    SeasonsReply,
     StandingReply,
     UpdateReply,
     UpdateRequest,
@@ -31,11 +32,19 @@ from api.endpoints.board_reader import BoardReader, Page, etag_matches
 from api.endpoints.fast_reads import IDS, PRIVATE, PUBLIC, VARY, FastReads
 from api.endpoints.fast_update import answer_boards, check_media_type
 from api.endpoints.history import HistoryReader
+from api.endpoints.seasons import SeasonReader
 from api.endpoints.update_replies import make_reply
 from api.endpoints.updates import Outcome, UpdateService
 from scoreboard.errors import ForeignOrigin, Invalid, MethodNotAllowed, UnknownUser
 from scoreboard.http.query import parse_query
-from scoreboard.model import AROUND_MAX, ID_PATTERN, PAGE_MAX, SCORE_MAX, is_identifier
+from scoreboard.model import (
+    AROUND_MAX,
+    ID_PATTERN,
+    PAGE_MAX,
+    SCORE_MAX,
+    SEASON_PATTERN,
+    is_identifier,
+)
 from scoreboard.security.access import require_updater
 from scoreboard.security.tokens import READ, UPDATE, UPDATE_ANY, Caller, Verifier
 
@@ -45,6 +54,14 @@ AnyConnection = ASGIConnection[Any, Any, Any, Any]
 Board = Annotated[
     str | None,
     QueryParameter(name="board", description="The board; the default board if omitted."),
+]
+Season = Annotated[
+    str | None,
+    QueryParameter(
+        name="season",
+        pattern=SEASON_PATTERN,
+        description="A season of the board: its final standings, or the ranking if it is current.",
+    ),
 ]
 UserPath = Annotated[
     str,
@@ -61,7 +78,9 @@ _UPDATE: Final = (
     "the same, with `replayed: true`. The catalogue of actions sets the points by the kind in "
     "`kind:unique`; unknown kinds are refused. Only callers with the scope `update:score:any` may "
     "set `points`, unless the rules of the board ask every caller for them, and update other "
-    "users. The catalogue can require a scope or the `proof` of a game server for a kind.\n\n"
+    "users. The catalogue can require a scope or the `proof` of a game server for a kind. On a "
+    "board with seasons an action counts in the current one; with `season` only if that is the "
+    "current one.\n\n"
     "With `boards`, up to 8 boards count the action, each once. A request that one of them refuses "
     "beforehand (no such board, a kind that earns no points) reaches none of them. If some boards "
     "fail later, the response is a problem, with `scores` of the boards that have counted the "
@@ -80,6 +99,13 @@ _LEADERBOARD: Final = (
     "partitions (the default is one), each partition is read at one moment of its own. Users with "
     "equal scores are ordered by the time they reached the score; those of different partitions "
     "have a fixed order. Public boards need no token."
+)
+_SEASONS: Final = (
+    "Returns the seasons of a board, latest first; seasons that nobody opened are not in it. "
+    "The standings of a season are final about a second after its end; `winners` are the first "
+    "three. `next` is `before` of the next page. A board without seasons has an empty list. The "
+    "standings themselves are those of `/api/scores/leaderboard` and "
+    "`/api/scores/users/{user_id}` with `season`."
 )
 _STANDING: Final = (
     "Returns rank, score and, with `around`, that many neighbours on each side (near the start or "
@@ -105,6 +131,7 @@ class Services:
     fast_reads: FastReads
     board_pages: BoardPages
     history: HistoryReader
+    seasons: SeasonReader
 
 
 def get_services(connection: AnyConnection) -> Services:
@@ -239,10 +266,12 @@ class Scores(Controller):
         security=[{}, {BEARER: [READ]}],
         response_description="A page of the ranking.",
         responses=read_problems(
-            *(400, 401, 403, 404, 422, 429, 503), omitted={ForeignOrigin, UnknownUser}
+            *(400, 401, 403, 404, 422, 429, 503),
+            omitted={ForeignOrigin, UnknownUser},
+            seasons=True,
         ),
     )
-    async def leaderboard(
+    async def leaderboard(  # noqa: PLR0917 (the parameters of the request)
         self,
         request: AnyRequest,
         board: Board = None,  # noqa: ARG002 (the guard has found it)
@@ -255,9 +284,16 @@ class Scores(Controller):
         names: Annotated[
             bool, QueryParameter(description="Include users' names, if known.")
         ] = False,
+        season: Season = None,
     ) -> Response[LeaderboardReply]:
         """Read a page of the ranking."""
         services = get_services(request)
+        if season is not None:
+            name = board_of(request)
+            page = await services.seasons.leaderboard(
+                name, season, limit=limit, offset=offset, names=names
+            )
+            return cast("Response[LeaderboardReply]", respond_page(request, page))
         page = await services.reads.leaderboard(
             board_of(request), limit=limit, offset=offset, names=names
         )
@@ -271,7 +307,9 @@ class Scores(Controller):
         description=_STANDING,
         security=[{}, {BEARER: [READ]}],
         response_description="The user's rank and score.",
-        responses=read_problems(*(400, 401, 403, 404, 422, 429, 503), omitted={ForeignOrigin}),
+        responses=read_problems(
+            *(400, 401, 403, 404, 422, 429, 503), omitted={ForeignOrigin}, seasons=True
+        ),
     )
     async def standing(
         self,
@@ -282,13 +320,49 @@ class Scores(Controller):
             int,
             QueryParameter(ge=0, le=AROUND_MAX, description="Number of neighbours on each side."),
         ] = 0,
+        season: Season = None,
     ) -> Response[StandingReply]:
         """Read the standing of a user."""
         if not is_identifier(user_id):
             raise Invalid("userId: 1 to 128 characters of A-Z a-z 0-9 . _ | : @ -")
         services = get_services(request)
+        if season is not None:
+            name = board_of(request)
+            page = await services.seasons.standing(name, season, user_id, around=around)
+            return cast("Response[StandingReply]", respond_page(request, page))
         page = await services.reads.standing(board_of(request), user_id, around=around)
         return cast("Response[StandingReply]", respond_page(request, page))
+
+    @get(
+        "/seasons",
+        guards=[require_read_access],
+        operation_id="readSeasons",
+        summary="List the seasons of a board",
+        description=_SEASONS,
+        security=[{}, {BEARER: [READ]}],
+        response_description="Seasons, latest first.",
+        responses=read_problems(
+            *(400, 401, 403, 404, 422, 429, 503),
+            omitted={ForeignOrigin, UnknownUser},
+        ),
+    )
+    async def seasons(
+        self,
+        request: AnyRequest,
+        board: Board = None,  # noqa: ARG002 (the guard has found it)
+        limit: Annotated[
+            int, QueryParameter(ge=1, le=PAGE_MAX, description="Number of seasons.")
+        ] = 20,
+        before: Annotated[
+            str | None,
+            QueryParameter(pattern=SEASON_PATTERN, description="`next` of the page before."),
+        ] = None,
+    ) -> Response[SeasonsReply]:
+        """List the seasons of a board."""
+        page = await get_services(request).seasons.seasons(
+            board_of(request), limit=limit, before=before
+        )
+        return cast("Response[SeasonsReply]", respond_page(request, page))
 
     @get(
         "/stream",

@@ -29,6 +29,7 @@ from scoreboard.errors import (
     RateLimited,
     ScoreboardError,
     ScoreOutOfRange,
+    SeasonClosed,
     Unavailable,
     Uninitialised,
 )
@@ -42,6 +43,7 @@ _OUTCOMES: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (ActionConflict, "conflict"),
     (Banned, "banned"),
     (BoardArchived, "archived"),
+    (SeasonClosed, "season_closed"),
     (Busy, "busy"),
     (ScoreOutOfRange, "range"),
     (RateLimited, "rate_limited"),

@@ -95,6 +95,11 @@ def board() -> None:
 @click.option("--points", type=click.Choice(get_args(PointsFrom)), default=RULES.points,
               show_default=True, help="Whether the catalogue of actions sets the points, or "
               "players state them.")  # fmt: skip
+@click.option("--season", default="", help="How long a season is: daily, weekly, monthly, or "
+              "'cron:EXPRESSION', such as 'cron:0 6 * * 1'. When it ends, all scores begin anew, "
+              "and its standings are kept.")  # fmt: skip
+@click.option("--time-zone", default="", help="Time zone of the seasons, such as Europe/Berlin; "
+              "UTC by default.")  # fmt: skip
 @click.option("--partitions", type=click.IntRange(1, 256), default=DEFAULT.partitions,
               show_default=True, help="Number of partitions; one flusher at a time "
               "serves each.")  # fmt: skip
@@ -117,6 +122,8 @@ def create(
     score_max: int,
     lowering: Lowering,
     points: PointsFrom,
+    season: str,
+    time_zone: str,
     partitions: int,
     seen_seconds: int,
     seen_shards: int,
@@ -126,15 +133,17 @@ def create(
 ) -> None:
     """Create board NAME and open it; services serve it within two seconds.
 
-    Operator, order, bounds, --lowering and --points are fixed. To change --partitions,
+    Operator, order, bounds, --lowering, --points and seasons are fixed. To change --partitions,
     --seen-seconds or --seen-shards later, the whole board must be reseeded.
 
     \b
     Examples:
       scoreboard board create weekly
       scoreboard board create laps --operator best --order lowest --points stated
+      scoreboard board create league --season weekly --time-zone Europe/Berlin
     """  # noqa: D301
-    rules = make_rules(Rules(operator, order, score_min, score_max, lowering, points))
+    fixed = (operator, order, score_min, score_max, lowering, points)
+    rules = make_rules(Rules(*fixed, season=season, time_zone=time_zone))
     new = Board(name, Layout(partitions, seen_seconds, seen_shards, rules), not is_private)
     settings = load_settings_to_change(data_dir)
     is_new, is_opened = asyncio.run(_create(settings, new, if_missing=if_missing))
@@ -324,6 +333,8 @@ def _short_rules(rules: Rules) -> str:
         words.append(f"lowered by {rules.lowering}")
     if rules.points != RULES.points:
         words.append(f"points {rules.points}")
+    if rules.season:
+        words.append(f"{rules.season} in {rules.time_zone}")
     return ", ".join(words)
 
 
@@ -353,6 +364,8 @@ def show(*, name: str, as_json: bool, data_dir: Path) -> None:
             ("lowering", rules.lowering, _LOWERING[rules.lowering]),
             ("points", rules.points, _POINTS[rules.points]),
             ("limits", _short_limits(one.limits), "most points of a user; more is held"),
+            ("season", rules.season or "none", "when it ends, all scores begin anew"),
+            *([("time zone", rules.time_zone, "of the seasons")] if rules.season else []),
             ("partitions", layout.partitions, "slices of the users"),
             ("seen seconds", layout.seen_seconds, "least time for which actions are remembered"),
             ("seen shards", layout.seen_shards, "hashes of remembered actions"),

@@ -37,6 +37,8 @@ from scoreboard.ledger.exports import Export, LedgerFilter
 from scoreboard.ledger.migrations import require_schema
 from scoreboard.ledger.pool import Connection, snapshot
 from scoreboard.ledger.scores import select_totals
+from scoreboard.ledger.seasons import select_newest_season
+from scoreboard.model import scores_name
 from scoreboard.recovery.reseed import ReportProgress
 from scoreboard.runtime.settings import Settings
 
@@ -83,7 +85,8 @@ def _file_options(command: _Command) -> _Command:
 def export_board(*, name: str, form: Format, output: Path, data_dir: Path) -> None:
     """Export the standings of the board NAME: rank, user, score and time.
 
-    The standings are those of PostgreSQL, which has every action about 0.1 s after Redis.
+    The standings are those of PostgreSQL, which has every action about 0.1 s after Redis. On a
+    board with seasons they are those of the current season; `scoreboard season top` has the others.
     `scoreboard board export` writes the properties of the boards instead.
 
     \b
@@ -97,8 +100,10 @@ def export_board(*, name: str, form: Format, output: Path, data_dir: Path) -> No
         settings = load_settings(data_dir, NEEDS)
         detail = {"of": "board", "format": form}
         async with _open(settings, detail, board=name) as connection:
-            total, _ = await select_totals(connection, name)
-            chosen = exports.standings(name)
+            season = await select_newest_season(connection, name)
+            scores = scores_name(name, season.id if season else "")
+            total, _ = await select_totals(connection, scores)
+            chosen = exports.standings(name, scores)
             with open_output(output) as file:
                 return await _copy(connection, chosen, file, form, total=total, report=report)
 

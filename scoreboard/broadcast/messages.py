@@ -10,7 +10,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from scoreboard.model import BoardName, Row
+from scoreboard.model import BoardName, Row, SeasonId
 
 WS_PATH: Final = "/ws/scoreboard"
 SUBPROTOCOL: Final = "scoreboard.v1"
@@ -45,6 +45,8 @@ class Leaderboard(Message, frozen=True, tag="leaderboard"):
     seq: Seq
     at: AtMs
     leaderboard: tuple[Row, ...]
+    season: SeasonId | UnsetType = UNSET
+    """The season that is shown; only on a board with seasons."""
 
 
 class Heartbeat(Message, frozen=True, tag="heartbeat"):

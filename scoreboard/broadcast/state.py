@@ -8,6 +8,8 @@ older epoch for a new one.
 
 from enum import Enum
 
+from msgspec import UNSET
+
 from scoreboard.broadcast.messages import Leaderboard, StaleReason, Status
 from scoreboard.model import Window
 
@@ -71,9 +73,15 @@ class BoardState:
             return ReadResult.REWOUND
         self._positions = positions
         held = self.message
-        if held is not None and held.epoch == window.epoch and held.leaderboard == window.rows:
+        season = window.season.partition(":")[0] or UNSET
+        if (
+            held is not None
+            and held.epoch == window.epoch
+            and held.leaderboard == window.rows
+            and held.season == season
+        ):
             return ReadResult.UNCHANGED
-        self.message = Leaderboard(self.board, window.epoch, window.seq, at_ms, window.rows)
+        self.message = Leaderboard(self.board, window.epoch, window.seq, at_ms, window.rows, season)
         return ReadResult.CHANGED
 
     def note_times(self, window: Window, asked_at_s: float) -> None:

@@ -38,6 +38,8 @@ from scoreboard.errors import (
     RedisUnavailable,
     ScoreboardError,
     ScoreOutOfRange,
+    SeasonClosed,
+    SeasonEnded,
     TargetTooLong,
     TooManyConnections,
     Unauthenticated,
@@ -45,6 +47,7 @@ from scoreboard.errors import (
     Uninitialised,
     UnknownBoard,
     UnknownKind,
+    UnknownSeason,
     UnknownUser,
     UnsupportedMedia,
     UpgradeRequired,
@@ -126,6 +129,9 @@ PROBLEM_TYPES: Final[Mapping[type[ScoreboardError], ProblemType]] = {
     NotFound: ProblemType(404, "Check the path against this documentation."),
     UnknownUser: ProblemType(404, "The user has not scored on this board yet."),
     UnknownBoard: ProblemType(404, "Omit `board`, or name an existing board."),
+    UnknownSeason: ProblemType(
+        404, "Name a season that `GET /api/scores/seasons` lists, or omit `season`."
+    ),
     MethodNotAllowed: ProblemType(405, "Use a method that the header `Allow` lists."),
     ActionConflict: ProblemType(
         409,
@@ -141,6 +147,12 @@ PROBLEM_TYPES: Final[Mapping[type[ScoreboardError], ProblemType]] = {
         409,
         "The request of an administrator does not apply now; `detail` says why, such as that the "
         "action was voided before. Nothing was changed.",
+    ),
+    SeasonClosed: ProblemType(
+        409,
+        "The season that the request states is not the current one: it is over, or has not begun. "
+        "Nothing was changed; do not repeat the request. Without `season` an action counts in the "
+        "current season.",
     ),
     BodyTooLarge: ProblemType(413, "Send a smaller body; an action needs a few hundred bytes."),
     TargetTooLong: ProblemType(414, "Send a shorter request target."),
@@ -182,6 +194,11 @@ PROBLEM_TYPES: Final[Mapping[type[ScoreboardError], ProblemType]] = {
         503,
         "Nothing was changed: the board is being repaired, which takes seconds. Send the request "
         "again after `Retry-After`.",
+    ),
+    SeasonEnded: ProblemType(
+        503,
+        "Nothing was changed: the next season is being opened, or the last actions of this one are "
+        "being counted, which takes about a second. Send the request again after `Retry-After`.",
     ),
     Busy: ProblemType(
         503,

@@ -147,9 +147,12 @@ async def select_counted(
     action_id: str | None = None,
     since: datetime | None = None,
     until: datetime | None = None,
+    season: str = "",
     limit: int,
 ) -> list[Counted]:
     """List a user's counted actions: one, or those from ``since`` until before ``until``.
+
+    They are those of a season by its id, empty for a board without seasons.
 
     Raises DatabaseUnavailable.
     """
@@ -159,6 +162,7 @@ async def select_counted(
         "action_id": action_id,
         "since": since,
         "until": until,
+        "season": season or None,
         "limit": limit,
     }
     async with translate_errors():

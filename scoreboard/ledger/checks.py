@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from scoreboard.ledger.pool import Connection, translate_errors
 from scoreboard.ledger.positions import Position, where
-from scoreboard.model import Partition, user_uuid
+from scoreboard.model import Partition, scores_name, user_uuid
 from scoreboard.runtime import resources
 
 _SELECT_SCORES_OF: Final = resources.query("select_scores_of")
@@ -122,14 +122,27 @@ async def sum_late_duplicates(
 
 
 async def check_sums(
-    connection: Connection, board: str, user_ids: Sequence[str] | None, *, limit: int
+    connection: Connection,
+    board: str,
+    user_ids: Sequence[str] | None,
+    *,
+    season: str = "",
+    limit: int,
 ) -> list[Imbalance]:
     """List users (of all if None) whose score is not the sum of their ledger rows.
+
+    ``season`` is the id of the season that is checked, empty for a board without seasons.
 
     Raises DatabaseUnavailable.
     """
     users = None if user_ids is None else list(user_ids)
-    parameters = {"board": board, "users": users, "limit": limit}
+    parameters = {
+        "board": board,
+        "scores": scores_name(board, season),
+        "season": season or None,
+        "users": users,
+        "limit": limit,
+    }
     async with translate_errors():
         rows = await (await connection.execute(_CHECK_SUMS, parameters)).fetchall()
     return [Imbalance(*row) for row in rows]

@@ -8,6 +8,7 @@ rejected_events makes the flusher correct it, also after a crash.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final
 
@@ -16,11 +17,21 @@ import psycopg
 from msgspec import Struct
 
 from scoreboard.errors import Invalid, NotFound, OperatorMistake
-from scoreboard.events import BIGINT_MAX, CORRECTION, HELD, Event, decode, event_time
+from scoreboard.events import (
+    BIGINT_MAX,
+    CORRECTION,
+    HELD,
+    TURN,
+    Event,
+    decode,
+    event_time,
+    season_id_of,
+)
 from scoreboard.ledger.audit import AuditTrail, audited
 from scoreboard.ledger.held import insert_held
 from scoreboard.ledger.pool import Connection, describe, translate_errors
 from scoreboard.ledger.positions import lock_partitions, lock_position_shared
+from scoreboard.ledger.seasons import insert_season
 from scoreboard.ledger.users import ensure_user
 from scoreboard.model import (
     POINTS_MAX,
@@ -30,8 +41,10 @@ from scoreboard.model import (
     is_identifier,
     kind_of,
     partition_of,
+    scores_name,
 )
 from scoreboard.runtime import resources
+from scoreboard.seasons import Season
 
 _SELECT_DEAD: Final = resources.query("select_dead_events")
 _SELECT_RESOLVED: Final = resources.query("select_resolved_events")
@@ -105,6 +118,8 @@ class _Action(Struct, frozen=True):
     score_after: int | None
     request_id: str | None
     occurred_at: datetime
+    season: str
+    """The id of its season, empty for a board without seasons."""
 
 
 def expected_score(score: int | None, unresolved: int | None) -> int | None:
@@ -139,13 +154,17 @@ async def count_dead_letters(connection: Connection) -> dict[str, int]:
     return {str(board): int(count) for board, count in rows}
 
 
-async def sum_unresolved(connection: Connection, board: str) -> dict[str, int]:
+async def sum_unresolved(connection: Connection, board: str, *, season: str = "") -> dict[str, int]:
     """Return, by user, the sum of unresolved deltas: counted by Redis, not by PostgreSQL.
+
+    They are those of a season by its id, empty for a board without seasons.
 
     Raises OperatorMistake (more than ``UNRESOLVED_MAX`` actions), DatabaseUnavailable.
     """
     sums: dict[str, int] = {}
     for event in await select_unresolved_events(connection, board):
+        if season_id_of(event.season) != season:
+            continue
         sums[event.user_id] = sums.get(event.user_id, 0) + event.delta
     return sums
 
@@ -258,8 +277,8 @@ async def apply(
     Raises NotFound, Invalid, DatabaseUnavailable.
     """
     async with audited(connection, is_dry=is_dry) as trail:
-        entry = await _lock(connection, board, entry_id)
-        action = _action_of(entry, overrides or Overrides())
+        entry, season = await _lock(connection, board, entry_id)
+        action = _action_of(entry, overrides or Overrides(), season)
         store = _hold if entry.is_held else _count
         try:
             async with connection.transaction():
@@ -293,10 +312,10 @@ async def discard(
     Raises NotFound, DatabaseUnavailable.
     """
     async with audited(connection, is_dry=is_dry) as trail:
-        entry = await _lock(connection, board, entry_id)
+        entry, season = await _lock(connection, board, entry_id)
         try:
             changes_score = not entry.is_correction and not entry.is_held
-            action = _action_of(entry, Overrides()) if changes_score else None
+            action = _action_of(entry, Overrides(), season) if changes_score else None
         except Invalid:
             action = None  # it names no valid user, so it changed no score
         if action is not None:
@@ -309,7 +328,8 @@ async def discard(
     return done
 
 
-async def _lock(connection: Connection, board: Board, entry_id: int) -> Entry:
+async def _lock(connection: Connection, board: Board, entry_id: int) -> tuple[Entry, str]:
+    """Return an entry, and the season at the committed position of its partition."""
     parameters = {"board": board.name, "id": entry_id}
     row = await (await connection.execute(_LOCK_DEAD, parameters)).fetchone()
     if row is None:
@@ -318,8 +338,8 @@ async def _lock(connection: Connection, board: Board, entry_id: int) -> Entry:
     if entry.resolution is not None:
         raise OperatorMistake(f"Entry {entry_id} is already resolved: {entry.resolution}")
     # Locks are taken in the same order as by a commit: the position first.
-    await lock_position_shared(connection, Partition(board.name, entry.partition))
-    return entry
+    position = await lock_position_shared(connection, Partition(board.name, entry.partition))
+    return entry, position.season if position else ""
 
 
 async def _count(connection: Connection, board: Board, entry: Entry, action: _Action) -> str:
@@ -327,6 +347,8 @@ async def _count(connection: Connection, board: Board, entry: Entry, action: _Ac
     row = _row(board, entry, action)
     await _lock_home(connection, board, row["home"], entry)
     await ensure_user(connection, action.user_id)
+    if action.season:
+        await _ensure_season(connection, board, entry, action)
     cursor = await connection.execute(_COUNT_DEAD, row)
     is_new = bool((await cursor.fetchone() or (0,))[0])
     if not is_new:
@@ -347,6 +369,16 @@ async def _hold(connection: Connection, board: Board, entry: Entry, _action: _Ac
     return "applied" if held.new else "duplicate"
 
 
+async def _ensure_season(
+    connection: Connection, board: Board, entry: Entry, action: _Action
+) -> None:
+    """Record the season of an action, of which the flusher may have counted nothing."""
+    with suppress(ValueError):
+        season = Season.parse(entry.fields.get("p", ""))
+        if season.id == action.season:
+            await insert_season(connection, board.name, season)
+
+
 async def _lock_home(connection: Connection, board: Board, home: int, entry: Entry) -> None:
     """Block corrections of the user, which would use the unresolved deltas of before.
 
@@ -364,6 +396,8 @@ def _row(board: Board, entry: Entry, action: _Action) -> dict[str, Any]:
         "home": partition_of(action.user_id, board.layout.partitions),
         "kind": kind_of(action.action_id),
         **msgspec.structs.asdict(action),
+        "season": action.season or None,
+        "scores": scores_name(board.name, action.season),
     }
 
 
@@ -415,7 +449,7 @@ def _entry(row: Sequence[Any]) -> Entry:
         user_id=_identifier(fields, b"u"),
         action_id=_identifier(fields, b"a"),
         delta=_number(fields, b"d"),
-        is_correction=kind == CORRECTION.encode(),
+        is_correction=kind in {CORRECTION.encode(), TURN.encode()},
         is_held=kind == HELD.encode(),
         **dict(zip(_RESOLUTION, resolution, strict=False)),
     )
@@ -432,8 +466,10 @@ def _number(fields: Mapping[bytes, bytes], name: bytes) -> int | None:
     return int(text) if digits.isdigit() and len(digits) <= len(str(BIGINT_MAX)) else None
 
 
-def _action_of(entry: Entry, overrides: Overrides) -> _Action:
+def _action_of(entry: Entry, overrides: Overrides, season: str) -> _Action:
     """Return the action of an entry, completed with an operator's values.
+
+    ``season`` is the season of an entry that does not say its own, as id:start:end.
 
     Raises Invalid, naming a value that is missing, invalid or not needed.
     """
@@ -456,6 +492,7 @@ def _action_of(entry: Entry, overrides: Overrides) -> _Action:
             score_after=event.score_after,
             request_id=event.request_id or None,
             occurred_at=event_time(event.stream_id),
+            season=season_id_of(event.season),
         )
     values: dict[str, Any] = {}
     for name, option in (("user_id", "--user"), ("action_id", "--action"), ("delta", "--delta")):
@@ -477,6 +514,7 @@ def _action_of(entry: Entry, overrides: Overrides) -> _Action:
         score_after=None,
         request_id=None,
         occurred_at=event_time(entry.stream_id),
+        season=season_id_of(entry.fields.get("p") or season),
     )
 
 

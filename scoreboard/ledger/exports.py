@@ -90,9 +90,9 @@ class Rows(NamedTuple):
     pages: AsyncIterator[list[tuple[Any, ...]]]
 
 
-def standings(board: str) -> Export:
-    """Return the export of a board's ranking."""
-    return Export(_EXPORT_STANDINGS, {"board": board})
+def standings(board: str, scores: str) -> Export:
+    """Return the export of a board's ranking; ``scores`` is the name of its scores."""
+    return Export(_EXPORT_STANDINGS, {"board": board, "scores": scores})
 
 
 def ledger(chosen: LedgerFilter) -> Export:

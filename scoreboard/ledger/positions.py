@@ -34,6 +34,8 @@ class Position(Struct, frozen=True):
     epoch: int = 0
     seq: int = 0
     stream_id: str = "0-0"
+    season: str = ""
+    """The season there, as id:start:end; empty for a board without seasons."""
 
 
 def where(partition: Partition) -> dict[str, Any]:

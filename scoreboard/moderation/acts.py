@@ -189,6 +189,7 @@ class Moderator:
             delta=act.delta,
             stream_cap=self._stream_cap,
             moved_from=act.detail.get("from") if act.kind == "release" else None,
+            season=act.detail.get("season", ""),
         )
         match acted.outcome:
             case "applied" | "replayed":
@@ -205,6 +206,11 @@ class Moderator:
                 raise OperatorMistake(
                     f"The score of {act.user_id} has changed to {acted.score} meanwhile, so act "
                     f"{act.id} changed nothing; run the command again"
+                )
+            case "closed":
+                await self._refuse(act)
+                raise OperatorMistake(
+                    f"The season of act {act.id} ended before it was applied. It changed nothing"
                 )
             case outcome:
                 raise ScriptFailed(f"unknown outcome {outcome}")

@@ -23,7 +23,7 @@ from scoreboard.ledger.checks import read_scores
 from scoreboard.ledger.held import HeldAction, select_held_action
 from scoreboard.ledger.pool import Connection
 from scoreboard.ledger.positions import select_position
-from scoreboard.model import SCORE_MAX, Board, Partition, partition_of
+from scoreboard.model import SCORE_MAX, Board, Partition, partition_of, scores_name
 from scoreboard.store.store import Store
 
 WINDOW_MAX: Final = 10_000
@@ -60,8 +60,11 @@ class Correction(Struct, frozen=True):
 
     async def plan(self, store: Store, connection: Connection, board: Board) -> Plan:
         """Return the plan."""
-        del store, connection, board
-        return Plan(kind="correct", user_id=self.user_id, delta=self.delta)
+        del connection
+        season = await season_of(store, board, self.user_id)
+        return Plan(
+            kind="correct", user_id=self.user_id, delta=self.delta, detail=_in_season(season)
+        )
 
     def is_of(self, act: Act) -> bool:
         """Return whether an act is what is requested here."""
@@ -79,13 +82,15 @@ class Void(Struct, frozen=True):
 
         Raises NotFound, OperatorMistake (voided already, or an act), WaitTimeout.
         """
-        found = await self._counted(connection, board)
+        season = await season_of(store, board, self.user_id)
+        found = await self._counted(connection, board, season)
         if not found:
             await wait_for_commits(store, connection, board, self.user_id)
-            found = await self._counted(connection, board)
+            found = await self._counted(connection, board, season)
         if not found:
             raise NotFound(
                 f"Board {board.name} has counted no action {self.action_id} of {self.user_id}"
+                + (f" in season {season}; earlier seasons are final" if season else "")
             )
         [action] = found
         if action.is_act:
@@ -95,16 +100,22 @@ class Void(Struct, frozen=True):
             raise OperatorMistake(
                 f"Action {self.action_id} was voided by act {action.voided_by} before"
             )
-        return _void("void", self.user_id, found, {"action": self.action_id})
+        detail = {"action": self.action_id, **_in_season(season)}
+        return _void("void", self.user_id, found, detail)
 
     def is_of(self, act: Act) -> bool:
         """Return whether an act is what is requested here."""
         found = (act.kind, act.user_id, act.detail.get("action"))
         return found == ("void", self.user_id, self.action_id)
 
-    async def _counted(self, connection: Connection, board: Board) -> list[Counted]:
+    async def _counted(self, connection: Connection, board: Board, season: str) -> list[Counted]:
         return await select_counted(
-            connection, board.name, self.user_id, action_id=self.action_id, limit=1
+            connection,
+            board.name,
+            self.user_id,
+            action_id=self.action_id,
+            season=season,
+            limit=1,
         )
 
 
@@ -122,6 +133,7 @@ class WindowVoid(Struct, frozen=True):
 
         Raises NotFound (no action is left), OperatorMistake (too many), WaitTimeout.
         """
+        season = await season_of(store, board, self.user_id)
         await wait_for_commits(store, connection, board, self.user_id)
         found = await select_counted(
             connection,
@@ -129,6 +141,7 @@ class WindowVoid(Struct, frozen=True):
             self.user_id,
             since=self.since,
             until=self.until,
+            season=season,
             limit=WINDOW_MAX + 1,
         )
         if len(found) > WINDOW_MAX:
@@ -138,7 +151,7 @@ class WindowVoid(Struct, frozen=True):
         chosen = [one for one in found if not one.is_act and one.voided_by is None]
         if not chosen:
             raise NotFound(f"No action of {self.user_id} in this window counts")
-        return _void("void window", self.user_id, chosen, self._window)
+        return _void("void window", self.user_id, chosen, {**self._window, **_in_season(season)})
 
     def is_of(self, act: Act) -> bool:
         """Return whether an act is what is requested here."""
@@ -183,12 +196,15 @@ class Release(Struct, frozen=True):
         Points are added as they are. A value sets the score that the user has now, so the plan
         waits until PostgreSQL has it; if it changes before the act is applied, the act is refused.
 
+        On a board with seasons it counts in the one that is current when it is released.
+
         Raises NotFound, OperatorMistake (not held any more, or it would change nothing),
         WaitTimeout.
         """
         held = await select_held_action(connection, board.name, self.held_id)
         require_held(held)
-        detail: dict[str, Any] = {"action": held.action_id, "held": held.id}
+        season = await season_of(store, board, held.user_id)
+        detail = {"action": held.action_id, "held": held.id, **_in_season(season)}
         rules = board.layout.rules
         if not rules.takes_values:
             return Plan(
@@ -199,7 +215,8 @@ class Release(Struct, frozen=True):
                 held_id=held.id,
             )
         await wait_for_commits(store, connection, board, held.user_id)
-        found = (await read_scores(connection, board.name, [held.user_id])).get(held.user_id)
+        scores = await read_scores(connection, scores_name(board.name, season), [held.user_id])
+        found = scores.get(held.user_id)
         score, value = found.score if found else 0, held.score + held.delta
         is_better = value < score if rules.order == "lowest" and found else value > score
         if value == score or (rules.operator == "best" and not is_better):
@@ -231,9 +248,9 @@ class Undo(Struct, frozen=True):
 
         Raises NotFound, OperatorMistake (not applied, undone already, or an undo itself).
         """
-        del store
         act = await select_act(connection, self.act_id)
         _require_undoable(act)
+        season = ""
         if act.kind in _OPPOSITES:
             kind = _OPPOSITES[act.kind]
             held = await require_ban(connection, board, act.user_id, is_banned=kind == "unban")
@@ -241,11 +258,16 @@ class Undo(Struct, frozen=True):
                 raise OperatorMistake(f"User {act.user_id} is now banned by act {held}: undo that")
         else:
             kind = "undo"
+            season = await season_of(store, board, act.user_id)
+            if act.detail.get("season", "") != season:
+                raise OperatorMistake(
+                    f"Act {act.id} is of season {act.detail.get('season')}, which is over"
+                )
         return Plan(
             kind=kind,
             user_id=act.user_id,
             delta=-act.delta,
-            detail={"undoes": act.id, "kind": act.kind},
+            detail={"undoes": act.id, "kind": act.kind, **_in_season(season)},
             undoes=act.id,
         )
 
@@ -277,6 +299,21 @@ async def wait_for_commits(
                 "is the flusher running?"
             )
         await asyncio.sleep(POLL_S)
+
+
+async def season_of(store: Store, board: Board, user_id: str) -> str:
+    """Return the id of the current season of a user's partition; empty if the board has none.
+
+    An act counts in the season in which it is planned, or not at all.
+
+    Raises what Store.turn raises.
+    """
+    season = await store.turn(home_of(board, user_id), board.layout.rules)
+    return season.id if season else ""
+
+
+def _in_season(season: str) -> dict[str, Any]:
+    return {"season": season} if season else {}
 
 
 def home_of(board: Board, user_id: str) -> Partition:

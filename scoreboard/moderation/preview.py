@@ -8,6 +8,7 @@ from scoreboard.errors import ScoreOutOfRange, UnknownUser
 from scoreboard.ledger.acts import select_bans_of
 from scoreboard.ledger.checks import read_scores
 from scoreboard.ledger.pool import Connection
+from scoreboard.ledger.seasons import current_scores
 from scoreboard.model import WATCHED_TOP, Board, Row
 from scoreboard.moderation.plans import Plan
 from scoreboard.store.store import Store
@@ -46,7 +47,8 @@ async def preview(store: Store, connection: Connection, board: Board, plan: Plan
         standing = await store.standing(board.name, user)
         before = Place(standing.score, standing.rank)
     except UnknownUser:
-        held = (await read_scores(connection, board.name, [user])).get(user)
+        name = await current_scores(connection, board)
+        held = (await read_scores(connection, name, [user])).get(user)
         before = Place(held.score if held else None, None)
     is_banned = user in await select_bans_of(connection, board.name, [user])
     is_shown = plan.kind != "ban" and (not is_banned or plan.kind == "unban")

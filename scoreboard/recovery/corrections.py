@@ -9,26 +9,29 @@ from collections.abc import Sequence
 
 import msgspec
 
+from scoreboard.events import season_id_of
 from scoreboard.ledger import acts, checks, dead_letters
 from scoreboard.ledger.pool import Connection
 from scoreboard.ledger.positions import Position
-from scoreboard.model import Layout, Partition
+from scoreboard.model import Layout, Partition, scores_name
 from scoreboard.store.corrections import EQUALS_MAX, ExpectedScore, Repaired
 from scoreboard.store.store import Store
 from scoreboard.store.uncommitted import UncommittedDeltas
 
 
 async def read_expected_scores(
-    connection: Connection, partition: Partition, users: Sequence[str]
+    connection: Connection, partition: Partition, users: Sequence[str], *, season: str
 ) -> list[ExpectedScore]:
     """Read the scores of users in PostgreSQL, with dead letters that Redis has counted, and bans.
 
-    The caller holds a lock on the partition's position.
+    ``season`` is the one that Redis is in, as id:start:end, empty for a board without seasons. The
+    caller holds a lock on the partition's position.
 
     Raises OperatorMistake (too many dead letters), DatabaseUnavailable.
     """
-    scores = await checks.read_scores(connection, partition.board, users)
-    unresolved = await dead_letters.sum_unresolved(connection, partition.board)
+    id_ = season_id_of(season)
+    scores = await checks.read_scores(connection, scores_name(partition.board, id_), users)
+    unresolved = await dead_letters.sum_unresolved(connection, partition.board, season=id_)
     banned = await acts.select_bans_of(connection, partition.board, users)
     expected_scores: list[ExpectedScore] = []
     for user in users:
@@ -51,8 +54,10 @@ async def correct_users(
 
     Raises what Store.repair raises, OperatorMistake (too many dead letters), DatabaseUnavailable.
     """
-    expected_scores = await read_expected_scores(connection, partition, users)
     uncommitted = await store.read_uncommitted(partition, **msgspec.structs.asdict(position))
+    season = uncommitted.season
+    expected_scores = await read_expected_scores(connection, partition, users, season=season)
+    name = scores_name(partition.board, season_id_of(season))
     results = await store.repair(partition, expected_scores, uncommitted, is_dry=True)
     by_score: dict[int, list[int]] = defaultdict(list)
     for index, result in enumerate(results):
@@ -67,7 +72,7 @@ async def correct_users(
         equals: tuple[str, ...] = ()
         if len(members) + len(arriving) <= EQUALS_MAX:  # else the order stays unknown
             equals = await _order_by_arrival(
-                connection, partition.board, [*members, *arriving], score, uncommitted
+                connection, name, [*members, *arriving], score, uncommitted
             )
         for index in indices:
             differing[index] = msgspec.structs.replace(expected_scores[index], equals=equals)

@@ -39,9 +39,11 @@ async def find_drift(
         position = await lock_position_shared(connection, partition)
         if position is None:
             return [], []
-        expected_scores = await read_expected_scores(connection, partition, users)
         late = await checks.sum_late_duplicates(connection, partition, users)
         uncommitted = await store.read_uncommitted(partition, **msgspec.structs.asdict(position))
+        expected_scores = await read_expected_scores(
+            connection, partition, users, season=uncommitted.season
+        )
         states = await store.repair(partition, expected_scores, uncommitted, is_dry=True)
     drifted: list[Drift] = []
     known: list[Drift] = []

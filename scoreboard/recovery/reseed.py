@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Struct
 
 from scoreboard.errors import OperatorMistake, ScoreboardError, ScriptFailed, WaitTimeout
-from scoreboard.events import Event, stream_id_key
+from scoreboard.events import Event, season_id_of, stream_id_key
 from scoreboard.ledger import acts, checks, dead_letters
 from scoreboard.ledger.audit import audited
 from scoreboard.ledger.boards import select_board
@@ -39,16 +39,19 @@ from scoreboard.ledger.scores import (
     select_ranking,
     select_totals,
 )
+from scoreboard.ledger.seasons import insert_season, select_newest_season
 from scoreboard.model import (
     SLOT_COUNT,
     Board,
     Partition,
     digest_of,
     partition_of,
+    scores_name,
     shard_of,
 )
 from scoreboard.recovery.mirror import mirror_board, mirror_catalogue
 from scoreboard.runtime.audit import write_audit
+from scoreboard.seasons import Season, season_at
 from scoreboard.store.partitions import Partitions, PartitionState
 from scoreboard.store.rebuilding import PAGE
 from scoreboard.store.store import Store
@@ -234,14 +237,19 @@ async def reseed(
     fenced = previous[: len(partitions)]
     write_audit("fence", actor=actor, board=board.name, reason="reseed")
     await drain(store, everything, report)
-    rebuilding = _Rebuilding(store, connection, board, numbers=numbers, token=token, report=report)
+    season = await _choose_season(store, connection, board, partitions)
+    rebuilding = _Rebuilding(
+        store, connection, board, season=season, numbers=numbers, token=token, report=report
+    )
     async with snapshot(connection):
         unresolved = await dead_letters.select_unresolved_events(connection, board.name)
-        members = await rebuilding.load_scores(unresolved)
+        members = await rebuilding.load_scores(
+            [event for event in unresolved if event.season == season]
+        )
         actions = await rebuilding.load_dedup_records()
         await rebuilding.load_unresolved_records(unresolved)
     positions = [
-        await _next_position(store, connection, partition, before)
+        await _next_position(store, connection, partition, before, season)
         for partition, before in zip(partitions, fenced, strict=True)
     ]
     if strays or layouts.differing:
@@ -249,6 +257,8 @@ async def reseed(
     await mirror_catalogue(store, connection)
     await mirror_board(store, connection, board.name)
     async with audited(connection) as trail:
+        if season:
+            await insert_season(connection, board.name, Season.parse(season))
         for partition, position in zip(partitions, positions, strict=True):
             if not await begin_epoch(connection, partition, position):
                 raise OperatorMistake(f"Another operator has already opened {partition}")
@@ -267,6 +277,7 @@ async def reseed(
                 "after": [[position.epoch, position.seq] for position in positions],
                 "users": sum(members.values()),
                 "actions": actions,
+                **({"season": season} if season else {}),
             },
         )
     # Retire first: a user must not be found in an old and a new partition.
@@ -282,6 +293,7 @@ async def reseed(
             seq=position.seq,
             stream_id=position.stream_id,
             members=members[partition.number],
+            season=position.season,
         )
     return Reseeded(
         board=board.name,
@@ -302,6 +314,7 @@ class _Rebuilding:
         connection: Connection,
         board: Board,
         *,
+        season: str,
         numbers: Sequence[int],
         token: str,
         report: ReportProgress,
@@ -309,6 +322,7 @@ class _Rebuilding:
         self._store = store
         self._connection = connection
         self._board = board
+        self._scores = scores_name(board.name, season_id_of(season))
         self._layout = board.layout
         self._rules = board.layout.rules
         self._numbers = frozenset(numbers)
@@ -328,7 +342,7 @@ class _Rebuilding:
         banned = dict.fromkeys(await acts.select_bans(self._connection, self._board.name), -1)
         lowest: dict[tuple[int, int], int] = {}
         expected_values = frozenset(expected.values())
-        total, _ = await select_totals(self._connection, self._board.name)
+        total, _ = await select_totals(self._connection, self._scores)
         for number in self._numbers:
             await self._restore(number, [], first=True)
         members = dict.fromkeys(self._numbers, 0)
@@ -336,7 +350,7 @@ class _Rebuilding:
         pages: dict[int, list[tuple[int, str]]] = {number: [] for number in self._numbers}
         done = 0
         async with _bounded_calls() as send:
-            async for rows in select_ranking(self._connection, self._board.name, page=FETCH):
+            async for rows in select_ranking(self._connection, self._scores, page=FETCH):
                 for user_id, score in rows:
                     if user_id in banned:
                         banned[user_id] = expected.get(user_id, score)
@@ -395,7 +409,7 @@ class _Rebuilding:
                 sums[event.user_id] = sums.get(event.user_id, 0) + event.delta
         if not sums:
             return {}
-        scores = await checks.read_scores(self._connection, self._board.name, list(sums))
+        scores = await checks.read_scores(self._connection, self._scores, list(sums))
         expected: dict[str, int] = {}
         for user, total in sums.items():
             held = scores[user].score if user in scores else None
@@ -512,8 +526,37 @@ def _raise_epochs(positions: Sequence[Position], epochs: int) -> list[Position]:
     return [msgspec.structs.replace(position, epoch=epoch) for position in positions]
 
 
+async def _choose_season(
+    store: Store, connection: Connection, board: Board, partitions: Sequence[Partition]
+) -> str:
+    """Return the season to open partitions in, as id:start:end; empty for a board without seasons.
+
+    It is the last one that PostgreSQL has of the board, although its time may be over: an emptied
+    Redis is not a new season, and the usual turn follows. The partitions are drained, so one that
+    was in an earlier season has committed all of it.
+    """
+    rules = board.layout.rules
+    if not rules.season:
+        return ""
+    recorded = await select_newest_season(connection, board.name)
+    positions = [await select_position(connection, partition) for partition in partitions]
+    seasons = [Season.parse(one.season) for one in positions if one.season]
+    if recorded is not None:
+        seasons.append(recorded)
+    if seasons:
+        return str(max(seasons, key=lambda one: one.start_s))
+    try:
+        return str(season_at(rules, await store.now_s()))
+    except ValueError as error:
+        raise OperatorMistake(f"The season of board {board.name} is unknown: {error}") from error
+
+
 async def _next_position(
-    store: Store, connection: Connection, partition: Partition, before: tuple[int, int]
+    store: Store,
+    connection: Connection,
+    partition: Partition,
+    before: tuple[int, int],
+    season: str,
 ) -> Position:
     """Return a position after those of both stores, so no part of it decreases."""
     epoch, seq = before
@@ -523,6 +566,7 @@ async def _next_position(
         epoch=max(epoch, on_record.epoch) + 1,
         seq=max(seq, on_record.seq),
         stream_id=max(last_id, on_record.stream_id, key=stream_id_key),
+        season=season,
     )
 
 

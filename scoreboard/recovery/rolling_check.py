@@ -19,6 +19,7 @@ from scoreboard.errors import Busy
 from scoreboard.ledger import checks
 from scoreboard.ledger.pool import Connection
 from scoreboard.ledger.positions import select_position
+from scoreboard.ledger.seasons import current_scores
 from scoreboard.model import Board, Partition, partition_of
 from scoreboard.recovery.drift import Drift, find_drift
 from scoreboard.store.corrections import REPAIR_MAX
@@ -95,7 +96,8 @@ class RollingCheck:
 
     async def _read_postgres(self, connection: Connection, start: UUID, count: int) -> None:
         """Read a page of PostgreSQL; collect the users with another score in Redis."""
-        rows = await checks.read_scores_from(connection, self.board.name, start, limit=count)
+        name = await current_scores(connection, self.board)
+        rows = await checks.read_scores_from(connection, name, start, limit=count)
         pages: dict[Partition, dict[str, int]] = {}
         for _, user, score in rows:
             pages.setdefault(self._partition_of(user), {})[user] = score
@@ -118,7 +120,8 @@ class RollingCheck:
         """Read a page of members; collect those that PostgreSQL does not have."""
         partition = Partition(self.board.name, self._scanned)
         self._cursor, members = await self._scanner.page(partition, self._cursor, count=count)
-        known = await checks.read_scores(connection, self.board.name, members)
+        name = await current_scores(connection, self.board)
+        known = await checks.read_scores(connection, name, members)
         self._suspect(partition, [user for user in members if user not in known])
         if self._cursor:
             return

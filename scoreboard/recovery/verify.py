@@ -24,7 +24,8 @@ from scoreboard.ledger.boards import select_board
 from scoreboard.ledger.pool import Connection, snapshot, translate_errors
 from scoreboard.ledger.positions import Position, lock_position_shared, select_position
 from scoreboard.ledger.scores import select_ranking, select_totals
-from scoreboard.model import Board, Limits, Partition, partition_of
+from scoreboard.ledger.seasons import newest_season_id
+from scoreboard.model import Board, Limits, Partition, partition_of, scores_name
 from scoreboard.recovery.drift import Drift, find_drift
 from scoreboard.recovery.reseed import ReportProgress
 from scoreboard.store.corrections import REPAIR_MAX
@@ -123,6 +124,9 @@ class _Verification:
         self._connection = connection
         self._board = board
         self._partitions = [Partition(board.name, n) for n in range(board.layout.partitions)]
+        self._season = ""
+        """The id of the newest season. Users of a partition that is in another one are suspects."""
+        self._scores = board.name
         self._report = report
         self._users = 0
         self._suspects: dict[Partition, set[str]] = {each: set() for each in self._partitions}
@@ -140,6 +144,8 @@ class _Verification:
         started_at = self._began_at_s = time.monotonic()
         await self._check_settings()
         await self._check_strays()
+        self._season = await newest_season_id(self._connection, self._board)
+        self._scores = scores_name(self._board.name, self._season)
         sound = [each for each in self._partitions if await self._check_position(each)]
         chosen = await self._compare_all() if sample is None else await self._compare_some(sample)
         await self._compare_bans(sound)
@@ -243,7 +249,7 @@ class _Verification:
 
     async def _compare_all(self) -> None:
         """Compare all users of PostgreSQL in ranking order, and of Redis if it has more."""
-        board = self._board.name
+        board = self._scores
         found = dict.fromkeys(self._partitions, 0)
         above: dict[Partition, tuple[int, int, str]] = {}
         async with snapshot(self._connection):
@@ -262,7 +268,7 @@ class _Verification:
 
     async def _compare_some(self, sample: int) -> list[str]:
         """Compare random users, half of them from each store; return their ids."""
-        board = self._board.name
+        board = self._scores
         await self._read_uncommitted()
         rows: dict[str, int] = {}
         for _ in range(RANGES):
@@ -338,7 +344,7 @@ class _Verification:
     async def _find_unknown_members(self, partition: Partition) -> None:
         """Collect members that PostgreSQL does not have; most are not committed yet."""
         async for members in self._scanner.members(partition):
-            known = await checks.read_scores(self._connection, self._board.name, members)
+            known = await checks.read_scores(self._connection, self._scores, members)
             unknown = set(members) - known.keys() - self._suspects[partition]
             self._suspects[partition].update(unknown)
             self._users += len(unknown)
@@ -379,9 +385,7 @@ class _Verification:
             async with translate_errors(), self._connection.transaction():
                 await lock_position_shared(self._connection, partition)
                 packed = await self._scanner.packed_scores(partition, [first, second])
-                scores = await checks.read_scores(
-                    self._connection, self._board.name, [first, second]
-                )
+                scores = await checks.read_scores(self._connection, self._scores, [first, second])
             one, other = scores.get(first), scores.get(second)
             if one is None or other is None or packed[0] is None or packed[1] is None:
                 continue
@@ -424,7 +428,11 @@ class _Verification:
         """Check the ledger: sums always, chain and density for a full verification."""
         self._report("ledger", 0, 0)
         for one in await checks.check_sums(
-            self._connection, self._board.name, chosen, limit=SHOWN_MAX + 1
+            self._connection,
+            self._board.name,
+            chosen,
+            season=self._season,
+            limit=SHOWN_MAX + 1,
         ):
             self._find(
                 "ledger sum",
@@ -433,7 +441,9 @@ class _Verification:
             )
         if chosen is not None:
             return
-        unresolved = await dead_letters.sum_unresolved(self._connection, self._board.name)
+        unresolved = await dead_letters.sum_unresolved(
+            self._connection, self._board.name, season=self._season
+        )
         for partition in self._partitions:
             async with snapshot(self._connection):
                 position = await select_position(self._connection, partition)

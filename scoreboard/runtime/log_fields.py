@@ -79,7 +79,7 @@ FIELDS: Final[Mapping[str, LogField]] = {
         "pool",
     ),
     **_own("keyword", "problems", "reasons", "redis_position", "result", "route", "scopes"),
-    **_own("keyword", "script", "settings", "signal", "step", "variables", "version"),
+    **_own("keyword", "script", "season", "settings", "signal", "step", "variables", "version"),
     **_own("long", "attempt", "change", "connections", "count", "counted", "dead", "delta"),
     **_own("long", "epoch", "expected", "failures", "files", "found", "gone", "held", "keys"),
     **_own("long", "kinds", "late", "left", "redelivered", "requests", "score", "seq", "sessions"),

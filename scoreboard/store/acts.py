@@ -14,9 +14,10 @@ _ACT: Final = Script.load("act")
 
 
 class Acted(Struct, frozen=True, array_like=True):
-    """The reply of act.lua; with the outcomes ``range`` and ``moved`` nothing was changed.
+    """The reply of act.lua; with ``range``, ``moved`` and ``closed`` nothing was changed.
 
-    ``score`` is the one after the act, or the present one if nothing was changed.
+    ``closed``: another season has begun. ``score`` is the one after the act, or the present one if
+    nothing was changed.
     """
 
     outcome: str
@@ -38,15 +39,19 @@ class Acts(Partitions):
         delta: int,
         stream_cap: int,
         moved_from: int | None = None,
+        season: str = "",
     ) -> Acted:
         """Change a user's score, once for each ``action_id``, if it stays in the board's bounds.
 
         ``moved_from`` is the score from which ``delta`` was computed, None for any: with another
-        score nothing is changed.
+        score nothing is changed. ``season`` is the id of the season in which the act was decided,
+        empty for none; the act changes nothing in another one.
 
-        Raises Fenced, Uninitialised, Outdated (another layout), Busy (the stream is full),
-        RedisUnavailable (it may be applied), ScriptFailed: repeat it with the same ``action_id``.
+        Raises Fenced, Uninitialised, SeasonEnded, Outdated (another layout), Busy (the stream is
+        full), RedisUnavailable (it may be applied), ScriptFailed: repeat it with the same
+        ``action_id``.
         """
+        await self.turn(partition, layout.rules)
         keys = PartitionKeys(partition)
         digest = digest_of(partition.board, user_id, action_id)
         shard = shard_of(digest, layout.seen_shards)
@@ -59,6 +64,7 @@ class Acts(Partitions):
             *(generation, str(layout), stream_cap, user_id, action_id, digest, delta),
             *bounds,
             -1 if moved_from is None else moved_from,
+            season,
         ]
         return await call(self._client, _ACT, names, args, Acted)
 

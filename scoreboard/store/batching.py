@@ -30,7 +30,7 @@ from scoreboard.store.scripts import Script, call_seconds, refusal_error
 ATTEMPTS_MAX: Final = 2
 """Maximum sends of a batch whose connection is lost."""
 
-REBUILDS_MAX: Final = 4
+REBUILDS_MAX: Final = 5
 """Maximum attempts to send a batch that the server refuses with a newer fact, or without script."""
 
 RENEW_EVERY_S: Final = 1.0

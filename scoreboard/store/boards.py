@@ -59,6 +59,7 @@ class _Page(Struct, frozen=True, array_like=True):
     rows: list[str]
     changed_ms: Count
     now_ms: Count
+    season: str = ""
 
     def __post_init__(self) -> None:
         _check_rows(self.rows)
@@ -152,6 +153,12 @@ def _check_rows(rows: Sequence[str]) -> None:
     scores = [parse_whole(packed) for packed in rows[1::2]]
     if len(rows) % 2 or not all(score is not None and score <= PACKED_MAX for score in scores):
         raise ValueError("rows are not alternating users and packed scores")
+
+
+def _start_of(season: str) -> int:
+    """Return when a season, as id:start:end, began; 0 for none."""
+    start = season.split(":")[1:2]
+    return int(start[0]) if start and start[0].isdecimal() else 0
 
 
 def _members(flat: Sequence[str], partition: int) -> list[_Member]:
@@ -261,6 +268,7 @@ class Boards(Partitions):
                 ((page.epoch, page.seq),),
                 page.changed_ms,
                 page.now_ms,
+                page.season,
             )
         # Any partition may hold all of the rows, so each is read from its first one.
         args = (0, offset + limit if limit else 0)
@@ -275,6 +283,8 @@ class Boards(Partitions):
             positions=tuple((page.epoch, page.seq) for page in pages),
             changed_ms=max(page.changed_ms for page in pages),
             read_ms=max(page.now_ms for page in pages),
+            # Partitions turn one after the other: until the last one has, it is the season before.
+            season=min((page.season for page in pages), key=_start_of),
         )
 
     async def standing(self, board: str, user_id: str, *, around: int = 0) -> Standing:

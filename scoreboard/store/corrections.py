@@ -5,7 +5,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from scoreboard.errors import Busy, ScriptFailed
+from scoreboard.errors import Busy, Outdated, ScriptFailed
 from scoreboard.model import SLOT_COUNT, Partition, Rules
 from scoreboard.store.keys import PartitionKeys
 from scoreboard.store.partitions import Partitions
@@ -56,14 +56,18 @@ class Corrections(Partitions):
     """Sets scores in Redis to the expected ones while updates continue."""
 
     async def read_uncommitted(
-        self, partition: Partition, *, epoch: int, seq: int, stream_id: str
+        self, partition: Partition, *, epoch: int, seq: int, stream_id: str, season: str = ""
     ) -> UncommittedDeltas:
         """Sum up the deltas behind a committed position, which must not move meanwhile.
 
         Raises Busy (more than ``ENTRIES_MAX`` actions), RedisUnavailable, UnexpectedReply.
         """
         uncommitted = UncommittedDeltas(
-            replication_id=await self.replication_id(), epoch=epoch, seq=seq, stream_id=stream_id
+            replication_id=await self.replication_id(),
+            epoch=epoch,
+            seq=seq,
+            stream_id=stream_id,
+            season=season,
         )
         await self._extend(partition, uncommitted)
         return uncommitted
@@ -79,13 +83,17 @@ class Corrections(Partitions):
         """Set up to ``REPAIR_MAX`` users' scores to the expected ones; return what was done.
 
         ``uncommitted`` starts at the committed position, which must not move meanwhile: hold the
-        lock on the partition's row of flush_state. A second run changes nothing.
+        lock on the partition's row of flush_state. ``expected_scores`` are those of its season. A
+        second run changes nothing.
 
         Raises Outdated (the position moved, or another replication id or epoch began), Busy (too
         many uncommitted actions), ScoreOutOfRange, Fenced, Uninitialised, RedisUnavailable
         (repeat the call), ScriptFailed.
         """
+        season = uncommitted.season
         for _ in range(EXTENSIONS_MAX):
+            if uncommitted.season != season:  # the expected scores are those of the one before
+                raise Outdated("another season began")
             try:
                 return await self._repair(partition, expected_scores, uncommitted, is_dry=is_dry)
             except Busy:
@@ -108,6 +116,7 @@ class Corrections(Partitions):
             uncommitted.seq,
             uncommitted.up_to,
             int(is_dry),
+            uncommitted.season,
         ]
         for expected in expected_scores:
             score = uncommitted.expected_score(expected.user_id, expected.score)

@@ -23,6 +23,8 @@ from scoreboard.errors import (
     ScoreboardError,
     ScoreOutOfRange,
     ScriptFailed,
+    SeasonClosed,
+    SeasonEnded,
     Uninitialised,
 )
 from scoreboard.model import (
@@ -42,8 +44,10 @@ from scoreboard.runtime.recent import Recent
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import BATCH_BUCKETS, gauge, get_logger
 from scoreboard.runtime.tracing import CURRENT_SPAN
+from scoreboard.seasons import Season
 from scoreboard.store.batching import Batcher, Call, Entry, fail
 from scoreboard.store.keys import PULSE, PartitionKeys
+from scoreboard.store.partitions import turn_arguments
 from scoreboard.store.pipelined_connection import Command, PipelinedConnection
 from scoreboard.store.replies import PARSE_ERRORS, convert
 from scoreboard.store.scripts import Script, call_seconds, count_refusal, script_command
@@ -56,6 +60,7 @@ WRITE_ACTIONS_MAX: Final = 4 * BATCH_MAX
 
 _SECONDS: Final = re.compile(r"\d{1,12}", re.ASCII)
 _SUBMIT: Final = Script.load("submit")
+_TURN: Final = Script.load("turn")
 _BATCH_ACTIONS = LoopHistogram(
     "dispatch_batch_actions",
     "Actions of one submit call",
@@ -141,12 +146,14 @@ class Dispatcher(Batcher[_Entry, _SubmitCall]):
 
     def __init__(self, settings: Settings, *, name: str = "dispatcher") -> None:
         super().__init__(
-            settings, _SUBMIT, name=name, entries_max=WRITE_ACTIONS_MAX, lost=OutcomeUnknown
+            settings, _SUBMIT, _TURN, name=name, entries_max=WRITE_ACTIONS_MAX, lost=OutcomeUnknown
         )
         self._is_tracing = settings.tracing != "off"
         _WAITING.set_function(lambda: self.waiting)
         self._layouts: Recent[Layout] = Recent(BOARDS_KEPT_MAX)
         """Layouts that refusals contained; without an entry a board has the default one."""
+        self._turns: dict[Partition, Command] = {}
+        """Calls of turn.lua that have to precede the next call of a partition."""
         self._clock_offset_s = 0.0
         # WAIT waits for this connection's last write. A replay writes nothing, so without the
         # INCR, WAIT would return at once for an action that no replica has.
@@ -162,8 +169,9 @@ class Dispatcher(Batcher[_Entry, _SubmitCall]):
     async def submit(self, board: str, action: Action) -> Receipt:
         """Apply an action exactly once and return its permanent answer.
 
-        Raises ActionConflict, ScoreOutOfRange, Banned, BoardArchived, Busy, Fenced, Uninitialised,
-        Overloaded, RedisUnavailable (nothing was sent) or OutcomeUnknown (repeat the action).
+        Raises ActionConflict, ScoreOutOfRange, Banned, BoardArchived, SeasonClosed, Busy, Fenced,
+        SeasonEnded, Uninitialised, Overloaded, RedisUnavailable (nothing was sent) or
+        OutcomeUnknown (repeat the action).
         """
         self.require_room()
         future: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
@@ -214,7 +222,10 @@ class Dispatcher(Batcher[_Entry, _SubmitCall]):
             self._settings.stream_cap,
             [(entry.action, entry.digest) for entry in call.entries],
         )
-        if self._is_tracing and (traces := _traces_of(call)):
+        traces = _traces_of(call) if self._is_tracing else ""
+        if seasons := _seasons_of(call):
+            command = (*command, traces, seasons)
+        elif traces:
             command = (*command, traces)
         _BATCH_ACTIONS.observe(len(call.entries))
         return command
@@ -227,10 +238,17 @@ class Dispatcher(Batcher[_Entry, _SubmitCall]):
         Raises RedisTimeoutError if too few replicas have the batch.
         """
         began_s = time.perf_counter()
+        turns: list[Command] = []
+        if self._turns:
+            # A refused turn needs no attention: its call is refused for the same reason.
+            partitions = dict.fromkeys(call.partition for call in calls)
+            turns = [self._turns.pop(one) for one in partitions if one in self._turns]
+        commands = [self.command(call) for call in calls]
         try:
-            replies = await connection.exchange([self.command(call) for call in calls] + self._wait)
+            replies = await connection.exchange(turns + commands + self._wait)
         finally:
             _CALL_SECONDS.observe(time.perf_counter() - began_s)
+        replies = replies[len(turns) :]
         if self._wait:
             *replies, pulse, copies = replies
             # An error reply proves no copy.
@@ -247,6 +265,14 @@ class Dispatcher(Batcher[_Entry, _SubmitCall]):
             count_refusal(code)
             self._clock_offset_s = int(fact) - time.time() + 0.5
             return True
+        if code == "SEASON":
+            season, _, now = fact.rpartition(":")
+            with suppress(ValueError, SeasonEnded):
+                self._turns[call.partition] = turn_command(
+                    call.partition, call.layout.rules, Season.parse(season), int(now)
+                )
+                count_refusal(code)
+                return True
         if code == "LAYOUT":
             with suppress(ValueError):
                 self._layouts.keep(call.partition.board, Layout.parse(fact))
@@ -297,6 +323,16 @@ def submit_command(
     return script_command(_SUBMIT, names, args, reads=False)
 
 
+def turn_command(partition: Partition, rules: Rules, ended: Season, now_s: int) -> Command:
+    """Return the command that ends a season and begins the one of a moment (s since 1970).
+
+    Raises SeasonEnded if that one cannot be computed.
+    """
+    keys = PartitionKeys(partition)
+    names = [keys.board, keys.events, keys.meta, keys.changes, keys.banned]
+    return script_command(_TURN, names, turn_arguments(rules, ended, now_s), reads=False)
+
+
 def _out_of_range(rules: Rules, outcome: _Outcome) -> ScoreOutOfRange:
     if not rules.takes_values:
         return ScoreOutOfRange(f"The score is {outcome.score}, the action {outcome.delta}")
@@ -304,6 +340,17 @@ def _out_of_range(rules: Rules, outcome: _Outcome) -> ScoreOutOfRange:
         return ScoreOutOfRange("The first value of a user must not be 0 on this board")
     return ScoreOutOfRange(
         f"The value is {outcome.delta}; it must be {rules.score_min} to {rules.score_max}"
+    )
+
+
+def _seasons_of(call: _SubmitCall) -> str:
+    """Return the argument that names the seasons that actions state; empty if none does."""
+    if not call.layout.rules.season:
+        return ""
+    return " ".join(
+        f"{number} {entry.action.season}"
+        for number, entry in enumerate(call.entries, 1)
+        if entry.action.season
     )
 
 
@@ -317,7 +364,10 @@ def _traces_of(call: _SubmitCall) -> str:
     return " ".join(traces)
 
 
-def _resolve(entries: Sequence[_Entry], reply: Any) -> None:  # noqa: ANN401 (checked below)
+def _resolve(  # noqa: C901 (one case per outcome)
+    entries: Sequence[_Entry],
+    reply: Any,  # noqa: ANN401 (checked below)
+) -> None:
     try:
         outcomes = convert(reply, list[_Outcome])
     except PARSE_ERRORS:
@@ -352,6 +402,10 @@ def _resolve(entries: Sequence[_Entry], reply: Any) -> None:  # noqa: ANN401 (ch
                 entry.future.set_exception(Busy())
             case "banned":
                 entry.future.set_exception(Banned())
+            case "closed":
+                entry.future.set_exception(
+                    SeasonClosed(f"Season {entry.action.season} is not the current one")
+                )
             case "range":
                 entry.future.set_exception(_out_of_range(entry.action.rules, outcome))
             case _:

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 from msgspec import Struct, field
 from redis.exceptions import RedisError, ResponseError
 
-from scoreboard.errors import RedisUnavailable, UnexpectedReply
+from scoreboard.errors import RedisUnavailable, SeasonEnded, UnexpectedReply, Uninitialised
 from scoreboard.model import (
     NO_LIMITS,
     PARTITIONS_MAX,
@@ -17,8 +17,10 @@ from scoreboard.model import (
     Layout,
     Limits,
     Partition,
+    Rules,
     StreamId,
 )
+from scoreboard.seasons import Season, next_season
 from scoreboard.store.keys import COMMITS_PREFIX, GROUP, PartitionKeys
 from scoreboard.store.replies import (
     checking_reply,
@@ -42,7 +44,11 @@ _COMMITTED: Final = re.compile(r"(\d{1,16}):(\d{1,16})(?::.*)?", re.ASCII)
 _TRIM: Final = Script.load("trim")
 _HISTORY: Final = Script.load("history")
 _CONFIGURE: Final = Script.load("configure")
-_STATE: Final = ("epoch", "seq", "state", "layout", "public", "fence", "committed", "limits")
+_TURN: Final = Script.load("turn")
+_STATE: Final = (
+    *("epoch", "seq", "state", "layout", "public", "fence", "committed"),
+    *("limits", "season"),
+)
 
 PAGE: Final = 1000
 """Partitions of one pipeline."""
@@ -86,6 +92,8 @@ class PartitionState(Struct, frozen=True):
     """Whether the board no longer has this partition; then ``epoch`` is 0."""
     committed_seq: int = 0
     """The highest seq of this epoch known to be committed to PostgreSQL."""
+    season: Season | None = None
+    """The current season; None if the board has none or it cannot be read."""
 
     @property
     def fenced_by(self) -> str:
@@ -131,6 +139,25 @@ class Trimmed(Struct, frozen=True, array_like=True):
     """Subscribers that received the committed position; -1 if it was not announced."""
 
 
+class Turned(Struct, frozen=True, array_like=True):
+    """The reply of turn.lua."""
+
+    outcome: str
+    season: str
+    """The current season as id:start:end."""
+
+
+def turn_arguments(rules: Rules, ended: Season, now_s: float) -> list[str]:
+    """Return the arguments of turn.lua.
+
+    Raises SeasonEnded if the next season cannot be computed.
+    """
+    try:
+        return [str(ended), str(next_season(rules, ended, now_s))]
+    except ValueError as error:
+        raise SeasonEnded(str(error)) from error
+
+
 def _parse_state(facts: Mapping[str, str]) -> PartitionState:
     epoch, seq = parse_whole(facts.get("epoch")), parse_whole(facts.get("seq"))
     fence = facts.get("fence", "")
@@ -139,11 +166,14 @@ def _parse_state(facts: Mapping[str, str]) -> PartitionState:
         return PartitionState(fence=fence, is_retired=facts.get("state") == "retired")
     committed = _COMMITTED.fullmatch(facts.get("committed", ""))
     layout: Layout | None = None
+    season: Season | None = None
     with suppress(ValueError):
         layout = Layout.parse(facts.get("layout", ""))
     limits = NO_LIMITS
     with suppress(ValueError):
         limits = Limits.parse(facts.get("limits", ""))
+    with suppress(ValueError):
+        season = Season.parse(facts["season"]) if "season" in facts else None
     return PartitionState(
         epoch=epoch,
         seq=seq,
@@ -156,6 +186,7 @@ def _parse_state(facts: Mapping[str, str]) -> PartitionState:
         committed_seq=parse_whole(committed[2]) or 0
         if committed and parse_whole(committed[1]) == epoch
         else 0,
+        season=season,
     )
 
 
@@ -335,6 +366,30 @@ class Partitions(StoreClient):
         Raises RedisUnavailable, ScriptFailed.
         """
         return await call(self._client, _HISTORY, [], [], str, reads=True)
+
+    async def turn(self, partition: Partition, rules: Rules) -> Season | None:
+        """End the season of a partition if its time is over, and begin the one of now.
+
+        Returns the season that is current then; None for a board without seasons. Whoever calls it,
+        and how often, it happens once.
+
+        Raises Uninitialised, Fenced, BoardArchived, SeasonEnded (the next one cannot be computed),
+        RedisUnavailable, ScriptFailed.
+        """
+        if not rules.season:
+            return None
+        season = (await self.state(partition)).season
+        if season is None:
+            raise Uninitialised
+        now_s = await self.now_s()
+        if now_s < season.end_s:
+            return season
+        keys = PartitionKeys(partition)
+        command = turn_arguments(rules, season, now_s)
+        names = [keys.board, keys.events, keys.meta, keys.changes, keys.banned]
+        turned = await call(self._client, _TURN, names, command, Turned)
+        with checking_reply(_TURN.name):
+            return Season.parse(turned.season)
 
     async def now_s(self) -> float:
         """Read Redis's clock in seconds since 1970; it decides the generation of an action.

@@ -144,9 +144,11 @@ class Rebuilding(StoreClient):
         seq: int,
         stream_id: str,
         members: int,
+        season: str = "",
     ) -> int:
         """Replace the board with the shadow board under a new epoch and accept actions again.
 
+        ``season`` is the one of the members as id:start:end, empty for a board without seasons.
         Returns the number of members.
 
         Raises OperatorMistake if the fence was lost or the shadow board is incomplete,
@@ -165,5 +167,6 @@ class Rebuilding(StoreClient):
             members,
             board.state,
             str(board.limits),
+            season,
         ]
         return await call(self._client, _OPEN, names, args, int)

@@ -17,13 +17,17 @@ ENTRIES_MAX: Final = 100_000
 class UncommittedDeltas:
     """Sums of deltas since one committed position; valid until a commit or a failover."""
 
-    def __init__(self, *, replication_id: str, epoch: int, seq: int, stream_id: str) -> None:
+    def __init__(
+        self, *, replication_id: str, epoch: int, seq: int, stream_id: str, season: str = ""
+    ) -> None:
         """Start at the committed position; ``replication_id`` was read before any entry."""
         self.replication_id = replication_id
         self.epoch = epoch
         self.seq = seq
         self.up_to = stream_id
         """The last stream id that is included."""
+        self.season = season
+        """The season at that id, as id:start:end; the sums are those of this season."""
         self.count = 0
         self._sums: dict[str, int] = {}
         self._values: dict[str, list[Event]] = {}
@@ -36,12 +40,21 @@ class UncommittedDeltas:
             self.count += 1
             self.up_to = stream_id.decode()
             record = decode(stream_id, fields)
+            if isinstance(record, Event) and record.season != self.season:
+                self._begin(record.season)
             if isinstance(record, Event) and record.is_action:
                 if record.keeps or record.user_id in self._values:
                     self._values.setdefault(record.user_id, []).append(record)
                 else:
                     self._sums[record.user_id] = self._sums.get(record.user_id, 0) + record.delta
                 self._places[record.user_id] = self.count
+
+    def _begin(self, season: str) -> None:
+        """Begin another season: what was before it does not count in Redis any more."""
+        self.season = season
+        self._sums.clear()
+        self._values.clear()
+        self._places.clear()
 
     def has(self, user_id: str) -> bool:
         """Return whether a user has acted since the position."""

@@ -4,7 +4,7 @@
 SELECT u.external_id, c.seq, c.before, c.delta, c.score_after
 FROM (
     SELECT user_id, seq, delta, score_after,
-           lag(score_after) OVER (PARTITION BY user_id ORDER BY seq) AS before
+           lag(score_after) OVER (PARTITION BY user_id, season ORDER BY seq) AS before
     FROM score_events
     WHERE board = %(board)s AND part = %(part)s AND epoch = %(epoch)s
 ) c

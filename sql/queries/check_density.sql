@@ -9,6 +9,9 @@ WITH known AS (
     UNION
     SELECT seq FROM held_actions
     WHERE board = %(board)s AND part = %(part)s AND epoch = %(epoch)s
+    UNION
+    SELECT seq FROM season_turns
+    WHERE board = %(board)s AND part = %(part)s AND epoch = %(epoch)s
 ),
 bounds AS (SELECT min(seq) AS first FROM known),
 every AS (

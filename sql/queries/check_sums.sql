@@ -5,12 +5,13 @@ WITH chosen AS (SELECT array_agg(id) AS ids FROM users WHERE external_id = ANY(%
 SELECT u.external_id, s.score, l.total, s.actions, l.rows
 FROM (
     SELECT user_id, sum(delta) AS total, count(*) AS rows FROM score_events
-    WHERE board = %(board)s AND (%(users)s::TEXT[] IS NULL OR user_id = ANY((SELECT ids FROM chosen)::UUID[]))
+    WHERE board = %(board)s AND season IS NOT DISTINCT FROM %(season)s
+        AND (%(users)s::TEXT[] IS NULL OR user_id = ANY((SELECT ids FROM chosen)::UUID[]))
     GROUP BY user_id
 ) l
 FULL JOIN (
     SELECT user_id, score, actions FROM scores
-    WHERE board = %(board)s AND (%(users)s::TEXT[] IS NULL OR user_id = ANY((SELECT ids FROM chosen)::UUID[]))
+    WHERE board = %(scores)s AND (%(users)s::TEXT[] IS NULL OR user_id = ANY((SELECT ids FROM chosen)::UUID[]))
 ) s ON s.user_id = l.user_id
 JOIN users u ON u.id = coalesce(s.user_id, l.user_id)
 WHERE (s.score, s.actions) IS DISTINCT FROM (l.total, l.rows)

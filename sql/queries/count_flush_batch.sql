@@ -4,6 +4,7 @@
 -- flushers cannot deadlock. Returns: rows counted; of these, rows whose seq was committed before
 -- (Redis lost acknowledged data); users whose score differs from the one in the stream; whether a
 -- staged id is not the id of its user's row: then nothing was counted.
+-- The scores of a season have a name of their own; the ledger's key spans all seasons of the board.
 -- A negative sum is an UPDATE: an INSERT checks its row against the constraint of a score before it finds the conflict.
 -- A held action never counts by itself, also if it comes again after the dedup window.
 -- The time of a row is that of its stream id, at most a minute from now and never before that of an
@@ -23,11 +24,12 @@ WITH missing AS MATERIALIZED (
     SELECT clock FROM flush_state WHERE board = %(board)s AND part = %(part)s
 ), counted AS (
     INSERT INTO score_events (
-        board, part, user_id, action_id, epoch, seq, delta, score_after, kind, request_id, occurred_at
+        board, part, user_id, action_id, epoch, seq, delta, score_after, kind, request_id, occurred_at, season
     )
     SELECT %(board)s::TEXT, %(part)s::INT,
            user_id, action_id, epoch, seq, delta, score_after, kind, request_id,
-           greatest((SELECT clock FROM latest), least(occurred_at, now() + INTERVAL '1 minute'))
+           greatest((SELECT clock FROM latest), least(occurred_at, now() + INTERVAL '1 minute')),
+           %(season)s::TEXT
     FROM flush_batch b
     WHERE NOT (SELECT exist FROM mismatches)
       AND NOT EXISTS (
@@ -47,14 +49,14 @@ WITH missing AS MATERIALIZED (
         reached_at = greatest(s.reached_at, t.reached_at),
         last_seq = greatest(s.last_seq, t.last_seq)
     FROM totals t
-    WHERE t.total < 0 AND s.board = %(board)s AND s.user_id = t.user_id
+    WHERE t.total < 0 AND s.board = %(scores)s AND s.user_id = t.user_id
     RETURNING s.user_id, s.score
 ), raised AS (
     INSERT INTO scores AS s (board, user_id, score, actions, reached_at, last_seq)
-    SELECT %(board)s::TEXT, user_id, total, actions, reached_at, last_seq
+    SELECT %(scores)s::TEXT, user_id, total, actions, reached_at, last_seq
     FROM totals t
     WHERE total >= 0
-       OR NOT EXISTS (SELECT FROM scores x WHERE x.board = %(board)s AND x.user_id = t.user_id)
+       OR NOT EXISTS (SELECT FROM scores x WHERE x.board = %(scores)s AND x.user_id = t.user_id)
     ORDER BY user_id
     ON CONFLICT (board, user_id) DO UPDATE
     SET score = s.score + excluded.score,

@@ -10,6 +10,6 @@ SELECT row_number() OVER (
        s.score AS "score",
        s.reached_at AS "reachedAt"
 FROM scores s JOIN users u ON u.id = s.user_id
-WHERE s.board = %(board)s
-    AND NOT EXISTS (SELECT FROM bans b WHERE b.board = s.board AND b.user_id = s.user_id)
+WHERE s.board = %(scores)s
+    AND NOT EXISTS (SELECT FROM bans b WHERE b.board = %(board)s AND b.user_id = s.user_id)
 ORDER BY 1

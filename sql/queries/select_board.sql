@@ -1,5 +1,6 @@
 -- Read the properties of a board.
 -- Index: boards_pk
 SELECT board, partitions, seen_seconds, seen_shards, is_public, operator, score_order, score_min,
-    score_max, lowering, points_from, state, points_per_action, points_per_window, window_s
+    score_max, lowering, points_from, season, time_zone, state, points_per_action,
+    points_per_window, window_s
 FROM boards WHERE board = %(board)s AND state <> 'deleted'

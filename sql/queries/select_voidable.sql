@@ -9,6 +9,7 @@ SELECT e.action_id, e.delta,
        EXISTS (SELECT FROM acts a WHERE a.board = e.board AND a.user_id = e.user_id AND 'act:' || a.id = e.action_id)
 FROM score_events e
 WHERE e.board = %(board)s AND e.user_id = (SELECT id FROM users WHERE external_id = %(user_id)s)
+  AND e.season IS NOT DISTINCT FROM %(season)s
   AND (%(action_id)s::TEXT IS NULL OR e.action_id = %(action_id)s)
   AND (%(since)s::TIMESTAMPTZ IS NULL OR e.occurred_at >= %(since)s)
   AND (%(until)s::TIMESTAMPTZ IS NULL OR e.occurred_at < %(until)s)

@@ -70,6 +70,7 @@ def test_every_endpoint_is_documented() -> None:
         ("get", "/api/scores/cutoff"),
         ("get", "/api/scores/users/{user_id}/history"),
         ("get", "/api/scores/leaderboard"),
+        ("get", "/api/scores/seasons"),
         ("get", "/api/scores/stream"),
         ("get", "/api/scores/users/{user_id}"),
         ("get", "/api/boards"),

@@ -97,7 +97,8 @@ async def run_campaign(
             folder, stack.api_port, stack.token, clients=clients, pace_s=pace_s, rules=rules
         )
         operator = Operator(stack, load.history, seed=seed)
-        if not load.history.rules.takes_values:  # their checks compare scores with the values
+        # The checks of values compare scores, and an act of a season that ended is refused.
+        if not (rules.takes_values or rules.season):
             load.add(operator)
         try:
             stack.load = load

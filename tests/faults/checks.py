@@ -34,7 +34,25 @@ async def drain(stack: Stack, within_s: float = 60) -> None:
 
 
 async def check(stack: Stack, history: History, viewer: Viewer | None = None) -> list[str]:
-    """Compare the clients' answers with both stores, and the stores with each other."""
+    """Compare the clients' answers with both stores, and the stores with each other.
+
+    If a season ended meanwhile, its scores were compared with those of the next one: check again.
+    """
+    while True:
+        before = await _season(stack)
+        found = await _check(stack, history, viewer)
+        if not found or before == await _season(stack):
+            return found
+        await drain(stack)
+
+
+async def _season(stack: Stack) -> str:
+    """Return the season of both stores; they are the same on a drained board."""
+    async with stack.redis() as client:
+        return str(await client.hget(KEYS.meta, "season"))
+
+
+async def _check(stack: Stack, history: History, viewer: Viewer | None) -> list[str]:
     found = list(history.violations)
     with stack.sql() as connection:
         if history.rules.takes_values:
@@ -132,8 +150,8 @@ def scores_are_sums(connection: psycopg.Connection) -> Iterable[str]:
     """I2: scores.score and scores.actions are sum and count of the ledger."""
     rows = connection.execute(
         "SELECT s.user_id, s.score, s.actions, e.total, e.n FROM scores s FULL JOIN "
-        "(SELECT board, user_id, sum(delta) AS total, count(*) AS n FROM score_events "
-        "GROUP BY board, user_id) e USING (board, user_id) "
+        "(SELECT board || coalesce('@' || season, '') AS board, user_id, sum(delta) AS total, "
+        "count(*) AS n FROM score_events GROUP BY 1, user_id) e USING (board, user_id) "
         "WHERE (s.score, s.actions) IS DISTINCT FROM (e.total, e.n)"
     ).fetchall()
     if rows:
@@ -147,7 +165,8 @@ def seqs_are_dense(connection: psycopg.Connection, rewound: set[int]) -> Iterabl
     """
     rows = connection.execute(
         "WITH known AS (SELECT epoch, seq FROM score_events UNION ALL "
-        "SELECT epoch, seq FROM rejected_events UNION ALL SELECT epoch, seq FROM held_actions) "
+        "SELECT epoch, seq FROM rejected_events UNION ALL SELECT epoch, seq FROM held_actions "
+        "UNION ALL SELECT epoch, seq FROM season_turns) "
         "SELECT epoch, min(seq), max(seq), count(*), count(DISTINCT seq) FROM known GROUP BY epoch"
     ).fetchall()
     for epoch, first, last, count, distinct in rows:
@@ -161,7 +180,8 @@ def ranked(connection: psycopg.Connection, rules: Rules) -> list[tuple[str, int]
     """Return the board as PostgreSQL ranks it."""
     return connection.execute(
         "SELECT u.external_id, s.score FROM scores s JOIN users u ON u.id = s.user_id "
-        "WHERE s.user_id NOT IN (SELECT user_id FROM bans) "
+        "WHERE s.user_id NOT IN (SELECT user_id FROM bans) AND s.board = (SELECT "
+        "board || substring('@' || season FROM '^(@[^:]+)?') FROM flush_state) "
         "ORDER BY s.score * %s, s.reached_at, s.last_seq",
         [1 if rules.order == "lowest" else -1],
     ).fetchall()

@@ -31,6 +31,7 @@ async def test_no_acknowledged_action_is_lost_or_doubled_by_any_fault(tmp_path: 
         Rules("best", "lowest", points="stated"),
         Rules("last", "highest", points="stated"),
         Rules("add", "lowest", lowering="players", points="stated"),
+        Rules(season="cron:*/7 * * * * *", time_zone="UTC"),
     ],
     ids=str,
 )

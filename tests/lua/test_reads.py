@@ -26,7 +26,7 @@ def names(flat: list[object]) -> list[str]:
 def test_a_window_has_total_epoch_and_seq(opened: Scripts) -> None:
     users = fill(opened, 12)
 
-    epoch, seq, total, rows, _, _ = opened.run("leaderboard", READ, 0, 10)
+    epoch, seq, total, rows, *_ = opened.run("leaderboard", READ, 0, 10)
 
     assert (epoch, seq, total) == (1, 12, 12)
     assert names(rows) == users[:10]
@@ -81,7 +81,7 @@ def test_a_user_without_the_right_to_time_gets_rows_and_no_times(opened: Scripts
         opened.client.execute_command("ACL", "DELUSER", "old")
 
     assert names(found[3]) == users
-    assert found[4:] == [0, 0]
+    assert found[4:6] == [0, 0]
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])

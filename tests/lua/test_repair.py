@@ -22,7 +22,7 @@ def repair(
     dry: int = 0,
 ) -> list[list[object]]:
     rows = scripts.run(
-        "repair", ALL, scripts.history, 1, seq, committed, dry, *flat(expected_scores)
+        "repair", ALL, scripts.history, 1, seq, committed, dry, "", *flat(expected_scores)
     )
     return [[text(row[0]), *row[1:]] for row in rows]
 
@@ -164,16 +164,16 @@ def test_a_user_lost_by_redis_is_restored(played: Scripts) -> None:
 @pytest.mark.parametrize(
     ("args", "code"),
     [
-        ((1, 3, "soon", 0, "alice", 1, 0, 0), "BADARG"),
-        ((1, "x", "0-0", 0, "alice", 1, 0, 0), "BADARG"),
-        ((1, 3, "0-0", 0, "alice", 1, 0), "BADARG"),
-        ((1, 3, "0-0", 0, "alice", 1, 0, 2, "bob"), "BADARG"),
-        ((1, 3, "0-0", 0, "alice", "x", 0, 0), "BADARG"),
-        ((1, 3, "0-0", 0, *(("alice", 1, 0, 0) * 65)), "BADARG"),
-        ((2, 3, "0-0", 0, "alice", 1, 0, 0), "STALE"),
-        ((1, 1, "0-0", 0, "alice", 1, 0, 0), "STALE"),
-        ((1, 4, "0-0", 0, "alice", 1, 0, 0), "STALE"),
-        ((1, 3, "0-0", 0, "bob", 20, 0, 0, "alice", SCORE_MAX, 0, 0), "RANGE"),
+        ((1, 3, "soon", 0, "", "alice", 1, 0, 0), "BADARG"),
+        ((1, "x", "0-0", 0, "", "alice", 1, 0, 0), "BADARG"),
+        ((1, 3, "0-0", 0, "", "alice", 1, 0), "BADARG"),
+        ((1, 3, "0-0", 0, "", "alice", 1, 0, 2, "bob"), "BADARG"),
+        ((1, 3, "0-0", 0, "", "alice", "x", 0, 0), "BADARG"),
+        ((1, 3, "0-0", 0, "", *(("alice", 1, 0, 0) * 65)), "BADARG"),
+        ((2, 3, "0-0", 0, "", "alice", 1, 0, 0), "STALE"),
+        ((1, 1, "0-0", 0, "", "alice", 1, 0, 0), "STALE"),
+        ((1, 4, "0-0", 0, "", "alice", 1, 0, 0), "STALE"),
+        ((1, 3, "0-0", 0, "", "bob", 20, 0, 0, "alice", SCORE_MAX, 0, 0), "RANGE"),
     ],
 )
 def test_refusals_change_nothing(played: Scripts, args: tuple[object, ...], code: str) -> None:
@@ -185,7 +185,7 @@ def test_refusals_change_nothing(played: Scripts, args: tuple[object, ...], code
 
 
 def test_a_caller_that_read_the_stream_of_another_server_is_refused(played: Scripts) -> None:
-    refusal = played.refuses("repair", ALL, "0123", 1, 3, "0-0", 0, "alice", 1, 0, 0)
+    refusal = played.refuses("repair", ALL, "0123", 1, 3, "0-0", 0, "", "alice", 1, 0, 0)
 
     assert refusal.startswith("STALE ")
 
@@ -197,7 +197,8 @@ def test_an_outdated_flusher_lowers_no_score(played: Scripts) -> None:
     played.client.xtrim(KEYS.events, maxlen=0)
     played.client.hset(KEYS.meta, "committed", "1:4")
 
-    refusal = played.refuses("repair", ALL, played.history, 1, 3, committed, 0, "alice", 30, 0, 0)
+    args = (1, 3, committed, 0, "", "alice", 30, 0, 0)
+    refusal = played.refuses("repair", ALL, played.history, *args)
 
     assert refusal.startswith("STALE ")
     assert scores(played)[0] == ("alice", 130)
@@ -247,7 +248,7 @@ def test_too_many_new_entries_are_refused(played: Scripts) -> None:
     for start in range(0, 1024, 64):
         played.submit(*((f"user{number}", "1", 1) for number in range(start, start + 64)))
 
-    refusal = played.refuses("repair", ALL, played.history, 1, 0, "0-0", 0, "alice", 1, 0, 0)
+    refusal = played.refuses("repair", ALL, played.history, 1, 0, "0-0", 0, "", "alice", 1, 0, 0)
 
     assert refusal.startswith("LAG ")
 
@@ -261,7 +262,7 @@ def test_entries_summed_by_the_caller_are_not_added_again(played: Scripts) -> No
 
 
 def test_an_empty_or_fenced_partition_is_refused(scripts: Scripts) -> None:
-    call = (scripts.history, 1, 0, "0-0", 0, "a", 1, 0, 0)
+    call = (scripts.history, 1, 0, "0-0", 0, "", "a", 1, 0, 0)
     assert scripts.refuses("repair", ALL, *call).startswith("UNINIT ")
     scripts.open()
     scripts.fence("T")
@@ -319,7 +320,7 @@ def ban(scripts: Scripts, user: str, score: int, banned: int, order: list[str]) 
     last = scripts.client.xrevrange(KEYS.events, count=1)
     args = (user, score, banned, len(order), *order)
     [row] = scripts.run(
-        "repair", ALL, scripts.history, 1, 0, text(last[0][0]) if last else "0-0", 0, *args
+        "repair", ALL, scripts.history, 1, 0, text(last[0][0]) if last else "0-0", 0, "", *args
     )
     return [text(row[0]), *row[1:]]
 

@@ -121,7 +121,7 @@ class BoardMachine(RuleBasedStateMachine):
         row = self.scripts.run(
             "repair",
             [KEYS.board, KEYS.events, KEYS.meta, KEYS.changes, KEYS.banned],
-            *(self.scripts.history, self.epoch, committed, last[0][0] if last else "0-0", 0),
+            *(self.scripts.history, self.epoch, committed, last[0][0] if last else "0-0", 0, ""),
             *(user, score, int(is_banned), len(equals), *equals),
         )[0]
         is_same = is_banned == (user in self.banned)

@@ -234,7 +234,7 @@ class RulesMachine(RuleBasedStateMachine):
         for user in users:
             each += [user, self.counted.get(user, -1), 0, 0]
         for user, row in zip(
-            users, self.scripts.run("repair", REPAIR, *args, 0, *each), strict=True
+            users, self.scripts.run("repair", REPAIR, *args, 0, "", *each), strict=True
         ):
             expected = self.expected_score(user)
             assert row[1:3] == [expected - self.scores.get(user, 0), expected]
@@ -244,7 +244,7 @@ class RulesMachine(RuleBasedStateMachine):
             if row[0].decode() == "corrected":
                 self.scores[user] = expected
                 self.arrivals[user] = -1  # its place among equals is not modelled
-        again = self.scripts.run("repair", REPAIR, *args, 1, *each)
+        again = self.scripts.run("repair", REPAIR, *args, 1, "", *each)
         assert {row[0] for row in again} == {b"unchanged"}
         self.late.clear()
 

@@ -43,7 +43,7 @@ class Scripts:
         """Set the rules of the partition that ``open`` makes."""
         self.layout = msgspec.structs.replace(LAYOUT, rules=rules)
 
-    def open(self, *, epoch: int = 1, seq: int = 0, members: int = 0) -> None:
+    def open(self, *, epoch: int = 1, seq: int = 0, members: int = 0, season: str = "") -> None:
         if not self.is_real:  # fakeredis has no XSETID, which open.lua needs
             facts = {"epoch": epoch, "seq": seq, "state": "open", "layout": str(self.layout)}
             self.client.hset(KEYS.meta, mapping=facts | {"public": 1})
@@ -53,7 +53,7 @@ class Scripts:
         self.run(
             "open",
             [KEYS.board, KEYS.shadow, KEYS.events, KEYS.meta, KEYS.changes],
-            *("T", epoch, seq, "0-0", GROUP, str(self.layout), 1, members),
+            *("T", epoch, seq, "0-0", GROUP, str(self.layout), 1, members, "open", season),
         )
 
     def fence(self, token: str) -> Reply:
@@ -75,6 +75,7 @@ class Scripts:
         generation: int | None = None,
         layout: str | None = None,
         traces: str = "",
+        seasons: str = "",
     ) -> tuple[list[str], list[object]]:
         generation = self.generation if generation is None else generation
         keys = [KEYS.board, KEYS.events, KEYS.meta, KEYS.changes, KEYS.banned, KEYS.gained]
@@ -91,7 +92,8 @@ class Scripts:
                 ]
             stated, request = (*more, "")[:2] if more else (0, "")
             args += [user, action, digest, delta, int(stated), request, pairs[shard]]
-        args += [traces] if traces else []
+        args += [traces] if traces or seasons else []
+        args += [seasons] if seasons else []
         return keys, args
 
     def submit(self, *actions: tuple[Any, ...], **options: Any) -> list[list[Any]]:

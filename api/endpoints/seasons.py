@@ -1,0 +1,172 @@
+"""Reads seasons and their final standings from PostgreSQL, with bounds that protect other requests.
+
+Invariants: as of api.endpoints.history, few reads run at once and each has a time limit; standings
+that are not final are never shown as such.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Final, TypeVar
+
+import msgspec
+import psycopg
+from msgspec import UNSET
+from psycopg_pool import AsyncConnectionPool
+
+from api.documents.schemas import (
+    LeaderboardReply,
+    RankedUser,
+    SeasonsReply,
+    SeasonSummary,
+    StandingReply,
+)
+from api.endpoints.board_reader import BoardReader, Page, encode_page, percentile_of, unnamed
+from scoreboard.errors import (
+    DatabaseUnavailable,
+    Overloaded,
+    SeasonEnded,
+    UnknownSeason,
+    UnknownUser,
+)
+from scoreboard.ledger.pool import Connection, translate_errors
+from scoreboard.ledger.seasons import (
+    FrozenSeason,
+    select_season,
+    select_season_standing,
+    select_season_standings,
+    select_seasons,
+)
+from scoreboard.model import Row
+from scoreboard.runtime.telemetry import get_logger
+
+READS_MAX: Final = 2
+"""Maximum reads at once in a process; the pool has four connections by default."""
+
+READ_S: Final = 2.0
+"""Time limit of a read, with the wait for a connection."""
+
+_T = TypeVar("_T")
+_encode: Final = msgspec.json.Encoder().encode
+_log = get_logger(__name__)
+
+
+class SeasonReader:
+    """Replies about seasons."""
+
+    def __init__(self, pool: AsyncConnectionPool[Connection] | None, reads: BoardReader) -> None:
+        """``pool`` is open, or None without a database; ``reads`` has the current season."""
+        self._pool = pool
+        self._reads = reads
+        self._running = 0
+
+    async def leaderboard(
+        self, board: str, season: str, *, limit: int, offset: int, names: bool
+    ) -> Page:
+        """Read and encode a page of the ranking of a season.
+
+        Raises UnknownSeason, SeasonEnded, Overloaded, DatabaseUnavailable, and what
+        BoardReader.leaderboard raises.
+        """
+        if season == await self._reads.season(board):
+            return await self._reads.leaderboard(board, limit=limit, offset=offset, names=names)
+
+        async def read(connection: Connection) -> tuple[FrozenSeason, tuple[Row, ...]]:
+            frozen = await _require_final(connection, board, season)
+            rows = await select_season_standings(
+                connection, board, season, offset=offset, limit=limit
+            )
+            return frozen, rows
+
+        frozen, rows = await self._read(read)
+        named, mark = await self._reads.add_names(rows) if names else (unnamed(rows), "")
+        reply = LeaderboardReply(named, frozen.users, 0, 0, season)
+        return encode_page(reply, f"-{season}{mark}")
+
+    async def standing(self, board: str, season: str, user_id: str, *, around: int) -> Page:
+        """Read and encode a user's standing in a season.
+
+        Raises UnknownUser, UnknownSeason, SeasonEnded, Overloaded, DatabaseUnavailable, and what
+        BoardReader.standing raises.
+        """
+        if season == await self._reads.season(board):
+            return await self._reads.standing(board, user_id, around=around)
+
+        async def read(connection: Connection) -> tuple[FrozenSeason, Row, tuple[Row, ...]]:
+            frozen = await _require_final(connection, board, season)
+            row = await select_season_standing(connection, board, season, user_id)
+            if row is None:
+                raise UnknownUser(f"The user has no score in season {season}")
+            near: tuple[Row, ...] = ()
+            if around:
+                first = max(0, min(row.rank - 1 - around, frozen.users - 1 - 2 * around))
+                near = await select_season_standings(
+                    connection, board, season, offset=first, limit=2 * around + 1
+                )
+            return frozen, row, near
+
+        frozen, row, near = await self._read(read)
+        percentile = percentile_of(row.rank, frozen.users)
+        facts = (user_id, row.rank, row.score, frozen.users, 0, 0)
+        reply = StandingReply(*facts, unnamed(near), percentile, season)
+        return encode_page(reply, f"-{season}")
+
+    async def seasons(self, board: str, *, limit: int, before: str | None) -> Page:
+        """Read and encode a page of the seasons of a board, latest first.
+
+        Raises Overloaded, DatabaseUnavailable.
+        """
+        # A row more than asked for tells whether there is another page.
+        found = await self._read(
+            lambda connection: select_seasons(connection, board, limit=limit + 1, before=before)
+        )
+        seasons = tuple(
+            SeasonSummary(
+                one.id,
+                _ms(one.starts_at),
+                _ms(one.ends_at),
+                "final" if one.is_frozen else "open",
+                one.users,
+                tuple(RankedUser(row.rank, row.user_id, row.score) for row in one.winners),
+            )
+            for one in found[:limit]
+        )
+        next_ = seasons[-1].id if len(found) > limit else UNSET
+        mark = "-".join(f"{one.id}{one.state[0]}" for one in seasons[:2])
+        return Page(f'W/"{mark}-{limit}-{before or ""}"', _encode(SeasonsReply(seasons, next_)))
+
+    async def _read(self, read: Callable[[Connection], Awaitable[_T]]) -> _T:
+        if self._pool is None:
+            raise DatabaseUnavailable("This service has no database, which keeps the seasons")
+        if self._running >= READS_MAX:
+            raise Overloaded("Too many seasons are read at the moment")
+        self._running += 1
+        try:
+            async with (
+                asyncio.timeout(READ_S),
+                translate_errors(),
+                self._pool.connection() as connection,
+            ):
+                return await read(connection)
+        except (TimeoutError, DatabaseUnavailable, psycopg.Error) as error:
+            _log.warning("seasons_unavailable", error=type(error).__name__)
+            raise DatabaseUnavailable("The seasons cannot be read at the moment") from error
+        finally:
+            self._running -= 1
+
+
+async def _require_final(connection: Connection, board: str, season: str) -> FrozenSeason:
+    """Return a season whose standings are final.
+
+    Raises UnknownSeason, SeasonEnded, DatabaseUnavailable.
+    """
+    found = await select_season(connection, board, season)
+    if found is None:
+        raise UnknownSeason(f"Board {board} has no season {season}")
+    if not found.is_frozen:
+        raise SeasonEnded("The last actions of the season are being counted")
+    return found
+
+
+def _ms(moment: datetime) -> int:
+    return round(moment.timestamp() * 1000)

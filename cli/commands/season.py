@@ -1,0 +1,116 @@
+"""`scoreboard season`: list the seasons of a board and read their final standings."""
+
+import asyncio
+from pathlib import Path
+
+import click
+import msgspec
+
+from cli.output import print_json, print_message, print_table
+from cli.parameters import BOARD
+from cli.target import data_dir_option, json_option, load_settings, open_database
+from scoreboard.errors import OperatorMistake, UnknownSeason
+from scoreboard.ledger.exports import require_board
+from scoreboard.ledger.seasons import (
+    SeasonSummary,
+    select_season,
+    select_season_standings,
+    select_seasons,
+)
+from scoreboard.model import PAGE_MAX, Row, is_season_id
+from scoreboard.runtime.settings import Settings
+
+_LIMIT = click.IntRange(1, PAGE_MAX)
+
+
+@click.group()
+def season() -> None:
+    """List the seasons of a board and read their final standings."""
+
+
+@season.command(name="list")
+@click.argument("name", type=BOARD)
+@click.option("--limit", type=_LIMIT, default=20, show_default=True, help="Number of seasons.")
+@click.option("--before", help="List the seasons before this one.")
+@json_option
+@data_dir_option
+def list_seasons(
+    *, name: str, limit: int, before: str | None, as_json: bool, data_dir: Path
+) -> None:
+    """List the seasons of board NAME, latest first, with the winners of those that are final.
+
+    \b
+    Example:
+      scoreboard season list league
+    """  # noqa: D301
+    found = asyncio.run(_list(load_settings(data_dir), name, limit, before))
+    if as_json:
+        print_json([msgspec.to_builtins(one) for one in found])
+        return
+    print_table(
+        ("season", "begins", "ends", "state", "users", "winners"),
+        [
+            (
+                one.id,
+                one.starts_at.isoformat(timespec="seconds"),
+                one.ends_at.isoformat(timespec="seconds"),
+                "final" if one.is_frozen else "open",
+                one.users if one.is_frozen else "",
+                ", ".join(f"{row.user_id} {row.score}" for row in one.winners),
+            )
+            for one in found
+        ],
+    )
+    if not found:
+        print_message(f"Board {name} has no seasons")
+
+
+async def _list(
+    settings: Settings, name: str, limit: int, before: str | None
+) -> list[SeasonSummary]:
+    async with open_database(settings) as connection:
+        await require_board(connection, name)
+        return await select_seasons(connection, name, limit=limit, before=before)
+
+
+@season.command()
+@click.argument("name", type=BOARD)
+@click.argument("season_id", metavar="SEASON")
+@click.option("--limit", type=_LIMIT, default=10, show_default=True, help="Number of users.")
+@click.option("--offset", type=click.IntRange(0), default=0, help="Number of users to skip.")
+@json_option
+@data_dir_option
+def top(
+    *, name: str, season_id: str, limit: int, offset: int, as_json: bool, data_dir: Path
+) -> None:
+    """Show the final standings of SEASON of board NAME.
+
+    \b
+    Example:
+      scoreboard season top league 2026-W48
+    """  # noqa: D301
+    rows = asyncio.run(_top(load_settings(data_dir), name, season_id, limit, offset))
+    if as_json:
+        print_json([msgspec.to_builtins(row) for row in rows])
+        return
+    print_table(("rank", "user", "score"), [(row.rank, row.user_id, row.score) for row in rows])
+
+
+async def _top(
+    settings: Settings, name: str, season_id: str, limit: int, offset: int
+) -> tuple[Row, ...]:
+    async with open_database(settings) as connection:
+        await require_board(connection, name)
+        found = (
+            await select_season(connection, name, season_id) if is_season_id(season_id) else None
+        )
+        if found is None:
+            raise UnknownSeason(f"Board {name} has no season {season_id}")
+        if not found.is_frozen:
+            raise OperatorMistake(
+                f"Season {season_id} of board {name} is not final; its scores are those of: "
+                f"scoreboard board top --board {name}"
+            )
+        return await select_season_standings(
+            connection, name, season_id, offset=offset, limit=limit
+        )

@@ -1,0 +1,161 @@
+"""Ends the seasons of boards in time, also without traffic, and freezes their final standings.
+
+The season of a partition ends in Redis by lua/turn.lua, which the api calls as well: it happens
+once, whoever calls it, so no lease is needed. A season is frozen when PostgreSQL has the end of it
+from every partition. Every process does both; a repeat changes nothing.
+
+Invariant: a board whose season cannot be computed or whose partition is closed does not hold up
+the others.
+"""
+
+import asyncio
+import time
+from typing import Final
+
+from scoreboard.errors import (
+    BoardArchived,
+    Fenced,
+    ScoreboardError,
+    Uninitialised,
+)
+from scoreboard.ledger.pool import Connection, connect
+from scoreboard.ledger.seasons import freeze_season, select_seasons_to_freeze
+from scoreboard.model import Board, Partition
+from scoreboard.runtime.lifecycle import StopEvent
+from scoreboard.runtime.settings import Settings
+from scoreboard.runtime.telemetry import get_logger
+from scoreboard.store.partitions import PAGE, Survey
+from scoreboard.store.store import Store
+
+TURN_EVERY_S: Final = 0.5
+"""Interval of looking at the clock: the longest delay of an end without traffic."""
+
+LIST_EVERY_S: Final = 30.0
+"""Interval of reading the list of boards and the seasons of their partitions."""
+
+CLOSED_S: Final = 2.0
+"""Time after which a partition that is closed at the end of its season is tried again."""
+
+FREEZE_EVERY_S: Final = 1.0
+FREEZE_MAX: Final = 20
+"""Maximum number of seasons that are frozen in a row."""
+
+SESSION: Final = {
+    "lock_timeout": "1s",
+    # A large season is sorted once.
+    "statement_timeout": "10min",
+    "work_mem": "128MB",
+    "jit": "off",
+}
+
+_FREEZING: Final = "freezing"
+_log = get_logger(__name__)
+
+
+class Seasons:
+    """The seasons of all boards, as one flusher sees them."""
+
+    def __init__(self, settings: Settings, store: Store) -> None:
+        self._settings = settings
+        self._store = store
+        self._ends_s: dict[Partition, float] = {}
+        """When to look at a partition again: when its season ends."""
+        self._boards: dict[str, Board] = {}
+        """Those with seasons."""
+        self._listed_at_s = float("-inf")
+        self._failures: dict[str, str] = {}
+
+    async def run(self, stop: StopEvent) -> None:
+        """Turn and freeze seasons until ``stop``."""
+        async with asyncio.TaskGroup() as group:
+            freezing = group.create_task(self._freeze_all(stop))
+            while not stop.is_set:
+                try:
+                    await self._turn_due()
+                except ScoreboardError as error:
+                    self._note("", error)
+                else:
+                    self._failures.pop("", None)
+                await stop.sleep(TURN_EVERY_S)
+            freezing.cancel()  # the statement is repeated by the next process
+
+    async def _turn_due(self) -> None:
+        if time.monotonic() - self._listed_at_s >= LIST_EVERY_S:
+            await self._read_list()
+            self._listed_at_s = time.monotonic()
+        if not self._ends_s:
+            return
+        now_s = await self._store.now_s()
+        for partition in [one for one, end_s in self._ends_s.items() if end_s <= now_s]:
+            self._ends_s[partition] = await self._turn(partition, now_s)
+
+    async def _read_list(self) -> None:
+        """Learn which boards have seasons, and when those of their partitions end."""
+        found = await self._store.list_boards()
+        self._boards = {name: board for name, board in found.items() if board.layout.rules.season}
+        partitions = [
+            Partition(board.name, number)
+            for board in self._boards.values()
+            for number in range(board.layout.partitions)
+        ]
+        self._ends_s.clear()
+        for start in range(0, len(partitions), PAGE):
+            page = partitions[start : start + PAGE]
+            for partition, read in zip(page, await self._store.survey(page), strict=True):
+                if isinstance(read, Survey) and read.state.season is not None:
+                    self._ends_s[partition] = read.state.season.end_s
+
+    async def _turn(self, partition: Partition, now_s: float) -> float:
+        """Turn a partition; return when to look at it again, by Redis's clock."""
+        rules = self._boards[partition.board].layout.rules
+        try:
+            season = await self._store.turn(partition, rules)
+        except (BoardArchived, Fenced, Uninitialised):
+            return now_s + CLOSED_S
+        except ScoreboardError as error:
+            self._note(str(partition), error)
+            return now_s + CLOSED_S
+        self._failures.pop(str(partition), None)
+        return season.end_s if season else float("inf")
+
+    def _note(self, what: str, error: ScoreboardError) -> None:
+        """Log a cause once."""
+        if self._failures.get(what) == error.code:
+            return
+        self._failures[what] = error.code
+        if what == _FREEZING:
+            _log.warning("seasons_not_frozen", reason=error.detail)
+        else:
+            _log.warning("season_not_turned", partition=what or None, reason=error.detail)
+
+    async def _freeze_all(self, stop: StopEvent) -> None:
+        connection: Connection | None = None
+        try:
+            while not stop.is_set:
+                try:
+                    if self._boards:
+                        connection = await self._connected(connection)
+                        await self._freeze(connection)
+                except ScoreboardError as error:
+                    if connection is not None:
+                        await connection.close()
+                    connection = None
+                    self._note(_FREEZING, error)
+                else:
+                    self._failures.pop(_FREEZING, None)
+                await stop.sleep(FREEZE_EVERY_S)
+        finally:
+            if connection is not None:
+                await connection.close()
+
+    async def _connected(self, connection: Connection | None) -> Connection:
+        if connection is not None and not connection.closed and not connection.is_login_outdated:
+            return connection
+        if connection is not None:
+            await connection.close()
+        return await connect(self._settings, name="flusher-seasons", **SESSION)  # pyright: ignore[reportArgumentType]
+
+    async def _freeze(self, connection: Connection) -> None:
+        for board, season in await select_seasons_to_freeze(connection, limit=FREEZE_MAX):
+            if await freeze_season(connection, board, season):
+                _log.info("season_frozen", board=board, season=season)

@@ -1,0 +1,173 @@
+"""Seasons of boards in PostgreSQL, and their final standings.
+
+A season is recorded before anything of it is counted. Its scores have a name of their own in the
+table ``scores``; the ledger has the season of each action, and its key spans all seasons. The
+standings are frozen once, when every partition has committed the end of the season. The caller owns
+the connection and its transaction. Each constant has the name of its query file; a test compares
+the two sets.
+"""
+
+from datetime import datetime
+from typing import Final
+
+from msgspec import Struct
+
+from scoreboard.ledger.pool import Connection, translate_errors
+from scoreboard.model import Board, Row, scores_name
+from scoreboard.runtime import resources
+from scoreboard.seasons import Season
+
+_INSERT_SEASON: Final = resources.query("insert_season")
+_INSERT_NAME: Final = resources.query("insert_season_name")
+_SELECT_NEWEST: Final = resources.query("select_newest_season")
+_SELECT_TO_FREEZE: Final = resources.query("select_seasons_to_freeze")
+_FREEZE: Final = resources.query("freeze_season")
+_SELECT_SEASONS: Final = resources.query("select_seasons")
+_SELECT_SEASON: Final = resources.query("select_season")
+_SELECT_STANDINGS: Final = resources.query("select_season_standings")
+_SELECT_STANDING: Final = resources.query("select_season_standing")
+
+WINNERS: Final = 3
+"""Number of winners in a list of seasons."""
+
+
+class SeasonSummary(Struct, frozen=True):
+    """A season of a board. ``users`` and ``winners`` are empty until it is frozen."""
+
+    id: str
+    starts_at: datetime
+    ends_at: datetime
+    is_frozen: bool
+    users: int
+    winners: tuple[Row, ...]
+
+
+class FrozenSeason(Struct, frozen=True):
+    """Whether the standings of a season are final, and how many users they have."""
+
+    is_frozen: bool
+    users: int
+
+
+async def insert_season(connection: Connection, board: str, season: Season) -> None:
+    """Record a season and the name of its scores; a repeat changes nothing.
+
+    Raises psycopg.Error, which the caller translates.
+    """
+    row = {"board": board, "season": season.id, "name": scores_name(board, season.id)}
+    times = {"start_s": season.start_s, "end_s": season.end_s}
+    await connection.execute(_INSERT_NAME, row)
+    await connection.execute(_INSERT_SEASON, {**row, **times})
+
+
+async def select_newest_season(connection: Connection, board: str) -> Season | None:
+    """Read the season of a board that began last; None for a board without seasons.
+
+    Raises DatabaseUnavailable.
+    """
+    async with translate_errors():
+        row = await (await connection.execute(_SELECT_NEWEST, {"board": board})).fetchone()
+    return Season(*row) if row else None
+
+
+async def newest_season_id(connection: Connection, board: Board) -> str:
+    """Return the id of the season of a board that began last; empty if it has none.
+
+    Raises DatabaseUnavailable.
+    """
+    if not board.layout.rules.season:
+        return ""
+    season = await select_newest_season(connection, board.name)
+    return season.id if season else ""
+
+
+async def current_scores(connection: Connection, board: Board) -> str:
+    """Return the name of the scores of a board, or of its newest season if it has seasons.
+
+    Raises DatabaseUnavailable.
+    """
+    return scores_name(board.name, await newest_season_id(connection, board))
+
+
+async def select_seasons_to_freeze(connection: Connection, *, limit: int) -> list[tuple[str, str]]:
+    """List (board, season) that every partition has left and that are not frozen yet.
+
+    Raises DatabaseUnavailable.
+    """
+    async with translate_errors():
+        rows = await (await connection.execute(_SELECT_TO_FREEZE, {"limit": limit})).fetchall()
+    return [(str(board), str(season)) for board, season in rows]
+
+
+async def freeze_season(connection: Connection, board: str, season: str) -> bool:
+    """Freeze the standings of a season, once; return whether this call did.
+
+    Raises DatabaseUnavailable.
+    """
+    parameters = {"board": board, "season": season, "name": scores_name(board, season)}
+    async with translate_errors():
+        row = await (await connection.execute(_FREEZE, parameters)).fetchone()
+    return bool(row and row[0])
+
+
+async def select_seasons(
+    connection: Connection, board: str, *, limit: int, before: str | None = None
+) -> list[SeasonSummary]:
+    """List the seasons of a board, latest first; ``before`` is the last one of the page before.
+
+    Raises DatabaseUnavailable.
+    """
+    parameters = {"board": board, "limit": limit, "before": before}
+    async with translate_errors():
+        rows = await (await connection.execute(_SELECT_SEASONS, parameters)).fetchall()
+    return [
+        SeasonSummary(
+            season,
+            starts_at,
+            ends_at,
+            is_frozen,
+            users,
+            tuple(
+                Row(rank, user, score)
+                for rank, (user, score) in enumerate(zip(names, scores, strict=True), 1)
+            ),
+        )
+        for season, starts_at, ends_at, is_frozen, users, names, scores in rows
+    ]
+
+
+async def select_season(connection: Connection, board: str, season: str) -> FrozenSeason | None:
+    """Read whether the standings of a season are final; None if the board has no such season.
+
+    Raises DatabaseUnavailable.
+    """
+    parameters = {"board": board, "season": season}
+    async with translate_errors():
+        row = await (await connection.execute(_SELECT_SEASON, parameters)).fetchone()
+    return FrozenSeason(*row) if row else None
+
+
+async def select_season_standings(
+    connection: Connection, board: str, season: str, *, offset: int, limit: int
+) -> tuple[Row, ...]:
+    """Read a page of the final standings of a season; empty until it is frozen.
+
+    Raises DatabaseUnavailable.
+    """
+    parameters = {"board": board, "season": season, "offset": offset, "limit": limit}
+    async with translate_errors():
+        rows = await (await connection.execute(_SELECT_STANDINGS, parameters)).fetchall()
+    return tuple(Row(*row) for row in rows)
+
+
+async def select_season_standing(
+    connection: Connection, board: str, season: str, user_id: str
+) -> Row | None:
+    """Read the final standing of a user in a season; None without one.
+
+    Raises DatabaseUnavailable.
+    """
+    parameters = {"board": board, "season": season, "user_id": user_id}
+    async with translate_errors():
+        row = await (await connection.execute(_SELECT_STANDING, parameters)).fetchone()
+    return Row(row[0], user_id, row[1]) if row else None

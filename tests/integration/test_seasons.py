@@ -1,0 +1,570 @@
+"""Seasons of a few seconds: each action counts in one of them, whatever happens at the boundary."""
+
+import asyncio
+import time
+
+import pytest
+import redis
+
+from flusher import seasons
+from scoreboard.errors import NotFound, OperatorMistake, SeasonClosed
+from scoreboard.ledger import dead_letters
+from scoreboard.ledger.acts import ActFilter, select_acts
+from scoreboard.ledger.boards import insert_board, select_board
+from scoreboard.ledger.dead_letters import Overrides
+from scoreboard.ledger.pool import Connection, connect
+from scoreboard.ledger.seasons import (
+    freeze_season,
+    select_season_standing,
+    select_season_standings,
+    select_seasons,
+)
+from scoreboard.model import Action, Board, Layout, Partition, Receipt, Rules, partition_of
+from scoreboard.moderation.acts import Moderator
+from scoreboard.moderation.plans import BanChange, Correction, Undo, Void
+from scoreboard.recovery.reseed import SESSION, reseed
+from scoreboard.recovery.verify import verify
+from scoreboard.runtime.settings import Secret, Settings
+from scoreboard.seasons import Season, season_at
+from scoreboard.store.client import make_client
+from scoreboard.store.keys import PartitionKeys
+from tests.support.eventually import eventually_async
+from tests.support.servers.flushers import (
+    act,
+    dispatching,
+    flushing,
+    is_drained,
+    query,
+    store_of,
+)
+
+pytestmark = pytest.mark.slow
+PARTITIONS = 3
+SHORT = Rules(season="cron:*/4 * * * * *", time_zone="UTC")
+"""Seasons of 4 s; the command accepts none below a minute."""
+LONG = Rules(season="cron:0 0 1 1 *", time_zone="UTC")
+
+
+class World:
+    """A board with seasons."""
+
+    def __init__(self, settings: Settings, rules: Rules) -> None:
+        self.settings = settings
+        self.board = Board("main", Layout(PARTITIONS, 1000, 4, rules))
+
+    async def open(self) -> None:
+        async with await connect(self.settings, name="test") as connection:
+            await insert_board(connection, self.board)
+        await self.reseed()
+
+    async def reseed(self) -> None:
+        connection = await connect(self.settings, name="test", autocommit=True, **SESSION)
+        try:
+            async with store_of(self.settings) as store:
+                board = await select_board(connection, "main")
+                assert board == self.board
+                await reseed(store, connection, board, list(range(PARTITIONS)), actor="test")
+        finally:
+            await connection.close()
+
+    async def play(self, *actions: Action) -> list[Receipt | BaseException]:
+        return await act(
+            self.settings,
+            *(
+                Action(one.user_id, one.action_id, one.delta, rules=self.board.layout.rules,
+                       season=one.season)
+                for one in actions
+            ),
+        )  # fmt: skip
+
+    async def drained(self) -> None:
+        await eventually_async(lambda: is_drained(self.settings, partitions=PARTITIONS), 20)
+
+    async def season(self) -> str:
+        """Return the id of the current season of partition 0."""
+        async with store_of(self.settings) as store:
+            season = (await store.state(Partition("main"))).season
+        assert season is not None
+        return season.id
+
+    async def end(self) -> None:
+        """Let the current season end some time ago, as if the clock had gone on."""
+        end_s = int(time.time())
+        with redis.Redis.from_url(self.settings.redis_url.reveal(), decode_responses=True) as it:
+            for number in range(PARTITIONS):
+                meta = PartitionKeys(Partition("main", number)).meta
+                name, start, _ = str(it.hget(meta, "season")).split(":")
+                it.hset(meta, "season", f"{name}:{start}:{end_s}")
+
+    async def turn(self) -> str:
+        """Turn all partitions; return the id of the season that began."""
+        async with store_of(self.settings) as store:
+            for number in range(PARTITIONS):
+                await store.turn(Partition("main", number), self.board.layout.rules)
+        return await self.season()
+
+    async def frozen(self, count: int) -> None:
+        """Wait until ``count`` seasons are frozen."""
+
+        def found() -> bool:
+            [(frozen,)] = query(
+                self.settings, "SELECT count(*) FROM seasons WHERE frozen_at IS NOT NULL"
+            )
+            return frozen >= count
+
+        await eventually_async(found, 20)
+
+    async def verify(self) -> None:
+        """Check that a full verification finds nothing, and the sums of every season."""
+        client = make_client(self.settings, name="test")
+        connection = await connect(self.settings, name="test", autocommit=True, **SESSION)
+        try:
+            verdict = await verify(
+                client, connection, self.board, sample=None, report=lambda *_: None
+            )
+            assert (verdict.drifted, verdict.findings) == ((), ())
+        finally:
+            await connection.close()
+            await client.aclose()
+        assert self.scores() == self.sums()
+
+    def sums(self) -> dict[tuple[str, str], int]:
+        """Return the sums of the ledger by (season, user)."""
+        rows = query(
+            self.settings,
+            "SELECT e.season, u.external_id, sum(e.delta) FROM score_events e"
+            " JOIN users u ON u.id = e.user_id GROUP BY 1, 2",
+        )
+        return {(season, user): int(total) for season, user, total in rows}
+
+    def scores(self) -> dict[tuple[str, str], int]:
+        rows = query(
+            self.settings,
+            "SELECT split_part(s.board, '@', 2), u.external_id, s.score FROM scores s"
+            " JOIN users u ON u.id = s.user_id",
+        )
+        return {(season, user): score for season, user, score in rows}
+
+    async def shown(self) -> dict[str, int]:
+        async with store_of(self.settings) as store:
+            window = await store.leaderboard("main", limit=100)
+        return {row.user_id: row.score for row in window.rows}
+
+    async def connected(self) -> Connection:
+        return await connect(self.settings, name="test", autocommit=True)
+
+    async def moderate(self, *requests: Correction | Void | BanChange | Undo) -> list[str]:
+        done: list[str] = []
+        for request in requests:
+            connection = await self.connected()
+            try:
+                async with store_of(self.settings) as store:
+                    moderator = Moderator(
+                        store, connection, self.board, actor="me", stream_cap=1000
+                    )
+                    plan = await moderator.plan(request)
+                    done.append((await moderator.perform(request, plan, reason="test")).act_id)
+            finally:
+                await connection.close()
+        return done
+
+
+@pytest.fixture(autouse=True)
+def read_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Notice soon that a test has changed when a season ends."""
+    monkeypatch.setattr(seasons, "LIST_EVERY_S", 1.0)
+
+
+@pytest.fixture
+def settings(redis_url: str, database_url: str) -> Settings:
+    return Settings(
+        redis_url=Secret(redis_url), database_url=Secret(database_url), flusher_metrics_port=0
+    )
+
+
+@pytest.fixture
+async def world(settings: Settings) -> World:
+    one = World(settings, LONG)
+    await one.open()
+    return one
+
+
+def first_season() -> str:
+    return season_at(LONG, time.time()).id
+
+
+async def test_each_acknowledged_action_is_in_one_season_under_load(settings: Settings) -> None:
+    world = World(settings, SHORT)
+    await world.open()
+    counted: list[tuple[str, str]] = []
+    ends_at = time.monotonic() + 13
+    async with flushing(settings), dispatching(settings) as dispatcher:
+
+        async def play(user: str) -> None:
+            number = 0
+            while time.monotonic() < ends_at:
+                number += 1
+                one = Action(user, f"win:{number}", 1, rules=SHORT)
+                first = await dispatcher.submit("main", one)
+                assert not first.replayed
+                again = await dispatcher.submit("main", one)
+                assert (again.score, again.replayed) == (first.score, True)
+                counted.append((user, one.action_id))
+
+        await asyncio.gather(*(play(f"user{n}") for n in range(24)))
+        await world.drained()
+        await world.frozen(3)
+
+    ledger = query(
+        settings,
+        "SELECT u.external_id, e.action_id, e.season, extract(epoch FROM e.occurred_at)"
+        " FROM score_events e JOIN users u ON u.id = e.user_id",
+    )
+    assert sorted((user, action) for user, action, _, _ in ledger) == sorted(counted)
+    spans = {
+        season: (start, end)
+        for season, start, end in query(
+            settings,
+            "SELECT season, extract(epoch FROM starts_at), extract(epoch FROM ends_at)"
+            " FROM seasons",
+        )
+    }
+    assert len({season for _, _, season, _ in ledger}) >= 4
+    for user, action, season, occurred_s in ledger:
+        start_s, end_s = spans[season]
+        assert start_s <= occurred_s < end_s, (user, action, season)
+    for season in query(settings, "SELECT season FROM seasons WHERE frozen_at IS NOT NULL"):
+        rows = query(
+            settings,
+            "SELECT u.external_id, t.score FROM season_standings t JOIN users u ON u.id = t.user_id"
+            " WHERE season = %s ORDER BY rank",
+            *season,
+        )
+        sums = {user: total for (name, user), total in world.sums().items() if name == season[0]}
+        assert dict(rows) == sums
+        assert [score for _, score in rows] == sorted(sums.values(), reverse=True)
+    assert world.scores() == world.sums()
+    assert query(settings, "SELECT 1 FROM dead_events") == []
+    assert query(settings, "SELECT 1 FROM rejected_events") == []
+
+
+async def test_a_season_ends_without_traffic_and_viewers_see_the_empty_board(world: World) -> None:
+    first = await world.season()
+    await world.play(Action("alice", "win:1", 30), Action("bob", "win:1", 20))
+    async with flushing(world.settings):
+        await world.drained()
+        assert await world.shown() == {"alice": 30, "bob": 20}
+        await world.end()
+        began = time.monotonic()
+        await eventually_async(lambda: _is_empty(world), 10)
+        assert time.monotonic() - began < 6
+        await world.frozen(1)
+    assert world.scores() == {(first, "alice"): 30, (first, "bob"): 20}
+    await world.verify()
+
+
+async def _is_empty(world: World) -> bool:
+    return await world.shown() == {}
+
+
+async def test_a_flusher_that_was_away_counts_each_season_on_its_own(world: World) -> None:
+    first = await world.season()
+    await world.play(Action("alice", "win:1", 30), Action("bob", "win:1", 20))
+    await world.end()
+    # Only the partitions of these users are turned by their updates.
+    [receipt] = await world.play(Action("alice", "win:2", 5))
+    assert isinstance(receipt, Receipt)
+    assert (receipt.score, receipt.replayed) == (5, False)
+    second = await world.turn()
+    assert second != first
+
+    async with flushing(world.settings):
+        await world.drained()
+        await world.frozen(1)
+    assert world.sums() == {(first, "alice"): 30, (first, "bob"): 20, (second, "alice"): 5}
+    await world.verify()
+    connection = await world.connected()
+    rows = await select_season_standings(connection, "main", first, offset=0, limit=10)
+    assert [(row.rank, row.user_id, row.score) for row in rows] == [
+        (1, "alice", 30),
+        (2, "bob", 20),
+    ]
+    await connection.close()
+
+
+async def test_missed_seasons_are_skipped(settings: Settings) -> None:
+    world = World(settings, SHORT)
+    await world.open()
+    first = await world.season()
+    await world.play(Action("alice", "win:1", 30, season=first))
+    await asyncio.sleep(9)  # pace: seasons pass, and nobody turns the board
+    assert await world.season() == first
+    async with flushing(settings):
+        await world.play(Action("alice", "win:2", 5))
+        await world.frozen(1)
+        await world.drained()
+    played = {season for season, _ in world.sums()}
+    assert len(played) == 2
+    assert first in played
+    names = [name for (name,) in query(settings, "SELECT season FROM seasons ORDER BY starts_at")]
+    assert names[0] == first
+    starts = query(settings, "SELECT extract(epoch FROM starts_at) FROM seasons ORDER BY 1")
+    assert starts[1][0] - starts[0][0] >= 8, "the seasons between have no row"
+    assert world.scores() == world.sums()
+
+
+async def test_an_emptied_redis_is_not_a_new_season(world: World) -> None:
+    first = await world.season()
+    await world.play(Action("alice", "win:1", 30))
+    async with flushing(world.settings):
+        await world.drained()
+    # PostgreSQL has a season that ended while Redis was away.
+    query(world.settings, "UPDATE seasons SET ends_at = now() - INTERVAL '5 s'")
+    query(
+        world.settings,
+        "UPDATE flush_state SET season = split_part(season, ':', 1) || ':' ||"
+        " split_part(season, ':', 2) || ':' || (extract(epoch FROM now())::BIGINT - 5)",
+    )
+    with redis.Redis.from_url(world.settings.redis_url.reveal()) as client:
+        client.flushall()
+    await world.reseed()
+    assert await world.season() == first
+    assert await world.shown() == {"alice": 30}
+    # A repeat of an action of the ended season is still known.
+    [receipt] = await world.play(Action("alice", "win:1", 30))
+    assert isinstance(receipt, Receipt)
+    assert (receipt.score, receipt.replayed) == (30, True)
+    [receipt] = await world.play(Action("alice", "win:2", 4))
+    assert isinstance(receipt, Receipt)
+    assert receipt.score == 4
+    async with flushing(world.settings):
+        await world.drained()
+        await world.frozen(1)
+    assert {season for season, _ in world.sums()} == {first, await world.season()}
+    await world.verify()
+    # Emptied again, in the new season.
+    with redis.Redis.from_url(world.settings.redis_url.reveal()) as client:
+        client.flushall()
+    await world.reseed()
+    assert await world.shown() == {"alice": 4}
+    await world.verify()
+
+
+async def test_a_late_duplicate_of_an_earlier_season_does_not_count(world: World) -> None:
+    first = await world.season()
+    await world.play(Action("alice", "win:1", 30))
+    async with flushing(world.settings):
+        await world.drained()
+        await world.end()
+        await world.turn()
+        with redis.Redis.from_url(world.settings.redis_url.reveal()) as client:
+            for key in client.keys("*:seen:*"):
+                client.unlink(key)  # the dedup window is over
+        await world.play(Action("alice", "win:1", 30), Action("bob", "win:1", 20))
+        await world.drained()
+        second = await world.season()
+        assert world.sums() == {(first, "alice"): 30, (second, "bob"): 20}
+        await eventually_async(lambda: _shows(world, {"bob": 20}), 20)
+        await world.drained()
+    await world.verify()
+
+
+async def _shows(world: World, scores: dict[str, int]) -> bool:
+    return await world.shown() == scores
+
+
+async def test_an_update_that_states_a_closed_season_leaves_no_trace(world: World) -> None:
+    first = await world.season()
+    await world.play(Action("alice", "win:1", 30, season=first))
+    await world.end()
+    late, repeat = await world.play(
+        Action("alice", "win:2", 5, season=first), Action("alice", "win:1", 30, season=first)
+    )
+    assert isinstance(late, SeasonClosed)
+    assert isinstance(repeat, Receipt)
+    assert repeat.replayed
+    second = await world.turn()
+    [good] = await world.play(Action("alice", "win:2", 5, season=second))
+    assert isinstance(good, Receipt)
+    assert (good.score, good.replayed) == (5, False)
+    async with flushing(world.settings):
+        await world.drained()
+    assert world.sums() == {(first, "alice"): 30, (second, "alice"): 5}
+
+
+async def test_a_clock_that_was_set_back_does_not_reopen_a_season(world: World) -> None:
+    first = await world.season()
+    await world.play(Action("alice", "win:1", 30))
+    ahead = Season("AHEAD", int(time.time()) + 10**9, int(time.time()) + 2 * 10**9)
+    with redis.Redis.from_url(world.settings.redis_url.reveal()) as client:
+        for number in range(PARTITIONS):
+            keys = PartitionKeys(Partition("main", number))
+            # As turn.lua left it, before the clock was set back.
+            client.hincrby(keys.meta, "seq", 1)
+            seq = int(client.hget(keys.meta, "seq") or 0)
+            client.hset(keys.meta, "season", str(ahead))
+            client.unlink(keys.board)
+            client.xadd(keys.events, {"q": seq, "e": 1, "k": "s", "p": str(ahead)})
+    async with flushing(world.settings):
+        [receipt] = await world.play(Action("alice", "win:2", 5))
+        assert isinstance(receipt, Receipt)
+        assert receipt.score == 5
+        await world.drained()
+        await world.frozen(1)
+    assert await world.season() == "AHEAD"
+    assert world.sums() == {(first, "alice"): 30, ("AHEAD", "alice"): 5}
+    await world.verify()
+
+
+async def test_standings_are_frozen_once_without_banned_users(world: World) -> None:
+    first = await world.season()
+    await world.play(
+        Action("alice", "win:1", 30),
+        Action("bob", "win:1", 20),
+        Action("eve", "win:1", 90),
+        Action("carol", "win:1", 20),
+    )
+    async with flushing(world.settings):
+        await world.drained()
+        await world.moderate(BanChange("eve", "ban"))
+        await world.end()
+        await world.frozen(1)
+        await world.drained()
+        [ban] = await _acts(world)
+        await world.moderate(Undo(ban))
+        await world.drained()
+        assert await world.shown() == {}
+    connection = await world.connected()
+    try:
+        before = query(world.settings, "SELECT * FROM season_standings ORDER BY rank")
+        assert len(before) == 3
+        assert not await freeze_season(connection, "main", first)
+        assert query(world.settings, "SELECT * FROM season_standings ORDER BY rank") == before
+        current, frozen = await select_seasons(connection, "main", limit=10)
+        assert (current.is_frozen, current.users, current.winners) == (False, 0, ())
+        assert (frozen.id, frozen.is_frozen, frozen.users) == (first, True, 3)
+        assert frozen.winners[0].user_id == "alice"
+        assert await select_seasons(connection, "main", limit=10, before=current.id) == [frozen]
+        assert await select_season_standing(connection, "main", first, "eve") is None
+        bob = await select_season_standing(connection, "main", first, "bob")
+        assert bob is not None
+        assert bob.score == 20
+    finally:
+        await connection.close()
+    await world.verify()
+
+
+async def _acts(world: World) -> list[str]:
+    connection = await world.connected()
+    try:
+        return [one.id for one in await select_acts(connection, ActFilter(), limit=10)]
+    finally:
+        await connection.close()
+
+
+async def test_acts_change_only_the_current_season(world: World) -> None:
+    await world.play(Action("alice", "win:1", 30), Action("bob", "win:1", 20))
+    async with flushing(world.settings):
+        await world.drained()
+        [correction] = await world.moderate(Correction("alice", -5))
+        await world.end()
+        with pytest.raises(NotFound, match="earlier seasons are final"):
+            await world.moderate(Void("bob", "win:1"))
+        with pytest.raises(OperatorMistake, match="which is over"):
+            await world.moderate(Undo(correction))
+        await world.play(Action("bob", "win:2", 7))
+        await world.drained()
+        await world.moderate(Void("bob", "win:2"), Correction("alice", 3))
+        await world.drained()
+        assert await world.shown() == {"alice": 3, "bob": 0}
+        await world.frozen(1)
+    await world.verify()
+
+
+async def test_an_act_whose_season_ended_before_it_was_applied_is_refused(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.play(Action("alice", "win:1", 30))
+    record = Moderator._record
+
+    async def record_and_turn(self: Moderator, new: object) -> None:
+        await record(self, new)  # type: ignore[arg-type]
+        await world.end()
+        await world.turn()
+
+    monkeypatch.setattr(Moderator, "_record", record_and_turn)
+    with pytest.raises(OperatorMistake, match="It changed nothing"):
+        await world.moderate(Correction("alice", -5))
+    monkeypatch.undo()
+    connection = await world.connected()
+    [refused] = await select_acts(connection, ActFilter(), limit=10)
+    await connection.close()
+    assert refused.state == "refused"
+    async with flushing(world.settings):
+        await world.moderate(Correction("alice", 5))
+        await world.drained()
+    assert await world.shown() == {"alice": 5}
+    await world.verify()
+
+
+async def test_a_redis_that_came_back_from_before_a_turn_is_reseeded_in_the_later_season(
+    world: World,
+) -> None:
+    url = world.settings.redis_url.reveal()
+    first = await world.season()
+    await world.play(Action("alice", "win:1", 30))
+    async with flushing(world.settings):
+        await world.drained()
+        await world.end()
+        with redis.Redis.from_url(url) as client:
+            older = {key: client.dump(key) for key in client.keys("sb:{main:*")}
+        await world.turn()
+        await world.play(Action("alice", "win:2", 5), Action("bob", "win:1", 7))
+        await world.drained()
+        second = await world.season()
+    with redis.Redis.from_url(url) as client:
+        client.flushall()
+        for key, value in older.items():
+            client.restore(key, 0, value)
+    assert await world.season() == first
+    async with flushing(world.settings):
+        await eventually_async(lambda: _shows(world, {"alice": 5, "bob": 7}), 20)
+        [again] = await world.play(Action("alice", "win:2", 5))
+        assert isinstance(again, Receipt)
+        assert (again.score, again.replayed) == (5, True)
+        await world.drained()
+        await world.frozen(1)
+    assert world.sums() == {(first, "alice"): 30, (second, "alice"): 5, (second, "bob"): 7}
+    assert await world.season() == second
+
+
+async def test_a_dead_letter_counts_in_the_season_of_its_action(world: World) -> None:
+    first = await world.season()
+    await world.play(Action("alice", "win:1", 30))
+    number = partition_of("alice", PARTITIONS)
+    keys = PartitionKeys(Partition("main", number))
+    with redis.Redis.from_url(world.settings.redis_url.reveal(), decode_responses=True) as client:
+        season = str(client.hget(keys.meta, "season"))
+        seq = client.hincrby(keys.meta, "seq", 1)
+        fields = {"q": seq, "u": "alice", "a": "win:2", "d": "x", "s": 33, "e": 1, "p": season}
+        client.xadd(keys.events, fields)
+    async with flushing(world.settings):
+        await world.end()
+        await world.turn()
+        await world.play(Action("alice", "win:3", 5))
+        await world.drained()
+        connection = await world.connected()
+        try:
+            [entry] = await dead_letters.select_entries(connection, "main", after=0, limit=10)
+            await dead_letters.lock_board(connection, world.board)
+            done = await dead_letters.apply(
+                connection, world.board, entry.id, actor="me", overrides=Overrides(delta=3)
+            )
+        finally:
+            await connection.close()
+        assert done.outcome == "applied"
+        second = await world.season()
+        await world.drained()
+        await eventually_async(lambda: _shows(world, {"alice": 5}), 20)
+    assert world.sums() == {(first, "alice"): 33, (second, "alice"): 5}
+    await world.verify()
