@@ -23,7 +23,7 @@ from scoreboard.errors import DatabaseUnavailable, SchemaMismatch, TooManyPoison
 from scoreboard.events import BIGINT_MAX, Event, event_time, season_id_of
 from scoreboard.ledger.pool import describe
 from scoreboard.ledger.positions import Position
-from scoreboard.ledger.seasons import insert_season
+from scoreboard.ledger.seasons import open_season
 from scoreboard.model import scores_name
 from scoreboard.runtime import resources
 from scoreboard.runtime.lifecycle import backoff_s
@@ -171,7 +171,7 @@ class Writer(Session):
             dead = [dead_event_of(record) for record in batch.bad]
             for season in batch.seasons:
                 if season not in self._known_seasons:
-                    await insert_season(self.connection, self.partition.board, Season.parse(season))
+                    await open_season(self.connection, self.partition.board, Season.parse(season))
             tally = await self._count_seasons(batch, previous.seq, dead, isolate=isolate)
             for event in dead:
                 await self.connection.execute(_INSERT_DEAD, {**self.where, **_as_row(event)})
