@@ -34,7 +34,7 @@ from scoreboard.events import BIGINT_MAX, Event, event_time, season_id_of
 from scoreboard.ledger.held import Held, insert_held
 from scoreboard.ledger.pool import describe
 from scoreboard.ledger.positions import Position
-from scoreboard.ledger.seasons import insert_season
+from scoreboard.ledger.seasons import open_season
 from scoreboard.model import scores_name
 from scoreboard.runtime import resources
 from scoreboard.runtime.lifecycle import backoff_s
@@ -217,9 +217,13 @@ class Writer(Session):
             dead = [dead_event_of(record) for record in batch.bad]
             for season in batch.seasons:
                 if season not in self._known_seasons:
+<<<<<<< HEAD
                     await insert_season(self.connection, self.partition.board, Season.parse(season))
             early, repeats = split_held(batch)
             held = await self._hold(early, previous.seq)
+=======
+                    await open_season(self.connection, self.partition.board, Season.parse(season))
+>>>>>>> efe59b6a76a3d34ebd0e1b9858212b2800b3cbc7
             tally = await self._count_seasons(batch, previous.seq, dead, isolate=isolate)
             held = held.plus(await self._hold(repeats, previous.seq))
             if tally.rewound + held.rewound and not allow_reused:

@@ -24,17 +24,21 @@ GRANT INSERT ON score_events, dead_events, held_actions, audit_log TO scoreboard
 GRANT SELECT (seq, hash) ON audit_log TO scoreboard_flusher;
 GRANT INSERT, UPDATE (score, actions, reached_at, last_seq) ON scores TO scoreboard_flusher;
 GRANT INSERT, UPDATE (epoch, seq, stream_id, clock, season) ON flush_state TO scoreboard_flusher;
--- A season, the name of its scores, and its final standings.
-GRANT INSERT ON boards, season_turns, season_standings TO scoreboard_flusher;
-GRANT INSERT, UPDATE (frozen_at) ON seasons TO scoreboard_flusher;
+-- The ends of seasons and their final standings; open_season records a season.
+GRANT INSERT ON season_turns, season_standings TO scoreboard_flusher;
+GRANT UPDATE (frozen_at) ON seasons TO scoreboard_flusher;
 GRANT INSERT, UPDATE (corrected_at) ON rejected_events TO scoreboard_flusher;
 
 GRANT SELECT ON boards, users, actions, scores, score_events, flush_state, rejected_events,
     dead_events, held_actions, audit_log, backups, acts, act_actions, bans, seasons, season_turns, season_standings
     TO scoreboard_operator;
+<<<<<<< HEAD
 GRANT INSERT ON score_events, held_actions, audit_log, backups, acts, act_actions, bans, seasons
     TO scoreboard_operator;
 GRANT UPDATE (act_id, voided_at, voided_by, voided_reason) ON held_actions TO scoreboard_operator;
+=======
+GRANT INSERT ON score_events, audit_log, backups, acts, act_actions, bans TO scoreboard_operator;
+>>>>>>> efe59b6a76a3d34ebd0e1b9858212b2800b3cbc7
 GRANT UPDATE (refused_at) ON acts TO scoreboard_operator;
 GRANT DELETE ON bans TO scoreboard_operator;
 GRANT INSERT, UPDATE (
@@ -48,6 +52,8 @@ GRANT INSERT, UPDATE (epoch, seq, stream_id, season) ON flush_state TO scoreboar
 GRANT INSERT, UPDATE (corrected_at) ON rejected_events TO scoreboard_operator;
 GRANT UPDATE (resolved_at, resolution, resolved_by, resolved_reason) ON dead_events
     TO scoreboard_operator;
+
+GRANT EXECUTE ON FUNCTION open_season TO scoreboard_flusher, scoreboard_operator;
 
 -- The rotator sets passwords and ends sessions by these functions, which run with the owner's rights, and
 -- has no other right. With CREATEROLE and ADMIN OPTION instead, it could create, rename and drop roles

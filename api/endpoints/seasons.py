@@ -5,6 +5,7 @@ that are not final are never shown as such.
 """
 
 import asyncio
+import zlib
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Final, TypeVar
@@ -69,7 +70,9 @@ class SeasonReader:
         BoardReader.leaderboard raises.
         """
         if season == await self._reads.season(board):
-            return await self._reads.leaderboard(board, limit=limit, offset=offset, names=names)
+            page = await self._reads.leaderboard(board, limit=limit, offset=offset, names=names)
+            await self._require_current(board, season)
+            return page
 
         async def read(connection: Connection) -> tuple[FrozenSeason, tuple[Row, ...]]:
             frozen = await _require_final(connection, board, season)
@@ -90,7 +93,9 @@ class SeasonReader:
         BoardReader.standing raises.
         """
         if season == await self._reads.season(board):
-            return await self._reads.standing(board, user_id, around=around)
+            page = await self._reads.standing(board, user_id, around=around)
+            await self._require_current(board, season)
+            return page
 
         async def read(connection: Connection) -> tuple[FrozenSeason, Row, tuple[Row, ...]]:
             frozen = await _require_final(connection, board, season)
@@ -132,8 +137,16 @@ class SeasonReader:
             for one in found[:limit]
         )
         next_ = seasons[-1].id if len(found) > limit else UNSET
-        mark = "-".join(f"{one.id}{one.state[0]}" for one in seasons[:2])
-        return Page(f'W/"{mark}-{limit}-{before or ""}"', _encode(SeasonsReply(seasons, next_)))
+        body = _encode(SeasonsReply(seasons, next_))
+        return Page(f'W/"{zlib.crc32(body):08x}"', body)
+
+    async def _require_current(self, board: str, season: str) -> None:
+        """Check that a season is still current, and so was while the board was read.
+
+        Raises SeasonEnded, and what BoardReader.season raises.
+        """
+        if season != await self._reads.season(board):
+            raise SeasonEnded
 
     async def _read(self, read: Callable[[Connection], Awaitable[_T]]) -> _T:
         if self._pool is None:

@@ -31,7 +31,7 @@ from scoreboard.ledger.audit import AuditTrail, audited
 from scoreboard.ledger.held import insert_held
 from scoreboard.ledger.pool import Connection, describe, translate_errors
 from scoreboard.ledger.positions import lock_partitions, lock_position_shared
-from scoreboard.ledger.seasons import insert_season
+from scoreboard.ledger.seasons import open_season
 from scoreboard.ledger.users import ensure_user
 from scoreboard.model import (
     POINTS_MAX,
@@ -376,7 +376,7 @@ async def _ensure_season(
     with suppress(ValueError):
         season = Season.parse(entry.fields.get("p", ""))
         if season.id == action.season:
-            await insert_season(connection, board.name, season)
+            await open_season(connection, board.name, season)
 
 
 async def _lock_home(connection: Connection, board: Board, home: int, entry: Entry) -> None:

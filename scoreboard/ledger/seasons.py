@@ -17,8 +17,7 @@ from scoreboard.model import Board, Row, scores_name
 from scoreboard.runtime import resources
 from scoreboard.seasons import Season
 
-_INSERT_SEASON: Final = resources.query("insert_season")
-_INSERT_NAME: Final = resources.query("insert_season_name")
+_OPEN_SEASON: Final = resources.query("open_season")
 _SELECT_NEWEST: Final = resources.query("select_newest_season")
 _SELECT_TO_FREEZE: Final = resources.query("select_seasons_to_freeze")
 _FREEZE: Final = resources.query("freeze_season")
@@ -49,15 +48,13 @@ class FrozenSeason(Struct, frozen=True):
     users: int
 
 
-async def insert_season(connection: Connection, board: str, season: Season) -> None:
+async def open_season(connection: Connection, board: str, season: Season) -> None:
     """Record a season and the name of its scores; a repeat changes nothing.
 
     Raises psycopg.Error, which the caller translates.
     """
-    row = {"board": board, "season": season.id, "name": scores_name(board, season.id)}
     times = {"start_s": season.start_s, "end_s": season.end_s}
-    await connection.execute(_INSERT_NAME, row)
-    await connection.execute(_INSERT_SEASON, {**row, **times})
+    await connection.execute(_OPEN_SEASON, {"board": board, "season": season.id, **times})
 
 
 async def select_newest_season(connection: Connection, board: str) -> Season | None:

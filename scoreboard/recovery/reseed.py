@@ -39,7 +39,7 @@ from scoreboard.ledger.scores import (
     select_ranking,
     select_totals,
 )
-from scoreboard.ledger.seasons import insert_season, select_newest_season
+from scoreboard.ledger.seasons import open_season, select_newest_season
 from scoreboard.model import (
     SLOT_COUNT,
     Board,
@@ -258,7 +258,7 @@ async def reseed(
     await mirror_board(store, connection, board.name)
     async with audited(connection) as trail:
         if season:
-            await insert_season(connection, board.name, Season.parse(season))
+            await open_season(connection, board.name, Season.parse(season))
         for partition, position in zip(partitions, positions, strict=True):
             if not await begin_epoch(connection, partition, position):
                 raise OperatorMistake(f"Another operator has already opened {partition}")

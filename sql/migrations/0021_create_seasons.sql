@@ -1,4 +1,4 @@
--- depends: 0019_add_action_rules
+-- depends: 0020_create_held_actions
 INSERT INTO schema_compatibility (migration, compatible_from)
 VALUES ('0021_create_seasons', '0016_create_schema_compatibility') ON CONFLICT DO NOTHING;
 -- A season has the scores of its name, `board@season`: the table boards has a row of that name for the foreign key
@@ -47,3 +47,21 @@ CREATE TABLE IF NOT EXISTS season_standings (
     CONSTRAINT season_standings_season_fk FOREIGN KEY (board, season) REFERENCES seasons (board, season)
 );
 CREATE UNIQUE INDEX IF NOT EXISTS season_standings_user ON season_standings (board, season, user_id);
+-- Record a season and the name of its scores, with the rules of its board; a repeat changes nothing. It runs with the
+-- owner's rights: the flusher may not add boards.
+CREATE OR REPLACE FUNCTION open_season(the_board TEXT, the_season TEXT, start_s BIGINT, end_s BIGINT) RETURNS VOID
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+BEGIN
+    INSERT INTO boards (
+        board, partitions, seen_seconds, seen_shards, is_public, operator, score_order, score_min,
+        score_max, lowering, points_from, state, season, time_zone, season_of
+    )
+    SELECT the_board || '@' || the_season, partitions, seen_seconds, seen_shards, is_public, operator, score_order,
+        score_min, score_max, lowering, points_from, 'deleted', season, time_zone, the_board
+    FROM boards WHERE board = the_board AND season_of IS NULL
+    ON CONFLICT DO NOTHING;
+    INSERT INTO seasons (board, season, starts_at, ends_at)
+    VALUES (the_board, the_season, to_timestamp(start_s), to_timestamp(end_s))
+    ON CONFLICT DO NOTHING;
+END $$;
+REVOKE ALL ON FUNCTION open_season FROM PUBLIC;

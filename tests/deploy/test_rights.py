@@ -6,6 +6,7 @@ from sql/grants.sql.
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from websockets.sync.client import connect as connect_viewer
 from websockets.typing import Subprotocol
 
 from scoreboard.ledger import migrations
-from scoreboard.model import pack
-from scoreboard.store.keys import GROUP
+from scoreboard.model import Partition, pack
+from scoreboard.runtime import resources
+from scoreboard.store.keys import GROUP, PartitionKeys
 from tests.support.eventually import eventually
 from tests.support.servers.deployed import KEYS, PASSWORD, Deployed, is_committed, play
 from tests.support.servers.rights import as_user
@@ -217,7 +219,8 @@ def test_no_user_of_valkey_has_the_right(
         ("api", ("DEL", KEYS.events)),
         ("api", ("XTRIM", KEYS.events, "MAXLEN", "0")),
         ("api", ("XGROUP", "DESTROY", KEYS.events, GROUP)),
-        ("api", ("UNLINK", KEYS.board)),
+        ("api", ("UNLINK", KEYS.events)),
+        ("api", ("UNLINK", KEYS.meta)),
         ("api", ("HSET", "sb:actions", "win", "1000")),
         ("api", ("SET", "sb:limit:x", "0")),
         ("streamer", ("CONFIG", "GET", "appendfsync")),
@@ -249,6 +252,44 @@ def test_a_script_of_the_streamer_cannot_write(deployed: Deployed) -> None:
             with pytest.raises(redis.exceptions.ResponseError):
                 client.execute_command(command, digest, 1, KEYS.meta)
     assert deployed.admin.hget(KEYS.meta, "state") == "open"
+
+
+def test_seasons_end_and_are_frozen_with_the_rights_of_the_services(deployed: Deployed) -> None:
+    keys, now = PartitionKeys(Partition("league")), int(time.time())
+    first, second = f"A:{now - 9}:{now - 1}", f"B:{now - 1}:{now + 99}"
+    names = [keys.board, keys.events, keys.meta, keys.changes, keys.banned]
+    for user in ("api", "flusher", "operator"):
+        facts = {"epoch": 1, "seq": 0, "state": "open", "season": first}
+        deployed.admin.hset(keys.meta, mapping=facts)
+        deployed.admin.zadd(keys.board, {"alice": 1})
+        with as_redis(deployed, user) as client:
+            digest = client.script_load(resources.script("turn").decode())
+            assert client.evalsha(digest, 5, *names, first, second) == ["turned", second]
+        assert not deployed.admin.exists(keys.board)
+        deployed.admin.unlink(keys.meta, keys.events)
+    deployed.owner.execute(
+        "INSERT INTO boards (board, partitions, seen_seconds, seen_shards, is_public, season,"
+        " time_zone) VALUES ('league', 1, 1, 1, true, 'daily', 'UTC')"
+    )
+    row = {"board": "league", "season": "A", "name": "league@A", "start_s": 1, "end_s": 2}
+    steps = [
+        ("operator", "open_season", {}),
+        ("flusher", "open_season", {}),
+        ("flusher", "insert_season_turn", {"part": 0, "epoch": 1, "seq": 1}),
+        ("flusher", "select_seasons_to_freeze", {"limit": 9}),
+        ("flusher", "freeze_season", {}),
+        ("api", "select_seasons", {"limit": 9, "before": None}),
+        ("api", "select_season", {}),
+        ("api", "select_season_standings", {"offset": 0, "limit": 9}),
+        ("api", "select_season_standing", {"user_id": "alice"}),
+        ("operator", "select_seasons", {"limit": 9, "before": None}),
+        ("operator", "select_newest_season", {}),
+    ]
+    for role, query, more in steps:
+        with psycopg.connect(deployed.environment(role)["DATABASE_URL"]) as connection:
+            connection.execute(resources.query(query), {**row, **more})
+    frozen = "SELECT count(*) FROM seasons WHERE board = 'league' AND frozen_at IS NOT NULL"
+    assert deployed.owner.execute(frozen).fetchone() == (1,)
 
 
 REFUSED_TO_ALL = [

@@ -118,3 +118,12 @@ def test_the_time_of_a_change_is_known_by_redis_clock_alone() -> None:
     # A reseed removes the time; the next change is known again.
     assert accepted_at_s(0, 40_000) == 0.0
     assert accepted_at_s(41_000, 41_100) == pytest.approx(99.9)
+
+
+def test_another_season_is_a_change_although_both_boards_are_empty() -> None:
+    state = BoardState("main")
+    state.apply(Window(2, 10, 0, (), season="A:1:2"), at_ms=1)
+    assert state.apply(Window(2, 11, 0, (), season="A:1:2"), at_ms=2) is ReadResult.UNCHANGED
+    assert state.apply(Window(2, 12, 0, (), season="B:2:3"), at_ms=3) is ReadResult.CHANGED
+    assert state.message is not None
+    assert state.message.season == "B"

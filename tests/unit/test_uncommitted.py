@@ -69,3 +69,35 @@ def test_a_record_says_which_value_stays() -> None:
 
 def test_a_record_with_an_unknown_rule_for_values_is_kept_as_a_dead_letter() -> None:
     assert isinstance(decode(*entry(1, "ann", 5, 5, "median")), BadRecord)
+
+
+def test_what_came_before_a_season_began_does_not_add_up() -> None:
+    uncommitted = UncommittedDeltas(
+        replication_id="", epoch=1, seq=0, stream_id="0-0", season="A:1:2"
+    )
+
+    def of(season: str, number: int, delta: int) -> tuple[bytes, dict[bytes, bytes]]:
+        stream_id, fields = entry(number, "ann", delta, delta)
+        return stream_id, fields | {b"p": season.encode()}
+
+    turn = {b"q": b"2", b"e": b"1", b"k": b"s", b"p": b"B:2:3"}
+    uncommitted.add([of("A:1:2", 1, 7), (b"2-0", turn)])
+    assert uncommitted.season == "B:2:3"
+    assert not uncommitted.has("ann")
+    assert uncommitted.expected_score("ann", None) == -1
+    uncommitted.add([of("B:2:3", 3, 4)])
+    assert uncommitted.expected_score("ann", None) == 4
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {b"k": b"s", b"q": b"2", b"e": b"1"},
+        {b"k": b"s", b"q": b"2", b"e": b"1", b"p": b"B"},
+        {b"k": b"s", b"q": b"x", b"e": b"1", b"p": b"B:2:3"},
+        {b"k": b"s", b"q": b"0", b"e": b"1", b"p": b"B:2:3"},
+        entry(1, "ann", 1, 1)[1] | {b"p": b"B:3:2"},
+    ],
+)
+def test_a_record_whose_season_cannot_be_read_is_bad(fields: dict[bytes, bytes]) -> None:
+    assert isinstance(decode(b"1-0", fields), BadRecord)

@@ -1,0 +1,98 @@
+"""`scoreboard season`, and boards with seasons by `scoreboard board`."""
+
+import asyncio
+import json
+import time
+from pathlib import Path
+
+import pytest
+import redis
+
+from flusher import seasons
+from scoreboard.model import Action, Layout, Partition, Rules
+from scoreboard.runtime.settings import Secret, Settings
+from scoreboard.store.keys import PartitionKeys
+from tests.support.clients.commands import Run
+from tests.support.eventually import eventually_async
+from tests.support.servers.flushers import act, flushing, is_drained, query
+
+RULES = Rules(season="weekly", time_zone="Europe/Berlin")
+
+
+@pytest.fixture
+def settings(redis_url: str, database_url: str) -> Settings:
+    return Settings(
+        redis_url=Secret(redis_url), database_url=Secret(database_url), flusher_metrics_port=0
+    )
+
+
+async def test_a_board_with_seasons_is_created_played_and_listed(
+    command: Run, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seasons, "LIST_EVERY_S", 1.0)
+    create = ("board", "create", "league", "--season", "weekly", "--time-zone", "Europe/Berlin")
+    assert (await asyncio.to_thread(command, *create)).code == 0
+    shown = await asyncio.to_thread(command, "board", "show", "league", "--json")
+    assert json.loads(shown.out)["layout"]["rules"]["season"] == "weekly"
+    assert "weekly in Europe/Berlin" in (await asyncio.to_thread(command, "board", "list")).out
+    async with flushing(settings):
+        for user, points in (("alice", 30), ("bob", 20)):
+            await act(settings, Action(user, "win:1", points, rules=RULES), board="league")
+        await eventually_async(lambda: is_drained(settings, "league"))
+        [(first,)] = query(settings, "SELECT season FROM seasons")
+        early = await asyncio.to_thread(command, "season", "top", "league", first)
+        assert early.code != 0
+        assert "is not final" in early.err
+        with redis.Redis.from_url(settings.redis_url.reveal(), decode_responses=True) as client:
+            meta = PartitionKeys(Partition("league")).meta
+            name, start, _ = str(client.hget(meta, "season")).split(":")
+            client.hset(meta, "season", f"{name}:{start}:{int(time.time())}")
+
+        def is_frozen() -> bool:
+            return query(settings, "SELECT 1 FROM seasons WHERE frozen_at IS NOT NULL") != []
+
+        await eventually_async(is_frozen, 15)
+    listed = await asyncio.to_thread(command, "season", "list", "league")
+    assert listed.code == 0
+    assert "alice 30, bob 20" in listed.out
+    top = await asyncio.to_thread(command, "season", "top", "league", first, "--json")
+    assert json.loads(top.out) == [
+        {"rank": 1, "userId": "alice", "score": 30},
+        {"rank": 2, "userId": "bob", "score": 20},
+    ]
+    unknown = await asyncio.to_thread(command, "season", "top", "league", "1999-W01")
+    assert "has no season" in unknown.err
+    exported = await asyncio.to_thread(command, "export", "board", "league")
+    assert exported.out.splitlines() == ["rank,userId,score,reachedAt"]
+
+
+def test_a_file_of_boards_has_seasons(command: Run, tmp_path: Path) -> None:
+    file = tmp_path / "boards.toml"
+    file.write_text('[boards.daily]\nseason = "daily"\n[boards.plain]\n')
+    assert command("board", "apply", str(file)).code == 0
+    again = command("board", "apply", str(file))
+    assert "Nothing had to be changed" in again.err
+    text = command("board", "export").out
+    assert text.count("season = ") == 1
+    assert 'time_zone = "UTC"' in text
+    file.write_text('[boards.daily]\nseason = "weekly"\n')
+    refused = command("board", "apply", str(file))
+    assert "season is daily and cannot be changed" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--season", "hourly"), "a season is daily"),
+        (("--season", "daily", "--time-zone", "Mars"), "time zone"),
+        (("--season", "cron:* *"), "five fields"),
+        (("--time-zone", "UTC"), "is for boards with seasons"),
+    ],
+)
+def test_seasons_that_cannot_be_computed_are_refused(
+    command: Run, options: tuple[str, ...], message: str
+) -> None:
+    refused = command("board", "create", "league", *options)
+    assert refused.code != 0
+    assert message in refused.err
+    assert str(Layout()) not in refused.out
