@@ -217,13 +217,9 @@ class Writer(Session):
             dead = [dead_event_of(record) for record in batch.bad]
             for season in batch.seasons:
                 if season not in self._known_seasons:
-<<<<<<< HEAD
-                    await insert_season(self.connection, self.partition.board, Season.parse(season))
+                    await open_season(self.connection, self.partition.board, Season.parse(season))
             early, repeats = split_held(batch)
             held = await self._hold(early, previous.seq)
-=======
-                    await open_season(self.connection, self.partition.board, Season.parse(season))
->>>>>>> efe59b6a76a3d34ebd0e1b9858212b2800b3cbc7
             tally = await self._count_seasons(batch, previous.seq, dead, isolate=isolate)
             held = held.plus(await self._hold(repeats, previous.seq))
             if tally.rewound + held.rewound and not allow_reused:

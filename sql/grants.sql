@@ -32,13 +32,9 @@ GRANT INSERT, UPDATE (corrected_at) ON rejected_events TO scoreboard_flusher;
 GRANT SELECT ON boards, users, actions, scores, score_events, flush_state, rejected_events,
     dead_events, held_actions, audit_log, backups, acts, act_actions, bans, seasons, season_turns, season_standings
     TO scoreboard_operator;
-<<<<<<< HEAD
-GRANT INSERT ON score_events, held_actions, audit_log, backups, acts, act_actions, bans, seasons
+GRANT INSERT ON score_events, held_actions, audit_log, backups, acts, act_actions, bans
     TO scoreboard_operator;
 GRANT UPDATE (act_id, voided_at, voided_by, voided_reason) ON held_actions TO scoreboard_operator;
-=======
-GRANT INSERT ON score_events, audit_log, backups, acts, act_actions, bans TO scoreboard_operator;
->>>>>>> efe59b6a76a3d34ebd0e1b9858212b2800b3cbc7
 GRANT UPDATE (refused_at) ON acts TO scoreboard_operator;
 GRANT DELETE ON bans TO scoreboard_operator;
 GRANT INSERT, UPDATE (

@@ -235,7 +235,7 @@ def act(scripts: Scripts, decided_in: str) -> list[object]:
     generation, shard = scripts.generation, shard_of(digest, LAYOUT.seen_shards)
     keys = [*TURN, *(KEYS.dedup_shard(generation + step, shard) for step in (1, 0, -1))]
     args = [generation, str(scripts.layout), 1000, "alice", "act:1", digest, 5, 0, SCORE_MAX]
-    word, *numbers = scripts.run("act", keys, *args, decided_in)
+    word, *numbers = scripts.run("act", keys, *args, -1, decided_in)
     return [text(word), *numbers]
 
 

@@ -53,7 +53,7 @@ class Scripts:
         self.run(
             "open",
             [KEYS.board, KEYS.shadow, KEYS.events, KEYS.meta, KEYS.changes],
-            *("T", epoch, seq, "0-0", GROUP, str(self.layout), 1, members, "open", season),
+            *("T", epoch, seq, "0-0", GROUP, str(self.layout), 1, members, "open", "", season),
         )
 
     def fence(self, token: str) -> Reply:
