@@ -101,6 +101,9 @@ def administration(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Adminis
     try:
         for user in ("alice", "bob"):
             play(made.deployed, user, "win:1", 50)
+        made.deployed.run("board", "set", "main", "--max-points-per-action", "40")
+        play(made.deployed, "alice", "win:held", 50)
+        made.deployed.run("board", "set", "main", "--max-points-per-action", "none")
         eventually(lambda: is_committed(made.deployed))
         yield made
     finally:
@@ -139,6 +142,8 @@ REQUESTS: Final[list[tuple[str, str, dict[str, object] | None]]] = [
     ("PATCH", "/api/admin/boards/daily", {"public": False, "state": "archived"}),
     ("GET", "/api/admin/boards", None),
     ("GET", "/api/admin/audit?board=main", None),
+    ("GET", "/api/admin/held?state=held", None),
+    ("POST", "/api/admin/held/1/void", {"reason": "test"}),
     ("GET", "/api/admin/status", None),
 ]
 """Every request of an administrator, in an order in which each succeeds."""

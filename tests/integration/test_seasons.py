@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 import redis
@@ -487,8 +488,8 @@ async def test_an_act_whose_season_ended_before_it_was_applied_is_refused(
     await world.play(Action("alice", "win:1", 30))
     record = Moderator._record
 
-    async def record_and_turn(self: Moderator, new: object) -> None:
-        await record(self, new)  # type: ignore[arg-type]
+    async def record_and_turn(self: Moderator, *new: Any) -> None:
+        await record(self, *new)
         await world.end()
         await world.turn()
 

@@ -48,7 +48,7 @@ def test_an_empty_board_has_no_rows(opened: Scripts) -> None:
 
 def test_a_window_has_the_time_of_the_last_change_of_the_watched_top(opened: Scripts) -> None:
     def times() -> tuple[int, int]:
-        *_, changed_ms, now_ms = opened.run("leaderboard", READ, 0, 10)
+        *_, changed_ms, now_ms, _season = opened.run("leaderboard", READ, 0, 10)
         return changed_ms, now_ms
 
     fill(opened, 12)
