@@ -233,7 +233,13 @@ async def test_users_are_found_by_id_and_name(admin: Admin) -> None:
         {"userId": "alice", "name": None}
     ]
     assert (await admin.get("users", query="al%")).json()["users"] == []
-    assert problem(await admin.get("users", query="a")) == (422, "invalid")
+    for unusable in ("a", "a\0b", "a\nb", "x" * 129):
+        assert problem(await admin.get("users", query=unusable)) == (422, "invalid")
+    for path in ("acts", "held", "audit"):
+        for name in ("userId", "board"):
+            answer = await admin.get(path, **{name: "a\0b"})
+            assert problem(answer) == (422, "invalid"), (path, name)
+    assert problem(await admin.get("audit", actor="a\0b")) == (422, "invalid")
     assert problem(await admin.get("users/nobody")) == (404, "unknown-user")
     history = (await admin.get("users/alice/history", board="main", limit=1)).json()
     assert [one["actionId"] for one in history["history"]] == ["win:2"]

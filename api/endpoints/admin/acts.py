@@ -28,7 +28,7 @@ from api.endpoints.fast_reads import PRIVATE
 from api.endpoints.scores import BEARER, AnyRequest, read_parameters
 from scoreboard.errors import ForeignOrigin, NotFound
 from scoreboard.ledger.acts import Act, ActFilter, ActState, select_act, select_acts
-from scoreboard.model import Board, Row
+from scoreboard.model import BOARD_PATTERN, ID_PATTERN, Board, Row
 from scoreboard.moderation.acts import Done
 from scoreboard.moderation.plans import Undo
 from scoreboard.moderation.preview import preview, require_in_bounds
@@ -127,9 +127,11 @@ class Acts(Controller):
     async def list_acts(
         self,
         request: AnyRequest,
-        board: Annotated[str | None, QueryParameter(description="The board.")] = None,
+        board: Annotated[
+            str | None, QueryParameter(pattern=BOARD_PATTERN, description="The board.")
+        ] = None,
         user_id: Annotated[
-            str | None, QueryParameter(name="userId", description="The user.")
+            str | None, QueryParameter(name="userId", pattern=ID_PATTERN, description="The user.")
         ] = None,
         act_state: Annotated[
             ActState | None, QueryParameter(name="state", description="The state.")

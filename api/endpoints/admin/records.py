@@ -44,8 +44,11 @@ from scoreboard.ledger.boards import select_boards
 from scoreboard.ledger.dead_letters import count_dead_letters
 from scoreboard.ledger.held import HeldAction, HeldFilter, HeldState, select_held
 from scoreboard.ledger.users import search_users, select_names, select_user_boards
-from scoreboard.model import Board, Partition
+from scoreboard.model import BOARD_PATTERN, ID_PATTERN, Board, Partition
 from scoreboard.store.rebuilding import PAGE
+
+PRINTABLE: Final = r"^[^\x00-\x1f\x7f]+$"
+"""PostgreSQL has no NUL in a text."""
 
 FOUND_MAX: Final = 20
 """Maximum users of a search."""
@@ -82,7 +85,11 @@ class Records(Controller):
         wanted: Annotated[
             str,
             QueryParameter(
-                name="query", min_length=2, max_length=128, description="What to look for."
+                name="query",
+                pattern=PRINTABLE,
+                min_length=2,
+                max_length=128,
+                description="What to look for.",
             ),
         ],
     ) -> Response[UsersReply]:
@@ -127,7 +134,7 @@ class Records(Controller):
         self,
         request: AnyRequest,
         user_id: UserPath,
-        board: Annotated[str, QueryParameter(description="The board.")],
+        board: Annotated[str, QueryParameter(pattern=BOARD_PATTERN, description="The board.")],
         limit: Annotated[
             int, QueryParameter(ge=1, le=PAGE_MAX, description="Number of actions.")
         ] = 100,
@@ -156,13 +163,21 @@ class Records(Controller):
         self,
         request: AnyRequest,
         *,
-        actor: Annotated[str | None, QueryParameter(description="Who made the change.")] = None,
-        action: Annotated[
-            str | None, QueryParameter(description="The change, or its first word.")
+        actor: Annotated[
+            str | None,
+            QueryParameter(pattern=PRINTABLE, max_length=200, description="Who made the change."),
         ] = None,
-        board: Annotated[str | None, QueryParameter(description="The board.")] = None,
+        action: Annotated[
+            str | None,
+            QueryParameter(
+                pattern=PRINTABLE, max_length=200, description="The change, or its first word."
+            ),
+        ] = None,
+        board: Annotated[
+            str | None, QueryParameter(pattern=BOARD_PATTERN, description="The board.")
+        ] = None,
         user_id: Annotated[
-            str | None, QueryParameter(name="userId", description="The user.")
+            str | None, QueryParameter(name="userId", pattern=ID_PATTERN, description="The user.")
         ] = None,
         limit: Annotated[
             int, QueryParameter(ge=1, le=PAGE_MAX, description="Number of rows.")
@@ -201,9 +216,11 @@ class Records(Controller):
     async def list_held(
         self,
         request: AnyRequest,
-        board: Annotated[str | None, QueryParameter(description="The board.")] = None,
+        board: Annotated[
+            str | None, QueryParameter(pattern=BOARD_PATTERN, description="The board.")
+        ] = None,
         user_id: Annotated[
-            str | None, QueryParameter(name="userId", description="The user.")
+            str | None, QueryParameter(name="userId", pattern=ID_PATTERN, description="The user.")
         ] = None,
         held_state: Annotated[
             HeldState | None, QueryParameter(name="state", description="The state.")
