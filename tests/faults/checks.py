@@ -181,7 +181,7 @@ def ranked(connection: psycopg.Connection, rules: Rules) -> list[tuple[str, int]
     return connection.execute(
         "SELECT u.external_id, s.score FROM scores s JOIN users u ON u.id = s.user_id "
         "WHERE s.user_id NOT IN (SELECT user_id FROM bans) AND s.board = (SELECT "
-        "board || substring('@' || season FROM '^(@[^:]+)?') FROM flush_state) "
+        "board || coalesce(substring('@' || season FROM '^@[^:]+'), '') FROM flush_state) "
         "ORDER BY s.score * %s, s.reached_at, s.last_seq",
         [1 if rules.order == "lowest" else -1],
     ).fetchall()

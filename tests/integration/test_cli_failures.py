@@ -87,6 +87,10 @@ WORDS = {
     "window void": ("--user", "alice", "--from", "2026-07-01", "--to", "2026-07-02", *ACT),
     "act undo": ("018f6d0e-5f2c-7c3a-9f57-3a1f6f0f9f11", *ACT),
     "act resume": ("018f6d0e-5f2c-7c3a-9f57-3a1f6f0f9f11",),
+    "held release": ("1", *ACT),
+    "held void": ("1", *ACT),
+    "season list": ("main",),
+    "season top": ("main", "2026-W48"),
 }
 """The arguments with which a command connects to the servers."""
 SERVES = {"kong sync"}
