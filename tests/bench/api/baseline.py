@@ -112,12 +112,13 @@ async def update(request: Request[Any, Any, Any], data: JSONBody[Update]) -> Upd
     shard = shard_of(digest, LAYOUT.seen_shards)
     [[outcome, _, score, *_]] = await request.app.state["redis"].evalsha(
         request.app.state["sha"],
-        7,
+        8,
         KEYS.board,
         KEYS.events,
         KEYS.meta,
         KEYS.changes,
         KEYS.banned,
+        KEYS.gained,
         KEYS.dedup_shard(generation, shard),
         KEYS.dedup_shard(generation - 1, shard),
         generation,
