@@ -326,8 +326,14 @@ def page_files() -> list[str]:
 
 
 @pytest.mark.parametrize("file", page_files())
-def test_every_file_of_the_page_is_reachable(rendered: Entity, file: str) -> None:
-    assert matches(rendered, "GET", f"/{file}") == [PAGE]
+def test_every_file_of_the_page_is_reachable(
+    rendered: Entity, with_admin: Entity, file: str
+) -> None:
+    if file.startswith("admin/"):
+        assert matches(rendered, "GET", f"/{file}") == []
+        assert matches(with_admin, "GET", f"/{file}") == [ADMIN_PAGE]
+    else:
+        assert matches(rendered, "GET", f"/{file}") == [PAGE]
 
 
 @pytest.mark.parametrize(
