@@ -10,7 +10,6 @@ being given back.
 """
 
 import asyncio
-from contextlib import AsyncExitStack
 from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -52,9 +51,6 @@ class Roster:
         self._stop = stop
         self._tracing = tracing
         self._sessions = SpareSessions(settings)
-        self._spare_clients: list[aioredis.Redis] = []
-        """Clients of partitions that were given back, while others wait."""
-        self._used_clients: set[aioredis.Redis] = set()
         self._group = asyncio.TaskGroup()
         self._flushers: dict[Partition, PartitionFlusher] = {}
         self._turns: set[Partition] = set()
@@ -78,9 +74,6 @@ class Roster:
         try:
             await self._group.__aexit__(kind, error, trace)
         finally:
-            # A task that is cancelled before it starts does not close its client.
-            self._spare_clients += self._used_clients
-            await self._close_spare_clients()
             await self._sessions.close_all()
 
     @property
@@ -138,12 +131,7 @@ class Roster:
 
     def _begin(self, partition: Partition, *, is_kept: bool) -> None:
         # Each partition has its own client: a blocking read occupies the connection.
-        client = (
-            self._spare_clients.pop()
-            if self._spare_clients
-            else make_client(self._settings, name="flusher-reader", decode=False, connections=2)
-        )
-        self._used_clients.add(client)
+        client = make_client(self._settings, name="flusher-reader", decode=False, connections=2)
         timeout_s = self._settings.redis_timeout_s
         flusher = self._flushers[partition] = PartitionFlusher(
             partition,
@@ -160,15 +148,10 @@ class Roster:
         self._group.create_task(self._serve(flusher, client))
 
     async def _serve(self, flusher: PartitionFlusher, client: aioredis.Redis) -> None:
-        async with AsyncExitStack() as stack:
-            await stack.enter_async_context(client)
-            stack.callback(self._used_clients.discard, client)
+        async with client:
             await flusher.run(self._stop)
-            if not flusher.is_leaving:
-                return  # the process ends; the health check shows the partition as stopped
-            stack.pop_all()
-            self._used_clients.discard(client)
-            self._spare_clients.append(client)
+        if not flusher.is_leaving:
+            return  # the process ends; the health check shows the partition as stopped
         partition = flusher.partition
         del self._flushers[partition]
         self._turns.discard(partition)
@@ -178,9 +161,3 @@ class Roster:
         if flusher.has_work:
             self._waiting[partition] = None
         self._fill()
-        if not self.is_contended:
-            await self._close_spare_clients()
-
-    async def _close_spare_clients(self) -> None:
-        while self._spare_clients:
-            await self._spare_clients.pop().aclose()
