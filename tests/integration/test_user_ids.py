@@ -268,7 +268,8 @@ async def test_plans_made_for_small_tables_use_indexes(
     writer = await Writer.open(configured, fresh_board(configured))
     try:
         statement = b"EXPLAIN " + resources.query("count_flush_batch")
-        cursor = await writer.connection.execute(statement, {**writer.where, "seq": 0})
+        parameters = {"seq": 0, "season": None, "scores": writer.where["board"]}
+        cursor = await writer.connection.execute(statement, {**writer.where, **parameters})
         plan = "\n".join(row[0] for row in await cursor.fetchall())
     finally:
         await writer.aclose()
