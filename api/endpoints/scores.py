@@ -101,7 +101,7 @@ _LEADERBOARD: Final = (
     "have a fixed order. Public boards need no token."
 )
 _SEASONS: Final = (
-    "Returns the seasons of a board, latest first; seasons that nobody opened are not in it. "
+    "Returns the seasons of a board, latest first; seasons without any action may be missing. "
     "The standings of a season are final about a second after its end; `winners` are the first "
     "three. `next` is `before` of the next page. A board without seasons has an empty list. The "
     "standings themselves are those of `/api/scores/leaderboard` and "

@@ -1,17 +1,13 @@
-"""Reads seasons and their final standings from PostgreSQL, with bounds that protect other requests.
+"""Reads seasons and their final standings from PostgreSQL, few at once and with a time limit.
 
-Invariants: as of api.endpoints.history, few reads run at once and each has a time limit; standings
-that are not final are never shown as such.
+Invariant: standings that are not final are never shown as such.
 """
 
-import asyncio
 import zlib
-from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
-import psycopg
 from msgspec import UNSET
 from psycopg_pool import AsyncConnectionPool
 
@@ -23,14 +19,13 @@ from api.documents.schemas import (
     StandingReply,
 )
 from api.endpoints.board_reader import BoardReader, Page, encode_page, percentile_of, unnamed
+from api.endpoints.bounded_reads import BoundedReads
 from scoreboard.errors import (
-    DatabaseUnavailable,
-    Overloaded,
     SeasonEnded,
     UnknownSeason,
     UnknownUser,
 )
-from scoreboard.ledger.pool import Connection, translate_errors
+from scoreboard.ledger.pool import Connection
 from scoreboard.ledger.seasons import (
     FrozenSeason,
     select_season,
@@ -39,17 +34,8 @@ from scoreboard.ledger.seasons import (
     select_seasons,
 )
 from scoreboard.model import Row
-from scoreboard.runtime.telemetry import get_logger
 
-READS_MAX: Final = 2
-"""Maximum reads at once in a process; the pool has four connections by default."""
-
-READ_S: Final = 2.0
-"""Time limit of a read, with the wait for a connection."""
-
-_T = TypeVar("_T")
 _encode: Final = msgspec.json.Encoder().encode
-_log = get_logger(__name__)
 
 
 class SeasonReader:
@@ -57,9 +43,8 @@ class SeasonReader:
 
     def __init__(self, pool: AsyncConnectionPool[Connection] | None, reads: BoardReader) -> None:
         """``pool`` is open, or None without a database; ``reads`` has the current season."""
-        self._pool = pool
+        self._final = BoundedReads(pool, "seasons")
         self._reads = reads
-        self._running = 0
 
     async def leaderboard(
         self, board: str, season: str, *, limit: int, offset: int, names: bool
@@ -81,7 +66,7 @@ class SeasonReader:
             )
             return frozen, rows
 
-        frozen, rows = await self._read(read)
+        frozen, rows = await self._final.run(read)
         named, mark = await self._reads.add_names(rows) if names else (unnamed(rows), "")
         reply = LeaderboardReply(named, frozen.users, 0, 0, season)
         return encode_page(reply, f"-{season}{mark}")
@@ -110,7 +95,7 @@ class SeasonReader:
                 )
             return frozen, row, near
 
-        frozen, row, near = await self._read(read)
+        frozen, row, near = await self._final.run(read)
         percentile = percentile_of(row.rank, frozen.users)
         facts = (user_id, row.rank, row.score, frozen.users, 0, 0)
         reply = StandingReply(*facts, unnamed(near), percentile, season)
@@ -122,7 +107,7 @@ class SeasonReader:
         Raises Overloaded, DatabaseUnavailable.
         """
         # A row more than asked for tells whether there is another page.
-        found = await self._read(
+        found = await self._final.run(
             lambda connection: select_seasons(connection, board, limit=limit + 1, before=before)
         )
         seasons = tuple(
@@ -147,25 +132,6 @@ class SeasonReader:
         """
         if season != await self._reads.season(board):
             raise SeasonEnded
-
-    async def _read(self, read: Callable[[Connection], Awaitable[_T]]) -> _T:
-        if self._pool is None:
-            raise DatabaseUnavailable("This service has no database, which keeps the seasons")
-        if self._running >= READS_MAX:
-            raise Overloaded("Too many seasons are read at the moment")
-        self._running += 1
-        try:
-            async with (
-                asyncio.timeout(READ_S),
-                translate_errors(),
-                self._pool.connection() as connection,
-            ):
-                return await read(connection)
-        except (TimeoutError, DatabaseUnavailable, psycopg.Error) as error:
-            _log.warning("seasons_unavailable", error=type(error).__name__)
-            raise DatabaseUnavailable("The seasons cannot be read at the moment") from error
-        finally:
-            self._running -= 1
 
 
 async def _require_final(connection: Connection, board: str, season: str) -> FrozenSeason:

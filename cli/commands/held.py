@@ -141,7 +141,7 @@ def _selection_options(command: Callable[..., int]) -> Callable[..., int]:
 @held.command()
 @_selection_options
 def release(**selected: Any) -> int:  # noqa: ANN401 (Selection's fields)
-    """Let held actions count, each once, by an act.
+    """Release held actions: each counts once, as an act.
 
     The points are added now, so the user ranks last among equal scores; the window of a limit does
     not count them. On a board with values the score becomes the value, if that is better or the

@@ -139,7 +139,7 @@ class AuthorizationServer:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take callables that return the secrets that are valid now, at each call.
+        """Each callable returns the secrets that are valid at the moment of its call.
 
         ``clock`` must be monotonic, in seconds.
         """

@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from api.endpoints import history
+from api.endpoints import bounded_reads
 from scoreboard.ledger.history import Place
 from scoreboard.model import Board, user_uuid
 from scoreboard.runtime import resources
@@ -182,7 +182,7 @@ async def test_a_database_that_does_not_answer_holds_few_requests_for_a_limited_
     write_history(database_url, [Counted("alice", "win:1", 1, 1.0)])
     client = await start_api(database_url=proxy.through(database_url))
     assert (await client.get(PATH, headers=client.bearer())).status_code == 200
-    monkeypatch.setattr(history, "READ_S", 1.0)
+    monkeypatch.setattr(bounded_reads, "READ_S", 1.0)
     proxy.freeze()
 
     async def ask() -> tuple[int, float]:
@@ -195,7 +195,7 @@ async def test_a_database_that_does_not_answer_holds_few_requests_for_a_limited_
     answers = await asyncio.gather(*(ask() for _ in range(8)))
 
     assert [status for status, _ in answers] == [503] * 8
-    assert sum(took_s >= 0.9 for _, took_s in answers) == history.READS_MAX
+    assert sum(took_s >= 0.9 for _, took_s in answers) == bounded_reads.READS_MAX
     assert max(took_s for _, took_s in answers) < 8
     await proxy.restore()
 

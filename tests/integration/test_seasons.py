@@ -298,7 +298,15 @@ async def test_missed_seasons_are_skipped(settings: Settings) -> None:
     await world.open()
     first = await world.season()
     await world.play(Action("alice", "win:1", 30, season=first))
-    await asyncio.sleep(9)  # pace: seasons pass, and nobody turns the board
+    async with store_of(settings) as store:
+        season = (await store.state(Partition("main"))).season
+        assert season is not None
+        following_s = 2 * season.end_s - season.start_s
+
+        async def is_missed() -> bool:
+            return await store.now_s() > following_s
+
+        await eventually_async(is_missed, within_s=30)
     assert await world.season() == first
     async with flushing(settings):
         await world.play(Action("alice", "win:2", 5))

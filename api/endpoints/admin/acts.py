@@ -36,6 +36,11 @@ from scoreboard.security.tokens import ADMIN
 
 PAGE_MAX: Final = 100
 
+BoardFilter = Annotated[str | None, QueryParameter(pattern=BOARD_PATTERN, description="The board.")]
+UserFilter = Annotated[
+    str | None, QueryParameter(name="userId", pattern=ID_PATTERN, description="The user.")
+]
+
 SECURITY: Final = [{BEARER: [ADMIN]}]
 HEADERS: Final = {"Cache-Control": PRIVATE}
 
@@ -46,6 +51,8 @@ _PERFORM: Final = (
     "viewers see it. `committed` is false if PostgreSQL has not confirmed it within 5 seconds."
 )
 _NOT_HERE: Final = {ForeignOrigin}
+_WRITE: Final = (400, 401, 403, 404, 409, 413, 415, 422, 429, 503)
+"""The statuses of a request with an act."""
 
 
 class Acts(Controller):
@@ -63,9 +70,8 @@ class Acts(Controller):
         description="Returns who would move where, as of now, and changes nothing.",
         security=SECURITY,
         response_description="What the act would do.",
-        responses=admin_problems(400, 401, 403, 404, 409, 413, 415, 422, 429, 503,
-                                 omitted=_NOT_HERE),
-    )  # fmt: skip
+        responses=admin_problems(*_WRITE, omitted=_NOT_HERE),
+    )
     async def preview(self, request: AnyRequest, data: JSONBody[ActPlan]) -> Response[PreviewReply]:
         """Show what an act would do."""
         sessions = sessions_of(request)
@@ -96,9 +102,8 @@ class Acts(Controller):
         description=_PERFORM,
         security=SECURITY,
         response_description="The act was applied, by this or an earlier request.",
-        responses=admin_problems(400, 401, 403, 404, 409, 413, 415, 422, 429, 503,
-                                 omitted=_NOT_HERE),
-    )  # fmt: skip
+        responses=admin_problems(*_WRITE, omitted=_NOT_HERE),
+    )
     async def perform(self, request: AnyRequest, data: JSONBody[ActRequest]) -> Response[ActReply]:
         """Perform an act."""
         sessions = sessions_of(request)
@@ -127,12 +132,8 @@ class Acts(Controller):
     async def list_acts(
         self,
         request: AnyRequest,
-        board: Annotated[
-            str | None, QueryParameter(pattern=BOARD_PATTERN, description="The board.")
-        ] = None,
-        user_id: Annotated[
-            str | None, QueryParameter(name="userId", pattern=ID_PATTERN, description="The user.")
-        ] = None,
+        board: BoardFilter = None,
+        user_id: UserFilter = None,
         act_state: Annotated[
             ActState | None, QueryParameter(name="state", description="The state.")
         ] = None,

@@ -20,7 +20,7 @@ from api.documents.admin_schemas import (
 )
 from api.documents.responses import admin_problems
 from api.documents.schemas import HistoryReply
-from api.endpoints.admin.acts import HEADERS, PAGE_MAX, SECURITY
+from api.endpoints.admin.acts import HEADERS, PAGE_MAX, SECURITY, BoardFilter, UserFilter
 from api.endpoints.admin.sessions import (
     Session,
     caller_of,
@@ -44,7 +44,7 @@ from scoreboard.ledger.boards import select_boards
 from scoreboard.ledger.dead_letters import count_dead_letters
 from scoreboard.ledger.held import HeldAction, HeldFilter, HeldState, select_held
 from scoreboard.ledger.users import search_users, select_names, select_user_boards
-from scoreboard.model import BOARD_PATTERN, ID_PATTERN, Board, Partition
+from scoreboard.model import BOARD_PATTERN, Board, Partition
 from scoreboard.store.rebuilding import PAGE
 
 PRINTABLE: Final = r"^[^\x00-\x1f\x7f]+$"
@@ -173,12 +173,8 @@ class Records(Controller):
                 pattern=PRINTABLE, max_length=200, description="The change, or its first word."
             ),
         ] = None,
-        board: Annotated[
-            str | None, QueryParameter(pattern=BOARD_PATTERN, description="The board.")
-        ] = None,
-        user_id: Annotated[
-            str | None, QueryParameter(name="userId", pattern=ID_PATTERN, description="The user.")
-        ] = None,
+        board: BoardFilter = None,
+        user_id: UserFilter = None,
         limit: Annotated[
             int, QueryParameter(ge=1, le=PAGE_MAX, description="Number of rows.")
         ] = 50,
@@ -216,12 +212,8 @@ class Records(Controller):
     async def list_held(
         self,
         request: AnyRequest,
-        board: Annotated[
-            str | None, QueryParameter(pattern=BOARD_PATTERN, description="The board.")
-        ] = None,
-        user_id: Annotated[
-            str | None, QueryParameter(name="userId", pattern=ID_PATTERN, description="The user.")
-        ] = None,
+        board: BoardFilter = None,
+        user_id: UserFilter = None,
         held_state: Annotated[
             HeldState | None, QueryParameter(name="state", description="The state.")
         ] = None,

@@ -5,9 +5,8 @@ PostgreSQL's connections from the others; each has a connection of its own, beca
 operators' lock, which lasts as long as the connection.
 """
 
-import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Final, cast
 
 import msgspec
@@ -74,8 +73,7 @@ class AdminSessions:
 
     async def aclose(self) -> None:
         """Close the connections to Redis."""
-        with suppress(OSError):
-            await self._client.aclose()
+        await self._client.aclose()
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Session]:
@@ -96,7 +94,7 @@ class AdminSessions:
                 await require_operator(connection)
                 yield Session(Store(self._client), connection)
             finally:
-                await asyncio.shield(connection.close())
+                await connection.close()
         finally:
             self._running -= 1
 
