@@ -59,6 +59,7 @@ REFUSED: Final[Mapping[str, str]] = {
     "retire": _RESEED,
     "open": _RESEED,
     "configure": "copies what PostgreSQL has; use `scoreboard board set` or `board archive`",
+    "turn": "ends the season by Redis's clock; the flusher does so when it is over",
     "mirror": "replaces the catalogue of actions; use `scoreboard action set`",
     "rate_limit": "counts against the limit of a caller; send requests to the api",
 }

@@ -154,13 +154,13 @@ ADDITIONS: Final = (
     # A column that only the later version writes.
     Addition(
         "sql/queries/count_flush_batch.sql",
-        "score_after, kind, request_id, occurred_at\n    )",
-        "score_after, kind, request_id, occurred_at, later\n    )",
+        "request_id, occurred_at, season\n    )",
+        "request_id, occurred_at, season, later\n    )",
     ),
     Addition(
         "sql/queries/count_flush_batch.sql",
-        "now() + INTERVAL '1 minute'))\n",
-        "now() + INTERVAL '1 minute')), 'later'\n",
+        "           %(season)s::TEXT\n    FROM",
+        "           %(season)s::TEXT, 'later'\n    FROM",
     ),
 )
 
