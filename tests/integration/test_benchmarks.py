@@ -65,6 +65,9 @@ def test_the_baseline_does_the_work_of_the_api(redis_url: str) -> None:
     [
         (("api", "--work", "update", "--only", "api"), {"update"}),
         (("reseed",), {"reseed", "verify --full"}),
+        (("lua",), {"actions", "memory"}),
+        (("memory",), {"memory of Redis", "disk"}),
+        (("flush",), {"steady", "drain"}),
     ],
 )
 def test_a_small_run_gives_figures(words: tuple[str, ...], works: set[str], tmp_path: Path) -> None:

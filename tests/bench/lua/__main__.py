@@ -25,7 +25,9 @@ from redis.connection import Connection
 
 from cli.embedded.servers import EmbeddedValkey
 from scoreboard.model import SLOT_COUNT, Layout, Partition, digest_of, shard_of
+from scoreboard.model import Action as ScoreAction
 from scoreboard.runtime import resources
+from scoreboard.store.dispatcher import submit_command
 from scoreboard.store.keys import GROUP, PartitionKeys
 from tests.bench.rows import Figures, Recorder, Row
 
@@ -155,21 +157,13 @@ class Bench:
 
     def submit(self, board: str, actions: Sequence[Action], way: str = SUBMIT) -> list[Command]:
         """Return one call of a script, as the api's dispatcher sends it."""
-        keys = PartitionKeys(Partition(board))
         generation = int(time.time() // LAYOUT.seen_seconds)
-        names: list[str] = [keys.board, keys.events, keys.meta, keys.changes, keys.banned]
-        args: list[Any] = [generation, str(LAYOUT), 100_000_000]
-        pairs: dict[int, int] = {}
-        for user, action, digest, delta, request in actions:
-            shard = shard_of(digest, LAYOUT.seen_shards)
-            if shard not in pairs:
-                pairs[shard] = len(pairs) + 1
-                names += [
-                    keys.dedup_shard(generation, shard),
-                    keys.dedup_shard(generation - 1, shard),
-                ]
-            args += (user, action, digest, delta, 0, request, pairs[shard])
-        return [("EVALSHA", self.shas[way], len(names), *names, *args)]
+        given = [
+            (ScoreAction(user, action, delta, request_id=request), digest)
+            for user, action, digest, delta, request in actions
+        ]
+        name, _, *rest = submit_command(Partition(board), LAYOUT, generation, 100_000_000, given)
+        return [(name, self.shas[way], *rest)]
 
     def plain(self, board: str, actions: Sequence[Action]) -> list[Command]:
         """Return the four plain commands of each action."""
