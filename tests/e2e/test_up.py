@@ -195,11 +195,17 @@ def test_external_servers_are_used_and_an_older_redis_is_reseeded(
     assert json.loads(shown.stdout)["leaderboard"] == [{"rank": 1, "userId": "alice", "score": 30}]
 
 
+def up_in(folder: Path) -> tuple[str, ...]:
+    """Return the command that runs a system in a folder, on any free ports."""
+    ports = ("--api-port", "0", "--ws-port", "0", "--issuer-port", "0")
+    return ("up", "--data-dir", str(folder / "data"), *ports)
+
+
 def test_a_port_in_use_is_reported_in_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
 
-        done = run_command("up", "--data-dir", str(tmp_path / "data"), "--api-port", str(port))
+        done = run_command(*up_in(tmp_path), "--api-port", str(port))
 
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
@@ -209,9 +215,7 @@ def test_a_port_in_use_is_reported_in_one_line(tmp_path: Path) -> None:
 def test_a_port_that_is_given_twice_is_reported(tmp_path: Path) -> None:
     port = str(find_free_port())
 
-    done = run_command(
-        *("up", "--data-dir", str(tmp_path / "data"), "--api-port", port, "--ws-port", port)
-    )
+    done = run_command(*up_in(tmp_path), "--api-port", port, "--ws-port", port)
 
     assert done.returncode == 5
     assert f"Port {port} (SCOREBOARD_WS_PORT) is used by another part" in done.stderr
@@ -220,17 +224,14 @@ def test_a_port_that_is_given_twice_is_reported(tmp_path: Path) -> None:
 def test_a_file_instead_of_the_data_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("not a folder")
 
-    done = run_command("up", "--data-dir", str(tmp_path / "data"))
+    done = run_command(*up_in(tmp_path))
 
     assert done.returncode == 1
     assert done.stderr.splitlines()[0].startswith("scoreboard: The system did not start")
 
 
 def test_an_invalid_setting_is_reported_in_one_line(tmp_path: Path) -> None:
-    done = run_command(
-        *("up", "--data-dir", str(tmp_path / "data"), "--api-port", "0", "--ws-port", "0"),
-        SCOREBOARD_STREAM_CAP="none",
-    )
+    done = run_command(*up_in(tmp_path), SCOREBOARD_STREAM_CAP="none")
 
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
