@@ -60,10 +60,13 @@ PARTITIONS_MAX: Final = 256
 SEEN_SECONDS_MAX: Final = 2**31 - 1
 SEEN_SHARDS_MAX: Final = 65_536
 
-STREAM_ID_PATTERN: Final = r"^\d{1,20}-\d{1,20}$"
-ID_PATTERN: Final = r"^[A-Za-z0-9._|:@-]{1,128}$"
-BOARD_PATTERN: Final = r"^[a-z0-9_.-]{1,32}$"
-SEASON_PATTERN: Final = r"^[0-9A-Z-]{1,32}$"
+END: Final = r"$(?!\n)"
+"""The end of a pattern: `$` alone also matches before a final newline in Python."""
+
+STREAM_ID_PATTERN: Final = rf"^[0-9]{{1,20}}-[0-9]{{1,20}}{END}"
+ID_PATTERN: Final = rf"^[A-Za-z0-9._|:@-]{{1,128}}{END}"
+BOARD_PATTERN: Final = rf"^[a-z0-9_.-]{{1,32}}{END}"
+SEASON_PATTERN: Final = rf"^[0-9A-Z-]{{1,32}}{END}"
 
 UserId = Annotated[
     str,
@@ -108,10 +111,10 @@ DEFAULT_BOARD: Final = "main"
 BOARDS_KEPT_MAX: Final = 10_000
 """Maximum boards of which a process keeps something in memory, unless it serves all."""
 
-SCOPE_PATTERN: Final = r"^[A-Za-z0-9._:/-]{1,64}$"
+SCOPE_PATTERN: Final = rf"^[A-Za-z0-9._:/-]{{1,64}}{END}"
 """The form of a scope that a kind of action can require."""
 
-_ID = re.compile(ID_PATTERN[:-1] + r"\Z")
+_ID = re.compile(ID_PATTERN)
 _LAYOUT = re.compile(r"(\d{1,10}):(\d{1,10}):(\d{1,10})(?::(\S{1,250}))?", re.ASCII)
 _RULES = re.compile(
     r"([a-z]+):([a-z]+):(\d{1,10}):(\d{1,10}):([a-z]+):([a-z]+)"
@@ -119,8 +122,8 @@ _RULES = re.compile(
     re.ASCII,
 )
 _LIMITS = re.compile(r"(\d{1,10}):(\d{1,10}):(\d{1,10})(?::.*)?", re.ASCII)
-_SEASON = re.compile(SEASON_PATTERN[:-1] + r"\Z")
-_BOARD = re.compile(BOARD_PATTERN[:-1] + r"\Z")
+_SEASON = re.compile(SEASON_PATTERN)
+_BOARD = re.compile(BOARD_PATTERN)
 
 
 def is_identifier(text: str) -> bool:

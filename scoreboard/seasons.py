@@ -15,7 +15,7 @@ from cronsim import CronSim, CronSimError
 from msgspec import Struct
 
 from scoreboard.errors import Invalid
-from scoreboard.model import SEASON_PATTERN, Rules
+from scoreboard.model import END, SEASON_PATTERN, Rules
 
 CRON: Final = "cron:"
 PERIODS: Final = ("daily", "weekly", "monthly")
@@ -23,7 +23,8 @@ PERIODS: Final = ("daily", "weekly", "monthly")
 SEASON_BYTES_MAX: Final = 100
 """Longest ``season`` of rules."""
 
-_TEXT: Final = re.compile(SEASON_PATTERN[1:-1].join("()") + r":(\d{1,12}):(\d{1,12})", re.ASCII)
+_ID: Final = SEASON_PATTERN.removeprefix("^").removesuffix(END)
+_TEXT: Final = re.compile(rf"({_ID}):(\d{{1,12}}):(\d{{1,12}})", re.ASCII)
 _EXPRESSION: Final = re.compile(r"[0-9A-Za-z*,/#-]+(?: [0-9A-Za-z*,/#-]+){4}", re.ASCII)
 
 

@@ -8,9 +8,10 @@ from msgspec.structs import asdict
 
 from api.documents.schemas import BoardReply
 from scoreboard.events import BIGINT_MAX
-from scoreboard.ledger.acts import ActKind, ActState
+from scoreboard.ledger.acts import ACT_ID_PATTERN, ActKind, ActState
 from scoreboard.ledger.held import HeldState
 from scoreboard.model import (
+    END,
     SCORE_MAX,
     ActionId,
     BoardName,
@@ -32,13 +33,13 @@ from scoreboard.moderation.plans import (
     WindowVoid,
 )
 
-ActId = Annotated[str, Meta(pattern="^[0-9a-f]{16}$", description="16 hexadecimal digits.")]
+ActId = Annotated[str, Meta(pattern=ACT_ID_PATTERN, description="16 hexadecimal digits.")]
 Reason = Annotated[
     str,
     Meta(
         min_length=1,
         max_length=500,
-        pattern=r"^[^\x00-\x1f\x7f]*\S[^\x00-\x1f\x7f]*$",
+        pattern=rf"^[^\x00-\x1f\x7f]*\S[^\x00-\x1f\x7f]*{END}",
         description="Why; it is kept with the act.",
     ),
 ]
@@ -128,7 +129,7 @@ class ActRequest(ActPlan, frozen=True, kw_only=True, forbid_unknown_fields=True,
     id: Annotated[
         str,
         Meta(
-            pattern="^[0-9a-f]{16}$",
+            pattern=ACT_ID_PATTERN,
             description="The act's id, 16 random hexadecimal digits that the caller chooses. If "
             "there is no response, send the request again with the same id: the act is done once.",
         ),

@@ -33,7 +33,7 @@ from api.endpoints.static_files import SECURITY_HEADERS, content_security_policy
 from scoreboard.errors import NotFound, ScoreboardError
 from scoreboard.http.problems import PROBLEM_TYPES, TYPE_PREFIX, Problem
 from scoreboard.ledger.history import PLACE_PATTERN
-from scoreboard.model import BOARD_PATTERN, ID_PATTERN, POINTS_MAX, SCORE_MAX, USERS_MAX
+from scoreboard.model import BOARD_PATTERN, END, ID_PATTERN, POINTS_MAX, SCORE_MAX, USERS_MAX
 from scoreboard.runtime.settings import Settings
 
 MADE_BY: Final = "make openapi"
@@ -480,6 +480,7 @@ def openapi() -> dict[str, Any]:
     _describe_parameters(document)
     _share_responses(document)
     _complete_schemas(document["components"]["schemas"])
+    document = shorten_patterns(document)
     return {"openapi": document.pop("openapi"), "x-made-by": MADE_BY, **document}
 
 
@@ -500,6 +501,19 @@ def _normalize_object(node: dict[str, Any]) -> dict[str, Any]:
             return {"summary": node["summary"], **rest}
         case _:
             return {key: _normalize(value) for key, value in node.items()}
+
+
+def shorten_patterns(node: Any) -> Any:  # noqa: ANN401 (any part of a JSON document)
+    """End patterns with `$`, which is the end of the text in the expressions of this format."""
+    match node:
+        case list():
+            return [shorten_patterns(value) for value in node]
+        case dict():
+            return {key: shorten_patterns(value) for key, value in node.items()}
+        case str():
+            return node.removesuffix(END) + "$" if node.endswith(END) else node
+        case _:
+            return node
 
 
 def _add_headers_and_examples(document: dict[str, Any]) -> None:

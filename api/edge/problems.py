@@ -42,7 +42,8 @@ def as_scoreboard_error(error: Exception) -> ScoreboardError:
             known = MethodNotAllowed(f"Use {allow or 'another method'}", allow=allow)
         case ValidationException():
             known = Invalid(_validation_detail(error))
-        case SerializationException():
+        case SerializationException() | UnicodeDecodeError() | RecursionError():
+            # The framework translates only one of the three that its parser raises.
             known = Malformed("The body is not valid JSON")
         case HTTPException(status_code=413):
             known = BodyTooLarge()

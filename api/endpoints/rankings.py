@@ -31,8 +31,8 @@ from api.endpoints.scores import (
     require_read_access,
     respond_page,
 )
-from scoreboard.errors import ForeignOrigin, Invalid, UnknownUser
-from scoreboard.model import AROUND_MAX, PAGE_MAX, SCORE_MAX, is_identifier
+from scoreboard.errors import ForeignOrigin, UnknownUser
+from scoreboard.model import AROUND_MAX, PAGE_MAX, SCORE_MAX
 from scoreboard.security.access import require_history
 from scoreboard.security.tokens import READ, Caller
 
@@ -196,8 +196,6 @@ class Rankings(Controller):
         ] = None,
     ) -> Response[HistoryReply]:
         """Read the counted actions of a user."""
-        if not is_identifier(user_id):
-            raise Invalid("userId: 1 to 128 characters of A-Z a-z 0-9 . _ | : @ -")
         require_history(request.state["caller"], user_id)
         body = await get_services(request).history.read(
             board_of(request), user_id, limit=limit, before=before

@@ -43,7 +43,6 @@ from scoreboard.model import (
     PAGE_MAX,
     SCORE_MAX,
     SEASON_PATTERN,
-    is_identifier,
 )
 from scoreboard.security.access import require_updater
 from scoreboard.security.tokens import READ, UPDATE, UPDATE_ANY, Caller, Verifier
@@ -323,8 +322,6 @@ class Scores(Controller):
         season: Season = None,
     ) -> Response[StandingReply]:
         """Read the standing of a user."""
-        if not is_identifier(user_id):
-            raise Invalid("userId: 1 to 128 characters of A-Z a-z 0-9 . _ | : @ -")
         services = get_services(request)
         if season is not None:
             name = board_of(request)

@@ -5,6 +5,7 @@ whether it counted: its action id is ``act:`` and the id of the act. The caller 
 and its transaction. Each constant has the name of its query file; a test compares the two sets.
 """
 
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final, Literal
@@ -12,11 +13,11 @@ from typing import Any, Final, Literal
 from msgspec import Struct
 from psycopg.types.json import Jsonb
 
-from scoreboard.errors import NotFound
+from scoreboard.errors import Invalid, NotFound
 from scoreboard.ledger.pool import Connection, translate_errors
 from scoreboard.ledger.positions import where
 from scoreboard.ledger.users import ensure_user
-from scoreboard.model import Partition
+from scoreboard.model import END, Partition, is_identifier
 from scoreboard.runtime import resources
 
 _INSERT_ACT: Final = resources.query("insert_act")
@@ -31,6 +32,7 @@ _SELECT_BANS_OF: Final = resources.query("select_bans_of")
 _LOCK_POSITION: Final = resources.query("lock_position")
 
 ACTION_PREFIX: Final = "act:"
+ACT_ID_PATTERN: Final = rf"^[0-9a-f]{{16}}{END}"
 """Prefix of the action ids of acts. The rest is random, so no client can use one before."""
 
 ActKind = Literal["correct", "void", "void window", "undo", "ban", "unban", "release"]
@@ -96,8 +98,10 @@ def action_id_of(act_id: str) -> str:
 async def insert_act(connection: Connection, act: NewAct) -> None:
     """Record an act; run it in a transaction, and insert the audit row after it.
 
-    Raises DatabaseUnavailable.
+    Raises Invalid for ids that the flusher would refuse, DatabaseUnavailable.
     """
+    if not (re.fullmatch(ACT_ID_PATTERN, act.id) and is_identifier(act.user_id)):
+        raise Invalid("An act has an id of 16 hexadecimal digits and the id of a user")
     names = ("id", "board", "user_id", "kind", "delta", "actor", "reason", "undoes")
     row = {name: getattr(act, name) for name in names}
     await ensure_user(connection, act.user_id)

@@ -10,13 +10,14 @@ from typing import Final, Self
 from msgspec import Struct
 
 from scoreboard.ledger.pool import Connection, translate_errors
+from scoreboard.model import END
 from scoreboard.runtime import resources
 
 _SELECT_HISTORY: Final = resources.query("select_history")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
-PLACE_PATTERN: Final = r"^(\d{1,17})\.(\d{1,16})\.(\d{1,16})$"
-_PLACE: Final = re.compile(PLACE_PATTERN[1:-1], re.ASCII)
+PLACE_PATTERN: Final = rf"^([0-9]{{1,17}})\.([0-9]{{1,16}})\.([0-9]{{1,16}}){END}"
+_PLACE: Final = re.compile(PLACE_PATTERN)
 
 
 class Place(Struct, frozen=True):

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from scoreboard.errors import SettingInvalid
-from scoreboard.model import DEFAULT_BOARD, BoardName
+from scoreboard.model import DEFAULT_BOARD, END, BoardName
 from scoreboard.runtime.connection_urls import check_database_url, check_redis_url
 from scoreboard.runtime.limits import HEAD_BYTES, HEAD_FIELDS, REQUEST_LINE_BYTES, HeadLimits
 
@@ -400,7 +400,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         ),
     ] = 200
     services: Annotated[
-        tuple[Annotated[str, Meta(pattern=r"^(api|streamer|flusher)=https?://[^\s@]+$")], ...],
+        tuple[Annotated[str, Meta(pattern=rf"^(api|streamer|flusher)=https?://[^\s@]+{END}")], ...],
         _description(
             "Metrics addresses of the services for `scoreboard status`, such as "
             "api=http://api:9100,flusher=http://flusher:9102; empty: those of the ports above"

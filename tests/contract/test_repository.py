@@ -1,5 +1,6 @@
 """Properties of the repository: pinned requirements, the wheel, links, no sleeps in tests."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -14,6 +15,9 @@ from tests.support.repository import ROOT, files_of
 REQUIREMENTS = sorted((ROOT / "requirements").glob("*.txt"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 TRACKED = files_of()
+PACKAGES = {"api", "cli", "flusher", "kong", "scoreboard", "streamer"}
+LINES_ALLOWED = {r"^[^\x00]*$", "^[A-Za-z0-9._-]{8,128}$"}
+"""Passwords may contain newlines; a header of the documents has none."""
 
 
 def test_the_files_are_found_with_and_without_git(tmp_path: Path) -> None:
@@ -86,6 +90,21 @@ def test_every_link_between_documents_has_a_target() -> None:
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text()):
             if "://" not in target and not target.startswith("mailto:"):
                 assert (path.parent / target).exists(), f"{name} links to {target}"
+
+
+def test_patterns_of_input_do_not_admit_a_final_newline() -> None:
+    """`$` also matches before it; a newline in an act's id once closed a board."""
+    loose: list[str] = []
+    for name in TRACKED:
+        if name.endswith(".py") and name.split("/", 1)[0] in PACKAGES:
+            for node in ast.walk(ast.parse((ROOT / name).read_text())):
+                match node:
+                    case ast.Constant(value=str(text)) if re.fullmatch(r"\^.+\$", text):
+                        loose += [] if text in LINES_ALLOWED else [f"{name}: {text}"]
+                    case _:
+                        pass
+
+    assert loose == []
 
 
 def test_no_test_sleeps_to_synchronise() -> None:

@@ -184,6 +184,10 @@ MALFORMED: list[dict[str, Any]] = [
     {"kind": "correct", "board": "main", "userId": "bob", "delta": 0},
     {"kind": "correct", "board": "main", "userId": "bob", "delta": 1, "actionId": "win:1"},
     {"kind": "correct", "board": "main", "userId": "a b", "delta": 1},
+    {"kind": "correct", "board": "main", "userId": "bob\n", "delta": 1},
+    {"kind": "ban", "board": "main\n", "userId": "bob"},
+    {"kind": "void", "board": "main", "userId": "bob", "actionId": "win:1\n"},
+    {"kind": "undo", "act": "0123456789abcdef\n"},
     {"kind": "correct", "board": "main", "userId": "bob", "delta": 2**31},
     {"kind": "void", "board": "main", "userId": "bob"},
     {"kind": "void window", "board": "main", "userId": "bob", "since": "2026-01-01T00:00:00"},
@@ -204,6 +208,36 @@ MALFORMED: list[dict[str, Any]] = [
 async def test_malformed_acts_are_refused(admin: Admin) -> None:
     for body in MALFORMED:
         assert problem(await admin.send("acts/preview", **body)) == (422, "invalid"), body
+
+
+async def test_no_request_is_an_internal_error(admin: Admin) -> None:
+    """Each of these values reached PostgreSQL or Redis, or ended the parser, once."""
+    act = {"kind": "ban", "board": "main", "userId": "bob", "reason": "test"}
+    for id_ in ("0123456789abcdef\n", "0123456789abcde", "0123456789ABCDEF"):
+        assert problem(await admin.send("acts", id=id_, **act)) == (422, "invalid"), id_
+    ban = {**act, "id": "1" * 16, "reason": "a\n"}
+    assert problem(await admin.send("acts", **ban)) == (422, "invalid")
+    assert problem(await admin.send("boards", name="laps\n")) == (422, "invalid")
+    refused: list[tuple[str, dict[str, Any]]] = [
+        ("boards", {"after": "\0"}),
+        ("boards", {"after": "main\n"}),
+        ("audit", {"before": 2**63 + 1}),
+        ("audit", {"board": "main\n"}),
+        ("acts", {"userId": "bob\n"}),
+        ("held", {"board": "main\n"}),
+        ("users/bob/history", {"board": "main\n"}),
+    ]
+    for path, given in refused:
+        assert problem(await admin.get(path, **given)) == (422, "invalid"), (path, given)
+    for path in ("boards/main%0A", f"acts/{'a' * 16}%0A/resume", f"held/{2**63}/void"):
+        answer = await admin.send(path, reason="test")
+        assert answer.status_code in {400, 404, 405, 422}, (path, answer.text)
+    headers = admin.client.bearer("carla", ADMIN) | {"Content-Type": "application/json"}
+    for body in (b'{"kind": "\xff"}', b"[" * 5000, b'{"a":' * 2000, b"", b"\0"):
+        answer = await admin.client.request(
+            "POST", "/api/admin/acts", headers=headers, content=body
+        )
+        assert answer.status_code in {400, 422}, (body[:20], answer.text)
 
 
 async def test_acts_that_do_not_apply_are_refused_with_a_reason(admin: Admin) -> None:

@@ -27,7 +27,7 @@ from api.endpoints.admin.sessions import (
 from api.endpoints.fast_reads import PRIVATE
 from api.endpoints.scores import BEARER, AnyRequest, read_parameters
 from scoreboard.errors import ForeignOrigin, NotFound
-from scoreboard.ledger.acts import Act, ActFilter, ActState, select_act, select_acts
+from scoreboard.ledger.acts import ACT_ID_PATTERN, Act, ActFilter, ActState, select_act, select_acts
 from scoreboard.model import BOARD_PATTERN, ID_PATTERN, Board, Row
 from scoreboard.moderation.acts import Done
 from scoreboard.moderation.plans import Undo
@@ -160,7 +160,7 @@ class Acts(Controller):
     async def resume(
         self,
         request: AnyRequest,
-        act_id: Annotated[str, PathParameter(description="The act.", pattern="^[0-9a-f]{16}$")],
+        act_id: Annotated[str, PathParameter(description="The act.", pattern=ACT_ID_PATTERN)],
     ) -> Response[ActReply]:
         """Complete an act."""
         sessions = sessions_of(request)

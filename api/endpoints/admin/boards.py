@@ -73,7 +73,11 @@ class AdminBoards(Controller):
             int, QueryParameter(ge=1, le=PAGE_MAX, description="Number of boards.")
         ] = PAGE_MAX,
         after: Annotated[
-            str, QueryParameter(max_length=32, description="The name after which the page starts.")
+            str,
+            QueryParameter(
+                pattern=BOARD_PATTERN.replace("{1,", "{0,"),
+                description="The name after which the page starts.",
+            ),
         ] = "",
     ) -> Response[AdminBoardsReply]:
         """List all boards."""

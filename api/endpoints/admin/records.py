@@ -44,10 +44,10 @@ from scoreboard.ledger.boards import select_boards
 from scoreboard.ledger.dead_letters import count_dead_letters
 from scoreboard.ledger.held import HeldAction, HeldFilter, HeldState, select_held
 from scoreboard.ledger.users import search_users, select_names, select_user_boards
-from scoreboard.model import BOARD_PATTERN, Board, Partition
+from scoreboard.model import BOARD_PATTERN, END, Board, Partition
 from scoreboard.store.rebuilding import PAGE
 
-PRINTABLE: Final = r"^[^\x00-\x1f\x7f]+$"
+PRINTABLE: Final = rf"^[^\x00-\x1f\x7f]+{END}"
 """PostgreSQL has no NUL in a text."""
 
 FOUND_MAX: Final = 20
@@ -179,7 +179,8 @@ class Records(Controller):
             int, QueryParameter(ge=1, le=PAGE_MAX, description="Number of rows.")
         ] = 50,
         before: Annotated[
-            int | None, QueryParameter(ge=1, description="Only rows with a lower number.")
+            int | None,
+            QueryParameter(ge=1, le=BIGINT_MAX, description="Only rows with a lower number."),
         ] = None,
     ) -> Response[AuditReply]:
         """Read the audit log."""
