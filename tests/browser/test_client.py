@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page
 
-from tests.support.clients.browser import RECORD_VIOLATIONS, TIMEOUT_MS, PageGuard
+from tests.support.clients.browser import RECORD_VIOLATIONS, TIMEOUT_MS, PageGuard, stop_clock
 from tests.support.eventually import eventually_async
 from tests.support.fakes.site import FakeSite
 
@@ -88,10 +88,6 @@ class Client:
             return True
 
         await eventually_async(check)
-
-    async def stop_clock(self) -> None:
-        """Stop the clock; only the test advances it."""
-        await self.page.clock.pause_at(await self.page.evaluate("Date.now() / 1000 + 0.1"))
 
     async def advance(self, seconds: float) -> None:
         await self.page.clock.fast_forward(int(seconds * 1000))
@@ -329,7 +325,7 @@ async def test_silence_longer_than_two_heartbeats_and_a_half_reconnects(connect,
     client = await connect()
     await client.wait_for_status("live")
 
-    await client.stop_clock()
+    await stop_clock(client.page)
     await client.advance(35)
     assert await client.status() == "live"
     await client.advance(3)
@@ -483,7 +479,7 @@ async def test_online_event_shortens_the_wait(connect, site: FakeSite, guard: Pa
     guard.expect_lost_server()
     client = await connect(random=1)
     await client.wait_for_status("live")
-    await client.stop_clock()
+    await stop_clock(client.page)
     await site.stop_streamer()
     await client.wait_for_reconnects(1)
     await site.start_streamer()

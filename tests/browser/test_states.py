@@ -5,7 +5,7 @@ from http import HTTPStatus
 import pytest
 from playwright.async_api import Page, expect
 
-from tests.support.clients.browser import OpenPage, PageGuard
+from tests.support.clients.browser import OpenPage, PageGuard, stop_clock
 from tests.support.eventually import eventually_async
 from tests.support.fakes.site import FakeSite
 
@@ -14,11 +14,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 async def wait_for_state(page: Page, state: str) -> None:
     await expect(page.locator("html")).to_have_attribute("data-state", state)
-
-
-async def stop_clock(page: Page) -> None:
-    """Stop the page's clock; only the test advances it."""
-    await page.clock.pause_at(await page.evaluate("Date.now() / 1000 + 1"))
 
 
 async def test_page_shows_connecting_before_the_first_board(

@@ -211,6 +211,11 @@ async def open_page(browser: Browser, guard: PageGuard, site: FakeSite) -> Async
             await context.close()
 
 
+async def stop_clock(page: Page) -> None:
+    """Stop the page's clock, which then is up to a second later; only the test advances it."""
+    await page.clock.pause_at(await page.evaluate("Date.now() / 1000 + 1"))
+
+
 async def keep_screenshot(
     page: Page,
     name: str,
