@@ -75,7 +75,7 @@ class Batch(Struct, frozen=True):
     """Seasons that began."""
     bad: tuple[BadRecord, ...]
     steps: tuple[tuple[str, int], ...]
-    """Stream id and seq of each entry; seq 0 if it cannot be parsed."""
+    """Stream id and seq of each entry; seq 0 if the entry cannot be decoded."""
     rows: list[Row]
     """The rows of ``actions``, built here so that the next batch is ready after a COMMIT."""
     times_ms: list[int]
@@ -92,6 +92,11 @@ class Batch(Struct, frozen=True):
     def last_id(self) -> str:
         """The stream id of the last entry."""
         return self.steps[-1][0]
+
+    @property
+    def last_read_id(self) -> str:
+        """The stream id of the last entry that could be decoded; of the last one if none could."""
+        return next((stream_id for stream_id, seq in reversed(self.steps) if seq), self.last_id)
 
 
 def build(entries: Iterable[Entry]) -> Batch:
@@ -129,13 +134,13 @@ def build(entries: Iterable[Entry]) -> Batch:
     )
 
 
-def advance(batch: Batch, committed: int) -> Progress:
+def advance(batch: Batch, committed: int, unread: int = 0) -> Progress:
     """Return how far a batch advances from the committed seq, and its first gap.
 
-    An entry whose seq cannot be parsed fills the place of one missing seq. Seqs that are already
-    committed are ignored.
+    An entry that cannot be decoded fills the place of one missing seq; ``unread`` is the number of
+    such entries before the batch. Seqs that are already committed are ignored.
     """
-    reached, unread = committed, 0
+    reached = committed
     gap: Gap | None = None
     for stream_id, seq in batch.steps:
         if not seq:

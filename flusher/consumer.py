@@ -65,6 +65,7 @@ class Consumer:
         self._store = store
         self._partition = partition
         self._events = PartitionKeys(partition).events
+        self._starts_over = False
 
     async def ensure_group(self) -> bool:
         """Create the group at the start of the stream if it is missing; return whether it was.
@@ -129,8 +130,9 @@ class Consumer:
         entries are delivered again and ignored by the ledger.
         """
         seqs = [seq for _, seq in batch.steps if seq]
-        # A record that cannot be decoded may be the seq before the first one.
-        is_whole = len(seqs) == len(batch.steps) and not skip_gaps
+        # A record that cannot be decoded may be the seq before the first one, also in an earlier
+        # batch; then this batch was refused once, and the stream is delivered again.
+        is_whole = len(seqs) == len(batch.steps) and not skip_gaps and not self._starts_over
         trimmed = await self._store.trim(
             self._partition,
             batch.last_id,
@@ -140,6 +142,7 @@ class Consumer:
             first_seq=min(seqs, default=0) if is_whole else 0,
             last_seq=max(seqs, default=0),
         )
+        self._starts_over = False
         return trimmed.receivers
 
     async def start_over(self) -> None:
@@ -147,6 +150,7 @@ class Consumer:
 
         Raises GroupMissing, RedisUnavailable, UnexpectedReply.
         """
+        self._starts_over = True
         await self._ask(self._client.xgroup_setid(self._events, GROUP, id="0"), object, "XGROUP")
 
     async def entries_before(self, stream_id: str, count: int = 100) -> list[Entry]:

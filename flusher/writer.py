@@ -50,6 +50,7 @@ _INSERT_LATE: Final = resources.query("insert_late_duplicates")
 _INSERT_CORRECTION: Final = resources.query("insert_correction")
 _CLOSE_LATE_DUPLICATES: Final = resources.query("close_late_duplicates")
 _INSERT_DEAD: Final = resources.query("insert_dead_event")
+_COUNT_DEAD_BETWEEN: Final = resources.query("count_dead_between")
 _SELECT_OPEN: Final = resources.query("select_open_duplicates")
 _ADVANCE_STATE: Final = resources.query("advance_flush_state")
 _INSERT_TURN: Final = resources.query("insert_season_turn")
@@ -213,7 +214,10 @@ class Writer(Session):
                 return Superseded()
             progress = advance(batch, previous.seq)
             if progress.gap and not skip_gaps:
-                return GapFound(progress.gap)
+                unread = await self._count_unread(previous, progress.gap, batch)
+                progress = advance(batch, previous.seq, unread)
+                if progress.gap:
+                    return GapFound(progress.gap)
             dead = [dead_event_of(record) for record in batch.bad]
             for season in batch.seasons:
                 if season not in self._known_seasons:
@@ -236,7 +240,7 @@ class Writer(Session):
             reached = previous
             if progress.seq > previous.seq:
                 season = latest_season(previous.season, *batch.seasons)
-                reached = Position(epoch, progress.seq, batch.last_id, season)
+                reached = Position(epoch, progress.seq, batch.last_read_id, season)
                 await self.connection.execute(
                     _ADVANCE_STATE,
                     {
@@ -261,6 +265,22 @@ class Writer(Session):
             # Late duplicates and dead letters explain a difference.
             drifted=0 if tally.late or dead or batch.corrections else tally.drifted,
         )
+
+    async def _count_unread(self, previous: Position, gap: Gap, batch: Batch) -> int:
+        """Count the dead letters before a batch that can be the missing seqs of its first gap.
+
+        They were at the end of an earlier batch, so the position is still before them.
+        """
+        if gap.expected != previous.seq + 1:
+            return 0
+        parameters = {
+            "expected": gap.expected,
+            "found": gap.found,
+            "after": previous.stream_id,
+            "before": batch.steps[0][0],
+        }
+        found = await self.connection.execute(_COUNT_DEAD_BETWEEN, {**self.where, **parameters})
+        return int((await found.fetchone() or (0,))[0])
 
     async def _hold(self, events: Sequence[Event], committed: int) -> Held:
         """Record actions that exceeded a limit; they change no score."""

@@ -140,6 +140,67 @@ async def test_an_invalid_record_is_stored_as_a_dead_letter_in_the_same_transact
     assert len(query(settings, "SELECT 1 FROM dead_events")) == 2
 
 
+@pytest.mark.parametrize("is_readable", [True, False], ids=["seq", "no seq"])
+@pytest.mark.parametrize("restarts", [False, True], ids=["running", "restarted"])
+@pytest.mark.parametrize("before", [0, 2])
+async def test_dead_letters_at_the_end_of_a_batch_are_no_gap(
+    settings: Settings, client: Client, before: int, *, restarts: bool, is_readable: bool
+) -> None:
+    """The next actions come in another batch, which finds the seqs of the dead letters missing."""
+    await make_board(settings)
+    actions = make_actions(before + 6)
+    await act(settings, *actions[:before])
+
+    def add_unknown() -> None:
+        seq = client.hincrby(KEYS.meta, "seq", 1)
+        client.xadd(KEYS.events, {"q": seq if is_readable else "x", "k": "z"})
+
+    def stored(count: int) -> bool:
+        return query(settings, "SELECT count(*) FROM dead_events") == [(count,)]
+
+    if restarts:
+        for number in range(1, 4):
+            add_unknown()
+            async with flushing(settings):
+                await eventually_async(lambda count=number: stored(count))
+        await act(settings, *actions[before:])
+        async with flushing(settings):
+            await drained(settings)
+    else:
+        async with flushing(settings):
+            for number in range(1, 4):
+                add_unknown()
+                await eventually_async(lambda count=number: stored(count))
+            for action in actions[before:]:
+                await act(settings, action)
+                await drained(settings)
+    assert client.hget(KEYS.meta, "state") == "open"
+    assert client.hget(KEYS.meta, "committed") == f"1:{before + 9}"
+    assert query(settings, "SELECT count(*) FROM score_events") == [(len(actions),)]
+    if is_readable:  # otherwise nothing explains the seqs that the ledger lacks
+        check_invariants(settings, acknowledged(actions))
+    assert client.xlen(KEYS.events) == 0
+
+
+async def test_lost_entries_are_found_beside_a_dead_letter(
+    settings: Settings, client: Client
+) -> None:
+    """A dead letter with a seq takes the place of no other entry."""
+    await make_board(settings)
+    seq = client.hincrby(KEYS.meta, "seq", 1)
+    client.xadd(KEYS.events, {"q": seq, "k": "z"})
+    async with flushing(settings):
+        await eventually_async(lambda: bool(query(settings, "SELECT 1 FROM dead_events")))
+    await act(settings, *make_actions(2))
+    (victim, _), _ = client.xrange(KEYS.events)
+    client.xdel(KEYS.events, victim)
+
+    async with flushing(settings):
+        await drained(settings)
+
+    assert client.hget(KEYS.meta, "fence") == GAP_FENCE
+
+
 async def test_too_many_unstorable_rows_stop_the_flusher_without_dead_letters(
     settings: Settings, client: Client
 ) -> None:
