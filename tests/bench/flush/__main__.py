@@ -20,7 +20,6 @@ import psycopg
 import redis
 import uvloop
 
-from flusher import partition as partition_module
 from flusher.consumer import Consumer
 from flusher.leases import Leases
 from flusher.partition import PartitionFlusher
@@ -34,7 +33,7 @@ from scoreboard.store.client import make_client
 from scoreboard.store.dispatcher import Dispatcher
 from scoreboard.store.keys import PartitionKeys
 from scoreboard.store.store import Store
-from tests.bench.flush.contenders import CONTENDERS
+from tests.bench.flush.contenders import CONTENDERS, ContenderSessions
 from tests.bench.flush.stage import (
     Servers,
     check,
@@ -58,29 +57,34 @@ async def drain(
     stage: Servers, settings: Settings, partition: Partition, events: int, writer: type[Writer]
 ) -> tuple[float, float, float]:
     """Flush a full stream; return seconds, the flusher's CPU seconds and PostgreSQL's."""
-    partition_module.Writer = writer
     reader = make_client(settings, name="reader", decode=False)
     scripts = make_client(settings, name="scripts")
     store = Store(scripts)
     stop = StopEvent(5.0)
+    sessions = ContenderSessions(settings, writer)
     flusher = PartitionFlusher(
         partition,
         settings,
         Consumer(reader, store, partition, timeout_s=settings.redis_timeout_s),
         store,
         Leases([partition]),
+        sessions=sessions,
     )
     postgres = stage.postgres.pid or 0
     costs = (time.monotonic(), time.process_time(), family_cpu_s(postgres))
     task = asyncio.create_task(flusher.run(stop))
     await eventually_async(
-        lambda: flusher.status.position is not None and flusher.status.position.seq >= events,
+        lambda: (
+            task.done()
+            or (flusher.status.position is not None and flusher.status.position.seq >= events)
+        ),
         within_s=300,
         every_s=0.005,
     )
     after = (time.monotonic(), time.process_time(), family_cpu_s(postgres))
     stop.set()
     await task
+    assert sessions.opened > 0, "the flusher wrote with a session of its own"
     await reader.aclose()
     await scripts.aclose()
     return after[0] - costs[0], after[1] - costs[1], after[2] - costs[2]

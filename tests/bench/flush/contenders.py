@@ -6,8 +6,11 @@ differs.
 
 from collections.abc import Sequence
 
-from flusher.batch import Row
+from flusher.batch import Event, Row
+from flusher.spare_sessions import SpareSessions
 from flusher.writer import Writer, _Tally
+from scoreboard.model import Partition
+from scoreboard.runtime.settings import Settings
 
 INSERT_USER = b"INSERT INTO users (id, external_id) VALUES (%s, %s) ON CONFLICT DO NOTHING"
 INSERT_EVENT = b"""
@@ -33,7 +36,10 @@ ADD_SCORE = b"""
 class ExecutemanyWriter(Writer):
     """One statement per row, with psycopg's ``executemany``, which pipelines them."""
 
-    async def _count(self, staged: Sequence[Row], committed: int) -> _Tally:
+    async def _count(
+        self, actions: Sequence[Event], staged: Sequence[Row], committed: int
+    ) -> _Tally:
+        del actions, committed
         if not staged:
             return _Tally()
         board, part = self.partition.board, self.partition.number
@@ -55,3 +61,16 @@ class ExecutemanyWriter(Writer):
 
 
 CONTENDERS: dict[str, type[Writer]] = {"copy": Writer, "executemany": ExecutemanyWriter}
+
+
+class ContenderSessions(SpareSessions):
+    """Opens sessions that write as a contender does, and counts them."""
+
+    def __init__(self, settings: Settings, writer: type[Writer]) -> None:
+        super().__init__(settings)
+        self._writer = writer
+        self.opened = 0
+
+    async def open(self, partition: Partition) -> Writer:
+        self.opened += 1
+        return await self._writer.open(self._settings, partition)
