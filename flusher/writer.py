@@ -18,6 +18,7 @@ from flusher.batch import (
     COLUMNS,
     Batch,
     Gap,
+    Progress,
     Row,
     advance,
     count_after,
@@ -212,12 +213,9 @@ class Writer(Session):
             previous = await self.lock_position()
             if previous is None or previous.epoch != epoch:
                 return Superseded()
-            progress = advance(batch, previous.seq)
+            progress = await self._advance(batch, previous)
             if progress.gap and not skip_gaps:
-                unread = await self._count_unread(previous, progress.gap, batch)
-                progress = advance(batch, previous.seq, unread)
-                if progress.gap:
-                    return GapFound(progress.gap)
+                return GapFound(progress.gap)
             dead = [dead_event_of(record) for record in batch.bad]
             for season in batch.seasons:
                 if season not in self._known_seasons:
@@ -266,13 +264,16 @@ class Writer(Session):
             drifted=0 if tally.late or dead or batch.corrections else tally.drifted,
         )
 
-    async def _count_unread(self, previous: Position, gap: Gap, batch: Batch) -> int:
-        """Count the dead letters before a batch that can be the missing seqs of its first gap.
+    async def _advance(self, batch: Batch, previous: Position) -> Progress:
+        """Return how far a batch advances from the position, and its first gap.
 
-        They were at the end of an earlier batch, so the position is still before them.
+        The first seqs may be those of dead letters at the end of an earlier batch: the position is
+        still before them.
         """
-        if gap.expected != previous.seq + 1:
-            return 0
+        progress = advance(batch, previous.seq)
+        gap = progress.gap
+        if gap is None or gap.expected != previous.seq + 1:
+            return progress
         parameters = {
             "expected": gap.expected,
             "found": gap.found,
@@ -280,7 +281,8 @@ class Writer(Session):
             "before": batch.steps[0][0],
         }
         found = await self.connection.execute(_COUNT_DEAD_BETWEEN, {**self.where, **parameters})
-        return int((await found.fetchone() or (0,))[0])
+        (unread,) = await found.fetchone() or (0,)
+        return advance(batch, previous.seq, unread)
 
     async def _hold(self, events: Sequence[Event], committed: int) -> Held:
         """Record actions that exceeded a limit; they change no score."""
