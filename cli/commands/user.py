@@ -34,6 +34,7 @@ from scoreboard.ledger.acts import select_bans_of
 from scoreboard.ledger.audit import audited
 from scoreboard.ledger.boards import select_board
 from scoreboard.ledger.migrations import require_schema
+from scoreboard.ledger.seasons import current_scores
 from scoreboard.ledger.users import (
     Imported,
     Profile,
@@ -113,7 +114,9 @@ async def _show(
             await select_board(connection, board)
             raise
         try:
-            known = await select_user(connection, user_id, board=board)
+            found = await select_board(connection, board)
+            scores = await current_scores(connection, found)
+            known = await select_user(connection, user_id, scores=scores)
         except UnknownUser:
             if standing is None:
                 raise

@@ -77,7 +77,9 @@ async def search_users(
 async def select_user_boards(
     connection: Connection, user_id: str, *, limit: int
 ) -> list[UserOnBoard]:
-    """List the boards on which a user has a score or is banned, by name.
+    """List the boards on which a user has a score, in any season, or is banned, by name.
+
+    The score is that of the newest season; None if the user has none there.
 
     Raises DatabaseUnavailable.
     """
@@ -98,13 +100,13 @@ async def select_names(connection: Connection, user_ids: Sequence[str]) -> dict[
     return dict(rows)
 
 
-async def select_user(connection: Connection, user_id: str, *, board: str) -> User:
-    """Read a user and its score on a board.
+async def select_user(connection: Connection, user_id: str, *, scores: str) -> User:
+    """Read a user and its row of ``scores`` under a name (scoreboard.model.scores_name).
 
     Raises UnknownUser, DatabaseUnavailable.
     """
     async with translate_errors():
-        parameters = {"user_id": user_id, "board": board}
+        parameters = {"user_id": user_id, "scores": scores}
         row = await (await connection.execute(_SELECT_USER, parameters)).fetchone()
     if row is None:
         raise UnknownUser(f"User {user_id} does not exist")

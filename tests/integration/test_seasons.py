@@ -15,11 +15,13 @@ from scoreboard.ledger.boards import insert_board, select_board
 from scoreboard.ledger.dead_letters import Overrides
 from scoreboard.ledger.pool import Connection, connect
 from scoreboard.ledger.seasons import (
+    current_scores,
     freeze_season,
     select_season_standing,
     select_season_standings,
     select_seasons,
 )
+from scoreboard.ledger.users import UserOnBoard, select_user, select_user_boards
 from scoreboard.model import Action, Board, Layout, Partition, Receipt, Rules, partition_of
 from scoreboard.moderation.acts import Moderator
 from scoreboard.moderation.plans import BanChange, Correction, Undo, Void
@@ -469,6 +471,30 @@ async def _acts(world: World) -> list[str]:
         return [one.id for one in await select_acts(connection, ActFilter(), limit=10)]
     finally:
         await connection.close()
+
+
+async def test_a_user_of_any_season_is_found_on_the_board(world: World) -> None:
+    async with flushing(world.settings), await connect(world.settings, name="test") as connection:
+        await world.play(Action("alice", "win:1", 5), Action("bob", "win:1", 7))
+        await world.drained()
+        await world.end()
+        await world.turn()
+        await world.play(Action("bob", "win:2", 2))
+        await world.drained()
+
+        found = {
+            user: await select_user_boards(connection, user, limit=10)
+            for user in ("alice", "bob", "carol")
+        }
+        scores = await current_scores(connection, world.board)
+        bob = await select_user(connection, "bob", scores=scores)
+
+    assert found == {
+        "alice": [UserOnBoard("main", None, None)],
+        "bob": [UserOnBoard("main", 2, None)],
+        "carol": [],
+    }
+    assert (bob.score, bob.actions) == (2, 1)
 
 
 async def test_acts_change_only_the_current_season(world: World) -> None:
