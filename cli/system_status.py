@@ -47,6 +47,12 @@ BODY_BYTES_MAX: Final = 4 * 1024 * 1024
 DOWN: Final = "down"
 PROGRAM: Final = "program"
 REFUSALS: Final = "refusals"
+OTHERS: Final = "other boards"
+"""The check of boards that are not in SCOREBOARD_BOARDS."""
+
+CLOSED_MAX: Final = 20
+"""Maximum such boards that are shown one by one."""
+
 SERVICES: Final = ("api", "streamer", "flusher")
 _ALERTS: Final = {"api": "ApiDown", "streamer": "StreamerDown", "flusher": "FlusherDown"}
 
@@ -159,6 +165,11 @@ async def examine(settings: Settings, *, interval_s: float) -> SystemStatus:
     found = {PROGRAM: Check(version("scoreboard")), **redis.checks, **database.checks}
     for name in settings.boards:
         found |= _describe_board(name, redis, database)
+    if database.boards and DOWN not in {one.state for one in found.values()}:
+        others = [one for name, one in database.boards.items() if name not in settings.boards]
+        found |= await _limited(
+            _ask_others(settings, others), lambda reason: {OTHERS: unknown(reason)}
+        )
     _add_services(found, services, settings)
     effects = _find_effects(found, settings)
     for name, cause in effects.items():
@@ -389,6 +400,30 @@ def _describe_board(name: str, redis: _RedisFacts, database: _DatabaseFacts) -> 
         board: checks.describe_board(name, layout, states),
         backlog: describe_backlogs(list(backlogs.values())),
     }
+
+
+async def _ask_others(settings: Settings, boards: Sequence[Board]) -> dict[str, Check]:
+    """Return the boards that accept no actions, and how many do."""
+    partitions = [
+        Partition(board.name, number)
+        for board in boards
+        for number in range(board.layout.partitions)
+    ]
+    states: dict[str, list[PartitionState]] = {board.name: [] for board in boards}
+    async with make_client(settings, name="status") as client:
+        async for partition, found in Store(client).survey_all(partitions):
+            state = PartitionState() if isinstance(found, ScoreboardError) else found.state
+            states[partition.board].append(state)
+    described = {
+        board.name: checks.describe_board(board.name, board.layout, states[board.name])
+        for board in boards
+    }
+    closed = [name for name, check in described.items() if check.advice]
+    shown = {checks.board_name(name): described[name] for name in closed[:CLOSED_MAX]}
+    if closed:
+        detail = f"{len(closed)} of {len(boards)} accept no actions"
+        return {**shown, OTHERS: Check("closed", detail, "see the boards above")}
+    return {OTHERS: Check("open", f"{len(boards)}")} if boards else {}
 
 
 def _add_services(

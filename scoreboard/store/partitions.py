@@ -1,7 +1,7 @@
 """The state of a partition and its stream of events."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
@@ -334,6 +334,15 @@ class Partitions(StoreClient):
                 partitions, replies[::2], replies[1::2], strict=True
             )
         ]
+
+    async def survey_all(
+        self, partitions: Sequence[Partition]
+    ) -> AsyncIterator[tuple[Partition, Survey | UnexpectedReply | RedisUnavailable]]:
+        """Read the states of any number of partitions, page by page; see ``survey``."""
+        for start in range(0, len(partitions), PAGE):
+            page = partitions[start : start + PAGE]
+            for pair in zip(page, await self.survey(page), strict=True):
+                yield pair
 
     async def measure(
         self, partitions: Sequence[Partition]

@@ -9,12 +9,13 @@ import httpx
 import psycopg
 import pytest
 
-from scoreboard.model import Action, Board, Layout, Limits, Rules
+from scoreboard.model import Action, Board, Layout, Limits, Partition, Rules
 from scoreboard.moderation import acts as acts_module
 from scoreboard.runtime.settings import Settings
+from tests.support.data.boards import fence
 from tests.support.eventually import eventually_async
 from tests.support.servers.api import ApiClient, StartApi
-from tests.support.servers.flushers import act, flushing, is_drained, make_board, query
+from tests.support.servers.flushers import act, flushing, is_drained, make_board, query, store_of
 
 pytestmark = pytest.mark.slow
 
@@ -362,6 +363,14 @@ async def test_the_status_shows_what_waits(start_api: StartApi, database_url: st
     [main] = answer.json()["boards"]
     assert (main["board"], main["open"], main["uncommitted"]) == ("main", True, 1)
     assert 0 <= main["oldestAgeS"] < 60
+
+    async with store_of(settings) as store:
+        await fence(store, Partition("laps"), "test")
+    answer = await client.get("/api/admin/status", headers=client.bearer("carla", ADMIN))
+    assert [(one["board"], one["open"]) for one in answer.json()["boards"]] == [
+        ("laps", False),
+        ("main", True),
+    ]
 
 
 async def test_few_requests_of_administrators_run_at_once(

@@ -137,6 +137,33 @@ def test_a_fenced_board_is_shown_with_who_fenced_it_and_what_to_do(
     assert check.advice.endswith("#streamfaults") == (owner == "flusher:gap")
 
 
+def test_a_closed_board_that_no_setting_names_is_shown(running: System) -> None:
+    """Updates of the board got 503 and the status was well, once."""
+    for name in ("golf", "chess"):
+        assert running.run("board", "create", name).returncode == 0
+    meta = PartitionKeys(Partition("golf")).meta
+    try:
+        found = look(running)
+        assert (found["code"], found["checks"]["other boards"]) == (
+            0,
+            {"state": "open", "detail": "2"},
+        )
+        with redis.Redis.from_url(running.valkey.url, decode_responses=True) as admin:
+            admin.hset(meta, mapping={"state": "fenced", "fence": "somebody:secret-token"})
+
+            found = look(running)
+
+            admin.hset(meta, "state", "open")
+            admin.hdel(meta, "fence")
+    finally:
+        for name in ("golf", "chess"):
+            running.run("board", "archive", name, "--yes")
+    assert (found["code"], found["status"]) == (1, "action needed")
+    assert found["checks"]["board golf"]["detail"] == "epoch 1, by somebody"
+    assert found["checks"]["other boards"]["detail"] == "1 of 2 accept no actions"
+    assert "board chess" not in found["checks"]
+
+
 def test_the_owner_of_a_fence_is_shown_in_status_and_readiness(running: System) -> None:
     with redis.Redis.from_url(running.valkey.url, decode_responses=True) as admin:
         admin.hset(KEYS.meta, mapping={"state": "fenced", "fence": "somebody:secret-token"})

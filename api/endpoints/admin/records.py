@@ -45,7 +45,6 @@ from scoreboard.ledger.dead_letters import count_dead_letters
 from scoreboard.ledger.held import HeldAction, HeldFilter, HeldState, select_held
 from scoreboard.ledger.users import search_users, select_names, select_user_boards
 from scoreboard.model import BOARD_PATTERN, END, Board, Partition
-from scoreboard.store.rebuilding import PAGE
 
 PRINTABLE: Final = rf"^[^\x00-\x1f\x7f]+{END}"
 """PostgreSQL has no NUL in a text."""
@@ -323,19 +322,19 @@ async def _examine(
     entries: dict[str, int] = {board.name: 0 for board in boards}
     is_open = dict.fromkeys(entries, True)
     waiting: dict[str, list[Partition]] = {}
-    for start in range(0, len(partitions), PAGE):
-        page = partitions[start : start + PAGE]
-        for partition, found in zip(page, await session.store.survey(page), strict=True):
-            if isinstance(found, ScoreboardError):
-                is_open[partition.board] = False
-            else:
-                is_open[partition.board] &= found.state.is_open
-                entries[partition.board] += found.entries
-                if found.entries:
-                    waiting.setdefault(partition.board, []).append(partition)
+    async for partition, found in session.store.survey_all(partitions):
+        if isinstance(found, ScoreboardError):
+            is_open[partition.board] = False
+        else:
+            is_open[partition.board] &= found.state.is_open
+            entries[partition.board] += found.entries
+            if found.entries:
+                waiting.setdefault(partition.board, []).append(partition)
     now_ms = await session.store.now_s() * 1000
     health: list[BoardHealth] = []
-    chosen = [name for name in entries if name in always or name in waiting][:BOARDS_MAX]
+    chosen = [name for name in entries if name in always or name in waiting or not is_open[name]]
+    chosen.sort(key=lambda name: is_open[name])  # closed boards are shown if there are too many
+    chosen = chosen[:BOARDS_MAX]
     for name in chosen:
         ages_s: list[float] = []
         for partition in waiting.get(name, []):
