@@ -113,7 +113,7 @@ async def insert_act(connection: Connection, act: NewAct) -> None:
 
 
 async def refuse_act(connection: Connection, act_id: str) -> None:
-    """Record that Redis refused an act.
+    """Record that an act is refused, unless it has counted.
 
     Raises DatabaseUnavailable.
     """

@@ -27,6 +27,7 @@ from scoreboard.events import (
     event_time,
     season_id_of,
 )
+from scoreboard.ledger.acts import ACTION_PREFIX, refuse_act
 from scoreboard.ledger.audit import AuditTrail, audited
 from scoreboard.ledger.held import insert_held
 from scoreboard.ledger.pool import Connection, describe, translate_errors
@@ -307,6 +308,8 @@ async def discard(
 ) -> Resolved:
     """Discard a dead letter permanently; Redis is corrected to the score without it.
 
+    An administrator's act is then refused; it never counts.
+
     ``is_dry`` changes nothing. ``connection`` is in autocommit and holds ``lock_board``.
 
     Raises NotFound, DatabaseUnavailable.
@@ -323,6 +326,10 @@ async def discard(
             await _lock_home(connection, board, row["home"], entry)
             await ensure_user(connection, action.user_id)
             await connection.execute(_INSERT_CORRECTION, {**row, "excess": action.delta})
+        # The id that was sent, also if it is not valid.
+        action_id = entry.fields.get("a", "")
+        if action_id.startswith(ACTION_PREFIX):
+            await refuse_act(connection, action_id.removeprefix(ACTION_PREFIX))
         done = _result(entry, action, "discarded", reason)
         await _note(connection, trail, board, done, entry, actor=actor, reason=reason)
     return done

@@ -1,3 +1,8 @@
--- Record that Redis refused an act; it can then never be applied.
--- Index: acts_pk
-UPDATE acts SET refused_at = now() WHERE id = %(id)s AND refused_at IS NULL
+-- Record that an act is refused, unless it has counted; it can then never be applied.
+-- Index: acts_pk, score_events_pk
+UPDATE acts a SET refused_at = now()
+WHERE id = %(id)s AND refused_at IS NULL
+  AND NOT EXISTS (
+      SELECT FROM score_events e
+      WHERE e.board = a.board AND e.user_id = a.user_id AND e.action_id = 'act:' || a.id
+  )

@@ -273,7 +273,7 @@ def test_a_user_whose_only_action_is_discarded_is_removed_from_the_board(
     asyncio.run(flush_until(settings, lambda: not open_corrections(settings)))
 
     assert score_of(client, "dave") is None
-    check_invariants(settings, [("alice", "win:1", 5)])
+    check_invariants(settings)
     assert command("verify", "--full").code == 0
 
 
@@ -453,6 +453,41 @@ async def test_concurrent_resolutions_count_a_dead_letter_once(settings: Setting
         await eventually_async(lambda: is_drained(settings) and not open_corrections(settings))
     counted = "applied" in results
     check_invariants(settings, [*GOOD, *more, *([BAD] if counted else [])])
+
+
+async def test_an_act_whose_dead_letter_is_discarded_is_refused(
+    command: Run, settings: Settings, client: "redis.Redis[str]"
+) -> None:
+    """It was pending for ever, and refused every other act on the user."""
+    correct = ("score", "correct", "alice", "3", "--reason", "test", "--yes")
+    await make_board(settings)
+    query(settings, "ALTER TABLE score_events ADD CONSTRAINT strict CHECK (kind <> 'act')")
+    async with flushing(settings):
+        await act(settings, Action("alice", "win:1", 5))
+        await eventually_async(lambda: is_drained(settings))
+        await asyncio.to_thread(command, *correct)
+        await eventually_async(lambda: bool(query(settings, "SELECT 1 FROM dead_events")))
+    query(settings, "ALTER TABLE score_events DROP CONSTRAINT strict")
+    [lost] = json.loads((await asyncio.to_thread(command, "act", "list", "--json")).out)
+    assert lost["state"] == "pending"
+    [entry] = json.loads((await asyncio.to_thread(command, "dead", "list", "--json")).out)
+
+    done = await asyncio.to_thread(
+        command, "dead", "discard", str(entry["id"]), "--reason", "x", "--yes"
+    )
+    assert done.code == 0, done.err
+
+    [lost] = json.loads((await asyncio.to_thread(command, "act", "list", "--json")).out)
+    assert lost["state"] == "refused"
+    resumed = await asyncio.to_thread(command, "act", "resume", lost["id"])
+    assert "was refused and changed nothing" in resumed.err
+    async with flushing(settings):
+        await eventually_async(lambda: open_corrections(settings) == 0)
+        again = await asyncio.to_thread(command, *correct)
+        await eventually_async(lambda: is_drained(settings))
+    assert again.code == 0, again.err
+    assert score_of(client, "alice") == 8
+    check_invariants(settings)
 
 
 async def test_an_interrupted_resolution_changes_nothing(settings: Settings) -> None:
