@@ -15,6 +15,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType, field
 
 from scoreboard.errors import Invalid, OperatorMistake
+from scoreboard.ledger.load_tests import refuse_load_test_name
 from scoreboard.model import (
     NO_LIMITS,
     SCORE_MAX,
@@ -118,6 +119,7 @@ def plan_changes(path: Path, existing: Mapping[str, Board]) -> list[Change]:
         old = existing.get(name)
         new = _board(name, table, NO_LIMITS if old is None else old.limits)
         if old is None:
+            refuse_load_test_name(name)
             changes.append(Change(name, "create", msgspec.structs.replace(new, state="open")))
             old = msgspec.structs.replace(new, state="open")
         else:
@@ -207,8 +209,9 @@ def _require_same(table: _Table, new: Board, old: Board) -> None:
         if value != held:
             key = _RULE_KEYS.get(name, name)
             raise OperatorMistake(
-                f"Board {new.name}: {key} is {held} and cannot be changed to {value}; the rules of "
-                "a board are fixed when it is created. Create a board with another name"
+                f"Board {new.name}: {key} is {_shown(held)} and cannot be changed to "
+                f"{_shown(value)}; the rules of a board are fixed when it is created. Create a "
+                "board with another name"
             )
     for name, value in _parts(table):
         held = getattr(old.layout, name)
@@ -217,6 +220,10 @@ def _require_same(table: _Table, new: Board, old: Board) -> None:
                 f"Board {new.name}: {name} is {held} in PostgreSQL and {value} in the file; a "
                 "layout is changed by a reseed (docs/how-to/change-a-layout.md)"
             )
+
+
+def _shown(value: str | int) -> str | int:
+    return "none" if value == "" else value
 
 
 def _parts(table: _Table) -> Sequence[tuple[str, Any]]:

@@ -63,6 +63,9 @@ SEEN_SHARDS_MAX: Final = 65_536
 END: Final = r"$(?!\n)"
 """The end of a pattern: `$` alone also matches before a final newline in Python."""
 
+ACT_KIND: Final = "act"
+"""The kind of administrators' acts in the ledger; no update may have it."""
+
 STREAM_ID_PATTERN: Final = rf"^[0-9]{{1,20}}-[0-9]{{1,20}}{END}"
 ID_PATTERN: Final = rf"^[A-Za-z0-9._|:@-]{{1,128}}{END}"
 BOARD_PATTERN: Final = rf"^[a-z0-9_.-]{{1,32}}{END}"

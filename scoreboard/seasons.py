@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from typing import Final, Self
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from cronsim import CronSim, CronSimError
 from msgspec import Struct
@@ -22,6 +22,9 @@ PERIODS: Final = ("daily", "weekly", "monthly")
 
 SEASON_BYTES_MAX: Final = 100
 """Longest ``season`` of rules."""
+
+_NO_ZONES: Final = {"localtime", "Factory"}
+"""Files of the installation that are no time zones; the first is that of the machine."""
 
 _ID: Final = SEASON_PATTERN.removeprefix("^").removesuffix(END)
 _TEXT: Final = re.compile(rf"({_ID}):(\d{{1,12}}):(\d{{1,12}})", re.ASCII)
@@ -108,6 +111,10 @@ def require_season(rules: Rules) -> None:
             raise Invalid("a cron expression has five fields: minute hour day month weekday")
     elif rules.season not in PERIODS:
         raise Invalid("a season is daily, weekly, monthly or cron:EXPRESSION")
+    if rules.time_zone not in available_timezones() - _NO_ZONES:
+        raise Invalid(
+            f"{rules.time_zone!r} is not the name of a time zone, such as Europe/Berlin or UTC"
+        )
     try:
         season_at(rules, 1_600_000_000)
     except ValueError as error:

@@ -8,6 +8,7 @@ from msgspec.structs import astuple
 from scoreboard.health.checks import Check
 from scoreboard.http.problems import Problem
 from scoreboard.model import (
+    ACT_KIND,
     BOARDS_MAX,
     BULK_MAX,
     POINTS_MAX,
@@ -24,6 +25,7 @@ from scoreboard.model import (
     SeasonId,
     StatedPoints,
     UserId,
+    kind_of,
 )
 
 BoardNames = Annotated[tuple[BoardName, ...], Meta(min_length=1, max_length=BOARDS_MAX)]
@@ -67,6 +69,10 @@ class UpdateRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         In JSON, 5.0 is a whole number. What a board takes is checked when its rules are known
         (api.endpoints.points).
         """
+        if kind_of(self.action_id) == ACT_KIND:
+            raise ValueError(
+                f"actionId must not begin with {ACT_KIND}: as acts of administrators do"
+            )
         if isinstance(self.points, float) and (
             not self.points.is_integer() or not -POINTS_MAX <= self.points <= SCORE_MAX
         ):

@@ -17,7 +17,7 @@ from scoreboard.errors import Invalid, NotFound
 from scoreboard.ledger.pool import Connection, translate_errors
 from scoreboard.ledger.positions import where
 from scoreboard.ledger.users import ensure_user
-from scoreboard.model import END, Partition, is_identifier
+from scoreboard.model import ACT_KIND, END, Partition, is_identifier
 from scoreboard.runtime import resources
 
 _INSERT_ACT: Final = resources.query("insert_act")
@@ -31,7 +31,7 @@ _SELECT_BANS: Final = resources.query("select_bans")
 _SELECT_BANS_OF: Final = resources.query("select_bans_of")
 _LOCK_POSITION: Final = resources.query("lock_position")
 
-ACTION_PREFIX: Final = "act:"
+ACTION_PREFIX: Final = f"{ACT_KIND}:"
 ACT_ID_PATTERN: Final = rf"^[0-9a-f]{{16}}{END}"
 """Prefix of the action ids of acts. The rest is random, so no client can use one before."""
 

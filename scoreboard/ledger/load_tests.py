@@ -47,6 +47,18 @@ def is_load_test_name(name: str) -> bool:
     return name.startswith(PREFIX) and len(name) > len(PREFIX)
 
 
+def refuse_load_test_name(name: str) -> None:
+    """Refuse a name of boards for load tests for a board of players.
+
+    Raises OperatorMistake.
+    """
+    if is_load_test_name(name):
+        raise OperatorMistake(
+            f"Boards whose names begin with {PREFIX} are for `scoreboard bench`, which deletes "
+            f"their data; give {name} another name"
+        )
+
+
 async def lock_load_test(connection: Connection, board: str) -> bool:
     """Try to take the lock on a board until the connection ends; return whether it was free.
 

@@ -19,7 +19,7 @@ from scoreboard.ledger.boards import (
     set_board_limits,
     set_board_state,
 )
-from scoreboard.ledger.load_tests import CREATED, is_load_test_name
+from scoreboard.ledger.load_tests import CREATED, is_load_test_name, refuse_load_test_name
 from scoreboard.ledger.pool import Connection
 from scoreboard.ledger.positions import lock_partitions
 from scoreboard.ledger.scores import select_totals
@@ -56,13 +56,18 @@ class LimitChange(Struct, frozen=True):
         return limits
 
 
-async def create_board(connection: Connection, board: Board, *, actor: str) -> bool:
+async def create_board(
+    connection: Connection, board: Board, *, actor: str, allow_load_tests: bool = False
+) -> bool:
     """Create a board and its row in the audit log; return whether it is new.
 
     A board whose name is one for load tests is marked so: `scoreboard bench` deletes its data.
 
-    Raises OperatorMistake if a board of this name was deleted, DatabaseUnavailable.
+    Raises OperatorMistake for such a name without ``allow_load_tests``, or if a board of this name
+    was deleted; DatabaseUnavailable.
     """
+    if not allow_load_tests:
+        refuse_load_test_name(board.name)
     async with audited(connection) as trail:
         if not await insert_board(connection, board):
             await require_free_name(connection, board.name)

@@ -185,6 +185,7 @@ async def test_an_update_beyond_the_score_limit_is_refused(
         (b'{"userId":"alice","actionId":""}', 422, "invalid"),
         (b'{"userId":"alice","actionId":"a b"}', 422, "invalid"),
         (b'{"userId":"alice","actionId":"a\\n"}', 422, "invalid"),
+        (b'{"userId":"alice","actionId":"act:0123456789abcdef"}', 422, "invalid"),
         (b'{"userId":"alice","actionId":"a","season":"2026-W48\\n"}', 422, "invalid"),
         (b'{"userId":"alice","actionId":"a","boards":["main\\n"]}', 422, "invalid"),
         (b'{"userId":"alice","actionId":"' + b"a" * 129 + b'"}', 422, "invalid"),

@@ -38,6 +38,27 @@ def test_a_board_is_created_once_listed_and_opened(command: Run, database_url: s
     assert [action for (action,) in audited] == ["board create", "reseed"]
 
 
+def test_a_board_of_players_has_no_name_for_load_tests(command: Run, tmp_path: Path) -> None:
+    """`bench clean` deletes the data of such boards; it once deleted those of players."""
+    file = tmp_path / "boards.toml"
+    file.write_text("[boards.bench-cup]\n")
+    for words in (
+        ("board", "create", "bench-cup"),
+        ("board", "apply", str(file), "--dry-run"),
+        ("board", "apply", str(file)),
+    ):
+        refused = command(*words)
+        assert refused.code == 5, words
+        assert "give bench-cup another name" in refused.err
+    assert "bench-cup" not in command("board", "list").out
+
+
+def test_the_kind_of_acts_is_not_in_the_catalogue(command: Run) -> None:
+    refused = command("action", "set", "act", "5")
+    assert refused.code == 2
+    assert "administrators' acts" in refused.err
+
+
 def test_board_top_matches_the_ranking_of_postgresql(
     command: Run, database_url: str, settings: Settings
 ) -> None:

@@ -85,6 +85,8 @@ def test_a_file_of_boards_has_seasons(command: Run, tmp_path: Path) -> None:
     [
         (("--season", "hourly"), "a season is daily"),
         (("--season", "daily", "--time-zone", "Mars"), "time zone"),
+        (("--season", "daily", "--time-zone", "localtime"), "time zone"),
+        (("--season", "daily", "--time-zone", "posix/Europe/Berlin"), "time zone"),
         (("--season", "cron:* *"), "five fields"),
         (("--time-zone", "UTC"), "is for boards with seasons"),
     ],

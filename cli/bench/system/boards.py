@@ -94,7 +94,7 @@ async def served_board(
         await require_owner(connection)
         if not await lock_load_test(connection, name):
             raise OperatorMistake(f"Another load test runs on board {name}")
-        if not await create_board(connection, Board(name), actor=actor):
+        if not await create_board(connection, Board(name), actor=actor, allow_load_tests=True):
             if name not in await select_load_test_boards(connection):
                 raise OperatorMistake(
                     f"Board {name} was not created as one for load tests, and a load test would "
