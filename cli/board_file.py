@@ -30,7 +30,7 @@ from scoreboard.model import (
     check_limits,
     is_board_name,
 )
-from scoreboard.seasons import require_season
+from scoreboard.recovery.board_changes import make_rules
 
 FILE_BYTES_MAX: Final = 4_000_000
 """Ten thousand boards with all keys need about half of it."""
@@ -78,27 +78,6 @@ class Change(Struct, frozen=True):
     what: str
     """Create, open, publish, hide, archive, unarchive or limit."""
     new: Board
-
-
-def make_rules(rules: Rules) -> Rules:
-    """Return rules whose values fit together.
-
-    Raises Invalid.
-    """
-    if not 0 <= rules.score_min < rules.score_max <= SCORE_MAX:
-        raise Invalid(
-            f"min must be below max, both from 0 to {SCORE_MAX}; they are {rules.score_min} and "
-            f"{rules.score_max}"
-        )
-    if rules.lowering != "nobody" and rules.operator != "add":
-        raise Invalid(
-            f"lowering is for boards with operator add, which count negative points; a board with "
-            f"{rules.operator} takes values"
-        )
-    if rules.season and not rules.time_zone:
-        rules = msgspec.structs.replace(rules, time_zone="UTC")
-    require_season(rules)
-    return rules
 
 
 def read_boards(path: Path) -> dict[str, Board]:

@@ -326,7 +326,7 @@ def check_limits(limits: Limits, rules: Rules) -> None:
     if not 0 <= limits.per_action <= SCORE_MAX or not 0 <= limits.per_window <= SCORE_MAX:
         raise ValueError(f"points of a limit are 1 to {SCORE_MAX}")
     if bool(limits.per_window) != bool(limits.window_s):
-        raise ValueError("points per window need the length of the window, and it needs them")
+        raise ValueError("points per window and the length of the window need each other")
     if limits.window_s and not WINDOW_MIN_S <= limits.window_s <= WINDOW_MAX_S:
         raise ValueError(f"a window has {WINDOW_MIN_S} to {WINDOW_MAX_S} seconds")
     if limits.per_window and rules.takes_values:

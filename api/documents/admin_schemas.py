@@ -284,6 +284,21 @@ class UserReply(Struct, frozen=True, rename="camel"):
     boards: tuple[UserBoard, ...]
 
 
+class BoardLimits(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """How much the actions of a user may gain; what exceeds it is held. 0: no limit."""
+
+    points_per_action: Annotated[int, Meta(ge=0, le=SCORE_MAX)] = 0
+    points_per_window: Annotated[int, Meta(ge=0, le=SCORE_MAX)] = 0
+    window_s: Annotated[
+        int, Meta(ge=0, le=SCORE_MAX, description="Length of the window in seconds.")
+    ] = 0
+
+    def __post_init__(self) -> None:
+        """Check what the schema cannot express."""
+        if bool(self.points_per_window) != bool(self.window_s):
+            raise ValueError("pointsPerWindow and windowS need each other")
+
+
 class AdminBoard(BoardReply, frozen=True):
     """A board, its rules and its size."""
 
@@ -291,6 +306,7 @@ class AdminBoard(BoardReply, frozen=True):
     users: Annotated[
         int | None, Meta(description="Users on the board; null while it is not loaded.")
     ]
+    limits: BoardLimits
 
 
 class AdminBoardsReply(Struct, frozen=True):
@@ -300,7 +316,7 @@ class AdminBoardsReply(Struct, frozen=True):
     next: Annotated[str | None, Meta(description="`after` of the next page; null on the last.")]
 
 
-class NewBoardRules(Struct, frozen=True, forbid_unknown_fields=True):
+class NewBoardRules(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     """The rules of a new board; they can never be changed."""
 
     operator: Operator = "add"
@@ -309,6 +325,17 @@ class NewBoardRules(Struct, frozen=True, forbid_unknown_fields=True):
     max: Annotated[int, Meta(ge=0, le=SCORE_MAX)] = SCORE_MAX
     lowering: Lowering = "nobody"
     points: PointsFrom = "catalogue"
+    season: Annotated[
+        str,
+        Meta(
+            max_length=100,
+            description="`daily`, `weekly`, `monthly`, or `cron:` and an expression of five "
+            "fields; empty for a board without seasons.",
+        ),
+    ] = ""
+    time_zone: Annotated[
+        str, Meta(max_length=64, description="The IANA time zone of the seasons; UTC if empty.")
+    ] = ""
 
 
 class NewBoard(Struct, frozen=True, forbid_unknown_fields=True):
@@ -324,11 +351,12 @@ class BoardChange(Struct, frozen=True, forbid_unknown_fields=True):
 
     public: bool | UnsetType = UNSET
     state: BoardState | UnsetType = UNSET
+    limits: BoardLimits | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         """Check what the schema cannot express."""
-        if self.public is UNSET and self.state is UNSET:
-            raise ValueError("name public or state")
+        if self.public is self.state is self.limits is UNSET:
+            raise ValueError("name public, state or limits")
 
 
 class BoardHealth(Struct, frozen=True, rename="camel"):
@@ -343,7 +371,7 @@ class BoardHealth(Struct, frozen=True, rename="camel"):
 
 
 class StatusReply(Struct, frozen=True, rename="camel"):
-    """The default boards and those on which actions wait, and what waits for a decision."""
+    """Default boards, closed ones, those on which actions wait, and what waits for a decision."""
 
     boards: tuple[BoardHealth, ...]
     dead_letters: int

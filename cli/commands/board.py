@@ -11,7 +11,7 @@ import msgspec
 
 from cli import board_file, board_viewer
 from cli.administration import change_board, delete_board, open_new_board
-from cli.board_file import Change, make_rules
+from cli.board_file import Change
 from cli.output import print_json, print_lines, print_message, print_table, progress, prompt
 from cli.parameters import BOARD, FILE, POINTS, SPAN
 from cli.target import (
@@ -48,7 +48,7 @@ from scoreboard.model import (
     Rules,
     Window,
 )
-from scoreboard.recovery.board_changes import LimitChange, create_board
+from scoreboard.recovery.board_changes import LimitChange, create_board, make_rules
 from scoreboard.runtime.settings import Settings
 from scoreboard.security.tokens import READ
 

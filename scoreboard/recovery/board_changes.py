@@ -23,9 +23,19 @@ from scoreboard.ledger.load_tests import CREATED, is_load_test_name, refuse_load
 from scoreboard.ledger.pool import Connection
 from scoreboard.ledger.positions import lock_partitions
 from scoreboard.ledger.scores import select_totals
-from scoreboard.model import NO_LIMITS, Board, BoardState, Limits, Partition, check_limits
+from scoreboard.model import (
+    NO_LIMITS,
+    SCORE_MAX,
+    Board,
+    BoardState,
+    Limits,
+    Partition,
+    Rules,
+    check_limits,
+)
 from scoreboard.recovery.mirror import mirror_board
 from scoreboard.recovery.reseed import find_unavailable, reseed
+from scoreboard.seasons import require_season
 from scoreboard.store.store import Store
 
 
@@ -54,6 +64,27 @@ class LimitChange(Struct, frozen=True):
         except ValueError as error:
             raise Invalid(f"Board {board.name}: {error}") from None
         return limits
+
+
+def make_rules(rules: Rules) -> Rules:
+    """Return rules whose values fit together.
+
+    Raises Invalid.
+    """
+    if not 0 <= rules.score_min < rules.score_max <= SCORE_MAX:
+        raise Invalid(
+            f"min must be below max, both from 0 to {SCORE_MAX}; they are {rules.score_min} and "
+            f"{rules.score_max}"
+        )
+    if rules.lowering != "nobody" and rules.operator != "add":
+        raise Invalid(
+            f"lowering is for boards with operator add, which count negative points; a board with "
+            f"{rules.operator} takes values"
+        )
+    if rules.season and not rules.time_zone:
+        rules = msgspec.structs.replace(rules, time_zone="UTC")
+    require_season(rules)
+    return rules
 
 
 async def create_board(

@@ -15,14 +15,15 @@ import httpx
 import pytest
 from playwright.async_api import Page, Route, expect
 
-from scoreboard.security.tokens import READ, UPDATE, UPDATE_ANY, LocalIssuer
+from scoreboard.security.tokens import ADMIN, READ, UPDATE, UPDATE_ANY, LocalIssuer
 from tests.support.clients.browser import CONTRAST, OpenPage, PageGuard, keep_screenshot
+from tests.support.eventually import eventually_async
 from tests.support.servers.up import Up, run_up
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 MARKUP = '<img src=x onerror="document.title=1">'
-VIEWS = ["boards", "players", "players/rob/main", "acts", "audit", "health"]
+VIEWS = ["boards", "seasons/main", "players", "players/rob/main", "acts", "held", "audit", "health"]
 
 
 @pytest.fixture(scope="module")
@@ -39,24 +40,40 @@ def token(up: Up, subject: str, *scopes: str) -> str:
     return issuer.issue(subject, list(scopes), 3600, audience="scoreboard")
 
 
-async def score(up: Up, user_id: str, *points: int) -> None:
+async def score(up: Up, user_id: str, *points: int, board: str = "main") -> None:
     """Count actions of a user, named USER:0 and so on."""
     headers = {"Authorization": f"Bearer {token(up, 'arena', UPDATE_ANY)}"}
     async with httpx.AsyncClient(base_url=up["api"], headers=headers, timeout=30) as client:
         for number, one in enumerate(points):
             action = {"userId": user_id, "actionId": f"{user_id}:{number}", "points": one}
-            answer = await client.post("/api/scores/update", json=action)
+            answer = await client.post(f"/api/scores/update?board={board}", json=action)
             assert answer.status_code == 200, answer.text
 
 
-async def score_of(up: Up, user_id: str) -> int | None:
+async def score_of(up: Up, user_id: str, *, board: str = "main") -> int | None:
     """Return the user's score; None if the user is not on the board."""
     async with httpx.AsyncClient(base_url=up["api"], timeout=30) as client:
-        answer = await client.get(f"/api/scores/users/{user_id}")
+        answer = await client.get(f"/api/scores/users/{user_id}?board={board}")
     if answer.status_code == 404:
         return None
     assert answer.status_code == 200, answer.text
     return answer.json()["score"]
+
+
+async def read(up: Up, path: str, **query: str) -> Any:
+    """Read from the api as an administrator."""
+    headers = {"Authorization": f"Bearer {token(up, 'carla', ADMIN)}"}
+    async with httpx.AsyncClient(base_url=up["api"], headers=headers, timeout=30) as client:
+        return (await client.get(path, params=query)).raise_for_status().json()
+
+
+async def make_board(page: Page, name: str, **chosen: str) -> None:
+    await page.get_by_text("New board").click()
+    await page.get_by_label("Name").fill(name)
+    for label, option in chosen.items():
+        await page.get_by_label(label, exact=True).select_option(option)
+    await page.get_by_role("button", name="Make the board").click()
+    await expect(page.locator("#message")).to_have_text(f"Board {name} is open.")
 
 
 async def sign_in(page: Page, up: Up, view: str = "boards") -> None:
@@ -239,10 +256,7 @@ async def test_an_interrupted_act_is_completed(open_page: OpenPage, up: Up):
 async def test_boards_are_made_changed_and_archived(open_page: OpenPage, up: Up):
     page = await open_page(up["api"] + "/admin")
     await sign_in(page, up)
-    await page.get_by_text("New board").click()
-    await page.get_by_label("Name").fill("weekly")
-    await page.get_by_label("Actions").select_option("best")
-    await page.get_by_role("button", name="Make the board").click()
+    await make_board(page, "weekly", Actions="best")
     row = page.get_by_role("row").filter(has=page.get_by_role("link", name="weekly"))
     await expect(row).to_contain_text("best value counts, highest first")
 
@@ -252,6 +266,65 @@ async def test_boards_are_made_changed_and_archived(open_page: OpenPage, up: Up)
         await expect(row).to_contain_text(after)
     await expect(page.locator("#message")).to_have_text("Board weekly is changed.")
     await keep_screenshot(page, "administration-boards")
+
+
+async def test_held_actions_are_released_and_voided(open_page: OpenPage, up: Up):
+    page = await open_page(up["api"] + "/admin")
+    await sign_in(page, up)
+    await make_board(page, "cups")
+    await page.get_by_role("button", name="Limits: cups").click()
+    await page.get_by_label("Points of an action").fill("50")
+    await page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
+    row = page.get_by_role("row").filter(has=page.get_by_role("link", name="cups"))
+    await expect(row).to_contain_text("at most 50 points an action")
+    await score(up, "zoe", 60, 70, 20, board="cups")
+    assert await score_of(up, "zoe", board="cups") == 20
+
+    async def are_held() -> bool:
+        return len((await read(up, "/api/admin/held", board="cups"))["held"]) == 2
+
+    await eventually_async(are_held)
+    await show(page, "held?board=cups")
+    await keep_screenshot(page, "administration-held")
+    dialog = await fill_in(page, "Release zoe:0 of zoe on cups", Reason="it was a final")
+    await confirm(dialog, "Release: zoe on cups")
+    assert await score_of(up, "zoe", board="cups") == 80
+
+    await page.get_by_role("button", name="Void zoe:1 of zoe on cups").click()
+    await page.get_by_role("dialog").get_by_label("Reason").fill("sent by\na bot")
+    await page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
+    await expect(page.locator("#message")).to_have_text("The action is voided.")
+    await expect(page.get_by_text("There are no such actions.")).to_be_visible()
+    await show(page, "held?state=voided")
+    await expect(page.get_by_role("table", name="Held actions")).to_contain_text("zoe:1")
+    assert await score_of(up, "zoe", board="cups") == 80
+
+
+async def test_seasons_of_a_board_are_listed_with_their_standings(open_page: OpenPage, up: Up):
+    page = await open_page(up["api"] + "/admin")
+    await sign_in(page, up)
+    await make_board(page, "league", Seasons="weekly")
+    row = page.get_by_role("row").filter(has=page.get_by_role("link", name="league"))
+    await expect(row).to_contain_text("seasons weekly in UTC")
+    await score(up, "ann", 30, board="league")
+    await score(up, "ben", 40, board="league")
+
+    async def is_known() -> bool:
+        return bool((await read(up, "/api/scores/seasons", board="league"))["seasons"])
+
+    await eventually_async(is_known)
+    await row.get_by_role("link", name="Seasons").click()
+    seasons = page.get_by_role("table", name="Seasons of league")
+    await expect(seasons).to_contain_text("open")
+    await keep_screenshot(page, "administration-seasons")
+    await seasons.get_by_role("link").first.click()
+    standings = page.get_by_role("table", name="Standings of")
+    await expect(standings.get_by_role("row").nth(1)).to_contain_text("ben")
+    await standings.get_by_role("link", name="ann").click()
+    await expect(page.get_by_role("heading", level=1)).to_have_text("ann")
+    dialog = await fill_in(page, "Correct the score", Points_to_add="20", Reason="a bug")
+    await confirm(dialog, "Correct score: ann on league")
+    assert await score_of(up, "ann", board="league") == 50
 
 
 async def test_the_plot_is_read_by_keyboard_and_as_a_table(open_page: OpenPage, up: Up):

@@ -14,10 +14,8 @@
  */
 
 import { ApiError, newActId } from "./api.js";
-import { button, field, identifier, input, make, table, valuesOf } from "./elements.js";
+import { button, field, identifier, input, make, oneLine, reasonField, table, valuesOf } from "./elements.js";
 import { formatDelta, formatNumber, KINDS } from "./words.js";
-
-const REASON_MAX = 500;
 
 /**
  * Ask for the rest of an act, preview it and perform it.
@@ -57,12 +55,11 @@ class ActDialog {
   constructor(api, chosen, title, onDone) {
     this.#api = api;
     this.#chosen = chosen;
-    const reason = make("textarea", { name: "reason", rows: 2, maxlength: REASON_MAX, required: true });
     this.#form = make(
       "form",
       { class: "act" },
       ...fieldsOf(chosen),
-      field("Reason", reason, "Kept with the act and in the audit log."),
+      reasonField("Kept with the act and in the audit log."),
       this.#preview,
       this.#message,
       make("div", { class: "buttons" }, this.#show, this.#confirm, this.#close),
@@ -118,8 +115,7 @@ class ActDialog {
   async #perform() {
     if (this.#isBusy || this.#isDone || this.#previewed === null) return;
     const plan = this.#previewed;
-    // A line break would make the reason two lines of a log.
-    const reason = valuesOf(this.#form).reason.replaceAll(/\s+/g, " ");
+    const reason = oneLine(valuesOf(this.#form).reason);
     this.#isSent = true;
     await this.#work("Working", " Press again: the act is done once.", async () => {
       const done = await this.#api.post("/acts", { ...plan, id: this.#id, reason });

@@ -1,9 +1,9 @@
 /**
  * The client of `/api/admin`: sends the administrator's token, and turns errors into sentences.
  *
- * @typedef {"correct" | "void" | "void window" | "ban" | "unban" | "undo"} Kind
+ * @typedef {"correct" | "void" | "void window" | "ban" | "unban" | "release" | "undo"} Kind
  * @typedef {{kind: Kind, board?: string, userId?: string, delta?: number, actionId?: string,
- *   since?: string, until?: string, act?: string}} Plan
+ *   since?: string, until?: string, act?: string, held?: number}} Plan
  * @typedef {{score: number | null, rank: number | null}} Place
  * @typedef {{rank: number, userId: string, score: number}} TopRow
  * @typedef {{board: string, userId: string, kind: Kind, delta: number, actions: number,
@@ -14,9 +14,10 @@
  *   actor: string, reason: string, detail: {[name: string]: any}, undoes: string | null,
  *   undoneBy: string | null, state: "applied" | "pending" | "refused"}} Act
  * @typedef {{operator: string, order: string, min: number, max: number, lowering: string,
- *   points: string}} Rules
+ *   points: string, season?: string, timeZone?: string}} Rules
+ * @typedef {{pointsPerAction: number, pointsPerWindow: number, windowS: number}} Limits
  * @typedef {{name: string, public: boolean, state: string, rules: Rules, partitions: number,
- *   users: number | null}} AdminBoard
+ *   users: number | null, limits: Limits}} AdminBoard
  * @typedef {{board: string, score: number | null, rank: number | null, bannedBy: string | null}}
  *   UserBoard
  * @typedef {{actionId: string, delta: number, score: number, at: number}} HistoryRow
@@ -24,10 +25,17 @@
  *   detail: {[name: string]: any}}} AuditRow
  * @typedef {{board: string, open: boolean, uncommitted: number, oldestAgeS: number | null}}
  *   BoardHealth
- * @typedef {{boards: BoardHealth[], deadLetters: number, pendingActs: number}} Health
+ * @typedef {{boards: BoardHealth[], deadLetters: number, pendingActs: number, held: number}}
+ *   Health
+ * @typedef {{id: number, board: string, userId: string, actionId: string, delta: number,
+ *   limit: "action" | "window", occurredAt: string, state: string, voidedBy: string | null,
+ *   voidedReason: string | null}} HeldAction
+ * @typedef {{id: string, startsAt: number, endsAt: number, state: "open" | "final", users: number,
+ *   winners: TopRow[]}} Season
  */
 
 const BASE = "/api/admin";
+const SCORES = "/api/scores";
 /** The server waits for PostgreSQL for some seconds. */
 const FETCH_MS = 20_000;
 
@@ -69,11 +77,18 @@ export class AdminApi {
    * @returns {Promise<any>}
    */
   get(path, query = {}) {
-    const fields = new URLSearchParams();
-    for (const [name, value] of Object.entries(query)) {
-      if (value !== null && value !== undefined && value !== "") fields.set(name, String(value));
-    }
-    return this.#send("GET", fields.size ? `${path}?${fields}` : path);
+    return this.#send("GET", BASE + withQuery(path, query));
+  }
+
+  /**
+   * Read what everyone may read; of a private board, what the token's scopes allow.
+   *
+   * @param {string} path
+   * @param {{[name: string]: string | number | null | undefined}} query  empty ones are left out
+   * @returns {Promise<any>}
+   */
+  read(path, query) {
+    return this.#send("GET", SCORES + withQuery(path, query));
   }
 
   /**
@@ -82,7 +97,7 @@ export class AdminApi {
    * @returns {Promise<any>}
    */
   post(path, body) {
-    return this.#send("POST", path, body);
+    return this.#send("POST", BASE + path, body);
   }
 
   /**
@@ -91,16 +106,16 @@ export class AdminApi {
    * @returns {Promise<any>}
    */
   patch(path, body) {
-    return this.#send("PATCH", path, body);
+    return this.#send("PATCH", BASE + path, body);
   }
 
   /**
    * @param {string} method
-   * @param {string} path
+   * @param {string} address
    * @param {object} [body]
    * @throws {ApiError}
    */
-  async #send(method, path, body) {
+  async #send(method, address, body) {
     const token = this.#token();
     if (token === null) throw new ApiError("You are signed out.", 401);
     /** @type {{[name: string]: string}} */
@@ -109,7 +124,7 @@ export class AdminApi {
     let response;
     let answer;
     try {
-      response = await fetch(BASE + path, {
+      response = await fetch(address, {
         method,
         headers,
         body: body === undefined ? undefined : JSON.stringify(body),
@@ -127,6 +142,18 @@ export class AdminApi {
 }
 
 /**
+ * @param {string} path
+ * @param {{[name: string]: string | number | null | undefined}} query
+ */
+function withQuery(path, query) {
+  const fields = new URLSearchParams();
+  for (const [name, value] of Object.entries(query)) {
+    if (value !== null && value !== undefined && value !== "") fields.set(name, String(value));
+  }
+  return fields.size ? `${path}?${fields}` : path;
+}
+
+/**
  * @param {Response} response
  * @param {any} problem  RFC 9457
  */
@@ -134,7 +161,8 @@ function sentenceOf(response, problem) {
   const { status } = response;
   if (status === 401) return "Your sign-in has expired. Sign in again to continue.";
   if (status === 403) {
-    return "This account may not administer: its token needs the scope admin:scores.";
+    const scope = /scope="([^"]*)"/.exec(response.headers.get("WWW-Authenticate") ?? "")?.[1];
+    return `This account may not do that: its token needs the scope ${scope ?? "admin:scores"}.`;
   }
   if (status === 429) {
     const seconds = Number.parseInt(response.headers.get("Retry-After") ?? "", 10);

@@ -157,3 +157,62 @@ export function valuesOf(form) {
   }
   return values;
 }
+
+const REASON_MAX = 500;
+
+/** @param {string} hint */
+export function reasonField(hint) {
+  const reason = make("textarea", { name: "reason", rows: 2, maxlength: REASON_MAX, required: true });
+  return field("Reason", reason, hint);
+}
+
+/**
+ * Return a reason as one line: a line break would make it two lines of a log.
+ *
+ * @param {string} reason
+ */
+export function oneLine(reason) {
+  return reason.replaceAll(/\s+/g, " ");
+}
+
+/**
+ * Return a table of rows that are read in pages, with a button for more.
+ *
+ * @param {(cursor: any) => Promise<any>} read
+ * @param {string} name  the field of the rows
+ * @param {string} label
+ * @param {Column[]} columns
+ * @param {(row: any) => Child[]} cells
+ * @param {import("./main.js").Context["work"]} work
+ */
+export async function paged(read, name, label, columns, cells, work) {
+  const first = await read("");
+  if (!first[name].length) return [make("p", { class: "hint" }, "There is nothing to show.")];
+  const shown = table(label, columns, first[name].map(cells));
+  let { next } = first;
+  const more = button("Show more", () => work(async () => {
+    const page = await read(next);
+    shown.querySelector("tbody")?.append(...page[name].map((/** @type {any} */ row) => tableRow(columns, cells(row))));
+    next = page.next;
+    more.hidden = !next;
+    return "";
+  }, { isChange: false }));
+  more.hidden = !next;
+  return [shown, more];
+}
+
+/**
+ * Return a form whose values become the filters in the address of the view.
+ *
+ * @param {import("./main.js").Context["filter"]} filter
+ * @param {HTMLElement[]} fields
+ */
+export function filterForm(filter, fields) {
+  const form = make("form", { class: "filters", role: "search" }, ...fields,
+    make("button", { type: "submit", class: "button" }, "Show"));
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    filter(valuesOf(form));
+  });
+  return form;
+}

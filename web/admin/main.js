@@ -12,28 +12,34 @@
  *   refresh: () => void,
  *   setHeading: (text: string) => void,
  *   work: (task: () => Promise<string>, options?: {isChange: boolean}) => Promise<void>,
- *   confirm: (question: string, task: () => Promise<string>) => void,
+ *   confirm: (question: string, task: (values: {[name: string]: string}) => Promise<string>,
+ *     ...fields: HTMLElement[]) => void,
  * }} Context
  *   `args` and `filters` are the rest of the view's address and its query; `filter` shows the view
  *   with other filters. `work` runs a task, shows the sentence that it returns or the error, and
- *   refreshes the view if the task changes something; `confirm` asks first.
+ *   refreshes the view if the task changes something; `confirm` asks first, and for the values
+ *   of fields.
  */
 
 import { SignIn, SignInError } from "../sign-in.js";
 import { AdminApi, ApiError } from "./api.js";
-import { button, make } from "./elements.js";
+import { button, make, valuesOf } from "./elements.js";
 import { showPlayers } from "./player-view.js";
+import { showHeld } from "./held-view.js";
+import { showSeasons } from "./season-view.js";
 import { showActs, showAudit, showBoards, showHealth } from "./views.js";
 
 const SCOPE = "admin:scores";
 const FETCH_MS = 5_000;
 const HEALTH_MS = 2_000;
 
-/** @type {{[name: string]: {title: string, show: (context: Context) => Promise<Child[]>, everyMs?: number}}} */
+/** @type {{[name: string]: {title: string, show: (context: Context) => Promise<Child[]>, everyMs?: number, of?: string}}} */
 const VIEWS = {
   boards: { title: "Boards", show: showBoards },
   players: { title: "Players", show: showPlayers },
   acts: { title: "Acts", show: showActs },
+  held: { title: "Held actions", show: showHeld },
+  seasons: { title: "Seasons", show: showSeasons, of: "boards" },
   audit: { title: "Audit log", show: showAudit },
   health: { title: "Health", show: showHealth, everyMs: HEALTH_MS },
 };
@@ -105,8 +111,8 @@ async function show({ isRefresh = false } = {}) {
   }
   const mine = (turn += 1);
   const { name, args, filters } = parseAddress();
-  const { title, show: makeView, everyMs } = VIEWS[name];
-  markCurrent(name);
+  const { title, show: makeView, everyMs, of } = VIEWS[name];
+  markCurrent(of ?? name);
   if (!isRefresh) {
     setHeading(args[0] ?? title);
     delete find("view").dataset.address;
@@ -179,16 +185,20 @@ async function work(task, { isChange } = { isChange: true }) {
 
 /**
  * @param {string} question
- * @param {() => Promise<string>} task
+ * @param {(values: {[name: string]: string}) => Promise<string>} task
+ * @param {...HTMLElement} fields
  */
-function confirm(question, task) {
-  const accept = button("Confirm", () => {
-    dialog.close();
-    work(task);
-  }, { class: "button primary" });
-  const dialog = make("dialog", { "aria-label": question }, make("p", {}, question),
-    make("div", { class: "buttons" }, accept,
+function confirm(question, task, ...fields) {
+  const form = make("form", { class: "act" }, make("p", {}, question), ...fields,
+    make("div", { class: "buttons" }, make("button", { type: "submit", class: "button primary" }, "Confirm"),
       button("Cancel", () => dialog.close(), { class: "button quiet" })));
+  const dialog = make("dialog", { "aria-label": question }, form);
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    const values = valuesOf(form);
+    dialog.close();
+    work(() => task(values));
+  });
   dialog.addEventListener("close", () => dialog.remove());
   document.body.append(dialog);
   dialog.showModal();

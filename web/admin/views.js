@@ -1,5 +1,5 @@
 /**
- * The views of boards, acts, the audit log and the health of the system; player-view.js has the rest.
+ * The views of boards, acts, the audit log and the health of the system.
  *
  * A view fetches first and returns its elements; it may be called again to refresh them.
  *
@@ -10,8 +10,8 @@
  */
 
 import { actList } from "./act-list.js";
-import { button, field, identifier, input, link, make, select, table, tableRow, valuesOf } from "./elements.js";
-import { describeRules, formatMoment, formatNumber, formatSeconds } from "./words.js";
+import { button, field, filterForm, identifier, input, link, make, paged, select, table, valuesOf } from "./elements.js";
+import { describeLimits, describeRules, formatMoment, formatNumber, formatSeconds } from "./words.js";
 
 const BOARD_PATTERN = "[a-z0-9_.\\-]{1,32}";
 const SCORE_MAX = 2 ** 31 - 1;
@@ -31,7 +31,7 @@ export async function showBoards(context) {
   /** @param {AdminBoard} board */
   const cells = (board) => boardCells(context, board);
   return [
-    ...(await paged(read, "boards", "Boards", BOARD_COLUMNS, cells, context)),
+    ...(await paged(read, "boards", "Boards", BOARD_COLUMNS, cells, context.work)),
     newBoardForm(context),
   ];
 }
@@ -40,26 +40,36 @@ export async function showBoards(context) {
  * @param {Context} context
  * @param {AdminBoard} board
  */
-function boardCells(context, { name, state, public: isPublic, users, rules, partitions }) {
+function boardCells(context, { name, state, public: isPublic, users, rules, partitions, limits }) {
+  /** @param {object} wanted */
+  const send = async (wanted) => {
+    await context.api.patch(`/boards/${encodeURIComponent(name)}`, wanted);
+    return `Board ${name} is changed.`;
+  };
   /**
    * @param {string} text
    * @param {object} wanted
    * @param {string} question
    */
   const change = (text, wanted, question) =>
-    button(text, () => context.confirm(question, async () => {
-      await context.api.patch(`/boards/${encodeURIComponent(name)}`, wanted);
-      return `Board ${name} is changed.`;
-    }), { "aria-label": `${text}: ${name}` });
+    button(text, () => context.confirm(question, () => send(wanted)), { "aria-label": `${text}: ${name}` });
+  const askLimits = () => context.confirm(
+    `Limits of ${name}: actions that exceed one are held until an administrator decides. 0: no limit.`,
+    (values) => send({ limits: limitsOf(values) }),
+    ...limitFields(limits, rules.operator === "add"),
+  );
   const isOpen = state === "open";
+  const { season } = rules;
   return [
     link(`/?board=${encodeURIComponent(name)}`, name),
     make("span", { class: "badge", "data-state": state }, state),
     isPublic ? "everyone" : "token holders",
     formatNumber(users),
-    describeRules(rules),
+    [describeRules(rules), describeLimits(limits)].filter(Boolean).join(", "),
     String(partitions),
     make("span", { class: "row-buttons" },
+      season ? link(context.addressOf("seasons", name), "Seasons") : null,
+      button("Limits", askLimits, { "aria-label": `Limits: ${name}` }),
       isPublic
         ? change("Make private", { public: false }, `Make ${name} private? Viewers without a token are disconnected.`)
         : change("Make public", { public: true }, `Make ${name} public? Everyone can then read it.`),
@@ -67,6 +77,26 @@ function boardCells(context, { name, state, public: isPublic, users, rules, part
         ? change("Archive", { state: "archived" }, `Archive ${name}? It then accepts no actions, and can still be read.`)
         : change("Open", { state: "open" }, `Open ${name} again? It then accepts actions.`)),
   ];
+}
+
+/**
+ * @param {import("./api.js").Limits} limits
+ * @param {boolean} hasWindow
+ */
+function limitFields({ pointsPerAction, pointsPerWindow, windowS }, hasWindow) {
+  const points = { type: "number", min: 0, max: SCORE_MAX, step: 1, required: true };
+  const fields = [field("Points of an action", input("pointsPerAction", { ...points, value: pointsPerAction }))];
+  if (!hasWindow) return fields;
+  return [
+    ...fields,
+    field("Points of a user in a time", input("pointsPerWindow", { ...points, value: pointsPerWindow })),
+    field("Length of the time in seconds", input("windowS", { ...points, value: windowS })),
+  ];
+}
+
+/** @param {{[name: string]: string}} values */
+function limitsOf(values) {
+  return Object.fromEntries(Object.entries(values).map(([name, text]) => [name, Number(text)]));
 }
 
 /** @param {Context} context */
@@ -87,6 +117,11 @@ function newBoardForm(context) {
       ["nobody", "nobody"], ["trusted", "game servers"], ["players", "players"],
     ])),
     field("Points", select("points", [["catalogue", "from the catalogue"], ["stated", "stated by the caller"]])),
+    field("Seasons", select("season", [
+      ["", "none"], ["daily", "a day"], ["weekly", "a week"], ["monthly", "a month"],
+    ]), "Scores begin anew with each season; the standings of earlier ones are kept."),
+    field("Time zone of the seasons", input("timeZone", { maxlength: 64, spellcheck: "false", placeholder: "UTC" }),
+      "For example Europe/Berlin."),
     field("Readable by", select("public", [["true", "everyone"], ["false", "token holders"]])),
     make("div", { class: "buttons" }, make("button", { type: "submit", class: "button primary" }, "Make the board")),
   );
@@ -113,7 +148,7 @@ export async function showActs(context) {
   const filters = context.filters;
   const { acts } = await context.api.get("/acts", { ...filters, limit: 100 });
   return [
-    filterForm(context, [
+    filterForm(context.filter, [
       field("Board", input("board", { value: filters.board ?? "", maxlength: 32 })),
       field("Player", input("userId", { value: filters.userId ?? "", maxlength: 128 })),
       field("State", select("state", [
@@ -138,13 +173,13 @@ export async function showAudit(context) {
   /** @param {string} before */
   const read = (before) => context.api.get("/audit", { ...filters, limit: PAGE, before });
   return [
-    filterForm(context, [
+    filterForm(context.filter, [
       field("Actor", input("actor", { value: filters.actor ?? "", maxlength: 256 })),
       field("Action", input("action", { value: filters.action ?? "", maxlength: 64 }), "For example: board create"),
       field("Board", input("board", { value: filters.board ?? "", maxlength: 32 })),
       field("Player", input("userId", { value: filters.userId ?? "", maxlength: 128 })),
     ]),
-    ...(await paged(read, "rows", "Audit log", AUDIT_COLUMNS, auditCells, context)),
+    ...(await paged(read, "rows", "Audit log", AUDIT_COLUMNS, auditCells, context.work)),
   ];
 }
 
@@ -162,7 +197,7 @@ function auditCells({ at, actor, action, board, detail }) {
 /** @param {Context} context */
 export async function showHealth(context) {
   /** @type {Health} */
-  const { boards, deadLetters, pendingActs } = await context.api.get("/status");
+  const { boards, deadLetters, pendingActs, held } = await context.api.get("/status");
   const waiting = boards.reduce((sum, { uncommitted }) => sum + uncommitted, 0);
   const oldest = boards.reduce((most, { oldestAgeS }) => Math.max(most, oldestAgeS ?? 0), 0);
   const closed = boards.filter(({ open }) => !open).length;
@@ -176,14 +211,15 @@ export async function showHealth(context) {
       tile("Actions that wait for PostgreSQL", formatNumber(waiting), false),
       tile("The oldest waits", waiting ? formatSeconds(oldest) : "–", oldest > 30),
       tile("Dead letters", formatNumber(deadLetters), deadLetters > 0),
-      tile("Pending acts", formatNumber(pendingActs), pendingActs > 0)),
+      tile("Pending acts", formatNumber(pendingActs), pendingActs > 0),
+      tile("Held actions", formatNumber(held), false)),
     table("Health of the boards", columns, boards.map(({ board, open, uncommitted, oldestAgeS }) => [
       board,
       make("span", { class: "badge", "data-state": open ? "open" : "closed" }, open ? "yes" : "no"),
       formatNumber(uncommitted),
       formatSeconds(oldestAgeS),
     ])),
-    make("p", { class: "hint" }, `The default boards and those on which actions wait, as of ${formatMoment(Date.now())}; ` +
+    make("p", { class: "hint" }, `The default boards, those on which actions wait, and those that are closed, as of ${formatMoment(Date.now())}; ` +
       "refreshed every 2 s."),
   ];
 }
@@ -196,48 +232,4 @@ export async function showHealth(context) {
 function tile(name, value, isTrouble) {
   return make("div", { class: "card tile", "data-mood": isTrouble ? "trouble" : null },
     make("dt", {}, name), make("dd", {}, value));
-}
-
-// --- parts of views ---
-
-/**
- * Return a table of rows that are read in pages, with a button for more.
- *
- * @param {(cursor: any) => Promise<any>} read
- * @param {string} name  the field of the rows
- * @param {string} label
- * @param {import("./elements.js").Column[]} columns
- * @param {(row: any) => import("./elements.js").Child[]} cells
- * @param {Context} context
- */
-async function paged(read, name, label, columns, cells, context) {
-  const first = await read("");
-  if (!first[name].length) return [make("p", { class: "hint" }, "There is nothing to show.")];
-  const shown = table(label, columns, first[name].map(cells));
-  let { next } = first;
-  const more = button("Show more", () => context.work(async () => {
-    const page = await read(next);
-    shown.querySelector("tbody")?.append(...page[name].map((/** @type {any} */ row) => tableRow(columns, cells(row))));
-    next = page.next;
-    more.hidden = !next;
-    return "";
-  }, { isChange: false }));
-  more.hidden = !next;
-  return [shown, more];
-}
-
-/**
- * Return a form whose values become the filters in the address of the view.
- *
- * @param {Context} context
- * @param {HTMLElement[]} fields
- */
-function filterForm(context, fields) {
-  const form = make("form", { class: "filters", role: "search" }, ...fields,
-    make("button", { type: "submit", class: "button" }, "Show"));
-  form.addEventListener("submit", (event) => {
-    event.preventDefault();
-    context.filter(valuesOf(form));
-  });
-  return form;
 }

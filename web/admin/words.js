@@ -19,6 +19,7 @@ export const KINDS = {
   "void window": "Void actions of a time",
   ban: "Ban",
   unban: "Unban",
+  release: "Release",
   undo: "Undo",
 };
 
@@ -44,7 +45,7 @@ export function formatSeconds(seconds) {
 }
 
 /** @param {Rules} rules */
-export function describeRules({ operator, order, min, max, lowering, points }) {
+export function describeRules({ operator, order, min, max, lowering, points, season, timeZone }) {
   const counts = { add: "points add up", best: "best value counts", last: "last value counts" };
   const texts = [
     counts[/** @type {keyof typeof counts} */ (operator)] ?? operator,
@@ -52,6 +53,16 @@ export function describeRules({ operator, order, min, max, lowering, points }) {
     `${numbers.format(min)} to ${numbers.format(max)}`,
     lowering === "nobody" ? "never lowered" : `lowered by ${lowering}`,
     points === "catalogue" ? "points by catalogue" : "points stated",
+    ...(season ? [`seasons ${season} in ${timeZone}`] : []),
+  ];
+  return texts.join(", ");
+}
+
+/** @param {import("./api.js").Limits} limits */
+export function describeLimits({ pointsPerAction, pointsPerWindow, windowS }) {
+  const texts = [
+    ...(pointsPerAction ? [`at most ${numbers.format(pointsPerAction)} points an action`] : []),
+    ...(pointsPerWindow ? [`at most ${numbers.format(pointsPerWindow)} in ${numbers.format(windowS)} s`] : []),
   ];
   return texts.join(", ");
 }

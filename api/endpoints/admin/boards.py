@@ -5,11 +5,13 @@ from typing import Annotated, Final
 from litestar import Controller, Response, get, patch, post
 from litestar.params import JSONBody, PathParameter, QueryParameter
 from msgspec import UNSET
+from msgspec.structs import astuple
 
 from api.documents.admin_schemas import (
     AdminBoard,
     AdminBoardsReply,
     BoardChange,
+    BoardLimits,
     NewBoard,
     NewBoardRules,
 )
@@ -27,7 +29,6 @@ from api.endpoints.board_pages import describe_board
 from api.endpoints.scores import AnyRequest, read_parameters
 from scoreboard.errors import (
     ForeignOrigin,
-    Invalid,
     OperatorMistake,
     Unavailable,
     UnknownBoard,
@@ -35,7 +36,13 @@ from scoreboard.errors import (
 )
 from scoreboard.ledger.boards import select_boards_after
 from scoreboard.model import BOARD_PATTERN, Board, Layout, Rules
-from scoreboard.recovery.board_changes import change_board, create_board, open_new_board
+from scoreboard.recovery.board_changes import (
+    LimitChange,
+    change_board,
+    create_board,
+    make_rules,
+    open_new_board,
+)
 
 PAGE_MAX: Final = 50
 """Maximum boards of a page; each costs a call to Redis."""
@@ -134,15 +141,14 @@ class AdminBoards(Controller):
                 actor=actor_of(caller_of(request)),
                 is_public=None if data.public is UNSET else data.public,
                 state=None if data.state is UNSET else data.state,
+                limits=None if data.limits is UNSET else LimitChange(*astuple(data.limits)),
             )
             board = await _describe(session, await find_board(session, name))
         return Response(board, headers=HEADERS)
 
 
 def _rules_of(rules: NewBoardRules) -> Rules:
-    if rules.min >= rules.max:
-        raise Invalid("rules: min must be below max")
-    return Rules(rules.operator, rules.order, rules.min, rules.max, rules.lowering, rules.points)
+    return make_rules(Rules(*astuple(rules)))
 
 
 async def _describe(session: Session, board: Board) -> AdminBoard:
@@ -153,5 +159,6 @@ async def _describe(session: Session, board: Board) -> AdminBoard:
         users = None
     plain = describe_board(board)
     return AdminBoard(
-        plain.name, plain.public, plain.state, plain.rules, board.layout.partitions, users
+        *(plain.name, plain.public, plain.state, plain.rules, board.layout.partitions, users),
+        limits=BoardLimits(*astuple(board.limits)),
     )
