@@ -138,7 +138,7 @@ def advance(batch: Batch, committed: int, unread: int = 0) -> Progress:
     """Return how far a batch advances from the committed seq, and its first gap.
 
     An entry that cannot be decoded fills the place of one missing seq; ``unread`` is the number of
-    such entries before the batch. Seqs that are already committed are ignored.
+    such entries before the batch. One that precedes a committed seq was counted with it before.
     """
     reached = committed
     gap: Gap | None = None
@@ -153,6 +153,8 @@ def advance(batch: Batch, committed: int, unread: int = 0) -> Progress:
             else:
                 unread -= missing
             reached = seq
+        else:
+            unread = 0
     return Progress(reached, gap)
 
 

@@ -118,6 +118,13 @@ def test_an_undecodable_record_fills_one_missing_seq() -> None:
     assert advance(build([entry(1), entry(2, q="?"), entry(4)]), 0).gap == Gap(2, 4, "1000-4")
 
 
+def test_an_undecodable_record_before_a_committed_seq_hides_no_later_loss() -> None:
+    redelivered = [entry(1, q="?"), entry(2)]
+
+    assert advance(build([*redelivered, entry(4)]), 2).gap == Gap(3, 4, "1000-4")
+    assert advance(build([*redelivered, entry(3, q="?"), entry(4)]), 2) == Progress(4)
+
+
 def test_a_dead_letter_keeps_every_byte() -> None:
     fields = {b"q": b"12", b"u": bytes(range(256)), b"\xff\x00": b"\0"}
 
