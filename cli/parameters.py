@@ -10,7 +10,7 @@ import click
 
 from cli.text import ID_RULE
 from scoreboard.errors import Invalid
-from scoreboard.model import ACT_KIND, SCOPE_PATTERN, SCORE_MAX, is_board_name, is_identifier
+from scoreboard.model import SCOPE_PATTERN, SCORE_MAX, is_board_name, is_identifier
 
 PORT: Final = click.IntRange(0, 65_535)
 FILE: Final = click.Path(dir_okay=False, path_type=Path)
@@ -159,8 +159,6 @@ class Kind(click.ParamType):
 
         Raises click.BadParameter.
         """
-        if value == ACT_KIND:
-            self.fail(f"{value} is the kind of administrators' acts", param, ctx)
         if not _KIND.fullmatch(value):
             self.fail("a kind has 1 to 64 characters of A-Z a-z 0-9 . _ | @ -", param, ctx)
         return value

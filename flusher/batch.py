@@ -134,19 +134,21 @@ def build(entries: Iterable[Entry]) -> Batch:
     )
 
 
-def advance(batch: Batch, committed: int, unread: int = 0) -> Progress:
+def advance(batch: Batch, committed: int, earlier: int = 0) -> Progress:
     """Return how far a batch advances from the committed seq, and its first gap.
 
-    An entry that cannot be decoded fills the place of one missing seq; ``unread`` is the number of
-    such entries before the batch. One that precedes a committed seq was counted with it before.
+    An entry that cannot be decoded fills the place of one missing seq; ``earlier`` is the number of
+    such entries between the committed one and the batch. One that precedes a committed seq was
+    counted with it before.
     """
-    reached = committed
+    reached, unread = committed, 0
     gap: Gap | None = None
     for stream_id, seq in batch.steps:
         if not seq:
             unread += 1
         elif seq > reached:
             missing = seq - reached - 1
+            unread, earlier = unread + earlier, 0
             if missing > unread:
                 gap = gap or Gap(reached + 1, seq, stream_id)
                 unread = 0

@@ -31,7 +31,7 @@ from flusher.dead_letters import DeadEvent, dead_event, dead_event_of
 from flusher.session import TRANSACTION_LIMIT_S, Session
 from flusher.values import insert_unchanged, rebase
 from scoreboard.errors import DatabaseUnavailable, SchemaMismatch, TooManyPoisonEvents
-from scoreboard.events import BIGINT_MAX, Event, event_time, season_id_of
+from scoreboard.events import BIGINT_MAX, Event, event_time, season_id_of, stream_id_key
 from scoreboard.ledger.held import Held, insert_held
 from scoreboard.ledger.pool import describe
 from scoreboard.ledger.positions import Position
@@ -274,15 +274,17 @@ class Writer(Session):
         gap = progress.gap
         if gap is None or gap.expected != previous.seq + 1:
             return progress
+        # Entries up to the position can be in the batch again.
+        reached = stream_id_key(previous.stream_id)
         parameters = {
             "expected": gap.expected,
             "found": gap.found,
             "after": previous.stream_id,
-            "before": batch.steps[0][0],
+            "before": next(one for one, _ in batch.steps if stream_id_key(one) > reached),
         }
         found = await self.connection.execute(_COUNT_DEAD_BETWEEN, {**self.where, **parameters})
-        (unread,) = await found.fetchone() or (0,)
-        return advance(batch, previous.seq, unread)
+        (earlier,) = await found.fetchone() or (0,)
+        return advance(batch, previous.seq, earlier)
 
     async def _hold(self, events: Sequence[Event], committed: int) -> Held:
         """Record actions that exceeded a limit; they change no score."""

@@ -34,7 +34,7 @@ from scoreboard.ledger.actions import (
 )
 from scoreboard.ledger.audit import audited
 from scoreboard.ledger.boards import select_board
-from scoreboard.model import BOARDS_MAX, POINTS_MAX
+from scoreboard.model import ACT_KIND, BOARDS_MAX, POINTS_MAX
 from scoreboard.moderation.plans import Void
 from scoreboard.runtime.settings import Settings
 
@@ -114,6 +114,8 @@ def set_action(
       scoreboard action set win 50
       scoreboard action set raid 250 --scope scores:raid --proof
     """  # noqa: D301
+    if kind == ACT_KIND:
+        raise click.UsageError(f"{kind} is the kind of administrators' acts")
     if (scope and no_scope) or (boards and no_board):
         raise click.UsageError("Give --scope or --no-scope, and --board or --no-board")
     if len(boards) > BOARDS_MAX or len(set(boards)) < len(boards):

@@ -32,8 +32,9 @@ _SELECT_BANS_OF: Final = resources.query("select_bans_of")
 _LOCK_POSITION: Final = resources.query("lock_position")
 
 ACTION_PREFIX: Final = f"{ACT_KIND}:"
+"""Prefix of the action ids of acts; no update may have it."""
+
 ACT_ID_PATTERN: Final = rf"^[0-9a-f]{{16}}{END}"
-"""Prefix of the action ids of acts. The rest is random, so no client can use one before."""
 
 ActKind = Literal["correct", "void", "void window", "undo", "ban", "unban", "release"]
 ActState = Literal["applied", "pending", "refused"]

@@ -125,6 +125,12 @@ def test_an_undecodable_record_before_a_committed_seq_hides_no_later_loss() -> N
     assert advance(build([*redelivered, entry(3, q="?"), entry(4)]), 2) == Progress(4)
 
 
+def test_undecodable_records_before_the_batch_fill_seqs_after_the_committed_one() -> None:
+    assert advance(build([entry(2), entry(5)]), 2, 2) == Progress(5)
+    assert advance(build([entry(2), entry(6)]), 2, 2).gap == Gap(3, 6, "1000-6")
+    assert advance(build([entry(5), entry(7)]), 2, 2).gap == Gap(6, 7, "1000-7")
+
+
 def test_a_dead_letter_keeps_every_byte() -> None:
     fields = {b"q": b"12", b"u": bytes(range(256)), b"\xff\x00": b"\0"}
 
