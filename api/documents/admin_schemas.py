@@ -287,11 +287,11 @@ class UserReply(Struct, frozen=True, rename="camel"):
 class BoardLimits(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     """How much the actions of a user may gain; what exceeds it is held. 0: no limit."""
 
-    points_per_action: Annotated[int, Meta(ge=0, le=SCORE_MAX)] = 0
-    points_per_window: Annotated[int, Meta(ge=0, le=SCORE_MAX)] = 0
+    points_per_action: Annotated[int, Meta(ge=0, le=SCORE_MAX)]
+    points_per_window: Annotated[int, Meta(ge=0, le=SCORE_MAX)]
     window_s: Annotated[
         int, Meta(ge=0, le=SCORE_MAX, description="Length of the window in seconds.")
-    ] = 0
+    ]
 
     def __post_init__(self) -> None:
         """Check what the schema cannot express."""
@@ -351,7 +351,9 @@ class BoardChange(Struct, frozen=True, forbid_unknown_fields=True):
 
     public: bool | UnsetType = UNSET
     state: BoardState | UnsetType = UNSET
-    limits: BoardLimits | UnsetType = UNSET
+    limits: Annotated[
+        BoardLimits | UnsetType, Meta(description="They replace all limits of the board.")
+    ] = UNSET
 
     def __post_init__(self) -> None:
         """Check what the schema cannot express."""

@@ -87,6 +87,7 @@ _ROWS: Final = [
     {"rank": 1, "userId": "auth0|64f1", "score": 150},
     {"rank": 2, "userId": "018f6d0e-5f2c-7c3a-9f57-3a1f6f0f9f11", "score": 140},
 ]
+_LIMITS: Final = {"pointsPerAction": 0, "pointsPerWindow": 0, "windowS": 0}
 _BOARD: Final = {
     "name": "laps",
     "public": True,
@@ -402,7 +403,7 @@ _EXAMPLES: Final[dict[str, tuple[Any, Any]]] = {
     ),
     "listAllBoards": (
         None,
-        {"boards": [{**_BOARD, "partitions": 1, "users": 20417}], "next": None},
+        {"boards": [{**_BOARD, "partitions": 1, "users": 20417, "limits": _LIMITS}], "next": None},
     ),
     "createBoard": (
         {
@@ -412,13 +413,28 @@ _EXAMPLES: Final[dict[str, tuple[Any, Any]]] = {
                     "name": "laps",
                     "rules": {"operator": "best", "order": "lowest", "points": "stated"},
                 },
-            }
+            },
+            "league": {
+                "summary": "A season each week",
+                "value": {
+                    "name": "league",
+                    "rules": {"season": "weekly", "timeZone": "Europe/Berlin"},
+                },
+            },
         },
-        {**_BOARD, "partitions": 1, "users": 0},
+        {**_BOARD, "partitions": 1, "users": 0, "limits": _LIMITS},
     ),
     "changeBoard": (
-        {"archive": {"summary": "Archive a board", "value": {"state": "archived"}}},
-        {**_BOARD, "state": "archived", "partitions": 1, "users": 20417},
+        {
+            "archive": {"summary": "Archive a board", "value": {"state": "archived"}},
+            "limit": {
+                "summary": "At most 500 points of a user in an hour",
+                "value": {
+                    "limits": {"pointsPerAction": 0, "pointsPerWindow": 500, "windowS": 3600}
+                },
+            },
+        },
+        {**_BOARD, "state": "archived", "partitions": 1, "users": 20417, "limits": _LIMITS},
     ),
     "isAlive": (None, {"status": "alive"}),
     "isReady": (

@@ -12,6 +12,7 @@ import pytest
 from scoreboard.model import Action, Board, Layout, Limits, Partition, Rules
 from scoreboard.moderation import acts as acts_module
 from scoreboard.runtime.settings import Settings
+from scoreboard.security.tokens import UPDATE_ANY
 from tests.support.data.boards import fence
 from tests.support.eventually import eventually_async
 from tests.support.servers.api import ApiClient, StartApi
@@ -257,6 +258,35 @@ async def test_acts_that_do_not_apply_are_refused_with_a_reason(admin: Admin) ->
     for reason in ("", " ", "a\nb", "x" * 501):
         answer = await admin.send("acts", kind="ban", id="1" * 16, **main | {"reason": reason})
         assert problem(answer) == (422, "invalid"), reason
+
+
+async def test_a_board_has_seasons_and_limits(admin: Admin) -> None:
+    rules = {"season": "weekly", "timeZone": "Europe/Berlin"}
+    made = await admin.send("boards", name="league", rules=rules)
+    assert (made.json()["rules"]["season"], made.json()["rules"]["timeZone"]) == tuple(
+        rules.values()
+    )
+    for wrong in (
+        {"season": "hourly"},
+        {"season": "daily", "timeZone": "Mars"},
+        {"timeZone": "UTC"},
+        {"operator": "best", "lowering": "players"},
+    ):
+        assert problem(await admin.send("boards", name="wrong", rules=wrong)) == (422, "invalid")
+
+    async def limit(*numbers: int) -> httpx.Response:
+        names = ("pointsPerAction", "pointsPerWindow", "windowS")
+        limits = dict(zip(names, numbers, strict=False))
+        return await admin.send("boards/league", "PATCH", limits=limits)
+
+    assert (await limit(50, 100, 3600)).json()["limits"]["pointsPerWindow"] == 100
+    sent = await admin.client.update(
+        "bob", "a:1", board="league", headers=admin.client.bearer("arena", UPDATE_ANY), points=60
+    )
+    assert sent.json()["held"] is True
+    for numbers in ((50,), (50, 100, 0), (0, 0, 60), (-1, 0, 0)):
+        assert problem(await limit(*numbers)) == (422, "invalid"), numbers
+    assert (await limit(0, 0, 0)).json()["limits"]["pointsPerAction"] == 0
 
 
 async def test_users_are_found_by_id_and_name(admin: Admin) -> None:

@@ -18,7 +18,7 @@ const LIMITS = { action: "points of an action", window: "points of a time" };
 
 const COLUMNS = [
   { head: "When" }, { head: "Player" }, { head: "Board" }, { head: "Action" },
-  { head: "Points", isNumber: true }, { head: "More than the" }, { head: "State" }, { head: "" },
+  { head: "Points", isNumber: true }, { head: "Limit" }, { head: "State" }, { head: "" },
 ];
 
 /** @param {Context} context */

@@ -96,7 +96,8 @@ function limitFields({ pointsPerAction, pointsPerWindow, windowS }, hasWindow) {
 
 /** @param {{[name: string]: string}} values */
 function limitsOf(values) {
-  return Object.fromEntries(Object.entries(values).map(([name, text]) => [name, Number(text)]));
+  const numbers = Object.entries(values).map(([name, text]) => [name, Number(text)]);
+  return { pointsPerAction: 0, pointsPerWindow: 0, windowS: 0, ...Object.fromEntries(numbers) };
 }
 
 /** @param {Context} context */
