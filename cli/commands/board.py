@@ -33,7 +33,7 @@ from cli.target import (
 from scoreboard.errors import OperatorMistake, RedisUnavailable, Uninitialised
 from scoreboard.ledger.boards import require_free_name, select_board, select_boards
 from scoreboard.ledger.pool import Connection
-from scoreboard.ledger.scores import select_totals
+from scoreboard.ledger.scores import has_scores
 from scoreboard.model import (
     PAGE_MAX,
     SCORE_MAX,
@@ -438,7 +438,7 @@ async def _is_to_be_opened(settings: Settings, connection: Connection, one: Boar
     async with open_store(settings) as store:
         if (await store.state(Partition(one.name))).epoch:
             return False
-    return not (await select_totals(connection, one.name))[0]
+    return not await has_scores(connection, one.name)
 
 
 async def _apply(settings: Settings, change: Change) -> None:

@@ -14,6 +14,7 @@ from scoreboard.ledger.pool import Connection, pages, translate_errors
 from scoreboard.runtime import resources
 
 _SELECT_TOP: Final = resources.query("select_top")
+_HAS_SCORES: Final = resources.query("has_scores")
 _SELECT_RANKING: Final = resources.query("select_ranking")
 _SELECT_TOTALS: Final = resources.query("select_totals")
 _SELECT_DEDUP_RECORDS: Final = resources.query("select_dedup_records")
@@ -61,6 +62,16 @@ async def select_ranking(
     """
     async for rows in pages(connection, _SELECT_RANKING, {"board": board}, page):
         yield rows
+
+
+async def has_scores(connection: Connection, board: str) -> bool:
+    """Return whether a board has scores, in any season.
+
+    Raises DatabaseUnavailable.
+    """
+    async with translate_errors():
+        row = await (await connection.execute(_HAS_SCORES, {"board": board})).fetchone()
+    return bool(row and row[0])
 
 
 async def select_totals(connection: Connection, board: str) -> tuple[int, int]:

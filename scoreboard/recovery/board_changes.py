@@ -22,7 +22,7 @@ from scoreboard.ledger.boards import (
 from scoreboard.ledger.load_tests import CREATED, is_load_test_name, refuse_load_test_name
 from scoreboard.ledger.pool import Connection
 from scoreboard.ledger.positions import lock_partitions
-from scoreboard.ledger.scores import select_totals
+from scoreboard.ledger.scores import has_scores
 from scoreboard.model import (
     NO_LIMITS,
     SCORE_MAX,
@@ -119,7 +119,7 @@ async def open_new_board(store: Store, connection: Connection, name: str, *, act
 
     Raises UnknownBoard, OperatorMistake, RedisUnavailable, DatabaseUnavailable.
     """
-    if (await select_totals(connection, name))[0]:
+    if await has_scores(connection, name):
         return False
     board = await select_board(connection, name)
     numbers = await find_unavailable(store, board)

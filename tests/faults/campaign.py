@@ -97,8 +97,7 @@ async def run_campaign(
             folder, stack.api_port, stack.token, clients=clients, pace_s=pace_s, rules=rules
         )
         operator = Operator(stack, load.history, seed=seed)
-        # The checks of values compare scores, and an act of a season that ended is refused.
-        if not (rules.takes_values or rules.season):
+        if not rules.takes_values:  # the checks of values compare scores
             load.add(operator)
         try:
             stack.load = load

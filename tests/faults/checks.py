@@ -62,6 +62,7 @@ async def _check(stack: Stack, history: History, viewer: Viewer | None) -> list[
         found += scores_are_sums(connection)
         found += acts_count_once(connection)
         found += held_actions_count_once(connection)
+        found += final_standings_are_the_ledger(connection)
         found += seqs_are_dense(connection, stack.rewound_epochs)
         ranking = ranked(connection, history.rules)
     async with stack.redis() as client:
@@ -127,6 +128,20 @@ def held_actions_count_once(connection: psycopg.Connection) -> Iterable[str]:
     ).fetchall()
     if rows:
         yield f"I1: {len(rows)} held actions were released twice, such as {rows[0]}"
+
+
+def final_standings_are_the_ledger(connection: psycopg.Connection) -> Iterable[str]:
+    """Final standings are the sums of their season; only users who were banned can be missing."""
+    rows = connection.execute(
+        "SELECT f.board, f.season, e.user_id, p.score, e.total FROM seasons f JOIN "
+        "(SELECT board, season, user_id, sum(delta) AS total FROM score_events GROUP BY 1, 2, 3) e "
+        "USING (board, season) FULL JOIN season_standings p USING (board, season, user_id) "
+        "WHERE (f.frozen_at IS NOT NULL OR f.season IS NULL) AND p.score IS DISTINCT FROM e.total "
+        "AND (p.score IS NOT NULL OR NOT EXISTS "
+        "(SELECT FROM acts a WHERE a.kind = 'ban' AND a.user_id = e.user_id))"
+    ).fetchall()
+    if rows:
+        yield f"I2: {len(rows)} final standings are not the sum of their ledger, such as {rows[0]}"
 
 
 def every_acknowledged_value_counts(

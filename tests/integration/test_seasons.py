@@ -25,6 +25,7 @@ from scoreboard.ledger.users import UserOnBoard, select_user, select_user_boards
 from scoreboard.model import Action, Board, Layout, Partition, Receipt, Rules, partition_of
 from scoreboard.moderation.acts import Moderator
 from scoreboard.moderation.plans import BanChange, Correction, Undo, Void
+from scoreboard.recovery.board_changes import open_new_board
 from scoreboard.recovery.reseed import SESSION, reseed
 from scoreboard.recovery.verify import verify
 from scoreboard.runtime.settings import Secret, Settings
@@ -359,6 +360,21 @@ async def test_an_emptied_redis_is_not_a_new_season(world: World) -> None:
     await world.reseed()
     assert await world.shown() == {"alice": 4}
     await world.verify()
+
+
+async def test_a_board_with_scores_of_a_season_is_not_opened_as_a_new_one(world: World) -> None:
+    """Creating it again would otherwise reseed it without the checks of a reseed."""
+    await world.play(Action("alice", "win:1", 30))
+    async with flushing(world.settings):
+        await world.drained()
+    with redis.Redis.from_url(world.settings.redis_url.reveal()) as client:
+        client.flushall()
+    async with (
+        store_of(world.settings) as store,
+        await connect(world.settings, name="test", autocommit=True, **SESSION) as connection,
+    ):
+        assert not await open_new_board(store, connection, "main", actor="test")
+        assert not (await store.state(Partition("main"))).is_open
 
 
 async def test_a_late_duplicate_of_an_earlier_season_does_not_count(world: World) -> None:
