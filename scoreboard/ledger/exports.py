@@ -22,6 +22,7 @@ _HAS_BOARD: Final = resources.query("has_board")
 _COUNT_LEDGER: Final = resources.query("count_ledger")
 _EXPORT_PROFILE: Final = resources.query("export_user_profile")
 _EXPORT_SCORES: Final = resources.query("export_user_scores")
+_EXPORT_USER_STANDINGS: Final = resources.query("export_user_standings")
 _EXPORT_USER_LEDGER: Final = resources.query("export_user_ledger")
 _EXPORT_REJECTED: Final = resources.query("export_user_rejected")
 _EXPORT_DEAD: Final = resources.query("export_user_dead")
@@ -106,6 +107,7 @@ def user_tables(user_id: str) -> dict[str, Export]:
     queries = {
         "profile": _EXPORT_PROFILE,
         "scores": _EXPORT_SCORES,
+        "standings": _EXPORT_USER_STANDINGS,
         "ledger": _EXPORT_USER_LEDGER,
         "rejected": _EXPORT_REJECTED,
         "dead-letters": _EXPORT_DEAD,

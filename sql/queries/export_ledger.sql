@@ -10,7 +10,8 @@ SELECT e.board AS "board",
        e.part AS "partition",
        e.epoch AS "epoch",
        e.seq AS "seq",
-       e.request_id AS "requestId"
+       e.request_id AS "requestId",
+       e.season AS "season"
 FROM score_events e JOIN users u ON u.id = e.user_id
 WHERE e.board = %(board)s
     AND (%(user)s::TEXT IS NULL OR e.user_id = (SELECT id FROM users WHERE external_id = %(user)s))

@@ -1,6 +1,7 @@
 -- Export the ledger of a user on every board.
 -- Index: users_external_id_key, then score_events_pk for each board
 SELECT e.board AS "board",
+       e.season AS "season",
        e.action_id AS "actionId",
        e.kind AS "kind",
        e.delta AS "delta",

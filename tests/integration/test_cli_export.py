@@ -143,6 +143,7 @@ def test_parquet_has_exact_types(command: Run, tmp_path: Path) -> None:
         "epoch": "int64",
         "seq": "int64",
         "requestId": "string",
+        "season": "string",
     }
     rows = sorted(found.to_pylist(), key=lambda row: row["seq"])
     assert [row["userId"] for row in rows] == ["alice", "-bob", "alice", "carol"]
@@ -288,7 +289,7 @@ def test_everything_about_a_user_and_nothing_about_others_is_exported(
     assert list(found) == [
         f"{name}.csv"
         for name in (
-            *("profile", "scores", "ledger", "rejected", "dead-letters"),
+            *("profile", "scores", "standings", "ledger", "rejected", "dead-letters"),
             *("acts", "voided", "held", "bans", "audit"),
         )
     ]

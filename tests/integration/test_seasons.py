@@ -13,6 +13,7 @@ from scoreboard.ledger import dead_letters
 from scoreboard.ledger.acts import ActFilter, select_acts
 from scoreboard.ledger.boards import insert_board, select_board
 from scoreboard.ledger.dead_letters import Overrides
+from scoreboard.ledger.exports import open_rows, user_tables
 from scoreboard.ledger.pool import Connection, connect
 from scoreboard.ledger.seasons import (
     current_scores,
@@ -489,14 +490,16 @@ async def _acts(world: World) -> list[str]:
         await connection.close()
 
 
-async def test_a_user_of_any_season_is_found_on_the_board(world: World) -> None:
+async def test_a_user_of_any_season_is_found_and_exported(world: World) -> None:
+    first = await world.season()
     async with flushing(world.settings), await connect(world.settings, name="test") as connection:
         await world.play(Action("alice", "win:1", 5), Action("bob", "win:1", 7))
         await world.drained()
         await world.end()
-        await world.turn()
+        second = await world.turn()
         await world.play(Action("bob", "win:2", 2))
         await world.drained()
+        await world.frozen(1)
 
         found = {
             user: await select_user_boards(connection, user, limit=10)
@@ -505,6 +508,19 @@ async def test_a_user_of_any_season_is_found_on_the_board(world: World) -> None:
         scores = await current_scores(connection, world.board)
         bob = await select_user(connection, "bob", scores=scores)
 
+        exported: dict[str, list[tuple[Any, ...]]] = {}
+        for name in ("scores", "standings", "ledger"):
+            async with (
+                connection.transaction(),
+                open_rows(connection, user_tables("bob")[name], page=10) as rows,
+            ):
+                exported[name] = [row async for page in rows.pages for row in page]
+    assert [row[:3] for row in exported["scores"]] == [("main", first, 7), ("main", second, 2)]
+    assert exported["standings"] == [("main", first, 1, 7)]
+    assert [row[:3] for row in exported["ledger"]] == [
+        ("main", first, "win:1"),
+        ("main", second, "win:2"),
+    ]
     assert found == {
         "alice": [UserOnBoard("main", None, None)],
         "bob": [UserOnBoard("main", 2, None)],
