@@ -242,6 +242,8 @@ def flush(*, common: Common, burst: int) -> int:
               help="Actions of one call.")  # fmt: skip
 def lua(*, common: Common, members: int, batch: int) -> int:
     """Apply actions by the scripts, without the services."""
+    if common.board is not None:
+        raise click.UsageError("lua makes a board of its own in Redis: leave --board out")
     return run(common, partial(_lua, members=members, batch=batch), needs_services=False)
 
 

@@ -224,6 +224,12 @@ def test_an_unreadable_criterion_fails_before_anything_starts(tmp_path: Path) ->
     assert "starting" not in done.stderr
 
 
+def test_lua_refuses_a_board() -> None:
+    done = run_command("bench", "lua", "--board", "bench-load")
+    assert done.returncode == 2
+    assert "leave --board out" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("board", "reason"),
     [("main", "never on main"), ("bench-other", "do not serve board bench-other")],
