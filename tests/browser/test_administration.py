@@ -194,6 +194,8 @@ async def test_actions_are_voided_one_by_one_and_by_time(open_page: OpenPage, up
     dialog = await fill_in(page, "Void vic:1", Reason="sent by a bot")
     await confirm(dialog, "Void action: vic on main")
     assert await score_of(up, "vic") == 5
+    # The refreshed view replaces the open table.
+    await expect(page.get_by_role("table", name="Acts")).to_contain_text("sent by a bot")
     await page.get_by_text("The same as a table").click()
     history = page.get_by_role("table", name="History of the score")
     await expect(history.get_by_role("row")).to_have_count(5)
