@@ -42,8 +42,7 @@ def as_scoreboard_error(error: Exception) -> ScoreboardError:
             known = MethodNotAllowed(f"Use {allow or 'another method'}", allow=allow)
         case ValidationException():
             known = Invalid(_validation_detail(error))
-        case SerializationException() | UnicodeDecodeError() | RecursionError():
-            # The framework translates only one of the three that its parser raises.
+        case SerializationException():
             known = Malformed("The body is not valid JSON")
         case HTTPException(status_code=413):
             known = BodyTooLarge()

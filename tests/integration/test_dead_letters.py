@@ -458,7 +458,7 @@ async def test_concurrent_resolutions_count_a_dead_letter_once(settings: Setting
 async def test_an_act_whose_dead_letter_is_discarded_is_refused(
     command: Run, settings: Settings, client: "redis.Redis[str]"
 ) -> None:
-    """It was pending for ever, and refused every other act on the user."""
+    """Otherwise it stays pending, and other acts on the user are refused."""
     correct = ("score", "correct", "alice", "3", "--reason", "test", "--yes")
     await make_board(settings)
     query(settings, "ALTER TABLE score_events ADD CONSTRAINT strict CHECK (kind <> 'act')")

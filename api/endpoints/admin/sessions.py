@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from api.endpoints.fast_update import check_media_type
 from api.endpoints.scores import AnyConnection, AnyRequest, get_services
-from scoreboard.errors import Overloaded, SettingInvalid
+from scoreboard.errors import Malformed, Overloaded, SettingInvalid
 from scoreboard.ledger.boards import select_board
 from scoreboard.ledger.migrations import require_schema
 from scoreboard.ledger.pool import Connection, connect
@@ -123,13 +123,17 @@ async def find_board(session: Session, name: str) -> Board:
 
 
 async def require_administrator(connection: AnyConnection, _: BaseRouteHandler) -> None:
-    """Check that the caller may administer, before the body is parsed (a guard)."""
+    """Check that the caller may administer, and then that the body is JSON (a guard)."""
     headers = dict(connection.scope["headers"])
     caller = await get_services(connection).verifier.authenticate(headers.get(b"authorization"))
     require_admin(caller)
     connection.state["caller"] = caller
     if headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers:
         check_media_type(headers.get(b"content-type"))
+        try:
+            await cast("AnyRequest", connection).json()  # the framework keeps the result
+        except (UnicodeDecodeError, RecursionError):  # which the framework takes for its own errors
+            raise Malformed("The body is not valid JSON") from None
 
 
 def sessions_of(request: AnyRequest) -> AdminSessions:
