@@ -1,7 +1,9 @@
 """Changes to boards and to the catalogue of actions, each with its row in the audit log."""
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+
+import msgspec
 
 from cli.target import open_database, open_store
 from scoreboard.errors import (
@@ -19,8 +21,9 @@ from scoreboard.ledger.boards import (
     set_board_state,
 )
 from scoreboard.ledger.migrations import require_schema
-from scoreboard.ledger.pool import Connection
+from scoreboard.ledger.pool import Connection, user_of
 from scoreboard.ledger.positions import lock_partitions
+from scoreboard.ledger.retention import LedgerPartition, detach
 from scoreboard.model import Board, BoardState, Partition
 from scoreboard.recovery import board_changes
 from scoreboard.recovery.board_changes import LimitChange, partitions_of
@@ -35,6 +38,7 @@ from scoreboard.recovery.reseed import (
 )
 from scoreboard.recovery.reseed import reseed as rebuild
 from scoreboard.runtime.settings import Settings
+from scoreboard.store.store import Store
 
 
 async def reseed_board(
@@ -124,16 +128,7 @@ async def delete_board(
         if deleted is None:
             board = await select_board(connection, name)
             _require_deletable(settings, board)
-            for partition in partitions:
-                with suppress(Uninitialised, Fenced):
-                    await store.configure(partition, board)  # an older version may have opened it
-            try:
-                await wait_until_drained(store, partitions, report)
-            except WaitTimeout as error:
-                raise WaitTimeout(
-                    f"Board {name} has actions that are not in PostgreSQL yet: start the flusher, "
-                    "then run the command again"
-                ) from error
+            await _drain_archived(store, board, report)
             async with audited(connection) as trail:
                 await set_board_state(connection, name, "deleted")
                 detail = {"layout": str(board.layout), "public": board.is_public}
@@ -145,12 +140,70 @@ async def delete_board(
     return deleted is None
 
 
+async def detach_ledger(
+    settings: Settings, name: str, *, actor: str, report: ReportProgress
+) -> LedgerPartition:
+    """Detach the ledger of an archived or deleted board; return what is kept of it.
+
+    Raises UnknownBoard, OperatorMistake (not archived, another operator works on it, or as
+    scoreboard.ledger.retention.detach), WaitTimeout (actions are not committed), RedisUnavailable,
+    DatabaseUnavailable: nothing was detached.
+    """
+    async with open_owner_database(settings) as connection, open_store(settings) as store:
+        await require_schema(connection)
+        board = await select_deleted_board(connection, name)
+        if board is None:
+            board = await select_board(connection, name)
+            await lock_partitions(connection, partitions_of(board))
+            board = await select_board(connection, name)
+            _require_archived(board)
+            await _drain_archived(store, board, report)
+        return await detach(connection, name, actor=actor)
+
+
+@asynccontextmanager
+async def open_owner_database(settings: Settings) -> AsyncIterator[Connection]:
+    """Yield a connection to PostgreSQL for changes of tables, without a limit of statements' time.
+
+    A login that DATABASE_URL names is the owner's, as for `db migrate`; the secret of the settings
+    is often that of a service.
+
+    Raises DatabaseUnavailable, UnsafeDatabase, SettingInvalid.
+    """
+    if user_of(settings.database_url.reveal()):
+        settings = msgspec.structs.replace(settings, secrets="env", database_secret="")
+    async with open_database(settings, **SESSION) as connection:
+        yield connection
+
+
+async def _drain_archived(store: Store, board: Board, report: ReportProgress) -> None:
+    """Wait until PostgreSQL has all actions of an archived board, of which no more can come.
+
+    Raises WaitTimeout, RedisUnavailable.
+    """
+    partitions = partitions_of(board)
+    for partition in partitions:
+        with suppress(Uninitialised, Fenced):
+            await store.configure(partition, board)  # an older version may have opened it
+    try:
+        await wait_until_drained(store, partitions, report)
+    except WaitTimeout as error:
+        raise WaitTimeout(
+            f"Board {board.name} has actions that are not in PostgreSQL yet: start the flusher, "
+            "then run the command again"
+        ) from error
+
+
 def _require_deletable(settings: Settings, board: Board) -> None:
     if board.name in settings.boards:
         raise OperatorMistake(
             f"Board {board.name} is a default board: first remove it from SCOREBOARD_BOARDS of all "
             "services"
         )
+    _require_archived(board)
+
+
+def _require_archived(board: Board) -> None:
     if board.state != "archived":
         raise OperatorMistake(
             f"Board {board.name} accepts actions: first run scoreboard board archive {board.name}"

@@ -21,7 +21,7 @@ SECTIONS: Final[Mapping[str, Sequence[str]]] = {
     "Boards and users": ("board", "season", "user", "action", "export"),
     "Fair play": ("score", "window", "held", "act"),
     "Load tests": ("bench", "lua"),
-    "Recovery": ("verify", "repair", "reseed", "dead", "backup", "audit"),
+    "Recovery": ("verify", "repair", "reseed", "dead", "backup", "ledger", "audit"),
     "Configuration and gateway": ("config", "db", "kong", "secrets"),
 }
 """The commands; `cli.commands` has a module for each, with a function of the same name."""

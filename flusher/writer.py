@@ -35,6 +35,7 @@ from scoreboard.events import BIGINT_MAX, Event, event_time, season_id_of, strea
 from scoreboard.ledger.held import Held, insert_held
 from scoreboard.ledger.pool import describe
 from scoreboard.ledger.positions import Position
+from scoreboard.ledger.retention import DETACHED
 from scoreboard.ledger.seasons import open_season
 from scoreboard.model import scores_name
 from scoreboard.runtime import resources
@@ -371,6 +372,7 @@ class Writer(Session):
             if classify(error) is not ErrorClass.POISON:
                 raise
             reason = describe(error)
+            is_detached = error.diag.constraint_name == DETACHED
         if len(actions) == 1:
             event = actions[0]
             fields = next(
@@ -379,7 +381,8 @@ class Writer(Session):
                 if stream_id == event.stream_id.encode()
             )
             dead.append(dead_event(event.stream_id, fields, reason))
-            if len(dead) - len(batch.bad) > POISON_MAX:
+            # All actions of a detached board are refused; any number of them is no fault elsewhere.
+            if len(dead) - len(batch.bad) > POISON_MAX and not is_detached:
                 raise TooManyPoisonEvents(
                     f"More than {POISON_MAX} rows of a batch cannot be stored: {reason}"
                 )

@@ -14,6 +14,8 @@ GRANT SELECT (board, user_id, action_id, epoch, seq, delta, score_after, occurre
     TO scoreboard_api;
 -- The seasons of a board and their final standings.
 GRANT SELECT ON seasons, season_standings TO scoreboard_api;
+-- Whether the history of a user is no longer there.
+GRANT SELECT (board, detached_at) ON ledger_partitions TO scoreboard_api;
 
 GRANT SELECT ON boards, actions, scores, score_events, flush_state, rejected_events, dead_events,
     backups, bans, held_actions, seasons, season_turns, season_standings
@@ -30,7 +32,8 @@ GRANT UPDATE (frozen_at) ON seasons TO scoreboard_flusher;
 GRANT INSERT, UPDATE (corrected_at) ON rejected_events TO scoreboard_flusher;
 
 GRANT SELECT ON boards, users, actions, scores, score_events, flush_state, rejected_events,
-    dead_events, held_actions, audit_log, backups, acts, act_actions, bans, seasons, season_turns, season_standings
+    dead_events, held_actions, audit_log, backups, acts, act_actions, bans, seasons, season_turns, season_standings,
+    ledger_partitions, score_sums
     TO scoreboard_operator;
 GRANT INSERT ON score_events, held_actions, audit_log, backups, acts, act_actions, bans
     TO scoreboard_operator;

@@ -36,6 +36,7 @@ from scoreboard.ledger.audit import audited
 from scoreboard.ledger.exports import Export, LedgerFilter
 from scoreboard.ledger.migrations import require_schema
 from scoreboard.ledger.pool import Connection, snapshot
+from scoreboard.ledger.retention import require_ledger
 from scoreboard.ledger.scores import select_totals
 from scoreboard.ledger.seasons import select_newest_season
 from scoreboard.model import scores_name
@@ -145,6 +146,7 @@ def export_ledger(
         chosen = LedgerFilter(board=name, user=user_id, since=since, until=until)
         detail = {"of": "ledger", "format": form, "user": user_id, "since": since, "until": until}
         async with _open(settings, detail, board=name) as connection:
+            await require_ledger(connection, name)
             total = await exports.count_ledger(connection, chosen) if chosen.is_whole else 0
             with open_output(output) as file:
                 return await _copy(
@@ -161,8 +163,9 @@ def export_ledger(
 def export_user(*, user_id: str, form: Format, output: Path, data_dir: Path) -> None:
     """Export everything that PostgreSQL stores about USER, as a ZIP archive.
 
-    The archive has a file for each table: profile, scores, ledger, rejected actions, dead letters,
-    corrections, voids and bans, and administrative changes that name the user.
+    The archive has a file for each table: profile, scores, ledger, sums of detached ledgers,
+    rejected actions, dead letters, corrections, voids and bans, and administrative changes that
+    name the user.
 
     \b
     Example:

@@ -24,6 +24,7 @@ _EXPORT_PROFILE: Final = resources.query("export_user_profile")
 _EXPORT_SCORES: Final = resources.query("export_user_scores")
 _EXPORT_USER_STANDINGS: Final = resources.query("export_user_standings")
 _EXPORT_USER_LEDGER: Final = resources.query("export_user_ledger")
+_EXPORT_KEPT_SUMS: Final = resources.query("export_user_kept_sums")
 _EXPORT_REJECTED: Final = resources.query("export_user_rejected")
 _EXPORT_DEAD: Final = resources.query("export_user_dead")
 _EXPORT_ACTS: Final = resources.query("export_user_acts")
@@ -109,6 +110,7 @@ def user_tables(user_id: str) -> dict[str, Export]:
         "scores": _EXPORT_SCORES,
         "standings": _EXPORT_USER_STANDINGS,
         "ledger": _EXPORT_USER_LEDGER,
+        "kept-sums": _EXPORT_KEPT_SUMS,
         "rejected": _EXPORT_REJECTED,
         "dead-letters": _EXPORT_DEAD,
         "acts": _EXPORT_ACTS,

@@ -34,10 +34,12 @@ from scoreboard.ledger.audit import audited
 from scoreboard.ledger.held import release_held, select_held_action, void_held
 from scoreboard.ledger.pool import Connection, translate_errors
 from scoreboard.ledger.positions import lock_operator, lock_position_shared
+from scoreboard.ledger.retention import require_ledger
 from scoreboard.model import Board, Partition
 from scoreboard.moderation.plans import (
     COMMIT_S,
     POLL_S,
+    BanChange,
     Plan,
     Request,
     home_of,
@@ -77,8 +79,11 @@ class Moderator:
     async def plan(self, request: Request) -> Plan:
         """Return what a request would do.
 
-        Raises NotFound, OperatorMistake, WaitTimeout, RedisUnavailable, DatabaseUnavailable.
+        Raises NotFound, OperatorMistake (it is not possible, or the board's ledger is detached),
+        WaitTimeout, RedisUnavailable, DatabaseUnavailable.
         """
+        if not isinstance(request, BanChange):
+            await require_ledger(self._connection, self._board.name)
         return await request.plan(self._store, self._connection, self._board)
 
     async def perform(

@@ -22,6 +22,7 @@ from scoreboard.ledger.boards import (
 from scoreboard.ledger.load_tests import CREATED, is_load_test_name, refuse_load_test_name
 from scoreboard.ledger.pool import Connection
 from scoreboard.ledger.positions import lock_partitions
+from scoreboard.ledger.retention import require_complete_separation, require_ledger
 from scoreboard.ledger.scores import has_scores
 from scoreboard.model import (
     NO_LIMITS,
@@ -94,8 +95,8 @@ async def create_board(
 
     A board whose name is one for load tests is marked so: `scoreboard bench` deletes its data.
 
-    Raises OperatorMistake for such a name without ``allow_load_tests``, or if a board of this name
-    was deleted; DatabaseUnavailable.
+    Raises OperatorMistake for such a name without ``allow_load_tests``, if a board of this name was
+    deleted, or if its own partition of the ledger is not complete; DatabaseUnavailable.
     """
     if not allow_load_tests:
         refuse_load_test_name(board.name)
@@ -103,6 +104,7 @@ async def create_board(
         if not await insert_board(connection, board):
             await require_free_name(connection, board.name)
             return False
+        await require_complete_separation(connection, board.name)
         detail: dict[str, Any] = {"layout": str(board.layout), "public": board.is_public}
         if board.limits != NO_LIMITS:
             detail["limits"] = msgspec.structs.asdict(board.limits)
@@ -145,8 +147,8 @@ async def change_board(
     once. ``connection`` is in autocommit, and holds the operators' lock until it is closed.
 
     Raises UnknownBoard, Invalid (limits that do not fit), OperatorMistake (another operator works
-    on the board), DatabaseUnavailable; RedisUnavailable: PostgreSQL has the change, repeat the
-    call.
+    on the board, or its ledger is detached), DatabaseUnavailable; RedisUnavailable: PostgreSQL has
+    the change, repeat the call.
     """
     partitions = partitions_of(await select_board(connection, name))
     await lock_partitions(connection, partitions)
@@ -157,6 +159,8 @@ async def change_board(
         state=state or before.state,
         limits=before.limits if limits is None else limits.applied_to(before),
     )
+    if board.state == "open":
+        await require_ledger(connection, name)
     async with audited(connection) as trail:
         if board.is_public != before.is_public:
             await publish_board(connection, name, is_public=board.is_public)

@@ -21,3 +21,5 @@ every AS (
     WHERE d.board = %(board)s AND d.part = %(part)s AND d.seq BETWEEN bounds.first AND %(seq)s
 )
 SELECT count(*), coalesce(min(seq), 0), coalesce(max(seq), 0) FROM every
+-- A detached ledger has no rows, and the other tables have some of the seqs only.
+WHERE NOT EXISTS (SELECT FROM ledger_partitions WHERE board = %(board)s AND detached_at IS NOT NULL)

@@ -1,6 +1,6 @@
 -- List held actions in order of ids, with their states.
--- Index: held_actions_id_key, held_actions_pk or held_actions_open; acts_pk, acts_undoes and score_events_pk for each row
--- An action is released when the ledger has the act that released it; it is held again if that was refused or undone.
+-- Index: held_actions_id_key, held_actions_pk or held_actions_open; acts_pk, acts_undoes, score_events_pk and ledger_partitions_pk for each row
+-- An action is released when the ledger has the act that released it, or had it before it was detached; it is held again if that was refused or undone.
 SELECT * FROM (
     SELECT h.id, h.board, u.external_id, h.action_id, h.delta, h.score, h.limit_kind, h.occurred_at,
            CASE
@@ -10,6 +10,8 @@ SELECT * FROM (
                WHEN EXISTS (
                    SELECT FROM score_events e
                    WHERE e.board = h.board AND e.user_id = h.user_id AND e.action_id = 'act:' || a.id
+               ) OR EXISTS (
+                   SELECT FROM ledger_partitions p WHERE p.board = h.board AND p.detached_at IS NOT NULL
                ) THEN 'released'
                ELSE 'pending'
            END AS state,

@@ -264,6 +264,11 @@ def known(command: Run, played: None, database_url: str) -> None:
             " limit_kind, occurred_at)"
             " SELECT 'main', id, 'win:3', 1, 8, 0, 500, 9, 'action', now() FROM users"
         )
+        connection.execute(
+            "INSERT INTO ledger_partitions VALUES ('cup');"
+            "INSERT INTO score_sums (board, season, user_id, delta, actions)"
+            " SELECT 'cup', '', id, length(external_id), 2 FROM users"
+        )
         for number, raw in enumerate([DEAD, *OTHERS, b"\xff"]):
             connection.execute(
                 "INSERT INTO dead_events (board, part, stream_id, raw_hash, raw, reason)"
@@ -289,7 +294,7 @@ def test_everything_about_a_user_and_nothing_about_others_is_exported(
     assert list(found) == [
         f"{name}.csv"
         for name in (
-            *("profile", "scores", "standings", "ledger", "rejected", "dead-letters"),
+            *("profile", "scores", "standings", "ledger", "kept-sums", "rejected", "dead-letters"),
             *("acts", "voided", "held", "bans", "audit"),
         )
     ]
@@ -305,6 +310,8 @@ def test_everything_about_a_user_and_nothing_about_others_is_exported(
         ("main", "win:2", "4"),
         ("weekly", "win:1", "7"),
     ]
+    [kept] = found["kept-sums.csv"]
+    assert (kept["board"], kept["season"], kept["delta"], kept["actions"]) == ("cup", "", "5", "2")
     [rejected] = found["rejected.csv"]
     assert (rejected["actionId"], rejected["delta"]) == ("win:1", "5")
     [dead] = found["dead-letters.csv"]

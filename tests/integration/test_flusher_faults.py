@@ -221,7 +221,7 @@ async def test_a_missing_ledger_partition_stops_the_flusher_without_dead_letters
     """PostgreSQL reports a check violation, as it does for an invalid row."""
     await make_board(settings)
     actions = make_actions(12)  # fewer than the limit of unstorable rows
-    query(settings, "ALTER TABLE score_events DETACH PARTITION score_events_2")
+    query(settings, "ALTER TABLE score_events_others DETACH PARTITION score_events_2")
 
     async with flushing(settings) as flusher:
         await act(settings, *actions)
@@ -229,7 +229,7 @@ async def test_a_missing_ledger_partition_stops_the_flusher_without_dead_letters
         assert query(settings, "SELECT 1 FROM dead_events") == []
         query(
             settings,
-            "ALTER TABLE score_events ATTACH PARTITION score_events_2"
+            "ALTER TABLE score_events_others ATTACH PARTITION score_events_2"
             " FOR VALUES WITH (MODULUS 4, REMAINDER 2)",
         )
         await drained(settings)

@@ -236,6 +236,44 @@ def _lock_when_waited_for(url: str, holder: psycopg.Connection) -> None:
     holder.commit()
 
 
+def test_the_ledger_keeps_its_rows_and_rights_when_it_is_partitioned_by_board(
+    empty_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Services that run meanwhile have no other rights until the end of the command."""
+    paths = sorted(resources.migrations_path().glob("*.sql"))
+    change = next(path for path in paths if path.stem == "0022_partition_ledger_by_board")
+    before = tmp_path / "before"
+    before.mkdir()
+    for path in paths[: paths.index(change)]:
+        shutil.copy(path, before)
+    with monkeypatch.context() as patch:
+        patch.setattr(resources, "migrations_path", lambda: before)
+        migrations.migrate(empty_database_url)
+    with psycopg.connect(empty_database_url) as connection:
+        connection.execute(
+            "CREATE ROLE some_reader; GRANT SELECT (board, delta) ON score_events TO some_reader;"
+            "CREATE ROLE some_writer; GRANT SELECT, INSERT ON score_events TO some_writer;"
+            "INSERT INTO score_events (board, user_id, action_id, part, epoch, seq, delta,"
+            " score_after, kind, occurred_at)"
+            " VALUES ('main', gen_random_uuid(), 'win:1', 0, 1, 1, 5, 5, 'win', now())"
+        )
+        connection.execute(change.read_bytes())
+        rights = connection.execute(
+            "SELECT has_column_privilege('some_reader', 'score_events', 'delta', 'SELECT'),"
+            " has_column_privilege('some_reader', 'score_events', 'user_id', 'SELECT'),"
+            " has_table_privilege('some_writer', 'score_events', 'SELECT'),"
+            " has_table_privilege('some_writer', 'score_events', 'INSERT'),"
+            " has_table_privilege('some_writer', 'score_events', 'UPDATE')"
+        )
+        assert rights.fetchone() == (True, False, True, True, False)
+        assert connection.execute("SELECT board, delta FROM score_events").fetchall() == [
+            ("main", 5)
+        ]
+        with pytest.raises(psycopg.errors.RaiseException, match="append only"):
+            connection.execute("DELETE FROM score_events")
+        connection.rollback()  # the roles are those of the whole server
+
+
 @pytest.mark.parametrize("statement", ["UPDATE audit_log SET actor = 'x'", "DELETE FROM audit_log"])
 def test_the_audit_log_is_append_only(database_url: str, statement: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as connection:
