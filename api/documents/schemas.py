@@ -429,5 +429,4 @@ class PageConfig(Struct, frozen=True):
     """Configuration of the live page."""
 
     ws: Annotated[str, Meta(description="WebSocket URL of the streamer; empty: same host.")]
-    boards: tuple[str, ...]
     oauth: SignInConfig | None = None
