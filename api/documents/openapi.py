@@ -33,6 +33,7 @@ from api.endpoints.rankings import Rankings
 from api.endpoints.scores import BEARER, Scores
 from api.endpoints.static_files import SECURITY_HEADERS, content_security_policy
 from scoreboard.errors import NotFound, ScoreboardError
+from scoreboard.events import BIGINT_MAX
 from scoreboard.http.problems import PROBLEM_TYPES, TYPE_PREFIX, Problem
 from scoreboard.ledger.history import PLACE_PATTERN
 from scoreboard.model import BOARD_PATTERN, END, ID_PATTERN, POINTS_MAX, SCORE_MAX, USERS_MAX
@@ -509,7 +510,7 @@ def _normalize(node: Any) -> Any:  # noqa: ANN401 (any part of a JSON document)
     if isinstance(node, list):
         return [_normalize(value) for value in node]
     if isinstance(node, float) and node.is_integer():
-        return int(node)
+        return min(int(node), BIGINT_MAX)  # which a float rounds up
     return _normalize_object(node) if isinstance(node, dict) else node
 
 
